@@ -1,0 +1,557 @@
+"""Every exception that pyray_ser raises on its own account.
+
+::
+
+    PyraySerError                     (Exception)
+     +-- ObjectStoreFullError         (MemoryError)        no room for an object
+     +-- StoreFullError               (RuntimeError)       no room for a client, a name, a slot
+     +-- ObjectLostError              (LookupError)        the object cannot come back
+     |    +-- ObjectFreedError                             ... because somebody called free()
+     |    +-- ForeignStoreError                            ... from here: its store is out of reach
+     +-- GetTimeoutError              (TimeoutError)       not ready in the time given
+     +-- StoreBusyError               (TimeoutError)       a living, stopped process holds the lock
+     +-- CorruptObjectError           (ValueError)         stored or transmitted bytes do not check out
+     +-- StoreVersionError            (RuntimeError)       a store of another format
+     +-- StoreClosedError             (ValueError)         used after shutdown()
+     +-- StoreNotFoundError           (FileNotFoundError)  no store of that name
+     +-- StoreAccessError             (PermissionError)    a store that is not ours to open
+     +-- NameNotFoundError            (FileNotFoundError)  no object of that name
+     +-- NameExistsError              (FileExistsError)    the name is taken
+     +-- SerializationError           (TypeError)          something inside cannot be pickled
+     +-- DeepRecursionError           (PicklingError, RecursionError)
+     +-- TaskError                                         a task raised (dual class, see there)
+     +-- TaskCancelledError                                a task was cancelled
+     +-- WorkerDiedError              (RuntimeError)       a worker process is gone
+
+Where Python has a fitting exception, ours is one of them too, so code that
+catches ``MemoryError``, ``TimeoutError`` or ``TypeError`` needs no change.
+
+All take an optional ready-made message, and facts as keywords. The facts stay
+readable as attributes, and the message is composed from them when none is
+given: what happened, to which object or store, and what to do next. All
+survive pickling with their facts, because they travel between processes.
+"""
+
+import signal as _signal
+from pickle import PicklingError as _PicklingError
+from typing import Any
+
+__all__ = [
+    "CorruptObjectError",
+    "DeepRecursionError",
+    "ForeignStoreError",
+    "GetTimeoutError",
+    "NameExistsError",
+    "NameNotFoundError",
+    "ObjectFreedError",
+    "ObjectLostError",
+    "ObjectStoreFullError",
+    "PyraySerError",
+    "SerializationError",
+    "StoreAccessError",
+    "StoreBusyError",
+    "StoreClosedError",
+    "StoreFullError",
+    "StoreNotFoundError",
+    "StoreVersionError",
+    "TaskCancelledError",
+    "TaskError",
+    "WorkerDiedError",
+]
+
+
+def _bytes(number: int) -> str:
+    """Return a byte count as people read it: ``1536`` -> ``'1.5 KiB'``."""
+    if number < 1024:
+        return f"{number} bytes"
+    size = float(number)
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
+        size /= 1024
+        if size < 1024 or unit == "TiB":
+            break
+    return f"{size:.1f} {unit}"
+
+
+def _seconds(number: float) -> str:
+    return f"{number:g} s"
+
+
+class PyraySerError(Exception):
+    """Root of all exceptions of this library.
+
+    Parameters
+    ----------
+    message : str, optional
+        The whole text. Composed from the facts when omitted.
+    **facts
+        What is known, by the names in the class's list of attributes.
+    """
+
+    # The keywords a class takes: every public attribute that it or a base declares with a default.
+    _facts: frozenset[str] = frozenset()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = (name for name, value in vars(cls).items() if name[0] != "_" and not hasattr(value, "__get__"))
+        cls._facts = cls._facts.union(*(getattr(base, "_facts", ()) for base in cls.__bases__), own)
+
+    def __init__(self, message: str | None = None, **facts: Any) -> None:
+        for key in facts:
+            if key not in self._facts:
+                raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {key!r}")
+        self.__dict__.update(facts)
+        super().__init__(self._compose() if message is None else message)
+
+    def _compose(self) -> str:
+        return (type(self).__doc__ or "").partition("\n")[0]
+
+
+class ObjectStoreFullError(PyraySerError, MemoryError):
+    """The store has no room for an object, and nothing could be dropped or spilled.
+
+    Attributes
+    ----------
+    size : int or None
+        Bytes that were asked for.
+    capacity : int or None
+        Bytes the store may hold.
+    used : int or None
+        Bytes that live objects hold.
+    pinned : int or None
+        Of these, bytes under views, which can be neither moved nor spilled.
+    holders : str or None
+        What holds the memory, in words: largest objects, owners, where created.
+    reason : str or None
+        Why, when it is not the capacity: a full tmpfs, a cgroup limit, a full spill disk.
+    """
+
+    size: int | None = None
+    capacity: int | None = None
+    used: int | None = None
+    pinned: int | None = None
+    holders: str | None = None
+    reason: str | None = None
+
+    def _compose(self) -> str:
+        what = "an object" if self.size is None else f"an object of {_bytes(self.size)}"
+        text = f"no room in the store for {what}"
+        if self.reason:
+            text += f": {self.reason}"
+        figures = [
+            f"{label} {_bytes(value)}"
+            for label, value in (
+                ("capacity", self.capacity),
+                ("in use", self.used),
+                ("pinned by views", self.pinned),
+            )
+            if value is not None
+        ]
+        if figures:
+            text += f" ({', '.join(figures)})"
+        if self.holders:
+            text += f". Held by: {self.holders}"
+        if self.size is not None and self.capacity is not None and self.size > self.capacity:
+            return text + ". It is larger than the whole store: init(capacity=...) with more, or give a spill_dir"
+        return (
+            text
+            + ". Drop refs and views that are not needed, free() objects, raise init(capacity=...) or give a spill_dir"
+        )
+
+
+class StoreFullError(PyraySerError, RuntimeError):
+    """A fixed table of the store is full: clients, object slots, names or tokens.
+
+    Attributes
+    ----------
+    table : str
+        Which table, ``"clients"`` unless told.
+    limit : int or None
+        How many entries it has.
+    """
+
+    table: str = "clients"
+    limit: int | None = None
+
+    def _compose(self) -> str:
+        limit = "" if self.limit is None else f" (limit {self.limit})"
+        text = f"the store's table of {self.table} is full{limit}"
+        if self.table == "clients":
+            return text + "; end processes that no longer need the store, or init(max_clients=...) with more"
+        return text + "; drop what is no longer needed"
+
+
+class ObjectLostError(PyraySerError, LookupError):
+    """An object is gone and cannot be brought back.
+
+    Attributes
+    ----------
+    ref : str or None
+        The reference, as text.
+    store : str or None
+        The store it belonged to.
+    pid : int or None
+        The process that created it.
+    reason : str or None
+        What happened: its creator died before sealing it, its store ended, its spill file is gone.
+    """
+
+    ref: str | None = None
+    store: str | None = None
+    pid: int | None = None
+    reason: str | None = None
+
+    def _which(self) -> str:
+        text = "object" if self.ref is None else f"object {self.ref}"
+        if self.store is not None:
+            text += f" of store {self.store}"
+        if self.pid is not None:
+            text += f" (created by process {self.pid})"
+        return text
+
+    def _compose(self) -> str:
+        reason = self.reason or "its store has ended or its creator died before it was complete"
+        return f"{self._which()} is lost: {reason}; put it again"
+
+
+class ObjectFreedError(ObjectLostError):
+    """The object was ended for everyone by ``free()``."""
+
+    def _compose(self) -> str:
+        return f"{self._which()} was freed; keep it until its last get, or put it again"
+
+
+class ForeignStoreError(ObjectLostError):
+    """The ref belongs to a store that this process cannot reach.
+
+    Attributes
+    ----------
+    node : str or None
+        The host the store lives on.
+    """
+
+    node: str | None = None
+
+    def _compose(self) -> str:
+        where = "" if self.node is None else f" on {self.node}"
+        reason = self.reason or "that store is not on this node, or not visible from here"
+        return f"{self._which()}{where} cannot be read here: {reason}; send the value (serialize) instead of the ref"
+
+
+class GetTimeoutError(PyraySerError, TimeoutError):
+    """Something was not ready within the time given.
+
+    Attributes
+    ----------
+    ref : str or None
+        What was waited for.
+    timeout : float or None
+        Seconds waited.
+    pending : int or None
+        How many of the refs asked for were not ready.
+    """
+
+    ref: str | None = None
+    timeout: float | None = None
+    pending: int | None = None
+
+    def _compose(self) -> str:
+        what = "object" if self.ref is None else f"object {self.ref}"
+        if self.pending is not None and self.pending != 1:
+            what = f"{self.pending} objects ({self.ref}, ...)" if self.ref else f"{self.pending} objects"
+        verb = "were" if self.pending is not None and self.pending != 1 else "was"
+        after = "in time" if self.timeout is None else f"after {_seconds(self.timeout)}"
+        return f"{what} {verb} not ready {after}; ask again with a longer timeout, or see who is to make it"
+
+
+class StoreBusyError(PyraySerError, TimeoutError):
+    """A process that is alive but stopped holds the store's lock.
+
+    Attributes
+    ----------
+    pid : int or None
+        That process.
+    timeout : float or None
+        Seconds waited for it.
+    """
+
+    pid: int | None = None
+    timeout: float | None = None
+
+    def _compose(self) -> str:
+        who = "a process" if self.pid is None else f"process {self.pid}"
+        after = "" if self.timeout is None else f" after {_seconds(self.timeout)}"
+        hint = "continue or end it" if self.pid is None else f"continue it (kill -CONT {self.pid}) or end it"
+        return f"{who} holds the store's lock and does not run{after}; {hint}, then repeat the call"
+
+
+class CorruptObjectError(PyraySerError, ValueError):
+    """Bytes that should be an object of ours do not check out.
+
+    Attributes
+    ----------
+    ref : str or None
+        Which object, when it came from a store.
+    reason : str or None
+        The check that failed.
+    offset : int or None
+        Where in the bytes.
+    """
+
+    ref: str | None = None
+    reason: str | None = None
+    offset: int | None = None
+
+    def _compose(self) -> str:
+        what = "the serialized object" if self.ref is None else f"object {self.ref}"
+        text = f"{what} is damaged"
+        if self.reason:
+            text += f": {self.reason}"
+        if self.offset is not None:
+            text += f" (at byte {self.offset})"
+        return text + "; it was cut short, altered, or is not in this format: make it again from its source"
+
+
+class StoreVersionError(PyraySerError, RuntimeError):
+    """The store was made by an incompatible version of this library.
+
+    Attributes
+    ----------
+    found, expected : object
+        The format versions, as numbers or text.
+    store : str or None
+        Which store.
+    """
+
+    found: object = None
+    expected: object = None
+    store: str | None = None
+
+    def _compose(self) -> str:
+        what = "the store" if self.store is None else f"store {self.store}"
+        text = f"{what} has another format"
+        if self.found is not None:
+            text += f": {self.found}, and this library reads {self.expected}"
+        return text + "; use one version of pyray_ser in all processes, or open a store of another name"
+
+
+class StoreClosedError(PyraySerError, ValueError):
+    """A ref or a store was used after ``shutdown()``.
+
+    Attributes
+    ----------
+    store : str or None
+        Which store.
+    """
+
+    store: str | None = None
+
+    def _compose(self) -> str:
+        what = "the store" if self.store is None else f"store {self.store}"
+        return (
+            f"{what} is closed in this process; values already taken stay valid, but refs do not: get before shutdown()"
+        )
+
+
+class StoreNotFoundError(PyraySerError, FileNotFoundError):
+    """There is no store of that name or at that path.
+
+    Attributes
+    ----------
+    store : str or None
+        The name or path.
+    """
+
+    store: str | None = None
+
+    def _compose(self) -> str:
+        what = "such a store" if self.store is None else f"store {self.store!r}"
+        return f"there is no {what}; it was never made, or its last process has ended: make it with init(name=...)"
+
+
+class StoreAccessError(PyraySerError, PermissionError):
+    """A store was found, but may not be used: wrong owner, mode, or a symbolic link.
+
+    Attributes
+    ----------
+    path : str or None
+        What was found.
+    reason : str or None
+        What is wrong with it.
+    """
+
+    path: str | None = None
+    reason: str | None = None
+
+    def _compose(self) -> str:
+        what = "the store" if self.path is None else f"the store at {self.path}"
+        reason = self.reason or "it does not belong to this user alone"
+        return f"{what} is refused: {reason}; remove it or choose another name"
+
+
+class NameNotFoundError(PyraySerError, FileNotFoundError):
+    """No object of that name is in the store.
+
+    Attributes
+    ----------
+    name : str or None
+        The name asked for.
+    """
+
+    name: str | None = None
+
+    def _compose(self) -> str:
+        what = "of that name" if self.name is None else f"named {self.name!r}"
+        return f"no object {what}; see names(), or wait for it with get_by_name(name, timeout=...)"
+
+
+class NameExistsError(PyraySerError, FileExistsError):
+    """The name belongs to another object.
+
+    Attributes
+    ----------
+    name : str or None
+        The name asked for.
+    """
+
+    name: str | None = None
+
+    def _compose(self) -> str:
+        what = "the name" if self.name is None else f"the name {self.name!r}"
+        return f"{what} is taken; free() its object first or choose another"
+
+
+class SerializationError(PyraySerError, TypeError):
+    """Something inside a value cannot be pickled.
+
+    Raised by ``put`` and ``remote``, chained to the error of the object that refused.
+
+    Attributes
+    ----------
+    path : str or None
+        Where the culprit sits, from the value given: ``.model.cache['k'][1]``.
+    failures : tuple of FailureTuple
+        All offenders found, where they were looked for.
+    """
+
+    path: str | None = None
+    failures: tuple[Any, ...] = ()
+
+    def _compose(self) -> str:
+        where = f" (at {self.path})" if self.path else ""
+        return f"cannot pickle the value{where}; see util.inspect_serializability"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The offenders cannot travel; that is why we are here.
+        state = {**self.__dict__, "failures": ()}
+        return (type(self), self.args, state)
+
+
+class DeepRecursionError(PyraySerError, _PicklingError, RecursionError):
+    """Deep recursion: foreign code nests more deeply than the C stack allows.
+
+    Attributes
+    ----------
+    path : str or None
+        The beginning of the way down.
+    """
+
+    path: str | None = None
+
+    def _compose(self) -> str:
+        where = f" (at {self.path})" if self.path else ""
+        return (
+            f"deep recursion while pickling{where}: reducers written in Python nest more deeply than the stack "
+            "allows; flatten the structure, or pickle in a thread with a larger stack (threading.stack_size)"
+        )
+
+
+class TaskError(PyraySerError):
+    """A task or an actor's method raised an exception.
+
+    What ``get`` raises is an instance of a class made on the fly that derives
+    from this one and from the original exception's type, so both
+    ``except TaskError`` and ``except ValueError`` catch it.
+
+    Attributes
+    ----------
+    cause : BaseException or None
+        The original exception, where it could travel.
+    remote_traceback : str
+        The traceback in the worker, as text.
+    task : str or None
+        Which function or method.
+    pid : int or None
+        Which worker process.
+    """
+
+    cause: BaseException | None = None
+    remote_traceback: str = ""
+    task: str | None = None
+    pid: int | None = None
+
+    def _compose(self) -> str:
+        what = "a task" if self.task is None else f"task {self.task}"
+        where = "" if self.pid is None else f" in worker process {self.pid}"
+        text = f"{what} failed{where}"
+        if self.cause is not None:
+            text += f": {type(self.cause).__name__}: {self.cause}"
+        if self.remote_traceback:
+            text += f"\n\nThe traceback there:\n{self.remote_traceback.rstrip()}"
+        return text
+
+
+class TaskCancelledError(PyraySerError):
+    """The task was cancelled before it had a result.
+
+    Attributes
+    ----------
+    task : str or None
+        Which function or method.
+    """
+
+    task: str | None = None
+
+    def _compose(self) -> str:
+        what = "the task" if self.task is None else f"task {self.task}"
+        return f"{what} was cancelled; submit it again if its result is needed"
+
+
+class WorkerDiedError(PyraySerError, RuntimeError):
+    """A worker process ended while it had work.
+
+    Attributes
+    ----------
+    pid : int or None
+        The process.
+    exitcode : int or None
+        As in ``multiprocessing``: negative numbers are signals.
+    task : str or None
+        What it was doing.
+    """
+
+    pid: int | None = None
+    exitcode: int | None = None
+    task: str | None = None
+
+    @property
+    def signal(self) -> int | None:
+        """Number of the signal that ended the process, or None."""
+        return -self.exitcode if self.exitcode is not None and self.exitcode < 0 else None
+
+    def _compose(self) -> str:
+        who = "a worker process" if self.pid is None else f"worker process {self.pid}"
+        during = "" if self.task is None else f" while it ran {self.task}"
+        hint = "see its output for the cause"
+        if self.signal is not None:
+            try:
+                name = _signal.Signals(self.signal).name
+            except ValueError:
+                name = f"signal {self.signal}"
+            how = f"was killed by {name}"
+            if name == "SIGKILL":
+                hint = "probably by the kernel for lack of memory (see dmesg), or by somebody's kill -9"
+        elif self.exitcode is None:
+            how = "died"
+        else:
+            how = f"exited with status {self.exitcode}"
+        return f"{who} {how}{during}; {hint}"
