@@ -2,9 +2,9 @@
 
 Which C file belongs to which extension follows from its place alone, so a new file needs no change here:
 
-    csrc/store/*.c          -> _store
     csrc/pickle/load*.c     -> _unpickle
     csrc/pickle/*.c (rest)  -> _pickle
+    csrc/<name>/*.c         -> _<name>      (_store, _ndarray, ...)
 
 Every ``pyx/pyray_ser/<name>.pyx`` becomes the extension ``pyray_ser.<name>``.
 
@@ -62,14 +62,10 @@ DIRECTIVES = {
 
 def c_sources(extension):
     """The files of csrc that are linked into `extension`; no file is linked into two."""
-    if extension == "_store":
-        return sorted(glob("csrc/store/*.c"))
     loading = set(glob("csrc/pickle/load*.c"))
     if extension == "_unpickle":
         return sorted(loading)
-    if extension == "_pickle":
-        return sorted(set(glob("csrc/pickle/*.c")) - loading)
-    return []
+    return sorted(set(glob(f"csrc/{extension.removeprefix('_')}/*.c")) - loading)
 
 
 def compile_args():
@@ -135,7 +131,7 @@ def extensions():
         name = path.stem
         if wanted and name not in wanted:
             continue
-        include_dirs = ["csrc/store", "csrc/pickle", "csrc"]
+        include_dirs = ["csrc", *sorted(glob("csrc/*/"))]
         if name in NEEDS_NUMPY:
             import numpy
 
