@@ -1,0 +1,95 @@
+/* What `pyray_ser._ndarray` offers to the other extensions: arrays described, written, gathered and built over foreign memory.
+ *
+ * `_ndarray` is the only extension that links against numpy's C API. The others must not pull numpy in at import, so they
+ * do not cimport it: they take this table from a capsule at the first array they meet (prp_ndarray()). A process in which
+ * numpy was never imported holds no array, and a stream that does not name numpy builds none.
+ *
+ * All functions need the GIL. Conventions are given at each of them; -1 and NULL always come with a Python exception set,
+ * unless it says otherwise.
+ */
+#ifndef PRP_NDARRAY_API_H
+#define PRP_NDARRAY_API_H
+
+#include <Python.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "array_template.h"
+
+#define PRP_NDARRAY_CAPSULE "pyray_ser._ndarray._api"
+#define PRP_NDARRAY_VERSION 1
+
+/* Which bytes carry an array. */
+typedef enum {
+    PRP_ARRAY_DIRECT, /* `nbytes` bytes at `data` as they lie there; shape and strides of the layout are over them */
+    PRP_ARRAY_GATHER, /* `nbytes` bytes that `gather` writes; the layout is over what it wrote */
+} prp_array_kind;
+
+/* How an array goes into a stream and a buffer. The layout's dtype points to `dtype` of the same struct, so it is passed by
+ * pointer and not copied. */
+typedef struct {
+    prp_array_kind kind;
+    const void *data; /* DIRECT only: borrowed from the array */
+    size_t nbytes;
+    prp_array_template layout;
+    char dtype[PRP_ARRAY_MAX_DTYPE + 1];
+} prp_array_source;
+
+enum {
+    PRP_ARRAY_WRITABLE = 1, /* the memory is private and writable (mmap_mode "c"); default is read-only */
+};
+
+typedef struct {
+    int version;
+
+    /* Describes an exact ndarray whose dtype a string names without loss (numbers, S, U, V, M8, m8; any byte order; no
+     * metadata, no fields, no subclass of a scalar type; at most PRP_ARRAY_MAX_DIMS dimensions). 1: `source` is filled.
+     * 0: not such an array, nothing was set; it goes through the general pickler. -1: exception. Copies nothing. */
+    int (*describe)(PyObject *obj, prp_array_source *source);
+
+    /* describe, and the template of array_template.h written to `out` (PRP_ARRAY_STREAM_MAX bytes of room): its length.
+     * 0 as above, -1 exception. */
+    Py_ssize_t (*template_put)(PyObject *obj, uint8_t *out, prp_array_source *source);
+
+    /* Writes the `nbytes` of a source of kind GATHER to `dst`, once, in the layout that `describe` gave. 0 or -1. */
+    int (*gather)(PyObject *obj, const prp_array_source *source, void *dst, size_t dst_len);
+
+    /* The array that a template stream describes, over `data`, with `owner` as its base. NULL without an exception: the
+     * stream is not the template, or does not fit the buffer; the general unpickler gives the result or the error.
+     * The array is read-only unless PRP_ARRAY_WRITABLE is in `flags`; it cannot be made writable as long as `owner`
+     * refuses a writable buffer. Fires the audit event pickle.find_class as the general unpickler would. */
+    PyObject *(*from_stream)(const uint8_t *stream, size_t len, const uint8_t *data, size_t data_len, PyObject *owner,
+                             int flags);
+
+    /* numpy.ndarray(shape, dtype, <data>, offset, strides): for the general unpickler. `shape` and `strides` are tuples
+     * (strides may be None), dtype a str or a dtype. Same results and conditions as from_stream. */
+    PyObject *(*from_parts)(PyObject *shape, PyObject *dtype, int64_t offset, PyObject *strides, bool fortran,
+                            const uint8_t *data, size_t data_len, PyObject *owner, int flags);
+
+    /* numpy.dtype(name) through a small cache; new reference. */
+    PyObject *(*dtype_from_name)(const char *name, size_t len);
+} prp_ndarray_api;
+
+/* True for an exact numpy.ndarray, without importing numpy. (A class of that name which is not it fails in `describe`.) */
+static inline bool prp_ndarray_looks(PyObject *obj)
+{
+    return strcmp(Py_TYPE(obj)->tp_name, "numpy.ndarray") == 0;
+}
+
+/* The table; imports `pyray_ser._ndarray` (and so numpy) at the first call. NULL with an exception. */
+static inline const prp_ndarray_api *prp_ndarray(void)
+{
+    static const prp_ndarray_api *api;
+    if (!api) {
+        const prp_ndarray_api *found = (const prp_ndarray_api *)PyCapsule_Import(PRP_NDARRAY_CAPSULE, 0);
+        if (found && found->version != PRP_NDARRAY_VERSION) {
+            PyErr_SetString(PyExc_ImportError, "pyray_ser._ndarray is of another build than the extension that uses it");
+            return NULL;
+        }
+        api = found;
+    }
+    return api;
+}
+
+#endif

@@ -1,0 +1,142 @@
+/* Arrays over memory that somebody else owns.
+ *
+ * The numbers come from a stream, so they are untrusted: every element of the array must lie inside the buffer, which is
+ * checked with overflow-safe arithmetic before numpy sees a pointer. Anything that does not fit is left to the general
+ * unpickler, whose call of numpy.ndarray raises numpy's own words.
+ */
+#include "ndarray.h"
+
+/* True if all elements lie within [0, data_len) when the first one is at `offset`. */
+static bool fits(const npy_intp *shape, const npy_intp *strides, int nd, size_t itemsize, int64_t offset, size_t data_len)
+{
+    if (offset < 0 || (size_t)offset > data_len)
+        return false;
+    size_t total = itemsize;
+    bool empty = false;
+    for (int i = 0; i < nd; i++) {
+        if (shape[i] < 0)
+            return false;
+        if (shape[i] == 0)
+            empty = true;
+        else if (__builtin_mul_overflow(total, (size_t)shape[i], &total) || total > PY_SSIZE_T_MAX)
+            return false; /* numpy refuses such a product too, even for broadcast arrays */
+    }
+    if (empty)
+        return true;
+    if (!strides)
+        return total <= data_len - (size_t)offset;
+    size_t low = (size_t)offset, high = (size_t)offset;
+    for (int i = 0; i < nd; i++) {
+        size_t stride = strides[i] < 0 ? 0 - (size_t)strides[i] : (size_t)strides[i], reach;
+        if (__builtin_mul_overflow(stride, (size_t)shape[i] - 1, &reach))
+            return false;
+        if (strides[i] < 0 ? reach > low : __builtin_add_overflow(high, reach, &high))
+            return false;
+        if (strides[i] < 0)
+            low -= reach;
+    }
+    return high <= data_len && itemsize <= data_len - high;
+}
+
+/* `descr` is borrowed. NULL without an exception if the array does not fit. */
+static PyObject *build(PyArray_Descr *descr, int nd, const npy_intp *shape, const npy_intp *strides, int64_t offset,
+                       const uint8_t *data, size_t data_len, PyObject *owner, int flags)
+{
+    static uint64_t nothing; /* the address of arrays without elements: numpy takes NULL for "allocate" */
+    if (!fits(shape, strides, nd, (size_t)PyDataType_ELSIZE(descr), offset, data_len))
+        return NULL;
+    void *first = data ? (void *)(data + offset) : (void *)&nothing;
+    Py_INCREF(descr);
+    PyObject *array = PyArray_NewFromDescr(&PyArray_Type, descr, nd, (npy_intp *)shape, (npy_intp *)strides, first,
+                                           flags & PRP_ARRAY_WRITABLE ? NPY_ARRAY_WRITEABLE : 0, NULL);
+    if (!array)
+        return NULL;
+    PyArray_UpdateFlags((PyArrayObject *)array, NPY_ARRAY_UPDATE_ALL);
+    if (owner && PyArray_SetBaseObject((PyArrayObject *)array, Py_NewRef(owner)) < 0) {
+        Py_DECREF(array);
+        return NULL;
+    }
+    return array;
+}
+
+PyObject *prp_array_from_stream(const uint8_t *stream, size_t len, const uint8_t *data, size_t data_len, PyObject *owner,
+                                int flags)
+{
+    prp_array_template t;
+    if (!prp_array_template_read(stream, len, &t))
+        return NULL;
+    PyArray_Descr *descr = prp_dtype_find(t.dtype, t.dtype_len);
+    if (!descr)
+        return NULL;
+    _Static_assert(sizeof(npy_intp) == sizeof(int64_t), "the template's ints are used as numpy's");
+    if (PySys_Audit("pickle.find_class", "ss", "numpy", "ndarray") < 0)
+        return NULL;
+    Py_INCREF(descr); /* the cache may drop it while numpy allocates */
+    PyObject *array = build(descr, t.nd, (const npy_intp *)t.shape, t.has_strides ? (const npy_intp *)t.strides : NULL, 0,
+                            data, data_len, owner, flags);
+    Py_DECREF(descr);
+    return array;
+}
+
+/* The ints of an exact tuple; false without an exception if it is none, too long, or holds something else. */
+static bool read_tuple(PyObject *tuple, npy_intp *out, int *nd)
+{
+    if (!PyTuple_CheckExact(tuple) || PyTuple_GET_SIZE(tuple) > PRP_ARRAY_MAX_DIMS)
+        return false;
+    Py_ssize_t n = PyTuple_GET_SIZE(tuple);
+    if (*nd >= 0 && *nd != n)
+        return false;
+    for (Py_ssize_t i = 0; i < n; i++) {
+        PyObject *item = PyTuple_GET_ITEM(tuple, i);
+        int overflow;
+        if (!PyLong_CheckExact(item))
+            return false;
+        long long value = PyLong_AsLongLongAndOverflow(item, &overflow);
+        if (overflow)
+            return false;
+        out[i] = (npy_intp)value;
+    }
+    *nd = (int)n;
+    return true;
+}
+
+PyObject *prp_array_from_parts(PyObject *shape_tuple, PyObject *dtype, int64_t offset, PyObject *strides_tuple,
+                               bool fortran, const uint8_t *data, size_t data_len, PyObject *owner, int flags)
+{
+    npy_intp shape[PRP_ARRAY_MAX_DIMS], strides[PRP_ARRAY_MAX_DIMS];
+    int nd = -1;
+    if (!read_tuple(shape_tuple, shape, &nd))
+        return NULL;
+    PyArray_Descr *descr;
+    if (PyArray_DescrCheck(dtype)) {
+        descr = (PyArray_Descr *)dtype;
+        /* A structured dtype is fine here, as long as it holds no references and needs no array subclass. */
+        if (PyDataType_REFCHK(descr) || PyDataType_HASSUBARRAY(descr) || PyDataType_ELSIZE(descr) <= 0 ||
+            descr->type_num < 0 || descr->type_num > NPY_HALF)
+            return NULL;
+    } else if (PyUnicode_CheckExact(dtype) && PyUnicode_IS_READY(dtype) && PyUnicode_IS_ASCII(dtype)) {
+        descr = prp_dtype_find(PyUnicode_DATA(dtype), (size_t)PyUnicode_GET_LENGTH(dtype));
+        if (!descr)
+            return NULL;
+    } else {
+        return NULL;
+    }
+    const npy_intp *given = NULL;
+    if (strides_tuple && strides_tuple != Py_None) {
+        if (!read_tuple(strides_tuple, strides, &nd))
+            return NULL;
+        given = strides;
+    } else if (fortran && nd > 1) {
+        size_t step = (size_t)PyDataType_ELSIZE(descr);
+        for (int i = 0; i < nd; i++) {
+            strides[i] = (npy_intp)step;
+            if (shape[i] < 0 || __builtin_mul_overflow(step, shape[i] ? (size_t)shape[i] : 1, &step) || step > PY_SSIZE_T_MAX)
+                return NULL;
+        }
+        given = strides;
+    }
+    Py_INCREF(descr);
+    PyObject *array = build(descr, nd, shape, given, offset, data, data_len, owner, flags);
+    Py_DECREF(descr);
+    return array;
+}

@@ -1,0 +1,148 @@
+/* Names of plain dtypes, both ways.
+ *
+ * A dtype is plain if its `str` names it without loss: a number, S, U, V, M8 or m8, without fields, sub-array, metadata or a
+ * scalar type of its own (numpy.record). The name is composed from the descriptor's fields, not asked of numpy, because
+ * `dtype.str` costs more than the rest of a put. The way back goes through numpy once per name and then through a small
+ * direct-mapped cache; what comes back is checked to be plain, so a stream cannot name a dtype that holds references.
+ */
+#include "ndarray.h"
+
+#define CACHE_SLOTS 64
+
+typedef struct {
+    uint8_t len;
+    char name[PRP_ARRAY_MAX_DTYPE];
+    PyArray_Descr *descr; /* owned; lives as long as the process, as numpy's own singletons do */
+} cache_slot;
+
+static cache_slot cache[CACHE_SLOTS];
+
+/* The scalar type that belongs to each built-in number; a dtype may carry another one. */
+static PyTypeObject *scalar_types[NPY_HALF + 1];
+
+int prp_dtype_ready(void)
+{
+    for (int num = 0; num <= NPY_HALF; num++) {
+        PyArray_Descr *descr = PyArray_DescrFromType(num);
+        if (!descr)
+            return -1;
+        scalar_types[num] = descr->typeobj;
+        Py_DECREF(descr);
+    }
+    return 0;
+}
+
+bool prp_dtype_is_plain(PyArray_Descr *descr)
+{
+    int num = descr->type_num;
+    return num >= 0 && num <= NPY_HALF && num != NPY_OBJECT && descr->typeobj == scalar_types[num] &&
+           PyDataType_ELSIZE(descr) > 0 && !PyDataType_HASFIELDS(descr) && !PyDataType_HASSUBARRAY(descr) &&
+           !PyDataType_METADATA(descr);
+}
+
+static char *put_decimal(char *p, uint64_t value)
+{
+    char digits[20];
+    int n = 0;
+    do {
+        digits[n++] = (char)('0' + value % 10);
+        value /= 10;
+    } while (value);
+    while (n)
+        *p++ = digits[--n];
+    return p;
+}
+
+static const char *unit_name(NPY_DATETIMEUNIT unit)
+{
+    switch (unit) {
+    case NPY_FR_Y: return "Y";
+    case NPY_FR_M: return "M";
+    case NPY_FR_W: return "W";
+    case NPY_FR_D: return "D";
+    case NPY_FR_h: return "h";
+    case NPY_FR_m: return "m";
+    case NPY_FR_s: return "s";
+    case NPY_FR_ms: return "ms";
+    case NPY_FR_us: return "us";
+    case NPY_FR_ns: return "ns";
+    case NPY_FR_ps: return "ps";
+    case NPY_FR_fs: return "fs";
+    case NPY_FR_as: return "as";
+    default: return NULL;
+    }
+}
+
+/* Writes `dtype.str` of a plain dtype to `out` (PRP_ARRAY_MAX_DTYPE bytes of room); its length, 0 if it has none. */
+size_t prp_dtype_name(PyArray_Descr *descr, char *out)
+{
+    char *p = out;
+    char order = descr->byteorder;
+    *p++ = order == '=' ? NPY_NATBYTE : order;
+    *p++ = descr->kind;
+    uint64_t size = (uint64_t)PyDataType_ELSIZE(descr);
+    p = put_decimal(p, descr->type_num == NPY_UNICODE ? size / 4 : size);
+    if (descr->type_num == NPY_DATETIME || descr->type_num == NPY_TIMEDELTA) {
+        const PyArray_DatetimeDTypeMetaData *c = (const void *)PyDataType_C_METADATA(descr);
+        if (!c)
+            return 0;
+        if (c->meta.base != NPY_FR_GENERIC) {
+            const char *unit = unit_name(c->meta.base);
+            if (!unit || c->meta.num < 1)
+                return 0;
+            *p++ = '[';
+            if (c->meta.num != 1)
+                p = put_decimal(p, (uint64_t)c->meta.num);
+            while (*unit)
+                *p++ = *unit++;
+            *p++ = ']';
+        }
+    }
+    return (size_t)(p - out);
+}
+
+/* Borrowed reference to the plain dtype of that name. NULL without an exception if the name is not one of a plain dtype. */
+PyArray_Descr *prp_dtype_find(const char *name, size_t len)
+{
+    if (len == 0 || len > PRP_ARRAY_MAX_DTYPE)
+        return NULL;
+    uint32_t hash = 0;
+    for (size_t i = 0; i < len; i++)
+        hash = hash * 31 + (uint8_t)name[i];
+    cache_slot *slot = &cache[(hash ^ hash >> 7) % CACHE_SLOTS];
+    if (slot->descr && slot->len == len && memcmp(slot->name, name, len) == 0)
+        return slot->descr;
+
+    /* Only names as `prp_dtype_name` makes them: nothing here may parse expressions like "f8,f8" or "(3,)f8". */
+    PyObject *text = PyUnicode_DecodeASCII(name, (Py_ssize_t)len, "strict");
+    PyArray_Descr *descr = NULL;
+    if (text && PyArray_DescrConverter(text, &descr) == NPY_SUCCEED && prp_dtype_is_plain(descr)) {
+        char canonical[PRP_ARRAY_MAX_DTYPE + 32];
+        if (prp_dtype_name(descr, canonical) != len || memcmp(canonical, name, len) != 0)
+            Py_CLEAR(descr);
+    } else {
+        Py_CLEAR(descr);
+    }
+    Py_XDECREF(text);
+    PyErr_Clear(); /* a name numpy refuses is not ours; the general way raises what is to be raised */
+    if (!descr)
+        return NULL;
+    PyArray_Descr *evicted = slot->descr;
+    slot->descr = descr;
+    slot->len = (uint8_t)len;
+    memcpy(slot->name, name, len);
+    Py_XDECREF(evicted);
+    return descr;
+}
+
+PyObject *prp_dtype_from_name(const char *name, size_t len)
+{
+    PyArray_Descr *descr = prp_dtype_find(name, len);
+    if (descr)
+        return Py_NewRef((PyObject *)descr);
+    PyObject *text = PyUnicode_DecodeUTF8(name, (Py_ssize_t)len, "strict");
+    if (!text || PyArray_DescrConverter(text, &descr) != NPY_SUCCEED)
+        descr = NULL;
+    Py_XDECREF(text);
+    return (PyObject *)descr;
+}

@@ -1,0 +1,19 @@
+/* The one place that imports numpy's C API, and the table that the other extensions use. */
+#define PRP_NDARRAY_IMPORTS
+#include "ndarray.h"
+
+static const prp_ndarray_api table = {
+    .version = PRP_NDARRAY_VERSION,
+    .describe = prp_array_describe,
+    .template_put = prp_array_template_put,
+    .gather = prp_array_gather,
+    .from_stream = prp_array_from_stream,
+    .from_parts = prp_array_from_parts,
+    .dtype_from_name = prp_dtype_from_name,
+};
+
+const prp_ndarray_api *prp_ndarray_init(void)
+{
+    import_array1(NULL);
+    return prp_dtype_ready() < 0 ? NULL : &table;
+}

@@ -1,0 +1,37 @@
+/* Internal to the extension `_ndarray`: one numpy C API for all its files. */
+#ifndef PRP_NDARRAY_H
+#define PRP_NDARRAY_H
+
+#include "api.h"
+
+#define PY_ARRAY_UNIQUE_SYMBOL prp_ndarray_numpy
+#ifndef PRP_NDARRAY_IMPORTS
+#define NO_IMPORT_ARRAY
+#endif
+#ifndef NPY_NO_DEPRECATED_API
+#define NPY_NO_DEPRECATED_API NPY_1_7_API_VERSION
+#endif
+#include <numpy/arrayobject.h>
+
+/* module.c: imports numpy, readies the caches, and returns the capsule's table. */
+const prp_ndarray_api *prp_ndarray_init(void);
+
+/* dtype.c */
+int prp_dtype_ready(void);
+bool prp_dtype_is_plain(PyArray_Descr *descr);
+size_t prp_dtype_name(PyArray_Descr *descr, char *out);
+PyArray_Descr *prp_dtype_find(const char *name, size_t len);
+PyObject *prp_dtype_from_name(const char *name, size_t len);
+
+/* describe.c */
+int prp_array_describe(PyObject *obj, prp_array_source *source);
+Py_ssize_t prp_array_template_put(PyObject *obj, uint8_t *out, prp_array_source *source);
+int prp_array_gather(PyObject *obj, const prp_array_source *source, void *dst, size_t dst_len);
+
+/* build.c */
+PyObject *prp_array_from_stream(const uint8_t *stream, size_t len, const uint8_t *data, size_t data_len,
+                                PyObject *owner, int flags);
+PyObject *prp_array_from_parts(PyObject *shape, PyObject *dtype, int64_t offset, PyObject *strides, bool fortran,
+                               const uint8_t *data, size_t data_len, PyObject *owner, int flags);
+
+#endif
