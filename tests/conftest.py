@@ -1,0 +1,46 @@
+"""What holds for every test: nothing is left behind, and the wheel is what is tested."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hygiene import Watch, shm_entries
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def pytest_report_header(config):
+    import pyray_ser
+
+    debug = os.environ.get("PYRAY_SER_DEBUG_PATH")
+    return [f"pyray_ser {pyray_ser.__version__} from {os.path.dirname(pyray_ser.__file__)}", f"debug build: {debug}"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_behind():
+    """After the whole suite: no entry in /dev/shm, descriptor, map of a store or child process is new."""
+    watch = Watch()
+    yield
+    watch.shut_down_everything()
+    left = watch.new()
+    assert not left, "the suite leaked:\n" + "\n".join(left)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_shm_entry_left_by_this_file(nothing_left_behind):
+    """Name the file of tests whose /dev/shm entries outlive it."""
+    before = shm_entries()
+    yield
+    new = shm_entries() - before
+    assert not new, f"left in /dev/shm: {sorted(new)}"
+
+
+@pytest.fixture(scope="session")
+def debug_build() -> str:
+    """The folder of the debug build, to be first on PYTHONPATH of a child whose failpoints are pulled."""
+    path = os.environ.get("PYRAY_SER_DEBUG_PATH")
+    if not path:
+        pytest.skip("PYRAY_SER_DEBUG_PATH names no debug build; `make test` makes one")
+    assert os.path.isdir(os.path.join(path, "pyray_ser")), f"no pyray_ser in {path}"
+    return path

@@ -1,0 +1,125 @@
+"""What a process holds that outlives a careless test: /dev/shm entries, descriptors, maps, children."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import time
+
+SHM = "/dev/shm"
+
+
+def _used_by_strangers() -> set[str]:
+    """Files of /dev/shm that a process outside our own tree has open or mapped: not ours to account for."""
+    ours = {os.getpid(), *descendants(os.getpid())}
+    used = set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        if int(pid) in ours:
+            continue
+        try:
+            for fd in os.listdir(f"/proc/{pid}/fd"):
+                used.add(os.readlink(f"/proc/{pid}/fd/{fd}"))
+            with open(f"/proc/{pid}/maps") as maps:
+                used.update(line.split(None, 5)[5].rstrip("\n") for line in maps if SHM in line)
+        except OSError:
+            continue  # gone, or another user's
+    return {path for path in used if path.startswith(SHM)}
+
+
+def shm_entries() -> set[str]:
+    """Files in /dev/shm, at any depth, that belong to this user and to no unrelated process."""
+    found = set()
+    for folder, _, names in os.walk(SHM):
+        for name in names:
+            path = os.path.join(folder, name)
+            try:
+                if os.lstat(path).st_uid == os.getuid():
+                    found.add(path)
+            except FileNotFoundError:
+                continue
+    return found - _used_by_strangers() if found else found
+
+
+def descriptors() -> dict[int, str]:
+    """Open descriptors and what they point at."""
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found[int(fd)] = os.readlink(f"/proc/self/fd/{fd}")
+        except FileNotFoundError:
+            continue  # the one listdir itself used
+    return found
+
+
+def store_maps() -> list[str]:
+    """Mappings of shared memory: a store's file in /dev/shm or a memfd."""
+    with open("/proc/self/maps") as maps:
+        return [line.rstrip("\n") for line in maps if SHM in line or "memfd:" in line]
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Living processes below `pid`, with their names."""
+    children: dict[int, list[tuple[int, str]]] = {}
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{entry}/stat") as stat:
+                text = stat.read()
+        except OSError:
+            continue
+        name = text[text.index("(") + 1 : text.rindex(")")]
+        parent = int(text[text.rindex(")") + 2 :].split()[1])
+        children.setdefault(parent, []).append((int(entry), name))
+    found, todo = {}, [pid]
+    while todo:
+        for child, name in children.get(todo.pop(), ()):
+            found[child] = name
+            todo.append(child)
+    return found
+
+
+class Watch:
+    """Remembers what there is at its creation; `new()` tells what came since."""
+
+    def __init__(self) -> None:
+        self.shm = shm_entries()
+        self.fds = descriptors()
+        self.maps = len(store_maps())
+        self.children = descendants(os.getpid())
+
+    def shut_down_everything(self) -> None:
+        """End the store and the helper processes that multiprocessing keeps for itself."""
+        gc.collect()
+        package = sys.modules.get("pyray_ser")
+        if package is not None and hasattr(package, "shutdown"):
+            package.shutdown()
+        gc.collect()
+        forkserver = sys.modules.get("multiprocessing.forkserver")
+        if forkserver is not None:
+            forkserver._forkserver._stop()
+        tracker = sys.modules.get("multiprocessing.resource_tracker")
+        if tracker is not None:
+            tracker._resource_tracker._stop()
+
+    def new(self, patience: float = 5.0) -> list[str]:
+        """One line per thing that is new; processes on their way out are given `patience` seconds."""
+        end = time.monotonic() + patience
+        while (children := self._new_children()) and time.monotonic() < end:
+            time.sleep(0.05)
+        lines = [f"process {pid} ({name})" for pid, name in children.items()]
+        lines += [f"file {path}" for path in sorted(shm_entries() - self.shm)]
+        for fd, target in sorted(descriptors().items()):
+            if self.fds.get(fd) != target and not self._is_pytests(target):
+                lines.append(f"descriptor {fd} -> {target}")
+        maps = store_maps()
+        if len(maps) > self.maps:
+            lines += [f"map {line}" for line in maps]
+        return lines
+
+    def _new_children(self) -> dict[int, str]:
+        return {pid: name for pid, name in descendants(os.getpid()).items() if pid not in self.children}
+
+    @staticmethod
+    def _is_pytests(target: str) -> bool:
+        """Temporary files of pytest's own capturing."""
+        return target.startswith("/tmp/") and target.endswith("(deleted)")
