@@ -1,0 +1,278 @@
+"""Serializers that users register for classes they cannot change.
+
+A registration is a reducer that goes before everything but the built-in
+types: ``(deserializer, (serializer(obj),))``. That is plain pickle, and the
+deserializer travels in the stream, by reference where it can be imported and
+by value otherwise, so a reader need not register anything.
+
+What the picklers use
+---------------------
+``serializers``
+    ``{type: reducer}``, exact types. Empty for most programs: test its size first.
+``inherited``
+    ``{type: reducer}``, the registrations made with ``subclasses=True``.
+``version``
+    A list of one integer that grows with each change; what was derived from
+    the two tables is stale once it differs.
+``find(cls)``
+    The reducer for a class, from either table, or None. Also brings in the
+    entry points of the package the class comes from, so it is to be called
+    once for each class met, when its plan is made.
+"""
+
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from copyreg import dispatch_table as _copyreg_table
+from pickle import PickleBuffer
+from types import FunctionType
+from typing import Any
+
+__all__ = ["deregister_serializer", "find", "inherited", "register_serializer", "serializers", "version"]
+
+GROUP = "pyray_ser.reducers"
+
+serializers: dict[type, Callable[[Any], tuple[Any, ...]]] = {}
+inherited: dict[type, Callable[[Any], tuple[Any, ...]]] = {}
+version: list[int] = [0]
+
+# Saved before any table is consulted, in every pickler there is.
+_UNREACHABLE = frozenset(
+    {
+        type(None),
+        type(Ellipsis),
+        type(NotImplemented),
+        bool,
+        int,
+        float,
+        str,
+        bytes,
+        bytearray,
+        tuple,
+        list,
+        dict,
+        set,
+        frozenset,
+        type,
+        FunctionType,
+        PickleBuffer,
+    }
+)
+
+# pickle gives functions of these names opcodes of their own, with other arguments.
+_SPECIAL_NAMES = ("__newobj__", "__newobj_ex__")
+
+_lock = threading.Lock()
+
+
+def _new_lock() -> None:
+    # A thread of the parent may have held it at the moment of the fork.
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_new_lock)
+
+
+class _Reducer:
+    """The reducer made of a serializer and a deserializer."""
+
+    __slots__ = ("deserializer", "serializer")
+
+    def __init__(self, serializer: Callable[[Any], Any], deserializer: Callable[[Any], Any]) -> None:
+        self.serializer = serializer
+        self.deserializer = deserializer
+
+    def __call__(self, obj: Any) -> tuple[Any, ...]:
+        payload = self.serializer(obj)
+        if payload is obj:
+            raise TypeError(f"the serializer registered for {_name(type(obj))} returned the object itself")
+        return self.deserializer, (payload,)
+
+    def __repr__(self) -> str:
+        return f"<serializer {self.serializer!r}, deserializer {self.deserializer!r}>"
+
+
+def register_serializer(
+    cls: type | None = None,
+    *,
+    serializer: Callable[[Any], Any],
+    deserializer: Callable[[Any], Any],
+    subclasses: bool = False,
+) -> Any:
+    """Serialize the instances of a class by functions of your own.
+
+    The registration belongs to this process, takes effect at once, before or
+    after any store exists, and replaces an earlier one for the same class.
+
+    Parameters
+    ----------
+    cls : type
+        The class. Without it, a decorator for a class is returned.
+    serializer : callable
+        Takes an instance and returns something that can be pickled.
+    deserializer : callable
+        Takes what `serializer` returned and returns an instance. It travels
+        in the stream, so the reader need not register.
+    subclasses : bool, optional
+        Extend it to subclasses: each uses the nearest such base in its MRO,
+        unless it has a registration or a `copyreg` entry of its own, or
+        defines ``__reduce__`` or ``__reduce_ex__`` below that base.
+
+    Raises
+    ------
+    TypeError
+        If `cls` is not a class, is a built-in type that picklers handle
+        before they look at registrations, or a function is not callable.
+
+    See Also
+    --------
+    deregister_serializer
+
+    Examples
+    --------
+    >>> import threading, pickle
+    >>> from pyray_ser import registry
+    >>> class Counter:
+    ...     def __init__(self, value):
+    ...         self.value, self.lock = value, threading.Lock()
+    >>> registry.register_serializer(
+    ...     Counter, serializer=lambda counter: counter.value, deserializer=Counter)
+    >>> registry.find(Counter)(Counter(3))[1]
+    (3,)
+    >>> registry.deregister_serializer(Counter)
+    """
+    for role, function in (("serializer", serializer), ("deserializer", deserializer)):
+        if not callable(function):
+            raise TypeError(f"{role} must be callable, not {_name(type(function))}")
+    if getattr(deserializer, "__name__", None) in _SPECIAL_NAMES:
+        raise TypeError(f"a deserializer cannot be called {deserializer.__name__}: pickle reserves this name")
+    if cls is None:
+
+        def decorate(cls: type) -> type:
+            register_serializer(cls, serializer=serializer, deserializer=deserializer, subclasses=subclasses)
+            return cls
+
+        return decorate
+    if not isinstance(cls, type):
+        raise TypeError(f"a serializer is registered for a class, not for an instance of {_name(type(cls))}")
+    if cls in _UNREACHABLE:
+        raise TypeError(
+            f"no serializer can be registered for {_name(cls)}: picklers handle this built-in type before they "
+            "look at registrations; register for a subclass of it, or wrap the value in a class of your own"
+        )
+    reducer = _Reducer(serializer, deserializer)
+    with _lock:
+        serializers[cls] = reducer
+        if subclasses:
+            inherited[cls] = reducer
+        else:
+            inherited.pop(cls, None)
+        version[0] += 1
+    return None
+
+
+def deregister_serializer(cls: type) -> None:
+    """Take back what `register_serializer` did for a class, if it did anything.
+
+    Parameters
+    ----------
+    cls : type
+        The class. One that is not registered is no error.
+    """
+    with _lock:
+        found = serializers.pop(cls, None)
+        inherited.pop(cls, None)
+        if found is not None:
+            version[0] += 1
+
+
+def find(cls: type) -> Callable[[Any], tuple[Any, ...]] | None:
+    """Return the registered reducer that applies to instances of a class, or None."""
+    root = getattr(cls, "__module__", None)
+    if type(root) is str:
+        root = root.partition(".")[0]
+        if root not in _roots_seen:
+            _load_entry_points(root)
+    if not serializers:
+        return None
+    reducer = serializers.get(cls)
+    if reducer is not None or not inherited or cls in _copyreg_table:
+        return reducer
+    for base in type.__dict__["__mro__"].__get__(cls):
+        reducer = inherited.get(base)
+        if reducer is not None:
+            return reducer
+        if "__reduce__" in vars(base) or "__reduce_ex__" in vars(base):
+            return None
+    return None
+
+
+# Packages whose entry points, if any, have been loaded. Those of the standard library have none,
+# and what we bring ourselves for the large libraries is in `integrations`.
+_roots_seen = {"__main__", "__mp_main__", "pyray_ser", "numpy", "pandas", "pyarrow", "polars", "scipy", "torch"}
+_roots_seen.update(sys.stdlib_module_names)
+
+# {root: entry points}, or None before the first look.
+_entry_points: dict[str, list[Any]] | None = None
+
+
+def _load_entry_points(root: str) -> None:
+    """Load the entry points named after a package: each is called without arguments and registers."""
+    global _entry_points
+    # Not under the lock: importing takes import locks, and the code imported calls register_serializer.
+    # Should two threads meet the package at the same time, the second may go on before the first is done.
+    _roots_seen.add(root)
+    if _entry_points is None:
+        _entry_points = _scan()
+    for point in _entry_points.get(root, ()):
+        try:
+            point.load()()
+        except Exception as error:
+            warnings.warn(
+                f"the entry point {point.value!r} of group {GROUP!r} failed, {root!r} is pickled without it: "
+                f"{type(error).__name__}: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
+def _scan() -> dict[str, list[Any]]:
+    """Find the entry points of our group in the installed distributions.
+
+    A look at the files comes first, because `importlib.metadata` takes 90 ms to import and hardly any
+    program has such an entry point. Distributions in zip files or behind other finders are not seen.
+    """
+    needle = GROUP.encode()
+    if not any(needle in text for folder in sys.path for text in _entry_point_files(folder)):
+        return {}
+    from importlib.metadata import entry_points
+
+    found: dict[str, list[Any]] = {}
+    for point in entry_points(group=GROUP):
+        found.setdefault(point.name.partition(".")[0], []).append(point)
+    return found
+
+
+def _entry_point_files(folder: str) -> list[bytes]:
+    texts = []
+    try:
+        with os.scandir(folder or ".") as entries:
+            names = [entry.name for entry in entries if entry.name.endswith((".dist-info", ".egg-info"))]
+    except OSError:  # sys.path may name what is not there, or is a zip file
+        return []
+    for name in names:
+        try:
+            with open(os.path.join(folder, name, "entry_points.txt"), "rb") as file:
+                texts.append(file.read())
+        except OSError:  # most distributions have none
+            continue
+    return texts
+
+
+def _name(cls: type) -> str:
+    module = getattr(cls, "__module__", None)
+    qualname = getattr(cls, "__qualname__", None) or cls.__name__
+    return qualname if module in (None, "builtins") else f"{module}.{qualname}"
