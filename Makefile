@@ -209,15 +209,19 @@ $(STAMP)/lint: $(STAMP)/lint-tools $(STAMP)/wheel
 	  $(LINT)/bin/python $(PIP) install --no-deps --force-reinstall "$$wheel"
 	@touch $@
 
+# Every linter speaks, even when an earlier one has complained.
 .PHONY: lint
 lint: $(STAMP)/lint
-	$(LINT)/bin/ruff check $(LINT_PYTHON)
-	$(LINT)/bin/ruff format --check $(LINT_PYTHON)
-	@if [ -n "$(LINT_C)" ]; then echo clang-format --dry-run -Werror; \
-	  $(LINT)/bin/clang-format --dry-run -Werror $(LINT_C); fi
-	$(LINT)/bin/mypy --config-file pyproject.toml
-	cd $(BUILD) && $(LINT)/bin/python -P -m mypy.stubtest pyray_ser --mypy-config-file $(ROOT)/pyproject.toml \
-	  --allowlist $(ROOT)/tools/stubtest-allowlist.txt --ignore-unused-allowlist
+	@failed=; \
+	check() { echo "lint: $$1"; shift; "$$@" || failed=yes; }; \
+	check "ruff check" $(LINT)/bin/ruff check --quiet $(LINT_PYTHON); \
+	check "ruff format" $(LINT)/bin/ruff format --quiet --diff $(LINT_PYTHON); \
+	test -z "$(LINT_C)" || check "clang-format" $(LINT)/bin/clang-format --dry-run -Werror $(LINT_C); \
+	check "mypy" $(LINT)/bin/mypy --config-file pyproject.toml; \
+	cd $(BUILD) && check "stubtest" $(LINT)/bin/python -P -m mypy.stubtest pyray_ser \
+	  --mypy-config-file $(ROOT)/pyproject.toml \
+	  --allowlist $(ROOT)/tools/stubtest-allowlist.txt --ignore-unused-allowlist; \
+	test -z "$$failed"
 
 .PHONY: format
 format: $(STAMP)/lint-tools

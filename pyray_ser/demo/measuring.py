@@ -1,0 +1,75 @@
+"""What the system says about processes and shared memory, read from /proc and /dev/shm."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+SHM = Path("/dev/shm")
+
+
+@dataclass
+class Memory:
+    """Bytes of physical memory of some processes.
+
+    Attributes
+    ----------
+    shared_out : int
+        Proportional set size: a page that n processes map counts 1/n in each, so that sums are true.
+    own : int
+        Pages no other process maps: what ending the process would free.
+    """
+
+    shared_out: int
+    own: int
+
+
+def memory(pid: int) -> Memory:
+    """The memory of one process."""
+    fields: dict[str, int] = {}
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
+        name, _, rest = line.partition(":")
+        fields[name] = int(rest.split()[0]) << 10
+    return Memory(fields["Pss"], fields["Private_Clean"] + fields["Private_Dirty"])
+
+
+def total(pids: Iterable[int]) -> int:
+    """PSS over several processes."""
+    return sum(memory(pid).shared_out for pid in pids)
+
+
+def available() -> int:
+    """Bytes the kernel could still give to new processes without swapping."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
+    raise OSError("no MemAvailable in /proc/meminfo")
+
+
+def shm_entries() -> set[str]:
+    """Every file in /dev/shm, at any depth, that this user owns."""
+    found = set()
+    for folder, _, names in os.walk(SHM):
+        for name in names:
+            path = Path(folder, name)
+            try:
+                if path.lstat().st_uid == os.getuid():
+                    found.add(str(path))
+            except FileNotFoundError:
+                continue
+    return found
+
+
+def children() -> set[int]:
+    """Processes whose parent is this one."""
+    found = set()
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            stat = Path(f"/proc/{entry}/stat").read_text()
+        except OSError:
+            continue  # it ended meanwhile
+        if int(stat[stat.rindex(")") + 2 :].split()[1]) == os.getpid():
+            found.add(int(entry))
+    return found

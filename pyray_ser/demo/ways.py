@@ -1,0 +1,71 @@
+"""Two ways to bring a value to other processes: through the store, and through a pipe as pickle does it.
+
+A way lives in the parent and, pickled, in each worker. `publish` makes of a value what is sent to every worker,
+`receive` makes the value of it there. `wrap` and `unwrap` do the same for one answer that is an array.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+import pyray_ser
+
+
+class StoreWay:
+    """Put once; what travels is references."""
+
+    name = "pyray_ser"
+
+    def publish(self, value: dict[str, Any]) -> dict[str, Any]:
+        return {key: pyray_ser.put(item) for key, item in value.items()}
+
+    def receive(self, payload: dict[str, Any]) -> dict[str, Any]:
+        return dict(zip(payload, pyray_ser.get(list(payload.values())), strict=True))
+
+    def again(self, payload: dict[str, Any], key: str, times: int) -> float | None:
+        """Seconds for getting one item of the value once more, on average."""
+        ref = payload[key]
+        start = time.perf_counter()
+        for _ in range(times):
+            pyray_ser.get(ref)
+        return (time.perf_counter() - start) / times
+
+    def wrap(self, answer: Any) -> Any:
+        return pyray_ser.put(answer) if isinstance(answer, np.ndarray) else answer
+
+    def unwrap(self, answer: Any) -> Any:
+        return pyray_ser.get(answer) if isinstance(answer, pyray_ser.ObjectRef) else answer
+
+    def close(self) -> None:
+        """Before a worker ends."""
+        pyray_ser.shutdown()
+
+
+class PipeWay:
+    """What multiprocessing does with an argument: pickle it, for every worker again."""
+
+    name = "multiprocessing"
+
+    def publish(self, value: dict[str, Any]) -> dict[str, Any]:
+        return value
+
+    def receive(self, payload: dict[str, Any]) -> dict[str, Any]:
+        return payload
+
+    def again(self, payload: dict[str, Any], key: str, times: int) -> float | None:
+        return None
+
+    def wrap(self, answer: Any) -> Any:
+        return answer
+
+    def unwrap(self, answer: Any) -> Any:
+        return answer
+
+    def close(self) -> None:
+        pass
+
+
+Way = StoreWay | PipeWay

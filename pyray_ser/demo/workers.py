@@ -1,0 +1,118 @@
+"""A worker process: receives the value once, then answers questions until its pipe closes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from typing import Any
+
+from . import queries
+from .ways import Way
+
+# Longer than anything here takes; a worker that says nothing for so long is a bug, not a slow machine.
+SILENCE = 300.0
+
+
+def serve(connection: Connection, way: Way) -> None:
+    """The whole life of a worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    connection.send(("hello",))
+    try:
+        payload = connection.recv()
+        value = way.receive(payload)
+        connection.send(("ready",))
+        while True:
+            message = connection.recv()
+            if message[0] == "ask":
+                _, number, function, arguments = message
+                answer = getattr(queries, function)(value, *arguments)
+                connection.send(("answer", number, way.wrap(answer)))
+            elif message[0] == "again":
+                connection.send(("again", way.again(payload, *message[1:])))
+            else:
+                break
+    except EOFError:
+        pass  # the parent is gone
+    way.close()
+
+
+class Worker:
+    """The parent's side of one worker."""
+
+    def __init__(self, way: Way, payload: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process: SpawnProcess = context.Process(target=serve, args=(theirs, way), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.outstanding: dict[int, float] = {}
+        self._payload = payload
+
+    @property
+    def pid(self) -> int:
+        pid = self.process.pid
+        assert pid is not None
+        return pid
+
+    def receive(self) -> Any:
+        """The next message; EOFError when the worker is dead."""
+        if not self.connection.poll(SILENCE):
+            raise TimeoutError(f"worker {self.pid} says nothing")
+        return self.connection.recv()
+
+    def await_hello(self) -> None:
+        """Wait until the interpreter is up and numpy imported."""
+        self.receive()
+
+    def hand_over(self) -> None:
+        """Send the value, as whatever the way makes of it."""
+        self.connection.send(self._payload)
+
+    def await_ready(self) -> None:
+        """Wait until the worker has the value in its hands."""
+        self.receive()
+
+    def ask(self, number: int, question: tuple[str, Sequence[Any]], now: float) -> None:
+        self.outstanding[number] = now
+        self.connection.send(("ask", number, *question))
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+    def stop(self) -> None:
+        """Let the worker end by itself, and see that it has."""
+        try:
+            self.connection.send(("stop",))
+        except OSError:
+            pass  # it is dead already
+        self.process.join(30)
+        self.discard()
+
+    def discard(self) -> None:
+        """Give up what the parent holds of a worker; end it if it still lives."""
+        if self.process.is_alive():
+            self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+
+class Replacement(threading.Thread):
+    """Starts a worker for one that died, while the others go on being asked."""
+
+    def __init__(self, way: Way, payload: Any) -> None:
+        super().__init__(daemon=True)
+        self.worker: Worker | None = None
+        self._way = way
+        self._payload = payload
+
+    def run(self) -> None:
+        worker = Worker(self._way, self._payload)
+        worker.await_hello()
+        worker.hand_over()
+        worker.await_ready()
+        self.worker = worker
