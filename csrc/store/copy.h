@@ -1,0 +1,59 @@
+/*
+ * copy.h - copy kernels: one thread, several threads, into a file, out of a strided array.
+ *
+ * Nothing here knows of stores or bitmaps; see fill.h for which kernel suits which pages.
+ * All functions may run without any lock, from any thread, also while other threads fork.
+ */
+#ifndef PRS_COPY_H
+#define PRS_COPY_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Most threads one call ever uses, the caller's included. */
+#define PRS_COPY_MAX_THREADS 8u
+
+/* From here on stores bypass the cache: measured, see docs/design/copy.md. */
+#define PRS_COPY_NT_MIN ((size_t)4 << 20)
+
+/* From here on a second thread pays for its creation: measured, see docs/design/copy.md. */
+#define PRS_COPY_PARALLEL_MIN ((size_t)16 << 20)
+
+/* CPUs this process may run on (its affinity mask), at least 1. */
+unsigned prs_cpu_count(void);
+
+/* memcpy by the fastest kernel for `n`; non-temporal stores are complete (sfence) on return. */
+void prs_copy(void *dst, const void *src, size_t n);
+
+/* The same with non-temporal stores whatever `n` is, for pieces of a copy that is big as a whole. */
+void prs_copy_nt(void *dst, const void *src, size_t n);
+
+/*
+ * The same on up to `max_threads` threads (0: as many as pay), made for this call, joined before it
+ * returns, with all signals blocked. Fewer, down to the caller alone, where they cannot be made.
+ */
+void prs_copy_parallel(void *dst, const void *src, size_t n, unsigned max_threads);
+
+/*
+ * Write `n` bytes at `offset`, going on after short writes and signals. 0 or -errno; -ENOSPC when the
+ * file system is full, -EFBIG past its limit. Never raises SIGBUS for the file's side. Keeps errno.
+ * `written` (may be NULL) gets the bytes that are in the file, also on failure.
+ */
+int prs_copy_to_file(int fd, uint64_t offset, const void *src, size_t n, size_t *written);
+
+/* numpy's own limit is 64. */
+#define PRS_STRIDED_MAX_DIMS 64
+
+/*
+ * Gather a strided array into contiguous C order at `dst`. Strides are in bytes and may be negative or
+ * zero; `src` is the address of element (0, ..., 0). No alignment is assumed. Returns 0, or -EINVAL for
+ * ndim outside 0..64, a negative extent, or a size that overflows (nothing is copied then).
+ */
+int prs_copy_strided(void *dst, const void *src, int ndim, const ptrdiff_t *shape, const ptrdiff_t *strides,
+                     size_t itemsize);
+
+/* The same on several threads, as prs_copy_parallel. */
+int prs_copy_strided_parallel(void *dst, const void *src, int ndim, const ptrdiff_t *shape,
+                              const ptrdiff_t *strides, size_t itemsize, unsigned max_threads);
+
+#endif /* PRS_COPY_H */
