@@ -21,6 +21,7 @@ STAMP := $(BUILD)/stamps
 VENV  := $(BUILD)/venv
 DEBUG := $(BUILD)/debug/site
 ASAN  := $(BUILD)/asan/site
+COVER := $(BUILD)/coverage/site
 LINT  := $(BUILD)/venv-lint
 BENCH := $(BUILD)/venv-bench
 WHEEL := $(BUILD)/venv-wheel
@@ -45,6 +46,7 @@ help:
 ## ctest        the C engine alone: plain, address + undefined, thread sanitizer
 ## asan         the tests under the address and undefined behaviour sanitizers
 ## tsan         the C tests under the thread sanitizer
+## coverage     line coverage of the C sources under the tests
 ## lint         ruff, clang-format, mypy, stubtest
 ## format       rewrite the sources the way `lint` wants them
 ## wheel        a manylinux wheel in dist/
@@ -147,6 +149,19 @@ asan: $(STAMP)/installed $(STAMP)/asan
 	  PYTHONMALLOC=malloc PYTHONPATH=$(ASAN) PYRAY_SER_DEBUG_PATH=$(ASAN) PYRAY_SER_UNDER_SANITIZER=1 \
 	  $(PYTEST) -m "not heavy and not timing" -p no:cacheprovider $(PYTEST_ARGS)
 
+$(STAMP)/coverage: $(SOURCES) $(STAMP)/sources $(STAMP)/venv
+	$(call build_wheel,coverage,PYRAY_SER_DEBUG=1 PYRAY_SER_COVERAGE=1)
+	@rm -rf $(COVER)
+	@$(VENV)/bin/python $(PIP) install --no-deps --target $(COVER) $(BUILD)/coverage/*.whl
+	@$(VENV)/bin/python $(PIP) install gcovr
+	@touch $@
+
+.PHONY: coverage
+coverage: $(STAMP)/installed $(STAMP)/coverage
+	@find $(BUILD)/coverage -name '*.gcda' -delete
+	@PYTHONPATH=$(COVER) PYRAY_SER_DEBUG_PATH=$(COVER) $(PYTEST) -m "not heavy and not timing" $(PYTEST_ARGS)
+	@$(VENV)/bin/gcovr --root $(ROOT) --filter 'csrc/' $(BUILD)/coverage
+
 # ---------------------------------------------------------------- the C engine alone
 
 # Every tests/c/test_*.c is a program of its own; the other files there are linked into each.
@@ -246,8 +261,12 @@ wheel: $(STAMP)/wheel $(STAMP)/wheel-tools
 
 # ---------------------------------------------------------------- benchmarks
 
-$(STAMP)/bench: $(STAMP)/wheel
-	@test -d $(BENCH) || { echo "venv: $(BENCH)"; "$(PYTHON)" -m venv $(BENCH); }
+$(STAMP)/bench-venv: $(STAMP)/python
+	@echo "venv: $(BENCH)"
+	$(call make_venv,$(BENCH))
+	@touch $@
+
+$(STAMP)/bench: $(STAMP)/wheel $(STAMP)/bench-venv
 	@wheel=$$(echo $(BUILD)/release/*.whl) && \
 	  $(BENCH)/bin/python $(PIP) install "$$wheel[bench]" && \
 	  $(BENCH)/bin/python $(PIP) install --no-deps --force-reinstall "$$wheel"
