@@ -161,7 +161,7 @@ coverage: $(STAMP)/installed $(STAMP)/coverage
 	@find $(BUILD)/coverage -name '*.gcda' -delete
 	@PYTHONPATH=$(COVER) PYRAY_SER_DEBUG_PATH=$(COVER) $(PYTEST) -m "not heavy and not timing" $(PYTEST_ARGS)
 	@# The isolated environment with numpy's headers is gone: their inline functions have no source any more.
-	@$(VENV)/bin/gcovr --root $(ROOT) --filter 'csrc/' --gcov-ignore-errors=no_working_dir_found $(BUILD)/coverage/temp*/csrc
+	@$(VENV)/bin/gcovr --root $(ROOT) --filter 'csrc/' --gcov-ignore-errors=source_not_found $(BUILD)/coverage
 
 # ---------------------------------------------------------------- the C engine alone
 
