@@ -1,0 +1,437 @@
+/* test_fill.c - filling mapped, backed and unbacked pages; areas of mixed states; full file systems. */
+#include "harness.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+
+#include "../../csrc/store/fill.h"
+
+static unsigned char *
+pattern(size_t n, uint64_t seed)
+{
+    unsigned char *p = malloc(n + 8);
+    CHECK(p != NULL);
+    for (size_t i = 0; i < n; i += 8) {
+        uint64_t r = test_random(&seed);
+        memcpy(p + i, &r, 8);
+    }
+    return p;
+}
+
+static int
+new_file(size_t n)
+{
+    int fd = memfd_create("test", MFD_CLOEXEC);
+    CHECK(fd >= 0);
+    CHECK_EQ(ftruncate(fd, (off_t)n), 0);
+    return fd;
+}
+
+static unsigned char *
+map_file(int fd, size_t n)
+{
+    unsigned char *map = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    CHECK(map != MAP_FAILED);
+    return map;
+}
+
+static uint64_t
+backed_bytes(int fd)
+{
+    struct stat st;
+    CHECK_EQ(fstat(fd, &st), 0);
+    return (uint64_t)st.st_blocks * 512;
+}
+
+/* Pages of [at, at + n) that have a page table entry in this process. */
+static size_t
+present_pages(const unsigned char *at, size_t n)
+{
+    int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    CHECK(fd >= 0);
+    size_t count = 0, size = (size_t)sysconf(_SC_PAGESIZE);
+    for (uintptr_t page = (uintptr_t)at / size; page < ((uintptr_t)at + n + size - 1) / size; page++) {
+        uint64_t entry = 0;
+        CHECK_EQ(pread(fd, &entry, 8, (off_t)(page * 8)), 8);
+        count += entry >> 63;
+    }
+    close(fd);
+    return count;
+}
+
+static void *
+return_arg(void *arg)
+{
+    return arg;
+}
+
+static int
+count_threads(void)
+{
+    DIR *dir = opendir("/proc/self/task");
+    CHECK(dir != NULL);
+    int n = 0;
+    while (readdir(dir))
+        n++;
+    closedir(dir);
+    return n - 2;
+}
+
+static const char *const STATES[] = {"mapped", "backed", "unbacked"};
+
+static void
+check_fill(enum prs_page_state state, bool with_map, size_t skew, size_t n, unsigned threads)
+{
+    size_t size = (n + skew + 3 * 4096) & ~(size_t)4095;
+    int fd = new_file(size);
+    unsigned char *other = map_file(fd, size), *from = pattern(n, n + skew);
+    if (state != PRS_PAGES_UNBACKED)
+        memset(other, 0x77, size);
+    unsigned char *map = map_file(fd, size);
+    if (state == PRS_PAGES_MAPPED)
+        memset(map, 0x77, size);
+    size_t mapped_from = 12345678;
+    int rc = prs_fill(fd, skew, with_map ? map + skew : NULL, from, n, state, threads, &mapped_from);
+    CHECK_MSG(rc == 0, "%s, %zu bytes: %d", STATES[state], n, rc);
+    CHECK(mapped_from <= n);
+    if (n > 0 && (!with_map || (state == PRS_PAGES_UNBACKED && threads == 1)))
+        CHECK_EQ(mapped_from, n);
+    if (with_map && state != PRS_PAGES_UNBACKED)
+        CHECK_EQ(mapped_from, 0);
+    if (mapped_from < n) {
+        size_t pages = (skew + n - 1) / 4096 - (skew + mapped_from) / 4096 + 1;
+        CHECK_EQ(present_pages(map + skew + mapped_from, n - mapped_from), pages);
+    }
+    CHECK_MEM(other + skew, from, n);
+    unsigned char rest = state == PRS_PAGES_UNBACKED ? 0 : 0x77;
+    for (size_t i = 0; i < skew; i++)
+        CHECK(other[i] == rest);
+    for (size_t i = skew + n; i < size; i++)
+        CHECK(other[i] == rest);
+    munmap(map, size);
+    munmap(other, size);
+    close(fd);
+    free(from);
+}
+
+TEST(fill_in_every_state)
+{
+    static const size_t sizes[] = {0, 1, 4095, 4096, 100001, 300000, ((size_t)5 << 20) + 77};
+    pthread_t first; /* makes a sanitizer start its own thread */
+    CHECK_EQ(pthread_create(&first, NULL, return_arg, NULL), 0);
+    pthread_join(first, NULL);
+    usleep(50000);
+    int before = count_threads();
+    for (int state = 0; state <= PRS_PAGES_UNBACKED; state++)
+        for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
+            for (unsigned threads = 0; threads < 4; threads++)
+                for (int with_map = 0; with_map < 2; with_map++)
+                    check_fill((enum prs_page_state)state, with_map, (size_t)(s + threads) * 1333, sizes[s], threads);
+    for (int i = 0; i < 200 && count_threads() > before; i++)
+        usleep(10000); /* a joined thread stays visible until the kernel has reaped it */
+    CHECK_EQ(count_threads(), before);
+}
+
+TEST(fill_of_many_pieces)
+{
+    for (int state = 0; state <= PRS_PAGES_UNBACKED; state++)
+        check_fill((enum prs_page_state)state, true, 4096 * 3 + 64, ((size_t)33 << 20) + 5, 0);
+}
+
+TEST(nonsense_is_refused)
+{
+    int fd = new_file(8192);
+    unsigned char *map = map_file(fd, 8192), byte = 1;
+    CHECK_EQ(prs_fill(fd, 0, map + 1, &byte, 1, PRS_PAGES_MAPPED, 0, NULL), -EINVAL);
+    CHECK_EQ(prs_fill(fd, UINT64_MAX, NULL, &byte, 1, PRS_PAGES_BACKED, 0, NULL), -EFBIG);
+    CHECK_EQ(prs_fill(fd, 5, NULL, &byte, SIZE_MAX, PRS_PAGES_BACKED, 0, NULL), -EFBIG);
+    CHECK_EQ(prs_fill(-1, 0, NULL, &byte, 1, PRS_PAGES_UNBACKED, 0, NULL), -EBADF);
+    CHECK_EQ(prs_fill(fd, 0, map, &byte, 1, (enum prs_page_state)9, 0, NULL), -EINVAL);
+    CHECK_EQ(prs_populate(fd, 0, NULL, 1, PRS_PAGES_UNBACKED, 0), -EINVAL);
+    CHECK_EQ(prs_populate(fd, 0, map + 5, 1, PRS_PAGES_UNBACKED, 0), -EINVAL);
+    CHECK_EQ(map[0], 0);
+    munmap(map, 8192);
+    close(fd);
+}
+
+TEST(populate_backs_and_maps_and_keeps_contents)
+{
+    size_t n = (size_t)6 << 20;
+    int fd = new_file(n);
+    unsigned char *map = map_file(fd, n);
+    CHECK_EQ(prs_populate(fd, 4096 + 7, map + 4096 + 7, n - 8192, PRS_PAGES_UNBACKED, 0), 0);
+    CHECK_EQ(present_pages(map + 4096, n - 8192 + 7), (n - 8192) / 4096 + 1);
+    CHECK_EQ(backed_bytes(fd), n - 4096);
+    memset(map, 3, n);
+    munmap(map, n);
+    map = map_file(fd, n);
+    CHECK_EQ(prs_populate(fd, 0, map, n, PRS_PAGES_BACKED, 0), 0);
+    CHECK_EQ(present_pages(map, n), n / 4096);
+    for (size_t i = 0; i < n; i += 512)
+        CHECK(map[i] == 3);
+    munmap(map, n);
+    close(fd);
+}
+
+/* What makes the second put of a place fast: the entries made by populate-for-reading can be written. */
+TEST(backed_pages_are_mapped_writable)
+{
+    size_t n = (size_t)4 << 20;
+    int fd = new_file(n);
+    unsigned char *from = pattern(n, 1);
+    CHECK_EQ(prs_fill(fd, 0, NULL, from, n, PRS_PAGES_UNBACKED, 1, NULL), 0);
+    unsigned char *map = map_file(fd, n);
+    CHECK_EQ(prs_populate(fd, 0, map, n, PRS_PAGES_BACKED, 1), 0);
+    int zero = open("/dev/zero", O_RDONLY | O_CLOEXEC);
+    CHECK(zero >= 0);
+    struct rusage before, after;
+    getrusage(RUSAGE_THREAD, &before);
+    for (size_t i = 0; i < n; i += 4096) /* the kernel writes: no shadow memory of sanitizers is touched */
+        CHECK_EQ(syscall(SYS_read, zero, map + i, 1), 1);
+    getrusage(RUSAGE_THREAD, &after);
+    long faults = after.ru_minflt - before.ru_minflt;
+    munmap(map, n);
+    close(zero);
+    close(fd);
+    free(from);
+#if defined(__x86_64__)
+    CHECK_MSG(faults < (long)(n / 4096 / 8), "%ld write faults", faults);
+#else
+    printf("     %ld write faults in %zu pages\n", faults, n / 4096); /* a matter of speed alone */
+#endif
+}
+
+/* ---- areas --------------------------------------------------------------------------------------- */
+
+typedef struct test_area {
+    prs_area area;
+    size_t size; /* of the area; the file has one page more in front */
+    unsigned char *view;
+} test_area;
+
+static test_area
+new_area_on(int fd, size_t size)
+{
+    test_area t = {.size = size};
+    t.view = map_file(fd, size + 4096) + 4096;
+    t.area.fd = fd;
+    t.area.base = 4096;
+    t.area.map = (char *)map_file(fd, size + 4096) + 4096;
+    t.area.backed = prs_pages_at(calloc(1, prs_pages_bytes(size / 4096)), size / 4096);
+    t.area.mapped = prs_pages_at(calloc(1, prs_pages_bytes(size / 4096)), size / 4096);
+    return t;
+}
+
+static test_area
+new_area(size_t size)
+{
+    return new_area_on(new_file(size + 4096), size);
+}
+
+static void
+drop_area(test_area *t)
+{
+    munmap(t->view - 4096, t->size + 4096);
+    munmap(t->area.map - 4096, t->size + 4096);
+    close(t->area.fd);
+    free((void *)t->area.backed.words);
+    free((void *)t->area.mapped.words);
+}
+
+/* What the bitmaps say is what the kernel says. */
+static void
+check_marks(const test_area *t)
+{
+    uint64_t pages = t->size / 4096;
+    CHECK_EQ(prs_pages_count(t->area.backed, 0, pages) * 4096, backed_bytes(t->area.fd));
+    for (uint64_t p = 0; p < pages; p++)
+        if (prs_pages_test(t->area.mapped, p))
+            CHECK_EQ(present_pages((unsigned char *)t->area.map + p * 4096, 1), 1);
+}
+
+TEST(an_area_gets_warm_within_three_puts)
+{
+    size_t n = (size_t)20 << 20;
+    test_area t = new_area(n + 8192);
+    uint64_t grown;
+    for (uint64_t put = 0; put < 3; put++) {
+        unsigned char *from = pattern(n, put + 1);
+        CHECK_EQ(prs_area_missing(&t.area, 100, n), put == 0 ? n + 4096 : 0);
+        CHECK_EQ(prs_area_fill(&t.area, 100, from, n, 0, &grown), 0);
+        CHECK_EQ(grown, put == 0 ? n + 4096 : 0);
+        CHECK_MEM(t.view + 100, from, n);
+        check_marks(&t);
+        free(from);
+    }
+    CHECK(prs_pages_all(t.area.mapped, 0, n / 4096 + 1));
+    drop_area(&t);
+}
+
+TEST(an_area_without_mapping_is_written_through_the_file)
+{
+    size_t n = (size_t)5 << 20;
+    test_area t = new_area(n);
+    prs_area blind = t.area;
+    blind.map = NULL;
+    blind.mapped = prs_pages_at(NULL, 0);
+    unsigned char *from = pattern(n, 2);
+    for (int put = 0; put < 2; put++)
+        CHECK_EQ(prs_area_fill(&blind, 10, from + put, n - 100, 0, NULL), 0);
+    CHECK_MEM(t.view + 10, from + 1, n - 100);
+    CHECK_EQ(prs_area_populate(&blind, 0, 0, 0, NULL), 0);
+    check_marks(&t);
+    free(from);
+    drop_area(&t);
+}
+
+TEST(an_area_refuses_ranges_outside)
+{
+    test_area t = new_area(1 << 20);
+    unsigned char byte = 1;
+    uint64_t grown = 5;
+    CHECK_EQ(prs_area_fill(&t.area, 1 << 20, &byte, 1, 0, &grown), -EFAULT);
+    CHECK_EQ(grown, 0);
+    CHECK_EQ(prs_area_fill(&t.area, UINT64_MAX, &byte, 1, 0, NULL), -EFAULT);
+    CHECK_EQ(prs_area_fill(&t.area, 1, &byte, SIZE_MAX, 0, NULL), -EFAULT);
+    CHECK_EQ(prs_area_fill(&t.area, 0, NULL, 1, 0, NULL), -EINVAL);
+    CHECK_EQ(prs_area_punch(&t.area, 4096, 1 << 20, NULL), -EFAULT);
+    CHECK_EQ(prs_area_populate(&t.area, UINT64_MAX - 5, 10, 0, NULL), -EFAULT);
+    CHECK_EQ(prs_area_fill(&t.area, 1 << 20, NULL, 0, 0, NULL), 0);
+    CHECK_EQ(prs_area_missing(&t.area, 0, SIZE_MAX), 0);
+    check_marks(&t);
+    drop_area(&t);
+}
+
+TEST(random_fills_populates_and_punches_against_a_model)
+{
+    enum { SIZE = 3 << 20 };
+    test_area t = new_area(SIZE);
+    unsigned char *model = calloc(1, SIZE), *from = pattern(2 * SIZE, 3);
+    uint64_t seed = test_seed(12), total = 0;
+    for (int step = 0; step < 300; step++) {
+        uint64_t off = test_random(&seed) % SIZE, n = test_random(&seed) % (SIZE - off + 1), change = 0;
+        if (test_random(&seed) % 2)
+            n %= 9000;
+        switch (test_random(&seed) % 5) {
+        case 0: {
+            CHECK_EQ(prs_area_punch(&t.area, off, n, &change), 0);
+            uint64_t a = (off + 4095) & ~4095u, b = (off + n) & ~(uint64_t)4095;
+            if (a < b)
+                memset(model + a, 0, b - a);
+            total -= change;
+            break;
+        }
+        case 1:
+            CHECK_EQ(prs_area_populate(&t.area, off, n, 2, &change), 0);
+            total += change;
+            break;
+        default: {
+            const unsigned char *src = from + test_random(&seed) % SIZE;
+            CHECK_EQ(prs_area_fill(&t.area, off, src, n, 2, &change), 0);
+            memcpy(model + off, src, n);
+            total += change;
+        }
+        }
+        CHECK_EQ(total, prs_pages_count(t.area.backed, 0, SIZE / 4096) * 4096);
+        CHECK_EQ(total, backed_bytes(t.area.fd));
+    }
+    check_marks(&t);
+    CHECK_MEM(t.view, model, SIZE);
+    free(model);
+    free(from);
+    drop_area(&t);
+}
+
+/* Threads fill neighbouring ranges that share pages at their edges. */
+enum { NEIGHBOURS = 4, SHARE = (2 << 20) + 1000 };
+
+typedef struct neighbour {
+    const prs_area *area;
+    const unsigned char *from;
+    size_t at;
+    uint64_t grown;
+    int rc;
+} neighbour;
+
+static void *
+fill_share(void *arg)
+{
+    neighbour *me = arg;
+    me->rc = prs_area_fill(me->area, me->at, me->from + me->at, SHARE, 2, &me->grown);
+    return NULL;
+}
+
+TEST(neighbours_on_one_page_fill_at_the_same_time)
+{
+    size_t n = (size_t)NEIGHBOURS * SHARE, size = (n + 4095) & ~(size_t)4095;
+    unsigned char *from = pattern(n, 5);
+    for (int round = 0; round < 5; round++) {
+        test_area t = new_area(size);
+        neighbour all[NEIGHBOURS];
+        pthread_t thread[NEIGHBOURS];
+        uint64_t grown = 0;
+        for (size_t i = 0; i < NEIGHBOURS; i++) {
+            all[i] = (neighbour){.area = &t.area, .from = from, .at = i * SHARE};
+            CHECK_EQ(pthread_create(&thread[i], NULL, fill_share, &all[i]), 0);
+        }
+        for (size_t i = 0; i < NEIGHBOURS; i++) {
+            pthread_join(thread[i], NULL);
+            CHECK_EQ(all[i].rc, 0);
+            grown += all[i].grown;
+        }
+        CHECK_EQ(grown, size);
+        CHECK_MEM(t.view, from, n);
+        check_marks(&t);
+        drop_area(&t);
+    }
+    free(from);
+}
+
+TEST(a_full_file_system_is_an_error_and_keeps_nothing)
+{
+    char dir[] = "/tmp/prs-test-tmpfs-XXXXXX", path[64];
+    CHECK(mkdtemp(dir) != NULL);
+    if (mount("none", dir, "tmpfs", 0, "size=4m") != 0) {
+        rmdir(dir);
+        SKIP("no tmpfs can be mounted here");
+    }
+    snprintf(path, sizeof path, "%s/f", dir);
+    int fd = open(path, O_RDWR | O_CREAT, 0600), rc[4] = {0};
+    size_t size = (size_t)16 << 20;
+    bool made = fd >= 0 && ftruncate(fd, (off_t)size + 4096) == 0;
+    umount2(dir, MNT_DETACH); /* lives on behind the descriptor; nothing is left whatever fails below */
+    rmdir(dir);
+    CHECK(made);
+    test_area t = new_area_on(fd, size);
+    unsigned char *from = pattern(size, 6);
+    uint64_t grown;
+    CHECK_EQ(prs_area_fill(&t.area, 0, from, 1 << 20, 0, &grown), 0);
+    rc[0] = prs_area_fill(&t.area, 4096, from, 12 << 20, 0, &grown); /* partly backed, partly not */
+    rc[1] = prs_area_fill(&t.area, 1 << 20, from, 12 << 20, 1, &grown);
+    rc[2] = prs_area_populate(&t.area, 0, 12 << 20, 0, &grown);
+    /* Marked as backed, and not there: an error all the same. */
+    prs_pages_set(t.area.backed, 512, 2048);
+    rc[3] = prs_area_fill(&t.area, 2 << 20, from, 8 << 20, 0, &grown);
+    prs_pages_clear(t.area.backed, 512, 2048);
+    CHECK_EQ(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 4096 + (2 << 20), 8 << 20), 0);
+    for (int i = 0; i < 4; i++)
+        CHECK_MSG(rc[i] == -ENOSPC, "case %d: %d", i, rc[i]);
+    check_marks(&t);
+    CHECK(backed_bytes(fd) <= (2 << 20) + 4096);
+    /* And there is room again for what fits. */
+    CHECK_EQ(prs_area_fill(&t.area, 1 << 20, from, 2 << 20, 0, &grown), 0);
+    CHECK_EQ(grown, 2 << 20);
+    CHECK_MEM(t.view + (1 << 20), from, 2 << 20);
+    free(from);
+    drop_area(&t);
+}
+
+TEST_MAIN()
