@@ -1,0 +1,171 @@
+/* atfork.c - handover to a forked child.
+ *
+ * Purpose    After fork both processes hold what the one held before, as two clients.
+ * Algorithm  pthread_atfork.  prepare: take every shard, so that no thread pins or unpins in between;
+ *            claim a second client slot on a descriptor of its own; set its bit wherever ours is set.
+ *            parent: close that descriptor (a child that was not born is thereby a corpse), let go.
+ *            child: close the parent's descriptor first, become the second client, forget what the
+ *            parent had reserved, make its unsealed windows read-only, let go.
+ * Guarantee  Never waits for the store lock, never fails.  Where no slot or descriptor is to be had, what
+ *            the process holds gets the sticky holder, so views stay valid on both sides, and the
+ *            child's handle serves only to let go of them.
+ */
+#include "store.h"
+
+static pthread_mutex_t handles_lock = PTHREAD_MUTEX_INITIALIZER;
+static prs_store *handles;
+static prs_atomic_u32 forks;
+static pthread_once_t installed = PTHREAD_ONCE_INIT;
+
+uint32_t
+prs_fork_count(void)
+{
+    return prs_load_relaxed(&forks);
+}
+
+bool
+prs_is_orphan(const prs_store *s)
+{
+    return s->orphan;
+}
+
+/* Set a bit of another holder beside ours; undone when the object was ended meanwhile. */
+static void
+copy_hold(prs_store *s, uint32_t i, uint32_t word_index, uint64_t bit, bool sticky)
+{
+    prs_slot *slot = prs_slot_at(s, i);
+    const prs_private *p = &s->priv[i];
+    prs_atomic_u64 *refs = prs_refs(slot) + word_index, *pins = prs_pins(s, slot) + word_index;
+    if (prs_load_relaxed(&slot->serial) != p->serial)
+        return; /* refs to an object that was freed */
+    if (p->pins)
+        prs_fetch_or_seqcst(pins, bit);
+    if (p->refs) {
+        prs_fetch_or_seqcst(refs, bit);
+        uint64_t word = prs_load_seqcst(&slot->word);
+        uint32_t state = prs_word_state(word);
+        if (!p->pins && (prs_load_relaxed(&slot->serial) != p->serial || state == PRS_STATE_FREE ||
+                         state == PRS_STATE_RESERVED || (word & PRS_WORD_FREED)))
+            prs_fetch_and_seqcst(refs, ~bit);
+    }
+    if (sticky)
+        prs_fetch_add_relaxed(&s->super->orphaned, 1);
+}
+
+static void
+prepare_one(prs_store *s)
+{
+    for (uint32_t i = 0; i < PRS_SHARDS; i++)
+        prs_spin_lock(&s->shards[i]);
+    prs_spin_lock(&s->window_lock);
+    s->child = PRS_NIL;
+    s->child_fd = -1;
+    if (s->orphan)
+        return;
+    bool sticky = prs_client_claim_child(s) < 0;
+    PRS_POINT(fork_claimed);
+    uint32_t child = sticky ? PRS_STICKY_CLIENT : s->child;
+    uint32_t published = prs_load_acquire(&s->super->published);
+    for (uint32_t i = 0; i < published; i++)
+        if (s->priv[i].refs || s->priv[i].pins)
+            copy_hold(s, i, child / 64, 1ull << child % 64, sticky);
+    PRS_POINT(fork_copied);
+}
+
+static void
+release_one(prs_store *s)
+{
+    prs_spin_unlock(&s->window_lock);
+    for (uint32_t i = 0; i < PRS_SHARDS; i++)
+        prs_spin_unlock(&s->shards[i]);
+}
+
+static void
+child_one(prs_store *s)
+{
+    if (prs_os_same(s->fd_lock, &s->file))
+        prs_os_close(s->fd_lock);
+    s->fd_lock = s->child_fd;
+    s->child_fd = -1;
+    s->pid = (int32_t)getpid();
+    s->start_time = prs_start_time(s->pid);
+    s->pid_ns = prs_os_pid_ns();
+    pthread_mutex_init(&s->mutex, NULL);
+    prs_spin_init(&s->serial_lock);
+    s->serial_next = s->serial_end = 0;
+    prs_magazines_forget(s);
+    if (s->child == PRS_NIL) {
+        s->orphan = true;
+        s->me = PRS_STICKY_CLIENT;
+    } else {
+        s->me = s->child;
+        s->incarnation = s->child_incarnation;
+    }
+    s->my_word = s->me / 64;
+    s->my_bit = 1ull << s->me % 64;
+    if (!s->orphan)
+        prs_client_born(s);
+    PRS_POINT(fork_born);
+    prs_spin_unlock(&s->window_lock);
+    prs_windows_after_fork(s);
+    for (uint32_t i = 0; i < PRS_SHARDS; i++)
+        prs_spin_unlock(&s->shards[i]);
+}
+
+static void
+before_fork(void)
+{
+    pthread_mutex_lock(&handles_lock);
+    for (prs_store *s = handles; s; s = s->next)
+        prepare_one(s);
+}
+
+static void
+in_parent(void)
+{
+    for (prs_store *s = handles; s; s = s->next) {
+        if (s->child_fd >= 0)
+            prs_os_close(s->child_fd);
+        s->child_fd = -1;
+        release_one(s);
+    }
+    pthread_mutex_unlock(&handles_lock);
+}
+
+static void
+in_child(void)
+{
+    prs_fetch_add_relaxed(&forks, 1);
+    for (prs_store *s = handles; s; s = s->next)
+        child_one(s);
+    pthread_mutex_init(&handles_lock, NULL);
+}
+
+static void
+install(void)
+{
+    pthread_atfork(before_fork, in_parent, in_child);
+}
+
+int
+prs_atfork_register(prs_store *s)
+{
+    pthread_once(&installed, install);
+    pthread_mutex_lock(&handles_lock);
+    s->next = handles;
+    handles = s;
+    pthread_mutex_unlock(&handles_lock);
+    return 0;
+}
+
+void
+prs_atfork_unregister(prs_store *s)
+{
+    pthread_mutex_lock(&handles_lock);
+    prs_store **at = &handles;
+    while (*at && *at != s)
+        at = &(*at)->next;
+    if (*at)
+        *at = s->next;
+    pthread_mutex_unlock(&handles_lock);
+}

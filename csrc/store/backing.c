@@ -1,0 +1,294 @@
+/* backing.c - pages of the data area: mapping, filling, giving back.
+ *
+ * Purpose    A put that the machine has no memory for is an error, never a SIGBUS or a visit of the
+ *            memory killer; memory once used is reused warm, and not kept for ever.
+ * Algorithm  Before pages are asked of the kernel, the headroom of cgroups and machine is compared
+ *            (headroom.h); then fill.h chooses how.  Freed extents stay backed up to a reserve: the
+ *            larger of warm_reserve, a quarter of what is in use, and what was freed in one piece
+ *            within the last seconds, so that put, drop, put of anything stays warm.
+ * Guarantee  Pages are given back only while their extent is this client's (FREEING), so nobody else
+ *            can be writing there.
+ */
+#include "store.h"
+#include <errno.h>
+
+#define WARM_SECONDS 10
+#define BACK_GRAIN (128u * 1024u)
+
+/* Code that closes all descriptors took ours as well: find the store again through a peer, or
+ * through /proc/self where the kernel allows it, before a number now used by somebody else harms. */
+static int
+reopen(prs_store *s, bool writable)
+{
+    int fds[] = {s->fd_rw, s->fd_ro, s->fd_lock}, fd;
+    for (int i = 0; i < 3; i++)
+        if (prs_os_same(fds[i], &s->file) && (fd = prs_os_reopen(fds[i], writable)) >= 0)
+            return fd;
+    if (s->path) {
+        prs_error ignored;
+        if (prs_os_open_file(s->path, &fd, &ignored) == PRS_OK) {
+            if (prs_os_same(fd, &s->file)) {
+                int out = writable ? fd : prs_os_reopen(fd, false);
+                if (!writable)
+                    prs_os_close(fd);
+                return out;
+            }
+            prs_os_close(fd);
+        }
+    }
+    int32_t pids[64];
+    int n = prs_client_pids(s, pids, 64);
+    for (int i = 0; i < n; i++) {
+        uint64_t ids[16];
+        int numbers[16], found = prs_list_pid(pids[i], ids, numbers, 16);
+        for (int k = 0; k < found && k < 16; k++) {
+            if (ids[k] != s->id)
+                continue;
+            fd = prs_os_reopen_of(pids[i], numbers[k], writable);
+            if (fd >= 0 && prs_os_same(fd, &s->file))
+                return fd;
+            prs_os_close(fd);
+        }
+    }
+    return prs_os_reopen_mapping(s->super, writable, &s->file);
+}
+
+int
+prs_descriptors(prs_store *s, prs_error *error)
+{
+    bool rw = prs_os_same(s->fd_rw, &s->file), ro = prs_os_same(s->fd_ro, &s->file);
+    if (PRS_LIKELY(rw && ro))
+        return PRS_OK;
+    int fd;
+    if (!rw) {
+        if ((fd = reopen(s, true)) < 0)
+            goto lost;
+        s->fd_rw = fd;
+        s->area.fd = fd;
+        if (!s->orphan)
+            prs_store_relaxed(&s->clients[s->me].fd, (uint32_t)fd);
+    }
+    if (!ro) {
+        if ((fd = reopen(s, false)) < 0)
+            goto lost;
+        s->fd_ro = fd;
+    }
+    if (!prs_os_same(s->fd_lock, &s->file) && !s->orphan && (fd = prs_os_reopen(s->fd_rw, true)) >= 0) {
+        s->fd_lock = fd;
+        prs_os_lock_byte(fd, PRS_CLIENT_BYTE + s->me);
+    }
+    return PRS_OK;
+lost:
+    return prs_fail(error, PRS_E_SYS, EBADF, "the descriptors of the store were closed by other code of this process");
+}
+
+static int
+no_room(prs_error *error, uint64_t want, const prs_headroom_report *report)
+{
+    prs_fail(error, PRS_E_BACKING, ENOMEM, "%s leaves no room for %llu bytes", report->what,
+             (unsigned long long)want);
+    if (error) {
+        error->want = want;
+        error->capacity = report->limit;
+        error->used = report->usage;
+    }
+    return PRS_E_BACKING;
+}
+
+static int
+no_pages(prs_error *error, int rc, uint64_t want)
+{
+    prs_fail(error, rc == -ENOSPC || rc == -ENOMEM ? PRS_E_BACKING : PRS_E_SYS, -rc,
+             rc == -ENOSPC ? "the file system of the store is full" : "the system gave no memory");
+    if (error) {
+        error->want = want;
+    }
+    return rc == -ENOSPC || rc == -ENOMEM ? PRS_E_BACKING : PRS_E_SYS;
+}
+
+int
+prs_reserve(prs_store *s, uint64_t bytes, prs_error *error)
+{
+    prs_headroom_report report;
+    if (bytes && prs_headroom_reserve(&s->headroom, bytes, &report) < 0)
+        return no_room(error, bytes, &report);
+    return PRS_OK;
+}
+
+int
+prs_writable(prs_store *s, prs_error *error)
+{
+    if (PRS_LIKELY(prs_load_acquire(&s->wr)))
+        return PRS_OK;
+    int rc = prs_descriptors(s, error);
+    if (rc < 0)
+        return rc;
+    pthread_mutex_lock(&s->mutex);
+    if (!prs_load_acquire(&s->wr)) {
+        uint8_t *wr = prs_os_map(s->fd_rw, s->super->data_off, s->capacity, true);
+        size_t len = prs_pages_bytes(s->capacity / PRS_PAGE);
+        void *mapped = wr ? prs_os_reserve(len) : NULL;
+        if (mapped) {
+            s->area.fd = s->fd_rw;
+            s->area.map = (char *)wr;
+            s->area.mapped = prs_pages_at(mapped, s->capacity / PRS_PAGE);
+            s->mapped_len = len;
+            prs_store_release(&s->wr, wr);
+        } else {
+            rc = prs_fail(error, PRS_E_NOMEM, errno, "no address space to map the store for writing");
+            prs_os_unmap(wr, s->capacity);
+        }
+    }
+    pthread_mutex_unlock(&s->mutex);
+    return rc;
+}
+
+/* For small objects: neighbouring pages come along, so that this is rare. */
+int
+prs_back(prs_store *s, uint64_t off, uint64_t len, prs_error *error)
+{
+    uint64_t first = off / PRS_PAGE, n = prs_pages_end(off, len) - first;
+    if (PRS_LIKELY(prs_pages_all(s->area.backed, first, n) && prs_pages_all(s->area.mapped, first, n)))
+        return PRS_OK;
+    int rc = prs_descriptors(s, error);
+    if (rc < 0)
+        return rc;
+    uint64_t begin = off & ~(uint64_t)(BACK_GRAIN - 1), end = prs_round_up(off + len, BACK_GRAIN);
+    if (end > s->capacity)
+        end = s->capacity;
+    for (int attempt = 0;; attempt++) {
+        rc = prs_reserve(s, prs_area_missing(&s->area, begin, end - begin), error);
+        if (rc == PRS_OK) {
+            int err = PRS_POINT_ERRNO(backing) ? -ENOSPC
+                                               : prs_area_populate(&s->area, begin, end - begin, 1, NULL);
+            if (err == 0)
+                return PRS_OK;
+            rc = no_pages(error, err, end - begin);
+        }
+        if (attempt || begin == (off & ~(uint64_t)(PRS_PAGE - 1)))
+            return rc;
+        begin = off & ~(uint64_t)(PRS_PAGE - 1); /* little is left: no more than needed */
+        end = prs_round_up(off + len, PRS_PAGE);
+    }
+}
+
+static int
+fill(prs_store *s, uint64_t off, const void *src, size_t n, prs_error *error)
+{
+    int rc = prs_descriptors(s, error);
+    if (rc < 0)
+        return rc;
+    uint64_t missing = prs_area_missing(&s->area, off, n);
+    rc = prs_reserve(s, missing, error);
+    if (rc < 0 && prs_trim(s, 0)) /* warm pages elsewhere are memory, too */
+        rc = prs_reserve(s, missing, error);
+    if (rc < 0)
+        return rc;
+    int err = PRS_POINT_ERRNO(backing) ? -ENOSPC : prs_area_fill(&s->area, off, src, n, 0, NULL);
+    if (err == -ENOSPC && prs_trim(s, 0))
+        err = prs_area_fill(&s->area, off, src, n, 0, NULL);
+    return err < 0 ? no_pages(error, err, n) : PRS_OK;
+}
+
+int
+prs_fill_range(prs_store *s, uint64_t off, const void *src, size_t n, prs_error *error)
+{
+    prs_fetch_add_seqcst(&s->filling, 1); /* closing waits: the descriptor must stay ours */
+    int rc = prs_load_seqcst(&s->closed) ? PRS_E_CLOSED : fill(s, off, src, n, error);
+    prs_fetch_sub_seqcst(&s->filling, 1);
+    return rc;
+}
+
+/* ---- giving back ------------------------------------------------------------------------------- */
+
+static uint64_t
+reserve_bytes(prs_store *s)
+{
+    uint64_t keep = s->super->warm_reserve, quarter = s->super->arena.used / 4;
+    if (quarter > keep)
+        keep = quarter;
+    if ((uint64_t)prs_now() < prs_load_relaxed(&s->super->warm_until)) {
+        uint64_t floor = prs_load_relaxed(&s->super->warm_floor);
+        if (floor > keep)
+            keep = floor;
+    }
+    return keep;
+}
+
+static uint64_t
+data_backed(prs_store *s)
+{
+    return prs_pages_count(s->area.backed, 0, s->capacity / PRS_PAGE) * PRS_PAGE;
+}
+
+/* An extent of `size` bytes is about to be free: would that be more warm memory than we keep? */
+bool
+prs_beyond_reserve(prs_store *s, uint64_t size)
+{
+    uint64_t now = (uint64_t)prs_now(), until = prs_load_relaxed(&s->super->warm_until);
+    if (size >= prs_load_relaxed(&s->super->warm_floor) || now >= until) {
+        prs_store_relaxed(&s->super->warm_floor, size);
+        prs_store_relaxed(&s->super->warm_until, now + WARM_SECONDS * (uint64_t)PRS_SECOND);
+    }
+    if (size <= s->super->warm_reserve / 16 && now < until)
+        return false; /* many small ones: the periodic trim sees to them */
+    uint64_t used = s->super->arena.used, backed = data_backed(s);
+    uint64_t live = used > size ? used - size : 0;
+    return backed > live && backed - live > reserve_bytes(s) + size;
+}
+
+void
+prs_give_back(prs_store *s, uint64_t off, uint64_t len)
+{
+    if (prs_descriptors(s, NULL) < 0)
+        return;
+    PRS_POINT(punch_marked);
+    (void)prs_area_punch(&s->area, off, len, NULL);
+    PRS_POINT(punched);
+}
+
+static uint64_t
+largest_free(prs_store *s)
+{
+    if (prs_tables_touch(s) < 0 || prs_lock(s, s->lock_timeout, NULL) < 0)
+        return 0;
+    uint64_t largest = prs_extent_largest(s);
+    prs_unlock(s);
+    return largest;
+}
+
+/* Once a second, by whoever looks: what is warm beyond the reserve. */
+void
+prs_trim_excess(prs_store *s)
+{
+    uint64_t keep = reserve_bytes(s);
+    if (prs_load_acquire(&s->wr) && data_backed(s) > s->super->arena.used + keep)
+        prs_trim(s, keep);
+}
+
+uint64_t
+prs_trim(prs_store *s, uint64_t keep)
+{
+    uint64_t given = 0;
+    if (prs_load_relaxed(&s->closed) || s->orphan || prs_writable(s, NULL) < 0)
+        return 0;
+    prs_magazines_flush(s);
+    /* Take free extents as if to put into them, largest first, and punch them while they are ours. */
+    while (data_backed(s) > s->super->arena.used + keep) {
+        uint64_t largest = largest_free(s);
+        if (largest < 2 * PRS_PAGE)
+            break;
+        uint32_t slot;
+        uint64_t word, before = data_backed(s);
+        uint64_t size = (largest - PRS_PAGE) & ~(uint64_t)(PRS_PAGE - 1);
+        if (prs_large_take(s, size, true, &slot, &word, NULL) < 0)
+            break;
+        prs_give_back(s, prs_slot_at(s, slot)->off, prs_slot_at(s, slot)->cap);
+        prs_take_over(s, slot, word);
+        uint64_t after = data_backed(s);
+        if (after >= before)
+            break;
+        given += before - after;
+    }
+    return given;
+}

@@ -1,0 +1,200 @@
+/* check.c - looking at a store: fsck, statistics, the list of objects.
+ *
+ * Guarantee  prs_check takes the store lock and verifies every invariant of layout.h that others
+ *            cannot be changing lock-free at that moment.  Statistics count by walking the table:
+ *            put and get keep no counters.
+ */
+#include "store.h"
+
+static int
+check_slot(prs_store *s, uint32_t i, prs_error *error)
+{
+    prs_slot *slot = prs_slot_at(s, i);
+    uint64_t word = prs_load_seqcst(&slot->word);
+    uint32_t state = prs_word_state(word), client = prs_word_client(word);
+    if (state > PRS_STATE_SPILLING)
+        return prs_fail(error, PRS_E_CORRUPT, 0, "slot %u is in no known state", i);
+    if (state == PRS_STATE_FREE)
+        return PRS_OK;
+    if (client >= s->super->max_clients)
+        return prs_fail(error, PRS_E_CORRUPT, 0, "slot %u belongs to no client", i);
+    if (slot->off > s->capacity || slot->cap > s->capacity - slot->off || slot->off % PRS_UNIT)
+        return prs_fail(error, PRS_E_CORRUPT, 0, "slot %u lies outside the data area", i);
+    if (slot->extent >= 2 * prs_load_relaxed(&s->super->published) + 8 || s->extents[slot->extent].slot != i)
+        return prs_fail(error, PRS_E_CORRUPT, 0, "slot %u and its extent disagree", i);
+    if (state == PRS_STATE_SEALED &&
+        (slot->size > slot->cap || prs_load_relaxed(&slot->serial) == 0 ||
+         prs_load_relaxed(&slot->serial) >= prs_load_seqcst(&s->super->serial)))
+        return prs_fail(error, PRS_E_CORRUPT, 0, "slot %u: size or serial of a sealed object is wrong", i);
+    return PRS_OK;
+}
+
+/* Bits of clients that never were: nobody would ever clear them. */
+static int
+check_holders(prs_store *s, uint32_t i, prs_error *error)
+{
+    prs_slot *slot = prs_slot_at(s, i);
+    uint32_t high = prs_load_seqcst(&s->super->client_high);
+    for (uint32_t w = 0; w < 2 * s->holder_words; w++) {
+        uint64_t bits = prs_load_seqcst(&slot->holders[w]);
+        uint32_t first = w % s->holder_words * 64;
+        uint64_t known = high <= first ? 0 : high - first >= 64 ? ~0ull : (1ull << (high - first)) - 1;
+        if (bits & ~(known | (first == 0)))
+            return prs_fail(error, PRS_E_CORRUPT, 0, "slot %u is held by a client that never was", i);
+    }
+    return PRS_OK;
+}
+
+static int
+check_locked(prs_store *s, prs_error *error)
+{
+    prs_arena *a = &s->super->arena;
+    uint32_t published = prs_load_acquire(&s->super->published), limit = published;
+    if (published > s->max_slots || prs_load_relaxed(&s->super->links_published) > s->super->max_links ||
+        prs_load_relaxed(&s->super->client_high) > s->super->max_clients)
+        return prs_fail(error, PRS_E_CORRUPT, 0, "a table is longer than its room");
+    if (prs_load_relaxed(&s->super->corrupt))
+        return prs_fail(error, PRS_E_CORRUPT, 0, "a recovery found overlapping extents earlier");
+    if (a->extent_bump > 2 * published + 8)
+        return prs_fail(error, PRS_E_CORRUPT, 0, "the table of extents is longer than its room");
+    uint32_t free_slots = 0;
+    for (uint32_t i = 0; i < published; i++) {
+        int rc = check_slot(s, i, error);
+        if (rc == PRS_OK)
+            rc = check_holders(s, i, error);
+        if (rc < 0)
+            return rc;
+        free_slots += prs_word_state(prs_load_seqcst(&prs_slot_at(s, i)->word)) == PRS_STATE_FREE;
+    }
+    uint32_t stacked = 0;
+    for (uint32_t i = a->slot_free; i != PRS_NIL; i = prs_slot_at(s, i)->next_free) {
+        if (i >= published || limit-- == 0 ||
+            prs_word_state(prs_load_seqcst(&prs_slot_at(s, i)->word)) != PRS_STATE_FREE)
+            return prs_fail(error, PRS_E_CORRUPT, 0, "the stack of free slots is broken");
+        stacked++;
+    }
+    if (stacked != free_slots || stacked != a->slot_free_count)
+        return prs_fail(error, PRS_E_CORRUPT, 0, "%u slots are free, %u on the stack, %u counted", free_slots,
+                        stacked, a->slot_free_count);
+    int rc = prs_extent_check(s, error);
+    return rc < 0 ? rc : prs_links_check(s, error);
+}
+
+int
+prs_check(prs_store *s, prs_error *error)
+{
+    if (prs_load_relaxed(&s->closed) || s->orphan)
+        return prs_fail(error, PRS_E_CLOSED, 0, "the store is closed");
+    for (;;) {
+        int rc = prs_tables_touch(s);
+        if (rc < 0)
+            return prs_fail(error, PRS_E_BACKING, -rc, "no memory for the tables of the store");
+        rc = prs_lock(s, s->lock_timeout, error);
+        if (rc < 0)
+            return rc;
+        if (prs_load_relaxed(&s->super->published) > s->max_slots ||
+            prs_load_relaxed(&s->slots_seen) >= prs_load_relaxed(&s->super->published)) {
+            rc = check_locked(s, error);
+            prs_unlock(s);
+            return rc;
+        }
+        prs_unlock(s);
+    }
+}
+
+int
+prs_get_stats(prs_store *s, prs_stats *out)
+{
+    memset(out, 0, sizeof *out);
+    if (prs_load_relaxed(&s->closed))
+        return PRS_E_CLOSED;
+    prs_settle_pending(s, true);
+    prs_look(s, PRS_SECOND);
+    prs_super *super = s->super;
+    uint64_t reserved = 0, used = 0, overhead = 0;
+    uint32_t published = prs_load_acquire(&super->published);
+    for (uint32_t i = 0; i < published; i++) {
+        prs_slot *slot = prs_slot_at(s, i);
+        switch (prs_word_state(prs_load_relaxed(&slot->word))) {
+        case PRS_STATE_RESERVED:
+            reserved += slot->cap;
+            break;
+        case PRS_STATE_CREATING:
+            out->unsealed++;
+            used += slot->cap;
+            break;
+        case PRS_STATE_SEALED:
+        case PRS_STATE_FREEING:
+        case PRS_STATE_SPILLING:
+            out->objects++;
+            used += slot->cap;
+            break;
+        default:
+            break;
+        }
+    }
+    overhead = (uint64_t)published * (s->slot_stride + 2 * sizeof(prs_extent)) +
+               (uint64_t)prs_load_relaxed(&super->links_published) * sizeof(prs_link) +
+               (uint64_t)prs_load_relaxed(&super->client_high) * sizeof(prs_client) + sizeof(prs_super);
+    out->capacity = s->capacity;
+    out->used = used;
+    out->reserved = reserved;
+    out->overhead = overhead;
+    out->backed = prs_os_same(s->fd_rw, &s->file) ? prs_os_blocks(s->fd_rw)
+                                                  : prs_pages_count(s->area.backed, 0, s->capacity / PRS_PAGE) * PRS_PAGE;
+    out->slots = published;
+    out->max_clients = super->max_clients;
+    out->serial = prs_load_relaxed(&super->serial);
+    out->reaped = prs_load_relaxed(&super->reaped);
+    out->stolen = prs_load_relaxed(&super->stolen);
+    out->orphaned = prs_load_relaxed(&super->orphaned);
+    for (uint32_t i = 1; i < prs_load_relaxed(&super->client_high); i++)
+        out->clients += prs_load_relaxed(&s->clients[i].state) == PRS_CLIENT_LIVE;
+    if (!s->orphan && prs_tables_touch(s) == 0 && prs_lock(s, s->lock_timeout, NULL) == PRS_OK) {
+        out->largest_free = prs_extent_largest(s);
+        out->in_flight = super->arena.tokens;
+        out->edges = super->arena.edges;
+        prs_unlock(s);
+    }
+    return PRS_OK;
+}
+
+static uint32_t
+count_bits(const prs_atomic_u64 *words, uint32_t n)
+{
+    uint32_t bits = 0;
+    for (uint32_t i = 0; i < n; i++)
+        bits += (uint32_t)__builtin_popcountll(prs_load_relaxed(&words[i]));
+    return bits;
+}
+
+int
+prs_list(prs_store *s, uint32_t *cursor, prs_record *out, int cap)
+{
+    int n = 0;
+    uint32_t published = prs_load_acquire(&s->super->published);
+    for (; *cursor < published && n < cap; ++*cursor) {
+        prs_slot *slot = prs_slot_at(s, *cursor);
+        uint64_t word = prs_load_acquire(&slot->word);
+        uint32_t state = prs_word_state(word), client = prs_word_client(word);
+        if (state == PRS_STATE_FREE || state == PRS_STATE_RESERVED)
+            continue;
+        prs_record *r = &out[n];
+        memset(r, 0, sizeof *r);
+        r->id = (prs_oid){s->id, prs_load_relaxed(&slot->serial), *cursor, prs_word_generation(word)};
+        r->size = slot->size;
+        r->extent = slot->cap;
+        r->state = state;
+        r->ref_holders = count_bits(prs_refs(slot), s->holder_words);
+        r->pin_holders = count_bits(prs_pins(s, slot), s->holder_words);
+        r->tokens_and_edges = prs_load_relaxed(&slot->links);
+        if (client < s->super->max_clients)
+            r->creator_pid = (int32_t)prs_load_relaxed(&s->clients[client].pid);
+        r->created = (int64_t)(s->super->born + prs_load_relaxed(&slot->created));
+        r->freed = word & PRS_WORD_FREED;
+        r->orphaned = (prs_load_relaxed(prs_refs(slot)) | prs_load_relaxed(prs_pins(s, slot))) & 1;
+        if (prs_load_acquire(&slot->word) == word) /* else it changed under our eyes: leave it out */
+            n++;
+    }
+    return n;
+}

@@ -1,0 +1,464 @@
+/* extent.c - two-level segregated fit over the data area.
+ *
+ * Purpose    Hand out runs of bytes of the data area in constant time, whatever is live.
+ * Algorithm  TLSF (Masmano et al., "TLSF: a new dynamic memory allocator for real-time systems",
+ *            2004): free extents sit in bins by power of two and 32 steps within; two bitmaps find
+ *            a fitting bin with two bit scans; neighbours are merged at once.  Unlike the paper
+ *            the descriptors lie outside the memory they describe, so that no reader of the data
+ *            area can meet them.  Bins are last in, first out: what was freed last is warm.
+ *            Small extents are cut from the low end of a free one, paged ones from the high end.
+ * Guarantee  Everything here runs under the store lock and is made anew from the slots by
+ *            prs_extent_rebuild(), so a death in the middle costs nothing.
+ */
+#include "store.h"
+
+static prs_arena *
+arena_of(const prs_store *s)
+{
+    return &s->super->arena;
+}
+
+/* The bin of an extent of this size: its power of two, and which of 32 steps within. */
+static void
+bin_of(uint64_t size, uint32_t *fl, uint32_t *sl)
+{
+    uint64_t units = size / PRS_UNIT;
+    if (units < PRS_SL_COUNT) {
+        *fl = 0;
+        *sl = (uint32_t)units;
+        return;
+    }
+    uint32_t log = 63 - (uint32_t)__builtin_clzll(units);
+    *sl = (uint32_t)(units >> (log - PRS_SL_BITS)) ^ PRS_SL_COUNT;
+    *fl = log - PRS_SL_BITS + 1;
+}
+
+bool
+prs_extent_size_fits(uint64_t size)
+{
+    return size < (uint64_t)1 << 44;
+}
+
+static void
+bin_push(prs_store *s, uint32_t i)
+{
+    prs_arena *a = arena_of(s);
+    prs_extent *e = &s->extents[i];
+    uint32_t fl, sl;
+    bin_of(e->size, &fl, &sl);
+    uint32_t head = a->bins[fl][sl];
+    e->bin_prev = PRS_NIL;
+    e->bin_next = head;
+    if (head != PRS_NIL)
+        s->extents[head].bin_prev = i;
+    a->bins[fl][sl] = i;
+    a->sl_bitmap[fl] |= 1u << sl;
+    a->fl_bitmap |= 1ull << fl;
+}
+
+static void
+bin_remove(prs_store *s, uint32_t i)
+{
+    prs_arena *a = arena_of(s);
+    prs_extent *e = &s->extents[i];
+    uint32_t fl, sl;
+    bin_of(e->size, &fl, &sl);
+    if (e->bin_prev != PRS_NIL)
+        s->extents[e->bin_prev].bin_next = e->bin_next;
+    else
+        a->bins[fl][sl] = e->bin_next;
+    if (e->bin_next != PRS_NIL)
+        s->extents[e->bin_next].bin_prev = e->bin_prev;
+    if (a->bins[fl][sl] == PRS_NIL) {
+        a->sl_bitmap[fl] &= ~(1u << sl);
+        if (!a->sl_bitmap[fl])
+            a->fl_bitmap &= ~(1ull << fl);
+    }
+}
+
+/* Descriptors: a stack of returned ones above a border.  There is always one to be had: used
+ * extents are as many as slots at most, free ones at most one more. */
+static uint32_t
+descriptor_take(prs_store *s)
+{
+    prs_arena *a = arena_of(s);
+    uint32_t i = a->extent_free;
+    if (i != PRS_NIL) {
+        a->extent_free = s->extents[i].bin_next;
+        return i;
+    }
+    if (a->extent_bump >= 2 * prs_load_relaxed(&s->super->published) + 8)
+        return PRS_NIL;
+    return a->extent_bump++;
+}
+
+static void
+descriptor_give(prs_store *s, uint32_t i)
+{
+    prs_arena *a = arena_of(s);
+    prs_extent *e = &s->extents[i];
+    e->size = 0;
+    e->slot = PRS_NIL;
+    e->used = 0;
+    e->bin_next = a->extent_free;
+    a->extent_free = i;
+}
+
+static void
+arena_clear(prs_arena *a)
+{
+    a->used = 0;
+    a->extent_free = PRS_NIL;
+    a->extent_first = PRS_NIL;
+    a->fl_bitmap = 0;
+    memset(a->sl_bitmap, 0, sizeof a->sl_bitmap);
+    memset(a->bins, 0xFF, sizeof a->bins);
+}
+
+void
+prs_extent_init(prs_store *s)
+{
+    prs_arena *a = arena_of(s);
+    arena_clear(a);
+    a->extent_bump = 1;
+    a->extent_first = 0;
+    s->extents[0] = (prs_extent){.off = 0,
+                                 .size = s->capacity,
+                                 .prev = PRS_NIL,
+                                 .next = PRS_NIL,
+                                 .bin_prev = PRS_NIL,
+                                 .bin_next = PRS_NIL,
+                                 .slot = PRS_NIL};
+    bin_push(s, 0);
+}
+
+/* Cut extent i (in no bin) at `at` bytes: i keeps the low part, the result is the high part. */
+static uint32_t
+split(prs_store *s, uint32_t i, uint64_t at)
+{
+    uint32_t j = descriptor_take(s);
+    if (j == PRS_NIL)
+        return PRS_NIL;
+    prs_extent *low = &s->extents[i], *high = &s->extents[j];
+    *high = (prs_extent){.off = low->off + at,
+                         .size = low->size - at,
+                         .prev = i,
+                         .next = low->next,
+                         .bin_prev = PRS_NIL,
+                         .bin_next = PRS_NIL,
+                         .slot = PRS_NIL};
+    if (low->next != PRS_NIL)
+        s->extents[low->next].prev = j;
+    low->next = j;
+    low->size = at;
+    PRS_POINT(extent_split);
+    return j;
+}
+
+/* Where a paged run of `size` bytes would start at the high end of e, or false. */
+static bool
+paged_start(const prs_extent *e, uint64_t size, uint64_t *start)
+{
+    uint64_t end = (e->off + e->size) & ~(uint64_t)(PRS_PAGE - 1);
+    if (end < e->off + size)
+        return false;
+    *start = end - size;
+    return true;
+}
+
+static bool
+fits(const prs_extent *e, uint64_t size, bool paged)
+{
+    uint64_t start;
+    return paged ? paged_start(e, size, &start) : e->size >= size;
+}
+
+static uint32_t
+find(prs_store *s, uint64_t size, bool paged)
+{
+    prs_arena *a = arena_of(s);
+    uint32_t fl, sl;
+    /* First the exact bin's head: the same size freed a moment ago is the warm one. */
+    bin_of(size, &fl, &sl);
+    uint32_t exact = fl < PRS_FL_COUNT ? a->bins[fl][sl] : PRS_NIL;
+    if (exact != PRS_NIL && fits(&s->extents[exact], size, paged))
+        return exact;
+    /* Then good fit: every extent of a bin above is large enough (paged: plus a page). */
+    uint64_t want = paged ? size + PRS_PAGE - PRS_UNIT : size;
+    bin_of(want, &fl, &sl);
+    if (++sl == PRS_SL_COUNT) {
+        sl = 0;
+        fl++;
+    }
+    if (fl < PRS_FL_COUNT) {
+        uint32_t steps = a->sl_bitmap[fl] & (~0u << sl);
+        if (!steps) {
+            uint64_t powers = fl + 1 < 64 ? a->fl_bitmap & (~0ull << (fl + 1)) : 0;
+            if (powers) {
+                fl = (uint32_t)__builtin_ctzll(powers);
+                steps = a->sl_bitmap[fl];
+            }
+        }
+        if (steps) {
+            uint32_t head = a->bins[fl][__builtin_ctz(steps)];
+            if (fits(&s->extents[head], size, paged))
+                return head;
+        }
+    }
+    /* Last, before failing: bins whose extents may or may not fit. */
+    uint32_t last_fl, last_sl;
+    bin_of(want, &last_fl, &last_sl);
+    bin_of(size, &fl, &sl);
+    while (fl < PRS_FL_COUNT && (fl < last_fl || (fl == last_fl && sl <= last_sl))) {
+        for (uint32_t i = a->bins[fl][sl]; i != PRS_NIL; i = s->extents[i].bin_next)
+            if (fits(&s->extents[i], size, paged))
+                return i;
+        if (++sl == PRS_SL_COUNT) {
+            sl = 0;
+            fl++;
+        }
+    }
+    return PRS_NIL;
+}
+
+uint32_t
+prs_extent_alloc(prs_store *s, uint64_t size, bool paged, uint32_t slot)
+{
+    size = prs_round_up(size ? size : 1, paged ? PRS_PAGE : PRS_UNIT);
+    uint32_t i = find(s, size, paged);
+    if (i == PRS_NIL)
+        return PRS_NIL;
+    bin_remove(s, i);
+    PRS_POINT(extent_unlinked);
+    if (paged) {
+        uint64_t start = 0;
+        (void)paged_start(&s->extents[i], size, &start);
+        prs_extent *e = &s->extents[i];
+        if (e->off + e->size > start + size) { /* a tail shorter than a page stays free */
+            uint32_t tail = split(s, i, start + size - e->off);
+            if (tail == PRS_NIL)
+                goto none;
+            bin_push(s, tail);
+        }
+        if (start > s->extents[i].off) {
+            uint32_t high = split(s, i, start - s->extents[i].off);
+            if (high == PRS_NIL)
+                goto none;
+            bin_push(s, i);
+            i = high;
+        }
+    } else if (s->extents[i].size > size) {
+        uint32_t rest = split(s, i, size);
+        if (rest == PRS_NIL)
+            goto none;
+        bin_push(s, rest);
+    }
+    prs_extent *e = &s->extents[i];
+    e->used = 1;
+    e->slot = slot;
+    arena_of(s)->used += e->size;
+    PRS_POINT(extent_used);
+    return i;
+none:
+    bin_push(s, i);
+    return PRS_NIL;
+}
+
+/* Swallow the free extent j that follows i. */
+static void
+merge(prs_store *s, uint32_t i, uint32_t j)
+{
+    prs_extent *low = &s->extents[i], *high = &s->extents[j];
+    bin_remove(s, j);
+    low->size += high->size;
+    low->next = high->next;
+    if (high->next != PRS_NIL)
+        s->extents[high->next].prev = i;
+    descriptor_give(s, j);
+    PRS_POINT(extent_merged);
+}
+
+void
+prs_extent_free(prs_store *s, uint32_t i)
+{
+    prs_extent *e = &s->extents[i];
+    arena_of(s)->used -= e->size;
+    e->used = 0;
+    e->slot = PRS_NIL;
+    if (e->next != PRS_NIL && !s->extents[e->next].used)
+        merge(s, i, e->next);
+    if (e->prev != PRS_NIL && !s->extents[e->prev].used) {
+        uint32_t low = e->prev;
+        bin_remove(s, low);
+        bin_push(s, i); /* merge() takes the higher one out of its bin */
+        merge(s, low, i);
+        i = low;
+    }
+    bin_push(s, i);
+    PRS_POINT(extent_freed);
+}
+
+uint64_t
+prs_extent_largest(const prs_store *s)
+{
+    const prs_arena *a = arena_of(s);
+    if (!a->fl_bitmap)
+        return 0;
+    uint32_t fl = 63 - (uint32_t)__builtin_clzll(a->fl_bitmap);
+    uint32_t sl = 31 - (uint32_t)__builtin_clz(a->sl_bitmap[fl]);
+    uint64_t largest = 0;
+    for (uint32_t i = a->bins[fl][sl]; i != PRS_NIL; i = s->extents[i].bin_next)
+        if (s->extents[i].size > largest)
+            largest = s->extents[i].size;
+    return largest;
+}
+
+/* ---- rebuilding ------------------------------------------------------------------------------- */
+
+static void
+sift_down(prs_extent *e, uint32_t root, uint32_t n)
+{
+    for (;;) {
+        uint32_t child = 2 * root + 1;
+        if (child >= n)
+            return;
+        if (child + 1 < n && e[child + 1].off > e[child].off)
+            child++;
+        if (e[root].off >= e[child].off)
+            return;
+        prs_extent swap = e[root];
+        e[root] = e[child];
+        e[child] = swap;
+        root = child;
+    }
+}
+
+/* Heap sort in place: no memory is to be had under the lock. */
+static void
+sort_by_offset(prs_extent *e, uint32_t n)
+{
+    for (uint32_t i = n / 2; i-- > 0;)
+        sift_down(e, i, n);
+    for (uint32_t end = n; end > 1;) {
+        end--;
+        prs_extent swap = e[0];
+        e[0] = e[end];
+        e[end] = swap;
+        sift_down(e, 0, end);
+    }
+}
+
+int
+prs_extent_rebuild(prs_store *s)
+{
+    prs_arena *a = arena_of(s);
+    uint32_t published = prs_load_acquire(&s->super->published), n = 0;
+    arena_clear(a);
+    for (uint32_t i = 0; i < published; i++) {
+        prs_slot *slot = prs_slot_at(s, i);
+        if (prs_word_state(prs_load_seqcst(&slot->word)) == PRS_STATE_FREE) {
+            slot->extent = PRS_NIL;
+            continue;
+        }
+        if (slot->cap == 0 || slot->cap % PRS_UNIT || slot->off % PRS_UNIT || slot->off > s->capacity ||
+            slot->cap > s->capacity - slot->off)
+            return PRS_E_CORRUPT;
+        s->extents[n++] = (prs_extent){.off = slot->off, .size = slot->cap, .slot = i, .used = 1};
+    }
+    sort_by_offset(s->extents, n);
+    /* The gaps become free extents, with descriptors above the used ones. */
+    uint32_t next = n, last = PRS_NIL;
+    uint64_t at = 0;
+    for (uint32_t i = 0; i <= n; i++) {
+        uint64_t start = i < n ? s->extents[i].off : s->capacity;
+        if (start < at)
+            return PRS_E_CORRUPT;
+        if (start > at) {
+            s->extents[next] = (prs_extent){.off = at, .size = start - at, .prev = last, .slot = PRS_NIL};
+            s->extents[next].next = i < n ? i : PRS_NIL;
+            if (last != PRS_NIL)
+                s->extents[last].next = next;
+            else
+                a->extent_first = next;
+            last = next++;
+        }
+        if (i == n)
+            break;
+        prs_extent *e = &s->extents[i];
+        e->prev = last;
+        e->next = PRS_NIL;
+        if (last != PRS_NIL)
+            s->extents[last].next = i;
+        else
+            a->extent_first = i;
+        last = i;
+        prs_slot_at(s, e->slot)->extent = i;
+        a->used += e->size;
+        at = e->off + e->size;
+    }
+    a->extent_bump = next;
+    for (uint32_t i = n; i < next; i++)
+        bin_push(s, i);
+    return PRS_OK;
+}
+
+/* ---- checking ---------------------------------------------------------------------------------- */
+
+int
+prs_extent_check(prs_store *s, prs_error *error)
+{
+    const prs_arena *a = arena_of(s);
+    uint32_t limit = 2 * prs_load_acquire(&s->super->published) + 8;
+    uint64_t at = 0, used = 0, free_bytes = 0;
+    uint32_t free_count = 0, steps = 0, prev = PRS_NIL;
+    bool before_free = false;
+    for (uint32_t i = a->extent_first; i != PRS_NIL; prev = i, i = s->extents[i].next) {
+        if (i >= limit || ++steps > limit)
+            return prs_fail(error, PRS_E_CORRUPT, 0, "the chain of extents leaves its table");
+        const prs_extent *e = &s->extents[i];
+        if (e->off != at || e->size == 0 || e->size % PRS_UNIT || e->prev != prev)
+            return prs_fail(error, PRS_E_CORRUPT, 0, "extent %u does not follow its neighbour", i);
+        if (e->used) {
+            used += e->size;
+            if (e->slot >= prs_load_acquire(&s->super->published))
+                return prs_fail(error, PRS_E_CORRUPT, 0, "extent %u belongs to no slot", i);
+            const prs_slot *slot = prs_slot_at(s, e->slot);
+            if (slot->extent != i || slot->off != e->off || slot->cap != e->size)
+                return prs_fail(error, PRS_E_CORRUPT, 0, "slot %u and extent %u disagree", e->slot, i);
+        } else {
+            if (before_free)
+                return prs_fail(error, PRS_E_CORRUPT, 0, "extents %u and %u are free neighbours", prev, i);
+            free_bytes += e->size;
+            free_count++;
+        }
+        before_free = !e->used;
+        at += e->size;
+    }
+    if (at != s->capacity)
+        return prs_fail(error, PRS_E_CORRUPT, 0, "extents cover %llu of %llu bytes", (unsigned long long)at,
+                        (unsigned long long)s->capacity);
+    if (used != a->used)
+        return prs_fail(error, PRS_E_CORRUPT, 0, "used bytes are %llu, counted %llu", (unsigned long long)used,
+                        (unsigned long long)a->used);
+    for (uint32_t fl = 0; fl < PRS_FL_COUNT; fl++) {
+        if (!!(a->fl_bitmap >> fl & 1) != !!a->sl_bitmap[fl])
+            return prs_fail(error, PRS_E_CORRUPT, 0, "bitmap of power %u is wrong", fl);
+        for (uint32_t sl = 0; sl < PRS_SL_COUNT; sl++) {
+            uint32_t back = PRS_NIL;
+            if ((a->bins[fl][sl] != PRS_NIL) != !!(a->sl_bitmap[fl] >> sl & 1))
+                return prs_fail(error, PRS_E_CORRUPT, 0, "bitmap of bin %u.%u is wrong", fl, sl);
+            for (uint32_t i = a->bins[fl][sl]; i != PRS_NIL; back = i, i = s->extents[i].bin_next) {
+                uint32_t f, l;
+                if (i >= limit || s->extents[i].used || s->extents[i].bin_prev != back || free_count-- == 0)
+                    return prs_fail(error, PRS_E_CORRUPT, 0, "bin %u.%u holds what is not free", fl, sl);
+                bin_of(s->extents[i].size, &f, &l);
+                if (f != fl || l != sl)
+                    return prs_fail(error, PRS_E_CORRUPT, 0, "extent %u is in the wrong bin", i);
+                free_bytes -= s->extents[i].size;
+            }
+        }
+    }
+    if (free_count || free_bytes)
+        return prs_fail(error, PRS_E_CORRUPT, 0, "%u free extents are in no bin", free_count);
+    return PRS_OK;
+}

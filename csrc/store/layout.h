@@ -1,0 +1,244 @@
+/* layout.h - every struct that lives in shared memory.
+ *
+ * Purpose    The byte layout of a segment and the invariants of its parts.
+ * Algorithm  One file: a superblock, then tables (clients, slots, extents, links, the
+ *            bitmap of backed pages), then the data area.  All references are indices or
+ *            offsets, never pointers; the tables are sparse and backed chunk by chunk.
+ * Guarantee  The slot table is the only truth.  Free lists, bins, counts of links and the
+ *            chains of edges follow from slots, links and extents of live slots, and
+ *            prs_rebuild() makes them anew from there.
+ *
+ *   0            superblock            page-aligned parts, see prs_super
+ *   clients_off  prs_client[max_clients]
+ *   slots_off    prs_slot[max_slots]   stride slot_stride, published in chunks
+ *   extents_off  prs_extent[2 * max_slots + 8]
+ *   links_off    prs_link[max_links]
+ *   backed_off   one bit per page of the data area
+ *   data_off     data area             capacity bytes
+ */
+#ifndef PRS_LAYOUT_H
+#define PRS_LAYOUT_H
+
+#include "atomic.h"
+#include "pages.h"
+#include <stddef.h>
+#include <stdint.h>
+
+#define PRS_MAGIC 0x5245535941525950ull /* "PYRAYSER" */
+#define PRS_LAYOUT_VERSION 1u
+#define PRS_UNIT 64u           /* granularity and alignment of extents              */
+#define PRS_CLIENTS_DEFAULT 512u
+#define PRS_CLIENTS_MAX 4096u  /* the first is the sticky holder, the last the janitor */
+#define PRS_SLOT_CHUNK 1024u   /* slots published at a time                          */
+#define PRS_LINK_CHUNK 1024u
+#define PRS_NIL UINT32_MAX     /* "no slot, no extent, no link"                      */
+#define PRS_STICKY_CLIENT 0u   /* bit 0: held by what a fork could not hand over     */
+
+/* ---- the word of a slot ------------------------------------------------------------
+ *
+ *   63 ........ 32 31 ....... 16 15 .. 12 11 ..... 4 3 ... 0
+ *   generation     client        -        flags      state
+ *
+ * The low half is the futex.  `client` is who put the slot into its present state: the
+ * owner of a RESERVED or CREATING slot, whoever frees a FREEING one, the creator of a
+ * SEALED one.  Transitions, each one compare-and-swap or exchange:
+ *
+ *   FREE -> RESERVED                   under the store lock (an extent is attached)
+ *   RESERVED -> CREATING               its owner
+ *   CREATING -> SEALED                 its owner (seal)
+ *   CREATING -> FREEING+FREED          its owner (abort) or who reaps it
+ *   SEALED -> FREEING -> SEALED        whoever found no holder, then found one
+ *   FREEING -> RESERVED, generation+1  whoever found none twice (retire)
+ *   RESERVED -> FREE                   under the store lock (the extent goes back)
+ *
+ * FREE -> RESERVED raises the generation as well: a magazine entry whose slot was taken
+ * back meanwhile can then never match what the slot has become.
+ */
+#define PRS_STATE_MASK 0xFu
+#define PRS_WORD_FREED 0x10u   /* only pins count from here on                       */
+#define PRS_WORD_WAITERS 0x20u /* somebody sleeps on the futex half                   */
+#define PRS_WORD_WINDOW 0x40u  /* whole pages with a writable window (create, empty)  */
+#define PRS_FLAGS_MASK 0xFF0u
+#define PRS_WORD_CLIENT_SHIFT 16
+
+static inline uint64_t
+prs_word(uint32_t generation, uint32_t client, uint32_t state_and_flags)
+{
+    return (uint64_t)generation << 32 | (uint64_t)client << PRS_WORD_CLIENT_SHIFT | state_and_flags;
+}
+static inline uint32_t
+prs_word_generation(uint64_t word)
+{
+    return (uint32_t)(word >> 32);
+}
+static inline uint32_t
+prs_word_client(uint64_t word)
+{
+    return (uint32_t)(word >> PRS_WORD_CLIENT_SHIFT) & 0xFFFFu;
+}
+static inline uint32_t
+prs_word_state(uint64_t word)
+{
+    return (uint32_t)word & PRS_STATE_MASK;
+}
+
+/* ---- slots ---------------------------------------------------------------------------- */
+
+/* Invariant: state != FREE  <=>  extent names a used extent whose slot is this one and
+ * whose off and size are `off` and `cap`.  Invariant: SEALED => serial != 0, size <= cap,
+ * and every object it names through `edges` has a smaller serial.
+ * off, cap and extent change under the store lock only; size before SEALED only. */
+typedef struct prs_slot {
+    prs_atomic_u64 word;
+    prs_atomic_u64 serial;  /* never repeats in a store; the proof behind the generation */
+    uint64_t off;           /* of the extent, from data_off                              */
+    uint64_t cap;           /* bytes of the extent                                       */
+    uint64_t size;          /* bytes of the object                                       */
+    uint32_t extent;        /* index of its descriptor, or PRS_NIL                       */
+    uint32_t next_free;     /* FREE: the next on the stack of free slots                 */
+    prs_atomic_u32 links;   /* live links that hold this object; written under the lock  */
+    prs_atomic_u32 edges;   /* first link by which this object holds others, or PRS_NIL  */
+    prs_atomic_u32 created; /* seconds since the store was made                          */
+    prs_atomic_u32 ended;   /* generation << 2 | PRS_ENDED_* of the object before          */
+    prs_atomic_u64 holders[]; /* refs[W] then pins[W]: one bit per client                 */
+} prs_slot;
+
+_Static_assert(sizeof(prs_slot) == 64, "a slot's fixed part is one cache line");
+
+enum { PRS_ENDED_DROPPED = 0, PRS_ENDED_FREED = 1, PRS_ENDED_UNSEALED = 2 };
+
+/* ---- extents ----------------------------------------------------------------------------- */
+
+/* A run of bytes of the data area, used by a slot or free.  Written under the store lock.
+ * Invariant: following `next` from the first visits every byte of the data area once, in
+ * order, and no two free extents are neighbours. */
+typedef struct prs_extent {
+    uint64_t off, size;
+    uint32_t prev, next;         /* neighbours by address                              */
+    uint32_t bin_prev, bin_next; /* free: neighbours in its bin; unused descriptor: next */
+    uint32_t slot;               /* its owner, PRS_NIL when free                        */
+    uint32_t used;               /* 1 used, 0 free                                      */
+} prs_extent;
+
+_Static_assert(sizeof(prs_extent) == 40, "an extent is 40 bytes");
+
+/* ---- links: what holds an object besides processes ------------------------------------------ */
+
+enum {
+    PRS_LINK_FREE = 0,
+    PRS_LINK_ONCE = 1,   /* a message in flight, ended by its receiver                */
+    PRS_LINK_STICKY = 2, /* bytes that may be loaded any number of times              */
+    PRS_LINK_EDGE = 3,   /* object `owner` names this object                          */
+    PRS_LINK_DYING = 4   /* an edge whose outer object is gone: client `owner` ends it */
+};
+
+/* Written under the store lock.  Invariant: slot[i].links == number of links != FREE with
+ * slot == i and generation of the slot's word == generation. */
+typedef struct prs_link {
+    uint64_t serial;      /* of this link: never repeats, 0 when free                   */
+    uint64_t inner;       /* serial of the object held                                  */
+    uint32_t slot;        /* the object held                                            */
+    uint32_t generation;  /* its generation                                             */
+    uint32_t kind;        /* PRS_LINK_*                                                 */
+    uint32_t owner;       /* EDGE: the outer slot; else the client that made it         */
+    uint32_t owner_tag;   /* EDGE: the outer generation; else the client's incarnation  */
+    uint32_t next;        /* EDGE: next of the outer object; FREE: next free            */
+    uint32_t created;     /* seconds since the store was made                           */
+    uint32_t unused;
+} prs_link;
+
+_Static_assert(sizeof(prs_link) == 48, "a link is 48 bytes");
+
+/* ---- clients ------------------------------------------------------------------------------------ */
+
+/* state: what | reaper << 8 | reaper's incarnation << 32. */
+enum {
+    PRS_CLIENT_FREE = 0,
+    PRS_CLIENT_UNBORN = 1, /* claimed; pid not known yet (a fork under way)  */
+    PRS_CLIENT_LIVE = 2,
+    PRS_CLIENT_REAPING = 3 /* dead; the reaper named in the word cleans up    */
+};
+
+/* Invariant: a client that is not FREE holds, while it lives, an OFD lock on byte
+ * PRS_CLIENT_BYTE + its index through a descriptor of its own open(). */
+typedef struct prs_client {
+    prs_atomic_u64 state;
+    prs_atomic_u32 incarnation; /* grows each time the slot is claimed                  */
+    prs_atomic_u32 pid;         /* 0: unborn                                            */
+    prs_atomic_u64 pid_ns;      /* inode of its pid namespace                           */
+    prs_atomic_u64 start_time;  /* of the process, clock ticks since boot               */
+    prs_atomic_u64 heartbeat;   /* CLOCK_MONOTONIC ns at its last slow call              */
+    prs_atomic_u64 suspect_at;  /* other pid namespaces: when its byte was first free   */
+    prs_atomic_u64 suspect_heartbeat; /* and its heartbeat then                         */
+    prs_atomic_u32 fd;          /* the number of its descriptor, for others to find us  */
+    uint32_t unused[17];
+} prs_client;
+
+_Static_assert(sizeof(prs_client) == 128, "a client is two cache lines");
+
+#define PRS_CLIENT_BYTE ((uint64_t)1 << 62) /* past any file end: only a lock lives there */
+
+/* ---- the superblock --------------------------------------------------------------------------------- */
+
+#define PRS_FL_COUNT 40u
+#define PRS_SL_BITS 5u
+#define PRS_SL_COUNT (1u << PRS_SL_BITS)
+
+/* Written by whoever holds the store lock, rebuilt by whoever steals it. */
+typedef struct prs_arena {
+    uint64_t used;          /* bytes of used extents                                     */
+    uint32_t slot_free;     /* stack of FREE slots                                       */
+    uint32_t slot_free_count;
+    uint32_t extent_free;   /* stack of unused descriptors                               */
+    uint32_t extent_bump;   /* descriptors from here on were never used                  */
+    uint32_t extent_first;  /* the extent at offset 0                                    */
+    uint32_t link_free;     /* stack of free links                                       */
+    uint32_t link_bump;
+    uint32_t tokens;        /* links of kind ONCE and STICKY                              */
+    uint32_t edges;         /* links of kind EDGE and DYING                               */
+    uint32_t dirty;         /* 1 while somebody rebuilds: the next thief starts again    */
+    uint64_t link_serial;
+    uint64_t fl_bitmap;
+    uint32_t sl_bitmap[PRS_FL_COUNT];
+    uint32_t bins[PRS_FL_COUNT][PRS_SL_COUNT];
+} prs_arena;
+
+/* Invariant: everything above `lock` is constant once `ready` is PRS_MAGIC, and that page is
+ * mapped read-only from then on. */
+typedef struct prs_super {
+    prs_atomic_u64 ready;   /* PRS_MAGIC when complete                                    */
+    uint32_t version;
+    uint32_t page;
+    uint64_t layout_hash;   /* of sizes and offsets: what the version number may miss      */
+    uint64_t store_id;      /* random, not 0                                               */
+    uint64_t file_size, capacity;
+    uint64_t clients_off, slots_off, extents_off, links_off, backed_off, data_off;
+    uint32_t max_clients, holder_words, max_slots, slot_stride, max_extents, max_links;
+    uint64_t born;          /* CLOCK_REALTIME seconds                                      */
+    uint64_t warm_reserve;  /* freed bytes that stay backed                                */
+    uint32_t flags, uid;
+
+    /* From here on pages are writable in every client; the first page is not. */
+    _Alignas(4096) prs_atomic_u32 lock; /* owner << 20 ... see lock.c                      */
+    prs_atomic_u32 corrupt;           /* sticky: rebuild met overlapping extents            */
+    prs_atomic_u64 stolen, reaped;
+
+    _Alignas(64) prs_atomic_u64 serial; /* next serial to hand out                          */
+
+    _Alignas(64) prs_atomic_u32 published;   /* slots that exist                            */
+    prs_atomic_u32 links_published;
+    prs_atomic_u32 client_high;              /* clients from this index on were never claimed */
+    prs_atomic_u32 recount;                  /* odd while links are counted anew: holds all   */
+    prs_atomic_u32 sweep;                    /* 1: a rebuild may have left orphans            */
+
+    _Alignas(64) prs_atomic_u32 epoch;       /* futex: something waited for has changed      */
+    prs_atomic_u32 epoch_waiters;
+    prs_atomic_u64 last_look;                /* CLOCK_MONOTONIC ns                           */
+    prs_atomic_u64 warm_floor;               /* bytes freed lately in one piece               */
+    prs_atomic_u64 warm_until;               /* CLOCK_MONOTONIC ns                            */
+    prs_atomic_u64 orphaned;                 /* objects left to the sticky holder             */
+
+    _Alignas(64) prs_arena arena;
+} prs_super;
+
+#endif

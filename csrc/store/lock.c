@@ -1,0 +1,172 @@
+/* lock.c - the store lock and its thief.
+ *
+ * Purpose    Guards what has no lock-free protocol: bins of free extents, the stacks of free
+ *            slots and links, counts of links.
+ * Algorithm  One futex word: owner's client index : 12 | its incarnation : 19 | waiters : 1,
+ *            zero when free.  A private mutex keeps the threads of a process in line; then spin,
+ *            then sleep in slices of 20 ms.  After each slice the owner's life is looked at: a
+ *            proven death lets one waiter CAS the word from that owner and incarnation to its
+ *            own, so that a successor in the same client slot cannot be hit; the thief then
+ *            rebuilds all that the lock guards before anyone else gets in.
+ * Guarantee  No system call but futex and the proof of death, no first touch of a page, no
+ *            allocation happens while the word is held by us.
+ */
+#include "store.h"
+#include <errno.h>
+
+#define WAITERS 1u
+#define SPINS 200
+
+static uint32_t
+lock_word(uint32_t client, uint32_t incarnation)
+{
+    return client << 20 | (incarnation & 0x7FFFFu) << 1;
+}
+
+static bool
+try_word(prs_store *s)
+{
+    uint32_t expected = 0;
+    return prs_cas_acquire(&s->super->lock, &expected, lock_word(s->me, s->incarnation));
+}
+
+static void
+private_deadline(struct timespec *ts, int64_t timeout)
+{
+    clock_gettime(CLOCK_REALTIME, ts);
+    int64_t ns = ts->tv_nsec + timeout % PRS_SECOND;
+    ts->tv_sec += (time_t)(timeout / PRS_SECOND + ns / PRS_SECOND);
+    ts->tv_nsec = (long)(ns % PRS_SECOND);
+}
+
+static bool
+owner_dead(prs_store *s, uint32_t word)
+{
+    uint32_t client = word >> 20, incarnation = word >> 1 & 0x7FFFFu;
+    if (client == s->me)
+        return incarnation != (s->incarnation & 0x7FFFFu); /* ours from an earlier life */
+    if (client == 0 || client >= s->super->max_clients)
+        return true; /* nobody can be that: flipped bits */
+    prs_client *c = &s->clients[client];
+    if ((prs_load_acquire(&c->incarnation) & 0x7FFFFu) != incarnation)
+        return true; /* its slot was claimed anew: that client is gone */
+    return prs_client_dead(s, client);
+}
+
+static int
+busy(prs_store *s, uint32_t word, prs_error *error)
+{
+    uint32_t client = word >> 20;
+    int32_t pid = 0;
+    if (client && client < s->super->max_clients)
+        pid = (int32_t)prs_load_relaxed(&s->clients[client].pid);
+    prs_fail(error, PRS_E_BUSY, 0, "process %d holds the store lock and does not run", (int)pid);
+    if (error)
+        error->pid = pid;
+    return PRS_E_BUSY;
+}
+
+static int
+steal(prs_store *s, uint32_t word, prs_error *error)
+{
+    if (!prs_cas_seqcst(&s->super->lock, &word, lock_word(s->me, s->incarnation) | WAITERS))
+        return 1; /* somebody was quicker */
+    prs_fetch_add_relaxed(&s->super->stolen, 1);
+    PRS_POINT(lock_stolen);
+    int rc = prs_rebuild(s, error);
+    if (rc < 0)
+        prs_unlock(s);
+    return rc;
+}
+
+int
+prs_lock(prs_store *s, int64_t timeout, prs_error *error)
+{
+    if (PRS_UNLIKELY(pthread_mutex_trylock(&s->mutex) != 0)) {
+        struct timespec ts;
+        private_deadline(&ts, timeout < 0 ? 3600 * PRS_SECOND : timeout);
+        if (pthread_mutex_timedlock(&s->mutex, &ts) != 0)
+            return busy(s, prs_load_relaxed(&s->super->lock), error);
+    }
+    for (int i = 0; i < SPINS; i++) {
+        if (PRS_LIKELY(try_word(s)))
+            goto taken;
+        prs_pause();
+    }
+    int64_t deadline = timeout < 0 ? INT64_MAX : prs_now() + timeout;
+    for (;;) {
+        uint32_t word = prs_load_relaxed(&s->super->lock);
+        if (word == 0) {
+            /* Others may sleep behind us: keep their mark. */
+            uint32_t expected = 0;
+            if (prs_cas_acquire(&s->super->lock, &expected, lock_word(s->me, s->incarnation) | WAITERS))
+                goto taken;
+            continue;
+        }
+        if (!(word & WAITERS)) {
+            if (!prs_cas_relaxed(&s->super->lock, &word, word | WAITERS))
+                continue;
+            word |= WAITERS;
+        }
+        int64_t now = prs_now();
+        if (now >= deadline) {
+            if (owner_dead(s, word))
+                goto dead;
+            pthread_mutex_unlock(&s->mutex);
+            return busy(s, word, error);
+        }
+        int64_t slice = 20 * PRS_MS;
+        if (deadline - now < slice)
+            slice = deadline - now;
+        if (prs_futex_wait(&s->super->lock, word, slice) != -ETIMEDOUT)
+            continue;
+        if (prs_load_relaxed(&s->super->lock) != word || !owner_dead(s, word))
+            continue;
+    dead:;
+        int rc = steal(s, word, error);
+        if (rc == 0)
+            return PRS_OK;
+        if (rc < 0)
+            return rc;
+    }
+taken:
+    PRS_POINT(lock_taken);
+    if (PRS_UNLIKELY(s->super->arena.dirty)) { /* a rebuild died between steal and finish */
+        int rc = prs_rebuild(s, error);
+        if (rc < 0) {
+            prs_unlock(s);
+            return rc;
+        }
+    }
+    return PRS_OK;
+}
+
+bool
+prs_trylock(prs_store *s)
+{
+    if (pthread_mutex_trylock(&s->mutex) != 0)
+        return false;
+    for (int i = 0; i < SPINS; i++) {
+        if (try_word(s)) {
+            if (s->super->arena.dirty) {
+                prs_unlock(s);
+                return false;
+            }
+            PRS_POINT(lock_taken);
+            return true;
+        }
+        prs_pause();
+    }
+    pthread_mutex_unlock(&s->mutex);
+    return false;
+}
+
+void
+prs_unlock(prs_store *s)
+{
+    PRS_POINT(lock_released);
+    uint32_t word = prs_exchange_release(&s->super->lock, 0);
+    if (PRS_UNLIKELY(word & WAITERS))
+        prs_futex_wake(&s->super->lock, 1);
+    pthread_mutex_unlock(&s->mutex);
+}

@@ -1,0 +1,410 @@
+/* magazine.c - slots with extents in hand, so that small puts and frees take no lock.
+ *
+ * Purpose    put and free of a small object touch no line that another client writes.
+ * Algorithm  Per client and size class a stack of slots in state RESERVED, filled from the shared
+ *            bins in batches (Bonwick and Adams, "Magazines and Vmem", 2001).  What does not fit
+ *            a magazine, and every large extent, is queued as "pending" and goes back to the
+ *            bins when the store lock is to be had.
+ * Guarantee  An entry is a claim, not a fact: its slot is taken by CAS on word and generation,
+ *            because a full store takes reserved slots back from anybody.  A process that dies
+ *            leaves RESERVED slots with its name on them; reap returns them.
+ */
+#include "store.h"
+
+#define REFILL_BYTES (64u * 1024u)
+#define REFILL_MAX 32u
+#define FLUSH_BATCH 32u
+
+/* 64-byte steps up to 1 KiB, then four steps to each doubling up to PRS_SMALL_MAX. */
+uint32_t
+prs_class_of(uint64_t size)
+{
+    if (size <= 1024)
+        return size ? (uint32_t)((size - 1) / 64) : 0;
+    uint32_t log = 63 - (uint32_t)__builtin_clzll(size - 1);
+    return 16 + (log - 10) * 4 + (uint32_t)((size - 1) >> (log - 2)) - 4;
+}
+
+uint64_t
+prs_class_size(uint32_t cls)
+{
+    if (cls < 16)
+        return (uint64_t)(cls + 1) * 64;
+    uint32_t log = 10 + (cls - 16) / 4, step = (cls - 16) % 4;
+    return (uint64_t)(step + 5) << (log - 2);
+}
+
+static uint32_t
+refill_count(uint32_t cls)
+{
+    uint64_t n = REFILL_BYTES / prs_class_size(cls);
+    return n < 1 ? 1 : n > REFILL_MAX ? REFILL_MAX : (uint32_t)n;
+}
+
+/* ---- under the store lock ------------------------------------------------------------------ */
+
+/* Give a slot an extent and a state. PRS_E_OBJECTS or PRS_E_FULL when there is none. */
+static int
+attach(prs_store *s, uint64_t size, bool paged, uint32_t state, prs_reserved *out)
+{
+    uint32_t i = prs_slot_take(s);
+    if (i == PRS_NIL)
+        return PRS_E_OBJECTS;
+    uint32_t e = prs_extent_alloc(s, size, paged, i);
+    if (e == PRS_NIL) {
+        prs_slot_give(s, i);
+        return PRS_E_FULL;
+    }
+    prs_slot *slot = prs_slot_at(s, i);
+    slot->extent = e;
+    slot->off = s->extents[e].off;
+    slot->cap = s->extents[e].size;
+    slot->size = 0;
+    prs_store_relaxed(&slot->edges, PRS_NIL);
+    out->slot = i;
+    out->generation = prs_word_generation(prs_load_relaxed(&slot->word)) + 1;
+    prs_store_seqcst(&slot->word, prs_word(out->generation, s->me, state));
+    PRS_POINT(slot_reserved);
+    return PRS_OK;
+}
+
+/* Return a RESERVED slot to the shared structures, if it is still what the caller thinks. */
+static bool
+give(prs_store *s, uint32_t i, uint64_t word)
+{
+    prs_slot *slot = prs_slot_at(s, i);
+    if (!prs_cas_seqcst(&slot->word, &word, prs_word(prs_word_generation(word), 0, PRS_STATE_FREE)))
+        return false;
+    PRS_POINT(give_slot_free);
+    prs_link_splice(s, i);
+    prs_store_seqcst(&slot->links, 0);
+    PRS_POINT(give_edges);
+    prs_extent_free(s, slot->extent);
+    slot->extent = PRS_NIL;
+    PRS_POINT(give_extent);
+    prs_slot_give(s, i);
+    PRS_POINT(give_slot_pushed);
+    return true;
+}
+
+/* ---- pending ---------------------------------------------------------------------------------- */
+
+static __thread bool draining; /* freeing an object may free those it names: loop, not recursion */
+
+static uint32_t
+pending_pop(prs_store *s, prs_reserved *batch)
+{
+    prs_spin_lock(&s->pending_lock);
+    uint32_t n = s->pending_count < FLUSH_BATCH ? s->pending_count : FLUSH_BATCH;
+    s->pending_count -= n;
+    memcpy(batch, s->pending + s->pending_count, n * sizeof *batch);
+    prs_store_relaxed(&s->has_pending, s->pending_count != 0);
+    prs_spin_unlock(&s->pending_lock);
+    return n;
+}
+
+static void
+pending_push(prs_store *s, uint32_t slot, uint32_t generation)
+{
+    prs_spin_lock(&s->pending_lock);
+    if (s->pending_count < PRS_PENDING_CAP) { /* else it stays RESERVED: a full store finds it */
+        s->pending[s->pending_count++] = (prs_reserved){slot, generation};
+        prs_store_relaxed(&s->has_pending, 1);
+    }
+    prs_spin_unlock(&s->pending_lock);
+}
+
+static bool
+lock_as(prs_store *s, bool block)
+{
+    if (prs_tables_touch(s) < 0)
+        return false;
+    return block ? prs_lock(s, s->lock_timeout, NULL) == PRS_OK : prs_trylock(s);
+}
+
+void
+prs_settle_pending(prs_store *s, bool block)
+{
+    if (draining || s->orphan)
+        return;
+    draining = true;
+    while (prs_load_relaxed(&s->has_pending) || prs_load_relaxed(&s->has_dying)) {
+        if (prs_load_relaxed(&s->has_pending)) {
+            if (!lock_as(s, block))
+                break;
+            prs_reserved batch[FLUSH_BATCH];
+            uint32_t n = pending_pop(s, batch);
+            for (uint32_t i = 0; i < n; i++)
+                give(s, batch[i].slot, prs_word(batch[i].generation, s->me, PRS_STATE_RESERVED));
+            prs_unlock(s);
+        }
+        if (prs_load_relaxed(&s->has_dying) && !prs_links_bury(s, block))
+            break;
+    }
+    draining = false;
+}
+
+void
+prs_drain(prs_store *s)
+{
+    prs_settle_pending(s, true);
+}
+
+void
+prs_put_back(prs_store *s, uint32_t slot, uint32_t generation)
+{
+    pending_push(s, slot, generation);
+    prs_settle_pending(s, false);
+}
+
+void
+prs_put_away(prs_store *s, uint32_t i, uint32_t generation)
+{
+    prs_slot *slot = prs_slot_at(s, i);
+    uint64_t cap = slot->cap;
+    if (cap <= PRS_SMALL_MAX && prs_load_relaxed(&slot->edges) == PRS_NIL && prs_load_seqcst(&slot->links) == 0) {
+        uint32_t cls = prs_class_of(cap);
+        prs_magazine *m = &s->magazines[cls];
+        if (prs_class_size(cls) == cap) {
+            uint32_t limit = 2 * refill_count(cls);
+            prs_spin_lock(&m->lock);
+            if (m->count < limit) {
+                m->item[m->count++] = (prs_reserved){i, generation};
+                prs_spin_unlock(&m->lock);
+                return;
+            }
+            /* Full: the older half goes back in one go, so that it does not happen each time. */
+            prs_reserved old[PRS_MAG_CAP];
+            uint32_t half = m->count / 2;
+            memcpy(old, m->item, half * sizeof *old);
+            memmove(m->item, m->item + half, (m->count - half) * sizeof *old);
+            m->count -= half;
+            m->item[m->count++] = (prs_reserved){i, generation};
+            prs_spin_unlock(&m->lock);
+            for (uint32_t k = 0; k < half; k++)
+                pending_push(s, old[k].slot, old[k].generation);
+            prs_settle_pending(s, false);
+            return;
+        }
+    }
+    prs_put_back(s, i, generation);
+}
+
+/* ---- taking --------------------------------------------------------------------------------------- */
+
+static int
+full(prs_store *s, uint64_t size, prs_error *error)
+{
+    prs_fail(error, PRS_E_FULL, 0, "no free extent of %llu bytes", (unsigned long long)size);
+    if (error) {
+        error->want = size;
+        error->capacity = s->capacity;
+        error->used = s->super->arena.used;
+    }
+    return PRS_E_FULL;
+}
+
+/* What can still be done when there is no room: true when it is worth another try. */
+static bool
+relieve(prs_store *s, int *stage)
+{
+    switch ((*stage)++) {
+    case 0:
+        prs_magazines_flush(s);
+        return true;
+    case 1:
+        prs_look(s, 0);
+        prs_settle_pending(s, true);
+        return true;
+    case 2:
+        prs_take_back(s);
+        prs_settle_pending(s, true);
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* Up to `want` slots of `size` bytes each. At least one, or an error. */
+static int
+take(prs_store *s, uint64_t size, bool paged, uint32_t state, prs_reserved *out, uint32_t want, uint32_t *got,
+     prs_error *error)
+{
+    if (size > s->capacity)
+        return full(s, size, error);
+    for (int stage = 0;;) {
+        int rc = prs_tables_touch(s);
+        if (rc < 0)
+            return prs_fail(error, PRS_E_BACKING, -rc, "no memory for the tables of the store");
+        uint32_t published = prs_load_acquire(&s->super->published);
+        rc = prs_lock(s, s->lock_timeout, error);
+        if (rc < 0)
+            return rc;
+        if (PRS_UNLIKELY(prs_load_relaxed(&s->super->published) != published)) {
+            prs_unlock(s); /* new chunks: map them before touching them under the lock */
+            continue;
+        }
+        uint32_t n = 0;
+        while (n < want && (rc = attach(s, size, paged, state, &out[n])) == PRS_OK)
+            n++;
+        prs_unlock(s);
+        PRS_POINT(refill_unlocked);
+        if (n) {
+            *got = n;
+            return PRS_OK;
+        }
+        if (rc == PRS_E_OBJECTS) {
+            rc = prs_slots_grow(s, published, error);
+            if (rc < 0 && (rc != PRS_E_OBJECTS || !relieve(s, &stage)))
+                return rc;
+        } else if (!relieve(s, &stage)) {
+            return full(s, size, error);
+        }
+    }
+}
+
+/* Back the extents of fresh reserves; neighbours in one go. */
+static int
+back_all(prs_store *s, const prs_reserved *batch, uint32_t n, prs_error *error)
+{
+    for (uint32_t i = 0; i < n;) {
+        uint64_t off = prs_slot_at(s, batch[i].slot)->off, end = off;
+        while (i < n && prs_slot_at(s, batch[i].slot)->off == end)
+            end += prs_slot_at(s, batch[i++].slot)->cap;
+        int rc = prs_back(s, off, end - off, error);
+        if (rc < 0)
+            return rc;
+    }
+    return PRS_OK;
+}
+
+static int
+refill(prs_store *s, uint32_t cls, prs_error *error)
+{
+    prs_reserved batch[REFILL_MAX];
+    uint32_t n;
+    int rc = prs_writable(s, error);
+    if (rc < 0)
+        return rc;
+    prs_look(s, PRS_SECOND);
+    rc = take(s, prs_class_size(cls), false, PRS_STATE_RESERVED, batch, refill_count(cls), &n, error);
+    if (rc < 0)
+        return rc;
+    rc = back_all(s, batch, n, error);
+    PRS_POINT(refill_backed);
+    if (rc < 0) {
+        for (uint32_t i = 0; i < n; i++)
+            pending_push(s, batch[i].slot, batch[i].generation);
+        prs_settle_pending(s, true);
+        return rc;
+    }
+    prs_magazine *m = &s->magazines[cls];
+    uint32_t kept = 0;
+    prs_spin_lock(&m->lock);
+    /* Lowest address on top. */
+    for (uint32_t i = n; i-- > 0 && m->count < PRS_MAG_CAP;) {
+        m->item[m->count++] = batch[i];
+        kept++;
+    }
+    prs_spin_unlock(&m->lock);
+    for (uint32_t i = 0; i < n - kept; i++)
+        prs_put_back(s, batch[i].slot, batch[i].generation);
+    return PRS_OK;
+}
+
+int
+prs_magazine_take(prs_store *s, uint64_t size, uint32_t *out, uint64_t *word, prs_error *error)
+{
+    uint32_t cls = prs_class_of(size);
+    prs_magazine *m = &s->magazines[cls];
+    for (;;) {
+        prs_reserved top;
+        prs_spin_lock(&m->lock);
+        bool some = m->count != 0;
+        if (PRS_LIKELY(some))
+            top = m->item[--m->count];
+        prs_spin_unlock(&m->lock);
+        if (PRS_UNLIKELY(!some)) {
+            int rc = refill(s, cls, error);
+            if (rc < 0)
+                return rc;
+            continue;
+        }
+        uint64_t expected = prs_word(top.generation, s->me, PRS_STATE_RESERVED);
+        uint64_t creating = prs_word(top.generation, s->me, PRS_STATE_CREATING);
+        if (PRS_LIKELY(prs_cas_seqcst(&prs_slot_at(s, top.slot)->word, &expected, creating))) {
+            *out = top.slot;
+            *word = creating;
+            return PRS_OK;
+        }
+    }
+}
+
+int
+prs_large_take(prs_store *s, uint64_t size, bool paged, uint32_t *out, uint64_t *word, prs_error *error)
+{
+    prs_reserved one;
+    uint32_t n;
+    int rc = prs_writable(s, error);
+    if (rc < 0)
+        return rc;
+    prs_look(s, PRS_SECOND);
+    rc = take(s, size, paged, PRS_STATE_CREATING, &one, 1, &n, error);
+    if (rc < 0)
+        return rc;
+    *out = one.slot;
+    *word = prs_word(one.generation, s->me, PRS_STATE_CREATING);
+    return PRS_OK;
+}
+
+void
+prs_magazines_flush(prs_store *s)
+{
+    for (uint32_t cls = 0; cls < PRS_CLASSES; cls++) {
+        prs_magazine *m = &s->magazines[cls];
+        prs_reserved items[PRS_MAG_CAP];
+        prs_spin_lock(&m->lock);
+        uint32_t n = m->count;
+        memcpy(items, m->item, n * sizeof *items);
+        m->count = 0;
+        prs_spin_unlock(&m->lock);
+        for (uint32_t i = 0; i < n; i++)
+            pending_push(s, items[i].slot, items[i].generation);
+        prs_settle_pending(s, true);
+    }
+}
+
+/* In a forked child: what the parent reserved is the parent's. */
+void
+prs_magazines_forget(prs_store *s)
+{
+    for (uint32_t cls = 0; cls < PRS_CLASSES; cls++) {
+        prs_spin_init(&s->magazines[cls].lock);
+        s->magazines[cls].count = 0;
+    }
+    prs_spin_init(&s->pending_lock);
+    s->pending_count = 0;
+    prs_store_relaxed(&s->has_pending, 0);
+    prs_store_relaxed(&s->has_dying, 0);
+    s->dying = PRS_NIL;
+    draining = false;
+}
+
+uint64_t
+prs_take_back(prs_store *s)
+{
+    uint64_t gained = 0;
+    if (prs_tables_touch(s) < 0 || prs_lock(s, s->lock_timeout, NULL) < 0)
+        return 0;
+    uint32_t seen = prs_load_relaxed(&s->slots_seen);
+    for (uint32_t i = 0; i < seen; i++) {
+        prs_slot *slot = prs_slot_at(s, i);
+        uint64_t word = prs_load_seqcst(&slot->word), cap = slot->cap;
+        if (prs_word_state(word) == PRS_STATE_RESERVED && give(s, i, word)) {
+            gained += cap;
+            PRS_POINT(take_back_taken);
+        }
+    }
+    prs_unlock(s);
+    return gained;
+}

@@ -1,0 +1,625 @@
+/* object.c - alloc, seal, pin, ref and free: the protocol of the slot word.
+ *
+ * Purpose    An object lives exactly as long as somebody holds it, whoever dies in between.
+ * Algorithm  Holders are bits, one per client, for refs and for pins: setting or clearing one twice
+ *            does no harm, so a death between two steps does none either.  Private counts keep
+ *            repeated holds off shared memory.  Who wants to hold sets its bit, then reads the
+ *            word; who wants to free moves the word from SEALED to FREEING, then reads the bits.
+ *            All four are seq_cst, so at least one of the two sees the other (the store-buffering
+ *            pattern).  A freer that sees a bit goes back to SEALED and looks once more, because
+ *            the last holder may have let go meanwhile and left the freeing to it.
+ * Guarantee  A pinned object's bytes do not move or change.  No function here waits but for
+ *            another client's FREEING of the same slot, bounded by that client's life and
+ *            lock_timeout.  prs_unpin and prs_unref never block.
+ */
+#include "store.h"
+
+static bool
+matches(const prs_slot *slot, uint64_t word, const prs_oid *id)
+{
+    return prs_word_generation(word) == id->generation && prs_load_relaxed(&slot->serial) == id->serial;
+}
+
+/* Why an id no longer leads to its object. */
+static int
+gone(const prs_slot *slot, const prs_oid *id)
+{
+    uint32_t ended = prs_load_relaxed(&slot->ended);
+    return ended >> 2 == (id->generation & 0x3FFFFFFFu) && (ended & 3) == PRS_ENDED_FREED ? PRS_E_FREED : PRS_E_LOST;
+}
+
+static int
+admit(prs_store *s, const prs_oid *id)
+{
+    if (PRS_UNLIKELY(prs_load_relaxed(&s->closed)))
+        return PRS_E_CLOSED;
+    if (PRS_UNLIKELY(id->store != s->id))
+        return PRS_E_FOREIGN;
+    if (PRS_UNLIKELY(id->slot >= prs_load_acquire(&s->super->published)))
+        return PRS_E_LOST;
+    return PRS_OK;
+}
+
+/* ---- freeing ---------------------------------------------------------------------------------- */
+
+/* Does anything hold the object?  Links are read after the bits: a sender counts its link up
+ * before it lets go of its ref. */
+bool
+prs_held(prs_store *s, prs_slot *slot, bool freed)
+{
+    uint32_t words = prs_words_in_use(s);
+    const prs_atomic_u64 *pins = prs_pins(s, slot);
+    for (uint32_t i = 0; i < words; i++)
+        if (prs_load_seqcst(&pins[i]))
+            return true;
+    if (freed)
+        return false;
+    for (uint32_t i = 0; i < words; i++)
+        if (prs_load_seqcst(&slot->holders[i]))
+            return true;
+    uint32_t epoch = prs_load_seqcst(&s->super->recount);
+    if (prs_load_seqcst(&slot->links))
+        return true;
+    return (epoch & 1) || prs_load_seqcst(&s->super->recount) != epoch;
+}
+
+void
+prs_wake(prs_store *s, prs_slot *slot, uint64_t old_word)
+{
+    if (PRS_LIKELY(!(old_word & PRS_WORD_WAITERS)))
+        return;
+    prs_futex_wake(prs_low_half(&slot->word), INT32_MAX);
+    prs_fetch_add_seqcst(&s->super->epoch, 1);
+    if (prs_load_seqcst(&s->super->epoch_waiters))
+        prs_futex_wake(&s->super->epoch, INT32_MAX);
+}
+
+/* Nobody holds the object of this FREEING slot of ours: its memory is ours to reuse. */
+static void
+retire(prs_store *s, uint32_t i, uint64_t word)
+{
+    prs_slot *slot = prs_slot_at(s, i);
+    uint32_t generation = prs_word_generation(word);
+    if (word & PRS_WORD_FREED) {
+        uint32_t words = prs_words_in_use(s);
+        for (uint32_t w = 0; w < words; w++)
+            if (prs_load_relaxed(&slot->holders[w]))
+                prs_exchange_seqcst(&slot->holders[w], 0);
+    }
+    PRS_POINT(retire_cleared);
+    if (slot->cap >= PRS_SMALL_MAX && slot->size && prs_beyond_reserve(s, slot->cap)) /* size 0: a trim's */
+        prs_give_back(s, slot->off, slot->cap);
+    uint64_t old = prs_exchange_seqcst(&slot->word, prs_word(generation + 1, s->me, PRS_STATE_RESERVED));
+    PRS_POINT(retired);
+    prs_wake(s, slot, old);
+    prs_put_away(s, i, generation + 1);
+}
+
+static void
+mark_ended(prs_slot *slot, uint64_t word, uint32_t how)
+{
+    prs_store_relaxed(&slot->ended, (prs_word_generation(word) & 0x3FFFFFFFu) << 2 | how);
+}
+
+void
+prs_settle(prs_store *s, uint32_t i, uint64_t word)
+{
+    prs_slot *slot = prs_slot_at(s, i);
+    for (;;) {
+        PRS_POINT(freeing);
+        bool held = prs_held(s, slot, word & PRS_WORD_FREED);
+        PRS_POINT(freeing_scanned);
+        if (!held) {
+            retire(s, i, word);
+            return;
+        }
+        uint64_t sealed = (word & ~(uint64_t)PRS_STATE_MASK) | PRS_STATE_SEALED;
+        if (!prs_cas_seqcst(&slot->word, &word, sealed)) {
+            if (prs_word_state(word) != PRS_STATE_FREEING || prs_word_client(word) != s->me)
+                return; /* taken over: can only be if we were taken for dead */
+            continue;   /* FREED or WAITERS were set meanwhile: decide anew */
+        }
+        PRS_POINT(freeing_rolled_back);
+        /* Who let go while the word said FREEING has left the freeing to us. */
+        if (prs_held(s, slot, sealed & PRS_WORD_FREED))
+            return;
+        word = (prs_word(prs_word_generation(sealed), s->me, PRS_STATE_FREEING)) | (sealed & PRS_FLAGS_MASK);
+        if (!prs_cas_seqcst(&slot->word, &sealed, word))
+            return; /* whoever changed it has taken over */
+    }
+}
+
+void
+prs_try_free(prs_store *s, uint32_t i)
+{
+    prs_slot *slot = prs_slot_at(s, i);
+    uint64_t word = prs_load_seqcst(&slot->word);
+    while (prs_word_state(word) == PRS_STATE_SEALED) {
+        if (prs_held(s, slot, word & PRS_WORD_FREED))
+            return;
+        uint64_t freeing = prs_word(prs_word_generation(word), s->me, PRS_STATE_FREEING) | (word & PRS_FLAGS_MASK);
+        if (prs_cas_seqcst(&slot->word, &word, freeing)) {
+            prs_settle(s, i, freeing);
+            return;
+        }
+    }
+}
+
+/* What a dead client was doing with a slot becomes ours, then is finished or undone. */
+bool
+prs_take_over(prs_store *s, uint32_t i, uint64_t word)
+{
+    prs_slot *slot = prs_slot_at(s, i);
+    uint32_t generation = prs_word_generation(word);
+    uint64_t flags = word & PRS_FLAGS_MASK, ours;
+    switch (prs_word_state(word)) {
+    case PRS_STATE_RESERVED:
+        if (!prs_cas_seqcst(&slot->word, &word, prs_word(generation + 1, s->me, PRS_STATE_RESERVED)))
+            return false;
+        prs_put_back(s, i, generation + 1);
+        return true;
+    case PRS_STATE_CREATING:
+        mark_ended(slot, word, PRS_ENDED_UNSEALED);
+        flags |= PRS_WORD_FREED;
+        /* fall through */
+    case PRS_STATE_FREEING:
+        ours = prs_word(generation, s->me, PRS_STATE_FREEING) | flags;
+        if (!prs_cas_seqcst(&slot->word, &word, ours))
+            return false;
+        prs_settle(s, i, ours);
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* ---- holding ------------------------------------------------------------------------------------ */
+
+/* A FREEING slot of somebody else: wait until it is decided.  False when it takes too long. */
+static bool
+await_decision(prs_store *s, uint32_t i, uint64_t word, unsigned *round, int64_t *deadline)
+{
+    if (++*round < 64) {
+        prs_pause();
+        return true;
+    }
+    int64_t now = prs_now();
+    if (*deadline == 0)
+        *deadline = now + s->lock_timeout;
+    else if (now > *deadline)
+        return false;
+    uint32_t client = prs_word_client(word);
+    if (*round % 16 == 0 && client != s->me && prs_client_dead(s, client))
+        prs_take_over(s, i, word);
+    else
+        prs_os_sleep(100000);
+    return true;
+}
+
+/* Set this client's bit in `bits` and see whether the object was there to be held.
+ * The shard is locked.  `known`: this process already holds a ref on this very object. */
+static int
+hold(prs_store *s, prs_slot *slot, prs_atomic_u64 *bits, const prs_oid *id, bool known, bool may_create,
+     uint64_t *seen)
+{
+    uint64_t word = prs_load_seqcst(&slot->word);
+    *seen = word;
+    if (!matches(slot, word, id))
+        return gone(slot, id);
+    if (word & PRS_WORD_FREED)
+        return PRS_E_FREED;
+    if (prs_word_state(word) == PRS_STATE_CREATING && !may_create)
+        return PRS_E_AGAIN;
+    prs_fetch_or_seqcst(&bits[s->my_word], s->my_bit);
+    PRS_POINT(pin_set);
+    word = prs_load_seqcst(&slot->word);
+    *seen = word;
+    if (PRS_LIKELY(matches(slot, word, id) && !(word & PRS_WORD_FREED))) {
+        switch (prs_word_state(word)) {
+        case PRS_STATE_SEALED:
+            return PRS_OK;
+        case PRS_STATE_CREATING:
+            if (may_create)
+                return PRS_OK;
+            break;
+        case PRS_STATE_FREEING:
+            if (known)
+                return PRS_OK; /* the freer must see our ref and roll back */
+            return PRS_E_INTR; /* undecided: the caller undoes and tries again */
+        default:
+            break;
+        }
+    }
+    return matches(slot, word, id) ? (word & PRS_WORD_FREED ? PRS_E_FREED : PRS_E_AGAIN) : gone(slot, id);
+}
+
+/* Clear a bit that was set in vain; as every clear, it may be the last. */
+static void
+undo(prs_store *s, prs_slot *slot, prs_atomic_u64 *bits)
+{
+    (void)slot;
+    prs_fetch_and_seqcst(&bits[s->my_word], ~s->my_bit);
+    PRS_POINT(pin_undo);
+}
+
+static int
+view_of(prs_store *s, const prs_slot *slot, prs_view *view)
+{
+    uint64_t off = slot->off, size = slot->size;
+    if (PRS_UNLIKELY(off > s->capacity || size > s->capacity - off || size > slot->cap))
+        return PRS_E_CORRUPT;
+    view->data = s->ro + off;
+    view->size = size;
+    return PRS_OK;
+}
+
+int
+prs_pin(prs_store *s, const prs_oid *id, prs_view *view)
+{
+    int rc = admit(s, id);
+    if (rc < 0)
+        return rc;
+    prs_slot *slot = prs_slot_at(s, id->slot);
+    prs_spin *shard = prs_shard(s, id->slot);
+    prs_private *p = &s->priv[id->slot];
+    unsigned round = 0;
+    int64_t deadline = 0;
+    for (;;) {
+        uint64_t word;
+        prs_spin_lock(shard);
+        if (PRS_UNLIKELY(prs_load_relaxed(&s->closed))) {
+            prs_spin_unlock(shard);
+            return PRS_E_CLOSED;
+        }
+        if (p->pins) {
+            rc = p->serial != id->serial                                ? gone(slot, id)
+                 : prs_load_acquire(&slot->word) & PRS_WORD_FREED ? PRS_E_FREED
+                                                                  : view_of(s, slot, view);
+            if (rc == PRS_OK)
+                p->pins++;
+            prs_spin_unlock(shard);
+            return rc;
+        }
+        if (PRS_UNLIKELY(s->orphan)) { /* no client, no bit to set */
+            prs_spin_unlock(shard);
+            return PRS_E_CLOSED;
+        }
+        bool known = p->refs && p->serial == id->serial, touched = false;
+        prs_atomic_u64 *pins = prs_pins(s, slot);
+        rc = hold(s, slot, pins, id, known, false, &word);
+        touched = prs_load_relaxed(&pins[s->my_word]) & s->my_bit;
+        if (PRS_LIKELY(rc == PRS_OK)) {
+            rc = view_of(s, slot, view);
+            if (PRS_LIKELY(rc == PRS_OK)) {
+                if (!known) {
+                    p->serial = id->serial;
+                    p->refs = 0;
+                }
+                p->pins = 1;
+                prs_spin_unlock(shard);
+                return PRS_OK;
+            }
+        }
+        if (touched)
+            undo(s, slot, pins);
+        prs_spin_unlock(shard);
+        if (touched)
+            prs_try_free(s, id->slot);
+        if (rc != PRS_E_INTR)
+            return rc;
+        if (!await_decision(s, id->slot, word, &round, &deadline))
+            return PRS_E_BUSY;
+    }
+}
+
+void
+prs_unpin(prs_store *s, const prs_oid *id)
+{
+    prs_slot *slot = prs_slot_at(s, id->slot);
+    prs_spin *shard = prs_shard(s, id->slot);
+    prs_private *p = &s->priv[id->slot];
+    prs_spin_lock(shard);
+    bool last = p->pins && p->serial == id->serial && --p->pins == 0;
+    if (last && !s->orphan)
+        prs_fetch_and_seqcst(&prs_pins(s, slot)[s->my_word], ~s->my_bit);
+    bool closed = prs_load_relaxed(&s->closed);
+    prs_spin_unlock(shard);
+    if (!last)
+        return;
+    PRS_POINT(unpin_cleared);
+    if (!s->orphan)
+        prs_try_free(s, id->slot);
+    if (closed && prs_fetch_sub_acqrel(&s->pinned_slots, 1) == 1)
+        prs_tear_down(s);
+}
+
+int
+prs_ref(prs_store *s, const prs_oid *id)
+{
+    int rc = admit(s, id);
+    if (rc < 0)
+        return rc;
+    prs_slot *slot = prs_slot_at(s, id->slot);
+    prs_spin *shard = prs_shard(s, id->slot);
+    prs_private *p = &s->priv[id->slot];
+    unsigned round = 0;
+    int64_t deadline = 0;
+    for (;;) {
+        uint64_t word;
+        prs_spin_lock(shard);
+        if (PRS_UNLIKELY(prs_load_relaxed(&s->closed))) {
+            prs_spin_unlock(shard);
+            return PRS_E_CLOSED;
+        }
+        if (p->refs && p->serial == id->serial) {
+            p->refs++;
+            prs_spin_unlock(shard);
+            return PRS_OK;
+        }
+        if (s->orphan) {
+            prs_spin_unlock(shard);
+            return PRS_E_CLOSED;
+        }
+        /* A pin of ours keeps the object: then FREEING will be rolled back for sure. */
+        bool known = p->pins && p->serial == id->serial, touched;
+        rc = hold(s, slot, slot->holders, id, known, true, &word);
+        touched = prs_load_relaxed(&slot->holders[s->my_word]) & s->my_bit;
+        if (rc == PRS_OK) {
+            PRS_POINT(ref_set);
+            p->serial = id->serial; /* refs to an earlier object of the slot are void */
+            p->refs = 1;
+            prs_spin_unlock(shard);
+            return PRS_OK;
+        }
+        /* The bit may rightly be there for the object now in the slot. */
+        bool ours = p->refs && p->serial == prs_load_relaxed(&slot->serial) && !(word & PRS_WORD_FREED) &&
+                    prs_word_state(word) != PRS_STATE_FREE && prs_word_state(word) != PRS_STATE_RESERVED;
+        if (touched && !ours)
+            undo(s, slot, slot->holders);
+        prs_spin_unlock(shard);
+        PRS_POINT(ref_undo);
+        if (touched && !ours)
+            prs_try_free(s, id->slot);
+        if (rc != PRS_E_INTR)
+            return rc;
+        if (!await_decision(s, id->slot, word, &round, &deadline))
+            return PRS_E_BUSY;
+    }
+}
+
+void
+prs_unref(prs_store *s, const prs_oid *id)
+{
+    prs_slot *slot = prs_slot_at(s, id->slot);
+    prs_spin *shard = prs_shard(s, id->slot);
+    prs_private *p = &s->priv[id->slot];
+    prs_spin_lock(shard);
+    if (PRS_UNLIKELY(prs_load_relaxed(&s->closed))) { /* closing dropped all refs */
+        prs_spin_unlock(shard);
+        return;
+    }
+    bool last = p->refs && p->serial == id->serial && --p->refs == 0;
+    if (last && !s->orphan)
+        prs_fetch_and_seqcst(&slot->holders[s->my_word], ~s->my_bit);
+    prs_spin_unlock(shard);
+    if (last && !s->orphan) {
+        PRS_POINT(unref_cleared);
+        prs_try_free(s, id->slot);
+    }
+}
+
+int
+prs_state(prs_store *s, const prs_oid *id)
+{
+    int rc = admit(s, id);
+    if (rc < 0)
+        return rc;
+    prs_slot *slot = prs_slot_at(s, id->slot);
+    uint64_t word = prs_load_acquire(&slot->word);
+    if (!matches(slot, word, id))
+        return gone(slot, id);
+    if (word & PRS_WORD_FREED)
+        return PRS_E_FREED;
+    switch (prs_word_state(word)) {
+    case PRS_STATE_CREATING:
+        return PRS_E_AGAIN;
+    case PRS_STATE_SEALED:
+    case PRS_STATE_FREEING:
+        return PRS_OK;
+    default:
+        return gone(slot, id);
+    }
+}
+
+/* ---- making --------------------------------------------------------------------------------------- */
+
+int
+prs_alloc(prs_store *s, uint64_t size, unsigned flags, prs_draft *draft, prs_error *error)
+{
+    if (PRS_UNLIKELY(prs_load_relaxed(&s->closed) || s->orphan))
+        return prs_fail(error, PRS_E_CLOSED, 0, s->orphan ? "no client slot was free when this process was forked"
+                                                          : "the store is closed");
+    if (PRS_UNLIKELY(prs_load_relaxed(&s->has_pending) || prs_load_relaxed(&s->has_dying)))
+        prs_settle_pending(s, false);
+    uint32_t i;
+    uint64_t word;
+    bool window = flags & PRS_ALLOC_WINDOW, small = size <= PRS_SMALL_MAX && !window;
+    if (!prs_extent_size_fits(size))
+        size = INT64_MAX; /* cannot fit: reported as such below */
+    int rc = PRS_LIKELY(small) ? prs_magazine_take(s, size, &i, &word, error)
+                               : prs_large_take(s, size, window || size >= 256 * 1024, &i, &word, error);
+    if (PRS_UNLIKELY(rc < 0))
+        return rc;
+    PRS_POINT(alloc_creating);
+    prs_slot *slot = prs_slot_at(s, i);
+    uint64_t serial = prs_serial(s, flags & PRS_ALLOC_ORDERED);
+    prs_store_relaxed(&slot->serial, serial);
+    prs_store_relaxed(&slot->created, (uint32_t)(prs_seconds() - s->super->born));
+    slot->size = size;
+    draft->id = (prs_oid){s->id, serial, i, prs_word_generation(word)};
+    draft->size = size;
+    draft->off = slot->off;
+    draft->dst = small ? prs_load_acquire(&s->wr) + slot->off : NULL;
+    draft->window = NULL;
+
+    prs_spin *shard = prs_shard(s, i);
+    prs_spin_lock(shard);
+    s->priv[i] = (prs_private){serial, 1, 0};
+    prs_fetch_or_seqcst(&slot->holders[s->my_word], s->my_bit);
+    prs_spin_unlock(shard);
+    PRS_POINT(alloc_referenced);
+    if (window) {
+        rc = prs_window_open(s, draft, error);
+        if (rc < 0)
+            prs_abort(s, draft, false);
+    }
+    return rc;
+}
+
+int
+prs_write(prs_store *s, prs_draft *draft, uint64_t at, const void *src, size_t n, prs_error *error)
+{
+    if (at > draft->size || n > draft->size - at)
+        return prs_fail(error, PRS_E_INVAL, 0, "write past the end of the object");
+    PRS_POINT(fill_begun);
+    int rc = PRS_OK;
+    if (draft->dst)
+        prs_copy((uint8_t *)draft->dst + at, src, n);
+    else if (draft->window)
+        prs_copy_parallel((uint8_t *)draft->window + at, src, n, 0);
+    else
+        rc = prs_fill_range(s, draft->off + at, src, n, error);
+    PRS_POINT(fill_done);
+    return rc;
+}
+
+int
+prs_write_strided(prs_store *s, prs_draft *draft, uint64_t at, const void *src, int ndim, const ptrdiff_t *shape,
+                  const ptrdiff_t *strides, size_t itemsize, prs_error *error)
+{
+    uint64_t n = itemsize;
+    for (int i = 0; i < ndim; i++) {
+        if (shape[i] < 0 || __builtin_mul_overflow(n, (uint64_t)shape[i], &n))
+            return prs_fail(error, PRS_E_INVAL, 0, "the shape is too large");
+    }
+    if (at > draft->size || n > draft->size - at)
+        return prs_fail(error, PRS_E_INVAL, 0, "write past the end of the object");
+    uint8_t *to = draft->dst ? draft->dst : draft->window;
+    if (!to) {
+        int rc = prs_back(s, draft->off + at, n, error);
+        if (rc < 0)
+            return rc;
+        to = prs_load_acquire(&s->wr) + draft->off;
+    }
+    PRS_POINT(fill_begun);
+    prs_copy_strided(to + at, src, ndim, shape, strides, itemsize);
+    PRS_POINT(fill_done);
+    return PRS_OK;
+}
+
+int
+prs_seal(prs_store *s, prs_draft *draft, prs_error *error)
+{
+    prs_slot *slot = prs_slot_at(s, draft->id.slot);
+    uint64_t word = prs_load_relaxed(&slot->word);
+    if (prs_word_generation(word) != draft->id.generation || prs_word_state(word) != PRS_STATE_CREATING ||
+        prs_word_client(word) != s->me)
+        return prs_fail(error, PRS_E_INVAL, 0, "this object is not being made by this process");
+    uint64_t window = 0;
+    if (draft->window) {
+        int rc = prs_window_seal(s, draft, error);
+        if (rc < 0)
+            return rc;
+        window = PRS_WORD_WINDOW;
+    }
+    PRS_POINT(seal_ready);
+    uint64_t sealed;
+    do
+        sealed = (word & ~(uint64_t)(PRS_STATE_MASK | PRS_WORD_WAITERS)) | PRS_STATE_SEALED | window;
+    while (PRS_UNLIKELY(!prs_cas_weak_seqcst(&slot->word, &word, sealed)));
+    PRS_POINT(seal_done);
+    prs_wake(s, slot, word);
+    if (PRS_UNLIKELY(sealed & PRS_WORD_FREED))
+        prs_try_free(s, draft->id.slot);
+    return PRS_OK;
+}
+
+void
+prs_abort(prs_store *s, prs_draft *draft, bool keep_window)
+{
+    prs_slot *slot = prs_slot_at(s, draft->id.slot);
+    uint64_t word = prs_load_relaxed(&slot->word), ours;
+    if (draft->window)
+        prs_window_abandon(s, draft, keep_window);
+    draft->window = NULL;
+    do {
+        if (prs_word_generation(word) != draft->id.generation || prs_word_state(word) != PRS_STATE_CREATING ||
+            prs_word_client(word) != s->me || s->orphan)
+            return;
+        ours = prs_word(draft->id.generation, s->me, PRS_STATE_FREEING) | (word & PRS_FLAGS_MASK) | PRS_WORD_FREED;
+        mark_ended(slot, word, PRS_ENDED_UNSEALED);
+    } while (!prs_cas_seqcst(&slot->word, &word, ours));
+    PRS_POINT(abort_marked);
+    prs_spin *shard = prs_shard(s, draft->id.slot);
+    prs_spin_lock(shard);
+    prs_private *p = &s->priv[draft->id.slot];
+    if (p->serial == draft->id.serial && p->refs)
+        p->refs--;
+    prs_spin_unlock(shard);
+    prs_settle(s, draft->id.slot, ours);
+}
+
+/* ---- ending ------------------------------------------------------------------------------------------ */
+
+int
+prs_free(prs_store *s, const prs_oid *id, prs_error *error)
+{
+    int rc = admit(s, id);
+    if (rc == PRS_E_LOST)
+        return PRS_OK;
+    if (rc < 0 || s->orphan)
+        return prs_fail(error, rc < 0 ? rc : PRS_E_CLOSED, 0, "the object belongs to another or a closed store");
+    prs_slot *slot = prs_slot_at(s, id->slot);
+    uint64_t word = prs_load_seqcst(&slot->word);
+    do {
+        uint32_t state = prs_word_state(word);
+        if (!matches(slot, word, id) || state == PRS_STATE_FREE || state == PRS_STATE_RESERVED)
+            return PRS_OK;
+        if (word & PRS_WORD_FREED)
+            break;
+        mark_ended(slot, word, PRS_ENDED_FREED);
+    } while (!prs_cas_seqcst(&slot->word, &word, word | PRS_WORD_FREED));
+    PRS_POINT(free_marked);
+    prs_try_free(s, id->slot);
+    return PRS_OK;
+}
+
+/* ---- finding --------------------------------------------------------------------------------------------- */
+
+int
+prs_find(prs_store *s, const void *ptr, uint64_t n, prs_oid *id, uint64_t *at)
+{
+    uintptr_t base = (uintptr_t)s->ro, p = (uintptr_t)ptr;
+    if (p < base || p - base > s->capacity || n > s->capacity - (p - base))
+        return PRS_E_NOTFOUND;
+    uint64_t off = p - base;
+    uint32_t published = prs_load_acquire(&s->super->published);
+    for (uint32_t i = 0; i < published; i++) {
+        if (s->priv[i].pins == 0) /* looked at again under the shard */
+            continue;
+        prs_spin *shard = prs_shard(s, i);
+        prs_spin_lock(shard);
+        prs_slot *slot = prs_slot_at(s, i);
+        if (s->priv[i].pins && slot->off <= off && off - slot->off <= slot->size &&
+            n <= slot->size - (off - slot->off)) {
+            uint64_t word = prs_load_seqcst(&slot->word);
+            bool live = !(word & PRS_WORD_FREED);
+            *id = (prs_oid){s->id, s->priv[i].serial, i, prs_word_generation(word)};
+            *at = off - slot->off;
+            prs_spin_unlock(shard);
+            return live ? PRS_OK : PRS_E_FREED;
+        }
+        prs_spin_unlock(shard);
+    }
+    return PRS_E_NOTFOUND;
+}

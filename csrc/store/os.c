@@ -1,0 +1,464 @@
+/* os.c - every system call the engine makes.
+ *
+ * Purpose    One place that knows the operating system; what is above it deals in offsets.
+ * Guarantee  Functions that return int return 0 (or a descriptor) or -errno, and keep errno
+ *            for nobody.  No descriptor made here survives exec.
+ */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "store.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#ifndef MFD_NOEXEC_SEAL
+#define MFD_NOEXEC_SEAL 0x0008U
+#endif
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+#ifndef F_OFD_GETLK
+#define F_OFD_GETLK 36
+#define F_OFD_SETLK 37
+#endif
+
+int
+prs_fail(prs_error *error, int code, int sys_errno, const char *format, ...)
+{
+    if (error) {
+        error->code = code;
+        error->sys_errno = sys_errno;
+        error->pid = 0;
+        error->want = error->capacity = error->used = 0;
+        va_list args;
+        va_start(args, format);
+        vsnprintf(error->what, sizeof error->what, format, args);
+        va_end(args);
+    }
+    return code;
+}
+
+/* ---- time, randomness ------------------------------------------------------------------- */
+
+int64_t
+prs_now(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (int64_t)ts.tv_sec * PRS_SECOND + ts.tv_nsec;
+}
+
+uint64_t
+prs_seconds(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_REALTIME_COARSE, &ts);
+    return (uint64_t)ts.tv_sec;
+}
+
+void
+prs_os_sleep(int64_t ns)
+{
+    struct timespec ts = {(time_t)(ns / PRS_SECOND), (long)(ns % PRS_SECOND)};
+    nanosleep(&ts, NULL);
+}
+
+int
+prs_os_random(void *buffer, size_t n)
+{
+    ssize_t got;
+    do
+        got = getrandom(buffer, n, 0);
+    while (got < 0 && errno == EINTR);
+    return got == (ssize_t)n ? 0 : -EIO;
+}
+
+/* ---- files ------------------------------------------------------------------------------- */
+
+int
+prs_os_memfd(uint64_t id, prs_error *error)
+{
+    char name[48];
+    snprintf(name, sizeof name, "pyray_ser:%016llx", (unsigned long long)id);
+    int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL);
+    if (fd < 0 && errno == EINVAL) /* before Linux 6.3 */
+        fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (fd < 0)
+        return prs_fail(error, PRS_E_SYS, errno, "memfd_create failed");
+    if (fchmod(fd, 0600) < 0) {
+        int err = errno;
+        close(fd);
+        return prs_fail(error, PRS_E_SYS, err, "fchmod of the new store failed");
+    }
+    return fd;
+}
+
+/* A file without a name in the directory of `path`: it gets its name when it is complete. */
+int
+prs_os_create_file(const char *path, prs_error *error)
+{
+    char directory[4096];
+    const char *slash = strrchr(path, '/');
+    size_t n = slash ? (size_t)(slash - path) : 0;
+    if (n >= sizeof directory)
+        return prs_fail(error, PRS_E_INVAL, ENAMETOOLONG, "the path of the store is too long");
+    memcpy(directory, path, n);
+    strcpy(directory + n, slash ? (n ? "" : "/") : ".");
+    struct statfs fs;
+    if (statfs(directory, &fs) < 0)
+        return prs_fail(error, PRS_E_SYS, errno, "cannot use directory %.150s", directory);
+    if (fs.f_type != 0x01021994 && fs.f_type != (__typeof__(fs.f_type))0x858458f6) /* tmpfs, ramfs */
+        return prs_fail(error, PRS_E_FOREIGN, 0, "%.150s is not on tmpfs", directory);
+    int fd = open(directory, O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return prs_fail(error, PRS_E_SYS, errno, "cannot create a file in %.150s", directory);
+    return fd;
+}
+
+int
+prs_os_publish_file(int fd, const char *path, prs_error *error)
+{
+    char link[64];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    if (fchmod(fd, 0600) < 0 || linkat(AT_FDCWD, link, AT_FDCWD, path, AT_SYMLINK_FOLLOW) < 0)
+        return prs_fail(error, PRS_E_SYS, errno, errno == EEXIST ? "%.150s exists already" : "cannot name %.150s",
+                        path);
+    return PRS_OK;
+}
+
+int
+prs_os_open_file(const char *path, int *fd, prs_error *error)
+{
+    *fd = open(path, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
+    if (*fd < 0) {
+        if (errno == ENOENT)
+            return prs_fail(error, PRS_E_NOTFOUND, ENOENT, "there is no store at %.150s", path);
+        if (errno == ELOOP)
+            return prs_fail(error, PRS_E_FOREIGN, ELOOP, "%.150s is a symbolic link", path);
+        return prs_fail(error, PRS_E_SYS, errno, "cannot open %.150s", path);
+    }
+    return PRS_OK;
+}
+
+int
+prs_os_reopen(int fd, bool writable)
+{
+    return prs_os_reopen_of(0, fd, writable);
+}
+
+/* Open the file behind another descriptor anew, so that it has an open file description of
+ * its own (OFD locks) and access mode of its own (read-only mappings). */
+int
+prs_os_reopen_of(int32_t pid, int fd, bool writable)
+{
+    char path[64];
+    if (pid == 0)
+        snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    else
+        snprintf(path, sizeof path, "/proc/%d/fd/%d", pid, fd);
+    int out = open(path, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    return out < 0 ? -errno : out;
+}
+
+/* Open the file behind a mapping of ours, when every descriptor of it is gone.  Needs a
+ * capability on most systems; -errno where it is refused. */
+int
+prs_os_reopen_mapping(const void *at, bool writable, const prs_file *file)
+{
+    FILE *maps = fopen("/proc/self/maps", "re");
+    if (!maps)
+        return -errno;
+    char line[512], path[96] = "";
+    while (!path[0] && fgets(line, sizeof line, maps)) {
+        unsigned long begin, end;
+        if (sscanf(line, "%lx-%lx", &begin, &end) == 2 && (uintptr_t)at >= begin && (uintptr_t)at < end)
+            snprintf(path, sizeof path, "/proc/self/map_files/%lx-%lx", begin, end);
+    }
+    fclose(maps);
+    if (!path[0])
+        return -ENOENT;
+    int fd = open(path, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    if (prs_os_same(fd, file))
+        return fd;
+    close(fd);
+    return -ESTALE;
+}
+
+int
+prs_os_size(int fd, uint64_t size)
+{
+    if (size > INT64_MAX)
+        return -EFBIG;
+    while (ftruncate(fd, (off_t)size) < 0)
+        if (errno != EINTR)
+            return -errno;
+    return 0;
+}
+
+int
+prs_os_seal(int fd)
+{
+    return fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0 ? -errno : 0;
+}
+
+bool
+prs_os_same(int fd, const prs_file *file)
+{
+    struct stat st;
+    return fd >= 0 && fstat(fd, &st) == 0 && st.st_dev == file->dev && st.st_ino == file->ino;
+}
+
+/* Refuse what a store cannot be before any byte of it is read: another user's file, other
+ * modes, anything but a regular file in memory. */
+int
+prs_os_inspect(int fd, prs_file *file, uint64_t *size, prs_error *error)
+{
+    struct stat st;
+    if (fstat(fd, &st) < 0)
+        return prs_fail(error, PRS_E_SYS, errno, "fstat of the store failed");
+    if (!S_ISREG(st.st_mode))
+        return prs_fail(error, PRS_E_FOREIGN, 0, "the store is not a regular file");
+    if (st.st_uid != geteuid())
+        return prs_fail(error, PRS_E_FOREIGN, 0, "the store belongs to user %u, not to %u",
+                        (unsigned)st.st_uid, (unsigned)geteuid());
+    if ((st.st_mode & 07777) != 0600 && (st.st_mode & 07777) != 0)
+        return prs_fail(error, PRS_E_FOREIGN, 0, "the store has mode %04o, not 0600",
+                        (unsigned)(st.st_mode & 07777));
+    file->dev = st.st_dev;
+    file->ino = st.st_ino;
+    *size = (uint64_t)st.st_size;
+    return PRS_OK;
+}
+
+int
+prs_os_pread(int fd, void *buffer, size_t n, uint64_t off)
+{
+    uint8_t *at = buffer;
+    while (n) {
+        ssize_t got = pread(fd, at, n, (off_t)off);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got <= 0)
+            return got < 0 ? -errno : -ENODATA;
+        at += got;
+        off += (uint64_t)got;
+        n -= (size_t)got;
+    }
+    return 0;
+}
+
+uint64_t
+prs_os_blocks(int fd)
+{
+    struct stat st;
+    return fstat(fd, &st) == 0 ? (uint64_t)st.st_blocks * 512 : 0;
+}
+
+void
+prs_os_close(int fd)
+{
+    if (fd >= 0)
+        close(fd);
+}
+
+/* ---- mappings ------------------------------------------------------------------------------- */
+
+static void *
+no_dump(void *at, size_t len)
+{
+    if (at == MAP_FAILED)
+        return NULL;
+    madvise(at, len, MADV_DONTDUMP); /* core files stay small and free of data */
+    return at;
+}
+
+void *
+prs_os_map(int fd, uint64_t off, size_t len, bool writable)
+{
+    return no_dump(mmap(NULL, len, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED | MAP_NORESERVE, fd,
+                        (off_t)off),
+                   len);
+}
+
+/* Replace what is mapped at `at` by the read-only file, in place and in one step. */
+int
+prs_os_map_fixed(void *at, int fd, uint64_t off, size_t len)
+{
+    void *got = mmap(at, len, PROT_READ, MAP_SHARED | MAP_FIXED, fd, (off_t)off);
+    return got == MAP_FAILED ? -errno : (no_dump(got, len), 0);
+}
+
+int
+prs_os_map_zero_fixed(void *at, size_t len)
+{
+    void *got =
+        mmap(at, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    return got == MAP_FAILED ? -errno : 0;
+}
+
+void *
+prs_os_map_private(int fd, uint64_t off, size_t len)
+{
+    return no_dump(mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd, (off_t)off), len);
+}
+
+/* Private zero pages, backed as they are touched. */
+void *
+prs_os_reserve(size_t len)
+{
+    void *at = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return at == MAP_FAILED ? NULL : at;
+}
+
+void
+prs_os_unmap(void *at, size_t len)
+{
+    if (at)
+        munmap(at, len);
+}
+
+/* Make the pages of a shared mapping exist and be mapped here, or say why not: a page that
+ * cannot be had is an error now instead of a SIGBUS later. */
+int
+prs_os_populate(void *at, size_t len, int fd, uint64_t off)
+{
+    while (madvise(at, len, MADV_POPULATE_WRITE) < 0) {
+        if (errno == EINTR || errno == EAGAIN)
+            continue;
+        if (errno == EFAULT)
+            return -ENOSPC; /* the fault met a full file system */
+        if (errno != EINVAL)
+            return -errno;
+        /* Before Linux 5.14: allocate through the file, then touch. */
+        while (fallocate(fd, 0, (off_t)off, (off_t)len) < 0)
+            if (errno != EINTR)
+                return -errno;
+        for (size_t i = 0; i < len; i += PRS_PAGE)
+            prs_fetch_or_relaxed((_Atomic(uint8_t) *)at + i, 0);
+        return 0;
+    }
+    return 0;
+}
+
+int
+prs_os_punch(int fd, uint64_t off, uint64_t len)
+{
+    while (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)off, (off_t)len) < 0)
+        if (errno != EINTR)
+            return -errno;
+    return 0;
+}
+
+/* ---- OFD locks --------------------------------------------------------------------------------- */
+
+static struct flock
+byte_lock(uint64_t byte, short type)
+{
+    struct flock lk;
+    memset(&lk, 0, sizeof lk);
+    lk.l_type = type;
+    lk.l_whence = SEEK_SET;
+    lk.l_start = (off_t)byte;
+    lk.l_len = 1;
+    return lk;
+}
+
+/* Claim, without waiting; -EAGAIN or -EACCES when another open file description has it. */
+int
+prs_os_lock_byte(int fd, uint64_t byte)
+{
+    struct flock lk = byte_lock(byte, F_WRLCK);
+    while (fcntl(fd, F_OFD_SETLK, &lk) < 0)
+        if (errno != EINTR)
+            return -errno;
+    return 0;
+}
+
+void
+prs_os_unlock_byte(int fd, uint64_t byte)
+{
+    struct flock lk = byte_lock(byte, F_UNLCK);
+    (void)fcntl(fd, F_OFD_SETLK, &lk);
+}
+
+/* 1: somebody else's lock is on it; 0: free; -errno. */
+int
+prs_os_byte_held(int fd, uint64_t byte)
+{
+    struct flock lk = byte_lock(byte, F_WRLCK);
+    if (fcntl(fd, F_OFD_GETLK, &lk) < 0)
+        return -errno;
+    return lk.l_type != F_UNLCK;
+}
+
+/* ---- processes ------------------------------------------------------------------------------------ */
+
+/* Fields 3 and 22 of /proc/<pid>/stat; the name in field 2 may hold anything, so they are
+ * counted from its last parenthesis. */
+static int
+read_stat(int32_t pid, char *state, uint64_t *start_time)
+{
+    char path[48], text[1024];
+    snprintf(path, sizeof path, "/proc/%d/stat", pid);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    ssize_t n = read(fd, text, sizeof text - 1);
+    int err = errno;
+    close(fd);
+    if (n <= 0)
+        return n < 0 ? -err : -ESRCH;
+    text[n] = 0;
+    char *at = strrchr(text, ')');
+    if (!at || at[1] != ' ')
+        return -EINVAL;
+    at += 2;
+    *state = *at;
+    for (int field = 3; field < 22; field++) {
+        at = strchr(at, ' ');
+        if (!at)
+            return -EINVAL;
+        at++;
+    }
+    *start_time = strtoull(at, NULL, 10);
+    return 0;
+}
+
+uint64_t
+prs_start_time(int32_t pid)
+{
+    char state;
+    uint64_t start;
+    return read_stat(pid, &state, &start) == 0 ? start : 0;
+}
+
+enum prs_life
+prs_os_process(int32_t pid, uint64_t start_time)
+{
+    char state;
+    uint64_t start;
+    int rc = read_stat(pid, &state, &start);
+    if (rc == -ENOENT || rc == -ESRCH)
+        return access("/proc/self/stat", F_OK) == 0 ? PRS_GONE : PRS_UNKNOWN;
+    if (rc < 0)
+        return PRS_UNKNOWN;
+    if (start != start_time)
+        return PRS_GONE;
+    return state == 'Z' || state == 'X' ? PRS_ZOMBIE : PRS_ALIVE;
+}
+
+uint64_t
+prs_os_pid_ns(void)
+{
+    struct stat st;
+    return stat("/proc/self/ns/pid", &st) == 0 ? (uint64_t)st.st_ino : 0;
+}

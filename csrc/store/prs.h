@@ -1,0 +1,287 @@
+/* prs.h - the store engine, as its callers see it.
+ *
+ * A store is one shared-memory file (a sealed memfd, or a file on tmpfs) that
+ * holds immutable objects.  Every process that uses it is a client with its own
+ * mappings; there is no daemon.  This header is the whole surface of the engine:
+ * nothing here needs Python, and nothing outside csrc/store includes another
+ * header of it but atomic.h and format.h.
+ *
+ * Conventions
+ *   - Functions return PRS_OK (0) or a negative PRS_E_* code; where a prs_error
+ *     is passed, it is filled on failure with what the message to the user needs.
+ *   - Every function may be called from any thread and without the GIL.  None of
+ *     them calls back.  Those marked "fast" make no system call on their usual path.
+ *   - Functions marked "never blocks" are for destructors: what cannot be done at
+ *     once is queued and done by the next call that may block.
+ *   - Offsets and sizes are bytes; times are nanoseconds; a negative timeout means
+ *     "for ever".
+ *   - A client that dies at any instruction of any of these leaves a store that
+ *     the others can go on using; prs_check() proves it.
+ */
+#ifndef PRS_H
+#define PRS_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <stdbool.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct prs_store prs_store; /* one client's handle on one store */
+
+/* ---- errors ---------------------------------------------------------------- */
+
+enum prs_status {
+    PRS_OK = 0,
+    PRS_E_SYS = -1,     /* a system call failed: error->sys_errno                     */
+    PRS_E_NOMEM = -2,   /* private memory or address space (vm.max_map_count) is out  */
+    PRS_E_FULL = -3,    /* no room in the store: error->want, ->capacity, ->used       */
+    PRS_E_BACKING = -4, /* the machine (tmpfs, cgroup, memory) has no pages to give     */
+    PRS_E_CLIENTS = -5, /* every client slot is taken by a living process               */
+    PRS_E_OBJECTS = -6, /* the object table is full                                     */
+    PRS_E_LOST = -7,    /* the object is gone: never sealed, or its last holder left    */
+    PRS_E_FREED = -8,   /* the object was ended by prs_free                             */
+    PRS_E_AGAIN = -9,   /* not sealed yet: wait with prs_wait                           */
+    PRS_E_TIMEOUT = -10,
+    PRS_E_BUSY = -11,   /* a stopped process holds the store lock: error->pid           */
+    PRS_E_CORRUPT = -12,/* shared bytes that do not check out: error->what says which   */
+    PRS_E_VERSION = -13,/* made by another layout version                               */
+    PRS_E_FOREIGN = -14,/* wrong owner, mode, type of file, or another store's id       */
+    PRS_E_CLOSED = -15, /* this handle was closed                                        */
+    PRS_E_INTR = -16,   /* a signal arrived during a wait                               */
+    PRS_E_INVAL = -17,  /* the caller's arguments make no sense                         */
+    PRS_E_NOTFOUND = -18
+};
+
+typedef struct prs_error {
+    int code;          /* the status returned                                  */
+    int sys_errno;     /* 0 or the errno behind it                             */
+    int32_t pid;       /* the process concerned, or 0                          */
+    uint64_t want;     /* bytes (or entries) asked for                         */
+    uint64_t capacity; /* bytes (or entries) there are                         */
+    uint64_t used;     /* bytes (or entries) in use                            */
+    char what[232];    /* one sentence without trailing period, never empty    */
+} prs_error;
+
+/* ---- identity --------------------------------------------------------------- */
+
+/* What names an object for ever.  24 bytes, no padding.  `serial` never repeats
+ * in a store; slot and generation say where to look. */
+typedef struct prs_oid {
+    uint64_t store;
+    uint64_t serial;
+    uint32_t slot;
+    uint32_t generation;
+} prs_oid;
+
+/* ---- opening and closing ----------------------------------------------------- */
+
+typedef struct prs_options {
+    const char *path;         /* NULL: anonymous (memfd); else a file to create      */
+    uint64_t capacity;        /* 0: prs_default_capacity()                            */
+    uint32_t max_clients;     /* 0: 512 (at most 4096)                                */
+    uint32_t max_objects;     /* 0: chosen from capacity (at least 1 << 20)           */
+    int64_t lock_timeout;     /* 0: 1 s                                               */
+    uint64_t warm_reserve;    /* 0: 256 MiB; freed bytes kept backed by the kernel    */
+    uint32_t flags;           /* PRS_OPEN_*                                           */
+} prs_options;
+
+enum {
+    PRS_OPEN_PID_LIVENESS = 1u << 0 /* refuse clients of other pid namespaces */
+};
+
+/* Make a new store and become its first client. */
+int prs_create(prs_store **out, const prs_options *options, prs_error *error);
+/* Attach to the file at `path`. */
+int prs_attach_path(prs_store **out, const char *path, const prs_options *options, prs_error *error);
+/* Attach through /proc/<pid>/fd: `fd` is tried first (-1: none), then every descriptor of
+ * that process; `store` (0: any) must match.  PRS_E_NOTFOUND when pid has no such store. */
+int prs_attach_pid(prs_store **out, int32_t pid, int fd, uint64_t store,
+                   const prs_options *options, prs_error *error);
+/* Stop being a client: refs and magazines of this handle are given back.  The mapping stays
+ * until the last pin taken through it is dropped (prs_unpin may still be called); all other
+ * calls return PRS_E_CLOSED.  Idempotent. */
+void prs_close(prs_store *store);
+/* Free the handle itself: after it nothing may be called.  Closes first; does nothing more
+ * while pins are left. */
+void prs_dispose(prs_store *store);
+
+uint64_t prs_id(const prs_store *store);
+uint64_t prs_capacity(const prs_store *store);
+/* Where others find this store: this process's pid, its start time, a descriptor number. */
+void prs_locator(prs_store *store, int32_t *pid, uint64_t *start_time, int32_t *fd);
+/* Start time of a process in clock ticks, 0 when it is gone. */
+uint64_t prs_start_time(int32_t pid);
+/* The stores that process `pid` has open, as ids; returns how many (at most cap). */
+int prs_list_pid(int32_t pid, uint64_t *ids, int *fds, int cap);
+/* Pids of the living clients; returns how many (at most cap). */
+int prs_client_pids(prs_store *store, int32_t *pids, int cap);
+
+/* ---- putting ------------------------------------------------------------------ */
+
+/* An object being made.  Belongs to one thread at a time. */
+typedef struct prs_draft {
+    prs_oid id;       /* valid at once; others may wait for it                        */
+    uint64_t size;    /* bytes asked for                                              */
+    uint64_t off;     /* where it lies in the data area                               */
+    void *dst;        /* writable, mapped and backed, or NULL: then prs_write only     */
+    void *window;     /* PRS_ALLOC_WINDOW: a writable mapping of this object alone     */
+} prs_draft;
+
+enum {
+    PRS_ALLOC_WINDOW = 1u << 0, /* whole pages and a writable window: create(), empty() */
+    PRS_ALLOC_ORDERED = 1u << 1 /* the object will name others: take a serial above theirs */
+};
+
+/* Allocate `size` bytes.  The draft is CREATING: nobody can read it, its death with this
+ * process frees it.  Small sizes: fast. `dst` is given for objects below PRS_SMALL_MAX. */
+int prs_alloc(prs_store *store, uint64_t size, unsigned flags, prs_draft *draft, prs_error *error);
+/* Copy `n` bytes to offset `at` of the draft, by the fastest way for the pages there. */
+int prs_write(prs_store *store, prs_draft *draft, uint64_t at, const void *src, size_t n, prs_error *error);
+/* Gather a strided array (C order result) to offset `at` of the draft. */
+int prs_write_strided(prs_store *store, prs_draft *draft, uint64_t at, const void *src, int ndim,
+                      const ptrdiff_t *shape, const ptrdiff_t *strides, size_t itemsize, prs_error *error);
+/* Record that the draft names another object of this store, which must be alive and held
+ * by the caller; the draft holds it from now on.  Needs PRS_ALLOC_ORDERED. */
+int prs_add_edge(prs_store *store, prs_draft *draft, const prs_oid *inner, prs_error *error);
+/* Publish.  The caller then owns one private reference (as after prs_ref).  Windows stay
+ * mapped, read-only from now on, until prs_window_close. */
+int prs_seal(prs_store *store, prs_draft *draft, prs_error *error);
+/* Give the draft up: waiters get PRS_E_LOST.  Its window is unmapped unless `keep_window`
+ * (then it turns into private zero pages: views stay valid). */
+void prs_abort(prs_store *store, prs_draft *draft, bool keep_window);
+/* Unmap a sealed object's window and drop the pin it kept. Never blocks. */
+void prs_window_close(prs_store *store, const prs_draft *draft);
+
+#define PRS_SMALL_MAX (64u * 1024u) /* largest object served from the magazines */
+
+/* ---- holding and reading ------------------------------------------------------- */
+
+typedef struct prs_view {
+    const uint8_t *data; /* the object's bytes in the read-only mapping, 64-byte aligned */
+    uint64_t size;
+} prs_view;
+
+/* Pin: the bytes stay until as many prs_unpin. Fast. PRS_E_AGAIN while not sealed. */
+int prs_pin(prs_store *store, const prs_oid *id, prs_view *view);
+/* Drop one pin.  Never blocks. */
+void prs_unpin(prs_store *store, const prs_oid *id);
+/* One more private reference to an object; the first sets this client's bit.  Fails with
+ * PRS_E_LOST when the object is gone. Works for drafts of other clients too. */
+int prs_ref(prs_store *store, const prs_oid *id);
+/* Drop a reference.  Never blocks. */
+void prs_unref(prs_store *store, const prs_oid *id);
+/* PRS_OK sealed, PRS_E_AGAIN being made, PRS_E_FREED, PRS_E_LOST. Fast. */
+int prs_state(prs_store *store, const prs_oid *id);
+/* Wait until sealed; sees the creator's death.  At most `timeout` and at most one slice of
+ * 100 ms: PRS_E_TIMEOUT after either, PRS_E_INTR on a signal, so that callers can look at
+ * their own signals and deadline. */
+int prs_wait(prs_store *store, const prs_oid *id, int64_t timeout);
+/* A counter that changes whenever an object somebody waits for is sealed or lost.
+ * prs_wait_any: mark the object waited for; prs_wait_epoch: sleep until it differs. */
+uint32_t prs_epoch(prs_store *store);
+int prs_wait_any(prs_store *store, const prs_oid *id);
+int prs_wait_epoch(prs_store *store, uint32_t seen, int64_t timeout);
+/* End the object for everyone: only views keep its bytes. PRS_OK also when already gone. */
+int prs_free(prs_store *store, const prs_oid *id, prs_error *error);
+/* Map the object's own pages copy-on-write at a new address; the caller keeps a pin on the
+ * object until prs_cow_close.  `map` is what to unmap, `data` the first byte of the object. */
+int prs_cow_open(prs_store *store, const prs_oid *id, const prs_view *view,
+                 void **map, size_t *map_len, uint8_t **data, prs_error *error);
+void prs_cow_close(void *map, size_t map_len);
+/* Which object does this address lie in?  For re-put by reference: `ptr..ptr+n` must lie in
+ * the read-only mapping within one sealed object this process has pinned. Fast. */
+int prs_find(prs_store *store, const void *ptr, uint64_t n, prs_oid *id, uint64_t *at);
+
+/* ---- references in flight -------------------------------------------------------- */
+
+typedef struct prs_token {
+    uint32_t index;  /* 0: none (the object was pinned for good instead) */
+    uint32_t unused;
+    uint64_t serial;
+} prs_token;
+
+enum { PRS_TOKEN_ONCE = 1, PRS_TOKEN_STICKY = 2 };
+
+/* Hold the object on behalf of a message (ONCE: ended by the receiver's prs_token_claim;
+ * STICKY: by prs_token_drop, prs_free or the end of the store). The caller holds a ref. */
+int prs_token_take(prs_store *store, const prs_oid *id, int kind, prs_token *token);
+/* Take a reference like prs_ref, then end the token if it is still this one. */
+int prs_token_claim(prs_store *store, const prs_oid *id, const prs_token *token);
+/* End a token by whoever took it. Idempotent. May free the object. */
+void prs_token_drop(prs_store *store, const prs_oid *id, const prs_token *token);
+
+/* ---- looking after it --------------------------------------------------------------- */
+
+typedef struct prs_stats {
+    uint64_t capacity;      /* bytes of the data area                                  */
+    uint64_t used;          /* bytes in extents of objects, reserves not counted       */
+    uint64_t reserved;      /* bytes in clients' magazines                             */
+    uint64_t backed;        /* bytes the kernel holds for the whole file               */
+    uint64_t overhead;      /* bytes of control area backed                            */
+    uint64_t objects;       /* sealed                                                  */
+    uint64_t unsealed;      /* being made                                              */
+    uint64_t largest_free;  /* bytes of the largest free extent                        */
+    uint64_t slots;         /* published                                               */
+    uint64_t in_flight;     /* tokens                                                  */
+    uint64_t edges;         /* objects held by objects                                 */
+    uint64_t orphaned;      /* objects with the sticky holder "orphaned by fork"       */
+    uint64_t serial;        /* next serial                                             */
+    uint32_t clients;       /* living                                                  */
+    uint32_t max_clients;
+    uint64_t reaped;        /* clients cleaned up after since the store began          */
+    uint64_t stolen;        /* times the lock was taken from a dead owner              */
+} prs_stats;
+
+int prs_get_stats(prs_store *store, prs_stats *out);
+
+typedef struct prs_record {
+    prs_oid id;
+    uint64_t size, extent;     /* bytes of the object, of its extent                  */
+    uint32_t state;            /* PRS_STATE_*                                         */
+    uint32_t ref_holders, pin_holders; /* clients                                     */
+    uint32_t tokens_and_edges; /* messages and objects that hold it                   */
+    int32_t creator_pid;       /* 0 when the creator is gone                          */
+    int64_t created;           /* seconds since the epoch                             */
+    bool freed, orphaned;
+} prs_record;
+
+enum { PRS_STATE_FREE = 0, PRS_STATE_RESERVED = 1, PRS_STATE_CREATING = 2, PRS_STATE_SEALED = 3,
+       PRS_STATE_FREEING = 4, PRS_STATE_SPILLING = 5 };
+
+/* Walk the table: fills up to `cap` records of objects from slot *cursor on, advances it. */
+int prs_list(prs_store *store, uint32_t *cursor, prs_record *out, int cap);
+
+/* Clean up after dead clients if nobody has looked for `min_age` ns (0: look now). */
+int prs_look(prs_store *store, int64_t min_age);
+/* Return freed pages beyond `keep` bytes to the kernel; returns the bytes given back. */
+uint64_t prs_trim(prs_store *store, uint64_t keep);
+/* Verify every invariant (takes the store lock). PRS_E_CORRUPT with error->what. */
+int prs_check(prs_store *store, prs_error *error);
+/* Do what destructors had to leave. */
+void prs_drain(prs_store *store);
+
+/* ---- fork ----------------------------------------------------------------------------- */
+
+/* All open handles of the process take part; installed by the first open.  After a fork
+ * the child's handle is a client of its own, with every bit its parent had, unless no slot
+ * or descriptor was to be had: then prs_is_orphan() is true, views stay valid, and the
+ * handle only serves prs_unpin and prs_unref. */
+bool prs_is_orphan(const prs_store *store);
+/* A number that differs in every forked child. */
+uint32_t prs_fork_count(void);
+
+/* ---- fault injection (debug builds only; no-ops returning false otherwise) ---------------- */
+
+/* Arm a named point: at its `after`-th crossing do the action. */
+enum { PRS_FAIL_KILL = 1, PRS_FAIL_STOP = 2, PRS_FAIL_ERRNO = 3, PRS_FAIL_HOLD = 4 };
+bool prs_failpoint_arm(const char *name, int action, int after, int value);
+/* Names of all points, NULL-terminated. */
+const char *const *prs_failpoint_names(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,143 @@
+/* recover.c - what is done about the dead: rebuild, reap, look.
+ *
+ * Purpose    Any client may die at any instruction; whoever meets the corpse cleans up, while all
+ *            others go on.
+ * Algorithm  rebuild, by the thief of the store lock: makes everything the lock guards anew from
+ *            slots and links.  reap, lock-free but for giving extents back: takes over what the dead
+ *            client had in hand slot by slot, clears its bits, and tries to free what it held last.
+ *            look: who is dead?  At most once a second for the whole store, by whoever comes by.
+ * Guarantee  Each can die at any step and be started again by another: rebuild marks the arena dirty
+ *            first, reap names itself in the client's state and is itself a client.
+ */
+#include "store.h"
+
+static uint64_t
+reaping(const prs_store *s)
+{
+    return PRS_CLIENT_REAPING | (uint64_t)s->me << 8 | (uint64_t)s->incarnation << 32;
+}
+
+int
+prs_rebuild(prs_store *s, prs_error *error)
+{
+    prs_arena *a = &s->super->arena;
+    uint32_t published = prs_load_acquire(&s->super->published);
+    a->dirty = 1;
+    prs_store_seqcst(&s->super->sweep, 1);
+    PRS_POINT(rebuild_begun);
+    if (prs_tables_touch(s) < 0)
+        return prs_fail(error, PRS_E_BACKING, 0, "no memory for the tables of the store");
+    a->slot_free = PRS_NIL;
+    a->slot_free_count = 0;
+    for (uint32_t i = published; i-- > 0;)
+        if (prs_word_state(prs_load_seqcst(&prs_slot_at(s, i)->word)) == PRS_STATE_FREE)
+            prs_slot_give(s, i);
+    if (prs_extent_rebuild(s) < 0) {
+        prs_store_seqcst(&s->super->corrupt, 1);
+        return prs_fail(error, PRS_E_CORRUPT, 0, "extents of live objects overlap");
+    }
+    PRS_POINT(rebuild_extents);
+    prs_links_rebuild(s);
+    PRS_POINT(rebuild_links);
+    a->dirty = 0;
+    PRS_POINT(rebuild_done);
+    return PRS_OK;
+}
+
+/* After a rebuild: sealed objects whose last holder let go while everything counted as held. */
+static void
+sweep(prs_store *s)
+{
+    uint32_t one = 1;
+    if (prs_load_relaxed(&s->super->sweep) == 0 || prs_tables_touch(s) < 0)
+        return;
+    uint32_t seen = prs_load_relaxed(&s->slots_seen);
+    for (uint32_t i = 0; i < seen; i++)
+        prs_try_free(s, i);
+    prs_cas_seqcst(&s->super->sweep, &one, 0);
+}
+
+void
+prs_inherit(prs_store *s, uint32_t client)
+{
+    uint32_t seen = prs_load_relaxed(&s->slots_seen), word_index = client / 64;
+    uint64_t bit = 1ull << client % 64;
+    for (uint32_t i = 0; i < seen; i++) {
+        prs_slot *slot = prs_slot_at(s, i);
+        uint64_t word = prs_load_seqcst(&slot->word);
+        uint32_t kind = prs_word_state(word);
+        if (prs_word_client(word) == client &&
+            (kind == PRS_STATE_RESERVED || kind == PRS_STATE_CREATING || kind == PRS_STATE_FREEING))
+            prs_take_over(s, i, word);
+        PRS_POINT(reap_slot);
+        prs_atomic_u64 *refs = prs_refs(slot) + word_index, *pins = prs_pins(s, slot) + word_index;
+        if ((prs_load_seqcst(refs) | prs_load_seqcst(pins)) & bit) {
+            prs_fetch_and_seqcst(refs, ~bit);
+            prs_fetch_and_seqcst(pins, ~bit);
+            PRS_POINT(reap_bits);
+            prs_try_free(s, i);
+        }
+    }
+}
+
+int
+prs_reap(prs_store *s, uint32_t client)
+{
+    prs_client *c = &s->clients[client];
+    uint64_t state = prs_load_seqcst(&c->state), ours = reaping(s);
+    uint32_t incarnation = prs_load_seqcst(&c->incarnation);
+    switch (state & 0xFF) {
+    case PRS_CLIENT_FREE:
+        return PRS_OK;
+    case PRS_CLIENT_REAPING: {
+        uint32_t reaper = (uint32_t)(state >> 8) & 0xFFFFu;
+        if (reaper == s->me && state == ours)
+            return PRS_OK; /* another thread of ours is at it */
+        if (prs_client_is(s, reaper, (uint32_t)(state >> 32)) && !prs_client_dead(s, reaper))
+            return PRS_OK;
+        break;
+    }
+    default:
+        break;
+    }
+    if (!prs_cas_seqcst(&c->state, &state, ours))
+        return PRS_OK;
+    PRS_POINT(reap_begun);
+    if (prs_tables_touch(s) < 0)
+        return PRS_E_BACKING; /* stays REAPING by us: our next look goes on */
+    prs_inherit(s, client);
+    prs_links_reap(s, client, incarnation);
+    PRS_POINT(reap_links);
+    prs_settle_pending(s, true);
+    prs_store_relaxed(&c->pid, 0);
+    if (prs_cas_seqcst(&c->state, &ours, PRS_CLIENT_FREE))
+        prs_fetch_add_relaxed(&s->super->reaped, 1);
+    PRS_POINT(reap_done);
+    return PRS_OK;
+}
+
+int
+prs_look(prs_store *s, int64_t min_age)
+{
+    uint64_t now = (uint64_t)prs_now(), last = prs_load_relaxed(&s->super->last_look);
+    if (min_age > 0) {
+        if (last <= now && now - last < (uint64_t)min_age)
+            return PRS_OK;
+        if (!prs_cas_relaxed(&s->super->last_look, &last, now))
+            return PRS_OK; /* somebody else looks */
+    } else {
+        prs_store_relaxed(&s->super->last_look, now);
+    }
+    if (s->orphan || prs_load_relaxed(&s->closed))
+        return PRS_OK;
+    if (s->me != PRS_NIL)
+        prs_heartbeat(s);
+    uint32_t high = prs_load_acquire(&s->super->client_high);
+    for (uint32_t i = 1; i < high && i < s->super->max_clients; i++)
+        if (i != s->me && prs_client_dead(s, i))
+            prs_reap(s, i);
+    sweep(s);
+    if (min_age > 0)
+        prs_trim_excess(s);
+    return PRS_OK;
+}

@@ -1,0 +1,540 @@
+/* segment.c - making, finding, validating and leaving a segment.
+ *
+ * Purpose    Turn a file into a store and a process into its client.
+ * Algorithm  A new segment has no name until its superblock is complete: a memfd, or an unnamed file
+ *            on tmpfs that is linked to its path last, so that nobody can meet a half-made one.  Attaching
+ *            reads the superblock into private memory, recomputes the layout from its five numbers and
+ *            compares, before anything is mapped; then the tables are checked under the store lock.
+ * Guarantee  No size or offset from the file is used before it is checked.  The page of constants
+ *            and the data area are mapped read-only, from a descriptor that cannot write.
+ */
+#include "store.h"
+#include <errno.h>
+#include <dirent.h>
+#include <stdio.h>
+#include <unistd.h>
+
+#define CAPACITY_GRAIN (1024u * 1024u)
+#define CAPACITY_MAX ((uint64_t)1 << 43)
+#define SLOTS_MIN (1u << 20)
+#define SLOTS_MAX (1u << 24)
+
+/* ---- layout ------------------------------------------------------------------------------------- */
+
+static uint64_t
+layout_hash(void)
+{
+    const uint64_t parts[] = {sizeof(prs_super), offsetof(prs_super, lock), offsetof(prs_super, serial),
+                              offsetof(prs_super, published), offsetof(prs_super, epoch),
+                              offsetof(prs_super, arena), sizeof(prs_arena), offsetof(prs_arena, bins),
+                              sizeof(prs_slot), offsetof(prs_slot, links), sizeof(prs_extent), sizeof(prs_link),
+                              sizeof(prs_client), PRS_FL_COUNT, PRS_SL_BITS, PRS_UNIT, PRS_SLOT_CHUNK,
+                              PRS_LAYOUT_VERSION};
+    uint64_t hash = 0xcbf29ce484222325ull; /* FNV-1a */
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
+        for (int byte = 0; byte < 8; byte++)
+            hash = (hash ^ (parts[i] >> (8 * byte) & 0xFF)) * 0x100000001b3ull;
+    return hash;
+}
+
+/* Fill in everything that follows from capacity, max_clients, max_slots and max_links. */
+static void
+lay_out(prs_super *p)
+{
+    p->version = PRS_LAYOUT_VERSION;
+    p->page = PRS_PAGE;
+    p->layout_hash = layout_hash();
+    p->holder_words = (p->max_clients + 63) / 64;
+    p->slot_stride = (uint32_t)prs_round_up(sizeof(prs_slot) + 16 * p->holder_words, 64);
+    p->max_extents = 2 * p->max_slots + 8;
+    p->clients_off = prs_round_up(sizeof(prs_super), PRS_PAGE);
+    p->slots_off = prs_round_up(p->clients_off + (uint64_t)p->max_clients * sizeof(prs_client), PRS_PAGE);
+    p->extents_off = prs_round_up(p->slots_off + (uint64_t)p->max_slots * p->slot_stride, PRS_PAGE);
+    p->links_off = prs_round_up(p->extents_off + (uint64_t)p->max_extents * sizeof(prs_extent), PRS_PAGE);
+    p->backed_off = prs_round_up(p->links_off + (uint64_t)p->max_links * sizeof(prs_link), PRS_PAGE);
+    p->data_off = prs_round_up(p->backed_off + prs_pages_bytes(p->capacity / PRS_PAGE), 2 * 1024 * 1024);
+    p->file_size = p->data_off + p->capacity;
+}
+
+static int
+validate(prs_super *p, uint64_t file_size, prs_error *error)
+{
+    if (prs_load_relaxed(&p->ready) != PRS_MAGIC)
+        return prs_fail(error, PRS_E_FOREIGN, 0, "the file is not a store of this library");
+    if (p->version != PRS_LAYOUT_VERSION || p->layout_hash != layout_hash() || p->page != PRS_PAGE)
+        return prs_fail(error, PRS_E_VERSION, 0, "the store has layout %u, this library knows layout %u", p->version,
+                        PRS_LAYOUT_VERSION);
+    if (p->capacity == 0 || p->capacity % CAPACITY_GRAIN || p->capacity > CAPACITY_MAX || p->max_clients < 4 ||
+        p->max_clients > PRS_CLIENTS_MAX || p->max_slots == 0 || p->max_slots > SLOTS_MAX || p->max_links == 0 ||
+        p->max_links > SLOTS_MAX || p->store_id == 0)
+        return prs_fail(error, PRS_E_CORRUPT, 0, "the superblock of the store is damaged");
+    prs_super again = {.capacity = p->capacity,
+                       .max_clients = p->max_clients,
+                       .max_slots = p->max_slots,
+                       .max_links = p->max_links};
+    lay_out(&again);
+    if (again.holder_words != p->holder_words || again.slot_stride != p->slot_stride ||
+        again.max_extents != p->max_extents || again.clients_off != p->clients_off ||
+        again.slots_off != p->slots_off || again.extents_off != p->extents_off || again.links_off != p->links_off ||
+        again.backed_off != p->backed_off || again.data_off != p->data_off || again.file_size != p->file_size)
+        return prs_fail(error, PRS_E_CORRUPT, 0, "the superblock of the store contradicts itself");
+    if (p->file_size != file_size)
+        return prs_fail(error, PRS_E_CORRUPT, 0, "the store should have %llu bytes and has %llu",
+                        (unsigned long long)p->file_size, (unsigned long long)file_size);
+    return PRS_OK;
+}
+
+/* ---- the handle ------------------------------------------------------------------------------------ */
+
+static prs_store *
+new_handle(int fd, const prs_options *options)
+{
+    prs_store *s = NULL;
+    if (posix_memalign((void **)&s, 64, sizeof *s) != 0)
+        return NULL;
+    memset(s, 0, sizeof *s);
+    s->fd_rw = fd;
+    s->fd_ro = s->fd_lock = s->child_fd = -1;
+    s->me = PRS_NIL;
+    s->dying = PRS_NIL;
+    s->lock_timeout = options && options->lock_timeout > 0 ? options->lock_timeout : PRS_SECOND;
+    s->flags = options ? options->flags : 0;
+    pthread_mutex_init(&s->mutex, NULL);
+    if (options && options->path)
+        s->path = strdup(options->path);
+    return s;
+}
+
+/* Undo whatever half-built state the handle is in, and free it. */
+static void
+discard(prs_store *s)
+{
+    prs_os_unmap(s->super, s->control_len);
+    prs_os_unmap(s->ro, s->capacity);
+    prs_os_unmap(prs_load_relaxed(&s->wr), s->capacity);
+    prs_os_unmap(s->area.mapped.words, s->mapped_len);
+    prs_os_unmap(s->priv, s->priv_len);
+    if (!s->torn) {
+        prs_os_close(s->fd_rw);
+        prs_os_close(s->fd_ro);
+        prs_os_close(s->fd_lock);
+    }
+    prs_headroom_close(&s->headroom);
+    while (s->windows) {
+        prs_window *w = s->windows;
+        s->windows = w->next;
+        prs_os_unmap(w->addr, w->len);
+        free(w);
+    }
+    pthread_mutex_destroy(&s->mutex);
+    free(s->path);
+    free(s);
+}
+
+static int
+reopen(const prs_store *s, bool writable)
+{
+    int fd = prs_os_reopen(s->fd_rw, writable);
+    if (fd < 0 && s->path) { /* no /proc: by name */
+        prs_error ignored;
+        if (prs_os_open_file(s->path, &fd, &ignored) < 0)
+            return -EBADF;
+    }
+    if (fd >= 0 && !prs_os_same(fd, &s->file)) {
+        prs_os_close(fd);
+        return -ESTALE;
+    }
+    return fd;
+}
+
+/* Map everything by the checked numbers of `p`. */
+static int
+map_all(prs_store *s, const prs_super *p, prs_error *error)
+{
+    s->control_len = p->data_off;
+    s->capacity = p->capacity;
+    s->id = p->store_id;
+    s->holder_words = p->holder_words;
+    s->slot_stride = p->slot_stride;
+    s->max_slots = p->max_slots;
+    s->fd_ro = reopen(s, false);
+    s->fd_lock = reopen(s, true);
+    if (s->fd_ro < 0 || s->fd_lock < 0)
+        return prs_fail(error, PRS_E_SYS, s->fd_ro < 0 ? -s->fd_ro : -s->fd_lock, "cannot open the store once more");
+    s->priv_len = (size_t)s->max_slots * sizeof(prs_private);
+    s->super = prs_os_map(s->fd_rw, 0, s->control_len, true);
+    s->ro = s->super ? prs_os_map(s->fd_ro, p->data_off, s->capacity, false) : NULL;
+    s->priv = s->ro ? prs_os_reserve(s->priv_len) : NULL;
+    if (!s->priv)
+        return prs_fail(error, PRS_E_NOMEM, errno, "no address space for a store of %llu bytes",
+                        (unsigned long long)s->capacity);
+    uint8_t *base = (uint8_t *)s->super;
+    s->clients = (prs_client *)(base + p->clients_off);
+    s->slots = base + p->slots_off;
+    s->extents = (prs_extent *)(base + p->extents_off);
+    s->links = (prs_link *)(base + p->links_off);
+    s->area.base = p->data_off;
+    s->area.fd = s->fd_rw;
+    s->area.backed = prs_pages_at(base + p->backed_off, s->capacity / PRS_PAGE);
+    int rc = prs_os_populate(base, p->slots_off, s->fd_rw, 0);
+    if (rc < 0)
+        return prs_fail(error, PRS_E_BACKING, -rc, "no memory for the tables of the store");
+    return PRS_OK;
+}
+
+/* Constants stay constant: nobody writes the first page through this mapping again. */
+static int
+enter(prs_store *s, prs_error *error)
+{
+    int rc = prs_os_map_fixed(s->super, s->fd_ro, 0, PRS_PAGE);
+    if (rc < 0)
+        return prs_fail(error, PRS_E_SYS, -rc, "mapping the superblock failed");
+    s->pid = (int32_t)getpid();
+    s->start_time = prs_start_time(s->pid);
+    s->pid_ns = prs_os_pid_ns();
+    prs_headroom_open(&s->headroom);
+    rc = prs_client_claim(s, error);
+    if (rc < 0)
+        return rc;
+    rc = prs_tables_touch(s);
+    if (rc < 0)
+        return prs_fail(error, PRS_E_BACKING, -rc, "no memory for the tables of the store");
+    prs_atfork_register(s);
+    return PRS_OK;
+}
+
+/* ---- create ------------------------------------------------------------------------------------------ */
+
+static void
+choose(prs_super *p, const prs_options *options)
+{
+    uint64_t capacity = options ? options->capacity : 0;
+    if (capacity == 0)
+        capacity = prs_default_capacity();
+    if (capacity > CAPACITY_MAX)
+        capacity = CAPACITY_MAX;
+    p->capacity = prs_round_up(capacity, CAPACITY_GRAIN);
+    p->max_clients = options && options->max_clients ? options->max_clients : PRS_CLIENTS_DEFAULT;
+    if (p->max_clients < 4)
+        p->max_clients = 4;
+    if (p->max_clients > PRS_CLIENTS_MAX)
+        p->max_clients = PRS_CLIENTS_MAX;
+    uint64_t slots = options && options->max_objects ? options->max_objects : p->capacity / 4096;
+    if (!(options && options->max_objects) && slots < SLOTS_MIN)
+        slots = SLOTS_MIN;
+    slots = prs_round_up(slots, PRS_SLOT_CHUNK);
+    p->max_slots = (uint32_t)(slots > SLOTS_MAX ? SLOTS_MAX : slots);
+    p->max_links = p->max_slots;
+    p->warm_reserve = options && options->warm_reserve ? options->warm_reserve : 256u * 1024 * 1024;
+    p->flags = options ? options->flags : 0;
+}
+
+int
+prs_create(prs_store **out, const prs_options *options, prs_error *error)
+{
+    prs_super plan;
+    memset(&plan, 0, sizeof plan);
+    *out = NULL;
+    choose(&plan, options);
+    lay_out(&plan);
+    int rc = prs_os_random(&plan.store_id, sizeof plan.store_id);
+    if (rc < 0)
+        return prs_fail(error, PRS_E_SYS, -rc, "no random number for the store");
+    plan.store_id |= 1;
+    plan.born = prs_seconds();
+    plan.uid = (uint32_t)geteuid();
+    int fd = options && options->path ? prs_os_create_file(options->path, error) : prs_os_memfd(plan.store_id, error);
+    if (fd < 0)
+        return fd;
+    PRS_POINT(segment_created);
+    prs_store *s = new_handle(fd, options);
+    if (!s) {
+        prs_os_close(fd);
+        return prs_fail(error, PRS_E_NOMEM, ENOMEM, "no memory for a store handle");
+    }
+    uint64_t size;
+    rc = prs_os_size(fd, plan.file_size);
+    if (rc < 0) {
+        rc = prs_fail(error, PRS_E_SYS, -rc, "cannot make a file of %llu bytes", (unsigned long long)plan.file_size);
+        goto fail;
+    }
+    if (!s->path)
+        (void)prs_os_seal(fd); /* kernels without it: nobody but us shrinks the file anyway */
+    PRS_POINT(segment_sized);
+    if ((rc = prs_os_inspect(fd, &s->file, &size, error)) < 0 || (rc = map_all(s, &plan, error)) < 0)
+        goto fail;
+    memcpy(s->super, &plan, offsetof(prs_super, lock));
+    prs_super *p = s->super;
+    prs_store_relaxed(&p->serial, 1);
+    prs_store_relaxed(&p->client_high, 1);
+    p->arena.slot_free = p->arena.link_free = PRS_NIL;
+    rc = prs_os_populate((uint8_t *)p + p->extents_off, PRS_PAGE, fd, p->extents_off);
+    if (rc < 0) {
+        rc = prs_fail(error, PRS_E_BACKING, -rc, "no memory for the tables of the store");
+        goto fail;
+    }
+    prs_extent_init(s);
+    prs_store_release(&p->ready, PRS_MAGIC);
+    PRS_POINT(segment_ready);
+    if ((rc = enter(s, error)) < 0)
+        goto fail;
+    if (s->path && (rc = prs_os_publish_file(fd, s->path, error)) < 0) {
+        prs_close(s);
+        prs_dispose(s);
+        return rc;
+    }
+    *out = s;
+    return PRS_OK;
+fail:
+    discard(s);
+    return rc;
+}
+
+/* ---- attach -------------------------------------------------------------------------------------------- */
+
+static int
+attach(prs_store **out, int fd, uint64_t store, const prs_options *options, prs_error *error)
+{
+    *out = NULL;
+    prs_super *head = NULL;
+    prs_store *s = new_handle(fd, options);
+    if (!s) {
+        prs_os_close(fd);
+        return prs_fail(error, PRS_E_NOMEM, ENOMEM, "no memory for a store handle");
+    }
+    uint64_t size;
+    int rc = prs_os_inspect(fd, &s->file, &size, error);
+    if (rc < 0)
+        goto fail;
+    if (posix_memalign((void **)&head, _Alignof(prs_super), sizeof *head) != 0) {
+        head = NULL;
+        rc = prs_fail(error, PRS_E_NOMEM, ENOMEM, "no memory to read the superblock");
+        goto fail;
+    }
+    if (size < sizeof *head || prs_os_pread(fd, head, sizeof *head, 0) < 0) {
+        rc = prs_fail(error, PRS_E_FOREIGN, 0, "the file is too short for a store");
+        goto fail;
+    }
+    if ((rc = validate(head, size, error)) < 0)
+        goto fail;
+    if (store && head->store_id != store) {
+        rc = prs_fail(error, PRS_E_FOREIGN, 0, "the file is another store");
+        goto fail;
+    }
+    if ((rc = map_all(s, head, error)) < 0 || (rc = enter(s, error)) < 0)
+        goto fail;
+    free(head);
+    rc = prs_check(s, error);
+    if (rc < 0) {
+        prs_close(s);
+        prs_dispose(s);
+        return rc;
+    }
+    *out = s;
+    return PRS_OK;
+fail:
+    free(head);
+    discard(s);
+    return rc;
+}
+
+int
+prs_attach_path(prs_store **out, const char *path, const prs_options *options, prs_error *error)
+{
+    prs_options named = options ? *options : (prs_options){0};
+    named.path = path;
+    int fd, rc = prs_os_open_file(path, &fd, error);
+    *out = NULL;
+    return rc < 0 ? rc : attach(out, fd, 0, &named, error);
+}
+
+/* The store id of a descriptor of another process, 0 when it is no store we may use. */
+static uint64_t
+id_behind(int fd)
+{
+    struct {
+        uint64_t ready;
+        uint32_t version, page;
+        uint64_t layout_hash, store_id;
+    } head;
+    _Static_assert(offsetof(prs_super, store_id) == 24, "id_behind reads the head of prs_super");
+    prs_file file;
+    uint64_t size;
+    if (prs_os_inspect(fd, &file, &size, NULL) < 0 || prs_os_pread(fd, &head, sizeof head, 0) < 0)
+        return 0;
+    return head.ready == PRS_MAGIC ? head.store_id : 0;
+}
+
+int
+prs_list_pid(int32_t pid, uint64_t *ids, int *fds, int cap)
+{
+    char path[64], link[80];
+    int n = 0;
+    snprintf(path, sizeof path, "/proc/%d/fd", pid);
+    DIR *directory = opendir(path);
+    if (!directory)
+        return 0;
+    for (struct dirent *entry; n < cap && (entry = readdir(directory));) {
+        /* Only names a store can have: other files are not opened, some mind. */
+        ssize_t len = readlinkat(dirfd(directory), entry->d_name, link, sizeof link - 1);
+        if (len < 0)
+            continue;
+        link[len] = 0;
+        if (strncmp(link, "/memfd:pyray_ser:", 17) != 0 && !strstr(link, "pyray_ser"))
+            continue;
+        int number = atoi(entry->d_name), fd = prs_os_reopen_of(pid, number, false);
+        uint64_t id = fd >= 0 ? id_behind(fd) : 0;
+        prs_os_close(fd);
+        bool known = id == 0;
+        for (int i = 0; i < n; i++)
+            known |= ids[i] == id;
+        if (known)
+            continue;
+        ids[n] = id;
+        fds[n++] = number;
+    }
+    closedir(directory);
+    return n;
+}
+
+int
+prs_attach_pid(prs_store **out, int32_t pid, int fd, uint64_t store, const prs_options *options, prs_error *error)
+{
+    *out = NULL;
+    int mine = fd >= 0 ? prs_os_reopen_of(pid, fd, true) : -1;
+    if (mine >= 0) {
+        uint64_t id = id_behind(mine);
+        if (id == 0 || (store && id != store)) {
+            prs_os_close(mine); /* the number means something else by now */
+            mine = -1;
+        }
+    }
+    if (mine < 0) {
+        uint64_t ids[64];
+        int fds[64], n = prs_list_pid(pid, ids, fds, 64);
+        for (int i = 0; i < n && mine < 0; i++)
+            if (store == 0 || ids[i] == store)
+                mine = prs_os_reopen_of(pid, fds[i], true);
+    }
+    if (mine < 0)
+        return prs_fail(error, PRS_E_NOTFOUND, 0, "process %d has no such store open", (int)pid);
+    return attach(out, mine, store, options, error);
+}
+
+/* ---- what others ask -------------------------------------------------------------------------------------- */
+
+uint64_t
+prs_id(const prs_store *s)
+{
+    return s->id;
+}
+
+uint64_t
+prs_capacity(const prs_store *s)
+{
+    return s->capacity;
+}
+
+void
+prs_locator(prs_store *s, int32_t *pid, uint64_t *start_time, int32_t *fd)
+{
+    *pid = s->pid;
+    *start_time = s->start_time;
+    *fd = s->fd_rw;
+}
+
+/* ---- leaving -------------------------------------------------------------------------------------------------- */
+
+static void
+lock_shards(prs_store *s)
+{
+    for (uint32_t i = 0; i < PRS_SHARDS; i++)
+        prs_spin_lock(&s->shards[i]);
+}
+
+static void
+unlock_shards(prs_store *s)
+{
+    for (uint32_t i = 0; i < PRS_SHARDS; i++)
+        prs_spin_unlock(&s->shards[i]);
+}
+
+/* Drop every ref this process has. */
+static void
+drop_refs(prs_store *s)
+{
+    uint32_t published = prs_load_acquire(&s->super->published);
+    for (uint32_t i = 0; i < published; i++) {
+        prs_spin *shard = prs_shard(s, i);
+        prs_private *p = &s->priv[i];
+        if (p->refs == 0)
+            continue;
+        prs_spin_lock(shard);
+        bool had = p->refs != 0;
+        p->refs = 0;
+        if (had)
+            prs_fetch_and_seqcst(&prs_slot_at(s, i)->holders[s->my_word], ~s->my_bit);
+        prs_spin_unlock(shard);
+        if (had)
+            prs_try_free(s, i);
+    }
+}
+
+/* The last pin is gone.  The address ranges stay, as zero pages, until prs_dispose: a thread
+ * that is just now in a call must not fault. */
+void
+prs_tear_down(prs_store *s)
+{
+    if (s->torn)
+        return;
+    prs_atfork_unregister(s);
+    if (!s->orphan) {
+        prs_inherit(s, s->me); /* drafts never finished, reserves a full list had no room for */
+        prs_client_release(s);
+    }
+    s->torn = true;
+    prs_os_map_zero_fixed(s->super, s->control_len);
+    prs_os_map_zero_fixed(s->ro, s->capacity);
+    if (prs_load_relaxed(&s->wr))
+        prs_os_map_zero_fixed(prs_load_relaxed(&s->wr), s->capacity);
+    int fds[] = {s->fd_rw, s->fd_ro, s->fd_lock};
+    for (int i = 0; i < 3; i++)
+        if (prs_os_same(fds[i], &s->file)) /* else the number is somebody else's by now */
+            prs_os_close(fds[i]);
+}
+
+void
+prs_close(prs_store *s)
+{
+    if (prs_load_acquire(&s->closed))
+        return;
+    if (!s->orphan) {
+        drop_refs(s);
+        prs_magazines_flush(s);
+        prs_settle_pending(s, true);
+    }
+    uint64_t pinned = 0;
+    lock_shards(s);
+    bool again = prs_exchange_seqcst(&s->closed, 1);
+    if (!again) {
+        uint32_t published = prs_load_acquire(&s->super->published);
+        for (uint32_t i = 0; i < published; i++)
+            pinned += s->priv[i].pins != 0;
+        prs_store_seqcst(&s->pinned_slots, pinned + 1); /* one for us */
+    }
+    unlock_shards(s);
+    if (again)
+        return;
+    while (prs_load_seqcst(&s->filling))
+        prs_os_sleep(PRS_MS);
+    if (prs_fetch_sub_acqrel(&s->pinned_slots, 1) == 1)
+        prs_tear_down(s);
+}
+
+void
+prs_dispose(prs_store *s)
+{
+    prs_close(s);
+    if (s->torn)
+        discard(s);
+}

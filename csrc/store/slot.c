@@ -1,0 +1,167 @@
+/* slot.c - the slot table: publishing chunks of it, the stack of free slots, serials.
+ *
+ * Purpose    Slots are named by index; the table may grow to millions, but memory for it is
+ *            spent as objects come.
+ * Algorithm  The table is a sparse range of the file.  A chunk of 1,024 slots, with the extent
+ *            descriptors that go with it, is backed first (outside the lock: it can fail, it can
+ *            fault), then published under the lock by raising `published`.
+ * Guarantee  Nobody touches an entry that is not published: a hole of a shared mapping would be
+ *            allocated by the mere look.
+ */
+#include "store.h"
+
+static uint64_t
+extents_end(uint32_t slots)
+{
+    return ((uint64_t)2 * slots + 8) * sizeof(prs_extent);
+}
+
+/* Back and map [from, to) of a table at `off` in the file. */
+static int
+touch(prs_store *s, uint64_t off, uint64_t from, uint64_t to)
+{
+    uint64_t begin = (off + from) & ~(uint64_t)(PRS_PAGE - 1);
+    uint64_t end = prs_round_up(off + to, PRS_PAGE);
+    if (end > s->control_len)
+        end = s->control_len;
+    return prs_os_populate((uint8_t *)s->super + begin, end - begin, s->fd_rw, begin);
+}
+
+static int
+touch_slots(prs_store *s, uint32_t from, uint32_t to)
+{
+    int rc = touch(s, s->super->slots_off, (uint64_t)from * s->slot_stride, (uint64_t)to * s->slot_stride);
+    if (rc == 0)
+        rc = touch(s, s->super->extents_off, from ? extents_end(from) : 0, extents_end(to));
+    return rc;
+}
+
+static int
+touch_links(prs_store *s, uint32_t from, uint32_t to)
+{
+    return touch(s, s->super->links_off, (uint64_t)from * sizeof(prs_link), (uint64_t)to * sizeof(prs_link));
+}
+
+int
+prs_tables_touch(prs_store *s)
+{
+    uint32_t published = prs_load_acquire(&s->super->published), seen = prs_load_relaxed(&s->slots_seen);
+    if (PRS_UNLIKELY(seen < published)) {
+        int rc = touch_slots(s, seen, published);
+        if (rc < 0)
+            return rc;
+        prs_store_relaxed(&s->slots_seen, published);
+    }
+    published = prs_load_acquire(&s->super->links_published);
+    seen = prs_load_relaxed(&s->links_seen);
+    if (PRS_UNLIKELY(seen < published)) {
+        int rc = touch_links(s, seen, published);
+        if (rc < 0)
+            return rc;
+        prs_store_relaxed(&s->links_seen, published);
+    }
+    return 0;
+}
+
+static int
+no_backing(int rc, prs_error *error)
+{
+    return prs_fail(error, PRS_E_BACKING, -rc, "no memory for the tables of the store");
+}
+
+int
+prs_slots_grow(prs_store *s, uint32_t had, prs_error *error)
+{
+    uint32_t to = had + PRS_SLOT_CHUNK;
+    if (to > s->max_slots) {
+        if (had >= s->max_slots) {
+            prs_fail(error, PRS_E_OBJECTS, 0, "the store holds as many objects as its table allows");
+            if (error)
+                error->want = 1, error->capacity = error->used = s->max_slots;
+            return PRS_E_OBJECTS;
+        }
+        to = s->max_slots;
+    }
+    int rc = prs_headroom_reserve(&s->headroom, (uint64_t)(to - had) * (s->slot_stride + 2 * sizeof(prs_extent)), NULL);
+    if (rc == 0)
+        rc = PRS_POINT_ERRNO(backing) ? -ENOMEM : touch_slots(s, had, to);
+    if (rc < 0)
+        return no_backing(rc, error);
+    PRS_POINT(slots_backed);
+    rc = prs_lock(s, s->lock_timeout, error);
+    if (rc < 0)
+        return rc;
+    if (prs_load_relaxed(&s->super->published) == had) {
+        /* New slots are zero bytes: FREE, generation 0.  Publish, then stack: a death in between
+         * leaves slots that are in no stack, and the rebuild that follows finds them. */
+        prs_store_release(&s->super->published, to);
+        PRS_POINT(slots_published);
+        for (uint32_t i = to; i-- > had;) {
+            prs_slot_at(s, i)->extent = PRS_NIL;
+            prs_slot_give(s, i);
+        }
+    }
+    prs_unlock(s);
+    return PRS_OK;
+}
+
+int
+prs_links_grow(prs_store *s, uint32_t had, prs_error *error)
+{
+    if (had >= s->super->max_links) {
+        prs_fail(error, PRS_E_OBJECTS, 0, "the table of references in flight and between objects is full");
+        return PRS_E_OBJECTS;
+    }
+    uint32_t to = had + PRS_LINK_CHUNK < s->super->max_links ? had + PRS_LINK_CHUNK : s->super->max_links;
+    int rc = prs_headroom_reserve(&s->headroom, (uint64_t)(to - had) * sizeof(prs_link), NULL);
+    if (rc == 0)
+        rc = touch_links(s, had, to);
+    if (rc < 0)
+        return no_backing(rc, error);
+    rc = prs_lock(s, s->lock_timeout, error);
+    if (rc < 0)
+        return rc;
+    if (prs_load_relaxed(&s->super->links_published) == had)
+        prs_store_release(&s->super->links_published, to);
+    prs_unlock(s);
+    return PRS_OK;
+}
+
+uint32_t
+prs_slot_take(prs_store *s)
+{
+    prs_arena *a = &s->super->arena;
+    uint32_t i = a->slot_free;
+    if (i == PRS_NIL)
+        return PRS_NIL;
+    a->slot_free = prs_slot_at(s, i)->next_free;
+    a->slot_free_count--;
+    PRS_POINT(slot_taken);
+    return i;
+}
+
+void
+prs_slot_give(prs_store *s, uint32_t i)
+{
+    prs_arena *a = &s->super->arena;
+    prs_slot_at(s, i)->next_free = a->slot_free;
+    a->slot_free = i;
+    a->slot_free_count++;
+}
+
+/* Serials come in blocks per client, so that small puts share no line.  An object that names
+ * others takes one straight from the counter: every serial handed out so far is below it. */
+uint64_t
+prs_serial(prs_store *s, bool ordered)
+{
+    if (ordered)
+        return prs_fetch_add_seqcst(&s->super->serial, 1);
+    prs_spin_lock(&s->serial_lock);
+    if (s->serial_next == s->serial_end) {
+        s->serial_next = prs_fetch_add_seqcst(&s->super->serial, PRS_SERIAL_BLOCK);
+        s->serial_end = s->serial_next + PRS_SERIAL_BLOCK;
+    }
+    uint64_t serial = s->serial_next++;
+    prs_spin_unlock(&s->serial_lock);
+    return serial;
+}

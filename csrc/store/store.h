@@ -1,0 +1,333 @@
+/* store.h - one client's private side of a store, and what the engine's files offer each other.
+ *
+ * Nothing here lives in shared memory.  The files, lowest first:
+ *
+ *   atomic.h layout.h failpoint.h   words, structs, injected deaths
+ *   os          every system call the engine makes
+ *   lock        the store lock and its thief
+ *   extent      two-level segregated fit over the data area
+ *   slot        the slot table: publishing chunks, the stack of free slots
+ *   backing     which pages exist; filling and returning them
+ *   client      client slots, proof of death
+ *   segment     create, attach, validate, close
+ *   magazine    slots with extents in hand, so that small puts take no lock
+ *   link        tokens and edges
+ *   object      alloc, seal, pin, ref, free: the protocol of the slot word
+ *   wait        futexes on slots and on the epoch
+ *   window      writable windows and copy-on-write maps
+ *   recover     rebuild, reap, look
+ *   atfork      handover to a forked child
+ *   check       fsck, stats, list
+ */
+#ifndef PRS_STORE_H
+#define PRS_STORE_H
+
+#include "atomic.h"
+#include "copy.h"
+#include "failpoint.h"
+#include "fill.h"
+#include "headroom.h"
+#include "layout.h"
+#include "pages.h"
+#include "prs.h"
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/types.h>
+
+#define PRS_SHARDS 64u
+#define PRS_CLASSES 40u
+#define PRS_MAG_CAP 64u
+#define PRS_PENDING_CAP 128u
+#define PRS_SERIAL_BLOCK 1024u
+#define PRS_MS 1000000ll
+#define PRS_SECOND 1000000000ll
+
+#define PRS_LIKELY(x) __builtin_expect(!!(x), 1)
+#define PRS_UNLIKELY(x) __builtin_expect(!!(x), 0)
+
+/* How often this process holds what lies in a slot.  `refs` count for the object `serial`;
+ * pins > 0 implies that the slot still holds that object. Guarded by the slot's shard. */
+typedef struct prs_private {
+    uint64_t serial;
+    uint32_t refs;
+    uint32_t pins;
+} prs_private;
+
+/* A slot this process owns (state RESERVED): taken by CAS on generation, because a full
+ * store takes idle ones back. */
+typedef struct prs_reserved {
+    uint32_t slot, generation;
+} prs_reserved;
+
+typedef struct prs_magazine {
+    prs_spin lock;
+    uint32_t count;
+    prs_reserved item[PRS_MAG_CAP];
+} prs_magazine;
+
+/* A writable window of an unsealed object, or the read-only one of a sealed object. */
+typedef struct prs_window {
+    struct prs_window *next;
+    prs_oid id;
+    uint8_t *addr;
+    size_t len;
+    uint64_t off;
+    bool sealed;
+} prs_window;
+
+/* Invariant: file == the identity every kept descriptor must show before it is used. */
+typedef struct prs_file {
+    dev_t dev;
+    ino_t ino;
+} prs_file;
+
+struct prs_store {
+    /* constant after opening */
+    prs_super *super;        /* control area, read-write; also its length            */
+    size_t control_len;
+    prs_client *clients;
+    uint8_t *slots;
+    prs_extent *extents;
+    prs_link *links;
+    uint8_t *ro;             /* data area, read-only, from a read-only descriptor     */
+    uint64_t capacity, id;
+    uint32_t holder_words, slot_stride, max_slots;
+    prs_private *priv;       /* one per possible slot, zero pages until used           */
+    size_t priv_len;
+    int64_t lock_timeout;
+    uint32_t flags;
+    char *path;              /* named stores; else NULL                                */
+    prs_file file;
+
+    /* who we are: changes at fork only */
+    uint32_t me, incarnation;
+    int32_t pid;
+    uint64_t start_time, pid_ns;
+    uint32_t my_word;        /* holder word and bit of this client                     */
+    uint64_t my_bit;
+    int fd_rw, fd_ro, fd_lock;
+    bool orphan;             /* a forked child without a client slot                   */
+    prs_atomic_u32 closed;   /* changes with every shard held                          */
+    prs_atomic_u32 filling;  /* calls that use fd_rw right now                         */
+    bool torn;               /* mappings replaced by zero pages, descriptors closed     */
+
+    /* the writable mapping of the data area, made at the first put */
+    _Atomic(uint8_t *) wr;
+    prs_area area;           /* how wr is filled; guarded by wr being set               */
+    size_t mapped_len;       /* bytes of area.mapped                                    */
+    prs_atomic_u32 slots_seen, links_seen; /* chunks already mapped here               */
+    prs_headroom headroom;
+
+    pthread_mutex_t mutex;   /* taken before the store lock                            */
+    prs_spin serial_lock;
+    uint64_t serial_next, serial_end;
+    prs_spin pending_lock;
+    uint32_t pending_count;
+    prs_reserved pending[PRS_PENDING_CAP]; /* extents to give back when the lock is free */
+    prs_atomic_u32 has_pending, has_dying;
+    uint32_t dying;          /* chain of DYING links of ours; guarded by the store lock */
+    prs_spin window_lock;
+    prs_window *windows;
+    _Alignas(64) prs_spin shards[PRS_SHARDS];
+    prs_magazine magazines[PRS_CLASSES];
+    prs_atomic_u64 pinned_slots; /* counted once closed                               */
+
+    /* fork: the slot prepared for the child */
+    uint32_t child, child_incarnation;
+    int child_fd;
+
+    prs_store *next;         /* all handles of the process                             */
+};
+
+/* ---- small helpers --------------------------------------------------------------------- */
+
+static inline prs_slot *
+prs_slot_at(const prs_store *s, uint32_t i)
+{
+    return (prs_slot *)(s->slots + (size_t)i * s->slot_stride);
+}
+static inline prs_atomic_u64 *
+prs_refs(prs_slot *slot)
+{
+    return slot->holders;
+}
+static inline prs_atomic_u64 *
+prs_pins(const prs_store *s, prs_slot *slot)
+{
+    return slot->holders + s->holder_words;
+}
+static inline prs_spin *
+prs_shard(prs_store *s, uint32_t slot)
+{
+    return &s->shards[slot % PRS_SHARDS];
+}
+static inline uint64_t
+prs_round_up(uint64_t n, uint64_t to)
+{
+    return (n + to - 1) & ~(to - 1);
+}
+/* Words of the holder bitmaps that any client ever used. */
+static inline uint32_t
+prs_words_in_use(const prs_store *s)
+{
+    uint32_t words = (prs_load_seqcst(&s->super->client_high) + 63) / 64;
+    return words < s->holder_words ? words : s->holder_words;
+}
+
+int prs_fail(prs_error *error, int code, int sys_errno, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+
+/* ---- os.c ---------------------------------------------------------------------------------- */
+
+int64_t prs_now(void);
+uint64_t prs_seconds(void);
+int prs_os_memfd(uint64_t id, prs_error *error);
+int prs_os_create_file(const char *path, prs_error *error);
+int prs_os_publish_file(int fd, const char *path, prs_error *error);
+int prs_os_open_file(const char *path, int *fd, prs_error *error);
+int prs_os_reopen(int fd, bool writable);
+int prs_os_reopen_of(int32_t pid, int fd, bool writable);
+int prs_os_reopen_mapping(const void *at, bool writable, const prs_file *file);
+int prs_os_size(int fd, uint64_t size);
+int prs_os_seal(int fd);
+bool prs_os_same(int fd, const prs_file *file);
+int prs_os_inspect(int fd, prs_file *file, uint64_t *size, prs_error *error);
+void *prs_os_map(int fd, uint64_t off, size_t len, bool writable);
+int prs_os_map_fixed(void *at, int fd, uint64_t off, size_t len);
+int prs_os_map_zero_fixed(void *at, size_t len);
+void *prs_os_map_private(int fd, uint64_t off, size_t len);
+void *prs_os_reserve(size_t len);
+void prs_os_unmap(void *at, size_t len);
+int prs_os_populate(void *at, size_t len, int fd, uint64_t off);
+int prs_os_punch(int fd, uint64_t off, uint64_t len);
+int prs_os_pread(int fd, void *buffer, size_t n, uint64_t off);
+uint64_t prs_os_blocks(int fd);
+int prs_os_lock_byte(int fd, uint64_t byte);
+void prs_os_unlock_byte(int fd, uint64_t byte);
+int prs_os_byte_held(int fd, uint64_t byte);
+enum prs_life { PRS_ALIVE, PRS_ZOMBIE, PRS_GONE, PRS_UNKNOWN };
+enum prs_life prs_os_process(int32_t pid, uint64_t start_time);
+uint64_t prs_os_pid_ns(void);
+int prs_os_random(void *buffer, size_t n);
+void prs_os_close(int fd);
+void prs_os_sleep(int64_t ns);
+
+/* ---- lock.c ---------------------------------------------------------------------------------- */
+
+/* Take the store lock, waiting at most `timeout` for a living owner.  Steals it from a dead
+ * one and rebuilds.  PRS_E_BUSY, PRS_E_CORRUPT (rebuild failed). */
+int prs_lock(prs_store *s, int64_t timeout, prs_error *error);
+/* One try and a short spin: for destructors. */
+bool prs_trylock(prs_store *s);
+void prs_unlock(prs_store *s);
+
+/* ---- extent.c: all under the store lock --------------------------------------------------------- */
+
+void prs_extent_init(prs_store *s);
+/* Returns the index of a used extent of at least `size` bytes, or PRS_NIL. */
+uint32_t prs_extent_alloc(prs_store *s, uint64_t size, bool paged, uint32_t slot);
+void prs_extent_free(prs_store *s, uint32_t extent);
+/* Make bins, neighbours and free extents anew from the extents of live slots. */
+int prs_extent_rebuild(prs_store *s);
+uint64_t prs_extent_largest(const prs_store *s);
+int prs_extent_check(prs_store *s, prs_error *error);
+/* Free extents worth returning to the kernel: off and size of the next one from *cursor. */
+bool prs_extent_size_fits(uint64_t size);
+
+/* ---- slot.c --------------------------------------------------------------------------------------- */
+
+/* Publish one more chunk of slots (backed before it is published). No lock held. */
+int prs_slots_grow(prs_store *s, uint32_t had, prs_error *error);
+int prs_links_grow(prs_store *s, uint32_t had, prs_error *error);
+/* Map what other clients published, so that nothing faults under the lock. */
+int prs_tables_touch(prs_store *s);
+uint32_t prs_slot_take(prs_store *s);            /* under the lock; PRS_NIL when none */
+void prs_slot_give(prs_store *s, uint32_t slot); /* under the lock; its word is FREE  */
+uint64_t prs_serial(prs_store *s, bool ordered);
+
+/* ---- backing.c -------------------------------------------------------------------------------------- */
+
+int prs_writable(prs_store *s, prs_error *error); /* map the data area for writing, once */
+/* Back and map every page of the range for writing through wr. */
+int prs_back(prs_store *s, uint64_t off, uint64_t len, prs_error *error);
+int prs_fill_range(prs_store *s, uint64_t off, const void *src, size_t n, prs_error *error);
+void prs_give_back(prs_store *s, uint64_t off, uint64_t len);
+bool prs_beyond_reserve(prs_store *s, uint64_t size);
+void prs_trim_excess(prs_store *s);
+int prs_reserve(prs_store *s, uint64_t bytes, prs_error *error); /* headroom, before backing */
+int prs_descriptors(prs_store *s, prs_error *error); /* repair what closerange took */
+
+/* ---- client.c ------------------------------------------------------------------------------------------ */
+
+int prs_client_claim(prs_store *s, prs_error *error);
+int prs_client_claim_child(prs_store *s);
+void prs_client_born(prs_store *s);
+void prs_client_release(prs_store *s);
+bool prs_client_dead(prs_store *s, uint32_t client);
+bool prs_client_is(prs_store *s, uint32_t client, uint32_t incarnation); /* still that one, alive or not */
+void prs_heartbeat(prs_store *s);
+
+/* ---- magazine.c ------------------------------------------------------------------------------------------- */
+
+uint32_t prs_class_of(uint64_t size);
+uint64_t prs_class_size(uint32_t cls);
+/* A slot in state CREATING with an extent of at least `size` bytes. */
+int prs_magazine_take(prs_store *s, uint64_t size, uint32_t *slot, uint64_t *word, prs_error *error);
+int prs_large_take(prs_store *s, uint64_t size, bool paged, uint32_t *slot, uint64_t *word, prs_error *error);
+/* Put away a slot this process has just retired (RESERVED). Never blocks. */
+void prs_put_away(prs_store *s, uint32_t slot, uint32_t generation);
+/* The same, but never into a magazine. */
+void prs_put_back(prs_store *s, uint32_t slot, uint32_t generation);
+/* Give what is pending back to the shared bins and bury dying edges, till neither is left.
+ * Without `block` only if the store lock is to be had at once. */
+void prs_settle_pending(prs_store *s, bool block);
+/* Empty the magazines too. */
+void prs_magazines_flush(prs_store *s);
+/* Take back the reserved slots of every client. Takes the lock; returns bytes gained. */
+uint64_t prs_take_back(prs_store *s);
+void prs_magazines_forget(prs_store *s);
+
+/* ---- link.c --------------------------------------------------------------------------------------------------- */
+
+void prs_link_splice(prs_store *s, uint32_t slot); /* under the lock: edges of a dead slot become DYING ours */
+bool prs_links_bury(prs_store *s, bool block);     /* end some of our DYING links; false: no lock */
+void prs_links_rebuild(prs_store *s);              /* under the lock */
+void prs_links_reap(prs_store *s, uint32_t client, uint32_t incarnation);
+int prs_links_check(prs_store *s, prs_error *error);
+
+/* ---- object.c --------------------------------------------------------------------------------------------------- */
+
+/* Free the object of a slot if nobody holds it.  Lock-free; never blocks. */
+void prs_try_free(prs_store *s, uint32_t slot);
+/* Decide a FREEING slot this client owns: back to SEALED, or retired. */
+void prs_settle(prs_store *s, uint32_t slot, uint64_t word);
+/* CREATING or FREEING of a dead client -> retired or settled by us. */
+bool prs_take_over(prs_store *s, uint32_t slot, uint64_t word);
+void prs_wake(prs_store *s, prs_slot *slot, uint64_t old_word);
+bool prs_held(prs_store *s, prs_slot *slot, bool freed);
+
+/* ---- recover.c --------------------------------------------------------------------------------------------------- */
+
+int prs_rebuild(prs_store *s, prs_error *error); /* under a stolen lock */
+int prs_reap(prs_store *s, uint32_t client);
+/* Finish what slots say a client was doing, and clear its bits. */
+void prs_inherit(prs_store *s, uint32_t client);
+
+/* ---- window.c ------------------------------------------------------------------------------------------------------ */
+
+int prs_window_open(prs_store *s, prs_draft *draft, prs_error *error);
+int prs_window_seal(prs_store *s, const prs_draft *draft, prs_error *error);
+void prs_window_abandon(prs_store *s, const prs_draft *draft, bool keep);
+void prs_windows_after_fork(prs_store *s);
+
+/* ---- atfork.c -------------------------------------------------------------------------------------------------------- */
+
+/* ---- segment.c --------------------------------------------------------------------------------------------------------- */
+
+void prs_tear_down(prs_store *s);
+
+int prs_atfork_register(prs_store *s);
+void prs_atfork_unregister(prs_store *s);
+
+#endif

@@ -1,0 +1,87 @@
+/* wait.c - waiting for objects that are still being made.
+ *
+ * Purpose    A get of an unsealed object sleeps until it is sealed or lost.
+ * Algorithm  The waiter marks the word (WAITERS) and sleeps on its low half in slices; who seals or
+ *            retires sees the mark in the value it replaces and wakes.  For waits on many objects
+ *            there is one more futex, the epoch, that moves with every such wake.
+ * Guarantee  No lost wake-up: the mark is set by CAS on the very word the sleep compares.  The death
+ *            of the creator ends the wait at the next slice.
+ */
+#include "store.h"
+#include <errno.h>
+
+#define SLICE (100 * PRS_MS)
+
+/* Mark an unsealed object's word. PRS_E_AGAIN: marked, *low is what to sleep on. */
+static int
+mark(prs_store *s, const prs_oid *id, uint32_t *low)
+{
+    int rc = prs_state(s, id);
+    if (rc != PRS_E_AGAIN)
+        return rc;
+    prs_slot *slot = prs_slot_at(s, id->slot);
+    uint64_t word = prs_load_seqcst(&slot->word);
+    for (;;) {
+        if (prs_word_generation(word) != id->generation || prs_word_state(word) != PRS_STATE_CREATING)
+            return prs_state(s, id);
+        if ((word & PRS_WORD_WAITERS) || prs_cas_seqcst(&slot->word, &word, word | PRS_WORD_WAITERS)) {
+            *low = (uint32_t)(word | PRS_WORD_WAITERS);
+            PRS_POINT(wait_marked);
+            return PRS_E_AGAIN;
+        }
+    }
+}
+
+/* The creator of an object waited for: reap it when it is dead. */
+static void
+look_at_creator(prs_store *s, uint32_t slot)
+{
+    uint64_t word = prs_load_seqcst(&prs_slot_at(s, slot)->word);
+    if (prs_word_state(word) == PRS_STATE_CREATING && prs_client_dead(s, prs_word_client(word)))
+        prs_look(s, 0);
+}
+
+int
+prs_wait(prs_store *s, const prs_oid *id, int64_t timeout)
+{
+    uint32_t low;
+    int rc = mark(s, id, &low);
+    if (rc != PRS_E_AGAIN)
+        return rc;
+    int64_t slice = timeout >= 0 && timeout < SLICE ? timeout : SLICE;
+    int err = prs_futex_wait(prs_low_half(&prs_slot_at(s, id->slot)->word), low, slice);
+    if (err == -ETIMEDOUT)
+        look_at_creator(s, id->slot);
+    rc = prs_state(s, id);
+    if (rc != PRS_E_AGAIN)
+        return rc;
+    return err == -EINTR ? PRS_E_INTR : PRS_E_TIMEOUT;
+}
+
+uint32_t
+prs_epoch(prs_store *s)
+{
+    return prs_load_seqcst(&s->super->epoch);
+}
+
+int
+prs_wait_any(prs_store *s, const prs_oid *id)
+{
+    uint32_t low;
+    int rc = mark(s, id, &low);
+    if (rc == PRS_E_AGAIN)
+        look_at_creator(s, id->slot);
+    return rc;
+}
+
+int
+prs_wait_epoch(prs_store *s, uint32_t seen, int64_t timeout)
+{
+    int64_t slice = timeout >= 0 && timeout < SLICE ? timeout : SLICE;
+    prs_fetch_add_seqcst(&s->super->epoch_waiters, 1);
+    int err = prs_load_seqcst(&s->super->epoch) == seen ? prs_futex_wait(&s->super->epoch, seen, slice) : 0;
+    prs_fetch_sub_seqcst(&s->super->epoch_waiters, 1);
+    if (prs_load_seqcst(&s->super->epoch) != seen)
+        return PRS_OK;
+    return err == -EINTR ? PRS_E_INTR : PRS_E_TIMEOUT;
+}

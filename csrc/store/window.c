@@ -1,0 +1,160 @@
+/* window.c - writable windows of unsealed objects, copy-on-write maps of sealed ones.
+ *
+ * Purpose    create() and empty() hand out memory to write into; sealing must end every way to write
+ *            through it, also through arrays and pointers taken before.
+ * Algorithm  Such an object has whole pages of its own and is mapped for writing by itself.  Sealing
+ *            maps the read-only file over the window, in place and in one step (MAP_FIXED): views
+ *            stay valid, writes through them fault.  A forked child does the same to the windows
+ *            of its parent before any other code of it runs.
+ * Guarantee  Nothing is sealed before its window is read-only.  A window's object is pinned from
+ *            seal to prs_window_close, so its pages are not reused under a view.
+ */
+#include "store.h"
+#include <errno.h>
+
+static prs_window *
+find(prs_store *s, const prs_oid *id, bool take)
+{
+    prs_spin_lock(&s->window_lock);
+    prs_window **at = &s->windows;
+    while (*at && (*at)->id.serial != id->serial)
+        at = &(*at)->next;
+    prs_window *w = *at;
+    if (w && take)
+        *at = w->next;
+    prs_spin_unlock(&s->window_lock);
+    return w;
+}
+
+static int
+no_map(prs_error *error, int err, const char *what)
+{
+    return prs_fail(error, err == ENOMEM ? PRS_E_NOMEM : PRS_E_SYS, err,
+                    err == ENOMEM ? "%s failed: out of address space or above vm.max_map_count" : "%s failed", what);
+}
+
+int
+prs_window_open(prs_store *s, prs_draft *draft, prs_error *error)
+{
+    int rc = prs_descriptors(s, error);
+    if (rc < 0)
+        return rc;
+    size_t len = prs_round_up(draft->size ? draft->size : 1, PRS_PAGE);
+    uint64_t off = s->super->data_off + draft->off;
+    prs_window *w = calloc(1, sizeof *w);
+    if (!w)
+        return no_map(error, ENOMEM, "allocating a window");
+    rc = prs_headroom_reserve(&s->headroom, len, NULL);
+    if (rc < 0) {
+        free(w);
+        return prs_fail(error, PRS_E_BACKING, -rc, "the memory limit leaves no room for %zu bytes", len);
+    }
+    w->addr = PRS_POINT_ERRNO(window_mapped) ? (errno = ENOMEM, NULL) : prs_os_map(s->fd_rw, off, len, true);
+    if (!w->addr) {
+        rc = no_map(error, errno, "mapping a window");
+        free(w);
+        return rc;
+    }
+    rc = prs_os_populate(w->addr, len, s->fd_rw, off);
+    if (rc < 0) {
+        prs_os_unmap(w->addr, len);
+        free(w);
+        return prs_fail(error, PRS_E_BACKING, -rc, "no memory behind a window of %zu bytes", len);
+    }
+    prs_pages_set(s->area.backed, draft->off / PRS_PAGE, len / PRS_PAGE);
+    w->id = draft->id;
+    w->len = len;
+    w->off = off;
+    draft->window = w->addr;
+    prs_spin_lock(&s->window_lock);
+    w->next = s->windows;
+    s->windows = w;
+    prs_spin_unlock(&s->window_lock);
+    return PRS_OK;
+}
+
+int
+prs_window_seal(prs_store *s, const prs_draft *draft, prs_error *error)
+{
+    prs_window *w = find(s, &draft->id, false);
+    if (!w)
+        return prs_fail(error, PRS_E_INVAL, 0, "this object has no window in this process");
+    int rc = prs_descriptors(s, error);
+    if (rc < 0)
+        return rc;
+    rc = PRS_POINT_ERRNO(window_revoked) ? -ENOMEM : prs_os_map_fixed(w->addr, s->fd_ro, w->off, w->len);
+    if (rc < 0)
+        return no_map(error, -rc, "making the window read-only");
+    w->sealed = true;
+    /* The window's own pin: counted like any other, set before anyone can see SEALED. */
+    prs_spin *shard = prs_shard(s, draft->id.slot);
+    prs_spin_lock(shard);
+    prs_private *p = &s->priv[draft->id.slot];
+    if (p->pins++ == 0)
+        prs_fetch_or_seqcst(&prs_pins(s, prs_slot_at(s, draft->id.slot))[s->my_word], s->my_bit);
+    prs_spin_unlock(shard);
+    return PRS_OK;
+}
+
+/* The object will never be: its window must not show the pages any more. */
+void
+prs_window_abandon(prs_store *s, const prs_draft *draft, bool keep)
+{
+    prs_window *w = find(s, &draft->id, true);
+    if (!w)
+        return;
+    if (!keep || prs_os_map_zero_fixed(w->addr, w->len) < 0)
+        prs_os_unmap(w->addr, w->len);
+    free(w);
+}
+
+void
+prs_window_close(prs_store *s, const prs_draft *draft)
+{
+    prs_window *w = find(s, &draft->id, true);
+    if (!w)
+        return;
+    bool sealed = w->sealed;
+    prs_os_unmap(w->addr, w->len);
+    free(w);
+    if (sealed)
+        prs_unpin(s, &draft->id);
+}
+
+/* In the child, before anything else runs: what the parent is still writing is not ours. */
+void
+prs_windows_after_fork(prs_store *s)
+{
+    prs_spin_init(&s->window_lock);
+    for (prs_window *w = s->windows; w; w = w->next) {
+        if (w->sealed)
+            continue;
+        if (prs_os_map_fixed(w->addr, s->fd_ro, w->off, w->len) < 0)
+            prs_os_map_zero_fixed(w->addr, w->len);
+    }
+}
+
+int
+prs_cow_open(prs_store *s, const prs_oid *id, const prs_view *view, void **map, size_t *map_len, uint8_t **data,
+             prs_error *error)
+{
+    (void)id;
+    int rc = prs_descriptors(s, error);
+    if (rc < 0)
+        return rc;
+    uint64_t off = (uint64_t)(view->data - s->ro), begin = off & ~(uint64_t)(PRS_PAGE - 1);
+    size_t len = prs_round_up(off - begin + (view->size ? view->size : 1), PRS_PAGE);
+    uint8_t *at = prs_os_map_private(s->fd_ro, s->super->data_off + begin, len);
+    if (!at)
+        return no_map(error, errno, "mapping copy-on-write");
+    *map = at;
+    *map_len = len;
+    *data = at + (off - begin);
+    return PRS_OK;
+}
+
+void
+prs_cow_close(void *map, size_t map_len)
+{
+    prs_os_unmap(map, map_len);
+}
