@@ -93,6 +93,8 @@ child_one(prs_store *s)
     pthread_mutex_init(&s->mutex, NULL);
     prs_spin_init(&s->serial_lock);
     s->serial_next = s->serial_end = 0;
+    prs_headroom_after_fork(&s->headroom);
+    prs_store_relaxed(&s->filling, 0);
     prs_magazines_forget(s);
     if (s->child == PRS_NIL) {
         s->orphan = true;

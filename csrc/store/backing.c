@@ -83,14 +83,14 @@ lost:
 }
 
 static int
-no_room(prs_error *error, uint64_t want, const prs_headroom_report *report)
+no_room(prs_error *error, uint64_t want, const prs_headroom_limit *limit)
 {
-    prs_fail(error, PRS_E_BACKING, ENOMEM, "%s leaves no room for %llu bytes", report->what,
+    prs_fail(error, PRS_E_BACKING, ENOMEM, "the memory limit of %.120s leaves no room for %llu bytes", limit->path,
              (unsigned long long)want);
     if (error) {
         error->want = want;
-        error->capacity = report->limit;
-        error->used = report->usage;
+        error->capacity = limit->limit;
+        error->used = limit->usage;
     }
     return PRS_E_BACKING;
 }
@@ -109,9 +109,19 @@ no_pages(prs_error *error, int rc, uint64_t want)
 int
 prs_reserve(prs_store *s, uint64_t bytes, prs_error *error)
 {
-    prs_headroom_report report;
-    if (bytes && prs_headroom_reserve(&s->headroom, bytes, &report) < 0)
-        return no_room(error, bytes, &report);
+    prs_headroom_limit limit;
+    if (bytes && prs_headroom_reserve(&s->headroom, bytes, &limit) < 0)
+        return no_room(error, bytes, &limit);
+    return PRS_OK;
+}
+
+/* The same for growth that takes a while; to be settled with the same number. */
+static int
+hold(prs_store *s, uint64_t bytes, prs_error *error)
+{
+    prs_headroom_limit limit;
+    if (bytes && prs_headroom_hold(&s->headroom, bytes, &limit) < 0)
+        return no_room(error, bytes, &limit);
     return PRS_OK;
 }
 
@@ -179,14 +189,16 @@ fill(prs_store *s, uint64_t off, const void *src, size_t n, prs_error *error)
     if (rc < 0)
         return rc;
     uint64_t missing = prs_area_missing(&s->area, off, n);
-    rc = prs_reserve(s, missing, error);
+    rc = hold(s, missing, error);
     if (rc < 0 && prs_trim(s, 0)) /* warm pages elsewhere are memory, too */
-        rc = prs_reserve(s, missing, error);
+        rc = hold(s, missing, error);
     if (rc < 0)
         return rc;
     int err = PRS_POINT_ERRNO(backing) ? -ENOSPC : prs_area_fill(&s->area, off, src, n, 0, NULL);
     if (err == -ENOSPC && prs_trim(s, 0))
         err = prs_area_fill(&s->area, off, src, n, 0, NULL);
+    if (missing)
+        prs_headroom_settle(&s->headroom, missing);
     return err < 0 ? no_pages(error, err, n) : PRS_OK;
 }
 

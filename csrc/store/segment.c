@@ -119,7 +119,6 @@ discard(prs_store *s)
         prs_os_close(s->fd_ro);
         prs_os_close(s->fd_lock);
     }
-    prs_headroom_close(&s->headroom);
     while (s->windows) {
         prs_window *w = s->windows;
         s->windows = w->next;
@@ -211,6 +210,8 @@ choose(prs_super *p, const prs_options *options)
     uint64_t capacity = options ? options->capacity : 0;
     if (capacity == 0)
         capacity = prs_default_capacity();
+    if (capacity == 0) /* neither /proc nor a cgroup says how much memory there is */
+        capacity = (uint64_t)1 << 30;
     if (capacity > CAPACITY_MAX)
         capacity = CAPACITY_MAX;
     p->capacity = prs_round_up(capacity, CAPACITY_GRAIN);

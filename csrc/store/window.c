@@ -44,10 +44,10 @@ prs_window_open(prs_store *s, prs_draft *draft, prs_error *error)
     prs_window *w = calloc(1, sizeof *w);
     if (!w)
         return no_map(error, ENOMEM, "allocating a window");
-    rc = prs_headroom_reserve(&s->headroom, len, NULL);
+    rc = prs_reserve(s, prs_area_missing(&s->area, draft->off, len), error);
     if (rc < 0) {
         free(w);
-        return prs_fail(error, PRS_E_BACKING, -rc, "the memory limit leaves no room for %zu bytes", len);
+        return rc;
     }
     w->addr = PRS_POINT_ERRNO(window_mapped) ? (errno = ENOMEM, NULL) : prs_os_map(s->fd_rw, off, len, true);
     if (!w->addr) {

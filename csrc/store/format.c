@@ -1,0 +1,93 @@
+/* format.c - headers and buffer tables of stored objects.
+ *
+ * Purpose    Check what comes from shared bytes before anything uses it; lay out what is written.
+ * Algorithm  Each struct is copied to private memory by one memcpy and judged there, every sum by
+ *            overflow-checked arithmetic, so bytes that change during the read can only make one
+ *            copy differ from the next, never get past a check.
+ * Guarantee  A header that passes announces no byte beyond its own total; an entry that passes lies
+ *            behind the stream and within the total, or names another object.
+ */
+#include "format.h"
+
+#include <string.h>
+
+const char *prs_format_check_header(const void *data, uint64_t have, prs_header *header)
+{
+    if (have < PRS_HEADER_SIZE)
+        return "it is shorter than a header";
+    memcpy(header, data, sizeof(*header));
+    if (header->magic != PRS_FORMAT_MAGIC)
+        return "its first four bytes are not the magic number";
+    if (header->version != PRS_FORMAT_VERSION)
+        return "its format version is unknown";
+    if (header->flags != 0 || header->reserved != 0)
+        return "flags are set that this version does not know";
+    /* 32 bits times 32 cannot overflow 64 bits. */
+    uint64_t table_end = PRS_HEADER_SIZE + PRS_ENTRY_SIZE * header->nbuffers;
+    if (table_end > header->total)
+        return "its table of buffers is longer than the object";
+    if (header->stream_len > header->total - table_end)
+        return "its stream is longer than the object";
+    return NULL;
+}
+
+uint64_t prs_format_body(const prs_header *header)
+{
+    return PRS_HEADER_SIZE + PRS_ENTRY_SIZE * header->nbuffers + header->stream_len;
+}
+
+const char *prs_format_check_entry(const prs_header *header, const void *table, uint32_t index,
+                                   prs_buffer_entry *entry)
+{
+    memcpy(entry, (const char *)table + (uint64_t)index * PRS_ENTRY_SIZE, sizeof(*entry));
+    uint64_t end;
+    if (__builtin_add_overflow(entry->off, entry->len, &end))
+        return "the range of a buffer overflows";
+    if (entry->slot != PRS_NO_SLOT)
+        return NULL;
+    if (entry->serial != 0 || entry->generation != 0)
+        return "a buffer of its own names another object";
+    if (entry->len == 0)
+        return NULL;
+    if (entry->off < prs_format_body(header) || end > header->total)
+        return "a buffer lies outside of the object's buffer area";
+    return NULL;
+}
+
+bool prs_format_place(uint64_t *end, uint64_t len, uint64_t *off)
+{
+    if (len == 0) {
+        *off = *end;
+        return true;
+    }
+    uint64_t align = len >= PRS_PAGE_ALIGN_FROM ? PRS_PAGE_ALIGN : PRS_BUFFER_ALIGN;
+    uint64_t start;
+    if (__builtin_add_overflow(*end, align - 1, &start))
+        return false;
+    start &= ~(align - 1);
+    *off = start;
+    return !__builtin_add_overflow(start, len, end);
+}
+
+void prs_format_write_header(void *dst, uint64_t total, uint64_t stream_len, uint32_t nbuffers)
+{
+    prs_header header = {
+        .magic = PRS_FORMAT_MAGIC,
+        .version = PRS_FORMAT_VERSION,
+        .total = total,
+        .stream_len = stream_len,
+        .nbuffers = nbuffers,
+    };
+    memcpy(dst, &header, sizeof(header));
+}
+
+void prs_format_write_entry(void *dst, uint32_t index, uint64_t off, uint64_t len, const prs_oid *other)
+{
+    prs_buffer_entry entry = {.off = off, .len = len, .slot = PRS_NO_SLOT};
+    if (other) {
+        entry.serial = other->serial;
+        entry.slot = other->slot;
+        entry.generation = other->generation;
+    }
+    memcpy((char *)dst + PRS_HEADER_SIZE + (uint64_t)index * PRS_ENTRY_SIZE, &entry, sizeof(entry));
+}

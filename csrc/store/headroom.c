@@ -1,0 +1,581 @@
+/*
+ * headroom.c - how much memory may still be taken before the kernel starts to kill; see headroom.h.
+ *
+ * Purpose    Turn a cgroup limit or an empty machine into an error of one put instead of SIGKILL.
+ * Algorithm  /proc/self/cgroup names the process's cgroup in each hierarchy, /proc/self/mountinfo where hierarchies are
+ *            mounted and which part of them; both together give a directory, and each of its parents up to the mount
+ *            point is a further limit. Limits are read anew at every look: they change at run time.
+ * Guarantee  See headroom.h. Reads are bounded; text that does not parse counts as absent.
+ */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE 1
+#endif
+#include "headroom.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#define MIB ((uint64_t)1 << 20)
+#define NO_LIMIT UINT64_MAX
+
+/* v1 writes "no limit" as the biggest multiple of its page size; nobody has an exbibyte. */
+#define V1_NO_LIMIT ((uint64_t)1 << 60)
+
+/* A cgroup deeper than this has its outermost levels ignored; the kernel's own default is 254 at most. */
+#define MAX_LEVELS 256
+
+/* ---- files ------------------------------------------------------------------------------------- */
+
+/* A line reader on a stack buffer; lines longer than it are cut. */
+typedef struct reader {
+    int fd;
+    size_t begin, end;
+    bool eof;
+    char buffer[2 * PRS_HEADROOM_PATH + 512];
+} reader;
+
+static int
+reader_open(reader *r, const char *root, const char *dir, const char *name)
+{
+    char path[PRS_HEADROOM_PATH + 300];
+    int n = snprintf(path, sizeof path, "%s%s%s", root, dir, name);
+    if (n < 0 || (size_t)n >= sizeof path)
+        return -ENAMETOOLONG;
+    r->begin = r->end = 0;
+    r->eof = false;
+    do
+        r->fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+    while (r->fd < 0 && errno == EINTR);
+    return r->fd < 0 ? -errno : 0;
+}
+
+static void
+reader_close(reader *r)
+{
+    close(r->fd);
+}
+
+/* The next line without its newline, or NULL at the end. Valid until the next call. */
+static char *
+reader_line(reader *r)
+{
+    for (;;) {
+        char *start = r->buffer + r->begin;
+        char *newline = memchr(start, '\n', r->end - r->begin);
+        if (newline) {
+            *newline = 0;
+            r->begin = (size_t)(newline - r->buffer) + 1;
+            return start;
+        }
+        if (r->begin > 0) {
+            memmove(r->buffer, start, r->end - r->begin);
+            r->end -= r->begin;
+            r->begin = 0;
+        }
+        if (r->eof || r->end == sizeof r->buffer - 1) {
+            if (r->end == 0)
+                return NULL;
+            r->buffer[r->end] = 0;
+            r->begin = r->end;
+            return r->buffer;
+        }
+        ssize_t got = read(r->fd, r->buffer + r->end, sizeof r->buffer - 1 - r->end);
+        if (got > 0)
+            r->end += (size_t)got;
+        else if (got == 0 || errno != EINTR)
+            r->eof = true;
+    }
+}
+
+/* Decimal digits at `text`, saturating; false when there is none. */
+static bool
+parse_u64(const char *text, uint64_t *value)
+{
+    while (*text == ' ' || *text == '\t')
+        text++;
+    if (*text < '0' || *text > '9')
+        return false;
+    uint64_t v = 0;
+    for (; *text >= '0' && *text <= '9'; text++)
+        if (__builtin_mul_overflow(v, (uint64_t)10, &v) || __builtin_add_overflow(v, (uint64_t)(*text - '0'), &v))
+            v = UINT64_MAX / 10 * 10; /* stays saturated: the next digit overflows again */
+    *value = v;
+    return true;
+}
+
+/* A file that holds one number, or "max". */
+static bool
+read_number(const char *dir, const char *name, uint64_t *value)
+{
+    reader r;
+    int saved = errno;
+    bool found = false;
+    if (reader_open(&r, "", dir, name) == 0) {
+        char *line = reader_line(&r);
+        if (line && strcmp(line, "max") == 0) {
+            *value = NO_LIMIT;
+            found = true;
+        } else {
+            found = line && parse_u64(line, value);
+        }
+        reader_close(&r);
+    }
+    errno = saved;
+    return found;
+}
+
+/* The sum of two counters "key value" of a file; absent ones are 0. */
+static uint64_t
+read_sum(const char *dir, const char *name, const char *key1, const char *key2)
+{
+    reader r;
+    int saved = errno;
+    uint64_t sum = 0, v;
+    size_t len1 = strlen(key1), len2 = strlen(key2);
+    unsigned missing = 2;
+    if (reader_open(&r, "", dir, name) == 0) {
+        for (char *line; missing && (line = reader_line(&r));) {
+            size_t len = strcspn(line, " ");
+            bool hit = (len == len1 && memcmp(line, key1, len) == 0) || (len == len2 && memcmp(line, key2, len) == 0);
+            if (hit && parse_u64(line + len, &v)) {
+                sum += v;
+                missing--;
+            }
+        }
+        reader_close(&r);
+    }
+    errno = saved;
+    return sum;
+}
+
+/* MemTotal and MemAvailable in bytes; NO_LIMIT where unknown. */
+static int
+read_meminfo(const prs_headroom *h, uint64_t *total, uint64_t *available)
+{
+    reader r;
+    int saved = errno, rc;
+    *total = *available = NO_LIMIT;
+    if ((rc = reader_open(&r, h->root, "", "/proc/meminfo")) == 0) {
+        uint64_t v;
+        for (char *line; (line = reader_line(&r)) && (*total == NO_LIMIT || *available == NO_LIMIT);) {
+            if (strncmp(line, "MemTotal:", 9) == 0 && parse_u64(line + 9, &v) && v < NO_LIMIT / 1024)
+                *total = v * 1024;
+            else if (strncmp(line, "MemAvailable:", 13) == 0 && parse_u64(line + 13, &v) && v < NO_LIMIT / 1024)
+                *available = v * 1024;
+        }
+        reader_close(&r);
+    }
+    errno = saved;
+    return rc;
+}
+
+/* ---- finding the cgroups ----------------------------------------------------------------------- */
+
+/* `word` is one of the comma-separated words of `list`. */
+static bool
+has_word(const char *list, const char *word)
+{
+    size_t len = strlen(word);
+    for (const char *at = list; at; at = strchr(at, ',')) {
+        at += *at == ',';
+        if (strncmp(at, word, len) == 0 && (at[len] == ',' || at[len] == 0))
+            return true;
+    }
+    return false;
+}
+
+/* mountinfo writes space, tab, newline and backslash as three octal digits. */
+static void
+unescape(char *text)
+{
+    char *out = text;
+    for (char *in = text; *in; out++) {
+        if (in[0] == '\\' && in[1] >= '0' && in[1] <= '3' && in[2] >= '0' && in[2] <= '7' && in[3] >= '0' &&
+            in[3] <= '7') {
+            *out = (char)((in[1] - '0') * 64 + (in[2] - '0') * 8 + (in[3] - '0'));
+            in += 4;
+        } else {
+            *out = *in++;
+        }
+    }
+    *out = 0;
+}
+
+/* Cut the next field off a line of fields separated by spaces; NULL when there is none. */
+static char *
+next_field(char **line)
+{
+    char *field = *line;
+    if (!field || !*field)
+        return NULL;
+    char *space = strchr(field, ' ');
+    if (space)
+        *space = 0;
+    *line = space ? space + 1 : NULL;
+    return field;
+}
+
+typedef struct mount_line {
+    char *root, *point;
+    int version; /* 1: the v1 memory hierarchy, 2: v2, 0: something else */
+} mount_line;
+
+static bool
+parse_mount(char *line, mount_line *m)
+{
+    char *rest = line, *field;
+    for (int i = 0; i < 3; i++)
+        if (!next_field(&rest))
+            return false;
+    m->root = next_field(&rest);
+    m->point = next_field(&rest);
+    if (!m->point)
+        return false;
+    do /* options and optional fields, up to the separator */
+        field = next_field(&rest);
+    while (field && strcmp(field, "-") != 0);
+    char *type = next_field(&rest);
+    next_field(&rest); /* source */
+    char *options = next_field(&rest);
+    if (!field || !type)
+        return false;
+    m->version = strcmp(type, "cgroup2") == 0                                        ? 2
+                 : strcmp(type, "cgroup") == 0 && options && has_word(options, "memory") ? 1
+                                                                                     : 0;
+    unescape(m->root);
+    unescape(m->point);
+    return true;
+}
+
+/* The part of `path` below `root`, both cgroup paths, or NULL when it is not below. */
+static const char *
+below(const char *path, const char *root)
+{
+    size_t len = strlen(root);
+    if (len == 1) /* "/" */
+        len = 0;
+    if (strncmp(path, root, len) != 0 || (path[len] != '/' && path[len] != 0))
+        return NULL;
+    return path[len] == '/' && path[len + 1] == 0 ? path + len + 1 : path + len;
+}
+
+/* A ".." component: the process lives outside of the cgroup namespace it looks from. */
+static bool
+leaves_namespace(const char *path)
+{
+    for (const char *at = path; (at = strstr(at, "/..")); at += 3)
+        if (at[3] == '/' || at[3] == 0)
+            return true;
+    return false;
+}
+
+static void
+add_tree(prs_headroom *h, const mount_line *m, const char *own)
+{
+    int slot = m->version - 1;
+    const char *tail = own && !leaves_namespace(own) ? below(own, m->root) : NULL;
+    bool exact = tail != NULL;
+    if (!tail)
+        tail = ""; /* seen from a container: what is mounted is all there is to see */
+    if (h->trees[slot].version != 0 && !exact)
+        return; /* a bind mount of some other cgroup does not replace one that fits */
+    char path[PRS_HEADROOM_PATH];
+    int n = snprintf(path, sizeof path, "%s%s%s", h->root, m->point, tail);
+    if (n < 0 || (size_t)n >= sizeof path)
+        return;
+    size_t top = strlen(h->root) + strlen(m->point);
+    struct stat st;
+    while (strlen(path) > top && (stat(path, &st) != 0 || !S_ISDIR(st.st_mode)))
+        *strrchr(path, '/') = 0; /* the name is the host's, this level is not visible here */
+    h->trees[slot].version = m->version;
+    h->trees[slot].top = top;
+    memcpy(h->trees[slot].path, path, strlen(path) + 1);
+}
+
+int
+prs_headroom_open_at(prs_headroom *h, const char *root)
+{
+    memset(h->trees, 0, sizeof h->trees);
+    atomic_init(&h->budget, 0);
+    atomic_init(&h->measured, 0);
+    atomic_init(&h->pending, 0);
+    h->root[0] = 0;
+    if (strlen(root) >= sizeof h->root)
+        return -ENAMETOOLONG;
+    memcpy(h->root, root, strlen(root) + 1);
+
+    int saved = errno, rc;
+    reader r;
+    char own[PRS_HEADROOM_TREES][PRS_HEADROOM_PATH];
+    bool known[PRS_HEADROOM_TREES] = {false, false};
+    if ((rc = reader_open(&r, h->root, "", "/proc/self/cgroup")) == 0) {
+        for (char *line; (line = reader_line(&r));) { /* id:controllers:path */
+            char *controllers = strchr(line, ':');
+            char *path = controllers ? strchr(controllers + 1, ':') : NULL;
+            if (!path)
+                continue;
+            *path++ = 0;
+            *controllers++ = 0;
+            int slot = has_word(controllers, "memory") ? 0 : *controllers == 0 && strcmp(line, "0") == 0 ? 1 : -1;
+            if (slot >= 0 && path[0] == '/' && strlen(path) < PRS_HEADROOM_PATH) {
+                memcpy(own[slot], path, strlen(path) + 1);
+                known[slot] = true;
+            }
+        }
+        reader_close(&r);
+    }
+    int rc2 = reader_open(&r, h->root, "", "/proc/self/mountinfo");
+    if (rc2 == 0) {
+        for (char *line; (line = reader_line(&r));) {
+            mount_line m;
+            if (parse_mount(line, &m) && m.version != 0)
+                add_tree(h, &m, known[m.version - 1] ? own[m.version - 1] : NULL);
+        }
+        reader_close(&r);
+    }
+    errno = saved;
+    return rc ? rc : rc2;
+}
+
+int
+prs_headroom_open(prs_headroom *h)
+{
+    return prs_headroom_open_at(h, "");
+}
+
+/* ---- looking ----------------------------------------------------------------------------------- */
+
+/* Kept free below `limit`: 64 MiB or 2 %, but never more than a quarter, or small containers could store nothing. */
+static uint64_t
+margin_of(uint64_t limit)
+{
+    uint64_t margin = limit / 50 > 64 * MIB ? limit / 50 : 64 * MIB;
+    return margin < limit / 4 ? margin : limit / 4;
+}
+
+static void
+set_path(prs_headroom_limit *which, const char *path)
+{
+    size_t len = strlen(path), room = sizeof which->path - 1;
+    const char *tail = len > room ? path + (len - room) : path;
+    memcpy(which->path, tail, strlen(tail) + 1);
+}
+
+/* The limit of the cgroup in `dir`, NO_LIMIT without one. */
+static uint64_t
+limit_of(const char *dir, int version)
+{
+    uint64_t limit, high;
+    if (version == 1)
+        return read_number(dir, "/memory.limit_in_bytes", &limit) && limit < V1_NO_LIMIT ? limit : NO_LIMIT;
+    if (!read_number(dir, "/memory.max", &limit))
+        limit = NO_LIMIT;
+    /* Above memory.high nobody is killed, but a process that holds shared memory is slowed to a standstill. */
+    if (read_number(dir, "/memory.high", &high) && high < limit)
+        limit = high;
+    return limit;
+}
+
+typedef void visit(const char *dir, int version, uint64_t limit, void *arg);
+
+/* Call `f` for every cgroup with a limit, from the process's own up to the root. */
+static void
+each_limit(const prs_headroom *h, visit *f, void *arg)
+{
+    for (int t = 0; t < PRS_HEADROOM_TREES; t++) {
+        if (h->trees[t].version == 0)
+            continue;
+        char dir[PRS_HEADROOM_PATH];
+        memcpy(dir, h->trees[t].path, sizeof dir);
+        for (int level = 0; level < MAX_LEVELS; level++) {
+            uint64_t limit = limit_of(dir, h->trees[t].version);
+            if (limit != NO_LIMIT)
+                f(dir, h->trees[t].version, limit, arg);
+            if (strlen(dir) <= h->trees[t].top)
+                break;
+            *strrchr(dir, '/') = 0;
+        }
+    }
+}
+
+typedef struct tightest {
+    size_t root_len;
+    uint64_t headroom;
+    prs_headroom_limit limit;
+} tightest;
+
+static void
+consider(tightest *best, const char *path, uint64_t limit, uint64_t usage, uint64_t free)
+{
+    uint64_t margin = margin_of(limit), headroom = free > margin ? free - margin : 0;
+    if (best->limit.limit != 0 && headroom >= best->headroom)
+        return;
+    best->headroom = headroom;
+    best->limit.limit = limit;
+    best->limit.usage = usage;
+    best->limit.free = free;
+    best->limit.margin = margin;
+    set_path(&best->limit, path);
+}
+
+static void
+visit_usage(const char *dir, int version, uint64_t limit, void *arg)
+{
+    tightest *best = arg;
+    uint64_t usage, cache;
+    bool known = read_number(dir, version == 1 ? "/memory.usage_in_bytes" : "/memory.current", &usage);
+    if (!known || usage == NO_LIMIT)
+        return;
+    uint64_t free = limit > usage ? limit - usage : 0;
+    /* The cache can only help if without it this limit were the tightest. */
+    uint64_t margin = margin_of(limit);
+    if (best->limit.limit != 0 && free > margin && free - margin >= best->headroom)
+        return;
+    /* Shared memory is in neither counter: it cannot be dropped. */
+    cache = version == 1 ? read_sum(dir, "/memory.stat", "total_inactive_file", "total_active_file")
+                         : read_sum(dir, "/memory.stat", "inactive_file", "active_file");
+    if (cache > usage)
+        cache = usage;
+    free = limit > usage - cache ? limit - (usage - cache) : 0;
+    consider(best, dir + best->root_len, limit, usage, free);
+}
+
+static uint64_t
+measure(prs_headroom *h, prs_headroom_limit *which)
+{
+    tightest best = {.root_len = strlen(h->root), .headroom = NO_LIMIT};
+    uint64_t total, available;
+    read_meminfo(h, &total, &available);
+    if (total != NO_LIMIT && available != NO_LIMIT) {
+        available = available < total ? available : total;
+        consider(&best, "/proc/meminfo", total, total - available, available);
+    }
+    each_limit(h, visit_usage, &best);
+    best.limit.pending = prs_load_relaxed(&h->pending);
+    if (which)
+        *which = best.limit;
+    return best.headroom;
+}
+
+uint64_t
+prs_headroom_bytes(prs_headroom *h, prs_headroom_limit *which)
+{
+    uint64_t bytes = measure(h, which), pending = prs_load_relaxed(&h->pending);
+    return bytes == NO_LIMIT ? bytes : bytes > pending ? bytes - pending : 0;
+}
+
+/* ---- reserving --------------------------------------------------------------------------------- */
+
+static uint64_t
+coarse_now(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &ts); /* no system call; ticks of some ms are fine enough */
+    return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+static bool
+take_from_budget(prs_headroom *h, uint64_t bytes, uint64_t now)
+{
+    if (now - prs_load_relaxed(&h->measured) > PRS_HEADROOM_FRESH_NS)
+        return false;
+    uint64_t budget = prs_load_relaxed(&h->budget);
+    while (budget >= bytes)
+        if (prs_cas_weak_relaxed(&h->budget, &budget, budget - bytes))
+            return true;
+    return false;
+}
+
+/* `held`: these bytes are part of h->pending already. */
+static int
+ask(prs_headroom *h, uint64_t bytes, uint64_t held, prs_headroom_limit *why)
+{
+    uint64_t now = coarse_now();
+    if (bytes == 0 || take_from_budget(h, bytes, now))
+        return 0;
+    prs_headroom_limit which;
+    uint64_t room = measure(h, &which), others = prs_load_relaxed(&h->pending) - held;
+    if (room != NO_LIMIT)
+        room = room > others ? room - others : 0;
+    if (room < bytes) {
+        which.pending = others;
+        if (why)
+            *why = which;
+        return -ENOMEM;
+    }
+    room -= bytes;
+    prs_store_relaxed(&h->budget, room < PRS_HEADROOM_BUDGET ? room : PRS_HEADROOM_BUDGET);
+    prs_store_relaxed(&h->measured, now);
+    return 0;
+}
+
+int
+prs_headroom_reserve(prs_headroom *h, uint64_t bytes, prs_headroom_limit *why)
+{
+    return ask(h, bytes, 0, why);
+}
+
+int
+prs_headroom_hold(prs_headroom *h, uint64_t bytes, prs_headroom_limit *why)
+{
+    /* Announce, then look: of two threads that ask at once, at least one sees the other. */
+    prs_fetch_add_seqcst(&h->pending, bytes);
+    int rc = ask(h, bytes, bytes, why);
+    if (rc != 0)
+        prs_fetch_sub_seqcst(&h->pending, bytes);
+    return rc;
+}
+
+void
+prs_headroom_settle(prs_headroom *h, uint64_t bytes)
+{
+    prs_fetch_sub_seqcst(&h->pending, bytes);
+}
+
+void
+prs_headroom_after_fork(prs_headroom *h)
+{
+    prs_store_relaxed(&h->budget, 0u); /* parent and child must not both use it up */
+    prs_store_relaxed(&h->pending, 0u);
+}
+
+/* ---- capacity ---------------------------------------------------------------------------------- */
+
+static void
+visit_capacity(const char *dir, int version, uint64_t limit, void *arg)
+{
+    (void)dir;
+    (void)version;
+    uint64_t *least = arg;
+    if (limit < *least)
+        *least = limit;
+}
+
+uint64_t
+prs_headroom_capacity(prs_headroom *h)
+{
+    uint64_t least, available;
+    read_meminfo(h, &least, &available);
+    if (least == NO_LIMIT && h->root[0] == 0) {
+        long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);
+        if (pages > 0 && size > 0)
+            least = (uint64_t)pages * (uint64_t)size;
+    }
+    each_limit(h, visit_capacity, &least);
+    return least == NO_LIMIT ? 0 : (least / 10 * 3) & ~(uint64_t)4095;
+}
+
+uint64_t
+prs_default_capacity(void)
+{
+    prs_headroom h;
+    prs_headroom_open(&h);
+    return prs_headroom_capacity(&h);
+}
