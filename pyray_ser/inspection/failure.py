@@ -1,0 +1,78 @@
+"""What is reported about one object that cannot be pickled."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from .text import brief, shorten
+
+__all__ = ["FailureTuple"]
+
+
+class FailureTuple:
+    """One offender.
+
+    Unpacks as ``obj, name, parent``. Two are equal when they speak of the same
+    object, held under the same name by the same parent; the objects themselves
+    are not compared.
+
+    Attributes
+    ----------
+    obj : object
+        The offender itself.
+    name : str
+        What the user calls it: variable, attribute, key or index.
+    parent : object
+        The function, instance, class or container that holds it; None at top level.
+    path : str
+        The way to it, ``task -> closure 'cfg' -> .model.cache['k'][1]``.
+    hint : str
+        What can be done about it.
+    error : str
+        What the pickler said.
+    """
+
+    __slots__ = ("error", "error_type", "hint", "name", "obj", "parent", "path")
+
+    def __init__(
+        self,
+        obj: Any,
+        name: str,
+        parent: Any,
+        path: str = "",
+        hint: str = "",
+        error: str = "",
+        error_type: str = "TypeError",
+    ) -> None:
+        self.obj = obj
+        self.name = name
+        self.parent = parent
+        self.path = path
+        self.hint = hint
+        self.error = error
+        self.error_type = error_type
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.obj, self.name, self.parent))
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not FailureTuple:
+            return NotImplemented
+        return self.obj is other.obj and self.parent is other.parent and self.name == other.name
+
+    def __hash__(self) -> int:
+        return hash((id(self.obj), id(self.parent), self.name))
+
+    def __repr__(self) -> str:
+        return f"FailTuple({shorten(self.name)} [obj={brief(self.obj)}, parent={brief(self.parent)}])"
+
+    def as_dict(self) -> dict[str, str | None]:
+        """Return it as texts, for JSON."""
+        return {
+            "name": self.name,
+            "path": self.path,
+            "object": brief(self.obj),
+            "parent": None if self.parent is None else brief(self.parent),
+            "error": self.error,
+            "error_type": self.error_type,
+            "hint": self.hint,
+        }

@@ -1,0 +1,280 @@
+"""From the steps of a walk to a path as a user would write it.
+
+A walk goes through containers and through the parts of reductions: argument
+tuples, state dictionaries, closure cells. A user knows attributes, keys,
+indices, closures, globals and default arguments. `describe` translates.
+
+A path is a sequence of `Part`. Accesses (``.model``, ``['k']``, ``[1]``) follow
+one another without a gap; the other edges (``closure 'cfg'``) are set off by arrows::
+
+    task -> closure 'cfg' -> .model.cache['k'][1]
+"""
+
+from types import CellType, CodeType, FunctionType, MappingProxyType, MemberDescriptorType, MethodType
+from typing import Any, NamedTuple
+
+from .._walk import instance_dict
+from ..reduction import find_in_mro
+from .text import class_name, key_text
+
+__all__ = ["Part", "describe", "path_text"]
+
+# (object, kind of step, key, child), see _walk.Walker
+Step = tuple[Any, str, Any, Any]
+
+
+class Part(NamedTuple):
+    """One component of a path."""
+
+    text: str
+    """As shown: ``.model``, ``['k']``, ``[1]``, ``closure 'cfg'``."""
+    name: str
+    """What the user calls it: variable, attribute, key or index."""
+    parent: Any
+    """Who holds it."""
+
+    @property
+    def is_access(self) -> bool:
+        """Whether it is written directly after what it belongs to."""
+        return self.text[0] in ".["
+
+
+# The longest sequence of steps that is one part: function, state, dictionary, closure, cell, its argument.
+_WINDOW = 6
+
+
+def path_text(parts: list[Part], root: str | None = None) -> str:
+    """Write a path in one line; `root` is what the user calls the whole."""
+    text = root or ""
+    access = bool(root)  # whether the next access follows directly
+    for part in parts:
+        if part.is_access and (access or not text):
+            text += part.text
+        else:
+            text += f" -> {part.text}" if text else part.text
+        access = part.is_access
+    return text
+
+
+def describe(steps: list[Step]) -> list[Part]:
+    """Translate the steps that lead to an object; those inside a reduction disappear."""
+    parts: list[Part] = []
+    i = 0
+    while i < len(steps):
+        obj, kind, key, child = steps[i]
+        if kind == "item":
+            parts.append(Part(f"[{key}]", str(key), obj))
+        elif kind in ("value", "dictvalue"):
+            parts.append(_keyed(obj, key))
+        elif kind in ("key", "dictkey"):
+            parts.append(Part(f"key {key_text(key)}", key_text(key), obj))
+        elif kind == "listitem":
+            parts.append(Part(f"[{key}]", str(key), obj))
+        elif kind == "element":
+            parts.append(_element(obj, child))
+        else:
+            part, used = _reduction(obj, steps[i : i + _WINDOW])
+            if part is not None:
+                parts.append(part)
+            i += used
+            continue
+        i += 1
+    return parts
+
+
+def _keyed(obj: Any, key: Any) -> Part:
+    return Part(f"[{key_text(key)}]", key if type(key) is str else key_text(key), obj)
+
+
+def _element(obj: Any, child: Any) -> Part:
+    name = f"element {key_text(child)}"
+    return Part(name, name, obj)
+
+
+# Each of the following takes the object whose reduction is walked and the steps from there on, the first of
+# which lies in that reduction. It returns the part (None where there is nothing a user would see) and the
+# number of steps it stands for.
+Found = tuple[Part | None, int]
+
+
+def _reduction(obj: Any, steps: list[Step]) -> Found:
+    cls = type(obj)
+    kind = steps[0][1]
+    if kind == "class":
+        kind = "callable"
+    if kind == "callable":
+        child = steps[0][3]
+        if issubclass(type(child), type) or type(child) is FunctionType:
+            name = root_name(child) or "?"
+            word = "function" if type(child) is FunctionType else "class"
+            return Part(f"{word} {name}", name, obj), 1
+        return Part("reconstructor", "reconstructor", obj), 1
+    if kind == "setter":
+        return Part("state setter", "state setter", obj), 1
+    if cls is FunctionType:
+        return _function(obj, steps)
+    if cls is CellType:
+        return None, min(2, len(steps))
+    if cls is CodeType:
+        return (None, 1) if len(steps) == 1 else (Part("constants", "constants", obj), 2)
+    if issubclass(type(obj), type):
+        return _class(obj, steps)
+    if kind == "state":
+        return _state(obj, steps)
+    return _arguments(obj, steps)
+
+
+def _function(obj: FunctionType, steps: list[Step]) -> Found:
+    """A function by value: code, then a state of ``(attributes, {'__globals__': ..., '__closure__': ...})``."""
+    if steps[0][1] != "state":
+        # Code, an empty namespace, empty cells.
+        return None, min(2, len(steps))
+    if len(steps) < 3 or steps[1][1] != "item":
+        return None, len(steps)
+    key = steps[2][2]
+    if steps[1][2] == 0:
+        return Part(f".{key}", str(key), obj), 3
+    if len(steps) < 4:
+        return None, 3
+    inner = steps[3][2]
+    code = obj.__code__
+    if key == "__globals__":
+        return Part(f"global {inner!r}", str(inner), obj), 4
+    if key == "__closure__":
+        name = code.co_freevars[inner]
+        used = min(6, len(steps))  # the cell, its arguments, the item
+        if len(steps) < 6:
+            return None, used
+        return Part(f"closure {name!r}", name, obj), used
+    if key == "__defaults__":
+        arguments = code.co_varnames[: code.co_argcount]
+        name = arguments[len(arguments) - len(obj.__defaults__ or ()) + inner]
+        return Part(f"default {name!r}", name, obj), 4
+    if key == "__kwdefaults__":
+        return Part(f"default {inner!r}", str(inner), obj), 4
+    if key == "__annotations__":
+        return Part(f"annotation {inner!r}", str(inner), obj), 4
+    return Part(f"{key}", str(key), obj), 3
+
+
+def _class(obj: type, steps: list[Step]) -> Found:
+    """A class by value: bases in the arguments, its namespace in the state."""
+    if len(steps) < 3:
+        return None, len(steps)
+    if steps[0][1] == "state":
+        key = steps[2][2]
+        return Part(f".{key}", str(key), obj), 3
+    child = steps[2][3]
+    if issubclass(type(child), type) and child in type.__dict__["__mro__"].__get__(obj):
+        name = root_name(child) or "?"
+        return Part(f"base {name}", name, obj), 3
+    return Part("class arguments", "class arguments", obj), 2
+
+
+def _state(obj: Any, steps: list[Step]) -> Found:
+    state = steps[0][3]
+    if len(steps) == 1:
+        # The state itself: a plain object that __getstate__ returned, or its dictionary.
+        if type(state) in (dict, tuple):
+            return None, 1
+        return _held(obj, state) or Part("state", "state", obj), 1
+    kind, key, child = steps[1][1:]
+    if type(state) is dict:
+        if kind == "value" and type(key) is str:
+            return Part(f".{key}", key, obj), 2
+        return _held(obj, child) or (_keyed(obj, key) if kind == "value" else None), 2
+    if type(state) is tuple:
+        if len(state) == 2 and all(part is None or type(part) is dict for part in state):
+            # What object gives for a class with slots: (__dict__, {slot: value}).
+            if len(steps) == 2:
+                return None, 2
+            key = steps[2][2]
+            return Part(f".{key}", str(key), obj), 3
+        part = _held(obj, child)
+        if part is None and len(steps) > 2 and type(child) is dict and steps[2][1] == "value":
+            # partial, deque and others put their __dict__ at some place of a tuple.
+            part = _held(obj, steps[2][3])
+            if part is not None:
+                return part, 3
+        return part or Part(f"state[{key}]", str(key), obj), 2
+    return _held(obj, state) or Part("state", "state", obj), 1
+
+
+def _arguments(obj: Any, steps: list[Step]) -> Found:
+    if len(steps) == 1:
+        return None, 1
+    kind, key, child = steps[1][1:]
+    if kind in ("value", "key"):  # NEWOBJ_EX's keywords
+        return _held(obj, child) or Part(f"keyword {key!r}", str(key), obj), 2
+    cls = type(obj)
+    fields = find_in_mro(cls, "_fields")
+    if (
+        issubclass(type(obj), tuple)
+        and type(fields) is tuple
+        and key < len(fields)
+        and tuple.__getitem__(obj, key) is child
+    ):
+        return Part(f".{fields[key]}", str(fields[key]), obj), 2
+    part = _held(obj, child)
+    if part is not None:
+        return part, 2
+    if issubclass(type(obj), BaseException) and key < len(obj.args):
+        return Part(f".args[{key}]", str(key), obj), 2
+    if _is_copy(obj, child):
+        if len(steps) == 2:
+            return None, 2
+        inner_kind, inner_key, inner_child = steps[2][1:]
+        if inner_kind == "value":
+            return _keyed(obj, inner_key), 3
+        if inner_kind == "key":
+            return Part(f"key {key_text(inner_key)}", key_text(inner_key), obj), 3
+        if issubclass(type(obj), (set, frozenset)):
+            return _element(obj, inner_child), 3
+        return Part(f"[{inner_key}]", str(inner_key), obj), 3
+    if cls in (classmethod, staticmethod):
+        return None, 2
+    return Part(f"__reduce__ argument {key}", f"__reduce__ argument {key}", obj), 2
+
+
+def _is_copy(obj: Any, child: Any) -> bool:
+    """Whether a reduction's argument is a container made of the items of the object itself."""
+    if issubclass(type(obj), (dict, MappingProxyType)):
+        return type(child) is dict
+    if issubclass(type(obj), (set, frozenset)):
+        return type(child) in (list, tuple, set)
+    return issubclass(type(obj), (list, tuple)) and type(child) in (list, tuple)
+
+
+def _held(obj: Any, child: Any) -> Part | None:
+    """The attribute by which an object holds another, found without running any code of its class."""
+    cls = type(obj)
+    if cls is MethodType or cls.__name__ == "builtin_function_or_method":
+        return Part(".__self__", "__self__", obj) if obj.__self__ is child else None
+    if cls is property:
+        for name in ("fget", "fset", "fdel"):
+            if getattr(obj, name) is child:
+                return Part(f".{name}", name, obj)
+    attributes = instance_dict(obj)
+    if attributes is not None:
+        for name, value in attributes.items():
+            if value is child:
+                return Part(f".{name}", str(name), obj)
+    for base in type.__dict__["__mro__"].__get__(cls):
+        for name, descriptor in type.__dict__["__dict__"].__get__(base).items():
+            if type(descriptor) is MemberDescriptorType:
+                try:
+                    value = descriptor.__get__(obj)
+                except AttributeError:  # a slot that is not set
+                    continue
+                if value is child:
+                    return Part(f".{name}", name, obj)
+    return None
+
+
+def root_name(obj: Any) -> str | None:
+    """What a user calls the whole, where the object itself knows: functions, classes and modules."""
+    if type(obj) is FunctionType:
+        return obj.__name__
+    if issubclass(type(obj), type):
+        return class_name(obj).rpartition(".")[2]
+    return None

@@ -1,0 +1,138 @@
+"""Short texts for objects, without running code of theirs.
+
+A report must not raise, must not be long, and must not fire properties. So
+``__repr__`` is called only where it is C code or the standard library's, and
+never on containers, whose elements' would be called in turn.
+"""
+
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+__all__ = ["brief", "class_name", "key_text", "size_text"]
+
+_LIMIT = 80
+_ATOMS = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), type(NotImplemented))
+_BRACKETS = {list: "[]", tuple: "()", set: "{}", dict: "{}"}
+
+
+def shorten(text: str, limit: int = _LIMIT) -> str:
+    """Cut a text in the middle to at most `limit` characters, on one line."""
+    text = " ".join(text.split())
+    if len(text) <= limit:
+        return text
+    head = (limit - 3) * 2 // 3
+    return f"{text[:head]}...{text[head + 3 - limit :]}"
+
+
+def class_name(cls: type) -> str:
+    """Return ``module.Qualname`` of a class, without the module for built-in ones."""
+    # Not cls.__module__: a metaclass may have made a property of it, and a class may have none.
+    name = type.__dict__["__qualname__"].__get__(cls)
+    module = _module(cls)
+    return name if module in ("", "builtins") else f"{module}.{name}"
+
+
+def _module(cls: type) -> str:
+    try:
+        module = type.__dict__["__module__"].__get__(cls)
+    except AttributeError:
+        return ""
+    return module if type(module) is str else ""
+
+
+def brief(obj: Any, limit: int = _LIMIT) -> str:
+    """Return a short text for any object; never raises, runs no code of a user's class."""
+    cls = type(obj)
+    try:
+        if cls is str or cls is bytes:
+            return shorten(repr(obj[: limit + 8]), limit)
+        if cls is int and obj.bit_length() > 400:
+            return f"<int of {obj.bit_length()} bits>"
+        if cls in _ATOMS:
+            return shorten(repr(obj), limit)
+        if cls in _BRACKETS:
+            return _container(obj, limit)
+        if cls is FunctionType or cls is BuiltinFunctionType:
+            return shorten(f"<function {_string(obj.__qualname__)} at {id(obj):#x}>", limit)
+        if cls is MethodType:
+            function = obj.__func__
+            name = function.__qualname__ if type(function) is FunctionType else class_name(type(function))
+            return shorten(f"<bound method {_string(name)} at {id(obj):#x}>", limit)
+        if issubclass(cls, type):
+            return shorten(f"<class '{class_name(obj)}'>", limit)
+        if cls is ModuleType:
+            return shorten(f"<module {_string(obj.__dict__.get('__name__', '?'))!r}>", limit)
+        text = _described(obj, class_name(cls))
+        if text is not None:
+            return shorten(text, limit)
+    except Exception:  # a repr that fails is no reason to fail: the default one follows
+        pass
+    return shorten(f"<{class_name(cls)} object at {id(obj):#x}>", limit)
+
+
+def _string(text: Any) -> str:
+    return text if type(text) is str else "?"
+
+
+# Types whose repr is known to be short and to touch nothing but the object itself. Subclasses are not meant.
+_TRUSTED = {
+    "_thread.lock", "_thread.RLock", "generator", "coroutine", "async_generator", "code", "socket.socket",
+    "range", "slice", "datetime.datetime", "datetime.date", "datetime.time", "datetime.timedelta",
+    "datetime.timezone", "decimal.Decimal", "uuid.UUID", "fractions.Fraction", "pathlib.PosixPath",
+    "pathlib.PurePosixPath", "_io.FileIO", "_io.BufferedReader", "_io.BufferedWriter", "_io.TextIOWrapper",
+    "re.Pattern", "sqlite3.Connection", "subprocess.Popen", "select.epoll", "mmap.mmap",
+}  # fmt: skip
+
+
+def _described(obj: Any, name: str) -> str | None:
+    """The text for a type that is known by name, or None."""
+    if name in _TRUSTED:
+        return repr(obj)
+    if name == "numpy.ndarray":
+        return f"<numpy.ndarray {obj.dtype} {obj.shape}>"
+    return None
+
+
+def _container(obj: Any, limit: int) -> str:
+    opening, closing = _BRACKETS[type(obj)]
+    shown = []
+    room = limit - 10
+    for index, item in enumerate(obj.items() if type(obj) is dict else obj):
+        if index == 4 or room <= 0:
+            shown.append(f"... {len(obj)} in all")
+            break
+        part = f"{_item(item[0])}: {_item(item[1])}" if type(obj) is dict else _item(item)
+        shown.append(part)
+        room -= len(part) + 2
+    text = ", ".join(shown)
+    if type(obj) is tuple and len(obj) == 1:
+        text += ","
+    return shorten(f"{opening}{text}{closing}", limit)
+
+
+def _item(obj: Any) -> str:
+    cls = type(obj)
+    if cls in _BRACKETS:
+        opening, closing = _BRACKETS[cls]
+        return f"{opening}...{closing}" if obj else opening + closing
+    return brief(obj, 24) if cls in _ATOMS else f"<{class_name(cls)}>"
+
+
+def key_text(key: Any) -> str:
+    """Return a dictionary key, or an element of a set, as it is written in a path: without addresses."""
+    cls = type(key)
+    if cls in _ATOMS or cls in _BRACKETS:
+        return brief(key, 40)
+    return f"<{class_name(cls)}>"
+
+
+def size_text(number: int) -> str:
+    """Return a byte count as people read it."""
+    if number < 1000:
+        return f"{number} B"
+    size = float(number)
+    for unit in ("kB", "MB", "GB", "TB"):
+        size /= 1000
+        if size < 999.5 or unit == "TB":
+            break
+    return f"{size:.3g} {unit}"

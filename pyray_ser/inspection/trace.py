@@ -1,0 +1,118 @@
+"""One pass over an object, by the rules of the pickler: what fails, and where the bytes are."""
+
+from typing import Any
+
+from .. import _walk
+from ..reduction import Reduction, find_global
+from .failure import FailureTuple
+from .hints import hint, is_resource
+from .path import Step, describe, path_text, root_name
+from .text import shorten
+
+__all__ = ["Trace", "trace"]
+
+# Steps at which the pickler is inside a reduction: their object has been reduced.
+_IN_REDUCTION = frozenset({"callable", "args", "kwargs", "state", "setter", "listitem", "dictkey", "dictvalue"})
+
+
+class Trace:
+    """The result of a pass.
+
+    Attributes
+    ----------
+    root : object
+        What was traced.
+    name : str or None
+        What the user calls it.
+    failures : list of FailureTuple
+        One for each offender, in the order a pickler meets them.
+    total_failures : int
+        How many times the pickler was refused, also beyond those listed.
+    tree : Node
+        Bytes, see `_walk`.
+    visited : int
+        Containers and reduced objects that were visited.
+    """
+
+    def __init__(self, root: Any, name: str | None) -> None:
+        self.root = root
+        self.name = name or root_name(root)
+        self.failures: list[FailureTuple] = []
+        self.total_failures = 0
+        self.tree: Any = None
+        self.visited = 0
+        self._seen: set[int] = set()
+
+    def add(self, steps: list[Step], obj: Any, error: Exception) -> None:
+        """Record an offender; called by the walk, with the walk's stack."""
+        for i, (holder, kind, _, _) in enumerate(steps):
+            if kind in _IN_REDUCTION and is_resource(holder):
+                obj, steps = holder, steps[:i]
+                break
+        if id(obj) in self._seen:
+            return
+        self._seen.add(id(obj))
+        parts = describe(steps)
+        if parts:
+            name, parent = parts[-1].name, parts[-1].parent
+        else:
+            name, parent = self.name or shorten(type(obj).__name__), None
+        self.failures.append(
+            FailureTuple(
+                obj, name, parent, path_text(parts, self.name), hint(obj), _message(error), type(error).__name__
+            )
+        )
+
+
+def _message(error: BaseException) -> str:
+    # An exception made by foreign code may refuse to be shown.
+    try:
+        return shorten(str(error), 300) or type(error).__name__
+    except Exception:
+        return f"{type(error).__name__} (its text could not be had)"
+
+
+def trace(
+    obj: Any,
+    name: str | None = None,
+    *,
+    put: bool = True,
+    threshold: int = 1024,
+    keep: int = 1024,
+    max_failures: int = 1000,
+) -> Trace:
+    """Visit everything a pickler would visit.
+
+    Parameters
+    ----------
+    obj : object
+        Anything.
+    name : str, optional
+        What the user calls it.
+    put : bool, optional
+        Go by the rules of `put` (buffers of `threshold` bytes leave the stream, reducers of
+        `integrations` apply), not by those of `dumps`.
+    threshold, keep, max_failures : int
+        See `_walk.Walker`.
+
+    Returns
+    -------
+    Trace
+    """
+    reduction = Reduction(buffers=put)
+    result = Trace(obj, name)
+
+    def reduce(obj: Any) -> tuple[Any, Any]:
+        _, value = reduction(obj)
+        if type(value) is str:
+            return value, find_global(obj, value)
+        return value, None
+
+    def classify(cls: type) -> int:
+        return _walk.PLAIN if reduction.is_plain(cls) else _walk.ASK
+
+    walker = _walk.Walker(reduce, classify, result.add, threshold if put else -1, keep, max_failures)
+    result.tree = walker.walk(obj)
+    result.total_failures = walker.failures
+    result.visited = walker.visited
+    return result

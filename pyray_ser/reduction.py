@@ -1,0 +1,204 @@
+"""How a value finds its reducer: the order of the picklers, in Python.
+
+The compiled pickler does the same in C. This is what its pure-Python
+counterpart (`verbose_pickler`) and the inspector go by, and it knows the name
+of the rule that applied, which they show.
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from copyreg import dispatch_table as _copyreg_table
+from functools import cache
+from pickle import PicklingError
+from types import FunctionType
+from typing import Any
+
+from . import registry
+
+__all__ = ["Reduction", "find_global", "plain_reduce_ex"]
+
+_mro = type.__dict__["__mro__"].__get__
+
+
+def find_in_mro(cls: type, name: str) -> Any:
+    """Return what attribute lookup on instances finds in the class, without running any of it."""
+    for base in _mro(cls):
+        if name in type.__dict__["__dict__"].__get__(base):
+            return type.__dict__["__dict__"].__get__(base)[name]
+    return None
+
+
+def plain_reduce_ex(cls: type) -> bool:
+    """Tell whether instances of a class are reduced by `object` itself."""
+    return (
+        find_in_mro(cls, "__reduce_ex__") is object.__dict__["__reduce_ex__"]
+        and find_in_mro(cls, "__reduce__") is object.__dict__["__reduce__"]
+    )
+
+
+@cache
+def _cloudpickle() -> Any:
+    import cloudpickle
+
+    return cloudpickle
+
+
+@cache
+def _is_standard(module: str) -> bool:
+    return module.partition(".")[0] in sys.stdlib_module_names
+
+
+def find_global(obj: Any, name: str | None = None) -> tuple[str, str]:
+    """Return ``(module, qualname)`` under which an object can be imported.
+
+    Raises
+    ------
+    PicklingError
+        If nothing, or something else, is found there.
+    """
+    if name is None:
+        name = getattr(obj, "__qualname__", None) or obj.__name__
+    module = getattr(obj, "__module__", None)
+    if module is None:
+        # As pickle does: any module that has it. A copy, because looking may import.
+        for candidate, loaded in sys.modules.copy().items():
+            if candidate in ("__main__", "__mp_main__") or loaded is None:
+                continue
+            try:
+                if _resolve(loaded, name) is obj:
+                    module = candidate
+                    break
+            except AttributeError:
+                continue
+        else:
+            module = "__main__"
+    try:
+        __import__(module, level=0)
+        found = _resolve(sys.modules[module], name)
+    except (ImportError, KeyError, AttributeError):
+        raise PicklingError(f"Can't pickle {obj!r}: it's not found as {module}.{name}") from None
+    if found is not obj:
+        raise PicklingError(f"Can't pickle {obj!r}: it's not the same object as {module}.{name}")
+    return module, name
+
+
+def _resolve(module: Any, name: str) -> Any:
+    found = module
+    for part in name.split("."):
+        if part == "<locals>":
+            raise AttributeError(part)
+        found = getattr(found, part)
+    return found
+
+
+class Reduction:
+    """The rules for one dump.
+
+    Parameters
+    ----------
+    override : callable, optional
+        A `reducer_override`.
+    table : mapping, optional
+        A `dispatch_table` in place of `copyreg`'s.
+    buffers : bool, optional
+        As `put` does, use the reducers of `integrations`.
+    """
+
+    def __init__(
+        self,
+        override: Callable[[Any], Any] | None = None,
+        table: Mapping[type, Callable[[Any], Any]] | None = None,
+        *,
+        protocol: int = 5,
+        buffers: bool = False,
+    ) -> None:
+        self.override = override
+        self.table = _copyreg_table if table is None else table
+        self.protocol = protocol
+        self.buffers = buffers
+        self._by_value: Any = None
+
+    def is_plain(self, cls: type) -> bool:
+        """Tell whether no rule but ``__reduce_ex__`` of `object` can apply to a class."""
+        return (
+            self.override is None
+            and not issubclass(cls, type)
+            and cls is not FunctionType
+            and plain_reduce_ex(cls)
+            and registry.find(cls) is None
+            and self._table_rule(cls) is None
+            and self._cloudpickle_rule(cls) is None
+            and self._integration(cls) is None
+        )
+
+    def __call__(self, obj: Any) -> tuple[str, Any]:
+        """Return the name of the rule that applies to an object, and what it gives.
+
+        The second item is a reduction (a tuple), or the name of a global (a string).
+        """
+        cls = type(obj)
+        reducer = registry.find(cls)
+        if reducer is not None:
+            return "registered serializer", reducer(obj)
+        if self.override is not None:
+            value = self.override(obj)
+            if value is not NotImplemented:
+                return "reducer_override", value
+        if cls is not FunctionType and cls is not type:
+            reducer = self._table_rule(cls)
+            if reducer is not None:
+                return "dispatch table", reducer(obj)
+        reducer = self._integration(cls)
+        if reducer is not None:
+            value = reducer(obj)
+            if value is not NotImplemented:
+                return "integration", value
+        reducer = self._cloudpickle_rule(cls)
+        if reducer is not None:
+            return "cloudpickle", reducer(obj)
+        if cls is FunctionType or issubclass(cls, type):
+            value = self._pickler().reducer_override(obj)
+            if value is NotImplemented:
+                return "global", find_global(obj)[1]
+            return "by value (cloudpickle)", value
+        reduce_ex = getattr(obj, "__reduce_ex__", None)
+        if reduce_ex is not None:
+            return "__reduce_ex__", reduce_ex(self.protocol)
+        reduce = getattr(obj, "__reduce__", None)
+        if reduce is not None:
+            return "__reduce__", reduce()
+        raise PicklingError(f"can't pickle {cls.__name__!r} object: {obj!r}")
+
+    def _pickler(self) -> Any:
+        """Return the cloudpickle pickler of this dump; functions made in one namespace share it."""
+        if self._by_value is None:
+            self._by_value = _cloudpickle().Pickler(_Nowhere(), protocol=self.protocol)
+        return self._by_value
+
+    def _table_rule(self, cls: type) -> Callable[[Any], Any] | None:
+        try:
+            return self.table[cls]
+        except KeyError:
+            return None
+
+    def _cloudpickle_rule(self, cls: type) -> Callable[[Any], Any] | None:
+        # Its table has types of the standard library only; do not import it for anything else.
+        if not _is_standard(getattr(cls, "__module__", None) or ""):
+            return None
+        reducer = _cloudpickle().Pickler.dispatch_table.get(cls)
+        # Behind cloudpickle's own entries this mapping shows those of copyreg.
+        return None if reducer is _copyreg_table.get(cls) else reducer
+
+    def _integration(self, cls: type) -> Callable[[Any], Any] | None:
+        if not self.buffers:
+            return None
+        from . import integrations
+
+        return integrations.find(cls)
+
+
+class _Nowhere:
+    """A file for a pickler that is only asked for reductions."""
+
+    def write(self, data: Any) -> int:
+        return len(data)

@@ -1,0 +1,41 @@
+"""Teaching the library new types, finding out what is in the way of pickling, and the ready-made allow-list.
+
+The inspector is imported when it is first used: programs that never ask do not pay for it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .registry import deregister_serializer, register_serializer
+
+if TYPE_CHECKING:
+    from .inspection import FailureTuple, inspect_serializability, inspect_size
+    from .safe_names import SAFE_NUMPY
+
+__all__ = [
+    "SAFE_NUMPY",
+    "FailureTuple",
+    "deregister_serializer",
+    "inspect_serializability",
+    "inspect_size",
+    "register_serializer",
+]
+
+_LATER = {
+    "FailureTuple": ".inspection",
+    "SAFE_NUMPY": ".safe_names",
+    "inspect_serializability": ".inspection",
+    "inspect_size": ".inspection",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_LATER[name], __package__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})
