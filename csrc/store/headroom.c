@@ -102,11 +102,15 @@ parse_u64(const char *text, uint64_t *value)
         text++;
     if (*text < '0' || *text > '9')
         return false;
-    uint64_t v = 0;
-    for (; *text >= '0' && *text <= '9'; text++)
-        if (__builtin_mul_overflow(v, (uint64_t)10, &v) || __builtin_add_overflow(v, (uint64_t)(*text - '0'), &v))
-            v = UINT64_MAX / 10 * 10; /* stays saturated: the next digit overflows again */
-    *value = v;
+    *value = 0;
+    for (; *text >= '0' && *text <= '9'; text++) {
+        uint64_t digit = (uint64_t)(*text - '0');
+        if (*value > (UINT64_MAX - digit) / 10) {
+            *value = UINT64_MAX;
+            return true;
+        }
+        *value = *value * 10 + digit;
+    }
     return true;
 }
 
@@ -407,6 +411,7 @@ each_limit(const prs_headroom *h, visit *f, void *arg)
 
 typedef struct tightest {
     size_t root_len;
+    bool known; /* there is one */
     uint64_t headroom;
     prs_headroom_limit limit;
 } tightest;
@@ -415,8 +420,9 @@ static void
 consider(tightest *best, const char *path, uint64_t limit, uint64_t usage, uint64_t free)
 {
     uint64_t margin = margin_of(limit), headroom = free > margin ? free - margin : 0;
-    if (best->limit.limit != 0 && headroom >= best->headroom)
+    if (best->known && headroom >= best->headroom)
         return;
+    best->known = true;
     best->headroom = headroom;
     best->limit.limit = limit;
     best->limit.usage = usage;
@@ -436,7 +442,7 @@ visit_usage(const char *dir, int version, uint64_t limit, void *arg)
     uint64_t free = limit > usage ? limit - usage : 0;
     /* The cache can only help if without it this limit were the tightest. */
     uint64_t margin = margin_of(limit);
-    if (best->limit.limit != 0 && free > margin && free - margin >= best->headroom)
+    if (best->known && free > margin && free - margin >= best->headroom)
         return;
     /* Shared memory is in neither counter: it cannot be dropped. */
     cache = version == 1 ? read_sum(dir, "/memory.stat", "total_inactive_file", "total_active_file")

@@ -63,8 +63,8 @@ uint64_t prs_headroom_bytes(prs_headroom *h, prs_headroom_limit *which);
 int prs_headroom_reserve(prs_headroom *h, uint64_t bytes, prs_headroom_limit *why);
 
 /*
- * The same for big growth that takes a while: until the matching prs_headroom_settle with the same bytes (pages are
- * backed by then, or will not be), they count against what other threads of this process ask for.
+ * The same for big growth that takes a while: until prs_headroom_settle has been called for the same bytes, at once
+ * or in parts (pages are backed by then, or will not be), they count against what other threads of this process ask for.
  */
 int prs_headroom_hold(prs_headroom *h, uint64_t bytes, prs_headroom_limit *why);
 void prs_headroom_settle(prs_headroom *h, uint64_t bytes);
