@@ -77,7 +77,9 @@ check_locked(prs_store *s, prs_error *error)
         return prs_fail(error, PRS_E_CORRUPT, 0, "%u slots are free, %u on the stack, %u counted", free_slots,
                         stacked, a->slot_free_count);
     int rc = prs_extent_check(s, error);
-    return rc < 0 ? rc : prs_links_check(s, error);
+    if (rc == PRS_OK)
+        rc = prs_links_check(s, error);
+    return rc < 0 ? rc : prs_names_check(s, error);
 }
 
 int

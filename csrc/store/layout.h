@@ -10,6 +10,7 @@
  *
  *   0            superblock            page-aligned parts, see prs_super
  *   clients_off  prs_client[max_clients]
+ *   names_off    prs_name[PRS_NAMES_MAX]
  *   slots_off    prs_slot[max_slots]   stride slot_stride, published in chunks
  *   extents_off  prs_extent[2 * max_slots + 8]
  *   links_off    prs_link[max_links]
@@ -129,7 +130,9 @@ enum {
     PRS_LINK_ONCE = 1,   /* a message in flight, ended by its receiver                */
     PRS_LINK_STICKY = 2, /* bytes that may be loaded any number of times              */
     PRS_LINK_EDGE = 3,   /* object `owner` names this object                          */
-    PRS_LINK_DYING = 4   /* an edge whose outer object is gone: client `owner` ends it */
+    PRS_LINK_DYING = 4,  /* an edge whose outer object is gone: client `owner` ends it */
+    PRS_LINK_NAME = 5,   /* entry `owner` of the table of names                        */
+    PRS_LINK_LAST = PRS_LINK_NAME
 };
 
 /* Written under the store lock.  Invariant: slot[i].links == number of links != FREE with
@@ -148,6 +151,24 @@ typedef struct prs_link {
 } prs_link;
 
 _Static_assert(sizeof(prs_link) == 48, "a link is 48 bytes");
+
+/* ---- names ------------------------------------------------------------------------------------------ */
+
+#define PRS_NAMES_MAX 4096u
+#define PRS_NAME_ROOM 216u
+
+/* Written under the store lock.  Invariant: serial != 0 => links[link] is a NAME link with owner == this
+ * entry, as long as the object lives; text[len] == 0. */
+typedef struct prs_name {
+    uint64_t serial;     /* of the object, 0 when unused: written last                  */
+    uint32_t slot, generation;
+    uint32_t link, len;
+    uint32_t hash;
+    uint32_t unused[3];
+    char text[PRS_NAME_ROOM];
+} prs_name;
+
+_Static_assert(sizeof(prs_name) == 256, "a name is four cache lines");
 
 /* ---- clients ------------------------------------------------------------------------------------ */
 
@@ -212,7 +233,7 @@ typedef struct prs_super {
     uint64_t layout_hash;   /* of sizes and offsets: what the version number may miss      */
     uint64_t store_id;      /* random, not 0                                               */
     uint64_t file_size, capacity;
-    uint64_t clients_off, slots_off, extents_off, links_off, backed_off, data_off;
+    uint64_t clients_off, names_off, slots_off, extents_off, links_off, backed_off, data_off;
     uint32_t max_clients, holder_words, max_slots, slot_stride, max_extents, max_links;
     uint64_t born;          /* CLOCK_REALTIME seconds                                      */
     uint64_t warm_reserve;  /* freed bytes that stay backed                                */
@@ -230,6 +251,7 @@ typedef struct prs_super {
     prs_atomic_u32 client_high;              /* clients from this index on were never claimed */
     prs_atomic_u32 recount;                  /* odd while links are counted anew: holds all   */
     prs_atomic_u32 sweep;                    /* 1: a rebuild may have left orphans            */
+    prs_atomic_u32 names_high;               /* names from this index on were never used      */
 
     _Alignas(64) prs_atomic_u32 epoch;       /* futex: something waited for has changed      */
     prs_atomic_u32 epoch_waiters;

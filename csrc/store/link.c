@@ -50,7 +50,7 @@ record_free(prs_store *s, uint32_t i)
     prs_link *l = &s->links[i];
     if (l->kind == PRS_LINK_ONCE || l->kind == PRS_LINK_STICKY)
         a->tokens--;
-    else if (l->kind != PRS_LINK_FREE)
+    else if (l->kind == PRS_LINK_EDGE || l->kind == PRS_LINK_DYING)
         a->edges--;
     l->kind = PRS_LINK_FREE;
     l->serial = 0;
@@ -59,8 +59,8 @@ record_free(prs_store *s, uint32_t i)
 }
 
 /* End a record and the hold it has; the slot to try to free after unlocking, or PRS_NIL. */
-static uint32_t
-record_end(prs_store *s, uint32_t i)
+uint32_t
+prs_link_end(prs_store *s, uint32_t i)
 {
     prs_link *l = &s->links[i];
     uint32_t held = PRS_NIL;
@@ -78,8 +78,8 @@ record_end(prs_store *s, uint32_t i)
 }
 
 /* The store lock, with one record at least to be had. */
-static int
-lock_with_record(prs_store *s, prs_error *error)
+int
+prs_link_lock(prs_store *s, prs_error *error)
 {
     for (;;) {
         int rc = prs_tables_touch(s);
@@ -101,8 +101,8 @@ lock_with_record(prs_store *s, prs_error *error)
 
 /* Make a record that holds `id`; its index, PRS_NIL when the object is gone.  `undone`: the
  * count was touched all the same and a free must be tried after unlocking. */
-static uint32_t
-record_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t owner, uint32_t owner_tag, bool *undone)
+uint32_t
+prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t owner, uint32_t owner_tag, bool *undone)
 {
     prs_slot *slot = prs_slot_at(s, id->slot);
     uint32_t i = record_take(s);
@@ -130,7 +130,7 @@ record_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t owner, uint
     l->kind = kind;
     if (kind == PRS_LINK_ONCE || kind == PRS_LINK_STICKY)
         arena_of(s)->tokens++;
-    else
+    else if (kind != PRS_LINK_NAME)
         arena_of(s)->edges++;
     PRS_POINT(link_counted);
     return i;
@@ -146,7 +146,7 @@ prs_token_take(prs_store *s, const prs_oid *id, int kind, prs_token *token)
         return PRS_E_CLOSED;
     if (id->store != s->id || id->slot >= prs_load_acquire(&s->super->published))
         return PRS_E_LOST;
-    int rc = lock_with_record(s, NULL);
+    int rc = prs_link_lock(s, NULL);
     if (rc < 0) {
         /* No record to be had: the sticky holder keeps the object to the end of the store. */
         prs_fetch_or_seqcst(&prs_slot_at(s, id->slot)->holders[0], 1ull << PRS_STICKY_CLIENT);
@@ -154,7 +154,7 @@ prs_token_take(prs_store *s, const prs_oid *id, int kind, prs_token *token)
         return rc == PRS_E_AGAIN ? PRS_OK : rc;
     }
     bool undone;
-    uint32_t i = record_make(s, id, (uint32_t)kind, s->me, s->incarnation, &undone);
+    uint32_t i = prs_link_make(s, id, (uint32_t)kind, s->me, s->incarnation, &undone);
     if (i != PRS_NIL)
         *token = (prs_token){i + 1, 0, s->links[i].serial};
     prs_unlock(s);
@@ -178,7 +178,7 @@ end_token(prs_store *s, const prs_token *token)
     prs_link *l = &s->links[i];
     if (l->serial == token->serial && (l->kind == PRS_LINK_ONCE || l->kind == PRS_LINK_STICKY)) {
         PRS_POINT(link_claimed);
-        held = record_end(s, i);
+        held = prs_link_end(s, i);
     }
     PRS_POINT(link_dropped);
     prs_unlock(s);
@@ -210,12 +210,12 @@ prs_add_edge(prs_store *s, prs_draft *draft, const prs_oid *inner, prs_error *er
     if (inner->store != s->id || inner->serial >= draft->id.serial ||
         inner->slot >= prs_load_acquire(&s->super->published))
         return prs_fail(error, PRS_E_INVAL, 0, "an object can name only older objects of its own store");
-    int rc = lock_with_record(s, error);
+    int rc = prs_link_lock(s, error);
     if (rc < 0)
         return rc;
     prs_slot *outer = prs_slot_at(s, draft->id.slot);
     bool undone;
-    uint32_t i = record_make(s, inner, PRS_LINK_EDGE, draft->id.slot, draft->id.generation, &undone);
+    uint32_t i = prs_link_make(s, inner, PRS_LINK_EDGE, draft->id.slot, draft->id.generation, &undone);
     if (i != PRS_NIL) {
         s->links[i].next = prs_load_relaxed(&outer->edges);
         prs_store_relaxed(&outer->edges, i);
@@ -262,7 +262,7 @@ prs_links_bury(prs_store *s, bool block)
     for (uint32_t k = 0; k < BURY_BATCH && s->dying != PRS_NIL; k++) {
         uint32_t i = s->dying;
         s->dying = s->links[i].next;
-        uint32_t slot = record_end(s, i);
+        uint32_t slot = prs_link_end(s, i);
         if (slot != PRS_NIL)
             held[n++] = slot;
     }
@@ -307,8 +307,8 @@ prs_links_rebuild(prs_store *s)
         prs_link *l = &s->links[i];
         if (l->serial > a->link_serial)
             a->link_serial = l->serial;
-        bool valid = l->kind != PRS_LINK_FREE && l->kind <= PRS_LINK_DYING && l->serial != 0 && l->slot < slots &&
-                     lives(prs_slot_at(s, l->slot), l);
+        bool valid = l->kind != PRS_LINK_FREE && l->kind <= PRS_LINK_LAST && l->serial != 0 && l->slot < slots &&
+                     lives(prs_slot_at(s, l->slot), l) && (l->kind != PRS_LINK_NAME || prs_name_has(s, l->owner, i));
         if (!valid) {
             l->kind = PRS_LINK_FREE;
             l->serial = 0;
@@ -333,9 +333,10 @@ prs_links_rebuild(prs_store *s)
         }
         if (l->kind == PRS_LINK_ONCE || l->kind == PRS_LINK_STICKY)
             a->tokens++;
-        else
+        else if (l->kind != PRS_LINK_NAME)
             a->edges++;
     }
+    prs_names_rebuild(s);
     prs_store_relaxed(&s->has_dying, s->dying != PRS_NIL);
     prs_store_seqcst(&s->super->recount, (epoch | 1) + 1);
 }
@@ -374,7 +375,7 @@ prs_links_check(prs_store *s, prs_error *error)
             unused++;
             continue;
         }
-        if (l->kind > PRS_LINK_DYING || l->slot >= slots)
+        if (l->kind > PRS_LINK_LAST || l->slot >= slots)
             return prs_fail(error, PRS_E_CORRUPT, 0, "link %u is of no known kind or holds no slot", i);
         if (l->kind == PRS_LINK_EDGE) {
             if (l->owner >= slots)
@@ -386,7 +387,7 @@ prs_links_check(prs_store *s, prs_error *error)
         }
         if (l->kind == PRS_LINK_ONCE || l->kind == PRS_LINK_STICKY)
             tokens++;
-        else
+        else if (l->kind != PRS_LINK_NAME)
             edges++;
     }
     if (tokens != a->tokens || edges != a->edges)

@@ -52,7 +52,8 @@ enum prs_status {
     PRS_E_CLOSED = -15, /* this handle was closed                                        */
     PRS_E_INTR = -16,   /* a signal arrived during a wait                               */
     PRS_E_INVAL = -17,  /* the caller's arguments make no sense                         */
-    PRS_E_NOTFOUND = -18
+    PRS_E_NOTFOUND = -18,
+    PRS_E_EXISTS = -19  /* the name is taken                                            */
 };
 
 typedef struct prs_error {
@@ -212,6 +213,18 @@ int prs_token_take(prs_store *store, const prs_oid *id, int kind, prs_token *tok
 int prs_token_claim(prs_store *store, const prs_oid *id, const prs_token *token);
 /* End a token by whoever took it. Idempotent. May free the object. */
 void prs_token_drop(prs_store *store, const prs_oid *id, const prs_token *token);
+
+/* ---- names --------------------------------------------------------------------------------- */
+
+#define PRS_NAME_MAX 215 /* bytes of UTF-8 */
+
+/* Give a sealed object a name: it lives until it is freed or the store ends.  PRS_E_EXISTS when
+ * a living object has the name. The caller holds a ref. */
+int prs_name_bind(prs_store *store, const char *name, size_t len, const prs_oid *id, prs_error *error);
+/* The object of a name; the caller gets a reference as from prs_ref.  PRS_E_NOTFOUND. */
+int prs_name_find(prs_store *store, const char *name, size_t len, prs_oid *id);
+/* The next name from *cursor on: 1 and its NUL-terminated text and object, or 0 at the end. */
+int prs_name_next(prs_store *store, uint32_t *cursor, char text[PRS_NAME_MAX + 1], prs_oid *id);
 
 /* ---- looking after it --------------------------------------------------------------- */
 

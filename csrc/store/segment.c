@@ -28,7 +28,7 @@ layout_hash(void)
                               offsetof(prs_super, published), offsetof(prs_super, epoch),
                               offsetof(prs_super, arena), sizeof(prs_arena), offsetof(prs_arena, bins),
                               sizeof(prs_slot), offsetof(prs_slot, links), sizeof(prs_extent), sizeof(prs_link),
-                              sizeof(prs_client), PRS_FL_COUNT, PRS_SL_BITS, PRS_UNIT, PRS_SLOT_CHUNK,
+                              sizeof(prs_client), sizeof(prs_name), PRS_FL_COUNT, PRS_SL_BITS, PRS_UNIT, PRS_SLOT_CHUNK,
                               PRS_LAYOUT_VERSION};
     uint64_t hash = 0xcbf29ce484222325ull; /* FNV-1a */
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
@@ -48,7 +48,8 @@ lay_out(prs_super *p)
     p->slot_stride = (uint32_t)prs_round_up(sizeof(prs_slot) + 16 * p->holder_words, 64);
     p->max_extents = 2 * p->max_slots + 8;
     p->clients_off = prs_round_up(sizeof(prs_super), PRS_PAGE);
-    p->slots_off = prs_round_up(p->clients_off + (uint64_t)p->max_clients * sizeof(prs_client), PRS_PAGE);
+    p->names_off = prs_round_up(p->clients_off + (uint64_t)p->max_clients * sizeof(prs_client), PRS_PAGE);
+    p->slots_off = prs_round_up(p->names_off + (uint64_t)PRS_NAMES_MAX * sizeof(prs_name), PRS_PAGE);
     p->extents_off = prs_round_up(p->slots_off + (uint64_t)p->max_slots * p->slot_stride, PRS_PAGE);
     p->links_off = prs_round_up(p->extents_off + (uint64_t)p->max_extents * sizeof(prs_extent), PRS_PAGE);
     p->backed_off = prs_round_up(p->links_off + (uint64_t)p->max_links * sizeof(prs_link), PRS_PAGE);
@@ -75,6 +76,7 @@ validate(prs_super *p, uint64_t file_size, prs_error *error)
     lay_out(&again);
     if (again.holder_words != p->holder_words || again.slot_stride != p->slot_stride ||
         again.max_extents != p->max_extents || again.clients_off != p->clients_off ||
+        again.names_off != p->names_off ||
         again.slots_off != p->slots_off || again.extents_off != p->extents_off || again.links_off != p->links_off ||
         again.backed_off != p->backed_off || again.data_off != p->data_off || again.file_size != p->file_size)
         return prs_fail(error, PRS_E_CORRUPT, 0, "the superblock of the store contradicts itself");
@@ -169,13 +171,14 @@ map_all(prs_store *s, const prs_super *p, prs_error *error)
                         (unsigned long long)s->capacity);
     uint8_t *base = (uint8_t *)s->super;
     s->clients = (prs_client *)(base + p->clients_off);
+    s->names = (prs_name *)(base + p->names_off);
     s->slots = base + p->slots_off;
     s->extents = (prs_extent *)(base + p->extents_off);
     s->links = (prs_link *)(base + p->links_off);
     s->area.base = p->data_off;
     s->area.fd = s->fd_rw;
     s->area.backed = prs_pages_at(base + p->backed_off, s->capacity / PRS_PAGE);
-    int rc = prs_os_populate(base, p->slots_off, s->fd_rw, 0);
+    int rc = prs_os_populate(base, p->names_off, s->fd_rw, 0);
     if (rc < 0)
         return prs_fail(error, PRS_E_BACKING, -rc, "no memory for the tables of the store");
     return PRS_OK;

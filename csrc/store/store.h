@@ -12,6 +12,7 @@
  *   segment     create, attach, validate, close
  *   magazine    slots with extents in hand, so that small puts take no lock
  *   link        tokens and edges
+ *   name        the index of names
  *   object      alloc, seal, pin, ref, free: the protocol of the slot word
  *   wait        futexes on slots and on the epoch
  *   window      writable windows and copy-on-write maps
@@ -87,6 +88,7 @@ struct prs_store {
     prs_super *super;        /* control area, read-write; also its length            */
     size_t control_len;
     prs_client *clients;
+    prs_name *names;
     uint8_t *slots;
     prs_extent *extents;
     prs_link *links;
@@ -295,6 +297,18 @@ bool prs_links_bury(prs_store *s, bool block);     /* end some of our DYING link
 void prs_links_rebuild(prs_store *s);              /* under the lock */
 void prs_links_reap(prs_store *s, uint32_t client, uint32_t incarnation);
 int prs_links_check(prs_store *s, prs_error *error);
+
+/* The lock, with a record to be had; make one that holds `id` (PRS_NIL: it is gone, `undone`: try to free it after
+ * unlocking); end one (the slot to try to free after unlocking, or PRS_NIL). */
+int prs_link_lock(prs_store *s, prs_error *error);
+uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t owner, uint32_t owner_tag, bool *undone);
+uint32_t prs_link_end(prs_store *s, uint32_t link);
+
+/* ---- name.c: under the store lock ------------------------------------------------------------------------------- */
+
+bool prs_name_has(const prs_store *s, uint32_t entry, uint32_t link);
+void prs_names_rebuild(prs_store *s);
+int prs_names_check(prs_store *s, prs_error *error);
 
 /* ---- object.c --------------------------------------------------------------------------------------------------- */
 
