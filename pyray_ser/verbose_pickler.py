@@ -1,0 +1,402 @@
+"""The pickler in pure Python: slow, the same streams, and a debugger can step through it.
+
+With ``PYRAY_SER_PICKLE_VERBOSE_DEBUG=1`` or ``2`` in the environment before
+pyray_ser is imported (Ray's ``RAY_PICKLE_VERBOSE_DEBUG`` is understood too),
+everything is written by this pickler, which logs as it goes, to the logger
+``pyray_ser.pickle``:
+
+* 1: each object that has a reducer: its path, its type, and the rule that applied;
+* 2: all objects.
+
+It nests as the data does, so the call stack of a debugger shows the way to the
+object at hand; each level is a call of `Pickler.save`. The recursion limit is
+lifted while it works: calls between Python functions take no C stack.
+
+The order of reducers is `reduction.Reduction`'s. Batches are those of the
+compiled picklers, so that streams are equal once unused memo entries are gone
+(``pickletools.optimize``).
+"""
+
+import io
+import logging
+import os
+import pickle
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import islice
+from types import FunctionType
+from typing import Any
+
+from .exceptions import DeepRecursionError
+from .inspection.path import describe, path_text
+from .inspection.text import brief, class_name
+from .reduction import Reduction
+
+__all__ = ["Pickler", "dump", "dumps", "level"]
+
+_BATCH = 1000
+_FRAMES = 2_000_000
+
+_logger = logging.getLogger("pyray_ser.pickle")
+
+
+def level() -> int:
+    """Return what the environment asks for: 0 (the compiled pickler), 1 or 2."""
+    for name in ("PYRAY_SER_PICKLE_VERBOSE_DEBUG", "RAY_PICKLE_VERBOSE_DEBUG"):
+        text = os.environ.get(name, "").strip()
+        if text:
+            try:
+                return min(max(int(text), 0), 2)
+            except ValueError:
+                raise ValueError(f"{name} must be 0, 1 or 2, not {text!r}") from None
+    return 0
+
+
+def _log_to_stderr() -> None:
+    """Make the log visible in a program that has not configured logging: it was asked for."""
+    _logger.setLevel(logging.DEBUG)
+    if not _logger.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+        _logger.addHandler(handler)
+
+
+class Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
+    """The contract of `pickle.Pickler`, in Python.
+
+    Atoms, strings, globals and frames are written by the standard library's
+    Python pickler; the way through containers and reductions is our own,
+    because it has to know where it is.
+
+    Parameters
+    ----------
+    file : file
+        Something with ``write``.
+    protocol : int, optional
+        0 to 5; None means 5.
+    fix_imports : bool, optional
+        For protocols below 3, use Python 2's names of modules.
+    buffer_callback : callable, optional
+        Takes buffers out of the stream (PEP 574).
+    put : bool, optional
+        Use the reducers of `integrations`, as `put` does.
+    log_level : int, optional
+        0, 1 or 2; what the environment says when omitted.
+    """
+
+    def __init__(
+        self,
+        file: Any,
+        protocol: int | None = None,
+        *,
+        fix_imports: bool = True,
+        buffer_callback: Callable[[pickle.PickleBuffer], Any] | None = None,
+        put: bool = False,
+        log_level: int | None = None,
+    ) -> None:
+        protocol = 5 if protocol is None else protocol
+        super().__init__(file, protocol, fix_imports=fix_imports, buffer_callback=buffer_callback)
+        self._put = put
+        self._log_level = level() if log_level is None else log_level
+        self._steps: list[tuple[Any, str, Any, Any]] = []
+        self._reduction: Reduction | None = None
+        if self._log_level:
+            _log_to_stderr()
+
+    def dump(self, obj: Any) -> None:
+        """Write the pickled form of an object to the file."""
+        self._steps = []
+        self._reduction = Reduction(
+            getattr(self, "reducer_override", None),
+            getattr(self, "dispatch_table", None),
+            protocol=self.proto,
+            buffers=self._put,
+        )
+        limit = sys.getrecursionlimit()
+        sys.setrecursionlimit(max(limit, _FRAMES))
+        try:
+            super().dump(obj)
+        except RecursionError as error:
+            raise DeepRecursionError(path=self._path(tail=5)) from error
+        except Exception as error:
+            path = self._path()
+            if path:
+                error.add_note(f"while pickling the object at {path}")
+            raise
+        finally:
+            sys.setrecursionlimit(limit)
+            self._steps = []
+            self._reduction = None
+
+    # ---- one object --------------------------------------------------------------------------
+
+    def save(self, obj: Any, save_persistent_id: bool = True) -> None:
+        """Write one object, and what it holds."""
+        self.framer.commit_frame()
+        if save_persistent_id:
+            pid = self.persistent_id(obj)
+            if pid is not None:
+                self._log(1, obj, "persistent_id")
+                self.save_pers(pid)
+                return
+        known = self.memo.get(id(obj))
+        if known is not None:
+            self._log(2, obj, f"memo {known[0]}")
+            self.write(self.get(known[0]))
+            return
+        cls = type(obj)
+        write = _CONTAINERS.get(cls) or _ATOMS.get(cls)
+        if write is not None:
+            self._log(2, obj, "built-in")
+            write(self, obj)
+            return
+        if self._reduction is None:
+            raise RuntimeError("Pickler.save works inside dump only")
+        rule, value = self._reduction(obj)
+        self._log(1, obj, rule)
+        if type(value) is str:
+            self.save_global(obj, value)
+        elif type(value) is tuple:
+            self._save_reduction(obj, value)
+        else:
+            raise pickle.PicklingError("__reduce__ must return a string or tuple")
+
+    def _save_child(self, holder: Any, kind: str, key: Any, child: Any) -> None:
+        self._steps.append((holder, kind, key, child))
+        self.save(child)
+        self._steps.pop()
+
+    # ---- containers --------------------------------------------------------------------------
+
+    def _save_list(self, obj: list[Any]) -> None:
+        self.write(pickle.EMPTY_LIST if self.bin else pickle.MARK + pickle.LIST)
+        self.memoize(obj)
+        if not self.bin or len(obj) == 1:
+            self._each(self._list_item, obj, enumerate(obj), pickle.APPEND)
+            return
+        for start in range(0, len(obj), _BATCH):
+            self.write(pickle.MARK)
+            for index in range(start, min(start + _BATCH, len(obj))):
+                self._save_child(obj, "item", index, obj[index])
+            self.write(pickle.APPENDS)
+
+    def _save_tuple(self, obj: tuple[Any, ...]) -> None:
+        if not obj:
+            self.write(pickle.EMPTY_TUPLE if self.bin else pickle.MARK + pickle.TUPLE)
+            return
+        short = len(obj) <= 3 and self.proto >= 2
+        if not short:
+            self.write(pickle.MARK)
+        for index, item in enumerate(obj):
+            self._save_child(obj, "item", index, item)
+        known = self.memo.get(id(obj))
+        if known is not None:
+            # It contains itself by way of something mutable, and was written on the way.
+            if short:
+                self.write(pickle.POP * len(obj))
+            else:
+                self.write(pickle.POP_MARK if self.bin else pickle.POP * (len(obj) + 1))
+            self.write(self.get(known[0]))
+            return
+        self.write((pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3)[len(obj) - 1] if short else pickle.TUPLE)
+        self.memoize(obj)
+
+    def _save_dict(self, obj: dict[Any, Any]) -> None:
+        self.write(pickle.EMPTY_DICT if self.bin else pickle.MARK + pickle.DICT)
+        self.memoize(obj)
+        if not obj:
+            return
+        if not self.bin or len(obj) == 1:
+            self._each(self._dict_item, obj, iter(obj.items()), pickle.SETITEM)
+        else:
+            self._in_full_batches(self._dict_item, obj, iter(obj.items()), pickle.SETITEMS)
+
+    def _save_set(self, obj: set[Any]) -> None:
+        if self.proto < 4:
+            self._save_reduction(obj, (set, (list(obj),)))
+            return
+        self.write(pickle.EMPTY_SET)
+        self.memoize(obj)
+        if obj:
+            self._in_full_batches(self._element, obj, iter(obj), pickle.ADDITEMS)
+
+    def _save_frozenset(self, obj: frozenset[Any]) -> None:
+        if self.proto < 4:
+            self._save_reduction(obj, (frozenset, (list(obj),)))
+            return
+        self.write(pickle.MARK)
+        for item in obj:
+            self._element(obj, item)
+        known = self.memo.get(id(obj))
+        if known is not None:
+            self.write(pickle.POP_MARK + self.get(known[0]))
+            return
+        self.write(pickle.FROZENSET)
+        self.memoize(obj)
+
+    def _list_item(self, holder: Any, item: tuple[int, Any]) -> None:
+        self._save_child(holder, "item" if type(holder) is list else "listitem", item[0], item[1])
+
+    def _dict_item(self, holder: Any, item: tuple[Any, Any]) -> None:
+        exact = type(holder) is dict
+        self._save_child(holder, "key" if exact else "dictkey", item[0], item[0])
+        self._save_child(holder, "value" if exact else "dictvalue", item[0], item[1])
+
+    def _element(self, holder: Any, item: Any) -> None:
+        self._save_child(holder, "element", None, item)
+
+    def _each(self, save: Callable[[Any, Any], None], holder: Any, items: Iterable[Any], opcode: bytes) -> None:
+        for item in items:
+            save(holder, item)
+            self.write(opcode)
+
+    def _in_full_batches(
+        self, save: Callable[[Any, Any], None], holder: Any, items: Iterator[Any], opcode: bytes
+    ) -> None:
+        # A full batch is followed by another one, be it empty: the compiled pickler does not look ahead.
+        count = _BATCH
+        while count == _BATCH:
+            self.write(pickle.MARK)
+            count = 0
+            for count, item in enumerate(islice(items, _BATCH), 1):  # noqa: B007
+                save(holder, item)
+            self.write(opcode)
+
+    def _in_batches(
+        self, save: Callable[[Any, Any], None], holder: Any, items: Iterator[Any], one: bytes, many: bytes
+    ) -> None:
+        """Items that a reduction gives: a batch of a single one has no mark."""
+        if not self.bin:
+            self._each(save, holder, items, one)
+            return
+        while batch := list(islice(items, _BATCH)):
+            if len(batch) == 1:
+                self._each(save, holder, batch, one)
+            else:
+                self.write(pickle.MARK)
+                for item in batch:
+                    save(holder, item)
+                self.write(many)
+            if len(batch) < _BATCH:
+                return
+
+    # ---- reductions --------------------------------------------------------------------------
+
+    def _save_reduction(self, obj: Any, value: tuple[Any, ...]) -> None:
+        if not 2 <= len(value) <= 6:
+            raise pickle.PicklingError("tuple returned by __reduce__ must contain 2 through 6 elements")
+        function, args, state, listitems, dictitems, setter = (*value, None, None, None, None)[:6]
+        if not callable(function):
+            raise pickle.PicklingError("first item of the tuple returned by __reduce__ must be callable")
+        if type(args) is not tuple:
+            raise pickle.PicklingError("second item of the tuple returned by __reduce__ must be a tuple")
+        for position, items in (("fourth", listitems), ("fifth", dictitems)):
+            if items is not None and not hasattr(items, "__next__"):
+                raise pickle.PicklingError(
+                    f"{position} element of the tuple returned by __reduce__ must be an iterator, "
+                    f"not {type(items).__name__}"
+                )
+        if setter is not None and not callable(setter):
+            raise pickle.PicklingError("sixth element of the tuple returned by __reduce__ must be a function")
+        self._save_call(obj, function, args)
+        known = self.memo.get(id(obj))
+        if known is not None:
+            # Its arguments led back to it, and it was written on the way.
+            self.write(pickle.POP + self.get(known[0]))
+        else:
+            self.memoize(obj)
+        if listitems is not None:
+            self._in_batches(self._list_item, obj, enumerate(listitems), pickle.APPEND, pickle.APPENDS)
+        if dictitems is not None:
+            self._in_batches(self._dict_item, obj, dictitems, pickle.SETITEM, pickle.SETITEMS)
+        if state is None:
+            return
+        if setter is None:
+            self._save_child(obj, "state", None, state)
+            self.write(pickle.BUILD)
+        else:
+            self._save_child(obj, "setter", None, setter)
+            self.save(obj)
+            self._save_child(obj, "state", None, state)
+            self.write(pickle.TUPLE2 + pickle.REDUCE + pickle.POP)
+
+    def _save_call(self, obj: Any, function: Any, args: tuple[Any, ...]) -> None:
+        """Write what makes the bare object; pickle has opcodes of its own for ``cls.__new__``."""
+        name = getattr(function, "__name__", "") if self.proto >= 2 else ""
+        if name == "__newobj_ex__":
+            cls, args, kwargs = args
+            self._check_class(obj, cls, name)
+            if self.proto >= 4:
+                self._save_child(obj, "callable", None, cls)
+                self._save_child(obj, "args", None, args)
+                self._save_child(obj, "kwargs", None, kwargs)
+                self.write(pickle.NEWOBJ_EX)
+                return
+            function, args = partial(cls.__new__, cls, *args, **kwargs), ()
+        elif name == "__newobj__":
+            cls = args[0]
+            self._check_class(obj, cls, name)
+            self._save_child(obj, "callable", None, cls)
+            self._save_child(obj, "args", None, args[1:])
+            self.write(pickle.NEWOBJ)
+            return
+        self._save_child(obj, "callable", None, function)
+        self._save_child(obj, "args", None, args)
+        self.write(pickle.REDUCE)
+
+    @staticmethod
+    def _check_class(obj: Any, cls: Any, name: str) -> None:
+        if not hasattr(cls, "__new__"):
+            raise pickle.PicklingError(f"args[0] from {name} args has no __new__")
+        if obj is not None and cls is not obj.__class__:
+            raise pickle.PicklingError(f"args[0] from {name} args has the wrong class")
+
+    # ---- where we are ------------------------------------------------------------------------
+
+    def _path(self, tail: int = 100) -> str:
+        """The way to the object at hand; a very long one without its middle."""
+        if len(self._steps) <= 2 * tail:
+            return path_text(describe(self._steps))
+        return f"{path_text(describe(self._steps[:tail]))} ... {path_text(describe(self._steps[-tail:]))}"
+
+    def _log(self, least: int, obj: Any, rule: str) -> None:
+        if self._log_level >= least:
+            _logger.debug("%s %s: %s %s", self._path() or "(root)", class_name(type(obj)), rule, brief(obj, 60))
+
+
+_CONTAINERS: dict[type, Callable[[Pickler, Any], None]] = {
+    list: Pickler._save_list,
+    tuple: Pickler._save_tuple,
+    dict: Pickler._save_dict,
+    set: Pickler._save_set,
+    frozenset: Pickler._save_frozenset,
+}
+_ATOMS: dict[type, Callable[[Pickler, Any], None]] = {
+    cls: function for cls, function in pickle._Pickler.dispatch.items() if cls not in (FunctionType, type)
+}
+
+
+def dump(
+    obj: Any,
+    file: Any,
+    protocol: int | None = None,
+    *,
+    fix_imports: bool = True,
+    buffer_callback: Callable[[pickle.PickleBuffer], Any] | None = None,
+) -> None:
+    """Write the pickled form of an object to a file, as `pickle.dump`."""
+    Pickler(file, protocol, fix_imports=fix_imports, buffer_callback=buffer_callback).dump(obj)
+
+
+def dumps(
+    obj: Any,
+    protocol: int | None = None,
+    *,
+    fix_imports: bool = True,
+    buffer_callback: Callable[[pickle.PickleBuffer], Any] | None = None,
+) -> bytes:
+    """Return the pickled form of an object, as `pickle.dumps`."""
+    file = io.BytesIO()
+    Pickler(file, protocol, fix_imports=fix_imports, buffer_callback=buffer_callback).dump(obj)
+    return file.getvalue()

@@ -1,0 +1,350 @@
+"""The pure-Python pickler: streams equal to the compiled picklers', the whole contract, log, notes, depth."""
+
+import collections
+import copyreg
+import datetime
+import enum
+import functools
+import io
+import logging
+import os
+import pickle
+import pickletools
+import random
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from decimal import Decimal
+
+import cloudpickle
+import numpy as np
+import pytest
+
+from pyray_ser import registry, verbose_pickler
+from pyray_ser.verbose_pickler import Pickler, dumps
+
+LOCK = threading.Lock()
+
+
+class Plain:
+    def __init__(self, **attributes):
+        self.__dict__.update(attributes)
+
+    def __eq__(self, other):
+        return type(other) is Plain and self.__dict__ == other.__dict__
+
+    __hash__ = None
+
+
+@dataclass(slots=True)
+class Slots:
+    a: object
+    b: object
+
+
+class Colour(enum.Enum):
+    RED = 1
+    BLUE = 2
+
+
+Point = collections.namedtuple("Point", "x y")
+
+
+class NewArgs:
+    def __new__(cls, a, *, b):
+        self = super().__new__(cls)
+        self.a, self.b = a, b
+        return self
+
+    def __getnewargs_ex__(self):
+        return (self.a,), {"b": self.b}
+
+    def __eq__(self, other):
+        return (self.a, self.b) == (other.a, other.b)
+
+    __hash__ = None
+
+
+class Dict(dict):
+    pass
+
+
+class List(list):
+    pass
+
+
+def set_state(obj, state):
+    obj.__dict__.update(state)
+
+
+class WithSetter(Plain):
+    def __reduce__(self):
+        return Plain, (), self.__dict__, None, None, set_state
+
+
+class Singleton:
+    def __reduce__(self):
+        return "SINGLETON"
+
+
+SINGLETON = Singleton()
+
+
+def recursive():
+    a = []
+    t = (a, {"a": a})
+    a.append(t)
+    p = Plain()
+    p.me, p.t = p, t
+    return [p, a, t, a]
+
+
+def values():
+    shared = ["shared"]
+    rng = random.Random(3)
+    return {
+        "atoms": [None, True, False, ..., NotImplemented, 0, 255, 256, 65536, -1, 2**40, -(2**80), 1.5, 1j, (), "", b""],
+        "text": ["äöü", "\ud800", "x" * 300, "y" * 70_000, "same", "same"],
+        "bytes": [b"b" * 300, b"c" * 70_000, bytearray(b"d" * 300)],
+        "tuples": [(1,), (1, 2), (1, 2, 3), (1, 2, 3, 4), ((),)],
+        "sets": [set(), {1}, frozenset(), frozenset({1, 2})],
+        "shared": [shared, shared, {"a": shared}],
+        "recursive": recursive(),
+        "instances": [Plain(a=1, b=[Plain(a=2)]), Slots(1, [2]), Point(1, 2), Colour.RED, Colour.BLUE, Colour.RED],
+        "containers": [Dict(a=1), Dict({i: i for i in range(1001)}), List(range(1001)), List([1])],
+        "collections": [
+            collections.OrderedDict(a=1), collections.defaultdict(list, a=[1]), collections.deque([1, 2], 5),
+            collections.Counter("hello"),
+        ],
+        "standard": [
+            datetime.datetime(2020, 1, 2, 3, 4, 5, 6, datetime.UTC), Decimal("1.5"), range(5), slice(1, 2), len,
+            functools.partial(int, base=2), "x".join, ValueError("no", 3), type(None), type(...), int, Plain,
+        ],
+        "new arguments": [NewArgs(1, b=[2])],
+        "state setter": [WithSetter(a=1)],
+        "global": [SINGLETON, SINGLETON],
+        "random": [rng.choice([i, str(i), float(i), (i, [i])]) for i in range(3000)],
+        **{f"list of {n}": list(range(n)) for n in (0, 1, 2, 999, 1000, 1001, 2000, 2001)},
+        **{f"dict of {n}": {i: str(i) for i in range(n)} for n in (0, 1, 2, 999, 1000, 1001, 2000)},
+        **{f"set of {n}": set(range(n)) for n in (0, 1, 2, 999, 1000, 1001, 2000)},
+        "numpy": [np.arange(5), np.float64(1.5), np.arange(10)[::2], np.array(["a", None], object)],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("kind", values())
+def test_streams_equal_the_compiled_pickler(kind, protocol):
+    value = values()[kind]
+    if kind == "instances" and protocol < 2:
+        value = [item for item in value if type(item) is not Slots]  # refused there
+    mine = dumps(value, protocol)
+    theirs = pickle.dumps(value, protocol)
+    assert pickletools.optimize(mine) == pickletools.optimize(theirs)
+
+
+def test_protocol_defaults_to_5():
+    assert dumps([1])[:2] == b"\x80\x05"
+    with pytest.raises(ValueError):
+        dumps([1], 6)
+
+
+def outer(x):
+    def inner(y=2):
+        return x + y
+
+    return inner
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("make", [lambda: lambda x: x + 1, lambda: outer(5), lambda: [outer(1), outer(2)]])
+def test_functions_by_value_equal_cloudpickle(make, protocol):
+    value = make()
+    mine = dumps(value, protocol)
+    assert pickletools.optimize(mine) == pickletools.optimize(cloudpickle.dumps(value, protocol))
+
+
+def test_classes_by_value():
+    class Local:
+        def method(self):
+            return 7
+
+    assert pickle.loads(dumps(Local))().method() == 7
+    assert pickle.loads(dumps([Local(), Local]))[0].method() == 7
+
+
+def test_buffers_out_of_band():
+    array = np.arange(1000)
+    mine, theirs = [], []
+    stream = dumps([array, array], buffer_callback=mine.append)
+    reference = pickle.dumps([array, array], 5, buffer_callback=theirs.append)
+    assert pickletools.optimize(stream) == pickletools.optimize(reference)
+    assert len(mine) == len(theirs) == 1
+    back = pickle.loads(stream, buffers=mine)
+    assert back[0] is back[1] and (back[0] == array).all()
+
+
+# ---- hooks ---------------------------------------------------------------------------------------
+
+
+def test_hooks_and_their_order():
+    class Hooked(Pickler):
+        dispatch_table = copyreg.dispatch_table | {Plain: lambda obj: (str, ("table",))}
+
+        def reducer_override(self, obj):
+            if type(obj) is Slots:
+                return str, ("override",)
+            assert type(obj) not in (int, str, list, dict, tuple)
+            return NotImplemented
+
+        def persistent_id(self, obj):
+            return "pid" if obj == "away" else None
+
+    class Reader(pickle.Unpickler):
+        def persistent_load(self, pid):
+            return f"loaded {pid}"
+
+    file = io.BytesIO()
+    Hooked(file).dump([Plain(), Slots(1, 2), "away", {"k": "away"}])
+    assert Reader(io.BytesIO(file.getvalue())).load() == ["table", "override", "loaded pid", {"k": "loaded pid"}]
+
+
+def test_registered_serializer_comes_first():
+    registry.register_serializer(Plain, serializer=lambda obj: "registered", deserializer=str)
+    try:
+        assert pickle.loads(dumps(Plain(a=LOCK))) == "registered"
+    finally:
+        registry.deregister_serializer(Plain)
+
+
+def test_memo_lasts_between_dumps_and_can_be_cleared():
+    file = io.BytesIO()
+    pickler = Pickler(file)
+    shared = ["s"]
+    pickler.dump(shared)
+    first = file.tell()
+    pickler.dump(shared)
+    assert file.tell() - first < first
+    reader = pickle.Unpickler(io.BytesIO(file.getvalue()))
+    assert reader.load() is reader.load()
+    pickler.clear_memo()
+    before = file.tell()
+    pickler.dump(shared)
+    assert file.tell() - before == first
+
+
+# ---- errors, depth -------------------------------------------------------------------------------
+
+
+def test_errors_keep_their_words_and_gain_the_path():
+    with pytest.raises(TypeError) as caught:
+        dumps(Plain(model=Plain(cache={"k": [0, LOCK]})))
+    assert str(caught.value) == "cannot pickle '_thread.lock' object"
+    assert caught.value.__notes__ == ["while pickling the object at .model.cache['k'][1]"]
+
+
+@pytest.mark.parametrize("value", [(1,), 5, (1, ()), (int, []), (int, (), None, 5), (int, (), 1, None, None, 5)])
+def test_malformed_reductions(value):
+    class Bad:
+        def __reduce__(self):
+            return value
+
+    with pytest.raises(pickle.PicklingError):
+        dumps(Bad())
+    with pytest.raises(Exception):
+        pickle.dumps(Bad())
+
+
+def test_deep_nesting():
+    limit = sys.getrecursionlimit()
+    nested = []
+    for _ in range(100_000):
+        nested = [nested]
+    stream = dumps(nested)
+    assert len(pickletools.optimize(stream)) > 200_000
+    linked = None
+    for _ in range(50_000):
+        linked = Plain(next=linked)
+    dumps(linked)
+    assert sys.getrecursionlimit() == limit
+    while nested:
+        nested = nested.pop()
+    while linked is not None:
+        linked = linked.__dict__.pop("next")
+
+
+def test_the_compiled_picklers_suite_of_objects_is_read_back():
+    for kind, value in values().items():
+        if kind not in ("recursive", "standard", "numpy", "state setter", "instances"):
+            assert pickle.loads(dumps(value)) == value, kind
+
+
+# ---- log -----------------------------------------------------------------------------------------
+
+
+def logged(value, log_level, caplog):
+    caplog.set_level(logging.DEBUG, "pyray_ser.pickle")
+    caplog.clear()
+    Pickler(io.BytesIO(), log_level=log_level).dump(value)
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_level_1_logs_path_type_and_reducer_of_what_has_one(caplog):
+    lines = logged({"a": [Plain(x=Colour.RED)]}, 1, caplog)
+    assert any(line.startswith("['a'][0] ") and "Plain: __reduce_ex__" in line for line in lines)
+    assert any(line.startswith("['a'][0].x ") and "Colour" in line for line in lines)
+    assert not any("built-in" in line for line in lines)
+
+
+def test_level_2_logs_everything(caplog):
+    lines = logged({"a": [1, "text"]}, 2, caplog)
+    assert lines[0].startswith("(root) dict: built-in")
+    assert any(line.startswith("['a'][1] str: built-in 'text'") for line in lines)
+
+
+def test_level_0_is_silent(caplog):
+    assert logged([Plain()], 0, caplog) == []
+
+
+@pytest.mark.parametrize("name", ["PYRAY_SER_PICKLE_VERBOSE_DEBUG", "RAY_PICKLE_VERBOSE_DEBUG"])
+def test_environment(name, monkeypatch):
+    assert verbose_pickler.level() == 0
+    monkeypatch.setenv(name, "2")
+    assert verbose_pickler.level() == 2
+    monkeypatch.setenv(name, "7")
+    assert verbose_pickler.level() == 2
+    monkeypatch.setenv(name, "loud")
+    with pytest.raises(ValueError, match=name):
+        verbose_pickler.level()
+
+
+def test_log_is_seen_without_any_configuration():
+    code = "from pyray_ser import verbose_pickler as v\nv.dumps([object()])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYRAY_SER_PICKLE_VERBOSE_DEBUG": "1"},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "pyray_ser.pickle: [0] object: __reduce_ex__" in done.stderr
+
+
+def test_a_tracer_steps_into_it():
+    """What a debugger relies on: Python frames of `save`, nested as the data is."""
+    depths = []
+
+    def trace(frame, event, arg):
+        if event == "call" and frame.f_code is Pickler.save.__code__:
+            depth, above = 0, frame
+            while above:
+                depth += above.f_code is Pickler.save.__code__
+                above = above.f_back
+            depths.append(depth)
+
+    old = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        dumps([[["x"]]])
+    finally:
+        sys.settrace(old)
+    assert depths == [1, 2, 3, 4]
