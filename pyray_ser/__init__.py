@@ -1,5 +1,82 @@
-"""Put Python objects into shared memory once, read them in place from every process."""
+"""Put Python objects into shared memory once, read them in place from every process.
 
+>>> import pyray_ser
+>>> ref = pyray_ser.put(data)  # in one process
+>>> data = pyray_ser.get(ref)  # in any other: nothing is copied
+"""
+
+from ._store import ObjectRef
 from ._version import __version__
+from .api import (
+    abort,
+    contains,
+    create,
+    empty,
+    free,
+    get,
+    get_buffer,
+    init,
+    is_initialized,
+    objects,
+    put,
+    scope,
+    seal,
+    shutdown,
+    stats,
+    wait,
+)
 
-__all__ = ["__version__"]
+# Names that are imported when they are first used: name -> module.
+_LAZY = {
+    "deserialize": "serialization",
+    "dumps_frames": "serialization",
+    "loads_frames": "serialization",
+    "serialize": "serialization",
+}
+# `_ndarray` for PyCapsule_Import, which imports packages but only looks modules up.
+_MODULES = ("_ndarray", "exceptions", "inspection", "serialization", "typing", "util")
+
+__all__ = [
+    "ObjectRef",
+    "__version__",
+    "abort",
+    "contains",
+    "create",
+    "deserialize",
+    "dumps_frames",
+    "empty",
+    "exceptions",
+    "free",
+    "get",
+    "get_buffer",
+    "init",
+    "is_initialized",
+    "loads_frames",
+    "objects",
+    "put",
+    "scope",
+    "seal",
+    "serialize",
+    "shutdown",
+    "stats",
+    "typing",
+    "util",
+    "wait",
+]
+
+
+def __getattr__(name):
+    from importlib import import_module
+
+    if name in _LAZY:
+        value = getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    elif name in _MODULES:
+        value = import_module(f".{name}", __name__)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *_LAZY, *_MODULES} - {"_ndarray"})

@@ -1,0 +1,263 @@
+"""The functions of the package, apart from `put` and `get`, which are compiled."""
+
+from . import _store
+from . import store as _stores
+from ._store import ObjectRef, get, get_buffer, put
+from .scope import release, scope
+from .waiting import wait
+
+__all__ = [
+    "abort",
+    "contains",
+    "create",
+    "empty",
+    "free",
+    "get",
+    "get_buffer",
+    "init",
+    "is_initialized",
+    "objects",
+    "put",
+    "scope",
+    "seal",
+    "shutdown",
+    "stats",
+    "wait",
+]
+
+
+def init(
+    name: str | None = None,
+    *,
+    capacity: int | None = None,
+    spill_dir: str | None = None,
+    max_clients: int | None = None,
+    max_objects: int | None = None,
+    lock_timeout: float | None = None,
+    warm_reserve: int | None = None,
+    liveness: str = "auto",
+) -> _store.Store:
+    """
+    Open the store of this process.
+
+    Not needed before `put`, and repeating it changes nothing: options matter to the call that makes the store. Children of
+    any start method find their parent's store by themselves.
+
+    Parameters
+    ----------
+    name : str, optional
+        Name of a store that unrelated processes of the same user can find, or a path on a tmpfs. It is made if it does not
+        exist.
+    capacity : int, optional
+        Bytes it may hold; default is 30 % of the memory there is. Nothing is reserved: pages are taken when they are used.
+    spill_dir : str, optional
+        Directory for objects that do not fit. Spilling is not available yet.
+    max_clients : int, optional
+        How many processes may use it at once; default 512, at most 4096.
+    max_objects : int, optional
+        How many objects it may hold; default follows from the capacity.
+    lock_timeout : float, optional
+        Seconds that a call waits for a lock held by a stopped process, default 1.
+    warm_reserve : int, optional
+        Bytes of freed pages kept for the next objects, default 256 MiB.
+    liveness : {"auto", "pid"}
+        "pid" refuses processes of other pid namespaces, whose death can only be concluded from silence.
+
+    Returns
+    -------
+    Store
+    """
+    if spill_dir is not None:
+        raise NotImplementedError("init(spill_dir=...): spilling is not available in this version")
+    if liveness not in ("auto", "pid"):
+        raise ValueError(f'liveness must be "auto" or "pid", not {liveness!r}')
+    options: dict = {"flags": 1} if liveness == "pid" else {}
+    for key, value, kind in (
+        ("capacity", capacity, int),
+        ("max_clients", max_clients, int),
+        ("max_objects", max_objects, int),
+        ("warm_reserve", warm_reserve, int),
+        ("lock_timeout", lock_timeout, float),
+    ):
+        if value is None:
+            continue
+        number = kind(value)
+        if number <= 0:
+            raise ValueError(f"{key} must be positive, not {value!r}")
+        options[key] = number
+    return _stores.open_store(name, **options)
+
+
+def shutdown() -> None:
+    """
+    Close the stores of this process. May be repeated, and `init` may follow.
+
+    Values that `get` returned stay valid; references do not. A store ends with its last process.
+    """
+    _stores.close_all()
+
+
+def is_initialized() -> bool:
+    """Tell whether this process has a store."""
+    return _store.default() is not None
+
+
+def free(refs) -> None:
+    """
+    End objects for everyone.
+
+    Values that were taken stay valid, and their memory returns with the last of them; a later `get` raises
+    `ObjectFreedError`. Freeing twice is harmless.
+
+    Parameters
+    ----------
+    refs : ObjectRef or list of ObjectRef
+    """
+    if isinstance(refs, ObjectRef):
+        refs = [refs]
+    elif not isinstance(refs, list):
+        from .ref import not_refs
+
+        raise not_refs("free", refs)
+    _store.free_refs(refs)
+    for ref in refs:
+        release(ref.binary())
+
+
+def contains(ref: ObjectRef) -> bool:
+    """
+    Tell whether `get` would return at once: the object is sealed and alive.
+
+    Parameters
+    ----------
+    ref : ObjectRef
+    """
+    if not isinstance(ref, ObjectRef):
+        raise TypeError(f"contains() takes an ObjectRef, not {type(ref).__name__!r}")
+    return ref.state == "sealed"
+
+
+def _current() -> _store.Store:
+    return _store.default() or _stores.open_default()
+
+
+def stats() -> dict[str, int]:
+    """
+    Return counters of the store.
+
+    Returns
+    -------
+    dict of int
+        Bytes: ``capacity``; ``used`` by objects; ``reserved`` for small ones to come; ``backed`` by the kernel;
+        ``overhead`` of bookkeeping; ``largest_free``. Counts: ``objects``, ``unsealed``, ``clients``, ``max_clients``,
+        ``in_flight`` references, ``edges`` between objects, ``orphaned`` by a fork, ``slots``, ``serial`` of the next
+        object, ``reaped`` clients, ``stolen`` locks.
+    """
+    return _current().stats()
+
+
+def objects() -> list[dict]:
+    """
+    Return one record per object of the store.
+
+    Returns
+    -------
+    list of dict
+        ``id``, ``serial``, ``size``, ``extent`` in bytes, ``state``, ``ref_holders`` and ``pin_holders`` (processes),
+        ``tokens_and_edges`` (messages and objects that hold it), ``creator_pid`` (None if gone), ``created`` (seconds since
+        the epoch), ``freed``, ``orphaned``.
+    """
+    return _current().records()
+
+
+def create(nbytes: int, *, timeout: float | None = None) -> memoryview:
+    """
+    Make an object to be filled in place.
+
+    Parameters
+    ----------
+    nbytes : int
+    timeout : float, optional
+        As for `put`.
+
+    Returns
+    -------
+    memoryview
+        Writable until `seal` makes it an object, whose value is a read-only memoryview. ``view.obj.ref`` is the reference
+        that others can wait for meanwhile.
+    """
+    from . import _window
+
+    return memoryview(_window.create(nbytes, timeout))
+
+
+def empty(shape, dtype=float, order: str = "C", *, timeout: float | None = None):
+    """
+    Make an array inside the store, to be filled in place.
+
+    Parameters
+    ----------
+    shape : int or tuple of int
+    dtype : dtype-like
+        Without Python objects.
+    order : {"C", "F"}
+    timeout : float, optional
+        As for `put`.
+
+    Returns
+    -------
+    numpy.ndarray
+        Uninitialized and writable until `seal(array)` makes it an object, without a copy. From then on it is read-only.
+    """
+    import operator
+
+    import numpy
+
+    from . import _window
+
+    dtype = numpy.dtype(dtype)
+    if dtype.hasobject:
+        raise TypeError(f"an array of {dtype} holds Python objects, which cannot be shared: put() pickles it")
+    if order not in ("C", "F"):
+        raise ValueError(f'order must be "C" or "F", not {order!r}')
+    try:
+        lengths = (operator.index(shape),)
+    except TypeError:
+        lengths = tuple(operator.index(length) for length in shape)
+    nbytes = dtype.itemsize
+    for length in lengths:
+        if length < 0:
+            raise ValueError("negative dimensions are not allowed")
+        nbytes *= length
+    return _window.array_over(_window.create(nbytes, timeout), lengths, dtype, order)
+
+
+def seal(value) -> ObjectRef:
+    """
+    Turn what `create` or `empty` made into an object, without a copy.
+
+    Parameters
+    ----------
+    value : memoryview or numpy.ndarray
+        The whole of it; a reshaped view is fine, and that is what `get` will return.
+
+    Returns
+    -------
+    ObjectRef
+    """
+    from . import _window
+
+    return _window.seal(value)
+
+
+def abort(value) -> None:
+    """
+    Give up what `create` or `empty` made: who waits for it gets `ObjectLostError`.
+
+    Parameters
+    ----------
+    value : memoryview or numpy.ndarray
+    """
+    from . import _window
+
+    _window.abort(value)

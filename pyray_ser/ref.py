@@ -1,0 +1,120 @@
+"""References as people and picklers see them.
+
+Three ways lead out of a process, and each holds the object differently:
+
+- inside a value that is put into the same store: the new object holds the old one (decided in `_store`);
+- by multiprocessing's own pickler (Queue, Pipe, Pool, arguments of a Process): loaded once, so a token in flight holds the
+  object until the receiver has taken over;
+- by any other pickler: may be loaded any number of times, so the object is held until `free` or the end of the `scope`.
+"""
+
+import sys
+from html import escape
+
+from ._store import ObjectRef, load_ref
+from .scope import hold
+from .store import node_name
+
+__all__ = ["ObjectRef"]
+
+ONCE, STICKY = 1, 2
+
+
+# ---- pickling ---------------------------------------------------------------------------------------------------------
+
+_registered = False
+
+
+def _reduce_for_message(ref):
+    return load_ref, (hold(ref, ONCE, node_name()),)
+
+
+def _register() -> None:
+    """Give multiprocessing's pickler its own way, once it is loaded. Importing it costs more than all of ours."""
+    global _registered
+    reduction = sys.modules.get("multiprocessing.reduction")
+    pickler = getattr(reduction, "ForkingPickler", None)
+    if pickler is not None:
+        pickler.register(ObjectRef, _reduce_for_message)
+        _registered = True
+
+
+def _is_message() -> bool:
+    """Tell whether multiprocessing's pickler is what pickles right now: its dump() is on the stack."""
+    reduction = sys.modules["multiprocessing.reduction"]
+    codes = {reduction.ForkingPickler.dumps.__func__.__code__, reduction.dump.__code__}
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code in codes:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def reduce(ref):
+    """Reduce a reference for a pickler of which nothing is known."""
+    if not _registered:
+        _register()
+        # A pickler made before the registration comes this way, this once.
+        if _registered and _is_message():
+            return _reduce_for_message(ref)
+    return load_ref, (hold(ref, STICKY, node_name()),)
+
+
+_register()
+
+
+# ---- text -------------------------------------------------------------------------------------------------------------
+
+
+def _facts(ref) -> tuple[str, str]:
+    state = ref.state
+    size = ""
+    if state == "sealed":
+        try:
+            number = ref.size
+        except Exception:  # noqa: BLE001 - a repr must not fail; the object may go at any moment
+            state, number = "lost", None
+        size = "" if number is None else _bytes(number)
+    return state, size
+
+
+def _bytes(number: int) -> str:
+    size = float(number)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{number} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def text(ref) -> str:
+    """Return the repr of a reference."""
+    state, size = _facts(ref)
+    return f"ObjectRef({ref.hex()}, {size or state})"
+
+
+def html(ref) -> str:
+    """Return a reference as a small table for notebooks."""
+    state, size = _facts(ref)
+    rows = [("object", str(ref.serial)), ("store", f"{ref.store_id:016x}"), ("state", state), ("id", ref.hex())]
+    if size:
+        rows.insert(3, ("size", size))
+    cells = "".join(
+        f"<tr><th style='text-align:left'>{escape(key)}</th><td style='text-align:left'>{escape(value)}</td></tr>"
+        for key, value in rows
+    )
+    return f"<table><caption>ObjectRef</caption>{cells}</table>"
+
+
+# ---- argument errors --------------------------------------------------------------------------------------------------
+
+
+def not_refs(function: str, value) -> Exception:
+    """Return the error for an argument that is neither a reference nor a list of them."""
+    if isinstance(value, tuple | set | frozenset | dict):
+        return ValueError(
+            f"{function}() takes an ObjectRef or a list of ObjectRefs, not a {type(value).__name__}; "
+            f"for several, call {function}(list(refs))"
+        )
+    return ValueError(f"{function}() takes an ObjectRef or a list of ObjectRefs, not {type(value).__name__!r}: {value!r:.80}")

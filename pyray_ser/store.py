@@ -1,0 +1,307 @@
+"""Which store is used: the default one, those of references, and how a process finds them.
+
+A process uses, for `put`, in this order: the store it already has (a forked child inherits its parent's), the one that
+the environment variable ``PYRAY_SER_STORE`` hints at, the one of the process that ``multiprocessing`` says is the
+parent, those of the ancestors of a multiprocessing child (a fork server stands between it and the process that matters),
+else a new anonymous one.
+
+Nothing found by a hint is trusted: the engine verifies owner, mode, identity and layout of what it attaches to.
+"""
+
+import os
+import sys
+from _thread import RLock
+from contextlib import suppress
+
+from . import _store
+
+# `.exceptions` is imported where it is needed: it costs more than all the rest of a first put.
+
+__all__ = ["close_all", "find", "open_default", "open_store", "reattach", "store_path", "unreachable"]
+
+HINT = "PYRAY_SER_STORE"
+
+# Only opening takes it: no other lock is ever held with it, and nothing that can free a reference runs under it but what
+# opening itself allocates.
+_lock = RLock()
+_options: dict = {}
+# Stores that this process closed on purpose: a hint must not bring one back as the default.
+_closed: set[int] = set()
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = RLock()
+    store = _store.default()
+    if store is not None and not store.closed and not store.orphaned:
+        _set_hint(store)
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+# ---- the hint ---------------------------------------------------------------------------------------------------------
+
+
+def _set_hint(store) -> None:
+    pid, start, fd = store.locator
+    os.environ[HINT] = f"{store.id:016x}:{pid}:{start}:{fd}:{store.path or ''}"
+
+
+def _read_hint() -> tuple[int, int, int, int, str] | None:
+    parts = os.environ.get(HINT, "").split(":", 4)
+    if len(parts) != 5:
+        return None
+    try:
+        return int(parts[0], 16), int(parts[1]), int(parts[2]), int(parts[3]), parts[4]
+    except ValueError:
+        return None
+
+
+# ---- finding ----------------------------------------------------------------------------------------------------------
+
+
+def _parent_of(pid: int) -> int:
+    """Return the parent of a process, 0 if there is none to be seen."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # The name stands in parentheses and may hold anything, parentheses too.
+            return int(file.read().rpartition(b")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _ancestors(pid: int):
+    seen = set()
+    while pid > 1 and pid not in seen and len(seen) < 64:
+        seen.add(pid)
+        yield pid
+        pid = _parent_of(pid)
+
+
+def _multiprocessing_parent() -> int:
+    """Return the pid of the process that started this one by multiprocessing, else 0."""
+    process = sys.modules.get("multiprocessing.process")
+    parent = process.parent_process() if process is not None else None
+    return parent.pid if parent is not None and parent.pid is not None else 0
+
+
+def _attach(pid: int, fd: int, ident: int):
+    """Attach to a store of another process; None if that is not to be had."""
+    try:
+        return _store.attach_pid(pid, fd, ident, lock_timeout=_options.get("lock_timeout", 0.0))
+    except (OSError, ValueError):
+        # Gone meanwhile, or not ours to look into: the next candidate may do.
+        return None
+
+
+def _inherited():
+    """Find the store of the process that started this one."""
+    hint = _read_hint()
+    if hint is not None and hint[0] not in _closed:
+        ident, pid, start, fd, path = hint
+        if pid != os.getpid() and _store.start_time(pid) == start:
+            store = _attach(pid, fd, ident)
+            if store is not None:
+                return store
+        if path:
+            with suppress(OSError, ValueError):
+                store = _store.attach_path(path)
+                if store.id == ident:
+                    return store
+                store.close()
+    parent = _multiprocessing_parent()
+    if not parent:
+        return None
+    for pid in dict.fromkeys((parent, *_ancestors(os.getppid()))):
+        for ident, fd in _store.stores_of(pid):
+            if ident not in _closed:
+                store = _attach(pid, fd, ident)
+                if store is not None:
+                    return store
+    return None
+
+
+def find(ident: int, pid: int = 0, start: int = 0, fd: int = -1):
+    """
+    Find the store with this identity.
+
+    Parameters
+    ----------
+    ident : int
+        Identity of the store.
+    pid, start, fd : int
+        Locator of the process that sent the reference.
+
+    Returns
+    -------
+    Store or None
+    """
+    with _lock:
+        for store in _store.open_stores():
+            if store.id == ident:
+                return store
+        if pid and pid != os.getpid() and _store.start_time(pid) == start:
+            store = _attach(pid, fd, ident)
+            if store is not None:
+                return store
+        hint = _read_hint()
+        candidates = [hint[1]] if hint is not None and hint[0] == ident else []
+        candidates += [_multiprocessing_parent(), *_ancestors(os.getppid())]
+        for store in _store.open_stores():
+            candidates += store.client_pids()
+        for candidate in dict.fromkeys(candidates):
+            if candidate and candidate != os.getpid():
+                store = _attach(candidate, -1, ident)
+                if store is not None:
+                    return store
+        if hint is not None and hint[0] == ident and hint[4]:
+            with suppress(OSError, ValueError):
+                store = _store.attach_path(hint[4])
+                if store.id == ident:
+                    return store
+                store.close()
+    return None
+
+
+def reattach(store) -> bool:
+    """Make a forked child that got no client slot a client of its store again."""
+    with _lock:
+        if not store.orphaned:
+            return True
+        for pid in _ancestors(os.getppid()):
+            for ident, fd in _store.stores_of(pid):
+                if ident == store.id and store.attach_again(pid, fd):
+                    return True
+        # Its own descriptor, inherited by the fork, shows the store as well.
+        return any(ident == store.id and store.attach_again(os.getpid(), fd) for ident, fd in _store.stores_of(os.getpid()))
+
+
+def unreachable(ref, node: bytes) -> Exception:
+    """Return the error for a reference whose store is not to be found, naming the node it came from."""
+    from .exceptions import ForeignStoreError, ObjectLostError
+
+    there = node.decode("utf-8", "replace")
+    if there and there != node_name().decode("utf-8", "replace"):
+        return ForeignStoreError(ref=repr(ref), store=f"{ref.store_id:016x}", node=there)
+    return ObjectLostError(
+        ref=repr(ref),
+        store=f"{ref.store_id:016x}",
+        reason="no process is left that has its store open, or none that this one may look into",
+    )
+
+
+def node_name() -> bytes:
+    """Return the host's name, cut to what travels with a reference."""
+    global _node
+    if _node is None:
+        _node = os.uname().nodename.encode()[:32]
+    return _node
+
+
+_node: bytes | None = None
+
+
+# ---- opening ----------------------------------------------------------------------------------------------------------
+
+
+def store_path(name: str) -> str:
+    """
+    Return the file of a named store.
+
+    Parameters
+    ----------
+    name : str
+        A plain name lives in a directory of this user's own in ``/dev/shm``; anything with a slash is a path.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a store is a str, not {type(name).__name__!r}")
+    if "\0" in name:
+        raise ValueError("the name of a store cannot hold a null character")
+    if "/" in name:
+        return os.path.abspath(name)
+    plain = name.replace(".", "").replace("+", "").replace("-", "").replace("_", "")
+    if not plain.isalnum() or not plain.isascii() or len(name) > 200:
+        raise ValueError(f"{name!r} cannot name a store: use letters, digits and any of '_.+-', or a path")
+    return f"/dev/shm/pyray_ser-{os.getuid()}/{name}"
+
+
+def _open_named(path: str, options: dict):
+    folder = os.path.dirname(path)
+    if os.path.dirname(folder) == "/dev/shm":
+        with suppress(FileExistsError):
+            os.mkdir(folder, 0o700)
+    attach = {key: options[key] for key in ("lock_timeout", "flags") if key in options}
+    # Whoever comes second attaches; a store that ends between the two looks is made anew.
+    for _ in range(8):
+        try:
+            return _store.attach_path(path, **attach)
+        except FileNotFoundError:
+            pass
+        try:
+            return _store.create_store(path, **options)
+        except FileExistsError:
+            continue
+    return _store.attach_path(path, **attach)
+
+
+def open_store(name: str | None = None, *, inherit: bool = True, **options):
+    """
+    Open the store that this process uses from now on.
+
+    Parameters
+    ----------
+    name : str, optional
+        Name or path of a store that unrelated processes can find.
+    inherit : bool
+        Whether the parent's store is taken if there is one and no name is given.
+    **options
+        For the engine: ``capacity``, ``max_clients``, ``max_objects``, ``lock_timeout``, ``warm_reserve``, ``flags``.
+
+    Returns
+    -------
+    Store
+    """
+    with _lock:
+        _options.update(options)
+        path = None if name is None else store_path(name)
+        store = _store.default()
+        if store is not None:
+            if path is not None and store.path != path:
+                raise ValueError(
+                    f"this process uses {store!r} already; shutdown() before init(name={name!r}), or leave the name out"
+                )
+            return store
+        if path is not None:
+            store = _open_named(path, options)
+        else:
+            store = (_inherited() if inherit else None) or _store.create_store(**options)
+        _store.set_default(store)
+        _set_hint(store)
+    return store
+
+
+def open_default():
+    """Open the store for a `put` that comes before any `init`."""
+    return open_store(**_options)
+
+
+def close_all() -> None:
+    """Close every store of this process."""
+    from . import scope
+
+    window = sys.modules.get("pyray_ser._window")
+    if window is not None:
+        window.abort_all()
+    with _lock:
+        stores = _store.open_stores()
+        hint = _read_hint()
+        for store in stores:
+            if hint is not None and hint[0] == store.id:
+                del os.environ[HINT]
+                hint = None
+            scope.forget(store)
+            _closed.add(store.id)
+            store.close()
+        _store.set_default(None)
+        _options.clear()

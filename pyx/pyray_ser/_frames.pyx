@@ -1,0 +1,179 @@
+"""The stored form outside of a store: in one piece (`serialize`), or as frames for sockets and files.
+
+The bytes are those that `put` writes, with one difference: nothing refers to another object, so they can be read anywhere.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from pyray_ser._buffers cimport Block, Export, Gathered, block, gather
+from pyray_ser._prs cimport PRS_NO_SLOT, prs_buffer_entry, prs_header
+from pyray_ser._store cimport (
+    Place, body_offset, check_entry, check_header, corrupt, decode, load_general, place, place_buffers, write_entry,
+    write_header
+)
+
+cdef enum:
+    LONG_COPY = 64 * 1024
+
+
+def pack(value):
+    """
+    The whole form of a value in one bytes object.
+
+    Parameters
+    ----------
+    value : object
+
+    Returns
+    -------
+    bytes
+    """
+    cdef Gathered gathered = gather(value, 0)
+    cdef Py_ssize_t n = gathered.nbuffers, i
+    cdef Place *places = <Place *>PyMem_Malloc((n + 1) * sizeof(Place))
+    cdef uint64_t total, at, used
+    cdef uint8_t *dst
+    cdef bytes out
+    if places is NULL:
+        raise MemoryError()
+    try:
+        total = place_buffers(gathered, places, None)
+        if total > <uint64_t>PY_SSIZE_T_MAX:
+            raise OverflowError("the value is too large for a bytes object")
+        out = PyBytes_FromStringAndSize(NULL, total)
+        dst = <uint8_t *>PyBytes_AS_STRING(out)
+        write_header(dst, total, gathered.stream_size, n)
+        at = sizeof(prs_header) + n * sizeof(prs_buffer_entry)
+        for i in range(n):
+            write_entry(dst, i, places[i].off, gathered.buffers[i].size)
+        for i in range(gathered.nstream):
+            memcpy(dst + at, gathered.stream[i].data, gathered.stream[i].size)
+            at += gathered.stream[i].size
+        # The gaps that alignment leaves are zero: equal values give equal bytes. Without any order among the buffers the
+        # area is cleared whole.
+        used = 0
+        for i in range(n):
+            if places[i].written:
+                used += gathered.buffers[i].size
+        if used != total - at:
+            if n > 64:
+                memset(dst + at, 0, total - at)
+            else:
+                clear_gaps(dst, at, total, gathered, places)
+        with nogil:
+            for i in range(n):
+                if places[i].written:
+                    memcpy(dst + places[i].off, gathered.buffers[i].data, gathered.buffers[i].size)
+    finally:
+        PyMem_Free(places)
+    return out
+
+
+cdef int clear_gaps(uint8_t *dst, uint64_t at, uint64_t total, Gathered gathered, const Place *places) except -1:
+    """Zero what no buffer covers, for few buffers in any order."""
+    cdef Py_ssize_t i, next
+    cdef uint64_t start
+    while at < total:
+        next = -1
+        start = total
+        for i in range(gathered.nbuffers):
+            # the first buffer that reaches behind `at`
+            if gathered.buffers[i].size and places[i].off + gathered.buffers[i].size > at and places[i].off < start:
+                start = places[i].off
+                next = i
+        if start > at:
+            memset(dst + at, 0, start - at)
+        if next < 0:
+            return 0
+        at = places[next].off + gathered.buffers[next].size
+    return 0
+
+
+def unpack(blob):
+    """
+    The value of what `pack` made; arrays lie over `blob` and are read-only.
+
+    Parameters
+    ----------
+    blob : bytes-like
+    """
+    cdef Export owner = Export.__new__(Export, blob)
+    return decode(owner, <const uint8_t *>owner.view.buf, owner.view.len, False, None, None)
+
+
+def pack_frames(value):
+    """
+    The whole form of a value as a list of memoryviews, without a copy of its buffers.
+
+    Parameters
+    ----------
+    value : object
+
+    Returns
+    -------
+    list of memoryview
+        Header and table, stream, then one frame per buffer. The buffers belong to the value: it must not be changed until
+        they are sent.
+    """
+    cdef Gathered gathered = gather(value, 0)
+    cdef Py_ssize_t n = gathered.nbuffers, i
+    cdef uint64_t end = sizeof(prs_header) + n * sizeof(prs_buffer_entry)
+    cdef uint64_t off
+    cdef bytes head = PyBytes_FromStringAndSize(NULL, end)
+    cdef bytes stream = PyBytes_FromStringAndSize(NULL, gathered.stream_size)
+    cdef uint8_t *dst = <uint8_t *>PyBytes_AS_STRING(stream)
+    for i in range(gathered.nstream):
+        memcpy(dst, gathered.stream[i].data, gathered.stream[i].size)
+        dst += gathered.stream[i].size
+    dst = <uint8_t *>PyBytes_AS_STRING(head)
+    frames = [memoryview(head), memoryview(stream)]
+    end += gathered.stream_size
+    for i in range(n):
+        place(&end, gathered.buffers[i].size, &off)
+        write_entry(dst, i, off, gathered.buffers[i].size)
+        frames.append(memoryview(block(gathered, <const uint8_t *>gathered.buffers[i].data, gathered.buffers[i].size, True)))
+    write_header(dst, end, gathered.stream_size, n)
+    return frames
+
+
+def unpack_frames(frames):
+    """
+    The value of what `pack_frames` made; arrays lie over the frames and are read-only.
+
+    Parameters
+    ----------
+    frames : sequence of bytes-like
+    """
+    cdef prs_header header
+    cdef prs_buffer_entry entry
+    cdef Export piece
+    cdef list held = [Export.__new__(Export, frame) for frame in frames]
+    cdef list buffers = []
+    cdef Py_ssize_t i
+    if len(held) < 2:
+        corrupt(b"there are fewer than two frames", None)
+    piece = <Export>held[0]
+    check_header(piece.view.buf, piece.view.len, 0, &header, None)
+    if piece.view.len != <Py_ssize_t>(sizeof(prs_header) + header.nbuffers * sizeof(prs_buffer_entry)):
+        corrupt(b"the first frame is not header and table", None)
+    if len(held) != <Py_ssize_t>header.nbuffers + 2:
+        corrupt(b"the number of frames is not the one the header tells", None)
+    for i in range(<Py_ssize_t>header.nbuffers):
+        check_entry(&header, <const uint8_t *>(<Export>held[0]).view.buf + sizeof(prs_header), i, &entry, None)
+        piece = <Export>held[i + 2]
+        if entry.slot != PRS_NO_SLOT:
+            corrupt(b"it refers to a store, but is outside of one", None)
+        if entry.len != <uint64_t>piece.view.len:
+            corrupt(b"a frame has not the length that the table tells", None)
+        buffers.append(block(piece, <const uint8_t *>piece.view.buf, piece.view.len, True))
+    piece = <Export>held[1]
+    if header.stream_len != <uint64_t>piece.view.len:
+        corrupt(b"the second frame has not the length of the stream", None)
+    return load_general(piece, <const uint8_t *>piece.view.buf, piece.view.len, buffers, False)
+
+
+cdef extern from *:
+    Py_ssize_t PY_SSIZE_T_MAX

@@ -1,0 +1,217 @@
+# The store engine as Cython sees it: the only extern of csrc/store/prs.h and format.h. Comments are there, not here.
+# Everything is `noexcept nogil`: the engine knows no Python and never calls back.
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libcpp cimport bool as cbool
+
+
+cdef extern from "store/prs.h" nogil:
+    ctypedef struct prs_store:
+        pass
+
+    enum:
+        PRS_OK
+        PRS_E_SYS
+        PRS_E_NOMEM
+        PRS_E_FULL
+        PRS_E_BACKING
+        PRS_E_CLIENTS
+        PRS_E_OBJECTS
+        PRS_E_LOST
+        PRS_E_FREED
+        PRS_E_AGAIN
+        PRS_E_TIMEOUT
+        PRS_E_BUSY
+        PRS_E_CORRUPT
+        PRS_E_VERSION
+        PRS_E_FOREIGN
+        PRS_E_CLOSED
+        PRS_E_INTR
+        PRS_E_INVAL
+        PRS_E_NOTFOUND
+
+    ctypedef struct prs_error:
+        int code
+        int sys_errno
+        int32_t pid
+        uint64_t want
+        uint64_t capacity
+        uint64_t used
+        char what[232]
+
+    ctypedef struct prs_oid:
+        uint64_t store
+        uint64_t serial
+        uint32_t slot
+        uint32_t generation
+
+    ctypedef struct prs_options:
+        const char *path
+        uint64_t capacity
+        uint32_t max_clients
+        uint32_t max_objects
+        int64_t lock_timeout
+        uint64_t warm_reserve
+        uint32_t flags
+
+    enum:
+        PRS_OPEN_PID_LIVENESS
+
+    int prs_create(prs_store **out, const prs_options *options, prs_error *error) noexcept
+    int prs_attach_path(prs_store **out, const char *path, const prs_options *options, prs_error *error) noexcept
+    int prs_attach_pid(prs_store **out, int32_t pid, int fd, uint64_t store, const prs_options *options,
+                       prs_error *error) noexcept
+    void prs_close(prs_store *store) noexcept
+    uint64_t prs_id(const prs_store *store) noexcept
+    uint64_t prs_capacity(const prs_store *store) noexcept
+    void prs_locator(prs_store *store, int32_t *pid, uint64_t *start_time, int32_t *fd) noexcept
+    uint64_t prs_start_time(int32_t pid) noexcept
+    int prs_list_pid(int32_t pid, uint64_t *ids, int *fds, int cap) noexcept
+    int prs_client_pids(prs_store *store, int32_t *pids, int cap) noexcept
+
+    ctypedef struct prs_draft:
+        prs_oid id
+        uint64_t size
+        uint64_t off
+        void *dst
+        void *window
+
+    enum:
+        PRS_ALLOC_WINDOW
+        PRS_ALLOC_ORDERED
+        PRS_SMALL_MAX
+
+    int prs_alloc(prs_store *store, uint64_t size, unsigned flags, prs_draft *draft, prs_error *error) noexcept
+    int prs_write(prs_store *store, prs_draft *draft, uint64_t at, const void *src, size_t n, prs_error *error) noexcept
+    int prs_write_strided(prs_store *store, prs_draft *draft, uint64_t at, const void *src, int ndim,
+                          const Py_ssize_t *shape, const Py_ssize_t *strides, size_t itemsize,
+                          prs_error *error) noexcept
+    int prs_add_edge(prs_store *store, prs_draft *draft, const prs_oid *inner, prs_error *error) noexcept
+    int prs_seal(prs_store *store, prs_draft *draft, prs_error *error) noexcept
+    void prs_abort(prs_store *store, prs_draft *draft, cbool keep_window) noexcept
+    void prs_window_close(prs_store *store, const prs_draft *draft) noexcept
+
+    ctypedef struct prs_view:
+        const uint8_t *data
+        uint64_t size
+
+    int prs_pin(prs_store *store, const prs_oid *id, prs_view *view) noexcept
+    void prs_unpin(prs_store *store, const prs_oid *id) noexcept
+    int prs_ref(prs_store *store, const prs_oid *id) noexcept
+    void prs_unref(prs_store *store, const prs_oid *id) noexcept
+    int prs_state(prs_store *store, const prs_oid *id) noexcept
+    int prs_wait(prs_store *store, const prs_oid *id, int64_t timeout) noexcept
+    uint32_t prs_epoch(prs_store *store) noexcept
+    int prs_wait_any(prs_store *store, const prs_oid *id) noexcept
+    int prs_wait_epoch(prs_store *store, uint32_t seen, int64_t timeout) noexcept
+    int prs_free(prs_store *store, const prs_oid *id, prs_error *error) noexcept
+    int prs_cow_open(prs_store *store, const prs_oid *id, const prs_view *view, void **map, size_t *map_len,
+                     uint8_t **data, prs_error *error) noexcept
+    void prs_cow_close(void *map, size_t map_len) noexcept
+    int prs_find(prs_store *store, const void *ptr, uint64_t n, prs_oid *id, uint64_t *at) noexcept
+
+    ctypedef struct prs_token:
+        uint32_t index
+        uint32_t unused
+        uint64_t serial
+
+    enum:
+        PRS_TOKEN_ONCE
+        PRS_TOKEN_STICKY
+
+    int prs_token_take(prs_store *store, const prs_oid *id, int kind, prs_token *token) noexcept
+    int prs_token_claim(prs_store *store, const prs_oid *id, const prs_token *token) noexcept
+    void prs_token_drop(prs_store *store, const prs_oid *id, const prs_token *token) noexcept
+
+    ctypedef struct prs_stats:
+        uint64_t capacity
+        uint64_t used
+        uint64_t reserved
+        uint64_t backed
+        uint64_t overhead
+        uint64_t objects
+        uint64_t unsealed
+        uint64_t largest_free
+        uint64_t slots
+        uint64_t in_flight
+        uint64_t edges
+        uint64_t orphaned
+        uint64_t serial
+        uint32_t clients
+        uint32_t max_clients
+        uint64_t reaped
+        uint64_t stolen
+
+    int prs_get_stats(prs_store *store, prs_stats *out) noexcept
+
+    ctypedef struct prs_record:
+        prs_oid id
+        uint64_t size
+        uint64_t extent
+        uint32_t state
+        uint32_t ref_holders
+        uint32_t pin_holders
+        uint32_t tokens_and_edges
+        int32_t creator_pid
+        int64_t created
+        cbool freed
+        cbool orphaned
+
+    enum:
+        PRS_STATE_FREE
+        PRS_STATE_RESERVED
+        PRS_STATE_CREATING
+        PRS_STATE_SEALED
+        PRS_STATE_FREEING
+        PRS_STATE_SPILLING
+
+    int prs_list(prs_store *store, uint32_t *cursor, prs_record *out, int cap) noexcept
+    int prs_look(prs_store *store, int64_t min_age) noexcept
+    uint64_t prs_trim(prs_store *store, uint64_t keep) noexcept
+    int prs_check(prs_store *store, prs_error *error) noexcept
+    void prs_drain(prs_store *store) noexcept
+    cbool prs_is_orphan(const prs_store *store) noexcept
+    uint32_t prs_fork_count() noexcept
+
+    enum:
+        PRS_FAIL_KILL
+        PRS_FAIL_STOP
+        PRS_FAIL_ERRNO
+        PRS_FAIL_HOLD
+
+    cbool prs_failpoint_arm(const char *name, int action, int after, int value) noexcept
+    const char *const *prs_failpoint_names() noexcept
+
+
+cdef extern from "store/format.h" nogil:
+    enum:
+        PRS_FORMAT_MAGIC
+        PRS_FORMAT_VERSION
+        PRS_BUFFER_ALIGN
+        PRS_PAGE_ALIGN
+        PRS_PAGE_ALIGN_FROM
+        PRS_NO_SLOT
+
+    ctypedef struct prs_header:
+        uint32_t magic
+        uint16_t version
+        uint16_t flags
+        uint64_t total
+        uint64_t stream_len
+        uint32_t nbuffers
+        uint32_t reserved
+
+    ctypedef struct prs_buffer_entry:
+        uint64_t off
+        uint64_t len
+        uint64_t serial
+        uint32_t slot
+        uint32_t generation
+
+    const char *prs_format_check_header(const void *data, uint64_t have, prs_header *header) noexcept
+    const char *prs_format_check_entry(const prs_header *header, const void *table, uint32_t index,
+                                       prs_buffer_entry *entry) noexcept
+    uint64_t prs_format_body(const prs_header *header) noexcept
+    cbool prs_format_place(uint64_t *end, uint64_t len, uint64_t *off) noexcept
+    void prs_format_write_header(void *dst, uint64_t total, uint64_t stream_len, uint32_t nbuffers) noexcept
+    void prs_format_write_entry(void *dst, uint32_t index, uint64_t off, uint64_t len, const prs_oid *other) noexcept

@@ -1,0 +1,83 @@
+# The handle on a store, references, pins. Other extensions reach the engine through the methods here: only `_store` is
+# linked with it.
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from pyray_ser._buffers cimport Gathered
+from pyray_ser._prs cimport prs_buffer_entry, prs_draft, prs_error, prs_header, prs_oid, prs_store, prs_view
+
+
+# One open handle of the engine. It outlives its Store object until the last call that uses it has returned.
+cdef struct Link:
+    prs_store *handle
+    int users
+    bint closing
+    Link *next
+
+
+cdef class Store:
+    # Invariant: handle is link.handle while the store is open, NULL from close() on.
+    cdef prs_store *handle
+    cdef Link *link
+    cdef readonly uint64_t id
+    cdef readonly object path
+    cdef object __weakref__
+
+    cdef int opened(self, prs_store *handle) except -1
+    cdef int check_open(self) except -1
+    cdef int alloc(self, uint64_t size, unsigned flags, prs_draft *draft, int64_t deadline) except -1
+    cdef int write(self, prs_draft *draft, uint64_t at, const void *src, size_t n) except -1
+    cdef ObjectRef seal(self, prs_draft *draft)
+    cdef void abort(self, prs_draft *draft, bint keep_window) noexcept
+    cdef ObjectRef reference(self, const prs_oid *id)
+
+
+cdef class ObjectRef:
+    # handle is the one that holds our reference, NULL if none does (lost, or not yet found).
+    cdef prs_oid id
+    cdef prs_store *handle
+    cdef Store store
+    cdef bytes origin
+    cdef object __weakref__
+
+
+cdef class Pin:
+    # The bytes of one sealed object, in the read-only mapping.
+    cdef prs_store *handle
+    cdef prs_oid id
+    cdef prs_view view
+
+
+cdef class Private:
+    # Writable memory of our own: a copy, or a copy-on-write mapping that still needs its pin.
+    cdef void *memory
+    cdef size_t length
+    cdef Pin pin
+    cdef uint8_t *data
+    cdef uint64_t size
+
+
+# What a Gathered becomes: where each piece goes.
+cdef struct Place:
+    uint64_t off
+    bint written       # the bytes are this entry's to write
+    bint foreign       # the entry names another object
+    prs_oid other
+
+
+cdef int check_header(const void *data, uint64_t have, uint64_t total, prs_header *header, object ref) except -1
+cdef int check_entry(const prs_header *header, const void *table, uint32_t index, prs_buffer_entry *entry, object ref) except -1
+cdef uint64_t body_offset(const prs_header *header) noexcept nogil
+cdef int place(uint64_t *end, uint64_t size, uint64_t *off) except -1
+cdef void write_header(void *dst, uint64_t total, uint64_t stream_size, uint32_t nbuffers) noexcept nogil
+cdef void write_entry(void *dst, uint32_t index, uint64_t off, uint64_t size) noexcept nogil
+cdef uint64_t place_buffers(Gathered gathered, Place *places, Store store) except? 0
+cdef object load_general(object owner, const uint8_t *stream, uint64_t stream_size, object buffers, bint writable)
+# The value of a whole form at `data`, which `owner` keeps alive; `store` (None: none) holds the objects it names.
+cdef object decode(object owner, const uint8_t *data, uint64_t size, bint writable, Store store, ObjectRef ref)
+cdef Store default_or_open()
+# Absolute time in ns from seconds: for ever for None, 0 for "do not wait".
+cdef int64_t deadline_of(object timeout) except -1
+cdef int corrupt(const char *why, object ref) except -1
+cdef void handle_close_window(prs_store *handle, const prs_draft *draft) noexcept
+cdef bytes MEMORYVIEW_STREAM

@@ -1,0 +1,218 @@
+"""Objects that are filled in place: what `create` and `empty` give, until `seal` or `abort`.
+
+A window is a writable mapping of one unsealed object. Sealing replaces it, at the same address, by a read-only one, so
+arrays and memoryviews over it stay valid. It belongs to the process that made it: in a forked child it refuses to export.
+"""
+
+import weakref
+
+cimport cython
+from cpython.buffer cimport PyBuffer_FillInfo, PyBuffer_Release, PyBUF_SIMPLE, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.string cimport memcpy
+
+from pyray_ser._ndarray cimport PRP_ARRAY_WRITABLE, prp_array_source, prp_ndarray
+from pyray_ser._prs cimport PRS_ALLOC_WINDOW, prs_buffer_entry, prs_draft, prs_header
+from pyray_ser._store cimport (
+    MEMORYVIEW_STREAM, ObjectRef, Store, deadline_of, default_or_open, handle_close_window, place, write_entry, write_header
+)
+from pyray_ser._prs cimport prs_store
+
+from pyray_ser._store import fork_count
+
+# Room for the stream: it is written last, when the array that is sealed is known.
+cdef enum:
+    STREAM_ROOM = 1024
+
+cdef enum State:
+    OPEN
+    SEALED
+    ABORTED
+    GONE        # no window was ever mapped, or its store is closed
+
+cdef object open_windows = weakref.WeakSet()
+
+
+@cython.final
+@cython.no_gc
+cdef class Window:
+    """
+    The writable bytes of an object that is being made.
+
+    Attributes
+    ----------
+    ref : ObjectRef
+        Reference to the object; others can wait for it before it is sealed.
+    """
+
+    cdef Store store
+    cdef prs_store *handle
+    cdef prs_draft draft
+    cdef uint8_t *data
+    cdef uint64_t off
+    cdef uint64_t size
+    cdef State state
+    cdef long forks
+    cdef object __weakref__
+
+    def __cinit__(self):
+        self.state = GONE
+
+    def __init__(self):
+        raise TypeError("use create() or empty()")
+
+    def __dealloc__(self):
+        if self.forks != fork_count():
+            # The parent's, unless it was sealed before the fork: then this process holds a pin of its own.
+            if self.state == SEALED:
+                handle_close_window(self.handle, &self.draft)
+            return
+        if self.state == OPEN:
+            self.store.abort(&self.draft, False)
+        elif self.state == SEALED:
+            handle_close_window(self.handle, &self.draft)
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        if self.state == OPEN and self.forks != fork_count():
+            raise BufferError("an unsealed object belongs to the process that made it, not to its forked children")
+        if self.state == GONE:
+            raise BufferError("this object was never made")
+        PyBuffer_FillInfo(view, self, self.data, self.size, self.state != OPEN, flags)
+
+    def __len__(self):
+        return self.size
+
+    def __repr__(self):
+        return f"<window of {self.size} bytes, {('open', 'sealed', 'aborted', 'gone')[self.state]}>"
+
+    @property
+    def ref(self):
+        return self.store.reference(&self.draft.id)
+
+    @property
+    def sealed(self):
+        """Whether it can no longer be written."""
+        return self.state == SEALED
+
+    cdef int check_open(self) except -1:
+        if self.state != OPEN:
+            raise ValueError(f"the object is {('open', 'sealed already', 'aborted', 'gone')[self.state]}")
+        if self.forks != fork_count():
+            raise ValueError("an unsealed object belongs to the process that made it, not to its forked children")
+        self.store.check_open()
+        return 0
+
+
+cdef Window open_window(uint64_t size, int64_t deadline):
+    cdef Window made = Window.__new__(Window)
+    cdef uint64_t total = sizeof(prs_header) + sizeof(prs_buffer_entry) + STREAM_ROOM
+    cdef Store store = default_or_open()
+    made.forks = fork_count()
+    place(&total, size, &made.off)
+    store.alloc(total, PRS_ALLOC_WINDOW, &made.draft, deadline)
+    made.store = store
+    made.handle = store.handle
+    made.data = <uint8_t *>made.draft.window + made.off
+    made.size = size
+    made.state = OPEN
+    open_windows.add(made)
+    return made
+
+
+def create(size, timeout=None):
+    """A window of `size` bytes; `timeout` as for put."""
+    if size < 0:
+        raise ValueError(f"an object cannot have {size} bytes")
+    return open_window(size, 0 if timeout is None else deadline_of(timeout))
+
+
+def array_over(Window window not None, shape, dtype, order):
+    """A writable array over a window."""
+    import numpy
+
+    array = numpy.ndarray(shape, dtype, window, 0, order=order)
+    return array
+
+
+def window_of(value):
+    """
+    The window that a buffer or array lies in.
+
+    Parameters
+    ----------
+    value : Window, memoryview or numpy.ndarray
+    """
+    seen = value
+    for _ in range(64):
+        if type(seen) is Window:
+            return seen
+        if type(seen) is memoryview:
+            seen = seen.obj
+        else:
+            seen = getattr(seen, "base", None)
+        if seen is None:
+            break
+    raise ValueError("this is not what create() or empty() returned, nor a view of it")
+
+
+def seal(value):
+    """Publish the object that `value` lies in, as what `value` is, and make it read-only for its writer too."""
+    cdef Window window = window_of(value)
+    cdef uint8_t[1024] stream
+    cdef prp_array_source source
+    cdef Py_ssize_t n
+    cdef Py_buffer view
+    cdef uint64_t total
+    cdef ObjectRef ref
+    window.check_open()
+    if type(value).__module__ == "numpy" and type(value).__name__ == "ndarray":
+        n = prp_ndarray().template_put(value, stream, &source)
+        if n == 0 or n > STREAM_ROOM:
+            raise TypeError(f"seal() cannot write down an array of dtype {value.dtype}; fill one from create() instead")
+        if source.nbytes != window.size or (source.nbytes and source.data != window.data):
+            raise ValueError("seal() takes the whole array that empty() returned, not a part of it")
+    else:
+        PyObject_GetBuffer(value, &view, PyBUF_SIMPLE)
+        whole = <uint8_t *>view.buf == window.data and <uint64_t>view.len == window.size
+        PyBuffer_Release(&view)
+        if not whole:
+            raise ValueError("seal() takes the whole buffer that create() returned, not a part of it")
+        n = PyBytes_GET_SIZE(MEMORYVIEW_STREAM)
+        memcpy(stream, PyBytes_AS_STRING(MEMORYVIEW_STREAM), n)
+    total = window.off + window.size
+    write_header(window.draft.window, total, n, 1)
+    write_entry(window.draft.window, 0, window.off, window.size)
+    memcpy(<uint8_t *>window.draft.window + sizeof(prs_header) + sizeof(prs_buffer_entry), stream, n)
+    ref = window.store.seal(&window.draft)
+    window.state = SEALED
+    open_windows.discard(window)
+    freeze(value)
+    return ref
+
+
+cdef int freeze(value) except -1:
+    """Let arrays say what the page tables say."""
+    while getattr(value, "flags", None) is not None and hasattr(value, "setflags"):
+        value.setflags(write=False)
+        value = value.base
+    return 0
+
+
+def abort(value):
+    """Give an object up. Views of it stay valid and read as zeros from now on."""
+    cdef Window window = window_of(value)
+    window.check_open()
+    window.store.abort(&window.draft, True)
+    window.state = ABORTED
+    open_windows.discard(window)
+
+
+def abort_all():
+    """Give up what this process is making: its stores are about to be closed."""
+    cdef Window window
+    for window in list(open_windows):
+        if window.state == OPEN and window.forks == fork_count():
+            window.store.abort(&window.draft, True)
+            window.state = ABORTED
+    open_windows.clear()
