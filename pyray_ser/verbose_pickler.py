@@ -10,7 +10,8 @@ everything is written by this pickler, which logs as it goes, to the logger
 
 It nests as the data does, so the call stack of a debugger shows the way to the
 object at hand; each level is a call of `Pickler.save`. The recursion limit is
-lifted while it works: calls between Python functions take no C stack.
+lifted while it works, because calls between Python functions take no C stack,
+but not for the foreign code it calls, which may.
 
 The order of reducers is `reduction.Reduction`'s. Batches are those of the
 compiled picklers, so that streams are equal once unused memo entries are gone
@@ -31,12 +32,17 @@ from typing import Any
 from .exceptions import DeepRecursionError
 from .inspection.path import describe, path_text
 from .inspection.text import brief, class_name
-from .reduction import Reduction
+from .reduction import Reduction, plain_reduce_ex
 
 __all__ = ["Pickler", "dump", "dumps", "level"]
 
 _BATCH = 1000
-_FRAMES = 2_000_000
+# Frames of our own that may lie on one another: three for each level of a list.
+_FRAMES = 1_200_000
+# Nesting of reducers written by users (not of containers, not of plain instances) that is taken for endless.
+_REDUCTIONS = 20_000
+# What foreign code is granted beyond the limit: calls of C code that were on the stack before us.
+_SLACK = 200
 
 _logger = logging.getLogger("pyray_ser.pickle")
 
@@ -101,20 +107,29 @@ class Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
         self._log_level = level() if log_level is None else log_level
         self._steps: list[tuple[Any, str, Any, Any]] = []
         self._reduction: Reduction | None = None
+        self._no_persistent_id = False
+        self._nested = 0
+        self._depth = 0
+        self._limit = 0
         if self._log_level:
             _log_to_stderr()
 
     def dump(self, obj: Any) -> None:
         """Write the pickled form of an object to the file."""
+        if not hasattr(self, "_steps"):
+            raise pickle.PicklingError(f"Pickler.__init__() was not called by {type(self).__name__}.__init__()")
         self._steps = []
+        self._nested = 0
         self._reduction = Reduction(
             getattr(self, "reducer_override", None),
             getattr(self, "dispatch_table", None),
             protocol=self.proto,
             buffers=self._put,
         )
-        limit = sys.getrecursionlimit()
-        sys.setrecursionlimit(max(limit, _FRAMES))
+        self._no_persistent_id = getattr(self.persistent_id, "__func__", None) is pickle._Pickler.persistent_id
+        self._limit = sys.getrecursionlimit()
+        self._depth = _stack_depth()
+        sys.setrecursionlimit(self._limit + _FRAMES)
         try:
             super().dump(obj)
         except RecursionError as error:
@@ -125,7 +140,7 @@ class Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
                 error.add_note(f"while pickling the object at {path}")
             raise
         finally:
-            sys.setrecursionlimit(limit)
+            sys.setrecursionlimit(self._limit)
             self._steps = []
             self._reduction = None
 
@@ -135,7 +150,7 @@ class Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
         """Write one object, and what it holds."""
         self.framer.commit_frame()
         if save_persistent_id:
-            pid = self.persistent_id(obj)
+            pid = None if self._no_persistent_id else self._foreign(self.persistent_id, obj)
             if pid is not None:
                 self._log(1, obj, "persistent_id")
                 self.save_pers(pid)
@@ -153,19 +168,35 @@ class Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
             return
         if self._reduction is None:
             raise RuntimeError("Pickler.save works inside dump only")
-        rule, value = self._reduction(obj)
+        rule, value = self._foreign(self._reduction, obj)
         self._log(1, obj, rule)
         if type(value) is str:
             self.save_global(obj, value)
         elif type(value) is tuple:
+            nests = rule != "__reduce_ex__" or not plain_reduce_ex(cls)
+            self._nested += nests
+            if self._nested > _REDUCTIONS:
+                raise RecursionError("reductions nest without end")
             self._save_reduction(obj, value)
+            self._nested -= nests
         else:
             raise pickle.PicklingError("__reduce__ must return a string or tuple")
 
     def _save_child(self, holder: Any, kind: str, key: Any, child: Any) -> None:
         self._steps.append((holder, kind, key, child))
+        self._depth += 3  # save, the function for its type, this one
         self.save(child)
+        self._depth -= 3
         self._steps.pop()
+
+    def _foreign(self, function: Callable[[Any], Any], obj: Any) -> Any:
+        """Call what is not ours with the recursion limit that the program has set, counted from here."""
+        limit = sys.getrecursionlimit()
+        sys.setrecursionlimit(min(limit, self._depth + self._limit + _SLACK))
+        try:
+            return function(obj)
+        finally:
+            sys.setrecursionlimit(limit)
 
     # ---- containers --------------------------------------------------------------------------
 
@@ -247,14 +278,17 @@ class Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
         self._save_child(holder, "element", None, item)
 
     def _each(self, save: Callable[[Any, Any], None], holder: Any, items: Iterable[Any], opcode: bytes) -> None:
+        self._depth += 2  # this one, the function for one item
         for item in items:
             save(holder, item)
             self.write(opcode)
+        self._depth -= 2
 
     def _in_full_batches(
         self, save: Callable[[Any, Any], None], holder: Any, items: Iterator[Any], opcode: bytes
     ) -> None:
         # A full batch is followed by another one, be it empty: the compiled pickler does not look ahead.
+        self._depth += 2
         count = _BATCH
         while count == _BATCH:
             self.write(pickle.MARK)
@@ -262,6 +296,7 @@ class Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
             for count, item in enumerate(islice(items, _BATCH), 1):  # noqa: B007
                 save(holder, item)
             self.write(opcode)
+        self._depth -= 2
 
     def _in_batches(
         self, save: Callable[[Any, Any], None], holder: Any, items: Iterator[Any], one: bytes, many: bytes
@@ -270,14 +305,18 @@ class Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
         if not self.bin:
             self._each(save, holder, items, one)
             return
-        while batch := list(islice(items, _BATCH)):
+        while batch := self._foreign(list, islice(items, _BATCH)):
             if len(batch) == 1:
+                self._depth += 1
                 self._each(save, holder, batch, one)
+                self._depth -= 1
             else:
+                self._depth += 2
                 self.write(pickle.MARK)
                 for item in batch:
                     save(holder, item)
                 self.write(many)
+                self._depth -= 2
             if len(batch) < _BATCH:
                 return
 
@@ -299,7 +338,9 @@ class Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
                 )
         if setter is not None and not callable(setter):
             raise pickle.PicklingError("sixth element of the tuple returned by __reduce__ must be a function")
+        self._depth += 1
         self._save_call(obj, function, args)
+        self._depth -= 1
         known = self.memo.get(id(obj))
         if known is not None:
             # Its arguments led back to it, and it was written on the way.
@@ -363,6 +404,13 @@ class Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
     def _log(self, least: int, obj: Any, rule: str) -> None:
         if self._log_level >= least:
             _logger.debug("%s %s: %s %s", self._path() or "(root)", class_name(type(obj)), rule, brief(obj, 60))
+
+
+def _stack_depth() -> int:
+    frame, depth = sys._getframe(1), 0
+    while frame is not None:
+        frame, depth = frame.f_back, depth + 1
+    return depth
 
 
 _CONTAINERS: dict[type, Callable[[Pickler, Any], None]] = {

@@ -273,6 +273,30 @@ def test_deep_nesting():
         linked = linked.__dict__.pop("next")
 
 
+def test_endless_foreign_code_is_an_error_at_any_depth():
+    class Endless:
+        def __getattr__(self, name):
+            return getattr(self, name + "_")  # through C code, so it takes C stack
+
+        def __reduce__(self):
+            return self.nothing
+
+    class Fresh:
+        def __reduce__(self):
+            return Fresh, (Fresh(),)
+
+    nested = Endless()
+    for _ in range(20_000):
+        nested = [nested]
+    for value in (Endless(), nested, Fresh()):
+        with pytest.raises(RecursionError) as caught:
+            dumps(value)
+        assert isinstance(caught.value, pickle.PicklingError)
+        assert "deep recursion" in str(caught.value)
+    while type(nested) is list:
+        nested = nested.pop()
+
+
 def test_the_compiled_picklers_suite_of_objects_is_read_back():
     for kind, value in values().items():
         if kind not in ("recursive", "standard", "numpy", "state setter", "instances"):
