@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from copyreg import dispatch_table as _copyreg_table
 from functools import cache
 from pickle import PicklingError
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any
 
 from . import registry
@@ -91,6 +91,17 @@ def _resolve(module: Any, name: str) -> Any:
     return found
 
 
+def _is_reachable(method: MethodType) -> bool:
+    """Tell whether ``getattr(method.__self__, name)`` gives the method; its object runs no code for that."""
+    holder, function = method.__self__, method.__func__
+    name = getattr(function, "__name__", None)
+    if type(name) is not str:
+        return False
+    cls = holder if issubclass(type(holder), type) else type(holder)
+    found = find_in_mro(cls, name)
+    return found is function or (type(found) is classmethod and found.__func__ is function)
+
+
 class Reduction:
     """The rules for one dump.
 
@@ -153,6 +164,8 @@ class Reduction:
             value = reducer(obj)
             if value is not NotImplemented:
                 return "integration", value
+        if cls is MethodType and _is_reachable(obj):
+            return "__reduce__", obj.__reduce__()
         reducer = self._cloudpickle_rule(cls)
         if reducer is not None:
             return "cloudpickle", reducer(obj)
