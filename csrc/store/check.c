@@ -18,6 +18,11 @@ check_slot(prs_store *s, uint32_t i, prs_error *error)
         return PRS_OK;
     if (client >= s->super->max_clients)
         return prs_fail(error, PRS_E_CORRUPT, 0, "slot %u belongs to no client", i);
+    if (word & PRS_WORD_FILE) {
+        if (slot->extent != PRS_NIL && state != PRS_STATE_RESERVED && state != PRS_STATE_FREEING)
+            return prs_fail(error, PRS_E_CORRUPT, 0, "slot %u is spilled and has an extent", i);
+        return PRS_OK;
+    }
     if (slot->off > s->capacity || slot->cap > s->capacity - slot->off || slot->off % PRS_UNIT)
         return prs_fail(error, PRS_E_CORRUPT, 0, "slot %u lies outside the data area", i);
     if (slot->extent >= 2 * prs_load_relaxed(&s->super->published) + 8 || s->extents[slot->extent].slot != i)
@@ -67,7 +72,7 @@ check_locked(prs_store *s, prs_error *error)
         free_slots += prs_word_state(prs_load_seqcst(&prs_slot_at(s, i)->word)) == PRS_STATE_FREE;
     }
     uint32_t stacked = 0;
-    for (uint32_t i = a->slot_free; i != PRS_NIL; i = prs_slot_at(s, i)->next_free) {
+    for (uint32_t i = a->slot_free; i != PRS_NIL; i = prs_load_relaxed(&prs_slot_at(s, i)->next_free)) {
         if (i >= published || limit-- == 0 ||
             prs_word_state(prs_load_seqcst(&prs_slot_at(s, i)->word)) != PRS_STATE_FREE)
             return prs_fail(error, PRS_E_CORRUPT, 0, "the stack of free slots is broken");
@@ -130,6 +135,10 @@ prs_get_stats(prs_store *s, prs_stats *out)
         case PRS_STATE_SPILLING:
             out->objects++;
             used += slot->cap;
+            if (prs_load_relaxed(&slot->word) & PRS_WORD_FILE) {
+                out->spilled++;
+                out->spilled_bytes += slot->size;
+            }
             break;
         default:
             break;
@@ -194,6 +203,7 @@ prs_list(prs_store *s, uint32_t *cursor, prs_record *out, int cap)
             r->creator_pid = (int32_t)prs_load_relaxed(&s->clients[client].pid);
         r->created = (int64_t)(s->super->born + prs_load_relaxed(&slot->created));
         r->freed = word & PRS_WORD_FREED;
+        r->spilled = word & PRS_WORD_FILE;
         r->orphaned = (prs_load_relaxed(prs_refs(slot)) | prs_load_relaxed(prs_pins(s, slot))) & 1;
         if (prs_load_acquire(&slot->word) == word) /* else it changed under our eyes: leave it out */
             n++;

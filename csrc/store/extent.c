@@ -97,6 +97,8 @@ descriptor_give(prs_store *s, uint32_t i)
 {
     prs_arena *a = arena_of(s);
     prs_extent *e = &s->extents[i];
+    if (a->clock == i)
+        a->clock = PRS_NIL;
     e->size = 0;
     e->slot = PRS_NIL;
     e->used = 0;
@@ -110,6 +112,7 @@ arena_clear(prs_arena *a)
     a->used = 0;
     a->extent_free = PRS_NIL;
     a->extent_first = PRS_NIL;
+    a->clock = PRS_NIL;
     a->fl_bitmap = 0;
     memset(a->sl_bitmap, 0, sizeof a->sl_bitmap);
     memset(a->bins, 0xFF, sizeof a->bins);
@@ -356,8 +359,10 @@ prs_extent_rebuild(prs_store *s)
     arena_clear(a);
     for (uint32_t i = 0; i < published; i++) {
         prs_slot *slot = prs_slot_at(s, i);
-        if (prs_word_state(prs_load_seqcst(&slot->word)) == PRS_STATE_FREE) {
+        uint64_t word = prs_load_seqcst(&slot->word);
+        if (prs_word_state(word) == PRS_STATE_FREE || (word & PRS_WORD_FILE)) {
             slot->extent = PRS_NIL;
+            slot->cap = 0;
             continue;
         }
         if (slot->cap == 0 || slot->cap % PRS_UNIT || slot->off % PRS_UNIT || slot->off > s->capacity ||

@@ -51,6 +51,9 @@
  *   SEALED -> FREEING -> SEALED        whoever found no holder, then found one
  *   FREEING -> RESERVED, generation+1  whoever found none twice (retire)
  *   RESERVED -> FREE                   under the store lock (the extent goes back)
+ *   SEALED -> SPILLING                 whoever needs room and saw no pin
+ *   SPILLING -> SEALED+FILE            under the store lock (the extent goes back)
+ *   SPILLING -> SEALED                 the spiller or its reaper, when it came to nothing
  *
  * FREE -> RESERVED raises the generation as well: a magazine entry whose slot was taken
  * back meanwhile can then never match what the slot has become.
@@ -59,6 +62,7 @@
 #define PRS_WORD_FREED 0x10u   /* only pins count from here on                       */
 #define PRS_WORD_WAITERS 0x20u /* somebody sleeps on the futex half                   */
 #define PRS_WORD_WINDOW 0x40u  /* whole pages with a writable window (create, empty)  */
+#define PRS_WORD_FILE 0x80u    /* the bytes are in a spill file; the slot has no extent */
 #define PRS_FLAGS_MASK 0xFF0u
 #define PRS_WORD_CLIENT_SHIFT 16
 
@@ -85,8 +89,8 @@ prs_word_state(uint64_t word)
 
 /* ---- slots ---------------------------------------------------------------------------- */
 
-/* Invariant: state != FREE  <=>  extent names a used extent whose slot is this one and
- * whose off and size are `off` and `cap`.  Invariant: SEALED => serial != 0, size <= cap,
+/* Invariant: state != FREE and not FILE  <=>  extent names a used extent whose slot is this
+ * one and whose off and size are `off` and `cap`.  Invariant: SEALED => serial != 0, size <= cap,
  * and every object it names through `edges` has a smaller serial.
  * off, cap and extent change under the store lock only; size before SEALED only. */
 typedef struct prs_slot {
@@ -96,7 +100,8 @@ typedef struct prs_slot {
     uint64_t cap;           /* bytes of the extent                                       */
     uint64_t size;          /* bytes of the object                                       */
     uint32_t extent;        /* index of its descriptor, or PRS_NIL                       */
-    uint32_t next_free;     /* FREE: the next on the stack of free slots                 */
+    prs_atomic_u32 next_free; /* FREE: the next on the stack of free slots; else: when last
+                               * pinned, in ticks of prs_tick()                          */
     prs_atomic_u32 links;   /* live links that hold this object; written under the lock  */
     prs_atomic_u32 edges;   /* first link by which this object holds others, or PRS_NIL  */
     prs_atomic_u32 created; /* seconds since the store was made                          */
@@ -201,6 +206,7 @@ _Static_assert(sizeof(prs_client) == 128, "a client is two cache lines");
 
 /* ---- the superblock --------------------------------------------------------------------------------- */
 
+#define PRS_SPILL_DIR 1024u
 #define PRS_FL_COUNT 40u
 #define PRS_SL_BITS 5u
 #define PRS_SL_COUNT (1u << PRS_SL_BITS)
@@ -217,6 +223,7 @@ typedef struct prs_arena {
     uint32_t link_bump;
     uint32_t tokens;        /* links of kind ONCE and STICKY                              */
     uint32_t edges;         /* links of kind EDGE and DYING                               */
+    uint32_t clock;         /* extent at which the search for what to spill goes on      */
     uint32_t dirty;         /* 1 while somebody rebuilds: the next thief starts again    */
     uint64_t link_serial;
     uint64_t fl_bitmap;
@@ -238,6 +245,7 @@ typedef struct prs_super {
     uint64_t born;          /* CLOCK_REALTIME seconds                                      */
     uint64_t warm_reserve;  /* freed bytes that stay backed                                */
     uint32_t flags, uid;
+    char spill_dir[PRS_SPILL_DIR]; /* absolute, NUL-terminated; empty: no spilling           */
 
     /* From here on pages are writable in every client; the first page is not. */
     _Alignas(4096) prs_atomic_u32 lock; /* owner << 20 ... see lock.c                      */

@@ -50,17 +50,22 @@ attach(prs_store *s, uint64_t size, bool paged, uint32_t state, prs_reserved *ou
     uint32_t i = prs_slot_take(s);
     if (i == PRS_NIL)
         return PRS_E_OBJECTS;
-    uint32_t e = prs_extent_alloc(s, size, paged, i);
-    if (e == PRS_NIL) {
-        prs_slot_give(s, i);
-        return PRS_E_FULL;
-    }
     prs_slot *slot = prs_slot_at(s, i);
-    slot->extent = e;
-    slot->off = s->extents[e].off;
-    slot->cap = s->extents[e].size;
+    slot->extent = PRS_NIL;
+    slot->off = slot->cap = 0;
+    if (!(state & PRS_WORD_FILE)) {
+        uint32_t e = prs_extent_alloc(s, size, paged, i);
+        if (e == PRS_NIL) {
+            prs_slot_give(s, i);
+            return PRS_E_FULL;
+        }
+        slot->extent = e;
+        slot->off = s->extents[e].off;
+        slot->cap = s->extents[e].size;
+    }
     slot->size = 0;
     prs_store_relaxed(&slot->edges, PRS_NIL);
+    prs_store_relaxed(&slot->next_free, 0);
     out->slot = i;
     out->generation = prs_word_generation(prs_load_relaxed(&slot->word)) + 1;
     prs_store_seqcst(&slot->word, prs_word(out->generation, s->me, state));
@@ -73,14 +78,17 @@ static bool
 give(prs_store *s, uint32_t i, uint64_t word)
 {
     prs_slot *slot = prs_slot_at(s, i);
+    word |= prs_load_relaxed(&slot->word) & PRS_WORD_FILE; /* a retired spilled object: no extent */
     if (!prs_cas_seqcst(&slot->word, &word, prs_word(prs_word_generation(word), 0, PRS_STATE_FREE)))
         return false;
     PRS_POINT(give_slot_free);
     prs_link_splice(s, i);
     prs_store_seqcst(&slot->links, 0);
     PRS_POINT(give_edges);
-    prs_extent_free(s, slot->extent);
+    if (slot->extent != PRS_NIL)
+        prs_extent_free(s, slot->extent);
     slot->extent = PRS_NIL;
+    slot->cap = 0;
     PRS_POINT(give_extent);
     prs_slot_give(s, i);
     PRS_POINT(give_slot_pushed);
@@ -162,7 +170,7 @@ prs_put_away(prs_store *s, uint32_t i, uint32_t generation)
 {
     prs_slot *slot = prs_slot_at(s, i);
     uint64_t cap = slot->cap;
-    if (cap <= PRS_SMALL_MAX && prs_load_relaxed(&slot->edges) == PRS_NIL && prs_load_seqcst(&slot->links) == 0) {
+    if (cap && cap <= PRS_SMALL_MAX && prs_load_relaxed(&slot->edges) == PRS_NIL && prs_load_seqcst(&slot->links) == 0) {
         uint32_t cls = prs_class_of(cap);
         prs_magazine *m = &s->magazines[cls];
         if (prs_class_size(cls) == cap) {
@@ -206,7 +214,7 @@ full(prs_store *s, uint64_t size, prs_error *error)
 
 /* What can still be done when there is no room: true when it is worth another try. */
 static bool
-relieve(prs_store *s, int *stage)
+relieve(prs_store *s, uint64_t size, int *stage, prs_error *error)
 {
     switch ((*stage)++) {
     case 0:
@@ -221,7 +229,7 @@ relieve(prs_store *s, int *stage)
         prs_settle_pending(s, true);
         return true;
     default:
-        return false;
+        return *stage < 64 && prs_spill_for(s, size, error) == PRS_OK;
     }
 }
 
@@ -230,7 +238,7 @@ static int
 take(prs_store *s, uint64_t size, bool paged, uint32_t state, prs_reserved *out, uint32_t want, uint32_t *got,
      prs_error *error)
 {
-    if (size > s->capacity)
+    if (size > s->capacity && !(state & PRS_WORD_FILE))
         return full(s, size, error);
     for (int stage = 0;;) {
         int rc = prs_tables_touch(s);
@@ -255,10 +263,12 @@ take(prs_store *s, uint64_t size, bool paged, uint32_t state, prs_reserved *out,
         }
         if (rc == PRS_E_OBJECTS) {
             rc = prs_slots_grow(s, published, error);
-            if (rc < 0 && (rc != PRS_E_OBJECTS || !relieve(s, &stage)))
+            if (rc < 0 && (rc != PRS_E_OBJECTS || stage > 2 || !relieve(s, size, &stage, error)))
                 return rc;
-        } else if (!relieve(s, &stage)) {
-            return full(s, size, error);
+        } else {
+            prs_error why = {0};
+            if (!relieve(s, size, &stage, &why))
+                return why.code ? (error ? *error = why : why).code : full(s, size, error);
         }
     }
 }
@@ -354,6 +364,19 @@ prs_large_take(prs_store *s, uint64_t size, bool paged, uint32_t *out, uint64_t 
         return rc;
     *out = one.slot;
     *word = prs_word(one.generation, s->me, PRS_STATE_CREATING);
+    return PRS_OK;
+}
+
+int
+prs_bare_take(prs_store *s, uint32_t *out, uint64_t *word, prs_error *error)
+{
+    prs_reserved one;
+    uint32_t n;
+    int rc = take(s, 0, false, PRS_STATE_CREATING | PRS_WORD_FILE, &one, 1, &n, error);
+    if (rc < 0)
+        return rc;
+    *out = one.slot;
+    *word = prs_word(one.generation, s->me, PRS_STATE_CREATING | PRS_WORD_FILE);
     return PRS_OK;
 }
 

@@ -13,6 +13,7 @@
  *            lock_timeout.  prs_unpin and prs_unref never block.
  */
 #include "store.h"
+#include <errno.h>
 
 static bool
 matches(const prs_slot *slot, uint64_t word, const prs_oid *id)
@@ -89,7 +90,10 @@ retire(prs_store *s, uint32_t i, uint64_t word)
     PRS_POINT(retire_cleared);
     if (slot->cap >= PRS_SMALL_MAX && slot->size && prs_beyond_reserve(s, slot->cap)) /* size 0: a trim's */
         prs_give_back(s, slot->off, slot->cap);
-    uint64_t old = prs_exchange_seqcst(&slot->word, prs_word(generation + 1, s->me, PRS_STATE_RESERVED));
+    if (word & PRS_WORD_FILE)
+        prs_spill_remove(s, slot, i);
+    uint64_t old = prs_exchange_seqcst(
+        &slot->word, prs_word(generation + 1, s->me, PRS_STATE_RESERVED | (uint32_t)(word & PRS_WORD_FILE)));
     PRS_POINT(retired);
     prs_wake(s, slot, old);
     prs_put_away(s, i, generation + 1);
@@ -154,7 +158,8 @@ prs_take_over(prs_store *s, uint32_t i, uint64_t word)
     uint64_t flags = word & PRS_FLAGS_MASK, ours;
     switch (prs_word_state(word)) {
     case PRS_STATE_RESERVED:
-        if (!prs_cas_seqcst(&slot->word, &word, prs_word(generation + 1, s->me, PRS_STATE_RESERVED)))
+        if (!prs_cas_seqcst(&slot->word, &word,
+                            prs_word(generation + 1, s->me, PRS_STATE_RESERVED | (uint32_t)(flags & PRS_WORD_FILE))))
             return false;
         prs_put_back(s, i, generation + 1);
         return true;
@@ -167,6 +172,9 @@ prs_take_over(prs_store *s, uint32_t i, uint64_t word)
         if (!prs_cas_seqcst(&slot->word, &word, ours))
             return false;
         prs_settle(s, i, ours);
+        return true;
+    case PRS_STATE_SPILLING:
+        prs_spill_undo(s, i, word);
         return true;
     default:
         return false;
@@ -226,6 +234,10 @@ hold(prs_store *s, prs_slot *slot, prs_atomic_u64 *bits, const prs_oid *id, bool
             if (known)
                 return PRS_OK; /* the freer must see our ref and roll back */
             return PRS_E_INTR; /* undecided: the caller undoes and tries again */
+        case PRS_STATE_SPILLING:
+            if (may_create)
+                return PRS_OK; /* a ref: the spiller looks for holders when it is done */
+            break;
         default:
             break;
         }
@@ -243,13 +255,42 @@ undo(prs_store *s, prs_slot *slot, prs_atomic_u64 *bits)
 }
 
 static int
-view_of(prs_store *s, const prs_slot *slot, prs_view *view)
+view_of(prs_store *s, const prs_slot *slot, const prs_private *p, uint64_t word, prs_view *view)
 {
     uint64_t off = slot->off, size = slot->size;
+    if (PRS_UNLIKELY(word & PRS_WORD_FILE)) {
+        view->data = p->map ? p->map->at : NULL; /* NULL: the caller maps the file */
+        view->size = size;
+        return PRS_OK;
+    }
     if (PRS_UNLIKELY(off > s->capacity || size > s->capacity - off || size > slot->cap))
         return PRS_E_CORRUPT;
     view->data = s->ro + off;
     view->size = size;
+    return PRS_OK;
+}
+
+/* The object pinned is spilled and its file not mapped here yet. */
+static int
+map_file(prs_store *s, const prs_oid *id, prs_view *view)
+{
+    prs_file_map *map;
+    int rc = prs_spill_map(s, id, view->size, false, &map);
+    if (rc < 0) {
+        prs_unpin(s, id);
+        return rc;
+    }
+    prs_spin *shard = prs_shard(s, id->slot);
+    prs_private *p = &s->priv[id->slot];
+    prs_file_map *twice = NULL;
+    prs_spin_lock(shard);
+    if (p->map)
+        twice = map; /* another thread was quicker */
+    else
+        p->map = map;
+    view->data = p->map->at;
+    prs_spin_unlock(shard);
+    prs_spill_unmap(twice);
     return PRS_OK;
 }
 
@@ -272,13 +313,14 @@ prs_pin(prs_store *s, const prs_oid *id, prs_view *view)
             return PRS_E_CLOSED;
         }
         if (p->pins) {
-            rc = p->serial != id->serial                                ? gone(slot, id)
-                 : prs_load_acquire(&slot->word) & PRS_WORD_FREED ? PRS_E_FREED
-                                                                  : view_of(s, slot, view);
+            word = prs_load_acquire(&slot->word);
+            rc = p->serial != id->serial   ? gone(slot, id)
+                 : (word & PRS_WORD_FREED) ? PRS_E_FREED
+                                           : view_of(s, slot, p, word, view);
             if (rc == PRS_OK)
                 p->pins++;
             prs_spin_unlock(shard);
-            return rc;
+            return rc == PRS_OK && !view->data ? map_file(s, id, view) : rc;
         }
         if (PRS_UNLIKELY(s->orphan)) { /* no client, no bit to set */
             prs_spin_unlock(shard);
@@ -289,15 +331,18 @@ prs_pin(prs_store *s, const prs_oid *id, prs_view *view)
         rc = hold(s, slot, pins, id, known, false, &word);
         touched = prs_load_relaxed(&pins[s->my_word]) & s->my_bit;
         if (PRS_LIKELY(rc == PRS_OK)) {
-            rc = view_of(s, slot, view);
+            rc = view_of(s, slot, p, word, view);
             if (PRS_LIKELY(rc == PRS_OK)) {
                 if (!known) {
                     p->serial = id->serial;
                     p->refs = 0;
                 }
                 p->pins = 1;
+                uint32_t tick = prs_tick(s);
+                if (PRS_UNLIKELY(prs_load_relaxed(&slot->next_free) != tick))
+                    prs_store_relaxed(&slot->next_free, tick);
                 prs_spin_unlock(shard);
-                return PRS_OK;
+                return PRS_LIKELY(view->data != NULL) ? PRS_OK : map_file(s, id, view);
             }
         }
         if (touched)
@@ -323,9 +368,13 @@ prs_unpin(prs_store *s, const prs_oid *id)
     if (last && !s->orphan)
         prs_fetch_and_seqcst(&prs_pins(s, slot)[s->my_word], ~s->my_bit);
     bool closed = prs_load_relaxed(&s->closed);
+    prs_file_map *map = last ? p->map : NULL;
+    if (map)
+        p->map = NULL;
     prs_spin_unlock(shard);
     if (!last)
         return;
+    prs_spill_unmap(map);
     PRS_POINT(unpin_cleared);
     if (!s->orphan)
         prs_try_free(s, id->slot);
@@ -425,6 +474,7 @@ prs_state(prs_store *s, const prs_oid *id)
         return PRS_E_AGAIN;
     case PRS_STATE_SEALED:
     case PRS_STATE_FREEING:
+    case PRS_STATE_SPILLING:
         return PRS_OK;
     default:
         return gone(slot, id);
@@ -446,7 +496,9 @@ prs_alloc(prs_store *s, uint64_t size, unsigned flags, prs_draft *draft, prs_err
     bool window = flags & PRS_ALLOC_WINDOW, small = size <= PRS_SMALL_MAX && !window;
     if (!prs_extent_size_fits(size))
         size = INT64_MAX; /* cannot fit: reported as such below */
+    bool file = PRS_UNLIKELY(size > s->capacity) && !window && s->super->spill_dir[0];
     int rc = PRS_LIKELY(small) ? prs_magazine_take(s, size, &i, &word, error)
+             : file            ? prs_bare_take(s, &i, &word, error)
                                : prs_large_take(s, size, window || size >= 256 * 1024, &i, &word, error);
     if (PRS_UNLIKELY(rc < 0))
         return rc;
@@ -464,12 +516,12 @@ prs_alloc(prs_store *s, uint64_t size, unsigned flags, prs_draft *draft, prs_err
 
     prs_spin *shard = prs_shard(s, i);
     prs_spin_lock(shard);
-    s->priv[i] = (prs_private){serial, 1, 0};
+    s->priv[i] = (prs_private){serial, 1, 0, NULL};
     prs_fetch_or_seqcst(&slot->holders[s->my_word], s->my_bit);
     prs_spin_unlock(shard);
     PRS_POINT(alloc_referenced);
-    if (window) {
-        rc = prs_window_open(s, draft, error);
+    if (window || file) {
+        rc = window ? prs_window_open(s, draft, error) : prs_spill_create(s, draft, error);
         if (rc < 0)
             prs_abort(s, draft, false);
     }
@@ -487,6 +539,8 @@ prs_write(prs_store *s, prs_draft *draft, uint64_t at, const void *src, size_t n
         prs_copy((uint8_t *)draft->dst + at, src, n);
     else if (draft->window)
         prs_copy_parallel((uint8_t *)draft->window + at, src, n, 0);
+    else if (draft->size > s->capacity)
+        rc = prs_spill_write(s, draft, at, src, n, error);
     else
         rc = prs_fill_range(s, draft->off + at, src, n, error);
     PRS_POINT(fill_done);
@@ -505,6 +559,15 @@ prs_write_strided(prs_store *s, prs_draft *draft, uint64_t at, const void *src, 
     if (at > draft->size || n > draft->size - at)
         return prs_fail(error, PRS_E_INVAL, 0, "write past the end of the object");
     uint8_t *to = draft->dst ? draft->dst : draft->window;
+    if (!to && draft->size > s->capacity) { /* into a file: gathered in memory first */
+        to = malloc(n ? n : 1);
+        if (!to)
+            return prs_fail(error, PRS_E_NOMEM, ENOMEM, "no memory to gather %zu bytes", (size_t)n);
+        prs_copy_strided_parallel(to, src, ndim, shape, strides, itemsize, 0);
+        int rc = prs_spill_write(s, draft, at, to, n, error);
+        free(to);
+        return rc;
+    }
     if (!to) {
         int rc = prs_back(s, draft->off + at, n, error);
         if (rc < 0)
@@ -512,7 +575,7 @@ prs_write_strided(prs_store *s, prs_draft *draft, uint64_t at, const void *src, 
         to = prs_load_acquire(&s->wr) + draft->off;
     }
     PRS_POINT(fill_begun);
-    prs_copy_strided(to + at, src, ndim, shape, strides, itemsize);
+    prs_copy_strided_parallel(to + at, src, ndim, shape, strides, itemsize, 0);
     PRS_POINT(fill_done);
     return PRS_OK;
 }
@@ -610,7 +673,7 @@ prs_find(prs_store *s, const void *ptr, uint64_t n, prs_oid *id, uint64_t *at)
         prs_spin *shard = prs_shard(s, i);
         prs_spin_lock(shard);
         prs_slot *slot = prs_slot_at(s, i);
-        if (s->priv[i].pins && slot->off <= off && off - slot->off <= slot->size &&
+        if (s->priv[i].pins && !s->priv[i].map && slot->off <= off && off - slot->off <= slot->size &&
             n <= slot->size - (off - slot->off)) {
             uint64_t word = prs_load_seqcst(&slot->word);
             bool live = !(word & PRS_WORD_FREED);

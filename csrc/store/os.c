@@ -8,6 +8,7 @@
 #define _GNU_SOURCE
 #endif
 #include "store.h"
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
@@ -100,6 +101,12 @@ prs_os_memfd(uint64_t id, prs_error *error)
     return fd;
 }
 
+static bool
+memory_type(const struct statfs *fs)
+{
+    return fs->f_type == 0x01021994 || (uint32_t)fs->f_type == 0x858458f6u; /* tmpfs, ramfs */
+}
+
 /* A file without a name in the directory of `path`: it gets its name when it is complete. */
 int
 prs_os_create_file(const char *path, prs_error *error)
@@ -114,7 +121,7 @@ prs_os_create_file(const char *path, prs_error *error)
     struct statfs fs;
     if (statfs(directory, &fs) < 0)
         return prs_fail(error, PRS_E_SYS, errno, "cannot use directory %.150s", directory);
-    if (fs.f_type != 0x01021994 && fs.f_type != (__typeof__(fs.f_type))0x858458f6) /* tmpfs, ramfs */
+    if (!memory_type(&fs))
         return prs_fail(error, PRS_E_FOREIGN, 0, "%.150s is not on tmpfs", directory);
     int fd = open(directory, O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
     if (fd < 0)
@@ -270,6 +277,76 @@ prs_os_close(int fd)
         close(fd);
 }
 
+/* ---- directories ----------------------------------------------------------------------------- */
+
+int
+prs_os_open_directory(int at, const char *path, prs_error *error)
+{
+    int fd = openat(at < 0 ? AT_FDCWD : at, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC | (at < 0 ? 0 : O_NOFOLLOW));
+    return fd < 0 ? prs_fail(error, PRS_E_SYS, errno, "cannot open directory %.150s", path) : fd;
+}
+
+bool
+prs_os_in_memory(int fd)
+{
+    struct statfs fs;
+    return fstatfs(fd, &fs) == 0 && memory_type(&fs);
+}
+
+int
+prs_os_make_directory(int at, const char *name)
+{
+    return mkdirat(at, name, 0700) < 0 ? -errno : 0;
+}
+
+int
+prs_os_open_at(int at, const char *name, bool create)
+{
+    int fd = openat(at, name, O_NOFOLLOW | O_CLOEXEC | (create ? O_RDWR | O_CREAT : O_RDONLY), 0600);
+    return fd < 0 ? -errno : fd;
+}
+
+int
+prs_os_remove_at(int at, const char *name, bool directory)
+{
+    return unlinkat(at, name, directory ? AT_REMOVEDIR : 0) < 0 ? -errno : 0;
+}
+
+uint64_t
+prs_os_length(int fd)
+{
+    struct stat st;
+    return fstat(fd, &st) == 0 ? (uint64_t)st.st_size : 0;
+}
+
+int
+prs_os_identify(int fd, prs_file *file)
+{
+    struct stat st;
+    if (fstat(fd, &st) < 0)
+        return -errno;
+    file->dev = st.st_dev;
+    file->ino = st.st_ino;
+    return 0;
+}
+
+int
+prs_os_each_name(int fd, int (*each)(void *, const char *), void *arg)
+{
+    int copy = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC), rc = 0;
+    DIR *directory = copy < 0 ? NULL : fdopendir(copy);
+    if (!directory) {
+        rc = -errno;
+        prs_os_close(copy);
+        return rc;
+    }
+    for (struct dirent *entry; rc == 0 && (entry = readdir(directory));)
+        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
+            rc = each(arg, entry->d_name);
+    closedir(directory);
+    return rc;
+}
+
 /* ---- mappings ------------------------------------------------------------------------------- */
 
 static void *
@@ -377,6 +454,16 @@ int
 prs_os_lock_byte(int fd, uint64_t byte)
 {
     struct flock lk = byte_lock(byte, F_WRLCK);
+    while (fcntl(fd, F_OFD_SETLK, &lk) < 0)
+        if (errno != EINTR)
+            return -errno;
+    return 0;
+}
+
+int
+prs_os_lock_file(int fd, bool exclusive)
+{
+    struct flock lk = byte_lock(0, exclusive ? F_WRLCK : F_RDLCK);
     while (fcntl(fd, F_OFD_SETLK, &lk) < 0)
         if (errno != EINTR)
             return -errno;

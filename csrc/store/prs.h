@@ -86,6 +86,7 @@ typedef struct prs_options {
     uint32_t max_objects;     /* 0: chosen from capacity (at least 1 << 20)           */
     int64_t lock_timeout;     /* 0: 1 s                                               */
     uint64_t warm_reserve;    /* 0: 256 MiB; freed bytes kept backed by the kernel    */
+    const char *spill_dir;    /* creating: where objects go when the store is full, or NULL */
     uint32_t flags;           /* PRS_OPEN_*                                           */
 } prs_options;
 
@@ -240,6 +241,7 @@ typedef struct prs_stats {
     uint64_t slots;         /* published                                               */
     uint64_t in_flight;     /* tokens                                                  */
     uint64_t edges;         /* objects held by objects                                 */
+    uint64_t spilled, spilled_bytes; /* objects in spill files                           */
     uint64_t orphaned;      /* objects with the sticky holder "orphaned by fork"       */
     uint64_t serial;        /* next serial                                             */
     uint32_t clients;       /* living                                                  */
@@ -258,7 +260,7 @@ typedef struct prs_record {
     uint32_t tokens_and_edges; /* messages and objects that hold it                   */
     int32_t creator_pid;       /* 0 when the creator is gone                          */
     int64_t created;           /* seconds since the epoch                             */
-    bool freed, orphaned;
+    bool freed, orphaned, spilled;
 } prs_record;
 
 enum { PRS_STATE_FREE = 0, PRS_STATE_RESERVED = 1, PRS_STATE_CREATING = 2, PRS_STATE_SEALED = 3,
@@ -271,6 +273,9 @@ int prs_list(prs_store *store, uint32_t *cursor, prs_record *out, int cap);
 int prs_look(prs_store *store, int64_t min_age);
 /* Return freed pages beyond `keep` bytes to the kernel; returns the bytes given back. */
 uint64_t prs_trim(prs_store *store, uint64_t keep);
+/* Remove what stores that are provably gone left in a spill directory; how many there were
+ * (`dry`: only count), or -errno. */
+int prs_spill_clean(const char *directory, bool dry);
 /* Verify every invariant (takes the store lock). PRS_E_CORRUPT with error->what. */
 int prs_check(prs_store *store, prs_error *error);
 /* Do what destructors had to leave. */

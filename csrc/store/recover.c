@@ -67,7 +67,8 @@ prs_inherit(prs_store *s, uint32_t client)
         uint64_t word = prs_load_seqcst(&slot->word);
         uint32_t kind = prs_word_state(word);
         if (prs_word_client(word) == client &&
-            (kind == PRS_STATE_RESERVED || kind == PRS_STATE_CREATING || kind == PRS_STATE_FREEING))
+            (kind == PRS_STATE_RESERVED || kind == PRS_STATE_CREATING || kind == PRS_STATE_FREEING ||
+             kind == PRS_STATE_SPILLING))
             prs_take_over(s, i, word);
         PRS_POINT(reap_slot);
         prs_atomic_u64 *refs = prs_refs(slot) + word_index, *pins = prs_pins(s, slot) + word_index;

@@ -67,7 +67,7 @@ validate(prs_super *p, uint64_t file_size, prs_error *error)
                         PRS_LAYOUT_VERSION);
     if (p->capacity == 0 || p->capacity % CAPACITY_GRAIN || p->capacity > CAPACITY_MAX || p->max_clients < 4 ||
         p->max_clients > PRS_CLIENTS_MAX || p->max_slots == 0 || p->max_slots > SLOTS_MAX || p->max_links == 0 ||
-        p->max_links > SLOTS_MAX || p->store_id == 0)
+        p->max_links > SLOTS_MAX || p->store_id == 0 || memchr(p->spill_dir, 0, sizeof p->spill_dir) == NULL)
         return prs_fail(error, PRS_E_CORRUPT, 0, "the superblock of the store is damaged");
     prs_super again = {.capacity = p->capacity,
                        .max_clients = p->max_clients,
@@ -96,7 +96,7 @@ new_handle(int fd, const prs_options *options)
         return NULL;
     memset(s, 0, sizeof *s);
     s->fd_rw = fd;
-    s->fd_ro = s->fd_lock = s->child_fd = -1;
+    s->fd_ro = s->fd_lock = s->child_fd = s->fd_spill = s->fd_spill_lock = -1;
     s->me = PRS_NIL;
     s->dying = PRS_NIL;
     s->lock_timeout = options && options->lock_timeout > 0 ? options->lock_timeout : PRS_SECOND;
@@ -116,6 +116,7 @@ discard(prs_store *s)
     prs_os_unmap(prs_load_relaxed(&s->wr), s->capacity);
     prs_os_unmap(s->area.mapped.words, s->mapped_len);
     prs_os_unmap(s->priv, s->priv_len);
+    prs_spill_close(s);
     if (!s->torn) {
         prs_os_close(s->fd_rw);
         prs_os_close(s->fd_ro);
@@ -129,6 +130,7 @@ discard(prs_store *s)
     }
     pthread_mutex_destroy(&s->mutex);
     free(s->path);
+    free(s->spill_dir);
     free(s);
 }
 
@@ -188,6 +190,7 @@ map_all(prs_store *s, const prs_super *p, prs_error *error)
 static int
 enter(prs_store *s, prs_error *error)
 {
+    _Static_assert(offsetof(prs_super, lock) == 4096, "the constants fill the first page");
     int rc = prs_os_map_fixed(s->super, s->fd_ro, 0, PRS_PAGE);
     if (rc < 0)
         return prs_fail(error, PRS_E_SYS, -rc, "mapping the superblock failed");
@@ -195,7 +198,9 @@ enter(prs_store *s, prs_error *error)
     s->start_time = prs_start_time(s->pid);
     s->pid_ns = prs_os_pid_ns();
     prs_headroom_open(&s->headroom);
-    rc = prs_client_claim(s, error);
+    rc = prs_spill_open(s, false, error);
+    if (rc == PRS_OK)
+        rc = prs_client_claim(s, error);
     if (rc < 0)
         return rc;
     rc = prs_tables_touch(s);
@@ -247,6 +252,12 @@ prs_create(prs_store **out, const prs_options *options, prs_error *error)
     plan.store_id |= 1;
     plan.born = prs_seconds();
     plan.uid = (uint32_t)geteuid();
+    if (options && options->spill_dir) {
+        if (options->spill_dir[0] != '/' || strlen(options->spill_dir) >= sizeof plan.spill_dir)
+            return prs_fail(error, PRS_E_INVAL, 0, "the spill directory must be an absolute path of less than %u bytes",
+                            PRS_SPILL_DIR);
+        strcpy(plan.spill_dir, options->spill_dir);
+    }
     int fd = options && options->path ? prs_os_create_file(options->path, error) : prs_os_memfd(plan.store_id, error);
     if (fd < 0)
         return fd;
@@ -268,6 +279,8 @@ prs_create(prs_store **out, const prs_options *options, prs_error *error)
     if ((rc = prs_os_inspect(fd, &s->file, &size, error)) < 0 || (rc = map_all(s, &plan, error)) < 0)
         goto fail;
     memcpy(s->super, &plan, offsetof(prs_super, lock));
+    if ((rc = prs_spill_open(s, true, error)) < 0)
+        goto fail;
     prs_super *p = s->super;
     prs_store_relaxed(&p->serial, 1);
     prs_store_relaxed(&p->client_high, 1);
@@ -496,6 +509,7 @@ prs_tear_down(prs_store *s)
         prs_inherit(s, s->me); /* drafts never finished, reserves a full list had no room for */
         prs_client_release(s);
     }
+    prs_spill_close(s);
     s->torn = true;
     prs_os_map_zero_fixed(s->super, s->control_len);
     prs_os_map_zero_fixed(s->ro, s->capacity);

@@ -134,7 +134,7 @@ prs_slot_take(prs_store *s)
     uint32_t i = a->slot_free;
     if (i == PRS_NIL)
         return PRS_NIL;
-    a->slot_free = prs_slot_at(s, i)->next_free;
+    a->slot_free = prs_load_relaxed(&prs_slot_at(s, i)->next_free);
     a->slot_free_count--;
     PRS_POINT(slot_taken);
     return i;
@@ -144,7 +144,7 @@ void
 prs_slot_give(prs_store *s, uint32_t i)
 {
     prs_arena *a = &s->super->arena;
-    prs_slot_at(s, i)->next_free = a->slot_free;
+    prs_store_relaxed(&prs_slot_at(s, i)->next_free, a->slot_free);
     a->slot_free = i;
     a->slot_free_count++;
 }

@@ -14,6 +14,7 @@
  *   link        tokens and edges
  *   name        the index of names
  *   object      alloc, seal, pin, ref, free: the protocol of the slot word
+ *   spill       objects in files when there is no room
  *   wait        futexes on slots and on the epoch
  *   window      writable windows and copy-on-write maps
  *   recover     rebuild, reap, look
@@ -53,7 +54,13 @@ typedef struct prs_private {
     uint64_t serial;
     uint32_t refs;
     uint32_t pins;
+    struct prs_file_map *map; /* pinned and spilled: its file, mapped */
 } prs_private;
+
+typedef struct prs_file_map {
+    uint8_t *at;
+    size_t len;
+} prs_file_map;
 
 /* A slot this process owns (state RESERVED): taken by CAS on generation, because a full
  * store takes idle ones back. */
@@ -109,6 +116,9 @@ struct prs_store {
     uint32_t my_word;        /* holder word and bit of this client                     */
     uint64_t my_bit;
     int fd_rw, fd_ro, fd_lock;
+    int fd_spill, fd_spill_lock; /* this store's spill directory; its lock file, locked shared */
+    prs_file spill_file, spill_lock_file;
+    char *spill_dir; /* copy of the superblock's: needed when that is unmapped */
     bool orphan;             /* a forked child without a client slot                   */
     prs_atomic_u32 closed;   /* changes with every shard held                          */
     prs_atomic_u32 filling;  /* calls that use fd_rw right now                         */
@@ -199,12 +209,22 @@ void *prs_os_map(int fd, uint64_t off, size_t len, bool writable);
 int prs_os_map_fixed(void *at, int fd, uint64_t off, size_t len);
 int prs_os_map_zero_fixed(void *at, size_t len);
 void *prs_os_map_private(int fd, uint64_t off, size_t len);
+/* Names in a directory but . and ..; calls `each` until it returns non-zero. */
+int prs_os_each_name(int fd, int (*each)(void *, const char *), void *arg);
 void *prs_os_reserve(size_t len);
 void prs_os_unmap(void *at, size_t len);
 int prs_os_populate(void *at, size_t len, int fd, uint64_t off);
 int prs_os_punch(int fd, uint64_t off, uint64_t len);
 int prs_os_pread(int fd, void *buffer, size_t n, uint64_t off);
 uint64_t prs_os_blocks(int fd);
+int prs_os_open_directory(int at, const char *path, prs_error *error);
+bool prs_os_in_memory(int fd);
+int prs_os_make_directory(int at, const char *name);
+int prs_os_open_at(int at, const char *name, bool create);
+int prs_os_remove_at(int at, const char *name, bool directory);
+uint64_t prs_os_length(int fd);
+int prs_os_identify(int fd, prs_file *file);
+int prs_os_lock_file(int fd, bool exclusive); /* byte 0, without waiting */
 int prs_os_lock_byte(int fd, uint64_t byte);
 void prs_os_unlock_byte(int fd, uint64_t byte);
 int prs_os_byte_held(int fd, uint64_t byte);
@@ -276,6 +296,8 @@ uint32_t prs_class_of(uint64_t size);
 uint64_t prs_class_size(uint32_t cls);
 /* A slot in state CREATING with an extent of at least `size` bytes. */
 int prs_magazine_take(prs_store *s, uint64_t size, uint32_t *slot, uint64_t *word, prs_error *error);
+/* A free slot without an extent. */
+int prs_bare_take(prs_store *s, uint32_t *slot, uint64_t *word, prs_error *error);
 int prs_large_take(prs_store *s, uint64_t size, bool paged, uint32_t *slot, uint64_t *word, prs_error *error);
 /* Put away a slot this process has just retired (RESERVED). Never blocks. */
 void prs_put_away(prs_store *s, uint32_t slot, uint32_t generation);
@@ -320,6 +342,26 @@ void prs_settle(prs_store *s, uint32_t slot, uint64_t word);
 bool prs_take_over(prs_store *s, uint32_t slot, uint64_t word);
 void prs_wake(prs_store *s, prs_slot *slot, uint64_t old_word);
 bool prs_held(prs_store *s, prs_slot *slot, bool freed);
+
+static inline uint32_t
+prs_tick(const prs_store *s) /* seconds, more or less; moves whenever somebody looks */
+{
+    return (uint32_t)(prs_load_relaxed(&s->super->last_look) >> 30) | 1;
+}
+
+/* ---- spill.c ----------------------------------------------------------------------------------------------------- */
+
+int prs_spill_open(prs_store *s, bool create, prs_error *error);
+void prs_spill_close(prs_store *s);
+/* Write objects to files until `size` contiguous bytes may be free.  PRS_OK: worth another try. */
+int prs_spill_for(prs_store *s, uint64_t size, prs_error *error);
+void prs_spill_undo(prs_store *s, uint32_t slot, uint64_t word); /* SPILLING of a dead client */
+void prs_spill_remove(prs_store *s, const prs_slot *slot, uint32_t i);
+int prs_spill_map(prs_store *s, const prs_oid *id, uint64_t size, bool cow, prs_file_map **out);
+void prs_spill_unmap(prs_file_map *map);
+/* An object too large for the store is made in its file. */
+int prs_spill_write(prs_store *s, const prs_draft *draft, uint64_t at, const void *src, size_t n, prs_error *error);
+int prs_spill_create(prs_store *s, const prs_draft *draft, prs_error *error);
 
 /* ---- recover.c --------------------------------------------------------------------------------------------------- */
 

@@ -12,17 +12,24 @@
 
 #define SLICE (100 * PRS_MS)
 
-/* Mark an unsealed object's word. PRS_E_AGAIN: marked, *low is what to sleep on. */
+static bool
+pending(uint64_t word)
+{
+    return prs_word_state(word) == PRS_STATE_CREATING || prs_word_state(word) == PRS_STATE_SPILLING;
+}
+
+/* Mark the word of an object that cannot be read yet (unsealed, or just being spilled).
+ * PRS_E_AGAIN: marked, *low is what to sleep on. */
 static int
 mark(prs_store *s, const prs_oid *id, uint32_t *low)
 {
     int rc = prs_state(s, id);
-    if (rc != PRS_E_AGAIN)
+    if (rc < 0 && rc != PRS_E_AGAIN)
         return rc;
     prs_slot *slot = prs_slot_at(s, id->slot);
     uint64_t word = prs_load_seqcst(&slot->word);
     for (;;) {
-        if (prs_word_generation(word) != id->generation || prs_word_state(word) != PRS_STATE_CREATING)
+        if (prs_word_generation(word) != id->generation || !pending(word))
             return prs_state(s, id);
         if ((word & PRS_WORD_WAITERS) || prs_cas_seqcst(&slot->word, &word, word | PRS_WORD_WAITERS)) {
             *low = (uint32_t)(word | PRS_WORD_WAITERS);
@@ -37,7 +44,7 @@ static void
 look_at_creator(prs_store *s, uint32_t slot)
 {
     uint64_t word = prs_load_seqcst(&prs_slot_at(s, slot)->word);
-    if (prs_word_state(word) == PRS_STATE_CREATING && prs_client_dead(s, prs_word_client(word)))
+    if (pending(word) && prs_client_dead(s, prs_word_client(word)))
         prs_look(s, 0);
 }
 

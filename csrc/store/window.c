@@ -138,10 +138,18 @@ int
 prs_cow_open(prs_store *s, const prs_oid *id, const prs_view *view, void **map, size_t *map_len, uint8_t **data,
              prs_error *error)
 {
-    (void)id;
     int rc = prs_descriptors(s, error);
     if (rc < 0)
         return rc;
+    if (view->data < s->ro || view->data >= s->ro + s->capacity) { /* spilled: its file instead */
+        prs_file_map *file;
+        if ((rc = prs_spill_map(s, id, view->size, true, &file)) < 0)
+            return prs_fail(error, rc, 0, "the spill file of the object cannot be mapped");
+        *map = *data = file->at;
+        *map_len = file->len;
+        free(file);
+        return PRS_OK;
+    }
     uint64_t off = (uint64_t)(view->data - s->ro), begin = off & ~(uint64_t)(PRS_PAGE - 1);
     size_t len = prs_round_up(off - begin + (view->size ? view->size : 1), PRS_PAGE);
     uint8_t *at = prs_os_map_private(s->fd_ro, s->super->data_off + begin, len);

@@ -1,0 +1,423 @@
+/* spill.c - objects in files when there is no room.
+ *
+ * Purpose    A put that does not fit moves others out of the way instead of failing; nothing alive is dropped.
+ * Algorithm  CLOCK over the extents in address order: the first window of neighbours that are free, or sealed,
+ *            unpinned and not pinned lately, and together large enough.  Each of them is written to
+ *            <spill_dir>/<store id>/<slot>-<serial>; then, under the store lock, its word turns to SEALED+FILE
+ *            and its extent goes back.  A spilled object is read by mapping its file and never comes back.
+ *            An object larger than the whole store is made in its file from the start.
+ * Guarantee  The word is the commit: a file whose slot does not say FILE is rubbish, and whoever reaps the
+ *            spiller removes it.  Every client holds a shared lock on the directory's lock file; a directory
+ *            whose lock is free belongs to a store that is gone.
+ */
+#include "store.h"
+#include <errno.h>
+#include <stdio.h>
+#include <unistd.h>
+
+#define LOCK_NAME "lock"
+#define VICTIMS 256u
+#define WINDOW_MIN (1024u * 1024u)
+#define NAME_LEN 32
+
+static void
+file_name(char name[NAME_LEN], uint32_t slot, uint64_t serial)
+{
+    snprintf(name, NAME_LEN, "%08x-%016llx", slot, (unsigned long long)serial);
+}
+
+static void
+directory_name(char name[NAME_LEN], uint64_t id)
+{
+    snprintf(name, NAME_LEN, "%016llx", (unsigned long long)id);
+}
+
+/* ---- directories ---------------------------------------------------------------------------------- */
+
+static int
+remove_one(void *arg, const char *name)
+{
+    (void)prs_os_remove_at(*(int *)arg, name, false);
+    return 0;
+}
+
+struct cleaning {
+    int fd, found;
+    bool dry;
+};
+
+/* A directory of a store whose lock nobody holds: remove it, or just count it. */
+static int
+clean_one(void *arg, const char *name)
+{
+    struct cleaning *c = arg;
+    if (strlen(name) != 16 || strspn(name, "0123456789abcdef") != 16)
+        return 0;
+    int directory = prs_os_open_directory(c->fd, name, NULL);
+    if (directory < 0)
+        return 0;
+    int lock = prs_os_open_at(directory, LOCK_NAME, true);
+    if (lock >= 0 && prs_os_lock_file(lock, true) == 0) {
+        c->found++;
+        if (!c->dry) {
+            prs_os_each_name(directory, remove_one, &directory);
+            prs_os_remove_at(c->fd, name, true);
+        }
+    }
+    prs_os_close(lock);
+    prs_os_close(directory);
+    return 0;
+}
+
+int
+prs_spill_clean(const char *directory, bool dry)
+{
+    prs_error error = {0};
+    struct cleaning c = {prs_os_open_directory(-1, directory, &error), 0, dry};
+    if (c.fd < 0)
+        return error.sys_errno ? -error.sys_errno : -EINVAL;
+    int rc = prs_os_each_name(c.fd, clean_one, &c);
+    prs_os_close(c.fd);
+    return rc < 0 ? rc : c.found;
+}
+
+static int
+enter_directory(prs_store *s, int top, bool create, prs_error *error)
+{
+    char name[NAME_LEN];
+    directory_name(name, s->id);
+    if (create) {
+        int rc = prs_os_make_directory(top, name);
+        if (rc < 0)
+            return prs_fail(error, PRS_E_SYS, -rc, "cannot make a directory in %.150s", s->super->spill_dir);
+    }
+    int fd = prs_os_open_directory(top, name, error);
+    if (fd < 0)
+        return fd;
+    int lock = prs_os_open_at(fd, LOCK_NAME, true);
+    int rc = lock < 0 ? lock : prs_os_lock_file(lock, false);
+    if (rc < 0) {
+        prs_os_close(lock);
+        prs_os_close(fd);
+        return prs_fail(error, PRS_E_SYS, -rc, "cannot lock the spill directory of the store");
+    }
+    if (!s->spill_dir)
+        s->spill_dir = strdup(s->super->spill_dir);
+    s->fd_spill = fd;
+    s->fd_spill_lock = lock;
+    prs_os_identify(fd, &s->spill_file);
+    prs_os_identify(lock, &s->spill_lock_file);
+    return PRS_OK;
+}
+
+int
+prs_spill_open(prs_store *s, bool create, prs_error *error)
+{
+    if (s->super->spill_dir[0] == 0 || s->fd_spill >= 0)
+        return PRS_OK;
+    int top = prs_os_open_directory(-1, s->super->spill_dir, error), rc;
+    if (top < 0)
+        return top;
+    if (prs_os_in_memory(top)) {
+        rc = prs_fail(error, PRS_E_INVAL, 0, "the spill directory %.150s lies in memory (tmpfs)", s->super->spill_dir);
+    } else {
+        if (create)
+            prs_spill_clean(s->super->spill_dir, false);
+        rc = enter_directory(s, top, create, error);
+    }
+    prs_os_close(top);
+    return rc;
+}
+
+/* The last one out takes the directory along. */
+void
+prs_spill_close(prs_store *s)
+{
+    if (prs_os_same(s->fd_spill_lock, &s->spill_lock_file)) {
+        if (!s->orphan && prs_os_lock_file(s->fd_spill_lock, true) == 0) {
+            char name[NAME_LEN];
+            directory_name(name, s->id);
+            int top = s->spill_dir ? prs_os_open_directory(-1, s->spill_dir, NULL) : -1;
+            if (top >= 0 && prs_os_same(s->fd_spill, &s->spill_file)) {
+                prs_os_each_name(s->fd_spill, remove_one, &s->fd_spill);
+                prs_os_remove_at(top, name, true);
+            }
+            prs_os_close(top);
+        }
+        prs_os_close(s->fd_spill_lock);
+    }
+    if (prs_os_same(s->fd_spill, &s->spill_file))
+        prs_os_close(s->fd_spill);
+    s->fd_spill = s->fd_spill_lock = -1;
+}
+
+/* The directory, opened anew if other code closed our descriptors. */
+static int
+directory(prs_store *s)
+{
+    if (PRS_LIKELY(prs_os_same(s->fd_spill, &s->spill_file)))
+        return s->fd_spill;
+    s->fd_spill = -1;
+    prs_error ignored;
+    return prs_spill_open(s, false, &ignored) == PRS_OK ? s->fd_spill : -EBADF;
+}
+
+/* ---- one object ------------------------------------------------------------------------------------- */
+
+static int
+open_file(prs_store *s, uint32_t slot, uint64_t serial, bool create)
+{
+    char name[NAME_LEN];
+    int at = directory(s);
+    file_name(name, slot, serial);
+    return at < 0 ? at : prs_os_open_at(at, name, create);
+}
+
+static void
+remove_file(prs_store *s, uint32_t slot, uint64_t serial)
+{
+    char name[NAME_LEN];
+    int at = directory(s);
+    file_name(name, slot, serial);
+    if (at >= 0)
+        (void)prs_os_remove_at(at, name, false); /* not there: the death came before the file */
+    PRS_POINT(spill_removed);
+}
+
+static int
+disk_full(prs_store *s, int rc, uint64_t want, prs_error *error)
+{
+    int code = rc == -ENOSPC || rc == -EDQUOT || rc == -EFBIG ? PRS_E_FULL : PRS_E_SYS;
+    prs_fail(error, code, -rc, "writing to the spill directory %.120s failed", s->super->spill_dir);
+    if (error) {
+        error->want = want;
+        error->capacity = s->capacity;
+        error->used = s->super->arena.used;
+    }
+    return code;
+}
+
+/* Back to SEALED; what was let go meanwhile is freed now. */
+static void
+roll_back(prs_store *s, uint32_t i, uint64_t word)
+{
+    prs_slot *slot = prs_slot_at(s, i);
+    uint64_t sealed;
+    do {
+        if (prs_word_state(word) != PRS_STATE_SPILLING)
+            return;
+        sealed = (word & ~(uint64_t)(PRS_STATE_MASK | PRS_WORD_WAITERS)) | PRS_STATE_SEALED;
+    } while (!prs_cas_seqcst(&slot->word, &word, sealed));
+    PRS_POINT(spill_rolled_back);
+    prs_wake(s, slot, word);
+    prs_try_free(s, i);
+}
+
+void
+prs_spill_undo(prs_store *s, uint32_t i, uint64_t word)
+{
+    remove_file(s, i, prs_load_relaxed(&prs_slot_at(s, i)->serial));
+    roll_back(s, i, word);
+}
+
+void
+prs_spill_remove(prs_store *s, const prs_slot *slot, uint32_t i)
+{
+    remove_file(s, i, prs_load_relaxed(&slot->serial));
+}
+
+/* PRS_OK: spilled. PRS_E_AGAIN: somebody uses it. Else: the disk. */
+static int
+spill_one(prs_store *s, uint32_t i, uint32_t generation, prs_error *error)
+{
+    prs_slot *slot = prs_slot_at(s, i);
+    uint64_t word = prs_load_seqcst(&slot->word);
+    uint32_t never = PRS_WORD_FREED | PRS_WORD_FILE | PRS_WORD_WINDOW;
+    if (prs_word_state(word) != PRS_STATE_SEALED || prs_word_generation(word) != generation || (word & never))
+        return PRS_E_AGAIN;
+    uint64_t ours = prs_word(generation, s->me, PRS_STATE_SPILLING) | (word & PRS_FLAGS_MASK);
+    if (!prs_cas_seqcst(&slot->word, &word, ours))
+        return PRS_E_AGAIN;
+    PRS_POINT(spill_marked);
+    uint64_t serial = prs_load_relaxed(&slot->serial), off = slot->off, size = slot->size;
+    int rc = PRS_E_AGAIN, fd = -1;
+    if (prs_held(s, slot, true)) /* a pin */
+        goto undo;
+    fd = open_file(s, i, serial, true);
+    int err = fd < 0 ? fd : PRS_POINT_ERRNO(spill_created) ? -ENOSPC
+                                                           : prs_copy_to_file(fd, 0, s->ro + off, size, NULL);
+    if (err < 0) {
+        rc = disk_full(s, err, size, error);
+        goto undo;
+    }
+    prs_os_close(fd);
+    fd = -1;
+    PRS_POINT(spill_written);
+    if (prs_held(s, slot, true))
+        goto undo;
+    rc = prs_tables_touch(s) < 0 ? PRS_E_BACKING : prs_lock(s, s->lock_timeout, error);
+    if (rc < 0)
+        goto undo;
+    uint64_t filed;
+    word = ours;
+    do
+        filed = (word & ~(uint64_t)(PRS_STATE_MASK | PRS_WORD_WAITERS)) | PRS_STATE_SEALED | PRS_WORD_FILE;
+    while (!prs_cas_seqcst(&slot->word, &word, filed));
+    PRS_POINT(spill_committed);
+    prs_extent_free(s, slot->extent);
+    slot->extent = PRS_NIL;
+    slot->cap = 0;
+    PRS_POINT(spill_extent);
+    prs_unlock(s);
+    prs_wake(s, slot, word);
+    prs_try_free(s, i);
+    return PRS_OK;
+undo:
+    prs_os_close(fd);
+    prs_spill_undo(s, i, ours);
+    return rc;
+}
+
+/* ---- choosing ------------------------------------------------------------------------------------------ */
+
+static bool
+spillable(prs_store *s, uint32_t i, bool idle_only)
+{
+    prs_slot *slot = prs_slot_at(s, i);
+    uint64_t word = prs_load_seqcst(&slot->word);
+    if (prs_word_state(word) != PRS_STATE_SEALED || (word & (PRS_WORD_FREED | PRS_WORD_WINDOW)) || slot->size == 0)
+        return false;
+    if (idle_only && prs_load_relaxed(&slot->next_free) == prs_tick(s))
+        return false;
+    const prs_atomic_u64 *pins = prs_pins(s, slot);
+    for (uint32_t w = 0; w < s->holder_words; w++)
+        if (prs_load_relaxed(&pins[w]))
+            return false;
+    return true;
+}
+
+/* Under the lock: the next window of extents that could become one free run of `size` bytes. */
+static uint32_t
+choose(prs_store *s, uint64_t size, bool idle_only, prs_reserved *victims)
+{
+    prs_arena *a = &s->super->arena;
+    uint32_t n = 0, start = a->clock != PRS_NIL ? a->clock : a->extent_first, i = start;
+    uint64_t run = 0;
+    bool wrapped = false;
+    do {
+        const prs_extent *e = &s->extents[i];
+        if (e->used && !spillable(s, e->slot, idle_only)) {
+            n = 0;
+            run = 0;
+        } else {
+            run += e->size;
+            if (e->used)
+                victims[n++] = (prs_reserved){
+                    e->slot, prs_word_generation(prs_load_relaxed(&prs_slot_at(s, e->slot)->word))};
+        }
+        i = e->next;
+        if ((n && run >= size) || n == VICTIMS) {
+            a->clock = i;
+            return n;
+        }
+        if (i == PRS_NIL) { /* the end of the data area ends a window, too */
+            if (wrapped)
+                break;
+            wrapped = true;
+            n = 0;
+            run = 0;
+            i = a->extent_first;
+        }
+    } while (!wrapped || s->extents[i].off <= s->extents[start].off + size);
+    a->clock = PRS_NIL;
+    return 0;
+}
+
+int
+prs_spill_for(prs_store *s, uint64_t size, prs_error *error)
+{
+    if (s->super->spill_dir[0] == 0)
+        return PRS_E_FULL;
+    uint64_t want = size + 2 * PRS_PAGE;
+    if (want < WINDOW_MIN)
+        want = WINDOW_MIN;
+    prs_reserved victims[VICTIMS];
+    /* Idle objects first, then any; a generous window first, then just enough. */
+    for (int pass = 0; pass < 3; pass++) {
+        if (prs_tables_touch(s) < 0)
+            return PRS_E_BACKING;
+        int rc = prs_lock(s, s->lock_timeout, error);
+        if (rc < 0)
+            return rc;
+        uint32_t n = choose(s, pass < 2 ? want : size, pass == 0, victims);
+        prs_unlock(s);
+        bool progress = false;
+        for (uint32_t k = 0; k < n; k++) {
+            rc = spill_one(s, victims[k].slot, victims[k].generation, error);
+            if (rc == PRS_OK)
+                progress = true;
+            else if (rc != PRS_E_AGAIN)
+                return rc;
+        }
+        if (progress)
+            return PRS_OK;
+    }
+    return PRS_E_FULL;
+}
+
+/* ---- reading ---------------------------------------------------------------------------------------------- */
+
+int
+prs_spill_map(prs_store *s, const prs_oid *id, uint64_t size, bool cow, prs_file_map **out)
+{
+    *out = NULL;
+    int fd = open_file(s, id->slot, id->serial, false);
+    if (fd < 0)
+        return fd == -ENOENT ? PRS_E_LOST : PRS_E_SYS;
+    prs_file_map *map = malloc(sizeof *map);
+    int rc = map ? PRS_OK : PRS_E_NOMEM;
+    if (rc == PRS_OK && prs_os_length(fd) < size)
+        rc = PRS_E_CORRUPT; /* shortened: its pages would be SIGBUS */
+    if (rc == PRS_OK) {
+        map->len = size ? size : 1;
+        map->at = cow ? prs_os_map_private(fd, 0, map->len) : prs_os_map(fd, 0, map->len, false);
+        if (!map->at)
+            rc = PRS_E_NOMEM;
+    }
+    prs_os_close(fd);
+    if (rc < 0) {
+        free(map);
+        return rc;
+    }
+    *out = map;
+    return PRS_OK;
+}
+
+void
+prs_spill_unmap(prs_file_map *map)
+{
+    if (!map)
+        return;
+    prs_os_unmap(map->at, map->len);
+    free(map);
+}
+
+/* ---- objects larger than the store ----------------------------------------------------------------------------- */
+
+int
+prs_spill_create(prs_store *s, const prs_draft *draft, prs_error *error)
+{
+    int fd = open_file(s, draft->id.slot, draft->id.serial, true);
+    int rc = fd < 0 ? fd : prs_os_size(fd, draft->size);
+    prs_os_close(fd);
+    return rc < 0 ? disk_full(s, rc, draft->size, error) : PRS_OK;
+}
+
+int
+prs_spill_write(prs_store *s, const prs_draft *draft, uint64_t at, const void *src, size_t n, prs_error *error)
+{
+    int fd = open_file(s, draft->id.slot, draft->id.serial, true);
+    int rc = fd < 0 ? fd : prs_copy_to_file(fd, at, src, n, NULL);
+    prs_os_close(fd);
+    return rc < 0 ? disk_full(s, rc, n, error) : PRS_OK;
+}

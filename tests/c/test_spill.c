@@ -1,0 +1,280 @@
+/* test_spill.c - more than fits: spilled objects, objects larger than the store, deaths in between. */
+#include "harness.h"
+#include "prs.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <dirent.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define MB ((size_t)1 << 20)
+
+static prs_error error;
+static char top[] = "./spill-test-XXXXXX";
+static char absolute[4096];
+
+static const char *
+spill_dir(void)
+{
+    if (!absolute[0]) {
+        CHECK(mkdtemp(top) != NULL);
+        CHECK(realpath(top, absolute) != NULL);
+    }
+    return absolute;
+}
+
+static int
+entries(const char *path, int deep)
+{
+    int n = 0;
+    DIR *d = opendir(path);
+    if (!d)
+        return -1;
+    for (struct dirent *e; (e = readdir(d));) {
+        if (e->d_name[0] == '.')
+            continue;
+        char sub[8192];
+        snprintf(sub, sizeof sub, "%s/%s", path, e->d_name);
+        n += deep ? entries(sub, 0) : 1;
+    }
+    closedir(d);
+    return n;
+}
+
+static prs_store *
+open_store(size_t capacity)
+{
+    prs_store *s = NULL;
+    prs_options options = {.capacity = capacity, .spill_dir = spill_dir()};
+    CHECK_EQ(prs_create(&s, &options, &error), PRS_OK);
+    return s;
+}
+
+static prs_oid
+put(prs_store *s, size_t size, uint8_t seed)
+{
+    prs_draft d;
+    uint8_t *bytes = malloc(size);
+    for (size_t i = 0; i < size; i++)
+        bytes[i] = (uint8_t)(seed + i / 4096);
+    CHECK_MSG(prs_alloc(s, size, 0, &d, &error) == PRS_OK, "%s", error.what);
+    CHECK_MSG(prs_write(s, &d, 0, bytes, size, &error) == PRS_OK, "%s", error.what);
+    free(bytes);
+    CHECK_EQ(prs_seal(s, &d, &error), PRS_OK);
+    return d.id;
+}
+
+static void
+verify(prs_store *s, const prs_oid *id, size_t size, uint8_t seed)
+{
+    prs_view v;
+    int rc;
+    while ((rc = prs_pin(s, id, &v)) == PRS_E_AGAIN)
+        prs_wait(s, id, -1);
+    CHECK_EQ(rc, PRS_OK);
+    CHECK_EQ(v.size, size);
+    for (size_t i = 0; i < size; i += 511)
+        CHECK(v.data[i] == (uint8_t)(seed + i / 4096));
+    prs_unpin(s, id);
+}
+
+TEST(a_thousand_random_reads_over_ten_times_the_store)
+{
+    enum { N = 200 };
+    prs_store *s = open_store(75 * MB);
+    prs_oid id[N];
+    for (int i = 0; i < N; i++)
+        id[i] = put(s, 4 * MB + (size_t)i * 64, (uint8_t)i);
+    prs_stats stats;
+    CHECK_EQ(prs_get_stats(s, &stats), PRS_OK);
+    CHECK_EQ(stats.objects, N);
+    CHECK(stats.spilled >= 180);
+    srand(1);
+    for (int k = 0; k < 1000; k++) {
+        int i = rand() % N;
+        verify(s, &id[i], 4 * MB + (size_t)i * 64, (uint8_t)i);
+    }
+    CHECK_EQ(prs_check(s, &error), PRS_OK);
+    for (int i = 0; i < N; i++)
+        prs_unref(s, &id[i]);
+    prs_drain(s);
+    CHECK_EQ(prs_get_stats(s, &stats), PRS_OK);
+    CHECK_EQ(stats.objects, 0);
+    CHECK_EQ(stats.used, 0);
+    CHECK_EQ(entries(spill_dir(), 1), 1); /* the lock file alone */
+    CHECK_EQ(prs_check(s, &error), PRS_OK);
+    prs_dispose(s);
+    CHECK_EQ(entries(spill_dir(), 0), 0);
+}
+
+TEST(an_object_larger_than_the_store)
+{
+    prs_store *s = open_store(100 * MB);
+    prs_oid id = put(s, 300 * MB, 9);
+    verify(s, &id, 300 * MB, 9);
+    prs_view v;
+    void *map;
+    size_t len;
+    uint8_t *data;
+    CHECK_EQ(prs_pin(s, &id, &v), PRS_OK);
+    CHECK_EQ(prs_cow_open(s, &id, &v, &map, &len, &data, &error), PRS_OK);
+    data[0] = 77;
+    CHECK(v.data[0] == 9);
+    prs_cow_close(map, len);
+    prs_unpin(s, &id);
+    CHECK_EQ(prs_check(s, &error), PRS_OK);
+    prs_unref(s, &id);
+    CHECK_EQ(entries(spill_dir(), 1), 1);
+    prs_dispose(s);
+}
+
+TEST(pinned_objects_stay_where_they_are)
+{
+    prs_store *s = open_store(32 * MB);
+    prs_oid kept = put(s, 8 * MB, 1);
+    prs_view v, w;
+    CHECK_EQ(prs_pin(s, &kept, &v), PRS_OK);
+    prs_oid other[20];
+    for (int i = 0; i < 20; i++)
+        other[i] = put(s, 4 * MB, (uint8_t)(i + 2));
+    CHECK_EQ(prs_pin(s, &kept, &w), PRS_OK);
+    CHECK(v.data == w.data && v.data[4096] == 2);
+    for (int i = 0; i < 20; i++)
+        verify(s, &other[i], 4 * MB, (uint8_t)(i + 2));
+    /* With everything pinned there is no room, and nothing is lost. */
+    prs_oid pinned[32];
+    int n = 0, rc = PRS_OK;
+    while (n < 32 && rc == PRS_OK) {
+        prs_draft d;
+        rc = prs_alloc(s, 4 * MB, 0, &d, &error);
+        if (rc == PRS_OK) {
+            CHECK_EQ(prs_seal(s, &d, &error), PRS_OK);
+            pinned[n] = d.id;
+            CHECK_EQ(prs_pin(s, &pinned[n++], &w), PRS_OK);
+        }
+    }
+    CHECK_EQ(rc, PRS_E_FULL);
+    CHECK_EQ(prs_check(s, &error), PRS_OK);
+    prs_close(s); /* pins hold the handle */
+    prs_unpin(s, &kept);
+    prs_unpin(s, &kept);
+    for (int i = 0; i < n; i++)
+        prs_unpin(s, &pinned[i]);
+    prs_dispose(s);
+}
+
+TEST(a_missing_or_short_file_loses_that_object_alone)
+{
+    prs_store *s = open_store(16 * MB);
+    prs_oid id[12];
+    for (int i = 0; i < 12; i++)
+        id[i] = put(s, 4 * MB, (uint8_t)i);
+    char path[8192];
+    int missing = -1, shortened = -1;
+    for (int i = 0; i < 12 && shortened < 0; i++) {
+        snprintf(path, sizeof path, "%s/%016llx/%08x-%016llx", spill_dir(), (unsigned long long)prs_id(s), id[i].slot,
+                 (unsigned long long)id[i].serial);
+        if (missing < 0 && unlink(path) == 0)
+            missing = i;
+        else if (truncate(path, 100) == 0)
+            shortened = i;
+    }
+    CHECK(missing >= 0 && shortened >= 0);
+    prs_view v;
+    CHECK_EQ(prs_pin(s, &id[missing], &v), PRS_E_LOST);
+    CHECK_EQ(prs_pin(s, &id[shortened], &v), PRS_E_CORRUPT);
+    for (int i = 0; i < 12; i++)
+        if (i != missing && i != shortened)
+            verify(s, &id[i], 4 * MB, (uint8_t)i);
+    CHECK_EQ(prs_check(s, &error), PRS_OK);
+    prs_dispose(s);
+}
+
+TEST(death_at_every_step_of_spilling)
+{
+    static const char *const points[] = {"spill_marked",   "spill_written",     "spill_committed",
+                                         "spill_extent",   "spill_rolled_back", "spill_removed"};
+    for (size_t k = 0; k < sizeof points / sizeof *points; k++) {
+        prs_store *s = open_store(24 * MB);
+        prs_oid mine[4];
+        for (int i = 0; i < 4; i++)
+            mine[i] = put(s, 4 * MB, (uint8_t)i);
+        pid_t pid = fork();
+        if (pid == 0) {
+            if (strcmp(points[k], "spill_rolled_back") == 0) /* the disk says no, so it rolls back */
+                prs_failpoint_arm("spill_created", PRS_FAIL_ERRNO, 1, ENOSPC);
+            prs_failpoint_arm(points[k], PRS_FAIL_KILL, 1, 0);
+            for (int i = 0; i < 8; i++) {
+                prs_draft d;
+                if (prs_alloc(s, 4 * MB, 0, &d, &error) == PRS_OK && prs_seal(s, &d, &error) == PRS_OK && i % 2)
+                    prs_free(s, &d.id, &error);
+            }
+            for (int i = 0; i < 4; i++)
+                prs_free(s, &mine[i], &error);
+            _exit(0);
+        }
+        int status;
+        waitpid(pid, &status, 0);
+        if (prs_failpoint_names()[0] != NULL)
+            CHECK_MSG(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL, "%s was not hit", points[k]);
+        CHECK_EQ(prs_look(s, 0), PRS_OK);
+        CHECK_MSG(prs_check(s, &error) == PRS_OK, "%s: %s", points[k], error.what);
+        if (strcmp(points[k], "spill_removed") != 0) /* there the child had begun to free them */
+            for (int i = 0; i < 4; i++)
+                verify(s, &mine[i], 4 * MB, (uint8_t)i);
+        prs_oid more[10];
+        for (int i = 0; i < 10; i++)
+            more[i] = put(s, 4 * MB, (uint8_t)(100 + i));
+        for (int i = 0; i < 10; i++)
+            verify(s, &more[i], 4 * MB, (uint8_t)(100 + i));
+        for (int i = 0; i < 10; i++)
+            prs_unref(s, &more[i]);
+        for (int i = 0; i < 4; i++)
+            prs_unref(s, &mine[i]);
+        prs_drain(s);
+        prs_stats stats;
+        CHECK_EQ(prs_get_stats(s, &stats), PRS_OK);
+        CHECK_MSG(stats.objects == 0 && stats.used == 0, "%s leaks", points[k]);
+        CHECK_MSG(entries(spill_dir(), 1) == 1, "%s leaves a file", points[k]);
+        CHECK_EQ(prs_check(s, &error), PRS_OK);
+        prs_dispose(s);
+    }
+}
+
+TEST(what_a_killed_store_left_is_removed_by_the_next)
+{
+    pid_t pid = fork();
+    if (pid == 0) {
+        prs_store *s = open_store(16 * MB);
+        for (int i = 0; i < 10; i++)
+            put(s, 4 * MB, 1);
+        raise(SIGKILL);
+    }
+    waitpid(pid, NULL, 0);
+    CHECK_EQ(entries(spill_dir(), 0), 1);
+    CHECK_EQ(prs_spill_clean(spill_dir(), true), 1);
+    CHECK_EQ(entries(spill_dir(), 0), 1);
+    prs_store *s = open_store(16 * MB);
+    CHECK_EQ(entries(spill_dir(), 0), 1); /* its own */
+    CHECK_EQ(prs_spill_clean(spill_dir(), false), 0);
+    prs_dispose(s);
+    CHECK_EQ(rmdir(spill_dir()), 0);
+    absolute[0] = 0;
+    strcpy(top, "./spill-test-XXXXXX");
+}
+
+TEST(a_directory_in_memory_is_refused)
+{
+    prs_store *s;
+    CHECK_EQ(prs_create(&s, &(prs_options){.capacity = 16 * MB, .spill_dir = "/dev/shm"}, &error), PRS_E_INVAL);
+    CHECK(strstr(error.what, "tmpfs") != NULL);
+    if (absolute[0])
+        rmdir(absolute);
+}
+
+TEST_MAIN()
