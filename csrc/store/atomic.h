@@ -67,34 +67,26 @@ _Static_assert(sizeof(prs_atomic_u64) == 8 && _Alignof(prs_atomic_u64) == 8, "la
 
 /* ---- compare and swap: true when *p was *expected; else *expected is what *p holds ------------ */
 
-#define prs_cas_relaxed(p, expected, desired)                                                       \
-    atomic_compare_exchange_strong_explicit((p), (expected), (desired), memory_order_relaxed,       \
-                                            memory_order_relaxed)
-#define prs_cas_acquire(p, expected, desired)                                                       \
-    atomic_compare_exchange_strong_explicit((p), (expected), (desired), memory_order_acquire,       \
-                                            memory_order_acquire)
-#define prs_cas_release(p, expected, desired)                                                       \
-    atomic_compare_exchange_strong_explicit((p), (expected), (desired), memory_order_release,       \
-                                            memory_order_relaxed)
-#define prs_cas_acqrel(p, expected, desired)                                                        \
-    atomic_compare_exchange_strong_explicit((p), (expected), (desired), memory_order_acq_rel,       \
-                                            memory_order_acquire)
-#define prs_cas_seqcst(p, expected, desired)                                                        \
-    atomic_compare_exchange_strong_explicit((p), (expected), (desired), memory_order_seq_cst,       \
-                                            memory_order_seq_cst)
+#define prs_cas_relaxed(p, expected, desired) \
+    atomic_compare_exchange_strong_explicit((p), (expected), (desired), memory_order_relaxed, memory_order_relaxed)
+#define prs_cas_acquire(p, expected, desired) \
+    atomic_compare_exchange_strong_explicit((p), (expected), (desired), memory_order_acquire, memory_order_acquire)
+#define prs_cas_release(p, expected, desired) \
+    atomic_compare_exchange_strong_explicit((p), (expected), (desired), memory_order_release, memory_order_relaxed)
+#define prs_cas_acqrel(p, expected, desired) \
+    atomic_compare_exchange_strong_explicit((p), (expected), (desired), memory_order_acq_rel, memory_order_acquire)
+#define prs_cas_seqcst(p, expected, desired) \
+    atomic_compare_exchange_strong_explicit((p), (expected), (desired), memory_order_seq_cst, memory_order_seq_cst)
 /* May fail without cause: for loops only. */
-#define prs_cas_weak_relaxed(p, expected, desired)                                                  \
-    atomic_compare_exchange_weak_explicit((p), (expected), (desired), memory_order_relaxed,         \
-                                          memory_order_relaxed)
-#define prs_cas_weak_seqcst(p, expected, desired)                                                   \
-    atomic_compare_exchange_weak_explicit((p), (expected), (desired), memory_order_seq_cst,         \
-                                          memory_order_seq_cst)
+#define prs_cas_weak_relaxed(p, expected, desired) \
+    atomic_compare_exchange_weak_explicit((p), (expected), (desired), memory_order_relaxed, memory_order_relaxed)
+#define prs_cas_weak_seqcst(p, expected, desired) \
+    atomic_compare_exchange_weak_explicit((p), (expected), (desired), memory_order_seq_cst, memory_order_seq_cst)
 
 /* ---- waiting ----------------------------------------------------------------------------------- */
 
 /* A hint to the core that this is a spin loop. */
-static inline void
-prs_pause(void)
+static inline void prs_pause(void)
 {
 #if defined(__x86_64__) || defined(__i386__)
     __builtin_ia32_pause();
@@ -108,8 +100,7 @@ prs_pause(void)
 }
 
 /* The half of a 64-bit word that holds its low 32 bits: what a futex on such a word waits on. */
-static inline void *
-prs_low_half(prs_atomic_u64 *word)
+static inline void *prs_low_half(prs_atomic_u64 *word)
 {
 #if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
     return (char *)word + 4;
@@ -118,8 +109,7 @@ prs_low_half(prs_atomic_u64 *word)
 #endif
 }
 
-static inline long
-prs_futex_call_(void *addr, int op, uint32_t value, const void *timeout)
+static inline long prs_futex_call_(void *addr, int op, uint32_t value, const void *timeout)
 {
 #if defined(SYS_futex)
     return syscall(SYS_futex, addr, op, value, timeout, NULL, 0);
@@ -134,8 +124,7 @@ prs_futex_call_(void *addr, int op, uint32_t value, const void *timeout)
  * Returns 0 (woken, possibly without cause: look again), -EAGAIN (the word differed), -ETIMEDOUT, or
  * -EINTR (a signal; never retried here, so that the caller can run its handlers). errno is kept.
  */
-static inline int
-prs_futex_wait(const volatile void *addr, uint32_t expected, int64_t timeout_ns)
+static inline int prs_futex_wait(const volatile void *addr, uint32_t expected, int64_t timeout_ns)
 {
 #if defined(SYS_futex)
     long ts[2]; /* what this system call takes on every ABI: two longs */
@@ -164,8 +153,7 @@ prs_futex_wait(const volatile void *addr, uint32_t expected, int64_t timeout_ns)
 }
 
 /* Wake at most `count` waiters on `addr` (INT_MAX: all). Returns how many were woken, or -errno. */
-static inline int
-prs_futex_wake(const volatile void *addr, int count)
+static inline int prs_futex_wake(const volatile void *addr, int count)
 {
     int saved = errno;
     long rc = prs_futex_call_((void *)(uintptr_t)addr, 1 /* FUTEX_WAKE */, (uint32_t)count, NULL);
@@ -187,21 +175,18 @@ typedef struct prs_spin {
 
 #define PRS_SPIN_INIT {0}
 
-static inline void
-prs_spin_init(prs_spin *lock)
+static inline void prs_spin_init(prs_spin *lock)
 {
     atomic_init(&lock->held, 0);
 }
 
-static inline bool
-prs_spin_trylock(prs_spin *lock)
+static inline bool prs_spin_trylock(prs_spin *lock)
 {
     return prs_load_relaxed(&lock->held) == 0 && prs_exchange_acquire(&lock->held, 1) == 0;
 }
 
 /* Out of the fast path; kept apart so that prs_spin_lock inlines to one exchange and a branch. */
-__attribute__((noinline, unused)) static void
-prs_spin_wait_(prs_spin *lock)
+__attribute__((noinline, unused)) static void prs_spin_wait_(prs_spin *lock)
 {
     for (unsigned round = 0;; round++) {
         while (prs_load_relaxed(&lock->held) != 0) {
@@ -220,15 +205,13 @@ prs_spin_wait_(prs_spin *lock)
     }
 }
 
-static inline void
-prs_spin_lock(prs_spin *lock)
+static inline void prs_spin_lock(prs_spin *lock)
 {
     if (__builtin_expect(prs_exchange_acquire(&lock->held, 1) != 0, 0))
         prs_spin_wait_(lock);
 }
 
-static inline void
-prs_spin_unlock(prs_spin *lock)
+static inline void prs_spin_unlock(prs_spin *lock)
 {
     prs_store_release(&lock->held, 0);
 }

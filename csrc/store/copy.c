@@ -31,8 +31,7 @@
 
 /* Both take dst aligned to 64 and n a multiple of 128; src may have any alignment. */
 
-__attribute__((target("avx2"))) static void
-stream_avx2(char *dst, const char *src, size_t n)
+__attribute__((target("avx2"))) static void stream_avx2(char *dst, const char *src, size_t n)
 {
     for (size_t i = 0; i < n; i += 128) {
         __m256i a = _mm256_loadu_si256((const __m256i *)(const void *)(src + i));
@@ -46,8 +45,7 @@ stream_avx2(char *dst, const char *src, size_t n)
     }
 }
 
-static void
-stream_sse2(char *dst, const char *src, size_t n)
+static void stream_sse2(char *dst, const char *src, size_t n)
 {
     for (size_t i = 0; i < n; i += 64) {
         __m128i a = _mm_loadu_si128((const __m128i *)(const void *)(src + i));
@@ -64,8 +62,7 @@ stream_sse2(char *dst, const char *src, size_t n)
 /* For tests, which must reach the SSE2 kernel on a machine with AVX2 too. */
 int prs_copy_use_avx2_ = 1;
 
-void
-prs_copy_nt(void *dst_, const void *src_, size_t n)
+void prs_copy_nt(void *dst_, const void *src_, size_t n)
 {
     char *dst = dst_;
     const char *src = src_;
@@ -90,16 +87,14 @@ prs_copy_nt(void *dst_, const void *src_, size_t n)
 #else
 
 /* Elsewhere the C library's memcpy is the best known kernel; it streams by itself where that pays. */
-void
-prs_copy_nt(void *dst, const void *src, size_t n)
+void prs_copy_nt(void *dst, const void *src, size_t n)
 {
     memcpy(dst, src, n);
 }
 
 #endif
 
-void
-prs_copy(void *dst, const void *src, size_t n)
+void prs_copy(void *dst, const void *src, size_t n)
 {
     if (n < PRS_COPY_NT_MIN) {
         if (n) /* memcpy(NULL, NULL, 0) is undefined */
@@ -121,8 +116,7 @@ typedef struct parallel_copy {
     prs_atomic_u64 next;
 } parallel_copy;
 
-static void *
-copy_pieces(void *arg)
+static void *copy_pieces(void *arg)
 {
     parallel_copy *job = arg;
     for (;;) {
@@ -135,8 +129,7 @@ copy_pieces(void *arg)
     }
 }
 
-void
-prs_copy_parallel(void *dst, const void *src, size_t n, unsigned max_threads)
+void prs_copy_parallel(void *dst, const void *src, size_t n, unsigned max_threads)
 {
     unsigned threads = n < PRS_COPY_PARALLEL_MIN ? 1 : prs_crew_size(n, PRS_COPY_PARALLEL_MIN / 2, max_threads);
     if (threads <= 1) {
@@ -153,8 +146,7 @@ prs_copy_parallel(void *dst, const void *src, size_t n, unsigned max_threads)
 
 /* ---- into a file ------------------------------------------------------------------------------- */
 
-int
-prs_copy_to_file(int fd, uint64_t offset, const void *src_, size_t n, size_t *written)
+int prs_copy_to_file(int fd, uint64_t offset, const void *src_, size_t n, size_t *written)
 {
     const char *src = src_;
     int saved = errno, rc = 0;

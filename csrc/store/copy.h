@@ -14,7 +14,7 @@
 #define PRS_COPY_MAX_THREADS 8u
 
 /* From here on stores bypass the cache: measured, see docs/design/copy.md. */
-#define PRS_COPY_NT_MIN ((size_t)4 << 20)
+#define PRS_COPY_NT_MIN ((size_t)2 << 20)
 
 /* From here on a second thread pays for its creation: measured, see docs/design/copy.md. */
 #define PRS_COPY_PARALLEL_MIN ((size_t)16 << 20)
@@ -29,7 +29,7 @@ void prs_copy(void *dst, const void *src, size_t n);
 void prs_copy_nt(void *dst, const void *src, size_t n);
 
 /*
- * The same on up to `max_threads` threads (0: as many as pay), made for this call, joined before it
+ * The same on up to `max_threads` threads (0: as many as pay, by size and idle CPUs), made for this call, joined before it
  * returns, with all signals blocked. Fewer, down to the caller alone, where they cannot be made.
  */
 void prs_copy_parallel(void *dst, const void *src, size_t n, unsigned max_threads);
@@ -53,7 +53,7 @@ int prs_copy_strided(void *dst, const void *src, int ndim, const ptrdiff_t *shap
                      size_t itemsize);
 
 /* The same on several threads, as prs_copy_parallel. */
-int prs_copy_strided_parallel(void *dst, const void *src, int ndim, const ptrdiff_t *shape,
-                              const ptrdiff_t *strides, size_t itemsize, unsigned max_threads);
+int prs_copy_strided_parallel(void *dst, const void *src, int ndim, const ptrdiff_t *shape, const ptrdiff_t *strides,
+                              size_t itemsize, unsigned max_threads);
 
 #endif /* PRS_COPY_H */

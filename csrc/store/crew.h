@@ -26,9 +26,12 @@ void prs_crew_start(prs_crew *crew, unsigned helpers, void *(*work)(void *), voi
 void prs_crew_join(prs_crew *crew);
 
 /*
- * Threads (the caller's included) for `n` bytes when each should have at least `per_thread`, at most
- * `max_threads` (0: a default), never more than there are CPUs.
+ * Threads (the caller's included) for `n` bytes when each should have at least `per_thread`: at most `max_threads` and
+ * the CPUs this process may use. With max_threads 0 at most a default, and no more than there are CPUs idle now.
  */
 unsigned prs_crew_size(size_t n, size_t per_thread, unsigned max_threads);
+
+/* CPUs that stand idle now, the caller's not counted. */
+unsigned prs_cpu_idle(void);
 
 #endif /* PRS_CREW_H */

@@ -17,6 +17,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdbool.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -34,20 +35,18 @@
 #define PIECE_BACKED ((size_t)2 << 20)
 #define PIECE_POPULATE ((size_t)2 << 20)
 
-/* Bytes that make up for the creation of one helper. */
-#define WORTH_UNBACKED ((size_t)1 << 20)
-#define WORTH_BACKED ((size_t)2 << 20)
+/* Least bytes for each thread, or the creation of a helper does not pay. */
+#define WORTH_UNBACKED ((size_t)2 << 20)
+#define WORTH_BACKED ((size_t)4 << 20)
 
-static uintptr_t
-page_size(void)
+static uintptr_t page_size(void)
 {
     long size = sysconf(_SC_PAGESIZE); /* from the auxiliary vector, no system call */
     return size > 0 ? (uintptr_t)size : 4096;
 }
 
 /* 0 or -errno; keeps errno. */
-static int
-advise(char *at, size_t n, int advice)
+static int advise(char *at, size_t n, int advice)
 {
     int saved = errno, rc = 0;
     uintptr_t skew = (uintptr_t)at & (page_size() - 1);
@@ -76,10 +75,10 @@ typedef struct fill_job {
     prs_atomic_u64 from_back;  /* of these, to helpers that work downwards */
     prs_atomic_u64 failed_end; /* end (byte) of the highest piece that could not be mapped */
     prs_atomic_u32 error;      /* a positive errno; the first one stays */
+    prs_atomic_u32 caller_cpu; /* where the caller wrote its last piece */
 } fill_job;
 
-static void
-job_init(fill_job *job, size_t piece)
+static void job_init(fill_job *job, size_t piece)
 {
     job->piece = piece;
     job->pieces = job->n == 0 ? 0 : (size_t)((job->off + job->n - 1) / piece - job->off / piece) + 1;
@@ -87,18 +86,24 @@ job_init(fill_job *job, size_t piece)
     atomic_init(&job->from_back, 0);
     atomic_init(&job->failed_end, 0);
     atomic_init(&job->error, 0);
+    atomic_init(&job->caller_cpu, UINT32_MAX - 1);
 }
 
-static bool
-claim(fill_job *job, uint64_t *ticket)
+/* The CPU this thread runs on, without a system call; one that never matches where that cannot be told. */
+static uint32_t this_cpu(void)
+{
+    int cpu = sched_getcpu();
+    return cpu < 0 ? UINT32_MAX : (uint32_t)cpu;
+}
+
+static bool claim(fill_job *job, uint64_t *ticket)
 {
     *ticket = prs_fetch_add_relaxed(&job->claimed, 1u);
     return *ticket < job->pieces && prs_load_relaxed(&job->error) == 0;
 }
 
 /* Piece k as bytes [from, to) of the job. */
-static void
-bounds(const fill_job *job, uint64_t k, size_t *from, size_t *to)
+static void bounds(const fill_job *job, uint64_t k, size_t *from, size_t *to)
 {
     uint64_t start = (job->off / job->piece + k) * job->piece;
     *from = start > job->off ? (size_t)(start - job->off) : 0;
@@ -106,22 +111,19 @@ bounds(const fill_job *job, uint64_t k, size_t *from, size_t *to)
     *to = end < job->n ? (size_t)end : job->n;
 }
 
-static void
-report(fill_job *job, int rc)
+static void report(fill_job *job, int rc)
 {
     uint32_t none = 0;
     if (rc < 0)
         prs_cas_relaxed(&job->error, &none, (uint32_t)-rc);
 }
 
-static void
-write_piece(fill_job *job, size_t from, size_t to)
+static void write_piece(fill_job *job, size_t from, size_t to)
 {
     report(job, prs_copy_to_file(job->fd, job->off + from, job->src + from, to - from, NULL));
 }
 
-static void
-note_unmapped(fill_job *job, uint64_t end)
+static void note_unmapped(fill_job *job, uint64_t end)
 {
     uint64_t seen = prs_load_relaxed(&job->failed_end);
     while (seen < end && !prs_cas_weak_relaxed(&job->failed_end, &seen, end))
@@ -130,12 +132,12 @@ note_unmapped(fill_job *job, uint64_t end)
 
 /* ---- unbacked: pwrite upwards, populate and copy downwards ------------------------------------- */
 
-static void *
-fill_downwards(void *arg)
+static void *fill_downwards(void *arg)
 {
     fill_job *job = arg;
     uint64_t ticket;
-    while (claim(job, &ticket)) {
+    /* Per byte this is dearer than pwrite: worth it on another CPU, not on time taken from the caller's own. */
+    while (prs_load_relaxed(&job->caller_cpu) != this_cpu() && claim(job, &ticket)) {
         size_t from, to;
         bounds(job, job->pieces - 1 - prs_fetch_add_relaxed(&job->from_back, 1u), &from, &to);
         if (advise(job->map + from, to - from, job->advice) == 0) {
@@ -149,8 +151,7 @@ fill_downwards(void *arg)
     return NULL;
 }
 
-static int
-fill_unbacked(fill_job *job, unsigned max_threads, size_t *mapped_from)
+static int fill_unbacked(fill_job *job, unsigned max_threads, size_t *mapped_from)
 {
     unsigned threads = job->map ? prs_crew_size(job->n, WORTH_UNBACKED, max_threads) : 1;
     *mapped_from = job->n;
@@ -162,6 +163,7 @@ fill_unbacked(fill_job *job, unsigned max_threads, size_t *mapped_from)
     prs_crew_start(&crew, threads - 1, fill_downwards, job);
     uint64_t ticket;
     for (uint64_t k = 0; claim(job, &ticket); k++) {
+        prs_store_relaxed(&job->caller_cpu, this_cpu());
         size_t from, to;
         bounds(job, k, &from, &to);
         write_piece(job, from, to);
@@ -178,8 +180,7 @@ fill_unbacked(fill_job *job, unsigned max_threads, size_t *mapped_from)
 
 /* ---- backed: map around, then copy ------------------------------------------------------------- */
 
-static void *
-map_and_copy(void *arg)
+static void *map_and_copy(void *arg)
 {
     fill_job *job = arg;
     uint64_t k;
@@ -187,7 +188,7 @@ map_and_copy(void *arg)
         size_t from, to;
         bounds(job, k, &from, &to);
         if (advise(job->map + from, to - from, job->advice) == 0) {
-            (job->n < PRS_COPY_NT_MIN ? prs_copy : prs_copy_nt)(job->map + from, job->src + from, to - from);
+            prs_copy_nt(job->map + from, job->src + from, to - from); /* pages of another process: not in our cache */
         } else {
             note_unmapped(job, job->n);
             write_piece(job, from, to);
@@ -197,8 +198,7 @@ map_and_copy(void *arg)
 }
 
 /* The caller and its helpers all do the same work. */
-static int
-run_alike(fill_job *job, void *(*work)(void *), size_t piece, size_t worth, unsigned max_threads)
+static int run_alike(fill_job *job, void *(*work)(void *), size_t piece, size_t worth, unsigned max_threads)
 {
     job_init(job, piece);
     prs_crew crew;
@@ -209,8 +209,7 @@ run_alike(fill_job *job, void *(*work)(void *), size_t piece, size_t worth, unsi
     return -(int)prs_load_relaxed(&job->error);
 }
 
-static int
-fill_backed(fill_job *job, unsigned max_threads, size_t *mapped_from)
+static int fill_backed(fill_job *job, unsigned max_threads, size_t *mapped_from)
 {
     *mapped_from = job->n;
     if (!job->map)
@@ -221,9 +220,8 @@ fill_backed(fill_job *job, unsigned max_threads, size_t *mapped_from)
     return rc;
 }
 
-int
-prs_fill(int fd, uint64_t off, void *map, const void *src, size_t n, enum prs_page_state state,
-         unsigned max_threads, size_t *mapped_from)
+int prs_fill(int fd, uint64_t off, void *map, const void *src, size_t n, enum prs_page_state state,
+             unsigned max_threads, size_t *mapped_from)
 {
     size_t ignored;
     if (!mapped_from)
@@ -254,8 +252,7 @@ prs_fill(int fd, uint64_t off, void *map, const void *src, size_t n, enum prs_pa
 
 /* ---- populate ---------------------------------------------------------------------------------- */
 
-static void *
-populate_pieces(void *arg)
+static void *populate_pieces(void *arg)
 {
     fill_job *job = arg;
     uint64_t k;
@@ -267,8 +264,7 @@ populate_pieces(void *arg)
     return NULL;
 }
 
-int
-prs_populate(int fd, uint64_t off, void *map, size_t n, enum prs_page_state state, unsigned max_threads)
+int prs_populate(int fd, uint64_t off, void *map, size_t n, enum prs_page_state state, unsigned max_threads)
 {
     if (off > INT64_MAX || n > INT64_MAX - off)
         return -EFBIG;
@@ -301,15 +297,13 @@ prs_populate(int fd, uint64_t off, void *map, size_t n, enum prs_page_state stat
 
 /* ---- areas: ranges of mixed states ------------------------------------------------------------- */
 
-static bool
-area_holds(const prs_area *area, uint64_t off, size_t n)
+static bool area_holds(const prs_area *area, uint64_t off, size_t n)
 {
     uint64_t bytes = area->backed.count << PRS_PAGE_SHIFT;
     return off <= bytes && n <= bytes - off;
 }
 
-uint64_t
-prs_area_missing(const prs_area *area, uint64_t off, size_t n)
+uint64_t prs_area_missing(const prs_area *area, uint64_t off, size_t n)
 {
     if (!area_holds(area, off, n))
         return 0;
@@ -318,8 +312,7 @@ prs_area_missing(const prs_area *area, uint64_t off, size_t n)
 }
 
 /* The state of `page`, and the end of the run of pages in that state, at most `end`. */
-static enum prs_page_state
-run_state(const prs_area *area, uint64_t page, uint64_t end, uint64_t *run_end)
+static enum prs_page_state run_state(const prs_area *area, uint64_t page, uint64_t end, uint64_t *run_end)
 {
     if (!prs_pages_test(area->backed, page)) {
         *run_end = prs_pages_next_set(area->backed, page, end);
@@ -339,8 +332,7 @@ run_state(const prs_area *area, uint64_t page, uint64_t end, uint64_t *run_end)
 }
 
 /* Return the whole pages of a run that failed; its bits were never set. */
-static void
-punch_failed(const prs_area *area, uint64_t off, uint64_t end)
+static void punch_failed(const prs_area *area, uint64_t off, uint64_t end)
 {
     uint64_t from = (off + PRS_PAGE - 1) & ~(PRS_PAGE - 1), to = end & ~(PRS_PAGE - 1);
     int saved = errno;
@@ -351,8 +343,8 @@ punch_failed(const prs_area *area, uint64_t off, uint64_t end)
 }
 
 /* src NULL: populate only. */
-static int
-area_walk(const prs_area *area, uint64_t off, const char *src, size_t n, unsigned max_threads, uint64_t *grown)
+static int area_walk(const prs_area *area, uint64_t off, const char *src, size_t n, unsigned max_threads,
+                     uint64_t *grown)
 {
     uint64_t ignored;
     if (!grown)
@@ -370,9 +362,9 @@ area_walk(const prs_area *area, uint64_t off, const char *src, size_t n, unsigne
         to = to > last ? last : to;
         size_t mapped_from = 0, len = (size_t)(to - from);
         char *map = area->map ? area->map + from : NULL;
-        int rc = src ? prs_fill(area->fd, area->base + from, map, src + (from - off), len, state, max_threads,
-                                &mapped_from)
-                     : prs_populate(area->fd, area->base + from, map, len, state, max_threads);
+        int rc =
+            src ? prs_fill(area->fd, area->base + from, map, src + (from - off), len, state, max_threads, &mapped_from)
+                : prs_populate(area->fd, area->base + from, map, len, state, max_threads);
         if (rc != 0) {
             if (state == PRS_PAGES_UNBACKED)
                 punch_failed(area, from, to);
@@ -388,22 +380,19 @@ area_walk(const prs_area *area, uint64_t off, const char *src, size_t n, unsigne
     return 0;
 }
 
-int
-prs_area_fill(const prs_area *area, uint64_t off, const void *src, size_t n, unsigned max_threads, uint64_t *grown)
+int prs_area_fill(const prs_area *area, uint64_t off, const void *src, size_t n, unsigned max_threads, uint64_t *grown)
 {
     if (!src && n)
         return -EINVAL;
     return area_walk(area, off, n ? src : "", n, max_threads, grown);
 }
 
-int
-prs_area_populate(const prs_area *area, uint64_t off, size_t n, unsigned max_threads, uint64_t *grown)
+int prs_area_populate(const prs_area *area, uint64_t off, size_t n, unsigned max_threads, uint64_t *grown)
 {
     return area_walk(area, off, NULL, n, max_threads, grown);
 }
 
-int
-prs_area_punch(const prs_area *area, uint64_t off, size_t n, uint64_t *shrunk)
+int prs_area_punch(const prs_area *area, uint64_t off, size_t n, uint64_t *shrunk)
 {
     if (shrunk)
         *shrunk = 0;

@@ -59,8 +59,7 @@ uint64_t prs_area_missing(const prs_area *area, uint64_t off, size_t n);
  * each page counted for one process only. On failure the whole pages that were unbacked go back to the
  * system and stay unmarked.
  */
-int prs_area_fill(const prs_area *area, uint64_t off, const void *src, size_t n, unsigned max_threads,
-                  uint64_t *grown);
+int prs_area_fill(const prs_area *area, uint64_t off, const void *src, size_t n, unsigned max_threads, uint64_t *grown);
 
 /* Back and map [off, off + n) without writing to it, then as prs_area_fill. Needs area->map. */
 int prs_area_populate(const prs_area *area, uint64_t off, size_t n, unsigned max_threads, uint64_t *grown);

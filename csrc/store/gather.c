@@ -22,27 +22,29 @@
 #include "atomic.h"
 #include "crew.h"
 
-/* Source lines one tile touches per row of output: a power-of-two stride puts all of them into one
-   cache set, and 8 ways is what first-level caches have. */
-#define TILE_COLS 8
+/* Columns are the source lines a tile keeps in use: few enough that a stride which puts all of them into one cache
+   set still leaves them in the second level. Measured, see docs/design/copy.md. */
+#define TILE_COLS 16
 #define TILE_ROWS 64
 
 /* Items from this size on use whole cache lines anyway. */
 #define TILE_ITEM_MAX 32
 
+/* Contiguous runs from this size on are streamed past the cache. */
+#define STREAM_ITEM_MIN ((size_t)8 << 10)
+
 #define PIECE_BYTES ((size_t)512 << 10)
 
 typedef struct strided {
     int ndim;
-    size_t item;                            /* bytes copied per innermost step */
-    size_t total;                           /* bytes written */
-    size_t shape[PRS_STRIDED_MAX_DIMS];     /* all >= 2 */
+    size_t item;                             /* bytes copied per innermost step */
+    size_t total;                            /* bytes written */
+    size_t shape[PRS_STRIDED_MAX_DIMS];      /* all >= 2 */
     ptrdiff_t strides[PRS_STRIDED_MAX_DIMS]; /* of the source */
-    size_t out[PRS_STRIDED_MAX_DIMS];       /* strides of the destination */
+    size_t out[PRS_STRIDED_MAX_DIMS];        /* strides of the destination */
 } strided;
 
-static int
-normalize(strided *a, int ndim, const ptrdiff_t *shape, const ptrdiff_t *strides, size_t itemsize)
+static int normalize(strided *a, int ndim, const ptrdiff_t *shape, const ptrdiff_t *strides, size_t itemsize)
 {
     if (ndim < 0 || ndim > PRS_STRIDED_MAX_DIMS)
         return -EINVAL;
@@ -64,8 +66,7 @@ normalize(strided *a, int ndim, const ptrdiff_t *shape, const ptrdiff_t *strides
         if (shape[i] == 1)
             continue;
         ptrdiff_t span;
-        if (a->ndim > 0 && !__builtin_mul_overflow(shape[i], strides[i], &span) &&
-            a->strides[a->ndim - 1] == span) {
+        if (a->ndim > 0 && !__builtin_mul_overflow(shape[i], strides[i], &span) && a->strides[a->ndim - 1] == span) {
             a->shape[a->ndim - 1] *= (size_t)shape[i];
             a->strides[a->ndim - 1] = strides[i];
         } else {
@@ -90,15 +91,14 @@ normalize(strided *a, int ndim, const ptrdiff_t *shape, const ptrdiff_t *strides
 /* ---- one row ----------------------------------------------------------------------------------- */
 
 /* A memcpy of constant size is one unaligned load and store. */
-#define ROW_LOOP(size)                                                                              \
-    for (size_t i = 0; i < n; i++) {                                                                \
-        memcpy(dst, src, (size));                                                                   \
-        dst += (size);                                                                              \
-        src += stride;                                                                              \
+#define ROW_LOOP(size)               \
+    for (size_t i = 0; i < n; i++) { \
+        memcpy(dst, src, (size));    \
+        dst += (size);               \
+        src += stride;               \
     }
 
-static void
-copy_row(char *dst, const char *src, size_t n, ptrdiff_t stride, size_t item)
+static void copy_row(char *dst, const char *src, size_t n, ptrdiff_t stride, size_t item)
 {
     switch (item) {
     case 1:
@@ -112,15 +112,19 @@ copy_row(char *dst, const char *src, size_t n, ptrdiff_t stride, size_t item)
     case 16:
         ROW_LOOP(16) break;
     default:
-        ROW_LOOP(item) break;
+        if (item < STREAM_ITEM_MIN) {
+            ROW_LOOP(item)
+        } else { /* rows of a big matrix: as for any big copy, do not read what is overwritten */
+            for (size_t i = 0; i < n; i++, dst += item, src += stride)
+                prs_copy_nt(dst, src, item);
+        }
     }
 }
 
 /* ---- tiles over two dimensions ----------------------------------------------------------------- */
 
 /* Rows go down dimension p (small source stride), columns along the last one (big source stride). */
-static void
-copy_tiles(char *dst, const char *src, const strided *a, int p)
+static void copy_tiles(char *dst, const char *src, const strided *a, int p)
 {
     int last = a->ndim - 1;
     size_t rows = a->shape[p], cols = a->shape[last];
@@ -136,15 +140,13 @@ copy_tiles(char *dst, const char *src, const strided *a, int p)
     }
 }
 
-static size_t
-magnitude(ptrdiff_t stride)
+static size_t magnitude(ptrdiff_t stride)
 {
     return stride < 0 ? (size_t)0 - (size_t)stride : (size_t)stride;
 }
 
 /* The dimension whose elements lie closest together in the source, if that is not the last; else -1. */
-static int
-tile_partner(const strided *a)
+static int tile_partner(const strided *a)
 {
     int best = -1;
     if (a->ndim < 2 || a->item > TILE_ITEM_MAX)
@@ -160,8 +162,7 @@ tile_partner(const strided *a)
     return best;
 }
 
-static void
-gather(char *dst, const char *src, const strided *a)
+static void gather(char *dst, const char *src, const strided *a)
 {
     if (a->total == 0)
         return;
@@ -193,9 +194,8 @@ gather(char *dst, const char *src, const strided *a)
     }
 }
 
-int
-prs_copy_strided(void *dst, const void *src, int ndim, const ptrdiff_t *shape, const ptrdiff_t *strides,
-                 size_t itemsize)
+int prs_copy_strided(void *dst, const void *src, int ndim, const ptrdiff_t *shape, const ptrdiff_t *strides,
+                     size_t itemsize)
 {
     strided a;
     int rc = normalize(&a, ndim, shape, strides, itemsize);
@@ -215,8 +215,7 @@ typedef struct parallel_gather {
     prs_atomic_u64 next;
 } parallel_gather;
 
-static void *
-gather_pieces(void *arg)
+static void *gather_pieces(void *arg)
 {
     parallel_gather *job = arg;
     size_t extent = job->a->shape[job->dim];
@@ -231,9 +230,8 @@ gather_pieces(void *arg)
     }
 }
 
-int
-prs_copy_strided_parallel(void *dst, const void *src, int ndim, const ptrdiff_t *shape, const ptrdiff_t *strides,
-                          size_t itemsize, unsigned max_threads)
+int prs_copy_strided_parallel(void *dst, const void *src, int ndim, const ptrdiff_t *shape, const ptrdiff_t *strides,
+                              size_t itemsize, unsigned max_threads)
 {
     strided a;
     int rc = normalize(&a, ndim, shape, strides, itemsize);

@@ -41,8 +41,7 @@ typedef struct reader {
     char buffer[2 * PRS_HEADROOM_PATH + 512];
 } reader;
 
-static int
-reader_open(reader *r, const char *root, const char *dir, const char *name)
+static int reader_open(reader *r, const char *root, const char *dir, const char *name)
 {
     char path[PRS_HEADROOM_PATH + 300];
     int n = snprintf(path, sizeof path, "%s%s%s", root, dir, name);
@@ -56,15 +55,13 @@ reader_open(reader *r, const char *root, const char *dir, const char *name)
     return r->fd < 0 ? -errno : 0;
 }
 
-static void
-reader_close(reader *r)
+static void reader_close(reader *r)
 {
     close(r->fd);
 }
 
 /* The next line without its newline, or NULL at the end. Valid until the next call. */
-static char *
-reader_line(reader *r)
+static char *reader_line(reader *r)
 {
     for (;;) {
         char *start = r->buffer + r->begin;
@@ -95,8 +92,7 @@ reader_line(reader *r)
 }
 
 /* Decimal digits at `text`, saturating; false when there is none. */
-static bool
-parse_u64(const char *text, uint64_t *value)
+static bool parse_u64(const char *text, uint64_t *value)
 {
     while (*text == ' ' || *text == '\t')
         text++;
@@ -115,8 +111,7 @@ parse_u64(const char *text, uint64_t *value)
 }
 
 /* A file that holds one number, or "max". */
-static bool
-read_number(const char *dir, const char *name, uint64_t *value)
+static bool read_number(const char *dir, const char *name, uint64_t *value)
 {
     reader r;
     int saved = errno;
@@ -136,8 +131,7 @@ read_number(const char *dir, const char *name, uint64_t *value)
 }
 
 /* The sum of two counters "key value" of a file; absent ones are 0. */
-static uint64_t
-read_sum(const char *dir, const char *name, const char *key1, const char *key2)
+static uint64_t read_sum(const char *dir, const char *name, const char *key1, const char *key2)
 {
     reader r;
     int saved = errno;
@@ -160,8 +154,7 @@ read_sum(const char *dir, const char *name, const char *key1, const char *key2)
 }
 
 /* MemTotal and MemAvailable in bytes; NO_LIMIT where unknown. */
-static int
-read_meminfo(const prs_headroom *h, uint64_t *total, uint64_t *available)
+static int read_meminfo(const prs_headroom *h, uint64_t *total, uint64_t *available)
 {
     reader r;
     int saved = errno, rc;
@@ -183,8 +176,7 @@ read_meminfo(const prs_headroom *h, uint64_t *total, uint64_t *available)
 /* ---- finding the cgroups ----------------------------------------------------------------------- */
 
 /* `word` is one of the comma-separated words of `list`. */
-static bool
-has_word(const char *list, const char *word)
+static bool has_word(const char *list, const char *word)
 {
     size_t len = strlen(word);
     for (const char *at = list; at; at = strchr(at, ',')) {
@@ -196,8 +188,7 @@ has_word(const char *list, const char *word)
 }
 
 /* mountinfo writes space, tab, newline and backslash as three octal digits. */
-static void
-unescape(char *text)
+static void unescape(char *text)
 {
     char *out = text;
     for (char *in = text; *in; out++) {
@@ -213,8 +204,7 @@ unescape(char *text)
 }
 
 /* Cut the next field off a line of fields separated by spaces; NULL when there is none. */
-static char *
-next_field(char **line)
+static char *next_field(char **line)
 {
     char *field = *line;
     if (!field || !*field)
@@ -231,8 +221,7 @@ typedef struct mount_line {
     int version; /* 1: the v1 memory hierarchy, 2: v2, 0: something else */
 } mount_line;
 
-static bool
-parse_mount(char *line, mount_line *m)
+static bool parse_mount(char *line, mount_line *m)
 {
     char *rest = line, *field;
     for (int i = 0; i < 3; i++)
@@ -250,17 +239,16 @@ parse_mount(char *line, mount_line *m)
     char *options = next_field(&rest);
     if (!field || !type)
         return false;
-    m->version = strcmp(type, "cgroup2") == 0                                        ? 2
+    m->version = strcmp(type, "cgroup2") == 0                                            ? 2
                  : strcmp(type, "cgroup") == 0 && options && has_word(options, "memory") ? 1
-                                                                                     : 0;
+                                                                                         : 0;
     unescape(m->root);
     unescape(m->point);
     return true;
 }
 
 /* The part of `path` below `root`, both cgroup paths, or NULL when it is not below. */
-static const char *
-below(const char *path, const char *root)
+static const char *below(const char *path, const char *root)
 {
     size_t len = strlen(root);
     if (len == 1) /* "/" */
@@ -271,8 +259,7 @@ below(const char *path, const char *root)
 }
 
 /* A ".." component: the process lives outside of the cgroup namespace it looks from. */
-static bool
-leaves_namespace(const char *path)
+static bool leaves_namespace(const char *path)
 {
     for (const char *at = path; (at = strstr(at, "/..")); at += 3)
         if (at[3] == '/' || at[3] == 0)
@@ -280,8 +267,7 @@ leaves_namespace(const char *path)
     return false;
 }
 
-static void
-add_tree(prs_headroom *h, const mount_line *m, const char *own)
+static void add_tree(prs_headroom *h, const mount_line *m, const char *own)
 {
     int slot = m->version - 1;
     const char *tail = own && !leaves_namespace(own) ? below(own, m->root) : NULL;
@@ -303,8 +289,7 @@ add_tree(prs_headroom *h, const mount_line *m, const char *own)
     memcpy(h->trees[slot].path, path, strlen(path) + 1);
 }
 
-int
-prs_headroom_open_at(prs_headroom *h, const char *root)
+int prs_headroom_open_at(prs_headroom *h, const char *root)
 {
     memset(h->trees, 0, sizeof h->trees);
     atomic_init(&h->budget, 0);
@@ -348,8 +333,7 @@ prs_headroom_open_at(prs_headroom *h, const char *root)
     return rc ? rc : rc2;
 }
 
-int
-prs_headroom_open(prs_headroom *h)
+int prs_headroom_open(prs_headroom *h)
 {
     return prs_headroom_open_at(h, "");
 }
@@ -357,15 +341,13 @@ prs_headroom_open(prs_headroom *h)
 /* ---- looking ----------------------------------------------------------------------------------- */
 
 /* Kept free below `limit`: 64 MiB or 2 %, but never more than a quarter, or small containers could store nothing. */
-static uint64_t
-margin_of(uint64_t limit)
+static uint64_t margin_of(uint64_t limit)
 {
     uint64_t margin = limit / 50 > 64 * MIB ? limit / 50 : 64 * MIB;
     return margin < limit / 4 ? margin : limit / 4;
 }
 
-static void
-set_path(prs_headroom_limit *which, const char *path)
+static void set_path(prs_headroom_limit *which, const char *path)
 {
     size_t len = strlen(path), room = sizeof which->path - 1;
     const char *tail = len > room ? path + (len - room) : path;
@@ -373,8 +355,7 @@ set_path(prs_headroom_limit *which, const char *path)
 }
 
 /* The limit of the cgroup in `dir`, NO_LIMIT without one. */
-static uint64_t
-limit_of(const char *dir, int version)
+static uint64_t limit_of(const char *dir, int version)
 {
     uint64_t limit, high;
     if (version == 1)
@@ -390,8 +371,7 @@ limit_of(const char *dir, int version)
 typedef void visit(const char *dir, int version, uint64_t limit, void *arg);
 
 /* Call `f` for every cgroup with a limit, from the process's own up to the root. */
-static void
-each_limit(const prs_headroom *h, visit *f, void *arg)
+static void each_limit(const prs_headroom *h, visit *f, void *arg)
 {
     for (int t = 0; t < PRS_HEADROOM_TREES; t++) {
         if (h->trees[t].version == 0)
@@ -416,8 +396,7 @@ typedef struct tightest {
     prs_headroom_limit limit;
 } tightest;
 
-static void
-consider(tightest *best, const char *path, uint64_t limit, uint64_t usage, uint64_t free)
+static void consider(tightest *best, const char *path, uint64_t limit, uint64_t usage, uint64_t free)
 {
     uint64_t margin = margin_of(limit), headroom = free > margin ? free - margin : 0;
     if (best->known && headroom >= best->headroom)
@@ -431,8 +410,7 @@ consider(tightest *best, const char *path, uint64_t limit, uint64_t usage, uint6
     set_path(&best->limit, path);
 }
 
-static void
-visit_usage(const char *dir, int version, uint64_t limit, void *arg)
+static void visit_usage(const char *dir, int version, uint64_t limit, void *arg)
 {
     tightest *best = arg;
     uint64_t usage, cache;
@@ -453,8 +431,7 @@ visit_usage(const char *dir, int version, uint64_t limit, void *arg)
     consider(best, dir + best->root_len, limit, usage, free);
 }
 
-static uint64_t
-measure(prs_headroom *h, prs_headroom_limit *which)
+static uint64_t measure(prs_headroom *h, prs_headroom_limit *which)
 {
     tightest best = {.root_len = strlen(h->root), .headroom = NO_LIMIT};
     uint64_t total, available;
@@ -470,8 +447,7 @@ measure(prs_headroom *h, prs_headroom_limit *which)
     return best.headroom;
 }
 
-uint64_t
-prs_headroom_bytes(prs_headroom *h, prs_headroom_limit *which)
+uint64_t prs_headroom_bytes(prs_headroom *h, prs_headroom_limit *which)
 {
     uint64_t bytes = measure(h, which), pending = prs_load_relaxed(&h->pending);
     return bytes == NO_LIMIT ? bytes : bytes > pending ? bytes - pending : 0;
@@ -479,16 +455,14 @@ prs_headroom_bytes(prs_headroom *h, prs_headroom_limit *which)
 
 /* ---- reserving --------------------------------------------------------------------------------- */
 
-static uint64_t
-coarse_now(void)
+static uint64_t coarse_now(void)
 {
     struct timespec ts;
     clock_gettime(CLOCK_MONOTONIC_COARSE, &ts); /* no system call; ticks of some ms are fine enough */
     return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
 }
 
-static bool
-take_from_budget(prs_headroom *h, uint64_t bytes, uint64_t now)
+static bool take_from_budget(prs_headroom *h, uint64_t bytes, uint64_t now)
 {
     if (now - prs_load_relaxed(&h->measured) > PRS_HEADROOM_FRESH_NS)
         return false;
@@ -500,8 +474,7 @@ take_from_budget(prs_headroom *h, uint64_t bytes, uint64_t now)
 }
 
 /* `held`: these bytes are part of h->pending already. */
-static int
-ask(prs_headroom *h, uint64_t bytes, uint64_t held, prs_headroom_limit *why)
+static int ask(prs_headroom *h, uint64_t bytes, uint64_t held, prs_headroom_limit *why)
 {
     uint64_t now = coarse_now();
     if (bytes == 0 || take_from_budget(h, bytes, now))
@@ -522,14 +495,12 @@ ask(prs_headroom *h, uint64_t bytes, uint64_t held, prs_headroom_limit *why)
     return 0;
 }
 
-int
-prs_headroom_reserve(prs_headroom *h, uint64_t bytes, prs_headroom_limit *why)
+int prs_headroom_reserve(prs_headroom *h, uint64_t bytes, prs_headroom_limit *why)
 {
     return ask(h, bytes, 0, why);
 }
 
-int
-prs_headroom_hold(prs_headroom *h, uint64_t bytes, prs_headroom_limit *why)
+int prs_headroom_hold(prs_headroom *h, uint64_t bytes, prs_headroom_limit *why)
 {
     /* Announce, then look: of two threads that ask at once, at least one sees the other. */
     prs_fetch_add_seqcst(&h->pending, bytes);
@@ -539,14 +510,12 @@ prs_headroom_hold(prs_headroom *h, uint64_t bytes, prs_headroom_limit *why)
     return rc;
 }
 
-void
-prs_headroom_settle(prs_headroom *h, uint64_t bytes)
+void prs_headroom_settle(prs_headroom *h, uint64_t bytes)
 {
     prs_fetch_sub_seqcst(&h->pending, bytes);
 }
 
-void
-prs_headroom_after_fork(prs_headroom *h)
+void prs_headroom_after_fork(prs_headroom *h)
 {
     prs_store_relaxed(&h->budget, 0u); /* parent and child must not both use it up */
     prs_store_relaxed(&h->pending, 0u);
@@ -554,8 +523,7 @@ prs_headroom_after_fork(prs_headroom *h)
 
 /* ---- capacity ---------------------------------------------------------------------------------- */
 
-static void
-visit_capacity(const char *dir, int version, uint64_t limit, void *arg)
+static void visit_capacity(const char *dir, int version, uint64_t limit, void *arg)
 {
     (void)dir;
     (void)version;
@@ -564,8 +532,7 @@ visit_capacity(const char *dir, int version, uint64_t limit, void *arg)
         *least = limit;
 }
 
-uint64_t
-prs_headroom_capacity(prs_headroom *h)
+uint64_t prs_headroom_capacity(prs_headroom *h)
 {
     uint64_t least, available;
     read_meminfo(h, &least, &available);
@@ -578,8 +545,7 @@ prs_headroom_capacity(prs_headroom *h)
     return least == NO_LIMIT ? 0 : (least / 10 * 3) & ~(uint64_t)4095;
 }
 
-uint64_t
-prs_default_capacity(void)
+uint64_t prs_default_capacity(void)
 {
     prs_headroom h;
     prs_headroom_open(&h);

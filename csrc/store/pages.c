@@ -10,8 +10,7 @@
 #include "pages.h"
 
 /* The part of [first, end) that lies in word `w`, as a mask. */
-static inline uint64_t
-mask_of(uint64_t w, uint64_t first, uint64_t end)
+static inline uint64_t mask_of(uint64_t w, uint64_t first, uint64_t end)
 {
     uint64_t mask = ~(uint64_t)0;
     if (w == first / 64)
@@ -22,16 +21,14 @@ mask_of(uint64_t w, uint64_t first, uint64_t end)
 }
 
 /* The end of `n` pages from `first`, clipped; `first` itself when nothing is left. */
-static inline uint64_t
-clip(prs_pages p, uint64_t first, uint64_t n)
+static inline uint64_t clip(prs_pages p, uint64_t first, uint64_t n)
 {
     if (first >= p.count)
         return first;
     return n > p.count - first ? p.count : first + n;
 }
 
-uint64_t
-prs_pages_set(prs_pages p, uint64_t first, uint64_t n)
+uint64_t prs_pages_set(prs_pages p, uint64_t first, uint64_t n)
 {
     uint64_t end = clip(p, first, n), changed = 0;
     for (uint64_t w = first / 64; w * 64 < end && first < end; w++) {
@@ -44,8 +41,7 @@ prs_pages_set(prs_pages p, uint64_t first, uint64_t n)
     return changed;
 }
 
-uint64_t
-prs_pages_clear(prs_pages p, uint64_t first, uint64_t n)
+uint64_t prs_pages_clear(prs_pages p, uint64_t first, uint64_t n)
 {
     uint64_t end = clip(p, first, n), changed = 0;
     for (uint64_t w = first / 64; w * 64 < end && first < end; w++) {
@@ -58,8 +54,7 @@ prs_pages_clear(prs_pages p, uint64_t first, uint64_t n)
     return changed;
 }
 
-uint64_t
-prs_pages_count(prs_pages p, uint64_t first, uint64_t n)
+uint64_t prs_pages_count(prs_pages p, uint64_t first, uint64_t n)
 {
     uint64_t end = clip(p, first, n), count = 0;
     for (uint64_t w = first / 64; w * 64 < end && first < end; w++)
@@ -67,8 +62,7 @@ prs_pages_count(prs_pages p, uint64_t first, uint64_t n)
     return count;
 }
 
-static uint64_t
-next(prs_pages p, uint64_t first, uint64_t end, uint64_t flip)
+static uint64_t next(prs_pages p, uint64_t first, uint64_t end, uint64_t flip)
 {
     if (end > p.count)
         end = p.count;
@@ -82,20 +76,17 @@ next(prs_pages p, uint64_t first, uint64_t end, uint64_t flip)
     return end;
 }
 
-uint64_t
-prs_pages_next_set(prs_pages p, uint64_t first, uint64_t end)
+uint64_t prs_pages_next_set(prs_pages p, uint64_t first, uint64_t end)
 {
     return next(p, first, end, 0);
 }
 
-uint64_t
-prs_pages_next_clear(prs_pages p, uint64_t first, uint64_t end)
+uint64_t prs_pages_next_clear(prs_pages p, uint64_t first, uint64_t end)
 {
     return next(p, first, end, ~(uint64_t)0);
 }
 
-bool
-prs_pages_all(prs_pages p, uint64_t first, uint64_t n)
+bool prs_pages_all(prs_pages p, uint64_t first, uint64_t n)
 {
     if (n == 0)
         return true;

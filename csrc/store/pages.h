@@ -31,22 +31,19 @@ typedef struct prs_pages {
 } prs_pages;
 
 /* Bytes of memory, a multiple of 8, that a bitmap of `count` pages takes; zero-filled is all clear. */
-static inline uint64_t
-prs_pages_bytes(uint64_t count)
+static inline uint64_t prs_pages_bytes(uint64_t count)
 {
     return (count / 64 + (count % 64 != 0)) * 8;
 }
 
 /* `memory` is aligned to 8 and has prs_pages_bytes(count) bytes. */
-static inline prs_pages
-prs_pages_at(void *memory, uint64_t count)
+static inline prs_pages prs_pages_at(void *memory, uint64_t count)
 {
     prs_pages p = {(prs_atomic_u64 *)memory, count};
     return p;
 }
 
-static inline bool
-prs_pages_test(prs_pages p, uint64_t page)
+static inline bool prs_pages_test(prs_pages p, uint64_t page)
 {
     return page < p.count && (prs_load_acquire(&p.words[page / 64]) >> (page % 64) & 1) != 0;
 }
@@ -66,14 +63,12 @@ uint64_t prs_pages_next_clear(prs_pages p, uint64_t first, uint64_t end);
 bool prs_pages_all(prs_pages p, uint64_t first, uint64_t n);
 
 /* Pages that `n` bytes at byte `off` lie on, also in part. */
-static inline uint64_t
-prs_pages_first(uint64_t off)
+static inline uint64_t prs_pages_first(uint64_t off)
 {
     return off >> PRS_PAGE_SHIFT;
 }
 
-static inline uint64_t
-prs_pages_end(uint64_t off, uint64_t n)
+static inline uint64_t prs_pages_end(uint64_t off, uint64_t n)
 {
     return n == 0 ? off >> PRS_PAGE_SHIFT : ((off + n - 1) >> PRS_PAGE_SHIFT) + 1;
 }

@@ -40,19 +40,19 @@ static pid_t test_pid_;
 
 enum { TEST_FAILED_ = 1, TEST_SKIPPED_ = 2 };
 
-#define TEST(name)                                                                                  \
-    static void test_##name##_(void);                                                               \
-    static test_case test_case_##name##_ = {#name, test_##name##_, NULL};                           \
-    __attribute__((constructor)) static void test_register_##name##_(void)                          \
-    {                                                                                               \
-        *test_last_ = &test_case_##name##_;                                                         \
-        test_last_ = &test_case_##name##_.next;                                                     \
-    }                                                                                               \
+#define TEST(name)                                                         \
+    static void test_##name##_(void);                                      \
+    static test_case test_case_##name##_ = {#name, test_##name##_, NULL};  \
+    __attribute__((constructor)) static void test_register_##name##_(void) \
+    {                                                                      \
+        *test_last_ = &test_case_##name##_;                                \
+        test_last_ = &test_case_##name##_.next;                            \
+    }                                                                      \
     static void test_##name##_(void)
 
 /* In a forked child there is no case to end: say why and leave with 101, which the parent must check. */
-__attribute__((format(printf, 3, 4), noreturn, unused)) static void
-test_fail_(const char *file, int line, const char *format, ...)
+__attribute__((format(printf, 3, 4), noreturn, unused)) static void test_fail_(const char *file, int line,
+                                                                               const char *format, ...)
 {
     va_list args;
     va_start(args, format);
@@ -66,46 +66,45 @@ test_fail_(const char *file, int line, const char *format, ...)
 }
 
 /* Checks belong in the case's own thread or in a forked child; other threads hand their result over. */
-#define CHECK(cond)                                                                                 \
-    do {                                                                                            \
-        if (!(cond))                                                                                \
-            test_fail_(__FILE__, __LINE__, "check failed: %s", #cond);                              \
+#define CHECK(cond)                                                    \
+    do {                                                               \
+        if (!(cond))                                                   \
+            test_fail_(__FILE__, __LINE__, "check failed: %s", #cond); \
     } while (0)
 
-#define CHECK_MSG(cond, ...)                                                                        \
-    do {                                                                                            \
-        if (!(cond))                                                                                \
-            test_fail_(__FILE__, __LINE__, __VA_ARGS__);                                            \
+#define CHECK_MSG(cond, ...)                             \
+    do {                                                 \
+        if (!(cond))                                     \
+            test_fail_(__FILE__, __LINE__, __VA_ARGS__); \
     } while (0)
 
 /* Integers of any type, compared as long long (unsigned 64-bit values included, printed as signed). */
-#define CHECK_EQ(a, b)                                                                              \
-    do {                                                                                            \
-        long long a_ = (long long)(a), b_ = (long long)(b);                                         \
-        if (a_ != b_)                                                                               \
-            test_fail_(__FILE__, __LINE__, "%s == %s: %lld != %lld", #a, #b, a_, b_);               \
+#define CHECK_EQ(a, b)                                                                \
+    do {                                                                              \
+        long long a_ = (long long)(a), b_ = (long long)(b);                           \
+        if (a_ != b_)                                                                 \
+            test_fail_(__FILE__, __LINE__, "%s == %s: %lld != %lld", #a, #b, a_, b_); \
     } while (0)
 
-#define CHECK_MEM(a, b, n)                                                                          \
-    do {                                                                                            \
-        const unsigned char *a_ = (const void *)(a), *b_ = (const void *)(b);                       \
-        size_t n_ = (n), i_ = 0;                                                                    \
-        while (i_ < n_ && a_[i_] == b_[i_])                                                         \
-            i_++;                                                                                   \
-        if (i_ < n_)                                                                                \
-            test_fail_(__FILE__, __LINE__, "%s and %s differ at byte %zu of %zu: %02x != %02x", #a, \
-                       #b, i_, n_, a_[i_], b_[i_]);                                                 \
+#define CHECK_MEM(a, b, n)                                                                                      \
+    do {                                                                                                        \
+        const unsigned char *a_ = (const void *)(a), *b_ = (const void *)(b);                                   \
+        size_t n_ = (n), i_ = 0;                                                                                \
+        while (i_ < n_ && a_[i_] == b_[i_])                                                                     \
+            i_++;                                                                                               \
+        if (i_ < n_)                                                                                            \
+            test_fail_(__FILE__, __LINE__, "%s and %s differ at byte %zu of %zu: %02x != %02x", #a, #b, i_, n_, \
+                       a_[i_], b_[i_]);                                                                         \
     } while (0)
 
 /* End the case as skipped; for what this machine cannot do, never for what fails. */
-#define SKIP(why)                                                                                   \
-    do {                                                                                            \
-        printf("     skipped: %s\n", (why));                                                        \
-        longjmp(test_out_, TEST_SKIPPED_);                                                          \
+#define SKIP(why)                            \
+    do {                                     \
+        printf("     skipped: %s\n", (why)); \
+        longjmp(test_out_, TEST_SKIPPED_);   \
     } while (0)
 
-__attribute__((unused)) static uint64_t
-test_now_ns(void)
+__attribute__((unused)) static uint64_t test_now_ns(void)
 {
     struct timespec ts;
     clock_gettime(CLOCK_MONOTONIC, &ts);
@@ -113,8 +112,7 @@ test_now_ns(void)
 }
 
 /* xorshift64*: reproducible; PRS_TEST_SEED overrides the seed given. */
-__attribute__((unused)) static uint64_t
-test_random(uint64_t *state)
+__attribute__((unused)) static uint64_t test_random(uint64_t *state)
 {
     uint64_t x = *state ? *state : 0x9e3779b97f4a7c15u;
     x ^= x >> 12;
@@ -124,15 +122,13 @@ test_random(uint64_t *state)
     return x * 0x2545f4914f6cdd1du;
 }
 
-__attribute__((unused)) static uint64_t
-test_seed(uint64_t fallback)
+__attribute__((unused)) static uint64_t test_seed(uint64_t fallback)
 {
     const char *text = getenv("PRS_TEST_SEED");
     return text && *text ? strtoull(text, NULL, 0) : fallback;
 }
 
-__attribute__((unused)) static int
-test_main_(int argc, char **argv)
+__attribute__((unused)) static int test_main_(int argc, char **argv)
 {
     /* volatile: they change between setjmp and longjmp */
     volatile int passed = 0, failed = 0, skipped = 0;
@@ -173,7 +169,10 @@ test_main_(int argc, char **argv)
     return failed != 0;
 }
 
-#define TEST_MAIN()                                                                                 \
-    int main(int argc, char **argv) { return test_main_(argc, argv); }
+#define TEST_MAIN()                    \
+    int main(int argc, char **argv)    \
+    {                                  \
+        return test_main_(argc, argv); \
+    }
 
 #endif /* PRS_TEST_HARNESS_H */

@@ -50,8 +50,7 @@ TEST(futex_wait_ends_at_its_timeout)
     CHECK_EQ(prs_futex_wait(&w, 1, 0), -ETIMEDOUT);
 }
 
-static void
-on_signal(int sig)
+static void on_signal(int sig)
 {
     (void)sig;
 }
@@ -103,8 +102,7 @@ TEST(futex_wakes_another_process_through_another_mapping)
 static prs_spin lock = PRS_SPIN_INIT;
 static uint64_t guarded; /* plain on purpose: TSan sees it when the lock does not order */
 
-static void *
-count_up(void *arg)
+static void *count_up(void *arg)
 {
     unsigned rounds = *(unsigned *)arg;
     for (unsigned i = 0; i < rounds; i++) {
@@ -131,8 +129,7 @@ TEST(spinlock_excludes)
     prs_spin_unlock(&lock);
 }
 
-static void *
-count_once(void *arg)
+static void *count_once(void *arg)
 {
     (void)arg;
     prs_spin_lock(&lock);
@@ -160,8 +157,7 @@ static prs_atomic_u32 sb_gate;
 enum { SB_ROUNDS = 20000 };
 static uint8_t sb_saw[2][SB_ROUNDS];
 
-static void *
-sb_side(void *arg)
+static void *sb_side(void *arg)
 {
     int me = arg != NULL;
     prs_atomic_u64 *mine = me ? &sb_y : &sb_x, *theirs = me ? &sb_x : &sb_y;

@@ -20,8 +20,7 @@ extern int prs_copy_use_avx2_;
 static int prs_copy_use_avx2_;
 #endif
 
-static unsigned char *
-pattern(size_t n, uint64_t seed)
+static unsigned char *pattern(size_t n, uint64_t seed)
 {
     unsigned char *p = malloc(n + 8);
     CHECK(p != NULL);
@@ -33,9 +32,8 @@ pattern(size_t n, uint64_t seed)
 }
 
 /* The bytes around the destination keep what they had. */
-static void
-check_kernel(void (*copy)(void *, const void *, size_t), size_t n, size_t dst_skew, size_t src_skew,
-             const unsigned char *from, unsigned char *to)
+static void check_kernel(void (*copy)(void *, const void *, size_t), size_t n, size_t dst_skew, size_t src_skew,
+                         const unsigned char *from, unsigned char *to)
 {
     unsigned char *dst = to + 256 + dst_skew;
     const unsigned char *src = from + src_skew;
@@ -53,8 +51,7 @@ check_kernel(void (*copy)(void *, const void *, size_t), size_t n, size_t dst_sk
         CHECK(dst[n + (size_t)i] == 0xa5);
 }
 
-static void
-check_all_alignments(void (*copy)(void *, const void *, size_t))
+static void check_all_alignments(void (*copy)(void *, const void *, size_t))
 {
     enum { MOST = 70000 };
     unsigned char *from = pattern(MOST + 1024, 3), *to = malloc(MOST + 1024);
@@ -66,9 +63,15 @@ check_all_alignments(void (*copy)(void *, const void *, size_t))
     free(to);
 }
 
-TEST(copy_keeps_to_its_bytes) { check_all_alignments(prs_copy); }
+TEST(copy_keeps_to_its_bytes)
+{
+    check_all_alignments(prs_copy);
+}
 
-TEST(streaming_copy_keeps_to_its_bytes) { check_all_alignments(prs_copy_nt); }
+TEST(streaming_copy_keeps_to_its_bytes)
+{
+    check_all_alignments(prs_copy_nt);
+}
 
 TEST(streaming_copy_without_avx2_keeps_to_its_bytes)
 {
@@ -83,14 +86,12 @@ TEST(copy_of_nothing_takes_null)
     prs_copy_parallel(NULL, NULL, 0, 0);
 }
 
-static void
-parallel_2(void *dst, const void *src, size_t n)
+static void parallel_2(void *dst, const void *src, size_t n)
 {
     prs_copy_parallel(dst, src, n, 2);
 }
 
-static void
-parallel_any(void *dst, const void *src, size_t n)
+static void parallel_any(void *dst, const void *src, size_t n)
 {
     prs_copy_parallel(dst, src, n, 0);
 }
@@ -111,6 +112,9 @@ TEST(big_copies_on_one_and_several_threads)
 TEST(number_of_threads)
 {
     CHECK(prs_cpu_count() >= 1);
+    CHECK((long)prs_cpu_idle() < sysconf(_SC_NPROCESSORS_ONLN));
+    CHECK(prs_crew_size(1 << 30, 1, 0) <= 1 + prs_cpu_count());
+    CHECK_EQ(prs_crew_size(1 << 30, 1, 2), prs_cpu_count() < 2 ? 1 : 2); /* a wish is not second-guessed */
     CHECK_EQ(prs_crew_size(100, 1000, 0), 1);
     CHECK_EQ(prs_crew_size(1 << 30, 1, 1), 1);
     CHECK(prs_crew_size(1 << 30, 1, 1000000) <= PRS_COPY_MAX_THREADS);
@@ -128,8 +132,7 @@ TEST(number_of_threads)
     CHECK_EQ(sched_setaffinity(0, sizeof old, &old), 0);
 }
 
-static void *
-mask_of_helper(void *arg)
+static void *mask_of_helper(void *arg)
 {
     sigset_t *seen = arg;
     pthread_sigmask(SIG_BLOCK, NULL, seen);
@@ -203,8 +206,7 @@ TEST(write_to_file_at_an_offset)
     free(back);
 }
 
-static void
-nothing(int sig)
+static void nothing(int sig)
 {
     (void)sig;
 }

@@ -14,8 +14,7 @@
 
 #include "../../csrc/store/fill.h"
 
-static unsigned char *
-pattern(size_t n, uint64_t seed)
+static unsigned char *pattern(size_t n, uint64_t seed)
 {
     unsigned char *p = malloc(n + 8);
     CHECK(p != NULL);
@@ -26,8 +25,7 @@ pattern(size_t n, uint64_t seed)
     return p;
 }
 
-static int
-new_file(size_t n)
+static int new_file(size_t n)
 {
     int fd = memfd_create("test", MFD_CLOEXEC);
     CHECK(fd >= 0);
@@ -35,16 +33,14 @@ new_file(size_t n)
     return fd;
 }
 
-static unsigned char *
-map_file(int fd, size_t n)
+static unsigned char *map_file(int fd, size_t n)
 {
     unsigned char *map = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     CHECK(map != MAP_FAILED);
     return map;
 }
 
-static uint64_t
-backed_bytes(int fd)
+static uint64_t backed_bytes(int fd)
 {
     struct stat st;
     CHECK_EQ(fstat(fd, &st), 0);
@@ -52,8 +48,7 @@ backed_bytes(int fd)
 }
 
 /* Pages of [at, at + n) that have a page table entry in this process. */
-static size_t
-present_pages(const unsigned char *at, size_t n)
+static size_t present_pages(const unsigned char *at, size_t n)
 {
     int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
     CHECK(fd >= 0);
@@ -67,14 +62,12 @@ present_pages(const unsigned char *at, size_t n)
     return count;
 }
 
-static void *
-return_arg(void *arg)
+static void *return_arg(void *arg)
 {
     return arg;
 }
 
-static int
-count_threads(void)
+static int count_threads(void)
 {
     DIR *dir = opendir("/proc/self/task");
     CHECK(dir != NULL);
@@ -87,8 +80,7 @@ count_threads(void)
 
 static const char *const STATES[] = {"mapped", "backed", "unbacked"};
 
-static void
-check_fill(enum prs_page_state state, bool with_map, size_t skew, size_t n, unsigned threads)
+static void check_fill(enum prs_page_state state, bool with_map, size_t skew, size_t n, unsigned threads)
 {
     size_t size = (n + skew + 3 * 4096) & ~(size_t)4095;
     int fd = new_file(size);
@@ -217,8 +209,7 @@ typedef struct test_area {
     unsigned char *view;
 } test_area;
 
-static test_area
-new_area_on(int fd, size_t size)
+static test_area new_area_on(int fd, size_t size)
 {
     test_area t = {.size = size};
     t.view = map_file(fd, size + 4096) + 4096;
@@ -230,14 +221,12 @@ new_area_on(int fd, size_t size)
     return t;
 }
 
-static test_area
-new_area(size_t size)
+static test_area new_area(size_t size)
 {
     return new_area_on(new_file(size + 4096), size);
 }
 
-static void
-drop_area(test_area *t)
+static void drop_area(test_area *t)
 {
     munmap(t->view - 4096, t->size + 4096);
     munmap(t->area.map - 4096, t->size + 4096);
@@ -247,8 +236,7 @@ drop_area(test_area *t)
 }
 
 /* What the bitmaps say is what the kernel says. */
-static void
-check_marks(const test_area *t)
+static void check_marks(const test_area *t)
 {
     uint64_t pages = t->size / 4096;
     CHECK_EQ(prs_pages_count(t->area.backed, 0, pages) * 4096, backed_bytes(t->area.fd));
@@ -361,8 +349,7 @@ typedef struct neighbour {
     int rc;
 } neighbour;
 
-static void *
-fill_share(void *arg)
+static void *fill_share(void *arg)
 {
     neighbour *me = arg;
     me->rc = prs_area_fill(me->area, me->at, me->from + me->at, SHARE, 2, &me->grown);

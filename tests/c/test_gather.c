@@ -6,9 +6,8 @@
 #include "../../csrc/store/copy.h"
 
 /* The definition: visit the index tuples in C order. */
-static void
-model(unsigned char *dst, const unsigned char *src, int ndim, const ptrdiff_t *shape, const ptrdiff_t *strides,
-      size_t item)
+static void model(unsigned char *dst, const unsigned char *src, int ndim, const ptrdiff_t *shape,
+                  const ptrdiff_t *strides, size_t item)
 {
     if (ndim == 0) {
         memcpy(dst, src, item);
@@ -21,8 +20,7 @@ model(unsigned char *dst, const unsigned char *src, int ndim, const ptrdiff_t *s
         model(dst + (size_t)i * inner, src + i * strides[0], ndim - 1, shape + 1, strides + 1, item);
 }
 
-static unsigned char *
-pattern(size_t n)
+static unsigned char *pattern(size_t n)
 {
     unsigned char *p = malloc(n + 8);
     CHECK(p != NULL);
@@ -34,8 +32,7 @@ pattern(size_t n)
     return p;
 }
 
-static void
-check(const unsigned char *src, int ndim, const ptrdiff_t *shape, const ptrdiff_t *strides, size_t item)
+static void check(const unsigned char *src, int ndim, const ptrdiff_t *shape, const ptrdiff_t *strides, size_t item)
 {
     size_t total = item;
     for (int i = 0; i < ndim; i++)
@@ -75,7 +72,8 @@ TEST(reversed_and_broadcast)
     unsigned char *src = pattern(1 << 20);
     for (int i = 0; i < N_ITEMS; i++) {
         ptrdiff_t item = (ptrdiff_t)ITEMS[i];
-        ptrdiff_t shape[] = {50, 60}, back[] = {-60 * item, -item}, flat[] = {0, 0}, mixed[] = {item, 0}, row[] = {0, item};
+        ptrdiff_t shape[] = {50, 60}, back[] = {-60 * item, -item}, flat[] = {0, 0}, mixed[] = {item, 0},
+                  row[] = {0, item};
         check(src + 2999 * ITEMS[i], 2, shape, back, ITEMS[i]);
         check(src, 2, shape, flat, ITEMS[i]);
         check(src, 2, shape, mixed, ITEMS[i]);

@@ -19,15 +19,13 @@
 
 static char root[64];
 
-static void
-new_root(void)
+static void new_root(void)
 {
     strcpy(root, "/tmp/prs-test-headroom-XXXXXX");
     CHECK(mkdtemp(root) != NULL);
 }
 
-static void
-drop_root(void)
+static void drop_root(void)
 {
     char command[128];
     snprintf(command, sizeof command, "rm -rf '%s'", root);
@@ -35,8 +33,7 @@ drop_root(void)
 }
 
 /* Write a file of the tree, its directories made on the way. */
-__attribute__((format(printf, 2, 3))) static void
-put(const char *path, const char *format, ...)
+__attribute__((format(printf, 2, 3))) static void put(const char *path, const char *format, ...)
 {
     char full[512];
     snprintf(full, sizeof full, "%s%s", root, path);
@@ -54,15 +51,13 @@ put(const char *path, const char *format, ...)
     fclose(f);
 }
 
-static void
-put_meminfo(uint64_t total, uint64_t available)
+static void put_meminfo(uint64_t total, uint64_t available)
 {
     put("/proc/meminfo", "MemTotal:       %llu kB\nMemFree:         1234 kB\nMemAvailable:   %llu kB\nBuffers: 7 kB\n",
         (unsigned long long)total / 1024, (unsigned long long)available / 1024);
 }
 
-static void
-put_v1(const char *dir, uint64_t limit, uint64_t usage, uint64_t cache)
+static void put_v1(const char *dir, uint64_t limit, uint64_t usage, uint64_t cache)
 {
     char path[300];
     snprintf(path, sizeof path, "%s/memory.limit_in_bytes", dir);
@@ -70,13 +65,13 @@ put_v1(const char *dir, uint64_t limit, uint64_t usage, uint64_t cache)
     snprintf(path, sizeof path, "%s/memory.usage_in_bytes", dir);
     put(path, "%llu\n", (unsigned long long)usage);
     snprintf(path, sizeof path, "%s/memory.stat", dir);
-    put(path, "cache 99999999999\ninactive_file 1\nactive_file 2\ntotal_shmem 5000000000\n"
-              "total_inactive_file %llu\ntotal_active_file %llu\ntotal_unevictable 4\n",
+    put(path,
+        "cache 99999999999\ninactive_file 1\nactive_file 2\ntotal_shmem 5000000000\n"
+        "total_inactive_file %llu\ntotal_active_file %llu\ntotal_unevictable 4\n",
         (unsigned long long)(cache / 4), (unsigned long long)(cache - cache / 4));
 }
 
-static void
-put_v2(const char *dir, const char *max, const char *high, uint64_t usage, uint64_t cache)
+static void put_v2(const char *dir, const char *max, const char *high, uint64_t usage, uint64_t cache)
 {
     char path[300];
     snprintf(path, sizeof path, "%s/memory.max", dir);
@@ -116,9 +111,10 @@ TEST(v1_the_tightest_level_decides)
 {
     new_root();
     put("/proc/self/cgroup", "5:cpu,cpuacct:/elsewhere\n4:memory:/outer/mid/inner\n0::/x\n");
-    put("/proc/self/mountinfo", ROOT_MOUNTS "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755\n"
-                                            "32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct\n"
-                                            "35 31 0:32 / /sys/fs/cgroup/memory rw,relatime shared:9 - cgroup cgroup rw,memory\n");
+    put("/proc/self/mountinfo",
+        ROOT_MOUNTS "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755\n"
+                    "32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct\n"
+                    "35 31 0:32 / /sys/fs/cgroup/memory rw,relatime shared:9 - cgroup cgroup rw,memory\n");
     put_meminfo(64 * GIB, 60 * GIB);
     put_v1("/sys/fs/cgroup/memory", V1_UNLIMITED, 50 * GIB, 0);
     put_v1("/sys/fs/cgroup/memory/outer", 8 * GIB, 6 * GIB, 1 * GIB);
@@ -222,9 +218,18 @@ TEST(small_containers_keep_a_quarter)
 
 TEST(broken_files_limit_nothing)
 {
-    static const char *const texts[] = {"", "\n", "garbage\n", "::::\n", "0::relative\n", ":\n", "\\\\\\\n",
-                                        "1 2 3\n", "4:memory:/a\n1 2 3 4 5 - cgroup cgroup memory\n",
-                                        "- - - - - - - -\n", "1 2 3 / /m - cgroup2\n", "1 2 3 / /m rw - cgroup x\n"};
+    static const char *const texts[] = {"",
+                                        "\n",
+                                        "garbage\n",
+                                        "::::\n",
+                                        "0::relative\n",
+                                        ":\n",
+                                        "\\\\\\\n",
+                                        "1 2 3\n",
+                                        "4:memory:/a\n1 2 3 4 5 - cgroup cgroup memory\n",
+                                        "- - - - - - - -\n",
+                                        "1 2 3 / /m - cgroup2\n",
+                                        "1 2 3 / /m rw - cgroup x\n"};
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
         new_root();
         put("/proc/self/cgroup", "%s", texts[i]);
@@ -254,7 +259,8 @@ TEST(long_lines_and_huge_numbers)
     memset(noise, 'a', 20000);
     noise[20000] = 0;
     put("/proc/self/cgroup", "7:%s:/x\n4:memory:/a\n", noise);
-    put("/proc/self/mountinfo", "1 2 3 / /m rw - overlay o %s\n35 31 0:32 / /cg rw - cgroup cgroup rw,memory\n%s\n", noise, noise);
+    put("/proc/self/mountinfo", "1 2 3 / /m rw - overlay o %s\n35 31 0:32 / /cg rw - cgroup cgroup rw,memory\n%s\n",
+        noise, noise);
     put_meminfo(64 * GIB, 60 * GIB);
     put_v1("/cg/a", 1 * GIB, 0, 0);
     prs_headroom h;
@@ -274,8 +280,7 @@ TEST(long_lines_and_huge_numbers)
     drop_root();
 }
 
-static void
-small_tree(prs_headroom *h, uint64_t limit, uint64_t usage)
+static void small_tree(prs_headroom *h, uint64_t limit, uint64_t usage)
 {
     put("/proc/self/cgroup", "0::/\n");
     put("/proc/self/mountinfo", "30 22 0:26 / /cg rw - cgroup2 cgroup2 rw\n");
@@ -349,8 +354,7 @@ typedef struct holder {
     unsigned granted;
 } holder;
 
-static void *
-hold_some(void *arg)
+static void *hold_some(void *arg)
 {
     holder *me = arg;
     for (int i = 0; i < 20; i++)
@@ -398,8 +402,7 @@ enum { REAL_LIMIT_MIB = 256, REAL_TRIES_MIB = 400 };
 static char cgroup[PRS_HEADROOM_PATH + 64];
 static char delegated[PRS_HEADROOM_PATH]; /* the v2 cgroup whose children got the memory controller from us */
 
-static int
-write_text(const char *dir, const char *name, const char *text)
+static int write_text(const char *dir, const char *name, const char *text)
 {
     char path[PRS_HEADROOM_PATH + 128];
     snprintf(path, sizeof path, "%s/%s", dir, name);
@@ -412,8 +415,7 @@ write_text(const char *dir, const char *name, const char *text)
 }
 
 /* A child cgroup of our own with a limit; its directory in `cgroup`. */
-static int
-make_cgroup(void)
+static int make_cgroup(void)
 {
     prs_headroom h;
     prs_headroom_open(&h);
@@ -444,8 +446,7 @@ make_cgroup(void)
     return -1;
 }
 
-static void
-drop_cgroup(void)
+static void drop_cgroup(void)
 {
     for (int i = 0; i < 100 && rmdir(cgroup) != 0; i++)
         usleep(20000); /* until the last charge is gone */
@@ -454,8 +455,7 @@ drop_cgroup(void)
 }
 
 /* In the child: fill a memfd 1 MiB at a time, asking first or not. Exits with 0 after -ENOMEM, 1 at the end. */
-static void
-fill_in_cgroup(int ask, unsigned threads)
+static void fill_in_cgroup(int ask, unsigned threads)
 {
     enum { STEP_MIB = 4 };
     if (write_text(cgroup, "cgroup.procs", "0") != 0)
@@ -492,8 +492,7 @@ fill_in_cgroup(int ask, unsigned threads)
     _exit(1);
 }
 
-static int
-run_in_cgroup(int ask, unsigned threads)
+static int run_in_cgroup(int ask, unsigned threads)
 {
     fflush(stdout);
     pid_t child = fork();

@@ -9,8 +9,7 @@ enum { COUNT = 333 }; /* not a multiple of 64 */
 static prs_atomic_u64 words[COUNT / 64 + 3];
 static const uint64_t GUARD = 0xdeadbeefcafef00du;
 
-static prs_pages
-fresh(void)
+static prs_pages fresh(void)
 {
     memset(words, 0, sizeof words);
     words[COUNT / 64 + 1] = GUARD;
@@ -90,8 +89,7 @@ TEST(ranges_outside_are_clipped)
 }
 
 /* Threads set overlapping ranges: every page is counted as changed by exactly one of them. */
-static void *
-set_ranges(void *arg)
+static void *set_ranges(void *arg)
 {
     uint64_t seed = (uintptr_t)arg, changed = 0;
     prs_pages p = prs_pages_at(words, COUNT);
