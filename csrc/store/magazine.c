@@ -292,7 +292,7 @@ static int
 refill(prs_store *s, uint32_t cls, prs_error *error)
 {
     prs_reserved batch[REFILL_MAX];
-    uint32_t n;
+    uint32_t n = 0;
     int rc = prs_writable(s, error);
     if (rc < 0)
         return rc;
@@ -354,7 +354,7 @@ int
 prs_large_take(prs_store *s, uint64_t size, bool paged, uint32_t *out, uint64_t *word, prs_error *error)
 {
     prs_reserved one;
-    uint32_t n;
+    uint32_t n = 0;
     int rc = prs_writable(s, error);
     if (rc < 0)
         return rc;
@@ -371,7 +371,7 @@ int
 prs_bare_take(prs_store *s, uint32_t *out, uint64_t *word, prs_error *error)
 {
     prs_reserved one;
-    uint32_t n;
+    uint32_t n = 0;
     int rc = take(s, 0, false, PRS_STATE_CREATING | PRS_WORD_FILE, &one, 1, &n, error);
     if (rc < 0)
         return rc;

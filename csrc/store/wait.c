@@ -51,7 +51,7 @@ look_at_creator(prs_store *s, uint32_t slot)
 int
 prs_wait(prs_store *s, const prs_oid *id, int64_t timeout)
 {
-    uint32_t low;
+    uint32_t low = 0;
     int rc = mark(s, id, &low);
     if (rc != PRS_E_AGAIN)
         return rc;
@@ -74,7 +74,7 @@ prs_epoch(prs_store *s)
 int
 prs_wait_any(prs_store *s, const prs_oid *id)
 {
-    uint32_t low;
+    uint32_t low = 0;
     int rc = mark(s, id, &low);
     if (rc == PRS_E_AGAIN)
         look_at_creator(s, id->slot);
