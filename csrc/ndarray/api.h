@@ -38,6 +38,7 @@ typedef struct {
 
 enum {
     PRP_ARRAY_WRITABLE = 1, /* the memory is private and writable (mmap_mode "c"); default is read-only */
+    PRP_ARRAY_EXACT = 2,    /* from_parts: the elements must fill the buffer to its last byte */
 };
 
 typedef struct {
@@ -67,6 +68,10 @@ typedef struct {
     PyObject *(*from_parts)(PyObject *shape, PyObject *dtype, int64_t offset, PyObject *strides, bool fortran,
                             const uint8_t *data, size_t data_len, PyObject *owner, int flags);
 
+    /* Makes any array, also of a subclass, read-only for good: setflags(write=True) fails afterwards. Arrays that hold objects,
+     * and everything that is no array, stay as they are. 0 or -1. */
+    int (*seal)(PyObject *obj);
+
     /* numpy.dtype(name) through a small cache; new reference. */
     PyObject *(*dtype_from_name)(const char *name, size_t len);
 } prp_ndarray_api;
@@ -82,7 +87,11 @@ static inline const prp_ndarray_api *prp_ndarray(void)
 {
     static const prp_ndarray_api *api;
     if (!api) {
-        const prp_ndarray_api *found = (const prp_ndarray_api *)PyCapsule_Import(PRP_NDARRAY_CAPSULE, 0);
+        PyObject *module = PyImport_ImportModule("pyray_ser._ndarray");
+        PyObject *capsule = module ? PyObject_GetAttrString(module, "_api") : NULL;
+        const prp_ndarray_api *found = capsule ? PyCapsule_GetPointer(capsule, PRP_NDARRAY_CAPSULE) : NULL;
+        Py_XDECREF(module);
+        Py_XDECREF(capsule); /* the table is static: it stays */
         if (found && found->version != PRP_NDARRAY_VERSION) {
             PyErr_SetString(PyExc_ImportError, "pyray_ser._ndarray is of another build than the extension that uses it");
             return NULL;

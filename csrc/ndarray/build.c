@@ -135,6 +135,14 @@ PyObject *prp_array_from_parts(PyObject *shape_tuple, PyObject *dtype, int64_t o
         }
         given = strides;
     }
+    if (flags & PRP_ARRAY_EXACT) {
+        size_t total = (size_t)PyDataType_ELSIZE(descr);
+        for (int i = 0; i < nd; i++)
+            if (shape[i] < 0 || __builtin_mul_overflow(total, (size_t)shape[i], &total))
+                return NULL;
+        if (total != data_len)
+            return NULL;
+    }
     Py_INCREF(descr);
     PyObject *array = build(descr, nd, shape, given, offset, data, data_len, owner, flags);
     Py_DECREF(descr);

@@ -9,6 +9,7 @@ static const prp_ndarray_api table = {
     .gather = prp_array_gather,
     .from_stream = prp_array_from_stream,
     .from_parts = prp_array_from_parts,
+    .seal = prp_array_seal,
     .dtype_from_name = prp_dtype_from_name,
 };
 

@@ -28,6 +28,9 @@ int prp_array_describe(PyObject *obj, prp_array_source *source);
 Py_ssize_t prp_array_template_put(PyObject *obj, uint8_t *out, prp_array_source *source);
 int prp_array_gather(PyObject *obj, const prp_array_source *source, void *dst, size_t dst_len);
 
+/* seal.c */
+int prp_array_seal(PyObject *obj);
+
 /* build.c */
 PyObject *prp_array_from_stream(const uint8_t *stream, size_t len, const uint8_t *data, size_t data_len,
                                 PyObject *owner, int flags);

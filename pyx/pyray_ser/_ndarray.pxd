@@ -9,6 +9,7 @@ cdef extern from "ndarray/api.h" nogil:
         PRP_ARRAY_MAX_DTYPE
         PRP_ARRAY_STREAM_MAX
         PRP_ARRAY_WRITABLE
+        PRP_ARRAY_EXACT
         PRP_NDARRAY_VERSION
     const char *PRP_NDARRAY_CAPSULE
 
@@ -45,6 +46,7 @@ cdef extern from "ndarray/api.h":
         int (*gather)(object obj, const prp_array_source *source, void *dst, size_t dst_len) except -1
         void *(*from_stream)(const uint8_t *stream, size_t len, const uint8_t *data, size_t data_len, object owner, int flags) except? NULL
         void *(*from_parts)(object shape, object dtype, int64_t offset, object strides, bint fortran, const uint8_t *data, size_t data_len, object owner, int flags) except? NULL
+        int (*seal)(object obj) except -1
         object (*dtype_from_name)(const char *name, size_t len)
 
     bint prp_ndarray_looks(object obj) noexcept

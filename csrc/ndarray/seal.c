@@ -1,0 +1,55 @@
+/* Read-only for good.
+ *
+ * numpy lets `setflags(write=True)` undo a read-only flag if the array owns its memory, or if its base would give a writable
+ * buffer. So memory that an array owns is handed to a second array that nobody can reach, because only a capsule holds it, and
+ * the capsule becomes the base. The bytes stay where they are.
+ */
+#include "ndarray.h"
+
+static void drop_holder(PyObject *capsule)
+{
+    Py_XDECREF((PyObject *)PyCapsule_GetPointer(capsule, "pyray_ser.sealed"));
+}
+
+static PyObject *capsule_of(PyObject *held)
+{
+    PyObject *capsule = PyCapsule_New(held, "pyray_ser.sealed", drop_holder);
+    if (capsule)
+        Py_INCREF(held);
+    return capsule;
+}
+
+int prp_array_seal(PyObject *obj)
+{
+    if (!PyArray_Check(obj))
+        return 0;
+    PyArrayObject *array = (PyArrayObject *)obj;
+    PyArrayObject_fields *fields = (PyArrayObject_fields *)obj;
+    if (PyDataType_REFCHK(PyArray_DESCR(array)))
+        return 0;
+    PyArray_CLEARFLAGS(array, NPY_ARRAY_WRITEABLE);
+    if (PyArray_CHKFLAGS(array, NPY_ARRAY_OWNDATA)) {
+        PyArray_Descr *descr = PyArray_DESCR(array);
+        Py_INCREF(descr);
+        PyObject *holder = PyArray_NewFromDescr(&PyArray_Type, descr, PyArray_NDIM(array), PyArray_DIMS(array),
+                                                PyArray_STRIDES(array), PyArray_DATA(array), 0, NULL);
+        PyObject *capsule = holder ? capsule_of(holder) : NULL;
+        Py_XDECREF(holder);
+        if (!capsule)
+            return -1;
+        /* The holder frees the memory now, with the allocator it came from. */
+        ((PyArrayObject_fields *)holder)->mem_handler = fields->mem_handler;
+        fields->mem_handler = NULL;
+        PyArray_ENABLEFLAGS((PyArrayObject *)holder, NPY_ARRAY_OWNDATA);
+        PyArray_CLEARFLAGS(array, NPY_ARRAY_OWNDATA);
+        Py_XSETREF(fields->base, capsule); /* an owner of memory has no base */
+        return 0;
+    }
+    if (fields->base && !PyCapsule_CheckExact(fields->base)) {
+        PyObject *capsule = capsule_of(fields->base);
+        if (!capsule)
+            return -1;
+        Py_SETREF(fields->base, capsule);
+    }
+    return 0;
+}

@@ -1,0 +1,365 @@
+/* Every use of CPython's internals by the pickler and the unpickler, for 3.11 to 3.14.
+ *
+ * Each entry has two forms with one meaning: the fast one, which reads a structure CPython does not promise to keep, and the
+ * public one, which is taken on an unknown version or with -DPRP_PUBLIC_API_ONLY. The public form may be slower or may answer
+ * "unknown" where the comment allows it; it is never wrong. Nothing outside this header includes internal/ headers, tests
+ * PY_VERSION_HEX for the sake of an internal, or looks into a structure of the interpreter.
+ *
+ * Everything here needs the GIL. Free-threaded builds are refused when the extension is imported.
+ */
+#ifndef PRP_INTERP_H
+#define PRP_INTERP_H
+
+#ifndef PY_SSIZE_T_CLEAN
+#define PY_SSIZE_T_CLEAN
+#endif
+#include <Python.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <pthread.h>
+
+#if PY_VERSION_HEX < 0x030B0000
+#error "pyray_ser needs Python 3.11 or later"
+#endif
+
+#if !defined(PRP_PUBLIC_API_ONLY) && !defined(Py_GIL_DISABLED) && PY_VERSION_HEX < 0x030F0000
+#define PRP_INTERNALS 1
+#else
+#define PRP_INTERNALS 0
+#endif
+
+#if PRP_INTERNALS
+#ifndef Py_BUILD_CORE
+#define Py_BUILD_CORE 1
+#define PRP_DEFINED_BUILD_CORE 1
+#endif
+/* Public spellings that the internal headers of some versions declare again. */
+#undef _PyObject_LookupSpecial
+#undef _PyGC_FINALIZED
+#include "internal/pycore_dict.h"
+#include "internal/pycore_object.h"
+#ifdef PRP_DEFINED_BUILD_CORE
+#undef Py_BUILD_CORE
+#endif
+#endif
+
+#define PRP_LIKELY(x) __builtin_expect(!!(x), 1)
+#define PRP_UNLIKELY(x) __builtin_expect(!!(x), 0)
+#define PRP_COLD __attribute__((cold, noinline))
+
+/* ---- what is supported ---------------------------------------------------------------------------------------------- */
+
+/* 0, or -1 with ImportError: the caches of the picklers belong to one interpreter with a GIL. */
+static inline int prp_check_interpreter(void)
+{
+#ifdef Py_GIL_DISABLED
+    PyErr_SetString(PyExc_ImportError, "pyray_ser does not support free-threaded builds of Python");
+    return -1;
+#else
+    if (PyInterpreterState_Get() != PyInterpreterState_Main()) {
+        PyErr_SetString(PyExc_ImportError, "pyray_ser does not support subinterpreters");
+        return -1;
+    }
+    return 0;
+#endif
+}
+
+/* ---- types ---------------------------------------------------------------------------------------------------------- */
+
+/* A number that identifies this type in its present state: it changes whenever the type or one of its bases is modified, and
+ * no other type ever gets the same. 0: unknown, nothing may be kept about the type. */
+static inline unsigned prp_type_version(PyTypeObject *type)
+{
+#if !PRP_INTERNALS
+    (void)type;
+    return 0;
+#elif PY_VERSION_HEX < 0x030C0000
+    if (!(type->tp_flags & Py_TPFLAGS_VALID_VERSION_TAG)) {
+        static PyObject *name;
+        if (!name && !(name = PyUnicode_InternFromString("__class__"))) {
+            PyErr_Clear();
+            return 0;
+        }
+        (void)_PyType_Lookup(type, name); /* assigns the tag */
+    }
+    return type->tp_flags & Py_TPFLAGS_VALID_VERSION_TAG ? type->tp_version_tag : 0;
+#else
+    return PyUnstable_Type_AssignVersionTag(type) ? type->tp_version_tag : 0;
+#endif
+}
+
+/* What the type and its bases define under `name`, without descriptors being called. New reference, or NULL without an
+ * exception if there is none (or, public form only, if it cannot be told). */
+static inline PyObject *prp_type_lookup(PyTypeObject *type, PyObject *name)
+{
+#if PRP_INTERNALS
+    return Py_XNewRef(_PyType_Lookup(type, name));
+#else
+    PyObject *mro = type->tp_mro, *found = NULL;
+    for (Py_ssize_t i = 0; mro && i < PyTuple_GET_SIZE(mro) && !found; i++) {
+        PyObject *dict = PyObject_GetAttrString(PyTuple_GET_ITEM(mro, i), "__dict__");
+        if (dict) {
+            found = PyObject_GetItem(dict, name);
+            Py_DECREF(dict);
+        }
+        if (!found)
+            PyErr_Clear();
+    }
+    return found;
+#endif
+}
+
+/* ---- attribute storage of plain instances ----------------------------------------------------------------------------
+ *
+ * Attributes of an ordinary instance lie in an array beside it until somebody asks for __dict__. Three answers:
+ *     PRP_ATTRS_INLINE   the view is filled: `count` attributes in order of insertion
+ *     PRP_ATTRS_DICT     there is a dict, `dict` borrowed
+ *     PRP_ATTRS_NONE     no attribute is set
+ *     PRP_ATTRS_UNKNOWN  use prp_attrs_dict(), which makes the dict
+ * A view is valid until code runs that may change the instance. */
+typedef struct {
+    PyObject *const *values;
+    const uint8_t *order;
+    Py_ssize_t step; /* +1 or -1: direction in which `order` grows */
+    Py_ssize_t count;
+    void *keys;
+} prp_attrs;
+
+enum { PRP_ATTRS_UNKNOWN, PRP_ATTRS_INLINE, PRP_ATTRS_DICT, PRP_ATTRS_NONE };
+
+static inline int prp_attrs_view(PyObject *obj, PyTypeObject *type, prp_attrs *view, PyObject **dict)
+{
+#if !PRP_INTERNALS
+    (void)obj, (void)type, (void)view, (void)dict;
+    return PRP_ATTRS_UNKNOWN;
+#else
+    if (!(type->tp_flags & Py_TPFLAGS_MANAGED_DICT)) {
+        if (type->tp_dictoffset <= 0)
+            return PRP_ATTRS_UNKNOWN;
+        *dict = *(PyObject **)((char *)obj + type->tp_dictoffset);
+        return *dict ? PRP_ATTRS_DICT : PRP_ATTRS_NONE;
+    }
+    PyDictValues *values;
+#if PY_VERSION_HEX < 0x030C0000
+    *dict = *_PyObject_ManagedDictPointer(obj);
+    if (*dict)
+        return PRP_ATTRS_DICT;
+    values = *_PyObject_ValuesPointer(obj);
+    if (!values)
+        return PRP_ATTRS_NONE;
+#elif PY_VERSION_HEX < 0x030D0000
+    PyDictOrValues either = *_PyObject_DictOrValuesPointer(obj);
+    if (!_PyDictOrValues_IsValues(either)) {
+        *dict = _PyDictOrValues_GetDict(either);
+        return *dict ? PRP_ATTRS_DICT : PRP_ATTRS_NONE;
+    }
+    values = _PyDictOrValues_GetValues(either);
+#else
+    *dict = (PyObject *)_PyObject_GetManagedDict(obj);
+    if (*dict)
+        return PRP_ATTRS_DICT;
+    if (!(type->tp_flags & Py_TPFLAGS_INLINE_VALUES))
+        return PRP_ATTRS_NONE;
+    values = _PyObject_InlineValues(obj);
+    if (!values->valid)
+        return PRP_ATTRS_UNKNOWN;
+#endif
+    view->keys = ((PyHeapTypeObject *)type)->ht_cached_keys;
+    view->values = values->values;
+#if PY_VERSION_HEX < 0x030D0000
+    const uint8_t *prefix = (const uint8_t *)values; /* [-1] its length, [-2] attributes set, [-3], [-4].. their order */
+    view->count = prefix[-2];
+    view->order = prefix - 3;
+    view->step = -1;
+#else
+    view->count = values->size;
+    view->order = (const uint8_t *)&values->values[values->capacity];
+    view->step = 1;
+#endif
+    return PRP_ATTRS_INLINE;
+#endif
+}
+
+/* Name (borrowed) and value (borrowed, NULL if deleted meanwhile) of attribute `i` of a view. */
+static inline PyObject *prp_attrs_name(const prp_attrs *view, Py_ssize_t i)
+{
+#if PRP_INTERNALS
+    Py_ssize_t index = view->order[i * view->step];
+    return DK_UNICODE_ENTRIES(((PyDictKeysObject *)view->keys))[index].me_key;
+#else
+    (void)view, (void)i;
+    return NULL;
+#endif
+}
+
+static inline PyObject *prp_attrs_value(const prp_attrs *view, Py_ssize_t i)
+{
+    return view->values[view->order[i * view->step]];
+}
+
+/* Slot of attribute `i`; equal for the same attribute of all instances that share `keys`. */
+static inline Py_ssize_t prp_attrs_slot(const prp_attrs *view, Py_ssize_t i)
+{
+    return view->order[i * view->step];
+}
+
+/* The instance's dict, made if need be: new reference, or NULL with an exception. */
+static inline PyObject *prp_attrs_dict(PyObject *obj) { return PyObject_GenericGetDict(obj, NULL); }
+
+/* ---- dicts: entry after entry, in order; the dict must not change between two calls --------------------------------- */
+
+#if PRP_INTERNALS
+static inline int prp_dict_next(PyObject *dict, Py_ssize_t *pos, PyObject **key, PyObject **value)
+{
+    PyDictObject *d = (PyDictObject *)dict;
+    Py_ssize_t i = *pos;
+    if (PRP_UNLIKELY(d->ma_values != NULL))
+        return PyDict_Next(dict, pos, key, value);
+    PyDictKeysObject *keys = d->ma_keys;
+    Py_ssize_t n = keys->dk_nentries;
+    if (PRP_LIKELY(DK_IS_UNICODE(keys))) {
+        PyDictUnicodeEntry *entry = DK_UNICODE_ENTRIES(keys) + i;
+        for (; i < n; i++, entry++)
+            if (PRP_LIKELY(entry->me_value != NULL)) {
+                *key = entry->me_key;
+                *value = entry->me_value;
+                *pos = i + 1;
+                return 1;
+            }
+    } else {
+        PyDictKeyEntry *entry = DK_ENTRIES(keys) + i;
+        for (; i < n; i++, entry++)
+            if (PRP_LIKELY(entry->me_value != NULL)) {
+                *key = entry->me_key;
+                *value = entry->me_value;
+                *pos = i + 1;
+                return 1;
+            }
+    }
+    return 0;
+}
+#else
+#define prp_dict_next PyDict_Next
+#endif
+
+/* ---- sets ----------------------------------------------------------------------------------------------------------- */
+
+/* The next element at or after *pos (borrowed), or NULL at the end. PySetObject is in the public headers; that a dummy has
+ * hash -1 is not. Safe if the set changes between two calls. */
+static inline PyObject *prp_set_next(PyObject *set, Py_ssize_t *pos)
+{
+    PySetObject *s = (PySetObject *)set;
+    for (Py_ssize_t i = *pos; i <= s->mask; i++)
+        if (s->table[i].key && s->table[i].hash != -1) {
+            *pos = i + 1;
+            return s->table[i].key;
+        }
+    *pos = s->mask + 1;
+    return NULL;
+}
+
+/* ---- ints ----------------------------------------------------------------------------------------------------------- */
+
+/* True if the int is one "digit" (at least 30 bits); then *value is it. False says nothing. */
+static inline bool prp_long_compact(PyObject *obj, long *value)
+{
+#if PY_VERSION_HEX >= 0x030C0000
+    if (!PyUnstable_Long_IsCompact((PyLongObject *)obj))
+        return false;
+    *value = (long)PyUnstable_Long_CompactValue((PyLongObject *)obj);
+    return true;
+#elif PRP_INTERNALS
+    Py_ssize_t size = Py_SIZE(obj);
+    if ((size_t)(size + 1) > 2)
+        return false;
+    *value = (long)size * (long)((PyLongObject *)obj)->ob_digit[0];
+    return true;
+#else
+    (void)obj, (void)value;
+    return false;
+#endif
+}
+
+/* Little-endian two's complement of any int, in the fewest bytes: new bytes object, NULL with an exception. */
+static inline PyObject *prp_long_bytes(PyObject *obj)
+{
+    PyObject *bits = PyObject_CallMethod(obj, "bit_length", NULL);
+    if (!bits)
+        return NULL;
+    size_t n = PyLong_AsSize_t(bits);
+    Py_DECREF(bits);
+    if (n == (size_t)-1 && PyErr_Occurred())
+        return NULL;
+    n = (n >> 3) + 1;
+    if (n > 0x7fffffff) {
+        PyErr_SetString(PyExc_OverflowError, "int too large to pickle");
+        return NULL;
+    }
+    PyObject *bytes;
+#if PRP_INTERNALS && PY_VERSION_HEX < 0x030D0000
+    bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)n);
+    if (!bytes)
+        return NULL;
+    unsigned char *data = (unsigned char *)PyBytes_AS_STRING(bytes);
+    if (_PyLong_AsByteArray((PyLongObject *)obj, data, n, 1, 1) < 0) {
+        Py_DECREF(bytes);
+        return NULL;
+    }
+#elif PY_VERSION_HEX >= 0x030D0000
+    bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)n);
+    if (!bytes)
+        return NULL;
+    unsigned char *data = (unsigned char *)PyBytes_AS_STRING(bytes);
+    if (PyLong_AsNativeBytes(obj, data, (Py_ssize_t)n, Py_ASNATIVEBYTES_LITTLE_ENDIAN) < 0) {
+        Py_DECREF(bytes);
+        return NULL;
+    }
+#else
+    PyObject *method = PyObject_GetAttrString(obj, "to_bytes");
+    PyObject *args = method ? Py_BuildValue("(ns)", (Py_ssize_t)n, "little") : NULL;
+    PyObject *options = args ? Py_BuildValue("{sO}", "signed", Py_True) : NULL;
+    bytes = options ? PyObject_Call(method, args, options) : NULL;
+    Py_XDECREF(method);
+    Py_XDECREF(args);
+    Py_XDECREF(options);
+    if (!bytes)
+        return NULL;
+    unsigned char *data = (unsigned char *)PyBytes_AS_STRING(bytes);
+#endif
+    /* -2**(8*j-1) carries its own sign bit: the last byte only repeats it. */
+    if (n > 1 && data[n - 1] == 0xff && (data[n - 2] & 0x80)) {
+        if (_PyBytes_Resize(&bytes, (Py_ssize_t)n - 1) < 0)
+            return NULL;
+    }
+    return bytes;
+}
+
+/* ---- the C stack ---------------------------------------------------------------------------------------------------- */
+
+/* Lowest address the calling thread's stack may reach while `reserve` bytes stay free below; 0 if that cannot be told.
+ * A thread's stack does not move: kept per thread. */
+static inline uintptr_t prp_stack_bottom(void)
+{
+    static __thread uintptr_t bottom;
+    if (PRP_UNLIKELY(!bottom)) {
+        uintptr_t low = 1;
+        pthread_attr_t attr;
+        if (pthread_getattr_np(pthread_self(), &attr) == 0) {
+            void *address;
+            size_t size;
+            if (pthread_attr_getstack(&attr, &address, &size) == 0)
+                low = (uintptr_t)address;
+            pthread_attr_destroy(&attr);
+        }
+        bottom = low;
+    }
+    return bottom > 1 ? bottom : 0;
+}
+
+static inline bool prp_stack_low(size_t reserve)
+{
+    uintptr_t bottom = prp_stack_bottom();
+    return bottom && (uintptr_t)__builtin_frame_address(0) < bottom + reserve;
+}
+
+#endif

@@ -1,0 +1,153 @@
+/* Arrays: the calls by which numpy's arrays are written, done without Python code.
+ *
+ *     numpy.ndarray(shape, dtype, buffer, offset, strides)         what this package writes
+ *     numpy._core.numeric._frombuffer(buffer, dtype, shape, order)    what numpy writes with protocol 5
+ *
+ * The array lies over the buffer: over foreign memory with the owner as its base, over anything else with what keeps that alive.
+ * In store mode arrays are read-only and stay so. Nothing here imports numpy: a callable of numpy on the stack means that it is
+ * imported already. Whatever does not fit is left to the call itself.
+ */
+#include "load.h"
+
+static PyObject *from_buffer; /* numpy's _frombuffer; owned, for good */
+
+/* An attribute of an imported module, or NULL without an exception. */
+static PyObject *imported(const char *module, const char *name)
+{
+    PyObject *modules = PyImport_GetModuleDict(), *found = modules ? PyDict_GetItemString(modules, module) : NULL;
+    PyObject *value = found ? PyObject_GetAttrString(found, name) : NULL;
+    PyErr_Clear();
+    return value;
+}
+
+bool prp_load_array_known(PyObject *callable)
+{
+    if (from_buffer)
+        return callable == from_buffer;
+    if (!PyFunction_Check(callable) ||
+        PyUnicode_CompareWithASCIIString(((PyFunctionObject *)callable)->func_name, "_frombuffer") != 0)
+        return false;
+    PyObject *found = imported("numpy._core.numeric", "_frombuffer");
+    if (!found)
+        found = imported("numpy.core.numeric", "_frombuffer");
+    if (found != callable) {
+        Py_XDECREF(found);
+        return false;
+    }
+    from_buffer = found;
+    return true;
+}
+
+typedef struct {
+    const uint8_t *data;
+    size_t len;
+    PyObject *base; /* owned */
+    int flags;
+} array_memory;
+
+static bool all_bytes(const Py_buffer *view)
+{
+    return view->len >= 0 && PyBuffer_IsContiguous(view, 'C');
+}
+
+/* The bytes of a buffer and what keeps them. 1; 0: not for us; -1. */
+static int memory_of(prp_loader *L, PyObject *buffer, array_memory *memory)
+{
+    PyObject *owner;
+    memory->flags = 0;
+    if (prp_load_foreign_buffer(buffer, &memory->data, &memory->len, &owner)) {
+        memory->base = Py_NewRef(owner);
+        memory->flags = L->array_flags & PRP_ARRAY_WRITABLE;
+        return 1;
+    }
+    if (PyBytes_CheckExact(buffer)) {
+        memory->data = (const uint8_t *)PyBytes_AS_STRING(buffer);
+        memory->len = (size_t)PyBytes_GET_SIZE(buffer);
+        memory->base = Py_NewRef(buffer);
+        return 1;
+    }
+    const Py_buffer *view;
+    if (PyPickleBuffer_Check(buffer) && !L->owner) {
+        view = PyPickleBuffer_GetBuffer(buffer);
+        if (!view)
+            return -1;
+        /* An exporter that does not count its exports (ndarray, bytes) is kept by a reference alone. */
+        if (view->obj && all_bytes(view) && Py_TYPE(view->obj)->tp_as_buffer &&
+            !Py_TYPE(view->obj)->tp_as_buffer->bf_releasebuffer) {
+            memory->data = view->buf;
+            memory->len = (size_t)view->len;
+            memory->base = Py_NewRef(view->obj);
+            memory->flags = view->readonly ? 0 : PRP_ARRAY_WRITABLE;
+            return 1;
+        }
+    }
+    if (!PyObject_CheckBuffer(buffer))
+        return 0;
+    PyObject *base = PyMemoryView_FromObject(buffer);
+    if (base && L->owner && !PyMemoryView_GET_BUFFER(base)->readonly)
+        Py_SETREF(base, PyObject_CallMethod(base, "toreadonly", NULL));
+    if (!base)
+        return -1;
+    view = PyMemoryView_GET_BUFFER(base);
+    if (!all_bytes(view)) {
+        Py_DECREF(base);
+        return 0;
+    }
+    memory->data = view->buf;
+    memory->len = (size_t)view->len;
+    memory->base = base;
+    memory->flags = view->readonly ? 0 : PRP_ARRAY_WRITABLE;
+    return 1;
+}
+
+static PyObject *build(prp_loader *L, PyObject *shape, PyObject *dtype, PyObject *buffer, int64_t offset, PyObject *strides,
+                       bool fortran, int flags)
+{
+    const prp_ndarray_api *numpy = prp_ndarray();
+    array_memory memory;
+    if (!numpy || memory_of(L, buffer, &memory) <= 0)
+        return NULL;
+    PyObject *array = numpy->from_parts(shape, dtype, offset, strides, fortran, memory.data, memory.len, memory.base,
+                                        memory.flags | flags);
+    Py_DECREF(memory.base);
+    return array;
+}
+
+PyObject *prp_load_array_call(prp_loader *L, PyObject *callable, PyObject *const *argv, Py_ssize_t n)
+{
+    if (callable != from_buffer || n != 4 || !PyUnicode_CheckExact(argv[3]) || PyUnicode_GET_LENGTH(argv[3]) != 1)
+        return NULL;
+    Py_UCS4 order = PyUnicode_READ_CHAR(argv[3], 0);
+    if ((order != 'C' && order != 'F') || PyUnicode_Check(argv[1]))
+        return NULL;
+    return build(L, argv[2], argv[1], argv[0], 0, NULL, order == 'F', PRP_ARRAY_EXACT);
+}
+
+PyObject *prp_load_array_new(prp_loader *L, PyObject *callable, PyObject *const *argv, Py_ssize_t n)
+{
+    if (strcmp(((PyTypeObject *)callable)->tp_name, "numpy.ndarray") != 0 || n < 3 || n > 5 || argv[2] == Py_None)
+        return NULL;
+    int64_t offset = 0;
+    if (n > 3) {
+        int overflow = 0;
+        if (!PyLong_CheckExact(argv[3]))
+            return NULL;
+        offset = PyLong_AsLongLongAndOverflow(argv[3], &overflow);
+        if (overflow)
+            return NULL;
+    }
+    return build(L, argv[0], argv[1], argv[2], offset, n > 4 ? argv[4] : NULL, false, 0);
+}
+
+int prp_load_array_seal(prp_loader *L, PyObject *array)
+{
+    if (L->array_flags & PRP_ARRAY_WRITABLE)
+        return 0;
+    /* Only an extension of numpy gives its instances a buffer and these names. */
+    for (PyTypeObject *type = Py_TYPE(array); type; type = type->tp_base)
+        if (strcmp(type->tp_name, "numpy.ndarray") == 0) {
+            const prp_ndarray_api *numpy = prp_ndarray();
+            return numpy ? numpy->seal(array) : -1;
+        }
+    return 0;
+}

@@ -1,0 +1,166 @@
+/* The unpickler's uses of interpreter internals: the writing half of interp.h, under its rules. Each entry has a public form
+ * with the same meaning, or one that answers "not possible", which the caller must handle. */
+#ifndef PRP_LOAD_INTERP_H
+#define PRP_LOAD_INTERP_H
+
+#include "interp.h"
+
+/* Version of a type if it has one now; does not assign one. 0: none. */
+static inline unsigned prp_type_version_now(PyTypeObject *type)
+{
+#if !PRP_INTERNALS
+    (void)type;
+    return 0;
+#elif PY_VERSION_HEX < 0x030C0000
+    return type->tp_flags & Py_TPFLAGS_VALID_VERSION_TAG ? type->tp_version_tag : 0;
+#else
+    return type->tp_version_tag;
+#endif
+}
+
+/* 1: *value is the attribute (new reference); 0: there is none; -1: exception. No exception object is made for 0. */
+static inline int prp_optional_attr(PyObject *obj, PyObject *name, PyObject **value)
+{
+#if PY_VERSION_HEX >= 0x030D0000
+    return PyObject_GetOptionalAttr(obj, name, value);
+#elif PRP_INTERNALS
+    return _PyObject_LookupAttr(obj, name, value);
+#else
+    *value = PyObject_GetAttr(obj, name);
+    if (*value)
+        return 1;
+    if (!PyErr_ExceptionMatches(PyExc_AttributeError))
+        return -1;
+    PyErr_Clear();
+    return 0;
+#endif
+}
+
+/* ---- attributes ------------------------------------------------------------------------------------------------------- */
+
+/* The table of an instance that has no attribute yet and keeps them beside itself. NULL: write to its dict. `*keys`
+ * identifies what the indices of the table mean. */
+#if PRP_INTERNALS
+static inline PyDictValues *prp_values_fresh(PyObject *obj, PyTypeObject *type, void **keys)
+{
+    if (!(type->tp_flags & Py_TPFLAGS_MANAGED_DICT))
+        return NULL;
+#if PY_VERSION_HEX < 0x030C0000
+    if (*_PyObject_ManagedDictPointer(obj))
+        return NULL;
+    PyDictValues *values = *_PyObject_ValuesPointer(obj);
+    if (!values || ((uint8_t *)values)[-2] != 0)
+        return NULL;
+#elif PY_VERSION_HEX < 0x030D0000
+    PyDictOrValues either = *_PyObject_DictOrValuesPointer(obj);
+    if (!_PyDictOrValues_IsValues(either))
+        return NULL;
+    PyDictValues *values = _PyDictOrValues_GetValues(either);
+    if (((uint8_t *)values)[-2] != 0)
+        return NULL;
+#else
+    if (!(type->tp_flags & Py_TPFLAGS_INLINE_VALUES) || _PyObject_GetManagedDict(obj))
+        return NULL;
+    PyDictValues *values = _PyObject_InlineValues(obj);
+    if (!values->valid || values->size != 0)
+        return NULL;
+#endif
+    *keys = ((PyHeapTypeObject *)type)->ht_cached_keys;
+    return values;
+}
+
+/* How many attributes the table has room for. */
+static inline Py_ssize_t prp_values_room(PyDictValues *values)
+{
+#if PY_VERSION_HEX < 0x030D0000
+    return ((uint8_t *)values)[-1] - 2; /* bytes of the prefix behind its two counters: at least one per attribute */
+#else
+    return values->capacity;
+#endif
+}
+
+/* Index of an interned name in the shared keys, or -1. */
+static inline Py_ssize_t prp_keys_index(void *keys_, PyObject *name)
+{
+    PyDictKeysObject *keys = keys_;
+    if (!keys || !DK_IS_UNICODE(keys))
+        return -1;
+    for (Py_ssize_t i = 0; i < keys->dk_nentries; i++)
+        if (DK_UNICODE_ENTRIES(keys)[i].me_key == name)
+            return i;
+    return -1;
+}
+
+/* True if attribute `index` of the shared keys is still called `name`. */
+static inline bool prp_keys_has(void *keys_, Py_ssize_t index, PyObject *name)
+{
+    PyDictKeysObject *keys = keys_;
+    return index < keys->dk_nentries && DK_UNICODE_ENTRIES(keys)[index].me_key == name;
+}
+
+/* Sets an attribute that was not set; steals the value. The caller has checked index, name and room. */
+static inline void prp_values_set(PyDictValues *values, Py_ssize_t index, PyObject *value)
+{
+    values->values[index] = value;
+    _PyDictValues_AddToInsertionOrder(values, index);
+}
+#endif
+
+/* ---- containers --------------------------------------------------------------------------------------------------------- */
+
+/* An empty dict with room for `n` entries without growing, as far as that can be asked for. */
+static inline PyObject *prp_dict_presized(Py_ssize_t n)
+{
+    /* _PyDict_NewPresized makes a table for keys of any type, which is larger and slower to read than the one for str keys
+     * that most dicts have; growing costs less than it seems, because it copies without hashing. */
+    (void)n;
+    return PyDict_New();
+}
+
+/* Appends n items to an exact list; steals them, also on failure (-1). */
+static inline int prp_list_extend_stealing(PyObject *list, PyObject **items, Py_ssize_t n)
+{
+#if !defined(Py_GIL_DISABLED) && !defined(Py_LIMITED_API)
+    PyListObject *l = (PyListObject *)list;
+    Py_ssize_t size = Py_SIZE(l), wanted;
+    if (!__builtin_add_overflow(size, n, &wanted) && wanted <= PY_SSIZE_T_MAX / (Py_ssize_t)sizeof(PyObject *) / 2) {
+        if (wanted > l->allocated) {
+            Py_ssize_t room = wanted + (size ? wanted >> 3 : 0);
+            PyObject **larger = PyMem_Realloc(l->ob_item, (size_t)room * sizeof(PyObject *));
+            if (!larger)
+                goto failed;
+            l->ob_item = larger;
+            l->allocated = room;
+        }
+        memcpy(l->ob_item + size, items, (size_t)n * sizeof(PyObject *));
+        Py_SET_SIZE(l, wanted);
+        return 0;
+    }
+failed:
+    PyErr_NoMemory();
+    for (Py_ssize_t i = 0; i < n; i++)
+        Py_DECREF(items[i]);
+    return -1;
+#else
+    int result = 0;
+    for (Py_ssize_t i = 0; i < n; i++) {
+        if (result == 0 && PyList_Append(list, items[i]) < 0)
+            result = -1;
+        Py_DECREF(items[i]);
+    }
+    return result;
+#endif
+}
+
+/* ---- ints ----------------------------------------------------------------------------------------------------------------- */
+
+static inline PyObject *prp_long_from_bytes(const uint8_t *data, size_t n)
+{
+#if PY_VERSION_HEX >= 0x030D0000
+    return PyLong_FromNativeBytes(data, n, Py_ASNATIVEBYTES_LITTLE_ENDIAN);
+#else
+    return _PyLong_FromByteArray(data, n, 1, 1);
+#endif
+}
+
+#endif

@@ -1,0 +1,81 @@
+/* Strings from UTF-8, and the cache of short strings used as keys.
+ *
+ * Documents and instances repeat few names many times. A string in the position of a key is looked up by its bytes in a small
+ * direct-mapped table first; values are not, because most of them are different. If keys turn out to be different too, the
+ * stream stops asking. The table holds at most KEY_SLOTS strings of at most KEY_BYTES bytes.
+ */
+#include "load.h"
+
+#define KEY_SLOTS 1024
+#define KEY_BYTES 40
+
+typedef struct {
+    uint32_t hash;
+    uint32_t len;
+    PyObject *text; /* owned, compact ASCII */
+} key_slot;
+
+static key_slot keys[KEY_SLOTS];
+
+static inline bool is_ascii(const uint8_t *data, size_t n)
+{
+    uint64_t word, seen = 0;
+    while (n >= 8) {
+        memcpy(&word, data, 8);
+        seen |= word;
+        data += 8;
+        n -= 8;
+    }
+    if (n & 4) {
+        uint32_t half;
+        memcpy(&half, data, 4);
+        seen |= half;
+        data += 4;
+    }
+    for (n &= 3; n; n--)
+        seen |= *data++;
+    return !(seen & 0x8080808080808080ull);
+}
+
+PyObject *prp_load_utf8(const uint8_t *data, size_t n)
+{
+    if (PRP_LIKELY(n > 1 && n < 128 && is_ascii(data, n))) {
+        PyObject *text = PyUnicode_New((Py_ssize_t)n, 127);
+        if (text)
+            memcpy(PyUnicode_1BYTE_DATA(text), data, n);
+        return text;
+    }
+    return PyUnicode_DecodeUTF8((const char *)data, (Py_ssize_t)n, "surrogatepass");
+}
+
+PyObject *prp_load_key(prp_loader *L, const uint8_t *data, size_t n)
+{
+    if (n < 2 || n > KEY_BYTES || L->key_misses > 200 + 2 * L->key_hits)
+        return prp_load_utf8(data, n);
+    uint64_t mixed = n, word = 0;
+    const uint8_t *p = data;
+    size_t left = n;
+    for (; left >= 8; left -= 8, p += 8) {
+        memcpy(&word, p, 8);
+        mixed = (mixed ^ word) * 0x9E3779B97F4A7C15ull;
+        mixed ^= mixed >> 29;
+    }
+    word = 0;
+    for (size_t i = 0; i < left; i++)
+        word |= (uint64_t)p[i] << (8 * i);
+    mixed = (mixed ^ word) * 0x9E3779B97F4A7C15ull;
+    uint32_t hash = (uint32_t)(mixed >> 32);
+    key_slot *slot = &keys[hash % KEY_SLOTS];
+    if (slot->text && slot->hash == hash && slot->len == n && memcmp(PyUnicode_1BYTE_DATA(slot->text), data, n) == 0) {
+        L->key_hits++;
+        return Py_NewRef(slot->text);
+    }
+    L->key_misses++;
+    PyObject *text = prp_load_utf8(data, n);
+    if (text && PyUnicode_IS_COMPACT_ASCII(text)) {
+        PyObject *evicted = slot->text;
+        *slot = (key_slot){hash, (uint32_t)n, Py_NewRef(text)};
+        Py_XDECREF(evicted);
+    }
+    return text;
+}

@@ -1,0 +1,313 @@
+# cython: binding=False
+"""The unpickler (`csrc/pickle/load*.c`): types and functions with the contract of the standard library's `pickle`."""
+
+cimport cython
+from cpython.buffer cimport PyBUF_CONTIG_RO, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
+from cpython.object cimport PyTypeObject, visitproc
+
+from _pickle import UnpicklingError
+
+cdef extern from "load.h":
+    int prp_load_init(object unpickling_error, object unpickler_type) except -1
+    prp_loader *prp_loader_new() except NULL
+    void prp_loader_free(prp_loader *loader)
+    prp_loader *prp_loader_acquire() except NULL
+    void prp_loader_release(prp_loader *loader)
+    int prp_loader_set_strings(prp_loader *loader, void *encoding, void *errors) except -1
+    int prp_loader_set_buffers(prp_loader *loader, object buffers) except -1
+    int prp_loader_set_allow(prp_loader *loader, object allow) except -1
+    void prp_loader_memory(prp_loader *loader, const uint8_t *data, size_t len)
+    int prp_loader_file(prp_loader *loader, object file) except -1
+    object prp_load(prp_loader *loader)
+    object prp_load_find_class(prp_loader *loader, object module, object name)
+    object prp_load_memo_copy(prp_loader *loader)
+    int prp_load_memo_replace(prp_loader *loader, dict memo) except -1
+    void prp_load_memo_clear(prp_loader *loader, bint keep_memory)
+    int prp_loader_traverse(prp_loader *loader, visitproc visit, void *arg)
+    void prp_loader_clear(prp_loader *loader)
+
+cdef extern from *:
+    """
+    /* A Cython class cannot say what its C members refer to; its slots are extended before anything can subclass it. */
+    static traverseproc prp_base_traverse;
+    static inquiry prp_base_clear;
+    static Py_ssize_t prp_loader_offset;
+
+    static prp_loader *prp_loader_of(PyObject *self) { return *(prp_loader **)((char *)self + prp_loader_offset); }
+
+    static int prp_traverse(PyObject *self, visitproc visit, void *arg)
+    {
+        int stop = prp_base_traverse(self, visit, arg);
+        return stop || !prp_loader_of(self) ? stop : prp_loader_traverse(prp_loader_of(self), visit, arg);
+    }
+
+    static int prp_clear(PyObject *self)
+    {
+        prp_loader *loader = prp_loader_of(self);
+        if (loader && !loader->running)
+            prp_loader_clear(loader);
+        return prp_base_clear(self);
+    }
+
+    static void prp_extend_slots(PyObject *type_, PyObject *instance, void *member)
+    {
+        PyTypeObject *type = (PyTypeObject *)type_;
+        prp_loader_offset = (char *)member - (char *)instance;
+        prp_base_traverse = type->tp_traverse;
+        prp_base_clear = type->tp_clear;
+        type->tp_traverse = prp_traverse;
+        type->tp_clear = prp_clear;
+    }
+    """
+    void prp_extend_slots(object type_, object instance, void *member)
+
+__all__ = ["Unpickler", "UnpicklingError", "load", "loads"]
+
+cdef object DEFAULT_BUFFERS = ()
+
+
+cdef int set_options(prp_loader *loader, bint fix_imports, encoding, errors, buffers, allow) except -1:
+    loader.fix_imports = fix_imports
+    if encoding is not None or errors is not None:
+        if (encoding is not None and not isinstance(encoding, str)) or (errors is not None and not isinstance(errors, str)):
+            raise TypeError("encoding and errors must be str")
+        prp_loader_set_strings(
+            loader, <void *>encoding if encoding is not None else NULL, <void *>errors if errors is not None else NULL)
+    if buffers is not DEFAULT_BUFFERS and buffers is not None:
+        prp_loader_set_buffers(loader, buffers)
+    if allow is not None:
+        prp_loader_set_allow(loader, allow)
+    return 0
+
+
+def loads(data, /, *, bint fix_imports=True, encoding=None, errors=None, buffers=DEFAULT_BUFFERS, allow=None):
+    """
+    Read one object from a pickle in memory.
+
+    Parameters
+    ----------
+    data : bytes-like
+        A pickle of protocol 0 to 5; what follows its end is ignored.
+    fix_imports : bool
+        Map names of Python 2 to those of Python 3 in pickles of protocol 0 to 2.
+    encoding, errors : str
+        How 8-bit strings of Python 2 are decoded: ``"ASCII"`` and ``"strict"`` unless given; ``encoding="bytes"`` reads them
+        as `bytes`.
+    buffers : iterable of buffers, optional
+        The out-of-band buffers, in the order in which `dumps` handed them to its ``buffer_callback``.
+    allow : collection of str or callable, optional
+        Safe mode. The globals that the pickle may name: ``"module:qualname"`` strings, or a predicate
+        ``(module, qualname) -> bool``. `pyray_ser.util.SAFE_NUMPY` is a ready set. Allowed classes still run their own
+        code, `__setstate__` and all.
+
+    Returns
+    -------
+    object
+        The object.
+
+    Raises
+    ------
+    UnpicklingError
+        The data is no pickle, or names a global that `allow` does not.
+    EOFError
+        The data ends before the pickle does.
+    """
+    cdef prp_loader *loader = prp_loader_acquire()
+    cdef Py_buffer view
+    try:
+        if encoding is not None or errors is not None or buffers is not DEFAULT_BUFFERS or allow is not None or not fix_imports:
+            set_options(loader, fix_imports, encoding, errors, buffers, allow)
+        if PyBytes_CheckExact(data):
+            prp_loader_memory(loader, <const uint8_t *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+            return prp_load(loader)
+        PyObject_GetBuffer(data, &view, PyBUF_CONTIG_RO)
+        try:
+            prp_loader_memory(loader, <const uint8_t *>view.buf, view.len)
+            return prp_load(loader)
+        finally:
+            PyBuffer_Release(&view)
+    finally:
+        prp_loader_release(loader)
+
+
+def load(file, *, bint fix_imports=True, encoding=None, errors=None, buffers=DEFAULT_BUFFERS, allow=None):
+    """
+    Read one object from a pickle in a file.
+
+    Parameters
+    ----------
+    file : file object
+        Opened for reading bytes: has `read` and `readline`; `readinto` and `peek` are used if they are there. It is left
+        behind the last byte of the pickle.
+    fix_imports, encoding, errors, buffers, allow
+        As in `loads`.
+
+    Returns
+    -------
+    object
+        The object.
+    """
+    cdef prp_loader *loader = prp_loader_acquire()
+    try:
+        set_options(loader, fix_imports, encoding, errors, buffers, allow)
+        prp_loader_file(loader, file)
+        return prp_load(loader)
+    finally:
+        prp_loader_release(loader)
+
+
+cdef object load_stored(const uint8_t *stream, size_t len, const prp_buffer *table, size_t count, object owner, object allow,
+                        int flags):
+    cdef prp_loader *loader = prp_loader_acquire()
+    try:
+        if allow is not None:
+            prp_loader_set_allow(loader, allow)
+        loader.owner = <void *>owner
+        loader.table = table
+        loader.table_len = count
+        loader.array_flags = flags
+        prp_loader_memory(loader, stream, len)
+        return prp_load(loader)
+    finally:
+        prp_loader_release(loader)
+
+
+@cython.final
+cdef class UnpicklerMemoProxy:
+    """The memo of an `Unpickler`: can be copied, cleared, and assigned to another unpickler."""
+
+    cdef Unpickler unpickler
+
+    def __init__(self):
+        raise TypeError(f"cannot create '{type(self).__name__}' instances")
+
+    def clear(self):
+        """Remove all items."""
+        self.unpickler.check_idle()
+        prp_load_memo_clear(self.unpickler.loader, False)
+
+    def copy(self):
+        """The memo as a dict from index to object."""
+        return prp_load_memo_copy(self.unpickler.loader)
+
+    def __reduce__(self):
+        return dict, (prp_load_memo_copy(self.unpickler.loader),)
+
+    __hash__ = None
+
+
+cdef class Unpickler:
+    """
+    Reads pickles from a file; can be subclassed.
+
+    Parameters
+    ----------
+    file : file object
+        See `load`.
+    fix_imports, encoding, errors, buffers, allow
+        See `loads`.
+
+    Attributes
+    ----------
+    memo
+        The objects read so far, by number; lasts from one `load` to the next. Can be assigned a dict or the memo of another.
+    persistent_load : callable
+        Called with a persistent id, returns the object; a method of a subclass, or assigned. There is none by default.
+    """
+
+    def __cinit__(self):
+        self.loader = prp_loader_new()
+
+    def __init__(self, file, *, bint fix_imports=True, encoding="ASCII", errors="strict", buffers=DEFAULT_BUFFERS,
+                 allow=None):
+        self.check_idle()
+        self.ready = False
+        prp_loader_clear(self.loader)
+        prp_loader_file(self.loader, file)
+        set_options(self.loader, fix_imports, encoding, errors, buffers, allow)
+        self.loader.self = <void *>self
+        self.ready = True
+
+    def __dealloc__(self):
+        prp_loader_free(self.loader)
+
+    cdef int check_idle(self) except -1:
+        if self.loader.running:
+            raise RuntimeError("the Unpickler is in the middle of a load")
+        return 0
+
+    def load(self):
+        """
+        Read the next pickle of the file.
+
+        Returns
+        -------
+        object
+            The object.
+        """
+        if not self.ready:
+            raise UnpicklingError(f"Unpickler.__init__() was not called by {type(self).__name__}.__init__()")
+        self.check_idle()
+        self.loader.custom_find_class = type(self) is not Unpickler
+        return prp_load(self.loader)
+
+    def find_class(self, module_name, global_name, /):
+        """
+        The object of a global name; subclasses override this to decide themselves.
+
+        Parameters
+        ----------
+        module_name, global_name : str
+            As in the stream: names of Python 2 are mapped here, and `allow` is asked here.
+
+        Returns
+        -------
+        object
+            Usually a class or function.
+        """
+        if not isinstance(module_name, str) or not isinstance(global_name, str):
+            raise TypeError("find_class() takes two str")
+        return prp_load_find_class(self.loader, module_name, global_name)
+
+    @property
+    def memo(self):
+        cdef UnpicklerMemoProxy proxy = UnpicklerMemoProxy.__new__(UnpicklerMemoProxy)
+        proxy.unpickler = self
+        return proxy
+
+    @memo.setter
+    def memo(self, value):
+        self.check_idle()
+        if type(value) is UnpicklerMemoProxy:
+            value = prp_load_memo_copy((<UnpicklerMemoProxy>value).unpickler.loader)
+        elif not isinstance(value, dict):
+            raise TypeError(
+                f"'memo' attribute must be an UnpicklerMemoProxy object or dict, not {type(value).__name__}")
+        prp_load_memo_replace(self.loader, value)
+
+    @memo.deleter
+    def memo(self):
+        raise TypeError("attribute deletion is not supported")
+
+    @property
+    def persistent_load(self):
+        if self.assigned_persistent_load is None:
+            raise AttributeError("persistent_load")
+        return self.assigned_persistent_load
+
+    @persistent_load.setter
+    def persistent_load(self, value):
+        if not callable(value):
+            raise TypeError("persistent_load must be a callable taking one argument")
+        self.assigned_persistent_load = value
+
+    @persistent_load.deleter
+    def persistent_load(self):
+        raise TypeError("attribute deletion is not supported")
+
+
+cdef Unpickler sample = Unpickler.__new__(Unpickler)
+prp_extend_slots(Unpickler, sample, &sample.loader)
+sample = None
+prp_load_init(UnpicklingError, Unpickler)
