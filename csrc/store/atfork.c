@@ -40,14 +40,12 @@ copy_hold(prs_store *s, uint32_t i, uint32_t word_index, uint64_t bit, bool stic
         return; /* refs to an object that was freed */
     if (p->pins)
         prs_fetch_or_seqcst(pins, bit);
-    if (p->refs) {
+    if (p->refs)
         prs_fetch_or_seqcst(refs, bit);
-        uint64_t word = prs_load_seqcst(&slot->word);
-        uint32_t state = prs_word_state(word);
-        if (!p->pins && (prs_load_relaxed(&slot->serial) != p->serial || state == PRS_STATE_FREE ||
-                         state == PRS_STATE_RESERVED || (word & PRS_WORD_FREED)))
-            prs_fetch_and_seqcst(refs, ~bit);
-    }
+    /* Whoever frees may have looked at the child's bits already and at ours only after we let go. */
+    if (!prs_insist(slot, p->serial) || (prs_load_seqcst(&slot->word) & PRS_WORD_FREED))
+        if (p->refs)
+            prs_fetch_and_seqcst(refs, ~bit); /* a ref to what was freed: the slot may be another's by now */
     if (sticky)
         prs_fetch_add_relaxed(&s->super->orphaned, 1);
 }

@@ -159,8 +159,8 @@ prs_get_stats(prs_store *s, prs_stats *out)
     out->reaped = prs_load_relaxed(&super->reaped);
     out->stolen = prs_load_relaxed(&super->stolen);
     out->orphaned = prs_load_relaxed(&super->orphaned);
-    for (uint32_t i = 1; i < prs_load_relaxed(&super->client_high); i++)
-        out->clients += prs_load_relaxed(&s->clients[i].state) == PRS_CLIENT_LIVE;
+    for (uint32_t i = 1; i < prs_load_relaxed(&super->client_high) && i < super->max_clients; i++)
+        out->clients += (prs_load_relaxed(&s->clients[i].state) & 0xFF) == PRS_CLIENT_LIVE;
     if (!s->orphan && prs_tables_touch(s) == 0 && prs_lock(s, s->lock_timeout, NULL) == PRS_OK) {
         out->largest_free = prs_extent_largest(s);
         out->in_flight = super->arena.tokens;
@@ -199,7 +199,8 @@ prs_list(prs_store *s, uint32_t *cursor, prs_record *out, int cap)
         r->ref_holders = count_bits(prs_refs(slot), s->holder_words);
         r->pin_holders = count_bits(prs_pins(s, slot), s->holder_words);
         r->tokens_and_edges = prs_load_relaxed(&slot->links);
-        if (client < s->super->max_clients)
+        if (client < s->super->max_clients &&
+            (prs_load_acquire(&s->clients[client].state) & 0xFF) == PRS_CLIENT_LIVE)
             r->creator_pid = (int32_t)prs_load_relaxed(&s->clients[client].pid);
         r->created = (int64_t)(s->super->born + prs_load_relaxed(&slot->created));
         r->freed = word & PRS_WORD_FREED;

@@ -23,6 +23,12 @@ byte_of(uint32_t client)
     return PRS_CLIENT_BYTE + client;
 }
 
+static uint64_t
+in_state(uint32_t what, uint32_t incarnation)
+{
+    return what | (uint64_t)incarnation << 32;
+}
+
 void
 prs_heartbeat(prs_store *s)
 {
@@ -48,14 +54,16 @@ claim_slot(prs_store *s, int fd, uint32_t i, uint64_t state, uint32_t *incarnati
     uint32_t high = prs_load_seqcst(&s->super->client_high);
     while (high <= i && !prs_cas_seqcst(&s->super->client_high, &high, i + 1))
         ;
-    if (!prs_cas_seqcst(&c->state, &state, PRS_CLIENT_UNBORN)) {
+    uint32_t mine = prs_load_seqcst(&c->incarnation) + 1; /* the byte is ours: nobody else counts it up */
+    if (!prs_cas_seqcst(&c->state, &state, in_state(PRS_CLIENT_UNBORN, mine))) {
         prs_os_unlock_byte(fd, byte_of(i));
         return false;
     }
     PRS_POINT(client_claimed);
     prs_store_relaxed(&c->pid, 0);
     prs_store_relaxed(&c->suspect_at, 0);
-    *incarnation = prs_fetch_add_seqcst(&c->incarnation, 1) + 1;
+    prs_store_seqcst(&c->incarnation, mine);
+    *incarnation = mine;
     return true;
 }
 
@@ -89,15 +97,16 @@ prs_client_born(prs_store *s)
     prs_store_relaxed(&c->heartbeat, (uint64_t)prs_now());
     prs_store_relaxed(&c->fd, (uint32_t)s->fd_rw);
     prs_store_release(&c->pid, (uint32_t)s->pid);
-    prs_store_seqcst(&c->state, PRS_CLIENT_LIVE);
+    prs_store_seqcst(&c->state, in_state(PRS_CLIENT_LIVE, s->incarnation));
     PRS_POINT(client_live);
 }
 
 static bool
 foreign_namespace(prs_store *s)
 {
-    for (uint32_t i = 1; i < prs_load_acquire(&s->super->client_high); i++)
-        if (prs_load_acquire(&s->clients[i].state) == PRS_CLIENT_LIVE &&
+    uint32_t high = prs_load_acquire(&s->super->client_high);
+    for (uint32_t i = 1; i < high && i < s->super->max_clients; i++)
+        if ((prs_load_acquire(&s->clients[i].state) & 0xFF) == PRS_CLIENT_LIVE &&
             prs_load_relaxed(&s->clients[i].pid_ns) != s->pid_ns)
             return true;
     return false;
@@ -118,6 +127,7 @@ clean_as_janitor(prs_store *s)
     if (state != PRS_CLIENT_FREE && prs_tables_touch(s) == 0)
         prs_inherit(s, i); /* an earlier janitor died at work */
     prs_look(s, 0);
+    prs_magazines_flush(s); /* under the janitor's name nobody could use them */
     prs_settle_pending(s, true);
     prs_client_release(s);
     return true;
@@ -167,8 +177,9 @@ void
 prs_client_release(prs_store *s)
 {
     PRS_POINT(client_releasing);
-    prs_store_relaxed(&s->clients[s->me].pid, 0);
-    prs_store_seqcst(&s->clients[s->me].state, PRS_CLIENT_FREE);
+    /* The pid stays: without it a client that is just leaving would look dead. */
+    uint64_t live = in_state(PRS_CLIENT_LIVE, s->incarnation);
+    prs_cas_seqcst(&s->clients[s->me].state, &live, PRS_CLIENT_FREE);
     if (prs_os_same(s->fd_lock, &s->file))
         prs_os_unlock_byte(s->fd_lock, byte_of(s->me));
 }
@@ -215,10 +226,18 @@ dead_by_silence(prs_store *s, uint32_t client)
 bool
 prs_client_dead(prs_store *s, uint32_t client)
 {
+    uint64_t state;
+    return prs_client_corpse(s, client, &state);
+}
+
+bool
+prs_client_corpse(prs_store *s, uint32_t client, uint64_t *found)
+{
+    *found = PRS_CLIENT_FREE;
     if (client == PRS_STICKY_CLIENT || client >= s->super->max_clients)
         return false;
     prs_client *c = &s->clients[client];
-    uint64_t state = prs_load_acquire(&c->state);
+    uint64_t state = *found = prs_load_acquire(&c->state);
     uint32_t pid = prs_load_acquire(&c->pid);
     switch (state & 0xFF) {
     case PRS_CLIENT_FREE:
@@ -253,7 +272,7 @@ prs_client_pids(prs_store *s, int32_t *pids, int cap)
     int n = 0;
     uint32_t high = prs_load_acquire(&s->super->client_high);
     for (uint32_t i = 1; i < high && i < s->super->max_clients && n < cap; i++) {
-        if (prs_load_acquire(&s->clients[i].state) != PRS_CLIENT_LIVE)
+        if ((prs_load_acquire(&s->clients[i].state) & 0xFF) != PRS_CLIENT_LIVE)
             continue;
         if (i == s->me || !prs_client_dead(s, i))
             pids[n++] = (int32_t)prs_load_acquire(&s->clients[i].pid);

@@ -49,7 +49,9 @@
  *   CREATING -> SEALED                 its owner (seal)
  *   CREATING -> FREEING+FREED          its owner (abort) or who reaps it
  *   SEALED -> FREEING -> SEALED        whoever found no holder, then found one
- *   FREEING -> RESERVED, generation+1  whoever found none twice (retire)
+ *   FREEING -> FREEING+HELD            whoever takes hold of it meanwhile
+ *   FREEING -> RESERVED, generation+1  whoever found none twice (retire), unless HELD; by way of
+ *                                      FREEING+FREED, generation+1, when pages or a file go first
  *   RESERVED -> FREE                   under the store lock (the extent goes back)
  *   SEALED -> SPILLING                 whoever needs room and saw no pin
  *   SPILLING -> SEALED+FILE            under the store lock (the extent goes back)
@@ -63,6 +65,7 @@
 #define PRS_WORD_WAITERS 0x20u /* somebody sleeps on the futex half                   */
 #define PRS_WORD_WINDOW 0x40u  /* whole pages with a writable window (create, empty)  */
 #define PRS_WORD_FILE 0x80u    /* the bytes are in a spill file; the slot has no extent */
+#define PRS_WORD_HELD 0x100u   /* FREEING: a holder came meanwhile, look again          */
 #define PRS_FLAGS_MASK 0xFF0u
 #define PRS_WORD_CLIENT_SHIFT 16
 
@@ -177,7 +180,8 @@ _Static_assert(sizeof(prs_name) == 256, "a name is four cache lines");
 
 /* ---- clients ------------------------------------------------------------------------------------ */
 
-/* state: what | reaper << 8 | reaper's incarnation << 32. */
+/* state: what | reaper << 8 | incarnation << 32 (the client's own; of the reaper while REAPING), so that
+ * who has found a client dead cannot take its successor in the slot for it.  All zero when FREE. */
 enum {
     PRS_CLIENT_FREE = 0,
     PRS_CLIENT_UNBORN = 1, /* claimed; pid not known yet (a fork under way)  */
@@ -258,7 +262,7 @@ typedef struct prs_super {
     prs_atomic_u32 links_published;
     prs_atomic_u32 client_high;              /* clients from this index on were never claimed */
     prs_atomic_u32 recount;                  /* odd while links are counted anew: holds all   */
-    prs_atomic_u32 sweep;                    /* 1: a rebuild may have left orphans            */
+    prs_atomic_u32 swept;                    /* value of recount for which orphans were looked for */
     prs_atomic_u32 names_high;               /* names from this index on were never used      */
 
     _Alignas(64) prs_atomic_u32 epoch;       /* futex: something waited for has changed      */

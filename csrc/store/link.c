@@ -150,6 +150,7 @@ prs_token_take(prs_store *s, const prs_oid *id, int kind, prs_token *token)
     if (rc < 0) {
         /* No record to be had: the sticky holder keeps the object to the end of the store. */
         prs_fetch_or_seqcst(&prs_slot_at(s, id->slot)->holders[0], 1ull << PRS_STICKY_CLIENT);
+        (void)prs_insist(prs_slot_at(s, id->slot), id->serial);
         rc = prs_state(s, id);
         return rc == PRS_E_AGAIN ? PRS_OK : rc;
     }
@@ -190,7 +191,7 @@ int
 prs_token_claim(prs_store *s, const prs_oid *id, const prs_token *token)
 {
     int rc = prs_ref(s, id);
-    if (rc == PRS_OK)
+    if (rc == PRS_OK || rc == PRS_E_FREED || rc == PRS_E_LOST) /* of what is gone, only the record is left */
         end_token(s, token);
     return rc;
 }

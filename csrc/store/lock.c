@@ -50,6 +50,8 @@ owner_dead(prs_store *s, uint32_t word)
     prs_client *c = &s->clients[client];
     if ((prs_load_acquire(&c->incarnation) & 0x7FFFFu) != incarnation)
         return true; /* its slot was claimed anew: that client is gone */
+    if ((prs_load_acquire(&c->state) & 0xFF) == PRS_CLIENT_FREE)
+        return true; /* nobody leaves with the lock in hand but by dying, or the word was flipped */
     return prs_client_dead(s, client);
 }
 
@@ -87,6 +89,10 @@ prs_lock(prs_store *s, int64_t timeout, prs_error *error)
         private_deadline(&ts, timeout < 0 ? 3600 * PRS_SECOND : timeout);
         if (pthread_mutex_timedlock(&s->mutex, &ts) != 0)
             return busy(s, prs_load_relaxed(&s->super->lock), error);
+    }
+    if (PRS_UNLIKELY(s->torn)) {
+        pthread_mutex_unlock(&s->mutex);
+        return prs_fail(error, PRS_E_CLOSED, 0, "the store is closed");
     }
     for (int i = 0; i < SPINS; i++) {
         if (PRS_LIKELY(try_word(s)))
@@ -146,6 +152,10 @@ prs_trylock(prs_store *s)
 {
     if (pthread_mutex_trylock(&s->mutex) != 0)
         return false;
+    if (s->torn) {
+        pthread_mutex_unlock(&s->mutex);
+        return false;
+    }
     for (int i = 0; i < SPINS; i++) {
         if (try_word(s)) {
             if (s->super->arena.dirty) {

@@ -6,11 +6,14 @@
  *            repeated holds off shared memory.  Who wants to hold sets its bit, then reads the
  *            word; who wants to free moves the word from SEALED to FREEING, then reads the bits.
  *            All four are seq_cst, so at least one of the two sees the other (the store-buffering
- *            pattern).  A freer that sees a bit goes back to SEALED and looks once more, because
- *            the last holder may have let go meanwhile and left the freeing to it.
- * Guarantee  A pinned object's bytes do not move or change.  No function here waits but for
- *            another client's FREEING of the same slot, bounded by that client's life and
- *            lock_timeout.  prs_unpin and prs_unref never block.
+ *            pattern).  But a look at many bits is not one step: a holder that trades one bit for
+ *            another (a ref for a pin, itself for its forked child) may do so behind it.  So whoever
+ *            takes hold and reads FREEING marks the word (HELD), the freer ends its look by a
+ *            compare-and-swap of the word it began with, and a marked word is looked at again.  A
+ *            freer that sees a bit goes back to SEALED and looks once more, because the last
+ *            holder may have let go meanwhile and left the freeing to it.
+ * Guarantee  A pinned object's bytes do not move or change.  Holding and letting go never wait for
+ *            another client, stopped or dead.
  */
 #include "store.h"
 #include <errno.h>
@@ -27,6 +30,14 @@ gone(const prs_slot *slot, const prs_oid *id)
 {
     uint32_t ended = prs_load_relaxed(&slot->ended);
     return ended >> 2 == (id->generation & 0x3FFFFFFFu) && (ended & 3) == PRS_ENDED_FREED ? PRS_E_FREED : PRS_E_LOST;
+}
+
+/* The word still names it, but says FREED: by prs_free, or because it was given up unsealed? */
+static int
+ended(const prs_slot *slot, const prs_oid *id)
+{
+    uint32_t how = prs_load_relaxed(&slot->ended);
+    return how >> 2 == (id->generation & 0x3FFFFFFFu) && (how & 3) == PRS_ENDED_UNSEALED ? PRS_E_LOST : PRS_E_FREED;
 }
 
 static int
@@ -75,28 +86,42 @@ prs_wake(prs_store *s, prs_slot *slot, uint64_t old_word)
         prs_futex_wake(&s->super->epoch, INT32_MAX);
 }
 
-/* Nobody holds the object of this FREEING slot of ours: its memory is ours to reuse. */
-static void
-retire(prs_store *s, uint32_t i, uint64_t word)
+/* Nobody was seen to hold the object of this FREEING slot of ours: its memory is ours to reuse, unless
+ * the word has changed since the look.  Then *word is what it is now, and the result is false. */
+static bool
+retire(prs_store *s, uint32_t i, uint64_t *word)
 {
     prs_slot *slot = prs_slot_at(s, i);
-    uint32_t generation = prs_word_generation(word);
-    if (word & PRS_WORD_FREED) {
+    uint64_t file = *word & PRS_WORD_FILE;
+    uint32_t generation = prs_word_generation(*word) + 1;
+    if (*word & PRS_WORD_FREED) { /* refs count no more, so that they may go before it is certain */
         uint32_t words = prs_words_in_use(s);
         for (uint32_t w = 0; w < words; w++)
             if (prs_load_relaxed(&slot->holders[w]))
                 prs_exchange_seqcst(&slot->holders[w], 0);
     }
     PRS_POINT(retire_cleared);
-    if (slot->cap >= PRS_SMALL_MAX && slot->size && prs_beyond_reserve(s, slot->cap)) /* size 0: a trim's */
-        prs_give_back(s, slot->off, slot->cap);
-    if (word & PRS_WORD_FILE)
-        prs_spill_remove(s, slot, i);
-    uint64_t old = prs_exchange_seqcst(
-        &slot->word, prs_word(generation + 1, s->me, PRS_STATE_RESERVED | (uint32_t)(word & PRS_WORD_FILE)));
+    uint64_t reserved = prs_word(generation, s->me, PRS_STATE_RESERVED) | file;
+    bool punch = !file && slot->cap >= PRS_SMALL_MAX && slot->size && /* size 0: a trim's */
+                 prs_beyond_reserve(s, slot->cap);
+    bool first = file || punch; /* something is to be done that nobody may see half done or undo */
+    uint64_t next = first ? prs_word(generation, s->me, PRS_STATE_FREEING | PRS_WORD_FREED) | file : reserved;
+    uint64_t old = *word;
+    if (!prs_cas_seqcst(&slot->word, word, next))
+        return false;
+    if (PRS_UNLIKELY(first)) {
+        PRS_POINT(retire_decided);
+        if (punch)
+            prs_give_back(s, slot->off, slot->cap);
+        if (file)
+            prs_spill_remove(s, slot, i);
+        if (!prs_cas_seqcst(&slot->word, &next, reserved))
+            return true; /* taken over: can only be if we were taken for dead */
+    }
     PRS_POINT(retired);
     prs_wake(s, slot, old);
-    prs_put_away(s, i, generation + 1);
+    prs_put_away(s, i, generation);
+    return true;
 }
 
 static void
@@ -110,19 +135,24 @@ prs_settle(prs_store *s, uint32_t i, uint64_t word)
 {
     prs_slot *slot = prs_slot_at(s, i);
     for (;;) {
+        if (prs_word_state(word) != PRS_STATE_FREEING || prs_word_client(word) != s->me)
+            return; /* taken over: can only be if we were taken for dead */
         PRS_POINT(freeing);
+        if (word & PRS_WORD_HELD) { /* off before the look: who sets it again has come after */
+            if (!prs_cas_seqcst(&slot->word, &word, word & ~(uint64_t)PRS_WORD_HELD))
+                continue;
+            word &= ~(uint64_t)PRS_WORD_HELD;
+        }
         bool held = prs_held(s, slot, word & PRS_WORD_FREED);
         PRS_POINT(freeing_scanned);
         if (!held) {
-            retire(s, i, word);
-            return;
+            if (retire(s, i, &word))
+                return;
+            continue; /* FREED, WAITERS or HELD were set meanwhile: decide anew */
         }
         uint64_t sealed = (word & ~(uint64_t)PRS_STATE_MASK) | PRS_STATE_SEALED;
-        if (!prs_cas_seqcst(&slot->word, &word, sealed)) {
-            if (prs_word_state(word) != PRS_STATE_FREEING || prs_word_client(word) != s->me)
-                return; /* taken over: can only be if we were taken for dead */
-            continue;   /* FREED or WAITERS were set meanwhile: decide anew */
-        }
+        if (!prs_cas_seqcst(&slot->word, &word, sealed))
+            continue;
         PRS_POINT(freeing_rolled_back);
         /* Who let go while the word said FREEING has left the freeing to us. */
         if (prs_held(s, slot, sealed & PRS_WORD_FREED))
@@ -183,66 +213,61 @@ prs_take_over(prs_store *s, uint32_t i, uint64_t word)
 
 /* ---- holding ------------------------------------------------------------------------------------ */
 
-/* A FREEING slot of somebody else: wait until it is decided.  False when it takes too long. */
+/* A bit was set in a slot that is perhaps being freed, by somebody who may have looked at that bit
+ * before: make it look again.  True: the object is there and cannot go without seeing the bit.  *word
+ * is what the slot's word was last. */
 static bool
-await_decision(prs_store *s, uint32_t i, uint64_t word, unsigned *round, int64_t *deadline)
+insist(prs_slot *slot, uint64_t *word)
 {
-    if (++*round < 64) {
-        prs_pause();
-        return true;
-    }
-    int64_t now = prs_now();
-    if (*deadline == 0)
-        *deadline = now + s->lock_timeout;
-    else if (now > *deadline)
-        return false;
-    uint32_t client = prs_word_client(word);
-    if (*round % 16 == 0 && client != s->me && prs_client_dead(s, client))
-        prs_take_over(s, i, word);
-    else
-        prs_os_sleep(100000);
-    return true;
+    while (prs_word_state(*word) == PRS_STATE_FREEING)
+        if ((*word & PRS_WORD_HELD) || prs_cas_seqcst(&slot->word, word, *word | PRS_WORD_HELD))
+            return true;
+    return prs_word_state(*word) != PRS_STATE_FREE && prs_word_state(*word) != PRS_STATE_RESERVED;
+}
+
+/* The same for a bit set on behalf of another holder, beside a hold of ours on the object `serial`. */
+bool
+prs_insist(prs_slot *slot, uint64_t serial)
+{
+    uint64_t word = prs_load_seqcst(&slot->word);
+    return insist(slot, &word) && prs_load_relaxed(&slot->serial) == serial;
 }
 
 /* Set this client's bit in `bits` and see whether the object was there to be held.
- * The shard is locked.  `known`: this process already holds a ref on this very object. */
+ * The shard is locked. */
 static int
-hold(prs_store *s, prs_slot *slot, prs_atomic_u64 *bits, const prs_oid *id, bool known, bool may_create,
-     uint64_t *seen)
+hold(prs_store *s, prs_slot *slot, prs_atomic_u64 *bits, const prs_oid *id, bool may_create, uint64_t *seen)
 {
     uint64_t word = prs_load_seqcst(&slot->word);
     *seen = word;
     if (!matches(slot, word, id))
         return gone(slot, id);
     if (word & PRS_WORD_FREED)
-        return PRS_E_FREED;
+        return ended(slot, id);
     if (prs_word_state(word) == PRS_STATE_CREATING && !may_create)
         return PRS_E_AGAIN;
     prs_fetch_or_seqcst(&bits[s->my_word], s->my_bit);
     PRS_POINT(pin_set);
     word = prs_load_seqcst(&slot->word);
-    *seen = word;
-    if (PRS_LIKELY(matches(slot, word, id) && !(word & PRS_WORD_FREED))) {
+    while (PRS_LIKELY(matches(slot, word, id) && !(word & PRS_WORD_FREED))) {
+        *seen = word;
         switch (prs_word_state(word)) {
         case PRS_STATE_SEALED:
             return PRS_OK;
         case PRS_STATE_CREATING:
-            if (may_create)
-                return PRS_OK;
-            break;
+            return may_create ? PRS_OK : PRS_E_AGAIN;
         case PRS_STATE_FREEING:
-            if (known)
-                return PRS_OK; /* the freer must see our ref and roll back */
-            return PRS_E_INTR; /* undecided: the caller undoes and tries again */
-        case PRS_STATE_SPILLING:
-            if (may_create)
-                return PRS_OK; /* a ref: the spiller looks for holders when it is done */
+            if ((word & PRS_WORD_HELD) || prs_cas_seqcst(&slot->word, &word, word | PRS_WORD_HELD))
+                return PRS_OK; /* the freer must look again, sees our bit and goes back to SEALED */
             break;
+        case PRS_STATE_SPILLING: /* a ref: the spiller looks for holders when it is done */
+            return may_create ? PRS_OK : PRS_E_AGAIN;
         default:
-            break;
+            return gone(slot, id);
         }
     }
-    return matches(slot, word, id) ? (word & PRS_WORD_FREED ? PRS_E_FREED : PRS_E_AGAIN) : gone(slot, id);
+    *seen = word;
+    return matches(slot, word, id) ? ended(slot, id) : gone(slot, id);
 }
 
 /* Clear a bit that was set in vain; as every clear, it may be the last. */
@@ -303,58 +328,49 @@ prs_pin(prs_store *s, const prs_oid *id, prs_view *view)
     prs_slot *slot = prs_slot_at(s, id->slot);
     prs_spin *shard = prs_shard(s, id->slot);
     prs_private *p = &s->priv[id->slot];
-    unsigned round = 0;
-    int64_t deadline = 0;
-    for (;;) {
-        uint64_t word;
-        prs_spin_lock(shard);
-        if (PRS_UNLIKELY(prs_load_relaxed(&s->closed))) {
-            prs_spin_unlock(shard);
-            return PRS_E_CLOSED;
-        }
-        if (p->pins) {
-            word = prs_load_acquire(&slot->word);
-            rc = p->serial != id->serial   ? gone(slot, id)
-                 : (word & PRS_WORD_FREED) ? PRS_E_FREED
-                                           : view_of(s, slot, p, word, view);
-            if (rc == PRS_OK)
-                p->pins++;
-            prs_spin_unlock(shard);
-            return rc == PRS_OK && !view->data ? map_file(s, id, view) : rc;
-        }
-        if (PRS_UNLIKELY(s->orphan)) { /* no client, no bit to set */
-            prs_spin_unlock(shard);
-            return PRS_E_CLOSED;
-        }
-        bool known = p->refs && p->serial == id->serial, touched = false;
-        prs_atomic_u64 *pins = prs_pins(s, slot);
-        rc = hold(s, slot, pins, id, known, false, &word);
-        touched = prs_load_relaxed(&pins[s->my_word]) & s->my_bit;
-        if (PRS_LIKELY(rc == PRS_OK)) {
-            rc = view_of(s, slot, p, word, view);
-            if (PRS_LIKELY(rc == PRS_OK)) {
-                if (!known) {
-                    p->serial = id->serial;
-                    p->refs = 0;
-                }
-                p->pins = 1;
-                uint32_t tick = prs_tick(s);
-                if (PRS_UNLIKELY(prs_load_relaxed(&slot->next_free) != tick))
-                    prs_store_relaxed(&slot->next_free, tick);
-                prs_spin_unlock(shard);
-                return PRS_LIKELY(view->data != NULL) ? PRS_OK : map_file(s, id, view);
-            }
-        }
-        if (touched)
-            undo(s, slot, pins);
+    uint64_t word;
+    prs_spin_lock(shard);
+    if (PRS_UNLIKELY(prs_load_relaxed(&s->closed))) {
         prs_spin_unlock(shard);
-        if (touched)
-            prs_try_free(s, id->slot);
-        if (rc != PRS_E_INTR)
-            return rc;
-        if (!await_decision(s, id->slot, word, &round, &deadline))
-            return PRS_E_BUSY;
+        return PRS_E_CLOSED;
     }
+    if (p->pins) {
+        word = prs_load_acquire(&slot->word);
+        rc = p->serial != id->serial   ? gone(slot, id)
+             : (word & PRS_WORD_FREED) ? PRS_E_FREED
+                                       : view_of(s, slot, p, word, view);
+        if (rc == PRS_OK)
+            p->pins++;
+        prs_spin_unlock(shard);
+        return rc == PRS_OK && !view->data ? map_file(s, id, view) : rc;
+    }
+    if (PRS_UNLIKELY(s->orphan)) { /* no client, no bit to set */
+        prs_spin_unlock(shard);
+        return PRS_E_CLOSED;
+    }
+    prs_atomic_u64 *pins = prs_pins(s, slot);
+    rc = hold(s, slot, pins, id, false, &word);
+    if (PRS_LIKELY(rc == PRS_OK))
+        rc = view_of(s, slot, p, word, view);
+    if (PRS_LIKELY(rc == PRS_OK)) {
+        if (!(p->refs && p->serial == id->serial)) {
+            p->serial = id->serial; /* refs to an earlier object of the slot are void */
+            p->refs = 0;
+        }
+        p->pins = 1;
+        uint32_t tick = prs_tick(s);
+        if (PRS_UNLIKELY(prs_load_relaxed(&slot->next_free) != tick))
+            prs_store_relaxed(&slot->next_free, tick);
+        prs_spin_unlock(shard);
+        return PRS_LIKELY(view->data != NULL) ? PRS_OK : map_file(s, id, view);
+    }
+    bool touched = prs_load_relaxed(&pins[s->my_word]) & s->my_bit;
+    if (touched)
+        undo(s, slot, pins);
+    prs_spin_unlock(shard);
+    if (touched)
+        prs_try_free(s, id->slot);
+    return rc;
 }
 
 void
@@ -391,49 +407,40 @@ prs_ref(prs_store *s, const prs_oid *id)
     prs_slot *slot = prs_slot_at(s, id->slot);
     prs_spin *shard = prs_shard(s, id->slot);
     prs_private *p = &s->priv[id->slot];
-    unsigned round = 0;
-    int64_t deadline = 0;
-    for (;;) {
-        uint64_t word;
-        prs_spin_lock(shard);
-        if (PRS_UNLIKELY(prs_load_relaxed(&s->closed))) {
-            prs_spin_unlock(shard);
-            return PRS_E_CLOSED;
-        }
-        if (p->refs && p->serial == id->serial) {
-            p->refs++;
-            prs_spin_unlock(shard);
-            return PRS_OK;
-        }
-        if (s->orphan) {
-            prs_spin_unlock(shard);
-            return PRS_E_CLOSED;
-        }
-        /* A pin of ours keeps the object: then FREEING will be rolled back for sure. */
-        bool known = p->pins && p->serial == id->serial, touched;
-        rc = hold(s, slot, slot->holders, id, known, true, &word);
-        touched = prs_load_relaxed(&slot->holders[s->my_word]) & s->my_bit;
-        if (rc == PRS_OK) {
-            PRS_POINT(ref_set);
-            p->serial = id->serial; /* refs to an earlier object of the slot are void */
-            p->refs = 1;
-            prs_spin_unlock(shard);
-            return PRS_OK;
-        }
-        /* The bit may rightly be there for the object now in the slot. */
-        bool ours = p->refs && p->serial == prs_load_relaxed(&slot->serial) && !(word & PRS_WORD_FREED) &&
-                    prs_word_state(word) != PRS_STATE_FREE && prs_word_state(word) != PRS_STATE_RESERVED;
-        if (touched && !ours)
-            undo(s, slot, slot->holders);
+    uint64_t word;
+    prs_spin_lock(shard);
+    if (PRS_UNLIKELY(prs_load_relaxed(&s->closed))) {
         prs_spin_unlock(shard);
-        PRS_POINT(ref_undo);
-        if (touched && !ours)
-            prs_try_free(s, id->slot);
-        if (rc != PRS_E_INTR)
-            return rc;
-        if (!await_decision(s, id->slot, word, &round, &deadline))
-            return PRS_E_BUSY;
+        return PRS_E_CLOSED;
     }
+    if (p->refs && p->serial == id->serial) {
+        p->refs++;
+        prs_spin_unlock(shard);
+        return PRS_OK;
+    }
+    if (s->orphan) {
+        prs_spin_unlock(shard);
+        return PRS_E_CLOSED;
+    }
+    rc = hold(s, slot, slot->holders, id, true, &word);
+    if (rc == PRS_OK) {
+        PRS_POINT(ref_set);
+        p->serial = id->serial; /* refs to an earlier object of the slot are void */
+        p->refs = 1;
+        prs_spin_unlock(shard);
+        return PRS_OK;
+    }
+    /* The bit may rightly be there for the object now in the slot. */
+    bool ours = p->refs && p->serial == prs_load_relaxed(&slot->serial) && !(word & PRS_WORD_FREED) &&
+                prs_word_state(word) != PRS_STATE_FREE && prs_word_state(word) != PRS_STATE_RESERVED;
+    bool touched = !ours && (prs_load_relaxed(&slot->holders[s->my_word]) & s->my_bit);
+    if (touched)
+        undo(s, slot, slot->holders);
+    prs_spin_unlock(shard);
+    PRS_POINT(ref_undo);
+    if (touched)
+        prs_try_free(s, id->slot);
+    return rc;
 }
 
 void
@@ -468,7 +475,7 @@ prs_state(prs_store *s, const prs_oid *id)
     if (!matches(slot, word, id))
         return gone(slot, id);
     if (word & PRS_WORD_FREED)
-        return PRS_E_FREED;
+        return ended(slot, id);
     switch (prs_word_state(word)) {
     case PRS_STATE_CREATING:
         return PRS_E_AGAIN;
@@ -597,9 +604,11 @@ prs_seal(prs_store *s, prs_draft *draft, prs_error *error)
     }
     PRS_POINT(seal_ready);
     uint64_t sealed;
-    do
+    do {
+        if (PRS_UNLIKELY(prs_word_state(word) != PRS_STATE_CREATING || prs_word_client(word) != s->me))
+            return prs_fail(error, PRS_E_LOST, 0, "this object was taken from us: we were taken for dead");
         sealed = (word & ~(uint64_t)(PRS_STATE_MASK | PRS_WORD_WAITERS)) | PRS_STATE_SEALED | window;
-    while (PRS_UNLIKELY(!prs_cas_weak_seqcst(&slot->word, &word, sealed)));
+    } while (PRS_UNLIKELY(!prs_cas_weak_seqcst(&slot->word, &word, sealed)));
     PRS_POINT(seal_done);
     prs_wake(s, slot, word);
     if (PRS_UNLIKELY(sealed & PRS_WORD_FREED))

@@ -23,7 +23,6 @@ prs_rebuild(prs_store *s, prs_error *error)
     prs_arena *a = &s->super->arena;
     uint32_t published = prs_load_acquire(&s->super->published);
     a->dirty = 1;
-    prs_store_seqcst(&s->super->sweep, 1);
     PRS_POINT(rebuild_begun);
     if (prs_tables_touch(s) < 0)
         return prs_fail(error, PRS_E_BACKING, 0, "no memory for the tables of the store");
@@ -48,13 +47,13 @@ prs_rebuild(prs_store *s, prs_error *error)
 static void
 sweep(prs_store *s)
 {
-    uint32_t one = 1;
-    if (prs_load_relaxed(&s->super->sweep) == 0 || prs_tables_touch(s) < 0)
+    uint32_t epoch = prs_load_seqcst(&s->super->recount), swept = prs_load_relaxed(&s->super->swept);
+    if (swept == epoch || (epoch & 1) || prs_tables_touch(s) < 0)
         return;
     uint32_t seen = prs_load_relaxed(&s->slots_seen);
     for (uint32_t i = 0; i < seen; i++)
         prs_try_free(s, i);
-    prs_cas_seqcst(&s->super->sweep, &one, 0);
+    prs_cas_seqcst(&s->super->swept, &swept, epoch); /* a rebuild since then has moved `recount` on */
 }
 
 void
@@ -76,16 +75,16 @@ prs_inherit(prs_store *s, uint32_t client)
             prs_fetch_and_seqcst(refs, ~bit);
             prs_fetch_and_seqcst(pins, ~bit);
             PRS_POINT(reap_bits);
-            prs_try_free(s, i);
         }
+        prs_try_free(s, i); /* also where its bit was the last and is gone: it owed the free */
     }
 }
 
 int
-prs_reap(prs_store *s, uint32_t client)
+prs_reap(prs_store *s, uint32_t client, uint64_t state)
 {
     prs_client *c = &s->clients[client];
-    uint64_t state = prs_load_seqcst(&c->state), ours = reaping(s);
+    uint64_t ours = reaping(s);
     uint32_t incarnation = prs_load_seqcst(&c->incarnation);
     switch (state & 0xFF) {
     case PRS_CLIENT_FREE:
@@ -104,13 +103,14 @@ prs_reap(prs_store *s, uint32_t client)
     if (!prs_cas_seqcst(&c->state, &state, ours))
         return PRS_OK;
     PRS_POINT(reap_begun);
-    if (prs_tables_touch(s) < 0)
-        return PRS_E_BACKING; /* stays REAPING by us: our next look goes on */
+    if (prs_tables_touch(s) < 0) {
+        prs_cas_seqcst(&c->state, &ours, state); /* the next look tries again */
+        return PRS_E_BACKING;
+    }
     prs_inherit(s, client);
     prs_links_reap(s, client, incarnation);
     PRS_POINT(reap_links);
     prs_settle_pending(s, true);
-    prs_store_relaxed(&c->pid, 0);
     if (prs_cas_seqcst(&c->state, &ours, PRS_CLIENT_FREE))
         prs_fetch_add_relaxed(&s->super->reaped, 1);
     PRS_POINT(reap_done);
@@ -121,6 +121,8 @@ int
 prs_look(prs_store *s, int64_t min_age)
 {
     uint64_t now = (uint64_t)prs_now(), last = prs_load_relaxed(&s->super->last_look);
+    if (s->me != PRS_NIL)
+        prs_heartbeat(s);
     if (min_age > 0) {
         if (last <= now && now - last < (uint64_t)min_age)
             return PRS_OK;
@@ -131,12 +133,11 @@ prs_look(prs_store *s, int64_t min_age)
     }
     if (s->orphan || prs_load_relaxed(&s->closed))
         return PRS_OK;
-    if (s->me != PRS_NIL)
-        prs_heartbeat(s);
     uint32_t high = prs_load_acquire(&s->super->client_high);
+    uint64_t state;
     for (uint32_t i = 1; i < high && i < s->super->max_clients; i++)
-        if (i != s->me && prs_client_dead(s, i))
-            prs_reap(s, i);
+        if (i != s->me && prs_client_corpse(s, i, &state))
+            prs_reap(s, i, state);
     sweep(s);
     if (min_age > 0)
         prs_trim_excess(s);

@@ -204,8 +204,10 @@ enter(prs_store *s, prs_error *error)
     if (rc < 0)
         return rc;
     rc = prs_tables_touch(s);
-    if (rc < 0)
+    if (rc < 0) {
+        prs_client_release(s);
         return prs_fail(error, PRS_E_BACKING, -rc, "no memory for the tables of the store");
+    }
     prs_atfork_register(s);
     return PRS_OK;
 }
@@ -505,16 +507,20 @@ prs_tear_down(prs_store *s)
     if (s->torn)
         return;
     prs_atfork_unregister(s);
-    if (!s->orphan) {
-        prs_inherit(s, s->me); /* drafts never finished, reserves a full list had no room for */
+    /* Drafts never finished are freed below: their memory must not be within reach by then. */
+    prs_windows_forsake(s);
+    if (prs_load_relaxed(&s->wr))
+        prs_os_map_zero_fixed(prs_load_relaxed(&s->wr), s->capacity);
+    if (!s->orphan)
+        prs_inherit(s, s->me); /* and reserves a full list had no room for */
+    pthread_mutex_lock(&s->mutex); /* a thread that is inside the store lock gets out first */
+    if (!s->orphan)
         prs_client_release(s);
-    }
     prs_spill_close(s);
     s->torn = true;
     prs_os_map_zero_fixed(s->super, s->control_len);
     prs_os_map_zero_fixed(s->ro, s->capacity);
-    if (prs_load_relaxed(&s->wr))
-        prs_os_map_zero_fixed(prs_load_relaxed(&s->wr), s->capacity);
+    pthread_mutex_unlock(&s->mutex);
     int fds[] = {s->fd_rw, s->fd_ro, s->fd_lock};
     for (int i = 0; i < 3; i++)
         if (prs_os_same(fds[i], &s->file)) /* else the number is somebody else's by now */

@@ -287,6 +287,8 @@ int prs_client_claim_child(prs_store *s);
 void prs_client_born(prs_store *s);
 void prs_client_release(prs_store *s);
 bool prs_client_dead(prs_store *s, uint32_t client);
+/* The same; *state is what the proof holds for: prs_reap() acts on nothing else. */
+bool prs_client_corpse(prs_store *s, uint32_t client, uint64_t *state);
 bool prs_client_is(prs_store *s, uint32_t client, uint32_t incarnation); /* still that one, alive or not */
 void prs_heartbeat(prs_store *s);
 
@@ -342,6 +344,8 @@ void prs_settle(prs_store *s, uint32_t slot, uint64_t word);
 bool prs_take_over(prs_store *s, uint32_t slot, uint64_t word);
 void prs_wake(prs_store *s, prs_slot *slot, uint64_t old_word);
 bool prs_held(prs_store *s, prs_slot *slot, bool freed);
+/* After setting a bit for another holder beside a hold of ours: an ongoing free must see it. */
+bool prs_insist(prs_slot *slot, uint64_t serial);
 
 static inline uint32_t
 prs_tick(const prs_store *s) /* seconds, more or less; moves whenever somebody looks */
@@ -366,7 +370,7 @@ int prs_spill_create(prs_store *s, const prs_draft *draft, prs_error *error);
 /* ---- recover.c --------------------------------------------------------------------------------------------------- */
 
 int prs_rebuild(prs_store *s, prs_error *error); /* under a stolen lock */
-int prs_reap(prs_store *s, uint32_t client);
+int prs_reap(prs_store *s, uint32_t client, uint64_t state);
 /* Finish what slots say a client was doing, and clear its bits. */
 void prs_inherit(prs_store *s, uint32_t client);
 
@@ -376,6 +380,7 @@ int prs_window_open(prs_store *s, prs_draft *draft, prs_error *error);
 int prs_window_seal(prs_store *s, const prs_draft *draft, prs_error *error);
 void prs_window_abandon(prs_store *s, const prs_draft *draft, bool keep);
 void prs_windows_after_fork(prs_store *s);
+void prs_windows_forsake(prs_store *s);
 
 /* ---- atfork.c -------------------------------------------------------------------------------------------------------- */
 

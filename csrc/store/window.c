@@ -108,6 +108,17 @@ prs_window_abandon(prs_store *s, const prs_draft *draft, bool keep)
     free(w);
 }
 
+/* Closing: unsealed windows show private zero pages from now on. */
+void
+prs_windows_forsake(prs_store *s)
+{
+    prs_spin_lock(&s->window_lock);
+    for (prs_window *w = s->windows; w; w = w->next)
+        if (!w->sealed)
+            prs_os_map_zero_fixed(w->addr, w->len);
+    prs_spin_unlock(&s->window_lock);
+}
+
 void
 prs_window_close(prs_store *s, const prs_draft *draft)
 {
