@@ -1,0 +1,1 @@
+"""What every benchmark here is made of: timing, verdicts, references to compare with, the machine."""

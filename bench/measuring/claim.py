@@ -1,0 +1,80 @@
+"""A figure that was promised, beside the one that was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+
+__all__ = ["Claim", "at_least", "at_most", "table"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """
+    One promised figure.
+
+    `unit` is "us", "ms", "x", "%", "bytes" or "GiB"; `relation` is how the figure must stand to the target. A claim
+    that could not be measured has no figure and says why in `detail["skipped"]`.
+    """
+
+    row: str
+    what: str
+    figure: float | None
+    relation: str
+    target: float
+    unit: str
+    detail: dict = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool | None:
+        if self.figure is None:
+            return None
+        return self.figure <= self.target if self.relation == "<=" else self.figure >= self.target
+
+    @property
+    def verdict(self) -> str:
+        return {True: "yes", False: "NO", None: "-"}[self.passed]
+
+    def as_dict(self) -> dict:
+        return {**asdict(self), "passed": self.passed}
+
+    @classmethod
+    def from_dict(cls, data: dict) -> Claim:
+        return cls(**{key: value for key, value in data.items() if key != "passed"})
+
+
+def at_most(row: str, what: str, figure: float | None, target: float, unit: str, **detail) -> Claim:
+    return Claim(row, what, figure, "<=", target, unit, detail)
+
+
+def at_least(row: str, what: str, figure: float | None, target: float, unit: str, **detail) -> Claim:
+    return Claim(row, what, figure, ">=", target, unit, detail)
+
+
+def _number(value: float | None, unit: str) -> str:
+    if value is None:
+        return "-"
+    if unit in ("bytes",) or abs(value) >= 1000:
+        text = f"{value:,.0f}"
+    elif unit == "us" or (unit == "x" and value < 10) or unit == "GiB":
+        text = f"{value:.3f}"
+    else:
+        text = f"{value:.1f}"
+    return f"{text} {unit}" if unit != "%" else f"{text} %"
+
+
+def table(claims: Iterable[Claim]) -> str:
+    """The claims as a text table, a note per line where there is one."""
+    lines = [("row", "what", "measured", "target", "kept", "note")]
+    for claim in claims:
+        note = claim.detail.get("skipped") or claim.detail.get("note") or ""
+        target = f"{claim.relation} {_number(claim.target, claim.unit)}"
+        lines.append((claim.row, claim.what, _number(claim.figure, claim.unit), target, claim.verdict, note))
+    widths = [max(len(line[column]) for line in lines) for column in range(5)]
+    out = []
+    for number, line in enumerate(lines):
+        cells = [line[0].ljust(widths[0]), line[1].ljust(widths[1]), line[2].rjust(widths[2]), line[3].rjust(widths[3])]
+        out.append("  ".join([*cells, line[4].ljust(widths[4]), line[5]]).rstrip())
+        if not number:
+            out.append("  ".join("-" * width for width in widths))
+    return "\n".join(out)

@@ -1,0 +1,70 @@
+"""The values that are measured, and whether what comes back is equal to them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+__all__ = ["VALUES", "check", "equal", "large", "mapping", "small_arrays"]
+
+MB = 1_000_000
+
+
+def small() -> np.ndarray:
+    """80 bytes of data."""
+    return np.arange(10, dtype=np.float64)
+
+
+def large(nbytes: int) -> np.ndarray:
+    """An array of that many bytes with no two pages alike; every page is written, so that it really exists."""
+    return np.arange(nbytes // 8, dtype=np.float64)
+
+
+def mapping() -> dict:
+    """A dict as programs pass them around, 1 KB pickled: settings, a few numbers, a few texts, one more level."""
+    return {
+        "name": "experiment-0173",
+        "created": 1712345678.25,
+        "enabled": True,
+        "tags": ["train", "baseline", "2024-04", "gpu"],
+        "learning_rate": 3e-4,
+        "batch_size": 256,
+        "shape": (256, 224, 224, 3),
+        "notes": "warm-up over the first 500 steps, then cosine decay; see the report for the choice of the schedule",
+        "metrics": {f"metric_{i:02d}": i / 7 for i in range(24)},
+        "counts": {f"count_{i}": i * i * 1000 for i in range(16)},
+        "parent": None,
+    }
+
+
+def small_arrays() -> list[np.ndarray]:
+    """10,000 arrays of 10 float64."""
+    return [np.arange(i, i + 10, dtype=np.float64) for i in range(10_000)]
+
+
+VALUES = {
+    "int": lambda: 7,
+    "80 B array": small,
+    "1 KB dict": mapping,
+    "10,000 small arrays": small_arrays,
+    "1 MB array": lambda: large(MB),
+    "100 MB array": lambda: large(100 * MB),
+}
+
+
+def equal(a: object, b: object) -> bool:
+    """Equality that looks into arrays and containers, and at types."""
+    if isinstance(a, np.ndarray):
+        return isinstance(b, np.ndarray) and a.dtype == b.dtype and a.shape == b.shape and bool((a == b).all())
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    return bool(a == b)
+
+
+def check(name: str, value: object, got: object) -> None:
+    """Refuse to time what does not give the value back."""
+    if not equal(value, got):
+        raise AssertionError(f"{name}: what came back is not what went in")

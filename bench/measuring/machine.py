@@ -1,0 +1,43 @@
+"""What a figure depends on and must be written down beside it: machine, kernel, versions, date."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+
+__all__ = ["describe", "versions"]
+
+
+def describe() -> dict:
+    """The machine in general terms: enough to compare figures by, nothing that names it."""
+    with open("/proc/meminfo") as file:
+        kib = int(next(line for line in file if line.startswith("MemTotal")).split()[1])
+    return {
+        "cpus": len(os.sched_getaffinity(0)),
+        "architecture": platform.machine(),
+        "virtual": _is_virtual(),
+        "memory_gib": round(kib / 2**20),
+        "kernel": ".".join(platform.release().split(".")[:2]),
+        "date": datetime.now(UTC).date().isoformat(),
+        "load": round(os.getloadavg()[0], 2),
+    }
+
+
+def _is_virtual() -> bool:
+    with open("/proc/cpuinfo") as file:
+        return any(line.startswith("flags") and " hypervisor" in line for line in file)
+
+
+def versions(*packages: str) -> dict[str, str | None]:
+    """Versions of Python and of these packages as installed; None for one that is not."""
+    found: dict[str, str | None] = {"python": sys.version.split()[0]}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            module = sys.modules.get(package)
+            found[package] = getattr(module, "__version__", None)
+    return found

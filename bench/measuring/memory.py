@@ -1,0 +1,27 @@
+"""Memory of processes as the kernel accounts for it."""
+
+from __future__ import annotations
+
+from multiprocessing.connection import Connection
+
+import numpy as np
+
+__all__ = ["do_nothing", "pss"]
+
+
+def pss(pid: int | str = "self", kind: str = "Pss") -> int:
+    """Proportional set size in bytes: shared pages are divided by the number of processes that map them."""
+    with open(f"/proc/{pid}/smaps_rollup") as file:
+        for line in file:
+            if line.startswith(f"{kind}:"):
+                return int(line.split()[1]) * 1024
+    raise LookupError(f"no {kind} in smaps_rollup")
+
+
+def do_nothing(pipe: Connection) -> None:
+    """A process that has numpy and no store, to be compared with one that reads an object. See rows/memory.py."""
+    pipe.recv()
+    pipe.send(int(np.int64(0)))
+    pipe.recv()
+    pipe.send((pss(), pss(kind="Pss_Shmem")))
+    pipe.recv()

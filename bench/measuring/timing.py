@@ -1,0 +1,109 @@
+"""Timing in short interleaved rounds.
+
+A figure alone tells little on a machine that does other things too: its clock changes, neighbours come and go. Hence
+everything that is compared is measured in turns, many short ones, and a ratio is the median of the ratios of the rounds:
+what disturbs one round disturbs both sides of it, and what disturbs one side only is an outlier.
+"""
+
+from __future__ import annotations
+
+import gc
+import timeit
+from collections.abc import Callable, Iterable, Mapping
+from statistics import median
+from time import perf_counter
+
+__all__ = ["Loop", "best", "interleaved", "median", "median_ratio", "once", "ratios", "typical"]
+
+Round = Callable[[], float]
+
+
+class Loop:
+    """
+    A statement in a tight loop; calling it gives the seconds that one execution took, averaged over one round.
+
+    The collector stays on, unlike timeit's default: an allocation that sets it off is part of the cost.
+
+    Parameters
+    ----------
+    statement : str
+    names : mapping
+        What the statement refers to.
+    per : int
+        How many operations one execution is.
+    seconds : float
+        How long a round should take.
+    """
+
+    def __init__(self, statement: str, names: Mapping, *, per: int = 1, seconds: float = 2e-3, most: int = 1_000_000):
+        self._timer = timeit.Timer(statement, "gc.enable()", timer=perf_counter, globals={**names, "gc": gc})
+        self._per = per
+        self.number = 1
+        while self.number < most:
+            taken = self._timer.timeit(self.number)
+            if taken >= seconds / 2:
+                break
+            self.number = min(most, max(self.number * 2, int(self.number * seconds / max(taken, 1e-7) / 2)))
+
+    def __call__(self) -> float:
+        return self._timer.timeit(self.number) / self.number / self._per
+
+
+def once(function: Callable[[], object]) -> Round:
+    """A round that is a single timed call; what it returns is dropped outside of the time."""
+
+    def call() -> float:
+        start = perf_counter()
+        kept = function()
+        taken = perf_counter() - start
+        del kept
+        return taken
+
+    return call
+
+
+def interleaved(rounds: int, contenders: Mapping[str, Round], *, warm_up: int = 1) -> dict[str, list[float]]:
+    """
+    Run all contenders in every round, each time beginning with another one.
+
+    Returns
+    -------
+    dict of list of float
+        Per contender the results of its rounds, in order, so that equal places belong to one round.
+    """
+    names = list(contenders)
+    for _ in range(warm_up):
+        for name in names:
+            contenders[name]()
+    results: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        at = number % len(names)
+        for name in names[at:] + names[:at]:
+            results[name].append(contenders[name]())
+    return results
+
+
+def typical(results: Iterable[float]) -> float:
+    """
+    What a round takes when nothing disturbs it: the lower quartile.
+
+    For times that stand alone. Neighbours on the machine only ever add to a round, and on a busy one to most of them;
+    the fastest round of all, on the other hand, may owe something to luck.
+    """
+    ordered = sorted(results)
+    return ordered[len(ordered) // 4]
+
+
+def ratios(numerators: Iterable[float], denominators: Iterable[float]) -> list[float]:
+    """One ratio per round."""
+    return [a / b for a, b in zip(numerators, denominators, strict=True)]
+
+
+def median_ratio(numerators: Iterable[float], denominators: Iterable[float]) -> float:
+    """The median of the ratios of the rounds, which is not the ratio of the medians."""
+    return median(ratios(numerators, denominators))
+
+
+def best(results: Mapping[str, list[float]], names: Iterable[str]) -> str:
+    """Which of `names` has the smallest median."""
+    return min(names, key=lambda name: median(results[name]))

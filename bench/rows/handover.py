@@ -1,0 +1,147 @@
+"""A reference through a pipe: what it costs beyond the pipe, and what it saves."""
+
+from __future__ import annotations
+
+import multiprocessing
+import struct
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
+from time import perf_counter
+
+import numpy as np
+from measuring import data
+from measuring.claim import Claim, at_least, at_most
+from measuring.timing import interleaved, median, median_ratio
+
+import pyray_ser
+
+ROW = "handover"
+ANSWER = struct.Struct("<dd")
+BYTES, REF, ARRAY, STOP = b"B", b"R", b"A", b"S"
+
+
+def _serve(pipe: Connection) -> None:
+    """Answer messages; the kind of the next one is fixed by the last `kind` message, so that nothing is added to it."""
+    kind = BYTES
+    while True:
+        message = pipe.recv_bytes()
+        if len(message) == 1:
+            kind = message
+            if kind == STOP:
+                return
+            pipe.send_bytes(kind)
+        elif kind == REF:
+            array = pyray_ser.get(ForkingPickler.loads(message))
+            pipe.send_bytes(ANSWER.pack(array[0], array[-1]))
+            del array
+        elif kind == ARRAY:
+            array = np.frombuffer(message, np.float64)
+            pipe.send_bytes(ANSWER.pack(array[0], array[-1]))
+        else:
+            pipe.send_bytes(message[: ANSWER.size])
+
+
+class _Child:
+    def __enter__(self) -> _Child:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self._process.start()
+        theirs.close()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.pipe.send_bytes(STOP)
+        self._process.join()
+
+    def expect(self, kind: bytes) -> None:
+        self.pipe.send_bytes(kind)
+        self.pipe.recv_bytes()
+
+
+def reference(quick: bool) -> list[Claim]:
+    """A reference to an existing object, `get`, first element, answer; against as many plain bytes."""
+    array = data.small()
+    ref = pyray_ser.put(array)
+    length = len(ForkingPickler.dumps(ref))
+    plain = b"\0" * length
+    expected = ANSWER.pack(array[0], array[-1])
+    with _Child() as child:
+        pipe = child.pipe
+
+        def bare() -> float:
+            child.expect(BYTES)
+            start = perf_counter()
+            pipe.send_bytes(plain)
+            pipe.recv_bytes()
+            return perf_counter() - start
+
+        def handed() -> float:
+            child.expect(REF)
+            start = perf_counter()
+            pipe.send(ref)
+            answer = pipe.recv_bytes()
+            taken = perf_counter() - start
+            assert answer == expected
+            return taken
+
+        results = interleaved(50 if quick else 1500, {"bare": bare, "reference": handed}, warm_up=20)
+    times = {name: median(result) * 1e6 for name, result in results.items()}
+    return [
+        at_most(
+            ROW,
+            "a reference over the bare round trip",
+            median_ratio(results["reference"], results["bare"]),
+            1.3,
+            "x",
+            note=f"{times['reference']:.1f} and {times['bare']:.1f} us",
+            pickled_bytes=length,
+            times_us=times,
+        ),
+        at_most(ROW, "bytes of a pickled reference", float(length), 150, "bytes"),
+    ]
+
+
+def large(quick: bool) -> list[Claim]:
+    """100 MB: put, hand over, read at both ends; against the bytes through the pipe."""
+    size = 10**7 if quick else 10**8
+    array = data.large(size)
+    view = memoryview(array).cast("B")
+    expected = ANSWER.pack(array[0], array[-1])
+    with _Child() as child:
+        pipe = child.pipe
+
+        def copied() -> float:
+            child.expect(ARRAY)
+            start = perf_counter()
+            pipe.send_bytes(view)
+            answer = pipe.recv_bytes()
+            taken = perf_counter() - start
+            assert answer == expected
+            return taken
+
+        def shared() -> float:
+            child.expect(REF)
+            start = perf_counter()
+            ref = pyray_ser.put(array)
+            pipe.send(ref)
+            answer = pipe.recv_bytes()
+            taken = perf_counter() - start
+            assert answer == expected
+            del ref
+            return taken
+
+        results = interleaved(3 if quick else 11, {"through the pipe": copied, "by reference": shared}, warm_up=3)
+    times = {name: median(result) * 1e3 for name, result in results.items()}
+    ratio = median_ratio(results["through the pipe"], results["by reference"])
+    return [
+        at_least(
+            ROW,
+            "100 MB put, handed over and read, faster than through the pipe",
+            ratio,
+            15,
+            "x",
+            note=f"{times['by reference']:.1f} and {times['through the pipe']:.1f} ms",
+            times_ms=times,
+        )
+    ]

@@ -1,0 +1,35 @@
+"""From a fresh interpreter to the first object put and got."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from measuring.claim import Claim, at_most
+from measuring.timing import interleaved, median
+
+BASE = "import time, numpy; a = numpy.arange(10.0); print(time.perf_counter())"
+FIRST = "import time, numpy; a = numpy.arange(10.0); import pyray_ser; b = pyray_ser.get(pyray_ser.put(a)); print(time.perf_counter())"
+
+
+def first_put_and_get(quick: bool) -> list[Claim]:
+    """Whole processes in pairs; the clock is the system's, the same in all of them."""
+    from time import perf_counter
+
+    def run(code: str) -> float:
+        start = perf_counter()
+        out = subprocess.run([sys.executable, "-P", "-c", code], check=True, capture_output=True, text=True)
+        return float(out.stdout) - start
+
+    results = interleaved(3 if quick else 21, {"numpy": lambda: run(BASE), "first": lambda: run(FIRST)})
+    beyond = median([b - a for a, b in zip(results["numpy"], results["first"], strict=True)])
+    return [
+        at_most(
+            "start",
+            "fresh interpreter to first put + get, beyond importing numpy",
+            beyond * 1e3,
+            40,
+            "ms",
+            numpy_ms=median(results["numpy"]) * 1e3,
+        )
+    ]
