@@ -1,0 +1,82 @@
+/* The memo of a pickler: which object has which number in the stream.
+ *
+ * Identity keyed, open addressing, linear probing, at most half full. The hash keeps the order of addresses within a page and
+ * scatters pages, so objects that were allocated one after the other, which is how they are mostly met, lie in neighbouring
+ * slots: few cache misses and no clustering between pages. A slot belongs to the current dump if it carries the current
+ * generation; forgetting everything is one increment.
+ *
+ * Ownership: as long as no code but the pickler's has run, nothing can die, and entries are borrowed. prp_memo_own() takes a
+ * reference to everything in it, and from then on each new entry is owned until prp_memo_clear(). This is what keeps an
+ * address from being reused by another object while the memo still names it.
+ */
+#ifndef PRP_MEMO_H
+#define PRP_MEMO_H
+
+#include "interp.h"
+
+typedef struct {
+    PyObject *key;
+    uint32_t index;
+    uint32_t generation;
+} prp_memo_slot;
+
+typedef struct {
+    prp_memo_slot *slots;
+    size_t mask; /* slots - 1; a power of two */
+    PyObject **keys; /* in order of entry; room for (mask + 1) / 2 */
+    uint32_t count;
+    uint32_t generation;
+    bool owned;
+} prp_memo;
+
+enum { PRP_MEMO_ABSENT = -1, PRP_MEMO_ERROR = -2 };
+
+int prp_memo_init(prp_memo *memo);
+void prp_memo_free(prp_memo *memo); /* clears first */
+void prp_memo_own(prp_memo *memo);
+/* Forgets all entries, drops the references it owns; shrinks to `keep_slots` if larger. May run code: finalizers. */
+void prp_memo_clear(prp_memo *memo, size_t keep_slots);
+int prp_memo_grow(prp_memo *memo); /* -1: MemoryError, or 2**32 entries */
+
+static inline size_t prp_memo_hash(const PyObject *key)
+{
+    uintptr_t unit = (uintptr_t)key >> 4, page = unit >> 8;
+    return (size_t)(unit & 0xff) + (size_t)(page * 0x9E3779B97F4A7C15ull >> 24);
+}
+
+/* Index of `key`, or PRP_MEMO_ABSENT. */
+static inline int64_t prp_memo_get(const prp_memo *memo, const PyObject *key)
+{
+    for (size_t i = prp_memo_hash(key) & memo->mask;; i = (i + 1) & memo->mask) {
+        const prp_memo_slot *slot = &memo->slots[i];
+        if (slot->generation != memo->generation)
+            return PRP_MEMO_ABSENT;
+        if (slot->key == key)
+            return slot->index;
+    }
+}
+
+/* Index of `key` if it has one; else gives it `index` and returns PRP_MEMO_ABSENT. */
+static inline int64_t prp_memo_add_as(prp_memo *memo, PyObject *key, uint32_t index)
+{
+    if (PRP_UNLIKELY((size_t)memo->count * 2 > memo->mask) && prp_memo_grow(memo) < 0)
+        return PRP_MEMO_ERROR;
+    for (size_t i = prp_memo_hash(key) & memo->mask;; i = (i + 1) & memo->mask) {
+        prp_memo_slot *slot = &memo->slots[i];
+        if (slot->generation != memo->generation) {
+            slot->key = key;
+            slot->index = index;
+            slot->generation = memo->generation;
+            memo->keys[memo->count++] = key;
+            if (memo->owned)
+                Py_INCREF(key);
+            return PRP_MEMO_ABSENT;
+        }
+        if (slot->key == key)
+            return slot->index;
+    }
+}
+
+static inline int64_t prp_memo_add(prp_memo *memo, PyObject *key) { return prp_memo_add_as(memo, key, memo->count); }
+
+#endif

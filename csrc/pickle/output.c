@@ -1,0 +1,254 @@
+/* Output of the pickler: one scratch buffer, frames, and a list of large pieces that are never copied into it.
+ *
+ * Writers keep `p` below `end`. At the start of each object `p < limit` guarantees PRP_ROOM free bytes, so small things are
+ * written without a check of their own; `limit` is also where the current frame is full, so one comparison serves both.
+ * Frames follow the standard pickler byte for byte: closed at the first object boundary past 64 KiB, left out below 4 bytes,
+ * and data of 64 KiB and more stands outside of them.
+ *
+ * Scratch memory is kept between dumps up to KEEP_BYTES.
+ */
+#include "save.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define INITIAL_BYTES 1024
+#define KEEP_BYTES (1u << 20)
+#define KEEP_PIECES 256
+#define FRAME_HEADER 9
+#define FRAME_MIN 4
+/* A stream to a file is collected up to here before the first flush gives elision up (see prp_foreign). */
+#define HOLD_BYTES (16u << 20)
+
+static void set_limit(prp_saver *s)
+{
+    s->limit = s->end - PRP_ROOM;
+    if (s->frame != SIZE_MAX) {
+        uint8_t *full = s->base + s->frame + FRAME_HEADER + PRP_FRAME_SIZE;
+        if (full < s->limit)
+            s->limit = full;
+    }
+}
+
+int prp_out_init(prp_saver *s)
+{
+    s->base = s->p = malloc(INITIAL_BYTES);
+    if (!s->base) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    s->end = s->base + INITIAL_BYTES;
+    s->frame = SIZE_MAX;
+    set_limit(s);
+    return 0;
+}
+
+static void drop_pieces(prp_saver *s)
+{
+    while (s->piece_count)
+        Py_DECREF(s->pieces[--s->piece_count].owner);
+    s->piece_bytes = 0;
+}
+
+void prp_out_reset(prp_saver *s)
+{
+    drop_pieces(s);
+    if (s->piece_room > KEEP_PIECES) {
+        free(s->pieces);
+        s->pieces = NULL;
+        s->piece_room = 0;
+    }
+    s->p = s->base;
+    s->frame = SIZE_MAX;
+    if ((size_t)(s->end - s->base) > KEEP_BYTES) {
+        uint8_t *small = realloc(s->base, INITIAL_BYTES);
+        if (small) {
+            s->base = s->p = small;
+            s->end = small + INITIAL_BYTES;
+        }
+    }
+    set_limit(s);
+}
+
+void prp_out_free(prp_saver *s)
+{
+    drop_pieces(s);
+    free(s->pieces);
+    free(s->base);
+    s->base = s->p = s->end = NULL;
+}
+
+PRP_COLD int prp_out_grow(prp_saver *s, size_t room)
+{
+    size_t used = (size_t)(s->p - s->base), size = (size_t)(s->end - s->base), wanted;
+    if (__builtin_add_overflow(used, room, &wanted) || wanted > (size_t)PY_SSIZE_T_MAX / 2) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    wanted += PRP_ROOM;
+    size_t grown = size * 2 > wanted ? size * 2 : wanted;
+    uint8_t *base = realloc(s->base, grown);
+    if (!base) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    s->base = base;
+    s->p = base + used;
+    s->end = base + grown;
+    set_limit(s);
+    return 0;
+}
+
+static int open_frame(prp_saver *s)
+{
+    if (!s->framing)
+        return 0;
+    if ((size_t)(s->end - s->p) < FRAME_HEADER + PRP_ROOM && prp_out_grow(s, FRAME_HEADER + PRP_ROOM) < 0)
+        return -1;
+    s->frame = (size_t)(s->p - s->base);
+    s->p += FRAME_HEADER;
+    set_limit(s);
+    return 0;
+}
+
+static void close_frame(prp_saver *s)
+{
+    if (s->frame == SIZE_MAX)
+        return;
+    uint8_t *header = s->base + s->frame;
+    size_t len = (size_t)(s->p - header) - FRAME_HEADER;
+    if (len >= FRAME_MIN) {
+        uint64_t wide = len;
+        header[0] = OP_FRAME;
+        for (int i = 0; i < 8; i++)
+            header[1 + i] = (uint8_t)(wide >> (8 * i));
+    } else {
+        memmove(header, header + FRAME_HEADER, len);
+        s->p -= FRAME_HEADER;
+    }
+    s->frame = SIZE_MAX;
+    set_limit(s);
+}
+
+int prp_out_begin(prp_saver *s)
+{
+    if (s->proto >= 2) {
+        *s->p++ = OP_PROTO;
+        *s->p++ = (uint8_t)s->proto;
+    }
+    return open_frame(s);
+}
+
+static int call_write(prp_saver *s, PyObject *bytes)
+{
+    PyObject *result = PyObject_CallOneArg(s->write, bytes);
+    Py_XDECREF(result);
+    return result ? 0 : -1;
+}
+
+int prp_out_flush(prp_saver *s)
+{
+    if (s->p == s->base && !s->piece_count)
+        return 0;
+    PyObject *bytes = prp_out_bytes(s);
+    if (!bytes)
+        return -1;
+    prp_out_reset(s);
+    int status = call_write(s, bytes);
+    Py_DECREF(bytes);
+    return status;
+}
+
+/* At the start of an object: close a full frame, and hand it to the file; make room. */
+PRP_COLD int prp_out_boundary(prp_saver *s)
+{
+    if (s->frame != SIZE_MAX && (size_t)(s->p - s->base) - s->frame - FRAME_HEADER >= PRP_FRAME_SIZE) {
+        if (s->write && s->elide) {
+            /* Writing to the file is foreign: short of that, it is put off. */
+            if (prp_out_len(s) > HOLD_BYTES)
+                return prp_foreign(s);
+            close_frame(s);
+        } else {
+            close_frame(s);
+            if (s->write && (prp_foreign(s) < 0 || prp_out_flush(s) < 0))
+                return -1;
+        }
+        if (open_frame(s) < 0)
+            return -1;
+    }
+    if (s->end - s->p <= PRP_ROOM)
+        return prp_out_grow(s, PRP_ROOM);
+    return 0;
+}
+
+/* A header and `len` bytes of data that belong to `owner` (or, if it is NULL, are copied). */
+int prp_out_large(prp_saver *s, const uint8_t *header, size_t header_len, const void *data, size_t len, PyObject *owner)
+{
+    bool framing = s->framing;
+    if (len < PRP_FRAME_SIZE)
+        return prp_out(s, header, header_len) < 0 ? -1 : prp_out(s, data, len);
+    close_frame(s);
+    if (prp_out(s, header, header_len) < 0)
+        return -1;
+    if (!owner) {
+        if (prp_out(s, data, len) < 0)
+            return -1;
+    } else if (s->write && !s->elide) {
+        PyObject *payload = PyBytes_CheckExact(owner) && PyBytes_AS_STRING(owner) == data
+                                ? Py_NewRef(owner)
+                                : PyBytes_FromStringAndSize(data, (Py_ssize_t)len);
+        int status = payload && prp_foreign(s) == 0 && prp_out_flush(s) == 0 ? call_write(s, payload) : -1;
+        Py_XDECREF(payload);
+        if (status < 0)
+            return -1;
+    } else {
+        if (s->piece_count == s->piece_room) {
+            size_t more = s->piece_room ? s->piece_room * 2 : 16;
+            prp_piece *pieces = realloc(s->pieces, more * sizeof *pieces);
+            if (!pieces) {
+                PyErr_NoMemory();
+                return -1;
+            }
+            s->pieces = pieces;
+            s->piece_room = more;
+        }
+        s->pieces[s->piece_count++] = (prp_piece){(size_t)(s->p - s->base), data, len, Py_NewRef(owner)};
+        s->piece_bytes += len;
+    }
+    s->framing = framing;
+    return open_frame(s);
+}
+
+int prp_out_finish(prp_saver *s)
+{
+    if (prp_op(s, OP_STOP) < 0)
+        return -1;
+    close_frame(s);
+    return 0;
+}
+
+size_t prp_out_len(const prp_saver *s) { return (size_t)(s->p - s->base) + s->piece_bytes; }
+
+PyObject *prp_out_bytes(prp_saver *s)
+{
+    size_t total = prp_out_len(s);
+    if (total > (size_t)PY_SSIZE_T_MAX)
+        return PyErr_NoMemory();
+    if (!s->piece_count)
+        return PyBytes_FromStringAndSize((char *)s->base, (Py_ssize_t)total);
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)total);
+    if (!bytes)
+        return NULL;
+    uint8_t *to = (uint8_t *)PyBytes_AS_STRING(bytes);
+    size_t from = 0;
+    for (size_t i = 0; i < s->piece_count; i++) {
+        const prp_piece *piece = &s->pieces[i];
+        memcpy(to, s->base + from, piece->at - from);
+        to += piece->at - from;
+        from = piece->at;
+        memcpy(to, piece->data, piece->len);
+        to += piece->len;
+    }
+    memcpy(to, s->base + from, (size_t)(s->p - s->base) - from);
+    return bytes;
+}

@@ -1,0 +1,61 @@
+/* Put mode: an object pickled for the store.
+ *
+ * The stream stays where it was written (scratch memory, and large str in place), the data of 1 KiB and more stays in its
+ * objects; the result names both, and the store copies each byte once, to its place. Standard protocol 5 without frames.
+ *
+ * Who calls:
+ *
+ *     prp_put_result r;
+ *     if (prp_put(obj, 0, &r) < 0) ...            exception; its message ends with "(at <path>)"; nothing to release
+ *     copy r.segments[0 .. segment_count) one behind the other: r.stream_len bytes in all
+ *     for each r.buffers[i], len bytes: memcpy from .data (no GIL needed), or prp_put_gather() if .data is NULL (GIL needed)
+ *     prp_put_release(&r);                        always, GIL held; may run finalizers
+ *
+ * Everything named by the result stays valid and unchanged in place until prp_put_release(); what mutable exporters hold may be
+ * written to by other threads while the GIL is released, as with any buffer. Results may be nested and released in any order.
+ */
+#ifndef PRP_PUT_H
+#define PRP_PUT_H
+
+#include <Python.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct prp_saver prp_saver;
+
+enum {
+    PRP_PUT_SMALL_ROOT = 1, /* an array that is the whole object uses the template of array_template.h however small it is */
+};
+
+typedef struct {
+    const void *data;
+    size_t len;
+} prp_put_segment;
+
+/* An out-of-band buffer. */
+typedef struct {
+    const void *data; /* contiguous bytes, or NULL: call prp_put_gather */
+    size_t len;
+    PyObject *owner; /* owned: the exporter */
+    Py_buffer *view; /* acquired, or NULL for arrays, which are held by `owner` alone */
+    void *source;    /* prp_array_source of a strided array, or NULL */
+    int64_t memo_index; /* of the buffer in the stream, -1 if it has none */
+    bool readonly;
+} prp_put_buffer;
+
+typedef struct {
+    const prp_put_segment *segments;
+    size_t segment_count;
+    size_t stream_len;
+    const prp_put_buffer *buffers; /* in the order of NEXT_BUFFER */
+    size_t buffer_count;
+    prp_saver *saver; /* private */
+    prp_put_segment one;
+} prp_put_result;
+
+int prp_put(PyObject *obj, unsigned flags, prp_put_result *result);
+int prp_put_gather(const prp_put_buffer *buffer, void *to);
+void prp_put_release(prp_put_result *result);
+
+#endif

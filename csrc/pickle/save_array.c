@@ -1,0 +1,207 @@
+/* Exact ndarrays and numpy scalars in the standard form, without the detour through __reduce_ex__.
+ *
+ *     ndarray    numpy's _frombuffer(buffer, dtype, shape, 'C'), the buffer being what a PickleBuffer of the array is to this
+ *                pickler: handed to the callback, or bytes in the stream. C order and plain numbers only; the rest is numpy's.
+ *     scalar     numpy's scalar(dtype, bytes)
+ *
+ * The functions are those that numpy's own reduction names, taken from a sample, so the stream is what this numpy would write.
+ * A dtype of numpy's own is the same bytes in every stream: they are made once, by pickling it with nothing memoized.
+ *
+ * numpy is never imported from here; its array struct is read through its headers (ABI stable since 1.7), its C API is not used.
+ */
+#include "plan.h"
+#include "write.h"
+
+#ifndef NPY_NO_DEPRECATED_API
+#define NPY_NO_DEPRECATED_API NPY_1_7_API_VERSION
+#endif
+#include <numpy/ndarraytypes.h>
+
+#include <stdlib.h>
+
+#define DTYPES 32
+
+static struct {
+    PyObject *descr; /* owned */
+    uint8_t *bytes;
+    size_t len;
+} dtypes[DTYPES];
+
+static PyObject *numpy_attribute(const char *name)
+{
+    PyObject *numpy = PyDict_GetItemString(prp_g.sys_modules, "numpy");
+    PyObject *found = numpy && PyModule_Check(numpy) ? PyDict_GetItemString(PyModule_GetDict(numpy), name) : NULL;
+    return Py_XNewRef(found);
+}
+
+bool prp_is_numpy(PyTypeObject *type, const char *name)
+{
+    PyObject *found = numpy_attribute(name);
+    Py_XDECREF(found);
+    return found == (PyObject *)type;
+}
+
+bool prp_array_has_base(PyObject *array) { return PyArray_BASE((PyArrayObject *)array) != NULL; }
+
+/* First element of what `maker(argument).__reduce_ex__(5)` returns. */
+static PyObject *reducer_of(const char *maker, PyObject *argument)
+{
+    PyObject *type = numpy_attribute(maker), *sample = type ? PyObject_CallOneArg(type, argument) : NULL;
+    PyObject *reduced = sample ? PyObject_CallMethod(sample, "__reduce_ex__", "i", 5) : NULL;
+    PyObject *found = reduced && PyTuple_Check(reduced) && PyTuple_GET_SIZE(reduced) >= 2
+                          ? Py_NewRef(PyTuple_GET_ITEM(reduced, 0))
+                          : NULL;
+    Py_XDECREF(reduced);
+    Py_XDECREF(sample);
+    Py_XDECREF(type);
+    PyErr_Clear();
+    return found;
+}
+
+PyObject *prp_scalar_function(void)
+{
+    PyObject *zero = PyFloat_FromDouble(0.0), *found = zero ? reducer_of("float64", zero) : NULL;
+    Py_XDECREF(zero);
+    return found;
+}
+
+static PyObject *frombuffer_function(void)
+{
+    PyObject *one = PyLong_FromLong(1), *found = one ? reducer_of("ndarray", one) : NULL, *name = NULL;
+    Py_XDECREF(one);
+    if (found)
+        name = PyObject_GetAttr(found, prp_g.str_name);
+    bool good = name && PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, "_frombuffer") == 0;
+    PyErr_Clear();
+    Py_XDECREF(name);
+    if (!good)
+        Py_CLEAR(found);
+    return found;
+}
+
+/* The opcodes that make `descr`, kept; the caller has checked that it is one of numpy's own number types. */
+static int write_kept_dtype(prp_saver *s, PyObject *descr, int number)
+{
+    if (dtypes[number].descr != descr) {
+        prp_saver *other = prp_acquire();
+        if (!other)
+            return -1;
+        prp_saver_protocol(other, 5);
+        other->framing = false;
+        other->fast = true;
+        uint8_t *bytes = NULL;
+        int status = prp_dump(other, descr);
+        size_t len = status == 0 ? prp_out_len(other) - 3 : 0; /* without PROTO and STOP */
+        if (status == 0 && !(bytes = malloc(len))) {
+            PyErr_NoMemory();
+            status = -1;
+        }
+        if (bytes)
+            memcpy(bytes, other->base + 2, len);
+        prp_release(other);
+        if (status < 0)
+            return -1;
+        free(dtypes[number].bytes);
+        Py_XSETREF(dtypes[number].descr, Py_NewRef(descr));
+        dtypes[number].bytes = bytes;
+        dtypes[number].len = len;
+    }
+    return prp_out(s, dtypes[number].bytes, dtypes[number].len);
+}
+
+static int save_dtype(prp_saver *s, PyObject *descr)
+{
+    int64_t index = prp_memo_get(&s->memo, descr);
+    if (index >= 0)
+        return prp_write_get(s, (uint32_t)index);
+    int number = ((PyArray_Descr *)descr)->type_num;
+    char order = ((PyArray_Descr *)descr)->byteorder;
+    if (!s->letter && !s->persistent_id && !s->reducer_override && !s->dispatch_table && number >= 0 && number < DTYPES &&
+        PyTypeNum_ISNUMBER(number) && (order == '=' || order == '|')) {
+        prp_plan *plan = prp_plan_for(s, Py_TYPE(descr), descr);
+        if (!plan)
+            return -1;
+        if (!plan->registered && !plan->table && plan->kind == PLAN_GENERIC)
+            return write_kept_dtype(s, descr, number) < 0 ? -1 : prp_memoize(s, descr);
+    }
+    return prp_save(s, descr);
+}
+
+int prp_save_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
+{
+    if (s->put)
+        return prp_put_array(s, plan, obj, elided);
+    PyArrayObject *array = (PyArrayObject *)obj;
+    int number = PyArray_DESCR(array)->type_num;
+    if (s->proto < 5 || !(PyArray_FLAGS(array) & NPY_ARRAY_C_CONTIGUOUS) ||
+        !((number >= NPY_BOOL && number <= NPY_CLONGDOUBLE) || number == NPY_HALF))
+        return SAVE_GENERIC;
+    prp_own(s);
+    if (!plan->extra && !(plan->extra = frombuffer_function()))
+        return SAVE_GENERIC;
+    PyObject *buffer = PyPickleBuffer_FromObject(obj);
+    if (!buffer) {
+        PyErr_Clear(); /* numpy has another way for these */
+        return SAVE_GENERIC;
+    }
+    int status = SAVE_ERROR;
+    bool again = false;
+    if (prp_save(s, plan->extra) < 0 || prp_op(s, OP_MARK) < 0 || prp_save_picklebuffer(s, buffer, true) < 0 ||
+        save_dtype(s, (PyObject *)PyArray_DESCR(array)) < 0)
+        goto end;
+    int nd = PyArray_NDIM(array);
+    if (prp_room(s, (size_t)nd * 10 + PRP_ROOM) < 0)
+        goto end;
+    if (nd == 0) {
+        *s->p++ = OP_EMPTY_TUPLE;
+    } else {
+        if (nd > 3)
+            *s->p++ = OP_MARK;
+        for (int i = 0; i < nd; i++)
+            s->p = prp_put_int64(s->p, PyArray_DIM(array, i));
+        *s->p++ = nd > 3 ? OP_TUPLE : (uint8_t)(OP_TUPLE1 - 1 + nd);
+    }
+    *s->p++ = OP_SHORT_BINUNICODE;
+    *s->p++ = 1;
+    *s->p++ = 'C';
+    *s->p++ = OP_TUPLE;
+    *s->p++ = OP_REDUCE;
+    if (!elided) {
+        int64_t index = prp_memo_get(&s->memo, obj); /* a callback may have pickled with this very saver's memo */
+        again = index >= 0;
+        if (!again && prp_memoize(s, obj) < 0)
+            goto end;
+    }
+    status = SAVE_DONE;
+end:
+    Py_DECREF(buffer);
+    return status;
+}
+
+int prp_save_scalar(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
+{
+    prp_own(s);
+    Py_buffer view;
+    if (PyObject_GetBuffer(obj, &view, PyBUF_SIMPLE) < 0) {
+        PyErr_Clear();
+        return SAVE_GENERIC;
+    }
+    int status = SAVE_ERROR;
+    PyObject *descr = PyObject_GetAttrString(obj, "dtype");
+    if (descr && view.len <= 255) {
+        if (prp_save(s, plan->extra) == 0 && save_dtype(s, descr) == 0 && prp_room(s, (size_t)view.len + PRP_ROOM) == 0) {
+            *s->p++ = OP_SHORT_BINBYTES;
+            *s->p++ = (uint8_t)view.len;
+            memcpy(s->p, view.buf, (size_t)view.len);
+            s->p += view.len;
+            *s->p++ = OP_TUPLE2;
+            *s->p++ = OP_REDUCE;
+            status = elided || prp_memoize(s, obj) == 0 ? SAVE_DONE : SAVE_ERROR;
+        }
+    } else if (descr) {
+        status = SAVE_GENERIC;
+    }
+    Py_XDECREF(descr);
+    PyBuffer_Release(&view);
+    return status;
+}

@@ -1,0 +1,351 @@
+/* Functions, classes and other things that are pickled by name, and those that cannot be and go by value.
+ *
+ * A name is good if importing it gives this very object; that is checked once per stream (afterwards the object is in the memo).
+ * The check costs two dict lookups where nothing unusual is in the way: a loaded module that is a plain module, and a name
+ * without dots. Functions and classes that fail it, those of __main__, and those of modules registered with cloudpickle go by
+ * value through cloudpickle's public CloudPickler.reducer_override.
+ */
+#include "save.h"
+
+#include <string.h>
+
+/* Does reading __module__ and __qualname__ of obj run nothing but the interpreter's own code? */
+static bool quiet(PyObject *obj)
+{
+    PyTypeObject *type = Py_TYPE(obj);
+    return type == &PyFunction_Type || type == &PyCFunction_Type || type->tp_getattro == PyType_Type.tp_getattro;
+}
+
+static PyObject *optional_attribute(PyObject *obj, PyObject *name)
+{
+    PyObject *value = PyObject_GetAttr(obj, name);
+    if (!value && PyErr_ExceptionMatches(PyExc_AttributeError))
+        PyErr_Clear();
+    return value;
+}
+
+/* The name obj goes by: `name` if a reduction gave one, else its own. New reference. */
+static PyObject *global_name(PyObject *obj, PyObject *name)
+{
+    if (name)
+        return Py_NewRef(name);
+    if (PyFunction_Check(obj))
+        return Py_NewRef(((PyFunctionObject *)obj)->func_qualname);
+    PyObject *found = optional_attribute(obj, prp_g.str_qualname);
+    return found || PyErr_Occurred() ? found : PyObject_GetAttr(obj, prp_g.str_name);
+}
+
+/* The module obj says it is from, else the first one that has it under this name. New reference. */
+static PyObject *module_name(prp_saver *s, PyObject *obj, PyObject *name)
+{
+    PyObject *found = optional_attribute(obj, prp_g.str_module);
+    if (!found && PyErr_Occurred())
+        return NULL;
+    if (found && found != Py_None)
+        return found;
+    Py_XDECREF(found);
+    if (prp_foreign(s) < 0)
+        return NULL;
+    return PyObject_CallFunctionObjArgs(prp_g.whichmodule, obj, name, NULL);
+}
+
+/* What `module`.`name` is now; new reference. NULL with or without an exception. *parent is what has the last part of a dotted
+ * name (new reference), NULL for an undotted one; *last (new reference) its last part. */
+static PyObject *resolve(prp_saver *s, PyObject *module, PyObject *name, PyObject **parent, PyObject **last)
+{
+    Py_ssize_t dot = PyUnicode_FindChar(name, '.', 0, PyUnicode_GET_LENGTH(name), 1);
+    if (dot == -2)
+        return NULL;
+    if (dot < 0) {
+        *last = Py_NewRef(name);
+        if (PyModule_CheckExact(module)) {
+            PyObject *found = PyDict_GetItemWithError(PyModule_GetDict(module), name);
+            if (found || PyErr_Occurred())
+                return Py_XNewRef(found);
+        }
+        return prp_foreign(s) < 0 ? NULL : PyObject_GetAttr(module, name);
+    }
+    if (prp_foreign(s) < 0)
+        return NULL;
+    PyObject *separator = PyUnicode_FromString("."), *parts = separator ? PyUnicode_Split(name, separator, -1) : NULL;
+    Py_XDECREF(separator);
+    if (!parts)
+        return NULL;
+    PyObject *here = Py_NewRef(module);
+    for (Py_ssize_t i = 0; here && i < PyList_GET_SIZE(parts); i++) {
+        PyObject *part = PyList_GET_ITEM(parts, i), *next = NULL;
+        if (PyUnicode_CompareWithASCIIString(part, "<locals>") == 0)
+            PyErr_Format(PyExc_AttributeError, "Can't get local attribute %R on %R", name, module);
+        else
+            next = PyObject_GetAttr(here, part);
+        Py_XSETREF(*parent, here);
+        Py_XSETREF(*last, Py_NewRef(part));
+        here = next;
+    }
+    Py_DECREF(parts);
+    return here;
+}
+
+/* Extension codes of copyreg. 1: written, 0: none, -1. */
+static int save_extension(prp_saver *s, PyObject *obj, PyObject *module, PyObject *name)
+{
+    if (s->proto < 2 || PyDict_GET_SIZE(prp_g.extensions) == 0)
+        return 0;
+    PyObject *key = PyTuple_Pack(2, module, name);
+    if (!key)
+        return -1;
+    PyObject *value = PyDict_GetItemWithError(prp_g.extensions, key);
+    Py_DECREF(key);
+    if (!value)
+        return PyErr_Occurred() ? -1 : 0;
+    if (!PyLong_Check(value)) {
+        PyErr_Format(prp_g.pickling_error, "Can't pickle %R: extension code %R isn't an integer", obj, value);
+        return -1;
+    }
+    long code = PyLong_AsLong(value);
+    if (code <= 0 || code > 0x7fffffffL) {
+        if (!PyErr_Occurred())
+            PyErr_Format(prp_g.pickling_error, "Can't pickle %R: extension code %ld is out of range", obj, code);
+        return -1;
+    }
+    uint8_t out[5] = {code <= 0xff ? OP_EXT1 : code <= 0xffff ? OP_EXT2 : OP_EXT4, (uint8_t)code, (uint8_t)(code >> 8),
+                      (uint8_t)(code >> 16), (uint8_t)(code >> 24)};
+    return prp_out(s, out, code <= 0xff ? 2 : code <= 0xffff ? 3 : 5) < 0 ? -1 : 1;
+}
+
+/* Protocols below 4: GLOBAL module newline name newline. */
+static int save_text(prp_saver *s, PyObject *module, PyObject *name)
+{
+    PyObject *parts[2] = {Py_NewRef(module), Py_NewRef(name)};
+    static const char *const what[2] = {"module", "global"};
+    int status = -1;
+    if (s->proto < 3 && s->fix_imports) {
+        PyObject *key = PyTuple_Pack(2, module, name);
+        PyObject *item = key ? PyDict_GetItemWithError(prp_g.name_mapping, key) : NULL;
+        Py_XDECREF(key);
+        if (item) {
+            if (!PyTuple_Check(item) || PyTuple_GET_SIZE(item) != 2 || !PyUnicode_Check(PyTuple_GET_ITEM(item, 0)) ||
+                !PyUnicode_Check(PyTuple_GET_ITEM(item, 1))) {
+                PyErr_SetString(PyExc_RuntimeError,
+                                "_compat_pickle.REVERSE_NAME_MAPPING values should be pairs of str");
+                goto end;
+            }
+            Py_SETREF(parts[0], Py_NewRef(PyTuple_GET_ITEM(item, 0)));
+            Py_SETREF(parts[1], Py_NewRef(PyTuple_GET_ITEM(item, 1)));
+        } else if (!PyErr_Occurred()) {
+            item = PyDict_GetItemWithError(prp_g.import_mapping, module);
+            if (item && !PyUnicode_Check(item)) {
+                PyErr_Format(PyExc_RuntimeError, "_compat_pickle.REVERSE_IMPORT_MAPPING values should be strings, not %.200s",
+                             Py_TYPE(item)->tp_name);
+                goto end;
+            }
+            if (item)
+                Py_SETREF(parts[0], Py_NewRef(item));
+        }
+        if (PyErr_Occurred())
+            goto end;
+    }
+    if (prp_op(s, OP_GLOBAL) < 0)
+        goto end;
+    for (int i = 0; i < 2; i++) {
+        PyObject *encoded = s->proto == 3 ? PyUnicode_AsUTF8String(parts[i]) : PyUnicode_AsASCIIString(parts[i]);
+        if (!encoded) {
+            if (PyErr_ExceptionMatches(PyExc_UnicodeEncodeError))
+                PyErr_Format(prp_g.pickling_error, "can't pickle %s identifier '%S' using pickle protocol %i", what[i],
+                             parts[i], s->proto);
+            goto end;
+        }
+        int written = prp_out(s, PyBytes_AS_STRING(encoded), (size_t)PyBytes_GET_SIZE(encoded));
+        Py_DECREF(encoded);
+        if (written < 0 || prp_op(s, '\n') < 0)
+            goto end;
+    }
+    status = 0;
+end:
+    Py_DECREF(parts[0]);
+    Py_DECREF(parts[1]);
+    return status;
+}
+
+/* Writes the reference; the name has been found good. */
+static int write_reference(prp_saver *s, PyObject *obj, PyObject *module, PyObject *name, PyObject *parent, PyObject *last)
+{
+    int extension = save_extension(s, obj, module, name);
+    if (extension)
+        return extension < 0 ? -1 : 0; /* codes are not memoized */
+    if (s->proto >= 4) {
+        if (prp_save(s, module) < 0 || (s->letter ? prp_save(s, name) : prp_write_str(s, name)) < 0 ||
+            prp_op(s, OP_STACK_GLOBAL) < 0)
+            return -1;
+    } else if (parent) {
+        PyObject *call = Py_BuildValue("(O(OO))", prp_g.getattr, parent, last);
+        int status = call ? prp_save_reduce(s, call, NULL) : -1;
+        Py_XDECREF(call);
+        if (status < 0)
+            return -1;
+    } else if (save_text(s, module, name) < 0) {
+        return -1;
+    }
+    return prp_memoize(s, obj);
+}
+
+/* Modules somebody registered with cloudpickle.register_pickle_by_value? Asked once per stream. */
+static int by_value_wanted(prp_saver *s)
+{
+    if (s->by_value_asked == s->stream)
+        return s->by_value_wanted;
+    s->by_value_asked = s->stream;
+    s->by_value_wanted = false;
+    PyObject *cloudpickle = PyDict_GetItemString(prp_g.sys_modules, "cloudpickle");
+    if (!cloudpickle)
+        return 0;
+    PyObject *modules = PyObject_CallMethod(cloudpickle, "list_registry_pickle_by_value", NULL);
+    if (!modules) {
+        PyErr_Clear(); /* a version without it, or half imported */
+        return 0;
+    }
+    Py_ssize_t n = PyObject_Size(modules);
+    Py_DECREF(modules);
+    if (n < 0)
+        PyErr_Clear();
+    return s->by_value_wanted = n > 0;
+}
+
+int prp_by_value(prp_saver *s, PyObject *obj, PyObject **value)
+{
+    *value = NULL;
+    PyTypeObject *type = Py_TYPE(obj);
+    bool named = type == &PyFunction_Type || PyType_Check(obj);
+    bool already = s->by_value != NULL;
+    if (!already && !(s->by_value = PyObject_CallNoArgs(prp_g.new_by_value)))
+        return -1;
+    if (named) {
+        *value = PyObject_CallMethod(s->by_value, "reducer_override", "O", obj);
+    } else {
+        /* An open text file would be read and sent as a copy: not unless a function carries it. */
+        if (!already && strcmp(type->tp_name, "_io.TextIOWrapper") == 0)
+            return 0;
+        PyObject *table = PyObject_GetAttrString(s->by_value, "dispatch_table");
+        PyObject *reducer = table ? PyObject_GetItem(table, (PyObject *)type) : NULL;
+        Py_XDECREF(table);
+        if (!reducer) {
+            if (!PyErr_ExceptionMatches(PyExc_KeyError))
+                return -1;
+            PyErr_Clear();
+            return 0;
+        }
+        *value = PyObject_CallOneArg(reducer, obj);
+        Py_DECREF(reducer);
+    }
+    if (!*value)
+        return -1;
+    if (*value == Py_NotImplemented) {
+        Py_CLEAR(*value);
+        return 0;
+    }
+    return 1;
+}
+
+/* 1: written, 0: cloudpickle would go by reference too, -1 */
+static int save_by_value(prp_saver *s, PyObject *obj)
+{
+    if (prp_foreign(s) < 0)
+        return -1;
+    PyObject *value;
+    int found = prp_by_value(s, obj, &value);
+    if (found <= 0)
+        return found;
+    int status = prp_save_reduce_value(s, value, obj);
+    Py_DECREF(value);
+    return status < 0 ? -1 : 1;
+}
+
+static int save_named(prp_saver *s, PyObject *obj, PyObject *given, bool may_go_by_value)
+{
+    PyObject *name = NULL, *module_str = NULL, *module = NULL, *parent = NULL, *last = NULL, *found = NULL;
+    int status = -1;
+    if (!quiet(obj) && prp_foreign(s) < 0)
+        return -1;
+    name = global_name(obj, given);
+    if (!name)
+        goto end;
+    module_str = module_name(s, obj, name);
+    if (!module_str)
+        goto end;
+    if (!PyUnicode_Check(name) || !PyUnicode_Check(module_str)) {
+        PyErr_Format(prp_g.pickling_error, "Can't pickle %R: its module and name must be str", obj);
+        goto end;
+    }
+    if (may_go_by_value && (PyUnicode_Compare(module_str, prp_g.str_main) == 0 || by_value_wanted(s))) {
+        int written = save_by_value(s, obj);
+        if (written) {
+            status = written < 0 ? -1 : 0;
+            goto end;
+        }
+    }
+    module = PyImport_GetModule(module_str);
+    if (!module && !PyErr_Occurred() && prp_foreign(s) == 0)
+        module = PyImport_Import(module_str);
+    if (s->restart)
+        goto end;
+    if (module) {
+        found = resolve(s, module, name, &parent, &last);
+        if (s->restart)
+            goto end;
+    }
+    if (found == obj) {
+        if (parent == module) { /* a dotted name that comes back to its module */
+            Py_CLEAR(parent);
+            Py_SETREF(name, Py_NewRef(last));
+        }
+        status = write_reference(s, obj, module_str, name, parent, last);
+        goto end;
+    }
+    if (!found && PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_Exception))
+        goto end; /* KeyboardInterrupt and the like */
+    PyErr_Clear();
+    if (may_go_by_value) {
+        int written = save_by_value(s, obj);
+        if (written) {
+            status = written < 0 ? -1 : 0;
+            goto end;
+        }
+    }
+    if (!module)
+        PyErr_Format(prp_g.pickling_error, "Can't pickle %R: import of module %R failed", obj, module_str);
+    else if (!found)
+        PyErr_Format(prp_g.pickling_error, "Can't pickle %R: attribute lookup %S on %S failed", obj, name, module_str);
+    else
+        PyErr_Format(prp_g.pickling_error, "Can't pickle %R: it's not the same object as %S.%S", obj, module_str, name);
+end:
+    Py_XDECREF(name);
+    Py_XDECREF(module_str);
+    Py_XDECREF(module);
+    Py_XDECREF(parent);
+    Py_XDECREF(last);
+    Py_XDECREF(found);
+    return status;
+}
+
+int prp_save_global(prp_saver *s, PyObject *obj, PyObject *name) { return save_named(s, obj, name, false); }
+
+int prp_save_named(prp_saver *s, PyObject *obj) { return save_named(s, obj, NULL, true); }
+
+int prp_save_type(prp_saver *s, PyObject *obj)
+{
+    PyObject *const singletons[] = {Py_None, Py_Ellipsis, Py_NotImplemented};
+    for (size_t i = 0; i < sizeof singletons / sizeof *singletons; i++)
+        if (obj == (PyObject *)Py_TYPE(singletons[i])) {
+            PyObject *call = Py_BuildValue("O(O)", &PyType_Type, singletons[i]);
+            int status = call ? prp_save_reduce(s, call, obj) : -1;
+            Py_XDECREF(call);
+            return status;
+        }
+    return prp_save_named(s, obj);
+}
+
+int prp_save_class(prp_saver *s, PyObject *cls)
+{
+    int64_t index = prp_memo_get(&s->memo, cls);
+    return index >= 0 ? prp_write_get(s, (uint32_t)index) : prp_save(s, cls);
+}

@@ -1,0 +1,320 @@
+/* A saver's life: made, kept for the next dump, run, emptied; and the objects all of them share. */
+#include "save.h"
+#include "plan.h"
+
+#include <stdlib.h>
+
+#define KEEP_SLOTS (64 * 1024)
+#define KEEP_FRAMES 4096
+#define SPARE 2
+
+prp_globals prp_g;
+
+/* ---- setup ---- */
+
+static PyObject *import_from(const char *module, const char *name)
+{
+    PyObject *m = PyImport_ImportModule(module), *found = m ? PyObject_GetAttrString(m, name) : NULL;
+    Py_XDECREF(m);
+    return found;
+}
+
+int prp_setup(void)
+{
+    static const struct {
+        PyObject **to;
+        const char *text;
+    } strings[] = {
+        {&prp_g.str_module, "__module__"},
+        {&prp_g.str_qualname, "__qualname__"},
+        {&prp_g.str_name, "__name__"},
+        {&prp_g.str_reduce_ex, "__reduce_ex__"},
+        {&prp_g.str_reduce, "__reduce__"},
+        {&prp_g.str_getstate, "__getstate__"},
+        {&prp_g.str_getnewargs_ex, "__getnewargs_ex__"},
+        {&prp_g.str_getnewargs, "__getnewargs__"},
+        {&prp_g.str_class, "__class__"},
+        {&prp_g.str_value, "_value_"},
+        {&prp_g.str_getattr, "__getattr__"},
+        {&prp_g.str_getattribute, "__getattribute__"},
+        {&prp_g.str_iter, "__iter__"},
+        {&prp_g.str_main, "__main__"},
+        {&prp_g.str_latin1, "latin1"},
+    };
+    static const struct {
+        PyObject **to;
+        const char *module, *name;
+    } imports[] = {
+        {&prp_g.pickling_error, "pickle", "PicklingError"},
+        {&prp_g.whichmodule, "pickle", "whichmodule"},
+        {&prp_g.copyreg_table, "copyreg", "dispatch_table"},
+        {&prp_g.extensions, "copyreg", "_extension_registry"},
+        {&prp_g.pickle_complex, "copyreg", "pickle_complex"},
+        {&prp_g.slotnames, "copyreg", "_slotnames"},
+        {&prp_g.name_mapping, "_compat_pickle", "REVERSE_NAME_MAPPING"},
+        {&prp_g.import_mapping, "_compat_pickle", "REVERSE_IMPORT_MAPPING"},
+        {&prp_g.getattr, "builtins", "getattr"},
+        {&prp_g.partial, "functools", "partial"},
+        {&prp_g.codecs_encode, "codecs", "encode"},
+        {&prp_g.sys_modules, "sys", "modules"},
+    };
+    if (prp_check_interpreter() < 0)
+        return -1;
+    for (size_t i = 0; i < sizeof strings / sizeof *strings; i++)
+        if (!(*strings[i].to = PyUnicode_InternFromString(strings[i].text)))
+            return -1;
+    for (size_t i = 0; i < sizeof imports / sizeof *imports; i++)
+        if (!(*imports[i].to = import_from(imports[i].module, imports[i].name)))
+            return -1;
+    for (long i = 0; i < 6; i++)
+        if (!(prp_g.int_proto[i] = PyLong_FromLong(i)))
+            return -1;
+    PyObject *bases = PyTuple_Pack(2, prp_g.pickling_error, PyExc_RecursionError);
+    prp_g.deep_recursion_error = bases ? PyErr_NewExceptionWithDoc("pyray_ser._pickle.DeepRecursionError",
+                                                                   "Objects are nested too deeply to be pickled.", bases, NULL)
+                                       : NULL;
+    Py_XDECREF(bases);
+    PyObject *list = PyList_New(0), *append = list ? PyObject_GetAttrString(list, "append") : NULL;
+    if (append && PyCFunction_Check(append))
+        prp_g.list_append = PyCFunction_GET_FUNCTION(append);
+    Py_XDECREF(append);
+    Py_XDECREF(list);
+    if (!prp_g.deep_recursion_error || !append)
+        return -1;
+    return prp_plans_setup();
+}
+
+/* ---- savers ---- */
+
+int prp_saver_init(prp_saver *s)
+{
+    memset(s, 0, sizeof *s);
+    s->frame = SIZE_MAX;
+    if (prp_memo_init(&s->memo) < 0)
+        return -1;
+    if (prp_out_init(s) < 0) {
+        prp_memo_free(&s->memo);
+        return -1;
+    }
+    return 0;
+}
+
+static void drop_steps(prp_saver *s)
+{
+    while (s->step_count)
+        Py_XDECREF(s->steps[--s->step_count].key);
+}
+
+/* What belongs to one dump alone; the memo stays. */
+void prp_saver_finish(prp_saver *s)
+{
+    Py_CLEAR(s->guard);
+    Py_CLEAR(s->by_value);
+    drop_steps(s);
+    prp_put_drop(s);
+    prp_out_reset(s);
+    if (s->room > KEEP_FRAMES) {
+        free(s->stack);
+        s->stack = NULL;
+        s->room = 0;
+    }
+}
+
+void prp_saver_free(prp_saver *s)
+{
+    if (!s->base)
+        return;
+    prp_saver_finish(s);
+    prp_memo_free(&s->memo);
+    prp_out_free(s);
+    free(s->stack);
+    free(s->steps);
+    free(s->buffers);
+    s->stack = NULL;
+    s->steps = NULL;
+    s->buffers = NULL;
+}
+
+void prp_saver_protocol(prp_saver *s, int proto)
+{
+    s->proto = proto;
+    s->bin = proto >= 1;
+    s->framing = proto >= 4;
+    s->elide = false;
+    s->letter = true;
+}
+
+static prp_saver *spare[SPARE];
+static int spares;
+
+prp_saver *prp_acquire(void)
+{
+    if (PRP_LIKELY(spares)) {
+        return spare[--spares];
+    }
+    prp_saver *s = malloc(sizeof *s);
+    if (!s) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    if (prp_saver_init(s) < 0) {
+        free(s);
+        return NULL;
+    }
+    return s;
+}
+
+void prp_release(prp_saver *s)
+{
+    s->persistent_id = s->reducer_override = s->dispatch_table = s->buffer_callback = s->append_to = s->write = NULL;
+    s->put = s->fast = s->fix_imports = false;
+    prp_saver_finish(s);
+    if (s->memo.count || s->memo.owned || s->memo.mask >= KEEP_SLOTS)
+        prp_memo_clear(&s->memo, KEEP_SLOTS);
+    if (spares < SPARE) {
+        spare[spares++] = s;
+    } else {
+        prp_saver_free(s);
+        free(s);
+    }
+}
+
+/* ---- the path to what failed ---- */
+
+PyObject *prp_failure_path(prp_saver *s)
+{
+    if (!s->step_count)
+        return NULL;
+    PyObject *parts = PyList_New(0), *empty = PyUnicode_FromString(""), *path = NULL;
+    if (!parts || !empty)
+        goto end;
+    /* Outermost first; of a very long way the middle is left out. */
+    size_t n = s->step_count, shown = 0;
+    for (size_t i = n; i-- > 0;) {
+        const prp_step *step = &s->steps[i];
+        PyObject *part = NULL;
+        if (n > 60 && i < n - 20 && i >= 20) {
+            if (shown++)
+                continue;
+            part = PyUnicode_FromFormat(" ... %zu steps ... ", n - 40);
+        } else {
+            switch (step->kind) {
+            case STEP_INDEX:
+                part = PyUnicode_FromFormat("[%zd]", step->index);
+                break;
+            case STEP_KEY:
+                part = PyUnicode_FromFormat("[%.100R]", step->key);
+                break;
+            case STEP_ATTR:
+                part = PyUnicode_FromFormat(".%U", step->key);
+                break;
+            case STEP_ELEMENT:
+                part = step->key ? PyUnicode_FromFormat("{%.100R}", step->key) : PyUnicode_FromString("{...}");
+                break;
+            case STEP_ARGS:
+                part = PyUnicode_FromString(".__reduce__()");
+                break;
+            }
+        }
+        if (!part)
+            PyErr_Clear(); /* a repr that raises */
+        else if (PyList_Append(parts, part) < 0)
+            PyErr_Clear();
+        Py_XDECREF(part);
+    }
+    path = PyUnicode_Join(empty, parts);
+end:
+    PyErr_Clear();
+    Py_XDECREF(parts);
+    Py_XDECREF(empty);
+    return path;
+}
+
+/* Adds the path to the exception that is set: a note, or in put mode part of the message. */
+static PRP_COLD void report(prp_saver *s)
+{
+    PyObject *type, *error, *trace;
+    PyErr_Fetch(&type, &error, &trace);
+    PyErr_NormalizeException(&type, &error, &trace);
+    if (trace)
+        PyException_SetTraceback(error, trace);
+    PyObject *path = prp_failure_path(s);
+    if (path && s->put) {
+        prp_put_error(error, path);
+    } else if (path) {
+        PyObject *note = PyUnicode_FromFormat("at %U of the object being pickled", path);
+        PyObject *done = note ? PyObject_CallMethod(error, "add_note", "O", note) : NULL;
+        Py_XDECREF(done);
+        Py_XDECREF(note);
+    }
+    Py_XDECREF(path);
+    PyErr_Clear();
+    PyErr_Restore(type, error, trace);
+}
+
+/* ---- dumping ---- */
+
+static uint64_t streams;
+
+static bool is_append(PyObject *callback)
+{
+    return PyCFunction_CheckExact(callback) && PyCFunction_GET_FUNCTION(callback) == prp_g.list_append &&
+           PyCFunction_GET_SELF(callback) && PyList_CheckExact(PyCFunction_GET_SELF(callback));
+}
+
+static int run(prp_saver *s, PyObject *root)
+{
+    s->append_to = NULL;
+    if (s->buffer_callback && is_append(s->buffer_callback)) {
+        s->append_to = PyCFunction_GET_SELF(s->buffer_callback);
+        s->append_from = PyList_GET_SIZE(s->append_to);
+    }
+    prp_epoch++;
+    if (!s->elide)
+        prp_own(s);
+    for (;;) {
+        s->stream = ++streams;
+        s->restart = false;
+        if (prp_out_begin(s) == 0 && (s->put ? prp_put_root(s, root) : prp_save(s, root)) == 0 && prp_out_finish(s) == 0)
+            return 0;
+        if (!s->restart)
+            break;
+        /* Foreign code is about to run for the first time: once more, without elision. */
+        s->restart = false;
+        s->elide = false;
+        prp_saver_finish(s);
+        prp_memo_clear(&s->memo, SIZE_MAX);
+        prp_own(s);
+        if (s->append_to && PyList_SetSlice(s->append_to, s->append_from, PyList_GET_SIZE(s->append_to), NULL) < 0)
+            break;
+    }
+    report(s);
+    return -1;
+}
+
+int prp_dump(prp_saver *s, PyObject *root)
+{
+    static int busy; /* dumps at work, in all savers: their frames point to plans */
+    busy++;
+    int status = run(s, root);
+    if (--busy == 0)
+        prp_plans_trim();
+    return status;
+}
+
+PyObject *prp_dumps(PyObject *obj, int proto, bool fix_imports, PyObject *buffer_callback)
+{
+    prp_saver *s = prp_acquire();
+    if (!s)
+        return NULL;
+    prp_saver_protocol(s, proto);
+    s->fix_imports = fix_imports && proto < 3;
+    s->buffer_callback = buffer_callback;
+    if (proto >= 5) {
+        s->elide = true;
+        s->letter = false;
+    }
+    PyObject *bytes = prp_dump(s, obj) == 0 ? prp_out_bytes(s) : NULL;
+    prp_release(s);
+    return bytes;
+}

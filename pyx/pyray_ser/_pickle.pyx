@@ -1,0 +1,394 @@
+"""The pickler: `Pickler`, `dump` and `dumps` with the standard library's contract.
+
+The work is done in csrc/pickle; here are the types, the arguments and what is rare.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.object cimport PyObject
+from libc.stdint cimport int64_t, uint32_t
+from libc.string cimport memcpy
+
+cdef extern from "pickle/save.h":
+    ctypedef struct prp_memo_slot:
+        pass
+
+    ctypedef struct prp_memo:
+        prp_memo_slot *slots
+        size_t mask
+        PyObject **keys
+        uint32_t count
+
+    ctypedef struct prp_saver:
+        prp_memo memo
+        int proto
+        bint bin
+        bint elide
+        bint letter
+        bint fast
+        bint fix_imports
+        bint busy
+        PyObject *write
+        PyObject *persistent_id
+        PyObject *reducer_override
+        PyObject *dispatch_table
+        PyObject *buffer_callback
+
+    ctypedef struct prp_globals:
+        PyObject *registry_version
+        PyObject *registry_find
+        PyObject *put_reducers
+        PyObject *new_by_value
+        PyObject *pickling_error
+        PyObject *deep_recursion_error
+
+    prp_globals prp_g
+    const int PRP_MEMO_ABSENT
+
+    int prp_setup() except -1
+    int prp_saver_init(prp_saver *s) except -1
+    void prp_saver_free(prp_saver *s)
+    void prp_saver_finish(prp_saver *s)
+    void prp_saver_protocol(prp_saver *s, int proto)
+    prp_saver *prp_acquire() except NULL
+    void prp_release(prp_saver *s)
+    int prp_dump(prp_saver *s, object root) except -1
+    object prp_dumps(object obj, int proto, bint fix_imports, PyObject *buffer_callback)
+    int prp_out_flush(prp_saver *s) except -1
+    void prp_own(prp_saver *s)
+    void prp_memo_clear(prp_memo *memo, size_t keep)
+    int64_t prp_memo_get(const prp_memo *memo, const PyObject *key)
+    int64_t prp_memo_add_as(prp_memo *memo, PyObject *key, uint32_t index)
+    PyObject *prp_type_lookup(PyTypeObject *type, object name)
+    void Py_XDECREF(PyObject *obj)
+    object PyObject_GenericGetDict(object obj, void *context)
+    ctypedef struct PyTypeObject:
+        pass
+
+cdef extern from "pickle/put.h":
+    int prp_put(object obj, unsigned int flags, prp_put_result *result) except -1
+    int prp_put_gather_ "prp_put_gather"(const prp_put_buffer *buffer, void *to) except -1
+    void prp_put_release_ "prp_put_release"(prp_put_result *result)
+
+import io
+
+prp_setup()
+
+from pickle import PickleBuffer, PicklingError
+
+DeepRecursionError = <object>prp_g.deep_recursion_error
+
+cdef size_t KEEP_SLOTS = 1 << 16
+
+
+# ---- what the C part asks for -------------------------------------------------------------------------------------------
+
+def _new_by_value():
+    """What reduces the functions and classes that cannot go by reference, for the time of one dump."""
+    from cloudpickle import CloudPickler
+
+    return CloudPickler(io.BytesIO())
+
+cdef object _kept_new_by_value = _new_by_value
+prp_g.new_by_value = <PyObject *>_kept_new_by_value
+
+cdef object _kept_registry = None, _kept_put_reducers = None
+
+
+def _set_registry(find, version):
+    """Use registered serializers.
+
+    `find(cls)` gives the reducer for a class or None; it is asked again once `version[0]` has changed.
+    """
+    global _kept_registry
+    if not callable(find) or type(version) is not list or len(version) != 1:
+        raise TypeError("find must be callable and version a list of one int")
+    _kept_registry = (find, version)
+    prp_g.registry_find = <PyObject *>find
+    prp_g.registry_version = <PyObject *>version
+
+
+def _set_put_reducers(reducers):
+    """Reducers for put mode: a dict from exact type to a callable that returns what `__reduce__` would, or NotImplemented."""
+    global _kept_put_reducers
+    if type(reducers) is not dict:
+        raise TypeError("reducers must be a dict")
+    _kept_put_reducers = reducers
+    prp_g.put_reducers = <PyObject *>reducers
+
+
+# ---- arguments ----------------------------------------------------------------------------------------------------------
+
+cdef inline int _protocol(protocol) except -1:
+    if protocol is None:
+        return 5
+    cdef long number = protocol
+    if number < 0:
+        return 5
+    if number > 5:
+        raise ValueError("pickle protocol must be <= 5")
+    return <int>number
+
+
+cdef inline PyObject *_callback(buffer_callback, int protocol) except? NULL:
+    if buffer_callback is None:
+        return NULL
+    if protocol < 5:
+        raise ValueError("buffer_callback needs protocol >= 5")
+    return <PyObject *>buffer_callback
+
+
+cdef object _write_of(file):
+    try:
+        return file.write
+    except AttributeError:
+        raise TypeError("file must have a 'write' attribute") from None
+
+
+# ---- functions ----------------------------------------------------------------------------------------------------------
+
+@cython.binding(False)
+def dumps(obj, protocol=None, *, bint fix_imports=True, buffer_callback=None):
+    """Return the pickled representation of the object as a bytes object.
+
+    Parameters
+    ----------
+    obj : object
+    protocol : int, optional
+        0 to 5; None and negative numbers mean 5.
+    fix_imports : bool, optional
+        Below protocol 3, map names to those of Python 2.
+    buffer_callback : callable, optional
+        Called with each `PickleBuffer` met; a false result means that the buffer stays out of the pickle.
+    """
+    cdef int number = 5
+    if protocol is not None:
+        number = _protocol(protocol)
+    cdef PyObject *callback = NULL
+    if buffer_callback is not None:
+        callback = _callback(buffer_callback, number)
+    return prp_dumps(obj, number, fix_imports, callback)
+
+
+@cython.binding(False)
+def dump(obj, file, protocol=None, *, bint fix_imports=True, buffer_callback=None):
+    """Write the pickled representation of the object to the open file.
+
+    Parameters
+    ----------
+    obj : object
+    file : object with a ``write(bytes)`` method
+    protocol, fix_imports, buffer_callback
+        As for `dumps`.
+    """
+    cdef int number = _protocol(protocol)
+    cdef PyObject *callback = _callback(buffer_callback, number)
+    write = _write_of(file)
+    cdef prp_saver *s = prp_acquire()
+    try:
+        prp_saver_protocol(s, number)
+        s.fix_imports = fix_imports and number < 3
+        s.buffer_callback = callback
+        s.write = <PyObject *>write
+        if number >= 5:
+            s.elide = True
+            s.letter = False
+        prp_dump(s, obj)
+        prp_out_flush(s)
+    finally:
+        prp_release(s)
+
+
+# ---- Pickler ------------------------------------------------------------------------------------------------------------
+
+cdef class Pickler:
+    """Pickler(file, protocol=None, *, fix_imports=True, buffer_callback=None)
+    --
+
+    Write pickled objects to a file; the contract of `pickle.Pickler`, which see.
+
+    A subclass, or an instance, may define `persistent_id`, `reducer_override` and `dispatch_table`.
+    """
+
+    cdef prp_saver saver
+    cdef object _write, _buffer_callback
+    cdef bint running
+    cdef dict __dict__
+    cdef object __weakref__
+
+    def __cinit__(self, *args, **kwargs):
+        prp_saver_init(&self.saver)
+
+    def __dealloc__(self):
+        prp_saver_free(&self.saver)
+
+    def __init__(self, file, protocol=None, *, bint fix_imports=True, buffer_callback=None):
+        if self.running:
+            raise RuntimeError("Pickler.__init__() called while it is pickling")
+        cdef int number = _protocol(protocol)
+        write = _write_of(file)
+        _callback(buffer_callback, number)
+        prp_memo_clear(&self.saver.memo, KEEP_SLOTS)
+        prp_saver_protocol(&self.saver, number)
+        self.saver.fix_imports = fix_imports and number < 3
+        self.saver.fast = False
+        self._write = write
+        self._buffer_callback = buffer_callback
+
+    def dump(self, obj, /):
+        """Write a pickled representation of the given object to the open file."""
+        cdef prp_saver *s = &self.saver
+        if self._write is None:
+            raise PicklingError(f"Pickler.__init__() was not called by {type(self).__name__}.__init__()")
+        if self.running:
+            raise RuntimeError("Pickler.dump() called while this Pickler is pickling")
+        persistent_id = reducer_override = dispatch_table = None
+        if type(self) is not Pickler or PyObject_GenericGetDict(self, NULL):
+            if _has_persistent_id(self):
+                persistent_id = self.persistent_id
+            reducer_override = getattr(self, "reducer_override", None)
+            dispatch_table = getattr(self, "dispatch_table", None)
+        s.persistent_id = NULL if persistent_id is None else <PyObject *>persistent_id
+        s.reducer_override = NULL if reducer_override is None else <PyObject *>reducer_override
+        s.dispatch_table = NULL if dispatch_table is None else <PyObject *>dispatch_table
+        buffer_callback = self._buffer_callback
+        s.buffer_callback = NULL if buffer_callback is None else <PyObject *>buffer_callback
+        write = self._write
+        s.write = <PyObject *>write
+        self.running = True
+        try:
+            prp_dump(s, obj)
+            prp_out_flush(s)
+        finally:
+            s.persistent_id = s.reducer_override = s.dispatch_table = s.buffer_callback = s.write = NULL
+            prp_saver_finish(s)
+            self.running = False
+
+    def persistent_id(self, obj, /):
+        """To be overridden: return an id for `obj`, or None to pickle it as usual."""
+        return None
+
+    def clear_memo(self):
+        """Clear the memo, so that objects pickled before are written anew."""
+        prp_memo_clear(&self.saver.memo, KEEP_SLOTS)
+        prp_own(&self.saver)
+
+    @property
+    def memo(self):
+        """What has been pickled: a proxy with ``copy()`` and ``clear()``; can be assigned from a proxy or a dict."""
+        return PicklerMemoProxy.__new__(PicklerMemoProxy, self)
+
+    @memo.setter
+    def memo(self, value):
+        if type(value) is PicklerMemoProxy:
+            value = (<PicklerMemoProxy>value).copy()
+        elif not isinstance(value, dict):
+            raise TypeError(f"'memo' attribute must be a PicklerMemoProxy object or dict, not {type(value).__name__}")
+        entries = []
+        for entry in value.values():
+            if not isinstance(entry, tuple) or len(entry) != 2:
+                raise TypeError("'memo' values must be 2-item tuples")
+            entries.append((<uint32_t?>entry[0], entry[1]))
+        prp_memo_clear(&self.saver.memo, KEEP_SLOTS)
+        prp_own(&self.saver)
+        for index, obj in entries:
+            if prp_memo_add_as(&self.saver.memo, <PyObject *>obj, index) < PRP_MEMO_ABSENT:
+                raise
+
+    @property
+    def bin(self):
+        """Whether opcodes are binary: protocol 1 and up."""
+        return int(self.saver.bin)
+
+    @bin.setter
+    def bin(self, value):
+        self.saver.bin = bool(value)
+
+    @property
+    def fast(self):
+        """If true, nothing is memoized. Deprecated; ends without a result on objects that contain themselves."""
+        return int(self.saver.fast)
+
+    @fast.setter
+    def fast(self, value):
+        self.saver.fast = bool(value)
+
+    def __sizeof__(self):
+        return object.__sizeof__(self) + (self.saver.memo.mask + 1) * (sizeof(prp_memo_slot) + sizeof(void *) // 2)
+
+
+cdef PyObject *_base_persistent_id = prp_type_lookup(<PyTypeObject *>Pickler, "persistent_id")
+
+
+cdef bint _has_persistent_id(Pickler self):
+    if "persistent_id" in PyObject_GenericGetDict(self, NULL):
+        return True
+    cls = type(self)
+    cdef PyObject *found = prp_type_lookup(<PyTypeObject *>cls, "persistent_id")
+    cdef bint own = found != _base_persistent_id
+    Py_XDECREF(found)
+    return own
+
+
+@cython.final
+cdef class PicklerMemoProxy:
+    """The memo of a Pickler, as a black box: `clear`, `copy`, and assignable to another Pickler's memo."""
+
+    cdef Pickler pickler
+
+    def __cinit__(self, Pickler pickler not None):
+        self.pickler = pickler
+
+    __hash__ = None
+
+    def clear(self):
+        """Remove all items from memo."""
+        self.pickler.clear_memo()
+
+    def copy(self):
+        """Copy the memo to a dict: id of the object to (index, object)."""
+        cdef prp_memo *memo = &self.pickler.saver.memo
+        cdef uint32_t i
+        result = {}
+        for i in range(memo.count):
+            result[<size_t>memo.keys[i]] = (prp_memo_get(memo, memo.keys[i]), <object>memo.keys[i])
+        return result
+
+    def __reduce__(self):
+        return dict, (self.copy(),)
+
+
+# ---- put mode -----------------------------------------------------------------------------------------------------------
+
+cdef int put_pickle(object obj, unsigned int flags, prp_put_result *result) except -1:
+    return prp_put(obj, flags, result)
+
+
+cdef int put_gather(const prp_put_buffer *buffer, void *to) except -1:
+    return prp_put_gather_(buffer, to)
+
+
+cdef void put_release(prp_put_result *result) noexcept:
+    prp_put_release_(result)
+
+
+@cython.binding(False)
+def _put(obj, unsigned int flags=0):
+    """What `put` would store: the stream and a list of its buffers, all copied to bytes."""
+    cdef prp_put_result result
+    cdef size_t i
+    prp_put(obj, flags, &result)
+    try:
+        stream = b"".join([
+            PyBytes_FromStringAndSize(<const char *>result.segments[i].data, <Py_ssize_t>result.segments[i].len)
+            for i in range(result.segment_count)
+        ])
+        buffers = []
+        for i in range(result.buffer_count):
+            data = PyBytes_FromStringAndSize(<const char *>result.buffers[i].data, <Py_ssize_t>result.buffers[i].len)
+            if result.buffers[i].data == NULL:
+                prp_put_gather_(&result.buffers[i], <char *>data)
+            buffers.append(data)
+        return stream, buffers
+    finally:
+        prp_put_release_(&result)
