@@ -45,9 +45,34 @@ static uintptr_t page_size(void)
     return size > 0 ? (uintptr_t)size : 4096;
 }
 
+/*
+ * Whether a populate that returns 0 has populated. Emulators (qemu's user mode) ignore advice they do not know and say
+ * 0, also for pages that may not be touched at all, which a kernel must refuse: one look per process.
+ */
+static bool populate_is_honest(void)
+{
+    static prs_atomic_u32 verdict; /* 0: not known yet, 1: yes, 2: no */
+    uint32_t known = prs_load_relaxed(&verdict);
+    if (known == 0) {
+        int saved = errno;
+        void *barred = mmap(NULL, page_size(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (barred == MAP_FAILED) { /* no verdict today */
+            errno = saved;
+            return false;
+        }
+        known = madvise(barred, page_size(), MADV_POPULATE_WRITE) == 0 ? 2 : 1;
+        munmap(barred, page_size());
+        prs_store_relaxed(&verdict, known);
+        errno = saved;
+    }
+    return known == 1;
+}
+
 /* 0 or -errno; keeps errno. */
 static int advise(char *at, size_t n, int advice)
 {
+    if (!populate_is_honest())
+        return -EOPNOTSUPP;
     int saved = errno, rc = 0;
     uintptr_t skew = (uintptr_t)at & (page_size() - 1);
     while (madvise(at - skew, n + skew, advice) != 0) {
