@@ -101,7 +101,7 @@ def unpack(blob):
     blob : bytes-like
     """
     cdef Export owner = Export.__new__(Export, blob)
-    return decode(owner, <const uint8_t *>owner.view.buf, owner.view.len, False, None, None)
+    return decode(owner, <const uint8_t *>owner.view.buf, <const uint8_t *>owner.view.buf, owner.view.len, False, None, None)
 
 
 def pack_frames(value):

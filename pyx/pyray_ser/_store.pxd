@@ -74,7 +74,8 @@ cdef void write_entry(void *dst, uint32_t index, uint64_t off, uint64_t size) no
 cdef uint64_t place_buffers(Gathered gathered, Place *places, Store store) except? 0
 cdef object load_general(object owner, const uint8_t *stream, uint64_t stream_size, object buffers, bint writable)
 # The value of a whole form at `data`, which `owner` keeps alive; `store` (None: none) holds the objects it names.
-cdef object decode(object owner, const uint8_t *data, uint64_t size, bint writable, Store store, ObjectRef ref)
+cdef object decode(object owner, const uint8_t *form, const uint8_t *data, uint64_t size, bint writable, Store store,
+                   ObjectRef ref)
 cdef Store default_or_open()
 # Absolute time in ns from seconds: for ever for None, 0 for "do not wait".
 cdef int64_t deadline_of(object timeout) except -1

@@ -1583,23 +1583,28 @@ cdef object load_general(object owner, const uint8_t *stream, uint64_t stream_si
     return pickle_loads(data, buffers=buffers)
 
 
-cdef object decode(object owner, const uint8_t *data, uint64_t size, bint writable, Store store, ObjectRef ref):
-    """The value of a whole form at `data`, which `owner` keeps alive; `store` (None: none) holds the objects it names."""
+cdef object decode(object owner, const uint8_t *form, const uint8_t *data, uint64_t size, bint writable, Store store,
+                   ObjectRef ref):
+    """The value of a whole form at `data`, which `owner` keeps alive; `store` (None: none) holds the objects it names.
+
+    Header, table and stream are read at `form`: the same bytes, where reading them is cheap. A private mapping has no
+    pages yet, and the first look at it would cost as much as making it.
+    """
     cdef prs_header header
     cdef prs_buffer_entry entry
     cdef const uint8_t *stream
     cdef bint done = False
     cdef void *array
     cdef uint32_t i
-    check_header(data, size, size, &header, ref)
-    stream = data + sizeof(prs_header) + header.nbuffers * sizeof(prs_buffer_entry)
+    check_header(form, size, size, &header, ref)
+    stream = form + sizeof(prs_header) + header.nbuffers * sizeof(prs_buffer_entry)
     if header.nbuffers == 0:
         value = load_scalar(stream, header.stream_len, &done)
         if done:
             return value
         return load_general(owner, stream, header.stream_len, (), writable)
     if header.nbuffers == 1:
-        check_entry(&header, data + sizeof(prs_header), 0, &entry, ref)
+        check_entry(&header, form + sizeof(prs_header), 0, &entry, ref)
         if entry.slot == PRS_NO_SLOT:
             data = data + (entry.off if entry.len else 0)
         else:
@@ -1618,7 +1623,7 @@ cdef object decode(object owner, const uint8_t *data, uint64_t size, bint writab
     cdef dict named = {}
     cdef const uint8_t *start
     for i in range(header.nbuffers):
-        check_entry(&header, data + sizeof(prs_header), i, &entry, ref)
+        check_entry(&header, form + sizeof(prs_header), i, &entry, ref)
         if entry.slot == PRS_NO_SLOT:
             buffers.append(block(owner, data + (entry.off if entry.len else 0), entry.len, not writable))
             continue
@@ -1722,8 +1727,9 @@ cdef object get_one(ObjectRef ref, int64_t deadline, object timeout, bint writab
         pin = pin_by(ref, deadline, timeout)
     if writable:
         copy = privately(pin, ref)
-        return decode(copy, copy.data, copy.size, True, ref.store, ref)
-    return decode(pin, pin.view.data, pin.view.size, False, ref.store, ref)
+        # A mapping keeps the pin, so its stream may be read, and kept, through the pin's bytes.
+        return decode(copy, pin.view.data if copy.pin is not None else copy.data, copy.data, copy.size, True, ref.store, ref)
+    return decode(pin, pin.view.data, pin.view.data, pin.view.size, False, ref.store, ref)
 
 
 @cython.binding(False)
