@@ -36,8 +36,13 @@ class Scope:
             self._once.append((store_id, identity, token))
 
     def discard(self, identity: bytes) -> None:
-        """The object was freed: its tokens ended with it."""
-        self._sticky.pop(identity, None)
+        """End the token of an object that was freed: nothing is held any more, and `stats` is to say so."""
+        store_id, token = self._sticky.pop(identity, (0, None))
+        if token is None or _store.fork_count() != self._forks:
+            return
+        for store in _store.open_stores():
+            if store.id == store_id:
+                _store.drop_token(store, identity, token)
 
     def forget(self, store_id: int) -> None:
         self._sticky = {key: held for key, held in self._sticky.items() if held[0] != store_id}
@@ -103,7 +108,8 @@ class scope:  # noqa: N801 - used as a function
 
 def current() -> Scope:
     """Return the scope that tokens taken now belong to."""
-    return _current.get() or _outermost
+    bound = _current.get()
+    return _outermost if bound is None else bound
 
 
 def hold(ref, kind: int, node: bytes) -> bytes:
@@ -130,7 +136,7 @@ def hold(ref, kind: int, node: bytes) -> bytes:
 
 
 def release(identity: bytes) -> None:
-    """Forget what holds an object that was freed."""
+    """End what holds an object that was freed."""
     current().discard(identity)
     _outermost.discard(identity)
 

@@ -288,7 +288,7 @@ def open_default():
 
 def close_all() -> None:
     """Close every store of this process."""
-    from . import scope
+    from .scope import forget
 
     window = sys.modules.get("pyray_ser._window")
     if window is not None:
@@ -300,7 +300,7 @@ def close_all() -> None:
             if hint is not None and hint[0] == store.id:
                 del os.environ[HINT]
                 hint = None
-            scope.forget(store)
+            forget(store)
             _closed.add(store.id)
             store.close()
         _store.set_default(None)

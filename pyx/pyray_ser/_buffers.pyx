@@ -16,6 +16,7 @@ cimport cython
 from cpython.buffer cimport (
     PyBUF_ANY_CONTIGUOUS, PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 )
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.ref cimport Py_INCREF, Py_XDECREF, PyObject, PyTypeObject
@@ -291,11 +292,14 @@ cdef object reduce_array(object array):
         data = PickleBuffer(block(array, <const uint8_t *>source.data, source.nbytes, source.layout.readonly))
     elif source.kind == PRP_ARRAY_DIRECT:
         data = PyBytes_FromStringAndSize(<const char *>source.data, source.nbytes)
+    elif source.nbytes >= OUT_OF_BAND_FROM:
+        gathered = PyByteArray_FromStringAndSize(NULL, source.nbytes)
+        table.gather(array, &source, PyByteArray_AS_STRING(gathered), source.nbytes)
+        data = PickleBuffer(block(gathered, <const uint8_t *>PyByteArray_AS_STRING(gathered), source.nbytes,
+                                  source.layout.readonly))
     else:
         data = PyBytes_FromStringAndSize(NULL, source.nbytes)
         table.gather(array, &source, PyBytes_AS_STRING(data), source.nbytes)
-        if source.nbytes >= OUT_OF_BAND_FROM:
-            data = PickleBuffer(data)
     name = (<bytes>source.layout.dtype[:source.layout.dtype_len])
     dtype = dtype_names.get(name)
     if dtype is None:

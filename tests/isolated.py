@@ -1,0 +1,46 @@
+"""Scripts in fresh interpreters that have nothing to do with the store of the test run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+
+
+def environment() -> dict[str, str]:
+    """The environment without the hint at this process's store."""
+    return {key: value for key, value in os.environ.items() if key != "PYRAY_SER_STORE"}
+
+
+def run(script: str, *, timeout: float = 90, status: int = 0, errors: bool = False) -> str:
+    """
+    Run a script in a fresh interpreter.
+
+    Parameters
+    ----------
+    script : str
+    timeout : float
+    status : int
+        The exit status that it must end with; negative for a signal.
+    errors : bool
+        Whether it may write to stderr.
+
+    Returns
+    -------
+    str
+        What it printed.
+    """
+    # A file, because spawned children must be able to import the main module.
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="pyray_ser-test-") as folder:
+        path = os.path.join(folder, "script.py")
+        with open(path, "w") as file:
+            file.write(textwrap.dedent(script))
+        done = subprocess.run(
+            [sys.executable, "-P", path], capture_output=True, text=True, timeout=timeout, env=environment(), cwd=folder
+        )
+    assert done.returncode == status, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert errors or not done.stderr, done.stderr
+    return done.stdout.strip()
