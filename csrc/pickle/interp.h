@@ -260,19 +260,40 @@ static inline PyObject *prp_set_next(PyObject *set, Py_ssize_t *pos)
 
 /* ---- ints ----------------------------------------------------------------------------------------------------------- */
 
-/* True if the int is one "digit" (at least 30 bits); then *value is it. False says nothing. */
-static inline bool prp_long_compact(PyObject *obj, long *value)
+/* True if the int is of at most two digits (so at least 60 bits), or public form, of at most one; then *value is it. False says
+ * nothing. */
+static inline bool prp_long_small(PyObject *obj, int64_t *value)
 {
-#if PY_VERSION_HEX >= 0x030C0000
+#if PRP_INTERNALS && PY_VERSION_HEX < 0x030C0000
+    Py_ssize_t size = Py_SIZE(obj);
+    const digit *digits = ((PyLongObject *)obj)->ob_digit;
+    if (PRP_LIKELY((size_t)(size + 1) <= 2)) {
+        *value = (int64_t)size * (int64_t)digits[0]; /* the first digit of 0 is 0 */
+        return true;
+    }
+    if (size == 2 || size == -2) {
+        int64_t magnitude = (int64_t)digits[0] | (int64_t)digits[1] << PyLong_SHIFT;
+        *value = size < 0 ? -magnitude : magnitude;
+        return true;
+    }
+    return false;
+#elif PRP_INTERNALS
+    const struct _PyLongValue *v = &((PyLongObject *)obj)->long_value;
+    int64_t sign = 1 - (int64_t)(v->lv_tag & 3);
+    size_t digits = v->lv_tag >> 3;
+    if (PRP_LIKELY(digits <= 1)) {
+        *value = sign * (int64_t)v->ob_digit[0];
+        return true;
+    }
+    if (digits == 2) {
+        *value = sign * ((int64_t)v->ob_digit[0] | (int64_t)v->ob_digit[1] << PyLong_SHIFT);
+        return true;
+    }
+    return false;
+#elif PY_VERSION_HEX >= 0x030C0000
     if (!PyUnstable_Long_IsCompact((PyLongObject *)obj))
         return false;
-    *value = (long)PyUnstable_Long_CompactValue((PyLongObject *)obj);
-    return true;
-#elif PRP_INTERNALS
-    Py_ssize_t size = Py_SIZE(obj);
-    if ((size_t)(size + 1) > 2)
-        return false;
-    *value = (long)size * (long)((PyLongObject *)obj)->ob_digit[0];
+    *value = PyUnstable_Long_CompactValue((PyLongObject *)obj);
     return true;
 #else
     (void)obj, (void)value;

@@ -114,6 +114,12 @@ static bool inherits(PyTypeObject *type, PyTypeObject *base, PyObject *name)
     return same;
 }
 
+/* Are attributes of instances found as object finds them, __getattr__ apart? */
+static bool plain_getattribute(PyTypeObject *type)
+{
+    return type->tp_getattro == PyObject_GenericGetAttr || inherits(type, &PyBaseObject_Type, prp_g.str_getattribute);
+}
+
 static bool defines(PyTypeObject *type, PyObject *name)
 {
     PyObject *found = prp_type_lookup(type, name);
@@ -220,7 +226,7 @@ static bool plain_enum(PyTypeObject *type, PyObject *sample)
     bool good = base && PyType_Check(base) && PyType_IsSubtype(type, (PyTypeObject *)base) &&
                 inherits(type, (PyTypeObject *)base, prp_g.str_reduce_ex) &&
                 inherits(type, &PyBaseObject_Type, prp_g.str_class) &&
-                inherits(type, &PyBaseObject_Type, prp_g.str_getattribute) && !defines(type, prp_g.str_getattr) &&
+                plain_getattribute(type) && !defines(type, prp_g.str_getattr) &&
                 !defines(type, prp_g.str_value);
     Py_XDECREF(base);
     if (!good)
@@ -259,7 +265,7 @@ static int classify_heap(prp_plan *plan, PyTypeObject *type, PyObject *sample)
         return 0;
     }
     if (!inherits(type, object, prp_g.str_reduce) || !inherits(type, object, prp_g.str_class) ||
-        !inherits(type, object, prp_g.str_getattribute) || defines(type, prp_g.str_getnewargs_ex))
+        !plain_getattribute(type) || defines(type, prp_g.str_getnewargs_ex))
         return 0;
     bool own_state = !inherits(type, object, prp_g.str_getstate);
     if (PyType_IsSubtype(type, &PyTuple_Type)) {
@@ -419,7 +425,7 @@ static int look_up(PyObject *table, PyObject *type, PyObject **kept)
 static int check_tables(prp_saver *s, prp_plan *plan)
 {
     PyObject *type = (PyObject *)plan->type;
-    if (look_up(prp_g.copyreg_table, type, &plan->table) < 0 || look_up(prp_g.put_reducers, type, &plan->put_reducer) < 0)
+    if (look_up(prp_g.copyreg_table, type, &plan->table) < 0)
         return -1;
     if (prp_g.registry_find) {
         long version = PyLong_AsLong(PyList_GET_ITEM(prp_g.registry_version, 0));
@@ -433,6 +439,9 @@ static int check_tables(prp_saver *s, prp_plan *plan)
             plan->registry_version = PyLong_AsLong(PyList_GET_ITEM(prp_g.registry_version, 0));
         }
     }
+    /* After `find`, which brings in the reducers of the package a class comes from. */
+    if (look_up(prp_g.put_reducers, type, &plan->put_reducer) < 0)
+        return -1;
     if (PyErr_Occurred())
         return -1;
     return 0;

@@ -225,7 +225,7 @@ int prp_write_int(prp_saver *s, long value)
     return 0;
 }
 
-/* An int that is not compact. */
+/* An int that prp_long_small does not take. */
 static PRP_COLD int write_wide_int(prp_saver *s, PyObject *obj)
 {
     int overflow;
@@ -421,7 +421,7 @@ static PRP_COLD int save_persistent(prp_saver *s, PyObject *obj)
 /* A short ASCII string with nothing else to look at: the one case worth inlining everywhere. */
 #define SHORT_ASCII(obj) (PyUnicode_IS_COMPACT_ASCII(obj) && PyUnicode_GET_LENGTH(obj) < 256)
 
-/* Writes `item` if it is an atom and does `next` (a plain block, so that `next` may be continue); falls through otherwise.
+/* Writes `item` if it is an atom, or has been written before, and does `next` (a plain block, so that `next` may be continue); falls through otherwise.
  * Needs s->proto >= 4. */
 #define WRITE_ATOM(item, next)                                                                                              \
     {                                                                                                                    \
@@ -444,9 +444,9 @@ static PRP_COLD int save_persistent(prp_saver *s, PyObject *obj)
                 next;                                                                                                       \
             }                                                                                                               \
         } else if (t_ == &PyLong_Type) {                                                                                    \
-            long value_;                                                                                                    \
-            if (PRP_LIKELY(prp_long_compact(item, &value_)))                                                                \
-                p = prp_put_int32(p, value_);                                                                               \
+            int64_t value_;                                                                                                 \
+            if (PRP_LIKELY(prp_long_small(item, &value_)))                                                                  \
+                p = prp_put_int64(p, value_);                                                                               \
             else                                                                                                            \
                 TRY(write_wide_int(s, item));                                                                               \
             next;                                                                                                           \
@@ -459,6 +459,12 @@ static PRP_COLD int save_persistent(prp_saver *s, PyObject *obj)
         } else if (t_ == &PyBool_Type) {                                                                                    \
             *p++ = item == Py_True ? OP_NEWTRUE : OP_NEWFALSE;                                                              \
             next;                                                                                                           \
+        } else if (!prp_unshared(s, item)) {                                                                                \
+            int64_t index = prp_memo_get(&s->memo, item);                                                                   \
+            if (index >= 0) {                                                                                               \
+                p = prp_put_get(p, (uint32_t)index);                                                                        \
+                next;                                                                                                       \
+            }                                                                                                               \
         }                                                                                                                   \
     }
 
@@ -468,7 +474,7 @@ static PRP_COLD int save_persistent(prp_saver *s, PyObject *obj)
         ROOM((Py_ssize_t)n_ + PRP_ROOM);                                                                                    \
         *p++ = OP_SHORT_BINUNICODE;                                                                                         \
         *p++ = (uint8_t)n_;                                                                                                 \
-        memcpy(p, PyUnicode_DATA(str), n_);                                                                                 \
+        prp_copy_short(p, PyUnicode_DATA(str), n_);                                                                         \
         p += n_;                                                                                                            \
     } while (0)
 
@@ -522,9 +528,9 @@ save:
         goto done;
     }
     if (type == &PyLong_Type) {
-        long value;
-        if (PRP_LIKELY(prp_long_compact(obj, &value)))
-            p = prp_put_int32(p, value);
+        int64_t value;
+        if (PRP_LIKELY(prp_long_small(obj, &value)))
+            p = prp_put_int64(p, value);
         else
             TRY(write_wide_int(s, obj));
         goto done;

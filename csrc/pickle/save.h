@@ -244,7 +244,8 @@ typedef struct {
     PyCFunction list_append;
     PyObject *int_proto[6];
     PyObject *str_module, *str_qualname, *str_name, *str_reduce_ex, *str_reduce, *str_getstate, *str_getnewargs_ex,
-        *str_getnewargs, *str_class, *str_value, *str_getattr, *str_getattribute, *str_iter, *str_main, *str_latin1;
+        *str_getnewargs, *str_class, *str_value, *str_getattr, *str_getattribute, *str_iter, *str_main, *str_latin1,
+        *str_locals;
 } prp_globals;
 
 extern prp_globals prp_g;

@@ -283,6 +283,17 @@ static int save_named(prp_saver *s, PyObject *obj, PyObject *given, bool may_go_
             goto end;
         }
     }
+    /* A local name resolves to nothing; only the error would say so. */
+    Py_ssize_t local = may_go_by_value ? PyUnicode_Find(name, prp_g.str_locals, 0, PyUnicode_GET_LENGTH(name), 1) : -1;
+    if (local == -2)
+        goto end;
+    if (local >= 0) {
+        int written = save_by_value(s, obj);
+        if (written) {
+            status = written < 0 ? -1 : 0;
+            goto end;
+        }
+    }
     module = PyImport_GetModule(module_str);
     if (!module && !PyErr_Occurred() && prp_foreign(s) == 0)
         module = PyImport_Import(module_str);

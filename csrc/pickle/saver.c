@@ -40,6 +40,7 @@ int prp_setup(void)
         {&prp_g.str_iter, "__iter__"},
         {&prp_g.str_main, "__main__"},
         {&prp_g.str_latin1, "latin1"},
+        {&prp_g.str_locals, "<locals>"},
     };
     static const struct {
         PyObject **to;
