@@ -625,8 +625,11 @@ prs_abort(prs_store *s, prs_draft *draft, bool keep_window)
         prs_window_abandon(s, draft, keep_window);
     draft->window = NULL;
     do {
-        if (prs_word_generation(word) != draft->id.generation || prs_word_state(word) != PRS_STATE_CREATING ||
-            prs_word_client(word) != s->me || s->orphan)
+        if (prs_word_generation(word) == draft->id.generation && (prs_word_client(word) != s->me || s->orphan)) {
+            prs_unref(s, &draft->id); /* our parent's draft, copied by fork: only the ref that came along is ours */
+            return;
+        }
+        if (prs_word_generation(word) != draft->id.generation || prs_word_state(word) != PRS_STATE_CREATING)
             return;
         ours = prs_word(draft->id.generation, s->me, PRS_STATE_FREEING) | (word & PRS_FLAGS_MASK) | PRS_WORD_FREED;
         mark_ended(slot, word, PRS_ENDED_UNSEALED);
