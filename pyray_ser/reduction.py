@@ -48,6 +48,15 @@ def _is_standard(module: str) -> bool:
     return module.partition(".")[0] in sys.stdlib_module_names
 
 
+def _by_value_module(module: Any) -> bool:
+    """Tell whether functions and classes of a module go by value although they can be imported."""
+    if type(module) is not str or module in ("__main__", "__mp_main__"):
+        return True
+    cloudpickle = sys.modules.get("cloudpickle")
+    registered = cloudpickle.list_registry_pickle_by_value() if cloudpickle is not None else ()
+    return bool(registered) and any(module == name or module.startswith(name + ".") for name in registered)
+
+
 def find_global(obj: Any, name: str | None = None) -> tuple[str, str]:
     """Return ``(module, qualname)`` under which an object can be imported.
 
@@ -170,10 +179,7 @@ class Reduction:
         if reducer is not None:
             return "cloudpickle", reducer(obj)
         if cls is FunctionType or issubclass(cls, type):
-            value = self._pickler().reducer_override(obj)
-            if value is NotImplemented:
-                return "global", find_global(obj)[1]
-            return "by value (cloudpickle)", value
+            return self._function_or_class(obj)
         reduce_ex = getattr(obj, "__reduce_ex__", None)
         if reduce_ex is not None:
             return "__reduce_ex__", reduce_ex(self.protocol)
@@ -181,6 +187,18 @@ class Reduction:
         if reduce is not None:
             return "__reduce__", reduce()
         raise PicklingError(f"can't pickle {cls.__name__!r} object: {obj!r}")
+
+    def _function_or_class(self, obj: Any) -> tuple[str, Any]:
+        # Imported if need be, as pickle does; cloudpickle itself looks among the modules already imported only.
+        if not _by_value_module(getattr(obj, "__module__", None)):
+            try:
+                return "global", find_global(obj)[1]
+            except PicklingError:
+                pass
+        value = self._pickler().reducer_override(obj)
+        if value is NotImplemented:
+            return "global", find_global(obj)[1]
+        return "by value (cloudpickle)", value
 
     def _pickler(self) -> Any:
         """Return the cloudpickle pickler of this dump; functions made in one namespace share it."""

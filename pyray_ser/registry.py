@@ -36,7 +36,8 @@ GROUP = "pyray_ser.reducers"
 
 serializers: dict[type, Callable[[Any], tuple[Any, ...]]] = {}
 inherited: dict[type, Callable[[Any], tuple[Any, ...]]] = {}
-version: list[int] = [0]
+# Not 0, which the compiled pickler takes for never having looked.
+version: list[int] = [1]
 
 # Saved before any table is consulted, in every pickler there is.
 _UNREACHABLE = frozenset(

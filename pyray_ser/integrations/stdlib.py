@@ -1,0 +1,47 @@
+"""memoryview and array.array: one copy in, and back as what they were.
+
+``bytes`` and ``bytearray`` are the pickler's own business, and ``io.BytesIO`` follows from ``bytes``.
+"""
+
+import sys
+from collections.abc import Callable
+from pickle import PickleBuffer
+from typing import Any
+
+from .. import rebuild
+
+__all__ = ["install", "reduce_array", "reduce_memoryview"]
+
+# What memoryview.cast understands.
+_NATIVE = frozenset("cbB?hHiIlLqQnNfdP")
+
+
+def reduce_memoryview(view: memoryview) -> tuple[Any, ...]:
+    """Reduce a memoryview: its format and shape, and its bytes in C order."""
+    if not view.format.lstrip("@") or view.format.lstrip("@") not in _NATIVE or view.ndim == 0:
+        # Structures, foreign byte orders, no dimensions.
+        import numpy
+
+        return rebuild.memory_of_array, (numpy.asarray(view),)
+    # cast() cannot flatten what is empty.
+    flat = b"" if view.nbytes == 0 else view.cast("B") if view.c_contiguous else view.tobytes()
+    if view.nbytes == 0 and view.ndim != 1:
+        import numpy
+
+        return rebuild.memory_of_array, (numpy.asarray(view),)
+    return rebuild.memory, (PickleBuffer(flat), view.format, view.shape)
+
+
+def reduce_array(array: Any) -> tuple[Any, ...]:
+    """Reduce an `array.array`: its type code and its bytes."""
+    if array.typecode == "u":
+        return NotImplemented  # its items' width differs between platforms; the array module knows how to convert
+    return rebuild.array_of_bytes, (array.typecode, PickleBuffer(memoryview(array).cast("B")) if array else b"")
+
+
+def install(reducers: dict[type, Callable[[Any], Any]]) -> None:
+    """Add the reducers of this module."""
+    reducers[memoryview] = reduce_memoryview
+    module = sys.modules.get("array")
+    if module is not None:
+        reducers[module.array] = reduce_array

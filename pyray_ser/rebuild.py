@@ -1,0 +1,103 @@
+"""What streams written by `put` name for types that no public callable of their own package can make again.
+
+Part of the format: a function here keeps its name and its arguments for good.
+The buffers may lie in the store, and are then read-only; what is made over
+them is so as well.
+"""
+
+from typing import Any
+
+__all__ = [
+    "array_of_bytes",
+    "ctypes_array",
+    "ctypes_data",
+    "masked_array",
+    "memory",
+    "memory_of_array",
+    "polars_frame",
+    "polars_series",
+    "string_array",
+    "view",
+]
+
+
+def memory(buffer: Any, format: str, shape: tuple[int, ...]) -> memoryview:
+    """Make a memoryview of a native format."""
+    flat = memoryview(buffer).cast("B")
+    return flat if format == "B" and len(shape) == 1 else flat.cast(format, shape)
+
+
+def memory_of_array(array: Any) -> memoryview:
+    """Make a memoryview of a format that only numpy can express."""
+    return memoryview(array)
+
+
+def array_of_bytes(typecode: str, buffer: Any) -> Any:
+    """Make an `array.array`."""
+    from array import array
+
+    made = array(typecode)
+    made.frombytes(buffer)
+    return made
+
+
+def ctypes_array(element: type, shape: tuple[int, ...], buffer: Any) -> Any:
+    """Make a ctypes array, whose class cannot be imported: it is made on the way."""
+    cls: Any = element
+    for length in reversed(shape):
+        cls = cls * length
+    return cls.from_buffer_copy(buffer)
+
+
+def ctypes_data(cls: Any, buffer: Any, attributes: dict[str, Any]) -> Any:
+    """Make a ctypes structure or union."""
+    made = cls.from_buffer_copy(buffer)
+    made.__dict__.update(attributes)
+    return made
+
+
+def view(array: Any, cls: type) -> Any:
+    """Make an array of a subclass: recarray, matrix, memmap."""
+    return array.view(cls)
+
+
+def masked_array(data: Any, mask: Any, fill_value: Any, hard_mask: bool, attributes: dict[str, Any]) -> Any:
+    """Make a `numpy.ma.MaskedArray`; `mask` is None where there is none."""
+    from numpy import ma
+
+    made = ma.MaskedArray(data, ma.nomask if mask is None else mask, copy=False, hard_mask=hard_mask)
+    if fill_value is not None:
+        made._fill_value = fill_value
+    made.__dict__.update(attributes)
+    return made
+
+
+def string_array(shape: tuple[int, ...], dtype: Any, text: Any, ends: Any, missing: Any) -> Any:
+    """Make an array of numpy's StringDType from the UTF-8 text of all strings and where each ends."""
+    import numpy
+
+    whole = str(text, "utf-8")
+    start, strings = 0, []
+    for end in ends.tolist():
+        strings.append(whole[start:end])
+        start = end
+    made = numpy.array(strings, dtype)
+    if missing is not None:
+        made[missing] = dtype.na_object
+    return made.reshape(shape)
+
+
+def polars_frame(table: Any, schema: Any) -> Any:
+    """Make a polars frame over an Arrow table."""
+    import polars
+
+    frame = polars.DataFrame(polars.from_arrow(table))
+    return frame if frame.schema == schema else frame.cast(schema)
+
+
+def polars_series(array: Any, name: str, dtype: Any) -> Any:
+    """Make a polars series over an Arrow array."""
+    import polars
+
+    series = polars.Series(name, array)
+    return series if series.dtype == dtype else series.cast(dtype)
