@@ -276,6 +276,9 @@ static int save_named(prp_saver *s, PyObject *obj, PyObject *given, bool may_go_
         PyErr_Format(prp_g.pickling_error, "Can't pickle %R: its module and name must be str", obj);
         goto end;
     }
+    /* The interpreter's own types exist once per process: they go by name or not at all. */
+    if (PyType_Check(obj) && !(((PyTypeObject *)obj)->tp_flags & Py_TPFLAGS_HEAPTYPE))
+        may_go_by_value = false;
     if (may_go_by_value && (PyUnicode_Compare(module_str, prp_g.str_main) == 0 || by_value_wanted(s))) {
         int written = save_by_value(s, obj);
         if (written) {

@@ -1,0 +1,82 @@
+"""Random graphs: the same opcodes as the standard pickler from a Pickler object, the same objects from the module functions."""
+
+import io
+import pickle
+
+import pytest
+from strategies_graphs import Navigator, Plain, graph, shape
+
+from pyray_ser import _pickle
+
+SEEDS = range(240)
+
+
+def outcome(function, *args, **options):
+    """(result, None) or (None, the kind of exception)."""
+    try:
+        return function(*args, **options), None
+    except RecursionError:
+        return None, RecursionError
+    except Exception as error:
+        return None, type(error)
+
+
+def written(pickler_class, obj, protocol):
+    f = io.BytesIO()
+    pickler_class(f, protocol).dump(obj)
+    return f.getvalue()
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_pickler_writes_what_the_standard_one_writes(protocol):
+    for seed in SEEDS:
+        obj = graph(seed)
+        expected = outcome(written, pickle.Pickler, obj, protocol)
+        assert outcome(written, _pickle.Pickler, obj, protocol) == expected, seed
+
+
+def test_dumps_reads_back_as_the_standard_one():
+    for seed in SEEDS:
+        obj = graph(seed)
+        expected, refused = outcome(pickle.dumps, obj, 5)
+        stream, error = outcome(_pickle.dumps, obj)
+        assert error is refused, seed
+        if error:
+            continue
+        assert len(stream) <= len(expected), seed
+        value, error = outcome(pickle.loads, stream)
+        expected, refused = outcome(pickle.loads, expected)
+        assert error is refused, seed
+        if not error:
+            assert shape(value) == shape(expected), seed
+
+
+def test_put_mode_reads_back_as_the_standard_one():
+    for seed in SEEDS:
+        obj = graph(seed)
+        expected, refused = outcome(lambda x: pickle.loads(pickle.dumps(x, 5)), obj)
+        if refused:
+            continue
+        stream, buffers = _pickle._put(obj)
+        assert shape(pickle.loads(stream, buffers=buffers)) == shape(expected), seed
+
+
+def test_dumps_below_protocol_5_is_to_the_letter():
+    for seed in SEEDS[:40]:
+        obj = graph(seed)
+        for protocol in range(5):
+            assert outcome(_pickle.dumps, obj, protocol) == outcome(pickle.dumps, obj, protocol), (seed, protocol)
+
+
+def test_what_a_reduction_fetches_from_elsewhere_is_shared():
+    """`held` is written before anybody can know that a reduction will hand it out again."""
+    holder = Plain()
+    holder.only = ["held"]
+    copy = pickle.loads(_pickle.dumps([holder, Navigator(holder)]))
+    assert copy[1].found is copy[0].only
+
+
+def test_what_a_reduction_fetches_from_an_earlier_list_is_shared():
+    holder = [["held"], 1, 2]
+    copy = pickle.loads(_pickle.dumps([holder, "between", Navigator(holder)]))
+    assert copy[2].found is copy[0][0]
