@@ -266,6 +266,32 @@ class Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
         self.write(pickle.FROZENSET)
         self.memoize(obj)
 
+    def _save_picklebuffer(self, obj: pickle.PickleBuffer) -> None:
+        if self.proto < 5:
+            raise pickle.PicklingError("PickleBuffer can only be pickled with protocol >= 5")
+        with obj.raw() as view:
+            if not view.contiguous:
+                raise pickle.PicklingError("PickleBuffer can not be pickled when pointing to a non-contiguous buffer")
+            callback = self._buffer_callback
+            if callback is not None and not self._foreign(callback, obj):
+                self.write(pickle.NEXT_BUFFER + (pickle.READONLY_BUFFER if view.readonly else b""))
+                return
+            data = view.tobytes()
+            if not view.readonly:
+                header = pickle.BYTEARRAY8 + len(data).to_bytes(8, "little")
+            elif len(data) <= 0xFF:
+                header = pickle.SHORT_BINBYTES + len(data).to_bytes(1, "little")
+            elif len(data) <= 0xFFFFFFFF:
+                header = pickle.BINBYTES + len(data).to_bytes(4, "little")
+            else:
+                header = pickle.BINBYTES8 + len(data).to_bytes(8, "little")
+            if len(data) < self.framer._FRAME_SIZE_TARGET:
+                self.write(header + data)
+            else:
+                self._write_large_bytes(header, data)
+            # The object, as the compiled picklers do: equal bytes may be known already.
+            self.memoize(obj)
+
     def _list_item(self, holder: Any, item: tuple[int, Any]) -> None:
         self._save_child(holder, "item" if type(holder) is list else "listitem", item[0], item[1])
 
@@ -419,6 +445,7 @@ _CONTAINERS: dict[type, Callable[[Pickler, Any], None]] = {
     dict: Pickler._save_dict,
     set: Pickler._save_set,
     frozenset: Pickler._save_frozenset,
+    pickle.PickleBuffer: Pickler._save_picklebuffer,
 }
 _ATOMS: dict[type, Callable[[Pickler, Any], None]] = {
     cls: function for cls, function in pickle._Pickler.dispatch.items() if cls not in (FunctionType, type)

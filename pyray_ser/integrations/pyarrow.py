@@ -42,9 +42,14 @@ def _cut(array: Any) -> Any:
     fixed = _cut_in_place(array)
     if fixed is not None:
         return fixed
+    kind = array.type
     try:
-        # Copies what the slice shows, and nothing else.
-        compact = pyarrow.concat_arrays([array])
+        # Copies what the slice shows, and nothing else; of views, it would copy the views only.
+        if kind in (pyarrow.string_view(), pyarrow.binary_view()):
+            plain = pyarrow.large_string() if kind == pyarrow.string_view() else pyarrow.large_binary()
+            compact = array.cast(plain).cast(kind)
+        else:
+            compact = pyarrow.concat_arrays([array])
     except pyarrow.ArrowNotImplementedError:
         return None
     return compact if compact.get_total_buffer_size() < array.get_total_buffer_size() else None

@@ -8,31 +8,12 @@ import sys
 
 import numpy as np
 import pytest
+from inband import put, read_only
 
 from pyray_ser import integrations
 from pyray_ser.verbose_pickler import Pickler
 
 SMALL = 4096  # what a stream may hold in-band, beside the data
-
-
-def put(value):
-    """Pickle as `put` does; return the stream and the buffers of 1 KiB and more."""
-    buffers = []
-
-    def take(buffer):
-        if buffer.raw().nbytes < 1024:
-            return True
-        buffers.append(buffer)
-        return False
-
-    file = io.BytesIO()
-    Pickler(file, buffer_callback=take, put=True).dump(value)
-    return file.getvalue(), buffers
-
-
-def read_only(buffers):
-    """The buffers as the store gives them out: other memory, which nobody can write."""
-    return [memoryview(bytes(buffer.raw())) for buffer in buffers]
 
 
 def round_trip(value, out_of_band=None):

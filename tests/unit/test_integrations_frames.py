@@ -1,0 +1,304 @@
+"""Reducers of `put` for pandas, pyarrow, polars and scipy: exact, and the data beside the stream."""
+
+import datetime
+import decimal
+import functools
+import pickle
+
+import numpy as np
+import pytest
+from inband import put, read_only
+
+SMALL = 6000
+N = 5000
+
+
+def round_trip(value, out_of_band=None, in_band=SMALL):
+    stream, buffers = put(value)
+    moved = sum(buffer.raw().nbytes for buffer in buffers)
+    assert len(stream) <= in_band, len(stream)
+    if out_of_band is not None:
+        assert moved <= out_of_band * 1.02 + 4096, (moved, out_of_band)
+    return pickle.loads(stream, buffers=read_only(buffers))
+
+
+# ---- pandas --------------------------------------------------------------------------------------
+
+
+@functools.cache
+def pandas_values():
+    pd = pytest.importorskip("pandas")
+    rng = np.random.default_rng(5)
+    dates = pd.date_range("2000-01-01", periods=N, freq="h")
+    numbers = rng.random(N)
+    return {
+        "int": pd.Series(np.arange(N)),
+        "float": pd.Series(numbers, name="x"),
+        "bool": pd.Series(numbers > 0.5),
+        "datetime": pd.Series(dates),
+        "tz-aware": pd.Series(dates.tz_localize("Europe/Berlin", ambiguous="NaT", nonexistent="NaT")),
+        "timedelta": pd.Series(dates - dates[0]),
+        "categorical": pd.Series(pd.Categorical(rng.choice(["a", "b", "c"], N), ordered=True)),
+        "interval": pd.Series(pd.IntervalIndex.from_breaks(np.arange(N + 1.0))),
+        "period": pd.Series(pd.period_range("2000", periods=N, freq="D")),
+        "nullable int": pd.Series([1, None] * (N // 2), dtype="Int64"),
+        "nullable bool": pd.Series([True, None] * (N // 2), dtype="boolean"),
+        "arrow strings": pd.Series([f"text {i}" for i in range(N)], dtype="string[pyarrow]"),
+        "default strings": pd.Series([f"text {i}" for i in range(N)]),
+        "arrow decimals": pd.Series(
+            [decimal.Decimal(i) for i in range(N)],
+            dtype=pd.ArrowDtype(pytest.importorskip("pyarrow").decimal128(10, 2)),
+        ),
+        "sparse": pd.Series(pd.arrays.SparseArray(np.where(numbers > 0.5, numbers, 0), fill_value=0)),
+        "datetime index": dates,
+        "float index": pd.Index(numbers),
+        "range index": pd.RangeIndex(N),
+        "multi index": pd.MultiIndex.from_product([range(100), pd.date_range("2000", periods=50)], names=["a", "b"]),
+        "interval index": pd.IntervalIndex.from_breaks(np.arange(N + 1.0)),
+        "frame": pd.DataFrame(
+            {"a": np.arange(N), "b": numbers, "c": dates, "d": pd.Categorical(["x", "y"] * (N // 2))}
+        ),
+        "wide frame": pd.DataFrame(rng.random((N // 50, 200))),
+        "sliced frame": pd.DataFrame(rng.random((N, 10))).iloc[::3, 2:7],
+        "transposed frame": pd.DataFrame(rng.random((N // 10, 40))).T,
+        "frame with multi index": pd.DataFrame(
+            {"v": numbers}, index=pd.MultiIndex.from_product([range(100), range(50)], names=["a", "b"])
+        ),
+        "empty frame": pd.DataFrame({"a": np.array([], "i4")}),
+    }
+
+
+PANDAS = list(pandas_values()) if pytest.importorskip("pandas") else []
+
+
+@pytest.mark.parametrize("kind", PANDAS)
+def test_pandas(kind):
+    import pandas as pd
+
+    value = pandas_values()[kind]
+    back = round_trip(value)
+    assert type(back) is type(value)
+    if isinstance(value, pd.DataFrame):
+        pd.testing.assert_frame_equal(value, back)
+        assert list(value.dtypes) == list(back.dtypes)
+    elif isinstance(value, pd.Series):
+        pd.testing.assert_series_equal(value, back)
+    else:
+        pd.testing.assert_index_equal(value, back)
+        assert value.names == back.names
+
+
+def test_pandas_frames_are_used_read_only_and_copied_on_write():
+    import pandas as pd
+
+    value = pd.DataFrame({"a": np.arange(N), "b": np.arange(N) * 1.5})
+    back = round_trip(value)
+    copy = back.copy(deep=False)
+    copy.loc[0, "a"] = 77
+    assert copy.loc[0, "a"] == 77 and back.loc[0, "a"] == 0
+    with pytest.raises(ValueError, match="read-only"):
+        back["b"].to_numpy()[0] = 1
+    assert back["b"].sum() == value["b"].sum()
+    assert (back.groupby(back["a"] % 7).sum() == value.groupby(value["a"] % 7).sum()).all().all()
+    assert back.sort_values("b", ascending=False).iloc[0]["a"] == N - 1
+
+
+def test_pandas_attributes_flags_and_names():
+    import pandas as pd
+
+    value = pd.DataFrame({"a": np.arange(N)}).set_flags(allows_duplicate_labels=False)
+    value.attrs["unit"] = "m"
+    back = round_trip(value)
+    assert back.attrs == {"unit": "m"} and not back.flags.allows_duplicate_labels
+
+
+# ---- pyarrow -------------------------------------------------------------------------------------
+
+
+@functools.cache
+def arrow_arrays():
+    pa = pytest.importorskip("pyarrow")
+    numbers = list(range(N))
+    return {
+        "int": pa.array(numbers),
+        "int with nulls": pa.array([None if i % 3 == 0 else i for i in numbers]),
+        "float16": pa.array(np.arange(N).astype("f2")),
+        "bool": pa.array([i % 3 == 0 for i in numbers]),
+        "string": pa.array([f"text {i}" for i in numbers]),
+        "string with nulls": pa.array([None if i % 3 == 0 else f"text {i}" for i in numbers]),
+        "large string": pa.array([f"text {i}" for i in numbers], pa.large_string()),
+        "string view": pa.array([f"a longer text {i}" for i in numbers], pa.string_view()),
+        "binary": pa.array([bytes([i % 256]) * 5 for i in numbers]),
+        "fixed binary": pa.array([bytes([i % 256]) * 5 for i in numbers], pa.binary(5)),
+        "date": pa.array([datetime.date(2000, 1, 1) + datetime.timedelta(i) for i in numbers]),
+        "timestamp": pa.array(numbers, pa.timestamp("ms", "UTC")),
+        "decimal": pa.array([decimal.Decimal(i) for i in numbers], pa.decimal128(10, 2)),
+        "dictionary": pa.array(["a", "b", None, "c"] * (N // 4)).dictionary_encode(),
+        "list": pa.array([[i, i + 1] for i in numbers]),
+        "fixed list": pa.array([[i, i + 1] for i in numbers], pa.list_(pa.int32(), 2)),
+        "struct": pa.array([{"x": i, "y": str(i)} for i in numbers]),
+        "map": pa.array([[("k", i)] for i in numbers], pa.map_(pa.string(), pa.int64())),
+        "dense union": pa.UnionArray.from_dense(
+            pa.array([0, 1] * (N // 2), pa.int8()),
+            pa.array([i // 2 for i in numbers], pa.int32()),
+            [pa.array(range(N // 2)), pa.array([str(i) for i in range(N // 2)])],
+        ),
+        "sparse union": pa.UnionArray.from_sparse(
+            pa.array([0, 1] * (N // 2), pa.int8()), [pa.array(numbers), pa.array([str(i) for i in numbers])]
+        ),
+        "run-end encoded": pa.RunEndEncodedArray.from_arrays(list(range(5, N + 5, 5)), list(range(N // 5))),
+        "null": pa.nulls(N),
+    }
+
+
+ARROW = list(arrow_arrays()) if pytest.importorskip("pyarrow") else []
+
+
+@pytest.mark.parametrize("kind", ARROW)
+def test_arrow_arrays(kind):
+    value = arrow_arrays()[kind]
+    back = round_trip(value, value.get_total_buffer_size())
+    assert type(back) is type(value) and back.type == value.type
+    assert back.equals(value)
+    back.validate(full=True)
+
+
+@pytest.mark.parametrize("start", [0, 1, 8, 1003])
+@pytest.mark.parametrize("kind", ARROW)
+def test_arrow_slices_travel_alone(kind, start):
+    parent = arrow_arrays()[kind]
+    value = parent.slice(start, 500)
+    part = parent.get_total_buffer_size() * 500 / N
+    # Beside the slice itself: dictionaries, and what pyarrow cannot cut.
+    allowed = {"dense union": 20, "run-end encoded": 20}.get(kind, 2.5)
+    stream, buffers = put(value)
+    moved = sum(buffer.raw().nbytes for buffer in buffers)
+    assert len(stream) + moved <= part * allowed + SMALL, (moved, part)
+    back = pickle.loads(stream, buffers=read_only(buffers))
+    assert type(back) is type(value) and back.type == value.type
+    assert back.equals(value) and len(back) == 500
+    back.validate(full=True)
+
+
+def test_arrow_empty_slices():
+    for kind, parent in arrow_arrays().items():
+        value = parent.slice(100, 0)
+        stream, buffers = put(value)
+        assert sum(buffer.raw().nbytes for buffer in buffers) < 2000 or kind in ("dense union", "sparse union"), kind
+        back = pickle.loads(stream, buffers=read_only(buffers))
+        assert back.equals(value) and back.type == value.type
+
+
+def test_arrow_data_is_used_in_place():
+    import pyarrow as pa
+
+    value = pa.array(np.arange(N))
+    stream, buffers = put(value)
+    given = read_only(buffers)
+    back = pickle.loads(stream, buffers=given)
+    addresses = {pa.py_buffer(buffer).address for buffer in given}
+    assert back.buffers()[1].address in addresses
+
+
+def test_arrow_tables_batches_schemas():
+    import pyarrow as pa
+
+    schema = pa.schema(
+        [pa.field("a", pa.int64(), nullable=False, metadata={"unit": "m"}), pa.field("b", pa.string())],
+        metadata={"made": "here"},
+    )
+    table = pa.table([list(range(N)), [str(i) for i in range(N)]], schema=schema)
+    batch = table.to_batches()[0]
+    chunked = pa.chunked_array([batch.column(0), batch.column(0).slice(10, 20)])
+    for value in (table, batch, table.slice(100, 300), pa.concat_tables([table, table.slice(5, 50)])):
+        back = round_trip(value)
+        assert type(back) is type(value) and back.equals(value, check_metadata=True)
+    assert round_trip(chunked).equals(chunked)
+    assert round_trip(schema).equals(schema, check_metadata=True)
+    stream, buffers = put(table.slice(100, 300))
+    assert len(stream) + sum(buffer.raw().nbytes for buffer in buffers) < table.nbytes / 5
+
+
+# ---- polars --------------------------------------------------------------------------------------
+
+
+@functools.cache
+def polars_values():
+    pl = pytest.importorskip("polars")
+    numbers = list(range(N))
+    return {
+        "int": pl.Series("x", numbers),
+        "int with nulls": pl.Series("x", [None if i % 3 == 0 else i for i in numbers]),
+        "float": pl.Series("x", np.arange(N) * 1.5),
+        "bool": pl.Series("x", [i % 3 == 0 for i in numbers]),
+        "string": pl.Series("x", [f"a longer text number {i}" for i in numbers]),
+        "binary": pl.Series("x", [bytes([i % 256]) * 20 for i in numbers]),
+        "datetime": pl.Series("x", [datetime.datetime(2000, 1, 1) + datetime.timedelta(hours=i) for i in numbers]),
+        "tz-aware": pl.Series("x", [datetime.datetime(2000, 1, 1)] * N).dt.replace_time_zone("Europe/Berlin"),
+        "duration": pl.Series("x", [datetime.timedelta(hours=i) for i in numbers]),
+        "date": pl.Series("x", [datetime.date(2000, 1, 1)] * N),
+        "time": pl.Series("x", [datetime.time(1, 2, 3)] * N),
+        "categorical": pl.Series("x", ["a", "b", None, "c"] * (N // 4), pl.Categorical),
+        "enum": pl.Series("x", ["a", "b", None, "c"] * (N // 4), pl.Enum(["a", "b", "c"])),
+        "decimal": pl.Series("x", [decimal.Decimal(i) for i in numbers], pl.Decimal(20, 2)),
+        "list": pl.Series("x", [[i, i + 1] for i in numbers]),
+        "array": pl.Series("x", [[i, i + 1] for i in numbers], pl.Array(pl.Int32, 2)),
+        "struct": pl.Series("x", [{"a": i, "b": str(i)} for i in numbers]),
+        "nested": pl.Series("x", [[{"a": [i]}] for i in numbers]),
+        "null": pl.Series("x", [None] * N),
+        "empty": pl.Series("x", [], pl.Int16),
+        "sliced": pl.Series("x", numbers)[1000:1500],
+    }
+
+
+POLARS = list(polars_values()) if pytest.importorskip("polars") else []
+
+
+@pytest.mark.parametrize("kind", POLARS)
+def test_polars_series(kind):
+    import polars as pl
+    from polars.testing import assert_series_equal
+
+    value = polars_values()[kind]
+    back = round_trip(value, value.estimated_size() * 2)
+    assert type(back) is pl.Series and back.dtype == value.dtype and back.name == value.name
+    assert_series_equal(back, value)
+
+
+def test_polars_frames():
+    import polars as pl
+    from polars.testing import assert_frame_equal
+
+    columns = polars_values()
+    value = pl.DataFrame([column.rename(name) for name, column in columns.items() if len(column) == N])
+    back = round_trip(value, value.estimated_size() * 2, in_band=40_000)
+    assert back.schema == value.schema
+    assert_frame_equal(back, value)
+    assert back.select(pl.col("int").sum()).item() == sum(range(N))
+    assert round_trip(pl.DataFrame()).shape == (0, 0)
+
+
+def test_polars_objects_and_lazy_frames_go_their_own_way():
+    import polars as pl
+    from polars.testing import assert_frame_equal
+
+    lazy = pl.DataFrame({"a": [1, 2, 3]}).lazy().filter(pl.col("a") > 1)
+    back = round_trip(lazy)
+    assert_frame_equal(back.collect(), lazy.collect())
+
+
+# ---- scipy ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["csr", "csc", "coo", "bsr", "dia", "lil", "dok"])
+@pytest.mark.parametrize("kind", ["matrix", "array"])
+def test_scipy_sparse(form, kind):
+    sparse = pytest.importorskip("scipy.sparse")
+    dense = np.where(np.random.default_rng(5).random((200, 150)) > 0.9, 1.5, 0)
+    value = getattr(sparse, f"{form}_{kind}")(dense)
+    back = round_trip(value, in_band=10**6 if form in ("lil", "dok") else SMALL)
+    assert type(back) is type(value) and back.shape == value.shape and back.dtype == value.dtype
+    assert (back.toarray() == dense).all()
+    if form == "csr":
+        assert back.has_sorted_indices == value.has_sorted_indices
+        assert not back.data.flags.writeable
