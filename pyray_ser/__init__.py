@@ -27,22 +27,37 @@ from .api import (
 )
 
 # Names that are imported when they are first used: name -> module.
-_LAZY = {
-    "deserialize": "serialization",
-    "dumps_frames": "serialization",
-    "loads_frames": "serialization",
-    "serialize": "serialization",
-}
+_LAZY = dict.fromkeys(
+    (
+        "PickleBuffer",
+        "Pickler",
+        "Unpickler",
+        "deserialize",
+        "dump",
+        "dumps",
+        "dumps_frames",
+        "load",
+        "loads",
+        "loads_frames",
+        "serialize",
+    ),
+    "serialization",
+)
 # `_ndarray` for PyCapsule_Import, which imports packages but only looks modules up.
 _MODULES = ("_ndarray", "exceptions", "inspection", "serialization", "typing", "util")
 
 __all__ = [
     "ObjectRef",
+    "PickleBuffer",
+    "Pickler",
+    "Unpickler",
     "__version__",
     "abort",
     "contains",
     "create",
     "deserialize",
+    "dump",
+    "dumps",
     "dumps_frames",
     "empty",
     "exceptions",
@@ -51,6 +66,8 @@ __all__ = [
     "get_buffer",
     "init",
     "is_initialized",
+    "load",
+    "loads",
     "loads_frames",
     "objects",
     "put",

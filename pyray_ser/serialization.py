@@ -3,11 +3,29 @@
 `serialize` and `dumps_frames` write what `put` writes, self-contained: an array that lives in the store is copied into them.
 """
 
-import pickle
+from pickle import PickleBuffer, PicklingError
 
-from . import _frames
+from . import _frames, _pickle, integrations, registry
+from ._pickle import Pickler, dump, dumps
+from ._unpickle import Unpickler, load, loads
 
-__all__ = ["deserialize", "dumps_frames", "loads_frames", "serialize"]
+__all__ = [
+    "PickleBuffer",
+    "Pickler",
+    "Unpickler",
+    "deserialize",
+    "dump",
+    "dumps",
+    "dumps_frames",
+    "load",
+    "loads",
+    "loads_frames",
+    "serialize",
+]
+
+# The pickler asks these for what it has no rule of its own for; it cannot import them, they are layers above it.
+_pickle._set_registry(integrations.meet, registry.version)
+_pickle._set_put_reducers(integrations.reducers)
 
 
 def serialize(value) -> bytes:
@@ -95,7 +113,7 @@ def loads_frames(frames):
 # ---- seams of the compiled code ----------------------------------------------------------------------------------------
 
 # What picklers raise for what they refuse. Errors of the user's own __reduce__ pass as they are.
-_NOT_PICKLABLE = (TypeError, pickle.PicklingError, AttributeError, RecursionError)
+_NOT_PICKLABLE = (TypeError, PicklingError, AttributeError, RecursionError)
 
 
 def unpicklable(value, error: Exception) -> Exception:
@@ -105,31 +123,6 @@ def unpicklable(value, error: Exception) -> Exception:
     from .inspection import serialization_error
 
     return serialization_error(value, error)
-
-
-class _WritableUnpickler(pickle.Unpickler):
-    """For mode "c": small arrays that travelled inside the stream are writable as well."""
-
-    def find_class(self, module, name):
-        found = super().find_class(module, name)
-        if name == "ndarray" and module == "numpy":
-            return _writable_array
-        return found
-
-
-def _writable_array(shape, dtype=float, buffer=None, offset=0, strides=None, order=None):
-    import numpy
-
-    if isinstance(buffer, bytes):
-        buffer = bytearray(buffer)
-    return numpy.ndarray(shape, dtype, buffer, offset, strides, order)
-
-
-def load_writable(stream, buffers):
-    """Load a stream whose arrays are to be writable."""
-    import io
-
-    return _WritableUnpickler(io.BytesIO(stream), buffers=buffers).load()
 
 
 def memoryview_call(stream: bytes, view: memoryview) -> tuple[bytes, memoryview]:
@@ -159,9 +152,8 @@ def memoryview_call(stream: bytes, view: memoryview) -> tuple[bytes, memoryview]
         return stream, flat
     call = stream[2:-1]
     if view.nbytes and len(view.format.lstrip("@")) == 1 and view.ndim < 16:
-        cast = pickle.dumps((view.format, view.shape), 5)
-        # getattr(memoryview(buffer), "cast")(format, shape): frames and memo of the inner pickle are left out.
-        arguments = cast[2:-1] if cast[2:3] != b"\x95" else cast[11:-1]
+        # getattr(memoryview(buffer), "cast")(format, shape)
+        arguments = _frames.pickled((view.format, view.shape))[2:-1]
         head = b"\x80\x05\x8c\x08builtins\x8c\x07getattr\x93"
         return head + call + b"\x8c\x04cast\x86R" + arguments + b"R.", flat
     # Formats that cast() does not know, and empty ones: through an array, whose memoryview it is.

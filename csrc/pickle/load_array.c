@@ -60,6 +60,16 @@ static int memory_of(prp_loader *L, PyObject *buffer, array_memory *memory)
         memory->flags = L->array_flags & PRP_ARRAY_WRITABLE;
         return 1;
     }
+    if (PyBytes_CheckExact(buffer) && L->array_flags & PRP_ARRAY_WRITABLE) {
+        /* Mode "c": what travelled inside the stream is as private and writable as the rest. */
+        memory->base = PyByteArray_FromObject(buffer);
+        if (!memory->base)
+            return -1;
+        memory->data = (const uint8_t *)PyByteArray_AS_STRING(memory->base);
+        memory->len = (size_t)PyByteArray_GET_SIZE(memory->base);
+        memory->flags = PRP_ARRAY_WRITABLE;
+        return 1;
+    }
     if (PyBytes_CheckExact(buffer)) {
         memory->data = (const uint8_t *)PyBytes_AS_STRING(buffer);
         memory->len = (size_t)PyBytes_GET_SIZE(buffer);
@@ -84,7 +94,7 @@ static int memory_of(prp_loader *L, PyObject *buffer, array_memory *memory)
     if (!PyObject_CheckBuffer(buffer))
         return 0;
     PyObject *base = PyMemoryView_FromObject(buffer);
-    if (base && L->owner && !PyMemoryView_GET_BUFFER(base)->readonly)
+    if (base && L->owner && !(L->array_flags & PRP_ARRAY_WRITABLE) && !PyMemoryView_GET_BUFFER(base)->readonly)
         Py_SETREF(base, PyObject_CallMethod(base, "toreadonly", NULL));
     if (!base)
         return -1;

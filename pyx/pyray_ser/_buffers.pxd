@@ -1,6 +1,9 @@
-# Buffers over foreign memory, and the form between a pickler and whoever stores what it wrote.
+# Buffers over foreign memory, and the form between the pickler and whoever stores what it wrote.
 
 from libc.stdint cimport uint8_t, uint64_t
+
+from pyray_ser._ndarray cimport prp_array_source
+from pyray_ser._pickle cimport prp_put_result
 
 
 cdef class Block:
@@ -17,40 +20,41 @@ cdef class Export:
     cdef bint held
 
 
-# A run of bytes that something in Gathered.keep (or a view) keeps alive.
+# A run of bytes. `data` NULL with a size: a strided array, see Gathered.write.
 cdef struct Span:
     const void *data
     size_t size
 
 
 cdef class Gathered:
-    # What a pickler made of a value: the stream in pieces, the out-of-band buffers in the order the
-    # stream asks for them, and the references to objects of `store` that it met (0: none are collected).
-    cdef list keep
+    # What the pickler made of a value: the stream in pieces, the out-of-band buffers in the order the stream asks for
+    # them, and the references to objects of `store` that it met (0: none are collected). Nothing is copied yet.
+    cdef prp_put_result result
+    cdef bint held
     cdef list edges
     cdef uint64_t store
-    cdef Span *stream
-    cdef Py_ssize_t nstream
-    cdef Py_ssize_t stream_room
     cdef uint64_t stream_size
-    cdef Span *buffers
-    cdef Py_buffer *views
+    cdef Py_ssize_t nstream
     cdef Py_ssize_t nbuffers
-    cdef Py_ssize_t buffers_room
-    cdef Py_ssize_t nviews
 
-    cdef int add_stream(self, const void *data, size_t size) except -1
-    cdef int add_buffer(self, const void *data, size_t size) except -1
-    cdef int add_view(self, object exporter) except -1
+    cdef Span stream(self, Py_ssize_t i) noexcept
+    cdef Span buffer(self, Py_ssize_t i) noexcept
+    # Write buffer i, whose data is NULL, to `to`; needs the GIL.
+    cdef int write(self, Py_ssize_t i, void *to) except -1
+    # The same buffer as an array and how it lies.
+    cdef object array(self, Py_ssize_t i)
+    cdef const prp_array_source *source(self, Py_ssize_t i) noexcept
 
 
 cdef Block block(object owner, const uint8_t *data, Py_ssize_t size, bint readonly)
 
 # The gathering under way in this thread, or None: an ObjectRef that is reduced looks here.
 cdef Gathered current_gathering()
-# Make `gathered` (or None) current; returns the one before, to be given back in the end.
-cdef Gathered swap_gathering(Gathered gathered)
 
 # Pickle `value` in put mode. References to objects of `store` (0: none) are collected as edges; the others pickle
-# themselves.
+# themselves. The result must not outlive changes to `value`.
 cdef Gathered gather(object value, uint64_t store)
+
+# The value of a stream whose out-of-band buffers are `buffers[0..count)`, in memory that `owner` keeps.
+# `writable`: the memory is private to this process.
+cdef object load(const uint8_t *stream, size_t size, const Span *buffers, size_t count, object owner, bint writable)

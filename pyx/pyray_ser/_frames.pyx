@@ -3,16 +3,16 @@
 The bytes are those that `put` writes, with one difference: nothing refers to another object, so they can be read anywhere.
 """
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from pyray_ser._buffers cimport Block, Export, Gathered, block, gather
+from pyray_ser._buffers cimport Block, Export, Gathered, Span, block, gather, load
 from pyray_ser._prs cimport PRS_NO_SLOT, prs_buffer_entry, prs_header
 from pyray_ser._store cimport (
-    Place, body_offset, check_entry, check_header, corrupt, decode, load_general, place, place_buffers, write_entry,
-    write_header
+    Place, body_offset, check_entry, check_header, corrupt, decode, place, place_buffers, write_entry, write_header
 )
 
 cdef enum:
@@ -37,6 +37,7 @@ def pack(value):
     cdef uint64_t total, at, used
     cdef uint8_t *dst
     cdef bytes out
+    cdef Span span
     if places is NULL:
         raise MemoryError()
     try:
@@ -48,25 +49,33 @@ def pack(value):
         write_header(dst, total, gathered.stream_size, n)
         at = sizeof(prs_header) + n * sizeof(prs_buffer_entry)
         for i in range(n):
-            write_entry(dst, i, places[i].off, gathered.buffers[i].size)
+            write_entry(dst, i, places[i].off, gathered.buffer(i).size)
         for i in range(gathered.nstream):
-            memcpy(dst + at, gathered.stream[i].data, gathered.stream[i].size)
-            at += gathered.stream[i].size
+            span = gathered.stream(i)
+            memcpy(dst + at, span.data, span.size)
+            at += span.size
         # The gaps that alignment leaves are zero: equal values give equal bytes. Without any order among the buffers the
         # area is cleared whole.
         used = 0
         for i in range(n):
             if places[i].written:
-                used += gathered.buffers[i].size
+                used += gathered.buffer(i).size
         if used != total - at:
             if n > 64:
                 memset(dst + at, 0, total - at)
             else:
                 clear_gaps(dst, at, total, gathered, places)
-        with nogil:
-            for i in range(n):
-                if places[i].written:
-                    memcpy(dst + places[i].off, gathered.buffers[i].data, gathered.buffers[i].size)
+        for i in range(n):
+            if not places[i].written:
+                continue
+            span = gathered.buffer(i)
+            if span.data is NULL:
+                gathered.write(i, dst + places[i].off)
+            elif span.size < LONG_COPY:
+                memcpy(dst + places[i].off, span.data, span.size)
+            else:
+                with nogil:
+                    memcpy(dst + places[i].off, span.data, span.size)
     finally:
         PyMem_Free(places)
     return out
@@ -81,15 +90,27 @@ cdef int clear_gaps(uint8_t *dst, uint64_t at, uint64_t total, Gathered gathered
         start = total
         for i in range(gathered.nbuffers):
             # the first buffer that reaches behind `at`
-            if gathered.buffers[i].size and places[i].off + gathered.buffers[i].size > at and places[i].off < start:
+            if gathered.buffer(i).size and places[i].off + gathered.buffer(i).size > at and places[i].off < start:
                 start = places[i].off
                 next = i
         if start > at:
             memset(dst + at, 0, start - at)
         if next < 0:
             return 0
-        at = places[next].off + gathered.buffers[next].size
+        at = places[next].off + gathered.buffer(next).size
     return 0
+
+
+def pickled(value):
+    """bytes : the stream of a value without buffers, without frames."""
+    cdef Gathered gathered = gather(value, 0)
+    cdef Span span
+    cdef Py_ssize_t i
+    out = b""
+    for i in range(gathered.nstream):
+        span = gathered.stream(i)
+        out += PyBytes_FromStringAndSize(<const char *>span.data, span.size)
+    return out
 
 
 def unpack(blob):
@@ -125,16 +146,24 @@ def pack_frames(value):
     cdef bytes head = PyBytes_FromStringAndSize(NULL, end)
     cdef bytes stream = PyBytes_FromStringAndSize(NULL, gathered.stream_size)
     cdef uint8_t *dst = <uint8_t *>PyBytes_AS_STRING(stream)
+    cdef Span span
     for i in range(gathered.nstream):
-        memcpy(dst, gathered.stream[i].data, gathered.stream[i].size)
-        dst += gathered.stream[i].size
+        span = gathered.stream(i)
+        memcpy(dst, span.data, span.size)
+        dst += span.size
     dst = <uint8_t *>PyBytes_AS_STRING(head)
     frames = [memoryview(head), memoryview(stream)]
     end += gathered.stream_size
     for i in range(n):
-        place(&end, gathered.buffers[i].size, &off)
-        write_entry(dst, i, off, gathered.buffers[i].size)
-        frames.append(memoryview(block(gathered, <const uint8_t *>gathered.buffers[i].data, gathered.buffers[i].size, True)))
+        span = gathered.buffer(i)
+        place(&end, span.size, &off)
+        write_entry(dst, i, off, span.size)
+        if span.data is NULL:
+            copy = PyBytes_FromStringAndSize(NULL, span.size)
+            gathered.write(i, PyBytes_AS_STRING(copy))
+            frames.append(memoryview(copy))
+        else:
+            frames.append(memoryview(block(gathered, <const uint8_t *>span.data, span.size, True)))
     write_header(dst, end, gathered.stream_size, n)
     return frames
 
@@ -151,7 +180,7 @@ def unpack_frames(frames):
     cdef prs_buffer_entry entry
     cdef Export piece
     cdef list held = [Export.__new__(Export, frame) for frame in frames]
-    cdef list buffers = []
+    cdef Span *buffers
     cdef Py_ssize_t i
     if len(held) < 2:
         corrupt(b"there are fewer than two frames", None)
@@ -161,18 +190,36 @@ def unpack_frames(frames):
         corrupt(b"the first frame is not header and table", None)
     if len(held) != <Py_ssize_t>header.nbuffers + 2:
         corrupt(b"the number of frames is not the one the header tells", None)
-    for i in range(<Py_ssize_t>header.nbuffers):
-        check_entry(&header, <const uint8_t *>(<Export>held[0]).view.buf + sizeof(prs_header), i, &entry, None)
-        piece = <Export>held[i + 2]
-        if entry.slot != PRS_NO_SLOT:
-            corrupt(b"it refers to a store, but is outside of one", None)
-        if entry.len != <uint64_t>piece.view.len:
-            corrupt(b"a frame has not the length that the table tells", None)
-        buffers.append(block(piece, <const uint8_t *>piece.view.buf, piece.view.len, True))
-    piece = <Export>held[1]
-    if header.stream_len != <uint64_t>piece.view.len:
+    if header.stream_len != <uint64_t>(<Export>held[1]).view.len:
         corrupt(b"the second frame has not the length of the stream", None)
-    return load_general(piece, <const uint8_t *>piece.view.buf, piece.view.len, buffers, False)
+    buffers = <Span *>PyMem_Malloc((header.nbuffers + 1) * sizeof(Span))
+    if buffers is NULL:
+        raise MemoryError()
+    try:
+        for i in range(<Py_ssize_t>header.nbuffers):
+            check_entry(&header, <const uint8_t *>(<Export>held[0]).view.buf + sizeof(prs_header), i, &entry, None)
+            piece = <Export>held[i + 2]
+            if entry.slot != PRS_NO_SLOT:
+                corrupt(b"it refers to a store, but is outside of one", None)
+            if entry.len != <uint64_t>piece.view.len:
+                corrupt(b"a frame has not the length that the table tells", None)
+            buffers[i].data = piece.view.buf
+            buffers[i].size = piece.view.len
+        piece = <Export>held[1]
+        return load(<const uint8_t *>piece.view.buf, piece.view.len, buffers, header.nbuffers, Frames(held), False)
+    finally:
+        PyMem_Free(buffers)
+
+
+@cython.final
+@cython.no_gc
+cdef class Frames:
+    """What loaded arrays lie over. Exports nothing, least of all to write."""
+
+    cdef list held
+
+    def __cinit__(self, list held):
+        self.held = held
 
 
 cdef extern from *:

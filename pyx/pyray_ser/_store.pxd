@@ -72,7 +72,6 @@ cdef int place(uint64_t *end, uint64_t size, uint64_t *off) except -1
 cdef void write_header(void *dst, uint64_t total, uint64_t stream_size, uint32_t nbuffers) noexcept nogil
 cdef void write_entry(void *dst, uint32_t index, uint64_t off, uint64_t size) noexcept nogil
 cdef uint64_t place_buffers(Gathered gathered, Place *places, Store store) except? 0
-cdef object load_general(object owner, const uint8_t *stream, uint64_t stream_size, object buffers, bint writable)
 # The value of a whole form at `data`, which `owner` keeps alive; `store` (None: none) holds the objects it names.
 cdef object decode(object owner, const uint8_t *form, const uint8_t *data, uint64_t size, bint writable, Store store,
                    ObjectRef ref)

@@ -24,14 +24,12 @@ from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_
 from libc.stdlib cimport free as c_free, qsort
 from libc.string cimport memcmp, memcpy, memset
 
-from pyray_ser._buffers cimport Block, Gathered, Span, block, current_gathering, gather
+from pyray_ser._buffers cimport Block, Gathered, Span, block, current_gathering, gather, load
 from pyray_ser._ndarray cimport (
     PRP_ARRAY_DIRECT, PRP_ARRAY_MAX_DIMS, PRP_ARRAY_WRITABLE, prp_array_source, prp_array_template_looks, prp_ndarray,
     prp_ndarray_api, prp_ndarray_looks
 )
 from pyray_ser._prs cimport *
-
-from _pickle import loads as pickle_loads
 
 
 cdef extern from *:
@@ -1290,6 +1288,7 @@ cdef uint64_t place_buffers(Gathered gathered, Place *places, Store store) excep
     cdef const uint8_t *stop
     cdef const uint8_t *covered
     cdef bint sorted_already = True
+    cdef Span span
     cdef Range *ranges
     if n > PRS_NO_SLOT - 1:
         raise OverflowError("an object cannot have that many buffers")
@@ -1301,15 +1300,20 @@ cdef uint64_t place_buffers(Gathered gathered, Place *places, Store store) excep
             places[i].foreign = False
             places[i].written = False
             places[i].off = 0
-            if gathered.buffers[i].size == 0:
+            span = gathered.buffer(i)
+            if span.size == 0:
                 continue
-            if store is not None and gathered.buffers[i].size >= REFERENCE_FROM and worth_referring(
-                    store, gathered.buffers[i].data, gathered.buffers[i].size, &places[i].other, &at):
+            if span.data is NULL:  # gathered from a strided array: it lies nowhere in one piece
+                place(&end, span.size, &places[i].off)
+                places[i].written = True
+                continue
+            if store is not None and span.size >= REFERENCE_FROM and worth_referring(
+                    store, span.data, span.size, &places[i].other, &at):
                 places[i].foreign = True
                 places[i].off = at
                 continue
-            ranges[count].start = <const uint8_t *>gathered.buffers[i].data
-            ranges[count].stop = ranges[count].start + gathered.buffers[i].size
+            ranges[count].start = <const uint8_t *>span.data
+            ranges[count].stop = ranges[count].start + span.size
             ranges[count].index = i
             sorted_already = sorted_already and (count == 0 or ranges[count - 1].stop <= ranges[count].start)
             count += 1
@@ -1398,6 +1402,7 @@ cdef ObjectRef put_gathered(Store store, Gathered gathered, int64_t deadline):
     cdef bint allocated = False
     cdef set named
     cdef ObjectRef inner
+    cdef Span span
     writer.scratch = NULL
     try:
         if n > 8:
@@ -1422,16 +1427,24 @@ cdef ObjectRef put_gathered(Store store, Gathered gathered, int64_t deadline):
             raise MemoryError()
         prs_format_write_header(head, total, gathered.stream_size, n)
         for i in range(n):
-            prs_format_write_entry(head, i, places[i].off, gathered.buffers[i].size,
+            prs_format_write_entry(head, i, places[i].off, gathered.buffer(i).size,
                                    &places[i].other if places[i].foreign else NULL)
         writer_add(&writer, store, 0, head, table_end)
         at = table_end
         for i in range(gathered.nstream):
-            writer_add(&writer, store, at, gathered.stream[i].data, gathered.stream[i].size)
-            at += gathered.stream[i].size
+            span = gathered.stream(i)
+            writer_add(&writer, store, at, span.data, span.size)
+            at += span.size
         for i in range(n):
-            if places[i].written:
-                writer_add(&writer, store, places[i].off, gathered.buffers[i].data, gathered.buffers[i].size)
+            if not places[i].written:
+                continue
+            span = gathered.buffer(i)
+            if span.data is not NULL:
+                writer_add(&writer, store, places[i].off, span.data, span.size)
+            elif draft.dst is not NULL:
+                gathered.write(i, <uint8_t *>draft.dst + places[i].off)
+            else:
+                gather_array(store, &draft, places[i].off, gathered.array(i), gathered.source(i))
         writer_flush(&writer, store)
         if flags:
             store.check_open()
@@ -1573,16 +1586,6 @@ cdef object copied_bytes(const uint8_t *data, uint64_t size):
     return made
 
 
-cdef object load_general(object owner, const uint8_t *stream, uint64_t stream_size, object buffers, bint writable):
-    """The one place that chooses the unpickler."""
-    cdef object data = block(owner, stream, stream_size, True)
-    if writable:
-        from pyray_ser.serialization import load_writable
-
-        return load_writable(data, buffers)
-    return pickle_loads(data, buffers=buffers)
-
-
 cdef object decode(object owner, const uint8_t *form, const uint8_t *data, uint64_t size, bint writable, Store store,
                    ObjectRef ref):
     """The value of a whole form at `data`, which `owner` keeps alive; `store` (None: none) holds the objects it names.
@@ -1596,13 +1599,14 @@ cdef object decode(object owner, const uint8_t *form, const uint8_t *data, uint6
     cdef bint done = False
     cdef void *array
     cdef uint32_t i
+    cdef Span[16] few
     check_header(form, size, size, &header, ref)
     stream = form + sizeof(prs_header) + header.nbuffers * sizeof(prs_buffer_entry)
     if header.nbuffers == 0:
         value = load_scalar(stream, header.stream_len, &done)
         if done:
             return value
-        return load_general(owner, stream, header.stream_len, (), writable)
+        return load(stream, header.stream_len, NULL, 0, owner, writable)
     if header.nbuffers == 1:
         check_entry(&header, form + sizeof(prs_header), 0, &entry, ref)
         if entry.slot == PRS_NO_SLOT:
@@ -1618,22 +1622,53 @@ cdef object decode(object owner, const uint8_t *form, const uint8_t *data, uint6
             value = load_memory(stream, header.stream_len, owner, data, entry.len, writable)
             if value is not None:
                 return value
-        return load_general(owner, stream, header.stream_len, (block(owner, data, entry.len, not writable),), writable)
-    cdef list buffers = []
-    cdef dict named = {}
+        few[0].data = data
+        few[0].size = entry.len
+        return load(stream, header.stream_len, few, 1, owner, writable)
+    cdef Span *buffers = few
+    cdef dict named = None
     cdef const uint8_t *start
-    for i in range(header.nbuffers):
-        check_entry(&header, form + sizeof(prs_header), i, &entry, ref)
-        if entry.slot == PRS_NO_SLOT:
-            buffers.append(block(owner, data + (entry.off if entry.len else 0), entry.len, not writable))
-            continue
-        other = named.get(entry.serial)
-        if other is None:
-            other = named[entry.serial] = named_object(store, &entry, writable, ref, &start)
-        else:
-            start = within(other, &entry, ref)
-        buffers.append(block(other, start, entry.len, not writable))
-    return load_general(owner, stream, header.stream_len, buffers, writable)
+    if header.nbuffers > 16:
+        buffers = <Span *>PyMem_Malloc(header.nbuffers * sizeof(Span))
+        if buffers is NULL:
+            raise MemoryError()
+    try:
+        for i in range(header.nbuffers):
+            check_entry(&header, form + sizeof(prs_header), i, &entry, ref)
+            if entry.slot == PRS_NO_SLOT:
+                start = data + (entry.off if entry.len else 0)
+            else:
+                if named is None:
+                    named = {}
+                other = named.get(entry.serial)
+                if other is None:
+                    named[entry.serial] = named_object(store, &entry, writable, ref, &start)
+                else:
+                    start = within(other, &entry, ref)
+            buffers[i].data = start
+            buffers[i].size = entry.len
+        if named is not None:
+            owner = Owners(owner, named)
+        return load(stream, header.stream_len, buffers, header.nbuffers, owner, writable)
+    finally:
+        if buffers != few:
+            PyMem_Free(buffers)
+
+
+@cython.final
+@cython.no_gc
+cdef class Owners:
+    """Everything that a value's buffers lie in, when that is more than one object. Exports nothing, least of all to write."""
+
+    cdef object own
+    cdef dict others
+
+    def __cinit__(self, own, dict others):
+        self.own = own
+        self.others = others
+
+    def __repr__(self):
+        return f"<{self.own!r} and {len(self.others)} objects that it refers to>"
 
 
 cdef object named_object(Store store, const prs_buffer_entry *entry, bint writable, ObjectRef ref, const uint8_t **start):
