@@ -204,6 +204,10 @@ verify(prs_store *s, const prs_oid *id, uint64_t size, uint64_t seed)
 {
     prs_view v;
     int rc = prs_pin(s, id, &v);
+    for (int i = 0; i < 50 && rc == PRS_E_AGAIN; i++) { /* being spilled, perhaps by a corpse */
+        prs_wait(s, id, -1);
+        rc = prs_pin(s, id, &v);
+    }
     if (rc < 0)
         return rc;
     rc = v.size == size && ((uintptr_t)v.data & 63) == 0 && content_right(v.data, size, seed) ? PRS_OK : 1;
