@@ -263,6 +263,7 @@ static PRP_COLD void note_step(prp_saver *s, const prp_frame *f)
     Py_ssize_t pos;
     prp_attrs view;
     PyObject *dict;
+    bool of_instance = f > s->stack && (f[-1].kind == FRAME_BUILD || f[-1].kind == FRAME_SLOTS_NEXT);
     if (f->obj == s->args_of && s->args_of)
         add_step(s, step), step = (prp_step){.kind = STEP_ARGS};
     switch ((prp_frame_kind)f->kind) {
@@ -278,7 +279,7 @@ static PRP_COLD void note_step(prp_saver *s, const prp_frame *f)
         if (pos < 0 || !PyDict_Next(f->obj, &pos, &key, &value))
             return;
         step.kind = f->flags & FRAME_IN_KEY                                                         ? STEP_ELEMENT
-                    : (f->flags & FRAME_STATE || f->obj == s->state_of) && PyUnicode_CheckExact(key) ? STEP_ATTR
+                    : (of_instance || f->obj == s->state_of) && PyUnicode_CheckExact(key)          ? STEP_ATTR
                                                                                                      : STEP_KEY;
         step.key = Py_NewRef(key);
         break;

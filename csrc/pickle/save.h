@@ -50,8 +50,6 @@ enum {
     FRAME_ELIDED = 1, /* no memo entry */
     FRAME_IN_KEY = 2, /* dict: the key is being saved, `held` is the value */
     FRAME_NEWOBJ = 4, /* tuple: the arguments of a namedtuple; NEWOBJ follows, `obj` is the namedtuple */
-    FRAME_STATE = 8,  /* dict: keys are attribute names, for the path in an error */
-    FRAME_ARGS = 16,  /* tuple or list: what a __reduce__ returned */
 };
 
 typedef struct {

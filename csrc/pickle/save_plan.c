@@ -148,6 +148,67 @@ static int begin_slots(prp_saver *s, const prp_plan *plan, PyObject *obj, int co
     return SAVE_RESUME;
 }
 
+/* (dict or None, {name: value of each slot that is set}): new reference. */
+static PyObject *slots_state(const prp_plan *plan, PyObject *obj, PyObject *dict)
+{
+    PyObject *values = PyDict_New();
+    for (Py_ssize_t i = 0; values && i < plan->nslots; i++) {
+        PyObject *value = *(PyObject **)((char *)obj + plan->slots[i].offset);
+        if (value && PyDict_SetItem(values, plan->slots[i].name, value) < 0)
+            Py_CLEAR(values);
+    }
+    PyObject *state = values ? PyTuple_Pack(2, dict && PyDict_GET_SIZE(dict) ? dict : Py_None, values) : NULL;
+    Py_XDECREF(values);
+    return state;
+}
+
+
+/* Class, NEWOBJ, and what state there is: attributes in `view` or `dict`, or all of it in `state`. Writing the class may run
+ * foreign code, so whatever is needed behind it is held by the caller (view: there is none while eliding). */
+static int write_instance(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided, const prp_attrs *view, PyObject *dict,
+                          int slots, PyObject *state)
+{
+    bool again;
+    if (prp_plan_class(s, plan) < 0)
+        return SAVE_ERROR;
+    *s->p++ = OP_EMPTY_TUPLE;
+    *s->p++ = OP_NEWOBJ;
+    if (created(s, obj, elided, &again) < 0 || prp_room(s, PRP_ROOM) < 0)
+        return SAVE_ERROR;
+    if (again)
+        return SAVE_DONE;
+
+    if (view) {
+        /* Nobody has a reference to a dict that does not exist: no memo entry for it. */
+        if (view->count == 0)
+            return SAVE_DONE;
+        *s->p++ = OP_EMPTY_DICT;
+        if (view->count > 1)
+            *s->p++ = OP_MARK;
+        prp_frame *frame = prp_push(s, FRAME_ATTRS, obj);
+        if (!frame)
+            return SAVE_ERROR;
+        frame->plan = plan;
+        frame->n = view->count;
+        return SAVE_RESUME;
+    }
+    bool attrs = dict && PyDict_GET_SIZE(dict) > 0;
+    if (!state && !slots && !attrs)
+        return SAVE_DONE;
+    if (!state && slots && !attrs) {
+        *s->p++ = OP_NONE;
+        return begin_slots(s, plan, obj, slots);
+    }
+    prp_frame *frame = prp_push(s, !state && slots ? FRAME_SLOTS_NEXT : FRAME_BUILD, obj);
+    if (!frame)
+        return SAVE_ERROR;
+    frame->plan = plan;
+    s->next = state ? state : dict;
+    if (!s->elide) /* eliding, the instance holds it and nothing can change that; a second reference would make it look shared */
+        frame->held = Py_NewRef(s->next);
+    return SAVE_NEXT;
+}
+
 static int save_instance(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
 {
     prp_attrs view;
@@ -175,52 +236,19 @@ static int save_instance(prp_saver *s, prp_plan *plan, PyObject *obj, bool elide
         if (hook)
             return hook < 0 ? SAVE_ERROR : SAVE_GENERIC;
     }
-    if (s->letter && slots)
-        return SAVE_GENERIC;
-
-    bool again;
-    if (prp_plan_class(s, plan) < 0)
+    /* To the letter, the slots go through the objects object.__reduce_ex__ would make, which get memo entries. */
+    PyObject *state = s->letter && slots ? slots_state(plan, obj, where == PRP_ATTRS_DICT ? dict : NULL) : NULL;
+    if (s->letter && slots && !state)
         return SAVE_ERROR;
-    *s->p++ = OP_EMPTY_TUPLE;
-    *s->p++ = OP_NEWOBJ;
-    if (created(s, obj, elided, &again) < 0 || prp_room(s, PRP_ROOM) < 0)
-        return SAVE_ERROR;
-    if (again)
-        return SAVE_DONE;
-
-    if (where == PRP_ATTRS_INLINE) {
-        /* Nobody has a reference to a dict that does not exist: no memo entry for it. */
-        if (view.count == 0)
-            return SAVE_DONE;
-        *s->p++ = OP_EMPTY_DICT;
-        if (view.count > 1)
-            *s->p++ = OP_MARK;
-        prp_frame *frame = prp_push(s, FRAME_ATTRS, obj);
-        if (!frame)
-            return SAVE_ERROR;
-        frame->plan = plan;
-        frame->n = view.count;
-        return SAVE_RESUME;
-    }
-    bool attrs = where == PRP_ATTRS_DICT && PyDict_GET_SIZE(dict) > 0;
-    if (!slots) {
-        if (!attrs)
-            return SAVE_DONE;
-        if (!prp_push(s, FRAME_BUILD, obj))
-            return SAVE_ERROR;
-        s->next = dict;
-        return SAVE_NEXT;
-    }
-    if (!attrs) {
-        *s->p++ = OP_NONE;
-        return begin_slots(s, plan, obj, slots);
-    }
-    prp_frame *frame = prp_push(s, FRAME_SLOTS_NEXT, obj);
-    if (!frame)
-        return SAVE_ERROR;
-    frame->plan = plan;
-    s->next = dict;
-    return SAVE_NEXT;
+    dict = where == PRP_ATTRS_DICT ? dict : NULL;
+    bool held = !s->elide;
+    if (held)
+        Py_XINCREF(dict);
+    int status = write_instance(s, plan, obj, elided, where == PRP_ATTRS_INLINE ? &view : NULL, dict, slots, state);
+    if (held)
+        Py_XDECREF(dict);
+    Py_XDECREF(state);
+    return status;
 }
 
 static int save_fields(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
