@@ -12,7 +12,32 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 
+#include "../../csrc/store/copy.h"
 #include "../../csrc/store/fill.h"
+
+/*
+ * The engine's calls go through these. With `lame` set, the caller's writes take a while, so that a helper is sure to get
+ * most of the work, on however busy a machine; `cpus` says whether the threads seem to run on different CPUs.
+ */
+static int lame;
+static enum { CPUS_AS_THEY_ARE, CPUS_DIFFER, CPUS_SAME } cpus;
+
+ssize_t pwrite(int fd, const void *from, size_t n, off_t offset)
+{
+    if (lame)
+        usleep(3000);
+    return syscall(SYS_pwrite64, fd, from, n, offset);
+}
+
+int sched_getcpu(void)
+{
+    unsigned cpu = 0;
+    if (cpus == CPUS_SAME)
+        return 0;
+    if (cpus == CPUS_DIFFER)
+        return (int)syscall(SYS_gettid);
+    return syscall(SYS_getcpu, &cpu, NULL, NULL) == 0 ? (int)cpu : -1;
+}
 
 static unsigned char *pattern(size_t n, uint64_t seed)
 {
@@ -147,6 +172,40 @@ TEST(fill_of_many_pieces)
 {
     for (int state = 0; state <= PRS_PAGES_UNBACKED; state++)
         check_fill((enum prs_page_state)state, true, 4096 * 3 + 64, ((size_t)33 << 20) + 5, 0);
+}
+
+static size_t fill_cold(size_t n, unsigned threads)
+{
+    int fd = new_file(n + 8192);
+    unsigned char *map = map_file(fd, n + 8192), *from = pattern(n, 4);
+    size_t mapped_from = 0;
+    lame = 1;
+    int rc = prs_fill(fd, 100, map + 100, from, n, PRS_PAGES_UNBACKED, threads, &mapped_from);
+    lame = 0;
+    CHECK_EQ(rc, 0);
+    if (mapped_from < n)
+        CHECK_EQ(present_pages(map + 100 + mapped_from, n - mapped_from),
+                 prs_pages_end(100 + mapped_from, n - mapped_from) - prs_pages_first(100 + mapped_from));
+    CHECK_MEM(map + 100, from, n);
+    munmap(map, n + 8192);
+    close(fd);
+    free(from);
+    return mapped_from;
+}
+
+TEST(helpers_fill_unbacked_pages_from_the_back)
+{
+    size_t n = ((size_t)12 << 20) + 3;
+    if (!kernel_populates() || prs_cpu_count() < 2)
+        SKIP("no second CPU, or no populate");
+    cpus = CPUS_DIFFER;
+    size_t with_1 = fill_cold(n, 2), with_2 = fill_cold(n, 3);
+    cpus = CPUS_SAME; /* a helper on the caller's CPU stops before its first piece, or once it finds out */
+    size_t beside = fill_cold(n, 2);
+    cpus = CPUS_AS_THEY_ARE;
+    CHECK_MSG(with_1 > 0 && with_1 < n / 2, "one helper left %zu of %zu", with_1, n);
+    CHECK_MSG(with_2 > 0 && with_2 < n / 2, "two helpers left %zu of %zu", with_2, n);
+    CHECK_MSG(beside > n / 2, "a helper on the same CPU left %zu of %zu", beside, n);
 }
 
 TEST(nonsense_is_refused)
@@ -405,7 +464,7 @@ TEST(a_full_file_system_is_an_error_and_keeps_nothing)
         SKIP("no tmpfs can be mounted here");
     }
     snprintf(path, sizeof path, "%s/f", dir);
-    int fd = open(path, O_RDWR | O_CREAT, 0600), rc[4] = {0};
+    int fd = open(path, O_RDWR | O_CREAT, 0600), rc[5] = {0};
     size_t size = (size_t)16 << 20;
     bool made = fd >= 0 && ftruncate(fd, (off_t)size + 4096) == 0;
     umount2(dir, MNT_DETACH); /* lives on behind the descriptor; nothing is left whatever fails below */
@@ -417,13 +476,18 @@ TEST(a_full_file_system_is_an_error_and_keeps_nothing)
     CHECK_EQ(prs_area_fill(&t.area, 0, from, 1 << 20, 0, &grown), 0);
     rc[0] = prs_area_fill(&t.area, 4096, from, 12 << 20, 0, &grown); /* partly backed, partly not */
     rc[1] = prs_area_fill(&t.area, 1 << 20, from, 12 << 20, 1, &grown);
+    lame = 1; /* the helper is the one that meets the end */
+    cpus = CPUS_DIFFER;
+    rc[4] = prs_area_fill(&t.area, 1 << 20, from, 12 << 20, 2, &grown);
+    lame = 0;
+    cpus = CPUS_AS_THEY_ARE;
     rc[2] = prs_area_populate(&t.area, 0, 12 << 20, 0, &grown);
     /* Marked as backed, and not there: an error all the same. */
     prs_pages_set(t.area.backed, 512, 2048);
     rc[3] = prs_area_fill(&t.area, 2 << 20, from, 8 << 20, 0, &grown);
     prs_pages_clear(t.area.backed, 512, 2048);
     CHECK_EQ(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 4096 + (2 << 20), 8 << 20), 0);
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < 5; i++)
         CHECK_MSG(rc[i] == -ENOSPC, "case %d: %d", i, rc[i]);
     check_marks(&t);
     CHECK(backed_bytes(fd) <= (2 << 20) + 4096);
