@@ -64,6 +64,7 @@ prs_held(prs_store *s, prs_slot *slot, bool freed)
     for (uint32_t i = 0; i < words; i++)
         if (prs_load_seqcst(&pins[i]))
             return true;
+    PRS_POINT(held_pins);
     if (freed)
         return false;
     for (uint32_t i = 0; i < words; i++)

@@ -331,6 +331,56 @@ TEST(closing_gives_everything_back)
     close_store(s);
 }
 
+/* ---- trading one hold for another behind a freer's look ------------------------------------------- */
+
+static void *
+let_go(void *arg)
+{
+    struct {
+        prs_store *s;
+        prs_oid id;
+    } *who = arg;
+    prs_unref(who->s, &who->id);
+    return NULL;
+}
+
+/* The freer looks at the pins, then at the refs. Held all the time, but never by a ref when it looks at refs. */
+TEST(a_hold_traded_behind_the_freers_look_counts)
+{
+    prs_store *s = store_of(8 * MIB), *t = client_of(s);
+    struct {
+        prs_store *s;
+        prs_oid id;
+    } who = {t, put(t, 640, 5)};
+    prs_view v;
+    pthread_t freer;
+    if (!prs_failpoint_arm("held_pins", PRS_FAIL_HOLD, 1, 100))
+        SKIP("built without failpoints");
+    CHECK(prs_failpoint_arm("freeing", PRS_FAIL_HOLD, 1, 100));
+    pthread_create(&freer, NULL, let_go, &who);
+    prs_os_sleep(50 * PRS_MS); /* its first look has passed the pins: */
+    CHECK_EQ(prs_pin(s, &who.id, &v), PRS_OK);
+    prs_os_sleep(100 * PRS_MS); /* nothing seen, FREEING, before its second look: */
+    CHECK_EQ(prs_word_state(prs_load_seqcst(&prs_slot_at(s, who.id.slot)->word)), PRS_STATE_FREEING);
+    CHECK(prs_failpoint_arm("held_pins", PRS_FAIL_HOLD, 1, 100));
+    CHECK_EQ(prs_ref(s, &who.id), PRS_OK);
+    prs_unpin(s, &who.id);
+    prs_os_sleep(100 * PRS_MS); /* no pin seen; before it looks at the refs: */
+    CHECK_EQ(prs_pin(s, &who.id, &v), PRS_OK);
+    prs_unref(s, &who.id);
+    pthread_join(freer, NULL);
+    CHECK_EQ(prs_state(s, &who.id), PRS_OK);
+    prs_oid other = put(t, 640, 6);
+    CHECK(content_right(v.data, 640, 5));
+    CHECK_STORE(s);
+    prs_unpin(s, &who.id);
+    CHECK_EQ(prs_state(s, &who.id), PRS_E_LOST);
+    prs_unref(t, &other);
+    CHECK_EMPTY(s);
+    close_store(t);
+    close_store(s);
+}
+
 /* ---- windows ---------------------------------------------------------------------------------------- */
 
 static void
