@@ -112,8 +112,9 @@ static inline PyObject *prp_type_lookup(PyTypeObject *type, PyObject *name)
 /* ---- attribute storage of plain instances ----------------------------------------------------------------------------
  *
  * Attributes of an ordinary instance lie in an array beside it until somebody asks for __dict__. Three answers:
- *     PRP_ATTRS_INLINE   the view is filled: `count` attributes in order of insertion
- *     PRP_ATTRS_DICT     there is a dict, `dict` borrowed
+ *     PRP_ATTRS_INLINE   the view is filled: `count` attributes in order of insertion; `dict` is NULL, or the dict that was made
+ *                        and still shares its keys with the class (borrowed)
+ *     PRP_ATTRS_DICT     there is a dict of another kind, `dict` borrowed
  *     PRP_ATTRS_NONE     no attribute is set
  *     PRP_ATTRS_UNKNOWN  use prp_attrs_dict(), which makes the dict
  * A view is valid until code runs that may change the instance. */
@@ -133,37 +134,40 @@ static inline int prp_attrs_view(PyObject *obj, PyTypeObject *type, prp_attrs *v
     (void)obj, (void)type, (void)view, (void)dict;
     return PRP_ATTRS_UNKNOWN;
 #else
+    *dict = NULL;
+    PyDictValues *values = NULL;
     if (!(type->tp_flags & Py_TPFLAGS_MANAGED_DICT)) {
         if (type->tp_dictoffset <= 0)
             return PRP_ATTRS_UNKNOWN;
         *dict = *(PyObject **)((char *)obj + type->tp_dictoffset);
         return *dict ? PRP_ATTRS_DICT : PRP_ATTRS_NONE;
     }
-    PyDictValues *values;
 #if PY_VERSION_HEX < 0x030C0000
     *dict = *_PyObject_ManagedDictPointer(obj);
-    if (*dict)
-        return PRP_ATTRS_DICT;
-    values = *_PyObject_ValuesPointer(obj);
-    if (!values)
-        return PRP_ATTRS_NONE;
+    if (!*dict)
+        values = *_PyObject_ValuesPointer(obj);
 #elif PY_VERSION_HEX < 0x030D0000
     PyDictOrValues either = *_PyObject_DictOrValuesPointer(obj);
-    if (!_PyDictOrValues_IsValues(either)) {
+    if (_PyDictOrValues_IsValues(either))
+        values = _PyDictOrValues_GetValues(either);
+    else
         *dict = _PyDictOrValues_GetDict(either);
-        return *dict ? PRP_ATTRS_DICT : PRP_ATTRS_NONE;
-    }
-    values = _PyDictOrValues_GetValues(either);
 #else
     *dict = (PyObject *)_PyObject_GetManagedDict(obj);
-    if (*dict)
-        return PRP_ATTRS_DICT;
-    if (!(type->tp_flags & Py_TPFLAGS_INLINE_VALUES))
-        return PRP_ATTRS_NONE;
-    values = _PyObject_InlineValues(obj);
-    if (!values->valid)
-        return PRP_ATTRS_UNKNOWN;
+    if (!*dict && type->tp_flags & Py_TPFLAGS_INLINE_VALUES) {
+        values = _PyObject_InlineValues(obj);
+        if (!values->valid)
+            return PRP_ATTRS_UNKNOWN;
+    }
 #endif
+    if (*dict) {
+        PyDictObject *d = (PyDictObject *)*dict;
+        if (!PyDict_CheckExact(*dict) || !d->ma_values || d->ma_keys != ((PyHeapTypeObject *)type)->ht_cached_keys)
+            return PRP_ATTRS_DICT;
+        values = d->ma_values;
+    }
+    if (!values)
+        return PRP_ATTRS_NONE;
     view->keys = ((PyHeapTypeObject *)type)->ht_cached_keys;
     view->values = values->values;
 #if PY_VERSION_HEX < 0x030D0000
@@ -265,31 +269,23 @@ static inline PyObject *prp_set_next(PyObject *set, Py_ssize_t *pos)
 static inline bool prp_long_small(PyObject *obj, int64_t *value)
 {
 #if PRP_INTERNALS && PY_VERSION_HEX < 0x030C0000
-    Py_ssize_t size = Py_SIZE(obj);
+    /* Without branches: the size of ints in one list is often as good as random. */
+    int64_t size = Py_SIZE(obj), sign = size >> 63;
+    uint64_t n = (uint64_t)((size ^ sign) - sign), two = n >> 1;
     const digit *digits = ((PyLongObject *)obj)->ob_digit;
-    if (PRP_LIKELY((size_t)(size + 1) <= 2)) {
-        *value = (int64_t)size * (int64_t)digits[0]; /* the first digit of 0 is 0 */
-        return true;
-    }
-    if (size == 2 || size == -2) {
-        int64_t magnitude = (int64_t)digits[0] | (int64_t)digits[1] << PyLong_SHIFT;
-        *value = size < 0 ? -magnitude : magnitude;
-        return true;
-    }
-    return false;
+    if (PRP_UNLIKELY(n > 2))
+        return false;
+    uint64_t magnitude = ((uint64_t)digits[0] & -(uint64_t)(n != 0)) | ((uint64_t)digits[two] & -two) << PyLong_SHIFT;
+    *value = (int64_t)((magnitude ^ (uint64_t)sign) - (uint64_t)sign);
+    return true;
 #elif PRP_INTERNALS
     const struct _PyLongValue *v = &((PyLongObject *)obj)->long_value;
-    int64_t sign = 1 - (int64_t)(v->lv_tag & 3);
-    size_t digits = v->lv_tag >> 3;
-    if (PRP_LIKELY(digits <= 1)) {
-        *value = sign * (int64_t)v->ob_digit[0];
-        return true;
-    }
-    if (digits == 2) {
-        *value = sign * ((int64_t)v->ob_digit[0] | (int64_t)v->ob_digit[1] << PyLong_SHIFT);
-        return true;
-    }
-    return false;
+    uint64_t n = v->lv_tag >> 3, two = n >> 1;
+    int64_t sign = 1 - (int64_t)(v->lv_tag & 3); /* 0 is 1 - 1 */
+    if (PRP_UNLIKELY(n > 2))
+        return false;
+    *value = sign * (int64_t)((uint64_t)v->ob_digit[0] | ((uint64_t)v->ob_digit[two] & -two) << PyLong_SHIFT);
+    return true;
 #elif PY_VERSION_HEX >= 0x030C0000
     if (!PyUnstable_Long_IsCompact((PyLongObject *)obj))
         return false;

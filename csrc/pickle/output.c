@@ -5,7 +5,7 @@
  * Frames follow the standard pickler byte for byte: closed at the first object boundary past 64 KiB, left out below 4 bytes,
  * and data of 64 KiB and more stands outside of them.
  *
- * Scratch memory is kept between dumps up to KEEP_BYTES.
+ * Scratch memory is kept between dumps up to PRP_KEEP_BYTES.
  */
 #include "save.h"
 
@@ -13,7 +13,6 @@
 #include <string.h>
 
 #define INITIAL_BYTES 1024
-#define KEEP_BYTES (1u << 20)
 #define KEEP_PIECES 256
 #define FRAME_HEADER 9
 #define FRAME_MIN 4
@@ -60,7 +59,7 @@ void prp_out_reset(prp_saver *s)
     }
     s->p = s->base;
     s->frame = SIZE_MAX;
-    if ((size_t)(s->end - s->base) > KEEP_BYTES) {
+    if ((size_t)(s->end - s->base) > PRP_KEEP_BYTES) {
         uint8_t *small = realloc(s->base, INITIAL_BYTES);
         if (small) {
             s->base = s->p = small;
@@ -132,6 +131,7 @@ static void close_frame(prp_saver *s)
 
 int prp_out_begin(prp_saver *s)
 {
+    set_limit(s);
     if (s->proto >= 2) {
         *s->p++ = OP_PROTO;
         *s->p++ = (uint8_t)s->proto;

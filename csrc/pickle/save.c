@@ -16,8 +16,6 @@
 /* Depth up to which fast mode does not look for cycles, and at which it gives up. */
 #define FAST_NESTING 50
 #define FAST_NESTING_MAX 10000
-/* What foreign code and error handling may need below us. */
-#define STACK_RESERVE (96 * 1024)
 
 uint64_t prp_epoch = 1;
 
@@ -489,7 +487,7 @@ static int save(prp_saver *s, PyObject *obj, bool ask_id)
     PyTypeObject *type;
     bool noted;
 
-    if (PRP_UNLIKELY(prp_stack_low(STACK_RESERVE)))
+    if (PRP_UNLIKELY((uintptr_t)__builtin_frame_address(0) < s->stack_limit))
         return deep_recursion(s);
 
 save:

@@ -93,6 +93,7 @@ struct prp_saver {
     size_t depth, room;
     PyObject *guard; /* owned: keeps the object in hand alive across a hook */
     PyObject *next; /* set by prp_save_other together with SAVE_NEXT; borrowed */
+    uintptr_t stack_limit; /* the C stack may grow down to here; 0 if unknown */
     uint64_t stream; /* number of this dump, for what plans keep per stream */
 
     int proto;
@@ -157,6 +158,7 @@ extern uint64_t prp_epoch; /* grows whenever code that is not ours may have run,
 
 #define PRP_ROOM 64 /* bytes that are free at the start of every object */
 #define PRP_FRAME_SIZE (64 * 1024)
+#define PRP_KEEP_BYTES (1u << 20) /* of scratch between dumps */
 
 int prp_out_init(prp_saver *s);
 void prp_out_free(prp_saver *s);
@@ -243,7 +245,7 @@ typedef struct {
     PyObject *int_proto[6];
     PyObject *str_module, *str_qualname, *str_name, *str_reduce_ex, *str_reduce, *str_getstate, *str_getnewargs_ex,
         *str_getnewargs, *str_class, *str_value, *str_getattr, *str_getattribute, *str_iter, *str_main, *str_latin1,
-        *str_locals;
+        *str_locals, *str_cloudpickle;
 } prp_globals;
 
 extern prp_globals prp_g;

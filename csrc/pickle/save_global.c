@@ -51,12 +51,9 @@ static PyObject *module_name(prp_saver *s, PyObject *obj, PyObject *name)
 
 /* What `module`.`name` is now; new reference. NULL with or without an exception. *parent is what has the last part of a dotted
  * name (new reference), NULL for an undotted one; *last (new reference) its last part. */
-static PyObject *resolve(prp_saver *s, PyObject *module, PyObject *name, PyObject **parent, PyObject **last)
+static PyObject *resolve(prp_saver *s, PyObject *module, PyObject *name, bool dotted, PyObject **parent, PyObject **last)
 {
-    Py_ssize_t dot = PyUnicode_FindChar(name, '.', 0, PyUnicode_GET_LENGTH(name), 1);
-    if (dot == -2)
-        return NULL;
-    if (dot < 0) {
+    if (!dotted) {
         *last = Py_NewRef(name);
         if (PyModule_CheckExact(module)) {
             PyObject *found = PyDict_GetItemWithError(PyModule_GetDict(module), name);
@@ -196,9 +193,11 @@ static int by_value_wanted(prp_saver *s)
         return s->by_value_wanted;
     s->by_value_asked = s->stream;
     s->by_value_wanted = false;
-    PyObject *cloudpickle = PyDict_GetItemString(prp_g.sys_modules, "cloudpickle");
-    if (!cloudpickle)
+    PyObject *cloudpickle = PyDict_GetItemWithError(prp_g.sys_modules, prp_g.str_cloudpickle);
+    if (!cloudpickle) {
+        PyErr_Clear();
         return 0;
+    }
     PyObject *modules = PyObject_CallMethod(cloudpickle, "list_registry_pickle_by_value", NULL);
     if (!modules) {
         PyErr_Clear(); /* a version without it, or half imported */
@@ -255,6 +254,12 @@ static int save_by_value(prp_saver *s, PyObject *obj)
     int found = prp_by_value(s, obj, &value);
     if (found <= 0)
         return found;
+    if (PyType_Check(obj) && !(((PyTypeObject *)obj)->tp_flags & Py_TPFLAGS_HEAPTYPE) &&
+        !(PyTuple_Check(value) && PyTuple_GET_SIZE(value) == 2)) {
+        /* The interpreter's own types exist once per process; what builds another one is of no use. */
+        Py_DECREF(value);
+        return 0;
+    }
     int status = prp_save_reduce_value(s, value, obj);
     Py_DECREF(value);
     return status < 0 ? -1 : 1;
@@ -276,9 +281,6 @@ static int save_named(prp_saver *s, PyObject *obj, PyObject *given, bool may_go_
         PyErr_Format(prp_g.pickling_error, "Can't pickle %R: its module and name must be str", obj);
         goto end;
     }
-    /* The interpreter's own types exist once per process: they go by name or not at all. */
-    if (PyType_Check(obj) && !(((PyTypeObject *)obj)->tp_flags & Py_TPFLAGS_HEAPTYPE))
-        may_go_by_value = false;
     if (may_go_by_value && (PyUnicode_Compare(module_str, prp_g.str_main) == 0 || by_value_wanted(s))) {
         int written = save_by_value(s, obj);
         if (written) {
@@ -286,24 +288,27 @@ static int save_named(prp_saver *s, PyObject *obj, PyObject *given, bool may_go_
             goto end;
         }
     }
-    /* A local name resolves to nothing; only the error would say so. */
-    Py_ssize_t local = may_go_by_value ? PyUnicode_Find(name, prp_g.str_locals, 0, PyUnicode_GET_LENGTH(name), 1) : -1;
-    if (local == -2)
+    Py_ssize_t dot = PyUnicode_FindChar(name, '.', 0, PyUnicode_GET_LENGTH(name), 1);
+    if (dot == -2)
         goto end;
-    if (local >= 0) {
-        int written = save_by_value(s, obj);
-        if (written) {
-            status = written < 0 ? -1 : 0;
+    if (dot >= 0 && may_go_by_value) {
+        /* A local name resolves to nothing; only the error would say so. */
+        Py_ssize_t local = PyUnicode_Find(name, prp_g.str_locals, 0, PyUnicode_GET_LENGTH(name), 1);
+        int written = local >= 0 ? save_by_value(s, obj) : 0;
+        if (written || local == -2) {
+            status = written < 0 || local == -2 ? -1 : 0;
             goto end;
         }
     }
-    module = PyImport_GetModule(module_str);
+    module = Py_XNewRef(PyDict_GetItemWithError(prp_g.sys_modules, module_str));
+    if (module == Py_None)
+        Py_CLEAR(module);
     if (!module && !PyErr_Occurred() && prp_foreign(s) == 0)
         module = PyImport_Import(module_str);
     if (s->restart)
         goto end;
     if (module) {
-        found = resolve(s, module, name, &parent, &last);
+        found = resolve(s, module, name, dot >= 0, &parent, &last);
         if (s->restart)
             goto end;
     }

@@ -63,7 +63,10 @@ static int created(prp_saver *s, PyObject *obj, bool elided, bool *again)
 /* An attribute of the instance itself with one of these names is what __reduce_ex__ would have used. */
 static bool is_hook(PyObject *name)
 {
-    if (!PyUnicode_Check(name) || PyUnicode_GET_LENGTH(name) < 10 || PyUnicode_READ_CHAR(name, 0) != '_')
+    if (PRP_LIKELY(PyUnicode_CheckExact(name) && PyUnicode_IS_COMPACT_ASCII(name)) &&
+        (PyUnicode_1BYTE_DATA(name)[0] != '_' || PyUnicode_GET_LENGTH(name) < 12))
+        return false;
+    if (!PyUnicode_Check(name))
         return false;
     return PyUnicode_CompareWithASCIIString(name, "__reduce_ex__") == 0 ||
            PyUnicode_CompareWithASCIIString(name, "__getstate__") == 0 ||
@@ -73,6 +76,14 @@ static bool is_hook(PyObject *name)
 
 static int dict_has_hook(PyObject *dict)
 {
+    if (PyDict_GET_SIZE(dict) <= 16) {
+        PyObject *key, *value;
+        Py_ssize_t pos = 0;
+        while (prp_dict_next(dict, &pos, &key, &value))
+            if (is_hook(key))
+                return 1;
+        return 0;
+    }
     PyObject *const names[] = {prp_g.str_reduce_ex, prp_g.str_getstate, prp_g.str_getnewargs_ex, prp_g.str_getnewargs};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         if (PyDict_GetItemWithError(dict, names[i]))
@@ -215,11 +226,13 @@ static int save_instance(prp_saver *s, prp_plan *plan, PyObject *obj, bool elide
     PyObject *dict = NULL;
     int where = plan->has_attrs ? prp_attrs_view(obj, plan->type, &view, &dict) : PRP_ATTRS_NONE;
     int slots = plan->nslots ? slots_set(plan, obj) : 0;
-    if (where == PRP_ATTRS_INLINE) {
+    if (where == PRP_ATTRS_INLINE) { /* the attributes lie in an array, with or without a dict over it */
         if (names_have_hook(plan, &view))
             return SAVE_GENERIC;
-        if (!s->elide || slots)
-            where = PRP_ATTRS_UNKNOWN; /* code may run that sees the instance change: work on its dict */
+        if (!s->elide || slots || (dict && Py_REFCNT(dict) != 1)) {
+            /* Code may run that changes the instance, or somebody else has the dict: work on that. */
+            where = dict ? PRP_ATTRS_DICT : PRP_ATTRS_UNKNOWN;
+        }
     }
     if (where == PRP_ATTRS_UNKNOWN) {
         prp_own(s);
@@ -288,7 +301,7 @@ static int save_namedtuple(prp_saver *s, prp_plan *plan, PyObject *obj, bool eli
         int where = prp_attrs_view(obj, plan->type, &view, &dict);
         if (where == PRP_ATTRS_UNKNOWN || (where == PRP_ATTRS_INLINE && view.count > 0) ||
             (where == PRP_ATTRS_DICT && PyDict_GET_SIZE(dict) > 0))
-            return SAVE_GENERIC;
+            return SAVE_GENERIC; /* attributes of a subclass */
     }
     if (prp_plan_class(s, plan) < 0)
         return SAVE_ERROR;

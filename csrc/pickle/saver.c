@@ -1,12 +1,15 @@
 /* A saver's life: made, kept for the next dump, run, emptied; and the objects all of them share. */
 #include "save.h"
 #include "plan.h"
+#include "write.h"
 
 #include <stdlib.h>
 
 #define KEEP_SLOTS (64 * 1024)
 #define KEEP_FRAMES 4096
 #define SPARE 2
+/* What foreign code and error handling may need of the C stack below us. */
+#define STACK_RESERVE (96 * 1024)
 
 prp_globals prp_g;
 
@@ -41,6 +44,7 @@ int prp_setup(void)
         {&prp_g.str_main, "__main__"},
         {&prp_g.str_latin1, "latin1"},
         {&prp_g.str_locals, "<locals>"},
+        {&prp_g.str_cloudpickle, "cloudpickle"},
     };
     static const struct {
         PyObject **to;
@@ -109,6 +113,12 @@ static void drop_steps(prp_saver *s)
 /* What belongs to one dump alone; the memo stays. */
 void prp_saver_finish(prp_saver *s)
 {
+    if (PRP_LIKELY(!s->guard && !s->by_value && !s->step_count && !s->buffer_count && !s->segments && !s->piece_count &&
+                   s->room <= KEEP_FRAMES && (size_t)(s->end - s->base) <= PRP_KEEP_BYTES)) {
+        s->p = s->base;
+        s->frame = SIZE_MAX;
+        return;
+    }
     Py_CLEAR(s->guard);
     Py_CLEAR(s->by_value);
     drop_steps(s);
@@ -271,6 +281,9 @@ static int run(prp_saver *s, PyObject *root)
         s->append_from = PyList_GET_SIZE(s->append_to);
     }
     prp_epoch++;
+    s->stack_limit = prp_stack_bottom();
+    if (s->stack_limit)
+        s->stack_limit += STACK_RESERVE;
     if (!s->elide)
         prp_own(s);
     for (;;) {
@@ -303,8 +316,42 @@ int prp_dump(prp_saver *s, PyObject *root)
     return status;
 }
 
+/* A pickle that is one atom, without a saver; NULL without an exception if obj is none. Protocol 5. */
+static PyObject *dumps_atom(PyObject *obj)
+{
+    uint8_t out[PRP_ROOM], *p = out;
+    PyTypeObject *type = Py_TYPE(obj);
+    int64_t value;
+    *p++ = OP_PROTO;
+    *p++ = 5;
+    if (obj == Py_None) {
+        *p++ = OP_NONE;
+    } else if (type == &PyLong_Type && prp_long_small(obj, &value) && value == (int32_t)value) {
+        p = prp_put_int32(p, (long)value);
+    } else if (type == &PyBool_Type) {
+        *p++ = obj == Py_True ? OP_NEWTRUE : OP_NEWFALSE;
+    } else {
+        return NULL;
+    }
+    if (p - out > 4) {
+        /* FRAME, 8 bytes of length */
+        size_t len = (size_t)(p - out) - 2 + 1;
+        memmove(out + 11, out + 2, len - 1);
+        out[2] = OP_FRAME;
+        prp_put_u64(out + 3, len);
+        p = out + 11 + len - 1;
+    }
+    *p++ = OP_STOP;
+    return PyBytes_FromStringAndSize((char *)out, p - out);
+}
+
 PyObject *prp_dumps(PyObject *obj, int proto, bool fix_imports, PyObject *buffer_callback)
 {
+    if (proto == 5) {
+        PyObject *atom = dumps_atom(obj);
+        if (atom || PyErr_Occurred())
+            return atom;
+    }
     prp_saver *s = prp_acquire();
     if (!s)
         return NULL;

@@ -57,20 +57,15 @@ static inline void prp_copy_short(uint8_t *to, const void *data, size_t n)
     }
 }
 
-/* Any protocol from 1 on. */
+/* A value that fits 32 bits, any protocol from 1 on. The length is computed, not branched on: it is often as good as random. */
 static inline uint8_t *prp_put_int32(uint8_t *p, long value)
 {
-    if (PRP_LIKELY((unsigned long)value <= 0xffff)) {
-        if (value <= 0xff) {
-            *p++ = OP_BININT1;
-            *p++ = (uint8_t)value;
-            return p;
-        }
-        *p++ = OP_BININT2;
-        return prp_put_u16(p, (uint32_t)value);
-    }
-    *p++ = OP_BININT;
-    return prp_put_u32(p, (uint32_t)value);
+    static const uint8_t ops[3] = {OP_BININT1, OP_BININT2, OP_BININT};
+    uint32_t bits = (uint32_t)value;
+    unsigned width = (bits > 0xff) + (bits > 0xffff);
+    p[0] = ops[width];
+    prp_put_u32(p + 1, bits);
+    return p + 2 + width + (width >> 1);
 }
 
 /* Any 64-bit value: BININT forms where they hold it, else LONG1 with the fewest bytes. */
