@@ -29,6 +29,19 @@ ssize_t pwrite(int fd, const void *from, size_t n, off_t offset)
     return syscall(SYS_pwrite64, fd, from, n, offset);
 }
 
+/* With `unwilling` set, populate fails in each thread after so many calls, as it does on kernels that lack it. */
+static int unwilling;
+static _Thread_local int populates;
+
+int madvise(void *at, size_t n, int advice)
+{
+    if (unwilling && (advice == 22 || advice == 23) && populates++ >= unwilling) {
+        errno = EINVAL;
+        return -1;
+    }
+    return (int)syscall(SYS_madvise, at, n, advice);
+}
+
 int sched_getcpu(void)
 {
     unsigned cpu = 0;
@@ -203,9 +216,48 @@ TEST(helpers_fill_unbacked_pages_from_the_back)
     cpus = CPUS_SAME; /* a helper on the caller's CPU stops before its first piece, or once it finds out */
     size_t beside = fill_cold(n, 2);
     cpus = CPUS_AS_THEY_ARE;
+    unwilling = 3;
+    cpus = CPUS_DIFFER;
+    size_t after_3 = fill_cold(n, 2), after_6 = fill_cold(n, 3);
+    unwilling = 0;
+    cpus = CPUS_AS_THEY_ARE;
+    CHECK_MSG(after_3 < n && after_3 >= n - 3 * 262144, "left %zu of %zu", after_3, n);
+    CHECK_MSG(after_6 <= n && after_6 >= n - 6 * 262144, "left %zu of %zu", after_6, n);
     CHECK_MSG(with_1 > 0 && with_1 < n / 2, "one helper left %zu of %zu", with_1, n);
     CHECK_MSG(with_2 > 0 && with_2 < n / 2, "two helpers left %zu of %zu", with_2, n);
     CHECK_MSG(beside > n / 2, "a helper on the same CPU left %zu of %zu", beside, n);
+}
+
+TEST(fill_and_populate_without_the_kernels_help)
+{
+    size_t n = (size_t)9 << 20;
+    int fd = new_file(n);
+    unsigned char *from = pattern(n, 4);
+    for (int state = PRS_PAGES_BACKED; state <= PRS_PAGES_UNBACKED; state++)
+        for (int limit = 1; limit <= 2; limit++) {
+            unsigned char *map = map_file(fd, n);
+            size_t mapped_from = 0;
+            unwilling = limit;
+            populates = 0;
+            int rc = prs_fill(fd, 0, map, from + limit, n - 2, (enum prs_page_state)state, 1, &mapped_from);
+            unwilling = 0;
+            CHECK_EQ(rc, 0);
+            CHECK_EQ(mapped_from, n - 2); /* what is mapped is not one range, so nothing is said to be */
+            CHECK_MEM(map, from + limit, n - 2);
+            munmap(map, n);
+        }
+    CHECK_EQ(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)n), 0);
+    unsigned char *map = map_file(fd, n);
+    unwilling = 1;
+    populates = 1;
+    int rc = prs_populate(fd, 4096, map + 4096, n - 4096, PRS_PAGES_UNBACKED, 1);
+    unwilling = 0;
+    CHECK_EQ(rc, 0);
+    CHECK_EQ(backed_bytes(fd), n - 4096);
+    CHECK_EQ(present_pages(map + 4096, n - 4096), n / 4096 - 1);
+    munmap(map, n);
+    close(fd);
+    free(from);
 }
 
 TEST(nonsense_is_refused)
