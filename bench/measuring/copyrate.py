@@ -57,7 +57,7 @@ class Copy:
     """
     Copies of `array` by every kernel into memory that is mapped and was used before, private and shared.
 
-    The functions that `kernels` gives work until `close`.
+    The functions that `kernels` gives must not be called after `close`.
     """
 
     def __init__(self, array: np.ndarray):
@@ -76,7 +76,10 @@ class Copy:
         src, size = self._array.ctypes.data, self._array.nbytes
 
         def kernel(dst: int, streaming: bool, threads: int) -> Callable[[], None]:
-            return lambda: copy(dst, src, size, streaming=streaming, threads=threads)
+            def run(_alive: Copy = self) -> None:
+                copy(dst, src, size, streaming=streaming, threads=threads)
+
+            return run
 
         made = {}
         for name, (streaming, threads) in _kernels().items():

@@ -103,6 +103,8 @@ def _against_best(what: str, size: int, results: dict[str, list[float]]) -> Clai
 def second_hand(quick: bool) -> list[Claim]:
     """Into pages that another process wrote and freed: the pipeline's normal case."""
     context = multiprocessing.get_context("spawn")
+    # The pages must still be there when the child is: however long it takes to start on a busy machine.
+    pyray_ser.init(warm_reserve=2 * 10**9)
     claims = []
     for name, size in _sizes(quick).items():
         array = data.large(size)

@@ -51,11 +51,11 @@ def _repeat(work, seconds: float) -> float:
 def _serve(pipe: Connection, size: int) -> None:
     """Do what is asked, for as long as is asked, and answer how often it was done."""
     array = data.large(size) if size else data.small()
-    works = {SMALL: partial(_small, array), SPIN: partial(_spin, array)}
     if size:
-        for name, kernel in Copy(array).kernels().items():
-            works[name] = partial(_repeat, kernel)
+        works = {name: partial(_repeat, kernel) for name, kernel in Copy(array).kernels().items()}
         works[LARGE] = partial(_repeat, lambda: pyray_ser.put(array))
+    else:
+        works = {SMALL: partial(_small, array), SPIN: partial(_spin, array)}
     for work in works.values():
         work(0.01)
     pipe.send(list(works))
@@ -133,7 +133,7 @@ def large(quick: bool) -> list[Claim]:
     rounds, seconds = (3, 0.05) if quick else (9, 0.2)
     rates: dict[tuple[str, int], list[float]] = {}
     with _Pair(size) as pair:
-        copies = [name for name in pair.works if name not in (SMALL, SPIN, LARGE)]
+        copies = [name for name in pair.works if name != LARGE]
         for _ in range(rounds):
             for name in [*copies, LARGE]:
                 for processes in (1, 2):
