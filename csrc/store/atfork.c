@@ -38,13 +38,13 @@ copy_hold(prs_store *s, uint32_t i, uint32_t word_index, uint64_t bit, bool stic
     prs_atomic_u64 *refs = prs_refs(slot) + word_index, *pins = prs_pins(s, slot) + word_index;
     if (prs_load_relaxed(&slot->serial) != p->serial)
         return; /* refs to an object that was freed */
-    if (p->pins)
+    if (prs_load_relaxed(&p->pins))
         prs_fetch_or_seqcst(pins, bit);
-    if (p->refs)
+    if (prs_load_relaxed(&p->refs))
         prs_fetch_or_seqcst(refs, bit);
     /* Whoever frees may have looked at the child's bits already and at ours only after we let go. */
     if (!prs_insist(slot, p->serial) || (prs_load_seqcst(&slot->word) & PRS_WORD_FREED))
-        if (p->refs)
+        if (prs_load_relaxed(&p->refs))
             prs_fetch_and_seqcst(refs, ~bit); /* a ref to what was freed: the slot may be another's by now */
     if (sticky)
         prs_fetch_add_relaxed(&s->super->orphaned, 1);
@@ -65,7 +65,7 @@ prepare_one(prs_store *s)
     uint32_t child = sticky ? PRS_STICKY_CLIENT : s->child;
     uint32_t published = prs_load_acquire(&s->super->published);
     for (uint32_t i = 0; i < published; i++)
-        if (s->priv[i].refs || s->priv[i].pins)
+        if (prs_load_relaxed(&s->priv[i].refs) || prs_load_relaxed(&s->priv[i].pins))
             copy_hold(s, i, child / 64, 1ull << child % 64, sticky);
     PRS_POINT(fork_copied);
 }

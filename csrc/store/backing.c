@@ -216,7 +216,7 @@ prs_fill_range(prs_store *s, uint64_t off, const void *src, size_t n, prs_error 
 static uint64_t
 reserve_bytes(prs_store *s)
 {
-    uint64_t keep = s->super->warm_reserve, quarter = s->super->arena.used / 4;
+    uint64_t keep = s->super->warm_reserve, quarter = prs_load_relaxed(&s->super->arena.used) / 4;
     if (quarter > keep)
         keep = quarter;
     if ((uint64_t)prs_now() < prs_load_relaxed(&s->super->warm_until)) {
@@ -244,7 +244,7 @@ prs_beyond_reserve(prs_store *s, uint64_t size)
     }
     if (size <= s->super->warm_reserve / 16 && now < until)
         return false; /* many small ones: the periodic trim sees to them */
-    uint64_t used = s->super->arena.used, backed = data_backed(s);
+    uint64_t used = prs_load_relaxed(&s->super->arena.used), backed = data_backed(s);
     uint64_t live = used > size ? used - size : 0;
     return backed > live && backed - live > reserve_bytes(s) + size;
 }
@@ -274,7 +274,7 @@ void
 prs_trim_excess(prs_store *s)
 {
     uint64_t keep = reserve_bytes(s);
-    if (prs_load_acquire(&s->wr) && data_backed(s) > s->super->arena.used + keep)
+    if (prs_load_acquire(&s->wr) && data_backed(s) > prs_load_relaxed(&s->super->arena.used) + keep)
         prs_trim(s, keep);
 }
 
@@ -286,7 +286,7 @@ prs_trim(prs_store *s, uint64_t keep)
         return 0;
     prs_magazines_flush(s);
     /* Take free extents as if to put into them, largest first, and punch them while they are ours. */
-    while (data_backed(s) > s->super->arena.used + keep) {
+    while (data_backed(s) > prs_load_relaxed(&s->super->arena.used) + keep) {
         uint64_t largest = largest_free(s);
         if (largest < 2 * PRS_PAGE)
             break;
@@ -295,7 +295,8 @@ prs_trim(prs_store *s, uint64_t keep)
         uint64_t size = (largest - PRS_PAGE) & ~(uint64_t)(PRS_PAGE - 1);
         if (prs_large_take(s, size, true, &slot, &word, NULL) < 0)
             break;
-        prs_give_back(s, prs_slot_at(s, slot)->off, prs_slot_at(s, slot)->cap);
+        const prs_slot *taken = prs_slot_at(s, slot);
+        prs_give_back(s, prs_load_relaxed(&taken->off), prs_load_relaxed(&taken->cap));
         prs_take_over(s, slot, word);
         uint64_t after = data_backed(s);
         if (after >= before)

@@ -19,16 +19,18 @@ check_slot(prs_store *s, uint32_t i, prs_error *error)
     if (client >= s->super->max_clients)
         return prs_fail(error, PRS_E_CORRUPT, 0, "slot %u belongs to no client", i);
     if (word & PRS_WORD_FILE) {
-        if (slot->extent != PRS_NIL && state != PRS_STATE_RESERVED && state != PRS_STATE_FREEING)
+        if (prs_load_relaxed(&slot->extent) != PRS_NIL && state != PRS_STATE_RESERVED && state != PRS_STATE_FREEING)
             return prs_fail(error, PRS_E_CORRUPT, 0, "slot %u is spilled and has an extent", i);
         return PRS_OK;
     }
-    if (slot->off > s->capacity || slot->cap > s->capacity - slot->off || slot->off % PRS_UNIT)
+    uint64_t off = prs_load_relaxed(&slot->off), cap = prs_load_relaxed(&slot->cap);
+    uint32_t extent = prs_load_relaxed(&slot->extent);
+    if (off > s->capacity || cap > s->capacity - off || off % PRS_UNIT)
         return prs_fail(error, PRS_E_CORRUPT, 0, "slot %u lies outside the data area", i);
-    if (slot->extent >= 2 * prs_load_relaxed(&s->super->published) + 8 || s->extents[slot->extent].slot != i)
+    if (extent >= 2 * prs_load_relaxed(&s->super->published) + 8 || s->extents[extent].slot != i)
         return prs_fail(error, PRS_E_CORRUPT, 0, "slot %u and its extent disagree", i);
     if (state == PRS_STATE_SEALED &&
-        (slot->size > slot->cap || prs_load_relaxed(&slot->serial) == 0 ||
+        (prs_load_relaxed(&slot->size) > cap || prs_load_relaxed(&slot->serial) == 0 ||
          prs_load_relaxed(&slot->serial) >= prs_load_seqcst(&s->super->serial)))
         return prs_fail(error, PRS_E_CORRUPT, 0, "slot %u: size or serial of a sealed object is wrong", i);
     return PRS_OK;
@@ -124,20 +126,20 @@ prs_get_stats(prs_store *s, prs_stats *out)
         prs_slot *slot = prs_slot_at(s, i);
         switch (prs_word_state(prs_load_relaxed(&slot->word))) {
         case PRS_STATE_RESERVED:
-            reserved += slot->cap;
+            reserved += prs_load_relaxed(&slot->cap);
             break;
         case PRS_STATE_CREATING:
             out->unsealed++;
-            used += slot->cap;
+            used += prs_load_relaxed(&slot->cap);
             break;
         case PRS_STATE_SEALED:
         case PRS_STATE_FREEING:
         case PRS_STATE_SPILLING:
             out->objects++;
-            used += slot->cap;
+            used += prs_load_relaxed(&slot->cap);
             if (prs_load_relaxed(&slot->word) & PRS_WORD_FILE) {
                 out->spilled++;
-                out->spilled_bytes += slot->size;
+                out->spilled_bytes += prs_load_relaxed(&slot->size);
             }
             break;
         default:
@@ -193,8 +195,8 @@ prs_list(prs_store *s, uint32_t *cursor, prs_record *out, int cap)
         prs_record *r = &out[n];
         memset(r, 0, sizeof *r);
         r->id = (prs_oid){s->id, prs_load_relaxed(&slot->serial), *cursor, prs_word_generation(word)};
-        r->size = slot->size;
-        r->extent = slot->cap;
+        r->size = prs_load_relaxed(&slot->size);
+        r->extent = prs_load_relaxed(&slot->cap);
         r->state = state;
         r->ref_holders = count_bits(prs_refs(slot), s->holder_words);
         r->pin_holders = count_bits(prs_pins(s, slot), s->holder_words);

@@ -109,7 +109,7 @@ descriptor_give(prs_store *s, uint32_t i)
 static void
 arena_clear(prs_arena *a)
 {
-    a->used = 0;
+    prs_store_relaxed(&a->used, 0);
     a->extent_free = PRS_NIL;
     a->extent_first = PRS_NIL;
     a->clock = PRS_NIL;
@@ -259,7 +259,7 @@ prs_extent_alloc(prs_store *s, uint64_t size, bool paged, uint32_t slot)
     prs_extent *e = &s->extents[i];
     e->used = 1;
     e->slot = slot;
-    arena_of(s)->used += e->size;
+    prs_store_relaxed(&arena_of(s)->used, prs_load_relaxed(&arena_of(s)->used) + e->size);
     PRS_POINT(extent_used);
     return i;
 none:
@@ -285,7 +285,7 @@ void
 prs_extent_free(prs_store *s, uint32_t i)
 {
     prs_extent *e = &s->extents[i];
-    arena_of(s)->used -= e->size;
+    prs_store_relaxed(&arena_of(s)->used, prs_load_relaxed(&arena_of(s)->used) - e->size);
     e->used = 0;
     e->slot = PRS_NIL;
     if (e->next != PRS_NIL && !s->extents[e->next].used)
@@ -361,14 +361,14 @@ prs_extent_rebuild(prs_store *s)
         prs_slot *slot = prs_slot_at(s, i);
         uint64_t word = prs_load_seqcst(&slot->word);
         if (prs_word_state(word) == PRS_STATE_FREE || (word & PRS_WORD_FILE)) {
-            slot->extent = PRS_NIL;
-            slot->cap = 0;
+            prs_store_relaxed(&slot->extent, PRS_NIL);
+            prs_store_relaxed(&slot->cap, 0);
             continue;
         }
-        if (slot->cap == 0 || slot->cap % PRS_UNIT || slot->off % PRS_UNIT || slot->off > s->capacity ||
-            slot->cap > s->capacity - slot->off)
+        uint64_t off = prs_load_relaxed(&slot->off), cap = prs_load_relaxed(&slot->cap);
+        if (cap == 0 || cap % PRS_UNIT || off % PRS_UNIT || off > s->capacity || cap > s->capacity - off)
             return PRS_E_CORRUPT;
-        s->extents[n++] = (prs_extent){.off = slot->off, .size = slot->cap, .slot = i, .used = 1};
+        s->extents[n++] = (prs_extent){.off = off, .size = cap, .slot = i, .used = 1};
     }
     sort_by_offset(s->extents, n);
     /* The gaps become free extents, with descriptors above the used ones. */
@@ -397,8 +397,8 @@ prs_extent_rebuild(prs_store *s)
         else
             a->extent_first = i;
         last = i;
-        prs_slot_at(s, e->slot)->extent = i;
-        a->used += e->size;
+        prs_store_relaxed(&prs_slot_at(s, e->slot)->extent, i);
+        prs_store_relaxed(&a->used, prs_load_relaxed(&a->used) + e->size);
         at = e->off + e->size;
     }
     a->extent_bump = next;
@@ -428,7 +428,8 @@ prs_extent_check(prs_store *s, prs_error *error)
             if (e->slot >= prs_load_acquire(&s->super->published))
                 return prs_fail(error, PRS_E_CORRUPT, 0, "extent %u belongs to no slot", i);
             const prs_slot *slot = prs_slot_at(s, e->slot);
-            if (slot->extent != i || slot->off != e->off || slot->cap != e->size)
+            if (prs_load_relaxed(&slot->extent) != i || prs_load_relaxed(&slot->off) != e->off ||
+                prs_load_relaxed(&slot->cap) != e->size)
                 return prs_fail(error, PRS_E_CORRUPT, 0, "slot %u and extent %u disagree", e->slot, i);
         } else {
             if (before_free)
@@ -442,9 +443,9 @@ prs_extent_check(prs_store *s, prs_error *error)
     if (at != s->capacity)
         return prs_fail(error, PRS_E_CORRUPT, 0, "extents cover %llu of %llu bytes", (unsigned long long)at,
                         (unsigned long long)s->capacity);
-    if (used != a->used)
+    if (used != prs_load_relaxed(&a->used))
         return prs_fail(error, PRS_E_CORRUPT, 0, "used bytes are %llu, counted %llu", (unsigned long long)used,
-                        (unsigned long long)a->used);
+                        (unsigned long long)prs_load_relaxed(&a->used));
     for (uint32_t fl = 0; fl < PRS_FL_COUNT; fl++) {
         if (!!(a->fl_bitmap >> fl & 1) != !!a->sl_bitmap[fl])
             return prs_fail(error, PRS_E_CORRUPT, 0, "bitmap of power %u is wrong", fl);

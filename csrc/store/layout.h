@@ -95,14 +95,15 @@ prs_word_state(uint64_t word)
 /* Invariant: state != FREE and not FILE  <=>  extent names a used extent whose slot is this
  * one and whose off and size are `off` and `cap`.  Invariant: SEALED => serial != 0, size <= cap,
  * and every object it names through `edges` has a smaller serial.
- * off, cap and extent change under the store lock only; size before SEALED only. */
+ * off, cap and extent change under the store lock only; size before SEALED only.  Atomic (relaxed)
+ * because statistics and claims on magazines read slots of others, and judge by the word what it was worth. */
 typedef struct prs_slot {
     prs_atomic_u64 word;
     prs_atomic_u64 serial;  /* never repeats in a store; the proof behind the generation */
-    uint64_t off;           /* of the extent, from data_off                              */
-    uint64_t cap;           /* bytes of the extent                                       */
-    uint64_t size;          /* bytes of the object                                       */
-    uint32_t extent;        /* index of its descriptor, or PRS_NIL                       */
+    prs_atomic_u64 off;     /* of the extent, from data_off                              */
+    prs_atomic_u64 cap;     /* bytes of the extent                                       */
+    prs_atomic_u64 size;    /* bytes of the object                                       */
+    prs_atomic_u32 extent;  /* index of its descriptor, or PRS_NIL                       */
     prs_atomic_u32 next_free; /* FREE: the next on the stack of free slots; else: when last
                                * pinned, in ticks of prs_tick()                          */
     prs_atomic_u32 links;   /* live links that hold this object; written under the lock  */
@@ -217,7 +218,7 @@ _Static_assert(sizeof(prs_client) == 128, "a client is two cache lines");
 
 /* Written by whoever holds the store lock, rebuilt by whoever steals it. */
 typedef struct prs_arena {
-    uint64_t used;          /* bytes of used extents                                     */
+    prs_atomic_u64 used;    /* bytes of used extents                                     */
     uint32_t slot_free;     /* stack of FREE slots                                       */
     uint32_t slot_free_count;
     uint32_t extent_free;   /* stack of unused descriptors                               */

@@ -51,19 +51,20 @@ attach(prs_store *s, uint64_t size, bool paged, uint32_t state, prs_reserved *ou
     if (i == PRS_NIL)
         return PRS_E_OBJECTS;
     prs_slot *slot = prs_slot_at(s, i);
-    slot->extent = PRS_NIL;
-    slot->off = slot->cap = 0;
+    prs_store_relaxed(&slot->extent, PRS_NIL);
+    prs_store_relaxed(&slot->off, 0);
+    prs_store_relaxed(&slot->cap, 0);
     if (!(state & PRS_WORD_FILE)) {
         uint32_t e = prs_extent_alloc(s, size, paged, i);
         if (e == PRS_NIL) {
             prs_slot_give(s, i);
             return PRS_E_FULL;
         }
-        slot->extent = e;
-        slot->off = s->extents[e].off;
-        slot->cap = s->extents[e].size;
+        prs_store_relaxed(&slot->extent, e);
+        prs_store_relaxed(&slot->off, s->extents[e].off);
+        prs_store_relaxed(&slot->cap, s->extents[e].size);
     }
-    slot->size = 0;
+    prs_store_relaxed(&slot->size, 0);
     prs_store_relaxed(&slot->edges, PRS_NIL);
     prs_store_relaxed(&slot->next_free, 0);
     out->slot = i;
@@ -85,10 +86,10 @@ give(prs_store *s, uint32_t i, uint64_t word)
     prs_link_splice(s, i);
     prs_store_seqcst(&slot->links, 0);
     PRS_POINT(give_edges);
-    if (slot->extent != PRS_NIL)
-        prs_extent_free(s, slot->extent);
-    slot->extent = PRS_NIL;
-    slot->cap = 0;
+    if (prs_load_relaxed(&slot->extent) != PRS_NIL)
+        prs_extent_free(s, prs_load_relaxed(&slot->extent));
+    prs_store_relaxed(&slot->extent, PRS_NIL);
+    prs_store_relaxed(&slot->cap, 0);
     PRS_POINT(give_extent);
     prs_slot_give(s, i);
     PRS_POINT(give_slot_pushed);
@@ -169,7 +170,7 @@ void
 prs_put_away(prs_store *s, uint32_t i, uint32_t generation)
 {
     prs_slot *slot = prs_slot_at(s, i);
-    uint64_t cap = slot->cap;
+    uint64_t cap = prs_load_relaxed(&slot->cap);
     if (cap && cap <= PRS_SMALL_MAX && prs_load_relaxed(&slot->edges) == PRS_NIL && prs_load_seqcst(&slot->links) == 0) {
         uint32_t cls = prs_class_of(cap);
         prs_magazine *m = &s->magazines[cls];
@@ -207,7 +208,7 @@ full(prs_store *s, uint64_t size, prs_error *error)
     if (error) {
         error->want = size;
         error->capacity = s->capacity;
-        error->used = s->super->arena.used;
+        error->used = prs_load_relaxed(&s->super->arena.used);
     }
     return PRS_E_FULL;
 }
@@ -278,9 +279,9 @@ static int
 back_all(prs_store *s, const prs_reserved *batch, uint32_t n, prs_error *error)
 {
     for (uint32_t i = 0; i < n;) {
-        uint64_t off = prs_slot_at(s, batch[i].slot)->off, end = off;
-        while (i < n && prs_slot_at(s, batch[i].slot)->off == end)
-            end += prs_slot_at(s, batch[i++].slot)->cap;
+        uint64_t off = prs_load_relaxed(&prs_slot_at(s, batch[i].slot)->off), end = off;
+        while (i < n && prs_load_relaxed(&prs_slot_at(s, batch[i].slot)->off) == end)
+            end += prs_load_relaxed(&prs_slot_at(s, batch[i++].slot)->cap);
         int rc = prs_back(s, off, end - off, error);
         if (rc < 0)
             return rc;
@@ -422,7 +423,7 @@ prs_take_back(prs_store *s)
     uint32_t seen = prs_load_relaxed(&s->slots_seen);
     for (uint32_t i = 0; i < seen; i++) {
         prs_slot *slot = prs_slot_at(s, i);
-        uint64_t word = prs_load_seqcst(&slot->word), cap = slot->cap;
+        uint64_t word = prs_load_seqcst(&slot->word), cap = prs_load_relaxed(&slot->cap);
         if (prs_word_state(word) == PRS_STATE_RESERVED && give(s, i, word)) {
             gained += cap;
             PRS_POINT(take_back_taken);

@@ -103,8 +103,9 @@ retire(prs_store *s, uint32_t i, uint64_t *word)
     }
     PRS_POINT(retire_cleared);
     uint64_t reserved = prs_word(generation, s->me, PRS_STATE_RESERVED) | file;
-    bool punch = !file && slot->cap >= PRS_SMALL_MAX && slot->size && /* size 0: a trim's */
-                 prs_beyond_reserve(s, slot->cap);
+    uint64_t cap = prs_load_relaxed(&slot->cap);
+    bool punch = !file && cap >= PRS_SMALL_MAX && prs_load_relaxed(&slot->size) && /* size 0: a trim's */
+                 prs_beyond_reserve(s, cap);
     bool first = file || punch; /* something is to be done that nobody may see half done or undo */
     uint64_t next = first ? prs_word(generation, s->me, PRS_STATE_FREEING | PRS_WORD_FREED) | file : reserved;
     uint64_t old = *word;
@@ -113,7 +114,7 @@ retire(prs_store *s, uint32_t i, uint64_t *word)
     if (PRS_UNLIKELY(first)) {
         PRS_POINT(retire_decided);
         if (punch)
-            prs_give_back(s, slot->off, slot->cap);
+            prs_give_back(s, prs_load_relaxed(&slot->off), cap);
         if (file)
             prs_spill_remove(s, slot, i);
         if (!prs_cas_seqcst(&slot->word, &next, reserved))
@@ -283,13 +284,13 @@ undo(prs_store *s, prs_slot *slot, prs_atomic_u64 *bits)
 static int
 view_of(prs_store *s, const prs_slot *slot, const prs_private *p, uint64_t word, prs_view *view)
 {
-    uint64_t off = slot->off, size = slot->size;
+    uint64_t off = prs_load_relaxed(&slot->off), size = prs_load_relaxed(&slot->size);
     if (PRS_UNLIKELY(word & PRS_WORD_FILE)) {
         view->data = p->map ? p->map->at : NULL; /* NULL: the caller maps the file */
         view->size = size;
         return PRS_OK;
     }
-    if (PRS_UNLIKELY(off > s->capacity || size > s->capacity - off || size > slot->cap))
+    if (PRS_UNLIKELY(off > s->capacity || size > s->capacity - off || size > prs_load_relaxed(&slot->cap)))
         return PRS_E_CORRUPT;
     view->data = s->ro + off;
     view->size = size;
@@ -335,13 +336,13 @@ prs_pin(prs_store *s, const prs_oid *id, prs_view *view)
         prs_spin_unlock(shard);
         return PRS_E_CLOSED;
     }
-    if (p->pins) {
+    if (prs_load_relaxed(&p->pins)) {
         word = prs_load_acquire(&slot->word);
         rc = p->serial != id->serial   ? gone(slot, id)
              : (word & PRS_WORD_FREED) ? PRS_E_FREED
                                        : view_of(s, slot, p, word, view);
         if (rc == PRS_OK)
-            p->pins++;
+            prs_count_up(&p->pins);
         prs_spin_unlock(shard);
         return rc == PRS_OK && !view->data ? map_file(s, id, view) : rc;
     }
@@ -354,11 +355,11 @@ prs_pin(prs_store *s, const prs_oid *id, prs_view *view)
     if (PRS_LIKELY(rc == PRS_OK))
         rc = view_of(s, slot, p, word, view);
     if (PRS_LIKELY(rc == PRS_OK)) {
-        if (!(p->refs && p->serial == id->serial)) {
+        if (!(prs_load_relaxed(&p->refs) && p->serial == id->serial)) {
             p->serial = id->serial; /* refs to an earlier object of the slot are void */
-            p->refs = 0;
+            prs_store_relaxed(&p->refs, 0);
         }
-        p->pins = 1;
+        prs_store_relaxed(&p->pins, 1);
         uint32_t tick = prs_tick(s);
         if (PRS_UNLIKELY(prs_load_relaxed(&slot->next_free) != tick))
             prs_store_relaxed(&slot->next_free, tick);
@@ -381,7 +382,7 @@ prs_unpin(prs_store *s, const prs_oid *id)
     prs_spin *shard = prs_shard(s, id->slot);
     prs_private *p = &s->priv[id->slot];
     prs_spin_lock(shard);
-    bool last = p->pins && p->serial == id->serial && --p->pins == 0;
+    bool last = p->serial == id->serial && prs_count_down(&p->pins);
     if (last && !s->orphan)
         prs_fetch_and_seqcst(&prs_pins(s, slot)[s->my_word], ~s->my_bit);
     bool closed = prs_load_relaxed(&s->closed);
@@ -414,8 +415,8 @@ prs_ref(prs_store *s, const prs_oid *id)
         prs_spin_unlock(shard);
         return PRS_E_CLOSED;
     }
-    if (p->refs && p->serial == id->serial) {
-        p->refs++;
+    if (prs_load_relaxed(&p->refs) && p->serial == id->serial) {
+        prs_count_up(&p->refs);
         prs_spin_unlock(shard);
         return PRS_OK;
     }
@@ -427,13 +428,14 @@ prs_ref(prs_store *s, const prs_oid *id)
     if (rc == PRS_OK) {
         PRS_POINT(ref_set);
         p->serial = id->serial; /* refs to an earlier object of the slot are void */
-        p->refs = 1;
+        prs_store_relaxed(&p->refs, 1);
         prs_spin_unlock(shard);
         return PRS_OK;
     }
     /* The bit may rightly be there for the object now in the slot. */
-    bool ours = p->refs && p->serial == prs_load_relaxed(&slot->serial) && !(word & PRS_WORD_FREED) &&
-                prs_word_state(word) != PRS_STATE_FREE && prs_word_state(word) != PRS_STATE_RESERVED;
+    bool ours = prs_load_relaxed(&p->refs) && p->serial == prs_load_relaxed(&slot->serial) &&
+                !(word & PRS_WORD_FREED) && prs_word_state(word) != PRS_STATE_FREE &&
+                prs_word_state(word) != PRS_STATE_RESERVED;
     bool touched = !ours && (prs_load_relaxed(&slot->holders[s->my_word]) & s->my_bit);
     if (touched)
         undo(s, slot, slot->holders);
@@ -455,7 +457,7 @@ prs_unref(prs_store *s, const prs_oid *id)
         prs_spin_unlock(shard);
         return;
     }
-    bool last = p->refs && p->serial == id->serial && --p->refs == 0;
+    bool last = p->serial == id->serial && prs_count_down(&p->refs);
     if (last && !s->orphan)
         prs_fetch_and_seqcst(&slot->holders[s->my_word], ~s->my_bit);
     prs_spin_unlock(shard);
@@ -515,16 +517,20 @@ prs_alloc(prs_store *s, uint64_t size, unsigned flags, prs_draft *draft, prs_err
     uint64_t serial = prs_serial(s, flags & PRS_ALLOC_ORDERED);
     prs_store_relaxed(&slot->serial, serial);
     prs_store_relaxed(&slot->created, (uint32_t)(prs_seconds() - s->super->born));
-    slot->size = size;
+    prs_store_relaxed(&slot->size, size);
     draft->id = (prs_oid){s->id, serial, i, prs_word_generation(word)};
     draft->size = size;
-    draft->off = slot->off;
-    draft->dst = small ? prs_load_acquire(&s->wr) + slot->off : NULL;
+    draft->off = prs_load_relaxed(&slot->off);
+    draft->dst = small ? prs_load_acquire(&s->wr) + draft->off : NULL;
     draft->window = NULL;
 
     prs_spin *shard = prs_shard(s, i);
     prs_spin_lock(shard);
-    s->priv[i] = (prs_private){serial, 1, 0, NULL};
+    prs_private *p = &s->priv[i];
+    p->serial = serial;
+    p->map = NULL;
+    prs_store_relaxed(&p->refs, 1);
+    prs_store_relaxed(&p->pins, 0);
     prs_fetch_or_seqcst(&slot->holders[s->my_word], s->my_bit);
     prs_spin_unlock(shard);
     PRS_POINT(alloc_referenced);
@@ -639,8 +645,8 @@ prs_abort(prs_store *s, prs_draft *draft, bool keep_window)
     prs_spin *shard = prs_shard(s, draft->id.slot);
     prs_spin_lock(shard);
     prs_private *p = &s->priv[draft->id.slot];
-    if (p->serial == draft->id.serial && p->refs)
-        p->refs--;
+    if (p->serial == draft->id.serial)
+        (void)prs_count_down(&p->refs);
     prs_spin_unlock(shard);
     prs_settle(s, draft->id.slot, ours);
 }
@@ -681,17 +687,18 @@ prs_find(prs_store *s, const void *ptr, uint64_t n, prs_oid *id, uint64_t *at)
     uint64_t off = p - base;
     uint32_t published = prs_load_acquire(&s->super->published);
     for (uint32_t i = 0; i < published; i++) {
-        if (s->priv[i].pins == 0) /* looked at again under the shard */
+        if (prs_load_relaxed(&s->priv[i].pins) == 0) /* looked at again under the shard */
             continue;
         prs_spin *shard = prs_shard(s, i);
         prs_spin_lock(shard);
         prs_slot *slot = prs_slot_at(s, i);
-        if (s->priv[i].pins && !s->priv[i].map && slot->off <= off && off - slot->off <= slot->size &&
-            n <= slot->size - (off - slot->off)) {
+        uint64_t first = prs_load_relaxed(&slot->off), size = prs_load_relaxed(&slot->size);
+        if (prs_load_relaxed(&s->priv[i].pins) && !s->priv[i].map && first <= off && off - first <= size &&
+            n <= size - (off - first)) {
             uint64_t word = prs_load_seqcst(&slot->word);
             bool live = !(word & PRS_WORD_FREED);
             *id = (prs_oid){s->id, s->priv[i].serial, i, prs_word_generation(word)};
-            *at = off - slot->off;
+            *at = off - first;
             prs_spin_unlock(shard);
             return live ? PRS_OK : PRS_E_FREED;
         }

@@ -486,11 +486,11 @@ drop_refs(prs_store *s)
     for (uint32_t i = 0; i < published; i++) {
         prs_spin *shard = prs_shard(s, i);
         prs_private *p = &s->priv[i];
-        if (p->refs == 0)
+        if (prs_load_relaxed(&p->refs) == 0)
             continue;
         prs_spin_lock(shard);
-        bool had = p->refs != 0;
-        p->refs = 0;
+        bool had = prs_load_relaxed(&p->refs) != 0;
+        prs_store_relaxed(&p->refs, 0);
         if (had)
             prs_fetch_and_seqcst(&prs_slot_at(s, i)->holders[s->my_word], ~s->my_bit);
         prs_spin_unlock(shard);
@@ -543,7 +543,7 @@ prs_close(prs_store *s)
     if (!again) {
         uint32_t published = prs_load_acquire(&s->super->published);
         for (uint32_t i = 0; i < published; i++)
-            pinned += s->priv[i].pins != 0;
+            pinned += prs_load_relaxed(&s->priv[i].pins) != 0;
         prs_store_seqcst(&s->pinned_slots, pinned + 1); /* one for us */
     }
     unlock_shards(s);

@@ -97,7 +97,7 @@ prs_slots_grow(prs_store *s, uint32_t had, prs_error *error)
         prs_store_release(&s->super->published, to);
         PRS_POINT(slots_published);
         for (uint32_t i = to; i-- > had;) {
-            prs_slot_at(s, i)->extent = PRS_NIL;
+            prs_store_relaxed(&prs_slot_at(s, i)->extent, PRS_NIL);
             prs_slot_give(s, i);
         }
     }

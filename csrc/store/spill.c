@@ -192,7 +192,7 @@ disk_full(prs_store *s, int rc, uint64_t want, prs_error *error)
     if (error) {
         error->want = want;
         error->capacity = s->capacity;
-        error->used = s->super->arena.used;
+        error->used = prs_load_relaxed(&s->super->arena.used);
     }
     return code;
 }
@@ -239,7 +239,8 @@ spill_one(prs_store *s, uint32_t i, uint32_t generation, prs_error *error)
     if (!prs_cas_seqcst(&slot->word, &word, ours))
         return PRS_E_AGAIN;
     PRS_POINT(spill_marked);
-    uint64_t serial = prs_load_relaxed(&slot->serial), off = slot->off, size = slot->size;
+    uint64_t serial = prs_load_relaxed(&slot->serial);
+    uint64_t off = prs_load_relaxed(&slot->off), size = prs_load_relaxed(&slot->size);
     int rc = PRS_E_AGAIN, fd = -1;
     if (prs_held(s, slot, true)) /* a pin */
         goto undo;
@@ -264,9 +265,9 @@ spill_one(prs_store *s, uint32_t i, uint32_t generation, prs_error *error)
         filed = (word & ~(uint64_t)(PRS_STATE_MASK | PRS_WORD_WAITERS)) | PRS_STATE_SEALED | PRS_WORD_FILE;
     while (!prs_cas_seqcst(&slot->word, &word, filed));
     PRS_POINT(spill_committed);
-    prs_extent_free(s, slot->extent);
-    slot->extent = PRS_NIL;
-    slot->cap = 0;
+    prs_extent_free(s, prs_load_relaxed(&slot->extent));
+    prs_store_relaxed(&slot->extent, PRS_NIL);
+    prs_store_relaxed(&slot->cap, 0);
     PRS_POINT(spill_extent);
     prs_unlock(s);
     prs_wake(s, slot, word);
@@ -285,7 +286,8 @@ spillable(prs_store *s, uint32_t i, bool idle_only)
 {
     prs_slot *slot = prs_slot_at(s, i);
     uint64_t word = prs_load_seqcst(&slot->word);
-    if (prs_word_state(word) != PRS_STATE_SEALED || (word & (PRS_WORD_FREED | PRS_WORD_WINDOW)) || slot->size == 0)
+    if (prs_word_state(word) != PRS_STATE_SEALED || (word & (PRS_WORD_FREED | PRS_WORD_WINDOW)) ||
+        prs_load_relaxed(&slot->size) == 0)
         return false;
     if (idle_only && prs_load_relaxed(&slot->next_free) == prs_tick(s))
         return false;

@@ -52,8 +52,8 @@
  * pins > 0 implies that the slot still holds that object. Guarded by the slot's shard. */
 typedef struct prs_private {
     uint64_t serial;
-    uint32_t refs;
-    uint32_t pins;
+    prs_atomic_u32 refs; /* atomic for those who peek without the shard */
+    prs_atomic_u32 pins;
     struct prs_file_map *map; /* pinned and spilled: its file, mapped */
 } prs_private;
 
@@ -178,6 +178,23 @@ static inline uint64_t
 prs_round_up(uint64_t n, uint64_t to)
 {
     return (n + to - 1) & ~(to - 1);
+}
+/* Private counts, under the shard: no need for a locked instruction.  The value before. */
+static inline uint32_t
+prs_count_up(prs_atomic_u32 *count)
+{
+    uint32_t n = prs_load_relaxed(count);
+    prs_store_relaxed(count, n + 1);
+    return n;
+}
+/* True when that was the last one. */
+static inline bool
+prs_count_down(prs_atomic_u32 *count)
+{
+    uint32_t n = prs_load_relaxed(count);
+    if (n)
+        prs_store_relaxed(count, n - 1);
+    return n == 1;
 }
 /* Words of the holder bitmaps that any client ever used. */
 static inline uint32_t

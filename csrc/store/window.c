@@ -90,7 +90,7 @@ prs_window_seal(prs_store *s, const prs_draft *draft, prs_error *error)
     prs_spin *shard = prs_shard(s, draft->id.slot);
     prs_spin_lock(shard);
     prs_private *p = &s->priv[draft->id.slot];
-    if (p->pins++ == 0)
+    if (prs_count_up(&p->pins) == 0)
         prs_fetch_or_seqcst(&prs_pins(s, prs_slot_at(s, draft->id.slot))[s->my_word], s->my_bit);
     prs_spin_unlock(shard);
     return PRS_OK;
