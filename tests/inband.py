@@ -1,18 +1,38 @@
-"""What of a value stays in the stream, and what leaves it, by the rules of `put`."""
+"""What of a value stays in the stream and what leaves it, by the rules of `put`, with each of the picklers."""
 
 import io
+import pickle
+
+import pytest
 
 from pyray_ser.verbose_pickler import Pickler
 
+ENGINES = ["python", "compiled", "compiled, read by pickle"]
+_engine = ENGINES[0]
+
+
+@pytest.fixture(params=ENGINES, autouse=True)
+def engine(request):
+    """Run each test of the module that imports this with each pickler and unpickler."""
+    global _engine
+    _engine = request.param
+    yield request.param
+    _engine = ENGINES[0]
+
 
 def put(value):
-    """Pickle as `put` does; return the stream and the buffers of 1 KiB and more."""
+    """Pickle as `put` does; return the stream and the buffers of 1 KiB and more, as memoryviews."""
+    if _engine != "python":
+        from pyray_ser import dumps_frames
+
+        _, stream, *buffers = dumps_frames(value)
+        return bytes(stream), [buffer.cast("B") if buffer.nbytes else buffer for buffer in buffers]
     buffers = []
 
     def take(buffer):
         if buffer.raw().nbytes < 1024:
             return True
-        buffers.append(buffer)
+        buffers.append(buffer.raw())
         return False
 
     file = io.BytesIO()
@@ -20,6 +40,11 @@ def put(value):
     return file.getvalue(), buffers
 
 
-def read_only(buffers):
-    """The buffers as the store gives them out: other memory, which nobody can write."""
-    return [memoryview(bytes(buffer.raw())) for buffer in buffers]
+def load(stream, buffers):
+    """Load over buffers as the store gives them out: other memory, which nobody can write."""
+    buffers = [memoryview(bytes(buffer)) for buffer in buffers]
+    if _engine == "compiled":
+        from pyray_ser import _unpickle
+
+        return _unpickle.loads(stream, buffers=buffers)
+    return pickle.loads(stream, buffers=buffers)
