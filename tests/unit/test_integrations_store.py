@@ -1,0 +1,145 @@
+"""Values of other libraries in a store: two gets show the same bytes, which nobody can write."""
+
+import numpy as np
+import pytest
+
+import pyray_ser
+
+N = 50_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def store():
+    pyray_ser.init(capacity=256 << 20)
+    yield
+    pyray_ser.shutdown()
+
+
+def address(array):
+    return array.__array_interface__["data"][0]
+
+
+def twice(value):
+    ref = pyray_ser.put(value)
+    return pyray_ser.get(ref), pyray_ser.get(ref)
+
+
+def arrow_addresses(array):
+    chunks = array.chunks if hasattr(array, "chunks") else [array]
+    return [
+        buffer.address for chunk in chunks for buffer in chunk.buffers() if buffer is not None and buffer.size > 4096
+    ]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.arange(N)[::2],
+        np.arange(N).reshape(500, 100)[:, :10],
+        np.arange(N).astype("M8[s]"),
+        np.zeros(N, [("a", "i4"), ("b", "f8")]),
+        np.zeros(N, [("a", "i4"), ("b", "f8")]).view(np.recarray),
+        np.broadcast_to(np.arange(N), (100, N)),
+        np.arange(N).astype(">i8"),
+    ],
+    ids=["strided", "column", "datetime64", "structured", "recarray", "broadcast", "big-endian"],
+)
+def test_numpy(value):
+    one, two = twice(value)
+    assert type(one) is type(value) and one.dtype == value.dtype
+    assert address(one) == address(two)
+    assert (one == value).all()
+    with pytest.raises(ValueError):
+        one.flags.writeable = True
+
+
+def test_masked_array():
+    value = np.ma.MaskedArray(np.arange(N), np.arange(N) % 3 == 0)
+    one, two = twice([value])
+    assert address(one[0].data) == address(two[0].data)
+    assert address(one[0].mask) == address(two[0].mask)
+    assert (one[0] == value).all()
+
+
+def test_memoryview_is_in_place_and_array_is_a_copy():
+    from array import array
+
+    one, two = twice({"view": memoryview(bytes(N)), "array": array("d", range(N))})
+    assert address(np.asarray(one["view"])) == address(np.asarray(two["view"]))
+    assert one["view"].readonly
+    one["array"][0] = 7
+    assert two["array"][0] == 0
+
+
+def test_pandas():
+    pd = pytest.importorskip("pandas")
+    value = pd.DataFrame(
+        {
+            "a": np.arange(N),
+            "b": np.arange(N) * 1.5,
+            "c": pd.date_range("2000", periods=N, freq="s"),
+            "d": pd.date_range("2000", periods=N, freq="s", tz="UTC"),
+            "e": pd.Categorical(["x", "y"] * (N // 2)),
+            "f": pd.Series([f"text {i}" for i in range(N)], dtype="string[pyarrow]"),
+        }
+    )
+    one, two = twice(value)
+    pd.testing.assert_frame_equal(one, value)
+    for column in "ab":
+        assert address(one[column].to_numpy()) == address(two[column].to_numpy())
+    assert address(one["c"].array._ndarray) == address(two["c"].array._ndarray)
+    assert address(one["d"].array._ndarray) == address(two["d"].array._ndarray)
+    assert address(one["e"].array._codes) == address(two["e"].array._codes)
+    assert arrow_addresses(one["f"].array.__arrow_array__()) == arrow_addresses(two["f"].array.__arrow_array__())
+
+
+def test_pyarrow():
+    pa = pytest.importorskip("pyarrow")
+    value = pa.table({"a": np.arange(N), "b": [str(i) for i in range(N)]})
+    one, two = twice(value)
+    assert one.equals(value)
+    for name in ("a", "b"):
+        assert arrow_addresses(one[name]) == arrow_addresses(two[name]) != []
+        assert not any(set(arrow_addresses(one[name])) & set(arrow_addresses(value[name])))
+
+
+def test_pyarrow_slice_takes_the_room_of_a_slice():
+    pa = pytest.importorskip("pyarrow")
+    value = pa.array(np.arange(N * 20)).slice(1000, 1000)
+    assert pyray_ser.get(pyray_ser.put(value)).equals(value)
+    assert len(pyray_ser.serialize(value)) < 20_000
+
+
+def test_polars():
+    pl = pytest.importorskip("polars")
+    pytest.importorskip("pyarrow")
+    value = pl.DataFrame({"a": np.arange(N), "b": [f"a longer text {i}" for i in range(N)]})
+    one, two = twice(value)
+    assert one.equals(value)
+    newest = pl.CompatLevel.newest()
+    for name in ("a", "b"):
+        first, second = (arrow_addresses(frame[name].to_arrow(compat_level=newest)) for frame in (one, two))
+        assert first == second != []
+
+
+def test_scipy():
+    sparse = pytest.importorskip("scipy.sparse")
+    value = sparse.random(2000, 2000, 0.01, "csr", random_state=5)
+    one, two = twice(value)
+    assert (one != value).nnz == 0
+    assert address(one.data) == address(two.data)
+    assert address(one.indices) == address(two.indices)
+    assert ((one @ np.ones(2000)) == (value @ np.ones(2000))).all()
+
+
+def test_explain_tells_the_same_story():
+    from pyray_ser.inspection import explain
+
+    value = {"strided": np.arange(N)[::2], "dates": np.arange(N).astype("M8[s]"), "raw": bytes(N), "text": "x" * N}
+    explanation = explain(value, "value")
+    found = {child.path: child for child in explanation.root.children}
+    assert found["value['strided']"].zero_copy == N * 4
+    assert found["value['dates']"].zero_copy == N * 8
+    assert found["value['raw']"].copied == N
+    assert found["value['text']"].in_band > N
+    assert abs(explanation.total - len(pyray_ser.serialize(value))) < 4000
