@@ -15,6 +15,7 @@
 #include "opcodes.h"
 
 #define HIGHEST_PROTOCOL 5
+#define SMALL_STREAM 1024 /* bytes that cannot make enough containers to start a collection */
 
 static inline uint32_t le16(const uint8_t *p) { return p[0] | (uint32_t)p[1] << 8; }
 
@@ -134,34 +135,48 @@ static inline int peek_build(prp_loader *L, const uint8_t *p, const uint8_t *end
     return taken + 1;
 }
 
-/* The pending container of the last mark, with all its elements. The mark goes. */
-static int finish_list(prp_loader *L)
+/* The container of the last mark, which is pending, is `made`: it takes its place on the stack and in the memo. */
+static inline void finish_pending(prp_loader *L, PyObject *made)
 {
     Py_ssize_t number = L->mark_count - 1;
     prp_mark *mark = &L->marks[number];
-    PyObject **first = L->stack + mark->at;
-    Py_ssize_t n = L->sp - first;
-    PyObject *list = PyList_New(n);
-    if (!list)
-        return -1;
-    memcpy(((PyListObject *)list)->ob_item, first, (size_t)n * sizeof(PyObject *));
-    first[-1] = list;
-    L->sp = first;
+    L->stack[mark->at - 1] = made;
     if (mark->memo >= 0 && L->memo.entries[mark->memo] == (PyObject *)((uintptr_t)number << 2 | PRP_MEMO_TAG_PENDING))
-        L->memo.entries[mark->memo] = Py_NewRef(list);
+        L->memo.entries[mark->memo] = Py_NewRef(made);
     L->mark_count = number;
     L->fence = L->stack + (number ? L->marks[number - 1].at : 0);
+}
+
+static int finish_list(prp_loader *L)
+{
+    PyObject **first = L->stack + L->marks[L->mark_count - 1].at;
+    Py_ssize_t n = L->sp - first;
+    PyObject *list = prp_load_list_of(first, n);
+    if (!list)
+        return -1;
+    L->sp = first;
+    finish_pending(L, list);
     return 0;
 }
 
 static int finish_dict(prp_loader *L)
 {
-    Py_ssize_t at = L->marks[L->mark_count - 1].at, n = L->sp - L->stack - at;
+    Py_ssize_t number = L->mark_count - 1;
+    prp_mark *mark = &L->marks[number];
+    PyObject **first = L->stack + mark->at;
+    Py_ssize_t at = mark->at, n = L->sp - first;
     if (n % 2) {
         prp_load_malformed("odd number of items for SETITEMS");
         return -1;
     }
-    /* Real from here on: filling may run code of the keys, and find it in the memo. */
+    if (prp_load_inert_keys(first, n / 2)) {
+        PyObject *dict = prp_load_dict_of(L, first, n / 2);
+        if (!dict)
+            return -1;
+        finish_pending(L, dict);
+        return 0;
+    }
+    /* Real from here on: filling runs code of the keys, and it may be found in the memo. */
     if (prp_load_pop_mark(L) < 0)
         return -1;
     int failed = prp_load_dict_fill(L, L->stack[at - 1], L->stack + at, n / 2);
@@ -306,7 +321,9 @@ static PyObject *load_newobj(prp_loader *L, bool ex)
         return NULL;
     }
     PyObject *kwargs = ex ? *--L->sp : NULL, *args = *--L->sp, *cls = *--L->sp;
-    PyObject *obj = prp_load_new(L, cls, args, kwargs, ex);
+    PyObject *obj = !ex && PyTuple_CheckExact(args)
+                        ? prp_load_new_fused(L, cls, ((PyTupleObject *)args)->ob_item, PyTuple_GET_SIZE(args), args)
+                        : prp_load_new(L, cls, args, kwargs, ex);
     Py_XDECREF(kwargs);
     Py_DECREF(args);
     Py_DECREF(cls);
@@ -506,7 +523,7 @@ static PyObject *run(prp_loader *L)
             size_t n = *p++;
             NEED(n);
             if (keyed >= 0 && !((sp - L->stack - keyed) & 1)) {
-                PUSH(prp_load_key(L, p, n));
+                PUSH(prp_load_name(L, &L->marks[L->mark_count - 1], sp - L->stack, p, n));
                 p += n;
                 continue;
             }
@@ -546,7 +563,7 @@ static PyObject *run(prp_loader *L)
             }
             NEED(n);
             if (keyed >= 0 && !((sp - L->stack - keyed) & 1))
-                PUSH(prp_load_key(L, p, n));
+                PUSH(prp_load_name(L, &L->marks[L->mark_count - 1], sp - L->stack, p, n));
             else
                 PUSH(prp_load_utf8(p, n));
             p += n;
@@ -680,7 +697,7 @@ static PyObject *run(prp_loader *L)
             if (p < end && *p == OP_NEWOBJ && sp > L->fence) {
                 p++;
                 SAVE();
-                PyObject *obj = prp_load_new_fused(L, sp[-1], NULL, 0);
+                PyObject *obj = prp_load_new_fused(L, sp[-1], NULL, 0, NULL);
                 if (!obj)
                     goto failed;
                 RELOAD();
@@ -717,9 +734,10 @@ static PyObject *run(prp_loader *L)
                 bool reduce = *p++ == OP_REDUCE;
                 SAVE();
                 PyObject **argv = sp - n;
-                PyObject *obj = reduce ? prp_load_call(L, argv[-1], argv, n) : prp_load_new_fused(L, argv[-1], argv, n);
+                PyObject *obj = reduce ? prp_load_call(L, argv[-1], argv, n) : prp_load_new_fused(L, argv[-1], argv, n, NULL);
                 if (!obj)
                     goto failed;
+                prp_load_own(L);
                 RELOAD();
                 for (; n > 0; n--)
                     Py_DECREF(*(L->sp = --sp));
@@ -747,10 +765,9 @@ static PyObject *run(prp_loader *L)
             Py_ssize_t at;
             CALL(at = prp_load_pop_mark(L));
             Py_ssize_t n = sp - L->stack - at;
-            PyObject *list = PyList_New(n);
+            PyObject *list = prp_load_list_of(sp - n, n);
             if (!list)
                 goto failed_saved;
-            memcpy(((PyListObject *)list)->ob_item, sp - n, (size_t)n * sizeof(PyObject *));
             sp -= n;
             PUSH(list);
             KEYED();
@@ -864,6 +881,7 @@ static PyObject *run(prp_loader *L)
             continue;
         case OP_STACK_GLOBAL:
             CALL_PUSH(load_stack_global(L));
+            prp_load_own(L);
             continue;
         case OP_EXT1:
             NEED(1);
@@ -886,6 +904,7 @@ static PyObject *run(prp_loader *L)
             PyObject *obj = prp_load_reduce(L, sp[-2], sp[-1]);
             if (!obj)
                 goto failed;
+            prp_load_own(L);
             RELOAD();
             PyObject *args = *--sp, *callable = sp[-1];
             sp[-1] = obj;
@@ -900,6 +919,7 @@ static PyObject *run(prp_loader *L)
             PyObject *obj = load_newobj(L, p[-1] == OP_NEWOBJ_EX);
             if (!obj)
                 goto failed;
+            prp_load_own(L);
             RELOAD();
             PUSH(obj);
             SAVE();
@@ -913,6 +933,7 @@ static PyObject *run(prp_loader *L)
         }
         case OP_BUILD:
             CALL(prp_load_build(L));
+            prp_load_own(L);
             continue;
         case OP_INST:
             CALL_PUSH(load_inst(L));
@@ -960,6 +981,7 @@ static PyObject *run(prp_loader *L)
             NEED(8);
             p += 8;
             CALL(load_frame(L));
+            prp_load_own(L);
             continue;
         case OP_STOP: {
             HAVE(1);
@@ -1008,7 +1030,12 @@ PyObject *prp_load(prp_loader *L)
 {
     L->key_hits = L->key_misses = 0;
     L->running = true;
+    L->may_pause = L->read || L->end - L->p > SMALL_STREAM;
+    prp_load_own(L);
     PyObject *value = run(L);
+    L->may_pause = false;
+    if (L->collector_paused)
+        prp_load_resume_collector(L);
     if (!L->pooled) {
         if (settle_memo(L, !value) < 0 || (value && prp_load_settle(L) < 0))
             Py_CLEAR(value);

@@ -105,6 +105,7 @@ typedef struct prp_loader {
     int array_flags;
 
     unsigned key_hits, key_misses;
+    bool may_pause, collector_paused;
 } prp_loader;
 
 /* ---- load.c, load_machine.c: interface of the extension module --------------------------------------------------------- */
@@ -171,10 +172,26 @@ int prp_load_all_unmade(prp_loader *L);
 int prp_load_note_unmade(prp_loader *L, PyObject *obj, PyObject *names, Py_ssize_t memo, Py_ssize_t pair);
 void prp_load_drop_unmade(prp_loader *L);
 
-/* To be called before any code that is not ours may see, and so change, an object of this stream. */
+/* ---- load_pause.c ------------------------------------------------------------------------------------------------------------ */
+
+/* While only our own code runs, the collector rests: see there. */
+void prp_load_pause_collector(prp_loader *L);
+void prp_load_resume_collector(prp_loader *L);
+
+/* To be called before any code that is not ours may run: it may look at objects of this stream and change them, and must find
+ * the collector as the process set it. */
 static inline int prp_load_foreign(prp_loader *L)
 {
+    if (L->collector_paused)
+        prp_load_resume_collector(L);
     return PRP_UNLIKELY(L->unmade_count > 0) ? prp_load_all_unmade(L) : 0;
+}
+
+/* After it. */
+static inline void prp_load_own(prp_loader *L)
+{
+    if (PRP_UNLIKELY(L->may_pause && !L->collector_paused))
+        prp_load_pause_collector(L);
 }
 
 /* ---- load_plan.c, load_build.c, load_call.c ------------------------------------------------------------------------------- */
@@ -230,8 +247,8 @@ int prp_load_build(prp_loader *L);
  * 0: not possible, nothing was changed; -1. */
 int prp_load_build_pending(prp_loader *L, Py_ssize_t pair);
 PyObject *prp_load_new(prp_loader *L, PyObject *cls, PyObject *args, PyObject *kwargs, bool ex);
-/* cls.__new__(cls, *argv): steals nothing. */
-PyObject *prp_load_new_fused(prp_loader *L, PyObject *cls, PyObject *const *argv, Py_ssize_t n);
+/* cls.__new__(cls, *argv): steals nothing. `args` is the tuple of the same, if there is one already, else NULL. */
+PyObject *prp_load_new_fused(prp_loader *L, PyObject *cls, PyObject *const *argv, Py_ssize_t n, PyObject *args);
 /* callable(*argv) for REDUCE. */
 PyObject *prp_load_call(prp_loader *L, PyObject *callable, PyObject *const *argv, Py_ssize_t n);
 PyObject *prp_load_reduce(prp_loader *L, PyObject *callable, PyObject *args);
@@ -239,10 +256,25 @@ PyObject *prp_load_instantiate(prp_loader *L, PyObject *cls, PyObject *args);
 
 /* ---- load_items.c: elements into containers ---------------------------------------------------------------------------------- */
 
+/* A list of n items, which it takes over; NULL with an exception. */
+static inline PyObject *prp_load_list_of(PyObject **items, Py_ssize_t n)
+{
+    PyObject *list = PyList_New(n);
+    if (list && n)
+        memcpy(((PyListObject *)list)->ob_item, items, (size_t)n * sizeof(PyObject *));
+    return list;
+}
+
 int prp_load_appends(prp_loader *L, Py_ssize_t at);
 int prp_load_setitems(prp_loader *L, Py_ssize_t at);
 int prp_load_additems(prp_loader *L);
 int prp_load_dict_fill(prp_loader *L, PyObject *dict, PyObject **pairs, Py_ssize_t n);
+bool prp_load_inert_keys(PyObject *const *pairs, Py_ssize_t n);
+
+/* ---- load_dict.c ---- */
+
+/* A new dict of the n pairs at the top of the stack, whose keys are inert; takes them off. */
+PyObject *prp_load_dict_of(prp_loader *L, PyObject **pairs, Py_ssize_t n);
 
 /* ---- load_text.c: numbers and strings in text, and strings of Python 2 -------------------------------------------------------- */
 
@@ -260,6 +292,8 @@ int prp_load_text_index(prp_loader *L, Py_ssize_t *index);
 PyObject *prp_load_utf8(const uint8_t *data, size_t n);
 /* The same for a dict key or attribute name: repeated ones come from a cache. */
 PyObject *prp_load_key(prp_loader *L, const uint8_t *data, size_t n);
+/* The same, where the name is most likely the one that the last instance of the class had in its place. */
+PyObject *prp_load_name(prp_loader *L, const prp_mark *mark, Py_ssize_t height, const uint8_t *data, size_t n);
 
 /* ---- load_global.c ------------------------------------------------------------------------------------------------------------------ */
 

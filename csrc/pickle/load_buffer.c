@@ -87,6 +87,12 @@ static PyObject *new_buffer(PyObject *owner, const prp_buffer *source, bool writ
     return (PyObject *)buffer;
 }
 
+/* Iterators of lists and tuples run no code of others. */
+static bool inert_iterator(PyObject *iterator)
+{
+    return Py_IS_TYPE(iterator, &PyListIter_Type) || Py_IS_TYPE(iterator, &PyTupleIter_Type);
+}
+
 int prp_load_next_buffer(prp_loader *L)
 {
     PyObject *buffer;
@@ -101,7 +107,7 @@ int prp_load_next_buffer(prp_loader *L)
             prp_load_malformed("pickle stream refers to out-of-band data but no *buffers* argument was given");
             return -1;
         }
-        buffer = PyIter_Next(L->buffers);
+        buffer = inert_iterator(L->buffers) || prp_load_foreign(L) == 0 ? PyIter_Next(L->buffers) : NULL;
         if (!buffer && !PyErr_Occurred())
             prp_load_malformed("not enough out-of-band buffers");
     }

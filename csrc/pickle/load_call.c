@@ -44,19 +44,23 @@ static PyObject *new_tuple(const prp_plan *plan, PyTypeObject *type, PyObject *c
     return tuple;
 }
 
-PyObject *prp_load_new_fused(prp_loader *L, PyObject *cls, PyObject *const *argv, Py_ssize_t n)
+PyObject *prp_load_new_fused(prp_loader *L, PyObject *cls, PyObject *const *argv, Py_ssize_t n, PyObject *args)
 {
     if (PRP_LIKELY(PyType_Check(cls))) {
         PyTypeObject *type = (PyTypeObject *)cls;
         const prp_plan *plan = prp_plan_for(type);
-        if (plan->make == PRP_MAKE_PLAIN && n == 0)
-            return type->tp_alloc(type, 0);
+        if (plan->make == PRP_MAKE_PLAIN && n == 0) {
+            /* object.__new__ itself: it runs no code but the allocator's. */
+            PyObject *none = PyTuple_New(0), *object = none ? type->tp_new(type, none, NULL) : NULL;
+            Py_XDECREF(none);
+            return object;
+        }
         if (plan->make == PRP_MAKE_TUPLE && n == plan->fields && PyFunction_GET_CODE(plan->function) == plan->code)
             return new_tuple(plan, type, argv);
     }
-    PyObject *args = tuple_of(argv, n);
-    PyObject *object = args ? prp_load_new(L, cls, args, NULL, false) : NULL;
-    Py_XDECREF(args);
+    PyObject *made = args ? NULL : tuple_of(argv, n);
+    PyObject *object = args || made ? prp_load_new(L, cls, args ? args : made, NULL, false) : NULL;
+    Py_XDECREF(made);
     return object;
 }
 

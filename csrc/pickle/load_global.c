@@ -151,9 +151,21 @@ static inline PyObject *quick(PyObject *module, PyObject *name)
     return value;
 }
 
+/* The event that a name is about to be looked up. Hooks are anybody's code, and may not see the collector off. */
+static int audit(prp_loader *L, PyObject *module, PyObject *name)
+{
+    bool paused = L->collector_paused;
+    if (paused)
+        prp_load_resume_collector(L);
+    int refused = PySys_Audit("pickle.find_class", "OO", module, name);
+    if (paused)
+        prp_load_pause_collector(L);
+    return refused;
+}
+
 PyObject *prp_load_find_class(prp_loader *L, PyObject *module, PyObject *name)
 {
-    if (PySys_Audit("pickle.find_class", "OO", module, name) < 0)
+    if (audit(L, module, name) < 0)
         return NULL;
     bool renamed = L->proto < 3 && L->fix_imports;
     if (renamed && rename_python2(&module, &name) < 0)
@@ -287,7 +299,7 @@ PyObject *prp_load_extension(prp_loader *L, long code)
     if (value) {
         PyErr_Clear();
         if (pair && PyTuple_Check(pair) && PyTuple_GET_SIZE(pair) == 2 &&
-            PySys_Audit("pickle.find_class", "OO", PyTuple_GET_ITEM(pair, 0), PyTuple_GET_ITEM(pair, 1)) < 0)
+            audit(L, PyTuple_GET_ITEM(pair, 0), PyTuple_GET_ITEM(pair, 1)) < 0)
             Py_CLEAR(value);
         goto done;
     }

@@ -39,6 +39,8 @@ static int take_chunk(prp_loader *L, PyObject *data, bool peeked)
 
 static PyObject *call_read(prp_loader *L, size_t n)
 {
+    if (prp_load_foreign(L) < 0)
+        return NULL;
     PyObject *size = PyLong_FromSize_t(n);
     PyObject *data = size ? PyObject_CallOneArg(L->read, size) : NULL;
     Py_XDECREF(size);
@@ -122,7 +124,7 @@ int prp_load_refill(prp_loader *L, size_t need)
             return -1;
     } else {
         if (L->peek && need < PEEK_SIZE) {
-            PyObject *data = PyObject_CallFunction(L->peek, "i", PEEK_SIZE);
+            PyObject *data = prp_load_foreign(L) < 0 ? NULL : PyObject_CallFunction(L->peek, "i", PEEK_SIZE);
             if (data) {
                 if (take_chunk(L, data, true) < 0)
                     return -1;
@@ -153,7 +155,7 @@ Py_ssize_t prp_load_line(prp_loader *L, const char **line)
         if (!L->peeked && L->p < L->end &&
             !(rest = PyBytes_FromStringAndSize((const char *)L->p, L->end - L->p)))
             return -1;
-        PyObject *data = skip_consumed(L) < 0 ? NULL : PyObject_CallNoArgs(L->readline);
+        PyObject *data = prp_load_foreign(L) < 0 || skip_consumed(L) < 0 ? NULL : PyObject_CallNoArgs(L->readline);
         if (data && rest) {
             PyBytes_Concat(&rest, data);
             Py_SETREF(data, rest);
@@ -192,6 +194,8 @@ static int resize(PyObject **obj, size_t n)
 static Py_ssize_t read_into(prp_loader *L, char *to, size_t n)
 {
     if (L->readinto) {
+        if (prp_load_foreign(L) < 0)
+            return -1;
         PyObject *view = PyMemoryView_FromMemory(to, (Py_ssize_t)n, PyBUF_WRITE);
         PyObject *count = view ? PyObject_CallOneArg(L->readinto, view) : NULL;
         if (!count && view && PyErr_ExceptionMatches(PyExc_NotImplementedError)) {
@@ -249,10 +253,6 @@ PyObject *prp_load_bytes(prp_loader *L, size_t n, bool mutable_)
     }
     if (!L->read) {
         prp_load_truncated();
-        return NULL;
-    }
-    if (n > PY_SSIZE_T_MAX / 2) {
-        PyErr_NoMemory();
         return NULL;
     }
     size_t room = n < left + FIRST_PIECE ? n : left + FIRST_PIECE, got = left;

@@ -108,14 +108,25 @@ static inline void prp_values_set(PyDictValues *values, Py_ssize_t index, PyObje
 
 /* ---- containers --------------------------------------------------------------------------------------------------------- */
 
-/* An empty dict with room for `n` entries without growing, as far as that can be asked for. */
-static inline PyObject *prp_dict_presized(Py_ssize_t n)
+/* The values of a dict of exactly `n` str keys, in order and to be written in place: first entry, or NULL if the dict is not made
+ * like that. Next to each value lies its key. */
+#if PRP_INTERNALS
+typedef PyDictUnicodeEntry prp_dict_entry;
+
+static inline prp_dict_entry *prp_dict_entries(PyObject *dict, Py_ssize_t n)
 {
-    /* _PyDict_NewPresized makes a table for keys of any type, which is larger and slower to read than the one for str keys
-     * that most dicts have; growing costs less than it seems, because it copies without hashing. */
-    (void)n;
-    return PyDict_New();
+    PyDictObject *d = (PyDictObject *)dict;
+    if (d->ma_values || d->ma_used != n || !DK_IS_UNICODE(d->ma_keys) || d->ma_keys->dk_nentries != n)
+        return NULL;
+    return DK_UNICODE_ENTRIES(d->ma_keys);
 }
+
+/* What setting an item does to a dict that the collector does not look at: it must, once a value can be part of a cycle. */
+static inline bool prp_may_be_tracked(PyObject *value)
+{
+    return PyObject_IS_GC(value) && (!PyTuple_CheckExact(value) || _PyObject_GC_IS_TRACKED(value));
+}
+#endif
 
 /* Appends n items to an exact list; steals them, also on failure (-1). */
 static inline int prp_list_extend_stealing(PyObject *list, PyObject **items, Py_ssize_t n)
@@ -149,6 +160,31 @@ failed:
         Py_DECREF(items[i]);
     }
     return result;
+#endif
+}
+
+/* ---- strings ------------------------------------------------------------------------------------------------------------- */
+
+/* A str of `n` ASCII characters, to be filled by the caller; n > 1. */
+static inline PyObject *prp_ascii_new(Py_ssize_t n)
+{
+#if PRP_INTERNALS && PY_VERSION_HEX < 0x030C0000
+    PyASCIIObject *text = PyObject_Malloc(sizeof(PyASCIIObject) + (size_t)n + 1);
+    if (!text)
+        return PyErr_NoMemory();
+    PyObject_Init((PyObject *)text, &PyUnicode_Type);
+    text->length = n;
+    text->hash = -1;
+    memset(&text->state, 0, sizeof(text->state));
+    text->state.kind = PyUnicode_1BYTE_KIND;
+    text->state.compact = 1;
+    text->state.ascii = 1;
+    text->state.ready = 1;
+    text->wstr = NULL;
+    ((char *)(text + 1))[n] = 0;
+    return (PyObject *)text;
+#else
+    return PyUnicode_New(n, 127);
 #endif
 }
 

@@ -13,6 +13,14 @@ static inline bool inert_key(PyObject *key)
            key == Py_None || type == &PyBool_Type;
 }
 
+bool prp_load_inert_keys(PyObject *const *pairs, Py_ssize_t n)
+{
+    for (Py_ssize_t i = 0; i < 2 * n; i += 2)
+        if (!inert_key(pairs[i]))
+            return false;
+    return true;
+}
+
 int prp_load_dict_fill(prp_loader *L, PyObject *dict, PyObject **pairs, Py_ssize_t n)
 {
     for (Py_ssize_t i = 0; i < 2 * n; i += 2) {
@@ -41,12 +49,11 @@ int prp_load_appends(prp_loader *L, Py_ssize_t at)
         return -1;
     PyObject *method = PyObject_GetAttrString(list, "extend");
     if (method) {
-        PyObject *items = PyList_New(n);
+        PyObject *items = prp_load_list_of(first, n);
         if (!items) {
             Py_DECREF(method);
             return -1;
         }
-        memcpy(((PyListObject *)items)->ob_item, first, (size_t)n * sizeof(PyObject *));
         L->sp = first;
         PyObject *result = PyObject_CallOneArg(method, items);
         Py_DECREF(items);

@@ -135,8 +135,7 @@ static void plan_making(prp_plan *plan, PyTypeObject *type)
     if (type->tp_alloc != PyType_GenericAlloc)
         return;
     if (type->tp_new == PyBaseObject_Type.tp_new) {
-        if (!(type->tp_flags & Py_TPFLAGS_IS_ABSTRACT))
-            plan->make = PRP_MAKE_PLAIN;
+        plan->make = PRP_MAKE_PLAIN;
     } else if (PyType_FastSubclass(type, Py_TPFLAGS_TUPLE_SUBCLASS) && (type->tp_flags & Py_TPFLAGS_HEAPTYPE)) {
         PyObject *new = unwrap_static(prp_type_lookup(type, text_new));
         if (new && is_generated_new(new, &plan->fields)) {

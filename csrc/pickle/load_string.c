@@ -40,11 +40,13 @@ static inline bool is_ascii(const uint8_t *data, size_t n)
 PyObject *prp_load_utf8(const uint8_t *data, size_t n)
 {
     if (PRP_LIKELY(n > 1 && n < 128 && is_ascii(data, n))) {
-        PyObject *text = PyUnicode_New((Py_ssize_t)n, 127);
+        PyObject *text = prp_ascii_new((Py_ssize_t)n);
         if (text)
             memcpy(PyUnicode_1BYTE_DATA(text), data, n);
         return text;
     }
+    if (n == 1 && *data < 128)
+        return PyUnicode_FromOrdinal(*data); /* one of those the interpreter keeps */
     return PyUnicode_DecodeUTF8((const char *)data, (Py_ssize_t)n, "surrogatepass");
 }
 
@@ -78,4 +80,18 @@ PyObject *prp_load_key(prp_loader *L, const uint8_t *data, size_t n)
         Py_XDECREF(evicted);
     }
     return text;
+}
+
+PyObject *prp_load_name(prp_loader *L, const prp_mark *mark, Py_ssize_t height, const uint8_t *data, size_t n)
+{
+    if (mark->kind >= PRP_MARK_STATE && mark->plan->names) {
+        Py_ssize_t i = (height - mark->at) / 2;
+        if (i < PyTuple_GET_SIZE(mark->plan->names)) {
+            PyObject *name = PyTuple_GET_ITEM(mark->plan->names, i);
+            if (PyUnicode_IS_COMPACT_ASCII(name) && (size_t)PyUnicode_GET_LENGTH(name) == n &&
+                memcmp(PyUnicode_1BYTE_DATA(name), data, n) == 0)
+                return Py_NewRef(name);
+        }
+    }
+    return prp_load_key(L, data, n);
 }

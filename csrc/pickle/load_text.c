@@ -94,6 +94,8 @@ PyObject *prp_load_old_string(prp_loader *L, const char *data, size_t n)
 {
     if (L->raw_strings)
         return PyBytes_FromStringAndSize(data, (Py_ssize_t)n);
+    if (L->encoding && prp_load_foreign(L) < 0) /* a codec or an error handler may be anybody's */
+        return NULL;
     return PyUnicode_Decode(data, (Py_ssize_t)n, L->encoding ? L->encoding : "ASCII", L->errors ? L->errors : "strict");
 }
 

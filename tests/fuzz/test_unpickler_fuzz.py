@@ -1,0 +1,40 @@
+"""Changed pickles, read by the standard library and by us: the same value or the same kind of exception, and nothing else.
+
+The number of rounds is small here; ``python tests/fuzz/run_unpickler_fuzz.py SECONDS`` goes on for as long as it is told, and is
+what runs in the sanitizer build.
+"""
+
+import os
+import random
+import sys
+
+import pytest
+
+sys.path.insert(0, os.path.dirname(__file__))
+import unpickler_compare as compare  # noqa: E402
+import unpickler_seeds as seeds  # noqa: E402
+from unpickler_mutate import mutate  # noqa: E402
+
+SEEDS = seeds.seeds()
+
+
+def test_seeds_are_read_alike():
+    for data in SEEDS:
+        difference = compare.difference(data)
+        assert not difference, (data, difference)
+
+
+@pytest.mark.parametrize("start", range(8))
+def test_changed_pickles_are_read_alike(start):
+    rng = random.Random(start)
+    for _ in range(3000):
+        data = mutate(rng.choice(SEEDS), rng, SEEDS)
+        difference = compare.difference(data)
+        assert not difference, (data, difference)
+
+
+def test_every_truncation_is_read_alike():
+    for data in SEEDS[::3]:
+        for end in range(len(data)):
+            difference = compare.difference(data[:end])
+            assert not difference, (data[:end], difference)
