@@ -1,0 +1,31 @@
+"""Ray: a local cluster of one node, driver only."""
+
+from __future__ import annotations
+
+PACKAGES = ["ray", "numpy"]
+DISTRIBUTIONS = ["ray"]
+SKIPS: dict[str, str] = {}
+
+
+class Library:
+    def start(self) -> None:
+        import logging
+
+        import ray
+
+        self._ray = ray
+        ray.init(
+            num_cpus=1,
+            object_store_memory=2 * 10**9,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=False,
+        )
+        self.put, self.get = ray.put, ray.get
+
+    def free(self, ref: object) -> None:
+        """The last reference is the caller's, who drops it."""
+
+    def stop(self) -> None:
+        self._ray.shutdown()

@@ -1,0 +1,125 @@
+"""The process in which one library is measured: takes commands as lines of JSON, answers each with one line.
+
+Needs Python and numpy besides the library, because it also runs in the peers' own environments. What libraries print goes
+to stderr. `worker.py MODULE --cold` measures the start alone and ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from importlib import import_module
+from time import perf_counter
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+import numpy  # noqa: F401 - every program that shares arrays has it; its import is nobody's cold start
+from measuring import data
+from measuring.machine import versions
+
+ROUND = 0.01  # seconds that one round should take
+MOST = 1000  # objects alive at once at most
+MOST_BYTES = 200_000_000  # and their bytes
+
+
+class Worker:
+    def __init__(self, module: str):
+        self._adapter = import_module(f"libraries.{module}")
+        self._library = self._adapter.Library()
+        self._values: dict[str, tuple[object, object, dict[str, int]]] = {}
+
+    def start(self) -> dict:
+        """Until the first object was put and got."""
+        begin = perf_counter()
+        self._library.start()
+        value = data.small()
+        handle = self._library.put(value)
+        got = self._library.get(handle)
+        taken = perf_counter() - begin
+        data.check("the first object", value, got)
+        del got
+        self._library.free(handle)
+        return {"seconds": taken, "versions": versions("numpy", *self._adapter.DISTRIBUTIONS)}
+
+    def prepare(self, name: str) -> dict:
+        """Put a value, see that it comes back, and find out how many operations make a round."""
+        if name in self._adapter.SKIPS:
+            return {"skipped": self._adapter.SKIPS[name]}
+        value = data.VALUES[name]()
+        handle = self._library.put(value)
+        got = self._library.get(handle)
+        if not data.equal(value, got):
+            return {"skipped": f"comes back as {type(got).__name__!r}, not equal"}
+        del got
+        size = getattr(value, "nbytes", 1000)
+        most = max(1, min(MOST, MOST_BYTES // size))
+        numbers = {}
+        for operation in ("put", "get"):
+            number = 1
+            self._values[name] = (value, handle, {operation: number})
+            while number < most:
+                taken = self.round(name, operation)["seconds"] * number
+                if taken > ROUND / 2:
+                    break
+                number = min(most, number * 2)
+                self._values[name][2][operation] = number
+            numbers[operation] = number
+        self._values[name] = (value, handle, numbers)
+        return {"numbers": numbers}
+
+    def round(self, name: str, operation: str) -> dict:
+        """Seconds per operation. Ending objects is not timed: it is asynchronous in some of the libraries."""
+        value, handle, numbers = self._values[name]
+        number = numbers[operation]
+        if operation == "put":
+            put = self._library.put
+            handles = [None] * number
+            begin = perf_counter()
+            for i in range(number):
+                handles[i] = put(value)
+            taken = perf_counter() - begin
+            for i in range(number):
+                self._library.free(handles[i])
+                handles[i] = None
+        else:
+            get = self._library.get
+            begin = perf_counter()
+            for _ in range(number):
+                get(handle)
+            taken = perf_counter() - begin
+        return {"seconds": taken / number}
+
+    def forget(self, name: str) -> dict:
+        """End what `prepare` put."""
+        _, handle, _ = self._values.pop(name)
+        self._library.free(handle)
+        return {}
+
+    def stop(self) -> dict:
+        for name in list(self._values):
+            self.forget(name)
+        self._library.stop()
+        return {}
+
+
+def main() -> None:
+    # Children of the libraries write wherever they like, but not between our lines.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    worker = Worker(sys.argv[1])
+    if sys.argv[2:] == ["--cold"]:
+        print(json.dumps(worker.start()), file=answers)
+        worker.stop()
+        return
+    for line in sys.stdin:
+        command = json.loads(line)
+        try:
+            answer = getattr(worker, command.pop("do"))(**command)
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), file=answers)
+
+
+if __name__ == "__main__":
+    main()
