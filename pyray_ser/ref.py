@@ -23,6 +23,9 @@ ONCE, STICKY = 1, 2
 # ---- pickling ---------------------------------------------------------------------------------------------------------
 
 _registered = False
+# The frame in which multiprocessing's pickler was already at work when we registered with it: picklers copy their table
+# of reducers when they are made, so this one does not know us.
+_early: int = 0
 
 
 def _reduce_for_message(ref):
@@ -31,33 +34,33 @@ def _reduce_for_message(ref):
 
 def _register() -> None:
     """Give multiprocessing's pickler its own way, once it is loaded. Importing it costs more than all of ours."""
-    global _registered
+    global _registered, _early
     reduction = sys.modules.get("multiprocessing.reduction")
     pickler = getattr(reduction, "ForkingPickler", None)
-    if pickler is not None:
-        pickler.register(ObjectRef, _reduce_for_message)
-        _registered = True
+    if reduction is None or pickler is None:
+        return
+    pickler.register(ObjectRef, _reduce_for_message)
+    _registered = True
+    codes = (pickler.dumps.__func__.__code__, reduction.dump.__code__)
+    _early = next((id(frame) for frame in _frames() if frame.f_code in codes), 0)
 
 
-def _is_message() -> bool:
-    """Tell whether multiprocessing's pickler is what pickles right now: its dump() is on the stack."""
-    reduction = sys.modules["multiprocessing.reduction"]
-    codes = {reduction.ForkingPickler.dumps.__func__.__code__, reduction.dump.__code__}
-    frame = sys._getframe()
+def _frames():
+    frame = sys._getframe(1)
     while frame is not None:
-        if frame.f_code in codes:
-            return True
+        yield frame
         frame = frame.f_back
-    return False
 
 
 def reduce(ref):
     """Reduce a reference for a pickler of which nothing is known."""
+    global _early
     if not _registered:
         _register()
-        # A pickler made before the registration comes this way, this once.
-        if _registered and _is_message():
+    if _early:
+        if any(id(frame) == _early for frame in _frames()):
             return _reduce_for_message(ref)
+        _early = 0
     return load_ref, (hold(ref, STICKY, node_name()),)
 
 
