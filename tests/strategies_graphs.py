@@ -390,7 +390,7 @@ def graph(seed, size=30):
         lambda: collections.defaultdict(list, {1: pick()}),
         lambda: collections.Counter("hello"),
         lambda: {(r.randrange(9), (i,)): [pick()] for i in range(r.randrange(4))},
-        lambda: pick().__class__,
+        lambda: r.choice((Derived, Meta, MyList, Point, Level, collections.deque, datetime.date, type, object)),
     )  # fmt: skip
     for _ in range(r.randrange(1, size)):
         pool.append(r.choice(makers)())

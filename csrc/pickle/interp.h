@@ -246,6 +246,17 @@ static inline int prp_dict_next(PyObject *dict, Py_ssize_t *pos, PyObject **key,
 #define prp_dict_next PyDict_Next
 #endif
 
+/* A number that changes with every change of the dict, or 0 if there is none to be had. */
+static inline uint64_t prp_dict_version(PyObject *dict)
+{
+#if PRP_INTERNALS && PY_VERSION_HEX < 0x030C0000
+    return ((PyDictObject *)dict)->ma_version_tag;
+#else
+    (void)dict;
+    return 0;
+#endif
+}
+
 /* ---- sets ----------------------------------------------------------------------------------------------------------- */
 
 /* The next element at or after *pos (borrowed), or NULL at the end. PySetObject is in the public headers; that a dummy has

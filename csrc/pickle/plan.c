@@ -387,6 +387,7 @@ static int classify(prp_plan *plan, PyTypeObject *type, PyObject *sample)
     plan->kind = PLAN_GENERIC;
     plan->trusted = false;
     plan->registry_version = -1;
+    plan->table_version = 0;
     plan->stream = 0;
     plan->keys = NULL;
     plan->keys_checked = 0;

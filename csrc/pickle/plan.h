@@ -45,6 +45,7 @@ struct prp_plan {
     uint64_t epoch;
     PyObject *registered, *table, *put_reducer; /* owned or NULL: reducers found for this type */
     long registry_version;
+    uint64_t table_version; /* of copyreg's table when `table` was looked up; 0: look again */
 
     /* kept for one stream while it elides */
     uint64_t stream;

@@ -253,6 +253,12 @@ static void add_step(prp_saver *s, prp_step step)
     s->steps[s->step_count++] = step;
 }
 
+/* Is obj the state (attributes, slots) that a reduction gave? Nobody wants to see that tuple in a path. */
+static bool is_pair_state(const prp_saver *s, PyObject *obj)
+{
+    return obj == s->state_of && PyTuple_CheckExact(obj) && PyTuple_GET_SIZE(obj) == 2;
+}
+
 /* Notes what the frame was at when it failed. */
 static PRP_COLD void note_step(prp_saver *s, const prp_frame *f)
 {
@@ -261,7 +267,11 @@ static PRP_COLD void note_step(prp_saver *s, const prp_frame *f)
     Py_ssize_t pos;
     prp_attrs view;
     PyObject *dict;
-    bool of_instance = f > s->stack && (f[-1].kind == FRAME_BUILD || f[-1].kind == FRAME_SLOTS_NEXT);
+    const prp_frame *outer = f > s->stack ? f - 1 : NULL;
+    /* Its keys are attributes: the state of an instance, or either half of a state (attributes, slots). */
+    bool of_instance = outer && (outer->kind == FRAME_BUILD || outer->kind == FRAME_SLOTS_NEXT || is_pair_state(s, outer->obj));
+    if (is_pair_state(s, f->obj) || (outer && outer->kind == FRAME_BUILD && outer->held == f->obj && PyTuple_CheckExact(f->obj)))
+        return;
     if (f->obj == s->args_of && s->args_of)
         add_step(s, step), step = (prp_step){.kind = STEP_ARGS};
     switch ((prp_frame_kind)f->kind) {
@@ -476,6 +486,65 @@ static PRP_COLD int save_persistent(prp_saver *s, PyObject *obj)
         prp_copy_short(p, PyUnicode_DATA(str), n_);                                                                         \
         p += n_;                                                                                                            \
     } while (0)
+
+/* Runs: lists and tuples often hold one type throughout. Each writes the items from `i` on as long as they are of its type and
+ * the frame has room, and returns the index of the first one it did not write. */
+
+static inline Py_ssize_t run_of_ints(uint8_t **out, uint8_t *const limit, PyObject *const *items, Py_ssize_t i, Py_ssize_t stop)
+{
+    uint8_t *p = *out;
+    int64_t value;
+    while (i < stop && p < limit && Py_IS_TYPE(items[i], &PyLong_Type) && prp_long_small(items[i], &value)) {
+        p = prp_put_int64(p, value);
+        i++;
+    }
+    *out = p;
+    return i;
+}
+
+static inline Py_ssize_t run_of_floats(uint8_t **out, uint8_t *const limit, PyObject *const *items, Py_ssize_t i, Py_ssize_t stop)
+{
+    uint8_t *p = *out;
+    while (i < stop && p < limit && Py_IS_TYPE(items[i], &PyFloat_Type)) {
+        p = prp_put_float(p, PyFloat_AS_DOUBLE(items[i]));
+        i++;
+    }
+    *out = p;
+    return i;
+}
+
+/* Short ASCII strings that nobody else refers to. */
+static inline Py_ssize_t run_of_strs(uint8_t **out, uint8_t *const limit, PyObject *const *items, Py_ssize_t i, Py_ssize_t stop)
+{
+    uint8_t *p = *out;
+    while (i < stop) {
+        PyObject *item = items[i];
+        if (!Py_IS_TYPE(item, &PyUnicode_Type) || Py_REFCNT(item) != 1 || !PyUnicode_IS_COMPACT_ASCII(item))
+            break;
+        size_t n = (size_t)PyUnicode_GET_LENGTH(item);
+        if (n > 0xff || limit - p <= (Py_ssize_t)n)
+            break;
+        *p++ = OP_SHORT_BINUNICODE;
+        *p++ = (uint8_t)n;
+        prp_copy_short(p, PyUnicode_DATA(item), n);
+        p += n;
+        i++;
+    }
+    *out = p;
+    return i;
+}
+
+static inline Py_ssize_t run(prp_saver *s, uint8_t **out, PyObject *const *items, Py_ssize_t i, Py_ssize_t stop)
+{
+    PyTypeObject *type = Py_TYPE(items[i]);
+    if (type == &PyLong_Type)
+        return run_of_ints(out, s->limit, items, i, stop);
+    if (type == &PyFloat_Type)
+        return run_of_floats(out, s->limit, items, i, stop);
+    if (type == &PyUnicode_Type && s->elide)
+        return run_of_strs(out, s->limit, items, i, stop);
+    return i;
+}
 
 static int save(prp_saver *s, PyObject *obj, bool ask_id)
 {
@@ -735,6 +804,9 @@ list: {
             }
         } else {
             while (i < stop) {
+                i = run(s, &p, items, i, stop);
+                if (i >= stop)
+                    break;
                 PyObject *item = items[i++];
                 if (PRP_LIKELY(p < s->limit))
                     WRITE_ATOM(item, continue);
@@ -759,9 +831,12 @@ tuple: {
     PyObject *tuple = f->obj;
     Py_ssize_t i = f->i, n = PyTuple_GET_SIZE(tuple);
     if (PRP_LIKELY(plain)) {
+        PyObject *const *items = ((PyTupleObject *)tuple)->ob_item;
         while (i < n) {
-            PyObject *item = PyTuple_GET_ITEM(tuple, i);
-            i++;
+            i = run(s, &p, items, i, n);
+            if (i >= n)
+                break;
+            PyObject *item = items[i++];
             if (PRP_LIKELY(p < s->limit))
                 WRITE_ATOM(item, continue);
             f->i = i;

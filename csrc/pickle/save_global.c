@@ -38,6 +38,8 @@ static PyObject *global_name(PyObject *obj, PyObject *name)
 /* The module obj says it is from, else the first one that has it under this name. New reference. */
 static PyObject *module_name(prp_saver *s, PyObject *obj, PyObject *name)
 {
+    if (PyFunction_Check(obj) && ((PyFunctionObject *)obj)->func_module != Py_None && ((PyFunctionObject *)obj)->func_module)
+        return Py_NewRef(((PyFunctionObject *)obj)->func_module);
     PyObject *found = optional_attribute(obj, prp_g.str_module);
     if (!found && PyErr_Occurred())
         return NULL;
@@ -265,6 +267,11 @@ static int save_by_value(prp_saver *s, PyObject *obj)
     return status < 0 ? -1 : 1;
 }
 
+static bool is_main(PyObject *module)
+{
+    return module == prp_g.str_main || (PyUnicode_GET_LENGTH(module) == 8 && PyUnicode_Compare(module, prp_g.str_main) == 0);
+}
+
 static int save_named(prp_saver *s, PyObject *obj, PyObject *given, bool may_go_by_value)
 {
     PyObject *name = NULL, *module_str = NULL, *module = NULL, *parent = NULL, *last = NULL, *found = NULL;
@@ -281,7 +288,7 @@ static int save_named(prp_saver *s, PyObject *obj, PyObject *given, bool may_go_
         PyErr_Format(prp_g.pickling_error, "Can't pickle %R: its module and name must be str", obj);
         goto end;
     }
-    if (may_go_by_value && (PyUnicode_Compare(module_str, prp_g.str_main) == 0 || by_value_wanted(s))) {
+    if (may_go_by_value && (is_main(module_str) || by_value_wanted(s))) {
         int written = save_by_value(s, obj);
         if (written) {
             status = written < 0 ? -1 : 0;
