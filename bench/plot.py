@@ -17,7 +17,7 @@ def draw(result: Comparison, path: Path) -> bool:
     except ImportError:
         return False
     values = list(dict.fromkeys(value for measured in result.seconds.values() for value in measured))
-    figure = Figure(figsize=(11, 1.5 + 0.16 * len(values) * len(result.libraries())), layout="constrained")
+    figure = Figure(figsize=(11, 2 + 0.16 * len(values) * len(result.libraries())), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(OPERATIONS), sharey=True)
     height = 0.8 / len(result.libraries())
@@ -34,7 +34,8 @@ def draw(result: Comparison, path: Path) -> bool:
         panel.grid(axis="x", alpha=0.3)
         panel.set_axisbelow(True)
     panels[0].invert_yaxis()
-    panels[-1].legend(fontsize="small")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize="small")
     machine = result.machine
     figure.suptitle(
         f"{machine['cpus']}-core {machine['architecture']}, Linux {machine['kernel']}, {machine['date']}",

@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 from datetime import UTC, datetime
-from importlib import metadata
+from importlib import import_module, metadata
 
 __all__ = ["describe", "versions"]
 
@@ -31,6 +31,14 @@ def _is_virtual() -> bool:
         return any(line.startswith("flags") and " hypervisor" in line for line in file)
 
 
+def _own_word(package: str) -> str | None:
+    """What a package that no installer put there says of itself."""
+    try:
+        return getattr(import_module(package), "__version__", None)
+    except ImportError:
+        return None
+
+
 def versions(*packages: str) -> dict[str, str | None]:
     """Versions of Python and of these packages as installed; None for one that is not."""
     found: dict[str, str | None] = {"python": sys.version.split()[0]}
@@ -38,6 +46,5 @@ def versions(*packages: str) -> dict[str, str | None]:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            module = sys.modules.get(package)
-            found[package] = getattr(module, "__version__", None)
+            found[package] = _own_word(package)
     return found
