@@ -140,8 +140,13 @@ prs_client_claim(prs_store *s, prs_error *error)
         return prs_fail(error, PRS_E_FOREIGN, 0, "the store is used from another pid namespace and liveness is 'pid'");
     uint32_t incarnation;
     uint32_t i = claim(s, s->fd_lock, &incarnation);
-    if (i == PRS_NIL && clean_as_janitor(s))
+    for (int64_t deadline = prs_now() + s->lock_timeout; i == PRS_NIL;) {
+        bool cleaned = clean_as_janitor(s);
         i = claim(s, s->fd_lock, &incarnation);
+        if (cleaned || prs_now() > deadline)
+            break;
+        prs_os_sleep(PRS_MS); /* somebody else is cleaning: there may be room for us as well */
+    }
     if (i == PRS_NIL) {
         prs_fail(error, PRS_E_CLIENTS, 0, "all %u client slots of the store are taken by living processes",
                  s->super->max_clients - 2);

@@ -194,6 +194,10 @@ enter(prs_store *s, prs_error *error)
     int rc = prs_os_map_fixed(s->super, s->fd_ro, 0, PRS_PAGE);
     if (rc < 0)
         return prs_fail(error, PRS_E_SYS, -rc, "mapping the superblock failed");
+    if (prs_load_acquire(&s->super->published) > s->max_slots ||
+        prs_load_acquire(&s->super->links_published) > s->super->max_links ||
+        prs_load_acquire(&s->super->client_high) > s->super->max_clients)
+        return prs_fail(error, PRS_E_CORRUPT, 0, "a table of the store is longer than its room");
     s->pid = (int32_t)getpid();
     s->start_time = prs_start_time(s->pid);
     s->pid_ns = prs_os_pid_ns();
@@ -344,9 +348,10 @@ attach(prs_store **out, int fd, uint64_t store, const prs_options *options, prs_
         goto fail;
     free(head);
     rc = prs_check(s, error);
-    if (rc < 0) {
-        prs_close(s);
-        prs_dispose(s);
+    if (rc < 0) { /* leave as we came: tables that do not check out are not to be worked on */
+        prs_atfork_unregister(s);
+        prs_client_release(s);
+        discard(s);
         return rc;
     }
     *out = s;
