@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from copyreg import dispatch_table as _copyreg_table
 from functools import cache
+from io import TextIOWrapper
 from pickle import PicklingError
 from types import FunctionType, MethodType
 from typing import Any
@@ -18,6 +19,11 @@ from . import registry
 __all__ = ["Reduction", "find_global", "plain_reduce_ex"]
 
 _mro = type.__dict__["__mro__"].__get__
+
+
+def _is_heap_type(cls: type) -> bool:
+    """Tell whether a class was made by a class statement, or by C code as if by one (Py_TPFLAGS_HEAPTYPE)."""
+    return bool(type.__dict__["__flags__"].__get__(cls) & (1 << 9))
 
 
 def find_in_mro(cls: type, name: str) -> Any:
@@ -173,16 +179,24 @@ class Reduction:
             value = reducer(obj)
             if value is not NotImplemented:
                 return "integration", value
-        if cls is MethodType and _is_reachable(obj):
-            return "__reduce__", obj.__reduce__()
-        reducer = self._cloudpickle_rule(cls)
-        if reducer is not None:
-            return "cloudpickle", reducer(obj)
+        by_value = self._cloudpickle_rule(cls)
+        # cloudpickle's own table is for what a function that goes by value carries; alone, a type's own reduction counts.
+        if by_value is not None and self._by_value is not None:
+            return "cloudpickle", by_value(obj)
         if cls is FunctionType or issubclass(cls, type):
             return self._function_or_class(obj)
         reduce_ex = getattr(obj, "__reduce_ex__", None)
         if reduce_ex is not None:
-            return "__reduce_ex__", reduce_ex(self.protocol)
+            if cls is MethodType and not _is_reachable(obj):
+                return "cloudpickle", by_value(obj)
+            try:
+                return "__reduce_ex__", reduce_ex(self.protocol)
+            except TypeError:
+                # Modules, code, views of dictionaries: the interpreter's types refuse, cloudpickle knows a way. An open
+                # text file would be read and sent as a copy, which is not what anybody means who puts it.
+                if by_value is None or _is_heap_type(cls) or cls is TextIOWrapper:
+                    raise
+            return "cloudpickle", by_value(obj)
         reduce = getattr(obj, "__reduce__", None)
         if reduce is not None:
             return "__reduce__", reduce()
@@ -196,7 +210,8 @@ class Reduction:
             except PicklingError:
                 pass
         value = self._pickler().reducer_override(obj)
-        if value is NotImplemented:
+        if value is NotImplemented or (issubclass(type(obj), type) and not _is_heap_type(obj) and len(value) != 2):
+            # What builds another one of the interpreter's own types is of no use.
             return "global", find_global(obj)[1]
         return "by value (cloudpickle)", value
 

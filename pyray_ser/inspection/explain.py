@@ -1,5 +1,6 @@
 """What other parts of the library ask: the path of a failure, and what became of a value in the store."""
 
+import re
 from typing import Any
 
 from ..exceptions import SerializationError
@@ -10,6 +11,16 @@ from .trace import trace
 __all__ = ["Explanation", "add_path_note", "explain", "explain_failure", "serialization_error"]
 
 Explanation = Sizes
+
+# The compiled pickler ends its messages in put mode with the way through reductions and cells.
+_RAW_PATH = re.compile(r"(.*?) \(at (.*)\)", re.DOTALL)
+
+
+def _split(error: BaseException) -> tuple[str, str]:
+    """Return what the pickler said, and the path it said it at, if it did."""
+    text = str(error) or type(error).__name__
+    match = _RAW_PATH.fullmatch(text)
+    return (match[1], match[2]) if match else (text, "")
 
 
 def explain(obj: Any, name: str | None = None, *, threshold: int = 1024) -> Explanation:
@@ -24,8 +35,9 @@ def find_failure(obj: Any, error: BaseException, *, put: bool = True) -> tuple[F
     except Exception:
         # Reporting an error must not replace it: foreign code behaves as it likes when it is run again.
         return None, []
+    said, _ = _split(error)
     for failure in failures:
-        if failure.error_type == type(error).__name__ and failure.error == str(error):
+        if failure.error_type == type(error).__name__ and failure.error == said:
             return failure, failures
     return (failures[0] if failures else None), failures
 
@@ -58,8 +70,8 @@ def serialization_error(obj: Any, exc: BaseException) -> SerializationError:
     offenders in `.failures` and what to do about the first in a note.
     """
     failure, failures = find_failure(obj, exc)
-    path = "" if failure is None or failure.parent is None else failure.path
-    text = str(exc) or type(exc).__name__
+    text, raw = _split(exc)
+    path = raw if failure is None else failure.path if failure.parent is not None else ""
     error = SerializationError(f"{text} (at {path})" if path else text, path=path or None, failures=tuple(failures))
     if failure is not None and failure.hint:
         error.add_note(f"a way out: {failure.hint}")

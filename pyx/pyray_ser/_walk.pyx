@@ -48,7 +48,6 @@ cdef extern from *:
     """
     Py_ssize_t prs_utf8_length(PyObject *text)
     int PyIter_Check(object)
-    size_t PyLong_NumBits "_PyLong_NumBits"(object) except? <size_t>-1
 
 cdef extern from "Python.h":
     # As PyObject *, so that Cython does not raise what is only asked for.
@@ -258,7 +257,7 @@ cdef class Walker:
         if cls == &PyLong_Type:
             value = PyLong_AsLongLongAndOverflow(<object>obj, &overflow)
             if overflow:
-                n = <Py_ssize_t>(PyLong_NumBits(<object>obj) // 8 + 1)
+                n = (<object>obj).bit_length() // 8 + 1
                 frame.inband += n + (2 if n < 256 else 5)
             elif 0 <= value <= 0xFFFF:
                 frame.inband += 2 if value <= 0xFF else 3

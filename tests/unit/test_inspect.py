@@ -763,6 +763,28 @@ def test_serialization_error():
     assert any("['b']" in note for note in error.__notes__)
 
 
+def test_serialization_error_gives_the_path_once():
+    task = make_task(Box(cache=[LOCK]))
+    error = serialization_error(
+        task, TypeError("cannot pickle '_thread.lock' object (at .__closure__[0].__reduce__()[0].cache[0])")
+    )
+    assert str(error) == "cannot pickle '_thread.lock' object (at task -> closure 'cfg' -> .cache[0])"
+    # When nothing fails the second time, what the pickler said stands.
+    error = serialization_error([1], TypeError("cannot pickle '_thread.lock' object (at [3])"))
+    assert str(error) == "cannot pickle '_thread.lock' object (at [3])"
+    assert error.path == "[3]"
+
+
+def test_put_raises_it():
+    import pyray_ser
+
+    with pytest.raises(TypeError) as caught:
+        pyray_ser.put({"k": Box(held=[LOCK])})
+    assert str(caught.value) == "cannot pickle '_thread.lock' object (at ['k'].held[0])"
+    assert isinstance(caught.value.__cause__, TypeError)
+    assert caught.value.failures[0].obj is LOCK
+
+
 def test_a_walk_leaves_no_references():
     obj = Box(held=[LOCK, Box()])
     reference = weakref.ref(obj)
@@ -771,3 +793,33 @@ def test_a_walk_leaves_no_references():
     assert sys.getrefcount(LOCK) == before
     del obj
     assert reference() is None
+
+
+def test_agrees_with_put_on_what_can_be_pickled():
+    import pyray_ser
+
+    def function():
+        return 1
+
+    async def coroutine_function():
+        pass
+
+    values = [
+        os, types, {}.keys(), {"a": 1}.items(), types.MappingProxyType({"a": 1}), function, coroutine_function,
+        function.__code__, property(function), staticmethod(function), classmethod(function), Box().__init__,
+        weakref.WeakSet(), io.StringIO("x"), io.BytesIO(b"x"), open, len, int, type, types.CodeType, type(None),
+        types.FunctionType, NotImplemented, sys.stdout, iter([1]), iter({1: 2}), zip([1]), map(str, [1]), range(3),
+        memoryview(b"x"), types.SimpleNamespace(), threading.current_thread(), __import__("re").compile("x"),
+        __import__("logging").getLogger("x"), __import__("random").Random(5), __import__("decimal").Context(),
+        __import__("itertools").count(), (lambda: (yield)), contextvars.ContextVar("v"), __import__("uuid").uuid4(),
+        __import__("ipaddress").ip_address("1.1.1.1"), functools.lru_cache(function), types.GenericAlias(list, int),
+        list[int] | None, __import__("typing").TypeVar("T"), __import__("ast").parse("x"), __import__("array").array("i", [1]),
+    ]  # fmt: skip
+    for value in values:
+        ok, failures = inspect_serializability([value], print_file=io.StringIO())
+        try:
+            pyray_ser.serialize([value])
+        except Exception as error:
+            assert not ok, (value, error)
+        else:
+            assert ok, (value, failures)
