@@ -2,9 +2,10 @@
 """The unpickler (`csrc/pickle/load*.c`): types and functions with the contract of the standard library's `pickle`."""
 
 cimport cython
-from cpython.buffer cimport PyBUF_CONTIG_RO, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_CONTIG_RO, PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
-from cpython.object cimport PyTypeObject, visitproc
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.object cimport visitproc
 
 from _pickle import UnpicklingError
 
@@ -171,6 +172,49 @@ cdef object load_stored(const uint8_t *stream, size_t len, const prp_buffer *tab
         return prp_load(loader)
     finally:
         prp_loader_release(loader)
+
+
+def loads_in_place(stream, buffers, *, allow=None, bint writable=False):
+    """
+    Read one object whose arrays lie over the given buffers, as the store does over its memory.
+
+    Parameters
+    ----------
+    stream : bytes-like
+        The pickle.
+    buffers : iterable of bytes-like
+        The out-of-band buffers in the order of the stream. They stay exported as long as anything of the value refers to one.
+    allow
+        As in `loads`.
+    writable : bool
+        Whether arrays over the buffers may be written to, which all buffers must allow then. Otherwise every array of the
+        value that holds no objects is read-only and cannot be made writable.
+
+    Returns
+    -------
+    object
+        The object.
+    """
+    # The views keep the memory; a tuple exports no buffer itself, so no array can be made writable through its base.
+    cdef tuple owner = tuple([memoryview(buffer) for buffer in buffers])
+    cdef Py_ssize_t i, count = len(owner)
+    cdef prp_buffer *table = <prp_buffer *>PyMem_Malloc((count + 1) * sizeof(prp_buffer))
+    cdef Py_buffer view
+    if table is NULL:
+        raise MemoryError
+    try:
+        for i in range(count):
+            PyObject_GetBuffer(owner[i], &view, PyBUF_WRITABLE if writable else PyBUF_SIMPLE)
+            table[i].ptr = <const uint8_t *>view.buf
+            table[i].len = view.len
+            PyBuffer_Release(&view)
+        PyObject_GetBuffer(stream, &view, PyBUF_CONTIG_RO)
+        try:
+            return load_stored(<const uint8_t *>view.buf, view.len, table, count, owner, allow, 1 if writable else 0)
+        finally:
+            PyBuffer_Release(&view)
+    finally:
+        PyMem_Free(table)
 
 
 @cython.final

@@ -109,6 +109,8 @@ def difference(data):
         # It allocates what a length asks for; we look whether the bytes are there.
         expected = ("error", "UnpicklingError")
     for result in results:
+        if result[0] == "error" and "in safe mode" in result[2]:
+            continue  # more is refused there than names
         if expected[:2] != result[:2]:
             return expected, result
     return None

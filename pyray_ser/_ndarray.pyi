@@ -1,0 +1,6 @@
+from typing import Any
+
+from .typing import BufferLike
+
+def template_put(array: object) -> tuple[bytes, bytes] | None: ...
+def from_stream(stream: BufferLike, data: BufferLike, *, writable: bool = ...) -> Any: ...

@@ -1,0 +1,28 @@
+"""Ready sets of names for safe mode (``allow=``)."""
+
+from __future__ import annotations
+
+__all__ = ["SAFE_NUMPY"]
+
+# Since numpy 2 its private modules are called numpy._core; older pickles, and older numpy, say numpy.core.
+_CORES = ("numpy._core", "numpy.core")
+
+SAFE_NUMPY: frozenset[str] = frozenset(
+    {
+        "numpy:ndarray",
+        "numpy:dtype",
+        "numpy:bool",
+        "numpy:bool_",
+        *(f"{core}.multiarray:_reconstruct" for core in _CORES),
+        *(f"{core}.multiarray:scalar" for core in _CORES),
+        *(f"{core}.numeric:_frombuffer" for core in _CORES),
+        # Bytes of arrays written in-band with protocol 2 and less.
+        "_codecs:encode",
+    }
+)
+"""
+Names that pickles of plain arrays, numpy scalars and dtypes consist of.
+
+None of them runs code that the pickle chooses: arrays of objects hold only what the pickle could hold anyway. Join it with the
+names of your own classes: ``allow=SAFE_NUMPY | {"mypackage.model:Config"}``.
+"""
