@@ -1,0 +1,100 @@
+"""`pyray-ser inspect`: exit status, forms of output, errors in one line."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+MODULE = """
+import threading
+good = {"a": [1, 2], "text": "x" * 5000}
+class Service:
+    def __init__(self):
+        self.cache = {"lock": threading.Lock()}
+    @property
+    def broken(self):
+        raise RuntimeError("not now")
+service = Service()
+def task():
+    return service
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "mine.py").write_text(MODULE)
+    (folder / "fails.py").write_text("raise KeyError('no such thing')")
+    (folder / "leaves.py").write_text("raise SystemExit(3)")
+    return folder
+
+
+def run(folder, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "pyray_ser", "inspect", *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        cwd=folder, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+def test_what_can_be_pickled(folder):
+    done = run(folder, "mine:good")
+    assert done.returncode == 0, done.stderr
+    assert "Checking Serializability" in done.stdout and "['text']" in done.stdout and "in-band" in done.stdout
+
+
+def test_what_cannot(folder):
+    done = run(folder, "mine:service")
+    assert done.returncode == 1
+    assert "service.cache['lock']" in done.stdout and "hint:" in done.stdout
+    done = run(folder, "mine:task")
+    # The module can be imported, so the function goes by reference and its global is not looked at.
+    assert done.returncode == 0
+
+
+def test_json(folder):
+    done = run(folder, "mine:service", "--json")
+    assert done.returncode == 1
+    found = json.loads(done.stdout)
+    assert found["serializable"] is False
+    assert found["failures"][0]["path"] == "service.cache['lock']"
+
+
+def test_html(folder):
+    done = run(folder, "mine:good", "--html", "page.html")
+    assert done.returncode == 0, done.stderr
+    page = (folder / "page.html").read_text()
+    assert page.startswith("<!doctype html>") and "['text']" in page.replace("&#x27;", "'")
+    done = run(folder, "mine:good", "--html", "no/such/folder/page.html")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        ("nothing_of_that_name:x", "cannot import 'nothing_of_that_name'"),
+        ("mine:absent", "has no 'absent'"),
+        ("mine:service.broken", "not now"),
+        ("mine", "not of the form"),
+        (":x", "not of the form"),
+        ("fails:x", "KeyError: 'no such thing'"),
+        ("leaves:x", "SystemExit"),
+    ],
+)
+def test_targets_that_cannot_be_had_are_errors_in_one_line(folder, target, says):
+    done = run(folder, target)
+    assert done.returncode == 2
+    assert done.stderr.startswith("pyray-ser inspect: ") and says in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not done.stdout
+
+
+def test_no_command_and_version(folder):
+    done = subprocess.run(
+        [sys.executable, "-m", "pyray_ser", "--version"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        cwd=folder, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stdout.startswith("pyray_ser ")
