@@ -53,7 +53,7 @@ def serialize(value) -> bytes:
         raise unpicklable(value, error) from error
 
 
-def deserialize(blob):
+def deserialize(blob, *, allow=None):
     """
     Load what `serialize` made.
 
@@ -61,6 +61,8 @@ def deserialize(blob):
     ----------
     blob : bytes-like
         Arrays lie over it, read-only, and keep it alive.
+    allow : collection of str or callable, optional
+        The globals that may be loaded, as for `get`.
 
     Returns
     -------
@@ -71,7 +73,7 @@ def deserialize(blob):
     CorruptObjectError
         If the bytes are not such a form.
     """
-    return _frames.unpack(blob)
+    return _frames.unpack(blob, allow)
 
 
 def dumps_frames(value) -> list[memoryview]:
@@ -94,7 +96,7 @@ def dumps_frames(value) -> list[memoryview]:
         raise unpicklable(value, error) from error
 
 
-def loads_frames(frames):
+def loads_frames(frames, *, allow=None):
     """
     Load what `dumps_frames` made.
 
@@ -102,12 +104,14 @@ def loads_frames(frames):
     ----------
     frames : sequence of bytes-like
         Arrays lie over them, read-only, and keep them alive.
+    allow : collection of str or callable, optional
+        The globals that may be loaded, as for `get`.
 
     Returns
     -------
     object
     """
-    return _frames.unpack_frames(frames)
+    return _frames.unpack_frames(frames, allow)
 
 
 # ---- seams of the compiled code ----------------------------------------------------------------------------------------

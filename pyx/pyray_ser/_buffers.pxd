@@ -56,5 +56,6 @@ cdef Gathered current_gathering()
 cdef Gathered gather(object value, uint64_t store)
 
 # The value of a stream whose out-of-band buffers are `buffers[0..count)`, in memory that `owner` keeps.
-# `writable`: the memory is private to this process.
-cdef object load(const uint8_t *stream, size_t size, const Span *buffers, size_t count, object owner, bint writable)
+# `allow`: None, or what `loads` takes. `writable`: the memory is private to this process.
+cdef object load(const uint8_t *stream, size_t size, const Span *buffers, size_t count, object owner, object allow,
+                 bint writable)

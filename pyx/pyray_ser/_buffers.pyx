@@ -183,7 +183,8 @@ cdef Gathered gather(object value, uint64_t store):
     return into
 
 
-cdef object load(const uint8_t *stream, size_t size, const Span *buffers, size_t count, object owner, bint writable):
+cdef object load(const uint8_t *stream, size_t size, const Span *buffers, size_t count, object owner, object allow,
+                 bint writable):
     if load_stored is NULL:
         connect_unpickler()
-    return load_stored(stream, size, buffers, count, owner, None, PRP_ARRAY_WRITABLE if writable else 0)
+    return load_stored(stream, size, buffers, count, owner, allow, PRP_ARRAY_WRITABLE if writable else 0)

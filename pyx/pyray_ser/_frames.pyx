@@ -12,7 +12,8 @@ from libc.string cimport memcpy, memset
 from pyray_ser._buffers cimport Block, Export, Gathered, Span, block, gather, load
 from pyray_ser._prs cimport PRS_NO_SLOT, prs_buffer_entry, prs_header
 from pyray_ser._store cimport (
-    Place, body_offset, check_entry, check_header, corrupt, decode, place, place_buffers, write_entry, write_header
+    Place, Store, body_offset, check_entry, check_header, corrupt, decode, decode_allowed, default_or_open, place, place_buffers,
+    put_gathered, write_entry, write_header
 )
 
 cdef enum:
@@ -31,7 +32,46 @@ def pack(value):
     -------
     bytes
     """
-    cdef Gathered gathered = gather(value, 0)
+    return pack_gathered(gather(value, 0))
+
+
+def pack_or_put(value, uint64_t limit):
+    """
+    The whole form of a small value, or a reference to a large one, which is put into the default store.
+
+    Parameters
+    ----------
+    value : object
+    limit : int
+        How many bytes of stream and buffers are small. A value that names stored objects is put, whatever its size: the
+        new object holds them.
+
+    Returns
+    -------
+    bytes or ObjectRef
+    """
+    cdef Store store = default_or_open()
+    cdef Gathered gathered = gather_or_tell(value, store.id)
+    cdef uint64_t total = gathered.stream_size
+    cdef Py_ssize_t i
+    if not gathered.edges:
+        for i in range(gathered.nbuffers):
+            total += gathered.buffer(i).size
+        if total <= limit:
+            return pack_gathered(gathered)
+    return put_gathered(store, gathered, 0)
+
+
+cdef Gathered gather_or_tell(value, uint64_t store):
+    try:
+        return gather(value, store)
+    except Exception as error:
+        from pyray_ser.serialization import unpicklable
+
+        raise unpicklable(value, error) from error
+
+
+cdef bytes pack_gathered(Gathered gathered):
     cdef Py_ssize_t n = gathered.nbuffers, i
     cdef Place *places = <Place *>PyMem_Malloc((n + 1) * sizeof(Place))
     cdef uint64_t total, at, used
@@ -113,16 +153,25 @@ def pickled(value):
     return out
 
 
-def unpack(blob):
+def unpack(blob, allow=None):
     """
     The value of what `pack` made; arrays lie over `blob` and are read-only.
 
     Parameters
     ----------
     blob : bytes-like
+    allow : collection of str or callable, optional
+        As for `get`.
     """
     cdef Export owner = Export.__new__(Export, blob)
-    return decode(owner, <const uint8_t *>owner.view.buf, <const uint8_t *>owner.view.buf, owner.view.len, False, None, None)
+    cdef const uint8_t *data = <const uint8_t *>owner.view.buf
+    return decode_allowed(owner, data, data, owner.view.len, False, None, None, allow)
+
+
+def unpack_private(blob):
+    """The value of what `pack` made, over a copy of its own: arrays are writable."""
+    cdef Export owner = Export.__new__(Export, bytearray(blob))
+    return decode(owner, <const uint8_t *>owner.view.buf, <const uint8_t *>owner.view.buf, owner.view.len, True, None, None)
 
 
 def pack_frames(value):
@@ -168,13 +217,15 @@ def pack_frames(value):
     return frames
 
 
-def unpack_frames(frames):
+def unpack_frames(frames, allow=None):
     """
     The value of what `pack_frames` made; arrays lie over the frames and are read-only.
 
     Parameters
     ----------
     frames : sequence of bytes-like
+    allow : collection of str or callable, optional
+        As for `get`.
     """
     cdef prs_header header
     cdef prs_buffer_entry entry
@@ -206,7 +257,7 @@ def unpack_frames(frames):
             buffers[i].data = piece.view.buf
             buffers[i].size = piece.view.len
         piece = <Export>held[1]
-        return load(<const uint8_t *>piece.view.buf, piece.view.len, buffers, header.nbuffers, Frames(held), False)
+        return load(<const uint8_t *>piece.view.buf, piece.view.len, buffers, header.nbuffers, Frames(held), allow, False)
     finally:
         PyMem_Free(buffers)
 

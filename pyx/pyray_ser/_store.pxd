@@ -75,7 +75,11 @@ cdef uint64_t place_buffers(Gathered gathered, Place *places, Store store) excep
 # The value of a whole form at `data`, which `owner` keeps alive; `store` (None: none) holds the objects it names.
 cdef object decode(object owner, const uint8_t *form, const uint8_t *data, uint64_t size, bint writable, Store store,
                    ObjectRef ref)
+# The same, of allowed globals only (None: any).
+cdef object decode_allowed(object owner, const uint8_t *form, const uint8_t *data, uint64_t size, bint writable,
+                           Store store, ObjectRef ref, object allow)
 cdef Store default_or_open()
+cdef ObjectRef put_gathered(Store store, Gathered gathered, int64_t deadline)
 # Absolute time in ns from seconds: for ever for None, 0 for "do not wait".
 cdef int64_t deadline_of(object timeout) except -1
 cdef int corrupt(const char *why, object ref) except -1

@@ -1588,6 +1588,11 @@ cdef object copied_bytes(const uint8_t *data, uint64_t size):
 
 cdef object decode(object owner, const uint8_t *form, const uint8_t *data, uint64_t size, bint writable, Store store,
                    ObjectRef ref):
+    return decode_allowed(owner, form, data, size, writable, store, ref, None)
+
+
+cdef object decode_allowed(object owner, const uint8_t *form, const uint8_t *data, uint64_t size, bint writable,
+                           Store store, ObjectRef ref, object allow):
     """The value of a whole form at `data`, which `owner` keeps alive; `store` (None: none) holds the objects it names.
 
     Header, table and stream are read at `form`: the same bytes, where reading them is cheap. A private mapping has no
@@ -1606,14 +1611,16 @@ cdef object decode(object owner, const uint8_t *form, const uint8_t *data, uint6
         value = load_scalar(stream, header.stream_len, &done)
         if done:
             return value
-        return load(stream, header.stream_len, NULL, 0, owner, writable)
+        return load(stream, header.stream_len, NULL, 0, owner, allow, writable)
     if header.nbuffers == 1:
         check_entry(&header, form + sizeof(prs_header), 0, &entry, ref)
         if entry.slot == PRS_NO_SLOT:
             data = data + (entry.off if entry.len else 0)
         else:
             owner = named_object(store, &entry, writable, ref, &data)
-        if prp_array_template_looks(stream, header.stream_len):
+        if allow is not None:
+            pass  # the unpickler looks at every name, also at those of the short ways
+        elif prp_array_template_looks(stream, header.stream_len):
             array = prp_ndarray().from_stream(stream, header.stream_len, data, entry.len, owner,
                                               PRP_ARRAY_WRITABLE if writable else 0)
             if array is not NULL:
@@ -1624,7 +1631,7 @@ cdef object decode(object owner, const uint8_t *form, const uint8_t *data, uint6
                 return value
         few[0].data = data
         few[0].size = entry.len
-        return load(stream, header.stream_len, few, 1, owner, writable)
+        return load(stream, header.stream_len, few, 1, owner, allow, writable)
     cdef Span *buffers = few
     cdef dict named = None
     cdef const uint8_t *start
@@ -1649,7 +1656,7 @@ cdef object decode(object owner, const uint8_t *form, const uint8_t *data, uint6
             buffers[i].size = entry.len
         if named is not None:
             owner = Owners(owner, named)
-        return load(stream, header.stream_len, buffers, header.nbuffers, owner, writable)
+        return load(stream, header.stream_len, buffers, header.nbuffers, owner, allow, writable)
     finally:
         if buffers != few:
             PyMem_Free(buffers)
@@ -1752,7 +1759,7 @@ cdef Pin pin_by(ObjectRef ref, int64_t deadline, object timeout):
             fail(status, NULL, store, ref)
 
 
-cdef object get_one(ObjectRef ref, int64_t deadline, object timeout, bint writable):
+cdef object get_one(ObjectRef ref, int64_t deadline, object timeout, bint writable, object allow):
     cdef int status
     cdef Pin pin = None
     cdef Private copy
@@ -1763,12 +1770,13 @@ cdef object get_one(ObjectRef ref, int64_t deadline, object timeout, bint writab
     if writable:
         copy = privately(pin, ref)
         # A mapping keeps the pin, so its stream may be read, and kept, through the pin's bytes.
-        return decode(copy, pin.view.data if copy.pin is not None else copy.data, copy.data, copy.size, True, ref.store, ref)
-    return decode(pin, pin.view.data, pin.view.data, pin.view.size, False, ref.store, ref)
+        return decode_allowed(copy, pin.view.data if copy.pin is not None else copy.data, copy.data, copy.size, True,
+                              ref.store, ref, allow)
+    return decode_allowed(pin, pin.view.data, pin.view.data, pin.view.size, False, ref.store, ref, allow)
 
 
 @cython.binding(False)
-def get(refs, *, timeout=None, mmap_mode="r"):
+def get(refs, *, timeout=None, mmap_mode="r", allow=None):
     """
     The value of an object, or the list of values of a list of objects.
 
@@ -1782,6 +1790,9 @@ def get(refs, *, timeout=None, mmap_mode="r"):
     mmap_mode : {"r", "c"}
         "r" reads in place. "c" gives writable values over a private copy-on-write mapping: the stored object is not
         changed.
+    allow : collection of str or callable, optional
+        The globals that may be loaded: names ``"module:qualname"`` or a predicate ``(module, qualname) -> bool``. Default is
+        any. Classes that are allowed still run their own code.
 
     Returns
     -------
@@ -1806,16 +1817,44 @@ def get(refs, *, timeout=None, mmap_mode="r"):
         elif mmap_mode != "r":
             raise ValueError(f'mmap_mode must be "r" or "c", not {mmap_mode!r}')
     if type(refs) is ObjectRef:
-        return get_one(<ObjectRef>refs, deadline, timeout, writable)
+        return get_one(<ObjectRef>refs, deadline, timeout, writable, allow)
+    if promise_type is not None and names_promise(refs):
+        return promise_get(refs, timeout, "c" if writable else "r")
     if not isinstance(refs, list):
         from pyray_ser.ref import not_refs
 
         raise not_refs("get", refs)
     check_refs("get", refs)
-    return [get_one(<ObjectRef>ref, deadline, timeout, writable) for ref in tuple(refs)]
+    return [get_one(<ObjectRef>ref, deadline, timeout, writable, allow) for ref in tuple(refs)]
 
 
 cdef object READ = "r"
+
+# References to what is not in any store yet: results of tasks (`pyray_ser.tasks`), which registers their type when it is
+# first used, and the function that gets a list which holds such.
+cdef object promise_type = None
+cdef object promise_get = None
+
+
+def set_promises(type promises, getter):
+    """Let `get` take instances of `promises`, alone or in lists, by calling ``getter(refs, timeout, mmap_mode)``."""
+    global promise_type, promise_get
+    promise_type = promises
+    promise_get = getter
+
+
+def is_promise(ref):
+    """Whether this is a reference to something that a task is making."""
+    return promise_type is not None and isinstance(ref, promise_type)
+
+
+cdef bint names_promise(object refs) except -1:
+    if isinstance(refs, list):
+        for ref in refs:
+            if type(ref) is not ObjectRef and isinstance(ref, promise_type):
+                return True
+        return False
+    return isinstance(refs, promise_type)
 
 
 cdef int check_refs(str function, object refs) except -1:

@@ -418,6 +418,40 @@ class TestFrames:
                 pyray_ser.loads_frames(wrong)
 
 
+class TestAllow:
+    """Only what is allowed is loaded, by the short ways too."""
+
+    ARRAY = frozenset({"numpy:ndarray", "numpy:dtype"})
+
+    def loaders(self, value):
+        ref, blob, frames = pyray_ser.put(value), pyray_ser.serialize(value), pyray_ser.dumps_frames(value)
+        yield lambda allow: pyray_ser.get(ref, allow=allow)
+        yield lambda allow: pyray_ser.get([ref], allow=allow)[0]
+        yield lambda allow: pyray_ser.get(ref, allow=allow, mmap_mode="c")
+        yield lambda allow: pyray_ser.deserialize(blob, allow=allow)
+        yield lambda allow: pyray_ser.loads_frames(frames, allow=allow)
+
+    @pytest.mark.parametrize("value", [5, "text", None, [1, {"a": (2.5,)}]])
+    def test_values_without_globals(self, value):
+        for load in self.loaders(value):
+            assert load(()) == value
+
+    @pytest.mark.parametrize("value", [np.arange(10.0), [np.arange(1000.0)]], ids=["alone", "nested"])
+    def test_arrays(self, value):
+        for load in self.loaders(value):
+            got = load(self.ARRAY)
+            assert (np.asarray(got) == np.asarray(value)).all()
+            with pytest.raises(pickle.UnpicklingError, match="numpy"):
+                load({"builtins:list"})
+
+    @pytest.mark.parametrize("value", [bytearray(b"x" * 2000), array.array("d", [1.0]), decimal.Decimal("1.5")])
+    def test_others(self, value):
+        for load in self.loaders(value):
+            assert load(lambda module, name: True) == value
+            with pytest.raises(pickle.UnpicklingError):
+                load(lambda module, name: False)
+
+
 class TestExtremes:
     def test_many_buffers(self):
         values = [np.full(200, i, "u8") for i in range(3000)]
