@@ -1,0 +1,291 @@
+/*
+ * A storm: processes put, get, hand over, name each other's objects, fork and free, with every content verified,
+ * while they are killed at random. At the end nothing is wrong and nothing is left.
+ *
+ * PRS_TEST_KILLS sets how many die. Without it 2000, but no more than there are in 30 seconds.
+ */
+#include "engine.h"
+
+enum { WORKERS = 4, PLACES = 48, MINE = 24, KEPT = 8 };
+
+/* Objects handed from process to process; `state` is claimed by CAS. Who dies while BUSY leaves it so. */
+enum { EMPTY, BUSY, FULL };
+struct place {
+    prs_atomic_u32 state;
+    prs_oid id;
+    prs_token token;
+    uint64_t size, seed;
+};
+
+struct shared {
+    struct place place[PLACES];
+    prs_atomic_u64 puts, takes, forks, verified;
+    prs_atomic_u32 quit;
+};
+
+static struct shared *shared;
+static prs_oid kept[KEPT];
+
+static uint64_t
+kept_size(int i)
+{
+    return (uint64_t)i * i * i * 900;
+}
+
+struct mine {
+    prs_oid id;
+    uint64_t size, seed;
+    bool there, pinned;
+    bool shared; /* other processes may hold it: it is not ours to end for everyone */
+    prs_view view;
+};
+
+static void
+fail(const char *what, int rc, const prs_error *e)
+{
+    fprintf(stderr, "pid %d: %s: %d %s\n", (int)getpid(), what, rc, e && rc < 0 ? e->what : "");
+    _exit(3);
+}
+
+static void
+step(prs_store *s, struct mine *mine, uint64_t *rng, int depth)
+{
+    uint64_t r = test_random(rng);
+    struct mine *m = &mine[r % MINE];
+    struct place *p = &shared->place[(r >> 8) % PLACES];
+    uint32_t full = FULL, empty = EMPTY;
+    prs_error e = {0};
+    int rc;
+    switch ((r >> 16) % 8) {
+    case 0:
+    case 1: /* put */
+        if (m->there)
+            return;
+        m->seed = r >> 20;
+        m->size = (r >> 32) % 8 ? (r >> 36) % 4000 : (r >> 36) % 900000;
+        rc = try_put(s, m->size, m->seed, &m->id, &e);
+        if (rc == PRS_E_FULL)
+            return;
+        if (rc != PRS_OK)
+            fail("put", rc, &e);
+        m->there = true;
+        m->shared = false;
+        m->pinned = (r >> 62) && prs_pin(s, &m->id, &m->view) == PRS_OK;
+        prs_fetch_add_relaxed(&shared->puts, 1);
+        return;
+    case 2: /* verify, perhaps drop */
+    case 3:
+        if (!m->there)
+            return;
+        if (m->pinned && !content_right(m->view.data, m->size, m->seed))
+            fail("bytes under a pin", 0, NULL);
+        if ((rc = verify(s, &m->id, m->size, m->seed)) != PRS_OK)
+            fail("an object of mine", rc, NULL);
+        prs_fetch_add_relaxed(&shared->verified, 1);
+        if (r >> 63)
+            return;
+        if (m->pinned)
+            prs_unpin(s, &m->id);
+        if (!m->shared && ((r >> 62) & 1) && (rc = prs_free(s, &m->id, &e)) != PRS_OK)
+            fail("free", rc, &e);
+        prs_unref(s, &m->id);
+        m->there = m->pinned = false;
+        return;
+    case 4: /* hand over */
+        if (!m->there || depth || !prs_cas_acqrel(&p->state, &empty, BUSY))
+            return;
+        if ((rc = prs_token_take(s, &m->id, PRS_TOKEN_ONCE, &p->token)) != PRS_OK)
+            fail("token", rc, NULL);
+        p->id = m->id;
+        p->size = m->size;
+        p->seed = m->seed;
+        prs_store_release(&p->state, FULL);
+        if (m->pinned)
+            prs_unpin(s, &m->id);
+        prs_unref(s, &m->id); /* and let go: it lives on its message alone */
+        m->there = m->pinned = false;
+        return;
+    case 5: /* receive */
+        if (m->there || !prs_cas_acqrel(&p->state, &full, BUSY))
+            return;
+        m->id = p->id;
+        m->size = p->size;
+        m->seed = p->seed;
+        if ((rc = prs_token_claim(s, &m->id, &p->token)) != PRS_OK)
+            fail("an object in flight", rc, NULL);
+        prs_store_release(&p->state, EMPTY);
+        m->there = m->shared = true;
+        m->pinned = false;
+        prs_fetch_add_relaxed(&shared->takes, 1);
+        if ((rc = verify(s, &m->id, m->size, m->seed)) != PRS_OK)
+            fail("an object received", rc, NULL);
+        return;
+    case 6: { /* an object that names another and outlives its maker's ref on it */
+        struct mine *to = &mine[(r >> 24) % MINE];
+        prs_draft d;
+        if (!m->there || to->there)
+            return;
+        rc = prs_alloc(s, 64, PRS_ALLOC_ORDERED, &d, &e);
+        if (rc == PRS_E_FULL)
+            return;
+        if (rc != PRS_OK || (rc = prs_add_edge(s, &d, &m->id, &e)) != PRS_OK)
+            fail("edge", rc, &e);
+        content(d.dst, 64, r);
+        if ((rc = prs_seal(s, &d, &e)) != PRS_OK)
+            fail("seal", rc, &e);
+        *to = (struct mine){.id = d.id, .size = 64, .seed = r, .there = true};
+        return;
+    }
+    default: { /* the parent's objects, a look, a window, a draft given up */
+        int k = (int)((r >> 24) % KEPT);
+        if ((rc = verify(s, &kept[k], kept_size(k), (uint64_t)k)) != PRS_OK)
+            fail("an object of the first process", rc, NULL);
+        prs_draft d;
+        rc = prs_alloc(s, (r >> 28) % 20000, (r >> 60) & 1 ? PRS_ALLOC_WINDOW : 0, &d, &e);
+        if (rc == PRS_OK) {
+            if (d.window)
+                memset(d.window, 0x5A, d.size);
+            if ((r >> 61) & 1) {
+                prs_abort(s, &d, false);
+            } else {
+                if ((rc = prs_seal(s, &d, &e)) != PRS_OK)
+                    fail("seal", rc, &e);
+                prs_window_close(s, &d);
+                prs_unref(s, &d.id);
+            }
+        } else if (rc != PRS_E_FULL) {
+            fail("alloc", rc, &e);
+        }
+        prs_look(s, 20 * PRS_MS);
+        return;
+    }
+    }
+}
+
+static void
+work(prs_store *s, uint64_t seed, int depth)
+{
+    static struct mine mine[MINE];
+    uint64_t rng = seed;
+    for (uint64_t n = 0; !prs_load_relaxed(&shared->quit) && (depth == 0 || n < 200); n++) {
+        step(s, mine, &rng, depth);
+        if (depth < 2 && test_random(&rng) % 100 == 0) {
+            for (int i = 0; i < MINE; i++)
+                mine[i].shared = true;
+            pid_t pid = fork();
+            if (pid == 0) { /* goes on with all that its parent holds */
+                alarm(60 * (SANITIZED ? 6 : 1));
+                rng ^= 0xABCDEF;
+                depth++;
+                n = 0;
+                continue;
+            }
+            prs_fetch_add_relaxed(&shared->forks, 1);
+            if (pid > 0 && test_random(&rng) % 2)
+                waitpid(pid, NULL, 0);
+            while (waitpid(-1, NULL, WNOHANG) > 0)
+                ;
+        }
+    }
+    for (int i = 0; i < MINE; i++)
+        if (mine[i].there && verify(s, &mine[i].id, mine[i].size, mine[i].seed) != PRS_OK)
+            fail("an object of mine, at the end", 0, NULL);
+    if (rng & 1)
+        prs_close(s);
+    _exit(0);
+}
+
+TEST(killed_at_random)
+{
+    const char *text = getenv("PRS_TEST_KILLS");
+    int kills = text && *text ? atoi(text) : 2000, bad = 0, n = 0;
+    uint64_t limit = test_now_ns() + (text && *text ? 3600 : 30) * 1000000000ull;
+    uint64_t rng = test_seed((uint64_t)time(NULL));
+    printf("     seed %llu\n", (unsigned long long)rng);
+    prctl(PR_SET_CHILD_SUBREAPER, 1);
+    shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    prs_store *s = store_with((prs_options){.capacity = 48 * MIB, .lock_timeout = 30 * PRS_SECOND});
+    for (int i = 0; i < KEPT; i++)
+        kept[i] = put(s, kept_size(i), (uint64_t)i);
+    pid_t worker[WORKERS] = {0};
+    while (n < kills && test_now_ns() < limit) {
+        int i = (int)(test_random(&rng) % WORKERS);
+        if (worker[i]) {
+            kill(worker[i], SIGKILL);
+            int status = reap_child(worker[i]);
+            if (!WIFSIGNALED(status) || WTERMSIG(status) != SIGKILL) {
+                fprintf(stderr, "a worker ended with status %x\n", (unsigned)status);
+                bad++;
+                break;
+            }
+            n++;
+        }
+        uint64_t seed = test_random(&rng);
+        worker[i] = fork();
+        if (worker[i] == 0) {
+            child_setup(600);
+            (void)!nice(10); /* the killer comes first */
+            work(s, seed, 0);
+        }
+        prs_os_sleep((int64_t)(test_random(&rng) % 3000) * 1000);
+        if (n % 50 == 0) { /* fsck in the middle of it all */
+            prs_error e = {0};
+            int rc = prs_check(s, &e);
+            if (rc != PRS_OK) {
+                fprintf(stderr, "prs_check after %d kills: %s\n", n, e.what);
+                bad++;
+                break;
+            }
+        }
+        for (int status; waitpid(-1, &status, WNOHANG) > 0;) /* orphaned grandchildren are ours now */
+            if (status != 0 && !(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL)) {
+                fprintf(stderr, "a descendant ended with status %x\n", (unsigned)status);
+                bad++;
+            }
+        if (bad)
+            break;
+    }
+    for (int i = 0; i < WORKERS; i++)
+        if (worker[i])
+            kill(worker[i], SIGKILL);
+    prs_store_release(&shared->quit, 1);
+    for (int status; waitpid(-1, &status, 0) > 0;)
+        if (status != 0 && !(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL)) {
+            fprintf(stderr, "a descendant ended with status %x\n", (unsigned)status);
+            bad++;
+        }
+    prs_look(s, 0);
+    printf("     %d killed, %llu puts, %llu handed over, %llu verified, %llu forks, %llu reaped, %llu locks stolen\n", n,
+           (unsigned long long)shared->puts, (unsigned long long)shared->takes, (unsigned long long)shared->verified,
+           (unsigned long long)shared->forks, (unsigned long long)stats_of(s).reaped,
+           (unsigned long long)stats_of(s).stolen);
+    CHECK_EQ(bad, 0);
+    CHECK_STORE(s);
+    CHECK_EQ(stats_of(s).clients, 1);
+    for (int i = 0; i < KEPT; i++) {
+        CHECK_EQ(verify(s, &kept[i], kept_size(i), (uint64_t)i), PRS_OK);
+        prs_unref(s, &kept[i]);
+    }
+    /* Left are objects on lost messages, and those that they name. */
+    for (int again = 1; again;) {
+        prs_record r[64];
+        uint32_t cursor = 0;
+        int n;
+        again = 0;
+        prs_drain(s);
+        while ((n = prs_list(s, &cursor, r, 64)) > 0)
+            for (int i = 0; i < n; i++) {
+                CHECK_EQ(r[i].ref_holders + r[i].pin_holders, 0);
+                CHECK(r[i].tokens_and_edges > 0 && r[i].state == PRS_STATE_SEALED);
+                prs_error e;
+                CHECK_EQ(prs_free(s, &r[i].id, &e), PRS_OK);
+                again = 1;
+            }
+    }
+    CHECK_EMPTY(s);
+    CHECK(n >= 50 && shared->puts > (uint64_t)n && shared->takes > 0);
+    close_store(s);
+    munmap(shared, sizeof *shared);
+}
+
+TEST_MAIN()
