@@ -11,6 +11,7 @@ __all__ = [
     "array_of_bytes",
     "ctypes_array",
     "ctypes_data",
+    "load_stream",
     "masked_array",
     "memory",
     "memory_of_array",
@@ -19,6 +20,13 @@ __all__ = [
     "string_array",
     "view",
 ]
+
+
+def load_stream(stream: Any, *buffers: Any) -> Any:
+    """Load a pickle that was written by the verbose pickler."""
+    from ._unpickle import loads
+
+    return loads(stream, buffers=buffers)
 
 
 def memory(buffer: Any, format: str, shape: tuple[int, ...]) -> memoryview:

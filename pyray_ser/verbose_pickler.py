@@ -24,17 +24,18 @@ import os
 import pickle
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import partial, wraps
 from itertools import islice
 from types import FunctionType
 from typing import Any
 
-from .exceptions import DeepRecursionError
+from . import rebuild
+from .exceptions import DeepRecursionError, SerializationError
 from .inspection.path import describe, path_text
 from .inspection.text import brief, class_name
 from .reduction import Reduction, plain_reduce_ex
 
-__all__ = ["Pickler", "dump", "dumps", "level"]
+__all__ = ["Pickler", "Written", "dump", "dumps", "install", "level"]
 
 _BATCH = 1000
 # Frames of our own that may lie on one another: three for each level of a list.
@@ -475,3 +476,63 @@ def dumps(
     file = io.BytesIO()
     Pickler(file, protocol, fix_imports=fix_imports, buffer_callback=buffer_callback).dump(obj)
     return file.getvalue()
+
+
+# ---- in place of the compiled pickler ------------------------------------------------------------
+
+
+class Written:
+    """A value that this pickler writes while the compiled one is at work around it.
+
+    `put` of it stores the inner stream and its buffers, and a reader gets the value. That it happens inside the
+    compiled pickler's run is what lets references in the value be seen by the store.
+    """
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        file, buffers = io.BytesIO(), []
+
+        def take(buffer: pickle.PickleBuffer) -> bool:
+            small = buffer.raw().nbytes < 1024
+            if not small:
+                buffers.append(buffer)
+            return small
+
+        Pickler(file, buffer_callback=take, put=True).dump(self.value)
+        return rebuild.load_stream, (file.getvalue(), *buffers)
+
+
+def _writing(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a function that takes the value to write as its first argument."""
+
+    @wraps(function)
+    def wrapper(value: Any, *args: Any, **kwargs: Any) -> Any:
+        from ._store import ObjectRef
+        from .inspection import serialization_error
+
+        if isinstance(value, ObjectRef):
+            return function(value, *args, **kwargs)
+        try:
+            return function(Written(value), *args, **kwargs)
+        except SerializationError as error:
+            cause = error.__cause__ or error
+            raise serialization_error(value, cause) from cause
+
+    return wrapper
+
+
+def install() -> None:
+    """Make the package write everything by this pickler; done at import when the environment asks for it."""
+    package = sys.modules[__package__]
+    from . import api, serialization
+
+    replacements = {"Pickler": Pickler, "dump": dump, "dumps": dumps}
+    for name, module in (("put", api), ("serialize", serialization), ("dumps_frames", serialization)):
+        replacements[name] = _writing(getattr(module, name))
+    for name, function in replacements.items():
+        for module in (package, api, serialization):
+            # Not hasattr: the package finds some names only when asked, and those are to be replaced too.
+            if name in getattr(module, "__all__", ()):
+                setattr(module, name, function)
