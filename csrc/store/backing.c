@@ -14,6 +14,7 @@
 
 #define WARM_SECONDS 10
 #define BACK_GRAIN (128u * 1024u)
+#define TRIM_PAGES 256u
 
 /* Code that closes all descriptors took ours as well: find the store again through a peer, or
  * through /proc/self where the kernel allows it, before a number now used by somebody else harms. */
@@ -259,16 +260,6 @@ prs_give_back(prs_store *s, uint64_t off, uint64_t len)
     PRS_POINT(punched);
 }
 
-static uint64_t
-largest_free(prs_store *s)
-{
-    if (prs_tables_touch(s) < 0 || prs_lock(s, s->lock_timeout, NULL) < 0)
-        return 0;
-    uint64_t largest = prs_extent_largest(s);
-    prs_unlock(s);
-    return largest;
-}
-
 /* Once a second, by whoever looks: what is warm beyond the reserve. */
 void
 prs_trim_excess(prs_store *s)
@@ -285,22 +276,26 @@ prs_trim(prs_store *s, uint64_t keep)
     if (prs_load_relaxed(&s->closed) || s->orphan || prs_writable(s, NULL) < 0)
         return 0;
     prs_magazines_flush(s);
-    /* Take free extents as if to put into them, largest first, and punch them while they are ours. */
-    while (data_backed(s) > prs_load_relaxed(&s->super->arena.used) + keep) {
-        uint64_t largest = largest_free(s);
-        if (largest < 2 * PRS_PAGE)
+    /* Take free extents as if to put into them, and punch them from the high end while they are ours. */
+    for (;;) {
+        uint64_t before = data_backed(s), wanted = prs_load_relaxed(&s->super->arena.used) + keep;
+        uint32_t i;
+        uint64_t word;
+        if (before <= wanted || prs_warm_take(s, &i, &word) < 0)
             break;
-        uint32_t slot;
-        uint64_t word, before = data_backed(s);
-        uint64_t size = (largest - PRS_PAGE) & ~(uint64_t)(PRS_PAGE - 1);
-        if (prs_large_take(s, size, true, &slot, &word, NULL) < 0)
-            break;
-        const prs_slot *taken = prs_slot_at(s, slot);
-        prs_give_back(s, prs_load_relaxed(&taken->off), prs_load_relaxed(&taken->cap));
-        prs_take_over(s, slot, word);
+        const prs_slot *slot = prs_slot_at(s, i);
+        uint64_t off = prs_load_relaxed(&slot->off), cap = prs_load_relaxed(&slot->cap), warm = 0;
+        uint64_t first = prs_round_up(off, PRS_PAGE) / PRS_PAGE, end = (off + cap) / PRS_PAGE, from = end;
+        while (from > first && warm * PRS_PAGE < before - wanted) {
+            uint64_t step = from - first < TRIM_PAGES ? from - first : TRIM_PAGES;
+            from -= step;
+            warm += prs_pages_count(s->area.backed, from, step);
+        }
+        prs_give_back(s, from * PRS_PAGE, (end - from) * PRS_PAGE);
+        prs_take_over(s, i, word);
         uint64_t after = data_backed(s);
         if (after >= before)
-            break;
+            break; /* the file system gives nothing back, or others fill as fast */
         given += before - after;
     }
     return given;

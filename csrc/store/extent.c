@@ -301,6 +301,45 @@ prs_extent_free(prs_store *s, uint32_t i)
     PRS_POINT(extent_freed);
 }
 
+/* Whole backed pages within a free extent, in bytes. */
+static uint64_t
+warm_bytes(const prs_store *s, const prs_extent *e)
+{
+    uint64_t first = prs_round_up(e->off, PRS_PAGE) / PRS_PAGE, end = (e->off + e->size) / PRS_PAGE;
+    return first < end ? prs_pages_count(s->area.backed, first, end - first) * PRS_PAGE : 0;
+}
+
+/* A free extent with backed pages to give back, largest sizes first; PRS_NIL when there is none of
+ * note. */
+uint32_t
+prs_extent_warm(const prs_store *s)
+{
+    const prs_arena *a = arena_of(s);
+    uint32_t looked = 0;
+    for (uint32_t fl = PRS_FL_COUNT; fl-- > 0;)
+        for (uint32_t sl = PRS_SL_COUNT; a->sl_bitmap[fl] && sl-- > 0;)
+            for (uint32_t i = a->bins[fl][sl]; i != PRS_NIL; i = s->extents[i].bin_next) {
+                if (s->extents[i].size < PRS_WARM_MIN || ++looked > PRS_WARM_LOOKS)
+                    return PRS_NIL;
+                if (warm_bytes(s, &s->extents[i]) >= PRS_WARM_MIN / 2)
+                    return i;
+            }
+    return PRS_NIL;
+}
+
+/* Take a free extent as it is. */
+void
+prs_extent_take(prs_store *s, uint32_t i, uint32_t slot)
+{
+    prs_extent *e = &s->extents[i];
+    bin_remove(s, i);
+    PRS_POINT(extent_unlinked);
+    e->used = 1;
+    e->slot = slot;
+    prs_store_relaxed(&arena_of(s)->used, prs_load_relaxed(&arena_of(s)->used) + e->size);
+    PRS_POINT(extent_used);
+}
+
 uint64_t
 prs_extent_largest(const prs_store *s)
 {

@@ -43,27 +43,14 @@ refill_count(uint32_t cls)
 
 /* ---- under the store lock ------------------------------------------------------------------ */
 
-/* Give a slot an extent and a state. PRS_E_OBJECTS or PRS_E_FULL when there is none. */
-static int
-attach(prs_store *s, uint64_t size, bool paged, uint32_t state, prs_reserved *out)
+/* Give a taken slot an extent (PRS_NIL: none) and a state. */
+static void
+occupy(prs_store *s, uint32_t i, uint32_t extent, uint32_t state, prs_reserved *out)
 {
-    uint32_t i = prs_slot_take(s);
-    if (i == PRS_NIL)
-        return PRS_E_OBJECTS;
     prs_slot *slot = prs_slot_at(s, i);
-    prs_store_relaxed(&slot->extent, PRS_NIL);
-    prs_store_relaxed(&slot->off, 0);
-    prs_store_relaxed(&slot->cap, 0);
-    if (!(state & PRS_WORD_FILE)) {
-        uint32_t e = prs_extent_alloc(s, size, paged, i);
-        if (e == PRS_NIL) {
-            prs_slot_give(s, i);
-            return PRS_E_FULL;
-        }
-        prs_store_relaxed(&slot->extent, e);
-        prs_store_relaxed(&slot->off, s->extents[e].off);
-        prs_store_relaxed(&slot->cap, s->extents[e].size);
-    }
+    prs_store_relaxed(&slot->extent, extent);
+    prs_store_relaxed(&slot->off, extent != PRS_NIL ? s->extents[extent].off : 0);
+    prs_store_relaxed(&slot->cap, extent != PRS_NIL ? s->extents[extent].size : 0);
     prs_store_relaxed(&slot->size, 0);
     prs_store_relaxed(&slot->edges, PRS_NIL);
     prs_store_relaxed(&slot->next_free, 0);
@@ -71,6 +58,20 @@ attach(prs_store *s, uint64_t size, bool paged, uint32_t state, prs_reserved *ou
     out->generation = prs_word_generation(prs_load_relaxed(&slot->word)) + 1;
     prs_store_seqcst(&slot->word, prs_word(out->generation, s->me, state));
     PRS_POINT(slot_reserved);
+}
+
+/* A slot with an extent of its own. PRS_E_OBJECTS or PRS_E_FULL when there is none. */
+static int
+attach(prs_store *s, uint64_t size, bool paged, uint32_t state, prs_reserved *out)
+{
+    uint32_t i = prs_slot_take(s), e = PRS_NIL;
+    if (i == PRS_NIL)
+        return PRS_E_OBJECTS;
+    if (!(state & PRS_WORD_FILE) && (e = prs_extent_alloc(s, size, paged, i)) == PRS_NIL) {
+        prs_slot_give(s, i);
+        return PRS_E_FULL;
+    }
+    occupy(s, i, e, state, out);
     return PRS_OK;
 }
 
@@ -366,6 +367,29 @@ prs_large_take(prs_store *s, uint64_t size, bool paged, uint32_t *out, uint64_t 
     *out = one.slot;
     *word = prs_word(one.generation, s->me, PRS_STATE_CREATING);
     return PRS_OK;
+}
+
+int
+prs_warm_take(prs_store *s, uint32_t *out, uint64_t *word)
+{
+    if (prs_tables_touch(s) < 0)
+        return PRS_E_BACKING;
+    int rc = prs_lock(s, s->lock_timeout, NULL);
+    if (rc < 0)
+        return rc;
+    uint32_t e = PRS_NIL, i = PRS_NIL;
+    if (prs_load_relaxed(&s->slots_seen) >= prs_load_relaxed(&s->super->published) &&
+        (e = prs_extent_warm(s)) != PRS_NIL)
+        i = prs_slot_take(s);
+    if (i != PRS_NIL) {
+        prs_reserved one;
+        prs_extent_take(s, e, i);
+        occupy(s, i, e, PRS_STATE_CREATING, &one);
+        *out = i;
+        *word = prs_word(one.generation, s->me, PRS_STATE_CREATING);
+    }
+    prs_unlock(s);
+    return i == PRS_NIL ? PRS_E_FULL : PRS_OK;
 }
 
 int

@@ -267,11 +267,14 @@ void prs_extent_init(prs_store *s);
 /* Returns the index of a used extent of at least `size` bytes, or PRS_NIL. */
 uint32_t prs_extent_alloc(prs_store *s, uint64_t size, bool paged, uint32_t slot);
 void prs_extent_free(prs_store *s, uint32_t extent);
+#define PRS_WARM_MIN (64u * 1024u) /* smaller free extents are left warm */
+#define PRS_WARM_LOOKS 4096u       /* free extents looked at under one hold of the lock */
+uint32_t prs_extent_warm(const prs_store *s);
+void prs_extent_take(prs_store *s, uint32_t extent, uint32_t slot);
 /* Make bins, neighbours and free extents anew from the extents of live slots. */
 int prs_extent_rebuild(prs_store *s);
 uint64_t prs_extent_largest(const prs_store *s);
 int prs_extent_check(prs_store *s, prs_error *error);
-/* Free extents worth returning to the kernel: off and size of the next one from *cursor. */
 bool prs_extent_size_fits(uint64_t size);
 
 /* ---- slot.c --------------------------------------------------------------------------------------- */
@@ -315,6 +318,8 @@ uint32_t prs_class_of(uint64_t size);
 uint64_t prs_class_size(uint32_t cls);
 /* A slot in state CREATING with an extent of at least `size` bytes. */
 int prs_magazine_take(prs_store *s, uint64_t size, uint32_t *slot, uint64_t *word, prs_error *error);
+/* The same with a free extent, as it is, whose pages may go back to the kernel. */
+int prs_warm_take(prs_store *s, uint32_t *slot, uint64_t *word);
 /* A free slot without an extent. */
 int prs_bare_take(prs_store *s, uint32_t *slot, uint64_t *word, prs_error *error);
 int prs_large_take(prs_store *s, uint64_t size, bool paged, uint32_t *slot, uint64_t *word, prs_error *error);
