@@ -72,6 +72,9 @@ typedef struct {
      * and everything that is no array, stay as they are. 0 or -1. */
     int (*seal)(PyObject *obj);
 
+    /* The dtype of that canonical name ('<f8'), if it is a plain one: new reference, NULL without an exception if not. */
+    PyObject *(*plain_dtype)(const char *name, size_t len);
+
     /* numpy.dtype(name) through a small cache; new reference. */
     PyObject *(*dtype_from_name)(const char *name, size_t len);
 } prp_ndarray_api;

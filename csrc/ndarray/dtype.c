@@ -135,6 +135,11 @@ PyArray_Descr *prp_dtype_find(const char *name, size_t len)
     return descr;
 }
 
+PyObject *prp_plain_dtype(const char *name, size_t len)
+{
+    return Py_XNewRef((PyObject *)prp_dtype_find(name, len));
+}
+
 PyObject *prp_dtype_from_name(const char *name, size_t len)
 {
     PyArray_Descr *descr = prp_dtype_find(name, len);

@@ -10,6 +10,7 @@ static const prp_ndarray_api table = {
     .from_stream = prp_array_from_stream,
     .from_parts = prp_array_from_parts,
     .seal = prp_array_seal,
+    .plain_dtype = prp_plain_dtype,
     .dtype_from_name = prp_dtype_from_name,
 };
 

@@ -21,6 +21,7 @@ int prp_dtype_ready(void);
 bool prp_dtype_is_plain(PyArray_Descr *descr);
 size_t prp_dtype_name(PyArray_Descr *descr, char *out);
 PyArray_Descr *prp_dtype_find(const char *name, size_t len);
+PyObject *prp_plain_dtype(const char *name, size_t len);
 PyObject *prp_dtype_from_name(const char *name, size_t len);
 
 /* describe.c */

@@ -70,7 +70,10 @@ static inline int push_pending(prp_loader *L, const uint8_t *p, const uint8_t *e
     int taken = peek_memo(L, p, end, L->memo.used, &memo);
     if (p + taken >= end || p[taken] != OP_MARK)
         return 0;
-    if (memo >= 0) {
+    if (PRP_LIKELY(memo >= 0 && memo == L->memo.top && memo == L->memo.used && memo < L->memo.capacity && !L->memo.sparse)) {
+        L->memo.entries[L->memo.top++] = (PyObject *)((uintptr_t)L->mark_count << 2 | PRP_MEMO_TAG_PENDING);
+        L->memo.used++;
+    } else if (memo >= 0) {
         int put = prp_load_memo_put_tag(L, (size_t)memo, (uintptr_t)L->mark_count << 2 | PRP_MEMO_TAG_PENDING);
         if (put <= 0)
             return put;
@@ -169,13 +172,13 @@ static int finish_dict(prp_loader *L)
         prp_load_malformed("odd number of items for SETITEMS");
         return -1;
     }
-    if (prp_load_inert_keys(first, n / 2)) {
-        PyObject *dict = prp_load_dict_of(L, first, n / 2);
-        if (!dict)
-            return -1;
+    PyObject *dict = prp_load_dict_of(L, first, n / 2);
+    if (dict) {
         finish_pending(L, dict);
         return 0;
     }
+    if (PyErr_Occurred())
+        return -1;
     /* Real from here on: filling runs code of the keys, and it may be found in the memo. */
     if (prp_load_pop_mark(L) < 0)
         return -1;
@@ -403,6 +406,18 @@ static PyObject *fused_global(prp_loader *L, const uint8_t *p, const uint8_t *en
         }                                                                                                                     \
         *sp++ = pushed;                                                                                                       \
     } while (0)
+/* More of the same: as long as complete opcodes of `size` bytes and room for their objects are there. */
+#define RUN(opcode, size, object)                                                                                             \
+    do {                                                                                                                      \
+        Py_ssize_t room_ = L->limit - sp, there_ = (end - p) / (size);                                                        \
+        for (Py_ssize_t left_ = room_ < there_ ? room_ : there_; left_ > 0 && *p == (opcode); left_--) {                      \
+            PyObject *made_ = (object);                                                                                       \
+            if (PRP_UNLIKELY(!made_))                                                                                         \
+                goto failed_saved;                                                                                            \
+            *sp++ = made_;                                                                                                    \
+            p += (size);                                                                                                      \
+        }                                                                                                                     \
+    } while (0)
 #define PUSH_BORROWED(object) PUSH(Py_NewRef(object))
 /* A function that may do anything with the machine, returning int. */
 #define CALL(expression)                                                                                                      \
@@ -460,31 +475,27 @@ static PyObject *run(prp_loader *L)
             PUSH_BORROWED(Py_False);
             continue;
         case OP_BININT1:
-            do {
-                NEED(1);
-                PUSH(PyLong_FromLong(*p++));
-            } while (p < end && *p == OP_BININT1 && p++);
+            NEED(1);
+            PUSH(PyLong_FromLong(*p++));
+            RUN(OP_BININT1, 2, PyLong_FromLong(p[1]));
             continue;
         case OP_BININT2:
-            do {
-                NEED(2);
-                PUSH(PyLong_FromLong((long)le16(p)));
-                p += 2;
-            } while (p < end && *p == OP_BININT2 && p++);
+            NEED(2);
+            PUSH(PyLong_FromLong((long)le16(p)));
+            p += 2;
+            RUN(OP_BININT2, 3, PyLong_FromLong((long)le16(p + 1)));
             continue;
         case OP_BININT:
-            do {
-                NEED(4);
-                PUSH(PyLong_FromLong((int32_t)le32(p)));
-                p += 4;
-            } while (p < end && *p == OP_BININT && p++);
+            NEED(4);
+            PUSH(PyLong_FromLong((int32_t)le32(p)));
+            p += 4;
+            RUN(OP_BININT, 5, PyLong_FromLong((int32_t)le32(p + 1)));
             continue;
         case OP_BINFLOAT:
-            do {
-                NEED(8);
-                PUSH(PyFloat_FromDouble(be_double(p)));
-                p += 8;
-            } while (p < end && *p == OP_BINFLOAT && p++);
+            NEED(8);
+            PUSH(PyFloat_FromDouble(be_double(p)));
+            p += 8;
+            RUN(OP_BINFLOAT, 9, PyFloat_FromDouble(be_double(p + 1)));
             continue;
         case OP_LONG1: {
             NEED(1);
@@ -522,6 +533,11 @@ static PyObject *run(prp_loader *L)
             NEED(1);
             size_t n = *p++;
             NEED(n);
+            if (n == 1 && *p < 128) {
+                PUSH_BORROWED(prp_load_characters[*p]);
+                p++;
+                continue;
+            }
             if (keyed >= 0 && !((sp - L->stack - keyed) & 1)) {
                 PUSH(prp_load_name(L, &L->marks[L->mark_count - 1], sp - L->stack, p, n));
                 p += n;

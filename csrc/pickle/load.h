@@ -273,7 +273,8 @@ bool prp_load_inert_keys(PyObject *const *pairs, Py_ssize_t n);
 
 /* ---- load_dict.c ---- */
 
-/* A new dict of the n pairs at the top of the stack, whose keys are inert; takes them off. */
+/* A new dict of the n pairs at the top of the stack; takes them off. NULL without an exception: their keys are not inert, nothing
+ * was done. */
 PyObject *prp_load_dict_of(prp_loader *L, PyObject **pairs, Py_ssize_t n);
 
 /* ---- load_text.c: numbers and strings in text, and strings of Python 2 -------------------------------------------------------- */
@@ -289,6 +290,8 @@ int prp_load_text_index(prp_loader *L, Py_ssize_t *index);
 
 /* ---- load_string.c --------------------------------------------------------------------------------------------------------------- */
 
+int prp_load_string_init(void);
+extern PyObject *prp_load_characters[128]; /* the str of each ASCII character: those the interpreter keeps */
 PyObject *prp_load_utf8(const uint8_t *data, size_t n);
 /* The same for a dict key or attribute name: repeated ones come from a cache. */
 PyObject *prp_load_key(prp_loader *L, const uint8_t *data, size_t n);
@@ -321,7 +324,9 @@ bool prp_load_foreign_buffer(PyObject *obj, const uint8_t **ptr, size_t *len, Py
 PyObject *prp_load_array_call(prp_loader *L, PyObject *callable, PyObject *const *argv, Py_ssize_t n);
 /* True if `callable` may be one for prp_load_array_call(). */
 bool prp_load_array_known(PyObject *callable);
-/* numpy.ndarray(*argv), numpy.dtype(*argv); as above. */
+/* numpy.dtype(*argv) and the BUILD that numpy writes behind it, which is consumed too; as above. */
+PyObject *prp_load_array_dtype(prp_loader *L, PyObject *const *argv, Py_ssize_t n);
+/* numpy.ndarray(*argv); as above. */
 PyObject *prp_load_array_new(prp_loader *L, PyObject *callable, PyObject *const *argv, Py_ssize_t n);
 /* The store promises read-only arrays: seals what foreign code built. 0 or -1. */
 int prp_load_array_seal(prp_loader *L, PyObject *array);

@@ -149,6 +149,67 @@ PyObject *prp_load_array_new(prp_loader *L, PyObject *callable, PyObject *const 
     return build(L, argv[0], argv[1], argv[2], offset, n > 4 ? argv[4] : NULL, false, 0);
 }
 
+/* The opcodes by which numpy gives the dtype of a number its byte order, with or without memo opcodes: (3, order, None, None,
+ * None, -1, -1, 0) and BUILD. Length, 0 if that is not what follows. */
+static Py_ssize_t match_order(const uint8_t *p, const uint8_t *end, char *order, bool memo[3])
+{
+    static const uint8_t head[] = {0x28, 0x4b, 3, 0x8c, 1};
+    static const uint8_t tail[] = {0x4e, 0x4e, 0x4e, 0x4a, 0xff, 0xff, 0xff, 0xff, 0x4a, 0xff, 0xff, 0xff, 0xff, 0x4b, 0, 0x74};
+    const uint8_t *start = p;
+    if (end - p < (Py_ssize_t)(sizeof(head) + 1 + sizeof(tail) + 1 + 3))
+        return 0; /* a complete pickle goes on for more than three bytes */
+    p += memo[0] = *p == 0x94;
+    if (memcmp(p, head, sizeof(head)) != 0)
+        return 0;
+    p += sizeof(head);
+    *order = (char)*p++;
+    p += memo[1] = *p == 0x94;
+    if (memcmp(p, tail, sizeof(tail)) != 0)
+        return 0;
+    p += sizeof(tail);
+    p += memo[2] = *p == 0x94;
+    return *p == 0x62 ? p + 1 - start : 0;
+}
+
+PyObject *prp_load_array_dtype(prp_loader *L, PyObject *const *argv, Py_ssize_t n)
+{
+    char name[8], order;
+    bool memo[3];
+    if (n != 3 || !PyUnicode_CheckExact(argv[0]) || !PyUnicode_IS_COMPACT_ASCII(argv[0]) || argv[1] != Py_False ||
+        argv[2] != Py_True)
+        return NULL;
+    Py_ssize_t length = PyUnicode_GET_LENGTH(argv[0]);
+    const char *kind = (const char *)PyUnicode_1BYTE_DATA(argv[0]);
+    if (length < 2 || length > (Py_ssize_t)sizeof(name) - 1 || !strchr("biufc", kind[0]))
+        return NULL;
+    Py_ssize_t taken = match_order(L->p, L->end, &order, memo);
+    if (!taken || (order != '<' && order != '>' && order != '|'))
+        return NULL;
+    const prp_ndarray_api *numpy = prp_ndarray();
+    if (!numpy)
+        return NULL;
+    name[0] = order;
+    memcpy(name + 1, kind, (size_t)length);
+    PyObject *dtype = numpy->plain_dtype(name, (size_t)length + 1);
+    if (!dtype)
+        return NULL;
+    PyObject *text = NULL, *state = NULL;
+    bool failed = false;
+    if (memo[1] || memo[2])
+        failed = !(text = PyUnicode_FromStringAndSize(&order, 1)) ||
+                 !(state = Py_BuildValue("(iOOOOiii)", 3, text, Py_None, Py_None, Py_None, -1, -1, 0));
+    PyObject *entries[3] = {dtype, text, state};
+    for (int i = 0; i < 3 && !failed; i++)
+        failed = memo[i] && prp_load_memo_put(L, (size_t)L->memo.used, entries[i]) < 0;
+    Py_XDECREF(text);
+    Py_XDECREF(state);
+    if (failed)
+        Py_CLEAR(dtype);
+    else
+        L->p += taken;
+    return dtype;
+}
+
 int prp_load_array_seal(prp_loader *L, PyObject *array)
 {
     if (L->array_flags & PRP_ARRAY_WRITABLE)

@@ -163,11 +163,41 @@ static PyObject *known_call(prp_loader *L, PyObject *callable, PyObject *const *
     case PRP_CALL_TIMEDELTA:
         return call_datetime(plan, type, argv, n);
     case PRP_CALL_NDARRAY:
-    case PRP_CALL_DTYPE:
         return prp_load_array_new(L, callable, argv, n);
+    case PRP_CALL_DTYPE:
+        return prp_load_array_dtype(L, argv, n);
     default:
         return NULL;
     }
+}
+
+static bool written_in_c(const PyTypeObject *type)
+{
+    return !(type->tp_flags & Py_TPFLAGS_HEAPTYPE) || (type->tp_flags & Py_TPFLAGS_IMMUTABLETYPE);
+}
+
+/* cls.__new__(cls, argument), for a class whose __new__ is written in C; the tuple of arguments is used again. */
+static PyObject *new_of_one(PyTypeObject *type, PyObject *argument)
+{
+    static PyObject *spare;
+    PyObject *args = spare;
+    spare = NULL; /* what is called may come here again */
+    if (!args) {
+        if (!(args = PyTuple_New(1)))
+            return NULL;
+        PyObject_GC_UnTrack(args); /* nobody may meet it while it holds NULL */
+    }
+    PyTuple_SET_ITEM(args, 0, Py_NewRef(argument));
+    PyObject *value = type->tp_new(type, args, NULL);
+    if (Py_REFCNT(args) == 1 && !spare) {
+        PyTuple_SET_ITEM(args, 0, NULL);
+        Py_DECREF(argument);
+        spare = args;
+    } else {
+        PyObject_GC_Track(args);
+        Py_DECREF(args);
+    }
+    return value;
 }
 
 static PyObject *call_tuple(prp_loader *L, PyObject *callable, PyObject *args)
@@ -192,7 +222,10 @@ PyObject *prp_load_call(prp_loader *L, PyObject *callable, PyObject *const *argv
         return value;
     if (prp_load_foreign(L) < 0)
         return NULL;
-    if (PyType_Check(callable)) {
+    if (PyType_Check(callable) && n == 1 && written_in_c((PyTypeObject *)callable) &&
+        prp_plan_for((PyTypeObject *)callable)->call == PRP_CALL_NEW_ONLY) {
+        value = new_of_one((PyTypeObject *)callable, argv[0]);
+    } else if (PyType_Check(callable)) {
         PyObject *args = tuple_of(argv, n);
         value = args ? call_tuple(L, callable, args) : NULL;
         Py_XDECREF(args);

@@ -104,6 +104,8 @@ PyObject *prp_load_dict_of(prp_loader *L, PyObject **pairs, Py_ssize_t n)
         }
     }
 #endif
+    if (!prp_load_inert_keys(pairs, n))
+        return NULL;
     PyObject *dict = PyDict_New();
     if (!dict)
         return NULL;

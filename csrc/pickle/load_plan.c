@@ -219,9 +219,8 @@ static void plan_enum(prp_plan *plan, PyTypeObject *type, PyTypeObject *meta)
 static void plan_call(prp_plan *plan, PyTypeObject *type)
 {
     PyTypeObject *meta = Py_TYPE(type);
-    if (meta != &PyType_Type) {
-        if (strcmp(meta->tp_name, "EnumType") == 0 || strcmp(meta->tp_name, "EnumMeta") == 0)
-            plan_enum(plan, type, meta);
+    if (strcmp(meta->tp_name, "EnumType") == 0 || strcmp(meta->tp_name, "EnumMeta") == 0) {
+        plan_enum(plan, type, meta);
         return;
     }
     static const struct {
@@ -237,7 +236,7 @@ static void plan_call(prp_plan *plan, PyTypeObject *type)
             return;
         }
     /* object.__init__ accepts anything once __new__ is another one, so calling the type is calling its __new__. */
-    if (type->tp_init == PyBaseObject_Type.tp_init && type->tp_new && type->tp_new != PyBaseObject_Type.tp_new &&
+    if (meta == &PyType_Type && type->tp_init == PyBaseObject_Type.tp_init && type->tp_new && type->tp_new != PyBaseObject_Type.tp_new &&
         type != &PyType_Type)
         plan->call = PRP_CALL_NEW_ONLY;
 }

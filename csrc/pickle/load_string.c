@@ -17,6 +17,16 @@ typedef struct {
 
 static key_slot keys[KEY_SLOTS];
 
+PyObject *prp_load_characters[128];
+
+int prp_load_string_init(void)
+{
+    for (Py_UCS4 c = 0; c < 128; c++)
+        if (!(prp_load_characters[c] = PyUnicode_FromOrdinal((int)c)))
+            return -1;
+    return 0;
+}
+
 static inline bool is_ascii(const uint8_t *data, size_t n)
 {
     uint64_t word, seen = 0;
@@ -46,7 +56,7 @@ PyObject *prp_load_utf8(const uint8_t *data, size_t n)
         return text;
     }
     if (n == 1 && *data < 128)
-        return PyUnicode_FromOrdinal(*data); /* one of those the interpreter keeps */
+        return Py_NewRef(prp_load_characters[*data]);
     return PyUnicode_DecodeUTF8((const char *)data, (Py_ssize_t)n, "surrogatepass");
 }
 

@@ -47,6 +47,7 @@ cdef extern from "ndarray/api.h":
         void *(*from_stream)(const uint8_t *stream, size_t len, const uint8_t *data, size_t data_len, object owner, int flags) except? NULL
         void *(*from_parts)(object shape, object dtype, int64_t offset, object strides, bint fortran, const uint8_t *data, size_t data_len, object owner, int flags) except? NULL
         int (*seal)(object obj) except -1
+        void *(*plain_dtype)(const char *name, size_t len) except? NULL
         object (*dtype_from_name)(const char *name, size_t len)
 
     bint prp_ndarray_looks(object obj) noexcept
