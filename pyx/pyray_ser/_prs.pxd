@@ -29,6 +29,7 @@ cdef extern from "store/prs.h" nogil:
         PRS_E_INTR
         PRS_E_INVAL
         PRS_E_NOTFOUND
+        PRS_E_EXISTS
 
     ctypedef struct prs_error:
         int code
@@ -52,6 +53,7 @@ cdef extern from "store/prs.h" nogil:
         uint32_t max_objects
         int64_t lock_timeout
         uint64_t warm_reserve
+        const char *spill_dir
         uint32_t flags
 
     enum:
@@ -123,6 +125,13 @@ cdef extern from "store/prs.h" nogil:
     int prs_token_claim(prs_store *store, const prs_oid *id, const prs_token *token) noexcept
     void prs_token_drop(prs_store *store, const prs_oid *id, const prs_token *token) noexcept
 
+    enum:
+        PRS_NAME_MAX
+
+    int prs_name_bind(prs_store *store, const char *name, size_t len, const prs_oid *id, prs_error *error) noexcept
+    int prs_name_find(prs_store *store, const char *name, size_t len, prs_oid *id) noexcept
+    int prs_name_next(prs_store *store, uint32_t *cursor, char *text, prs_oid *id) noexcept
+
     ctypedef struct prs_stats:
         uint64_t capacity
         uint64_t used
@@ -135,6 +144,8 @@ cdef extern from "store/prs.h" nogil:
         uint64_t slots
         uint64_t in_flight
         uint64_t edges
+        uint64_t spilled
+        uint64_t spilled_bytes
         uint64_t orphaned
         uint64_t serial
         uint32_t clients
@@ -156,6 +167,7 @@ cdef extern from "store/prs.h" nogil:
         int64_t created
         cbool freed
         cbool orphaned
+        cbool spilled
 
     enum:
         PRS_STATE_FREE
@@ -168,6 +180,7 @@ cdef extern from "store/prs.h" nogil:
     int prs_list(prs_store *store, uint32_t *cursor, prs_record *out, int cap) noexcept
     int prs_look(prs_store *store, int64_t min_age) noexcept
     uint64_t prs_trim(prs_store *store, uint64_t keep) noexcept
+    int prs_spill_clean(const char *directory, cbool dry) noexcept
     int prs_check(prs_store *store, prs_error *error) noexcept
     void prs_drain(prs_store *store) noexcept
     cbool prs_is_orphan(const prs_store *store) noexcept

@@ -100,6 +100,7 @@ STATUS = {
     "OBJECTS": PRS_E_OBJECTS, "LOST": PRS_E_LOST, "FREED": PRS_E_FREED, "AGAIN": PRS_E_AGAIN, "TIMEOUT": PRS_E_TIMEOUT,
     "BUSY": PRS_E_BUSY, "CORRUPT": PRS_E_CORRUPT, "VERSION": PRS_E_VERSION, "FOREIGN": PRS_E_FOREIGN,
     "CLOSED": PRS_E_CLOSED, "INTR": PRS_E_INTR, "INVAL": PRS_E_INVAL, "NOTFOUND": PRS_E_NOTFOUND,
+    "EXISTS": PRS_E_EXISTS,
 }
 
 
@@ -287,12 +288,13 @@ cdef class Store:
         return {
             "capacity": s.capacity, "used": s.used, "reserved": s.reserved, "backed": s.backed, "overhead": s.overhead,
             "objects": s.objects, "unsealed": s.unsealed, "largest_free": s.largest_free, "slots": s.slots,
-            "in_flight": s.in_flight, "edges": s.edges, "orphaned": s.orphaned, "serial": s.serial,
-            "clients": s.clients, "max_clients": s.max_clients, "reaped": s.reaped, "stolen": s.stolen,
+            "in_flight": s.in_flight, "edges": s.edges, "spilled": s.spilled,
+            "spilled_bytes": s.spilled_bytes, "orphaned": s.orphaned, "serial": s.serial, "clients": s.clients, "max_clients": s.max_clients, "reaped": s.reaped, "stolen": s.stolen,
         }
 
     def records(self):
         """One dict per object, oldest slot first."""
+        cdef dict named = {identity: name for name, identity in names_of(self)}
         cdef prs_record[64] found
         cdef uint32_t cursor = 0
         cdef int n, i
@@ -313,6 +315,7 @@ cdef class Store:
                     "ref_holders": found[i].ref_holders, "pin_holders": found[i].pin_holders,
                     "tokens_and_edges": found[i].tokens_and_edges, "creator_pid": found[i].creator_pid or None,
                     "created": found[i].created, "freed": bool(found[i].freed), "orphaned": bool(found[i].orphaned),
+                    "spilled": bool(found[i].spilled), "name": named.get(oid_bytes(&found[i].id)),
                 })
             if n < 64:
                 return out
@@ -460,34 +463,38 @@ cdef int revive(Store store) except -1:
     return 0
 
 
-def create_store(path=None, *, capacity=0, max_clients=0, max_objects=0, lock_timeout=0.0, warm_reserve=0, flags=0):
+def create_store(path=None, *, capacity=0, max_clients=0, max_objects=0, lock_timeout=0.0, warm_reserve=0, spill_dir=None,
+                 flags=0):
     """A new store with this process as its first client; `path` None makes an anonymous one."""
-    return _open(0, path, 0, -1, 0, capacity, max_clients, max_objects, lock_timeout, warm_reserve, flags)
+    return _open(0, path, 0, -1, 0, capacity, max_clients, max_objects, lock_timeout, warm_reserve, spill_dir, flags)
 
 
 def attach_path(path, *, lock_timeout=0.0, flags=0):
     """Attach to the store in the file `path`."""
-    return _open(1, path, 0, -1, 0, 0, 0, 0, lock_timeout, 0, flags)
+    return _open(1, path, 0, -1, 0, 0, 0, 0, lock_timeout, 0, None, flags)
 
 
 def attach_pid(pid, fd=-1, store=0, *, lock_timeout=0.0, flags=0):
     """Attach to a store (0: any) that process `pid` has open; None if it has no such store."""
-    return _open(2, None, pid, fd, store, 0, 0, 0, lock_timeout, 0, flags)
+    return _open(2, None, pid, fd, store, 0, 0, 0, lock_timeout, 0, None, flags)
 
 
 cdef object _open(int how, path, int32_t pid, int fd, uint64_t ident, uint64_t capacity, uint32_t max_clients,
-                  uint32_t max_objects, double lock_timeout, uint64_t warm_reserve, uint32_t flags):
+                  uint32_t max_objects, double lock_timeout, uint64_t warm_reserve, spill_dir, uint32_t flags):
     cdef prs_options options
     cdef prs_error error
     cdef prs_store *handle = NULL
     cdef int status
-    cdef bytes encoded = None
+    cdef bytes encoded = None, encoded_spill = None
     cdef const char *name = NULL
     memset(&options, 0, sizeof(options))
     error.code = 0
     if path is not None:
         encoded = path_bytes(path)
         name = encoded
+    if spill_dir is not None:
+        encoded_spill = path_bytes(spill_dir)
+        options.spill_dir = encoded_spill
     options.path = name
     options.capacity = capacity
     options.max_clients = max_clients
@@ -1478,7 +1485,7 @@ cdef int edge(Store store, prs_draft *draft, const prs_oid *inner) except -1:
 
 
 @cython.binding(False)
-def put(value, *, timeout=None):
+def put(value, *, timeout=None, name=None):
     """
     Store a value and return a reference to it.
 
@@ -1488,6 +1495,9 @@ def put(value, *, timeout=None):
         Anything that can be pickled. Large buffers are copied once, into the store.
     timeout : float, optional
         How many seconds to wait for room while the store is full; default is not to wait.
+    name : str, optional
+        A name under which `get_by_name` finds the object, in any process that uses this store. It then lives until it is
+        freed or the store ends.
 
     Returns
     -------
@@ -1499,6 +1509,8 @@ def put(value, *, timeout=None):
         If something inside cannot be pickled; the message tells where. Also for an `ObjectRef`.
     ObjectStoreFullError
         If there is no room.
+    NameExistsError
+        If the name is taken; nothing is stored then.
     """
     cdef int64_t deadline = 0
     cdef Store store = default_store
@@ -1506,7 +1518,191 @@ def put(value, *, timeout=None):
         deadline = deadline_of(timeout)
     if store is None:
         store = default_or_open()
+    if name is not None:
+        return put_named(store, value, name, deadline)
     return put_value(store, value, deadline)
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+cdef bytes name_bytes(object name):
+    if not isinstance(name, str):
+        raise TypeError(f"the name of an object is a str, not {type(name).__name__!r}")
+    # What UTF-8 cannot say (lone surrogates) cannot be a name either: UnicodeEncodeError is a ValueError.
+    cdef bytes encoded = (<str>name).encode()
+    if not 0 < PyBytes_GET_SIZE(encoded) <= PRS_NAME_MAX:
+        raise ValueError(f"the name of an object has 1 to {PRS_NAME_MAX} bytes of UTF-8, not {len(encoded)}")
+    if b"\0" in encoded:
+        raise ValueError("the name of an object cannot hold a null character")
+    return encoded
+
+
+cdef ObjectRef put_named(Store store, object value, object name, int64_t deadline):
+    cdef bytes encoded = name_bytes(name)
+    # A taken name is found before the value is copied; binding decides.
+    if find_encoded(store, encoded) is not None:
+        name_taken(name)
+    cdef ObjectRef ref = put_value(store, value, deadline)
+    bind_encoded(ref, encoded, name)
+    return ref
+
+
+cdef int name_taken(object name) except -1:
+    from pyray_ser.exceptions import NameExistsError
+
+    raise NameExistsError(name=name)
+
+
+cdef int bind_encoded(ObjectRef ref, bytes encoded, object name) except -1:
+    cdef prs_error error
+    cdef int status
+    cdef prs_store *handle
+    cdef const char *text = encoded
+    cdef size_t length = PyBytes_GET_SIZE(encoded)
+    ref.store.check_open()
+    error.code = 0
+    handle = begin(ref.store)
+    with nogil:
+        status = prs_name_bind(handle, text, length, &ref.id, &error)
+    end(ref.store)
+    if status == PRS_E_EXISTS:
+        name_taken(name)
+    if status == PRS_E_OBJECTS:
+        from pyray_ser.exceptions import StoreFullError
+
+        raise StoreFullError(table="names")
+    if status != PRS_OK:
+        fail(status, &error, ref.store, ref)
+    return 0
+
+
+cdef ObjectRef find_encoded(Store store, bytes encoded):
+    """The object of a name, or None. Takes the store's lock, so the GIL is released."""
+    cdef prs_oid id
+    cdef int status
+    cdef prs_store *handle
+    cdef const char *text = encoded
+    cdef size_t length = PyBytes_GET_SIZE(encoded)
+    # Made first: once the engine has given a reference, nothing may fail.
+    memset(&id, 0, sizeof(id))
+    cdef ObjectRef ref = new_ref(store, NULL, &id)
+    while True:
+        store.check_open()
+        handle = begin(store)
+        with nogil:
+            status = prs_name_find(handle, text, length, &id)
+        end(store)
+        if status != PRS_E_CLOSED:
+            break
+        revive(store)
+    if status == PRS_E_NOTFOUND:
+        return None
+    if status != PRS_OK:
+        fail(status, NULL, store)
+    ref.id = id
+    ref.handle = handle
+    return ref
+
+
+def bind_name(ObjectRef ref not None, name):
+    """Give a stored object a name."""
+    adopt(ref)
+    bind_encoded(ref, name_bytes(name), name)
+
+
+def find_name(Store store not None, name):
+    """ObjectRef or None : the object of that name in `store`."""
+    return find_encoded(store, name_bytes(name))
+
+
+def wait_name(Store store not None, name, timeout=None):
+    """
+    The object of a name, waiting for somebody to give it.
+
+    Returns
+    -------
+    ObjectRef
+
+    Raises
+    ------
+    NameNotFoundError
+        If there is none and `timeout` is 0.
+    GetTimeoutError
+        If there is none in time.
+    """
+    cdef int64_t deadline = deadline_of(timeout), left
+    cdef bytes encoded = name_bytes(name)
+    cdef uint32_t seen
+    cdef int status
+    cdef prs_store *handle
+    cdef ObjectRef ref
+    while True:
+        # The counter is read before the look: a name given after it ends the sleep at once.
+        store.check_open()
+        seen = prs_epoch(store.handle)
+        ref = find_encoded(store, encoded)
+        if ref is not None:
+            return ref
+        if deadline == 0:
+            from pyray_ser.exceptions import NameNotFoundError
+
+            raise NameNotFoundError(name=name)
+        left = min(deadline - prx_now(), <int64_t>100000000)
+        if left <= 0:
+            from pyray_ser.exceptions import GetTimeoutError
+
+            raise GetTimeoutError(ref=f"named {name!r}", timeout=timeout)
+        store.check_open()
+        handle = begin(store)
+        with nogil:
+            status = prs_wait_epoch(handle, seen, left)
+        end(store)
+        PyErr_CheckSignals()
+        if status == PRS_E_CLOSED:
+            revive(store)
+        elif status not in (PRS_OK, PRS_E_TIMEOUT, PRS_E_INTR):
+            fail(status, NULL, store)
+
+
+def names_of(Store store not None):
+    """list of (str, bytes) : every name and the `binary` of its object."""
+    cdef char[PRS_NAME_MAX + 1] text
+    cdef uint32_t cursor = 0
+    cdef prs_oid id
+    cdef int more
+    cdef prs_store *handle
+    cdef list found = []
+    while True:
+        store.check_open()
+        handle = begin(store)
+        with nogil:
+            more = prs_name_next(handle, &cursor, text, &id)
+        end(store)
+        if not more:
+            return found
+        # The bytes were written by another process: shown whatever they are.
+        found.append(((<const char *>text).decode("utf-8", "replace"), oid_bytes(&id)))
+
+
+def spill_clean(path, dry=True):
+    """int : how many directories of stores that are gone lie in a spill directory; removed unless `dry`."""
+    cdef bytes encoded = path_bytes(path)
+    cdef const char *text = encoded
+    cdef bint count_only = dry
+    cdef int n
+    with nogil:
+        n = prs_spill_clean(text, count_only)
+    if n < 0:
+        import os
+
+        raise OSError(-n, os.strerror(-n), path)
+    return n
+
+
+def failpoint(name, int action, int after=1, int value=0):
+    """Arm a point of fault injection (debug builds only): 1 kills, 2 stops, 3 fails with the errno `value`, 4 holds."""
+    cdef bytes encoded = name.encode()
+    return bool(prs_failpoint_arm(encoded, action, after, value))
 
 
 # ---- get -------------------------------------------------------------------------------------------------------------
@@ -1682,6 +1878,7 @@ cdef object named_object(Store store, const prs_buffer_entry *entry, bint writab
     """Hold the other object that a buffer lies in; `start` gets the buffer's first byte."""
     cdef Pin pin = Pin.__new__(Pin)
     cdef int status
+    cdef prs_store *handle
     cdef object owner = pin
     if store is None:
         corrupt(b"it refers to a store, but is outside of one", ref)
@@ -1690,9 +1887,20 @@ cdef object named_object(Store store, const prs_buffer_entry *entry, bint writab
     pin.id.slot = entry.slot
     pin.id.generation = entry.generation
     status = prs_pin(store.handle, &pin.id, &pin.view)
+    while status == PRS_E_AGAIN:  # sealed long ago: somebody spills it just now
+        handle = begin(store)
+        with nogil:
+            status = prs_wait(handle, &pin.id, -1)
+        end(store)
+        PyErr_CheckSignals()
+        store.check_open()
+        status = prs_pin(store.handle, &pin.id, &pin.view)
     if status != PRS_OK:
-        # The outer object holds it: that it is not there means that the table does not tell the truth.
-        if status == PRS_E_CLOSED or status == PRS_E_FREED:
+        # The outer object holds it: that it is not there means that the table does not tell the truth, or that it was
+        # spilled and its file is gone.
+        if status in (PRS_E_CLOSED, PRS_E_FREED, PRS_E_SYS, PRS_E_NOMEM):
+            fail(status, NULL, store, ref)
+        if status == PRS_E_LOST and prs_state(store.handle, &pin.id) == PRS_OK:
             fail(status, NULL, store, ref)
         corrupt(b"a buffer refers to an object that is not there", ref)
     pin.handle = store.handle
