@@ -4,6 +4,7 @@
     python bench/pickler.py                 the table
     python bench/pickler.py ints lambda     rows whose name contains one of the words
     python bench/pickler.py --json out.json
+    python bench/pickler.py --sweep         over 300 shapes; the slowest are printed
 
 Protocol 5 with a buffer callback, through the public functions. A ratio above 1 means that ours is faster; it is the median
 of the ratios of the rounds. The row with a lambda is compared with cloudpickle.
@@ -26,7 +27,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
-from pickler_data import rows
+from pickler_data import rows, sweep
 
 from pyray_ser import _pickle
 
@@ -41,11 +42,20 @@ def equal(a, b):
     if type(a) is not type(b):
         return False
     if isinstance(a, np.ndarray):
-        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+        same = a.dtype == b.dtype and a.shape == b.shape
+        return same and (a.tolist() == b.tolist() if a.dtype.hasobject else a.tobytes() == b.tobytes())
     if type(a) is list:
         return len(a) == len(b) and all(map(equal, a, b))
+    if type(a) is dict:
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
     if isinstance(a, types.FunctionType):
         return a(7) == b(7)
+    if hasattr(a, "__dict__") and type(a).__eq__ is object.__eq__ and not isinstance(a, type):
+        return vars(a) == vars(b)
+    if isinstance(a, BaseException):
+        return a.args == b.args
+    if isinstance(a, types.BuiltinMethodType) and a is not len:
+        return a() == b()
     return a == b
 
 
@@ -80,6 +90,7 @@ def ratio(theirs, ours, rounds, target):
 
 def measure(name, make, rounds, target):
     obj = make()
+    gc.freeze()  # else the standard pickler's temporary objects make the collector walk the data again and again
     dump_theirs = functools.partial(pickle.dumps, obj, 5, buffer_callback=sink.append)
     dump_ours = functools.partial(_pickle.dumps, obj, 5, buffer_callback=sink.append)
     if name == "lambda":
@@ -104,16 +115,36 @@ def measure(name, make, rounds, target):
     return result
 
 
+def sweep_all(options):
+    """Every shape of the sweep, worst first; below 0.95 is marked."""
+    found = []
+    for name, make in sweep():
+        if options.words and not any(word in name for word in options.words):
+            continue
+        result = measure(name, make, options.rounds, min(options.target, 0.004))
+        found += [(result[side], side, name) for side in ("dumps", "loads") if side in result]
+    found.sort()
+    for value, side, name in found if options.words else found[:40]:
+        print(f"{value:>7.2f}x  {side}  {name}{'   <-- below 0.95' if value < 0.95 else ''}")
+    print(f"{len(found)} medians, {sum(value < 0.95 for value, _, _ in found)} below 0.95")
+    if options.json:
+        options.json.write_text(json.dumps({"python": sys.version, "sweep": found}, indent=1))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--target", type=float, default=0.02, help="seconds per round")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--sweep", action="store_true")
     options = parser.parse_args()
     gc.collect()
     gc.freeze()
     print(f"Python {sys.version.split()[0]}, numpy {np.__version__}")
+    if options.sweep:
+        sweep_all(options)
+        return
     print(f"{'data':<28}{'dumps':>8}{'asked':>8}{'':>12}{'loads':>8}{'asked':>8}")
     results = {}
     for name, make, asked_dumps, asked_loads in rows():

@@ -134,3 +134,120 @@ def rows():
         ("class", lambda: Plain, 2, 2),
         ("lambda", closure, 1.5, 1.5),
     ]
+
+
+# ---- the sweep ----------------------------------------------------------------------------------------------------------
+
+
+class Hooked:
+    def __init__(self, i=0):
+        self.i = i
+
+    def __reduce__(self):
+        return Hooked, (self.i,)
+
+
+class Stateful:
+    def __init__(self, i=0):
+        self.i = i
+
+    def __getstate__(self):
+        return {"i": self.i}
+
+
+class OwnList(list):
+    pass
+
+
+class OwnStr(str):
+    pass
+
+
+def sweep():
+    """(name, maker) of every kind of element in every kind of container."""
+    import array
+    import collections
+    import fractions
+    import pathlib
+    import uuid
+
+    import numpy as np
+
+    rng = random.Random(5)
+    elements = {
+        "None": lambda i: None,
+        "bool": lambda i: i % 2 == 0,
+        "small int": lambda i: i % 256,
+        "int": lambda i: rng.randrange(-(2**31), 2**31),
+        "int 64": lambda i: rng.randrange(-(2**63), 2**63),
+        "int 1000": lambda i: rng.getrandbits(1000),
+        "float": lambda i: rng.random(),
+        "complex": lambda i: complex(i, 1),
+        "str": lambda i: f"text {i}",
+        "same str": lambda i: "the same",
+        "accented": lambda i: f"é {i}",
+        "kanji": lambda i: f"日本 {i}",
+        "emoji": lambda i: f"😀 {i}",
+        "str 1000": lambda i: f"{i:1000}",
+        "str 100k": lambda i: "x" * 100_000 + str(i) if i < 20 else "x",
+        "bytes": lambda i: b"bytes %d" % i,
+        "bytes 1000": lambda i: b"%1000d" % i,
+        "bytes 100k": lambda i: b"x" * 100_000 + b"%d" % i if i < 20 else b"x",
+        "bytearray": lambda i: bytearray(b"array"),
+        "empty": lambda i: ((), [], {}, "", b"")[i % 5],
+        "tuple": lambda i: (i, i + 1),
+        "long tuple": lambda i: tuple(range(i, i + 10)),
+        "list": lambda i: [i, i + 1],
+        "dict": lambda i: {"a": i, "b": None},
+        "int dict": lambda i: {i: i, i + 1: 0},
+        "set": lambda i: {i, i + 1},
+        "frozenset": lambda i: frozenset((i, "x")),
+        "nested": lambda i: [[(i,)], {"k": [i]}],
+        "plain": Plain,
+        "slots": lambda i: Slotted(i, "n", 1.0, True),
+        "frozen": lambda i: Frozen(i, "n", 1.0, True),
+        "namedtuple": lambda i: Point(i, 1, "p"),
+        "reduce": Hooked,
+        "getstate": Stateful,
+        "list subclass": lambda i: OwnList([i]),
+        "str subclass": lambda i: OwnStr(i),
+        "OrderedDict": lambda i: collections.OrderedDict(a=i),
+        "defaultdict": lambda i: collections.defaultdict(int, a=i),
+        "deque": lambda i: collections.deque([i]),
+        "Counter": lambda i: collections.Counter({i: 1}),
+        "enum": lambda i: list(Colour)[i % 3],
+        "datetime": lambda i: datetime.datetime(2020, 1, 1) + datetime.timedelta(i),
+        "utc": lambda i: datetime.datetime(2020, 1, 1, tzinfo=datetime.timezone.utc) + datetime.timedelta(i),
+        "date": lambda i: datetime.date(2020, 1, 1) + datetime.timedelta(i),
+        "timedelta": lambda i: datetime.timedelta(i),
+        "Decimal": lambda i: decimal.Decimal(i) / 4,
+        "Fraction": lambda i: fractions.Fraction(i, 7),
+        "UUID": lambda i: uuid.UUID(int=i),
+        "Path": lambda i: pathlib.PurePosixPath(f"/a/b/{i}"),
+        "range": range,
+        "slice": lambda i: slice(i),
+        "array": lambda i: array.array("d", [i]),
+        "exception": lambda i: ValueError(i),
+        "function": lambda i: function,
+        "class": lambda i: Plain,
+        "builtin": lambda i: len,
+        "method": lambda i: "abc".upper,
+        "ndarray": lambda i: np.arange(3.0),
+        "2-d": lambda i: np.ones((3, 4)),
+        "Fortran": lambda i: np.asfortranarray(np.ones((3, 4))),
+        "strided": lambda i: np.arange(10)[::2],
+        "object array": lambda i: np.array([i, None], object),
+        "structured": lambda i: np.zeros(2, "i4,f8"),
+        "numpy scalar": lambda i: np.float64(i),
+        "dtype": lambda i: np.dtype("f8"),
+    }
+    containers = {
+        "one": lambda make: make(1),
+        "list of 20": lambda make: [make(i) for i in range(20)],
+        "list of 1000": lambda make: [make(i) for i in range(1000)],
+        "dict of 100": lambda make: {f"key {i}": make(i) for i in range(100)},
+        "shared": lambda make: [make(1)] * 100,
+    }
+    for element, make in elements.items():
+        for container, wrap in containers.items():
+            yield f"{element}, {container}", lambda make=make, wrap=wrap: wrap(make)

@@ -308,58 +308,49 @@ static inline bool prp_long_small(PyObject *obj, int64_t *value)
 #endif
 }
 
-/* Little-endian two's complement of any int, in the fewest bytes: new bytes object, NULL with an exception. */
-static inline PyObject *prp_long_bytes(PyObject *obj)
+/* Bytes of two's complement that hold any int, at most one more than needed; 0 with an exception. */
+static inline size_t prp_long_size(PyObject *obj)
 {
-    PyObject *bits = PyObject_CallMethod(obj, "bit_length", NULL);
-    if (!bits)
-        return NULL;
-    size_t n = PyLong_AsSize_t(bits);
-    Py_DECREF(bits);
-    if (n == (size_t)-1 && PyErr_Occurred())
-        return NULL;
-    n = (n >> 3) + 1;
-    if (n > 0x7fffffff) {
-        PyErr_SetString(PyExc_OverflowError, "int too large to pickle");
-        return NULL;
-    }
-    PyObject *bytes;
+    size_t bits;
 #if PRP_INTERNALS && PY_VERSION_HEX < 0x030D0000
-    bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)n);
-    if (!bytes)
-        return NULL;
-    unsigned char *data = (unsigned char *)PyBytes_AS_STRING(bytes);
-    if (_PyLong_AsByteArray((PyLongObject *)obj, data, n, 1, 1) < 0) {
-        Py_DECREF(bytes);
-        return NULL;
+    bits = _PyLong_NumBits(obj);
+#else
+    PyObject *length = PyObject_CallMethod(obj, "bit_length", NULL);
+    if (!length)
+        return 0;
+    bits = PyLong_AsSize_t(length);
+    Py_DECREF(length);
+#endif
+    if (bits == (size_t)-1 && PyErr_Occurred())
+        return 0;
+    if (bits / 8 + 1 > 0x7fffffff) {
+        PyErr_SetString(PyExc_OverflowError, "int too large to pickle");
+        return 0;
     }
+    return bits / 8 + 1;
+}
+
+/* Writes those `n` bytes, little-endian. 0 or -1. */
+static inline int prp_long_write(PyObject *obj, unsigned char *to, size_t n)
+{
+#if PRP_INTERNALS && PY_VERSION_HEX < 0x030D0000
+    return _PyLong_AsByteArray((PyLongObject *)obj, to, n, 1, 1);
 #elif PY_VERSION_HEX >= 0x030D0000
-    bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)n);
-    if (!bytes)
-        return NULL;
-    unsigned char *data = (unsigned char *)PyBytes_AS_STRING(bytes);
-    if (PyLong_AsNativeBytes(obj, data, (Py_ssize_t)n, Py_ASNATIVEBYTES_LITTLE_ENDIAN) < 0) {
-        Py_DECREF(bytes);
-        return NULL;
-    }
+    return PyLong_AsNativeBytes(obj, to, (Py_ssize_t)n, Py_ASNATIVEBYTES_LITTLE_ENDIAN) < 0 ? -1 : 0;
 #else
     PyObject *method = PyObject_GetAttrString(obj, "to_bytes");
     PyObject *args = method ? Py_BuildValue("(ns)", (Py_ssize_t)n, "little") : NULL;
     PyObject *options = args ? Py_BuildValue("{sO}", "signed", Py_True) : NULL;
-    bytes = options ? PyObject_Call(method, args, options) : NULL;
+    PyObject *bytes = options ? PyObject_Call(method, args, options) : NULL;
+    if (bytes)
+        memcpy(to, PyBytes_AS_STRING(bytes), n);
+    int status = bytes ? 0 : -1;
     Py_XDECREF(method);
     Py_XDECREF(args);
     Py_XDECREF(options);
-    if (!bytes)
-        return NULL;
-    unsigned char *data = (unsigned char *)PyBytes_AS_STRING(bytes);
+    Py_XDECREF(bytes);
+    return status;
 #endif
-    /* -2**(8*j-1) carries its own sign bit: the last byte only repeats it. */
-    if (n > 1 && data[n - 1] == 0xff && (data[n - 2] & 0x80)) {
-        if (_PyBytes_Resize(&bytes, (Py_ssize_t)n - 1) < 0)
-            return NULL;
-    }
-    return bytes;
 }
 
 /* ---- the C stack ---------------------------------------------------------------------------------------------------- */

@@ -255,6 +255,25 @@ static bool plain_enum(PyTypeObject *type, PyObject *sample)
     return good;
 }
 
+/* Is every method that object.__reduce_ex__ would call on an instance the interpreter's own? (An attribute of the instance may
+ * still get in the way; that is looked at each time.) */
+static bool only_c_code(PyTypeObject *type)
+{
+    PyTypeObject *object = &PyBaseObject_Type;
+    if (!inherits(type, object, prp_g.str_reduce) || !inherits(type, object, prp_g.str_getstate) ||
+        !inherits(type, object, prp_g.str_class) || type->tp_getattro != PyObject_GenericGetAttr ||
+        defines(type, prp_g.str_getnewargs_ex))
+        return false;
+    PyObject *args = prp_type_lookup(type, prp_g.str_getnewargs);
+    bool good = !args || Py_IS_TYPE(args, &PyMethodDescr_Type);
+    Py_XDECREF(args);
+    if (PyType_IsSubtype(type, &PyList_Type))
+        good = good && inherits(type, &PyList_Type, prp_g.str_iter);
+    if (PyType_IsSubtype(type, &PyDict_Type))
+        good = good && inherits(type, &PyDict_Type, prp_g.str_items);
+    return good;
+}
+
 /* -1 with an exception only for what must stop the dump (MemoryError in copyreg and the like). */
 static int classify_heap(prp_plan *plan, PyTypeObject *type, PyObject *sample)
 {
@@ -264,6 +283,7 @@ static int classify_heap(prp_plan *plan, PyTypeObject *type, PyObject *sample)
             plan->kind = PLAN_ENUM;
         return 0;
     }
+    plan->trusted = only_c_code(type);
     if (!inherits(type, object, prp_g.str_reduce) || !inherits(type, object, prp_g.str_class) ||
         !plain_getattribute(type) || defines(type, prp_g.str_getnewargs_ex))
         return 0;
@@ -359,7 +379,7 @@ static void classify_static(prp_plan *plan, PyTypeObject *type)
     plan->trusted = type == &PyRange_Type || type == &PySlice_Type || type == &PyCFunction_Type ||
                     type == &PyMethodDescr_Type || type == &PyWrapperDescr_Type || type == &PyClassMethodDescr_Type ||
                     type == &PyGetSetDescr_Type || type == &PyMemberDescr_Type || type == Py_TYPE(Py_Ellipsis) ||
-                    type == Py_TYPE(Py_NotImplemented);
+                    type == Py_TYPE(Py_NotImplemented) || PyType_IsSubtype(type, (PyTypeObject *)PyExc_BaseException);
     if (strncmp(type->tp_name, "numpy.", 6) == 0) {
         if (strncmp(type->tp_name, "numpy.dtype", 11) == 0) {
             plan->trusted = true;
@@ -396,6 +416,8 @@ static int classify(prp_plan *plan, PyTypeObject *type, PyObject *sample)
     plan->version = 0;
     if (PyType_IsSubtype(type, &PyType_Type)) {
         plan->kind = PLAN_CLASS;
+        if (strcmp(type->tp_name, "numpy._DTypeMeta") == 0)
+            plan->extra = prp_numpy_attribute("dtype");
         plan->version = prp_type_version(type);
         return 0;
     }

@@ -22,13 +22,11 @@ uint64_t prp_epoch = 1;
 int prp_foreign(prp_saver *s)
 {
     if (s->elide) {
-        /* Nothing but the header so far: there is nothing to do over. */
-        if (prp_out_len(s) <= 11 && !s->memo.count && !s->buffer_count) {
-            s->elide = false;
-        } else {
+        if (s->elided) {
             s->restart = true;
             return -1;
         }
+        s->elide = false; /* nothing to do over */
     }
     prp_own(s);
     prp_epoch++;
@@ -541,8 +539,11 @@ static inline Py_ssize_t run(prp_saver *s, uint8_t **out, PyObject *const *items
         return run_of_ints(out, s->limit, items, i, stop);
     if (type == &PyFloat_Type)
         return run_of_floats(out, s->limit, items, i, stop);
-    if (type == &PyUnicode_Type && s->elide)
-        return run_of_strs(out, s->limit, items, i, stop);
+    if (type == &PyUnicode_Type && s->elide) {
+        Py_ssize_t behind = run_of_strs(out, s->limit, items, i, stop);
+        s->elided |= behind > i;
+        return behind;
+    }
     return i;
 }
 
@@ -1097,6 +1098,16 @@ error:
     return -1;
 }
 
-int prp_save(prp_saver *s, PyObject *obj) { return save(s, obj, true); }
+int prp_save(prp_saver *s, PyObject *obj)
+{
+    if (!s->persistent_id && s->bin && s->p < s->limit && !prp_unshared(s, obj)) {
+        int64_t index = prp_memo_get(&s->memo, obj);
+        if (index >= 0) {
+            s->p = prp_put_get(s->p, (uint32_t)index);
+            return 0;
+        }
+    }
+    return save(s, obj, true);
+}
 
 int prp_save_pid(prp_saver *s, PyObject *pid) { return save(s, pid, false); }

@@ -100,6 +100,7 @@ struct prp_saver {
     bool bin;        /* protocol 1 and up */
     bool framing;    /* protocol 4 and up, but not in put mode */
     bool elide;
+    bool elided; /* something has been left out of the memo */
     bool letter;
     bool fast;       /* Pickler.fast: nothing is memoized */
     bool fix_imports;
@@ -150,7 +151,14 @@ int prp_memoize(prp_saver *s, PyObject *obj);
 /* Steps of the path, noted by nested savers on their way out. */
 void prp_note_index(prp_saver *s, Py_ssize_t index);
 void prp_note_key(prp_saver *s, PyObject *key);
-static inline bool prp_unshared(const prp_saver *s, PyObject *obj) { return s->elide && Py_REFCNT(obj) == 1; }
+/* Nobody else can reach obj, and while eliding that means: no memo entry. */
+static inline bool prp_unshared(prp_saver *s, PyObject *obj)
+{
+    if (!s->elide || Py_REFCNT(obj) != 1)
+        return false;
+    s->elided = true;
+    return true;
+}
 
 extern uint64_t prp_epoch; /* grows whenever code that is not ours may have run, in whatever pickler */
 
@@ -245,7 +253,7 @@ typedef struct {
     PyObject *int_proto[6];
     PyObject *str_module, *str_qualname, *str_name, *str_reduce_ex, *str_reduce, *str_getstate, *str_getnewargs_ex,
         *str_getnewargs, *str_class, *str_value, *str_getattr, *str_getattribute, *str_iter, *str_main, *str_latin1,
-        *str_locals, *str_cloudpickle;
+        *str_locals, *str_cloudpickle, *str_items;
 } prp_globals;
 
 extern prp_globals prp_g;

@@ -1,7 +1,7 @@
 /* Exact ndarrays and numpy scalars in the standard form, without the detour through __reduce_ex__.
  *
- *     ndarray    numpy's _frombuffer(buffer, dtype, shape, 'C'), the buffer being what a PickleBuffer of the array is to this
- *                pickler: handed to the callback, or bytes in the stream. C order and plain numbers only; the rest is numpy's.
+ *     ndarray    numpy's _frombuffer(buffer, dtype, shape, order), the buffer being what a PickleBuffer of the array is to this
+ *                pickler: handed to the callback, or bytes in the stream. C and Fortran order, plain numbers; the rest is numpy's.
  *     scalar     numpy's scalar(dtype, bytes)
  *
  * The functions are those that numpy's own reduction names, taken from a sample, so the stream is what this numpy would write.
@@ -27,7 +27,7 @@ static struct {
     size_t len;
 } dtypes[DTYPES];
 
-static PyObject *numpy_attribute(const char *name)
+PyObject *prp_numpy_attribute(const char *name)
 {
     PyObject *numpy = PyDict_GetItemString(prp_g.sys_modules, "numpy");
     PyObject *found = numpy && PyModule_Check(numpy) ? PyDict_GetItemString(PyModule_GetDict(numpy), name) : NULL;
@@ -36,7 +36,7 @@ static PyObject *numpy_attribute(const char *name)
 
 bool prp_is_numpy(PyTypeObject *type, const char *name)
 {
-    PyObject *found = numpy_attribute(name);
+    PyObject *found = prp_numpy_attribute(name);
     Py_XDECREF(found);
     return found == (PyObject *)type;
 }
@@ -46,7 +46,7 @@ bool prp_array_has_base(PyObject *array) { return PyArray_BASE((PyArrayObject *)
 /* First element of what `maker(argument).__reduce_ex__(5)` returns. */
 static PyObject *reducer_of(const char *maker, PyObject *argument)
 {
-    PyObject *type = numpy_attribute(maker), *sample = type ? PyObject_CallOneArg(type, argument) : NULL;
+    PyObject *type = prp_numpy_attribute(maker), *sample = type ? PyObject_CallOneArg(type, argument) : NULL;
     PyObject *reduced = sample ? PyObject_CallMethod(sample, "__reduce_ex__", "i", 5) : NULL;
     PyObject *found = reduced && PyTuple_Check(reduced) && PyTuple_GET_SIZE(reduced) >= 2
                           ? Py_NewRef(PyTuple_GET_ITEM(reduced, 0))
@@ -133,13 +133,16 @@ int prp_save_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
         return prp_put_array(s, plan, obj, elided);
     PyArrayObject *array = (PyArrayObject *)obj;
     int number = PyArray_DESCR(array)->type_num;
-    if (s->proto < 5 || !(PyArray_FLAGS(array) & NPY_ARRAY_C_CONTIGUOUS) ||
+    bool fortran = !(PyArray_FLAGS(array) & NPY_ARRAY_C_CONTIGUOUS);
+    if (s->proto < 5 || (fortran && !(PyArray_FLAGS(array) & NPY_ARRAY_F_CONTIGUOUS)) ||
         !((number >= NPY_BOOL && number <= NPY_CLONGDOUBLE) || number == NPY_HALF))
         return SAVE_GENERIC;
     prp_own(s);
     if (!plan->extra && !(plan->extra = frombuffer_function()))
         return SAVE_GENERIC;
-    PyObject *buffer = PyPickleBuffer_FromObject(obj);
+    PyObject *transposed = fortran ? PyObject_GetAttrString(obj, "T") : NULL;
+    PyObject *buffer = fortran && !transposed ? NULL : PyPickleBuffer_FromObject(fortran ? transposed : obj);
+    Py_XDECREF(transposed);
     if (!buffer) {
         PyErr_Clear(); /* numpy has another way for these */
         return SAVE_GENERIC;
@@ -163,7 +166,7 @@ int prp_save_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
     }
     *s->p++ = OP_SHORT_BINUNICODE;
     *s->p++ = 1;
-    *s->p++ = 'C';
+    *s->p++ = fortran ? 'F' : 'C';
     *s->p++ = OP_TUPLE;
     *s->p++ = OP_REDUCE;
     if (!elided) {

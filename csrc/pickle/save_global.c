@@ -13,7 +13,17 @@
 static bool quiet(PyObject *obj)
 {
     PyTypeObject *type = Py_TYPE(obj);
-    return type == &PyFunction_Type || type == &PyCFunction_Type || type->tp_getattro == PyType_Type.tp_getattro;
+    if (type == &PyFunction_Type || type == &PyCFunction_Type || type->tp_getattro == PyType_Type.tp_getattro)
+        return true;
+    if (!PyType_Check(obj))
+        return false;
+    /* A metaclass with __getattr__ only, such as Enum's: every class has these two names. */
+    PyObject *mine = prp_type_lookup(type, prp_g.str_getattribute);
+    PyObject *theirs = prp_type_lookup(&PyType_Type, prp_g.str_getattribute);
+    bool same = mine && mine == theirs;
+    Py_XDECREF(mine);
+    Py_XDECREF(theirs);
+    return same;
 }
 
 static PyObject *optional_attribute(PyObject *obj, PyObject *name)

@@ -35,23 +35,28 @@ int prp_write_get(prp_saver *s, uint32_t index)
 
 int prp_write_long(prp_saver *s, PyObject *obj)
 {
-    PyObject *bytes = prp_long_bytes(obj);
-    if (!bytes)
+    size_t n = prp_long_size(obj);
+    if (!n || prp_room(s, n + PRP_ROOM) < 0)
         return -1;
-    size_t n = (size_t)PyBytes_GET_SIZE(bytes);
-    uint8_t header[5], *h = header;
-    if (n < 256) {
-        *h++ = OP_LONG1;
-        *h++ = (uint8_t)n;
-    } else {
-        *h++ = OP_LONG4;
-        h = prp_put_u32(h, (uint32_t)n);
+    /* The length comes first, and is known only afterwards. */
+    uint8_t *data = s->p + (n <= 0xff ? 2 : 5);
+    if (prp_long_write(obj, data, n) < 0)
+        return -1;
+    if (n > 1 && data[n - 1] == 0xff && data[n - 2] & 0x80)
+        n--; /* -2**(8*j-1) carries its own sign: the last byte only repeats it */
+    if (data == s->p + 5 && n <= 0xff) {
+        memmove(s->p + 2, data, n);
+        data = s->p + 2;
     }
-    int status = prp_out(s, header, (size_t)(h - header));
-    if (status == 0)
-        status = prp_out(s, PyBytes_AS_STRING(bytes), n);
-    Py_DECREF(bytes);
-    return status;
+    if (data == s->p + 2) {
+        s->p[0] = OP_LONG1;
+        s->p[1] = (uint8_t)n;
+    } else {
+        s->p[0] = OP_LONG4;
+        prp_put_u32(s->p + 1, (uint32_t)n);
+    }
+    s->p = data + n;
+    return 0;
 }
 
 /* repr(obj) between `op` and `end` */

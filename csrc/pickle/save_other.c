@@ -8,6 +8,8 @@
 #include "plan.h"
 #include "write.h"
 
+#include <string.h>
+
 static int save_contiguous(prp_saver *s, PyObject *owner, const void *data, size_t len, bool readonly)
 {
     uint8_t header[9], *h = header;
@@ -103,10 +105,22 @@ int prp_save_picklebuffer(prp_saver *s, PyObject *obj, bool elided)
     return status;
 }
 
-/* obj.__reduce_ex__(protocol), or __reduce__() if it has only that. */
-static PyObject *ask(prp_saver *s, PyObject *obj, PyTypeObject *type)
+/* obj.__reduce_ex__(protocol), or __reduce__() if it has only that. `trusted`: prp_foreign has not been called, because the type
+ * does it in C; unless the instance itself has something of these names. */
+static PyObject *ask(prp_saver *s, PyObject *obj, PyTypeObject *type, bool trusted)
 {
     PyObject *method = PyObject_GetAttr(obj, prp_g.str_reduce_ex), *value;
+    if (method && trusted) {
+        PyObject *state = type->tp_flags & Py_TPFLAGS_HEAPTYPE ? PyObject_GetAttr(obj, prp_g.str_getstate) : NULL;
+        if (!PyCFunction_Check(method) || (state && !PyCFunction_Check(state)) || PyErr_Occurred()) {
+            PyErr_Clear();
+            if (prp_foreign(s) < 0)
+                Py_CLEAR(method);
+        }
+        Py_XDECREF(state);
+        if (!method)
+            return NULL;
+    }
     if (method) {
         value = PyObject_CallOneArg(method, prp_g.int_proto[s->proto]);
         Py_DECREF(method);
@@ -172,6 +186,13 @@ static int reduce_by_value(prp_saver *s, PyObject *obj)
     return status;
 }
 
+static bool from_numpy(PyObject *function)
+{
+    PyObject *module = PyFunction_Check(function) ? ((PyFunctionObject *)function)->func_module : NULL;
+    return module && PyUnicode_Check(module) && PyUnicode_IS_COMPACT_ASCII(module) &&
+           strncmp((const char *)PyUnicode_DATA(module), "numpy", 5) == 0;
+}
+
 static int save_reduced(prp_saver *s, prp_plan *plan, PyObject *obj, PyTypeObject *type, bool elided)
 {
     if (plan && plan->registered) {
@@ -204,6 +225,8 @@ static int save_reduced(prp_saver *s, prp_plan *plan, PyObject *obj, PyTypeObjec
         if (PyErr_Occurred())
             return SAVE_ERROR;
     } else if (plan->table && !(plan->kind == PLAN_COMPLEX && plan->table == prp_g.pickle_complex && !s->letter)) {
+        if (plan->extra == obj && !s->letter && from_numpy(plan->table))
+            return prp_save_global(s, obj, NULL); /* numpy.dtype itself, which numpy's reducer of dtype classes names */
         return reduce_with(s, plan->table, obj, false);
     }
     if (plan->kind == PLAN_CLASS)
@@ -241,8 +264,10 @@ static int save_reduced(prp_saver *s, prp_plan *plan, PyObject *obj, PyTypeObjec
         prp_own(s);
     else if (prp_foreign(s) < 0)
         return SAVE_ERROR;
-    PyObject *value = ask(s, obj, type);
+    PyObject *value = ask(s, obj, type, trusted);
     if (!value) {
+        if (s->restart)
+            return SAVE_ERROR;
         if (!(type->tp_flags & Py_TPFLAGS_HEAPTYPE) && PyErr_ExceptionMatches(PyExc_TypeError)) {
             if (trusted && s->elide)
                 return SAVE_ERROR;

@@ -146,6 +146,7 @@ static int begin_slots(prp_saver *s, const prp_plan *plan, PyObject *obj, int co
 {
     if (prp_room(s, PRP_ROOM) < 0)
         return SAVE_ERROR;
+    s->elided = true; /* the names and the dict of the slots */
     /* Without a mark the number must not change any more; once foreign code runs in between, it can. */
     bool marked = count > 1 || !s->elide;
     *s->p++ = OP_EMPTY_DICT;
@@ -191,6 +192,7 @@ static int write_instance(prp_saver *s, prp_plan *plan, PyObject *obj, bool elid
 
     if (view) {
         /* Nobody has a reference to a dict that does not exist: no memo entry for it. */
+        s->elided = true;
         if (view->count == 0)
             return SAVE_DONE;
         *s->p++ = OP_EMPTY_DICT;

@@ -212,6 +212,33 @@ static int save_newobj(prp_saver *s, PyObject *argtup, PyObject *obj)
     return status < 0 ? -1 : prp_op(s, OP_NEWOBJ);
 }
 
+/* A callable named __newobj__ or __newobj_ex__ stands for an opcode. */
+enum { NOT_NEWOBJ, NEWOBJ, NEWOBJ_EX };
+
+static int stands_for_opcode(PyObject *callable)
+{
+    if (PyCFunction_CheckExact(callable))
+        return NOT_NEWOBJ; /* named in C */
+    if (PyType_Check(callable) && Py_TYPE(callable)->tp_getattro == PyType_Type.tp_getattro &&
+        strncmp(((PyTypeObject *)callable)->tp_name, "__newobj", 8) != 0)
+        return NOT_NEWOBJ;
+    PyObject *name = PyFunction_Check(callable) ? Py_NewRef(((PyFunctionObject *)callable)->func_name)
+                                                : PyObject_GetAttr(callable, prp_g.str_name);
+    if (!name) {
+        if (!PyErr_ExceptionMatches(PyExc_AttributeError))
+            return -1;
+        PyErr_Clear();
+        return NOT_NEWOBJ;
+    }
+    int what = NOT_NEWOBJ;
+    if (PyUnicode_Check(name))
+        what = PyUnicode_CompareWithASCIIString(name, "__newobj__") == 0      ? NEWOBJ
+               : PyUnicode_CompareWithASCIIString(name, "__newobj_ex__") == 0 ? NEWOBJ_EX
+                                                                              : NOT_NEWOBJ;
+    Py_DECREF(name);
+    return what;
+}
+
 int prp_save_reduce(prp_saver *s, PyObject *value, PyObject *obj)
 {
     Py_ssize_t size = PyTuple_GET_SIZE(value);
@@ -233,25 +260,13 @@ int prp_save_reduce(prp_saver *s, PyObject *value, PyObject *obj)
     if (state_setter && !PyCallable_Check(state_setter))
         return bad_type("sixth element of the tuple returned by __reduce__ must be a function, not %s", state_setter);
 
-    /* A callable named __newobj__ or __newobj_ex__ stands for an opcode. */
-    int newobj = 0;
-    if (s->proto >= 2 && !PyCFunction_CheckExact(callable)) {
-        PyObject *name = PyObject_GetAttr(callable, prp_g.str_name);
-        if (name && PyUnicode_Check(name))
-            newobj = PyUnicode_CompareWithASCIIString(name, "__newobj__") == 0      ? 1
-                     : PyUnicode_CompareWithASCIIString(name, "__newobj_ex__") == 0 ? 2
-                                                                                    : 0;
-        if (!name) {
-            if (!PyErr_ExceptionMatches(PyExc_AttributeError))
-                return -1;
-            PyErr_Clear();
-        }
-        Py_XDECREF(name);
-    }
+    int newobj = s->proto >= 2 ? stands_for_opcode(callable) : NOT_NEWOBJ;
+    if (newobj < 0)
+        return -1;
     int status;
-    if (newobj == 2)
+    if (newobj == NEWOBJ_EX)
         status = save_newobj_ex(s, argtup);
-    else if (newobj == 1)
+    else if (newobj == NEWOBJ)
         status = save_newobj(s, argtup, obj);
     else
         status = prp_save(s, callable) < 0 || save_args(s, argtup) < 0 ? -1 : prp_op(s, OP_REDUCE);
@@ -263,7 +278,9 @@ int prp_save_reduce(prp_saver *s, PyObject *value, PyObject *obj)
         int64_t index = prp_memo_get(&s->memo, obj);
         if (index >= 0)
             return prp_op(s, OP_POP) < 0 ? -1 : prp_write_get(s, (uint32_t)index);
-        if (!(s->elide && Py_REFCNT(obj) <= 2) && prp_memoize(s, obj) < 0)
+        if (s->elide && Py_REFCNT(obj) <= 2) /* ours, and that of its only holder */
+            s->elided = true;
+        else if (prp_memoize(s, obj) < 0)
             return -1;
     }
     if (listitems && save_listitems(s, listitems) < 0)

@@ -45,6 +45,7 @@ int prp_setup(void)
         {&prp_g.str_latin1, "latin1"},
         {&prp_g.str_locals, "<locals>"},
         {&prp_g.str_cloudpickle, "cloudpickle"},
+        {&prp_g.str_items, "items"},
     };
     static const struct {
         PyObject **to;
@@ -288,7 +289,7 @@ static int run(prp_saver *s, PyObject *root)
         prp_own(s);
     for (;;) {
         s->stream = ++streams;
-        s->restart = false;
+        s->restart = s->elided = false;
         if (prp_out_begin(s) == 0 && (s->put ? prp_put_root(s, root) : prp_save(s, root)) == 0 && prp_out_finish(s) == 0)
             return 0;
         if (!s->restart)

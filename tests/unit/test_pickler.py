@@ -42,7 +42,7 @@ def test_200000_nested_containers(dumps, wrap):
         obj = wrap(obj)
     stream = dumps(obj)
     opcode = {list: pickle.EMPTY_LIST, tuple: pickle.TUPLE1, dict: pickle.EMPTY_DICT}[type(inner)]
-    assert stream.count(opcode) == 200_001
+    assert 200_001 <= stream.count(opcode) < 200_050  # lengths of frames may hold the same byte
     while not isinstance(obj, int):  # not by recursion
         obj = obj[1] if isinstance(obj, dict) else obj[0]
 
