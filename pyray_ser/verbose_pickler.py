@@ -38,6 +38,8 @@ from .reduction import Reduction, plain_reduce_ex
 __all__ = ["Pickler", "Written", "dump", "dumps", "install", "level"]
 
 _BATCH = 1000
+# Bytes from which on `put` takes data out of the stream.
+_THRESHOLD = 1024
 # Frames of our own that may lie on one another: three for each level of a list.
 _FRAMES = 1_200_000
 # Nesting of reducers written by users (not of containers, not of plain instances) that is taken for endless.
@@ -163,6 +165,10 @@ class Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
             return
         cls = type(obj)
         write = _CONTAINERS.get(cls) or _ATOMS.get(cls)
+        if self._put and (cls is bytes or cls is bytearray) and len(obj) >= _THRESHOLD:
+            self._log(2, obj, "out-of-band")
+            self._save_reduction(obj, (cls, (pickle.PickleBuffer(obj),)))
+            return
         if write is not None:
             self._log(2, obj, "built-in")
             write(self, obj)
@@ -495,7 +501,7 @@ class Written:
         file, buffers = io.BytesIO(), []
 
         def take(buffer: pickle.PickleBuffer) -> bool:
-            small = buffer.raw().nbytes < 1024
+            small = buffer.raw().nbytes < _THRESHOLD
             if not small:
                 buffers.append(buffer)
             return small
