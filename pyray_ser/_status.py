@@ -22,6 +22,8 @@ class _Facts:
         self.opened = store if isinstance(store, Store) and not store.closed else None
         self.ref = repr(ref) if isinstance(ref, ObjectRef) else None
         self.timeout = timeout
+        # Alive in the table, and yet not to be had: only what was spilled can be so.
+        self.spilled = self.opened is not None and isinstance(ref, ObjectRef) and ref.state == "sealed"
 
 
 def _system(facts):
@@ -38,8 +40,12 @@ def _no_memory(facts):
 
 
 def _full(facts):
+    import os
+
+    # With an errno it is the disk that is full: the spill directory's.
+    reason = f"{facts.what}: {os.strerror(facts.errno)}" if facts.errno else None
     return exc.ObjectStoreFullError(
-        size=facts.want, capacity=facts.capacity, used=facts.used, holders=_holders(facts.opened)
+        size=facts.want, capacity=facts.capacity, used=facts.used, reason=reason, holders=_holders(facts.opened)
     )
 
 
@@ -65,7 +71,13 @@ def _no_pages(facts):
 
 
 def _lost(facts):
-    return exc.ObjectLostError(ref=facts.ref, store=facts.store, reason=facts.what)
+    reason = facts.what or ("it was spilled, and its file is gone" if facts.spilled else None)
+    return exc.ObjectLostError(ref=facts.ref, store=facts.store, reason=reason)
+
+
+def _corrupt(facts):
+    reason = facts.what or ("it was spilled, and its file is shorter than the object" if facts.spilled else None)
+    return exc.CorruptObjectError(ref=facts.ref, reason=reason)
 
 
 _TABLE = {
@@ -80,13 +92,14 @@ _TABLE = {
     "AGAIN": lambda facts: exc.GetTimeoutError(ref=facts.ref, timeout=0.0),
     "TIMEOUT": lambda facts: exc.GetTimeoutError(ref=facts.ref, timeout=facts.timeout),
     "BUSY": lambda facts: exc.StoreBusyError(pid=facts.pid),
-    "CORRUPT": lambda facts: exc.CorruptObjectError(ref=facts.ref, reason=facts.what),
+    "CORRUPT": _corrupt,
     "VERSION": lambda facts: exc.StoreVersionError(facts.what, store=facts.store),
     "FOREIGN": lambda facts: exc.StoreAccessError(path=facts.path, reason=facts.what),
     "CLOSED": lambda facts: exc.StoreClosedError(store=facts.store),
     "INTR": lambda facts: InterruptedError(facts.what or "interrupted by a signal"),
     "INVAL": lambda facts: ValueError(facts.what or "the store engine was called with arguments that make no sense"),
     "NOTFOUND": lambda facts: exc.StoreNotFoundError(store=facts.path),
+    "EXISTS": lambda facts: exc.NameExistsError(facts.what),
 }
 
 _BY_NUMBER = {STATUS[name]: make for name, make in _TABLE.items()}

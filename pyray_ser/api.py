@@ -1,5 +1,7 @@
 """The functions of the package, apart from `put` and `get`, which are compiled."""
 
+import os
+
 from . import _store
 from . import store as _stores
 from ._store import ObjectRef, get, get_buffer, put
@@ -14,8 +16,10 @@ __all__ = [
     "free",
     "get",
     "get_buffer",
+    "get_by_name",
     "init",
     "is_initialized",
+    "names",
     "objects",
     "put",
     "scope",
@@ -30,7 +34,7 @@ def init(
     name: str | None = None,
     *,
     capacity: int | None = None,
-    spill_dir: str | None = None,
+    spill_dir: str | os.PathLike[str] | None = None,
     max_clients: int | None = None,
     max_objects: int | None = None,
     lock_timeout: float | None = None,
@@ -46,12 +50,16 @@ def init(
     Parameters
     ----------
     name : str, optional
-        Name of a store that unrelated processes of the same user can find, or a path on a tmpfs. It is made if it does not
-        exist.
+        Name of a store that unrelated processes of the same user can find (a file in ``/dev/shm/pyray_ser-<uid>/``), or, with
+        a slash in it, a path on a tmpfs that other containers may share. It is made if no process uses one of that name, and
+        ends with its last process.
     capacity : int, optional
-        Bytes it may hold; default is 30 % of the memory there is. Nothing is reserved: pages are taken when they are used.
-    spill_dir : str, optional
-        Directory for objects that do not fit. Spilling is not available yet.
+        Bytes it may hold; default is what the environment variable ``PYRAY_SER_CAPACITY`` says (bytes, or such as ``8G``),
+        else 30 % of the memory there is. Nothing is reserved: pages are taken when they are used.
+    spill_dir : str or path-like, optional
+        Directory on a disk for objects that do not fit any more; default is what the environment variable
+        ``PYRAY_SER_SPILL_DIR`` says, else none: then a full store raises `ObjectStoreFullError`. It is made if its parent is
+        there.
     max_clients : int, optional
         How many processes may use it at once; default 512, at most 4096.
     max_objects : int, optional
@@ -67,8 +75,6 @@ def init(
     -------
     Store
     """
-    if spill_dir is not None:
-        raise NotImplementedError("init(spill_dir=...): spilling is not available in this version")
     if liveness not in ("auto", "pid"):
         raise ValueError(f'liveness must be "auto" or "pid", not {liveness!r}')
     options: dict = {"flags": 1} if liveness == "pid" else {}
@@ -85,6 +91,8 @@ def init(
         if number <= 0:
             raise ValueError(f"{key} must be positive, not {value!r}")
         options[key] = number
+    if spill_dir is not None:
+        options["spill_dir"] = os.path.abspath(os.fsdecode(spill_dir))
     return _stores.open_store(name, **options)
 
 
@@ -107,7 +115,7 @@ def free(refs) -> None:
     End objects for everyone.
 
     Values that were taken stay valid, and their memory returns with the last of them; a later `get` raises
-    `ObjectFreedError`. Freeing twice is harmless.
+    `ObjectFreedError`. The object's name, if it has one, is free again. Freeing twice is harmless.
 
     Parameters
     ----------
@@ -122,6 +130,47 @@ def free(refs) -> None:
     _store.free_refs(refs)
     for ref in refs:
         release(ref.binary())
+
+
+def get_by_name(name: str, *, timeout: float | None = None, mmap_mode: str = "r"):
+    """
+    Return the value of the object that was put with this name.
+
+    Parameters
+    ----------
+    name : str
+    timeout : float, optional
+        How many seconds to wait for an object of that name; default is without limit, 0 is not to wait.
+    mmap_mode : {"r", "c"}
+        As for `get`.
+
+    Returns
+    -------
+    object
+
+    Raises
+    ------
+    NameNotFoundError
+        If there is none and `timeout` is 0; also a `FileNotFoundError`.
+    GetTimeoutError
+        If there is none in time.
+    """
+    return get(_store.wait_name(_current(), name, timeout), mmap_mode=mmap_mode)
+
+
+def names() -> dict[str, ObjectRef]:
+    """
+    Return the named objects of the store.
+
+    Returns
+    -------
+    dict of str to ObjectRef
+        In no particular order. To end one: ``free(names()[name])``.
+    """
+    store = _current()
+    found = ((name, _store.find_name(store, name)) for name, _ in _store.names_of(store))
+    # One that was freed between the two looks is left out.
+    return {name: ref for name, ref in found if ref is not None}
 
 
 def contains(ref: ObjectRef) -> bool:
@@ -149,7 +198,7 @@ def stats() -> dict[str, int]:
     -------
     dict of int
         Bytes: ``capacity``; ``used`` by objects; ``reserved`` for small ones to come; ``backed`` by the kernel;
-        ``overhead`` of bookkeeping; ``largest_free``. Counts: ``objects``, ``unsealed``, ``clients``, ``max_clients``,
+        ``overhead`` of bookkeeping; ``largest_free``; ``spilled_bytes``, which are in files. Counts: ``spilled``, ``objects``, ``unsealed``, ``clients``, ``max_clients``,
         ``in_flight`` references, ``edges`` between objects, ``orphaned`` by a fork, ``slots``, ``serial`` of the next
         object, ``reaped`` clients, ``stolen`` locks.
     """
@@ -165,7 +214,7 @@ def objects() -> list[dict]:
     list of dict
         ``id``, ``serial``, ``size``, ``extent`` in bytes, ``state``, ``ref_holders`` and ``pin_holders`` (processes),
         ``tokens_and_edges`` (messages and objects that hold it), ``creator_pid`` (None if gone), ``created`` (seconds since
-        the epoch), ``freed``, ``orphaned``.
+        the epoch), ``freed``, ``orphaned``, ``spilled`` (it is in a file), ``name`` (None if it has none).
     """
     return _current().records()
 

@@ -13,13 +13,16 @@ import sys
 from _thread import RLock
 from contextlib import suppress
 
-from . import _store
+from . import _log, _store
 
 # `.exceptions` is imported where it is needed: it costs more than all the rest of a first put.
 
-__all__ = ["close_all", "find", "open_default", "open_store", "reattach", "store_path", "unreachable"]
+__all__ = ["close_all", "find", "open_default", "open_store", "reattach", "spill_path", "unreachable"]
 
 HINT = "PYRAY_SER_STORE"
+# Options of a store to be made, when the program gives none.
+CAPACITY = "PYRAY_SER_CAPACITY"
+SPILL_DIR = "PYRAY_SER_SPILL_DIR"
 
 # Only opening takes it: no other lock is ever held with it, and nothing that can free a reference runs under it but what
 # opening itself allocates.
@@ -100,16 +103,19 @@ def _inherited():
     hint = _read_hint()
     if hint is not None and hint[0] not in _closed:
         ident, pid, start, fd, path = hint
-        if pid != os.getpid() and _store.start_time(pid) == start:
-            store = _attach(pid, fd, ident)
-            if store is not None:
-                return store
+        # By its name, if it has one: the last to leave must know what to remove.
         if path:
             with suppress(OSError, ValueError):
                 store = _store.attach_path(path)
                 if store.id == ident:
+                    from . import named  # noqa: F401 - it has the handler for the end of the process
+
                     return store
                 store.close()
+        if pid != os.getpid() and _store.start_time(pid) == start:
+            store = _attach(pid, fd, ident)
+            if store is not None:
+                return store
     parent = _multiprocessing_parent()
     if not parent:
         return None
@@ -205,44 +211,45 @@ _node: bytes | None = None
 # ---- opening ----------------------------------------------------------------------------------------------------------
 
 
-def store_path(name: str) -> str:
-    """
-    Return the file of a named store.
-
-    Parameters
-    ----------
-    name : str
-        A plain name lives in a directory of this user's own in ``/dev/shm``; anything with a slash is a path.
-    """
-    if not isinstance(name, str):
-        raise TypeError(f"the name of a store is a str, not {type(name).__name__!r}")
-    if "\0" in name:
-        raise ValueError("the name of a store cannot hold a null character")
-    if "/" in name:
-        return os.path.abspath(name)
-    plain = name.replace(".", "").replace("+", "").replace("-", "").replace("_", "")
-    if not plain.isalnum() or not plain.isascii() or len(name) > 200:
-        raise ValueError(f"{name!r} cannot name a store: use letters, digits and any of '_.+-', or a path")
-    return f"/dev/shm/pyray_ser-{os.getuid()}/{name}"
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
-def _open_named(path: str, options: dict):
-    folder = os.path.dirname(path)
-    if os.path.dirname(folder) == "/dev/shm":
-        with suppress(FileExistsError):
-            os.mkdir(folder, 0o700)
-    attach = {key: options[key] for key in ("lock_timeout", "flags") if key in options}
-    # Whoever comes second attaches; a store that ends between the two looks is made anew.
-    for _ in range(8):
-        try:
-            return _store.attach_path(path, **attach)
-        except FileNotFoundError:
-            pass
-        try:
-            return _store.create_store(path, **options)
-        except FileExistsError:
-            continue
-    return _store.attach_path(path, **attach)
+def _size(text: str) -> int:
+    """Read a number of bytes such as ``500000000``, ``512M`` or ``1.5 GiB``."""
+    number = text.strip().lower().removesuffix("b").removesuffix("i").rstrip()
+    unit = number[-1:] if number[-1:] in _UNITS else ""
+    try:
+        size = int(float(number.removesuffix(unit)) * _UNITS[unit]) if unit else int(number)
+    except ValueError:
+        size = 0
+    if size <= 0:
+        raise ValueError(f"{CAPACITY}={text!r} is not a size: bytes, or a number with K, M, G or T")
+    return size
+
+
+def spill_path(directory) -> str:
+    """Return a spill directory as the engine wants it; the last part of the path is made if it is not there."""
+    path = os.path.abspath(os.fsdecode(directory))
+    with suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+    return path
+
+
+def _from_environment() -> dict:
+    """Options for a new store that nobody gave in the program."""
+    found: dict = {}
+    if os.environ.get(CAPACITY):
+        found["capacity"] = _size(os.environ[CAPACITY])
+    if os.environ.get(SPILL_DIR):
+        found["spill_dir"] = os.environ[SPILL_DIR]
+    return found
+
+
+def _create_options(options: dict) -> dict:
+    made = {**_from_environment(), **options}
+    if "spill_dir" in made:
+        made["spill_dir"] = spill_path(made["spill_dir"])
+    return made
 
 
 def open_store(name: str | None = None, *, inherit: bool = True, **options):
@@ -256,7 +263,8 @@ def open_store(name: str | None = None, *, inherit: bool = True, **options):
     inherit : bool
         Whether the parent's store is taken if there is one and no name is given.
     **options
-        For the engine: ``capacity``, ``max_clients``, ``max_objects``, ``lock_timeout``, ``warm_reserve``, ``flags``.
+        For the engine: ``capacity``, ``max_clients``, ``max_objects``, ``lock_timeout``, ``warm_reserve``, ``spill_dir``,
+        ``flags``.
 
     Returns
     -------
@@ -264,7 +272,11 @@ def open_store(name: str | None = None, *, inherit: bool = True, **options):
     """
     with _lock:
         _options.update(options)
-        path = None if name is None else store_path(name)
+        path = None
+        if name is not None:
+            from . import named
+
+            path = named.path_of(name)
         store = _store.default()
         if store is not None:
             if path is not None and store.path != path:
@@ -273,11 +285,12 @@ def open_store(name: str | None = None, *, inherit: bool = True, **options):
                 )
             return store
         if path is not None:
-            store = _open_named(path, options)
+            store = named.open_named(path, _create_options(options))
         else:
-            store = (_inherited() if inherit else None) or _store.create_store(**options)
+            store = (_inherited() if inherit else None) or _store.create_store(**_create_options(options))
         _store.set_default(store)
         _set_hint(store)
+        _log.debug("using %r", store)
     return store
 
 
@@ -301,7 +314,12 @@ def close_all() -> None:
                 del os.environ[HINT]
                 hint = None
             forget(store)
+            if store.path is not None:
+                from .named import leave
+
+                leave(store)
             _closed.add(store.id)
+            _log.debug("closing %r", store)
             store.close()
         _store.set_default(None)
         _options.clear()

@@ -1,0 +1,35 @@
+"""The logger of the package: ``logging.getLogger("pyray_ser")``.
+
+`logging` is imported only when the program has done so, or to say something that is seen without any setup (a warning): a
+first `put` is too quick to pay for that import.
+"""
+
+import sys
+
+__all__ = ["debug", "info", "warning"]
+
+_DEBUG, _INFO, _WARNING = 10, 20, 30
+
+
+def _write(level: int, message: str, arguments: tuple) -> None:
+    if level < _WARNING and "logging" not in sys.modules:
+        return  # nobody can have asked for it
+    import logging
+
+    # Two frames up: the record names the caller of `info`.
+    logging.getLogger("pyray_ser").log(level, message, *arguments, stacklevel=3)
+
+
+def debug(message: str, *arguments: object) -> None:
+    """Write a record of level DEBUG."""
+    _write(_DEBUG, message, arguments)
+
+
+def info(message: str, *arguments: object) -> None:
+    """Write a record of level INFO."""
+    _write(_INFO, message, arguments)
+
+
+def warning(message: str, *arguments: object) -> None:
+    """Write a record of level WARNING."""
+    _write(_WARNING, message, arguments)

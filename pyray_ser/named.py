@@ -1,0 +1,209 @@
+"""Files of named stores: where they lie, whether anybody uses them, and how they end.
+
+A named store is a file that its clients hold record locks on, one byte each. It is gone when nobody holds one any more and no
+process has it mapped: the next one to open that name, or `pyray-ser clean`, removes the file then. The last process that
+leaves in an orderly way removes it itself.
+
+Opening and removing exclude each other by a lock (``flock``) on the directory, held for as long as an open takes.
+"""
+
+import atexit
+import fcntl
+import os
+import stat
+import struct
+import time
+from contextlib import contextmanager, suppress
+
+from . import _log, _store
+
+__all__ = ["check_directory", "directory", "guard", "in_use", "is_store", "leave", "mapped_by", "open_named", "path_of", "remove_dead"]
+
+# struct flock of 64-bit Linux: type, whence, start, length, pid.
+_FLOCK = "hhqqi4x"
+_F_OFD_GETLK = 36
+# How a store's file begins.
+_MAGIC = b"PYRAYSER"
+
+
+def directory() -> str:
+    """Return the directory of this user's named stores."""
+    return f"/dev/shm/pyray_ser-{os.getuid()}"
+
+
+def path_of(name: str) -> str:
+    """
+    Return the file of a named store.
+
+    Parameters
+    ----------
+    name : str
+        A plain name lies in `directory`; anything with a slash is a path.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a store is a str, not {type(name).__name__!r}")
+    if "\0" in name:
+        raise ValueError("the name of a store cannot hold a null character")
+    if "/" in name:
+        return os.path.abspath(name)
+    plain = name.replace(".", "").replace("+", "").replace("-", "").replace("_", "")
+    if not plain.isalnum() or not plain.isascii() or len(name) > 200:
+        raise ValueError(f"{name!r} cannot name a store: use letters, digits and any of '_.+-', or a path")
+    return f"{directory()}/{name}"
+
+
+def check_directory(folder: str) -> None:
+    """
+    Refuse a directory in which somebody else could put a file of theirs in place of ours.
+
+    Raises
+    ------
+    StoreAccessError
+        If the directory of named stores is not ours alone, or another one can be written to by anybody.
+    """
+    from .exceptions import StoreAccessError
+
+    found = os.lstat(folder)
+    reason = None
+    if not stat.S_ISDIR(found.st_mode):
+        reason = "it is a symbolic link" if stat.S_ISLNK(found.st_mode) else "it is not a directory"
+    if folder != directory():
+        found = os.stat(folder)
+        if not stat.S_ISDIR(found.st_mode):
+            reason = "it is not a directory"
+        else:
+            # A sticky directory such as /dev/shm is fine: the file's own owner and mode are checked as well.
+            open_to_all = found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX
+            reason = "its directory can be written to by other users" if open_to_all else None
+    elif reason is None and found.st_uid != os.getuid():
+        reason = f"it belongs to user {found.st_uid}"
+    elif reason is None and stat.S_IMODE(found.st_mode) & 0o077:
+        reason = f"its mode is {stat.S_IMODE(found.st_mode):04o}, not 0700"
+    if reason:
+        raise StoreAccessError(path=folder, reason=reason)
+
+
+@contextmanager
+def guard(folder: str, timeout: float = 1.0):
+    """Exclude others from opening and removing stores in `folder`; at most `timeout` seconds are waited for them."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        until = time.monotonic() + timeout
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    from .exceptions import StoreBusyError
+
+                    raise StoreBusyError(
+                        f"another process has been opening a store in {folder} for {timeout:g} s; continue or end it"
+                    ) from None
+                time.sleep(0.002)
+        yield
+    finally:
+        os.close(fd)
+
+
+def mapped_by(device: int, inode: int) -> list[int]:
+    """Return the pids of the processes that have a file mapped, as far as this process may look into them."""
+    found = []
+    where = f" {os.major(device):02x}:{os.minor(device):02x} {inode} "
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{entry}/maps") as maps:
+                if any(where in line for line in maps):
+                    found.append(int(entry))
+        except OSError:
+            continue  # gone meanwhile, or another user's
+    return found
+
+
+def is_store(path: str) -> bool:
+    """Tell whether the file `path` is a store of this user's: what else lies there is not ours to remove."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        found = os.fstat(fd)
+        return stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() and os.pread(fd, 8, 0) == _MAGIC
+    finally:
+        os.close(fd)
+
+
+def in_use(path: str) -> bool:
+    """
+    Tell whether any process uses the store in the file `path`.
+
+    A client holds a record lock on the file, which is seen from other pid namespaces and containers too. Code that closes all
+    descriptors of a process drops that lock; such a process still has the file mapped.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        lock = fcntl.fcntl(fd, _F_OFD_GETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+        if struct.unpack(_FLOCK, lock)[0] != fcntl.F_UNLCK:
+            return True
+        found = os.fstat(fd)
+        return bool(mapped_by(found.st_dev, found.st_ino))
+    finally:
+        os.close(fd)
+
+
+def remove_dead(path: str) -> bool:
+    """Remove the file of a store that nobody uses; the caller holds the `guard`. False if there is none, or it is in use."""
+    try:
+        if not is_store(path) or in_use(path):
+            return False
+        os.unlink(path)
+    except FileNotFoundError:
+        return False
+    _log.info("removed the store %s, which no process used any more", path)
+    return True
+
+
+def open_named(path: str, options: dict):
+    """Attach to the store in the file `path`, or make it if there is none that anybody uses."""
+    folder = os.path.dirname(path)
+    if folder == directory():
+        with suppress(FileExistsError):
+            os.mkdir(folder, 0o700)
+    check_directory(folder)
+    attach = {key: options[key] for key in ("lock_timeout", "flags") if key in options}
+    with guard(folder, options.get("lock_timeout", 1.0)):
+        if os.path.lexists(path) and not remove_dead(path):
+            store = _store.attach_path(path, **attach)
+        else:
+            store = _store.create_store(path, **options)
+    return store
+
+
+def leave(store) -> None:
+    """Remove a named store's file if this process is its last client. Called before the store is closed."""
+    path = store.path
+    if path is None or store.closed or store.orphaned:
+        return
+    try:
+        with guard(os.path.dirname(path)):
+            if store.client_pids() == [os.getpid()] and _is_file_of(store, path):
+                os.unlink(path)
+    except (OSError, ValueError) as error:
+        # The file stays for the next one to open that name: leaving must not fail.
+        _log.debug("left the file of the store %s where it is: %s", path, error)
+
+
+def _is_file_of(store, path: str) -> bool:
+    """Whether the file `path` is still this store's: the name may be another's by now."""
+    fd = store.locator[2]
+    ours, theirs = os.fstat(fd), os.stat(path, follow_symlinks=False)
+    return (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
+
+
+def leave_all() -> None:
+    """At the end of the interpreter: what the last process of a named store leaves behind is nothing."""
+    for store in _store.open_stores():
+        leave(store)
+
+
+atexit.register(leave_all)

@@ -1,0 +1,237 @@
+"""Stores with a name: found by strangers, refused to intruders, gone with their last process."""
+
+import os
+import uuid
+
+import pytest
+from isolated import run
+
+PRELUDE = """
+    import os, signal, stat, subprocess, sys, time
+    import numpy as np, pyray_ser
+    from pyray_ser import named, _store
+    from pyray_ser.exceptions import *
+
+    name = "NAME"
+    path = named.path_of(name)
+
+    def stranger(code, *arguments, status=0):
+        environment = {key: value for key, value in os.environ.items() if key != "PYRAY_SER_STORE"}
+        done = subprocess.run([sys.executable, "-P", "-c", "import os, sys, pyray_ser\\n" + code, *arguments],
+                              capture_output=True, text=True, env=environment, timeout=60)
+        assert done.returncode == status, (done.returncode, done.stdout, done.stderr)
+        return done.stdout.strip()
+"""
+
+
+@pytest.fixture
+def named():
+    name = f"test-{uuid.uuid4().hex}"
+
+    def script(text, **options):
+        return run((PRELUDE + text).replace("NAME", name), **options)
+
+    yield script
+    path = f"/dev/shm/pyray_ser-{os.getuid()}/{name}"
+    if os.path.exists(path):
+        os.unlink(path)
+
+
+def test_a_stranger_finds_store_and_objects(named):
+    text = """
+    pyray_ser.init(name=name)
+    pyray_ser.put(np.arange(100_000), name="weights")
+    print(stranger('''
+    pyray_ser.init(name=sys.argv[1])
+    print(pyray_ser.get_by_name("weights").sum())
+    pyray_ser.put("by a stranger", name="answer")
+    '''.replace("    ", ""), name))
+    print(pyray_ser.get_by_name("answer", timeout=0))
+    """
+    assert named(text).split("\n") == ["4999950000", "by a stranger"]
+
+
+def test_a_named_object_outlives_its_killed_producer(named):
+    text = """
+    pyray_ser.init(name=name)
+    stranger("pyray_ser.init(name=sys.argv[1]); pyray_ser.put(b'x' * 1000000, name='big'); os.kill(os.getpid(), 9)", name, status=-9)
+    assert len(pyray_ser.get_by_name("big", timeout=0)) == 1000000
+    store = pyray_ser.init()
+    store.look()
+    store.check()
+    print(pyray_ser.stats()["clients"])
+    """
+    assert named(text) == "1"
+
+
+def test_waiting_for_a_name_that_another_process_gives(named):
+    text = """
+    pyray_ser.init(name=name)
+    code = "import time, sys, pyray_ser; pyray_ser.init(name=sys.argv[1]); time.sleep(0.2); pyray_ser.put('now', name='later'); sys.stdin.read()"
+    environment = {key: value for key, value in os.environ.items() if key != "PYRAY_SER_STORE"}
+    child = subprocess.Popen([sys.executable, "-P", "-c", code, name], stdin=subprocess.PIPE, env=environment)
+    print(pyray_ser.get_by_name("later", timeout=60))
+    child.communicate()
+    """
+    assert named(text) == "now"
+
+
+@pytest.mark.parametrize("end", ["pyray_ser.shutdown()", "pass"], ids=["shutdown", "exit"])
+def test_the_last_process_removes_the_file(named, end):
+    text = f"""
+    pyray_ser.init(name=name)
+    assert named.in_use(path)
+    stranger("pyray_ser.init(name=sys.argv[1]); pyray_ser.put(1, name='one')\\n{end}", name)
+    assert os.path.exists(path) and pyray_ser.get_by_name("one") == 1
+    pyray_ser.shutdown()
+    assert not os.path.exists(path)
+    stranger("pyray_ser.init(name=sys.argv[1])\\n{end}", name)
+    print(os.path.exists(path))
+    """
+    assert named(text) == "False"
+
+
+def test_a_crashed_store_is_made_anew(named):
+    text = """
+    stranger("pyray_ser.init(name=sys.argv[1]); pyray_ser.put('old', name='value'); os.kill(os.getpid(), 9)", name, status=-9)
+    assert os.path.exists(path) and not named.in_use(path)
+    pyray_ser.init(name=name)
+    print(pyray_ser.names())
+    """
+    assert named(text) == "{}"
+
+
+def test_a_process_that_closed_all_descriptors_still_counts(named):
+    text = """
+    code = "store = pyray_ser.init(name=sys.argv[1]); pyray_ser.put(5, name='n'); os.closerange(3, 1000); print('ready', flush=True); sys.stdin.read()"
+    environment = {key: value for key, value in os.environ.items() if key != "PYRAY_SER_STORE"}
+    child = subprocess.Popen([sys.executable, "-P", "-c", "import os, sys, pyray_ser\\n" + code, name],
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+    child.stdout.readline()
+    assert named.in_use(path)
+    pyray_ser.init(name=name)
+    print(pyray_ser.get_by_name("n", timeout=0))
+    child.communicate()
+    """
+    assert named(text) == "5"
+
+
+def test_many_processes_open_one_name_at_once(named):
+    text = """
+    environment = {key: value for key, value in os.environ.items() if key != "PYRAY_SER_STORE"}
+    code = "import sys, pyray_ser; store = pyray_ser.init(name=sys.argv[1], capacity=16 << 20); print(store.id, flush=True); sys.stdin.read()"
+    children = [subprocess.Popen([sys.executable, "-P", "-c", code, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) for _ in range(6)]
+    ids = {child.stdout.readline() for child in children}
+    for child in children:
+        child.communicate()
+    print(len(ids), os.path.exists(path))
+    """
+    assert named(text) == "1 False"
+
+
+def test_what_is_not_ours_is_neither_used_nor_removed(named):
+    text = """
+    import tempfile
+    folder = tempfile.mkdtemp(prefix="pyray_ser-named-", dir="/dev/shm")
+    try:
+        mine = os.path.join(folder, "notes")
+        with open(mine, "w") as file:
+            file.write("not a store, but dear to somebody")
+        os.symlink(mine, os.path.join(folder, "link"))
+        os.mkfifo(os.path.join(folder, "fifo"), 0o600)
+        for what in ("notes", "link", "fifo"):
+            try:
+                pyray_ser.init(name=os.path.join(folder, what))
+            except (StoreAccessError, StoreVersionError, CorruptObjectError) as error:
+                assert what in str(error) or "store" in str(error), error
+            else:
+                raise SystemExit(f"{what} was taken")
+            assert not pyray_ser.is_initialized()
+        assert open(mine).read().startswith("not a store")
+        os.chmod(folder, 0o777)
+        try:
+            pyray_ser.init(name=os.path.join(folder, "new"))
+        except StoreAccessError as error:
+            assert "other users" in str(error), error
+        else:
+            raise SystemExit("a directory open to all was taken")
+        os.chmod(folder, 0o700)
+        pyray_ser.init(name=os.path.join(folder, "new"))
+        assert os.path.exists(os.path.join(folder, "new"))
+        pyray_ser.shutdown()
+        print(sorted(os.listdir(folder)))
+    finally:
+        import shutil
+        shutil.rmtree(folder)
+    """
+    assert named(text) == "['fifo', 'link', 'notes']"
+
+
+def test_a_squatted_directory_is_refused(named):
+    text = """
+    import tempfile
+    folder = tempfile.mkdtemp(prefix="pyray_ser-named-", dir="/dev/shm")
+    named.directory = lambda: folder
+    try:
+        for mode, reason in ((0o777, "mode"), (0o750, "mode")):
+            os.chmod(folder, mode)
+            try:
+                pyray_ser.init(name=name)
+            except StoreAccessError as error:
+                assert reason in str(error), error
+            else:
+                raise SystemExit("taken")
+        os.chmod(folder, 0o700)
+        if os.getuid() == 0:
+            os.chown(folder, 65534, 65534)
+            try:
+                pyray_ser.init(name=name)
+            except StoreAccessError as error:
+                assert "65534" in str(error), error
+            else:
+                raise SystemExit("taken")
+        print("refused")
+    finally:
+        os.rmdir(folder)
+    """
+    assert named(text) == "refused"
+
+
+def test_a_stopped_opener_is_an_error_that_names_the_directory(named):
+    text = """
+    import fcntl
+    pyray_ser.init(name=name, lock_timeout=0.2)
+    pyray_ser.shutdown()
+    fd = os.open(named.directory(), os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    started = time.monotonic()
+    try:
+        pyray_ser.init(name=name, lock_timeout=0.2)
+    except StoreBusyError as error:
+        print(named.directory() in str(error), time.monotonic() - started < 5)
+    os.close(fd)
+    """
+    assert named(text) == "True True"
+
+
+def test_children_of_every_kind_share_it(named):
+    text = """
+    import multiprocessing
+
+    def work(box):
+        box.put(pyray_ser.get_by_name("given") + 1)
+
+    if __name__ == "__main__":
+        pyray_ser.init(name=name)
+        pyray_ser.put(41, name="given")
+        for method in ("fork", "spawn"):
+            context = multiprocessing.get_context(method)
+            box = context.Queue()
+            child = context.Process(target=work, args=(box,))
+            child.start()
+            print(box.get(timeout=60))
+            child.join()
+        pyray_ser.shutdown()
+        print(os.path.exists(path))
+    """
+    assert named(text) == "42\n42\nFalse"

@@ -1,0 +1,155 @@
+"""Objects with names: put(name=), get_by_name, names, free."""
+
+import gc
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+from isolated import run
+
+import pyray_ser
+from pyray_ser import exceptions as exc
+
+
+@pytest.fixture
+def name(request):
+    """A name of this test's own; what has it afterwards is ended."""
+    made = f"{request.node.name}-{os.getpid()}"
+    yield made
+    for taken, ref in pyray_ser.names().items():
+        if taken.startswith(made):
+            pyray_ser.free(ref)
+
+
+def test_a_named_object_needs_no_reference(name):
+    array = np.arange(1000.0)
+    identity = pyray_ser.put(array, name=name).hex()
+    gc.collect()
+    got = pyray_ser.get_by_name(name)
+    assert (got == array).all() and not got.flags.writeable
+    ref = pyray_ser.names()[name]
+    assert ref.hex() == identity
+    (record,) = [record for record in pyray_ser.objects() if record["id"] == identity]
+    assert record["name"] == name and not record["spilled"]
+
+
+@pytest.mark.parametrize("value", [7, "text", b"bytes", [1, {"a": np.ones(3)}], np.zeros(100_000)], ids=lambda v: type(v).__name__)
+def test_every_way_of_put_takes_a_name(name, value):
+    ref = pyray_ser.put(value, name=name)
+    got = pyray_ser.get_by_name(name, mmap_mode="c")
+    assert repr(got) == repr(value) and type(got) is type(value)
+    del ref
+
+
+def test_a_taken_name_is_refused_and_stays(name):
+    first = pyray_ser.put("first", name=name)
+    before = pyray_ser.stats()["objects"]
+    with pytest.raises(exc.NameExistsError, match=name) as caught:
+        pyray_ser.put(np.zeros(1000), name=name)
+    assert isinstance(caught.value, FileExistsError) and caught.value.name == name
+    assert pyray_ser.stats()["objects"] == before
+    assert pyray_ser.get_by_name(name) == "first"
+    pyray_ser.free(first)
+    assert name not in pyray_ser.names()
+    again = pyray_ser.put("second", name=name)
+    assert pyray_ser.get_by_name(name) == "second" and pyray_ser.contains(again)
+
+
+def test_not_waiting_for_a_name(name):
+    started = time.monotonic()
+    with pytest.raises(FileNotFoundError, match=name) as caught:
+        pyray_ser.get_by_name(name, timeout=0)
+    assert isinstance(caught.value, exc.NameNotFoundError) and caught.value.name == name
+    assert time.monotonic() - started < 5
+
+
+def test_a_name_that_does_not_come_in_time(name):
+    started = time.monotonic()
+    with pytest.raises(exc.GetTimeoutError, match=name):
+        pyray_ser.get_by_name(name, timeout=0.15)
+    assert time.monotonic() - started >= 0.15
+
+
+def test_waiting_for_a_name(name):
+    threading.Timer(0.1, lambda: pyray_ser.put("late", name=name)).start()
+    assert pyray_ser.get_by_name(name) == "late"
+    threading.Timer(0.1, lambda: pyray_ser.put("later", name=name + "2")).start()
+    assert pyray_ser.get_by_name(name + "2", timeout=60) == "later"
+
+
+def test_a_signal_ends_the_wait(name):
+    def handler(*_):
+        raise ZeroDivisionError
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(ZeroDivisionError):
+            pyray_ser.get_by_name(name)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("wrong", ["", "x" * 216, "\u00e4" * 108, "nul\0", "\ud800"])
+def test_names_that_cannot_be(wrong):
+    before = pyray_ser.stats()["objects"]
+    with pytest.raises(ValueError):
+        pyray_ser.put(1, name=wrong)
+    with pytest.raises(ValueError):
+        pyray_ser.get_by_name(wrong, timeout=0)
+    assert pyray_ser.stats()["objects"] == before
+
+
+@pytest.mark.parametrize("wrong", [b"bytes", 3, ["list"]])
+def test_names_that_are_not_str(wrong):
+    with pytest.raises(TypeError):
+        pyray_ser.put(1, name=wrong)
+
+
+def test_the_longest_name_and_any_character(name):
+    for text in ("x" * 215, "\u00e4\u2603\U0001f600", "a/b c:%s\n"):
+        ref = pyray_ser.put(text, name=text)
+        assert pyray_ser.get_by_name(text) == text and text in pyray_ser.names()
+        pyray_ser.free(ref)
+
+
+def test_many_threads_want_one_name(name):
+    won, lost = [], []
+
+    def want(i):
+        try:
+            pyray_ser.put(i, name=name)
+            won.append(i)
+        except exc.NameExistsError:
+            lost.append(i)
+
+    threads = [threading.Thread(target=want, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1 and len(lost) == 7
+    assert pyray_ser.get_by_name(name) == won[0]
+
+
+def test_the_table_of_names_fills():
+    script = """
+    import pyray_ser
+    from pyray_ser.exceptions import StoreFullError
+    pyray_ser.init(capacity=64 << 20)
+    try:
+        for i in range(5000):
+            pyray_ser.put(i, name=str(i))
+    except StoreFullError as error:
+        print(i, error.table)
+    assert pyray_ser.get_by_name("4095") == 4095 and len(pyray_ser.names()) == 4096
+    pyray_ser.free(pyray_ser.names()["17"])
+    pyray_ser.put("new", name="new")
+    pyray_ser.init().check()
+    assert pyray_ser.stats()["objects"] == 4096
+    """
+    assert run(script) == "4096 names"
