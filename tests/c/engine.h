@@ -26,6 +26,12 @@
 #else
 #define SANITIZED 0
 #endif
+/* ThreadSanitizer sees threads of one process: what is about several processes alone is not for it. */
+#if defined(__SANITIZE_THREAD__)
+#define SANITIZED_THREADS 1
+#else
+#define SANITIZED_THREADS 0
+#endif
 
 /* ---- stores ----------------------------------------------------------------------------------- */
 

@@ -295,21 +295,14 @@ TEST(other_versions_are_told_from_damage)
     prs_store *s = make_image();
     prs_error e;
     const char *path = path_of("version");
-    prs_super *super = (prs_super *)image;
+    const size_t fields[] = {offsetof(prs_super, version), offsetof(prs_super, layout_hash), offsetof(prs_super, page)};
     for (int what = 0; what < 3; what++) {
-        prs_super was;
-        memcpy(&was, super, 4096);
-        if (what == 0)
-            super->version++;
-        else if (what == 1)
-            super->layout_hash ^= 1;
-        else
-            super->page = 16384;
+        image[fields[what]] ^= 4;
         int fd = open(path, O_CREAT | O_RDWR | O_TRUNC, 0600);
         CHECK(write(fd, image, image_size) == (ssize_t)image_size);
         close(fd);
         CHECK_EQ(attach_rc(path, &e), PRS_E_VERSION);
-        memcpy(super, &was, 4096);
+        image[fields[what]] ^= 4;
     }
     unlink(path);
     free(image);
@@ -327,6 +320,8 @@ outcome(int result)
 
 TEST(every_byte_of_the_superblock_flipped)
 {
+    if (SANITIZED_THREADS)
+        SKIP("nothing here for this sanitizer to see");
     prs_store *s = make_image();
     const char *path = path_of("super");
     int refused = 0, taken = 0, bad = 0;
@@ -353,6 +348,8 @@ TEST(every_byte_of_the_superblock_flipped)
 
 TEST(random_bits_of_the_control_area_flipped)
 {
+    if (SANITIZED_THREADS)
+        SKIP("nothing here for this sanitizer to see");
     prs_store *s = make_image();
     const char *path = path_of("flips");
     const char *text = getenv("PRS_TEST_FLIPS");

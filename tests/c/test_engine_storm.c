@@ -197,6 +197,8 @@ work(prs_store *s, uint64_t seed, int depth)
 
 TEST(killed_at_random)
 {
+    if (SANITIZED_THREADS)
+        SKIP("nothing here for this sanitizer to see");
     const char *text = getenv("PRS_TEST_KILLS");
     int kills = text && *text ? atoi(text) : 2000, bad = 0, n = 0;
     uint64_t limit = test_now_ns() + (text && *text ? 3600 : 30) * 1000000000ull;
