@@ -448,8 +448,12 @@ static int look_up(PyObject *table, PyObject *type, PyObject **kept)
 static int check_tables(prp_saver *s, prp_plan *plan)
 {
     PyObject *type = (PyObject *)plan->type;
-    if (look_up(prp_g.copyreg_table, type, &plan->table) < 0)
-        return -1;
+    uint64_t table_version = prp_dict_version(prp_g.copyreg_table);
+    if (!table_version || table_version != plan->table_version) {
+        if (look_up(prp_g.copyreg_table, type, &plan->table) < 0)
+            return -1;
+        plan->table_version = table_version;
+    }
     if (prp_g.registry_find) {
         long version = PyLong_AsLong(PyList_GET_ITEM(prp_g.registry_version, 0));
         if (version != plan->registry_version) {
@@ -463,7 +467,7 @@ static int check_tables(prp_saver *s, prp_plan *plan)
         }
     }
     /* After `find`, which brings in the reducers of the package a class comes from. */
-    if (look_up(prp_g.put_reducers, type, &plan->put_reducer) < 0)
+    if (s->put && look_up(prp_g.put_reducers, type, &plan->put_reducer) < 0)
         return -1;
     if (PyErr_Occurred())
         return -1;

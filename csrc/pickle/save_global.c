@@ -222,6 +222,34 @@ static int by_value_wanted(prp_saver *s)
     return s->by_value_wanted = n > 0;
 }
 
+/* What CloudPickler.dispatch_table has for `type`: new reference, NULL without an exception if nothing. */
+static PyObject *cloudpickle_reducer(prp_saver *s, PyTypeObject *type)
+{
+    PyObject *table = PyObject_GetAttrString(s->by_value, "dispatch_table"), *found = NULL;
+    PyObject *maps = table ? PyObject_GetAttrString(table, "maps") : NULL;
+    if (maps && PyList_CheckExact(maps)) {
+        /* A ChainMap of dicts: its own lookup raises and catches an exception per map. */
+        for (Py_ssize_t i = 0; !found && i < PyList_GET_SIZE(maps); i++) {
+            PyObject *map = PyList_GET_ITEM(maps, i);
+            found = PyDict_CheckExact(map) ? Py_XNewRef(PyDict_GetItemWithError(map, (PyObject *)type))
+                                           : PyObject_GetItem(map, (PyObject *)type);
+            if (!found && PyErr_Occurred()) {
+                if (!PyErr_ExceptionMatches(PyExc_KeyError))
+                    break;
+                PyErr_Clear();
+            }
+        }
+    } else if (table) {
+        PyErr_Clear();
+        found = PyObject_GetItem(table, (PyObject *)type);
+        if (!found && PyErr_ExceptionMatches(PyExc_KeyError))
+            PyErr_Clear();
+    }
+    Py_XDECREF(maps);
+    Py_XDECREF(table);
+    return found;
+}
+
 int prp_by_value(prp_saver *s, PyObject *obj, PyObject **value)
 {
     *value = NULL;
@@ -236,15 +264,9 @@ int prp_by_value(prp_saver *s, PyObject *obj, PyObject **value)
         /* An open text file would be read and sent as a copy: not unless a function carries it. */
         if (!already && strcmp(type->tp_name, "_io.TextIOWrapper") == 0)
             return 0;
-        PyObject *table = PyObject_GetAttrString(s->by_value, "dispatch_table");
-        PyObject *reducer = table ? PyObject_GetItem(table, (PyObject *)type) : NULL;
-        Py_XDECREF(table);
-        if (!reducer) {
-            if (!PyErr_ExceptionMatches(PyExc_KeyError))
-                return -1;
-            PyErr_Clear();
-            return 0;
-        }
+        PyObject *reducer = cloudpickle_reducer(s, type);
+        if (!reducer)
+            return PyErr_Occurred() ? -1 : 0;
         *value = PyObject_CallOneArg(reducer, obj);
         Py_DECREF(reducer);
     }

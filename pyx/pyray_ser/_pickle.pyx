@@ -83,11 +83,17 @@ cdef size_t KEEP_SLOTS = 1 << 16
 
 # ---- what the C part asks for -------------------------------------------------------------------------------------------
 
+cdef object _cloud_pickler = None
+
+
 def _new_by_value():
     """What reduces the functions and classes that cannot go by reference, for the time of one dump."""
-    from cloudpickle import CloudPickler
+    global _cloud_pickler
+    if _cloud_pickler is None:
+        from cloudpickle import CloudPickler
 
-    return CloudPickler(io.BytesIO())
+        _cloud_pickler = CloudPickler
+    return _cloud_pickler(io.BytesIO())
 
 cdef object _kept_new_by_value = _new_by_value
 prp_g.new_by_value = <PyObject *>_kept_new_by_value
