@@ -15,9 +15,12 @@ __all__ = [
     "masked_array",
     "memory",
     "memory_of_array",
+    "pandas_arrow_column",
     "polars_frame",
     "polars_series",
     "string_array",
+    "torch_storage",
+    "torch_tensor",
     "view",
 ]
 
@@ -95,6 +98,13 @@ def string_array(shape: tuple[int, ...], dtype: Any, text: Any, ends: Any, missi
     return made.reshape(shape)
 
 
+def pandas_arrow_column(cls: Any, state: dict[str, Any]) -> Any:
+    """Make a pandas extension array over Arrow data."""
+    made = cls.__new__(cls)
+    made.__dict__.update(state)
+    return made
+
+
 def polars_frame(table: Any, schema: Any) -> Any:
     """Make a polars frame over an Arrow table."""
     import polars
@@ -109,3 +119,40 @@ def polars_series(array: Any, name: str, dtype: Any) -> Any:
 
     series = polars.Series(name, array)
     return series if series.dtype == dtype else series.cast(dtype)
+
+
+def torch_storage(buffer: Any) -> Any:
+    """Make a torch storage over memory that may be written to, for torch has no read-only flag.
+
+    That is the buffer itself where it is private to this process (``mmap_mode="c"``), else a copy of it.
+    """
+    import torch
+
+    view = memoryview(buffer)
+    if not view.nbytes:
+        return torch.UntypedStorage(0)
+    if view.readonly:
+        view = memoryview(bytearray(view))
+    return torch.frombuffer(view, dtype=torch.uint8).untyped_storage()
+
+
+def torch_tensor(
+    storage: Any,
+    dtype: Any,
+    offset: int,
+    size: tuple[int, ...],
+    stride: tuple[int, ...],
+    requires_grad: bool,
+    conjugate: bool,
+    negative: bool,
+) -> Any:
+    """Make a torch tensor that lies in a storage."""
+    import torch
+
+    tensor = torch.empty(0, dtype=dtype).set_(storage, offset, size, stride)
+    if conjugate:
+        tensor = torch._conj(tensor)
+    if negative:
+        tensor = torch._neg_view(tensor)
+    tensor.requires_grad = requires_grad
+    return tensor

@@ -11,13 +11,13 @@ Three ways lead out of a process, and each holds the object differently:
 import sys
 from html import escape
 
-from ._store import ObjectRef, load_ref
+from ._store import ObjectRef, load_ref, reduce_for_message
 from .scope import hold
 from .store import node_name
 
 __all__ = ["ObjectRef"]
 
-ONCE, STICKY = 1, 2
+STICKY = 2
 
 
 # ---- pickling ---------------------------------------------------------------------------------------------------------
@@ -28,10 +28,6 @@ _registered = False
 _early: int = 0
 
 
-def _reduce_for_message(ref):
-    return load_ref, (hold(ref, ONCE, node_name()),)
-
-
 def _register() -> None:
     """Give multiprocessing's pickler its own way, once it is loaded. Importing it costs more than all of ours."""
     global _registered, _early
@@ -39,7 +35,7 @@ def _register() -> None:
     pickler = getattr(reduction, "ForkingPickler", None)
     if reduction is None or pickler is None:
         return
-    pickler.register(ObjectRef, _reduce_for_message)
+    pickler.register(ObjectRef, reduce_for_message)
     _registered = True
     codes = (pickler.dumps.__func__.__code__, reduction.dump.__code__)
     _early = next((id(frame) for frame in _frames() if frame.f_code in codes), 0)
@@ -59,7 +55,7 @@ def reduce(ref):
         _register()
     if _early:
         if any(id(frame) == _early for frame in _frames()):
-            return _reduce_for_message(ref)
+            return reduce_for_message(ref)
         _early = 0
     return load_ref, (hold(ref, STICKY, node_name()),)
 

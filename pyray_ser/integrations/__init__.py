@@ -36,7 +36,9 @@ reducers: dict[type, Reducer] = {}
 _MODULES = {
     "numpy": "numpy",
     "pyarrow": "pyarrow",
+    "pandas": "pandas",
     "polars": "polars",
+    "torch": "torch",
     "array": "stdlib",
     "builtins": "stdlib",
 }

@@ -14,6 +14,7 @@ from cpython.buffer cimport (
     PyBUF_ANY_CONTIGUOUS, PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 )
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.contextvars cimport get_value
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact, PyFloat_FromDouble
 from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact, PyLong_FromLongLong
@@ -771,32 +772,70 @@ cdef class ObjectRef:
         tuple of (bytes, tuple)
             The bytes for `load_ref`, and the token for `drop_token`.
         """
-        cdef Travel out
         cdef prs_token token
-        cdef int status
-        memset(&out, 0, sizeof(out))
-        memset(&token, 0, sizeof(token))
-        out.id = self.id
-        if kind:
-            adopt(self)
-            status = prs_token_take(self.handle, &self.id, kind, &token)
-            if status == PRS_E_CLOSED:
-                revive(self.store)
-                adopt(self)
-                status = prs_token_take(self.handle, &self.id, kind, &token)
-            if status != PRS_OK:
-                fail(status, NULL, self.store, self)
-        if self.store is not None and self.store.handle is not NULL:
-            prs_locator(self.store.handle, &out.pid, &out.start_time, &out.fd)
-        out.kind = kind
-        out.token_index = token.index
-        out.token_serial = token.serial
-        return PyBytes_FromStringAndSize(<const char *>&out, sizeof(out)) + node[:NODE_MAX], (token.index, token.serial)
+        return message_of(self, kind, node, &token), (token.index, token.serial)
 
     def drop_token(self, tuple token):
         """End a token that `travel` took; may be repeated."""
         if self.store is not None:
             drop_token(self.store, oid_bytes(&self.id), token)
+
+
+cdef bytes message_of(ObjectRef ref, int kind, bytes node, prs_token *token):
+    """What `travel` returns first; `token` gets what it took."""
+    cdef Travel out
+    cdef bytes text
+    cdef int status
+    cdef size_t length = min(PyBytes_GET_SIZE(node), NODE_MAX)
+    memset(&out, 0, sizeof(out))
+    memset(token, 0, sizeof(prs_token))
+    out.id = ref.id
+    if kind:
+        adopt(ref)
+        status = prs_token_take(ref.handle, &ref.id, kind, token)
+        if status == PRS_E_CLOSED:
+            revive(ref.store)
+            adopt(ref)
+            status = prs_token_take(ref.handle, &ref.id, kind, token)
+        if status != PRS_OK:
+            fail(status, NULL, ref.store, ref)
+    if ref.store is not None and ref.store.handle is not NULL:
+        prs_locator(ref.store.handle, &out.pid, &out.start_time, &out.fd)
+    out.kind = kind
+    out.token_index = token.index
+    out.token_serial = token.serial
+    text = PyBytes_FromStringAndSize(NULL, sizeof(out) + length)
+    memcpy(PyBytes_AS_STRING(text), &out, sizeof(out))
+    memcpy(PyBytes_AS_STRING(text) + sizeof(out), PyBytes_AS_STRING(node), length)
+    return text
+
+
+# The context variable of `pyray_ser.scope` and the name of this node, once a reference was sent.
+cdef object scope_variable = None
+cdef bytes node_name = None
+
+
+@cython.binding(False)
+def reduce_for_message(ObjectRef ref not None):
+    """
+    Reduce a reference for multiprocessing's own pickler: a token holds the object until the message is loaded.
+
+    Compiled, because it runs once per message between two processes that have just woken up, where every line of Python
+    costs several times what it costs in a loop.
+    """
+    global scope_variable, node_name
+    cdef prs_token token
+    if scope_variable is None:
+        from pyray_ser.scope import _current
+        from pyray_ser.store import node_name as name
+
+        node_name = name()
+        scope_variable = _current
+    if get_value(scope_variable) is None:
+        return load_ref, (message_of(ref, PRS_TOKEN_ONCE, node_name, &token),)
+    from pyray_ser.scope import hold
+
+    return load_ref, (hold(ref, PRS_TOKEN_ONCE, node_name),)
 
 
 def drop_token(Store store, bytes identity, tuple token):

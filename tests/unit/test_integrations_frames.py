@@ -103,6 +103,18 @@ def test_pandas_frames_are_used_read_only_and_copied_on_write():
     assert back.sort_values("b", ascending=False).iloc[0]["a"] == N - 1
 
 
+def test_pandas_columns_of_several_chunks_are_not_copied_into_one():
+    import pandas as pd
+    import pyarrow as pa
+
+    chunks = pa.chunked_array([[f"text {i}" for i in range(N)], [None, "last"] * N])
+    value = pd.Series(chunks, dtype=pd.ArrowDtype(pa.string()))
+    back = round_trip(value)
+    assert back.array.__arrow_array__().num_chunks == value.array.__arrow_array__().num_chunks == 2
+    pd.testing.assert_series_equal(back, value)
+    assert back.str.len().sum() == value.str.len().sum()
+
+
 def test_pandas_attributes_flags_and_names():
     import pandas as pd
 
