@@ -5,7 +5,7 @@
  * Algorithm  The owner keeps an OFD lock on a byte of its own, past the end of the file, through a
  *            descriptor of its own open().  In the same pid namespace a process is dead when its pid
  *            is gone or belongs to another start time (a zombie: when its byte is free as well; its
- *            threads may live on).  From another pid namespace it is dead when its byte was free at
+ *            threads may live on), or when its byte is free and it maps the store no more (exec).  From another pid namespace it is dead when its byte was free at
  *            two looks at least 5 s apart and its heartbeat has not moved.
  *            Cleaning up needs a name, too: when every slot is taken, an attacher becomes the janitor (the
  *            last slot) for as long as it takes to look for corpses.
@@ -260,7 +260,10 @@ prs_client_corpse(prs_store *s, uint32_t client, uint64_t *found)
         return dead_by_silence(s, client);
     switch (prs_os_process((int32_t)pid, prs_load_relaxed(&c->start_time))) {
     case PRS_ALIVE:
-        return false;
+        /* Without its lock: other code closed its descriptors, or, its mappings gone as well, it was forked and
+         * runs another program now. */
+        return byte_free(s, client) && prs_os_process_maps((int32_t)pid, &s->file) == 0 &&
+               prs_load_acquire(&c->state) == state;
     case PRS_GONE:
         /* Unless it left and another came while we looked. */
         return prs_load_acquire(&c->state) == state && prs_load_acquire(&c->pid) == pid;

@@ -543,6 +543,26 @@ prs_os_process(int32_t pid, uint64_t start_time)
     return state == 'Z' || state == 'X' ? PRS_ZOMBIE : PRS_ALIVE;
 }
 
+/* Does a process map this file? 1, 0, or -errno.  By inode alone: rather one too many than one too few. */
+int
+prs_os_process_maps(int32_t pid, const prs_file *file)
+{
+    char path[48], line[512];
+    snprintf(path, sizeof path, "/proc/%d/maps", pid);
+    FILE *maps = fopen(path, "re");
+    if (!maps)
+        return -errno;
+    int found = 0, lines = 0;
+    while (!found && fgets(line, sizeof line, maps)) {
+        unsigned long inode;
+        lines++;
+        if (sscanf(line, "%*x-%*x %*s %*x %*x:%*x %lu", &inode) == 1 && inode == (unsigned long)file->ino)
+            found = 1;
+    }
+    fclose(maps);
+    return found ? 1 : lines ? 0 : -ESRCH;
+}
+
 uint64_t
 prs_os_pid_ns(void)
 {

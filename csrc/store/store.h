@@ -247,6 +247,7 @@ void prs_os_unlock_byte(int fd, uint64_t byte);
 int prs_os_byte_held(int fd, uint64_t byte);
 enum prs_life { PRS_ALIVE, PRS_ZOMBIE, PRS_GONE, PRS_UNKNOWN };
 enum prs_life prs_os_process(int32_t pid, uint64_t start_time);
+int prs_os_process_maps(int32_t pid, const prs_file *file);
 uint64_t prs_os_pid_ns(void);
 int prs_os_random(void *buffer, size_t n);
 void prs_os_close(int fd);

@@ -702,6 +702,39 @@ TEST(many_newcomers_at_once_past_corpses)
     close_store(s);
 }
 
+/* A forked child that runs another program is a client no more, though its pid lives on. */
+TEST(exec_ends_a_client)
+{
+    prs_store *s = store_of(8 * MIB);
+    prs_oid id = put(s, 5000, 1);
+    prs_view v;
+    int ends[2];
+    char c;
+    CHECK_EQ(prs_pin(s, &id, &v), PRS_OK);
+    CHECK(pipe2(ends, O_CLOEXEC) == 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        child_setup(20);
+        execlp("sleep", "sleep", "15", (char *)NULL);
+        _exit(9);
+    }
+    close(ends[1]);
+    CHECK_EQ(read(ends[0], &c, 1), 0); /* closed by exec */
+    prs_unpin(s, &id);
+    prs_unref(s, &id);
+    CHECK_EQ(prs_state(s, &id), PRS_OK); /* the child had copies */
+    prs_look(s, 0);
+    CHECK_EQ(prs_state(s, &id), PRS_E_LOST);
+    CHECK_EQ(stats_of(s).clients, 1);
+    CHECK_EQ(kill(pid, 0), 0);
+    kill(pid, SIGKILL);
+    int status = reap_child(pid);
+    CHECK_KILLED(status, SIGKILL);
+    close(ends[0]);
+    CHECK_EMPTY(s);
+    close_store(s);
+}
+
 TEST(living_clients_keep_their_slots)
 {
     prs_oid id;

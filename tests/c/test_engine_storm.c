@@ -272,11 +272,11 @@ TEST(killed_at_random)
     for (int again = 1; again;) {
         prs_record r[64];
         uint32_t cursor = 0;
-        int n;
+        int some;
         again = 0;
         prs_drain(s);
-        while ((n = prs_list(s, &cursor, r, 64)) > 0)
-            for (int i = 0; i < n; i++) {
+        while ((some = prs_list(s, &cursor, r, 64)) > 0)
+            for (int i = 0; i < some; i++) {
                 CHECK_EQ(r[i].ref_holders + r[i].pin_holders, 0);
                 CHECK(r[i].tokens_and_edges > 0 && r[i].state == PRS_STATE_SEALED);
                 prs_error e;
