@@ -51,17 +51,17 @@ PyObject *prp_load_new_fused(prp_loader *L, PyObject *cls, PyObject *const *argv
         const prp_plan *plan = prp_plan_for(type);
         if (plan->make == PRP_MAKE_PLAIN && n == 0) {
             /* object.__new__ itself: it runs no code but the allocator's. */
-            PyObject *none = PyTuple_New(0), *object = none ? type->tp_new(type, none, NULL) : NULL;
+            PyObject *none = PyTuple_New(0), *instance = none ? type->tp_new(type, none, NULL) : NULL;
             Py_XDECREF(none);
-            return object;
+            return instance;
         }
         if (plan->make == PRP_MAKE_TUPLE && n == plan->fields && PyFunction_GET_CODE(plan->function) == plan->code)
             return new_tuple(plan, type, argv);
     }
     PyObject *made = args ? NULL : tuple_of(argv, n);
-    PyObject *object = args || made ? prp_load_new(L, cls, args ? args : made, NULL, false) : NULL;
+    PyObject *instance = args || made ? prp_load_new(L, cls, args ? args : made, NULL, false) : NULL;
     Py_XDECREF(made);
-    return object;
+    return instance;
 }
 
 /* ---- datetime --------------------------------------------------------------------------------------------------------------- */

@@ -110,22 +110,22 @@ static int rename_python2(PyObject **module, PyObject **name)
 }
 
 /* Attribute by attribute along a dotted name, which may not lead through a function's locals. */
-static PyObject *walk(PyObject *object, PyObject *name)
+static PyObject *walk(PyObject *from, PyObject *name)
 {
     PyObject *dot = PyUnicode_FromOrdinal('.'), *path = dot ? PyUnicode_Split(name, dot, -1) : NULL;
     Py_XDECREF(dot);
     if (!path)
         return NULL;
-    PyObject *value = Py_NewRef(object);
+    PyObject *value = Py_NewRef(from);
     for (Py_ssize_t i = 0; value && i < PyList_GET_SIZE(path); i++) {
         PyObject *part = PyList_GET_ITEM(path, i), *next = NULL;
         if (PyUnicode_CompareWithASCIIString(part, "<locals>") == 0) {
-            PyErr_Format(PyExc_AttributeError, "Can't get local attribute %R on %R", name, object);
+            PyErr_Format(PyExc_AttributeError, "Can't get local attribute %R on %R", name, from);
         } else {
             next = PyObject_GetAttr(value, part);
             if (!next && PyErr_ExceptionMatches(PyExc_AttributeError)) {
                 PyErr_Clear();
-                PyErr_Format(PyExc_AttributeError, "Can't get attribute %R on %R", name, object);
+                PyErr_Format(PyExc_AttributeError, "Can't get attribute %R on %R", name, from);
             }
         }
         Py_SETREF(value, next);

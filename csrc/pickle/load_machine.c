@@ -7,7 +7,7 @@
 
 #include <stdarg.h>
 
-#define POOL_SIZE 4
+#define POOLED_MACHINES 4
 #define STACK_SLOTS 256
 #define KEEP_STACK_SLOTS 16384
 #define MARKS 32
@@ -15,7 +15,7 @@
 
 PyObject *prp_unpickling_error;
 
-static prp_loader *pool[POOL_SIZE];
+static prp_loader *pool[POOLED_MACHINES];
 static int pooled;
 
 int prp_load_init(PyObject *unpickling_error, PyObject *unpickler_type)
@@ -154,7 +154,7 @@ void prp_loader_release(prp_loader *L)
     L->p = L->end = L->chunk = NULL;
     set_defaults(L);
     if (L->limit - L->stack > KEEP_STACK_SLOTS || L->mark_capacity > KEEP_MARKS || L->unmade_capacity > KEEP_MARKS ||
-        pooled == POOL_SIZE) {
+        pooled == POOLED_MACHINES) {
         prp_loader_free(L);
         return;
     }

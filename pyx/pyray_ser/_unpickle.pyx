@@ -7,6 +7,8 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SI
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport visitproc
 
+import sys
+
 from _pickle import UnpicklingError
 
 cdef extern from "load.h":
@@ -66,6 +68,14 @@ cdef extern from *:
 __all__ = ["Unpickler", "UnpicklingError", "load", "loads"]
 
 cdef object DEFAULT_BUFFERS = ()
+
+# Since Python 3.13 the base class has the method, so that super().persistent_load(pid) can be called; it refuses.
+cdef bint BASE_REFUSES = sys.version_info >= (3, 13)
+
+
+def refuse_persistent_id(pid):
+    raise UnpicklingError(
+        "A load persistent id instruction was encountered, but no persistent_load function was specified.")
 
 
 cdef int set_options(prp_loader *loader, bint fix_imports, encoding, errors, buffers, allow) except -1:
@@ -337,6 +347,8 @@ cdef class Unpickler:
     @property
     def persistent_load(self):
         if self.assigned_persistent_load is None:
+            if BASE_REFUSES:
+                return refuse_persistent_id
             raise AttributeError("persistent_load")
         return self.assigned_persistent_load
 
