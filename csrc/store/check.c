@@ -197,6 +197,7 @@ prs_list(prs_store *s, uint32_t *cursor, prs_record *out, int cap)
         r->id = (prs_oid){s->id, prs_load_relaxed(&slot->serial), *cursor, prs_word_generation(word)};
         r->size = prs_load_relaxed(&slot->size);
         r->extent = prs_load_relaxed(&slot->cap);
+        r->off = prs_load_relaxed(&slot->off);
         r->state = state;
         r->ref_holders = count_bits(prs_refs(slot), s->holder_words);
         r->pin_holders = count_bits(prs_pins(s, slot), s->holder_words);

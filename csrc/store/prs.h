@@ -254,7 +254,8 @@ int prs_get_stats(prs_store *store, prs_stats *out);
 
 typedef struct prs_record {
     prs_oid id;
-    uint64_t size, extent;     /* bytes of the object, of its extent                  */
+    uint64_t size, extent;     /* bytes of the object, of its extent (0: spilled)     */
+    uint64_t off;              /* where the extent lies in the data area              */
     uint32_t state;            /* PRS_STATE_*                                         */
     uint32_t ref_holders, pin_holders; /* clients                                     */
     uint32_t tokens_and_edges; /* messages and objects that hold it                   */
@@ -276,6 +277,13 @@ uint64_t prs_trim(prs_store *store, uint64_t keep);
 /* Remove what stores that are provably gone left in a spill directory; how many there were
  * (`dry`: only count), or -errno. */
 int prs_spill_clean(const char *directory, bool dry);
+#define PRS_SPILL_DIR_MAX 4096 /* bytes, with the NUL */
+/* The store's spill directory, "" if it has none. Valid until prs_dispose. */
+const char *prs_spill_directory(const prs_store *store);
+/* Become the client of a copy of the tables of the store at `path`, which is not changed: to look at one whose clients are
+ * all gone.  The copy has no data and no spill directory (`spill_dir` gets the original's); only prs_get_stats, prs_list,
+ * prs_name_next and prs_check mean anything on it. */
+int prs_snapshot(prs_store **out, const char *path, char spill_dir[PRS_SPILL_DIR_MAX], prs_error *error);
 /* Verify every invariant (takes the store lock). PRS_E_CORRUPT with error->what. */
 int prs_check(prs_store *store, prs_error *error);
 /* Do what destructors had to leave. */

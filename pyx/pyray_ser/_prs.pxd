@@ -159,6 +159,7 @@ cdef extern from "store/prs.h" nogil:
         prs_oid id
         uint64_t size
         uint64_t extent
+        uint64_t off
         uint32_t state
         uint32_t ref_holders
         uint32_t pin_holders
@@ -180,6 +181,11 @@ cdef extern from "store/prs.h" nogil:
     int prs_list(prs_store *store, uint32_t *cursor, prs_record *out, int cap) noexcept
     int prs_look(prs_store *store, int64_t min_age) noexcept
     uint64_t prs_trim(prs_store *store, uint64_t keep) noexcept
+    enum:
+        PRS_SPILL_DIR_MAX
+
+    const char *prs_spill_directory(const prs_store *store) noexcept
+    int prs_snapshot(prs_store **out, const char *path, char *spill_dir, prs_error *error) noexcept
     int prs_spill_clean(const char *directory, cbool dry) noexcept
     int prs_check(prs_store *store, prs_error *error) noexcept
     void prs_drain(prs_store *store) noexcept

@@ -246,6 +246,13 @@ cdef class Store:
         return pid, start, fd
 
     @property
+    def spill_dir(self):
+        """str or None : the directory for objects that do not fit."""
+        self.check_open()
+        cdef bytes directory = prs_spill_directory(self.handle)
+        return directory.decode("utf-8", "surrogateescape") or None
+
+    @property
     def orphaned(self):
         """Whether a fork left this process without a client slot in it."""
         return self.handle is not NULL and prs_is_orphan(self.handle)
@@ -312,7 +319,7 @@ cdef class Store:
             for i in range(n):
                 out.append({
                     "id": oid_bytes(&found[i].id).hex(), "serial": found[i].id.serial, "size": found[i].size,
-                    "extent": found[i].extent, "state": STATES.get(found[i].state, "unknown"),
+                    "extent": found[i].extent, "offset": found[i].off, "state": STATES.get(found[i].state, "unknown"),
                     "ref_holders": found[i].ref_holders, "pin_holders": found[i].pin_holders,
                     "tokens_and_edges": found[i].tokens_and_edges, "creator_pid": found[i].creator_pid or None,
                     "created": found[i].created, "freed": bool(found[i].freed), "orphaned": bool(found[i].orphaned),
@@ -478,6 +485,36 @@ def attach_path(path, *, lock_timeout=0.0, flags=0):
 def attach_pid(pid, fd=-1, store=0, *, lock_timeout=0.0, flags=0):
     """Attach to a store (0: any) that process `pid` has open; None if it has no such store."""
     return _open(2, None, pid, fd, store, 0, 0, 0, lock_timeout, 0, None, flags)
+
+
+def snapshot(path):
+    """
+    A copy of the tables of the store in the file `path`, to look at one that nobody uses any more without changing it.
+
+    Returns
+    -------
+    tuple of (Store, str or None)
+        The copy, good for `stats`, `records`, `check` and `names_of` only, and the spill directory of the original.
+    """
+    cdef char[PRS_SPILL_DIR_MAX] directory
+    cdef prs_error error
+    cdef prs_store *handle = NULL
+    cdef int status
+    cdef bytes encoded = path_bytes(path)
+    cdef const char *name = encoded
+    error.code = 0
+    memset(directory, 0, PRS_SPILL_DIR_MAX)
+    with nogil:
+        status = prs_snapshot(&handle, name, directory, &error)
+    if status != PRS_OK:
+        fail(status, &error, path)
+    if prs_id(handle) in stores:
+        prs_close(handle)
+        raise ValueError(f"{path}: this process uses that store itself")
+    cdef Store store = Store.__new__(Store)
+    store.opened(handle)
+    spilled_to = (<const char *>directory).decode("utf-8", "surrogateescape")
+    return store, spilled_to or None
 
 
 cdef object _open(int how, path, int32_t pid, int fd, uint64_t ident, uint64_t capacity, uint32_t max_clients,
@@ -2164,23 +2201,59 @@ cdef bint is_one_buffer(const uint8_t *stream, uint64_t n):
 
 # ---- the rest of an object's life ------------------------------------------------------------------------------------
 
-def free_refs(list refs):
-    """End objects for everyone; what is gone already is left alone."""
-    cdef ObjectRef ref
+# Whether a reference was pickled so that a scope holds its object: only then has free() something to forget.
+cdef bint scopes_hold = False
+
+
+def scope_holds():
+    """Say that a scope holds an object from now on."""
+    global scopes_hold
+    scopes_hold = True
+
+
+cdef int free_one(ObjectRef ref) except -1:
     cdef prs_error error
     cdef int status
+    cdef Store store = ref.store
+    if store is None:
+        return 0
+    store.check_open()
+    error.code = 0
+    status = prs_free(store.handle, &ref.id, &error)
+    if status == PRS_E_CLOSED:
+        revive(store)
+        status = prs_free(store.handle, &ref.id, &error)
+    if status not in (PRS_OK, PRS_E_LOST, PRS_E_FREED):
+        fail(status, &error, store, ref)
+    if scopes_hold:
+        from pyray_ser.scope import release
+
+        release(oid_bytes(&ref.id))
+    return 0
+
+
+@cython.binding(False)
+def free(refs):
+    """
+    End objects for everyone.
+
+    Values that were taken stay valid, and their memory returns with the last of them; a later `get` raises
+    `ObjectFreedError`. The object's name, if it has one, is free again. Freeing twice is harmless.
+
+    Parameters
+    ----------
+    refs : ObjectRef or list of ObjectRef
+    """
+    if type(refs) is ObjectRef:
+        free_one(<ObjectRef>refs)
+        return
+    if not isinstance(refs, list):
+        from pyray_ser.ref import not_refs
+
+        raise not_refs("free", refs)
     check_refs("free", refs)
-    for ref in refs:
-        if ref.store is None:
-            continue
-        ref.store.check_open()
-        error.code = 0
-        status = prs_free(ref.store.handle, &ref.id, &error)
-        if status == PRS_E_CLOSED:
-            revive(ref.store)
-            status = prs_free(ref.store.handle, &ref.id, &error)
-        if status not in (PRS_OK, PRS_E_LOST, PRS_E_FREED):
-            fail(status, &error, ref.store, ref)
+    for ref in tuple(refs):
+        free_one(<ObjectRef>ref)
 
 
 def is_ready(ObjectRef ref not None):
