@@ -71,8 +71,7 @@ static inline int prp_check_interpreter(void)
 static inline unsigned prp_type_version(PyTypeObject *type)
 {
 #if !PRP_INTERNALS
-    (void)type;
-    return 0;
+    return type->tp_flags & Py_TPFLAGS_HEAPTYPE ? 0 : 1; /* static types neither change nor go away */
 #elif PY_VERSION_HEX < 0x030C0000
     if (!(type->tp_flags & Py_TPFLAGS_VALID_VERSION_TAG)) {
         static PyObject *name;

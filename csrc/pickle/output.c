@@ -146,16 +146,37 @@ static int call_write(prp_saver *s, PyObject *bytes)
     return result ? 0 : -1;
 }
 
+static int write_part(prp_saver *s, const void *data, size_t len)
+{
+    if (!len)
+        return 0;
+    PyObject *bytes = PyBytes_FromStringAndSize(data, (Py_ssize_t)len);
+    int status = bytes ? call_write(s, bytes) : -1;
+    Py_XDECREF(bytes);
+    return status;
+}
+
+/* Everything so far to the file, large pieces each by itself, bytes objects without a copy. */
 int prp_out_flush(prp_saver *s)
 {
-    if (s->p == s->base && !s->piece_count)
-        return 0;
-    PyObject *bytes = prp_out_bytes(s);
-    if (!bytes)
+    size_t from = 0;
+    for (size_t i = 0; i < s->piece_count; i++) {
+        const prp_piece piece = s->pieces[i];
+        if (write_part(s, s->base + from, piece.at - from) < 0)
+            return -1;
+        from = piece.at;
+        bool whole = PyBytes_CheckExact(piece.owner) && PyBytes_AS_STRING(piece.owner) == piece.data &&
+                     (size_t)PyBytes_GET_SIZE(piece.owner) == piece.len;
+        if ((whole ? call_write(s, piece.owner) : write_part(s, piece.data, piece.len)) < 0)
+            return -1;
+    }
+    size_t rest = (size_t)(s->p - s->base) - from;
+    PyObject *last = rest ? PyBytes_FromStringAndSize((char *)s->base + from, (Py_ssize_t)rest) : NULL;
+    if (rest && !last)
         return -1;
     prp_out_reset(s);
-    int status = call_write(s, bytes);
-    Py_DECREF(bytes);
+    int status = last ? call_write(s, last) : 0;
+    Py_XDECREF(last);
     return status;
 }
 
@@ -163,17 +184,12 @@ int prp_out_flush(prp_saver *s)
 PRP_COLD int prp_out_boundary(prp_saver *s)
 {
     if (s->frame != SIZE_MAX && (size_t)(s->p - s->base) - s->frame - FRAME_HEADER >= PRP_FRAME_SIZE) {
-        if (s->write && s->elide) {
-            /* Writing to the file is foreign: short of that, it is put off. */
-            if (prp_out_len(s) > HOLD_BYTES)
-                return prp_foreign(s);
-            close_frame(s);
-        } else {
-            close_frame(s);
-            if (s->write && (prp_foreign(s) < 0 || prp_out_flush(s) < 0))
-                return -1;
-        }
-        if (open_frame(s) < 0)
+        /* Writing to the file is foreign: while eliding, it is put off as long as that is bearable. */
+        bool flush = s->write && (!s->elide || prp_out_len(s) > HOLD_BYTES);
+        if (flush && prp_foreign(s) < 0)
+            return -1;
+        close_frame(s);
+        if ((flush && prp_out_flush(s) < 0) || open_frame(s) < 0)
             return -1;
     }
     if (s->end - s->p <= PRP_ROOM)

@@ -997,7 +997,7 @@ attrs: {
     goto done;
 }
 
-slots: {
+slots: { /* only while eliding, so nothing can change the instance or the plan */
     prp_plan *plan = (prp_plan *)f->plan;
     PyObject *owner = f->obj;
     Py_ssize_t i = f->i;
@@ -1008,18 +1008,13 @@ slots: {
         if (!value)
             continue;
         f->i = i;
+        ROOM(2 * PRP_ROOM);
         if (named) {
-            BOUNDARY();
-            if (PRP_LIKELY(slot->index && s->elide)) {
+            if (PRP_LIKELY(slot->index))
                 p = prp_put_get(p, slot->index - 1);
-            } else {
+            else
                 TRY(prp_plan_write_name(s, slot));
-                value = *(PyObject **)((char *)owner + slot->offset);
-                if (!value)
-                    continue;
-            }
         }
-        BOUNDARY();
         if (PRP_LIKELY(plain))
             WRITE_ATOM(value, continue);
         obj = value;

@@ -126,7 +126,7 @@ static int slots_set(const prp_plan *plan, PyObject *obj)
 
 int prp_plan_write_name(prp_saver *s, prp_slot *slot)
 {
-    int64_t index = s->fast ? prp_memo_get(&s->memo, slot->name) : prp_memo_add(&s->memo, slot->name);
+    int64_t index = prp_memo_add(&s->memo, slot->name);
     if (index == PRP_MEMO_ERROR)
         return -1;
     if (index >= 0) {
@@ -134,7 +134,7 @@ int prp_plan_write_name(prp_saver *s, prp_slot *slot)
             return -1;
     } else {
         index = s->memo.count - 1;
-        if (prp_write_str(s, slot->name) < 0 || (!s->fast && prp_write_put(s, (uint32_t)index) < 0))
+        if (prp_write_str(s, slot->name) < 0 || prp_op(s, OP_MEMOIZE) < 0)
             return -1;
     }
     slot->index = (uint32_t)index + 1;
@@ -147,8 +147,7 @@ static int begin_slots(prp_saver *s, const prp_plan *plan, PyObject *obj, int co
     if (prp_room(s, PRP_ROOM) < 0)
         return SAVE_ERROR;
     s->elided = true; /* the names and the dict of the slots */
-    /* Without a mark the number must not change any more; once foreign code runs in between, it can. */
-    bool marked = count > 1 || !s->elide;
+    bool marked = count > 1;
     *s->p++ = OP_EMPTY_DICT;
     if (marked)
         *s->p++ = OP_MARK;
@@ -251,9 +250,10 @@ static int save_instance(prp_saver *s, prp_plan *plan, PyObject *obj, bool elide
         if (hook)
             return hook < 0 ? SAVE_ERROR : SAVE_GENERIC;
     }
-    /* To the letter, the slots go through the objects object.__reduce_ex__ would make, which get memo entries. */
-    PyObject *state = s->letter && slots ? slots_state(plan, obj, where == PRP_ATTRS_DICT ? dict : NULL) : NULL;
-    if (s->letter && slots && !state)
+    /* Where foreign code may change the instance or its class meanwhile, and to the letter anyway, the slots go through the
+     * objects object.__reduce_ex__ would make. */
+    PyObject *state = !s->elide && slots ? slots_state(plan, obj, where == PRP_ATTRS_DICT ? dict : NULL) : NULL;
+    if (!s->elide && slots && !state)
         return SAVE_ERROR;
     dict = where == PRP_ATTRS_DICT ? dict : NULL;
     bool held = !s->elide;
@@ -269,8 +269,8 @@ static int save_instance(prp_saver *s, prp_plan *plan, PyObject *obj, bool elide
 static int save_fields(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
 {
     bool again;
-    if (slots_set(plan, obj) != plan->nslots)
-        return SAVE_GENERIC; /* its own __getstate__ raises the right error */
+    if (!s->elide || slots_set(plan, obj) != plan->nslots)
+        return SAVE_GENERIC; /* if a field is unset, its own __getstate__ raises the right error */
     if (prp_plan_class(s, plan) < 0)
         return SAVE_ERROR;
     *s->p++ = OP_EMPTY_TUPLE;
@@ -284,7 +284,7 @@ static int save_fields(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
         *s->p++ = OP_BUILD;
         return SAVE_DONE;
     }
-    bool marked = plan->nslots > 1 || !s->elide; /* as in begin_slots */
+    bool marked = plan->nslots > 1;
     if (marked)
         *s->p++ = OP_MARK;
     prp_frame *frame = prp_push(s, FRAME_FIELDS, obj);
@@ -468,7 +468,7 @@ int prp_plan_save(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
     case PLAN_INSTANCE:
         return save_instance(s, plan, obj, elided);
     case PLAN_FIELDS:
-        return s->letter ? SAVE_GENERIC : save_fields(s, plan, obj, elided);
+        return save_fields(s, plan, obj, elided);
     case PLAN_NAMEDTUPLE:
         return s->letter ? SAVE_GENERIC : save_namedtuple(s, plan, obj, elided);
     case PLAN_ENUM:
