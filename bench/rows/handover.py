@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import struct
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from time import perf_counter
@@ -16,8 +17,8 @@ from measuring.timing import interleaved, median, median_ratio
 import pyray_ser
 
 ROW = "handover"
-ANSWER = struct.Struct("<dd")
-BYTES, REF, ARRAY, STOP = b"B", b"R", b"A", b"S"
+FIRST, BOTH = struct.Struct("<d"), struct.Struct("<dd")
+BYTES, OBJECT, REF, LARGE_REF, ARRAY, STOP = b"B", b"O", b"R", b"L", b"A", b"S"
 
 
 def _serve(pipe: Connection) -> None:
@@ -32,13 +33,19 @@ def _serve(pipe: Connection) -> None:
             pipe.send_bytes(kind)
         elif kind == REF:
             array = pyray_ser.get(ForkingPickler.loads(message))
-            pipe.send_bytes(ANSWER.pack(array[0], array[-1]))
+            pipe.send_bytes(FIRST.pack(array[0]))
+            del array
+        elif kind == LARGE_REF:
+            array = pyray_ser.get(ForkingPickler.loads(message))
+            pipe.send_bytes(BOTH.pack(array[0], array[-1]))
             del array
         elif kind == ARRAY:
             array = np.frombuffer(message, np.float64)
-            pipe.send_bytes(ANSWER.pack(array[0], array[-1]))
+            pipe.send_bytes(BOTH.pack(array[0], array[-1]))
+        elif kind == OBJECT:
+            pipe.send_bytes(ForkingPickler.loads(message)[: FIRST.size])
         else:
-            pipe.send_bytes(message[: ANSWER.size])
+            pipe.send_bytes(message[: FIRST.size])
 
 
 class _Child:
@@ -60,44 +67,52 @@ class _Child:
 
 
 def reference(quick: bool) -> list[Claim]:
-    """A reference to an existing object, `get`, first element, answer; against as many plain bytes."""
+    """
+    A reference to an existing object, `get`, first element, answer.
+
+    Against as many bytes, twice: raw, by `send_bytes`, and as an object that the pipe has to pickle as well, by `send`.
+    """
     array = data.small()
     ref = pyray_ser.put(array)
     length = len(ForkingPickler.dumps(ref))
-    plain = b"\0" * length
-    expected = ANSWER.pack(array[0], array[-1])
+    plain = bytes(length)
+    packed = bytes(length - (len(ForkingPickler.dumps(plain)) - length))
+    assert len(ForkingPickler.dumps(packed)) == length
     with _Child() as child:
         pipe = child.pipe
 
-        def bare() -> float:
-            child.expect(BYTES)
-            start = perf_counter()
-            pipe.send_bytes(plain)
-            pipe.recv_bytes()
-            return perf_counter() - start
+        def trip(kind: bytes, send: Callable[[], None], expected: bytes) -> Callable[[], float]:
+            def run() -> float:
+                child.expect(kind)
+                start = perf_counter()
+                send()
+                answer = pipe.recv_bytes()
+                taken = perf_counter() - start
+                assert answer == expected
+                return taken
 
-        def handed() -> float:
-            child.expect(REF)
-            start = perf_counter()
-            pipe.send(ref)
-            answer = pipe.recv_bytes()
-            taken = perf_counter() - start
-            assert answer == expected
-            return taken
+            return run
 
-        results = interleaved(50 if quick else 1500, {"bare": bare, "reference": handed}, warm_up=20)
+        results = interleaved(
+            50 if quick else 1500,
+            {
+                "bytes": trip(BYTES, lambda: pipe.send_bytes(plain), bytes(FIRST.size)),
+                "pickled bytes": trip(OBJECT, lambda: pipe.send(packed), bytes(FIRST.size)),
+                "reference": trip(REF, lambda: pipe.send(ref), FIRST.pack(array[0])),
+            },
+            warm_up=20,
+        )
     times = {name: median(result) * 1e6 for name, result in results.items()}
+
+    def over(name: str, what: str) -> Claim:
+        note = f"{times['reference']:.1f} and {times[name]:.1f} us"
+        return at_most(
+            ROW, what, median_ratio(results["reference"], results[name]), 1.3, "x", note=note, times_us=times
+        )
+
     return [
-        at_most(
-            ROW,
-            "a reference over the bare round trip",
-            median_ratio(results["reference"], results["bare"]),
-            1.3,
-            "x",
-            note=f"{times['reference']:.1f} and {times['bare']:.1f} us",
-            pickled_bytes=length,
-            times_us=times,
-        ),
+        over("pickled bytes", "a reference over as many bytes, both by send()"),
+        over("bytes", "a reference by send() over as many bytes by send_bytes()"),
         at_most(ROW, "bytes of a pickled reference", float(length), 150, "bytes"),
     ]
 
@@ -107,7 +122,7 @@ def large(quick: bool) -> list[Claim]:
     size = 10**7 if quick else 10**8
     array = data.large(size)
     view = memoryview(array).cast("B")
-    expected = ANSWER.pack(array[0], array[-1])
+    expected = BOTH.pack(array[0], array[-1])
     with _Child() as child:
         pipe = child.pipe
 
@@ -121,7 +136,7 @@ def large(quick: bool) -> list[Claim]:
             return taken
 
         def shared() -> float:
-            child.expect(REF)
+            child.expect(LARGE_REF)
             start = perf_counter()
             ref = pyray_ser.put(array)
             pipe.send(ref)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from measuring.claim import Claim, at_most
-from measuring.timing import interleaved, median
+from measuring.timing import interleaved, typical
 
 BASE = "import time, numpy; a = numpy.arange(10.0); print(time.perf_counter())"
 FIRST = "import time, numpy; a = numpy.arange(10.0); import pyray_ser; b = pyray_ser.get(pyray_ser.put(a)); print(time.perf_counter())"
@@ -22,7 +22,7 @@ def first_put_and_get(quick: bool) -> list[Claim]:
         return float(out.stdout) - start
 
     results = interleaved(3 if quick else 21, {"numpy": lambda: run(BASE), "first": lambda: run(FIRST)})
-    beyond = median([b - a for a, b in zip(results["numpy"], results["first"], strict=True)])
+    beyond = typical(results["first"]) - typical(results["numpy"])
     return [
         at_most(
             "start",
@@ -30,6 +30,6 @@ def first_put_and_get(quick: bool) -> list[Claim]:
             beyond * 1e3,
             40,
             "ms",
-            numpy_ms=median(results["numpy"]) * 1e3,
+            numpy_ms=typical(results["numpy"]) * 1e3,
         )
     ]
