@@ -251,10 +251,12 @@ static void add_step(prp_saver *s, prp_step step)
     s->steps[s->step_count++] = step;
 }
 
-/* Is obj the state (attributes, slots) that a reduction gave? Nobody wants to see that tuple in a path. */
-static bool is_pair_state(const prp_saver *s, PyObject *obj)
+/* Is the frame at a state of the form (attributes, slots)? Nobody wants to see that tuple in a path. */
+static bool is_pair_state(const prp_saver *s, const prp_frame *f)
 {
-    return obj == s->state_of && PyTuple_CheckExact(obj) && PyTuple_GET_SIZE(obj) == 2;
+    if (f->kind != FRAME_TUPLE || PyTuple_GET_SIZE(f->obj) != 2)
+        return false;
+    return f->obj == s->state_of || (f > s->stack && f[-1].kind == FRAME_BUILD && f[-1].held == f->obj);
 }
 
 /* Notes what the frame was at when it failed. */
@@ -266,10 +268,9 @@ static PRP_COLD void note_step(prp_saver *s, const prp_frame *f)
     prp_attrs view;
     PyObject *dict;
     const prp_frame *outer = f > s->stack ? f - 1 : NULL;
-    /* Its keys are attributes: the state of an instance, or either half of a state (attributes, slots). */
-    bool of_instance = outer && (outer->kind == FRAME_BUILD || outer->kind == FRAME_SLOTS_NEXT || is_pair_state(s, outer->obj));
-    if (is_pair_state(s, f->obj) || (outer && outer->kind == FRAME_BUILD && outer->held == f->obj && PyTuple_CheckExact(f->obj)))
+    if (is_pair_state(s, f))
         return;
+    bool of_instance = outer && (outer->kind == FRAME_BUILD || outer->kind == FRAME_SLOTS_NEXT || is_pair_state(s, outer));
     if (f->obj == s->args_of && s->args_of)
         add_step(s, step), step = (prp_step){.kind = STEP_ARGS};
     switch ((prp_frame_kind)f->kind) {
