@@ -35,8 +35,7 @@
 
 /* ---- stores ----------------------------------------------------------------------------------- */
 
-__attribute__((unused)) static prs_store *
-store_with(prs_options options)
+__attribute__((unused)) static prs_store *store_with(prs_options options)
 {
     prs_store *s = NULL;
     prs_error e = {0};
@@ -49,15 +48,13 @@ store_with(prs_options options)
     return s;
 }
 
-__attribute__((unused)) static prs_store *
-store_of(uint64_t capacity)
+__attribute__((unused)) static prs_store *store_of(uint64_t capacity)
 {
     return store_with((prs_options){.capacity = capacity});
 }
 
 /* A second client on the same store, in this process. */
-__attribute__((unused)) static prs_store *
-client_of(prs_store *s)
+__attribute__((unused)) static prs_store *client_of(prs_store *s)
 {
     prs_store *other = NULL;
     prs_error e = {0};
@@ -69,16 +66,14 @@ client_of(prs_store *s)
     return other;
 }
 
-__attribute__((unused)) static void
-close_store(prs_store *s)
+__attribute__((unused)) static void close_store(prs_store *s)
 {
     prs_close(s);
     prs_dispose(s);
 }
 
 /* Does the slot of every link count it, and nothing else?  For a store at rest. */
-__attribute__((unused)) static const char *
-wrong_links(prs_store *s)
+__attribute__((unused)) static const char *wrong_links(prs_store *s)
 {
     uint32_t slots = prs_load_acquire(&s->super->published);
     uint32_t links = prs_load_acquire(&s->super->links_published);
@@ -108,18 +103,17 @@ wrong_links(prs_store *s)
 }
 
 /* fsck of a store at rest: no other process is in the middle of a call. */
-#define CHECK_STORE(s)                                                                                                 \
-    do {                                                                                                               \
-        prs_error e_ = {0};                                                                                            \
-        prs_drain(s);                                                                                                  \
-        int rc_ = prs_check(s, &e_);                                                                                   \
-        CHECK_MSG(rc_ == PRS_OK, "prs_check: %d %s", rc_, e_.what);                                                    \
-        const char *wrong_ = wrong_links(s);                                                                           \
-        CHECK_MSG(!wrong_, "%s", wrong_);                                                                              \
+#define CHECK_STORE(s)                                              \
+    do {                                                            \
+        prs_error e_ = {0};                                         \
+        prs_drain(s);                                               \
+        int rc_ = prs_check(s, &e_);                                \
+        CHECK_MSG(rc_ == PRS_OK, "prs_check: %d %s", rc_, e_.what); \
+        const char *wrong_ = wrong_links(s);                        \
+        CHECK_MSG(!wrong_, "%s", wrong_);                           \
     } while (0)
 
-__attribute__((unused)) static prs_stats
-stats_of(prs_store *s)
+__attribute__((unused)) static prs_stats stats_of(prs_store *s)
 {
     prs_stats stats;
     CHECK_EQ(prs_get_stats(s, &stats), PRS_OK);
@@ -127,25 +121,24 @@ stats_of(prs_store *s)
 }
 
 /* Nothing is left but magazines, and those can be taken back to the last byte. */
-#define CHECK_EMPTY(s)                                                                                                 \
-    do {                                                                                                               \
-        CHECK_STORE(s);                                                                                                \
-        prs_stats t_ = stats_of(s);                                                                                    \
-        CHECK_EQ(t_.objects, 0);                                                                                       \
-        CHECK_EQ(t_.unsealed, 0);                                                                                      \
-        CHECK_EQ(t_.used, 0);                                                                                          \
-        CHECK_EQ(t_.edges, 0);                                                                                         \
-        prs_magazines_flush(s);                                                                                        \
-        prs_take_back(s);                                                                                              \
-        CHECK_STORE(s);                                                                                                \
-        CHECK_EQ((s)->super->arena.used, 0);                                                                           \
-        CHECK_EQ(stats_of(s).largest_free, prs_capacity(s));                                                           \
+#define CHECK_EMPTY(s)                                       \
+    do {                                                     \
+        CHECK_STORE(s);                                      \
+        prs_stats t_ = stats_of(s);                          \
+        CHECK_EQ(t_.objects, 0);                             \
+        CHECK_EQ(t_.unsealed, 0);                            \
+        CHECK_EQ(t_.used, 0);                                \
+        CHECK_EQ(t_.edges, 0);                               \
+        prs_magazines_flush(s);                              \
+        prs_take_back(s);                                    \
+        CHECK_STORE(s);                                      \
+        CHECK_EQ((s)->super->arena.used, 0);                 \
+        CHECK_EQ(stats_of(s).largest_free, prs_capacity(s)); \
     } while (0)
 
 /* ---- objects ------------------------------------------------------------------------------------- */
 
-static inline uint8_t
-content_at(uint64_t seed, uint64_t i)
+static inline uint8_t content_at(uint64_t seed, uint64_t i)
 {
     uint64_t x = seed * 0x9e3779b97f4a7c15u + (i >> 3) * 0xbf58476d1ce4e5b9u;
     x ^= x >> 29;
@@ -153,16 +146,14 @@ content_at(uint64_t seed, uint64_t i)
     return (uint8_t)(x >> (8 * (i & 7)) >> 3);
 }
 
-__attribute__((unused)) static void
-content(uint8_t *to, uint64_t n, uint64_t seed)
+__attribute__((unused)) static void content(uint8_t *to, uint64_t n, uint64_t seed)
 {
     for (uint64_t i = 0; i < n; i++)
         to[i] = content_at(seed, i);
 }
 
 /* Every byte of small objects; ends and every 61st byte of large ones. */
-__attribute__((unused)) static bool
-content_right(const uint8_t *data, uint64_t n, uint64_t seed)
+__attribute__((unused)) static bool content_right(const uint8_t *data, uint64_t n, uint64_t seed)
 {
     uint64_t step = n > 65536 ? 61 : 1;
     for (uint64_t i = 0; i < n; i += step)
@@ -171,8 +162,7 @@ content_right(const uint8_t *data, uint64_t n, uint64_t seed)
     return n == 0 || data[n - 1] == content_at(seed, n - 1);
 }
 
-__attribute__((unused)) static int
-try_put(prs_store *s, uint64_t size, uint64_t seed, prs_oid *id, prs_error *e)
+__attribute__((unused)) static int try_put(prs_store *s, uint64_t size, uint64_t seed, prs_oid *id, prs_error *e)
 {
     prs_draft d;
     int rc = prs_alloc(s, size, 0, &d, e);
@@ -194,8 +184,7 @@ try_put(prs_store *s, uint64_t size, uint64_t seed, prs_oid *id, prs_error *e)
     return prs_seal(s, &d, e);
 }
 
-__attribute__((unused)) static prs_oid
-put(prs_store *s, uint64_t size, uint64_t seed)
+__attribute__((unused)) static prs_oid put(prs_store *s, uint64_t size, uint64_t seed)
 {
     prs_oid id;
     prs_error e = {0};
@@ -205,8 +194,7 @@ put(prs_store *s, uint64_t size, uint64_t seed)
 }
 
 /* Pin, verify, unpin. PRS_OK, an error of prs_pin, or 1 for wrong bytes. */
-__attribute__((unused)) static int
-verify(prs_store *s, const prs_oid *id, uint64_t size, uint64_t seed)
+__attribute__((unused)) static int verify(prs_store *s, const prs_oid *id, uint64_t size, uint64_t seed)
 {
     prs_view v;
     int rc = prs_pin(s, id, &v);
@@ -224,15 +212,13 @@ verify(prs_store *s, const prs_oid *id, uint64_t size, uint64_t seed)
 /* ---- children --------------------------------------------------------------------------------------- */
 
 /* Ends with the parent; a child that hangs is killed by SIGALRM, which no test expects. */
-__attribute__((unused)) static void
-child_setup(unsigned seconds)
+__attribute__((unused)) static void child_setup(unsigned seconds)
 {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     alarm(seconds * (SANITIZED ? 6 : 1));
 }
 
-__attribute__((unused)) static int
-reap_child(pid_t pid)
+__attribute__((unused)) static int reap_child(pid_t pid)
 {
     int status;
     while (waitpid(pid, &status, 0) < 0)
@@ -241,10 +227,10 @@ reap_child(pid_t pid)
 }
 
 #define CHECK_KILLED(status, sig)                                                                                      \
-    CHECK_MSG(WIFSIGNALED(status) && WTERMSIG(status) == (sig), "the child should die of signal %d: status %x",        \
-              (sig), (unsigned)(status))
-#define CHECK_EXITED(status)                                                                                           \
-    CHECK_MSG(WIFEXITED(status) && WEXITSTATUS(status) == 0, "the child should exit with 0: status %x",                \
+    CHECK_MSG(WIFSIGNALED(status) && WTERMSIG(status) == (sig), "the child should die of signal %d: status %x", (sig), \
+              (unsigned)(status))
+#define CHECK_EXITED(status)                                                                            \
+    CHECK_MSG(WIFEXITED(status) && WEXITSTATUS(status) == 0, "the child should exit with 0: status %x", \
               (unsigned)(status))
 
 #endif /* PRS_TEST_ENGINE_H */

@@ -16,7 +16,7 @@ static const uint64_t kept_size[KEPT] = {0, 64, 1000, 40000, 300 * 1024, 2 * MIB
 
 struct scene {
     prs_store *s;
-    prs_oid kept[KEPT]; /* the survivor holds a ref on each */
+    prs_oid kept[KEPT];  /* the survivor holds a ref on each */
     prs_view view[KEPT]; /* and a pin on every other */
     prs_oid loose;       /* held by a token alone, claimed by nobody */
     prs_draft draft;     /* unsealed */
@@ -27,8 +27,7 @@ struct scene {
     int value;
 };
 
-static void
-arm(const struct scene *c)
+static void arm(const struct scene *c)
 {
     if (!prs_failpoint_arm(c->point, c->action, c->after, c->value))
         _exit(9);
@@ -36,8 +35,7 @@ arm(const struct scene *c)
 
 /* ---- drivers: each arms the point and then crosses it, if it is one of its own --------------------- */
 
-static void
-small(struct scene *c)
+static void small(struct scene *c)
 {
     enum { N = 2500 };
     static prs_oid id[N];
@@ -54,8 +52,7 @@ small(struct scene *c)
     }
 }
 
-static void
-large(struct scene *c)
+static void large(struct scene *c)
 {
     prs_oid id[8];
     arm(c);
@@ -70,8 +67,7 @@ large(struct scene *c)
     }
 }
 
-static void
-trim(struct scene *c)
+static void trim(struct scene *c)
 {
     arm(c);
     for (int round = 0; round < 4; round++) {
@@ -84,8 +80,7 @@ trim(struct scene *c)
     }
 }
 
-static void
-give_up(struct scene *c)
+static void give_up(struct scene *c)
 {
     arm(c);
     for (int i = 0; i < 20; i++) {
@@ -96,8 +91,7 @@ give_up(struct scene *c)
     }
 }
 
-static void
-hold(struct scene *c)
+static void hold(struct scene *c)
 {
     prs_oid gone = put(c->s, 64, 1);
     prs_unref(c->s, &gone);
@@ -113,8 +107,7 @@ hold(struct scene *c)
     }
 }
 
-static void
-end(struct scene *c)
+static void end(struct scene *c)
 {
     arm(c);
     for (int i = 0; i < 20; i++) {
@@ -128,8 +121,7 @@ end(struct scene *c)
     }
 }
 
-static void
-edges(struct scene *c)
+static void edges(struct scene *c)
 {
     arm(c);
     for (int round = 0; round < 5; round++) {
@@ -150,8 +142,7 @@ edges(struct scene *c)
     }
 }
 
-static void
-tokens(struct scene *c)
+static void tokens(struct scene *c)
 {
     prs_oid id = put(c->s, 100, 1);
     arm(c);
@@ -165,8 +156,7 @@ tokens(struct scene *c)
     }
 }
 
-static void
-names(struct scene *c)
+static void names(struct scene *c)
 {
     arm(c);
     for (int i = 0; i < 20; i++) {
@@ -178,8 +168,7 @@ names(struct scene *c)
     }
 }
 
-static void
-windows(struct scene *c)
+static void windows(struct scene *c)
 {
     arm(c);
     for (int i = 0; i < 20; i++) {
@@ -193,8 +182,7 @@ windows(struct scene *c)
     }
 }
 
-static void
-full(struct scene *c)
+static void full(struct scene *c)
 {
     arm(c);
     prs_draft d;
@@ -203,8 +191,7 @@ full(struct scene *c)
         CHECK(prs_alloc(c->s, prs_capacity(c->s), 0, &d, &e) < 0);
 }
 
-static void
-die_holding_the_lock(prs_store *s)
+static void die_holding_the_lock(prs_store *s)
 {
     pid_t pid = fork();
     if (pid == 0) {
@@ -226,8 +213,7 @@ die_holding_the_lock(prs_store *s)
     CHECK_KILLED(status, SIGKILL);
 }
 
-static void
-rebuild(struct scene *c)
+static void rebuild(struct scene *c)
 {
     for (int i = 0; i < 3; i++) {
         die_holding_the_lock(c->s);
@@ -238,8 +224,7 @@ rebuild(struct scene *c)
     }
 }
 
-static void
-reap(struct scene *c)
+static void reap(struct scene *c)
 {
     for (int i = 0; i < 3; i++) {
         pid_t pid = fork();
@@ -263,8 +248,7 @@ reap(struct scene *c)
     }
 }
 
-static void
-forks(struct scene *c)
+static void forks(struct scene *c)
 {
     arm(c);
     for (int i = 0; i < 5; i++) {
@@ -277,8 +261,7 @@ forks(struct scene *c)
 }
 
 /* The newborn dies, and its parent after it. */
-static void
-birth(struct scene *c)
+static void birth(struct scene *c)
 {
     arm(c);
     for (int i = 0; i < 3; i++) {
@@ -291,16 +274,14 @@ birth(struct scene *c)
     }
 }
 
-static void
-wait_long(struct scene *c)
+static void wait_long(struct scene *c)
 {
     arm(c);
     for (int i = 0; i < 20; i++)
         CHECK_EQ(prs_wait(c->s, &c->draft.id, PRS_MS), PRS_E_TIMEOUT);
 }
 
-static void
-come_and_go(struct scene *c)
+static void come_and_go(struct scene *c)
 {
     arm(c);
     for (int i = 0; i < 5; i++) {
@@ -311,8 +292,7 @@ come_and_go(struct scene *c)
     }
 }
 
-static void
-create(struct scene *c)
+static void create(struct scene *c)
 {
     arm(c);
     for (int i = 0; i < 3; i++) {
@@ -327,16 +307,14 @@ struct race {
     prs_oid id;
 };
 
-static void *
-unref_it(void *arg)
+static void *unref_it(void *arg)
 {
     struct race *r = arg;
     prs_unref(r->s, &r->id);
     return NULL;
 }
 
-static void *
-pin_it(void *arg)
+static void *pin_it(void *arg)
 {
     struct race *r = arg;
     prs_view v;
@@ -344,8 +322,7 @@ pin_it(void *arg)
     return NULL;
 }
 
-static void
-race(struct scene *c, const char *at, void *(*one)(void *), void (*other)(prs_store *, prs_oid *))
+static void race(struct scene *c, const char *at, void *(*one)(void *), void (*other)(prs_store *, prs_oid *))
 {
     prs_store *t = client_of(c->s);
     struct race r = {c->s, put(c->s, 100, 1)};
@@ -358,35 +335,30 @@ race(struct scene *c, const char *at, void *(*one)(void *), void (*other)(prs_st
     pthread_join(thread, NULL);
 }
 
-static void
-pin_other(prs_store *t, prs_oid *id)
+static void pin_other(prs_store *t, prs_oid *id)
 {
     prs_view v;
     CHECK_EQ(prs_pin(t, id, &v), PRS_OK); /* while somebody decides to free it: it waits for nobody */
     CHECK(content_right(v.data, 100, 1));
 }
 
-static void
-free_other(prs_store *t, prs_oid *id)
+static void free_other(prs_store *t, prs_oid *id)
 {
     prs_error e;
     CHECK_EQ(prs_free(t, id, &e), PRS_OK);
 }
 
-static void
-roll_back(struct scene *c)
+static void roll_back(struct scene *c)
 {
     race(c, "freeing", unref_it, pin_other);
 }
 
-static void
-undo(struct scene *c)
+static void undo(struct scene *c)
 {
     race(c, "pin_set", pin_it, free_other);
 }
 
-static void
-spill(struct scene *c)
+static void spill(struct scene *c)
 {
     enum { N = 40 };
     static prs_oid id[N];
@@ -439,8 +411,7 @@ static const struct {
      true},
 };
 
-static int
-driver_of(const char *point)
+static int driver_of(const char *point)
 {
     size_t n = strlen(point);
     for (size_t i = 0; i < sizeof drivers / sizeof *drivers; i++)
@@ -452,8 +423,7 @@ driver_of(const char *point)
 
 /* ---- the others on the stage ------------------------------------------------------------------------ */
 
-static int
-contend(struct scene *c, prs_atomic_u32 *stop)
+static int contend(struct scene *c, prs_atomic_u32 *stop)
 {
     uint64_t rng = (uint64_t)getpid();
     prs_oid mine[16];
@@ -487,8 +457,7 @@ contend(struct scene *c, prs_atomic_u32 *stop)
 }
 
 /* Inherits the victim's views, outlives it. */
-static int
-inherit(struct scene *c, int go)
+static int inherit(struct scene *c, int go)
 {
     char byte;
     if (read(go, &byte, 1) != 1)
@@ -514,8 +483,7 @@ inherit(struct scene *c, int go)
 
 enum scenario { ALONE, CONTENDED, CORPSE, HEIR, STOPPED, SCENARIOS };
 
-static void
-verify_kept(struct scene *c)
+static void verify_kept(struct scene *c)
 {
     for (int i = 0; i < KEPT; i++) {
         if (i % 2)
@@ -525,8 +493,7 @@ verify_kept(struct scene *c)
 }
 
 /* While the victim is stopped somewhere: reading goes on, putting goes on or says who is in the way. */
-static void
-live_beside_the_stopped(struct scene *c, pid_t victim)
+static void live_beside_the_stopped(struct scene *c, pid_t victim)
 {
     verify_kept(c);
     const uint64_t sizes[] = {50, 5000, 500000};
@@ -549,8 +516,7 @@ live_beside_the_stopped(struct scene *c, pid_t victim)
 }
 
 /* What is in the store beyond the survivor's own must be held by a message, a name or an object. */
-static void
-dismiss_strangers(struct scene *c)
+static void dismiss_strangers(struct scene *c)
 {
     for (int again = 1; again;) {
         again = 0;
@@ -577,8 +543,7 @@ dismiss_strangers(struct scene *c)
 }
 
 /* Returns true when the point was crossed `after` times. */
-static bool
-play(struct scene *c, enum scenario scenario)
+static bool play(struct scene *c, enum scenario scenario)
 {
     int d = driver_of(c->point);
     prs_error e = {0};
@@ -705,8 +670,7 @@ play(struct scene *c, enum scenario scenario)
 
 static char spill_dir[64];
 
-static void
-make_spill_dir(void)
+static void make_spill_dir(void)
 {
     const char *const roots[] = {"/var/tmp", "/tmp", "."};
     for (int i = 0; i < 3 && !spill_dir[0]; i++) {
@@ -727,8 +691,7 @@ make_spill_dir(void)
     }
 }
 
-static void
-run(enum scenario scenario, int action, int after, int value)
+static void run(enum scenario scenario, int action, int after, int value)
 {
     int failed = 0, cases = 0, crossed = 0;
     if (SANITIZED_THREADS)

@@ -13,8 +13,7 @@ struct piece {
     uint32_t extent, slot;
 };
 
-static void
-check_extents(prs_store *s)
+static void check_extents(prs_store *s)
 {
     prs_error e = {0};
     int rc = prs_extent_check(s, &e);
@@ -22,8 +21,7 @@ check_extents(prs_store *s)
 }
 
 /* Slots stand behind extents, so that prs_extent_check can compare. */
-static uint32_t
-bare_slot(prs_store *s)
+static uint32_t bare_slot(prs_store *s)
 {
     uint32_t i = prs_slot_take(s);
     if (i != PRS_NIL)
@@ -37,8 +35,7 @@ bare_slot(prs_store *s)
     return prs_slot_take(s);
 }
 
-static bool
-piece_alloc(prs_store *s, uint64_t size, bool paged, struct piece *p)
+static bool piece_alloc(prs_store *s, uint64_t size, bool paged, struct piece *p)
 {
     uint32_t i = bare_slot(s);
     CHECK(i != PRS_NIL);
@@ -56,8 +53,7 @@ piece_alloc(prs_store *s, uint64_t size, bool paged, struct piece *p)
     return true;
 }
 
-static void
-piece_free(prs_store *s, struct piece *p)
+static void piece_free(prs_store *s, struct piece *p)
 {
     prs_slot *slot = prs_slot_at(s, p->slot);
     uint32_t e = prs_load_relaxed(&slot->extent); /* a rebuild may have renamed it */
@@ -68,8 +64,7 @@ piece_free(prs_store *s, struct piece *p)
     p->size = 0;
 }
 
-static void
-against_the_model(uint64_t capacity, bool paged_too, uint64_t seed, int steps)
+static void against_the_model(uint64_t capacity, bool paged_too, uint64_t seed, int steps)
 {
     prs_store *s = store_of(capacity);
     prs_error e = {0};

@@ -22,8 +22,9 @@ TEST(sizes_at_every_class_boundary)
     for (uint32_t cls = 0; cls < PRS_CLASSES; cls++)
         for (int d = -1; d <= 1; d++)
             sizes[n++] = prs_class_size(cls) + (uint64_t)(int64_t)d;
-    const uint64_t more[] = {0,     1,         2,          63,         4095,        4096,   4097,    65535,
-                             65537, 256 * 1024 - 1, 256 * 1024, 256 * 1024 + 1, MIB - 1, MIB, MIB + 1, 5 * MIB + 3};
+    const uint64_t more[] = {
+        0,       1,   2,       63,         4095, 4096, 4097, 65535, 65537, 256 * 1024 - 1, 256 * 1024, 256 * 1024 + 1,
+        MIB - 1, MIB, MIB + 1, 5 * MIB + 3};
     for (size_t i = 0; i < sizeof more / sizeof *more; i++)
         sizes[n++] = more[i];
     prs_oid id[3 * PRS_CLASSES + 32];
@@ -333,8 +334,7 @@ TEST(closing_gives_everything_back)
 
 /* ---- trading one hold for another behind a freer's look ------------------------------------------- */
 
-static void *
-let_go(void *arg)
+static void *let_go(void *arg)
 {
     struct {
         prs_store *s;
@@ -383,8 +383,7 @@ TEST(a_hold_traded_behind_the_freers_look_counts)
 
 /* ---- windows ---------------------------------------------------------------------------------------- */
 
-static void
-dies_of_writing(volatile uint8_t *at)
+static void dies_of_writing(volatile uint8_t *at)
 {
     pid_t pid = fork();
     if (pid == 0) {
@@ -578,8 +577,7 @@ TEST(copy_on_write_maps_leave_the_object_alone)
 
 /* ---- edges ------------------------------------------------------------------------------------------ */
 
-static prs_oid
-put_naming(prs_store *s, const prs_oid *inner, int n)
+static prs_oid put_naming(prs_store *s, const prs_oid *inner, int n)
 {
     prs_draft d;
     prs_error e = {0};
@@ -752,8 +750,7 @@ struct waiting {
     int rc;
 };
 
-static void *
-wait_for_it(void *arg)
+static void *wait_for_it(void *arg)
 {
     struct waiting *w = arg;
     do
@@ -800,8 +797,7 @@ TEST(waiters_are_woken_by_seal_and_abort)
     close_store(s);
 }
 
-static void *
-wait_for_epoch(void *arg)
+static void *wait_for_epoch(void *arg)
 {
     struct waiting *w = arg;
     uint32_t seen = prs_epoch(w->s);
@@ -836,8 +832,7 @@ TEST(the_epoch_wakes_who_waits_for_many)
     close_store(s);
 }
 
-static void
-nothing(int sig)
+static void nothing(int sig)
 {
     (void)sig;
 }

@@ -5,16 +5,14 @@
 
 static char path_[64];
 
-static const char *
-path_of(const char *what)
+static const char *path_of(const char *what)
 {
     snprintf(path_, sizeof path_, "/dev/shm/pyray_ser-ctest-%d-%s", (int)getpid(), what);
     unlink(path_);
     return path_;
 }
 
-static int
-attach_rc(const char *path, prs_error *e)
+static int attach_rc(const char *path, prs_error *e)
 {
     prs_store *s = NULL;
     memset(e, 0, sizeof *e);
@@ -113,15 +111,13 @@ static prs_oid kept[KEPT];
 static uint8_t *image; /* of a store in use: its creator lives, objects are held, named and in flight */
 static size_t image_size, image_control;
 
-static uint64_t
-kept_size(int i)
+static uint64_t kept_size(int i)
 {
     static const uint64_t sizes[] = {0, 1, 64, 700, 5000, 70000, 300000};
     return sizes[i % 7];
 }
 
-static prs_store *
-make_image(void)
+static prs_store *make_image(void)
 {
     const char *path = path_of("image");
     prs_store *s = store_with((prs_options){.capacity = 4 * MIB, .max_objects = 1024, .max_clients = 8, .path = path});
@@ -160,8 +156,7 @@ make_image(void)
 }
 
 /* Everything one does with a store. Any error is fine, a crash, a hang or wrong bytes are not. */
-static void
-exercise(prs_store *s)
+static void exercise(prs_store *s)
 {
     prs_error e = {0};
     prs_oid id[40];
@@ -215,8 +210,7 @@ exercise(prs_store *s)
 }
 
 /* 0: refused; 1: attached, as good as new; 2: attached, some objects reported lost. Others are failures. */
-static int
-try_image(const char *path, uint8_t *bytes)
+static int try_image(const char *path, uint8_t *bytes)
 {
     int fd = open(path, O_CREAT | O_RDWR | O_TRUNC, 0600);
     CHECK(fd >= 0);
@@ -275,8 +269,16 @@ TEST(truncated_files_are_refused)
     prs_store *s = make_image();
     prs_error e;
     const char *path = path_of("short");
-    const size_t sizes[] = {1, 4095, 4096, sizeof(prs_super) - 1, sizeof(prs_super), image_control - 4096, image_control,
-                            image_size - 4096, image_size - 1, image_size + 4096};
+    const size_t sizes[] = {1,
+                            4095,
+                            4096,
+                            sizeof(prs_super) - 1,
+                            sizeof(prs_super),
+                            image_control - 4096,
+                            image_control,
+                            image_size - 4096,
+                            image_size - 1,
+                            image_size + 4096};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         int fd = open(path, O_CREAT | O_RDWR | O_TRUNC, 0600);
         size_t n = sizes[i] < image_size ? sizes[i] : image_size;
@@ -309,12 +311,15 @@ TEST(other_versions_are_told_from_damage)
     close_store(s);
 }
 
-static const char *
-outcome(int result)
+static const char *outcome(int result)
 {
     static char text[64];
-    snprintf(text, sizeof text, result == 4 ? "attached, but prs_check complains" : result == 5 ? "wrong bytes"
-             : result > 1000 ? "died of signal %d" : "exit %d", result % 1000);
+    snprintf(text, sizeof text,
+             result == 4     ? "attached, but prs_check complains"
+             : result == 5   ? "wrong bytes"
+             : result > 1000 ? "died of signal %d"
+                             : "exit %d",
+             result % 1000);
     return text;
 }
 
@@ -445,14 +450,12 @@ TEST(several_stores_in_one_process)
 
 /* ---- descriptors gone ------------------------------------------------------------------------------------ */
 
-static void
-close_all(void)
+static void close_all(void)
 {
     CHECK_EQ(syscall(SYS_close_range, 3u, ~0u, 0u), 0);
 }
 
-static void
-go_on(prs_store *s, const prs_oid *id, prs_view *view)
+static void go_on(prs_store *s, const prs_oid *id, prs_view *view)
 {
     prs_error e = {0};
     CHECK(content_right(view->data, 5000, 1));
@@ -568,16 +571,14 @@ TEST(descriptors_closed_in_the_only_process)
 
 /* ---- client slots ------------------------------------------------------------------------------------------ */
 
-static prs_store *
-few_clients(prs_oid *id)
+static prs_store *few_clients(prs_oid *id)
 {
     prs_store *s = store_with((prs_options){.capacity = 16 * MIB, .max_clients = 6}); /* four of them for processes */
     *id = put(s, 5000, 1);
     return s;
 }
 
-static void
-fill_with_corpses(prs_store *s, int n)
+static void fill_with_corpses(prs_store *s, int n)
 {
     pid_t pids[8];
     int ready[2];
@@ -631,8 +632,8 @@ TEST(a_janitor_that_dies_is_replaced)
 {
     prs_oid id;
     prs_store *s = few_clients(&id);
-    static const char *const points[] = {"client_claimed", "client_live", "reap_begun", "reap_slot", "reap_links",
-                                         "client_releasing", "give_extent", "retired"};
+    static const char *const points[] = {"client_claimed", "client_live",      "reap_begun",  "reap_slot",
+                                         "reap_links",     "client_releasing", "give_extent", "retired"};
     for (size_t i = 0; i < sizeof points / sizeof *points; i++) {
         fill_with_corpses(s, 3);
         pid_t pid = fork(); /* an orphan, as no slot is free: it comes in anew */

@@ -26,8 +26,7 @@ struct shared {
 static struct shared *shared;
 static prs_oid kept[KEPT];
 
-static uint64_t
-kept_size(int i)
+static uint64_t kept_size(int i)
 {
     return (uint64_t)i * i * i * 900;
 }
@@ -40,15 +39,13 @@ struct mine {
     prs_view view;
 };
 
-static void
-fail(const char *what, int rc, const prs_error *e)
+static void fail(const char *what, int rc, const prs_error *e)
 {
     fprintf(stderr, "pid %d: %s: %d %s\n", (int)getpid(), what, rc, e && rc < 0 ? e->what : "");
     _exit(3);
 }
 
-static void
-step(prs_store *s, struct mine *mine, uint64_t *rng, int depth)
+static void step(prs_store *s, struct mine *mine, uint64_t *rng, int depth)
 {
     uint64_t r = test_random(rng);
     struct mine *m = &mine[r % MINE];
@@ -162,8 +159,7 @@ step(prs_store *s, struct mine *mine, uint64_t *rng, int depth)
     }
 }
 
-static void
-work(prs_store *s, uint64_t seed, int depth)
+static void work(prs_store *s, uint64_t seed, int depth)
 {
     static struct mine mine[MINE];
     uint64_t rng = seed;
@@ -257,8 +253,8 @@ TEST(killed_at_random)
             bad++;
         }
     prs_look(s, 0);
-    printf("     %d killed, %llu puts, %llu handed over, %llu verified, %llu forks, %llu reaped, %llu locks stolen\n", n,
-           (unsigned long long)shared->puts, (unsigned long long)shared->takes, (unsigned long long)shared->verified,
+    printf("     %d killed, %llu puts, %llu handed over, %llu verified, %llu forks, %llu reaped, %llu locks stolen\n",
+           n, (unsigned long long)shared->puts, (unsigned long long)shared->takes, (unsigned long long)shared->verified,
            (unsigned long long)shared->forks, (unsigned long long)stats_of(s).reaped,
            (unsigned long long)stats_of(s).stolen);
     CHECK_EQ(bad, 0);

@@ -29,23 +29,21 @@ struct worker {
     uint64_t steps;
 };
 
-#define WRONG(w, text, code)                                                                                           \
-    do {                                                                                                               \
-        (w)->why = (text);                                                                                             \
-        (w)->rc = (code);                                                                                              \
-        prs_fetch_add_relaxed(&wrong, 1);                                                                              \
-        return;                                                                                                        \
+#define WRONG(w, text, code)              \
+    do {                                  \
+        (w)->why = (text);                \
+        (w)->rc = (code);                 \
+        prs_fetch_add_relaxed(&wrong, 1); \
+        return;                           \
     } while (0)
 
-static bool
-fine(int rc)
+static bool fine(int rc)
 {
     return rc == PRS_OK || rc == PRS_E_LOST || rc == PRS_E_FREED || rc == PRS_E_AGAIN;
 }
 
 /* What hangs at a place; with `take`, off it, so that nobody else gets its token. */
-static struct board
-look(struct board *b, bool take)
+static struct board look(struct board *b, bool take)
 {
     pthread_mutex_lock(&b->lock);
     struct board got = *b;
@@ -57,8 +55,7 @@ look(struct board *b, bool take)
     return got;
 }
 
-static void
-take(struct worker *w, struct board *b)
+static void take(struct worker *w, struct board *b)
 {
     struct board got = look(b, true);
     if (!got.size)
@@ -72,8 +69,7 @@ take(struct worker *w, struct board *b)
     prs_unref(w->s, &got.id);
 }
 
-static void
-hang(struct worker *w, struct board *b, const prs_oid *id, uint64_t size, uint64_t seed)
+static void hang(struct worker *w, struct board *b, const prs_oid *id, uint64_t size, uint64_t seed)
 {
     prs_token token, old = {0, 0, 0};
     prs_oid old_id = {0};
@@ -93,8 +89,7 @@ hang(struct worker *w, struct board *b, const prs_oid *id, uint64_t size, uint64
         prs_token_drop(w->s, &old_id, &old);
 }
 
-static void
-step(struct worker *w)
+static void step(struct worker *w)
 {
     uint64_t r = test_random(&w->rng);
     struct board *b = &board[r % BOARD];
@@ -225,8 +220,7 @@ step(struct worker *w)
     }
 }
 
-static void *
-work(void *arg)
+static void *work(void *arg)
 {
     struct worker *w = arg;
     while (!prs_load_acquire(&stop) && !w->why) {
@@ -239,8 +233,7 @@ work(void *arg)
     return NULL;
 }
 
-static void
-run(uint64_t capacity, int handles, double seconds, bool forks)
+static void run(uint64_t capacity, int handles, double seconds, bool forks)
 {
     prs_store *s[HANDLES];
     struct worker w[HANDLES * THREADS];
@@ -334,8 +327,7 @@ run(uint64_t capacity, int handles, double seconds, bool forks)
     close_store(s[0]);
 }
 
-static double
-seconds(double normal)
+static double seconds(double normal)
 {
     const char *text = getenv("PRS_TEST_SECONDS");
     return text && *text ? atof(text) : normal;
@@ -363,8 +355,7 @@ TEST(threads_while_one_forks)
 
 /* ---- opening and closing beside others -------------------------------------------------------------- */
 
-static void *
-come_and_go(void *arg)
+static void *come_and_go(void *arg)
 {
     struct worker *w = arg;
     while (!prs_load_acquire(&stop)) {
@@ -420,8 +411,7 @@ TEST(clients_come_and_go)
 }
 
 /* Views outlive the closing of their handle while other threads use it. */
-static void *
-pin_till_closed(void *arg)
+static void *pin_till_closed(void *arg)
 {
     struct worker *w = arg;
     prs_oid id = {0};
