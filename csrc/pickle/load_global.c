@@ -54,13 +54,37 @@ int prp_load_global_init(PyObject *unpickler_type)
 
 /* ---- safe mode --------------------------------------------------------------------------------------------------------- */
 
+#define FULL_SLOTS 128
+
+/* "module:name" as a new reference; made once for names that come again as the same objects. NULL with an exception. */
+static PyObject *full_name(PyObject *module, PyObject *name)
+{
+    static struct {
+        PyObject *module, *name, *full; /* owned */
+    } cache[FULL_SLOTS], *slot;
+    uintptr_t mixed = (uintptr_t)module / 16 * 31 + (uintptr_t)name / 16;
+    slot = &cache[(mixed ^ mixed >> 7) % FULL_SLOTS];
+    if (slot->module == module && slot->name == name)
+        return Py_NewRef(slot->full);
+    PyObject *full = PyUnicode_FromFormat("%U:%U", module, name);
+    if (full && PyUnicode_CheckExact(module) && PyUnicode_CheckExact(name) && PyUnicode_GET_LENGTH(full) < 2 * NAME_BYTES) {
+        PyObject *old[] = {slot->module, slot->name, slot->full};
+        slot->module = Py_NewRef(module);
+        slot->name = Py_NewRef(name);
+        slot->full = Py_NewRef(full);
+        for (int i = 0; i < 3; i++)
+            Py_XDECREF(old[i]);
+    }
+    return full;
+}
+
 static int check_allowed(prp_loader *L, PyObject *module, PyObject *name)
 {
     int allowed;
     if (PyFrozenSet_CheckExact(L->allow)) {
         /* A colon in the module's part would make two names look like one. */
         Py_ssize_t colon = PyUnicode_FindChar(module, ':', 0, PyUnicode_GET_LENGTH(module), 1);
-        PyObject *full = colon == -1 ? PyUnicode_FromFormat("%U:%U", module, name) : NULL;
+        PyObject *full = colon == -1 ? full_name(module, name) : NULL;
         allowed = full ? PySet_Contains(L->allow, full) : colon == -1 ? -1 : 0;
         Py_XDECREF(full);
     } else {

@@ -127,8 +127,10 @@ def loads(data, /, *, bint fix_imports=True, encoding=None, errors=None, buffers
     cdef prp_loader *loader = prp_loader_acquire()
     cdef Py_buffer view
     try:
-        if encoding is not None or errors is not None or buffers is not DEFAULT_BUFFERS or allow is not None or not fix_imports:
-            set_options(loader, fix_imports, encoding, errors, buffers, allow)
+        if encoding is not None or errors is not None or buffers is not DEFAULT_BUFFERS or not fix_imports:
+            set_options(loader, fix_imports, encoding, errors, buffers, None)
+        if allow is not None:
+            prp_loader_set_allow(loader, allow)
         if PyBytes_CheckExact(data):
             prp_loader_memory(loader, <const uint8_t *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
             return prp_load(loader)
