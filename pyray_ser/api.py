@@ -4,8 +4,8 @@ import os
 
 from . import _store
 from . import store as _stores
-from ._store import ObjectRef, get, get_buffer, put
-from .scope import release, scope
+from ._store import ObjectRef, free, get, get_buffer, put
+from .scope import scope
 from .waiting import wait
 
 __all__ = [
@@ -108,28 +108,6 @@ def shutdown() -> None:
 def is_initialized() -> bool:
     """Tell whether this process has a store."""
     return _store.default() is not None
-
-
-def free(refs) -> None:
-    """
-    End objects for everyone.
-
-    Values that were taken stay valid, and their memory returns with the last of them; a later `get` raises
-    `ObjectFreedError`. The object's name, if it has one, is free again. Freeing twice is harmless.
-
-    Parameters
-    ----------
-    refs : ObjectRef or list of ObjectRef
-    """
-    if isinstance(refs, ObjectRef):
-        refs = [refs]
-    elif not isinstance(refs, list):
-        from .ref import not_refs
-
-        raise not_refs("free", refs)
-    _store.free_refs(refs)
-    for ref in refs:
-        release(ref.binary())
 
 
 def get_by_name(name: str, *, timeout: float | None = None, mmap_mode: str = "r"):

@@ -31,6 +31,7 @@ class Scope:
 
     def add(self, store_id: int, identity: bytes, token: tuple[int, int], sticky: bool) -> None:
         if sticky:
+            _store.scope_holds()
             self._sticky[identity] = (store_id, token)
         else:
             self._once.append((store_id, identity, token))
