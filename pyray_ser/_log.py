@@ -11,7 +11,7 @@ __all__ = ["debug", "info", "warning"]
 _DEBUG, _INFO, _WARNING = 10, 20, 30
 
 
-def _write(level: int, message: str, arguments: tuple) -> None:
+def _write(level: int, message: str, arguments: tuple[object, ...]) -> None:
     if level < _WARNING and "logging" not in sys.modules:
         return  # nobody can have asked for it
     import logging

@@ -7,6 +7,8 @@ leaves in an orderly way removes it itself.
 Opening and removing exclude each other by a lock (``flock``) on the directory, held for as long as an open takes.
 """
 
+from __future__ import annotations
+
 import atexit
 import fcntl
 import os
@@ -17,7 +19,23 @@ from contextlib import contextmanager, suppress
 
 from . import _log, _store
 
-__all__ = ["check_directory", "directory", "guard", "in_use", "is_store", "leave", "mapped_by", "open_named", "path_of", "remove_dead"]
+TYPE_CHECKING = False  # importing typing costs more than it is worth here
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+__all__ = [
+    "check_directory",
+    "directory",
+    "guard",
+    "in_use",
+    "is_store",
+    "leave",
+    "mapped_by",
+    "open_named",
+    "path_of",
+    "remove_dead",
+]
 
 # struct flock of 64-bit Linux: type, whence, start, length, pid.
 _FLOCK = "hhqqi4x"
@@ -84,7 +102,7 @@ def check_directory(folder: str) -> None:
 
 
 @contextmanager
-def guard(folder: str, timeout: float = 1.0):
+def guard(folder: str, timeout: float = 1.0) -> Iterator[None]:
     """Exclude others from opening and removing stores in `folder`; at most `timeout` seconds are waited for them."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -163,7 +181,7 @@ def remove_dead(path: str) -> bool:
     return True
 
 
-def open_named(path: str, options: dict):
+def open_named(path: str, options: dict[str, Any]) -> _store.Store:
     """Attach to the store in the file `path`, or make it if there is none that anybody uses."""
     folder = os.path.dirname(path)
     if folder == directory():
@@ -179,7 +197,7 @@ def open_named(path: str, options: dict):
     return store
 
 
-def leave(store) -> None:
+def leave(store: _store.Store) -> None:
     """Remove a named store's file if this process is its last client. Called before the store is closed."""
     path = store.path
     if path is None or store.closed or store.orphaned:
@@ -193,7 +211,7 @@ def leave(store) -> None:
         _log.debug("left the file of the store %s where it is: %s", path, error)
 
 
-def _is_file_of(store, path: str) -> bool:
+def _is_file_of(store: _store.Store, path: str) -> bool:
     """Whether the file `path` is still this store's: the name may be another's by now."""
     fd = store.locator[2]
     ours, theirs = os.fstat(fd), os.stat(path, follow_symlinks=False)

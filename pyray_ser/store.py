@@ -180,7 +180,9 @@ def reattach(store) -> bool:
                 if ident == store.id and store.attach_again(pid, fd):
                     return True
         # Its own descriptor, inherited by the fork, shows the store as well.
-        return any(ident == store.id and store.attach_again(os.getpid(), fd) for ident, fd in _store.stores_of(os.getpid()))
+        return any(
+            ident == store.id and store.attach_again(os.getpid(), fd) for ident, fd in _store.stores_of(os.getpid())
+        )
 
 
 def unreachable(ref, node: bytes) -> Exception:
@@ -227,7 +229,7 @@ def _size(text: str) -> int:
     return size
 
 
-def spill_path(directory) -> str:
+def spill_path(directory: str | bytes | os.PathLike[str]) -> str:
     """Return a spill directory as the engine wants it; the last part of the path is made if it is not there."""
     path = os.path.abspath(os.fsdecode(directory))
     with suppress(FileExistsError):
@@ -235,9 +237,9 @@ def spill_path(directory) -> str:
     return path
 
 
-def _from_environment() -> dict:
+def _from_environment() -> dict[str, object]:
     """Options for a new store that nobody gave in the program."""
-    found: dict = {}
+    found: dict[str, object] = {}
     if os.environ.get(CAPACITY):
         found["capacity"] = _size(os.environ[CAPACITY])
     if os.environ.get(SPILL_DIR):
@@ -245,7 +247,7 @@ def _from_environment() -> dict:
     return found
 
 
-def _create_options(options: dict) -> dict:
+def _create_options(options: dict[str, object]) -> dict[str, object]:
     made = {**_from_environment(), **options}
     if "spill_dir" in made:
         made["spill_dir"] = spill_path(made["spill_dir"])

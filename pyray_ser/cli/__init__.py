@@ -14,7 +14,14 @@ from .._version import __version__
 __all__ = ["COMMANDS", "CommandError", "main"]
 
 COMMANDS = {
+    "check": "verify every invariant of each store",
+    "clean": "remove what stores that are provably gone left behind",
+    "doctor": "what this machine offers, what is in the way, and what to do about it",
     "inspect": "find what keeps an object from being pickled, and where its bytes are",
+    "ls": "list the objects of each store",
+    "map": "draw each store: live, pinned, free, spilled",
+    "stat": "show the counters of each store",
+    "top": "show stores and their largest objects, live",
 }
 """Name of a command -> what it does, in one line."""
 
@@ -45,3 +52,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # ... | head
         sys.stderr.close()
         return 141
+    except KeyboardInterrupt:
+        return 130

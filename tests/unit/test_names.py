@@ -36,7 +36,9 @@ def test_a_named_object_needs_no_reference(name):
     assert record["name"] == name and not record["spilled"]
 
 
-@pytest.mark.parametrize("value", [7, "text", b"bytes", [1, {"a": np.ones(3)}], np.zeros(100_000)], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize(
+    "value", [7, "text", b"bytes", [1, {"a": np.ones(3)}], np.zeros(100_000)], ids=lambda v: type(v).__name__
+)
 def test_every_way_of_put_takes_a_name(name, value):
     ref = pyray_ser.put(value, name=name)
     got = pyray_ser.get_by_name(name, mmap_mode="c")

@@ -1,0 +1,95 @@
+"""``pyray-ser clean``: remove what stores that are provably gone left behind.
+
+A named store is gone when no process holds a lock on its file, seen from any pid namespace and container, and none that can be
+seen from here has it mapped. A directory of spilled objects is gone when nobody holds the lock that every client of its store
+holds. Nothing else is touched; memory of unnamed stores needs no cleaning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+from .. import _store, named
+from .output import bytes_text, count, error, printable, write_json
+from .stores import Found, find, opened
+
+__all__ = ["add_arguments", "left_behind", "run", "spill_directories"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument("-n", "--dry-run", action="store_true", help="only say what would be removed")
+    parser.add_argument(
+        "--spill-dir",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="clean this directory of spilled objects, too; those of stores found and of PYRAY_SER_SPILL_DIR always are",
+    )
+
+
+def spill_directories(stores: list[Found], more: list[str]) -> list[str]:
+    """Return the spill directories of stores, of the environment and those given."""
+    found = [os.path.abspath(path) for path in more]
+    if os.environ.get("PYRAY_SER_SPILL_DIR"):
+        found.append(os.path.abspath(os.environ["PYRAY_SER_SPILL_DIR"]))
+    for store in stores:
+        try:
+            with opened(store) as (_, spill_dir):
+                if spill_dir:
+                    found.append(spill_dir)
+        except (OSError, ValueError, RuntimeError, MemoryError):
+            continue  # damaged, of another version, or gone: `check` says which
+    return list(dict.fromkeys(found))
+
+
+def left_behind(stores: list[Found]) -> list[dict[str, Any]]:
+    """Return the files of named stores that are gone."""
+    found = []
+    for store in stores:
+        if store.path is not None and not store.used:
+            size = os.stat(store.path).st_blocks * 512
+            found.append({"path": store.path, "id": store.id, "bytes": size})
+    return found
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Remove, or say what would be removed."""
+    stores = find()
+    directories = spill_directories(stores, arguments.spill_dir)
+    removed, problems = [], []
+    for entry in left_behind(stores):
+        try:
+            # Looked at once more, with everybody who would open it locked out.
+            with named.guard(os.path.dirname(entry["path"])):
+                if arguments.dry_run or named.remove_dead(entry["path"]):
+                    removed.append(entry)
+        except OSError as problem:
+            problems.append(f"{entry['path']}: {problem}")
+    spilled: list[dict[str, Any]] = []
+    for path in directories:
+        try:
+            gone = _store.spill_clean(path, arguments.dry_run)
+        except FileNotFoundError:
+            continue
+        except OSError as problem:
+            problems.append(f"{path}: {problem}")
+            continue
+        if gone:
+            spilled.append({"path": path, "stores": gone})
+    if arguments.json:
+        write_json({"dry_run": arguments.dry_run, "stores": removed, "spill_directories": spilled, "errors": problems})
+        return int(bool(problems))
+    verb = "would remove" if arguments.dry_run else "removed"
+    for entry in removed:
+        print(f"{verb} {printable(entry['path'])} ({bytes_text(entry['bytes'])})")
+    for place in spilled:
+        print(f"{verb} what {count(place['stores'], 'store', 'stores')} left in {printable(place['path'])}")
+    if not removed and not spilled:
+        print("nothing to remove")
+    for line in problems:
+        error(printable(line))
+    return int(bool(problems))

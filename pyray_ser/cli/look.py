@@ -1,0 +1,58 @@
+"""What several commands do for each store: open it, ask, report what could not be opened."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from typing import Any
+
+from .. import _store
+from . import CommandError
+from .stores import Found, opened, selected
+
+__all__ = ["clients", "each"]
+
+Ask = Callable[[_store.Store, "str | None"], dict[str, Any]]
+
+
+def each(arguments: argparse.Namespace, ask: Ask) -> tuple[list[dict[str, Any]], int]:
+    """
+    Ask every store that is meant.
+
+    Returns
+    -------
+    tuple of (list of dict, int)
+        What `ask` returned, with ``id``, ``path``, ``pids``, ``used`` and, where it could not be asked, ``error``; and the
+        exit status.
+    """
+    try:
+        stores = selected(arguments.store)
+    except LookupError as problem:
+        raise CommandError(problem.args[0]) from problem
+    answers = []
+    for found in stores:
+        try:
+            answers.append(_one(found, ask))
+        except ProcessLookupError as problem:
+            # Asked for all, one that ends while we look is none of them.
+            if arguments.store:
+                raise CommandError(f"{found.label}: {problem}") from problem
+    return answers, int(any("error" in answer for answer in answers))
+
+
+def _one(found: Found, ask: Ask) -> dict[str, Any]:
+    answer = {"label": found.label, **found.describe()}
+    try:
+        with opened(found) as (store, spill_dir):
+            answer.update(ask(store, spill_dir))
+    except ProcessLookupError:
+        raise
+    except (OSError, ValueError, RuntimeError, MemoryError) as problem:
+        answer["error"] = f"{type(problem).__name__}: {problem}"
+    return answer
+
+
+def clients(store: _store.Store) -> list[int]:
+    """Return the pids of a store's clients, without this tool."""
+    return sorted(pid for pid in store.client_pids() if pid != os.getpid())

@@ -1,0 +1,78 @@
+"""``pyray-ser ls``: the objects of each store."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from .. import _store
+from .look import clients, each
+from .output import age, bytes_text, count, printable, table, write_json
+from .stores import add_selection
+
+ORDERS = {"age": lambda record: record["serial"], "size": lambda record: -record["size"]}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    add_selection(parser)
+    parser.add_argument("--sort", choices=sorted(ORDERS), default="age", help="oldest or largest first")
+    parser.add_argument("-n", "--limit", type=int, metavar="N", help="the first N only")
+
+
+def _ask(store: _store.Store, spill_dir: str | None) -> dict[str, Any]:
+    return {"objects": records(store)}
+
+
+def records(store: _store.Store) -> list[dict[str, Any]]:
+    """Return the records of a store's objects, each with whether its creator is still a client."""
+    alive = set(clients(store))
+    return [{**record, "creator_alive": record["creator_pid"] in alive} for record in store.records()]
+
+
+def row(record: dict[str, Any], now: float) -> list[str]:
+    """Return one object as cells of a table."""
+    state = "freed" if record["freed"] else "orphaned" if record["orphaned"] else record["state"]
+    return [
+        str(record["serial"]),
+        bytes_text(record["size"]),
+        age(now - record["created"]),
+        "spilled" if record["spilled"] else state,
+        str(record["creator_pid"]) if record["creator_alive"] else "gone",
+        str(record["ref_holders"]),
+        str(record["pin_holders"]),
+        str(record["tokens_and_edges"]),
+        printable(record["name"] or ""),
+    ]
+
+
+HEADS = ("SERIAL", "SIZE", "AGE", "STATE", "OWNER", "REFS", "VIEWS", "HELD", "NAME")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """List the objects."""
+    answers, status = each(arguments, _ask)
+    for answer in answers:
+        answer.setdefault("objects", [])
+        answer["objects"].sort(key=ORDERS[arguments.sort])
+        answer["count"] = len(answer["objects"])
+        if arguments.limit is not None:
+            del answer["objects"][max(0, arguments.limit) :]
+    if arguments.json:
+        write_json({"stores": answers})
+        return status
+    now = time.time()
+    for answer in answers:
+        use = count(len(answer["pids"]), "process", "processes") if answer["used"] else "no process left"
+        print(f"{printable(answer['label'])}  ({count(answer['count'], 'object', 'objects')}, {use})")
+        if "error" in answer:
+            print(f"  {printable(answer['error'])}")
+        elif answer["objects"]:
+            rows = [row(record, now) for record in answer["objects"]]
+            print(table(HEADS, rows, "rrrlrrrrl"))
+        print()
+    if not answers and not status:
+        print("no stores")
+    return status

@@ -1,0 +1,74 @@
+"""How figures and tables are written."""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+__all__ = ["age", "bytes_text", "count", "error", "printable", "table", "write_json"]
+
+
+def bytes_text(number: int) -> str:
+    """Return a byte count as people read it."""
+    if number < 1024:
+        return f"{number} B"
+    size = float(number)
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
+        size /= 1024
+        if size < 1023.95 or unit == "TiB":
+            break
+    return f"{size:.1f} {unit}"
+
+
+def age(seconds: float) -> str:
+    """Return a duration as people read it, by its largest unit or two."""
+    seconds = max(0, int(seconds))
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min"
+    if seconds < 48 * 3600:
+        return f"{seconds // 3600} h {seconds % 3600 // 60:02d}"
+    return f"{seconds // 86400} d"
+
+
+def count(number: int, one: str, many: str) -> str:
+    """Return a number with its noun."""
+    return f"{number} {one if number == 1 else many}"
+
+
+def printable(text: str) -> str:
+    """Return text of another process without what a terminal would obey."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]], right: str) -> str:
+    """
+    Return rows in columns.
+
+    Parameters
+    ----------
+    heads : sequence of str
+    rows : iterable of sequence of str
+    right : str
+        One letter per column: "r" for right, "l" for left.
+    """
+    lines = [list(heads), *(list(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if side == "r" else cell.ljust(width)
+            for cell, width, side in zip(line, widths, right, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def write_json(value: Any) -> None:
+    """Print a value as JSON, on one line if it goes to a program."""
+    print(json.dumps(value, indent=2 if sys.stdout.isatty() else None, default=str))
+
+
+def error(text: str) -> None:
+    """Print to stderr, marked with the program's name."""
+    print(f"pyray-ser: {text}", file=sys.stderr)

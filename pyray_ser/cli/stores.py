@@ -1,0 +1,170 @@
+"""The stores of this user: those that processes have open, and files of named ones, used or not."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from .. import _store, named
+
+__all__ = ["Found", "add_selection", "find", "opened", "own_pids", "selected"]
+
+
+@dataclass
+class Found:
+    """A store, before it is opened."""
+
+    id: str | None
+    """16 hexadecimal digits; None if the file could not be read."""
+    path: str | None = None
+    """The file of a named store."""
+    holders: dict[int, int] = field(default_factory=dict)
+    """Processes that have it open, and the descriptor there."""
+    used: bool = True
+    """Whether any process uses it; False is proven."""
+
+    @property
+    def label(self) -> str:
+        """What the user calls it."""
+        if self.path is None:
+            return self.id or "?"
+        folder, name = os.path.split(self.path)
+        return name if folder == named.directory() else self.path
+
+    def describe(self) -> dict[str, Any]:
+        """Return what is known without opening it."""
+        return {"id": self.id, "path": self.path, "pids": sorted(self.holders), "used": self.used}
+
+
+def own_pids() -> list[int]:
+    """Return the processes of this user, without this one."""
+    found = []
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if os.stat(f"/proc/{entry}").st_uid == os.geteuid() and int(entry) != os.getpid():
+                found.append(int(entry))
+        except FileNotFoundError:
+            continue  # it has just ended
+    return sorted(found)
+
+
+def _id_in(path: str) -> str | None:
+    """Read the identity from the head of a store's file: magic, version, page, layout, then the identity."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            head = file.read(32)
+    except OSError:
+        return None
+    return f"{int.from_bytes(head[24:32], 'little'):016x}" if len(head) == 32 else None
+
+
+def _of_file(path: str, by_id: dict[str, Found]) -> Found:
+    ident = _id_in(path)
+    found = by_id.get(ident) if ident is not None else None
+    if found is None:
+        try:
+            used = named.in_use(path)
+        except OSError:
+            used = True  # nothing is proven
+        found = Found(ident, used=used)
+    found.path = path
+    return found
+
+
+def find() -> list[Found]:
+    """Return every store of this user that can be seen from here, those in use first."""
+    by_id: dict[str, Found] = {}
+    for pid in own_pids():
+        for ident, fd in _store.stores_of(pid):
+            key = f"{ident:016x}"
+            by_id.setdefault(key, Found(key)).holders[pid] = fd
+    stores = list(by_id.values())
+    folder = named.directory()
+    try:
+        named.check_directory(folder)
+        names = sorted(os.listdir(folder))
+    except OSError:
+        names = []  # there is none, or it is somebody else's: `doctor` says so
+    for name in names:
+        path = os.path.join(folder, name)
+        if named.is_store(path):
+            found = _of_file(path, by_id)
+            if found not in stores:
+                stores.append(found)
+    return sorted(stores, key=lambda found: (not found.used, found.path or "", found.id or ""))
+
+
+def add_selection(parser: argparse.ArgumentParser) -> None:
+    """Add the argument that says which stores are meant."""
+    parser.add_argument(
+        "store",
+        nargs="*",
+        help="name or path of a store, the beginning of its id, or the pid of a process that uses it; default: all",
+    )
+
+
+def selected(words: list[str]) -> list[Found]:
+    """
+    Return the stores that the words on the command line mean.
+
+    Raises
+    ------
+    LookupError
+        If a word means none.
+    """
+    stores = find()
+    if not words:
+        return stores
+    chosen: list[Found] = []
+    for word in words:
+        found = [store for store in stores if word in (store.label, store.path)]
+        found = found or [store for store in stores if word.isdigit() and int(word) in store.holders]
+        found = found or [store for store in stores if len(word) >= 4 and (store.id or "").startswith(word.lower())]
+        if not found and named.is_store(word):
+            found = [_of_file(os.path.abspath(word), {store.id: store for store in stores if store.id})]
+        if not found:
+            raise LookupError(f"no store {word!r} of this user is to be seen; pyray-ser stat lists those there are")
+        chosen += [store for store in found if store not in chosen]
+    return chosen
+
+
+def _attach(found: Found) -> _store.Store:
+    if found.path is not None:
+        # By its file: if this process turns out to be its last one, it knows what to remove.
+        return _store.attach_path(found.path)
+    for pid, fd in found.holders.items():
+        store = _store.attach_pid(pid, fd, int(found.id or "0", 16))
+        if store is not None:
+            return store
+    raise ProcessLookupError("its last process has just ended, or may not be looked into")
+
+
+@contextmanager
+def opened(found: Found) -> Iterator[tuple[_store.Store, str | None]]:
+    """
+    Look into a store: as one more client if somebody uses it, else at a copy of its tables.
+
+    Yields
+    ------
+    tuple of (Store, str or None)
+        The handle, and the store's spill directory.
+
+    Raises
+    ------
+    OSError, ValueError, RuntimeError
+        If it cannot be opened: it is damaged, of another version, stopped, or just gone.
+    """
+    if not found.used and found.path is not None:
+        store, spill_dir = _store.snapshot(found.path)
+    else:
+        store = _attach(found)
+        spill_dir = store.spill_dir
+    try:
+        yield store, spill_dir
+    finally:
+        named.leave(store)
+        store.close()

@@ -1,0 +1,305 @@
+"""The command `pyray-ser`, on stores in use and on those whose processes have all crashed."""
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+import xml.etree.ElementTree
+
+import pytest
+from isolated import environment
+
+from pyray_ser import cli, named
+from pyray_ser.cli import doctor, output
+from pyray_ser.cli import map as picture
+
+OWNER = """
+import os, sys, numpy as np, pyray_ser
+pyray_ser.init(name=sys.argv[1], capacity=32 << 20, spill_dir=sys.argv[2])
+refs = [pyray_ser.put(np.full(500_000, i)) for i in range(10)]
+view = pyray_ser.get(refs[-1])
+pyray_ser.put(np.zeros(1000), name="weights\\x1b[31m")
+print(os.getpid(), flush=True)
+sys.stdin.read()
+"""
+PRIMER = f"import sys; sys.argv[:1] = ['-c']; exec({OWNER!r})"
+
+
+class Owner:
+    """A process with a named store: 10 objects of 4 MB in 32 MiB, one of them viewed, and a named one."""
+
+    def __init__(self, spill_dir):
+        self.name = f"test-{uuid.uuid4().hex}"
+        self.path = named.path_of(self.name)
+        self.spill_dir = str(spill_dir)
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-c", PRIMER, self.name, self.spill_dir],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(),
+        )  # fmt: skip
+        self.pid = int(self.process.stdout.readline())
+
+    def crash(self):
+        self.process.kill()
+        self.close()
+        return self
+
+    def close(self):
+        self.process.communicate()
+
+
+@pytest.fixture
+def folder():
+    """A directory that does not lie in memory, as /tmp may."""
+    import shutil
+    import tempfile
+
+    path = tempfile.mkdtemp(prefix="pyray_ser-spill-", dir=os.environ.get("PYRAY_SER_TEST_DISK", "/var/tmp"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def owner(folder):
+    made = Owner(folder)
+    yield made
+    made.close()
+    if os.path.exists(made.path):
+        os.unlink(made.path)
+
+
+def command(*arguments, status=0):
+    """What the command printed, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "pyray_ser", *arguments],
+        capture_output=True, text=True, timeout=90, env={**environment(), "PYTHONIOENCODING": "utf-8"},
+    )  # fmt: skip
+    assert done.returncode == status, (done.returncode, done.stdout, done.stderr)
+    assert status or not done.stderr, done.stderr
+    return done.stdout
+
+
+def answer(*arguments, status=0):
+    """The one store that the command answered for, from JSON."""
+    (store,) = json.loads(command(*arguments, "--json", status=status))["stores"]
+    return store
+
+
+@pytest.mark.parametrize("crashed", [False, True], ids=["in use", "crashed"])
+def test_every_command_shows_the_store(owner, crashed):
+    if crashed:
+        owner.crash()
+    listed = answer("ls", owner.name)
+    assert listed["used"] is not crashed and listed["pids"] == ([] if crashed else [owner.pid])
+    assert listed["path"] == owner.path and listed["count"] == 11
+    objects = listed["objects"]
+    assert [record["serial"] for record in objects] == sorted(record["serial"] for record in objects)
+    assert sum(record["size"] > 4_000_000 for record in objects) == 10
+    assert {record["creator_alive"] for record in objects} == {not crashed}
+    assert [record["name"] for record in objects if record["name"]] == ["weights\x1b[31m"]
+    spilled = [record for record in objects if record["spilled"]]
+    assert spilled and all(record["extent"] == 0 for record in spilled)
+
+    text = command("ls", owner.name)
+    assert "spilled" in text and "weights\\x1b[31m" in text and "\x1b" not in text
+    assert ("gone" in text) is crashed
+
+    found = answer("stat", owner.name)
+    assert found["clients"] == ([] if crashed else [owner.pid])
+    assert found["stats"]["objects"] == 11 and found["stats"]["spilled"] == len(spilled)
+    assert found["stats"]["backed"] > 20 << 20 and found["spill_dir"] == owner.spill_dir and found["names"] == 1
+    assert owner.spill_dir in command("stat", owner.name)
+
+    assert answer("check", owner.name)["ok"] is True
+    drawn = answer("map", owner.name, "--cells", "320")
+    assert drawn["bytes"]["pinned"] > 4_000_000 and drawn["bytes"]["spilled"] > 4_000_000
+    assert set(drawn["cells"]) >= {"live", "pinned"} and len(drawn["cells"]) == 320
+    assert "\u2588" in command("map", owner.name)
+    assert "weights" in command("top", owner.name, "-n", "1", "--objects", "20")
+    # Looking has changed nothing.
+    assert os.path.exists(owner.path) and answer("ls", owner.name)["objects"] == objects
+
+
+def test_ls_sorts_and_cuts(owner):
+    found = answer("ls", owner.name, "--sort", "size", "-n", "3")
+    sizes = [record["size"] for record in found["objects"]]
+    assert len(sizes) == 3 and sizes == sorted(sizes, reverse=True) and found["count"] == 11
+
+
+def test_a_store_is_found_by_id_pid_and_path(owner):
+    found = answer("stat", owner.name)
+    for word in (found["id"], found["id"][:8].upper(), str(owner.pid), owner.path):
+        assert answer("stat", word)["id"] == found["id"]
+    # All stores of this user: others may come and go, or be damaged, meanwhile.
+    everything = subprocess.run(
+        [sys.executable, "-P", "-m", "pyray_ser", "stat", "--json"], capture_output=True, env=environment()
+    )
+    assert found["id"] in [store["id"] for store in json.loads(everything.stdout)["stores"]]
+
+
+def test_a_store_without_a_name_is_found():
+    code = "import sys, pyray_ser; store = pyray_ser.init(); ref = pyray_ser.put(b'x' * 5000); print(store.id, flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()
+    ) as child:
+        ident = f"{int(child.stdout.readline()):016x}"
+        found = answer("ls", str(child.pid))
+        assert found["id"] == ident and found["path"] is None
+        assert found["count"] == 1 and found["objects"][0]["creator_pid"] == child.pid
+        child.communicate()
+
+
+def test_an_unknown_store_is_an_error():
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "pyray_ser", "ls", "no such store"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    assert done.returncode == 2 and "no such store" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_clean_leaves_what_is_in_use(owner):
+    assert owner.path not in command("clean", "--dry-run")
+    command("clean")
+    assert os.path.exists(owner.path)
+    owner.process.stdin.write(b"\n")
+    assert owner.process.poll() is None
+    assert answer("check", owner.name)["ok"]
+
+
+def test_clean_removes_what_is_dead(owner):
+    owner.crash()
+    assert len(os.listdir(owner.spill_dir)) == 1
+    for dry in (["--dry-run"], []):
+        found = json.loads(command("clean", "--json", *dry))
+        assert found["dry_run"] is bool(dry) and not found["errors"]
+        assert owner.path in [store["path"] for store in found["stores"]]
+        assert {"path": owner.spill_dir, "stores": 1} in found["spill_directories"]
+        assert os.path.exists(owner.path) is bool(dry) and bool(os.listdir(owner.spill_dir)) is bool(dry)
+    assert owner.path not in command("clean")
+
+
+def test_clean_touches_nothing_else(owner):
+    # A file that is no store, in the directory of stores and in a spill directory.
+    other = owner.path + "-notes"
+    kept = os.path.join(owner.spill_dir, "0123456789abcdeg")
+    try:
+        for path in (other, kept):
+            with open(path, "w") as file:
+                file.write("mine")
+        owner.crash()
+        command("clean", "--spill-dir", owner.spill_dir)
+        assert open(other).read() == open(kept).read() == "mine"
+    finally:
+        os.unlink(other)
+
+
+def test_a_damaged_store_is_told(owner):
+    owner.crash()
+    with open(owner.path, "r+b") as file:
+        file.seek(40)
+        file.write(b"\xff" * 8)
+    found = answer("check", owner.name, status=1)
+    assert found["ok"] is False and "damaged" in found["error"]
+    assert "damaged" in command("ls", owner.name, status=1)
+    command("clean")
+    assert not os.path.exists(owner.path)
+
+
+def test_pictures_in_files(owner, tmp_path):
+    svg, html = tmp_path / "map.svg", tmp_path / "map.html"
+    command("map", owner.name, "--svg", str(svg), "--html", str(html))
+    tree = xml.etree.ElementTree.parse(svg)
+    colours = {element.get("fill") for element in tree.iter("{http://www.w3.org/2000/svg}rect")}
+    assert {picture.KINDS["live"][1], picture.KINDS["pinned"][1]} <= colours
+    assert owner.name in html.read_text() and "<table>" in html.read_text()
+
+
+def test_cells():
+    def record(offset, extent, **more):
+        return {"offset": offset, "extent": extent, "spilled": False, "state": "sealed", "pin_holders": 0, **more}
+
+    records = [
+        record(0, 100),
+        record(100, 50, pin_holders=1),
+        record(900, 100, state="creating"),
+        record(300, 0, spilled=True),
+    ]
+    cells = picture.cells_of(records, 1000, 10)
+    assert cells == ["live", "pinned", *["free"] * 7, "making"]
+    assert picture.cells_of([record(0, 10**9)], 1000, 3) == ["live"] * 3
+    assert picture.cells_of([], 7, 3) == ["free"] * 3
+
+
+def test_doctor():
+    found = json.loads(command("doctor", "--json"))
+    by_name = {finding["name"]: finding for finding in found["findings"]}
+    assert found["ok"] and by_name["trial"]["level"] == "ok"
+    for name in ("versions", "kernel", "kernel features", "memory", "vm.max_map_count", "RemoveIPC", "stale stores"):
+        assert name in by_name
+    assert all(finding["remedy"] for finding in found["findings"] if finding["level"] == "fail")
+    text = command("doctor")
+    assert "trial" in text and "ulimit" in text
+
+
+def test_doctor_names_stale_stores(owner):
+    owner.crash()
+    findings = json.loads(command("doctor", "--json"))["findings"]
+    (stale,) = [finding for finding in findings if finding["name"] == "stale stores"]
+    assert stale["level"] == "warn" and owner.path in stale["value"] and "clean" in stale["remedy"]
+
+
+def test_doctor_reads_cgroup_limits(tmp_path):
+    group = tmp_path / "a" / "b"
+    group.mkdir(parents=True)
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "a" / "memory.max").write_text("1000000\n")
+    (tmp_path / "a" / "memory.current").write_text("400\n")
+    (group / "memory.max").write_text("2000000\n")
+    limits = doctor.cgroup_limits(str(tmp_path), "0::/a/b\n")
+    assert limits == [(str(group), 2000000, None), (str(tmp_path / "a"), 1000000, 400)]
+    old = tmp_path / "memory" / "c"
+    old.mkdir(parents=True)
+    (old / "memory.limit_in_bytes").write_text("5000\n")
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert doctor.cgroup_limits(str(tmp_path), "3:cpu,memory:/c\n2:freezer:/c\n") == [(str(old), 5000, None)]
+
+
+def test_doctor_reads_logind(tmp_path):
+    assert doctor.removes_ipc((str(tmp_path),))
+    (tmp_path / "logind.conf").write_text("[Login]\n#RemoveIPC=yes\nRemoveIPC=no\n")
+    assert not doctor.removes_ipc((str(tmp_path),))
+    (tmp_path / "logind.conf.d").mkdir()
+    (tmp_path / "logind.conf.d" / "x.conf").write_text("[Login]\nRemoveIPC = yes\n")
+    assert doctor.removes_ipc((str(tmp_path),))
+
+
+def test_wrong_arguments(capsys):
+    for wrong in (["nonsense"], ["top", "-i", "0"], ["ls", "--sort", "colour"]):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(wrong)
+        assert caught.value.code == 2
+    assert cli.main(["map", "--cells", "0"]) == 2
+    assert cli.main(["map", "--svg", "/no/such/folder/x.svg"]) == 2
+    assert "cannot write" in capsys.readouterr().err
+
+
+def test_figures_as_people_read_them():
+    assert [output.bytes_text(n) for n in (0, 1023, 1024, 1536, 1 << 30, 1 << 50)] == [
+        "0 B",
+        "1023 B",
+        "1.0 KiB",
+        "1.5 KiB",
+        "1.0 GiB",
+        "1024.0 TiB",
+    ]
+    assert [output.age(n) for n in (-1, 59, 61, 3600, 90000, 10**6)] == [
+        "0 s",
+        "59 s",
+        "1 min",
+        "1 h 00",
+        "25 h 00",
+        "11 d",
+    ]
+    assert output.printable("a\x1b[0m\u00e4\n") == "a\\x1b[0m\u00e4\\n"
