@@ -217,7 +217,7 @@ def sweep():
         "Counter": lambda i: collections.Counter({i: 1}),
         "enum": lambda i: list(Colour)[i % 3],
         "datetime": lambda i: datetime.datetime(2020, 1, 1) + datetime.timedelta(i),
-        "utc": lambda i: datetime.datetime(2020, 1, 1, tzinfo=datetime.timezone.utc) + datetime.timedelta(i),
+        "utc": lambda i: datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC) + datetime.timedelta(i),
         "date": lambda i: datetime.date(2020, 1, 1) + datetime.timedelta(i),
         "timedelta": lambda i: datetime.timedelta(i),
         "Decimal": lambda i: decimal.Decimal(i) / 4,

@@ -30,7 +30,7 @@ class Derived(Plain):
 
 
 class Slots:
-    __slots__ = ("a", "b", "__private")
+    __slots__ = ("__private", "a", "b")
 
     def hide(self, value):
         self.__private = value
@@ -280,7 +280,7 @@ _ATOMS = (
     lambda r: decimal.Decimal(r.randrange(10**6)) / 8,
     lambda r: fractions.Fraction(r.randrange(99), 7),
     lambda r: datetime.datetime(2000 + r.randrange(30), 1 + r.randrange(12), 3, 4, 5, 6, r.randrange(10**6), fold=r.randrange(2)),
-    lambda r: datetime.datetime(2000, 1, 1, tzinfo=r.choice((datetime.timezone.utc, datetime.timezone(datetime.timedelta(hours=3), "x")))),
+    lambda r: datetime.datetime(2000, 1, 1, tzinfo=r.choice((datetime.UTC, datetime.timezone(datetime.timedelta(hours=3), "x")))),
     lambda r: datetime.date(1 + r.randrange(9000), 1, 2),
     lambda r: datetime.time(r.randrange(24), 5, fold=r.randrange(2)),
     lambda r: datetime.timedelta(r.randrange(-9999, 9999), r.randrange(10**5), r.randrange(10**6)),
@@ -322,7 +322,7 @@ def graph(seed, size=30):
         for name in r.sample(("a", "b", "c", "long_name", "é", "value"), r.randrange(5)):
             setattr(obj, name, pick())
         if r.random() < 0.2:
-            obj.__dict__  # noqa: B018  materializes the dict
+            obj.__dict__
         if r.random() < 0.1:
             obj.__dict__["own " + str(r.random())] = obj.__dict__
         return obj
@@ -421,7 +421,7 @@ def _children(obj):
             yield ("value", i), value
     elif isinstance(obj, (set, frozenset)):
         # Elements are compared by value: their order is not part of the set's.
-        yield "elements", tuple(sorted((repr(shape(x)) for x in obj)))
+        yield "elements", tuple(sorted(repr(shape(x)) for x in obj))
     if isinstance(obj, collections.defaultdict):
         yield "factory", obj.default_factory
     attributes = getattr(obj, "__dict__", None)
@@ -450,7 +450,7 @@ def shape(root):
         if isinstance(obj, (int, float, str, type(None))) and type(obj) in (int, float, str, bool, type(None)):
             out.append((label, type(obj).__name__, repr(obj)))
             continue
-        if type(obj) is tuple and not obj or type(obj) is bytes and len(obj) < 2:
+        if (type(obj) is tuple and not obj) or (type(obj) is bytes and len(obj) < 2):
             out.append((label, repr(obj)))  # one object for all
             continue
         number = numbers.get(id(obj))
@@ -459,8 +459,8 @@ def shape(root):
             continue
         numbers[id(obj)] = len(numbers)
         keep.append(obj)
-        text = repr(obj) if isinstance(obj, _BY_REPR) or callable(obj) and hasattr(obj, "__qualname__") else ""
+        text = repr(obj) if isinstance(obj, _BY_REPR) or (callable(obj) and hasattr(obj, "__qualname__")) else ""
         out.append((label, type(obj).__qualname__, text))
-        if not isinstance(obj, _BY_REPR) or type(obj).__dictoffset__ and not isinstance(obj, (type, enum.Enum)):
+        if not isinstance(obj, _BY_REPR) or (type(obj).__dictoffset__ and not isinstance(obj, (type, enum.Enum))):
             stack.extend(reversed(list(_children(obj))) if not isinstance(obj, (type, enum.Enum)) else ())
     return out

@@ -170,7 +170,8 @@ static inline int prp_attrs_view(PyObject *obj, PyTypeObject *type, prp_attrs *v
     view->keys = ((PyHeapTypeObject *)type)->ht_cached_keys;
     view->values = values->values;
 #if PY_VERSION_HEX < 0x030D0000
-    const uint8_t *prefix = (const uint8_t *)values; /* [-1] its length, [-2] attributes set, [-3], [-4].. their order */
+    const uint8_t *prefix =
+        (const uint8_t *)values; /* [-1] its length, [-2] attributes set, [-3], [-4].. their order */
     view->count = prefix[-2];
     view->order = prefix - 3;
     view->step = -1;
@@ -207,7 +208,10 @@ static inline Py_ssize_t prp_attrs_slot(const prp_attrs *view, Py_ssize_t i)
 }
 
 /* The instance's dict, made if need be: new reference, or NULL with an exception. */
-static inline PyObject *prp_attrs_dict(PyObject *obj) { return PyObject_GenericGetDict(obj, NULL); }
+static inline PyObject *prp_attrs_dict(PyObject *obj)
+{
+    return PyObject_GenericGetDict(obj, NULL);
+}
 
 /* ---- dicts: entry after entry, in order; the dict must not change between two calls --------------------------------- */
 

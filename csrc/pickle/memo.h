@@ -22,7 +22,7 @@ typedef struct {
 
 typedef struct {
     prp_memo_slot *slots;
-    size_t mask; /* slots - 1; a power of two */
+    size_t mask;     /* slots - 1; a power of two */
     PyObject **keys; /* in order of entry; room for (mask + 1) / 2 */
     uint32_t count;
     uint32_t generation;
@@ -77,6 +77,9 @@ static inline int64_t prp_memo_add_as(prp_memo *memo, PyObject *key, uint32_t in
     }
 }
 
-static inline int64_t prp_memo_add(prp_memo *memo, PyObject *key) { return prp_memo_add_as(memo, key, memo->count); }
+static inline int64_t prp_memo_add(prp_memo *memo, PyObject *key)
+{
+    return prp_memo_add_as(memo, key, memo->count);
+}
 
 #endif

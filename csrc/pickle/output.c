@@ -243,7 +243,10 @@ int prp_out_finish(prp_saver *s)
     return 0;
 }
 
-size_t prp_out_len(const prp_saver *s) { return (size_t)(s->p - s->base) + s->piece_bytes; }
+size_t prp_out_len(const prp_saver *s)
+{
+    return (size_t)(s->p - s->base) + s->piece_bytes;
+}
 
 PyObject *prp_out_bytes(prp_saver *s)
 {

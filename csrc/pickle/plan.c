@@ -225,16 +225,16 @@ static bool plain_enum(PyTypeObject *type, PyObject *sample)
     PyObject *base = loaded("enum", "Enum");
     bool good = base && PyType_Check(base) && PyType_IsSubtype(type, (PyTypeObject *)base) &&
                 inherits(type, (PyTypeObject *)base, prp_g.str_reduce_ex) &&
-                inherits(type, &PyBaseObject_Type, prp_g.str_class) &&
-                plain_getattribute(type) && !defines(type, prp_g.str_getattr) &&
-                !defines(type, prp_g.str_value);
+                inherits(type, &PyBaseObject_Type, prp_g.str_class) && plain_getattribute(type) &&
+                !defines(type, prp_g.str_getattr) && !defines(type, prp_g.str_value);
     Py_XDECREF(base);
     if (!good)
         return false;
     PyObject *method = prp_type_lookup(type, prp_g.str_reduce_ex);
     PyObject *name = method && PyFunction_Check(method) ? PyObject_GetAttr(method, prp_g.str_qualname) : NULL;
     PyObject *home = name ? PyObject_GetAttr(method, prp_g.str_module) : NULL;
-    good = home && PyUnicode_Check(home) && PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(home, "enum") == 0 &&
+    good = home && PyUnicode_Check(home) && PyUnicode_Check(name) &&
+           PyUnicode_CompareWithASCIIString(home, "enum") == 0 &&
            PyUnicode_CompareWithASCIIString(name, "Enum.__reduce_ex__") == 0;
     PyObject *value = NULL, *reduced = NULL;
     if (good) {
@@ -314,7 +314,8 @@ static int classify_heap(prp_plan *plan, PyTypeObject *type, PyObject *sample)
         return 0;
     }
     /* A frozen dataclass with slots: dataclasses' own __getstate__ lists the fields. */
-    PyObject *method = prp_type_lookup(type, prp_g.str_getstate), *theirs = loaded("dataclasses", "_dataclass_getstate");
+    PyObject *method = prp_type_lookup(type, prp_g.str_getstate),
+             *theirs = loaded("dataclasses", "_dataclass_getstate");
     if (method && method == theirs && !plan->has_attrs) {
         PyObject *fields = loaded("dataclasses", "fields");
         PyObject *list = fields ? PyObject_CallOneArg(fields, (PyObject *)type) : NULL;
@@ -385,9 +386,10 @@ static void classify_static(prp_plan *plan, PyTypeObject *type)
             plan->trusted = true;
         } else if (prp_is_numpy(type, type->tp_name + 6)) {
             static const char *const scalars[] = {
-                "bool",    "bool_",  "int8",   "int16",   "int32",   "int64",     "uint8",      "uint16",  "uint32",
-                "uint64",  "intp",   "uintp",  "longlong", "ulonglong", "float16", "float32", "float64", "complex64", "complex128",
-                "longdouble", "clongdouble", "float128", "complex256", "datetime64", "timedelta64",
+                "bool",     "bool_",      "int8",       "int16",       "int32",      "int64",      "uint8",
+                "uint16",   "uint32",     "uint64",     "intp",        "uintp",      "longlong",   "ulonglong",
+                "float16",  "float32",    "float64",    "complex64",   "complex128", "longdouble", "clongdouble",
+                "float128", "complex256", "datetime64", "timedelta64",
             };
             for (size_t i = 0; i < sizeof scalars / sizeof *scalars; i++)
                 if (strcmp(type->tp_name + 6, scalars[i]) == 0) {
@@ -411,7 +413,8 @@ static int classify(prp_plan *plan, PyTypeObject *type, PyObject *sample)
     plan->stream = 0;
     plan->keys = NULL;
     plan->keys_checked = 0;
-    plan->odd = Py_TYPE(type)->tp_hash != PyType_Type.tp_hash || Py_TYPE(type)->tp_richcompare != PyType_Type.tp_richcompare;
+    plan->odd =
+        Py_TYPE(type)->tp_hash != PyType_Type.tp_hash || Py_TYPE(type)->tp_richcompare != PyType_Type.tp_richcompare;
     plan->has_attrs = type->tp_dictoffset != 0 || type->tp_flags & Py_TPFLAGS_MANAGED_DICT;
     plan->version = 0;
     if (PyType_IsSubtype(type, &PyType_Type)) {

@@ -39,8 +39,8 @@ struct prp_plan {
     PyTypeObject *type; /* not owned, only compared, until `version` has been checked */
     unsigned version;
     uint8_t kind;
-    bool trusted;   /* its __reduce_ex__ is C code that runs nothing else */
-    bool odd;       /* a metaclass with a __hash__ or __eq__: even a table lookup is foreign */
+    bool trusted; /* its __reduce_ex__ is C code that runs nothing else */
+    bool odd;     /* a metaclass with a __hash__ or __eq__: even a table lookup is foreign */
     bool has_attrs;
     uint64_t epoch;
     PyObject *registered, *table, *put_reducer; /* owned or NULL: reducers found for this type */
@@ -52,7 +52,7 @@ struct prp_plan {
     uint32_t class_index; /* plus one */
     uint32_t names[PRP_PLAN_NAMES];
 
-    void *keys; /* the shared keys the names belong to */
+    void *keys;              /* the shared keys the names belong to */
     Py_ssize_t keys_checked; /* how many of them are known not to be hooks */
     Py_ssize_t nslots;
     prp_slot *slots; /* owned */
@@ -69,14 +69,15 @@ int prp_plan_resume(prp_saver *s); /* the topmost frame, of a kind save.c does n
 int prp_plan_finish_tuple(prp_saver *s);
 int prp_plan_write_name(prp_saver *s, prp_slot *slot);
 int prp_plan_class(prp_saver *s, prp_plan *plan); /* writes the class */
-void prp_plans_trim(void);                         /* between dumps: forgets plans if there are very many */
+void prp_plans_trim(void);                        /* between dumps: forgets plans if there are very many */
 int prp_plans_setup(void);
 
 /* ---- save_array.c ---- */
 int prp_save_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided);
 int prp_save_scalar(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided);
 bool prp_array_has_base(PyObject *array);
-bool prp_is_numpy(PyTypeObject *type, const char *name); /* `type` is what numpy calls `name`, looked up without importing */
+bool prp_is_numpy(PyTypeObject *type,
+                  const char *name);             /* `type` is what numpy calls `name`, looked up without importing */
 PyObject *prp_numpy_attribute(const char *name); /* new reference, or NULL without an exception */
 PyObject *prp_scalar_function(void);
 

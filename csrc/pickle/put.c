@@ -134,7 +134,8 @@ static const prp_put_buffer *sent_before(const prp_saver *s, const void *data, s
     for (size_t i = s->buffer_count; i-- > 0 && s->buffer_count - i < 64;) {
         const prp_put_buffer *buffer = &s->buffers[i];
         uintptr_t from = (uintptr_t)buffer->data;
-        if (buffer->memo_index >= 0 && start >= from && start - from <= buffer->len && len <= buffer->len - (start - from))
+        if (buffer->memo_index >= 0 && start >= from && start - from <= buffer->len &&
+            len <= buffer->len - (start - from))
             return buffer;
     }
     return NULL;
@@ -163,7 +164,10 @@ static int add_array(prp_saver *s, PyObject *obj, const prp_array_source *source
 }
 
 /* Could another array share this one's memory? Views do, and arrays somebody else refers to. */
-static bool may_be_shared(PyObject *obj) { return Py_REFCNT(obj) > 2 || prp_array_has_base(obj); }
+static bool may_be_shared(PyObject *obj)
+{
+    return Py_REFCNT(obj) > 2 || prp_array_has_base(obj);
+}
 
 int prp_put_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
 {
@@ -231,7 +235,8 @@ int prp_put_root(prp_saver *s, PyObject *root)
         prp_plan *plan = prp_plan_for(s, Py_TYPE(root), root);
         if (!plan)
             return -1;
-        const prp_ndarray_api *api = plan->kind == PLAN_NDARRAY && !plan->registered && !plan->table ? prp_ndarray() : NULL;
+        const prp_ndarray_api *api =
+            plan->kind == PLAN_NDARRAY && !plan->registered && !plan->table ? prp_ndarray() : NULL;
         if (!api && PyErr_Occurred())
             return -1;
         if (api) {

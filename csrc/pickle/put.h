@@ -25,7 +25,8 @@
 typedef struct prp_saver prp_saver;
 
 enum {
-    PRP_PUT_SMALL_ROOT = 1, /* an array that is the whole object uses the template of array_template.h however small it is */
+    PRP_PUT_SMALL_ROOT =
+        1, /* an array that is the whole object uses the template of array_template.h however small it is */
 };
 
 typedef struct {
@@ -37,9 +38,9 @@ typedef struct {
 typedef struct {
     const void *data; /* contiguous bytes, or NULL: call prp_put_gather */
     size_t len;
-    PyObject *owner; /* owned: the exporter */
-    Py_buffer *view; /* acquired, or NULL for arrays, which are held by `owner` alone */
-    void *source;    /* prp_array_source of a strided array, or NULL */
+    PyObject *owner;    /* owned: the exporter */
+    Py_buffer *view;    /* acquired, or NULL for arrays, which are held by `owner` alone */
+    void *source;       /* prp_array_source of a strided array, or NULL */
     int64_t memo_index; /* of the buffer in the stream, -1 if it has none */
     bool readonly;
 } prp_put_buffer;

@@ -270,7 +270,8 @@ static PRP_COLD void note_step(prp_saver *s, const prp_frame *f)
     const prp_frame *outer = f > s->stack ? f - 1 : NULL;
     if (is_pair_state(s, f))
         return;
-    bool of_instance = outer && (outer->kind == FRAME_BUILD || outer->kind == FRAME_SLOTS_NEXT || is_pair_state(s, outer));
+    bool of_instance =
+        outer && (outer->kind == FRAME_BUILD || outer->kind == FRAME_SLOTS_NEXT || is_pair_state(s, outer));
     if (f->obj == s->args_of && s->args_of)
         add_step(s, step), step = (prp_step){.kind = STEP_ARGS};
     switch ((prp_frame_kind)f->kind) {
@@ -285,9 +286,9 @@ static PRP_COLD void note_step(prp_saver *s, const prp_frame *f)
         pos = f->i - 1;
         if (pos < 0 || !PyDict_Next(f->obj, &pos, &key, &value))
             return;
-        step.kind = f->flags & FRAME_IN_KEY                                                         ? STEP_ELEMENT
-                    : (of_instance || f->obj == s->state_of) && PyUnicode_CheckExact(key)          ? STEP_ATTR
-                                                                                                     : STEP_KEY;
+        step.kind = f->flags & FRAME_IN_KEY                                               ? STEP_ELEMENT
+                    : (of_instance || f->obj == s->state_of) && PyUnicode_CheckExact(key) ? STEP_ATTR
+                                                                                          : STEP_KEY;
         step.key = Py_NewRef(key);
         break;
     case FRAME_SET:
@@ -313,7 +314,10 @@ static PRP_COLD void note_step(prp_saver *s, const prp_frame *f)
     add_step(s, step);
 }
 
-void prp_note_index(prp_saver *s, Py_ssize_t index) { add_step(s, (prp_step){.kind = STEP_INDEX, .index = index}); }
+void prp_note_index(prp_saver *s, Py_ssize_t index)
+{
+    add_step(s, (prp_step){.kind = STEP_INDEX, .index = index});
+}
 
 void prp_note_key(prp_saver *s, PyObject *key)
 {
@@ -381,49 +385,49 @@ static PRP_COLD int save_persistent(prp_saver *s, PyObject *obj)
 
 #define SYNC() (s->p = p)
 #define LOAD() (p = s->p)
-#define TRY(call)                                                                                                           \
-    do {                                                                                                                    \
-        SYNC();                                                                                                             \
-        if ((call) < 0)                                                                                                     \
-            goto error;                                                                                                     \
-        LOAD();                                                                                                             \
+#define TRY(call)       \
+    do {                \
+        SYNC();         \
+        if ((call) < 0) \
+            goto error; \
+        LOAD();         \
     } while (0)
-#define BOUNDARY()                                                                                                          \
-    do {                                                                                                                    \
-        if (PRP_UNLIKELY(p >= s->limit))                                                                                    \
-            TRY(prp_out_boundary(s));                                                                                       \
+#define BOUNDARY()                       \
+    do {                                 \
+        if (PRP_UNLIKELY(p >= s->limit)) \
+            TRY(prp_out_boundary(s));    \
     } while (0)
-#define ROOM(n)                                                                                                             \
-    do {                                                                                                                    \
-        if (PRP_UNLIKELY(s->end - p < (n)))                                                                                 \
-            TRY(prp_out_grow(s, n));                                                                                        \
+#define ROOM(n)                             \
+    do {                                    \
+        if (PRP_UNLIKELY(s->end - p < (n))) \
+            TRY(prp_out_grow(s, n));        \
     } while (0)
 /* GET if obj has been written, else what follows; `noted` says that MEMOIZE (or PUT) is due once the object exists. */
-#define RECALL(obj)                                                                                                         \
-    do {                                                                                                                    \
-        noted = false;                                                                                                      \
-        if (!prp_unshared(s, obj)) {                                                                                        \
-            int64_t index = PRP_UNLIKELY(s->fast) ? prp_memo_get(&s->memo, obj) : prp_memo_add(&s->memo, obj);              \
-            if (index >= 0) {                                                                                               \
-                if (PRP_LIKELY(s->bin))                                                                                     \
-                    p = prp_put_get(p, (uint32_t)index);                                                                    \
-                else                                                                                                        \
-                    TRY(prp_write_get(s, (uint32_t)index));                                                                 \
-                goto done;                                                                                                  \
-            }                                                                                                               \
-            if (PRP_UNLIKELY(index == PRP_MEMO_ERROR))                                                                      \
-                goto error;                                                                                                 \
-            noted = !s->fast;                                                                                               \
-        }                                                                                                                   \
+#define RECALL(obj)                                                                                            \
+    do {                                                                                                       \
+        noted = false;                                                                                         \
+        if (!prp_unshared(s, obj)) {                                                                           \
+            int64_t index = PRP_UNLIKELY(s->fast) ? prp_memo_get(&s->memo, obj) : prp_memo_add(&s->memo, obj); \
+            if (index >= 0) {                                                                                  \
+                if (PRP_LIKELY(s->bin))                                                                        \
+                    p = prp_put_get(p, (uint32_t)index);                                                       \
+                else                                                                                           \
+                    TRY(prp_write_get(s, (uint32_t)index));                                                    \
+                goto done;                                                                                     \
+            }                                                                                                  \
+            if (PRP_UNLIKELY(index == PRP_MEMO_ERROR))                                                         \
+                goto error;                                                                                    \
+            noted = !s->fast;                                                                                  \
+        }                                                                                                      \
     } while (0)
-#define MEMOIZE()                                                                                                           \
-    do {                                                                                                                    \
-        if (noted) {                                                                                                        \
-            if (PRP_LIKELY(s->proto >= 4))                                                                                  \
-                *p++ = OP_MEMOIZE;                                                                                          \
-            else                                                                                                            \
-                TRY(prp_write_put(s, s->memo.count - 1));                                                                   \
-        }                                                                                                                   \
+#define MEMOIZE()                                         \
+    do {                                                  \
+        if (noted) {                                      \
+            if (PRP_LIKELY(s->proto >= 4))                \
+                *p++ = OP_MEMOIZE;                        \
+            else                                          \
+                TRY(prp_write_put(s, s->memo.count - 1)); \
+        }                                                 \
     } while (0)
 
 /* A short ASCII string with nothing else to look at: the one case worth inlining everywhere. */
@@ -431,65 +435,66 @@ static PRP_COLD int save_persistent(prp_saver *s, PyObject *obj)
 
 /* Writes `item` if it is an atom, or has been written before, and does `next` (a plain block, so that `next` may be continue); falls through otherwise.
  * Needs s->proto >= 4. */
-#define WRITE_ATOM(item, next)                                                                                              \
-    {                                                                                                                    \
-        PyTypeObject *t_ = Py_TYPE(item);                                                                                   \
-        if (t_ == &PyUnicode_Type) {                                                                                        \
-            if (PRP_LIKELY(SHORT_ASCII(item))) {                                                                            \
-                if (!prp_unshared(s, item)) {                                                                               \
-                    int64_t index = prp_memo_add(&s->memo, item);                                                           \
-                    if (index >= 0) {                                                                                       \
-                        p = prp_put_get(p, (uint32_t)index);                                                                \
-                        next;                                                                                               \
-                    }                                                                                                       \
-                    if (PRP_UNLIKELY(index == PRP_MEMO_ERROR))                                                              \
-                        goto error;                                                                                         \
-                    WRITE_SHORT_ASCII(item);                                                                                \
-                    *p++ = OP_MEMOIZE;                                                                                      \
-                    next;                                                                                                   \
-                }                                                                                                           \
-                WRITE_SHORT_ASCII(item);                                                                                    \
-                next;                                                                                                       \
-            }                                                                                                               \
-        } else if (t_ == &PyLong_Type) {                                                                                    \
-            int64_t value_;                                                                                                 \
-            if (PRP_LIKELY(prp_long_small(item, &value_)))                                                                  \
-                p = prp_put_int64(p, value_);                                                                               \
-            else                                                                                                            \
-                TRY(write_wide_int(s, item));                                                                               \
-            next;                                                                                                           \
-        } else if (t_ == &PyFloat_Type) {                                                                                   \
-            p = prp_put_float(p, PyFloat_AS_DOUBLE(item));                                                                  \
-            next;                                                                                                           \
-        } else if (item == Py_None) {                                                                                       \
-            *p++ = OP_NONE;                                                                                                 \
-            next;                                                                                                           \
-        } else if (t_ == &PyBool_Type) {                                                                                    \
-            *p++ = item == Py_True ? OP_NEWTRUE : OP_NEWFALSE;                                                              \
-            next;                                                                                                           \
-        } else if (!prp_unshared(s, item)) {                                                                                \
-            int64_t index = prp_memo_get(&s->memo, item);                                                                   \
-            if (index >= 0) {                                                                                               \
-                p = prp_put_get(p, (uint32_t)index);                                                                        \
-                next;                                                                                                       \
-            }                                                                                                               \
-        }                                                                                                                   \
+#define WRITE_ATOM(item, next)                                    \
+    {                                                             \
+        PyTypeObject *t_ = Py_TYPE(item);                         \
+        if (t_ == &PyUnicode_Type) {                              \
+            if (PRP_LIKELY(SHORT_ASCII(item))) {                  \
+                if (!prp_unshared(s, item)) {                     \
+                    int64_t index = prp_memo_add(&s->memo, item); \
+                    if (index >= 0) {                             \
+                        p = prp_put_get(p, (uint32_t)index);      \
+                        next;                                     \
+                    }                                             \
+                    if (PRP_UNLIKELY(index == PRP_MEMO_ERROR))    \
+                        goto error;                               \
+                    WRITE_SHORT_ASCII(item);                      \
+                    *p++ = OP_MEMOIZE;                            \
+                    next;                                         \
+                }                                                 \
+                WRITE_SHORT_ASCII(item);                          \
+                next;                                             \
+            }                                                     \
+        } else if (t_ == &PyLong_Type) {                          \
+            int64_t value_;                                       \
+            if (PRP_LIKELY(prp_long_small(item, &value_)))        \
+                p = prp_put_int64(p, value_);                     \
+            else                                                  \
+                TRY(write_wide_int(s, item));                     \
+            next;                                                 \
+        } else if (t_ == &PyFloat_Type) {                         \
+            p = prp_put_float(p, PyFloat_AS_DOUBLE(item));        \
+            next;                                                 \
+        } else if (item == Py_None) {                             \
+            *p++ = OP_NONE;                                       \
+            next;                                                 \
+        } else if (t_ == &PyBool_Type) {                          \
+            *p++ = item == Py_True ? OP_NEWTRUE : OP_NEWFALSE;    \
+            next;                                                 \
+        } else if (!prp_unshared(s, item)) {                      \
+            int64_t index = prp_memo_get(&s->memo, item);         \
+            if (index >= 0) {                                     \
+                p = prp_put_get(p, (uint32_t)index);              \
+                next;                                             \
+            }                                                     \
+        }                                                         \
     }
 
-#define WRITE_SHORT_ASCII(str)                                                                                              \
-    do {                                                                                                                    \
-        size_t n_ = (size_t)PyUnicode_GET_LENGTH(str);                                                                      \
-        ROOM((Py_ssize_t)n_ + PRP_ROOM);                                                                                    \
-        *p++ = OP_SHORT_BINUNICODE;                                                                                         \
-        *p++ = (uint8_t)n_;                                                                                                 \
-        prp_copy_short(p, PyUnicode_DATA(str), n_);                                                                         \
-        p += n_;                                                                                                            \
+#define WRITE_SHORT_ASCII(str)                         \
+    do {                                               \
+        size_t n_ = (size_t)PyUnicode_GET_LENGTH(str); \
+        ROOM((Py_ssize_t)n_ + PRP_ROOM);               \
+        *p++ = OP_SHORT_BINUNICODE;                    \
+        *p++ = (uint8_t)n_;                            \
+        prp_copy_short(p, PyUnicode_DATA(str), n_);    \
+        p += n_;                                       \
     } while (0)
 
 /* Runs: lists and tuples often hold one type throughout. Each writes the items from `i` on as long as they are of its type and
  * the frame has room, and returns the index of the first one it did not write. */
 
-static inline Py_ssize_t run_of_ints(uint8_t **out, uint8_t *const limit, PyObject *const *items, Py_ssize_t i, Py_ssize_t stop)
+static inline Py_ssize_t run_of_ints(uint8_t **out, uint8_t *const limit, PyObject *const *items, Py_ssize_t i,
+                                     Py_ssize_t stop)
 {
     uint8_t *p = *out;
     int64_t value;
@@ -501,7 +506,8 @@ static inline Py_ssize_t run_of_ints(uint8_t **out, uint8_t *const limit, PyObje
     return i;
 }
 
-static inline Py_ssize_t run_of_floats(uint8_t **out, uint8_t *const limit, PyObject *const *items, Py_ssize_t i, Py_ssize_t stop)
+static inline Py_ssize_t run_of_floats(uint8_t **out, uint8_t *const limit, PyObject *const *items, Py_ssize_t i,
+                                       Py_ssize_t stop)
 {
     uint8_t *p = *out;
     while (i < stop && p < limit && Py_IS_TYPE(items[i], &PyFloat_Type)) {
@@ -513,7 +519,8 @@ static inline Py_ssize_t run_of_floats(uint8_t **out, uint8_t *const limit, PyOb
 }
 
 /* Short ASCII strings that nobody else refers to. */
-static inline Py_ssize_t run_of_strs(uint8_t **out, uint8_t *const limit, PyObject *const *items, Py_ssize_t i, Py_ssize_t stop)
+static inline Py_ssize_t run_of_strs(uint8_t **out, uint8_t *const limit, PyObject *const *items, Py_ssize_t i,
+                                     Py_ssize_t stop)
 {
     uint8_t *p = *out;
     while (i < stop) {
@@ -563,7 +570,8 @@ static int save(prp_saver *s, PyObject *obj, bool ask_id)
 
 save:
     if (PRP_UNLIKELY(p >= s->limit)) {
-        Py_XSETREF(s->guard, Py_NewRef(obj)); /* a flush runs the file's write(), which may drop obj from its container */
+        Py_XSETREF(s->guard,
+                   Py_NewRef(obj)); /* a flush runs the file's write(), which may drop obj from its container */
         TRY(prp_out_boundary(s));
         if (s->elide)
             Py_CLEAR(s->guard); /* nothing ran; and obj may not look shared */
@@ -998,40 +1006,41 @@ attrs: {
     goto done;
 }
 
-slots: { /* only while eliding, so nothing can change the instance or the plan */
-    prp_plan *plan = (prp_plan *)f->plan;
-    PyObject *owner = f->obj;
-    Py_ssize_t i = f->i;
-    const bool named = f->kind == FRAME_SLOTS;
-    while (i < plan->nslots) {
-        prp_slot *slot = &plan->slots[i++];
-        PyObject *value = *(PyObject **)((char *)owner + slot->offset);
-        if (!value)
-            continue;
-        f->i = i;
-        ROOM(2 * PRP_ROOM);
-        if (named) {
-            if (PRP_LIKELY(slot->index))
-                p = prp_put_get(p, slot->index - 1);
-            else
-                TRY(prp_plan_write_name(s, slot));
+    slots:
+    { /* only while eliding, so nothing can change the instance or the plan */
+        prp_plan *plan = (prp_plan *)f->plan;
+        PyObject *owner = f->obj;
+        Py_ssize_t i = f->i;
+        const bool named = f->kind == FRAME_SLOTS;
+        while (i < plan->nslots) {
+            prp_slot *slot = &plan->slots[i++];
+            PyObject *value = *(PyObject **)((char *)owner + slot->offset);
+            if (!value)
+                continue;
+            f->i = i;
+            ROOM(2 * PRP_ROOM);
+            if (named) {
+                if (PRP_LIKELY(slot->index))
+                    p = prp_put_get(p, slot->index - 1);
+                else
+                    TRY(prp_plan_write_name(s, slot));
+            }
+            if (PRP_LIKELY(plain))
+                WRITE_ATOM(value, continue);
+            obj = value;
+            goto save;
         }
-        if (PRP_LIKELY(plain))
-            WRITE_ATOM(value, continue);
-        obj = value;
-        goto save;
+        ROOM(PRP_ROOM);
+        if (named) {
+            *p++ = f->n == 1 ? OP_SETITEM : OP_SETITEMS;
+            *p++ = OP_TUPLE2;
+        } else {
+            *p++ = f->n == 1 ? OP_APPEND : OP_APPENDS;
+        }
+        *p++ = OP_BUILD;
+        pop(s);
+        goto done;
     }
-    ROOM(PRP_ROOM);
-    if (named) {
-        *p++ = f->n == 1 ? OP_SETITEM : OP_SETITEMS;
-        *p++ = OP_TUPLE2;
-    } else {
-        *p++ = f->n == 1 ? OP_APPEND : OP_APPENDS;
-    }
-    *p++ = OP_BUILD;
-    pop(s);
-    goto done;
-}
 
 set: {
     PyObject *set = f->obj;
@@ -1106,4 +1115,7 @@ int prp_save(prp_saver *s, PyObject *obj)
     return save(s, obj, true);
 }
 
-int prp_save_pid(prp_saver *s, PyObject *pid) { return save(s, pid, false); }
+int prp_save_pid(prp_saver *s, PyObject *pid)
+{
+    return save(s, pid, false);
+}

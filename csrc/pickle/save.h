@@ -91,22 +91,22 @@ struct prp_saver {
     prp_memo memo;
     prp_frame *stack;
     size_t depth, room;
-    PyObject *guard; /* owned: keeps the object in hand alive across a hook */
-    PyObject *next; /* set by prp_save_other together with SAVE_NEXT; borrowed */
+    PyObject *guard;       /* owned: keeps the object in hand alive across a hook */
+    PyObject *next;        /* set by prp_save_other together with SAVE_NEXT; borrowed */
     uintptr_t stack_limit; /* the C stack may grow down to here; 0 if unknown */
-    uint64_t stream; /* number of this dump, for what plans keep per stream */
+    uint64_t stream;       /* number of this dump, for what plans keep per stream */
 
     int proto;
-    bool bin;        /* protocol 1 and up */
-    bool framing;    /* protocol 4 and up, but not in put mode */
+    bool bin;     /* protocol 1 and up */
+    bool framing; /* protocol 4 and up, but not in put mode */
     bool elide;
     bool elided; /* something has been left out of the memo */
     bool letter;
-    bool fast;       /* Pickler.fast: nothing is memoized */
+    bool fast; /* Pickler.fast: nothing is memoized */
     bool fix_imports;
-    bool put;        /* put mode: section 3's table */
+    bool put; /* put mode: section 3's table */
     bool put_small_root;
-    bool restart;    /* set together with -1: not an error, begin again without elision */
+    bool restart; /* set together with -1: not an error, begin again without elision */
     bool busy;
 
     /* hooks; borrowed from the caller for the time of the dump, NULL if absent */
@@ -174,7 +174,8 @@ void prp_out_reset(prp_saver *s); /* drops content, keeps bounded scratch */
 int prp_out_begin(prp_saver *s);  /* PROTO, and the first frame */
 int prp_out_boundary(prp_saver *s);
 int prp_out_grow(prp_saver *s, size_t room);
-int prp_out_large(prp_saver *s, const uint8_t *header, size_t header_len, const void *data, size_t len, PyObject *owner);
+int prp_out_large(prp_saver *s, const uint8_t *header, size_t header_len, const void *data, size_t len,
+                  PyObject *owner);
 int prp_out_finish(prp_saver *s); /* STOP, closes the frame */
 PyObject *prp_out_bytes(prp_saver *s);
 int prp_out_flush(prp_saver *s); /* to s->write */
@@ -214,9 +215,9 @@ int prp_save_reduce_value(prp_saver *s, PyObject *value, PyObject *obj); /* a st
 /* ---- save_global.c ---- */
 
 int prp_save_global(prp_saver *s, PyObject *obj, PyObject *name);
-int prp_save_type(prp_saver *s, PyObject *obj);     /* exact `type` */
-int prp_save_named(prp_saver *s, PyObject *obj);    /* function, or class with a metaclass: by reference, else by value */
-int prp_save_class(prp_saver *s, PyObject *cls);    /* saves any class, from the memo if it is there */
+int prp_save_type(prp_saver *s, PyObject *obj);  /* exact `type` */
+int prp_save_named(prp_saver *s, PyObject *obj); /* function, or class with a metaclass: by reference, else by value */
+int prp_save_class(prp_saver *s, PyObject *cls); /* saves any class, from the memo if it is there */
 int prp_by_value(prp_saver *s, PyObject *obj, PyObject **value); /* cloudpickle's reduction: 1, 0 if it has none, -1 */
 
 /* ---- save_old.c: atoms of protocols 0 and 1, and other things below protocol 4 ---- */
@@ -243,11 +244,11 @@ void prp_put_error(PyObject *error, PyObject *path); /* says the path in the exc
 
 typedef struct {
     PyObject *pickling_error, *deep_recursion_error;
-    PyObject *copyreg_table, *extensions;                    /* copyreg's dicts */
-    PyObject *name_mapping, *import_mapping;                 /* _compat_pickle, from 3 to 2 */
-    PyObject *registry_version, *registry_find;              /* pyray_ser.registry, or NULL */
-    PyObject *put_reducers;                                  /* {type: reducer} for put mode, or NULL */
-    PyObject *new_by_value;                                  /* () -> the cloudpickle.CloudPickler of one dump */
+    PyObject *copyreg_table, *extensions;       /* copyreg's dicts */
+    PyObject *name_mapping, *import_mapping;    /* _compat_pickle, from 3 to 2 */
+    PyObject *registry_version, *registry_find; /* pyray_ser.registry, or NULL */
+    PyObject *put_reducers;                     /* {type: reducer} for put mode, or NULL */
+    PyObject *new_by_value;                     /* () -> the cloudpickle.CloudPickler of one dump */
     PyObject *getattr, *partial, *codecs_encode, *pickle_complex, *slotnames, *whichmodule, *sys_modules;
     PyCFunction list_append;
     PyObject *int_proto[6];

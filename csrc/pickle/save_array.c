@@ -41,7 +41,10 @@ bool prp_is_numpy(PyTypeObject *type, const char *name)
     return found == (PyObject *)type;
 }
 
-bool prp_array_has_base(PyObject *array) { return PyArray_BASE((PyArrayObject *)array) != NULL; }
+bool prp_array_has_base(PyObject *array)
+{
+    return PyArray_BASE((PyArrayObject *)array) != NULL;
+}
 
 /* First element of what `maker(argument).__reduce_ex__(5)` returns. */
 static PyObject *reducer_of(const char *maker, PyObject *argument)
@@ -116,8 +119,8 @@ static int save_dtype(prp_saver *s, PyObject *descr)
         return prp_write_get(s, (uint32_t)index);
     int number = ((PyArray_Descr *)descr)->type_num;
     char order = ((PyArray_Descr *)descr)->byteorder;
-    if (!s->letter && !s->persistent_id && !s->reducer_override && !s->dispatch_table && number >= 0 && number < DTYPES &&
-        PyTypeNum_ISNUMBER(number) && (order == '=' || order == '|')) {
+    if (!s->letter && !s->persistent_id && !s->reducer_override && !s->dispatch_table && number >= 0 &&
+        number < DTYPES && PyTypeNum_ISNUMBER(number) && (order == '=' || order == '|')) {
         prp_plan *plan = prp_plan_for(s, Py_TYPE(descr), descr);
         if (!plan)
             return -1;
@@ -192,7 +195,8 @@ int prp_save_scalar(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
     int status = SAVE_ERROR;
     PyObject *descr = PyObject_GetAttrString(obj, "dtype");
     if (descr && view.len <= 255) {
-        if (prp_save(s, plan->extra) == 0 && save_dtype(s, descr) == 0 && prp_room(s, (size_t)view.len + PRP_ROOM) == 0) {
+        if (prp_save(s, plan->extra) == 0 && save_dtype(s, descr) == 0 &&
+            prp_room(s, (size_t)view.len + PRP_ROOM) == 0) {
             *s->p++ = OP_SHORT_BINBYTES;
             *s->p++ = (uint8_t)view.len;
             memcpy(s->p, view.buf, (size_t)view.len);

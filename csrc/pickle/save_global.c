@@ -48,7 +48,8 @@ static PyObject *global_name(PyObject *obj, PyObject *name)
 /* The module obj says it is from, else the first one that has it under this name. New reference. */
 static PyObject *module_name(prp_saver *s, PyObject *obj, PyObject *name)
 {
-    if (PyFunction_Check(obj) && ((PyFunctionObject *)obj)->func_module != Py_None && ((PyFunctionObject *)obj)->func_module)
+    if (PyFunction_Check(obj) && ((PyFunctionObject *)obj)->func_module != Py_None &&
+        ((PyFunctionObject *)obj)->func_module)
         return Py_NewRef(((PyFunctionObject *)obj)->func_module);
     PyObject *found = optional_attribute(obj, prp_g.str_module);
     if (!found && PyErr_Occurred())
@@ -63,7 +64,8 @@ static PyObject *module_name(prp_saver *s, PyObject *obj, PyObject *name)
 
 /* What `module`.`name` is now; new reference. NULL with or without an exception. *parent is what has the last part of a dotted
  * name (new reference), NULL for an undotted one; *last (new reference) its last part. */
-static PyObject *resolve(prp_saver *s, PyObject *module, PyObject *name, bool dotted, PyObject **parent, PyObject **last)
+static PyObject *resolve(prp_saver *s, PyObject *module, PyObject *name, bool dotted, PyObject **parent,
+                         PyObject **last)
 {
     if (!dotted) {
         *last = Py_NewRef(name);
@@ -117,8 +119,10 @@ static int save_extension(prp_saver *s, PyObject *obj, PyObject *module, PyObjec
             PyErr_Format(prp_g.pickling_error, "Can't pickle %R: extension code %ld is out of range", obj, code);
         return -1;
     }
-    uint8_t out[5] = {code <= 0xff ? OP_EXT1 : code <= 0xffff ? OP_EXT2 : OP_EXT4, (uint8_t)code, (uint8_t)(code >> 8),
-                      (uint8_t)(code >> 16), (uint8_t)(code >> 24)};
+    uint8_t out[5] = {code <= 0xff     ? OP_EXT1
+                      : code <= 0xffff ? OP_EXT2
+                                       : OP_EXT4,
+                      (uint8_t)code, (uint8_t)(code >> 8), (uint8_t)(code >> 16), (uint8_t)(code >> 24)};
     return prp_out(s, out, code <= 0xff ? 2 : code <= 0xffff ? 3 : 5) < 0 ? -1 : 1;
 }
 
@@ -144,7 +148,8 @@ static int save_text(prp_saver *s, PyObject *module, PyObject *name)
         } else if (!PyErr_Occurred()) {
             item = PyDict_GetItemWithError(prp_g.import_mapping, module);
             if (item && !PyUnicode_Check(item)) {
-                PyErr_Format(PyExc_RuntimeError, "_compat_pickle.REVERSE_IMPORT_MAPPING values should be strings, not %.200s",
+                PyErr_Format(PyExc_RuntimeError,
+                             "_compat_pickle.REVERSE_IMPORT_MAPPING values should be strings, not %.200s",
                              Py_TYPE(item)->tp_name);
                 goto end;
             }
@@ -177,7 +182,8 @@ end:
 }
 
 /* Writes the reference; the name has been found good. */
-static int write_reference(prp_saver *s, PyObject *obj, PyObject *module, PyObject *name, PyObject *parent, PyObject *last)
+static int write_reference(prp_saver *s, PyObject *obj, PyObject *module, PyObject *name, PyObject *parent,
+                           PyObject *last)
 {
     int extension = save_extension(s, obj, module, name);
     if (extension)
@@ -301,7 +307,8 @@ static int save_by_value(prp_saver *s, PyObject *obj)
 
 static bool is_main(PyObject *module)
 {
-    return module == prp_g.str_main || (PyUnicode_GET_LENGTH(module) == 8 && PyUnicode_Compare(module, prp_g.str_main) == 0);
+    return module == prp_g.str_main ||
+           (PyUnicode_GET_LENGTH(module) == 8 && PyUnicode_Compare(module, prp_g.str_main) == 0);
 }
 
 static int save_named(prp_saver *s, PyObject *obj, PyObject *given, bool may_go_by_value)
@@ -385,9 +392,15 @@ end:
     return status;
 }
 
-int prp_save_global(prp_saver *s, PyObject *obj, PyObject *name) { return save_named(s, obj, name, false); }
+int prp_save_global(prp_saver *s, PyObject *obj, PyObject *name)
+{
+    return save_named(s, obj, name, false);
+}
 
-int prp_save_named(prp_saver *s, PyObject *obj) { return save_named(s, obj, NULL, true); }
+int prp_save_named(prp_saver *s, PyObject *obj)
+{
+    return save_named(s, obj, NULL, true);
+}
 
 int prp_save_type(prp_saver *s, PyObject *obj)
 {

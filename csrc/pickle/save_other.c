@@ -84,7 +84,8 @@ int prp_save_picklebuffer(prp_saver *s, PyObject *obj, bool elided)
     if (!view)
         return -1;
     if (view->suboffsets || !PyBuffer_IsContiguous(view, 'A')) {
-        PyErr_SetString(prp_g.pickling_error, "PickleBuffer can not be pickled when pointing to a non-contiguous buffer");
+        PyErr_SetString(prp_g.pickling_error,
+                        "PickleBuffer can not be pickled when pointing to a non-contiguous buffer");
         return -1;
     }
     if (s->put)
@@ -241,7 +242,8 @@ static int save_reduced(prp_saver *s, prp_plan *plan, PyObject *obj, PyTypeObjec
         if (status != SAVE_GENERIC)
             return status;
     }
-    if (plan->kind != PLAN_GENERIC && !(s->put && plan->kind == PLAN_NDARRAY) && s->proto >= 2 && !s->persistent_id && !s->fast) {
+    if (plan->kind != PLAN_GENERIC && !(s->put && plan->kind == PLAN_NDARRAY) && s->proto >= 2 && !s->persistent_id &&
+        !s->fast) {
         if (s->dispatch_table && plan->epoch != prp_epoch && !(plan = prp_plan_for(s, type, obj)))
             return SAVE_ERROR;
         int status = prp_plan_save(s, plan, obj, elided);
@@ -289,10 +291,11 @@ int prp_save_other(prp_saver *s, PyObject *obj, PyTypeObject *type)
             return written < 0 ? SAVE_ERROR : SAVE_DONE;
     }
     if (type == &PyBytes_Type)
-        return s->put && PyBytes_GET_SIZE(obj) >= PRP_PUT_THRESHOLD ? prp_put_bytes(s, obj, elided) : prp_save_bytes(s, obj);
+        return s->put && PyBytes_GET_SIZE(obj) >= PRP_PUT_THRESHOLD ? prp_put_bytes(s, obj, elided)
+                                                                    : prp_save_bytes(s, obj);
     if (type == &PyByteArray_Type)
         return s->put && PyByteArray_GET_SIZE(obj) >= PRP_PUT_THRESHOLD ? prp_put_bytes(s, obj, elided)
-                                                                         : save_bytearray(s, obj, elided);
+                                                                        : save_bytearray(s, obj, elided);
     if (type == &PyPickleBuffer_Type)
         return prp_save_picklebuffer(s, obj, elided);
     Py_INCREF(obj);

@@ -173,11 +173,10 @@ static PyObject *slots_state(const prp_plan *plan, PyObject *obj, PyObject *dict
     return state;
 }
 
-
 /* Class, NEWOBJ, and what state there is: attributes in `view` or `dict`, or all of it in `state`. Writing the class may run
  * foreign code, so whatever is needed behind it is held by the caller (view: there is none while eliding). */
-static int write_instance(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided, const prp_attrs *view, PyObject *dict,
-                          int slots, PyObject *state)
+static int write_instance(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided, const prp_attrs *view,
+                          PyObject *dict, int slots, PyObject *state)
 {
     bool again;
     if (prp_plan_class(s, plan) < 0)

@@ -162,7 +162,8 @@ static int save_newobj_ex(prp_saver *s, PyObject *argtup)
                      PyTuple_GET_SIZE(argtup));
         return -1;
     }
-    PyObject *cls = PyTuple_GET_ITEM(argtup, 0), *args = PyTuple_GET_ITEM(argtup, 1), *kwargs = PyTuple_GET_ITEM(argtup, 2);
+    PyObject *cls = PyTuple_GET_ITEM(argtup, 0), *args = PyTuple_GET_ITEM(argtup, 1),
+             *kwargs = PyTuple_GET_ITEM(argtup, 2);
     if (!PyType_Check(cls))
         return bad_type("first item from NEWOBJ_EX argument tuple must be a class, not %.200s", cls);
     if (!PyTuple_Check(args))
@@ -170,9 +171,11 @@ static int save_newobj_ex(prp_saver *s, PyObject *argtup)
     if (!PyDict_Check(kwargs))
         return bad_type("third item from NEWOBJ_EX argument tuple must be a dict, not %.200s", kwargs);
     if (s->proto >= 4)
-        return prp_save(s, cls) < 0 || save_args(s, args) < 0 || save_args(s, kwargs) < 0 ? -1 : prp_op(s, OP_NEWOBJ_EX);
+        return prp_save(s, cls) < 0 || save_args(s, args) < 0 || save_args(s, kwargs) < 0 ? -1
+                                                                                          : prp_op(s, OP_NEWOBJ_EX);
     PyObject *new = PyObject_GetAttrString(cls, "__new__"), *front = new ? PyTuple_Pack(2, new, cls) : NULL;
-    PyObject *all = front ? PySequence_Concat(front, args) : NULL, *call = all ? PyObject_Call(prp_g.partial, all, kwargs) : NULL;
+    PyObject *all = front ? PySequence_Concat(front, args) : NULL,
+             *call = all ? PyObject_Call(prp_g.partial, all, kwargs) : NULL;
     PyObject *none = call ? PyTuple_New(0) : NULL;
     int status = none && prp_save(s, call) == 0 && prp_save(s, none) == 0 && prp_op(s, OP_REDUCE) == 0 ? 0 : -1;
     Py_XDECREF(new);

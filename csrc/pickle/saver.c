@@ -76,9 +76,10 @@ int prp_setup(void)
         if (!(prp_g.int_proto[i] = PyLong_FromLong(i)))
             return -1;
     PyObject *bases = PyTuple_Pack(2, prp_g.pickling_error, PyExc_RecursionError);
-    prp_g.deep_recursion_error = bases ? PyErr_NewExceptionWithDoc("pyray_ser._pickle.DeepRecursionError",
-                                                                   "Objects are nested too deeply to be pickled.", bases, NULL)
-                                       : NULL;
+    prp_g.deep_recursion_error =
+        bases ? PyErr_NewExceptionWithDoc("pyray_ser._pickle.DeepRecursionError",
+                                          "Objects are nested too deeply to be pickled.", bases, NULL)
+              : NULL;
     Py_XDECREF(bases);
     PyObject *list = PyList_New(0), *append = list ? PyObject_GetAttrString(list, "append") : NULL;
     if (append && PyCFunction_Check(append))
@@ -290,7 +291,8 @@ static int run(prp_saver *s, PyObject *root)
     for (;;) {
         s->stream = ++streams;
         s->restart = s->elided = false;
-        if (prp_out_begin(s) == 0 && (s->put ? prp_put_root(s, root) : prp_save(s, root)) == 0 && prp_out_finish(s) == 0)
+        if (prp_out_begin(s) == 0 && (s->put ? prp_put_root(s, root) : prp_save(s, root)) == 0 &&
+            prp_out_finish(s) == 0)
             return 0;
         if (!s->restart)
             break;

@@ -63,7 +63,9 @@ def test_no_reference_is_left(dumps):
 
 
 @pytest.mark.parametrize("dumps", [*WAYS, refuse], ids=["dumps", "Pickler", "put", "dump", "refused"])
-@pytest.mark.parametrize("make", [Box, Node, lambda: Nested(), lambda: Node(Nested())], ids=["Box", "Node", "Nested", "mixed"])
+@pytest.mark.parametrize(
+    "make", [Box, Node, lambda: Nested(), lambda: Node(Nested())], ids=["Box", "Node", "Nested", "mixed"]
+)
 def test_what_was_dumped_dies_at_once(dumps, make):
     gc.disable()
     try:

@@ -336,7 +336,14 @@ def test_lambdas_and_local_classes_go_by_value():
 
 
 def test_what_cloudpickle_reduces():
-    for obj in (sys, types.ModuleType("made"), make_class.__code__, {1: 2}.keys(), memoryview(b"abc"), staticmethod(len)):
+    for obj in (
+        sys,
+        types.ModuleType("made"),
+        make_class.__code__,
+        {1: 2}.keys(),
+        memoryview(b"abc"),
+        staticmethod(len),
+    ):
         _pickle.dumps(obj)
     assert pickle.loads(_pickle.dumps(sys)) is sys
 
@@ -373,7 +380,9 @@ def test_data_does_not_import_cloudpickle():
 
 
 @WAYS
-@pytest.mark.parametrize("text", ["\ud800", "a\udfff" * 40000, "é" * 70000, "日本" * 30000, "😀" * 20000, "x" * 200_000])
+@pytest.mark.parametrize(
+    "text", ["\ud800", "a\udfff" * 40000, "é" * 70000, "日本" * 30000, "😀" * 20000, "x" * 200_000]
+)
 def test_strings(dumps, text):
     assert pickle.loads(dumps([text, text])) == [text, text]
 
@@ -444,7 +453,7 @@ def test_arrays_in_put_mode(array, root):
 
 
 def test_a_broadcast_array_is_sent_as_its_base_elements():
-    stream, buffers = _pickle._put(np.broadcast_to(np.arange(200.0), (10_000, 200)))
+    _, buffers = _pickle._put(np.broadcast_to(np.arange(200.0), (10_000, 200)))
     assert [len(b) for b in buffers] == [1600]
 
 
@@ -460,7 +469,15 @@ def test_views_of_one_base_share_one_buffer():
 
 @pytest.mark.parametrize(
     "scalar",
-    [np.float64(3), np.int8(-1), np.bool_(True), np.str_("x"), np.datetime64(3, "s"), np.complex64(1j), np.longdouble(2)],
+    [
+        np.float64(3),
+        np.int8(-1),
+        np.bool_(True),
+        np.str_("x"),
+        np.datetime64(3, "s"),
+        np.complex64(1j),
+        np.longdouble(2),
+    ],
     ids=lambda s: type(s).__name__,
 )
 def test_numpy_scalars(scalar):
