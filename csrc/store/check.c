@@ -27,7 +27,8 @@ check_slot(prs_store *s, uint32_t i, prs_error *error)
     uint32_t extent = prs_load_relaxed(&slot->extent);
     if (off > s->capacity || cap > s->capacity - off || off % PRS_UNIT)
         return prs_fail(error, PRS_E_CORRUPT, 0, "slot %u lies outside the data area", i);
-    if (extent >= 2 * prs_load_relaxed(&s->super->published) + 8 || s->extents[extent].slot != i)
+    if (extent >= 2 * prs_load_relaxed(&s->super->published) + 8 || !prs_extent_used(&s->extents[extent]) ||
+        s->extents[extent].slot != i)
         return prs_fail(error, PRS_E_CORRUPT, 0, "slot %u and its extent disagree", i);
     if (state == PRS_STATE_SEALED &&
         (prs_load_relaxed(&slot->size) > cap || prs_load_relaxed(&slot->serial) == 0 ||

@@ -101,7 +101,6 @@ descriptor_give(prs_store *s, uint32_t i)
         a->clock = PRS_NIL;
     e->size = 0;
     e->slot = PRS_NIL;
-    e->used = 0;
     e->bin_next = a->extent_free;
     a->extent_free = i;
 }
@@ -130,8 +129,7 @@ prs_extent_init(prs_store *s)
                                  .prev = PRS_NIL,
                                  .next = PRS_NIL,
                                  .bin_prev = PRS_NIL,
-                                 .bin_next = PRS_NIL,
-                                 .slot = PRS_NIL};
+                                 .bin_next = PRS_NIL};
     bin_push(s, 0);
 }
 
@@ -148,8 +146,7 @@ split(prs_store *s, uint32_t i, uint64_t at)
                          .prev = i,
                          .next = low->next,
                          .bin_prev = PRS_NIL,
-                         .bin_next = PRS_NIL,
-                         .slot = PRS_NIL};
+                         .bin_next = PRS_NIL};
     if (low->next != PRS_NIL)
         s->extents[low->next].prev = j;
     low->next = j;
@@ -257,7 +254,7 @@ prs_extent_alloc(prs_store *s, uint64_t size, bool paged, uint32_t slot)
         bin_push(s, rest);
     }
     prs_extent *e = &s->extents[i];
-    e->used = 1;
+    e->bin_next = PRS_USED;
     e->slot = slot;
     prs_store_relaxed(&arena_of(s)->used, prs_load_relaxed(&arena_of(s)->used) + e->size);
     PRS_POINT(extent_used);
@@ -286,11 +283,10 @@ prs_extent_free(prs_store *s, uint32_t i)
 {
     prs_extent *e = &s->extents[i];
     prs_store_relaxed(&arena_of(s)->used, prs_load_relaxed(&arena_of(s)->used) - e->size);
-    e->used = 0;
-    e->slot = PRS_NIL;
-    if (e->next != PRS_NIL && !s->extents[e->next].used)
+    e->bin_next = PRS_NIL;
+    if (e->next != PRS_NIL && !prs_extent_used(&s->extents[e->next]))
         merge(s, i, e->next);
-    if (e->prev != PRS_NIL && !s->extents[e->prev].used) {
+    if (e->prev != PRS_NIL && !prs_extent_used(&s->extents[e->prev])) {
         uint32_t low = e->prev;
         bin_remove(s, low);
         bin_push(s, i); /* merge() takes the higher one out of its bin */
@@ -334,7 +330,7 @@ prs_extent_take(prs_store *s, uint32_t i, uint32_t slot)
     prs_extent *e = &s->extents[i];
     bin_remove(s, i);
     PRS_POINT(extent_unlinked);
-    e->used = 1;
+    e->bin_next = PRS_USED;
     e->slot = slot;
     prs_store_relaxed(&arena_of(s)->used, prs_load_relaxed(&arena_of(s)->used) + e->size);
     PRS_POINT(extent_used);
@@ -407,7 +403,7 @@ prs_extent_rebuild(prs_store *s)
         uint64_t off = prs_load_relaxed(&slot->off), cap = prs_load_relaxed(&slot->cap);
         if (cap == 0 || cap % PRS_UNIT || off % PRS_UNIT || off > s->capacity || cap > s->capacity - off)
             return PRS_E_CORRUPT;
-        s->extents[n++] = (prs_extent){.off = off, .size = cap, .slot = i, .used = 1};
+        s->extents[n++] = (prs_extent){.off = off, .size = cap, .slot = i, .bin_next = PRS_USED};
     }
     sort_by_offset(s->extents, n);
     /* The gaps become free extents, with descriptors above the used ones. */
@@ -418,7 +414,7 @@ prs_extent_rebuild(prs_store *s)
         if (start < at)
             return PRS_E_CORRUPT;
         if (start > at) {
-            s->extents[next] = (prs_extent){.off = at, .size = start - at, .prev = last, .slot = PRS_NIL};
+            s->extents[next] = (prs_extent){.off = at, .size = start - at, .prev = last, .bin_next = PRS_NIL};
             s->extents[next].next = i < n ? i : PRS_NIL;
             if (last != PRS_NIL)
                 s->extents[last].next = next;
@@ -462,7 +458,7 @@ prs_extent_check(prs_store *s, prs_error *error)
         const prs_extent *e = &s->extents[i];
         if (e->off != at || e->size == 0 || e->size % PRS_UNIT || e->prev != prev)
             return prs_fail(error, PRS_E_CORRUPT, 0, "extent %u does not follow its neighbour", i);
-        if (e->used) {
+        if (prs_extent_used(e)) {
             used += e->size;
             if (e->slot >= prs_load_acquire(&s->super->published))
                 return prs_fail(error, PRS_E_CORRUPT, 0, "extent %u belongs to no slot", i);
@@ -476,7 +472,7 @@ prs_extent_check(prs_store *s, prs_error *error)
             free_bytes += e->size;
             free_count++;
         }
-        before_free = !e->used;
+        before_free = !prs_extent_used(e);
         at += e->size;
     }
     if (at != s->capacity)
@@ -494,7 +490,7 @@ prs_extent_check(prs_store *s, prs_error *error)
                 return prs_fail(error, PRS_E_CORRUPT, 0, "bitmap of bin %u.%u is wrong", fl, sl);
             for (uint32_t i = a->bins[fl][sl]; i != PRS_NIL; back = i, i = s->extents[i].bin_next) {
                 uint32_t f, l;
-                if (i >= limit || s->extents[i].used || s->extents[i].bin_prev != back || free_count-- == 0)
+                if (i >= limit || prs_extent_used(&s->extents[i]) || s->extents[i].bin_prev != back || free_count-- == 0)
                     return prs_fail(error, PRS_E_CORRUPT, 0, "bin %u.%u holds what is not free", fl, sl);
                 bin_of(s->extents[i].size, &f, &l);
                 if (f != fl || l != sl)

@@ -124,13 +124,23 @@ enum { PRS_ENDED_DROPPED = 0, PRS_ENDED_FREED = 1, PRS_ENDED_UNSEALED = 2 };
  * order, and no two free extents are neighbours. */
 typedef struct prs_extent {
     uint64_t off, size;
-    uint32_t prev, next;         /* neighbours by address                              */
-    uint32_t bin_prev, bin_next; /* free: neighbours in its bin; unused descriptor: next */
-    uint32_t slot;               /* its owner, PRS_NIL when free                        */
-    uint32_t used;               /* 1 used, 0 free                                      */
+    uint32_t prev, next; /* neighbours by address                                        */
+    uint32_t bin_next;   /* PRS_USED; free: next in its bin; unused descriptor: next      */
+    union {
+        uint32_t slot;     /* used: its owner                                             */
+        uint32_t bin_prev; /* free: previous in its bin                                   */
+    };
 } prs_extent;
 
-_Static_assert(sizeof(prs_extent) == 40, "an extent is 40 bytes");
+#define PRS_USED (PRS_NIL - 1u)
+
+_Static_assert(sizeof(prs_extent) == 32, "two extents are one cache line");
+
+static inline bool
+prs_extent_used(const prs_extent *e)
+{
+    return e->bin_next == PRS_USED;
+}
 
 /* ---- links: what holds an object besides processes ------------------------------------------ */
 

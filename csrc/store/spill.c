@@ -308,12 +308,12 @@ choose(prs_store *s, uint64_t size, bool idle_only, prs_reserved *victims)
     bool wrapped = false;
     do {
         const prs_extent *e = &s->extents[i];
-        if (e->used && !spillable(s, e->slot, idle_only)) {
+        if (prs_extent_used(e) && !spillable(s, e->slot, idle_only)) {
             n = 0;
             run = 0;
         } else {
             run += e->size;
-            if (e->used)
+            if (prs_extent_used(e))
                 victims[n++] = (prs_reserved){
                     e->slot, prs_word_generation(prs_load_relaxed(&prs_slot_at(s, e->slot)->word))};
         }
