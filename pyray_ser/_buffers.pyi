@@ -1,0 +1,13 @@
+from typing import Any, final
+
+@final
+class Block:
+    def __len__(self) -> int: ...
+
+@final
+class Export:
+    def __new__(cls, exporter: Any) -> Export: ...
+    def __len__(self) -> int: ...
+
+@final
+class Gathered: ...
