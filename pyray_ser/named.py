@@ -14,6 +14,7 @@ import fcntl
 import os
 import stat
 import struct
+import sys
 import time
 from contextlib import contextmanager, suppress
 
@@ -224,4 +225,23 @@ def leave_all() -> None:
         leave(store)
 
 
+def _with_finalizers(_: object = None) -> None:
+    """Children of multiprocessing end by ``os._exit``: handlers of `atexit` do not run there, but its finalizers do."""
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        util.Finalize(None, leave_all, exitpriority=-100)
+
+
+def _before_fork() -> None:
+    # A forked child of multiprocessing starts with no finalizers, and then calls what is registered here.
+    global _announced
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None and not _announced:
+        _announced = True
+        util.register_after_fork(leave_all, _with_finalizers)
+
+
+_announced = False
+_with_finalizers()
+os.register_at_fork(before=_before_fork)
 atexit.register(leave_all)

@@ -235,3 +235,28 @@ def test_children_of_every_kind_share_it(named):
         print(os.path.exists(path))
     """
     assert named(text) == "42\n42\nFalse"
+
+
+LAST_CHILD = """
+import multiprocessing, os, sys, time, pyray_ser
+def work(parent):
+    print("child", flush=True)
+    while os.getppid() == parent:
+        time.sleep(0.01)
+    pyray_ser.put(1, name="last words")
+pyray_ser.init(name=sys.argv[1])
+multiprocessing.get_context("fork").Process(target=work, args=(os.getpid(),)).start()
+time.sleep(0.2)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_child_of_multiprocessing_may_be_the_last(named):
+    text = f"""
+    assert stranger({LAST_CHILD!r}, name, status=-9) == "child"
+    until = time.monotonic() + 30
+    while os.path.exists(path) and time.monotonic() < until:
+        time.sleep(0.02)
+    print(os.path.exists(path))
+    """
+    assert named(text) == "False"
