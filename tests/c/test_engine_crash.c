@@ -706,18 +706,23 @@ static void run(enum scenario scenario, int action, int after, int value)
             continue; /* the one that would stop is not the one waited for */
         if (drivers[driver_of(*point)].spills && !spill_dir[0])
             continue; /* no file system but tmpfs */
-        fflush(NULL);
-        pid_t pid = fork();
-        if (pid == 0) {
-            prctl(PR_SET_CHILD_SUBREAPER, 1);
-            child_setup(60);
-            struct scene scene = {
-                .point = *point, .action = action, .after = after, .value = value, .spill_dir = spill_dir};
-            _exit(play(&scene, scenario) ? 0 : 7);
+        int status = 0;
+        bool hit = false, miss = true;
+        /* Beside a busy client, whether a race is lost is up to the scheduler: some points need another go. */
+        for (int go = 0; miss && go < (scenario == CONTENDED && after == 1 ? 8 : 1); go++) {
+            fflush(NULL);
+            pid_t pid = fork();
+            if (pid == 0) {
+                prctl(PR_SET_CHILD_SUBREAPER, 1);
+                child_setup(60);
+                struct scene scene = {
+                    .point = *point, .action = action, .after = after, .value = value, .spill_dir = spill_dir};
+                _exit(play(&scene, scenario) ? 0 : 7);
+            }
+            status = reap_child(pid);
+            hit = WIFEXITED(status) && WEXITSTATUS(status) == 0;
+            miss = WIFEXITED(status) && WEXITSTATUS(status) == 7;
         }
-        int status = reap_child(pid);
-        bool hit = WIFEXITED(status) && WEXITSTATUS(status) == 0;
-        bool miss = WIFEXITED(status) && WEXITSTATUS(status) == 7;
         cases++;
         crossed += hit;
         if ((!hit && !miss) || (miss && after == 1)) {

@@ -30,8 +30,11 @@ def grown(work, rounds, warm_up):
     return sys.getallocatedblocks() - before
 
 def check(work, rounds, warm_up=2000, slack=20):
-    growth = grown(work, rounds, warm_up)
-    assert growth <= slack, (growth, rounds)
+    # A leak grows every time; caches fill once, at a moment of their own.
+    growth = [grown(work, rounds, warm_up)]
+    while growth[-1] > slack and len(growth) < 3:
+        growth.append(grown(work, rounds, 0))
+    assert min(growth) <= slack, (growth, rounds)
 """
 
 CASES = {

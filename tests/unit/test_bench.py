@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import isolated
 import numpy as np
 import pytest
 
@@ -31,7 +32,13 @@ def bench(name):
 
 
 def run(*arguments):
-    return subprocess.run([sys.executable, "-P", *map(str, arguments)], capture_output=True, text=True, timeout=240)
+    return subprocess.run(
+        [sys.executable, "-P", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=isolated.environment(),  # a store of its own: the rows count what is in it
+    )
 
 
 # ---- arithmetic -------------------------------------------------------------------------------------------------------
