@@ -32,9 +32,9 @@ def load_stream(stream: Any, *buffers: Any) -> Any:
     return loads(stream, buffers=buffers)
 
 
-def memory(buffer: Any, format: str, shape: tuple[int, ...]) -> memoryview:
+def memory(buffer: Any, format: str, shape: tuple[int, ...]) -> Any:
     """Make a memoryview of a native format."""
-    flat = memoryview(buffer).cast("B")
+    flat: Any = memoryview(buffer).cast("B")
     return flat if format == "B" and len(shape) == 1 else flat.cast(format, shape)
 
 
@@ -76,7 +76,7 @@ def masked_array(data: Any, mask: Any, fill_value: Any, hard_mask: bool, attribu
     """Make a `numpy.ma.MaskedArray`; `mask` is None where there is none."""
     from numpy import ma
 
-    made = ma.MaskedArray(data, ma.nomask if mask is None else mask, copy=False, hard_mask=hard_mask)
+    made: Any = ma.MaskedArray(data, ma.nomask if mask is None else mask, copy=False, hard_mask=hard_mask)
     if fill_value is not None:
         made._fill_value = fill_value
     made.__dict__.update(attributes)
@@ -130,7 +130,7 @@ def torch_storage(buffer: Any) -> Any:
 
     view = memoryview(buffer)
     if not view.nbytes:
-        return torch.UntypedStorage(0)
+        return torch.empty(0, dtype=torch.uint8).untyped_storage()
     if view.readonly:
         view = memoryview(bytearray(view))
     return torch.frombuffer(view, dtype=torch.uint8).untyped_storage()

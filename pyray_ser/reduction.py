@@ -18,19 +18,19 @@ from . import registry
 
 __all__ = ["Reduction", "find_global", "plain_reduce_ex"]
 
-_mro = type.__dict__["__mro__"].__get__
+_mro = vars(type)["__mro__"].__get__
 
 
 def _is_heap_type(cls: type) -> bool:
     """Tell whether a class was made by a class statement, or by C code as if by one (Py_TPFLAGS_HEAPTYPE)."""
-    return bool(type.__dict__["__flags__"].__get__(cls) & (1 << 9))
+    return bool(vars(type)["__flags__"].__get__(cls) & (1 << 9))
 
 
 def find_in_mro(cls: type, name: str) -> Any:
     """Return what attribute lookup on instances finds in the class, without running any of it."""
     for base in _mro(cls):
-        if name in type.__dict__["__dict__"].__get__(base):
-            return type.__dict__["__dict__"].__get__(base)[name]
+        if name in vars(type)["__dict__"].__get__(base):
+            return vars(type)["__dict__"].__get__(base)[name]
     return None
 
 
@@ -108,7 +108,8 @@ def _resolve(module: Any, name: str) -> Any:
 
 def _is_reachable(method: MethodType) -> bool:
     """Tell whether ``getattr(method.__self__, name)`` gives the method; its object runs no code for that."""
-    holder, function = method.__self__, method.__func__
+    holder: Any = method.__self__
+    function = method.__func__
     name = getattr(function, "__name__", None)
     if type(name) is not str:
         return False
@@ -187,7 +188,7 @@ class Reduction:
             return self._function_or_class(obj)
         reduce_ex = getattr(obj, "__reduce_ex__", None)
         if reduce_ex is not None:
-            if cls is MethodType and not _is_reachable(obj):
+            if cls is MethodType and by_value is not None and not _is_reachable(obj):
                 return "cloudpickle", by_value(obj)
             try:
                 return "__reduce_ex__", reduce_ex(self.protocol)

@@ -202,7 +202,7 @@ def find(cls: type) -> Callable[[Any], tuple[Any, ...]] | None:
     reducer = serializers.get(cls)
     if reducer is not None or not inherited or cls in _copyreg_table:
         return reducer
-    for base in type.__dict__["__mro__"].__get__(cls):
+    for base in vars(type)["__mro__"].__get__(cls):
         reducer = inherited.get(base)
         if reducer is not None:
             return reducer

@@ -26,7 +26,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial, wraps
 from itertools import islice
-from types import FunctionType
+from types import FrameType, FunctionType
 from typing import Any
 
 from . import rebuild
@@ -46,6 +46,9 @@ _FRAMES = 1_200_000
 _REDUCTIONS = 20_000
 # What foreign code is granted beyond the limit: calls of C code that were on the stack before us.
 _SLACK = 200
+
+# Its private parts are not in the stubs.
+_StandardPickler: Any = pickle._Pickler
 
 _logger = logging.getLogger("pyray_ser.pickle")
 
@@ -71,7 +74,7 @@ def _log_to_stderr() -> None:
         _logger.addHandler(handler)
 
 
-class Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
+class Pickler(_StandardPickler):  # type: ignore[misc]
     """The contract of `pickle.Pickler`, in Python.
 
     Atoms, strings, globals and frames are written by the standard library's
@@ -129,7 +132,7 @@ class Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
             protocol=self.proto,
             buffers=self._put,
         )
-        self._no_persistent_id = getattr(self.persistent_id, "__func__", None) is pickle._Pickler.persistent_id
+        self._no_persistent_id = getattr(self.persistent_id, "__func__", None) is _StandardPickler.persistent_id
         self._limit = sys.getrecursionlimit()
         self._depth = _stack_depth()
         sys.setrecursionlimit(self._limit + _FRAMES)
@@ -440,7 +443,8 @@ class Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
 
 
 def _stack_depth() -> int:
-    frame, depth = sys._getframe(1), 0
+    frame: FrameType | None = sys._getframe(1)
+    depth = 0
     while frame is not None:
         frame, depth = frame.f_back, depth + 1
     return depth
@@ -455,7 +459,7 @@ _CONTAINERS: dict[type, Callable[[Pickler, Any], None]] = {
     pickle.PickleBuffer: Pickler._save_picklebuffer,
 }
 _ATOMS: dict[type, Callable[[Pickler, Any], None]] = {
-    cls: function for cls, function in pickle._Pickler.dispatch.items() if cls not in (FunctionType, type)
+    cls: function for cls, function in _StandardPickler.dispatch.items() if cls not in (FunctionType, type)
 }
 
 

@@ -122,14 +122,14 @@ _HOOKS = ("__reduce__", "__reduce_ex__", "__getstate__")
 
 def _entry(cls: type, own_hooks: bool = True) -> tuple[str, bool] | None:
     """Find the nearest known base; with `own_hooks` false, not behind a class that says how to pickle it."""
-    for base in type.__dict__["__mro__"].__get__(cls):
+    for base in vars(type)["__mro__"].__get__(cls):
         name = class_name(base)
         if "." not in name:
             name = f"builtins.{name}"
         found = _KNOWN.get(_ALIASES.get(name, name))
         if found is not None:
             return found
-        if not own_hooks and any(name in type.__dict__["__dict__"].__get__(base) for name in _HOOKS):
+        if not own_hooks and any(name in vars(type)["__dict__"].__get__(base) for name in _HOOKS):
             return None
     return None
 
@@ -140,7 +140,7 @@ def hint(obj: Any) -> str:
     found = _entry(cls)
     if found is not None:
         return found[0]
-    if type.__dict__["__flags__"].__get__(cls) & (1 << 9):
+    if vars(type)["__flags__"].__get__(cls) & (1 << 9):
         name = class_name(cls).rpartition(".")[2]
         return (
             f"give {name} a __reduce__ that returns (callable, arguments), or "

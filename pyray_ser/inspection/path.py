@@ -165,7 +165,7 @@ def _class(obj: type, steps: list[Step]) -> Found:
         key = steps[2][2]
         return Part(f".{key}", str(key), obj), 3
     child = steps[2][3]
-    if issubclass(type(child), type) and child in type.__dict__["__mro__"].__get__(obj):
+    if issubclass(type(child), type) and child in vars(type)["__mro__"].__get__(obj):
         name = root_name(child) or "?"
         return Part(f"base {name}", name, obj), 3
     return Part("class arguments", "class arguments", obj), 2
@@ -259,8 +259,8 @@ def _held(obj: Any, child: Any) -> Part | None:
         for name, value in attributes.items():
             if value is child:
                 return Part(f".{name}", str(name), obj)
-    for base in type.__dict__["__mro__"].__get__(cls):
-        for name, descriptor in type.__dict__["__dict__"].__get__(base).items():
+    for base in vars(type)["__mro__"].__get__(cls):
+        for name, descriptor in vars(type)["__dict__"].__get__(base).items():
             if type(descriptor) is MemberDescriptorType:
                 try:
                     value = descriptor.__get__(obj)

@@ -190,7 +190,7 @@ def sizes_of(result: Trace) -> Sizes:
 
 def _children(node: Any, steps: list[Step], known: int, parent: Size, name: str | None, captures: list[Size]) -> int:
     """Hang the nodes below `node` under `parent`; what is inside a reduction is passed through."""
-    others = node.others
+    others: int = node.others
     for child in node.children or ():
         way = [*steps, child.step]
         parts = describe(way)

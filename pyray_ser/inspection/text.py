@@ -12,7 +12,7 @@ __all__ = ["brief", "class_name", "key_text", "size_text"]
 
 _LIMIT = 80
 _ATOMS = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), type(NotImplemented))
-_BRACKETS = {list: "[]", tuple: "()", set: "{}", dict: "{}"}
+_BRACKETS: dict[type, tuple[str, str]] = {list: ("[", "]"), tuple: ("(", ")"), set: ("{", "}"), dict: ("{", "}")}
 
 
 def shorten(text: str, limit: int = _LIMIT) -> str:
@@ -27,14 +27,14 @@ def shorten(text: str, limit: int = _LIMIT) -> str:
 def class_name(cls: type) -> str:
     """Return ``module.Qualname`` of a class, without the module for built-in ones."""
     # Not cls.__module__: a metaclass may have made a property of it, and a class may have none.
-    name = type.__dict__["__qualname__"].__get__(cls)
+    name = vars(type)["__qualname__"].__get__(cls)
     module = _module(cls)
     return name if module in ("", "builtins") else f"{module}.{name}"
 
 
 def _module(cls: type) -> str:
     try:
-        module = type.__dict__["__module__"].__get__(cls)
+        module = vars(type)["__module__"].__get__(cls)
     except AttributeError:
         return ""
     return module if type(module) is str else ""

@@ -6,6 +6,7 @@ from pickle import PickleBuffer
 from typing import Any
 
 from .. import rebuild
+from ..reduction import find_in_mro
 
 __all__ = ["family"]
 
@@ -37,11 +38,13 @@ def family(cls: Any) -> Callable[[Any], Any] | None:
     return reduce_data
 
 
-def _has_own_reduction(cls: type) -> bool:
-    root = ctypes.Array if issubclass(cls, ctypes.Array) else ctypes.Structure
+def _has_own_reduction(cls: Any) -> bool:
+    root: Any = ctypes.Array if issubclass(cls, ctypes.Array) else ctypes.Structure
     if issubclass(cls, ctypes.Union):
         root = ctypes.Union
-    return cls.__reduce__ is not root.__reduce__ or cls.__reduce_ex__ is not object.__reduce_ex__
+    return (
+        cls.__reduce__ is not root.__reduce__ or find_in_mro(cls, "__reduce_ex__") is not vars(object)["__reduce_ex__"]
+    )
 
 
 def _dimensions(cls: Any) -> tuple[Any, tuple[int, ...]]:

@@ -32,7 +32,7 @@ def reduce_memoryview(view: memoryview) -> tuple[Any, ...]:
     return rebuild.memory, (PickleBuffer(flat), view.format, view.shape)
 
 
-def reduce_array(array: Any) -> tuple[Any, ...]:
+def reduce_array(array: Any) -> Any:
     """Reduce an `array.array`: its type code and its bytes."""
     if array.typecode == "u":
         return NotImplemented  # its items' width differs between platforms; the array module knows how to convert
