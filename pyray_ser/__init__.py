@@ -101,3 +101,17 @@ def __getattr__(name):
 
 def __dir__():
     return sorted({*globals(), *_LAZY, *_MODULES} - {"_ndarray"})
+
+
+def _debug():
+    """Write everything by the pure-Python pickler, if the environment asks for it."""
+    from os import environ
+
+    if "PYRAY_SER_PICKLE_VERBOSE_DEBUG" in environ or "RAY_PICKLE_VERBOSE_DEBUG" in environ:
+        from . import verbose_pickler
+
+        if verbose_pickler.level():
+            verbose_pickler.install()
+
+
+_debug()

@@ -372,3 +372,71 @@ def test_a_tracer_steps_into_it():
     finally:
         sys.settrace(old)
     assert depths == [1, 2, 3, 4]
+
+
+# ---- in use --------------------------------------------------------------------------------------
+
+IN_USE = """
+import sys
+import numpy as np
+import pyray_ser
+from pyray_ser import verbose_pickler
+
+entered = []
+def trace(frame, event, arg):
+    if event == "call" and frame.f_code is verbose_pickler.Pickler.save.__code__:
+        entered.append(type(frame.f_locals["obj"]))
+
+def check(write):
+    entered.clear()
+    sys.settrace(trace)
+    try:
+        result = write()
+    finally:
+        sys.settrace(None)
+    assert dict in entered and np.ndarray in entered or dict in entered, entered
+    return result
+
+inner = pyray_ser.put([1])
+value = {"a": np.arange(5000), "b": [np.arange(5000)[::2], "text"], "ref": inner}
+ref = check(lambda: pyray_ser.put(value))
+back = pyray_ser.get(ref)
+assert (back["a"] == value["a"]).all() and (back["b"][0] == value["b"][0]).all()
+assert not back["a"].flags.writeable
+del inner, value
+assert pyray_ser.get(back["ref"]) == [1]
+again = pyray_ser.get(ref)
+assert again["a"].__array_interface__["data"] == back["a"].__array_interface__["data"]
+blob = check(lambda: pyray_ser.serialize({"k": 1}))
+assert pyray_ser.deserialize(blob) == {"k": 1}
+frames = check(lambda: pyray_ser.dumps_frames({"k": 1}))
+assert pyray_ser.loads_frames(frames) == {"k": 1}
+stream = check(lambda: pyray_ser.serialization.dumps({"k": 1}))
+import pickle
+assert pickle.loads(stream) == {"k": 1}
+import threading
+try:
+    pyray_ser.put({"k": [threading.Lock()]})
+except TypeError as error:
+    assert str(error) == "cannot pickle '_thread.lock' object (at ['k'][0])", error
+else:
+    raise AssertionError
+try:
+    pyray_ser.put(ref)
+except TypeError as error:
+    assert "list" in str(error)
+pyray_ser.shutdown()
+print("done")
+"""
+
+
+@pytest.mark.parametrize("name", ["PYRAY_SER_PICKLE_VERBOSE_DEBUG", "RAY_PICKLE_VERBOSE_DEBUG"])
+def test_the_whole_package_writes_by_it_when_the_environment_says_so(name):
+    done = subprocess.run(
+        [sys.executable, "-c", IN_USE],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), name: "2"},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout == "done\n"
+    assert "pyray_ser.pickle: ['b'][1] str: built-in 'text'" in done.stderr
