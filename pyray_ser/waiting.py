@@ -192,9 +192,12 @@ def wait(refs, *, num_returns: int = 1, timeout: float | None = None):
 
     if not isinstance(refs, list):
         raise TypeError(f"wait() takes a list of ObjectRefs, not {type(refs).__name__!r}")
+    promised = False
     for ref in refs:
         if not isinstance(ref, _store.ObjectRef):
-            raise TypeError(str(not_refs("wait", ref)))
+            if not _store.is_promise(ref):
+                raise TypeError(str(not_refs("wait", ref)))
+            promised = True
     if len(set(refs)) != len(refs):
         raise ValueError("wait() takes a list without duplicates")
     if not isinstance(num_returns, int) or isinstance(num_returns, bool):
@@ -204,6 +207,11 @@ def wait(refs, *, num_returns: int = 1, timeout: float | None = None):
     if timeout is not None and not timeout >= 0:
         raise ValueError(f"timeout must be None or a number of seconds >= 0, not {timeout!r}")
     deadline = None if timeout is None else time.monotonic() + timeout
+    if promised:
+        from .tasks import refs as tasks
+
+        ready = tasks.wait(refs, num_returns, deadline)
+        return _split(refs, ready[:num_returns])
     marked = False
     while True:
         stores = {store.id: store for store in _store.open_stores()}
@@ -215,9 +223,13 @@ def wait(refs, *, num_returns: int = 1, timeout: float | None = None):
         ready = _store.scan(refs)
         left = 0.1 if deadline is None else deadline - time.monotonic()
         if len(ready) >= num_returns or left <= 0:
-            chosen = set(ready[:num_returns])
-            return [refs[i] for i in ready[:num_returns]], [ref for i, ref in enumerate(refs) if i not in chosen]
+            return _split(refs, ready[:num_returns])
         if len(live) == 1:
             _store.wait_epoch(stores[live[0]], seen[live[0]], min(left, 0.1))
         else:
             time.sleep(min(left, 0.002))
+
+
+def _split(refs: list, indices: list[int]) -> tuple[list, list]:
+    chosen = set(indices)
+    return [refs[i] for i in indices], [ref for i, ref in enumerate(refs) if i not in chosen]

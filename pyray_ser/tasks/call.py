@@ -1,0 +1,145 @@
+"""From the arguments of ``.remote(...)`` to a job that can be sent, once what it waits for is there."""
+
+from __future__ import annotations
+
+from _thread import allocate_lock
+
+from .._store import ObjectRef
+from ..exceptions import SerializationError
+from . import messages
+from .channel import Job, number
+from .refs import TaskRef
+from .streams import Parts, ResultStream
+
+__all__ = ["Call", "after", "make"]
+
+
+class Call:
+    """
+    One call that was asked for.
+
+    Attributes
+    ----------
+    job : Job
+        To be given to a channel.
+    pending : list of TaskRef
+        Arguments that must be settled before.
+    result : TaskRef, list of TaskRef or ResultStream
+        What ``.remote`` returns.
+    """
+
+    __slots__ = ("job", "pending", "result")
+
+    def __init__(self, job: Job, pending: list[TaskRef], result) -> None:
+        self.job = job
+        self.pending = pending
+        self.result = result
+
+    def ready(self) -> bool:
+        """Write down what it waited for; False if there is nothing to run because one of them failed."""
+        if not self.pending:
+            return True
+        for ref in self.pending:
+            if type(ref.outcome) is not bytes and type(ref.outcome) is not ObjectRef:
+                stop(self.job, ref.outcome)
+                return False
+        try:
+            payload, held = messages.encode(self.pending)
+        except Exception as error:
+            stop(self.job, error)
+            return False
+        self.job.before = messages.write(messages.ARGUMENTS, self.job.number, payload)
+        self.job.held = (self.job.held, held)
+        self.pending = []
+        return True
+
+
+def stop(job: Job, outcome) -> None:
+    """Settle a job that will not run."""
+    if job.stream is not None:
+        job.stream(messages.FAILURE, outcome)
+    job.ref.settle(outcome)
+
+
+def make(name: str, which, args: tuple, kwargs: dict, several: bool | int, source, kind: int = messages.CALL) -> Call:
+    """
+    Write a call down. The arguments may change afterwards.
+
+    Parameters
+    ----------
+    name : str
+        For errors.
+    which : int, str or class
+        Number of a function, name of a method, or the class of an actor.
+    args, kwargs : tuple, dict
+    several : bool or int
+        False for one result, True for a stream of them, else how many.
+    source : object
+        What the references ask for their answer.
+    kind : int
+        CALL or CREATE.
+    """
+    pending: list[TaskRef] = []
+
+    def written(arg):
+        if type(arg) is TaskRef and not arg.done():
+            pending.append(arg)
+            return messages.Placeholder(len(pending) - 1)
+        return arg
+
+    if any(type(arg) is TaskRef for arg in args) or any(type(arg) is TaskRef for arg in kwargs.values()):
+        args = tuple(written(arg) for arg in args)
+        kwargs = {key: written(arg) for key, arg in kwargs.items()}
+    call = (which, args, kwargs) if kind == messages.CREATE else (which, args, kwargs, several)
+    try:
+        payload, held = messages.encode(call)
+    except SerializationError as error:
+        raise argument_error(name, args, kwargs, error) from error.__cause__
+    ref = TaskRef(name, source)
+    n = number()
+    job = Job(ref, messages.write(kind, n, payload), n, held)
+    ref.job = job
+    result: object = ref
+    if several is True:
+        result = ResultStream(ref)
+        job.stream = result.take
+    elif several is not False:
+        parts = Parts(ref, several, source)
+        job.stream = parts.take
+        result = parts.refs
+    return Call(job, pending, result)
+
+
+def argument_error(name: str, args: tuple, kwargs: dict, error: SerializationError) -> SerializationError:
+    """Return the error for arguments that cannot be pickled, naming which one it is."""
+    named = [(f"argument {i}", arg) for i, arg in enumerate(args)]
+    named += [(f"argument {key!r}", arg) for key, arg in kwargs.items()]
+    for which, arg in named:
+        try:
+            messages.encode(arg)
+        except SerializationError as found:
+            made = SerializationError(f"{which} of {name}: {found}", path=found.path, failures=found.failures)
+            for note in getattr(found, "__notes__", ()):
+                made.add_note(note)
+            return made
+    return error
+
+
+def after(refs: list[TaskRef], callback) -> None:
+    """Call ``callback()`` once all of `refs` are settled; at once if they are."""
+    if not refs:
+        callback()
+        return
+    lock = allocate_lock()
+    left = len(refs)
+
+    def one(_) -> None:
+        nonlocal left
+        with lock:
+            left -= 1
+            last = left == 0
+        if last:
+            callback()
+
+    for ref in refs:
+        ref.add_done_callback(one)

@@ -1,0 +1,455 @@
+"""The caller's end of a worker: calls out, answers in.
+
+Answers are read by whoever waits for one: a thread that calls `get` reads the pipe itself, which saves a wake-up. Only where
+nobody waits, or several do, or a callback is to be run, one thread per process (`_Collector`) reads instead, until the
+channel has no call under way. That a channel has at most one reader is the invariant everything here keeps.
+
+Calls under way are bounded in bytes and number, so that a write never blocks for longer than the other side takes to read:
+the rest waits here, in order, and follows with each answer.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from _thread import RLock, allocate_lock
+from collections import deque
+from itertools import count
+
+from .._store import ObjectRef
+from ..exceptions import TaskCancelledError
+from . import messages
+from .errors import Failure
+from .refs import TaskRef
+
+__all__ = ["Channel"]
+
+# What a pipe takes without blocking, with a margin: the kernel counts some 800 bytes for each message.
+WINDOW_BYTES = 64 * 1024
+WINDOW_CALLS = 100
+# Milliseconds that a reader sleeps at most.
+SLICE = 500
+
+_numbers = count(1)
+# Every channel that is open. Strongly: when the last handle is collected in a cycle, Python runs the destructors of all that
+# hangs on it, and among them would be that of the pipe, on which answers may still come.
+_channels: set[Channel] = set()
+
+
+class Job:
+    """What a channel keeps about one call until it is answered."""
+
+    __slots__ = ("before", "frame", "future", "held", "number", "ref", "stream", "worker")
+
+    def __init__(self, ref: TaskRef, frame: bytes, number: int, held, stream=None) -> None:
+        self.ref = ref
+        self.frame = frame
+        # A frame that must come first.
+        self.before = b""
+        self.number = number
+        # The objects with the arguments; the worker has its own hold once it has answered.
+        self.held = held
+        # Gets (kind, outcome) of each answer, for calls with several.
+        self.stream = stream
+        # For the pool: the standard library's future, and which worker runs it.
+        self.future = None
+        self.worker = None
+
+
+class Channel:
+    """
+    Calls to one worker process, answered in any order.
+
+    Parameters
+    ----------
+    process : Process
+        Has `connection`, `fd`, `poller()`, `died(task)`.
+    on_death : callable, optional
+        Gets the channel and its unanswered jobs, oldest first, once the process is gone; default lets them fail.
+    """
+
+    def __init__(self, process, on_death=None) -> None:
+        self.process = process
+        self.dead = False
+        self._on_death = on_death
+        self._connection = process.connection
+        self._poller = process.poller()
+        self._look = select.poll()
+        self._look.register(process.fd, select.POLLIN)
+        # Guards all that follows; held for a few lines only, never while waiting for the other side to answer.
+        self._lock = allocate_lock()
+        self._sent: dict[int, Job] = {}
+        self._sent_bytes = 0
+        self._queued: deque[Job] = deque()
+        self._reading = False  # a thread is reading for its own answer
+        self._followed = False  # somebody else waits as well: the reader hands over to the collector
+        self._collected = False  # the collector reads
+        self._closing = False
+        self._torn = False  # an exception came out of the middle of a read or write
+        _channels.add(self)
+
+    # ---- sending
+
+    def submit(self, job: Job) -> None:
+        """Send a call, or queue it behind those before it."""
+        with self._lock:
+            if self.dead:
+                gone = True
+            else:
+                gone = False
+                busy = bool(self._sent or self._queued)
+                self._queued.append(job)
+                self._flush()
+                if busy:
+                    self._ask_collector()
+        if gone:
+            self._lost([job])
+
+    def send(self, frame: bytes) -> None:
+        """Send a frame that needs no answer."""
+        with self._lock:
+            if not self.dead:
+                self._write(frame)
+
+    def _flush(self) -> None:
+        """Send what fits; the lock is held."""
+        while self._queued and not self.dead:
+            job = self._queued[0]
+            if self._sent and (self._sent_bytes + len(job.frame) > WINDOW_BYTES or len(self._sent) >= WINDOW_CALLS):
+                return
+            self._queued.popleft()
+            self._sent[job.number] = job
+            self._sent_bytes += len(job.frame)
+            if job.before:
+                self._write(job.before)
+            self._write(job.frame)
+
+    def _write(self, frame: bytes) -> None:
+        self._torn = True
+        try:
+            self._connection.send_bytes(frame)
+        except OSError:
+            # It is gone: the reader finds out, and knows what it had.
+            pass
+        self._torn = False
+
+    # ---- receiving
+
+    def collect(self, ref: TaskRef, deadline: float | None) -> bool:
+        """Read until `ref` is settled or time is over; False if another thread reads, and the caller is to sleep."""
+        with self._lock:
+            if ref.outcome is not None:
+                return True
+            if self._collected:
+                return False
+            if self._reading:
+                self._followed = True
+                return False
+            self._reading = True
+        try:
+            poll = self._poller.poll
+            while ref.outcome is None and not self.dead:
+                # In slices: it may also be settled by a cancel() elsewhere, which does not come through the pipe.
+                patience = SLICE
+                if deadline is not None:
+                    patience = min(SLICE, (deadline - time.monotonic()) * 1000 + 1)
+                    if patience <= 0:
+                        return True
+                events = poll(patience)
+                if events:
+                    self.pump(len(events) == 1 and events[0][0] == self.process.fd)
+            # A call that outlives its worker is answered through another channel.
+            return ref.outcome is not None
+        finally:
+            with self._lock:
+                self._reading = False
+                if self._torn:
+                    self.process.kill()
+                if self._followed:
+                    self._followed = False
+                    if not self.dead:
+                        self._ask_collector()
+            self.close_if_idle()
+
+    def collect_later(self, ref: TaskRef | None = None) -> None:
+        """Let the answers come in although nobody waits for them."""
+        with self._lock:
+            if not self.dead:
+                self._ask_collector()
+
+    def _ask_collector(self) -> None:
+        if self._reading:
+            self._followed = True
+        elif not self._collected and (self._sent or self._queued):
+            self._collected = True
+            collector().add(self)
+
+    def pump(self, readable: bool = False) -> None:
+        """Read one answer, or notice the end. Only for the one reader."""
+        try:
+            if not readable and not self._look.poll(0):
+                # Woken by the end of the process, with nothing left to read.
+                self.death()
+                return
+            self._torn = True
+            frame = self._connection.recv_bytes()
+        except (EOFError, OSError, ValueError):
+            self._torn = False
+            self.death()
+            return
+        kind, number, payload = messages.read(frame)
+        try:
+            if kind == messages.RESULT or kind == messages.ITEM:
+                outcome = messages.outcome(payload)
+            elif kind == messages.FAILURE:
+                outcome = Failure(*messages.load(payload))
+            else:
+                outcome = None
+        except Exception as error:
+            kind, outcome = messages.FAILURE, error
+        with self._lock:
+            job = self._sent.get(number)
+            if job is not None and kind != messages.ITEM:
+                del self._sent[number]
+                self._sent_bytes -= len(job.frame)
+            if type(outcome) is ObjectRef:
+                self._write(messages.write(messages.ACK, number))
+            if self._queued:
+                self._flush()
+            self._torn = False
+        if job is None:
+            return
+        if job.stream is not None:
+            job.stream(kind, outcome)
+        if kind != messages.ITEM:
+            job.ref.settle(outcome if outcome is not None else b"")
+
+    # ---- the end
+
+    def death(self) -> None:
+        """Settle what will not be answered. Only for the one reader."""
+        with self._lock:
+            if self.dead:
+                return
+            self.dead = True
+            jobs = [*self._sent.values(), *self._queued]
+            self._sent.clear()
+            self._queued.clear()
+        self.process.close()
+        _channels.discard(self)
+        self._lost(jobs)
+
+    def _lost(self, jobs: list[Job]) -> None:
+        if self._on_death is not None:
+            self._on_death(self, jobs)
+            return
+        fail(jobs, self.process.died)
+
+    def outstanding(self) -> int:
+        """Return how many calls are not answered yet."""
+        return len(self._sent) + len(self._queued)
+
+    def cancel(self, ref: TaskRef, force: bool) -> bool:
+        """Take back a call that was not started; see `pyray_ser.cancel`."""
+        if force:
+            raise ValueError("force=True ends a worker of the pool; an actor is ended by kill(actor)")
+        with self._lock:
+            job = ref.job
+            if job is None or ref.outcome is not None:
+                return False
+            if job in self._queued:
+                self._queued.remove(job)
+                taken = True
+            else:
+                taken = False
+                ref.cancelled = True
+                self._write(messages.write(messages.CANCEL, job.number))
+        if taken:
+            ref.settle(TaskCancelledError(task=ref.name))
+            return True
+        # The worker decides whether it came in time.
+        return False
+
+    def close(self) -> None:
+        """Take no more calls; the process is let go once the present ones are answered."""
+        self._closing = True
+        self.close_if_idle()
+
+    def end(self) -> None:
+        """Let the process go if it is idle, else end it: calls that are not answered fail."""
+        with self._lock:
+            if self.dead:
+                return
+            # Nothing is started again.
+            self._on_death = None
+            if self._sent or self._queued:
+                self.process.kill()
+                self._ask_collector()
+                return
+            if self._reading or self._collected:
+                self._closing = True
+                return
+            self.dead = True
+            self._let_go()
+
+    def close_if_idle(self) -> None:
+        """Close if that was asked for. Never waits: finalizers call it."""
+        if not self._closing or not self._lock.acquire(blocking=False):
+            return
+        try:
+            if self.dead or self._reading:
+                return
+            if self._sent or self._queued:
+                self._ask_collector()
+                return
+            if self._collected:
+                # Just now it reads the last answer, and comes here after.
+                return
+            self.dead = True
+            self._let_go()
+        finally:
+            self._lock.release()
+
+    def _let_go(self) -> None:
+        """Close the pipe, and have the process reaped when it has ended."""
+        self.process.close()
+        _channels.discard(self)
+        collector().bury(self.process)
+
+
+def end_all() -> None:
+    """Close the channels that are idle, and end the processes of the others, whose calls then fail."""
+    for channel in list(_channels):
+        channel.end()
+
+
+def fail(jobs: list[Job], error) -> None:
+    """Settle jobs with what ``error(task)`` gives."""
+    for job in jobs:
+        failure = error(job.ref.name)
+        if job.ref.cancelled:
+            failure = TaskCancelledError(task=job.ref.name)
+        if job.stream is not None:
+            job.stream(messages.FAILURE, failure)
+        job.ref.settle(failure)
+
+
+# ---- the collector -----------------------------------------------------------------------------------------------------
+
+
+class _Collector:
+    """The thread that reads where nobody else does, and sees off processes that were let go."""
+
+    def __init__(self) -> None:
+        import threading
+
+        self._epoll = select.epoll()
+        self._bell = os.eventfd(0)
+        self._epoll.register(self._bell, select.EPOLLIN)
+        self._ending = False
+        # Descriptor -> whose it is.
+        self._channels: dict[int, Channel] = {}
+        self._leaving: dict = {}
+        # Called four times a second, for as long as they return True.
+        self._chores: list = []
+        self._thread = threading.Thread(target=self._run, name="pyray_ser-collector", daemon=True)
+        self._thread.start()
+
+    def add(self, channel: Channel) -> None:
+        """Read for a channel, whose lock is held, until it has no call under way."""
+        for fd in (channel.process.fd, channel.process.watch):
+            self._channels[fd] = channel
+            self._epoll.register(fd, select.EPOLLIN)
+
+    def bury(self, process) -> None:
+        """Reap a process when it has ended."""
+        self._leaving[process.watch] = process
+        self._epoll.register(process.watch, select.EPOLLIN)
+
+    def repeat(self, chore) -> None:
+        """Call ``chore()`` four times a second, as long as it returns True."""
+        self._chores.append(chore)
+        os.eventfd_write(self._bell, 1)
+
+    def end(self) -> None:
+        """End the thread, once every process that it watches has ended."""
+        self._ending = True
+        os.eventfd_write(self._bell, 1)
+        self._thread.join(5)
+
+    def _run(self) -> None:
+        while not self._ending or self._channels or self._leaving:
+            if self._chores:
+                self._chores = [chore for chore in self._chores if chore()]
+            for fd, _ in self._epoll.poll(0.25 if self._chores else -1):
+                if fd == self._bell:
+                    os.eventfd_read(fd)
+                elif fd in self._leaving:
+                    self._epoll.unregister(fd)
+                    self._leaving.pop(fd).reap()
+                elif fd in self._channels:
+                    self._read(self._channels[fd], fd)
+        self._epoll.close()
+        os.close(self._bell)
+
+    def _read(self, channel: Channel, fd: int) -> None:
+        channel.pump(fd == channel.process.fd)
+        with channel._lock:
+            if channel.dead or not (channel._sent or channel._queued):
+                self._remove(channel)
+        channel.close_if_idle()
+
+    def _remove(self, channel: Channel) -> None:
+        channel._collected = False
+        for fd in (channel.process.fd, channel.process.watch):
+            # The number may belong to another channel by now.
+            if self._channels.get(fd) is not channel:
+                continue
+            del self._channels[fd]
+            try:
+                self._epoll.unregister(fd)
+            except (OSError, ValueError):
+                pass  # closed with the process; the kernel forgot it then
+
+
+_collector: _Collector | None = None
+# Finalizers may ask for the collector while it is being made.
+_collector_lock = RLock()
+
+
+def collector() -> _Collector:
+    """Return this process's collector."""
+    global _collector
+    with _collector_lock:
+        if _collector is None:
+            _collector = _Collector()
+        return _collector
+
+
+def end_collector() -> None:
+    """End the thread that reads, after everything that it reads from."""
+    global _collector
+    with _collector_lock:
+        ending, _collector = _collector, None
+    if ending is not None:
+        ending.end()
+
+
+def number() -> int:
+    """Return a new number for a call."""
+    return next(_numbers)
+
+
+def _after_fork_in_child() -> None:
+    global _collector, _collector_lock
+    _collector = None
+    _collector_lock = RLock()
+    for channel in list(_channels):
+        # The parent's; what a child still has of them must not wait for an answer.
+        channel.dead = True
+        channel._closing = False
+    _channels.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

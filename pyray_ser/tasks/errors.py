@@ -1,0 +1,170 @@
+"""Errors that cross from a worker to the caller.
+
+A worker describes an exception as a `Failure`: the pickled exception where that works, and in any case its type, text and
+traceback as text. The caller gets an instance of a class made on the fly that derives from `TaskError` and from the type of
+the original, so that ``except TaskError`` and ``except ValueError`` both catch it.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from functools import cache
+from typing import NamedTuple, NoReturn
+
+from ..exceptions import TaskError
+
+__all__ = ["Failure", "describe", "raise_failure", "task_error"]
+
+# Deriving from these would end the caller's program, or confuse its loop, instead of reporting an error.
+_NEVER_DUAL = (KeyboardInterrupt, SystemExit, GeneratorExit, StopIteration, StopAsyncIteration)
+
+
+class Failure(NamedTuple):
+    """An exception on its way to the caller."""
+
+    # What unpack() makes the exception of; empty if it cannot be pickled.
+    pickled: bytes
+    type: str
+    text: str
+    traceback: str
+    task: str
+    pid: int
+
+
+def describe(error: BaseException, task: str) -> Failure:
+    """
+    Describe an exception that was just caught in a worker.
+
+    Parameters
+    ----------
+    error : BaseException
+    task : str
+        What raised it.
+    """
+    from .._frames import pack, unpack
+
+    # Our own frames, from serve() to the call, tell the user nothing.
+    trace = error.__traceback__
+    while trace is not None and _is_ours(trace.tb_frame.f_code.co_filename):
+        trace = trace.tb_next
+    text = "".join(traceback.format_exception(type(error), error, trace))
+    if isinstance(error, TaskError) and error.remote_traceback:
+        text = (
+            f"{error.remote_traceback.rstrip()}\n\nThat was raised again by {task}:\n{text.partition(chr(10) * 2)[0]}\n"
+        )
+    try:
+        pickled = pack(error)
+        # An __init__ that cannot take its own args fails only on loading, where nobody could tell why.
+        unpack(pickled)
+    except Exception:
+        pickled = b""
+    return Failure(pickled, _qualified(type(error)), _text(error), text, task, os.getpid())
+
+
+_HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def _is_ours(filename: str) -> bool:
+    return os.path.dirname(os.path.abspath(filename)) == _HERE
+
+
+def _qualified(cls: type) -> str:
+    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return f"<{type(error).__name__}, whose __str__ fails>"
+
+
+def raise_failure(failure: Failure) -> NoReturn:
+    """Raise what a failure describes, as a new instance each time: tracebacks would pile up on a shared one."""
+    cause = None
+    if failure.pickled:
+        from .._frames import unpack
+
+        cause = unpack(failure.pickled)
+    error = task_error(cause, failure)
+    raise error from cause
+
+
+def task_error(cause: BaseException | None, failure: Failure) -> TaskError:
+    """
+    Return the exception for the caller.
+
+    Parameters
+    ----------
+    cause : BaseException or None
+        The original, where it could travel.
+    failure : Failure
+    """
+    facts = {"cause": cause, "remote_traceback": failure.traceback, "task": failure.task, "pid": failure.pid}
+    if cause is None:
+        text = f"task {failure.task} failed in worker process {failure.pid}: {failure.type}: {failure.text}"
+        return TaskError(f"{text}\n\nThe traceback there:\n{failure.traceback.rstrip()}", **facts)
+    cls = _dual(type(cause))
+    if cls is TaskError:
+        return TaskError(**facts)
+    error = cls.__new__(cls, *cause.args)
+    # __init__ of the original type may do anything: its result, the attributes, is what counts.
+    error.__dict__.update(cause.__dict__)
+    for name in _native_attributes(type(cause)):
+        try:
+            setattr(error, name, getattr(cause, name))
+        except (AttributeError, TypeError, ValueError):
+            continue  # not set there, or read-only
+    error.__dict__.update(facts)
+    error.args = cause.args
+    for note in getattr(cause, "__notes__", ()):
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
+    return error
+
+
+@cache
+def _native_attributes(cls: type) -> tuple[str, ...]:
+    """Attributes that a built-in exception keeps outside of its __dict__: errno, start, code."""
+    names = []
+    for base in cls.__mro__:
+        if base.__module__ == "builtins" and base not in (BaseException, Exception, object):
+            names += [
+                name
+                for name, value in vars(base).items()
+                if type(value).__name__ in ("member_descriptor", "getset_descriptor")
+            ]
+    return tuple(dict.fromkeys(names))
+
+
+@cache
+def _dual(cls: type) -> type:
+    if issubclass(cls, _NEVER_DUAL):
+        return TaskError
+    if issubclass(cls, TaskError):
+        return cls
+    try:
+        return type(
+            f"TaskError[{cls.__qualname__}]",
+            (TaskError, cls),
+            {
+                "__module__": __name__,
+                "__doc__": cls.__doc__,
+                "__str__": TaskError._compose,
+                "__reduce__": _reduce,
+                "_original": cls,
+            },
+        )
+    except TypeError:
+        # A type that cannot be derived from, or whose layout does not go with another exception's.
+        return TaskError
+
+
+def _reduce(error: TaskError):
+    return load_task_error, (error.cause, error.remote_traceback, error.task, error.pid)
+
+
+def load_task_error(cause, remote_traceback, task, pid) -> TaskError:
+    """Make a `TaskError` of two types again, from its parts."""
+    return task_error(cause, Failure(b"", "", "", remote_traceback, task, pid))

@@ -1,0 +1,176 @@
+"""How a TaskRef travels.
+
+A settled one goes as its outcome. One that is pending becomes an object in the store that is not sealed yet: whoever gets the
+reference waits for it like for any other object, and the owner seals it when the answer is there. If the owner dies before,
+those who wait get `ObjectLostError`.
+
+That object is older than the result it stands for, so it cannot hold it (objects name older ones only, so that no cycle can
+form). The owner does: as long as the promise lives, it keeps the result.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from _thread import allocate_lock
+
+from .. import _store
+from .._store import ObjectRef, load_ref
+from .refs import TaskRef
+
+__all__ = ["reduce"]
+
+# Bytes of a promise: enough for the reference to a result, or for a small result itself.
+ROOM = 2048
+
+
+def reduce(ref: TaskRef):
+    """Reduce a TaskRef."""
+    source = ref.source
+    if ref.outcome is None and isinstance(source, _Promised):
+        return load_pending, (ref.name, source.promise)
+    if ref.outcome is None:
+        return load_pending, (ref.name, _promises.get(ref))
+    return load_settled, (ref.name, ref.outcome)
+
+
+def load_settled(name: str, outcome) -> TaskRef:
+    """Make a TaskRef whose outcome is known."""
+    ref = TaskRef(name)
+    ref.settle(outcome)
+    return ref
+
+
+def load_pending(name: str, promise: ObjectRef) -> TaskRef:
+    """Make a TaskRef that waits for its owner's promise."""
+    return TaskRef(name, _Promised(promise))
+
+
+class _Promised:
+    """Source of a TaskRef that another process owns."""
+
+    def __init__(self, promise: ObjectRef) -> None:
+        self.promise = promise
+        self._watched = False
+
+    def collect(self, ref: TaskRef, deadline: float | None) -> bool:
+        from time import monotonic
+
+        left = None if deadline is None else max(0.0, deadline - monotonic())
+        try:
+            form = _store.get(self.promise, timeout=left)
+        except TimeoutError:
+            return True
+        except Exception as error:
+            ref.settle(error)
+            return True
+        ref.settle(_read(form))
+        return True
+
+    def collect_later(self, ref: TaskRef) -> None:
+        if not self._watched:
+            self._watched = True
+            self.promise.future().add_done_callback(lambda future: _settle(ref, future))
+
+    def cancel(self, ref: TaskRef, force: bool) -> bool:
+        raise ValueError(f"{ref!r} belongs to another process: only the caller of remote() can cancel it")
+
+
+def _settle(ref: TaskRef, future) -> None:
+    error = future.exception()
+    ref.settle(error if error is not None else _read(future.result()))
+
+
+def _read(form: memoryview):
+    size = int.from_bytes(form[:4], "little")
+    if size > len(form) - 4:
+        from ..exceptions import CorruptObjectError
+
+        raise CorruptObjectError(reason="a promise is longer than its object")
+    kind, held = pickle.loads(form[4 : 4 + size])
+    if kind == "value":
+        return held
+    held = load_ref(held)
+    return held if kind == "result" else _store.get(held).outcome
+
+
+class _Promises:
+    """The promises that this process has to keep."""
+
+    def __init__(self) -> None:
+        self._lock = allocate_lock()
+        self._made: dict[TaskRef, ObjectRef] = {}
+        # identity of a promise -> the result that it stands for
+        self._kept: dict[bytes, ObjectRef] = {}
+        self._sweeping = False
+
+    def get(self, ref: TaskRef) -> ObjectRef:
+        """Return the promise for a TaskRef that was pending a moment ago."""
+        from .. import _window
+
+        with self._lock:
+            promise = self._made.get(ref)
+            if promise is not None:
+                return promise
+            window = memoryview(_window.create(ROOM))
+            promise = self._made[ref] = window.obj.ref
+        ref.add_done_callback(lambda settled: self._keep(settled, window))
+        return promise
+
+    def _keep(self, ref: TaskRef, window: memoryview) -> None:
+        from .. import _window
+
+        outcome = ref.outcome
+        held = None
+        if type(outcome) is bytes and len(outcome) <= ROOM - 64:
+            record = ("value", outcome)
+        elif type(outcome) is ObjectRef:
+            held = outcome
+            record = ("result", held.travel(0, b"")[0])
+        else:
+            held = _store.put(_Settled(outcome))
+            record = ("other", held.travel(0, b"")[0])
+        text = pickle.dumps(record, 5)
+        window[:4] = len(text).to_bytes(4, "little")
+        window[4 : 4 + len(text)] = text
+        promise = _window.seal(window)
+        with self._lock:
+            self._made.pop(ref, None)
+            if held is not None:
+                self._kept[promise.binary()] = held
+            start = bool(self._kept) and not self._sweeping
+            self._sweeping = self._sweeping or start
+        if start:
+            from .channel import collector
+
+            collector().repeat(self._sweep)
+
+    def _sweep(self) -> bool:
+        """Let go of results whose promises nobody holds any more; tell whether some are left."""
+        with self._lock:
+            identities = list(self._kept)
+        gone = [identity for identity in identities if load_ref(identity).state != "sealed"]
+        with self._lock:
+            released = [self._kept.pop(identity, None) for identity in gone]
+            self._sweeping = left = bool(self._kept)
+        del released
+        return left
+
+
+class _Settled:
+    """An outcome that is too large for the promise itself: an error, or many bytes."""
+
+    def __init__(self, outcome) -> None:
+        self.outcome = outcome
+
+
+_promises = _Promises()
+
+
+def _after_fork_in_child() -> None:
+    # The parent's to keep.
+    global _promises
+    _promises = _Promises()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,136 @@
+"""``remote`` on functions."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from _thread import allocate_lock
+
+from ..exceptions import SerializationError
+from . import engine, messages
+from .call import after, make
+from .channel import number
+
+__all__ = ["Function", "RemoteFunction"]
+
+
+class Function:
+    """A function as workers get it: pickled once, when it is first called; each worker loads it once."""
+
+    def __init__(self, function) -> None:
+        self.name = getattr(function, "__qualname__", None) or repr(function)
+        self.number = number()
+        try:
+            payload, self.held = messages.encode(function)
+        except SerializationError as error:
+            made = SerializationError(
+                f"the remote function {self.name}: {error}", path=error.path, failures=error.failures
+            )
+            for note in getattr(error, "__notes__", ()):
+                made.add_note(note)
+            raise made from error.__cause__
+        self.frame = messages.write(messages.FUNCTION, self.number, payload)
+
+
+# Option -> what it must be, and how to say so.
+_OPTIONS = {
+    "max_retries": (lambda value: _count(value) and value >= 0, "an int >= 0"),
+    "name": (lambda value: isinstance(value, str), "a str"),
+    "num_returns": (lambda value: _count(value) and value >= 1, "an int >= 1"),
+    "stream": (lambda value: isinstance(value, bool), "a bool"),
+}
+
+
+def _count(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def check_options(given: dict, known: dict, what: str) -> dict:
+    """Return the options given, or say which of them do not exist."""
+    for key, value in given.items():
+        if key not in known:
+            raise ValueError(
+                f"{what} has no option {key!r} (it has {', '.join(known)}); workers are equal and there is no scheduler "
+                "that could place them"
+            )
+        test, wanted = known[key]
+        if not test(value):
+            raise ValueError(f"{key} must be {wanted}, not {value!r}")
+    return given
+
+
+class RemoteFunction:
+    """
+    A function that runs in a worker process.
+
+    ``f.remote(...)`` returns a reference at once; ``f.options(...)`` gives the same function with other options:
+
+    ``num_returns``
+        Return so many references, for a function that returns so many values.
+    ``stream``
+        Return a `ResultStream`, for a function that returns an iterator. The default for generator functions.
+    ``max_retries``
+        How often it is run again if its worker dies; default 0.
+    ``name``
+        What it is called in errors.
+    """
+
+    def __init__(self, function, options: dict) -> None:
+        functools.update_wrapper(self, function)
+        self._function = function
+        self._options = check_options(options, _OPTIONS, "a remote function")
+        self._pickled: Function | None = None
+        self._lock = allocate_lock()
+        streams = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+        self._several: bool | int = options.get("num_returns", 1)
+        if options.get("stream", streams and self._several == 1):
+            if self._several != 1:
+                raise ValueError("stream and num_returns exclude each other")
+            self._several = True
+        elif self._several == 1:
+            self._several = False
+        self._name = options.get("name") or getattr(function, "__qualname__", None) or repr(function)
+        self._max_retries = options.get("max_retries", 0)
+
+    def __call__(self, *args, **kwargs):
+        raise TypeError(f"a remote function is called by {self._name}.remote(...); here, use {self._name}.local(...)")
+
+    @property
+    def local(self):
+        """callable : the function itself."""
+        return self._function
+
+    def options(self, **options) -> RemoteFunction:
+        """Return the same function with other options."""
+        made = RemoteFunction(self._function, {**self._options, **options})
+        made._pickled = self._pickled
+        return made
+
+    def remote(self, *args, **kwargs):
+        """
+        Run the function in a worker.
+
+        Returns
+        -------
+        TaskRef
+            Or a list of them, or a `ResultStream`, as the options say.
+        """
+        runs = engine.current()
+        function = self._pickled
+        if function is None:
+            with self._lock:
+                if self._pickled is None:
+                    self._pickled = Function(self._function)
+                function = self._pickled
+        call = make(self._name, function.number, args, kwargs, self._several, runs)
+        if call.pending:
+            after(list(call.pending), lambda: runs.submit(function, call, self._max_retries))
+        else:
+            runs.submit(function, call, self._max_retries)
+        return call.result
+
+    def __reduce__(self):
+        return RemoteFunction, (self._function, self._options)
+
+    def __repr__(self) -> str:
+        return f"<remote function {self._name}>"

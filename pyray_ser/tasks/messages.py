@@ -1,0 +1,115 @@
+"""What travels between a caller and a worker process.
+
+A frame is one message of a `multiprocessing.connection.Connection`: a kind, the number of the call, and a payload. A payload
+that is a value is either its serialized form, or the identity of an object in the store. In the latter case the sender holds
+the object until the receiver has said that it holds it too: an answer says so for a call, ACK for an answer. So nothing needs
+a token, and whatever is under way when either of them dies is freed with the dead one's own references.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+
+from .._frames import pack_or_put, unpack
+from .._store import ObjectRef, load_ref
+
+__all__ = [
+    "ACK",
+    "ARGUMENTS",
+    "CALL",
+    "CANCEL",
+    "CREATE",
+    "END",
+    "EXPECT",
+    "FAILURE",
+    "FUNCTION",
+    "GRACE",
+    "HELLO",
+    "INLINE",
+    "ITEM",
+    "RESULT",
+    "Placeholder",
+    "encode",
+    "load",
+    "outcome",
+    "read",
+    "write",
+]  # fmt: skip
+
+# To a worker:
+FUNCTION = 1  # number of a function, and the function
+CREATE = 2  # number of a call; class, arguments: makes the actor
+CALL = 3  # number of a call; function number or method name, arguments, whether to stream
+CANCEL = 4  # number of a call
+ACK = 5  # number of an answer's call: the caller holds the object that it named
+EXPECT = 6  # token: a handle was pickled, somebody will come with it
+HELLO = 7  # token: the handle was loaded
+ARGUMENTS = 12  # number of a call that follows: list of the references that were pending when it was written down
+# From a worker:
+RESULT = 8  # number of a call, value
+FAILURE = 9  # number of a call, Failure
+ITEM = 10  # number of a call, value: one of several
+END = 11  # number of a call: no more items
+
+# Bytes of a value that go through the pipe; a larger one goes through the store. A pipe takes several before it blocks.
+INLINE = 32 * 1024
+# Seconds that an actor whose callers are all gone waits for a handle that is still under way.
+GRACE = 10.0
+
+
+class Placeholder:
+    """Stands, in the arguments of a call, for a reference that was pending when they were pickled."""
+
+    __slots__ = ("index",)
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+    def __reduce__(self):
+        return Placeholder, (self.index,)
+
+
+_head = Struct("<BQ")
+HEAD = _head.size
+
+
+def write(kind: int, number: int, payload: bytes = b"") -> bytes:
+    """Return a frame."""
+    return _head.pack(kind, number) + payload
+
+
+def read(frame: bytes) -> tuple[int, int, memoryview]:
+    """Return kind, number and payload of a frame."""
+    kind, number = _head.unpack_from(frame)
+    return kind, number, memoryview(frame)[HEAD:]
+
+
+def encode(value) -> tuple[bytes, ObjectRef | None]:
+    """
+    Return the payload of a value, and the object that the sender must hold meanwhile, if there is one.
+
+    Parameters
+    ----------
+    value : object
+    """
+    packed = pack_or_put(value, INLINE)
+    if type(packed) is bytes:
+        return b"b" + packed, None
+    return b"r" + packed.travel(0, b"")[0], packed
+
+
+def outcome(payload: memoryview) -> bytes | ObjectRef:
+    """Return what a payload holds, without loading it: a serialized form or a reference that now holds the object."""
+    if payload[:1] == b"b":
+        return bytes(payload[1:])
+    return load_ref(bytes(payload[1:]))
+
+
+def load(payload: memoryview):
+    """Return the value of a payload."""
+    held = outcome(payload)
+    if type(held) is bytes:
+        return unpack(held)
+    from .._store import get
+
+    return get(held)

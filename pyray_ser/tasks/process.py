@@ -1,0 +1,233 @@
+"""Worker processes: started by `multiprocessing`, watched through a descriptor of the kernel's.
+
+The end of a worker is noticed by a pidfd, because a pipe stays open as long as anybody has inherited its other end. The other
+way round each worker watches its owner, and ends with it, whatever it is doing then.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import time
+import weakref
+from _thread import allocate_lock
+
+from .. import _store
+from ..exceptions import WorkerDiedError
+
+__all__ = ["Process", "context", "end_all", "end_with", "ignore_interrupts", "new_address"]
+
+# One at a time: a process forked in between would inherit an end of the pipe that its owner has yet to close.
+_starting = allocate_lock()
+_processes: weakref.WeakSet[Process] = weakref.WeakSet()
+# What multiprocessing would wait for at exit, also after the last handle is gone.
+_running: set = set()
+
+
+def context(method: str | None = None):
+    """
+    Return the multiprocessing context of a start method.
+
+    Parameters
+    ----------
+    method : str, optional
+        "fork", "spawn" or "forkserver"; default is what multiprocessing uses.
+    """
+    import multiprocessing
+
+    return multiprocessing.get_context(method)
+
+
+def new_address() -> str:
+    """Return an address for an actor; abstract, so that no file is left."""
+    return f"\0pyray_ser-{os.getpid()}-{os.urandom(8).hex()}"
+
+
+class Process:
+    """
+    A worker process and the pipe to it.
+
+    Parameters
+    ----------
+    name : str
+    method : str, optional
+        Start method.
+    settings : dict, optional
+        What the process is to know, as `pyray_ser.tasks.settings` has it.
+    address : str, optional
+        Of an abstract socket on which an actor listens for other callers than its owner.
+    """
+
+    def __init__(
+        self, name: str, method: str | None = None, settings: dict | None = None, address: str | None = None
+    ) -> None:
+        made = context(method)
+        # The children attach to this store: it must be there before they look.
+        if _store.default() is None:
+            from ..store import open_default
+
+            open_default()
+        owner = (os.getpid(), _store.start_time(os.getpid()))
+        self.watch = -1
+        self._owns_watch = False
+        with _starting:
+            self.connection, theirs = made.Pipe()
+            # Before the fork: the child must not keep our end of its own pipe.
+            _processes.add(self)
+            listener = None
+            try:
+                from .serve import main
+
+                if address is not None:
+                    from .visitors import listen
+
+                    # Here, so that it can be called on even before the process runs.
+                    listener = listen(address)
+                # multiprocessing joins at exit what is not a daemon; ours end before that, and daemons could have no children.
+                self.process = made.Process(
+                    target=main, name=name, args=(theirs, owner, listener, settings or {}), daemon=False
+                )
+                self.process.start()
+                _running.difference_update([child for child in _running if child.exitcode is not None])
+                _running.add(self.process)
+            except BaseException:
+                self.connection.close()
+                raise
+            finally:
+                theirs.close()
+                if listener is not None:
+                    listener.close()
+        self.pid = self.process.pid
+        try:
+            self.watch = os.pidfd_open(self.pid)
+            self._owns_watch = True
+        except (AttributeError, OSError):
+            # No pidfd on this kernel, or the process has ended already and was reaped.
+            self.watch = self.process.sentinel
+        self.fd = self.connection.fileno()
+
+    def __del__(self) -> None:
+        self.close_watch()
+
+    def close_watch(self) -> None:
+        """Stop watching it."""
+        watch, self.watch = self.watch, -1
+        if self._owns_watch and watch >= 0:
+            self._owns_watch = False
+            os.close(watch)
+
+    def poller(self):
+        """Return a poll object for what comes from the process, and for its end."""
+        poller = select.poll()
+        poller.register(self.fd, select.POLLIN)
+        poller.register(self.watch, select.POLLIN)
+        return poller
+
+    def kill(self) -> None:
+        """End it now."""
+        kill(self.process)
+
+    def died(self, task: str | None) -> WorkerDiedError:
+        """Return the error for what was running in it."""
+        join(self.process, 1.0)
+        return WorkerDiedError(pid=self.pid, exitcode=self.process.exitcode, task=task)
+
+    def reap(self) -> None:
+        """Take note that it has ended."""
+        join(self.process, 1.0)
+        self.close_watch()
+
+    def close(self) -> None:
+        """Close our end of the pipe: the process ends once it is idle."""
+        self.connection.close()
+
+
+def join(child, patience: float) -> None:
+    """Wait for the end of a process. Several threads may: whoever comes second to the kernel looks again."""
+    until = time.monotonic() + patience
+    while child.exitcode is None:
+        left = until - time.monotonic()
+        child.join(max(0.0, left))
+        if child.exitcode is None:
+            if left <= 0:
+                return
+            time.sleep(0.001)
+    # multiprocessing forgets a child, and closes its pipes, in join() alone.
+    child.join(0)
+
+
+def kill(child) -> None:
+    """End a process, if it has not ended."""
+    if child.exitcode is None:
+        try:
+            child.kill()
+        except ProcessLookupError:
+            return  # another thread has just taken note of its end
+
+
+def end_all(patience: float = 0.5) -> None:
+    """End all workers of this process: those that are idle go by themselves when their pipe is closed, others are killed."""
+    until = time.monotonic() + patience
+    children = list(_running)
+    for child in children:
+        join(child, max(0.0, until - time.monotonic()))
+    for child in children:
+        kill(child)
+    for child in children:
+        join(child, 5)
+    _running.clear()
+
+
+def _after_fork_in_child() -> None:
+    # The parent's pipes would keep the parent's workers waiting after it is gone.
+    global _starting, _processes, _running
+    _starting = allocate_lock()
+    for process in list(_processes):
+        if not process.connection.closed:
+            process.connection.close()
+        process.close_watch()
+    _processes = weakref.WeakSet()
+    _running = set()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+# ---- in the worker ------------------------------------------------------------------------------------------------------
+
+
+def end_with(owner: tuple[int, int]) -> None:
+    """Let this process end when its owner does, whatever it is doing then."""
+    import threading
+
+    pid, start = owner
+    try:
+        watch = os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        watch = None
+    if _store.start_time(pid) != start:
+        os._exit(1)
+    if watch is None:
+        # The pipe's end still ends an idle one.
+        return
+
+    def follow() -> None:
+        poller = select.poll()
+        poller.register(watch, select.POLLIN)
+        while not poller.poll():
+            pass
+        # Nobody is left to take results or errors, and finalizers could wait for the owner for ever.
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=follow, name="pyray_ser-owner", daemon=True).start()
+
+
+def ignore_interrupts() -> None:
+    """Leave Ctrl-C to the owner: the terminal sends it to every process of the group."""
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except ValueError:
+        # Not in the main thread; only a start method of somebody else's does that.
+        print("pyray_ser: a worker was started outside of its main thread", file=sys.stderr)

@@ -1,0 +1,291 @@
+"""References to results that are still being made.
+
+A `TaskRef` exists before its value does. The process that called `.remote` owns it: there the answer of the worker arrives
+and settles it, with a small value in serialized form, with a reference to a large one in the store, or with an error.
+`get`, `wait`, `await` and `future` take it like an `ObjectRef`; their paths for ordinary references do not know it exists.
+
+Settling takes no lock: the outcome is written first, then the callbacks are taken off the list one by one; whoever adds a
+callback looks afterwards whether it came too late, and then takes it off itself. Either way each runs once.
+"""
+
+from __future__ import annotations
+
+import time
+from _thread import allocate_lock
+
+from .. import _store
+from .._frames import unpack
+from .._store import ObjectRef, fork_count
+from ..exceptions import GetTimeoutError, ObjectLostError, TaskCancelledError
+from .errors import Failure, raise_failure
+
+__all__ = ["TaskRef", "get", "wait"]
+
+
+class TaskRef:
+    """
+    Reference to the result of a task or of an actor's method. Made by ``.remote(...)``.
+
+    It is awaitable and hashable, can be an argument of other tasks, stored, and sent to other processes.
+    """
+
+    __slots__ = ("__weakref__", "_callbacks", "_forks", "_outcome", "cancelled", "job", "name", "source")
+
+    def __init__(self, name: str, source=None) -> None:
+        self.name = name
+        # What can be asked to bring the answer in: has `collect(ref, deadline)`, `collect_later(ref)` and `cancel(ref, force)`.
+        self.source = source
+        # What the source keeps about this call.
+        self.job = None
+        self.cancelled = False
+        self._outcome = None
+        self._callbacks: list = []
+        self._forks = fork_count()
+
+    # ---- settling: the source's side
+
+    def settle(self, outcome) -> None:
+        """Set the outcome: bytes, an ObjectRef, a Failure or an exception. Only the first one counts."""
+        if self._outcome is not None:
+            return
+        self._outcome = outcome
+        self.source = None
+        self.job = None
+        self._run_callbacks()
+
+    def _run_callbacks(self) -> None:
+        while True:
+            try:
+                callback = self._callbacks.pop()
+            except IndexError:
+                return
+            callback(self)
+
+    # ---- looking: anybody's side
+
+    @property
+    def outcome(self):
+        """What it was settled with, None before."""
+        return self._outcome
+
+    def done(self) -> bool:
+        """Tell whether `get` would return, or raise, at once."""
+        return self._outcome is not None
+
+    def add_done_callback(self, callback) -> None:
+        """Call ``callback(ref)`` once it is settled, in whatever thread that happens; at once if it is."""
+        self._callbacks.append(callback)
+        if self._outcome is not None:
+            self._run_callbacks()
+            return
+        source = self.source
+        if source is not None:
+            self._check_process()
+            source.collect_later(self)
+
+    def _check_process(self) -> None:
+        if self._forks != fork_count():
+            raise ObjectLostError(
+                ref=repr(self),
+                reason="it was not ready when this process was forked, and its answer goes to the parent: send the "
+                "reference as an argument instead",
+            )
+
+    def join(self, deadline: float | None) -> bool:
+        """Wait until it is settled, at most until `deadline` on the monotonic clock; False if that came first."""
+        if self._outcome is not None:
+            return True
+        self._check_process()
+        source = self.source
+        if source is None:
+            return self._outcome is not None or self._sleep(deadline)
+        if not source.collect(self, deadline):
+            return self._sleep(deadline)
+        return self._outcome is not None
+
+    def _sleep(self, deadline: float | None) -> bool:
+        waiter = allocate_lock()
+        waiter.acquire()
+        self.add_done_callback(lambda _: waiter.release())
+        waiter.acquire(timeout=-1 if deadline is None else max(0.0, deadline - time.monotonic()))
+        return self._outcome is not None
+
+    def value(self, mmap_mode: str = "r"):
+        """Return the value, or raise the error, that it was settled with."""
+        outcome = self._outcome
+        if type(outcome) is bytes:
+            if mmap_mode == "c":
+                return unpack_writable(outcome)
+            return unpack(outcome)
+        if type(outcome) is ObjectRef:
+            return _store.get(outcome, mmap_mode=mmap_mode)
+        if type(outcome) is Failure:
+            raise_failure(outcome)
+        raise outcome
+
+    # ---- as other references
+
+    def __await__(self):
+        import asyncio
+
+        return asyncio.wrap_future(self.future()).__await__()
+
+    def future(self):
+        """
+        Return a future that gets the value.
+
+        Returns
+        -------
+        concurrent.futures.Future
+            Cancelling it does not cancel the task.
+        """
+        from concurrent.futures import Future
+
+        target: Future = Future()
+
+        def resolve(ref) -> None:
+            if not target.set_running_or_notify_cancel():
+                return
+            try:
+                value = ref.value()
+            except BaseException as error:
+                target.set_exception(error)
+            else:
+                target.set_result(value)
+
+        self.add_done_callback(resolve)
+        return target
+
+    @property
+    def state(self) -> str:
+        """str : "creating", "sealed", or "lost" if it ended with an error."""
+        if self._outcome is None:
+            return "creating"
+        return "sealed" if type(self._outcome) in (bytes, ObjectRef) else "lost"
+
+    @classmethod
+    def __class_getitem__(cls, item):
+        from types import GenericAlias
+
+        return GenericAlias(cls, item)
+
+    def __copy__(self):
+        return self
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def __reduce__(self):
+        from .exports import reduce
+
+        return reduce(self)
+
+    def __repr__(self) -> str:
+        outcome = self._outcome
+        if outcome is None:
+            what = "pending"
+        elif type(outcome) is bytes:
+            what = f"{len(outcome)} bytes"
+        elif type(outcome) is ObjectRef:
+            what = repr(outcome)
+        elif isinstance(outcome, TaskCancelledError):
+            what = "cancelled"
+        else:
+            what = "failed"
+        return f"TaskRef({self.name}, {what})"
+
+
+def unpack_writable(form: bytes):
+    """Load a serialized form as `get(mmap_mode="c")` does: arrays are writable and the caller's own."""
+    from .._frames import unpack_private
+
+    return unpack_private(form)
+
+
+# ---- get ---------------------------------------------------------------------------------------------------------------
+
+
+def get(refs, timeout=None, mmap_mode="r"):
+    """Return the value of a TaskRef, or those of a list of references that holds TaskRefs."""
+    deadline = _deadline(timeout)
+    if type(refs) is TaskRef:
+        return _get_one(refs, deadline, timeout, mmap_mode, 1)
+    values = []
+    for i, ref in enumerate(refs):
+        if type(ref) is TaskRef:
+            values.append(_get_one(ref, deadline, timeout, mmap_mode, len(refs) - i))
+            continue
+        if type(ref) is not ObjectRef:
+            raise TypeError(f"get() takes ObjectRefs, but the list holds {type(ref).__name__!r}: {ref!r:.80}")
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        values.append(_store.get(ref, timeout=left, mmap_mode=mmap_mode))
+    return values
+
+
+def _get_one(ref: TaskRef, deadline, timeout, mmap_mode, pending: int):
+    if ref._outcome is None and not ref.join(deadline):
+        raise GetTimeoutError(ref=repr(ref), timeout=timeout, pending=pending)
+    return ref.value(mmap_mode)
+
+
+def _deadline(timeout) -> float | None:
+    if timeout is None:
+        return None
+    if not timeout >= 0:
+        raise ValueError(f"timeout must be None or a number of seconds >= 0, not {timeout!r}")
+    return time.monotonic() + timeout
+
+
+# ---- wait --------------------------------------------------------------------------------------------------------------
+
+
+def wait(refs: list, num_returns: int, deadline: float | None) -> list[int]:
+    """
+    Wait for some of several references, of which one at least is a TaskRef.
+
+    Parameters
+    ----------
+    refs : list of TaskRef and ObjectRef
+    num_returns : int
+    deadline : float or None
+        On the monotonic clock.
+
+    Returns
+    -------
+    list of int
+        Indices of those that are ready, all of them: `num_returns` at least, unless the time is over.
+    """
+    stored = [ref for ref in refs if type(ref) is ObjectRef]
+    changed = allocate_lock()
+    changed.acquire()
+
+    def notice(_) -> None:
+        # Several may be settled before the waiter looks: the lock is a flag, and setting it twice is no error.
+        if changed.locked():
+            try:
+                changed.release()
+            except RuntimeError:
+                pass  # another one was faster
+
+    asked = False
+    while True:
+        ready = [i for i, ref in enumerate(refs) if (ref.done() if type(ref) is TaskRef else _store.is_ready(ref))]
+        if len(ready) >= num_returns:
+            return ready
+        left = None if deadline is None else deadline - time.monotonic()
+        if left is not None and left <= 0:
+            return ready
+        if not asked:
+            asked = True
+            for ref in refs:
+                if type(ref) is TaskRef:
+                    ref.add_done_callback(notice)
+            continue
+        # Objects that another process seals have no callback here.
+        slice_ = -1 if left is None else left
+        if stored:
+            slice_ = 0.005 if left is None else min(0.005, left)
+        changed.acquire(timeout=slice_)
+
+
+_store.set_promises(TaskRef, get)

@@ -1,0 +1,349 @@
+"""The worker's side: reads calls, runs them one after another, answers.
+
+The same loop serves a worker of the pool, which is told functions, and an actor, which is told a class and then its methods'
+names. An actor with methods that are coroutines is served by `serve_async` instead.
+"""
+
+from __future__ import annotations
+
+import inspect
+import select
+import time
+from collections import deque
+
+from .._store import ObjectRef, get
+from ..exceptions import SerializationError, TaskCancelledError
+from . import messages, process
+from .errors import describe
+from .refs import TaskRef
+
+__all__ = ["Server", "main"]
+
+
+def main(connection, owner: tuple[int, int], listener, settings: dict) -> None:
+    """Serve until the last caller is gone. The target of a worker process."""
+    process.ignore_interrupts()
+    process.end_with(owner)
+    from . import settings as own
+
+    own.inherit(settings)
+    try:
+        Server(connection, listener).run()
+    finally:
+        from . import shutdown
+
+        shutdown()
+
+
+class Peer:
+    """A caller: the owner, or another process that was given the actor's handle."""
+
+    def __init__(self, connection) -> None:
+        self.connection = connection
+        self.fd = connection.fileno()
+        # Results in the store, until the caller holds them: number of the call, how many before -> reference
+        self.held: dict[int, deque[ObjectRef]] = {}
+
+    def send(self, frame: bytes) -> None:
+        try:
+            self.connection.send_bytes(frame)
+        except OSError:
+            # The caller is gone; its end of the pipe is noticed when it is read.
+            self.held.clear()
+
+
+class Server:
+    """
+    The state of a worker process.
+
+    Parameters
+    ----------
+    connection : multiprocessing.connection.Connection
+        To the owner.
+    listener : socket.socket or None
+        Where an actor is called on by others.
+    """
+
+    def __init__(self, connection, listener=None) -> None:
+        self.functions: dict[int, object] = {}
+        # References that a call waited for, sent ahead of it: (caller, number of the call) -> list
+        self.arguments: dict[tuple[int, int], list] = {}
+        self.actor = None
+        self.actor_name = ""
+        # Why there is no actor, if its __init__ raised.
+        self.broken = None
+        self.inbox: deque[tuple[Peer, int, int, memoryview]] = deque()
+        self.peers: dict[int, Peer] = {}
+        self.poller = select.poll()
+        self.add_peer(connection)
+        # Handles under way to processes that have not called yet: token -> when it was announced
+        self.expected: dict[int, float] = {}
+        self.arrived: set[int] = set()
+        self.visitors = None
+        if listener is not None:
+            from .visitors import Visitors
+
+            self.visitors = Visitors(listener)
+            self.poller.register(self.visitors.fd, select.POLLIN)
+
+    # ---- callers
+
+    def add_peer(self, connection) -> Peer:
+        peer = Peer(connection)
+        self.peers[peer.fd] = peer
+        self.poller.register(peer.fd, select.POLLIN)
+        return peer
+
+    def drop_peer(self, peer: Peer) -> None:
+        self.poller.unregister(peer.fd)
+        del self.peers[peer.fd]
+        peer.connection.close()
+        peer.held.clear()
+
+    def receive(self, peer: Peer) -> None:
+        """Read one frame; what is not a call takes effect at once."""
+        try:
+            frame = peer.connection.recv_bytes()
+        except (EOFError, OSError):
+            self.drop_peer(peer)
+            return
+        kind, number, payload = messages.read(frame)
+        if kind == messages.ACK:
+            waiting = peer.held.get(number)
+            if waiting:
+                waiting.popleft()
+                if not waiting:
+                    del peer.held[number]
+        elif kind == messages.CANCEL:
+            self.cancel(peer, number)
+        elif kind == messages.EXPECT:
+            self.expect(number)
+        elif kind == messages.HELLO:
+            self.hello(number)
+        else:
+            self.inbox.append((peer, kind, number, payload))
+
+    def cancel(self, peer: Peer, number: int) -> None:
+        for entry in self.inbox:
+            if entry[0] is peer and entry[2] == number and entry[1] == messages.CALL:
+                self.inbox.remove(entry)
+                self.fail(peer, number, TaskCancelledError(), "call")
+                return
+
+    def expect(self, token: int) -> None:
+        # A handle that was loaded faster than its announcement was read is here already.
+        if token in self.arrived:
+            self.arrived.discard(token)
+        else:
+            self.expected[token] = time.monotonic()
+
+    def hello(self, token: int) -> None:
+        if self.expected.pop(token, None) is None:
+            self.arrived.add(token)
+
+    def look(self, patience: float | None) -> None:
+        """Read what is there; wait for something, at most `patience` milliseconds, None for ever."""
+        while True:
+            events = self.poller.poll(patience)
+            if not events:
+                return
+            for fd, _ in events:
+                peer = self.peers.get(fd)
+                if peer is not None:
+                    self.receive(peer)
+                elif self.visitors is not None and fd == self.visitors.fd:
+                    for connection in self.visitors.take():
+                        self.add_peer(connection)
+            patience = 0
+
+    def finished(self) -> bool:
+        """Tell whether nobody can call any more."""
+        if self.peers or self.inbox:
+            return False
+        if self.visitors is not None and self.visitors.waiting():
+            return False
+        # A handle whose message was lost does not keep the actor: whoever got it has had time to say so.
+        now = time.monotonic()
+        self.expected = {token: since for token, since in self.expected.items() if now - since < messages.GRACE}
+        return not self.expected
+
+    # ---- calls
+
+    def run(self) -> None:
+        """Serve until nobody is left."""
+        while True:
+            if self.inbox:
+                self.look(0)
+            elif self.finished():
+                return
+            else:
+                self.look(None if self.peers else 100)
+            if self.inbox:
+                peer, kind, number, payload = self.inbox.popleft()
+                self.handle(peer, kind, number, payload)
+                # Nothing of the call may stay: the arguments may be large.
+                del peer, payload
+            if self.actor is not None and self.is_async():
+                from .serve_async import run
+
+                run(self)
+                return
+
+    def is_async(self) -> bool:
+        return any(
+            inspect.iscoroutinefunction(value) or inspect.isasyncgenfunction(value)
+            for base in type(self.actor).__mro__
+            for value in vars(base).values()
+        )
+
+    def handle(self, peer: Peer, kind: int, number: int, payload: memoryview) -> None:
+        """Do what one frame asks for."""
+        if kind == messages.CALL:
+            self.call(peer, number, payload)
+        elif kind == messages.FUNCTION:
+            try:
+                self.functions[number] = messages.load(payload)
+            except BaseException as error:
+                self.functions[number] = _Unloadable(describe(error, "loading the function"))
+        elif kind == messages.ARGUMENTS:
+            self.arguments[peer.fd, number] = messages.load(payload)
+        elif kind == messages.CREATE:
+            self.create(peer, number, payload)
+
+    def create(self, peer: Peer, number: int, payload: memoryview) -> None:
+        name = "the actor"
+        try:
+            cls, args, kwargs = messages.load(payload)
+            name = cls.__qualname__
+            self.actor_name = name
+            args, kwargs = resolve(args, kwargs, self.arguments.pop((peer.fd, number), ()))
+            self.actor = cls(*args, **kwargs)
+        except BaseException as error:
+            self.broken = describe(error, f"{name}.__init__")
+            self.answer(peer, messages.FAILURE, number, tuple(self.broken))
+        else:
+            self.answer(peer, messages.RESULT, number, None)
+
+    def target(self, which):
+        """Return the callable that a call names."""
+        if type(which) is int:
+            function = self.functions[which]
+            if type(function) is _Unloadable:
+                raise function
+            return function
+        if self.broken is not None:
+            raise _Unloadable(self.broken)
+        return getattr(self.actor, which)
+
+    def name_of(self, which) -> str:
+        """Return what a call is named in errors."""
+        if type(which) is int:
+            function = self.functions.get(which)
+            return getattr(function, "__qualname__", None) or repr(function)
+        return f"{self.actor_name}.{which}"
+
+    def call(self, peer: Peer, number: int, payload: memoryview) -> None:
+        name = "call"
+        try:
+            which, args, kwargs, stream = messages.load(payload)
+            del payload
+            name = self.name_of(which)
+            function = self.target(which)
+            args, kwargs = resolve(args, kwargs, self.arguments.pop((peer.fd, number), ()))
+            result = function(*args, **kwargs)
+            del args, kwargs
+            if inspect.iscoroutine(result):
+                import asyncio
+
+                result = asyncio.run(_whole(result))
+            if stream is False:
+                self.answer(peer, messages.RESULT, number, result)
+                return
+            if stream is not True:
+                result = exactly(stream, result, name)
+            for item in iter_anything(result):
+                self.answer(peer, messages.ITEM, number, item)
+                del item
+            self.answer(peer, messages.END, number, None)
+        except BaseException as error:
+            self.fail(peer, number, error, name)
+
+    def answer(self, peer: Peer, kind: int, number: int, value) -> None:
+        """Send a value to a caller."""
+        try:
+            payload, held = messages.encode(value)
+        except SerializationError as error:
+            raise result_error(error, value) from error.__cause__
+        if held is not None:
+            peer.held.setdefault(number, deque()).append(held)
+        peer.send(messages.write(kind, number, payload))
+
+    def fail(self, peer: Peer, number: int, error: BaseException, name: str) -> None:
+        """Send an error to a caller."""
+        failure = error.args[0] if type(error) is _Unloadable else describe(error, name)
+        try:
+            self.answer(peer, messages.FAILURE, number, tuple(failure))
+        except Exception as second:
+            failure = failure._replace(
+                pickled=b"", text=f"{failure.text:.2000}", traceback=f"{failure.traceback:.20000}"
+            )
+            failure = failure._replace(
+                traceback=f"{failure.traceback}\n(the exception itself could not be sent: {second})"
+            )
+            self.answer(peer, messages.FAILURE, number, tuple(failure))
+
+
+class _Unloadable(Exception):
+    """Carries the Failure of a function or class that could not be made here."""
+
+
+def result_error(error: SerializationError, value) -> SerializationError:
+    """Return the error for a result that cannot be pickled."""
+    made = SerializationError(f"the result cannot be returned: {error}", path=error.path)
+    for note in getattr(error, "__notes__", ()):
+        made.add_note(note)
+    if inspect.isgenerator(value):
+        made.add_note("a function that returns a generator it did not write itself: call it with .options(stream=True)")
+    return made
+
+
+def resolve(args: tuple, kwargs: dict, pending) -> tuple[list, dict]:
+    """Replace references that are arguments themselves by their values; nested ones stay."""
+
+    def value(arg):
+        if type(arg) is messages.Placeholder:
+            arg = pending[arg.index]
+        return get(arg) if type(arg) is ObjectRef or type(arg) is TaskRef else arg
+
+    return [value(arg) for arg in args], {key: value(arg) for key, arg in kwargs.items()}
+
+
+def exactly(count: int, result, name: str) -> tuple:
+    """Return the several results of a call with ``num_returns=count``."""
+    items = tuple(result)
+    if len(items) != count:
+        raise ValueError(f"{name} was to return {count} values (num_returns), but returned {len(items)}")
+    return items
+
+
+def iter_anything(result):
+    """Iterate over what a streaming call returned."""
+    if hasattr(result, "__aiter__"):
+        import asyncio
+
+        with asyncio.Runner() as runner:
+            items = aiter(result)
+            while True:
+                try:
+                    yield runner.run(_next(items))
+                except StopAsyncIteration:
+                    return
+    yield from result
+
+
+async def _next(items):
+    return await anext(items)
+
+
+async def _whole(coroutine):
+    return await coroutine

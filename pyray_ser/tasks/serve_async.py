@@ -1,0 +1,97 @@
+"""Serving an actor that has coroutines: calls start in order, and those that wait let others run."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+
+from ..exceptions import TaskCancelledError
+from . import messages
+from .serve import Server, exactly, resolve
+
+__all__ = ["run"]
+
+
+def run(server: Server) -> None:
+    """Serve until nobody is left."""
+    asyncio.run(_Loop(server).run())
+
+
+class _Loop:
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.tasks: dict[tuple[object, int], asyncio.Task] = {}
+
+    async def run(self) -> None:
+        server = self.server
+        loop = asyncio.get_running_loop()
+        readable = asyncio.Event()
+        # One descriptor for all: the poll object's own would need one reader per caller, which come and go.
+        watched: set[int] = set()
+        server.cancel = self.cancel
+        while True:
+            wanted = set(server.peers) | ({server.visitors.fd} if server.visitors is not None else set())
+            for fd in watched - wanted:
+                loop.remove_reader(fd)
+            for fd in wanted - watched:
+                loop.add_reader(fd, readable.set)
+            watched = wanted
+            while server.inbox:
+                peer, kind, number, payload = server.inbox.popleft()
+                if kind == messages.CALL:
+                    # To its first await at once: calls start in the order in which they came.
+                    task = loop.create_task(self.call(peer, number, payload))
+                    self.tasks[peer, number] = task
+                    task.add_done_callback(lambda _, key=(peer, number): self.tasks.pop(key, None))
+                else:
+                    server.handle(peer, kind, number, payload)
+                del peer, payload
+            if not self.tasks and server.finished():
+                return
+            try:
+                async with asyncio.timeout(None if server.peers else 0.1):
+                    await readable.wait()
+            except TimeoutError:
+                continue
+            readable.clear()
+            # A closed descriptor must leave the loop before another gets its number.
+            before = set(server.peers)
+            server.look(0)
+            for fd in before - set(server.peers):
+                loop.remove_reader(fd)
+                watched.discard(fd)
+
+    def cancel(self, peer, number: int) -> None:
+        task = self.tasks.get((peer, number))
+        if task is not None:
+            task.cancel()
+
+    async def call(self, peer, number: int, payload) -> None:
+        server = self.server
+        name = "call"
+        try:
+            which, args, kwargs, several = messages.load(payload)
+            del payload
+            name = server.name_of(which)
+            function = server.target(which)
+            args, kwargs = resolve(args, kwargs, server.arguments.pop((peer.fd, number), ()))
+            result = function(*args, **kwargs)
+            del args, kwargs
+            if inspect.isawaitable(result):
+                result = await result
+            if several is False:
+                server.answer(peer, messages.RESULT, number, result)
+                return
+            if several is not True:
+                result = exactly(several, result, name)
+            if hasattr(result, "__aiter__"):
+                async for item in result:
+                    server.answer(peer, messages.ITEM, number, item)
+            else:
+                for item in result:
+                    server.answer(peer, messages.ITEM, number, item)
+            server.answer(peer, messages.END, number, None)
+        except asyncio.CancelledError:
+            server.fail(peer, number, TaskCancelledError(task=name), name)
+        except BaseException as error:
+            server.fail(peer, number, error, name)

@@ -1,0 +1,64 @@
+"""How many workers, and how they are started."""
+
+from __future__ import annotations
+
+import os
+
+__all__ = ["num_workers", "set_pool", "start_method"]
+
+_METHODS = ("fork", "spawn", "forkserver")
+_settings: dict = {}
+
+
+def set_pool(num_workers: int | None = None, start_method: str | None = None) -> None:
+    """
+    Choose how tasks run, before the first one does.
+
+    Parameters
+    ----------
+    num_workers : int, optional
+        Processes for tasks; default is the number of CPUs this process may use.
+    start_method : {"fork", "spawn", "forkserver"}, optional
+        Default is what multiprocessing uses.
+    """
+    if num_workers is not None and (type(num_workers) is not int or num_workers < 1):
+        raise ValueError(f"num_workers must be a positive int, not {num_workers!r}")
+    if start_method is not None and start_method not in _METHODS:
+        raise ValueError(f"start_method must be one of {', '.join(map(repr, _METHODS))}, not {start_method!r}")
+    changed = {
+        key: value
+        for key, value in (("num_workers", num_workers), ("start_method", start_method))
+        if value is not None and _settings.get(key) != value
+    }
+    if changed:
+        from . import pool
+
+        if pool.started():
+            raise ValueError(f"{', '.join(changed)} cannot change while the pool runs: shutdown() first")
+        _settings.update(changed)
+
+
+def num_workers() -> int:
+    """Return how many processes run tasks."""
+    return _settings.get("num_workers") or len(os.sched_getaffinity(0))
+
+
+def start_method() -> str | None:
+    """Return how processes are started; None for multiprocessing's default."""
+    return _settings.get("start_method")
+
+
+def passed_on(share: int) -> dict:
+    """Return the settings for a worker that may start `share` processes of its own."""
+    return {"num_workers": share, "start_method": start_method()}
+
+
+def inherit(settings: dict) -> None:
+    """Take over the owner's settings, in a new worker."""
+    _settings.clear()
+    _settings.update(settings)
+
+
+def reset() -> None:
+    """Forget what was chosen."""
+    _settings.clear()
