@@ -45,16 +45,25 @@ _LAZY = dict.fromkeys(
     ),
     "serialization",
 )
+_LAZY |= {
+    "TaskRef": "tasks",
+    "cancel": "tasks",
+    "kill": "tasks.actor",
+    "progress": "tasks.progress",
+    "remote": "tasks",
+}
 # `_ndarray` for PyCapsule_Import, which imports packages but only looks modules up.
-_MODULES = ("_ndarray", "exceptions", "inspection", "serialization", "typing", "util")
+_MODULES = ("_ndarray", "exceptions", "inspection", "serialization", "tasks", "typing", "util")
 
 __all__ = [
     "ObjectRef",
     "PickleBuffer",
     "Pickler",
+    "TaskRef",
     "Unpickler",
     "__version__",
     "abort",
+    "cancel",
     "contains",
     "create",
     "deserialize",
@@ -69,12 +78,15 @@ __all__ = [
     "get_by_name",
     "init",
     "is_initialized",
+    "kill",
     "load",
     "loads",
     "loads_frames",
     "names",
     "objects",
+    "progress",
     "put",
+    "remote",
     "scope",
     "seal",
     "serialize",

@@ -1,6 +1,7 @@
 """The functions of the package, apart from `put` and `get`, which are compiled."""
 
 import os
+import sys
 
 from . import _store
 from . import store as _stores
@@ -40,6 +41,8 @@ def init(
     lock_timeout: float | None = None,
     warm_reserve: int | None = None,
     liveness: str = "auto",
+    num_workers: int | None = None,
+    start_method: str | None = None,
 ) -> _store.Store:
     """
     Open the store of this process.
@@ -70,6 +73,10 @@ def init(
         Bytes of freed pages kept for the next objects, default 256 MiB.
     liveness : {"auto", "pid"}
         "pid" refuses processes of other pid namespaces, whose death can only be concluded from silence.
+    num_workers : int, optional
+        How many processes run tasks; default is the number of CPUs this process may use. Started when they are needed.
+    start_method : {"fork", "spawn", "forkserver"}, optional
+        How workers and actors are started; default is what multiprocessing uses.
 
     Returns
     -------
@@ -93,6 +100,10 @@ def init(
         options[key] = number
     if spill_dir is not None:
         options["spill_dir"] = os.path.abspath(os.fsdecode(spill_dir))
+    if num_workers is not None or start_method is not None:
+        from .tasks.settings import set_pool
+
+        set_pool(num_workers, start_method)
     return _stores.open_store(name, **options)
 
 
@@ -100,8 +111,12 @@ def shutdown() -> None:
     """
     Close the stores of this process. May be repeated, and `init` may follow.
 
-    Values that `get` returned stay valid; references do not. A store ends with its last process.
+    Workers and actors end. Values that `get` returned stay valid; references do not. A store ends with its last process.
     """
+    if "pyray_ser.tasks" in sys.modules:
+        from .tasks import shutdown as end_workers
+
+        end_workers()
     _stores.close_all()
 
 
