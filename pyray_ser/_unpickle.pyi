@@ -1,7 +1,6 @@
+from _pickle import UnpicklingError as UnpicklingError
 from collections.abc import Callable, Iterable
 from typing import Any, final
-
-from _pickle import UnpicklingError as UnpicklingError
 
 from .typing import Allow, BufferLike, ReadableFile
 

@@ -5,7 +5,6 @@ ASK: Final[int]
 PLAIN: Final[int]
 
 def instance_dict(obj: Any) -> dict[str, Any] | None: ...
-
 @final
 class Node:
     step: tuple[Any, str, Any, Any]

@@ -69,7 +69,7 @@ def _facts(ref) -> tuple[str, str]:
     if state == "sealed":
         try:
             number = ref.size
-        except Exception:  # noqa: BLE001 - a repr must not fail; the object may go at any moment
+        except Exception:
             state, number = "lost", None
         size = "" if number is None else _bytes(number)
     return state, size
@@ -113,4 +113,6 @@ def not_refs(function: str, value) -> Exception:
             f"{function}() takes an ObjectRef or a list of ObjectRefs, not a {type(value).__name__}; "
             f"for several, call {function}(list(refs))"
         )
-    return ValueError(f"{function}() takes an ObjectRef or a list of ObjectRefs, not {type(value).__name__!r}: {value!r:.80}")
+    return ValueError(
+        f"{function}() takes an ObjectRef or a list of ObjectRefs, not {type(value).__name__!r}: {value!r:.80}"
+    )

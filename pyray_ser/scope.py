@@ -78,7 +78,7 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-class scope:  # noqa: N801 - used as a function
+class scope:
     """
     Context manager that bounds how long pickled references hold their objects.
 

@@ -99,7 +99,7 @@ def _resolve(ref, target) -> None:
         return
     try:
         value = get(ref)
-    except BaseException as error:  # noqa: BLE001 - whatever it is, the waiter gets it
+    except BaseException as error:
         target.set_exception(error)
     else:
         target.set_result(value)

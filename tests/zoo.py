@@ -139,7 +139,9 @@ OTHER = {
     "no bytes per string": lambda: np.zeros(3, "S0"),
 }
 if hasattr(np.dtypes, "StringDType"):
-    OTHER["StringDType"] = lambda: np.array(["a", "", "long enough not to be kept inside the element"], np.dtypes.StringDType())
+    OTHER["StringDType"] = lambda: np.array(
+        ["a", "", "long enough not to be kept inside the element"], np.dtypes.StringDType()
+    )
 
 
 def _readonly(array):

@@ -96,7 +96,8 @@ static inline const prp_ndarray_api *prp_ndarray(void)
         Py_XDECREF(module);
         Py_XDECREF(capsule); /* the table is static: it stays */
         if (found && found->version != PRP_NDARRAY_VERSION) {
-            PyErr_SetString(PyExc_ImportError, "pyray_ser._ndarray is of another build than the extension that uses it");
+            PyErr_SetString(PyExc_ImportError,
+                            "pyray_ser._ndarray is of another build than the extension that uses it");
             return NULL;
         }
         api = found;

@@ -7,7 +7,8 @@
 #include "ndarray.h"
 
 /* True if all elements lie within [0, data_len) when the first one is at `offset`. */
-static bool fits(const npy_intp *shape, const npy_intp *strides, int nd, size_t itemsize, int64_t offset, size_t data_len)
+static bool fits(const npy_intp *shape, const npy_intp *strides, int nd, size_t itemsize, int64_t offset,
+                 size_t data_len)
 {
     if (offset < 0 || (size_t)offset > data_len)
         return false;
@@ -59,8 +60,8 @@ static PyObject *build(PyArray_Descr *descr, int nd, const npy_intp *shape, cons
     return array;
 }
 
-PyObject *prp_array_from_stream(const uint8_t *stream, size_t len, const uint8_t *data, size_t data_len, PyObject *owner,
-                                int flags)
+PyObject *prp_array_from_stream(const uint8_t *stream, size_t len, const uint8_t *data, size_t data_len,
+                                PyObject *owner, int flags)
 {
     prp_array_template t;
     if (!prp_array_template_read(stream, len, &t))
@@ -72,8 +73,8 @@ PyObject *prp_array_from_stream(const uint8_t *stream, size_t len, const uint8_t
     if (PySys_Audit("pickle.find_class", "ss", "numpy", "ndarray") < 0)
         return NULL;
     Py_INCREF(descr); /* the cache may drop it while numpy allocates */
-    PyObject *array = build(descr, t.nd, (const npy_intp *)t.shape, t.has_strides ? (const npy_intp *)t.strides : NULL, 0,
-                            data, data_len, owner, flags);
+    PyObject *array = build(descr, t.nd, (const npy_intp *)t.shape, t.has_strides ? (const npy_intp *)t.strides : NULL,
+                            0, data, data_len, owner, flags);
     Py_DECREF(descr);
     return array;
 }
@@ -130,7 +131,8 @@ PyObject *prp_array_from_parts(PyObject *shape_tuple, PyObject *dtype, int64_t o
         size_t step = (size_t)PyDataType_ELSIZE(descr);
         for (int i = 0; i < nd; i++) {
             strides[i] = (npy_intp)step;
-            if (shape[i] < 0 || __builtin_mul_overflow(step, shape[i] ? (size_t)shape[i] : 1, &step) || step > PY_SSIZE_T_MAX)
+            if (shape[i] < 0 || __builtin_mul_overflow(step, shape[i] ? (size_t)shape[i] : 1, &step) ||
+                step > PY_SSIZE_T_MAX)
                 return NULL;
         }
         given = strides;

@@ -71,7 +71,8 @@ int prp_array_describe(PyObject *obj, prp_array_source *source)
         layout->shape[i] = shape[i];
 
     if (nbytes == 0 || PyArray_IS_C_CONTIGUOUS(array)) {
-        layout->has_strides = nbytes == 0 && nd > 1 && PyArray_IS_F_CONTIGUOUS(array) && !PyArray_IS_C_CONTIGUOUS(array);
+        layout->has_strides =
+            nbytes == 0 && nd > 1 && PyArray_IS_F_CONTIGUOUS(array) && !PyArray_IS_C_CONTIGUOUS(array);
         source->kind = PRP_ARRAY_DIRECT;
         source->data = PyArray_DATA(array);
         source->nbytes = nbytes;
@@ -136,9 +137,11 @@ int prp_array_gather(PyObject *obj, const prp_array_source *source, void *dst, s
     }
     PyArray_Descr *descr = PyArray_DESCR(array);
     Py_INCREF(descr);
-    PyObject *from = PyArray_NewFromDescr(&PyArray_Type, descr, nd, dims, PyArray_STRIDES(array), PyArray_DATA(array), 0, NULL);
+    PyObject *from =
+        PyArray_NewFromDescr(&PyArray_Type, descr, nd, dims, PyArray_STRIDES(array), PyArray_DATA(array), 0, NULL);
     Py_INCREF(descr);
-    PyObject *to = PyArray_NewFromDescr(&PyArray_Type, descr, nd, dims, NULL, dst, NPY_ARRAY_CARRAY & ~NPY_ARRAY_ALIGNED, NULL);
+    PyObject *to =
+        PyArray_NewFromDescr(&PyArray_Type, descr, nd, dims, NULL, dst, NPY_ARRAY_CARRAY & ~NPY_ARRAY_ALIGNED, NULL);
     int failed = -1;
     if (from && to) {
         PyArray_UpdateFlags((PyArrayObject *)to, NPY_ARRAY_ALIGNED);

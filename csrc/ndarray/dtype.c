@@ -56,20 +56,34 @@ static char *put_decimal(char *p, uint64_t value)
 static const char *unit_name(NPY_DATETIMEUNIT unit)
 {
     switch (unit) {
-    case NPY_FR_Y: return "Y";
-    case NPY_FR_M: return "M";
-    case NPY_FR_W: return "W";
-    case NPY_FR_D: return "D";
-    case NPY_FR_h: return "h";
-    case NPY_FR_m: return "m";
-    case NPY_FR_s: return "s";
-    case NPY_FR_ms: return "ms";
-    case NPY_FR_us: return "us";
-    case NPY_FR_ns: return "ns";
-    case NPY_FR_ps: return "ps";
-    case NPY_FR_fs: return "fs";
-    case NPY_FR_as: return "as";
-    default: return NULL;
+    case NPY_FR_Y:
+        return "Y";
+    case NPY_FR_M:
+        return "M";
+    case NPY_FR_W:
+        return "W";
+    case NPY_FR_D:
+        return "D";
+    case NPY_FR_h:
+        return "h";
+    case NPY_FR_m:
+        return "m";
+    case NPY_FR_s:
+        return "s";
+    case NPY_FR_ms:
+        return "ms";
+    case NPY_FR_us:
+        return "us";
+    case NPY_FR_ns:
+        return "ns";
+    case NPY_FR_ps:
+        return "ps";
+    case NPY_FR_fs:
+        return "fs";
+    case NPY_FR_as:
+        return "as";
+    default:
+        return NULL;
     }
 }
 

@@ -17,7 +17,10 @@
 #define HIGHEST_PROTOCOL 5
 #define SMALL_STREAM 1024 /* bytes that cannot make enough containers to start a collection */
 
-static inline uint32_t le16(const uint8_t *p) { return p[0] | (uint32_t)p[1] << 8; }
+static inline uint32_t le16(const uint8_t *p)
+{
+    return p[0] | (uint32_t)p[1] << 8;
+}
 
 static inline uint32_t le32(const uint8_t *p)
 {
@@ -29,7 +32,10 @@ static inline uint32_t le32(const uint8_t *p)
     return v;
 }
 
-static inline uint64_t le64(const uint8_t *p) { return le32(p) | (uint64_t)le32(p + 4) << 32; }
+static inline uint64_t le64(const uint8_t *p)
+{
+    return le32(p) | (uint64_t)le32(p + 4) << 32;
+}
 
 static inline double be_double(const uint8_t *p)
 {
@@ -70,7 +76,8 @@ static inline int push_pending(prp_loader *L, const uint8_t *p, const uint8_t *e
     int taken = peek_memo(L, p, end, L->memo.used, &memo);
     if (p + taken >= end || p[taken] != OP_MARK)
         return 0;
-    if (PRP_LIKELY(memo >= 0 && memo == L->memo.top && memo == L->memo.used && memo < L->memo.capacity && !L->memo.sparse)) {
+    if (PRP_LIKELY(memo >= 0 && memo == L->memo.top && memo == L->memo.used && memo < L->memo.capacity &&
+                   !L->memo.sparse)) {
         L->memo.entries[L->memo.top++] = (PyObject *)((uintptr_t)L->mark_count << 2 | PRP_MEMO_TAG_PENDING);
         L->memo.used++;
     } else if (memo >= 0) {
@@ -379,71 +386,71 @@ static PyObject *fused_global(prp_loader *L, const uint8_t *p, const uint8_t *en
 
 #define SAVE() (L->p = p, L->sp = sp)
 #define RELOAD() (p = L->p, end = L->end, sp = L->sp)
-#define KEYED() (keyed = L->mark_count && L->marks[L->mark_count - 1].kind >= PRP_MARK_DICT \
-                             ? L->marks[L->mark_count - 1].at : -1)
-#define NEED(n)                                                                                                               \
-    do {                                                                                                                      \
-        if (PRP_UNLIKELY((size_t)(end - p) < (size_t)(n))) {                                                                  \
-            SAVE();                                                                                                           \
-            if (prp_load_refill(L, (size_t)(n)) < 0)                                                                          \
-                goto failed;                                                                                                  \
-            RELOAD();                                                                                                         \
-        }                                                                                                                     \
+#define KEYED() \
+    (keyed = L->mark_count && L->marks[L->mark_count - 1].kind >= PRP_MARK_DICT ? L->marks[L->mark_count - 1].at : -1)
+#define NEED(n)                                              \
+    do {                                                     \
+        if (PRP_UNLIKELY((size_t)(end - p) < (size_t)(n))) { \
+            SAVE();                                          \
+            if (prp_load_refill(L, (size_t)(n)) < 0)         \
+                goto failed;                                 \
+            RELOAD();                                        \
+        }                                                    \
     } while (0)
 /* Pushes an owned object, which may be NULL: failed. */
-#define PUSH(object)                                                                                                          \
-    do {                                                                                                                      \
-        PyObject *pushed = (object);                                                                                          \
-        if (PRP_UNLIKELY(!pushed))                                                                                            \
-            goto failed_saved;                                                                                                \
-        if (PRP_UNLIKELY(sp == L->limit)) {                                                                                   \
-            SAVE();                                                                                                           \
-            if (prp_load_grow_stack(L) < 0) {                                                                                 \
-                Py_DECREF(pushed);                                                                                            \
-                goto failed;                                                                                                  \
-            }                                                                                                                 \
-            RELOAD();                                                                                                         \
-        }                                                                                                                     \
-        *sp++ = pushed;                                                                                                       \
+#define PUSH(object)                          \
+    do {                                      \
+        PyObject *pushed = (object);          \
+        if (PRP_UNLIKELY(!pushed))            \
+            goto failed_saved;                \
+        if (PRP_UNLIKELY(sp == L->limit)) {   \
+            SAVE();                           \
+            if (prp_load_grow_stack(L) < 0) { \
+                Py_DECREF(pushed);            \
+                goto failed;                  \
+            }                                 \
+            RELOAD();                         \
+        }                                     \
+        *sp++ = pushed;                       \
     } while (0)
 /* More of the same: as long as complete opcodes of `size` bytes and room for their objects are there. */
-#define RUN(opcode, size, object)                                                                                             \
-    do {                                                                                                                      \
-        Py_ssize_t room_ = L->limit - sp, there_ = (end - p) / (size);                                                        \
-        for (Py_ssize_t left_ = room_ < there_ ? room_ : there_; left_ > 0 && *p == (opcode); left_--) {                      \
-            PyObject *made_ = (object);                                                                                       \
-            if (PRP_UNLIKELY(!made_))                                                                                         \
-                goto failed_saved;                                                                                            \
-            *sp++ = made_;                                                                                                    \
-            p += (size);                                                                                                      \
-        }                                                                                                                     \
+#define RUN(opcode, size, object)                                                                        \
+    do {                                                                                                 \
+        Py_ssize_t room_ = L->limit - sp, there_ = (end - p) / (size);                                   \
+        for (Py_ssize_t left_ = room_ < there_ ? room_ : there_; left_ > 0 && *p == (opcode); left_--) { \
+            PyObject *made_ = (object);                                                                  \
+            if (PRP_UNLIKELY(!made_))                                                                    \
+                goto failed_saved;                                                                       \
+            *sp++ = made_;                                                                               \
+            p += (size);                                                                                 \
+        }                                                                                                \
     } while (0)
 #define PUSH_BORROWED(object) PUSH(Py_NewRef(object))
 /* A function that may do anything with the machine, returning int. */
-#define CALL(expression)                                                                                                      \
-    do {                                                                                                                      \
-        SAVE();                                                                                                               \
-        if ((expression) < 0)                                                                                                 \
-            goto failed;                                                                                                      \
-        RELOAD();                                                                                                             \
+#define CALL(expression)      \
+    do {                      \
+        SAVE();               \
+        if ((expression) < 0) \
+            goto failed;      \
+        RELOAD();             \
     } while (0)
 /* The same, returning an object to be pushed. */
-#define CALL_PUSH(expression)                                                                                                 \
-    do {                                                                                                                      \
-        SAVE();                                                                                                               \
-        PyObject *called = (expression);                                                                                      \
-        if (PRP_UNLIKELY(!called))                                                                                            \
-            goto failed;                                                                                                      \
-        RELOAD();                                                                                                             \
-        PUSH(called);                                                                                                         \
+#define CALL_PUSH(expression)            \
+    do {                                 \
+        SAVE();                          \
+        PyObject *called = (expression); \
+        if (PRP_UNLIKELY(!called))       \
+            goto failed;                 \
+        RELOAD();                        \
+        PUSH(called);                    \
     } while (0)
-#define HAVE(n)                                                                                                               \
-    do {                                                                                                                      \
-        if (PRP_UNLIKELY(sp - L->fence < (n))) {                                                                              \
-            SAVE();                                                                                                           \
-            prp_load_underflow(L);                                                                                            \
-            goto failed;                                                                                                      \
-        }                                                                                                                     \
+#define HAVE(n)                                  \
+    do {                                         \
+        if (PRP_UNLIKELY(sp - L->fence < (n))) { \
+            SAVE();                              \
+            prp_load_underflow(L);               \
+            goto failed;                         \
+        }                                        \
     } while (0)
 
 static PyObject *run(prp_loader *L)
@@ -463,7 +470,6 @@ static PyObject *run(prp_loader *L)
             RELOAD();
         }
         switch (*p++) {
-
         /* ---- numbers and constants ---- */
         case OP_NONE:
             PUSH_BORROWED(Py_None);
@@ -572,7 +578,8 @@ static PyObject *run(prp_loader *L)
                 uint64_t length = le64(p);
                 p += 8;
                 if (length > PY_SSIZE_T_MAX) {
-                    PyErr_Format(PyExc_OverflowError, "BINUNICODE exceeds system's maximum size of %zd bytes", PY_SSIZE_T_MAX);
+                    PyErr_Format(PyExc_OverflowError, "BINUNICODE exceeds system's maximum size of %zd bytes",
+                                 PY_SSIZE_T_MAX);
                     goto failed_saved;
                 }
                 n = (size_t)length;
@@ -750,7 +757,8 @@ static PyObject *run(prp_loader *L)
                 bool reduce = *p++ == OP_REDUCE;
                 SAVE();
                 PyObject **argv = sp - n;
-                PyObject *obj = reduce ? prp_load_call(L, argv[-1], argv, n) : prp_load_new_fused(L, argv[-1], argv, n, NULL);
+                PyObject *obj =
+                    reduce ? prp_load_call(L, argv[-1], argv, n) : prp_load_new_fused(L, argv[-1], argv, n, NULL);
                 if (!obj)
                     goto failed;
                 prp_load_own(L);

@@ -31,7 +31,7 @@ typedef enum {
 struct prp_plan;
 
 typedef struct {
-    Py_ssize_t at;         /* stack height at the MARK: elements begin here */
+    Py_ssize_t at; /* stack height at the MARK: elements begin here */
     prp_mark_kind kind;
     Py_ssize_t memo;       /* the pending container's memo index, -1 if it has none */
     struct prp_plan *plan; /* STATE, SLOTS: a hint, checked again when used */
@@ -46,16 +46,16 @@ enum { PRP_MEMO_TAG_PENDING = 1, PRP_MEMO_TAG_UNMADE = 2, PRP_MEMO_TAGS = 3 };
 typedef struct {
     PyObject **entries; /* NULL, tagged, or owned */
     Py_ssize_t capacity;
-    Py_ssize_t top;     /* no entry at or above it is set */
-    Py_ssize_t used;    /* distinct indices set, here and in `sparse`: the index of the next MEMOIZE */
-    PyObject *sparse;   /* dict for indices that no honest pickler would have reached yet; NULL until needed */
+    Py_ssize_t top;   /* no entry at or above it is set */
+    Py_ssize_t used;  /* distinct indices set, here and in `sparse`: the index of the next MEMOIZE */
+    PyObject *sparse; /* dict for indices that no honest pickler would have reached yet; NULL until needed */
 } prp_load_memo;
 
 typedef struct {
-    PyObject *obj;      /* owned: the instance whose attributes the dict had */
-    PyObject *names;    /* owned: tuple of its slots' names, in order; NULL: all its attributes */
-    Py_ssize_t memo;    /* the entry that is tagged with this record, or -1 */
-    Py_ssize_t pair;    /* SLOTS: the entry of the tuple (None, dict), -1 if it has none */
+    PyObject *obj;   /* owned: the instance whose attributes the dict had */
+    PyObject *names; /* owned: tuple of its slots' names, in order; NULL: all its attributes */
+    Py_ssize_t memo; /* the entry that is tagged with this record, or -1 */
+    Py_ssize_t pair; /* SLOTS: the entry of the tuple (None, dict), -1 if it has none */
 } prp_unmade;
 
 /* Out-of-band buffers that lie in foreign memory (the store), as an array. */
@@ -69,15 +69,15 @@ typedef struct {
 typedef struct prp_loader {
     /* input: [p, end) is what has been read and not consumed */
     const uint8_t *p, *end;
-    const uint8_t *chunk;     /* start of the present chunk */
-    bool peeked;              /* the chunk was peeked: what is consumed of it must still be read from the file */
-    PyObject *chunk_owner;    /* keeps the chunk; NULL when the caller does */
-    Py_buffer chunk_view;     /* held if chunk_owner is a buffer other than bytes; .obj is NULL otherwise */
+    const uint8_t *chunk;  /* start of the present chunk */
+    bool peeked;           /* the chunk was peeked: what is consumed of it must still be read from the file */
+    PyObject *chunk_owner; /* keeps the chunk; NULL when the caller does */
+    Py_buffer chunk_view;  /* held if chunk_owner is a buffer other than bytes; .obj is NULL otherwise */
     PyObject *read, *readline, *readinto, *peek; /* NULL for memory input */
 
     /* stack */
     PyObject **stack, **sp, **limit;
-    PyObject **fence;         /* at or below it nothing may be popped */
+    PyObject **fence; /* at or below it nothing may be popped */
     prp_mark *marks;
     Py_ssize_t mark_count, mark_capacity;
 
@@ -88,18 +88,18 @@ typedef struct prp_loader {
     /* options */
     int proto;
     bool fix_imports;
-    bool raw_strings;         /* encoding="bytes" */
-    bool custom_find_class;   /* `self` is of a subclass: look up find_class for each global */
+    bool raw_strings;       /* encoding="bytes" */
+    bool custom_find_class; /* `self` is of a subclass: look up find_class for each global */
     bool running;
     bool pooled;
     const char *encoding, *errors; /* NULL: "ASCII", "strict"; else owned by the strings below */
     PyObject *encoding_text, *errors_text;
-    PyObject *buffers;        /* iterator or NULL */
-    PyObject *allow;          /* NULL, a frozenset of "module:qualname", or a callable */
-    PyObject *self;           /* borrowed: the Unpickler, or NULL in the module functions */
+    PyObject *buffers; /* iterator or NULL */
+    PyObject *allow;   /* NULL, a frozenset of "module:qualname", or a callable */
+    PyObject *self;    /* borrowed: the Unpickler, or NULL in the module functions */
 
     /* the store */
-    PyObject *owner;          /* borrowed; not NULL: out-of-band buffers come from `table` and arrays are read-only */
+    PyObject *owner; /* borrowed; not NULL: out-of-band buffers come from `table` and arrays are read-only */
     const prp_buffer *table;
     size_t table_len, table_next;
     int array_flags;
@@ -130,8 +130,8 @@ void prp_loader_clear(prp_loader *L);
 
 extern PyObject *prp_unpickling_error;
 PyObject *prp_load_malformed(const char *format, ...); /* always NULL */
-int prp_load_underflow(prp_loader *L);           /* always -1 */
-int prp_load_truncated(void);                    /* always -1 */
+int prp_load_underflow(prp_loader *L);                 /* always -1 */
+int prp_load_truncated(void);                          /* always -1 */
 
 /* ---- load_input.c ------------------------------------------------------------------------------------------------------- */
 
@@ -157,12 +157,15 @@ void prp_load_clear_stack(prp_loader *L, Py_ssize_t height);
 
 int prp_load_memo_put(prp_loader *L, size_t index, PyObject *value); /* borrows `value` */
 int prp_load_memo_put_tag(prp_loader *L, size_t index, uintptr_t tag);
-PyObject *prp_load_memo_get_slow(prp_loader *L, size_t index);        /* new reference, NULL with an exception */
+PyObject *prp_load_memo_get_slow(prp_loader *L, size_t index); /* new reference, NULL with an exception */
 void prp_load_memo_clear(prp_loader *L, bool keep_memory);
 PyObject *prp_load_memo_copy(prp_loader *L);
 int prp_load_memo_replace(prp_loader *L, PyObject *dict);
 
-static inline bool prp_load_tagged(PyObject *entry) { return ((uintptr_t)entry & PRP_MEMO_TAGS) != 0; }
+static inline bool prp_load_tagged(PyObject *entry)
+{
+    return ((uintptr_t)entry & PRP_MEMO_TAGS) != 0;
+}
 
 /* ---- load_pending.c --------------------------------------------------------------------------------------------------------- */
 
@@ -212,22 +215,22 @@ typedef enum {
 
 /* What is known about a class in its present state; dropped when its version tag changes. */
 typedef struct prp_plan {
-    PyTypeObject *type;   /* borrowed; the same class if and only if `version` is that of the type at this address */
-    unsigned version;     /* 0: nothing is known */
+    PyTypeObject *type; /* borrowed; the same class if and only if `version` is that of the type at this address */
+    unsigned version;   /* 0: nothing is known */
     prp_make make;
     prp_call call;
-    bool dict_state;      /* BUILD with a dict only fills the instance's own dict */
-    bool slot_state;      /* setting a slot runs no code but the slot's descriptor */
-    prp_learned learned;  /* which kind of state `names` and `where` are for */
-    Py_ssize_t fields;    /* MAKE_TUPLE: length of the namedtuple */
-    PyObject *function;   /* MAKE_TUPLE: owned, its generated __new__ ... */
-    PyObject *code;       /* ... and owned, the code that was checked */
-    PyObject *members;    /* CALL_ENUM: owned, _value2member_map_ */
-    unsigned meta_version;/* CALL_ENUM: of the metaclass */
-    PyObject *names;      /* owned tuple of interned names in the order last seen, or NULL */
-    Py_ssize_t *where;    /* one per name: index into the instance's values, or offset of the slot */
-    void *keys;           /* LEARNED_DICT: the shared keys the indices are for */
-    unsigned relearned;   /* a class whose instances all look different is not worth learning */
+    bool dict_state;       /* BUILD with a dict only fills the instance's own dict */
+    bool slot_state;       /* setting a slot runs no code but the slot's descriptor */
+    prp_learned learned;   /* which kind of state `names` and `where` are for */
+    Py_ssize_t fields;     /* MAKE_TUPLE: length of the namedtuple */
+    PyObject *function;    /* MAKE_TUPLE: owned, its generated __new__ ... */
+    PyObject *code;        /* ... and owned, the code that was checked */
+    PyObject *members;     /* CALL_ENUM: owned, _value2member_map_ */
+    unsigned meta_version; /* CALL_ENUM: of the metaclass */
+    PyObject *names;       /* owned tuple of interned names in the order last seen, or NULL */
+    Py_ssize_t *where;     /* one per name: index into the instance's values, or offset of the slot */
+    void *keys;            /* LEARNED_DICT: the shared keys the indices are for */
+    unsigned relearned;    /* a class whose instances all look different is not worth learning */
 } prp_plan;
 
 /* The plan for a class; never NULL. Valid until the next call that may run foreign code, unless checked again. */

@@ -110,8 +110,8 @@ static int memory_of(prp_loader *L, PyObject *buffer, array_memory *memory)
     return 1;
 }
 
-static PyObject *build(prp_loader *L, PyObject *shape, PyObject *dtype, PyObject *buffer, int64_t offset, PyObject *strides,
-                       bool fortran, int flags)
+static PyObject *build(prp_loader *L, PyObject *shape, PyObject *dtype, PyObject *buffer, int64_t offset,
+                       PyObject *strides, bool fortran, int flags)
 {
     const prp_ndarray_api *numpy = prp_ndarray();
     array_memory memory;
@@ -154,7 +154,8 @@ PyObject *prp_load_array_new(prp_loader *L, PyObject *callable, PyObject *const 
 static Py_ssize_t match_order(const uint8_t *p, const uint8_t *end, char *order, bool memo[3])
 {
     static const uint8_t head[] = {0x28, 0x4b, 3, 0x8c, 1};
-    static const uint8_t tail[] = {0x4e, 0x4e, 0x4e, 0x4a, 0xff, 0xff, 0xff, 0xff, 0x4a, 0xff, 0xff, 0xff, 0xff, 0x4b, 0, 0x74};
+    static const uint8_t tail[] = {0x4e, 0x4e, 0x4e, 0x4a, 0xff, 0xff, 0xff, 0xff,
+                                   0x4a, 0xff, 0xff, 0xff, 0xff, 0x4b, 0,    0x74};
     const uint8_t *start = p;
     if (end - p < (Py_ssize_t)(sizeof(head) + 1 + sizeof(tail) + 1 + 3))
         return 0; /* a complete pickle goes on for more than three bytes */

@@ -36,7 +36,10 @@ static int buffer_export(PyObject *self, Py_buffer *view, int flags)
     return PyBuffer_FillInfo(view, self, (void *)buffer->ptr, buffer->len, !buffer->writable, flags);
 }
 
-static Py_ssize_t buffer_length(PyObject *self) { return ((stored_buffer *)self)->len; }
+static Py_ssize_t buffer_length(PyObject *self)
+{
+    return ((stored_buffer *)self)->len;
+}
 
 static PyObject *buffer_repr(PyObject *self)
 {
@@ -58,7 +61,10 @@ static PyTypeObject stored_buffer_type = {
     .tp_as_sequence = &buffer_sequence,
 };
 
-int prp_load_buffer_init(void) { return PyType_Ready(&stored_buffer_type); }
+int prp_load_buffer_init(void)
+{
+    return PyType_Ready(&stored_buffer_type);
+}
 
 bool prp_load_foreign_buffer(PyObject *obj, const uint8_t **ptr, size_t *len, PyObject **owner)
 {

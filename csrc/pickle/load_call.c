@@ -122,8 +122,8 @@ static PyObject *call_datetime(const prp_plan *plan, PyTypeObject *type, PyObjec
                 fits = fits && !overflow;
             }
             /* Normalised already, as every timedelta writes itself; the rest is for the constructor. */
-            if (fits && part[0] >= -999999999 && part[0] <= 999999999 && part[1] >= 0 && part[1] < 86400 && part[2] >= 0 &&
-                part[2] < 1000000)
+            if (fits && part[0] >= -999999999 && part[0] <= 999999999 && part[1] >= 0 && part[1] < 86400 &&
+                part[2] >= 0 && part[2] < 1000000)
                 value = api->Delta_FromDelta((int)part[0], (int)part[1], (int)part[2], 0, type);
         }
         break;

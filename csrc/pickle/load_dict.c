@@ -13,10 +13,10 @@
 #if PRP_INTERNALS
 
 typedef struct {
-    PyObject *dict;                 /* owned, NULL until the sequence was met twice */
-    const void *first, *last;       /* addresses of keys, only ever compared */
+    PyObject *dict;           /* owned, NULL until the sequence was met twice */
+    const void *first, *last; /* addresses of keys, only ever compared */
     Py_ssize_t n;
-    unsigned strikes;               /* how often it was kept and then did not fit: not worth keeping again for a while */
+    unsigned strikes; /* how often it was kept and then did not fit: not worth keeping again for a while */
 } pattern;
 
 #define MANY_STRIKES 4

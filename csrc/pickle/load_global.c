@@ -22,7 +22,7 @@ static name_slot slots[NAME_SLOTS];
 
 static PyObject *text_find_class, *text_persistent_load;
 static PyCFunction own_find_class;
-static PyObject *name_mapping, *import_mapping; /* of _compat_pickle */
+static PyObject *name_mapping, *import_mapping;       /* of _compat_pickle */
 static PyObject *extension_cache, *inverted_registry; /* of copyreg */
 
 static PyObject *attribute(const char *module, const char *name)
@@ -67,7 +67,8 @@ static PyObject *full_name(PyObject *module, PyObject *name)
     if (slot->module == module && slot->name == name)
         return Py_NewRef(slot->full);
     PyObject *full = PyUnicode_FromFormat("%U:%U", module, name);
-    if (full && PyUnicode_CheckExact(module) && PyUnicode_CheckExact(name) && PyUnicode_GET_LENGTH(full) < 2 * NAME_BYTES) {
+    if (full && PyUnicode_CheckExact(module) && PyUnicode_CheckExact(name) &&
+        PyUnicode_GET_LENGTH(full) < 2 * NAME_BYTES) {
         PyObject *old[] = {slot->module, slot->name, slot->full};
         slot->module = Py_NewRef(module);
         slot->name = Py_NewRef(name);
@@ -267,7 +268,8 @@ static name_slot *names_for(const uint8_t *module, size_t module_len, const uint
         Py_XDECREF(m);
         return NULL;
     }
-    if (module_len <= NAME_BYTES && name_len <= NAME_BYTES && PyUnicode_IS_COMPACT_ASCII(m) && PyUnicode_IS_COMPACT_ASCII(n)) {
+    if (module_len <= NAME_BYTES && name_len <= NAME_BYTES && PyUnicode_IS_COMPACT_ASCII(m) &&
+        PyUnicode_IS_COMPACT_ASCII(n)) {
         slot->hash = hash;
         slot->settled = false;
     } else {

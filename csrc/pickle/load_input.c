@@ -61,7 +61,10 @@ static int skip_consumed(prp_loader *L)
     return data ? 0 : -1;
 }
 
-int prp_load_settle(prp_loader *L) { return L->read ? skip_consumed(L) : 0; }
+int prp_load_settle(prp_loader *L)
+{
+    return L->read ? skip_consumed(L) : 0;
+}
 
 /* `n` bytes as a new object, in pieces; less only at the end of the file. */
 static PyObject *read_in_pieces(prp_loader *L, size_t n)
@@ -152,8 +155,7 @@ Py_ssize_t prp_load_line(prp_loader *L, const char **line)
         if (!L->read)
             return prp_load_truncated();
         PyObject *rest = NULL;
-        if (!L->peeked && L->p < L->end &&
-            !(rest = PyBytes_FromStringAndSize((const char *)L->p, L->end - L->p)))
+        if (!L->peeked && L->p < L->end && !(rest = PyBytes_FromStringAndSize((const char *)L->p, L->end - L->p)))
             return -1;
         PyObject *data = prp_load_foreign(L) < 0 || skip_consumed(L) < 0 ? NULL : PyObject_CallNoArgs(L->readline);
         if (data && rest) {

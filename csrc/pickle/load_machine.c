@@ -23,7 +23,8 @@ int prp_load_init(PyObject *unpickling_error, PyObject *unpickler_type)
     if (prp_check_interpreter() < 0)
         return -1;
     prp_unpickling_error = Py_NewRef(unpickling_error);
-    if (prp_load_string_init() < 0 || prp_plan_init() < 0 || prp_load_buffer_init() < 0 || prp_load_global_init(unpickler_type) < 0)
+    if (prp_load_string_init() < 0 || prp_plan_init() < 0 || prp_load_buffer_init() < 0 ||
+        prp_load_global_init(unpickler_type) < 0)
         return -1;
     return 0;
 }
@@ -197,7 +198,8 @@ int prp_loader_set_allow(prp_loader *L, PyObject *allow)
     } else if (PyFrozenSet_CheckExact(allow) || PyCallable_Check(allow)) {
         kept = Py_NewRef(allow);
     } else if (PyUnicode_Check(allow) || PyBytes_Check(allow)) {
-        PyErr_SetString(PyExc_TypeError, "allow must be a collection of \"module:qualname\" names or a predicate, not one string");
+        PyErr_SetString(PyExc_TypeError,
+                        "allow must be a collection of \"module:qualname\" names or a predicate, not one string");
         return -1;
     } else {
         kept = PyFrozenSet_New(allow);

@@ -19,9 +19,8 @@ static int grow(prp_load_memo *memo, size_t index)
     size_t larger = memo->capacity ? (size_t)memo->capacity * 2 : FIRST_ENTRIES;
     while (larger <= index)
         larger *= 2;
-    PyObject **entries = larger > PY_SSIZE_T_MAX / sizeof(PyObject *)
-                             ? NULL
-                             : PyMem_Realloc(memo->entries, larger * sizeof(PyObject *));
+    PyObject **entries =
+        larger > PY_SSIZE_T_MAX / sizeof(PyObject *) ? NULL : PyMem_Realloc(memo->entries, larger * sizeof(PyObject *));
     if (!entries) {
         PyErr_NoMemory();
         return -1;

@@ -12,8 +12,14 @@
  */
 #include "load.h"
 
-static PyObject *pending_tag(Py_ssize_t mark) { return (PyObject *)((uintptr_t)mark << 2 | PRP_MEMO_TAG_PENDING); }
-static PyObject *unmade_tag(Py_ssize_t record) { return (PyObject *)((uintptr_t)record << 2 | PRP_MEMO_TAG_UNMADE); }
+static PyObject *pending_tag(Py_ssize_t mark)
+{
+    return (PyObject *)((uintptr_t)mark << 2 | PRP_MEMO_TAG_PENDING);
+}
+static PyObject *unmade_tag(Py_ssize_t record)
+{
+    return (PyObject *)((uintptr_t)record << 2 | PRP_MEMO_TAG_UNMADE);
+}
 
 int prp_load_make_pending(prp_loader *L, Py_ssize_t number)
 {

@@ -17,8 +17,8 @@ static prp_plan unknown;
 
 PyObject *prp_text_setstate;
 static PyObject *text_dict, *text_new, *text_members, *text_tuple_new;
-static getter own_dict_getter;      /* of the __dict__ that every class statement makes */
-static PyObject *own_tuple_new;     /* tuple.__new__ */
+static getter own_dict_getter;  /* of the __dict__ that every class statement makes */
+static PyObject *own_tuple_new; /* tuple.__new__ */
 
 int prp_plan_init(void)
 {
@@ -85,8 +85,8 @@ static PyObject *reference_code(Py_ssize_t n)
     }
     PyObject *arguments = names && comma ? PyUnicode_Join(comma, names) : NULL;
     if (arguments)
-        source = PyUnicode_FromFormat("lambda _cls, %U%s: _tuple_new(_cls, (%U%s))", arguments, n == 1 ? "," : "", arguments,
-                                      n == 1 ? "," : "");
+        source = PyUnicode_FromFormat("lambda _cls, %U%s: _tuple_new(_cls, (%U%s))", arguments, n == 1 ? "," : "",
+                                      arguments, n == 1 ? "," : "");
     const char *text = source ? PyUnicode_AsUTF8(source) : NULL;
     if (text && (globals = PyDict_New()))
         made = PyRun_String(text, Py_eval_input, globals, globals);
@@ -198,8 +198,8 @@ static void plan_enum(prp_plan *plan, PyTypeObject *type, PyTypeObject *meta)
     }
     PyObject *members = NULL;
     if (call && PyFunction_Check(call) && text_is(call, "__module__", "enum") &&
-        (text_is(call, "__qualname__", "EnumType.__call__") || text_is(call, "__qualname__", "EnumMeta.__call__")) && new &&
-        new == own_new && PyFunction_Check(new) && text_is(new, "__module__", "enum"))
+        (text_is(call, "__qualname__", "EnumType.__call__") || text_is(call, "__qualname__", "EnumMeta.__call__")) &&
+        new && new == own_new && PyFunction_Check(new) && text_is(new, "__module__", "enum"))
         members = prp_type_lookup(type, text_members);
     if (members && PyDict_CheckExact(members)) {
         plan->meta_version = prp_type_version(meta);
@@ -227,8 +227,9 @@ static void plan_call(prp_plan *plan, PyTypeObject *type)
         const char *name;
         prp_call call;
     } known[] = {
-        {"datetime.datetime", PRP_CALL_DATETIME}, {"datetime.date", PRP_CALL_DATE}, {"datetime.time", PRP_CALL_TIME},
-        {"datetime.timedelta", PRP_CALL_TIMEDELTA}, {"numpy.ndarray", PRP_CALL_NDARRAY}, {"numpy.dtype", PRP_CALL_DTYPE},
+        {"datetime.datetime", PRP_CALL_DATETIME}, {"datetime.date", PRP_CALL_DATE},
+        {"datetime.time", PRP_CALL_TIME},         {"datetime.timedelta", PRP_CALL_TIMEDELTA},
+        {"numpy.ndarray", PRP_CALL_NDARRAY},      {"numpy.dtype", PRP_CALL_DTYPE},
     };
     for (size_t i = 0; i < sizeof(known) / sizeof(*known); i++)
         if (!(type->tp_flags & Py_TPFLAGS_HEAPTYPE) && strcmp(type->tp_name, known[i].name) == 0) {
@@ -236,8 +237,8 @@ static void plan_call(prp_plan *plan, PyTypeObject *type)
             return;
         }
     /* object.__init__ accepts anything once __new__ is another one, so calling the type is calling its __new__. */
-    if (meta == &PyType_Type && type->tp_init == PyBaseObject_Type.tp_init && type->tp_new && type->tp_new != PyBaseObject_Type.tp_new &&
-        type != &PyType_Type)
+    if (meta == &PyType_Type && type->tp_init == PyBaseObject_Type.tp_init && type->tp_new &&
+        type->tp_new != PyBaseObject_Type.tp_new && type != &PyType_Type)
         plan->call = PRP_CALL_NEW_ONLY;
 }
 
@@ -300,7 +301,8 @@ void prp_plan_learn(prp_plan *plan, PyObject *obj, PyObject *state, prp_learned 
             usable = where[i] >= 0;
         } else {
             PyObject *slot = prp_type_lookup(type, name);
-            PyMemberDef *member = slot && Py_IS_TYPE(slot, &PyMemberDescr_Type) ? ((PyMemberDescrObject *)slot)->d_member : NULL;
+            PyMemberDef *member =
+                slot && Py_IS_TYPE(slot, &PyMemberDescr_Type) ? ((PyMemberDescrObject *)slot)->d_member : NULL;
             usable = member && member->type == T_OBJECT_EX && member->flags == 0 && member->offset > 0 &&
                      member->offset + (Py_ssize_t)sizeof(PyObject *) <= type->tp_basicsize &&
                      PyType_IsSubtype(type, ((PyDescrObject *)slot)->d_type);

@@ -4,7 +4,8 @@
 
 int prp_load_grow_stack(prp_loader *L)
 {
-    size_t used = (size_t)(L->sp - L->stack), room = (size_t)(L->limit - L->stack), fence = (size_t)(L->fence - L->stack);
+    size_t used = (size_t)(L->sp - L->stack), room = (size_t)(L->limit - L->stack),
+           fence = (size_t)(L->fence - L->stack);
     size_t larger = room + room / 2;
     if (larger > PY_SSIZE_T_MAX / sizeof(PyObject *)) {
         PyErr_NoMemory();
@@ -26,7 +27,8 @@ int prp_load_push_mark(prp_loader *L, prp_mark_kind kind, Py_ssize_t memo, struc
 {
     if (L->mark_count == L->mark_capacity) {
         size_t larger = (size_t)L->mark_capacity * 3 / 2;
-        prp_mark *marks = larger > PY_SSIZE_T_MAX / sizeof(prp_mark) ? NULL : PyMem_Realloc(L->marks, larger * sizeof(prp_mark));
+        prp_mark *marks =
+            larger > PY_SSIZE_T_MAX / sizeof(prp_mark) ? NULL : PyMem_Realloc(L->marks, larger * sizeof(prp_mark));
         if (!marks) {
             PyErr_NoMemory();
             return -1;

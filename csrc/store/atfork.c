@@ -17,21 +17,18 @@ static prs_store *handles;
 static prs_atomic_u32 forks;
 static pthread_once_t installed = PTHREAD_ONCE_INIT;
 
-uint32_t
-prs_fork_count(void)
+uint32_t prs_fork_count(void)
 {
     return prs_load_relaxed(&forks);
 }
 
-bool
-prs_is_orphan(const prs_store *s)
+bool prs_is_orphan(const prs_store *s)
 {
     return s->orphan;
 }
 
 /* Set a bit of another holder beside ours; undone when the object was ended meanwhile. */
-static void
-copy_hold(prs_store *s, uint32_t i, uint32_t word_index, uint64_t bit, bool sticky)
+static void copy_hold(prs_store *s, uint32_t i, uint32_t word_index, uint64_t bit, bool sticky)
 {
     prs_slot *slot = prs_slot_at(s, i);
     const prs_private *p = &s->priv[i];
@@ -50,8 +47,7 @@ copy_hold(prs_store *s, uint32_t i, uint32_t word_index, uint64_t bit, bool stic
         prs_fetch_add_relaxed(&s->super->orphaned, 1);
 }
 
-static void
-prepare_one(prs_store *s)
+static void prepare_one(prs_store *s)
 {
     for (uint32_t i = 0; i < PRS_SHARDS; i++)
         prs_spin_lock(&s->shards[i]);
@@ -70,16 +66,14 @@ prepare_one(prs_store *s)
     PRS_POINT(fork_copied);
 }
 
-static void
-release_one(prs_store *s)
+static void release_one(prs_store *s)
 {
     prs_spin_unlock(&s->window_lock);
     for (uint32_t i = 0; i < PRS_SHARDS; i++)
         prs_spin_unlock(&s->shards[i]);
 }
 
-static void
-child_one(prs_store *s)
+static void child_one(prs_store *s)
 {
     if (prs_os_same(s->fd_lock, &s->file))
         prs_os_close(s->fd_lock);
@@ -112,16 +106,14 @@ child_one(prs_store *s)
         prs_spin_unlock(&s->shards[i]);
 }
 
-static void
-before_fork(void)
+static void before_fork(void)
 {
     pthread_mutex_lock(&handles_lock);
     for (prs_store *s = handles; s; s = s->next)
         prepare_one(s);
 }
 
-static void
-in_parent(void)
+static void in_parent(void)
 {
     for (prs_store *s = handles; s; s = s->next) {
         if (s->child_fd >= 0)
@@ -132,8 +124,7 @@ in_parent(void)
     pthread_mutex_unlock(&handles_lock);
 }
 
-static void
-in_child(void)
+static void in_child(void)
 {
     prs_fetch_add_relaxed(&forks, 1);
     for (prs_store *s = handles; s; s = s->next)
@@ -141,14 +132,12 @@ in_child(void)
     pthread_mutex_init(&handles_lock, NULL);
 }
 
-static void
-install(void)
+static void install(void)
 {
     pthread_atfork(before_fork, in_parent, in_child);
 }
 
-int
-prs_atfork_register(prs_store *s)
+int prs_atfork_register(prs_store *s)
 {
     pthread_once(&installed, install);
     pthread_mutex_lock(&handles_lock);
@@ -158,8 +147,7 @@ prs_atfork_register(prs_store *s)
     return 0;
 }
 
-void
-prs_atfork_unregister(prs_store *s)
+void prs_atfork_unregister(prs_store *s)
 {
     pthread_mutex_lock(&handles_lock);
     prs_store **at = &handles;

@@ -18,8 +18,7 @@
 
 /* Code that closes all descriptors took ours as well: find the store again through a peer, or
  * through /proc/self where the kernel allows it, before a number now used by somebody else harms. */
-static int
-reopen(prs_store *s, bool writable)
+static int reopen(prs_store *s, bool writable)
 {
     int fds[] = {s->fd_rw, s->fd_ro, s->fd_lock}, fd;
     for (int i = 0; i < 3; i++)
@@ -54,8 +53,7 @@ reopen(prs_store *s, bool writable)
     return prs_os_reopen_mapping(s->super, writable, &s->file);
 }
 
-int
-prs_descriptors(prs_store *s, prs_error *error)
+int prs_descriptors(prs_store *s, prs_error *error)
 {
     bool rw = prs_os_same(s->fd_rw, &s->file), ro = prs_os_same(s->fd_ro, &s->file);
     if (PRS_LIKELY(rw && ro))
@@ -83,8 +81,7 @@ lost:
     return prs_fail(error, PRS_E_SYS, EBADF, "the descriptors of the store were closed by other code of this process");
 }
 
-static int
-no_room(prs_error *error, uint64_t want, const prs_headroom_limit *limit)
+static int no_room(prs_error *error, uint64_t want, const prs_headroom_limit *limit)
 {
     prs_fail(error, PRS_E_BACKING, ENOMEM, "the memory limit of %.120s leaves no room for %llu bytes", limit->path,
              (unsigned long long)want);
@@ -96,8 +93,7 @@ no_room(prs_error *error, uint64_t want, const prs_headroom_limit *limit)
     return PRS_E_BACKING;
 }
 
-static int
-no_pages(prs_error *error, int rc, uint64_t want)
+static int no_pages(prs_error *error, int rc, uint64_t want)
 {
     prs_fail(error, rc == -ENOSPC || rc == -ENOMEM ? PRS_E_BACKING : PRS_E_SYS, -rc,
              rc == -ENOSPC ? "the file system of the store is full" : "the system gave no memory");
@@ -107,8 +103,7 @@ no_pages(prs_error *error, int rc, uint64_t want)
     return rc == -ENOSPC || rc == -ENOMEM ? PRS_E_BACKING : PRS_E_SYS;
 }
 
-int
-prs_reserve(prs_store *s, uint64_t bytes, prs_error *error)
+int prs_reserve(prs_store *s, uint64_t bytes, prs_error *error)
 {
     prs_headroom_limit limit;
     if (bytes && prs_headroom_reserve(&s->headroom, bytes, &limit) < 0)
@@ -117,8 +112,7 @@ prs_reserve(prs_store *s, uint64_t bytes, prs_error *error)
 }
 
 /* The same for growth that takes a while; to be settled with the same number. */
-static int
-hold(prs_store *s, uint64_t bytes, prs_error *error)
+static int hold(prs_store *s, uint64_t bytes, prs_error *error)
 {
     prs_headroom_limit limit;
     if (bytes && prs_headroom_hold(&s->headroom, bytes, &limit) < 0)
@@ -126,8 +120,7 @@ hold(prs_store *s, uint64_t bytes, prs_error *error)
     return PRS_OK;
 }
 
-int
-prs_writable(prs_store *s, prs_error *error)
+int prs_writable(prs_store *s, prs_error *error)
 {
     if (PRS_LIKELY(prs_load_acquire(&s->wr)))
         return PRS_OK;
@@ -155,8 +148,7 @@ prs_writable(prs_store *s, prs_error *error)
 }
 
 /* For small objects: neighbouring pages come along, so that this is rare. */
-int
-prs_back(prs_store *s, uint64_t off, uint64_t len, prs_error *error)
+int prs_back(prs_store *s, uint64_t off, uint64_t len, prs_error *error)
 {
     uint64_t first = off / PRS_PAGE, n = prs_pages_end(off, len) - first;
     if (PRS_LIKELY(prs_pages_all(s->area.backed, first, n) && prs_pages_all(s->area.mapped, first, n)))
@@ -170,8 +162,7 @@ prs_back(prs_store *s, uint64_t off, uint64_t len, prs_error *error)
     for (int attempt = 0;; attempt++) {
         rc = prs_reserve(s, prs_area_missing(&s->area, begin, end - begin), error);
         if (rc == PRS_OK) {
-            int err = PRS_POINT_ERRNO(backing) ? -ENOSPC
-                                               : prs_area_populate(&s->area, begin, end - begin, 1, NULL);
+            int err = PRS_POINT_ERRNO(backing) ? -ENOSPC : prs_area_populate(&s->area, begin, end - begin, 1, NULL);
             if (err == 0)
                 return PRS_OK;
             rc = no_pages(error, err, end - begin);
@@ -183,8 +174,7 @@ prs_back(prs_store *s, uint64_t off, uint64_t len, prs_error *error)
     }
 }
 
-static int
-fill(prs_store *s, uint64_t off, const void *src, size_t n, prs_error *error)
+static int fill(prs_store *s, uint64_t off, const void *src, size_t n, prs_error *error)
 {
     int rc = prs_descriptors(s, error);
     if (rc < 0)
@@ -203,8 +193,7 @@ fill(prs_store *s, uint64_t off, const void *src, size_t n, prs_error *error)
     return err < 0 ? no_pages(error, err, n) : PRS_OK;
 }
 
-int
-prs_fill_range(prs_store *s, uint64_t off, const void *src, size_t n, prs_error *error)
+int prs_fill_range(prs_store *s, uint64_t off, const void *src, size_t n, prs_error *error)
 {
     prs_fetch_add_seqcst(&s->filling, 1); /* closing waits: the descriptor must stay ours */
     int rc = prs_load_seqcst(&s->closed) ? PRS_E_CLOSED : fill(s, off, src, n, error);
@@ -214,8 +203,7 @@ prs_fill_range(prs_store *s, uint64_t off, const void *src, size_t n, prs_error 
 
 /* ---- giving back ------------------------------------------------------------------------------- */
 
-static uint64_t
-reserve_bytes(prs_store *s)
+static uint64_t reserve_bytes(prs_store *s)
 {
     uint64_t keep = s->super->warm_reserve, quarter = prs_load_relaxed(&s->super->arena.used) / 4;
     if (quarter > keep)
@@ -228,15 +216,13 @@ reserve_bytes(prs_store *s)
     return keep;
 }
 
-static uint64_t
-data_backed(prs_store *s)
+static uint64_t data_backed(prs_store *s)
 {
     return prs_pages_count(s->area.backed, 0, s->capacity / PRS_PAGE) * PRS_PAGE;
 }
 
 /* An extent of `size` bytes is about to be free: would that be more warm memory than we keep? */
-bool
-prs_beyond_reserve(prs_store *s, uint64_t size)
+bool prs_beyond_reserve(prs_store *s, uint64_t size)
 {
     uint64_t now = (uint64_t)prs_now(), until = prs_load_relaxed(&s->super->warm_until);
     if (size >= prs_load_relaxed(&s->super->warm_floor) || now >= until) {
@@ -250,8 +236,7 @@ prs_beyond_reserve(prs_store *s, uint64_t size)
     return backed > live && backed - live > reserve_bytes(s) + size;
 }
 
-void
-prs_give_back(prs_store *s, uint64_t off, uint64_t len)
+void prs_give_back(prs_store *s, uint64_t off, uint64_t len)
 {
     if (prs_descriptors(s, NULL) < 0)
         return;
@@ -261,16 +246,14 @@ prs_give_back(prs_store *s, uint64_t off, uint64_t len)
 }
 
 /* Once a second, by whoever looks: what is warm beyond the reserve. */
-void
-prs_trim_excess(prs_store *s)
+void prs_trim_excess(prs_store *s)
 {
     uint64_t keep = reserve_bytes(s);
     if (prs_load_acquire(&s->wr) && data_backed(s) > prs_load_relaxed(&s->super->arena.used) + keep)
         prs_trim(s, keep);
 }
 
-uint64_t
-prs_trim(prs_store *s, uint64_t keep)
+uint64_t prs_trim(prs_store *s, uint64_t keep)
 {
     uint64_t given = 0;
     if (prs_load_relaxed(&s->closed) || s->orphan || prs_writable(s, NULL) < 0)

@@ -6,8 +6,7 @@
  */
 #include "store.h"
 
-static int
-check_slot(prs_store *s, uint32_t i, prs_error *error)
+static int check_slot(prs_store *s, uint32_t i, prs_error *error)
 {
     prs_slot *slot = prs_slot_at(s, i);
     uint64_t word = prs_load_seqcst(&slot->word);
@@ -30,16 +29,14 @@ check_slot(prs_store *s, uint32_t i, prs_error *error)
     if (extent >= 2 * prs_load_relaxed(&s->super->published) + 8 || !prs_extent_used(&s->extents[extent]) ||
         s->extents[extent].slot != i)
         return prs_fail(error, PRS_E_CORRUPT, 0, "slot %u and its extent disagree", i);
-    if (state == PRS_STATE_SEALED &&
-        (prs_load_relaxed(&slot->size) > cap || prs_load_relaxed(&slot->serial) == 0 ||
-         prs_load_relaxed(&slot->serial) >= prs_load_seqcst(&s->super->serial)))
+    if (state == PRS_STATE_SEALED && (prs_load_relaxed(&slot->size) > cap || prs_load_relaxed(&slot->serial) == 0 ||
+                                      prs_load_relaxed(&slot->serial) >= prs_load_seqcst(&s->super->serial)))
         return prs_fail(error, PRS_E_CORRUPT, 0, "slot %u: size or serial of a sealed object is wrong", i);
     return PRS_OK;
 }
 
 /* Bits of clients that never were: nobody would ever clear them. */
-static int
-check_holders(prs_store *s, uint32_t i, prs_error *error)
+static int check_holders(prs_store *s, uint32_t i, prs_error *error)
 {
     prs_slot *slot = prs_slot_at(s, i);
     uint32_t high = prs_load_seqcst(&s->super->client_high);
@@ -53,8 +50,7 @@ check_holders(prs_store *s, uint32_t i, prs_error *error)
     return PRS_OK;
 }
 
-static int
-check_locked(prs_store *s, prs_error *error)
+static int check_locked(prs_store *s, prs_error *error)
 {
     prs_arena *a = &s->super->arena;
     uint32_t published = prs_load_acquire(&s->super->published), limit = published;
@@ -82,16 +78,15 @@ check_locked(prs_store *s, prs_error *error)
         stacked++;
     }
     if (stacked != free_slots || stacked != a->slot_free_count)
-        return prs_fail(error, PRS_E_CORRUPT, 0, "%u slots are free, %u on the stack, %u counted", free_slots,
-                        stacked, a->slot_free_count);
+        return prs_fail(error, PRS_E_CORRUPT, 0, "%u slots are free, %u on the stack, %u counted", free_slots, stacked,
+                        a->slot_free_count);
     int rc = prs_extent_check(s, error);
     if (rc == PRS_OK)
         rc = prs_links_check(s, error);
     return rc < 0 ? rc : prs_names_check(s, error);
 }
 
-int
-prs_check(prs_store *s, prs_error *error)
+int prs_check(prs_store *s, prs_error *error)
 {
     if (prs_load_relaxed(&s->closed) || s->orphan)
         return prs_fail(error, PRS_E_CLOSED, 0, "the store is closed");
@@ -112,8 +107,7 @@ prs_check(prs_store *s, prs_error *error)
     }
 }
 
-int
-prs_get_stats(prs_store *s, prs_stats *out)
+int prs_get_stats(prs_store *s, prs_stats *out)
 {
     memset(out, 0, sizeof *out);
     if (prs_load_relaxed(&s->closed))
@@ -154,8 +148,9 @@ prs_get_stats(prs_store *s, prs_stats *out)
     out->used = used;
     out->reserved = reserved;
     out->overhead = overhead;
-    out->backed = prs_os_same(s->fd_rw, &s->file) ? prs_os_blocks(s->fd_rw)
-                                                  : prs_pages_count(s->area.backed, 0, s->capacity / PRS_PAGE) * PRS_PAGE;
+    out->backed = prs_os_same(s->fd_rw, &s->file)
+                      ? prs_os_blocks(s->fd_rw)
+                      : prs_pages_count(s->area.backed, 0, s->capacity / PRS_PAGE) * PRS_PAGE;
     out->slots = published;
     out->max_clients = super->max_clients;
     out->serial = prs_load_relaxed(&super->serial);
@@ -173,8 +168,7 @@ prs_get_stats(prs_store *s, prs_stats *out)
     return PRS_OK;
 }
 
-static uint32_t
-count_bits(const prs_atomic_u64 *words, uint32_t n)
+static uint32_t count_bits(const prs_atomic_u64 *words, uint32_t n)
 {
     uint32_t bits = 0;
     for (uint32_t i = 0; i < n; i++)
@@ -182,8 +176,7 @@ count_bits(const prs_atomic_u64 *words, uint32_t n)
     return bits;
 }
 
-int
-prs_list(prs_store *s, uint32_t *cursor, prs_record *out, int cap)
+int prs_list(prs_store *s, uint32_t *cursor, prs_record *out, int cap)
 {
     int n = 0;
     uint32_t published = prs_load_acquire(&s->super->published);
@@ -203,8 +196,7 @@ prs_list(prs_store *s, uint32_t *cursor, prs_record *out, int cap)
         r->ref_holders = count_bits(prs_refs(slot), s->holder_words);
         r->pin_holders = count_bits(prs_pins(s, slot), s->holder_words);
         r->tokens_and_edges = prs_load_relaxed(&slot->links);
-        if (client < s->super->max_clients &&
-            (prs_load_acquire(&s->clients[client].state) & 0xFF) == PRS_CLIENT_LIVE)
+        if (client < s->super->max_clients && (prs_load_acquire(&s->clients[client].state) & 0xFF) == PRS_CLIENT_LIVE)
             r->creator_pid = (int32_t)prs_load_relaxed(&s->clients[client].pid);
         r->created = (int64_t)(s->super->born + prs_load_relaxed(&slot->created));
         r->freed = word & PRS_WORD_FREED;

@@ -17,34 +17,29 @@
 
 #define SUSPICION (5 * PRS_SECOND)
 
-static uint64_t
-byte_of(uint32_t client)
+static uint64_t byte_of(uint32_t client)
 {
     return PRS_CLIENT_BYTE + client;
 }
 
-static uint64_t
-in_state(uint32_t what, uint32_t incarnation)
+static uint64_t in_state(uint32_t what, uint32_t incarnation)
 {
     return what | (uint64_t)incarnation << 32;
 }
 
-void
-prs_heartbeat(prs_store *s)
+void prs_heartbeat(prs_store *s)
 {
     if (!s->orphan)
         prs_store_relaxed(&s->clients[s->me].heartbeat, (uint64_t)prs_now());
 }
 
-static uint32_t
-janitor_of(const prs_store *s)
+static uint32_t janitor_of(const prs_store *s)
 {
     return s->super->max_clients - 1;
 }
 
 /* Claim slot i, whose state is expected to be `state`, for the open file description `fd`. */
-static bool
-claim_slot(prs_store *s, int fd, uint32_t i, uint64_t state, uint32_t *incarnation)
+static bool claim_slot(prs_store *s, int fd, uint32_t i, uint64_t state, uint32_t *incarnation)
 {
     prs_client *c = &s->clients[i];
     if (prs_os_lock_byte(fd, byte_of(i)) < 0)
@@ -68,8 +63,7 @@ claim_slot(prs_store *s, int fd, uint32_t i, uint64_t state, uint32_t *incarnati
 }
 
 /* Claim a free slot; its index or PRS_NIL. */
-static uint32_t
-claim(prs_store *s, int fd, uint32_t *incarnation)
+static uint32_t claim(prs_store *s, int fd, uint32_t *incarnation)
 {
     for (uint32_t i = 1; i < janitor_of(s); i++)
         if (prs_load_acquire(&s->clients[i].state) == PRS_CLIENT_FREE &&
@@ -78,8 +72,7 @@ claim(prs_store *s, int fd, uint32_t *incarnation)
     return PRS_NIL;
 }
 
-static void
-become(prs_store *s, uint32_t client, uint32_t incarnation)
+static void become(prs_store *s, uint32_t client, uint32_t incarnation)
 {
     s->me = client;
     s->incarnation = incarnation;
@@ -88,8 +81,7 @@ become(prs_store *s, uint32_t client, uint32_t incarnation)
 }
 
 /* Say who lives in the claimed slot. */
-void
-prs_client_born(prs_store *s)
+void prs_client_born(prs_store *s)
 {
     prs_client *c = &s->clients[s->me];
     prs_store_relaxed(&c->pid_ns, s->pid_ns);
@@ -101,8 +93,7 @@ prs_client_born(prs_store *s)
     PRS_POINT(client_live);
 }
 
-static bool
-foreign_namespace(prs_store *s)
+static bool foreign_namespace(prs_store *s)
 {
     uint32_t high = prs_load_acquire(&s->super->client_high);
     for (uint32_t i = 1; i < high && i < s->super->max_clients; i++)
@@ -113,8 +104,7 @@ foreign_namespace(prs_store *s)
 }
 
 /* Every slot is taken: look for corpses under the janitor's name. */
-static bool
-clean_as_janitor(prs_store *s)
+static bool clean_as_janitor(prs_store *s)
 {
     uint32_t i = janitor_of(s), incarnation;
     uint64_t state = prs_load_acquire(&s->clients[i].state);
@@ -133,8 +123,7 @@ clean_as_janitor(prs_store *s)
     return true;
 }
 
-int
-prs_client_claim(prs_store *s, prs_error *error)
+int prs_client_claim(prs_store *s, prs_error *error)
 {
     if (((s->flags | s->super->flags) & PRS_OPEN_PID_LIVENESS) && foreign_namespace(s))
         return prs_fail(error, PRS_E_FOREIGN, 0, "the store is used from another pid namespace and liveness is 'pid'");
@@ -160,8 +149,7 @@ prs_client_claim(prs_store *s, prs_error *error)
 }
 
 /* Before a fork: a second slot, on a descriptor the child will inherit. */
-int
-prs_client_claim_child(prs_store *s)
+int prs_client_claim_child(prs_store *s)
 {
     s->child = PRS_NIL;
     s->child_fd = prs_os_same(s->fd_rw, &s->file) ? prs_os_reopen(s->fd_rw, true) : -EBADF;
@@ -178,8 +166,7 @@ prs_client_claim_child(prs_store *s)
 }
 
 /* Leave: every bit of ours is clear by now. */
-void
-prs_client_release(prs_store *s)
+void prs_client_release(prs_store *s)
 {
     PRS_POINT(client_releasing);
     /* The pid stays: without it a client that is just leaving would look dead. */
@@ -189,29 +176,25 @@ prs_client_release(prs_store *s)
         prs_os_unlock_byte(s->fd_lock, byte_of(s->me));
 }
 
-bool
-prs_client_is(prs_store *s, uint32_t client, uint32_t incarnation)
+bool prs_client_is(prs_store *s, uint32_t client, uint32_t incarnation)
 {
     return client < s->super->max_clients && prs_load_acquire(&s->clients[client].incarnation) == incarnation &&
            (prs_load_acquire(&s->clients[client].state) & 0xFF) != PRS_CLIENT_FREE;
 }
 
 /* A descriptor to look at lock bytes through: ours, unless somebody closed it. */
-static int
-probe(prs_store *s)
+static int probe(prs_store *s)
 {
     return prs_os_same(s->fd_lock, &s->file) ? s->fd_lock : -1;
 }
 
-static bool
-byte_free(prs_store *s, uint32_t client)
+static bool byte_free(prs_store *s, uint32_t client)
 {
     int fd = probe(s);
     return fd >= 0 && prs_os_byte_held(fd, byte_of(client)) == 0;
 }
 
-static bool
-dead_by_silence(prs_store *s, uint32_t client)
+static bool dead_by_silence(prs_store *s, uint32_t client)
 {
     prs_client *c = &s->clients[client];
     uint64_t now = (uint64_t)prs_now(), beat = prs_load_relaxed(&c->heartbeat);
@@ -228,15 +211,13 @@ dead_by_silence(prs_store *s, uint32_t client)
     return now - since >= (uint64_t)SUSPICION;
 }
 
-bool
-prs_client_dead(prs_store *s, uint32_t client)
+bool prs_client_dead(prs_store *s, uint32_t client)
 {
     uint64_t state;
     return prs_client_corpse(s, client, &state);
 }
 
-bool
-prs_client_corpse(prs_store *s, uint32_t client, uint64_t *found)
+bool prs_client_corpse(prs_store *s, uint32_t client, uint64_t *found)
 {
     *found = PRS_CLIENT_FREE;
     if (client == PRS_STICKY_CLIENT || client >= s->super->max_clients)
@@ -274,8 +255,7 @@ prs_client_corpse(prs_store *s, uint32_t client, uint64_t *found)
     }
 }
 
-int
-prs_client_pids(prs_store *s, int32_t *pids, int cap)
+int prs_client_pids(prs_store *s, int32_t *pids, int cap)
 {
     int n = 0;
     uint32_t high = prs_load_acquire(&s->super->client_high);

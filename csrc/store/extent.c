@@ -12,15 +12,13 @@
  */
 #include "store.h"
 
-static prs_arena *
-arena_of(const prs_store *s)
+static prs_arena *arena_of(const prs_store *s)
 {
     return &s->super->arena;
 }
 
 /* The bin of an extent of this size: its power of two, and which of 32 steps within. */
-static void
-bin_of(uint64_t size, uint32_t *fl, uint32_t *sl)
+static void bin_of(uint64_t size, uint32_t *fl, uint32_t *sl)
 {
     uint64_t units = size / PRS_UNIT;
     if (units < PRS_SL_COUNT) {
@@ -33,14 +31,12 @@ bin_of(uint64_t size, uint32_t *fl, uint32_t *sl)
     *fl = log - PRS_SL_BITS + 1;
 }
 
-bool
-prs_extent_size_fits(uint64_t size)
+bool prs_extent_size_fits(uint64_t size)
 {
     return size < (uint64_t)1 << 44;
 }
 
-static void
-bin_push(prs_store *s, uint32_t i)
+static void bin_push(prs_store *s, uint32_t i)
 {
     prs_arena *a = arena_of(s);
     prs_extent *e = &s->extents[i];
@@ -56,8 +52,7 @@ bin_push(prs_store *s, uint32_t i)
     a->fl_bitmap |= 1ull << fl;
 }
 
-static void
-bin_remove(prs_store *s, uint32_t i)
+static void bin_remove(prs_store *s, uint32_t i)
 {
     prs_arena *a = arena_of(s);
     prs_extent *e = &s->extents[i];
@@ -78,8 +73,7 @@ bin_remove(prs_store *s, uint32_t i)
 
 /* Descriptors: a stack of returned ones above a border.  There is always one to be had: used
  * extents are as many as slots at most, free ones at most one more. */
-static uint32_t
-descriptor_take(prs_store *s)
+static uint32_t descriptor_take(prs_store *s)
 {
     prs_arena *a = arena_of(s);
     uint32_t i = a->extent_free;
@@ -92,8 +86,7 @@ descriptor_take(prs_store *s)
     return a->extent_bump++;
 }
 
-static void
-descriptor_give(prs_store *s, uint32_t i)
+static void descriptor_give(prs_store *s, uint32_t i)
 {
     prs_arena *a = arena_of(s);
     prs_extent *e = &s->extents[i];
@@ -105,8 +98,7 @@ descriptor_give(prs_store *s, uint32_t i)
     a->extent_free = i;
 }
 
-static void
-arena_clear(prs_arena *a)
+static void arena_clear(prs_arena *a)
 {
     prs_store_relaxed(&a->used, 0);
     a->extent_free = PRS_NIL;
@@ -117,25 +109,19 @@ arena_clear(prs_arena *a)
     memset(a->bins, 0xFF, sizeof a->bins);
 }
 
-void
-prs_extent_init(prs_store *s)
+void prs_extent_init(prs_store *s)
 {
     prs_arena *a = arena_of(s);
     arena_clear(a);
     a->extent_bump = 1;
     a->extent_first = 0;
-    s->extents[0] = (prs_extent){.off = 0,
-                                 .size = s->capacity,
-                                 .prev = PRS_NIL,
-                                 .next = PRS_NIL,
-                                 .bin_prev = PRS_NIL,
-                                 .bin_next = PRS_NIL};
+    s->extents[0] = (prs_extent){
+        .off = 0, .size = s->capacity, .prev = PRS_NIL, .next = PRS_NIL, .bin_prev = PRS_NIL, .bin_next = PRS_NIL};
     bin_push(s, 0);
 }
 
 /* Cut extent i (in no bin) at `at` bytes: i keeps the low part, the result is the high part. */
-static uint32_t
-split(prs_store *s, uint32_t i, uint64_t at)
+static uint32_t split(prs_store *s, uint32_t i, uint64_t at)
 {
     uint32_t j = descriptor_take(s);
     if (j == PRS_NIL)
@@ -156,8 +142,7 @@ split(prs_store *s, uint32_t i, uint64_t at)
 }
 
 /* Where a paged run of `size` bytes would start at the high end of e, or false. */
-static bool
-paged_start(const prs_extent *e, uint64_t size, uint64_t *start)
+static bool paged_start(const prs_extent *e, uint64_t size, uint64_t *start)
 {
     uint64_t end = (e->off + e->size) & ~(uint64_t)(PRS_PAGE - 1);
     if (end < e->off + size)
@@ -166,15 +151,13 @@ paged_start(const prs_extent *e, uint64_t size, uint64_t *start)
     return true;
 }
 
-static bool
-fits(const prs_extent *e, uint64_t size, bool paged)
+static bool fits(const prs_extent *e, uint64_t size, bool paged)
 {
     uint64_t start;
     return paged ? paged_start(e, size, &start) : e->size >= size;
 }
 
-static uint32_t
-find(prs_store *s, uint64_t size, bool paged)
+static uint32_t find(prs_store *s, uint64_t size, bool paged)
 {
     prs_arena *a = arena_of(s);
     uint32_t fl, sl;
@@ -221,8 +204,7 @@ find(prs_store *s, uint64_t size, bool paged)
     return PRS_NIL;
 }
 
-uint32_t
-prs_extent_alloc(prs_store *s, uint64_t size, bool paged, uint32_t slot)
+uint32_t prs_extent_alloc(prs_store *s, uint64_t size, bool paged, uint32_t slot)
 {
     size = prs_round_up(size ? size : 1, paged ? PRS_PAGE : PRS_UNIT);
     uint32_t i = find(s, size, paged);
@@ -265,8 +247,7 @@ none:
 }
 
 /* Swallow the free extent j that follows i. */
-static void
-merge(prs_store *s, uint32_t i, uint32_t j)
+static void merge(prs_store *s, uint32_t i, uint32_t j)
 {
     prs_extent *low = &s->extents[i], *high = &s->extents[j];
     bin_remove(s, j);
@@ -278,8 +259,7 @@ merge(prs_store *s, uint32_t i, uint32_t j)
     PRS_POINT(extent_merged);
 }
 
-void
-prs_extent_free(prs_store *s, uint32_t i)
+void prs_extent_free(prs_store *s, uint32_t i)
 {
     prs_extent *e = &s->extents[i];
     prs_store_relaxed(&arena_of(s)->used, prs_load_relaxed(&arena_of(s)->used) - e->size);
@@ -298,8 +278,7 @@ prs_extent_free(prs_store *s, uint32_t i)
 }
 
 /* Whole backed pages within a free extent, in bytes. */
-static uint64_t
-warm_bytes(const prs_store *s, const prs_extent *e)
+static uint64_t warm_bytes(const prs_store *s, const prs_extent *e)
 {
     uint64_t first = prs_round_up(e->off, PRS_PAGE) / PRS_PAGE, end = (e->off + e->size) / PRS_PAGE;
     return first < end ? prs_pages_count(s->area.backed, first, end - first) * PRS_PAGE : 0;
@@ -307,8 +286,7 @@ warm_bytes(const prs_store *s, const prs_extent *e)
 
 /* A free extent with backed pages to give back, largest sizes first; PRS_NIL when there is none of
  * note. */
-uint32_t
-prs_extent_warm(const prs_store *s)
+uint32_t prs_extent_warm(const prs_store *s)
 {
     const prs_arena *a = arena_of(s);
     uint32_t looked = 0;
@@ -324,8 +302,7 @@ prs_extent_warm(const prs_store *s)
 }
 
 /* Take a free extent as it is. */
-void
-prs_extent_take(prs_store *s, uint32_t i, uint32_t slot)
+void prs_extent_take(prs_store *s, uint32_t i, uint32_t slot)
 {
     prs_extent *e = &s->extents[i];
     bin_remove(s, i);
@@ -336,8 +313,7 @@ prs_extent_take(prs_store *s, uint32_t i, uint32_t slot)
     PRS_POINT(extent_used);
 }
 
-uint64_t
-prs_extent_largest(const prs_store *s)
+uint64_t prs_extent_largest(const prs_store *s)
 {
     const prs_arena *a = arena_of(s);
     if (!a->fl_bitmap)
@@ -353,8 +329,7 @@ prs_extent_largest(const prs_store *s)
 
 /* ---- rebuilding ------------------------------------------------------------------------------- */
 
-static void
-sift_down(prs_extent *e, uint32_t root, uint32_t n)
+static void sift_down(prs_extent *e, uint32_t root, uint32_t n)
 {
     for (;;) {
         uint32_t child = 2 * root + 1;
@@ -372,8 +347,7 @@ sift_down(prs_extent *e, uint32_t root, uint32_t n)
 }
 
 /* Heap sort in place: no memory is to be had under the lock. */
-static void
-sort_by_offset(prs_extent *e, uint32_t n)
+static void sort_by_offset(prs_extent *e, uint32_t n)
 {
     for (uint32_t i = n / 2; i-- > 0;)
         sift_down(e, i, n);
@@ -386,8 +360,7 @@ sort_by_offset(prs_extent *e, uint32_t n)
     }
 }
 
-int
-prs_extent_rebuild(prs_store *s)
+int prs_extent_rebuild(prs_store *s)
 {
     prs_arena *a = arena_of(s);
     uint32_t published = prs_load_acquire(&s->super->published), n = 0;
@@ -444,8 +417,7 @@ prs_extent_rebuild(prs_store *s)
 
 /* ---- checking ---------------------------------------------------------------------------------- */
 
-int
-prs_extent_check(prs_store *s, prs_error *error)
+int prs_extent_check(prs_store *s, prs_error *error)
 {
     const prs_arena *a = arena_of(s);
     uint32_t limit = 2 * prs_load_acquire(&s->super->published) + 8;
@@ -490,7 +462,8 @@ prs_extent_check(prs_store *s, prs_error *error)
                 return prs_fail(error, PRS_E_CORRUPT, 0, "bitmap of bin %u.%u is wrong", fl, sl);
             for (uint32_t i = a->bins[fl][sl]; i != PRS_NIL; back = i, i = s->extents[i].bin_next) {
                 uint32_t f, l;
-                if (i >= limit || prs_extent_used(&s->extents[i]) || s->extents[i].bin_prev != back || free_count-- == 0)
+                if (i >= limit || prs_extent_used(&s->extents[i]) || s->extents[i].bin_prev != back ||
+                    free_count-- == 0)
                     return prs_fail(error, PRS_E_CORRUPT, 0, "bin %u.%u holds what is not free", fl, sl);
                 bin_of(s->extents[i].size, &f, &l);
                 if (f != fl || l != sl)

@@ -24,8 +24,7 @@ static struct {
     prs_atomic_u32 value;
 } armed[PRS_POINT_COUNT];
 
-int
-prs_point_hit(enum prs_point point)
+int prs_point_hit(enum prs_point point)
 {
     uint32_t action = prs_load_acquire(&armed[point].action);
     if (action == 0)
@@ -52,8 +51,7 @@ prs_point_hit(enum prs_point point)
     return 0;
 }
 
-bool
-prs_failpoint_arm(const char *name, int action, int after, int value)
+bool prs_failpoint_arm(const char *name, int action, int after, int value)
 {
     for (int i = 0; names[i]; i++) {
         if (strcmp(names[i], name) == 0) {
@@ -66,23 +64,20 @@ prs_failpoint_arm(const char *name, int action, int after, int value)
     return false;
 }
 
-const char *const *
-prs_failpoint_names(void)
+const char *const *prs_failpoint_names(void)
 {
     return names;
 }
 
 #else
 
-bool
-prs_failpoint_arm(const char *name, int action, int after, int value)
+bool prs_failpoint_arm(const char *name, int action, int after, int value)
 {
     (void)name, (void)action, (void)after, (void)value;
     return false;
 }
 
-const char *const *
-prs_failpoint_names(void)
+const char *const *prs_failpoint_names(void)
 {
     static const char *const none[] = {NULL};
     return none;

@@ -36,8 +36,7 @@ uint64_t prs_format_body(const prs_header *header)
     return PRS_HEADER_SIZE + PRS_ENTRY_SIZE * header->nbuffers + header->stream_len;
 }
 
-const char *prs_format_check_entry(const prs_header *header, const void *table, uint32_t index,
-                                   prs_buffer_entry *entry)
+const char *prs_format_check_entry(const prs_header *header, const void *table, uint32_t index, prs_buffer_entry *entry)
 {
     memcpy(entry, (const char *)table + (uint64_t)index * PRS_ENTRY_SIZE, sizeof(*entry));
     uint64_t end;

@@ -36,7 +36,7 @@ typedef struct prs_header {
     uint64_t total;      /* bytes of the whole form, own buffers included         */
     uint64_t stream_len; /* bytes of the pickle stream, which follows the table   */
     uint32_t nbuffers;
-    uint32_t reserved;   /* 0 */
+    uint32_t reserved; /* 0 */
 } prs_header;
 
 /* A buffer of this object: slot == PRS_NO_SLOT, off + len <= total.

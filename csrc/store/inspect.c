@@ -18,8 +18,7 @@
 
 #define PIECE (256u * 1024u)
 
-static int
-copy_piece(int to, int from, uint64_t at, size_t n, void *buffer)
+static int copy_piece(int to, int from, uint64_t at, size_t n, void *buffer)
 {
     int rc = prs_os_pread(from, buffer, n, at);
     for (size_t done = 0; rc == 0 && done < n;) {
@@ -33,8 +32,7 @@ copy_piece(int to, int from, uint64_t at, size_t n, void *buffer)
 }
 
 /* Copy what is not a hole of [0, end). */
-static int
-copy_tables(int to, int from, uint64_t end)
+static int copy_tables(int to, int from, uint64_t end)
 {
     void *buffer = malloc(PIECE);
     int rc = buffer ? 0 : -ENOMEM;
@@ -61,8 +59,7 @@ copy_tables(int to, int from, uint64_t end)
 }
 
 /* Read and check what says how long the tables are; attaching checks all the rest. */
-static int
-read_head(int fd, prs_super *head, prs_error *error)
+static int read_head(int fd, prs_super *head, prs_error *error)
 {
     prs_file file;
     uint64_t size;
@@ -82,8 +79,7 @@ read_head(int fd, prs_super *head, prs_error *error)
     return PRS_OK;
 }
 
-static int
-make_copy(int fd, prs_super *head, prs_error *error)
+static int make_copy(int fd, prs_super *head, prs_error *error)
 {
     int copy = prs_os_memfd(head->store_id, error);
     if (copy < 0)
@@ -102,15 +98,17 @@ make_copy(int fd, prs_super *head, prs_error *error)
     return prs_fail(error, PRS_E_SYS, -rc, "copying the tables of the store failed");
 }
 
-int
-prs_snapshot(prs_store **out, const char *path, char spill_dir[PRS_SPILL_DIR_MAX], prs_error *error)
+int prs_snapshot(prs_store **out, const char *path, char spill_dir[PRS_SPILL_DIR_MAX], prs_error *error)
 {
     _Static_assert(PRS_SPILL_DIR_MAX >= PRS_SPILL_DIR, "the caller has room for any spill directory");
     *out = NULL;
     int fd = open(path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK), copy = -1;
     if (fd < 0)
-        return prs_fail(error, errno == ENOENT ? PRS_E_NOTFOUND : errno == ELOOP ? PRS_E_FOREIGN : PRS_E_SYS, errno,
-                        "cannot open %.150s", path);
+        return prs_fail(error,
+                        errno == ENOENT  ? PRS_E_NOTFOUND
+                        : errno == ELOOP ? PRS_E_FOREIGN
+                                         : PRS_E_SYS,
+                        errno, "cannot open %.150s", path);
     prs_super *head = NULL;
     int rc = posix_memalign((void **)&head, _Alignof(prs_super), sizeof *head) == 0
                  ? read_head(fd, head, error)
@@ -127,8 +125,7 @@ prs_snapshot(prs_store **out, const char *path, char spill_dir[PRS_SPILL_DIR_MAX
     return rc;
 }
 
-const char *
-prs_spill_directory(const prs_store *s)
+const char *prs_spill_directory(const prs_store *s)
 {
     return s->super->spill_dir;
 }

@@ -27,13 +27,13 @@
 
 #define PRS_MAGIC 0x5245535941525950ull /* "PYRAYSER" */
 #define PRS_LAYOUT_VERSION 1u
-#define PRS_UNIT 64u           /* granularity and alignment of extents              */
+#define PRS_UNIT 64u /* granularity and alignment of extents              */
 #define PRS_CLIENTS_DEFAULT 512u
-#define PRS_CLIENTS_MAX 4096u  /* the first is the sticky holder, the last the janitor */
-#define PRS_SLOT_CHUNK 1024u   /* slots published at a time                          */
+#define PRS_CLIENTS_MAX 4096u /* the first is the sticky holder, the last the janitor */
+#define PRS_SLOT_CHUNK 1024u  /* slots published at a time                          */
 #define PRS_LINK_CHUNK 1024u
-#define PRS_NIL UINT32_MAX     /* "no slot, no extent, no link"                      */
-#define PRS_STICKY_CLIENT 0u   /* bit 0: held by what a fork could not hand over     */
+#define PRS_NIL UINT32_MAX   /* "no slot, no extent, no link"                      */
+#define PRS_STICKY_CLIENT 0u /* bit 0: held by what a fork could not hand over     */
 
 /* ---- the word of a slot ------------------------------------------------------------
  *
@@ -69,23 +69,19 @@
 #define PRS_FLAGS_MASK 0xFF0u
 #define PRS_WORD_CLIENT_SHIFT 16
 
-static inline uint64_t
-prs_word(uint32_t generation, uint32_t client, uint32_t state_and_flags)
+static inline uint64_t prs_word(uint32_t generation, uint32_t client, uint32_t state_and_flags)
 {
     return (uint64_t)generation << 32 | (uint64_t)client << PRS_WORD_CLIENT_SHIFT | state_and_flags;
 }
-static inline uint32_t
-prs_word_generation(uint64_t word)
+static inline uint32_t prs_word_generation(uint64_t word)
 {
     return (uint32_t)(word >> 32);
 }
-static inline uint32_t
-prs_word_client(uint64_t word)
+static inline uint32_t prs_word_client(uint64_t word)
 {
     return (uint32_t)(word >> PRS_WORD_CLIENT_SHIFT) & 0xFFFFu;
 }
-static inline uint32_t
-prs_word_state(uint64_t word)
+static inline uint32_t prs_word_state(uint64_t word)
 {
     return (uint32_t)word & PRS_STATE_MASK;
 }
@@ -99,17 +95,17 @@ prs_word_state(uint64_t word)
  * because statistics and claims on magazines read slots of others, and judge by the word what it was worth. */
 typedef struct prs_slot {
     prs_atomic_u64 word;
-    prs_atomic_u64 serial;  /* never repeats in a store; the proof behind the generation */
-    prs_atomic_u64 off;     /* of the extent, from data_off                              */
-    prs_atomic_u64 cap;     /* bytes of the extent                                       */
-    prs_atomic_u64 size;    /* bytes of the object                                       */
-    prs_atomic_u32 extent;  /* index of its descriptor, or PRS_NIL                       */
+    prs_atomic_u64 serial;    /* never repeats in a store; the proof behind the generation */
+    prs_atomic_u64 off;       /* of the extent, from data_off                              */
+    prs_atomic_u64 cap;       /* bytes of the extent                                       */
+    prs_atomic_u64 size;      /* bytes of the object                                       */
+    prs_atomic_u32 extent;    /* index of its descriptor, or PRS_NIL                       */
     prs_atomic_u32 next_free; /* FREE: the next on the stack of free slots; else: when last
                                * pinned, in ticks of prs_tick()                          */
-    prs_atomic_u32 links;   /* live links that hold this object; written under the lock  */
-    prs_atomic_u32 edges;   /* first link by which this object holds others, or PRS_NIL  */
-    prs_atomic_u32 created; /* seconds since the store was made                          */
-    prs_atomic_u32 ended;   /* generation << 2 | PRS_ENDED_* of the object before          */
+    prs_atomic_u32 links;     /* live links that hold this object; written under the lock  */
+    prs_atomic_u32 edges;     /* first link by which this object holds others, or PRS_NIL  */
+    prs_atomic_u32 created;   /* seconds since the store was made                          */
+    prs_atomic_u32 ended;     /* generation << 2 | PRS_ENDED_* of the object before          */
     prs_atomic_u64 holders[]; /* refs[W] then pins[W]: one bit per client                 */
 } prs_slot;
 
@@ -136,8 +132,7 @@ typedef struct prs_extent {
 
 _Static_assert(sizeof(prs_extent) == 32, "two extents are one cache line");
 
-static inline bool
-prs_extent_used(const prs_extent *e)
+static inline bool prs_extent_used(const prs_extent *e)
 {
     return e->bin_next == PRS_USED;
 }
@@ -157,15 +152,15 @@ enum {
 /* Written under the store lock.  Invariant: slot[i].links == number of links != FREE with
  * slot == i and generation of the slot's word == generation. */
 typedef struct prs_link {
-    uint64_t serial;      /* of this link: never repeats, 0 when free                   */
-    uint64_t inner;       /* serial of the object held                                  */
-    uint32_t slot;        /* the object held                                            */
-    uint32_t generation;  /* its generation                                             */
-    uint32_t kind;        /* PRS_LINK_*                                                 */
-    uint32_t owner;       /* EDGE: the outer slot; else the client that made it         */
-    uint32_t owner_tag;   /* EDGE: the outer generation; else the client's incarnation  */
-    uint32_t next;        /* EDGE: next of the outer object; FREE: next free            */
-    uint32_t created;     /* seconds since the store was made                           */
+    uint64_t serial;     /* of this link: never repeats, 0 when free                   */
+    uint64_t inner;      /* serial of the object held                                  */
+    uint32_t slot;       /* the object held                                            */
+    uint32_t generation; /* its generation                                             */
+    uint32_t kind;       /* PRS_LINK_*                                                 */
+    uint32_t owner;      /* EDGE: the outer slot; else the client that made it         */
+    uint32_t owner_tag;  /* EDGE: the outer generation; else the client's incarnation  */
+    uint32_t next;       /* EDGE: next of the outer object; FREE: next free            */
+    uint32_t created;    /* seconds since the store was made                           */
     uint32_t unused;
 } prs_link;
 
@@ -179,7 +174,7 @@ _Static_assert(sizeof(prs_link) == 48, "a link is 48 bytes");
 /* Written under the store lock.  Invariant: serial != 0 => links[link] is a NAME link with owner == this
  * entry, as long as the object lives; text[len] == 0. */
 typedef struct prs_name {
-    uint64_t serial;     /* of the object, 0 when unused: written last                  */
+    uint64_t serial; /* of the object, 0 when unused: written last                  */
     uint32_t slot, generation;
     uint32_t link, len;
     uint32_t hash;
@@ -204,14 +199,14 @@ enum {
  * PRS_CLIENT_BYTE + its index through a descriptor of its own open(). */
 typedef struct prs_client {
     prs_atomic_u64 state;
-    prs_atomic_u32 incarnation; /* grows each time the slot is claimed                  */
-    prs_atomic_u32 pid;         /* 0: unborn                                            */
-    prs_atomic_u64 pid_ns;      /* inode of its pid namespace                           */
-    prs_atomic_u64 start_time;  /* of the process, clock ticks since boot               */
-    prs_atomic_u64 heartbeat;   /* CLOCK_MONOTONIC ns at its last slow call              */
-    prs_atomic_u64 suspect_at;  /* other pid namespaces: when its byte was first free   */
+    prs_atomic_u32 incarnation;       /* grows each time the slot is claimed                  */
+    prs_atomic_u32 pid;               /* 0: unborn                                            */
+    prs_atomic_u64 pid_ns;            /* inode of its pid namespace                           */
+    prs_atomic_u64 start_time;        /* of the process, clock ticks since boot               */
+    prs_atomic_u64 heartbeat;         /* CLOCK_MONOTONIC ns at its last slow call              */
+    prs_atomic_u64 suspect_at;        /* other pid namespaces: when its byte was first free   */
     prs_atomic_u64 suspect_heartbeat; /* and its heartbeat then                         */
-    prs_atomic_u32 fd;          /* the number of its descriptor, for others to find us  */
+    prs_atomic_u32 fd;                /* the number of its descriptor, for others to find us  */
     uint32_t unused[17];
 } prs_client;
 
@@ -228,18 +223,18 @@ _Static_assert(sizeof(prs_client) == 128, "a client is two cache lines");
 
 /* Written by whoever holds the store lock, rebuilt by whoever steals it. */
 typedef struct prs_arena {
-    prs_atomic_u64 used;    /* bytes of used extents                                     */
-    uint32_t slot_free;     /* stack of FREE slots                                       */
+    prs_atomic_u64 used; /* bytes of used extents                                     */
+    uint32_t slot_free;  /* stack of FREE slots                                       */
     uint32_t slot_free_count;
-    uint32_t extent_free;   /* stack of unused descriptors                               */
-    uint32_t extent_bump;   /* descriptors from here on were never used                  */
-    uint32_t extent_first;  /* the extent at offset 0                                    */
-    uint32_t link_free;     /* stack of free links                                       */
+    uint32_t extent_free;  /* stack of unused descriptors                               */
+    uint32_t extent_bump;  /* descriptors from here on were never used                  */
+    uint32_t extent_first; /* the extent at offset 0                                    */
+    uint32_t link_free;    /* stack of free links                                       */
     uint32_t link_bump;
-    uint32_t tokens;        /* links of kind ONCE and STICKY                              */
-    uint32_t edges;         /* links of kind EDGE and DYING                               */
-    uint32_t clock;         /* extent at which the search for what to spill goes on      */
-    uint32_t dirty;         /* 1 while somebody rebuilds: the next thief starts again    */
+    uint32_t tokens; /* links of kind ONCE and STICKY                              */
+    uint32_t edges;  /* links of kind EDGE and DYING                               */
+    uint32_t clock;  /* extent at which the search for what to spill goes on      */
+    uint32_t dirty;  /* 1 while somebody rebuilds: the next thief starts again    */
     uint64_t link_serial;
     uint64_t fl_bitmap;
     uint32_t sl_bitmap[PRS_FL_COUNT];
@@ -249,39 +244,39 @@ typedef struct prs_arena {
 /* Invariant: everything above `lock` is constant once `ready` is PRS_MAGIC, and that page is
  * mapped read-only from then on. */
 typedef struct prs_super {
-    prs_atomic_u64 ready;   /* PRS_MAGIC when complete                                    */
+    prs_atomic_u64 ready; /* PRS_MAGIC when complete                                    */
     uint32_t version;
     uint32_t page;
-    uint64_t layout_hash;   /* of sizes and offsets: what the version number may miss      */
-    uint64_t store_id;      /* random, not 0                                               */
+    uint64_t layout_hash; /* of sizes and offsets: what the version number may miss      */
+    uint64_t store_id;    /* random, not 0                                               */
     uint64_t file_size, capacity;
     uint64_t clients_off, names_off, slots_off, extents_off, links_off, backed_off, data_off;
     uint32_t max_clients, holder_words, max_slots, slot_stride, max_extents, max_links;
-    uint64_t born;          /* CLOCK_REALTIME seconds                                      */
-    uint64_t warm_reserve;  /* freed bytes that stay backed                                */
+    uint64_t born;         /* CLOCK_REALTIME seconds                                      */
+    uint64_t warm_reserve; /* freed bytes that stay backed                                */
     uint32_t flags, uid;
     char spill_dir[PRS_SPILL_DIR]; /* absolute, NUL-terminated; empty: no spilling           */
 
     /* From here on pages are writable in every client; the first page is not. */
     _Alignas(4096) prs_atomic_u32 lock; /* owner << 20 ... see lock.c                      */
-    prs_atomic_u32 corrupt;           /* sticky: rebuild met overlapping extents            */
+    prs_atomic_u32 corrupt;             /* sticky: rebuild met overlapping extents            */
     prs_atomic_u64 stolen, reaped;
 
     _Alignas(64) prs_atomic_u64 serial; /* next serial to hand out                          */
 
-    _Alignas(64) prs_atomic_u32 published;   /* slots that exist                            */
+    _Alignas(64) prs_atomic_u32 published; /* slots that exist                            */
     prs_atomic_u32 links_published;
-    prs_atomic_u32 client_high;              /* clients from this index on were never claimed */
-    prs_atomic_u32 recount;                  /* odd while links are counted anew: holds all   */
-    prs_atomic_u32 swept;                    /* value of recount for which orphans were looked for */
-    prs_atomic_u32 names_high;               /* names from this index on were never used      */
+    prs_atomic_u32 client_high; /* clients from this index on were never claimed */
+    prs_atomic_u32 recount;     /* odd while links are counted anew: holds all   */
+    prs_atomic_u32 swept;       /* value of recount for which orphans were looked for */
+    prs_atomic_u32 names_high;  /* names from this index on were never used      */
 
-    _Alignas(64) prs_atomic_u32 epoch;       /* futex: something waited for has changed      */
+    _Alignas(64) prs_atomic_u32 epoch; /* futex: something waited for has changed      */
     prs_atomic_u32 epoch_waiters;
-    prs_atomic_u64 last_look;                /* CLOCK_MONOTONIC ns                           */
-    prs_atomic_u64 warm_floor;               /* bytes freed lately in one piece               */
-    prs_atomic_u64 warm_until;               /* CLOCK_MONOTONIC ns                            */
-    prs_atomic_u64 orphaned;                 /* objects left to the sticky holder             */
+    prs_atomic_u64 last_look;  /* CLOCK_MONOTONIC ns                           */
+    prs_atomic_u64 warm_floor; /* bytes freed lately in one piece               */
+    prs_atomic_u64 warm_until; /* CLOCK_MONOTONIC ns                            */
+    prs_atomic_u64 orphaned;   /* objects left to the sticky holder             */
 
     _Alignas(64) prs_arena arena;
 } prs_super;

@@ -15,14 +15,12 @@
 
 #define BURY_BATCH 32u
 
-static prs_arena *
-arena_of(const prs_store *s)
+static prs_arena *arena_of(const prs_store *s)
 {
     return &s->super->arena;
 }
 
-static bool
-lives(const prs_slot *slot, const prs_link *link)
+static bool lives(const prs_slot *slot, const prs_link *link)
 {
     uint64_t word = prs_load_seqcst(&slot->word);
     uint32_t state = prs_word_state(word);
@@ -31,8 +29,7 @@ lives(const prs_slot *slot, const prs_link *link)
 
 /* ---- records; under the lock --------------------------------------------------------------------- */
 
-static uint32_t
-record_take(prs_store *s)
+static uint32_t record_take(prs_store *s)
 {
     prs_arena *a = arena_of(s);
     uint32_t i = a->link_free;
@@ -43,8 +40,7 @@ record_take(prs_store *s)
     return a->link_bump < prs_load_relaxed(&s->super->links_published) ? a->link_bump++ : PRS_NIL;
 }
 
-static void
-record_free(prs_store *s, uint32_t i)
+static void record_free(prs_store *s, uint32_t i)
 {
     prs_arena *a = arena_of(s);
     prs_link *l = &s->links[i];
@@ -59,8 +55,7 @@ record_free(prs_store *s, uint32_t i)
 }
 
 /* End a record and the hold it has; the slot to try to free after unlocking, or PRS_NIL. */
-uint32_t
-prs_link_end(prs_store *s, uint32_t i)
+uint32_t prs_link_end(prs_store *s, uint32_t i)
 {
     prs_link *l = &s->links[i];
     uint32_t held = PRS_NIL;
@@ -78,8 +73,7 @@ prs_link_end(prs_store *s, uint32_t i)
 }
 
 /* The store lock, with one record at least to be had. */
-int
-prs_link_lock(prs_store *s, prs_error *error)
+int prs_link_lock(prs_store *s, prs_error *error)
 {
     for (;;) {
         int rc = prs_tables_touch(s);
@@ -101,8 +95,7 @@ prs_link_lock(prs_store *s, prs_error *error)
 
 /* Make a record that holds `id`; its index, PRS_NIL when the object is gone.  `undone`: the
  * count was touched all the same and a free must be tried after unlocking. */
-uint32_t
-prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t owner, uint32_t owner_tag, bool *undone)
+uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t owner, uint32_t owner_tag, bool *undone)
 {
     prs_slot *slot = prs_slot_at(s, id->slot);
     uint32_t i = record_take(s);
@@ -138,8 +131,7 @@ prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t owner, ui
 
 /* ---- tokens ------------------------------------------------------------------------------------------ */
 
-int
-prs_token_take(prs_store *s, const prs_oid *id, int kind, prs_token *token)
+int prs_token_take(prs_store *s, const prs_oid *id, int kind, prs_token *token)
 {
     *token = (prs_token){0, 0, 0};
     if (prs_load_relaxed(&s->closed) || s->orphan)
@@ -167,14 +159,12 @@ prs_token_take(prs_store *s, const prs_oid *id, int kind, prs_token *token)
     return PRS_OK;
 }
 
-static void
-end_token(prs_store *s, const prs_token *token)
+static void end_token(prs_store *s, const prs_token *token)
 {
     if (token->index == 0 || prs_load_relaxed(&s->closed) || s->orphan)
         return;
     uint32_t i = token->index - 1, held = PRS_NIL;
-    if (prs_tables_touch(s) < 0 || i >= prs_load_relaxed(&s->links_seen) ||
-        prs_lock(s, s->lock_timeout, NULL) < 0)
+    if (prs_tables_touch(s) < 0 || i >= prs_load_relaxed(&s->links_seen) || prs_lock(s, s->lock_timeout, NULL) < 0)
         return;
     prs_link *l = &s->links[i];
     if (l->serial == token->serial && (l->kind == PRS_LINK_ONCE || l->kind == PRS_LINK_STICKY)) {
@@ -187,8 +177,7 @@ end_token(prs_store *s, const prs_token *token)
         prs_try_free(s, held);
 }
 
-int
-prs_token_claim(prs_store *s, const prs_oid *id, const prs_token *token)
+int prs_token_claim(prs_store *s, const prs_oid *id, const prs_token *token)
 {
     int rc = prs_ref(s, id);
     if (rc == PRS_OK || rc == PRS_E_FREED || rc == PRS_E_LOST) /* of what is gone, only the record is left */
@@ -196,8 +185,7 @@ prs_token_claim(prs_store *s, const prs_oid *id, const prs_token *token)
     return rc;
 }
 
-void
-prs_token_drop(prs_store *s, const prs_oid *id, const prs_token *token)
+void prs_token_drop(prs_store *s, const prs_oid *id, const prs_token *token)
 {
     (void)id;
     end_token(s, token);
@@ -205,8 +193,7 @@ prs_token_drop(prs_store *s, const prs_oid *id, const prs_token *token)
 
 /* ---- edges -------------------------------------------------------------------------------------------- */
 
-int
-prs_add_edge(prs_store *s, prs_draft *draft, const prs_oid *inner, prs_error *error)
+int prs_add_edge(prs_store *s, prs_draft *draft, const prs_oid *inner, prs_error *error)
 {
     if (inner->store != s->id || inner->serial >= draft->id.serial ||
         inner->slot >= prs_load_acquire(&s->super->published))
@@ -230,8 +217,7 @@ prs_add_edge(prs_store *s, prs_draft *draft, const prs_oid *inner, prs_error *er
     return PRS_OK;
 }
 
-void
-prs_link_splice(prs_store *s, uint32_t outer)
+void prs_link_splice(prs_store *s, uint32_t outer)
 {
     prs_slot *slot = prs_slot_at(s, outer);
     uint32_t i = prs_load_relaxed(&slot->edges), limit = prs_load_relaxed(&s->links_seen);
@@ -252,8 +238,7 @@ prs_link_splice(prs_store *s, uint32_t outer)
         prs_store_relaxed(&s->has_dying, 1);
 }
 
-bool
-prs_links_bury(prs_store *s, bool block)
+bool prs_links_bury(prs_store *s, bool block)
 {
     uint32_t held[BURY_BATCH], n = 0;
     if (prs_tables_touch(s) < 0)
@@ -277,8 +262,7 @@ prs_links_bury(prs_store *s, bool block)
 /* ---- recovery ---------------------------------------------------------------------------------------------- */
 
 /* Is the object whose edge this is still there to hold what it names? */
-static bool
-owner_lives(const prs_store *s, const prs_link *l)
+static bool owner_lives(const prs_store *s, const prs_link *l)
 {
     if (l->owner >= prs_load_relaxed(&s->super->published))
         return false;
@@ -289,8 +273,7 @@ owner_lives(const prs_store *s, const prs_link *l)
     return state != PRS_STATE_FREE && generation == l->owner_tag;
 }
 
-void
-prs_links_rebuild(prs_store *s)
+void prs_links_rebuild(prs_store *s)
 {
     prs_arena *a = arena_of(s);
     uint32_t slots = prs_load_acquire(&s->super->published), links = prs_load_acquire(&s->super->links_published);
@@ -343,8 +326,7 @@ prs_links_rebuild(prs_store *s)
 }
 
 /* Edges a dead client was burying become ours.  Its tokens stay: their messages may arrive. */
-void
-prs_links_reap(prs_store *s, uint32_t client, uint32_t incarnation)
+void prs_links_reap(prs_store *s, uint32_t client, uint32_t incarnation)
 {
     if (prs_tables_touch(s) < 0 || prs_lock(s, s->lock_timeout, NULL) < 0)
         return;
@@ -364,8 +346,7 @@ prs_links_reap(prs_store *s, uint32_t client, uint32_t incarnation)
 
 /* ---- checking ------------------------------------------------------------------------------------------------ */
 
-int
-prs_links_check(prs_store *s, prs_error *error)
+int prs_links_check(prs_store *s, prs_error *error)
 {
     prs_arena *a = arena_of(s);
     uint32_t slots = prs_load_acquire(&s->super->published), links = prs_load_acquire(&s->super->links_published);

@@ -17,21 +17,18 @@
 #define WAITERS 1u
 #define SPINS 200
 
-static uint32_t
-lock_word(uint32_t client, uint32_t incarnation)
+static uint32_t lock_word(uint32_t client, uint32_t incarnation)
 {
     return client << 20 | (incarnation & 0x7FFFFu) << 1;
 }
 
-static bool
-try_word(prs_store *s)
+static bool try_word(prs_store *s)
 {
     uint32_t expected = 0;
     return prs_cas_acquire(&s->super->lock, &expected, lock_word(s->me, s->incarnation));
 }
 
-static void
-private_deadline(struct timespec *ts, int64_t timeout)
+static void private_deadline(struct timespec *ts, int64_t timeout)
 {
     clock_gettime(CLOCK_REALTIME, ts);
     int64_t ns = ts->tv_nsec + timeout % PRS_SECOND;
@@ -39,8 +36,7 @@ private_deadline(struct timespec *ts, int64_t timeout)
     ts->tv_nsec = (long)(ns % PRS_SECOND);
 }
 
-static bool
-owner_dead(prs_store *s, uint32_t word)
+static bool owner_dead(prs_store *s, uint32_t word)
 {
     uint32_t client = word >> 20, incarnation = word >> 1 & 0x7FFFFu;
     if (client == s->me)
@@ -55,8 +51,7 @@ owner_dead(prs_store *s, uint32_t word)
     return prs_client_dead(s, client);
 }
 
-static int
-busy(prs_store *s, uint32_t word, prs_error *error)
+static int busy(prs_store *s, uint32_t word, prs_error *error)
 {
     uint32_t client = word >> 20;
     int32_t pid = 0;
@@ -68,8 +63,7 @@ busy(prs_store *s, uint32_t word, prs_error *error)
     return PRS_E_BUSY;
 }
 
-static int
-steal(prs_store *s, uint32_t word, prs_error *error)
+static int steal(prs_store *s, uint32_t word, prs_error *error)
 {
     if (!prs_cas_seqcst(&s->super->lock, &word, lock_word(s->me, s->incarnation) | WAITERS))
         return 1; /* somebody was quicker */
@@ -81,8 +75,7 @@ steal(prs_store *s, uint32_t word, prs_error *error)
     return rc;
 }
 
-int
-prs_lock(prs_store *s, int64_t timeout, prs_error *error)
+int prs_lock(prs_store *s, int64_t timeout, prs_error *error)
 {
     if (PRS_UNLIKELY(pthread_mutex_trylock(&s->mutex) != 0)) {
         struct timespec ts;
@@ -147,8 +140,7 @@ taken:
     return PRS_OK;
 }
 
-bool
-prs_trylock(prs_store *s)
+bool prs_trylock(prs_store *s)
 {
     if (pthread_mutex_trylock(&s->mutex) != 0)
         return false;
@@ -171,8 +163,7 @@ prs_trylock(prs_store *s)
     return false;
 }
 
-void
-prs_unlock(prs_store *s)
+void prs_unlock(prs_store *s)
 {
     PRS_POINT(lock_released);
     uint32_t word = prs_exchange_release(&s->super->lock, 0);

@@ -16,8 +16,7 @@
 #define FLUSH_BATCH 32u
 
 /* 64-byte steps up to 1 KiB, then four steps to each doubling up to PRS_SMALL_MAX. */
-uint32_t
-prs_class_of(uint64_t size)
+uint32_t prs_class_of(uint64_t size)
 {
     if (size <= 1024)
         return size ? (uint32_t)((size - 1) / 64) : 0;
@@ -25,8 +24,7 @@ prs_class_of(uint64_t size)
     return 16 + (log - 10) * 4 + (uint32_t)((size - 1) >> (log - 2)) - 4;
 }
 
-uint64_t
-prs_class_size(uint32_t cls)
+uint64_t prs_class_size(uint32_t cls)
 {
     if (cls < 16)
         return (uint64_t)(cls + 1) * 64;
@@ -34,8 +32,7 @@ prs_class_size(uint32_t cls)
     return (uint64_t)(step + 5) << (log - 2);
 }
 
-static uint32_t
-refill_count(uint32_t cls)
+static uint32_t refill_count(uint32_t cls)
 {
     uint64_t n = REFILL_BYTES / prs_class_size(cls);
     return n < 1 ? 1 : n > REFILL_MAX ? REFILL_MAX : (uint32_t)n;
@@ -44,8 +41,7 @@ refill_count(uint32_t cls)
 /* ---- under the store lock ------------------------------------------------------------------ */
 
 /* Give a taken slot an extent (PRS_NIL: none) and a state. */
-static void
-occupy(prs_store *s, uint32_t i, uint32_t extent, uint32_t state, prs_reserved *out)
+static void occupy(prs_store *s, uint32_t i, uint32_t extent, uint32_t state, prs_reserved *out)
 {
     prs_slot *slot = prs_slot_at(s, i);
     prs_store_relaxed(&slot->extent, extent);
@@ -61,8 +57,7 @@ occupy(prs_store *s, uint32_t i, uint32_t extent, uint32_t state, prs_reserved *
 }
 
 /* A slot with an extent of its own. PRS_E_OBJECTS or PRS_E_FULL when there is none. */
-static int
-attach(prs_store *s, uint64_t size, bool paged, uint32_t state, prs_reserved *out)
+static int attach(prs_store *s, uint64_t size, bool paged, uint32_t state, prs_reserved *out)
 {
     uint32_t i = prs_slot_take(s), e = PRS_NIL;
     if (i == PRS_NIL)
@@ -76,8 +71,7 @@ attach(prs_store *s, uint64_t size, bool paged, uint32_t state, prs_reserved *ou
 }
 
 /* Return a RESERVED slot to the shared structures, if it is still what the caller thinks. */
-static bool
-give(prs_store *s, uint32_t i, uint64_t word)
+static bool give(prs_store *s, uint32_t i, uint64_t word)
 {
     prs_slot *slot = prs_slot_at(s, i);
     word |= prs_load_relaxed(&slot->word) & PRS_WORD_FILE; /* a retired spilled object: no extent */
@@ -101,8 +95,7 @@ give(prs_store *s, uint32_t i, uint64_t word)
 
 static __thread bool draining; /* freeing an object may free those it names: loop, not recursion */
 
-static uint32_t
-pending_pop(prs_store *s, prs_reserved *batch)
+static uint32_t pending_pop(prs_store *s, prs_reserved *batch)
 {
     prs_spin_lock(&s->pending_lock);
     uint32_t n = s->pending_count < FLUSH_BATCH ? s->pending_count : FLUSH_BATCH;
@@ -113,8 +106,7 @@ pending_pop(prs_store *s, prs_reserved *batch)
     return n;
 }
 
-static void
-pending_push(prs_store *s, uint32_t slot, uint32_t generation)
+static void pending_push(prs_store *s, uint32_t slot, uint32_t generation)
 {
     prs_spin_lock(&s->pending_lock);
     if (s->pending_count < PRS_PENDING_CAP) { /* else it stays RESERVED: a full store finds it */
@@ -124,16 +116,14 @@ pending_push(prs_store *s, uint32_t slot, uint32_t generation)
     prs_spin_unlock(&s->pending_lock);
 }
 
-static bool
-lock_as(prs_store *s, bool block)
+static bool lock_as(prs_store *s, bool block)
 {
     if (prs_tables_touch(s) < 0)
         return false;
     return block ? prs_lock(s, s->lock_timeout, NULL) == PRS_OK : prs_trylock(s);
 }
 
-void
-prs_settle_pending(prs_store *s, bool block)
+void prs_settle_pending(prs_store *s, bool block)
 {
     if (draining || s->orphan)
         return;
@@ -154,25 +144,23 @@ prs_settle_pending(prs_store *s, bool block)
     draining = false;
 }
 
-void
-prs_drain(prs_store *s)
+void prs_drain(prs_store *s)
 {
     prs_settle_pending(s, true);
 }
 
-void
-prs_put_back(prs_store *s, uint32_t slot, uint32_t generation)
+void prs_put_back(prs_store *s, uint32_t slot, uint32_t generation)
 {
     pending_push(s, slot, generation);
     prs_settle_pending(s, false);
 }
 
-void
-prs_put_away(prs_store *s, uint32_t i, uint32_t generation)
+void prs_put_away(prs_store *s, uint32_t i, uint32_t generation)
 {
     prs_slot *slot = prs_slot_at(s, i);
     uint64_t cap = prs_load_relaxed(&slot->cap);
-    if (cap && cap <= PRS_SMALL_MAX && prs_load_relaxed(&slot->edges) == PRS_NIL && prs_load_seqcst(&slot->links) == 0) {
+    if (cap && cap <= PRS_SMALL_MAX && prs_load_relaxed(&slot->edges) == PRS_NIL &&
+        prs_load_seqcst(&slot->links) == 0) {
         uint32_t cls = prs_class_of(cap);
         prs_magazine *m = &s->magazines[cls];
         if (prs_class_size(cls) == cap) {
@@ -202,8 +190,7 @@ prs_put_away(prs_store *s, uint32_t i, uint32_t generation)
 
 /* ---- taking --------------------------------------------------------------------------------------- */
 
-static int
-full(prs_store *s, uint64_t size, prs_error *error)
+static int full(prs_store *s, uint64_t size, prs_error *error)
 {
     prs_fail(error, PRS_E_FULL, 0, "no free extent of %llu bytes", (unsigned long long)size);
     if (error) {
@@ -215,8 +202,7 @@ full(prs_store *s, uint64_t size, prs_error *error)
 }
 
 /* What can still be done when there is no room: true when it is worth another try. */
-static bool
-relieve(prs_store *s, uint64_t size, int *stage, prs_error *error)
+static bool relieve(prs_store *s, uint64_t size, int *stage, prs_error *error)
 {
     switch ((*stage)++) {
     case 0:
@@ -236,9 +222,8 @@ relieve(prs_store *s, uint64_t size, int *stage, prs_error *error)
 }
 
 /* Up to `want` slots of `size` bytes each. At least one, or an error. */
-static int
-take(prs_store *s, uint64_t size, bool paged, uint32_t state, prs_reserved *out, uint32_t want, uint32_t *got,
-     prs_error *error)
+static int take(prs_store *s, uint64_t size, bool paged, uint32_t state, prs_reserved *out, uint32_t want,
+                uint32_t *got, prs_error *error)
 {
     if (size > s->capacity && !(state & PRS_WORD_FILE))
         return full(s, size, error);
@@ -276,8 +261,7 @@ take(prs_store *s, uint64_t size, bool paged, uint32_t state, prs_reserved *out,
 }
 
 /* Back the extents of fresh reserves; neighbours in one go. */
-static int
-back_all(prs_store *s, const prs_reserved *batch, uint32_t n, prs_error *error)
+static int back_all(prs_store *s, const prs_reserved *batch, uint32_t n, prs_error *error)
 {
     for (uint32_t i = 0; i < n;) {
         uint64_t off = prs_load_relaxed(&prs_slot_at(s, batch[i].slot)->off), end = off;
@@ -290,8 +274,7 @@ back_all(prs_store *s, const prs_reserved *batch, uint32_t n, prs_error *error)
     return PRS_OK;
 }
 
-static int
-refill(prs_store *s, uint32_t cls, prs_error *error)
+static int refill(prs_store *s, uint32_t cls, prs_error *error)
 {
     prs_reserved batch[REFILL_MAX];
     uint32_t n = 0;
@@ -324,8 +307,7 @@ refill(prs_store *s, uint32_t cls, prs_error *error)
     return PRS_OK;
 }
 
-int
-prs_magazine_take(prs_store *s, uint64_t size, uint32_t *out, uint64_t *word, prs_error *error)
+int prs_magazine_take(prs_store *s, uint64_t size, uint32_t *out, uint64_t *word, prs_error *error)
 {
     uint32_t cls = prs_class_of(size);
     prs_magazine *m = &s->magazines[cls];
@@ -352,8 +334,7 @@ prs_magazine_take(prs_store *s, uint64_t size, uint32_t *out, uint64_t *word, pr
     }
 }
 
-int
-prs_large_take(prs_store *s, uint64_t size, bool paged, uint32_t *out, uint64_t *word, prs_error *error)
+int prs_large_take(prs_store *s, uint64_t size, bool paged, uint32_t *out, uint64_t *word, prs_error *error)
 {
     prs_reserved one;
     uint32_t n = 0;
@@ -369,8 +350,7 @@ prs_large_take(prs_store *s, uint64_t size, bool paged, uint32_t *out, uint64_t 
     return PRS_OK;
 }
 
-int
-prs_warm_take(prs_store *s, uint32_t *out, uint64_t *word)
+int prs_warm_take(prs_store *s, uint32_t *out, uint64_t *word)
 {
     if (prs_tables_touch(s) < 0)
         return PRS_E_BACKING;
@@ -392,8 +372,7 @@ prs_warm_take(prs_store *s, uint32_t *out, uint64_t *word)
     return i == PRS_NIL ? PRS_E_FULL : PRS_OK;
 }
 
-int
-prs_bare_take(prs_store *s, uint32_t *out, uint64_t *word, prs_error *error)
+int prs_bare_take(prs_store *s, uint32_t *out, uint64_t *word, prs_error *error)
 {
     prs_reserved one;
     uint32_t n = 0;
@@ -405,8 +384,7 @@ prs_bare_take(prs_store *s, uint32_t *out, uint64_t *word, prs_error *error)
     return PRS_OK;
 }
 
-void
-prs_magazines_flush(prs_store *s)
+void prs_magazines_flush(prs_store *s)
 {
     for (uint32_t cls = 0; cls < PRS_CLASSES; cls++) {
         prs_magazine *m = &s->magazines[cls];
@@ -423,8 +401,7 @@ prs_magazines_flush(prs_store *s)
 }
 
 /* In a forked child: what the parent reserved is the parent's. */
-void
-prs_magazines_forget(prs_store *s)
+void prs_magazines_forget(prs_store *s)
 {
     for (uint32_t cls = 0; cls < PRS_CLASSES; cls++) {
         prs_spin_init(&s->magazines[cls].lock);
@@ -438,8 +415,7 @@ prs_magazines_forget(prs_store *s)
     draining = false;
 }
 
-uint64_t
-prs_take_back(prs_store *s)
+uint64_t prs_take_back(prs_store *s)
 {
     uint64_t gained = 0;
     if (prs_tables_touch(s) < 0 || prs_lock(s, s->lock_timeout, NULL) < 0)

@@ -10,8 +10,7 @@
  */
 #include "store.h"
 
-static uint32_t
-hash_of(const char *text, size_t len)
+static uint32_t hash_of(const char *text, size_t len)
 {
     uint32_t hash = 0x811c9dc5u; /* FNV-1a */
     for (size_t i = 0; i < len; i++)
@@ -19,28 +18,24 @@ hash_of(const char *text, size_t len)
     return hash;
 }
 
-static uint32_t
-entries(const prs_store *s)
+static uint32_t entries(const prs_store *s)
 {
     uint32_t n = prs_load_relaxed(&s->super->names_high);
     return n < PRS_NAMES_MAX ? n : PRS_NAMES_MAX;
 }
 
-static prs_oid
-object_of(const prs_store *s, const prs_name *e)
+static prs_oid object_of(const prs_store *s, const prs_name *e)
 {
     return (prs_oid){s->id, e->serial, e->slot, e->generation};
 }
 
-static bool
-alive(prs_store *s, const prs_name *e)
+static bool alive(prs_store *s, const prs_name *e)
 {
     prs_oid id = object_of(s, e);
     return e->serial != 0 && prs_state(s, &id) == PRS_OK;
 }
 
-static uint32_t
-search(const prs_store *s, const char *text, size_t len)
+static uint32_t search(const prs_store *s, const char *text, size_t len)
 {
     uint32_t hash = hash_of(text, len), n = entries(s);
     for (uint32_t i = 0; i < n; i++) {
@@ -52,8 +47,7 @@ search(const prs_store *s, const char *text, size_t len)
 }
 
 /* Forget an entry; the slot to try to free after unlocking, or PRS_NIL. */
-static uint32_t
-clear(prs_store *s, uint32_t i)
+static uint32_t clear(prs_store *s, uint32_t i)
 {
     prs_name *e = &s->names[i];
     uint32_t link = e->link;
@@ -65,8 +59,7 @@ clear(prs_store *s, uint32_t i)
 }
 
 /* An entry to write: a new one, else one whose object is gone. */
-static uint32_t
-vacant(prs_store *s)
+static uint32_t vacant(prs_store *s)
 {
     uint32_t n = entries(s);
     for (uint32_t i = 0; i < n; i++) {
@@ -83,8 +76,7 @@ vacant(prs_store *s)
     return n;
 }
 
-int
-prs_name_bind(prs_store *s, const char *name, size_t len, const prs_oid *id, prs_error *error)
+int prs_name_bind(prs_store *s, const char *name, size_t len, const prs_oid *id, prs_error *error)
 {
     if (len == 0 || len > PRS_NAME_MAX)
         return prs_fail(error, PRS_E_INVAL, 0, "a name has 1 to %d bytes", PRS_NAME_MAX);
@@ -145,8 +137,7 @@ out:
     return rc;
 }
 
-int
-prs_name_find(prs_store *s, const char *name, size_t len, prs_oid *id)
+int prs_name_find(prs_store *s, const char *name, size_t len, prs_oid *id)
 {
     if (prs_load_relaxed(&s->closed) || s->orphan)
         return PRS_E_CLOSED;
@@ -165,11 +156,9 @@ prs_name_find(prs_store *s, const char *name, size_t len, prs_oid *id)
     return rc == PRS_E_LOST || rc == PRS_E_FREED ? PRS_E_NOTFOUND : rc;
 }
 
-int
-prs_name_next(prs_store *s, uint32_t *cursor, char text[PRS_NAME_MAX + 1], prs_oid *id)
+int prs_name_next(prs_store *s, uint32_t *cursor, char text[PRS_NAME_MAX + 1], prs_oid *id)
 {
-    if (prs_load_relaxed(&s->closed) || s->orphan || prs_tables_touch(s) < 0 ||
-        prs_lock(s, s->lock_timeout, NULL) < 0)
+    if (prs_load_relaxed(&s->closed) || s->orphan || prs_tables_touch(s) < 0 || prs_lock(s, s->lock_timeout, NULL) < 0)
         return 0;
     int found = 0;
     for (uint32_t n = entries(s); *cursor < n && !found; ++*cursor) {
@@ -187,14 +176,12 @@ prs_name_next(prs_store *s, uint32_t *cursor, char text[PRS_NAME_MAX + 1], prs_o
 
 /* ---- recovery and checking ------------------------------------------------------------------------ */
 
-bool
-prs_name_has(const prs_store *s, uint32_t i, uint32_t link)
+bool prs_name_has(const prs_store *s, uint32_t i, uint32_t link)
 {
     return i < entries(s) && s->names[i].serial != 0 && s->names[i].link == link;
 }
 
-void
-prs_names_rebuild(prs_store *s)
+void prs_names_rebuild(prs_store *s)
 {
     uint32_t n = entries(s), links = prs_load_acquire(&s->super->links_published);
     for (uint32_t i = 0; i < n; i++) {
@@ -204,8 +191,7 @@ prs_names_rebuild(prs_store *s)
     }
 }
 
-int
-prs_names_check(prs_store *s, prs_error *error)
+int prs_names_check(prs_store *s, prs_error *error)
 {
     uint32_t n = entries(s), links = prs_load_acquire(&s->super->links_published);
     for (uint32_t i = 0; i < n; i++) {

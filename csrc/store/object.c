@@ -18,30 +18,26 @@
 #include "store.h"
 #include <errno.h>
 
-static bool
-matches(const prs_slot *slot, uint64_t word, const prs_oid *id)
+static bool matches(const prs_slot *slot, uint64_t word, const prs_oid *id)
 {
     return prs_word_generation(word) == id->generation && prs_load_relaxed(&slot->serial) == id->serial;
 }
 
 /* Why an id no longer leads to its object. */
-static int
-gone(const prs_slot *slot, const prs_oid *id)
+static int gone(const prs_slot *slot, const prs_oid *id)
 {
     uint32_t ended = prs_load_relaxed(&slot->ended);
     return ended >> 2 == (id->generation & 0x3FFFFFFFu) && (ended & 3) == PRS_ENDED_FREED ? PRS_E_FREED : PRS_E_LOST;
 }
 
 /* The word still names it, but says FREED: by prs_free, or because it was given up unsealed? */
-static int
-ended(const prs_slot *slot, const prs_oid *id)
+static int ended(const prs_slot *slot, const prs_oid *id)
 {
     uint32_t how = prs_load_relaxed(&slot->ended);
     return how >> 2 == (id->generation & 0x3FFFFFFFu) && (how & 3) == PRS_ENDED_UNSEALED ? PRS_E_LOST : PRS_E_FREED;
 }
 
-static int
-admit(prs_store *s, const prs_oid *id)
+static int admit(prs_store *s, const prs_oid *id)
 {
     if (PRS_UNLIKELY(prs_load_relaxed(&s->closed)))
         return PRS_E_CLOSED;
@@ -56,8 +52,7 @@ admit(prs_store *s, const prs_oid *id)
 
 /* Does anything hold the object?  Links are read after the bits: a sender counts its link up
  * before it lets go of its ref. */
-bool
-prs_held(prs_store *s, prs_slot *slot, bool freed)
+bool prs_held(prs_store *s, prs_slot *slot, bool freed)
 {
     uint32_t words = prs_words_in_use(s);
     const prs_atomic_u64 *pins = prs_pins(s, slot);
@@ -76,8 +71,7 @@ prs_held(prs_store *s, prs_slot *slot, bool freed)
     return (epoch & 1) || prs_load_seqcst(&s->super->recount) != epoch;
 }
 
-void
-prs_wake(prs_store *s, prs_slot *slot, uint64_t old_word)
+void prs_wake(prs_store *s, prs_slot *slot, uint64_t old_word)
 {
     if (PRS_LIKELY(!(old_word & PRS_WORD_WAITERS)))
         return;
@@ -89,8 +83,7 @@ prs_wake(prs_store *s, prs_slot *slot, uint64_t old_word)
 
 /* Nobody was seen to hold the object of this FREEING slot of ours: its memory is ours to reuse, unless
  * the word has changed since the look.  Then *word is what it is now, and the result is false. */
-static bool
-retire(prs_store *s, uint32_t i, uint64_t *word)
+static bool retire(prs_store *s, uint32_t i, uint64_t *word)
 {
     prs_slot *slot = prs_slot_at(s, i);
     uint64_t file = *word & PRS_WORD_FILE;
@@ -126,14 +119,12 @@ retire(prs_store *s, uint32_t i, uint64_t *word)
     return true;
 }
 
-static void
-mark_ended(prs_slot *slot, uint64_t word, uint32_t how)
+static void mark_ended(prs_slot *slot, uint64_t word, uint32_t how)
 {
     prs_store_relaxed(&slot->ended, (prs_word_generation(word) & 0x3FFFFFFFu) << 2 | how);
 }
 
-void
-prs_settle(prs_store *s, uint32_t i, uint64_t word)
+void prs_settle(prs_store *s, uint32_t i, uint64_t word)
 {
     prs_slot *slot = prs_slot_at(s, i);
     for (;;) {
@@ -165,8 +156,7 @@ prs_settle(prs_store *s, uint32_t i, uint64_t word)
     }
 }
 
-void
-prs_try_free(prs_store *s, uint32_t i)
+void prs_try_free(prs_store *s, uint32_t i)
 {
     prs_slot *slot = prs_slot_at(s, i);
     uint64_t word = prs_load_seqcst(&slot->word);
@@ -182,8 +172,7 @@ prs_try_free(prs_store *s, uint32_t i)
 }
 
 /* What a dead client was doing with a slot becomes ours, then is finished or undone. */
-bool
-prs_take_over(prs_store *s, uint32_t i, uint64_t word)
+bool prs_take_over(prs_store *s, uint32_t i, uint64_t word)
 {
     prs_slot *slot = prs_slot_at(s, i);
     uint32_t generation = prs_word_generation(word);
@@ -218,8 +207,7 @@ prs_take_over(prs_store *s, uint32_t i, uint64_t word)
 /* A bit was set in a slot that is perhaps being freed, by somebody who may have looked at that bit
  * before: make it look again.  True: the object is there and cannot go without seeing the bit.  *word
  * is what the slot's word was last. */
-static bool
-insist(prs_slot *slot, uint64_t *word)
+static bool insist(prs_slot *slot, uint64_t *word)
 {
     while (prs_word_state(*word) == PRS_STATE_FREEING)
         if ((*word & PRS_WORD_HELD) || prs_cas_seqcst(&slot->word, word, *word | PRS_WORD_HELD))
@@ -228,8 +216,7 @@ insist(prs_slot *slot, uint64_t *word)
 }
 
 /* The same for a bit set on behalf of another holder, beside a hold of ours on the object `serial`. */
-bool
-prs_insist(prs_slot *slot, uint64_t serial)
+bool prs_insist(prs_slot *slot, uint64_t serial)
 {
     uint64_t word = prs_load_seqcst(&slot->word);
     return insist(slot, &word) && prs_load_relaxed(&slot->serial) == serial;
@@ -237,8 +224,7 @@ prs_insist(prs_slot *slot, uint64_t serial)
 
 /* Set this client's bit in `bits` and see whether the object was there to be held.
  * The shard is locked. */
-static int
-hold(prs_store *s, prs_slot *slot, prs_atomic_u64 *bits, const prs_oid *id, bool may_create, uint64_t *seen)
+static int hold(prs_store *s, prs_slot *slot, prs_atomic_u64 *bits, const prs_oid *id, bool may_create, uint64_t *seen)
 {
     uint64_t word = prs_load_seqcst(&slot->word);
     *seen = word;
@@ -273,16 +259,14 @@ hold(prs_store *s, prs_slot *slot, prs_atomic_u64 *bits, const prs_oid *id, bool
 }
 
 /* Clear a bit that was set in vain; as every clear, it may be the last. */
-static void
-undo(prs_store *s, prs_slot *slot, prs_atomic_u64 *bits)
+static void undo(prs_store *s, prs_slot *slot, prs_atomic_u64 *bits)
 {
     (void)slot;
     prs_fetch_and_seqcst(&bits[s->my_word], ~s->my_bit);
     PRS_POINT(pin_undo);
 }
 
-static int
-view_of(prs_store *s, const prs_slot *slot, const prs_private *p, uint64_t word, prs_view *view)
+static int view_of(prs_store *s, const prs_slot *slot, const prs_private *p, uint64_t word, prs_view *view)
 {
     uint64_t off = prs_load_relaxed(&slot->off), size = prs_load_relaxed(&slot->size);
     if (PRS_UNLIKELY(word & PRS_WORD_FILE)) {
@@ -298,8 +282,7 @@ view_of(prs_store *s, const prs_slot *slot, const prs_private *p, uint64_t word,
 }
 
 /* The object pinned is spilled and its file not mapped here yet. */
-static int
-map_file(prs_store *s, const prs_oid *id, prs_view *view)
+static int map_file(prs_store *s, const prs_oid *id, prs_view *view)
 {
     prs_file_map *map;
     int rc = prs_spill_map(s, id, view->size, false, &map);
@@ -321,8 +304,7 @@ map_file(prs_store *s, const prs_oid *id, prs_view *view)
     return PRS_OK;
 }
 
-int
-prs_pin(prs_store *s, const prs_oid *id, prs_view *view)
+int prs_pin(prs_store *s, const prs_oid *id, prs_view *view)
 {
     int rc = admit(s, id);
     if (rc < 0)
@@ -375,8 +357,7 @@ prs_pin(prs_store *s, const prs_oid *id, prs_view *view)
     return rc;
 }
 
-void
-prs_unpin(prs_store *s, const prs_oid *id)
+void prs_unpin(prs_store *s, const prs_oid *id)
 {
     prs_slot *slot = prs_slot_at(s, id->slot);
     prs_spin *shard = prs_shard(s, id->slot);
@@ -400,8 +381,7 @@ prs_unpin(prs_store *s, const prs_oid *id)
         prs_tear_down(s);
 }
 
-int
-prs_ref(prs_store *s, const prs_oid *id)
+int prs_ref(prs_store *s, const prs_oid *id)
 {
     int rc = admit(s, id);
     if (rc < 0)
@@ -446,8 +426,7 @@ prs_ref(prs_store *s, const prs_oid *id)
     return rc;
 }
 
-void
-prs_unref(prs_store *s, const prs_oid *id)
+void prs_unref(prs_store *s, const prs_oid *id)
 {
     prs_slot *slot = prs_slot_at(s, id->slot);
     prs_spin *shard = prs_shard(s, id->slot);
@@ -467,8 +446,7 @@ prs_unref(prs_store *s, const prs_oid *id)
     }
 }
 
-int
-prs_state(prs_store *s, const prs_oid *id)
+int prs_state(prs_store *s, const prs_oid *id)
 {
     int rc = admit(s, id);
     if (rc < 0)
@@ -493,12 +471,11 @@ prs_state(prs_store *s, const prs_oid *id)
 
 /* ---- making --------------------------------------------------------------------------------------- */
 
-int
-prs_alloc(prs_store *s, uint64_t size, unsigned flags, prs_draft *draft, prs_error *error)
+int prs_alloc(prs_store *s, uint64_t size, unsigned flags, prs_draft *draft, prs_error *error)
 {
     if (PRS_UNLIKELY(prs_load_relaxed(&s->closed) || s->orphan))
-        return prs_fail(error, PRS_E_CLOSED, 0, s->orphan ? "no client slot was free when this process was forked"
-                                                          : "the store is closed");
+        return prs_fail(error, PRS_E_CLOSED, 0,
+                        s->orphan ? "no client slot was free when this process was forked" : "the store is closed");
     if (PRS_UNLIKELY(prs_load_relaxed(&s->has_pending) || prs_load_relaxed(&s->has_dying)))
         prs_settle_pending(s, false);
     uint32_t i;
@@ -542,8 +519,7 @@ prs_alloc(prs_store *s, uint64_t size, unsigned flags, prs_draft *draft, prs_err
     return rc;
 }
 
-int
-prs_write(prs_store *s, prs_draft *draft, uint64_t at, const void *src, size_t n, prs_error *error)
+int prs_write(prs_store *s, prs_draft *draft, uint64_t at, const void *src, size_t n, prs_error *error)
 {
     if (at > draft->size || n > draft->size - at)
         return prs_fail(error, PRS_E_INVAL, 0, "write past the end of the object");
@@ -561,9 +537,8 @@ prs_write(prs_store *s, prs_draft *draft, uint64_t at, const void *src, size_t n
     return rc;
 }
 
-int
-prs_write_strided(prs_store *s, prs_draft *draft, uint64_t at, const void *src, int ndim, const ptrdiff_t *shape,
-                  const ptrdiff_t *strides, size_t itemsize, prs_error *error)
+int prs_write_strided(prs_store *s, prs_draft *draft, uint64_t at, const void *src, int ndim, const ptrdiff_t *shape,
+                      const ptrdiff_t *strides, size_t itemsize, prs_error *error)
 {
     uint64_t n = itemsize;
     for (int i = 0; i < ndim; i++) {
@@ -594,8 +569,7 @@ prs_write_strided(prs_store *s, prs_draft *draft, uint64_t at, const void *src, 
     return PRS_OK;
 }
 
-int
-prs_seal(prs_store *s, prs_draft *draft, prs_error *error)
+int prs_seal(prs_store *s, prs_draft *draft, prs_error *error)
 {
     prs_slot *slot = prs_slot_at(s, draft->id.slot);
     uint64_t word = prs_load_relaxed(&slot->word);
@@ -623,8 +597,7 @@ prs_seal(prs_store *s, prs_draft *draft, prs_error *error)
     return PRS_OK;
 }
 
-void
-prs_abort(prs_store *s, prs_draft *draft, bool keep_window)
+void prs_abort(prs_store *s, prs_draft *draft, bool keep_window)
 {
     prs_slot *slot = prs_slot_at(s, draft->id.slot);
     uint64_t word = prs_load_relaxed(&slot->word), ours;
@@ -653,8 +626,7 @@ prs_abort(prs_store *s, prs_draft *draft, bool keep_window)
 
 /* ---- ending ------------------------------------------------------------------------------------------ */
 
-int
-prs_free(prs_store *s, const prs_oid *id, prs_error *error)
+int prs_free(prs_store *s, const prs_oid *id, prs_error *error)
 {
     int rc = admit(s, id);
     if (rc == PRS_E_LOST)
@@ -678,8 +650,7 @@ prs_free(prs_store *s, const prs_oid *id, prs_error *error)
 
 /* ---- finding --------------------------------------------------------------------------------------------- */
 
-int
-prs_find(prs_store *s, const void *ptr, uint64_t n, prs_oid *id, uint64_t *at)
+int prs_find(prs_store *s, const void *ptr, uint64_t n, prs_oid *id, uint64_t *at)
 {
     uintptr_t base = (uintptr_t)s->ro, p = (uintptr_t)ptr;
     if (p < base || p - base > s->capacity || n > s->capacity - (p - base))

@@ -30,8 +30,7 @@
 #define F_OFD_SETLK 37
 #endif
 
-int
-prs_fail(prs_error *error, int code, int sys_errno, const char *format, ...)
+int prs_fail(prs_error *error, int code, int sys_errno, const char *format, ...)
 {
     if (error) {
         error->code = code;
@@ -48,31 +47,27 @@ prs_fail(prs_error *error, int code, int sys_errno, const char *format, ...)
 
 /* ---- time, randomness ------------------------------------------------------------------- */
 
-int64_t
-prs_now(void)
+int64_t prs_now(void)
 {
     struct timespec ts;
     clock_gettime(CLOCK_MONOTONIC, &ts);
     return (int64_t)ts.tv_sec * PRS_SECOND + ts.tv_nsec;
 }
 
-uint64_t
-prs_seconds(void)
+uint64_t prs_seconds(void)
 {
     struct timespec ts;
     clock_gettime(CLOCK_REALTIME_COARSE, &ts);
     return (uint64_t)ts.tv_sec;
 }
 
-void
-prs_os_sleep(int64_t ns)
+void prs_os_sleep(int64_t ns)
 {
     struct timespec ts = {(time_t)(ns / PRS_SECOND), (long)(ns % PRS_SECOND)};
     nanosleep(&ts, NULL);
 }
 
-int
-prs_os_random(void *buffer, size_t n)
+int prs_os_random(void *buffer, size_t n)
 {
     ssize_t got;
     do
@@ -83,8 +78,7 @@ prs_os_random(void *buffer, size_t n)
 
 /* ---- files ------------------------------------------------------------------------------- */
 
-int
-prs_os_memfd(uint64_t id, prs_error *error)
+int prs_os_memfd(uint64_t id, prs_error *error)
 {
     char name[48];
     snprintf(name, sizeof name, "pyray_ser:%016llx", (unsigned long long)id);
@@ -101,15 +95,13 @@ prs_os_memfd(uint64_t id, prs_error *error)
     return fd;
 }
 
-static bool
-memory_type(const struct statfs *fs)
+static bool memory_type(const struct statfs *fs)
 {
     return fs->f_type == 0x01021994 || (uint32_t)fs->f_type == 0x858458f6u; /* tmpfs, ramfs */
 }
 
 /* A file without a name in the directory of `path`: it gets its name when it is complete. */
-int
-prs_os_create_file(const char *path, prs_error *error)
+int prs_os_create_file(const char *path, prs_error *error)
 {
     char directory[4096];
     const char *slash = strrchr(path, '/');
@@ -129,8 +121,7 @@ prs_os_create_file(const char *path, prs_error *error)
     return fd;
 }
 
-int
-prs_os_publish_file(int fd, const char *path, prs_error *error)
+int prs_os_publish_file(int fd, const char *path, prs_error *error)
 {
     char link[64];
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
@@ -140,8 +131,7 @@ prs_os_publish_file(int fd, const char *path, prs_error *error)
     return PRS_OK;
 }
 
-int
-prs_os_open_file(const char *path, int *fd, prs_error *error)
+int prs_os_open_file(const char *path, int *fd, prs_error *error)
 {
     *fd = open(path, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
     if (*fd < 0) {
@@ -154,16 +144,14 @@ prs_os_open_file(const char *path, int *fd, prs_error *error)
     return PRS_OK;
 }
 
-int
-prs_os_reopen(int fd, bool writable)
+int prs_os_reopen(int fd, bool writable)
 {
     return prs_os_reopen_of(0, fd, writable);
 }
 
 /* Open the file behind another descriptor anew, so that it has an open file description of
  * its own (OFD locks) and access mode of its own (read-only mappings). */
-int
-prs_os_reopen_of(int32_t pid, int fd, bool writable)
+int prs_os_reopen_of(int32_t pid, int fd, bool writable)
 {
     char path[64];
     if (pid == 0)
@@ -176,8 +164,7 @@ prs_os_reopen_of(int32_t pid, int fd, bool writable)
 
 /* Open the file behind a mapping of ours, when every descriptor of it is gone.  Needs a
  * capability on most systems; -errno where it is refused. */
-int
-prs_os_reopen_mapping(const void *at, bool writable, const prs_file *file)
+int prs_os_reopen_mapping(const void *at, bool writable, const prs_file *file)
 {
     FILE *maps = fopen("/proc/self/maps", "re");
     if (!maps)
@@ -200,8 +187,7 @@ prs_os_reopen_mapping(const void *at, bool writable, const prs_file *file)
     return -ESTALE;
 }
 
-int
-prs_os_size(int fd, uint64_t size)
+int prs_os_size(int fd, uint64_t size)
 {
     if (size > INT64_MAX)
         return -EFBIG;
@@ -211,14 +197,12 @@ prs_os_size(int fd, uint64_t size)
     return 0;
 }
 
-int
-prs_os_seal(int fd)
+int prs_os_seal(int fd)
 {
     return fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0 ? -errno : 0;
 }
 
-bool
-prs_os_same(int fd, const prs_file *file)
+bool prs_os_same(int fd, const prs_file *file)
 {
     struct stat st;
     return fd >= 0 && fstat(fd, &st) == 0 && st.st_dev == file->dev && st.st_ino == file->ino;
@@ -226,8 +210,7 @@ prs_os_same(int fd, const prs_file *file)
 
 /* Refuse what a store cannot be before any byte of it is read: another user's file, other
  * modes, anything but a regular file in memory. */
-int
-prs_os_inspect(int fd, prs_file *file, uint64_t *size, prs_error *error)
+int prs_os_inspect(int fd, prs_file *file, uint64_t *size, prs_error *error)
 {
     struct stat st;
     if (fstat(fd, &st) < 0)
@@ -235,19 +218,17 @@ prs_os_inspect(int fd, prs_file *file, uint64_t *size, prs_error *error)
     if (!S_ISREG(st.st_mode))
         return prs_fail(error, PRS_E_FOREIGN, 0, "the store is not a regular file");
     if (st.st_uid != geteuid())
-        return prs_fail(error, PRS_E_FOREIGN, 0, "the store belongs to user %u, not to %u",
-                        (unsigned)st.st_uid, (unsigned)geteuid());
+        return prs_fail(error, PRS_E_FOREIGN, 0, "the store belongs to user %u, not to %u", (unsigned)st.st_uid,
+                        (unsigned)geteuid());
     if ((st.st_mode & 07777) != 0600 && (st.st_mode & 07777) != 0)
-        return prs_fail(error, PRS_E_FOREIGN, 0, "the store has mode %04o, not 0600",
-                        (unsigned)(st.st_mode & 07777));
+        return prs_fail(error, PRS_E_FOREIGN, 0, "the store has mode %04o, not 0600", (unsigned)(st.st_mode & 07777));
     file->dev = st.st_dev;
     file->ino = st.st_ino;
     *size = (uint64_t)st.st_size;
     return PRS_OK;
 }
 
-int
-prs_os_pread(int fd, void *buffer, size_t n, uint64_t off)
+int prs_os_pread(int fd, void *buffer, size_t n, uint64_t off)
 {
     uint8_t *at = buffer;
     while (n) {
@@ -263,15 +244,13 @@ prs_os_pread(int fd, void *buffer, size_t n, uint64_t off)
     return 0;
 }
 
-uint64_t
-prs_os_blocks(int fd)
+uint64_t prs_os_blocks(int fd)
 {
     struct stat st;
     return fstat(fd, &st) == 0 ? (uint64_t)st.st_blocks * 512 : 0;
 }
 
-void
-prs_os_close(int fd)
+void prs_os_close(int fd)
 {
     if (fd >= 0)
         close(fd);
@@ -279,48 +258,41 @@ prs_os_close(int fd)
 
 /* ---- directories ----------------------------------------------------------------------------- */
 
-int
-prs_os_open_directory(int at, const char *path, prs_error *error)
+int prs_os_open_directory(int at, const char *path, prs_error *error)
 {
     int fd = openat(at < 0 ? AT_FDCWD : at, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC | (at < 0 ? 0 : O_NOFOLLOW));
     return fd < 0 ? prs_fail(error, PRS_E_SYS, errno, "cannot open directory %.150s", path) : fd;
 }
 
-bool
-prs_os_in_memory(int fd)
+bool prs_os_in_memory(int fd)
 {
     struct statfs fs;
     return fstatfs(fd, &fs) == 0 && memory_type(&fs);
 }
 
-int
-prs_os_make_directory(int at, const char *name)
+int prs_os_make_directory(int at, const char *name)
 {
     return mkdirat(at, name, 0700) < 0 ? -errno : 0;
 }
 
-int
-prs_os_open_at(int at, const char *name, bool create)
+int prs_os_open_at(int at, const char *name, bool create)
 {
     int fd = openat(at, name, O_NOFOLLOW | O_CLOEXEC | (create ? O_RDWR | O_CREAT : O_RDONLY), 0600);
     return fd < 0 ? -errno : fd;
 }
 
-int
-prs_os_remove_at(int at, const char *name, bool directory)
+int prs_os_remove_at(int at, const char *name, bool directory)
 {
     return unlinkat(at, name, directory ? AT_REMOVEDIR : 0) < 0 ? -errno : 0;
 }
 
-uint64_t
-prs_os_length(int fd)
+uint64_t prs_os_length(int fd)
 {
     struct stat st;
     return fstat(fd, &st) == 0 ? (uint64_t)st.st_size : 0;
 }
 
-int
-prs_os_identify(int fd, prs_file *file)
+int prs_os_identify(int fd, prs_file *file)
 {
     struct stat st;
     if (fstat(fd, &st) < 0)
@@ -330,8 +302,7 @@ prs_os_identify(int fd, prs_file *file)
     return 0;
 }
 
-int
-prs_os_each_name(int fd, int (*each)(void *, const char *), void *arg)
+int prs_os_each_name(int fd, int (*each)(void *, const char *), void *arg)
 {
     int copy = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC), rc = 0;
     DIR *directory = copy < 0 ? NULL : fdopendir(copy);
@@ -349,8 +320,7 @@ prs_os_each_name(int fd, int (*each)(void *, const char *), void *arg)
 
 /* ---- mappings ------------------------------------------------------------------------------- */
 
-static void *
-no_dump(void *at, size_t len)
+static void *no_dump(void *at, size_t len)
 {
     if (at == MAP_FAILED)
         return NULL;
@@ -358,46 +328,39 @@ no_dump(void *at, size_t len)
     return at;
 }
 
-void *
-prs_os_map(int fd, uint64_t off, size_t len, bool writable)
+void *prs_os_map(int fd, uint64_t off, size_t len, bool writable)
 {
-    return no_dump(mmap(NULL, len, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED | MAP_NORESERVE, fd,
-                        (off_t)off),
-                   len);
+    return no_dump(
+        mmap(NULL, len, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED | MAP_NORESERVE, fd, (off_t)off),
+        len);
 }
 
 /* Replace what is mapped at `at` by the read-only file, in place and in one step. */
-int
-prs_os_map_fixed(void *at, int fd, uint64_t off, size_t len)
+int prs_os_map_fixed(void *at, int fd, uint64_t off, size_t len)
 {
     void *got = mmap(at, len, PROT_READ, MAP_SHARED | MAP_FIXED, fd, (off_t)off);
     return got == MAP_FAILED ? -errno : (no_dump(got, len), 0);
 }
 
-int
-prs_os_map_zero_fixed(void *at, size_t len)
+int prs_os_map_zero_fixed(void *at, size_t len)
 {
-    void *got =
-        mmap(at, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    void *got = mmap(at, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
     return got == MAP_FAILED ? -errno : 0;
 }
 
-void *
-prs_os_map_private(int fd, uint64_t off, size_t len)
+void *prs_os_map_private(int fd, uint64_t off, size_t len)
 {
     return no_dump(mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd, (off_t)off), len);
 }
 
 /* Private zero pages, backed as they are touched. */
-void *
-prs_os_reserve(size_t len)
+void *prs_os_reserve(size_t len)
 {
     void *at = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     return at == MAP_FAILED ? NULL : at;
 }
 
-void
-prs_os_unmap(void *at, size_t len)
+void prs_os_unmap(void *at, size_t len)
 {
     if (at)
         munmap(at, len);
@@ -405,8 +368,7 @@ prs_os_unmap(void *at, size_t len)
 
 /* Make the pages of a shared mapping exist and be mapped here, or say why not: a page that
  * cannot be had is an error now instead of a SIGBUS later. */
-int
-prs_os_populate(void *at, size_t len, int fd, uint64_t off)
+int prs_os_populate(void *at, size_t len, int fd, uint64_t off)
 {
     while (madvise(at, len, MADV_POPULATE_WRITE) < 0) {
         if (errno == EINTR || errno == EAGAIN)
@@ -426,8 +388,7 @@ prs_os_populate(void *at, size_t len, int fd, uint64_t off)
     return 0;
 }
 
-int
-prs_os_punch(int fd, uint64_t off, uint64_t len)
+int prs_os_punch(int fd, uint64_t off, uint64_t len)
 {
     while (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)off, (off_t)len) < 0)
         if (errno != EINTR)
@@ -437,8 +398,7 @@ prs_os_punch(int fd, uint64_t off, uint64_t len)
 
 /* ---- OFD locks --------------------------------------------------------------------------------- */
 
-static struct flock
-byte_lock(uint64_t byte, short type)
+static struct flock byte_lock(uint64_t byte, short type)
 {
     struct flock lk;
     memset(&lk, 0, sizeof lk);
@@ -450,8 +410,7 @@ byte_lock(uint64_t byte, short type)
 }
 
 /* Claim, without waiting; -EAGAIN or -EACCES when another open file description has it. */
-int
-prs_os_lock_byte(int fd, uint64_t byte)
+int prs_os_lock_byte(int fd, uint64_t byte)
 {
     struct flock lk = byte_lock(byte, F_WRLCK);
     while (fcntl(fd, F_OFD_SETLK, &lk) < 0)
@@ -460,8 +419,7 @@ prs_os_lock_byte(int fd, uint64_t byte)
     return 0;
 }
 
-int
-prs_os_lock_file(int fd, bool exclusive)
+int prs_os_lock_file(int fd, bool exclusive)
 {
     struct flock lk = byte_lock(0, exclusive ? F_WRLCK : F_RDLCK);
     while (fcntl(fd, F_OFD_SETLK, &lk) < 0)
@@ -470,16 +428,14 @@ prs_os_lock_file(int fd, bool exclusive)
     return 0;
 }
 
-void
-prs_os_unlock_byte(int fd, uint64_t byte)
+void prs_os_unlock_byte(int fd, uint64_t byte)
 {
     struct flock lk = byte_lock(byte, F_UNLCK);
     (void)fcntl(fd, F_OFD_SETLK, &lk);
 }
 
 /* 1: somebody else's lock is on it; 0: free; -errno. */
-int
-prs_os_byte_held(int fd, uint64_t byte)
+int prs_os_byte_held(int fd, uint64_t byte)
 {
     struct flock lk = byte_lock(byte, F_WRLCK);
     if (fcntl(fd, F_OFD_GETLK, &lk) < 0)
@@ -491,8 +447,7 @@ prs_os_byte_held(int fd, uint64_t byte)
 
 /* Fields 3 and 22 of /proc/<pid>/stat; the name in field 2 may hold anything, so they are
  * counted from its last parenthesis. */
-static int
-read_stat(int32_t pid, char *state, uint64_t *start_time)
+static int read_stat(int32_t pid, char *state, uint64_t *start_time)
 {
     char path[48], text[1024];
     snprintf(path, sizeof path, "/proc/%d/stat", pid);
@@ -520,16 +475,14 @@ read_stat(int32_t pid, char *state, uint64_t *start_time)
     return 0;
 }
 
-uint64_t
-prs_start_time(int32_t pid)
+uint64_t prs_start_time(int32_t pid)
 {
     char state;
     uint64_t start;
     return read_stat(pid, &state, &start) == 0 ? start : 0;
 }
 
-enum prs_life
-prs_os_process(int32_t pid, uint64_t start_time)
+enum prs_life prs_os_process(int32_t pid, uint64_t start_time)
 {
     char state;
     uint64_t start;
@@ -544,8 +497,7 @@ prs_os_process(int32_t pid, uint64_t start_time)
 }
 
 /* Does a process map this file? 1, 0, or -errno.  By inode alone: rather one too many than one too few. */
-int
-prs_os_process_maps(int32_t pid, const prs_file *file)
+int prs_os_process_maps(int32_t pid, const prs_file *file)
 {
     char path[48], line[512];
     snprintf(path, sizeof path, "/proc/%d/maps", pid);
@@ -563,8 +515,7 @@ prs_os_process_maps(int32_t pid, const prs_file *file)
     return found ? 1 : lines ? 0 : -ESRCH;
 }
 
-uint64_t
-prs_os_pid_ns(void)
+uint64_t prs_os_pid_ns(void)
 {
     struct stat st;
     return stat("/proc/self/ns/pid", &st) == 0 ? (uint64_t)st.st_ino : 0;

@@ -45,15 +45,15 @@ enum prs_status {
     PRS_E_FREED = -8,   /* the object was ended by prs_free                             */
     PRS_E_AGAIN = -9,   /* not sealed yet: wait with prs_wait                           */
     PRS_E_TIMEOUT = -10,
-    PRS_E_BUSY = -11,   /* a stopped process holds the store lock: error->pid           */
-    PRS_E_CORRUPT = -12,/* shared bytes that do not check out: error->what says which   */
-    PRS_E_VERSION = -13,/* made by another layout version                               */
-    PRS_E_FOREIGN = -14,/* wrong owner, mode, type of file, or another store's id       */
-    PRS_E_CLOSED = -15, /* this handle was closed                                        */
-    PRS_E_INTR = -16,   /* a signal arrived during a wait                               */
-    PRS_E_INVAL = -17,  /* the caller's arguments make no sense                         */
+    PRS_E_BUSY = -11,    /* a stopped process holds the store lock: error->pid           */
+    PRS_E_CORRUPT = -12, /* shared bytes that do not check out: error->what says which   */
+    PRS_E_VERSION = -13, /* made by another layout version                               */
+    PRS_E_FOREIGN = -14, /* wrong owner, mode, type of file, or another store's id       */
+    PRS_E_CLOSED = -15,  /* this handle was closed                                        */
+    PRS_E_INTR = -16,    /* a signal arrived during a wait                               */
+    PRS_E_INVAL = -17,   /* the caller's arguments make no sense                         */
     PRS_E_NOTFOUND = -18,
-    PRS_E_EXISTS = -19  /* the name is taken                                            */
+    PRS_E_EXISTS = -19 /* the name is taken                                            */
 };
 
 typedef struct prs_error {
@@ -80,14 +80,14 @@ typedef struct prs_oid {
 /* ---- opening and closing ----------------------------------------------------- */
 
 typedef struct prs_options {
-    const char *path;         /* NULL: anonymous (memfd); else a file to create      */
-    uint64_t capacity;        /* 0: prs_default_capacity()                            */
-    uint32_t max_clients;     /* 0: 512 (at most 4096)                                */
-    uint32_t max_objects;     /* 0: chosen from capacity (at least 1 << 20)           */
-    int64_t lock_timeout;     /* 0: 1 s                                               */
-    uint64_t warm_reserve;    /* 0: 256 MiB; freed bytes kept backed by the kernel    */
-    const char *spill_dir;    /* creating: where objects go when the store is full, or NULL */
-    uint32_t flags;           /* PRS_OPEN_*                                           */
+    const char *path;      /* NULL: anonymous (memfd); else a file to create      */
+    uint64_t capacity;     /* 0: prs_default_capacity()                            */
+    uint32_t max_clients;  /* 0: 512 (at most 4096)                                */
+    uint32_t max_objects;  /* 0: chosen from capacity (at least 1 << 20)           */
+    int64_t lock_timeout;  /* 0: 1 s                                               */
+    uint64_t warm_reserve; /* 0: 256 MiB; freed bytes kept backed by the kernel    */
+    const char *spill_dir; /* creating: where objects go when the store is full, or NULL */
+    uint32_t flags;        /* PRS_OPEN_*                                           */
 } prs_options;
 
 enum {
@@ -100,8 +100,7 @@ int prs_create(prs_store **out, const prs_options *options, prs_error *error);
 int prs_attach_path(prs_store **out, const char *path, const prs_options *options, prs_error *error);
 /* Attach through /proc/<pid>/fd: `fd` is tried first (-1: none), then every descriptor of
  * that process; `store` (0: any) must match.  PRS_E_NOTFOUND when pid has no such store. */
-int prs_attach_pid(prs_store **out, int32_t pid, int fd, uint64_t store,
-                   const prs_options *options, prs_error *error);
+int prs_attach_pid(prs_store **out, int32_t pid, int fd, uint64_t store, const prs_options *options, prs_error *error);
 /* Stop being a client: refs and magazines of this handle are given back.  The mapping stays
  * until the last pin taken through it is dropped (prs_unpin may still be called); all other
  * calls return PRS_E_CLOSED.  Idempotent. */
@@ -125,11 +124,11 @@ int prs_client_pids(prs_store *store, int32_t *pids, int cap);
 
 /* An object being made.  Belongs to one thread at a time. */
 typedef struct prs_draft {
-    prs_oid id;       /* valid at once; others may wait for it                        */
-    uint64_t size;    /* bytes asked for                                              */
-    uint64_t off;     /* where it lies in the data area                               */
-    void *dst;        /* writable, mapped and backed, or NULL: then prs_write only     */
-    void *window;     /* PRS_ALLOC_WINDOW: a writable mapping of this object alone     */
+    prs_oid id;    /* valid at once; others may wait for it                        */
+    uint64_t size; /* bytes asked for                                              */
+    uint64_t off;  /* where it lies in the data area                               */
+    void *dst;     /* writable, mapped and backed, or NULL: then prs_write only     */
+    void *window;  /* PRS_ALLOC_WINDOW: a writable mapping of this object alone     */
 } prs_draft;
 
 enum {
@@ -190,8 +189,8 @@ int prs_wait_epoch(prs_store *store, uint32_t seen, int64_t timeout);
 int prs_free(prs_store *store, const prs_oid *id, prs_error *error);
 /* Map the object's own pages copy-on-write at a new address; the caller keeps a pin on the
  * object until prs_cow_close.  `map` is what to unmap, `data` the first byte of the object. */
-int prs_cow_open(prs_store *store, const prs_oid *id, const prs_view *view,
-                 void **map, size_t *map_len, uint8_t **data, prs_error *error);
+int prs_cow_open(prs_store *store, const prs_oid *id, const prs_view *view, void **map, size_t *map_len, uint8_t **data,
+                 prs_error *error);
 void prs_cow_close(void *map, size_t map_len);
 /* Which object does this address lie in?  For re-put by reference: `ptr..ptr+n` must lie in
  * the read-only mapping within one sealed object this process has pinned. Fast. */
@@ -200,7 +199,7 @@ int prs_find(prs_store *store, const void *ptr, uint64_t n, prs_oid *id, uint64_
 /* ---- references in flight -------------------------------------------------------- */
 
 typedef struct prs_token {
-    uint32_t index;  /* 0: none (the object was pinned for good instead) */
+    uint32_t index; /* 0: none (the object was pinned for good instead) */
     uint32_t unused;
     uint64_t serial;
 } prs_token;
@@ -230,42 +229,48 @@ int prs_name_next(prs_store *store, uint32_t *cursor, char text[PRS_NAME_MAX + 1
 /* ---- looking after it --------------------------------------------------------------- */
 
 typedef struct prs_stats {
-    uint64_t capacity;      /* bytes of the data area                                  */
-    uint64_t used;          /* bytes in extents of objects, reserves not counted       */
-    uint64_t reserved;      /* bytes in clients' magazines                             */
-    uint64_t backed;        /* bytes the kernel holds for the whole file               */
-    uint64_t overhead;      /* bytes of control area backed                            */
-    uint64_t objects;       /* sealed                                                  */
-    uint64_t unsealed;      /* being made                                              */
-    uint64_t largest_free;  /* bytes of the largest free extent                        */
-    uint64_t slots;         /* published                                               */
-    uint64_t in_flight;     /* tokens                                                  */
-    uint64_t edges;         /* objects held by objects                                 */
+    uint64_t capacity;               /* bytes of the data area                                  */
+    uint64_t used;                   /* bytes in extents of objects, reserves not counted       */
+    uint64_t reserved;               /* bytes in clients' magazines                             */
+    uint64_t backed;                 /* bytes the kernel holds for the whole file               */
+    uint64_t overhead;               /* bytes of control area backed                            */
+    uint64_t objects;                /* sealed                                                  */
+    uint64_t unsealed;               /* being made                                              */
+    uint64_t largest_free;           /* bytes of the largest free extent                        */
+    uint64_t slots;                  /* published                                               */
+    uint64_t in_flight;              /* tokens                                                  */
+    uint64_t edges;                  /* objects held by objects                                 */
     uint64_t spilled, spilled_bytes; /* objects in spill files                           */
-    uint64_t orphaned;      /* objects with the sticky holder "orphaned by fork"       */
-    uint64_t serial;        /* next serial                                             */
-    uint32_t clients;       /* living                                                  */
+    uint64_t orphaned;               /* objects with the sticky holder "orphaned by fork"       */
+    uint64_t serial;                 /* next serial                                             */
+    uint32_t clients;                /* living                                                  */
     uint32_t max_clients;
-    uint64_t reaped;        /* clients cleaned up after since the store began          */
-    uint64_t stolen;        /* times the lock was taken from a dead owner              */
+    uint64_t reaped; /* clients cleaned up after since the store began          */
+    uint64_t stolen; /* times the lock was taken from a dead owner              */
 } prs_stats;
 
 int prs_get_stats(prs_store *store, prs_stats *out);
 
 typedef struct prs_record {
     prs_oid id;
-    uint64_t size, extent;     /* bytes of the object, of its extent (0: spilled)     */
-    uint64_t off;              /* where the extent lies in the data area              */
-    uint32_t state;            /* PRS_STATE_*                                         */
+    uint64_t size, extent;             /* bytes of the object, of its extent (0: spilled)     */
+    uint64_t off;                      /* where the extent lies in the data area              */
+    uint32_t state;                    /* PRS_STATE_*                                         */
     uint32_t ref_holders, pin_holders; /* clients                                     */
-    uint32_t tokens_and_edges; /* messages and objects that hold it                   */
-    int32_t creator_pid;       /* 0 when the creator is gone                          */
-    int64_t created;           /* seconds since the epoch                             */
+    uint32_t tokens_and_edges;         /* messages and objects that hold it                   */
+    int32_t creator_pid;               /* 0 when the creator is gone                          */
+    int64_t created;                   /* seconds since the epoch                             */
     bool freed, orphaned, spilled;
 } prs_record;
 
-enum { PRS_STATE_FREE = 0, PRS_STATE_RESERVED = 1, PRS_STATE_CREATING = 2, PRS_STATE_SEALED = 3,
-       PRS_STATE_FREEING = 4, PRS_STATE_SPILLING = 5 };
+enum {
+    PRS_STATE_FREE = 0,
+    PRS_STATE_RESERVED = 1,
+    PRS_STATE_CREATING = 2,
+    PRS_STATE_SEALED = 3,
+    PRS_STATE_FREEING = 4,
+    PRS_STATE_SPILLING = 5
+};
 
 /* Walk the table: fills up to `cap` records of objects from slot *cursor on, advances it. */
 int prs_list(prs_store *store, uint32_t *cursor, prs_record *out, int cap);

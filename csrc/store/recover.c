@@ -11,14 +11,12 @@
  */
 #include "store.h"
 
-static uint64_t
-reaping(const prs_store *s)
+static uint64_t reaping(const prs_store *s)
 {
     return PRS_CLIENT_REAPING | (uint64_t)s->me << 8 | (uint64_t)s->incarnation << 32;
 }
 
-int
-prs_rebuild(prs_store *s, prs_error *error)
+int prs_rebuild(prs_store *s, prs_error *error)
 {
     prs_arena *a = &s->super->arena;
     uint32_t published = prs_load_acquire(&s->super->published);
@@ -44,8 +42,7 @@ prs_rebuild(prs_store *s, prs_error *error)
 }
 
 /* After a rebuild: sealed objects whose last holder let go while everything counted as held. */
-static void
-sweep(prs_store *s)
+static void sweep(prs_store *s)
 {
     uint32_t epoch = prs_load_seqcst(&s->super->recount), swept = prs_load_relaxed(&s->super->swept);
     if (swept == epoch || (epoch & 1) || prs_tables_touch(s) < 0)
@@ -56,8 +53,7 @@ sweep(prs_store *s)
     prs_cas_seqcst(&s->super->swept, &swept, epoch); /* a rebuild since then has moved `recount` on */
 }
 
-void
-prs_inherit(prs_store *s, uint32_t client)
+void prs_inherit(prs_store *s, uint32_t client)
 {
     uint32_t seen = prs_load_relaxed(&s->slots_seen), word_index = client / 64;
     uint64_t bit = 1ull << client % 64;
@@ -65,9 +61,8 @@ prs_inherit(prs_store *s, uint32_t client)
         prs_slot *slot = prs_slot_at(s, i);
         uint64_t word = prs_load_seqcst(&slot->word);
         uint32_t kind = prs_word_state(word);
-        if (prs_word_client(word) == client &&
-            (kind == PRS_STATE_RESERVED || kind == PRS_STATE_CREATING || kind == PRS_STATE_FREEING ||
-             kind == PRS_STATE_SPILLING))
+        if (prs_word_client(word) == client && (kind == PRS_STATE_RESERVED || kind == PRS_STATE_CREATING ||
+                                                kind == PRS_STATE_FREEING || kind == PRS_STATE_SPILLING))
             prs_take_over(s, i, word);
         PRS_POINT(reap_slot);
         prs_atomic_u64 *refs = prs_refs(slot) + word_index, *pins = prs_pins(s, slot) + word_index;
@@ -80,8 +75,7 @@ prs_inherit(prs_store *s, uint32_t client)
     }
 }
 
-int
-prs_reap(prs_store *s, uint32_t client, uint64_t state)
+int prs_reap(prs_store *s, uint32_t client, uint64_t state)
 {
     prs_client *c = &s->clients[client];
     uint64_t ours = reaping(s);
@@ -117,8 +111,7 @@ prs_reap(prs_store *s, uint32_t client, uint64_t state)
     return PRS_OK;
 }
 
-int
-prs_look(prs_store *s, int64_t min_age)
+int prs_look(prs_store *s, int64_t min_age)
 {
     uint64_t now = (uint64_t)prs_now(), last = prs_load_relaxed(&s->super->last_look);
     if (s->me != PRS_NIL)

@@ -21,14 +21,26 @@
 
 /* ---- layout ------------------------------------------------------------------------------------- */
 
-static uint64_t
-layout_hash(void)
+static uint64_t layout_hash(void)
 {
-    const uint64_t parts[] = {sizeof(prs_super), offsetof(prs_super, lock), offsetof(prs_super, serial),
-                              offsetof(prs_super, published), offsetof(prs_super, epoch),
-                              offsetof(prs_super, arena), sizeof(prs_arena), offsetof(prs_arena, bins),
-                              sizeof(prs_slot), offsetof(prs_slot, links), sizeof(prs_extent), sizeof(prs_link),
-                              sizeof(prs_client), sizeof(prs_name), PRS_FL_COUNT, PRS_SL_BITS, PRS_UNIT, PRS_SLOT_CHUNK,
+    const uint64_t parts[] = {sizeof(prs_super),
+                              offsetof(prs_super, lock),
+                              offsetof(prs_super, serial),
+                              offsetof(prs_super, published),
+                              offsetof(prs_super, epoch),
+                              offsetof(prs_super, arena),
+                              sizeof(prs_arena),
+                              offsetof(prs_arena, bins),
+                              sizeof(prs_slot),
+                              offsetof(prs_slot, links),
+                              sizeof(prs_extent),
+                              sizeof(prs_link),
+                              sizeof(prs_client),
+                              sizeof(prs_name),
+                              PRS_FL_COUNT,
+                              PRS_SL_BITS,
+                              PRS_UNIT,
+                              PRS_SLOT_CHUNK,
                               PRS_LAYOUT_VERSION};
     uint64_t hash = 0xcbf29ce484222325ull; /* FNV-1a */
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
@@ -38,8 +50,7 @@ layout_hash(void)
 }
 
 /* Fill in everything that follows from capacity, max_clients, max_slots and max_links. */
-static void
-lay_out(prs_super *p)
+static void lay_out(prs_super *p)
 {
     p->version = PRS_LAYOUT_VERSION;
     p->page = PRS_PAGE;
@@ -57,8 +68,7 @@ lay_out(prs_super *p)
     p->file_size = p->data_off + p->capacity;
 }
 
-static int
-validate(prs_super *p, uint64_t file_size, prs_error *error)
+static int validate(prs_super *p, uint64_t file_size, prs_error *error)
 {
     if (prs_load_relaxed(&p->ready) != PRS_MAGIC)
         return prs_fail(error, PRS_E_FOREIGN, 0, "the file is not a store of this library");
@@ -69,14 +79,11 @@ validate(prs_super *p, uint64_t file_size, prs_error *error)
         p->max_clients > PRS_CLIENTS_MAX || p->max_slots == 0 || p->max_slots > SLOTS_MAX || p->max_links == 0 ||
         p->max_links > SLOTS_MAX || p->store_id == 0 || memchr(p->spill_dir, 0, sizeof p->spill_dir) == NULL)
         return prs_fail(error, PRS_E_CORRUPT, 0, "the superblock of the store is damaged");
-    prs_super again = {.capacity = p->capacity,
-                       .max_clients = p->max_clients,
-                       .max_slots = p->max_slots,
-                       .max_links = p->max_links};
+    prs_super again = {
+        .capacity = p->capacity, .max_clients = p->max_clients, .max_slots = p->max_slots, .max_links = p->max_links};
     lay_out(&again);
     if (again.holder_words != p->holder_words || again.slot_stride != p->slot_stride ||
-        again.max_extents != p->max_extents || again.clients_off != p->clients_off ||
-        again.names_off != p->names_off ||
+        again.max_extents != p->max_extents || again.clients_off != p->clients_off || again.names_off != p->names_off ||
         again.slots_off != p->slots_off || again.extents_off != p->extents_off || again.links_off != p->links_off ||
         again.backed_off != p->backed_off || again.data_off != p->data_off || again.file_size != p->file_size)
         return prs_fail(error, PRS_E_CORRUPT, 0, "the superblock of the store contradicts itself");
@@ -88,8 +95,7 @@ validate(prs_super *p, uint64_t file_size, prs_error *error)
 
 /* ---- the handle ------------------------------------------------------------------------------------ */
 
-static prs_store *
-new_handle(int fd, const prs_options *options)
+static prs_store *new_handle(int fd, const prs_options *options)
 {
     prs_store *s = NULL;
     if (posix_memalign((void **)&s, 64, sizeof *s) != 0)
@@ -108,8 +114,7 @@ new_handle(int fd, const prs_options *options)
 }
 
 /* Undo whatever half-built state the handle is in, and free it. */
-static void
-discard(prs_store *s)
+static void discard(prs_store *s)
 {
     prs_os_unmap(s->super, s->control_len);
     prs_os_unmap(s->ro, s->capacity);
@@ -134,8 +139,7 @@ discard(prs_store *s)
     free(s);
 }
 
-static int
-reopen(const prs_store *s, bool writable)
+static int reopen(const prs_store *s, bool writable)
 {
     int fd = prs_os_reopen(s->fd_rw, writable);
     if (fd < 0 && s->path) { /* no /proc: by name */
@@ -151,8 +155,7 @@ reopen(const prs_store *s, bool writable)
 }
 
 /* Map everything by the checked numbers of `p`. */
-static int
-map_all(prs_store *s, const prs_super *p, prs_error *error)
+static int map_all(prs_store *s, const prs_super *p, prs_error *error)
 {
     s->control_len = p->data_off;
     s->capacity = p->capacity;
@@ -187,8 +190,7 @@ map_all(prs_store *s, const prs_super *p, prs_error *error)
 }
 
 /* Constants stay constant: nobody writes the first page through this mapping again. */
-static int
-enter(prs_store *s, prs_error *error)
+static int enter(prs_store *s, prs_error *error)
 {
     _Static_assert(offsetof(prs_super, lock) == 4096, "the constants fill the first page");
     int rc = prs_os_map_fixed(s->super, s->fd_ro, 0, PRS_PAGE);
@@ -218,8 +220,7 @@ enter(prs_store *s, prs_error *error)
 
 /* ---- create ------------------------------------------------------------------------------------------ */
 
-static void
-choose(prs_super *p, const prs_options *options)
+static void choose(prs_super *p, const prs_options *options)
 {
     uint64_t capacity = options ? options->capacity : 0;
     if (capacity == 0)
@@ -244,8 +245,7 @@ choose(prs_super *p, const prs_options *options)
     p->flags = options ? options->flags : 0;
 }
 
-int
-prs_create(prs_store **out, const prs_options *options, prs_error *error)
+int prs_create(prs_store **out, const prs_options *options, prs_error *error)
 {
     prs_super plan;
     memset(&plan, 0, sizeof plan);
@@ -315,8 +315,7 @@ fail:
 
 /* ---- attach -------------------------------------------------------------------------------------------- */
 
-static int
-attach(prs_store **out, int fd, uint64_t store, const prs_options *options, prs_error *error)
+static int attach(prs_store **out, int fd, uint64_t store, const prs_options *options, prs_error *error)
 {
     *out = NULL;
     prs_super *head = NULL;
@@ -362,8 +361,7 @@ fail:
     return rc;
 }
 
-int
-prs_attach_path(prs_store **out, const char *path, const prs_options *options, prs_error *error)
+int prs_attach_path(prs_store **out, const char *path, const prs_options *options, prs_error *error)
 {
     prs_options named = options ? *options : (prs_options){0};
     named.path = path;
@@ -373,8 +371,7 @@ prs_attach_path(prs_store **out, const char *path, const prs_options *options, p
 }
 
 /* The store id of a descriptor of another process, 0 when it is no store we may use. */
-static uint64_t
-id_behind(int fd)
+static uint64_t id_behind(int fd)
 {
     struct {
         uint64_t ready;
@@ -389,8 +386,7 @@ id_behind(int fd)
     return head.ready == PRS_MAGIC ? head.store_id : 0;
 }
 
-int
-prs_list_pid(int32_t pid, uint64_t *ids, int *fds, int cap)
+int prs_list_pid(int32_t pid, uint64_t *ids, int *fds, int cap)
 {
     char path[64], link[80];
     int n = 0;
@@ -421,8 +417,7 @@ prs_list_pid(int32_t pid, uint64_t *ids, int *fds, int cap)
     return n;
 }
 
-int
-prs_attach_pid(prs_store **out, int32_t pid, int fd, uint64_t store, const prs_options *options, prs_error *error)
+int prs_attach_pid(prs_store **out, int32_t pid, int fd, uint64_t store, const prs_options *options, prs_error *error)
 {
     *out = NULL;
     int mine = fd >= 0 ? prs_os_reopen_of(pid, fd, true) : -1;
@@ -447,20 +442,17 @@ prs_attach_pid(prs_store **out, int32_t pid, int fd, uint64_t store, const prs_o
 
 /* ---- what others ask -------------------------------------------------------------------------------------- */
 
-uint64_t
-prs_id(const prs_store *s)
+uint64_t prs_id(const prs_store *s)
 {
     return s->id;
 }
 
-uint64_t
-prs_capacity(const prs_store *s)
+uint64_t prs_capacity(const prs_store *s)
 {
     return s->capacity;
 }
 
-void
-prs_locator(prs_store *s, int32_t *pid, uint64_t *start_time, int32_t *fd)
+void prs_locator(prs_store *s, int32_t *pid, uint64_t *start_time, int32_t *fd)
 {
     *pid = s->pid;
     *start_time = s->start_time;
@@ -469,23 +461,20 @@ prs_locator(prs_store *s, int32_t *pid, uint64_t *start_time, int32_t *fd)
 
 /* ---- leaving -------------------------------------------------------------------------------------------------- */
 
-static void
-lock_shards(prs_store *s)
+static void lock_shards(prs_store *s)
 {
     for (uint32_t i = 0; i < PRS_SHARDS; i++)
         prs_spin_lock(&s->shards[i]);
 }
 
-static void
-unlock_shards(prs_store *s)
+static void unlock_shards(prs_store *s)
 {
     for (uint32_t i = 0; i < PRS_SHARDS; i++)
         prs_spin_unlock(&s->shards[i]);
 }
 
 /* Drop every ref this process has. */
-static void
-drop_refs(prs_store *s)
+static void drop_refs(prs_store *s)
 {
     uint32_t published = prs_load_acquire(&s->super->published);
     for (uint32_t i = 0; i < published; i++) {
@@ -506,8 +495,7 @@ drop_refs(prs_store *s)
 
 /* The last pin is gone.  The address ranges stay, as zero pages, until prs_dispose: a thread
  * that is just now in a call must not fault. */
-void
-prs_tear_down(prs_store *s)
+void prs_tear_down(prs_store *s)
 {
     if (s->torn)
         return;
@@ -517,7 +505,7 @@ prs_tear_down(prs_store *s)
     if (prs_load_relaxed(&s->wr))
         prs_os_map_zero_fixed(prs_load_relaxed(&s->wr), s->capacity);
     if (!s->orphan)
-        prs_inherit(s, s->me); /* and reserves a full list had no room for */
+        prs_inherit(s, s->me);     /* and reserves a full list had no room for */
     pthread_mutex_lock(&s->mutex); /* a thread that is inside the store lock gets out first */
     if (!s->orphan)
         prs_client_release(s);
@@ -532,8 +520,7 @@ prs_tear_down(prs_store *s)
             prs_os_close(fds[i]);
 }
 
-void
-prs_close(prs_store *s)
+void prs_close(prs_store *s)
 {
     if (prs_load_acquire(&s->closed))
         return;
@@ -560,8 +547,7 @@ prs_close(prs_store *s)
         prs_tear_down(s);
 }
 
-void
-prs_dispose(prs_store *s)
+void prs_dispose(prs_store *s)
 {
     prs_close(s);
     if (s->torn)

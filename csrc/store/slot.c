@@ -10,15 +10,13 @@
  */
 #include "store.h"
 
-static uint64_t
-extents_end(uint32_t slots)
+static uint64_t extents_end(uint32_t slots)
 {
     return ((uint64_t)2 * slots + 8) * sizeof(prs_extent);
 }
 
 /* Back and map [from, to) of a table at `off` in the file. */
-static int
-touch(prs_store *s, uint64_t off, uint64_t from, uint64_t to)
+static int touch(prs_store *s, uint64_t off, uint64_t from, uint64_t to)
 {
     uint64_t begin = (off + from) & ~(uint64_t)(PRS_PAGE - 1);
     uint64_t end = prs_round_up(off + to, PRS_PAGE);
@@ -27,8 +25,7 @@ touch(prs_store *s, uint64_t off, uint64_t from, uint64_t to)
     return prs_os_populate((uint8_t *)s->super + begin, end - begin, s->fd_rw, begin);
 }
 
-static int
-touch_slots(prs_store *s, uint32_t from, uint32_t to)
+static int touch_slots(prs_store *s, uint32_t from, uint32_t to)
 {
     int rc = touch(s, s->super->slots_off, (uint64_t)from * s->slot_stride, (uint64_t)to * s->slot_stride);
     if (rc == 0)
@@ -36,14 +33,12 @@ touch_slots(prs_store *s, uint32_t from, uint32_t to)
     return rc;
 }
 
-static int
-touch_links(prs_store *s, uint32_t from, uint32_t to)
+static int touch_links(prs_store *s, uint32_t from, uint32_t to)
 {
     return touch(s, s->super->links_off, (uint64_t)from * sizeof(prs_link), (uint64_t)to * sizeof(prs_link));
 }
 
-int
-prs_tables_touch(prs_store *s)
+int prs_tables_touch(prs_store *s)
 {
     uint32_t published = prs_load_acquire(&s->super->published), seen = prs_load_relaxed(&s->slots_seen);
     if (PRS_UNLIKELY(seen < published)) {
@@ -63,14 +58,12 @@ prs_tables_touch(prs_store *s)
     return 0;
 }
 
-static int
-no_backing(int rc, prs_error *error)
+static int no_backing(int rc, prs_error *error)
 {
     return prs_fail(error, PRS_E_BACKING, -rc, "no memory for the tables of the store");
 }
 
-int
-prs_slots_grow(prs_store *s, uint32_t had, prs_error *error)
+int prs_slots_grow(prs_store *s, uint32_t had, prs_error *error)
 {
     uint32_t to = had + PRS_SLOT_CHUNK;
     if (to > s->max_slots) {
@@ -105,8 +98,7 @@ prs_slots_grow(prs_store *s, uint32_t had, prs_error *error)
     return PRS_OK;
 }
 
-int
-prs_links_grow(prs_store *s, uint32_t had, prs_error *error)
+int prs_links_grow(prs_store *s, uint32_t had, prs_error *error)
 {
     if (had >= s->super->max_links) {
         prs_fail(error, PRS_E_OBJECTS, 0, "the table of references in flight and between objects is full");
@@ -127,8 +119,7 @@ prs_links_grow(prs_store *s, uint32_t had, prs_error *error)
     return PRS_OK;
 }
 
-uint32_t
-prs_slot_take(prs_store *s)
+uint32_t prs_slot_take(prs_store *s)
 {
     prs_arena *a = &s->super->arena;
     uint32_t i = a->slot_free;
@@ -140,8 +131,7 @@ prs_slot_take(prs_store *s)
     return i;
 }
 
-void
-prs_slot_give(prs_store *s, uint32_t i)
+void prs_slot_give(prs_store *s, uint32_t i)
 {
     prs_arena *a = &s->super->arena;
     prs_store_relaxed(&prs_slot_at(s, i)->next_free, a->slot_free);
@@ -151,8 +141,7 @@ prs_slot_give(prs_store *s, uint32_t i)
 
 /* Serials come in blocks per client, so that small puts share no line.  An object that names
  * others takes one straight from the counter: every serial handed out so far is below it. */
-uint64_t
-prs_serial(prs_store *s, bool ordered)
+uint64_t prs_serial(prs_store *s, bool ordered)
 {
     if (ordered)
         return prs_fetch_add_seqcst(&s->super->serial, 1);

@@ -20,22 +20,19 @@
 #define WINDOW_MIN (1024u * 1024u)
 #define NAME_LEN 32
 
-static void
-file_name(char name[NAME_LEN], uint32_t slot, uint64_t serial)
+static void file_name(char name[NAME_LEN], uint32_t slot, uint64_t serial)
 {
     snprintf(name, NAME_LEN, "%08x-%016llx", slot, (unsigned long long)serial);
 }
 
-static void
-directory_name(char name[NAME_LEN], uint64_t id)
+static void directory_name(char name[NAME_LEN], uint64_t id)
 {
     snprintf(name, NAME_LEN, "%016llx", (unsigned long long)id);
 }
 
 /* ---- directories ---------------------------------------------------------------------------------- */
 
-static int
-remove_one(void *arg, const char *name)
+static int remove_one(void *arg, const char *name)
 {
     (void)prs_os_remove_at(*(int *)arg, name, false);
     return 0;
@@ -47,8 +44,7 @@ struct cleaning {
 };
 
 /* A directory of a store whose lock nobody holds: remove it, or just count it. */
-static int
-clean_one(void *arg, const char *name)
+static int clean_one(void *arg, const char *name)
 {
     struct cleaning *c = arg;
     if (strlen(name) != 16 || strspn(name, "0123456789abcdef") != 16)
@@ -69,8 +65,7 @@ clean_one(void *arg, const char *name)
     return 0;
 }
 
-int
-prs_spill_clean(const char *directory, bool dry)
+int prs_spill_clean(const char *directory, bool dry)
 {
     prs_error error = {0};
     struct cleaning c = {prs_os_open_directory(-1, directory, &error), 0, dry};
@@ -81,8 +76,7 @@ prs_spill_clean(const char *directory, bool dry)
     return rc < 0 ? rc : c.found;
 }
 
-static int
-enter_directory(prs_store *s, int top, bool create, prs_error *error)
+static int enter_directory(prs_store *s, int top, bool create, prs_error *error)
 {
     char name[NAME_LEN];
     directory_name(name, s->id);
@@ -110,8 +104,7 @@ enter_directory(prs_store *s, int top, bool create, prs_error *error)
     return PRS_OK;
 }
 
-int
-prs_spill_open(prs_store *s, bool create, prs_error *error)
+int prs_spill_open(prs_store *s, bool create, prs_error *error)
 {
     if (s->super->spill_dir[0] == 0 || s->fd_spill >= 0)
         return PRS_OK;
@@ -130,8 +123,7 @@ prs_spill_open(prs_store *s, bool create, prs_error *error)
 }
 
 /* The last one out takes the directory along. */
-void
-prs_spill_close(prs_store *s)
+void prs_spill_close(prs_store *s)
 {
     if (prs_os_same(s->fd_spill_lock, &s->spill_lock_file)) {
         if (!s->orphan && prs_os_lock_file(s->fd_spill_lock, true) == 0) {
@@ -152,8 +144,7 @@ prs_spill_close(prs_store *s)
 }
 
 /* The directory, opened anew if other code closed our descriptors. */
-static int
-directory(prs_store *s)
+static int directory(prs_store *s)
 {
     if (PRS_LIKELY(prs_os_same(s->fd_spill, &s->spill_file)))
         return s->fd_spill;
@@ -164,8 +155,7 @@ directory(prs_store *s)
 
 /* ---- one object ------------------------------------------------------------------------------------- */
 
-static int
-open_file(prs_store *s, uint32_t slot, uint64_t serial, bool create)
+static int open_file(prs_store *s, uint32_t slot, uint64_t serial, bool create)
 {
     char name[NAME_LEN];
     int at = directory(s);
@@ -173,8 +163,7 @@ open_file(prs_store *s, uint32_t slot, uint64_t serial, bool create)
     return at < 0 ? at : prs_os_open_at(at, name, create);
 }
 
-static void
-remove_file(prs_store *s, uint32_t slot, uint64_t serial)
+static void remove_file(prs_store *s, uint32_t slot, uint64_t serial)
 {
     char name[NAME_LEN];
     int at = directory(s);
@@ -184,8 +173,7 @@ remove_file(prs_store *s, uint32_t slot, uint64_t serial)
     PRS_POINT(spill_removed);
 }
 
-static int
-disk_full(prs_store *s, int rc, uint64_t want, prs_error *error)
+static int disk_full(prs_store *s, int rc, uint64_t want, prs_error *error)
 {
     int code = rc == -ENOSPC || rc == -EDQUOT || rc == -EFBIG ? PRS_E_FULL : PRS_E_SYS;
     prs_fail(error, code, -rc, "writing to the spill directory %.120s failed", s->super->spill_dir);
@@ -198,8 +186,7 @@ disk_full(prs_store *s, int rc, uint64_t want, prs_error *error)
 }
 
 /* Back to SEALED; what was let go meanwhile is freed now. */
-static void
-roll_back(prs_store *s, uint32_t i, uint64_t word)
+static void roll_back(prs_store *s, uint32_t i, uint64_t word)
 {
     prs_slot *slot = prs_slot_at(s, i);
     uint64_t sealed;
@@ -213,22 +200,19 @@ roll_back(prs_store *s, uint32_t i, uint64_t word)
     prs_try_free(s, i);
 }
 
-void
-prs_spill_undo(prs_store *s, uint32_t i, uint64_t word)
+void prs_spill_undo(prs_store *s, uint32_t i, uint64_t word)
 {
     remove_file(s, i, prs_load_relaxed(&prs_slot_at(s, i)->serial));
     roll_back(s, i, word);
 }
 
-void
-prs_spill_remove(prs_store *s, const prs_slot *slot, uint32_t i)
+void prs_spill_remove(prs_store *s, const prs_slot *slot, uint32_t i)
 {
     remove_file(s, i, prs_load_relaxed(&slot->serial));
 }
 
 /* PRS_OK: spilled. PRS_E_AGAIN: somebody uses it. Else: the disk. */
-static int
-spill_one(prs_store *s, uint32_t i, uint32_t generation, prs_error *error)
+static int spill_one(prs_store *s, uint32_t i, uint32_t generation, prs_error *error)
 {
     prs_slot *slot = prs_slot_at(s, i);
     uint64_t word = prs_load_seqcst(&slot->word);
@@ -245,8 +229,7 @@ spill_one(prs_store *s, uint32_t i, uint32_t generation, prs_error *error)
     if (prs_held(s, slot, true)) /* a pin */
         goto undo;
     fd = open_file(s, i, serial, true);
-    int err = fd < 0 ? fd : PRS_POINT_ERRNO(spill_created) ? -ENOSPC
-                                                           : prs_copy_to_file(fd, 0, s->ro + off, size, NULL);
+    int err = fd < 0 ? fd : PRS_POINT_ERRNO(spill_created) ? -ENOSPC : prs_copy_to_file(fd, 0, s->ro + off, size, NULL);
     if (err < 0) {
         rc = disk_full(s, err, size, error);
         goto undo;
@@ -281,8 +264,7 @@ undo:
 
 /* ---- choosing ------------------------------------------------------------------------------------------ */
 
-static bool
-spillable(prs_store *s, uint32_t i, bool idle_only)
+static bool spillable(prs_store *s, uint32_t i, bool idle_only)
 {
     prs_slot *slot = prs_slot_at(s, i);
     uint64_t word = prs_load_seqcst(&slot->word);
@@ -299,8 +281,7 @@ spillable(prs_store *s, uint32_t i, bool idle_only)
 }
 
 /* Under the lock: the next window of extents that could become one free run of `size` bytes. */
-static uint32_t
-choose(prs_store *s, uint64_t size, bool idle_only, prs_reserved *victims)
+static uint32_t choose(prs_store *s, uint64_t size, bool idle_only, prs_reserved *victims)
 {
     prs_arena *a = &s->super->arena;
     uint32_t n = 0, start = a->clock != PRS_NIL ? a->clock : a->extent_first, i = start;
@@ -314,8 +295,8 @@ choose(prs_store *s, uint64_t size, bool idle_only, prs_reserved *victims)
         } else {
             run += e->size;
             if (prs_extent_used(e))
-                victims[n++] = (prs_reserved){
-                    e->slot, prs_word_generation(prs_load_relaxed(&prs_slot_at(s, e->slot)->word))};
+                victims[n++] =
+                    (prs_reserved){e->slot, prs_word_generation(prs_load_relaxed(&prs_slot_at(s, e->slot)->word))};
         }
         i = e->next;
         if ((n && run >= size) || n == VICTIMS) {
@@ -335,8 +316,7 @@ choose(prs_store *s, uint64_t size, bool idle_only, prs_reserved *victims)
     return 0;
 }
 
-int
-prs_spill_for(prs_store *s, uint64_t size, prs_error *error)
+int prs_spill_for(prs_store *s, uint64_t size, prs_error *error)
 {
     if (s->super->spill_dir[0] == 0)
         return PRS_E_FULL;
@@ -369,8 +349,7 @@ prs_spill_for(prs_store *s, uint64_t size, prs_error *error)
 
 /* ---- reading ---------------------------------------------------------------------------------------------- */
 
-int
-prs_spill_map(prs_store *s, const prs_oid *id, uint64_t size, bool cow, prs_file_map **out)
+int prs_spill_map(prs_store *s, const prs_oid *id, uint64_t size, bool cow, prs_file_map **out)
 {
     *out = NULL;
     int fd = open_file(s, id->slot, id->serial, false);
@@ -395,8 +374,7 @@ prs_spill_map(prs_store *s, const prs_oid *id, uint64_t size, bool cow, prs_file
     return PRS_OK;
 }
 
-void
-prs_spill_unmap(prs_file_map *map)
+void prs_spill_unmap(prs_file_map *map)
 {
     if (!map)
         return;
@@ -406,8 +384,7 @@ prs_spill_unmap(prs_file_map *map)
 
 /* ---- objects larger than the store ----------------------------------------------------------------------------- */
 
-int
-prs_spill_create(prs_store *s, const prs_draft *draft, prs_error *error)
+int prs_spill_create(prs_store *s, const prs_draft *draft, prs_error *error)
 {
     int fd = open_file(s, draft->id.slot, draft->id.serial, true);
     int rc = fd < 0 ? fd : prs_os_size(fd, draft->size);
@@ -415,8 +392,7 @@ prs_spill_create(prs_store *s, const prs_draft *draft, prs_error *error)
     return rc < 0 ? disk_full(s, rc, draft->size, error) : PRS_OK;
 }
 
-int
-prs_spill_write(prs_store *s, const prs_draft *draft, uint64_t at, const void *src, size_t n, prs_error *error)
+int prs_spill_write(prs_store *s, const prs_draft *draft, uint64_t at, const void *src, size_t n, prs_error *error)
 {
     int fd = open_file(s, draft->id.slot, draft->id.serial, true);
     int rc = fd < 0 ? fd : prs_copy_to_file(fd, at, src, n, NULL);

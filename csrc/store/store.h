@@ -92,53 +92,53 @@ typedef struct prs_file {
 
 struct prs_store {
     /* constant after opening */
-    prs_super *super;        /* control area, read-write; also its length            */
+    prs_super *super; /* control area, read-write; also its length            */
     size_t control_len;
     prs_client *clients;
     prs_name *names;
     uint8_t *slots;
     prs_extent *extents;
     prs_link *links;
-    uint8_t *ro;             /* data area, read-only, from a read-only descriptor     */
+    uint8_t *ro; /* data area, read-only, from a read-only descriptor     */
     uint64_t capacity, id;
     uint32_t holder_words, slot_stride, max_slots;
-    prs_private *priv;       /* one per possible slot, zero pages until used           */
+    prs_private *priv; /* one per possible slot, zero pages until used           */
     size_t priv_len;
     int64_t lock_timeout;
     uint32_t flags;
-    char *path;              /* named stores; else NULL                                */
+    char *path; /* named stores; else NULL                                */
     prs_file file;
 
     /* who we are: changes at fork only */
     uint32_t me, incarnation;
     int32_t pid;
     uint64_t start_time, pid_ns;
-    uint32_t my_word;        /* holder word and bit of this client                     */
+    uint32_t my_word; /* holder word and bit of this client                     */
     uint64_t my_bit;
     int fd_rw, fd_ro, fd_lock;
     int fd_spill, fd_spill_lock; /* this store's spill directory; its lock file, locked shared */
     prs_file spill_file, spill_lock_file;
-    char *spill_dir; /* copy of the superblock's: needed when that is unmapped */
-    bool orphan;             /* a forked child without a client slot                   */
-    prs_atomic_u32 closed;   /* changes with every shard held                          */
-    prs_atomic_u32 filling;  /* calls that use fd_rw right now                         */
-    bool torn;               /* mappings replaced by zero pages, descriptors closed     */
+    char *spill_dir;        /* copy of the superblock's: needed when that is unmapped */
+    bool orphan;            /* a forked child without a client slot                   */
+    prs_atomic_u32 closed;  /* changes with every shard held                          */
+    prs_atomic_u32 filling; /* calls that use fd_rw right now                         */
+    bool torn;              /* mappings replaced by zero pages, descriptors closed     */
 
     /* the writable mapping of the data area, made at the first put */
     _Atomic(uint8_t *) wr;
-    prs_area area;           /* how wr is filled; guarded by wr being set               */
-    size_t mapped_len;       /* bytes of area.mapped                                    */
+    prs_area area;                         /* how wr is filled; guarded by wr being set               */
+    size_t mapped_len;                     /* bytes of area.mapped                                    */
     prs_atomic_u32 slots_seen, links_seen; /* chunks already mapped here               */
     prs_headroom headroom;
 
-    pthread_mutex_t mutex;   /* taken before the store lock                            */
+    pthread_mutex_t mutex; /* taken before the store lock                            */
     prs_spin serial_lock;
     uint64_t serial_next, serial_end;
     prs_spin pending_lock;
     uint32_t pending_count;
     prs_reserved pending[PRS_PENDING_CAP]; /* extents to give back when the lock is free */
     prs_atomic_u32 has_pending, has_dying;
-    uint32_t dying;          /* chain of DYING links of ours; guarded by the store lock */
+    uint32_t dying; /* chain of DYING links of ours; guarded by the store lock */
     prs_spin window_lock;
     prs_window *windows;
     _Alignas(64) prs_spin shards[PRS_SHARDS];
@@ -149,47 +149,40 @@ struct prs_store {
     uint32_t child, child_incarnation;
     int child_fd;
 
-    prs_store *next;         /* all handles of the process                             */
+    prs_store *next; /* all handles of the process                             */
 };
 
 /* ---- small helpers --------------------------------------------------------------------- */
 
-static inline prs_slot *
-prs_slot_at(const prs_store *s, uint32_t i)
+static inline prs_slot *prs_slot_at(const prs_store *s, uint32_t i)
 {
     return (prs_slot *)(s->slots + (size_t)i * s->slot_stride);
 }
-static inline prs_atomic_u64 *
-prs_refs(prs_slot *slot)
+static inline prs_atomic_u64 *prs_refs(prs_slot *slot)
 {
     return slot->holders;
 }
-static inline prs_atomic_u64 *
-prs_pins(const prs_store *s, prs_slot *slot)
+static inline prs_atomic_u64 *prs_pins(const prs_store *s, prs_slot *slot)
 {
     return slot->holders + s->holder_words;
 }
-static inline prs_spin *
-prs_shard(prs_store *s, uint32_t slot)
+static inline prs_spin *prs_shard(prs_store *s, uint32_t slot)
 {
     return &s->shards[slot % PRS_SHARDS];
 }
-static inline uint64_t
-prs_round_up(uint64_t n, uint64_t to)
+static inline uint64_t prs_round_up(uint64_t n, uint64_t to)
 {
     return (n + to - 1) & ~(to - 1);
 }
 /* Private counts, under the shard: no need for a locked instruction.  The value before. */
-static inline uint32_t
-prs_count_up(prs_atomic_u32 *count)
+static inline uint32_t prs_count_up(prs_atomic_u32 *count)
 {
     uint32_t n = prs_load_relaxed(count);
     prs_store_relaxed(count, n + 1);
     return n;
 }
 /* True when that was the last one. */
-static inline bool
-prs_count_down(prs_atomic_u32 *count)
+static inline bool prs_count_down(prs_atomic_u32 *count)
 {
     uint32_t n = prs_load_relaxed(count);
     if (n)
@@ -197,15 +190,13 @@ prs_count_down(prs_atomic_u32 *count)
     return n == 1;
 }
 /* Words of the holder bitmaps that any client ever used. */
-static inline uint32_t
-prs_words_in_use(const prs_store *s)
+static inline uint32_t prs_words_in_use(const prs_store *s)
 {
     uint32_t words = (prs_load_seqcst(&s->super->client_high) + 63) / 64;
     return words < s->holder_words ? words : s->holder_words;
 }
 
-int prs_fail(prs_error *error, int code, int sys_errno, const char *format, ...)
-    __attribute__((format(printf, 4, 5)));
+int prs_fail(prs_error *error, int code, int sys_errno, const char *format, ...) __attribute__((format(printf, 4, 5)));
 
 /* ---- os.c ---------------------------------------------------------------------------------- */
 
@@ -299,7 +290,7 @@ void prs_give_back(prs_store *s, uint64_t off, uint64_t len);
 bool prs_beyond_reserve(prs_store *s, uint64_t size);
 void prs_trim_excess(prs_store *s);
 int prs_reserve(prs_store *s, uint64_t bytes, prs_error *error); /* headroom, before backing */
-int prs_descriptors(prs_store *s, prs_error *error); /* repair what closerange took */
+int prs_descriptors(prs_store *s, prs_error *error);             /* repair what closerange took */
 
 /* ---- client.c ------------------------------------------------------------------------------------------ */
 
@@ -348,7 +339,8 @@ int prs_links_check(prs_store *s, prs_error *error);
 /* The lock, with a record to be had; make one that holds `id` (PRS_NIL: it is gone, `undone`: try to free it after
  * unlocking); end one (the slot to try to free after unlocking, or PRS_NIL). */
 int prs_link_lock(prs_store *s, prs_error *error);
-uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t owner, uint32_t owner_tag, bool *undone);
+uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t owner, uint32_t owner_tag,
+                       bool *undone);
 uint32_t prs_link_end(prs_store *s, uint32_t link);
 
 /* ---- name.c: under the store lock ------------------------------------------------------------------------------- */
@@ -370,8 +362,7 @@ bool prs_held(prs_store *s, prs_slot *slot, bool freed);
 /* After setting a bit for another holder beside a hold of ours: an ongoing free must see it. */
 bool prs_insist(prs_slot *slot, uint64_t serial);
 
-static inline uint32_t
-prs_tick(const prs_store *s) /* seconds, more or less; moves whenever somebody looks */
+static inline uint32_t prs_tick(const prs_store *s) /* seconds, more or less; moves whenever somebody looks */
 {
     return (uint32_t)(prs_load_relaxed(&s->super->last_look) >> 30) | 1;
 }

@@ -12,16 +12,14 @@
 
 #define SLICE (100 * PRS_MS)
 
-static bool
-pending(uint64_t word)
+static bool pending(uint64_t word)
 {
     return prs_word_state(word) == PRS_STATE_CREATING || prs_word_state(word) == PRS_STATE_SPILLING;
 }
 
 /* Mark the word of an object that cannot be read yet (unsealed, or just being spilled).
  * PRS_E_AGAIN: marked, *low is what to sleep on. */
-static int
-mark(prs_store *s, const prs_oid *id, uint32_t *low)
+static int mark(prs_store *s, const prs_oid *id, uint32_t *low)
 {
     int rc = prs_state(s, id);
     if (rc < 0 && rc != PRS_E_AGAIN)
@@ -40,16 +38,14 @@ mark(prs_store *s, const prs_oid *id, uint32_t *low)
 }
 
 /* The creator of an object waited for: reap it when it is dead. */
-static void
-look_at_creator(prs_store *s, uint32_t slot)
+static void look_at_creator(prs_store *s, uint32_t slot)
 {
     uint64_t word = prs_load_seqcst(&prs_slot_at(s, slot)->word);
     if (pending(word) && prs_client_dead(s, prs_word_client(word)))
         prs_look(s, 0);
 }
 
-int
-prs_wait(prs_store *s, const prs_oid *id, int64_t timeout)
+int prs_wait(prs_store *s, const prs_oid *id, int64_t timeout)
 {
     uint32_t low = 0;
     int rc = mark(s, id, &low);
@@ -65,14 +61,12 @@ prs_wait(prs_store *s, const prs_oid *id, int64_t timeout)
     return err == -EINTR ? PRS_E_INTR : PRS_E_TIMEOUT;
 }
 
-uint32_t
-prs_epoch(prs_store *s)
+uint32_t prs_epoch(prs_store *s)
 {
     return prs_load_seqcst(&s->super->epoch);
 }
 
-int
-prs_wait_any(prs_store *s, const prs_oid *id)
+int prs_wait_any(prs_store *s, const prs_oid *id)
 {
     uint32_t low = 0;
     int rc = mark(s, id, &low);
@@ -81,8 +75,7 @@ prs_wait_any(prs_store *s, const prs_oid *id)
     return rc;
 }
 
-int
-prs_wait_epoch(prs_store *s, uint32_t seen, int64_t timeout)
+int prs_wait_epoch(prs_store *s, uint32_t seen, int64_t timeout)
 {
     int64_t slice = timeout >= 0 && timeout < SLICE ? timeout : SLICE;
     prs_fetch_add_seqcst(&s->super->epoch_waiters, 1);

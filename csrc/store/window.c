@@ -12,8 +12,7 @@
 #include "store.h"
 #include <errno.h>
 
-static prs_window *
-find(prs_store *s, const prs_oid *id, bool take)
+static prs_window *find(prs_store *s, const prs_oid *id, bool take)
 {
     prs_spin_lock(&s->window_lock);
     prs_window **at = &s->windows;
@@ -26,15 +25,13 @@ find(prs_store *s, const prs_oid *id, bool take)
     return w;
 }
 
-static int
-no_map(prs_error *error, int err, const char *what)
+static int no_map(prs_error *error, int err, const char *what)
 {
     return prs_fail(error, err == ENOMEM ? PRS_E_NOMEM : PRS_E_SYS, err,
                     err == ENOMEM ? "%s failed: out of address space or above vm.max_map_count" : "%s failed", what);
 }
 
-int
-prs_window_open(prs_store *s, prs_draft *draft, prs_error *error)
+int prs_window_open(prs_store *s, prs_draft *draft, prs_error *error)
 {
     int rc = prs_descriptors(s, error);
     if (rc < 0)
@@ -73,8 +70,7 @@ prs_window_open(prs_store *s, prs_draft *draft, prs_error *error)
     return PRS_OK;
 }
 
-int
-prs_window_seal(prs_store *s, const prs_draft *draft, prs_error *error)
+int prs_window_seal(prs_store *s, const prs_draft *draft, prs_error *error)
 {
     prs_window *w = find(s, &draft->id, false);
     if (!w)
@@ -97,8 +93,7 @@ prs_window_seal(prs_store *s, const prs_draft *draft, prs_error *error)
 }
 
 /* The object will never be: its window must not show the pages any more. */
-void
-prs_window_abandon(prs_store *s, const prs_draft *draft, bool keep)
+void prs_window_abandon(prs_store *s, const prs_draft *draft, bool keep)
 {
     prs_window *w = find(s, &draft->id, true);
     if (!w)
@@ -109,8 +104,7 @@ prs_window_abandon(prs_store *s, const prs_draft *draft, bool keep)
 }
 
 /* Closing: unsealed windows show private zero pages from now on. */
-void
-prs_windows_forsake(prs_store *s)
+void prs_windows_forsake(prs_store *s)
 {
     prs_spin_lock(&s->window_lock);
     for (prs_window *w = s->windows; w; w = w->next)
@@ -119,8 +113,7 @@ prs_windows_forsake(prs_store *s)
     prs_spin_unlock(&s->window_lock);
 }
 
-void
-prs_window_close(prs_store *s, const prs_draft *draft)
+void prs_window_close(prs_store *s, const prs_draft *draft)
 {
     prs_window *w = find(s, &draft->id, true);
     if (!w)
@@ -133,8 +126,7 @@ prs_window_close(prs_store *s, const prs_draft *draft)
 }
 
 /* In the child, before anything else runs: what the parent is still writing is not ours. */
-void
-prs_windows_after_fork(prs_store *s)
+void prs_windows_after_fork(prs_store *s)
 {
     prs_spin_init(&s->window_lock);
     for (prs_window *w = s->windows; w; w = w->next) {
@@ -145,9 +137,8 @@ prs_windows_after_fork(prs_store *s)
     }
 }
 
-int
-prs_cow_open(prs_store *s, const prs_oid *id, const prs_view *view, void **map, size_t *map_len, uint8_t **data,
-             prs_error *error)
+int prs_cow_open(prs_store *s, const prs_oid *id, const prs_view *view, void **map, size_t *map_len, uint8_t **data,
+                 prs_error *error)
 {
     int rc = prs_descriptors(s, error);
     if (rc < 0)
@@ -172,8 +163,7 @@ prs_cow_open(prs_store *s, const prs_oid *id, const prs_view *view, void **map, 
     return PRS_OK;
 }
 
-void
-prs_cow_close(void *map, size_t map_len)
+void prs_cow_close(void *map, size_t map_len)
 {
     prs_os_unmap(map, map_len);
 }

@@ -15,8 +15,7 @@
 static prs_error error;
 static char path[128];
 
-static prs_oid
-put(prs_store *s, size_t size)
+static prs_oid put(prs_store *s, size_t size)
 {
     prs_draft d;
     CHECK_EQ(prs_alloc(s, size, 0, &d, &error), PRS_OK);
@@ -25,8 +24,7 @@ put(prs_store *s, size_t size)
 }
 
 /* A store whose only client was killed with objects, a view and a name in its hands. */
-static void
-crash(void)
+static void crash(void)
 {
     snprintf(path, sizeof path, "/dev/shm/pyray_ser-ctest-inspect-%d", (int)getpid());
     unlink(path);
@@ -47,8 +45,7 @@ crash(void)
     CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
 }
 
-static void *
-contents(size_t *n)
+static void *contents(size_t *n)
 {
     int fd = open(path, O_RDONLY);
     struct stat st;

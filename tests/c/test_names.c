@@ -9,16 +9,14 @@
 
 static prs_error error;
 
-static prs_store *
-open_store(void)
+static prs_store *open_store(void)
 {
     prs_store *s = NULL;
     CHECK_EQ(prs_create(&s, &(prs_options){.capacity = 64u << 20}, &error), PRS_OK);
     return s;
 }
 
-static prs_oid
-put(prs_store *s, const char *text)
+static prs_oid put(prs_store *s, const char *text)
 {
     prs_draft d;
     CHECK_EQ(prs_alloc(s, strlen(text) + 1, 0, &d, &error), PRS_OK);
@@ -27,8 +25,7 @@ put(prs_store *s, const char *text)
     return d.id;
 }
 
-static bool
-reads(prs_store *s, const char *name, const char *text)
+static bool reads(prs_store *s, const char *name, const char *text)
 {
     prs_oid id;
     prs_view view;

@@ -18,8 +18,7 @@ static prs_error error;
 static char top[] = "./spill-test-XXXXXX";
 static char absolute[4096];
 
-static const char *
-spill_dir(void)
+static const char *spill_dir(void)
 {
     if (!absolute[0]) {
         CHECK(mkdtemp(top) != NULL);
@@ -28,8 +27,7 @@ spill_dir(void)
     return absolute;
 }
 
-static int
-entries(const char *path, int deep)
+static int entries(const char *path, int deep)
 {
     int n = 0;
     DIR *d = opendir(path);
@@ -46,8 +44,7 @@ entries(const char *path, int deep)
     return n;
 }
 
-static prs_store *
-open_store(size_t capacity)
+static prs_store *open_store(size_t capacity)
 {
     prs_store *s = NULL;
     prs_options options = {.capacity = capacity, .spill_dir = spill_dir()};
@@ -55,8 +52,7 @@ open_store(size_t capacity)
     return s;
 }
 
-static prs_oid
-put(prs_store *s, size_t size, uint8_t seed)
+static prs_oid put(prs_store *s, size_t size, uint8_t seed)
 {
     prs_draft d;
     uint8_t *bytes = malloc(size);
@@ -69,8 +65,7 @@ put(prs_store *s, size_t size, uint8_t seed)
     return d.id;
 }
 
-static void
-verify(prs_store *s, const prs_oid *id, size_t size, uint8_t seed)
+static void verify(prs_store *s, const prs_oid *id, size_t size, uint8_t seed)
 {
     prs_view v;
     int rc;
@@ -197,8 +192,8 @@ TEST(a_missing_or_short_file_loses_that_object_alone)
 
 TEST(death_at_every_step_of_spilling)
 {
-    static const char *const points[] = {"spill_marked",   "spill_written",     "spill_committed",
-                                         "spill_extent",   "spill_rolled_back", "spill_removed"};
+    static const char *const points[] = {"spill_marked", "spill_written",     "spill_committed",
+                                         "spill_extent", "spill_rolled_back", "spill_removed"};
     for (size_t k = 0; k < sizeof points / sizeof *points; k++) {
         prs_store *s = open_store(24 * MB);
         prs_oid mine[4];

@@ -11,9 +11,9 @@ import sys
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-import unpickler_compare as compare  # noqa: E402
-import unpickler_seeds as seeds  # noqa: E402
-from unpickler_mutate import mutate  # noqa: E402
+import unpickler_compare as compare
+import unpickler_seeds as seeds
+from unpickler_mutate import mutate
 
 
 def main():

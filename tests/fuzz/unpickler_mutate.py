@@ -2,7 +2,7 @@
 
 import struct
 
-OPCODES = bytes(b"(.012FIJKLMNPQRSTUVXabcd}eghijl]opqrst)uGBC") + bytes(range(0x80, 0x99))
+OPCODES = b"(.012FIJKLMNPQRSTUVXabcd}eghijl]opqrst)uGBC" + bytes(range(0x80, 0x99))
 SNIPPETS = [
     b"(", b"0", b"1", b"2", b"u", b"e", b"s", b"a", b"b", b"R", b"\x81", b"\x85R", b"\x94", b"t", b"l", b"d", b"o", b"\x90",
     b"}(", b"](", b"}\x94(", b"]\x94(", b")\x81}(", b")\x81\x94}\x94(", b")\x81N}(", b"u\x86b", b"u\x86\x94b", b"ub", b"N", b".",

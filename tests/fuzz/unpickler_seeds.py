@@ -104,29 +104,49 @@ def function():
     pass
 
 
-OWN = (Plain, Slots, Row, Record, Stateful, Listy, Mapping, Property, NewArgs, Point, SubPoint, Own, Colour, Flag, function)
+OWN = (
+    Plain,
+    Slots,
+    Row,
+    Record,
+    Stateful,
+    Listy,
+    Mapping,
+    Property,
+    NewArgs,
+    Point,
+    SubPoint,
+    Own,
+    Colour,
+    Flag,
+    function,
+)
 
-ALLOWED = {(c.__module__, c.__qualname__) for c in OWN} | {
-    ("collections", "OrderedDict"),
-    ("collections", "Counter"),
-    ("collections", "deque"),
-    ("datetime", "datetime"),
-    ("datetime", "date"),
-    ("datetime", "time"),
-    ("datetime", "timedelta"),
-    ("datetime", "timezone"),
-    ("decimal", "Decimal"),
-    ("fractions", "Fraction"),
-} | {
-    (module, name)
-    for modules, names in (
-        # by the names of Python 3 and of Python 2
-        (("copyreg", "copy_reg"), ("_reconstructor", "__newobj_ex__")),
-        (("builtins", "__builtin__"), ("object", "list", "dict", "set", "frozenset", "complex", "slice")),
-    )
-    for module in modules
-    for name in names
-}
+ALLOWED = (
+    {(c.__module__, c.__qualname__) for c in OWN}
+    | {
+        ("collections", "OrderedDict"),
+        ("collections", "Counter"),
+        ("collections", "deque"),
+        ("datetime", "datetime"),
+        ("datetime", "date"),
+        ("datetime", "time"),
+        ("datetime", "timedelta"),
+        ("datetime", "timezone"),
+        ("decimal", "Decimal"),
+        ("fractions", "Fraction"),
+    }
+    | {
+        (module, name)
+        for modules, names in (
+            # by the names of Python 3 and of Python 2
+            (("copyreg", "copy_reg"), ("_reconstructor", "__newobj_ex__")),
+            (("builtins", "__builtin__"), ("object", "list", "dict", "set", "frozenset", "complex", "slice")),
+        )
+        for module in modules
+        for name in names
+    }
+)
 
 
 def allowed(module, name):
@@ -136,7 +156,20 @@ def allowed(module, name):
 def _values():
     yield from (None, True, False, 0, 1, 255, 256, 65535, 65536, -1, -(2**31), 2**31, 2**63, -(2**70), 2**300)
     yield from (0.0, -1.5, 1e300, float("inf"), "", "a", "abc", "é", "\ud800", "x" * 300, "\n\\'\"")
-    yield from (b"", b"x", b"y" * 300, bytearray(b"abc"), (), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4), [], [1], [1, "a", [2]])
+    yield from (
+        b"",
+        b"x",
+        b"y" * 300,
+        bytearray(b"abc"),
+        (),
+        (1,),
+        (1, 2),
+        (1, 2, 3),
+        (1, 2, 3, 4),
+        [],
+        [1],
+        [1, "a", [2]],
+    )
     yield from ({}, {"a": 1}, {"a": 1, "b": {"c": [1]}}, {1: 2, "x": None, (1, 2): 3}, {1, 2}, frozenset({"a"}), 1 + 2j)
     yield [{"id": i, "name": f"n{i}", "tags": ["x", "y"]} for i in range(4)]
     yield from (Plain(1, "b", [3]), [Plain(i, str(i), i / 2) for i in range(5)], Plain(), Property(3), Record(1, "x"))
@@ -151,7 +184,7 @@ def _values():
     yield from (Point(1, "y", None), [Point(i, i, i) for i in range(4)], SubPoint(1, 2, 3), Own(1, 2))
     yield from (Colour.RED, Colour.GREEN, Colour.BLUE, list(Colour) * 3, Flag.A | Flag.B)
     moment = datetime.datetime(2024, 2, 29, 12, 30, 15, 999999)
-    yield from (moment, moment.replace(tzinfo=datetime.timezone.utc, fold=1), moment.date(), moment.time())
+    yield from (moment, moment.replace(tzinfo=datetime.UTC, fold=1), moment.date(), moment.time())
     yield from (datetime.timedelta(-3, 4, 5), datetime.timezone(datetime.timedelta(hours=2)), decimal.Decimal("1.50"))
     yield from (fractions.Fraction(1, 3), collections.OrderedDict(a=1, b=2), collections.Counter("abca"))
     yield from (collections.deque([1, 2], 5), function, Plain, slice(1, 2, None))

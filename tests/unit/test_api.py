@@ -31,7 +31,26 @@ class Colour(enum.Enum):
     RED = 1
 
 
-INTS = [0, 1, -1, 127, 128, 255, 256, 65535, 65536, -128, -129, 2**31 - 1, 2**31, -(2**31), -(2**31) - 1, 2**32, 2**47, -(2**47)]
+INTS = [
+    0,
+    1,
+    -1,
+    127,
+    128,
+    255,
+    256,
+    65535,
+    65536,
+    -128,
+    -129,
+    2**31 - 1,
+    2**31,
+    -(2**31),
+    -(2**31) - 1,
+    2**32,
+    2**47,
+    -(2**47),
+]
 INTS += [2**63 - 1, -(2**63), 2**63, -(2**63) - 1, 2**64, 10**100, -(10**3000)]
 VALUES = [
     None, True, False, ..., NotImplemented, *INTS,
@@ -459,7 +478,13 @@ class TestExtremes:
         assert all((a == b).all() for a, b in zip(got, values, strict=True))
 
     def test_large_stream_and_buffers_mixed(self):
-        values = ["text" * 20_000, np.arange(50_000), b"z" * 300_000, [np.arange(5000) for _ in range(50)], list(range(100_000))]
+        values = [
+            "text" * 20_000,
+            np.arange(50_000),
+            b"z" * 300_000,
+            [np.arange(5000) for _ in range(50)],
+            list(range(100_000)),
+        ]
         got = pyray_ser.get(pyray_ser.put(values))
         assert got[0] == values[0] and got[2] == values[2] and got[4] == values[4]
         assert (got[1] == values[1]).all() and all((a == np.arange(5000)).all() for a in got[3])
@@ -475,7 +500,7 @@ class TestExtremes:
                     ref = pyray_ser.put([np.full(size, seed), io.BytesIO, {"k": seed}])
                     got = pyray_ser.get(ref)
                     assert (got[0] == seed).all() and got[2] == {"k": seed}
-            except BaseException as error:  # noqa: BLE001
+            except BaseException as error:
                 errors.append(error)
 
         threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]

@@ -97,7 +97,12 @@ def test_views_of_one_base_are_stored_once():
     assert ref.size < base.nbytes * 1.01 + 4096
     whole, tail, head, middle = pyray_ser.get(ref)
     assert np.shares_memory(whole, tail) and np.shares_memory(whole, head) and np.shares_memory(whole, middle)
-    for got, expected in ((whole, base), (tail, base[10:]), (head, base[:-10].reshape(-1, 10)), (middle, base[500:700])):
+    for got, expected in (
+        (whole, base),
+        (tail, base[10:]),
+        (head, base[:-10].reshape(-1, 10)),
+        (middle, base[500:700]),
+    ):
         zoo.assert_same(got, expected)
 
 

@@ -175,8 +175,13 @@ def test_others_have_no_template(other):
 
 def _stream(shape, dtype, strides=None, tail=b"tR."):
     def ints(values):
-        return b"(" + b"".join(b"\x8a\x08" + struct.pack("<q", v) for v in values) + b"t" if len(values) > 3 else (
-            b"".join(b"\x8a\x08" + struct.pack("<q", v) for v in values) + [b")", b"\x85", b"\x86", b"\x87"][len(values)]
+        return (
+            b"(" + b"".join(b"\x8a\x08" + struct.pack("<q", v) for v in values) + b"t"
+            if len(values) > 3
+            else (
+                b"".join(b"\x8a\x08" + struct.pack("<q", v) for v in values)
+                + [b")", b"\x85", b"\x86", b"\x87"][len(values)]
+            )
         )
 
     return (
@@ -192,7 +197,10 @@ def _stream(shape, dtype, strides=None, tail=b"tR."):
 
 
 def test_hand_made_stream_is_read():
-    _same(_ndarray.from_stream(_stream((2, 2), b"<i4"), bytes(range(16))), np.frombuffer(bytes(range(16)), "<i4").reshape(2, 2))
+    _same(
+        _ndarray.from_stream(_stream((2, 2), b"<i4"), bytes(range(16))),
+        np.frombuffer(bytes(range(16)), "<i4").reshape(2, 2),
+    )
 
 
 @pytest.mark.parametrize(

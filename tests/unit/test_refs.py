@@ -73,7 +73,7 @@ class TestIdentity:
         pyray_ser.free(ref)
         assert ref.state == "freed"
         with pytest.raises(exc.ObjectFreedError):
-            ref.size  # noqa: B018
+            ref.size
 
     def test_text(self):
         ref = pyray_ser.put(b"x" * 5000)

@@ -6,15 +6,40 @@ import pickle
 import hypothesis.strategies as st
 import numpy as np
 from hypothesis import HealthCheck, settings
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, precondition, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+)
 
 import pyray_ser
 from pyray_ser import exceptions as exc
 
-scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=300) | st.binary(max_size=2000)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(max_size=300)
+    | st.binary(max_size=2000)
+)
 sizes = st.sampled_from([0, 1, 10, 200, 1000, 9000, 40_000, 150_000])
-arrays = st.builds(lambda size, start, kind: (np.arange(size) + start).astype(kind), sizes, st.integers(0, 100), st.sampled_from(["f8", ">i4", "u1"]))
-values = st.recursive(scalars | arrays, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=8)
+arrays = st.builds(
+    lambda size, start, kind: (np.arange(size) + start).astype(kind),
+    sizes,
+    st.integers(0, 100),
+    st.sampled_from(["f8", ">i4", "u1"]),
+)
+values = st.recursive(
+    scalars | arrays,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
 
 
 def equal(a, b):

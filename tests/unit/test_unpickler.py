@@ -219,7 +219,7 @@ def test_enum_whose_lookup_is_changed():
     try:
         data = pickle.dumps(Local.A)
         assert loads(data) is Local.A
-        name = (b"\x8c" + bytes([len(__name__)]) + __name__.encode() + b"\x8c\x0cChangingEnum\x93")
+        name = b"\x8c" + bytes([len(__name__)]) + __name__.encode() + b"\x8c\x0cChangingEnum\x93"
         assert loads(b"\x80\x05" + name + b"K\x63\x85R.") is Local.A
         with pytest.raises(ValueError):
             loads(b"\x80\x05" + name.replace(b"\x0cChangingEnum", b"\x06Colour") + b"K\x63\x85R.")
@@ -258,7 +258,7 @@ def test_namedtuple_whose_new_is_replaced():
         (bytes([7, 0xE8, 13, 1, 0, 0, 0, 0, 0, 0]),),
         (bytes([7, 0xE8, 2, 31, 0, 0, 0, 0, 0, 0]),),
         (bytes([7, 0xE8, 2, 3, 4, 5, 6, 0, 0, 9]), None),
-        (bytes([7, 0xE8, 0x82, 3, 4, 5, 6, 0, 0, 9]), datetime.timezone.utc),
+        (bytes([7, 0xE8, 0x82, 3, 4, 5, 6, 0, 0, 9]), datetime.UTC),
         (bytes([7, 0xE8, 2, 3, 4, 5, 6, 0, 0, 9]), "no zone"),
         (bytes(9),),
         (2020, 1, 2),
@@ -555,7 +555,12 @@ def test_unpickler_refuses_to_be_used_inside_its_own_load():
 
     class Sub(Unpickler):
         def persistent_load(self, pid):
-            for use in (self.load, lambda: self.__init__(io.BytesIO()), lambda: setattr(self, "memo", {}), self.memo.clear):
+            for use in (
+                self.load,
+                lambda: self.__init__(io.BytesIO()),
+                lambda: setattr(self, "memo", {}),
+                self.memo.clear,
+            ):
                 with pytest.raises(RuntimeError):
                     use()
                 seen.append(pid)
@@ -662,7 +667,9 @@ for read in (loads, lambda d: load(io.BytesIO(d)), lambda d: load(io.BufferedRea
 
 
 def test_sparse_memo_indices_are_kept():
-    data = b"\x80\x04" + b"".join(b"K" + bytes([i]) + b"r" + struct.pack("<I", i * 10_000_000) + b"0" for i in range(200))
+    data = b"\x80\x04" + b"".join(
+        b"K" + bytes([i]) + b"r" + struct.pack("<I", i * 10_000_000) + b"0" for i in range(200)
+    )
     data += b"(" + b"".join(b"j" + struct.pack("<I", i * 10_000_000) for i in range(200)) + b"l."
     assert loads(data) == list(range(200))
 

@@ -141,7 +141,9 @@ class TestReputByReference:
         ref = pyray_ser.put(np.arange(100_000.0))
         return ref, pyray_ser.get(ref)
 
-    @pytest.mark.parametrize("wrap", [lambda a: a, lambda a: [a], lambda a: {"x": (a, a[7:])}], ids=["alone", "list", "two"])
+    @pytest.mark.parametrize(
+        "wrap", [lambda a: a, lambda a: [a], lambda a: {"x": (a, a[7:])}], ids=["alone", "list", "two"]
+    )
     def test_is_referred_to(self, wrap):
         ref, view = self.large()
         again = pyray_ser.put(wrap(view))
