@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from measuring.claim import Claim, table
+from measuring.claim import Claim, markdown, table
 from measuring.machine import describe, versions
 from rows import NAMES, measure
 
@@ -64,6 +64,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="name the rows and stop")
     parser.add_argument("--quick", action="store_true", help="small and few: shows that it runs, figures mean nothing")
     parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--markdown", action="store_true", help="print the table as docs/performance.md has it")
     parser.add_argument("--row", choices=NAMES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.list:
@@ -77,7 +78,7 @@ def main() -> int:
     if unknown:
         parser.error(f"no such row: {', '.join(sorted(unknown))} (see --list)")
     claims = measure_all(options.rows or NAMES, options.quick)
-    print(table(claims))
+    print(markdown(claims) if options.markdown else table(claims))
     if options.json:
         Path(options.json).write_text(json.dumps(document(claims), indent=1) + os.linesep)
     return 0 if all(claim.passed for claim in claims) else 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 
-__all__ = ["Claim", "at_least", "at_most", "table"]
+__all__ = ["Claim", "at_least", "at_most", "markdown", "table"]
 
 
 @dataclass(frozen=True)
@@ -78,3 +78,14 @@ def table(claims: Iterable[Claim]) -> str:
         if not number:
             out.append("  ".join("-" * width for width in widths))
     return "\n".join(out)
+
+
+def markdown(claims: Iterable[Claim]) -> str:
+    """The claims as a table for a document."""
+    lines = ["| | figure | promised | kept | |", "|---|---|---|---|---|"]
+    for claim in claims:
+        note = claim.detail.get("skipped") or claim.detail.get("note") or ""
+        target = f"{claim.relation} {_number(claim.target, claim.unit)}".replace("<=", "≤").replace(">=", "≥")
+        what = f"{claim.row}: {claim.what}"
+        lines.append(f"| {what} | {_number(claim.figure, claim.unit)} | {target} | {claim.verdict} | {note} |")
+    return "\n".join(lines)

@@ -103,7 +103,9 @@ def test_verdict(relation, figure, passed):
     claim = module.Claim("row", "what", figure, relation, 2.0, "x")
     assert claim.passed is passed
     assert module.Claim.from_dict(json.loads(json.dumps(claim.as_dict()))) == claim
-    assert {True: "yes", False: "NO", None: "-"}[passed] in module.table([claim]).splitlines()[-1].split()
+    verdict = {True: "yes", False: "NO", None: "-"}[passed]
+    assert verdict in module.table([claim]).splitlines()[-1].split()
+    assert module.markdown([claim]).splitlines()[-1].split(" | ")[3] == verdict
 
 
 def test_comparison_ratios_are_per_round_and_over_ours():
