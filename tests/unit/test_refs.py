@@ -384,6 +384,7 @@ class TestWaiting:
 def test_signal_during_a_wait():
     script = """
     import pyray_ser, signal, time, threading, os
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with it ignored
     buffer = pyray_ser.create(1)
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     start = time.monotonic()
