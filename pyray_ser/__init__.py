@@ -48,9 +48,11 @@ _LAZY = dict.fromkeys(
 _LAZY |= {
     "TaskRef": "tasks",
     "cancel": "tasks",
+    "install": "tasks.install",
     "kill": "tasks.actor",
     "progress": "tasks.progress",
     "remote": "tasks",
+    "uninstall": "tasks.install",
 }
 # `_ndarray` for PyCapsule_Import, which imports packages but only looks modules up.
 _MODULES = ("_ndarray", "exceptions", "inspection", "serialization", "tasks", "typing", "util")
@@ -77,6 +79,7 @@ __all__ = [
     "get_buffer",
     "get_by_name",
     "init",
+    "install",
     "is_initialized",
     "kill",
     "load",
@@ -93,6 +96,7 @@ __all__ = [
     "shutdown",
     "stats",
     "typing",
+    "uninstall",
     "util",
     "wait",
 ]

@@ -17,7 +17,7 @@ from _thread import RLock, allocate_lock
 from collections import deque
 from itertools import count
 
-from .._store import ObjectRef
+from .._store import ObjectRef, fork_count
 from ..exceptions import TaskCancelledError
 from . import messages
 from .errors import Failure
@@ -86,6 +86,7 @@ class Channel:
         self._followed = False  # somebody else waits as well: the reader hands over to the collector
         self._collected = False  # the collector reads
         self._closing = False
+        self._forks = fork_count()
         self._torn = False  # an exception came out of the middle of a read or write
         _channels.add(self)
 
@@ -295,7 +296,9 @@ class Channel:
 
     def close_if_idle(self) -> None:
         """Close if that was asked for. Never waits: finalizers call it."""
-        if not self._closing or not self._lock.acquire(blocking=False):
+        # In a forked child a handle of the parent's may be collected before any of our hooks has run there, and the
+        # collector's epoll is shared with the parent.
+        if not self._closing or self._forks != fork_count() or not self._lock.acquire(blocking=False):
             return
         try:
             if self.dead or self._reading:

@@ -1,0 +1,77 @@
+"""Existing pools, without edits: arguments and results of multiprocessing's pipes and queues travel through the store.
+
+::
+
+    message     which bytes of a message become objects, and how it is made again
+    flight      objects under way: how many bytes they may be, what becomes of those that were lost
+    patches     what is replaced in multiprocessing, and in loky where that is used; undone by `uninstall`
+
+What is patched, all of it undone by `uninstall`:
+
+- the name ``_ForkingPickler`` in ``multiprocessing.queues`` and ``multiprocessing.connection``, through which every queue and
+  pipe pickles (Pool, ProcessPoolExecutor, Queue, Pipe); `multiprocessing.reduction.ForkingPickler` itself, with which torch and
+  others register, is left alone and its table is honoured,
+- ``multiprocessing.process.BaseProcess.__reduce_ex__`` (a spawned worker installs before it loads its work),
+- the name ``dumps`` in ``loky.backend.queues``, of loky itself and of the copy in joblib, once they are imported.
+"""
+
+from __future__ import annotations
+
+__all__ = ["install", "uninstall"]
+
+
+class _Installed:
+    """What `install` returns: leaving it as a context manager uninstalls."""
+
+    def __init__(self, before) -> None:
+        self._before = before
+
+    def __enter__(self) -> _Installed:
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        from . import patches
+
+        if self._before is None:
+            uninstall()
+        else:
+            patches.install(self._before)
+
+    def __repr__(self) -> str:
+        return "<pyray_ser installed in multiprocessing>"
+
+
+def install(*, min_bytes: int = 1 << 20, mmap_mode: str = "c", max_in_flight: int | None = None) -> _Installed:
+    """
+    Let large arguments and results of process pools travel through the store.
+
+    Holds for `multiprocessing` (Pool, Process, Queue, Pipe), `concurrent.futures.ProcessPoolExecutor`, loky and joblib, for
+    this process and the workers that are started from now on. May be repeated with other options.
+
+    Parameters
+    ----------
+    min_bytes : int
+        Buffers from this size on travel through the store.
+    mmap_mode : {"c", "r"}
+        "c": arrays arrive writable, over private copy-on-write memory, so that code which writes into its arguments goes on
+        working. "r": read-only, over the stored bytes themselves.
+    max_in_flight : int, optional
+        Bytes that may be under way or in the hands of receivers; what exceeds it travels as without this library. Default is
+        a quarter of the store's capacity.
+
+    Returns
+    -------
+    context manager
+        Leaving it puts back what was before. It need not be used as one.
+    """
+    from .patches import Options
+    from .patches import install as apply
+
+    return _Installed(apply(Options(min_bytes, mmap_mode, max_in_flight)))
+
+
+def uninstall() -> None:
+    """Put everything back that `install` replaced. Messages under way still arrive. May be repeated."""
+    from . import patches
+
+    patches.uninstall()

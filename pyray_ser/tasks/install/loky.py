@@ -1,0 +1,107 @@
+"""loky, and joblib on top of it: large arrays through the reducers that its queues take for each message."""
+
+from __future__ import annotations
+
+import sys
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+
+from . import flight, message
+
+__all__ = ["hook", "watch"]
+
+_NAMES = ("loky.backend.queues", "joblib.externals.loky.backend.queues")
+
+
+def hook(original):
+    """Return a stand-in for ``dumps`` of ``loky.backend.queues``."""
+
+    def dumps(obj, reducers=None, protocol=None):
+        from . import patches
+
+        options = patches.current()
+        numpy = sys.modules.get("numpy")
+        if options is None or numpy is None:
+            return original(obj, reducers=reducers, protocol=protocol)
+        caller = sys._getframe(1)
+
+        def reduce(array):
+            reduced = _reduce(array, options, caller)
+            if reduced is None:
+                other = (reducers or {}).get(type(array))
+                return array.__reduce_ex__(5) if other is None else other(array)
+            return reduced
+
+        return original(obj, reducers={**(reducers or {}), numpy.ndarray: reduce}, protocol=protocol)
+
+    return dumps
+
+
+def _reduce(array, options, caller):
+    """Reduce a large array to a reference; None if it is to go as before."""
+    from ...exceptions import PyraySerError
+    from . import patches
+
+    if array.nbytes < options.min_bytes or array.dtype.hasobject:
+        return None
+    connection = patches.writer(caller)
+    if connection is None:
+        return None
+    order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
+    flat = array if array.flags.forc else array.copy()
+    try:
+        sent = flight.send([_bytes_of(flat)], connection, options)
+    except (PyraySerError, OSError, MemoryError):
+        return None
+    if sent is None:
+        return None
+    return load_array, (sent[0], array.dtype, array.shape, order, options.mmap_mode)
+
+
+def _bytes_of(array):
+    import pickle
+
+    return pickle.PickleBuffer(array).raw()
+
+
+def load_array(blob: bytes, dtype, shape, order: str, mmap_mode: str):
+    """Make an array again."""
+    import numpy
+
+    from ..._store import load_ref
+
+    return numpy.ndarray(shape, dtype, message._buffer(load_ref(blob), mmap_mode), order=order)
+
+
+class _Watch(MetaPathFinder, Loader):
+    """Hooks loky's queues when they are imported after `install`."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name not in _NAMES:
+            return None
+        for finder in sys.meta_path:
+            if finder is self or not hasattr(finder, "find_spec"):
+                continue
+            spec = finder.find_spec(name, path, target)
+            if spec is not None and spec.loader is not None:
+                made = ModuleSpec(name, self, origin=spec.origin, is_package=False)
+                made.loader_state = spec
+                made.has_location = spec.has_location
+                return made
+        return None
+
+    def create_module(self, spec):
+        return spec.loader_state.loader.create_module(spec.loader_state)
+
+    def exec_module(self, module) -> None:
+        spec = module.__spec__.loader_state
+        module.__spec__, module.__loader__ = spec, spec.loader
+        spec.loader.exec_module(module)
+        from . import patches
+
+        options = patches.current()
+        if options is not None:
+            patches.install(options)
+
+
+watch = _Watch()

@@ -1,0 +1,137 @@
+"""What `install` replaces, and how it is put back."""
+
+from __future__ import annotations
+
+import multiprocessing.connection
+import multiprocessing.process
+import multiprocessing.queues
+import sys
+from multiprocessing.reduction import ForkingPickler
+from typing import NamedTuple
+
+__all__ = ["Options", "install", "start", "uninstall"]
+
+
+class Options(NamedTuple):
+    """What `install` was told."""
+
+    min_bytes: int
+    mmap_mode: str
+    max_in_flight: int | None
+
+    def check(self) -> Options:
+        """Return it, or say what is wrong with it."""
+        if type(self.min_bytes) is not int or self.min_bytes < 1:
+            raise ValueError(f"min_bytes must be a positive int, not {self.min_bytes!r}")
+        if self.mmap_mode not in ("c", "r"):
+            raise ValueError(f'mmap_mode must be "c" or "r", not {self.mmap_mode!r}')
+        if self.max_in_flight is not None and (type(self.max_in_flight) is not int or self.max_in_flight < 0):
+            raise ValueError(f"max_in_flight must be None or an int >= 0, not {self.max_in_flight!r}")
+        return self
+
+
+_options: Options | None = None
+# (object, attribute, what was there; None for nothing of its own)
+_replaced: list[tuple[object, str, object]] = []
+
+
+def _replace(owner, name: str, value) -> None:
+    _replaced.append((owner, name, vars(owner).get(name)))
+    setattr(owner, name, value)
+
+
+def install(options: Options) -> Options | None:
+    """Replace what is to be replaced; return the options that held before, None if nothing was installed."""
+    global _options
+    before, _options = _options, options.check()
+    if before is None:
+        _replace(multiprocessing.queues, "_ForkingPickler", MessagePickler)
+        _replace(multiprocessing.connection, "_ForkingPickler", MessagePickler)
+        _replace(multiprocessing.process.BaseProcess, "__reduce_ex__", reduce_process)
+    for name in ("loky.backend.queues", "joblib.externals.loky.backend.queues"):
+        module = sys.modules.get(name)
+        if module is not None and not any(owner is module for owner, _, _ in _replaced):
+            from . import loky
+
+            _replace(module, "dumps", loky.hook(module.dumps))
+    if before is None:
+        from . import loky
+
+        sys.meta_path.insert(0, loky.watch)
+    return before
+
+
+def uninstall() -> None:
+    """Put everything back."""
+    global _options
+    _options = None
+    while _replaced:
+        owner, name, before = _replaced.pop()
+        if before is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
+    loky = sys.modules.get(f"{__package__}.loky")
+    if loky is not None and loky.watch in sys.meta_path:
+        sys.meta_path.remove(loky.watch)
+
+
+def current() -> Options | None:
+    """Return the options that hold, None if nothing is installed."""
+    return _options
+
+
+# ---- queues and pipes ---------------------------------------------------------------------------------------------------
+
+
+class MessagePickler(ForkingPickler):
+    """The pickler of multiprocessing's queues and connections. It looks at who calls to learn where the message goes."""
+
+    @classmethod
+    def dumps(cls, obj, protocol=None):
+        options = _options
+        if options is None or protocol is not None:
+            return ForkingPickler.dumps(obj, protocol)
+        from . import message
+
+        caller = sys._getframe(1)
+        return message.dumps(obj, ForkingPickler.dumps, options, lambda: writer(caller))
+
+
+def writer(caller):
+    """
+    Return the connection that the calling method is about to write to; None if that leaves this process tree.
+
+    Parameters
+    ----------
+    caller : frame
+        Of ``Connection.send``, ``SimpleQueue.put`` or ``Queue._feed``.
+    """
+    from . import flight
+
+    found = caller.f_locals
+    connection = getattr(found.get("send_bytes"), "__self__", None)
+    if connection is None:
+        connection = found.get("self")
+        connection = getattr(connection, "_writer", connection)
+    if not isinstance(connection, multiprocessing.connection.Connection) or not flight.is_local(connection):
+        return None
+    return connection
+
+
+# ---- processes that start with an empty interpreter -----------------------------------------------------------------------
+
+
+def reduce_process(self, protocol):
+    """Reduce a process that is about to be started so that it installs before it loads its work."""
+    reduced = object.__reduce_ex__(self, max(2, protocol))
+    options = _options
+    if options is None or reduced[0].__name__ != "__newobj__":
+        return reduced
+    return (start, (tuple(options), *reduced[1]), *reduced[2:])
+
+
+def start(options: tuple, cls, *args):
+    """In a new worker: install, then make the process object that is being loaded."""
+    install(Options(*options))
+    return cls.__new__(cls, *args)

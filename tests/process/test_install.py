@@ -1,0 +1,335 @@
+"""Pools that people already have: the same code, with large arrays and bytes through the store."""
+
+from __future__ import annotations
+
+import pytest
+from isolated import run
+
+# Every script: what it needs, and a check of what went through the store.
+HEAD = """
+import enum, multiprocessing as mp, os, signal, sys, threading, time
+import numpy as np
+import pyray_ser
+
+def through_store(array):
+    # The memory of an array that came through the store is a mapping of it, or a private one with a pin.
+    base = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return type(getattr(base, "obj", base)).__module__.startswith("pyray_ser")
+
+def report(array):
+    return through_store(array), array.flags.writeable, float(array.sum())
+
+def ones(n):
+    return np.ones(n)
+
+def write(array):
+    array[0] = 5
+    return array
+
+def wait_until(condition, patience=20.0):
+    end = time.monotonic() + patience
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return condition()
+
+class Color(enum.Enum):
+    RED = 1
+
+def same(color, cls, function):
+    return color is Color.RED, cls is Color, function is same, isinstance(color, Color)
+"""
+
+
+def script(body: str) -> str:
+    import textwrap
+
+    return textwrap.dedent(HEAD) + textwrap.dedent(body)
+
+
+METHODS = ["fork", "spawn", "forkserver"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_pool(method):
+    body = f"""
+    if __name__ == "__main__":
+        context = mp.get_context("{method}")
+        pyray_ser.install()
+        with context.Pool(2) as pool:
+            array = np.ones(400_000)
+            assert pool.map(report, [array, array[:10]]) == [(True, True, 400_000.0), (False, True, 10.0)]
+            # results, although their arguments were small
+            result = pool.apply(ones, (300_000,))
+            assert through_store(result) and result.flags.writeable
+            back = pool.apply(write, (array,))
+            assert back[0] == 5 and array[0] == 1
+            nested = pool.apply(dict, (), {{"a": [np.zeros(200_000)], "b": (b"x" * 2_000_000, bytearray(1_500_000))}})
+            assert through_store(nested["a"][0]) and nested["b"][0] == b"x" * 2_000_000
+            assert type(nested["b"][1]) is bytearray and len(nested["b"][1]) == 1_500_000
+            assert pool.apply(same, (Color.RED, Color, same)) == (True, True, True, True)
+            del result, back, nested
+        assert wait_until(lambda: pyray_ser.stats()["in_flight"] == 0), pyray_ser.stats()
+        pyray_ser.uninstall()
+        print("done")
+    """
+    assert run(script(body)) == "done"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_process_pool_executor(method):
+    body = f"""
+    from concurrent.futures import ProcessPoolExecutor
+    if __name__ == "__main__":
+        with pyray_ser.install(min_bytes=100_000, mmap_mode="r"):
+            with ProcessPoolExecutor(2, mp_context=mp.get_context("{method}")) as pool:
+                array = np.arange(50_000.0)
+                assert pool.submit(report, array).result() == (True, False, array.sum())
+                result = pool.submit(ones, 50_000).result()
+                assert through_store(result) and not result.flags.writeable
+                try:
+                    pool.submit(write, array).result()
+                except ValueError as error:
+                    assert "read-only" in str(error)
+                else:
+                    raise SystemExit("it was written")
+                del result
+        print(wait_until(lambda: pyray_ser.stats()["in_flight"] == 0))
+    """
+    assert run(script(body)) == "True"
+
+
+def test_queue_pipe_and_process():
+    body = """
+    def child(queue, end, array):
+        queue.put((through_store(array), array.sum()))
+        queue.put(np.full(300_000, 3.0))
+        end.send({"deep": [np.full(300_000, 4.0)]})
+        end.send(end.recv()[:5].copy())
+    if __name__ == "__main__":
+        for method in ("fork", "spawn"):
+            context = mp.get_context(method)
+            pyray_ser.install()
+            queue, (mine, theirs) = context.Queue(), context.Pipe()
+            process = context.Process(target=child, args=(queue, theirs, np.ones(10)))
+            process.start()
+            theirs.close()
+            assert queue.get() == (False, 10.0)
+            found = queue.get()
+            assert through_store(found) and found[0] == 3
+            deep = mine.recv()["deep"][0]
+            assert through_store(deep) and deep[-1] == 4
+            mine.send(np.arange(500_000))
+            assert (mine.recv() == np.arange(5)).all()
+            process.join(10)
+            assert process.exitcode == 0
+            # The sender is gone, and what it sent is still there to be read.
+            del found, deep
+            pyray_ser.uninstall()
+        print(wait_until(lambda: pyray_ser.stats()["in_flight"] == 0))
+    """
+    assert run(script(body)) == "True"
+
+
+def test_a_pool_started_before_goes_on():
+    body = """
+    if __name__ == "__main__":
+        with mp.get_context("fork").Pool(1) as pool:
+            pool.apply(ones, (10,))
+            pyray_ser.install()
+            assert pool.apply(report, (np.ones(400_000),))[0]
+            assert not through_store(pool.apply(ones, (400_000,)))
+            pyray_ser.uninstall()
+            assert not pool.apply(report, (np.ones(400_000),))[0]
+        print("done")
+    """
+    assert run(script(body)) == "done"
+
+
+def test_messages_under_way_still_load_after_uninstall():
+    body = """
+    if __name__ == "__main__":
+        queue = mp.get_context("fork").SimpleQueue()
+        pyray_ser.install()
+        queue.put(np.ones(300_000))
+        pyray_ser.uninstall()
+        array = queue.get()
+        import multiprocessing.connection, multiprocessing.queues, multiprocessing.process, multiprocessing.reduction
+        assert multiprocessing.queues._ForkingPickler is multiprocessing.reduction.ForkingPickler
+        assert multiprocessing.connection._ForkingPickler is multiprocessing.reduction.ForkingPickler
+        assert "__reduce_ex__" not in vars(multiprocessing.process.BaseProcess)
+        print(through_store(array))
+    """
+    assert run(script(body)) == "True"
+
+
+def test_what_the_library_refuses_goes_by_value_and_the_rest_by_reference():
+    body = """
+    if __name__ == "__main__":
+        pyray_ser.install()
+        offset = 7
+        with mp.get_context("fork").Pool(1) as pool:
+            assert pool.map(lambda x: x + offset, [1, 2]) == [8, 9]
+            assert pool.apply(same, (Color.RED, Color, same)) == (True, True, True, True)
+            try:
+                pool.apply(ones, (threading.Lock(),))
+            except TypeError as error:
+                assert "cannot pickle '_thread.lock' object" in str(error), error
+            else:
+                raise SystemExit("a lock was pickled")
+        print("done")
+    """
+    assert run(script(body)) == "done"
+
+
+def test_past_the_bound_and_when_full_messages_go_as_before():
+    body = """
+    if __name__ == "__main__":
+        pyray_ser.init(capacity=64 << 20)
+        queue = mp.get_context("fork").Queue()
+        pyray_ser.install()
+        for _ in range(12):
+            queue.put(np.ones(1_000_000))
+        found = [queue.get() for _ in range(12)]
+        assert all(array.sum() == 1_000_000 for array in found)
+        shares = [through_store(array) for array in found]
+        assert sum(shares) == 2 and pyray_ser.stats()["used"] < 20_000_000, (shares, pyray_ser.stats())
+        del found
+        pyray_ser.install(max_in_flight=1 << 40)
+        held = [pyray_ser.put(np.ones(1_000_000)) for _ in range(7)]
+        for _ in range(3):
+            queue.put(np.ones(1_000_000))
+        assert [queue.get().sum() for _ in range(3)] == [1_000_000] * 3
+        print("done")
+    """
+    assert run(script(body)) == "done"
+
+
+def test_sockets_get_it_in_band():
+    body = """
+    from multiprocessing.connection import Client, Listener
+    import pickle, threading
+    if __name__ == "__main__":
+        pyray_ser.install()
+        for family in ("AF_INET", "AF_UNIX"):
+            with Listener(family=family) as listener:
+                sent = []
+                def client():
+                    with Client(listener.address, family) as end:
+                        end.send(np.ones(300_000))
+                thread = threading.Thread(target=client)
+                thread.start()
+                with listener.accept() as end:
+                    assert not through_store(end.recv())
+                thread.join()
+        print(pyray_ser.is_initialized())
+    """
+    assert run(script(body)) == "False"
+
+
+def test_an_array_that_nobody_can_write_is_stored_once():
+    body = """
+    if __name__ == "__main__":
+        pyray_ser.install()
+        queue = mp.get_context("fork").SimpleQueue()
+        stored = pyray_ser.get(pyray_ser.put(np.ones(1_000_000)))
+        fixed = np.ones(1_000_000)
+        fixed.flags.writeable = False
+        for array, objects in ((stored, 0), (fixed, 1), (fixed[10:], 1), (np.ones(1_000_000), 3)):
+            before = pyray_ser.stats()["used"]
+            received = []
+            for _ in range(3):
+                queue.put(array)
+                received.append(queue.get())
+            assert all((found == array).all() and found.flags.writeable for found in received)
+            grown = (pyray_ser.stats()["used"] - before) / 8_000_000
+            assert objects - 0.1 < grown < objects + 0.2, (objects, grown)
+            received[0][0] = 9
+            assert array[0] == 1 and received[1][0] == 1
+            del received
+        print("done")
+    """
+    assert run(script(body)) == "done"
+
+
+def test_lost_messages_are_freed():
+    body = """
+    def reads(end, ready):
+        ready.set()
+        end.recv()
+        time.sleep(60)
+    if __name__ == "__main__":
+        context = mp.get_context("fork")
+        pyray_ser.install()
+        # read by somebody who died before loading it, or never read; then the pipe goes
+        for _ in range(5):
+            mine, theirs = context.Pipe()
+            ready = context.Event()
+            process = context.Process(target=reads, args=(theirs, ready))
+            process.start()
+            ready.wait()
+            os.kill(process.pid, signal.SIGSTOP)
+            mine.send(np.ones(300_000))
+            process.kill()
+            process.join()
+            mine.close()
+            theirs.close()
+        queue = context.SimpleQueue()
+        queue.put(np.ones(300_000))
+        queue.close()
+        del queue, mine, theirs
+        assert pyray_ser.stats()["in_flight"] == 6
+        assert wait_until(lambda: pyray_ser.stats()["in_flight"] == 0), pyray_ser.stats()
+        print(pyray_ser.stats()["used"] < 1_000_000)
+    """
+    assert run(script(body)) == "True"
+
+
+def test_pools_inside_workers_share_the_store():
+    body = """
+    from concurrent.futures import ProcessPoolExecutor
+    def outer(array):
+        with ProcessPoolExecutor(1, mp_context=mp.get_context("fork")) as pool:
+            inner = pool.submit(report, array).result()
+        return inner, os.environ.get("PYRAY_SER_STORE", "").split(":")[0]
+    if __name__ == "__main__":
+        pyray_ser.install()
+        for method in ("fork", "spawn"):
+            with ProcessPoolExecutor(1, mp_context=mp.get_context(method)) as pool:
+                (shared, _, total), name = pool.submit(outer, np.ones(300_000)).result()
+                assert shared and total == 300_000, method
+                assert name == os.environ["PYRAY_SER_STORE"].split(":")[0]
+        print("done")
+    """
+    assert run(script(body)) == "done"
+
+
+def test_options_are_checked():
+    import pyray_ser
+
+    for options in ({"min_bytes": 0}, {"min_bytes": "1"}, {"mmap_mode": "w"}, {"max_in_flight": -1}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            pyray_ser.install(**options)
+    pyray_ser.uninstall()
+    pyray_ser.uninstall()
+
+
+def test_joblib():
+    pytest.importorskip("joblib")
+    body = """
+    if __name__ == "__main__":
+        pyray_ser.install()
+        from joblib import Parallel, delayed
+        # Without its memmapping: what arrives in shared memory came through the store.
+        got = Parallel(2, max_nbytes=None)(delayed(report)(np.ones(300_000)) for _ in range(4))
+        assert [shared for shared, _, _ in got] == [True] * 4, got
+        results = Parallel(2)(delayed(ones)(300_000) for _ in range(4))
+        assert all(through_store(array) and array.sum() == 300_000 for array in results)
+        pyray_ser.uninstall()
+        results = Parallel(2)(delayed(ones)(300_000) for _ in range(2))
+        from joblib.externals.loky import get_reusable_executor
+        get_reusable_executor().shutdown(wait=True, kill_workers=True)
+        print(sum(array.sum() for array in results))
+    """
+    assert run(script(body), errors=True) == "600000.0"
