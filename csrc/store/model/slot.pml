@@ -1,0 +1,617 @@
+/* slot.pml - the protocol of the slot word (object.c, magazine.c, recover.c), for Spin.
+ *
+ * Three clients, two slots.  Any client may die between any two steps: its process runs only while
+ * `alive`, and what it had done so far stays in shared memory.  A client holds objects by bits in refs and
+ * pins, trades refs for pins, hands refs over by tokens, frees, ends objects for everyone, reuses slots, and
+ * reaps the dead.  Each step below is one access to shared memory that the C code makes as one atomic
+ * operation (or a section under the store lock).
+ *
+ * Checked: a pinned object is never reused (no use after free); a slot has one owner (no double owner); when
+ * everybody is done and the dead are reaped, no sealed object is left without a holder and no slot in hands
+ * that are no more (no orphan).
+ *
+ * Planted errors, each of which must be found (-DBUG_...):
+ *   BUG_CLEAR_NO_SCAN     letting go does not try to free
+ *   BUG_LOAD_BEFORE_SET   the word is read before the bit is set, not after
+ *   BUG_NO_ROLLBACK_SCAN  a rolled back freer does not look again
+ *   BUG_NO_HELD           a hold taken while FREEING does not mark the word
+ *   BUG_BLIND_RETIRE      the freer's last step is a store, not a compare-and-swap
+ *   BUG_NO_GENERATION     taking from a magazine does not compare the generation
+ *   BUG_TOKEN_AFTER       the sender lets go of its ref before the token counts
+ *   BUG_TOKEN_TWICE       a token is ended by its index alone, without its serial
+ *   BUG_REAP_BITS_ONLY    a reaper clears bits and leaves what was in the dead one's hands
+ *   BUG_UNDO_WRONG        an undone hold clears a bit that another thread's count still needs
+ */
+
+#ifndef CLIENTS
+#define CLIENTS 3
+#endif
+#define SLOTS 2
+#ifndef STEPS
+#ifndef STEPS
+#define STEPS 3 /* operations a client performs */
+#endif
+#endif
+#ifndef DEATHS
+#define DEATHS 1
+#endif
+
+#define FREE 0
+#define RESERVED 1
+#define CREATING 2
+#define SEALED 3
+#define FREEING 4
+
+#define NOBODY CLIENTS
+#define BIT(c) (1 << (c))
+
+typedef Slot {
+    byte state;
+    byte generation; /* modulo 8: small enough to check, large enough not to wrap here */
+    byte client;
+    bool freed, held;
+    byte links;      /* tokens that hold it */
+    byte owners;     /* ghost: how many believe that this slot is theirs */
+};
+
+Slot slot[SLOTS];
+byte bits[2 * SLOTS]; /* holders: refs of each slot, then pins; a bit per client */
+#define REFS(s) bits[s]
+#define PINS(s) bits[SLOTS + s]
+bool alive[CLIENTS] = true;
+bool finished[CLIENTS];
+byte deaths;
+
+/* One token in flight at most: its serial, what it names. */
+byte token_serial, token_slot, token_generation, next_serial = 1;
+bool token_valid;
+bool token_ended; /* ghost: its object was ended for everyone */
+/* The message: bytes that may be read by anybody, any number of times. */
+byte message_serial, message_slot, message_generation;
+
+/* What each client believes: private memory. */
+typedef Private {
+    byte refs[SLOTS];       /* 0 or 1 */
+    byte pins[SLOTS];
+    byte generation[SLOTS]; /* of the object the counts are for */
+    byte magazine;          /* a slot believed to be reserved for us, NOBODY_SLOT if none */
+    byte magazine_generation;
+};
+#define NO_SLOT SLOTS
+Private mine[CLIENTS + 1]; /* the last is the reaper's, whose magazine counts as full */
+
+/* ---- freeing ---------------------------------------------------------------------------------------- */
+
+inline look(s, seen) /* pins, then refs, then links: each a step of its own */
+{
+    if
+    :: PINS(s) != 0 -> seen = true
+    :: else ->
+        if
+        :: slot[s].freed -> seen = false
+        :: else ->
+            if
+            :: REFS(s) != 0 -> seen = true
+            :: else -> seen = (slot[s].links != 0)
+            fi
+        fi
+    fi
+}
+
+inline settle(c, s) /* slot s is FREEING by c */
+{
+    do
+    :: true ->
+        atomic { /* owner check and HELD off: one compare-and-swap */
+            gen = slot[s].generation;
+            ours = (slot[s].state == FREEING && slot[s].client == c);
+            if
+            :: ours -> slot[s].held = false; frd = slot[s].freed
+            :: else
+            fi
+        }
+        if
+        :: !ours -> break
+        :: else
+        fi;
+        look(s, seen);
+        if
+        :: !seen ->
+            atomic {
+                if
+#ifdef BUG_BLIND_RETIRE
+                :: true ->
+#else
+                :: slot[s].state == FREEING && slot[s].client == c && slot[s].generation == gen &&
+                   !slot[s].held && slot[s].freed == frd ->
+#endif
+                    if
+                    :: frd -> REFS(s) = 0
+                    :: else
+                    fi;
+                    slot[s].state = RESERVED;
+                    slot[s].generation = (slot[s].generation + 1) % 8;
+                    slot[s].freed = false;
+                    slot[s].held = false;
+                    slot[s].links = 0;
+                    ours = true
+                :: else -> ours = false
+                fi
+            }
+            if
+            :: ours ->
+                /* put away: into the magazine, or back to the shared stack under the lock */
+                atomic {
+                    if
+                    :: mine[c].magazine == NO_SLOT ->
+                        mine[c].magazine = s;
+                        mine[c].magazine_generation = slot[s].generation
+                    :: else ->
+                        if
+                        :: slot[s].state == RESERVED && slot[s].client == c -> slot[s].state = FREE
+                        :: else
+                        fi
+                    fi
+                }
+                break
+            :: else
+            fi
+        :: else ->
+            atomic {
+                if
+                :: slot[s].state == FREEING && slot[s].client == c && slot[s].freed == frd && !slot[s].held ->
+                    slot[s].state = SEALED;
+                    ours = true
+                :: else -> ours = false
+                fi
+            }
+            if
+            :: !ours -> skip
+            :: else ->
+#ifdef BUG_NO_ROLLBACK_SCAN
+                break;
+#endif
+                look(s, seen);
+                if
+                :: seen -> break
+                :: else
+                fi;
+                atomic {
+                    if
+                    :: slot[s].state == SEALED && slot[s].generation == gen ->
+                        slot[s].state = FREEING;
+                        slot[s].client = c
+                    :: else -> ours = false
+                    fi
+                }
+                if
+                :: !ours -> break
+                :: else
+                fi
+            fi
+        fi
+    od
+}
+
+inline try_free(c, s)
+{
+    atomic { gen = slot[s].generation; ours = (slot[s].state == SEALED) }
+    if
+    :: ours ->
+        look(s, seen);
+        if
+        :: seen -> skip
+        :: else ->
+            atomic {
+                if
+                :: slot[s].state == SEALED && slot[s].generation == gen ->
+                    slot[s].state = FREEING;
+                    slot[s].client = c;
+                    slot[s].held = false
+                :: else -> ours = false
+                fi
+            }
+            if
+            :: ours -> settle(c, s)
+            :: else
+            fi
+        fi
+    :: else
+    fi
+}
+
+inline let_go(c, s)
+{
+#ifndef BUG_CLEAR_NO_SCAN
+    try_free(c, s)
+#else
+    skip
+#endif
+}
+
+/* ---- holding ------------------------------------------------------------------------------------------- */
+
+/* Set a bit, then read the word. `ok`: held. */
+inline hold(c, s, g, b, ok)
+{
+    atomic { ok = (slot[s].generation == g && (slot[s].state == SEALED || slot[s].state == FREEING) && !slot[s].freed) }
+    if
+    :: !ok -> skip
+    :: else ->
+        bits[b + s] = bits[b + s] | BIT(c);
+#ifndef BUG_LOAD_BEFORE_SET
+        atomic { /* the load; on FREEING the compare-and-swap that marks it */
+            if
+            :: slot[s].generation != g || slot[s].freed -> ok = false
+            :: else ->
+                if
+                :: slot[s].state == SEALED -> ok = true
+                :: slot[s].state == FREEING ->
+                    ok = true;
+#ifndef BUG_NO_HELD
+                    slot[s].held = true
+#endif
+                :: else -> ok = false
+                fi
+            fi
+        }
+#endif
+        if
+        :: ok -> skip
+        :: else -> /* undo: as every clear, it may be the last */
+#ifndef BUG_UNDO_WRONG
+            if
+            :: mine[c].refs[s] == 0 || mine[c].generation[s] != slot[s].generation || slot[s].state != SEALED ->
+                bits[b + s] = bits[b + s] & ~BIT(c)
+            :: else
+            fi;
+#else
+            REFS(s) = REFS(s) & ~BIT(c);
+            PINS(s) = PINS(s) & ~BIT(c);
+#endif
+            try_free(c, s)
+        fi
+    fi
+}
+
+inline put(c)
+{
+    /* a slot: from the magazine, else from the shared ones under the lock */
+    s = NO_SLOT;
+    if
+    :: mine[c].magazine != NO_SLOT ->
+        atomic {
+            s = mine[c].magazine;
+            g = mine[c].magazine_generation;
+            mine[c].magazine = NO_SLOT;
+            if
+#ifdef BUG_NO_GENERATION
+            :: slot[s].state == RESERVED || slot[s].state == CREATING ->
+#else
+            :: slot[s].state == RESERVED && slot[s].client == c && slot[s].generation == g ->
+#endif
+                slot[s].state = CREATING;
+                g = slot[s].generation;
+                slot[s].owners++
+            :: else -> s = NO_SLOT
+            fi
+        }
+    :: else ->
+        atomic {
+            if
+            :: slot[0].state == FREE -> s = 0
+            :: slot[0].state != FREE && slot[1].state == FREE -> s = 1
+            /* a full store takes back what others have reserved */
+            :: slot[0].state == RESERVED && slot[1].state != FREE -> s = 0
+            :: slot[0].state != FREE && slot[0].state != RESERVED && slot[1].state == RESERVED -> s = 1
+            :: else
+            fi;
+            if
+            :: s != NO_SLOT ->
+                slot[s].generation = (slot[s].generation + 1) % 8;
+                g = slot[s].generation;
+                slot[s].client = c;
+                slot[s].state = CREATING;
+                slot[s].owners++
+            :: else
+            fi
+        }
+    fi;
+    if
+    :: s == NO_SLOT -> skip
+    :: else ->
+        assert(slot[s].owners == 1);
+        REFS(s) = REFS(s) | BIT(c);
+        atomic {
+            mine[c].refs[s] = 1;
+            mine[c].pins[s] = 0;
+            mine[c].generation[s] = g
+        }
+        atomic {
+            assert(slot[s].state == CREATING && slot[s].generation == g);
+            slot[s].owners--;
+            slot[s].state = SEALED;
+            slot[s].freed = false;
+            slot[s].held = false
+        }
+    fi
+}
+
+inline unref(c, s)
+{
+    if
+    :: mine[c].refs[s] ->
+        atomic { mine[c].refs[s] = 0; REFS(s) = REFS(s) & ~BIT(c) }
+        let_go(c, s)
+    :: else
+    fi
+}
+
+inline read_it(c, s) /* pin, drop the ref while reading, use, unpin */
+{
+    g = mine[c].generation[s];
+    hold(c, s, g, SLOTS, ok);
+    if
+    :: ok ->
+        mine[c].pins[s] = 1;
+        if
+        :: unref(c, s)
+        :: true
+        fi;
+        /* the use: the bytes are those of the object pinned */
+        assert(slot[s].generation == g && (slot[s].state == SEALED || slot[s].state == FREEING));
+        atomic { mine[c].pins[s] = 0; PINS(s) = PINS(s) & ~BIT(c) }
+        let_go(c, s)
+    :: else
+    fi
+}
+
+inline send(c, s)
+{
+#ifdef BUG_TOKEN_AFTER
+    if
+    :: mine[c].refs[s] && !token_valid ->
+        g = mine[c].generation[s];
+        unref(c, s);
+        atomic {
+            slot[s].links++;
+            token_valid = true;
+            token_ended = false;
+            token_serial = next_serial;
+            next_serial++;
+            token_slot = s;
+            token_generation = g;
+            message_serial = token_serial;
+            message_slot = s;
+            message_generation = g
+        }
+    :: else
+    fi
+#else
+    if
+    :: mine[c].refs[s] && !token_valid && !slot[s].freed && slot[s].generation == mine[c].generation[s] ->
+        atomic { /* under the store lock */
+            slot[s].links++;
+            token_valid = true;
+            token_ended = false;
+            token_serial = next_serial;
+            next_serial++;
+            token_slot = s;
+            token_generation = mine[c].generation[s];
+            message_serial = token_serial;
+            message_slot = s;
+            message_generation = token_generation
+        }
+        unref(c, s)
+    :: else
+    fi
+#endif
+}
+
+inline receive(c)
+{
+    if
+    :: message_serial != 0 ->
+        atomic { s = message_slot; g = message_generation; serial = message_serial }
+        if
+        :: mine[c].refs[s] && mine[c].generation[s] == g -> ok = true
+        :: else ->
+            hold(c, s, g, 0, ok);
+            if
+            :: ok -> atomic { mine[c].refs[s] = 1; mine[c].generation[s] = g }
+            :: else
+            fi
+        fi;
+        if
+        :: ok ->
+            atomic { /* under the store lock */
+                ours = false;
+                if
+#ifdef BUG_TOKEN_TWICE
+                :: token_valid ->
+#else
+                :: token_valid && token_serial == serial ->
+#endif
+                    token_valid = false;
+                    if
+                    :: slot[token_slot].generation == token_generation && slot[token_slot].links > 0 ->
+                        slot[token_slot].links--;
+                        ours = true
+                    :: else
+                    fi
+                :: else
+                fi;
+                s = token_slot
+            }
+            if
+            :: ours -> try_free(c, s)
+            :: else
+            fi
+        :: else ->
+            /* a token that is still valid says that the object is there, unless it was ended for all */
+            assert(!token_valid || token_serial != serial || token_ended)
+        fi
+    :: else
+    fi
+}
+
+inline end_for_all(c, s)
+{
+    if
+    :: mine[c].refs[s] && slot[s].generation == mine[c].generation[s] ->
+        atomic {
+            if
+            :: slot[s].generation == mine[c].generation[s] && (slot[s].state == SEALED || slot[s].state == FREEING) ->
+                slot[s].freed = true;
+                token_ended = token_ended || (token_valid && token_slot == s && token_generation == slot[s].generation)
+            :: else
+            fi
+        }
+        try_free(c, s)
+    :: else
+    fi
+}
+
+inline reap(c, d) /* c cleans up after the dead d */
+{
+    s = 0;
+    do
+    :: s < SLOTS ->
+        atomic {
+            ours = false;
+            if
+#ifndef BUG_REAP_BITS_ONLY
+            :: slot[s].client == d && slot[s].state == RESERVED ->
+                slot[s].state = FREE
+            :: slot[s].client == d && slot[s].state == CREATING ->
+                slot[s].state = FREEING;
+                slot[s].freed = true;
+                slot[s].client = c;
+                slot[s].owners = 0;
+                ours = true
+            :: slot[s].client == d && slot[s].state == FREEING ->
+                slot[s].client = c;
+                ours = true
+#endif
+            :: else
+            fi
+        }
+        if
+        :: ours -> settle(c, s)
+        :: else
+        fi;
+        REFS(s) = REFS(s) & ~BIT(d);
+        PINS(s) = PINS(s) & ~BIT(d);
+        try_free(c, s);
+        s++
+    :: else -> break
+    od
+}
+
+/* ---- the processes --------------------------------------------------------------------------------------- */
+
+proctype Client(byte c) provided (alive[c])
+{
+    byte s, g, gen, serial, n, k;
+    bool ok, ours, seen, frd;
+    mine[c].magazine = NO_SLOT;
+    do
+    :: n < STEPS ->
+        n++;
+        if
+        :: put(c)
+        :: k = 0; read_it(c, k)
+        :: k = 1; read_it(c, k)
+        :: k = 0; send(c, k)
+        :: k = 0; unref(c, k)
+        :: k = 1; unref(c, k)
+        :: receive(c)
+        :: k = 0; end_for_all(c, k)
+        fi
+    :: else -> break
+    od;
+    /* leaving: refs go, the magazine goes */
+    k = 0;
+    unref(c, k);
+    k = 1;
+    unref(c, k);
+    atomic {
+        if
+        :: mine[c].magazine != NO_SLOT ->
+            s = mine[c].magazine;
+            if
+            :: slot[s].state == RESERVED && slot[s].client == c &&
+               slot[s].generation == mine[c].magazine_generation -> slot[s].state = FREE
+            :: else
+            fi;
+            mine[c].magazine = NO_SLOT
+        :: else
+        fi
+    }
+    finished[c] = true
+}
+
+proctype Reaper(byte c) /* a client of its own name, which only cleans up; it may meet living freers */
+{
+    byte s, gen, d;
+    bool ours, seen, frd;
+    do
+    :: d < CLIENTS ->
+        if
+        :: !alive[d] -> reap(c, d); d++
+        :: finished[d] -> d++
+        fi
+    :: else -> break
+    od;
+    /* the token in flight may never arrive: its scope ends it */
+    atomic {
+        ours = false;
+        if
+        :: token_valid && slot[token_slot].generation == token_generation && slot[token_slot].links > 0 ->
+            slot[token_slot].links--;
+            ours = true
+        :: else
+        fi;
+        token_valid = false;
+        s = token_slot
+    }
+    if
+    :: ours -> try_free(c, s)
+    :: else
+    fi;
+    s = 0;
+    do
+    :: s < SLOTS ->
+        assert(REFS(s) == 0 && PINS(s) == 0);
+        assert(slot[s].state == FREE || (slot[s].state == RESERVED && slot[s].client == c));
+        s++
+    :: else -> break
+    od
+}
+
+init
+{
+    byte c;
+    atomic {
+        c = 0;
+        do
+        :: c < CLIENTS -> mine[c].magazine = NO_SLOT; run Client(c); c++
+        :: else -> break
+        od;
+        run Reaper(NOBODY)
+    }
+    do
+    :: deaths < DEATHS ->
+        atomic {
+            if
+            :: alive[0] && !finished[0] -> alive[0] = false; deaths++
+            :: alive[1] && !finished[1] -> alive[1] = false; deaths++
+#if CLIENTS > 2
+            :: alive[2] && !finished[2] -> alive[2] = false; deaths++
+#endif
+            :: else -> deaths = DEATHS
+            fi
+        }
+    :: true -> break
+    od
+}
