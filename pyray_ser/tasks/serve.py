@@ -70,6 +70,7 @@ class Server:
         self.arguments: dict[tuple[int, int], list] = {}
         self.actor = None
         self.actor_name = ""
+        self.is_async = False
         # Why there is no actor, if its __init__ raised.
         self.broken = None
         self.inbox: deque[tuple[Peer, int, int, memoryview]] = deque()
@@ -183,18 +184,11 @@ class Server:
                 self.handle(peer, kind, number, payload)
                 # Nothing of the call may stay: the arguments may be large.
                 del peer, payload
-            if self.actor is not None and self.is_async():
+            if self.is_async:
                 from .serve_async import run
 
                 run(self)
                 return
-
-    def is_async(self) -> bool:
-        return any(
-            inspect.iscoroutinefunction(value) or inspect.isasyncgenfunction(value)
-            for base in type(self.actor).__mro__
-            for value in vars(base).values()
-        )
 
     def handle(self, peer: Peer, kind: int, number: int, payload: memoryview) -> None:
         """Do what one frame asks for."""
@@ -218,6 +212,7 @@ class Server:
             self.actor_name = name
             args, kwargs = resolve(args, kwargs, self.arguments.pop((peer.fd, number), ()))
             self.actor = cls(*args, **kwargs)
+            self.is_async = has_coroutines(type(self.actor))
         except BaseException as error:
             self.broken = describe(error, f"{name}.__init__")
             self.answer(peer, messages.FAILURE, number, tuple(self.broken))
@@ -291,6 +286,15 @@ class Server:
                 traceback=f"{failure.traceback}\n(the exception itself could not be sent: {second})"
             )
             self.answer(peer, messages.FAILURE, number, tuple(failure))
+
+
+def has_coroutines(cls: type) -> bool:
+    """Tell whether an actor's methods are to run in an event loop."""
+    return any(
+        inspect.iscoroutinefunction(value) or inspect.isasyncgenfunction(value)
+        for base in cls.__mro__
+        for value in vars(base).values()
+    )
 
 
 class _Unloadable(Exception):

@@ -9,6 +9,9 @@ import sys
 from multiprocessing.reduction import ForkingPickler
 from typing import NamedTuple
 
+from ... import _store
+from ...store import open_default
+
 __all__ = ["Options", "install", "start", "uninstall"]
 
 
@@ -44,6 +47,9 @@ def install(options: Options) -> Options | None:
     """Replace what is to be replaced; return the options that held before, None if nothing was installed."""
     global _options
     before, _options = _options, options.check()
+    if _store.default() is None:
+        # Before any worker: one that found none would make its own, which ends with it.
+        open_default()
     if before is None:
         _replace(multiprocessing.queues, "_ForkingPickler", MessagePickler)
         _replace(multiprocessing.connection, "_ForkingPickler", MessagePickler)
