@@ -76,7 +76,9 @@ def fingerprint(value: Any) -> int:
         if value.dtype.itemsize == 8 and value.flags.c_contiguous and value.nbytes > 1 << 20:
             words = value.view(np.uint64).reshape(-1)  # a sum is ten times faster than a CRC
             return int(words.sum(dtype=np.uint64)) & 0xFFFFFFFF
-        return zlib.crc32(np.ascontiguousarray(value).view(np.uint8).data)
+        # Values, not bytes: numpy's own pickles come back in the machine's byte order.
+        native = value.astype(value.dtype.newbyteorder("="), copy=False)
+        return zlib.crc32(np.ascontiguousarray(native).view(np.uint8).data)
     if isinstance(value, dict):
         crc = len(value)
         for key, item in value.items():
