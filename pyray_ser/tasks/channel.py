@@ -16,6 +16,7 @@ import time
 from _thread import RLock, allocate_lock
 from collections import deque
 from itertools import count
+from sys import is_finalizing
 
 from .._store import ObjectRef, fork_count
 from ..exceptions import TaskCancelledError
@@ -298,7 +299,9 @@ class Channel:
         """Close if that was asked for. Never waits: finalizers call it."""
         # In a forked child a handle of the parent's may be collected before any of our hooks has run there, and the
         # collector's epoll is shared with the parent.
-        if not self._closing or self._forks != fork_count() or not self._lock.acquire(blocking=False):
+        if not self._closing or self._forks != fork_count() or is_finalizing():
+            return
+        if not self._lock.acquire(blocking=False):
             return
         try:
             if self.dead or self._reading:
@@ -380,6 +383,9 @@ class _Collector:
         self._ending = True
         os.eventfd_write(self._bell, 1)
         self._thread.join(5)
+        if not self._thread.is_alive():
+            self._epoll.close()
+            os.close(self._bell)
 
     def _run(self) -> None:
         while not self._ending or self._channels or self._leaving:
@@ -393,8 +399,6 @@ class _Collector:
                     self._leaving.pop(fd).reap()
                 elif fd in self._channels:
                     self._read(self._channels[fd], fd)
-        self._epoll.close()
-        os.close(self._bell)
 
     def _read(self, channel: Channel, fd: int) -> None:
         channel.pump(fd == channel.process.fd)

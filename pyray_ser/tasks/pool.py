@@ -83,6 +83,8 @@ class Pool:
                 if not worker.lost:
                     self._give_back(worker)
                     return
+                # In a cycle with its channel: until it is collected, it would keep the arguments.
+                worker.lost.clear()
                 with self._lock:
                     self._all.discard(worker)
                 if job.ref.cancelled or self._ended:
