@@ -210,6 +210,8 @@ tsan: ctest-tsan
 # ---------------------------------------------------------------- linters
 
 LINT_PYTHON := setup.py $(wildcard pyray_ser tests bench examples tools)
+# The stubs written by hand; what is Python is its own stub.
+LINT_STUBS   = $(patsubst pyray_ser/%.pyi,pyray_ser.%,$(wildcard pyray_ser/*.pyi))
 LINT_C       = $(shell find csrc tests/c -name '*.[ch]' 2>/dev/null)
 
 $(STAMP)/lint-tools: pyproject.toml $(STAMP)/python
@@ -234,7 +236,7 @@ lint: $(STAMP)/lint
 	check "ruff format" $(LINT)/bin/ruff format --quiet --diff $(LINT_PYTHON); \
 	test -z "$(LINT_C)" || check "clang-format" $(LINT)/bin/clang-format --dry-run -Werror $(LINT_C); \
 	check "mypy" $(LINT)/bin/mypy --config-file pyproject.toml; \
-	cd $(BUILD) && check "stubtest" $(LINT)/bin/python -P -m mypy.stubtest pyray_ser \
+	cd $(BUILD) && check "stubtest" $(LINT)/bin/python -P -m mypy.stubtest $(LINT_STUBS) \
 	  --mypy-config-file $(ROOT)/pyproject.toml \
 	  --allowlist $(ROOT)/tools/stubtest-allowlist.txt --ignore-unused-allowlist; \
 	test -z "$$failed"
