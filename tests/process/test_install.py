@@ -262,7 +262,8 @@ def test_lost_messages_are_freed():
     if __name__ == "__main__":
         context = mp.get_context("fork")
         pyray_ser.install()
-        # read by somebody who died before loading it, or never read; then the pipe goes
+        # read by somebody who died before loading it, or never read; then the pipes go
+        ends = []
         for _ in range(5):
             mine, theirs = context.Pipe()
             ready = context.Event()
@@ -273,13 +274,15 @@ def test_lost_messages_are_freed():
             mine.send(np.ones(300_000))
             process.kill()
             process.join()
-            mine.close()
-            theirs.close()
+            ends += mine, theirs
         queue = context.SimpleQueue()
         queue.put(np.ones(300_000))
-        queue.close()
-        del queue, mine, theirs
+        # Counted while all pipes are open: from their closing on, the sweeper may be faster than this line.
         assert pyray_ser.stats()["in_flight"] == 6
+        queue.close()
+        for end in ends:
+            end.close()
+        del queue, mine, theirs, end, ends
         assert wait_until(lambda: pyray_ser.stats()["in_flight"] == 0), pyray_ser.stats()
         print(pyray_ser.stats()["used"] < 1_000_000)
     """
