@@ -6,7 +6,8 @@ Which C file belongs to which extension follows from its place alone, so a new f
     csrc/pickle/*.c (rest)  -> _pickle
     csrc/<name>/*.c         -> _<name>      (_store, _ndarray, ...)
 
-Every ``pyx/pyray_ser/<name>.pyx`` becomes the extension ``pyray_ser.<name>``.
+Every ``pyx/pyray_ser/<name>.pyx`` becomes the extension ``pyray_ser.<name>``; a large one is written in parts that it
+includes (``pyx/pyray_ser/store/*.pxi``).
 
 Switches, all by environment variable:
 
@@ -125,7 +126,7 @@ def extensions():
     wanted = words("EXTENSIONS")
     headers = sorted(glob("csrc/**/*.h", recursive=True))
     # Cython itself follows cimports; an .so is relinked when any declaration file moved.
-    declarations = sorted(glob(f"pyx/{PACKAGE}/*.px[di]"))
+    declarations = sorted(glob(f"pyx/{PACKAGE}/**/*.px[di]", recursive=True))
     found = []
     for path in sorted(Path("pyx", PACKAGE).glob("*.pyx")):
         name = path.stem

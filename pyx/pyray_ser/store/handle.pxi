@@ -1,0 +1,319 @@
+# Open handles: the Store of this process, and the calls on a store as a whole.
+
+cdef Link *links = NULL
+
+
+cdef void close_at_exit() noexcept:
+    # Runs after the interpreter is gone. A daemon thread may still be inside a call without the GIL: what it uses is left
+    # to the kernel.
+    cdef Link *link = links
+    while link is not NULL:
+        if link.handle is not NULL and link.users == 0:
+            prs_close(link.handle)
+            link.handle = NULL
+        link = link.next
+
+
+cdef inline prs_store *begin(Store store) noexcept:
+    """Before the GIL is released around the engine: keeps the handle from being closed."""
+    store.link.users += 1
+    return store.handle
+
+
+cdef inline void end(Store store) noexcept:
+    cdef Link *link = store.link
+    link.users -= 1
+    if link.users == 0 and link.closing and link.handle is not NULL:
+        prs_close(link.handle)
+        link.handle = NULL
+
+
+# Every open store of this process by its id, and the one that put() uses.
+cdef dict stores = {}
+cdef Store default_store = None
+
+
+@cython.final
+cdef class Store:
+    """
+    One open store.
+
+    Made by `init`, or when the first `put` or the first reference needs it; `shutdown` closes it.
+
+    Attributes
+    ----------
+    id : int
+        Random identity of the store, part of every reference.
+    path : str or None
+        The file of a named store.
+    """
+
+    def __init__(self):
+        raise TypeError("stores are opened by init()")
+
+    def __dealloc__(self):
+        # Only when the interpreter tears the modules down: an open store is in `stores`.
+        cdef Link *link = self.link
+        if link is not NULL and link.handle is not NULL and link.users == 0:
+            prs_close(link.handle)
+            link.handle = NULL
+
+    cdef int opened(self, prs_store *handle) except -1:
+        global links
+        cdef Link *link
+        if links is NULL and Py_AtExit(close_at_exit) < 0:
+            pass  # 32 others are registered: the process's end is noticed by the other clients instead
+        link = <Link *>PyMem_RawMalloc(sizeof(Link))
+        if link is NULL:
+            prs_close(handle)
+            raise MemoryError()
+        link.handle = handle
+        link.users = 0
+        link.closing = False
+        link.next = links
+        links = link
+        self.link = link
+        self.handle = handle
+        self.id = prs_id(handle)
+        stores[self.id] = self
+        return 0
+
+    cdef int check_open(self) except -1:
+        if self.handle is NULL:
+            from pyray_ser.exceptions import StoreClosedError
+
+            raise StoreClosedError(store=f"{self.id:016x}")
+        return 0
+
+    @property
+    def closed(self):
+        """Whether `shutdown` has closed it."""
+        return self.handle is NULL
+
+    @property
+    def capacity(self):
+        """Bytes it may hold."""
+        self.check_open()
+        return prs_capacity(self.handle)
+
+    @property
+    def locator(self):
+        """tuple of int : pid, start time and descriptor under which others find it."""
+        cdef int32_t pid, fd
+        cdef uint64_t start
+        self.check_open()
+        prs_locator(self.handle, &pid, &start, &fd)
+        return pid, start, fd
+
+    @property
+    def spill_dir(self):
+        """str or None : the directory for objects that do not fit."""
+        self.check_open()
+        cdef bytes directory = prs_spill_directory(self.handle)
+        return directory.decode("utf-8", "surrogateescape") or None
+
+    @property
+    def orphaned(self):
+        """Whether a fork left this process without a client slot in it."""
+        return self.handle is not NULL and prs_is_orphan(self.handle)
+
+    def __repr__(self):
+        if self.handle is NULL:
+            return f"<Store {self.id:016x} (closed)>"
+        where = "anonymous" if self.path is None else repr(self.path)
+        return f"<Store {self.id:016x} {where}, {prs_capacity(self.handle)} bytes>"
+
+    def close(self):
+        """Stop being a client. Views stay valid, references do not. May be repeated."""
+        global default_store
+        cdef Link *link = self.link
+        if self.handle is NULL:
+            return
+        self.handle = NULL
+        if stores.get(self.id) is self:
+            del stores[self.id]
+        if default_store is self:
+            default_store = None
+        if link.users:
+            link.closing = True
+            return
+        cdef prs_store *handle = link.handle
+        link.handle = NULL
+        with nogil:
+            prs_close(handle)
+
+    def stats(self):
+        """The engine's counters, as a dict of int."""
+        cdef prs_stats s
+        self.check_open()
+        cdef int status
+        cdef prs_store *handle = begin(self)
+        with nogil:
+            status = prs_get_stats(handle, &s)
+        end(self)
+        if status != PRS_OK:
+            fail(status, NULL, self)
+        return {
+            "capacity": s.capacity, "used": s.used, "reserved": s.reserved, "backed": s.backed, "overhead": s.overhead,
+            "objects": s.objects, "unsealed": s.unsealed, "largest_free": s.largest_free, "slots": s.slots,
+            "in_flight": s.in_flight, "edges": s.edges, "spilled": s.spilled,
+            "spilled_bytes": s.spilled_bytes, "orphaned": s.orphaned, "serial": s.serial, "clients": s.clients, "max_clients": s.max_clients, "reaped": s.reaped, "stolen": s.stolen,
+        }
+
+    def records(self):
+        """One dict per object, oldest slot first."""
+        cdef dict named = {identity: name for name, identity in names_of(self)}
+        cdef prs_record[64] found
+        cdef uint32_t cursor = 0
+        cdef int n, i
+        cdef prs_store *handle
+        cdef list out = []
+        while True:
+            self.check_open()
+            handle = begin(self)
+            with nogil:
+                n = prs_list(handle, &cursor, found, 64)
+            end(self)
+            if n < 0:
+                fail(n, NULL, self)
+            for i in range(n):
+                out.append({
+                    "id": oid_bytes(&found[i].id).hex(), "serial": found[i].id.serial, "size": found[i].size,
+                    "extent": found[i].extent, "offset": found[i].off, "state": STATES.get(found[i].state, "unknown"),
+                    "ref_holders": found[i].ref_holders, "pin_holders": found[i].pin_holders,
+                    "tokens_and_edges": found[i].tokens_and_edges, "creator_pid": found[i].creator_pid or None,
+                    "created": found[i].created, "freed": bool(found[i].freed), "orphaned": bool(found[i].orphaned),
+                    "spilled": bool(found[i].spilled), "name": named.get(oid_bytes(&found[i].id)),
+                })
+            if n < 64:
+                return out
+
+    def client_pids(self):
+        """Pids of the processes that are attached."""
+        cdef int32_t[4096] pids
+        self.check_open()
+        cdef int n = prs_client_pids(self.handle, pids, 4096)
+        if n < 0:
+            fail(n, NULL, self)
+        return [pids[i] for i in range(n)]
+
+    def check(self):
+        """Verify every invariant of the store; raises `CorruptObjectError` that says which one is broken."""
+        cdef prs_error error
+        cdef int status
+        self.check_open()
+        error.code = 0
+        cdef prs_store *handle = begin(self)
+        with nogil:
+            status = prs_check(handle, &error)
+        end(self)
+        if status != PRS_OK:
+            fail(status, &error, self)
+
+    def look(self, double min_age=0):
+        """Clean up after dead clients, unless somebody did within `min_age` seconds."""
+        cdef int status
+        cdef int64_t age = <int64_t>(min_age * 1e9)
+        self.check_open()
+        cdef prs_store *handle = begin(self)
+        with nogil:
+            status = prs_look(handle, age)
+        end(self)
+        if status < 0:
+            fail(status, NULL, self)
+
+    def trim(self, uint64_t keep=0):
+        """Give freed pages beyond `keep` bytes back to the kernel; returns how many bytes went."""
+        cdef uint64_t given
+        self.check_open()
+        cdef prs_store *handle = begin(self)
+        with nogil:
+            given = prs_trim(handle, keep)
+        end(self)
+        return given
+
+    cdef int alloc(self, uint64_t size, unsigned flags, prs_draft *draft, int64_t deadline) except -1:
+        """Allocate; while the store is full, try again until `deadline` (0: once)."""
+        cdef prs_error error
+        cdef int status
+        cdef prs_store *handle
+        cdef int64_t nap = 1000000
+        while True:
+            self.check_open()
+            error.code = 0
+            if size < PRS_SMALL_MAX and not flags & PRS_ALLOC_WINDOW:
+                status = prs_alloc(self.handle, size, flags, draft, &error)
+            else:
+                handle = begin(self)
+                with nogil:
+                    status = prs_alloc(handle, size, flags, draft, &error)
+                end(self)
+            if status == PRS_OK:
+                return 0
+            if status == PRS_E_CLOSED:
+                revive(self)
+                continue
+            if status not in (PRS_E_FULL, PRS_E_BACKING, PRS_E_OBJECTS) or deadline == 0 or prx_now() >= deadline:
+                fail(status, &error, self)
+            with nogil:
+                prx_nap(nap)
+            nap = min(nap * 2, 20000000)
+            PyErr_CheckSignals()
+
+    cdef int write(self, prs_draft *draft, uint64_t at, const void *src, size_t n) except -1:
+        cdef prs_error error
+        cdef int status
+        cdef prs_store *handle
+        error.code = 0
+        if n == 0:
+            return 0
+        if draft.dst is not NULL:
+            memcpy(<uint8_t *>draft.dst + at, src, n)
+            return 0
+        self.check_open()
+        handle = begin(self)
+        if n < LONG_COPY:
+            status = prs_write(handle, draft, at, src, n, &error)
+        else:
+            with nogil:
+                status = prs_write(handle, draft, at, src, n, &error)
+        end(self)
+        if status != PRS_OK:
+            fail(status, &error, self)
+        return 0
+
+    cdef ObjectRef seal(self, prs_draft *draft):
+        return seal_or_abort(self, draft)
+
+    cdef void abort(self, prs_draft *draft, bint keep_window) noexcept:
+        if self.handle is not NULL:
+            prs_abort(self.handle, draft, keep_window)
+
+    def attach_again(self, int32_t pid, int fd):
+        """In a forked child without a client slot: become a client anew. False if `pid` does not have this store."""
+        cdef prs_store *handle = NULL
+        cdef prs_options options
+        memset(&options, 0, sizeof(options))
+        if self.handle is NULL or not prs_is_orphan(self.handle):
+            return self.handle is not NULL
+        if prs_attach_pid(&handle, pid, fd, self.id, &options, NULL) != PRS_OK:
+            return False
+        # The old handle stays in its link for the views taken through it.
+        self.opened(handle)
+        return True
+
+    cdef ObjectRef reference(self, const prs_oid *id):
+        """One more reference to an object that this process holds or is making."""
+        self.check_open()
+        cdef ObjectRef ref = new_ref(self, NULL, id)
+        cdef int status = prs_ref(self.handle, id)
+        if status != PRS_OK:
+            fail(status, NULL, self, ref)
+        ref.handle = self.handle
+        return ref
+
+
+STATES = {
+    PRS_STATE_RESERVED: "reserved", PRS_STATE_CREATING: "creating", PRS_STATE_SEALED: "sealed",
+    PRS_STATE_FREEING: "freeing", PRS_STATE_SPILLING: "spilling",
+}

@@ -1,0 +1,159 @@
+# Named objects.
+
+cdef bytes name_bytes(object name):
+    if not isinstance(name, str):
+        raise TypeError(f"the name of an object is a str, not {type(name).__name__!r}")
+    # What UTF-8 cannot say (lone surrogates) cannot be a name either: UnicodeEncodeError is a ValueError.
+    cdef bytes encoded = (<str>name).encode()
+    if not 0 < PyBytes_GET_SIZE(encoded) <= PRS_NAME_MAX:
+        raise ValueError(f"the name of an object has 1 to {PRS_NAME_MAX} bytes of UTF-8, not {len(encoded)}")
+    if b"\0" in encoded:
+        raise ValueError("the name of an object cannot hold a null character")
+    return encoded
+
+
+cdef ObjectRef put_named(Store store, object value, object name, int64_t deadline):
+    cdef bytes encoded = name_bytes(name)
+    # A taken name is found before the value is copied; binding decides.
+    if find_encoded(store, encoded) is not None:
+        name_taken(name)
+    cdef ObjectRef ref = put_value(store, value, deadline)
+    bind_encoded(ref, encoded, name)
+    return ref
+
+
+cdef int name_taken(object name) except -1:
+    from pyray_ser.exceptions import NameExistsError
+
+    raise NameExistsError(name=name)
+
+
+cdef int bind_encoded(ObjectRef ref, bytes encoded, object name) except -1:
+    cdef prs_error error
+    cdef int status
+    cdef prs_store *handle
+    cdef const char *text = encoded
+    cdef size_t length = PyBytes_GET_SIZE(encoded)
+    ref.store.check_open()
+    error.code = 0
+    handle = begin(ref.store)
+    with nogil:
+        status = prs_name_bind(handle, text, length, &ref.id, &error)
+    end(ref.store)
+    if status == PRS_E_EXISTS:
+        name_taken(name)
+    if status == PRS_E_OBJECTS:
+        from pyray_ser.exceptions import StoreFullError
+
+        raise StoreFullError(table="names")
+    if status != PRS_OK:
+        fail(status, &error, ref.store, ref)
+    return 0
+
+
+cdef ObjectRef find_encoded(Store store, bytes encoded):
+    """The object of a name, or None. Takes the store's lock, so the GIL is released."""
+    cdef prs_oid id
+    cdef int status
+    cdef prs_store *handle
+    cdef const char *text = encoded
+    cdef size_t length = PyBytes_GET_SIZE(encoded)
+    # Made first: once the engine has given a reference, nothing may fail.
+    memset(&id, 0, sizeof(id))
+    cdef ObjectRef ref = new_ref(store, NULL, &id)
+    while True:
+        store.check_open()
+        handle = begin(store)
+        with nogil:
+            status = prs_name_find(handle, text, length, &id)
+        end(store)
+        if status != PRS_E_CLOSED:
+            break
+        revive(store)
+    if status == PRS_E_NOTFOUND:
+        return None
+    if status != PRS_OK:
+        fail(status, NULL, store)
+    ref.id = id
+    ref.handle = handle
+    return ref
+
+
+def bind_name(ObjectRef ref not None, name):
+    """Give a stored object a name."""
+    adopt(ref)
+    bind_encoded(ref, name_bytes(name), name)
+
+
+def find_name(Store store not None, name):
+    """ObjectRef or None : the object of that name in `store`."""
+    return find_encoded(store, name_bytes(name))
+
+
+def wait_name(Store store not None, name, timeout=None):
+    """
+    The object of a name, waiting for somebody to give it.
+
+    Returns
+    -------
+    ObjectRef
+
+    Raises
+    ------
+    NameNotFoundError
+        If there is none and `timeout` is 0.
+    GetTimeoutError
+        If there is none in time.
+    """
+    cdef int64_t deadline = deadline_of(timeout), left
+    cdef bytes encoded = name_bytes(name)
+    cdef uint32_t seen
+    cdef int status
+    cdef prs_store *handle
+    cdef ObjectRef ref
+    while True:
+        # The counter is read before the look: a name given after it ends the sleep at once.
+        store.check_open()
+        seen = prs_epoch(store.handle)
+        ref = find_encoded(store, encoded)
+        if ref is not None:
+            return ref
+        if deadline == 0:
+            from pyray_ser.exceptions import NameNotFoundError
+
+            raise NameNotFoundError(name=name)
+        left = min(deadline - prx_now(), <int64_t>100000000)
+        if left <= 0:
+            from pyray_ser.exceptions import GetTimeoutError
+
+            raise GetTimeoutError(ref=f"named {name!r}", timeout=timeout)
+        store.check_open()
+        handle = begin(store)
+        with nogil:
+            status = prs_wait_epoch(handle, seen, left)
+        end(store)
+        PyErr_CheckSignals()
+        if status == PRS_E_CLOSED:
+            revive(store)
+        elif status not in (PRS_OK, PRS_E_TIMEOUT, PRS_E_INTR):
+            fail(status, NULL, store)
+
+
+def names_of(Store store not None):
+    """list of (str, bytes) : every name and the `binary` of its object."""
+    cdef char[PRS_NAME_MAX + 1] text
+    cdef uint32_t cursor = 0
+    cdef prs_oid id
+    cdef int more
+    cdef prs_store *handle
+    cdef list found = []
+    while True:
+        store.check_open()
+        handle = begin(store)
+        with nogil:
+            more = prs_name_next(handle, &cursor, text, &id)
+        end(store)
+        if not more:
+            return found
+        # The bytes were written by another process: shown whatever they are.
+        found.append(((<const char *>text).decode("utf-8", "replace"), oid_bytes(&id)))

@@ -1,0 +1,172 @@
+# Creating, attaching, and finding which store is meant.
+
+cdef int revive(Store store) except -1:
+    """Make a store usable again in a forked child that got no client slot; raises if it cannot be."""
+    from pyray_ser.store import reattach
+
+    if store.handle is NULL or not prs_is_orphan(store.handle) or not reattach(store):
+        store.check_open()
+        fail(PRS_E_CLOSED, NULL, store)
+    return 0
+
+
+def create_store(path=None, *, capacity=0, max_clients=0, max_objects=0, lock_timeout=0.0, warm_reserve=0, spill_dir=None,
+                 flags=0):
+    """A new store with this process as its first client; `path` None makes an anonymous one."""
+    return _open(0, path, 0, -1, 0, capacity, max_clients, max_objects, lock_timeout, warm_reserve, spill_dir, flags)
+
+
+def attach_path(path, *, lock_timeout=0.0, flags=0):
+    """Attach to the store in the file `path`."""
+    return _open(1, path, 0, -1, 0, 0, 0, 0, lock_timeout, 0, None, flags)
+
+
+def attach_pid(pid, fd=-1, store=0, *, lock_timeout=0.0, flags=0):
+    """Attach to a store (0: any) that process `pid` has open; None if it has no such store."""
+    return _open(2, None, pid, fd, store, 0, 0, 0, lock_timeout, 0, None, flags)
+
+
+def snapshot(path):
+    """
+    A copy of the tables of the store in the file `path`, to look at one that nobody uses any more without changing it.
+
+    Returns
+    -------
+    tuple of (Store, str or None)
+        The copy, good for `stats`, `records`, `check` and `names_of` only, and the spill directory of the original.
+    """
+    cdef char[PRS_SPILL_DIR_MAX] directory
+    cdef prs_error error
+    cdef prs_store *handle = NULL
+    cdef int status
+    cdef bytes encoded = path_bytes(path)
+    cdef const char *name = encoded
+    error.code = 0
+    memset(directory, 0, PRS_SPILL_DIR_MAX)
+    with nogil:
+        status = prs_snapshot(&handle, name, directory, &error)
+    if status != PRS_OK:
+        fail(status, &error, path)
+    if prs_id(handle) in stores:
+        prs_close(handle)
+        raise ValueError(f"{path}: this process uses that store itself")
+    cdef Store store = Store.__new__(Store)
+    store.opened(handle)
+    spilled_to = (<const char *>directory).decode("utf-8", "surrogateescape")
+    return store, spilled_to or None
+
+
+cdef object _open(int how, path, int32_t pid, int fd, uint64_t ident, uint64_t capacity, uint32_t max_clients,
+                  uint32_t max_objects, double lock_timeout, uint64_t warm_reserve, spill_dir, uint32_t flags):
+    cdef prs_options options
+    cdef prs_error error
+    cdef prs_store *handle = NULL
+    cdef int status
+    cdef bytes encoded = None, encoded_spill = None
+    cdef const char *name = NULL
+    memset(&options, 0, sizeof(options))
+    error.code = 0
+    if path is not None:
+        encoded = path_bytes(path)
+        name = encoded
+    if spill_dir is not None:
+        encoded_spill = path_bytes(spill_dir)
+        options.spill_dir = encoded_spill
+    options.path = name
+    options.capacity = capacity
+    options.max_clients = max_clients
+    options.max_objects = max_objects
+    options.lock_timeout = <int64_t>(lock_timeout * 1e9)
+    options.warm_reserve = warm_reserve
+    options.flags = flags
+    with nogil:
+        if how == 0:
+            status = prs_create(&handle, &options, &error)
+        elif how == 1:
+            status = prs_attach_path(&handle, name, &options, &error)
+        else:
+            status = prs_attach_pid(&handle, pid, fd, ident, &options, &error)
+    if how == 2 and status in (PRS_E_NOTFOUND, PRS_E_FOREIGN):
+        return None
+    if status != PRS_OK:
+        fail(status, &error, path)
+    cdef Store known = stores.get(prs_id(handle))
+    if known is not None:
+        prs_close(handle)
+        return known
+    cdef Store store = Store.__new__(Store)
+    store.path = path
+    store.opened(handle)
+    return store
+
+
+cdef bytes path_bytes(object path):
+    import os
+
+    encoded = os.fsencode(path)
+    if b"\0" in encoded:
+        raise ValueError("embedded null byte")
+    return encoded
+
+
+def stores_of(int32_t pid):
+    """list of (int, int) : id and descriptor of each store that process `pid` has open."""
+    cdef uint64_t[64] ids
+    cdef int[64] fds
+    cdef int n = prs_list_pid(pid, ids, fds, 64)
+    return [(ids[i], fds[i]) for i in range(n)]
+
+
+def open_stores():
+    """list of Store : those open in this process."""
+    return list(stores.values())
+
+
+def default():
+    """Store or None : the one that `put` uses."""
+    return default_store
+
+
+def set_default(Store store):
+    """Make `store` (None: none) the one that `put` uses."""
+    global default_store
+    default_store = store
+
+
+def start_time(int32_t pid):
+    """int : when process `pid` started, in clock ticks; 0 if it is gone."""
+    return prs_start_time(pid)
+
+
+def fork_count():
+    """int : differs in every forked child."""
+    return prs_fork_count()
+
+
+cdef Store default_or_open():
+    if default_store is None:
+        from pyray_ser.store import open_default
+
+        open_default()
+    return default_store
+
+
+def spill_clean(path, dry=True):
+    """int : how many directories of stores that are gone lie in a spill directory; removed unless `dry`."""
+    cdef bytes encoded = path_bytes(path)
+    cdef const char *text = encoded
+    cdef bint count_only = dry
+    cdef int n
+    with nogil:
+        n = prs_spill_clean(text, count_only)
+    if n < 0:
+        import os
+
+        raise OSError(-n, os.strerror(-n), path)
+    return n
+
+
+def failpoint(name, int action, int after=1, int value=0):
+    """Arm a point of fault injection (debug builds only): 1 kills, 2 stops, 3 fails with the errno `value`, 4 holds."""
+    cdef bytes encoded = name.encode()
+    return bool(prs_failpoint_arm(encoded, action, after, value))

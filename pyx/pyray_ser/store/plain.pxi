@@ -1,0 +1,145 @@
+# Values that skip pickling: scalars, short text, and what is one buffer, in both directions.
+
+cdef Py_ssize_t scalar_stream(object value, uint8_t *out) except -1:
+    """Write the stream of None, a bool, int, float or short ASCII str to `out` (280 bytes); 0 if it is something else."""
+    cdef long long number
+    cdef int overflow, n
+    cdef Py_ssize_t length
+    out[0] = 0x80
+    out[1] = 5
+    if PyLong_CheckExact(value):
+        number = PyLong_AsLongLongAndOverflow(value, &overflow)
+        if overflow:
+            return 0
+        if 0 <= number <= 0xff:
+            out[2] = c'K'
+            n = 1
+        elif 0 <= number <= 0xffff:
+            out[2] = c'M'
+            n = 2
+        elif -0x80000000LL <= number <= 0x7fffffffLL:
+            out[2] = c'J'
+            n = 4
+        else:
+            n = 8
+            # drop bytes that only repeat the sign
+            while (number >> (8 * (n - 1) - 1)) == (-1 if number < 0 else 0):
+                n -= 1
+            out[2] = 0x8a
+            out[3] = n
+            memcpy(out + 4, &number, n)
+            out[4 + n] = c'.'
+            return 5 + n
+        memcpy(out + 3, &number, n)
+        out[3 + n] = c'.'
+        return 4 + n
+    if PyFloat_CheckExact(value):
+        out[2] = c'G'
+        PyFloat_Pack8(PyFloat_AS_DOUBLE(value), <char *>out + 3, 0)
+        out[11] = c'.'
+        return 12
+    if value is None:
+        out[2] = c'N'
+        out[3] = c'.'
+        return 4
+    if value is True or value is False:
+        out[2] = 0x88 if value is True else 0x89
+        out[3] = c'.'
+        return 4
+    if PyUnicode_CheckExact(value) and prx_is_ascii(value):
+        length = prx_ascii_len(value)
+        if length > 255:
+            return 0
+        out[2] = 0x8c
+        out[3] = <uint8_t>length
+        memcpy(out + 4, prx_ascii(value), length)
+        out[4 + length] = c'.'
+        return 5 + length
+    return 0
+
+
+# Streams of values that are one buffer: the stream asks for the buffer and calls the type.
+#   PROTO 5, 'builtins', name, STACK_GLOBAL, NEXT_BUFFER, TUPLE1, REDUCE, STOP
+cdef bytes BYTES_STREAM = b"\x80\x05\x8c\x08builtins\x8c\x05bytes\x93\x97\x85R."
+cdef bytes BYTEARRAY_STREAM = b"\x80\x05\x8c\x08builtins\x8c\x09bytearray\x93\x97\x85R."
+MEMORYVIEW_STREAM = b"\x80\x05\x8c\x08builtins\x8c\x0amemoryview\x93\x97\x85R."
+#   array.array(typecode, bytes(<buffer>))
+cdef bytes ARRAY_STREAM = b"\x80\x05\x8c\x05array\x8c\x05array\x93\x8c\x01?\x8c\x08builtins\x8c\x05bytes\x93\x97\x85R\x86R."
+cdef bytes MEMORYVIEW_CALL = MEMORYVIEW_STREAM[2:len(MEMORYVIEW_STREAM) - 1]
+cdef Py_ssize_t ARRAY_TYPECODE = ARRAY_STREAM.index(b"?")
+cdef object array_type = None
+
+
+cdef object load_scalar(const uint8_t *stream, uint64_t n, bint *done):
+    """The value of a stream that `scalar_stream` wrote. Each byte is read once: shared bytes may change."""
+    cdef uint8_t op
+    cdef uint64_t length
+    cdef long long number
+    cdef uint8_t[8] raw
+    done[0] = False
+    if n < 4 or stream[0] != 0x80 or stream[1] != 5 or stream[n - 1] != c'.':
+        return None
+    op = stream[2]
+    done[0] = True
+    if op == c'K' and n == 5:
+        return PyLong_FromLongLong(stream[3])
+    if op == c'M' and n == 6:
+        return PyLong_FromLongLong(stream[3] | <uint32_t>stream[4] << 8)
+    if op == c'J' and n == 8:
+        memcpy(raw, stream + 3, 4)
+        return PyLong_FromLongLong((<int32_t *>raw)[0])
+    if op == c'G' and n == 12:
+        memcpy(raw, stream + 3, 8)
+        return PyFloat_FromDouble(PyFloat_Unpack8(<const char *>raw, 0))
+    if op == c'N' and n == 4:
+        return None
+    if op == 0x88 and n == 4:
+        return True
+    if op == 0x89 and n == 4:
+        return False
+    if op == 0x8c:
+        length = stream[3]
+        if length + 5 == n:
+            return PyUnicode_DecodeUTF8(<const char *>stream + 4, length, "surrogatepass")
+    if op == 0x8a:
+        length = stream[3]
+        if 0 < length <= 8 and length + 5 == n:
+            memcpy(raw, stream + 4, length)
+            memset(raw + length, 0xff if raw[length - 1] & 0x80 else 0, 8 - length)
+            memcpy(&number, raw, 8)
+            return PyLong_FromLongLong(number)
+    done[0] = False
+    return None
+
+
+cdef object load_memory(const uint8_t *stream, uint64_t n, object owner, const uint8_t *data, uint64_t size, bint writable):
+    """The value of a stream that `put_memory` wrote, or None."""
+    cdef object array
+    if n == <uint64_t>PyBytes_GET_SIZE(BYTES_STREAM) and memcmp(stream, PyBytes_AS_STRING(BYTES_STREAM), n) == 0:
+        return copied_bytes(data, size)
+    if n == <uint64_t>PyBytes_GET_SIZE(BYTEARRAY_STREAM) and memcmp(stream, PyBytes_AS_STRING(BYTEARRAY_STREAM), n) == 0:
+        return bytearray(block(owner, data, size, True))
+    if n == <uint64_t>PyBytes_GET_SIZE(MEMORYVIEW_STREAM) and memcmp(stream, PyBytes_AS_STRING(MEMORYVIEW_STREAM), n) == 0:
+        return PyMemoryView_FromObject(block(owner, data, size, not writable))
+    if (n == <uint64_t>PyBytes_GET_SIZE(ARRAY_STREAM)
+            and memcmp(stream, PyBytes_AS_STRING(ARRAY_STREAM), ARRAY_TYPECODE) == 0
+            and memcmp(stream + ARRAY_TYPECODE + 1, PyBytes_AS_STRING(ARRAY_STREAM) + ARRAY_TYPECODE + 1,
+                       n - ARRAY_TYPECODE - 1) == 0):
+        from array import array as array_of
+
+        array = array_of(chr(stream[ARRAY_TYPECODE]))
+        array.frombytes(block(owner, data, size, True))
+        return array
+    return None
+
+
+cdef object copied_bytes(const uint8_t *data, uint64_t size):
+    cdef bytes made
+    cdef char *dst
+    if size < LONG_COPY:
+        return PyBytes_FromStringAndSize(<const char *>data, size)
+    made = PyBytes_FromStringAndSize(NULL, size)
+    dst = PyBytes_AS_STRING(made)
+    with nogil:
+        memcpy(dst, data, size)
+    return made
