@@ -161,7 +161,7 @@ typedef struct prs_link {
     uint32_t owner_tag;  /* EDGE: the outer generation; else the client's incarnation  */
     uint32_t next;       /* EDGE: next of the outer object; FREE: next free            */
     uint32_t created;    /* seconds since the store was made                           */
-    uint32_t unused;
+    uint32_t pid;        /* of the process that made it                                */
 } prs_link;
 
 _Static_assert(sizeof(prs_link) == 48, "a link is 48 bytes");

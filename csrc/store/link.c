@@ -107,7 +107,8 @@ uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t 
                     .owner = owner,
                     .owner_tag = owner_tag,
                     .next = PRS_NIL,
-                    .created = (uint32_t)(prs_seconds() - s->super->born)};
+                    .created = (uint32_t)(prs_seconds() - s->super->born),
+                    .pid = (uint32_t)s->pid};
     PRS_POINT(link_filled);
     /* Count, then look: whoever retires the object reads the count after it changed the word. */
     prs_fetch_add_seqcst(&slot->links, 1);

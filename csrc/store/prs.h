@@ -214,6 +214,25 @@ int prs_token_claim(prs_store *store, const prs_oid *id, const prs_token *token)
 /* End a token by whoever took it. Idempotent. May free the object. */
 void prs_token_drop(prs_store *store, const prs_oid *id, const prs_token *token);
 
+/* One token, as its sender left it. */
+typedef struct prs_flight {
+    prs_oid id; /* the object it holds                                               */
+    prs_token token;
+    int kind;                     /* PRS_TOKEN_*                                                       */
+    uint32_t sender, incarnation; /* the client that took it                                           */
+    int32_t sender_pid;           /* in its own pid namespace; known also when it is gone              */
+    bool sender_alive;            /* false: that client left or is proven dead                         */
+    bool object_gone;             /* the object was ended for everyone: nothing is held any more       */
+    int64_t created;              /* seconds since the epoch                                           */
+} prs_flight;
+
+/* List the tokens from *cursor on, at most `cap`; how many (0: no more), or an error. */
+int prs_flights(prs_store *store, uint32_t *cursor, prs_flight *out, int cap, prs_error *error);
+/* End what lost messages left: tokens of kind ONCE at least `min_age` ns old (to the second) whose sender is gone, of the
+ * process `pid` alone unless that is 0; and any whose object is gone.  How many, or an error.  For a caller who knows that
+ * those messages will not be received any more. */
+int prs_flights_end(prs_store *store, int32_t pid, int64_t min_age, prs_error *error);
+
 /* ---- names --------------------------------------------------------------------------------- */
 
 #define PRS_NAME_MAX 215 /* bytes of UTF-8 */

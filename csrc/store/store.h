@@ -12,6 +12,7 @@
  *   segment     create, attach, validate, close
  *   magazine    slots with extents in hand, so that small puts take no lock
  *   link        tokens and edges
+ *   flight      listing tokens, ending lost ones
  *   name        the index of names
  *   object      alloc, seal, pin, ref, free: the protocol of the slot word
  *   spill       objects in files when there is no room
