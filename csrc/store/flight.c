@@ -67,6 +67,7 @@ int prs_flights(prs_store *s, uint32_t *cursor, prs_flight *out, int cap, prs_er
                                     .sender = l->owner,
                                     .incarnation = l->owner_tag,
                                     .sender_pid = (int32_t)l->pid,
+                                    .note = l->next,
                                     .object_gone = !holds(s, l),
                                     .created = (int64_t)(s->super->born + l->created)};
         }

@@ -159,7 +159,7 @@ typedef struct prs_link {
     uint32_t kind;       /* PRS_LINK_*                                                 */
     uint32_t owner;      /* EDGE: the outer slot; else the client that made it         */
     uint32_t owner_tag;  /* EDGE: the outer generation; else the client's incarnation  */
-    uint32_t next;       /* EDGE: next of the outer object; FREE: next free            */
+    uint32_t next;       /* EDGE: next of the outer object; FREE: next free; tokens: the sender's note */
     uint32_t created;    /* seconds since the store was made                           */
     uint32_t pid;        /* of the process that made it                                */
 } prs_link;

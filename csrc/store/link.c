@@ -95,7 +95,8 @@ int prs_link_lock(prs_store *s, prs_error *error)
 
 /* Make a record that holds `id`; its index, PRS_NIL when the object is gone.  `undone`: the
  * count was touched all the same and a free must be tried after unlocking. */
-uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t owner, uint32_t owner_tag, bool *undone)
+uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t owner, uint32_t owner_tag, uint32_t next,
+                       bool *undone)
 {
     prs_slot *slot = prs_slot_at(s, id->slot);
     uint32_t i = record_take(s);
@@ -106,7 +107,7 @@ uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t 
                     .generation = id->generation,
                     .owner = owner,
                     .owner_tag = owner_tag,
-                    .next = PRS_NIL,
+                    .next = next,
                     .created = (uint32_t)(prs_seconds() - s->super->born),
                     .pid = (uint32_t)s->pid};
     PRS_POINT(link_filled);
@@ -134,6 +135,11 @@ uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t 
 
 int prs_token_take(prs_store *s, const prs_oid *id, int kind, prs_token *token)
 {
+    return prs_token_take_noted(s, id, kind, 0, token);
+}
+
+int prs_token_take_noted(prs_store *s, const prs_oid *id, int kind, uint32_t note, prs_token *token)
+{
     *token = (prs_token){0, 0, 0};
     if (prs_load_relaxed(&s->closed) || s->orphan)
         return PRS_E_CLOSED;
@@ -148,7 +154,7 @@ int prs_token_take(prs_store *s, const prs_oid *id, int kind, prs_token *token)
         return rc == PRS_E_AGAIN ? PRS_OK : rc;
     }
     bool undone;
-    uint32_t i = prs_link_make(s, id, (uint32_t)kind, s->me, s->incarnation, &undone);
+    uint32_t i = prs_link_make(s, id, (uint32_t)kind, s->me, s->incarnation, note, &undone);
     if (i != PRS_NIL)
         *token = (prs_token){i + 1, 0, s->links[i].serial};
     prs_unlock(s);
@@ -204,7 +210,7 @@ int prs_add_edge(prs_store *s, prs_draft *draft, const prs_oid *inner, prs_error
         return rc;
     prs_slot *outer = prs_slot_at(s, draft->id.slot);
     bool undone;
-    uint32_t i = prs_link_make(s, inner, PRS_LINK_EDGE, draft->id.slot, draft->id.generation, &undone);
+    uint32_t i = prs_link_make(s, inner, PRS_LINK_EDGE, draft->id.slot, draft->id.generation, PRS_NIL, &undone);
     if (i != PRS_NIL) {
         s->links[i].next = prs_load_relaxed(&outer->edges);
         prs_store_relaxed(&outer->edges, i);

@@ -107,7 +107,7 @@ int prs_name_bind(prs_store *s, const char *name, size_t len, const prs_oid *id,
         rc = prs_fail(error, PRS_E_OBJECTS, 0, "the store has room for %u names, all are taken", PRS_NAMES_MAX);
         goto out;
     }
-    uint32_t link = prs_link_make(s, id, PRS_LINK_NAME, i, (uint32_t)id->serial, &undone);
+    uint32_t link = prs_link_make(s, id, PRS_LINK_NAME, i, (uint32_t)id->serial, PRS_NIL, &undone);
     if (link == PRS_NIL) {
         rc = prs_fail(error, PRS_E_LOST, 0, "the object to be named is gone");
         goto out;

@@ -209,6 +209,8 @@ enum { PRS_TOKEN_ONCE = 1, PRS_TOKEN_STICKY = 2 };
 /* Hold the object on behalf of a message (ONCE: ended by the receiver's prs_token_claim;
  * STICKY: by prs_token_drop, prs_free or the end of the store). The caller holds a ref. */
 int prs_token_take(prs_store *store, const prs_oid *id, int kind, prs_token *token);
+/* The same with a note for whoever finds the token after the sender's death, see prs_flights. */
+int prs_token_take_noted(prs_store *store, const prs_oid *id, int kind, uint32_t note, prs_token *token);
 /* Take a reference like prs_ref, then end the token if it is still this one. */
 int prs_token_claim(prs_store *store, const prs_oid *id, const prs_token *token);
 /* End a token by whoever took it. Idempotent. May free the object. */
@@ -221,6 +223,7 @@ typedef struct prs_flight {
     int kind;                     /* PRS_TOKEN_*                                                       */
     uint32_t sender, incarnation; /* the client that took it                                           */
     int32_t sender_pid;           /* in its own pid namespace; known also when it is gone              */
+    uint32_t note;                /* what the sender said of the message's way, 0: nothing             */
     bool sender_alive;            /* false: that client left or is proven dead                         */
     bool object_gone;             /* the object was ended for everyone: nothing is held any more       */
     int64_t created;              /* seconds since the epoch                                           */

@@ -341,7 +341,7 @@ int prs_links_check(prs_store *s, prs_error *error);
  * unlocking); end one (the slot to try to free after unlocking, or PRS_NIL). */
 int prs_link_lock(prs_store *s, prs_error *error);
 uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t owner, uint32_t owner_tag,
-                       bool *undone);
+                       uint32_t next, bool *undone);
 uint32_t prs_link_end(prs_store *s, uint32_t link);
 
 /* ---- name.c: under the store lock ------------------------------------------------------------------------------- */

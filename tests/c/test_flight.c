@@ -45,9 +45,10 @@ TEST(a_token_shows_its_sender_object_and_age)
     prs_oid id = put(s, 100, 1);
     prs_token once, sticky;
     int64_t before = (int64_t)prs_seconds();
-    CHECK_EQ(prs_token_take(s, &id, PRS_TOKEN_ONCE, &once), PRS_OK);
+    CHECK_EQ(prs_token_take_noted(s, &id, PRS_TOKEN_ONCE, 77, &once), PRS_OK);
     CHECK_EQ(prs_token_take(s, &id, PRS_TOKEN_STICKY, &sticky), PRS_OK);
     CHECK_EQ(list(s, f, 4), 2);
+    CHECK(f[0].note == 77 && f[1].note == 0);
     CHECK(f[0].id.serial == id.serial && f[0].id.slot == id.slot && f[0].id.generation == id.generation);
     CHECK(f[0].token.index == once.index && f[0].token.serial == once.serial && f[0].kind == PRS_TOKEN_ONCE);
     CHECK_EQ(f[1].kind, PRS_TOKEN_STICKY);
