@@ -1,4 +1,4 @@
-"""``pyray-ser ls``: the objects of each store."""
+"""``pyray-ser ls``: the objects of each store, and the references in flight that hold some of them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _ask(store: _store.Store, spill_dir: str | None) -> dict[str, Any]:
-    return {"objects": records(store)}
+    return {"objects": records(store), "in_flight": store.flights()}
 
 
 def records(store: _store.Store) -> list[dict[str, Any]]:
@@ -51,11 +51,26 @@ def row(record: dict[str, Any], now: float) -> list[str]:
 HEADS = ("SERIAL", "SIZE", "AGE", "STATE", "OWNER", "REFS", "VIEWS", "HELD", "NAME")
 
 
+def flight_row(flight: dict[str, Any], now: float) -> list[str]:
+    """Return one reference in flight as cells of a table."""
+    return [
+        str(flight["serial"]),
+        str(flight["sender_pid"]) + ("" if flight["sender_alive"] else " (gone)"),
+        age(now - flight["created"]),
+        "message" if flight["once"] else "bytes kept",
+        "freed" if flight["object_gone"] else "held",
+    ]
+
+
+FLIGHT_HEADS = ("IN FLIGHT", "SENDER", "AGE", "AS", "OBJECT")
+
+
 def run(arguments: argparse.Namespace) -> int:
     """List the objects."""
     answers, status = each(arguments, _ask)
     for answer in answers:
         answer.setdefault("objects", [])
+        answer.setdefault("in_flight", []).sort(key=lambda flight: flight["created"])
         answer["objects"].sort(key=ORDERS[arguments.sort])
         answer["count"] = len(answer["objects"])
         if arguments.limit is not None:
@@ -72,6 +87,8 @@ def run(arguments: argparse.Namespace) -> int:
         elif answer["objects"]:
             rows = [row(record, now) for record in answer["objects"]]
             print(table(HEADS, rows, "rrrlrrrrl"))
+        if flights := answer["in_flight"][: arguments.limit if arguments.limit is None else max(0, arguments.limit)]:
+            print(table(FLIGHT_HEADS, [flight_row(flight, now) for flight in flights], "rrrll"))
         print()
     if not answers and not status:
         print("no stores")

@@ -125,6 +125,18 @@ cdef extern from "store/prs.h" nogil:
     int prs_token_claim(prs_store *store, const prs_oid *id, const prs_token *token) noexcept
     void prs_token_drop(prs_store *store, const prs_oid *id, const prs_token *token) noexcept
 
+    ctypedef struct prs_flight:
+        prs_oid id
+        prs_token token
+        int kind
+        int32_t sender_pid
+        bint sender_alive
+        bint object_gone
+        int64_t created
+
+    int prs_flights(prs_store *store, uint32_t *cursor, prs_flight *out, int cap, prs_error *error) noexcept
+    int prs_flights_end(prs_store *store, int32_t pid, int64_t min_age, prs_error *error) noexcept
+
     enum:
         PRS_NAME_MAX
 

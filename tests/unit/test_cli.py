@@ -16,10 +16,12 @@ from pyray_ser.cli import map as picture
 
 OWNER = """
 import os, sys, numpy as np, pyray_ser
+from multiprocessing.reduction import ForkingPickler
 pyray_ser.init(name=sys.argv[1], capacity=32 << 20, spill_dir=sys.argv[2])
 refs = [pyray_ser.put(np.full(500_000, i)) for i in range(10)]
 view = pyray_ser.get(refs[-1])
 pyray_ser.put(np.zeros(1000), name="weights\\x1b[31m")
+message = bytes(ForkingPickler.dumps(refs[0]))
 print(os.getpid(), flush=True)
 sys.stdin.read()
 """
@@ -100,7 +102,12 @@ def test_every_command_shows_the_store(owner, crashed):
     spilled = [record for record in objects if record["spilled"]]
     assert spilled and all(record["extent"] == 0 for record in spilled)
 
+    (flight,) = listed["in_flight"]
+    assert flight["sender_pid"] == owner.pid and flight["sender_alive"] is not crashed and flight["once"] is True
+    assert flight["serial"] == objects[0]["serial"] and flight["object_gone"] is False
+
     text = command("ls", owner.name)
+    assert "IN FLIGHT" in text and str(owner.pid) + (" (gone)" if crashed else " ") in text
     assert "spilled" in text and "weights\\x1b[31m" in text and "\x1b" not in text
     assert ("gone" in text) is crashed
 

@@ -188,6 +188,58 @@ cdef class Store:
             if n < 64:
                 return out
 
+    def flights(self):
+        """
+        One dict per reference in flight, in no order.
+
+        A sender that is no client any more is not alive; its pid is that of its own pid namespace.
+        """
+        cdef prs_flight[64] found
+        cdef prs_error error
+        cdef uint32_t cursor = 0
+        cdef int n, i
+        cdef prs_store *handle
+        cdef list out = []
+        while True:
+            self.check_open()
+            error.code = 0
+            handle = begin(self)
+            with nogil:
+                n = prs_flights(handle, &cursor, found, 64, &error)
+            end(self)
+            if n < 0:
+                fail(n, &error, self)
+            for i in range(n):
+                out.append({
+                    "id": oid_bytes(&found[i].id).hex(), "serial": found[i].id.serial,
+                    "once": found[i].kind == PRS_TOKEN_ONCE, "sender_pid": found[i].sender_pid,
+                    "sender_alive": bool(found[i].sender_alive), "object_gone": bool(found[i].object_gone),
+                    "created": found[i].created,
+                    "token": (found[i].token.index, found[i].token.serial),
+                })
+            if n < 64:
+                return out
+
+    def end_flights(self, int32_t pid=0, double min_age=0):
+        """
+        End the references in flight whose sender is gone, and return how many there were.
+
+        For who knows that their messages will not be received any more: of the process `pid` alone, if given, and only those
+        sent at least `min_age` seconds ago. What may be loaded any number of times stays, unless its object is gone.
+        """
+        cdef prs_error error
+        cdef int n
+        cdef int64_t age = <int64_t>(min(max(min_age, 0.0), 9e9) * 1e9)
+        self.check_open()
+        error.code = 0
+        cdef prs_store *handle = begin(self)
+        with nogil:
+            n = prs_flights_end(handle, pid, age, &error)
+        end(self)
+        if n < 0:
+            fail(n, &error, self)
+        return n
+
     def client_pids(self):
         """Pids of the processes that are attached."""
         cdef int32_t[4096] pids
