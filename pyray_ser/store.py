@@ -17,7 +17,7 @@ from . import _log, _store
 
 # `.exceptions` is imported where it is needed: it costs more than all the rest of a first put.
 
-__all__ = ["close_all", "find", "open_default", "open_store", "reattach", "spill_path", "unreachable"]
+__all__ = ["close_all", "find", "open_default", "open_store", "reattach", "renew", "spill_path", "unreachable"]
 
 HINT = "PYRAY_SER_STORE"
 # Options of a store to be made, when the program gives none.
@@ -183,6 +183,14 @@ def reattach(store) -> bool:
         return any(
             ident == store.id and store.attach_again(os.getpid(), fd) for ident, fd in _store.stores_of(os.getpid())
         )
+
+
+def renew(store) -> None:
+    """In a forked child: give back what the fork handed over, views apart, and stay a client of the store."""
+    with _lock:
+        # Without a slot for a moment of two clients it stays what it is.
+        if store.renew() and store is _store.default():
+            _set_hint(store)
 
 
 def unreachable(ref, node: bytes) -> Exception:

@@ -30,6 +30,11 @@ static bool holds(prs_store *s, const prs_link *l)
            prs_load_relaxed(&slot->serial) == l->inner;
 }
 
+static uint64_t size_of(prs_store *s, const prs_link *l)
+{
+    return holds(s, l) ? prs_load_relaxed(&prs_slot_at(s, l->slot)->size) : 0;
+}
+
 /* The lock, with every published link and slot mapped here. */
 static int lock_tables(prs_store *s, prs_error *error)
 {
@@ -68,6 +73,7 @@ int prs_flights(prs_store *s, uint32_t *cursor, prs_flight *out, int cap, prs_er
                                     .incarnation = l->owner_tag,
                                     .sender_pid = (int32_t)l->pid,
                                     .note = l->next,
+                                    .size = size_of(s, l),
                                     .object_gone = !holds(s, l),
                                     .created = (int64_t)(s->super->born + l->created)};
         }

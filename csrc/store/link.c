@@ -95,8 +95,8 @@ int prs_link_lock(prs_store *s, prs_error *error)
 
 /* Make a record that holds `id`; its index, PRS_NIL when the object is gone.  `undone`: the
  * count was touched all the same and a free must be tried after unlocking. */
-uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t owner, uint32_t owner_tag, uint32_t next,
-                       bool *undone)
+uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t owner, uint32_t owner_tag,
+                       uint32_t next, bool *undone)
 {
     prs_slot *slot = prs_slot_at(s, id->slot);
     uint32_t i = record_take(s);

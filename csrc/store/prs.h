@@ -220,6 +220,7 @@ void prs_token_drop(prs_store *store, const prs_oid *id, const prs_token *token)
 typedef struct prs_flight {
     prs_oid id; /* the object it holds                                               */
     prs_token token;
+    uint64_t size;                /* bytes of the object, 0 when it is gone                              */
     int kind;                     /* PRS_TOKEN_*                                                       */
     uint32_t sender, incarnation; /* the client that took it                                           */
     int32_t sender_pid;           /* in its own pid namespace; known also when it is gone              */

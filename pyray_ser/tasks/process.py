@@ -17,7 +17,7 @@ from _thread import allocate_lock
 from .. import _store
 from ..exceptions import WorkerDiedError
 
-__all__ = ["Process", "context", "end_all", "end_with", "ignore_interrupts", "new_address"]
+__all__ = ["Process", "context", "end_all", "end_with", "ignore_interrupts", "let_go_of_inherited", "new_address"]
 
 # One at a time: a process forked in between would inherit an end of the pipe that its owner has yet to close.
 _starting = allocate_lock()
@@ -222,6 +222,16 @@ def end_with(owner: tuple[int, int]) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=follow, name="pyray_ser-owner", daemon=True).start()
+
+
+def let_go_of_inherited() -> None:
+    """Hold nothing of what the owner held when this process was forked: it would be held for as long as this one lives."""
+    if not _store.fork_count():
+        return
+    from ..store import renew
+
+    for store in _store.open_stores():
+        renew(store)
 
 
 def ignore_interrupts() -> None:

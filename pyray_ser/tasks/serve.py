@@ -27,6 +27,7 @@ def main(connection, owner: tuple[int, int], listener, settings: dict) -> None:
     from . import settings as own
 
     own.inherit(settings)
+    process.let_go_of_inherited()
     try:
         Server(connection, listener).run()
     finally:

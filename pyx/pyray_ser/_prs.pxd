@@ -122,6 +122,7 @@ cdef extern from "store/prs.h" nogil:
         PRS_TOKEN_STICKY
 
     int prs_token_take(prs_store *store, const prs_oid *id, int kind, prs_token *token) noexcept
+    int prs_token_take_noted(prs_store *store, const prs_oid *id, int kind, uint32_t note, prs_token *token) noexcept
     int prs_token_claim(prs_store *store, const prs_oid *id, const prs_token *token) noexcept
     void prs_token_drop(prs_store *store, const prs_oid *id, const prs_token *token) noexcept
 
@@ -130,6 +131,8 @@ cdef extern from "store/prs.h" nogil:
         prs_token token
         int kind
         int32_t sender_pid
+        uint32_t note
+        uint64_t size
         bint sender_alive
         bint object_gone
         int64_t created

@@ -48,7 +48,7 @@ TEST(a_token_shows_its_sender_object_and_age)
     CHECK_EQ(prs_token_take_noted(s, &id, PRS_TOKEN_ONCE, 77, &once), PRS_OK);
     CHECK_EQ(prs_token_take(s, &id, PRS_TOKEN_STICKY, &sticky), PRS_OK);
     CHECK_EQ(list(s, f, 4), 2);
-    CHECK(f[0].note == 77 && f[1].note == 0);
+    CHECK(f[0].note == 77 && f[1].note == 0 && f[0].size == 100);
     CHECK(f[0].id.serial == id.serial && f[0].id.slot == id.slot && f[0].id.generation == id.generation);
     CHECK(f[0].token.index == once.index && f[0].token.serial == once.serial && f[0].kind == PRS_TOKEN_ONCE);
     CHECK_EQ(f[1].kind, PRS_TOKEN_STICKY);
@@ -109,7 +109,7 @@ TEST(bytes_that_may_be_loaded_again_outlive_their_sender)
         CHECK_EQ(prs_free(s, &f[i].id, &error), PRS_OK);
     prs_drain(s);
     CHECK_EQ(list(s, f, 4), 2);
-    CHECK(f[0].object_gone && f[1].object_gone);
+    CHECK(f[0].object_gone && f[1].object_gone && f[0].size == 0);
     CHECK_EQ(end_of(s, 0, 0), 2); /* there is nothing left to load */
     CHECK_EQ(stats_of(s).in_flight, 0);
     CHECK_EMPTY(s);

@@ -183,6 +183,55 @@ def test_what_the_library_refuses_goes_by_value_and_the_rest_by_reference():
     assert run(script(body)) == "done"
 
 
+def test_a_sender_may_close_its_end_before_anybody_reads():
+    body = """
+    def reads_late(end, answer):
+        time.sleep(3)
+        answer.send(report(end.recv()))
+    if __name__ == "__main__":
+        pyray_ser.install()
+        for duplex in (True, False):
+            # Spawned: nobody but the reader has the reading side.
+            (theirs, mine), (back, answer) = mp.Pipe(duplex), mp.Pipe(False)
+            process = mp.get_context("spawn").Process(target=reads_late, args=(theirs, answer))
+            process.start()
+            theirs.close()
+            mine.send(np.ones(300_000))
+            mine.close()
+            assert back.recv() == (True, True, 300_000.0)
+            process.join()
+        print(wait_until(lambda: pyray_ser.stats()["in_flight"] == 0))
+    """
+    assert run(script(body)) == "True"
+
+
+def test_the_bound_holds_for_all_senders_together():
+    body = """
+    def fill(queue, count, full):
+        for _ in range(count):
+            queue.put(np.ones(1_000_000))
+        full.set()
+    if __name__ == "__main__":
+        pyray_ser.init(capacity=128 << 20)
+        pyray_ser.install()
+        context = mp.get_context("fork")
+        queues = [context.Queue() for _ in range(4)]
+        for queue in queues:
+            full = context.Event()
+            process = context.Process(target=fill, args=(queue, 3, full))
+            process.start()
+            full.wait()
+            # The feeder thread of the queue sends one after another; a pipe takes no more than a few in-band bytes.
+            wait_until(lambda: queue._reader.poll())
+            time.sleep(0.3)
+            assert pyray_ser.stats()["used"] < 33 << 20, pyray_ser.stats()
+        shares = [through_store(queue.get()) for queue in queues for _ in range(3)]
+        assert sum(shares) >= 4, shares
+        print("bounded")
+    """
+    assert run(script(body)) == "bounded"
+
+
 def test_past_the_bound_and_when_full_messages_go_as_before():
     body = """
     if __name__ == "__main__":

@@ -129,7 +129,8 @@ def test_workers_and_actors_killed_at_any_moment():
                 except WorkerDiedError as error:
                     assert error.exitcode == -signal.SIGKILL
                     failed += 1
-                assert time.monotonic() - began < 1
+                    # What has a result may have waited for a new process, which takes as long as the machine is busy.
+                    assert time.monotonic() - began < 1
             thread.join()
             del refs, actor, ref, result
         assert ray.get(work.remote(1)) == 2
@@ -153,19 +154,22 @@ def test_installed_pools_after_a_thousand_kills():
 
 
 def kills(count: int) -> None:
+    # Both ways: what the killed one had not read, and what it had sent that nobody reads.
     script = f"""
     import multiprocessing as mp, os, random, signal, time, numpy as np, pyray_ser
-    def child(end):
+    def child(end, queue):
         while True:
-            end.recv()
-            end.send(1)
+            array = end.recv()
+            queue.put(array)
+            end.send(array)
     if __name__ == "__main__":
         random.seed(5)
         pyray_ser.install()
         array = np.ones(150_000)
         for round in range({count}):
             mine, theirs = mp.Pipe()
-            process = mp.get_context("fork").Process(target=child, args=(theirs,))
+            queue = mp.SimpleQueue()
+            process = mp.get_context("fork").Process(target=child, args=(theirs, queue))
             process.start()
             theirs.close()
             try:
@@ -179,15 +183,15 @@ def kills(count: int) -> None:
             process.kill()
             process.join()
             mine.close()
+            queue.close()
         end = time.monotonic() + 60
         while pyray_ser.stats()["in_flight"] and time.monotonic() < end:
             time.sleep(0.1)
-        print(pyray_ser.stats()["in_flight"])
+        print(pyray_ser.stats()["in_flight"], pyray_ser.stats()["objects"])
     """
-    assert run(script, timeout=280) == "0"
+    assert run(script, timeout=280) == "0 0"
 
 
-@pytest.mark.xfail(reason="nobody looks after what a killed process had sent; see docs/design/tasks.md")
 def test_unread_messages_of_a_killed_sender_are_freed():
     script = """
     import multiprocessing as mp, os, signal, time, numpy as np, pyray_ser
@@ -208,3 +212,30 @@ def test_unread_messages_of_a_killed_sender_are_freed():
         print(pyray_ser.stats()["in_flight"])
     """
     assert run(script, timeout=60) == "0"
+
+
+def test_messages_of_a_killed_sender_can_still_be_read():
+    script = """
+    import multiprocessing as mp, os, signal, time, numpy as np, pyray_ser
+    def child(end, queue):
+        queue.put(np.full(150_000, 1.0))
+        end.send(np.full(150_000, 2.0))
+        os.kill(os.getpid(), signal.SIGKILL)
+    if __name__ == "__main__":
+        pyray_ser.install()
+        for method in ("fork", "spawn", "forkserver"):
+            context = mp.get_context(method)
+            mine, theirs = context.Pipe()
+            queue = context.SimpleQueue()
+            process = context.Process(target=child, args=(theirs, queue))
+            process.start()
+            theirs.close()
+            process.join()
+            assert process.exitcode == -9 and pyray_ser.stats()["in_flight"] == 2
+            # Longer than anything that was read would be waited for.
+            time.sleep(6.5)
+            assert mine.recv().sum() == 300_000 and queue.get().sum() == 150_000
+            assert pyray_ser.stats()["in_flight"] == 0
+        print("read")
+    """
+    assert run(script, timeout=90) == "read"

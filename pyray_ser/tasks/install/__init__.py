@@ -4,6 +4,7 @@
 
     message     which bytes of a message become objects, and how it is made again
     flight      objects under way: how many bytes they may be, what becomes of those that were lost
+    pipes       what the kernel knows of a pipe: who can read it, how much is unread
     patches     what is replaced in multiprocessing, and in loky where that is used; undone by `uninstall`
 
 What is patched, all of it undone by `uninstall`:
@@ -12,7 +13,10 @@ What is patched, all of it undone by `uninstall`:
   pipe pickles (Pool, ProcessPoolExecutor, Queue, Pipe); `multiprocessing.reduction.ForkingPickler` itself, with which torch and
   others register, is left alone and its table is honoured,
 - ``multiprocessing.process.BaseProcess.__reduce_ex__`` (a spawned worker installs before it loads its work),
-- the name ``dumps`` in ``loky.backend.queues``, of loky itself and of the copy in joblib, once they are imported.
+- ``poll`` of ``multiprocessing.popen_fork.Popen`` and ``multiprocessing.popen_forkserver.Popen``: when a child is reaped, what it
+  had sent and nobody can read any more is ended,
+- the name ``dumps`` in ``loky.backend.queues`` and ``poll`` of ``loky.backend.popen_loky_posix.Popen``, of loky itself and of the
+  copy in joblib, once they are imported.
 """
 
 from __future__ import annotations

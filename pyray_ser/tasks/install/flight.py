@@ -1,31 +1,40 @@
 """Objects under way in messages.
 
-Each holds a token in the store until its receiver has taken over. The sender keeps a list, for two reasons: bytes under way
-are bounded, and tokens of messages that nobody will read must end. A message is taken for lost when its pipe has been empty,
-so that somebody has read it, for long enough to have loaded it; or when the pipe is gone. To end the token of a message that
-did arrive changes nothing, so the list need not know which did.
+Each holds a token in the store until its receiver has taken over, with a note of the pipe that it went through. The sender keeps
+a list, for two reasons: bytes under way are bounded, and tokens of messages that nobody will read must end. A message is taken
+for lost when nobody can read its pipe any more; or when the pipe has been empty, so that somebody has read it, for long enough
+to have loaded it. To end the token of a message that did arrive changes nothing, so the list need not know which did.
+
+The list dies with its process, the tokens and their notes do not: whoever reaps a child looks for them, and after them by the
+same rules.
 
 An array that nobody can write is stored once, however often it is sent, as long as it lives.
 """
 
 from __future__ import annotations
 
-import array
-import fcntl
 import os
-import stat
-import termios
 import time
 import weakref
 from _thread import RLock
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
 
 from ... import _store
+from ...exceptions import StoreBusyError
 from ...store import node_name
+from . import pipes
 
-__all__ = ["is_local", "send"]
+if TYPE_CHECKING:
+    import numpy
 
-# Seconds from seeing an empty pipe until what was read from it must have been loaded: if a child has died meanwhile, and if not.
-AFTER_DEATH, PATIENCE = 2.0, 30.0
+    from .patches import Options
+
+__all__ = ["reaped", "send"]
+
+# Seconds from seeing a pipe empty until what was read from it must have been loaded: nobody has the pipe any more; a process
+# has died meanwhile; neither.
+CLOSED, AFTER_DEATH, PATIENCE = 1.0, 5.0, 30.0
 # Seconds between looks at what is under way.
 LOOK = 0.25
 
@@ -33,15 +42,25 @@ LOOK = 0.25
 class _Sent:
     """One object under way."""
 
-    __slots__ = ("connection", "empty_since", "identity", "inode", "nbytes", "store", "token")
+    __slots__ = ("connection", "empty_since", "identity", "nbytes", "note", "store", "token")
 
-    def __init__(self, ref, store, token, nbytes: int, connection) -> None:
-        self.identity = ref.binary()
+    def __init__(
+        self,
+        identity: bytes,
+        store: _store.Store,
+        token: tuple[int, int],
+        note: int,
+        nbytes: int = 0,
+        connection: Connection | None = None,
+    ) -> None:
+        self.identity = identity
         self.store = store
         self.token = token
+        # Of the pipe.
+        self.note = note
         self.nbytes = nbytes
-        self.connection = weakref.ref(connection)
-        self.inode = os.fstat(connection.fileno()).st_ino
+        # None for one that another process sent.
+        self.connection = None if connection is None else weakref.ref(connection)
         self.empty_since: float | None = None
 
     def lives(self) -> bool:
@@ -50,18 +69,30 @@ class _Sent:
             return False
         return _store.load_ref(self.identity).state == "sealed"
 
+    def unread(self, readers: pipes.Readers) -> int | None:
+        """Return how much of its pipe is unread; None if nobody can read it."""
+        connection = self.connection and self.connection()
+        if connection is not None and not connection.closed:
+            try:
+                return pipes.unread_here(connection)
+            except OSError:
+                pass  # closed just now
+        return readers.unread(self.note)
+
 
 _lock = RLock()
 _sent: list[_Sent] = []
+# What processes that are dead had sent: serial of the token -> its message
+_orphans: dict[int, _Sent] = {}
 _watching = False
-_pruned = 0.0
+_looked = 0.0
 _deaths = 0.0
 _children: set[int] = set()
 # (address, bytes) -> (weak reference to the array that owns them, reference): what nobody can write, stored once
-_constant: dict[tuple[int, int], tuple] = {}
+_constant: dict[tuple[int, int], tuple[weakref.ref[numpy.ndarray[Any, Any]], _store.ObjectRef]] = {}
 
 
-def send(values: list, connection, options) -> list[bytes] | None:
+def send(values: list[Any], connection: Connection, options: Options) -> list[bytes] | None:
     """
     Store buffers for a message.
 
@@ -75,28 +106,33 @@ def send(values: list, connection, options) -> list[bytes] | None:
     Returns
     -------
     list of bytes or None
-        What `load_ref` takes; None if too much is under way.
+        What `load_ref` takes; None if too much is under way, or if the message may leave this host's processes.
     """
-    if _store.default() is None:
+    inode = pipes.reading_side(connection)
+    if not inode:
+        return None
+    store = _store.default()
+    if store is None:
         from ...store import open_default
 
-        open_default()
-    store = _store.default()
+        store = open_default()
     limit = options.max_in_flight
     if limit is None:
         limit = store.capacity // 4
     total = sum(memoryview(value).nbytes for value in values)
     with _lock:
         _prune()
-        if sum(entry.nbytes for entry in _sent) + total > limit:
-            return None
+        under_way = sum(entry.nbytes for entry in _sent)
+    if under_way + total > limit or under_way + total + _of_others(store) > limit:
+        return None
+    note = pipes.note_of(inode)
     blobs, entries = [], []
     try:
         for value in values:
             ref, nbytes = _stored(value)
-            blob, token = ref.travel(1, node_name())
+            blob, token = ref.travel(1, node_name(), note)
             blobs.append(blob)
-            entries.append(_Sent(ref, store, token, nbytes, connection))
+            entries.append(_Sent(ref.binary(), store, token, note, nbytes, connection))
     except BaseException:
         for entry in entries:
             _store.drop_token(store, entry.identity, entry.token)
@@ -105,6 +141,12 @@ def send(values: list, connection, options) -> list[bytes] | None:
         _sent.extend(entries)
     _watch()
     return blobs
+
+
+def _of_others(store: _store.Store) -> int:
+    """Return how many bytes other processes have under way."""
+    me = os.getpid()
+    return sum(flight["size"] for flight in store.flights() if flight["note"] and flight["sender_pid"] != me)
 
 
 # ---- storing ------------------------------------------------------------------------------------------------------------
@@ -152,45 +194,6 @@ def _address(view: memoryview) -> int:
     return numpy.frombuffer(view, numpy.uint8).ctypes.data
 
 
-# ---- pipes --------------------------------------------------------------------------------------------------------------
-
-
-def is_local(connection) -> bool:
-    """Tell whether a connection stays within this process tree: a pipe, or a pair of sockets without names."""
-    fd = connection.fileno()
-    mode = os.fstat(fd).st_mode
-    if stat.S_ISFIFO(mode):
-        return True
-    if not stat.S_ISSOCK(mode):
-        return False
-    import socket
-
-    with socket.socket(fileno=os.dup(fd)) as end:
-        return end.family == socket.AF_UNIX and not end.getsockname() and not end.getpeername()
-
-
-def _unread(connection) -> int:
-    """Return how many bytes nobody has read yet."""
-    fd = connection.fileno()
-    count = array.array("i", [0])
-    request = termios.FIONREAD if stat.S_ISFIFO(os.fstat(fd).st_mode) else termios.TIOCOUTQ
-    fcntl.ioctl(fd, request, count)
-    return count[0]
-
-
-def _exists(inode: int) -> bool:
-    """Tell whether a process of this tree has the pipe open."""
-    names = (f"pipe:[{inode}]", f"socket:[{inode}]")
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            for fd in os.listdir(f"/proc/{pid}/fd"):
-                if os.readlink(f"/proc/{pid}/fd/{fd}") in names:
-                    return True
-        except OSError:
-            continue  # gone, or another user's
-    return False
-
-
 # ---- what becomes of them ------------------------------------------------------------------------------------------------
 
 
@@ -210,25 +213,60 @@ def _prune() -> None:
     _sent[:] = [entry for entry in _sent if entry.lives()]
 
 
+def reaped() -> None:
+    """Look after what children that have ended had sent. Called when one was reaped; cheap if there is nothing."""
+    global _deaths
+    _deaths = time.monotonic()
+    store = _store.default()
+    try:
+        found = store is not None and not store.closed and store.stats()["in_flight"] and _find_orphans(store)
+    except StoreBusyError:
+        found = True  # a stopped process has the lock: look later
+    if found:
+        _watch()
+
+
+def _find_orphans(store: _store.Store) -> bool:
+    """List the messages of dead senders; tell whether there are any."""
+    found = {}
+    for flight in store.flights():
+        if flight["note"] and flight["once"] and not flight["sender_alive"]:
+            token = flight["token"]
+            known = _orphans.get(token[1])
+            found[token[1]] = known or _Sent(bytes.fromhex(flight["id"]), store, token, flight["note"])
+    with _lock:
+        _orphans.clear()
+        _orphans.update(found)
+    return bool(found)
+
+
 def _look() -> bool:
     """End the tokens of messages that are lost; tell whether anything is left to look after."""
-    global _watching, _pruned
+    global _watching, _looked
     now = time.monotonic()
-    if now - _pruned < LOOK:
+    if now - _looked < LOOK:
         return True
-    _pruned = now
+    _looked = now
     died = _death(now)
+    store = _store.default()
+    try:
+        if store is not None and not store.closed:
+            _find_orphans(store)
+    except StoreBusyError:
+        return True
     with _lock:
         _prune()
-        entries = list(_sent)
+        entries = [*_sent, *_orphans.values()]
+    readers = pipes.Readers()
     for entry in entries:
-        if _is_lost(entry, now, died):
+        if _is_lost(entry, readers, now, died):
             _store.drop_token(entry.store, entry.identity, entry.token)
             with _lock:
+                _orphans.pop(entry.token[1], None)
                 if entry in _sent:
                     _sent.remove(entry)
     with _lock:
-        _watching = bool(_sent)
+        _watching = bool(_sent or _orphans)
         return _watching
 
 
@@ -246,27 +284,27 @@ def _death(now: float) -> float:
     return _deaths
 
 
-def _is_lost(entry: _Sent, now: float, died: float) -> bool:
-    connection = entry.connection()
-    if connection is None or connection.closed:
-        # Somebody may still read it, as long as there is anybody.
-        return not _exists(entry.inode)
-    try:
-        if _unread(connection):
-            entry.empty_since = None
-            return False
-    except OSError:
-        return not _exists(entry.inode)
+def _is_lost(entry: _Sent, readers: pipes.Readers, now: float, died: float) -> bool:
+    unread = entry.unread(readers)
+    if unread:
+        entry.empty_since = None
+        return False
     if entry.empty_since is None:
         entry.empty_since = now
-    return now - entry.empty_since > (AFTER_DEATH if died >= entry.empty_since - LOOK else PATIENCE)
+    patience = PATIENCE
+    if unread is None:
+        patience = CLOSED
+    elif entry.connection is None or died >= entry.empty_since - LOOK:
+        patience = AFTER_DEATH
+    return now - entry.empty_since > patience
 
 
 def _after_fork_in_child() -> None:
     # The parent's messages are the parent's.
-    global _lock, _sent, _watching, _children, _constant
+    global _lock, _sent, _orphans, _watching, _children, _constant
     _lock = RLock()
     _sent = []
+    _orphans = {}
     _watching = False
     _children = set()
     _constant = {}

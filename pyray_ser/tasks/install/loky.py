@@ -8,12 +8,10 @@ from importlib.machinery import ModuleSpec
 
 from . import flight, message
 
-__all__ = ["hook", "watch"]
-
-_NAMES = ("loky.backend.queues", "joblib.externals.loky.backend.queues")
+__all__ = ["HOOKS", "watch"]
 
 
-def hook(original):
+def _hook(original):
     """Return a stand-in for ``dumps`` of ``loky.backend.queues``."""
 
     def dumps(obj, reducers=None, protocol=None):
@@ -73,11 +71,28 @@ def load_array(blob: bytes, dtype, shape, order: str, mmap_mode: str):
     return numpy.ndarray(shape, dtype, message._buffer(load_ref(blob), mmap_mode), order=order)
 
 
+def _tell_of_reaping(poll):
+    from .patches import tell_of_reaping
+
+    return tell_of_reaping(poll)
+
+
+# Module -> what in it has the attribute to be replaced, the attribute, and what makes the replacement.
+HOOKS = {
+    f"{package}.backend.{module}": entry
+    for package in ("loky", "joblib.externals.loky")
+    for module, entry in (
+        ("queues", (lambda module: module, "dumps", _hook)),
+        ("popen_loky_posix", (lambda module: module.Popen, "poll", _tell_of_reaping)),
+    )
+}
+
+
 class _Watch(MetaPathFinder, Loader):
-    """Hooks loky's queues when they are imported after `install`."""
+    """Hooks loky's modules when they are imported after `install`."""
 
     def find_spec(self, name, path=None, target=None):
-        if name not in _NAMES:
+        if name not in HOOKS:
             return None
         for finder in sys.meta_path:
             if finder is self or not hasattr(finder, "find_spec"):

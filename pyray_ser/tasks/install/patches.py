@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing.connection
+import multiprocessing.popen_fork
+import multiprocessing.popen_forkserver
 import multiprocessing.process
 import multiprocessing.queues
 import sys
+from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ... import _store
 from ...store import open_default
@@ -54,15 +58,16 @@ def install(options: Options) -> Options | None:
         _replace(multiprocessing.queues, "_ForkingPickler", MessagePickler)
         _replace(multiprocessing.connection, "_ForkingPickler", MessagePickler)
         _replace(multiprocessing.process.BaseProcess, "__reduce_ex__", reduce_process)
-    for name in ("loky.backend.queues", "joblib.externals.loky.backend.queues"):
+        for module in (multiprocessing.popen_fork, multiprocessing.popen_forkserver):
+            _replace(module.Popen, "poll", tell_of_reaping(module.Popen.poll))
+    from . import loky
+
+    for name, (owner_of, attribute, hook) in loky.HOOKS.items():
         module = sys.modules.get(name)
-        if module is not None and not any(owner is module for owner, _, _ in _replaced):
-            from . import loky
-
-            _replace(module, "dumps", loky.hook(module.dumps))
+        owner = None if module is None else owner_of(module)
+        if owner is not None and not any(known is owner for known, _, _ in _replaced):
+            _replace(owner, attribute, hook(getattr(owner, attribute)))
     if before is None:
-        from . import loky
-
         sys.meta_path.insert(0, loky.watch)
     return before
 
@@ -77,8 +82,9 @@ def uninstall() -> None:
             delattr(owner, name)
         else:
             setattr(owner, name, before)
-    loky = sys.modules.get(f"{__package__}.loky")
-    if loky is not None and loky.watch in sys.meta_path:
+    from . import loky
+
+    if loky.watch in sys.meta_path:
         sys.meta_path.remove(loky.watch)
 
 
@@ -113,16 +119,31 @@ def writer(caller):
     caller : frame
         Of ``Connection.send``, ``SimpleQueue.put`` or ``Queue._feed``.
     """
-    from . import flight
-
     found = caller.f_locals
     connection = getattr(found.get("send_bytes"), "__self__", None)
     if connection is None:
         connection = found.get("self")
         connection = getattr(connection, "_writer", connection)
-    if not isinstance(connection, multiprocessing.connection.Connection) or not flight.is_local(connection):
-        return None
-    return connection
+    return connection if isinstance(connection, multiprocessing.connection.Connection) else None
+
+
+# ---- processes that end -----------------------------------------------------------------------------------------------------
+
+
+def tell_of_reaping(poll: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a stand-in for ``Popen.poll``, which looks after what the process had sent once it has ended."""
+
+    @functools.wraps(poll)
+    def told(self: Any, *args: Any, **kwargs: Any) -> Any:
+        running = self.returncode is None
+        code = poll(self, *args, **kwargs)
+        if running and code is not None:
+            from . import flight
+
+            flight.reaped()
+        return code
+
+    return told
 
 
 # ---- processes that start with an empty interpreter -----------------------------------------------------------------------

@@ -214,7 +214,7 @@ cdef class Store:
                     "id": oid_bytes(&found[i].id).hex(), "serial": found[i].id.serial,
                     "once": found[i].kind == PRS_TOKEN_ONCE, "sender_pid": found[i].sender_pid,
                     "sender_alive": bool(found[i].sender_alive), "object_gone": bool(found[i].object_gone),
-                    "created": found[i].created,
+                    "created": found[i].created, "note": found[i].note, "size": found[i].size,
                     "token": (found[i].token.index, found[i].token.serial),
                 })
             if n < 64:
@@ -352,6 +352,38 @@ cdef class Store:
             return False
         # The old handle stays in its link for the views taken through it.
         self.opened(handle)
+        return True
+
+    def renew(self):
+        """
+        In a forked child: become a client that holds nothing of what its parent held; False if no slot was to be had.
+
+        References made before the fork name their objects still, and take hold of them when they are used. Views made before
+        it keep their pins.
+        """
+        cdef prs_store *handle = NULL
+        cdef prs_store *inherited
+        cdef prs_options options
+        cdef int32_t pid, fd
+        cdef uint64_t start
+        cdef Link *link = self.link
+        cdef int status
+        self.check_open()
+        if prs_is_orphan(self.handle):
+            return False
+        memset(&options, 0, sizeof(options))
+        prs_locator(self.handle, &pid, &start, &fd)
+        status = prs_attach_pid(&handle, pid, fd, self.id, &options, NULL)
+        if status != PRS_OK:
+            return False
+        self.opened(handle)
+        if link.users:
+            link.closing = True
+            return True
+        inherited = link.handle
+        link.handle = NULL
+        with nogil:
+            prs_close(inherited)
         return True
 
     cdef ObjectRef reference(self, const prs_oid *id):

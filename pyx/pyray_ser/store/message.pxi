@@ -15,7 +15,7 @@ cdef enum:
     NODE_MAX = 32
 
 
-cdef bytes message_of(ObjectRef ref, int kind, bytes node, prs_token *token):
+cdef bytes message_of(ObjectRef ref, int kind, bytes node, prs_token *token, uint32_t note=0):
     """What `travel` returns first; `token` gets what it took."""
     cdef Travel out
     cdef bytes text
@@ -26,11 +26,11 @@ cdef bytes message_of(ObjectRef ref, int kind, bytes node, prs_token *token):
     out.id = ref.id
     if kind:
         adopt(ref)
-        status = prs_token_take(ref.handle, &ref.id, kind, token)
+        status = prs_token_take_noted(ref.handle, &ref.id, kind, note, token)
         if status == PRS_E_CLOSED:
             revive(ref.store)
             adopt(ref)
-            status = prs_token_take(ref.handle, &ref.id, kind, token)
+            status = prs_token_take_noted(ref.handle, &ref.id, kind, note, token)
         if status != PRS_OK:
             fail(status, NULL, ref.store, ref)
     if ref.store is not None and ref.store.handle is not NULL:

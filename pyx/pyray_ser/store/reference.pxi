@@ -171,9 +171,11 @@ cdef class ObjectRef:
     def __reduce__(self):
         return self.__reduce_ex__(4)
 
-    def travel(self, int kind, bytes node):
+    def travel(self, int kind, bytes node, uint32_t note=0):
         """
         What goes into a message: identity, locator and a token of `kind` (1: loaded once, 2: any number of times).
+
+        `note` is for whoever finds the token in `Store.flights` after this process has died.
 
         Returns
         -------
@@ -181,7 +183,7 @@ cdef class ObjectRef:
             The bytes for `load_ref`, and the token for `drop_token`.
         """
         cdef prs_token token
-        return message_of(self, kind, node, &token), (token.index, token.serial)
+        return message_of(self, kind, node, &token, note), (token.index, token.serial)
 
     def drop_token(self, tuple token):
         """End a token that `travel` took; may be repeated."""

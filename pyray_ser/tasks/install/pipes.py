@@ -1,0 +1,134 @@
+"""The pipes that messages go through, as the kernel knows them: who can read from one, and how much is unread.
+
+A pipe is named by the inode of its reading side, which outlives the process that wrote to it. Of a pair of sockets that is the
+other end; the kernel's socket diagnosis tells which that is. Where it does not answer, pairs of sockets are no pipes of ours.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import fcntl
+import os
+import select
+import socket
+import stat
+import struct
+import termios
+from multiprocessing.connection import Connection
+
+__all__ = ["Readers", "note_of", "reading_side", "unread_here"]
+
+# NETLINK_SOCK_DIAG and its request about sockets of this host (linux/sock_diag.h, linux/unix_diag.h)
+_SOCK_DIAG, _BY_FAMILY, _REQUEST = 4, 20, 1
+_SHOW_PEER, _SHOW_QUEUES = 4, 16
+_PEER, _QUEUES = 2, 4
+_ERROR = 2
+
+
+def reading_side(connection: Connection) -> int:
+    """Return the inode of the side that reads what is written here; 0 if the message may leave this host's processes."""
+    fd = connection.fileno()
+    status = os.fstat(fd)
+    if stat.S_ISFIFO(status.st_mode):
+        return status.st_ino
+    if not stat.S_ISSOCK(status.st_mode):
+        return 0
+    with socket.socket(fileno=os.dup(fd)) as end:
+        # With a name anybody could have connected: only the two ends of socketpair() have none.
+        if end.family != socket.AF_UNIX or end.getsockname() or end.getpeername():
+            return 0
+    return _ask(status.st_ino).get(_PEER, (0,))[0]
+
+
+def note_of(inode: int) -> int:
+    """Return what a token says about the pipe that its message went through."""
+    return inode & 0xFFFFFFFF
+
+
+def _ask(inode: int) -> dict[int, tuple[int, ...]]:
+    """Return what the kernel says about a socket: kind of attribute -> numbers; nothing if it is gone or unknown."""
+    body = struct.pack(
+        "=BBHIII2I", socket.AF_UNIX, 0, 0, 0xFFFFFFFF, note_of(inode), _SHOW_PEER | _SHOW_QUEUES, 0xFFFFFFFF, 0xFFFFFFFF
+    )
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _SOCK_DIAG) as kernel:
+            kernel.send(struct.pack("=IHHII", 16 + len(body), _BY_FAMILY, _REQUEST, 1, 0) + body)
+            answer = kernel.recv(4096)
+    except OSError:
+        return {}
+    if len(answer) < 32 or struct.unpack_from("=H", answer, 4)[0] == _ERROR:
+        return {}
+    found, at = {}, 32
+    while at + 4 <= len(answer):
+        length, kind = struct.unpack_from("=HH", answer, at)
+        if length < 4 or at + length > len(answer):
+            break
+        found[kind] = struct.unpack_from(f"={(length - 4) // 4}I", answer, at + 4)
+        at += (length + 3) & ~3
+    return found
+
+
+def _count(fd: int, request: int) -> int:
+    count = array.array("i", [0])
+    fcntl.ioctl(fd, request, count)
+    return count[0]
+
+
+def unread_here(connection: Connection) -> int | None:
+    """Return how many bytes nobody has read, asked at the writing end; None if nobody can read them any more."""
+    fd = connection.fileno()
+    poller = select.poll()
+    poller.register(fd, 0)
+    # Of a pipe without readers, and of a socket whose other end is closed.
+    if poller.poll(0):
+        return None
+    return _count(fd, termios.FIONREAD if stat.S_ISFIFO(os.fstat(fd).st_mode) else termios.TIOCOUTQ)
+
+
+class Readers:
+    """Who can read from which pipe, of all processes that this one may look into; looked up once, when it is first asked."""
+
+    def __init__(self) -> None:
+        # note -> a path under /proc
+        self._found: dict[int, str] | None = None
+
+    def unread(self, note: int) -> int | None:
+        """Return how many bytes of a pipe nobody has read; None if nobody has its reading side open."""
+        if self._found is None:
+            self._found = _scan()
+        path = self._found.get(note)
+        if path is None:
+            return None
+        queues = _ask(note).get(_QUEUES)
+        if queues is not None:
+            return queues[0]
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        except OSError as error:
+            # A socket that the kernel says nothing of; or its process has just ended.
+            return None if error.errno == errno.ENOENT else 1
+        try:
+            return _count(fd, termios.FIONREAD)
+        finally:
+            os.close(fd)
+
+
+def _scan() -> dict[int, str]:
+    found = {}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        folder = f"/proc/{pid}/fd"
+        try:
+            fds = os.listdir(folder)
+        except OSError:
+            continue  # gone, or another user's
+        for fd in fds:
+            path = f"{folder}/{fd}"
+            try:
+                kind, _, inode = os.readlink(path).partition(":[")
+                # The link's own mode tells for what it is open.
+                if kind in ("pipe", "socket") and os.lstat(path).st_mode & stat.S_IRUSR:
+                    found[note_of(int(inode[:-1]))] = path
+            except OSError:
+                continue  # closed meanwhile, as the one of listdir itself
+    return found
