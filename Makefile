@@ -135,8 +135,16 @@ PYTEST = $(VENV)/bin/python -P -m pytest
 test: $(STAMP)/installed $(STAMP)/debug
 	@PYRAY_SER_DEBUG_PATH=$(DEBUG) $(PYTEST) -m "not heavy" $(PYTEST_ARGS)
 
+# Beside the light ones: torch and what builds on numpy. Where that means gigabytes, the size is printed first.
+$(STAMP)/installed-heavy: $(STAMP)/installed
+	@echo "install: $(VENV), test-heavy"
+	@wheel=$$(echo $(BUILD)/release/*.whl) && \
+	  $(VENV)/bin/python -P tools/download_size.py "$$wheel[test,test-heavy]" && \
+	  $(VENV)/bin/python $(PIP) install "$$wheel[test,test-heavy]"
+	@touch $@
+
 .PHONY: test-heavy
-test-heavy: $(STAMP)/installed $(STAMP)/debug
+test-heavy: $(STAMP)/installed-heavy $(STAMP)/debug
 	@PYRAY_SER_DEBUG_PATH=$(DEBUG) $(PYTEST) -m heavy $(PYTEST_ARGS)
 
 # A test that expects a process to die of SIGSEGV must see SIGSEGV, not the sanitizer's own exit.

@@ -1,8 +1,9 @@
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from types import GenericAlias
-from typing import Any, Final, Generic, NoReturn, TypeVar, final, overload
+from typing import Any, Final, Generic, Literal, NoReturn, TypeVar, final, overload
 
+from .inspection import Explanation
 from .typing import Allow, MmapMode
 
 _T = TypeVar("_T")
@@ -88,7 +89,20 @@ class Private:
 class Owners:
     def __new__(cls, own: Any, others: dict[Any, Any]) -> Owners: ...
 
-def put(value: _T, *, timeout: float | None = None, name: str | None = None) -> ObjectRef[_T]: ...
+@overload
+def put(
+    value: _T, *, timeout: float | None = None, name: str | None = None, explain: Literal[False] = False
+) -> ObjectRef[_T]: ...
+@overload
+def put(
+    value: _T, *, timeout: float | None = None, name: str | None = None, explain: Literal[True]
+) -> tuple[ObjectRef[_T], Explanation]: ...
+@overload
+def put(
+    value: _T, *, timeout: float | None = None, name: str | None = None, explain: bool
+) -> ObjectRef[_T] | tuple[ObjectRef[_T], Explanation]: ...
+def writable_twin(buffer: Any) -> Any: ...
+def refers(store: Store, address: int, size: int) -> bool: ...
 @overload
 def get(
     refs: ObjectRef[_T], *, timeout: float | None = None, mmap_mode: MmapMode = "r", allow: Allow | None = None

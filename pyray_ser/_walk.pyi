@@ -12,6 +12,7 @@ class Node:
     inband: int
     zero_copy: int
     copied: int
+    referenced: int
     children: list[Node] | None
     others: int
     others_bytes: int
@@ -31,5 +32,7 @@ class Walker:
         threshold: int = 1024,
         keep: int = 1024,
         max_failures: int = 1000,
+        copying: frozenset[Any] = ...,
+        refers: Callable[[int, int], bool] | None = None,
     ) -> None: ...
     def walk(self, obj: Any) -> Node: ...

@@ -2,12 +2,13 @@
 
 Part of the format: a function here keeps its name and its arguments for good.
 The buffers may lie in the store, and are then read-only; what is made over
-them is so as well.
+them is so as well. torch's part is in `rebuild_torch`.
 """
 
 from typing import Any
 
 __all__ = [
+    "COPYING",
     "array_of_bytes",
     "ctypes_array",
     "ctypes_data",
@@ -19,8 +20,6 @@ __all__ = [
     "polars_frame",
     "polars_series",
     "string_array",
-    "torch_storage",
-    "torch_tensor",
     "view",
 ]
 
@@ -52,12 +51,15 @@ def array_of_bytes(typecode: str, buffer: Any) -> Any:
     return made
 
 
-def ctypes_array(element: type, shape: tuple[int, ...], buffer: Any) -> Any:
+def ctypes_array(element: type, shape: tuple[int, ...], buffer: Any, attributes: dict[str, Any] | None = None) -> Any:
     """Make a ctypes array, whose class cannot be imported: it is made on the way."""
     cls: Any = element
     for length in reversed(shape):
         cls = cls * length
-    return cls.from_buffer_copy(buffer)
+    made = cls.from_buffer_copy(buffer)
+    if attributes:
+        made.__dict__.update(attributes)
+    return made
 
 
 def ctypes_data(cls: Any, buffer: Any, attributes: dict[str, Any]) -> Any:
@@ -121,38 +123,5 @@ def polars_series(array: Any, name: str, dtype: Any) -> Any:
     return series if series.dtype == dtype else series.cast(dtype)
 
 
-def torch_storage(buffer: Any) -> Any:
-    """Make a torch storage over memory that may be written to, for torch has no read-only flag.
-
-    That is the buffer itself where it is private to this process (``mmap_mode="c"``), else a copy of it.
-    """
-    import torch
-
-    view = memoryview(buffer)
-    if not view.nbytes:
-        return torch.empty(0, dtype=torch.uint8).untyped_storage()
-    if view.readonly:
-        view = memoryview(bytearray(view))
-    return torch.frombuffer(view, dtype=torch.uint8).untyped_storage()
-
-
-def torch_tensor(
-    storage: Any,
-    dtype: Any,
-    offset: int,
-    size: tuple[int, ...],
-    stride: tuple[int, ...],
-    requires_grad: bool,
-    conjugate: bool,
-    negative: bool,
-) -> Any:
-    """Make a torch tensor that lies in a storage."""
-    import torch
-
-    tensor = torch.empty(0, dtype=dtype).set_(storage, offset, size, stride)
-    if conjugate:
-        tensor = torch._conj(tensor)
-    if negative:
-        tensor = torch._neg_view(tensor)
-    tensor.requires_grad = requires_grad
-    return tensor
+# What copies the buffers that it is given: the inspector counts them so.
+COPYING = frozenset({array_of_bytes, ctypes_array, ctypes_data, string_array})

@@ -47,6 +47,16 @@ static PyObject *buffer_repr(PyObject *self)
     return PyUnicode_FromFormat("<stored buffer of %zd bytes>", buffer->len);
 }
 
+static PyObject *buffer_owner(PyObject *self, void *closure)
+{
+    return Py_NewRef(((stored_buffer *)self)->owner);
+}
+
+static PyGetSetDef buffer_getset[] = {
+    {"owner", buffer_owner, NULL, PyDoc_STR("What keeps the bytes in place."), NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
 static PyBufferProcs buffer_procs = {.bf_getbuffer = buffer_export};
 static PySequenceMethods buffer_sequence = {.sq_length = buffer_length};
 
@@ -59,6 +69,7 @@ static PyTypeObject stored_buffer_type = {
     .tp_repr = buffer_repr,
     .tp_as_buffer = &buffer_procs,
     .tp_as_sequence = &buffer_sequence,
+    .tp_getset = buffer_getset,
 };
 
 int prp_load_buffer_init(void)

@@ -6,7 +6,7 @@ One pass (`trace`) visits what the pickler would visit, by the same rules
 `report` prints, `sizes` and `html` show bytes by path, `explain` serves `put`.
 """
 
-from .explain import Explanation, add_path_note, explain, explain_failure, serialization_error
+from .explain import Explanation, add_path_note, explain, explain_failure, explain_put, serialization_error
 from .failure import FailureTuple
 from .inspect import Inspection, inspect
 from .report import inspect_serializability
@@ -23,6 +23,7 @@ __all__ = [
     "add_path_note",
     "explain",
     "explain_failure",
+    "explain_put",
     "inspect",
     "inspect_serializability",
     "inspect_size",

@@ -3,12 +3,13 @@
 import re
 from typing import Any
 
+from .. import _store
 from ..exceptions import SerializationError
 from .failure import FailureTuple
 from .sizes import Sizes, sizes_of
 from .trace import trace
 
-__all__ = ["Explanation", "add_path_note", "explain", "explain_failure", "serialization_error"]
+__all__ = ["Explanation", "add_path_note", "explain", "explain_failure", "explain_put", "serialization_error"]
 
 Explanation = Sizes
 
@@ -26,6 +27,15 @@ def _split(error: BaseException) -> tuple[str, str]:
 def explain(obj: Any, name: str | None = None, *, threshold: int = 1024) -> Explanation:
     """Tell by path what `put` takes zero-copy, what is copied, and what stays in-band."""
     return sizes_of(trace(obj, name, threshold=threshold))
+
+
+def explain_put(value: Any, store: Any) -> Explanation:
+    """Tell what `put` has just done with a value: as `explain`, and what was in the store already."""
+
+    def refers(address: int, size: int) -> bool:
+        return _store.refers(store, address, size)
+
+    return sizes_of(trace(value, refers=refers))
 
 
 def find_failure(obj: Any, error: BaseException, *, put: bool = True) -> tuple[FailureTuple | None, list[FailureTuple]]:

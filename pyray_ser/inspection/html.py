@@ -14,7 +14,7 @@ __all__ = ["page"]
 _WIDTH, _HEIGHT = 1000.0, 560.0
 # Smaller rectangles than this (in pixels) are not drawn: nobody could point at them.
 _LEAST = 6.0
-_COLOURS = {"zero-copy": "#3b8f5a", "copied": "#d9a441", "in-band": "#c4553f"}
+_COLOURS = {"zero-copy": "#3b8f5a", "copied": "#d9a441", "referenced": "#4a78b5", "in-band": "#c4553f"}
 
 _STYLE = """
 body { font: 14px/1.45 system-ui, sans-serif; margin: 24px; color: #222; background: #fff; }
@@ -37,7 +37,8 @@ def page(sizes: "Sizes", failures: list[FailureTuple] | None = None) -> str:
     title = f"{root.path or root.type}: {size_text(root.total)}"
     legend = "".join(
         f'<span class="key" style="background:{_COLOURS[word]}"></span>{word} {size_text(number)}'
-        for word, number in (("zero-copy", root.zero_copy), ("copied", root.copied), ("in-band", root.in_band))
+        for word, number in root.kinds.items()
+        if number or word != "referenced"
     )
     cells: list[str] = []
     _draw(root, 0.0, 0.0, _WIDTH, _HEIGHT, cells)
@@ -65,17 +66,13 @@ def page(sizes: "Sizes", failures: list[FailureTuple] | None = None) -> str:
 
 def _kind(size: "Size") -> str:
     """What most of a part's bytes are."""
-    return max(
-        (size.zero_copy, "zero-copy"), (size.copied, "copied"), (size.in_band, "in-band"), key=lambda pair: pair[0]
-    )[1]
+    return max(size.kinds.items(), key=lambda pair: pair[1])[0]
 
 
 def _draw(size: "Size", x: float, y: float, width: float, height: float, cells: list[str]) -> None:
     """Draw a part, and its children inside it."""
     tip = f"{size.path or size.type}\n{size.type}\n{size_text(size.total)} " + ", ".join(
-        f"{size_text(number)} {word}"
-        for number, word in ((size.zero_copy, "zero-copy"), (size.copied, "copied"), (size.in_band, "in-band"))
-        if number
+        f"{size_text(number)} {word}" for word, number in size.kinds.items() if number
     )
     opacity = 0.45 if size.children else 1
     cells.append(

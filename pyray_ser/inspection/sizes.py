@@ -1,6 +1,7 @@
 """Why is this 2 GB? Bytes by path, and what becomes of them."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pickle import PickleBuffer
 from types import CellType, FunctionType
@@ -33,6 +34,8 @@ class Size:
         Bytes of buffers that are copied in once and read in place.
     copied : int
         Bytes of buffers beside the stream that a reader copies once (``bytes``, ``bytearray``).
+    referenced : int
+        Bytes that were in the store already: nothing is copied, the new object holds the old one.
     children : list of Size
         The larger parts, largest first. What is missing to the sum is small.
     others : int
@@ -48,11 +51,22 @@ class Size:
     copied: int
     children: "list[Size]" = field(default_factory=list)
     others: int = 0
+    referenced: int = 0
 
     @property
     def total(self) -> int:
         """All bytes."""
-        return self.in_band + self.zero_copy + self.copied
+        return self.in_band + self.zero_copy + self.copied + self.referenced
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """Bytes by what becomes of them."""
+        return {
+            "zero-copy": self.zero_copy,
+            "copied": self.copied,
+            "referenced": self.referenced,
+            "in-band": self.in_band,
+        }
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as nested dictionaries, for JSON."""
@@ -64,6 +78,7 @@ class Size:
             "in_band": self.in_band,
             "zero_copy": self.zero_copy,
             "copied": self.copied,
+            "referenced": self.referenced,
         }
         if self.children:
             found["children"] = [child.as_dict() for child in self.children]
@@ -107,6 +122,26 @@ class Sizes:
         """Bytes beside the stream that readers copy."""
         return self.root.copied
 
+    @property
+    def referenced(self) -> int:
+        """Bytes that were in the store already, and are referred to."""
+        return self.root.referenced
+
+    def __iter__(self) -> Iterator[Size]:
+        """Iterate over all parts, each before what is below it."""
+        waiting = [self.root]
+        while waiting:
+            size = waiting.pop()
+            yield size
+            waiting += reversed(size.children)
+
+    def __getitem__(self, path: str) -> Size:
+        """Return the part of a path as the tree shows it, such as ``value['weights']``."""
+        for size in self:
+            if size.path == path:
+                return size
+        raise KeyError(path)
+
     def to_dict(self) -> dict[str, Any]:
         """Return everything as nested dictionaries and lists."""
         return {
@@ -133,8 +168,12 @@ class Sizes:
             text.append(f"... and {len(shown) - lines} smaller parts")
         text.append("")
         text.append(
-            f"in all {size_text(self.total)}: {size_text(self.zero_copy)} zero-copy, "
-            f"{size_text(self.copied)} copied, {size_text(self.in_band)} in-band"
+            f"in all {size_text(self.total)}: "
+            + ", ".join(
+                f"{size_text(number)} {word}"
+                for word, number in self.root.kinds.items()
+                if number or word != "referenced"
+            )
         )
         if self.captures:
             text += ["", "captured by functions:"]
@@ -180,7 +219,7 @@ def sizes_of(result: Trace) -> Sizes:
     name = result.name or root_name(result.root)
     root = Size(
         name or "", name or "", class_name(type(result.root)), brief(result.root),
-        node.inband, node.zero_copy, node.copied,
+        node.inband, node.zero_copy, node.copied, referenced=node.referenced,
     )  # fmt: skip
     captures: list[Size] = []
     root.others = _children(node, [], 0, root, name, captures)
@@ -194,14 +233,14 @@ def _children(node: Any, steps: list[Step], known: int, parent: Size, name: str 
     for child in node.children or ():
         way = [*steps, child.step]
         parts = describe(way)
-        if len(parts) == known or type(child.obj) is PickleBuffer:
+        if len(parts) == known or type(child.obj) is PickleBuffer or _is_ours(type(child.obj)):
             # An argument tuple, a state, a cell: its parts belong to the same holder. A buffer that a
             # reduction hands over is the object's own data.
-            others += _children(child, way, known, parent, name, captures)
+            others += _children(child, way, len(parts), parent, name, captures)
             continue
         size = Size(
             path_text(parts, name), path_text(parts[known:]), class_name(type(child.obj)), brief(child.obj),
-            child.inband, child.zero_copy, child.copied,
+            child.inband, child.zero_copy, child.copied, referenced=child.referenced,
         )  # fmt: skip
         parent.children.append(size)
         if type(parts[-1].parent) is FunctionType and type(child.obj) is not CellType:
@@ -211,14 +250,15 @@ def _children(node: Any, steps: list[Step], known: int, parent: Size, name: str 
     return others
 
 
+def _is_ours(cls: type) -> bool:
+    """Whether a reducer of ours put it in: it stands for data of the object that was reduced."""
+    return class_name(cls).startswith("pyray_ser.integrations.")
+
+
 def _tree(size: Size, lead: str, below: str, lines: list[str], least: int) -> None:
     label = f"{size.label}  " if size.label else ""
     text = "" if size.text.startswith(("<", "[", "{", "(")) else f"  {size.text}"
-    kinds = [
-        f"{size_text(number)} {word}"
-        for number, word in ((size.zero_copy, "zero-copy"), (size.copied, "copied"))
-        if number
-    ]
+    kinds = [f"{size_text(number)} {word}" for word, number in size.kinds.items() if number and word != "in-band"]
     if kinds and size.in_band >= least:
         kinds.append(f"{size_text(size.in_band)} in-band")
     note = f"  ({', '.join(kinds)})" if kinds and not size.children else ""

@@ -1,8 +1,10 @@
 """One pass over an object, by the rules of the pickler: what fails, and where the bytes are."""
 
+from collections.abc import Callable
 from typing import Any
 
-from .. import _walk
+from .. import _walk, rebuild
+from .._store import ObjectRef, load_ref
 from ..reduction import Reduction, find_global
 from .failure import FailureTuple
 from .hints import hint, is_resource
@@ -80,6 +82,7 @@ def trace(
     threshold: int = 1024,
     keep: int = 1024,
     max_failures: int = 1000,
+    refers: Callable[[int, int], bool] | None = None,
 ) -> Trace:
     """Visit everything a pickler would visit.
 
@@ -94,6 +97,8 @@ def trace(
         `integrations` apply), not by those of `dumps`.
     threshold, keep, max_failures : int
         See `_walk.Walker`.
+    refers : callable, optional
+        Tells of an address and a size whether these bytes are in the store already.
 
     Returns
     -------
@@ -103,6 +108,9 @@ def trace(
     result = Trace(obj, name)
 
     def reduce(obj: Any) -> tuple[Any, Any]:
+        if type(obj) is ObjectRef:
+            # Its own reduction would hold the object for a message that is never sent.
+            return (load_ref, (obj.binary(),)), None
         _, value = reduction(obj)
         if type(value) is str:
             return value, find_global(obj, value)
@@ -111,7 +119,8 @@ def trace(
     def classify(cls: type) -> int:
         return _walk.PLAIN if reduction.is_plain(cls) else _walk.ASK
 
-    walker = _walk.Walker(reduce, classify, result.add, threshold if put else -1, keep, max_failures)
+    walker = _walk.Walker(reduce, classify, result.add, threshold if put else -1, keep, max_failures,
+                            rebuild.COPYING if put else frozenset(), refers)  # fmt: skip
     result.tree = walker.walk(obj)
     result.total_failures = walker.failures
     result.visited = walker.visited

@@ -24,9 +24,9 @@ def family(cls: Any) -> Callable[[Any], Any] | None:
             return None
 
         def reduce_array(obj: Any) -> Any:
-            if obj.__dict__:
-                return NotImplemented
-            return rebuild.ctypes_array, (element, shape, _buffer(obj))
+            parts = (element, shape, _buffer(obj))
+            # numpy.ctypeslib.as_ctypes keeps the array as an attribute.
+            return rebuild.ctypes_array, (*parts, obj.__dict__) if obj.__dict__ else parts
 
         return reduce_array
     if _holds_addresses(cls):

@@ -42,17 +42,19 @@ cdef class ObjectRef:
 
 
 cdef class Pin:
-    # The bytes of one sealed object, in the read-only mapping.
+    # The bytes of one sealed object, in the read-only mapping. `twin` (borrowed, NULL: none): the Private made by twin_of.
     cdef prs_store *handle
     cdef prs_oid id
     cdef prs_view view
+    cdef void *twin
 
 
 cdef class Private:
-    # Writable memory of our own: a copy, or a copy-on-write mapping that still needs its pin.
+    # Writable memory of our own: a copy, or a copy-on-write mapping that still needs its pin. `origin`: whose twin it is.
     cdef void *memory
     cdef size_t length
     cdef Pin pin
+    cdef Pin origin
     cdef uint8_t *data
     cdef uint64_t size
 

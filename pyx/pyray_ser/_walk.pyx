@@ -27,6 +27,7 @@ from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from libc.stdint cimport uintptr_t
 
 from pickle import PickleBuffer, PicklingError
+from types import FunctionType
 
 cdef extern from *:
     """
@@ -103,14 +104,14 @@ cdef class Node:
 
     cdef readonly tuple step
     cdef readonly object obj
-    cdef readonly long long inband, zero_copy, copied
+    cdef readonly long long inband, zero_copy, copied, referenced
     cdef readonly list children
     cdef readonly long long others          # children too many or too small to keep
     cdef readonly long long others_bytes
 
     @property
     def total(self):
-        return self.inband + self.zero_copy + self.copied
+        return self.inband + self.zero_copy + self.copied + self.referenced
 
 
 @cython.final
@@ -125,9 +126,10 @@ cdef class Frame:
     cdef Py_ssize_t size
     cdef int part
     cdef bint foreign
+    cdef bint copying           # what it calls on loading copies the buffers it is given
     cdef bint of_key            # child is a key, not a value
     cdef object pending         # value that follows the key
-    cdef long long inband, zero_copy, copied
+    cdef long long inband, zero_copy, copied, referenced
     cdef list children
     cdef long long others, others_bytes
 
@@ -162,9 +164,14 @@ cdef class Walker:
         Keep nodes of at least so many bytes.
     max_failures : int
         Report so many; the rest are counted.
+    copying : frozenset of function
+        Functions that reductions call and that copy the buffers they are given.
+    refers : callable, optional
+        ``refers(address, size)`` tells whether these bytes are in the store already and are not copied.
     """
 
-    cdef object reduce, classify, on_failure
+    cdef object reduce, classify, on_failure, refers
+    cdef frozenset copying
     cdef Py_ssize_t threshold
     cdef long long keep
     cdef list stack
@@ -179,13 +186,14 @@ cdef class Walker:
     cdef readonly object root               # Node
 
     def __cinit__(self, reduce, classify, on_failure, Py_ssize_t threshold=1024, long long keep=1024,
-                  Py_ssize_t max_failures=1000):
+                  Py_ssize_t max_failures=1000, frozenset copying=frozenset(), refers=None):
         self.mask = 1023
         self.table = <Entry *>PyMem_Calloc(self.mask + 1, sizeof(Entry))
         if self.table == NULL:
             raise MemoryError()
         self.reduce, self.classify, self.on_failure = reduce, classify, on_failure
         self.threshold, self.keep, self.max_failures = threshold, keep, max_failures
+        self.copying, self.refers = copying, refers
         self.stack, self.classes, self.ranges = [], {}, {}
 
     def __dealloc__(self):
@@ -328,12 +336,13 @@ cdef class Walker:
             frame.children.sort(key=total_of, reverse=True)
             for small in frame.children[128:]:
                 frame.others += 1
-                frame.others_bytes += (<Node>small).inband + (<Node>small).zero_copy + (<Node>small).copied
+                frame.others_bytes += (<Node>small).total
             del frame.children[128:]
         return 0
 
     cdef Node node_of(self, Frame frame):
         cdef Node node = self.leaf_node(<PyObject *>frame.obj, frame.inband, frame.zero_copy, frame.copied)
+        node.referenced = frame.referenced
         if frame.children is not None:
             frame.children.sort(key=total_of, reverse=True)
         node.children = frame.children
@@ -415,7 +424,8 @@ cdef class Walker:
         above.inband += frame.inband
         above.zero_copy += frame.zero_copy
         above.copied += frame.copied
-        if above is outermost or frame.inband + frame.zero_copy + frame.copied >= self.keep:
+        above.referenced += frame.referenced
+        if above is outermost or frame.inband + frame.zero_copy + frame.copied + frame.referenced >= self.keep:
             self.add(above, self.node_of(frame))
         return 0
 
@@ -616,6 +626,7 @@ cdef class Walker:
                 self.memoize(<PyObject *>obj, parent)
                 return 0
             frame.parts = self.parts_of(obj, value)
+            frame.copying = type(frame.parts[0]) is FunctionType and frame.parts[0] in self.copying
         except Exception as error:
             self.slot(<PyObject *>obj).index = self.memo_size
             self.memo_size += 1
@@ -673,8 +684,9 @@ cdef class Walker:
         """A PickleBuffer: bytes that leave the stream where they are large enough."""
         cdef Py_buffer view
         cdef Py_ssize_t n
-        cdef bint contiguous
+        cdef bint contiguous, copying
         cdef object key
+        cdef Node node
         try:
             PyObject_GetBuffer(obj, &view, PyBUF_FULL_RO)
         except Exception as error:
@@ -695,8 +707,19 @@ cdef class Walker:
         if key in self.ranges:
             return 0
         self.ranges[key] = obj          # alive, so that the address stays this buffer's
-        parent.zero_copy += n
-        self.add(parent, self.leaf_node(<PyObject *>obj, 2, n, 0))
+        # The frame of the argument tuple is on top, that of the reduction below it.
+        copying = len(self.stack) > 1 and (<Frame>self.stack[len(self.stack) - 2]).copying
+        node = self.leaf_node(<PyObject *>obj, 2, 0, 0)
+        if self.refers is not None and self.refers(key[0], n):
+            node.referenced = n
+            parent.referenced += n
+        elif copying:
+            node.copied = n
+            parent.copied += n
+        else:
+            node.zero_copy = n
+            parent.zero_copy += n
+        self.add(parent, node)
         return 0
 
 
@@ -707,4 +730,4 @@ cdef Py_ssize_t batches(Py_ssize_t n) noexcept:
 
 def total_of(Node node):
     """Sort key of nodes."""
-    return node.inband + node.zero_copy + node.copied
+    return node.inband + node.zero_copy + node.copied + node.referenced

@@ -305,6 +305,13 @@ def test_ctypes_arrays():
         ctypes.memset(back, 0, 1)  # of its own
 
 
+def test_ctypes_arrays_over_arrays():
+    value = np.ctypeslib.as_ctypes(np.arange(5000.0))
+    stream, buffers = put(value)
+    back = load(stream, buffers)
+    assert type(back) is type(value) and list(back) == list(value) and list(back.__dict__) == list(value.__dict__)
+
+
 def test_ctypes_structures():
     value = Point(1.5)
     value.y[3] = 7

@@ -24,7 +24,8 @@ def round_trip(value, out_of_band=None, in_band=SMALL):
 
 
 def tensors():
-    torch = pytest.importorskip("torch")
+    import torch
+
     base = torch.arange(6000.0)
     return {
         "float": base,
@@ -56,7 +57,8 @@ KINDS = [
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_tensors(kind):
-    torch = pytest.importorskip("torch")
+    import torch
+
     value = tensors()[kind]
     size = value.untyped_storage().nbytes()
     back = round_trip(value, size if size >= 1024 else None)
@@ -73,7 +75,8 @@ def test_tensors(kind):
 
 
 def test_views_share_one_storage_and_separate_ones_stay_separate():
-    torch = pytest.importorskip("torch")
+    import torch
+
     base = torch.arange(10_000.0)
     other = torch.arange(10_000.0)
     back = round_trip([base, base[100:200], base.reshape(100, 100).T, other], 80_000)
@@ -89,7 +92,8 @@ def test_views_share_one_storage_and_separate_ones_stay_separate():
 
 
 def test_module_and_state_dict():
-    torch = pytest.importorskip("torch")
+    import torch
+
     torch.manual_seed(5)
     model = torch.nn.Sequential(torch.nn.Linear(100, 200), torch.nn.ReLU(), torch.nn.BatchNorm1d(200)).eval()
     data = torch.randn(7, 100)
@@ -103,7 +107,8 @@ def test_module_and_state_dict():
 
 
 def test_parameters_shared_in_a_module_stay_shared():
-    torch = pytest.importorskip("torch")
+    import torch
+
     model = torch.nn.Module()
     model.a = torch.nn.Linear(50, 50)
     model.b = torch.nn.Linear(50, 50)
@@ -113,7 +118,8 @@ def test_parameters_shared_in_a_module_stay_shared():
 
 
 def test_what_torch_itself_has_to_pickle():
-    torch = pytest.importorskip("torch")
+    import torch
+
     sparse = torch.eye(50).to_sparse()
     assert torch.equal(round_trip(sparse, in_band=50_000).to_dense(), sparse.to_dense())
     marked = torch.arange(2000.0)
@@ -134,7 +140,6 @@ def test_what_torch_itself_has_to_pickle():
 
 
 def test_scikit_learn_estimators():
-    pytest.importorskip("sklearn")
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
@@ -159,8 +164,9 @@ def test_scikit_learn_estimators():
 
 
 def test_xarray():
-    xarray = pytest.importorskip("xarray")
-    pd = pytest.importorskip("pandas")
+    import pandas as pd
+    import xarray
+
     value = xarray.Dataset(
         {"t": (("time", "x"), np.random.default_rng(5).random((200, 300)))},
         coords={"time": pd.date_range("2000", periods=200), "x": np.arange(300)},
@@ -173,7 +179,8 @@ def test_xarray():
 
 
 def test_pillow():
-    image_module = pytest.importorskip("PIL.Image")
+    from PIL import Image as image_module
+
     value = image_module.fromarray(np.random.default_rng(5).integers(0, 255, (100, 120, 3), np.uint8))
     back = round_trip(value, 36_000)
     assert back.mode == value.mode and back.size == value.size and back.tobytes() == value.tobytes()

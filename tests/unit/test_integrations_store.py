@@ -143,3 +143,99 @@ def test_explain_tells_the_same_story():
     assert found["value['raw']"].copied == N
     assert found["value['text']"].in_band > N
     assert abs(explanation.total - len(pyray_ser.serialize(value))) < 4000
+
+
+# ---- put(explain=True) ---------------------------------------------------------------------------
+
+
+def explained(value, **options):
+    ref, explanation = pyray_ser.put(value, explain=True, **options)
+    assert isinstance(ref, pyray_ser.ObjectRef)
+    assert isinstance(explanation, pyray_ser.inspection.Explanation)
+    return ref, explanation
+
+
+def test_put_explains_by_path():
+    value = {"w": np.arange(N), "raw": bytes(N), "text": "x" * N, "deep": [{"v": np.arange(N)[::2]}]}
+    ref, explanation = explained(value)
+    assert (pyray_ser.get(ref)["w"] == value["w"]).all()
+    assert explanation["['w']"].kinds == {"zero-copy": 8 * N, "copied": 0, "referenced": 0, "in-band": 91}
+    assert explanation["['raw']"].copied == N
+    assert explanation["['text']"].in_band == pytest.approx(N, abs=20)
+    assert explanation["['deep'][0]['v']"].zero_copy == 4 * N
+    assert "in all" in str(explanation) and "zero-copy" in str(explanation)
+    with pytest.raises(KeyError):
+        explanation["['absent']"]
+
+
+def test_what_is_in_the_store_already_is_referenced():
+    array = pyray_ser.get(pyray_ser.put(np.arange(N)))
+    other = np.arange(N)
+    before = pyray_ser.stats()["used"]
+    ref, explanation = explained([array, other])
+    assert (pyray_ser.get(ref)[0] == other).all()
+    assert explanation["[0]"].referenced == 8 * N and explanation["[0]"].zero_copy == 0
+    assert explanation["[1]"].zero_copy == 8 * N and explanation["[1]"].referenced == 0
+    assert explanation.referenced == explanation.zero_copy == 8 * N
+    assert "400 kB referenced" in explanation.to_text()
+    assert pyray_ser.stats()["used"] - before < 12 * N  # as it says: one of the two was copied
+    assert explained(array)[1].referenced == 8 * N
+    # Too small a part of the object it would keep alive, and too small at all.
+    assert explained([array[:100]])[1].referenced == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (bytes(N), "copied"),
+        (bytearray(N), "copied"),
+        (memoryview(bytes(N)), "zero-copy"),
+        (np.zeros(N, "u1"), "zero-copy"),
+        ("x" * N, "in-band"),
+        (bytes(100), "in-band"),
+    ],
+    ids=["bytes", "bytearray", "memoryview", "array", "str", "few bytes"],
+)
+def test_values_of_one_piece_are_explained(value, kind):
+    _, explanation = explained(value)
+    assert explanation.root.kinds[kind] == pytest.approx(len(value), abs=30)
+    assert explanation.total - explanation.root.kinds[kind] < 120
+
+
+def test_what_readers_copy_is_told_so():
+    from array import array
+
+    _, explanation = explained([array("d", range(N)), (np.ctypeslib.as_ctypes(np.zeros(N)))])
+    assert explanation["[0]"].copied == explanation["[1]"].copied == 8 * N and explanation.zero_copy == 0
+
+
+def test_explaining_a_reference_holds_nothing():
+    inner = pyray_ser.put(np.arange(N))
+    before = pyray_ser.stats()
+    outer, explanation = explained([inner])
+    assert explanation.total < 200
+    pyray_ser.util.inspect_size([inner])
+    assert pyray_ser.stats()["in_flight"] == before["in_flight"]
+    del inner, outer
+    assert pyray_ser.stats()["objects"] == before["objects"] - 1
+
+
+def test_explained_and_named_and_refused():
+    ref, explanation = explained([1], name="explained")
+    assert pyray_ser.get_by_name("explained") == [1] and explanation.total < 20
+    pyray_ser.free(ref)
+    with pytest.raises(TypeError, match=r"lock.*\(at \[0\]\)"):
+        pyray_ser.put([__import__("threading").Lock()], explain=True)
+    assert isinstance(pyray_ser.put([1], explain=False), pyray_ser.ObjectRef)
+
+
+def test_polars_without_pyarrow_is_explained_as_copied_or_in_band(monkeypatch):
+    pl = pytest.importorskip("polars")
+    from pyray_ser import integrations
+
+    frame = pl.DataFrame({"a": np.arange(N)})
+    assert explained(frame)[1].zero_copy >= 8 * N
+    # What install() does where pyarrow is not to be found.
+    monkeypatch.delitem(integrations.reducers, pl.DataFrame)
+    _, explanation = explained([frame])
+    assert explanation.zero_copy == 0 and explanation.copied + explanation.in_band >= 8 * N

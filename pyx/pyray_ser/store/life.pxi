@@ -108,3 +108,11 @@ def find_address(Store store, size_t address, uint64_t size):
     if prs_find(store.handle, <const void *>address, size, &id, &at) != PRS_OK:
         return None
     return oid_bytes(&id), at
+
+
+def refers(Store store, size_t address, uint64_t size):
+    """bool : whether `put` refers to these bytes, because they are an object's of `store` already, and does not copy them."""
+    cdef prs_oid id
+    cdef uint64_t at
+    store.check_open()
+    return size >= REFERENCE_FROM and worth_referring(store, <const void *>address, size, &id, &at)

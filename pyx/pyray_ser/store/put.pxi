@@ -54,7 +54,7 @@ cdef ObjectRef put_value(Store store, object value, int64_t deadline):
 
 
 @cython.binding(False)
-def put(value, *, timeout=None, name=None):
+def put(value, *, timeout=None, name=None, explain=False):
     """
     Store a value and return a reference to it.
 
@@ -67,10 +67,15 @@ def put(value, *, timeout=None, name=None):
     name : str, optional
         A name under which `get_by_name` finds the object, in any process that uses this store. It then lives until it is
         freed or the store ends.
+    explain : bool, optional
+        Also tell what became of each part: the value is visited a second time for that.
 
     Returns
     -------
     ObjectRef
+        With `explain`, a tuple ``(ref, explanation)``: a `pyray_ser.inspection.Explanation`, which prints as a tree, tells by
+        path how many bytes are read in place (zero-copy), are copied by readers, stay in the stream (in-band), or were in
+        the store already and are referred to.
 
     Raises
     ------
@@ -87,6 +92,12 @@ def put(value, *, timeout=None, name=None):
         deadline = deadline_of(timeout)
     if store is None:
         store = default_or_open()
+    cdef ObjectRef ref
+    if explain:
+        ref = put_value(store, value, deadline) if name is None else put_named(store, value, name, deadline)
+        from pyray_ser.inspection import explain_put
+
+        return ref, explain_put(value, store)
     if name is not None:
         return put_named(store, value, name, deadline)
     return put_value(store, value, deadline)

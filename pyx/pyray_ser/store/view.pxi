@@ -25,6 +25,8 @@ cdef class Private:
     """Writable bytes that only this process sees: what mode "c" gives."""
 
     def __dealloc__(self):
+        if self.origin is not None:
+            self.origin.twin = NULL
         if self.pin is not None:
             prs_cow_close(self.memory, self.length)
         else:
