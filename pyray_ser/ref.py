@@ -11,7 +11,8 @@ Three ways lead out of a process, and each holds the object differently:
 import sys
 from html import escape
 
-from ._store import ObjectRef, load_ref, reduce_for_message
+from . import _load_ref
+from ._store import ObjectRef, reduce_for_message
 from .scope import hold
 from .store import node_name
 
@@ -57,7 +58,7 @@ def reduce(ref):
         if any(id(frame) == _early for frame in _frames()):
             return reduce_for_message(ref)
         _early = 0
-    return load_ref, (hold(ref, STICKY, node_name()),)
+    return _load_ref, (hold(ref, STICKY, node_name()),)
 
 
 # ---- text -------------------------------------------------------------------------------------------------------------

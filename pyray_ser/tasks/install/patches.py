@@ -104,6 +104,8 @@ class MessagePickler(ForkingPickler):
         options = _options
         if options is None or protocol is not None:
             return ForkingPickler.dumps(obj, protocol)
+        if type(obj) is _store.ObjectRef:
+            return _store.pickle_for_message(obj)
         from . import message
 
         caller = sys._getframe(1)

@@ -47,6 +47,34 @@ cdef bytes message_of(ObjectRef ref, int kind, bytes node, prs_token *token, uin
 # The context variable of `pyray_ser.scope` and the name of this node, once a reference was sent.
 cdef object scope_variable = None
 cdef bytes node_name = None
+# `pyray_ser._load_ref`: what pickled references call.
+cdef object ref_loader = None
+
+
+cdef object loader():
+    global ref_loader
+    if ref_loader is None:
+        from pyray_ser import _load_ref
+
+        ref_loader = _load_ref
+    return ref_loader
+
+
+cdef bytes once(ObjectRef ref):
+    """What `load_ref` takes, to be loaded once: a token holds the object until then, or to the end of the scope."""
+    global scope_variable, node_name
+    cdef prs_token token
+    if scope_variable is None:
+        from pyray_ser.scope import _current
+        from pyray_ser.store import node_name as name
+
+        node_name = name()
+        scope_variable = _current
+    if get_value(scope_variable) is None:
+        return message_of(ref, PRS_TOKEN_ONCE, node_name, &token)
+    from pyray_ser.scope import hold
+
+    return hold(ref, PRS_TOKEN_ONCE, node_name)
 
 
 @cython.binding(False)
@@ -57,19 +85,18 @@ def reduce_for_message(ObjectRef ref not None):
     Compiled, because it runs once per message between two processes that have just woken up, where every line of Python
     costs several times what it costs in a loop.
     """
-    global scope_variable, node_name
-    cdef prs_token token
-    if scope_variable is None:
-        from pyray_ser.scope import _current
-        from pyray_ser.store import node_name as name
+    return loader(), (once(ref),)
 
-        node_name = name()
-        scope_variable = _current
-    if get_value(scope_variable) is None:
-        return load_ref, (message_of(ref, PRS_TOKEN_ONCE, node_name, &token),)
-    from pyray_ser.scope import hold
 
-    return load_ref, (hold(ref, PRS_TOKEN_ONCE, node_name),)
+# PROTO 4, 'pyray_ser', '_load_ref', STACK_GLOBAL, SHORT_BINBYTES; behind the bytes: TUPLE1, REDUCE, STOP
+cdef bytes MESSAGE_HEAD = b"\x80\x04\x8c\x09pyray_ser\x8c\x09_load_ref\x93C"
+
+
+@cython.binding(False)
+def pickle_for_message(ObjectRef ref not None):
+    """What multiprocessing's own pickler makes of a reference, without a pickler."""
+    cdef bytes travel = once(ref)
+    return b"%b%c%b\x85R." % (MESSAGE_HEAD, len(travel), travel)
 
 
 def drop_token(Store store, bytes identity, tuple token):

@@ -163,13 +163,53 @@ cdef class ObjectRef:
         cdef Gathered gathering = current_gathering()
         if gathering is not None and gathering.store == self.id.store and self.handle is not NULL:
             gathering.edges.append(self)
-            return load_ref, (oid_bytes(&self.id),)
+            return loader(), (oid_bytes(&self.id),)
         from pyray_ser.ref import reduce
 
         return reduce(self)
 
     def __reduce__(self):
         return self.__reduce_ex__(4)
+
+    def to_message(self):
+        """
+        The reference as bytes for a message of your own, on a pipe, a socket or a queue between processes of this machine.
+
+        What pickles a reference cannot know how often it will be loaded; who calls this says: once. The object is held until
+        `from_message` has taken over in the receiver.
+
+        Returns
+        -------
+        bytes
+            At most 88.
+
+        Examples
+        --------
+        >>> pipe.send_bytes(ref.to_message())
+        >>> array = pyray_ser.get(ObjectRef.from_message(pipe.recv_bytes()))
+        """
+        return once(self)
+
+    @staticmethod
+    def from_message(data):
+        """
+        The reference that `to_message` wrote.
+
+        Parameters
+        ----------
+        data : bytes-like
+
+        Returns
+        -------
+        ObjectRef
+            Also if the object is gone: `get` says what became of it.
+
+        Raises
+        ------
+        CorruptObjectError
+            If these bytes are no reference.
+        """
+        return load_ref(data if PyBytes_CheckExact(data) else bytes(data))
 
     def travel(self, int kind, bytes node, uint32_t note=0):
         """
