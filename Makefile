@@ -44,6 +44,7 @@ help:
 ## test         the tests against the installed wheel (PYTEST_ARGS=...)
 ## test-heavy   the tests that take minutes or gigabytes
 ## ctest        the C engine alone: plain, address + undefined, thread sanitizer
+## torture      the long runs: death after every instruction, 100,000 random kills, 10 million damaged inputs
 ## asan         the tests under the address and undefined behaviour sanitizers
 ## tsan         the C tests under the thread sanitizer
 ## coverage     line coverage of the C sources under the tests
@@ -173,12 +174,13 @@ coverage: $(STAMP)/installed $(STAMP)/coverage
 
 # ---------------------------------------------------------------- the C engine alone
 
-# Every tests/c/test_*.c is a program of its own; the other files there are linked into each.
+# Every tests/c/test_*.c and tests/torture/torture_*.c is a program of its own; the torture programs run short here and
+# at full length under `make torture`.
 CC_TEST      ?= $(if $(filter-out default undefined,$(origin CC)),$(CC),cc)
 CTEST_PROGS  := $(patsubst tests/c/%.c,%,$(wildcard tests/c/test_*.c))
-CTEST_COMMON := $(filter-out $(wildcard tests/c/test_*.c),$(wildcard tests/c/*.c))
+TORTURE_PROGS := $(patsubst tests/torture/%.c,%,$(wildcard tests/torture/torture_*.c))
 CTEST_ENGINE := $(wildcard csrc/store/*.c)
-CTEST_FLAGS  := -std=gnu11 -g -pthread -fno-strict-aliasing -UNDEBUG -DPRS_DEBUG=1 -Icsrc -Icsrc/store -Itests/c \
+CTEST_FLAGS  := -std=gnu11 -g -pthread -fno-strict-aliasing -UNDEBUG -DPRS_DEBUG=1 -Icsrc -Icsrc/store -Itests/c -Itests/torture \
                 -Wall -Wextra -Wshadow -Wpointer-arith -Wstrict-prototypes -Wvla \
                 -Wno-unused-parameter -Wno-missing-field-initializers
 CTEST_plain  := -O2
@@ -193,14 +195,18 @@ $(BUILD)/ctest/$(1)/%.o: %.c Makefile
 	@$(CC_TEST) $(CTEST_FLAGS) $(CTEST_$(1)) -MMD -MP -c $$< -o $$@
 
 $(CTEST_PROGS:%=$(BUILD)/ctest/$(1)/%): $(BUILD)/ctest/$(1)/%: $(BUILD)/ctest/$(1)/tests/c/%.o \
-    $(CTEST_COMMON:%.c=$(BUILD)/ctest/$(1)/%.o) $(CTEST_ENGINE:%.c=$(BUILD)/ctest/$(1)/%.o)
+    $(CTEST_ENGINE:%.c=$(BUILD)/ctest/$(1)/%.o)
+	@$(CC_TEST) -pthread $(CTEST_$(1)) $$^ -o $$@
+
+$(TORTURE_PROGS:%=$(BUILD)/ctest/$(1)/%): $(BUILD)/ctest/$(1)/%: $(BUILD)/ctest/$(1)/tests/torture/%.o \
+    $(CTEST_ENGINE:%.c=$(BUILD)/ctest/$(1)/%.o)
 	@$(CC_TEST) -pthread $(CTEST_$(1)) $$^ -o $$@
 
 .PHONY: ctest-$(1)
 ctest-$(1): | prerequisites
-ctest-$(1): $(CTEST_PROGS:%=$(BUILD)/ctest/$(1)/%)
+ctest-$(1): $(CTEST_PROGS:%=$(BUILD)/ctest/$(1)/%) $(TORTURE_PROGS:%=$(BUILD)/ctest/$(1)/%)
 	@test -n "$(CTEST_PROGS)" || echo "ctest: no tests/c/test_*.c"
-	@for program in $(CTEST_PROGS); do \
+	@for program in $(CTEST_PROGS) $(TORTURE_PROGS); do \
 	  echo "run: $(1) $$$$program"; \
 	  ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1 \
 	  TSAN_OPTIONS=halt_on_error=1:die_after_fork=0:second_deadlock_stack=1 \
@@ -211,6 +217,12 @@ $(foreach variant,$(CTEST_VARIANTS),$(eval $(call ctest_variant,$(variant))))
 -include $(foreach variant,$(CTEST_VARIANTS),$(shell find $(BUILD)/ctest/$(variant) -name '*.d' 2>/dev/null))
 .SECONDARY:
 
+.PHONY: torture
+torture: $(TORTURE_PROGS:%=$(BUILD)/ctest/plain/%) $(BUILD)/ctest/plain/test_engine_storm
+	@for program in $(TORTURE_PROGS); do echo "run: $$program"; PRS_TORTURE=1 $(BUILD)/ctest/plain/$$program || exit 1; done
+	@echo "run: test_engine_storm"; PRS_TEST_KILLS=100000 $(BUILD)/ctest/plain/test_engine_storm
+
+
 .PHONY: ctest tsan
 ctest: ctest-plain ctest-asan ctest-tsan
 tsan: ctest-tsan
@@ -220,7 +232,7 @@ tsan: ctest-tsan
 LINT_PYTHON := setup.py $(wildcard pyray_ser tests bench examples tools)
 # The stubs written by hand; what is Python is its own stub.
 LINT_STUBS   = $(patsubst pyray_ser/%.pyi,pyray_ser.%,$(wildcard pyray_ser/*.pyi))
-LINT_C       = $(shell find csrc tests/c -name '*.[ch]' 2>/dev/null)
+LINT_C       = $(shell find csrc tests/c tests/torture -name '*.[ch]' 2>/dev/null)
 
 $(STAMP)/lint-tools: pyproject.toml $(STAMP)/python
 	@echo "venv: $(LINT)"

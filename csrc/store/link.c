@@ -274,10 +274,9 @@ static bool owner_lives(const prs_store *s, const prs_link *l)
     if (l->owner >= prs_load_relaxed(&s->super->published))
         return false;
     uint64_t word = prs_load_seqcst(&prs_slot_at(s, l->owner)->word);
-    uint32_t state = prs_word_state(word), generation = prs_word_generation(word);
-    if (state == PRS_STATE_RESERVED) /* retired, edges not yet spliced */
-        return generation == l->owner_tag + 1;
-    return state != PRS_STATE_FREE && generation == l->owner_tag;
+    uint32_t state = prs_word_state(word);
+    /* Not one that was retired: it may lie in a magazine by now, where nobody looks for edges. */
+    return state != PRS_STATE_FREE && state != PRS_STATE_RESERVED && prs_word_generation(word) == l->owner_tag;
 }
 
 void prs_links_rebuild(prs_store *s)
