@@ -14,9 +14,9 @@ import pyray_ser
 def through_store(array):
     # The memory of an array that came through the store is a mapping of it, or a private one with a pin.
     base = array
-    while isinstance(base, np.ndarray):
-        base = base.base
-    return type(getattr(base, "obj", base)).__module__.startswith("pyray_ser")
+    while isinstance(base, (np.ndarray, memoryview)):
+        base = base.base if isinstance(base, np.ndarray) else base.obj
+    return type(base).__module__.startswith("pyray_ser")
 
 def report(array):
     return through_store(array), array.flags.writeable, float(array.sum())
@@ -334,6 +334,39 @@ def test_lost_messages_are_freed():
         del queue, mine, theirs, end, ends
         assert wait_until(lambda: pyray_ser.stats()["in_flight"] == 0), pyray_ser.stats()
         print(pyray_ser.stats()["used"] < 1_000_000)
+    """
+    assert run(script(body)) == "True"
+
+
+def test_an_array_that_arrived_is_sent_on_as_it_came_unless_it_was_written_to():
+    body = """
+    def same(array):
+        return array
+    def changed(array, at):
+        array[at] = 7
+        return array
+    def part(array):
+        return array[1000:]
+    if __name__ == "__main__":
+        pyray_ser.install()
+        with mp.get_context("fork").Pool(1) as pool:
+            array = np.ones(1_000_000)
+            def serials(function, *more):
+                before = pyray_ser.stats()["serial"]
+                back = pool.apply(function, (array, *more))
+                assert back.flags.writeable and array.sum() == 1_000_000
+                return back, pyray_ser.stats()["objects"]
+            back, objects = serials(same)
+            assert (back == 1).all() and objects == 1
+            back[5] = 3
+            assert pool.apply(report, (back,)) == (True, True, 1_000_002.0)
+            for at in (0, 500_000, 999_999):
+                back, objects = serials(changed, at)
+                assert back[at] == 7 and back.sum() == 1_000_006
+            back, objects = serials(part)
+            assert back.shape == (999_000,) and (back == 1).all()
+            del back
+        print(wait_until(lambda: pyray_ser.stats()["in_flight"] == 0 and not pyray_ser.stats()["objects"]))
     """
     assert run(script(body)) == "True"
 

@@ -4,6 +4,7 @@
 
     message     which bytes of a message become objects, and how it is made again
     flight      objects under way: how many bytes they may be, what becomes of those that were lost
+    arrived     arrays that are sent on as they came
     pipes       what the kernel knows of a pipe: who can read it, how much is unread
     patches     what is replaced in multiprocessing, and in loky where that is used; undone by `uninstall`
 

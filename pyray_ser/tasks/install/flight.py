@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from ... import _store
 from ...exceptions import StoreBusyError
 from ...store import node_name
-from . import pipes
+from . import arrived, pipes
 
 if TYPE_CHECKING:
     import numpy
@@ -157,7 +157,8 @@ def _stored(value):
     view = memoryview(value)
     owner = None if type(value) is bytes else _constant_owner(view)
     if owner is None:
-        return _store.put(view), view.nbytes
+        ref = arrived.source(view)
+        return (_store.put(view), view.nbytes) if ref is None else (ref, 0)
     key = (_address(view), view.nbytes)
     with _lock:
         known = _constant.get(key)

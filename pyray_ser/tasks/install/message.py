@@ -17,7 +17,7 @@ from multiprocessing.reduction import ForkingPickler
 
 from ... import _store
 from ...exceptions import PyraySerError
-from . import flight
+from . import arrived, flight
 
 __all__ = ["dumps", "load"]
 
@@ -181,7 +181,7 @@ def load(stream: bytes, sent: list[bytes], narrays: int, kinds: bytes, mmap_mode
 def _buffer(ref, mmap_mode: str):
     if mmap_mode == "c":
         try:
-            return _store.get(ref, mmap_mode="c")
+            return arrived.note(_store.get(ref, mmap_mode="c"), ref)
         except (MemoryError, OSError, PyraySerError):
             # Maps have run out (vm.max_map_count), or address space: a copy does not need one. What is lost is lost again here.
             return bytearray(_store.get(ref))
