@@ -30,9 +30,14 @@ cdef int write_or_abort(Store store, prs_draft *draft, uint64_t at, const void *
 cdef inline ObjectRef seal_or_abort(Store store, prs_draft *draft):
     cdef prs_error error
     cdef int status
-    # The reference is made first: once the object is published, nothing may fail.
-    cdef ObjectRef ref = new_ref(store, NULL, &draft.id)
+    cdef ObjectRef ref
     error.code = 0
+    # The reference is made first: once the object is published, nothing may fail.
+    try:
+        ref = new_ref(store, NULL, &draft.id)
+    except BaseException:
+        store.abort(draft, False)
+        raise
     if store.handle is NULL:  # closed by another thread during the copy: the draft went with it
         store.check_open()
     status = prs_seal(store.handle, draft, &error)
