@@ -13,7 +13,6 @@ of the ratios of the rounds. The row with a lambda is compared with cloudpickle.
 from __future__ import annotations
 
 import argparse
-import functools
 import gc
 import itertools
 import json
@@ -29,12 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import numpy as np
 from pickler_data import rows, sweep
 
-from pyray_ser import _pickle
-
-try:
-    from pyray_ser import _unpickle
-except ImportError:
-    _unpickle = None
+from pyray_ser import _pickle, _unpickle
 
 
 def equal(a, b):
@@ -62,57 +56,104 @@ def equal(a, b):
 sink = []  # takes the buffers; the same bound method for both sides
 
 
-def seconds(function, count):
-    """Time of one call of `function`, a functools.partial or a plain function."""
-    repeat = itertools.repeat(None, count)
-    start = time.perf_counter()
-    for _ in repeat:
-        function()
-    elapsed = time.perf_counter() - start
+def loop_of(expression, **names):
+    """A function of a count that evaluates `expression` so many times, written out as a program would write the call."""
+    arguments = ", ".join(["repeat", *(f"{name}={name}" for name in names)])
+    source = f"def loop({arguments}):\n    for _ in repeat:\n        {expression}\n"
+    exec(source, names)
+    loop = names["loop"]
+    return lambda count: loop(itertools.repeat(None, count))
+
+
+def pickle_loops(obj, theirs=pickle.dumps):
+    """{(side, whose): loop} of `_pickle` (or what is given in its place) and ours; each result compared with `obj` first."""
+    buffers, their_buffers = [], []
+    stream = _pickle.dumps(obj, 5, buffer_callback=buffers.append)
+    their_stream = theirs(obj, 5, buffer_callback=their_buffers.append)
+    for what, result in (
+        ("what was written does not read as what went in", pickle.loads(stream, buffers=buffers)),
+        ("what was read differs from what went in", _unpickle.loads(stream, buffers=buffers)),
+        ("the other's stream was read as something else", _unpickle.loads(their_stream, buffers=their_buffers)),
+    ):
+        if not equal(result, obj):
+            raise AssertionError(what)
+    dumps, loads = "dumps(obj, 5, buffer_callback=callback)", "loads(stream, buffers=buffers)"
+    callback = sink.append
+    return {
+        ("dumps", "_pickle"): loop_of(dumps, dumps=theirs, obj=obj, callback=callback),
+        ("dumps", "ours"): loop_of(dumps, dumps=_pickle.dumps, obj=obj, callback=callback),
+        ("loads", "_pickle"): loop_of(loads, loads=pickle.loads, stream=their_stream, buffers=their_buffers),
+        ("loads", "ours"): loop_of(loads, loads=_unpickle.loads, stream=stream, buffers=buffers),
+    }
+
+
+def fory_loops(obj):
+    """The same of Apache Fory in its native mode with references tracked; empty if there is no pyfory, or if it fails or does
+    not give back what went in."""
+    try:
+        import pyfory
+    except ImportError:
+        return {}
+    fory = pyfory.Fory(xlang=False, ref=True, strict=False)
+    try:
+        data = fory.serialize(obj)
+        if not equal(fory.deserialize(data), obj):
+            return {}
+    except Exception:  # whatever it raises for what it does not support
+        return {}
+    return {
+        ("dumps", "fory"): loop_of("serialize(obj)", serialize=fory.serialize, obj=obj),
+        ("loads", "fory"): loop_of("deserialize(data)", deserialize=fory.deserialize, data=data),
+    }
+
+
+def seconds(loop, count):
+    """CPU time of one turn of a loop: what else runs on the machine does not count."""
+    start = time.thread_time()
+    loop(count)
+    elapsed = time.thread_time() - start
     sink.clear()
     return elapsed / count
 
 
-def ratio(theirs, ours, rounds, target):
-    """Median of theirs/ours over interleaved rounds of about `target` seconds each, and our time."""
-    once = max(seconds(theirs, 1), seconds(ours, 1), 1e-7)
-    count = max(1, int(target / once))
-    ratios, times = [], []
+def compare(loops, rounds, target):
+    """{whose: (median of the ratios of its time to ours, median time)} over interleaved rounds of about `target` seconds."""
+    times = {whose: [] for whose in loops}
+    counts = {
+        whose: max(1, int(target / max(seconds(loop, 1), seconds(loop, 1), 1e-7))) for whose, loop in loops.items()
+    }
+    order = list(loops)
     for i in range(rounds):
-        if i % 2:
-            mine, other = seconds(ours, count), seconds(theirs, count)
-        else:
-            other, mine = seconds(theirs, count), seconds(ours, count)
-        ratios.append(other / mine)
-        times.append(mine)
-    return statistics.median(ratios), statistics.median(times)
+        for whose in order if i % 2 else reversed(order):
+            times[whose].append(seconds(loops[whose], counts[whose]))
+    return {
+        whose: (
+            statistics.median(other / mine for other, mine in zip(taken, times["ours"], strict=True)),
+            statistics.median(taken),
+        )
+        for whose, taken in times.items()
+    }
 
 
-def measure(name, make, rounds, target):
+def measure(name, make, rounds, target, fory=False):
+    """{side: {whose: (ratio, seconds)}} of one row."""
     obj = make()
     gc.freeze()  # else the standard pickler's temporary objects make the collector walk the data again and again
-    dump_theirs = functools.partial(pickle.dumps, obj, 5, buffer_callback=sink.append)
-    dump_ours = functools.partial(_pickle.dumps, obj, 5, buffer_callback=sink.append)
+    theirs = pickle.dumps
     if name == "lambda":
         import cloudpickle
 
-        dump_theirs = functools.partial(cloudpickle.dumps, obj, 5, buffer_callback=sink.append)
-
-    buffers = []
-    stream = _pickle.dumps(obj, 5, buffer_callback=buffers.append)
-    if not equal(pickle.loads(stream, buffers=buffers), obj):
-        raise AssertionError(f"{name}: what was written does not read as what went in")
-    result = dict(zip(("dumps", "dumps_seconds"), ratio(dump_theirs, dump_ours, rounds, target), strict=True))
-    if _unpickle is not None:
-        their_buffers = []
-        their_stream = pickle.dumps(obj, 5, buffer_callback=their_buffers.append) if name != "lambda" else dump_theirs()
-        if not equal(_unpickle.loads(stream, buffers=buffers), obj):
-            raise AssertionError(f"{name}: what was read differs from what went in")
-
-        load_theirs = functools.partial(pickle.loads, their_stream, buffers=their_buffers)
-        load_ours = functools.partial(_unpickle.loads, stream, buffers=buffers)
-        result |= dict(zip(("loads", "loads_seconds"), ratio(load_theirs, load_ours, rounds, target), strict=True))
-    return result
+        theirs = cloudpickle.dumps
+    try:
+        loops = pickle_loops(obj, theirs)
+    except AssertionError as error:
+        raise AssertionError(f"{name}: {error}") from None
+    if fory:
+        loops |= fory_loops(obj)
+    return {
+        side: compare({whose: loop for (of, whose), loop in loops.items() if of == side}, rounds, target)
+        for side in ("dumps", "loads")
+    }
 
 
 def sweep_all(options):
@@ -122,7 +163,7 @@ def sweep_all(options):
         if options.words and not any(word in name for word in options.words):
             continue
         result = measure(name, make, options.rounds, min(options.target, 0.004))
-        found += [(result[side], side, name) for side in ("dumps", "loads") if side in result]
+        found += [(result[side]["_pickle"][0], side, name) for side in ("dumps", "loads")]
     found.sort()
     for value, side, name in found if options.words else found[:40]:
         print(f"{value:>7.2f}x  {side}  {name}{'   <-- below 0.95' if value < 0.95 else ''}")
@@ -145,15 +186,20 @@ def main():
     if options.sweep:
         sweep_all(options)
         return
-    print(f"{'data':<28}{'dumps':>8}{'asked':>8}{'':>12}{'loads':>8}{'asked':>8}")
+    print(
+        f"{'data':<26}"
+        + "".join(f"{side:>9}{'asked':>7}{'us':>11}{'_pickle':>11}{'fory':>8}" for side in ("dumps", "loads"))
+    )
     results = {}
-    for name, make, asked_dumps, asked_loads in rows():
+    for name, make, *asked in rows():
         if options.words and not any(word in name for word in options.words):
             continue
-        result = results[name] = measure(name, make, options.rounds, options.target)
-        line = f"{name:<28}{result['dumps']:>7.2f}x{asked_dumps or '-':>8}{result['dumps_seconds'] * 1e6:>10.1f}us"
-        if "loads" in result:
-            line += f"{result['loads']:>7.2f}x{asked_loads or '-':>8}{result['loads_seconds'] * 1e6:>10.1f}us"
+        result = results[name] = measure(name, make, options.rounds, options.target, fory=True)
+        line = f"{name:<26}"
+        for side, promised in zip(("dumps", "loads"), asked, strict=True):
+            of = result[side]
+            line += f"{of['_pickle'][0]:>8.2f}x{promised or '-':>7}{of['ours'][1] * 1e6:>11,.2f}{of['_pickle'][1] * 1e6:>11,.2f}"
+            line += f"{of['fory'][0]:>7.2f}x" if "fory" in of else f"{'-':>8}"
         print(line, flush=True)
     if options.json:
         options.json.write_text(json.dumps({"python": sys.version, "rows": results}, indent=1))

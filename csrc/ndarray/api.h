@@ -18,7 +18,7 @@
 #include "array_template.h"
 
 #define PRP_NDARRAY_CAPSULE "pyray_ser._ndarray._api"
-#define PRP_NDARRAY_VERSION 1
+#define PRP_NDARRAY_VERSION 2
 
 /* Which bytes carry an array. */
 typedef enum {
@@ -77,6 +77,13 @@ typedef struct {
 
     /* numpy.dtype(name) through a small cache; new reference. */
     PyObject *(*dtype_from_name)(const char *name, size_t len);
+
+    /* numpy's ndarray and dtype, borrowed for good. */
+    PyObject *array_type, *dtype_type;
+
+    /* from_parts without strides and offset, the shape as ints and the dtype as an object (borrowed; checked). */
+    PyObject *(*from_ints)(int nd, const int64_t *shape, PyObject *dtype, bool fortran, const uint8_t *data,
+                           size_t data_len, PyObject *owner, int flags);
 } prp_ndarray_api;
 
 /* True for an exact numpy.ndarray, without importing numpy. (A class of that name which is not it fails in `describe`.) */

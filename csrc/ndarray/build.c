@@ -52,7 +52,11 @@ static PyObject *build(PyArray_Descr *descr, int nd, const npy_intp *shape, cons
                                            flags & PRP_ARRAY_WRITABLE ? NPY_ARRAY_WRITEABLE : 0, NULL);
     if (!array)
         return NULL;
-    PyArray_UpdateFlags((PyArrayObject *)array, NPY_ARRAY_UPDATE_ALL);
+    /* Given strides numpy looks at itself (and at the order of an array without them); whether the memory is aligned it leaves open
+     * in some versions. */
+    bool aligned = ((uintptr_t)first & ((size_t)PyDataType_ALIGNMENT(descr) - 1)) == 0;
+    if (strides || !aligned || !PyArray_CHKFLAGS((PyArrayObject *)array, NPY_ARRAY_ALIGNED))
+        PyArray_UpdateFlags((PyArrayObject *)array, NPY_ARRAY_UPDATE_ALL);
     if (owner && PyArray_SetBaseObject((PyArrayObject *)array, Py_NewRef(owner)) < 0) {
         Py_DECREF(array);
         return NULL;
@@ -101,6 +105,43 @@ static bool read_tuple(PyObject *tuple, npy_intp *out, int *nd)
     return true;
 }
 
+/* A structured dtype is fine, as long as it holds no references and needs no array subclass. */
+static bool usable(PyArray_Descr *descr)
+{
+    return !PyDataType_REFCHK(descr) && !PyDataType_HASSUBARRAY(descr) && PyDataType_ELSIZE(descr) > 0 &&
+           descr->type_num >= 0 && descr->type_num <= NPY_HALF;
+}
+
+/* build() with the strides that `fortran` asks for if none are given, and the condition of PRP_ARRAY_EXACT. */
+static PyObject *build_ordered(PyArray_Descr *descr, int nd, const npy_intp *shape, const npy_intp *strides,
+                               bool fortran, int64_t offset, const uint8_t *data, size_t data_len, PyObject *owner,
+                               int flags)
+{
+    npy_intp steps[PRP_ARRAY_MAX_DIMS];
+    if (!strides && fortran && nd > 1) {
+        size_t step = (size_t)PyDataType_ELSIZE(descr);
+        for (int i = 0; i < nd; i++) {
+            steps[i] = (npy_intp)step;
+            if (shape[i] < 0 || __builtin_mul_overflow(step, shape[i] ? (size_t)shape[i] : 1, &step) ||
+                step > PY_SSIZE_T_MAX)
+                return NULL;
+        }
+        strides = steps;
+    }
+    if (flags & PRP_ARRAY_EXACT) {
+        size_t total = (size_t)PyDataType_ELSIZE(descr);
+        for (int i = 0; i < nd; i++)
+            if (shape[i] < 0 || __builtin_mul_overflow(total, (size_t)shape[i], &total))
+                return NULL;
+        if (total != data_len)
+            return NULL;
+    }
+    Py_INCREF(descr); /* a cache may drop it while numpy allocates */
+    PyObject *array = build(descr, nd, shape, strides, offset, data, data_len, owner, flags);
+    Py_DECREF(descr);
+    return array;
+}
+
 PyObject *prp_array_from_parts(PyObject *shape_tuple, PyObject *dtype, int64_t offset, PyObject *strides_tuple,
                                bool fortran, const uint8_t *data, size_t data_len, PyObject *owner, int flags)
 {
@@ -111,9 +152,7 @@ PyObject *prp_array_from_parts(PyObject *shape_tuple, PyObject *dtype, int64_t o
     PyArray_Descr *descr;
     if (PyArray_DescrCheck(dtype)) {
         descr = (PyArray_Descr *)dtype;
-        /* A structured dtype is fine here, as long as it holds no references and needs no array subclass. */
-        if (PyDataType_REFCHK(descr) || PyDataType_HASSUBARRAY(descr) || PyDataType_ELSIZE(descr) <= 0 ||
-            descr->type_num < 0 || descr->type_num > NPY_HALF)
+        if (!usable(descr))
             return NULL;
     } else if (PyUnicode_CheckExact(dtype) && PyUnicode_IS_READY(dtype) && PyUnicode_IS_ASCII(dtype)) {
         descr = prp_dtype_find(PyUnicode_DATA(dtype), (size_t)PyUnicode_GET_LENGTH(dtype));
@@ -127,26 +166,15 @@ PyObject *prp_array_from_parts(PyObject *shape_tuple, PyObject *dtype, int64_t o
         if (!read_tuple(strides_tuple, strides, &nd))
             return NULL;
         given = strides;
-    } else if (fortran && nd > 1) {
-        size_t step = (size_t)PyDataType_ELSIZE(descr);
-        for (int i = 0; i < nd; i++) {
-            strides[i] = (npy_intp)step;
-            if (shape[i] < 0 || __builtin_mul_overflow(step, shape[i] ? (size_t)shape[i] : 1, &step) ||
-                step > PY_SSIZE_T_MAX)
-                return NULL;
-        }
-        given = strides;
     }
-    if (flags & PRP_ARRAY_EXACT) {
-        size_t total = (size_t)PyDataType_ELSIZE(descr);
-        for (int i = 0; i < nd; i++)
-            if (shape[i] < 0 || __builtin_mul_overflow(total, (size_t)shape[i], &total))
-                return NULL;
-        if (total != data_len)
-            return NULL;
-    }
-    Py_INCREF(descr);
-    PyObject *array = build(descr, nd, shape, given, offset, data, data_len, owner, flags);
-    Py_DECREF(descr);
-    return array;
+    return build_ordered(descr, nd, shape, given, fortran, offset, data, data_len, owner, flags);
+}
+
+PyObject *prp_array_from_ints(int nd, const int64_t *shape, PyObject *dtype, bool fortran, const uint8_t *data,
+                              size_t data_len, PyObject *owner, int flags)
+{
+    if (nd < 0 || nd > PRP_ARRAY_MAX_DIMS || !PyArray_DescrCheck(dtype) || !usable((PyArray_Descr *)dtype))
+        return NULL;
+    return build_ordered((PyArray_Descr *)dtype, nd, (const npy_intp *)shape, NULL, fortran, 0, data, data_len, owner,
+                         flags);
 }

@@ -2,7 +2,7 @@
 #define PRP_NDARRAY_IMPORTS
 #include "ndarray.h"
 
-static const prp_ndarray_api table = {
+static prp_ndarray_api table = {
     .version = PRP_NDARRAY_VERSION,
     .describe = prp_array_describe,
     .template_put = prp_array_template_put,
@@ -12,10 +12,13 @@ static const prp_ndarray_api table = {
     .seal = prp_array_seal,
     .plain_dtype = prp_plain_dtype,
     .dtype_from_name = prp_dtype_from_name,
+    .from_ints = prp_array_from_ints,
 };
 
 const prp_ndarray_api *prp_ndarray_init(void)
 {
     import_array1(NULL);
+    table.array_type = (PyObject *)&PyArray_Type;
+    table.dtype_type = (PyObject *)&PyArrayDescr_Type;
     return prp_dtype_ready() < 0 ? NULL : &table;
 }

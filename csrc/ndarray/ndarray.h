@@ -37,5 +37,7 @@ PyObject *prp_array_from_stream(const uint8_t *stream, size_t len, const uint8_t
                                 PyObject *owner, int flags);
 PyObject *prp_array_from_parts(PyObject *shape, PyObject *dtype, int64_t offset, PyObject *strides, bool fortran,
                                const uint8_t *data, size_t data_len, PyObject *owner, int flags);
+PyObject *prp_array_from_ints(int nd, const int64_t *shape, PyObject *dtype, bool fortran, const uint8_t *data,
+                              size_t data_len, PyObject *owner, int flags);
 
 #endif

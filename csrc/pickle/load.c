@@ -7,6 +7,7 @@
  *     EMPTY_LIST / EMPTY_DICT [memo] MARK      the container is made when its size is known (load_pending.c)
  *     NEWOBJ [memo] EMPTY_DICT [memo] MARK     ... and its contents go into the instance (load_build.c)
  *     name name STACK_GLOBAL                   looked up by bytes (load_global.c)
+ *     callable MARK ... TUPLE REDUCE           numpy's arrays as a whole (load_array_whole.c)
  *     TUPLE REDUCE, TUPLE NEWOBJ               arguments stay on the stack (load_call.c)
  *
  * Each is only a faster way to the same result: a stream that breaks off or goes on differently is handled opcode by opcode.
@@ -97,8 +98,9 @@ static inline int push_pending(prp_loader *L, const uint8_t *p, const uint8_t *e
     return taken + 1;
 }
 
-/* After an instance was made and pushed: if its state follows, the state becomes pending. Length taken, or -1. */
-static inline int push_state(prp_loader *L, const uint8_t *p, const uint8_t *end, PyObject *obj)
+/* After an instance was made and pushed: if its state follows, the state becomes pending, and what can be read of it at once
+ * is. Length taken, or -1. */
+static inline Py_ssize_t push_state(prp_loader *L, const uint8_t *p, const uint8_t *end, PyObject *obj)
 {
     Py_ssize_t memo;
     int taken = peek_memo(L, p, end, L->memo.used, &memo);
@@ -128,7 +130,13 @@ static inline int push_state(prp_loader *L, const uint8_t *p, const uint8_t *end
         }
         return taken;
     }
-    return (int)(q - p) + more;
+#if PRP_INTERNALS
+    q += more;
+    Py_ssize_t fields = prp_load_fields(L, q, end);
+    return fields < 0 ? -1 : (q - p) + fields;
+#else
+    return (q - p) + more;
+#endif
 }
 
 /* After SETITEMS on a pending state: the rest of what hands it to BUILD. Length, 0 if something else follows. */
@@ -376,8 +384,8 @@ static PyObject *fused_global(prp_loader *L, const uint8_t *p, const uint8_t *en
     PyObject *module_text = NULL, *name_text = NULL;
     PyObject *value = prp_load_global_bytes(L, p, n, name, name_len, first_memo ? &module_text : NULL,
                                             second_memo ? &name_text : NULL);
-    if (value && ((first_memo && prp_load_memo_put(L, (size_t)L->memo.used, module_text) < 0) ||
-                  (second_memo && prp_load_memo_put(L, (size_t)L->memo.used, name_text) < 0)))
+    if (value &&
+        ((first_memo && prp_load_memoize(L, module_text) < 0) || (second_memo && prp_load_memoize(L, name_text) < 0)))
         Py_CLEAR(value);
     Py_XDECREF(module_text);
     Py_XDECREF(name_text);
@@ -657,6 +665,13 @@ static PyObject *run(prp_loader *L)
 
         /* ---- marks and the stack ---- */
         case OP_MARK:
+            if (sp > L->fence && sp[-1] &&
+                (sp[-1] == prp_load_array_callables[0] || sp[-1] == prp_load_array_callables[1])) {
+                int done;
+                CALL(done = prp_load_array_whole(L));
+                if (done)
+                    continue;
+            }
             CALL(prp_load_push_mark(L, PRP_MARK_PLAIN, -1, NULL));
             keyed = -1;
             continue;
@@ -728,7 +743,7 @@ static PyObject *run(prp_loader *L)
                 sp[-1] = obj;
                 SAVE();
                 Py_DECREF(cls);
-                int taken = push_state(L, p, end, obj);
+                Py_ssize_t taken = push_state(L, p, end, obj);
                 if (taken < 0)
                     goto failed;
                 p += taken;
@@ -769,7 +784,7 @@ static PyObject *run(prp_loader *L)
                 sp[-1] = obj;
                 Py_DECREF(callable);
                 if (!reduce) {
-                    int taken = push_state(L, p, end, obj);
+                    Py_ssize_t taken = push_state(L, p, end, obj);
                     if (taken < 0)
                         goto failed;
                     p += taken;
@@ -947,7 +962,7 @@ static PyObject *run(prp_loader *L)
             RELOAD();
             PUSH(obj);
             SAVE();
-            int taken = push_state(L, p, end, obj);
+            Py_ssize_t taken = push_state(L, p, end, obj);
             if (taken < 0)
                 goto failed;
             p += taken;

@@ -94,9 +94,11 @@ typedef struct prp_loader {
     bool pooled;
     const char *encoding, *errors; /* NULL: "ASCII", "strict"; else owned by the strings below */
     PyObject *encoding_text, *errors_text;
-    PyObject *buffers; /* iterator or NULL */
-    PyObject *allow;   /* NULL, a frozenset of "module:qualname", or a callable */
-    PyObject *self;    /* borrowed: the Unpickler, or NULL in the module functions */
+    PyObject *buffers;      /* exact list or tuple, or an iterator; NULL if none were given */
+    Py_ssize_t buffer_next; /* list or tuple: the next one; -1 once it has been at its end, as its iterator would be */
+    PyObject *allow;        /* NULL, a frozenset of "module:qualname", or a callable */
+    uint32_t allow_number, allow_place; /* of `allow` among the sets whose verdicts are kept; number 0: it is not */
+    PyObject *self;                     /* borrowed: the Unpickler, or NULL in the module functions */
 
     /* the store */
     PyObject *owner; /* borrowed; not NULL: out-of-band buffers come from `table` and arrays are read-only */
@@ -123,6 +125,7 @@ void prp_loader_memory(prp_loader *L, const uint8_t *data, size_t len);
 int prp_loader_file(prp_loader *L, PyObject *file);
 /* Runs the machine up to STOP: new reference, or NULL with an exception. */
 PyObject *prp_load(prp_loader *L);
+PyObject *prp_loads_function(PyObject *module_name); /* load_entry.c: loads(), once */
 int prp_loader_traverse(prp_loader *L, visitproc visit, void *arg);
 void prp_loader_clear(prp_loader *L);
 
@@ -157,6 +160,17 @@ void prp_load_clear_stack(prp_loader *L, Py_ssize_t height);
 
 int prp_load_memo_put(prp_loader *L, size_t index, PyObject *value); /* borrows `value` */
 int prp_load_memo_put_tag(prp_loader *L, size_t index, uintptr_t tag);
+/* MEMOIZE: under the next index. */
+static inline int prp_load_memoize(prp_loader *L, PyObject *value)
+{
+    prp_load_memo *memo = &L->memo;
+    if (PRP_LIKELY(memo->used == memo->top && memo->top < memo->capacity && !memo->sparse)) {
+        memo->entries[memo->top++] = Py_NewRef(value);
+        memo->used++;
+        return 0;
+    }
+    return prp_load_memo_put(L, (size_t)memo->used, value);
+}
 PyObject *prp_load_memo_get_slow(prp_loader *L, size_t index); /* new reference, NULL with an exception */
 void prp_load_memo_clear(prp_loader *L, bool keep_memory);
 PyObject *prp_load_memo_copy(prp_loader *L);
@@ -249,6 +263,15 @@ int prp_load_build(prp_loader *L);
  * for the state leave the stack. `pair` is the memo index of the tuple (None, dict), or -1. 1: done, the mark is gone;
  * 0: not possible, nothing was changed; -1. */
 int prp_load_build_pending(prp_loader *L, Py_ssize_t pair);
+#if PRP_INTERNALS
+/* Writes the values of all names the plan has learned into an instance that has none yet, and takes them over; false: not possible.
+ * The plan holds for the instance's class, and its `learned` says what state it is. */
+bool prp_load_fill(const prp_plan *plan, PyObject *obj, PyObject *const *values);
+/* load_fields.c: behind the MARK of a state whose plan holds, which has just been pushed: reads fields as long as they are the expected
+ * ones. The bytes taken: either the state is complete, the instance on top of the stack and the mark gone, or the pairs read are on
+ * the stack. -1: failed. */
+Py_ssize_t prp_load_fields(prp_loader *L, const uint8_t *start, const uint8_t *end);
+#endif
 PyObject *prp_load_new(prp_loader *L, PyObject *cls, PyObject *args, PyObject *kwargs, bool ex);
 /* cls.__new__(cls, *argv): steals nothing. `args` is the tuple of the same, if there is one already, else NULL. */
 PyObject *prp_load_new_fused(prp_loader *L, PyObject *cls, PyObject *const *argv, Py_ssize_t n, PyObject *args);
@@ -304,10 +327,14 @@ PyObject *prp_load_name(prp_loader *L, const prp_mark *mark, Py_ssize_t height, 
 /* ---- load_global.c ------------------------------------------------------------------------------------------------------------------ */
 
 int prp_load_global_init(PyObject *unpickler_type);
+/* Gives L the number under which verdicts of `set` are kept; 0 if it is not an exact frozenset. */
+void prp_load_know_set(prp_loader *L, PyObject *set);
 /* By two names that lie in the stream; NULL with an exception. */
 PyObject *prp_load_global_bytes(prp_loader *L, const uint8_t *module, size_t module_len, const uint8_t *name,
                                 size_t name_len, PyObject **module_text, PyObject **name_text);
 PyObject *prp_load_global(prp_loader *L, PyObject *module, PyObject *name);
+/* The same for names that lie elsewhere than in the stream, and are not those of an overridden find_class. */
+PyObject *prp_load_known_global(prp_loader *L, const char *module, const char *name);
 PyObject *prp_load_extension(prp_loader *L, long code);
 /* What Unpickler.find_class itself does. */
 PyObject *prp_load_find_class(prp_loader *L, PyObject *module, PyObject *name);
@@ -316,13 +343,29 @@ PyObject *prp_load_persistent(prp_loader *L, PyObject *pid);
 /* ---- load_buffer.c ------------------------------------------------------------------------------------------------------------------- */
 
 int prp_load_buffer_init(void);
-int prp_load_next_buffer(prp_loader *L);
+PyObject *prp_load_take_buffer(prp_loader *L); /* the next out-of-band buffer: new reference, NULL with an exception */
+int prp_load_next_buffer(prp_loader *L);       /* pushes it */
 int prp_load_readonly_buffer(prp_loader *L);
 /* If `obj` is one of our buffers of foreign memory: its bytes, borrowed owner. */
 bool prp_load_foreign_buffer(PyObject *obj, const uint8_t **ptr, size_t *len, PyObject **owner);
 
 /* ---- load_array.c --------------------------------------------------------------------------------------------------------------------- */
 
+/* Where the bytes of an array lie, and what keeps them. */
+typedef struct {
+    const uint8_t *data;
+    size_t len;
+    PyObject *base; /* owned */
+    int flags;
+} prp_array_memory;
+
+/* The bytes of a buffer object. 1; 0: not for us; -1. */
+int prp_load_array_memory(prp_loader *L, PyObject *buffer, prp_array_memory *memory);
+/* numpy's _frombuffer and ndarray, NULL until they have been met. */
+extern PyObject *prp_load_array_callables[2];
+/* load_array_whole.c: the call of one of them, from behind its MARK to its REDUCE, if the bytes there are what picklers write. 1: done,
+ * the array has taken the callable's place on the stack; 0: not possible, nothing was changed; -1. */
+int prp_load_array_whole(prp_loader *L);
 /* The call of a numpy callable with known meaning. NULL without an exception: not for us, call it. */
 PyObject *prp_load_array_call(prp_loader *L, PyObject *callable, PyObject *const *argv, Py_ssize_t n);
 /* True if `callable` may be one for prp_load_array_call(). */

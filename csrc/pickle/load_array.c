@@ -10,6 +10,7 @@
 #include "load.h"
 
 static PyObject *from_buffer; /* numpy's _frombuffer; owned, for good */
+PyObject *prp_load_array_callables[2];
 
 /* An attribute of an imported module, or NULL without an exception. */
 static PyObject *imported(const char *module, const char *name)
@@ -34,24 +35,16 @@ bool prp_load_array_known(PyObject *callable)
         Py_XDECREF(found);
         return false;
     }
-    from_buffer = found;
+    from_buffer = prp_load_array_callables[0] = found;
     return true;
 }
-
-typedef struct {
-    const uint8_t *data;
-    size_t len;
-    PyObject *base; /* owned */
-    int flags;
-} array_memory;
 
 static bool all_bytes(const Py_buffer *view)
 {
     return view->len >= 0 && PyBuffer_IsContiguous(view, 'C');
 }
 
-/* The bytes of a buffer and what keeps them. 1; 0: not for us; -1. */
-static int memory_of(prp_loader *L, PyObject *buffer, array_memory *memory)
+int prp_load_array_memory(prp_loader *L, PyObject *buffer, prp_array_memory *memory)
 {
     PyObject *owner;
     memory->flags = 0;
@@ -114,8 +107,8 @@ static PyObject *build(prp_loader *L, PyObject *shape, PyObject *dtype, PyObject
                        PyObject *strides, bool fortran, int flags)
 {
     const prp_ndarray_api *numpy = prp_ndarray();
-    array_memory memory;
-    if (!numpy || memory_of(L, buffer, &memory) <= 0)
+    prp_array_memory memory;
+    if (!numpy || prp_load_array_memory(L, buffer, &memory) <= 0)
         return NULL;
     PyObject *array = numpy->from_parts(shape, dtype, offset, strides, fortran, memory.data, memory.len, memory.base,
                                         memory.flags | flags);
@@ -137,6 +130,7 @@ PyObject *prp_load_array_new(prp_loader *L, PyObject *callable, PyObject *const 
 {
     if (strcmp(((PyTypeObject *)callable)->tp_name, "numpy.ndarray") != 0 || n < 3 || n > 5 || argv[2] == Py_None)
         return NULL;
+    prp_load_array_callables[1] = callable; /* a static type */
     int64_t offset = 0;
     if (n > 3) {
         int overflow = 0;
@@ -201,7 +195,7 @@ PyObject *prp_load_array_dtype(prp_loader *L, PyObject *const *argv, Py_ssize_t 
                  !(state = Py_BuildValue("(iOOOOiii)", 3, text, Py_None, Py_None, Py_None, -1, -1, 0));
     PyObject *entries[3] = {dtype, text, state};
     for (int i = 0; i < 3 && !failed; i++)
-        failed = memo[i] && prp_load_memo_put(L, (size_t)L->memo.used, entries[i]) < 0;
+        failed = memo[i] && prp_load_memoize(L, entries[i]) < 0;
     Py_XDECREF(text);
     Py_XDECREF(state);
     if (failed)

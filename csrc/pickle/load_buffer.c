@@ -104,30 +104,42 @@ static PyObject *new_buffer(PyObject *owner, const prp_buffer *source, bool writ
     return (PyObject *)buffer;
 }
 
-/* Iterators of lists and tuples run no code of others. */
-static bool inert_iterator(PyObject *iterator)
+/* The next of the caller's buffers: new reference, or NULL with an exception. */
+static PyObject *given_buffer(prp_loader *L)
 {
-    return Py_IS_TYPE(iterator, &PyListIter_Type) || Py_IS_TYPE(iterator, &PyTupleIter_Type);
+    PyObject *all = L->buffers;
+    if (PyList_CheckExact(all) || PyTuple_CheckExact(all)) {
+        Py_ssize_t i = L->buffer_next;
+        if (PRP_LIKELY(i >= 0 && i < Py_SIZE(all))) {
+            L->buffer_next = i + 1;
+            return Py_NewRef(PyList_CheckExact(all) ? PyList_GET_ITEM(all, i) : PyTuple_GET_ITEM(all, i));
+        }
+        L->buffer_next = -1;
+    } else {
+        /* Iterators of lists and tuples run no code of others. */
+        bool inert = Py_IS_TYPE(all, &PyListIter_Type) || Py_IS_TYPE(all, &PyTupleIter_Type);
+        PyObject *buffer = inert || prp_load_foreign(L) == 0 ? PyIter_Next(all) : NULL;
+        if (buffer || PyErr_Occurred())
+            return buffer;
+    }
+    return prp_load_malformed("not enough out-of-band buffers");
+}
+
+PyObject *prp_load_take_buffer(prp_loader *L)
+{
+    if (L->owner) {
+        if (L->table_next == L->table_len)
+            return prp_load_malformed("not enough out-of-band buffers");
+        return new_buffer(L->owner, &L->table[L->table_next++], L->array_flags & PRP_ARRAY_WRITABLE);
+    }
+    if (!L->buffers)
+        return prp_load_malformed("pickle stream refers to out-of-band data but no *buffers* argument was given");
+    return given_buffer(L);
 }
 
 int prp_load_next_buffer(prp_loader *L)
 {
-    PyObject *buffer;
-    if (L->owner) {
-        if (L->table_next == L->table_len) {
-            prp_load_malformed("not enough out-of-band buffers");
-            return -1;
-        }
-        buffer = new_buffer(L->owner, &L->table[L->table_next++], L->array_flags & PRP_ARRAY_WRITABLE);
-    } else {
-        if (!L->buffers) {
-            prp_load_malformed("pickle stream refers to out-of-band data but no *buffers* argument was given");
-            return -1;
-        }
-        buffer = inert_iterator(L->buffers) || prp_load_foreign(L) == 0 ? PyIter_Next(L->buffers) : NULL;
-        if (!buffer && !PyErr_Occurred())
-            prp_load_malformed("not enough out-of-band buffers");
-    }
+    PyObject *buffer = prp_load_take_buffer(L);
     if (!buffer || (L->sp == L->limit && prp_load_grow_stack(L) < 0)) {
         Py_XDECREF(buffer);
         return -1;

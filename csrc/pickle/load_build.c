@@ -44,6 +44,24 @@ static inline bool slots_free(const prp_plan *plan, PyObject *obj)
             return false;
     return true;
 }
+
+bool prp_load_fill(const prp_plan *plan, PyObject *obj, PyObject *const *values)
+{
+    Py_ssize_t n = PyTuple_GET_SIZE(plan->names);
+    if (plan->learned == PRP_LEARNED_DICT) {
+        PyDictValues *table = fresh_values(plan, obj, Py_TYPE(obj));
+        if (!table)
+            return false;
+        for (Py_ssize_t i = 0; i < n; i++)
+            prp_values_set(table, plan->where[i], values[i]);
+    } else {
+        if (!slots_free(plan, obj))
+            return false;
+        for (Py_ssize_t i = 0; i < n; i++)
+            *(PyObject **)((char *)obj + plan->where[i]) = values[i];
+    }
+    return true;
+}
 #endif
 
 int prp_load_build_pending(prp_loader *L, Py_ssize_t pair)

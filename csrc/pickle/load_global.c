@@ -1,21 +1,29 @@
 /* Names into objects: find_class, extension codes, persistent ids; and safe mode.
  *
- * The usual name is an attribute of a module that is already imported: two lookups in dicts, done anew for every opcode, so
- * nothing can be stale. What is cached are the strings, by their bytes in the stream, because making and hashing them costs more
- * than the lookups. Everything else goes through the import system.
+ * The usual name is an attribute of a module that is already imported: two lookups in dicts. What is cached are the strings, by
+ * their bytes in the stream, because making and hashing them costs more than the lookups; and what the lookups found, for as long
+ * as both dicts have the version they had then (versions are never used twice, so nothing can be stale; where the interpreter keeps
+ * none, the lookups are done anew for every opcode). Everything else goes through the import system.
  *
  * The audit event pickle.find_class fires for every name, before anything is looked up. In safe mode a name is compared whole,
- * as "module:qualname", after the renaming of Python 2 names; what is not allowed is neither imported nor looked up.
+ * as "module:qualname", after the renaming of Python 2 names; what is not allowed is neither imported nor looked up. That an
+ * exact frozenset allows a name is remembered with the name: such a set never changes, and the last few are kept alive, so that
+ * none of them can be mistaken for another.
  */
 #include "load.h"
 
 #define NAME_SLOTS 512
 #define NAME_BYTES 120
+#define KEPT_SETS 4
 
 typedef struct {
     uint32_t hash;
     bool settled;            /* found once, and interned since: names that lead nowhere are not made immortal */
     PyObject *module, *name; /* owned */
+    /* What quick() found in these versions of sys.modules and the module's dict, which keeps it alive. */
+    PyObject *found, *dict; /* borrowed */
+    uint64_t modules_version, dict_version;
+    uint32_t allowed[KEPT_SETS]; /* number of the kept set that allowed the name, one per place of a set */
 } name_slot;
 
 static name_slot slots[NAME_SLOTS];
@@ -79,6 +87,35 @@ static PyObject *full_name(PyObject *module, PyObject *name)
     return full;
 }
 
+/* The frozensets last used for `allow`; each gets a number when it comes, and numbers are not used twice. */
+static struct {
+    PyObject *set; /* owned */
+    uint32_t number;
+} kept_sets[KEPT_SETS];
+
+void prp_load_know_set(prp_loader *L, PyObject *set)
+{
+    static uint32_t numbers, next;
+    uint32_t place = 0;
+    while (place < KEPT_SETS && kept_sets[place].set != set)
+        place++;
+    if (PRP_UNLIKELY(place == KEPT_SETS)) {
+        L->allow_number = 0;
+        if (!PyFrozenSet_CheckExact(set) || numbers == UINT32_MAX)
+            return;
+        place = next++ % KEPT_SETS;
+        PyObject *old = kept_sets[place].set;
+        kept_sets[place].set = Py_NewRef(set);
+        kept_sets[place].number = ++numbers;
+        Py_XDECREF(old);
+        /* Dropping the old set may have run code that keeps others. */
+        if (kept_sets[place].set != set)
+            return;
+    }
+    L->allow_place = place;
+    L->allow_number = kept_sets[place].number;
+}
+
 static int check_allowed(prp_loader *L, PyObject *module, PyObject *name)
 {
     int allowed;
@@ -98,6 +135,18 @@ static int check_allowed(prp_loader *L, PyObject *module, PyObject *name)
     if (allowed == 0)
         prp_load_malformed("global '%U:%U' is not allowed", module, name);
     return allowed > 0 ? 0 : -1;
+}
+
+/* The same for names that have a slot (or NULL). */
+static inline int check_slot(prp_loader *L, PyObject *module, PyObject *name, name_slot *slot)
+{
+    uint32_t number = L->allow_number, place = L->allow_place;
+    if (PRP_LIKELY(slot && number && slot->allowed[place] == number))
+        return 0;
+    int refused = check_allowed(L, module, name);
+    if (!refused && slot && number && slot->module == module && slot->name == name)
+        slot->allowed[place] = number;
+    return refused;
 }
 
 /* ---- names ---------------------------------------------------------------------------------------------------------------- */
@@ -160,19 +209,28 @@ static PyObject *walk(PyObject *from, PyObject *name)
 }
 
 /* Borrowed value of a plain attribute of an imported module, or NULL without an exception. */
-static inline PyObject *quick(PyObject *module, PyObject *name)
+static inline PyObject *quick(PyObject *module, PyObject *name, name_slot *slot)
 {
     PyObject *modules = PyImport_GetModuleDict(); /* borrowed */
     if (!modules || !PyDict_CheckExact(modules) || !PyUnicode_CheckExact(module) || !PyUnicode_CheckExact(name))
         return NULL;
+    uint64_t version = prp_dict_version(modules);
+    if (slot && slot->found && slot->modules_version == version && prp_dict_version(slot->dict) == slot->dict_version)
+        return slot->found;
     PyObject *found = PyDict_GetItemWithError(modules, module);
     if (!found || !PyModule_CheckExact(found)) {
         PyErr_Clear();
         return NULL;
     }
-    PyObject *value = PyDict_GetItemWithError(PyModule_GetDict(found), name);
-    if (!value)
+    PyObject *dict = PyModule_GetDict(found), *value = PyDict_GetItemWithError(dict, name);
+    if (!value) {
         PyErr_Clear();
+    } else if (slot && version) {
+        slot->found = value;
+        slot->dict = dict;
+        slot->modules_version = version;
+        slot->dict_version = prp_dict_version(dict);
+    }
     return value;
 }
 
@@ -188,16 +246,21 @@ static int audit(prp_loader *L, PyObject *module, PyObject *name)
     return refused;
 }
 
-PyObject *prp_load_find_class(prp_loader *L, PyObject *module, PyObject *name)
+/* `slot` remembers what is known about exactly these names; or NULL. */
+static PyObject *find_class(prp_loader *L, PyObject *module, PyObject *name, name_slot *slot)
 {
     if (audit(L, module, name) < 0)
         return NULL;
+    if (slot && (slot->module != module || slot->name != name))
+        slot = NULL; /* the hook has loaded something else */
     bool renamed = L->proto < 3 && L->fix_imports;
     if (renamed && rename_python2(&module, &name) < 0)
         return NULL;
+    if (renamed)
+        slot = NULL;
     PyObject *value = NULL;
-    if (!L->allow || check_allowed(L, module, name) == 0) {
-        value = Py_XNewRef(quick(module, name));
+    if (!L->allow || check_slot(L, module, name, slot) == 0) {
+        value = Py_XNewRef(quick(module, name, slot));
         if (!value && prp_load_foreign(L) == 0) {
             PyObject *imported = PyImport_Import(module);
             if (imported)
@@ -212,6 +275,11 @@ PyObject *prp_load_find_class(prp_loader *L, PyObject *module, PyObject *name)
     return value;
 }
 
+PyObject *prp_load_find_class(prp_loader *L, PyObject *module, PyObject *name)
+{
+    return find_class(L, module, name, NULL);
+}
+
 /* A find_class that is not ours, bound; NULL without an exception if it is ours. */
 static PyObject *overridden(prp_loader *L)
 {
@@ -222,7 +290,7 @@ static PyObject *overridden(prp_loader *L)
     return method;
 }
 
-PyObject *prp_load_global(prp_loader *L, PyObject *module, PyObject *name)
+static PyObject *load_global(prp_loader *L, PyObject *module, PyObject *name, name_slot *slot)
 {
     if (PRP_UNLIKELY(L->custom_find_class)) {
         PyObject *method = overridden(L);
@@ -244,17 +312,35 @@ PyObject *prp_load_global(prp_loader *L, PyObject *module, PyObject *name)
         if (PyErr_Occurred())
             return NULL;
     }
-    return prp_load_find_class(L, module, name);
+    return find_class(L, module, name, slot);
+}
+
+PyObject *prp_load_global(prp_loader *L, PyObject *module, PyObject *name)
+{
+    return load_global(L, module, name, NULL);
+}
+
+/* The bytes of a name mixed in, eight at a time, the last ones perhaps twice. */
+static inline uint64_t mix(uint64_t mixed, const uint8_t *text, size_t n)
+{
+    uint64_t word = 0;
+    for (size_t i = 0; i + 8 < n; i += 8) {
+        memcpy(&word, text + i, 8);
+        mixed = (mixed ^ word) * 0x9E3779B97F4A7C15ull;
+        mixed ^= mixed >> 29;
+    }
+    if (n >= 8)
+        memcpy(&word, text + n - 8, 8);
+    else
+        for (size_t i = 0; i < n; i++)
+            word = word << 8 | text[i];
+    return (mixed ^ word) * 0x9E3779B97F4A7C15ull;
 }
 
 /* The pair of names for these bytes: borrowed, or NULL with an exception. */
 static name_slot *names_for(const uint8_t *module, size_t module_len, const uint8_t *name, size_t name_len)
 {
-    uint64_t mixed = module_len;
-    for (size_t i = 0; i < name_len; i++)
-        mixed = mixed * 31 + name[i];
-    for (size_t i = module_len > 8 ? module_len - 8 : 0; i < module_len; i++)
-        mixed = mixed * 31 + module[i];
+    uint64_t mixed = mix(mix(module_len, name, name_len), module, module_len);
     uint32_t hash = (uint32_t)((mixed * 0x9E3779B97F4A7C15ull) >> 32);
     name_slot *slot = &slots[hash % NAME_SLOTS];
     if (slot->module && slot->hash == hash && (size_t)PyUnicode_GET_LENGTH(slot->module) == module_len &&
@@ -272,9 +358,13 @@ static name_slot *names_for(const uint8_t *module, size_t module_len, const uint
         PyUnicode_IS_COMPACT_ASCII(n)) {
         slot->hash = hash;
         slot->settled = false;
+        slot->found = NULL;
+        memset(slot->allowed, 0, sizeof(slot->allowed));
     } else {
         slot = &uncached;
         slot->settled = true;
+        slot->found = NULL;
+        memset(slot->allowed, 0, sizeof(slot->allowed));
     }
     PyObject *old_module = slot->module, *old_name = slot->name;
     slot->module = m;
@@ -292,7 +382,7 @@ PyObject *prp_load_global_bytes(prp_loader *L, const uint8_t *module, size_t mod
         return NULL;
     /* Owned from here on: what is called below may load something else and reuse the slot. */
     PyObject *m = Py_NewRef(slot->module), *n = Py_NewRef(slot->name);
-    PyObject *value = prp_load_global(L, m, n);
+    PyObject *value = load_global(L, m, n, slot);
     if (value && !slot->settled && slot->module == m && slot->name == n) {
         PyUnicode_InternInPlace(&slot->module);
         PyUnicode_InternInPlace(&slot->name);
@@ -305,6 +395,12 @@ PyObject *prp_load_global_bytes(prp_loader *L, const uint8_t *module, size_t mod
     Py_DECREF(m);
     Py_DECREF(n);
     return value;
+}
+
+PyObject *prp_load_known_global(prp_loader *L, const char *module, const char *name)
+{
+    return prp_load_global_bytes(L, (const uint8_t *)module, strlen(module), (const uint8_t *)name, strlen(name), NULL,
+                                 NULL);
 }
 
 PyObject *prp_load_extension(prp_loader *L, long code)

@@ -138,6 +138,10 @@ void prp_loader_release(prp_loader *L)
         prp_load_drop_unmade(L);
     if (L->chunk_owner)
         prp_load_drop_chunk(L);
+    if (L->buffers)
+        Py_CLEAR(L->buffers);
+    if (L->allow)
+        Py_CLEAR(L->allow);
     if (L->read) {
         Py_CLEAR(L->read);
         Py_CLEAR(L->readline);
@@ -148,10 +152,6 @@ void prp_loader_release(prp_loader *L)
         Py_CLEAR(L->encoding_text);
         Py_CLEAR(L->errors_text);
     }
-    if (L->buffers)
-        Py_CLEAR(L->buffers);
-    if (L->allow)
-        Py_CLEAR(L->allow);
     L->p = L->end = L->chunk = NULL;
     set_defaults(L);
     if (L->limit - L->stack > KEEP_STACK_SLOTS || L->mark_capacity > KEEP_MARKS || L->unmade_capacity > KEEP_MARKS ||
@@ -183,19 +183,28 @@ int prp_loader_set_strings(prp_loader *L, PyObject *encoding, PyObject *errors)
 
 int prp_loader_set_buffers(prp_loader *L, PyObject *buffers)
 {
-    PyObject *iterator = NULL;
-    if (buffers && buffers != Py_None && !(iterator = PyObject_GetIter(buffers)))
+    PyObject *kept = NULL;
+    if (!buffers || buffers == Py_None)
+        kept = NULL;
+    else if (PyList_CheckExact(buffers) || PyTuple_CheckExact(buffers))
+        kept = Py_NewRef(buffers); /* what their iterators do is done by an index */
+    else if (!(kept = PyObject_GetIter(buffers)))
         return -1;
-    Py_XSETREF(L->buffers, iterator);
+    L->buffer_next = 0;
+    Py_XSETREF(L->buffers, kept);
     return 0;
 }
 
 int prp_loader_set_allow(prp_loader *L, PyObject *allow)
 {
     PyObject *kept = NULL;
+    L->allow_number = 0;
     if (!allow || allow == Py_None) {
         kept = NULL;
-    } else if (PyFrozenSet_CheckExact(allow) || PyCallable_Check(allow)) {
+    } else if (PRP_LIKELY(PyFrozenSet_CheckExact(allow))) {
+        kept = Py_NewRef(allow);
+        prp_load_know_set(L, kept);
+    } else if (PyCallable_Check(allow)) {
         kept = Py_NewRef(allow);
     } else if (PyUnicode_Check(allow) || PyBytes_Check(allow)) {
         PyErr_SetString(PyExc_TypeError,

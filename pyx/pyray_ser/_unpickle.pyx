@@ -3,7 +3,6 @@
 
 cimport cython
 from cpython.buffer cimport PyBUF_CONTIG_RO, PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport visitproc
 
@@ -29,6 +28,7 @@ cdef extern from "load.h":
     void prp_load_memo_clear(prp_loader *loader, bint keep_memory)
     int prp_loader_traverse(prp_loader *loader, visitproc visit, void *arg)
     void prp_loader_clear(prp_loader *loader)
+    object prp_loads_function(object module_name)
 
 cdef extern from *:
     """
@@ -92,56 +92,8 @@ cdef int set_options(prp_loader *loader, bint fix_imports, encoding, errors, buf
     return 0
 
 
-def loads(data, /, *, bint fix_imports=True, encoding=None, errors=None, buffers=DEFAULT_BUFFERS, allow=None):
-    """
-    Read one object from a pickle in memory.
-
-    Parameters
-    ----------
-    data : bytes-like
-        A pickle of protocol 0 to 5; what follows its end is ignored.
-    fix_imports : bool
-        Map names of Python 2 to those of Python 3 in pickles of protocol 0 to 2.
-    encoding, errors : str
-        How 8-bit strings of Python 2 are decoded: ``"ASCII"`` and ``"strict"`` unless given; ``encoding="bytes"`` reads them
-        as `bytes`.
-    buffers : iterable of buffers, optional
-        The out-of-band buffers, in the order in which `dumps` handed them to its ``buffer_callback``.
-    allow : collection of str or callable, optional
-        Safe mode. The globals that the pickle may name: ``"module:qualname"`` strings, or a predicate
-        ``(module, qualname) -> bool``. `pyray_ser.util.SAFE_NUMPY` is a ready set. Allowed classes still run their own
-        code, `__setstate__` and all.
-
-    Returns
-    -------
-    object
-        The object.
-
-    Raises
-    ------
-    UnpicklingError
-        The data is no pickle, or names a global that `allow` does not.
-    EOFError
-        The data ends before the pickle does.
-    """
-    cdef prp_loader *loader = prp_loader_acquire()
-    cdef Py_buffer view
-    try:
-        if encoding is not None or errors is not None or buffers is not DEFAULT_BUFFERS or not fix_imports:
-            set_options(loader, fix_imports, encoding, errors, buffers, None)
-        if allow is not None:
-            prp_loader_set_allow(loader, allow)
-        if PyBytes_CheckExact(data):
-            prp_loader_memory(loader, <const uint8_t *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
-            return prp_load(loader)
-        PyObject_GetBuffer(data, &view, PyBUF_CONTIG_RO)
-        try:
-            prp_loader_memory(loader, <const uint8_t *>view.buf, view.len)
-            return prp_load(loader)
-        finally:
-            PyBuffer_Release(&view)
-    finally:
-        prp_loader_release(loader)
+# By hand in C (load_entry.c): its arguments cost as much as a small object does.
+loads = prp_loads_function(__name__)
 
 
 def load(file, *, bint fix_imports=True, encoding=None, errors=None, buffers=DEFAULT_BUFFERS, allow=None):

@@ -10,6 +10,7 @@ import decimal
 import enum
 import fractions
 import pickle
+import pickletools
 
 
 class Plain:
@@ -209,7 +210,7 @@ def _values():
 
 
 def seeds():
-    """One pickle of each value with each protocol, without repetition."""
+    """One pickle of each value with each protocol, and one without memo opcodes that nobody needs; without repetition."""
     found = {}
     for value in _values():
         for protocol in range(6):
@@ -218,4 +219,6 @@ def seeds():
             except (pickle.PicklingError, TypeError, UnicodeEncodeError):
                 if protocol >= 2:
                     raise
+    for data in list(found):
+        found.setdefault(pickletools.optimize(data))
     return list(found)

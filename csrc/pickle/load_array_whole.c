@@ -1,0 +1,233 @@
+/* An array's call taken from the stream as a whole.
+ *
+ * Picklers write plain arrays with the same opcodes every time; only dtype, shape and bytes differ. Behind the callable and a MARK:
+ *
+ *     _frombuffer   NEXT_BUFFER, the dtype (GET, or the opcodes that make it), the shape's ints and TUPLE, 'C' or 'F', TUPLE, REDUCE
+ *     ndarray       the shape, the dtype's name, the bytes (in the stream, or NEXT_BUFFER), 0, None, TUPLE, REDUCE
+ *
+ * as this package's pickler writes them, that is without memo opcodes in between. If the bytes are these, the array is made of them
+ * without the objects that the opcodes would make. Nothing is consumed before it exists; whatever does not fit is left to the opcode
+ * loop, which gives the result or the error.
+ */
+#include "load.h"
+#include "opcodes.h"
+
+typedef struct {
+    const uint8_t *p, *end;
+    int nd;
+    int64_t shape[PRP_ARRAY_MAX_DIMS];
+    const uint8_t *name; /* of the dtype, or NULL */
+    size_t name_len;
+    const uint8_t *inband; /* the bytes, or NULL: NEXT_BUFFER */
+    size_t inband_len;
+    PyObject *dtype; /* borrowed from the memo, or NULL */
+    bool made;       /* the dtype's name comes from the opcodes that make it, which end in MEMOIZE */
+    bool fortran;
+} array_call;
+
+static inline bool literal(array_call *c, const void *bytes, size_t n)
+{
+    if ((size_t)(c->end - c->p) < n || memcmp(c->p, bytes, n) != 0)
+        return false;
+    c->p += n;
+    return true;
+}
+
+static inline bool byte(array_call *c, uint8_t expected)
+{
+    return c->p < c->end && *c->p == expected && (c->p++, true);
+}
+
+static inline bool read_int(array_call *c, int64_t *value)
+{
+    const uint8_t *p = c->p;
+    Py_ssize_t left = c->end - p;
+    if (left >= 2 && *p == OP_BININT1) {
+        *value = p[1];
+        c->p += 2;
+    } else if (left >= 3 && *p == OP_BININT2) {
+        *value = p[1] | p[2] << 8;
+        c->p += 3;
+    } else if (left >= 5 && *p == OP_BININT) {
+        *value = (int32_t)(p[1] | (uint32_t)p[2] << 8 | (uint32_t)p[3] << 16 | (uint32_t)p[4] << 24);
+        c->p += 5;
+    } else {
+        return false;
+    }
+    return true;
+}
+
+static bool read_shape(array_call *c)
+{
+    c->nd = 0;
+    if (byte(c, OP_EMPTY_TUPLE))
+        return true;
+    bool marked = byte(c, OP_MARK);
+    while (c->nd < PRP_ARRAY_MAX_DIMS && read_int(c, &c->shape[c->nd]))
+        c->nd++;
+    if (c->p >= c->end)
+        return false;
+    uint8_t op = *c->p++;
+    return marked ? op == OP_TUPLE : c->nd >= 1 && c->nd <= 3 && op == OP_TUPLE1 - 1 + c->nd;
+}
+
+static bool read_text(array_call *c, const uint8_t **text, size_t *len)
+{
+    if (c->end - c->p < 2 || *c->p != OP_SHORT_BINUNICODE || (size_t)(c->end - c->p) < 2 + (size_t)c->p[1])
+        return false;
+    *len = c->p[1];
+    *text = c->p + 2;
+    c->p += 2 + *len;
+    return true;
+}
+
+/* GET, or numpy.dtype(kind and size, False, True) with the state that sets its byte order. `name` has room for 8 bytes. */
+static bool read_dtype(prp_loader *L, array_call *c, uint8_t *name)
+{
+    static const uint8_t head[] = "\x8c\x05numpy\x8c\x05"
+                                  "dtype\x93\x8c\x02";
+    static const uint8_t middle[] = "\x89\x88\x87R(K\x03\x8c\x01";
+    static const uint8_t tail[] = "NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb\x94";
+    if (c->end - c->p >= 2 && *c->p == OP_BINGET) {
+        size_t index = c->p[1];
+        PyObject *entry = index < (size_t)L->memo.top ? L->memo.entries[index] : NULL;
+        if (!entry || prp_load_tagged(entry))
+            return false;
+        c->dtype = entry;
+        c->p += 2;
+        return true;
+    }
+    if (!literal(c, head, sizeof head - 1) || c->end - c->p < 2 || !memchr("biufc", c->p[0], 5))
+        return false;
+    memcpy(name + 1, c->p, 2);
+    c->p += 2;
+    if (!literal(c, middle, sizeof middle - 1) || c->p >= c->end || !memchr("<>|", *c->p, 3))
+        return false;
+    name[0] = *c->p++;
+    c->name = name;
+    c->name_len = 3;
+    c->made = true;
+    return literal(c, tail, sizeof tail - 1);
+}
+
+static bool read_bytes(array_call *c)
+{
+    if (byte(c, OP_NEXT_BUFFER))
+        return true;
+    if (c->end - c->p < 2 || *c->p != OP_SHORT_BINBYTES || (size_t)(c->end - c->p) < 2 + (size_t)c->p[1]) {
+        uint32_t n;
+        if (c->end - c->p < 5 || *c->p != OP_BINBYTES)
+            return false;
+        n = c->p[1] | (uint32_t)c->p[2] << 8 | (uint32_t)c->p[3] << 16 | (uint32_t)c->p[4] << 24;
+        if ((size_t)(c->end - c->p) < 5 + (size_t)n)
+            return false;
+        c->inband = c->p + 5;
+        c->inband_len = n;
+    } else {
+        c->inband = c->p + 2;
+        c->inband_len = c->p[1];
+    }
+    c->p = c->inband + c->inband_len;
+    return true;
+}
+
+static bool read_call(prp_loader *L, array_call *c, bool frombuffer, uint8_t *name)
+{
+    static const uint8_t no_strides[] = "K\0NtR";
+    if (!frombuffer)
+        return read_shape(c) && read_text(c, &c->name, &c->name_len) && read_bytes(c) &&
+               literal(c, no_strides, sizeof no_strides - 1);
+    const uint8_t *order;
+    size_t order_len;
+    if (!byte(c, OP_NEXT_BUFFER) || !read_dtype(L, c, name) || !read_shape(c) || !read_text(c, &order, &order_len) ||
+        order_len != 1 || (*order != 'C' && *order != 'F'))
+        return false;
+    c->fortran = *order == 'F';
+    return literal(c, "tR", 2);
+}
+
+/* The memory of the call; an out-of-band buffer is looked at, not yet taken. 1; 0: leave it to the opcodes; -1. */
+static int memory_of(prp_loader *L, const array_call *c, prp_array_memory *memory)
+{
+    PyObject *buffer;
+    if (c->inband) {
+        buffer = PyBytes_FromStringAndSize((const char *)c->inband, (Py_ssize_t)c->inband_len);
+    } else if (L->owner) {
+        if (L->table_next >= L->table_len)
+            return 0;
+        const prp_buffer *source = &L->table[L->table_next];
+        *memory =
+            (prp_array_memory){source->ptr, source->len, Py_NewRef(L->owner), L->array_flags & PRP_ARRAY_WRITABLE};
+        return 1;
+    } else {
+        PyObject *all = L->buffers;
+        bool list = all && PyList_CheckExact(all);
+        if (!list && !(all && PyTuple_CheckExact(all)))
+            return 0;
+        if (L->buffer_next < 0 || L->buffer_next >= Py_SIZE(all))
+            return 0;
+        buffer = Py_NewRef(list ? PyList_GET_ITEM(all, L->buffer_next) : PyTuple_GET_ITEM(all, L->buffer_next));
+        if (!PyPickleBuffer_Check(buffer) && !PyBytes_CheckExact(buffer)) {
+            Py_DECREF(buffer); /* exporting it may run code */
+            return 0;
+        }
+    }
+    int status = buffer ? prp_load_array_memory(L, buffer, memory) : -1;
+    Py_XDECREF(buffer);
+    return status;
+}
+
+/* The dtype as a new reference. NULL without an exception: leave it to the opcodes. */
+static PyObject *dtype_of(prp_loader *L, const prp_ndarray_api *numpy, const array_call *c)
+{
+    if (c->dtype)
+        return Py_NewRef(c->dtype);
+    if (c->made) {
+        /* The name is asked for as the opcodes would: audited, and refused if it is not allowed. */
+        PyObject *type = prp_load_known_global(L, "numpy", "dtype");
+        Py_XDECREF(type);
+        if (type != numpy->dtype_type)
+            return NULL;
+    }
+    return numpy->plain_dtype((const char *)c->name, c->name_len);
+}
+
+int prp_load_array_whole(prp_loader *L)
+{
+    uint8_t name[8];
+    array_call c;
+    c.p = L->p;
+    c.end = L->end;
+    c.name = c.inband = NULL;
+    c.dtype = NULL;
+    c.made = c.fortran = false;
+    bool frombuffer = L->sp[-1] == prp_load_array_callables[0];
+    if (!read_call(L, &c, frombuffer, name) || (c.made && L->custom_find_class))
+        return 0;
+    const prp_ndarray_api *numpy = prp_ndarray();
+    prp_array_memory memory;
+    if (!numpy)
+        return -1;
+    int status = memory_of(L, &c, &memory);
+    if (status <= 0)
+        return status;
+    PyObject *array = NULL, *dtype = dtype_of(L, numpy, &c);
+    if (dtype)
+        array = numpy->from_ints(c.nd, c.shape, dtype, c.fortran, memory.data, memory.len, memory.base,
+                                 memory.flags | (frombuffer ? PRP_ARRAY_EXACT : 0));
+    if (array && c.made && prp_load_memoize(L, dtype) < 0)
+        Py_CLEAR(array);
+    Py_DECREF(memory.base);
+    Py_XDECREF(dtype);
+    if (!array)
+        return PyErr_Occurred() ? -1 : 0;
+    if (!c.inband && L->owner)
+        L->table_next++;
+    else if (!c.inband)
+        L->buffer_next++;
+    L->p = c.p;
+    PyObject *callable = L->sp[-1];
+    L->sp[-1] = array;
+    Py_DECREF(callable);
+    return 1;
+}
