@@ -418,3 +418,29 @@ def test_joblib():
         print(sum(array.sum() for array in results))
     """
     assert run(script(body), errors=True) == "600000.0"
+
+
+def test_joblib_stores_an_argument_once_in_a_call(tmp_path):
+    pytest.importorskip("joblib")
+    body = f"""
+    from joblib import Parallel, delayed
+    if __name__ == "__main__":
+        pyray_ser.install()
+        array = np.ones(300_000)
+        got = Parallel(2)(delayed(report)(array) for _ in range(8))
+        assert got == [(True, True, 300_000.0)] * 8, got
+        stored = pyray_ser.stats()
+        assert stored["serial"] < 2048 and stored["used"] < 3_000_000, stored
+        # The next call sees what the array holds then, as with joblib's own files.
+        array[:] = 2
+        assert [total for _, _, total in Parallel(2)(delayed(report)(array) for _ in range(2))] == [600_000.0] * 2
+        # A file is passed on as a file.
+        mapped = np.memmap({str(tmp_path / "file")!r}, dtype=float, mode="w+", shape=(300_000,))
+        assert [shared for shared, _, _ in Parallel(2)(delayed(report)(np.asarray(mapped)) for _ in range(2))] == [False] * 2
+        # Let go of, although the array is still there.
+        assert wait_until(lambda: pyray_ser.stats()["objects"] == 0), pyray_ser.stats()
+        from joblib.externals.loky import get_reusable_executor
+        get_reusable_executor().shutdown(wait=True, kill_workers=True)
+        print("once")
+    """
+    assert run(script(body), errors=True) == "once"

@@ -7,8 +7,6 @@ to have loaded it. To end the token of a message that did arrive changes nothing
 
 The list dies with its process, the tokens and their notes do not: whoever reaps a child looks for them, and after them by the
 same rules.
-
-An array that nobody can write is stored once, however often it is sent, as long as it lives.
 """
 
 from __future__ import annotations
@@ -23,11 +21,9 @@ from typing import TYPE_CHECKING, Any
 from ... import _store
 from ...exceptions import StoreBusyError
 from ...store import node_name
-from . import arrived, pipes
+from . import pipes, stored
 
 if TYPE_CHECKING:
-    import numpy
-
     from .patches import Options
 
 __all__ = ["reaped", "send"]
@@ -88,11 +84,11 @@ _watching = False
 _looked = 0.0
 _deaths = 0.0
 _children: set[int] = set()
-# (address, bytes) -> (weak reference to the array that owns them, reference): what nobody can write, stored once
-_constant: dict[tuple[int, int], tuple[weakref.ref[numpy.ndarray[Any, Any]], _store.ObjectRef]] = {}
 
 
-def send(values: list[Any], connection: Connection, options: Options) -> list[bytes] | None:
+def send(
+    values: list[Any], connection: Connection, options: Options, argument: stored.Argument | None = None
+) -> list[bytes] | None:
     """
     Store buffers for a message.
 
@@ -102,6 +98,8 @@ def send(values: list[Any], connection: Connection, options: Options) -> list[by
     connection : multiprocessing.connection.Connection
         Where the message goes.
     options : Options
+    argument : Argument, optional
+        What the one value is, if it is one that may be stored once.
 
     Returns
     -------
@@ -119,20 +117,21 @@ def send(values: list[Any], connection: Connection, options: Options) -> list[by
     limit = options.max_in_flight
     if limit is None:
         limit = store.capacity // 4
-    total = sum(memoryview(value).nbytes for value in values)
-    with _lock:
-        _prune()
-        under_way = sum(entry.nbytes for entry in _sent)
-    if under_way + total > limit or under_way + total + _of_others(store) > limit:
+    views = [memoryview(value) for value in values]
+    known = [stored.find(view, argument) for view in views]
+    total = sum(view.nbytes for view, ref in zip(views, known, strict=True) if ref is None)
+    if total and _under_way(store) + total > limit:
         return None
     note = pipes.note_of(inode)
     blobs, entries = [], []
     try:
-        for value in values:
-            ref, nbytes = _stored(value)
+        for view, ref in zip(views, known, strict=True):
+            kept = ref is not None
+            if ref is None:
+                ref, kept = stored.put(view, argument)
             blob, token = ref.travel(1, node_name(), note)
             blobs.append(blob)
-            entries.append(_Sent(ref.binary(), store, token, note, nbytes, connection))
+            entries.append(_Sent(ref.binary(), store, token, note, 0 if kept else view.nbytes, connection))
     except BaseException:
         for entry in entries:
             _store.drop_token(store, entry.identity, entry.token)
@@ -143,56 +142,13 @@ def send(values: list[Any], connection: Connection, options: Options) -> list[by
     return blobs
 
 
-def _of_others(store: _store.Store) -> int:
-    """Return how many bytes other processes have under way."""
+def _under_way(store: _store.Store) -> int:
+    """Return how many bytes are under way: what this process sent until the object is gone, of others until it has arrived."""
+    flights = _prune(store)
     me = os.getpid()
-    return sum(flight["size"] for flight in store.flights() if flight["note"] and flight["sender_pid"] != me)
-
-
-# ---- storing ------------------------------------------------------------------------------------------------------------
-
-
-def _stored(value):
-    """Return a reference to the bytes of a value, and how many were added to the store for it."""
-    view = memoryview(value)
-    owner = None if type(value) is bytes else _constant_owner(view)
-    if owner is None:
-        ref = arrived.source(view)
-        return (_store.put(view), view.nbytes) if ref is None else (ref, 0)
-    key = (_address(view), view.nbytes)
+    others = sum(flight["size"] for flight in flights if flight["note"] and flight["sender_pid"] != me)
     with _lock:
-        known = _constant.get(key)
-        if known is not None and known[0]() is owner and known[1].state == "sealed":
-            return known[1], 0
-    ref = _store.put(view)
-    with _lock:
-        _constant[key] = (weakref.ref(owner, lambda _: _constant.pop(key, None)), ref)
-    return ref, view.nbytes
-
-
-def _constant_owner(view: memoryview):
-    """Return the array at the bottom of a view if nobody can write to it through any array on the way, else None."""
-    import numpy
-
-    # A read-only array lends its memory through ctypes, see `message`.
-    found = getattr(view.obj, "lender", view.obj)
-    owner = None
-    while isinstance(found, numpy.ndarray):
-        if found.flags.writeable:
-            return None
-        owner, found = found, found.base
-    if owner is None:
-        return None
-    # What is below the arrays: nothing, immutable bytes, or bytes of ours, which no one can write.
-    if found is None or type(found) is bytes or type(found).__module__.startswith("pyray_ser."):
-        return owner
-    return owner if isinstance(found, memoryview) and found.readonly and type(found.obj) is bytes else None
-
-
-def _address(view: memoryview) -> int:
-    import numpy
-
-    return numpy.frombuffer(view, numpy.uint8).ctypes.data
+        return others + sum(entry.nbytes for entry in _sent)
 
 
 # ---- what becomes of them ------------------------------------------------------------------------------------------------
@@ -209,9 +165,18 @@ def _watch() -> None:
     collector().repeat(_look)
 
 
-def _prune() -> None:
-    """Forget what has arrived and was let go of; the lock is held."""
-    _sent[:] = [entry for entry in _sent if entry.lives()]
+def _prune(store: _store.Store) -> list[dict[str, Any]]:
+    """Forget what has arrived, but what counts until it is gone; return all that is under way in the store."""
+    # In this order: what is sent meanwhile is not among the entries.
+    with _lock:
+        entries = list(_sent)
+    flights = store.flights()
+    waiting = {flight["token"][1] for flight in flights}
+    arrived = [entry for entry in entries if entry.token[1] not in waiting]
+    gone = {id(entry) for entry in arrived if not (entry.nbytes and entry.lives())}
+    with _lock:
+        _sent[:] = [entry for entry in _sent if id(entry) not in gone]
+    return flights
 
 
 def reaped() -> None:
@@ -220,17 +185,22 @@ def reaped() -> None:
     _deaths = time.monotonic()
     store = _store.default()
     try:
-        found = store is not None and not store.closed and store.stats()["in_flight"] and _find_orphans(store)
+        found = (
+            store is not None
+            and not store.closed
+            and store.stats()["in_flight"]
+            and _find_orphans(store.flights(), store)
+        )
     except StoreBusyError:
         found = True  # a stopped process has the lock: look later
     if found:
         _watch()
 
 
-def _find_orphans(store: _store.Store) -> bool:
+def _find_orphans(flights: list[dict[str, Any]], store: _store.Store) -> bool:
     """List the messages of dead senders; tell whether there are any."""
     found = {}
-    for flight in store.flights():
+    for flight in flights:
         if flight["note"] and flight["once"] and not flight["sender_alive"]:
             token = flight["token"]
             known = _orphans.get(token[1])
@@ -250,14 +220,17 @@ def _look() -> bool:
     _looked = now
     died = _death(now)
     store = _store.default()
+    flights: list[dict[str, Any]] = []
     try:
         if store is not None and not store.closed:
-            _find_orphans(store)
+            flights = _prune(store)
+            _find_orphans(flights, store)
     except StoreBusyError:
         return True
+    waiting = {flight["token"][1] for flight in flights}
+    left = stored.expire()
     with _lock:
-        _prune()
-        entries = [*_sent, *_orphans.values()]
+        entries = [entry for entry in (*_sent, *_orphans.values()) if entry.token[1] in waiting]
     readers = pipes.Readers()
     for entry in entries:
         if _is_lost(entry, readers, now, died):
@@ -267,7 +240,7 @@ def _look() -> bool:
                 if entry in _sent:
                     _sent.remove(entry)
     with _lock:
-        _watching = bool(_sent or _orphans)
+        _watching = bool(_sent or _orphans or left)
         return _watching
 
 
@@ -302,13 +275,12 @@ def _is_lost(entry: _Sent, readers: pipes.Readers, now: float, died: float) -> b
 
 def _after_fork_in_child() -> None:
     # The parent's messages are the parent's.
-    global _lock, _sent, _orphans, _watching, _children, _constant
+    global _lock, _sent, _orphans, _watching, _children
     _lock = RLock()
     _sent = []
     _orphans = {}
     _watching = False
     _children = set()
-    _constant = {}
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -22,38 +22,53 @@ def _hook(original):
         if options is None or numpy is None:
             return original(obj, reducers=reducers, protocol=protocol)
         caller = sys._getframe(1)
+        before = (reducers or {}).get(numpy.ndarray)
 
         def reduce(array):
-            reduced = _reduce(array, options, caller)
-            if reduced is None:
-                other = (reducers or {}).get(type(array))
-                return array.__reduce_ex__(5) if other is None else other(array)
-            return reduced
+            reduced = _reduce(array, options, caller, before)
+            if reduced is not None:
+                return reduced
+            return array.__reduce_ex__(5) if before is None else before(array)
 
         return original(obj, reducers={**(reducers or {}), numpy.ndarray: reduce}, protocol=protocol)
 
     return dumps
 
 
-def _reduce(array, options, caller):
+def _reduce(array, options, caller, before):
     """Reduce a large array to a reference; None if it is to go as before."""
     from ...exceptions import PyraySerError
-    from . import patches
+    from . import patches, stored
 
-    if array.nbytes < options.min_bytes or array.dtype.hasobject:
+    if array.nbytes < options.min_bytes or array.dtype.hasobject or _lies_in_a_file(array):
         return None
     connection = patches.writer(caller)
     if connection is None:
         return None
+    argument = None
+    if type(before).__name__ == "ArrayMemmapForwardReducer":
+        # joblib's arguments: it would write each to a file in this folder, once in a call.
+        argument = stored.Argument(array, before._temp_folder)
     order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
     flat = array if array.flags.forc else array.copy()
     try:
-        sent = flight.send([_bytes_of(flat)], connection, options)
+        sent = flight.send([_bytes_of(flat)], connection, options, argument)
     except (PyraySerError, OSError, MemoryError):
         return None
     if sent is None:
         return None
     return load_array, (sent[0], array.dtype, array.shape, order, options.mmap_mode)
+
+
+def _lies_in_a_file(array) -> bool:
+    """Tell whether it is a part of a numpy.memmap: those travel by the file's name."""
+    import numpy
+
+    while isinstance(array, numpy.ndarray):
+        if type(array) is numpy.memmap:
+            return True
+        array = array.base
+    return False
 
 
 def _bytes_of(array):
