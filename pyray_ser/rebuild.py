@@ -10,6 +10,7 @@ from typing import Any
 __all__ = [
     "COPYING",
     "array_of_bytes",
+    "bytes_io",
     "ctypes_array",
     "ctypes_data",
     "load_stream",
@@ -48,6 +49,17 @@ def array_of_bytes(typecode: str, buffer: Any) -> Any:
 
     made = array(typecode)
     made.frombytes(buffer)
+    return made
+
+
+def bytes_io(data: bytes, position: int, attributes: dict[str, Any] | None) -> Any:
+    """Make an `io.BytesIO`, which shares its bytes until it is written to."""
+    from io import BytesIO
+
+    made = BytesIO(data)
+    made.seek(position)
+    if attributes:
+        made.__dict__.update(attributes)
     return made
 
 

@@ -41,6 +41,7 @@ _MODULES = {
     "torch": "torch",
     "array": "stdlib",
     "builtins": "stdlib",
+    "_io": "stdlib",
 }
 _installed: set[str] = set()
 

@@ -1,16 +1,17 @@
-"""memoryview and array.array: one copy in, and back as what they were.
+"""memoryview, array.array and io.BytesIO: one copy in, and back as what they were.
 
-``bytes`` and ``bytearray`` are the pickler's own business, and ``io.BytesIO`` follows from ``bytes``.
+``bytes`` and ``bytearray`` are the pickler's own business.
 """
 
 import sys
 from collections.abc import Callable
+from io import BytesIO
 from pickle import PickleBuffer
 from typing import Any
 
 from .. import rebuild
 
-__all__ = ["install", "reduce_array", "reduce_memoryview"]
+__all__ = ["install", "reduce_array", "reduce_bytes_io", "reduce_memoryview"]
 
 # What memoryview.cast understands.
 _NATIVE = frozenset("cbB?hHiIlLqQnNfdP")
@@ -39,9 +40,16 @@ def reduce_array(array: Any) -> Any:
     return rebuild.array_of_bytes, (array.typecode, PickleBuffer(memoryview(array).cast("B")) if array else b"")
 
 
+def reduce_bytes_io(file: Any) -> Any:
+    """Reduce a `BytesIO` to its bytes and its position: its own state would be copied once more on loading."""
+    data, position, attributes = file.__getstate__()
+    return rebuild.bytes_io, (data, position, attributes)
+
+
 def install(reducers: dict[type, Callable[[Any], Any]]) -> None:
     """Add the reducers of this module."""
     reducers[memoryview] = reduce_memoryview
+    reducers[BytesIO] = reduce_bytes_io
     module = sys.modules.get("array")
     if module is not None:
         reducers[module.array] = reduce_array

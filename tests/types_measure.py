@@ -1,0 +1,184 @@
+"""Measure rows of docs/types.md in this process: copies in, copies out, bytes in-band, what a write does.
+
+    python types_measure.py LIBRARY [GROUP/NAME ...]
+
+A copy is counted by the pages that it touches for the first time: every large piece of memory comes from the kernel (the
+allocators are told so by the environment, see `ENVIRONMENT`), huge pages are off, and the kernel counts page faults per
+thread group. What is measured has run before, so that the store's own pages are in place. The copy into the store, or
+into the file, is one that leaves no such mark, and is added.
+
+Prints one JSON object: row -> figures.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import pickle
+import resource
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ENVIRONMENT = {
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "0",
+    "MALLOC_TOP_PAD_": "0",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+    "_RJEM_MALLOC_CONF": "dirty_decay_ms:0,muzzy_decay_ms:0",
+    "POLARS_MAX_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+}
+_PR_SET_THP_DISABLE = 41
+_PAGE = resource.getpagesize()
+
+
+def faults(function: Callable[[], Any]) -> tuple[int, Any]:
+    """Bytes of memory that a call touches for the first time, and what it returns."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    kept = function()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * _PAGE, kept
+
+
+def least(function: Callable[[], Any], size: int) -> float:
+    """The fewest copies of `size` bytes that a call makes in three tries."""
+    found = []
+    for _ in range(3):
+        taken, kept = faults(function)
+        del kept
+        gc.collect()
+        found.append(taken)
+    return min(found) / size
+
+
+class Ours:
+    """The store of this package."""
+
+    def __init__(self) -> None:
+        import pyray_ser
+
+        self.package = pyray_ser
+        pyray_ser.init(capacity=1 << 30)
+
+    def measure(self, value: Any, row: Any) -> dict[str, Any]:
+        package = self.package
+        _, stream, *buffers = package.dumps_frames(value)
+        size = len(stream) + sum(buffer.nbytes for buffer in buffers)
+        found: dict[str, Any] = {"bytes": size, "in_band": len(stream)}
+        del stream, buffers
+        for _ in range(2):
+            package.put(value)
+        found["in"] = 1 + least(lambda: package.put(value), size)
+        ref = package.put(value)
+        before = self.stored(ref)  # the pages of the store are mapped here now
+        package.get(ref)
+        found["out"] = least(lambda: package.get(ref), size)
+        if row.write is not None:
+            try:
+                row.write(package.get(ref))
+            except Exception as error:
+                found["write"] = type(error).__name__
+            else:
+                found["write"] = "private"
+        if self.stored(ref) != before:
+            raise AssertionError("the stored object was changed")
+        return found
+
+    def stored(self, ref: Any) -> list[bytes]:
+        """The bytes of an object as they are in the store."""
+        views = self.package.get_buffer(ref)
+        return [bytes(view) for view in (views if isinstance(views, list) else [views])]
+
+
+class Pickle:
+    """The standard pickler, everything in one stream."""
+
+    def measure(self, value: Any, row: Any) -> dict[str, Any]:
+        stream = pickle.dumps(value, 5)
+        size = len(stream)
+        return {
+            "in_band": size,
+            "in": least(lambda: pickle.dumps(value, 5), size),
+            "out": least(lambda: pickle.loads(stream), size),
+        }
+
+
+class Ray:
+    """What Ray does with a value: its cloudpickle, buffers apart, both copied into its store."""
+
+    def __init__(self) -> None:
+        from ray import cloudpickle
+
+        self.package = cloudpickle
+
+    def dump(self, value: Any, buffers: list[Any]) -> bytes:
+        return self.package.dumps(value, protocol=5, buffer_callback=buffers.append)
+
+    def measure(self, value: Any, row: Any) -> dict[str, Any]:
+        buffers: list[Any] = []
+        stream = self.dump(value, buffers)
+        raw = [bytes(buffer.raw()) for buffer in buffers]
+        size = len(stream) + sum(map(len, raw))
+        # What reads from its store is read-only.
+        views = [memoryview(data) for data in raw]
+        return {
+            "in_band": len(stream),
+            "in": 1 + least(lambda: self.dump(value, []), size),
+            "out": least(lambda: pickle.loads(stream, buffers=views), size),
+        }
+
+
+class Joblib:
+    """joblib's dump to a file, and load with memory mapping."""
+
+    def __init__(self) -> None:
+        import joblib
+
+        self.package = joblib
+        self.folder = tempfile.TemporaryDirectory()
+
+    def measure(self, value: Any, row: Any) -> dict[str, Any]:
+        path = os.path.join(self.folder.name, "value")
+        self.package.dump(value, path)
+        size = os.path.getsize(path)
+        return {
+            "in": 1 + least(lambda: self.package.dump(value, path), size),
+            "out": least(lambda: self.package.load(path, mmap_mode="r"), size),
+        }
+
+
+LIBRARIES = {"ours": Ours, "pickle": Pickle, "ray": Ray, "joblib": Joblib}
+
+
+def main() -> None:
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    from types_rows import ROWS
+
+    if ctypes.CDLL(None).prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0):
+        raise OSError("huge pages cannot be switched off")
+    library = LIBRARIES[sys.argv[1]]()
+    found = {}
+    for row in ROWS:
+        key = f"{row.group}/{row.name}"
+        if sys.argv[2:] and key not in sys.argv[2:]:
+            continue
+        try:
+            value = row.make()
+        except ImportError as error:
+            found[key] = {"error": str(error)}
+            continue
+        try:
+            found[key] = library.measure(value, row)
+        except Exception as error:  # some of the others cannot take some of the types: that is what the page tells
+            found[key] = {"error": f"{type(error).__name__}: {error}"[:200]}
+        del value
+        gc.collect()
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
