@@ -313,6 +313,10 @@ int prs_pin(prs_store *s, const prs_oid *id, prs_view *view)
     prs_spin *shard = prs_shard(s, id->slot);
     prs_private *p = &s->priv[id->slot];
     uint64_t word;
+    /* Among many objects each of these is a miss: ask for all before the first lock makes them wait for each other. */
+    __builtin_prefetch(p, 1);
+    __builtin_prefetch(slot);
+    __builtin_prefetch(prs_pins(s, slot), 1);
     prs_spin_lock(shard);
     if (PRS_UNLIKELY(prs_load_relaxed(&s->closed))) {
         prs_spin_unlock(shard);
@@ -367,6 +371,8 @@ void prs_unpin(prs_store *s, const prs_oid *id)
     if (last && !s->orphan)
         prs_fetch_and_seqcst(&prs_pins(s, slot)[s->my_word], ~s->my_bit);
     bool closed = prs_load_relaxed(&s->closed);
+    /* While a ref of ours holds it, its end is for whoever drops that ref; but once FREED, refs hold nothing. */
+    bool ours = last && prs_load_relaxed(&p->refs) && !(prs_load_seqcst(&slot->word) & PRS_WORD_FREED);
     prs_file_map *map = last ? p->map : NULL;
     if (map)
         p->map = NULL;
@@ -375,7 +381,7 @@ void prs_unpin(prs_store *s, const prs_oid *id)
         return;
     prs_spill_unmap(map);
     PRS_POINT(unpin_cleared);
-    if (!s->orphan)
+    if (!s->orphan && !ours)
         prs_try_free(s, id->slot);
     if (closed && prs_fetch_sub_acqrel(&s->pinned_slots, 1) == 1)
         prs_tear_down(s);
