@@ -224,6 +224,19 @@ int prs_add_edge(prs_store *s, prs_draft *draft, const prs_oid *inner, prs_error
     return PRS_OK;
 }
 
+/* A link becomes ours to bury.  `owner` means a slot before and a client after: whoever dies in between must leave
+ * neither, or a rebuild would take one for the other. */
+static void adopt(prs_store *s, uint32_t i)
+{
+    prs_link *l = &s->links[i];
+    *(volatile uint32_t *)&l->owner = PRS_NIL;
+    *(volatile uint32_t *)&l->kind = PRS_LINK_DYING;
+    *(volatile uint32_t *)&l->owner_tag = s->incarnation;
+    *(volatile uint32_t *)&l->owner = s->me;
+    l->next = s->dying;
+    s->dying = i;
+}
+
 void prs_link_splice(prs_store *s, uint32_t outer)
 {
     prs_slot *slot = prs_slot_at(s, outer);
@@ -234,11 +247,7 @@ void prs_link_splice(prs_store *s, uint32_t outer)
         uint32_t next = l->next;
         if (l->kind != PRS_LINK_EDGE || l->owner != outer)
             break;
-        l->kind = PRS_LINK_DYING;
-        l->owner = s->me;
-        l->owner_tag = s->incarnation;
-        l->next = s->dying;
-        s->dying = i;
+        adopt(s, i);
         i = next;
     }
     if (s->dying != PRS_NIL)
@@ -307,19 +316,14 @@ void prs_links_rebuild(prs_store *s)
             continue;
         }
         prs_fetch_add_seqcst(&prs_slot_at(s, l->slot)->links, 1);
-        if (l->kind == PRS_LINK_EDGE && !owner_lives(s, l)) {
-            l->kind = PRS_LINK_DYING;
-            l->owner = s->me;
-            l->owner_tag = s->incarnation;
-        }
-        if (l->kind == PRS_LINK_EDGE) {
+        if (l->kind == PRS_LINK_EDGE && owner_lives(s, l)) {
             prs_slot *outer = prs_slot_at(s, l->owner);
             l->next = prs_load_relaxed(&outer->edges);
             prs_store_relaxed(&outer->edges, i);
-        } else if (l->kind == PRS_LINK_DYING && l->owner == s->me) {
-            l->owner_tag = s->incarnation;
-            l->next = s->dying;
-            s->dying = i;
+        } else if (l->kind ==
+                       PRS_LINK_EDGE || /* a client that buries others, dead or not, keeps them: it will be reaped */
+                   (l->kind == PRS_LINK_DYING && (l->owner == s->me || !prs_client_is(s, l->owner, l->owner_tag)))) {
+            adopt(s, i);
         }
         if (l->kind == PRS_LINK_ONCE || l->kind == PRS_LINK_STICKY)
             a->tokens++;
@@ -339,12 +343,8 @@ void prs_links_reap(prs_store *s, uint32_t client, uint32_t incarnation)
     uint32_t links = prs_load_relaxed(&s->links_seen), bump = arena_of(s)->link_bump;
     for (uint32_t i = 0; i < links && i < bump; i++) {
         prs_link *l = &s->links[i];
-        if (l->kind == PRS_LINK_DYING && l->owner == client && l->owner_tag == incarnation) {
-            l->owner = s->me;
-            l->owner_tag = s->incarnation;
-            l->next = s->dying;
-            s->dying = i;
-        }
+        if (l->kind == PRS_LINK_DYING && l->owner == client && l->owner_tag == incarnation)
+            adopt(s, i);
     }
     prs_store_relaxed(&s->has_dying, s->dying != PRS_NIL);
     prs_unlock(s);

@@ -181,9 +181,11 @@ static pid_t stop_another(struct scene *c)
         prctl(PR_SET_PDEATHSIG, SIGKILL);
         prs_failpoint_arm(c->stopped_at, PRS_FAIL_STOP, 1, 0);
         for (int round = 0; round < 3; round++) {
-            prs_oid a = put(s, 100, 1), b = put(s, 90000, 1);
+            prs_oid a, b;
             prs_draft d;
-            (void)prs_alloc(s, 64, PRS_ALLOC_ORDERED, &d, &ignored);
+            if (try_put(s, 100, 1, &a, &ignored) < 0 || try_put(s, 90000, 1, &b, &ignored) < 0 ||
+                prs_alloc(s, 64, PRS_ALLOC_ORDERED, &d, &ignored) < 0)
+                _exit(0); /* a full store */
             (void)prs_add_edge(s, &d, &a, &ignored);
             (void)prs_seal(s, &d, &ignored);
             prs_view v;
