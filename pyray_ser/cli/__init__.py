@@ -14,6 +14,7 @@ from .._version import __version__
 __all__ = ["COMMANDS", "CommandError", "main"]
 
 COMMANDS = {
+    "bench": "measure what this library is worth on this machine",
     "check": "verify every invariant of each store",
     "clean": "remove what stores that are provably gone left behind",
     "doctor": "what this machine offers, what is in the way, and what to do about it",

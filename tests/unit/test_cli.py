@@ -310,3 +310,14 @@ def test_figures_as_people_read_them():
         "11 d",
     ]
     assert output.printable("a\x1b[0m\u00e4\n") == "a\\x1b[0m\u00e4\\n"
+
+
+def test_bench_pool_measures_both(capsys):
+    assert cli.main("bench pool --mb 16 --workers 2 --rounds 1 --json".split()) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["mb"] == 16 and set(figures["seconds"]) == set(figures["memory"]) == {"before", "after"}
+    assert all(seconds > 0 for seconds in figures["seconds"].values())
+    # The table at least, and interpreters with numpy.
+    assert all(memory > 32 << 20 for memory in figures["memory"].values())
+    assert cli.main("bench pool --workers 0".split()) == 2
+    assert "--workers" in capsys.readouterr().err

@@ -1,0 +1,151 @@
+#!/usr/bin/env python3
+"""joblib's Parallel over 1 GB, with results of 100 MB: its own memmapping beside the same code under `install()`.
+
+    python bench/pools.py [--quick] [--jobs N]
+
+Three contenders, each a process of its own with its own workers, in turns: joblib as it is; the same array under `install()`;
+and under `install()` an array that lives in the store. Time is that of the whole call, results consumed as they come. Memory
+is the largest total of the proportional set sizes of the process and its workers, looked at from outside during a call that
+is not timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+CONTENDERS = {"joblib": "joblib's memmapping", "given": "install()", "stored": "install(), array in the store"}
+
+
+# ---- one contender ------------------------------------------------------------------------------------------------------
+
+
+def part(array, number: int, length: int):
+    """A result as large as a tenth of the array, which needs all of it to be there."""
+    return array[:length] + array[number * length : (number + 1) * length]
+
+
+def serve(kind: str, nbytes: int, jobs: int) -> None:
+    import numpy as np
+    from joblib import Parallel, delayed
+
+    import pyray_ser
+
+    array = np.ones(nbytes // 8)
+    if kind != "joblib":
+        pyray_ser.init(capacity=4 * nbytes)
+        pyray_ser.install()
+    if kind == "stored":
+        array = pyray_ser.get(pyray_ser.put(array))
+    length = len(array) // 10
+
+    def call() -> float:
+        began = time.perf_counter()
+        results = Parallel(jobs, return_as="generator")(delayed(part)(array, i, length) for i in range(10))
+        total = sum(float(result[0] + result[-1]) for result in results)
+        assert total == 40.0, total
+        return time.perf_counter() - began
+
+    print(call(), flush=True)
+    for _ in sys.stdin:
+        print(call(), flush=True)
+    from joblib.externals.loky import get_reusable_executor
+
+    get_reusable_executor().shutdown(wait=True, kill_workers=True)
+
+
+# ---- the one who compares ------------------------------------------------------------------------------------------------
+
+
+def descendants(pid: int) -> list[int]:
+    found = [pid]
+    for one in found:
+        try:
+            for task in Path(f"/proc/{one}/task").iterdir():
+                found += map(int, (task / "children").read_text().split())
+        except OSError:
+            continue
+    return found
+
+
+def total_pss(pid: int) -> int:
+    total = 0
+    for one in descendants(pid):
+        try:
+            text = Path(f"/proc/{one}/smaps_rollup").read_text()
+        except OSError:
+            continue
+        total += next((int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("Pss:")), 0)
+    return total
+
+
+class Contender:
+    def __init__(self, kind: str, nbytes: int, jobs: int) -> None:
+        command = [sys.executable, __file__, "--serve", kind, "--bytes", str(nbytes), "--jobs", str(jobs)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.seconds_of_first = self._answer()
+
+    def _answer(self) -> float:
+        return float(self.process.stdout.readline())
+
+    def _ask(self) -> None:
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def seconds(self) -> float:
+        self._ask()
+        return self._answer()
+
+    def memory(self) -> int:
+        import select
+
+        self._ask()
+        largest = 0
+        while not select.select([self.process.stdout], [], [], 0.02)[0]:
+            largest = max(largest, total_pss(self.process.pid))
+        self._answer()
+        return largest
+
+    def end(self) -> None:
+        self.process.stdin.close()
+        self.process.wait(60)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="200 MB instead of 1 GB")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--serve", choices=CONTENDERS, help=argparse.SUPPRESS)
+    parser.add_argument("--bytes", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    nbytes = arguments.bytes or (200_000_000 if arguments.quick else 1_000_000_000)
+    if arguments.serve:
+        serve(arguments.serve, nbytes, arguments.jobs)
+        return 0
+    rounds = 3
+    contenders = {kind: Contender(kind, nbytes, arguments.jobs) for kind in CONTENDERS}
+    times: dict[str, list[float]] = {kind: [] for kind in contenders}
+    for _ in range(rounds):
+        for kind, contender in contenders.items():
+            times[kind].append(contender.seconds())
+    memory = {kind: contender.memory() for kind, contender in contenders.items()}
+    for contender in contenders.values():
+        contender.end()
+    print(f"{nbytes / 1e9:.1f} GB, results of {nbytes / 1e7:.0f} MB, {arguments.jobs} workers")
+    kept = True
+    for kind, name in CONTENDERS.items():
+        faster = median(a / b for a, b in zip(times["joblib"], times[kind], strict=True))
+        share = memory[kind] / memory["joblib"]
+        kept = kept and (kind == "joblib" or (faster > 1 and share <= 1 / 3))
+        print(
+            f"{name:32s} {median(times[kind]):7.2f} s  {faster:5.2f}x  {memory[kind] / 1e9:6.2f} GB PSS  {share:5.2f}"
+        )
+    return 0 if kept else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
