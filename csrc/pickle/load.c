@@ -202,16 +202,6 @@ static int finish_dict(prp_loader *L)
     return failed;
 }
 
-static int load_frame(prp_loader *L)
-{
-    uint64_t length = le64(L->p - 8);
-    if (length > PY_SSIZE_T_MAX) {
-        PyErr_Format(PyExc_OverflowError, "FRAME length exceeds system's maximum of %zd bytes", PY_SSIZE_T_MAX);
-        return -1;
-    }
-    return prp_load_refill(L, (size_t)length);
-}
-
 static PyObject *load_long(const uint8_t *data, size_t n)
 {
     return n == 0 ? PyLong_FromLong(0) : prp_long_from_bytes(data, n);
@@ -1019,7 +1009,7 @@ static PyObject *run(prp_loader *L)
         case OP_FRAME:
             NEED(8);
             p += 8;
-            CALL(load_frame(L));
+            CALL(prp_load_frame(L, le64(L->p - 8)));
             prp_load_own(L);
             continue;
         case OP_STOP: {

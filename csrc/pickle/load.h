@@ -69,8 +69,10 @@ typedef struct {
 typedef struct prp_loader {
     /* input: [p, end) is what has been read and not consumed */
     const uint8_t *p, *end;
-    const uint8_t *chunk;  /* start of the present chunk */
-    bool peeked;           /* the chunk was peeked: what is consumed of it must still be read from the file */
+    const uint8_t *chunk; /* start of the present chunk */
+    const uint8_t
+        *beyond; /* NULL, or `end` is that of a frame, which no opcode may cross, and this is that of the chunk */
+    bool peeked; /* the chunk was peeked: what is consumed of it must still be read from the file */
     PyObject *chunk_owner; /* keeps the chunk; NULL when the caller does */
     Py_buffer chunk_view;  /* held if chunk_owner is a buffer other than bytes; .obj is NULL otherwise */
     PyObject *read, *readline, *readinto, *peek; /* NULL for memory input */
@@ -140,6 +142,10 @@ int prp_load_truncated(void);                          /* always -1 */
 
 /* Makes [p, p + need) available, or -1. */
 int prp_load_refill(prp_loader *L, size_t need);
+/* A frame of `length` bytes begins at p: makes sure of them, and where frames are strict, of its end. */
+int prp_load_frame(prp_loader *L, uint64_t length);
+extern bool prp_load_strict_frames; /* no opcode may cross the end of its frame, as in recent releases of CPython */
+extern int prp_load_int_base;       /* of INT and LONG: 10, or 0 for what int(text, 0) reads */
 /* A line with its newline, consumed: its length, or -1. The pointer is valid until the next read. */
 Py_ssize_t prp_load_line(prp_loader *L, const char **line);
 /* bytes or bytearray of `n` bytes, from what is left of the chunk and then from the file. */

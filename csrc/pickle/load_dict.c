@@ -54,7 +54,7 @@ static PyObject *from_pattern(const pattern *known, PyObject **pairs, Py_ssize_t
         Py_DECREF(Py_None);
         Py_DECREF(pairs[2 * i]);
     }
-    if (track)
+    if (track && !PyObject_GC_IsTracked(dict)) /* from 3.14 on every dict is tracked from the start */
         PyObject_GC_Track(dict);
     return dict;
 }

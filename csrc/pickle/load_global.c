@@ -183,6 +183,24 @@ static int rename_python2(PyObject **module, PyObject **name)
     return 0;
 }
 
+#if PY_VERSION_HEX >= 0x030E0000
+/* Turns the AttributeError of one step into one of the whole name, as its context. */
+static void unresolved(PyObject *module, PyObject *name)
+{
+    PyObject *cause = PyErr_GetRaisedException();
+    PyObject *module_name = PyModule_GetNameObject(module);
+    if (!module_name) {
+        PyErr_Clear();
+        module_name = Py_NewRef(module);
+    }
+    PyErr_Format(PyExc_AttributeError, "Can't resolve path %R on module %R", name, module_name);
+    Py_DECREF(module_name);
+    PyObject *error = PyErr_GetRaisedException();
+    PyException_SetContext(error, cause);
+    PyErr_SetRaisedException(error);
+}
+#endif
+
 /* Attribute by attribute along a dotted name, which may not lead through a function's locals. */
 static PyObject *walk(PyObject *from, PyObject *name)
 {
@@ -190,9 +208,20 @@ static PyObject *walk(PyObject *from, PyObject *name)
     Py_XDECREF(dot);
     if (!path)
         return NULL;
+#if PY_VERSION_HEX >= 0x030E0000
+    if (PyList_GET_SIZE(path) == 1) {
+        Py_DECREF(path);
+        return PyObject_GetAttr(from, name);
+    }
+#endif
     PyObject *value = Py_NewRef(from);
     for (Py_ssize_t i = 0; value && i < PyList_GET_SIZE(path); i++) {
         PyObject *part = PyList_GET_ITEM(path, i), *next = NULL;
+#if PY_VERSION_HEX >= 0x030E0000
+        next = PyObject_GetAttr(value, part);
+        if (!next && PyErr_ExceptionMatches(PyExc_AttributeError))
+            unresolved(from, name);
+#else
         if (PyUnicode_CompareWithASCIIString(part, "<locals>") == 0) {
             PyErr_Format(PyExc_AttributeError, "Can't get local attribute %R on %R", name, from);
         } else {
@@ -202,6 +231,7 @@ static PyObject *walk(PyObject *from, PyObject *name)
                 PyErr_Format(PyExc_AttributeError, "Can't get attribute %R on %R", name, from);
             }
         }
+#endif
         Py_SETREF(value, next);
     }
     Py_DECREF(path);

@@ -16,7 +16,7 @@ void prp_load_drop_chunk(prp_loader *L)
     L->chunk_owner = NULL;
     if (L->chunk_view.obj)
         PyBuffer_Release(&L->chunk_view);
-    L->p = L->end = L->chunk = NULL;
+    L->p = L->end = L->chunk = L->beyond = NULL;
     L->peeked = false;
     Py_XDECREF(owner);
 }
@@ -102,8 +102,39 @@ static PyObject *read_exactly(prp_loader *L, size_t n)
     return n <= FIRST_PIECE ? call_read(L, n) : read_in_pieces(L, n);
 }
 
+/* The bytes of the frame do not suffice: what comes next must begin exactly behind it. */
+static int leave_frame(prp_loader *L)
+{
+    if (!L->beyond)
+        return 0;
+    if (L->p != L->end)
+        return prp_load_malformed("pickle exhausted before end of frame"), -1;
+    L->end = L->beyond;
+    L->beyond = NULL;
+    return 0;
+}
+
+int prp_load_frame(prp_loader *L, uint64_t length)
+{
+    if (leave_frame(L) < 0)
+        return -1;
+    if (length > PY_SSIZE_T_MAX) {
+        PyErr_Format(PyExc_OverflowError, "FRAME length exceeds system's maximum of %zd bytes", PY_SSIZE_T_MAX);
+        return -1;
+    }
+    if (prp_load_refill(L, (size_t)length) < 0)
+        return -1;
+    if (prp_load_strict_frames) {
+        L->beyond = L->end;
+        L->end = L->p + length;
+    }
+    return 0;
+}
+
 int prp_load_refill(prp_loader *L, size_t need)
 {
+    if ((size_t)(L->end - L->p) < need && leave_frame(L) < 0)
+        return -1;
     size_t left = (size_t)(L->end - L->p);
     if (left >= need)
         return 0;
@@ -151,6 +182,11 @@ int prp_load_refill(prp_loader *L, size_t need)
 Py_ssize_t prp_load_line(prp_loader *L, const char **line)
 {
     const uint8_t *newline = L->p < L->end ? memchr(L->p, '\n', (size_t)(L->end - L->p)) : NULL;
+    if (!newline && L->beyond) {
+        if (leave_frame(L) < 0)
+            return -1;
+        newline = memchr(L->p, '\n', (size_t)(L->end - L->p));
+    }
     if (!newline) {
         if (!L->read)
             return prp_load_truncated();
@@ -246,6 +282,8 @@ static Py_ssize_t read_into(prp_loader *L, char *to, size_t n)
 
 PyObject *prp_load_bytes(prp_loader *L, size_t n, bool mutable_)
 {
+    if ((size_t)(L->end - L->p) < n && leave_frame(L) < 0)
+        return NULL;
     size_t left = (size_t)(L->end - L->p);
     if (left >= n) {
         PyObject *result = mutable_ ? PyByteArray_FromStringAndSize((const char *)L->p, (Py_ssize_t)n)

@@ -18,13 +18,37 @@ PyObject *prp_unpickling_error;
 static prp_loader *pool[POOLED_MACHINES];
 static int pooled;
 
+bool prp_load_strict_frames;
+int prp_load_int_base;
+
+/* Releases of CPython differ in what they make of two kinds of stream that no pickler writes: opcodes that cross the end of their
+ * frame, and decimal integers with leading zeros. Ours reads as the interpreter it runs in does. */
+static int ask_the_interpreter(void)
+{
+    static const char crossing[] = "\x80\x04\x95\x02\0\0\0\0\0\0\0J\1\0\0\0.", padded[] = "I010\n.";
+    PyObject *module = PyImport_ImportModule("_pickle");
+    PyObject *loads = module ? PyObject_GetAttrString(module, "loads") : NULL;
+    Py_XDECREF(module);
+    if (!loads)
+        return -1;
+    PyObject *value = PyObject_CallFunction(loads, "y#", crossing, (Py_ssize_t)sizeof(crossing) - 1);
+    prp_load_strict_frames = !value;
+    PyErr_Clear();
+    Py_XDECREF(value);
+    value = PyObject_CallFunction(loads, "y#", padded, (Py_ssize_t)sizeof(padded) - 1);
+    prp_load_int_base = value && PyLong_AsLong(value) == 10 ? 10 : 0;
+    Py_XDECREF(value);
+    Py_DECREF(loads);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
 int prp_load_init(PyObject *unpickling_error, PyObject *unpickler_type)
 {
     if (prp_check_interpreter() < 0)
         return -1;
     prp_unpickling_error = Py_NewRef(unpickling_error);
     if (prp_load_string_init() < 0 || prp_plan_init() < 0 || prp_load_buffer_init() < 0 ||
-        prp_load_global_init(unpickler_type) < 0)
+        prp_load_global_init(unpickler_type) < 0 || ask_the_interpreter() < 0)
         return -1;
     return 0;
 }
@@ -91,7 +115,7 @@ void prp_loader_clear(prp_loader *L)
     prp_load_memo_clear(L, false); /* before the records its tags refer to */
     prp_load_drop_unmade(L);
     prp_load_drop_chunk(L);
-    L->p = L->end = L->chunk = NULL;
+    L->p = L->end = L->chunk = L->beyond = NULL;
     Py_CLEAR(L->read);
     Py_CLEAR(L->readline);
     Py_CLEAR(L->readinto);
@@ -152,7 +176,7 @@ void prp_loader_release(prp_loader *L)
         Py_CLEAR(L->encoding_text);
         Py_CLEAR(L->errors_text);
     }
-    L->p = L->end = L->chunk = NULL;
+    L->p = L->end = L->chunk = L->beyond = NULL;
     set_defaults(L);
     if (L->limit - L->stack > KEEP_STACK_SLOTS || L->mark_capacity > KEEP_MARKS || L->unmade_capacity > KEEP_MARKS ||
         pooled == POOLED_MACHINES) {
@@ -223,6 +247,7 @@ void prp_loader_memory(prp_loader *L, const uint8_t *data, size_t len)
 {
     L->p = L->chunk = data;
     L->end = data + len;
+    L->beyond = NULL;
     L->peeked = false;
 }
 

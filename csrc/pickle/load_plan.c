@@ -176,9 +176,9 @@ static PyObject *imported_attribute(const char *module, const char *name)
     return value;
 }
 
-static bool text_is(PyObject *object, const char *attribute, const char *expected)
+static bool text_is(PyObject *obj, const char *attribute, const char *expected)
 {
-    PyObject *text = PyObject_GetAttrString(object, attribute);
+    PyObject *text = PyObject_GetAttrString(obj, attribute);
     bool same = text && PyUnicode_Check(text) && PyUnicode_CompareWithASCIIString(text, expected) == 0;
     Py_XDECREF(text);
     return same;

@@ -43,11 +43,11 @@ PyObject *prp_load_text_int(prp_loader *L)
         return NULL;
     char *stop;
     errno = 0;
-    long number = strtol(line.text, &stop, 0);
+    long number = strtol(line.text, &stop, prp_load_int_base);
     PyObject *value;
     if (errno || (*stop != '\n' && *stop != '\0')) {
         errno = 0;
-        value = PyLong_FromString(line.text, NULL, 0);
+        value = PyLong_FromString(line.text, NULL, prp_load_int_base);
         if (!value)
             PyErr_SetString(PyExc_ValueError, "could not convert string to int");
     } else if (line.len == 3 && (number == 0 || number == 1)) {
@@ -66,7 +66,7 @@ PyObject *prp_load_text_long(prp_loader *L)
         return NULL;
     if (line.text[line.len - 2] == 'L')
         line.text[line.len - 2] = '\0';
-    PyObject *value = PyLong_FromString(line.text, NULL, 0);
+    PyObject *value = PyLong_FromString(line.text, NULL, prp_load_int_base);
     free_line(&line);
     return value;
 }

@@ -259,9 +259,9 @@ static bool plain_enum(PyTypeObject *type, PyObject *sample)
  * still get in the way; that is looked at each time.) */
 static bool only_c_code(PyTypeObject *type)
 {
-    PyTypeObject *object = &PyBaseObject_Type;
-    if (!inherits(type, object, prp_g.str_reduce) || !inherits(type, object, prp_g.str_getstate) ||
-        !inherits(type, object, prp_g.str_class) || type->tp_getattro != PyObject_GenericGetAttr ||
+    PyTypeObject *base = &PyBaseObject_Type;
+    if (!inherits(type, base, prp_g.str_reduce) || !inherits(type, base, prp_g.str_getstate) ||
+        !inherits(type, base, prp_g.str_class) || type->tp_getattro != PyObject_GenericGetAttr ||
         defines(type, prp_g.str_getnewargs_ex))
         return false;
     PyObject *args = prp_type_lookup(type, prp_g.str_getnewargs);
@@ -277,17 +277,17 @@ static bool only_c_code(PyTypeObject *type)
 /* -1 with an exception only for what must stop the dump (MemoryError in copyreg and the like). */
 static int classify_heap(prp_plan *plan, PyTypeObject *type, PyObject *sample)
 {
-    PyTypeObject *object = &PyBaseObject_Type;
-    if (!inherits(type, object, prp_g.str_reduce_ex)) {
+    PyTypeObject *base = &PyBaseObject_Type;
+    if (!inherits(type, base, prp_g.str_reduce_ex)) {
         if (plain_enum(type, sample))
             plan->kind = PLAN_ENUM;
         return 0;
     }
     plan->trusted = only_c_code(type);
-    if (!inherits(type, object, prp_g.str_reduce) || !inherits(type, object, prp_g.str_class) ||
+    if (!inherits(type, base, prp_g.str_reduce) || !inherits(type, base, prp_g.str_class) ||
         !plain_getattribute(type) || defines(type, prp_g.str_getnewargs_ex))
         return 0;
-    bool own_state = !inherits(type, object, prp_g.str_getstate);
+    bool own_state = !inherits(type, base, prp_g.str_getstate);
     if (PyType_IsSubtype(type, &PyTuple_Type)) {
         if (!own_state && type->tp_basicsize <= PyTuple_Type.tp_basicsize + (Py_ssize_t)sizeof(PyObject *) &&
             generated_getnewargs(type)) {

@@ -109,14 +109,11 @@ static int save_extension(prp_saver *s, PyObject *obj, PyObject *module, PyObjec
     Py_DECREF(key);
     if (!value)
         return PyErr_Occurred() ? -1 : 0;
-    if (!PyLong_Check(value)) {
-        PyErr_Format(prp_g.pickling_error, "Can't pickle %R: extension code %R isn't an integer", obj, value);
-        return -1;
-    }
+    /* copyreg.add_extension() lets nothing else in. */
     long code = PyLong_AsLong(value);
     if (code <= 0 || code > 0x7fffffffL) {
         if (!PyErr_Occurred())
-            PyErr_Format(prp_g.pickling_error, "Can't pickle %R: extension code %ld is out of range", obj, code);
+            PyErr_Format(PyExc_RuntimeError, "Can't pickle %R: extension code %ld is out of range", obj, code);
         return -1;
     }
     uint8_t out[5] = {code <= 0xff     ? OP_EXT1
@@ -124,6 +121,21 @@ static int save_extension(prp_saver *s, PyObject *obj, PyObject *module, PyObjec
                                        : OP_EXT4,
                       (uint8_t)code, (uint8_t)(code >> 8), (uint8_t)(code >> 16), (uint8_t)(code >> 24)};
     return prp_out(s, out, code <= 0xff ? 2 : code <= 0xffff ? 3 : 5) < 0 ? -1 : 1;
+}
+
+/* Turns the present UnicodeEncodeError into the context of a PicklingError. */
+static void refuse_identifier(const char *what, PyObject *name, int proto)
+{
+    PyObject *type, *error, *traceback, *cause;
+    PyErr_Fetch(&type, &cause, &traceback);
+    PyErr_NormalizeException(&type, &cause, &traceback);
+    Py_XDECREF(type);
+    Py_XDECREF(traceback);
+    PyErr_Format(prp_g.pickling_error, "can't pickle %s identifier '%S' using pickle protocol %i", what, name, proto);
+    PyErr_Fetch(&type, &error, &traceback);
+    PyErr_NormalizeException(&type, &error, &traceback);
+    PyException_SetContext(error, cause);
+    PyErr_Restore(type, error, traceback);
 }
 
 /* Protocols below 4: GLOBAL module newline name newline. */
@@ -165,8 +177,7 @@ static int save_text(prp_saver *s, PyObject *module, PyObject *name)
         PyObject *encoded = s->proto == 3 ? PyUnicode_AsUTF8String(parts[i]) : PyUnicode_AsASCIIString(parts[i]);
         if (!encoded) {
             if (PyErr_ExceptionMatches(PyExc_UnicodeEncodeError))
-                PyErr_Format(prp_g.pickling_error, "can't pickle %s identifier '%S' using pickle protocol %i", what[i],
-                             parts[i], s->proto);
+                refuse_identifier(what[i], parts[i], s->proto);
             goto end;
         }
         int written = prp_out(s, PyBytes_AS_STRING(encoded), (size_t)PyBytes_GET_SIZE(encoded));
@@ -181,6 +192,35 @@ end:
     return status;
 }
 
+/* Protocols below 4, a dotted name: getattr(getattr(global, part), part), with the memo entries of the interpreter's own pickler. */
+static int save_dotted(prp_saver *s, PyObject *module, PyObject *name, PyObject *parent, PyObject *last)
+{
+#if PY_VERSION_HEX < 0x030D0000
+    PyObject *call = Py_BuildValue("(O(OO))", prp_g.getattr, parent, last);
+    int status = call ? prp_save_reduce(s, call, NULL) : -1;
+    Py_XDECREF(call);
+    return status;
+#else
+    /* What lies on the way is not looked at: it may be the object itself, under a name that leads back to it. */
+    PyObject *separator = PyUnicode_FromString("."), *parts = separator ? PyUnicode_Split(name, separator, -1) : NULL;
+    Py_XDECREF(separator);
+    if (!parts)
+        return -1;
+    int status = 0;
+    for (Py_ssize_t i = 1; i < PyList_GET_SIZE(parts) && status == 0; i++)
+        status = prp_save(s, prp_g.getattr) < 0 || (s->proto < 2 && prp_op(s, OP_MARK) < 0) ? -1 : 0;
+    if (status == 0)
+        status = save_text(s, module, PyList_GET_ITEM(parts, 0));
+    for (Py_ssize_t i = 1; i < PyList_GET_SIZE(parts) && status == 0; i++)
+        status = prp_save(s, PyList_GET_ITEM(parts, i)) < 0 || prp_op(s, s->proto < 2 ? OP_TUPLE : OP_TUPLE2) < 0 ||
+                         prp_op(s, OP_REDUCE) < 0
+                     ? -1
+                     : 0;
+    Py_DECREF(parts);
+    return status;
+#endif
+}
+
 /* Writes the reference; the name has been found good. */
 static int write_reference(prp_saver *s, PyObject *obj, PyObject *module, PyObject *name, PyObject *parent,
                            PyObject *last)
@@ -193,10 +233,7 @@ static int write_reference(prp_saver *s, PyObject *obj, PyObject *module, PyObje
             prp_op(s, OP_STACK_GLOBAL) < 0)
             return -1;
     } else if (parent) {
-        PyObject *call = Py_BuildValue("(O(OO))", prp_g.getattr, parent, last);
-        int status = call ? prp_save_reduce(s, call, NULL) : -1;
-        Py_XDECREF(call);
-        if (status < 0)
+        if (save_dotted(s, module, name, parent, last) < 0)
             return -1;
     } else if (save_text(s, module, name) < 0) {
         return -1;
@@ -359,7 +396,7 @@ static int save_named(prp_saver *s, PyObject *obj, PyObject *given, bool may_go_
             goto end;
     }
     if (found == obj) {
-        if (parent == module) { /* a dotted name that comes back to its module */
+        if (PY_VERSION_HEX < 0x030E0000 && parent == module) { /* a dotted name that comes back to its module */
             Py_CLEAR(parent);
             Py_SETREF(name, Py_NewRef(last));
         }

@@ -91,6 +91,15 @@ int prp_save_picklebuffer(prp_saver *s, PyObject *obj, bool elided)
     if (s->put)
         return prp_put_picklebuffer(s, obj, view);
     Py_INCREF(obj);
+    /* The callback may release the PickleBuffer and have it written nevertheless: a view of our own keeps the bytes. */
+    Py_buffer own = {0};
+    bool foreign = s->buffer_callback && !s->append_to;
+    if (foreign && PyObject_GetBuffer(obj, &own, PyBUF_FULL_RO) < 0) {
+        Py_DECREF(obj);
+        return -1;
+    }
+    if (foreign)
+        view = &own;
     int in_band = offer_buffer(s, obj), status = -1;
     if (in_band == 0) {
         bool readonly = view->readonly;
@@ -98,10 +107,11 @@ int prp_save_picklebuffer(prp_saver *s, PyObject *obj, bool elided)
         if (status == 0 && readonly)
             status = prp_op(s, OP_READONLY_BUFFER);
     } else if (in_band > 0) {
-        view = PyPickleBuffer_GetBuffer(obj); /* the callback may have released it */
-        if (view && save_contiguous(s, obj, view->buf, (size_t)view->len, view->readonly) == 0)
+        if (save_contiguous(s, obj, view->buf, (size_t)view->len, view->readonly) == 0)
             status = elided ? 0 : prp_memoize(s, obj);
     }
+    if (foreign)
+        PyBuffer_Release(&own);
     Py_DECREF(obj);
     return status;
 }

@@ -79,6 +79,7 @@ from pickle import PickleBuffer, PicklingError
 DeepRecursionError = <object>prp_g.deep_recursion_error
 
 cdef size_t KEEP_SLOTS = 1 << 16
+cdef object NO_HOOK = object()  # None as a hook is an error, as in _pickle
 
 
 # ---- what the C part asks for -------------------------------------------------------------------------------------------
@@ -248,15 +249,16 @@ cdef class Pickler:
             raise PicklingError(f"Pickler.__init__() was not called by {type(self).__name__}.__init__()")
         if self.running:
             raise RuntimeError("Pickler.dump() called while this Pickler is pickling")
-        persistent_id = reducer_override = dispatch_table = None
+        persistent_id = None
+        reducer_override = dispatch_table = NO_HOOK
         if type(self) is not Pickler or PyObject_GenericGetDict(self, NULL):
             if _has_persistent_id(self):
                 persistent_id = self.persistent_id
-            reducer_override = getattr(self, "reducer_override", None)
-            dispatch_table = getattr(self, "dispatch_table", None)
+            reducer_override = getattr(self, "reducer_override", NO_HOOK)
+            dispatch_table = getattr(self, "dispatch_table", NO_HOOK)
         s.persistent_id = NULL if persistent_id is None else <PyObject *>persistent_id
-        s.reducer_override = NULL if reducer_override is None else <PyObject *>reducer_override
-        s.dispatch_table = NULL if dispatch_table is None else <PyObject *>dispatch_table
+        s.reducer_override = NULL if reducer_override is NO_HOOK else <PyObject *>reducer_override
+        s.dispatch_table = NULL if dispatch_table is NO_HOOK else <PyObject *>dispatch_table
         buffer_callback = self._buffer_callback
         s.buffer_callback = NULL if buffer_callback is None else <PyObject *>buffer_callback
         write = self._write

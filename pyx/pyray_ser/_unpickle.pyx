@@ -314,7 +314,11 @@ cdef class Unpickler:
 
     @persistent_load.deleter
     def persistent_load(self):
-        raise TypeError("attribute deletion is not supported")
+        if not BASE_REFUSES:
+            raise TypeError("attribute deletion is not supported")
+        if self.assigned_persistent_load is None:
+            raise AttributeError("persistent_load")
+        self.assigned_persistent_load = None
 
 
 cdef Unpickler sample = Unpickler.__new__(Unpickler)

@@ -1,0 +1,40 @@
+#!/bin/sh
+# Run a command in a folder that holds another Debian, on this project's files.
+#
+#   tools/in_root.sh FOLDER COMMAND [ARGUMENT...]
+#
+# The command finds the current folder, /proc, /dev, /tmp, the resolver, the certificates and pip's settings of this machine
+# under the same names as outside, keeps the environment, and has a /dev/shm of its own. All mounts are the command's own and vanish with it. Needs root.
+
+set -eu
+folder=$(cd "$1" && pwd)
+shift
+
+# The script itself, once more, in a mount namespace of its own.
+if [ "${IN_ROOT:-}" != "$folder" ]; then
+    IN_ROOT=$folder exec unshare --mount --propagation private /bin/sh "$0" "$folder" "$@"
+fi
+unset IN_ROOT
+
+bind() { # path: a folder or a file, if there is one
+    [ -e "$1" ] || return 0
+    if [ -d "$1" ]; then
+        mkdir -p "$folder$1"
+    else
+        mkdir -p "$folder${1%/*}"
+        [ -e "$folder$1" ] || : >"$folder$1"
+    fi
+    mount --rbind "$1" "$folder$1"
+}
+bind /proc
+bind /dev
+mount -t tmpfs tmpfs "$folder/dev/shm"
+bind /tmp
+bind /etc/resolv.conf
+bind /etc/hosts
+bind /etc/ssl/certs
+bind /etc/pip.conf
+case $PWD in /tmp/*) ;; *) bind "$PWD" ;; esac
+
+# chroot starts in /; sh goes back to where the command was given.
+exec chroot "$folder" /bin/sh -c 'cd "$1" && shift && exec "$@"' sh "$PWD" "$@"
