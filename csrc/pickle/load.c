@@ -382,6 +382,30 @@ static PyObject *fused_global(prp_loader *L, const uint8_t *p, const uint8_t *en
     return value;
 }
 
+/* The member that `type(int)` is, if the opcodes of that call follow and it is known at once: borrowed, and *p is moved. */
+static inline PyObject *whole_enum(PyTypeObject *type, const uint8_t **at, const uint8_t *end)
+{
+    const uint8_t *p = *at;
+    uint32_t value;
+    if (end - p < 5)
+        return NULL;
+    if (*p == OP_BININT1) {
+        value = p[1];
+        p += 2;
+    } else if (*p == OP_BININT2) {
+        value = le16(p + 1);
+        p += 3;
+    } else {
+        return NULL;
+    }
+    if (p[0] != OP_TUPLE1 || p[1] != OP_REDUCE)
+        return NULL;
+    PyObject *member = prp_load_enum_member(type, value);
+    if (member)
+        *at = p + 2;
+    return member;
+}
+
 #define SAVE() (L->p = p, L->sp = sp)
 #define RELOAD() (p = L->p, end = L->end, sp = L->sp)
 #define KEYED() \
@@ -485,21 +509,21 @@ static PyObject *run(prp_loader *L)
             continue;
         case OP_BININT2:
             NEED(2);
-            PUSH(PyLong_FromLong((long)le16(p)));
+            PUSH(prp_int32_new((int32_t)le16(p)));
             p += 2;
-            RUN(OP_BININT2, 3, PyLong_FromLong((long)le16(p + 1)));
+            RUN(OP_BININT2, 3, prp_int32_new((int32_t)le16(p + 1)));
             continue;
         case OP_BININT:
             NEED(4);
-            PUSH(PyLong_FromLong((int32_t)le32(p)));
+            PUSH(prp_int32_new((int32_t)le32(p)));
             p += 4;
-            RUN(OP_BININT, 5, PyLong_FromLong((int32_t)le32(p + 1)));
+            RUN(OP_BININT, 5, prp_int32_new((int32_t)le32(p + 1)));
             continue;
         case OP_BINFLOAT:
             NEED(8);
             PUSH(PyFloat_FromDouble(be_double(p)));
             p += 8;
-            RUN(OP_BINFLOAT, 9, PyFloat_FromDouble(be_double(p + 1)));
+            RUN(OP_BINFLOAT, 9, prp_float_new(be_double(p + 1)));
             continue;
         case OP_LONG1: {
             NEED(1);
@@ -562,6 +586,22 @@ static PyObject *run(prp_loader *L)
             }
             PUSH(prp_load_utf8(p, n));
             p += n;
+            /* More of them, as in a list of strings: none of these may be the first name of a global. */
+            while (keyed < 0 && sp < L->limit && end - p > 2 && *p == OP_SHORT_BINUNICODE) {
+                n = p[1];
+                const uint8_t *next = p + 2 + n;
+                if (end - p <= (Py_ssize_t)n + 2 || *next == OP_MEMOIZE)
+                    break;
+                if (*next == OP_SHORT_BINUNICODE &&
+                    (end - next < 3 || end - next < 3 + next[1] || next[2 + next[1]] == OP_MEMOIZE ||
+                     next[2 + next[1]] == OP_STACK_GLOBAL))
+                    break;
+                PyObject *text = prp_load_utf8(p + 2, n);
+                if (PRP_UNLIKELY(!text))
+                    goto failed_saved;
+                *sp++ = text;
+                p = next;
+            }
             continue;
         }
         case OP_BINUNICODE:
@@ -870,10 +910,16 @@ static PyObject *run(prp_loader *L)
                 p += 4;
             }
             PyObject *value = index < (size_t)L->memo.top ? L->memo.entries[index] : NULL;
-            if (PRP_UNLIKELY(!value || prp_load_tagged(value)))
+            if (PRP_UNLIKELY(!value || prp_load_tagged(value))) {
                 CALL_PUSH(prp_load_memo_get_slow(L, index));
-            else
-                PUSH_BORROWED(value);
+                continue;
+            }
+            if (PyType_Check(value)) {
+                PyObject *member = whole_enum((PyTypeObject *)value, &p, end);
+                if (member)
+                    value = member;
+            }
+            PUSH_BORROWED(value);
             continue;
         }
         case OP_GET:

@@ -247,10 +247,14 @@ typedef struct prp_plan {
     PyObject *code;        /* ... and owned, the code that was checked */
     PyObject *members;     /* CALL_ENUM: owned, _value2member_map_ */
     unsigned meta_version; /* CALL_ENUM: of the metaclass */
-    PyObject *names;       /* owned tuple of interned names in the order last seen, or NULL */
-    Py_ssize_t *where;     /* one per name: index into the instance's values, or offset of the slot */
-    void *keys;            /* LEARNED_DICT: the shared keys the indices are for */
-    unsigned relearned;    /* a class whose instances all look different is not worth learning */
+    PyObject **
+        by_int; /* CALL_ENUM: the members whose value is their index here, NULL for none; borrowed from `members`, ... */
+    uint32_t by_int_count;
+    uint64_t by_int_version; /* ... as long as it has this version */
+    PyObject *names;         /* owned tuple of interned names in the order last seen, or NULL */
+    Py_ssize_t *where;       /* one per name: index into the instance's values, or offset of the slot */
+    void *keys;              /* LEARNED_DICT: the shared keys the indices are for */
+    unsigned relearned;      /* a class whose instances all look different is not worth learning */
 } prp_plan;
 
 /* The plan for a class; never NULL. Valid until the next call that may run foreign code, unless checked again. */
@@ -281,6 +285,9 @@ Py_ssize_t prp_load_fields(prp_loader *L, const uint8_t *start, const uint8_t *e
 PyObject *prp_load_new(prp_loader *L, PyObject *cls, PyObject *args, PyObject *kwargs, bool ex);
 /* cls.__new__(cls, *argv): steals nothing. `args` is the tuple of the same, if there is one already, else NULL. */
 PyObject *prp_load_new_fused(prp_loader *L, PyObject *cls, PyObject *const *argv, Py_ssize_t n, PyObject *args);
+/* The member of an unmodified Enum with this int for its value: borrowed, or NULL without an exception if that cannot be told at
+ * once. */
+PyObject *prp_load_enum_member(PyTypeObject *type, uint32_t value);
 /* callable(*argv) for REDUCE. */
 PyObject *prp_load_call(prp_loader *L, PyObject *callable, PyObject *const *argv, Py_ssize_t n);
 PyObject *prp_load_reduce(prp_loader *L, PyObject *callable, PyObject *args);

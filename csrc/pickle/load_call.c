@@ -147,6 +147,43 @@ static PyObject *enum_member(const prp_plan *plan, PyTypeObject *type, PyObject 
     return member;
 }
 
+/* An array from ints to the members they are the values of, if the ints are small for the number of members. */
+static void index_members(prp_plan *plan, uint64_t version)
+{
+    PyMem_Free(plan->by_int);
+    plan->by_int = NULL;
+    plan->by_int_count = 0;
+    plan->by_int_version = version;
+    size_t room = 4 * (size_t)PyDict_GET_SIZE(plan->members) + 16;
+    PyObject **table = room <= 1u << 18 ? PyMem_Calloc(room, sizeof(*table)) : NULL;
+    PyObject *value, *member;
+    for (Py_ssize_t pos = 0; table && PyDict_Next(plan->members, &pos, &value, &member);) {
+        int overflow;
+        if (!PyLong_CheckExact(value))
+            continue;
+        long number = PyLong_AsLongAndOverflow(value, &overflow);
+        if (overflow || number < 0 || (size_t)number >= room)
+            continue;
+        table[number] = member;
+        if ((uint32_t)number >= plan->by_int_count)
+            plan->by_int_count = (uint32_t)number + 1;
+    }
+    plan->by_int = table;
+}
+
+PyObject *prp_load_enum_member(PyTypeObject *type, uint32_t value)
+{
+    prp_plan *plan = prp_plan_for(type);
+    if (plan->call != PRP_CALL_ENUM || prp_type_version_now(Py_TYPE(type)) != plan->meta_version)
+        return NULL;
+    uint64_t version = prp_dict_version(plan->members);
+    if (!version)
+        return NULL;
+    if (PRP_UNLIKELY(plan->by_int_version != version))
+        index_members(plan, version);
+    return value < plan->by_int_count ? plan->by_int[value] : NULL;
+}
+
 /* The shortcuts. NULL without an exception: none fits. */
 static PyObject *known_call(prp_loader *L, PyObject *callable, PyObject *const *argv, Py_ssize_t n)
 {

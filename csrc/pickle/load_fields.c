@@ -41,10 +41,10 @@ static inline PyObject *atom(prp_loader *L, const uint8_t **p, const uint8_t *en
         return PyLong_FromLong(q[1]);
     case OP_BININT2:
         *p = q + 3;
-        return PyLong_FromLong(q[1] | q[2] << 8);
+        return prp_int32_new(q[1] | q[2] << 8);
     case OP_BININT:
         *p = q + 5;
-        return PyLong_FromLong((int32_t)le32(q + 1));
+        return prp_int32_new((int32_t)le32(q + 1));
     case OP_BINFLOAT:
         *p = q + 9;
         return be_float(q + 1);

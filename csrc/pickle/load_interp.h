@@ -3,6 +3,8 @@
 #ifndef PRP_LOAD_INTERP_H
 #define PRP_LOAD_INTERP_H
 
+#include <stddef.h>
+
 #include "interp.h"
 
 /* Version of a type if it has one now; does not assign one. 0: none. */
@@ -163,6 +165,21 @@ failed:
 #endif
 }
 
+/* ---- new objects of static types ------------------------------------------------------------------------------------------ */
+
+#if PRP_INTERNALS && PY_VERSION_HEX < 0x030C0000
+/* PyObject_Init() for an object that PyObject_Malloc() has just given; what a debug build wants to know of it besides, it gets there. */
+static inline void prp_init_new(PyObject *obj, PyTypeObject *type)
+{
+#if defined(Py_DEBUG) || defined(Py_TRACE_REFS) || defined(Py_REF_DEBUG)
+    PyObject_Init(obj, type);
+#else
+    Py_SET_TYPE(obj, type);
+    Py_SET_REFCNT(obj, 1);
+#endif
+}
+#endif
+
 /* ---- strings ------------------------------------------------------------------------------------------------------------- */
 
 /* A str of `n` ASCII characters, to be filled by the caller; n > 1. */
@@ -172,7 +189,7 @@ static inline PyObject *prp_ascii_new(Py_ssize_t n)
     PyASCIIObject *text = PyObject_Malloc(sizeof(PyASCIIObject) + (size_t)n + 1);
     if (!text)
         return PyErr_NoMemory();
-    PyObject_Init((PyObject *)text, &PyUnicode_Type);
+    prp_init_new((PyObject *)text, &PyUnicode_Type);
     text->length = n;
     text->hash = -1;
     memset(&text->state, 0, sizeof(text->state));
@@ -185,6 +202,42 @@ static inline PyObject *prp_ascii_new(Py_ssize_t n)
     return (PyObject *)text;
 #else
     return PyUnicode_New(n, 127);
+#endif
+}
+
+/* ---- numbers: what PyFloat_FromDouble() and PyLong_FromLong() give, for long runs of them --------------------------------- */
+
+static inline PyObject *prp_float_new(double value)
+{
+#if PRP_INTERNALS && PY_VERSION_HEX < 0x030C0000
+    PyFloatObject *number = PyObject_Malloc(sizeof(PyFloatObject));
+    if (!number)
+        return PyErr_NoMemory();
+    prp_init_new((PyObject *)number, &PyFloat_Type);
+    number->ob_fval = value;
+    return (PyObject *)number;
+#else
+    return PyFloat_FromDouble(value);
+#endif
+}
+
+static inline PyObject *prp_int32_new(int32_t value)
+{
+#if PRP_INTERNALS && PY_VERSION_HEX < 0x030C0000 && PYLONG_BITS_IN_DIGIT == 30
+    if (value >= -5 && value <= 256)
+        return PyLong_FromLong(value); /* those the interpreter keeps */
+    uint32_t magnitude = value < 0 ? 0 - (uint32_t)value : (uint32_t)value, high = magnitude >> PyLong_SHIFT;
+    PyLongObject *number = PyObject_Malloc(offsetof(PyLongObject, ob_digit) + 2 * sizeof(digit));
+    if (!number)
+        return PyErr_NoMemory();
+    prp_init_new((PyObject *)number, &PyLong_Type);
+    Py_ssize_t digits = 1 + (high != 0);
+    Py_SET_SIZE(number, value < 0 ? -digits : digits);
+    number->ob_digit[0] = magnitude & PyLong_MASK;
+    number->ob_digit[1] = high;
+    return (PyObject *)number;
+#else
+    return PyLong_FromLong(value);
 #endif
 }
 

@@ -55,6 +55,7 @@ static void forget(prp_plan *plan)
     prp_plan old = *plan;
     memset(plan, 0, sizeof(*plan));
     forget_names(&old);
+    PyMem_Free(old.by_int);
     Py_XDECREF(old.function);
     Py_XDECREF(old.code);
     Py_XDECREF(old.members);

@@ -27,32 +27,64 @@ int prp_load_string_init(void)
     return 0;
 }
 
+/* Two or more bytes, read as words of which the last may overlap the one before. */
 static inline bool is_ascii(const uint8_t *data, size_t n)
 {
     uint64_t word, seen = 0;
-    while (n >= 8) {
-        memcpy(&word, data, 8);
+    if (n >= 8) {
+        for (size_t i = 0; i + 8 < n; i += 8) {
+            memcpy(&word, data + i, 8);
+            seen |= word;
+        }
+        memcpy(&word, data + n - 8, 8);
         seen |= word;
-        data += 8;
-        n -= 8;
+    } else if (n >= 4) {
+        uint32_t head, tail;
+        memcpy(&head, data, 4);
+        memcpy(&tail, data + n - 4, 4);
+        seen = head | tail;
+    } else {
+        seen = data[0] | data[1] | data[n - 1];
     }
-    if (n & 4) {
-        uint32_t half;
-        memcpy(&half, data, 4);
-        seen |= half;
-        data += 4;
-    }
-    for (n &= 3; n; n--)
-        seen |= *data++;
     return !(seen & 0x8080808080808080ull);
+}
+
+/* memcpy() of two or more bytes, written out for the short ones. */
+static inline void copy(uint8_t *to, const uint8_t *from, size_t n)
+{
+    if (n > 32) {
+        memcpy(to, from, n);
+    } else if (n >= 16) {
+        uint8_t head[16], tail[16];
+        memcpy(head, from, 16);
+        memcpy(tail, from + n - 16, 16);
+        memcpy(to, head, 16);
+        memcpy(to + n - 16, tail, 16);
+    } else if (n >= 8) {
+        uint64_t head, tail;
+        memcpy(&head, from, 8);
+        memcpy(&tail, from + n - 8, 8);
+        memcpy(to, &head, 8);
+        memcpy(to + n - 8, &tail, 8);
+    } else if (n >= 4) {
+        uint32_t head, tail;
+        memcpy(&head, from, 4);
+        memcpy(&tail, from + n - 4, 4);
+        memcpy(to, &head, 4);
+        memcpy(to + n - 4, &tail, 4);
+    } else {
+        to[0] = from[0];
+        to[1] = from[1];
+        to[n - 1] = from[n - 1];
+    }
 }
 
 PyObject *prp_load_utf8(const uint8_t *data, size_t n)
 {
     if (PRP_LIKELY(n > 1 && n < 128 && is_ascii(data, n))) {
         PyObject *text = prp_ascii_new((Py_ssize_t)n);
-        if (text)
-            memcpy(PyUnicode_1BYTE_DATA(text), data, n);
+        if (PRP_LIKELY(text))
+            copy(PyUnicode_1BYTE_DATA(text), data, n);
         return text;
     }
     if (n == 1 && *data < 128)

@@ -114,6 +114,8 @@ struct prp_saver {
     PyObject *append_to; /* the exact list whose append() the buffer_callback is; not foreign */
     Py_ssize_t append_from;
     PyObject *by_value; /* owned: this dump's cloudpickle.CloudPickler, once one was needed */
+    PyObject
+        *by_value_maps; /* owned: the list of dicts that its dispatch_table consists of; NULL if it is made otherwise */
 
     prp_put_buffer *buffers;
     size_t buffer_count, buffer_room;
@@ -254,7 +256,8 @@ typedef struct {
     PyObject *int_proto[6];
     PyObject *str_module, *str_qualname, *str_name, *str_reduce_ex, *str_reduce, *str_getstate, *str_getnewargs_ex,
         *str_getnewargs, *str_class, *str_value, *str_getattr, *str_getattribute, *str_iter, *str_main, *str_latin1,
-        *str_locals, *str_cloudpickle, *str_items;
+        *str_locals, *str_cloudpickle, *str_items, *str_reducer_override, *str_list_by_value, *str_dispatch_table,
+        *str_maps;
 } prp_globals;
 
 extern prp_globals prp_g;

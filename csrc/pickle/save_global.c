@@ -253,7 +253,7 @@ static int by_value_wanted(prp_saver *s)
         PyErr_Clear();
         return 0;
     }
-    PyObject *modules = PyObject_CallMethod(cloudpickle, "list_registry_pickle_by_value", NULL);
+    PyObject *modules = PyObject_CallMethodNoArgs(cloudpickle, prp_g.str_list_by_value);
     if (!modules) {
         PyErr_Clear(); /* a version without it, or half imported */
         return 0;
@@ -265,31 +265,44 @@ static int by_value_wanted(prp_saver *s)
     return s->by_value_wanted = n > 0;
 }
 
+/* The CloudPickler of this dump, and what its dispatch_table is made of: 0 or -1. */
+static int make_by_value(prp_saver *s)
+{
+    s->by_value = PyObject_CallNoArgs(prp_g.new_by_value);
+    PyObject *table = s->by_value ? PyObject_GetAttr(s->by_value, prp_g.str_dispatch_table) : NULL;
+    PyObject *maps = table ? PyObject_GetAttr(table, prp_g.str_maps) : NULL;
+    Py_XDECREF(table);
+    if (!s->by_value)
+        return -1;
+    PyErr_Clear();
+    if (maps && PyList_CheckExact(maps))
+        s->by_value_maps = Py_NewRef(maps);
+    Py_XDECREF(maps);
+    return 0;
+}
+
 /* What CloudPickler.dispatch_table has for `type`: new reference, NULL without an exception if nothing. */
 static PyObject *cloudpickle_reducer(prp_saver *s, PyTypeObject *type)
 {
-    PyObject *table = PyObject_GetAttrString(s->by_value, "dispatch_table"), *found = NULL;
-    PyObject *maps = table ? PyObject_GetAttrString(table, "maps") : NULL;
-    if (maps && PyList_CheckExact(maps)) {
-        /* A ChainMap of dicts: its own lookup raises and catches an exception per map. */
-        for (Py_ssize_t i = 0; !found && i < PyList_GET_SIZE(maps); i++) {
-            PyObject *map = PyList_GET_ITEM(maps, i);
-            found = PyDict_CheckExact(map) ? Py_XNewRef(PyDict_GetItemWithError(map, (PyObject *)type))
-                                           : PyObject_GetItem(map, (PyObject *)type);
-            if (!found && PyErr_Occurred()) {
-                if (!PyErr_ExceptionMatches(PyExc_KeyError))
-                    break;
-                PyErr_Clear();
-            }
-        }
-    } else if (table) {
-        PyErr_Clear();
-        found = PyObject_GetItem(table, (PyObject *)type);
-        if (!found && PyErr_ExceptionMatches(PyExc_KeyError))
+    PyObject *maps = s->by_value_maps, *found = NULL;
+    if (!maps) {
+        PyObject *table = PyObject_GetAttr(s->by_value, prp_g.str_dispatch_table);
+        if (table && !(found = PyObject_GetItem(table, (PyObject *)type)) && PyErr_ExceptionMatches(PyExc_KeyError))
             PyErr_Clear();
+        Py_XDECREF(table);
+        return found;
     }
-    Py_XDECREF(maps);
-    Py_XDECREF(table);
+    /* A ChainMap of dicts: its own lookup raises and catches an exception per map. */
+    for (Py_ssize_t i = 0; !found && i < PyList_GET_SIZE(maps); i++) {
+        PyObject *map = PyList_GET_ITEM(maps, i);
+        found = PyDict_CheckExact(map) ? Py_XNewRef(PyDict_GetItemWithError(map, (PyObject *)type))
+                                       : PyObject_GetItem(map, (PyObject *)type);
+        if (!found && PyErr_Occurred()) {
+            if (!PyErr_ExceptionMatches(PyExc_KeyError))
+                break;
+            PyErr_Clear();
+        }
+    }
     return found;
 }
 
@@ -299,10 +312,10 @@ int prp_by_value(prp_saver *s, PyObject *obj, PyObject **value)
     PyTypeObject *type = Py_TYPE(obj);
     bool named = type == &PyFunction_Type || PyType_Check(obj);
     bool already = s->by_value != NULL;
-    if (!already && !(s->by_value = PyObject_CallNoArgs(prp_g.new_by_value)))
+    if (!already && make_by_value(s) < 0)
         return -1;
     if (named) {
-        *value = PyObject_CallMethod(s->by_value, "reducer_override", "O", obj);
+        *value = PyObject_CallMethodOneArg(s->by_value, prp_g.str_reducer_override, obj);
     } else {
         /* An open text file would be read and sent as a copy: not unless a function carries it. */
         if (!already && strcmp(type->tp_name, "_io.TextIOWrapper") == 0)
@@ -322,6 +335,31 @@ int prp_by_value(prp_saver *s, PyObject *obj, PyObject **value)
     return 1;
 }
 
+#define OWN_TYPES 16
+
+/* What cloudpickle made of the interpreter's own types that have no name in `builtins` (code, cell, ...): always the same. */
+static struct {
+    PyObject *type;  /* static: it does not go away */
+    PyObject *value; /* owned */
+} own_types[OWN_TYPES];
+static int own_type_count;
+
+static PyObject *own_type_value(PyObject *obj)
+{
+    for (int i = 0; i < own_type_count; i++)
+        if (own_types[i].type == obj)
+            return own_types[i].value;
+    return NULL;
+}
+
+static void keep_own_type(PyObject *obj, PyObject *value)
+{
+    if (own_type_count < OWN_TYPES && !own_type_value(obj)) {
+        own_types[own_type_count].type = obj;
+        own_types[own_type_count++].value = Py_NewRef(value);
+    }
+}
+
 /* 1: written, 0: cloudpickle would go by reference too, -1 */
 static int save_by_value(prp_saver *s, PyObject *obj)
 {
@@ -337,6 +375,8 @@ static int save_by_value(prp_saver *s, PyObject *obj)
         Py_DECREF(value);
         return 0;
     }
+    if (PyType_CheckExact(obj) && !(((PyTypeObject *)obj)->tp_flags & Py_TPFLAGS_HEAPTYPE))
+        keep_own_type(obj, value);
     int status = prp_save_reduce_value(s, value, obj);
     Py_DECREF(value);
     return status < 0 ? -1 : 1;
@@ -352,6 +392,12 @@ static int save_named(prp_saver *s, PyObject *obj, PyObject *given, bool may_go_
 {
     PyObject *name = NULL, *module_str = NULL, *module = NULL, *parent = NULL, *last = NULL, *found = NULL;
     int status = -1;
+    /* Where cloudpickle is at work already, what it needs all the time. */
+    if (s->by_value && may_go_by_value && own_type_count && PyType_CheckExact(obj)) {
+        PyObject *value = own_type_value(obj);
+        if (value)
+            return prp_foreign(s) < 0 ? -1 : prp_save_reduce_value(s, value, obj);
+    }
     if (!quiet(obj) && prp_foreign(s) < 0)
         return -1;
     name = global_name(obj, given);

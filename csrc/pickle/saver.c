@@ -46,6 +46,10 @@ int prp_setup(void)
         {&prp_g.str_locals, "<locals>"},
         {&prp_g.str_cloudpickle, "cloudpickle"},
         {&prp_g.str_items, "items"},
+        {&prp_g.str_reducer_override, "reducer_override"},
+        {&prp_g.str_dispatch_table, "dispatch_table"},
+        {&prp_g.str_maps, "maps"},
+        {&prp_g.str_list_by_value, "list_registry_pickle_by_value"},
     };
     static const struct {
         PyObject **to;
@@ -123,6 +127,7 @@ void prp_saver_finish(prp_saver *s)
     }
     Py_CLEAR(s->guard);
     Py_CLEAR(s->by_value);
+    Py_CLEAR(s->by_value_maps);
     drop_steps(s);
     prp_put_drop(s);
     prp_out_reset(s);

@@ -85,6 +85,7 @@ cdef object NO_HOOK = object()  # None as a hook is an error, as in _pickle
 # ---- what the C part asks for -------------------------------------------------------------------------------------------
 
 cdef object _cloud_pickler = None
+cdef object _no_file = io.BytesIO()  # nothing is ever written to it
 
 
 def _new_by_value():
@@ -94,7 +95,7 @@ def _new_by_value():
         from cloudpickle import CloudPickler
 
         _cloud_pickler = CloudPickler
-    return _cloud_pickler(io.BytesIO())
+    return _cloud_pickler(_no_file)
 
 cdef object _kept_new_by_value = _new_by_value
 prp_g.new_by_value = <PyObject *>_kept_new_by_value

@@ -1,5 +1,7 @@
 """What the unpickler takes from the stream as a whole, arrays' calls and instances' fields: the same as opcode by opcode."""
 
+import contextlib
+import enum
 import io
 import pickle
 import subprocess
@@ -216,6 +218,67 @@ def test_audit_hook_sees_every_name():
         assert names == ["_frombuffer", "dtype"] * 2, names
     """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- members of enums ---------------------------------------------------------------------------------------------------
+
+
+class Number(enum.Enum):
+    ZERO = 0
+    ONE = 1
+    TWO = 2
+    MANY = 300
+    HUGE = 70_000
+    TEXT = "one"
+    RATIO = 2.5
+    LESS = -1
+
+
+class Alias(enum.IntEnum):
+    A = 1
+    B = 1
+    C = 3
+
+
+def test_members_by_their_values():
+    for members in (list(Number), list(Alias), [Number.ONE] * 3 + [Alias.C]):
+        for dumps in (_pickle.dumps, pickle.dumps):
+            found = loads(dumps(members, 5))
+            assert all(one is other for one, other in zip(found, members, strict=True))
+
+
+@pytest.mark.parametrize(
+    "value", [b"K\x03", b"M\x00\x02", b"J\xff\xff\xff\xff", b"K\xff", b"\x88", b"G?\xf0\0\0\0\0\0\0"]
+)
+def test_values_that_are_no_small_int_of_a_member_are_read_alike(value):
+    module = Number.__module__.encode()
+    name = b"\x8c" + bytes([len(module)]) + module + b"\x8c\x06Number\x93\x94"
+    stream = b"\x80\x05" + name + b"0h\0" + value + b"\x85R."
+
+    def outcome(load):
+        try:
+            return load(stream)
+        except ValueError as error:
+            return str(error)
+
+    assert outcome(loads) == outcome(pickle.loads)
+
+
+def test_members_that_come_and_go():
+    cls = enum.Enum("Passing", "A B", module=__name__)
+    globals()["Passing"] = cls
+    try:
+        stream = _pickle.dumps([cls, cls.A, cls.B])
+        assert loads(stream) == [cls, cls.A, cls.B]
+        kept = cls._value2member_map_.pop(1)
+        with pytest.raises(ValueError) if sys.version_info < (3, 12) else contextlib.nullcontext():
+            loads(stream)
+        cls._value2member_map_[1] = cls.B
+        assert loads(stream) == [cls, cls.B, cls.B]
+        cls._value2member_map_[1] = kept
+        assert loads(stream) == [cls, cls.A, cls.B]
+    finally:
+        del globals()["Passing"]
 
 
 # ---- fields of instances ------------------------------------------------------------------------------------------------
