@@ -320,6 +320,31 @@ def test_entry_point_is_loaded_when_a_class_of_its_package_is_met(tmp_path):
     assert not done.stderr
 
 
+def test_put_finds_the_entry_point(tmp_path):
+    package_with_entry_point(
+        tmp_path,
+        """
+        from pyray_ser import registry
+        import thirdparty
+        def register():
+            registry.register_serializer(
+                thirdparty.Thing, serializer=lambda thing: thing.value * 10, deserializer=thirdparty.Thing)
+        """,
+    )
+    for debug in ("0", "2"):
+        done = run(
+            tmp_path,
+            f"""
+            import os
+            os.environ["PYRAY_SER_PICKLE_VERBOSE_DEBUG"] = "{debug}"
+            import pyray_ser, thirdparty
+            assert pyray_ser.get(pyray_ser.put([thirdparty.Thing(4)]))[0].value == 40
+            assert pyray_ser.loads(pyray_ser.dumps(thirdparty.Thing(4))).value == 40
+            """,
+        )
+        assert done.returncode == 0, done.stderr
+
+
 def test_broken_entry_point_warns_and_pickling_goes_on(tmp_path):
     package_with_entry_point(tmp_path, "raise KeyError('gone')")
     done = run(
