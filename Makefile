@@ -45,6 +45,7 @@ help:
 ## test-heavy   the tests that take minutes or gigabytes
 ## ctest        the C engine alone: plain, address + undefined, thread sanitizer
 ## torture      the long runs: death after every instruction, 100,000 random kills, 10 million damaged inputs
+## model        the Spin models of the engine's protocols and the errors planted in them (needs spin)
 ## asan         the tests under the address and undefined behaviour sanitizers
 ## tsan         the C tests under the thread sanitizer
 ## coverage     line coverage of the C sources under the tests
@@ -218,10 +219,16 @@ $(foreach variant,$(CTEST_VARIANTS),$(eval $(call ctest_variant,$(variant))))
 .SECONDARY:
 
 .PHONY: torture
-torture: $(TORTURE_PROGS:%=$(BUILD)/ctest/plain/%) $(BUILD)/ctest/plain/test_engine_storm
+torture: $(TORTURE_PROGS:%=$(BUILD)/ctest/plain/%) $(BUILD)/ctest/plain/test_engine_storm $(BUILD)/ctest/plain/test_engine_errors
 	@for program in $(TORTURE_PROGS); do echo "run: $$program"; PRS_TORTURE=1 $(BUILD)/ctest/plain/$$program || exit 1; done
+	@echo "run: test_engine_errors"; PRS_TORTURE=1 $(BUILD)/ctest/plain/test_engine_errors
 	@echo "run: test_engine_storm"; PRS_TEST_KILLS=100000 $(BUILD)/ctest/plain/test_engine_storm
 
+
+# Prerequisite: spin (Debian: apt-get install spin). Exits 77 when it is missing.
+.PHONY: model
+model:
+	@csrc/store/model/run.sh $(BUILD)/model
 
 .PHONY: ctest tsan
 ctest: ctest-plain ctest-asan ctest-tsan
