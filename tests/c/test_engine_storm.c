@@ -2,11 +2,12 @@
  * A storm: processes put, get, hand over, name each other's objects, fork and free, with every content verified,
  * while they are killed at random. At the end nothing is wrong and nothing is left.
  *
- * PRS_TEST_KILLS sets how many die. Without it 2000, but no more than there are in 30 seconds.
+ * The store is smaller than what its processes put, so that objects go to files and are read from there. PRS_TEST_KILLS
+ * sets how many die. Without it 2000, but no more than there are in 60 seconds.
  */
 #include "engine.h"
 
-enum { WORKERS = 4, PLACES = 48, MINE = 24, KEPT = 8 };
+enum { WORKERS = 32, PLACES = 48, MINE = 24, KEPT = 8 };
 
 /* Objects handed from process to process; `state` is claimed by CAS. Who dies while BUSY leaves it so. */
 enum { EMPTY, BUSY, FULL };
@@ -19,7 +20,7 @@ struct place {
 
 struct shared {
     struct place place[PLACES];
-    prs_atomic_u64 puts, takes, forks, verified;
+    prs_atomic_u64 puts, takes, forks, verified, spilled;
     prs_atomic_u32 quit;
 };
 
@@ -154,6 +155,9 @@ static void step(prs_store *s, struct mine *mine, uint64_t *rng, int depth)
             fail("alloc", rc, &e);
         }
         prs_look(s, 20 * PRS_MS);
+        for (int i = 0; i < MINE; i++)
+            if (mine[i].there && (prs_load_relaxed(&prs_slot_at(s, mine[i].id.slot)->word) & PRS_WORD_FILE))
+                prs_fetch_add_relaxed(&shared->spilled, 1);
         return;
     }
     }
@@ -197,12 +201,14 @@ TEST(killed_at_random)
         SKIP("nothing here for this sanitizer to see");
     const char *text = getenv("PRS_TEST_KILLS");
     int kills = text && *text ? atoi(text) : 2000, bad = 0, n = 0;
-    uint64_t limit = test_now_ns() + (text && *text ? 3600 : 30) * 1000000000ull;
+    uint64_t limit = test_now_ns() + (text && *text ? 4 * 3600 : 60) * 1000000000ull;
+    char disk[] = "/var/tmp/prs-storm-XXXXXX";
+    CHECK(mkdtemp(disk));
     uint64_t rng = test_seed((uint64_t)time(NULL));
     printf("     seed %llu\n", (unsigned long long)rng);
     prctl(PR_SET_CHILD_SUBREAPER, 1);
     shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    prs_store *s = store_with((prs_options){.capacity = 48 * MIB, .lock_timeout = 30 * PRS_SECOND});
+    prs_store *s = store_with((prs_options){.capacity = 24 * MIB, .lock_timeout = 30 * PRS_SECOND, .spill_dir = disk});
     for (int i = 0; i < KEPT; i++)
         kept[i] = put(s, kept_size(i), (uint64_t)i);
     pid_t worker[WORKERS] = {0};
@@ -253,10 +259,12 @@ TEST(killed_at_random)
             bad++;
         }
     prs_look(s, 0);
-    printf("     %d killed, %llu puts, %llu handed over, %llu verified, %llu forks, %llu reaped, %llu locks stolen\n",
-           n, (unsigned long long)shared->puts, (unsigned long long)shared->takes, (unsigned long long)shared->verified,
-           (unsigned long long)shared->forks, (unsigned long long)stats_of(s).reaped,
-           (unsigned long long)stats_of(s).stolen);
+    printf(
+        "     %d killed, %llu puts, %llu handed over, %llu verified, %llu met in files, %llu forks, %llu reaped, %llu "
+        "locks stolen\n",
+        n, (unsigned long long)shared->puts, (unsigned long long)shared->takes, (unsigned long long)shared->verified,
+        (unsigned long long)shared->spilled, (unsigned long long)shared->forks, (unsigned long long)stats_of(s).reaped,
+        (unsigned long long)stats_of(s).stolen);
     CHECK_EQ(bad, 0);
     CHECK_STORE(s);
     CHECK_EQ(stats_of(s).clients, 1);
@@ -281,8 +289,9 @@ TEST(killed_at_random)
             }
     }
     CHECK_EMPTY(s);
-    CHECK(n >= 50 && shared->puts > (uint64_t)n && shared->takes > 0);
+    CHECK(n >= 50 && shared->puts > (uint64_t)n && shared->takes > 0 && shared->spilled > 0);
     close_store(s);
+    CHECK_EQ(rmdir(disk), 0); /* not a file is left */
     munmap(shared, sizeof *shared);
 }
 
