@@ -101,11 +101,9 @@ def string_array(shape: tuple[int, ...], dtype: Any, text: Any, ends: Any, missi
     """Make an array of numpy's StringDType from the UTF-8 text of all strings and where each ends."""
     import numpy
 
-    whole = str(text, "utf-8")
-    start, strings = 0, []
-    for end in ends.tolist():
-        strings.append(whole[start:end])
-        start = end
+    whole, stops = str(text, "utf-8"), ends.tolist()
+    # Loops of the interpreter's own: there is one object per string.
+    strings = list(map(whole.__getitem__, map(slice, [0, *stops], stops)))
     made = numpy.array(strings, dtype)
     if missing is not None:
         made[missing] = dtype.na_object

@@ -76,7 +76,7 @@ def _reduce_strings(array: Any) -> Any:
             strings = ["" if gone else item for item, gone in zip(strings, missing, strict=True)]
         else:
             missing = None
-    ends = numpy.cumsum([len(item) for item in strings], dtype=numpy.int64)
+    ends = numpy.cumsum(numpy.fromiter(map(len, strings), numpy.int64, len(strings)))
     text = "".join(strings).encode()
     return rebuild.string_array, (array.shape, array.dtype, PickleBuffer(text), ends, missing)
 

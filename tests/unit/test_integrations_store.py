@@ -1,9 +1,13 @@
 """Values of other libraries in a store: two gets show the same bytes, which nobody can write."""
 
+import os
+import pickle
+
 import numpy as np
 import pytest
 
 import pyray_ser
+from pyray_ser import _store
 
 N = 50_000
 
@@ -239,3 +243,91 @@ def test_polars_without_pyarrow_is_explained_as_copied_or_in_band(monkeypatch):
     monkeypatch.delitem(integrations.reducers, pl.DataFrame)
     _, explanation = explained([frame])
     assert explanation.zero_copy == 0 and explanation.copied + explanation.in_band >= 8 * N
+
+
+# ---- twins: the same bytes, copy-on-write --------------------------------------------------------
+
+
+class Twins:
+    """Stands for a library without read-only memory: what it gets back are the twins of its buffers."""
+
+    def __init__(self, *arrays):
+        self.arrays = arrays
+
+    def __reduce__(self):
+        return take_twins, tuple(pickle.PickleBuffer(array) for array in self.arrays)
+
+
+def take_twins(*buffers):
+    return [_store.writable_twin(buffer) for buffer in buffers]
+
+
+def private_maps():
+    with open("/proc/self/maps") as file:
+        return sum("pyray_ser" in line and line.split()[1] == "rw-p" for line in file)
+
+
+@pytest.mark.parametrize("n", [500, N], ids=["copied", "mapped"])
+def test_twins_of_one_get_share_one_memory_and_reach_nobody(n):
+    ref = pyray_ser.put(Twins(np.arange(n), np.arange(n) + 5))
+    before = private_maps()
+    one, two = pyray_ser.get(ref)
+    assert private_maps() == before + (n == N)
+    first, second = (np.frombuffer(twin, np.int64) for twin in (one, two))
+    assert first.flags.writeable and (first == np.arange(n)).all() and (second == np.arange(n) + 5).all()
+    first[:] = -1
+    assert second[0] == 5
+    other, _ = pyray_ser.get(ref)
+    assert np.frombuffer(other, np.int64)[3] == 3
+    del one, two, first, other, _
+    assert private_maps() == before + (n == N)  # one of them is left
+    assert second[4] == 9
+    del second
+    assert private_maps() == before
+
+
+def test_twins_in_an_object_that_refers_to_others():
+    stored = [pyray_ser.get(pyray_ser.put(np.arange(N) + i)) for i in range(3)]
+    ref, explanation = explained([Twins(*stored, np.arange(7 * 200)), np.arange(N)])
+    assert explanation.referenced == 3 * 8 * N
+    twins, array = pyray_ser.get(ref)
+    for i, twin in enumerate(twins[:3]):
+        values = np.frombuffer(twin, np.int64)
+        assert (values == np.arange(N) + i).all()
+        values[:] = 0
+    assert all((array == np.arange(N) + i).all() for i, array in enumerate(stored))
+    with pytest.raises(ValueError):
+        array.flags.writeable = True
+
+
+def test_a_twin_outlives_its_reference_and_its_store_holds_the_bytes():
+    before = pyray_ser.stats()["objects"]
+    (twin,) = pyray_ser.get(pyray_ser.put(Twins(np.arange(N))))
+    assert pyray_ser.stats()["objects"] == before + 1  # pages not written yet are still the store's
+    filler = [pyray_ser.put(np.zeros(N)) for _ in range(20)]
+    assert (np.frombuffer(twin, np.int64) == np.arange(N)).all()
+    del twin, filler
+    assert pyray_ser.stats()["objects"] == before
+
+
+def test_what_is_in_no_store_has_no_twin():
+    value = Twins(np.arange(N))
+    assert pyray_ser.deserialize(pyray_ser.serialize(value)) == [None]
+    assert pyray_ser.get(pyray_ser.put(value), mmap_mode="c") == [None]  # private and writable as it is
+    for foreign in (b"abc", memoryview(b"abc"), np.arange(3)):
+        assert _store.writable_twin(foreign) is None
+    with pytest.raises(TypeError):
+        _store.writable_twin(5)
+
+
+def test_a_twin_in_a_forked_child_is_its_own():
+    (twin,) = pyray_ser.get(pyray_ser.put(Twins(np.arange(N))))
+    values = np.frombuffer(twin, np.int64)
+    values[0] = 11
+    pid = os.fork()
+    if not pid:
+        good = values[0] == 11 and values[5] == 5
+        values[5] = 77
+        os._exit(0 if good else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert values[5] == 5
