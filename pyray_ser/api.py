@@ -172,9 +172,9 @@ def contains(ref: ObjectRef) -> bool:
 
     Parameters
     ----------
-    ref : ObjectRef
+    ref : ObjectRef or TaskRef
     """
-    if not isinstance(ref, ObjectRef):
+    if not isinstance(ref, ObjectRef) and not _store.is_promise(ref):
         raise TypeError(f"contains() takes an ObjectRef, not {type(ref).__name__!r}")
     return ref.state == "sealed"
 

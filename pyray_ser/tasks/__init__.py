@@ -4,6 +4,7 @@
 
     refs, exports, errors        results that are still being made, and errors, on their way to the caller
     call, streams, messages      one call: what is sent, what comes back
+    flow                         how far a stream may run ahead of its reader
     process, channel             worker processes, and the caller's end of the pipe to one
     engine, pool                 the seam for another engine, and the one of this node
     function, actor, handles     remote functions, actors, actors' handles in other processes
@@ -82,7 +83,7 @@ def cancel(ref, *, force: bool = False) -> bool:
     from .streams import ResultStream
 
     if isinstance(ref, ResultStream):
-        ref = ref.ref
+        return ref.cancel(force)
     if not isinstance(ref, TaskRef):
         raise TypeError(f"cancel() takes the reference of a task, not {type(ref).__name__!r}")
     source = ref.source

@@ -147,6 +147,12 @@ class Client:
         """Let answers come in."""
         self.channel.collect_later(ref)
 
+    def tell(self, ref: TaskRef, payload: bytes) -> None:
+        """Tell the actor what of a stream was taken."""
+        job = ref.job
+        if job is not None:
+            self.channel.send(messages.write(messages.TAKEN, job.number, payload))
+
     def cancel(self, ref: TaskRef, force: bool) -> bool:
         """Take back a call that has not started."""
         if force:
@@ -294,8 +300,9 @@ class ActorMethod:
         """Call the method, behind the calls of this process before; return a reference at once."""
         client = self._handle._client
         call = make(f"{self._handle._name}.{self._method}", self._method, args, kwargs, self._several, client)
+        result = call.hand_over()
         client.submit(call)
-        return call.result
+        return result
 
     def __call__(self, *args, **kwargs):
         raise TypeError(f"a method of an actor is called by .{self._method}.remote(...)")

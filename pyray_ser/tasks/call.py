@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from _thread import allocate_lock
+from typing import Any
 
 from .._store import ObjectRef
 from ..exceptions import SerializationError
@@ -34,6 +35,11 @@ class Call:
         self.job = job
         self.pending = pending
         self.result = result
+
+    def hand_over(self) -> Any:
+        """Return the result and forget it: a stream that is dropped must not be kept by its own call."""
+        result, self.result = self.result, None
+        return result
 
     def ready(self) -> bool:
         """Write down what it waited for; False if there is nothing to run because one of them failed."""

@@ -18,6 +18,7 @@ from collections import deque
 from itertools import count
 from sys import is_finalizing
 
+from .._frames import pack
 from .._store import ObjectRef, fork_count
 from ..exceptions import TaskCancelledError
 from . import messages
@@ -33,6 +34,8 @@ WINDOW_CALLS = 100
 SLICE = 500
 
 _numbers = count(1)
+# What the reference of a stream is settled with.
+_NOTHING = pack(None)
 # Every channel that is open. Strongly: when the last handle is collected in a cycle, Python runs the destructors of all that
 # hangs on it, and among them would be that of the pipe, on which answers may still come.
 _channels: set[Channel] = set()
@@ -225,7 +228,7 @@ class Channel:
         if job.stream is not None:
             job.stream(kind, outcome)
         if kind != messages.ITEM:
-            job.ref.settle(outcome if outcome is not None else b"")
+            job.ref.settle(outcome if outcome is not None else _NOTHING)
 
     # ---- the end
 
@@ -389,8 +392,10 @@ class _Collector:
 
     def _run(self) -> None:
         while not self._ending or self._channels or self._leaving:
-            if self._chores:
-                self._chores = [chore for chore in self._chores if chore()]
+            # Others append meanwhile.
+            for chore in list(self._chores):
+                if not chore():
+                    self._chores.remove(chore)
             for fd, _ in self._epoll.poll(0.25 if self._chores else -1):
                 if fd == self._bell:
                     os.eventfd_read(fd)

@@ -123,11 +123,12 @@ class RemoteFunction:
                     self._pickled = Function(self._function)
                 function = self._pickled
         call = make(self._name, function.number, args, kwargs, self._several, runs)
+        result = call.hand_over()
         if call.pending:
             after(list(call.pending), lambda: runs.submit(function, call, self._max_retries))
         else:
             runs.submit(function, call, self._max_retries)
-        return call.result
+        return result
 
     def __reduce__(self):
         return RemoteFunction, (self._function, self._options)

@@ -28,6 +28,7 @@ __all__ = [
     "INLINE",
     "ITEM",
     "RESULT",
+    "TAKEN",
     "Placeholder",
     "encode",
     "load",
@@ -45,6 +46,7 @@ ACK = 5  # number of an answer's call: the caller holds the object that it named
 EXPECT = 6  # token: a handle was pickled, somebody will come with it
 HELLO = 7  # token: the handle was loaded
 ARGUMENTS = 12  # number of a call that follows: list of the references that were pending when it was written down
+TAKEN = 13  # number of a call that streams; how many of its items were taken, see `flow`
 # From a worker:
 RESULT = 8  # number of a call, value
 FAILURE = 9  # number of a call, Failure

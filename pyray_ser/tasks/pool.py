@@ -11,7 +11,7 @@ from _thread import allocate_lock
 from concurrent.futures import ThreadPoolExecutor
 
 from ..exceptions import TaskCancelledError
-from . import settings
+from . import messages, settings
 from .call import Call, stop
 from .channel import Channel, Job, fail
 from .process import Process
@@ -148,6 +148,13 @@ class Pool:
 
     def collect_later(self, ref: TaskRef) -> None:
         """Do nothing: the thread that runs the task reads."""
+
+    def tell(self, ref: TaskRef, payload: bytes) -> None:
+        """Tell the worker what of a stream was taken."""
+        job = ref.job
+        worker = None if job is None else job.worker
+        if worker is not None:
+            worker.channel.send(messages.write(messages.TAKEN, job.number, payload))
 
     def cancel(self, ref: TaskRef, force: bool) -> bool:
         """Cancel a task; see `Engine`."""

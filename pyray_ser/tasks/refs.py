@@ -16,7 +16,7 @@ from _thread import allocate_lock
 from .. import _store
 from .._frames import unpack
 from .._store import ObjectRef, fork_count
-from ..exceptions import GetTimeoutError, ObjectLostError, TaskCancelledError
+from ..exceptions import GetTimeoutError, ObjectFreedError, ObjectLostError, TaskCancelledError
 from .errors import Failure, raise_failure
 
 __all__ = ["TaskRef", "get", "wait"]
@@ -158,10 +158,25 @@ class TaskRef:
 
     @property
     def state(self) -> str:
-        """str : "creating", "sealed", or "lost" if it ended with an error."""
-        if self._outcome is None:
+        """str : "creating", "sealed", "freed", or "lost" if it ended with an error."""
+        outcome = self._outcome
+        if outcome is None:
             return "creating"
-        return "sealed" if type(self._outcome) in (bytes, ObjectRef) else "lost"
+        if type(outcome) is ObjectRef:
+            return outcome.state
+        if isinstance(outcome, ObjectFreedError):
+            return "freed"
+        return "sealed" if type(outcome) is bytes else "lost"
+
+    def free(self) -> None:
+        """End the result for everyone, now or when it is there; see `pyray_ser.free`."""
+        outcome = self._outcome
+        if outcome is None:
+            self.add_done_callback(TaskRef.free)
+        elif type(outcome) is ObjectRef:
+            _store.free(outcome)
+        elif type(outcome) is bytes:
+            self._outcome = ObjectFreedError(ref=repr(self))
 
     @classmethod
     def __class_getitem__(cls, item):

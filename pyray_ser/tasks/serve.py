@@ -15,6 +15,7 @@ from .._store import ObjectRef, get
 from ..exceptions import SerializationError, TaskCancelledError
 from . import messages, process
 from .errors import describe
+from .flow import Flow
 from .refs import TaskRef
 
 __all__ = ["Server", "main"]
@@ -69,6 +70,8 @@ class Server:
         self.functions: dict[int, object] = {}
         # References that a call waited for, sent ahead of it: (caller, number of the call) -> list
         self.arguments: dict[tuple[int, int], list] = {}
+        # Streams that are running: (caller, number of the call) -> how far ahead they are
+        self.flows: dict[tuple[int, int], Flow] = {}
         self.actor = None
         self.actor_name = ""
         self.is_async = False
@@ -101,6 +104,9 @@ class Server:
         del self.peers[peer.fd]
         peer.connection.close()
         peer.held.clear()
+        for (fd, _), flow in self.flows.items():
+            if fd == peer.fd:
+                flow.end()
 
     def receive(self, peer: Peer) -> None:
         """Read one frame; what is not a call takes effect at once."""
@@ -118,6 +124,10 @@ class Server:
                     del peer.held[number]
         elif kind == messages.CANCEL:
             self.cancel(peer, number)
+        elif kind == messages.TAKEN:
+            flow = self.flows.get((peer.fd, number))
+            if flow is not None:
+                flow.take(payload)
         elif kind == messages.EXPECT:
             self.expect(number)
         elif kind == messages.HELLO:
@@ -255,24 +265,41 @@ class Server:
             if stream is False:
                 self.answer(peer, messages.RESULT, number, result)
                 return
-            if stream is not True:
-                result = exactly(stream, result, name)
-            for item in iter_anything(result):
-                self.answer(peer, messages.ITEM, number, item)
-                del item
+            if stream is True:
+                self.stream(peer, number, result)
+            else:
+                for item in exactly(stream, result, name):
+                    self.answer(peer, messages.ITEM, number, item)
             self.answer(peer, messages.END, number, None)
         except BaseException as error:
             self.fail(peer, number, error, name)
 
-    def answer(self, peer: Peer, kind: int, number: int, value) -> None:
-        """Send a value to a caller."""
+    def stream(self, peer: Peer, number: int, result) -> None:
+        """Send the items of a result, as fast as the caller takes them."""
+        flow = self.flows[peer.fd, number] = Flow()
+        try:
+            for item in iter_anything(result):
+                flow.sent(self.answer(peer, messages.ITEM, number, item))
+                del item
+                while flow.full():
+                    self.look(None)
+        finally:
+            del self.flows[peer.fd, number]
+
+    def answer(self, peer: Peer, kind: int, number: int, value) -> int:
+        """Send a value to a caller; return its size."""
         try:
             payload, held = messages.encode(value)
         except SerializationError as error:
             raise result_error(error, value) from error.__cause__
+        size = len(payload)
         if held is not None:
-            peer.held.setdefault(number, deque()).append(held)
+            size = held.size
+            # A caller that is gone will not say that it has it.
+            if peer.fd in self.peers:
+                peer.held.setdefault(number, deque()).append(held)
         peer.send(messages.write(kind, number, payload))
+        return size
 
     def fail(self, peer: Peer, number: int, error: BaseException, name: str) -> None:
         """Send an error to a caller."""

@@ -7,6 +7,7 @@ import inspect
 
 from ..exceptions import TaskCancelledError
 from . import messages
+from .flow import Flow
 from .serve import Server, exactly, resolve
 
 __all__ = ["run"]
@@ -82,16 +83,32 @@ class _Loop:
             if several is False:
                 server.answer(peer, messages.RESULT, number, result)
                 return
-            if several is not True:
-                result = exactly(several, result, name)
-            if hasattr(result, "__aiter__"):
-                async for item in result:
-                    server.answer(peer, messages.ITEM, number, item)
+            if several is True:
+                await self.stream(peer, number, result)
             else:
-                for item in result:
+                for item in exactly(several, result, name):
                     server.answer(peer, messages.ITEM, number, item)
             server.answer(peer, messages.END, number, None)
         except asyncio.CancelledError:
             server.fail(peer, number, TaskCancelledError(task=name), name)
         except BaseException as error:
             server.fail(peer, number, error, name)
+
+    async def stream(self, peer, number: int, result) -> None:
+        server = self.server
+        moved = asyncio.Event()
+        flow = server.flows[peer.fd, number] = Flow(moved.set)
+        try:
+            async for item in result if hasattr(result, "__aiter__") else _each(result):
+                flow.sent(server.answer(peer, messages.ITEM, number, item))
+                del item
+                while flow.full():
+                    moved.clear()
+                    await moved.wait()
+        finally:
+            server.flows.pop((peer.fd, number), None)
+
+
+async def _each(items):
+    for item in items:
+        yield item

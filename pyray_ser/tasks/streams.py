@@ -4,11 +4,78 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from sys import is_finalizing
+from typing import Any
 
-from . import messages
+from .._store import ObjectRef
+from . import flow, messages
 from .refs import TaskRef
 
 __all__ = ["Parts", "ResultStream"]
+
+
+class _Items:
+    """What of a stream has come and was not taken. The call holds this, and not the stream: that one may be dropped."""
+
+    def __init__(self, ref: TaskRef) -> None:
+        self.ref = ref
+        self.ready: deque[TaskRef] = deque()
+        self.changed = threading.Condition()
+        self.ended = False
+        self.count = 0
+        # Nobody will take the rest.
+        self.abandoned = False
+        # The worker is not to be held back; and it knows.
+        self._free = self._told = False
+        self._untold = 0
+
+    def take(self, kind: int, outcome: Any) -> None:
+        """Take one answer. Called by whoever reads the channel."""
+        with self.changed:
+            if kind in (messages.ITEM, messages.FAILURE):
+                if not self.abandoned:
+                    item: TaskRef = TaskRef(f"{self.ref.name}[{self.count}]")
+                    item.settle(outcome)
+                    self.ready.append(item)
+                self.count += 1
+            late = self._free and not self._told
+            self._told = self._told or late
+            if kind != messages.ITEM:
+                self.ended = True
+            self.changed.notify_all()
+        if late:
+            self._send(flow.everything())
+
+    def tell(self, item: TaskRef) -> None:
+        """Let the worker know that an item was taken: small ones several at a time."""
+        self._untold += 1
+        if self._untold >= flow.AHEAD // 2 or type(item.outcome) is ObjectRef:
+            untold, self._untold = self._untold, 0
+            self._send(flow.taken(untold))
+
+    def run_freely(self) -> None:
+        """Let the worker go on however much there is."""
+        with self.changed:
+            self._free = True
+            # Before the first item the worker may not have begun, and would not know what this is about.
+            now = self.count > 0 and not self._told
+            self._told = self._told or now
+        if now:
+            self._send(flow.everything())
+
+    def abandon(self) -> bool:
+        """Drop what there is and what will come. For `collector().repeat`: never again."""
+        with self.changed:
+            self.abandoned = True
+            self.ready.clear()
+        self.run_freely()
+        return False
+
+    def _send(self, payload: bytes) -> None:
+        source = self.ref.source
+        if source is not None and not self.ended:
+            source.tell(self.ref, payload)
 
 
 class ResultStream:
@@ -16,34 +83,39 @@ class ResultStream:
     The results of a task that is a generator, as references, in order and as they come.
 
     Iterate over it, with ``for`` or ``async for``. An error of the generator is raised by `get` of the reference that comes
-    last.
+    last. The generator is at most 16 results, or 64 MiB of them, ahead of who iterates; if the stream is dropped it runs on, and
+    what it yields is dropped too.
     """
 
     def __init__(self, ref: TaskRef) -> None:
-        self._ref = ref
-        self._ready: deque[TaskRef] = deque()
-        self._changed = threading.Condition()
-        self._ended = False
-        self._count = 0
+        self._items = _Items(ref)
 
-    def take(self, kind: int, outcome) -> None:
-        """Take one answer. Called by whoever reads the channel."""
-        with self._changed:
-            if kind in (messages.ITEM, messages.FAILURE):
-                item = TaskRef(f"{self._ref.name}[{self._count}]")
-                item.settle(outcome)
-                self._count += 1
-                self._ready.append(item)
-            if kind != messages.ITEM:
-                self._ended = True
-            self._changed.notify_all()
+    def __del__(self) -> None:
+        items = self._items
+        if not items.ended and not is_finalizing():
+            from .channel import collector
+
+            # Not here: a destructor may run while this thread has the lock of the channel.
+            collector().repeat(items.abandon)
+
+    @property
+    def take(self) -> Callable[[int, Any], None]:
+        """callable : gets kind and outcome of each answer."""
+        return self._items.take
 
     @property
     def ref(self) -> TaskRef:
-        """TaskRef : settled when the generator has ended; what `cancel` takes."""
-        return self._ref
+        """TaskRef : settled when the generator has ended. Who asks for it may wait for that, so nothing holds the generator back."""
+        self._items.run_freely()
+        return self._items.ref
 
-    def __iter__(self):
+    def cancel(self, force: bool) -> bool:
+        """Cancel the task; see `pyray_ser.cancel`."""
+        ref = self._items.ref
+        source = ref.source
+        return source is not None and bool(source.cancel(ref, force))
+
+    def __iter__(self) -> Iterator[TaskRef]:
         return self
 
     def __next__(self) -> TaskRef:
@@ -60,20 +132,20 @@ class ResultStream:
         """
         from ..exceptions import GetTimeoutError
 
-        self._ref_is_read()
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._ready or self._ended, timeout):
-                raise GetTimeoutError(ref=repr(self._ref), timeout=timeout)
-            if self._ready:
-                return self._ready.popleft()
-        raise StopIteration
-
-    def _ref_is_read(self) -> None:
-        source = self._ref.source
+        items = self._items
+        source = items.ref.source
         if source is not None:
-            source.collect_later(self._ref)
+            source.collect_later(items.ref)
+        with items.changed:
+            if not items.changed.wait_for(lambda: items.ready or items.ended, timeout):
+                raise GetTimeoutError(ref=repr(items.ref), timeout=timeout)
+            item = items.ready.popleft() if items.ready else None
+        if item is None:
+            raise StopIteration
+        items.tell(item)
+        return item
 
-    def __aiter__(self):
+    def __aiter__(self) -> AsyncIterator[TaskRef]:
         return self
 
     async def __anext__(self) -> TaskRef:
@@ -92,7 +164,8 @@ class ResultStream:
             raise EOFError from None
 
     def __repr__(self) -> str:
-        return f"ResultStream({self._ref.name}, {self._count} so far{', ended' if self._ended else ''})"
+        items = self._items
+        return f"ResultStream({items.ref.name}, {items.count} so far{', ended' if items.ended else ''})"
 
 
 class Parts:

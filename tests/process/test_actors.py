@@ -384,6 +384,12 @@ def test_coroutines_run_at_the_same_time():
     ray.get(actor.open.remote())
     assert ray.get(waiting[:3] + waiting[4:], timeout=5) == [0, 1, 2, *range(4, 20)]
     assert [ray.get(ref) for ref in actor.stream.remote(3)] == [0, 1, 2]
+    # Longer than it may be ahead; others run meanwhile.
+    stream = actor.stream.remote(40)
+    assert ray.get(next(stream)) == 0
+    time.sleep(0.7)
+    assert "16 so far" in repr(stream) and ray.get(actor.order.remote(), timeout=5)
+    assert [ray.get(ref) for ref in stream] == list(range(1, 40))
     with pytest.raises(KeyError, match="async"):
         ray.get(actor.fail.remote())
 

@@ -42,9 +42,18 @@ def free(refs):
     Parameters
     ----------
     refs : ObjectRef or list of ObjectRef
+        Or of references to the results of tasks: one that is not there yet is freed when it is.
     """
     if type(refs) is ObjectRef:
         free_one(<ObjectRef>refs)
+        return
+    if promise_type is not None and names_promise(refs):
+        for ref in (tuple(refs) if isinstance(refs, list) else (refs,)):
+            if not is_promise(ref):
+                check_refs("free", (ref,))
+                free_one(<ObjectRef>ref)
+            else:
+                ref.free()
         return
     if not isinstance(refs, list):
         from pyray_ser.ref import not_refs

@@ -1,0 +1,77 @@
+"""How far a stream of results may run ahead of who reads it: the worker's side.
+
+The caller says which items were taken. Until then they count, and a generator that is too far ahead is not asked for more.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from struct import Struct
+
+__all__ = ["AHEAD", "AHEAD_BYTES", "Flow", "everything", "taken"]
+
+# Items, and bytes of them, that may be there unread. One is always allowed, however large.
+AHEAD, AHEAD_BYTES = 16, 64 << 20
+
+_count = Struct("<I")
+# Nobody reads, or somebody waits for the end: the stream runs freely.
+_ALL = 0xFFFFFFFF
+
+
+def taken(count: int) -> bytes:
+    """Return the payload of TAKEN for so many items."""
+    return _count.pack(count)
+
+
+def everything() -> bytes:
+    """Return the payload of TAKEN that lets the stream run to its end."""
+    return _count.pack(_ALL)
+
+
+class Flow:
+    """
+    What of one stream is not taken yet.
+
+    Parameters
+    ----------
+    on_change : callable, optional
+        Called when something was taken.
+    """
+
+    def __init__(self, on_change: Callable[[], object] | None = None) -> None:
+        self._sizes: deque[int] = deque()
+        self._bytes = 0
+        self._free = False
+        self._on_change = on_change
+
+    def sent(self, nbytes: int) -> None:
+        """Count an item."""
+        if not self._free:
+            self._sizes.append(nbytes)
+            self._bytes += nbytes
+
+    def full(self) -> bool:
+        """Tell whether the next item must wait."""
+        return len(self._sizes) >= AHEAD or (self._bytes >= AHEAD_BYTES and bool(self._sizes))
+
+    def take(self, payload: bytes | memoryview) -> None:
+        """Note what TAKEN says."""
+        (count,) = _count.unpack(payload)
+        if count == _ALL:
+            self.end()
+            return
+        for _ in range(min(count, len(self._sizes))):
+            self._bytes -= self._sizes.popleft()
+        self._changed()
+
+    def end(self) -> None:
+        """Hold it back no more."""
+        self._free = True
+        self._sizes.clear()
+        self._bytes = 0
+        self._changed()
+
+    def _changed(self) -> None:
+        if self._on_change is not None:
+            self._on_change()
