@@ -21,6 +21,7 @@ import cloudpickle
 import numpy as np
 import pytest
 
+import pyray_ser
 from pyray_ser import registry, verbose_pickler
 from pyray_ser.verbose_pickler import Pickler, dumps
 
@@ -162,6 +163,25 @@ def test_functions_by_value_equal_cloudpickle(make, protocol):
     value = make()
     mine = dumps(value, protocol)
     assert pickletools.optimize(mine) == pickletools.optimize(cloudpickle.dumps(value, protocol))
+
+
+# The compiled pickler writes each array by a template, with a dtype of its own, and does not memoize what nobody else
+# holds: the same value, in a stream of other bytes, which the standard's and this one's equal.
+OTHER_BYTES = ("numpy", "recursive")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in values() if kind not in OTHER_BYTES])
+def test_streams_equal_our_compiled_pickler(kind):
+    value = values()[kind]
+    assert pickletools.optimize(dumps(value)) == pickletools.optimize(pyray_ser.dumps(value))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: lambda x: x + 1, lambda: outer(5), lambda: [outer(1), outer(2)], lambda: [len, outer]]
+)
+def test_functions_equal_our_compiled_pickler(make):
+    value = make()
+    assert pickletools.optimize(dumps(value)) == pickletools.optimize(pyray_ser.dumps(value))
 
 
 def test_classes_by_value():
@@ -394,7 +414,7 @@ def check(write):
         result = write()
     finally:
         sys.settrace(None)
-    assert dict in entered and np.ndarray in entered or dict in entered, entered
+    assert dict in entered, entered
     return result
 
 inner = pyray_ser.put([1])
