@@ -219,11 +219,12 @@ $(foreach variant,$(CTEST_VARIANTS),$(eval $(call ctest_variant,$(variant))))
 .SECONDARY:
 
 .PHONY: torture
-torture: $(TORTURE_PROGS:%=$(BUILD)/ctest/plain/%) $(BUILD)/ctest/plain/test_engine_storm $(BUILD)/ctest/plain/test_engine_errors
-	@for program in $(TORTURE_PROGS); do echo "run: $$program"; PRS_TORTURE=1 $(BUILD)/ctest/plain/$$program || exit 1; done
+torture: $(TORTURE_PROGS:%=$(BUILD)/ctest/plain/%) $(BUILD)/ctest/plain/test_engine_storm \
+    $(BUILD)/ctest/plain/test_engine_errors $(BUILD)/ctest/asan/torture_fuzz
+	@echo "run: asan torture_fuzz"; PRS_TORTURE=1 $(BUILD)/ctest/asan/torture_fuzz
+	@for program in $(filter-out torture_fuzz,$(TORTURE_PROGS)); do echo "run: $$program"; PRS_TORTURE=1 $(BUILD)/ctest/plain/$$program || exit 1; done
 	@echo "run: test_engine_errors"; PRS_TORTURE=1 $(BUILD)/ctest/plain/test_engine_errors
 	@echo "run: test_engine_storm"; PRS_TEST_KILLS=100000 $(BUILD)/ctest/plain/test_engine_storm
-
 
 # Prerequisite: spin (Debian: apt-get install spin). Exits 77 when it is missing.
 .PHONY: model
