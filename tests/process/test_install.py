@@ -444,3 +444,36 @@ def test_joblib_stores_an_argument_once_in_a_call(tmp_path):
         print("once")
     """
     assert run(script(body), errors=True) == "once"
+
+
+@pytest.mark.heavy
+def test_twenty_gigabytes_through_one():
+    # 200 arrays of 100 MB, there and back as results, through a store of 1 GB: bounded, and whole.
+    body = """
+    def smaller(array):
+        return array[:1_250_000] + array[-1]
+    if __name__ == "__main__":
+        pyray_ser.init(capacity=1 << 30)
+        pyray_ser.install()
+        largest = 0
+        with mp.get_context("fork").Pool(2) as pool:
+            arrays = (np.full(12_500_000, float(i)) for i in range(200))
+            for i, result in enumerate(pool.imap(smaller, limited(arrays))):
+                taken.release()
+                assert result.shape == (1_250_000,) and result[0] == result[-1] == 2 * i
+                largest = max(largest, pyray_ser.stats()["used"])
+        assert largest <= 1 << 30
+        # Some did go through the store.
+        assert pyray_ser.stats()["serial"] > 1 and largest > 100_000_000
+        del result
+        print(wait_until(lambda: pyray_ser.stats()["in_flight"] == 0))
+    """
+    # imap would make all its arguments at once.
+    limit = """
+    taken = threading.Semaphore(6)
+    def limited(arrays):
+        for array in arrays:
+            taken.acquire()
+            yield array
+    """
+    assert run(script(limit) + script(body).removeprefix(script("")), timeout=280) == "True"
