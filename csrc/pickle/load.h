@@ -304,6 +304,7 @@ static inline PyObject *prp_load_list_of(PyObject **items, Py_ssize_t n)
     return list;
 }
 
+int prp_load_items_init(void);
 int prp_load_appends(prp_loader *L, Py_ssize_t at);
 int prp_load_setitems(prp_loader *L, Py_ssize_t at);
 int prp_load_additems(prp_loader *L);
@@ -340,6 +341,13 @@ PyObject *prp_load_name(prp_loader *L, const prp_mark *mark, Py_ssize_t height, 
 /* ---- load_global.c ------------------------------------------------------------------------------------------------------------------ */
 
 int prp_load_global_init(PyObject *unpickler_type);
+/* The frozensets last used for `allow`; each gets a number when it comes, and numbers are not used twice. */
+#define PRP_KEPT_SETS 4
+typedef struct {
+    PyObject *set; /* owned, NULL: none yet */
+    uint32_t number;
+} prp_allowed_set;
+extern prp_allowed_set prp_load_kept_sets[PRP_KEPT_SETS];
 /* Gives L the number under which verdicts of `set` are kept; 0 if it is not an exact frozenset. */
 void prp_load_know_set(prp_loader *L, PyObject *set);
 /* By two names that lie in the stream; NULL with an exception. */

@@ -25,12 +25,10 @@ static PRP_COLD int unusual_name(PyObject *name)
 static inline int read_option(PyObject *name, PyObject *value, PyObject **values)
 {
     int which = BUFFERS;
-    if (PRP_UNLIKELY(name != option_names[BUFFERS])) {
-        for (which = 0; which < OPTIONS && name != option_names[which]; which++)
-            ;
-        if (which == OPTIONS && (which = unusual_name(name)) < 0)
-            return -1;
-    }
+    if (name == option_names[ALLOW])
+        which = ALLOW;
+    else if (name != option_names[BUFFERS] && (which = unusual_name(name)) < 0)
+        return -1;
     values[which] = value;
     return 0;
 }
@@ -53,8 +51,16 @@ static int set_options(prp_loader *L, PyObject *const *values)
 {
     if (values[BUFFERS] && prp_loader_set_buffers(L, values[BUFFERS]) < 0)
         return -1;
-    if (values[ALLOW] && prp_loader_set_allow(L, values[ALLOW]) < 0)
-        return -1;
+    if (values[ALLOW]) {
+        const prp_allowed_set *last = &prp_load_kept_sets[0];
+        if (PRP_LIKELY(values[ALLOW] == last->set)) {
+            L->allow = Py_NewRef(last->set);
+            L->allow_number = last->number;
+            L->allow_place = 0;
+        } else if (prp_loader_set_allow(L, values[ALLOW]) < 0) {
+            return -1;
+        }
+    }
     if (PRP_UNLIKELY(values[FIX_IMPORTS] != NULL)) {
         int truth = PyObject_IsTrue(values[FIX_IMPORTS]);
         if (truth < 0)

@@ -14,7 +14,6 @@
 
 #define NAME_SLOTS 512
 #define NAME_BYTES 120
-#define KEPT_SETS 4
 
 typedef struct {
     uint32_t hash;
@@ -23,7 +22,7 @@ typedef struct {
     /* What quick() found in these versions of sys.modules and the module's dict, which keeps it alive. */
     PyObject *found, *dict; /* borrowed */
     uint64_t modules_version, dict_version;
-    uint32_t allowed[KEPT_SETS]; /* number of the kept set that allowed the name, one per place of a set */
+    uint32_t allowed[PRP_KEPT_SETS]; /* number of the kept set that allowed the name, one per place of a set */
 } name_slot;
 
 static name_slot slots[NAME_SLOTS];
@@ -87,33 +86,29 @@ static PyObject *full_name(PyObject *module, PyObject *name)
     return full;
 }
 
-/* The frozensets last used for `allow`; each gets a number when it comes, and numbers are not used twice. */
-static struct {
-    PyObject *set; /* owned */
-    uint32_t number;
-} kept_sets[KEPT_SETS];
+prp_allowed_set prp_load_kept_sets[PRP_KEPT_SETS];
 
 void prp_load_know_set(prp_loader *L, PyObject *set)
 {
     static uint32_t numbers, next;
     uint32_t place = 0;
-    while (place < KEPT_SETS && kept_sets[place].set != set)
+    while (place < PRP_KEPT_SETS && prp_load_kept_sets[place].set != set)
         place++;
-    if (PRP_UNLIKELY(place == KEPT_SETS)) {
+    if (PRP_UNLIKELY(place == PRP_KEPT_SETS)) {
         L->allow_number = 0;
         if (!PyFrozenSet_CheckExact(set) || numbers == UINT32_MAX)
             return;
-        place = next++ % KEPT_SETS;
-        PyObject *old = kept_sets[place].set;
-        kept_sets[place].set = Py_NewRef(set);
-        kept_sets[place].number = ++numbers;
+        place = next++ % PRP_KEPT_SETS;
+        PyObject *old = prp_load_kept_sets[place].set;
+        prp_load_kept_sets[place].set = Py_NewRef(set);
+        prp_load_kept_sets[place].number = ++numbers;
         Py_XDECREF(old);
         /* Dropping the old set may have run code that keeps others. */
-        if (kept_sets[place].set != set)
+        if (prp_load_kept_sets[place].set != set)
             return;
     }
     L->allow_place = place;
-    L->allow_number = kept_sets[place].number;
+    L->allow_number = prp_load_kept_sets[place].number;
 }
 
 static int check_allowed(prp_loader *L, PyObject *module, PyObject *name)

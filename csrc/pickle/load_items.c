@@ -5,6 +5,15 @@
  */
 #include "load.h"
 
+static PyObject *text_extend, *text_append; /* interned */
+
+int prp_load_items_init(void)
+{
+    text_extend = PyUnicode_InternFromString("extend");
+    text_append = PyUnicode_InternFromString("append");
+    return text_extend && text_append ? 0 : -1;
+}
+
 /* Keys whose hash and comparison run no code of others. */
 static inline bool inert_key(PyObject *key)
 {
@@ -32,6 +41,48 @@ int prp_load_dict_fill(prp_loader *L, PyObject *dict, PyObject **pairs, Py_ssize
     return 0;
 }
 
+/* append() for each of the elements from `at` on. */
+static int append_each(prp_loader *L, PyObject *list, Py_ssize_t at, Py_ssize_t n)
+{
+    PyObject *method = PyObject_GetAttr(list, text_append);
+    int failed = method ? 0 : -1;
+    for (Py_ssize_t i = 0; i < n && !failed; i++) {
+        PyObject *result = PyObject_CallOneArg(method, L->stack[at + i]);
+        failed = result ? 0 : -1;
+        Py_XDECREF(result);
+    }
+    Py_XDECREF(method);
+    prp_load_clear_stack(L, at);
+    return failed;
+}
+
+/* The n elements from `at` on into what is no exact list: extend() if it has that, else append(). */
+static int extend_other(prp_loader *L, PyObject *list, Py_ssize_t at, Py_ssize_t n)
+{
+    PyTypeObject *type = Py_TYPE(list);
+    PyObject *method = NULL, *result;
+    /* With the usual lookup, what the type has need not be bound to be called. */
+    PyObject *known = type->tp_getattro == PyObject_GenericGetAttr ? prp_type_lookup(type, text_extend) : NULL;
+    if (!known) {
+        int has = prp_optional_attr(list, text_extend, &method);
+        if (has <= 0)
+            return has < 0 ? -1 : append_each(L, list, at, n);
+    }
+    PyObject *items = prp_load_list_of(L->stack + at, n);
+    if (!items) {
+        Py_XDECREF(method);
+        Py_XDECREF(known);
+        return -1;
+    }
+    L->sp = L->stack + at;
+    result = known ? PyObject_CallMethodOneArg(list, text_extend, items) : PyObject_CallOneArg(method, items);
+    Py_DECREF(items);
+    Py_XDECREF(method);
+    Py_XDECREF(known);
+    Py_XDECREF(result);
+    return result ? 0 : -1;
+}
+
 int prp_load_appends(prp_loader *L, Py_ssize_t at)
 {
     PyObject **first = L->stack + at;
@@ -45,35 +96,7 @@ int prp_load_appends(prp_loader *L, Py_ssize_t at)
         L->sp = first;
         return prp_list_extend_stealing(list, first, n);
     }
-    if (prp_load_foreign(L) < 0)
-        return -1;
-    PyObject *method = PyObject_GetAttrString(list, "extend");
-    if (method) {
-        PyObject *items = prp_load_list_of(first, n);
-        if (!items) {
-            Py_DECREF(method);
-            return -1;
-        }
-        L->sp = first;
-        PyObject *result = PyObject_CallOneArg(method, items);
-        Py_DECREF(items);
-        Py_DECREF(method);
-        Py_XDECREF(result);
-        return result ? 0 : -1;
-    }
-    if (!PyErr_ExceptionMatches(PyExc_AttributeError))
-        return -1;
-    PyErr_Clear();
-    method = PyObject_GetAttrString(list, "append");
-    int failed = method ? 0 : -1;
-    for (Py_ssize_t i = 0; i < n && !failed; i++) {
-        PyObject *result = PyObject_CallOneArg(method, L->stack[at + i]);
-        failed = result ? 0 : -1;
-        Py_XDECREF(result);
-    }
-    Py_XDECREF(method);
-    prp_load_clear_stack(L, at);
-    return failed;
+    return prp_load_foreign(L) < 0 ? -1 : extend_other(L, list, at, n);
 }
 
 int prp_load_setitems(prp_loader *L, Py_ssize_t at)

@@ -47,7 +47,7 @@ int prp_load_init(PyObject *unpickling_error, PyObject *unpickler_type)
     if (prp_check_interpreter() < 0)
         return -1;
     prp_unpickling_error = Py_NewRef(unpickling_error);
-    if (prp_load_string_init() < 0 || prp_plan_init() < 0 || prp_load_buffer_init() < 0 ||
+    if (prp_load_string_init() < 0 || prp_load_items_init() < 0 || prp_plan_init() < 0 || prp_load_buffer_init() < 0 ||
         prp_load_global_init(unpickler_type) < 0 || ask_the_interpreter() < 0)
         return -1;
     return 0;

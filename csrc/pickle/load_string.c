@@ -8,6 +8,8 @@
 
 #define KEY_SLOTS 1024
 #define KEY_BYTES 40
+#define BLOCK 256
+#define HIGH_BITS 0x8080808080808080ull
 
 typedef struct {
     uint32_t hash;
@@ -32,6 +34,12 @@ static inline bool is_ascii(const uint8_t *data, size_t n)
 {
     uint64_t word, seen = 0;
     if (n >= 8) {
+        /* Long ones in blocks, so that the loop is made of vectors, and the first other character ends it. */
+        for (; n > BLOCK && !(seen & HIGH_BITS); n -= BLOCK, data += BLOCK)
+            for (size_t i = 0; i < BLOCK; i += 8) {
+                memcpy(&word, data + i, 8);
+                seen |= word;
+            }
         for (size_t i = 0; i + 8 < n; i += 8) {
             memcpy(&word, data + i, 8);
             seen |= word;
@@ -46,7 +54,7 @@ static inline bool is_ascii(const uint8_t *data, size_t n)
     } else {
         seen = data[0] | data[1] | data[n - 1];
     }
-    return !(seen & 0x8080808080808080ull);
+    return !(seen & HIGH_BITS);
 }
 
 /* memcpy() of two or more bytes, written out for the short ones. */
@@ -81,7 +89,7 @@ static inline void copy(uint8_t *to, const uint8_t *from, size_t n)
 
 PyObject *prp_load_utf8(const uint8_t *data, size_t n)
 {
-    if (PRP_LIKELY(n > 1 && n < 128 && is_ascii(data, n))) {
+    if (PRP_LIKELY(n > 1 && is_ascii(data, n))) {
         PyObject *text = prp_ascii_new((Py_ssize_t)n);
         if (PRP_LIKELY(text))
             copy(PyUnicode_1BYTE_DATA(text), data, n);
