@@ -122,23 +122,29 @@ int prs_spill_open(prs_store *s, bool create, prs_error *error)
     return rc;
 }
 
-/* The last one out takes the directory along. */
+/* The last one out takes the directory along.  Whether somebody is left is asked through a descriptor of its own: the one we
+ * had may be shared with the process we were forked from, and what it could lock would prove nothing. */
 void prs_spill_close(prs_store *s)
 {
+    bool entered = prs_os_same(s->fd_spill, &s->spill_file);
+    int fresh = -1;
     if (prs_os_same(s->fd_spill_lock, &s->spill_lock_file)) {
-        if (!s->orphan && prs_os_lock_file(s->fd_spill_lock, true) == 0) {
-            char name[NAME_LEN];
-            directory_name(name, s->id);
-            int top = s->spill_dir ? prs_os_open_directory(-1, s->spill_dir, NULL) : -1;
-            if (top >= 0 && prs_os_same(s->fd_spill, &s->spill_file)) {
-                prs_os_each_name(s->fd_spill, remove_one, &s->fd_spill);
-                prs_os_remove_at(top, name, true);
-            }
-            prs_os_close(top);
-        }
+        if (entered && !s->orphan)
+            fresh = prs_os_open_at(s->fd_spill, LOCK_NAME, true);
         prs_os_close(s->fd_spill_lock);
     }
-    if (prs_os_same(s->fd_spill, &s->spill_file))
+    if (fresh >= 0 && prs_os_same(fresh, &s->spill_lock_file) && prs_os_lock_file(fresh, true) == 0) {
+        char name[NAME_LEN];
+        directory_name(name, s->id);
+        int top = s->spill_dir ? prs_os_open_directory(-1, s->spill_dir, NULL) : -1;
+        if (top >= 0) {
+            prs_os_each_name(s->fd_spill, remove_one, &s->fd_spill);
+            prs_os_remove_at(top, name, true);
+        }
+        prs_os_close(top);
+    }
+    prs_os_close(fresh);
+    if (entered)
         prs_os_close(s->fd_spill);
     s->fd_spill = s->fd_spill_lock = -1;
 }

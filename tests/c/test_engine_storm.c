@@ -42,7 +42,7 @@ struct mine {
 
 static void fail(const char *what, int rc, const prs_error *e)
 {
-    fprintf(stderr, "pid %d: %s: %d %s\n", (int)getpid(), what, rc, e && rc < 0 ? e->what : "");
+    fprintf(stderr, "pid %d: %s: %d %s (errno %d)\n", (int)getpid(), what, rc, e && rc < 0 ? e->what : "", errno);
     _exit(3);
 }
 
@@ -174,7 +174,7 @@ static void work(prs_store *s, uint64_t seed, int depth)
                 mine[i].shared = true;
             pid_t pid = fork();
             if (pid == 0) { /* goes on with all that its parent holds */
-                alarm(60 * (SANITIZED ? 6 : 1));
+                alarm(600 * (SANITIZED ? 6 : 1));
                 rng ^= 0xABCDEF;
                 depth++;
                 n = 0;
@@ -187,9 +187,9 @@ static void work(prs_store *s, uint64_t seed, int depth)
                 ;
         }
     }
-    for (int i = 0; i < MINE; i++)
-        if (mine[i].there && verify(s, &mine[i].id, mine[i].size, mine[i].seed) != PRS_OK)
-            fail("an object of mine, at the end", 0, NULL);
+    for (int i = 0, rc; i < MINE; i++)
+        if (mine[i].there && (rc = verify(s, &mine[i].id, mine[i].size, mine[i].seed)) != PRS_OK)
+            fail("an object of mine, at the end", rc, NULL);
     if (rng & 1)
         prs_close(s);
     _exit(0);

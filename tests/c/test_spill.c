@@ -263,6 +263,32 @@ TEST(what_a_killed_store_left_is_removed_by_the_next)
     strcpy(top, "./spill-test-XXXXXX");
 }
 
+TEST(a_forked_child_that_leaves_takes_nothing_along)
+{
+    enum { N = 12 };
+    prs_store *s = open_store(4 * MB);
+    prs_oid id[N];
+    for (int i = 0; i < N; i++)
+        id[i] = put(s, MB, (uint8_t)i);
+    for (int round = 0; round < 2; round++) { /* by prs_close, then a grandchild of one that is gone */
+        pid_t pid = fork();
+        if (pid == 0) {
+            if (round && fork() > 0)
+                _exit(0);
+            verify(s, &id[1], MB, 1);
+            prs_close(s);
+            _exit(0);
+        }
+        int status;
+        CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+        usleep(20000);
+    }
+    for (int i = 0; i < N; i++)
+        verify(s, &id[i], MB, (uint8_t)i);
+    prs_dispose(s);
+    CHECK_EQ(entries(spill_dir(), 1), 0);
+}
+
 TEST(a_directory_in_memory_is_refused)
 {
     prs_store *s;
