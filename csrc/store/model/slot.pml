@@ -21,6 +21,9 @@
  *   BUG_TOKEN_TWICE       a token is ended by its index alone, without its serial
  *   BUG_REAP_BITS_ONLY    a reaper clears bits and leaves what was in the dead one's hands
  *   BUG_UNDO_WRONG        an undone hold clears a bit that another thread's count still needs
+ *
+ * The whole alphabet of operations is explored exhaustively for two clients; with three, and for errors that need long
+ * stories, -DONLY_MESSAGES and -DONLY_RESERVES leave operations out. run.sh has the list.
  */
 
 #ifndef CLIENTS
@@ -28,9 +31,10 @@
 #endif
 #define SLOTS 2
 #ifndef STEPS
-#ifndef STEPS
 #define STEPS 3 /* operations a client performs */
 #endif
+#ifndef STEPS_FIRST
+#define STEPS_FIRST STEPS /* the same for client 0 */
 #endif
 #ifndef DEATHS
 #define DEATHS 1
@@ -66,8 +70,10 @@ byte deaths;
 byte token_serial, token_slot, token_generation, next_serial = 1;
 bool token_valid;
 bool token_ended; /* ghost: its object was ended for everyone */
-/* The message: bytes that may be read by anybody, any number of times. */
+/* The message: bytes that may be read by anybody, any number of times; and the one before it. */
 byte message_serial, message_slot, message_generation;
+byte old_serial, old_slot, old_generation;
+byte owed; /* ghost: the serial of a message that must still find its object, or 0 */
 
 /* What each client believes: private memory. */
 typedef Private {
@@ -259,16 +265,11 @@ inline hold(c, s, g, b, ok)
         if
         :: ok -> skip
         :: else -> /* undo: as every clear, it may be the last */
-#ifndef BUG_UNDO_WRONG
             if
             :: mine[c].refs[s] == 0 || mine[c].generation[s] != slot[s].generation || slot[s].state != SEALED ->
                 bits[b + s] = bits[b + s] & ~BIT(c)
             :: else
             fi;
-#else
-            REFS(s) = REFS(s) & ~BIT(c);
-            PINS(s) = PINS(s) & ~BIT(c);
-#endif
             try_free(c, s)
         fi
     fi
@@ -358,12 +359,26 @@ inline read_it(c, s) /* pin, drop the ref while reading, use, unpin */
         :: unref(c, s)
         :: true
         fi;
+#ifdef BUG_UNDO_WRONG /* another thread pins as well, and does not know of the first one's count */
+        hold(c, s, g, SLOTS, ok);
+#endif
         /* the use: the bytes are those of the object pinned */
         assert(slot[s].generation == g && (slot[s].state == SEALED || slot[s].state == FREEING));
         atomic { mine[c].pins[s] = 0; PINS(s) = PINS(s) & ~BIT(c) }
         let_go(c, s)
     :: else
     fi
+}
+
+inline keep_old()
+{
+#ifdef OLD_MESSAGES
+    old_serial = message_serial;
+    old_slot = message_slot;
+    old_generation = message_generation
+#else
+    skip
+#endif
 }
 
 inline send(c, s)
@@ -381,6 +396,8 @@ inline send(c, s)
             next_serial++;
             token_slot = s;
             token_generation = g;
+            keep_old();
+            owed = token_serial;
             message_serial = token_serial;
             message_slot = s;
             message_generation = g
@@ -398,6 +415,8 @@ inline send(c, s)
             next_serial++;
             token_slot = s;
             token_generation = mine[c].generation[s];
+            keep_old();
+            owed = token_serial;
             message_serial = token_serial;
             message_slot = s;
             message_generation = token_generation
@@ -412,7 +431,12 @@ inline receive(c)
 {
     if
     :: message_serial != 0 ->
-        atomic { s = message_slot; g = message_generation; serial = message_serial }
+        if
+        :: atomic { s = message_slot; g = message_generation; serial = message_serial }
+#ifdef OLD_MESSAGES
+        :: old_serial != 0 -> atomic { s = old_slot; g = old_generation; serial = old_serial }
+#endif
+        fi;
         if
         :: mine[c].refs[s] && mine[c].generation[s] == g -> ok = true
         :: else ->
@@ -425,6 +449,10 @@ inline receive(c)
         if
         :: ok ->
             atomic { /* under the store lock */
+                if
+                :: owed == serial -> owed = 0
+                :: else
+                fi;
                 ours = false;
                 if
 #ifdef BUG_TOKEN_TWICE
@@ -448,8 +476,8 @@ inline receive(c)
             :: else
             fi
         :: else ->
-            /* a token that is still valid says that the object is there, unless it was ended for all */
-            assert(!token_valid || token_serial != serial || token_ended)
+            /* a message that nobody has received yet leads to its object, unless that was ended for all */
+            assert(owed != serial || token_ended)
         fi
     :: else
     fi
@@ -516,17 +544,28 @@ proctype Client(byte c) provided (alive[c])
     bool ok, ours, seen, frd;
     mine[c].magazine = NO_SLOT;
     do
-    :: n < STEPS ->
+    :: n < (c == 0 -> STEPS_FIRST : STEPS) ->
         n++;
-        if
+        if /* `skip` where an operation begins with an else: that would belong to this if */
         :: put(c)
-        :: k = 0; read_it(c, k)
-        :: k = 1; read_it(c, k)
-        :: k = 0; send(c, k)
+#ifndef ONLY_MESSAGES
         :: k = 0; unref(c, k)
         :: k = 1; unref(c, k)
-        :: receive(c)
+#endif
+#if !defined(ONLY_MESSAGES) || defined(WITH_READS)
+        :: k = 0; read_it(c, k)
         :: k = 0; end_for_all(c, k)
+#endif
+#if !defined(ONLY_MESSAGES) && !defined(ONLY_RESERVES)
+        :: k = 1; read_it(c, k)
+#endif
+#ifndef ONLY_RESERVES
+        :: k = 0; send(c, k)
+        :: skip; receive(c)
+#endif
+#ifdef OLD_MESSAGES
+        :: k = 1; send(c, k)
+#endif
         fi
     :: else -> break
     od;
@@ -573,6 +612,7 @@ proctype Reaper(byte c) /* a client of its own name, which only cleans up; it ma
         :: else
         fi;
         token_valid = false;
+        owed = 0;
         s = token_slot
     }
     if
