@@ -800,6 +800,8 @@ TEST(stopped_then_killed)
 
 TEST(stopped_beside_an_earlier_corpse)
 {
+    if (SANITIZED)
+        SKIP("the plain build does it; here it takes too long");
     run(CORPSE, PRS_FAIL_STOP, 1, 0);
 }
 
@@ -810,6 +812,8 @@ TEST(stopped_beside_an_heir)
 
 TEST(stopped_beside_a_busy_client)
 {
+    if (SANITIZED)
+        SKIP("the plain build does it; here it takes too long");
     run(CONTENDED, PRS_FAIL_STOP, 1, 0);
 }
 

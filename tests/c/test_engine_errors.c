@@ -20,6 +20,7 @@ static struct {
     int countdown, error, hits;
 } inject;
 
+#if !SANITIZED
 static bool fails(void)
 {
     if (inject.countdown == 0 || --inject.countdown)
@@ -29,7 +30,6 @@ static bool fails(void)
     return true;
 }
 
-#if !SANITIZED
 int open(const char *path, int flags, ...)
 {
     va_list args;
