@@ -43,6 +43,8 @@ help:
 ## demo         index the standard library, put it, let several processes query it
 ## test         the tests against the installed wheel (PYTEST_ARGS=...)
 ## test-heavy   the tests that take minutes or gigabytes
+## test-versions  the tests on other Pythons (VERSIONS="python3.12 /srv/python/sid ..."), and without CPython's internals
+## fuzz         change pickles for FUZZ_SECONDS and compare, under the sanitizers
 ## ctest        the C engine alone: plain, address + undefined, thread sanitizer
 ## torture      the long runs: death after every instruction, 100,000 random kills, 10 million damaged inputs
 ## model        the Spin models of the engine's protocols and the errors planted in them (needs spin)
@@ -149,6 +151,37 @@ $(STAMP)/installed-heavy: $(STAMP)/installed
 test-heavy: $(STAMP)/installed-heavy $(STAMP)/debug
 	@PYRAY_SER_DEBUG_PATH=$(DEBUG) $(PYTEST) -m heavy $(PYTEST_ARGS)
 
+# Interpreters by name or path, or folders with another Debian in them (tools/make_python_root.sh). Each has a build folder of its
+# own, so what is up to date is not built again. Every one of them speaks, even when an earlier one has failed.
+VERSIONS ?= $(shell for v in python3.12 python3.13 python3.14; do command -v $$v; done)
+VERSIONS_TARGET ?= test
+
+.PHONY: test-versions test-public-api
+test-versions: test-public-api
+	@test -n "$(VERSIONS)" || { echo "test-versions: none of python3.12 to python3.14 found; see tools/make_python_root.sh"; exit 1; }
+	@failed=; \
+	for version in $(VERSIONS); do \
+	  build=$(BUILD)/versions/$$(echo "$$version" | tr -c 'A-Za-z0-9.\n' _); \
+	  echo "test-versions: $$version"; \
+	  if test -x "$$version/usr/bin/python3"; then \
+	    tools/in_root.sh "$$version" make PYTHON=/usr/bin/python3 BUILD="$$build" $(VERSIONS_TARGET) || failed="$$failed $$version"; \
+	  else \
+	    $(MAKE) --no-print-directory PYTHON="$$version" BUILD="$$build" $(VERSIONS_TARGET) || failed="$$failed $$version"; \
+	  fi; \
+	done; \
+	test -z "$$failed" || { echo "test-versions: failed:$$failed" >&2; exit 1; }
+
+# What an unknown version of Python would get: the public form of every entry of csrc/pickle/interp.h.
+PUBLIC_TESTS := $(wildcard tests/unit/test_pickler*.py tests/unit/test_unpickler*.py) tests/unit/test_ndarray_template.py tests/fuzz
+$(STAMP)/public: $(SOURCES) $(STAMP)/sources $(STAMP)/venv
+	$(call build_wheel,public,PYRAY_SER_PUBLIC_API=1)
+	@rm -rf $(BUILD)/public/site
+	@$(VENV)/bin/python $(PIP) install --no-deps --target $(BUILD)/public/site $(BUILD)/public/*.whl
+	@touch $@
+
+test-public-api: $(STAMP)/installed $(STAMP)/public
+	@PYTHONPATH=$(BUILD)/public/site $(PYTEST) -m "not heavy and not timing" $(PUBLIC_TESTS) $(PYTEST_ARGS)
+
 # A test that expects a process to die of SIGSEGV must see SIGSEGV, not the sanitizer's own exit.
 .PHONY: asan
 asan: $(STAMP)/installed $(STAMP)/asan
@@ -158,6 +191,17 @@ asan: $(STAMP)/installed $(STAMP)/asan
 	  UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 	  PYTHONMALLOC=malloc PYTHONPATH=$(ASAN) PYRAY_SER_DEBUG_PATH=$(ASAN) PYRAY_SER_UNDER_SANITIZER=1 \
 	  $(PYTEST) -m "not heavy and not timing" -p no:cacheprovider $(PYTEST_ARGS)
+
+# The input of a crash is the last line that --trace prints.
+FUZZ_SECONDS ?= 60
+FUZZ_SEED    ?=
+.PHONY: fuzz
+fuzz: $(STAMP)/installed $(STAMP)/asan
+	@cc=$$($(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_config_var("CC").split()[0])'); \
+	  LD_PRELOAD="$$($$cc -print-file-name=libasan.so) $$($$cc -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:abort_on_error=1 \
+	  UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 PYTHONMALLOC=malloc PYTHONPATH=$(ASAN) \
+	  $(VENV)/bin/python -P tests/fuzz/run_unpickler_fuzz.py $(FUZZ_SECONDS) $(FUZZ_SEED)
 
 $(STAMP)/coverage: $(SOURCES) $(STAMP)/sources $(STAMP)/venv
 	$(call build_wheel,coverage,PYRAY_SER_DEBUG=1 PYRAY_SER_COVERAGE=1)

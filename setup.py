@@ -15,6 +15,7 @@ Switches, all by environment variable:
     PYRAY_SER_SANITIZE=a,b        -fsanitize=a,b (``address,undefined`` or ``thread``)
     PYRAY_SER_COVERAGE=1          gcov counters in C, line tracing in Cython
     PYRAY_SER_ANNOTATE=1          Cython's annotated HTML beside the generated C
+    PYRAY_SER_PUBLIC_API=1        nothing of CPython's internals is used, as on a Python nobody has seen yet
     PYRAY_SER_EXTENSIONS=_a,_b    only these extensions
     PYRAY_SER_WERROR=1            warnings in csrc are errors
     PYRAY_SER_JOBS=N              compilers run at once (default: the CPUs there are)
@@ -22,6 +23,7 @@ Switches, all by environment variable:
 
 import os
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from pathlib import Path
@@ -41,6 +43,9 @@ def switch(name):
 def words(name):
     return [word.strip() for word in os.environ.get(f"PYRAY_SER_{name}", "").split(",") if word.strip()]
 
+
+if sysconfig.get_config_var("Py_GIL_DISABLED"):
+    sys.exit("pyray_ser does not support free-threaded builds of Python: use the build with the GIL")
 
 DEBUG = switch("DEBUG")
 SANITIZE = words("SANITIZE")
@@ -99,6 +104,8 @@ def macros(needs_numpy):
     defined = []
     if DEBUG:
         defined.append(("PRS_DEBUG", "1"))
+    if switch("PUBLIC_API"):
+        defined.append(("PRP_PUBLIC_API_ONLY", "1"))
     if COVERAGE:
         defined.append(("CYTHON_TRACE_NOGIL", "1"))
     if needs_numpy:

@@ -23,6 +23,8 @@ SAFE_NUMPY: frozenset[str] = frozenset(
 """
 Names that pickles of plain arrays, numpy scalars and dtypes consist of.
 
-None of them runs code that the pickle chooses: arrays of objects hold only what the pickle could hold anyway. Join it with the
-names of your own classes: ``allow=SAFE_NUMPY | {"mypackage.model:Config"}``.
+None of them calls anything that is not in the set. That is all it promises: numpy believes the states that a pickle gives to its
+dtypes and arrays, and a forged one (fields beyond the item, pointers where there are none) can crash the process or read memory it
+should not. Safe mode with this set keeps a pickle from naming other code; it does not make numpy safe against hostile bytes.
+Join it with the names of your own classes: ``allow=SAFE_NUMPY | {"mypackage.model:Config"}``.
 """

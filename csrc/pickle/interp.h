@@ -278,8 +278,7 @@ static inline PyObject *prp_set_next(PyObject *set, Py_ssize_t *pos)
 
 /* ---- ints ----------------------------------------------------------------------------------------------------------- */
 
-/* True if the int is of at most two digits (so at least 60 bits), or public form, of at most one; then *value is it. False says
- * nothing. */
+/* True if the int is of at most two digits, 60 bits; then *value is it. */
 static inline bool prp_long_small(PyObject *obj, int64_t *value)
 {
 #if PRP_INTERNALS && PY_VERSION_HEX < 0x030C0000
@@ -300,14 +299,13 @@ static inline bool prp_long_small(PyObject *obj, int64_t *value)
         return false;
     *value = sign * (int64_t)((uint64_t)v->ob_digit[0] | ((uint64_t)v->ob_digit[two] & -two) << PyLong_SHIFT);
     return true;
-#elif PY_VERSION_HEX >= 0x030C0000
-    if (!PyUnstable_Long_IsCompact((PyLongObject *)obj))
-        return false;
-    *value = PyUnstable_Long_CompactValue((PyLongObject *)obj);
-    return true;
 #else
-    (void)obj, (void)value;
-    return false;
+    int overflow;
+    long long number = PyLong_AsLongLongAndOverflow(obj, &overflow);
+    if (overflow || number >= 1LL << 60 || number <= -(1LL << 60))
+        return false;
+    *value = number;
+    return true;
 #endif
 }
 

@@ -11,8 +11,7 @@
 static inline unsigned prp_type_version_now(PyTypeObject *type)
 {
 #if !PRP_INTERNALS
-    (void)type;
-    return 0;
+    return type->tp_flags & Py_TPFLAGS_HEAPTYPE ? 0 : 1; /* as prp_type_version() */
 #elif PY_VERSION_HEX < 0x030C0000
     return type->tp_flags & Py_TPFLAGS_VALID_VERSION_TAG ? type->tp_version_tag : 0;
 #else

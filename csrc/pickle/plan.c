@@ -424,15 +424,15 @@ static int classify(prp_plan *plan, PyTypeObject *type, PyObject *sample)
         plan->version = prp_type_version(type);
         return 0;
     }
-    if (prp_type_version(type) == 0)
-        return 0; /* nothing may be kept about it */
     if (type->tp_flags & Py_TPFLAGS_HEAPTYPE && !(type->tp_flags & Py_TPFLAGS_IMMUTABLETYPE)) {
         if (classify_heap(plan, type, sample) < 0)
             return -1;
     } else {
         classify_static(plan, type);
     }
-    plan->version = prp_type_version(type); /* copyreg may have put __slotnames__ into the class */
+    /* 0 if there is none to be had: such a plan holds until foreign code runs. Asked last, because copyreg may have put
+     * __slotnames__ into the class. */
+    plan->version = prp_type_version(type);
     return 0;
 }
 
