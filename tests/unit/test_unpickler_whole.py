@@ -1,6 +1,5 @@
 """What the unpickler takes from the stream as a whole, arrays' calls and instances' fields: the same as opcode by opcode."""
 
-import contextlib
 import enum
 import io
 import pickle
@@ -271,8 +270,13 @@ def test_members_that_come_and_go():
         stream = _pickle.dumps([cls, cls.A, cls.B])
         assert loads(stream) == [cls, cls.A, cls.B]
         kept = cls._value2member_map_.pop(1)
-        with pytest.raises(ValueError) if sys.version_info < (3, 12) else contextlib.nullcontext():
-            loads(stream)
+        try:
+            expected = pickle.loads(stream)  # releases differ
+        except ValueError:
+            with pytest.raises(ValueError):
+                loads(stream)
+        else:
+            assert loads(stream) == expected
         cls._value2member_map_[1] = cls.B
         assert loads(stream) == [cls, cls.B, cls.B]
         cls._value2member_map_[1] = kept
