@@ -477,6 +477,20 @@ class TestExtremes:
         got = pyray_ser.get(pyray_ser.put(values))
         assert all((a == b).all() for a, b in zip(got, values, strict=True))
 
+    @pytest.mark.parametrize("size", [5, 200, 3000])
+    def test_many_buffers_in_any_order_of_their_addresses(self, size):
+        shared = np.arange(3 * size, dtype="u8")
+        values = [np.full(size, i, "u8") for i in range(2000)]
+        values += [shared[start : start + size] for start in range(0, 2 * size, max(1, size // 7))]
+        for seed in range(5):
+            random.Random(seed).shuffle(values)
+            got = pyray_ser.get(pyray_ser.put(values))
+            assert all((a == b).all() for a, b in zip(got, values, strict=True))
+            got = pyray_ser.deserialize(pyray_ser.serialize(values))
+            assert all((a == b).all() for a, b in zip(got, values, strict=True))
+            got = pyray_ser.loads_frames(pyray_ser.dumps_frames(values))
+            assert all((a == b).all() for a, b in zip(got, values, strict=True))
+
     def test_large_stream_and_buffers_mixed(self):
         values = [
             "text" * 20_000,

@@ -6,6 +6,14 @@ cdef struct Range:
     Py_ssize_t index
 
 
+# Buffers that overlap, one after the other: stored once, as they lie.
+cdef struct Group:
+    const uint8_t *start
+    uint64_t size
+    uint64_t off
+    bint placed
+
+
 cdef int by_start(const void *a, const void *b) noexcept nogil:
     cdef const Range *x = <const Range *>a
     cdef const Range *y = <const Range *>b
@@ -25,12 +33,15 @@ cdef uint64_t place_buffers(Gathered gathered, Place *places, Store store) excep
     """
     cdef Py_ssize_t n = gathered.nbuffers, i, j, count = 0
     cdef uint64_t end = sizeof(prs_header) + n * sizeof(prs_buffer_entry) + gathered.stream_size
-    cdef uint64_t off, at
+    cdef uint64_t at
     cdef const uint8_t *stop
     cdef const uint8_t *covered
     cdef bint sorted_already = True
     cdef Span span
     cdef Range *ranges
+    cdef Group *groups = NULL
+    cdef Group *group
+    cdef Py_ssize_t ngroups = 0
     if n > PRS_NO_SLOT - 1:
         raise OverflowError("an object cannot have that many buffers")
     ranges = <Range *>PyMem_Malloc((n + 1) * sizeof(Range))
@@ -60,6 +71,9 @@ cdef uint64_t place_buffers(Gathered gathered, Place *places, Store store) excep
             count += 1
         if not sorted_already:
             qsort(ranges, count, sizeof(Range), by_start)
+        groups = <Group *>PyMem_Malloc((count + 1) * sizeof(Group))
+        if groups is NULL:
+            raise MemoryError()
         i = 0
         while i < count:
             # ranges[i:j] overlap, one after the other; `stop` is where they end.
@@ -68,15 +82,27 @@ cdef uint64_t place_buffers(Gathered gathered, Place *places, Store store) excep
             while j < count and ranges[j].start < stop:
                 stop = max(stop, ranges[j].stop)
                 j += 1
-            place(&end, stop - ranges[i].start, &off)
-            covered = ranges[i].start
-            at = <uint64_t>ranges[i].start
+            groups[ngroups].start = covered = ranges[i].start
+            groups[ngroups].size = stop - ranges[i].start
+            groups[ngroups].placed = False
             while i < j:
-                places[ranges[i].index].off = off + (<uint64_t>ranges[i].start - at)
+                places[ranges[i].index].off = ngroups
                 places[ranges[i].index].written = ranges[i].stop > covered
                 covered = max(covered, ranges[i].stop)
                 i += 1
+            ngroups += 1
+        # In the order of the stream, whatever that of the addresses: so they are written one after the other.
+        for i in range(n):
+            span = gathered.buffer(i)
+            if span.size == 0 or span.data is NULL or places[i].foreign:
+                continue
+            group = &groups[places[i].off]
+            if not group.placed:
+                place(&end, group.size, &group.off)
+                group.placed = True
+            places[i].off = group.off + (<const uint8_t *>span.data - group.start)
     finally:
+        PyMem_Free(groups)
         PyMem_Free(ranges)
     return end
 
@@ -87,6 +113,7 @@ cdef struct Writer:
     uint8_t *scratch
     uint64_t at         # offset in the object of the first byte in scratch
     size_t fill
+    uint64_t high       # nothing was written from here on, neither to scratch nor to the object
 
 cdef enum:
     SCRATCH = 256 * 1024
@@ -106,7 +133,10 @@ cdef int writer_add(Writer *w, Store store, uint64_t at, const void *data, size_
     if w.draft.dst is not NULL:
         memcpy(<uint8_t *>w.draft.dst + at, data, size)
         return 0
-    gap = at - (w.at + w.fill) if at >= w.at + w.fill else SCRATCH
+    # Padding may be written over what nobody has written yet, and over nothing else: buffers come in the order of the
+    # stream, which need not be the order of their places.
+    gap = at - w.high if at >= w.high == w.at + w.fill else SCRATCH
+    w.high = max(w.high, at + size)
     if size > PIECE or gap > 4096 or w.fill + gap + size > SCRATCH:
         writer_flush(w, store)
         if size > PIECE:
@@ -159,6 +189,7 @@ cdef ObjectRef put_gathered(Store store, Gathered gathered, int64_t deadline):
         writer.draft = &draft
         writer.at = 0
         writer.fill = 0
+        writer.high = 0
         if draft.dst is NULL:
             writer.scratch = <uint8_t *>PyMem_Malloc(SCRATCH)
             if writer.scratch is NULL:
