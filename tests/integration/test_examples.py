@@ -16,10 +16,13 @@ def run(path):
     return subprocess.run([sys.executable, str(path)], text=True, capture_output=True, timeout=120)
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def _example(path):
+    """One that needs torch belongs to the heavy tests, which install it."""
+    return pytest.param(path, id=path.stem, marks=[pytest.mark.heavy] if "import torch" in path.read_text() else [])
+
+
+@pytest.mark.parametrize("path", [_example(path) for path in EXAMPLES])
 def test_example(path):
-    if "import torch" in path.read_text():
-        pytest.importorskip("torch")
     done = run(path)
     assert done.returncode == 0, done.stderr
     assert done.stdout
