@@ -588,14 +588,15 @@ static PyObject *run(prp_loader *L)
             p += n;
             /* More of them, as in a list of strings: none of these may be the first name of a global. */
             while (keyed < 0 && sp < L->limit && end - p > 2 && *p == OP_SHORT_BINUNICODE) {
-                n = p[1];
+                n = prp_load_byte(p + 1);
                 const uint8_t *next = p + 2 + n;
                 if (end - p <= (Py_ssize_t)n + 2 || *next == OP_MEMOIZE)
                     break;
-                if (*next == OP_SHORT_BINUNICODE &&
-                    (end - next < 3 || end - next < 3 + next[1] || next[2 + next[1]] == OP_MEMOIZE ||
-                     next[2 + next[1]] == OP_STACK_GLOBAL))
-                    break;
+                if (*next == OP_SHORT_BINUNICODE) {
+                    size_t m = end - next < 3 ? 0 : prp_load_byte(next + 1);
+                    if ((size_t)(end - next) < 3 + m || next[2 + m] == OP_MEMOIZE || next[2 + m] == OP_STACK_GLOBAL)
+                        break;
+                }
                 PyObject *text = prp_load_utf8(p + 2, n);
                 if (PRP_UNLIKELY(!text))
                     goto failed_saved;
@@ -903,7 +904,7 @@ static PyObject *run(prp_loader *L)
             size_t index;
             if (p[-1] == OP_BINGET) {
                 NEED(1);
-                index = *p++;
+                index = prp_load_byte(p++);
             } else {
                 NEED(4);
                 index = le32(p);

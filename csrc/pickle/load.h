@@ -164,6 +164,13 @@ void prp_load_clear_stack(prp_loader *L, Py_ssize_t height);
 
 /* ---- load_memo.c ---------------------------------------------------------------------------------------------------------- */
 
+/* A length or an index that is checked and then used is read once: the stream may lie in shared memory, where it can change after the
+ * check. */
+static inline uint8_t prp_load_byte(const uint8_t *p)
+{
+    return *(const volatile uint8_t *)p;
+}
+
 int prp_load_memo_put(prp_loader *L, size_t index, PyObject *value); /* borrows `value` */
 int prp_load_memo_put_tag(prp_loader *L, size_t index, uintptr_t tag);
 /* MEMOIZE: under the next index. */

@@ -71,14 +71,20 @@ static bool read_shape(array_call *c)
     return marked ? op == OP_TUPLE : c->nd >= 1 && c->nd <= 3 && op == OP_TUPLE1 - 1 + c->nd;
 }
 
+/* `n` bytes behind an opcode and its length of `width` bytes; false if they are not all there. */
+static bool read_run(array_call *c, size_t width, size_t n, const uint8_t **bytes, size_t *len)
+{
+    if ((size_t)(c->end - c->p) - 1 - width < n)
+        return false;
+    *bytes = c->p + 1 + width;
+    *len = n;
+    c->p = *bytes + n;
+    return true;
+}
+
 static bool read_text(array_call *c, const uint8_t **text, size_t *len)
 {
-    if (c->end - c->p < 2 || *c->p != OP_SHORT_BINUNICODE || (size_t)(c->end - c->p) < 2 + (size_t)c->p[1])
-        return false;
-    *len = c->p[1];
-    *text = c->p + 2;
-    c->p += 2 + *len;
-    return true;
+    return c->end - c->p >= 2 && *c->p == OP_SHORT_BINUNICODE && read_run(c, 1, prp_load_byte(c->p + 1), text, len);
 }
 
 /* GET, or numpy.dtype(kind and size, False, True) with the state that sets its byte order. `name` has room for 8 bytes. */
@@ -89,7 +95,7 @@ static bool read_dtype(prp_loader *L, array_call *c, uint8_t *name)
     static const uint8_t middle[] = "\x89\x88\x87R(K\x03\x8c\x01";
     static const uint8_t tail[] = "NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb\x94";
     if (c->end - c->p >= 2 && *c->p == OP_BINGET) {
-        size_t index = c->p[1];
+        size_t index = prp_load_byte(c->p + 1);
         PyObject *entry = index < (size_t)L->memo.top ? L->memo.entries[index] : NULL;
         if (!entry || prp_load_tagged(entry))
             return false;
@@ -114,21 +120,14 @@ static bool read_bytes(array_call *c)
 {
     if (byte(c, OP_NEXT_BUFFER))
         return true;
-    if (c->end - c->p < 2 || *c->p != OP_SHORT_BINBYTES || (size_t)(c->end - c->p) < 2 + (size_t)c->p[1]) {
-        uint32_t n;
-        if (c->end - c->p < 5 || *c->p != OP_BINBYTES)
-            return false;
-        n = c->p[1] | (uint32_t)c->p[2] << 8 | (uint32_t)c->p[3] << 16 | (uint32_t)c->p[4] << 24;
-        if ((size_t)(c->end - c->p) < 5 + (size_t)n)
-            return false;
-        c->inband = c->p + 5;
-        c->inband_len = n;
-    } else {
-        c->inband = c->p + 2;
-        c->inband_len = c->p[1];
-    }
-    c->p = c->inband + c->inband_len;
-    return true;
+    if (c->end - c->p >= 2 && *c->p == OP_SHORT_BINBYTES)
+        return read_run(c, 1, prp_load_byte(c->p + 1), &c->inband, &c->inband_len);
+    if (c->end - c->p < 5 || *c->p != OP_BINBYTES)
+        return false;
+    uint32_t n = 0;
+    for (int i = 0; i < 4; i++)
+        n |= (uint32_t)prp_load_byte(c->p + 1 + i) << 8 * i;
+    return read_run(c, 4, n, &c->inband, &c->inband_len);
 }
 
 static bool read_call(prp_loader *L, array_call *c, bool frombuffer, uint8_t *name)

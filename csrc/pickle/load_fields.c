@@ -58,7 +58,7 @@ static inline PyObject *atom(prp_loader *L, const uint8_t **p, const uint8_t *en
         *p = q + 1;
         return Py_NewRef(Py_False);
     case OP_SHORT_BINUNICODE: {
-        size_t n = q[1];
+        size_t n = prp_load_byte(q + 1);
         const uint8_t *next = q + 2 + n;
         /* Behind a str, another one or a memo opcode may make the name of a global of it. */
         if ((size_t)(end - q) < n + 3 || *next == OP_SHORT_BINUNICODE || *next == OP_MEMOIZE)
@@ -67,7 +67,8 @@ static inline PyObject *atom(prp_loader *L, const uint8_t **p, const uint8_t *en
         return prp_load_utf8(q + 2, n);
     }
     case OP_BINGET: {
-        PyObject *entry = q[1] < L->memo.top ? L->memo.entries[q[1]] : NULL;
+        size_t index = prp_load_byte(q + 1);
+        PyObject *entry = index < (size_t)L->memo.top ? L->memo.entries[index] : NULL;
         if (!entry || prp_load_tagged(entry))
             return NULL;
         *p = q + 2;
@@ -81,9 +82,10 @@ static inline PyObject *atom(prp_loader *L, const uint8_t **p, const uint8_t *en
 /* Whether the opcode at `p` is GET of this name. */
 static inline bool gets_name(prp_loader *L, const uint8_t *p, const uint8_t *end, PyObject *name)
 {
-    if (end - p < 2 || *p != OP_BINGET || p[1] >= L->memo.top)
+    if (end - p < 2 || *p != OP_BINGET)
         return false;
-    PyObject *entry = L->memo.entries[p[1]];
+    size_t index = prp_load_byte(p + 1);
+    PyObject *entry = index < (size_t)L->memo.top ? L->memo.entries[index] : NULL;
     if (PRP_LIKELY(entry == name))
         return true;
     return entry && !prp_load_tagged(entry) && PyUnicode_CheckExact(entry) && PyUnicode_IS_COMPACT_ASCII(entry) &&
