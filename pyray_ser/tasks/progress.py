@@ -37,7 +37,7 @@ def progress(refs: list, *, description: str | None = None, file=None) -> list:
             more, left = wait(left, num_returns=len(left), timeout=0) if left else ([], [])
             bar.update(len(ready) + len(more))
             if left:
-                # Many small tasks: redraw ten times a second, not for each.
+                # Many small tasks: several of them for one step of the bar.
                 time.sleep(0 if len(left) < 10 else 0.01)
     finally:
         bar.close()

@@ -157,7 +157,8 @@ cdef class Store:
             "capacity": s.capacity, "used": s.used, "reserved": s.reserved, "backed": s.backed, "overhead": s.overhead,
             "objects": s.objects, "unsealed": s.unsealed, "largest_free": s.largest_free, "slots": s.slots,
             "in_flight": s.in_flight, "edges": s.edges, "spilled": s.spilled,
-            "spilled_bytes": s.spilled_bytes, "orphaned": s.orphaned, "serial": s.serial, "clients": s.clients, "max_clients": s.max_clients, "reaped": s.reaped, "stolen": s.stolen,
+            "spilled_bytes": s.spilled_bytes, "orphaned": s.orphaned, "serial": s.serial, "clients": s.clients,
+            "max_clients": s.max_clients, "reaped": s.reaped, "stolen": s.stolen,
         }
 
     def records(self):
