@@ -4,6 +4,7 @@
  * direct-mapped table first; values are not, because most of them are different. If keys turn out to be different too, the
  * stream stops asking. The table holds at most KEY_SLOTS strings of at most KEY_BYTES bytes.
  */
+#include "copy_short.h"
 #include "load.h"
 
 #define KEY_SLOTS 1024
@@ -57,42 +58,12 @@ static inline bool is_ascii(const uint8_t *data, size_t n)
     return !(seen & HIGH_BITS);
 }
 
-/* memcpy() of two or more bytes, written out for the short ones. */
-static inline void copy(uint8_t *to, const uint8_t *from, size_t n)
-{
-    if (n > 32) {
-        memcpy(to, from, n);
-    } else if (n >= 16) {
-        uint8_t head[16], tail[16];
-        memcpy(head, from, 16);
-        memcpy(tail, from + n - 16, 16);
-        memcpy(to, head, 16);
-        memcpy(to + n - 16, tail, 16);
-    } else if (n >= 8) {
-        uint64_t head, tail;
-        memcpy(&head, from, 8);
-        memcpy(&tail, from + n - 8, 8);
-        memcpy(to, &head, 8);
-        memcpy(to + n - 8, &tail, 8);
-    } else if (n >= 4) {
-        uint32_t head, tail;
-        memcpy(&head, from, 4);
-        memcpy(&tail, from + n - 4, 4);
-        memcpy(to, &head, 4);
-        memcpy(to + n - 4, &tail, 4);
-    } else {
-        to[0] = from[0];
-        to[1] = from[1];
-        to[n - 1] = from[n - 1];
-    }
-}
-
 PyObject *prp_load_utf8(const uint8_t *data, size_t n)
 {
     if (PRP_LIKELY(n > 1 && is_ascii(data, n))) {
         PyObject *text = prp_ascii_new((Py_ssize_t)n);
         if (PRP_LIKELY(text))
-            copy(PyUnicode_1BYTE_DATA(text), data, n);
+            prp_copy_short(PyUnicode_1BYTE_DATA(text), data, n);
         return text;
     }
     if (n == 1 && *data < 128)
