@@ -278,7 +278,8 @@ def test_members_that_come_and_go():
         else:
             assert loads(stream) == expected
         cls._value2member_map_[1] = cls.B
-        assert loads(stream) == [cls, cls.B, cls.B]
+        # 3.11.0 to 3.11.3 name members in the stream, the others their values.
+        assert loads(stream) == pickle.loads(stream)
         cls._value2member_map_[1] = kept
         assert loads(stream) == [cls, cls.A, cls.B]
     finally:
