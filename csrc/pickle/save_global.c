@@ -241,27 +241,32 @@ static int write_reference(prp_saver *s, PyObject *obj, PyObject *module, PyObje
     return prp_memoize(s, obj);
 }
 
-/* Modules somebody registered with cloudpickle.register_pickle_by_value? Asked once per stream. */
+/* Modules somebody registered with cloudpickle.register_pickle_by_value? Asked once per stream; -1 for an exception. */
 static int by_value_wanted(prp_saver *s)
 {
     if (s->by_value_asked == s->stream)
         return s->by_value_wanted;
-    s->by_value_asked = s->stream;
     s->by_value_wanted = false;
     PyObject *cloudpickle = PyDict_GetItemWithError(prp_g.sys_modules, prp_g.str_cloudpickle);
     if (!cloudpickle) {
-        PyErr_Clear();
+        if (PyErr_Occurred())
+            return -1;
+        s->by_value_asked = s->stream;
         return 0;
     }
     PyObject *modules = PyObject_CallMethodNoArgs(cloudpickle, prp_g.str_list_by_value);
     if (!modules) {
+        if (!PyErr_ExceptionMatches(PyExc_AttributeError))
+            return -1; /* KeyboardInterrupt, say */
         PyErr_Clear(); /* a version without it, or half imported */
+        s->by_value_asked = s->stream;
         return 0;
     }
     Py_ssize_t n = PyObject_Size(modules);
     Py_DECREF(modules);
     if (n < 0)
-        PyErr_Clear();
+        return -1;
+    s->by_value_asked = s->stream;
     return s->by_value_wanted = n > 0;
 }
 
@@ -410,8 +415,9 @@ static int save_named(prp_saver *s, PyObject *obj, PyObject *given, bool may_go_
         PyErr_Format(prp_g.pickling_error, "Can't pickle %R: its module and name must be str", obj);
         goto end;
     }
-    if (may_go_by_value && (is_main(module_str) || by_value_wanted(s))) {
-        int written = save_by_value(s, obj);
+    if (may_go_by_value) {
+        int wanted = is_main(module_str) ? 1 : by_value_wanted(s);
+        int written = wanted > 0 ? save_by_value(s, obj) : wanted;
         if (written) {
             status = written < 0 ? -1 : 0;
             goto end;

@@ -13,6 +13,8 @@ import sys
 import time
 import weakref
 from _thread import allocate_lock
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from .. import _store
 from ..exceptions import WorkerDiedError
@@ -89,7 +91,8 @@ class Process:
                 self.process = made.Process(
                     target=main, name=name, args=(theirs, owner, listener, settings or {}), daemon=False
                 )
-                self.process.start()
+                with _interrupts_held_back(made.get_start_method()):
+                    self.process.start()
                 _running.difference_update([child for child in _running if child.exitcode is not None])
                 _running.add(self.process)
             except BaseException:
@@ -111,12 +114,12 @@ class Process:
     def __del__(self) -> None:
         self.close_watch()
 
-    def close_watch(self) -> None:
-        """Stop watching it."""
+    def close_watch(self, close=os.close) -> None:
+        """Stop watching it. `close` is bound here: at the end of the interpreter the module's names are gone."""
         watch, self.watch = self.watch, -1
         if self._owns_watch and watch >= 0:
             self._owns_watch = False
-            os.close(watch)
+            close(watch)
 
     def poller(self):
         """Return a poll object for what comes from the process, and for its end."""
@@ -142,6 +145,29 @@ class Process:
     def close(self) -> None:
         """Close our end of the pipe: the process ends once it is idle."""
         self.connection.close()
+
+
+@contextmanager
+def _interrupts_held_back(method: str) -> Iterator[None]:
+    """
+    Let a child be born with Ctrl-C blocked, until `ignore_interrupts` runs there.
+
+    An interrupt right after the fork would be raised inside the hooks that Python runs in the child, which print and drop it.
+    """
+    if method == "forkserver":
+        # Its server ignores them itself, and would hand this mask on to everybody's children.
+        yield
+        return
+    if method == "spawn":
+        # Starting the tracker unblocks what it had blocked: it runs before.
+        from multiprocessing.resource_tracker import ensure_running
+
+        ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def join(child, patience: float) -> None:
@@ -241,3 +267,5 @@ def ignore_interrupts() -> None:
     except ValueError:
         # Not in the main thread; only a start method of somebody else's does that.
         print("pyray_ser: a worker was started outside of its main thread", file=sys.stderr)
+    # Blocked since before the fork; what has come meanwhile is ignored with it.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

@@ -348,6 +348,17 @@ def test_what_cloudpickle_reduces():
     assert pickle.loads(_pickle.dumps(sys)) is sys
 
 
+def test_an_interrupt_while_cloudpickle_is_asked_is_raised(monkeypatch):
+    import cloudpickle
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cloudpickle, "list_registry_pickle_by_value", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _pickle.dumps(Box)
+
+
 def test_register_pickle_by_value():
     import cloudpickle
 

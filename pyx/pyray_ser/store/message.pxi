@@ -18,9 +18,10 @@ cdef enum:
 cdef bytes message_of(ObjectRef ref, int kind, bytes node, prs_token *token, uint32_t note=0):
     """What `travel` returns first; `token` gets what it took."""
     cdef Travel out
-    cdef bytes text
     cdef int status
     cdef size_t length = min(PyBytes_GET_SIZE(node), NODE_MAX)
+    # Made first: once there is a token, nothing may fail.
+    cdef bytes text = PyBytes_FromStringAndSize(NULL, sizeof(out) + length)
     memset(&out, 0, sizeof(out))
     memset(token, 0, sizeof(prs_token))
     out.id = ref.id
@@ -38,7 +39,6 @@ cdef bytes message_of(ObjectRef ref, int kind, bytes node, prs_token *token, uin
     out.kind = kind
     out.token_index = token.index
     out.token_serial = token.serial
-    text = PyBytes_FromStringAndSize(NULL, sizeof(out) + length)
     memcpy(PyBytes_AS_STRING(text), &out, sizeof(out))
     memcpy(PyBytes_AS_STRING(text) + sizeof(out), PyBytes_AS_STRING(node), length)
     return text
