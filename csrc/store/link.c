@@ -263,6 +263,10 @@ bool prs_links_bury(prs_store *s, bool block)
         return false;
     for (uint32_t k = 0; k < BURY_BATCH && s->dying != PRS_NIL; k++) {
         uint32_t i = s->dying;
+        if (i >= prs_load_relaxed(&s->links_seen) || s->links[i].kind != PRS_LINK_DYING || s->links[i].owner != s->me) {
+            s->dying = PRS_NIL; /* bytes were damaged: what is left of the chain is a rebuild's or a reaper's to find */
+            break;
+        }
         s->dying = s->links[i].next;
         uint32_t slot = prs_link_end(s, i);
         if (slot != PRS_NIL)
@@ -306,8 +310,13 @@ void prs_links_rebuild(prs_store *s)
         prs_link *l = &s->links[i];
         if (l->serial > a->link_serial)
             a->link_serial = l->serial;
-        bool valid = l->kind != PRS_LINK_FREE && l->kind <= PRS_LINK_LAST && l->serial != 0 && l->slot < slots &&
-                     lives(prs_slot_at(s, l->slot), l) && (l->kind != PRS_LINK_NAME || prs_name_has(s, l->owner, i));
+        bool known = l->kind != PRS_LINK_FREE && l->kind <= PRS_LINK_LAST && l->serial != 0 && l->slot < slots;
+        bool holds = known && lives(prs_slot_at(s, l->slot), l);
+        /* In the chain of a client that buries it, living or to be reaped: it stays there, even when what it held was freed,
+         * for that client will follow the chain through it. */
+        bool others =
+            known && l->kind == PRS_LINK_DYING && l->owner != s->me && prs_client_is(s, l->owner, l->owner_tag);
+        bool valid = others || (holds && (l->kind != PRS_LINK_NAME || prs_name_has(s, l->owner, i)));
         if (!valid) {
             l->kind = PRS_LINK_FREE;
             l->serial = 0;
@@ -315,14 +324,13 @@ void prs_links_rebuild(prs_store *s)
             a->link_free = i;
             continue;
         }
-        prs_fetch_add_seqcst(&prs_slot_at(s, l->slot)->links, 1);
+        if (holds)
+            prs_fetch_add_seqcst(&prs_slot_at(s, l->slot)->links, 1);
         if (l->kind == PRS_LINK_EDGE && owner_lives(s, l)) {
             prs_slot *outer = prs_slot_at(s, l->owner);
             l->next = prs_load_relaxed(&outer->edges);
             prs_store_relaxed(&outer->edges, i);
-        } else if (l->kind ==
-                       PRS_LINK_EDGE || /* a client that buries others, dead or not, keeps them: it will be reaped */
-                   (l->kind == PRS_LINK_DYING && (l->owner == s->me || !prs_client_is(s, l->owner, l->owner_tag)))) {
+        } else if (l->kind == PRS_LINK_EDGE || (l->kind == PRS_LINK_DYING && !others)) {
             adopt(s, i);
         }
         if (l->kind == PRS_LINK_ONCE || l->kind == PRS_LINK_STICKY)
@@ -335,19 +343,32 @@ void prs_links_rebuild(prs_store *s)
     prs_store_seqcst(&s->super->recount, (epoch | 1) + 1);
 }
 
-/* Edges a dead client was burying become ours.  Its tokens stay: their messages may arrive. */
-void prs_links_reap(prs_store *s, uint32_t client, uint32_t incarnation)
+static bool buried_by(const prs_link *l, uint32_t client, uint32_t incarnation)
 {
-    if (prs_tables_touch(s) < 0 || prs_lock(s, s->lock_timeout, NULL) < 0)
-        return;
-    uint32_t links = prs_load_relaxed(&s->links_seen), bump = arena_of(s)->link_bump;
-    for (uint32_t i = 0; i < links && i < bump; i++) {
-        prs_link *l = &s->links[i];
-        if (l->kind == PRS_LINK_DYING && l->owner == client && l->owner_tag == incarnation)
+    return *(const volatile uint32_t *)&l->kind == PRS_LINK_DYING && *(const volatile uint32_t *)&l->owner == client &&
+           *(const volatile uint32_t *)&l->owner_tag == incarnation;
+}
+
+/* Edges a dead client was burying become ours.  Its tokens stay: their messages may arrive.  False: there are some, and the
+ * lock is not to be had now, so the client must not be forgotten. */
+bool prs_links_reap(prs_store *s, uint32_t client, uint32_t incarnation)
+{
+    if (prs_tables_touch(s) < 0)
+        return false;
+    uint32_t links = prs_load_relaxed(&s->links_seen), first = 0;
+    while (first < links &&
+           !buried_by(&s->links[first], client, incarnation)) /* nobody adds to what a dead client has */
+        first++;
+    if (first == links)
+        return true;
+    if (prs_lock(s, s->lock_timeout, NULL) < 0)
+        return false;
+    for (uint32_t i = first; i < links && i < arena_of(s)->link_bump; i++)
+        if (buried_by(&s->links[i], client, incarnation))
             adopt(s, i);
-    }
     prs_store_relaxed(&s->has_dying, s->dying != PRS_NIL);
     prs_unlock(s);
+    return true;
 }
 
 /* ---- checking ------------------------------------------------------------------------------------------------ */

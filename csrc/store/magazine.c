@@ -137,6 +137,7 @@ void prs_settle_pending(prs_store *s, bool block)
             for (uint32_t i = 0; i < n; i++)
                 give(s, batch[i].slot, prs_word(batch[i].generation, s->me, PRS_STATE_RESERVED));
             prs_unlock(s);
+            PRS_POINT(give_unlocked);
         }
         if (prs_load_relaxed(&s->has_dying) && !prs_links_bury(s, block))
             break;

@@ -102,7 +102,10 @@ int prs_reap(prs_store *s, uint32_t client, uint64_t state)
         return PRS_E_BACKING;
     }
     prs_inherit(s, client);
-    prs_links_reap(s, client, incarnation);
+    if (!prs_links_reap(s, client, incarnation)) {
+        prs_cas_seqcst(&c->state, &ours, state);
+        return PRS_E_BUSY;
+    }
     PRS_POINT(reap_links);
     prs_settle_pending(s, true);
     if (prs_cas_seqcst(&c->state, &ours, PRS_CLIENT_FREE))
@@ -129,8 +132,8 @@ int prs_look(prs_store *s, int64_t min_age)
     uint32_t high = prs_load_acquire(&s->super->client_high);
     uint64_t state;
     for (uint32_t i = 1; i < high && i < s->super->max_clients; i++)
-        if (i != s->me && prs_client_corpse(s, i, &state))
-            prs_reap(s, i, state);
+        if (i != s->me && prs_client_corpse(s, i, &state) && prs_reap(s, i, state) == PRS_E_BUSY)
+            break; /* one wait for the lock is enough: the next look goes on */
     sweep(s);
     if (min_age > 0)
         prs_trim_excess(s);

@@ -334,7 +334,7 @@ void prs_magazines_forget(prs_store *s);
 void prs_link_splice(prs_store *s, uint32_t slot); /* under the lock: edges of a dead slot become DYING ours */
 bool prs_links_bury(prs_store *s, bool block);     /* end some of our DYING links; false: no lock */
 void prs_links_rebuild(prs_store *s);              /* under the lock */
-void prs_links_reap(prs_store *s, uint32_t client, uint32_t incarnation);
+bool prs_links_reap(prs_store *s, uint32_t client, uint32_t incarnation); /* false: no lock */
 int prs_links_check(prs_store *s, prs_error *error);
 
 /* The lock, with a record to be had; make one that holds `id` (PRS_NIL: it is gone, `undone`: try to free it after

@@ -410,7 +410,7 @@ static const struct {
     {"lock_taken lock_released extent_unlinked extent_split extent_used slots_backed slots_published slot_taken "
      "slot_reserved refill_unlocked refill_backed backing alloc_creating alloc_referenced seal_ready seal_done "
      "unpin_cleared unref_cleared held_pins freeing freeing_scanned retire_cleared retired give_slot_free give_edges "
-     "give_extent give_slot_pushed",
+     "give_extent give_slot_pushed give_unlocked",
      small, false},
     {"extent_merged extent_freed fill_begun fill_done", large, false},
     {"punch_marked punched retire_decided", trim, false},
