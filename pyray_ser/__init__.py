@@ -5,6 +5,7 @@
 >>> data = pyray_ser.get(ref)  # in any other: nothing is copied
 """
 
+from . import _interpreter  # noqa: F401  it refuses interpreters before anything compiled is loaded
 from ._store import ObjectRef
 from ._store import load_ref as _take_over
 from ._version import __version__
