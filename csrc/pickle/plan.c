@@ -278,6 +278,12 @@ static bool only_c_code(PyTypeObject *type)
 static int classify_heap(prp_plan *plan, PyTypeObject *type, PyObject *sample)
 {
     PyTypeObject *base = &PyBaseObject_Type;
+    /* A set of weak references, which refuse; and a marker of dataclasses, which is compared by identity. */
+    if ((strcmp(type->tp_name, "WeakSet") == 0 && is_loaded(type, "_weakrefset", "WeakSet")) ||
+        (strcmp(type->tp_name, "_FIELD_BASE") == 0 && is_loaded(type, "dataclasses", "_FIELD_BASE"))) {
+        plan->by_table = true;
+        return 0;
+    }
     if (!inherits(type, base, prp_g.str_reduce_ex)) {
         if (plain_enum(type, sample))
             plan->kind = PLAN_ENUM;
@@ -379,8 +385,8 @@ static void classify_static(prp_plan *plan, PyTypeObject *type)
         plan->kind = PLAN_COMPLEX;
     plan->trusted = type == &PyRange_Type || type == &PySlice_Type || type == &PyCFunction_Type ||
                     type == &PyMethodDescr_Type || type == &PyWrapperDescr_Type || type == &PyClassMethodDescr_Type ||
-                    type == &PyGetSetDescr_Type || type == &PyMemberDescr_Type || type == Py_TYPE(Py_Ellipsis) ||
-                    type == Py_TYPE(Py_NotImplemented) || PyType_IsSubtype(type, (PyTypeObject *)PyExc_BaseException);
+                    type == &PyMemberDescr_Type || type == Py_TYPE(Py_Ellipsis) || type == Py_TYPE(Py_NotImplemented) ||
+                    PyType_IsSubtype(type, (PyTypeObject *)PyExc_BaseException);
     if (strncmp(type->tp_name, "numpy.", 6) == 0) {
         if (strncmp(type->tp_name, "numpy.dtype", 11) == 0) {
             plan->trusted = true;
@@ -408,6 +414,7 @@ static int classify(prp_plan *plan, PyTypeObject *type, PyObject *sample)
     forget(plan);
     plan->kind = PLAN_GENERIC;
     plan->trusted = false;
+    plan->by_table = false;
     plan->registry_version = -1;
     plan->table_version = 0;
     plan->stream = 0;

@@ -39,8 +39,9 @@ struct prp_plan {
     PyTypeObject *type; /* not owned, only compared, until `version` has been checked */
     unsigned version;
     uint8_t kind;
-    bool trusted; /* its __reduce_ex__ is C code that runs nothing else */
-    bool odd;     /* a metaclass with a __hash__ or __eq__: even a table lookup is foreign */
+    bool trusted;  /* its __reduce_ex__ is C code that runs nothing else */
+    bool by_table; /* its own reduction makes nothing of use: cloudpickle's is taken */
+    bool odd;      /* a metaclass with a __hash__ or __eq__: even a table lookup is foreign */
     bool has_attrs;
     uint64_t epoch;
     PyObject *registered, *table, *put_reducer; /* owned or NULL: reducers found for this type */

@@ -217,7 +217,9 @@ int prp_save_reduce_value(prp_saver *s, PyObject *value, PyObject *obj); /* a st
 /* ---- save_global.c ---- */
 
 int prp_save_global(prp_saver *s, PyObject *obj, PyObject *name);
-int prp_save_type(prp_saver *s, PyObject *obj);  /* exact `type` */
+int prp_save_type(prp_saver *s, PyObject *obj); /* exact `type` */
+/* Does a bound method go by its name: is that what its object has under it? 1, 0 or -1. */
+int prp_method_has_name(prp_saver *s, PyObject *method);
 int prp_save_named(prp_saver *s, PyObject *obj); /* function, or class with a metaclass: by reference, else by value */
 int prp_save_class(prp_saver *s, PyObject *cls); /* saves any class, from the memo if it is there */
 int prp_by_value(prp_saver *s, PyObject *obj, PyObject **value); /* cloudpickle's reduction: 1, 0 if it has none, -1 */
@@ -251,13 +253,13 @@ typedef struct {
     PyObject *registry_version, *registry_find; /* pyray_ser.registry, or NULL */
     PyObject *put_reducers;                     /* {type: reducer} for put mode, or NULL */
     PyObject *new_by_value;                     /* () -> the cloudpickle.CloudPickler of one dump */
-    PyObject *getattr, *partial, *codecs_encode, *pickle_complex, *slotnames, *whichmodule, *sys_modules;
+    PyObject *getattr, *partial, *codecs_encode, *pickle_complex, *slotnames, *sys_modules;
     PyCFunction list_append;
     PyObject *int_proto[6];
     PyObject *str_module, *str_qualname, *str_name, *str_reduce_ex, *str_reduce, *str_getstate, *str_getnewargs_ex,
         *str_getnewargs, *str_class, *str_value, *str_getattr, *str_getattribute, *str_iter, *str_main, *str_latin1,
         *str_locals, *str_cloudpickle, *str_items, *str_reducer_override, *str_list_by_value, *str_dispatch_table,
-        *str_maps;
+        *str_maps, *str_func;
 } prp_globals;
 
 extern prp_globals prp_g;

@@ -45,6 +45,35 @@ static PyObject *global_name(PyObject *obj, PyObject *name)
     return found || PyErr_Occurred() ? found : PyObject_GetAttr(obj, prp_g.str_name);
 }
 
+static PyObject *resolve(prp_saver *s, PyObject *module, PyObject *name, bool dotted, PyObject **parent,
+                         PyObject **last);
+
+/* The first loaded module that has obj under this name, else "__main__", as pickle.whichmodule; but a module whose attributes raise
+ * what they like does not have it. New reference. */
+static PyObject *which_module(prp_saver *s, PyObject *obj, PyObject *name)
+{
+    PyObject *modules = PyDict_Copy(prp_g.sys_modules), *key, *module, *answer = NULL;
+    Py_ssize_t at = 0, dot = PyUnicode_FindChar(name, '.', 0, PyUnicode_GET_LENGTH(name), 1);
+    bool failed = !modules || dot == -2;
+    while (!failed && !answer && PyDict_Next(modules, &at, &key, &module)) {
+        if (module == Py_None || !PyUnicode_Check(key) || PyUnicode_CompareWithASCIIString(key, "__main__") == 0 ||
+            PyUnicode_CompareWithASCIIString(key, "__mp_main__") == 0)
+            continue;
+        PyObject *parent = NULL, *last = NULL, *found = resolve(s, module, name, dot >= 0, &parent, &last);
+        if (found == obj)
+            answer = Py_NewRef(key);
+        else if (!found && PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_Exception))
+            failed = true; /* KeyboardInterrupt and the like */
+        else
+            PyErr_Clear();
+        Py_XDECREF(found);
+        Py_XDECREF(parent);
+        Py_XDECREF(last);
+    }
+    Py_XDECREF(modules);
+    return failed || answer ? answer : Py_NewRef(prp_g.str_main);
+}
+
 /* The module obj says it is from, else the first one that has it under this name. New reference. */
 static PyObject *module_name(prp_saver *s, PyObject *obj, PyObject *name)
 {
@@ -59,7 +88,7 @@ static PyObject *module_name(prp_saver *s, PyObject *obj, PyObject *name)
     Py_XDECREF(found);
     if (prp_foreign(s) < 0)
         return NULL;
-    return PyObject_CallFunctionObjArgs(prp_g.whichmodule, obj, name, NULL);
+    return which_module(s, obj, name);
 }
 
 /* What `module`.`name` is now; new reference. NULL with or without an exception. *parent is what has the last part of a dotted
@@ -393,6 +422,13 @@ static bool is_main(PyObject *module)
            (PyUnicode_GET_LENGTH(module) == 8 && PyUnicode_Compare(module, prp_g.str_main) == 0);
 }
 
+/* A TypeVar reduces itself to its name, also where nothing has that name. */
+static bool is_type_variable(PyObject *obj)
+{
+    const char *name = Py_TYPE(obj)->tp_name, *dot = strrchr(name, '.');
+    return strcmp(dot ? dot + 1 : name, "TypeVar") == 0;
+}
+
 static int save_named(prp_saver *s, PyObject *obj, PyObject *given, bool may_go_by_value)
 {
     PyObject *name = NULL, *module_str = NULL, *module = NULL, *parent = NULL, *last = NULL, *found = NULL;
@@ -483,12 +519,51 @@ end:
 
 int prp_save_global(prp_saver *s, PyObject *obj, PyObject *name)
 {
-    return save_named(s, obj, name, false);
+    return save_named(s, obj, name, name && is_type_variable(obj));
 }
 
 int prp_save_named(prp_saver *s, PyObject *obj)
 {
     return save_named(s, obj, NULL, true);
+}
+
+/* The function that a bound method calls, or NULL: borrowed from what defines it. */
+static PyObject *behind(PyObject *found)
+{
+    if (!found || PyFunction_Check(found))
+        return found;
+    PyObject *function = Py_IS_TYPE(found, &PyClassMethod_Type) ? PyObject_GetAttr(found, prp_g.str_func) : NULL;
+    Py_XDECREF(function); /* the classmethod keeps it */
+    PyErr_Clear();
+    return function;
+}
+
+int prp_method_has_name(prp_saver *s, PyObject *method)
+{
+    PyObject *self = PyMethod_GET_SELF(method), *function = PyMethod_GET_FUNCTION(method);
+    if (PyFunction_Check(function)) {
+        PyObject *name = ((PyFunctionObject *)function)->func_name;
+        PyTypeObject *type = PyType_Check(self) ? (PyTypeObject *)self : Py_TYPE(self);
+        PyObject *found = prp_type_lookup(type, name);
+        bool same = behind(found) == function;
+        Py_XDECREF(found);
+        if (same)
+            return 1;
+    }
+    if (prp_foreign(s) < 0)
+        return -1;
+    PyObject *name = PyObject_GetAttr(function, prp_g.str_name);
+    PyObject *found = name && PyUnicode_Check(name) ? PyObject_GetAttr(self, name) : NULL;
+    Py_XDECREF(name);
+    if (!found && PyErr_Occurred()) {
+        if (!PyErr_ExceptionMatches(PyExc_Exception))
+            return -1;
+        PyErr_Clear(); /* whatever it says: the name leads nowhere */
+    }
+    bool same = found && (found == method || (PyMethod_Check(found) && PyMethod_GET_SELF(found) == self &&
+                                              PyMethod_GET_FUNCTION(found) == function));
+    Py_XDECREF(found);
+    return same;
 }
 
 int prp_save_type(prp_saver *s, PyObject *obj)

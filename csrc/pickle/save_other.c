@@ -260,7 +260,17 @@ static int save_reduced(prp_saver *s, prp_plan *plan, PyObject *obj, PyTypeObjec
         if (status != SAVE_GENERIC)
             return status;
     }
-    if (s->by_value) { /* cloudpickle reduced something this object is part of: its tables apply too */
+    bool by_table = plan->by_table;
+    if (type == &PyMethod_Type && !s->by_value) {
+        int named = prp_method_has_name(s, obj);
+        if (named < 0)
+            return SAVE_ERROR;
+        by_table = !named;
+    }
+    /* cloudpickle reduced something this object is part of: its tables apply too; or only they know how. */
+    if (s->by_value || by_table) {
+        if (by_table && prp_foreign(s) < 0)
+            return SAVE_ERROR;
         PyObject *value;
         int found = prp_by_value(s, obj, &value);
         if (found < 0)

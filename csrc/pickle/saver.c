@@ -49,6 +49,7 @@ int prp_setup(void)
         {&prp_g.str_reducer_override, "reducer_override"},
         {&prp_g.str_dispatch_table, "dispatch_table"},
         {&prp_g.str_maps, "maps"},
+        {&prp_g.str_func, "__func__"},
         {&prp_g.str_list_by_value, "list_registry_pickle_by_value"},
     };
     static const struct {
@@ -56,7 +57,6 @@ int prp_setup(void)
         const char *module, *name;
     } imports[] = {
         {&prp_g.pickling_error, "pickle", "PicklingError"},
-        {&prp_g.whichmodule, "pickle", "whichmodule"},
         {&prp_g.copyreg_table, "copyreg", "dispatch_table"},
         {&prp_g.extensions, "copyreg", "_extension_registry"},
         {&prp_g.pickle_complex, "copyreg", "pickle_complex"},
