@@ -135,9 +135,21 @@ demo: $(STAMP)/installed
 
 PYTEST = $(VENV)/bin/python -P -m pytest
 
+# cloudpickle's own tests, and what they import. 3.1.0 is the last release with its tests in the source distribution, whose build
+# needs an old flit_core.
+CLOUDPICKLE := $(BUILD)/cloudpickle
+$(STAMP)/cloudpickle: $(STAMP)/venv
+	@echo "fetch: $(CLOUDPICKLE)"
+	@rm -rf $(CLOUDPICKLE) && mkdir -p $(CLOUDPICKLE) && echo 'flit_core<4' > $(CLOUDPICKLE)/constraint
+	@PIP_BUILD_CONSTRAINT=$(CLOUDPICKLE)/constraint \
+	  $(VENV)/bin/python $(PIP) download --no-deps --no-binary cloudpickle --dest $(CLOUDPICKLE) cloudpickle==3.1.0
+	@cd $(CLOUDPICKLE) && tar -xzf cloudpickle-*.tar.gz && mv cloudpickle-*/ suite
+	@$(VENV)/bin/python $(PIP) install --target $(CLOUDPICKLE)/suite --no-deps $(CLOUDPICKLE)/suite/tests/cloudpickle_testpkg tornado
+	@touch $@
+
 .PHONY: test
-test: $(STAMP)/installed $(STAMP)/debug
-	@PYRAY_SER_DEBUG_PATH=$(DEBUG) $(PYTEST) -m "not heavy" $(PYTEST_ARGS)
+test: $(STAMP)/installed $(STAMP)/debug $(STAMP)/cloudpickle
+	@PYRAY_SER_DEBUG_PATH=$(DEBUG) PYRAY_SER_CLOUDPICKLE_SUITE=$(CLOUDPICKLE) $(PYTEST) -m "not heavy" $(PYTEST_ARGS)
 
 # Beside the light ones: torch and what builds on numpy. Where that means gigabytes, the size is printed first.
 $(STAMP)/installed-heavy: $(STAMP)/installed

@@ -1,0 +1,36 @@
+"""Put our functions in the place of cloudpickle's and pickle's, for cloudpickle's own test suite.
+
+A plugin of the pytest that runs the suite, which writes the outcome of each test to the file named by CLOUDPICKLE_OUTCOMES; and,
+copied as ``sitecustomize.py`` to the folder that the suite puts on the path of its child processes, the same for those.
+"""
+
+import json
+import os
+import pickle
+
+import cloudpickle
+
+import pyray_ser
+
+for module in (cloudpickle, cloudpickle.cloudpickle):
+    for name in ("dump", "dumps", "load", "loads"):
+        setattr(module, name, getattr(pyray_ser, name))
+pickle.load, pickle.loads = pyray_ser.load, pyray_ser.loads
+
+outcomes = {}
+
+
+def pytest_runtest_logreport(report):
+    name = report.nodeid.split("/")[-1]
+    # A failure outweighs what the other phases of the same test say; a skip is said by the set-up alone.
+    if report.failed:
+        outcomes[name] = ("failed", str(report.longrepr))
+    elif report.skipped:
+        outcomes[name] = ("skipped", str(report.longrepr))
+    elif report.when == "call":
+        outcomes[name] = ("passed", "")
+
+
+def pytest_sessionfinish(session):
+    with open(os.environ["CLOUDPICKLE_OUTCOMES"], "w") as file:
+        json.dump(outcomes, file)
