@@ -30,6 +30,10 @@ from .api import (
     wait,
 )
 
+TYPE_CHECKING = False  # importing typing for this would cost more than much of the rest
+if TYPE_CHECKING:
+    from typing import Any
+
 # Names that are imported when they are first used: name -> module.
 _LAZY = dict.fromkeys(
     (
@@ -104,7 +108,7 @@ __all__ = [
 ]
 
 
-def _load_ref(blob):
+def _load_ref(blob: bytes) -> "ObjectRef[Any]":
     """
     Take over a reference that was pickled: what its pickle calls.
 
@@ -114,7 +118,7 @@ def _load_ref(blob):
     return _take_over(blob)
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> "Any":
     from importlib import import_module
 
     if name in _LAZY:
@@ -127,11 +131,11 @@ def __getattr__(name):
     return value
 
 
-def __dir__():
-    return sorted({*globals(), *_LAZY, *_MODULES} - {"_ndarray"})
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY, *_MODULES} - {"TYPE_CHECKING", "_ndarray"})
 
 
-def _debug():
+def _debug() -> None:
     """Write everything by the pure-Python pickler, if the environment asks for it."""
     from os import environ
 

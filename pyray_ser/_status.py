@@ -1,7 +1,14 @@
 """Which exception a status of the store engine becomes: one table, used by one place that raises."""
 
+from __future__ import annotations
+
 from . import exceptions as exc
 from ._store import STATUS, ObjectRef, Store
+
+TYPE_CHECKING = False  # importing typing for this would cost more than the rest of this module
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 __all__ = ["exception"]
 
@@ -9,7 +16,19 @@ __all__ = ["exception"]
 class _Facts:
     """What the engine and the caller know about a failure."""
 
-    def __init__(self, status, what, errno, pid, want, capacity, used, store, ref, timeout):
+    def __init__(
+        self,
+        status: int,
+        what: str | None,
+        errno: int,
+        pid: int,
+        want: int,
+        capacity: int,
+        used: int,
+        store: Store | str | None,
+        ref: ObjectRef[Any] | None,
+        timeout: float | None,
+    ) -> None:
         self.status = status
         self.what = what
         self.errno = errno
@@ -17,7 +36,7 @@ class _Facts:
         self.want = want
         self.capacity = capacity
         self.used = used
-        self.path = store if isinstance(store, str | bytes) else getattr(store, "path", None)
+        self.path = store if isinstance(store, str) else getattr(store, "path", None)
         self.store = f"{store.id:016x}" if isinstance(store, Store) else self.path
         self.opened = store if isinstance(store, Store) and not store.closed else None
         self.ref = repr(ref) if isinstance(ref, ObjectRef) else None
@@ -26,20 +45,20 @@ class _Facts:
         self.spilled = self.opened is not None and isinstance(ref, ObjectRef) and ref.state == "sealed"
 
 
-def _system(facts):
+def _system(facts: _Facts) -> OSError:
     import os
 
     return OSError(facts.errno, f"{facts.what or 'a system call failed'}: {os.strerror(facts.errno)}", facts.path)
 
 
-def _no_memory(facts):
+def _no_memory(facts: _Facts) -> MemoryError:
     return MemoryError(
         (facts.what or "no private memory or address space")
         + "; close views and copy-on-write arrays, or raise vm.max_map_count and the address space limit"
     )
 
 
-def _full(facts):
+def _full(facts: _Facts) -> exc.ObjectStoreFullError:
     import os
 
     # With an errno it is the disk that is full: the spill directory's.
@@ -49,7 +68,7 @@ def _full(facts):
     )
 
 
-def _holders(store):
+def _holders(store: Store | None) -> str | None:
     """Name the largest objects, who made them and who holds them."""
     if store is None:
         return None
@@ -61,7 +80,7 @@ def _holders(store):
     ) or None  # fmt: skip
 
 
-def _no_pages(facts):
+def _no_pages(facts: _Facts) -> exc.ObjectStoreFullError:
     return exc.ObjectStoreFullError(
         size=facts.want or None,
         capacity=facts.capacity or None,
@@ -70,17 +89,17 @@ def _no_pages(facts):
     )
 
 
-def _lost(facts):
+def _lost(facts: _Facts) -> exc.ObjectLostError:
     reason = facts.what or ("it was spilled, and its file is gone" if facts.spilled else None)
     return exc.ObjectLostError(ref=facts.ref, store=facts.store, reason=reason)
 
 
-def _corrupt(facts):
+def _corrupt(facts: _Facts) -> exc.CorruptObjectError:
     reason = facts.what or ("it was spilled, and its file is shorter than the object" if facts.spilled else None)
     return exc.CorruptObjectError(ref=facts.ref, reason=reason)
 
 
-_TABLE = {
+_TABLE: dict[str, Callable[[_Facts], BaseException]] = {
     "SYS": _system,
     "NOMEM": _no_memory,
     "FULL": _full,
@@ -106,7 +125,17 @@ _BY_NUMBER = {STATUS[name]: make for name, make in _TABLE.items()}
 
 
 def exception(
-    status, what=None, *, errno=0, pid=0, want=0, capacity=0, used=0, store=None, ref=None, timeout=None
+    status: int,
+    what: str | None = None,
+    *,
+    errno: int = 0,
+    pid: int = 0,
+    want: int = 0,
+    capacity: int = 0,
+    used: int = 0,
+    store: Store | str | None = None,
+    ref: ObjectRef[Any] | None = None,
+    timeout: float | None = None,
 ) -> BaseException:
     """
     The exception for a status.

@@ -1,5 +1,7 @@
 """The functions of the package, apart from `put` and `get`, which are compiled."""
 
+from __future__ import annotations
+
 import os
 import sys
 
@@ -8,6 +10,17 @@ from . import store as _stores
 from ._store import ObjectRef, free, get, get_buffer, put
 from .scope import scope
 from .waiting import wait
+
+TYPE_CHECKING = False  # importing typing for this would cost more than the rest of this module
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any, SupportsIndex
+
+    import numpy
+    from numpy.typing import DTypeLike, NDArray
+
+    from .tasks import TaskRef
+    from .typing import MmapMode
 
 __all__ = [
     "abort",
@@ -84,7 +97,7 @@ def init(
     """
     if liveness not in ("auto", "pid"):
         raise ValueError(f'liveness must be "auto" or "pid", not {liveness!r}')
-    options: dict = {"flags": 1} if liveness == "pid" else {}
+    options: dict[str, Any] = {"flags": 1} if liveness == "pid" else {}
     for key, value, kind in (
         ("capacity", capacity, int),
         ("max_clients", max_clients, int),
@@ -125,7 +138,7 @@ def is_initialized() -> bool:
     return _store.default() is not None
 
 
-def get_by_name(name: str, *, timeout: float | None = None, mmap_mode: str = "r"):
+def get_by_name(name: str, *, timeout: float | None = None, mmap_mode: MmapMode = "r") -> Any:
     """
     Return the value of the object that was put with this name.
 
@@ -151,7 +164,7 @@ def get_by_name(name: str, *, timeout: float | None = None, mmap_mode: str = "r"
     return get(_store.wait_name(_current(), name, timeout), mmap_mode=mmap_mode)
 
 
-def names() -> dict[str, ObjectRef]:
+def names() -> dict[str, ObjectRef[Any]]:
     """
     Return the named objects of the store.
 
@@ -166,7 +179,7 @@ def names() -> dict[str, ObjectRef]:
     return {name: ref for name, ref in found if ref is not None}
 
 
-def contains(ref: ObjectRef) -> bool:
+def contains(ref: ObjectRef[Any] | TaskRef) -> bool:
     """
     Tell whether `get` would return at once: the object is sealed and alive.
 
@@ -198,7 +211,7 @@ def stats() -> dict[str, int]:
     return _current().stats()
 
 
-def objects() -> list[dict]:
+def objects() -> list[dict[str, Any]]:
     """
     Return one record per object of the store.
 
@@ -230,10 +243,18 @@ def create(nbytes: int, *, timeout: float | None = None) -> memoryview:
     """
     from . import _window
 
-    return memoryview(_window.create(nbytes, timeout))
+    # Before Python 3.12 the type checker does not know that it has a buffer.
+    window: Any = _window.create(nbytes, timeout)
+    return memoryview(window)
 
 
-def empty(shape, dtype=float, order: str = "C", *, timeout: float | None = None):
+def empty(
+    shape: SupportsIndex | Sequence[SupportsIndex],
+    dtype: DTypeLike = float,
+    order: str = "C",
+    *,
+    timeout: float | None = None,
+) -> NDArray[Any]:
     """
     Make an array inside the store, to be filled in place.
 
@@ -257,24 +278,25 @@ def empty(shape, dtype=float, order: str = "C", *, timeout: float | None = None)
 
     from . import _window
 
-    dtype = numpy.dtype(dtype)
-    if dtype.hasobject:
-        raise TypeError(f"an array of {dtype} holds Python objects, which cannot be shared: put() pickles it")
+    kind: numpy.dtype[Any] = numpy.dtype(dtype)
+    if kind.hasobject:
+        raise TypeError(f"an array of {kind} holds Python objects, which cannot be shared: put() pickles it")
     if order not in ("C", "F"):
         raise ValueError(f'order must be "C" or "F", not {order!r}')
+    lengths: tuple[int, ...]
     try:
-        lengths = (operator.index(shape),)
+        lengths = (operator.index(shape),)  # type: ignore[arg-type]
     except TypeError:
-        lengths = tuple(operator.index(length) for length in shape)
-    nbytes = dtype.itemsize
+        lengths = tuple(operator.index(length) for length in shape)  # type: ignore[union-attr]
+    nbytes = kind.itemsize
     for length in lengths:
         if length < 0:
             raise ValueError("negative dimensions are not allowed")
         nbytes *= length
-    return _window.array_over(_window.create(nbytes, timeout), lengths, dtype, order)
+    return _window.array_over(_window.create(nbytes, timeout), lengths, kind, order)
 
 
-def seal(value) -> ObjectRef:
+def seal(value: memoryview | NDArray[Any]) -> ObjectRef[Any]:
     """
     Turn what `create` or `empty` made into an object, without a copy.
 
@@ -292,7 +314,7 @@ def seal(value) -> ObjectRef:
     return _window.seal(value)
 
 
-def abort(value) -> None:
+def abort(value: memoryview | NDArray[Any]) -> None:
     """
     Give up what `create` or `empty` made: who waits for it gets `ObjectLostError`.
 

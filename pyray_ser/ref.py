@@ -8,6 +8,8 @@ Three ways lead out of a process, and each holds the object differently:
 - by any other pickler: may be loaded any number of times, so the object is held until `free` or the end of the `scope`.
 """
 
+from __future__ import annotations
+
 import sys
 from html import escape
 
@@ -15,6 +17,12 @@ from . import _load_ref
 from ._store import ObjectRef, reduce_for_message
 from .scope import hold
 from .store import node_name
+
+TYPE_CHECKING = False  # importing typing for this would cost more than the rest of this module
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+    from typing import Any
 
 __all__ = ["ObjectRef"]
 
@@ -42,14 +50,14 @@ def _register() -> None:
     _early = next((id(frame) for frame in _frames() if frame.f_code in codes), 0)
 
 
-def _frames():
-    frame = sys._getframe(1)
+def _frames() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         yield frame
         frame = frame.f_back
 
 
-def reduce(ref):
+def reduce(ref: ObjectRef[Any]) -> tuple[Any, ...]:
     """Reduce a reference for a pickler of which nothing is known."""
     global _early
     if not _registered:
@@ -64,7 +72,7 @@ def reduce(ref):
 # ---- text -------------------------------------------------------------------------------------------------------------
 
 
-def _facts(ref) -> tuple[str, str]:
+def _facts(ref: ObjectRef[Any]) -> tuple[str, str]:
     state = ref.state
     size = ""
     if state == "sealed":
@@ -85,13 +93,13 @@ def _bytes(number: int) -> str:
     return f"{size:.1f} TiB"
 
 
-def text(ref) -> str:
+def text(ref: ObjectRef[Any]) -> str:
     """Return the repr of a reference."""
     state, size = _facts(ref)
     return f"ObjectRef({ref.hex()}, {size or state})"
 
 
-def html(ref) -> str:
+def html(ref: ObjectRef[Any]) -> str:
     """Return a reference as a small table for notebooks."""
     state, size = _facts(ref)
     rows = [("object", str(ref.serial)), ("store", f"{ref.store_id:016x}"), ("state", state), ("id", ref.hex())]
@@ -107,7 +115,7 @@ def html(ref) -> str:
 # ---- argument errors --------------------------------------------------------------------------------------------------
 
 
-def not_refs(function: str, value) -> Exception:
+def not_refs(function: str, value: object) -> Exception:
     """Return the error for an argument that is neither a reference nor a list of them."""
     if isinstance(value, tuple | set | frozenset | dict):
         return ValueError(

@@ -5,10 +5,16 @@ be loaded any number of times, so its object is held until `free`, the end of th
 A scope is a context variable: each thread and each asyncio task has its own.
 """
 
+from __future__ import annotations
+
 import os
 from contextvars import ContextVar
 
 from . import _store
+
+TYPE_CHECKING = False  # importing typing for this would cost more than the rest of this module
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["Scope", "forget", "hold", "release", "scope"]
 
@@ -101,7 +107,7 @@ class scope:
         self._token = _current.set(self._scope)
         return self._scope
 
-    def __exit__(self, *exc_info) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         _current.reset(self._token)
         assert self._scope is not None
         self._scope.end()
@@ -113,7 +119,7 @@ def current() -> Scope:
     return _outermost if bound is None else bound
 
 
-def hold(ref, kind: int, node: bytes) -> bytes:
+def hold(ref: _store.ObjectRef[Any], kind: int, node: bytes) -> bytes:
     """
     Take what a pickled reference needs and return the bytes that travel.
 
@@ -142,7 +148,7 @@ def release(identity: bytes) -> None:
     _outermost.discard(identity)
 
 
-def forget(store) -> None:
+def forget(store: _store.Store) -> None:
     """Forget a store that is being closed."""
     current().forget(store.id)
     _outermost.forget(store.id)

@@ -3,11 +3,20 @@
 `serialize` and `dumps_frames` write what `put` writes, self-contained: an array that lives in the store is copied into them.
 """
 
+from __future__ import annotations
+
 from pickle import PickleBuffer, PicklingError
 
 from . import _frames, _pickle, integrations, registry
 from ._pickle import Pickler, dump, dumps
 from ._unpickle import Unpickler, load, loads
+
+TYPE_CHECKING = False  # importing typing for this would cost more than the rest of this module
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from .typing import Allow, BufferLike
 
 __all__ = [
     "PickleBuffer",
@@ -28,7 +37,7 @@ _pickle._set_registry(integrations.meet, registry.version)
 _pickle._set_put_reducers(integrations.reducers)
 
 
-def serialize(value) -> bytes:
+def serialize(value: object) -> bytes:
     """
     Serialize a value into one bytes object.
 
@@ -53,7 +62,7 @@ def serialize(value) -> bytes:
         raise unpicklable(value, error) from error
 
 
-def deserialize(blob, *, allow=None):
+def deserialize(blob: BufferLike, *, allow: Allow | None = None) -> Any:
     """
     Load what `serialize` made.
 
@@ -76,7 +85,7 @@ def deserialize(blob, *, allow=None):
     return _frames.unpack(blob, allow)
 
 
-def dumps_frames(value) -> list[memoryview]:
+def dumps_frames(value: object) -> list[memoryview]:
     """
     Serialize a value into frames, for sockets and files that write several buffers at once.
 
@@ -96,7 +105,7 @@ def dumps_frames(value) -> list[memoryview]:
         raise unpicklable(value, error) from error
 
 
-def loads_frames(frames, *, allow=None):
+def loads_frames(frames: Sequence[BufferLike], *, allow: Allow | None = None) -> Any:
     """
     Load what `dumps_frames` made.
 
@@ -120,7 +129,7 @@ def loads_frames(frames, *, allow=None):
 _NOT_PICKLABLE = (TypeError, PicklingError, AttributeError, RecursionError)
 
 
-def unpicklable(value, error: Exception) -> Exception:
+def unpicklable(value: object, error: Exception) -> Exception:
     """Return what `put` raises for an error of the pickler: with the path to the culprit, where the pickler refused."""
     if not isinstance(error, _NOT_PICKLABLE):
         return error

@@ -8,12 +8,19 @@ else a new anonymous one.
 Nothing found by a hint is trusted: the engine verifies owner, mode, identity and layout of what it attaches to.
 """
 
+from __future__ import annotations
+
 import os
 import sys
 from _thread import RLock
 from contextlib import suppress
 
 from . import _log, _store
+
+TYPE_CHECKING = False  # importing typing for this would cost more than the rest of this module
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
 
 # `.exceptions` is imported where it is needed: it costs more than all the rest of a first put.
 
@@ -27,7 +34,7 @@ SPILL_DIR = "PYRAY_SER_SPILL_DIR"
 # Only opening takes it: no other lock is ever held with it, and nothing that can free a reference runs under it but what
 # opening itself allocates.
 _lock = RLock()
-_options: dict = {}
+_options: dict[str, Any] = {}
 # Stores that this process closed on purpose: a hint must not bring one back as the default.
 _closed: set[int] = set()
 
@@ -46,7 +53,7 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 # ---- the hint ---------------------------------------------------------------------------------------------------------
 
 
-def _set_hint(store) -> None:
+def _set_hint(store: _store.Store) -> None:
     pid, start, fd = store.locator
     os.environ[HINT] = f"{store.id:016x}:{pid}:{start}:{fd}:{store.path or ''}"
 
@@ -74,8 +81,8 @@ def _parent_of(pid: int) -> int:
         return 0
 
 
-def _ancestors(pid: int):
-    seen = set()
+def _ancestors(pid: int) -> Iterator[int]:
+    seen: set[int] = set()
     while pid > 1 and pid not in seen and len(seen) < 64:
         seen.add(pid)
         yield pid
@@ -89,7 +96,7 @@ def _multiprocessing_parent() -> int:
     return parent.pid if parent is not None and parent.pid is not None else 0
 
 
-def _attach(pid: int, fd: int, ident: int):
+def _attach(pid: int, fd: int, ident: int) -> _store.Store | None:
     """Attach to a store of another process; None if that is not to be had."""
     try:
         return _store.attach_pid(pid, fd, ident, lock_timeout=_options.get("lock_timeout", 0.0))
@@ -98,7 +105,7 @@ def _attach(pid: int, fd: int, ident: int):
         return None
 
 
-def _inherited():
+def _inherited() -> _store.Store | None:
     """Find the store of the process that started this one."""
     hint = _read_hint()
     if hint is not None and hint[0] not in _closed:
@@ -106,29 +113,29 @@ def _inherited():
         # By its name, if it has one: the last to leave must know what to remove.
         if path:
             with suppress(OSError, ValueError):
-                store = _store.attach_path(path)
-                if store.id == ident:
+                named_one = _store.attach_path(path)
+                if named_one.id == ident:
                     from . import named  # noqa: F401 - it has the handler for the end of the process
 
-                    return store
-                store.close()
+                    return named_one
+                named_one.close()
         if pid != os.getpid() and _store.start_time(pid) == start:
-            store = _attach(pid, fd, ident)
-            if store is not None:
-                return store
+            found = _attach(pid, fd, ident)
+            if found is not None:
+                return found
     parent = _multiprocessing_parent()
     if not parent:
         return None
     for pid in dict.fromkeys((parent, *_ancestors(os.getppid()))):
         for ident, fd in _store.stores_of(pid):
             if ident not in _closed:
-                store = _attach(pid, fd, ident)
-                if store is not None:
-                    return store
+                found = _attach(pid, fd, ident)
+                if found is not None:
+                    return found
     return None
 
 
-def find(ident: int, pid: int = 0, start: int = 0, fd: int = -1):
+def find(ident: int, pid: int = 0, start: int = 0, fd: int = -1) -> _store.Store | None:
     """
     Find the store with this identity.
 
@@ -148,9 +155,9 @@ def find(ident: int, pid: int = 0, start: int = 0, fd: int = -1):
             if store.id == ident:
                 return store
         if pid and pid != os.getpid() and _store.start_time(pid) == start:
-            store = _attach(pid, fd, ident)
-            if store is not None:
-                return store
+            found = _attach(pid, fd, ident)
+            if found is not None:
+                return found
         hint = _read_hint()
         candidates = [hint[1]] if hint is not None and hint[0] == ident else []
         candidates += [_multiprocessing_parent(), *_ancestors(os.getppid())]
@@ -158,19 +165,19 @@ def find(ident: int, pid: int = 0, start: int = 0, fd: int = -1):
             candidates += store.client_pids()
         for candidate in dict.fromkeys(candidates):
             if candidate and candidate != os.getpid():
-                store = _attach(candidate, -1, ident)
-                if store is not None:
-                    return store
+                found = _attach(candidate, -1, ident)
+                if found is not None:
+                    return found
         if hint is not None and hint[0] == ident and hint[4]:
             with suppress(OSError, ValueError):
-                store = _store.attach_path(hint[4])
-                if store.id == ident:
-                    return store
-                store.close()
+                named_one = _store.attach_path(hint[4])
+                if named_one.id == ident:
+                    return named_one
+                named_one.close()
     return None
 
 
-def reattach(store) -> bool:
+def reattach(store: _store.Store) -> bool:
     """Make a forked child that got no client slot a client of its store again."""
     with _lock:
         if not store.orphaned:
@@ -185,7 +192,7 @@ def reattach(store) -> bool:
         )
 
 
-def renew(store) -> None:
+def renew(store: _store.Store) -> None:
     """In a forked child: give back what the fork handed over, views apart, and stay a client of the store."""
     with _lock:
         # Without a slot for a moment of two clients it stays what it is.
@@ -193,7 +200,7 @@ def renew(store) -> None:
             _set_hint(store)
 
 
-def unreachable(ref, node: bytes) -> Exception:
+def unreachable(ref: _store.ObjectRef[Any], node: bytes) -> Exception:
     """Return the error for a reference whose store is not to be found, naming the node it came from."""
     from .exceptions import ForeignStoreError, ObjectLostError
 
@@ -245,9 +252,9 @@ def spill_path(directory: str | bytes | os.PathLike[str]) -> str:
     return path
 
 
-def _from_environment() -> dict[str, object]:
+def _from_environment() -> dict[str, Any]:
     """Options for a new store that nobody gave in the program."""
-    found: dict[str, object] = {}
+    found: dict[str, Any] = {}
     if os.environ.get(CAPACITY):
         found["capacity"] = _size(os.environ[CAPACITY])
     if os.environ.get(SPILL_DIR):
@@ -255,14 +262,14 @@ def _from_environment() -> dict[str, object]:
     return found
 
 
-def _create_options(options: dict[str, object]) -> dict[str, object]:
+def _create_options(options: dict[str, Any]) -> dict[str, Any]:
     made = {**_from_environment(), **options}
     if "spill_dir" in made:
         made["spill_dir"] = spill_path(made["spill_dir"])
     return made
 
 
-def open_store(name: str | None = None, *, inherit: bool = True, **options):
+def open_store(name: str | None = None, *, inherit: bool = True, **options: Any) -> _store.Store:
     """
     Open the store that this process uses from now on.
 
@@ -304,7 +311,7 @@ def open_store(name: str | None = None, *, inherit: bool = True, **options):
     return store
 
 
-def open_default():
+def open_default() -> _store.Store:
     """Open the store for a `put` that comes before any `init`."""
     return open_store(**_options)
 

@@ -17,7 +17,14 @@ TYPE_CHECKING = False  # importing typing for this would cost more than the rest
 if TYPE_CHECKING:
     import asyncio
     import threading
+    from collections.abc import Iterable
     from concurrent.futures import Future
+    from typing import Any, TypeAlias
+
+    Ref: TypeAlias = _store.ObjectRef[Any]
+    Target: TypeAlias = Future[Any] | asyncio.Future[Any]
+    Loop: TypeAlias = asyncio.AbstractEventLoop
+    Entry: TypeAlias = tuple[Ref, Loop | None, Target]
 
 __all__ = ["future", "wait", "wait_async"]
 
@@ -27,10 +34,10 @@ class _Watcher:
 
     def __init__(self) -> None:
         self._lock = allocate_lock()
-        self._new: list[tuple] = []
+        self._new: list[Entry] = []
         self._thread: threading.Thread | None = None
 
-    def add(self, ref, loop, target: Future | asyncio.Future) -> None:
+    def add(self, ref: Ref, loop: Loop | None, target: Target) -> None:
         """Resolve `target` with the value once the reference is ready: in `loop`, or in the thread if that is None."""
         with self._lock:
             self._new.append((ref, loop, target))
@@ -41,7 +48,7 @@ class _Watcher:
                 self._thread.start()
 
     def _run(self) -> None:
-        watched: list[tuple] = []
+        watched: list[Entry] = []
         while True:
             with self._lock:
                 new, self._new = self._new, []
@@ -63,7 +70,7 @@ class _Watcher:
                 continue
             self._sleep(watched, stores, seen)
 
-    def _sleep(self, watched, stores, seen) -> None:
+    def _sleep(self, watched: list[Entry], stores: dict[int, _store.Store], seen: dict[int, int]) -> None:
         waited_for = {entry[0].store_id for entry in watched}
         live = [ident for ident in waited_for if ident in stores]
         if len(live) == 1:
@@ -75,8 +82,8 @@ class _Watcher:
             watched[:] = [entry for entry in watched if not entry[2].cancelled()]
 
     @staticmethod
-    def _deliver(entries) -> None:
-        by_loop: dict = {}
+    def _deliver(entries: Iterable[Entry]) -> None:
+        by_loop: dict[Loop, list[tuple[Ref, Target]]] = {}
         for ref, loop, target in entries:
             if loop is None:
                 _resolve(ref, target)
@@ -90,7 +97,7 @@ class _Watcher:
                 continue
 
 
-def _resolve(ref, target) -> None:
+def _resolve(ref: Ref, target: Target) -> None:
     if target.cancelled():
         return
     # Only the future of a thread can be cancelled while it is being resolved.
@@ -105,7 +112,7 @@ def _resolve(ref, target) -> None:
         target.set_result(value)
 
 
-def _resolve_batch(loop, batch) -> None:
+def _resolve_batch(loop: Loop, batch: list[tuple[Ref, Target]]) -> None:
     # A slice at a time, so that other tasks run in between.
     until = time.perf_counter() + 0.002
     for i, (ref, target) in enumerate(batch):
@@ -129,7 +136,7 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-async def wait_async(ref):
+async def wait_async(ref: Ref) -> Any:
     """
     The value of a reference, without blocking the event loop.
 
@@ -147,7 +154,7 @@ async def wait_async(ref):
     return await target
 
 
-def future(ref) -> Future:
+def future(ref: Ref) -> Future[Any]:
     """
     A future that gets the value of a reference.
 
@@ -161,7 +168,7 @@ def future(ref) -> Future:
     """
     from concurrent.futures import Future
 
-    target: Future = Future()
+    target: Future[Any] = Future()
     if _store.is_ready(ref):
         _resolve(ref, target)
     else:
@@ -169,7 +176,7 @@ def future(ref) -> Future:
     return target
 
 
-def wait(refs, *, num_returns: int = 1, timeout: float | None = None):
+def wait(refs: list[Any], *, num_returns: int = 1, timeout: float | None = None) -> tuple[list[Any], list[Any]]:
     """
     Wait until some of several objects are ready.
 
@@ -230,6 +237,6 @@ def wait(refs, *, num_returns: int = 1, timeout: float | None = None):
             time.sleep(min(left, 0.002))
 
 
-def _split(refs: list, indices: list[int]) -> tuple[list, list]:
+def _split(refs: list[Any], indices: list[int]) -> tuple[list[Any], list[Any]]:
     chosen = set(indices)
     return [refs[i] for i in indices], [ref for i, ref in enumerate(refs) if i not in chosen]

@@ -17,13 +17,20 @@ Nothing here is imported before it is used.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from .refs import TaskRef
+
+if TYPE_CHECKING:
+    from .actor import ActorClass
+    from .function import RemoteFunction
+    from .streams import ResultStream
 
 __all__ = ["TaskRef", "cancel", "remote", "shutdown"]
 
 
-def remote(*args, **options):
+def remote(*args: Any, **options: Any) -> Any:
     """
     Make a function or class remote. A decorator, with or without options.
 
@@ -51,7 +58,7 @@ def remote(*args, **options):
     return _remote(args[0], {})
 
 
-def _remote(thing, options: dict):
+def _remote(thing: Callable[..., Any], options: dict[str, Any]) -> ActorClass | RemoteFunction:
     _end_at_exit()
     if inspect.isclass(thing):
         from .actor import ActorClass
@@ -64,7 +71,7 @@ def _remote(thing, options: dict):
     return RemoteFunction(thing, options)
 
 
-def cancel(ref, *, force: bool = False) -> bool:
+def cancel(ref: TaskRef | ResultStream, *, force: bool = False) -> bool:
     """
     Cancel a task: `get` of its reference raises `TaskCancelledError`.
 

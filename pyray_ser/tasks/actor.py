@@ -9,22 +9,23 @@ from __future__ import annotations
 import inspect
 from _thread import RLock
 from collections import deque
+from typing import Any, NoReturn
 
 from ..exceptions import WorkerDiedError
 from . import messages, settings
 from .call import Call, after, make
 from .channel import Channel, Job, fail
-from .function import _count, check_options
+from .function import Tests, _count, check_options
 from .process import Process, new_address
 from .refs import TaskRef
 
 __all__ = ["ActorClass", "ActorHandle", "kill"]
 
-_OPTIONS = {
+_OPTIONS: Tests = {
     "max_restarts": (lambda value: _count(value) and value >= -1, "an int >= -1 (without limit)"),
     "name": (lambda value: isinstance(value, str), "a str"),
 }
-_METHOD_OPTIONS = {
+_METHOD_OPTIONS: Tests = {
     "num_returns": (lambda value: _count(value) and value >= 1, "an int >= 1"),
     "stream": (lambda value: isinstance(value, bool), "a bool"),
 }
@@ -44,7 +45,7 @@ class ActorClass:
         What it is called in errors and in the list of processes.
     """
 
-    def __init__(self, cls: type, options: dict) -> None:
+    def __init__(self, cls: type, options: dict[str, Any]) -> None:
         self._class = cls
         self._options = check_options(options, _OPTIONS, "an actor")
         self.__doc__ = cls.__doc__
@@ -52,7 +53,7 @@ class ActorClass:
         self.__qualname__ = cls.__qualname__
         self.__module__ = cls.__module__
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError(
             f"an actor is made by {self.__name__}.remote(...); for an instance here, use {self.__name__}.local(...)"
         )
@@ -62,11 +63,11 @@ class ActorClass:
         """type : the class itself."""
         return self._class
 
-    def options(self, **options) -> ActorClass:
+    def options(self, **options: Any) -> ActorClass:
         """Return the same class with other options."""
         return ActorClass(self._class, {**self._options, **options})
 
-    def remote(self, *args, **kwargs) -> ActorHandle:
+    def remote(self, *args: Any, **kwargs: Any) -> ActorHandle:
         """Start an actor."""
         methods = {
             name: inspect.isgeneratorfunction(value) or inspect.isasyncgenfunction(value)
@@ -81,7 +82,7 @@ class ActorClass:
         client = Owner(name, self._class, args, kwargs, self._options.get("max_restarts", 0), is_async)
         return ActorHandle(Grip(client), name, methods)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return ActorClass, (self._class, self._options)
 
     def __repr__(self) -> str:
@@ -104,6 +105,9 @@ class Client:
     """This process's side of one actor: the channel to it, and the calls that wait for their arguments."""
 
     channel: Channel
+    # Where others call on the actor, and its process.
+    address: str
+    pid: int
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -139,6 +143,10 @@ class Client:
 
     # ---- the source of its references
 
+    def kill(self) -> None:
+        """End the process now."""
+        self.channel.process.kill()
+
     def collect(self, ref: TaskRef, deadline: float | None) -> bool:
         """Read answers in the caller's thread, if no other reads."""
         return self.channel.collect(ref, deadline)
@@ -172,7 +180,15 @@ class Client:
 class Owner(Client):
     """The client that made the actor, and starts it again."""
 
-    def __init__(self, name: str, cls: type, args: tuple, kwargs: dict, max_restarts: int, is_async: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        cls: type,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        max_restarts: int,
+        is_async: bool,
+    ) -> None:
         super().__init__(name)
         self._restarts = max_restarts
         self._async = is_async
@@ -232,7 +248,7 @@ class Owner(Client):
     def kill(self) -> None:
         """End the actor now and for good."""
         self.killed = True
-        self.channel.process.kill()
+        super().kill()
 
 
 class ActorHandle:
@@ -242,6 +258,12 @@ class ActorHandle:
     ``handle.method.remote(...)`` calls a method and returns a reference at once. The actor ends with its last handle, once
     the calls before that are done, and with the process that made it. Handles can be sent to other processes.
     """
+
+    # In the instance's dict: attribute access is for methods.
+    _grip: Grip
+    _client: Client
+    _name: str
+    _methods: dict[str, bool]
 
     def __init__(self, grip: Grip, name: str, methods: dict[str, bool]) -> None:
         self.__dict__["_grip"] = grip
@@ -255,18 +277,18 @@ class ActorHandle:
             raise AttributeError(f"actor {self._name} has no method {name!r}")
         return ActorMethod(self, name, methods[name])
 
-    def __setattr__(self, name: str, value) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"attributes of actor {self._name} are set by its own methods")
 
-    def __dir__(self):
+    def __dir__(self) -> list[str]:
         return sorted(self._methods)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         from .handles import reduce
 
         return reduce(self)
 
-    def __eq__(self, other) -> bool:
+    def __eq__(self, other: object) -> bool:
         return type(other) is ActorHandle and other._client is self._client
 
     def __hash__(self) -> int:
@@ -286,7 +308,7 @@ class ActorMethod:
         self._method = method
         self._several = several
 
-    def options(self, **options) -> ActorMethod:
+    def options(self, **options: Any) -> ActorMethod:
         """Return the same method with other options: ``num_returns``, ``stream``."""
         check_options(options, _METHOD_OPTIONS, "an actor's method")
         several: bool | int = options.get("stream", self._several is True and "num_returns" not in options)
@@ -296,7 +318,7 @@ class ActorMethod:
             several = options["num_returns"]
         return ActorMethod(self._handle, self._method, several)
 
-    def remote(self, *args, **kwargs):
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method, behind the calls of this process before; return a reference at once."""
         client = self._handle._client
         call = make(f"{self._handle._name}.{self._method}", self._method, args, kwargs, self._several, client)
@@ -304,7 +326,7 @@ class ActorMethod:
         client.submit(call)
         return result
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError(f"a method of an actor is called by .{self._method}.remote(...)")
 
     def __repr__(self) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from _thread import allocate_lock
+from collections.abc import Callable
 from typing import Any
 
 from .._store import ObjectRef
 from ..exceptions import SerializationError
 from . import messages
 from .channel import Job, number
-from .refs import TaskRef
+from .refs import Source, TaskRef
 from .streams import Parts, ResultStream
 
 __all__ = ["Call", "after", "make"]
@@ -31,7 +32,7 @@ class Call:
 
     __slots__ = ("job", "pending", "result")
 
-    def __init__(self, job: Job, pending: list[TaskRef], result) -> None:
+    def __init__(self, job: Job, pending: list[TaskRef], result: Any) -> None:
         self.job = job
         self.pending = pending
         self.result = result
@@ -60,14 +61,22 @@ class Call:
         return True
 
 
-def stop(job: Job, outcome) -> None:
+def stop(job: Job, outcome: Any) -> None:
     """Settle a job that will not run."""
     if job.stream is not None:
         job.stream(messages.FAILURE, outcome)
     job.ref.settle(outcome)
 
 
-def make(name: str, which, args: tuple, kwargs: dict, several: bool | int, source, kind: int = messages.CALL) -> Call:
+def make(
+    name: str,
+    which: int | str | type,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    several: bool | int,
+    source: Source,
+    kind: int = messages.CALL,
+) -> Call:
     """
     Write a call down. The arguments may change afterwards.
 
@@ -87,7 +96,7 @@ def make(name: str, which, args: tuple, kwargs: dict, several: bool | int, sourc
     """
     pending: list[TaskRef] = []
 
-    def written(arg):
+    def written(arg: Any) -> Any:
         if type(arg) is TaskRef and not arg.done():
             pending.append(arg)
             return messages.Placeholder(len(pending) - 1)
@@ -96,7 +105,7 @@ def make(name: str, which, args: tuple, kwargs: dict, several: bool | int, sourc
     if any(type(arg) is TaskRef for arg in args) or any(type(arg) is TaskRef for arg in kwargs.values()):
         args = tuple(written(arg) for arg in args)
         kwargs = {key: written(arg) for key, arg in kwargs.items()}
-    call = (which, args, kwargs) if kind == messages.CREATE else (which, args, kwargs, several)
+    call: tuple[Any, ...] = (which, args, kwargs) if kind == messages.CREATE else (which, args, kwargs, several)
     try:
         payload, held = messages.encode(call)
     except SerializationError as error:
@@ -116,7 +125,9 @@ def make(name: str, which, args: tuple, kwargs: dict, several: bool | int, sourc
     return Call(job, pending, result)
 
 
-def argument_error(name: str, args: tuple, kwargs: dict, error: SerializationError) -> SerializationError:
+def argument_error(
+    name: str, args: tuple[Any, ...], kwargs: dict[str, Any], error: SerializationError
+) -> SerializationError:
     """Return the error for arguments that cannot be pickled, naming which one it is."""
     named = [(f"argument {i}", arg) for i, arg in enumerate(args)]
     named += [(f"argument {key!r}", arg) for key, arg in kwargs.items()]
@@ -131,7 +142,7 @@ def argument_error(name: str, args: tuple, kwargs: dict, error: SerializationErr
     return error
 
 
-def after(refs: list[TaskRef], callback) -> None:
+def after(refs: list[TaskRef], callback: Callable[[], object]) -> None:
     """Call ``callback()`` once all of `refs` are settled; at once if they are."""
     if not refs:
         callback()
@@ -139,7 +150,7 @@ def after(refs: list[TaskRef], callback) -> None:
     lock = allocate_lock()
     left = len(refs)
 
-    def one(_) -> None:
+    def one(_: TaskRef) -> None:
         nonlocal left
         with lock:
             left -= 1

@@ -15,8 +15,10 @@ import select
 import time
 from _thread import RLock, allocate_lock
 from collections import deque
+from collections.abc import Callable
 from itertools import count
 from sys import is_finalizing
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from .._frames import pack
 from .._store import ObjectRef, fork_count
@@ -25,7 +27,14 @@ from . import messages
 from .errors import Failure
 from .refs import TaskRef
 
-__all__ = ["Channel"]
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+    from multiprocessing.connection import Connection
+
+    from ..exceptions import WorkerDiedError
+    from .pool import Worker
+
+__all__ = ["Channel", "Peer"]
 
 # What a pipe takes without blocking, with a margin: the kernel counts some 800 bytes for each message.
 WINDOW_BYTES = 64 * 1024
@@ -46,7 +55,7 @@ class Job:
 
     __slots__ = ("before", "frame", "future", "held", "number", "ref", "stream", "worker")
 
-    def __init__(self, ref: TaskRef, frame: bytes, number: int, held, stream=None) -> None:
+    def __init__(self, ref: TaskRef, frame: bytes, number: int, held: object) -> None:
         self.ref = ref
         self.frame = frame
         # A frame that must come first.
@@ -55,10 +64,37 @@ class Job:
         # The objects with the arguments; the worker has its own hold once it has answered.
         self.held = held
         # Gets (kind, outcome) of each answer, for calls with several.
-        self.stream = stream
+        self.stream: Callable[[int, Any], None] | None = None
         # For the pool: the standard library's future, and which worker runs it.
-        self.future = None
-        self.worker = None
+        self.future: Future[None] | None = None
+        self.worker: Worker | None = None
+
+
+class Peer(Protocol):
+    """The process at the other end of a channel, as the channel sees it."""
+
+    connection: Connection
+    # Descriptors: of the pipe, and of what is readable once the process has ended.
+    fd: int
+    watch: int
+
+    def poller(self) -> select.poll:
+        """Return a poll object for both."""
+
+    def kill(self) -> None:
+        """End the process."""
+
+    def died(self, task: str | None) -> WorkerDiedError:
+        """Return the error for what was running in it."""
+
+    def reap(self) -> None:
+        """Take note that it has ended."""
+
+    def close(self) -> None:
+        """Close our end of the pipe."""
+
+
+OnDeath: TypeAlias = "Callable[[Channel, list[Job]], object]"
 
 
 class Channel:
@@ -67,13 +103,12 @@ class Channel:
 
     Parameters
     ----------
-    process : Process
-        Has `connection`, `fd`, `poller()`, `died(task)`.
+    process : Peer
     on_death : callable, optional
         Gets the channel and its unanswered jobs, oldest first, once the process is gone; default lets them fail.
     """
 
-    def __init__(self, process, on_death=None) -> None:
+    def __init__(self, process: Peer, on_death: OnDeath | None = None) -> None:
         self.process = process
         self.dead = False
         self._on_death = on_death
@@ -156,7 +191,7 @@ class Channel:
             poll = self._poller.poll
             while ref.outcome is None and not self.dead:
                 # In slices: it may also be settled by a cancel() elsewhere, which does not come through the pipe.
-                patience = SLICE
+                patience: float = SLICE
                 if deadline is not None:
                     patience = min(SLICE, (deadline - time.monotonic()) * 1000 + 1)
                     if patience <= 0:
@@ -204,6 +239,7 @@ class Channel:
             self.death()
             return
         kind, number, payload = messages.read(frame)
+        outcome: Any
         try:
             if kind == messages.RESULT or kind == messages.ITEM:
                 outcome = messages.outcome(payload)
@@ -333,10 +369,10 @@ def end_all() -> None:
         channel.end()
 
 
-def fail(jobs: list[Job], error) -> None:
+def fail(jobs: list[Job], error: Callable[[str], BaseException]) -> None:
     """Settle jobs with what ``error(task)`` gives."""
     for job in jobs:
-        failure = error(job.ref.name)
+        failure: BaseException = error(job.ref.name)
         if job.ref.cancelled:
             failure = TaskCancelledError(task=job.ref.name)
         if job.stream is not None:
@@ -359,9 +395,9 @@ class _Collector:
         self._ending = False
         # Descriptor -> whose it is.
         self._channels: dict[int, Channel] = {}
-        self._leaving: dict = {}
+        self._leaving: dict[int, Peer] = {}
         # Called four times a second, for as long as they return True.
-        self._chores: list = []
+        self._chores: list[Callable[[], bool]] = []
         self._thread = threading.Thread(target=self._run, name="pyray_ser-collector", daemon=True)
         self._thread.start()
 
@@ -371,12 +407,12 @@ class _Collector:
             self._channels[fd] = channel
             self._epoll.register(fd, select.EPOLLIN)
 
-    def bury(self, process) -> None:
+    def bury(self, process: Peer) -> None:
         """Reap a process when it has ended."""
         self._leaving[process.watch] = process
         self._epoll.register(process.watch, select.EPOLLIN)
 
-    def repeat(self, chore) -> None:
+    def repeat(self, chore: Callable[[], bool]) -> None:
         """Call ``chore()`` four times a second, as long as it returns True."""
         self._chores.append(chore)
         os.eventfd_write(self._bell, 1)

@@ -1,7 +1,7 @@
 """The seam where another engine plugs in.
 
-Everything above (`remote`, references, `get`, `wait`) speaks to the engine that runs plain functions through the three
-methods of `Engine`. The one here is `pool.Pool`; a distributed one implements the same and is installed with `use`. Actors
+Everything above (`remote`, references, `get`, `wait`) speaks to the engine that runs plain functions through the methods of
+`Engine`, of which it inherits those that a reference asks for its answer. The one here is `pool.Pool`; a distributed one implements the same and is installed with `use`. Actors
 are processes on this node in either case.
 """
 
@@ -11,6 +11,8 @@ import os
 from _thread import allocate_lock
 from typing import TYPE_CHECKING, Protocol
 
+from .refs import Source
+
 if TYPE_CHECKING:
     from .call import Call
     from .function import Function
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Engine", "current", "use"]
 
 
-class Engine(Protocol):
+class Engine(Source, Protocol):
     """What runs tasks."""
 
     def submit(self, function: Function, call: Call, max_retries: int) -> None:

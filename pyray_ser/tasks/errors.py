@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import traceback
 from functools import cache
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from ..exceptions import TaskError
 
@@ -101,17 +101,23 @@ def task_error(cause: BaseException | None, failure: Failure) -> TaskError:
         The original, where it could travel.
     failure : Failure
     """
-    facts = {"cause": cause, "remote_traceback": failure.traceback, "task": failure.task, "pid": failure.pid}
+    facts: dict[str, Any] = {
+        "cause": cause,
+        "remote_traceback": failure.traceback,
+        "task": failure.task,
+        "pid": failure.pid,
+    }
     if cause is None:
         text = f"task {failure.task} failed in worker process {failure.pid}: {failure.type}: {failure.text}"
         return TaskError(f"{text}\n\nThe traceback there:\n{failure.traceback.rstrip()}", **facts)
-    cls = _dual(type(cause))
+    kind: Any = type(cause)
+    cls = _dual(kind)
     if cls is TaskError:
         return TaskError(**facts)
-    error = cls.__new__(cls, *cause.args)
+    error: TaskError = cls.__new__(cls, *cause.args)
     # __init__ of the original type may do anything: its result, the attributes, is what counts.
     error.__dict__.update(cause.__dict__)
-    for name in _native_attributes(type(cause)):
+    for name in _native_attributes(kind):
         try:
             setattr(error, name, getattr(cause, name))
         except (AttributeError, TypeError, ValueError):
@@ -139,7 +145,7 @@ def _native_attributes(cls: type) -> tuple[str, ...]:
 
 
 @cache
-def _dual(cls: type) -> type:
+def _dual(cls: type) -> type[TaskError]:
     if issubclass(cls, _NEVER_DUAL):
         return TaskError
     if issubclass(cls, TaskError):
@@ -161,10 +167,10 @@ def _dual(cls: type) -> type:
         return TaskError
 
 
-def _reduce(error: TaskError):
+def _reduce(error: TaskError) -> tuple[Any, ...]:
     return load_task_error, (error.cause, error.remote_traceback, error.task, error.pid)
 
 
-def load_task_error(cause, remote_traceback, task, pid) -> TaskError:
+def load_task_error(cause: BaseException | None, remote_traceback: str, task: str, pid: int) -> TaskError:
     """Make a `TaskError` of two types again, from its parts."""
     return task_error(cause, Failure(b"", "", "", remote_traceback, task, pid))

@@ -13,10 +13,16 @@ from __future__ import annotations
 import os
 import pickle
 from _thread import allocate_lock
+from typing import TYPE_CHECKING, Any
 
 from .. import _store
 from .._store import ObjectRef, load_ref
-from .refs import TaskRef
+from .refs import Outcome, TaskRef
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    Ref = ObjectRef[Any]
 
 __all__ = ["reduce"]
 
@@ -24,7 +30,7 @@ __all__ = ["reduce"]
 ROOM = 2048
 
 
-def reduce(ref: TaskRef):
+def reduce(ref: TaskRef) -> tuple[Any, ...]:
     """Reduce a TaskRef."""
     source = ref.source
     if ref.outcome is None and isinstance(source, _Promised):
@@ -34,14 +40,14 @@ def reduce(ref: TaskRef):
     return load_settled, (ref.name, ref.outcome)
 
 
-def load_settled(name: str, outcome) -> TaskRef:
+def load_settled(name: str, outcome: Outcome) -> TaskRef:
     """Make a TaskRef whose outcome is known."""
     ref = TaskRef(name)
     ref.settle(outcome)
     return ref
 
 
-def load_pending(name: str, promise: ObjectRef) -> TaskRef:
+def load_pending(name: str, promise: Ref) -> TaskRef:
     """Make a TaskRef that waits for its owner's promise."""
     return TaskRef(name, _Promised(promise))
 
@@ -49,7 +55,7 @@ def load_pending(name: str, promise: ObjectRef) -> TaskRef:
 class _Promised:
     """Source of a TaskRef that another process owns."""
 
-    def __init__(self, promise: ObjectRef) -> None:
+    def __init__(self, promise: Ref) -> None:
         self.promise = promise
         self._watched = False
 
@@ -75,13 +81,16 @@ class _Promised:
     def cancel(self, ref: TaskRef, force: bool) -> bool:
         raise ValueError(f"{ref!r} belongs to another process: only the caller of remote() can cancel it")
 
+    def tell(self, ref: TaskRef, payload: bytes) -> None:
+        raise ValueError(f"{ref!r} belongs to another process: a stream does not travel")
 
-def _settle(ref: TaskRef, future) -> None:
+
+def _settle(ref: TaskRef, future: Future[Any]) -> None:
     error = future.exception()
     ref.settle(error if error is not None else _read(future.result()))
 
 
-def _read(form: memoryview):
+def _read(form: memoryview) -> Any:
     size = int.from_bytes(form[:4], "little")
     if size > len(form) - 4:
         from ..exceptions import CorruptObjectError
@@ -99,12 +108,12 @@ class _Promises:
 
     def __init__(self) -> None:
         self._lock = allocate_lock()
-        self._made: dict[TaskRef, ObjectRef] = {}
+        self._made: dict[TaskRef, Ref] = {}
         # identity of a promise -> the result that it stands for
-        self._kept: dict[bytes, ObjectRef] = {}
+        self._kept: dict[bytes, Ref] = {}
         self._sweeping = False
 
-    def get(self, ref: TaskRef) -> ObjectRef:
+    def get(self, ref: TaskRef) -> Ref:
         """Return the promise for a TaskRef that was pending a moment ago."""
         from .. import _window
 
@@ -112,22 +121,27 @@ class _Promises:
             promise = self._made.get(ref)
             if promise is not None:
                 return promise
-            window = memoryview(_window.create(ROOM))
-            promise = self._made[ref] = window.obj.ref
+            made: Any = _window.create(ROOM)
+            fresh: Ref = made.ref
+            self._made[ref] = fresh
+            window = memoryview(made)
+            del made
         ref.add_done_callback(lambda settled: self._keep(settled, window))
-        return promise
+        return fresh
 
     def _keep(self, ref: TaskRef, window: memoryview) -> None:
         from .. import _window
 
         outcome = ref.outcome
-        held = None
+        held: Ref | None = None
+        record: tuple[str, bytes]
         if type(outcome) is bytes and len(outcome) <= ROOM - 64:
             record = ("value", outcome)
         elif type(outcome) is ObjectRef:
             held = outcome
             record = ("result", held.travel(0, b"")[0])
         else:
+            assert outcome is not None
             held = _store.put(_Settled(outcome))
             record = ("other", held.travel(0, b"")[0])
         text = pickle.dumps(record, 5)
@@ -160,7 +174,7 @@ class _Promises:
 class _Settled:
     """An outcome that is too large for the promise itself: an error, or many bytes."""
 
-    def __init__(self, outcome) -> None:
+    def __init__(self, outcome: Outcome) -> None:
         self.outcome = outcome
 
 

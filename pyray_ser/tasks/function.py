@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 from _thread import allocate_lock
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeAlias
 
 from ..exceptions import SerializationError
 from . import engine, messages
@@ -17,7 +19,7 @@ __all__ = ["Function", "RemoteFunction"]
 class Function:
     """A function as workers get it: pickled once, when it is first called; each worker loads it once."""
 
-    def __init__(self, function) -> None:
+    def __init__(self, function: Callable[..., Any]) -> None:
         self.name = getattr(function, "__qualname__", None) or repr(function)
         self.number = number()
         try:
@@ -33,7 +35,8 @@ class Function:
 
 
 # Option -> what it must be, and how to say so.
-_OPTIONS = {
+Tests: TypeAlias = "dict[str, tuple[Callable[[Any], bool], str]]"
+_OPTIONS: Tests = {
     "max_retries": (lambda value: _count(value) and value >= 0, "an int >= 0"),
     "name": (lambda value: isinstance(value, str), "a str"),
     "num_returns": (lambda value: _count(value) and value >= 1, "an int >= 1"),
@@ -41,11 +44,11 @@ _OPTIONS = {
 }
 
 
-def _count(value) -> bool:
+def _count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def check_options(given: dict, known: dict, what: str) -> dict:
+def check_options(given: dict[str, Any], known: Tests, what: str) -> dict[str, Any]:
     """Return the options given, or say which of them do not exist."""
     for key, value in given.items():
         if key not in known:
@@ -75,7 +78,7 @@ class RemoteFunction:
         What it is called in errors.
     """
 
-    def __init__(self, function, options: dict) -> None:
+    def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
         functools.update_wrapper(self, function)
         self._function = function
         self._options = check_options(options, _OPTIONS, "a remote function")
@@ -92,21 +95,21 @@ class RemoteFunction:
         self._name = options.get("name") or getattr(function, "__qualname__", None) or repr(function)
         self._max_retries = options.get("max_retries", 0)
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError(f"a remote function is called by {self._name}.remote(...); here, use {self._name}.local(...)")
 
     @property
-    def local(self):
+    def local(self) -> Callable[..., Any]:
         """callable : the function itself."""
         return self._function
 
-    def options(self, **options) -> RemoteFunction:
+    def options(self, **options: Any) -> RemoteFunction:
         """Return the same function with other options."""
         made = RemoteFunction(self._function, {**self._options, **options})
         made._pickled = self._pickled
         return made
 
-    def remote(self, *args, **kwargs):
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
         """
         Run the function in a worker.
 
@@ -130,7 +133,7 @@ class RemoteFunction:
             runs.submit(function, call, self._max_retries)
         return result
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return RemoteFunction, (self._function, self._options)
 
     def __repr__(self) -> str:

@@ -11,6 +11,7 @@ import secrets
 import select
 import weakref
 from _thread import RLock
+from typing import Any
 
 from .. import _store
 from ..exceptions import WorkerDiedError
@@ -25,7 +26,7 @@ _lock = RLock()
 _grips: weakref.WeakValueDictionary[str, Grip] = weakref.WeakValueDictionary()
 
 
-def reduce(handle: ActorHandle):
+def reduce(handle: ActorHandle) -> tuple[Any, ...]:
     """Reduce a handle."""
     client = handle._client
     token = secrets.randbits(63)
@@ -35,7 +36,7 @@ def reduce(handle: ActorHandle):
     return load, (handle._name, handle._methods, client.address, client.pid, _store.start_time(client.pid), token)
 
 
-def load(name: str, methods: dict, address: str, pid: int, start: int, token: int) -> ActorHandle:
+def load(name: str, methods: dict[str, bool], address: str, pid: int, start: int, token: int) -> ActorHandle:
     """Make a handle again, in whatever process."""
     with _lock:
         grip = _grips.get(address)
@@ -78,7 +79,7 @@ class _Remote:
         if watch >= 0:
             os.close(watch)
 
-    def poller(self):
+    def poller(self) -> select.poll:
         poller = select.poll()
         poller.register(self.fd, select.POLLIN)
         poller.register(self.watch, select.POLLIN)

@@ -9,6 +9,7 @@ a token, and whatever is under way when either of them dies is freed with the de
 from __future__ import annotations
 
 from struct import Struct
+from typing import Any
 
 from .._frames import pack_or_put, unpack
 from .._store import ObjectRef, load_ref
@@ -67,7 +68,7 @@ class Placeholder:
     def __init__(self, index: int) -> None:
         self.index = index
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return Placeholder, (self.index,)
 
 
@@ -86,7 +87,7 @@ def read(frame: bytes) -> tuple[int, int, memoryview]:
     return kind, number, memoryview(frame)[HEAD:]
 
 
-def encode(value) -> tuple[bytes, ObjectRef | None]:
+def encode(value: object) -> tuple[bytes, ObjectRef[Any] | None]:
     """
     Return the payload of a value, and the object that the sender must hold meanwhile, if there is one.
 
@@ -95,19 +96,19 @@ def encode(value) -> tuple[bytes, ObjectRef | None]:
     value : object
     """
     packed = pack_or_put(value, INLINE)
-    if type(packed) is bytes:
+    if isinstance(packed, bytes):
         return b"b" + packed, None
     return b"r" + packed.travel(0, b"")[0], packed
 
 
-def outcome(payload: memoryview) -> bytes | ObjectRef:
+def outcome(payload: memoryview) -> bytes | ObjectRef[Any]:
     """Return what a payload holds, without loading it: a serialized form or a reference that now holds the object."""
-    if payload[:1] == b"b":
+    if payload[0] == ord("b"):
         return bytes(payload[1:])
     return load_ref(bytes(payload[1:]))
 
 
-def load(payload: memoryview):
+def load(payload: memoryview) -> Any:
     """Return the value of a payload."""
     held = outcome(payload)
     if type(held) is bytes:

@@ -8,12 +8,13 @@ new process.
 from __future__ import annotations
 
 from _thread import allocate_lock
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from ..exceptions import TaskCancelledError
 from . import messages, settings
 from .call import Call, stop
 from .channel import Channel, Job, fail
+from .function import Function
 from .process import Process
 from .refs import TaskRef
 
@@ -48,28 +49,28 @@ class Pool:
         self._started = 0
         self._ended = False
 
-    def submit(self, function, call: Call, max_retries: int) -> None:
+    def submit(self, function: Function, call: Call, max_retries: int) -> None:
         """Run a call; see `Engine`."""
         job = call.job
         try:
-            job.future = self._threads.submit(self._run, function, call, max_retries)
+            future = job.future = self._threads.submit(self._run, function, call, max_retries)
         except RuntimeError:
             # shut down
             stop(job, TaskCancelledError(task=job.ref.name))
             return
 
-        def taken_back(future) -> None:
+        def taken_back(future: Future[None]) -> None:
             if future.cancelled():
                 stop(job, TaskCancelledError(task=job.ref.name))
 
-        job.future.add_done_callback(taken_back)
+        future.add_done_callback(taken_back)
         if job.ref.outcome is not None:
             # It was over before its future was known here.
             job.future = None
 
     # ---- in a thread of the pool
 
-    def _run(self, function, call: Call, max_retries: int) -> None:
+    def _run(self, function: Function, call: Call, max_retries: int) -> None:
         job = call.job
         try:
             if job.ref.cancelled:
@@ -99,7 +100,7 @@ class Pool:
             # The future knows the job: a cycle would keep the result until the next collection.
             job.future = None
 
-    def _run_in(self, worker: Worker, function, job: Job) -> None:
+    def _run_in(self, worker: Worker, function: Function, job: Job) -> None:
         worker.lost.clear()
         job.worker = worker
         if job.ref.cancelled:
@@ -153,7 +154,7 @@ class Pool:
         """Tell the worker what of a stream was taken."""
         job = ref.job
         worker = None if job is None else job.worker
-        if worker is not None:
+        if job is not None and worker is not None:
             worker.channel.send(messages.write(messages.TAKEN, job.number, payload))
 
     def cancel(self, ref: TaskRef, force: bool) -> bool:

@@ -13,11 +13,17 @@ import sys
 import time
 import weakref
 from _thread import allocate_lock
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from .. import _store
 from ..exceptions import WorkerDiedError
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+    from multiprocessing.context import BaseContext
+    from multiprocessing.process import BaseProcess
 
 __all__ = ["Process", "context", "end_all", "end_with", "ignore_interrupts", "let_go_of_inherited", "new_address"]
 
@@ -25,10 +31,10 @@ __all__ = ["Process", "context", "end_all", "end_with", "ignore_interrupts", "le
 _starting = allocate_lock()
 _processes: weakref.WeakSet[Process] = weakref.WeakSet()
 # What multiprocessing would wait for at exit, also after the last handle is gone.
-_running: set = set()
+_running: set[BaseProcess] = set()
 
 
-def context(method: str | None = None):
+def context(method: str | None = None) -> BaseContext:
     """
     Return the multiprocessing context of a start method.
 
@@ -63,9 +69,11 @@ class Process:
     """
 
     def __init__(
-        self, name: str, method: str | None = None, settings: dict | None = None, address: str | None = None
+        self, name: str, method: str | None = None, settings: dict[str, Any] | None = None, address: str | None = None
     ) -> None:
-        made = context(method)
+        made: Any = context(method)
+        self.process: BaseProcess
+        self.connection: Connection
         # The children attach to this store: it must be there before they look.
         if _store.default() is None:
             from ..store import open_default
@@ -102,6 +110,7 @@ class Process:
                 theirs.close()
                 if listener is not None:
                     listener.close()
+        assert self.process.pid is not None
         self.pid = self.process.pid
         try:
             self.watch = os.pidfd_open(self.pid)
@@ -114,14 +123,14 @@ class Process:
     def __del__(self) -> None:
         self.close_watch()
 
-    def close_watch(self, close=os.close) -> None:
+    def close_watch(self, close: Callable[[int], None] = os.close) -> None:
         """Stop watching it. `close` is bound here: at the end of the interpreter the module's names are gone."""
         watch, self.watch = self.watch, -1
         if self._owns_watch and watch >= 0:
             self._owns_watch = False
             close(watch)
 
-    def poller(self):
+    def poller(self) -> select.poll:
         """Return a poll object for what comes from the process, and for its end."""
         poller = select.poll()
         poller.register(self.fd, select.POLLIN)
@@ -170,7 +179,7 @@ def _interrupts_held_back(method: str) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def join(child, patience: float) -> None:
+def join(child: BaseProcess, patience: float) -> None:
     """Wait for the end of a process. Several threads may: whoever comes second to the kernel looks again."""
     until = time.monotonic() + patience
     while child.exitcode is None:
@@ -184,7 +193,7 @@ def join(child, patience: float) -> None:
     child.join(0)
 
 
-def kill(child) -> None:
+def kill(child: BaseProcess) -> None:
     """End a process, if it has not ended."""
     if child.exitcode is None:
         try:

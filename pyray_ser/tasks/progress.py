@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import Any
 
 from ..waiting import wait
 
 __all__ = ["progress"]
 
 
-def progress(refs: list, *, description: str | None = None, file=None) -> list:
+def progress(refs: list[Any], *, description: str | None = None, file: Any = None) -> list[Any]:
     """
     Show how many of several references are ready, until all are.
 
@@ -44,7 +45,7 @@ def progress(refs: list, *, description: str | None = None, file=None) -> list:
     return refs
 
 
-def _bar(total: int, description: str | None, file):
+def _bar(total: int, description: str | None, file: Any) -> Any:
     try:
         from tqdm.auto import tqdm
     except ImportError:
@@ -55,7 +56,7 @@ def _bar(total: int, description: str | None, file):
 class _Line:
     """What is shown without tqdm: a line that is written over."""
 
-    def __init__(self, total: int, description: str | None, file) -> None:
+    def __init__(self, total: int, description: str | None, file: Any) -> None:
         self._total = total
         self._before = f"{description}: " if description else ""
         self._file = file

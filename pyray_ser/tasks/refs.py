@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import time
 from _thread import allocate_lock
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from .. import _store
 from .._frames import unpack
@@ -19,7 +21,33 @@ from .._store import ObjectRef, fork_count
 from ..exceptions import GetTimeoutError, ObjectFreedError, ObjectLostError, TaskCancelledError
 from .errors import Failure, raise_failure
 
-__all__ = ["TaskRef", "get", "wait"]
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+    from types import GenericAlias
+
+    from ..typing import MmapMode
+    from .channel import Job
+
+__all__ = ["Outcome", "Source", "TaskRef", "get", "wait"]
+
+# A small value in serialized form, a large one in the store, what was raised in the worker, what went wrong on the way.
+Outcome: TypeAlias = "bytes | ObjectRef[Any] | Failure | BaseException"
+
+
+class Source(Protocol):
+    """What can be asked to bring the answer of a call in."""
+
+    def collect(self, ref: TaskRef, deadline: float | None) -> bool:
+        """Wait for the answer, at most until `deadline`; False if the caller is to sleep until it comes."""
+
+    def collect_later(self, ref: TaskRef) -> None:
+        """Let the answer come in although nobody waits for it."""
+
+    def cancel(self, ref: TaskRef, force: bool) -> bool:
+        """Cancel the call; see `pyray_ser.cancel`."""
+
+    def tell(self, ref: TaskRef, payload: bytes) -> None:
+        """Let the worker know what of a stream was taken."""
 
 
 class TaskRef:
@@ -31,20 +59,19 @@ class TaskRef:
 
     __slots__ = ("__weakref__", "_callbacks", "_forks", "_outcome", "cancelled", "job", "name", "source")
 
-    def __init__(self, name: str, source=None) -> None:
+    def __init__(self, name: str, source: Source | None = None) -> None:
         self.name = name
-        # What can be asked to bring the answer in: has `collect(ref, deadline)`, `collect_later(ref)` and `cancel(ref, force)`.
         self.source = source
         # What the source keeps about this call.
-        self.job = None
+        self.job: Job | None = None
         self.cancelled = False
-        self._outcome = None
-        self._callbacks: list = []
+        self._outcome: Outcome | None = None
+        self._callbacks: list[Callable[[TaskRef], object]] = []
         self._forks = fork_count()
 
     # ---- settling: the source's side
 
-    def settle(self, outcome) -> None:
+    def settle(self, outcome: Outcome) -> None:
         """Set the outcome: bytes, an ObjectRef, a Failure or an exception. Only the first one counts."""
         if self._outcome is not None:
             return
@@ -64,7 +91,7 @@ class TaskRef:
     # ---- looking: anybody's side
 
     @property
-    def outcome(self):
+    def outcome(self) -> Outcome | None:
         """What it was settled with, None before."""
         return self._outcome
 
@@ -72,7 +99,7 @@ class TaskRef:
         """Tell whether `get` would return, or raise, at once."""
         return self._outcome is not None
 
-    def add_done_callback(self, callback) -> None:
+    def add_done_callback(self, callback: Callable[[TaskRef], object]) -> None:
         """Call ``callback(ref)`` once it is settled, in whatever thread that happens; at once if it is."""
         self._callbacks.append(callback)
         if self._outcome is not None:
@@ -110,7 +137,7 @@ class TaskRef:
         waiter.acquire(timeout=-1 if deadline is None else max(0.0, deadline - time.monotonic()))
         return self._outcome is not None
 
-    def value(self, mmap_mode: str = "r"):
+    def value(self, mmap_mode: MmapMode = "r") -> Any:
         """Return the value, or raise the error, that it was settled with."""
         outcome = self._outcome
         if type(outcome) is bytes:
@@ -121,16 +148,17 @@ class TaskRef:
             return _store.get(outcome, mmap_mode=mmap_mode)
         if type(outcome) is Failure:
             raise_failure(outcome)
+        assert isinstance(outcome, BaseException)
         raise outcome
 
     # ---- as other references
 
-    def __await__(self):
+    def __await__(self) -> Generator[Any, None, Any]:
         import asyncio
 
         return asyncio.wrap_future(self.future()).__await__()
 
-    def future(self):
+    def future(self) -> Future[Any]:
         """
         Return a future that gets the value.
 
@@ -141,9 +169,9 @@ class TaskRef:
         """
         from concurrent.futures import Future
 
-        target: Future = Future()
+        target: Future[Any] = Future()
 
-        def resolve(ref) -> None:
+        def resolve(ref: TaskRef) -> None:
             if not target.set_running_or_notify_cancel():
                 return
             try:
@@ -179,18 +207,18 @@ class TaskRef:
             self._outcome = ObjectFreedError(ref=repr(self))
 
     @classmethod
-    def __class_getitem__(cls, item):
+    def __class_getitem__(cls, item: Any) -> GenericAlias:
         from types import GenericAlias
 
         return GenericAlias(cls, item)
 
-    def __copy__(self):
+    def __copy__(self) -> TaskRef:
         return self
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: Any) -> TaskRef:
         return self
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         from .exports import reduce
 
         return reduce(self)
@@ -210,7 +238,7 @@ class TaskRef:
         return f"TaskRef({self.name}, {what})"
 
 
-def unpack_writable(form: bytes):
+def unpack_writable(form: bytes) -> Any:
     """Load a serialized form as `get(mmap_mode="c")` does: arrays are writable and the caller's own."""
     from .._frames import unpack_private
 
@@ -220,7 +248,7 @@ def unpack_writable(form: bytes):
 # ---- get ---------------------------------------------------------------------------------------------------------------
 
 
-def get(refs, timeout=None, mmap_mode="r"):
+def get(refs: Any, timeout: float | None = None, mmap_mode: MmapMode = "r") -> Any:
     """Return the value of a TaskRef, or those of a list of references that holds TaskRefs."""
     deadline = _deadline(timeout)
     if type(refs) is TaskRef:
@@ -237,13 +265,13 @@ def get(refs, timeout=None, mmap_mode="r"):
     return values
 
 
-def _get_one(ref: TaskRef, deadline, timeout, mmap_mode, pending: int):
+def _get_one(ref: TaskRef, deadline: float | None, timeout: float | None, mmap_mode: MmapMode, pending: int) -> Any:
     if ref._outcome is None and not ref.join(deadline):
         raise GetTimeoutError(ref=repr(ref), timeout=timeout, pending=pending)
     return ref.value(mmap_mode)
 
 
-def _deadline(timeout) -> float | None:
+def _deadline(timeout: float | None) -> float | None:
     if timeout is None:
         return None
     if not timeout >= 0:
@@ -254,7 +282,7 @@ def _deadline(timeout) -> float | None:
 # ---- wait --------------------------------------------------------------------------------------------------------------
 
 
-def wait(refs: list, num_returns: int, deadline: float | None) -> list[int]:
+def wait(refs: list[Any], num_returns: int, deadline: float | None) -> list[int]:
     """
     Wait for some of several references, of which one at least is a TaskRef.
 
@@ -274,7 +302,7 @@ def wait(refs: list, num_returns: int, deadline: float | None) -> list[int]:
     changed = allocate_lock()
     changed.acquire()
 
-    def notice(_) -> None:
+    def notice(_: TaskRef) -> None:
         # Several may be settled before the waiter looks: the lock is a flag, and setting it twice is no error.
         if changed.locked():
             try:

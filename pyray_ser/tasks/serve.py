@@ -10,18 +10,28 @@ import inspect
 import select
 import time
 from collections import deque
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from .._store import ObjectRef, get
 from ..exceptions import SerializationError, TaskCancelledError
 from . import messages, process
-from .errors import describe
+from .errors import Failure, describe
 from .flow import Flow
 from .refs import TaskRef
+
+if TYPE_CHECKING:
+    import socket
+    from multiprocessing.connection import Connection
+
+    from .visitors import Visitors
 
 __all__ = ["Server", "main"]
 
 
-def main(connection, owner: tuple[int, int], listener, settings: dict) -> None:
+def main(
+    connection: Connection, owner: tuple[int, int], listener: socket.socket | None, settings: dict[str, Any]
+) -> None:
     """Serve until the last caller is gone. The target of a worker process."""
     process.ignore_interrupts()
     process.end_with(owner)
@@ -40,11 +50,11 @@ def main(connection, owner: tuple[int, int], listener, settings: dict) -> None:
 class Peer:
     """A caller: the owner, or another process that was given the actor's handle."""
 
-    def __init__(self, connection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.fd = connection.fileno()
         # Results in the store, until the caller holds them: number of the call, how many before -> reference
-        self.held: dict[int, deque[ObjectRef]] = {}
+        self.held: dict[int, deque[ObjectRef[Any]]] = {}
 
     def send(self, frame: bytes) -> None:
         try:
@@ -66,17 +76,19 @@ class Server:
         Where an actor is called on by others.
     """
 
-    def __init__(self, connection, listener=None) -> None:
-        self.functions: dict[int, object] = {}
+    def __init__(self, connection: Connection, listener: socket.socket | None = None) -> None:
+        self.functions: dict[int, Callable[..., Any] | _Unloadable] = {}
         # References that a call waited for, sent ahead of it: (caller, number of the call) -> list
-        self.arguments: dict[tuple[int, int], list] = {}
+        self.arguments: dict[tuple[int, int], list[Any]] = {}
         # Streams that are running: (caller, number of the call) -> how far ahead they are
         self.flows: dict[tuple[int, int], Flow] = {}
-        self.actor = None
+        self.actor: Any = None
         self.actor_name = ""
         self.is_async = False
+        # What CANCEL does; in an event loop a call can be taken back when it runs, too.
+        self.cancel: Callable[[Peer, int], None] = self.cancel_queued
         # Why there is no actor, if its __init__ raised.
-        self.broken = None
+        self.broken: Failure | None = None
         self.inbox: deque[tuple[Peer, int, int, memoryview]] = deque()
         self.peers: dict[int, Peer] = {}
         self.poller = select.poll()
@@ -84,7 +96,7 @@ class Server:
         # Handles under way to processes that have not called yet: token -> when it was announced
         self.expected: dict[int, float] = {}
         self.arrived: set[int] = set()
-        self.visitors = None
+        self.visitors: Visitors | None = None
         if listener is not None:
             from .visitors import Visitors
 
@@ -93,7 +105,7 @@ class Server:
 
     # ---- callers
 
-    def add_peer(self, connection) -> Peer:
+    def add_peer(self, connection: Connection) -> Peer:
         peer = Peer(connection)
         self.peers[peer.fd] = peer
         self.poller.register(peer.fd, select.POLLIN)
@@ -135,7 +147,8 @@ class Server:
         else:
             self.inbox.append((peer, kind, number, payload))
 
-    def cancel(self, peer: Peer, number: int) -> None:
+    def cancel_queued(self, peer: Peer, number: int) -> None:
+        """Take back a call that has not begun."""
         for entry in self.inbox:
             if entry[0] is peer and entry[2] == number and entry[1] == messages.CALL:
                 self.inbox.remove(entry)
@@ -230,20 +243,21 @@ class Server:
         else:
             self.answer(peer, messages.RESULT, number, None)
 
-    def target(self, which):
+    def target(self, which: int | str) -> Callable[..., Any]:
         """Return the callable that a call names."""
-        if type(which) is int:
+        if isinstance(which, int):
             function = self.functions[which]
-            if type(function) is _Unloadable:
+            if isinstance(function, _Unloadable):
                 raise function
             return function
         if self.broken is not None:
             raise _Unloadable(self.broken)
-        return getattr(self.actor, which)
+        method: Callable[..., Any] = getattr(self.actor, which)
+        return method
 
-    def name_of(self, which) -> str:
+    def name_of(self, which: int | str) -> str:
         """Return what a call is named in errors."""
-        if type(which) is int:
+        if isinstance(which, int):
             function = self.functions.get(which)
             return getattr(function, "__qualname__", None) or repr(function)
         return f"{self.actor_name}.{which}"
@@ -274,7 +288,7 @@ class Server:
         except BaseException as error:
             self.fail(peer, number, error, name)
 
-    def stream(self, peer: Peer, number: int, result) -> None:
+    def stream(self, peer: Peer, number: int, result: Any) -> None:
         """Send the items of a result, as fast as the caller takes them."""
         flow = self.flows[peer.fd, number] = Flow()
         try:
@@ -286,7 +300,7 @@ class Server:
         finally:
             del self.flows[peer.fd, number]
 
-    def answer(self, peer: Peer, kind: int, number: int, value) -> int:
+    def answer(self, peer: Peer, kind: int, number: int, value: object) -> int:
         """Send a value to a caller; return its size."""
         try:
             payload, held = messages.encode(value)
@@ -294,7 +308,7 @@ class Server:
             raise result_error(error, value) from error.__cause__
         size = len(payload)
         if held is not None:
-            size = held.size
+            size = held.size or 0
             # A caller that is gone will not say that it has it.
             if peer.fd in self.peers:
                 peer.held.setdefault(number, deque()).append(held)
@@ -329,7 +343,7 @@ class _Unloadable(Exception):
     """Carries the Failure of a function or class that could not be made here."""
 
 
-def result_error(error: SerializationError, value) -> SerializationError:
+def result_error(error: SerializationError, value: object) -> SerializationError:
     """Return the error for a result that cannot be pickled."""
     made = SerializationError(f"the result cannot be returned: {error}", path=error.path)
     for note in getattr(error, "__notes__", ()):
@@ -339,10 +353,10 @@ def result_error(error: SerializationError, value) -> SerializationError:
     return made
 
 
-def resolve(args: tuple, kwargs: dict, pending) -> tuple[list, dict]:
+def resolve(args: tuple[Any, ...], kwargs: dict[str, Any], pending: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
     """Replace references that are arguments themselves by their values; nested ones stay."""
 
-    def value(arg):
+    def value(arg: Any) -> Any:
         if type(arg) is messages.Placeholder:
             arg = pending[arg.index]
         return get(arg) if type(arg) is ObjectRef or type(arg) is TaskRef else arg
@@ -350,7 +364,7 @@ def resolve(args: tuple, kwargs: dict, pending) -> tuple[list, dict]:
     return [value(arg) for arg in args], {key: value(arg) for key, arg in kwargs.items()}
 
 
-def exactly(count: int, result, name: str) -> tuple:
+def exactly(count: int, result: Any, name: str) -> tuple[Any, ...]:
     """Return the several results of a call with ``num_returns=count``."""
     items = tuple(result)
     if len(items) != count:
@@ -358,7 +372,7 @@ def exactly(count: int, result, name: str) -> tuple:
     return items
 
 
-def iter_anything(result):
+def iter_anything(result: Any) -> Iterator[Any]:
     """Iterate over what a streaming call returned."""
     if hasattr(result, "__aiter__"):
         import asyncio
@@ -373,9 +387,9 @@ def iter_anything(result):
     yield from result
 
 
-async def _next(items):
+async def _next(items: Any) -> Any:
     return await anext(items)
 
 
-async def _whole(coroutine):
+async def _whole(coroutine: Coroutine[Any, Any, Any]) -> Any:
     return await coroutine

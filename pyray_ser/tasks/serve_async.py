@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
 
 from ..exceptions import TaskCancelledError
 from . import messages
 from .flow import Flow
-from .serve import Server, exactly, resolve
+from .serve import Peer, Server, exactly, resolve
 
 __all__ = ["run"]
 
@@ -21,7 +24,7 @@ def run(server: Server) -> None:
 class _Loop:
     def __init__(self, server: Server) -> None:
         self.server = server
-        self.tasks: dict[tuple[object, int], asyncio.Task] = {}
+        self.tasks: dict[tuple[Peer, int], asyncio.Task[None]] = {}
 
     async def run(self) -> None:
         server = self.server
@@ -43,7 +46,7 @@ class _Loop:
                     # To its first await at once: calls start in the order in which they came.
                     task = loop.create_task(self.call(peer, number, payload))
                     self.tasks[peer, number] = task
-                    task.add_done_callback(lambda _, key=(peer, number): self.tasks.pop(key, None))
+                    task.add_done_callback(functools.partial(self.forget, peer, number))
                 else:
                     server.handle(peer, kind, number, payload)
                 del peer, payload
@@ -62,12 +65,15 @@ class _Loop:
                 loop.remove_reader(fd)
                 watched.discard(fd)
 
-    def cancel(self, peer, number: int) -> None:
+    def forget(self, peer: Peer, number: int, _: asyncio.Task[None]) -> None:
+        self.tasks.pop((peer, number), None)
+
+    def cancel(self, peer: Peer, number: int) -> None:
         task = self.tasks.get((peer, number))
         if task is not None:
             task.cancel()
 
-    async def call(self, peer, number: int, payload) -> None:
+    async def call(self, peer: Peer, number: int, payload: memoryview) -> None:
         server = self.server
         name = "call"
         try:
@@ -94,7 +100,7 @@ class _Loop:
         except BaseException as error:
             server.fail(peer, number, error, name)
 
-    async def stream(self, peer, number: int, result) -> None:
+    async def stream(self, peer: Peer, number: int, result: Any) -> None:
         server = self.server
         moved = asyncio.Event()
         flow = server.flows[peer.fd, number] = Flow(moved.set)
@@ -109,6 +115,6 @@ class _Loop:
             server.flows.pop((peer.fd, number), None)
 
 
-async def _each(items):
+async def _each(items: Iterable[Any]) -> AsyncIterator[Any]:
     for item in items:
         yield item

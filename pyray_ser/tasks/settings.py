@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 __all__ = ["num_workers", "set_pool", "start_method"]
 
 _METHODS = ("fork", "spawn", "forkserver")
-_settings: dict = {}
+_settings: dict[str, Any] = {}
 
 
 def set_pool(num_workers: int | None = None, start_method: str | None = None) -> None:
@@ -48,12 +49,12 @@ def start_method() -> str | None:
     return _settings.get("start_method")
 
 
-def passed_on(share: int) -> dict:
+def passed_on(share: int) -> dict[str, Any]:
     """Return the settings for a worker that may start `share` processes of its own."""
     return {"num_workers": share, "start_method": start_method()}
 
 
-def inherit(settings: dict) -> None:
+def inherit(settings: dict[str, Any]) -> None:
     """Take over the owner's settings, in a new worker."""
     _settings.clear()
     _settings.update(settings)

@@ -10,7 +10,7 @@ from typing import Any
 
 from .._store import ObjectRef
 from . import flow, messages
-from .refs import TaskRef
+from .refs import Source, TaskRef
 
 __all__ = ["Parts", "ResultStream"]
 
@@ -171,13 +171,13 @@ class ResultStream:
 class Parts:
     """The references of a call with ``num_returns=count``."""
 
-    def __init__(self, ref: TaskRef, count: int, source) -> None:
+    def __init__(self, ref: TaskRef, count: int, source: Source) -> None:
         self.refs = [TaskRef(f"{ref.name}[{i}]", source) for i in range(count)]
         for part in self.refs:
             part.job = ref.job
         self._next = 0
 
-    def take(self, kind: int, outcome) -> None:
+    def take(self, kind: int, outcome: Any) -> None:
         """Take one answer."""
         if kind == messages.ITEM:
             self.refs[self._next].settle(outcome)

@@ -7,6 +7,10 @@ import socket
 import struct
 import threading
 from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 __all__ = ["Visitors", "listen"]
 
@@ -27,7 +31,7 @@ class Visitors:
 
         self._authkey = bytes(current_process().authkey)
         self._listener = listener
-        self._taken: deque = deque()
+        self._taken: deque[Connection] = deque()
         self.fd, self._bell = os.pipe()
         threading.Thread(target=self._accept, name="pyray_ser-visitors", daemon=True).start()
 
@@ -42,7 +46,7 @@ class Visitors:
             # A thread each: a stranger who says nothing must not keep the others out.
             threading.Thread(target=self._greet, args=(Connection(end.detach()),), daemon=True).start()
 
-    def _greet(self, connection) -> None:
+    def _greet(self, connection: Connection) -> None:
         from multiprocessing import AuthenticationError
         from multiprocessing.connection import answer_challenge, deliver_challenge
 
@@ -58,7 +62,7 @@ class Visitors:
         self._taken.append(connection)
         os.write(self._bell, b".")
 
-    def take(self) -> list:
+    def take(self) -> list[Connection]:
         """Return the connections that are new."""
         os.read(self.fd, 4096)
         found = []
@@ -83,6 +87,7 @@ def listen(address: str) -> socket.socket:
     return listener
 
 
-def _user(connection) -> int:
+def _user(connection: Connection) -> int:
     with socket.socket(fileno=os.dup(connection.fileno())) as end:
-        return struct.unpack("3i", end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
+        found: tuple[int, ...] = struct.unpack("3i", end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        return found[1]

@@ -22,19 +22,24 @@ What is patched, all of it undone by `uninstall`:
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .patches import Options
+
 __all__ = ["install", "uninstall"]
 
 
 class _Installed:
     """What `install` returns: leaving it as a context manager uninstalls."""
 
-    def __init__(self, before) -> None:
+    def __init__(self, before: Options | None) -> None:
         self._before = before
 
     def __enter__(self) -> _Installed:
         return self
 
-    def __exit__(self, *exc_info) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         from . import patches
 
         if self._before is None:

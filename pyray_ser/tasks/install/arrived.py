@@ -43,7 +43,7 @@ def source(view: memoryview) -> _store.ObjectRef[Any] | None:
     numpy = sys.modules.get("numpy")
     if numpy is None or not _arrived:
         return None
-    found = view.obj
+    found: Any = view.obj
     while found is not None:
         known = _arrived.get(id(found))
         if known is not None and known[0]() is found:

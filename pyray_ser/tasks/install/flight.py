@@ -67,7 +67,7 @@ class _Sent:
 
     def unread(self, readers: pipes.Readers) -> int | None:
         """Return how much of its pipe is unread; None if nobody can read it."""
-        connection = self.connection and self.connection()
+        connection = None if self.connection is None else self.connection()
         if connection is not None and not connection.closed:
             try:
                 return pipes.unread_here(connection)
@@ -146,7 +146,7 @@ def _under_way(store: _store.Store) -> int:
     """Return how many bytes are under way: what this process sent until the object is gone, of others until it has arrived."""
     flights = _prune(store)
     me = os.getpid()
-    others = sum(flight["size"] for flight in flights if flight["note"] and flight["sender_pid"] != me)
+    others: int = sum(flight["size"] for flight in flights if flight["note"] and flight["sender_pid"] != me)
     with _lock:
         return others + sum(entry.nbytes for entry in _sent)
 

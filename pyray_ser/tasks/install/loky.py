@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from types import FrameType, ModuleType
+from typing import TYPE_CHECKING, Any, Literal
 
 from . import flight, message
+
+if TYPE_CHECKING:
+    import numpy
+    from numpy.typing import NDArray
+
+    from .patches import Options
+
+    Function = Callable[..., Any]
 
 __all__ = ["HOOKS", "watch"]
 
 
-def _hook(original):
+def _hook(original: Function) -> Function:
     """Return a stand-in for ``dumps`` of ``loky.backend.queues``."""
 
-    def dumps(obj, reducers=None, protocol=None):
+    def dumps(obj: object, reducers: dict[type, Function] | None = None, protocol: int | None = None) -> Any:
         from . import patches
 
         options = patches.current()
@@ -24,7 +35,7 @@ def _hook(original):
         caller = sys._getframe(1)
         before = (reducers or {}).get(numpy.ndarray)
 
-        def reduce(array):
+        def reduce(array: NDArray[Any]) -> Any:
             reduced = _reduce(array, options, caller, before)
             if reduced is not None:
                 return reduced
@@ -35,7 +46,9 @@ def _hook(original):
     return dumps
 
 
-def _reduce(array, options, caller, before):
+def _reduce(
+    array: NDArray[Any], options: Options, caller: FrameType, before: Any
+) -> tuple[Function, tuple[Any, ...]] | None:
     """Reduce a large array to a reference; None if it is to go as before."""
     from ...exceptions import PyraySerError
     from . import patches, stored
@@ -60,7 +73,7 @@ def _reduce(array, options, caller, before):
     return load_array, (sent[0], array.dtype, array.shape, order, options.mmap_mode)
 
 
-def _lies_in_a_file(array) -> bool:
+def _lies_in_a_file(array: object) -> bool:
     """Tell whether it is a part of a numpy.memmap: those travel by the file's name."""
     import numpy
 
@@ -71,13 +84,17 @@ def _lies_in_a_file(array) -> bool:
     return False
 
 
-def _bytes_of(array):
+def _bytes_of(array: NDArray[Any]) -> memoryview:
     import pickle
 
-    return pickle.PickleBuffer(array).raw()
+    # Before Python 3.12 the type checker does not know that it has a buffer.
+    exporter: Any = array
+    return pickle.PickleBuffer(exporter).raw()
 
 
-def load_array(blob: bytes, dtype, shape, order: str, mmap_mode: str):
+def load_array(
+    blob: bytes, dtype: numpy.dtype[Any], shape: tuple[int, ...], order: Literal["C", "F"], mmap_mode: str
+) -> NDArray[Any]:
     """Make an array again."""
     import numpy
 
@@ -86,14 +103,14 @@ def load_array(blob: bytes, dtype, shape, order: str, mmap_mode: str):
     return numpy.ndarray(shape, dtype, message._buffer(load_ref(blob), mmap_mode), order=order)
 
 
-def _tell_of_reaping(poll):
+def _tell_of_reaping(poll: Function) -> Function:
     from .patches import tell_of_reaping
 
     return tell_of_reaping(poll)
 
 
 # Module -> what in it has the attribute to be replaced, the attribute, and what makes the replacement.
-HOOKS = {
+HOOKS: dict[str, tuple[Callable[[ModuleType], Any], str, Function]] = {
     f"{package}.backend.{module}": entry
     for package in ("loky", "joblib.externals.loky")
     for module, entry in (
@@ -106,7 +123,9 @@ HOOKS = {
 class _Watch(MetaPathFinder, Loader):
     """Hooks loky's modules when they are imported after `install`."""
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if name not in HOOKS:
             return None
         for finder in sys.meta_path:
@@ -120,11 +139,13 @@ class _Watch(MetaPathFinder, Loader):
                 return made
         return None
 
-    def create_module(self, spec):
-        return spec.loader_state.loader.create_module(spec.loader_state)
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        made: ModuleType | None = spec.loader_state.loader.create_module(spec.loader_state)
+        return made
 
-    def exec_module(self, module) -> None:
-        spec = module.__spec__.loader_state
+    def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None
+        spec: Any = module.__spec__.loader_state
         module.__spec__, module.__loader__ = spec, spec.loader
         spec.loader.exec_module(module)
         from . import patches

@@ -13,11 +13,21 @@ import functools
 import io
 import pickle
 import sys
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ... import _store
 from ...exceptions import PyraySerError
 from . import arrived, flight
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from .patches import Options
+
+    Original = Callable[[object], Any]
 
 __all__ = ["dumps", "load"]
 
@@ -25,22 +35,26 @@ __all__ = ["dumps", "load"]
 class _Pickler(ForkingPickler):
     """As multiprocessing pickles, with everything registered there, but with buffers out-of-band."""
 
-    def __init__(self, file, buffer_callback, options) -> None:
+    def __init__(
+        self, file: BinaryIO, buffer_callback: Callable[[pickle.PickleBuffer], bool], options: Options
+    ) -> None:
         # ForkingPickler's own __init__ takes no keyword.
         pickle.Pickler.__init__(self, file, 5, buffer_callback=buffer_callback)
-        self.dispatch_table = self._copyreg_dispatch_table.copy()
+        # Both of ForkingPickler; the standard stubs do not tell of them.
+        known: Any = type(self)
+        self.dispatch_table = known._copyreg_dispatch_table.copy()
         numpy = sys.modules.get("numpy")
         if numpy is not None and options.mmap_mode == "c":
             self.dispatch_table[numpy.ndarray] = functools.partial(_reduce_array, options.min_bytes)
-        self.dispatch_table.update(self._extra_reducers)
+        self.dispatch_table.update(known._extra_reducers)
 
 
-def _reduce_array(min_bytes: int, array):
+def _reduce_array(min_bytes: int, array: NDArray[Any]) -> Any:
     """Reduce an array. The stream of a read-only one would make it read-only again, but it is to arrive copy-on-write."""
     flags = array.flags
     if flags.writeable or array.nbytes < min_bytes or not flags.forc or array.dtype.hasobject:
         return array.__reduce_ex__(5)
-    lent = (ctypes.c_ubyte * array.nbytes).from_address(array.ctypes.data)
+    lent: Any = (ctypes.c_ubyte * array.nbytes).from_address(array.ctypes.data)
     lent.lender = array
     order = "C" if flags.c_contiguous else "F"
     return type(array), (array.shape, array.dtype, pickle.PickleBuffer(lent), 0, None, order)
@@ -49,13 +63,15 @@ def _reduce_array(min_bytes: int, array):
 class _BytesPickler(_Pickler):
     """Sees large bytes and bytearrays too."""
 
-    def __init__(self, file, buffer_callback, options) -> None:
+    def __init__(
+        self, file: BinaryIO, buffer_callback: Callable[[pickle.PickleBuffer], bool], options: Options
+    ) -> None:
         super().__init__(file, buffer_callback, options)
         self._min_bytes = options.min_bytes
-        self.found: list = []
+        self.found: list[bytes | bytearray] = []
         self._known: dict[int, int] = {}
 
-    def persistent_id(self, obj):
+    def persistent_id(self, obj: Any) -> int | None:
         if (type(obj) is bytes or type(obj) is bytearray) and len(obj) >= self._min_bytes:
             number = self._known.get(id(obj))
             if number is None:
@@ -66,25 +82,25 @@ class _BytesPickler(_Pickler):
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file, buffers, found) -> None:
+    def __init__(self, file: BinaryIO, buffers: list[Any], found: list[bytes | bytearray]) -> None:
         super().__init__(file, buffers=buffers)
         self._found = found
 
-    def persistent_load(self, pid):
+    def persistent_load(self, pid: int) -> bytes | bytearray:
         return self._found[pid]
 
 
 class _Envelope:
     """Pickles as a call of `load`."""
 
-    def __init__(self, *args) -> None:
+    def __init__(self, *args: Any) -> None:
         self._args = args
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return load, self._args
 
 
-def dumps(obj, original, options, destination):
+def dumps(obj: object, original: Original, options: Options, destination: Callable[[], Connection | None]) -> Any:
     """
     Pickle a message.
 
@@ -114,7 +130,7 @@ def dumps(obj, original, options, destination):
 
     try:
         file = io.BytesIO()
-        found: list = []
+        found: list[bytes | bytearray] = []
         if not _shows_large_bytes(obj, options.min_bytes):
             _Pickler(file, take, options).dump(obj)
         if not file.tell() or file.tell() >= options.min_bytes:
@@ -142,7 +158,7 @@ def dumps(obj, original, options, destination):
     return original(_Envelope(file.getvalue(), sent, len(buffers), kinds, options.mmap_mode))
 
 
-def _shows_large_bytes(obj, min_bytes: int, depth: int = 4) -> bool:
+def _shows_large_bytes(obj: Any, min_bytes: int, depth: int = 4) -> bool:
     """Tell whether large bytes lie near the surface, so that the pass without them can be saved."""
     kind = type(obj)
     if kind is bytes or kind is bytearray:
@@ -154,7 +170,7 @@ def _shows_large_bytes(obj, min_bytes: int, depth: int = 4) -> bool:
     return False
 
 
-def _as_before(obj, original):
+def _as_before(obj: object, original: Original) -> Any:
     """Pickle as the standard library does; what it refuses, by value."""
     try:
         return original(obj)
@@ -170,7 +186,7 @@ def _as_before(obj, original):
 # ---- the receiver -------------------------------------------------------------------------------------------------------
 
 
-def load(stream: bytes, sent: list[bytes], narrays: int, kinds: bytes, mmap_mode: str):
+def load(stream: bytes, sent: list[bytes], narrays: int, kinds: bytes, mmap_mode: str) -> Any:
     """Make a message again, in whatever process."""
     refs = [_store.load_ref(blob) for blob in sent]
     found = [(bytearray if kind else bytes)(_store.get(ref)) for ref, kind in zip(refs[narrays:], kinds, strict=True)]
@@ -178,7 +194,7 @@ def load(stream: bytes, sent: list[bytes], narrays: int, kinds: bytes, mmap_mode
     return _Unpickler(io.BytesIO(stream), buffers, found).load()
 
 
-def _buffer(ref, mmap_mode: str):
+def _buffer(ref: _store.ObjectRef[Any], mmap_mode: str) -> Any:
     if mmap_mode == "c":
         try:
             return arrived.note(_store.get(ref, mmap_mode="c"), ref)

@@ -8,10 +8,14 @@ import multiprocessing.popen_fork
 import multiprocessing.popen_forkserver
 import multiprocessing.process
 import multiprocessing.queues
+import operator
 import sys
 from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, NamedTuple
+from types import FrameType
+from typing import Any, NamedTuple, SupportsIndex
 
 from ... import _store
 from ...store import open_default
@@ -39,10 +43,10 @@ class Options(NamedTuple):
 
 _options: Options | None = None
 # (object, attribute, what was there; None for nothing of its own)
-_replaced: list[tuple[object, str, object]] = []
+_replaced: list[tuple[Any, str, object]] = []
 
 
-def _replace(owner, name: str, value) -> None:
+def _replace(owner: Any, name: str, value: object) -> None:
     _replaced.append((owner, name, vars(owner).get(name)))
     setattr(owner, name, value)
 
@@ -58,8 +62,8 @@ def install(options: Options) -> Options | None:
         _replace(multiprocessing.queues, "_ForkingPickler", MessagePickler)
         _replace(multiprocessing.connection, "_ForkingPickler", MessagePickler)
         _replace(multiprocessing.process.BaseProcess, "__reduce_ex__", reduce_process)
-        for module in (multiprocessing.popen_fork, multiprocessing.popen_forkserver):
-            _replace(module.Popen, "poll", tell_of_reaping(module.Popen.poll))
+        for popen in (multiprocessing.popen_fork.Popen, multiprocessing.popen_forkserver.Popen):
+            _replace(popen, "poll", tell_of_reaping(popen.poll))
     from . import loky
 
     for name, (owner_of, attribute, hook) in loky.HOOKS.items():
@@ -100,7 +104,7 @@ class MessagePickler(ForkingPickler):
     """The pickler of multiprocessing's queues and connections. It looks at who calls to learn where the message goes."""
 
     @classmethod
-    def dumps(cls, obj, protocol=None):
+    def dumps(cls, obj: Any, protocol: int | None = None) -> Any:
         options = _options
         if options is None or protocol is not None:
             return ForkingPickler.dumps(obj, protocol)
@@ -112,7 +116,7 @@ class MessagePickler(ForkingPickler):
         return message.dumps(obj, ForkingPickler.dumps, options, lambda: writer(caller))
 
 
-def writer(caller):
+def writer(caller: FrameType) -> Connection | None:
     """
     Return the connection that the calling method is about to write to; None if that leaves this process tree.
 
@@ -126,7 +130,7 @@ def writer(caller):
     if connection is None:
         connection = found.get("self")
         connection = getattr(connection, "_writer", connection)
-    return connection if isinstance(connection, multiprocessing.connection.Connection) else None
+    return connection if isinstance(connection, Connection) else None
 
 
 # ---- processes that end -----------------------------------------------------------------------------------------------------
@@ -151,16 +155,17 @@ def tell_of_reaping(poll: Callable[..., Any]) -> Callable[..., Any]:
 # ---- processes that start with an empty interpreter -----------------------------------------------------------------------
 
 
-def reduce_process(self, protocol):
+def reduce_process(self: BaseProcess, protocol: SupportsIndex) -> Any:
     """Reduce a process that is about to be started so that it installs before it loads its work."""
-    reduced = object.__reduce_ex__(self, max(2, protocol))
+    reduced: Any = object.__reduce_ex__(self, max(2, operator.index(protocol)))
     options = _options
     if options is None or reduced[0].__name__ != "__newobj__":
         return reduced
     return (start, (tuple(options), *reduced[1]), *reduced[2:])
 
 
-def start(options: tuple, cls, *args):
+def start(options: tuple[Any, ...], cls: type[BaseProcess], *args: Any) -> Any:
     """In a new worker: install, then make the process object that is being loaded."""
     install(Options(*options))
-    return cls.__new__(cls, *args)
+    make: Any = cls.__new__
+    return make(cls, *args)
