@@ -31,31 +31,29 @@ class _Memory:
         self.storage = storage
 
 
-# By the address of torch's own storage object, which the memory keeps from being used again.
+# By the address of torch's own storage object, which what is held here keeps from being used again: the tensor that is
+# written as the whole of a storage, and that other tensors over it are written as views of; or, where no such tensor has
+# been met yet, what stands for the bytes. Both live in the memo of whatever pickler has written them.
+_wholes: WeakValueDictionary[int, Any] = WeakValueDictionary()
 _memories: WeakValueDictionary[int, _Memory] = WeakValueDictionary()
 
 
-def _memory_of(storage: Any) -> _Memory:
-    memory = _memories.get(storage._cdata)
-    if memory is None:
-        memory = _memories[storage._cdata] = _Memory(storage)
+def _memory_of(storage: Any) -> Any:
+    """Return what stands for a storage: a tensor that is all of it, or a memory."""
+    key = storage._cdata
+    memory = _memories.get(key)
+    if memory is not None:
+        return memory
+    whole = _wholes.get(key)
+    # It is somebody's tensor: it may have become another one since.
+    if whole is not None and _is_plain(whole) and _is_whole(whole, whole.untyped_storage(), key):
+        return whole
+    memory = _memories[key] = _Memory(storage)
     return memory
 
 
-def reduce_memory(memory: _Memory) -> Any:
-    """Reduce the memory of a storage to its bytes."""
-    size = memory.storage.nbytes()
-    if not size:
-        return rebuild_torch.Memory, (b"",)
-    # The array keeps the storage alive for as long as somebody holds the buffer.
-    view = (ctypes.c_ubyte * size).from_address(memory.storage.data_ptr())
-    view._storage = memory.storage
-    return rebuild_torch.Memory, (PickleBuffer(view),)
-
-
-def reduce_tensor(tensor: Any) -> Any:
-    """Reduce a plain, strided CPU tensor to its storage and how it lies there."""
-    if (
+def _is_plain(tensor: Any) -> bool:
+    return not (
         tensor.layout != torch.strided
         or tensor.device.type != "cpu"
         or tensor.is_quantized
@@ -63,26 +61,50 @@ def reduce_tensor(tensor: Any) -> Any:
         or (_HAS_NAMES and tensor.has_names())
         or tensor.__dict__
         or tensor._backward_hooks
-    ):
+    )
+
+
+def _is_whole(tensor: Any, storage: Any, key: int) -> bool:
+    """Tell whether a tensor is nothing but all bytes of a storage, in their order."""
+    return (
+        storage._cdata == key
+        and not (tensor.requires_grad or tensor.is_conj() or tensor.is_neg())
+        and 0 < tensor.nbytes == storage.nbytes()
+        and tensor.stride() == rebuild_torch.contiguous(tensor.size())
+    )
+
+
+def _bytes_of(storage: Any) -> Any:
+    # The array keeps the storage alive for as long as somebody holds the buffer.
+    view = (ctypes.c_ubyte * storage.nbytes()).from_address(storage.data_ptr())
+    view._storage = storage
+    return PickleBuffer(view)
+
+
+def reduce_memory(memory: _Memory) -> Any:
+    """Reduce the memory of a storage to its bytes."""
+    return rebuild_torch.Memory, (_bytes_of(memory.storage) if memory.storage.nbytes() else b"",)
+
+
+def reduce_tensor(tensor: Any) -> Any:
+    """Reduce a plain, strided CPU tensor to its storage and how it lies there."""
+    if not _is_plain(tensor):
         return NotImplemented  # torch knows, or refuses
     storage = tensor.untyped_storage()
+    key = storage._cdata
     size = tuple(tensor.size())
+    if key not in _memories and _is_whole(tensor, storage, key):
+        whole = _wholes.get(key)
+        if whole is None or not (_is_plain(whole) and _is_whole(whole, whole.untyped_storage(), key)):
+            whole = _wholes[key] = tensor
+        if whole is tensor:
+            return rebuild_torch.whole, (_bytes_of(storage), tensor.dtype, size)
     memory = _memory_of(storage)
-    if not (tensor.requires_grad or tensor.is_conj() or tensor.is_neg()) and tensor.numel():
-        stride = tensor.stride()
-        if tensor.nbytes == storage.nbytes() and stride == rebuild_torch.contiguous(size):
-            return rebuild_torch.tensor, (memory, tensor.dtype, size)
-        return rebuild_torch.tensor, (memory, tensor.dtype, size, stride, tensor.storage_offset())
-    return rebuild_torch.tensor, (
-        memory,
-        tensor.dtype,
-        size,
-        tensor.stride(),
-        tensor.storage_offset(),
-        tensor.requires_grad,
-        tensor.is_conj(),
-        tensor.is_neg(),
-    )
+    more: tuple[Any, ...] = ()
+    if tensor.requires_grad or tensor.is_conj() or tensor.is_neg():
+        more = tensor.requires_grad, tensor.is_conj(), tensor.is_neg()
+    rebuild = rebuild_torch.tensor if type(memory) is _Memory else rebuild_torch.view
+    return rebuild, (memory, tensor.dtype, size, tensor.stride(), tensor.storage_offset(), *more)
 
 
 def reduce_parameter(parameter: Any) -> Any:

@@ -106,6 +106,55 @@ def test_views_share_a_storage_and_separate_storages_stay_separate():
     assert back[1][100] == -1 and back[1].untyped_storage().nbytes() == 4 * MANY
 
 
+def storages(tensors):
+    return len({tensor.untyped_storage().data_ptr() for tensor in tensors})
+
+
+def test_tied_parameters_and_aliases_share_a_storage_whatever_comes_first():
+    base = torch.arange(float(MANY))
+    for value in (
+        [torch.nn.Parameter(base), torch.nn.Parameter(base)],
+        [torch.nn.Parameter(base), base],
+        [base.detach(), base, base.view(100, -1), base.view(torch.int32)],
+        [base.view(100, -1).T, base, base.detach()],
+        [base.view(torch.int32), base.clone().set_(base.untyped_storage())],
+    ):
+        back = round_trip(value)
+        assert storages(back) == 1
+        for one, two in zip(back, value):
+            assert torch.equal(one, two) and one.stride() == two.stride() and one.dtype == two.dtype
+    storage, whole = round_trip([base.untyped_storage(), base])
+    assert storage.data_ptr() == whole.data_ptr()
+
+
+def test_what_has_stood_for_a_storage_may_become_another_tensor():
+    def fresh():
+        base = torch.arange(float(MANY))
+        pyray_ser.put(base)  # from now on views of it are written as views of `base`, as long as that is right
+        return base, base[100:200].detach()
+
+    base, view = fresh()
+    assert torch.equal(round_trip(view), view)
+    base.requires_grad_()
+    assert torch.equal(round_trip(view), view) and not round_trip(view).requires_grad
+    base, view = fresh()
+    base.set_(torch.zeros(MANY).untyped_storage())
+    back = round_trip([view, base])
+    assert back[0][0] == 100 and back[1][100] == 0 and storages(back) == 2
+    base, view = fresh()
+    base.note = "an attribute"
+    assert torch.equal(round_trip([view, view])[1], view)
+    base, view = fresh()
+    del base
+    back = round_trip([view, view[:10]])
+    assert back[0][0] == 100 and storages(back) == 1
+
+
+def test_a_tensor_of_a_type_that_numpy_does_not_have_is_nobodys_view():
+    back = round_trip(torch.ones(100, 200, dtype=torch.bfloat16))
+    assert back.shape == (100, 200) and back.is_contiguous() and not back._is_view()
+
+
 def test_arrays_beside_tensors_stay_read_only():
     back = round_trip({"tensor": torch.zeros(MANY), "array": np.zeros(MANY)})
     back["tensor"][0] = 1
