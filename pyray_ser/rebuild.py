@@ -5,7 +5,7 @@ The buffers may lie in the store, and are then read-only; what is made over
 them is so as well. torch's part is in `rebuild_torch`.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 __all__ = [
     "COPYING",
@@ -20,7 +20,7 @@ __all__ = [
     "pandas_arrow_column",
     "polars_frame",
     "polars_series",
-    "string_array",
+    "strings",
     "view",
 ]
 
@@ -97,17 +97,17 @@ def masked_array(data: Any, mask: Any, fill_value: Any, hard_mask: bool, attribu
     return made
 
 
-def string_array(shape: tuple[int, ...], dtype: Any, text: Any, ends: Any, missing: Any) -> Any:
-    """Make an array of numpy's StringDType from the UTF-8 text of all strings and where each ends."""
+def strings(
+    shape: tuple[int, ...], dtype: Any, text: Any, lengths: Any, width: int, missing: Any, order: Literal["C", "F"]
+) -> Any:
+    """Make an array of numpy's StringDType: from the UTF-8 text of all its strings, and their lengths in bytes."""
     import numpy
 
-    whole, stops = str(text, "utf-8"), ends.tolist()
-    # Loops of the interpreter's own: there is one object per string.
-    strings = list(map(whole.__getitem__, map(slice, [0, *stops], stops)))
-    made = numpy.array(strings, dtype)
-    if missing is not None:
-        made[missing] = dtype.na_object
-    return made.reshape(shape)
+    from ._ndarray import strings_in
+
+    made = numpy.empty(shape, dtype, order)
+    strings_in(made, text, lengths, width, missing)
+    return made
 
 
 def pandas_arrow_column(cls: Any, state: dict[str, Any]) -> Any:
@@ -134,4 +134,4 @@ def polars_series(array: Any, name: str, dtype: Any) -> Any:
 
 
 # What copies the buffers that it is given: the inspector counts them so.
-COPYING = frozenset({array_of_bytes, ctypes_array, ctypes_data, string_array})
+COPYING = frozenset({array_of_bytes, ctypes_array, ctypes_data, strings})

@@ -40,4 +40,20 @@ PyObject *prp_array_from_parts(PyObject *shape, PyObject *dtype, int64_t offset,
 PyObject *prp_array_from_ints(int nd, const int64_t *shape, PyObject *dtype, bool fortran, const uint8_t *data,
                               size_t data_len, PyObject *owner, int flags);
 
+/* strings.c: arrays of numpy's StringDType. 0, or -1 with an exception. */
+typedef struct {
+    size_t count;
+    uint64_t bytes, longest; /* of the text, in UTF-8 */
+    bool missing;            /* some are the dtype's na_object */
+} prp_strings;
+
+int prp_strings_measure(PyObject *array, prp_strings *found);
+/* Text and lengths (little endian, `width` bytes each: 1, 2, 4 or 8) of all elements in C or Fortran order; `missing` may be NULL
+ * if there are none. It is an error if the array is not what was measured. */
+int prp_strings_copy(PyObject *array, bool fortran, const prp_strings *found, char *text, uint8_t *lengths, int width,
+                     uint8_t *missing);
+/* Sets all elements of a contiguous array, in their order in memory. Everything given is checked. */
+int prp_strings_fill(PyObject *array, const uint8_t *text, size_t bytes, const uint8_t *lengths, int width,
+                     size_t count, const uint8_t *missing);
+
 #endif

@@ -67,18 +67,19 @@ def reduce_masked(array: Any) -> Any:
 
 
 def _reduce_strings(array: Any) -> Any:
-    strings = array.ravel().tolist()
-    missing = None
-    if hasattr(array.dtype, "na_object"):
-        na = array.dtype.na_object
-        missing = numpy.array([item is na or type(item) is not str for item in strings], bool)
-        if missing.any():
-            strings = ["" if gone else item for item, gone in zip(strings, missing, strict=True)]
-        else:
-            missing = None
-    ends = numpy.cumsum(numpy.fromiter(map(len, strings), numpy.int64, len(strings)))
-    text = "".join(strings).encode()
-    return rebuild.string_array, (array.shape, array.dtype, PickleBuffer(text), ends, missing)
+    from .._ndarray import strings_out
+
+    fortran = array.flags.f_contiguous and not array.flags.c_contiguous
+    text, lengths, width, missing = strings_out(array, fortran)
+    return rebuild.strings, (
+        array.shape,
+        array.dtype,
+        PickleBuffer(text),
+        PickleBuffer(lengths),
+        width,
+        missing and PickleBuffer(missing),
+        "F" if fortran else "C",
+    )
 
 
 class _Never:

@@ -9,9 +9,22 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.pycapsule cimport PyCapsule_New
 from cpython.ref cimport PyObject
+from libc.stdint cimport uint64_t
 
 cdef extern from "ndarray/ndarray.h":
     const prp_ndarray_api *prp_ndarray_init() except NULL
+
+    ctypedef struct prp_strings:
+        size_t count
+        uint64_t bytes
+        uint64_t longest
+        bint missing
+
+    int prp_strings_measure(object array, prp_strings *found) except -1
+    int prp_strings_copy(object array, bint fortran, const prp_strings *found, char *text, uint8_t *lengths, int width,
+                         uint8_t *missing) except -1
+    int prp_strings_fill(object array, const uint8_t *text, size_t bytes, const uint8_t *lengths, int width, size_t count,
+                         const uint8_t *missing) except -1
 
 cdef const prp_ndarray_api *table = prp_ndarray_init()
 _api = PyCapsule_New(<void *>table, PRP_NDARRAY_CAPSULE, NULL)
@@ -78,6 +91,59 @@ def from_stream(const uint8_t[::1] stream not None, data, *, bint writable=False
     # The table's functions give a new reference, which a void pointer does not carry.
     decref(result)
     return result
+
+
+def strings_out(array, bint fortran=False):
+    """
+    What the strings of an array are made of.
+
+    Parameters
+    ----------
+    array : numpy.ndarray
+        Of `numpy.dtypes.StringDType`.
+    fortran : bool
+        Take the elements in Fortran order, not in C order.
+
+    Returns
+    -------
+    tuple of (bytes, bytes, int, bytes or None)
+        The UTF-8 text of all strings; their lengths in bytes, little endian; how many bytes each length takes; and for each
+        string 1 if it is missing, None if none is.
+    """
+    cdef prp_strings found
+    prp_strings_measure(array, &found)
+    cdef int width = 1 if found.longest <= 0xff else 2 if found.longest <= 0xffff else 4 if found.longest <= 0xffffffff else 8
+    text = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>found.bytes)
+    lengths = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>(found.count * width))
+    missing = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>found.count) if found.missing else None
+    prp_strings_copy(array, fortran, &found, PyBytes_AS_STRING(text), <uint8_t *>PyBytes_AS_STRING(lengths), width,
+                     NULL if missing is None else <uint8_t *>PyBytes_AS_STRING(missing))
+    return text, lengths, width, missing
+
+
+def strings_in(array, const uint8_t[::1] text not None, const uint8_t[::1] lengths not None, int width,
+               const uint8_t[::1] missing=None):
+    """
+    Set the strings of a contiguous array, in their order in memory, to what `strings_out` gave.
+
+    Parameters
+    ----------
+    array : numpy.ndarray
+        Of `numpy.dtypes.StringDType`.
+    text, lengths, missing : bytes-like
+    width : int
+        1, 2, 4 or 8.
+    """
+    if width not in (1, 2, 4, 8) or lengths.shape[0] % width:
+        raise ValueError("lengths of strings take 1, 2, 4 or 8 bytes")
+    cdef size_t count = lengths.shape[0] // width
+    if missing is not None and <size_t>missing.shape[0] != count:
+        raise ValueError("as many marks of missing strings as lengths are needed")
+    cdef const uint8_t *marks = NULL
+    if missing is not None:
+        marks = &missing[0]
+    # Nothing is read through the address of what is empty.
+    prp_strings_fill(array, &text[0], text.shape[0], &lengths[0], width, count, marks)
 
 
 cdef extern from "Python.h":

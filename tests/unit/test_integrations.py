@@ -3,13 +3,15 @@
 import array
 import ctypes
 import io
+import pickle
 import sys
 
 import numpy as np
 import pytest
 from inband import engine, load, put  # noqa: F401
 
-from pyray_ser import integrations
+import pyray_ser
+from pyray_ser import integrations, rebuild
 from pyray_ser.verbose_pickler import Pickler
 
 SMALL = 4096  # what a stream may hold in-band, beside the data
@@ -158,24 +160,111 @@ def test_masked_constant_stays_itself():
     assert round_trip(np.ma.masked) is np.ma.masked
 
 
-@pytest.mark.skipif(not hasattr(np, "dtypes") or not hasattr(np.dtypes, "StringDType"), reason="numpy 2")
-@pytest.mark.parametrize(
-    "dtype", [lambda: np.dtypes.StringDType(), lambda: np.dtypes.StringDType(na_object=None),
-              lambda: np.dtypes.StringDType(na_object=np.nan)], ids=["plain", "none", "nan"]
-)  # fmt: skip
-def test_string_dtype(dtype):
-    dtype = dtype()
-    items = ["a", "", "ä漢😀", "x" * 1000, "\0b\0"] * 200
-    if hasattr(dtype, "na_object"):
-        items[3::7] = [dtype.na_object] * len(items[3::7])
-    value = np.array(items, dtype).reshape(50, -1)
-    stream, buffers = put(value)
-    assert len(stream) < SMALL
-    back = load(stream, buffers)
-    assert back.dtype == value.dtype and back.shape == value.shape
-    assert back.ravel().tolist() == value.ravel().tolist() or all(
-        a == b or (a != a and b != b) for a, b in zip(back.ravel().tolist(), value.ravel().tolist(), strict=True)
+class TestStringDType:
+    pytestmark = pytest.mark.skipif(
+        not hasattr(np, "dtypes") or not hasattr(np.dtypes, "StringDType"), reason="numpy 2"
     )
+    ITEMS = ("a", "", "ä漢😀", "x" * 1000, "\0b\0", "fifteen bytes..", "sixteen bytes...")
+
+    @staticmethod
+    def same(back, value):
+        assert type(back) is np.ndarray and back.dtype == value.dtype and back.shape == value.shape
+        assert getattr(back.dtype, "coerce", None) == getattr(value.dtype, "coerce", None)
+        assert back.flags.f_contiguous == value.flags.f_contiguous or not value.flags.forc
+        for a, b in zip(back.ravel().tolist(), value.ravel().tolist(), strict=True):
+            assert type(a) is type(b) and (a == b or (a != a and b != b)), (a, b)
+
+    @pytest.mark.parametrize(
+        "options",
+        [{}, {"coerce": False}, {"na_object": None}, {"na_object": float("nan")}, {"na_object": "missing"},
+         {"na_object": None, "coerce": False}],
+        ids=str,
+    )  # fmt: skip
+    def test_every_dtype(self, options):
+        dtype = np.dtypes.StringDType(**options)
+        items = list(self.ITEMS) * 100
+        if options.get("na_object", "") != "":
+            items[3::7] = [options["na_object"]] * len(items[3::7])
+        value = np.array(items, dtype).reshape(50, -1)
+        stream, buffers = put(value)
+        assert len(stream) < SMALL
+        assert sum(map(len, map(bytes, buffers))) < 110_000  # UTF-8, two bytes a length, one a mark; no Python strings
+        self.same(load(stream, buffers), value)
+        self.same(round_trip(value[:0], 0), value[:0])
+        self.same(pickle.loads(stream, buffers=buffers), value)
+
+    @pytest.mark.parametrize(
+        "view",
+        [lambda a: a[::2], lambda a: a[::-1, 1:3], lambda a: a.T, lambda a: a[:, :0], lambda a: a[3, 2], lambda a: a[7:8, 5],
+         lambda a: a[3:4, 2].reshape(()), lambda a: np.broadcast_to(a[0], (9, 7)), lambda a: a.reshape(10, 5, 2, 7)],
+        ids=list("abcdefghi"),
+    )  # fmt: skip
+    def test_every_order(self, view):
+        value = view(np.array(list(self.ITEMS) * 100, np.dtypes.StringDType()).reshape(100, 7))
+        if type(value) is str:
+            assert load(*put(value)) == value
+        else:
+            self.same(load(*put(value)), value)
+
+    def test_lengths_of_four_bytes(self):
+        value = np.array(["y" * 70_000, "z"], np.dtypes.StringDType())
+        self.same(load(*put(value)), value)
+
+    def test_in_a_store_it_is_a_copy_of_the_readers_own(self):
+        value = np.array(list(self.ITEMS) * 1000, np.dtypes.StringDType())
+        back = pyray_ser.get(pyray_ser.put(value))
+        self.same(back, value)
+        back[0] = "changed"
+        self.same(pyray_ser.get(pyray_ser.put(value)), value)
+
+    @pytest.mark.parametrize(
+        "text, lengths, width, missing, says",
+        [
+            (b"abc", b"\1\3", 1, None, "exceed"),
+            (b"abc", b"\xff" * 16, 8, None, "exceed"),
+            (b"abc", b"\1", 1, None, "as many"),
+            (b"abc", b"\1\1\1", 1, None, "as many"),
+            (b"abc", b"\1\1\1", 2, None, "1, 2, 4 or 8"),
+            (b"abc", b"\1\1\1", 3, None, "1, 2, 4 or 8"),
+            (b"abc", b"\1\1", 1, b"\1", "as many"),
+            (b"abc", b"\1\1", 1, b"\1\0", "no missing"),
+            (b"\xc3\xa4", b"\1\1", 1, None, "UTF-8"),
+            (b"\xff", b"\1\0", 1, None, "UTF-8"),
+            (b"\xed\xa0\x80", b"\3\0", 1, None, "UTF-8"),
+            (b"\xc0\x80", b"\2\0", 1, None, "UTF-8"),
+            (b"\xf4\x90\x80\x80", b"\4\0", 1, None, "UTF-8"),
+            (b"12345678\xe6\xbc", b"\x0a\0", 1, None, "UTF-8"),
+        ],
+    )
+    def test_what_a_stream_says_is_checked(self, text, lengths, width, missing, says):
+        with pytest.raises(ValueError, match=says):
+            rebuild.strings((2,), np.dtypes.StringDType(), text, lengths, width, missing, "C")
+
+    def test_utf8_is_judged_as_python_does(self):
+        rng = np.random.default_rng(5)
+        alphabet = [b"a", b"\x80", b"\xbf", b"\xc2", b"\xe0", b"\xa0", b"\xed", b"\x9f", b"\xef", b"\xf0", b"\x90", b"\xf4", b"\x8f", b"\xf5"]
+        accepted = 0
+        for _ in range(4000):
+            text = b"".join(alphabet[i] for i in rng.integers(0, len(alphabet), rng.integers(1, 6)))
+            text = b"x" * int(rng.integers(0, 9)) + text
+            try:
+                expected = text.decode()
+            except UnicodeDecodeError:
+                with pytest.raises(ValueError):
+                    rebuild.strings((), np.dtypes.StringDType(), text, bytes([len(text)]), 1, None, "C")
+            else:
+                accepted += 1
+                assert rebuild.strings((), np.dtypes.StringDType(), text, bytes([len(text)]), 1, None, "C")[()] == expected
+        assert accepted > 100
+
+    def test_other_arrays_are_refused(self):
+        from pyray_ser import _ndarray
+
+        for other in (np.zeros(3), [1], None):
+            with pytest.raises(TypeError):
+                _ndarray.strings_out(other)
+            with pytest.raises(TypeError):
+                _ndarray.strings_in(other, b"", b"", 1)
 
 
 def test_memmap(tmp_path):
