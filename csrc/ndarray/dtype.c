@@ -115,11 +115,17 @@ size_t prp_dtype_name(PyArray_Descr *descr, char *out)
     return (size_t)(p - out);
 }
 
-/* Borrowed reference to the plain dtype of that name. NULL without an exception if the name is not one of a plain dtype. */
+/* Borrowed reference to the plain dtype of that name. NULL without an exception if the name is not that of a plain
+ * dtype. */
 PyArray_Descr *prp_dtype_find(const char *name, size_t len)
 {
-    if (len == 0 || len > PRP_ARRAY_MAX_DTYPE)
+    /* Order, kind, size or unit. Of anything else numpy may make an expression ("f8,f8"), or a warning, both in Python code. */
+    if (len < 2 || len > PRP_ARRAY_MAX_DTYPE || !memchr("<>|", name[0], 3) || !memchr("biufcmMSUV", name[1], 10))
         return NULL;
+    for (size_t i = 2; i < len; i++)
+        if (!((name[i] >= '0' && name[i] <= '9') || (name[i] >= 'a' && name[i] <= 'z') ||
+              memchr("YMWD[]", name[i], 6)))
+            return NULL;
     uint32_t hash = 0;
     for (size_t i = 0; i < len; i++)
         hash = hash * 31 + (uint8_t)name[i];
@@ -138,7 +144,8 @@ PyArray_Descr *prp_dtype_find(const char *name, size_t len)
         Py_CLEAR(descr);
     }
     Py_XDECREF(text);
-    PyErr_Clear(); /* a name numpy refuses is not ours; the general way raises what is to be raised */
+    if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_MemoryError))
+        PyErr_Clear(); /* a name numpy refuses is not ours; the general way raises what is to be raised */
     if (!descr)
         return NULL;
     PyArray_Descr *evicted = slot->descr;
@@ -157,8 +164,8 @@ PyObject *prp_plain_dtype(const char *name, size_t len)
 PyObject *prp_dtype_from_name(const char *name, size_t len)
 {
     PyArray_Descr *descr = prp_dtype_find(name, len);
-    if (descr)
-        return Py_NewRef((PyObject *)descr);
+    if (descr || PyErr_Occurred())
+        return Py_XNewRef((PyObject *)descr);
     PyObject *text = PyUnicode_DecodeUTF8(name, (Py_ssize_t)len, "strict");
     if (!text || PyArray_DescrConverter(text, &descr) != NPY_SUCCEED)
         descr = NULL;

@@ -64,6 +64,56 @@ static inline int prp_check_interpreter(void)
 #endif
 }
 
+/* ---- exceptions ------------------------------------------------------------------------------------------------------
+ *
+ * Where foreign code may have run, only the exception that is an answer is dropped. KeyboardInterrupt, SystemExit, MemoryError and
+ * the like were meant for the caller of the pickler, whatever was going on here. */
+
+/* 0: there is no exception, or one of `expected`, which is dropped. -1: another one, which stays set. */
+static inline int prp_forgive(PyObject *expected)
+{
+    if (!PyErr_Occurred())
+        return 0;
+    if (!PyErr_ExceptionMatches(expected))
+        return -1;
+    PyErr_Clear();
+    return 0;
+}
+
+/* As prp_forgive, for code that may refuse with whatever it likes: any Exception but MemoryError and RecursionError. */
+static inline int prp_forgive_refusal(void)
+{
+    if (PyErr_Occurred() && (PyErr_ExceptionMatches(PyExc_MemoryError) || PyErr_ExceptionMatches(PyExc_RecursionError)))
+        return -1;
+    return prp_forgive(PyExc_Exception);
+}
+
+/* repr(obj) for a message: new reference. Of an object that refuses, what it is; NULL if it was interrupted. (PyErr_Format would
+ * call repr itself, and on 3.11 drop whatever that raises.) */
+static inline PyObject *prp_repr(PyObject *obj)
+{
+    PyObject *text = PyObject_Repr(obj);
+    if (!text && prp_forgive_refusal() == 0)
+        text = PyUnicode_FromFormat("<%.200s object whose repr() raises>", Py_TYPE(obj)->tp_name);
+    return text;
+}
+
+/* An attribute of a module that is imported already, without anybody's __getattr__: 1, *value is a new reference; 0: there is
+ * none; -1. */
+static inline int prp_imported(PyObject *modules, const char *module, const char *name, PyObject **value)
+{
+    PyObject *texts[2] = {PyUnicode_FromString(module), PyUnicode_FromString(name)};
+    *value = NULL;
+    if (texts[0] && texts[1]) {
+        PyObject *found = PyDict_GetItemWithError(modules, texts[0]);
+        if (found && PyModule_Check(found))
+            *value = Py_XNewRef(PyDict_GetItemWithError(PyModule_GetDict(found), texts[1]));
+    }
+    Py_XDECREF(texts[0]);
+    Py_XDECREF(texts[1]);
+    return *value ? 1 : PyErr_Occurred() ? -1 : 0;
+}
+
 /* ---- types ---------------------------------------------------------------------------------------------------------- */
 
 /* A number that identifies this type in its present state: it changes whenever the type or one of its bases is modified, and
@@ -94,15 +144,22 @@ static inline PyObject *prp_type_lookup(PyTypeObject *type, PyObject *name)
 #if PRP_INTERNALS
     return Py_XNewRef(_PyType_Lookup(type, name));
 #else
+    /* The getter that `type` itself has for __dict__: a metaclass may have code of its own for that name. */
+    static PyObject *getter;
+    if (!getter) {
+        PyObject *own = PyObject_GetAttrString((PyObject *)&PyType_Type, "__dict__");
+        getter = own ? PyMapping_GetItemString(own, "__dict__") : NULL;
+        Py_XDECREF(own);
+    }
     PyObject *mro = type->tp_mro, *found = NULL;
-    for (Py_ssize_t i = 0; mro && i < PyTuple_GET_SIZE(mro) && !found; i++) {
-        PyObject *dict = PyObject_GetAttrString(PyTuple_GET_ITEM(mro, i), "__dict__");
+    for (Py_ssize_t i = 0; mro && getter && i < PyTuple_GET_SIZE(mro) && !found; i++) {
+        PyObject *cls = PyTuple_GET_ITEM(mro, i), *dict = Py_TYPE(getter)->tp_descr_get(getter, cls, NULL);
         if (dict) {
             found = PyObject_GetItem(dict, name);
             Py_DECREF(dict);
         }
         if (!found)
-            PyErr_Clear();
+            PyErr_Clear(); /* no code of others has run, but for keys of the dict that only look like str; as _PyType_Lookup */
     }
     return found;
 #endif

@@ -12,15 +12,6 @@
 static PyObject *from_buffer; /* numpy's _frombuffer; owned, for good */
 PyObject *prp_load_array_callables[2];
 
-/* An attribute of an imported module, or NULL without an exception. */
-static PyObject *imported(const char *module, const char *name)
-{
-    PyObject *modules = PyImport_GetModuleDict(), *found = modules ? PyDict_GetItemString(modules, module) : NULL;
-    PyObject *value = found ? PyObject_GetAttrString(found, name) : NULL;
-    PyErr_Clear();
-    return value;
-}
-
 bool prp_load_array_known(PyObject *callable)
 {
     if (from_buffer)
@@ -28,9 +19,10 @@ bool prp_load_array_known(PyObject *callable)
     if (!PyFunction_Check(callable) ||
         PyUnicode_CompareWithASCIIString(((PyFunctionObject *)callable)->func_name, "_frombuffer") != 0)
         return false;
-    PyObject *found = imported("numpy._core.numeric", "_frombuffer");
-    if (!found)
-        found = imported("numpy.core.numeric", "_frombuffer");
+    PyObject *modules = PyImport_GetModuleDict(), *found;
+    int known = prp_imported(modules, "numpy._core.numeric", "_frombuffer", &found);
+    if (known == 0)
+        (void)prp_imported(modules, "numpy.core.numeric", "_frombuffer", &found);
     if (found != callable) {
         Py_XDECREF(found);
         return false;

@@ -68,10 +68,11 @@ PyObject *prp_load_new_fused(prp_loader *L, PyObject *cls, PyObject *const *argv
 
 static PyDateTime_CAPI *datetime_api(void)
 {
-    if (!PyDateTimeAPI)
+    if (!PyDateTimeAPI) {
         PyDateTime_IMPORT;
-    if (!PyDateTimeAPI)
-        PyErr_Clear();
+        if (!PyDateTimeAPI)
+            (void)prp_forgive_refusal();
+    }
     return PyDateTimeAPI;
 }
 
@@ -129,13 +130,14 @@ static PyObject *call_datetime(const prp_plan *plan, PyTypeObject *type, PyObjec
         break;
     }
     if (!value)
-        PyErr_Clear(); /* values out of range: the call finds its own words */
+        (void)prp_forgive_refusal(); /* values out of range: the call finds its own words */
     return value;
 }
 
 /* ---- REDUCE -------------------------------------------------------------------------------------------------------------------- */
 
-/* The member of an unmodified Enum for a value whose hash and comparison run no foreign code; borrowed or NULL. */
+/* The member of an unmodified Enum for a value whose hash and comparison run no foreign code; borrowed, or NULL with an exception
+ * only if a value of the Enum that it was compared with raised it. */
 static PyObject *enum_member(const prp_plan *plan, PyTypeObject *type, PyObject *const *argv, Py_ssize_t n)
 {
     if (n != 1 || (!PyLong_CheckExact(argv[0]) && !PyUnicode_CheckExact(argv[0])) ||
@@ -143,7 +145,7 @@ static PyObject *enum_member(const prp_plan *plan, PyTypeObject *type, PyObject 
         return NULL;
     PyObject *member = PyDict_GetItemWithError(plan->members, argv[0]);
     if (!member)
-        PyErr_Clear();
+        (void)prp_forgive_refusal(); /* the call will ask in its own way */
     return member;
 }
 

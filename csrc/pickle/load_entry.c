@@ -17,7 +17,7 @@ static PRP_COLD int unusual_name(PyObject *name)
         if (same)
             return same < 0 ? -1 : i;
     }
-    PyErr_Format(PyExc_TypeError, "loads() got an unexpected keyword argument '%S'", name);
+    PyErr_Format(PyExc_TypeError, "loads() got an unexpected keyword argument '%U'", name);
     return -1;
 }
 

@@ -184,15 +184,29 @@ static void unresolved(PyObject *module, PyObject *name)
 {
     PyObject *cause = PyErr_GetRaisedException();
     PyObject *module_name = PyModule_GetNameObject(module);
-    if (!module_name) {
-        PyErr_Clear();
+    if (!module_name && prp_forgive_refusal() == 0)
         module_name = Py_NewRef(module);
-    }
-    PyErr_Format(PyExc_AttributeError, "Can't resolve path %R on module %R", name, module_name);
-    Py_DECREF(module_name);
+    PyObject *shown = module_name ? prp_repr(name) : NULL, *where = shown ? prp_repr(module_name) : NULL;
+    if (where)
+        PyErr_Format(PyExc_AttributeError, "Can't resolve path %U on module %U", shown, where);
+    Py_XDECREF(shown);
+    Py_XDECREF(where);
+    Py_XDECREF(module_name);
     PyObject *error = PyErr_GetRaisedException();
     PyException_SetContext(error, cause);
     PyErr_SetRaisedException(error);
+}
+#endif
+
+#if PY_VERSION_HEX < 0x030E0000
+/* AttributeError with the repr of both. */
+static void unreachable(const char *format, PyObject *name, PyObject *from)
+{
+    PyObject *shown = prp_repr(name), *whence = shown ? prp_repr(from) : NULL;
+    if (whence)
+        PyErr_Format(PyExc_AttributeError, format, shown, whence);
+    Py_XDECREF(shown);
+    Py_XDECREF(whence);
 }
 #endif
 
@@ -218,12 +232,12 @@ static PyObject *walk(PyObject *from, PyObject *name)
             unresolved(from, name);
 #else
         if (PyUnicode_CompareWithASCIIString(part, "<locals>") == 0) {
-            PyErr_Format(PyExc_AttributeError, "Can't get local attribute %R on %R", name, from);
+            unreachable("Can't get local attribute %U on %U", name, from);
         } else {
             next = PyObject_GetAttr(value, part);
             if (!next && PyErr_ExceptionMatches(PyExc_AttributeError)) {
                 PyErr_Clear();
-                PyErr_Format(PyExc_AttributeError, "Can't get attribute %R on %R", name, from);
+                unreachable("Can't get attribute %U on %U", name, from);
             }
         }
 #endif
@@ -233,7 +247,7 @@ static PyObject *walk(PyObject *from, PyObject *name)
     return value;
 }
 
-/* Borrowed value of a plain attribute of an imported module, or NULL without an exception. */
+/* Borrowed value of a plain attribute of an imported module; NULL without an exception if it is none. */
 static inline PyObject *quick(PyObject *module, PyObject *name, name_slot *slot)
 {
     PyObject *modules = PyImport_GetModuleDict(); /* borrowed */
@@ -243,14 +257,10 @@ static inline PyObject *quick(PyObject *module, PyObject *name, name_slot *slot)
     if (slot && slot->found && slot->modules_version == version && prp_dict_version(slot->dict) == slot->dict_version)
         return slot->found;
     PyObject *found = PyDict_GetItemWithError(modules, module);
-    if (!found || !PyModule_CheckExact(found)) {
-        PyErr_Clear();
+    if (!found || !PyModule_CheckExact(found))
         return NULL;
-    }
     PyObject *dict = PyModule_GetDict(found), *value = PyDict_GetItemWithError(dict, name);
-    if (!value) {
-        PyErr_Clear();
-    } else if (slot && version) {
+    if (value && slot && version) {
         slot->found = value;
         slot->dict = dict;
         slot->modules_version = version;
@@ -286,7 +296,7 @@ static PyObject *find_class(prp_loader *L, PyObject *module, PyObject *name, nam
     PyObject *value = NULL;
     if (!L->allow || check_slot(L, module, name, slot) == 0) {
         value = Py_XNewRef(quick(module, name, slot));
-        if (!value && prp_load_foreign(L) == 0) {
+        if (!value && !PyErr_Occurred() && prp_load_foreign(L) == 0) {
             PyObject *imported = PyImport_Import(module);
             if (imported)
                 value = L->proto >= 4 ? walk(imported, name) : PyObject_GetAttr(imported, name);
@@ -443,16 +453,18 @@ PyObject *prp_load_extension(prp_loader *L, long code)
     if (!value && PyErr_Occurred())
         goto done;
     pair = Py_XNewRef(PyDict_GetItemWithError(inverted_registry, key));
+    if (!pair && PyErr_Occurred()) {
+        Py_CLEAR(value);
+        goto done;
+    }
     if (value) {
-        PyErr_Clear();
         if (pair && PyTuple_Check(pair) && PyTuple_GET_SIZE(pair) == 2 &&
             audit(L, PyTuple_GET_ITEM(pair, 0), PyTuple_GET_ITEM(pair, 1)) < 0)
             Py_CLEAR(value);
         goto done;
     }
     if (!pair) {
-        if (!PyErr_Occurred())
-            PyErr_Format(PyExc_ValueError, "unregistered extension code %ld", code);
+        PyErr_Format(PyExc_ValueError, "unregistered extension code %ld", code);
         goto done;
     }
     if (!PyTuple_Check(pair) || PyTuple_GET_SIZE(pair) != 2 || !PyUnicode_Check(PyTuple_GET_ITEM(pair, 0)) ||

@@ -33,8 +33,11 @@ static int ask_the_interpreter(void)
         return -1;
     PyObject *value = PyObject_CallFunction(loads, "y#", crossing, (Py_ssize_t)sizeof(crossing) - 1);
     prp_load_strict_frames = !value;
-    PyErr_Clear();
     Py_XDECREF(value);
+    if (prp_forgive_refusal() < 0) {
+        Py_DECREF(loads);
+        return -1;
+    }
     value = PyObject_CallFunction(loads, "y#", padded, (Py_ssize_t)sizeof(padded) - 1);
     prp_load_int_base = value && PyLong_AsLong(value) == 10 ? 10 : 0;
     Py_XDECREF(value);

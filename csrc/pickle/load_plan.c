@@ -74,10 +74,11 @@ static PyObject *unwrap_static(PyObject *found)
     return found;
 }
 
-/* The bytecode that collections.namedtuple gives the __new__ of `n` fields, made by compiling the same expression. */
+/* The code that collections.namedtuple gives the __new__ of `n` fields, made by compiling the same expression. It is taken from
+ * the constants of what was compiled: nothing is run. */
 static PyObject *reference_code(Py_ssize_t n)
 {
-    PyObject *names = PyList_New(0), *comma = PyUnicode_FromString(", "), *source = NULL, *globals = NULL, *made = NULL;
+    PyObject *names = PyList_New(0), *comma = PyUnicode_FromString(", "), *source = NULL;
     for (Py_ssize_t i = 0; names && i < n; i++) {
         PyObject *name = PyUnicode_FromFormat("f%zd", i);
         if (!name || PyList_Append(names, name) < 0)
@@ -89,22 +90,35 @@ static PyObject *reference_code(Py_ssize_t n)
         source = PyUnicode_FromFormat("lambda _cls, %U%s: _tuple_new(_cls, (%U%s))", arguments, n == 1 ? "," : "",
                                       arguments, n == 1 ? "," : "");
     const char *text = source ? PyUnicode_AsUTF8(source) : NULL;
-    if (text && (globals = PyDict_New()))
-        made = PyRun_String(text, Py_eval_input, globals, globals);
+    PyObject *made = text ? Py_CompileString(text, "<namedtuple>", Py_eval_input) : NULL, *code = NULL;
+    PyObject *constants = made ? PyObject_GetAttrString(made, "co_consts") : NULL;
+    for (Py_ssize_t i = 0; !code && constants && i < PyTuple_GET_SIZE(constants); i++)
+        if (PyCode_Check(PyTuple_GET_ITEM(constants, i)))
+            code = Py_NewRef(PyTuple_GET_ITEM(constants, i));
+    Py_XDECREF(constants);
+    Py_XDECREF(made);
     Py_XDECREF(names);
     Py_XDECREF(comma);
     Py_XDECREF(arguments);
     Py_XDECREF(source);
-    Py_XDECREF(globals);
-    PyObject *code = made ? Py_XNewRef(PyFunction_GetCode(made)) : NULL;
-    Py_XDECREF(made);
     return code;
 }
 
 static bool same_attribute(PyObject *a, PyObject *b, const char *name)
 {
     PyObject *x = PyObject_GetAttrString(a, name), *y = PyObject_GetAttrString(b, name);
-    bool same = x && y && PyObject_RichCompareBool(x, y, Py_EQ) == 1;
+    bool same = x && y && Py_TYPE(x) == Py_TYPE(y);
+    if (same && PyTuple_CheckExact(x)) {
+        /* Constants and names. Anything else than the same objects, or equal str, may have an __eq__ of its own. */
+        same = PyTuple_GET_SIZE(x) == PyTuple_GET_SIZE(y);
+        for (Py_ssize_t i = 0; same && i < PyTuple_GET_SIZE(x); i++) {
+            PyObject *one = PyTuple_GET_ITEM(x, i), *other = PyTuple_GET_ITEM(y, i);
+            same = one == other || (PyUnicode_CheckExact(one) && PyUnicode_CheckExact(other) &&
+                                    PyUnicode_Compare(one, other) == 0);
+        }
+    } else if (same) {
+        same = PyObject_RichCompareBool(x, y, Py_EQ) == 1;
+    }
     Py_XDECREF(x);
     Py_XDECREF(y);
     return same;
@@ -170,10 +184,8 @@ static void plan_state(prp_plan *plan, PyTypeObject *type)
 
 static PyObject *imported_attribute(const char *module, const char *name)
 {
-    PyObject *modules = PyImport_GetModuleDict(), *found = modules ? PyDict_GetItemString(modules, module) : NULL;
-    PyObject *value = found ? PyObject_GetAttrString(found, name) : NULL;
-    if (!value)
-        PyErr_Clear();
+    PyObject *value;
+    (void)prp_imported(PyImport_GetModuleDict(), module, name, &value);
     return value;
 }
 
@@ -259,7 +271,7 @@ prp_plan *prp_plan_for(PyTypeObject *type)
     plan_making(&made, type);
     plan_state(&made, type);
     plan_call(&made, type);
-    PyErr_Clear(); /* whatever could not be found out is not known */
+    PyErr_Clear(); /* whatever could not be found out is not known; nothing above runs anybody's code */
     if (prp_type_version_now(type) != version) {
         forget(&made);
         return &unknown;

@@ -4,8 +4,8 @@
  * direct-mapped table first; values are not, because most of them are different. If keys turn out to be different too, the
  * stream stops asking. The table holds at most KEY_SLOTS strings of at most KEY_BYTES bytes.
  */
-#include "copy_short.h"
 #include "load.h"
+#include "copy_short.h"
 
 #define KEY_SLOTS 1024
 #define KEY_BYTES 40

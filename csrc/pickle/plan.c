@@ -127,16 +127,15 @@ static bool defines(PyTypeObject *type, PyObject *name)
     return found != NULL;
 }
 
-/* `attribute` of `module` if that is loaded; new reference or NULL without an exception. */
+/* `attribute` of `module` if that is loaded; new reference, or NULL with or without an exception. */
 static PyObject *loaded(const char *module, const char *attribute)
 {
-    PyObject *m = PyDict_GetItemString(prp_g.sys_modules, module);
-    PyObject *found = NULL;
-    if (m && PyModule_CheckExact(m))
-        found = Py_XNewRef(PyDict_GetItemString(PyModule_GetDict(m), attribute));
+    PyObject *found;
+    (void)prp_imported(prp_g.sys_modules, module, attribute, &found);
     return found;
 }
 
+/* False with or without an exception. */
 static bool is_loaded(PyTypeObject *type, const char *module, const char *attribute)
 {
     PyObject *found = loaded(module, attribute);
@@ -190,8 +189,8 @@ static bool all_visible(PyTypeObject *type, Py_ssize_t slots)
     return type->tp_itemsize == 0 && type->tp_basicsize <= size;
 }
 
-/* Does the class use the __getnewargs__ that collections.namedtuple gives its classes? */
-static bool generated_getnewargs(PyTypeObject *type)
+/* Does the class use the __getnewargs__ that collections.namedtuple gives its classes? 1, 0, or -1 with an exception. */
+static int generated_getnewargs(PyTypeObject *type)
 {
     static PyObject *code; /* of one such function, made for comparison; they all share it */
     if (!code) {
@@ -202,10 +201,8 @@ static bool generated_getnewargs(PyTypeObject *type)
         Py_XDECREF(method);
         Py_XDECREF(cls);
         Py_XDECREF(collections);
-        if (!code) {
-            PyErr_Clear();
-            return false;
-        }
+        if (!code)
+            return prp_forgive_refusal();
     }
     PyObject *method = prp_type_lookup(type, prp_g.str_getnewargs);
     bool same = false;
@@ -219,8 +216,8 @@ static bool generated_getnewargs(PyTypeObject *type)
     return same && inherits(type, &PyTuple_Type, prp_g.str_iter);
 }
 
-/* Is the enum's reduction the one of the enum module, and does it say (class, (value,))? */
-static bool plain_enum(PyTypeObject *type, PyObject *sample)
+/* Is the enum's reduction the one of the enum module, and does it say (class, (value,))? 1, 0, or -1 with an exception. */
+static int plain_enum(PyTypeObject *type, PyObject *sample)
 {
     PyObject *base = loaded("enum", "Enum");
     bool good = base && PyType_Check(base) && PyType_IsSubtype(type, (PyTypeObject *)base) &&
@@ -229,7 +226,7 @@ static bool plain_enum(PyTypeObject *type, PyObject *sample)
                 !defines(type, prp_g.str_getattr) && !defines(type, prp_g.str_value);
     Py_XDECREF(base);
     if (!good)
-        return false;
+        return PyErr_Occurred() ? -1 : 0;
     PyObject *method = prp_type_lookup(type, prp_g.str_reduce_ex);
     PyObject *name = method && PyFunction_Check(method) ? PyObject_GetAttr(method, prp_g.str_qualname) : NULL;
     PyObject *home = name ? PyObject_GetAttr(method, prp_g.str_module) : NULL;
@@ -246,13 +243,12 @@ static bool plain_enum(PyTypeObject *type, PyObject *sample)
         good = args && PyTuple_GET_ITEM(reduced, 0) == (PyObject *)type && PyTuple_CheckExact(args) &&
                PyTuple_GET_SIZE(args) == 1 && PyTuple_GET_ITEM(args, 0) == value;
     }
-    PyErr_Clear();
     Py_XDECREF(value);
     Py_XDECREF(reduced);
     Py_XDECREF(home);
     Py_XDECREF(name);
     Py_XDECREF(method);
-    return good;
+    return prp_forgive_refusal() < 0 ? -1 : good;
 }
 
 /* Is every method that object.__reduce_ex__ would call on an instance the interpreter's own? (An attribute of the instance may
@@ -274,7 +270,7 @@ static bool only_c_code(PyTypeObject *type)
     return good;
 }
 
-/* -1 with an exception only for what must stop the dump (MemoryError in copyreg and the like). */
+/* -1 with an exception only for what must stop the dump (MemoryError in copyreg, KeyboardInterrupt and the like). */
 static int classify_heap(prp_plan *plan, PyTypeObject *type, PyObject *sample)
 {
     PyTypeObject *base = &PyBaseObject_Type;
@@ -285,9 +281,10 @@ static int classify_heap(prp_plan *plan, PyTypeObject *type, PyObject *sample)
         return 0;
     }
     if (!inherits(type, base, prp_g.str_reduce_ex)) {
-        if (plain_enum(type, sample))
+        int plain = plain_enum(type, sample);
+        if (plain > 0)
             plan->kind = PLAN_ENUM;
-        return 0;
+        return plain < 0 ? -1 : 0;
     }
     plan->trusted = only_c_code(type);
     if (!inherits(type, base, prp_g.str_reduce) || !inherits(type, base, prp_g.str_class) ||
@@ -295,15 +292,15 @@ static int classify_heap(prp_plan *plan, PyTypeObject *type, PyObject *sample)
         return 0;
     bool own_state = !inherits(type, base, prp_g.str_getstate);
     if (PyType_IsSubtype(type, &PyTuple_Type)) {
-        if (!own_state && type->tp_basicsize <= PyTuple_Type.tp_basicsize + (Py_ssize_t)sizeof(PyObject *) &&
-            generated_getnewargs(type)) {
-            Py_ssize_t names;
-            int good = collect_slots(plan, type, &names);
-            if (good < 0)
-                return -1;
-            if (names == 0)
-                plan->kind = PLAN_NAMEDTUPLE;
-        }
+        bool small = type->tp_basicsize <= PyTuple_Type.tp_basicsize + (Py_ssize_t)sizeof(PyObject *);
+        int generated = !own_state && small ? generated_getnewargs(type) : 0;
+        if (generated <= 0)
+            return generated;
+        Py_ssize_t names;
+        if (collect_slots(plan, type, &names) < 0)
+            return -1;
+        if (names == 0)
+            plan->kind = PLAN_NAMEDTUPLE;
         return 0;
     }
     if (defines(type, prp_g.str_getnewargs) || PyType_IsSubtype(type, &PyList_Type) ||
@@ -339,7 +336,6 @@ static int classify_heap(prp_plan *plan, PyTypeObject *type, PyObject *sample)
                 }
             Py_XDECREF(name);
         }
-        PyErr_Clear();
         if (same)
             plan->kind = PLAN_FIELDS;
         Py_XDECREF(list);
@@ -347,10 +343,10 @@ static int classify_heap(prp_plan *plan, PyTypeObject *type, PyObject *sample)
     }
     Py_XDECREF(method);
     Py_XDECREF(theirs);
-    return 0;
+    return prp_forgive_refusal();
 }
 
-static void classify_static(prp_plan *plan, PyTypeObject *type)
+static int classify_static(prp_plan *plan, PyTypeObject *type)
 {
     static const struct {
         const char *name, *module, *attribute;
@@ -375,12 +371,14 @@ static void classify_static(prp_plan *plan, PyTypeObject *type)
             if (plan->kind >= PLAN_DATETIME && plan->kind <= PLAN_TIMEDELTA && !PyDateTimeAPI) {
                 PyDateTime_IMPORT;
                 if (!PyDateTimeAPI) {
-                    PyErr_Clear();
                     plan->kind = PLAN_GENERIC;
+                    return prp_forgive_refusal();
                 }
             }
-            return;
+            return 0;
         }
+    if (PyErr_Occurred())
+        return -1;
     if (type == &PyComplex_Type)
         plan->kind = PLAN_COMPLEX;
     plan->trusted = type == &PyRange_Type || type == &PySlice_Type || type == &PyCFunction_Type ||
@@ -402,11 +400,11 @@ static void classify_static(prp_plan *plan, PyTypeObject *type)
                     plan->trusted = true;
                     plan->extra = prp_scalar_function();
                     plan->kind = plan->extra ? PLAN_SCALAR : PLAN_GENERIC;
-                    PyErr_Clear();
-                    return;
+                    break;
                 }
         }
     }
+    return PyErr_Occurred() ? -1 : 0;
 }
 
 static int classify(prp_plan *plan, PyTypeObject *type, PyObject *sample)
@@ -428,14 +426,16 @@ static int classify(prp_plan *plan, PyTypeObject *type, PyObject *sample)
         plan->kind = PLAN_CLASS;
         if (strcmp(type->tp_name, "numpy._DTypeMeta") == 0)
             plan->extra = prp_numpy_attribute("dtype");
+        if (PyErr_Occurred())
+            return -1;
         plan->version = prp_type_version(type);
         return 0;
     }
     if (type->tp_flags & Py_TPFLAGS_HEAPTYPE && !(type->tp_flags & Py_TPFLAGS_IMMUTABLETYPE)) {
         if (classify_heap(plan, type, sample) < 0)
             return -1;
-    } else {
-        classify_static(plan, type);
+    } else if (classify_static(plan, type) < 0) {
+        return -1;
     }
     /* 0 if there is none to be had: such a plan holds until foreign code runs. Asked last, because copyreg may have put
      * __slotnames__ into the class. */

@@ -79,7 +79,7 @@ int prp_save_scalar(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided);
 bool prp_array_has_base(PyObject *array);
 bool prp_is_numpy(PyTypeObject *type,
                   const char *name);             /* `type` is what numpy calls `name`, looked up without importing */
-PyObject *prp_numpy_attribute(const char *name); /* new reference, or NULL without an exception */
+PyObject *prp_numpy_attribute(const char *name); /* new reference, or NULL with or without an exception */
 PyObject *prp_scalar_function(void);
 
 #endif

@@ -317,7 +317,8 @@ void prp_put_release(prp_put_result *result)
     memset(result, 0, sizeof *result);
 }
 
-/* TypeError and PicklingError say the path in their message, others in a note; the exception stays the same object. */
+/* TypeError and PicklingError say the path in their message, others in a note; the exception stays the same object. What went
+ * wrong meanwhile is set on return. */
 void prp_put_error(PyObject *error, PyObject *path)
 {
     PyObject *args = NULL;
@@ -327,15 +328,14 @@ void prp_put_error(PyObject *error, PyObject *path)
         PyObject *longer = PyUnicode_FromFormat("%U (at %U)", PyTuple_GET_ITEM(args, 0), path);
         PyObject *replaced = longer ? PyTuple_Pack(1, longer) : NULL;
         if (replaced)
-            PyObject_SetAttrString(error, "args", replaced);
+            (void)PyObject_SetAttrString(error, "args", replaced);
         Py_XDECREF(longer);
         Py_XDECREF(replaced);
-    } else {
+    } else if (prp_forgive_refusal() == 0) { /* an `args` that raises: then a note */
         PyObject *note = PyUnicode_FromFormat("at %U of the object being put", path);
         PyObject *done = note ? PyObject_CallMethod(error, "add_note", "O", note) : NULL;
         Py_XDECREF(done);
         Py_XDECREF(note);
     }
     Py_XDECREF(args);
-    PyErr_Clear();
 }

@@ -274,7 +274,7 @@ void prp_saver_finish(prp_saver *s); /* drops what belongs to one dump; the memo
 /* One whole pickle into the saver's output. The hooks and flags are set. 0, or -1 with an exception that carries the path. */
 int prp_dump(prp_saver *s, PyObject *root);
 PyObject *prp_dumps(PyObject *obj, int proto, bool fix_imports, PyObject *buffer_callback);
-/* The path of the failure as a str such as ".model.cache['k'][1]"; NULL without exception if there is none. */
+/* The path of the failure as a str such as ".model.cache['k'][1]"; NULL if there is none, with an exception if it was interrupted. */
 PyObject *prp_failure_path(prp_saver *s);
 
 #endif

@@ -29,9 +29,9 @@ static struct {
 
 PyObject *prp_numpy_attribute(const char *name)
 {
-    PyObject *numpy = PyDict_GetItemString(prp_g.sys_modules, "numpy");
-    PyObject *found = numpy && PyModule_Check(numpy) ? PyDict_GetItemString(PyModule_GetDict(numpy), name) : NULL;
-    return Py_XNewRef(found);
+    PyObject *found;
+    (void)prp_imported(prp_g.sys_modules, "numpy", name, &found);
+    return found;
 }
 
 bool prp_is_numpy(PyTypeObject *type, const char *name)
@@ -46,7 +46,7 @@ bool prp_array_has_base(PyObject *array)
     return PyArray_BASE((PyArrayObject *)array) != NULL;
 }
 
-/* First element of what `maker(argument).__reduce_ex__(5)` returns. */
+/* First element of what `maker(argument).__reduce_ex__(5)` returns; NULL with or without an exception. */
 static PyObject *reducer_of(const char *maker, PyObject *argument)
 {
     PyObject *type = prp_numpy_attribute(maker), *sample = type ? PyObject_CallOneArg(type, argument) : NULL;
@@ -57,7 +57,7 @@ static PyObject *reducer_of(const char *maker, PyObject *argument)
     Py_XDECREF(reduced);
     Py_XDECREF(sample);
     Py_XDECREF(type);
-    PyErr_Clear();
+    (void)prp_forgive_refusal();
     return found;
 }
 
@@ -75,7 +75,7 @@ static PyObject *frombuffer_function(void)
     if (found)
         name = PyObject_GetAttr(found, prp_g.str_name);
     bool good = name && PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, "_frombuffer") == 0;
-    PyErr_Clear();
+    (void)prp_forgive_refusal();
     Py_XDECREF(name);
     if (!good)
         Py_CLEAR(found);
@@ -142,14 +142,12 @@ int prp_save_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
         return SAVE_GENERIC;
     prp_own(s);
     if (!plan->extra && !(plan->extra = frombuffer_function()))
-        return SAVE_GENERIC;
+        return PyErr_Occurred() ? SAVE_ERROR : SAVE_GENERIC;
     PyObject *transposed = fortran ? PyObject_GetAttrString(obj, "T") : NULL;
     PyObject *buffer = fortran && !transposed ? NULL : PyPickleBuffer_FromObject(fortran ? transposed : obj);
     Py_XDECREF(transposed);
-    if (!buffer) {
-        PyErr_Clear(); /* numpy has another way for these */
-        return SAVE_GENERIC;
-    }
+    if (!buffer) /* numpy has another way for these */
+        return prp_forgive_refusal() < 0 ? SAVE_ERROR : SAVE_GENERIC;
     int status = SAVE_ERROR;
     bool again = false;
     if (prp_save(s, plan->extra) < 0 || prp_op(s, OP_MARK) < 0 || prp_save_picklebuffer(s, buffer, true) < 0 ||
@@ -188,10 +186,8 @@ int prp_save_scalar(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
 {
     prp_own(s);
     Py_buffer view;
-    if (PyObject_GetBuffer(obj, &view, PyBUF_SIMPLE) < 0) {
-        PyErr_Clear();
-        return SAVE_GENERIC;
-    }
+    if (PyObject_GetBuffer(obj, &view, PyBUF_SIMPLE) < 0)
+        return prp_forgive_refusal() < 0 ? SAVE_ERROR : SAVE_GENERIC;
     int status = SAVE_ERROR;
     PyObject *descr = PyObject_GetAttrString(obj, "dtype");
     if (descr && view.len <= 255) {

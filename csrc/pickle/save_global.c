@@ -115,7 +115,7 @@ static PyObject *resolve(prp_saver *s, PyObject *module, PyObject *name, bool do
     for (Py_ssize_t i = 0; here && i < PyList_GET_SIZE(parts); i++) {
         PyObject *part = PyList_GET_ITEM(parts, i), *next = NULL;
         if (PyUnicode_CompareWithASCIIString(part, "<locals>") == 0)
-            PyErr_Format(PyExc_AttributeError, "Can't get local attribute %R on %R", name, module);
+            PyErr_SetString(PyExc_AttributeError, "local"); /* the caller has its own words */
         else
             next = PyObject_GetAttr(here, part);
         Py_XSETREF(*parent, here);
@@ -141,8 +141,10 @@ static int save_extension(prp_saver *s, PyObject *obj, PyObject *module, PyObjec
     /* copyreg.add_extension() lets nothing else in. */
     long code = PyLong_AsLong(value);
     if (code <= 0 || code > 0x7fffffffL) {
-        if (!PyErr_Occurred())
-            PyErr_Format(PyExc_RuntimeError, "Can't pickle %R: extension code %ld is out of range", obj, code);
+        PyObject *shown = PyErr_Occurred() ? NULL : prp_repr(obj);
+        if (shown)
+            PyErr_Format(PyExc_RuntimeError, "Can't pickle %U: extension code %ld is out of range", shown, code);
+        Py_XDECREF(shown);
         return -1;
     }
     uint8_t out[5] = {code <= 0xff     ? OP_EXT1
@@ -160,7 +162,7 @@ static void refuse_identifier(const char *what, PyObject *name, int proto)
     PyErr_NormalizeException(&type, &cause, &traceback);
     Py_XDECREF(type);
     Py_XDECREF(traceback);
-    PyErr_Format(prp_g.pickling_error, "can't pickle %s identifier '%S' using pickle protocol %i", what, name, proto);
+    PyErr_Format(prp_g.pickling_error, "can't pickle %s identifier '%U' using pickle protocol %i", what, name, proto);
     PyErr_Fetch(&type, &error, &traceback);
     PyErr_NormalizeException(&type, &error, &traceback);
     PyException_SetContext(error, cause);
@@ -308,7 +310,10 @@ static int make_by_value(prp_saver *s)
     Py_XDECREF(table);
     if (!s->by_value)
         return -1;
-    PyErr_Clear();
+    if (prp_forgive(PyExc_AttributeError) < 0) { /* no such thing in this version: asked by its own lookup then */
+        Py_CLEAR(s->by_value); /* made again if the caller goes on */
+        return -1;
+    }
     if (maps && PyList_CheckExact(maps))
         s->by_value_maps = Py_NewRef(maps);
     Py_XDECREF(maps);
@@ -429,6 +434,16 @@ static bool is_type_variable(PyObject *obj)
     return strcmp(dot ? dot + 1 : name, "TypeVar") == 0;
 }
 
+/* PicklingError: obj cannot go by name. Takes over `why`, NULL with an exception. */
+static PRP_COLD void refuse(PyObject *obj, PyObject *why)
+{
+    PyObject *shown = why ? prp_repr(obj) : NULL;
+    if (shown)
+        PyErr_Format(prp_g.pickling_error, "Can't pickle %U: %U", shown, why);
+    Py_XDECREF(shown);
+    Py_XDECREF(why);
+}
+
 static int save_named(prp_saver *s, PyObject *obj, PyObject *given, bool may_go_by_value)
 {
     PyObject *name = NULL, *module_str = NULL, *module = NULL, *parent = NULL, *last = NULL, *found = NULL;
@@ -448,7 +463,7 @@ static int save_named(prp_saver *s, PyObject *obj, PyObject *given, bool may_go_
     if (!module_str)
         goto end;
     if (!PyUnicode_Check(name) || !PyUnicode_Check(module_str)) {
-        PyErr_Format(prp_g.pickling_error, "Can't pickle %R: its module and name must be str", obj);
+        refuse(obj, PyUnicode_FromString("its module and name must be str"));
         goto end;
     }
     if (may_go_by_value) {
@@ -491,9 +506,8 @@ static int save_named(prp_saver *s, PyObject *obj, PyObject *given, bool may_go_
         status = write_reference(s, obj, module_str, name, parent, last);
         goto end;
     }
-    if (!found && PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_Exception))
-        goto end; /* KeyboardInterrupt and the like */
-    PyErr_Clear();
+    if (prp_forgive_refusal() < 0) /* importing a module, and looking into it, may fail with anything */
+        goto end;
     if (may_go_by_value) {
         int written = save_by_value(s, obj);
         if (written) {
@@ -502,11 +516,11 @@ static int save_named(prp_saver *s, PyObject *obj, PyObject *given, bool may_go_
         }
     }
     if (!module)
-        PyErr_Format(prp_g.pickling_error, "Can't pickle %R: import of module %R failed", obj, module_str);
+        refuse(obj, PyUnicode_FromFormat("import of module '%U' failed", module_str));
     else if (!found)
-        PyErr_Format(prp_g.pickling_error, "Can't pickle %R: attribute lookup %S on %S failed", obj, name, module_str);
+        refuse(obj, PyUnicode_FromFormat("attribute lookup %U on %U failed", name, module_str));
     else
-        PyErr_Format(prp_g.pickling_error, "Can't pickle %R: it's not the same object as %S.%S", obj, module_str, name);
+        refuse(obj, PyUnicode_FromFormat("it's not the same object as %U.%U", module_str, name));
 end:
     Py_XDECREF(name);
     Py_XDECREF(module_str);

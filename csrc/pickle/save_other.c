@@ -123,11 +123,11 @@ static PyObject *ask(prp_saver *s, PyObject *obj, PyTypeObject *type, bool trust
     PyObject *method = PyObject_GetAttr(obj, prp_g.str_reduce_ex), *value;
     if (method && trusted) {
         PyObject *state = type->tp_flags & Py_TPFLAGS_HEAPTYPE ? PyObject_GetAttr(obj, prp_g.str_getstate) : NULL;
-        if (!PyCFunction_Check(method) || (state && !PyCFunction_Check(state)) || PyErr_Occurred()) {
-            PyErr_Clear();
-            if (prp_foreign(s) < 0)
-                Py_CLEAR(method);
-        }
+        bool unknown = type->tp_flags & Py_TPFLAGS_HEAPTYPE && !state;
+        if (unknown && prp_forgive(PyExc_AttributeError) < 0)
+            Py_CLEAR(method);
+        else if ((!PyCFunction_Check(method) || unknown || (state && !PyCFunction_Check(state))) && prp_foreign(s) < 0)
+            Py_CLEAR(method);
         Py_XDECREF(state);
         if (!method)
             return NULL;
@@ -148,7 +148,10 @@ static PyObject *ask(prp_saver *s, PyObject *obj, PyTypeObject *type, bool trust
     }
     if (PyErr_ExceptionMatches(PyExc_AttributeError)) {
         PyErr_Clear();
-        PyErr_Format(prp_g.pickling_error, "can't pickle '%.200s' object: %R", type->tp_name, obj);
+        PyObject *shown = prp_repr(obj);
+        if (shown)
+            PyErr_Format(prp_g.pickling_error, "can't pickle '%.200s' object: %U", type->tp_name, shown);
+        Py_XDECREF(shown);
     }
     return NULL;
 }
@@ -182,18 +185,21 @@ static int reduce_by_value(prp_saver *s, PyObject *obj)
 {
     PyObject *type, *error, *trace, *value = NULL;
     PyErr_Fetch(&type, &error, &trace);
-    int found = prp_by_value(s, obj, &value);
+    int found = prp_by_value(s, obj, &value), status;
     if (found <= 0) {
-        if (found < 0)
-            PyErr_Clear(); /* the first refusal is the one that counts */
-        PyErr_Restore(type, error, trace);
-        return SAVE_ERROR;
+        if (found == 0 || prp_forgive_refusal() == 0) {
+            PyErr_Restore(type, error, trace); /* the first refusal is the one that counts */
+            return SAVE_ERROR;
+        }
+        status = SAVE_ERROR;
+        goto end;
     }
+    status = prp_save_reduce_value(s, value, obj);
+    Py_DECREF(value);
+end:
     Py_XDECREF(type);
     Py_XDECREF(error);
     Py_XDECREF(trace);
-    int status = prp_save_reduce_value(s, value, obj);
-    Py_DECREF(value);
     return status;
 }
 

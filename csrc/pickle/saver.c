@@ -199,6 +199,15 @@ void prp_release(prp_saver *s)
 
 /* ---- the path to what failed ---- */
 
+/* An exception is on its way and says more than a repr or a note that failed, be it for want of stack; but an interrupt, or want
+ * of memory, is more than a detail of the report. */
+static int forgive_while_reporting(void)
+{
+    if (PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_MemoryError))
+        return -1;
+    return prp_forgive(PyExc_Exception);
+}
+
 PyObject *prp_failure_path(prp_saver *s)
 {
     if (!s->step_count)
@@ -234,15 +243,13 @@ PyObject *prp_failure_path(prp_saver *s)
                 break;
             }
         }
-        if (!part)
-            PyErr_Clear(); /* a repr that raises */
-        else if (PyList_Append(parts, part) < 0)
-            PyErr_Clear();
+        int added = part ? PyList_Append(parts, part) : forgive_while_reporting(); /* a repr that raises */
         Py_XDECREF(part);
+        if (added < 0)
+            goto end;
     }
     path = PyUnicode_Join(empty, parts);
 end:
-    PyErr_Clear();
     Py_XDECREF(parts);
     Py_XDECREF(empty);
     return path;
@@ -266,8 +273,20 @@ static PRP_COLD void report(prp_saver *s)
         Py_XDECREF(note);
     }
     Py_XDECREF(path);
-    PyErr_Clear();
-    PyErr_Restore(type, error, trace);
+    if (forgive_while_reporting() == 0) {
+        PyErr_Restore(type, error, trace);
+        return;
+    }
+    /* Interrupted: that goes out, with the failure as its context. */
+    PyObject *new_type, *new_error, *new_trace;
+    PyErr_Fetch(&new_type, &new_error, &new_trace);
+    PyErr_NormalizeException(&new_type, &new_error, &new_trace);
+    if (new_error != error)
+        PyException_SetContext(new_error, Py_XNewRef(error));
+    PyErr_Restore(new_type, new_error, new_trace);
+    Py_XDECREF(type);
+    Py_XDECREF(error);
+    Py_XDECREF(trace);
 }
 
 /* ---- dumping ---- */

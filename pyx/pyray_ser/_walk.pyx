@@ -91,7 +91,7 @@ def instance_dict(obj):
     """Return the ``__dict__`` that an instance really has, whatever its class says, or None."""
     cdef PyObject *found = PyObject_GenericGetDict(<PyObject *>obj, NULL)
     if found == NULL:
-        PyErr_Clear()
+        PyErr_Clear()                   # AttributeError: C code alone has run
         return None
     attributes = <object>found
     Py_DECREF(attributes)
