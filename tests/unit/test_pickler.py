@@ -530,6 +530,8 @@ def test_put_reducers():
         seen.append(obj)
         return NotImplemented if obj.value is None else (classes.identity, ("put",))
 
+    from pyray_ser import integrations
+
     _pickle._set_put_reducers({Node: reduce})
     try:
         assert pickle.loads(_pickle._put([Node(1)])[0]) == ["put"]
@@ -537,7 +539,7 @@ def test_put_reducers():
         assert type(pickle.loads(_pickle.dumps(Node(1)))) is Node
         assert len(seen) == 2
     finally:
-        _pickle._set_put_reducers({})
+        _pickle._set_put_reducers(integrations.reducers)
 
 
 # ---- files --------------------------------------------------------------------------------------------------------------
