@@ -18,7 +18,7 @@
 #include "array_template.h"
 
 #define PRP_NDARRAY_CAPSULE "pyray_ser._ndarray._api"
-#define PRP_NDARRAY_VERSION 2
+#define PRP_NDARRAY_VERSION 3
 
 /* Which bytes carry an array. */
 typedef enum {
@@ -37,8 +37,9 @@ typedef struct {
 } prp_array_source;
 
 enum {
-    PRP_ARRAY_WRITABLE = 1, /* the memory is private and writable (mmap_mode "c"); default is read-only */
-    PRP_ARRAY_EXACT = 2,    /* from_parts: the elements must fill the buffer to its last byte */
+    PRP_ARRAY_WRITABLE = 1,    /* the memory is private and writable (mmap_mode "c"); default is read-only */
+    PRP_ARRAY_EXACT = 2,       /* from_parts: the elements must fill the buffer to its last byte */
+    PRP_ARRAY_PLAIN_OWNER = 4, /* `owner` is known to be no array */
 };
 
 typedef struct {

@@ -6,11 +6,11 @@
  */
 #include "ndarray.h"
 
-/* True if all elements lie within [0, data_len) when the first one is at `offset`. */
-static bool fits(const npy_intp *shape, const npy_intp *strides, int nd, size_t itemsize, int64_t offset,
-                 size_t data_len)
+/* Where the bytes of all elements end when the first one is at `offset`; false if they begin before 0, or if there are more than
+ * numpy would take. */
+bool prp_array_end(const npy_intp *shape, const npy_intp *strides, int nd, size_t itemsize, int64_t offset, size_t *end)
 {
-    if (offset < 0 || (size_t)offset > data_len)
+    if (offset < 0)
         return false;
     size_t total = itemsize;
     bool empty = false;
@@ -22,10 +22,11 @@ static bool fits(const npy_intp *shape, const npy_intp *strides, int nd, size_t 
         else if (__builtin_mul_overflow(total, (size_t)shape[i], &total) || total > PY_SSIZE_T_MAX)
             return false; /* numpy refuses such a product too, even for broadcast arrays */
     }
+    *end = (size_t)offset;
     if (empty)
         return true;
     if (!strides)
-        return total <= data_len - (size_t)offset;
+        return !__builtin_add_overflow((size_t)offset, total, end);
     size_t low = (size_t)offset, high = (size_t)offset;
     for (int i = 0; i < nd; i++) {
         size_t stride = strides[i] < 0 ? 0 - (size_t)strides[i] : (size_t)strides[i], reach;
@@ -36,51 +37,19 @@ static bool fits(const npy_intp *shape, const npy_intp *strides, int nd, size_t 
         if (strides[i] < 0)
             low -= reach;
     }
-    return high <= data_len && itemsize <= data_len - high;
+    return !__builtin_add_overflow(high, itemsize, end);
 }
+
+const uint64_t prp_array_nothing;
 
 /* `descr` is borrowed. NULL without an exception if the array does not fit. */
-static PyObject *build(PyArray_Descr *descr, int nd, const npy_intp *shape, const npy_intp *strides, int64_t offset,
-                       const uint8_t *data, size_t data_len, PyObject *owner, int flags)
+PyObject *prp_array_build(PyArray_Descr *descr, int nd, const npy_intp *shape, const npy_intp *strides, int64_t offset,
+                          const uint8_t *data, size_t data_len, PyObject *owner, int flags)
 {
-    static uint64_t nothing; /* the address of arrays without elements: numpy takes NULL for "allocate" */
-    if (!fits(shape, strides, nd, (size_t)PyDataType_ELSIZE(descr), offset, data_len))
+    size_t end;
+    if (!prp_array_end(shape, strides, nd, (size_t)PyDataType_ELSIZE(descr), offset, &end) || end > data_len)
         return NULL;
-    void *first = data ? (void *)(data + offset) : (void *)&nothing;
-    Py_INCREF(descr);
-    PyObject *array = PyArray_NewFromDescr(&PyArray_Type, descr, nd, (npy_intp *)shape, (npy_intp *)strides, first,
-                                           flags & PRP_ARRAY_WRITABLE ? NPY_ARRAY_WRITEABLE : 0, NULL);
-    if (!array)
-        return NULL;
-    /* Given strides numpy looks at itself (and at the order of an array without them); whether the memory is aligned it leaves open
-     * in some versions. */
-    bool aligned = ((uintptr_t)first & ((size_t)PyDataType_ALIGNMENT(descr) - 1)) == 0;
-    if (strides || !aligned || !PyArray_CHKFLAGS((PyArrayObject *)array, NPY_ARRAY_ALIGNED))
-        PyArray_UpdateFlags((PyArrayObject *)array, NPY_ARRAY_UPDATE_ALL);
-    if (owner && PyArray_SetBaseObject((PyArrayObject *)array, Py_NewRef(owner)) < 0) {
-        Py_DECREF(array);
-        return NULL;
-    }
-    return array;
-}
-
-PyObject *prp_array_from_stream(const uint8_t *stream, size_t len, const uint8_t *data, size_t data_len,
-                                PyObject *owner, int flags)
-{
-    prp_array_template t;
-    if (!prp_array_template_read(stream, len, &t))
-        return NULL;
-    PyArray_Descr *descr = prp_dtype_find(t.dtype, t.dtype_len);
-    if (!descr)
-        return NULL;
-    _Static_assert(sizeof(npy_intp) == sizeof(int64_t), "the template's ints are used as numpy's");
-    if (PySys_Audit("pickle.find_class", "ss", "numpy", "ndarray") < 0)
-        return NULL;
-    Py_INCREF(descr); /* the cache may drop it while numpy allocates */
-    PyObject *array = build(descr, t.nd, (const npy_intp *)t.shape, t.has_strides ? (const npy_intp *)t.strides : NULL,
-                            0, data, data_len, owner, flags);
-    Py_DECREF(descr);
-    return array;
+    return prp_array_over(descr, nd, shape, strides, data ? data + offset : NULL, owner, flags);
 }
 
 /* The ints of an exact tuple; false without an exception if it is none, too long, or holds something else. */
@@ -112,7 +81,7 @@ static bool usable(PyArray_Descr *descr)
            descr->type_num >= 0 && descr->type_num <= NPY_HALF;
 }
 
-/* build() with the strides that `fortran` asks for if none are given, and the condition of PRP_ARRAY_EXACT. */
+/* prp_array_build() with the strides that `fortran` asks for if none are given, and the condition of PRP_ARRAY_EXACT. */
 static PyObject *build_ordered(PyArray_Descr *descr, int nd, const npy_intp *shape, const npy_intp *strides,
                                bool fortran, int64_t offset, const uint8_t *data, size_t data_len, PyObject *owner,
                                int flags)
@@ -137,7 +106,7 @@ static PyObject *build_ordered(PyArray_Descr *descr, int nd, const npy_intp *sha
             return NULL;
     }
     Py_INCREF(descr); /* a cache may drop it while numpy allocates */
-    PyObject *array = build(descr, nd, shape, strides, offset, data, data_len, owner, flags);
+    PyObject *array = prp_array_build(descr, nd, shape, strides, offset, data, data_len, owner, flags);
     Py_DECREF(descr);
     return array;
 }

@@ -32,9 +32,45 @@ int prp_array_gather(PyObject *obj, const prp_array_source *source, void *dst, s
 /* seal.c */
 int prp_array_seal(PyObject *obj);
 
-/* build.c */
+/* stream.c */
 PyObject *prp_array_from_stream(const uint8_t *stream, size_t len, const uint8_t *data, size_t data_len,
                                 PyObject *owner, int flags);
+
+/* build.c */
+bool prp_array_end(const npy_intp *shape, const npy_intp *strides, int nd, size_t itemsize, int64_t offset,
+                   size_t *end);
+/* The address of arrays without elements: numpy takes NULL for "allocate". */
+extern const uint64_t prp_array_nothing;
+
+/* An array over a range that was checked. `descr` is borrowed and must outlive the call. */
+static inline PyObject *prp_array_over(PyArray_Descr *descr, int nd, const npy_intp *shape, const npy_intp *strides,
+                                       const uint8_t *first, PyObject *owner, int flags)
+{
+    if (!first)
+        first = (const uint8_t *)&prp_array_nothing;
+    Py_INCREF(descr);
+    PyObject *array = PyArray_NewFromDescr(&PyArray_Type, descr, nd, (npy_intp *)shape, (npy_intp *)strides,
+                                           (void *)first, flags & PRP_ARRAY_WRITABLE ? NPY_ARRAY_WRITEABLE : 0, NULL);
+    if (!array)
+        return NULL;
+    /* Given strides numpy looks at itself (and at the order of an array without them); whether the memory is aligned it leaves open
+     * in some versions. */
+    bool aligned = ((uintptr_t)first & ((size_t)PyDataType_ALIGNMENT(descr) - 1)) == 0;
+    if (strides || !aligned || !PyArray_CHKFLAGS((PyArrayObject *)array, NPY_ARRAY_ALIGNED))
+        PyArray_UpdateFlags((PyArrayObject *)array, NPY_ARRAY_UPDATE_ALL);
+    if (!owner)
+        return array;
+    Py_INCREF(owner);
+    if (flags & PRP_ARRAY_PLAIN_OWNER || !PyArray_Check(owner)) { /* all that PyArray_SetBaseObject does then */
+        ((PyArrayObject_fields *)array)->base = owner;
+    } else if (PyArray_SetBaseObject((PyArrayObject *)array, owner) < 0) {
+        Py_DECREF(array);
+        return NULL;
+    }
+    return array;
+}
+PyObject *prp_array_build(PyArray_Descr *descr, int nd, const npy_intp *shape, const npy_intp *strides, int64_t offset,
+                          const uint8_t *data, size_t data_len, PyObject *owner, int flags);
 PyObject *prp_array_from_parts(PyObject *shape, PyObject *dtype, int64_t offset, PyObject *strides, bool fortran,
                                const uint8_t *data, size_t data_len, PyObject *owner, int flags);
 PyObject *prp_array_from_ints(int nd, const int64_t *shape, PyObject *dtype, bool fortran, const uint8_t *data,

@@ -31,6 +31,27 @@ const char *prs_format_check_header(const void *data, uint64_t have, prs_header 
     return NULL;
 }
 
+bool prs_format_one_buffer(const void *data, uint64_t size, prs_header *header, prs_buffer_entry *entry)
+{
+    const uint64_t before = PRS_HEADER_SIZE + PRS_ENTRY_SIZE;
+    const struct {
+        uint32_t magic;
+        uint16_t version, flags;
+    } begins = {PRS_FORMAT_MAGIC, PRS_FORMAT_VERSION, 0};
+    const uint64_t ends = 1; /* one buffer, nothing reserved */
+    if (size < before)
+        return false;
+    memcpy(header, data, sizeof(*header));
+    memcpy(entry, (const char *)data + PRS_HEADER_SIZE, sizeof(*entry));
+    if (memcmp(header, &begins, 8) != 0 || memcmp(&header->nbuffers, &ends, 8) != 0 || header->total != size ||
+        header->stream_len > size - before)
+        return false;
+    if (entry->slot != PRS_NO_SLOT || entry->generation != 0 || entry->serial != 0)
+        return false;
+    return entry->off <= size && entry->len <= size - entry->off &&
+           (entry->len == 0 || entry->off >= before + header->stream_len);
+}
+
 uint64_t prs_format_body(const prs_header *header)
 {
     return PRS_HEADER_SIZE + PRS_ENTRY_SIZE * header->nbuffers + header->stream_len;

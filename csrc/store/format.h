@@ -65,6 +65,9 @@ const char *prs_format_check_header(const void *data, uint64_t have, prs_header 
  * object is checked for shape only: its range must be compared with that object's size. */
 const char *prs_format_check_entry(const prs_header *header, const void *table, uint32_t index,
                                    prs_buffer_entry *entry);
+/* The commonest form in one look: a whole form of `size` bytes with one buffer, of its own.  True: header and entry are
+ * checked copies as after the two above.  False says only that it is another form or a damaged one. */
+bool prs_format_one_buffer(const void *data, uint64_t size, prs_header *header, prs_buffer_entry *entry);
 /* Offset of the first byte behind the stream of a checked header. */
 uint64_t prs_format_body(const prs_header *header);
 

@@ -224,7 +224,8 @@ bool prs_insist(prs_slot *slot, uint64_t serial)
 
 /* Set this client's bit in `bits` and see whether the object was there to be held.
  * The shard is locked. */
-static int hold(prs_store *s, prs_slot *slot, prs_atomic_u64 *bits, const prs_oid *id, bool may_create, uint64_t *seen)
+static inline __attribute__((always_inline)) int hold(prs_store *s, prs_slot *slot, prs_atomic_u64 *bits,
+                                                      const prs_oid *id, bool may_create, uint64_t *seen)
 {
     uint64_t word = prs_load_seqcst(&slot->word);
     *seen = word;

@@ -10,6 +10,7 @@ cdef extern from "ndarray/api.h" nogil:
         PRP_ARRAY_STREAM_MAX
         PRP_ARRAY_WRITABLE
         PRP_ARRAY_EXACT
+        PRP_ARRAY_PLAIN_OWNER
         PRP_NDARRAY_VERSION
     const char *PRP_NDARRAY_CAPSULE
 

@@ -245,6 +245,7 @@ cdef extern from "store/format.h" nogil:
     const char *prs_format_check_header(const void *data, uint64_t have, prs_header *header) noexcept
     const char *prs_format_check_entry(const prs_header *header, const void *table, uint32_t index,
                                        prs_buffer_entry *entry) noexcept
+    cbool prs_format_one_buffer(const void *data, uint64_t size, prs_header *header, prs_buffer_entry *entry) noexcept
     uint64_t prs_format_body(const prs_header *header) noexcept
     cbool prs_format_place(uint64_t *end, uint64_t len, uint64_t *off) noexcept
     void prs_format_write_header(void *dst, uint64_t total, uint64_t stream_len, uint32_t nbuffers) noexcept

@@ -33,10 +33,12 @@ cdef class Store:
 
 
 cdef class ObjectRef:
-    # handle is the one that holds our reference, NULL if none does (lost, or not yet found).
+    # handle is the one that holds our reference, NULL if none does (lost, or not yet found). `lay`: where the object's bytes
+    # were at the last get (NULL: not known), to be prefetched and nothing else.
     cdef prs_oid id
     cdef prs_store *handle
     cdef Store store
+    cdef const uint8_t *lay
     cdef bytes origin
     cdef object __weakref__
 

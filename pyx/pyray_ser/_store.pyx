@@ -39,8 +39,8 @@ from libc.string cimport memcmp, memcpy, memset
 
 from pyray_ser._buffers cimport Block, Gathered, Span, block, current_gathering, gather, load
 from pyray_ser._ndarray cimport (
-    PRP_ARRAY_DIRECT, PRP_ARRAY_MAX_DIMS, PRP_ARRAY_WRITABLE, prp_array_source, prp_array_template_looks, prp_ndarray,
-    prp_ndarray_api, prp_ndarray_looks
+    PRP_ARRAY_DIRECT, PRP_ARRAY_MAX_DIMS, PRP_ARRAY_PLAIN_OWNER, PRP_ARRAY_WRITABLE, prp_array_source,
+    prp_array_template_looks, prp_ndarray, prp_ndarray_api, prp_ndarray_looks
 )
 from pyray_ser._prs cimport *
 
@@ -75,6 +75,14 @@ cdef extern from *:
     #define prx_ascii(s) ((const char *)PyUnicode_1BYTE_DATA(s))
     #define prx_is_array(o) (strcmp(Py_TYPE(o)->tp_name, "array.array") == 0)
     #define prx_steal(p) ((PyObject *)(p))
+    #define prx_prefetch(p) (__builtin_prefetch(p), __builtin_prefetch((const char *)(p) + 64))
+
+    #define prx_set_dealloc(type, function) (((PyTypeObject *)(type))->tp_dealloc = (function))
+    #if CYTHON_USE_TYPE_SPECS
+    #error "a pin's destructor would have to give its type back"
+    #endif
+    #define prx_free(dead) (Py_TYPE(dead)->tp_free(dead))
+    #define prx_reborn(dead) PyObject_Init((dead), Py_TYPE(dead))
     """
     int64_t prx_now() noexcept nogil
     void prx_nap(int64_t ns) noexcept nogil
@@ -85,6 +93,11 @@ cdef extern from *:
     bint prx_is_array(object o) noexcept
     # A new reference that came as a plain pointer becomes an object of Cython's.
     object prx_steal(void *p)
+    # For two lines of cache; any address will do.
+    void prx_prefetch(const void *p) noexcept
+    void prx_set_dealloc(type of, void (*function)(PyObject *) noexcept) noexcept
+    void prx_free(PyObject *dead) noexcept
+    object prx_reborn(PyObject *dead)
 
 cdef extern from "Python.h":
     object PyUnicode_DecodeUTF8(const char *s, Py_ssize_t size, const char *errors)

@@ -101,6 +101,36 @@ static uint64_t read_form(const uint8_t *bytes, uint64_t have)
     return sum + 1;
 }
 
+/* The quick look at a form of one buffer must say no more than the two long ones. */
+TEST(one_buffer)
+{
+    uint8_t valid[256] = {0}, *bytes = malloc(sizeof valid);
+    const uint64_t stream = 45, before = PRS_HEADER_SIZE + PRS_ENTRY_SIZE;
+    uint64_t end = before + stream, off, rng = test_seed(12), wanted = runs_wanted(300000, 9000000), yes = 0;
+    CHECK(prs_format_place(&end, 80, &off));
+    prs_format_write_header(valid, end, stream, 1);
+    prs_format_write_entry(valid, 0, off, 80, NULL);
+    for (uint64_t n = 0; n < wanted; n++) {
+        uint64_t have = n % 8 != 1 ? end : test_random(&rng) % (end + 1);
+        memcpy(bytes, valid, sizeof valid);
+        if (n)
+            damage(bytes, before, &rng);
+        prs_header h, h2;
+        prs_buffer_entry e, e2;
+        bool quick = prs_format_one_buffer(bytes, have, &h, &e);
+        bool slow = !prs_format_check_header(bytes, have, &h2) && h2.total == have && h2.nbuffers == 1 &&
+                    !prs_format_check_entry(&h2, bytes + PRS_HEADER_SIZE, 0, &e2) && e2.slot == PRS_NO_SLOT;
+        /* An empty buffer may be said to lie anywhere: only the long way reads that. */
+        CHECK(quick == (slow && e2.off <= have));
+        if (quick)
+            CHECK(memcmp(&h, &h2, sizeof h) == 0 && memcmp(&e, &e2, sizeof e) == 0);
+        CHECK(n || quick);
+        yes += quick;
+    }
+    free(bytes);
+    CHECK(yes > 0 && yes < wanted);
+}
+
 TEST(damaged_forms)
 {
     if (SANITIZED_THREADS)

@@ -241,6 +241,46 @@ def test_many_dtype_names_do_not_confuse_the_cache():
         _same(_ndarray.from_stream(*_ndarray.template_put(array)), array)
 
 
+def test_many_kinds_of_arrays_do_not_confuse_what_is_kept_about_streams():
+    # More than are kept, each met again after others have taken its place, and again at once.
+    kinds = [
+        np.arange(n * m, dtype=dtype).reshape(n, m) for n in range(1, 8) for m in (1, 2, 300) for dtype in ("f8", ">i2")
+    ]
+    kinds += [np.asfortranarray(array) for array in kinds] + [array[:, 0] for array in kinds]
+    for array in kinds * 2:
+        stream, data = _ndarray.template_put(array)
+        first, second = _ndarray.from_stream(stream, data), _ndarray.from_stream(stream, data)
+        assert first is not second
+        _same(first, array)
+        _same(second, array)
+        assert second.flags.forc == array.flags.forc or not array.flags.forc
+
+
+def test_a_stream_met_before_is_checked_against_each_buffer():
+    stream, data = _ndarray.template_put(np.arange(6, dtype="i4"))
+    _same(_ndarray.from_stream(stream, data), np.arange(6, dtype="i4"))
+    assert _ndarray.from_stream(stream, data[:-1]) is None
+    assert _ndarray.from_stream(stream, b"") is None
+    longer = _ndarray.from_stream(stream, data + bytes(8))
+    assert longer.nbytes == 24
+    shifted = memoryview(bytes(64))[1:25]
+    aligned = _ndarray.from_stream(stream, shifted).flags.aligned
+    assert aligned == (np.frombuffer(shifted, "i4").ctypes.data % 4 == 0)
+    assert not aligned or not _ndarray.from_stream(stream, memoryview(bytes(64))[2:26]).flags.aligned
+
+
+def test_one_byte_makes_another_stream():
+    array = np.arange(40.0).reshape(8, 5)
+    stream, data = _ndarray.template_put(array)
+    for at in range(len(stream)):
+        for value in (stream[at] ^ 1, stream[at] ^ 0x80, 0, 0xFF):
+            _same(_ndarray.from_stream(stream, data), array)
+            changed = stream[:at] + bytes([value]) + stream[at + 1 :]
+            ours = _ndarray.from_stream(changed, data)
+            if ours is not None:
+                _same(ours, pickle.loads(changed, buffers=[data]))
+
+
 def test_base_is_the_owner_and_nothing_leaks():
     data = bytearray(800)
     stream, _ = _ndarray.template_put(np.zeros(100))
@@ -257,6 +297,7 @@ def test_base_is_the_owner_and_nothing_leaks():
 def test_references_are_balanced():
     array = np.arange(12.0).reshape(3, 4)[:, ::2]
     stream, data = _ndarray.template_put(array)
+    _ndarray.from_stream(stream, data)  # what is kept about a stream holds its dtype
     before = sys.getrefcount(array), sys.getrefcount(array.dtype), sys.getrefcount(data)
     for _ in range(100):
         _ndarray.template_put(array)
@@ -274,6 +315,32 @@ def test_audit_event_is_fired():
 
     watching = True
     sys.addaudithook(hook)
-    _ndarray.from_stream(*_ndarray.template_put(np.zeros(3)))
+    for _ in range(3):
+        _ndarray.from_stream(*_ndarray.template_put(np.zeros(3)))
     watching = False
-    assert events == [("numpy", "ndarray")]
+    assert events == [("numpy", "ndarray")] * 3
+
+
+def test_a_hook_may_read_arrays_and_refuse_them():
+    wanted = np.arange(7.0)
+    stream, data = _ndarray.template_put(wanted)
+    others = [_ndarray.template_put(np.zeros(n, f"S{m}")) for n in range(1, 20) for m in range(1, 20)]
+    todo = []
+
+    def hook(event, args):
+        if event == "pickle.find_class" and todo:
+            todo.pop()()
+
+    def read_others():
+        for other in others:
+            _ndarray.from_stream(*other)
+
+    sys.addaudithook(hook)
+    for _ in range(3):
+        todo.append(read_others)
+        _same(_ndarray.from_stream(stream, data), wanted)
+        _same(_ndarray.from_stream(stream, data), wanted)
+    todo.append(lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        _ndarray.from_stream(stream, data)
+    _same(_ndarray.from_stream(stream, data), wanted)

@@ -94,7 +94,7 @@ cdef class Owners:
 
 cdef object named_object(Store store, const prs_buffer_entry *entry, bint writable, ObjectRef ref, const uint8_t **start):
     """Hold the other object that a buffer lies in; `start` gets the buffer's first byte."""
-    cdef Pin pin = Pin.__new__(Pin)
+    cdef Pin pin = new_pin()
     cdef int status
     cdef prs_store *handle
     cdef object owner = pin

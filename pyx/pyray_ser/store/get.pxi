@@ -2,7 +2,7 @@
 
 cdef inline Pin pin_now(ObjectRef ref, int *status):
     """A pin, or None with `status` telling why not."""
-    cdef Pin pin = Pin.__new__(Pin)
+    cdef Pin pin = new_pin()
     status[0] = prs_pin(ref.handle, &ref.id, &pin.view)
     if status[0] != PRS_OK:
         return None
@@ -43,19 +43,39 @@ cdef Pin pin_by(ObjectRef ref, int64_t deadline, object timeout):
             fail(status, NULL, store, ref)
 
 
+cdef inline void *array_over(Pin pin) except? NULL:
+    """The array (a new reference) if the object is one array and nothing else; NULL: the general way says what it is."""
+    cdef prs_header header
+    cdef prs_buffer_entry entry
+    cdef const uint8_t *form = pin.view.data
+    cdef const uint8_t *stream = form + sizeof(prs_header) + sizeof(prs_buffer_entry)
+    if (not prs_format_one_buffer(form, pin.view.size, &header, &entry)
+            or not prp_array_template_looks(stream, header.stream_len)):
+        return NULL
+    return prp_ndarray().from_stream(stream, header.stream_len, form + (entry.off if entry.len else 0), entry.len, pin,
+                                     PRP_ARRAY_PLAIN_OWNER)
+
+
 cdef object get_one(ObjectRef ref, int64_t deadline, object timeout, bint writable, object allow):
-    cdef int status
-    cdef Pin pin = None
+    cdef Pin pin = new_pin()
     cdef Private copy
-    if ref.handle is not NULL and ref.handle == ref.store.handle:
-        pin = pin_now(ref, &status)
-    if pin is None:
+    cdef void *array
+    prx_prefetch(ref.lay)
+    if ref.handle is NULL or ref.handle != ref.store.handle or prs_pin(ref.handle, &ref.id, &pin.view) != PRS_OK:
         pin = pin_by(ref, deadline, timeout)
+    else:
+        pin.handle = ref.handle
+        pin.id = ref.id
+        ref.lay = pin.view.data
     if writable:
         copy = privately(pin, ref)
         # A mapping keeps the pin, so its stream may be read, and kept, through the pin's bytes.
         return decode_allowed(copy, pin.view.data if copy.pin is not None else copy.data, copy.data, copy.size, True,
                               ref.store, ref, allow)
+    if allow is None:
+        array = array_over(pin)
+        if array is not NULL:
+            return prx_steal(array)
     return decode_allowed(pin, pin.view.data, pin.view.data, pin.view.size, False, ref.store, ref, allow)
 
 

@@ -1,13 +1,41 @@
 # What keeps the bytes of an object in place: a pin, or private memory over one.
 
+# Pins come and go with every array. The destructor that Cython makes saves and restores the exception under way, which the
+# engine never touches; so there is one of our own (`drop_pin`), and a list of dead pins for it.
+cdef enum:
+    SPARE_PINS = 256
+
+cdef PyObject *spare_pins[SPARE_PINS]
+cdef int spare_count = 0
+
+
+cdef void drop_pin(PyObject *dead) noexcept:
+    global spare_count
+    if (<Pin>dead).handle is not NULL:
+        prs_unpin((<Pin>dead).handle, &(<Pin>dead).id)
+    if spare_count < SPARE_PINS:
+        spare_pins[spare_count] = dead
+        spare_count += 1
+    else:
+        prx_free(dead)
+
+
+cdef inline Pin new_pin():
+    """A pin of nothing yet: no handle."""
+    global spare_count
+    cdef Pin pin
+    if spare_count == 0:
+        return Pin.__new__(Pin)
+    spare_count -= 1
+    pin = <Pin>prx_reborn(spare_pins[spare_count])
+    pin.handle = NULL
+    pin.twin = NULL
+    return pin
+
+
 @cython.final
-@cython.freelist(256)
 cdef class Pin:
     """The bytes of one stored object, read-only, as long as this lives. The base of arrays that `get` returns."""
-
-    def __dealloc__(self):
-        if self.handle is not NULL:
-            prs_unpin(self.handle, &self.id)
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         PyBuffer_FillInfo(view, self, <void *>self.view.data, self.view.size, True, flags)
@@ -17,6 +45,9 @@ cdef class Pin:
 
     def __repr__(self):
         return f"<view of stored object {self.id.serial}, {self.view.size} bytes>"
+
+
+prx_set_dealloc(Pin, drop_pin)
 
 
 @cython.final
