@@ -222,6 +222,15 @@ bool prs_insist(prs_slot *slot, uint64_t serial)
     return insist(slot, &word) && prs_load_relaxed(&slot->serial) == serial;
 }
 
+/* Among many objects each of these lines is a miss: ask for all of them before the first locked instruction makes them wait
+ * for each other. */
+static inline void ask_for(const prs_slot *slot, const prs_private *p, const prs_atomic_u64 *bits)
+{
+    __builtin_prefetch(p, 1);
+    __builtin_prefetch(slot);
+    __builtin_prefetch(bits, 1);
+}
+
 /* Set this client's bit in `bits` and see whether the object was there to be held.
  * The shard is locked. */
 static inline __attribute__((always_inline)) int hold(prs_store *s, prs_slot *slot, prs_atomic_u64 *bits,
@@ -314,10 +323,7 @@ int prs_pin(prs_store *s, const prs_oid *id, prs_view *view)
     prs_spin *shard = prs_shard(s, id->slot);
     prs_private *p = &s->priv[id->slot];
     uint64_t word;
-    /* Among many objects each of these is a miss: ask for all before the first lock makes them wait for each other. */
-    __builtin_prefetch(p, 1);
-    __builtin_prefetch(slot);
-    __builtin_prefetch(prs_pins(s, slot), 1);
+    ask_for(slot, p, prs_pins(s, slot));
     prs_spin_lock(shard);
     if (PRS_UNLIKELY(prs_load_relaxed(&s->closed))) {
         prs_spin_unlock(shard);
@@ -367,6 +373,7 @@ void prs_unpin(prs_store *s, const prs_oid *id)
     prs_slot *slot = prs_slot_at(s, id->slot);
     prs_spin *shard = prs_shard(s, id->slot);
     prs_private *p = &s->priv[id->slot];
+    ask_for(slot, p, prs_pins(s, slot));
     prs_spin_lock(shard);
     bool last = p->serial == id->serial && prs_count_down(&p->pins);
     if (last && !s->orphan)
@@ -397,6 +404,7 @@ int prs_ref(prs_store *s, const prs_oid *id)
     prs_spin *shard = prs_shard(s, id->slot);
     prs_private *p = &s->priv[id->slot];
     uint64_t word;
+    ask_for(slot, p, slot->holders);
     prs_spin_lock(shard);
     if (PRS_UNLIKELY(prs_load_relaxed(&s->closed))) {
         prs_spin_unlock(shard);
@@ -438,6 +446,8 @@ void prs_unref(prs_store *s, const prs_oid *id)
     prs_slot *slot = prs_slot_at(s, id->slot);
     prs_spin *shard = prs_shard(s, id->slot);
     prs_private *p = &s->priv[id->slot];
+    ask_for(slot, p, slot->holders);
+    __builtin_prefetch(prs_pins(s, slot)); /* who drops the last ref looks for pins */
     prs_spin_lock(shard);
     if (PRS_UNLIKELY(prs_load_relaxed(&s->closed))) { /* closing dropped all refs */
         prs_spin_unlock(shard);
