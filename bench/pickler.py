@@ -225,22 +225,30 @@ def sweep_all(options):
         options.json.write_text(json.dumps({"python": sys.version, "sweep": rows}, indent=1))
 
 
+SAFE_ROWS = ("dict of 3", "function", "class", "10,000 plain", "10,000 enum members", "one ndarray")
+
+
+def safe_loops(obj):
+    """Loads of one stream: without ``allow=``, with all its names allowed, and with ``allow=None``."""
+    buffers, names = [], set()
+    stream = _pickle.dumps(obj, 5, buffer_callback=buffers.append)
+    _unpickle.loads(stream, buffers=buffers, allow=lambda module, name: not names.add(f"{module}:{name}"))
+    given = {"loads": _unpickle.loads, "stream": stream, "buffers": buffers}
+    return {
+        "plain": loop_of("loads(stream, buffers=buffers)", **given),
+        "safe": loop_of("loads(stream, buffers=buffers, allow=allow)", allow=frozenset(names), **given),
+        "none": loop_of("loads(stream, buffers=buffers, allow=None)", **given),
+    }
+
+
 def safe_mode(options):
     """What `allow=` costs, in a plain load of the same stream."""
     print(f"{'allow=frozenset over none':<28}{'ratio':>8}")
     for name, make, *_ in rows():
-        if name not in ("dict of 3", "function", "class", "10,000 plain", "10,000 enum members", "one ndarray"):
+        if name not in SAFE_ROWS:
             continue
-        obj, buffers = make(), []
-        stream = _pickle.dumps(obj, 5, buffer_callback=buffers.append)
-        names = set()
-        _unpickle.loads(stream, buffers=buffers, allow=lambda module, name, to=names: not to.add(f"{module}:{name}"))
-        loads, allow = _unpickle.loads, frozenset(names)
-        plain = loop_of("loads(stream, buffers=buffers)", loads=loads, stream=stream, buffers=buffers)
-        safe = loop_of(
-            "loads(stream, buffers=buffers, allow=allow)", loads=loads, stream=stream, buffers=buffers, allow=allow
-        )
-        value, _ = compare({"safe": safe, "ours": plain}, options.rounds, options.target)["safe"]
+        loops = safe_loops(make())
+        value, _ = compare({"safe": loops["safe"], "ours": loops["plain"]}, options.rounds, options.target)["safe"]
         print(f"{name:<28}{value:>7.2f}x")
 
 

@@ -4,6 +4,7 @@
     python bench/pickler_instructions.py                 the table (minutes: callgrind is 50 times slower)
     python bench/pickler_instructions.py ints lambda     rows whose name contains one of the words
     python bench/pickler_instructions.py --json out.json
+    python bench/pickler_instructions.py --safe          loads with allow= beside loads without
     python bench/pickler_instructions.py --profile dumps,ours one    where they go, for rows that contain a word
 
 Instructions do not depend on what else the machine does, so two runs give the same figures to a few in a thousand (addresses
@@ -49,7 +50,7 @@ def elements(name):
 def measure_all(library, words):
     """Run every row between the two requests; callgrind writes a file for each."""
     import cloudpickle
-    from pickler import fory_loops, loop_of, pickle_loops
+    from pickler import SAFE_ROWS, fory_loops, loop_of, pickle_loops, safe_loops
     from pickler_data import rows
 
     requests = ctypes.CDLL(library)
@@ -65,6 +66,13 @@ def measure_all(library, words):
         end(name)
 
     count("|-|loop|1000", loop_of("pass"), 1000)
+    if "--safe" in words:
+        for name, make, *_ in rows():
+            if name in SAFE_ROWS:
+                times = 1 if elements(name) > 1000 else 100
+                for whose, loop in safe_loops(make()).items():
+                    count(f"{name}|loads|{whose}|{times}", loop, times)
+        return
     for name, make, *_ in rows():
         if words and not any(word in name for word in words):
             continue
@@ -120,12 +128,21 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--safe", action="store_true", help="what safe mode costs")
     parser.add_argument("--profile", metavar="SIDE,WHOSE", help="print the functions of these measurements")
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory(prefix="instructions-") as name:
         folder = Path(name)
-        rows = table(under_callgrind(folder, options.words))
+        rows = table(under_callgrind(folder, ["--safe"] if options.safe else options.words))
+        if options.safe:
+            print(f"{'instructions per element':<28}{'plain':>10}{'safe':>10}{'more':>8}{'allow=None':>12}{'more':>8}")
+            for row in rows:
+                plain, safe, none = (row["loads"][whose] for whose in ("plain", "safe", "none"))
+                print(
+                    f"{row['name']:<28}{plain:>10,.1f}{safe:>10,.1f}{safe / plain - 1:>8.1%}{none:>12,.1f}{safe / none - 1:>8.1%}"
+                )
+            return
         if options.profile:
             side, whose = options.profile.split(",")
             for path in sorted(folder.glob(f"*_{side}_{whose}_*")):

@@ -24,8 +24,9 @@ from typing import Any
 
 import cloudpickle
 import numpy as np
-import pyray_ser.util
+
 import pyray_ser._ndarray  # what is imported once, by numpy's or our own code, is not interrupted
+import pyray_ser.util
 from pyray_ser import _pickle, _unpickle
 
 # ---- classes and objects ------------------------------------------------------------------------------------------------
@@ -516,7 +517,9 @@ def refused(value):
         raise AssertionError("not refused")
 
     PROGRAMS[f"refused dumps {value.__name__}"] = lambda: lambda: call(_pickle.dumps)
-    PROGRAMS[f"refused letter {value.__name__}"] = lambda: lambda: call(lambda obj: _pickle.Pickler(File(), 2).dump(obj))
+    PROGRAMS[f"refused letter {value.__name__}"] = lambda: lambda: call(
+        lambda obj: _pickle.Pickler(File(), 2).dump(obj)
+    )
     PROGRAMS[f"refused put {value.__name__}"] = lambda: lambda: call(_pickle._put)
     return value
 
@@ -575,6 +578,7 @@ _for_each_object()
 # ---- interrupting -------------------------------------------------------------------------------------------------------
 
 ENDED, CAME_OUT, SWALLOWED, REPORTED, CAUGHT = range(5)
+
 
 def _catches(frame, skip_exceptions: bool) -> bool:
     if frame.f_code.co_qualname == "_slotnames":

@@ -123,8 +123,7 @@ PyArray_Descr *prp_dtype_find(const char *name, size_t len)
     if (len < 2 || len > PRP_ARRAY_MAX_DTYPE || !memchr("<>|", name[0], 3) || !memchr("biufcmMSUV", name[1], 10))
         return NULL;
     for (size_t i = 2; i < len; i++)
-        if (!((name[i] >= '0' && name[i] <= '9') || (name[i] >= 'a' && name[i] <= 'z') ||
-              memchr("YMWD[]", name[i], 6)))
+        if (!((name[i] >= '0' && name[i] <= '9') || (name[i] >= 'a' && name[i] <= 'z') || memchr("YMWD[]", name[i], 6)))
             return NULL;
     uint32_t hash = 0;
     for (size_t i = 0; i < len; i++)

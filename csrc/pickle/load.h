@@ -99,7 +99,7 @@ typedef struct prp_loader {
     PyObject *buffers;      /* exact list or tuple, or an iterator; NULL if none were given */
     Py_ssize_t buffer_next; /* list or tuple: the next one; -1 once it has been at its end, as its iterator would be */
     PyObject *allow;        /* NULL, a frozenset of "module:qualname", or a callable */
-    uint32_t allow_number, allow_place; /* of `allow` among the sets whose verdicts are kept; number 0: it is not */
+    uint32_t allow_number, allow_place; /* of `allow` among the sets whose verdicts are kept; or PRP_NO_SET */
     PyObject *self;                     /* borrowed: the Unpickler, or NULL in the module functions */
 
     /* the store */
@@ -348,13 +348,16 @@ PyObject *prp_load_name(prp_loader *L, const prp_mark *mark, Py_ssize_t height, 
 /* ---- load_global.c ------------------------------------------------------------------------------------------------------------------ */
 
 int prp_load_global_init(PyObject *unpickler_type);
-/* The frozensets last used for `allow`; each gets a number when it comes, and numbers are not used twice. */
+/* The frozensets last used for `allow`; each gets a number from 1 up when it comes, and numbers are not used twice. What a name has
+ * been allowed by is 0 until it has been: PRP_NO_SET, the number of any other `allow`, equals neither. */
 #define PRP_KEPT_SETS 4
+#define PRP_NO_SET UINT32_MAX
 typedef struct {
     PyObject *set; /* owned, NULL: none yet */
     uint32_t number;
 } prp_allowed_set;
 extern prp_allowed_set prp_load_kept_sets[PRP_KEPT_SETS];
+extern uint32_t prp_load_last_set; /* the place of the one last used */
 /* Gives L the number under which verdicts of `set` are kept; 0 if it is not an exact frozenset. */
 void prp_load_know_set(prp_loader *L, PyObject *set);
 /* By two names that lie in the stream; NULL with an exception. */

@@ -10,8 +10,11 @@ enum { FIX_IMPORTS, ENCODING, ERRORS, BUFFERS, ALLOW, OPTIONS };
 static PyObject *option_names[OPTIONS]; /* interned */
 
 /* Which option a keyword names, or -1 with an exception. */
-static PRP_COLD int unusual_name(PyObject *name)
+static PRP_COLD int option_of(PyObject *name)
 {
+    for (int i = 0; i < OPTIONS; i++)
+        if (name == option_names[i])
+            return i;
     for (int i = 0; i < OPTIONS; i++) {
         int same = PyObject_RichCompareBool(name, option_names[i], Py_EQ);
         if (same)
@@ -19,18 +22,6 @@ static PRP_COLD int unusual_name(PyObject *name)
     }
     PyErr_Format(PyExc_TypeError, "loads() got an unexpected keyword argument '%U'", name);
     return -1;
-}
-
-/* The value of a keyword into `values`: 0 or -1. */
-static inline int read_option(PyObject *name, PyObject *value, PyObject **values)
-{
-    int which = BUFFERS;
-    if (name == option_names[ALLOW])
-        which = ALLOW;
-    else if (name != option_names[BUFFERS] && (which = unusual_name(name)) < 0)
-        return -1;
-    values[which] = value;
-    return 0;
 }
 
 static bool given(PyObject *value)
@@ -47,27 +38,56 @@ static int set_text(prp_loader *L, PyObject *encoding, PyObject *errors)
     return prp_loader_set_strings(L, given(encoding) ? encoding : NULL, given(errors) ? errors : NULL);
 }
 
-static int set_options(prp_loader *L, PyObject *const *values)
+/* All keywords, whatever they are: 0 or -1. */
+static PRP_COLD int set_options(prp_loader *L, PyObject *const *given_values, PyObject *kwnames)
 {
-    if (values[BUFFERS] && prp_loader_set_buffers(L, values[BUFFERS]) < 0)
-        return -1;
-    if (values[ALLOW]) {
-        const prp_allowed_set *last = &prp_load_kept_sets[0];
-        if (PRP_LIKELY(values[ALLOW] == last->set)) {
-            L->allow = Py_NewRef(last->set);
-            L->allow_number = last->number;
-            L->allow_place = 0;
-        } else if (prp_loader_set_allow(L, values[ALLOW]) < 0) {
+    PyObject *values[OPTIONS] = {NULL};
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(kwnames); i++) {
+        int which = option_of(PyTuple_GET_ITEM(kwnames, i));
+        if (which < 0)
             return -1;
-        }
+        values[which] = given_values[i];
     }
-    if (PRP_UNLIKELY(values[FIX_IMPORTS] != NULL)) {
+    if ((values[BUFFERS] && prp_loader_set_buffers(L, values[BUFFERS]) < 0) ||
+        (values[ALLOW] && prp_loader_set_allow(L, values[ALLOW]) < 0))
+        return -1;
+    if (values[FIX_IMPORTS]) {
         int truth = PyObject_IsTrue(values[FIX_IMPORTS]);
         if (truth < 0)
             return -1;
         L->fix_imports = truth;
     }
     return values[ENCODING] || values[ERRORS] ? set_text(L, values[ENCODING], values[ERRORS]) : 0;
+}
+
+/* The usual keywords with the usual values: a list or tuple of buffers, the set that was allowed last. The machine borrows them:
+ * whoever called keeps its arguments until the call is over. False: something else, nothing is set. */
+static inline bool set_usual(prp_loader *L, PyObject *const *values, PyObject *kwnames)
+{
+    Py_ssize_t n = PyTuple_GET_SIZE(kwnames), i = 0;
+    PyObject *buffers = NULL, *allow = NULL;
+    if (i < n && PyTuple_GET_ITEM(kwnames, i) == option_names[BUFFERS]) {
+        buffers = values[i++];
+        if (!PyList_CheckExact(buffers) && !PyTuple_CheckExact(buffers))
+            return false;
+    }
+    if (i < n && PyTuple_GET_ITEM(kwnames, i) == option_names[ALLOW]) {
+        allow = values[i++];
+        uint32_t place = prp_load_last_set;
+        L->allow_number = prp_load_kept_sets[place].number;
+        L->allow_place = place;
+        if (allow != prp_load_kept_sets[place].set) {
+            if (allow != Py_None)
+                return false;
+            allow = NULL;
+        }
+    }
+    if (i < n)
+        return false;
+    L->buffers = buffers;
+    L->buffer_next = 0;
+    L->allow = allow;
+    return true;
 }
 
 static PyObject *load_memory(prp_loader *L, PyObject *data)
@@ -87,20 +107,18 @@ static PyObject *load_memory(prp_loader *L, PyObject *data)
 
 static PyObject *loads(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
-    PyObject *values[OPTIONS] = {NULL};
     (void)module;
     if (nargs != 1) {
         PyErr_Format(PyExc_TypeError, "loads() takes exactly 1 positional argument (%zd given)", nargs);
         return NULL;
     }
-    if (kwnames)
-        for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(kwnames); i++)
-            if (read_option(PyTuple_GET_ITEM(kwnames, i), args[1 + i], values) < 0)
-                return NULL;
     prp_loader *L = prp_loader_acquire();
     if (!L)
         return NULL;
-    PyObject *value = kwnames && set_options(L, values) < 0 ? NULL : load_memory(L, args[0]);
+    bool borrowed = kwnames && set_usual(L, args + 1, kwnames);
+    PyObject *value = kwnames && !borrowed && set_options(L, args + 1, kwnames) < 0 ? NULL : load_memory(L, args[0]);
+    if (borrowed)
+        L->buffers = L->allow = NULL;
     prp_loader_release(L);
     return value;
 }

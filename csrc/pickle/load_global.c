@@ -87,6 +87,7 @@ static PyObject *full_name(PyObject *module, PyObject *name)
 }
 
 prp_allowed_set prp_load_kept_sets[PRP_KEPT_SETS];
+uint32_t prp_load_last_set;
 
 void prp_load_know_set(prp_loader *L, PyObject *set)
 {
@@ -95,8 +96,8 @@ void prp_load_know_set(prp_loader *L, PyObject *set)
     while (place < PRP_KEPT_SETS && prp_load_kept_sets[place].set != set)
         place++;
     if (PRP_UNLIKELY(place == PRP_KEPT_SETS)) {
-        L->allow_number = 0;
-        if (!PyFrozenSet_CheckExact(set) || numbers == UINT32_MAX)
+        L->allow_number = PRP_NO_SET;
+        if (!PyFrozenSet_CheckExact(set) || numbers == PRP_NO_SET - 1)
             return;
         place = next++ % PRP_KEPT_SETS;
         PyObject *old = prp_load_kept_sets[place].set;
@@ -107,7 +108,7 @@ void prp_load_know_set(prp_loader *L, PyObject *set)
         if (prp_load_kept_sets[place].set != set)
             return;
     }
-    L->allow_place = place;
+    prp_load_last_set = L->allow_place = place;
     L->allow_number = prp_load_kept_sets[place].number;
 }
 
@@ -136,10 +137,10 @@ static int check_allowed(prp_loader *L, PyObject *module, PyObject *name)
 static inline int check_slot(prp_loader *L, PyObject *module, PyObject *name, name_slot *slot)
 {
     uint32_t number = L->allow_number, place = L->allow_place;
-    if (PRP_LIKELY(slot && number && slot->allowed[place] == number))
+    if (PRP_LIKELY(slot && slot->allowed[place] == number))
         return 0;
     int refused = check_allowed(L, module, name);
-    if (!refused && slot && number && slot->module == module && slot->name == name)
+    if (!refused && slot && number != PRP_NO_SET && slot->module == module && slot->name == name)
         slot->allowed[place] = number;
     return refused;
 }
@@ -350,11 +351,6 @@ static PyObject *load_global(prp_loader *L, PyObject *module, PyObject *name, na
     return find_class(L, module, name, slot);
 }
 
-PyObject *prp_load_global(prp_loader *L, PyObject *module, PyObject *name)
-{
-    return load_global(L, module, name, NULL);
-}
-
 /* The bytes of a name mixed in, eight at a time, the last ones perhaps twice. */
 static inline uint64_t mix(uint64_t mixed, const uint8_t *text, size_t n)
 {
@@ -430,6 +426,20 @@ PyObject *prp_load_global_bytes(prp_loader *L, const uint8_t *module, size_t mod
     Py_DECREF(m);
     Py_DECREF(n);
     return value;
+}
+
+static bool has_slot(PyObject *text)
+{
+    return PyUnicode_CheckExact(text) && PyUnicode_IS_COMPACT_ASCII(text) && PyUnicode_GET_LENGTH(text) <= NAME_BYTES;
+}
+
+PyObject *prp_load_global(prp_loader *L, PyObject *module, PyObject *name)
+{
+    /* Strings of the stream, the module's mostly from the memo: what is known about names lies under their bytes. */
+    if (PRP_LIKELY(has_slot(module) && has_slot(name)))
+        return prp_load_global_bytes(L, PyUnicode_1BYTE_DATA(module), (size_t)PyUnicode_GET_LENGTH(module),
+                                     PyUnicode_1BYTE_DATA(name), (size_t)PyUnicode_GET_LENGTH(name), NULL, NULL);
+    return load_global(L, module, name, NULL);
 }
 
 PyObject *prp_load_known_global(prp_loader *L, const char *module, const char *name)

@@ -105,6 +105,7 @@ prp_loader *prp_loader_new(void)
     L->sp = L->fence = L->stack;
     L->limit = L->stack + STACK_SLOTS;
     L->mark_capacity = MARKS;
+    L->allow_number = PRP_NO_SET;
     set_defaults(L);
     return L;
 }
@@ -225,7 +226,7 @@ int prp_loader_set_buffers(prp_loader *L, PyObject *buffers)
 int prp_loader_set_allow(prp_loader *L, PyObject *allow)
 {
     PyObject *kept = NULL;
-    L->allow_number = 0;
+    L->allow_number = PRP_NO_SET;
     if (!allow || allow == Py_None) {
         kept = NULL;
     } else if (PRP_LIKELY(PyFrozenSet_CheckExact(allow))) {

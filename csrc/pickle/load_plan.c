@@ -113,8 +113,8 @@ static bool same_attribute(PyObject *a, PyObject *b, const char *name)
         same = PyTuple_GET_SIZE(x) == PyTuple_GET_SIZE(y);
         for (Py_ssize_t i = 0; same && i < PyTuple_GET_SIZE(x); i++) {
             PyObject *one = PyTuple_GET_ITEM(x, i), *other = PyTuple_GET_ITEM(y, i);
-            same = one == other || (PyUnicode_CheckExact(one) && PyUnicode_CheckExact(other) &&
-                                    PyUnicode_Compare(one, other) == 0);
+            same = one == other ||
+                   (PyUnicode_CheckExact(one) && PyUnicode_CheckExact(other) && PyUnicode_Compare(one, other) == 0);
         }
     } else if (same) {
         same = PyObject_RichCompareBool(x, y, Py_EQ) == 1;

@@ -311,7 +311,7 @@ static int make_by_value(prp_saver *s)
     if (!s->by_value)
         return -1;
     if (prp_forgive(PyExc_AttributeError) < 0) { /* no such thing in this version: asked by its own lookup then */
-        Py_CLEAR(s->by_value); /* made again if the caller goes on */
+        Py_CLEAR(s->by_value);                   /* made again if the caller goes on */
         return -1;
     }
     if (maps && PyList_CheckExact(maps))

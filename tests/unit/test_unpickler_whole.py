@@ -2,6 +2,7 @@
 
 import enum
 import io
+import itertools
 import pickle
 import subprocess
 import sys
@@ -175,6 +176,32 @@ def test_names_are_asked_for_in_safe_mode():
         for missing in allowed:
             with pytest.raises(UnpicklingError, match="not allowed"):
                 loads(stream, buffers=buffers, allow=frozenset(allowed - {missing}))
+
+
+def test_keywords_in_any_order_and_nothing_kept():
+    stream = pickle.dumps([len, pickle.PickleBuffer(bytearray(b"x"))], 5, buffer_callback=lambda buffer: None)
+    given = {
+        "buffers": [b"x"],
+        "allow": frozenset({"builtins:len"}),
+        "encoding": "ASCII",
+        "fix_imports": True,
+        "errors": None,
+    }
+    count = sys.getrefcount(given["buffers"])
+    for n in range(1, 6):
+        for names in itertools.permutations(given, n):
+            some = {"".join(name): given[name] for name in names}
+            if "buffers" in some:
+                assert loads(stream, **some)[0] is len
+                for wrong in ({"buffers": ()}, {"allow": frozenset()}, {"allow": ["builtins:max"]}, {"encoding": 1}):
+                    with pytest.raises((UnpicklingError, TypeError)):
+                        loads(stream, **(some | wrong))
+    assert loads(stream, buffers=(b"x",), allow=None)[0] is len
+    del some
+    left = sys.getrefcount(given["buffers"])
+    assert left == count
+    with pytest.raises(TypeError, match="unexpected keyword argument 'other'"):
+        loads(stream, buffers=[b"x"], other=1)
 
 
 def test_many_sets_of_allowed_names_do_not_mix():
