@@ -366,6 +366,27 @@ static inline bool prp_long_small(PyObject *obj, int64_t *value)
 #endif
 }
 
+/* True if the int is of at most one digit, 30 bits, and that is known at once; then *value is it. */
+static inline bool prp_long_tiny(PyObject *obj, int32_t *value)
+{
+#if PRP_INTERNALS && PY_VERSION_HEX < 0x030C0000
+    Py_ssize_t size = Py_SIZE(obj);
+    if ((size_t)(size + 1) > 2)
+        return false;
+    *value = size ? (int32_t)((int32_t)((PyLongObject *)obj)->ob_digit[0] * size) : 0;
+    return true;
+#elif PRP_INTERNALS
+    const struct _PyLongValue *v = &((PyLongObject *)obj)->long_value;
+    if (v->lv_tag >> 3 > 1)
+        return false;
+    *value = (1 - (int32_t)(v->lv_tag & 3)) * (int32_t)v->ob_digit[0];
+    return true;
+#else
+    (void)obj, (void)value;
+    return false;
+#endif
+}
+
 /* Bytes of two's complement that hold any int, at most one more than needed; 0 with an exception. */
 static inline size_t prp_long_size(PyObject *obj)
 {

@@ -493,11 +493,61 @@ static PRP_COLD int save_persistent(prp_saver *s, PyObject *obj)
 /* Runs: lists and tuples often hold one type throughout. Each writes the items from `i` on as long as they are of its type and
  * the frame has room, and returns the index of the first one it did not write. */
 
+#define GROUP 8
+
+/* GROUP ints of at most 32 bits, in whatever forms they have. Most groups are of one form: then all of them are written without
+ * one waiting for the end of another. */
+static inline uint8_t *put_int_group(uint8_t *p, const uint32_t *bits)
+{
+    uint32_t any = 0, short_ones = 0;
+    for (int k = 0; k < GROUP; k++) {
+        any |= bits[k];
+        short_ones |= (uint32_t)(bits[k] <= 0xffff);
+    }
+    if (!short_ones) {
+        for (int k = 0; k < GROUP; k++)
+            prp_put_u64(p + 5 * k, OP_BININT | (uint64_t)bits[k] << 8); /* five bytes count */
+        return p + 5 * GROUP;
+    }
+    if (any <= 0xff) {
+        for (int k = 0; k < GROUP; k++)
+            prp_put_u16(p + 2 * k, OP_BININT1 | bits[k] << 8);
+        return p + 2 * GROUP;
+    }
+    for (int k = 0; k < GROUP; k++)
+        p = prp_put_int32(p, (long)(int32_t)bits[k]);
+    return p;
+}
+
 static inline Py_ssize_t run_of_ints(uint8_t **out, uint8_t *const limit, PyObject *const *items, Py_ssize_t i,
                                      Py_ssize_t stop)
 {
     uint8_t *p = *out;
     int64_t value;
+    /* As long as the end of no frame can lie within a group. After a group of tiny ints the next one is taken for one, too. */
+    bool tiny = true;
+    while (stop - i >= GROUP && limit - p >= 5 * GROUP) {
+        uint32_t bits[GROUP];
+        int32_t number;
+        int k = 0;
+        while (tiny && k < GROUP && Py_IS_TYPE(items[i + k], &PyLong_Type) && prp_long_tiny(items[i + k], &number))
+            bits[k++] = (uint32_t)number;
+        if (k < GROUP) {
+            for (k = 0; k < GROUP; k++) {
+                PyObject *item = items[i + k];
+                if (!Py_IS_TYPE(item, &PyLong_Type) || !prp_long_small(item, &value) || value != (int32_t)value)
+                    goto singly;
+                bits[k] = (uint32_t)value;
+            }
+            /* Half of them say it well enough: x ^ x << 1 has the top bit where sign and next bit differ. */
+            tiny = !(((bits[0] ^ bits[0] << 1) | (bits[2] ^ bits[2] << 1) | (bits[5] ^ bits[5] << 1) |
+                      (bits[7] ^ bits[7] << 1)) >>
+                     31);
+        }
+        p = put_int_group(p, bits);
+        i += GROUP;
+    }
+singly:
     while (i < stop && p < limit && Py_IS_TYPE(items[i], &PyLong_Type) && prp_long_small(items[i], &value)) {
         p = prp_put_int64(p, value);
         i++;

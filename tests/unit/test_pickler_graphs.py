@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import random
 
 import pytest
 from strategies_graphs import Navigator, Plain, graph, shape
@@ -80,3 +81,30 @@ def test_what_a_reduction_fetches_from_an_earlier_list_is_shared():
     holder = [["held"], 1, 2]
     copy = pickle.loads(_pickle.dumps([holder, "between", Navigator(holder)]))
     assert copy[2].found is copy[0][0]
+
+
+# ---- runs of ints -------------------------------------------------------------------------------------------------------
+
+INTS = {
+    "bytes": lambda rng: rng.randrange(256),
+    "two bytes": lambda rng: rng.randrange(256, 65536),
+    "one digit": lambda rng: rng.randrange(-(2**30) + 1, 2**30),
+    "32 bits": lambda rng: rng.randrange(-(2**31), 2**31),
+    "edges": lambda rng: rng.choice(
+        [s * (2**b) + d for b in (0, 8, 15, 16, 29, 30, 31, 32, 59, 60, 63, 64) for s in (1, -1) for d in (-1, 0, 1)]
+    ),
+    "any": lambda rng: rng.choice([0, 1, 255, 256, -1, 2**16, -(2**31), 2**31, 2**62, 10**30, 1.5, "x", None, True]),
+}
+
+
+@pytest.mark.parametrize("kind", INTS)
+def test_runs_of_ints_byte_for_byte(kind):
+    rng = random.Random(kind)
+    for n in (*range(1, 40), 1000, 1001, 70_000):
+        items = [INTS[kind](rng) for _ in range(n)]
+        if n < 40 and kind == "32 bits":
+            items[rng.randrange(n)] = rng.choice([2**40, "x", 1.5, 0])
+        for obj in items, tuple(items):
+            for protocol in range(2, 6):
+                assert written(_pickle.Pickler, obj, protocol) == written(pickle.Pickler, obj, protocol)
+            assert pickle.loads(_pickle.dumps(obj)) == obj
