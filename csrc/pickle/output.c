@@ -5,7 +5,8 @@
  * Frames follow the standard pickler byte for byte: closed at the first object boundary past 64 KiB, left out below 4 bytes,
  * and data of 64 KiB and more stands outside of them.
  *
- * Scratch memory is kept between dumps up to PRP_KEEP_BYTES.
+ * Scratch memory is kept between dumps up to PRP_KEEP_BYTES. What becomes one bytes object is written into one from HOLDER_MIN on: as
+ * large as the last such result at once, made smaller at the end, so that nothing is copied but what came before it.
  */
 #include "save.h"
 
@@ -16,6 +17,8 @@
 #define KEEP_PIECES 256
 #define FRAME_HEADER 9
 #define FRAME_MIN 4
+#define HOLDER_MIN (64u << 10)
+#define HOLDER_GUESS (4u << 20) /* no result is expected to be larger than this because the last one was */
 /* A stream to a file is collected up to here before the first flush gives elision up (see prp_foreign). */
 #define HOLD_BYTES (16u << 20)
 
@@ -59,7 +62,7 @@ void prp_out_reset(prp_saver *s)
     }
     s->p = s->base;
     s->frame = SIZE_MAX;
-    if ((size_t)(s->end - s->base) > PRP_KEEP_BYTES) {
+    if (!s->holder && (size_t)(s->end - s->base) > PRP_KEEP_BYTES) {
         uint8_t *small = realloc(s->base, INITIAL_BYTES);
         if (small) {
             s->base = s->p = small;
@@ -71,10 +74,48 @@ void prp_out_reset(prp_saver *s)
 
 void prp_out_free(prp_saver *s)
 {
+    prp_out_unhold(s);
     drop_pieces(s);
     free(s->pieces);
     free(s->base);
     s->base = s->p = s->end = NULL;
+}
+
+static size_t last_held; /* length of the last result that a holder became */
+
+void prp_out_unhold(prp_saver *s)
+{
+    s->to_bytes = false;
+    if (!s->small)
+        return;
+    s->base = s->p = s->small;
+    s->end = s->small_end;
+    s->small = s->small_end = NULL;
+    s->frame = SIZE_MAX;
+    Py_CLEAR(s->holder);
+}
+
+/* The first `used` bytes into a bytes object with room for `size`, or into a larger one. */
+static int grow_holder(prp_saver *s, size_t used, size_t size)
+{
+    if (!s->holder) {
+        size_t guess = last_held < HOLDER_GUESS ? last_held : HOLDER_GUESS;
+        if (size < guess + 2 * PRP_ROOM)
+            size = guess + 2 * PRP_ROOM;
+        if (!(s->holder = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size)))
+            return -1;
+        memcpy(PyBytes_AS_STRING(s->holder), s->base, used);
+        s->small = s->base;
+        s->small_end = s->end;
+    } else if (_PyBytes_Resize(&s->holder, (Py_ssize_t)size) < 0) {
+        prp_out_unhold(s); /* what was written is gone */
+        return -1;
+    }
+    s->base = (uint8_t *)PyBytes_AS_STRING(s->holder);
+    s->p = s->base + used;
+    s->end = s->base + size;
+    set_limit(s);
+    return 0;
 }
 
 PRP_COLD int prp_out_grow(prp_saver *s, size_t room)
@@ -86,6 +127,8 @@ PRP_COLD int prp_out_grow(prp_saver *s, size_t room)
     }
     wanted += PRP_ROOM;
     size_t grown = size * 2 > wanted ? size * 2 : wanted;
+    if (s->to_bytes && grown > HOLDER_MIN)
+        return grow_holder(s, used, grown);
     uint8_t *base = realloc(s->base, grown);
     if (!base) {
         PyErr_NoMemory();
@@ -253,6 +296,12 @@ PyObject *prp_out_bytes(prp_saver *s)
     size_t total = prp_out_len(s);
     if (total > (size_t)PY_SSIZE_T_MAX)
         return PyErr_NoMemory();
+    if (s->holder && !s->piece_count) {
+        last_held = total;
+        PyObject *held = s->holder;
+        s->holder = NULL;
+        return _PyBytes_Resize(&held, (Py_ssize_t)total) < 0 ? NULL : held;
+    }
     if (!s->piece_count)
         return PyBytes_FromStringAndSize((char *)s->base, (Py_ssize_t)total);
     PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)total);

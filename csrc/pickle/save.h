@@ -83,7 +83,10 @@ struct prp_saver {
     uint8_t *p;     /* next byte */
     uint8_t *limit; /* at an object's start: frame full or buffer nearly so */
     uint8_t *base, *end;
-    size_t frame; /* offset of the open frame's header, SIZE_MAX if none */
+    size_t frame;               /* offset of the open frame's header, SIZE_MAX if none */
+    bool to_bytes;              /* the result is one bytes object: a large one is written into that */
+    PyObject *holder;           /* owned: the bytes object that `base` lies in, or NULL */
+    uint8_t *small, *small_end; /* the scratch buffer, meanwhile */
     prp_piece *pieces;
     size_t piece_count, piece_room, piece_bytes;
     PyObject *write; /* the file's write method (borrowed from the Pickler) or NULL */
@@ -180,7 +183,8 @@ int prp_out_large(prp_saver *s, const uint8_t *header, size_t header_len, const 
                   PyObject *owner);
 int prp_out_finish(prp_saver *s); /* STOP, closes the frame */
 PyObject *prp_out_bytes(prp_saver *s);
-int prp_out_flush(prp_saver *s); /* to s->write */
+void prp_out_unhold(prp_saver *s); /* after a dump with to_bytes: back to the scratch buffer */
+int prp_out_flush(prp_saver *s);   /* to s->write */
 size_t prp_out_len(const prp_saver *s);
 
 static inline int prp_room(prp_saver *s, size_t n)

@@ -389,7 +389,9 @@ PyObject *prp_dumps(PyObject *obj, int proto, bool fix_imports, PyObject *buffer
         s->elide = true;
         s->letter = false;
     }
+    s->to_bytes = true;
     PyObject *bytes = prp_dump(s, obj) == 0 ? prp_out_bytes(s) : NULL;
+    prp_out_unhold(s);
     prp_release(s);
     return bytes;
 }
