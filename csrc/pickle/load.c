@@ -219,10 +219,10 @@ static PyObject *stack_tuple(PyObject **first, Py_ssize_t n)
 static int text_put(prp_loader *L)
 {
     Py_ssize_t index;
+    if (L->sp <= L->fence) /* before the index is read as a number: the kind of exception is pickle's */
+        return prp_load_underflow(L);
     if (prp_load_text_index(L, &index) < 0)
         return -1;
-    if (L->sp <= L->fence)
-        return prp_load_underflow(L);
     if (index < 0) {
         PyErr_SetString(PyExc_ValueError, "negative PUT argument");
         return -1;
