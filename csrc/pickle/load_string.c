@@ -4,13 +4,14 @@
  * direct-mapped table first; values are not, because most of them are different. If keys turn out to be different too, the
  * stream stops asking. The table holds at most KEY_SLOTS strings of at most KEY_BYTES bytes.
  */
-#include "load.h"
+#include "load.h" /* first: Python.h comes before the system's headers */
+
 #include "copy_short.h"
 
 #define KEY_SLOTS 1024
 #define KEY_BYTES 40
 #define BLOCK 256
-#define HIGH_BITS 0x8080808080808080ull
+#define NOT_ASCII 0x8080808080808080ull
 
 typedef struct {
     uint32_t hash;
@@ -36,7 +37,7 @@ static inline bool is_ascii(const uint8_t *data, size_t n)
     uint64_t word, seen = 0;
     if (n >= 8) {
         /* Long ones in blocks, so that the loop is made of vectors, and the first other character ends it. */
-        for (; n > BLOCK && !(seen & HIGH_BITS); n -= BLOCK, data += BLOCK)
+        for (; n > BLOCK && !(seen & NOT_ASCII); n -= BLOCK, data += BLOCK)
             for (size_t i = 0; i < BLOCK; i += 8) {
                 memcpy(&word, data + i, 8);
                 seen |= word;
@@ -55,7 +56,7 @@ static inline bool is_ascii(const uint8_t *data, size_t n)
     } else {
         seen = data[0] | data[1] | data[n - 1];
     }
-    return !(seen & HIGH_BITS);
+    return !(seen & NOT_ASCII);
 }
 
 PyObject *prp_load_utf8(const uint8_t *data, size_t n)
