@@ -44,7 +44,7 @@ help:
 ## test         the tests against the installed wheel (PYTEST_ARGS=...)
 ## test-heavy   the tests that take minutes or gigabytes
 ## test-versions  the tests on other Pythons (VERSIONS="python3.12 /srv/python/sid ..."), and without CPython's internals
-## fuzz         change pickles for FUZZ_SECONDS and compare, under the sanitizers
+## fuzz         change pickles for FUZZ_SECONDS, guided by coverage, and compare, under the sanitizers (needs clang)
 ## ctest        the C engine alone: plain, address + undefined, thread sanitizer
 ## torture      the long runs: death after every instruction, 100,000 random kills, 10 million damaged inputs
 ## model        the Spin models of the engine's protocols and the errors planted in them (needs spin)
@@ -204,16 +204,27 @@ asan: $(STAMP)/installed $(STAMP)/asan
 	  PYTHONMALLOC=malloc PYTHONPATH=$(ASAN) PYRAY_SER_DEBUG_PATH=$(ASAN) PYRAY_SER_UNDER_SANITIZER=1 \
 	  $(PYTEST) -m "not heavy and not timing" -p no:cacheprovider $(PYTEST_ARGS)
 
-# The input of a crash is the last line that --trace prints.
+# Guided by coverage: what unpickles, compiled by clang over an installed release, and libFuzzer. What aborts is kept as
+# build/guided/crash-..., what reaches new code in build/guided/pickles and arrays.
+CLANG        ?= clang
 FUZZ_SECONDS ?= 60
-FUZZ_SEED    ?=
+FUZZ_ARGS    ?=
+GUIDED := $(BUILD)/guided
+$(STAMP)/guided: $(SOURCES) $(STAMP)/sources $(STAMP)/installed tests/fuzz/guide.c tests/fuzz/guided.sh
+	$(call build_wheel,guided,CC=$(CLANG) LDSHARED="$(CLANG) -shared" PYRAY_SER_DEBUG=1 \
+	  PYRAY_SER_EXTENSIONS=_unpickle$(comma)_ndarray PYRAY_SER_SANITIZE=fuzzer-no-link$(comma)address$(comma)undefined)
+	@rm -rf $(GUIDED)/site
+	@for wheel in $(BUILD)/release/*.whl $(GUIDED)/*.whl; do $(VENV)/bin/python -m zipfile -e $$wheel $(GUIDED)/site || exit 1; done
+	@CLANG=$(CLANG) tests/fuzz/guided.sh build $(GUIDED) $(VENV)/bin/python
+	@touch $@
+
+FUZZ_RUN = mkdir -p $(GUIDED)/$(1) && CLANG=$(CLANG) tests/fuzz/guided.sh run $(GUIDED) $(VENV)/bin/python $(GUIDED)/$(1) $(2) \
+  -max_total_time=$$(( $(FUZZ_SECONDS) * $(3) / 4 )) -max_len=2048 -timeout=60 -rss_limit_mb=3000 -malloc_limit_mb=2000 \
+  -print_final_stats=1 -artifact_prefix=$(GUIDED)/ $(FUZZ_ARGS)
 .PHONY: fuzz
-fuzz: $(STAMP)/installed $(STAMP)/asan
-	@cc=$$($(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_config_var("CC").split()[0])'); \
-	  LD_PRELOAD="$$($$cc -print-file-name=libasan.so) $$($$cc -print-file-name=libubsan.so)" \
-	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:abort_on_error=1 \
-	  UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 PYTHONMALLOC=malloc PYTHONPATH=$(ASAN) \
-	  $(VENV)/bin/python -P tests/fuzz/run_unpickler_fuzz.py $(FUZZ_SECONDS) $(FUZZ_SEED)
+fuzz: $(STAMP)/guided
+	@$(call FUZZ_RUN,pickles,,3)
+	@$(call FUZZ_RUN,arrays,--arrays,1)
 
 $(STAMP)/coverage: $(SOURCES) $(STAMP)/sources $(STAMP)/venv
 	$(call build_wheel,coverage,PYRAY_SER_DEBUG=1 PYRAY_SER_COVERAGE=1)
@@ -296,7 +307,7 @@ tsan: ctest-tsan
 LINT_PYTHON := setup.py $(wildcard pyray_ser tests bench examples tools)
 # The stubs written by hand; what is Python is its own stub.
 LINT_STUBS   = $(patsubst pyray_ser/%.pyi,pyray_ser.%,$(wildcard pyray_ser/*.pyi))
-LINT_C       = $(shell find csrc tests/c tests/torture -name '*.[ch]' 2>/dev/null)
+LINT_C       = $(shell find csrc tests/c tests/fuzz tests/torture -name '*.[ch]' 2>/dev/null)
 
 $(STAMP)/lint-tools: pyproject.toml $(STAMP)/python
 	@echo "venv: $(LINT)"

@@ -1,7 +1,7 @@
 """Changed pickles, read by the standard library and by us: the same value or the same kind of exception, and nothing else.
 
-The number of rounds is small here; ``python tests/fuzz/run_unpickler_fuzz.py SECONDS`` goes on for as long as it is told, and is
-what runs in the sanitizer build.
+The number of rounds is small here; ``make fuzz`` goes on for as long as it is told, guided by coverage, in a sanitizer build. What it
+has found worth keeping lies in ``corpus/`` and is read here.
 """
 
 import os
@@ -12,6 +12,7 @@ import pytest
 
 sys.path.insert(0, os.path.dirname(__file__))
 import unpickler_compare as compare
+import unpickler_corpus as corpus
 import unpickler_seeds as seeds
 from unpickler_mutate import mutate
 
@@ -38,3 +39,27 @@ def test_every_truncation_is_read_alike():
         for end in range(len(data)):
             difference = compare.difference(data[:end])
             assert not difference, (data[:end], difference)
+
+
+def test_inputs_found_by_coverage_are_read_alike():
+    inputs = corpus.pickles()
+    assert len(inputs) > 100
+    for data in inputs:
+        difference = compare.difference(data)
+        assert not difference, (data, difference)
+
+
+def test_arrays_found_by_coverage_are_read_alike():
+    inputs = corpus.arrays()
+    assert len(inputs) > 50
+    for data in inputs:
+        difference = compare.array_difference(data)
+        assert not difference, (data, difference)
+
+
+def test_changed_arrays_are_read_alike():
+    rng, originals = random.Random(0), corpus.array_seeds()
+    for _ in range(2000):
+        data = mutate(rng.choice(originals), rng, originals)
+        difference = compare.array_difference(data)
+        assert not difference, (data, difference)

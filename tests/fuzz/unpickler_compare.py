@@ -3,9 +3,10 @@
 import _pickle
 import io
 import pickle
-import pickletools
 import struct
 
+import numpy as np
+import unpickler_corpus as corpus
 import unpickler_seeds as seeds
 
 from pyray_ser import _unpickle
@@ -14,6 +15,13 @@ from pyray_ser import _unpickle
 class StandardUnpickler(_pickle.Unpickler):
     def find_class(self, module, name):
         if not seeds.allowed(module, name):
+            raise pickle.UnpicklingError(f"global '{module}:{name}' is not allowed")
+        return super().find_class(module, name)
+
+
+class StandardArrays(_pickle.Unpickler):
+    def find_class(self, module, name):
+        if f"{module}:{name}" not in corpus.ARRAY_NAMES:
             raise pickle.UnpicklingError(f"global '{module}:{name}' is not allowed")
         return super().find_class(module, name)
 
@@ -34,6 +42,12 @@ def _canon(value, seen, depth=0):
         return kind.__name__, value
     if depth > 200:
         return "deep"
+    if kind is np.ndarray:
+        return _canon_array(value)
+    if isinstance(value, np.dtype):
+        return "dtype", str(value)
+    if kind in (memoryview, pickle.PickleBuffer):
+        return kind.__name__, bytes(value)
     if id(value) in seen and kind not in (tuple, frozenset):
         return "again", seen[id(value)]
     seen[id(value)] = len(seen)
@@ -63,6 +77,15 @@ def _canon(value, seen, depth=0):
     return tuple(inner)
 
 
+def _canon_array(array):
+    """Its bytes only if it lies over somebody's memory: others are what malloc found."""
+    owner = array
+    while type(owner.base) is np.ndarray:
+        owner = owner.base
+    described = str(array.dtype), array.shape, array.strides if array.size > 1 else None, array.flags.writeable
+    return "ndarray", *described, array.tobytes() if owner.base is not None else None
+
+
 def outcome(read):
     """('value', canon) or ('error', name of the exception)."""
     try:
@@ -74,15 +97,14 @@ def outcome(read):
 
 def _asks_for_much(data):
     """True for memo indices for which the standard library would allocate gigabytes."""
-    try:
-        for opcode, argument, _ in pickletools.genops(data):
-            if opcode.name in ("LONG_BINPUT", "PUT") and argument > 100_000:
-                return True
-    except Exception:
-        # What genops does not understand may still be run up to the place where it stops.
-        return any(data[at : at + 1] == b"r" and int.from_bytes(data[at + 1 : at + 5], "little") > 100_000
-                   for at in range(len(data))) or b"p" in data  # fmt: skip
-    return False
+    found, rest = corpus.opcodes(data)
+    if any(name in ("LONG_BINPUT", "PUT") and argument > 100_000 for name, argument in found):
+        return True
+    rest = data[rest:]
+    return b"p" in rest or any(
+        rest[at : at + 1] == b"r" and int.from_bytes(rest[at + 1 : at + 5], "little") > 100_000
+        for at in range(len(rest))
+    )
 
 
 def ours(data):
@@ -92,6 +114,16 @@ def ours(data):
         outcome(lambda: OurUnpickler(io.BytesIO(data)).load()),
         outcome(lambda: _unpickle.load(io.BufferedReader(io.BytesIO(data), 16), allow=seeds.allowed)),
     ]
+
+
+def _unlike(expected, result):
+    """None, or the two outcomes, if they are not the same and not meant to differ."""
+    if result[0] == "error" and "in safe mode" in result[2]:
+        return None  # more is refused there than names
+    if expected[:2] == ("error", "MemoryError"):
+        # It allocates what a length asks for; we look whether the bytes are there.
+        expected = ("error", "UnpicklingError")
+    return (expected, result) if expected[:2] != result[:2] else None
 
 
 def difference(data):
@@ -105,12 +137,23 @@ def difference(data):
     # Through peek() the standard library sees all the bytes, as in memory; without it, it loses bytes where an opcode crosses
     # the end of its frame.
     expected = outcome(lambda: StandardUnpickler(io.BufferedReader(io.BytesIO(data), 1 << 20)).load())
-    if expected[:2] == ("error", "MemoryError"):
-        # It allocates what a length asks for; we look whether the bytes are there.
-        expected = ("error", "UnpicklingError")
     for result in results:
-        if result[0] == "error" and "in safe mode" in result[2]:
-            continue  # more is refused there than names
-        if expected[:2] != result[:2]:
+        if _unlike(expected, result):
             return expected, result
     return None
+
+
+def array_difference(data):
+    """Arrays over `corpus.BUFFERS`: None, or what is not the same for the standard library, or is a SystemError."""
+    if corpus.gives_state(data):
+        return None
+    in_place = outcome(lambda: _unpickle.loads_in_place(data, corpus.BUFFERS, allow=corpus.ARRAY_NAMES))
+    result = outcome(lambda: _unpickle.loads(data, buffers=corpus.BUFFERS, allow=corpus.ARRAY_NAMES))
+    for one in (in_place, result):
+        if one[:2] == ("error", "SystemError"):
+            return one
+    if _asks_for_much(data):
+        return None
+    file = io.BufferedReader(io.BytesIO(data), 1 << 20)  # as in difference()
+    expected = outcome(lambda: StandardArrays(file, buffers=corpus.BUFFERS).load())
+    return _unlike(expected, result)

@@ -632,6 +632,17 @@ def test_uninitialised_unpickler():
 # ---- hostile input ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "data", [b"px\n.", b"p1\n.", b"p-1\n.", b"N(p\n.", b"Npx\n.", b"Np-1\n.", b"p", b"Np"], ids=repr
+)
+def test_put_is_refused_like_the_standard_library_does(data):
+    with pytest.raises(Exception) as theirs:
+        pickle.loads(data)
+    for read in (loads, lambda d: load(io.BytesIO(d))):
+        with pytest.raises(theirs.type):
+            read(data)
+
+
 @pytest.mark.skipif("PYRAY_SER_UNDER_SANITIZER" in os.environ, reason="a sanitizer needs the address space itself")
 @pytest.mark.parametrize(
     "data",

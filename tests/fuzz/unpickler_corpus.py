@@ -1,0 +1,98 @@
+"""The inputs that coverage-guided fuzzing has found worth keeping: one a line, in base64, in the files of ``corpus/``.
+
+``python unpickler_corpus.py pickles|arrays FOLDER`` writes the files of a folder, which libFuzzer's -merge=1 has made small, to them.
+"""
+
+import base64
+import os
+import pickletools
+import sys
+
+FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "corpus")
+
+ARRAY_NAMES = frozenset(
+    {"numpy:ndarray", "numpy:dtype", "numpy._core.numeric:_frombuffer", "numpy.core.numeric:_frombuffer"}
+)
+# What `pickles` are given where `arrays` are read: over foreign memory, and out of band.
+BUFFERS = [bytes(range(256)), bytearray(4096), b""]
+
+
+def _read(kind):
+    path = os.path.join(FOLDER, f"{kind}.txt")
+    if not os.path.exists(path):
+        return []
+    with open(path) as file:
+        return [base64.b64decode(line) for line in file if not line.startswith("#")]
+
+
+def pickles():
+    """Read with the names that `unpickler_seeds.allowed` allows."""
+    return _read("pickles")
+
+
+def arrays():
+    """Read with `ARRAY_NAMES` and `BUFFERS`."""
+    return _read("arrays")
+
+
+def array_seeds():
+    """Arrays as this package's picklers and the standard library write them, over `BUFFERS` and within the stream."""
+    import pickle
+
+    import numpy as np
+
+    from pyray_ser import _pickle
+
+    values = [
+        np.arange(4.0), np.arange(30, dtype="u2"), np.arange(6, dtype=">i4").reshape(2, 3), np.array(7.5),
+        np.asfortranarray(np.arange(12.0).reshape(3, 4)), np.zeros((0, 3)), np.ones((1, 2, 1), "c16"),
+        np.array([True, False]), np.zeros(3, "M8[ns]"), np.arange(12)[::2], np.array(["a", "bc"]),
+        [np.arange(5), np.arange(5, dtype="f4")], {"a": np.arange(3), "b": [np.ones((2, 2))]},
+    ]  # fmt: skip
+    found = {}
+    for value in values:
+        found.setdefault(_pickle.dumps(value))
+        found.setdefault(_pickle.dumps(value, buffer_callback=[].append))
+        found.setdefault(_pickle._put(value)[0])
+        found.setdefault(pickle.dumps(value, 5))
+        found.setdefault(pickle.dumps(value, 5, buffer_callback=[].append))
+    return list(found)
+
+
+def opcodes(data):
+    """[(name, argument)] as far as pickletools understands the stream, and where the rest begins."""
+    found, start = [], -1
+    try:
+        for opcode, argument, at in pickletools.genops(data):
+            found.append((opcode.name, argument))
+            start = at
+    except Exception:
+        # What comes behind the beginning of the last one found may still be run by an unpickler up to the place where it stops.
+        return found, start + 1
+    return found, len(data)
+
+
+def gives_state(data):
+    """True if the stream may have a BUILD: numpy believes the states that its objects are given, and forged ones can crash it."""
+    if b"b" not in data:
+        return False
+    found, rest = opcodes(data)
+    return ("BUILD", None) in found or b"b" in data[rest:]
+
+
+def main():
+    kind, folder = sys.argv[1:]
+    found = set()
+    for name in os.listdir(folder):
+        with open(os.path.join(folder, name), "rb") as file:
+            found.add(file.read())
+    os.makedirs(FOLDER, exist_ok=True)
+    with open(os.path.join(FOLDER, f"{kind}.txt"), "w") as file:
+        file.write("# Written by unpickler_corpus.py from a folder that libFuzzer has minimized.\n")
+        file.writelines(
+            base64.b64encode(data).decode() + "\n" for data in sorted(found, key=lambda data: (len(data), data))
+        )
+
+
+if __name__ == "__main__":
+    main()
