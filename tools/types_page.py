@@ -45,9 +45,13 @@ TAIL = """
 What makes the difference:
 
 - Copies out of 2 and more are the type's own `__setstate__` (Pillow, scikit-learn's trees) or objects made one by one
-  (StringDType, columns of objects); such columns are faster as Arrow strings or categories.
-- polars travels as Arrow data, through pyarrow; its categories are numbered anew by each process, which costs a
-  conversion on both sides. Without pyarrow, and for lazy frames and `Object` columns, polars' own reduction applies.
+  (columns of objects); such columns are faster as Arrow strings or categories.
+- StringDType: numpy keeps short strings in 16 bytes an item and the others in an arena of the array that nothing else can
+  provide. So the text is gathered (one copy, and the one into the store), and packed again by the reader, who has more
+  than the text in the end. No Python string is made on the way.
+- polars travels as Arrow data, through pyarrow. Categories travel as codes, and are used in place by a reader in which they
+  have the same numbers: in children of the writer, and where no others have been met. Other readers number the codes anew,
+  which is one copy of them. Without pyarrow, and for lazy frames and `Object` columns, polars' own reduction applies.
 - torch has no read-only flag: tensors lie over a copy-on-write mapping. Values below 256 KB in all are copied as one
   block instead, and so is what `deserialize` reads.
 - A pandas write into a read-only column raises what pandas makes of numpy's error.

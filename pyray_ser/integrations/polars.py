@@ -2,6 +2,9 @@
 
 Needs pyarrow. Without it, and for what Arrow has no type for (`Object` columns), polars' own reduction applies,
 which writes everything into one bytes object.
+
+Categories, wherever they are nested, travel as their codes (see `rebuild_polars`): as Arrow has them, polars would number
+them anew on both sides.
 """
 
 import sys
@@ -11,27 +14,67 @@ from typing import Any
 
 import polars
 
-from .. import rebuild
+from .. import rebuild, rebuild_polars
 
 __all__ = ["install", "reduce_frame", "reduce_series"]
 
 
+# From so many categories on, only those that a value uses travel along, unless it has many more items than that.
+_POOL = 1024
+_ITEMS = 16
+
+
 def reduce_frame(frame: Any) -> Any:
     """Reduce a frame to an Arrow table and a schema."""
-    if not all(map(_travels, frame.schema.values())):
+    schema = frame.schema
+    if not all(map(_travels, schema.values())):
         return NotImplemented
-    return rebuild.polars_frame, (frame.to_arrow(compat_level=polars.CompatLevel.newest()), frame.schema)
+    coded = {name: dtype for name, dtype in schema.items() if rebuild_polars.has_codes(dtype)}
+    if not coded or not all(map(rebuild_polars.can_map, coded.values())):
+        return rebuild.polars_frame, (_arrow(frame), schema)
+    plain = frame.with_columns(rebuild_polars.converted(frame.get_column(name), dtype, _code) for name, dtype in coded.items())
+    return rebuild_polars.frame, (_arrow(plain), schema, _pools([frame.get_column(name) for name in coded]))
 
 
 def reduce_series(series: Any) -> Any:
     """Reduce a series to an Arrow array, a name and a dtype."""
-    if not _travels(series.dtype):
+    dtype = series.dtype
+    if not _travels(dtype):
         return NotImplemented
-    return rebuild.polars_series, (
-        series.to_arrow(compat_level=polars.CompatLevel.newest()),
-        series.name,
-        series.dtype,
-    )
+    if not rebuild_polars.has_codes(dtype) or not rebuild_polars.can_map(dtype):
+        return rebuild.polars_series, (_arrow(series), series.name, dtype)
+    plain = rebuild_polars.converted(series, dtype, _code)
+    return rebuild_polars.series, (_arrow(plain), series.name, dtype, _pools([series]))
+
+
+def _arrow(value: Any) -> Any:
+    return value.to_arrow(compat_level=polars.CompatLevel.newest())
+
+
+def _code(expr: Any, dtype: Any) -> Any:
+    return expr.to_physical()
+
+
+def _pools(values: list[Any]) -> list[tuple[Any, Any, Any]]:
+    """Return the categories behind some series: their dtype, their codes, and the strings (an Arrow array) these stand for."""
+    found: dict[tuple[str, str, str], tuple[Any, list[Any]]] = {}
+    for series in values:
+        for leaf, dtype in rebuild_polars.leaves(series, series.dtype):
+            if isinstance(dtype, polars.Categorical):
+                found.setdefault(rebuild_polars.pool_key(dtype), (dtype, []))[1].append(leaf)
+    pools = []
+    for dtype, parts in found.values():
+        strings = dtype.categories.to_series()
+        items = sum(map(len, parts))
+        if len(strings) > max(_POOL, items // _ITEMS):
+            codes = polars.concat([part.to_physical().unique() for part in parts]).drop_nulls().unique().sort()
+            strings = strings.gather(codes)
+        else:
+            # What another thread has reserved a number for, and not named yet, is nothing that we use.
+            codes = polars.Series(range(len(strings)), dtype=polars.UInt32).filter(strings.is_not_null())
+            strings = strings.drop_nulls()
+        pools.append((dtype, codes.to_numpy(), strings.to_arrow()))
+    return pools
 
 
 def _travels(dtype: Any) -> bool:

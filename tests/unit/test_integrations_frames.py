@@ -290,6 +290,117 @@ def test_polars_frames():
     assert round_trip(pl.DataFrame()).shape == (0, 0)
 
 
+def categories():
+    import polars as pl
+
+    small, large = pl.Categories("small", "tests", pl.UInt8), pl.Categories("large", "tests")
+    words = ["red", "green", None, "blue"] * (N // 4)
+    plain = pl.Series("x", words, pl.Categorical)
+    enum = pl.Series("x", words, pl.Enum(["blue", "green", "red", "unused"]))
+    keep = pl.Series([f"category {i}" for i in range(5000)], dtype=pl.Categorical(large))  # its numbers last as long as it
+    table = pl.DataFrame({"key": np.arange(N) // 5, "a": plain, "b": enum, "n": np.arange(N)})
+    struct = table.select(
+        pl.when(pl.col("n") % 7 != 0).then(pl.struct("a", "n", "b", pl.struct(pl.col("a").alias("deep")).alias("s")))
+    ).to_series()
+    return keep, {
+        "plain": plain,
+        "of a size": pl.Series("x", words, pl.Categorical(small)),
+        "some of many": pl.Series("x", ["category 7", "category 4711", None] * (N // 3), pl.Categorical(large)),
+        "many": keep.rename("x"),
+        "enum": enum,
+        "list": table.group_by("key", maintain_order=True).agg("a")["a"],
+        "list of enums": table.group_by("key", maintain_order=True).agg("b")["b"],
+        "array": pl.Series("x", words, pl.Categorical).reshape((N // 4, 4)),
+        "struct": struct.rename("x"),
+        "list of structs": pl.DataFrame({"k": np.arange(N) // 5, "s": struct}).group_by("k", maintain_order=True).agg("s")["s"],
+        "of a pattern's name": plain.rename("^x.*$"),
+        "fields of a pattern's name": pl.DataFrame({"^a.*$": plain, "ab": plain}).to_struct("x"),
+        "empty": plain[:0],
+        "sliced": plain[17:4001],
+        "chunks": pl.concat([plain, plain[:99]], rechunk=False),
+        "nothing but nulls": pl.Series("x", [None] * N, pl.Categorical),
+    }  # fmt: skip
+
+
+def codes(series):
+    """The Arrow array of the codes in a series."""
+    import polars as pl
+
+    series = series.alias("x")
+    while isinstance(series.dtype, (pl.List, pl.Array)):
+        series = series.explode()
+    if isinstance(series.dtype, pl.Struct):
+        return codes(series.struct.field(next(f.name for f in series.dtype.fields if f.name != "n")))
+    return series.to_physical().to_arrow()
+
+
+def lies_in(buffers, series):
+    address = codes(series).buffers()[-1].address
+    spans = [(np.frombuffer(buffer, "u1").ctypes.data, len(buffer)) for buffer in buffers]
+    return any(start <= address < start + length for start, length in spans)
+
+
+@pytest.mark.parametrize("kind", [
+    "plain", "of a size", "some of many", "many", "enum", "list", "list of enums", "array", "struct", "list of structs",
+    "of a pattern's name", "fields of a pattern's name", "empty", "sliced", "chunks", "nothing but nulls",
+])  # fmt: skip
+def test_polars_categories(kind):
+    import polars as pl
+    from polars.testing import assert_frame_equal, assert_series_equal
+
+    _keep, values = categories()
+    value = values[kind]
+    stream, buffers = put(value)
+    buffers = [bytes(buffer) for buffer in buffers]
+    back = pickle.loads(stream, buffers=buffers)
+    assert back.dtype == value.dtype and back.name == value.name
+    assert_series_equal(back, value)
+    if kind not in ("empty", "fields of a pattern's name", "list of structs"):
+        assert lies_in(buffers, back)
+    frame = pl.DataFrame({value.name: value, "n": np.arange(len(value))})
+    back = round_trip(frame, in_band=10_000)
+    assert back.schema == frame.schema
+    assert_frame_equal(back, frame)
+
+
+def test_polars_categories_in_a_process_that_numbers_them_otherwise(tmp_path):
+    import subprocess
+    import sys
+
+    _keep, values = categories()
+    kinds = ("plain", "some of many", "enum", "list", "struct")
+    expected = [values[kind].to_list() for kind in kinds]
+    streams = [put(values[kind]) for kind in kinds]
+    saved = [(stream, [bytes(buffer) for buffer in buffers]) for stream, buffers in streams]
+    (tmp_path / "values").write_bytes(pickle.dumps((saved, expected)))
+    code = """
+import pickle, sys
+import polars as pl
+sys.path.insert(0, sys.argv[3])
+from unit.test_integrations_frames import lies_in
+saved, expected = pickle.load(open(sys.argv[1], "rb"))
+if sys.argv[2] == "others":
+    others = [pl.Series(["unheard of", "blue"], dtype=pl.Categorical),
+              pl.Series(["unheard of"], dtype=pl.Categorical(pl.Categories("large", "tests")))]
+for (stream, buffers), values in zip(saved, expected):
+    back = pickle.loads(stream, buffers=buffers)
+    assert back.to_list() == values, (back, values)
+    print(lies_in(buffers, back))
+"""
+    from pathlib import Path
+
+    def run(mode):
+        tests = str(Path(__file__).resolve().parents[1])
+        command = [sys.executable, "-P", "-c", code, str(tmp_path / "values"), mode, tests]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+
+    # Of many categories only those in use have come along, so their numbers are others in any other process.
+    assert run("none") == ["True", "False", "True", "True", "True"]
+    assert run("others") == ["False", "False", "True", "False", "False"]
+
+
 def test_polars_objects_and_lazy_frames_go_their_own_way():
     import polars as pl
     from polars.testing import assert_frame_equal
