@@ -379,10 +379,10 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
         self._depth -= 1
         known = self.memo.get(id(obj))
         if known is not None:
-            # Its arguments led back to it, and it was written on the way.
+            # Its arguments led back to it, and it was written on the way: all of it, so the compiled picklers stop here.
             self.write(pickle.POP + self.get(known[0]))
-        else:
-            self.memoize(obj)
+            return
+        self.memoize(obj)
         if listitems is not None:
             self._in_batches(self._list_item, obj, enumerate(listitems), pickle.APPEND, pickle.APPENDS)
         if dictitems is not None:

@@ -407,6 +407,51 @@ def graph(seed, size=30):
     return kept
 
 
+def _scale(factor):
+    def inner(x, shift=factor, *, names=(factor, "C")):
+        return x * factor + shift
+
+    return inner
+
+
+def rich_graph(seed):
+    """A list of what `graph` makes, and of arrays, numpy scalars, functions that go by value, and tuples that hold themselves."""
+    import numpy as np
+
+    r = random.Random(seed)
+    pool = [graph(seed, 8)]
+    kinds = ("<f8", ">f8", "<i4", "u1", "?", "<c16", "<f2", "U3", "S2", "M8[s]", "m8[D]", "O", "<f4,<i2")
+    shapes = ((), (0,), (3,), (300,), (2, 3), (2, 3, 2), (1, 2, 1, 2))
+
+    def array():
+        made = np.ones(r.choice(shapes), r.choice(kinds))
+        return r.choice((made, made, made.T, made[..., ::2] if made.ndim else made, np.asfortranarray(made)))
+
+    def recursive():
+        holder = r.choice(([], {}))
+        made = r.choice(((holder,), (holder, 1, 2, "C", r.choice(pool)), Point(holder, r.choice(pool)), frozenset((len(pool),))))
+        if type(holder) is list:
+            holder += [made, r.choice(pool)]
+        else:
+            holder["made"] = made
+        return made
+
+    makers = (
+        array, array, recursive,
+        lambda: np.dtype(r.choice(kinds[:5])).type(1),
+        lambda: np.dtype(r.choice(kinds)),
+        lambda: r.choice((np.ndarray, np.dtype, np.float64, np.add, "numpy", "dtype", "<", "C", "f8")),
+        lambda: [r.choice(pool) for _ in range(3)],
+        lambda: {"x": r.choice(pool), "y": array()},
+        lambda: _scale(r.choice(pool)),
+        lambda: lambda y=r.choice(pool): (y, len),
+        lambda: Data(r.choice(pool), array()),
+    )  # fmt: skip
+    for _ in range(r.randrange(2, 12)):
+        pool.append(r.choice(makers)())
+    return pool
+
+
 # ---- describing ---------------------------------------------------------------------------------------------------------
 
 

@@ -919,6 +919,8 @@ tuple: {
             goto error;
         if (PRP_UNLIKELY(index >= 0)) {
             /* It contains itself, and was finished in there: drop this copy. */
+            if (prp_twice(s))
+                goto error;
             if (n <= 3 && s->proto >= 2) {
                 for (i = 0; i < n; i++)
                     *p++ = OP_POP;
@@ -1128,6 +1130,8 @@ set: {
             if (PRP_UNLIKELY(index == PRP_MEMO_ERROR))
                 goto error;
             if (PRP_UNLIKELY(index >= 0)) {
+                if (prp_twice(s))
+                    goto error;
                 *p++ = OP_POP_MARK;
                 p = prp_put_get(p, (uint32_t)index);
                 pop(s);

@@ -146,6 +146,14 @@ static inline void prp_own(prp_saver *s)
     if (PRP_UNLIKELY(!s->memo.owned))
         prp_memo_own(&s->memo);
 }
+/* An object turns out to be made already, by way of its own content, which has therefore been written twice. Of what had been left
+ * out of the memo there are two copies then, one to be dropped: not wrong, but not what the standard pickler writes. True: give up
+ * and return (restart). */
+static inline bool prp_twice(prp_saver *s)
+{
+    s->restart = s->elide && s->elided;
+    return s->restart;
+}
 prp_frame *prp_push(prp_saver *s, prp_frame_kind kind, PyObject *obj); /* NULL: MemoryError */
 int prp_write_str(prp_saver *s, PyObject *str);                        /* opcodes only, no memo */
 int prp_write_int(prp_saver *s, long value);                           /* protocol 1 and up */

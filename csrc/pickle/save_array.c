@@ -5,7 +5,9 @@
  *     scalar     numpy's scalar(dtype, bytes)
  *
  * The functions are those that numpy's own reduction names, taken from a sample, so the stream is what this numpy would write.
- * A dtype of numpy's own is the same bytes in every stream: they are made once, by pickling it with nothing memoized.
+ * A dtype of numpy's own is the same bytes in every stream: they are made once, by pickling it with nothing memoized, and cut
+ * where an object lies that the rest of the stream may share: the module's name, the class, the dtype itself, the sign of the
+ * byte order. So the stream is the standard pickler's but for memo entries that nobody uses.
  *
  * numpy is never imported from here; its array struct is read through its headers (ABI stable since 1.7), its C API is not used.
  */
@@ -21,11 +23,15 @@
 
 #define DTYPES 32
 
-static struct {
-    PyObject *descr; /* owned */
+typedef struct {
+    PyObject *descr;                       /* owned */
+    PyObject *module, *cls, *order;        /* owned: numpy's name, the class dtype, '<' or '|' */
+    size_t name, called, made, sign, rest; /* where in the bytes: name of the class; arguments; state; byte order; what follows it */
     uint8_t *bytes;
     size_t len;
-} dtypes[DTYPES];
+} kept_dtype;
+
+static kept_dtype dtypes[DTYPES];
 
 PyObject *prp_numpy_attribute(const char *name)
 {
@@ -82,34 +88,108 @@ static PyObject *frombuffer_function(void)
     return found;
 }
 
-/* The opcodes that make `descr`, kept; the caller has checked that it is one of numpy's own number types. */
+/* Pickles `obj` with nothing memoized; the opcodes without PROTO and STOP, to be freed. */
+static uint8_t *pickled(PyObject *obj, size_t *len)
+{
+    prp_saver *other = prp_acquire();
+    if (!other)
+        return NULL;
+    prp_saver_protocol(other, 5);
+    other->framing = false;
+    other->fast = true;
+    uint8_t *bytes = NULL;
+    if (prp_dump(other, obj) == 0) {
+        *len = prp_out_len(other) - 3;
+        if ((bytes = malloc(*len)))
+            memcpy(bytes, other->base + 2, *len);
+        else
+            PyErr_NoMemory();
+    }
+    prp_release(other);
+    return bytes;
+}
+
+/* SHORT_BINUNICODE at `at`: where it ends; 0 if there is none. */
+static size_t behind_string(const uint8_t *bytes, size_t len, size_t at)
+{
+    if (at + 2 > len || bytes[at] != OP_SHORT_BINUNICODE || bytes[at + 1] > len - at - 2)
+        return 0;
+    return at + 2 + bytes[at + 1];
+}
+
+/* Finds the places where it is cut: `numpy` `dtype` STACK_GLOBAL, `f8` False True TUPLE3 REDUCE, MARK 3 `<` ... */
+static bool cut(kept_dtype *kept)
+{
+    const uint8_t *bytes = kept->bytes;
+    size_t len = kept->len;
+    kept->name = behind_string(bytes, len, 0);
+    size_t global = kept->name ? behind_string(bytes, len, kept->name) : 0;
+    if (!global || global + 1 > len || bytes[global] != OP_STACK_GLOBAL)
+        return false;
+    kept->called = global + 1;
+    size_t arguments = behind_string(bytes, len, kept->called);
+    const uint8_t call[] = {OP_NEWFALSE, OP_NEWTRUE, OP_TUPLE3, OP_REDUCE, OP_MARK, OP_BININT1, 3};
+    if (!arguments || arguments + sizeof call > len || memcmp(bytes + arguments, call, sizeof call) != 0)
+        return false;
+    kept->made = arguments + 4;
+    kept->sign = arguments + sizeof call;
+    kept->rest = behind_string(bytes, len, kept->sign);
+    if (kept->rest != kept->sign + 3)
+        return false;
+    kept->module = PyUnicode_DecodeUTF8((const char *)bytes + 2, bytes[1], NULL);
+    if (kept->module)
+        PyUnicode_InternInPlace(&kept->module);
+    kept->cls = prp_numpy_attribute("dtype");
+    kept->order = PyUnicode_FromStringAndSize((const char *)bytes + kept->sign + 2, 1); /* the one object of that letter */
+    return kept->module && kept->cls && kept->order;
+}
+
+/* The kept form of `descr`; without bytes if it has another form than is known here. NULL: exception. */
+static kept_dtype *kept_for(PyObject *descr, int number)
+{
+    kept_dtype *kept = &dtypes[number];
+    if (kept->descr == descr)
+        return kept;
+    size_t len = 0;
+    uint8_t *bytes = pickled(descr, &len);
+    if (!bytes)
+        return NULL;
+    free(kept->bytes);
+    Py_CLEAR(kept->module);
+    Py_CLEAR(kept->cls);
+    Py_CLEAR(kept->order);
+    Py_XSETREF(kept->descr, Py_NewRef(descr));
+    kept->bytes = bytes;
+    kept->len = len;
+    if (!cut(kept)) {
+        PyErr_Clear();
+        free(kept->bytes);
+        kept->bytes = NULL;
+    }
+    return kept;
+}
+
+/* The caller has checked that it is one of numpy's own number types. */
 static int write_kept_dtype(prp_saver *s, PyObject *descr, int number)
 {
-    if (dtypes[number].descr != descr) {
-        prp_saver *other = prp_acquire();
-        if (!other)
+    const kept_dtype *kept = kept_for(descr, number);
+    if (!kept)
+        return -1;
+    const uint8_t *bytes = kept->bytes;
+    if (!bytes)
+        return prp_save(s, descr);
+    int64_t index = prp_memo_get(&s->memo, kept->cls);
+    if (index >= 0) {
+        if (prp_write_get(s, (uint32_t)index) < 0)
             return -1;
-        prp_saver_protocol(other, 5);
-        other->framing = false;
-        other->fast = true;
-        uint8_t *bytes = NULL;
-        int status = prp_dump(other, descr);
-        size_t len = status == 0 ? prp_out_len(other) - 3 : 0; /* without PROTO and STOP */
-        if (status == 0 && !(bytes = malloc(len))) {
-            PyErr_NoMemory();
-            status = -1;
-        }
-        if (bytes)
-            memcpy(bytes, other->base + 2, len);
-        prp_release(other);
-        if (status < 0)
-            return -1;
-        free(dtypes[number].bytes);
-        Py_XSETREF(dtypes[number].descr, Py_NewRef(descr));
-        dtypes[number].bytes = bytes;
-        dtypes[number].len = len;
+    } else if (prp_save(s, kept->module) < 0 || prp_out(s, bytes + kept->name, kept->called - kept->name) < 0 ||
+               prp_memoize(s, kept->cls) < 0) {
+        return -1;
     }
-    return prp_out(s, dtypes[number].bytes, dtypes[number].len);
+    if (prp_out(s, bytes + kept->called, kept->made - kept->called) < 0 || prp_memoize(s, descr) < 0 ||
+        prp_out(s, bytes + kept->made, kept->sign - kept->made) < 0 || prp_save(s, kept->order) < 0)
+        return -1;
+    return prp_out(s, bytes + kept->rest, kept->len - kept->rest);
 }
 
 static int save_dtype(prp_saver *s, PyObject *descr)
@@ -125,7 +205,7 @@ static int save_dtype(prp_saver *s, PyObject *descr)
         if (!plan)
             return -1;
         if (!plan->registered && !plan->table && plan->kind == PLAN_GENERIC)
-            return write_kept_dtype(s, descr, number) < 0 ? -1 : prp_memoize(s, descr);
+            return write_kept_dtype(s, descr, number);
     }
     return prp_save(s, descr);
 }
@@ -165,9 +245,11 @@ int prp_save_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
             s->p = prp_put_int64(s->p, PyArray_DIM(array, i));
         *s->p++ = nd > 3 ? OP_TUPLE : (uint8_t)(OP_TUPLE1 - 1 + nd);
     }
-    *s->p++ = OP_SHORT_BINUNICODE;
-    *s->p++ = 1;
-    *s->p++ = fortran ? 'F' : 'C';
+    static PyObject *orders[2]; /* as numpy makes them: the one object of that letter */
+    if (!orders[fortran] && !(orders[fortran] = PyUnicode_FromStringAndSize(fortran ? "F" : "C", 1)))
+        goto end;
+    if (prp_save(s, orders[fortran]) < 0 || prp_room(s, PRP_ROOM) < 0)
+        goto end;
     *s->p++ = OP_TUPLE;
     *s->p++ = OP_REDUCE;
     if (!elided) {
@@ -182,6 +264,24 @@ end:
     return status;
 }
 
+/* At most 255 bytes that nobody else holds; of a single byte there is one object, which others may hold. */
+static int save_short_bytes(prp_saver *s, const void *data, Py_ssize_t len)
+{
+    if (len <= 1) {
+        PyObject *bytes = PyBytes_FromStringAndSize(data, len);
+        int status = bytes ? prp_save(s, bytes) : -1;
+        Py_XDECREF(bytes);
+        return status;
+    }
+    if (prp_room(s, (size_t)len + PRP_ROOM) < 0)
+        return -1;
+    *s->p++ = OP_SHORT_BINBYTES;
+    *s->p++ = (uint8_t)len;
+    memcpy(s->p, data, (size_t)len);
+    s->p += len;
+    return 0;
+}
+
 int prp_save_scalar(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
 {
     prp_own(s);
@@ -191,12 +291,8 @@ int prp_save_scalar(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
     int status = SAVE_ERROR;
     PyObject *descr = PyObject_GetAttrString(obj, "dtype");
     if (descr && view.len <= 255) {
-        if (prp_save(s, plan->extra) == 0 && save_dtype(s, descr) == 0 &&
-            prp_room(s, (size_t)view.len + PRP_ROOM) == 0) {
-            *s->p++ = OP_SHORT_BINBYTES;
-            *s->p++ = (uint8_t)view.len;
-            memcpy(s->p, view.buf, (size_t)view.len);
-            s->p += view.len;
+        if (prp_save(s, plan->extra) == 0 && save_dtype(s, descr) == 0 && save_short_bytes(s, view.buf, view.len) == 0 &&
+            prp_room(s, PRP_ROOM) == 0) {
             *s->p++ = OP_TUPLE2;
             *s->p++ = OP_REDUCE;
             status = elided || prp_memoize(s, obj) == 0 ? SAVE_DONE : SAVE_ERROR;

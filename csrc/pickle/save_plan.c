@@ -54,6 +54,8 @@ static int created(prp_saver *s, PyObject *obj, bool elided, bool *again)
         return 0;
     int64_t index = prp_memo_get(&s->memo, obj);
     if (PRP_UNLIKELY(index >= 0)) {
+        if (prp_twice(s))
+            return -1;
         *again = true;
         return prp_op(s, OP_POP) < 0 ? -1 : prp_write_get(s, (uint32_t)index);
     }
@@ -509,10 +511,12 @@ int prp_plan_resume(prp_saver *s)
         return status;
     }
     case FRAME_SLOTS_NEXT: {
+        bool marked = slots_set(frame->plan, frame->obj) > 1;
         *s->p++ = OP_EMPTY_DICT;
-        *s->p++ = OP_MARK;
+        if (marked)
+            *s->p++ = OP_MARK;
         frame->kind = FRAME_SLOTS;
-        frame->n = 2;
+        frame->n = marked ? 2 : 1;
         frame->i = 0;
         return SAVE_RESUME;
     }
