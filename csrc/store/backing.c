@@ -95,12 +95,14 @@ static int no_room(prs_error *error, uint64_t want, const prs_headroom_limit *li
 
 static int no_pages(prs_error *error, int rc, uint64_t want)
 {
-    prs_fail(error, rc == -ENOSPC || rc == -ENOMEM ? PRS_E_BACKING : PRS_E_SYS, -rc,
-             rc == -ENOSPC ? "the file system of the store is full" : "the system gave no memory");
-    if (error) {
+    int code = rc == -ENOSPC || rc == -ENOMEM || rc == -EFBIG ? PRS_E_BACKING : PRS_E_SYS;
+    prs_fail(error, code, -rc,
+             rc == -ENOSPC  ? "the file system of the store is full"
+             : rc == -EFBIG ? "the file size limit of this process (RLIMIT_FSIZE, ulimit -f) ends before the store does"
+                            : "the system gave no memory");
+    if (error)
         error->want = want;
-    }
-    return rc == -ENOSPC || rc == -ENOMEM ? PRS_E_BACKING : PRS_E_SYS;
+    return code;
 }
 
 int prs_reserve(prs_store *s, uint64_t bytes, prs_error *error)

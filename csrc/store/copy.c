@@ -16,6 +16,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "atomic.h"
@@ -146,13 +147,23 @@ void prs_copy_parallel(void *dst, const void *src, size_t n, unsigned max_thread
 
 /* ---- into a file ------------------------------------------------------------------------------- */
 
+uint64_t prs_file_limit(void)
+{
+    struct rlimit limit;
+    return getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur < INT64_MAX ? limit.rlim_cur : INT64_MAX;
+}
+
 int prs_copy_to_file(int fd, uint64_t offset, const void *src_, size_t n, size_t *written)
 {
     const char *src = src_;
     int saved = errno, rc = 0;
     size_t done = 0;
+    uint64_t limit = prs_file_limit();
     if (offset > INT64_MAX || n > INT64_MAX - offset)
         rc = -EFBIG;
+    bool beyond = rc == 0 && offset + n > limit;
+    if (beyond) /* up to the limit, and no further */
+        n = offset < limit ? limit - offset : 0;
     while (rc == 0 && done < n) {
         ssize_t got = pwrite(fd, src + done, n - done, (off_t)(offset + done));
         if (got > 0)
@@ -162,6 +173,8 @@ int prs_copy_to_file(int fd, uint64_t offset, const void *src_, size_t n, size_t
         else if (errno != EINTR)
             rc = -errno;
     }
+    if (rc == 0 && beyond)
+        rc = -EFBIG;
     if (written)
         *written = done;
     errno = saved;

@@ -34,9 +34,13 @@ void prs_copy_nt(void *dst, const void *src, size_t n);
  */
 void prs_copy_parallel(void *dst, const void *src, size_t n, unsigned max_threads);
 
+/* Where this process may write in a file at most (RLIMIT_FSIZE). Beyond it the kernel sends SIGXFSZ, which ends a program
+ * that did not expect it: look first. */
+uint64_t prs_file_limit(void);
+
 /*
  * Write `n` bytes at `offset`, going on after short writes and signals. 0 or -errno; -ENOSPC when the
- * file system is full, -EFBIG past its limit. Never raises SIGBUS for the file's side. Keeps errno.
+ * file system is full, -EFBIG past its limit. Never raises SIGBUS for the file's side, or SIGXFSZ. Keeps errno.
  * `written` (may be NULL) gets the bytes that are in the file, also on failure.
  */
 int prs_copy_to_file(int fd, uint64_t offset, const void *src, size_t n, size_t *written);

@@ -305,6 +305,8 @@ int prs_populate(int fd, uint64_t off, void *map, size_t n, enum prs_page_state 
     /* A fault says only "bad address" when the file system is full, and kernels before 5.14 know no populate:
        fallocate backs the pages or names the reason; after it a plain touch is safe. */
     int saved = errno, rc = 0;
+    if (n > prs_file_limit() || off > prs_file_limit() - n)
+        return -EFBIG;
     while (fallocate(fd, 0, (off_t)off, (off_t)n) != 0) {
         if (errno != EINTR) {
             rc = -errno;
