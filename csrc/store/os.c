@@ -189,7 +189,7 @@ int prs_os_reopen_mapping(const void *at, bool writable, const prs_file *file)
 
 int prs_os_size(int fd, uint64_t size)
 {
-    if (size > INT64_MAX)
+    if (size > prs_file_limit())
         return -EFBIG;
     while (ftruncate(fd, (off_t)size) < 0)
         if (errno != EINTR)
@@ -388,6 +388,8 @@ int prs_os_populate(void *at, size_t len, int fd, uint64_t off)
     return 0;
 }
 
+        if (off + len > prs_file_limit())
+            return -EFBIG;
 int prs_os_punch(int fd, uint64_t off, uint64_t len)
 {
     while (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)off, (off_t)len) < 0)

@@ -81,7 +81,8 @@ typedef struct prs_oid {
 
 typedef struct prs_options {
     const char *path;      /* NULL: anonymous (memfd); else a file to create      */
-    uint64_t capacity;     /* 0: prs_default_capacity()                            */
+    uint64_t capacity;     /* 0: prs_default_capacity(), or less where limits (address
+                            * space, size of files) leave no room for that         */
     uint32_t max_clients;  /* 0: 512 (at most 4096)                                */
     uint32_t max_objects;  /* 0: chosen from capacity (at least 1 << 20)           */
     int64_t lock_timeout;  /* 0: 1 s                                               */
@@ -99,6 +100,8 @@ int prs_create(prs_store **out, const prs_options *options, prs_error *error);
 /* Attach to the file at `path`. */
 int prs_attach_path(prs_store **out, const char *path, const prs_options *options, prs_error *error);
 /* Attach through /proc/<pid>/fd: `fd` is tried first (-1: none), then every descriptor of
+/* 30 % of the memory there is, rounded to pages; 0 when nothing tells. */
+uint64_t prs_default_capacity(void);
  * that process; `store` (0: any) must match.  PRS_E_NOTFOUND when pid has no such store. */
 int prs_attach_pid(prs_store **out, int32_t pid, int fd, uint64_t store, const prs_options *options, prs_error *error);
 /* Stop being a client: refs and magazines of this handle are given back.  The mapping stays
@@ -116,6 +119,8 @@ void prs_locator(prs_store *store, int32_t *pid, uint64_t *start_time, int32_t *
 /* Start time of a process in clock ticks, 0 when it is gone. */
 uint64_t prs_start_time(int32_t pid);
 /* The stores that process `pid` has open, as ids; returns how many (at most cap). */
+/* What the default capacity was before limits made it less; 0 if they did not, or others made the store. */
+uint64_t prs_shrunk_from(const prs_store *store);
 int prs_list_pid(int32_t pid, uint64_t *ids, int *fds, int cap);
 /* Pids of the living clients; returns how many (at most cap). */
 int prs_client_pids(prs_store *store, int32_t *pids, int cap);

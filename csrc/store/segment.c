@@ -16,6 +16,8 @@
 
 #define CAPACITY_GRAIN (1024u * 1024u)
 #define CAPACITY_MAX ((uint64_t)1 << 43)
+#define CAPACITY_LEAST (16u * 1024 * 1024) /* of a default that shrinks */
+#define ROOM_LEFT ((size_t)64 << 20)
 #define SLOTS_MIN (1u << 20)
 #define SLOTS_MAX (1u << 24)
 
@@ -220,13 +222,8 @@ static int enter(prs_store *s, prs_error *error)
 
 /* ---- create ------------------------------------------------------------------------------------------ */
 
-static void choose(prs_super *p, const prs_options *options)
+static void choose(prs_super *p, const prs_options *options, uint64_t capacity)
 {
-    uint64_t capacity = options ? options->capacity : 0;
-    if (capacity == 0)
-        capacity = prs_default_capacity();
-    if (capacity == 0) /* neither /proc nor a cgroup says how much memory there is */
-        capacity = (uint64_t)1 << 30;
     if (capacity > CAPACITY_MAX)
         capacity = CAPACITY_MAX;
     p->capacity = prs_round_up(capacity, CAPACITY_GRAIN);
@@ -245,12 +242,21 @@ static void choose(prs_super *p, const prs_options *options)
     p->flags = options ? options->flags : 0;
 }
 
-int prs_create(prs_store **out, const prs_options *options, prs_error *error)
+/* Is there address space for the second mapping of the data area, made by the first put, and some for the rest? */
+static bool roomy(const prs_store *s)
+{
+    size_t len = s->capacity + s->capacity / 2 + ROOM_LEFT;
+    void *probe = prs_os_reserve(len);
+    prs_os_unmap(probe, len);
+    return probe != NULL;
+}
+
+static int create(prs_store **out, const prs_options *options, uint64_t capacity, bool given, prs_error *error)
 {
     prs_super plan;
     memset(&plan, 0, sizeof plan);
     *out = NULL;
-    choose(&plan, options);
+    choose(&plan, options, capacity);
     lay_out(&plan);
     int rc = prs_os_random(&plan.store_id, sizeof plan.store_id);
     if (rc < 0)
@@ -284,6 +290,11 @@ int prs_create(prs_store **out, const prs_options *options, prs_error *error)
     PRS_POINT(segment_sized);
     if ((rc = prs_os_inspect(fd, &s->file, &size, error)) < 0 || (rc = map_all(s, &plan, error)) < 0)
         goto fail;
+    if (!given && !roomy(s)) {
+        rc = prs_fail(error, PRS_E_NOMEM, ENOMEM, "no address space for a store of %llu bytes",
+                      (unsigned long long)s->capacity);
+        goto fail;
+    }
     memcpy(s->super, &plan, offsetof(prs_super, lock));
     if ((rc = prs_spill_open(s, true, error)) < 0)
         goto fail;
@@ -311,6 +322,31 @@ int prs_create(prs_store **out, const prs_options *options, prs_error *error)
 fail:
     discard(s);
     return rc;
+}
+
+int prs_create(prs_store **out, const prs_options *options, prs_error *error)
+{
+    bool given = options && options->capacity;
+    uint64_t first = given ? options->capacity : prs_default_capacity();
+    if (first == 0) /* neither /proc nor a cgroup says how much memory there is */
+        first = (uint64_t)1 << 30;
+    uint64_t capacity = first;
+    prs_error why = {0};
+    int rc;
+    /* What nobody asked for may be less: a limit of the address space or of the size of files is no reason to fail. */
+    while ((rc = create(out, options, capacity, given, &why)) < 0 && !given && capacity / 2 >= CAPACITY_LEAST &&
+           (rc == PRS_E_NOMEM || why.sys_errno == EFBIG))
+        capacity /= 2;
+    if (rc < 0 && error)
+        *error = why;
+    if (rc == PRS_OK && capacity < first)
+        (*out)->shrunk_from = first;
+    return rc;
+}
+
+uint64_t prs_shrunk_from(const prs_store *s)
+{
+    return s->shrunk_from;
 }
 
 /* ---- attach -------------------------------------------------------------------------------------------- */

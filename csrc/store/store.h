@@ -101,7 +101,7 @@ struct prs_store {
     prs_extent *extents;
     prs_link *links;
     uint8_t *ro; /* data area, read-only, from a read-only descriptor     */
-    uint64_t capacity, id;
+    uint64_t capacity, id, shrunk_from;
     uint32_t holder_words, slot_stride, max_slots;
     prs_private *priv; /* one per possible slot, zero pages until used           */
     size_t priv_len;

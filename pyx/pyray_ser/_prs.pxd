@@ -63,6 +63,7 @@ cdef extern from "store/prs.h" nogil:
     int prs_attach_path(prs_store **out, const char *path, const prs_options *options, prs_error *error) noexcept
     int prs_attach_pid(prs_store **out, int32_t pid, int fd, uint64_t store, const prs_options *options,
                        prs_error *error) noexcept
+    uint64_t prs_shrunk_from(const prs_store *store) noexcept
     void prs_close(prs_store *store) noexcept
     uint64_t prs_id(const prs_store *store) noexcept
     uint64_t prs_capacity(const prs_store *store) noexcept

@@ -97,6 +97,12 @@ cdef object _open(int how, path, int32_t pid, int fd, uint64_t ident, uint64_t c
     cdef Store store = Store.__new__(Store)
     store.path = path
     store.opened(handle)
+    if prs_shrunk_from(handle):
+        from pyray_ser import _log
+
+        _log.warning(
+            "limits of this process (ulimit -v, ulimit -f) leave no room for a store of %d bytes: it has %d; "
+            "give a capacity to choose, or raise them", prs_shrunk_from(handle), prs_capacity(handle))
     return store
 
 
