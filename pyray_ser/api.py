@@ -49,6 +49,8 @@ def init(
     *,
     capacity: int | None = None,
     spill_dir: str | os.PathLike[str] | None = None,
+    spill_checksum: bool = False,
+    spill_compress: str | None = None,
     max_clients: int | None = None,
     max_objects: int | None = None,
     lock_timeout: float | None = None,
@@ -76,6 +78,12 @@ def init(
         Directory on a disk for objects that do not fit any more; default is what the environment variable
         ``PYRAY_SER_SPILL_DIR`` says, else none: then a full store raises `ObjectStoreFullError`. It is made if its parent is
         there.
+    spill_checksum : bool
+        Whether spilled objects get a digest (XXH3), which is compared whenever one is mapped; needs the package xxhash.
+    spill_compress : {"lz4", "zstd"}, optional
+        How spilled objects are compressed; needs the package lz4 or zstandard. They cannot be mapped then: each process that
+        reads one restores it into memory of its own. The extra ``spill`` has all three packages, which every process that
+        uses the store must have.
     max_clients : int, optional
         How many processes may use it at once; default 512, at most 4096.
     max_objects : int, optional
@@ -98,6 +106,10 @@ def init(
     if liveness not in ("auto", "pid"):
         raise ValueError(f'liveness must be "auto" or "pid", not {liveness!r}')
     options: dict[str, Any] = {"flags": 1} if liveness == "pid" else {}
+    if spill_checksum or spill_compress is not None:
+        from .spilling import flags
+
+        options["flags"] = options.get("flags", 0) | flags(bool(spill_checksum), spill_compress)
     for key, value, kind in (
         ("capacity", capacity, int),
         ("max_clients", max_clients, int),

@@ -258,8 +258,8 @@ static inline __attribute__((always_inline)) int hold(prs_store *s, prs_slot *sl
             if ((word & PRS_WORD_HELD) || prs_cas_seqcst(&slot->word, &word, word | PRS_WORD_HELD))
                 return PRS_OK; /* the freer must look again, sees our bit and goes back to SEALED */
             break;
-        case PRS_STATE_SPILLING: /* a ref: the spiller looks for holders when it is done */
-            return may_create ? PRS_OK : PRS_E_AGAIN;
+        case PRS_STATE_SPILLING: /* a ref: the spiller looks for holders when it is done; so it does if it is this thread */
+            return may_create || prs_spill_by_us(s, id->slot) ? PRS_OK : PRS_E_AGAIN;
         default:
             return gone(slot, id);
         }
@@ -291,15 +291,8 @@ static int view_of(prs_store *s, const prs_slot *slot, const prs_private *p, uin
     return PRS_OK;
 }
 
-/* The object pinned is spilled and its file not mapped here yet. */
-static int map_file(prs_store *s, const prs_oid *id, prs_view *view)
+void prs_pin_file(prs_store *s, const prs_oid *id, prs_file_map *map, prs_view *view)
 {
-    prs_file_map *map;
-    int rc = prs_spill_map(s, id, view->size, false, &map);
-    if (rc < 0) {
-        prs_unpin(s, id);
-        return rc;
-    }
     prs_spin *shard = prs_shard(s, id->slot);
     prs_private *p = &s->priv[id->slot];
     prs_file_map *twice = NULL;
@@ -311,10 +304,28 @@ static int map_file(prs_store *s, const prs_oid *id, prs_view *view)
     view->data = p->map->at;
     prs_spin_unlock(shard);
     prs_spill_unmap(twice);
+}
+
+/* The object pinned is spilled and its file not mapped here yet. */
+static int map_file(prs_store *s, const prs_oid *id, prs_view *view)
+{
+    prs_file_map *map;
+    int rc = prs_spill_form(s) ? PRS_E_SPILLED : prs_spill_map(s, id, view->size, false, &map);
+    if (rc < 0) {
+        prs_unpin(s, id);
+        return rc;
+    }
+    prs_pin_file(s, id, map, view);
     return PRS_OK;
 }
 
 int prs_pin(prs_store *s, const prs_oid *id, prs_view *view)
+{
+    int rc = prs_pin_bare(s, id, view);
+    return PRS_LIKELY(rc < 0 || view->data != NULL) ? rc : map_file(s, id, view);
+}
+
+int prs_pin_bare(prs_store *s, const prs_oid *id, prs_view *view)
 {
     int rc = admit(s, id);
     if (rc < 0)
@@ -337,7 +348,7 @@ int prs_pin(prs_store *s, const prs_oid *id, prs_view *view)
         if (rc == PRS_OK)
             prs_count_up(&p->pins);
         prs_spin_unlock(shard);
-        return rc == PRS_OK && !view->data ? map_file(s, id, view) : rc;
+        return rc;
     }
     if (PRS_UNLIKELY(s->orphan)) { /* no client, no bit to set */
         prs_spin_unlock(shard);
@@ -357,7 +368,7 @@ int prs_pin(prs_store *s, const prs_oid *id, prs_view *view)
         if (PRS_UNLIKELY(prs_load_relaxed(&slot->next_free) != tick))
             prs_store_relaxed(&slot->next_free, tick);
         prs_spin_unlock(shard);
-        return PRS_LIKELY(view->data != NULL) ? PRS_OK : map_file(s, id, view);
+        return PRS_OK;
     }
     bool touched = prs_load_relaxed(&pins[s->my_word]) & s->my_bit;
     if (touched)
@@ -599,6 +610,11 @@ int prs_seal(prs_store *s, prs_draft *draft, prs_error *error)
         if (rc < 0)
             return rc;
         window = PRS_WORD_WINDOW;
+    }
+    if (PRS_UNLIKELY(word & PRS_WORD_FILE)) {
+        int rc = prs_spill_seal(s, draft, error);
+        if (rc < 0)
+            return rc;
     }
     PRS_POINT(seal_ready);
     uint64_t sealed;

@@ -292,6 +292,11 @@ uint64_t prs_os_length(int fd)
     return fstat(fd, &st) == 0 ? (uint64_t)st.st_size : 0;
 }
 
+void prs_os_protect(int fd)
+{
+    (void)fchmod(fd, 0400); /* a file system without modes: it only guards against mistakes */
+}
+
 int prs_os_identify(int fd, prs_file *file)
 {
     struct stat st;
@@ -360,6 +365,11 @@ void *prs_os_reserve(size_t len)
     return at == MAP_FAILED ? NULL : at;
 }
 
+void *prs_os_memory(size_t len)
+{
+    return no_dump(mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0), len);
+}
+
 void prs_os_unmap(void *at, size_t len)
 {
     if (at)
@@ -378,6 +388,8 @@ int prs_os_populate(void *at, size_t len, int fd, uint64_t off)
         if (errno != EINVAL)
             return -errno;
         /* Before Linux 5.14: allocate through the file, then touch. */
+        if (off + len > prs_file_limit())
+            return -EFBIG;
         while (fallocate(fd, 0, (off_t)off, (off_t)len) < 0)
             if (errno != EINTR)
                 return -errno;
@@ -388,8 +400,6 @@ int prs_os_populate(void *at, size_t len, int fd, uint64_t off)
     return 0;
 }
 
-        if (off + len > prs_file_limit())
-            return -EFBIG;
 int prs_os_punch(int fd, uint64_t off, uint64_t len)
 {
     while (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)off, (off_t)len) < 0)

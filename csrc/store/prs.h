@@ -53,7 +53,8 @@ enum prs_status {
     PRS_E_INTR = -16,    /* a signal arrived during a wait                               */
     PRS_E_INVAL = -17,   /* the caller's arguments make no sense                         */
     PRS_E_NOTFOUND = -18,
-    PRS_E_EXISTS = -19 /* the name is taken                                            */
+    PRS_E_EXISTS = -19, /* the name is taken                                           */
+    PRS_E_SPILLED = -20 /* it is in a file that the caller reads: prs_restore_begin     */
 };
 
 typedef struct prs_error {
@@ -92,16 +93,20 @@ typedef struct prs_options {
 } prs_options;
 
 enum {
-    PRS_OPEN_PID_LIVENESS = 1u << 0 /* refuse clients of other pid namespaces */
+    PRS_OPEN_PID_LIVENESS = 1u << 0, /* refuse clients of other pid namespaces */
+    PRS_OPEN_SPILL_DIGEST = 1u << 1, /* creating: see "spill files of the caller's form" */
+    PRS_OPEN_SPILL_LZ4 = 1u << 2,
+    PRS_OPEN_SPILL_ZSTD = 1u << 3,
+    PRS_OPEN_SPILL_FORM = PRS_OPEN_SPILL_DIGEST | PRS_OPEN_SPILL_LZ4 | PRS_OPEN_SPILL_ZSTD
 };
 
+/* 30 % of the memory there is, rounded to pages; 0 when nothing tells. */
+uint64_t prs_default_capacity(void);
 /* Make a new store and become its first client. */
 int prs_create(prs_store **out, const prs_options *options, prs_error *error);
 /* Attach to the file at `path`. */
 int prs_attach_path(prs_store **out, const char *path, const prs_options *options, prs_error *error);
 /* Attach through /proc/<pid>/fd: `fd` is tried first (-1: none), then every descriptor of
-/* 30 % of the memory there is, rounded to pages; 0 when nothing tells. */
-uint64_t prs_default_capacity(void);
  * that process; `store` (0: any) must match.  PRS_E_NOTFOUND when pid has no such store. */
 int prs_attach_pid(prs_store **out, int32_t pid, int fd, uint64_t store, const prs_options *options, prs_error *error);
 /* Stop being a client: refs and magazines of this handle are given back.  The mapping stays
@@ -114,13 +119,13 @@ void prs_dispose(prs_store *store);
 
 uint64_t prs_id(const prs_store *store);
 uint64_t prs_capacity(const prs_store *store);
+/* What the default capacity was before limits made it less; 0 if they did not, or others made the store. */
+uint64_t prs_shrunk_from(const prs_store *store);
 /* Where others find this store: this process's pid, its start time, a descriptor number. */
 void prs_locator(prs_store *store, int32_t *pid, uint64_t *start_time, int32_t *fd);
 /* Start time of a process in clock ticks, 0 when it is gone. */
 uint64_t prs_start_time(int32_t pid);
 /* The stores that process `pid` has open, as ids; returns how many (at most cap). */
-/* What the default capacity was before limits made it less; 0 if they did not, or others made the store. */
-uint64_t prs_shrunk_from(const prs_store *store);
 int prs_list_pid(int32_t pid, uint64_t *ids, int *fds, int cap);
 /* Pids of the living clients; returns how many (at most cap). */
 int prs_client_pids(prs_store *store, int32_t *pids, int cap);
@@ -253,6 +258,78 @@ int prs_name_bind(prs_store *store, const char *name, size_t len, const prs_oid 
 int prs_name_find(prs_store *store, const char *name, size_t len, prs_oid *id);
 /* The next name from *cursor on: 1 and its NUL-terminated text and object, or 0 at the end. */
 int prs_name_next(prs_store *store, uint32_t *cursor, char text[PRS_NAME_MAX + 1], prs_oid *id);
+
+/* ---- spill files of the caller's form --------------------------------------------------------- */
+
+/* The engine has no compressor and no hash.  A store made with a PRS_OPEN_SPILL_* flag writes no spill file of its own
+ * accord: prs_alloc returns PRS_E_FULL, prs_pin PRS_E_SPILLED, and the caller does the work between the calls below, none of
+ * which keeps a lock when it returns.  Each file then ends with a prs_spill_trailer. */
+
+#define PRS_SPILL_MAGIC 0x46535250u /* "PRSF" */
+#define PRS_SPILL_VERSION 1
+
+enum { PRS_SPILL_RAW = 0, PRS_SPILL_LZ4 = 1, PRS_SPILL_ZSTD = 2 }; /* codec */
+enum { PRS_SPILL_UNDIGESTED = 0, PRS_SPILL_XXH3 = 1 };             /* algorithm */
+
+/* The last 64 bytes of the file, little endian. */
+typedef struct prs_spill_trailer {
+    uint32_t magic;
+    uint16_t version;
+    uint8_t codec, algorithm;
+    uint64_t store, serial;
+    uint64_t size;   /* bytes of the object             */
+    uint64_t stored; /* bytes before this trailer        */
+    uint64_t digest; /* of the object's bytes            */
+    uint64_t unused[2];
+} prs_spill_trailer;
+
+/* An object on its way to a file. */
+typedef struct prs_spill_job {
+    prs_oid id;
+    const uint8_t *data;
+    uint64_t size;
+    uint64_t stored; /* bytes appended so far */
+    int fd;
+    uint64_t word;
+    struct prs_spill_job *outer;
+} prs_spill_job;
+
+#define PRS_SPILL_VICTIMS 256
+#define PRS_SPILL_ROUNDS 3
+
+/* Which PRS_OPEN_SPILL_* flags the store was made with; 0: the engine spills by itself. */
+uint32_t prs_spill_form(const prs_store *store);
+/* Objects whose going would make room for `size` bytes, in rounds of growing urgency; how many, or an error. */
+int prs_spill_choose(prs_store *store, uint64_t size, int round, prs_oid victims[PRS_SPILL_VICTIMS], prs_error *error);
+/* PRS_E_AGAIN: somebody uses it.  Once begun, a job is ended by this thread, by one of the other two. */
+int prs_spill_begin(prs_store *store, const prs_oid *victim, prs_spill_job *job, prs_error *error);
+int prs_spill_append(prs_store *store, prs_spill_job *job, const void *src, size_t n, prs_error *error);
+/* Write the trailer and hand the object over to its file; on failure the job is cancelled. */
+int prs_spill_finish(prs_store *store, prs_spill_job *job, int codec, int algorithm, uint64_t digest, prs_error *error);
+void prs_spill_cancel(prs_store *store, prs_spill_job *job);
+
+/* An object larger than the store is made in its file: before the seal its bytes can be read, and must get a trailer. */
+bool prs_draft_in_file(const prs_store *store, const prs_draft *draft);
+int prs_draft_map(prs_store *store, const prs_draft *draft, const uint8_t **bytes, prs_error *error);
+void prs_draft_unmap(const uint8_t *bytes, uint64_t size);
+int prs_draft_finish(prs_store *store, const prs_draft *draft, int algorithm, uint64_t digest, prs_error *error);
+
+/* A spilled object on its way back: pinned. */
+typedef struct prs_restore {
+    prs_oid id;
+    prs_spill_trailer trailer; /* checked: what it says fits the object and the file      */
+    uint8_t *at;               /* RAW: the object's bytes, read-only; else room for them  */
+    uint64_t len;
+    int fd; /* unless RAW: for prs_restore_read */
+} prs_restore;
+
+/* PRS_E_EXISTS: it is there already, pin it again.  PRS_E_LOST, PRS_E_CORRUPT with error->what: what is wrong with its file. */
+int prs_restore_begin(prs_store *store, const prs_oid *id, prs_restore *restore, prs_error *error);
+/* Copy stored bytes; PRS_E_CORRUPT when the file has become shorter. */
+int prs_restore_read(const prs_restore *restore, uint64_t at, void *to, size_t n);
+/* The bytes are good: they serve the object as long as this process has it pinned. */
+int prs_restore_end(prs_store *store, prs_restore *restore, prs_view *view);
+void prs_restore_cancel(prs_store *store, prs_restore *restore);
 
 /* ---- looking after it --------------------------------------------------------------- */
 

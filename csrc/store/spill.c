@@ -6,17 +6,18 @@
  *            <spill_dir>/<store id>/<slot>-<serial>; then, under the store lock, its word turns to SEALED+FILE
  *            and its extent goes back.  A spilled object is read by mapping its file and never comes back.
  *            An object larger than the whole store is made in its file from the start.
+ *            A store whose files are compressed or carry a digest leaves writing and reading them to its caller:
+ *            see spill_hand.c.
  * Guarantee  The word is the commit: a file whose slot does not say FILE is rubbish, and whoever reaps the
  *            spiller removes it.  Every client holds a shared lock on the directory's lock file; a directory
  *            whose lock is free belongs to a store that is gone.
  */
-#include "store.h"
+#include "spill.h"
 #include <errno.h>
 #include <stdio.h>
 #include <unistd.h>
 
 #define LOCK_NAME "lock"
-#define VICTIMS 256u
 #define WINDOW_MIN (1024u * 1024u)
 #define NAME_LEN 32
 
@@ -161,7 +162,7 @@ static int directory(prs_store *s)
 
 /* ---- one object ------------------------------------------------------------------------------------- */
 
-static int open_file(prs_store *s, uint32_t slot, uint64_t serial, bool create)
+int prs_spill_open_file(prs_store *s, uint32_t slot, uint64_t serial, bool create)
 {
     char name[NAME_LEN];
     int at = directory(s);
@@ -179,7 +180,7 @@ static void remove_file(prs_store *s, uint32_t slot, uint64_t serial)
     PRS_POINT(spill_removed);
 }
 
-static int disk_full(prs_store *s, int rc, uint64_t want, prs_error *error)
+int prs_spill_disk(prs_store *s, int rc, uint64_t want, prs_error *error)
 {
     int code = rc == -ENOSPC || rc == -EDQUOT || rc == -EFBIG ? PRS_E_FULL : PRS_E_SYS;
     prs_fail(error, code, -rc, "writing to the spill directory %.120s failed", s->super->spill_dir);
@@ -217,54 +218,141 @@ void prs_spill_remove(prs_store *s, const prs_slot *slot, uint32_t i)
     remove_file(s, i, prs_load_relaxed(&slot->serial));
 }
 
-/* PRS_OK: spilled. PRS_E_AGAIN: somebody uses it. Else: the disk. */
-static int spill_one(prs_store *s, uint32_t i, uint32_t generation, prs_error *error)
+/* Objects that calls of this thread are writing to files, innermost first.  Code that runs inside of such a call - the
+ * caller's own when it writes the files - may ask for one of them: waiting for itself would be for ever. */
+static __thread prs_spill_job *writing;
+
+bool prs_spill_by_us(const prs_store *s, uint32_t slot)
 {
+    for (const prs_spill_job *job = writing; job; job = job->outer)
+        if (job->id.store == s->id && job->id.slot == slot &&
+            prs_word_client(job->word) == s->me) /* not in a forked child */
+            return true;
+    return false;
+}
+
+static void leave(prs_spill_job *job)
+{
+    prs_os_close(job->fd);
+    job->fd = -1;
+    for (prs_spill_job **at = &writing; *at; at = &(*at)->outer)
+        if (*at == job) {
+            *at = job->outer;
+            break;
+        }
+}
+
+/* Is the slot still ours to change?  Not if we were taken for dead meanwhile. */
+static bool still(const prs_spill_job *job, uint64_t word)
+{
+    uint64_t who = ~(uint64_t)PRS_FLAGS_MASK;
+    return (word & who) == (job->word & who);
+}
+
+void prs_spill_cancel(prs_store *s, prs_spill_job *job)
+{
+    leave(job);
+    uint64_t word = prs_load_seqcst(&prs_slot_at(s, job->id.slot)->word);
+    if (still(job, word))
+        prs_spill_undo(s, job->id.slot, word);
+}
+
+int prs_spill_begin(prs_store *s, const prs_oid *id, prs_spill_job *job, prs_error *error)
+{
+    uint32_t i = id->slot;
+    if (i >= prs_load_acquire(&s->super->published))
+        return PRS_E_AGAIN;
     prs_slot *slot = prs_slot_at(s, i);
     uint64_t word = prs_load_seqcst(&slot->word);
     uint32_t never = PRS_WORD_FREED | PRS_WORD_FILE | PRS_WORD_WINDOW;
-    if (prs_word_state(word) != PRS_STATE_SEALED || prs_word_generation(word) != generation || (word & never))
+    if (prs_word_state(word) != PRS_STATE_SEALED || prs_word_generation(word) != id->generation || (word & never))
         return PRS_E_AGAIN;
-    uint64_t ours = prs_word(generation, s->me, PRS_STATE_SPILLING) | (word & PRS_FLAGS_MASK);
+    uint64_t ours = prs_word(id->generation, s->me, PRS_STATE_SPILLING) | (word & PRS_FLAGS_MASK);
     if (!prs_cas_seqcst(&slot->word, &word, ours))
         return PRS_E_AGAIN;
     PRS_POINT(spill_marked);
-    uint64_t serial = prs_load_relaxed(&slot->serial);
     uint64_t off = prs_load_relaxed(&slot->off), size = prs_load_relaxed(&slot->size);
-    int rc = PRS_E_AGAIN, fd = -1;
-    if (prs_held(s, slot, true)) /* a pin */
+    *job = (prs_spill_job){.id = {s->id, prs_load_relaxed(&slot->serial), i, id->generation},
+                           .data = s->ro + off,
+                           .size = size,
+                           .fd = -1,
+                           .word = ours,
+                           .outer = writing};
+    writing = job;
+    int rc = PRS_E_AGAIN;
+    if (off > s->capacity || size > s->capacity - off)
+        rc = prs_fail(error, PRS_E_CORRUPT, 0, "an object lies outside of the store");
+    else if (!prs_held(s, slot, true)) /* no pin */
+        rc = job->fd = prs_spill_open_file(s, i, job->id.serial, true);
+    else
         goto undo;
-    fd = open_file(s, i, serial, true);
-    int err = fd < 0 ? fd : PRS_POINT_ERRNO(spill_created) ? -ENOSPC : prs_copy_to_file(fd, 0, s->ro + off, size, NULL);
-    if (err < 0) {
-        rc = disk_full(s, err, size, error);
-        goto undo;
-    }
-    prs_os_close(fd);
-    fd = -1;
+    if (rc >= 0 && PRS_POINT_ERRNO(spill_created))
+        rc = -ENOSPC;
+    if (rc >= 0)
+        return PRS_OK;
+    if (rc != PRS_E_CORRUPT)
+        rc = prs_spill_disk(s, rc, size, error);
+undo:
+    prs_spill_cancel(s, job);
+    return rc;
+}
+
+int prs_spill_append(prs_store *s, prs_spill_job *job, const void *src, size_t n, prs_error *error)
+{
+    int rc = prs_copy_to_file(job->fd, job->stored, src, n, NULL);
+    if (rc < 0)
+        return prs_spill_disk(s, rc, n, error);
+    job->stored += n;
+    return PRS_OK;
+}
+
+int prs_spill_commit(prs_store *s, prs_spill_job *job, prs_error *error)
+{
+    uint32_t i = job->id.slot;
+    prs_slot *slot = prs_slot_at(s, i);
+    prs_os_protect(job->fd); /* nobody shortens by mistake what others have mapped */
     PRS_POINT(spill_written);
+    int rc = PRS_E_AGAIN;
     if (prs_held(s, slot, true))
         goto undo;
     rc = prs_tables_touch(s) < 0 ? PRS_E_BACKING : prs_lock(s, s->lock_timeout, error);
     if (rc < 0)
         goto undo;
-    uint64_t filed;
-    word = ours;
-    do
+    uint64_t filed, word = job->word;
+    do {
+        if (!still(job, word)) {
+            prs_unlock(s);
+            leave(job);
+            return PRS_E_AGAIN;
+        }
         filed = (word & ~(uint64_t)(PRS_STATE_MASK | PRS_WORD_WAITERS)) | PRS_STATE_SEALED | PRS_WORD_FILE;
-    while (!prs_cas_seqcst(&slot->word, &word, filed));
+    } while (!prs_cas_seqcst(&slot->word, &word, filed));
     PRS_POINT(spill_committed);
     prs_extent_free(s, prs_load_relaxed(&slot->extent));
     prs_store_relaxed(&slot->extent, PRS_NIL);
     prs_store_relaxed(&slot->cap, 0);
     PRS_POINT(spill_extent);
     prs_unlock(s);
+    leave(job);
     prs_wake(s, slot, word);
     prs_try_free(s, i);
     return PRS_OK;
 undo:
-    prs_os_close(fd);
-    prs_spill_undo(s, i, ours);
+    prs_spill_cancel(s, job);
+    return rc;
+}
+
+/* PRS_OK: spilled. PRS_E_AGAIN: somebody uses it. Else: the disk. */
+static int spill_one(prs_store *s, const prs_oid *id, prs_error *error)
+{
+    prs_spill_job job;
+    int rc = prs_spill_begin(s, id, &job, error);
+    if (rc < 0)
+        return rc;
+    rc = prs_spill_append(s, &job, job.data, job.size, error);
+    if (rc == PRS_OK)
+        return prs_spill_commit(s, &job, error);
+    prs_spill_cancel(s, &job);
     return rc;
 }
 
@@ -287,7 +375,7 @@ static bool spillable(prs_store *s, uint32_t i, bool idle_only)
 }
 
 /* Under the lock: the next window of extents that could become one free run of `size` bytes. */
-static uint32_t choose(prs_store *s, uint64_t size, bool idle_only, prs_reserved *victims)
+static uint32_t choose(prs_store *s, uint64_t size, bool idle_only, prs_oid *victims)
 {
     prs_arena *a = &s->super->arena;
     uint32_t n = 0, start = a->clock != PRS_NIL ? a->clock : a->extent_first, i = start;
@@ -302,10 +390,10 @@ static uint32_t choose(prs_store *s, uint64_t size, bool idle_only, prs_reserved
             run += e->size;
             if (prs_extent_used(e))
                 victims[n++] =
-                    (prs_reserved){e->slot, prs_word_generation(prs_load_relaxed(&prs_slot_at(s, e->slot)->word))};
+                    (prs_oid){s->id, 0, e->slot, prs_word_generation(prs_load_relaxed(&prs_slot_at(s, e->slot)->word))};
         }
         i = e->next;
-        if ((n && run >= size) || n == VICTIMS) {
+        if ((n && run >= size) || n == PRS_SPILL_VICTIMS) {
             a->clock = i;
             return n;
         }
@@ -322,26 +410,34 @@ static uint32_t choose(prs_store *s, uint64_t size, bool idle_only, prs_reserved
     return 0;
 }
 
-int prs_spill_for(prs_store *s, uint64_t size, prs_error *error)
+/* Idle objects first, then any; a generous window first, then just enough. */
+int prs_spill_choose(prs_store *s, uint64_t size, int round, prs_oid victims[PRS_SPILL_VICTIMS], prs_error *error)
 {
-    if (s->super->spill_dir[0] == 0)
-        return PRS_E_FULL;
     uint64_t want = size + 2 * PRS_PAGE;
     if (want < WINDOW_MIN)
         want = WINDOW_MIN;
-    prs_reserved victims[VICTIMS];
-    /* Idle objects first, then any; a generous window first, then just enough. */
-    for (int pass = 0; pass < 3; pass++) {
-        if (prs_tables_touch(s) < 0)
-            return PRS_E_BACKING;
-        int rc = prs_lock(s, s->lock_timeout, error);
-        if (rc < 0)
-            return rc;
-        uint32_t n = choose(s, pass < 2 ? want : size, pass == 0, victims);
-        prs_unlock(s);
+    if (prs_tables_touch(s) < 0)
+        return PRS_E_BACKING;
+    int rc = prs_lock(s, s->lock_timeout, error);
+    if (rc < 0)
+        return rc;
+    uint32_t n = choose(s, round < 2 ? want : size, round == 0, victims);
+    prs_unlock(s);
+    return (int)n;
+}
+
+int prs_spill_for(prs_store *s, uint64_t size, prs_error *error)
+{
+    if (s->super->spill_dir[0] == 0 || prs_spill_form(s))
+        return PRS_E_FULL;
+    prs_oid victims[PRS_SPILL_VICTIMS];
+    for (int round = 0; round < PRS_SPILL_ROUNDS; round++) {
+        int n = prs_spill_choose(s, size, round, victims, error);
+        if (n < 0)
+            return n;
         bool progress = false;
-        for (uint32_t k = 0; k < n; k++) {
-            rc = spill_one(s, victims[k].slot, victims[k].generation, error);
+        for (int k = 0; k < n; k++) {
+            int rc = spill_one(s, &victims[k], error);
             if (rc == PRS_OK)
                 progress = true;
             else if (rc != PRS_E_AGAIN)
@@ -358,7 +454,7 @@ int prs_spill_for(prs_store *s, uint64_t size, prs_error *error)
 int prs_spill_map(prs_store *s, const prs_oid *id, uint64_t size, bool cow, prs_file_map **out)
 {
     *out = NULL;
-    int fd = open_file(s, id->slot, id->serial, false);
+    int fd = prs_spill_open_file(s, id->slot, id->serial, false);
     if (fd < 0)
         return fd == -ENOENT ? PRS_E_LOST : PRS_E_SYS;
     prs_file_map *map = malloc(sizeof *map);
@@ -366,6 +462,7 @@ int prs_spill_map(prs_store *s, const prs_oid *id, uint64_t size, bool cow, prs_
     if (rc == PRS_OK && prs_os_length(fd) < size)
         rc = PRS_E_CORRUPT; /* shortened: its pages would be SIGBUS */
     if (rc == PRS_OK) {
+        map->restored = false;
         map->len = size ? size : 1;
         map->at = cow ? prs_os_map_private(fd, 0, map->len) : prs_os_map(fd, 0, map->len, false);
         if (!map->at)
@@ -392,16 +489,29 @@ void prs_spill_unmap(prs_file_map *map)
 
 int prs_spill_create(prs_store *s, const prs_draft *draft, prs_error *error)
 {
-    int fd = open_file(s, draft->id.slot, draft->id.serial, true);
+    int fd = prs_spill_open_file(s, draft->id.slot, draft->id.serial, true);
     int rc = fd < 0 ? fd : prs_os_size(fd, draft->size);
     prs_os_close(fd);
-    return rc < 0 ? disk_full(s, rc, draft->size, error) : PRS_OK;
+    return rc < 0 ? prs_spill_disk(s, rc, draft->size, error) : PRS_OK;
 }
 
 int prs_spill_write(prs_store *s, const prs_draft *draft, uint64_t at, const void *src, size_t n, prs_error *error)
 {
-    int fd = open_file(s, draft->id.slot, draft->id.serial, true);
+    int fd = prs_spill_open_file(s, draft->id.slot, draft->id.serial, true);
     int rc = fd < 0 ? fd : prs_copy_to_file(fd, at, src, n, NULL);
     prs_os_close(fd);
-    return rc < 0 ? disk_full(s, rc, n, error) : PRS_OK;
+    return rc < 0 ? prs_spill_disk(s, rc, n, error) : PRS_OK;
+}
+
+int prs_spill_seal(prs_store *s, const prs_draft *draft, prs_error *error)
+{
+    int fd = prs_spill_open_file(s, draft->id.slot, draft->id.serial, false);
+    if (fd < 0)
+        return prs_spill_disk(s, fd, draft->size, error);
+    uint64_t whole = draft->size + (prs_spill_form(s) ? sizeof(prs_spill_trailer) : 0), length = prs_os_length(fd);
+    prs_os_protect(fd);
+    prs_os_close(fd);
+    if (length != whole)
+        return prs_fail(error, PRS_E_INVAL, 0, "the spill file of the object was not finished");
+    return PRS_OK;
 }

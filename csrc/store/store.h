@@ -16,6 +16,7 @@
  *   name        the index of names
  *   object      alloc, seal, pin, ref, free: the protocol of the slot word
  *   spill       objects in files when there is no room
+ *   spill_hand  the same with files in the caller's form
  *   wait        futexes on slots and on the epoch
  *   window      writable windows and copy-on-write maps
  *   recover     rebuild, reap, look
@@ -61,6 +62,7 @@ typedef struct prs_private {
 typedef struct prs_file_map {
     uint8_t *at;
     size_t len;
+    bool restored; /* no mapping of the file, but private memory with what it held */
 } prs_file_map;
 
 /* A slot this process owns (state RESERVED): taken by CAS on generation, because a full
@@ -221,6 +223,7 @@ void *prs_os_map_private(int fd, uint64_t off, size_t len);
 /* Names in a directory but . and ..; calls `each` until it returns non-zero. */
 int prs_os_each_name(int fd, int (*each)(void *, const char *), void *arg);
 void *prs_os_reserve(size_t len);
+void *prs_os_memory(size_t len); /* the same, and left out of core dumps */
 void prs_os_unmap(void *at, size_t len);
 int prs_os_populate(void *at, size_t len, int fd, uint64_t off);
 int prs_os_punch(int fd, uint64_t off, uint64_t len);
@@ -232,6 +235,7 @@ int prs_os_make_directory(int at, const char *name);
 int prs_os_open_at(int at, const char *name, bool create);
 int prs_os_remove_at(int at, const char *name, bool directory);
 uint64_t prs_os_length(int fd);
+void prs_os_protect(int fd); /* from now on the file is read-only, for who opens it anew */
 int prs_os_identify(int fd, prs_file *file);
 int prs_os_lock_file(int fd, bool exclusive); /* byte 0, without waiting */
 int prs_os_lock_byte(int fd, uint64_t byte);
@@ -360,6 +364,10 @@ void prs_settle(prs_store *s, uint32_t slot, uint64_t word);
 bool prs_take_over(prs_store *s, uint32_t slot, uint64_t word);
 void prs_wake(prs_store *s, prs_slot *slot, uint64_t old_word);
 bool prs_held(prs_store *s, prs_slot *slot, bool freed);
+/* Pin; data == NULL when the object is in a file that is not mapped here.  prs_pin_file then says where it is mapped
+ * (the map is the slot's from now on, or was not needed). */
+int prs_pin_bare(prs_store *s, const prs_oid *id, prs_view *view);
+void prs_pin_file(prs_store *s, const prs_oid *id, prs_file_map *map, prs_view *view);
 /* After setting a bit for another holder beside a hold of ours: an ongoing free must see it. */
 bool prs_insist(prs_slot *slot, uint64_t serial);
 
@@ -378,9 +386,11 @@ void prs_spill_undo(prs_store *s, uint32_t slot, uint64_t word); /* SPILLING of 
 void prs_spill_remove(prs_store *s, const prs_slot *slot, uint32_t i);
 int prs_spill_map(prs_store *s, const prs_oid *id, uint64_t size, bool cow, prs_file_map **out);
 void prs_spill_unmap(prs_file_map *map);
+bool prs_spill_by_us(const prs_store *s, uint32_t slot); /* a call of this thread is writing it to its file */
 /* An object too large for the store is made in its file. */
 int prs_spill_write(prs_store *s, const prs_draft *draft, uint64_t at, const void *src, size_t n, prs_error *error);
 int prs_spill_create(prs_store *s, const prs_draft *draft, prs_error *error);
+int prs_spill_seal(prs_store *s, const prs_draft *draft, prs_error *error);
 
 /* ---- recover.c --------------------------------------------------------------------------------------------------- */
 

@@ -145,6 +145,18 @@ int prs_cow_open(prs_store *s, const prs_oid *id, const prs_view *view, void **m
         return rc;
     if (view->data < s->ro || view->data >= s->ro + s->capacity) { /* spilled: its file instead */
         prs_file_map *file;
+        prs_spin *shard = prs_shard(s, id->slot);
+        prs_spin_lock(shard);
+        bool restored = s->priv[id->slot].map && s->priv[id->slot].map->restored;
+        prs_spin_unlock(shard);
+        if (restored) { /* no file has these bytes as they are */
+            if (!(*map = prs_os_memory(view->size ? view->size : 1)))
+                return no_map(error, errno, "memory for a private copy");
+            prs_copy_parallel(*map, view->data, view->size, 0);
+            *data = *map;
+            *map_len = view->size ? view->size : 1;
+            return PRS_OK;
+        }
         if ((rc = prs_spill_map(s, id, view->size, true, &file)) < 0)
             return prs_fail(error, rc, 0, "the spill file of the object cannot be mapped");
         *map = *data = file->at;

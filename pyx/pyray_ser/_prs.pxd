@@ -30,6 +30,7 @@ cdef extern from "store/prs.h" nogil:
         PRS_E_INVAL
         PRS_E_NOTFOUND
         PRS_E_EXISTS
+        PRS_E_SPILLED
 
     ctypedef struct prs_error:
         int code
@@ -58,12 +59,15 @@ cdef extern from "store/prs.h" nogil:
 
     enum:
         PRS_OPEN_PID_LIVENESS
+        PRS_OPEN_SPILL_DIGEST
+        PRS_OPEN_SPILL_LZ4
+        PRS_OPEN_SPILL_ZSTD
 
+    uint64_t prs_shrunk_from(const prs_store *store) noexcept
     int prs_create(prs_store **out, const prs_options *options, prs_error *error) noexcept
     int prs_attach_path(prs_store **out, const char *path, const prs_options *options, prs_error *error) noexcept
     int prs_attach_pid(prs_store **out, int32_t pid, int fd, uint64_t store, const prs_options *options,
                        prs_error *error) noexcept
-    uint64_t prs_shrunk_from(const prs_store *store) noexcept
     void prs_close(prs_store *store) noexcept
     uint64_t prs_id(const prs_store *store) noexcept
     uint64_t prs_capacity(const prs_store *store) noexcept
@@ -147,6 +151,51 @@ cdef extern from "store/prs.h" nogil:
     int prs_name_bind(prs_store *store, const char *name, size_t len, const prs_oid *id, prs_error *error) noexcept
     int prs_name_find(prs_store *store, const char *name, size_t len, prs_oid *id) noexcept
     int prs_name_next(prs_store *store, uint32_t *cursor, char *text, prs_oid *id) noexcept
+
+    enum:
+        PRS_SPILL_RAW
+        PRS_SPILL_LZ4
+        PRS_SPILL_ZSTD
+        PRS_SPILL_UNDIGESTED
+        PRS_SPILL_XXH3
+        PRS_SPILL_VICTIMS
+        PRS_SPILL_ROUNDS
+
+    ctypedef struct prs_spill_trailer:
+        uint8_t codec
+        uint8_t algorithm
+        uint64_t size
+        uint64_t stored
+        uint64_t digest
+
+    ctypedef struct prs_spill_job:
+        prs_oid id
+        const uint8_t *data
+        uint64_t size
+        uint64_t stored
+
+    uint32_t prs_spill_form(const prs_store *store) noexcept
+    int prs_spill_choose(prs_store *store, uint64_t size, int round, prs_oid *victims, prs_error *error) noexcept
+    int prs_spill_begin(prs_store *store, const prs_oid *victim, prs_spill_job *job, prs_error *error) noexcept
+    int prs_spill_append(prs_store *store, prs_spill_job *job, const void *src, size_t n, prs_error *error) noexcept
+    int prs_spill_finish(prs_store *store, prs_spill_job *job, int codec, int algorithm, uint64_t digest,
+                         prs_error *error) noexcept
+    void prs_spill_cancel(prs_store *store, prs_spill_job *job) noexcept
+    cbool prs_draft_in_file(const prs_store *store, const prs_draft *draft) noexcept
+    int prs_draft_map(prs_store *store, const prs_draft *draft, const uint8_t **bytes, prs_error *error) noexcept
+    void prs_draft_unmap(const uint8_t *bytes, uint64_t size) noexcept
+    int prs_draft_finish(prs_store *store, const prs_draft *draft, int algorithm, uint64_t digest,
+                         prs_error *error) noexcept
+
+    ctypedef struct prs_restore:
+        prs_oid id
+        prs_spill_trailer trailer
+        uint8_t *at
+
+    int prs_restore_begin(prs_store *store, const prs_oid *id, prs_restore *restore, prs_error *error) noexcept
+    int prs_restore_read(const prs_restore *restore, uint64_t at, void *to, size_t n) noexcept
+    int prs_restore_end(prs_store *store, prs_restore *restore, prs_view *view) noexcept
+    void prs_restore_cancel(prs_store *store, prs_restore *restore) noexcept
 
     ctypedef struct prs_stats:
         uint64_t capacity

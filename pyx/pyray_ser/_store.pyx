@@ -15,7 +15,7 @@ of C:
     message     how a reference travels         decode      from an object's bytes to its value
     view        what holds bytes in place       get         get, get_buffer
     form        header and table, checked       life        free, waiting, looking up
-    plain       values that skip pickling
+    plain       values that skip pickling       spill       spill files compressed, or with a digest
 
 No lock of ours is ever held here; the engine's own are taken and left within one call of it. Destructors call only
 functions of the engine that never block.
@@ -23,7 +23,7 @@ functions of the engine that never block.
 
 cimport cython
 from cpython.buffer cimport (
-    PyBUF_ANY_CONTIGUOUS, PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
+    PyBUF_ANY_CONTIGUOUS, PyBUF_READ, PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 )
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.contextvars cimport get_value
@@ -106,6 +106,7 @@ cdef extern from "Python.h":
     bint PyByteArray_CheckExact(object o) noexcept
     bint PyMemoryView_Check(object o) noexcept
     object PyMemoryView_FromObject(object o)
+    object PyMemoryView_FromMemory(char *memory, Py_ssize_t size, int flags)
     double PyFloat_Unpack8(const char *p, int le) except? -1
     int PyFloat_Pack8(double x, char *p, int le) except -1
     int64_t _PyLong_AsTime_t(object)
@@ -126,7 +127,7 @@ STATUS = {
     "OBJECTS": PRS_E_OBJECTS, "LOST": PRS_E_LOST, "FREED": PRS_E_FREED, "AGAIN": PRS_E_AGAIN, "TIMEOUT": PRS_E_TIMEOUT,
     "BUSY": PRS_E_BUSY, "CORRUPT": PRS_E_CORRUPT, "VERSION": PRS_E_VERSION, "FOREIGN": PRS_E_FOREIGN,
     "CLOSED": PRS_E_CLOSED, "INTR": PRS_E_INTR, "INVAL": PRS_E_INVAL, "NOTFOUND": PRS_E_NOTFOUND,
-    "EXISTS": PRS_E_EXISTS,
+    "EXISTS": PRS_E_EXISTS, "SPILLED": PRS_E_SPILLED,
 }
 
 
@@ -137,6 +138,7 @@ include "store/reference.pxi"
 include "store/message.pxi"
 include "store/view.pxi"
 include "store/form.pxi"
+include "store/spill.pxi"
 include "store/plain.pxi"
 include "store/write.pxi"
 include "store/write_many.pxi"

@@ -91,6 +91,61 @@ def test_a_tiny_tmpfs(tmp_path):
 MEMORY_CGROUP = pathlib.Path("/sys/fs/cgroup")
 
 
+@pytest.mark.parametrize("form", [{}, {"spill_checksum": True}, {"spill_compress": "lz4", "spill_checksum": True}])
+def test_a_full_disk(tmp_path, form):
+    """The spill directory's file system is full: so is the store then, and nothing is lost, there or here."""
+    script = f"""
+        import os
+        import subprocess
+        import numpy as np
+        import pyray_ser
+        from pyray_ser.exceptions import ObjectStoreFullError
+
+        MB = 1 << 20
+        def noise(i, n=4 * MB):
+            return np.random.default_rng(i).integers(0, 256, n, "u1")
+        memory, disk = {str(tmp_path / "memory")!r}, {str(tmp_path / "disk")!r}
+        os.mkdir(memory), os.mkdir(disk)
+        # A file system that nobody takes for memory, and that is small: an overlay over a small one.
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=22m,mode=700", "tmpfs", memory], check=True)
+        for name in ("lower", "upper", "work"):
+            os.mkdir(f"{{memory}}/{{name}}")
+        options = ",".join(f"{{name}}dir={{memory}}/{{name}}" for name in ("lower", "upper", "work"))
+        subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", disk], check=True)
+        store = pyray_ser.init(capacity=24 * MB, spill_dir=disk, **{form!r})
+        refs, refused = [], 0
+        for i in range(20):
+            try:
+                refs.append(pyray_ser.put(noise(len(refs))))
+            except ObjectStoreFullError as error:
+                assert "No space left" in str(error) and "spill directory" in str(error), error
+                refused += 1
+        assert len(refs) >= 8 and refused > 5, (len(refs), refused)
+        for size in (40 * MB, 3 * MB, 100_000, 1000):
+            try:
+                refs.append(pyray_ser.put(noise(len(refs), size)))
+            except ObjectStoreFullError:
+                refused += 1
+            else:
+                assert size < 40 * MB
+        store.check()
+        for i, ref in enumerate(refs):
+            value = pyray_ser.get(ref)
+            assert (value == noise(i, len(value))).all()
+        # Room again: on the disk, then in the store.
+        spilled = [i for i, record in enumerate(pyray_ser.objects()) if record["spilled"]]
+        assert spilled and pyray_ser._store.check_spilled(store) == (len(spilled), [])
+        value = None
+        del refs[:6], ref
+        refs = [pyray_ser.put(noise(50 + i)) for i in range(3)]
+        assert all((pyray_ser.get(ref) == noise(50 + i)).all() for i, ref in enumerate(refs))
+        store.check()
+    """
+    process = start(script, *NAMESPACE, stderr=subprocess.PIPE)
+    _, errors = process.communicate(timeout=90)
+    assert process.returncode == 0, errors
+
+
 @pytest.fixture
 def memory_limit():
     """A cgroup of 400 MiB; the file to which a process writes its pid to join."""
@@ -195,61 +250,6 @@ def test_no_address_space():
     assert run(body) == "0 0"
 
 
-def test_no_memory_inside_a_put():
-    """An allocation that fails anywhere inside put or get leaves neither object nor draft nor reference behind."""
-    body = """
-        import numpy as np
-        import _testcapi
-        import pyray_ser
-        from pyray_ser import _store
-
-        pyray_ser.init(capacity=64 << 20)
-        array = np.arange(100.0)
-        values = [5, 1.5, "text", b"x" * 1000, array, array[::2], {"a": [array, (1, 2), "t" * 50]}, [array] * 20]
-        refs = [pyray_ser.put(value) for value in values]
-        for ref in refs:
-            pyray_ser.get(ref)
-        def attempt(call, argument, after):
-            _testcapi.set_nomemory(after, after + 1)
-            try:
-                result = call(argument)
-            except MemoryError:
-                return True
-            finally:
-                _testcapi.remove_mem_hooks()
-            return False
-        failures = 0
-        for call, arguments in ((pyray_ser.put, values), (pyray_ser.get, refs)):
-            for argument in arguments:
-                for after in range(60):
-                    failures += attempt(call, argument, after)
-        arrived = []  # a message that was made is loaded; one that was not must hold nothing
-        for after in range(12):
-            failures += attempt(lambda ref: arrived.append(type(ref).from_message(ref.to_message())), refs[0], after)
-        stats = pyray_ser.stats()
-        assert stats["objects"] == len(refs) and stats["unsealed"] == 0 and stats["in_flight"] == 0, stats
-        _store.default().check()
-        assert pyray_ser.get(refs[:4]) == values[:4] and (pyray_ser.get(refs[5]) == values[5]).all()
-        print(failures)
-    """
-    pytest.importorskip("_testcapi", reason="a build of Python without its test modules")
-    assert int(run(body)) > 20
-
-
-def test_no_descriptor():
-    """Opening a store, and finding another process's, with the table of descriptors full."""
-    body = """
-        import os, resource
-        import pyray_ser
-        from pyray_ser import exceptions
-
-        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-        pyray_ser.put(1), pyray_ser.shutdown()
-        taken = []
-        try:
-            while True:
-                taken.append(os.dup(0))
-        except OSError:
 def test_a_default_capacity_shrinks_until_it_fits():
     """Under a limit of the address space, or of the size of files, a store whose capacity nobody gave is smaller, and says so."""
     body = """
@@ -328,6 +328,61 @@ def test_a_limit_of_the_size_of_files():
     assert run(body) == "True 0"
 
 
+def test_no_memory_inside_a_put():
+    """An allocation that fails anywhere inside put or get leaves neither object nor draft nor reference behind."""
+    body = """
+        import numpy as np
+        import _testcapi
+        import pyray_ser
+        from pyray_ser import _store
+
+        pyray_ser.init(capacity=64 << 20)
+        array = np.arange(100.0)
+        values = [5, 1.5, "text", b"x" * 1000, array, array[::2], {"a": [array, (1, 2), "t" * 50]}, [array] * 20]
+        refs = [pyray_ser.put(value) for value in values]
+        for ref in refs:
+            pyray_ser.get(ref)
+        def attempt(call, argument, after):
+            _testcapi.set_nomemory(after, after + 1)
+            try:
+                result = call(argument)
+            except MemoryError:
+                return True
+            finally:
+                _testcapi.remove_mem_hooks()
+            return False
+        failures = 0
+        for call, arguments in ((pyray_ser.put, values), (pyray_ser.get, refs)):
+            for argument in arguments:
+                for after in range(60):
+                    failures += attempt(call, argument, after)
+        arrived = []  # a message that was made is loaded; one that was not must hold nothing
+        for after in range(12):
+            failures += attempt(lambda ref: arrived.append(type(ref).from_message(ref.to_message())), refs[0], after)
+        stats = pyray_ser.stats()
+        assert stats["objects"] == len(refs) and stats["unsealed"] == 0 and stats["in_flight"] == 0, stats
+        _store.default().check()
+        assert pyray_ser.get(refs[:4]) == values[:4] and (pyray_ser.get(refs[5]) == values[5]).all()
+        print(failures)
+    """
+    pytest.importorskip("_testcapi", reason="a build of Python without its test modules")
+    assert int(run(body)) > 20
+
+
+def test_no_descriptor():
+    """Opening a store, and finding another process's, with the table of descriptors full."""
+    body = """
+        import os, resource
+        import pyray_ser
+        from pyray_ser import exceptions
+
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        pyray_ser.put(1), pyray_ser.shutdown()
+        taken = []
+        try:
+            while True:
+                taken.append(os.dup(0))
+        except OSError:
             pass
         said = []
         for _ in range(10):

@@ -105,11 +105,16 @@ cdef object named_object(Store store, const prs_buffer_entry *entry, bint writab
     pin.id.slot = entry.slot
     pin.id.generation = entry.generation
     status = prs_pin(store.handle, &pin.id, &pin.view)
-    while status == PRS_E_AGAIN:  # sealed long ago: somebody spills it just now
-        handle = begin(store)
-        with nogil:
-            status = prs_wait(handle, &pin.id, -1)
-        end(store)
+    while status == PRS_E_AGAIN or status == PRS_E_SPILLED:
+        if status == PRS_E_SPILLED:
+            status = restore(store, &pin.id, &pin.view, ref)
+            if status == PRS_OK:
+                break
+        else:  # sealed long ago: somebody spills it just now
+            handle = begin(store)
+            with nogil:
+                status = prs_wait(handle, &pin.id, -1)
+            end(store)
         PyErr_CheckSignals()
         store.check_open()
         status = prs_pin(store.handle, &pin.id, &pin.view)

@@ -27,6 +27,13 @@ cdef Pin pin_by(ObjectRef ref, int64_t deadline, object timeout):
         if status == PRS_E_CLOSED:
             revive(store)
             continue
+        if status == PRS_E_SPILLED:
+            pin = Pin.__new__(Pin)
+            status = restore(store, &ref.id, &pin.view, ref)
+            if status == PRS_OK:
+                pin.handle = ref.handle
+                pin.id = ref.id
+                return pin
         if status != PRS_E_AGAIN:
             fail(status, NULL, store, ref)
         left = -1

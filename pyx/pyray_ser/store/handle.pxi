@@ -113,6 +113,19 @@ cdef class Store:
         return directory.decode("utf-8", "surrogateescape") or None
 
     @property
+    def spill_compress(self):
+        """str or None : how spilled objects are compressed."""
+        self.check_open()
+        cdef uint32_t flags = prs_spill_form(self.handle)
+        return "lz4" if flags & PRS_OPEN_SPILL_LZ4 else "zstd" if flags & PRS_OPEN_SPILL_ZSTD else None
+
+    @property
+    def spill_checksum(self):
+        """bool : whether spilled objects carry a digest."""
+        self.check_open()
+        return bool(prs_spill_form(self.handle) & PRS_OPEN_SPILL_DIGEST)
+
+    @property
     def orphaned(self):
         """Whether a fork left this process without a client slot in it."""
         return self.handle is not NULL and prs_is_orphan(self.handle)
@@ -291,6 +304,7 @@ cdef class Store:
         cdef int status
         cdef prs_store *handle
         cdef int64_t nap = 1000000
+        cdef int rounds = 0
         while True:
             self.check_open()
             error.code = 0
@@ -306,6 +320,10 @@ cdef class Store:
             if status == PRS_E_CLOSED:
                 revive(self)
                 continue
+            if status == PRS_E_FULL and rounds < 64 and prs_spill_form(self.handle):
+                rounds += 1
+                if make_room(self, size):
+                    continue
             if status not in (PRS_E_FULL, PRS_E_BACKING, PRS_E_OBJECTS) or deadline == 0 or prx_now() >= deadline:
                 fail(status, &error, self)
             with nogil:

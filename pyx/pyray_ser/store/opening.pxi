@@ -103,6 +103,11 @@ cdef object _open(int how, path, int32_t pid, int fd, uint64_t ident, uint64_t c
         _log.warning(
             "limits of this process (ulimit -v, ulimit -f) leave no room for a store of %d bytes: it has %d; "
             "give a capacity to choose, or raise them", prs_shrunk_from(handle), prs_capacity(handle))
+    try:
+        form_of(store)  # a package that is missing is to be known now, not when the store is full
+    except BaseException:
+        store.close()
+        raise
     return store
 
 

@@ -104,6 +104,8 @@ cdef class ObjectRef:
         cdef int status = prs_pin(self.handle, &self.id, &view)
         if status == PRS_E_AGAIN:
             return None
+        if status == PRS_E_SPILLED:  # the size is known without reading it back
+            return view.size
         if status != PRS_OK:
             fail(status, NULL, self.store, self)
         prs_unpin(self.handle, &self.id)

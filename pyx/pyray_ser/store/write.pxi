@@ -40,6 +40,12 @@ cdef inline ObjectRef seal_or_abort(Store store, prs_draft *draft):
         raise
     if store.handle is NULL:  # closed by another thread during the copy: the draft went with it
         store.check_open()
+    if draft.dst is NULL and prs_draft_in_file(store.handle, draft):
+        try:
+            finish_file(store, draft)
+        except BaseException:
+            store.abort(draft, False)
+            raise
     status = prs_seal(store.handle, draft, &error)
     if status != PRS_OK:
         prs_abort(store.handle, draft, False)

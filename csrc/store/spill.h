@@ -1,0 +1,13 @@
+/* spill.h - what the two files about spilling share. */
+#ifndef PRS_SPILL_H
+#define PRS_SPILL_H
+
+#include "store.h"
+
+int prs_spill_open_file(prs_store *s, uint32_t slot, uint64_t serial, bool create);
+/* The error of a write to the spill directory: a full disk is a full store. */
+int prs_spill_disk(prs_store *s, int rc, uint64_t want, prs_error *error);
+/* All bytes are in the file: hand the object over to it. */
+int prs_spill_commit(prs_store *s, prs_spill_job *job, prs_error *error);
+
+#endif

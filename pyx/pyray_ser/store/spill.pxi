@@ -1,0 +1,244 @@
+# Spill files that this process writes and reads: compressed, or with a digest. What goes into them is a matter of
+# `pyray_ser.spilling`; which objects, which files, and what if somebody dies, of the engine.
+#
+# No lock of the engine is held here. Garbage may be collected between two pieces, and a finalizer may ask for the object that
+# is just being written: the engine gives it to this thread, and the spill comes to nothing.
+
+cdef enum:
+    SPILL_PIECE = 1 << 20             # bytes compressed at a time
+    SPILL_FRAME = SPILL_PIECE + SPILL_PIECE // 64 + 4096
+
+
+cdef object form_of(Store store):
+    """How this store's spill files are written; None if the engine does that alone."""
+    if store.spill_form is None:
+        flags = prs_spill_form(store.handle)
+        if not flags:
+            return None
+        from pyray_ser.spilling import Form
+
+        store.spill_form = Form(flags)
+    return store.spill_form
+
+
+cdef bint make_room(Store store, uint64_t size) except -1:
+    """Move objects to files until `size` bytes may fit; whether it is worth another try."""
+    cdef prs_oid[PRS_SPILL_VICTIMS] victims
+    cdef prs_error error
+    cdef int n, i, turn
+    cdef bint progress = False
+    cdef prs_store *handle
+    if size > prs_capacity(store.handle) or not prs_spill_directory(store.handle)[0]:
+        return False
+    form = form_of(store)
+    if form is None:
+        return False
+    handle = begin(store)
+    try:
+        for turn in range(PRS_SPILL_ROUNDS):
+            error.code = 0
+            with nogil:
+                n = prs_spill_choose(handle, size, turn, victims, &error)
+            if n < 0:
+                fail(n, &error, store)
+            for i in range(n):
+                progress |= spill_one(store, handle, &victims[i], form)
+            if progress:
+                return True
+        return False
+    finally:
+        end(store)
+
+
+cdef bint spill_one(Store store, prs_store *handle, const prs_oid *victim, form) except -1:
+    cdef prs_spill_job job
+    cdef prs_error error
+    cdef uint64_t digest
+    cdef int codec = form.codec, algorithm = form.algorithm
+    cdef int status
+    error.code = 0
+    status = prs_spill_begin(handle, victim, &job, &error)
+    if status == PRS_E_AGAIN:
+        return False
+    if status != PRS_OK:
+        fail(status, &error, store)
+    try:
+        digest = write_pieces(store, handle, &job, form, codec)
+    except BaseException:
+        prs_spill_cancel(handle, &job)
+        raise
+    with nogil:
+        status = prs_spill_finish(handle, &job, codec, algorithm, digest, &error)
+    if status == PRS_E_AGAIN:
+        return False
+    if status != PRS_OK:
+        fail(status, &error, store)
+    return True
+
+
+cdef uint64_t write_pieces(Store store, prs_store *handle, prs_spill_job *job, form, int codec) except? 0:
+    """Write what the file holds; the digest of the object, if there shall be one."""
+    cdef prs_error error
+    cdef uint64_t at = 0
+    cdef size_t n
+    cdef uint32_t length
+    cdef int status = PRS_OK
+    cdef const char *frame_bytes
+    error.code = 0
+    digest = form.digest_of(bytes_at(job.data, job.size)) if form.algorithm else 0
+    if codec == PRS_SPILL_RAW:
+        with nogil:
+            status = prs_spill_append(handle, job, job.data, job.size, &error)
+    else:
+        compress = form.compressor()
+        while status == PRS_OK and at < job.size:
+            n = min(SPILL_PIECE, job.size - at)
+            frame = compress(bytes_at(job.data + at, n))
+            if not PyBytes_CheckExact(frame) or PyBytes_GET_SIZE(frame) > SPILL_FRAME:
+                raise RuntimeError("the compressor returned something unexpected")
+            length = <uint32_t>PyBytes_GET_SIZE(frame)
+            frame_bytes = PyBytes_AS_STRING(frame)
+            with nogil:
+                status = prs_spill_append(handle, job, &length, sizeof(length), &error)
+                if status == PRS_OK:
+                    status = prs_spill_append(handle, job, frame_bytes, length, &error)
+            at += n
+    if status != PRS_OK:
+        fail(status, &error, store)
+    return digest
+
+
+cdef object bytes_at(const void *data, uint64_t size):
+    return PyMemoryView_FromMemory(<char *>data, size, PyBUF_READ)
+
+
+cdef int finish_file(Store store, prs_draft *draft) except -1:
+    """Before the seal of an object that was made in its file: what the file must say about it."""
+    cdef const uint8_t *data
+    cdef prs_error error
+    cdef int status, algorithm
+    cdef uint64_t digest = 0
+    form = form_of(store)
+    if form is None:
+        return 0
+    error.code = 0
+    algorithm = form.algorithm
+    if algorithm:
+        status = prs_draft_map(store.handle, draft, &data, &error)
+        if status != PRS_OK:
+            fail(status, &error, store)
+        try:
+            digest = form.digest_of(bytes_at(data, draft.size))
+        finally:
+            prs_draft_unmap(data, draft.size)
+    store.check_open()
+    status = prs_draft_finish(store.handle, draft, algorithm, digest, &error)
+    if status != PRS_OK:
+        fail(status, &error, store)
+    return 0
+
+
+cdef int restore(Store store, const prs_oid *id, prs_view *view, ObjectRef ref) except 1:
+    """PRS_OK: pinned, with its bytes checked; PRS_E_AGAIN: look again. Raises what is wrong with its file."""
+    cdef prs_restore job
+    cdef prs_error error
+    cdef int status
+    cdef prs_store *handle
+    form = form_of(store)
+    error.code = 0
+    handle = begin(store)
+    try:
+        status = prs_restore_begin(handle, id, &job, &error)
+        if status == PRS_E_EXISTS or status == PRS_E_AGAIN:
+            return PRS_E_AGAIN
+        if status != PRS_OK:
+            fail(status, &error, store, ref)
+        try:
+            reason = read_back(form, &job)
+            if reason is not None:
+                from pyray_ser.exceptions import CorruptObjectError
+
+                raise CorruptObjectError(ref=None if ref is None else repr(ref), reason=reason)
+        except BaseException:
+            prs_restore_cancel(handle, &job)
+            raise
+        status = prs_restore_end(handle, &job, view)
+        if status != PRS_OK:
+            fail(status, NULL, store, ref)
+        return PRS_OK
+    finally:
+        end(store)
+
+
+cdef object read_back(form, prs_restore *job):
+    """Fill in what was compressed and compare the digest; None, or what is wrong."""
+    cdef uint64_t at = 0, done = 0, size = job.trailer.size
+    cdef uint32_t length
+    cdef size_t want
+    cdef int status
+    cdef bytearray frame
+    cdef uint8_t *room
+    if job.trailer.codec != PRS_SPILL_RAW:
+        expand = form.expander()
+        frame = bytearray(SPILL_FRAME)
+        room = frame
+        while done < size:
+            status = prs_restore_read(job, at, &length, sizeof(length))
+            if status == PRS_OK and length > SPILL_FRAME:
+                return "a piece of its spill file is longer than any can be"
+            if status == PRS_OK:
+                at += sizeof(length)
+                with nogil:
+                    status = prs_restore_read(job, at, room, length)
+            if status == PRS_E_CORRUPT:
+                return "its spill file ends in the middle"
+            if status != PRS_OK:
+                fail(status, NULL)
+            at += length
+            want = min(SPILL_PIECE, size - done)
+            piece = expand(memoryview(frame)[:length], want)
+            if piece is None or not PyBytes_CheckExact(piece) or PyBytes_GET_SIZE(piece) != <Py_ssize_t>want:
+                return "a piece of its spill file cannot be decompressed"
+            memcpy(job.at + done, PyBytes_AS_STRING(piece), want)
+            done += want
+        if at != job.trailer.stored:
+            return "its spill file is longer than its contents"
+    if job.trailer.algorithm and form.digest_of(bytes_at(job.at, size)) != job.trailer.digest:
+        return "its bytes in the spill file are not those that were written: their digest differs"
+    return None
+
+
+def check_spilled(Store store):
+    """
+    Read every spilled object of `store` and see whether its file holds what was written.
+
+    Returns
+    -------
+    tuple of (int, list of dict)
+        How many were read; and of those that are lost or damaged the ``id``, ``name``, ``size`` and ``error``.
+    """
+    cdef ObjectRef ref
+    cdef bytes identity
+    cdef prs_oid id
+    cdef int64_t deadline = prx_now() + 10 * <int64_t>1000000000
+    cdef list damaged = []
+    cdef int n = 0
+    cdef prs_header header
+    cdef Pin pin
+    for record in store.records():
+        if not record["spilled"] or record["freed"]:
+            continue
+        identity = bytes.fromhex(record["id"])
+        memcpy(&id, PyBytes_AS_STRING(identity), sizeof(id))
+        ref = new_ref(store, NULL, &id)
+        n += 1
+        try:
+            pin = pin_by(ref, deadline, 10)
+            check_header(pin.view.data, pin.view.size, pin.view.size, &header, ref)
+        except Exception as error:
+            if ref.state != "sealed":  # let go of meanwhile
+                n -= 1
+                continue
+            damaged.append({"id": record["id"], "name": record["name"], "size": record["size"],
+                            "error": f"{type(error).__name__}: {error}"})
+    return n, damaged

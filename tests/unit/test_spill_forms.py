@@ -1,0 +1,447 @@
+"""Spill files with a digest, and compressed ones: what they hold, what damage does, and who may die in between."""
+
+import json
+
+import pytest
+from isolated import run
+
+PRELUDE = """
+    import gc, os, subprocess, sys, tempfile, threading
+    import numpy as np, pyray_ser
+    from pyray_ser.exceptions import *
+
+    MB = 1 << 20
+    folder = tempfile.TemporaryDirectory(prefix="pyray_ser-spill-", dir=os.environ.get("PYRAY_SER_TEST_DISK", "/var/tmp"))
+    spill_dir = os.path.join(folder.name, "spill")
+
+    def files():
+        return sorted(os.path.join(where, name) for where, _, names in os.walk(spill_dir) for name in names if name != "lock")
+
+    def file_of(ref):
+        return next((path for path in files() if path.endswith(f"-{ref.serial:016x}")), None)
+
+    def block(i, n=4 * MB):
+        return np.full(n // 8, i, "i8")
+
+    def noise(i, n=4 * MB):
+        return np.random.default_rng(i).integers(0, 256, n, "u1")
+
+    def right(refs, make=block):
+        for i, ref in enumerate(refs):
+            assert np.array_equal(pyray_ser.get(ref), make(i)), i
+
+    def tool(*words):
+        done = subprocess.run([sys.executable, "-P", "-m", "pyray_ser", *words], capture_output=True, text=True)
+        return done.returncode, done.stdout
+"""
+
+CHECKED = {"spill_checksum": True}
+LZ4 = {"spill_compress": "lz4"}
+ZSTD = {"spill_compress": "zstd"}
+BOTH = {"spill_compress": "zstd", "spill_checksum": True}
+FORMS = [
+    pytest.param(CHECKED, id="checked"),
+    pytest.param(LZ4, id="lz4"),
+    pytest.param(ZSTD, id="zstd"),
+    pytest.param(BOTH, id="zstd-checked"),
+]
+
+
+def in_store(script: str, capacity: int, name=None, **options) -> str:
+    keywords = {"name": name, "capacity": capacity << 20, **options}
+    text = ", ".join(f"{key}={value!r}" for key, value in keywords.items())
+    return run(PRELUDE + f"    store = pyray_ser.init(spill_dir=spill_dir, {text})\n" + script, timeout=280)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_was_spilled_comes_back(form):
+    script = """
+    refs = [pyray_ser.put(block(i)) for i in range(20)]
+    loud = [pyray_ser.put(noise(i)) for i in range(6)]
+    values = [b"x" * (2 * MB), {"a": block(3), "b": [1, "two"]}, "text" * MB, [block(i, MB) for i in range(3)], bytearray(3 * MB)]
+    kinds = [pyray_ser.put(value) for value in values]
+    inner = pyray_ser.put(block(9))
+    outer = pyray_ser.put([inner, pyray_ser.get(inner)[MB // 8:]])
+    del inner
+    pyray_ser.put(block(77), name="weights")
+    more = [pyray_ser.put(block(i)) for i in range(12)]
+    small = [pyray_ser.put(bytes([i]) * 5000) for i in range(4000)]
+    stats = pyray_ser.stats()
+    assert stats["spilled"] > 25 and stats["spilled_bytes"] > 80 * MB, stats
+    for i in np.random.default_rng(7).integers(0, 20, 100):
+        value = pyray_ser.get(refs[i])
+        assert value[0] == value[-1] == value[12345] == i and not value.flags.writeable
+    right(refs), right(loud, noise), right(more)
+    for ref, value in zip(kinds, values):
+        assert repr(pyray_ser.get(ref)) == repr(value)
+    assert all(pyray_ser.get(ref) == bytes([i % 256]) * 5000 for i, ref in enumerate(small[:256]))
+    ref, view = pyray_ser.get(outer)
+    assert (pyray_ser.get(ref) == 9).all() and (view == 9).all() and len(view) == 3 * MB // 8
+    assert (pyray_ser.get_by_name("weights") == 77).all()
+    private = pyray_ser.get(refs[0], mmap_mode="c")
+    private += 1
+    assert (private == 1).all() and (pyray_ser.get(refs[0]) == 0).all()
+    assert all(ref.size > 4 * MB for ref in refs)
+    squeezed = os.path.getsize(file_of(refs[0])) < MB // 2
+    assert squeezed == (store.spill_compress is not None)
+    assert all(os.stat(path).st_mode & 0o777 == 0o400 for path in files())
+    assert pyray_ser._store.check_spilled(store)[1] == []
+    store.check()
+    pyray_ser.free(pyray_ser.names()["weights"])
+    del refs, loud, kinds, outer, more, small, ref, view, value, private
+    gc.collect()
+    stats = pyray_ser.stats()
+    assert stats["objects"] == stats["spilled"] == 0 and not files(), (stats, files())
+    pyray_ser.shutdown()
+    print(os.listdir(spill_dir))
+    """
+    assert in_store(script.replace("bytes([i])", "bytes([i % 256])"), 24, **form) == "[]"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_object_larger_than_the_store(form):
+    script = """
+    value = np.arange(60 * MB // 8)
+    ref = pyray_ser.put(value)
+    assert (pyray_ser.get(ref) == value).all()
+    pyray_ser.get(ref, mmap_mode="c")[0] = 5
+    assert pyray_ser.get(ref)[0] == 0
+    strided = pyray_ser.put(value[::2])
+    assert (pyray_ser.get(strided) == value[::2]).all()
+    path = file_of(ref)
+    assert os.path.getsize(path) == ref.size + 64
+    os.chmod(path, 0o600)
+    with open(path, "r+b") as file:
+        file.seek(40 * MB)
+        file.write(b"?")
+    try:
+        damaged = (pyray_ser.get(ref) != value).sum()
+    except CorruptObjectError as error:
+        print("digest" in str(error))
+    else:
+        print(damaged)
+    store.check()
+    """
+    # What is made in its file is not compressed: without a digest, nobody notices one byte.
+    assert in_store(script, 24, **form) == ("True" if "spill_checksum" in form else "1")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_damage_is_an_error_of_that_object_alone(form):
+    script = """
+    refs = [pyray_ser.put(noise(i)) for i in range(24)]
+    spilled = [ref for ref in refs if file_of(ref)]
+    assert len(spilled) > 12
+    missing, cut, empty, byte, head, tail, longer, other, alike = spilled[:9]
+
+    def change(ref, at, new):
+        path = file_of(ref)
+        os.chmod(path, 0o600)
+        with open(path, "r+b") as file:
+            file.seek(at if at >= 0 else os.path.getsize(path) + at)
+            old = file.read(len(new))
+            file.seek(-len(old), 1)
+            file.write(bytes(a ^ b for a, b in zip(old, new)))
+
+    os.unlink(file_of(missing))
+    for ref, length in (cut, 3 * MB), (empty, 0):
+        os.chmod(file_of(ref), 0o600)
+        os.truncate(file_of(ref), length)
+    change(byte, 2 * MB, b"\\x10")
+    change(head, 0, b"\\x01\\x02\\x04\\x08")
+    change(tail, -64 + 40, b"\\x80")
+    os.chmod(file_of(longer), 0o600)
+    with open(file_of(longer), "ab") as file:
+        file.write(b"more")
+    with open(file_of(alike), "rb") as file:
+        whole = file.read()
+    os.unlink(file_of(other)) if False else os.chmod(file_of(other), 0o600)
+    with open(file_of(other), "wb") as file:
+        file.write(whole)
+
+    bad = {}
+    for i, ref in enumerate(refs):
+        try:
+            assert (pyray_ser.get(ref) == noise(i)).all()
+        except (ObjectLostError, CorruptObjectError) as error:
+            assert "file" in str(error), error
+            bad[ref] = type(error).__name__
+    expected = {missing: "ObjectLostError", **dict.fromkeys((cut, empty, byte, head, tail, longer, other), "CorruptObjectError")}
+    if not store.spill_checksum:
+        expected.pop(tail)  # the digest's place in the trailer, which has none
+    assert bad == expected, (bad, expected)
+    count, damaged = pyray_ser._store.check_spilled(store)
+    assert count == len(spilled) and {record["id"] for record in damaged} == {ref.hex() for ref in bad}
+    store.check()
+    # An object that refers to a damaged one is damaged with it, and no other.
+    print(tool("check", "--spill", str(os.getpid()))[0])
+    """
+    assert in_store(script, 24, **form) == "1"
+
+
+def test_every_changed_byte_of_a_trailer_and_of_a_frame_is_noticed():
+    script = """
+    pyray_ser.put(b"0")
+    refs = [pyray_ser.put(b"some text, again and again. " * 200) for i in range(4)]
+    refs += [pyray_ser.put(noise(i)) for i in range(8)]
+    ref = refs[0]
+    path = file_of(ref)
+    assert path, files()
+    os.chmod(path, 0o600)
+    with open(path, "rb") as file:
+        good = file.read()
+    value = b"some text, again and again. " * 200
+    noticed = 0
+    for at in range(len(good)):
+        with open(path, "r+b") as file:
+            file.write(good[:at] + bytes([good[at] ^ 0x55]) + good[at + 1:])
+        try:
+            # A byte that means nothing to the decompressor may change: the contents may not.
+            assert pyray_ser.get(ref) == value
+        except CorruptObjectError:
+            noticed += 1
+    with open(path, "r+b") as file:
+        file.write(good)
+    assert pyray_ser.get(ref) == value
+    store.check()
+    print(len(good) - noticed < 8, noticed > 100)
+    """
+    assert in_store(script, 16, **BOTH) == "True True"
+
+
+def test_check_tells_of_living_and_of_dead_stores():
+    name = "/dev/shm/pyray_ser-test-spill-check"
+    script = f"""
+    code = '''if 1:
+        import os, sys, pyray_ser, numpy as np
+        pyray_ser.init(name={name!r}, capacity=16 << 20, spill_dir=sys.argv[1], spill_compress="zstd", spill_checksum=True)
+        refs = [pyray_ser.put(np.full(1 << 19, i)) for i in range(8)]
+        print(*(ref.serial for ref in refs), flush=True)
+        input()
+        os.kill(os.getpid(), 9)'''
+    child = subprocess.Popen([sys.executable, "-P", "-c", code, spill_dir], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    serials = child.stdout.readline().split()
+    print(*tool("check", "--spill", {name!r}), end="")
+    first, second = files()[:2]
+    os.chmod(first, 0o600)
+    with open(first, "r+b") as file:
+        file.seek(200)
+        file.write(b"????")
+    print(tool("check", "--spill", "--json", {name!r})[1])
+    child.communicate("go")
+    os.unlink(second)
+    print(tool("check", "--spill", "--json", {name!r})[1])
+    code, text = tool("check", {name!r})
+    print(code, text, end="")
+    os.unlink({name!r})
+    """
+    lines = run(PRELUDE + script)
+    first, rest = lines.split("\n", 1)
+    assert first.startswith("0 ") and "ok" in first and "spilled objects read back" in first, first
+    decoder = json.JSONDecoder()
+    living, end = decoder.raw_decode(rest)
+    dead, more = decoder.raw_decode(rest[end:].lstrip())
+    [living], [dead] = living["stores"], dead["stores"]
+    assert living["ok"] is False and living["used"] and len(living["damaged"]) == 1, living
+    assert "CorruptObjectError" in living["damaged"][0]["error"]
+    assert dead["ok"] is False and not dead["used"] and len(dead["damaged"]) == 2, dead
+    assert living["spilled"] == dead["spilled"] > 3
+    assert rest[end:].lstrip()[more:].strip().startswith("0 ")
+
+
+@pytest.mark.parametrize("point", ["spill_marked", "spill_created", "spill_written", "spill_committed", "spill_extent"])
+@pytest.mark.parametrize("form", [pytest.param(CHECKED, id="checked"), pytest.param(BOTH, id="zstd-checked")])
+def test_killed_at_a_step_of_the_protocol(debug_build, monkeypatch, point, form):
+    monkeypatch.setenv("PYTHONPATH", debug_build)
+    script = f"""
+    from pyray_ser import _store
+    refs = [pyray_ser.put(block(i)) for i in range(3)]
+    pid = os.fork()
+    if pid == 0:
+        assert _store.failpoint("{point}", 1)
+        more = [pyray_ser.put(block(i)) for i in range(8)]
+        os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 9
+    store.look()
+    store.check()
+    refs += [pyray_ser.put(block(i)) for i in range(3, 12)]
+    right(refs)
+    store.check()
+    del refs
+    gc.collect()
+    print(files())
+    """
+    assert in_store(script, 24, **form) == "[]"
+
+
+@pytest.mark.parametrize("form", [pytest.param(LZ4, id="lz4"), pytest.param(ZSTD, id="zstd")])
+def test_killed_in_the_middle_of_a_file(form):
+    script = """
+    from pyray_ser.spilling import Form
+    refs = [pyray_ser.put(noise(i)) for i in range(3)]
+    pid = os.fork()
+    if pid == 0:
+        make, calls = Form.compressor, []
+        def compressor(self):
+            compress = make(self)
+            def piece(data):
+                calls.append(len(data))
+                if len(calls) == 3:
+                    os.kill(os.getpid(), 9)
+                return compress(data)
+            return piece
+        Form.compressor = compressor
+        more = [pyray_ser.put(noise(i)) for i in range(8)]
+        os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 9
+    print(len(files()))
+    store.look()
+    store.check()
+    print(len(files()))
+    refs += [pyray_ser.put(noise(i)) for i in range(3, 12)]
+    right(refs, noise)
+    store.check()
+    """
+    assert in_store(script, 24, **form) == "1\n0"
+
+
+def test_an_interrupt_in_the_middle_of_a_file_loses_nothing():
+    script = """
+    from pyray_ser.spilling import Form
+    make = Form.compressor
+    def compressor(self):
+        def piece(data):
+            raise KeyboardInterrupt
+        return piece
+    refs = [pyray_ser.put(block(i)) for i in range(3)]
+    Form.compressor = compressor
+    try:
+        for i in range(3, 12):
+            refs.append(pyray_ser.put(block(i)))
+    except KeyboardInterrupt:
+        print("interrupted", files(), {record["state"] for record in pyray_ser.objects()})
+    store.check()
+    Form.compressor = make
+    refs += [pyray_ser.put(block(i)) for i in range(len(refs), 12)]
+    right(refs)
+    store.check()
+    """
+    assert in_store(script, 24, **ZSTD) == "interrupted [] {'sealed'}"
+
+
+def test_a_finalizer_may_ask_for_the_object_that_is_being_written():
+    # Without care it would wait for its own thread for ever.
+    script = """
+    from pyray_ser.spilling import Form
+    make, seen, inside = Form.compressor, [], []
+    def compressor(self):
+        compress = make(self)
+        def piece(data):
+            states = {record["serial"]: record["state"] for record in pyray_ser.objects()}
+            for i, ref in enumerate(refs):
+                if states[ref.serial] == "spilling" and len(seen) < 4:
+                    seen.append(i)
+                    assert (pyray_ser.get(ref, timeout=20) == i).all()
+            return compress(data)
+        return piece
+    Form.compressor = compressor
+    refs = []
+    for i in range(14):
+        refs.append(pyray_ser.put(block(i)))
+    assert seen
+    right(refs)
+    store.check()
+    # Held on to, it stays where it is.
+    print(len(seen), pyray_ser.stats()["spilled"] > 5)
+    """
+    assert in_store(script, 24, **ZSTD) == "4 True"
+
+
+def test_a_store_full_of_views_is_full():
+    script = """
+    views = []
+    try:
+        while len(views) < 100:
+            views.append(pyray_ser.get(pyray_ser.put(block(len(views)))))
+    except ObjectStoreFullError:
+        print(all((view == i).all() for i, view in enumerate(views)), 3 <= len(views) < 10, files())
+    """
+    assert in_store(script, 24, **ZSTD) == "True True []"
+
+
+def test_many_threads_and_processes_read_and_spill_at_once():
+    script = """
+    import multiprocessing
+    def work(seed, refs):
+        rng, own = np.random.default_rng(seed), []
+        for _ in range(25):
+            i = int(rng.integers(len(refs)))
+            assert np.array_equal(pyray_ser.get(refs[i]), noise(i))
+            own.append(pyray_ser.put(noise(100 + seed)))
+            own = own[-3:]
+            assert np.array_equal(pyray_ser.get(own[0]), noise(100 + seed))
+    refs = [pyray_ser.put(noise(i)) for i in range(10)]
+    children = [multiprocessing.get_context("fork").Process(target=work, args=(seed, refs)) for seed in range(3)]
+    for child in children:
+        child.start()
+    failed = []
+    def guarded(seed):
+        try:
+            work(seed, refs)
+        except BaseException as error:
+            failed.append(error)
+    threads = [threading.Thread(target=guarded, args=(10 + seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for one in threads + children:
+        one.join(200)
+    assert not failed, failed
+    store.look()
+    store.check()
+    right(refs, noise)
+    print([child.exitcode for child in children])
+    """
+    assert in_store(script, 64, **BOTH) == "[0, 0, 0]"
+
+
+def test_a_package_that_is_missing_is_known_before_the_store_is_full():
+    script = """
+    sys.modules["xxhash"] = None
+    try:
+        pyray_ser.init(spill_dir=spill_dir, spill_checksum=True)
+    except ImportError as error:
+        print(error.name, "pyray_ser[spill]" in str(error), pyray_ser.is_initialized())
+    try:
+        pyray_ser.init(spill_dir=spill_dir, spill_compress="gzip")
+    except ValueError as error:
+        print(error)
+    """
+    expected = 'xxhash True False\nspill_compress must be "lz4", "zstd" or None, not \'gzip\''
+    assert run(PRELUDE + script) == expected
+
+
+def test_packages_are_imported_by_those_stores_alone():
+    script = """
+    pyray_ser.init(spill_dir=spill_dir, capacity=16 * MB)
+    refs = [pyray_ser.put(block(i)) for i in range(8)]
+    right(refs)
+    print(sorted({"xxhash", "lz4", "zstandard", "pyray_ser.spilling"} & set(sys.modules)))
+    """
+    assert run(PRELUDE + script) == "[]"
+
+
+def test_what_is_restored_is_left_out_of_core_dumps():
+    script = """
+    refs = [pyray_ser.put(noise(i)) for i in range(8)]
+    value = next(pyray_ser.get(ref) for ref in refs if file_of(ref))
+    address, found = value.__array_interface__["data"][0], None
+    with open("/proc/self/smaps") as file:
+        for line in file:
+            words = line.split()
+            if "-" in words[0] and not words[0].endswith(":"):
+                low, high = (int(part, 16) for part in words[0].split("-"))
+            elif words[0] == "VmFlags:" and low <= address < high:
+                found = "dd" in words
+    print(found)
+    """
+    assert in_store(script, 16, **ZSTD) == "True"
