@@ -47,6 +47,7 @@ help:
 ## fuzz         change pickles for FUZZ_SECONDS, guided by coverage, and compare, under the sanitizers (needs clang)
 ## ctest        the C engine alone: plain, address + undefined, thread sanitizer
 ## torture      the long runs: death after every instruction, 100,000 random kills, 10 million damaged inputs
+## mutation     bugs planted in the engine, one at a time: each must be caught (MUTATION_ARGS="--only lock.c")
 ## model        the Spin models of the engine's protocols and the errors planted in them (needs spin)
 ## asan         the tests under the address and undefined behaviour sanitizers
 ## tsan         the C tests under the thread sanitizer
@@ -292,6 +293,13 @@ torture: $(TORTURE_PROGS:%=$(BUILD)/ctest/plain/%) $(BUILD)/ctest/plain/test_eng
 	@for program in $(filter-out torture_fuzz,$(TORTURE_PROGS)); do echo "run: $$program"; PRS_TORTURE=1 $(BUILD)/ctest/plain/$$program || exit 1; done
 	@echo "run: test_engine_errors"; PRS_TORTURE=1 $(BUILD)/ctest/plain/test_engine_errors
 	@echo "run: test_engine_storm"; PRS_TEST_KILLS=100000 $(BUILD)/ctest/plain/test_engine_storm
+
+# Bugs planted in the recovery code: tests/mutation/mutants.toml.
+MUTATION_ARGS ?=
+.PHONY: mutation
+mutation: $(CTEST_PROGS:%=$(BUILD)/ctest/plain/%) $(TORTURE_PROGS:%=$(BUILD)/ctest/plain/%)
+	@CC_TEST="$(CC_TEST)" CTEST_FLAGS="$(CTEST_FLAGS)" $(PYTHON) tests/mutation/run.py \
+	  --objects $(BUILD)/ctest/plain --build $(BUILD)/mutation --jobs $(JOBS) $(MUTATION_ARGS)
 
 # Prerequisite: spin (Debian: apt-get install spin). Exits 77 when it is missing.
 .PHONY: model

@@ -306,6 +306,7 @@ void prs_links_rebuild(prs_store *s)
     a->link_bump = links;
     a->tokens = a->edges = 0;
     s->dying = PRS_NIL;
+    PRS_POINT(rebuild_counting);
     for (uint32_t i = links; i-- > 0;) {
         prs_link *l = &s->links[i];
         if (l->serial > a->link_serial)

@@ -423,7 +423,7 @@ static const struct {
     {"name_linked name_written name_cleared", names, false},
     {"window_mapped window_revoked", windows, false},
     {"take_back_taken", full, false},
-    {"lock_stolen rebuild_begun rebuild_extents rebuild_links rebuild_done", rebuild, false},
+    {"lock_stolen rebuild_begun rebuild_extents rebuild_counting rebuild_links rebuild_done", rebuild, false},
     {"reap_begun reap_bits reap_slot reap_links reap_done", reap, false},
     {"fork_claimed fork_copied", forks, false},
     {"fork_born", birth, false},

@@ -10,8 +10,9 @@
 
 enum { WORKERS = 32, PLACES = 48, MINE = 24, KEPT = 8, DYING = 32 };
 
-/* Objects handed from process to process; `state` is claimed by CAS. Who dies while BUSY leaves it so. */
-enum { EMPTY, BUSY, FULL };
+/* Objects handed from process to process; `state` is claimed by CAS. BUSY has the pid of who is at it above it: the killer
+ * clears up after who dies then, as if its message had been lost. */
+enum { EMPTY, BUSY, FULL, PID_SHIFT = 8 };
 struct place {
     prs_atomic_u32 state;
     prs_oid id;
@@ -52,7 +53,7 @@ static void step(prs_store *s, struct mine *mine, uint64_t *rng, int depth)
     uint64_t r = test_random(rng);
     struct mine *m = &mine[r % MINE];
     struct place *p = &shared->place[(r >> 8) % PLACES];
-    uint32_t full = FULL, empty = EMPTY;
+    uint32_t full = FULL, empty = EMPTY, busy = BUSY | (uint32_t)getpid() << PID_SHIFT;
     prs_error e = {0};
     int rc;
     switch ((r >> 16) % 8) {
@@ -91,7 +92,7 @@ static void step(prs_store *s, struct mine *mine, uint64_t *rng, int depth)
         m->there = m->pinned = false;
         return;
     case 4: /* hand over */
-        if (!m->there || depth || !prs_cas_acqrel(&p->state, &empty, BUSY))
+        if (!m->there || depth || !prs_cas_acqrel(&p->state, &empty, busy))
             return;
         if ((rc = prs_token_take(s, &m->id, PRS_TOKEN_ONCE, &p->token)) != PRS_OK)
             fail("token", rc, NULL);
@@ -105,7 +106,7 @@ static void step(prs_store *s, struct mine *mine, uint64_t *rng, int depth)
         m->there = m->pinned = false;
         return;
     case 5: /* receive */
-        if (m->there || !prs_cas_acqrel(&p->state, &full, BUSY))
+        if (m->there || !prs_cas_acqrel(&p->state, &full, busy))
             return;
         m->id = p->id;
         m->size = p->size;
@@ -221,13 +222,27 @@ static void tell(prs_store *s, int kills, uint64_t begun)
 static pid_t dying[DYING];
 static int dying_count;
 
+static void clear_up_after(prs_store *s, pid_t pid)
+{
+    for (int i = 0; i < PLACES; i++) {
+        struct place *p = &shared->place[i];
+        uint32_t busy = BUSY | (uint32_t)pid << PID_SHIFT;
+        if (prs_load_acquire(&p->state) == busy) {
+            prs_token_drop(s, &p->id, &p->token); /* unless it was claimed or never taken: then it names nothing */
+            p->token = (prs_token){0, 0, 0};
+            prs_cas_acqrel(&p->state, &busy, EMPTY);
+        }
+    }
+}
+
 /* Collect one process; false when none is there. `bad` counts those that ended otherwise than they should. */
-static bool collect(int flags, int *bad)
+static bool collect(prs_store *s, int flags, int *bad)
 {
     int status;
     pid_t pid = waitpid(-1, &status, flags);
     if (pid <= 0)
         return false;
+    clear_up_after(s, pid);
     bool killed = WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL, told = false;
     for (int k = 0; k < dying_count; k++)
         if (dying[k] == pid) {
@@ -265,7 +280,7 @@ TEST(killed_at_random)
         int i = (int)(test_random(&rng) % WORKERS);
         if (worker[i]) {
             while (dying_count == DYING && !bad)
-                collect(0, &bad);
+                collect(s, 0, &bad);
             kill(worker[i], SIGKILL);
             dying[dying_count++] = worker[i];
             n++;
@@ -289,7 +304,7 @@ TEST(killed_at_random)
                 break;
             }
         }
-        while (collect(WNOHANG, &bad)) /* orphaned grandchildren are ours as well */
+        while (collect(s, WNOHANG, &bad)) /* orphaned grandchildren are ours as well */
             ;
         if (test_now_ns() - said > 60000000000ull) {
             tell(s, n, begun);
@@ -304,7 +319,7 @@ TEST(killed_at_random)
         if (worker[i])
             kill(worker[i], SIGKILL);
     prs_store_release(&shared->quit, 1);
-    while (collect(0, &bad))
+    while (collect(s, 0, &bad))
         ;
     prs_look(s, 0);
     tell(s, n, begun);

@@ -1,64 +1,18 @@
 /*
- * What recovery owes in single, constructed situations: each case is one interleaving that a storm meets once in
- * thousands of deaths, or one check whose absence no random death would show.
+ * What a rebuild and a thief owe in single, constructed situations: each case is one interleaving that a storm meets once in
+ * thousands of deaths, or one check whose absence no random death would show. Who has died is test_reaping.c's subject.
  */
-#include "engine.h"
+#include "corpses.h"
+#include <sys/syscall.h>
 
-/* A child dies with the store lock in hand: whoever needs it next is its thief. */
-static void die_with_the_lock(prs_store *s)
-{
-    pid_t pid = fork();
-    if (pid == 0) {
-        child_setup(20);
-        CHECK_EQ(prs_lock(s, PRS_SECOND, NULL), PRS_OK);
-        kill(getpid(), SIGKILL);
-    }
-    int status = reap_child(pid);
-    CHECK_KILLED(status, SIGKILL);
-}
-
-static void steal(prs_store *s)
-{
-    uint64_t before = prs_load_relaxed(&s->super->stolen);
-    die_with_the_lock(s);
-    CHECK_EQ(prs_lock(s, 5 * PRS_SECOND, NULL), PRS_OK);
-    prs_unlock(s);
-    CHECK_EQ(prs_load_relaxed(&s->super->stolen), before + 1);
-}
-
-/* An object that names others. */
-static prs_oid naming(prs_store *s, const prs_oid *inner, int n, uint64_t seed)
-{
-    prs_draft d;
-    prs_error e;
-    CHECK_EQ(prs_alloc(s, 64, PRS_ALLOC_ORDERED, &d, &e), PRS_OK);
-    for (int i = 0; i < n; i++)
-        CHECK_EQ(prs_add_edge(s, &d, &inner[i], &e), PRS_OK);
-    content(d.dst, 64, seed);
-    CHECK_EQ(prs_seal(s, &d, &e), PRS_OK);
-    return d.id;
-}
-
-static void continue_child(pid_t pid)
-{
-    kill(pid, SIGCONT);
-    int status = reap_child(pid);
-    CHECK_EXITED(status);
-}
-
-static void drop(prs_store *s, prs_oid *id)
-{
-    prs_unref(s, id);
-    prs_drain(s);
-}
+/* ---- a thief and others ---------------------------------------------------------------------------------------- */
 
 /* Edges that a living client has in hand to bury are its own, whatever happened to what they held. The thief that freed their
  * records had them ended a second time, as somebody else's token by then (found by the storm: "the stack of free links is
  * broken" after 3,650 kills). */
 TEST(a_thief_leaves_the_edges_that_others_bury)
 {
-    if (SANITIZED_THREADS)
-        SKIP("nothing here for this sanitizer to see");
+    SEVERAL_PROCESSES();
     prs_store *s = store_of(16 * MIB);
     prs_oid inner[3] = {put(s, 100, 1), put(s, 100, 2), put(s, 100, 3)};
     prs_oid outer = naming(s, inner, 3, 4);
@@ -98,7 +52,7 @@ TEST(a_thief_leaves_the_edges_that_others_bury)
     for (int i = 0; i < MESSAGES; i++)
         CHECK_EQ(prs_token_take(s, &sent, PRS_TOKEN_ONCE, &token[i]), PRS_OK);
     prs_unref(s, &sent);
-    continue_child(pid);
+    goes_on(pid);
     prs_look(s, 0);
     CHECK_STORE(s);
     CHECK_EQ(stats_of(s).in_flight, MESSAGES);
@@ -118,8 +72,7 @@ TEST(a_thief_leaves_the_edges_that_others_bury)
 /* A client died with edges to bury while a stopped process has the lock: it stays known until they are somebody's. */
 TEST(edges_of_the_dead_are_not_forgotten_while_the_lock_is_taken)
 {
-    if (SANITIZED_THREADS)
-        SKIP("nothing here for this sanitizer to see");
+    SEVERAL_PROCESSES();
     prs_store *s = store_with((prs_options){.capacity = 16 * MIB, .lock_timeout = 60 * PRS_MS});
     prs_oid inner = put(s, 100, 1);
     fflush(NULL);
@@ -149,10 +102,420 @@ TEST(edges_of_the_dead_are_not_forgotten_while_the_lock_is_taken)
     prs_look(s, 0);
     uint64_t reaped = prs_load_relaxed(&s->super->reaped);
     CHECK_EQ(prs_state(s, &inner), PRS_OK); /* held by the edge that nobody could end yet */
-    continue_child(pid);
+    goes_on(pid);
     prs_look(s, 0);
     CHECK_EQ(prs_load_relaxed(&s->super->reaped), reaped + 1);
     CHECK(prs_state(s, &inner) < 0);
+    CHECK_EMPTY(s);
+    close_store(s);
+}
+
+/* ---- rebuild --------------------------------------------------------------------------------------------------- */
+
+static int populate_errors; /* while this is not 0, no page is to be had */
+
+ssize_t pwrite(int fd, const void *data, size_t n, off_t off)
+{
+    if (populate_errors) {
+        errno = ENOSPC;
+        return -1;
+    }
+    return syscall(SYS_pwrite64, fd, data, n, off);
+}
+
+int madvise(void *at, size_t len, int advice)
+{
+    if (populate_errors && advice == MADV_POPULATE_WRITE) {
+        errno = ENOMEM;
+        return -1;
+    }
+    return (int)syscall(SYS_madvise, at, len, advice);
+}
+
+static void die_splitting(prs_store *s, struct told *told)
+{
+    (void)told;
+    prs_draft d;
+    prs_error e;
+    prs_failpoint_arm("extent_split", PRS_FAIL_KILL, 1, 0);
+    (void)prs_alloc(s, 3 * MIB, 0, &d, &e);
+}
+
+/* No memory for the thief to see all tables: the lock is free again, and whoever takes it next rebuilds. */
+TEST(a_rebuild_that_fails_is_done_by_the_next_owner)
+{
+    SEVERAL_PROCESSES();
+    enum { N = 1500 };
+    static prs_oid id[N];
+    prs_store *s = store_of(16 * MIB), *t = client_of(s);
+    struct told *told = new_told();
+    prs_error e = {0};
+    for (int i = 0; i < N; i++) /* a second chunk of slots, which t has not seen */
+        id[i] = put(s, 40, (uint64_t)i);
+    CHECK(prs_load_relaxed(&t->slots_seen) < prs_load_relaxed(&s->super->published));
+    dies(s, told, die_splitting);
+    populate_errors = 1;
+    CHECK_EQ(prs_lock(t, 5 * PRS_SECOND, &e), PRS_E_BACKING);
+    populate_errors = 0;
+    CHECK(e.what[0]);
+    CHECK_EQ(s->super->arena.dirty, 1);
+    CHECK(!prs_trylock(s)); /* a destructor's: it never rebuilds */
+    CHECK_EQ(prs_check(s, &e), PRS_OK);
+    CHECK_EQ(s->super->arena.dirty, 0);
+    CHECK(prs_trylock(s));
+    prs_unlock(s);
+    for (int i = 0; i < N; i++) {
+        CHECK_EQ(verify(s, &id[i], 40, (uint64_t)i), PRS_OK);
+        prs_unref(s, &id[i]);
+    }
+    close_store(t);
+    prs_look(s, 0);
+    CHECK_EMPTY(s);
+    close_store(s);
+    munmap(told, sizeof *told);
+}
+
+TEST(overlapping_extents_are_refused_and_remembered)
+{
+    SEVERAL_PROCESSES();
+    for (int how = 0; how < 2; how++) {
+        prs_store *s = store_of(16 * MIB);
+        prs_error e = {0};
+        prs_oid a = put(s, 300000, 1), b = put(s, 300000, 2);
+        prs_slot *slot = prs_slot_at(s, b.slot);
+        uint64_t off = prs_load_relaxed(&slot->off), cap = prs_load_relaxed(&slot->cap);
+        if (how == 0)
+            prs_store_relaxed(&slot->off, prs_load_relaxed(&prs_slot_at(s, a.slot)->off));
+        else
+            prs_store_relaxed(&slot->cap, cap + prs_capacity(s));
+        CHECK_EQ(steal_with(s, &e), PRS_E_CORRUPT);
+        CHECK(e.what[0]);
+        prs_store_relaxed(&slot->off, off);
+        prs_store_relaxed(&slot->cap, cap);
+        CHECK_EQ(prs_check(s, &e), PRS_E_CORRUPT); /* who knows what was written meanwhile */
+        close_store(s);
+    }
+}
+
+static void stop_counting(prs_store *s, struct told *told)
+{
+    (void)told;
+    CHECK_EQ(prs_lock(s, PRS_SECOND, NULL), PRS_OK); /* as a thief would find it */
+    prs_failpoint_arm("rebuild_counting", PRS_FAIL_STOP, 1, 0);
+    CHECK_EQ(prs_rebuild(s, NULL), PRS_OK);
+    prs_unlock(s);
+    raise(SIGSTOP); /* who leaves tries to free everything: not yet */
+}
+
+/* Counts of links are zero for a moment: what only they hold must outlive it, and what was let go then must not outlive the
+ * sweep that follows. */
+TEST(what_was_let_go_during_a_rebuild_is_swept_and_nothing_else)
+{
+    SEVERAL_PROCESSES();
+    prs_store *s = store_of(16 * MIB);
+    struct told *told = new_told();
+    prs_oid gone = put(s, 100, 1), sent = put(s, 100, 2);
+    prs_token token;
+    CHECK_EQ(prs_token_take(s, &sent, PRS_TOKEN_ONCE, &token), PRS_OK);
+    fflush(NULL);
+    pid_t pid = fork();
+    if (pid == 0) {
+        child_setup(30);
+        prs_unref(s, &gone);
+        prs_unref(s, &sent);
+        say(&told->ready);
+        await(&told->go);
+        stop_counting(s, told);
+        prs_close(s);
+        _exit(0);
+    }
+    await(&told->ready);
+    say(&told->go);
+    int status;
+    CHECK_EQ(waitpid(pid, &status, WUNTRACED), pid);
+    CHECK(WIFSTOPPED(status));
+    prs_unref(s, &gone);
+    prs_unref(s, &sent);
+    CHECK_EQ(prs_state(s, &sent), PRS_OK);
+    kill(pid, SIGCONT);
+    CHECK_EQ(waitpid(pid, &status, WUNTRACED), pid);
+    CHECK(WIFSTOPPED(status));
+    CHECK_EQ(prs_state(s, &sent), PRS_OK);
+    prs_look(s, 0);
+    CHECK(prs_state(s, &gone) < 0);
+    goes_on(pid);
+    CHECK_EQ(prs_token_claim(s, &sent, &token), PRS_OK);
+    CHECK_EQ(verify(s, &sent, 100, 2), PRS_OK);
+    prs_unref(s, &sent);
+    CHECK_EMPTY(s);
+    close_store(s);
+    munmap(told, sizeof *told);
+}
+
+TEST(a_rebuild_keeps_tokens_names_and_edges)
+{
+    SEVERAL_PROCESSES();
+    prs_store *s = store_of(16 * MIB);
+    prs_error e;
+    prs_token once, sticky;
+    prs_oid inner[2] = {put(s, 100, 1), put(s, 100, 2)}, named = put(s, 100, 3), found;
+    prs_oid outer = naming(s, inner, 2, 4), top = naming(s, &outer, 1, 5);
+    CHECK_EQ(prs_token_take(s, &inner[0], PRS_TOKEN_ONCE, &once), PRS_OK);
+    CHECK_EQ(prs_token_take(s, &inner[0], PRS_TOKEN_STICKY, &sticky), PRS_OK);
+    CHECK_EQ(prs_name_bind(s, "kept", 4, &named, &e), PRS_OK);
+    prs_unref(s, &named);
+    prs_unref(s, &outer);
+    prs_unref(s, &inner[0]);
+    prs_unref(s, &inner[1]);
+    for (int i = 0; i < 3; i++) {
+        steal(s);
+        prs_look(s, 0);
+        CHECK_STORE(s);
+        CHECK_EQ(stats_of(s).in_flight, 2);
+        CHECK_EQ(stats_of(s).edges, 3);
+        CHECK_EQ(prs_load_relaxed(&prs_slot_at(s, inner[0].slot)->links), 3);
+        CHECK_EQ(prs_name_find(s, "kept", 4, &found), PRS_OK);
+        prs_unref(s, &found);
+    }
+    drop(s, &top);
+    prs_look(s, 0);
+    CHECK(prs_state(s, &outer) < 0 && prs_state(s, &inner[1]) < 0);
+    CHECK_EQ(prs_token_claim(s, &inner[0], &once), PRS_OK);
+    prs_unref(s, &inner[0]);
+    CHECK_EQ(prs_state(s, &inner[0]), PRS_OK);
+    prs_token_drop(s, &inner[0], &sticky);
+    CHECK(prs_state(s, &inner[0]) < 0);
+    CHECK_EQ(prs_free(s, &named, &e), PRS_OK);
+    CHECK_EMPTY(s);
+    close_store(s);
+}
+
+/* The outer object's slot is free or another's by now: its edges hang on nobody and are the thief's to bury. */
+TEST(edges_of_a_slot_that_was_retired_or_used_again_are_buried_by_the_thief)
+{
+    SEVERAL_PROCESSES();
+    prs_store *s = store_of(16 * MIB);
+    for (int how = 0; how < 3; how++) {
+        prs_oid inner = put(s, 100, 1);
+        prs_oid outer = naming(s, &inner, 1, 2), again = {0};
+        prs_slot *slot = prs_slot_at(s, outer.slot);
+        uint32_t edge = prs_load_relaxed(&slot->edges);
+        CHECK_EQ(prs_lock(s, PRS_SECOND, NULL), PRS_OK); /* as if its edges had been overlooked */
+        prs_store_relaxed(&slot->edges, PRS_NIL);
+        prs_unlock(s);
+        prs_unref(s, &outer);
+        if (how == 0) { /* in a magazine: what a rebuild hangs on it there, nobody looks for */
+            CHECK_EQ(prs_word_state(prs_load_seqcst(&slot->word)), PRS_STATE_RESERVED);
+            s->links[edge].owner_tag = prs_word_generation(prs_load_seqcst(&slot->word));
+        } else if (how == 1) {
+            prs_magazines_flush(s);
+            CHECK_EQ(prs_word_state(prs_load_seqcst(&slot->word)), PRS_STATE_FREE);
+        } else {
+            again = put_in_slot(s, outer.slot, 64, 3);
+        }
+        steal(s);
+        prs_drain(s);
+        CHECK_EQ(stats_of(s).edges, 0);
+        prs_look(s, 0); /* the one that died held it, too */
+        prs_unref(s, &inner);
+        CHECK(prs_state(s, &inner) < 0);
+        if (how == 2)
+            prs_unref(s, &again);
+        CHECK_EMPTY(s);
+    }
+    close_store(s);
+}
+
+/* ---- edges -------------------------------------------------------------------------------------------------------- */
+
+TEST(a_thief_goes_on_with_its_own_edges)
+{
+    SEVERAL_PROCESSES();
+    prs_store *s = store_of(16 * MIB);
+    prs_oid inner[3] = {put(s, 100, 1), put(s, 100, 2), put(s, 100, 3)};
+    prs_oid outer = naming(s, inner, 3, 4);
+    uint32_t torn = prs_load_relaxed(&prs_slot_at(s, outer.slot)->edges);
+    CHECK_EQ(prs_lock(s, PRS_SECOND, NULL), PRS_OK);
+    prs_link_splice(s, outer.slot);
+    s->dying = s->links[torn].next; /* adopted half way by somebody who died */
+    s->links[torn].owner = PRS_NIL;
+    prs_unlock(s);
+    steal(s);
+    prs_drain(s);
+    CHECK_EQ(stats_of(s).edges, 0);
+    prs_look(s, 0);
+    for (int i = 0; i < 3; i++) {
+        prs_unref(s, &inner[i]);
+        CHECK(prs_state(s, &inner[i]) < 0);
+    }
+    prs_unref(s, &outer);
+    CHECK_EMPTY(s);
+    close_store(s);
+}
+
+/* The object an edge held was ended for everyone and its slot is another's: the edge has no hold on that one. */
+TEST(an_edge_of_a_slot_that_was_used_again_counts_nothing)
+{
+    prs_store *s = store_of(16 * MIB);
+    prs_error e;
+    prs_oid inner = put(s, 100, 1), outer = naming(s, &inner, 1, 2);
+    CHECK_EQ(prs_free(s, &inner, &e), PRS_OK);
+    prs_unref(s, &inner);
+    prs_drain(s);
+    prs_oid sent = put_in_slot(s, inner.slot, 100, 3);
+    CHECK_EQ(prs_load_relaxed(&prs_slot_at(s, sent.slot)->links), 0);
+    prs_token token;
+    CHECK_EQ(prs_token_take(s, &sent, PRS_TOKEN_ONCE, &token), PRS_OK);
+    prs_unref(s, &sent);
+    drop(s, &outer);
+    CHECK_EQ(prs_state(s, &sent), PRS_OK);
+    CHECK_EQ(prs_token_claim(s, &sent, &token), PRS_OK);
+    CHECK_EQ(verify(s, &sent, 100, 3), PRS_OK);
+    prs_unref(s, &sent);
+    CHECK(prs_state(s, &sent) < 0);
+    CHECK_EMPTY(s);
+    close_store(s);
+}
+
+TEST(a_token_of_what_is_freed_is_refused_and_counts_nothing)
+{
+    prs_store *s = store_of(16 * MIB);
+    prs_error e;
+    prs_view v;
+    prs_token token;
+    prs_oid id = put(s, 100, 1);
+    CHECK_EQ(prs_pin(s, &id, &v), PRS_OK);
+    CHECK_EQ(prs_free(s, &id, &e), PRS_OK);
+    CHECK_EQ(prs_token_take(s, &id, PRS_TOKEN_ONCE, &token), PRS_E_FREED);
+    CHECK_EQ(prs_load_relaxed(&prs_slot_at(s, id.slot)->links), 0);
+    CHECK_EQ(stats_of(s).in_flight, 0);
+    prs_unpin(s, &id);
+    prs_unref(s, &id);
+    CHECK_EMPTY(s);
+    close_store(s);
+}
+
+/* ---- names ---------------------------------------------------------------------------------------------------------- */
+
+TEST(a_name_without_a_link_and_a_link_without_a_name_end_with_a_rebuild)
+{
+    SEVERAL_PROCESSES();
+    prs_store *s = store_of(16 * MIB);
+    prs_error e;
+    prs_oid a = put(s, 100, 1), b = put(s, 100, 2), found;
+    CHECK_EQ(prs_name_bind(s, "a", 1, &a, &e), PRS_OK);
+    CHECK_EQ(prs_name_bind(s, "b", 1, &b, &e), PRS_OK);
+    CHECK_EQ(prs_free(s, &a, &e), PRS_OK);
+    prs_unref(s, &a);
+    s->names[1].serial = 0; /* as a death between name and link leaves it */
+    CHECK_EQ(prs_load_relaxed(&prs_slot_at(s, b.slot)->links), 1);
+    steal(s);
+    CHECK_EQ(s->names[0].serial, 0);
+    CHECK_EQ(prs_load_relaxed(&prs_slot_at(s, b.slot)->links), 0);
+    CHECK_EQ(prs_name_find(s, "b", 1, &found), PRS_E_NOTFOUND);
+    prs_look(s, 0);
+    prs_unref(s, &b);
+    CHECK(prs_state(s, &b) < 0);
+    CHECK_EMPTY(s);
+    close_store(s);
+}
+
+/* A name whose object was ended, while somebody looks at it still, is bound anew: the old link must go with the old name. */
+TEST(a_name_gives_its_object_up_when_it_is_bound_anew)
+{
+    prs_store *s = store_of(16 * MIB);
+    prs_error e;
+    prs_view v;
+    prs_oid old = put(s, 100, 1), young = put(s, 100, 2);
+    CHECK_EQ(prs_name_bind(s, "n", 1, &old, &e), PRS_OK);
+    CHECK_EQ(prs_pin(s, &old, &v), PRS_OK);
+    CHECK_EQ(prs_free(s, &old, &e), PRS_OK);
+    CHECK_EQ(prs_name_bind(s, "n", 1, &young, &e), PRS_OK);
+    CHECK_EQ(prs_load_relaxed(&prs_slot_at(s, old.slot)->links), 0);
+    CHECK_EQ(prs_check(s, &e), PRS_OK);
+    int links = 0;
+    for (uint32_t i = 0; i < s->super->arena.link_bump; i++)
+        links += s->links[i].kind == PRS_LINK_NAME;
+    CHECK_EQ(links, 1);
+    prs_unpin(s, &old);
+    prs_unref(s, &old);
+    prs_unref(s, &young);
+    CHECK_EQ(prs_free(s, &young, &e), PRS_OK);
+    CHECK_EMPTY(s);
+    close_store(s);
+}
+
+/* ---- the tables and what is reserved ----------------------------------------------------------------------------------- */
+
+TEST(two_grow_the_tables_at_once)
+{
+    prs_store *s = store_of(16 * MIB);
+    prs_error e;
+    prs_oid id = put(s, 100, 1);
+    uint32_t had = prs_load_relaxed(&s->super->published);
+    CHECK_EQ(prs_slots_grow(s, had, &e), PRS_OK);
+    CHECK_EQ(prs_slots_grow(s, had, &e), PRS_OK); /* by one who had looked before the first was done */
+    CHECK_EQ(prs_load_relaxed(&s->super->published), had + PRS_SLOT_CHUNK);
+    CHECK_STORE(s);
+    uint32_t links = prs_load_relaxed(&s->super->links_published);
+    CHECK_EQ(prs_links_grow(s, links, &e), PRS_OK);
+    CHECK_EQ(prs_links_grow(s, links, &e), PRS_OK);
+    CHECK_EQ(prs_load_relaxed(&s->super->links_published), links + PRS_LINK_CHUNK);
+    prs_unref(s, &id);
+    CHECK_EMPTY(s);
+    close_store(s);
+}
+
+/* Entries of a magazine whose slots were taken back, and came back with smaller extents. */
+TEST(an_entry_that_was_taken_back_is_no_claim_any_more)
+{
+    enum { N = 64 };
+    prs_store *s = store_of(16 * MIB), *t = client_of(s);
+    prs_oid one = put(t, 1000, 1), small[N], large[N];
+    prs_unref(t, &one);
+    CHECK(prs_take_back(s) > 0);
+    CHECK_STORE(s);
+    small[0] = put(t, 40, 0); /* the others of its refill lie in the same slots as those entries say */
+    for (int i = 0; i < N; i++) {
+        large[i] = put(t, 1000, (uint64_t)i + N);
+        CHECK(prs_load_relaxed(&prs_slot_at(s, large[i].slot)->cap) >= 1000);
+    }
+    for (int i = 1; i < N; i++)
+        small[i] = put(t, 40, (uint64_t)i);
+    CHECK_STORE(s);
+    for (int i = 0; i < N; i++) {
+        CHECK_EQ(verify(t, &small[i], 40, (uint64_t)i), PRS_OK);
+        CHECK_EQ(verify(t, &large[i], 1000, (uint64_t)i + N), PRS_OK);
+        prs_unref(t, &small[i]);
+        prs_unref(t, &large[i]);
+    }
+    close_store(t);
+    CHECK_EMPTY(s);
+    close_store(s);
+}
+
+TEST(reserves_that_could_not_be_backed_are_given_back)
+{
+    if (SANITIZED)
+        SKIP("its allocator asks for memory by the same call");
+    enum { N = 400 };
+    static prs_oid id[N];
+    prs_store *s = store_of(16 * MIB);
+    prs_error e = {0};
+    int n = 0, rc = PRS_OK;
+    prs_oid first = put(s, 40, 1);
+    prs_magazines_flush(s);
+    CHECK_EQ(reserved_by(s, s->me), 0);
+    populate_errors = 1;
+    while (n < N && (rc = try_put(s, 20000, 1, &id[n], &e)) == PRS_OK) /* until pages are needed */
+        n++;
+    populate_errors = 0;
+    CHECK_EQ(rc, PRS_E_BACKING);
+    prs_magazines_flush(s);
+    CHECK_EQ(reserved_by(s, s->me), 0);
+    while (n > 0)
+        prs_unref(s, &id[--n]);
+    prs_unref(s, &first);
     CHECK_EMPTY(s);
     close_store(s);
 }

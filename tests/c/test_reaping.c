@@ -1,0 +1,653 @@
+/*
+ * Who is dead, who lives, and what passes from the one to the other: single, constructed situations of clients, reapers, locks
+ * left behind and forks.
+ */
+#include "corpses.h"
+
+/* ---- reaping ----------------------------------------------------------------------------------------------------- */
+
+static void put_and_die(prs_store *s, struct told *told)
+{
+    told->id[0] = put(s, 100, 1);
+    prs_oid dropped = put(s, 100, 2);
+    prs_unref(s, &dropped);
+    kill(getpid(), SIGKILL);
+}
+
+TEST(reserves_of_the_dead_are_found_by_a_look)
+{
+    SEVERAL_PROCESSES();
+    prs_store *s = store_of(16 * MIB);
+    struct told *told = new_told();
+    dies(s, told, put_and_die);
+    CHECK(reserved_by(s, told->client) > 0);
+    prs_look(s, 0);
+    CHECK_EQ(reserved_by(s, told->client), 0);
+    CHECK(prs_state(s, &told->id[0]) < 0);
+    CHECK_EMPTY(s);
+    close_store(s);
+    munmap(told, sizeof *told);
+}
+
+TEST(client_slots_come_back_all_in_one_look)
+{
+    SEVERAL_PROCESSES();
+    prs_store *s = store_of(16 * MIB);
+    struct told *told = new_told();
+    pid_t pid[3];
+    for (int i = 0; i < 3; i++)
+        pid[i] = child_of(s, told, put_and_die);
+    for (int i = 0; i < 3; i++) {
+        int status = reap_child(pid[i]);
+        CHECK_KILLED(status, SIGKILL);
+    }
+    prs_look(s, 0);
+    for (uint32_t i = 2; i < 6; i++)
+        CHECK_EQ(state_of_client(s, i), PRS_CLIENT_FREE);
+    prs_store *t = client_of(s);
+    CHECK_EQ(t->me, 2);
+    CHECK(prs_load_relaxed(&s->super->client_high) > t->me);
+    close_store(t);
+    CHECK_EQ(state_of_client(s, 2), PRS_CLIENT_FREE);
+    CHECK_EMPTY(s);
+    close_store(s);
+    munmap(told, sizeof *told);
+}
+
+/* More clients than one word of bits. */
+TEST(clients_beyond_the_first_word_are_reaped_like_others)
+{
+    SEVERAL_PROCESSES();
+    enum { N = 65 };
+    prs_store *s = store_of(4 * MIB), *t[N];
+    struct told *told = new_told();
+    for (int i = 0; i < N; i++)
+        t[i] = client_of(s);
+    CHECK(t[N - 1]->me >= 64);
+    prs_oid mine = put(s, 100, 7);
+    CHECK_EQ(prs_ref(t[N - 1], &mine), PRS_OK);
+    dies(t[N - 1], told, put_and_die);
+    prs_look(s, 0);
+    CHECK(prs_state(s, &told->id[0]) < 0);
+    prs_unref(s, &mine);
+    CHECK_EQ(prs_state(s, &mine), PRS_OK); /* t's */
+    prs_unref(t[N - 1], &mine);
+    CHECK(prs_state(s, &mine) < 0);
+    for (int i = 0; i < N; i++)
+        close_store(t[i]);
+    CHECK_EMPTY(s);
+    close_store(s);
+    munmap(told, sizeof *told);
+}
+
+static void stop_reaping(prs_store *s, struct told *told)
+{
+    say(&told->ready);
+    await(&told->go);
+    prs_failpoint_arm("reap_slot", PRS_FAIL_STOP, 1, 0);
+    prs_look(s, 0);
+}
+
+/* A reaper that stands still is at work; one that is dead is not. */
+TEST(a_stopped_reaper_keeps_its_work_and_a_dead_one_is_replaced)
+{
+    SEVERAL_PROCESSES();
+    prs_store *s = store_of(16 * MIB);
+    struct told *told = new_told(), *victim = new_told();
+    pid_t reaper = child_of(s, told, stop_reaping);
+    await(&told->ready);
+    dies(s, victim, put_and_die);
+    say(&told->go);
+    int status;
+    CHECK_EQ(waitpid(reaper, &status, WUNTRACED), reaper);
+    CHECK(WIFSTOPPED(status));
+    uint64_t word = prs_load_acquire(&s->clients[victim->client].state);
+    CHECK_EQ(word & 0xFF, PRS_CLIENT_REAPING);
+    CHECK_EQ(word >> 8 & 0xFFFF, told->client);
+    prs_look(s, 0);
+    CHECK_EQ(prs_load_acquire(&s->clients[victim->client].state), word);
+    is_killed(reaper);
+    prs_look(s, 0);
+    CHECK_EQ(state_of_client(s, victim->client), PRS_CLIENT_FREE);
+    CHECK(prs_state(s, &victim->id[0]) < 0);
+    CHECK_EMPTY(s);
+    close_store(s);
+    munmap(told, sizeof *told);
+    munmap(victim, sizeof *victim);
+}
+
+/* The reaper's slot has another owner by now, who knows nothing of that work. */
+TEST(a_reaper_that_dies_and_is_succeeded_is_replaced)
+{
+    SEVERAL_PROCESSES();
+    prs_store *s = store_of(16 * MIB);
+    struct told *told = new_told(), *victim = new_told();
+    pid_t reaper = child_of(s, told, stop_reaping);
+    await(&told->ready);
+    dies(s, victim, put_and_die);
+    say(&told->go);
+    int status;
+    CHECK_EQ(waitpid(reaper, &status, WUNTRACED), reaper);
+    is_killed(reaper);
+    uint64_t state;
+    CHECK(prs_client_corpse(s, told->client, &state));
+    CHECK_EQ(prs_reap(s, told->client, state), PRS_OK);
+    prs_store *successor = client_of(s);
+    CHECK_EQ(successor->me, told->client);
+    CHECK_EQ(state_of_client(s, victim->client), PRS_CLIENT_REAPING);
+    prs_look(s, 0);
+    CHECK_EQ(state_of_client(s, victim->client), PRS_CLIENT_FREE);
+    close_store(successor);
+    CHECK_EMPTY(s);
+    close_store(s);
+    munmap(told, sizeof *told);
+    munmap(victim, sizeof *victim);
+}
+
+TEST(the_creator_is_a_client_like_others)
+{
+    SEVERAL_PROCESSES();
+    char path[64];
+    prs_error e;
+    struct told *told = new_told();
+    snprintf(path, sizeof path, "/dev/shm/prs-reaping-%d", (int)getpid());
+    fflush(NULL);
+    pid_t pid = fork();
+    if (pid == 0) {
+        child_setup(30);
+        prs_store *mine = store_with((prs_options){.path = path, .capacity = 16 * MIB});
+        told->client = mine->me;
+        say(&told->ready);
+        await(&told->go);
+        put_and_die(mine, told);
+    }
+    prs_store *s;
+    await(&told->ready);
+    CHECK_EQ(prs_attach_path(&s, path, NULL, &e), PRS_OK);
+    CHECK_EQ(unlink(path), 0);
+    say(&told->go);
+    int status = reap_child(pid);
+    CHECK_KILLED(status, SIGKILL);
+    CHECK_EQ(told->client, 1);
+    prs_look(s, 0);
+    CHECK_EQ(state_of_client(s, 1), PRS_CLIENT_FREE);
+    CHECK_EMPTY(s);
+    close_store(s);
+    munmap(told, sizeof *told);
+}
+
+static void draft_and_die(prs_store *s, struct told *told)
+{
+    prs_draft d;
+    prs_error e;
+    CHECK_EQ(prs_alloc(s, 100, 0, &d, &e), PRS_OK);
+    told->id[0] = d.id;
+    say(&told->ready);
+    await(&told->go);
+    kill(getpid(), SIGKILL);
+}
+
+/* Somebody waits for it and holds it; that does not make an object of what was never written. */
+TEST(drafts_of_the_dead_become_nothing)
+{
+    SEVERAL_PROCESSES();
+    prs_store *s = store_of(16 * MIB);
+    struct told *told = new_told();
+    pid_t pid = child_of(s, told, draft_and_die);
+    prs_view v;
+    await(&told->ready);
+    CHECK_EQ(prs_ref(s, &told->id[0]), PRS_OK);
+    CHECK_EQ(prs_state(s, &told->id[0]), PRS_E_AGAIN);
+    say(&told->go);
+    int status = reap_child(pid);
+    CHECK_KILLED(status, SIGKILL);
+    prs_look(s, 0);
+    CHECK(prs_state(s, &told->id[0]) < 0 && prs_state(s, &told->id[0]) != PRS_E_AGAIN);
+    CHECK(prs_pin(s, &told->id[0], &v) < 0);
+    prs_unref(s, &told->id[0]);
+    CHECK_EMPTY(s);
+    close_store(s);
+    munmap(told, sizeof *told);
+}
+
+static void attach_and_die(prs_store *s, struct told *told)
+{
+    CHECK(prs_is_orphan(s)); /* no slot for a forked child either */
+    prs_failpoint_arm("reap_links", PRS_FAIL_KILL, 1, 0);
+    (void)client_of(s);
+    (void)told;
+}
+
+/* All slots are taken: whoever comes cleans under the janitor's name, and leaves nothing with that name on it, dead or alive. */
+TEST(a_janitor_leaves_nothing_in_its_name)
+{
+    SEVERAL_PROCESSES();
+    for (int dead_before = 0; dead_before < 2; dead_before++) {
+        prs_store *s = store_with((prs_options){.capacity = 16 * MIB, .max_clients = 4});
+        struct told *told = new_told(), *none = new_told();
+        const uint32_t janitor = 3;
+        dies(s, told, put_and_die);
+        CHECK_EQ(told->client, 2);
+        if (dead_before) {
+            dies(s, none, attach_and_die);
+            CHECK(reserved_by(s, janitor) > 0);
+        }
+        prs_store *t = client_of(s);
+        CHECK_EQ(t->me, 2);
+        CHECK_EQ(reserved_by(s, janitor) + reserved_by(s, 2), 0);
+        CHECK_EQ(state_of_client(s, janitor), PRS_CLIENT_FREE);
+        CHECK(prs_state(s, &told->id[0]) < 0);
+        close_store(t);
+        CHECK_EMPTY(s);
+        close_store(s);
+        munmap(told, sizeof *told);
+        munmap(none, sizeof *none);
+    }
+}
+
+/* ---- proof of death -------------------------------------------------------------------------------------------------- */
+
+static void live_on(prs_store *s, struct told *told)
+{
+    say(&told->ready);
+    await(&told->go);
+    (void)s;
+}
+
+/* A client of another pid namespace, as far as its record says: no pid speaks for it. */
+TEST(other_namespaces_are_judged_by_byte_silence_and_time)
+{
+    SEVERAL_PROCESSES();
+    prs_store *s = store_of(16 * MIB);
+    struct told *told = new_told();
+    pid_t pid = child_of(s, told, live_on);
+    await(&told->ready);
+    prs_client *c = &s->clients[told->client];
+    uint64_t long_ago = (uint64_t)(prs_now() - 60 * PRS_SECOND);
+    prs_store_relaxed(&c->pid_ns, s->pid_ns + 1);
+    CHECK(!prs_client_dead(s, told->client));
+    prs_store_relaxed(&c->suspect_heartbeat, prs_load_relaxed(&c->heartbeat));
+    prs_store_relaxed(&c->suspect_at, long_ago);
+    CHECK(!prs_client_dead(s, told->client)); /* it has its byte, and the suspicion ends with that */
+    CHECK_EQ(prs_load_relaxed(&c->suspect_at), 0);
+    is_killed(pid);
+    CHECK(!prs_client_dead(s, told->client)); /* the first look */
+    CHECK(prs_load_relaxed(&c->suspect_at) != 0);
+    CHECK(!prs_client_dead(s, told->client)); /* too soon */
+    prs_store_relaxed(&c->suspect_at, long_ago);
+    prs_store_relaxed(&c->heartbeat, prs_load_relaxed(&c->heartbeat) + 1);
+    CHECK(!prs_client_dead(s, told->client)); /* its heart has beaten: closed descriptors, perhaps */
+    CHECK(!prs_client_dead(s, told->client));
+    prs_store_relaxed(&c->suspect_at, long_ago);
+    CHECK(prs_client_dead(s, told->client));
+    prs_look(s, 0);
+    CHECK_EQ(state_of_client(s, told->client), PRS_CLIENT_FREE);
+    CHECK_EMPTY(s);
+    close_store(s);
+    munmap(told, sizeof *told);
+}
+
+static void close_all(prs_store *s, struct told *told)
+{
+    told->id[0] = put(s, 100, 1);
+    for (int fd = 3; fd < 1024; fd++)
+        close(fd);
+    say(&told->ready);
+    await(&told->go);
+    CHECK_EQ(verify(s, &told->id[0], 100, 1), PRS_OK);
+    kill(getpid(), SIGKILL);
+}
+
+/* A daemon's way to begin: its lock byte is gone, its mappings are not. */
+TEST(closed_descriptors_are_no_death)
+{
+    SEVERAL_PROCESSES();
+    prs_store *s = store_of(16 * MIB);
+    struct told *told = new_told();
+    pid_t pid = child_of(s, told, close_all);
+    await(&told->ready);
+    CHECK_EQ(prs_os_byte_held(s->fd_lock, PRS_CLIENT_BYTE + told->client), 0);
+    prs_look(s, 0);
+    prs_look(s, 0);
+    CHECK_EQ(prs_state(s, &told->id[0]), PRS_OK);
+    say(&told->go);
+    int status = reap_child(pid);
+    CHECK_KILLED(status, SIGKILL);
+    prs_look(s, 0);
+    CHECK(prs_state(s, &told->id[0]) < 0);
+    CHECK_EMPTY(s);
+    close_store(s);
+    munmap(told, sizeof *told);
+}
+
+static void *sleep_on(void *arg)
+{
+    struct told *told = arg;
+    say(&told->ready);
+    for (;;)
+        pause();
+    return NULL;
+}
+
+static void leave_a_thread(prs_store *s, struct told *told)
+{
+    pthread_t thread;
+    told->id[0] = put(s, 100, 1);
+    CHECK_EQ(pthread_create(&thread, NULL, sleep_on, told), 0);
+    pthread_exit(NULL);
+}
+
+TEST(a_main_thread_that_left_is_no_death)
+{
+    SEVERAL_PROCESSES();
+    prs_store *s = store_of(16 * MIB);
+    struct told *told = new_told();
+    pid_t pid = child_of(s, told, leave_a_thread);
+    await(&told->ready);
+    while (prs_os_process(pid, prs_load_relaxed(&s->clients[told->client].start_time)) != PRS_ZOMBIE)
+        prs_os_sleep(PRS_MS);
+    prs_look(s, 0);
+    CHECK_EQ(prs_state(s, &told->id[0]), PRS_OK);
+    is_killed(pid);
+    prs_look(s, 0);
+    CHECK(prs_state(s, &told->id[0]) < 0);
+    CHECK_EMPTY(s);
+    close_store(s);
+    munmap(told, sizeof *told);
+}
+
+static void bear_and_die(prs_store *s, struct told *told)
+{
+    told->id[0] = put(s, 100, 1);
+    if (fork() == 0) { /* outlives it, with the copies of its descriptors */
+        alarm(30);
+        prs_unref(s, &told->id[0]);
+        say(&told->ready);
+        await(&told->go);
+        prs_close(s);
+        _exit(0);
+    }
+    await(&told->ready);
+    kill(getpid(), SIGKILL);
+}
+
+/* Nobody has collected it, and a child of its lives on. */
+TEST(a_zombie_is_dead_whoever_was_forked_from_it)
+{
+    SEVERAL_PROCESSES();
+    prctl(PR_SET_CHILD_SUBREAPER, 1);
+    prs_store *s = store_of(16 * MIB);
+    struct told *told = new_told();
+    pid_t pid = child_of(s, told, bear_and_die);
+    siginfo_t info;
+    CHECK_EQ(waitid(P_PID, (id_t)pid, &info, WEXITED | WNOWAIT), 0);
+    CHECK(prs_client_dead(s, told->client));
+    prs_look(s, 0);
+    CHECK_EQ(state_of_client(s, told->client), PRS_CLIENT_FREE);
+    CHECK(prs_state(s, &told->id[0]) < 0);
+    say(&told->go);
+    int status = reap_child(pid);
+    CHECK_KILLED(status, SIGKILL);
+    status = reap_child(-1);
+    CHECK_EXITED(status);
+    CHECK_EMPTY(s);
+    close_store(s);
+    munmap(told, sizeof *told);
+    prctl(PR_SET_CHILD_SUBREAPER, 0);
+}
+
+/* ---- the unborn --------------------------------------------------------------------------------------------------------- */
+
+static bool die_unborn;
+
+static void before_birth(void)
+{
+    if (die_unborn)
+        kill(getpid(), SIGKILL);
+}
+
+/* Handlers in the child run in the order of registration: this one comes before the engine's. */
+__attribute__((constructor)) static void first_of_all(void)
+{
+    pthread_atfork(NULL, NULL, before_birth);
+}
+
+static void stop_forking(prs_store *s, struct told *told)
+{
+    prs_failpoint_arm("fork_copied", PRS_FAIL_STOP, 1, 0);
+    pid_t pid = fork();
+    if (pid == 0)
+        _exit(0);
+    reap_child(pid);
+    (void)s, (void)told;
+}
+
+static int clients_that_are(prs_store *s, uint32_t what)
+{
+    int n = 0;
+    for (uint32_t i = 1; i < prs_load_relaxed(&s->super->client_high); i++)
+        n += state_of_client(s, i) == what;
+    return n;
+}
+
+TEST(unborn_clients_live_while_their_byte_is_held)
+{
+    SEVERAL_PROCESSES();
+    prs_store *s = store_of(16 * MIB);
+    struct told *told = new_told();
+    pid_t pid = stops(s, told, stop_forking);
+    CHECK_EQ(clients_that_are(s, PRS_CLIENT_UNBORN), 1);
+    prs_look(s, 0);
+    CHECK_EQ(clients_that_are(s, PRS_CLIENT_UNBORN), 1);
+    is_killed(pid);
+    prs_look(s, 0);
+    CHECK_EQ(clients_that_are(s, PRS_CLIENT_UNBORN), 0);
+    CHECK_EQ(clients_that_are(s, PRS_CLIENT_LIVE), 1);
+    CHECK_EMPTY(s);
+    close_store(s);
+    munmap(told, sizeof *told);
+}
+
+TEST(unborn_clients_whose_process_died_before_birth_are_corpses)
+{
+    SEVERAL_PROCESSES();
+    prs_store *s = store_of(16 * MIB);
+    prs_oid id = put(s, 100, 1);
+    die_unborn = true;
+    fflush(NULL);
+    pid_t pid = fork();
+    die_unborn = false;
+    int status = reap_child(pid);
+    CHECK_KILLED(status, SIGKILL);
+    CHECK_EQ(clients_that_are(s, PRS_CLIENT_UNBORN), 1);
+    prs_look(s, 0);
+    CHECK_EQ(clients_that_are(s, PRS_CLIENT_UNBORN), 0);
+    prs_unref(s, &id);
+    CHECK(prs_state(s, &id) < 0);
+    CHECK_EMPTY(s);
+    close_store(s);
+}
+
+/* ---- locks of the dead ------------------------------------------------------------------------------------------------------ */
+
+TEST(a_lock_left_by_a_predecessor_in_the_slot_is_stolen)
+{
+    SEVERAL_PROCESSES();
+    prs_error e = {0};
+    for (int how = 0; how < 3; how++) {
+        prs_store *s = store_of(16 * MIB);
+        struct told *told = new_told(), *other = new_told();
+        dies(s, told, die_locked);
+        uint32_t word = prs_load_relaxed(&s->super->lock);
+        CHECK_EQ(word >> 20, told->client);
+        uint64_t state;
+        CHECK(prs_client_corpse(s, told->client, &state));
+        CHECK_EQ(prs_reap(s, told->client, state), PRS_OK); /* nothing to give back: it does not need the lock */
+        CHECK_EQ(prs_load_relaxed(&s->super->lock), word);
+        CHECK_EQ(state_of_client(s, told->client), PRS_CLIENT_FREE);
+        pid_t pid = 0;
+        prs_store *t = s;
+        if (how == 1) { /* a living successor, who has nothing to do with it */
+            pid = child_of(s, other, live_on);
+            await(&other->ready);
+            CHECK_EQ(other->client, told->client);
+        } else if (how == 2) { /* the successor itself */
+            t = client_of(s);
+            CHECK_EQ(t->me, told->client);
+        }
+        int rc = prs_lock(t, PRS_SECOND, &e);
+        CHECK_MSG(rc == PRS_OK, "successor %d: %d %s", how, rc, e.what);
+        prs_unlock(t);
+        CHECK_EQ(prs_load_relaxed(&s->super->stolen), 1);
+        if (pid) {
+            say(&other->go);
+            int status = reap_child(pid);
+            CHECK_EXITED(status);
+        }
+        if (t != s)
+            close_store(t);
+        CHECK_EMPTY(s);
+        close_store(s);
+        munmap(told, sizeof *told);
+        munmap(other, sizeof *other);
+    }
+}
+
+TEST(a_dead_owner_is_found_in_no_time)
+{
+    SEVERAL_PROCESSES();
+    prs_store *s = store_of(16 * MIB);
+    struct told *told = new_told();
+    prs_error e;
+    dies(s, told, die_locked);
+    CHECK_EQ(prs_lock(s, 0, &e), PRS_OK);
+    prs_unlock(s);
+    prs_look(s, 0);
+    CHECK_EMPTY(s);
+    close_store(s);
+    munmap(told, sizeof *told);
+}
+
+static void stop_locked(prs_store *s, struct told *told)
+{
+    (void)told;
+    CHECK_EQ(prs_lock(s, PRS_SECOND, NULL), PRS_OK);
+    raise(SIGSTOP);
+    prs_unlock(s);
+}
+
+TEST(a_stopped_owner_is_not_robbed)
+{
+    SEVERAL_PROCESSES();
+    prs_store *s = store_of(16 * MIB);
+    struct told *told = new_told();
+    prs_error e;
+    pid_t pid = stops(s, told, stop_locked);
+    CHECK_EQ(prs_lock(s, 60 * PRS_MS, &e), PRS_E_BUSY);
+    CHECK_EQ(e.pid, pid);
+    goes_on(pid);
+    CHECK_EQ(prs_load_relaxed(&s->super->stolen), 0);
+    CHECK_EMPTY(s);
+    close_store(s);
+    munmap(told, sizeof *told);
+}
+
+/* ---- forks ----------------------------------------------------------------------------------------------------------------------- */
+
+static void keep_all(prs_store *s, struct told *told)
+{
+    say(&told->ready);
+    await(&told->go);
+    CHECK_EQ(verify(s, &told->id[0], 100, 1), PRS_OK);
+    CHECK_EQ(verify(s, &told->id[1], 100, 2), PRS_OK);
+    prs_unref(s, &told->id[0]);
+    prs_unpin(s, &told->id[1]);
+}
+
+/* One object by a ref alone, one by a pin alone. */
+TEST(a_child_holds_what_its_parent_held)
+{
+    SEVERAL_PROCESSES();
+    prs_store *s = store_of(16 * MIB);
+    struct told *told = new_told();
+    prs_view v;
+    told->id[0] = put(s, 100, 1);
+    told->id[1] = put(s, 100, 2);
+    CHECK_EQ(prs_pin(s, &told->id[1], &v), PRS_OK);
+    prs_unref(s, &told->id[1]);
+    pid_t pid = child_of(s, told, keep_all);
+    await(&told->ready);
+    CHECK(told->client != s->me);
+    prs_unref(s, &told->id[0]);
+    prs_unpin(s, &told->id[1]);
+    prs_drain(s);
+    CHECK_EQ(prs_state(s, &told->id[0]), PRS_OK);
+    CHECK_EQ(prs_state(s, &told->id[1]), PRS_OK);
+    say(&told->go);
+    int status = reap_child(pid);
+    CHECK_EXITED(status);
+    CHECK_EMPTY(s);
+    close_store(s);
+    munmap(told, sizeof *told);
+}
+
+static void draw_serials(prs_store *s, struct told *told)
+{
+    for (int i = 0; i < 8; i++) {
+        prs_oid id = put(s, 40, 1);
+        told->serial[i] = id.serial;
+        prs_unref(s, &id);
+    }
+}
+
+TEST(serials_never_repeat_across_a_fork)
+{
+    SEVERAL_PROCESSES();
+    prs_store *s = store_of(16 * MIB);
+    struct told *told = new_told();
+    prs_oid first = put(s, 40, 1);
+    int status = reap_child(child_of(s, told, draw_serials));
+    CHECK_EXITED(status);
+    for (int i = 8; i < 16; i++) {
+        prs_oid id = put(s, 40, 1);
+        told->serial[i] = id.serial;
+        prs_unref(s, &id);
+    }
+    for (int i = 0; i < 16; i++)
+        for (int k = 0; k < i; k++)
+            CHECK(told->serial[i] != told->serial[k]);
+    prs_unref(s, &first);
+    CHECK_EMPTY(s);
+    close_store(s);
+    munmap(told, sizeof *told);
+}
+
+/* The object was ended by somebody else and its slot has another's in it. */
+TEST(a_void_ref_is_not_handed_to_the_child)
+{
+    SEVERAL_PROCESSES();
+    prs_store *s = store_of(16 * MIB), *t = client_of(s);
+    struct told *told = new_told();
+    prs_error e;
+    prs_oid old = put(s, 100, 1);
+    CHECK_EQ(prs_free(t, &old, &e), PRS_OK);
+    prs_magazines_flush(t);
+    prs_oid young = put_in_slot(t, old.slot, 100, 2);
+    pid_t pid = child_of(s, told, live_on); /* also a client in t's name: it holds what t does */
+    await(&told->ready);
+    uint64_t child = 1ull << told->client;
+    CHECK_EQ(prs_load_seqcst(prs_refs(prs_slot_at(s, young.slot))) & child, 0);
+    say(&told->go);
+    int status = reap_child(pid);
+    CHECK_EXITED(status);
+    prs_unref(s, &old);
+    CHECK_EQ(verify(t, &young, 100, 2), PRS_OK);
+    prs_unref(t, &young);
+    close_store(t);
+    prs_look(s, 0);
+    CHECK_EMPTY(s);
+    close_store(s);
+    munmap(told, sizeof *told);
+}
+
+TEST_MAIN()
