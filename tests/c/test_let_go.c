@@ -16,7 +16,7 @@ static void unref_slowly(prs_store *s, struct told *told)
     say(&told->ready);
     await(&told->go);
     prs_failpoint_arm("freeing", PRS_FAIL_STOP, 1, 0);
-    prs_failpoint_arm("freeing_scanned", PRS_FAIL_STOP, 1, 0);
+    prs_failpoint_arm("freeing_scanned", PRS_FAIL_STOP, 2, 0); /* the first look ends with the mark of who came */
     prs_unref(s, &told->id[0]);
     raise(SIGSTOP);
 }
