@@ -123,7 +123,7 @@ class Channel:
         self._queued: deque[Job] = deque()
         self._reading = False  # a thread is reading for its own answer
         self._followed = False  # somebody else waits as well: the reader hands over to the collector
-        self._collected = False  # the collector reads
+        self._collected: _Collector | None = None  # the collector reads
         self._closing = False
         self._forks = fork_count()
         self._torn = False  # an exception came out of the middle of a read or write
@@ -221,9 +221,10 @@ class Channel:
     def _ask_collector(self) -> None:
         if self._reading:
             self._followed = True
-        elif not self._collected and (self._sent or self._queued):
-            self._collected = True
-            collector().add(self)
+        elif self._collected is None and (self._sent or self._queued):
+            with _collector_lock:
+                self._collected = collector()
+                self._collected.add(self)
 
     def pump(self, readable: bool = False) -> None:
         """Read one answer, or notice the end. Only for the one reader."""
@@ -277,6 +278,9 @@ class Channel:
             jobs = [*self._sent.values(), *self._queued]
             self._sent.clear()
             self._queued.clear()
+            if self._collected is not None:
+                # Before its descriptors are closed: right after, their numbers may be another channel's.
+                self._collected.remove(self)
         self.process.close()
         _channels.discard(self)
         self._lost(jobs)
@@ -360,7 +364,8 @@ class Channel:
         """Close the pipe, and have the process reaped when it has ended."""
         self.process.close()
         _channels.discard(self)
-        collector().bury(self.process)
+        with _collector_lock:
+            collector().bury(self.process)
 
 
 def end_all() -> None:
@@ -393,6 +398,8 @@ class _Collector:
         self._bell = os.eventfd(0)
         self._epoll.register(self._bell, select.EPOLLIN)
         self._ending = False
+        # The thread is over. Decided under the lock, as what is added: nothing can be added in between and be forgotten.
+        self._over = False
         # Descriptor -> whose it is.
         self._channels: dict[int, Channel] = {}
         self._leaving: dict[int, Peer] = {}
@@ -414,51 +421,71 @@ class _Collector:
 
     def repeat(self, chore: Callable[[], bool]) -> None:
         """Call ``chore()`` four times a second, as long as it returns True."""
-        self._chores.append(chore)
-        os.eventfd_write(self._bell, 1)
+        with _collector_lock:
+            if self._over:
+                collector().repeat(chore)
+                return
+            self._chores.append(chore)
+            os.eventfd_write(self._bell, 1)
 
     def end(self) -> None:
         """End the thread, once every process that it watches has ended."""
-        self._ending = True
-        os.eventfd_write(self._bell, 1)
+        with _collector_lock:
+            if not self._over:
+                self._ending = True
+                os.eventfd_write(self._bell, 1)
         self._thread.join(5)
-        if not self._thread.is_alive():
-            self._epoll.close()
-            os.close(self._bell)
 
     def _run(self) -> None:
-        while not self._ending or self._channels or self._leaving:
+        while not self._is_over():
             # Others append meanwhile.
             for chore in list(self._chores):
                 if not chore():
                     self._chores.remove(chore)
-            for fd, _ in self._epoll.poll(0.25 if self._chores else -1):
-                if fd == self._bell:
-                    os.eventfd_read(fd)
-                elif fd in self._leaving:
-                    self._epoll.unregister(fd)
-                    self._leaving.pop(fd).reap()
-                elif fd in self._channels:
-                    self._read(self._channels[fd], fd)
+            self._handle([fd for fd, _ in self._epoll.poll(0.25 if self._chores else -1)])
+
+    def _is_over(self) -> bool:
+        global _collector
+        with _collector_lock:
+            self._over = self._ending and not self._channels and not self._leaving
+            if self._over:
+                if _collector is self:
+                    _collector = None
+                self._epoll.close()
+                os.close(self._bell)
+            return self._over
+
+    def _handle(self, readable: list[int]) -> None:
+        # Whose they are is looked up for all of them first: a channel that dies of the first has closed the second by then,
+        # whose number may be a new channel's.
+        for fd, channel, process in [(fd, self._channels.get(fd), self._leaving.get(fd)) for fd in readable]:
+            if fd == self._bell:
+                os.eventfd_read(fd)
+            elif process is not None:
+                self._epoll.unregister(fd)
+                del self._leaving[fd]
+                process.reap()
+            elif channel is not None and self._channels.get(fd) is channel:
+                self._read(channel, fd)
 
     def _read(self, channel: Channel, fd: int) -> None:
         channel.pump(fd == channel.process.fd)
         with channel._lock:
             if channel.dead or not (channel._sent or channel._queued):
-                self._remove(channel)
+                self.remove(channel)
         channel.close_if_idle()
 
-    def _remove(self, channel: Channel) -> None:
-        channel._collected = False
+    def remove(self, channel: Channel) -> None:
+        """Read for a channel no more. Only in the thread of the collector, before the descriptors are closed."""
+        channel._collected = None
         for fd in (channel.process.fd, channel.process.watch):
-            # The number may belong to another channel by now.
-            if self._channels.get(fd) is not channel:
-                continue
-            del self._channels[fd]
-            try:
-                self._epoll.unregister(fd)
-            except (OSError, ValueError):
-                pass  # closed with the process; the kernel forgot it then
+            # Of one that has died they are gone already.
+            if self._channels.get(fd) is channel:
+                del self._channels[fd]
+                try:
+                    self._epoll.unregister(fd)
+                except OSError:
+                    pass  # closed by somebody else, who closes all there are; the kernel forgot it then
 
 
 _collector: _Collector | None = None
@@ -477,9 +504,8 @@ def collector() -> _Collector:
 
 def end_collector() -> None:
     """End the thread that reads, after everything that it reads from."""
-    global _collector
     with _collector_lock:
-        ending, _collector = _collector, None
+        ending = _collector
     if ending is not None:
         ending.end()
 

@@ -1,0 +1,101 @@
+"""The thread that reads answers, and descriptors whose numbers are used again."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import socket
+import threading
+from multiprocessing.connection import Connection
+
+import pytest
+
+from pyray_ser.exceptions import WorkerDiedError
+from pyray_ser.tasks import messages
+from pyray_ser.tasks.channel import Channel, Job, collector, end_collector, number
+from pyray_ser.tasks.refs import TaskRef
+
+
+class Peer:
+    """A process that is a pipe, and another pipe for its end."""
+
+    def __init__(self, take: tuple[int, int] | None = None) -> None:
+        ends = [end.detach() for end in socket.socketpair()] + [*os.pipe()]
+        # High numbers at first, and for who takes those of another one still higher ones.
+        numbers = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 200 if take is None else 300) for end in ends]
+        for end in ends:
+            os.close(end)
+        if take is not None:
+            for i, number in ((0, take[0]), (2, take[1])):
+                os.dup2(numbers[i], number)
+                os.close(numbers[i])
+                numbers[i] = number
+        self.fd, theirs, self.watch, self.life = numbers
+        self.connection, self.theirs = Connection(self.fd), Connection(theirs)
+
+    def poller(self) -> select.poll:
+        poller = select.poll()
+        poller.register(self.fd, select.POLLIN)
+        poller.register(self.watch, select.POLLIN)
+        return poller
+
+    def end(self) -> None:
+        self.theirs.close()
+        os.close(self.life)
+
+    def close(self) -> None:
+        self.connection.close()
+
+    def died(self, task) -> WorkerDiedError:
+        return WorkerDiedError(pid=1, task=task)
+
+    def kill(self) -> None:
+        self.end()
+
+    def reap(self) -> None:
+        os.close(self.watch)
+
+
+@pytest.fixture(autouse=True)
+def nothing_reads_afterwards():
+    yield
+    end_collector()
+
+
+def job() -> Job:
+    n = number()
+    return Job(TaskRef("task"), messages.write(messages.CALL, n, b""), n, None)
+
+
+def test_a_new_process_may_get_the_numbers_of_one_that_has_just_died():
+    first, calls = Peer(), [job(), job()]
+    numbers = first.fd, first.watch
+    settled = threading.Event()
+    made = []
+
+    def succeed(channel: Channel, jobs: list[Job]) -> None:
+        # In the middle of what the collector does about the first: its descriptors are closed, and forgotten.
+        assert jobs == [calls[0]]
+        assert not {*numbers} & {*collector()._channels}
+        first.reap()
+        second = Peer(numbers)
+        made.append((second, Channel(second)))
+        made[0][1].submit(calls[1])
+        made[0][1].collect_later()
+
+    channel = Channel(first, succeed)
+    channel.submit(calls[0])
+    calls[1].ref.add_done_callback(lambda _: settled.set())
+    # Both of its descriptors get ready before the collector looks.
+    first.end()
+    channel.collect_later()
+    while not made:
+        assert not settled.wait(0.01)
+    second, successor = made[0]
+    # What was known of the first must not be taken for news of the second.
+    assert not settled.wait(0.3) and not successor.dead
+    second.theirs.send_bytes(messages.write(messages.END, calls[1].number))
+    assert settled.wait(5) and type(calls[1].ref.outcome) is bytes
+    successor.close()
+    second.end()
