@@ -79,9 +79,9 @@ class Server:
     def __init__(self, connection: Connection, listener: socket.socket | None = None) -> None:
         self.functions: dict[int, Callable[..., Any] | _Unloadable] = {}
         # References that a call waited for, sent ahead of it: (caller, number of the call) -> list
-        self.arguments: dict[tuple[int, int], list[Any]] = {}
+        self.arguments: dict[tuple[Peer, int], list[Any]] = {}
         # Streams that are running: (caller, number of the call) -> how far ahead they are
-        self.flows: dict[tuple[int, int], Flow] = {}
+        self.flows: dict[tuple[Peer, int], Flow] = {}
         self.actor: Any = None
         self.actor_name = ""
         self.is_async = False
@@ -116,8 +116,8 @@ class Server:
         del self.peers[peer.fd]
         peer.connection.close()
         peer.held.clear()
-        for (fd, _), flow in self.flows.items():
-            if fd == peer.fd:
+        for (reader, _), flow in self.flows.items():
+            if reader is peer:
                 flow.end()
 
     def receive(self, peer: Peer) -> None:
@@ -137,7 +137,7 @@ class Server:
         elif kind == messages.CANCEL:
             self.cancel(peer, number)
         elif kind == messages.TAKEN:
-            flow = self.flows.get((peer.fd, number))
+            flow = self.flows.get((peer, number))
             if flow is not None:
                 flow.take(payload)
         elif kind == messages.EXPECT:
@@ -224,7 +224,7 @@ class Server:
             except BaseException as error:
                 self.functions[number] = _Unloadable(describe(error, "loading the function"))
         elif kind == messages.ARGUMENTS:
-            self.arguments[peer.fd, number] = messages.load(payload)
+            self.arguments[peer, number] = messages.load(payload)
         elif kind == messages.CREATE:
             self.create(peer, number, payload)
 
@@ -234,7 +234,7 @@ class Server:
             cls, args, kwargs = messages.load(payload)
             name = cls.__qualname__
             self.actor_name = name
-            args, kwargs = resolve(args, kwargs, self.arguments.pop((peer.fd, number), ()))
+            args, kwargs = resolve(args, kwargs, self.arguments.pop((peer, number), ()))
             self.actor = cls(*args, **kwargs)
             self.is_async = has_coroutines(type(self.actor))
         except BaseException as error:
@@ -269,7 +269,7 @@ class Server:
             del payload
             name = self.name_of(which)
             function = self.target(which)
-            args, kwargs = resolve(args, kwargs, self.arguments.pop((peer.fd, number), ()))
+            args, kwargs = resolve(args, kwargs, self.arguments.pop((peer, number), ()))
             result = function(*args, **kwargs)
             del args, kwargs
             if inspect.iscoroutine(result):
@@ -290,7 +290,7 @@ class Server:
 
     def stream(self, peer: Peer, number: int, result: Any) -> None:
         """Send the items of a result, as fast as the caller takes them."""
-        flow = self.flows[peer.fd, number] = Flow()
+        flow = self.flows[peer, number] = Flow()
         try:
             for item in iter_anything(result):
                 flow.sent(self.answer(peer, messages.ITEM, number, item))
@@ -298,7 +298,7 @@ class Server:
                 while flow.full():
                     self.look(None)
         finally:
-            del self.flows[peer.fd, number]
+            del self.flows[peer, number]
 
     def answer(self, peer: Peer, kind: int, number: int, value: object) -> int:
         """Send a value to a caller; return its size."""
@@ -310,7 +310,7 @@ class Server:
         if held is not None:
             size = held.size or 0
             # A caller that is gone will not say that it has it.
-            if peer.fd in self.peers:
+            if self.peers.get(peer.fd) is peer:
                 peer.held.setdefault(number, deque()).append(held)
         peer.send(messages.write(kind, number, payload))
         return size

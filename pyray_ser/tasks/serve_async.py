@@ -59,11 +59,12 @@ class _Loop:
                 continue
             readable.clear()
             # A closed descriptor must leave the loop before another gets its number.
-            before = set(server.peers)
+            before = dict(server.peers)
             server.look(0)
-            for fd in before - set(server.peers):
-                loop.remove_reader(fd)
-                watched.discard(fd)
+            for fd, peer in before.items():
+                if server.peers.get(fd) is not peer:
+                    loop.remove_reader(fd)
+                    watched.discard(fd)
 
     def forget(self, peer: Peer, number: int, _: asyncio.Task[None]) -> None:
         self.tasks.pop((peer, number), None)
@@ -81,7 +82,7 @@ class _Loop:
             del payload
             name = server.name_of(which)
             function = server.target(which)
-            args, kwargs = resolve(args, kwargs, server.arguments.pop((peer.fd, number), ()))
+            args, kwargs = resolve(args, kwargs, server.arguments.pop((peer, number), ()))
             result = function(*args, **kwargs)
             del args, kwargs
             if inspect.isawaitable(result):
@@ -103,7 +104,7 @@ class _Loop:
     async def stream(self, peer: Peer, number: int, result: Any) -> None:
         server = self.server
         moved = asyncio.Event()
-        flow = server.flows[peer.fd, number] = Flow(moved.set)
+        flow = server.flows[peer, number] = Flow(moved.set)
         try:
             async for item in result if hasattr(result, "__aiter__") else _each(result):
                 flow.sent(server.answer(peer, messages.ITEM, number, item))
@@ -112,7 +113,7 @@ class _Loop:
                     moved.clear()
                     await moved.wait()
         finally:
-            server.flows.pop((peer.fd, number), None)
+            server.flows.pop((peer, number), None)
 
 
 async def _each(items: Iterable[Any]) -> AsyncIterator[Any]:
