@@ -8,7 +8,7 @@ new process.
 from __future__ import annotations
 
 from _thread import allocate_lock
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 from ..exceptions import TaskCancelledError
 from . import messages, settings
@@ -37,13 +37,41 @@ class Worker:
         return not self.channel.dead and not self._rest.poll(0)
 
 
+class _Idle:
+    """
+    Counts the threads of an executor that have nothing to do.
+
+    Stands in for its `threading.Semaphore`, whose lock is made of Python: Ctrl-C in the middle of `submit` could leave it locked,
+    and the threads would wait for it for ever, and the end of the interpreter for them.
+    """
+
+    def __init__(self) -> None:
+        self._lock = allocate_lock()
+        self._count = 0
+
+    def acquire(self, blocking: bool = True, timeout: float | None = None) -> bool:
+        """Take one if there is one; an executor asks without waiting."""
+        with self._lock:
+            taken = self._count > 0
+            self._count -= taken
+            return taken
+
+    def release(self) -> None:
+        """Add one."""
+        with self._lock:
+            self._count += 1
+
+
 class Pool:
     """Runs tasks in `settings.num_workers()` processes, started as they are needed."""
 
     def __init__(self) -> None:
         self._size = settings.num_workers()
         self._threads = ThreadPoolExecutor(self._size, thread_name_prefix="pyray_ser-task")
+        vars(self._threads)["_idle_semaphore"] = _Idle()
         self._lock = allocate_lock()
+        # Jobs that no thread has begun, by number.
+        self._waiting: dict[int, Job] = {}
         self._resting: list[Worker] = []
         self._all: set[Worker] = set()
         self._started = 0
@@ -52,26 +80,29 @@ class Pool:
     def submit(self, function: Function, call: Call, max_retries: int) -> None:
         """Run a call; see `Engine`."""
         job = call.job
+        self._waiting[job.number] = job
         try:
             future = job.future = self._threads.submit(self._run, function, call, max_retries)
         except RuntimeError:
             # shut down
-            stop(job, TaskCancelledError(task=job.ref.name))
+            self._take_back(job)
             return
-
-        def taken_back(future: Future[None]) -> None:
-            if future.cancelled():
-                stop(job, TaskCancelledError(task=job.ref.name))
-
-        future.add_done_callback(taken_back)
+        # No callback of the future's: it has a lock made of Python, which Ctrl-C at the wrong moment would leave locked.
+        if self._ended and future.cancelled():
+            self._take_back(job)
         if job.ref.outcome is not None:
             # It was over before its future was known here.
             job.future = None
+
+    def _take_back(self, job: Job) -> None:
+        self._waiting.pop(job.number, None)
+        stop(job, TaskCancelledError(task=job.ref.name))
 
     # ---- in a thread of the pool
 
     def _run(self, function: Function, call: Call, max_retries: int) -> None:
         job = call.job
+        self._waiting.pop(job.number, None)
         try:
             if job.ref.cancelled:
                 stop(job, TaskCancelledError(task=job.ref.name))
@@ -165,7 +196,7 @@ class Pool:
         if job.future is None or job.future.cancel():
             # Waiting for its arguments, or for a thread.
             job.ref.cancelled = True
-            stop(job, TaskCancelledError(task=ref.name))
+            self._take_back(job)
             return True
         if not force:
             return False
@@ -179,6 +210,9 @@ class Pool:
         """End all workers; what has no result by then fails."""
         self._ended = True
         self._threads.shutdown(wait=False, cancel_futures=True)
+        for job in list(self._waiting.values()):
+            if job.future is not None and job.future.cancelled():
+                self._take_back(job)
         with self._lock:
             workers = list(self._all)
             resting, self._resting = self._resting, []

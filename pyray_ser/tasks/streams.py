@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import threading
+import time
+from _thread import RLock, allocate_lock
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from sys import is_finalizing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .._store import ObjectRef
 from . import flow, messages
 from .refs import Source, TaskRef
+
+if TYPE_CHECKING:
+    from _thread import LockType
 
 __all__ = ["Parts", "ResultStream"]
 
@@ -21,7 +25,11 @@ class _Items:
     def __init__(self, ref: TaskRef) -> None:
         self.ref = ref
         self.ready: deque[TaskRef] = deque()
-        self.changed = threading.Condition()
+        # A lock of C's, and no threading.Condition: Ctrl-C inside one of its methods, which are Python, would leave it locked
+        # for good, and who reads the answers would wait for it until the end of time.
+        self.lock = RLock()
+        # Each is released at the next change.
+        self.waiters: list[LockType] = []
         self.ended = False
         self.count = 0
         # Nobody will take the rest.
@@ -32,7 +40,7 @@ class _Items:
 
     def take(self, kind: int, outcome: Any) -> None:
         """Take one answer. Called by whoever reads the channel."""
-        with self.changed:
+        with self.lock:
             if kind in (messages.ITEM, messages.FAILURE):
                 if not self.abandoned:
                     item: TaskRef = TaskRef(f"{self.ref.name}[{self.count}]")
@@ -43,7 +51,9 @@ class _Items:
             self._told = self._told or late
             if kind != messages.ITEM:
                 self.ended = True
-            self.changed.notify_all()
+            waiters, self.waiters = self.waiters, []
+        for waiter in waiters:
+            waiter.release()
         if late:
             self._send(flow.everything())
 
@@ -56,7 +66,7 @@ class _Items:
 
     def run_freely(self) -> None:
         """Let the worker go on however much there is."""
-        with self.changed:
+        with self.lock:
             self._free = True
             # Before the first item the worker may not have begun, and would not know what this is about.
             now = self.count > 0 and not self._told
@@ -66,7 +76,7 @@ class _Items:
 
     def abandon(self) -> bool:
         """Drop what there is and what will come. For `collector().repeat`: never again."""
-        with self.changed:
+        with self.lock:
             self.abandoned = True
             self.ready.clear()
         self.run_freely()
@@ -136,12 +146,21 @@ class ResultStream:
         source = items.ref.source
         if source is not None:
             source.collect_later(items.ref)
-        with items.changed:
-            if not items.changed.wait_for(lambda: items.ready or items.ended, timeout):
-                raise GetTimeoutError(ref=repr(items.ref), timeout=timeout)
-            item = items.ready.popleft() if items.ready else None
-        if item is None:
-            raise StopIteration
+        deadline = None if timeout is None else time.monotonic() + timeout
+        in_time = True
+        while True:
+            with items.lock:
+                if items.ready:
+                    item = items.ready.popleft()
+                    break
+                if items.ended:
+                    raise StopIteration
+                if not in_time:
+                    raise GetTimeoutError(ref=repr(items.ref), timeout=timeout)
+                waiter = allocate_lock()
+                waiter.acquire()
+                items.waiters.append(waiter)
+            in_time = waiter.acquire(timeout=-1 if deadline is None else max(0.0, deadline - time.monotonic()))
         items.tell(item)
         return item
 
