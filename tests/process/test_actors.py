@@ -40,6 +40,12 @@ class Counter:
         time.sleep(seconds)
         return self.count
 
+    def hold(self, path):
+        path.with_suffix(".runs").touch()
+        while not path.exists():
+            time.sleep(0.005)
+        return self.count
+
     def pid(self):
         return os.getpid()
 
@@ -115,23 +121,23 @@ def test_the_cup():
         began = time.monotonic()
         stone = Stone(True)
         refs = [cup.drop.remote(stone) for _ in range(3)]
-        assert time.monotonic() - began < 0.5, "the calls did not return at once"
+        assert time.monotonic() - began < 1.5, "the calls did not return at once"
         assert ray.get(cup.count.remote()) == 3
-        assert 5.9 < time.monotonic() - began < 7, time.monotonic() - began
+        assert 5.9 < time.monotonic() - began < 7.9, time.monotonic() - began
         cup, began, states = Cup.remote(), time.monotonic(), []
         for _ in range(3):
             cup.drop.remote(stone)
             states.append(cup.full.remote())
         assert ray.get(states) == [False, False, True]
-        assert 5.9 < time.monotonic() - began < 7.5
+        assert 5.9 < time.monotonic() - began < 7.9
         cup, began = Cup.remote(), time.monotonic()
         six = [cup.drop.remote(stone) for _ in range(6)]
         ray.get(six)
-        assert 11.9 < time.monotonic() - began < 13.5
+        assert 11.9 < time.monotonic() - began < 13.9
         cup, began = Cup.remote(), time.monotonic()
         light = Stone(False)
         ray.get([cup.drop.remote(light) for _ in range(6)])
-        assert time.monotonic() - began < 1 and light.heavy is False
+        assert time.monotonic() - began < 1.9 and light.heavy is False
         print(ray.get(cup.count.remote()))
     """
     assert run(script, timeout=60) == "6"
@@ -243,11 +249,11 @@ def test_kill():
     ray.kill(counter)
     for ref in (running, queued):
         with pytest.raises(WorkerDiedError, match="kill"):
-            ray.get(ref, timeout=5)
+            ray.get(ref, timeout=20)
     assert time.monotonic() - began < 1
     assert gone(pid)
     with pytest.raises(WorkerDiedError):
-        ray.get(counter.add.remote(), timeout=5)
+        ray.get(counter.add.remote(), timeout=20)
     with pytest.raises(TypeError):
         ray.kill(3)
 
@@ -259,10 +265,10 @@ def test_death_without_restarts():
     refs = [counter.die.remote(), counter.add.remote()]
     for ref in refs:
         with pytest.raises(WorkerDiedError, match="SIGKILL"):
-            ray.get(ref, timeout=5)
+            ray.get(ref, timeout=20)
     assert time.monotonic() - began < 1
     with pytest.raises(WorkerDiedError):
-        ray.get(counter.add.remote(), timeout=5)
+        ray.get(counter.add.remote(), timeout=20)
 
 
 def test_max_restarts():
@@ -271,25 +277,25 @@ def test_max_restarts():
     for _ in range(2):
         refs = [counter.die.remote(), counter.add.remote(), counter.add.remote()]
         with pytest.raises(WorkerDiedError):
-            ray.get(refs[0], timeout=5)
+            ray.get(refs[0], timeout=20)
         # From the same arguments; the calls that were waiting are not lost.
-        assert ray.get(refs[1:], timeout=5) == [6, 7]
+        assert ray.get(refs[1:], timeout=20) == [6, 7]
     with pytest.raises(WorkerDiedError):
-        ray.get(counter.die.remote(), timeout=5)
+        ray.get(counter.die.remote(), timeout=20)
     with pytest.raises(WorkerDiedError):
-        ray.get(counter.add.remote(), timeout=5)
+        ray.get(counter.add.remote(), timeout=20)
 
 
-def test_cancel_of_queued_calls():
+def test_cancel_of_queued_calls(tmp_path):
     counter = Counter.remote()
     ray.get(counter.add.remote())
-    running = counter.sleep.remote(0.4)
+    running = counter.hold.remote(tmp_path / "go")
     queued = counter.add.remote()
     after = counter.add.remote()
-    time.sleep(0.1)
     ray.cancel(queued)
+    (tmp_path / "go").touch()
     with pytest.raises(TaskCancelledError):
-        ray.get(queued, timeout=5)
+        ray.get(queued, timeout=20)
     assert ray.get([running, after]) == [1, 2]
     with pytest.raises(ValueError, match="kill"):
         ray.cancel(counter.sleep.remote(0.1), force=True)
@@ -310,7 +316,7 @@ def test_handles_travel():
     del counter
     # The holder has the last handle.
     time.sleep(0.3)
-    assert ray.get(holder.ask.remote("add", 1), timeout=5) == 17
+    assert ray.get(holder.ask.remote("add", 1), timeout=20) == 17
     del holder
     assert gone(pid)
 
@@ -318,10 +324,10 @@ def test_handles_travel():
 def test_a_busy_actor_can_be_handed_on():
     counter, holder = Counter.remote(), Counter.remote()
     ray.get([counter.add.remote(), holder.add.remote()])
-    slow = counter.sleep.remote(1)
+    slow = counter.sleep.remote(3)
     began = time.monotonic()
     assert ray.get(holder.keep.remote(counter)) == "ActorHandle"
-    assert time.monotonic() - began < 0.7
+    assert time.monotonic() - began < 2.5
     assert ray.get(holder.ask.remote("add", 1)) == 2 and ray.get(slow) == 1
 
 
@@ -376,19 +382,22 @@ class Async:
 def test_coroutines_run_at_the_same_time():
     actor = Async.remote()
     waiting = [actor.wait.remote(i) for i in range(20)]
-    assert ray.get(actor.order.remote(), timeout=5) == list(range(20))
+    assert ray.get(actor.order.remote(), timeout=20) == list(range(20))
     assert ray.wait(waiting, timeout=0.05)[0] == []
     ray.cancel(waiting[3])
     with pytest.raises(TaskCancelledError):
-        ray.get(waiting[3], timeout=5)
+        ray.get(waiting[3], timeout=20)
     ray.get(actor.open.remote())
-    assert ray.get(waiting[:3] + waiting[4:], timeout=5) == [0, 1, 2, *range(4, 20)]
+    assert ray.get(waiting[:3] + waiting[4:], timeout=20) == [0, 1, 2, *range(4, 20)]
     assert [ray.get(ref) for ref in actor.stream.remote(3)] == [0, 1, 2]
     # Longer than it may be ahead; others run meanwhile.
     stream = actor.stream.remote(40)
     assert ray.get(next(stream)) == 0
-    time.sleep(0.7)
-    assert "16 so far" in repr(stream) and ray.get(actor.order.remote(), timeout=5)
+    end = time.monotonic() + 20
+    while "16 so far" not in repr(stream) and time.monotonic() < end:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    assert "16 so far" in repr(stream) and ray.get(actor.order.remote(), timeout=20)
     assert [ray.get(ref) for ref in stream] == list(range(1, 40))
     with pytest.raises(KeyError, match="async"):
         ray.get(actor.fail.remote())

@@ -38,6 +38,8 @@ if __name__ == "__main__":
 def start(tmp_path, wait: str = "ray.get(refs)") -> subprocess.Popen:
     path = tmp_path / "driver.py"
     path.write_text(textwrap.dedent(DRIVER).format(wait=wait))
+    # A shell starts what runs in the background with Ctrl-C ignored, and that is inherited.
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-P", str(path)],
         stdout=subprocess.PIPE,
@@ -46,6 +48,7 @@ def start(tmp_path, wait: str = "ray.get(refs)") -> subprocess.Popen:
         env=environment(),
         start_new_session=True,
     )
+    signal.signal(signal.SIGINT, ignored)
     assert process.stdout.readline().startswith("ready")
     return process
 
