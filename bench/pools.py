@@ -6,7 +6,7 @@
 Three contenders, each a process of its own with its own workers, in turns: joblib as it is; the same array under `install()`;
 and under `install()` an array that lives in the store. Time is that of the whole call, results consumed as they come. Memory
 is the largest total of the proportional set sizes of the process and its workers, looked at from outside during a call that
-is not timed.
+is not timed; at its largest it is split by who has it mapped and by what it is: private memory, the store, joblib's files.
 """
 
 from __future__ import annotations
@@ -83,6 +83,37 @@ def total_pss(pid: int) -> int:
     return total
 
 
+def kind_of(path: str) -> str:
+    if "memfd:pyray_ser" in path or "/dev/shm/pyray_ser" in path:
+        return "store"
+    if "joblib" in path or "loky" in path:
+        return "files"
+    return "private" if not path.startswith("/") else "libraries"
+
+
+def split_pss(pid: int) -> dict[str, int]:
+    """Proportional set sizes by "caller" or "workers", and by what is mapped."""
+    found: dict[str, int] = {}
+    for one in descendants(pid):
+        who, kind = "caller" if one == pid else "workers", "private"
+        try:
+            lines = Path(f"/proc/{one}/smaps").read_text().splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            words = line.split(None, 5)
+            if words[0].endswith(":"):
+                if words[0] == "Pss:":
+                    found[f"{who}: {kind}"] = found.get(f"{who}: {kind}", 0) + (int(words[1]) << 10)
+                elif words[0] == "Anonymous:" and kind != "private":
+                    # Pages of a copy-on-write mapping that were written to.
+                    found[f"{who}: {kind}"] -= int(words[1]) << 10
+                    found[f"{who}: private"] = found.get(f"{who}: private", 0) + (int(words[1]) << 10)
+            else:
+                kind = kind_of(words[5] if len(words) > 5 else "")
+    return found
+
+
 class Contender:
     def __init__(self, kind: str, nbytes: int, jobs: int) -> None:
         command = [sys.executable, __file__, "--serve", kind, "--bytes", str(nbytes), "--jobs", str(jobs)]
@@ -100,15 +131,17 @@ class Contender:
         self._ask()
         return self._answer()
 
-    def memory(self) -> int:
+    def memory(self) -> tuple[int, dict[str, int]]:
         import select
 
         self._ask()
-        largest = 0
+        largest, split = 0, {}
         while not select.select([self.process.stdout], [], [], 0.02)[0]:
-            largest = max(largest, total_pss(self.process.pid))
+            now = total_pss(self.process.pid)
+            if now > largest:
+                largest, split = now, split_pss(self.process.pid)
         self._answer()
-        return largest
+        return largest, split
 
     def end(self) -> None:
         self.process.stdin.close()
@@ -132,7 +165,8 @@ def main() -> int:
     for _ in range(rounds):
         for kind, contender in contenders.items():
             times[kind].append(contender.seconds())
-    memory = {kind: contender.memory() for kind, contender in contenders.items()}
+    looked = {kind: contender.memory() for kind, contender in contenders.items()}
+    memory = {kind: largest for kind, (largest, _) in looked.items()}
     for contender in contenders.values():
         contender.end()
     print(f"{nbytes / 1e9:.1f} GB, results of {nbytes / 1e7:.0f} MB, {arguments.jobs} workers")
@@ -144,6 +178,8 @@ def main() -> int:
         print(
             f"{name:32s} {median(times[kind]):7.2f} s  {faster:5.2f}x  {memory[kind] / 1e9:6.2f} GB PSS  {share:5.2f}"
         )
+        parts = sorted(looked[kind][1].items(), key=lambda part: -part[1])
+        print("    " + ", ".join(f"{what} {size / 1e9:.2f}" for what, size in parts if size > memory[kind] / 100))
     return 0 if kept else 1
 
 
