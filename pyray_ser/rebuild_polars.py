@@ -104,7 +104,9 @@ def frame(table: Any, schema: Any, pools: Any) -> Any:
     """Make a frame over an Arrow table that has codes where `schema` has categories."""
     made: Any = polars.DataFrame(polars.from_arrow(table))
     leaf, kept = _decoder(pools)
-    made = made.with_columns(converted(made.get_column(name), dtype, leaf) for name, dtype in schema.items() if has_codes(dtype))
+    made = made.with_columns(
+        converted(made.get_column(name), dtype, leaf) for name, dtype in schema.items() if has_codes(dtype)
+    )
     del kept
     return made if made.schema == schema else made.cast(schema)
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
+    from .inspection.path import Step
     from .typing import Allow, BufferLike
 
 __all__ = [
@@ -35,6 +36,15 @@ __all__ = [
 # The pickler asks these for what it has no rule of its own for; it cannot import them, they are layers above it.
 _pickle._set_registry(integrations.meet, registry.version)
 _pickle._set_put_reducers(integrations.reducers)
+
+
+def _path_text(steps: list[Step]) -> str:
+    from .inspection.trace import way_to_failure
+
+    return way_to_failure(steps)
+
+
+_pickle._set_path_text(_path_text)
 
 
 def serialize(value: object) -> bytes:

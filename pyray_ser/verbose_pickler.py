@@ -33,6 +33,7 @@ from . import rebuild
 from .exceptions import DeepRecursionError, SerializationError
 from .inspection.path import describe, path_text
 from .inspection.text import brief, class_name
+from .inspection.trace import way_to_failure
 from .reduction import Reduction, plain_reduce_ex
 
 __all__ = ["Pickler", "Written", "dump", "dumps", "install", "level"]
@@ -141,9 +142,9 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
         except RecursionError as error:
             raise DeepRecursionError(path=self._path(tail=5)) from error
         except Exception as error:
-            path = self._path()
+            path = way_to_failure(self._steps)
             if path:
-                error.add_note(f"while pickling the object at {path}")
+                error.add_note(f"at {path} of the object being pickled")
             raise
         finally:
             sys.setrecursionlimit(self._limit)

@@ -429,7 +429,9 @@ def rich_graph(seed):
 
     def recursive():
         holder = r.choice(([], {}))
-        made = r.choice(((holder,), (holder, 1, 2, "C", r.choice(pool)), Point(holder, r.choice(pool)), frozenset((len(pool),))))
+        made = r.choice(
+            ((holder,), (holder, 1, 2, "C", r.choice(pool)), Point(holder, r.choice(pool)), frozenset((len(pool),)))
+        )
         if type(holder) is list:
             holder += [made, r.choice(pool)]
         else:
@@ -444,11 +446,12 @@ def rich_graph(seed):
         lambda: [r.choice(pool) for _ in range(3)],
         lambda: {"x": r.choice(pool), "y": array()},
         lambda: _scale(r.choice(pool)),
-        lambda: lambda y=r.choice(pool): (y, len),
+        lambda: (lambda held: lambda y=held: (y, len))(r.choice(pool)),
         lambda: Data(r.choice(pool), array()),
     )  # fmt: skip
     for _ in range(r.randrange(2, 12)):
-        pool.append(r.choice(makers)())
+        made = r.choice(makers)()
+        pool.append(made)
     return pool
 
 

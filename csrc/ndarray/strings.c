@@ -134,7 +134,9 @@ static bool is_utf8(const uint8_t *s, size_t n)
         int more = lead >= 0xf0 ? 3 : lead >= 0xe0 ? 2 : 1;
         if (lead < 0xc2 || lead > 0xf4 || end - s < more)
             return false;
-        uint8_t low = lead == 0xe0 ? 0xa0 : lead == 0xf0 ? 0x90 : 0x80,
+        uint8_t low = lead == 0xe0   ? 0xa0
+                      : lead == 0xf0 ? 0x90
+                                     : 0x80,
                 high = lead == 0xed   ? 0x9f
                        : lead == 0xf4 ? 0x8f
                                       : 0xbf;

@@ -236,92 +236,79 @@ static PRP_COLD int write_wide_int(prp_saver *s, PyObject *obj)
 
 /* ---- errors ---- */
 
-static void add_step(prp_saver *s, prp_step step)
+PRP_COLD void prp_note(prp_saver *s, const char *kind, PyObject *holder, PyObject *key, PyObject *child)
 {
+    if (s->restart || !holder)
+        return;
     if (s->step_count == s->step_room) {
         size_t room = s->step_room ? s->step_room * 2 : 16;
         prp_step *steps = room <= 4096 ? realloc(s->steps, room * sizeof *steps) : NULL;
-        if (!steps) { /* so deep that nobody reads it; the innermost steps are the ones that count */
-            Py_XDECREF(step.key);
+        if (!steps) /* so deep that nobody reads it; the innermost steps are the ones that count */
             return;
-        }
         s->steps = steps;
         s->step_room = room;
     }
-    s->steps[s->step_count++] = step;
+    s->steps[s->step_count++] = (prp_step){kind, Py_NewRef(holder), Py_XNewRef(key), Py_XNewRef(child)};
 }
 
-/* Is the frame at a state of the form (attributes, slots)? Nobody wants to see that tuple in a path. */
-static bool is_pair_state(const prp_saver *s, const prp_frame *f)
+PRP_COLD void prp_note_index(prp_saver *s, const char *kind, PyObject *holder, Py_ssize_t index, PyObject *child)
 {
-    if (f->kind != FRAME_TUPLE || PyTuple_GET_SIZE(f->obj) != 2)
-        return false;
-    return f->obj == s->state_of || (f > s->stack && f[-1].kind == FRAME_BUILD && f[-1].held == f->obj);
+    PyObject *type, *error, *trace;
+    PyErr_Fetch(&type, &error, &trace);
+    PyObject *key = PyLong_FromSsize_t(index);
+    prp_note(s, kind, holder, key, child);
+    Py_XDECREF(key);
+    PyErr_Restore(type, error, trace);
 }
 
-/* Notes what the frame was at when it failed. */
+/* Notes what the frame was at when it failed. What it holds may have changed since: nothing is taken for granted. */
 static PRP_COLD void note_step(prp_saver *s, const prp_frame *f)
 {
-    prp_step step = {.kind = STEP_INDEX, .index = f->i - 1, .key = NULL};
-    PyObject *key, *value;
-    Py_ssize_t pos;
+    PyObject *key = NULL, *value = NULL, *dict;
+    Py_ssize_t at = f->i - 1;
     prp_attrs view;
-    PyObject *dict;
-    const prp_frame *outer = f > s->stack ? f - 1 : NULL;
-    if (is_pair_state(s, f))
-        return;
-    bool of_instance =
-        outer && (outer->kind == FRAME_BUILD || outer->kind == FRAME_SLOTS_NEXT || is_pair_state(s, outer));
-    if (f->obj == s->args_of && s->args_of)
-        add_step(s, step), step = (prp_step){.kind = STEP_ARGS};
     switch ((prp_frame_kind)f->kind) {
     case FRAME_LIST:
     case FRAME_LIST_EACH:
     case FRAME_LIST_ONE:
+        if (at >= 0 && at < PyList_GET_SIZE(f->obj))
+            prp_note_index(s, "item", f->obj, at, PyList_GET_ITEM(f->obj, at));
+        break;
     case FRAME_TUPLE:
+        if (at >= 0 && at < PyTuple_GET_SIZE(f->obj))
+            prp_note_index(s, "item", f->obj, at, PyTuple_GET_ITEM(f->obj, at));
+        if (f->flags & FRAME_NEWOBJ)
+            prp_note(s, "args", f->obj, NULL, f->obj);
         break;
     case FRAME_DICT:
     case FRAME_DICT_ONE:
     case FRAME_DICT_EACH:
-        pos = f->i - 1;
-        if (pos < 0 || !PyDict_Next(f->obj, &pos, &key, &value))
-            return;
-        step.kind = f->flags & FRAME_IN_KEY                                               ? STEP_ELEMENT
-                    : (of_instance || f->obj == s->state_of) && PyUnicode_CheckExact(key) ? STEP_ATTR
-                                                                                          : STEP_KEY;
-        step.key = Py_NewRef(key);
+        if (at >= 0 && PyDict_Next(f->obj, &at, &key, &value))
+            prp_note(s, f->flags & FRAME_IN_KEY ? "key" : "value", f->obj, key, f->flags & FRAME_IN_KEY ? key : value);
         break;
     case FRAME_SET:
     case FRAME_FROZENSET:
-        step.kind = STEP_ELEMENT;
+        if (at >= 0)
+            prp_note(s, "element", f->obj, NULL, prp_set_next(f->obj, &at));
         break;
     case FRAME_ATTRS:
-        if (prp_attrs_view(f->obj, Py_TYPE(f->obj), &view, &dict) != PRP_ATTRS_INLINE || f->i < 1 || f->i > view.count)
-            return;
-        step.kind = STEP_ATTR;
-        step.key = Py_NewRef(prp_attrs_name(&view, f->i - 1));
+        if (prp_attrs_view(f->obj, Py_TYPE(f->obj), &view, &dict) == PRP_ATTRS_INLINE && at >= 0 && at < view.count)
+            prp_note(s, "attribute", f->obj, prp_attrs_name(&view, at), NULL);
         break;
     case FRAME_SLOTS:
     case FRAME_FIELDS:
-        if (f->i < 1)
-            return;
-        step.kind = STEP_ATTR;
-        step.key = Py_NewRef(f->plan->slots[f->i - 1].name);
+        if (at >= 0 && at < f->plan->nslots)
+            prp_note(s, "attribute", f->obj, f->plan->slots[at].name, NULL);
         break;
-    default:
-        return;
+    case FRAME_BUILD:
+    case FRAME_SLOTS_NEXT:
+        prp_note(s, "state", f->obj, NULL, f->held);
+        break;
+    case FRAME_CALL:
+        prp_note_index(s, "item", f->obj, f->n - 1, f->held);
+        prp_note(s, "args", f->obj, NULL, f->obj);
+        break;
     }
-    add_step(s, step);
-}
-
-void prp_note_index(prp_saver *s, Py_ssize_t index)
-{
-    add_step(s, (prp_step){.kind = STEP_INDEX, .index = index});
-}
-
-void prp_note_key(prp_saver *s, PyObject *key)
-{
-    add_step(s, (prp_step){.kind = STEP_KEY, .key = Py_NewRef(key)});
 }
 
 static PRP_COLD int deep_recursion(prp_saver *s)
@@ -1150,8 +1137,7 @@ set: {
 
 error:
     while (s->depth > floor) {
-        if (!s->restart)
-            note_step(s, &s->stack[s->depth - 1]);
+        note_step(s, &s->stack[s->depth - 1]);
         pop(s);
     }
     return -1;

@@ -71,11 +71,11 @@ typedef struct {
     PyObject *owner; /* owned */
 } prp_piece;
 
-/* One step of the way from the root to the object that failed, innermost first. */
+/* One step of the way from the root to the object that failed, innermost first; pyray_ser.inspection.path makes a text of them.
+ * All owned; without a child it is the holder of the next step inwards. */
 typedef struct {
-    enum { STEP_INDEX, STEP_KEY, STEP_ATTR, STEP_ELEMENT, STEP_ARGS } kind;
-    Py_ssize_t index;
-    PyObject *key; /* owned or NULL */
+    const char *kind; /* as in _walk.Walker, and "attribute" */
+    PyObject *holder, *key, *child;
 } prp_step;
 
 struct prp_saver {
@@ -126,8 +126,6 @@ struct prp_saver {
 
     prp_step *steps;
     size_t step_count, step_room;
-    PyObject *state_of; /* the state or arguments being saved for a __reduce__; borrowed, for the path only */
-    PyObject *args_of;
     uint64_t by_value_asked; /* the stream in which by_value_wanted was found out */
     bool by_value_wanted;
 };
@@ -161,9 +159,9 @@ int prp_write_int(prp_saver *s, long value);                           /* protoc
 int prp_recall(prp_saver *s, PyObject *obj);
 /* Enters obj into the memo and writes MEMOIZE or PUT (nothing in fast mode). */
 int prp_memoize(prp_saver *s, PyObject *obj);
-/* Steps of the path, noted by nested savers on their way out. */
-void prp_note_index(prp_saver *s, Py_ssize_t index);
-void prp_note_key(prp_saver *s, PyObject *key);
+/* A step of the path, noted on the way out; nothing while the dump begins again. `holder`, `key` and `child` may be NULL. */
+void prp_note(prp_saver *s, const char *kind, PyObject *holder, PyObject *key, PyObject *child);
+void prp_note_index(prp_saver *s, const char *kind, PyObject *holder, Py_ssize_t index, PyObject *child);
 /* Nobody else can reach obj, and while eliding that means: no memo entry. */
 static inline bool prp_unshared(prp_saver *s, PyObject *obj)
 {
@@ -264,6 +262,7 @@ typedef struct {
     PyObject *name_mapping, *import_mapping;    /* _compat_pickle, from 3 to 2 */
     PyObject *registry_version, *registry_find; /* pyray_ser.registry, or NULL */
     PyObject *put_reducers;                     /* {type: reducer} for put mode, or NULL */
+    PyObject *path_text;                        /* makes a text of the steps of a path, or NULL */
     PyObject *new_by_value;                     /* () -> the cloudpickle.CloudPickler of one dump */
     PyObject *getattr, *partial, *codecs_encode, *pickle_complex, *slotnames, *sys_modules;
     PyCFunction list_append;
@@ -286,7 +285,5 @@ void prp_saver_finish(prp_saver *s); /* drops what belongs to one dump; the memo
 /* One whole pickle into the saver's output. The hooks and flags are set. 0, or -1 with an exception that carries the path. */
 int prp_dump(prp_saver *s, PyObject *root);
 PyObject *prp_dumps(PyObject *obj, int proto, bool fix_imports, PyObject *buffer_callback);
-/* The path of the failure as a str such as ".model.cache['k'][1]"; NULL if there is none, with an exception if it was interrupted. */
-PyObject *prp_failure_path(prp_saver *s);
 
 #endif

@@ -24,9 +24,10 @@
 #define DTYPES 32
 
 typedef struct {
-    PyObject *descr;                       /* owned */
-    PyObject *module, *cls, *order;        /* owned: numpy's name, the class dtype, '<' or '|' */
-    size_t name, called, made, sign, rest; /* where in the bytes: name of the class; arguments; state; byte order; what follows it */
+    PyObject *descr;                /* owned */
+    PyObject *module, *cls, *order; /* owned: numpy's name, the class dtype, '<' or '|' */
+    size_t name, called, made, sign,
+        rest; /* where in the bytes: name of the class; arguments; state; byte order; what follows it */
     uint8_t *bytes;
     size_t len;
 } kept_dtype;
@@ -140,7 +141,8 @@ static bool cut(kept_dtype *kept)
     if (kept->module)
         PyUnicode_InternInPlace(&kept->module);
     kept->cls = prp_numpy_attribute("dtype");
-    kept->order = PyUnicode_FromStringAndSize((const char *)bytes + kept->sign + 2, 1); /* the one object of that letter */
+    kept->order =
+        PyUnicode_FromStringAndSize((const char *)bytes + kept->sign + 2, 1); /* the one object of that letter */
     return kept->module && kept->cls && kept->order;
 }
 
@@ -291,8 +293,8 @@ int prp_save_scalar(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
     int status = SAVE_ERROR;
     PyObject *descr = PyObject_GetAttrString(obj, "dtype");
     if (descr && view.len <= 255) {
-        if (prp_save(s, plan->extra) == 0 && save_dtype(s, descr) == 0 && save_short_bytes(s, view.buf, view.len) == 0 &&
-            prp_room(s, PRP_ROOM) == 0) {
+        if (prp_save(s, plan->extra) == 0 && save_dtype(s, descr) == 0 &&
+            save_short_bytes(s, view.buf, view.len) == 0 && prp_room(s, PRP_ROOM) == 0) {
             *s->p++ = OP_TUPLE2;
             *s->p++ = OP_REDUCE;
             status = elided || prp_memoize(s, obj) == 0 ? SAVE_DONE : SAVE_ERROR;

@@ -26,17 +26,25 @@ static int bad_type(const char *message, PyObject *value)
     return -1;
 }
 
-/* An element of a sequence; the path in an error names it by its number. */
-static int save_item(prp_saver *s, PyObject *item, Py_ssize_t index)
+/* A part of the reduction of `obj`, by the name that the path in an error knows it by. */
+static int save_part(prp_saver *s, const char *kind, PyObject *obj, PyObject *part)
+{
+    int status = prp_save(s, part);
+    if (PRP_UNLIKELY(status < 0))
+        prp_note(s, kind, obj, NULL, part);
+    return status;
+}
+
+static int save_item(prp_saver *s, PyObject *obj, PyObject *item, Py_ssize_t index)
 {
     int status = prp_save(s, item);
-    if (status < 0 && !s->restart)
-        prp_note_index(s, index);
+    if (PRP_UNLIKELY(status < 0))
+        prp_note_index(s, "listitem", obj, index, item);
     return status;
 }
 
 /* [append or mark, items, appends] from an iterator, in batches; the same opcodes as the standard pickler. */
-static int save_listitems(prp_saver *s, PyObject *iterator)
+static int save_listitems(prp_saver *s, PyObject *obj, PyObject *iterator)
 {
     Py_ssize_t index = 0;
     for (;;) {
@@ -44,7 +52,7 @@ static int save_listitems(prp_saver *s, PyObject *iterator)
         if (!first)
             return PyErr_Occurred() ? -1 : 0;
         if (s->proto == 0) {
-            int status = save_item(s, first, index++);
+            int status = save_item(s, obj, first, index++);
             Py_DECREF(first);
             if (status < 0 || prp_op(s, OP_APPEND) < 0)
                 return -1;
@@ -52,16 +60,16 @@ static int save_listitems(prp_saver *s, PyObject *iterator)
         }
         PyObject *item = PyIter_Next(iterator);
         if (!item) {
-            int status = PyErr_Occurred() ? -1 : save_item(s, first, index);
+            int status = PyErr_Occurred() ? -1 : save_item(s, obj, first, index);
             Py_DECREF(first);
             return status < 0 ? -1 : prp_op(s, OP_APPEND);
         }
-        int status = prp_op(s, OP_MARK) < 0 ? -1 : save_item(s, first, index++);
+        int status = prp_op(s, OP_MARK) < 0 ? -1 : save_item(s, obj, first, index++);
         Py_DECREF(first);
         int n = 1;
         while (item) {
             if (status == 0)
-                status = save_item(s, item, index++);
+                status = save_item(s, obj, item, index++);
             Py_DECREF(item);
             if (status < 0)
                 return -1;
@@ -87,24 +95,24 @@ static PyObject *next_pair(PyObject *iterator)
     return pair;
 }
 
-static int save_pair(prp_saver *s, PyObject *pair)
+static int save_pair(prp_saver *s, PyObject *obj, PyObject *pair)
 {
-    if (prp_save(s, PyTuple_GET_ITEM(pair, 0)) < 0)
-        return -1;
-    int status = prp_save(s, PyTuple_GET_ITEM(pair, 1));
-    if (status < 0 && !s->restart)
-        prp_note_key(s, PyTuple_GET_ITEM(pair, 0));
-    return status;
+    PyObject *key = PyTuple_GET_ITEM(pair, 0), *value = PyTuple_GET_ITEM(pair, 1);
+    bool in_key = prp_save(s, key) < 0;
+    if (!in_key && prp_save(s, value) == 0)
+        return 0;
+    prp_note(s, in_key ? "dictkey" : "dictvalue", obj, key, in_key ? key : value);
+    return -1;
 }
 
-static int save_dictitems(prp_saver *s, PyObject *iterator)
+static int save_dictitems(prp_saver *s, PyObject *obj, PyObject *iterator)
 {
     for (;;) {
         PyObject *first = next_pair(iterator);
         if (!first)
             return PyErr_Occurred() ? -1 : 0;
         if (s->proto == 0) {
-            int status = save_pair(s, first);
+            int status = save_pair(s, obj, first);
             Py_DECREF(first);
             if (status < 0 || prp_op(s, OP_SETITEM) < 0)
                 return -1;
@@ -112,16 +120,16 @@ static int save_dictitems(prp_saver *s, PyObject *iterator)
         }
         PyObject *pair = next_pair(iterator);
         if (!pair) {
-            int status = PyErr_Occurred() ? -1 : save_pair(s, first);
+            int status = PyErr_Occurred() ? -1 : save_pair(s, obj, first);
             Py_DECREF(first);
             return status < 0 ? -1 : prp_op(s, OP_SETITEM);
         }
-        int status = prp_op(s, OP_MARK) < 0 ? -1 : save_pair(s, first);
+        int status = prp_op(s, OP_MARK) < 0 ? -1 : save_pair(s, obj, first);
         Py_DECREF(first);
         int n = 1;
         while (pair) {
             if (status == 0)
-                status = save_pair(s, pair);
+                status = save_pair(s, obj, pair);
             Py_DECREF(pair);
             if (status < 0)
                 return -1;
@@ -136,26 +144,8 @@ static int save_dictitems(prp_saver *s, PyObject *iterator)
     }
 }
 
-static int save_args(prp_saver *s, PyObject *args)
-{
-    PyObject *outer = s->args_of;
-    s->args_of = args;
-    int status = prp_save(s, args);
-    s->args_of = outer;
-    return status;
-}
-
-static int save_state(prp_saver *s, PyObject *state)
-{
-    PyObject *outer = s->state_of;
-    s->state_of = state;
-    int status = prp_save(s, state);
-    s->state_of = outer;
-    return status;
-}
-
 /* cls, args, kwargs, NEWOBJ_EX; below protocol 4 a call of functools.partial(cls.__new__, cls, *args, **kwargs) */
-static int save_newobj_ex(prp_saver *s, PyObject *argtup)
+static int save_newobj_ex(prp_saver *s, PyObject *argtup, PyObject *obj)
 {
     if (PyTuple_GET_SIZE(argtup) != 3) {
         PyErr_Format(prp_g.pickling_error, "length of the NEWOBJ_EX argument tuple must be exactly 3, not %zd",
@@ -171,13 +161,17 @@ static int save_newobj_ex(prp_saver *s, PyObject *argtup)
     if (!PyDict_Check(kwargs))
         return bad_type("third item from NEWOBJ_EX argument tuple must be a dict, not %.200s", kwargs);
     if (s->proto >= 4)
-        return prp_save(s, cls) < 0 || save_args(s, args) < 0 || save_args(s, kwargs) < 0 ? -1
-                                                                                          : prp_op(s, OP_NEWOBJ_EX);
+        return save_part(s, "callable", obj, cls) < 0 || save_part(s, "args", obj, args) < 0 ||
+                       save_part(s, "kwargs", obj, kwargs) < 0
+                   ? -1
+                   : prp_op(s, OP_NEWOBJ_EX);
     PyObject *new = PyObject_GetAttrString(cls, "__new__"), *front = new ? PyTuple_Pack(2, new, cls) : NULL;
     PyObject *all = front ? PySequence_Concat(front, args) : NULL,
              *call = all ? PyObject_Call(prp_g.partial, all, kwargs) : NULL;
     PyObject *none = call ? PyTuple_New(0) : NULL;
-    int status = none && prp_save(s, call) == 0 && prp_save(s, none) == 0 && prp_op(s, OP_REDUCE) == 0 ? 0 : -1;
+    int status = none && save_part(s, "callable", obj, call) == 0 && prp_save(s, none) == 0 && prp_op(s, OP_REDUCE) == 0
+                     ? 0
+                     : -1;
     Py_XDECREF(new);
     Py_XDECREF(front);
     Py_XDECREF(all);
@@ -205,12 +199,12 @@ static int save_newobj(prp_saver *s, PyObject *argtup, PyObject *obj)
         if (own != cls)
             return bad("args[0] from __newobj__ args has the wrong class");
     }
-    if (prp_save(s, cls) < 0)
+    if (save_part(s, "callable", obj, cls) < 0)
         return -1;
     PyObject *rest = PyTuple_GetSlice(argtup, 1, PyTuple_GET_SIZE(argtup));
     if (!rest)
         return -1;
-    int status = save_args(s, rest);
+    int status = save_part(s, "args", obj, rest);
     Py_DECREF(rest);
     return status < 0 ? -1 : prp_op(s, OP_NEWOBJ);
 }
@@ -268,11 +262,13 @@ int prp_save_reduce(prp_saver *s, PyObject *value, PyObject *obj)
         return -1;
     int status;
     if (newobj == NEWOBJ_EX)
-        status = save_newobj_ex(s, argtup);
+        status = save_newobj_ex(s, argtup, obj);
     else if (newobj == NEWOBJ)
         status = save_newobj(s, argtup, obj);
     else
-        status = prp_save(s, callable) < 0 || save_args(s, argtup) < 0 ? -1 : prp_op(s, OP_REDUCE);
+        status = save_part(s, "callable", obj, callable) < 0 || save_part(s, "args", obj, argtup) < 0
+                     ? -1
+                     : prp_op(s, OP_REDUCE);
     if (status < 0)
         return -1;
 
@@ -286,17 +282,17 @@ int prp_save_reduce(prp_saver *s, PyObject *value, PyObject *obj)
         else if (prp_memoize(s, obj) < 0)
             return -1;
     }
-    if (listitems && save_listitems(s, listitems) < 0)
+    if (listitems && save_listitems(s, obj, listitems) < 0)
         return -1;
-    if (dictitems && save_dictitems(s, dictitems) < 0)
+    if (dictitems && save_dictitems(s, obj, dictitems) < 0)
         return -1;
     if (!state)
         return 0;
     if (!state_setter)
-        return save_state(s, state) < 0 ? -1 : prp_op(s, OP_BUILD);
+        return save_part(s, "state", obj, state) < 0 ? -1 : prp_op(s, OP_BUILD);
     /* state_setter(obj, state), for its effect alone */
-    if (prp_save(s, state_setter) < 0 || prp_save(s, obj) < 0 || save_state(s, state) < 0 || prp_op(s, OP_TUPLE2) < 0 ||
-        prp_op(s, OP_REDUCE) < 0)
+    if (save_part(s, "setter", obj, state_setter) < 0 || prp_save(s, obj) < 0 ||
+        save_part(s, "state", obj, state) < 0 || prp_op(s, OP_TUPLE2) < 0 || prp_op(s, OP_REDUCE) < 0)
         return -1;
     return prp_op(s, OP_POP);
 }

@@ -112,8 +112,12 @@ int prp_saver_init(prp_saver *s)
 
 static void drop_steps(prp_saver *s)
 {
-    while (s->step_count)
-        Py_XDECREF(s->steps[--s->step_count].key);
+    while (s->step_count) {
+        prp_step step = s->steps[--s->step_count];
+        Py_DECREF(step.holder);
+        Py_XDECREF(step.key);
+        Py_XDECREF(step.child);
+    }
 }
 
 /* What belongs to one dump alone; the memo stays. */
@@ -208,50 +212,27 @@ static int forgive_while_reporting(void)
     return prp_forgive(PyExc_Exception);
 }
 
-PyObject *prp_failure_path(prp_saver *s)
+/* As a str such as ".model.cache['k'][1]"; NULL if there is none, with an exception if that failed. */
+static PyObject *failure_path(const prp_saver *s)
 {
-    if (!s->step_count)
+    size_t n = s->step_count;
+    if (!n || !prp_g.path_text)
         return NULL;
-    PyObject *parts = PyList_New(0), *empty = PyUnicode_FromString(""), *path = NULL;
-    if (!parts || !empty)
-        goto end;
-    /* Outermost first; of a very long way the middle is left out. */
-    size_t n = s->step_count, shown = 0;
-    for (size_t i = n; i-- > 0;) {
-        const prp_step *step = &s->steps[i];
-        PyObject *part = NULL;
-        if (n > 60 && i < n - 20 && i >= 20) {
-            if (shown++)
-                continue;
-            part = PyUnicode_FromFormat(" ... %zu steps ... ", n - 40);
-        } else {
-            switch (step->kind) {
-            case STEP_INDEX:
-                part = PyUnicode_FromFormat("[%zd]", step->index);
-                break;
-            case STEP_KEY:
-                part = PyUnicode_FromFormat("[%.100R]", step->key);
-                break;
-            case STEP_ATTR:
-                part = PyUnicode_FromFormat(".%U", step->key);
-                break;
-            case STEP_ELEMENT:
-                part = step->key ? PyUnicode_FromFormat("{%.100R}", step->key) : PyUnicode_FromString("{...}");
-                break;
-            case STEP_ARGS:
-                part = PyUnicode_FromString(".__reduce__()");
-                break;
-            }
-        }
-        int added = part ? PyList_Append(parts, part) : forgive_while_reporting(); /* a repr that raises */
-        Py_XDECREF(part);
-        if (added < 0)
-            goto end;
+    PyObject *steps = PyList_New((Py_ssize_t)n), *path = NULL;
+    for (size_t i = 0; steps && i < n; i++) {
+        const prp_step *step = &s->steps[n - 1 - i];
+        PyObject *child = step->child ? step->child : i + 1 < n ? s->steps[n - 2 - i].holder : Py_None;
+        PyObject *tuple = Py_BuildValue("(OsOO)", step->holder, step->kind, step->key ? step->key : Py_None, child);
+        if (!tuple)
+            Py_CLEAR(steps);
+        else
+            PyList_SET_ITEM(steps, (Py_ssize_t)i, tuple);
     }
-    path = PyUnicode_Join(empty, parts);
-end:
-    Py_XDECREF(parts);
-    Py_XDECREF(empty);
+    if (steps)
+        path = PyObject_CallOneArg(prp_g.path_text, steps);
+    if (path && (!PyUnicode_Check(path) || !PyUnicode_GET_LENGTH(path)))
+        Py_CLEAR(path);
+    Py_XDECREF(steps);
     return path;
 }
 
@@ -263,7 +244,7 @@ static PRP_COLD void report(prp_saver *s)
     PyErr_NormalizeException(&type, &error, &trace);
     if (trace)
         PyException_SetTraceback(error, trace);
-    PyObject *path = prp_failure_path(s);
+    PyObject *path = failure_path(s);
     if (path && s->put) {
         prp_put_error(error, path);
     } else if (path) {

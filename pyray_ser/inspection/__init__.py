@@ -6,7 +6,7 @@ One pass (`trace`) visits what the pickler would visit, by the same rules
 `report` prints, `sizes` and `html` show bytes by path, `explain` serves `put`.
 """
 
-from .explain import Explanation, add_path_note, explain, explain_failure, explain_put, serialization_error
+from .explain import Explanation, explain, explain_failure, explain_put, serialization_error
 from .failure import FailureTuple
 from .inspect import Inspection, inspect
 from .report import inspect_serializability
@@ -20,7 +20,6 @@ __all__ = [
     "Size",
     "Sizes",
     "Trace",
-    "add_path_note",
     "explain",
     "explain_failure",
     "explain_put",

@@ -9,11 +9,11 @@ from .failure import FailureTuple
 from .sizes import Sizes, sizes_of
 from .trace import trace
 
-__all__ = ["Explanation", "add_path_note", "explain", "explain_failure", "explain_put", "serialization_error"]
+__all__ = ["Explanation", "explain", "explain_failure", "explain_put", "serialization_error"]
 
 Explanation = Sizes
 
-# The compiled pickler ends its messages in put mode with the way through reductions and cells.
+# The compiled pickler ends its messages in put mode with the path.
 _RAW_PATH = re.compile(r"(.*?) \(at (.*)\)", re.DOTALL)
 
 
@@ -91,10 +91,3 @@ def serialization_error(obj: Any, exc: BaseException) -> SerializationError:
         more = f" and {len(others) - 5} more" if len(others) > 5 else ""
         error.add_note(f"cannot be pickled either: {shown}{more}")
     return error
-
-
-def add_path_note(obj: Any, exc: BaseException) -> None:
-    """Note on an error of `dumps` where the culprit is."""
-    path = explain_failure(obj, exc, put=False)
-    if path:
-        exc.add_note(f"while pickling the object at {path}")

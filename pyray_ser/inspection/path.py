@@ -19,7 +19,7 @@ from .text import class_name, key_text
 
 __all__ = ["Part", "describe", "path_text"]
 
-# (object, kind of step, key, child), see _walk.Walker
+# (object, kind of step, key, child), see _walk.Walker; the compiled pickler has "attribute" for state and value in one
 Step = tuple[Any, str, Any, Any]
 
 
@@ -68,6 +68,8 @@ def describe(steps: list[Step]) -> list[Part]:
             parts.append(_keyed(obj, key))
         elif kind in ("key", "dictkey"):
             parts.append(Part(f"key {key_text(key)}", key_text(key), obj))
+        elif kind == "attribute":
+            parts.append(Part(f".{key}", str(key), obj))
         elif kind == "listitem":
             parts.append(Part(f"[{key}]", str(key), obj))
         elif kind == "element":
@@ -197,6 +199,9 @@ def _state(obj: Any, steps: list[Step]) -> Found:
             if part is not None:
                 return part, 3
         return part or Part(f"state[{key}]", str(key), obj), 2
+    if type(state) is list and kind == "item":
+        # What dataclasses with slots that are frozen give: the values of their fields.
+        return _held(obj, child) or Part(f"state[{key}]", str(key), obj), 2
     return _held(obj, state) or Part("state", "state", obj), 1
 
 

@@ -11,10 +11,42 @@ from .hints import hint, is_resource
 from .path import Step, describe, path_text, root_name
 from .text import shorten
 
-__all__ = ["Trace", "trace"]
+__all__ = ["Trace", "trace", "way_to_failure"]
 
 # Steps at which the pickler is inside a reduction: their object has been reduced.
-_IN_REDUCTION = frozenset({"callable", "args", "kwargs", "state", "setter", "listitem", "dictkey", "dictvalue"})
+_IN_REDUCTION = frozenset(
+    {"callable", "args", "kwargs", "state", "setter", "listitem", "dictkey", "dictvalue", "attribute"}
+)
+
+
+# Longer ways lose their middle.
+_WAY = 200
+
+
+def _end(steps: list[Step]) -> int:
+    """Return how many steps lead to the offender: it may be a resource with innards that were in the way."""
+    for i, (holder, kind, _, _) in enumerate(steps):
+        if kind in _IN_REDUCTION and is_resource(holder):
+            return i
+    return len(steps)
+
+
+def way_to_failure(steps: list[Step]) -> str:
+    """Name the way to what a pickler could not write as the inspector would; empty if that is the whole.
+
+    Parameters
+    ----------
+    steps : list of (object, str, key, child)
+        As `_walk.Walker` gives them, outermost first.
+    """
+    steps = steps[: _end(steps)]
+    if not steps:
+        return ""
+    root = root_name(steps[0][0])
+    if len(steps) <= _WAY:
+        return path_text(describe(steps), root)
+    half = _WAY // 2
+    return f"{path_text(describe(steps[:half]), root)} ... {path_text(describe(steps[-half:]))}"
 
 
 class Trace:
@@ -47,10 +79,9 @@ class Trace:
 
     def add(self, steps: list[Step], obj: Any, error: Exception) -> None:
         """Record an offender; called by the walk, with the walk's stack."""
-        for i, (holder, kind, _, _) in enumerate(steps):
-            if kind in _IN_REDUCTION and is_resource(holder):
-                obj, steps = holder, steps[:i]
-                break
+        end = _end(steps)
+        if end < len(steps):
+            obj, steps = steps[end][0], steps[:end]
         if id(obj) in self._seen:
             return
         self._seen.add(id(obj))

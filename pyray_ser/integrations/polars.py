@@ -32,7 +32,9 @@ def reduce_frame(frame: Any) -> Any:
     coded = {name: dtype for name, dtype in schema.items() if rebuild_polars.has_codes(dtype)}
     if not coded or not all(map(rebuild_polars.can_map, coded.values())):
         return rebuild.polars_frame, (_arrow(frame), schema)
-    plain = frame.with_columns(rebuild_polars.converted(frame.get_column(name), dtype, _code) for name, dtype in coded.items())
+    plain = frame.with_columns(
+        rebuild_polars.converted(frame.get_column(name), dtype, _code) for name, dtype in coded.items()
+    )
     return rebuild_polars.frame, (_arrow(plain), schema, _pools([frame.get_column(name) for name in coded]))
 
 

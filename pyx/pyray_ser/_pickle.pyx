@@ -38,6 +38,7 @@ cdef extern from "pickle/save.h":
         PyObject *registry_version
         PyObject *registry_find
         PyObject *put_reducers
+        PyObject *path_text
         PyObject *new_by_value
         PyObject *pickling_error
         PyObject *deep_recursion_error
@@ -100,7 +101,7 @@ def _new_by_value():
 cdef object _kept_new_by_value = _new_by_value
 prp_g.new_by_value = <PyObject *>_kept_new_by_value
 
-cdef object _kept_registry = None, _kept_put_reducers = None
+cdef object _kept_registry = None, _kept_put_reducers = None, _kept_path_text = None
 
 
 def _set_registry(find, version):
@@ -123,6 +124,15 @@ def _set_put_reducers(reducers):
         raise TypeError("reducers must be a dict")
     _kept_put_reducers = reducers
     prp_g.put_reducers = <PyObject *>reducers
+
+
+def _set_path_text(function):
+    """Name the way to what could not be pickled: `function` makes a str of steps, as `_walk.Walker` gives them."""
+    global _kept_path_text
+    if not callable(function):
+        raise TypeError("a callable is needed")
+    _kept_path_text = function
+    prp_g.path_text = <PyObject *>function
 
 
 # ---- arguments ----------------------------------------------------------------------------------------------------------

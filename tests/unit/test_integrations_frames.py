@@ -297,7 +297,9 @@ def categories():
     words = ["red", "green", None, "blue"] * (N // 4)
     plain = pl.Series("x", words, pl.Categorical)
     enum = pl.Series("x", words, pl.Enum(["blue", "green", "red", "unused"]))
-    keep = pl.Series([f"category {i}" for i in range(5000)], dtype=pl.Categorical(large))  # its numbers last as long as it
+    keep = pl.Series(
+        [f"category {i}" for i in range(5000)], dtype=pl.Categorical(large)
+    )  # its numbers last as long as it
     table = pl.DataFrame({"key": np.arange(N) // 5, "a": plain, "b": enum, "n": np.arange(N)})
     struct = table.select(
         pl.when(pl.col("n") % 7 != 0).then(pl.struct("a", "n", "b", pl.struct(pl.col("a").alias("deep")).alias("s")))

@@ -12,7 +12,7 @@ import pickler_classes as classes
 import pytest
 from pickler_classes import Box, Changing, Colour, Endless, Locked, Nested, Node, Reentrant, SlottedNode, chain, unchain
 
-from pyray_ser import _pickle
+from pyray_ser import _pickle, serialization  # noqa: F401 - it tells the pickler how to name what fails
 
 
 def to_file(obj, **options):
@@ -128,18 +128,15 @@ def test_the_path_to_the_culprit_is_in_the_message_of_put():
         (lambda lock: {"a": 1, (1, 2): lock}, "[(1, 2)]"),
         (lambda lock: Node(lock), ".value"),
         (lambda lock: SlottedNode(lock), ".value"),
-        (lambda lock: Nested([lock]), ".__reduce__()[0][0]"),
+        (lambda lock: Nested([lock]), ".inner[0]"),
         (lambda lock: [{"x": Locked()}], "[0]['x'].lock"),
-        (lambda lock: (lambda: lock), ".__closure__[0]"),
+        (lambda lock: (lambda: lock), "<lambda> -> closure 'lock'"),
     ],
 )
 def test_paths(make, path):
     with pytest.raises(TypeError, match="cannot pickle") as caught:
         _pickle.dumps(make(threading.Lock()))
-    if path == ".__closure__[0]":
-        assert "at " in caught.value.__notes__[0]
-    else:
-        assert caught.value.__notes__ == [f"at {path} of the object being pickled"]
+    assert caught.value.__notes__ == [f"at {path} of the object being pickled"]
 
 
 def test_the_root_itself_has_no_path():

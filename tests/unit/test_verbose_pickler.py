@@ -211,7 +211,9 @@ def test_streams_of_arrays_equal_both_compiled_picklers():
         streams = [function(value, **protocol, buffer_callback=taken.append)
                    for function, protocol, taken in zip((dumps, pyray_ser.dumps, pickle.dumps), ({}, {}, {"protocol": 5}), buffers)]  # fmt: skip
         assert len({pickletools.optimize(stream) for stream in streams}) == 1
-        assert [[bytes(b.raw()) for b in taken] for taken in buffers][1:] == [[bytes(b.raw()) for b in taken] for taken in buffers][:-1]
+        assert [[bytes(b.raw()) for b in taken] for taken in buffers][1:] == [
+            [bytes(b.raw()) for b in taken] for taken in buffers
+        ][:-1]
 
 
 @pytest.mark.parametrize(
@@ -298,7 +300,7 @@ def test_errors_keep_their_words_and_gain_the_path():
     with pytest.raises(TypeError) as caught:
         dumps(Plain(model=Plain(cache={"k": [0, LOCK]})))
     assert str(caught.value) == "cannot pickle '_thread.lock' object"
-    assert caught.value.__notes__ == ["while pickling the object at .model.cache['k'][1]"]
+    assert caught.value.__notes__ == ["at .model.cache['k'][1] of the object being pickled"]
 
 
 @pytest.mark.parametrize("value", [(1,), 5, (1, ()), (int, []), (int, (), None, 5), (int, (), 1, None, None, 5)])
