@@ -152,6 +152,8 @@ class Reduction:
             and not issubclass(cls, type)
             and cls is not FunctionType
             and plain_reduce_ex(cls)
+            # What says that it is of another class is refused for it.
+            and find_in_mro(cls, "__class__") is object.__dict__["__class__"]
             and registry.find(cls) is None
             and self._table_rule(cls) is None
             and self._cloudpickle_rule(cls) is None

@@ -68,7 +68,10 @@ cdef Gathered gather_or_tell(value, uint64_t store):
     except Exception as error:
         from pyray_ser.serialization import unpicklable
 
-        raise unpicklable(value, error) from error
+        told = unpicklable(value, error)
+        if told is error:
+            raise
+        raise told from error
 
 
 cdef bytes pack_gathered(Gathered gathered):

@@ -625,7 +625,7 @@ cdef class Walker:
                 parent.inband += n
                 self.memoize(<PyObject *>obj, parent)
                 return 0
-            frame.parts = self.parts_of(obj, value)
+            frame.parts = self.parts_of(obj, value, kind is PLAIN)
             frame.copying = type(frame.parts[0]) is FunctionType and frame.parts[0] in self.copying
         except Exception as error:
             self.slot(<PyObject *>obj).index = self.memo_size
@@ -641,7 +641,7 @@ cdef class Walker:
         self.stack.append(frame)
         return 0
 
-    cdef list parts_of(self, obj, value):
+    cdef list parts_of(self, obj, value, bint plain):
         """Check a reduction as a pickler does, and lay its parts out in the order of saving."""
         cdef Py_ssize_t n
         cdef tuple reduced
@@ -667,6 +667,9 @@ cdef class Walker:
         if function_name == "__newobj__":
             if not args or not hasattr(args[0], "__new__"):
                 raise PicklingError("args[0] from __newobj__ args has no __new__")
+            if not plain and getattr(obj, "__class__", type(obj)) is not args[0]:
+                # Refused for what it says it is; what it holds may be in the way besides.
+                self.fail(obj, PicklingError("args[0] from __newobj__ args has the wrong class"))
             function, args = args[0], args[1:]
         elif function_name == "__newobj_ex__":
             if len(<tuple>args) != 3:

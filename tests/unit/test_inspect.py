@@ -400,7 +400,8 @@ def test_properties_are_not_fired():
 
     obj = Trap()
     obj.held = LOCK
-    failure = only([obj, obj])
+    lying, failure = sorted(inspect([obj, obj]), key=lambda failure: failure.obj is LOCK)
+    assert lying.obj is obj and "wrong class" in lying.error
     assert failure.obj is LOCK
     assert failure.parent is obj
     repr(failure), hash(failure)
@@ -605,6 +606,49 @@ def test_weak_proxy():
     dead = weakref.proxy(Referent())
     failure = only([dead])
     assert failure.error_type == "ReferenceError"
+
+
+class Proxy:
+    """As many libraries make them: everything is asked of the object behind, its class too."""
+
+    def __init__(self, behind):
+        object.__setattr__(self, "_behind", behind)
+
+    def __getattr__(self, name):
+        return getattr(object.__getattribute__(self, "_behind"), name)
+
+    @property
+    def __class__(self):
+        return type(object.__getattribute__(self, "_behind"))
+
+
+def test_proxy_that_gives_itself_out_as_another_class():
+    """Every pickler refuses it; what stands behind may be in the way besides."""
+    import pyray_ser
+
+    for behind, paths in (Box(), ["[0]"]), (Box(lock=LOCK), ["[0]", "[0]._behind.lock"]):
+        proxy = Proxy(behind)
+        failures = sorted(inspect([proxy]), key=lambda failure: failure.path)
+        assert [failure.path for failure in failures] == paths
+        assert failures[0].obj is proxy and "wrong class" in failures[0].error
+        for write in (pickle.dumps, pyray_ser.dumps):
+            with pytest.raises(pickle.PicklingError, match="wrong class"):
+                write([proxy])
+        with pytest.raises(TypeError, match=r"wrong class \(at \[0\]\)"):
+            pyray_ser.put([proxy])
+
+
+def test_an_error_that_passes_put_as_it_is_is_not_its_own_cause():
+    import pyray_ser
+
+    class Fails:
+        def __reduce__(self):
+            raise RuntimeError("will not")
+
+    with pytest.raises(RuntimeError, match="will not") as caught:
+        pyray_ser.put([Fails()])
+    assert caught.value.__cause__ is None
+    assert caught.value.__notes__ == ["at [0] of the object being put"]
 
 
 def test_class_that_has_vanished_from_its_module_goes_by_value():

@@ -156,7 +156,10 @@ cdef ObjectRef put_general(Store store, object value, int64_t deadline):
     except Exception as error:
         from pyray_ser.serialization import unpicklable
 
-        raise unpicklable(value, error) from error
+        told = unpicklable(value, error)
+        if told is error:
+            raise
+        raise told from error
     return put_gathered(store, gathered, deadline)
 
 
