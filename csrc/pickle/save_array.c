@@ -171,7 +171,29 @@ static kept_dtype *kept_for(PyObject *descr, int number)
     return kept;
 }
 
-/* The caller has checked that it is one of numpy's own number types. */
+/* A string or class that the stream may share, by its opcodes or from the memo. The caller has made room. */
+static int put_shared(prp_saver *s, PyObject *obj, const uint8_t *bytes, size_t len)
+{
+    int64_t index = prp_memo_add(&s->memo, obj);
+    if (index >= 0) {
+        s->p = prp_put_get(s->p, (uint32_t)index);
+        return 0;
+    }
+    if (index == PRP_MEMO_ERROR)
+        return -1;
+    memcpy(s->p, bytes, len);
+    s->p += len;
+    *s->p++ = OP_MEMOIZE;
+    return 0;
+}
+
+static void put(prp_saver *s, const uint8_t *bytes, size_t len)
+{
+    memcpy(s->p, bytes, len);
+    s->p += len;
+}
+
+/* The caller has checked that it is one of numpy's own number types, and that nobody is to be asked. */
 static int write_kept_dtype(prp_saver *s, PyObject *descr, int number)
 {
     const kept_dtype *kept = kept_for(descr, number);
@@ -180,18 +202,21 @@ static int write_kept_dtype(prp_saver *s, PyObject *descr, int number)
     const uint8_t *bytes = kept->bytes;
     if (!bytes)
         return prp_save(s, descr);
+    if (prp_room(s, kept->len + PRP_ROOM) < 0)
+        return -1;
     int64_t index = prp_memo_get(&s->memo, kept->cls);
-    if (index >= 0) {
-        if (prp_write_get(s, (uint32_t)index) < 0)
-            return -1;
-    } else if (prp_save(s, kept->module) < 0 || prp_out(s, bytes + kept->name, kept->called - kept->name) < 0 ||
-               prp_memoize(s, kept->cls) < 0) {
+    if (index >= 0)
+        s->p = prp_put_get(s->p, (uint32_t)index);
+    else if (put_shared(s, kept->module, bytes, kept->name) < 0 ||
+             put_shared(s, kept->cls, bytes + kept->name, kept->called - kept->name) < 0)
         return -1;
-    }
-    if (prp_out(s, bytes + kept->called, kept->made - kept->called) < 0 || prp_memoize(s, descr) < 0 ||
-        prp_out(s, bytes + kept->made, kept->sign - kept->made) < 0 || prp_save(s, kept->order) < 0)
+    if (put_shared(s, descr, bytes + kept->called, kept->made - kept->called) < 0)
         return -1;
-    return prp_out(s, bytes + kept->rest, kept->len - kept->rest);
+    put(s, bytes + kept->made, kept->sign - kept->made);
+    if (put_shared(s, kept->order, bytes + kept->sign, kept->rest - kept->sign) < 0)
+        return -1;
+    put(s, bytes + kept->rest, kept->len - kept->rest);
+    return 0;
 }
 
 static int save_dtype(prp_saver *s, PyObject *descr)
@@ -247,10 +272,12 @@ int prp_save_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
             s->p = prp_put_int64(s->p, PyArray_DIM(array, i));
         *s->p++ = nd > 3 ? OP_TUPLE : (uint8_t)(OP_TUPLE1 - 1 + nd);
     }
-    static PyObject *orders[2]; /* as numpy makes them: the one object of that letter */
+    /* As numpy makes them: the one object of that letter. No hook is to be asked about it: arrays come here without any. */
+    static PyObject *orders[2];
     if (!orders[fortran] && !(orders[fortran] = PyUnicode_FromStringAndSize(fortran ? "F" : "C", 1)))
         goto end;
-    if (prp_save(s, orders[fortran]) < 0 || prp_room(s, PRP_ROOM) < 0)
+    const uint8_t order[] = {OP_SHORT_BINUNICODE, 1, fortran ? 'F' : 'C'};
+    if (put_shared(s, orders[fortran], order, sizeof order) < 0)
         goto end;
     *s->p++ = OP_TUPLE;
     *s->p++ = OP_REDUCE;

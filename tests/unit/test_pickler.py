@@ -12,7 +12,8 @@ import pickler_classes as classes
 import pytest
 from pickler_classes import Box, Changing, Colour, Endless, Locked, Nested, Node, Reentrant, SlottedNode, chain, unchain
 
-from pyray_ser import _pickle, serialization  # noqa: F401 - it tells the pickler how to name what fails
+from pyray_ser import _pickle, integrations
+from pyray_ser import serialization as serialization  # it connects the pickler with registry and inspector
 
 
 def to_file(obj, **options):
@@ -302,7 +303,6 @@ def test_super_persistent_id():
 def test_a_registered_serializer_goes_before_everything_else():
     from pyray_ser import registry
 
-    _pickle._set_registry(registry.find, registry.version)
     registry.register_serializer(Locked, serializer=lambda obj: "locked", deserializer=classes.identity)
     try:
         assert pickle.loads(_pickle.dumps([Locked(), Locked()])) == ["locked", "locked"]
