@@ -533,6 +533,8 @@ def zoo():
         "future": future,
         "task": task,
         "loop": loop,
+        "timer": threading.Timer(1, print),
+        "barrier": threading.Barrier(2),
         "pool": pool,
         "file": file,
         "text file": text,
@@ -571,6 +573,21 @@ def test_the_zoo_is_named_by_the_animals_and_not_by_their_innards():
         assert len(inspect(list(animals.values()))) == len(animals)
     finally:
         clean()
+
+
+def test_an_asyncio_lock_that_belongs_to_a_loop_and_not_the_loop():
+    lock = asyncio.Lock()
+
+    async def contend():
+        async def hold():
+            async with lock:
+                await asyncio.sleep(0)
+
+        await asyncio.gather(hold(), hold())
+
+    asyncio.run(contend())
+    failure = only(Box(it=[lock]))
+    assert failure.obj is lock and failure.path == ".it[0]" and "event loop" in failure.hint
 
 
 def test_a_socket_and_not_one_of_its_methods():
