@@ -157,7 +157,15 @@ void prp_load_drop_chunk(prp_loader *L);
 /* ---- load_stack.c -------------------------------------------------------------------------------------------------------- */
 
 int prp_load_grow_stack(prp_loader *L);
-int prp_load_push_mark(prp_loader *L, prp_mark_kind kind, Py_ssize_t memo, struct prp_plan *plan);
+int prp_load_grow_marks(prp_loader *L);
+static inline int prp_load_push_mark(prp_loader *L, prp_mark_kind kind, Py_ssize_t memo, struct prp_plan *plan)
+{
+    if (PRP_UNLIKELY(L->mark_count == L->mark_capacity) && prp_load_grow_marks(L) < 0)
+        return -1;
+    L->marks[L->mark_count++] = (prp_mark){.at = L->sp - L->stack, .kind = kind, .memo = memo, .plan = plan};
+    L->fence = L->sp;
+    return 0;
+}
 /* Removes the last mark, after making a container that waits for it: stack height at the mark, or -1. */
 Py_ssize_t prp_load_pop_mark(prp_loader *L);
 void prp_load_clear_stack(prp_loader *L, Py_ssize_t height);

@@ -23,21 +23,17 @@ int prp_load_grow_stack(prp_loader *L)
     return 0;
 }
 
-int prp_load_push_mark(prp_loader *L, prp_mark_kind kind, Py_ssize_t memo, struct prp_plan *plan)
+PRP_COLD int prp_load_grow_marks(prp_loader *L)
 {
-    if (L->mark_count == L->mark_capacity) {
-        size_t larger = (size_t)L->mark_capacity * 3 / 2;
-        prp_mark *marks =
-            larger > PY_SSIZE_T_MAX / sizeof(prp_mark) ? NULL : PyMem_Realloc(L->marks, larger * sizeof(prp_mark));
-        if (!marks) {
-            PyErr_NoMemory();
-            return -1;
-        }
-        L->marks = marks;
-        L->mark_capacity = (Py_ssize_t)larger;
+    size_t larger = (size_t)L->mark_capacity * 3 / 2;
+    prp_mark *marks =
+        larger > PY_SSIZE_T_MAX / sizeof(prp_mark) ? NULL : PyMem_Realloc(L->marks, larger * sizeof(prp_mark));
+    if (!marks) {
+        PyErr_NoMemory();
+        return -1;
     }
-    L->marks[L->mark_count++] = (prp_mark){.at = L->sp - L->stack, .kind = kind, .memo = memo, .plan = plan};
-    L->fence = L->sp;
+    L->marks = marks;
+    L->mark_capacity = (Py_ssize_t)larger;
     return 0;
 }
 
