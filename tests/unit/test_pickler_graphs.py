@@ -100,11 +100,11 @@ INTS = {
 @pytest.mark.parametrize("kind", INTS)
 def test_runs_of_ints_byte_for_byte(kind):
     rng = random.Random(kind)
-    for n in (*range(1, 40), 1000, 1001, 70_000):
+    for n in (*range(1, 40), 1000, 1001, 40_000):
         items = [INTS[kind](rng) for _ in range(n)]
         if n < 40 and kind == "32 bits":
             items[rng.randrange(n)] = rng.choice([2**40, "x", 1.5, 0])
         for obj in items, tuple(items):
-            for protocol in range(2, 6):
+            for protocol in range(2, 6) if n < 1000 else (2, 5):
                 assert written(_pickle.Pickler, obj, protocol) == written(pickle.Pickler, obj, protocol)
             assert pickle.loads(_pickle.dumps(obj)) == obj
