@@ -39,7 +39,7 @@ run)
     # fails: it is the standard library that asks for it, because a length in the stream does.
     export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=512:verify_asan_link_order=0:handle_abort=0
     export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
-    export PYTHONMALLOC=malloc PYTHONPATH="$folder/site"
+    export PYTHONMALLOC=malloc PYTHONPATH="$folder/site:$here"
     LD_PRELOAD="$folder/guide.so $asan" exec "$python" -P "$here/run_guided_fuzz.py" "$folder/guide.so" "$@"
     ;;
 *)
