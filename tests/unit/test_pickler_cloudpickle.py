@@ -55,6 +55,8 @@ def outcomes(tmp_path_factory):
     folder = os.environ.get("PYRAY_SER_CLOUDPICKLE_SUITE")
     if not folder:
         pytest.skip("PYRAY_SER_CLOUDPICKLE_SUITE names no folder; `make test` makes one")
+    if sys.version_info >= (3, 14):
+        pytest.skip("the last cloudpickle that was distributed with its tests is older than Python 3.14")
     suite = os.path.join(os.path.abspath(folder), "suite")
     here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     shutil.copy(os.path.join(here, "cloudpickle_bound.py"), os.path.join(suite, "tests", "sitecustomize.py"))
