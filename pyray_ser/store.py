@@ -63,9 +63,13 @@ def _read_hint() -> tuple[int, int, int, int, str] | None:
     if len(parts) != 5:
         return None
     try:
-        return int(parts[0], 16), int(parts[1]), int(parts[2]), int(parts[3]), parts[4]
+        ident, pid, start, fd = int(parts[0], 16), int(parts[1]), int(parts[2]), int(parts[3])
     except ValueError:
         return None
+    # What no store, process or descriptor can have is not for the engine, which knows no such numbers.
+    if not (0 < ident < 1 << 64 and 0 < pid < 1 << 31 and 0 <= start < 1 << 64 and -1 <= fd < 1 << 31):
+        return None
+    return ident, pid, start, fd, parts[4]
 
 
 # ---- finding ----------------------------------------------------------------------------------------------------------
