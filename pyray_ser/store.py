@@ -30,6 +30,8 @@ HINT = "PYRAY_SER_STORE"
 # Options of a store to be made, when the program gives none.
 CAPACITY = "PYRAY_SER_CAPACITY"
 SPILL_DIR = "PYRAY_SER_SPILL_DIR"
+# Set: `pyray_ser.origins` writes down where objects are made.
+ORIGINS = "PYRAY_SER_ORIGINS"
 
 # Only opening takes it: no other lock is ever held with it, and nothing that can free a reference runs under it but what
 # opening itself allocates.
@@ -311,6 +313,10 @@ def open_store(name: str | None = None, *, inherit: bool = True, **options: Any)
             store = (_inherited() if inherit else None) or _store.create_store(**_create_options(options))
         _store.set_default(store)
         _set_hint(store)
+        if os.environ.get(ORIGINS):
+            from . import origins
+
+            origins.enable()
         _log.debug("using %r", store)
     return store
 
@@ -342,5 +348,7 @@ def close_all() -> None:
             _closed.add(store.id)
             _log.debug("closing %r", store)
             store.close()
+            if "pyray_ser.origins" in sys.modules:
+                sys.modules["pyray_ser.origins"].forget(store.id)
         _store.set_default(None)
         _options.clear()

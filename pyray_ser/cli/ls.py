@@ -6,7 +6,7 @@ import argparse
 import time
 from typing import Any
 
-from .. import _store
+from .. import _store, origins
 from .look import clients, each
 from .output import age, bytes_text, count, printable, table, write_json
 from .stores import add_selection
@@ -27,9 +27,13 @@ def _ask(store: _store.Store, spill_dir: str | None) -> dict[str, Any]:
 
 
 def records(store: _store.Store) -> list[dict[str, Any]]:
-    """Return the records of a store's objects, each with whether its creator is still a client."""
+    """Return the records of a store's objects, each with whether its creator is still a client and where it was made, if known."""
     alive = set(clients(store))
-    return [{**record, "creator_alive": record["creator_pid"] in alive} for record in store.records()]
+    made = origins.read(store.id, sorted(alive))
+    return [
+        {**record, "creator_alive": record["creator_pid"] in alive, "origin": made.get(record["serial"])}
+        for record in store.records()
+    ]
 
 
 def row(record: dict[str, Any], now: float) -> list[str]:
@@ -86,7 +90,12 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"  {printable(answer['error'])}")
         elif answer["objects"]:
             rows = [row(record, now) for record in answer["objects"]]
-            print(table(HEADS, rows, "rrrlrrrrl"))
+            heads, sides = list(HEADS), "rrrlrrrrl"
+            if any(record["origin"] for record in answer["objects"]):
+                heads, sides = [*heads, "MADE AT"], sides + "l"
+                for cells, record in zip(rows, answer["objects"], strict=True):
+                    cells.append(printable(record["origin"] or ""))
+            print(table(heads, rows, sides))
         if flights := answer["in_flight"][: arguments.limit if arguments.limit is None else max(0, arguments.limit)]:
             print(table(FLIGHT_HEADS, [flight_row(flight, now) for flight in flights], "rrrll"))
         print()

@@ -4,11 +4,12 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 import uuid
 import xml.etree.ElementTree
 
 import pytest
-from isolated import environment
+from isolated import environment, run
 
 from pyray_ser import cli, named
 from pyray_ser.cli import doctor, output
@@ -125,6 +126,63 @@ def test_every_command_shows_the_store(owner, crashed):
     assert "weights" in command("top", owner.name, "-n", "1", "--objects", "20")
     # Looking has changed nothing.
     assert os.path.exists(owner.path) and answer("ls", owner.name)["objects"] == objects
+
+
+def test_ls_tells_where_objects_were_made(monkeypatch):
+    script = """
+        import json, os, subprocess, sys, time
+        import numpy as np
+        import pyray_ser
+
+        store = pyray_ser.init(capacity=64 << 20)
+
+        class Maker:
+            def make(self):
+                return pyray_ser.put([np.ones(1000)] * 2)
+
+        def in_the_child():
+            return pyray_ser.put("child")
+
+        refs = [pyray_ser.put(5), Maker().make(), pyray_ser.seal(pyray_ser.empty(10))]
+        ready, done = os.pipe(), os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            refs.append(in_the_child())
+            os.write(ready[1], b"x")
+            os.read(done[0], 1)
+            os._exit(0)
+        os.read(ready[0], 1)
+        def ls(*words):
+            tool = [sys.executable, "-P", "-m", "pyray_ser", "ls", str(os.getpid()), *words]
+            return subprocess.run(tool, capture_output=True, text=True, check=True).stdout
+        objects = json.loads(ls("--json"))["stores"][0]["objects"]
+        text = ls()
+        assert ("MADE AT" in text) == (len(sys.argv) > 1), text
+        for record in objects:
+            made = record["origin"]
+            print(made and made.rpartition("/")[2])
+        # Somebody closes all descriptors, and the number becomes another file's.
+        if len(sys.argv) > 1:
+            from pyray_ser import origins
+            [(fd, _)] = origins._lists.values()
+            os.close(fd)
+            other = os.open("/dev/shm", os.O_RDWR | os.O_TMPFILE, 0o600)
+            os.dup2(other, fd)
+            kept = pyray_ser.put(6)
+            assert os.fstat(fd).st_size == 0
+            assert any("script.py" in (record["origin"] or "") for record in json.loads(ls("--json"))["stores"][0]["objects"])
+            pyray_ser.shutdown()
+            os.fstat(fd)
+            assert not origins._lists
+        os.write(done[1], b"x")
+        os.waitpid(pid, 0)
+    """
+    assert run(script).split("\n") == ["None"] * 4
+    monkeypatch.setenv("PYRAY_SER_ORIGINS", "1")
+    asked = "import sys\nsys.argv.append('asked')\n" + textwrap.dedent(script)
+    number, several, sealed, child = run(asked).split("\n")
+    assert number.endswith(" <module>") and number.startswith("script.py:")
+    assert several.endswith(" Maker.make") and sealed.endswith(" <module>") and child.endswith(" in_the_child")
 
 
 def test_ls_sorts_and_cuts(owner):

@@ -27,6 +27,16 @@ cdef int write_or_abort(Store store, prs_draft *draft, uint64_t at, const void *
         raise
 
 
+# Told of every object that is made here, if somebody asked for that.
+cdef object note_origin = None
+
+
+def set_note_origin(function):
+    """Let ``function(store id, serial)`` be called for every object that this process makes; None ends it."""
+    global note_origin
+    note_origin = function
+
+
 cdef inline ObjectRef seal_or_abort(Store store, prs_draft *draft):
     cdef prs_error error
     cdef int status
@@ -35,6 +45,8 @@ cdef inline ObjectRef seal_or_abort(Store store, prs_draft *draft):
     # The reference is made first: once the object is published, nothing may fail.
     try:
         ref = new_ref(store, NULL, &draft.id)
+        if note_origin is not None:
+            note_origin(store.id, draft.id.serial)
     except BaseException:
         store.abort(draft, False)
         raise
