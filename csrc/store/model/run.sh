@@ -42,6 +42,10 @@ explore error slot -DCLIENTS=2 -DDEATHS=1 -DSTEPS=2 -DBUG_REAP_BITS_ONLY
 explore error slot -DCLIENTS=2 -DDEATHS=0 -DSTEPS=2 -DSTEPS_FIRST=3 -DONLY_RESERVES -DBUG_NO_GENERATION
 explore error slot -DCLIENTS=2 -DDEATHS=0 -DSTEPS=3 -DSTEPS_FIRST=4 -DONLY_MESSAGES -DOLD_MESSAGES -DBUG_TOKEN_TWICE
 explore error slot -DCLIENTS=2 -DDEATHS=0 -DSTEPS=2 -DSTEPS_FIRST=4 -DONLY_MESSAGES -DWITH_READS -DBUG_UNDO_WRONG
+for bug in NO_INSIST LATE_COPY NO_BYTE KEEPS_FD OWN_FD; do
+    explore error fork "-DBUG_$bug"
+done
+explore none fork
 explore none client -DLIVES=1 -DDEATHS=1
 explore none slot -DCLIENTS=2 -DDEATHS=1 -DSTEPS=2
 [ $failed -eq 0 ] && echo "model: all as it should be"

@@ -1,0 +1,272 @@
+/*
+ * fork.pml - the handover of a hold to a forked child (../atfork.c, ../client.c).
+ *
+ * A parent takes hold of an object that another lets go of; it claims a second client slot on a descriptor that its child inherits, sets the child's bit
+ * beside its own and forks. Parent and child may be killed at any step, let go at any time, and free the object when they were
+ * the last. A third process frees, too, looks for corpses and takes over what they were doing. Byte and bits are the kernel's
+ * and the segment's; who holds what by its own belief is kept aside, to be compared.
+ *
+ * Shown: the object is retired only when neither a living parent nor a living child believes to hold it; when both have let go
+ * or are dead, one look retires it. KILLS is how many may be killed (0 to 2). Planted errors, each found:
+ *   BUG_NO_INSIST   who sets the child's bit does not mark a word that says FREEING
+ *   BUG_LATE_COPY   the child sets its bit itself, after the fork
+ *   BUG_NO_BYTE     the second slot is claimed without a lock byte
+ *   BUG_KEEPS_FD    the parent does not close its copy of the child's descriptor
+ *   BUG_OWN_FD      the child inherits no descriptor of its own slot: the byte ends with the parent's copy
+ */
+#ifndef KILLS
+#define KILLS 2
+#endif
+
+#define SEALED 0
+#define FREEING 1
+#define RETIRED 2
+
+#define PARENT 0
+#define CHILD 1
+#define OTHER 2
+
+#define FREE 0
+#define UNBORN 1
+#define LIVE 2
+#define REAPING 3
+
+byte state = SEALED, owner = OTHER; /* of the slot's word */
+bool mark = false;                  /* HELD */
+bool bits[2];                       /* set in the slot */
+byte client[2];                     /* the client slots */
+bool believes[2];                   /* holds, as it thinks itself */
+bool alive[2];
+bool fd[2];                         /* a descriptor that keeps the child's byte locked, in this process */
+bool done[2];
+byte kills = 0;
+
+#define dead(p) (!alive[p])
+#define byte_held (fd[PARENT] || fd[CHILD])
+
+/* Two looks, in either order: bits of different words are not read at once. */
+inline scan(me, result)
+{
+    if
+    :: atomic { true -> result = bits[PARENT]; }
+       atomic { result = result || bits[CHILD]; }
+    :: atomic { true -> result = bits[CHILD]; }
+       atomic { result = result || bits[PARENT]; }
+    fi
+}
+
+/* FREEING is ours: retire, or go back to SEALED. A step of a killed process is none. */
+inline settle(me, held)
+{
+    do
+    :: atomic { me != OTHER && dead(me) -> break; }
+    :: else ->
+        if
+        :: atomic { state != FREEING || owner != me -> break; } /* taken over */
+        :: else
+        fi;
+        atomic { if :: state == FREEING && owner == me -> mark = false; :: else fi; }
+        scan(me, held);
+        if
+        :: atomic { me != OTHER && dead(me) -> break; }
+        :: else
+        fi;
+        if
+        :: !held ->
+            atomic {
+                if
+                :: state == FREEING && owner == me && !mark && (me == OTHER || alive[me]) ->
+                    assert(!(alive[PARENT] && believes[PARENT]));
+                    assert(!(alive[CHILD] && believes[CHILD]));
+                    state = RETIRED;
+                    held = false;
+                    break;
+                :: else
+                fi;
+            }
+        :: else ->
+            atomic {
+                if
+                :: state == FREEING && owner == me && !mark && (me == OTHER || alive[me]) -> state = SEALED;
+                :: else -> goto_again = true;
+                fi;
+            }
+            if
+            :: goto_again -> goto_again = false;
+            :: else ->
+                scan(me, held);
+                if
+                :: held -> break;
+                :: else ->
+                    atomic {
+                        if
+                        :: state == SEALED && (me == OTHER || alive[me]) -> state = FREEING; owner = me;
+                        :: else -> break;
+                        fi;
+                    }
+                fi;
+            fi;
+        fi;
+    od
+}
+
+inline try_free(me, held)
+{
+    if
+    :: state == SEALED ->
+        scan(me, held);
+        if
+        :: held -> skip;
+        :: else ->
+            atomic {
+                if
+                :: state == SEALED && (me == OTHER || alive[me]) -> state = FREEING; owner = me; held = false;
+                :: else -> held = true;
+                fi;
+            }
+            if
+            :: !held -> settle(me, held);
+            :: else -> skip;
+            fi;
+        fi;
+    :: else -> skip;
+    fi
+}
+
+/* Let go: first the belief, then the bit, then what is owed. */
+inline let_go(me, held)
+{
+    atomic { if :: alive[me] -> believes[me] = false; :: else fi; }
+    atomic { if :: alive[me] -> bits[me] = false; :: else fi; }
+    if
+    :: alive[me] -> try_free(me, held);
+    :: else -> skip;
+    fi
+}
+
+proctype child()
+{
+    bool held, goto_again = false;
+#ifdef BUG_LATE_COPY
+    atomic { if :: alive[CHILD] -> bits[CHILD] = true; :: else fi; }
+#endif
+    atomic { if :: alive[CHILD] -> client[CHILD] = LIVE; :: else -> goto over; fi; }
+    atomic { if :: alive[CHILD] -> assert(!believes[CHILD] || state != RETIRED); :: else -> goto over; fi; }
+    let_go(CHILD, held);
+    atomic {
+        if
+        :: alive[CHILD] && client[CHILD] == LIVE -> client[CHILD] = FREE; fd[CHILD] = false;
+        :: else
+        fi;
+    }
+over:
+    done[CHILD] = true;
+}
+
+proctype parent()
+{
+    bool held, goto_again = false;
+    /* It takes hold while somebody else may be freeing already: bit, then word. */
+    atomic { if :: alive[PARENT] -> bits[PARENT] = true; :: else -> goto over; fi; }
+    atomic {
+        if
+        :: alive[PARENT] && state != RETIRED ->
+            believes[PARENT] = true;
+            if
+            :: state == FREEING -> mark = true;
+            :: else
+            fi;
+        :: else -> goto over; /* gone: there is nothing to hand over */
+        fi;
+    }
+    /* prepare */
+#ifndef BUG_NO_BYTE
+    atomic { if :: alive[PARENT] -> fd[PARENT] = true; :: else -> goto over; fi; }
+#endif
+    atomic { if :: alive[PARENT] -> client[CHILD] = UNBORN; :: else -> goto over; fi; }
+#ifndef BUG_LATE_COPY
+    atomic { if :: alive[PARENT] -> bits[CHILD] = true; :: else -> goto over; fi; }
+#ifndef BUG_NO_INSIST
+    atomic { if :: alive[PARENT] -> if :: state == FREEING -> mark = true; :: else fi; :: else -> goto over; fi; }
+#endif
+#endif
+    atomic {
+        if
+        :: alive[PARENT] ->
+            alive[CHILD] = true;
+            believes[CHILD] = true;
+#ifndef BUG_OWN_FD
+            fd[CHILD] = fd[PARENT];
+#endif
+            done[CHILD] = false;
+            run child();
+        :: else -> goto over;
+        fi;
+    }
+#ifndef BUG_KEEPS_FD
+    atomic { if :: alive[PARENT] -> fd[PARENT] = false; :: else -> goto over; fi; }
+#endif
+    let_go(PARENT, held);
+    atomic { if :: alive[PARENT] && client[PARENT] == LIVE -> client[PARENT] = FREE; :: else fi; }
+over:
+    done[PARENT] = true;
+}
+
+/* What the kernel does with the killed: nothing of theirs runs any more, their descriptors are closed. */
+proctype killer()
+{
+    do /* at any moment, or not at all */
+    :: atomic { kills < KILLS && alive[PARENT] && !done[PARENT] -> alive[PARENT] = false; fd[PARENT] = false; kills++; }
+    :: atomic { kills < KILLS && alive[CHILD] && !done[CHILD] -> alive[CHILD] = false; fd[CHILD] = false; kills++; }
+    :: break;
+    od
+}
+
+inline reap(who, held)
+{
+    if
+    :: atomic {
+           (client[who] == LIVE && dead(who)) || (client[who] == UNBORN && !byte_held) -> client[who] = REAPING;
+       }
+       atomic {
+           held = false;
+           if
+           :: state == FREEING && owner == who -> owner = OTHER; held = true;
+           :: else
+           fi;
+       }
+       if
+       :: held -> settle(OTHER, held);
+       :: else -> skip;
+       fi;
+       bits[who] = false;
+       try_free(OTHER, held);
+       client[who] = FREE;
+    :: else -> skip;
+    fi
+}
+
+proctype other()
+{
+    bool held, goto_again = false;
+    try_free(OTHER, held); /* it has let go of the object a moment ago */
+    reap(CHILD, held);
+    reap(PARENT, held);
+    /* The end of both, and one look. */
+    (done[PARENT] || dead(PARENT)) && (done[CHILD] || dead(CHILD));
+    reap(PARENT, held);
+    reap(CHILD, held);
+    assert(state == RETIRED);
+}
+
+init
+{
+    atomic {
+        client[PARENT] = LIVE;
+        alive[PARENT] = true;
+        done[CHILD] = true;
+        run parent();
+        run other();
+        run killer();
+    }
+}
