@@ -47,11 +47,13 @@ help:
 ## fuzz         change pickles for FUZZ_SECONDS, guided by coverage, and compare, under the sanitizers (needs clang)
 ## ctest        the C engine alone: plain, address + undefined, thread sanitizer
 ## torture      the long runs: death after every instruction, 100,000 random kills, 10 million damaged inputs
+## failpoints   every failpoint and every failing system call, in every scenario, counted
 ## mutation     bugs planted in the engine, one at a time: each must be caught (MUTATION_ARGS="--only lock.c")
 ## model        the Spin models of the engine's protocols and the errors planted in them (needs spin)
 ## asan         the tests under the address and undefined behaviour sanitizers
 ## tsan         the C tests under the thread sanitizer
 ## coverage     line coverage of the C sources under the tests
+## coverage-c   lines and branches of the engine under the C tests alone
 ## lint         ruff, clang-format, mypy, stubtest
 ## format       rewrite the sources the way `lint` wants them
 ## wheel        a manylinux wheel in dist/
@@ -255,7 +257,8 @@ CTEST_FLAGS  := -std=gnu11 -g -pthread -fno-strict-aliasing -UNDEBUG -DPRS_DEBUG
 CTEST_plain  := -O2
 CTEST_asan   := -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined
 CTEST_tsan   := -O1 -fno-omit-frame-pointer -fsanitize=thread 
-CTEST_VARIANTS := plain asan tsan
+CTEST_cover  := -O0 --coverage -fprofile-update=atomic -D_GNU_SOURCE=1 -include tests/c/coverage.h
+CTEST_VARIANTS := plain asan tsan cover
 
 define ctest_variant
 $(BUILD)/ctest/$(1)/%.o: %.c Makefile
@@ -293,6 +296,36 @@ torture: $(TORTURE_PROGS:%=$(BUILD)/ctest/plain/%) $(BUILD)/ctest/plain/test_eng
 	@for program in $(filter-out torture_fuzz,$(TORTURE_PROGS)); do echo "run: $$program"; PRS_TORTURE=1 $(BUILD)/ctest/plain/$$program || exit 1; done
 	@echo "run: test_engine_errors"; PRS_TORTURE=1 $(BUILD)/ctest/plain/test_engine_errors
 	@echo "run: test_engine_storm"; PRS_TEST_KILLS=100000 $(BUILD)/ctest/plain/test_engine_storm
+
+# Cases that repeat what others have reached, only later or longer, are left out: this is for every run of CI.
+COVER_PROGS := $(filter-out test_engine_storm test_engine_errors,$(CTEST_PROGS)) torture_fuzz
+COVER_test_engine_crash    := killed_alone errors_are
+COVER_test_engine_segments := named no_store others image truncated versions several descriptors newcomer janitor exec living fork
+COVER_torture_fuzz         := damaged_forms
+
+$(STAMP)/gcovr: $(STAMP)/python
+	$(call make_venv,$(BUILD)/venv-cover)
+	@$(BUILD)/venv-cover/bin/python $(PIP) install gcovr
+	@touch $@
+
+.PHONY: coverage-c
+coverage-c: $(COVER_PROGS:%=$(BUILD)/ctest/cover/%) $(STAMP)/gcovr
+	@find $(BUILD)/ctest/cover -name '*.gcda' -delete
+	@$(foreach program,$(COVER_PROGS),echo "run: cover $(program)"; \
+	  $(BUILD)/ctest/cover/$(program) $(COVER_$(program)) >$(BUILD)/ctest/cover/$(program).log 2>&1 || \
+	    { grep -v '^ok ' $(BUILD)/ctest/cover/$(program).log; echo "coverage-c: counted all the same: limits of time are for ctest"; };)
+	@$(BUILD)/venv-cover/bin/gcovr --root $(ROOT) --filter 'csrc/store/' --object-directory $(BUILD)/ctest/cover \
+	  --merge-mode-functions=merge-use-line-min --json-summary $(BUILD)/ctest/cover/summary.json $(BUILD)/ctest/cover/csrc
+	@$(PYTHON) tools/coverage_table.py $(BUILD)/ctest/cover/summary.json
+
+# The whole table: failpoints x (SIGKILL, SIGSTOP) and system calls x errno, x (alone, contended, recovery, fork).
+.PHONY: failpoints
+failpoints: $(BUILD)/ctest/plain/test_engine_crash $(BUILD)/ctest/plain/test_engine_errors
+	@{ $(BUILD)/ctest/plain/test_engine_crash && PRS_TORTURE=1 $(BUILD)/ctest/plain/test_engine_errors && echo passed; } | \
+	  tee $(BUILD)/ctest/failpoints.log
+	@awk '/ cases, /{cases += $$1; died += $$3} / calls failed$$/{calls += $$1} /^passed$$/{passed = 1} \
+	  END {printf "failpoints: %d cases, %d died or stopped at their point; %d system calls failed\n", cases, died, calls; \
+	  exit !passed}' $(BUILD)/ctest/failpoints.log
 
 # Bugs planted in the recovery code: tests/mutation/mutants.toml.
 MUTATION_ARGS ?=

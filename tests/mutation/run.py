@@ -101,6 +101,7 @@ class Runner:
         process = subprocess.Popen(
             words,
             env={**os.environ, **command.variables},
+            cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
