@@ -47,6 +47,7 @@ for bug in NO_INSIST LATE_COPY NO_BYTE KEEPS_FD OWN_FD; do
 done
 explore none fork
 explore none client -DLIVES=1 -DDEATHS=1
+explore none slot -DCLIENTS=3 -DDEATHS=0 -DSTEPS=1
 explore none slot -DCLIENTS=2 -DDEATHS=1 -DSTEPS=2
 [ $failed -eq 0 ] && echo "model: all as it should be"
 exit $failed
