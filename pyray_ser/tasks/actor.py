@@ -9,6 +9,8 @@ from __future__ import annotations
 import inspect
 from _thread import RLock
 from collections import deque
+from collections.abc import Callable
+from sys import is_finalizing
 from typing import Any, NoReturn
 
 from ..exceptions import WorkerDiedError
@@ -97,8 +99,10 @@ class Grip:
     def __init__(self, client: Client) -> None:
         self.client = client
 
-    def __del__(self) -> None:
-        self.client.release()
+    def __del__(self, is_finalizing: Callable[[], bool] = is_finalizing) -> None:
+        # Bound here: at the end of the interpreter the names of modules are gone. What was to be ended has ended by then.
+        if not is_finalizing():
+            self.client.release()
 
 
 class Client:

@@ -11,6 +11,7 @@ import secrets
 import select
 import weakref
 from _thread import RLock
+from collections.abc import Callable
 from typing import Any
 
 from .. import _store
@@ -74,10 +75,11 @@ class _Remote:
     def __del__(self) -> None:
         self._close_watch()
 
-    def _close_watch(self) -> None:
+    def _close_watch(self, close: Callable[[int], None] = os.close) -> None:
+        # Bound here: at the end of the interpreter the module's names are gone.
         watch, self.watch = self.watch, -1
         if watch >= 0:
-            os.close(watch)
+            close(watch)
 
     def poller(self) -> select.poll:
         poller = select.poll()

@@ -100,7 +100,8 @@ class ResultStream:
     def __init__(self, ref: TaskRef) -> None:
         self._items = _Items(ref)
 
-    def __del__(self) -> None:
+    def __del__(self, is_finalizing: Callable[[], bool] = is_finalizing) -> None:
+        # Bound here: at the end of the interpreter the module's names are gone.
         items = self._items
         if not items.ended and not is_finalizing():
             from .channel import collector

@@ -427,3 +427,28 @@ def test_progress():
         print(file.getvalue().rpartition(chr(13))[2][:12])
     """
     assert run(script) == "again: 6/6 ["
+
+
+def test_what_lives_until_the_end_of_the_interpreter_ends_silently():
+    # Destructors that run after the names of our modules are gone.
+    script = """
+    import os, threading, pyray_ser as ray
+    from pyray_ser.tasks import actor, channel, handles, process, streams
+    from pyray_ser import _store
+    @ray.remote
+    class Counter:
+        def count(self): return 1
+    @ray.remote
+    def numbers(n): yield from range(n)
+    if __name__ == "__main__":
+        stream = numbers.remote(100)  # has not ended: it is not read to its end
+        ray.get(next(stream))
+        for module in (os, threading, actor, channel, handles, process, streams):
+            counter = Counter.remote()
+            ray.get(counter.count.remote())
+            client = counter._client
+            visitor = handles.Visitor("counter", client.address, client.pid, _store.start_time(client.pid))
+            module.kept = [counter, stream, actor.Grip(visitor), client.channel.process, visitor.channel.process]
+        print("done")
+    """
+    assert run(script) == "done"
