@@ -38,7 +38,10 @@ def shm_entries() -> set[str]:
                     found.add(path)
             except FileNotFoundError:
                 continue
-    return found - _used_by_strangers() if found else found
+    if found:
+        # A stranger's that was removed while we looked is not left.
+        found = {path for path in found - _used_by_strangers() if os.path.lexists(path)}
+    return found
 
 
 def descriptors() -> dict[int, str]:
