@@ -1,6 +1,7 @@
 """Spill files with a digest, and compressed ones: what they hold, what damage does, and who may die in between."""
 
 import json
+import os
 
 import pytest
 from isolated import run
@@ -210,7 +211,7 @@ def test_every_changed_byte_of_a_trailer_and_of_a_frame_is_noticed():
 
 
 def test_check_tells_of_living_and_of_dead_stores():
-    name = "/dev/shm/pyray_ser-test-spill-check"
+    name = f"/dev/shm/pyray_ser-test-spill-check-{os.getpid()}"
     script = f"""
     code = '''if 1:
         import os, sys, pyray_ser, numpy as np
