@@ -527,8 +527,6 @@ def test_put_reducers():
         seen.append(obj)
         return NotImplemented if obj.value is None else (classes.identity, ("put",))
 
-    from pyray_ser import integrations
-
     _pickle._set_put_reducers({Node: reduce})
     try:
         assert pickle.loads(_pickle._put([Node(1)])[0]) == ["put"]
