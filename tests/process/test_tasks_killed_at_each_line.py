@@ -155,6 +155,8 @@ if __name__ == "__main__":
     slow = ray.remote(takes_its_time)
     done, died = sweep({of}, {hows}, (small, large), {step})
     ray.get(ray.remote(same).remote(1))
+    # A forked worker holds what this process had in view when it was forked, as long as it lives.
+    ray.tasks.shutdown()
     end = time.monotonic() + 10
     while (ray.stats()["objects"] or ray.stats()["in_flight"]) and time.monotonic() < end:
         # An error and the frame that caught it hold each other, and the arguments.
