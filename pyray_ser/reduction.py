@@ -18,6 +18,10 @@ from . import registry
 
 __all__ = ["Reduction", "find_global", "plain_reduce_ex"]
 
+# Of the standard library, and of no use by their own reduction: a set of weak references, which refuse, and the markers of fields in
+# dataclasses, which are compared by identity.
+_BY_TABLE = frozenset({("_weakrefset", "WeakSet"), ("dataclasses", "_FIELD_BASE")})
+
 _mro = vars(type)["__mro__"].__get__
 
 
@@ -106,6 +110,15 @@ def _resolve(module: Any, name: str) -> Any:
     return found
 
 
+def _is_global(variable: Any) -> bool:
+    """Tell whether a type variable is what its module has under its name: that is all that it reduces to."""
+    try:
+        find_global(variable, variable.__name__)
+    except PicklingError:
+        return False
+    return True
+
+
 def _is_reachable(method: MethodType) -> bool:
     """Tell whether ``getattr(method.__self__, name)`` gives the method; its object runs no code for that."""
     holder: Any = method.__self__
@@ -188,6 +201,10 @@ class Reduction:
             return "cloudpickle", by_value(obj)
         if cls is FunctionType or issubclass(cls, type):
             return self._function_or_class(obj)
+        if by_value is not None and (cls.__module__, cls.__qualname__) in _BY_TABLE:
+            return "cloudpickle", by_value(obj)
+        if by_value is not None and cls.__name__ == "TypeVar" and not _is_global(obj):
+            return "cloudpickle", by_value(obj)
         reduce_ex = getattr(obj, "__reduce_ex__", None)
         if reduce_ex is not None:
             if cls is MethodType and by_value is not None and not _is_reachable(obj):

@@ -344,31 +344,18 @@ void prs_links_rebuild(prs_store *s)
     prs_store_seqcst(&s->super->recount, (epoch | 1) + 1);
 }
 
-/* Also asked without the lock, while others write what is theirs: a look that races with them may say yes for a torn link, so a yes
- * counts under the lock only; a no is final, because nobody writes to what a dead client has. ThreadSanitizer is not asked. */
-__attribute__((noinline, no_sanitize("thread"))) static bool buried_by(const prs_link *l, uint32_t client,
-                                                                       uint32_t incarnation)
-{
-    return *(const volatile uint32_t *)&l->kind == PRS_LINK_DYING && *(const volatile uint32_t *)&l->owner == client &&
-           *(const volatile uint32_t *)&l->owner_tag == incarnation;
-}
-
-/* Edges a dead client was burying become ours.  Its tokens stay: their messages may arrive.  False: there are some, and the
- * lock is not to be had now, so the client must not be forgotten. */
+/* Edges a dead client was burying become ours.  Its tokens stay: their messages may arrive.  False: the lock is not to be had
+ * now, so the client must not be forgotten. */
 bool prs_links_reap(prs_store *s, uint32_t client, uint32_t incarnation)
 {
-    if (prs_tables_touch(s) < 0)
+    if (prs_tables_touch(s) < 0 || prs_lock(s, s->lock_timeout, NULL) < 0)
         return false;
-    uint32_t links = prs_load_relaxed(&s->links_seen), first = 0;
-    while (first < links && !buried_by(&s->links[first], client, incarnation))
-        first++;
-    if (first == links)
-        return true;
-    if (prs_lock(s, s->lock_timeout, NULL) < 0)
-        return false;
-    for (uint32_t i = first; i < links && i < arena_of(s)->link_bump; i++)
-        if (buried_by(&s->links[i], client, incarnation))
+    uint32_t links = prs_load_relaxed(&s->links_seen), bump = arena_of(s)->link_bump;
+    for (uint32_t i = 0; i < links && i < bump; i++) {
+        const prs_link *l = &s->links[i];
+        if (l->kind == PRS_LINK_DYING && l->owner == client && l->owner_tag == incarnation)
             adopt(s, i);
+    }
     prs_store_relaxed(&s->has_dying, s->dying != PRS_NIL);
     prs_unlock(s);
     return true;
