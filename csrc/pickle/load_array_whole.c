@@ -5,7 +5,8 @@
  *     _frombuffer   NEXT_BUFFER, the dtype (GET, or the opcodes that make it), the shape's ints and TUPLE, 'C' or 'F', TUPLE, REDUCE
  *     ndarray       the shape, the dtype's name, the bytes (in the stream, or NEXT_BUFFER), 0, None, TUPLE, REDUCE
  *
- * as this package's pickler writes them, that is without memo opcodes in between. If the bytes are these, the array is made of them
+ * as this package's pickler writes them: only what other arrays may share is memoized (numpy's name, the class dtype, the dtype, the
+ * letters of byte order and of memory order), and comes by GET the next time. If the bytes are these, the array is made of them
  * without the objects that the opcodes would make. Nothing is consumed before it exists; whatever does not fit is left to the opcode
  * loop, which gives the result or the error.
  */
@@ -21,7 +22,10 @@ typedef struct {
     const uint8_t *inband; /* the bytes, or NULL: NEXT_BUFFER */
     size_t inband_len;
     PyObject *dtype; /* borrowed from the memo, or NULL */
-    bool made;       /* the dtype's name comes from the opcodes that make it, which end in MEMOIZE */
+    PyObject *cls;   /* the class dtype, borrowed from the memo, or NULL: by its name, both memoized */
+    bool made;       /* the dtype's name comes from the opcodes that make it; it is memoized */
+    uint8_t sign;    /* byte order, to be memoized; 0: it came by GET */
+    uint8_t order;   /* memory order, to be memoized; 0: it came by GET */
     bool fortran;
 } array_call;
 
@@ -87,33 +91,68 @@ static bool read_text(array_call *c, const uint8_t **text, size_t *len)
     return c->end - c->p >= 2 && *c->p == OP_SHORT_BINUNICODE && read_run(c, 1, prp_load_byte(c->p + 1), text, len);
 }
 
-/* GET, or numpy.dtype(kind and size, False, True) with the state that sets its byte order. `name` has room for 8 bytes. */
-static bool read_dtype(prp_loader *L, array_call *c, uint8_t *name)
+/* What a GET of one byte's index gives, borrowed; NULL: it is for the opcodes. */
+static PyObject *read_get(const prp_loader *L, array_call *c)
 {
-    static const uint8_t head[] = "\x8c\x05numpy\x8c\x05"
-                                  "dtype\x93\x8c\x02";
-    static const uint8_t middle[] = "\x89\x88\x87R(K\x03\x8c\x01";
-    static const uint8_t tail[] = "NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb\x94";
-    if (c->end - c->p >= 2 && *c->p == OP_BINGET) {
-        size_t index = prp_load_byte(c->p + 1);
-        PyObject *entry = index < (size_t)L->memo.top ? L->memo.entries[index] : NULL;
-        if (!entry || prp_load_tagged(entry))
-            return false;
-        c->dtype = entry;
+    if (c->end - c->p < 2 || *c->p != OP_BINGET)
+        return NULL;
+    size_t index = prp_load_byte(c->p + 1);
+    PyObject *entry = index < (size_t)L->memo.top ? L->memo.entries[index] : NULL;
+    if (!entry || prp_load_tagged(entry))
+        return NULL;
+    c->p += 2;
+    return entry;
+}
+
+/* One of `letters`, by GET, or in the stream with MEMOIZE behind it: then `*made` is it, too.  0: it is for the opcodes. */
+static uint8_t read_letter(const prp_loader *L, array_call *c, const char *letters, uint8_t *made)
+{
+    uint8_t letter;
+    PyObject *entry = read_get(L, c);
+    *made = 0;
+    if (entry) {
+        if (!PyUnicode_CheckExact(entry) || PyUnicode_GET_LENGTH(entry) != 1)
+            return 0;
+        Py_UCS4 found = PyUnicode_READ_CHAR(entry, 0);
+        letter = found < 128 ? (uint8_t)found : 0;
+    } else {
+        static const uint8_t head[] = {OP_SHORT_BINUNICODE, 1};
+        if (!literal(c, head, sizeof head) || c->end - c->p < 2)
+            return 0;
+        letter = prp_load_byte(c->p);
+        if (c->p[1] != OP_MEMOIZE)
+            return 0;
+        *made = letter;
         c->p += 2;
+    }
+    return letter && strchr(letters, letter) ? letter : 0;
+}
+
+/* GET, or numpy.dtype(kind and size, False, True) with the state that sets its byte order. `name` has room for 8 bytes. */
+static bool read_dtype(const prp_loader *L, array_call *c, uint8_t *name)
+{
+    static const uint8_t head[] = "\x8c\x05numpy\x94\x8c\x05"
+                                  "dtype\x93\x94";
+    static const uint8_t middle[] = "\x89\x88\x87R\x94(K\x03";
+    static const uint8_t tail[] = "NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb";
+    static const uint8_t two[] = {OP_SHORT_BINUNICODE, 2};
+    PyObject *entry = read_get(L, c);
+    if (entry && (c->p >= c->end || *c->p != OP_SHORT_BINUNICODE)) {
+        c->dtype = entry;
         return true;
     }
-    if (!literal(c, head, sizeof head - 1) || c->end - c->p < 2 || !memchr("biufc", c->p[0], 5))
+    c->cls = entry;
+    if ((!entry && !literal(c, head, sizeof head - 1)) || !literal(c, two, sizeof two) || c->end - c->p < 2)
         return false;
     memcpy(name + 1, c->p, 2);
     c->p += 2;
-    if (!literal(c, middle, sizeof middle - 1) || c->p >= c->end || !memchr("<>|", *c->p, 3))
+    if (!name[1] || !strchr("biufc", name[1]) || !literal(c, middle, sizeof middle - 1))
         return false;
-    name[0] = *c->p++;
+    name[0] = read_letter(L, c, "<>|", &c->sign);
     c->name = name;
     c->name_len = 3;
     c->made = true;
-    return literal(c, tail, sizeof tail - 1);
+    return name[0] && literal(c, tail, sizeof tail - 1);
 }
 
 static bool read_bytes(array_call *c)
@@ -136,13 +175,11 @@ static bool read_call(prp_loader *L, array_call *c, bool frombuffer, uint8_t *na
     if (!frombuffer)
         return read_shape(c) && read_text(c, &c->name, &c->name_len) && read_bytes(c) &&
                literal(c, no_strides, sizeof no_strides - 1);
-    const uint8_t *order;
-    size_t order_len;
-    if (!byte(c, OP_NEXT_BUFFER) || !read_dtype(L, c, name) || !read_shape(c) || !read_text(c, &order, &order_len) ||
-        order_len != 1 || (*order != 'C' && *order != 'F'))
+    if (!byte(c, OP_NEXT_BUFFER) || !read_dtype(L, c, name) || !read_shape(c))
         return false;
-    c->fortran = *order == 'F';
-    return literal(c, "tR", 2);
+    uint8_t order = read_letter(L, c, "CF", &c->order);
+    c->fortran = order == 'F';
+    return order && literal(c, "tR", 2);
 }
 
 /* The memory of the call; an out-of-band buffer is looked at, not yet taken. 1; 0: leave it to the opcodes; -1. */
@@ -183,12 +220,27 @@ static PyObject *dtype_of(prp_loader *L, const prp_ndarray_api *numpy, const arr
         return Py_NewRef(c->dtype);
     if (c->made) {
         /* The name is asked for as the opcodes would: audited, and refused if it is not allowed. */
-        PyObject *type = prp_load_known_global(L, "numpy", "dtype");
+        PyObject *type = c->cls ? Py_NewRef(c->cls) : prp_load_known_global(L, "numpy", "dtype");
         Py_XDECREF(type);
         if (type != numpy->dtype_type)
             return NULL;
     }
     return numpy->plain_dtype((const char *)c->name, c->name_len);
+}
+
+/* What the opcodes would have memoized, in their order. */
+static int memoize(prp_loader *L, const prp_ndarray_api *numpy, const array_call *c, PyObject *dtype)
+{
+    static PyObject *module;
+    if (!module && !(module = PyUnicode_InternFromString("numpy")))
+        return -1;
+    if (c->made && !c->cls && (prp_load_memoize(L, module) < 0 || prp_load_memoize(L, numpy->dtype_type) < 0))
+        return -1;
+    if (c->made && prp_load_memoize(L, dtype) < 0)
+        return -1;
+    if (c->sign && prp_load_memoize(L, prp_load_characters[c->sign]) < 0)
+        return -1;
+    return c->order ? prp_load_memoize(L, prp_load_characters[c->order]) : 0;
 }
 
 int prp_load_array_whole(prp_loader *L)
@@ -198,7 +250,8 @@ int prp_load_array_whole(prp_loader *L)
     c.p = L->p;
     c.end = L->end;
     c.name = c.inband = NULL;
-    c.dtype = NULL;
+    c.dtype = c.cls = NULL;
+    c.sign = c.order = 0;
     c.made = c.fortran = false;
     bool frombuffer = L->sp[-1] == prp_load_array_callables[0];
     if (!read_call(L, &c, frombuffer, name) || (c.made && L->custom_find_class))
@@ -214,7 +267,7 @@ int prp_load_array_whole(prp_loader *L)
     if (dtype)
         array = numpy->from_ints(c.nd, c.shape, dtype, c.fortran, memory.data, memory.len, memory.base,
                                  memory.flags | (frombuffer ? PRP_ARRAY_EXACT : 0));
-    if (array && c.made && prp_load_memoize(L, dtype) < 0)
+    if (array && memoize(L, numpy, &c, dtype) < 0)
         Py_CLEAR(array);
     Py_DECREF(memory.base);
     Py_XDECREF(dtype);
