@@ -18,7 +18,7 @@
 #include "array_template.h"
 
 #define PRP_NDARRAY_CAPSULE "pyray_ser._ndarray._api"
-#define PRP_NDARRAY_VERSION 3
+#define PRP_NDARRAY_VERSION 4
 
 /* Which bytes carry an array. */
 typedef enum {
@@ -73,7 +73,8 @@ typedef struct {
      * and everything that is no array, stay as they are. 0 or -1. */
     int (*seal)(PyObject *obj);
 
-    /* The dtype of that canonical name ('<f8'), if it is a plain one: new reference, NULL without an exception if not. */
+    /* The dtype of that canonical name ('<f8'), if it is a plain one: new reference, NULL without an exception if not. It is an
+     * object of its own, so a stream may get hold of it and give it a state. */
     PyObject *(*plain_dtype)(const char *name, size_t len);
 
     /* numpy.dtype(name) through a small cache; new reference. */
@@ -85,6 +86,9 @@ typedef struct {
     /* from_parts without strides and offset, the shape as ints and the dtype as an object (borrowed; checked). */
     PyObject *(*from_ints)(int nd, const int64_t *shape, PyObject *dtype, bool fortran, const uint8_t *data,
                            size_t data_len, PyObject *owner, int flags);
+
+    /* As plain_dtype, but the one object that arrays share: it must not get onto an unpickler's stack or into its memo. */
+    PyObject *(*shared_dtype)(const char *name, size_t len);
 } prp_ndarray_api;
 
 /* True for an exact numpy.ndarray, without importing numpy. (A class of that name which is not it fails in `describe`.) */

@@ -13,6 +13,7 @@ typedef struct {
     uint8_t len;
     char name[PRP_ARRAY_MAX_DTYPE];
     PyArray_Descr *descr; /* owned; lives as long as the process, as numpy's own singletons do */
+    prp_dtype_marks marks;
 } cache_slot;
 
 static cache_slot cache[CACHE_SLOTS];
@@ -38,6 +39,37 @@ bool prp_dtype_is_plain(PyArray_Descr *descr)
     return num >= 0 && num <= NPY_HALF && num != NPY_OBJECT && descr->typeobj == scalar_types[num] &&
            PyDataType_ELSIZE(descr) > 0 && !PyDataType_HASFIELDS(descr) && !PyDataType_HASSUBARRAY(descr) &&
            !PyDataType_METADATA(descr);
+}
+
+static const PyArray_DatetimeMetaData *unit_of(PyArray_Descr *descr)
+{
+    if (descr->type_num != NPY_DATETIME && descr->type_num != NPY_TIMEDELTA)
+        return NULL;
+    const PyArray_DatetimeDTypeMetaData *c = (const void *)PyDataType_C_METADATA(descr);
+    return c ? &c->meta : NULL;
+}
+
+void prp_dtype_mark(PyArray_Descr *descr, prp_dtype_marks *marks)
+{
+    const PyArray_DatetimeMetaData *unit = unit_of(descr);
+    *marks = (prp_dtype_marks){.elsize = PyDataType_ELSIZE(descr),
+                               .alignment = PyDataType_ALIGNMENT(descr),
+                               .flags = PyDataType_FLAGS(descr),
+                               .base = unit ? unit->base : NPY_FR_ERROR,
+                               .num = unit ? unit->num : 0,
+                               .order = descr->byteorder};
+}
+
+/* numpy lets nobody give a state to its own singletons; any other dtype it changes in place. */
+bool prp_dtype_intact(PyArray_Descr *descr, const prp_dtype_marks *marks)
+{
+    if (PyDataType_ELSIZE(descr) != marks->elsize || PyDataType_ALIGNMENT(descr) != marks->alignment ||
+        PyDataType_FLAGS(descr) != marks->flags || descr->byteorder != marks->order || !prp_dtype_is_plain(descr))
+        return false;
+    if (marks->base == NPY_FR_ERROR)
+        return true;
+    const PyArray_DatetimeMetaData *unit = unit_of(descr);
+    return unit && unit->base == marks->base && unit->num == marks->num;
 }
 
 static char *put_decimal(char *p, uint64_t value)
@@ -97,16 +129,16 @@ size_t prp_dtype_name(PyArray_Descr *descr, char *out)
     uint64_t size = (uint64_t)PyDataType_ELSIZE(descr);
     p = put_decimal(p, descr->type_num == NPY_UNICODE ? size / 4 : size);
     if (descr->type_num == NPY_DATETIME || descr->type_num == NPY_TIMEDELTA) {
-        const PyArray_DatetimeDTypeMetaData *c = (const void *)PyDataType_C_METADATA(descr);
-        if (!c)
+        const PyArray_DatetimeMetaData *meta = unit_of(descr);
+        if (!meta)
             return 0;
-        if (c->meta.base != NPY_FR_GENERIC) {
-            const char *unit = unit_name(c->meta.base);
-            if (!unit || c->meta.num < 1)
+        if (meta->base != NPY_FR_GENERIC) {
+            const char *unit = unit_name(meta->base);
+            if (!unit || meta->num < 1)
                 return 0;
             *p++ = '[';
-            if (c->meta.num != 1)
-                p = put_decimal(p, (uint64_t)c->meta.num);
+            if (meta->num != 1)
+                p = put_decimal(p, (uint64_t)meta->num);
             while (*unit)
                 *p++ = *unit++;
             *p++ = ']';
@@ -117,10 +149,15 @@ size_t prp_dtype_name(PyArray_Descr *descr, char *out)
 
 /* Borrowed reference to the plain dtype of that name. NULL without an exception if the name is not that of a plain
  * dtype. */
-PyArray_Descr *prp_dtype_find(const char *name, size_t len)
+PyArray_Descr *prp_dtype_find(const char *given, size_t len)
 {
+    char name[PRP_ARRAY_MAX_DTYPE];
+    if (len < 2 || len > sizeof(name))
+        return NULL;
+    memcpy(name, given, len); /* it may lie in shared memory: what is judged must be what is kept */
+    __asm__("" : "+m"(name));
     /* Order, kind, size or unit. Of anything else numpy may make an expression ("f8,f8"), or a warning, both in Python code. */
-    if (len < 2 || len > PRP_ARRAY_MAX_DTYPE || !memchr("<>|", name[0], 3) || !memchr("biufcmMSUV", name[1], 10))
+    if (!memchr("<>|", name[0], 3) || !memchr("biufcmMSUV", name[1], 10))
         return NULL;
     for (size_t i = 2; i < len; i++)
         if (!((name[i] >= '0' && name[i] <= '9') || (name[i] >= 'a' && name[i] <= 'z') || memchr("YMWD[]", name[i], 6)))
@@ -129,13 +166,15 @@ PyArray_Descr *prp_dtype_find(const char *name, size_t len)
     for (size_t i = 0; i < len; i++)
         hash = hash * 31 + (uint8_t)name[i];
     cache_slot *slot = &cache[(hash ^ hash >> 7) % CACHE_SLOTS];
-    if (slot->descr && slot->len == len && memcmp(slot->name, name, len) == 0)
+    if (slot->descr && slot->len == len && memcmp(slot->name, name, len) == 0 &&
+        prp_dtype_intact(slot->descr, &slot->marks))
         return slot->descr;
 
     /* Only names as `prp_dtype_name` makes them: nothing here may parse expressions like "f8,f8" or "(3,)f8". */
     PyObject *text = PyUnicode_DecodeASCII(name, (Py_ssize_t)len, "strict");
     PyArray_Descr *descr = NULL;
-    if (text && PyArray_DescrConverter(text, &descr) == NPY_SUCCEED && prp_dtype_is_plain(descr)) {
+    if (text && PyArray_DescrConverter(text, &descr) == NPY_SUCCEED && prp_dtype_is_plain(descr) &&
+        !PyDataType_REFCHK(descr)) {
         char canonical[PRP_ARRAY_MAX_DTYPE + 32];
         if (prp_dtype_name(descr, canonical) != len || memcmp(canonical, name, len) != 0)
             Py_CLEAR(descr);
@@ -151,11 +190,19 @@ PyArray_Descr *prp_dtype_find(const char *name, size_t len)
     slot->descr = descr;
     slot->len = (uint8_t)len;
     memcpy(slot->name, name, len);
+    prp_dtype_mark(descr, &slot->marks);
     Py_XDECREF(evicted);
     return descr;
 }
 
+/* An object of its own, as numpy.dtype(name, False, True) gives: what a stream can get hold of, it can give a state. */
 PyObject *prp_plain_dtype(const char *name, size_t len)
+{
+    PyArray_Descr *descr = prp_dtype_find(name, len);
+    return descr ? (PyObject *)PyArray_DescrNew(descr) : NULL;
+}
+
+PyObject *prp_shared_dtype(const char *name, size_t len)
 {
     return Py_XNewRef((PyObject *)prp_dtype_find(name, len));
 }

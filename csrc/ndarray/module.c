@@ -11,6 +11,7 @@ static prp_ndarray_api table = {
     .from_parts = prp_array_from_parts,
     .seal = prp_array_seal,
     .plain_dtype = prp_plain_dtype,
+    .shared_dtype = prp_shared_dtype,
     .dtype_from_name = prp_dtype_from_name,
     .from_ints = prp_array_from_ints,
 };

@@ -19,9 +19,20 @@ const prp_ndarray_api *prp_ndarray_init(void);
 /* dtype.c */
 int prp_dtype_ready(void);
 bool prp_dtype_is_plain(PyArray_Descr *descr);
+/* What a dtype that is kept looked like, beyond being plain. Whoever has the array has its dtype, and may give it a state. */
+typedef struct {
+    npy_intp elsize, alignment;
+    uint64_t flags;
+    NPY_DATETIMEUNIT base;
+    int num;
+    char order;
+} prp_dtype_marks;
+void prp_dtype_mark(PyArray_Descr *descr, prp_dtype_marks *marks);
+bool prp_dtype_intact(PyArray_Descr *descr, const prp_dtype_marks *marks);
 size_t prp_dtype_name(PyArray_Descr *descr, char *out);
 PyArray_Descr *prp_dtype_find(const char *name, size_t len);
 PyObject *prp_plain_dtype(const char *name, size_t len);
+PyObject *prp_shared_dtype(const char *name, size_t len);
 PyObject *prp_dtype_from_name(const char *name, size_t len);
 
 /* describe.c */

@@ -5,7 +5,7 @@
  * strides, and how much of a buffer they need. Buffer and owner are the caller's each time, and so is the array.
  *
  * The bytes may lie in shared memory and change while they are looked at. A comparison that ends well has seen, byte for byte,
- * what the table's copy says, and only the copy is used from there on.
+ * what the table's copy says, and only the copy is used from there on. A stream that is read is copied first.
  */
 #include "ndarray.h"
 
@@ -17,6 +17,7 @@
 /* Invariant: descr != NULL => the rest is what the stream in key[0 .. len) says, and descr is owned. */
 typedef struct {
     PyArray_Descr *descr;
+    prp_dtype_marks marks;
     size_t end;     /* bytes that the buffer must have        */
     uint64_t stamp; /* differs each time the entry is written */
     uint8_t len, nd;
@@ -62,6 +63,7 @@ static void keep(const uint8_t *key, size_t len, const prp_array_template *read,
     reading *r = place(key, len);
     PyArray_Descr *before = r->descr;
     r->descr = (PyArray_Descr *)Py_NewRef(descr);
+    prp_dtype_mark(descr, &r->marks);
     r->end = end;
     r->stamp = ++stamps;
     r->len = (uint8_t)len;
@@ -88,11 +90,12 @@ static __attribute__((noinline)) PyObject *read_stream(const uint8_t *stream, si
                                                        const uint8_t *data, size_t data_len, PyObject *owner, int flags)
 {
     prp_array_template t;
-    uint8_t key[KEY_MAX];
-    bool small = len >= KEY_MIN && len <= KEY_MAX;
-    if (small)
-        stream = memcpy(key, stream, len);
-    if (!prp_array_template_read(stream, len, &t))
+    uint8_t key[PRP_ARRAY_STREAM_MAX];
+    if (len > sizeof(key))
+        return NULL;
+    memcpy(key, stream, len);
+    __asm__("" : "+m"(key));
+    if (!prp_array_template_read(key, len, &t))
         return NULL;
     PyArray_Descr *descr = prp_dtype_find(t.dtype, t.dtype_len);
     if (!descr)
@@ -100,7 +103,7 @@ static __attribute__((noinline)) PyObject *read_stream(const uint8_t *stream, si
     Py_INCREF(descr); /* the cache may drop it while the hook runs */
     PyObject *array = NULL;
     if (audited || audit() == 0) {
-        if (small)
+        if (len >= KEY_MIN && len <= KEY_MAX)
             keep(key, len, &t, descr);
         array = prp_array_build(descr, t.nd, (const npy_intp *)t.shape,
                                 t.has_strides ? (const npy_intp *)t.strides : NULL, 0, data, data_len, owner, flags);
@@ -120,7 +123,8 @@ PyObject *prp_array_from_stream(const uint8_t *stream, size_t len, const uint8_t
     uint64_t stamp = r->stamp;
     if (audit() < 0)
         return NULL;
-    if (r->stamp != stamp) /* the hook has read other arrays */
+    /* The hook has read other arrays, or somebody gave the dtype of an array that he got a state. */
+    if (r->stamp != stamp || !prp_dtype_intact(r->descr, &r->marks))
         return read_stream(stream, len, true, data, data_len, owner, flags);
     if (r->end > data_len)
         return NULL;

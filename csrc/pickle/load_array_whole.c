@@ -225,7 +225,9 @@ static PyObject *dtype_of(prp_loader *L, const prp_ndarray_api *numpy, const arr
         if (type != numpy->dtype_type)
             return NULL;
     }
-    return numpy->plain_dtype((const char *)c->name, c->name_len);
+    if (c->made)
+        return numpy->plain_dtype((const char *)c->name, c->name_len); /* it goes into the memo */
+    return numpy->shared_dtype((const char *)c->name, c->name_len);
 }
 
 /* What the opcodes would have memoized, in their order. */
