@@ -5,6 +5,7 @@
  * its text is copied once on the way out and once on the way in.
  *
  * No Python code runs under the lock. Text from a stream is checked to be UTF-8, string by string: numpy takes it for granted.
+ * What is checked is numpy's copy, because the stream may lie in shared memory and change.
  */
 #define NPY_TARGET_VERSION NPY_2_0_API_VERSION /* reached only where there is a StringDType, hence numpy 2 */
 #include "ndarray.h"
@@ -150,6 +151,17 @@ static bool is_utf8(const uint8_t *s, size_t n)
     return true;
 }
 
+/* Packs a copy and judges it; what is wrong does not stay. 1; 0 if it is not UTF-8; -1 if memory is out. */
+static int pack_utf8(npy_string_allocator *allocator, npy_packed_static_string *element, const char *text, size_t size)
+{
+    npy_static_string packed = {0, NULL};
+    if (NpyString_pack(allocator, element, text, size) < 0 || NpyString_load(allocator, element, &packed) < 0)
+        return -1;
+    if (is_utf8((const uint8_t *)packed.buf, packed.size))
+        return 1;
+    return NpyString_pack(allocator, element, "", 0) < 0 ? -1 : 0;
+}
+
 int prp_strings_fill(PyObject *array, const uint8_t *text, size_t bytes, const uint8_t *lengths, int width,
                      size_t count, const uint8_t *missing)
 {
@@ -178,10 +190,11 @@ int prp_strings_fill(PyObject *array, const uint8_t *text, size_t bytes, const u
             wrong = "lengths of strings exceed their text";
         else if (missing && missing[i])
             full = NpyString_pack_null(allocator, element) < 0;
-        else if (!is_utf8(text + at, size))
-            wrong = "text of strings is not UTF-8";
-        else
-            full = NpyString_pack(allocator, element, (const char *)text + at, size) < 0;
+        else {
+            int packed = pack_utf8(allocator, element, (const char *)text + at, size);
+            full = packed < 0;
+            wrong = packed ? NULL : "text of strings is not UTF-8";
+        }
         at += wrong ? 0 : size;
     }
     NpyString_release_allocator(allocator);

@@ -561,10 +561,13 @@ static PyObject *run(prp_loader *L)
             NEED(1);
             size_t n = *p++;
             NEED(n);
-            if (n == 1 && *p < 128) {
-                PUSH_BORROWED(prp_load_characters[*p]);
-                p++;
-                continue;
+            if (n == 1) {
+                uint8_t one = prp_load_byte(p); /* read once: it may change, and the table has 128 */
+                if (one < 128) {
+                    PUSH_BORROWED(prp_load_characters[one]);
+                    p++;
+                    continue;
+                }
             }
             if (keyed >= 0 && !((sp - L->stack - keyed) & 1)) {
                 PUSH(prp_load_name(L, &L->marks[L->mark_count - 1], sp - L->stack, p, n));

@@ -11,6 +11,9 @@
 #define KEY_SLOTS 1024
 #define KEY_BYTES 40
 #define BLOCK 256
+#define SHORT 32
+/* What was copied is not read at its source again: the compiler must take the copy for changed. */
+#define PRP_READ_ONCE(copy) __asm__ volatile("" : : "r"(&(copy)) : "memory")
 #define NOT_ASCII 0x8080808080808080ull
 
 typedef struct {
@@ -59,17 +62,41 @@ static inline bool is_ascii(const uint8_t *data, size_t n)
     return !(seen & NOT_ASCII);
 }
 
+static PyObject *decode(const uint8_t *own, size_t n)
+{
+    return PyUnicode_DecodeUTF8((const char *)own, (Py_ssize_t)n, "surrogatepass");
+}
+
+/* The bytes may lie in shared memory and change. So they are copied first, and the copy is judged and decoded: an ASCII str must not
+ * get other bytes, and the interpreter's decoder measures before it writes. */
 PyObject *prp_load_utf8(const uint8_t *data, size_t n)
 {
-    if (PRP_LIKELY(n > 1 && is_ascii(data, n))) {
+    if (PRP_LIKELY(n > 1 && n <= SHORT)) {
+        uint8_t own[SHORT];
+        prp_copy_short(own, data, n);
+        PRP_READ_ONCE(own);
+        if (PRP_UNLIKELY(!is_ascii(own, n)))
+            return decode(own, n);
         PyObject *text = prp_ascii_new((Py_ssize_t)n);
         if (PRP_LIKELY(text))
-            prp_copy_short(PyUnicode_1BYTE_DATA(text), data, n);
+            prp_copy_short(PyUnicode_1BYTE_DATA(text), own, n);
         return text;
     }
-    if (n == 1 && *data < 128)
-        return Py_NewRef(prp_load_characters[*data]);
-    return PyUnicode_DecodeUTF8((const char *)data, (Py_ssize_t)n, "surrogatepass");
+    if (n <= 1) {
+        uint8_t one = n ? prp_load_byte(data) : 0;
+        return n && one < 128 ? Py_NewRef(prp_load_characters[one]) : decode(&one, n);
+    }
+    PyObject *text = prp_ascii_new((Py_ssize_t)n);
+    if (PRP_UNLIKELY(!text))
+        return NULL;
+    uint8_t *own = PyUnicode_1BYTE_DATA(text);
+    memcpy(own, data, n);
+    PRP_READ_ONCE(*own);
+    if (PRP_LIKELY(is_ascii(own, n)))
+        return text;
+    PyObject *wide = decode(own, n); /* `text` is no str: nobody sees it */
+    Py_DECREF(text);
+    return wide;
 }
 
 PyObject *prp_load_key(prp_loader *L, const uint8_t *data, size_t n)

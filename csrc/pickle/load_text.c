@@ -96,7 +96,14 @@ PyObject *prp_load_old_string(prp_loader *L, const char *data, size_t n)
         return PyBytes_FromStringAndSize(data, (Py_ssize_t)n);
     if (L->encoding && prp_load_foreign(L) < 0) /* a codec or an error handler may be anybody's */
         return NULL;
-    return PyUnicode_Decode(data, (Py_ssize_t)n, L->encoding ? L->encoding : "ASCII", L->errors ? L->errors : "strict");
+    /* Decoders measure before they write, and the bytes may lie in shared memory. */
+    PyObject *own = PyBytes_FromStringAndSize(data, (Py_ssize_t)n);
+    if (!own)
+        return NULL;
+    PyObject *text = PyUnicode_Decode(PyBytes_AS_STRING(own), (Py_ssize_t)n, L->encoding ? L->encoding : "ASCII",
+                                      L->errors ? L->errors : "strict");
+    Py_DECREF(own);
+    return text;
 }
 
 PyObject *prp_load_text_string(prp_loader *L)
@@ -134,15 +141,13 @@ PyObject *prp_load_text_unicode(prp_loader *L)
 /* A module's or class's name, or a persistent id (`ascii`, which may be empty). */
 PyObject *prp_load_text_name(prp_loader *L, bool ascii)
 {
-    const char *start;
-    Py_ssize_t len = prp_load_line(L, &start);
-    if (len < 0)
+    text_line line;
+    if (get_line(L, &line, ascii ? 1 : 2) < 0)
         return NULL;
-    if (len < 2 && !ascii) {
-        prp_load_truncated();
-        return NULL;
-    }
-    return ascii ? PyUnicode_DecodeASCII(start, len - 1, "strict") : PyUnicode_DecodeUTF8(start, len - 1, "strict");
+    PyObject *value = ascii ? PyUnicode_DecodeASCII(line.text, line.len - 1, "strict")
+                            : PyUnicode_DecodeUTF8(line.text, line.len - 1, "strict");
+    free_line(&line);
+    return value;
 }
 
 /* The decimal index of GET and PUT. */

@@ -76,6 +76,7 @@ cdef object load_scalar(const uint8_t *stream, uint64_t n, bint *done):
     cdef uint64_t length
     cdef long long number
     cdef uint8_t[8] raw
+    cdef uint8_t[256] text
     done[0] = False
     if n < 4 or stream[0] != 0x80 or stream[1] != 5 or stream[n - 1] != c'.':
         return None
@@ -100,7 +101,8 @@ cdef object load_scalar(const uint8_t *stream, uint64_t n, bint *done):
     if op == 0x8c:
         length = stream[3]
         if length + 5 == n:
-            return PyUnicode_DecodeUTF8(<const char *>stream + 4, length, "surrogatepass")
+            memcpy(text, stream + 4, length)  # the decoder measures before it writes
+            return PyUnicode_DecodeUTF8(<const char *>text, length, "surrogatepass")
     if op == 0x8a:
         length = stream[3]
         if 0 < length <= 8 and length + 5 == n:
