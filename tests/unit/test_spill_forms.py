@@ -330,6 +330,39 @@ def test_an_interrupt_in_the_middle_of_a_file_loses_nothing():
     assert in_store(script, 24, **ZSTD) == "interrupted [] {'sealed'}"
 
 
+@pytest.mark.parametrize("outer", [False, True])
+@pytest.mark.parametrize("mode", ["r", "c"])
+def test_a_store_may_be_closed_while_an_object_is_read_back(outer, mode):
+    # The packages that read it back are Python code: another thread may run, and it may close the store.
+    script = f"""
+    from pyray_ser.spilling import Form
+    digest_of, closed = Form.digest_of, []
+    def closing(self, data):
+        value = digest_of(self, data)
+        if not closed:
+            closed.append(True)
+            pyray_ser.shutdown()
+        return value
+    first = pyray_ser.put(block(7))
+    if {outer}:
+        first = pyray_ser.put([pyray_ser.get(first), 1])
+    refs = [pyray_ser.put(block(i)) for i in range(10)]
+    assert pyray_ser.stats()["spilled"] > 2
+    Form.digest_of = closing
+    try:
+        value = pyray_ser.get(first, mmap_mode={mode!r})
+    except StoreClosedError:
+        print("closed", closed)
+    else:
+        value = value[0] if {outer} else value
+        assert np.array_equal(value, block(7))
+        print("read", closed)
+        del value
+    gc.collect()
+    """
+    assert in_store(script, 24, **CHECKED) in ("closed [True]", "read [True]")
+
+
 def test_a_finalizer_may_ask_for_the_object_that_is_being_written():
     # Without care it would wait for its own thread for ever.
     script = """

@@ -104,29 +104,34 @@ cdef object named_object(Store store, const prs_buffer_entry *entry, bint writab
     pin.id.serial = entry.serial
     pin.id.slot = entry.slot
     pin.id.generation = entry.generation
-    status = prs_pin(store.handle, &pin.id, &pin.view)
+    # Python code runs in between, and another thread may close the store: what pins is what the pin remembers.
+    store.check_open()
+    handle = store.handle
+    status = prs_pin(handle, &pin.id, &pin.view)
     while status == PRS_E_AGAIN or status == PRS_E_SPILLED:
         if status == PRS_E_SPILLED:
-            status = restore(store, &pin.id, &pin.view, ref)
+            status = restore(store, &pin.id, &pin.view, ref, &handle)
             if status == PRS_OK:
                 break
         else:  # sealed long ago: somebody spills it just now
+            store.check_open()
             handle = begin(store)
             with nogil:
                 status = prs_wait(handle, &pin.id, -1)
             end(store)
         PyErr_CheckSignals()
         store.check_open()
-        status = prs_pin(store.handle, &pin.id, &pin.view)
+        handle = store.handle
+        status = prs_pin(handle, &pin.id, &pin.view)
     if status != PRS_OK:
         # The outer object holds it: that it is not there means that the table does not tell the truth, or that it was
         # spilled and its file is gone.
         if status in (PRS_E_CLOSED, PRS_E_FREED, PRS_E_SYS, PRS_E_NOMEM):
             fail(status, NULL, store, ref)
-        if status == PRS_E_LOST and prs_state(store.handle, &pin.id) == PRS_OK:
+        if status == PRS_E_LOST and prs_state(handle, &pin.id) == PRS_OK:
             fail(status, NULL, store, ref)
         corrupt(b"a buffer refers to an object that is not there", ref)
-    pin.handle = store.handle
+    pin.handle = handle
     if writable:
         owner = privately(pin, ref)
     start[0] = within(owner, entry, ref)

@@ -29,9 +29,9 @@ cdef Pin pin_by(ObjectRef ref, int64_t deadline, object timeout):
             continue
         if status == PRS_E_SPILLED:
             pin = Pin.__new__(Pin)
-            status = restore(store, &ref.id, &pin.view, ref)
+            status = restore(store, &ref.id, &pin.view, ref, &handle)
             if status == PRS_OK:
-                pin.handle = ref.handle
+                pin.handle = handle
                 pin.id = ref.id
                 return pin
         if status != PRS_E_AGAIN:

@@ -138,8 +138,8 @@ cdef int finish_file(Store store, prs_draft *draft) except -1:
     return 0
 
 
-cdef int restore(Store store, const prs_oid *id, prs_view *view, ObjectRef ref) except 1:
-    """PRS_OK: pinned, with its bytes checked; PRS_E_AGAIN: look again. Raises what is wrong with its file."""
+cdef int restore(Store store, const prs_oid *id, prs_view *view, ObjectRef ref, prs_store **through) except 1:
+    """PRS_OK: pinned through a handle, with its bytes checked; PRS_E_AGAIN: look again. Raises what is wrong with its file."""
     cdef prs_restore job
     cdef prs_error error
     cdef int status
@@ -165,6 +165,7 @@ cdef int restore(Store store, const prs_oid *id, prs_view *view, ObjectRef ref) 
         status = prs_restore_end(handle, &job, view)
         if status != PRS_OK:
             fail(status, NULL, store, ref)
+        through[0] = handle  # Python code has run: the store may have another by now, or none
         return PRS_OK
     finally:
         end(store)
