@@ -117,7 +117,7 @@ def test_a_hook_may_give_the_kept_dtype_a_state():
 
 
 FORGED = {
-    "objects": b"N\x8c\x01a\x85}\x8c\x01a" + DTYPE + b"\x8c\x02O8\x89\x88\x87RK\0\x86sJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x3ftb.",
+    "objects": b"N\x8c\x01a\x85}\x8c\x01a" + DTYPE + MAKE.replace(b"f8", b"O8") + b"K\0\x86s" + END[:10] + b"K\x3ftb.",
     "larger": DTYPE + MAKE + b"M\xe8\x03\x85\x86NNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb.",
 }
 
