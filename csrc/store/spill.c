@@ -301,7 +301,7 @@ int prs_spill_append(prs_store *s, prs_spill_job *job, const void *src, size_t n
 {
     int rc = prs_copy_to_file(job->fd, job->stored, src, n, NULL);
     if (rc < 0)
-        return prs_spill_disk(s, rc, n, error);
+        return prs_spill_disk(s, rc, job->size, error);
     job->stored += n;
     return PRS_OK;
 }

@@ -479,3 +479,98 @@ def test_what_is_restored_is_left_out_of_core_dumps():
     print(found)
     """
     assert in_store(script, 16, **ZSTD) == "True"
+
+
+def test_a_store_closed_while_puts_find_it_full():
+    script = """
+    unexpected = []
+    def fill():
+        refs = []
+        try:
+            while True:
+                refs.append(pyray_ser.get(pyray_ser.put(block(1, 2 * MB), timeout=1)))
+        except (ObjectStoreFullError, StoreClosedError):
+            pass
+        except BaseException as error:
+            unexpected.append(error)
+    for turn in range(25):
+        if turn:
+            pyray_ser.init(spill_dir=spill_dir, capacity=16 * MB, spill_compress="zstd")
+        threads = [threading.Thread(target=fill) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        while pyray_ser.stats()["used"] < 8 * MB:
+            pass
+        threading.Event().wait(0.05 + turn % 5 * 0.005)
+        pyray_ser.shutdown()
+        # A put that began after that opens a store of its own.
+        for thread in threads:
+            thread.join(60)
+        pyray_ser.shutdown()
+    print(unexpected)
+    """
+    assert in_store(script, 16, **ZSTD) == "[]"
+
+
+def test_a_put_that_waits_longer_than_the_tries_without_a_pause_spills_still():
+    script = """
+    views, refs = [], []
+    try:
+        while True:
+            refs.append(pyray_ser.put(block(len(refs)), timeout=0))
+            views.append(pyray_ser.get(refs[-1]))
+    except ObjectStoreFullError:
+        pass
+    assert not files()
+    # Nothing may be moved for three seconds; then it may, but is not let go.
+    timer = threading.Timer(3, views.clear)
+    timer.start()
+    refs.append(pyray_ser.put(block(len(refs)), timeout=60))
+    timer.join()
+    right(refs)
+    print(len(files()) > 0)
+    """
+    assert in_store(script, 24, **ZSTD) == "True"
+
+
+def test_a_put_waits_for_a_full_disk():
+    # A limit on the size of files, in force while a piece is written, stands for the disk: a store that is full, both.
+    script = """
+    import resource, signal, time
+    from pyray_ser.spilling import Form
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    make, tries, full = Form.compressor, [], True
+    def limit(n):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (n, hard))
+    def compressor(self):
+        tries.append(time.monotonic())
+        if full:
+            limit(MB // 2)
+        return make(self)
+    Form.compressor = compressor
+    def fill(timeout):
+        while len(refs) < 12:
+            refs.append(pyray_ser.put(noise(len(refs)), timeout=timeout))
+    refs = []
+    for timeout in 0, 0.5:
+        tries.clear()
+        try:
+            fill(timeout)
+        except ObjectStoreFullError as error:
+            assert error.size > 4 * MB, error
+        limit(soft)
+        print(len(tries) > 5, tries[-1] - tries[0] > 0.3)
+    def room():
+        global full
+        full = False
+        limit(soft)
+    timer = threading.Timer(1, room)
+    timer.start()
+    fill(60)
+    timer.join()
+    right(refs, noise)
+    store.check()
+    print(len(files()) > 0)
+    """
+    assert in_store(script, 24, **ZSTD) == "False False\nTrue True\nTrue"

@@ -320,15 +320,24 @@ cdef class Store:
             if status == PRS_E_CLOSED:
                 revive(self)
                 continue
-            if status == PRS_E_FULL and rounds < 64 and prs_spill_form(self.handle):
+            # Another thread may have closed the store meanwhile.
+            if status == PRS_E_FULL and rounds < 64 and self.handle is not NULL and prs_spill_form(self.handle):
                 rounds += 1
-                if make_room(self, size):
-                    continue
+                try:
+                    if make_room(self, size):
+                        continue
+                except Exception as problem:
+                    from pyray_ser.exceptions import ObjectStoreFullError
+
+                    # The disk is full; it may have room later.
+                    if not isinstance(problem, ObjectStoreFullError) or deadline == 0 or prx_now() >= deadline:
+                        raise
             if status not in (PRS_E_FULL, PRS_E_BACKING, PRS_E_OBJECTS) or deadline == 0 or prx_now() >= deadline:
                 fail(status, &error, self)
             with nogil:
                 prx_nap(nap)
             nap = min(nap * 2, 20000000)
+            rounds = 0  # counts those without a pause
             PyErr_CheckSignals()
 
     cdef int write(self, prs_draft *draft, uint64_t at, const void *src, size_t n) except -1:

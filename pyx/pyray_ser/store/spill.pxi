@@ -33,6 +33,7 @@ cdef bint make_room(Store store, uint64_t size) except -1:
     form = form_of(store)
     if form is None:
         return False
+    store.check_open()  # the import may have let another thread close it
     handle = begin(store)
     try:
         for turn in range(PRS_SPILL_ROUNDS):
@@ -121,6 +122,7 @@ cdef int finish_file(Store store, prs_draft *draft) except -1:
     form = form_of(store)
     if form is None:
         return 0
+    store.check_open()
     error.code = 0
     algorithm = form.algorithm
     if algorithm:
@@ -145,6 +147,7 @@ cdef int restore(Store store, const prs_oid *id, prs_view *view, ObjectRef ref, 
     cdef int status
     cdef prs_store *handle
     form = form_of(store)
+    store.check_open()  # the import may have let another thread close it
     error.code = 0
     handle = begin(store)
     try:
