@@ -275,9 +275,9 @@ int prs_os_make_directory(int at, const char *name)
     return mkdirat(at, name, 0700) < 0 ? -errno : 0;
 }
 
-int prs_os_open_at(int at, const char *name, bool create)
+int prs_os_open_at(int at, const char *name, int flags)
 {
-    int fd = openat(at, name, O_NOFOLLOW | O_CLOEXEC | (create ? O_RDWR | O_CREAT : O_RDONLY), 0600);
+    int fd = openat(at, name, O_NOFOLLOW | O_CLOEXEC | flags, 0600);
     return fd < 0 ? -errno : fd;
 }
 

@@ -14,6 +14,7 @@
  */
 #include "spill.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <unistd.h>
 
@@ -53,7 +54,7 @@ static int clean_one(void *arg, const char *name)
     int directory = prs_os_open_directory(c->fd, name, NULL);
     if (directory < 0)
         return 0;
-    int lock = prs_os_open_at(directory, LOCK_NAME, true);
+    int lock = prs_os_open_at(directory, LOCK_NAME, O_RDWR | O_CREAT);
     if (lock >= 0 && prs_os_lock_file(lock, true) == 0) {
         c->found++;
         if (!c->dry) {
@@ -89,7 +90,7 @@ static int enter_directory(prs_store *s, int top, bool create, prs_error *error)
     int fd = prs_os_open_directory(top, name, error);
     if (fd < 0)
         return fd;
-    int lock = prs_os_open_at(fd, LOCK_NAME, true);
+    int lock = prs_os_open_at(fd, LOCK_NAME, O_RDWR | O_CREAT);
     int rc = lock < 0 ? lock : prs_os_lock_file(lock, false);
     if (rc < 0) {
         prs_os_close(lock);
@@ -131,7 +132,7 @@ void prs_spill_close(prs_store *s)
     int fresh = -1;
     if (prs_os_same(s->fd_spill_lock, &s->spill_lock_file)) {
         if (entered && !s->orphan)
-            fresh = prs_os_open_at(s->fd_spill, LOCK_NAME, true);
+            fresh = prs_os_open_at(s->fd_spill, LOCK_NAME, O_RDWR | O_CREAT);
         prs_os_close(s->fd_spill_lock);
     }
     if (fresh >= 0 && prs_os_same(fresh, &s->spill_lock_file) && prs_os_lock_file(fresh, true) == 0) {
@@ -162,12 +163,12 @@ static int directory(prs_store *s)
 
 /* ---- one object ------------------------------------------------------------------------------------- */
 
-int prs_spill_open_file(prs_store *s, uint32_t slot, uint64_t serial, bool create)
+int prs_spill_open_file(prs_store *s, uint32_t slot, uint64_t serial, int flags)
 {
     char name[NAME_LEN];
     int at = directory(s);
     file_name(name, slot, serial);
-    return at < 0 ? at : prs_os_open_at(at, name, create);
+    return at < 0 ? at : prs_os_open_at(at, name, flags);
 }
 
 static void remove_file(prs_store *s, uint32_t slot, uint64_t serial)
@@ -207,10 +208,19 @@ static void roll_back(prs_store *s, uint32_t i, uint64_t word)
     prs_try_free(s, i);
 }
 
+/* The word first: once it is ours, a spiller that was taken for dead and is not cannot commit to the file any more. */
 void prs_spill_undo(prs_store *s, uint32_t i, uint64_t word)
 {
-    remove_file(s, i, prs_load_relaxed(&prs_slot_at(s, i)->serial));
-    roll_back(s, i, word);
+    prs_slot *slot = prs_slot_at(s, i);
+    uint64_t who = ~(uint64_t)PRS_FLAGS_MASK, was = word & who, ours;
+    do {
+        if ((word & who) != was || prs_word_state(word) != PRS_STATE_SPILLING)
+            return;
+        ours = prs_word(prs_word_generation(word), s->me, PRS_STATE_SPILLING) | (word & PRS_FLAGS_MASK);
+    } while (!prs_cas_seqcst(&slot->word, &word, ours));
+    PRS_POINT(spill_adopted);
+    remove_file(s, i, prs_load_relaxed(&slot->serial));
+    roll_back(s, i, ours);
 }
 
 void prs_spill_remove(prs_store *s, const prs_slot *slot, uint32_t i)
@@ -226,7 +236,7 @@ bool prs_spill_by_us(const prs_store *s, uint32_t slot)
 {
     for (const prs_spill_job *job = writing; job; job = job->outer)
         if (job->id.store == s->id && job->id.slot == slot &&
-            prs_word_client(job->word) == s->me) /* not in a forked child */
+            prs_spill_job_ours(s, job)) /* not in a forked child */
             return true;
     return false;
 }
@@ -242,19 +252,42 @@ static void leave(prs_spill_job *job)
         }
 }
 
-/* Is the slot still ours to change?  Not if we were taken for dead meanwhile. */
-static bool still(const prs_spill_job *job, uint64_t word)
+bool prs_spill_job_ours(const prs_store *s, const prs_spill_job *job)
+{
+    return prs_word_client(job->word) == s->me;
+}
+
+/* Is the slot still ours to change?  Not if we were taken for dead meanwhile, nor in a child of the one who began. */
+static bool still(const prs_store *s, const prs_spill_job *job, uint64_t word)
 {
     uint64_t who = ~(uint64_t)PRS_FLAGS_MASK;
-    return (word & who) == (job->word & who);
+    return prs_spill_job_ours(s, job) && (word & who) == (job->word & who);
 }
 
 void prs_spill_cancel(prs_store *s, prs_spill_job *job)
 {
     leave(job);
     uint64_t word = prs_load_seqcst(&prs_slot_at(s, job->id.slot)->word);
-    if (still(job, word))
+    if (still(s, job, word))
         prs_spill_undo(s, job->id.slot, word);
+}
+
+/* A new file: what a spiller that is taken for dead has open under that name, or had, stays apart from it. */
+static int create_file(prs_store *s, prs_spill_job *job, prs_error *error)
+{
+    uint32_t i = job->id.slot;
+    for (int tries = 0;; tries++) {
+        job->fd = prs_spill_open_file(s, i, job->id.serial, O_RDWR | O_CREAT | O_EXCL);
+        if (job->fd != -EEXIST || tries)
+            break;
+        if (!still(s, job, prs_load_seqcst(&prs_slot_at(s, i)->word)))
+            return PRS_E_AGAIN;
+        remove_file(s, i, job->id.serial);
+    }
+    int failed = job->fd < 0 ? job->fd : PRS_POINT_ERRNO(spill_created) ? -ENOSPC : 0;
+    if (failed == -EEXIST) /* another one that was taken for dead, or we were */
+        return PRS_E_AGAIN;
+    return failed < 0 ? prs_spill_disk(s, failed, job->size, error) : PRS_OK;
 }
 
 int prs_spill_begin(prs_store *s, const prs_oid *id, prs_spill_job *job, prs_error *error)
@@ -283,23 +316,15 @@ int prs_spill_begin(prs_store *s, const prs_oid *id, prs_spill_job *job, prs_err
     if (off > s->capacity || size > s->capacity - off)
         rc = prs_fail(error, PRS_E_CORRUPT, 0, "an object lies outside of the store");
     else if (!prs_held(s, slot, true)) /* no pin */
-        rc = job->fd = prs_spill_open_file(s, i, job->id.serial, true);
-    else
-        goto undo;
-    if (rc >= 0 && PRS_POINT_ERRNO(spill_created))
-        rc = -ENOSPC;
-    if (rc >= 0)
-        return PRS_OK;
-    if (rc != PRS_E_CORRUPT)
-        rc = prs_spill_disk(s, rc, size, error);
-undo:
-    prs_spill_cancel(s, job);
+        rc = create_file(s, job, error);
+    if (rc != PRS_OK)
+        prs_spill_cancel(s, job);
     return rc;
 }
 
 int prs_spill_append(prs_store *s, prs_spill_job *job, const void *src, size_t n, prs_error *error)
 {
-    int rc = prs_copy_to_file(job->fd, job->stored, src, n, NULL);
+    int rc = prs_spill_job_ours(s, job) ? prs_copy_to_file(job->fd, job->stored, src, n, NULL) : 0;
     if (rc < 0)
         return prs_spill_disk(s, rc, job->size, error);
     job->stored += n;
@@ -320,7 +345,7 @@ int prs_spill_commit(prs_store *s, prs_spill_job *job, prs_error *error)
         goto undo;
     uint64_t filed, word = job->word;
     do {
-        if (!still(job, word)) {
+        if (!still(s, job, word)) {
             prs_unlock(s);
             leave(job);
             return PRS_E_AGAIN;
@@ -454,7 +479,7 @@ int prs_spill_for(prs_store *s, uint64_t size, prs_error *error)
 int prs_spill_map(prs_store *s, const prs_oid *id, uint64_t size, bool cow, prs_file_map **out)
 {
     *out = NULL;
-    int fd = prs_spill_open_file(s, id->slot, id->serial, false);
+    int fd = prs_spill_open_file(s, id->slot, id->serial, O_RDONLY);
     if (fd < 0)
         return fd == -ENOENT ? PRS_E_LOST : PRS_E_SYS;
     prs_file_map *map = malloc(sizeof *map);
@@ -489,7 +514,7 @@ void prs_spill_unmap(prs_file_map *map)
 
 int prs_spill_create(prs_store *s, const prs_draft *draft, prs_error *error)
 {
-    int fd = prs_spill_open_file(s, draft->id.slot, draft->id.serial, true);
+    int fd = prs_spill_open_file(s, draft->id.slot, draft->id.serial, O_RDWR | O_CREAT);
     int rc = fd < 0 ? fd : prs_os_size(fd, draft->size);
     prs_os_close(fd);
     return rc < 0 ? prs_spill_disk(s, rc, draft->size, error) : PRS_OK;
@@ -497,7 +522,7 @@ int prs_spill_create(prs_store *s, const prs_draft *draft, prs_error *error)
 
 int prs_spill_write(prs_store *s, const prs_draft *draft, uint64_t at, const void *src, size_t n, prs_error *error)
 {
-    int fd = prs_spill_open_file(s, draft->id.slot, draft->id.serial, true);
+    int fd = prs_spill_open_file(s, draft->id.slot, draft->id.serial, O_RDWR);
     int rc = fd < 0 ? fd : prs_copy_to_file(fd, at, src, n, NULL);
     prs_os_close(fd);
     return rc < 0 ? prs_spill_disk(s, rc, n, error) : PRS_OK;
@@ -505,7 +530,7 @@ int prs_spill_write(prs_store *s, const prs_draft *draft, uint64_t at, const voi
 
 int prs_spill_seal(prs_store *s, const prs_draft *draft, prs_error *error)
 {
-    int fd = prs_spill_open_file(s, draft->id.slot, draft->id.serial, false);
+    int fd = prs_spill_open_file(s, draft->id.slot, draft->id.serial, O_RDONLY);
     if (fd < 0)
         return prs_spill_disk(s, fd, draft->size, error);
     uint64_t whole = draft->size + (prs_spill_form(s) ? sizeof(prs_spill_trailer) : 0), length = prs_os_length(fd);

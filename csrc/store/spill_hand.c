@@ -11,6 +11,7 @@
  */
 #include "spill.h"
 #include <errno.h>
+#include <fcntl.h>
 
 _Static_assert(sizeof(prs_spill_trailer) == 64, "a trailer is 64 bytes");
 
@@ -59,11 +60,12 @@ static const char *check_trailer(const prs_store *s, const prs_oid *id, uint64_t
 
 int prs_spill_finish(prs_store *s, prs_spill_job *job, int codec, int algorithm, uint64_t digest, prs_error *error)
 {
+    if (!prs_spill_job_ours(s, job)) {
+        prs_spill_cancel(s, job);
+        return PRS_E_AGAIN;
+    }
     prs_spill_trailer t = trailer_of(&job->id, job->size, job->stored, codec, algorithm, digest);
     int rc = prs_spill_append(s, job, &t, sizeof t, error);
-    /* What an earlier spiller left behind may be longer. */
-    if (rc == PRS_OK && (rc = prs_os_size(job->fd, job->stored)) < 0)
-        rc = prs_spill_disk(s, rc, job->size, error);
     if (rc == PRS_OK)
         return prs_spill_commit(s, job, error);
     prs_spill_cancel(s, job);
@@ -94,7 +96,7 @@ void prs_draft_unmap(const uint8_t *bytes, uint64_t size)
 int prs_draft_finish(prs_store *s, const prs_draft *draft, int algorithm, uint64_t digest, prs_error *error)
 {
     prs_spill_trailer t = trailer_of(&draft->id, draft->size, draft->size, PRS_SPILL_RAW, algorithm, digest);
-    int fd = prs_spill_open_file(s, draft->id.slot, draft->id.serial, true);
+    int fd = prs_spill_open_file(s, draft->id.slot, draft->id.serial, O_RDWR);
     int rc = fd < 0 ? fd : prs_copy_to_file(fd, draft->size, &t, sizeof t, NULL);
     prs_os_close(fd);
     return rc < 0 ? prs_spill_disk(s, rc, draft->size, error) : PRS_OK;
@@ -105,7 +107,7 @@ int prs_draft_finish(prs_store *s, const prs_draft *draft, int algorithm, uint64
 /* Map the file, check its trailer, get memory.  What is left behind on failure is prs_restore_cancel's. */
 static int open_restore(prs_store *s, prs_restore *r, uint64_t size, prs_error *error)
 {
-    int fd = prs_spill_open_file(s, r->id.slot, r->id.serial, false);
+    int fd = prs_spill_open_file(s, r->id.slot, r->id.serial, O_RDONLY);
     if (fd < 0)
         return fd == -ENOENT ? prs_fail(error, PRS_E_LOST, 0, "it was spilled, and its file is gone")
                              : prs_fail(error, PRS_E_SYS, -fd, "cannot open the spill file of the object");

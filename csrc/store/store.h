@@ -232,7 +232,7 @@ uint64_t prs_os_blocks(int fd);
 int prs_os_open_directory(int at, const char *path, prs_error *error);
 bool prs_os_in_memory(int fd);
 int prs_os_make_directory(int at, const char *name);
-int prs_os_open_at(int at, const char *name, bool create);
+int prs_os_open_at(int at, const char *name, int flags); /* O_RDONLY, O_RDWR, O_CREAT, O_EXCL */
 int prs_os_remove_at(int at, const char *name, bool directory);
 uint64_t prs_os_length(int fd);
 void prs_os_protect(int fd); /* from now on the file is read-only, for who opens it anew */

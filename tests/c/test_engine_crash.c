@@ -384,7 +384,7 @@ static void spill(struct scene *c)
 {
     enum { N = 40 };
     static prs_oid id[N];
-    if (strcmp(c->point, "spill_rolled_back") == 0)
+    if (strcmp(c->point, "spill_rolled_back") == 0 || strcmp(c->point, "spill_adopted") == 0)
         prs_failpoint_arm("spill_created", PRS_FAIL_ERRNO, 1, ENOSPC);
     arm(c);
     prs_error e;
@@ -430,8 +430,9 @@ static const struct {
     {"wait_marked", wait_long, false},
     {"freeing_rolled_back", roll_back, false},
     {"pin_undo", undo, false},
-    {"spill_marked spill_created spill_written spill_committed spill_extent spill_rolled_back spill_removed", spill,
-     true},
+    {"spill_marked spill_created spill_written spill_committed spill_extent spill_rolled_back spill_removed "
+     "spill_adopted",
+     spill, true},
 };
 
 static int driver_of(const char *point)

@@ -1,6 +1,7 @@
 /* test_spill_hand.c - spill files that the caller writes and reads, with a codec made up here: every byte is negated. */
 #include "harness.h"
 #include "prs.h"
+#include "store.h"
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -273,6 +274,147 @@ TEST(a_dead_spiller_leaves_nothing)
     CHECK_EQ(spill(s, &id), PRS_OK);
     verify(s, &id, SIZE, 5);
     prs_unref(s, &id);
+    close_store(s);
+}
+
+TEST(a_child_forked_in_the_middle_leaves_the_file_to_its_parent)
+{
+    prs_store *s = open_store(32 * MB, FORM);
+    prs_oid id = put(s, SIZE, 5);
+    char path[8192];
+    path_of(s, &id, path);
+    uint8_t *negated = malloc(SIZE);
+    for (int how = 0; how < 2; how++) {
+        prs_spill_job job;
+        CHECK_EQ(prs_spill_begin(s, &id, &job, &error), PRS_OK);
+        for (size_t i = 0; i < SIZE; i++)
+            negated[i] = (uint8_t)~job.data[i];
+        uint64_t digest = sum(job.data, SIZE);
+        CHECK_EQ(prs_spill_append(s, &job, negated, SIZE / 2, &error), PRS_OK);
+        pid_t pid = fork();
+        if (pid == 0) {
+            memset(negated, 0, SIZE);
+            if (how == 0) {
+                CHECK_EQ(prs_spill_append(s, &job, negated, SIZE / 2, &error), PRS_OK);
+                CHECK_EQ(prs_spill_finish(s, &job, PRS_SPILL_LZ4, PRS_SPILL_XXH3, 0, &error), PRS_E_AGAIN);
+            } else {
+                prs_spill_cancel(s, &job);
+            }
+            _exit(0);
+        }
+        int status;
+        CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+        struct stat st;
+        CHECK(stat(path, &st) == 0 && st.st_size == (off_t)(SIZE / 2));
+        if (how == 0) {
+            prs_spill_cancel(s, &job);
+            continue;
+        }
+        CHECK_EQ(prs_spill_append(s, &job, negated + SIZE / 2, SIZE / 2, &error), PRS_OK);
+        CHECK_EQ(prs_spill_finish(s, &job, PRS_SPILL_LZ4, PRS_SPILL_XXH3, digest, &error), PRS_OK);
+    }
+    free(negated);
+    CHECK_EQ(access(path, F_OK), 0);
+    verify(s, &id, SIZE, 5);
+    prs_unref(s, &id);
+    close_store(s);
+}
+
+/* What whoever takes the spiller for dead does. */
+static void undo(prs_store *s, const prs_oid *id)
+{
+    uint64_t word;
+    while (prs_word_state(word = prs_load_seqcst(&prs_slot_at(s, id->slot)->word)) != PRS_STATE_SPILLING)
+        usleep(1000);
+    prs_spill_undo(s, id->slot, word);
+}
+
+TEST(a_spiller_that_was_taken_for_dead_commits_no_file_that_is_gone)
+{
+    if (prs_failpoint_names()[0] == NULL)
+        return; /* a race that only they hold open */
+    prs_store *s = open_store(32 * MB, FORM);
+    prs_oid id = put(s, SIZE, 5);
+    char path[8192];
+    path_of(s, &id, path);
+    int told[2];
+    char one = 1;
+    CHECK_EQ(pipe(told), 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        prs_spill_job job;
+        CHECK_EQ(prs_spill_begin(s, &id, &job, &error), PRS_OK);
+        CHECK_EQ(prs_spill_append(s, &job, job.data, job.size, &error), PRS_OK);
+        CHECK_EQ(write(told[1], &one, 1), 1);
+        while (access(path, F_OK) == 0)
+            usleep(1000);
+        CHECK_EQ(prs_spill_finish(s, &job, PRS_SPILL_LZ4, PRS_SPILL_XXH3, 0, &error), PRS_E_AGAIN);
+        _exit(0);
+    }
+    CHECK_EQ(read(told[0], &one, 1), 1);
+    prs_failpoint_arm("spill_removed", PRS_FAIL_HOLD, 1, 500);
+    undo(s, &id);
+    prs_failpoint_arm("spill_removed", 0, 1, 0);
+    int status;
+    CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    verify(s, &id, SIZE, 5);
+    close(told[0]);
+    close(told[1]);
+    prs_unref(s, &id);
+    close_store(s);
+}
+
+TEST(a_spiller_that_was_taken_for_dead_opens_no_file_of_the_next_one)
+{
+    if (prs_failpoint_names()[0] == NULL)
+        return;
+    prs_store *s = open_store(32 * MB, FORM);
+    prs_oid id = put(s, SIZE, 5);
+    pid_t pid = fork();
+    if (pid == 0) {
+        prs_spill_job job;
+        prs_failpoint_arm("spill_marked", PRS_FAIL_HOLD, 1, 1000);
+        CHECK_EQ(prs_spill_begin(s, &id, &job, &error), PRS_E_AGAIN);
+        _exit(0);
+    }
+    undo(s, &id);
+    CHECK_EQ(spill(s, &id), PRS_OK);
+    int status;
+    CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    verify(s, &id, SIZE, 5);
+    prs_unref(s, &id);
+    close_store(s);
+}
+
+TEST(rubbish_under_the_name_of_a_file_is_replaced)
+{
+    prs_store *s = open_store(32 * MB, FORM);
+    prs_oid id = put(s, SIZE, 5);
+    char path[8192];
+    path_of(s, &id, path);
+    FILE *file = fopen(path, "wb");
+    CHECK(file != NULL && ftruncate(fileno(file), (off_t)(3 * SIZE)) == 0 && fclose(file) == 0);
+    CHECK_EQ(chmod(path, 0400), 0);
+    CHECK_EQ(spill(s, &id), PRS_OK);
+    verify(s, &id, SIZE, 5);
+    prs_unref(s, &id);
+    close_store(s);
+}
+
+TEST(a_file_that_is_removed_while_it_is_made_is_not_made_anew)
+{
+    prs_store *s = open_store(16 * MB, FORM);
+    prs_draft d;
+    char path[8192];
+    CHECK_EQ(prs_alloc(s, 20 * MB, 0, &d, &error), PRS_OK);
+    path_of(s, &d.id, path);
+    CHECK_EQ(prs_write(s, &d, 0, "abc", 3, &error), PRS_OK);
+    CHECK_EQ(unlink(path), 0);
+    CHECK_EQ(prs_write(s, &d, 3, "abc", 3, &error), PRS_E_SYS);
+    CHECK_EQ(error.sys_errno, ENOENT);
+    CHECK_EQ(prs_draft_finish(s, &d, PRS_SPILL_XXH3, 0, &error), PRS_E_SYS);
+    CHECK(access(path, F_OK) != 0);
+    prs_abort(s, &d, false);
     close_store(s);
 }
 

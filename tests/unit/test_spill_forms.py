@@ -363,6 +363,39 @@ def test_a_store_may_be_closed_while_an_object_is_read_back(outer, mode):
     assert in_store(script, 24, **CHECKED) in ("closed [True]", "read [True]")
 
 
+@pytest.mark.parametrize("form", [pytest.param(LZ4, id="lz4"), pytest.param(BOTH, id="zstd-checked")])
+def test_a_fork_in_the_middle_of_a_file(form):
+    script = """
+    import time
+    from pyray_ser.spilling import Form
+    make, calls, children = Form.compressor, [], []
+    def compressor(self):
+        compress = make(self)
+        def piece(data):
+            calls.append(len(data))
+            if len(calls) == 3:
+                pid = os.fork()
+                if pid:
+                    children.append(pid)
+                    time.sleep(2)
+            return compress(data)
+        return piece
+    refs = [pyray_ser.put(noise(i)) for i in range(4)]
+    Form.compressor = compressor
+    # The child goes on with the same put while its parent sleeps; both spill for their own from there.
+    refs += [pyray_ser.put(noise(i)) for i in range(4, 12)]
+    right(refs, noise)
+    if not children:
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 7
+    store.look()
+    right(refs, noise)
+    store.check()
+    print(len(children))
+    """
+    assert in_store(script, 24, **form) == "1"
+
+
 def test_a_finalizer_may_ask_for_the_object_that_is_being_written():
     # Without care it would wait for its own thread for ever.
     script = """
