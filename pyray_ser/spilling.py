@@ -24,6 +24,8 @@ _DIGEST, _LZ4, _ZSTD = 2, 4, 8
 _XXH3 = 1
 # Bytes compressed at a time.
 PIECE = 1 << 20
+# The longest that such a piece may be, compressed: SPILL_FRAME of the extension.
+_FRAME = PIECE + PIECE // 64 + 4096
 
 
 def flags(checksum: bool, compress: str | None) -> int:
@@ -149,7 +151,7 @@ def check_files(store: Store, spill_dir: str) -> tuple[int, list[dict[str, Any]]
     damaged: list[dict[str, Any]] = []
     count = 0
     for record in store.records():
-        if not record["spilled"] or record["freed"]:
+        if not record["spilled"] or record["freed"] or record["state"] == "creating":  # its file was never finished
             continue
         count += 1
         slot = int.from_bytes(bytes.fromhex(record["id"])[16:20], "little")
@@ -199,7 +201,9 @@ def _check_contents(file: Any, length: int, size: int, store: int, serial: int, 
             piece: bytes | None = file.read(want)
         else:
             count = int.from_bytes(file.read(4), "little")
-            piece = expand(memoryview(file.read(min(count, stored))), want)
+            if count > _FRAME:
+                return "a piece of its spill file is longer than any can be", head
+            piece = expand(memoryview(file.read(count)), want)
         if piece is None or len(piece) != want:
             return "a piece of its spill file cannot be read", head
         head = head or piece[: len(_HEADER)]

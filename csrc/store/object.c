@@ -697,9 +697,10 @@ int prs_find(prs_store *s, const void *ptr, uint64_t n, prs_oid *id, uint64_t *a
         prs_spin_lock(shard);
         prs_slot *slot = prs_slot_at(s, i);
         uint64_t first = prs_load_relaxed(&slot->off), size = prs_load_relaxed(&slot->size);
-        if (prs_load_relaxed(&s->priv[i].pins) && !s->priv[i].map && first <= off && off - first <= size &&
-            n <= size - (off - first)) {
-            uint64_t word = prs_load_seqcst(&slot->word);
+        uint64_t word = prs_load_seqcst(&slot->word);
+        /* Being restored it has pins, no map yet, and no extent any more. */
+        if (prs_load_relaxed(&s->priv[i].pins) && !s->priv[i].map && !(word & PRS_WORD_FILE) && first <= off &&
+            off - first <= size && n <= size - (off - first)) {
             bool live = !(word & PRS_WORD_FREED);
             *id = (prs_oid){s->id, s->priv[i].serial, i, prs_word_generation(word)};
             *at = off - first;

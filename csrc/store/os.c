@@ -365,6 +365,16 @@ void *prs_os_reserve(size_t len)
     return at == MAP_FAILED ? NULL : at;
 }
 
+/* Address space alone: what may be written counts against limits of memory, too. */
+bool prs_os_room(size_t len)
+{
+    void *at = mmap(NULL, len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (at == MAP_FAILED)
+        return false;
+    munmap(at, len);
+    return true;
+}
+
 void *prs_os_memory(size_t len)
 {
     return no_dump(mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0), len);

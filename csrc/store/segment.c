@@ -245,10 +245,7 @@ static void choose(prs_super *p, const prs_options *options, uint64_t capacity)
 /* Is there address space for the second mapping of the data area, made by the first put, and some for the rest? */
 static bool roomy(const prs_store *s)
 {
-    size_t len = s->capacity + s->capacity / 2 + ROOM_LEFT;
-    void *probe = prs_os_reserve(len);
-    prs_os_unmap(probe, len);
-    return probe != NULL;
+    return prs_os_room(s->capacity + s->capacity / 2 + ROOM_LEFT);
 }
 
 static int create(prs_store **out, const prs_options *options, uint64_t capacity, bool given, prs_error *error)

@@ -235,8 +235,7 @@ static __thread prs_spill_job *writing;
 bool prs_spill_by_us(const prs_store *s, uint32_t slot)
 {
     for (const prs_spill_job *job = writing; job; job = job->outer)
-        if (job->id.store == s->id && job->id.slot == slot &&
-            prs_spill_job_ours(s, job)) /* not in a forked child */
+        if (job->id.store == s->id && job->id.slot == slot && prs_spill_job_ours(s, job)) /* not in a forked child */
             return true;
     return false;
 }

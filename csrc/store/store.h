@@ -223,6 +223,7 @@ void *prs_os_map_private(int fd, uint64_t off, size_t len);
 /* Names in a directory but . and ..; calls `each` until it returns non-zero. */
 int prs_os_each_name(int fd, int (*each)(void *, const char *), void *arg);
 void *prs_os_reserve(size_t len);
+bool prs_os_room(size_t len);
 void *prs_os_memory(size_t len); /* the same, and left out of core dumps */
 void prs_os_unmap(void *at, size_t len);
 int prs_os_populate(void *at, size_t len, int fd, uint64_t off);

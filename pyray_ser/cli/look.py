@@ -48,7 +48,7 @@ def _one(found: Found, ask: Ask) -> dict[str, Any]:
             answer.update(ask(store, spill_dir))
     except ProcessLookupError:
         raise
-    except (OSError, ValueError, RuntimeError, MemoryError) as problem:
+    except (OSError, ValueError, RuntimeError, MemoryError, ImportError) as problem:
         answer["error"] = f"{type(problem).__name__}: {problem}"
     return answer
 

@@ -135,9 +135,9 @@ def selected(words: list[str]) -> list[Found]:
 def _attach(found: Found) -> _store.Store:
     if found.path is not None:
         # By its file: if this process turns out to be its last one, it knows what to remove.
-        return _store.attach_path(found.path)
+        return _store.attach_path(found.path, tables_only=True)
     for pid, fd in found.holders.items():
-        store = _store.attach_pid(pid, fd, int(found.id or "0", 16))
+        store = _store.attach_pid(pid, fd, int(found.id or "0", 16), tables_only=True)
         if store is not None:
             return store
     raise ProcessLookupError("its last process has just ended, or may not be looked into")

@@ -4,6 +4,7 @@ Needs the package prometheus-client (the extra ``prometheus``). Any process that
 whole store's, so one of them is enough.
 """
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,7 +63,9 @@ class StoreCollector:
         """Return the metrics as they are now."""
         families = self._families()
         for store in _store.open_stores():
-            labels = [f"{store.id:016x}", store.path or ""]
+            # A path need not be text.
+            path = os.fsencode(store.path or "").decode("utf-8", "backslashreplace")
+            labels = [f"{store.id:016x}", path]
             try:
                 figures = {"up": 1, **store.stats()}
             except exceptions.StoreClosedError:

@@ -192,8 +192,8 @@ TEST(a_missing_or_short_file_loses_that_object_alone)
 
 TEST(death_at_every_step_of_spilling)
 {
-    static const char *const points[] = {"spill_marked", "spill_written",     "spill_committed",
-                                         "spill_extent", "spill_rolled_back", "spill_adopted", "spill_removed"};
+    static const char *const points[] = {"spill_marked",      "spill_written", "spill_committed", "spill_extent",
+                                         "spill_rolled_back", "spill_adopted", "spill_removed"};
     for (size_t k = 0; k < sizeof points / sizeof *points; k++) {
         prs_store *s = open_store(24 * MB);
         prs_oid mine[4];
@@ -201,7 +201,8 @@ TEST(death_at_every_step_of_spilling)
             mine[i] = put(s, 4 * MB, (uint8_t)i);
         pid_t pid = fork();
         if (pid == 0) {
-            if (strcmp(points[k], "spill_rolled_back") == 0 || strcmp(points[k], "spill_adopted") == 0) /* the disk says no, so it rolls back */
+            if (strcmp(points[k], "spill_rolled_back") == 0 ||
+                strcmp(points[k], "spill_adopted") == 0) /* the disk says no, so it rolls back */
                 prs_failpoint_arm("spill_created", PRS_FAIL_ERRNO, 1, ENOSPC);
             prs_failpoint_arm(points[k], PRS_FAIL_KILL, 1, 0);
             for (int i = 0; i < 8; i++) {

@@ -291,6 +291,23 @@ def test_a_default_capacity_shrinks_until_it_fits():
         assert "given:" in said and why in said, said
 
 
+def test_a_limit_of_private_memory_is_none_of_the_stores_capacity():
+    body = """
+        import logging, resource, subprocess, sys
+        import pyray_ser
+
+        logging.basicConfig(format="%(name)s %(levelname)s %(message)s", stream=sys.stdout)
+        ask = "import pyray_ser; print(pyray_ser.init().capacity)"
+        usual = int(subprocess.check_output([sys.executable, "-P", "-c", ask]))
+        resource.setrlimit(resource.RLIMIT_DATA, (usual, usual))
+        store = pyray_ser.init()
+        ref = pyray_ser.put(b"x" * (8 << 20))
+        assert pyray_ser.get(ref) == b"x" * (8 << 20)
+        print(store.capacity == usual)
+    """
+    assert run(body) == "True"
+
+
 def test_a_limit_of_the_size_of_files():
     """RLIMIT_FSIZE set while the store is in use: an error of the puts that would go beyond it, and no signal."""
     body = """

@@ -73,6 +73,15 @@ def test_a_scrape_opens_no_store_and_outlives_one():
     assert run(PRELUDE + script) == "1"
 
 
+def test_a_path_that_is_not_text():
+    script = """
+    path = f"/dev/shm/pyray_ser-test-prometheus-{os.getpid()}-".encode() + b"\\xff"
+    store = pyray_ser.init(os.fsdecode(path), capacity=16 * MB)
+    print(scrape()["pyray_ser_up"][f"{store.id:016x}"][1] == path.decode("utf-8", "backslashreplace"))
+    """
+    assert run(PRELUDE + script) == "True"
+
+
 def test_two_collectors_need_two_prefixes():
     script = """
     try:

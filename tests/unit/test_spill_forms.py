@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 
 import pytest
 from isolated import run
@@ -478,12 +479,17 @@ def test_a_package_that_is_missing_is_known_before_the_store_is_full():
         pyray_ser.init(spill_dir=spill_dir, spill_checksum=True)
     except ImportError as error:
         print(error.name, "pyray_ser[spill]" in str(error), pyray_ser.is_initialized())
+    path = f"/dev/shm/pyray_ser-test-spill-missing-{os.getpid()}"
+    try:
+        pyray_ser.init(path, spill_dir=spill_dir, spill_checksum=True)
+    except ImportError:
+        print(os.path.exists(path))
     try:
         pyray_ser.init(spill_dir=spill_dir, spill_compress="gzip")
     except ValueError as error:
         print(error)
     """
-    expected = 'xxhash True False\nspill_compress must be "lz4", "zstd" or None, not \'gzip\''
+    expected = 'xxhash True False\nFalse\nspill_compress must be "lz4", "zstd" or None, not \'gzip\''
     assert run(PRELUDE + script) == expected
 
 
@@ -607,3 +613,65 @@ def test_a_put_waits_for_a_full_disk():
     print(len(files()) > 0)
     """
     assert in_store(script, 24, **ZSTD) == "False False\nTrue True\nTrue"
+
+
+def test_check_leaves_out_what_was_never_finished(debug_build, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", debug_build)
+    name = f"/dev/shm/pyray_ser-test-spill-unfinished-{os.getpid()}"
+    script = f"""
+    from pyray_ser import _store
+    pid = os.fork()
+    if pid == 0:
+        pyray_ser.init(name={name!r}, capacity=16 * MB, spill_dir=spill_dir, spill_checksum=True)
+        refs = [pyray_ser.put(noise(i)) for i in range(8)]
+        assert _store.failpoint("seal_ready", 1)
+        pyray_ser.put(noise(9, 40 * MB))
+        os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 9
+    states = []
+    dead, where = _store.snapshot({name!r})
+    states = [record["state"] for record in dead.records() if record["spilled"]]
+    dead.close()
+    print(states.count("creating"), len(states) > 4, *tool("check", "--spill", {name!r}))
+    os.unlink({name!r})
+    """
+    said = run(PRELUDE + script)
+    assert said.startswith("1 True 0 ") and "read back" in said, said
+
+
+def test_tools_look_at_a_store_whose_package_is_missing():
+    script = """
+    refs = [pyray_ser.put(noise(i)) for i in range(8)]
+    code = '''if 1:
+        import sys
+        sys.modules["zstandard"] = None
+        from pyray_ser.cli import main
+        sys.exit(main(sys.argv[1:]))'''
+    for words in ("ls",), ("stat",), ("check",), ("check", "--spill"):
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", code, *words, str(os.getpid())], capture_output=True, text=True
+        )
+        print(done.returncode, "zstandard" in done.stdout, "Traceback" in done.stderr)
+    """
+    assert in_store(script, 24, **ZSTD) == "0 False False\n" * 3 + "1 True False"
+
+
+def test_a_piece_that_announces_too_much_is_not_read():
+    from types import SimpleNamespace
+
+    from pyray_ser import spilling
+
+    store = SimpleNamespace(id=7, spill_checksum=False, spill_compress="lz4")
+    record = {"id": bytes(32).hex(), "serial": 3, "size": 1 << 20, "name": None, "spilled": True, "freed": False, "state": "sealed"}
+    store.records = lambda: [record]
+    length = (64 << 20) + 4
+    trailer = spilling._TRAILER.pack(b"PRSF", 1, 1, 0, 7, 3, 1 << 20, length, 0)
+    with tempfile.TemporaryDirectory() as folder:
+        os.mkdir(f"{folder}/{7:016x}")
+        with open(f"{folder}/{7:016x}/{0:08x}-{3:016x}", "wb") as file:
+            file.write((64 << 20).to_bytes(4, "little"))
+            file.truncate(length)
+            file.seek(length)
+            file.write(trailer)
+        count, damaged = spilling.check_files(store, folder)
+    assert count == 1 and "longer than any can be" in damaged[0]["error"], damaged

@@ -13,17 +13,23 @@ cdef int revive(Store store) except -1:
 def create_store(path=None, *, capacity=0, max_clients=0, max_objects=0, lock_timeout=0.0, warm_reserve=0, spill_dir=None,
                  flags=0):
     """A new store with this process as its first client; `path` None makes an anonymous one."""
-    return _open(0, path, 0, -1, 0, capacity, max_clients, max_objects, lock_timeout, warm_reserve, spill_dir, flags)
+    # A package that is missing is to be known now: not when the store is full, and not when there is a file of its name.
+    form = new_form(flags & PRS_OPEN_SPILL_FORM) if flags & PRS_OPEN_SPILL_FORM else None
+    return _open(0, path, 0, -1, 0, capacity, max_clients, max_objects, lock_timeout, warm_reserve, spill_dir, flags, form)
 
 
-def attach_path(path, *, lock_timeout=0.0, flags=0):
-    """Attach to the store in the file `path`."""
-    return _open(1, path, 0, -1, 0, 0, 0, 0, lock_timeout, 0, None, flags)
+def attach_path(path, *, lock_timeout=0.0, flags=0, tables_only=False):
+    """
+    Attach to the store in the file `path`.
+
+    With `tables_only` no package that its spill files need is asked for: to look at what there is, not at contents.
+    """
+    return _open(1, path, 0, -1, 0, 0, 0, 0, lock_timeout, 0, None, flags, None, tables_only)
 
 
-def attach_pid(pid, fd=-1, store=0, *, lock_timeout=0.0, flags=0):
+def attach_pid(pid, fd=-1, store=0, *, lock_timeout=0.0, flags=0, tables_only=False):
     """Attach to a store (0: any) that process `pid` has open; None if it has no such store."""
-    return _open(2, None, pid, fd, store, 0, 0, 0, lock_timeout, 0, None, flags)
+    return _open(2, None, pid, fd, store, 0, 0, 0, lock_timeout, 0, None, flags, None, tables_only)
 
 
 def snapshot(path):
@@ -57,7 +63,8 @@ def snapshot(path):
 
 
 cdef object _open(int how, path, int32_t pid, int fd, uint64_t ident, uint64_t capacity, uint32_t max_clients,
-                  uint32_t max_objects, double lock_timeout, uint64_t warm_reserve, spill_dir, uint32_t flags):
+                  uint32_t max_objects, double lock_timeout, uint64_t warm_reserve, spill_dir, uint32_t flags, form=None,
+                  bint tables_only=False):
     cdef prs_options options
     cdef prs_error error
     cdef prs_store *handle = NULL
@@ -96,6 +103,7 @@ cdef object _open(int how, path, int32_t pid, int fd, uint64_t ident, uint64_t c
         return known
     cdef Store store = Store.__new__(Store)
     store.path = path
+    store.spill_form = form
     store.opened(handle)
     if prs_shrunk_from(handle):
         from pyray_ser import _log
@@ -103,11 +111,12 @@ cdef object _open(int how, path, int32_t pid, int fd, uint64_t ident, uint64_t c
         _log.warning(
             "limits of this process (ulimit -v, ulimit -f) leave no room for a store of %d bytes: it has %d; "
             "give a capacity to choose, or raise them", prs_shrunk_from(handle), prs_capacity(handle))
-    try:
-        form_of(store)  # a package that is missing is to be known now, not when the store is full
-    except BaseException:
-        store.close()
-        raise
+    if not tables_only:
+        try:
+            form_of(store)
+        except BaseException:
+            store.close()
+            raise
     return store
 
 

@@ -15,10 +15,14 @@ cdef object form_of(Store store):
         flags = prs_spill_form(store.handle)
         if not flags:
             return None
-        from pyray_ser.spilling import Form
-
-        store.spill_form = Form(flags)
+        store.spill_form = new_form(flags)
     return store.spill_form
+
+
+cdef object new_form(uint32_t flags):
+    from pyray_ser.spilling import Form
+
+    return Form(flags)
 
 
 cdef bint make_room(Store store, uint64_t size) except -1:
@@ -229,8 +233,9 @@ def check_spilled(Store store):
     cdef int n = 0
     cdef prs_header header
     cdef Pin pin
+    form_of(store)  # a package that is missing is no damage
     for record in store.records():
-        if not record["spilled"] or record["freed"]:
+        if not record["spilled"] or record["freed"] or record["state"] == "creating":  # its file is not finished
             continue
         identity = bytes.fromhex(record["id"])
         memcpy(&id, PyBytes_AS_STRING(identity), sizeof(id))
