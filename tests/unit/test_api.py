@@ -602,3 +602,20 @@ def test_objects_and_stats():
     assert {"capacity", "used", "objects", "clients", "in_flight"} <= set(stats)
     assert all(type(value) is int for value in stats.values())
     del view
+
+
+def test_a_call_that_waits_while_the_store_is_renewed_leaves_the_handle_that_it_used():
+    run("""
+        import threading, time
+        import pyray_ser
+        from pyray_ser import _store
+        store = pyray_ser.init(capacity=8 << 20)
+        for _ in range(5):
+            waiting = threading.Thread(target=_store.wait_epoch, args=(store, _store.epoch(store), 1.0))
+            waiting.start()
+            time.sleep(0.02)
+            assert store.renew()
+            waiting.join()
+        assert store.stats()["clients"] == 1  # the old handle is closed by its last user
+        store.close()
+    """)

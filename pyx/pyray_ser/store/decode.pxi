@@ -118,7 +118,7 @@ cdef object named_object(Store store, const prs_buffer_entry *entry, bint writab
             handle = begin(store)
             with nogil:
                 status = prs_wait(handle, &pin.id, -1)
-            end(store)
+            end(store, handle)
         PyErr_CheckSignals()
         store.check_open()
         handle = store.handle

@@ -44,7 +44,7 @@ cdef Pin pin_by(ObjectRef ref, int64_t deadline, object timeout):
         handle = begin(store)
         with nogil:
             status = prs_wait(handle, &ref.id, left)
-        end(store)
+        end(store, handle)
         PyErr_CheckSignals()
         if status not in (PRS_OK, PRS_E_TIMEOUT, PRS_E_INTR):
             fail(status, NULL, store, ref)

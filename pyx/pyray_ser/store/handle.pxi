@@ -16,12 +16,20 @@ cdef void close_at_exit() noexcept:
 
 cdef inline prs_store *begin(Store store) noexcept:
     """Before the GIL is released around the engine: keeps the handle from being closed."""
-    store.link.users += 1
+    if store.handle is not NULL:
+        store.link.users += 1
     return store.handle
 
 
-cdef inline void end(Store store) noexcept:
+cdef inline void end(Store store, prs_store *handle) noexcept:
+    """After it, with the handle that `begin` gave. The store may have another by now (`renew`): each link counts its own users."""
     cdef Link *link = store.link
+    if handle is NULL:
+        return
+    while link is not NULL and link.handle is not handle:
+        link = link.next  # those behind the store's own are older; one that is used keeps its handle
+    if link is NULL:
+        return
     link.users -= 1
     if link.users == 0 and link.closing and link.handle is not NULL:
         prs_close(link.handle)
@@ -163,7 +171,7 @@ cdef class Store:
         cdef prs_store *handle = begin(self)
         with nogil:
             status = prs_get_stats(handle, &s)
-        end(self)
+        end(self, handle)
         if status != PRS_OK:
             fail(status, NULL, self)
         return {
@@ -187,7 +195,7 @@ cdef class Store:
             handle = begin(self)
             with nogil:
                 n = prs_list(handle, &cursor, found, 64)
-            end(self)
+            end(self, handle)
             if n < 0:
                 fail(n, NULL, self)
             for i in range(n):
@@ -220,7 +228,7 @@ cdef class Store:
             handle = begin(self)
             with nogil:
                 n = prs_flights(handle, &cursor, found, 64, &error)
-            end(self)
+            end(self, handle)
             if n < 0:
                 fail(n, &error, self)
             for i in range(n):
@@ -249,7 +257,7 @@ cdef class Store:
         cdef prs_store *handle = begin(self)
         with nogil:
             n = prs_flights_end(handle, pid, age, &error)
-        end(self)
+        end(self, handle)
         if n < 0:
             fail(n, &error, self)
         return n
@@ -272,7 +280,7 @@ cdef class Store:
         cdef prs_store *handle = begin(self)
         with nogil:
             status = prs_check(handle, &error)
-        end(self)
+        end(self, handle)
         if status != PRS_OK:
             fail(status, &error, self)
 
@@ -284,7 +292,7 @@ cdef class Store:
         cdef prs_store *handle = begin(self)
         with nogil:
             status = prs_look(handle, age)
-        end(self)
+        end(self, handle)
         if status < 0:
             fail(status, NULL, self)
 
@@ -295,7 +303,7 @@ cdef class Store:
         cdef prs_store *handle = begin(self)
         with nogil:
             given = prs_trim(handle, keep)
-        end(self)
+        end(self, handle)
         return given
 
     cdef int alloc(self, uint64_t size, unsigned flags, prs_draft *draft, int64_t deadline) except -1:
@@ -314,7 +322,7 @@ cdef class Store:
                 handle = begin(self)
                 with nogil:
                     status = prs_alloc(handle, size, flags, draft, &error)
-                end(self)
+                end(self, handle)
             if status == PRS_OK:
                 return 0
             if status == PRS_E_CLOSED:
@@ -357,7 +365,7 @@ cdef class Store:
         else:
             with nogil:
                 status = prs_write(handle, draft, at, src, n, &error)
-        end(self)
+        end(self, handle)
         if status != PRS_OK:
             fail(status, &error, self)
         return 0

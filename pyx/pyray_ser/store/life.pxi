@@ -106,7 +106,7 @@ def wait_epoch(Store store, uint32_t seen, double timeout):
         # Death of a creator is found by looking.
         if status != PRS_OK:
             prs_look(handle, 1000000000)
-    end(store)
+    end(store, handle)
 
 
 def find_address(Store store, size_t address, uint64_t size):

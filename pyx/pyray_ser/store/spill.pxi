@@ -52,7 +52,7 @@ cdef bint make_room(Store store, uint64_t size) except -1:
                 return True
         return False
     finally:
-        end(store)
+        end(store, handle)
 
 
 cdef bint spill_one(Store store, prs_store *handle, const prs_oid *victim, form) except -1:
@@ -175,7 +175,7 @@ cdef int restore(Store store, const prs_oid *id, prs_view *view, ObjectRef ref, 
         through[0] = handle  # Python code has run: the store may have another by now, or none
         return PRS_OK
     finally:
-        end(store)
+        end(store, handle)
 
 
 cdef object read_back(form, prs_restore *job):

@@ -139,7 +139,7 @@ cdef int gather_array(Store store, prs_draft *draft, uint64_t off, object array,
     handle = begin(store)
     with nogil:
         status = prs_write_strided(handle, draft, off, first, nd, shape, strides, itemsize, &error)
-    end(store)
+    end(store, handle)
     if status != PRS_OK:
         fail(status, &error, store)
     return 0
