@@ -662,7 +662,8 @@ def test_a_piece_that_announces_too_much_is_not_read():
     from pyray_ser import spilling
 
     store = SimpleNamespace(id=7, spill_checksum=False, spill_compress="lz4")
-    record = {"id": bytes(32).hex(), "serial": 3, "size": 1 << 20, "name": None, "spilled": True, "freed": False, "state": "sealed"}
+    record = {"id": bytes(32).hex(), "serial": 3, "size": 1 << 20, "name": None, "spilled": True, "freed": False}
+    record["state"] = "sealed"
     store.records = lambda: [record]
     length = (64 << 20) + 4
     trailer = spilling._TRAILER.pack(b"PRSF", 1, 1, 0, 7, 3, 1 << 20, length, 0)
