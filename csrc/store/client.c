@@ -171,7 +171,9 @@ void prs_client_release(prs_store *s)
     PRS_POINT(client_releasing);
     /* The pid stays: without it a client that is just leaving would look dead. */
     uint64_t live = in_state(PRS_CLIENT_LIVE, s->incarnation);
-    prs_cas_seqcst(&s->clients[s->me].state, &live, PRS_CLIENT_FREE);
+    /* Edges that a busy lock kept us from burying: whoever meets the corpse adopts them. */
+    if (s->dying == PRS_NIL || s->me == janitor_of(s))
+        prs_cas_seqcst(&s->clients[s->me].state, &live, PRS_CLIENT_FREE);
     if (prs_os_same(s->fd_lock, &s->file))
         prs_os_unlock_byte(s->fd_lock, byte_of(s->me));
 }
