@@ -52,16 +52,20 @@ static const PyArray_DatetimeMetaData *unit_of(PyArray_Descr *descr)
 void prp_dtype_mark(PyArray_Descr *descr, prp_dtype_marks *marks)
 {
     const PyArray_DatetimeMetaData *unit = unit_of(descr);
+    int type = descr->type_num;
+    PyArray_Descr *own = PyTypeNum_ISNUMBER(type) || PyTypeNum_ISBOOL(type) ? PyArray_DescrFromType(type) : NULL;
     *marks = (prp_dtype_marks){.elsize = PyDataType_ELSIZE(descr),
                                .alignment = PyDataType_ALIGNMENT(descr),
                                .flags = PyDataType_FLAGS(descr),
                                .base = unit ? unit->base : NPY_FR_ERROR,
                                .num = unit ? unit->num : 0,
-                               .order = descr->byteorder};
+                               .order = descr->byteorder,
+                               .singleton = own == descr};
+    Py_XDECREF(own);
 }
 
-/* numpy lets nobody give a state to its own singletons; any other dtype it changes in place. */
-bool prp_dtype_intact(PyArray_Descr *descr, const prp_dtype_marks *marks)
+/* Any dtype but its own singletons numpy changes in place when it gets a state. */
+bool prp_dtype_unchanged(PyArray_Descr *descr, const prp_dtype_marks *marks)
 {
     if (PyDataType_ELSIZE(descr) != marks->elsize || PyDataType_ALIGNMENT(descr) != marks->alignment ||
         PyDataType_FLAGS(descr) != marks->flags || descr->byteorder != marks->order || !prp_dtype_is_plain(descr))

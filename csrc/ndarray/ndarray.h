@@ -26,9 +26,14 @@ typedef struct {
     NPY_DATETIMEUNIT base;
     int num;
     char order;
+    bool singleton; /* numpy's own, to which it lets nobody give a state */
 } prp_dtype_marks;
 void prp_dtype_mark(PyArray_Descr *descr, prp_dtype_marks *marks);
-bool prp_dtype_intact(PyArray_Descr *descr, const prp_dtype_marks *marks);
+bool prp_dtype_unchanged(PyArray_Descr *descr, const prp_dtype_marks *marks);
+static inline bool prp_dtype_intact(PyArray_Descr *descr, const prp_dtype_marks *marks)
+{
+    return marks->singleton || prp_dtype_unchanged(descr, marks);
+}
 size_t prp_dtype_name(PyArray_Descr *descr, char *out);
 PyArray_Descr *prp_dtype_find(const char *name, size_t len);
 PyObject *prp_plain_dtype(const char *name, size_t len);

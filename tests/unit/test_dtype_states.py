@@ -73,6 +73,9 @@ def _unpickle_dumps(value):
         ("<U4", (3, "<", None, None, None, 16, 1, 0)),
         ("<U4", (3, ">", None, None, None, 16, 4, 0)),
         ("|S10", (3, "|", None, None, None, 10, 1, 0x3F)),
+        ("<f8", (3, ">", None, None, None, -1, -1, 0)),  # numpy's own: nothing happens
+        ("<f8", (3, "<", None, ("a",), {"a": (np.dtype("O"), 0)}, -1, -1, 0x3F)),
+        ("|b1", (3, ">", (np.dtype("?"), (1000,)), None, None, -1, -1, 0x3F)),
         (">f8", (3, "<", None, None, None, -1, -1, 0)),
         (">f8", (3, ">", (np.dtype("f8"), (1000,)), None, None, -1, -1, 0)),
         (">f8", (3, ">", None, ("a",), {"a": (np.dtype("O"), 0)}, -1, -1, 0x3F)),
