@@ -106,8 +106,11 @@ class _Program:
         """Run once more, looking on; not timed, because looking takes time too."""
         self.start()
         largest = 0
-        while not select.select([self.process.stdout], [], [], 0.03)[0]:
+        while True:
+            # Once at least, however soon it is done.
             largest = max(largest, memory_of(self.process.pid))
+            if select.select([self.process.stdout], [], [], 0.03)[0]:
+                break
         self._read()
         return largest
 

@@ -375,7 +375,7 @@ def test_bench_pool_measures_both(capsys):
     figures = json.loads(capsys.readouterr().out)
     assert figures["mb"] == 16 and set(figures["seconds"]) == set(figures["memory"]) == {"before", "after"}
     assert all(seconds > 0 for seconds in figures["seconds"].values())
-    # The table at least; of interpreters and libraries counts only what these processes share with nobody else.
+    # The table at least.
     assert all(memory > 16 << 20 for memory in figures["memory"].values())
     assert cli.main("bench pool --workers 0".split()) == 2
     assert "--workers" in capsys.readouterr().err
