@@ -18,7 +18,7 @@
 #include "array_template.h"
 
 #define PRP_NDARRAY_CAPSULE "pyray_ser._ndarray._api"
-#define PRP_NDARRAY_VERSION 4
+#define PRP_NDARRAY_VERSION 5
 
 /* Which bytes carry an array. */
 typedef enum {
@@ -89,6 +89,9 @@ typedef struct {
 
     /* As plain_dtype, but the one object that arrays share: it must not get onto an unpickler's stack or into its memo. */
     PyObject *(*shared_dtype)(const char *name, size_t len);
+
+    /* Whether a dtype of a built-in number is numpy's own of that number in all that its pickle says. */
+    bool (*dtype_like_own)(PyObject *descr);
 } prp_ndarray_api;
 
 /* True for an exact numpy.ndarray, without importing numpy. (A class of that name which is not it fails in `describe`.) */

@@ -76,6 +76,19 @@ bool prp_dtype_unchanged(PyArray_Descr *descr, const prp_dtype_marks *marks)
     return unit && unit->base == marks->base && unit->num == marks->num;
 }
 
+bool prp_dtype_like_own(PyObject *descr)
+{
+    PyArray_Descr *own = PyArray_DescrFromType(((PyArray_Descr *)descr)->type_num);
+    if (!own) {
+        PyErr_Clear();
+        return false;
+    }
+    prp_dtype_marks marks;
+    prp_dtype_mark(own, &marks);
+    Py_DECREF(own);
+    return prp_dtype_unchanged((PyArray_Descr *)descr, &marks);
+}
+
 static char *put_decimal(char *p, uint64_t value)
 {
     char digits[20];

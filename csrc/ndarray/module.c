@@ -14,6 +14,7 @@ static prp_ndarray_api table = {
     .shared_dtype = prp_shared_dtype,
     .dtype_from_name = prp_dtype_from_name,
     .from_ints = prp_array_from_ints,
+    .dtype_like_own = prp_dtype_like_own,
 };
 
 const prp_ndarray_api *prp_ndarray_init(void)

@@ -34,6 +34,7 @@ static inline bool prp_dtype_intact(PyArray_Descr *descr, const prp_dtype_marks 
 {
     return marks->singleton || prp_dtype_unchanged(descr, marks);
 }
+bool prp_dtype_like_own(PyObject *descr);
 size_t prp_dtype_name(PyArray_Descr *descr, char *out);
 PyArray_Descr *prp_dtype_find(const char *name, size_t len);
 PyObject *prp_plain_dtype(const char *name, size_t len);

@@ -67,11 +67,66 @@ static PyObject *decode(const uint8_t *own, size_t n)
     return PyUnicode_DecodeUTF8((const char *)own, (Py_ssize_t)n, "surrogatepass");
 }
 
+/* 2 to 16 bytes in two registers, both ends of the string, which overlap or meet. */
+typedef struct {
+    uint64_t head, tail;
+} short_text;
+
+static inline short_text read_short(const uint8_t *data, size_t n)
+{
+    short_text text;
+    if (n >= 8) {
+        memcpy(&text.head, data, 8);
+        memcpy(&text.tail, data + n - 8, 8);
+    } else if (n >= 4) {
+        uint32_t head, tail;
+        memcpy(&head, data, 4);
+        memcpy(&tail, data + n - 4, 4);
+        text = (short_text){head, tail};
+    } else {
+        uint16_t head;
+        memcpy(&head, data, 2);
+        text = (short_text){head, data[n - 1]};
+    }
+    __asm__ volatile("" : "+r"(text.head), "+r"(text.tail)); /* not to be read at the source again */
+    return text;
+}
+
+static inline void write_short(uint8_t *to, size_t n, short_text text)
+{
+    if (n >= 8) {
+        memcpy(to, &text.head, 8);
+        memcpy(to + n - 8, &text.tail, 8);
+    } else if (n >= 4) {
+        memcpy(to, &text.head, 4);
+        memcpy(to + n - 4, &text.tail, 4);
+    } else {
+        memcpy(to, &text.head, 2);
+        to[n - 1] = (uint8_t)text.tail;
+    }
+}
+
+static PyObject *decode_short(short_text text, size_t n)
+{
+    uint8_t own[2 * sizeof(uint64_t)];
+    write_short(own, n, text);
+    return decode(own, n);
+}
+
 /* The bytes may lie in shared memory and change. So they are copied first, and the copy is judged and decoded: an ASCII str must not
  * get other bytes, and the interpreter's decoder measures before it writes. */
 PyObject *prp_load_utf8(const uint8_t *data, size_t n)
 {
-    if (PRP_LIKELY(n > 1 && n <= SHORT)) {
+    if (PRP_LIKELY(n > 1 && n <= sizeof(short_text))) {
+        short_text own = read_short(data, n);
+        if (PRP_UNLIKELY((own.head | own.tail) & NOT_ASCII))
+            return decode_short(own, n);
+        PyObject *text = prp_ascii_new((Py_ssize_t)n);
+        if (PRP_LIKELY(text))
+            write_short(PyUnicode_1BYTE_DATA(text), n, own);
+        return text;
+    }
+    if (n > 1 && n <= SHORT) {
         uint8_t own[SHORT];
         prp_copy_short(own, data, n);
         PRP_READ_ONCE(own);

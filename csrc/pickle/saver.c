@@ -1,5 +1,6 @@
 /* A saver's life: made, kept for the next dump, run, emptied; and the objects all of them share. */
 #include "save.h"
+#include "array_buffer.h"
 #include "plan.h"
 #include "write.h"
 
@@ -92,7 +93,7 @@ int prp_setup(void)
     Py_XDECREF(list);
     if (!prp_g.deep_recursion_error || !append)
         return -1;
-    return prp_plans_setup();
+    return prp_plans_setup() < 0 ? -1 : prp_array_buffer_setup();
 }
 
 /* ---- savers ---- */

@@ -15,7 +15,7 @@
 #define MB ((size_t)1 << 20)
 
 static prs_error error;
-static char top[] = "./spill-test-XXXXXX";
+static char top[] = "/var/tmp/prs-spill-XXXXXX";
 static char absolute[4096];
 
 static const char *spill_dir(void)
@@ -261,7 +261,7 @@ TEST(what_a_killed_store_left_is_removed_by_the_next)
     prs_dispose(s);
     CHECK_EQ(rmdir(spill_dir()), 0);
     absolute[0] = 0;
-    strcpy(top, "./spill-test-XXXXXX");
+    strcpy(top, "/var/tmp/prs-spill-XXXXXX");
 }
 
 TEST(a_forked_child_that_leaves_takes_nothing_along)

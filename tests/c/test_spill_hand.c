@@ -19,7 +19,7 @@ static char absolute[4096];
 
 static prs_store *open_store(size_t capacity, uint32_t flags)
 {
-    char top[] = "./spill-hand-XXXXXX";
+    char top[] = "/var/tmp/prs-hand-XXXXXX";
     if (!absolute[0]) {
         CHECK(mkdtemp(top) != NULL);
         CHECK(realpath(top, absolute) != NULL);

@@ -1,0 +1,12 @@
+/* A PickleBuffer of an exact ndarray, as PickleBuffer(array) is, without numpy's description of it. */
+#ifndef PRP_ARRAY_BUFFER_H
+#define PRP_ARRAY_BUFFER_H
+
+#include "interp.h"
+
+/* Of a contiguous array; of one in Fortran order, the PickleBuffer of its transpose. NULL with an exception, also where the array
+ * refuses. */
+PyObject *prp_array_picklebuffer(PyObject *array);
+int prp_array_buffer_setup(void);
+
+#endif
