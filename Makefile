@@ -202,7 +202,7 @@ test-public-api: $(STAMP)/installed $(STAMP)/public
 asan: $(STAMP)/installed $(STAMP)/asan
 	@cc=$$($(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_config_var("CC").split()[0])'); \
 	  LD_PRELOAD="$$($$cc -print-file-name=libasan.so) $$($$cc -print-file-name=libubsan.so)" \
-	  ASAN_OPTIONS=detect_leaks=0:handle_segv=0:handle_sigbus=0:allocator_may_return_null=1:abort_on_error=1 \
+	  ASAN_OPTIONS=detect_leaks=0:handle_segv=0:handle_sigbus=0:allocator_may_return_null=1:max_allocation_size_mb=4096:abort_on_error=1 \
 	  UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 	  PYTHONMALLOC=malloc PYTHONPATH=$(ASAN) PYRAY_SER_DEBUG_PATH=$(ASAN) PYRAY_SER_UNDER_SANITIZER=1 \
 	  $(PYTEST) -m "not heavy and not timing" -p no:cacheprovider $(PYTEST_ARGS)

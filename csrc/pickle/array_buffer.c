@@ -89,7 +89,7 @@ static bool unchanged(const array_buffer *self)
     if (PyArray_DATA(array) != self->data || PyArray_NDIM(array) != self->nd || is_fortran(array) ||
         format_of(array) != self->format || is_writable(array) == self->readonly)
         return false;
-    return memcmp(PyArray_DIMS(array), self->dims, (size_t)self->nd * sizeof *self->dims) == 0;
+    return self->nd == 0 || memcmp(PyArray_DIMS(array), self->dims, (size_t)self->nd * sizeof *self->dims) == 0;
 }
 
 static int get_buffer(PyObject *object, Py_buffer *view, int flags)

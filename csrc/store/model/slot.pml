@@ -64,7 +64,7 @@ byte bits[2 * SLOTS]; /* holders: refs of each slot, then pins; a bit per client
 #define PINS(s) bits[SLOTS + s]
 bool alive[CLIENTS] = true;
 bool finished[CLIENTS];
-byte deaths;
+byte deaths, dying = CLIENTS; /* whose next step is its death; CLIENTS: nobody's */
 
 /* One token in flight at most: its serial, what it names. */
 byte token_serial, token_slot, token_generation, next_serial = 1;
@@ -538,14 +538,33 @@ inline reap(c, d) /* c cleans up after the dead d */
 
 /* ---- the processes --------------------------------------------------------------------------------------- */
 
-proctype Client(byte c) provided (alive[c])
+/* What nobody reads again must not make states differ. */
+inline forget()
+{
+    s = 0; g = 0; gen = 0; serial = 0; k = 0;
+    ok = false; ours = false; seen = false; frd = false;
+    for (k : 0 .. SLOTS - 1) {
+        if
+        :: !mine[c].refs[k] && !mine[c].pins[k] -> mine[c].generation[k] = 0
+        :: else
+        fi
+    }
+    k = 0;
+    if
+    :: mine[c].magazine == NO_SLOT -> mine[c].magazine_generation = 0
+    :: else
+    fi
+}
+
+proctype Client(byte c)
 {
     byte s, g, gen, serial, n, k;
     bool ok, ours, seen, frd;
+    {
     mine[c].magazine = NO_SLOT;
     do
     :: n < (c == 0 -> STEPS_FIRST : STEPS) ->
-        n++;
+        atomic { n++; forget() };
         if /* `skip` where an operation begins with an else: that would belong to this if */
         :: put(c)
 #ifndef ONLY_MESSAGES
@@ -587,7 +606,24 @@ proctype Client(byte c) provided (alive[c])
         :: else
         fi
     }
-    finished[c] = true
+    atomic { forget(); n = 0; finished[c] = true }
+    } unless {
+        atomic {
+            dying == c;
+            dying = CLIENTS;
+            alive[c] = false;
+            forget();
+            n = 0;
+            for (k : 0 .. SLOTS - 1) {
+                mine[c].refs[k] = 0;
+                mine[c].pins[k] = 0;
+                mine[c].generation[k] = 0
+            }
+            k = 0;
+            mine[c].magazine = NO_SLOT;
+            mine[c].magazine_generation = 0
+        }
+    }
 }
 
 proctype Reaper(byte c) /* a client of its own name, which only cleans up; it may meet living freers */
@@ -643,11 +679,16 @@ init
     do
     :: deaths < DEATHS ->
         atomic {
+            dying == CLIENTS;
             if
-            :: alive[0] && !finished[0] -> alive[0] = false; deaths++
-            :: alive[1] && !finished[1] -> alive[1] = false; deaths++
+#ifdef VICTIM
+            :: !finished[VICTIM] -> dying = VICTIM; deaths++
+#else
+            :: alive[0] && !finished[0] -> dying = 0; deaths++
+            :: alive[1] && !finished[1] -> dying = 1; deaths++
 #if CLIENTS > 2
-            :: alive[2] && !finished[2] -> alive[2] = false; deaths++
+            :: alive[2] && !finished[2] -> dying = 2; deaths++
+#endif
 #endif
             :: else -> deaths = DEATHS
             fi
