@@ -1,7 +1,7 @@
 /* slot.pml - the protocol of the slot word (object.c, magazine.c, recover.c), for Spin.
  *
- * Three clients, two slots.  Any client may die between any two steps: its process runs only while
- * `alive`, and what it had done so far stays in shared memory.  A client holds objects by bits in refs and
+ * Three clients, two slots.  Any client may die between any two steps: what it had done so far stays in shared memory, and its
+ * private memory is forgotten, so that states of the dead do not differ.  A client holds objects by bits in refs and
  * pins, trades refs for pins, hands refs over by tokens, frees, ends objects for everyone, reuses slots, and
  * reaps the dead.  Each step below is one access to shared memory that the C code makes as one atomic
  * operation (or a section under the store lock).
@@ -22,8 +22,8 @@
  *   BUG_REAP_BITS_ONLY    a reaper clears bits and leaves what was in the dead one's hands
  *   BUG_UNDO_WRONG        an undone hold clears a bit that another thread's count still needs
  *
- * The whole alphabet of operations is explored exhaustively for two clients; with three, and for errors that need long
- * stories, -DONLY_MESSAGES and -DONLY_RESERVES leave operations out. run.sh has the list.
+ * The whole alphabet of operations is explored exhaustively. For errors that need long stories, -DONLY_MESSAGES and
+ * -DONLY_RESERVES leave operations out. run.sh has the list.
  */
 
 #ifndef CLIENTS
@@ -561,52 +561,52 @@ proctype Client(byte c)
     byte s, g, gen, serial, n, k;
     bool ok, ours, seen, frd;
     {
-    mine[c].magazine = NO_SLOT;
-    do
-    :: n < (c == 0 -> STEPS_FIRST : STEPS) ->
-        atomic { n++; forget() };
-        if /* `skip` where an operation begins with an else: that would belong to this if */
-        :: put(c)
+        mine[c].magazine = NO_SLOT;
+        do
+        :: n < (c == 0 -> STEPS_FIRST : STEPS) ->
+            atomic { n++; forget() };
+            if /* `skip` where an operation begins with an else: that would belong to this if */
+            :: put(c)
 #ifndef ONLY_MESSAGES
-        :: k = 0; unref(c, k)
-        :: k = 1; unref(c, k)
+            :: k = 0; unref(c, k)
+            :: k = 1; unref(c, k)
 #endif
 #if !defined(ONLY_MESSAGES) || defined(WITH_READS)
-        :: k = 0; read_it(c, k)
-        :: k = 0; end_for_all(c, k)
+            :: k = 0; read_it(c, k)
+            :: k = 0; end_for_all(c, k)
 #endif
 #if !defined(ONLY_MESSAGES) && !defined(ONLY_RESERVES)
-        :: k = 1; read_it(c, k)
+            :: k = 1; read_it(c, k)
 #endif
 #ifndef ONLY_RESERVES
-        :: k = 0; send(c, k)
-        :: skip; receive(c)
+            :: k = 0; send(c, k)
+            :: skip; receive(c)
 #endif
 #ifdef OLD_MESSAGES
-        :: k = 1; send(c, k)
+            :: k = 1; send(c, k)
 #endif
-        fi
-    :: else -> break
-    od;
-    /* leaving: refs go, the magazine goes */
-    k = 0;
-    unref(c, k);
-    k = 1;
-    unref(c, k);
-    atomic {
-        if
-        :: mine[c].magazine != NO_SLOT ->
-            s = mine[c].magazine;
+            fi
+        :: else -> break
+        od;
+        /* leaving: refs go, the magazine goes */
+        k = 0;
+        unref(c, k);
+        k = 1;
+        unref(c, k);
+        atomic {
             if
-            :: slot[s].state == RESERVED && slot[s].client == c &&
-               slot[s].generation == mine[c].magazine_generation -> slot[s].state = FREE
+            :: mine[c].magazine != NO_SLOT ->
+                s = mine[c].magazine;
+                if
+                :: slot[s].state == RESERVED && slot[s].client == c &&
+                   slot[s].generation == mine[c].magazine_generation -> slot[s].state = FREE
+                :: else
+                fi;
+                mine[c].magazine = NO_SLOT
             :: else
-            fi;
-            mine[c].magazine = NO_SLOT
-        :: else
-        fi
-    }
-    atomic { forget(); n = 0; finished[c] = true }
+            fi
+        }
+        atomic { forget(); n = 0; finished[c] = true }
     } unless {
         atomic {
             dying == c;
