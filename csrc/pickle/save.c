@@ -420,9 +420,10 @@ static PRP_COLD int save_persistent(prp_saver *s, PyObject *obj)
 /* A short ASCII string with nothing else to look at: the one case worth inlining everywhere. */
 #define SHORT_ASCII(obj) (PyUnicode_IS_COMPACT_ASCII(obj) && PyUnicode_GET_LENGTH(obj) < 256)
 
-/* Writes `item` if it is an atom, or has been written before, and does `next` (a plain block, so that `next` may be continue); falls through otherwise.
- * Needs s->proto >= 4. */
-#define WRITE_ATOM(item, next)                                    \
+/* Writes `item` if it is an atom, or has been written before, and does `next` (a plain block, so that `next` may be continue); falls
+ * through otherwise. A string that was in the memo is handed to `found` first, with its index. Needs s->proto >= 4. */
+#define NOTHING(item, index) ((void)0)
+#define WRITE_ATOM(item, found, next)                             \
     {                                                             \
         PyTypeObject *t_ = Py_TYPE(item);                         \
         if (t_ == &PyUnicode_Type) {                              \
@@ -430,6 +431,7 @@ static PRP_COLD int save_persistent(prp_saver *s, PyObject *obj)
                 if (!prp_unshared(s, item)) {                     \
                     int64_t index = prp_memo_add(&s->memo, item); \
                     if (index >= 0) {                             \
+                        found(item, (uint32_t)index);             \
                         p = prp_put_get(p, (uint32_t)index);      \
                         next;                                     \
                     }                                             \
@@ -856,7 +858,7 @@ list: {
                     break;
                 PyObject *item = items[i++];
                 if (PRP_LIKELY(p < s->limit))
-                    WRITE_ATOM(item, continue);
+                    WRITE_ATOM(item, NOTHING, continue);
                 f->i = i;
                 obj = item;
                 goto save;
@@ -885,7 +887,7 @@ tuple: {
                 break;
             PyObject *item = items[i++];
             if (PRP_LIKELY(p < s->limit))
-                WRITE_ATOM(item, continue);
+                WRITE_ATOM(item, NOTHING, continue);
             f->i = i;
             obj = item;
             goto save;
@@ -971,16 +973,24 @@ dict: {
     }
     for (;;) {
         while (f->batch < BATCH && prp_dict_next(dict, &f->i, &key, &value)) {
+            prp_seen_key *seen = &s->seen_keys[(size_t)(f->batch + 8 * f->n) % PRP_SEEN_KEYS];
             f->batch++;
-            if (PRP_LIKELY(plain && p < s->limit))
-                WRITE_ATOM(key, goto key_written);
+            if (PRP_LIKELY(plain && p < s->limit)) {
+                if (seen->key == key && seen->generation == s->memo.generation) {
+                    p = prp_put_get(p, seen->index);
+                    goto key_written;
+                }
+#define SEEN(key_, index_) (*seen = (prp_seen_key){key_, index_, s->memo.generation})
+                WRITE_ATOM(key, SEEN, goto key_written);
+#undef SEEN
+            }
             f->held = Py_NewRef(value);
             f->flags |= FRAME_IN_KEY;
             obj = key;
             goto save;
         key_written:
             if (PRP_LIKELY(p < s->limit))
-                WRITE_ATOM(value, continue);
+                WRITE_ATOM(value, NOTHING, continue);
             obj = value;
             goto save;
         }
@@ -1033,7 +1043,7 @@ attrs: {
             BOUNDARY();
         }
         i++;
-        WRITE_ATOM(value, continue);
+        WRITE_ATOM(value, NOTHING, continue);
         f->i = i;
         obj = value;
         goto save;
@@ -1065,7 +1075,7 @@ attrs: {
                     TRY(prp_plan_write_name(s, slot));
             }
             if (PRP_LIKELY(plain))
-                WRITE_ATOM(value, continue);
+                WRITE_ATOM(value, NOTHING, continue);
             obj = value;
             goto save;
         }
@@ -1092,7 +1102,7 @@ set: {
         while ((f->kind == FRAME_FROZENSET || f->batch < BATCH) && (item = prp_set_next(set, &f->i))) {
             f->batch++;
             if (PRP_LIKELY(plain && p < s->limit))
-                WRITE_ATOM(item, continue);
+                WRITE_ATOM(item, NOTHING, continue);
             if (!s->elide)
                 f->held = Py_NewRef(item); /* foreign code may take it out of the set */
             obj = item;

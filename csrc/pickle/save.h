@@ -78,6 +78,14 @@ typedef struct {
     PyObject *holder, *key, *child;
 } prp_step;
 
+/* Documents have the same keys in the same order, dict after dict: what a key in that place was, and its index in the memo. Valid
+ * as long as the memo is of this generation. */
+enum { PRP_SEEN_KEYS = 64 };
+typedef struct {
+    PyObject *key; /* compared, never used */
+    uint32_t index, generation;
+} prp_seen_key;
+
 struct prp_saver {
     /* output: see output.c */
     uint8_t *p;     /* next byte */
@@ -92,6 +100,7 @@ struct prp_saver {
     PyObject *write; /* the file's write method (borrowed from the Pickler) or NULL */
 
     prp_memo memo;
+    prp_seen_key seen_keys[PRP_SEEN_KEYS];
     prp_frame *stack;
     size_t depth, room;
     PyObject *guard;       /* owned: keeps the object in hand alive across a hook */

@@ -106,7 +106,7 @@ static const kept_dtype *kept_for(const PyArray_Descr *descr)
     PyObject *cls = prp_numpy_attribute("dtype");
     made.own = cls ? PyObject_CallFunction(cls, "C", descr->type) : NULL;
     Py_XDECREF(cls);
-    if (made.own && ((PyArray_Descr *)made.own)->type_num == descr->type_num)
+    if (made.own && Py_IS_TYPE(made.own, Py_TYPE((PyObject *)descr))) /* each number has a class of its own */
         made.bytes = pickled(made.own, &made.len);
     if (made.bytes && !PyErr_Occurred() && !cut(&made)) {
         free(made.bytes);
