@@ -13,6 +13,7 @@
  * Each is only a faster way to the same result: a stream that breaks off or goes on differently is handled opcode by opcode.
  */
 #include "load.h"
+#include "load_short.h"
 #include "opcodes.h"
 
 #define HIGHEST_PROTOCOL 5
@@ -600,7 +601,7 @@ static PyObject *run(prp_loader *L)
                     if ((size_t)(end - next) < 3 + m || next[2 + m] == OP_MEMOIZE || next[2 + m] == OP_STACK_GLOBAL)
                         break;
                 }
-                PyObject *text = prp_load_utf8(p + 2, n);
+                PyObject *text = prp_load_text(p + 2, n);
                 if (PRP_UNLIKELY(!text))
                     goto failed_saved;
                 *sp++ = text;

@@ -7,6 +7,7 @@
 #include "load.h" /* first: Python.h comes before the system's headers */
 
 #include "copy_short.h"
+#include "load_short.h"
 
 #define KEY_SLOTS 1024
 #define KEY_BYTES 40
@@ -14,7 +15,6 @@
 #define SHORT 32
 /* What was copied is not read at its source again: the compiler must take the copy for changed. */
 #define PRP_READ_ONCE(copy) __asm__ volatile("" : : "r"(&(copy)) : "memory")
-#define NOT_ASCII 0x8080808080808080ull
 
 typedef struct {
     uint32_t hash;
@@ -40,7 +40,7 @@ static inline bool is_ascii(const uint8_t *data, size_t n)
     uint64_t word, seen = 0;
     if (n >= 8) {
         /* Long ones in blocks, so that the loop is made of vectors, and the first other character ends it. */
-        for (; n > BLOCK && !(seen & NOT_ASCII); n -= BLOCK, data += BLOCK)
+        for (; n > BLOCK && !(seen & PRP_NOT_ASCII); n -= BLOCK, data += BLOCK)
             for (size_t i = 0; i < BLOCK; i += 8) {
                 memcpy(&word, data + i, 8);
                 seen |= word;
@@ -59,7 +59,7 @@ static inline bool is_ascii(const uint8_t *data, size_t n)
     } else {
         seen = data[0] | data[1] | data[n - 1];
     }
-    return !(seen & NOT_ASCII);
+    return !(seen & PRP_NOT_ASCII);
 }
 
 static PyObject *decode(const uint8_t *own, size_t n)
@@ -67,49 +67,10 @@ static PyObject *decode(const uint8_t *own, size_t n)
     return PyUnicode_DecodeUTF8((const char *)own, (Py_ssize_t)n, "surrogatepass");
 }
 
-/* 2 to 16 bytes in two registers, both ends of the string, which overlap or meet. */
-typedef struct {
-    uint64_t head, tail;
-} short_text;
-
-static inline short_text read_short(const uint8_t *data, size_t n)
-{
-    short_text text;
-    if (n >= 8) {
-        memcpy(&text.head, data, 8);
-        memcpy(&text.tail, data + n - 8, 8);
-    } else if (n >= 4) {
-        uint32_t head, tail;
-        memcpy(&head, data, 4);
-        memcpy(&tail, data + n - 4, 4);
-        text = (short_text){head, tail};
-    } else {
-        uint16_t head;
-        memcpy(&head, data, 2);
-        text = (short_text){head, data[n - 1]};
-    }
-    __asm__ volatile("" : "+r"(text.head), "+r"(text.tail)); /* not to be read at the source again */
-    return text;
-}
-
-static inline void write_short(uint8_t *to, size_t n, short_text text)
-{
-    if (n >= 8) {
-        memcpy(to, &text.head, 8);
-        memcpy(to + n - 8, &text.tail, 8);
-    } else if (n >= 4) {
-        memcpy(to, &text.head, 4);
-        memcpy(to + n - 4, &text.tail, 4);
-    } else {
-        memcpy(to, &text.head, 2);
-        to[n - 1] = (uint8_t)text.tail;
-    }
-}
-
-static PyObject *decode_short(short_text text, size_t n)
+static PyObject *decode_short(prp_short_text text, size_t n)
 {
     uint8_t own[2 * sizeof(uint64_t)];
-    write_short(own, n, text);
+    prp_write_short(own, n, text);
     return decode(own, n);
 }
 
@@ -117,14 +78,9 @@ static PyObject *decode_short(short_text text, size_t n)
  * get other bytes, and the interpreter's decoder measures before it writes. */
 PyObject *prp_load_utf8(const uint8_t *data, size_t n)
 {
-    if (PRP_LIKELY(n > 1 && n <= sizeof(short_text))) {
-        short_text own = read_short(data, n);
-        if (PRP_UNLIKELY((own.head | own.tail) & NOT_ASCII))
-            return decode_short(own, n);
-        PyObject *text = prp_ascii_new((Py_ssize_t)n);
-        if (PRP_LIKELY(text))
-            write_short(PyUnicode_1BYTE_DATA(text), n, own);
-        return text;
+    if (PRP_LIKELY(n > 1 && n <= sizeof(prp_short_text))) {
+        prp_short_text own = prp_read_short(data, n);
+        return PRP_LIKELY(prp_short_is_ascii(own)) ? prp_short_str(own, n) : decode_short(own, n);
     }
     if (n > 1 && n <= SHORT) {
         uint8_t own[SHORT];
