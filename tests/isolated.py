@@ -9,8 +9,9 @@ import textwrap
 
 
 def environment() -> dict[str, str]:
-    """The environment without the hint at this process's store."""
-    return {key: value for key, value in os.environ.items() if key != "PYRAY_SER_STORE"}
+    """The environment without the hint at this process's store, nor 3.12's word about forks beside threads."""
+    kept = {key: value for key, value in os.environ.items() if key != "PYRAY_SER_STORE"}
+    return {**kept, "PYTHONWARNINGS": "ignore:This process (pid:DeprecationWarning"}
 
 
 def run(script: str, *, timeout: float = 90, status: int = 0, errors: bool = False) -> str:

@@ -91,7 +91,7 @@ static __attribute__((noinline)) PyObject *read_stream(const uint8_t *stream, si
 {
     prp_array_template t;
     uint8_t key[PRP_ARRAY_STREAM_MAX];
-    if (len > sizeof(key))
+    if (len == 0 || len > sizeof(key))
         return NULL;
     memcpy(key, stream, len);
     __asm__("" : "+m"(key));

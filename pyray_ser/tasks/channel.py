@@ -17,6 +17,7 @@ from _thread import RLock, allocate_lock
 from collections import deque
 from collections.abc import Callable
 from itertools import count
+from math import inf
 from sys import is_finalizing
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -405,8 +406,14 @@ class _Collector:
         self._leaving: dict[int, Peer] = {}
         # Called four times a second, for as long as they return True.
         self._chores: list[Callable[[], bool]] = []
-        self._thread = threading.Thread(target=self._run, name="pyray_ser-collector", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = threading.Thread(
+            target=self._run, name="pyray_ser-collector", daemon=True
+        )
+        try:
+            self._thread.start()
+        except RuntimeError:
+            # From 3.12 on an interpreter that ends starts no more threads: whoever ends this does its work then.
+            self._thread = None
 
     def add(self, channel: Channel) -> None:
         """Read for a channel, whose lock is held, until it has no call under way."""
@@ -434,15 +441,20 @@ class _Collector:
             if not self._over:
                 self._ending = True
                 os.eventfd_write(self._bell, 1)
-        self._thread.join(5)
+        if self._thread is not None:
+            self._thread.join(5)
+        else:
+            self._run(5)
 
-    def _run(self) -> None:
-        while not self._is_over():
+    def _run(self, seconds: float = inf) -> None:
+        limit = time.monotonic() + seconds
+        while not self._is_over() and time.monotonic() < limit:
             # Others append meanwhile.
             for chore in list(self._chores):
                 if not chore():
                     self._chores.remove(chore)
-            self._handle([fd for fd, _ in self._epoll.poll(0.25 if self._chores else -1)])
+            looks = bool(self._chores) or limit < inf
+            self._handle([fd for fd, _ in self._epoll.poll(0.25 if looks else -1)])
 
     def _is_over(self) -> bool:
         global _collector

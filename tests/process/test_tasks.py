@@ -561,3 +561,23 @@ def test_start_methods(method):
         print(ray.get([counter.add.remote(i) for i in range(5)])[-1])
     """
     assert run(script) == "10"
+
+
+def test_without_new_threads_the_workers_end_all_the_same():
+    """From 3.12 on an interpreter that ends starts none, and the thread that sees off processes may not be there yet."""
+    script = """
+    import os, threading, pyray_ser as ray
+    from pyray_ser.tasks import channel
+    def refuse(thread): raise RuntimeError("can't create new thread at interpreter shutdown")
+    if __name__ == "__main__":
+        ray.init(start_method="spawn", num_workers=1)
+        pid = ray.get(ray.remote(os.getpid).remote())
+        assert channel._collector is None
+        threading.Thread.start = refuse
+        ray.shutdown()
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            print("gone", channel._collector)
+    """
+    assert run(script) == "gone None"

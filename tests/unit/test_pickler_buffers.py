@@ -45,6 +45,9 @@ REQUESTS = {
 }
 
 
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # what they are about is what is tried here
+
+
 class Buffer(ctypes.Structure):
     _fields_ = [
         ("buf", ctypes.c_void_p),
