@@ -74,6 +74,7 @@ static void release(PyObject **keys, uint32_t count)
 void prp_memo_clear(prp_memo *memo, size_t keep_slots)
 {
     /* The memo is empty before anything is released: a finalizer may come back to the same pickler. */
+    memo->lives++;
     uint32_t count = memo->count;
     PyObject **dying = NULL, *few[32];
     if (memo->owned && count) {

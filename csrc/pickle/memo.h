@@ -25,7 +25,8 @@ typedef struct {
     size_t mask;     /* slots - 1; a power of two */
     PyObject **keys; /* in order of entry; room for (mask + 1) / 2 */
     uint32_t count;
-    uint32_t generation;
+    uint32_t generation; /* of the slots; starts over with a new table, in the middle of a dump */
+    uint64_t lives;      /* how often it was cleared: an index is good as long as this is the same */
     bool owned;
 } prp_memo;
 

@@ -976,11 +976,11 @@ dict: {
             prp_seen_key *seen = &s->seen_keys[(size_t)(f->batch + 8 * f->n) % PRP_SEEN_KEYS];
             f->batch++;
             if (PRP_LIKELY(plain && p < s->limit)) {
-                if (seen->key == key && seen->generation == s->memo.generation) {
+                if (seen->key == key && seen->lives == s->memo.lives) {
                     p = prp_put_get(p, seen->index);
                     goto key_written;
                 }
-#define SEEN(key_, index_) (*seen = (prp_seen_key){key_, index_, s->memo.generation})
+#define SEEN(key_, index_) (*seen = (prp_seen_key){key_, s->memo.lives, index_})
                 WRITE_ATOM(key, SEEN, goto key_written);
 #undef SEEN
             }

@@ -79,11 +79,12 @@ typedef struct {
 } prp_step;
 
 /* Documents have the same keys in the same order, dict after dict: what a key in that place was, and its index in the memo. Valid
- * as long as the memo is of this generation. */
+ * as long as the memo has not been cleared. */
 enum { PRP_SEEN_KEYS = 64 };
 typedef struct {
     PyObject *key; /* compared, never used */
-    uint32_t index, generation;
+    uint64_t lives;
+    uint32_t index;
 } prp_seen_key;
 
 struct prp_saver {
