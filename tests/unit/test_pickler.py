@@ -580,12 +580,12 @@ def test_keys_seen_in_a_dump_before_the_memo_grew_are_forgotten():
     """Where a key was in an earlier stream says nothing about the next one, whatever the memo's table went through."""
     names, keys = [f"name {i}" for i in range(300_000)], ["first", "second", "third"]
     for count in (0, 300_000, 0, 200_000, 5, 100_000, 300_000):
-        document = [{key: 0 for key in keys}, *names[:count], *({key: i for key in keys} for i in range(3))]
+        document = [dict.fromkeys(keys, 0), *names[:count], *(dict.fromkeys(keys, i) for i in range(3))]
         assert pickle.loads(_pickle.dumps(document, 5)) == document
     pickler = _pickle.Pickler(file := io.BytesIO())
     for count in (0, 200_000, 3):
         for clear in (False, True):
-            document = [*names[:count], *({key: i for key in keys} for i in range(3))]
+            document = [*names[:count], *(dict.fromkeys(keys, i) for i in range(3))]
             start = file.tell()
             if clear:
                 pickler.clear_memo()
