@@ -115,7 +115,8 @@ class Zone(datetime.tzinfo):
 class Odd(enum.Enum):
     LOCK = (LOCK,)
 
-    __reduce_ex__ = enum.Enum.__reduce_ex__
+    def __reduce_ex__(self, protocol):  # by value: up to 3.11.3 enum's own gives the name
+        return type(self), (self._value_,)
 
 
 def task():
