@@ -131,6 +131,10 @@ def _is_reachable(method: MethodType) -> bool:
     return found is function or (type(found) is classmethod and found.__func__ is function)
 
 
+# What is not there. None may stand in its place, and is called then, as the compiled pickler does: a TypeError.
+NO_RULE: Any = object()
+
+
 class Reduction:
     """The rules for one dump.
 
@@ -146,14 +150,14 @@ class Reduction:
 
     def __init__(
         self,
-        override: Callable[[Any], Any] | None = None,
-        table: Mapping[type, Callable[[Any], Any]] | None = None,
+        override: Callable[[Any], Any] = NO_RULE,
+        table: Mapping[type, Callable[[Any], Any]] = NO_RULE,
         *,
         protocol: int = 5,
         buffers: bool = False,
     ) -> None:
         self.override = override
-        self.table = _copyreg_table if table is None else table
+        self.table = _copyreg_table if table is NO_RULE else table
         self.protocol = protocol
         self.buffers = buffers
         self._by_value: Any = None
@@ -161,14 +165,14 @@ class Reduction:
     def is_plain(self, cls: type) -> bool:
         """Tell whether no rule but ``__reduce_ex__`` of `object` can apply to a class."""
         return (
-            self.override is None
+            self.override is NO_RULE
             and not issubclass(cls, type)
             and cls is not FunctionType
             and plain_reduce_ex(cls)
             # What says that it is of another class is refused for it.
             and find_in_mro(cls, "__class__") is object.__dict__["__class__"]
             and registry.find(cls) is None
-            and self._table_rule(cls) is None
+            and self._table_rule(cls) is NO_RULE
             and self._cloudpickle_rule(cls) is None
             and self._integration(cls) is None
         )
@@ -182,14 +186,14 @@ class Reduction:
         reducer = registry.find(cls)
         if reducer is not None:
             return "registered serializer", reducer(obj)
-        if self.override is not None:
+        if self.override is not NO_RULE:
             value = self.override(obj)
             if value is not NotImplemented:
                 return "reducer_override", value
         if cls is not FunctionType and cls is not type:
-            reducer = self._table_rule(cls)
-            if reducer is not None:
-                return "dispatch table", reducer(obj)
+            rule = self._table_rule(cls)
+            if rule is not NO_RULE:
+                return "dispatch table", rule(obj)
         reducer = self._integration(cls)
         if reducer is not None:
             value = reducer(obj)
@@ -241,11 +245,11 @@ class Reduction:
             self._by_value = _cloudpickle().Pickler(_Nowhere(), protocol=self.protocol)
         return self._by_value
 
-    def _table_rule(self, cls: type) -> Callable[[Any], Any] | None:
+    def _table_rule(self, cls: type) -> Callable[[Any], Any]:
         try:
             return self.table[cls]
         except KeyError:
-            return None
+            return NO_RULE  # type: ignore[no-any-return]
 
     def _cloudpickle_rule(self, cls: type) -> Callable[[Any], Any] | None:
         # Its table has types of the standard library only; do not import it for anything else.

@@ -34,7 +34,7 @@ from .exceptions import DeepRecursionError, SerializationError
 from .inspection.path import describe, path_text
 from .inspection.text import brief, class_name
 from .inspection.trace import way_to_failure
-from .reduction import Reduction, plain_reduce_ex
+from .reduction import NO_RULE, Reduction, plain_reduce_ex
 
 __all__ = ["Pickler", "Written", "dump", "dumps", "install", "level"]
 
@@ -128,8 +128,8 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
         self._steps = []
         self._nested = 0
         self._reduction = Reduction(
-            getattr(self, "reducer_override", None),
-            getattr(self, "dispatch_table", None),
+            getattr(self, "reducer_override", NO_RULE),
+            getattr(self, "dispatch_table", NO_RULE),
             protocol=self.proto,
             buffers=self._put,
         )
