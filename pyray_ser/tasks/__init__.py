@@ -105,12 +105,13 @@ def shutdown() -> None:
         return
     from . import channel, engine, process, settings
 
-    running = engine.use(None)
-    if running is not None:
-        running.shutdown()
-    channel.end_all()
-    process.end_all()
-    channel.end_collector()
+    with channel.ending():
+        running = engine.use(None)
+        if running is not None:
+            running.shutdown()
+        channel.end_all()
+        process.end_all()
+        channel.end_collector()
     settings.reset()
 
 

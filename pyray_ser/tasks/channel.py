@@ -15,7 +15,8 @@ import select
 import time
 from _thread import RLock, allocate_lock
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from math import inf
 from sys import is_finalizing
@@ -412,7 +413,12 @@ class _Collector:
         try:
             self._thread.start()
         except RuntimeError:
-            # From 3.12 on an interpreter that ends starts no more threads: whoever ends this does its work then.
+            # From 3.12 on an interpreter that ends starts no more threads: `end` does its work then. At any other time
+            # nobody would.
+            if not _ending:
+                self._epoll.close()
+                os.close(self._bell)
+                raise
             self._thread = None
 
     def add(self, channel: Channel) -> None:
@@ -501,6 +507,8 @@ class _Collector:
 
 
 _collector: _Collector | None = None
+# Inside `ending`.
+_ending = False
 # Finalizers may ask for the collector while it is being made.
 _collector_lock = RLock()
 
@@ -514,12 +522,23 @@ def collector() -> _Collector:
         return _collector
 
 
+@contextmanager
+def ending() -> Iterator[None]:
+    """Inside, the collector may be without a thread: `end_collector`, which must be called there, does its work."""
+    global _ending
+    _ending = True
+    try:
+        yield
+    finally:
+        _ending = False
+
+
 def end_collector() -> None:
     """End the thread that reads, after everything that it reads from."""
     with _collector_lock:
-        ending = _collector
-    if ending is not None:
-        ending.end()
+        last = _collector
+    if last is not None:
+        last.end()
 
 
 def number() -> int:
@@ -528,8 +547,9 @@ def number() -> int:
 
 
 def _after_fork_in_child() -> None:
-    global _collector, _collector_lock
+    global _collector, _collector_lock, _ending
     _collector = None
+    _ending = False
     _collector_lock = RLock()
     for channel in list(_channels):
         # The parent's; what a child still has of them must not wait for an answer.

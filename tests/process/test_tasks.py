@@ -579,5 +579,11 @@ def test_without_new_threads_the_workers_end_all_the_same():
             os.kill(pid, 0)
         except ProcessLookupError:
             print("gone", channel._collector)
+        # At any other time nobody would do its work.
+        before = len(os.listdir("/proc/self/fd"))
+        try:
+            channel.collector()
+        except RuntimeError as error:
+            print(error, len(os.listdir("/proc/self/fd")) - before, channel._collector)
     """
-    assert run(script) == "gone None"
+    assert run(script) == "gone None\ncan't create new thread at interpreter shutdown 0 None"
