@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from pyray_ser import _unpickle, loads
+from pyray_ser import _pickle, _unpickle, loads
 
 SECONDS = 1.0
 FLIPPER = """
@@ -61,15 +61,22 @@ def fill(mapping, data, at):
     mapping[at + 1 : len(data)] = data[at + 1 :]
 
 
-@pytest.mark.parametrize("length", [2, 20, 32, 200])
+@contextlib.contextmanager
+def changing(path, stream, at):
+    """A view of a stream whose byte `at` is now `a`, now no ASCII (and, followed by ASCII, no UTF-8)."""
+    with flipped(path, at, 0xE9, 0x61) as mapping:
+        fill(mapping, stream, at)
+        with memoryview(mapping)[: len(stream)].toreadonly() as view:
+            yield view
+
+
+@pytest.mark.parametrize("length", [2, 5, 12, 20, 32, 200])
 @pytest.mark.parametrize("load", [loads, _unpickle.loads])
 def test_a_str_is_ascii_or_not(tmp_path, length, load):
     stream = pickle.dumps("a" * length, 5)
     at = stream.index(b"a" * length) + length - 1
     seen = set()
-    with flipped(tmp_path / "bytes", at, 0xE9, 0x61) as mapping:
-        fill(mapping, stream, at)
-        view = memoryview(mapping)[: len(stream)].toreadonly()
+    with changing(tmp_path / "bytes", stream, at) as view:
         for _ in repeat():
             try:
                 text = load(view)
@@ -79,24 +86,37 @@ def test_a_str_is_ascii_or_not(tmp_path, length, load):
             assert not text.isascii() or ord(text[-1]) < 128
             assert text == "a" * length
             seen.add("read")
-        view.release()
     assert seen == {"refused", "read"}  # it did change
+
+
+@pytest.mark.parametrize("length", [2, 5, 12, 20])
+def test_a_str_among_others_is_ascii_or_not(tmp_path, length):
+    # Those of a list that nobody else has are read in a loop of their own.
+    texts = [letter * length for letter in "bcdaef"]
+    stream = _pickle.dumps([letter * length for letter in "bcdaef"])
+    at = stream.index(b"a" * length) + length - 1
+    seen = set()
+    with changing(tmp_path / "bytes", stream, at) as view:
+        for _ in repeat():
+            try:
+                assert loads(view) == texts
+                seen.add("read")
+            except UnicodeDecodeError:
+                seen.add("refused")
+    assert seen == {"refused", "read"}
 
 
 def test_a_character_is_read_once(tmp_path):
     stream = pickle.dumps(["a"], 5)
     at = stream.index(b"a")
     seen = set()
-    with flipped(tmp_path / "bytes", at, 0xE9, 0x61) as mapping:
-        fill(mapping, stream, at)
-        view = memoryview(mapping)[: len(stream)].toreadonly()
+    with changing(tmp_path / "bytes", stream, at) as view:
         for _ in repeat():
             try:
                 assert loads(view) == ["a"]
                 seen.add("read")
             except UnicodeDecodeError:
                 seen.add("refused")
-        view.release()
     assert seen == {"refused", "read"}
 
 

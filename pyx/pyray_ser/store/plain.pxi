@@ -98,14 +98,14 @@ cdef object load_scalar(const uint8_t *stream, uint64_t n, bint *done):
         return True
     if op == 0x89 and n == 4:
         return False
+    # The length that counts is the stream's own: the byte that must agree with it is looked at and not used.
+    length = n - 5
     if op == 0x8c:
-        length = stream[3]
-        if length + 5 == n:
+        if stream[3] == length:
             memcpy(text, stream + 4, length)  # the decoder measures before it writes
             return PyUnicode_DecodeUTF8(<const char *>text, length, "surrogatepass")
     if op == 0x8a:
-        length = stream[3]
-        if 0 < length <= 8 and length + 5 == n:
+        if 0 < length <= 8 and stream[3] == length:
             memcpy(raw, stream + 4, length)
             memset(raw + length, 0xff if raw[length - 1] & 0x80 else 0, 8 - length)
             memcpy(&number, raw, 8)
