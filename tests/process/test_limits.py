@@ -68,10 +68,10 @@ def test_a_tiny_tmpfs(tmp_path):
             assert (pyray_ser.get(pyray_ser.put(np.full(1 << 18, 5))) == 5).all()
         assert (held == 0).all()
         # An outside process takes what is left.
-        with open({str(tmp_path / "outsider")!r}, "wb") as file:
+        with open({str(tmp_path / "outsider")!r}, "wb", buffering=0) as file:
             try:
                 while file.write(bytes(1 << 16)):
-                    file.flush()
+                    pass
             except OSError:
                 pass
         refused = 0
