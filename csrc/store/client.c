@@ -117,8 +117,7 @@ static bool clean_as_janitor(prs_store *s)
     if (state != PRS_CLIENT_FREE && prs_tables_touch(s) == 0)
         prs_inherit(s, i); /* an earlier janitor died at work */
     prs_look(s, 0);
-    prs_magazines_flush(s); /* under the janitor's name nobody could use them */
-    prs_settle_pending(s, true);
+    prs_settle_pending(s, true); /* the janitor's name is given up without a corpse */
     prs_client_release(s);
     return true;
 }
@@ -171,8 +170,8 @@ void prs_client_release(prs_store *s)
     PRS_POINT(client_releasing);
     /* The pid stays: without it a client that is just leaving would look dead. */
     uint64_t live = in_state(PRS_CLIENT_LIVE, s->incarnation);
-    /* Edges that a busy lock kept us from burying: whoever meets the corpse adopts them. */
-    if (s->dying == PRS_NIL || s->me == janitor_of(s))
+    /* Edges that a busy lock kept us from burying, slots it kept us from giving back: whoever meets the corpse has them. */
+    if ((s->dying == PRS_NIL && !prs_load_relaxed(&s->has_pending)) || s->me == janitor_of(s))
         prs_cas_seqcst(&s->clients[s->me].state, &live, PRS_CLIENT_FREE);
     if (prs_os_same(s->fd_lock, &s->file))
         prs_os_unlock_byte(s->fd_lock, byte_of(s->me));

@@ -109,11 +109,37 @@ static uint32_t pending_pop(prs_store *s, prs_reserved *batch)
 static void pending_push(prs_store *s, uint32_t slot, uint32_t generation)
 {
     prs_spin_lock(&s->pending_lock);
-    if (s->pending_count < PRS_PENDING_CAP) { /* else it stays RESERVED: a full store finds it */
+    if (s->pending_count < PRS_PENDING_CAP) {
         s->pending[s->pending_count++] = (prs_reserved){slot, generation};
         prs_store_relaxed(&s->has_pending, 1);
+    } else {
+        prs_store_relaxed(&s->overflowed, 1); /* has_pending is set */
     }
     prs_spin_unlock(&s->pending_lock);
+}
+
+/* The class whose magazine may hold it, with an extent of `cap` bytes, for a put to take as it is; PRS_NIL: none. */
+static uint32_t magazine_of(const prs_slot *slot, uint64_t cap)
+{
+    if (!cap || cap > PRS_SMALL_MAX || prs_load_relaxed(&slot->edges) != PRS_NIL || prs_load_seqcst(&slot->links))
+        return PRS_NIL;
+    uint32_t cls = prs_class_of(cap);
+    return prs_class_size(cls) == cap ? cls : PRS_NIL;
+}
+
+/* Give back what overflowed; under the lock.  What suits a magazine may be in one, and waits for a full store if it is not: it
+ * holds a little memory, and no other object. */
+static void give_overflowed(prs_store *s)
+{
+    prs_store_relaxed(&s->overflowed, 0);
+    uint32_t seen = prs_load_relaxed(&s->slots_seen);
+    for (uint32_t i = 0; i < seen; i++) {
+        prs_slot *slot = prs_slot_at(s, i);
+        uint64_t word = prs_load_seqcst(&slot->word);
+        if (prs_word_state(word) == PRS_STATE_RESERVED && prs_word_client(word) == s->me &&
+            magazine_of(slot, prs_load_relaxed(&slot->cap)) == PRS_NIL)
+            give(s, i, word);
+    }
 }
 
 static bool lock_as(prs_store *s, bool block)
@@ -136,6 +162,8 @@ void prs_settle_pending(prs_store *s, bool block)
             uint32_t n = pending_pop(s, batch);
             for (uint32_t i = 0; i < n; i++)
                 give(s, batch[i].slot, prs_word(batch[i].generation, s->me, PRS_STATE_RESERVED));
+            if (PRS_UNLIKELY(prs_load_relaxed(&s->overflowed)))
+                give_overflowed(s);
             prs_unlock(s);
             PRS_POINT(give_unlocked);
         }
@@ -159,34 +187,32 @@ void prs_put_back(prs_store *s, uint32_t slot, uint32_t generation)
 void prs_put_away(prs_store *s, uint32_t i, uint32_t generation)
 {
     prs_slot *slot = prs_slot_at(s, i);
-    uint64_t cap = prs_load_relaxed(&slot->cap);
-    if (cap && cap <= PRS_SMALL_MAX && prs_load_relaxed(&slot->edges) == PRS_NIL &&
-        prs_load_seqcst(&slot->links) == 0) {
-        uint32_t cls = prs_class_of(cap);
-        prs_magazine *m = &s->magazines[cls];
-        if (prs_class_size(cls) == cap) {
-            uint32_t limit = 2 * refill_count(cls);
-            prs_spin_lock(&m->lock);
-            if (m->count < limit) {
-                m->item[m->count++] = (prs_reserved){i, generation};
-                prs_spin_unlock(&m->lock);
-                return;
-            }
-            /* Full: the older half goes back in one go, so that it does not happen each time. */
-            prs_reserved old[PRS_MAG_CAP];
-            uint32_t half = m->count / 2;
-            memcpy(old, m->item, half * sizeof *old);
-            memmove(m->item, m->item + half, (m->count - half) * sizeof *old);
-            m->count -= half;
-            m->item[m->count++] = (prs_reserved){i, generation};
-            prs_spin_unlock(&m->lock);
-            for (uint32_t k = 0; k < half; k++)
-                pending_push(s, old[k].slot, old[k].generation);
-            prs_settle_pending(s, false);
-            return;
-        }
+    uint64_t cap = prs_load_relaxed(&slot->cap); /* once: a full store may take it back at any moment */
+    uint32_t cls = magazine_of(slot, cap);
+    /* What is in a magazine is written to without another look: who has not mapped the store for writing keeps nothing. */
+    if (cls == PRS_NIL || !prs_load_relaxed(&s->wr)) {
+        prs_put_back(s, i, generation);
+        return;
     }
-    prs_put_back(s, i, generation);
+    uint32_t limit = 2 * refill_count(cls);
+    prs_magazine *m = &s->magazines[cls];
+    prs_spin_lock(&m->lock);
+    if (m->count < limit) {
+        m->item[m->count++] = (prs_reserved){i, generation};
+        prs_spin_unlock(&m->lock);
+        return;
+    }
+    /* Full: the older half goes back in one go, so that it does not happen each time. */
+    prs_reserved old[PRS_MAG_CAP];
+    uint32_t half = m->count / 2;
+    memcpy(old, m->item, half * sizeof *old);
+    memmove(m->item, m->item + half, (m->count - half) * sizeof *old);
+    m->count -= half;
+    m->item[m->count++] = (prs_reserved){i, generation};
+    prs_spin_unlock(&m->lock);
+    for (uint32_t k = 0; k < half; k++)
+        pending_push(s, old[k].slot, old[k].generation);
+    prs_settle_pending(s, false);
 }
 
 /* ---- taking --------------------------------------------------------------------------------------- */
@@ -411,6 +437,7 @@ void prs_magazines_forget(prs_store *s)
     prs_spin_init(&s->pending_lock);
     s->pending_count = 0;
     prs_store_relaxed(&s->has_pending, 0);
+    prs_store_relaxed(&s->overflowed, 0);
     prs_store_relaxed(&s->has_dying, 0);
     s->dying = PRS_NIL;
     draining = false;

@@ -141,7 +141,8 @@ struct prs_store {
     uint32_t pending_count;
     prs_reserved pending[PRS_PENDING_CAP]; /* extents to give back when the lock is free */
     prs_atomic_u32 has_pending, has_dying;
-    uint32_t dying; /* chain of DYING links of ours; guarded by the store lock */
+    prs_atomic_u32 overflowed; /* slots found no room in `pending`: they are RESERVED by us and in no list */
+    uint32_t dying;            /* chain of DYING links of ours; guarded by the store lock */
     prs_spin window_lock;
     prs_window *windows;
     _Alignas(64) prs_spin shards[PRS_SHARDS];

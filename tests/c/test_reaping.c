@@ -213,7 +213,7 @@ TEST(drafts_of_the_dead_become_nothing)
 static void attach_and_die(prs_store *s, struct told *told)
 {
     CHECK(prs_is_orphan(s)); /* no slot for a forked child either */
-    prs_failpoint_arm("reap_links", PRS_FAIL_KILL, 1, 0);
+    prs_failpoint_arm("retired", PRS_FAIL_KILL, 1, 0);
     (void)client_of(s);
     (void)told;
 }

@@ -111,6 +111,31 @@ def test_producer_dies():
     assert run(script) == "0"
 
 
+def test_who_only_read_and_freed_puts_as_well():
+    script = """
+    import multiprocessing as mp, pyray_ser
+
+    def take(connection):
+        assert pyray_ser.get(connection.recv()) == ["small"] * 3  # this process held it last: its memory is free for the next
+        other = pyray_ser.put(["other"] * 3)
+        connection.send(pyray_ser.get(other))
+
+    if __name__ == "__main__":
+        first = pyray_ser.put(["first"] * 3)
+        context = mp.get_context("spawn")
+        ours, theirs = context.Pipe()
+        child = context.Process(target=take, args=(theirs,))
+        child.start()
+        ours.send(pyray_ser.put(["small"] * 3))
+        theirs.close()
+        print(ours.recv())
+        child.join()
+        pyray_ser.init().check()
+        assert child.exitcode == 0 and pyray_ser.stats()["objects"] == 1
+    """
+    assert run(script) == "['other', 'other', 'other']"
+
+
 def test_creator_of_the_store_exits_first():
     script = """
     import multiprocessing as mp, numpy as np, os, pyray_ser, sys, time
