@@ -109,6 +109,11 @@ def test_workers_and_actors_killed_at_any_moment():
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
+    def idle_worker():
+        try:
+            return ray.get(pid.remote())
+        except WorkerDiedError:  # it was killed when all of its round was done, and is met dying
+            return ray.get(pid.remote())
     if __name__ == "__main__":
         random.seed(3)
         # A forked worker would hold what this process held when it was forked.
@@ -117,7 +122,7 @@ def test_workers_and_actors_killed_at_any_moment():
         failed = done = 0
         for round in range(25):
             actor = Actor.options(max_restarts=1).remote()
-            victims = [ray.get(pid.remote()), ray.get(actor.pid.remote())]
+            victims = [idle_worker(), ray.get(actor.pid.remote())]
             thread = threading.Thread(target=kill, args=(random.choice(victims), random.random() * 0.006))
             thread.start()
             refs = []
@@ -136,6 +141,7 @@ def test_workers_and_actors_killed_at_any_moment():
                     assert time.monotonic() - began < 1
             thread.join()
             del refs, actor, ref, result
+        idle_worker()
         assert ray.get(work.remote(1)) == 2
         assert failed and done > failed, (failed, done)
         end = time.monotonic() + 10
