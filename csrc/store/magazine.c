@@ -190,7 +190,7 @@ void prs_put_away(prs_store *s, uint32_t i, uint32_t generation)
     uint64_t cap = prs_load_relaxed(&slot->cap); /* once: a full store may take it back at any moment */
     uint32_t cls = magazine_of(slot, cap);
     /* What is in a magazine is written to without another look: who has not mapped the store for writing keeps nothing. */
-    if (cls == PRS_NIL || !prs_load_relaxed(&s->wr)) {
+    if (cls == PRS_NIL || !prs_load_acquire(&s->wr)) {
         prs_put_back(s, i, generation);
         return;
     }

@@ -237,8 +237,8 @@ static void die_holding_the_lock(prs_store *s)
 
 static void rebuild(struct scene *c)
 {
-    for (int i = 0; i < 30;
-         i++) { /* a busy client may be the one that steals the lock, nearly always where it is the faster */
+    /* A busy client may be the one that steals the lock, nearly always where it is the faster. */
+    for (int i = 0; i < 30; i++) {
         die_holding_the_lock(c->s);
         if (i == 0)
             arm(c);
