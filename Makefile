@@ -256,7 +256,10 @@ CTEST_FLAGS  := -std=gnu11 -g -pthread -fno-strict-aliasing -UNDEBUG -DPRS_DEBUG
                 -Wno-unused-parameter -Wno-missing-field-initializers
 CTEST_plain  := -O2
 CTEST_asan   := -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined
-CTEST_tsan   := -O1 -fno-omit-frame-pointer -fsanitize=thread 
+CTEST_tsan   := -O1 -fno-omit-frame-pointer -fsanitize=thread
+# Tables of a store at one address for all its handles in a process: tests/c/tsan/one_address.c says why.
+CTEST_tsan_also := $(BUILD)/ctest/tsan/tests/c/tsan/one_address.o
+CTEST_tsan_link := -Wl,--wrap=prs_os_map,--wrap=prs_os_map_fixed,--wrap=prs_os_map_zero_fixed,--wrap=prs_os_unmap
 CTEST_cover  := -O0 --coverage -fprofile-update=atomic -D_GNU_SOURCE=1 -include tests/c/coverage.h
 CTEST_VARIANTS := plain asan tsan cover
 
@@ -267,12 +270,12 @@ $(BUILD)/ctest/$(1)/%.o: %.c Makefile
 	@$(CC_TEST) $(CTEST_FLAGS) $(CTEST_$(1)) -MMD -MP -c $$< -o $$@
 
 $(CTEST_PROGS:%=$(BUILD)/ctest/$(1)/%): $(BUILD)/ctest/$(1)/%: $(BUILD)/ctest/$(1)/tests/c/%.o \
-    $(CTEST_ENGINE:%.c=$(BUILD)/ctest/$(1)/%.o)
-	@$(CC_TEST) -pthread $(CTEST_$(1)) $$^ -o $$@
+    $(CTEST_ENGINE:%.c=$(BUILD)/ctest/$(1)/%.o) $(CTEST_$(1)_also)
+	@$(CC_TEST) -pthread $(CTEST_$(1)) $(CTEST_$(1)_link) $$^ -o $$@
 
 $(TORTURE_PROGS:%=$(BUILD)/ctest/$(1)/%): $(BUILD)/ctest/$(1)/%: $(BUILD)/ctest/$(1)/tests/torture/%.o \
-    $(CTEST_ENGINE:%.c=$(BUILD)/ctest/$(1)/%.o)
-	@$(CC_TEST) -pthread $(CTEST_$(1)) $$^ -o $$@
+    $(CTEST_ENGINE:%.c=$(BUILD)/ctest/$(1)/%.o) $(CTEST_$(1)_also)
+	@$(CC_TEST) -pthread $(CTEST_$(1)) $(CTEST_$(1)_link) $$^ -o $$@
 
 .PHONY: ctest-$(1)
 ctest-$(1): | prerequisites

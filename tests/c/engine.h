@@ -33,6 +33,16 @@
 #define SANITIZED_THREADS 0
 #endif
 
+/* Under ThreadSanitizer the handles of a store share their tables (tsan/one_address.c), unless a test wants them apart. */
+#if SANITIZED_THREADS
+void tables_apart(bool yes);
+#else
+static inline void tables_apart(bool yes)
+{
+    (void)yes;
+}
+#endif
+
 /* ---- stores ----------------------------------------------------------------------------------- */
 
 __attribute__((unused)) static prs_store *store_with(prs_options options)

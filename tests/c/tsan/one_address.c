@@ -1,0 +1,140 @@
+/*
+ * one_address.c - the handles of one store in a process share the mapping of its tables.
+ *
+ * Purpose    ThreadSanitizer knows addresses, not pages.  An order made through one handle's mapping (the store lock, a
+ *            slot's word) is none to it through another's: races between handles stay unseen, and memory that went from
+ *            one thread of a handle through another handle to a second thread of the first is reported as one.
+ * Algorithm  The linker puts these in place of prs_os_map() and its kin (--wrap), in the programs made for
+ *            ThreadSanitizer alone.  The first handle's mapping of a store's tables serves all, and is counted.
+ * Guarantee  The data stays at an address per handle.  What cannot be shared is mapped as ever.
+ */
+#include "store.h"
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+enum { SHARED = 64 };
+
+static struct {
+    dev_t dev;
+    ino_t ino;
+    void *at;
+    size_t len;
+    uint32_t handles;
+} shared[SHARED];
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* What it takes to be torn down beside threads that are still in a call is a mapping of one's own. */
+static bool apart;
+
+void tables_apart(bool yes); /* engine.h */
+
+void tables_apart(bool yes)
+{
+    apart = yes;
+}
+
+static void enter(void)
+{
+    pthread_mutex_lock(&lock);
+}
+
+static void leave(void)
+{
+    pthread_mutex_unlock(&lock);
+}
+
+__attribute__((constructor)) static void prepare(void)
+{
+    pthread_atfork(enter, leave, leave);
+}
+
+static int find(const void *at)
+{
+    for (int i = 0; i < SHARED; i++)
+        if (shared[i].handles && shared[i].at == at)
+            return i;
+    return -1;
+}
+
+/* Behind ThreadSanitizer's back: it takes a mapping for a write to all of it. */
+static int protect(void *at, size_t len, int prot, int fd, uint64_t off)
+{
+    return syscall(SYS_mmap, at, len, prot, MAP_SHARED | MAP_FIXED, fd, (off_t)off) == -1 ? -errno : 0;
+}
+
+void *__real_prs_os_map(int fd, uint64_t off, size_t len, bool writable);
+void *__wrap_prs_os_map(int fd, uint64_t off, size_t len, bool writable);
+int __real_prs_os_map_fixed(void *at, int fd, uint64_t off, size_t len);
+int __wrap_prs_os_map_fixed(void *at, int fd, uint64_t off, size_t len);
+int __real_prs_os_map_zero_fixed(void *at, size_t len);
+int __wrap_prs_os_map_zero_fixed(void *at, size_t len);
+void __real_prs_os_unmap(void *at, size_t len);
+void __wrap_prs_os_unmap(void *at, size_t len);
+
+/* Only a store's tables are mapped for writing at the beginning of a file. */
+void *__wrap_prs_os_map(int fd, uint64_t off, size_t len, bool writable)
+{
+    struct stat st;
+    if (apart || off != 0 || !writable || fstat(fd, &st) != 0)
+        return __real_prs_os_map(fd, off, len, writable);
+    enter();
+    void *at = NULL;
+    int room = -1;
+    for (int i = 0; i < SHARED && !at; i++) {
+        if (!shared[i].handles) {
+            room = i;
+        } else if (shared[i].dev == st.st_dev && shared[i].ino == st.st_ino && shared[i].len == len) {
+            shared[i].handles++;
+            at = shared[i].at;
+            protect(at, PRS_PAGE, PROT_READ | PROT_WRITE, fd, 0); /* a newcomer touches it once */
+        }
+    }
+    if (!at) {
+        at = __real_prs_os_map(fd, off, len, writable);
+        if (at && room >= 0) {
+            shared[room].dev = st.st_dev;
+            shared[room].ino = st.st_ino;
+            shared[room].at = at;
+            shared[room].len = len;
+            shared[room].handles = 1;
+        }
+    }
+    leave();
+    return at;
+}
+
+/* The first page becomes read-only; not while another handle may be about to touch it. */
+int __wrap_prs_os_map_fixed(void *at, int fd, uint64_t off, size_t len)
+{
+    enter();
+    int i = find(at);
+    int rc = i < 0                   ? __real_prs_os_map_fixed(at, fd, off, len)
+             : shared[i].handles > 1 ? 0
+                                     : protect(at, len, PROT_READ, fd, off);
+    leave();
+    return rc;
+}
+
+/* A handle is torn down: the others go on with what is there. */
+int __wrap_prs_os_map_zero_fixed(void *at, size_t len)
+{
+    int rc = 0;
+    enter();
+    int i = find(at);
+    if (i < 0 || shared[i].handles == 1)
+        rc = __real_prs_os_map_zero_fixed(at, len);
+    if (i >= 0 && shared[i].handles == 1)
+        shared[i].ino = 0; /* not for a newcomer any more */
+    leave();
+    return rc;
+}
+
+void __wrap_prs_os_unmap(void *at, size_t len)
+{
+    enter();
+    int i = at ? find(at) : -1;
+    if (i < 0 || --shared[i].handles == 0)
+        __real_prs_os_unmap(at, len);
+    leave();
+}
