@@ -19,16 +19,12 @@
 #include <fcntl.h>
 #include <sched.h>
 #include <stdbool.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
+#include "advise.h"
 #include "copy.h"
 #include "crew.h"
-
-#ifndef MADV_POPULATE_READ
-#define MADV_POPULATE_READ 22
-#define MADV_POPULATE_WRITE 23
-#endif
+#include "huge.h"
 
 /* Measured, see docs/design/copy.md. Multiples of any page size. */
 #define PIECE_UNBACKED ((size_t)256 << 10)
@@ -38,52 +34,6 @@
 /* Least bytes for each thread, or the creation of a helper does not pay. */
 #define WORTH_UNBACKED ((size_t)2 << 20)
 #define WORTH_BACKED ((size_t)4 << 20)
-
-static uintptr_t page_size(void)
-{
-    long size = sysconf(_SC_PAGESIZE); /* from the auxiliary vector, no system call */
-    return size > 0 ? (uintptr_t)size : 4096;
-}
-
-/*
- * Whether a populate that returns 0 has populated. Emulators (qemu's user mode) ignore advice they do not know and say
- * 0, also for pages that may not be touched at all, which a kernel must refuse: one look per process.
- */
-static bool populate_is_honest(void)
-{
-    static prs_atomic_u32 verdict; /* 0: not known yet, 1: yes, 2: no */
-    uint32_t known = prs_load_relaxed(&verdict);
-    if (known == 0) {
-        int saved = errno;
-        void *barred = mmap(NULL, page_size(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (barred == MAP_FAILED) { /* no verdict today */
-            errno = saved;
-            return false;
-        }
-        known = madvise(barred, page_size(), MADV_POPULATE_WRITE) == 0 ? 2 : 1;
-        munmap(barred, page_size());
-        prs_store_relaxed(&verdict, known);
-        errno = saved;
-    }
-    return known == 1;
-}
-
-/* 0 or -errno; keeps errno. */
-static int advise(char *at, size_t n, int advice)
-{
-    if (!populate_is_honest())
-        return -EOPNOTSUPP;
-    int saved = errno, rc = 0;
-    uintptr_t skew = (uintptr_t)at & (page_size() - 1);
-    while (madvise(at - skew, n + skew, advice) != 0) {
-        if (errno != EINTR && errno != EAGAIN) {
-            rc = -errno;
-            break;
-        }
-    }
-    errno = saved;
-    return rc;
-}
 
 /* ---- work in pieces ---------------------------------------------------------------------------- */
 
@@ -165,7 +115,7 @@ static void *fill_downwards(void *arg)
     while (prs_load_relaxed(&job->caller_cpu) != this_cpu() && claim(job, &ticket)) {
         size_t from, to;
         bounds(job, job->pieces - 1 - prs_fetch_add_relaxed(&job->from_back, 1u), &from, &to);
-        if (advise(job->map + from, to - from, job->advice) == 0) {
+        if (prs_advise(job->map + from, to - from, job->advice) == 0) {
             prs_copy(job->map + from, job->src + from, to - from);
         } else { /* old kernel, full file system: the caller goes on alone */
             note_unmapped(job, to);
@@ -212,7 +162,7 @@ static void *map_and_copy(void *arg)
     while (claim(job, &k)) {
         size_t from, to;
         bounds(job, k, &from, &to);
-        if (advise(job->map + from, to - from, job->advice) == 0) {
+        if (prs_advise(job->map + from, to - from, job->advice) == 0) {
             prs_copy_nt(job->map + from, job->src + from, to - from); /* pages of another process: not in our cache */
         } else {
             note_unmapped(job, job->n);
@@ -254,7 +204,7 @@ int prs_fill(int fd, uint64_t off, void *map, const void *src, size_t n, enum pr
     *mapped_from = n;
     if (off > INT64_MAX || n > INT64_MAX - off)
         return -EFBIG;
-    if (map && (((uintptr_t)map ^ off) & (page_size() - 1)) != 0)
+    if (map && (((uintptr_t)map ^ off) & (prs_page_size() - 1)) != 0)
         return -EINVAL;
     if (n == 0)
         return 0;
@@ -284,7 +234,7 @@ static void *populate_pieces(void *arg)
     while (claim(job, &k)) {
         size_t from, to;
         bounds(job, k, &from, &to);
-        report(job, advise(job->map + from, to - from, job->advice));
+        report(job, prs_advise(job->map + from, to - from, job->advice));
     }
     return NULL;
 }
@@ -293,7 +243,7 @@ int prs_populate(int fd, uint64_t off, void *map, size_t n, enum prs_page_state 
 {
     if (off > INT64_MAX || n > INT64_MAX - off)
         return -EFBIG;
-    if (!map || (((uintptr_t)map ^ off) & (page_size() - 1)) != 0)
+    if (!map || (((uintptr_t)map ^ off) & (prs_page_size() - 1)) != 0)
         return -EINVAL;
     if (n == 0 || state == PRS_PAGES_MAPPED)
         return 0;
@@ -316,7 +266,7 @@ int prs_populate(int fd, uint64_t off, void *map, size_t n, enum prs_page_state 
     errno = saved;
     if (rc != 0)
         return rc;
-    uintptr_t page = page_size();
+    uintptr_t page = prs_page_size();
     for (volatile char *at = job.map - ((uintptr_t)job.map & (page - 1)); at < job.map + n; at += page)
         (void)*at;
     return 0;
@@ -369,7 +319,45 @@ static void punch_failed(const prs_area *area, uint64_t off, uint64_t end)
     errno = saved;
 }
 
-/* src NULL: populate only. */
+static void mark_mapped(const prs_area *area, uint64_t from, uint64_t to)
+{
+    if (area->mapped.words && from < to) {
+        uint64_t first = prs_pages_first(from);
+        prs_pages_set(area->mapped, first, prs_pages_end(from, to - from) - first);
+    }
+}
+
+/* All of [off, off + n) is in `state`.  src NULL: populate only. */
+static int fill_alike(const prs_area *area, uint64_t off, const char *src, size_t n, enum prs_page_state state,
+                      unsigned max_threads)
+{
+    char *map = area->map ? area->map + off : NULL;
+    size_t mapped_from = 0;
+    int rc = src ? prs_fill(area->fd, area->base + off, map, src, n, state, max_threads, &mapped_from)
+                 : prs_populate(area->fd, area->base + off, map, n, state, max_threads);
+    if (rc == 0 && state != PRS_PAGES_MAPPED)
+        mark_mapped(area, off + mapped_from, off + n);
+    return rc;
+}
+
+/* The same for unbacked pages: what is whole blocks by huge pages, if they are to be had. */
+static int fill_fresh(const prs_area *area, uint64_t off, const char *src, size_t n, unsigned max_threads)
+{
+    uint64_t at = area->base + off, limit = prs_file_limit();
+    size_t skip, huge = 0;
+    if (area->map && at <= limit && n <= limit - at && prs_huge_blocks(at, area->map + off, n, &skip, &huge)) {
+        huge = prs_huge_fill(area->map + off + skip, src ? src + skip : NULL, huge, max_threads);
+        mark_mapped(area, off + skip, off + skip + huge);
+    }
+    if (huge == 0)
+        return fill_alike(area, off, src, n, PRS_PAGES_UNBACKED, max_threads);
+    int rc = skip ? fill_alike(area, off, src, skip, PRS_PAGES_UNBACKED, max_threads) : 0;
+    size_t rest = skip + huge;
+    if (rc == 0 && rest < n)
+        rc = fill_alike(area, off + rest, src ? src + rest : NULL, n - rest, PRS_PAGES_UNBACKED, max_threads);
+    return rc;
+}
+
 static int area_walk(const prs_area *area, uint64_t off, const char *src, size_t n, unsigned max_threads,
                      uint64_t *grown)
 {
@@ -387,22 +375,22 @@ static int area_walk(const prs_area *area, uint64_t off, const char *src, size_t
         uint64_t from = page << PRS_PAGE_SHIFT, to = run_end << PRS_PAGE_SHIFT;
         from = from < off ? off : from;
         to = to > last ? last : to;
-        size_t mapped_from = 0, len = (size_t)(to - from);
-        char *map = area->map ? area->map + from : NULL;
-        int rc =
-            src ? prs_fill(area->fd, area->base + from, map, src + (from - off), len, state, max_threads, &mapped_from)
-                : prs_populate(area->fd, area->base + from, map, len, state, max_threads);
+        size_t len = (size_t)(to - from);
+        const char *bytes = src ? src + (from - off) : NULL;
+        if (state != PRS_PAGES_UNBACKED) {
+            int rc = fill_alike(area, from, bytes, len, state, max_threads);
+            if (rc != 0)
+                return rc;
+            continue;
+        }
+        int rc = fill_fresh(area, from, bytes, len, max_threads);
         if (rc != 0) {
-            if (state == PRS_PAGES_UNBACKED)
-                punch_failed(area, from, to);
+            if (area->mapped.words)
+                prs_pages_clear(area->mapped, page, run_end - page);
+            punch_failed(area, from, to);
             return rc;
         }
-        if (state == PRS_PAGES_UNBACKED)
-            *grown += prs_pages_set(area->backed, page, run_end - page) << PRS_PAGE_SHIFT;
-        if (state != PRS_PAGES_MAPPED && area->mapped.words && mapped_from < len) {
-            uint64_t first = prs_pages_first(from + mapped_from);
-            prs_pages_set(area->mapped, first, run_end - first);
-        }
+        *grown += prs_pages_set(area->backed, page, run_end - page) << PRS_PAGE_SHIFT;
     }
     return 0;
 }

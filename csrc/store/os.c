@@ -7,6 +7,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include "huge.h"
 #include "store.h"
 #include <dirent.h>
 #include <errno.h>
@@ -333,11 +334,34 @@ static void *no_dump(void *at, size_t len)
     return at;
 }
 
+/* Map where addresses lie on huge pages as the offsets in the file do: else none is ever mapped as one. */
+static void *map_congruent(int fd, uint64_t off, size_t len, int prot, int flags)
+{
+    size_t room = prs_round_up(len, PRS_PAGE), skip, tail;
+    if (len < PRS_HUGE)
+        return mmap(NULL, len, prot, flags, fd, (off_t)off);
+    char *at = mmap(NULL, room + PRS_HUGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (at == MAP_FAILED) /* any address is better than none */
+        return mmap(NULL, len, prot, flags, fd, (off_t)off);
+    skip = (size_t)((off - (uintptr_t)at) & (PRS_HUGE - 1));
+    tail = PRS_HUGE - skip;
+    char *got = mmap(at + skip, len, prot, flags | MAP_FIXED, fd, (off_t)off);
+    int saved = errno;
+    if (got == MAP_FAILED) {
+        munmap(at, room + PRS_HUGE);
+    } else {
+        if (skip)
+            munmap(at, skip);
+        munmap(at + skip + room, tail);
+    }
+    errno = saved;
+    return got;
+}
+
 void *prs_os_map(int fd, uint64_t off, size_t len, bool writable)
 {
     return no_dump(
-        mmap(NULL, len, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED | MAP_NORESERVE, fd, (off_t)off),
-        len);
+        map_congruent(fd, off, len, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED | MAP_NORESERVE), len);
 }
 
 /* Replace what is mapped at `at` by the read-only file, in place and in one step. */
@@ -353,9 +377,23 @@ int prs_os_map_zero_fixed(void *at, size_t len)
     return got == MAP_FAILED ? -errno : 0;
 }
 
+/* Such mappings come and go with each get(): one system call, where the last one was that had to look for its place. */
 void *prs_os_map_private(int fd, uint64_t off, size_t len)
 {
-    return no_dump(mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd, (off_t)off), len);
+    static prs_atomic_u64 last;
+    int prot = PROT_READ | PROT_WRITE, flags = MAP_PRIVATE | MAP_NORESERVE;
+    uint64_t place = prs_load_relaxed(&last);
+    if (len >= PRS_HUGE && place) {
+        place = (place & ~(PRS_HUGE - 1)) + (off & (PRS_HUGE - 1));
+        void *at = mmap((void *)(uintptr_t)place, len, prot, flags, fd, (off_t)off);
+        if (at == MAP_FAILED || (((uintptr_t)at ^ off) & (PRS_HUGE - 1)) == 0)
+            return no_dump(at, len);
+        munmap(at, len); /* it is taken */
+    }
+    void *at = no_dump(map_congruent(fd, off, len, prot, flags), len);
+    if (at && len >= PRS_HUGE)
+        prs_store_relaxed(&last, (uintptr_t)at);
+    return at;
 }
 
 /* Private zero pages, backed as they are touched. */

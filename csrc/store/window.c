@@ -52,13 +52,15 @@ int prs_window_open(prs_store *s, prs_draft *draft, prs_error *error)
         free(w);
         return rc;
     }
-    rc = prs_os_populate(w->addr, len, s->fd_rw, off);
+    prs_area area = s->area;
+    area.map = (char *)w->addr - draft->off;
+    area.mapped.words = NULL; /* that is about the store's own mapping */
+    rc = prs_area_populate(&area, draft->off, len, 0, NULL);
     if (rc < 0) {
         prs_os_unmap(w->addr, len);
         free(w);
         return prs_fail(error, PRS_E_BACKING, -rc, "no memory behind a window of %zu bytes", len);
     }
-    prs_pages_set(s->area.backed, draft->off / PRS_PAGE, len / PRS_PAGE);
     w->id = draft->id;
     w->len = len;
     w->off = off;

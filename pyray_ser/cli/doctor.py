@@ -6,6 +6,7 @@ import argparse
 import mmap
 import os
 import platform
+import re
 import resource
 import stat
 import sys
@@ -206,14 +207,20 @@ def _kernel() -> Iterator[Finding]:
         yield Finding("/proc", OK, "mounted")
     huge = _read("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
     chosen = huge[huge.find("[") + 1 : huge.find("]")] if huge and "[" in huge else "unknown"
+    asked = _at_least((6, 1))  # MADV_COLLAPSE: whatever page faults do by themselves
     yield Finding(
         "huge pages for shared memory",
-        INFO if chosen in ("never", "deny", "unknown") else OK,
-        chosen,
+        OK if chosen not in ("deny", "unknown") and (asked or chosen != "never") else INFO,
+        f"{chosen}, large puts ask for them" if asked and chosen != "deny" else chosen,
         "optional: echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled"
-        if chosen in ("never", "deny")
+        if chosen == "deny" or (chosen == "never" and not asked)
         else None,
     )
+
+
+def _at_least(version: tuple[int, int]) -> bool:
+    numbers = re.match(r"(\d+)\.(\d+)", platform.release())
+    return numbers is not None and (int(numbers[1]), int(numbers[2])) >= version
 
 
 def _proc_mounts() -> list[str]:

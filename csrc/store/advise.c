@@ -1,0 +1,51 @@
+/* advise.c - madvise() whose answer can be trusted (see advise.h). */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE 1
+#endif
+#include "advise.h"
+
+#include <errno.h>
+#include <unistd.h>
+
+#include "atomic.h"
+
+uintptr_t prs_page_size(void)
+{
+    long size = sysconf(_SC_PAGESIZE); /* from the auxiliary vector, no system call */
+    return size > 0 ? (uintptr_t)size : 4096;
+}
+
+bool prs_advice_is_honest(void)
+{
+    static prs_atomic_u32 verdict; /* 0: not known yet, 1: yes, 2: no */
+    uint32_t known = prs_load_relaxed(&verdict);
+    if (known == 0) {
+        int saved = errno;
+        void *barred = mmap(NULL, prs_page_size(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (barred == MAP_FAILED) { /* no verdict today */
+            errno = saved;
+            return false;
+        }
+        known = madvise(barred, prs_page_size(), MADV_POPULATE_WRITE) == 0 ? 2 : 1;
+        munmap(barred, prs_page_size());
+        prs_store_relaxed(&verdict, known);
+        errno = saved;
+    }
+    return known == 1;
+}
+
+int prs_advise(char *at, size_t n, int advice)
+{
+    if (!prs_advice_is_honest())
+        return -EOPNOTSUPP;
+    int saved = errno, rc = 0;
+    uintptr_t skew = (uintptr_t)at & (prs_page_size() - 1);
+    while (madvise(at - skew, n + skew, advice) != 0) {
+        if (errno != EINTR && errno != EAGAIN) {
+            rc = -errno;
+            break;
+        }
+    }
+    errno = saved;
+    return rc;
+}

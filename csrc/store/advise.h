@@ -1,0 +1,29 @@
+/* advise.h - madvise() whose answer can be trusted. */
+#ifndef PRS_ADVISE_H
+#define PRS_ADVISE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/mman.h>
+
+#ifndef MADV_POPULATE_READ /* Linux 5.14 */
+#define MADV_POPULATE_READ 22
+#define MADV_POPULATE_WRITE 23
+#endif
+#ifndef MADV_COLLAPSE /* Linux 6.1 */
+#define MADV_COLLAPSE 25
+#endif
+
+uintptr_t prs_page_size(void);
+
+/*
+ * Whether an advice that returns 0 was followed. Emulators (qemu's user mode) ignore advice they do not know and say
+ * 0, also for pages that may not be touched at all, which a kernel must refuse: one look per process.
+ */
+bool prs_advice_is_honest(void);
+
+/* Advice on all pages under [at, at + n), again after signals. 0 or -errno (-EOPNOTSUPP: not honest); keeps errno. */
+int prs_advise(char *at, size_t n, int advice);
+
+#endif
