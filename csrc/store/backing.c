@@ -9,12 +9,13 @@
  * Guarantee  Pages are given back only while their extent is this client's (FREEING), so nobody else
  *            can be writing there.
  */
+#include "huge.h"
 #include "store.h"
 #include <errno.h>
 
 #define WARM_SECONDS 10
 #define BACK_GRAIN (128u * 1024u)
-#define TRIM_PAGES 256u
+#define TRIM_PAGES (PRS_HUGE / PRS_PAGE) /* none is cut that need not be */
 
 /* Code that closes all descriptors took ours as well: find the store again through a peer, or
  * through /proc/self where the kernel allows it, before a number now used by somebody else harms. */
@@ -272,7 +273,8 @@ uint64_t prs_trim(prs_store *s, uint64_t keep)
         uint64_t off = prs_load_relaxed(&slot->off), cap = prs_load_relaxed(&slot->cap), warm = 0;
         uint64_t first = prs_round_up(off, PRS_PAGE) / PRS_PAGE, end = (off + cap) / PRS_PAGE, from = end;
         while (from > first && warm * PRS_PAGE < before - wanted) {
-            uint64_t step = from - first < TRIM_PAGES ? from - first : TRIM_PAGES;
+            uint64_t step = from % TRIM_PAGES ? from % TRIM_PAGES : TRIM_PAGES;
+            step = from - first < step ? from - first : step;
             from -= step;
             warm += prs_pages_count(s->area.backed, from, step);
         }

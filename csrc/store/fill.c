@@ -343,9 +343,10 @@ static int fill_alike(const prs_area *area, uint64_t off, const char *src, size_
 /* The same for unbacked pages: what is whole blocks by huge pages, if they are to be had. */
 static int fill_fresh(const prs_area *area, uint64_t off, const char *src, size_t n, unsigned max_threads)
 {
-    uint64_t at = area->base + off, limit = prs_file_limit();
+    uint64_t at = area->base + off, limit = n < PRS_HUGE ? 0 : prs_file_limit();
     size_t skip, huge = 0;
-    if (area->map && at <= limit && n <= limit - at && prs_huge_blocks(at, area->map + off, n, &skip, &huge)) {
+    if (area->map && n >= PRS_HUGE && at <= limit && n <= limit - at &&
+        prs_huge_blocks(at, area->map + off, n, &skip, &huge)) {
         huge = prs_huge_fill(area->map + off + skip, src ? src + skip : NULL, huge, max_threads);
         mark_mapped(area, off + skip, off + skip + huge);
     }
@@ -387,7 +388,8 @@ static int area_walk(const prs_area *area, uint64_t off, const char *src, size_t
         if (rc != 0) {
             if (area->mapped.words)
                 prs_pages_clear(area->mapped, page, run_end - page);
-            punch_failed(area, from, to);
+            if (src) /* who only populates may do so for others beside him, who are writing there by now */
+                punch_failed(area, from, to);
             return rc;
         }
         *grown += prs_pages_set(area->backed, page, run_end - page) << PRS_PAGE_SHIFT;

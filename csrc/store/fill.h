@@ -61,7 +61,10 @@ uint64_t prs_area_missing(const prs_area *area, uint64_t off, size_t n);
  */
 int prs_area_fill(const prs_area *area, uint64_t off, const void *src, size_t n, unsigned max_threads, uint64_t *grown);
 
-/* Back and map [off, off + n) without writing to it, then as prs_area_fill. Needs area->map. */
+/*
+ * Back and map [off, off + n) without writing to it, then as prs_area_fill. Needs area->map. The range may hold bytes of others:
+ * a failure leaves what was backed, unmarked; who owns it all may punch it.
+ */
 int prs_area_populate(const prs_area *area, uint64_t off, size_t n, unsigned max_threads, uint64_t *grown);
 
 /*

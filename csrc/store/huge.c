@@ -4,11 +4,13 @@
  * Purpose    A page fault or a pwrite allocates, clears, charges and maps 512 pages one by one; a huge page is one of each,
  *            and every reader maps it by one fault.  Systems ship with huge pages of shared memory off (shmem_enabled "never"),
  *            which is about what page faults do by themselves: MADV_COLLAPSE, the explicit wish, is honoured all the same.
- * Algorithm  An empty block cannot be collapsed, one with a single page can: so that page is made first.  Blocks are given
- *            out by a counter to the caller and its helpers.  A machine whose memory is in fragments may take long to find
- *            a huge page, and so may a virtual one that gives free huge pages back to its host (4 to 7 ms for a block
- *            here, 0.13 when it has them; pwrite takes 0.7 to 1.5): after one that took long this process leaves huge
- *            pages alone for a second, after the next for two, and so on.
+ * Algorithm  An empty block cannot be collapsed, one with a single page can: so that page is made first; and what the kernel says to
+ *            have collapsed is populated, for some say so and did nothing.  Blocks are given out by a counter to the
+ *            caller and its helpers.  A machine whose memory is in fragments may take long to find a huge page, and so
+ *            may a virtual one that gives free huge pages back to its host (4 to 7 ms for a block here, 0.13 when it has
+ *            them; pwrite takes 0.7 to 1.5): after one that took long this process leaves huge pages alone for a
+ *            second, after the next for two, and so on.  Long is CPU time, which other threads do not add to; a limit in
+ *            real time is for who sleeps in the kernel.
  * Guarantee  See huge.h.  Whoever dies between the page and the copy leaves pages that nobody has marked: the next owner of
  *            the range writes them as if they were not there.
  */
@@ -32,21 +34,27 @@
 #define PAUSE_MAX (64 * SECOND) /* also when the system knows no such advice, or does not want it */
 
 /* See huge.h. */
-uint64_t prs_huge_slow_ = 1500000;
+struct prs_huge_limits prs_huge_limits_ = {.cpu = 1500000, .real = 50000000};
 
 static prs_atomic_u64 resume; /* no attempt before this time */
 static prs_atomic_u64 paused; /* the last one, ns */
+static prs_atomic_u32 worked; /* at least once */
 
 void prs_huge_forget_(void)
 {
     prs_store_relaxed(&resume, 0);
     prs_store_relaxed(&paused, 0);
+    prs_store_relaxed(&worked, 0);
 }
 
 static void leave_alone(uint64_t now, int rc)
 {
     uint64_t next = 2 * prs_load_relaxed(&paused);
-    next = next < SECOND ? SECOND : next > PAUSE_MAX || rc == -EINVAL ? PAUSE_MAX : next;
+    /* EINVAL is a full file system, too. */
+    bool never = rc == -EOPNOTSUPP || (rc == -EINVAL && !prs_load_relaxed(&worked));
+    next = next < SECOND ? SECOND : next;
+    if (never || next > PAUSE_MAX)
+        next = PAUSE_MAX;
     prs_store_relaxed(&paused, next);
     prs_store_relaxed(&resume, now + next);
 }
@@ -60,10 +68,10 @@ typedef struct huge_job {
     prs_atomic_u32 stop;
 } huge_job;
 
-static uint64_t now(void)
+static uint64_t now(clockid_t clock)
 {
     struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
+    clock_gettime(clock, &ts);
     return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
 }
 
@@ -72,7 +80,7 @@ static int back(char *at)
     int rc = prs_advise(at, PRS_PAGE, MADV_POPULATE_WRITE);
     if (rc == 0 && madvise(at, PRS_HUGE, MADV_COLLAPSE) != 0)
         rc = -errno; /* also "try again": there is another way */
-    return rc;
+    return rc == 0 ? prs_advise(at, PRS_HUGE, MADV_POPULATE_WRITE) : rc;
 }
 
 static void note_failed(huge_job *job, uint64_t block)
@@ -88,16 +96,20 @@ static void *work(void *arg)
     uint64_t k;
     while (!prs_load_relaxed(&job->stop) && (k = prs_fetch_add_relaxed(&job->claimed, 1u)) < job->blocks) {
         char *at = job->map + k * PRS_HUGE;
-        uint64_t begun = now();
+        uint64_t real = now(CLOCK_MONOTONIC), cpu = now(CLOCK_THREAD_CPUTIME_ID);
         int rc = back(at);
-        uint64_t ended = now();
-        if (rc != 0)
+        cpu = now(CLOCK_THREAD_CPUTIME_ID) - cpu;
+        uint64_t ended = now(CLOCK_MONOTONIC);
+        if (rc != 0) {
             note_failed(job, k);
-        else if (job->src)
-            prs_copy_nt(at, job->src + k * PRS_HUGE, PRS_HUGE);
-        if (rc != 0 || ended - begun > prs_huge_slow_) {
-            leave_alone(ended, rc);
-            prs_store_relaxed(&job->stop, 1);
+        } else {
+            prs_store_relaxed(&worked, 1);
+            if (job->src)
+                prs_copy_nt(at, job->src + k * PRS_HUGE, PRS_HUGE);
+        }
+        if (rc != 0 || cpu > prs_huge_limits_.cpu || ended - real > prs_huge_limits_.real) {
+            if (prs_exchange_relaxed(&job->stop, 1) == 0) /* one pause, however many threads met it */
+                leave_alone(ended, rc);
         }
     }
     return NULL;
@@ -105,7 +117,10 @@ static void *work(void *arg)
 
 bool prs_huge_blocks(uint64_t off, const char *map, size_t n, size_t *skip, size_t *bytes)
 {
-    if (now() < prs_load_relaxed(&resume))
+    if (n < PRS_HUGE)
+        return false;
+    uint64_t until = prs_load_relaxed(&resume), time = now(CLOCK_MONOTONIC);
+    if (time < until && until - time <= PAUSE_MAX) /* else the clock was set back: restored on another machine */
         return false;
     *skip = (size_t)(-off & (PRS_HUGE - 1));
     if (!map || (((uintptr_t)map ^ off) & (PRS_HUGE - 1)) != 0 || prs_page_size() != PRS_PAGE || n < *skip)

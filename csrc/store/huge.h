@@ -28,7 +28,9 @@ bool prs_huge_blocks(uint64_t off, const char *map, size_t n, size_t *skip, size
 size_t prs_huge_fill(char *map, const char *src, size_t n, unsigned max_threads);
 
 /* For tests, which must not depend on how fast this machine finds huge pages. */
-extern uint64_t prs_huge_slow_; /* ns; a block that takes longer ends the attempt */
-void prs_huge_forget_(void);    /* as if no attempt had failed or been slow yet */
+extern struct prs_huge_limits {
+    uint64_t cpu, real; /* ns; a block that takes longer ends the attempt */
+} prs_huge_limits_;
+void prs_huge_forget_(void); /* as if no attempt had been made yet */
 
 #endif /* PRS_HUGE_H */

@@ -334,28 +334,20 @@ static void *no_dump(void *at, size_t len)
     return at;
 }
 
-/* Map where addresses lie on huge pages as the offsets in the file do: else none is ever mapped as one. */
+/* Map where addresses lie on huge pages as the offsets in the file do: else none is ever mapped as one.  The place is looked for,
+ * let go and asked for again: a thread that takes it meanwhile costs the speed, never an address that somebody has. */
 static void *map_congruent(int fd, uint64_t off, size_t len, int prot, int flags)
 {
-    size_t room = prs_round_up(len, PRS_PAGE), skip, tail;
-    if (len < PRS_HUGE)
-        return mmap(NULL, len, prot, flags, fd, (off_t)off);
-    char *at = mmap(NULL, room + PRS_HUGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (at == MAP_FAILED) /* any address is better than none */
-        return mmap(NULL, len, prot, flags, fd, (off_t)off);
-    skip = (size_t)((off - (uintptr_t)at) & (PRS_HUGE - 1));
-    tail = PRS_HUGE - skip;
-    char *got = mmap(at + skip, len, prot, flags | MAP_FIXED, fd, (off_t)off);
-    int saved = errno;
-    if (got == MAP_FAILED) {
-        munmap(at, room + PRS_HUGE);
-    } else {
-        if (skip)
-            munmap(at, skip);
-        munmap(at + skip + room, tail);
+    char *place = NULL;
+    if (len >= PRS_HUGE && len <= SIZE_MAX - 2 * PRS_HUGE) {
+        size_t room = len + 2 * PRS_HUGE;
+        char *found = mmap(NULL, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (found != MAP_FAILED) { /* else any address will do */
+            munmap(found, room);
+            place = found + ((off - (uintptr_t)found) & (PRS_HUGE - 1));
+        }
     }
-    errno = saved;
-    return got;
+    return mmap(place, len, prot, flags, fd, (off_t)off);
 }
 
 void *prs_os_map(int fd, uint64_t off, size_t len, bool writable)

@@ -52,11 +52,12 @@ int prs_window_open(prs_store *s, prs_draft *draft, prs_error *error)
         free(w);
         return rc;
     }
-    prs_area area = s->area;
+    prs_area area = s->area; /* complete: the extent was had by prs_writable() */
     area.map = (char *)w->addr - draft->off;
     area.mapped.words = NULL; /* that is about the store's own mapping */
     rc = prs_area_populate(&area, draft->off, len, 0, NULL);
     if (rc < 0) {
+        (void)prs_area_punch(&s->area, draft->off, len, NULL);
         prs_os_unmap(w->addr, len);
         free(w);
         return prs_fail(error, PRS_E_BACKING, -rc, "no memory behind a window of %zu bytes", len);

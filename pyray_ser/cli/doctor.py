@@ -211,7 +211,7 @@ def _kernel() -> Iterator[Finding]:
     yield Finding(
         "huge pages for shared memory",
         OK if chosen not in ("deny", "unknown") and (asked or chosen != "never") else INFO,
-        f"{chosen}, large puts ask for them" if asked and chosen != "deny" else chosen,
+        f"{chosen}, large puts ask for them" if asked and chosen not in ("deny", "unknown") else chosen,
         "optional: echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled"
         if chosen == "deny" or (chosen == "never" and not asked)
         else None,
