@@ -1,0 +1,343 @@
+/*
+ * test_damage.c - every sentence that prs_check() can say, said.
+ *
+ * One table after the other is damaged in one place, as a wild write or a bug of the engine would; the check names it, nobody
+ * can attach to such a store, and the check passes when the bytes are as before.
+ */
+#include "engine.h"
+
+static struct scene {
+    prs_store *s;
+    prs_super *p;
+    prs_arena *a;
+    prs_oid inner, outer;
+    prs_slot *slot, *held; /* of the outer and of the inner object */
+    prs_extent *used;      /* the outer's */
+    uint32_t free_extent;
+    uint32_t fl, sl; /* the bin of free_extent, in which it is alone */
+    uint32_t edge, free_link, token;
+    prs_name *name;
+    uint8_t *before; /* all tables but the constants */
+} at;
+
+static void bin_with_one(struct scene *c)
+{
+    for (c->fl = 0; c->fl < PRS_FL_COUNT; c->fl++)
+        for (c->sl = 0; c->sl < PRS_SL_COUNT; c->sl++) {
+            c->free_extent = c->a->bins[c->fl][c->sl];
+            if (c->free_extent != PRS_NIL && c->s->extents[c->free_extent].bin_next == PRS_NIL &&
+                c->s->extents[c->free_extent].size > 4096)
+                return;
+        }
+    CHECK_MSG(false, "no bin holds a single extent");
+}
+
+static void set_up(struct scene *c)
+{
+    prs_error e;
+    prs_draft d;
+    prs_token token, ended;
+    c->s = store_with((prs_options){.capacity = 8 * MIB, .max_objects = 4096});
+    c->p = c->s->super, c->a = &c->p->arena;
+    c->inner = put(c->s, 3000, 1);
+    CHECK_EQ(prs_alloc(c->s, 100000, PRS_ALLOC_ORDERED, &d, &e), PRS_OK);
+    CHECK_EQ(prs_add_edge(c->s, &d, &c->inner, &e), PRS_OK);
+    uint8_t *bytes = calloc(1, 100000);
+    CHECK_EQ(prs_write(c->s, &d, 0, bytes, 100000, &e), PRS_OK);
+    free(bytes);
+    CHECK_EQ(prs_seal(c->s, &d, &e), PRS_OK);
+    c->outer = d.id;
+    prs_oid hole = put(c->s, 200000, 2), last = put(c->s, MIB, 3);
+    prs_unref(c->s, &hole); /* free extents on both sides of what is used */
+    (void)last;
+    CHECK_EQ(prs_token_take(c->s, &c->inner, PRS_TOKEN_ONCE, &token), PRS_OK);
+    CHECK_EQ(prs_name_bind(c->s, "name", 4, &c->outer, &e), PRS_OK);
+    CHECK_EQ(prs_token_take(c->s, &c->inner, PRS_TOKEN_ONCE, &ended), PRS_OK);
+    prs_token_drop(c->s, &c->inner, &ended); /* leaves a free record */
+    prs_magazines_flush(c->s);
+    prs_drain(c->s);
+    c->slot = prs_slot_at(c->s, c->outer.slot), c->held = prs_slot_at(c->s, c->inner.slot);
+    c->used = &c->s->extents[prs_load_relaxed(&c->slot->extent)];
+    bin_with_one(c);
+    c->name = &c->s->names[0];
+    c->edge = prs_load_relaxed(&c->slot->edges);
+    c->token = token.index - 1;
+    c->free_link = c->a->link_free;
+    CHECK(c->free_link != PRS_NIL && c->a->slot_free != PRS_NIL && c->name->serial == c->outer.serial);
+    c->before = malloc(c->s->control_len - 4096);
+    memcpy(c->before, (uint8_t *)c->p + 4096, c->s->control_len - 4096);
+}
+
+static void flags_of_bin(prs_arena *a, uint32_t fl, uint32_t sl, uint32_t head)
+{
+    a->bins[fl][sl] = head;
+    if (head == PRS_NIL)
+        a->sl_bitmap[fl] &= ~(1u << sl);
+    else
+        a->sl_bitmap[fl] |= 1u << sl;
+    a->fl_bitmap = a->sl_bitmap[fl] ? a->fl_bitmap | 1ull << fl : a->fl_bitmap & ~(1ull << fl);
+}
+
+/* A descriptor that no chain knows, as a free extent of 64 bytes. */
+static uint32_t stray(struct scene *c)
+{
+    uint32_t i = c->a->extent_bump;
+    c->s->extents[i] =
+        (prs_extent){.size = 64, .prev = PRS_NIL, .next = PRS_NIL, .bin_next = PRS_NIL, .bin_prev = PRS_NIL};
+    return i;
+}
+
+#define WORD(slot_, set, clear) \
+    prs_store_relaxed(&(slot_)->word, (prs_load_relaxed(&(slot_)->word) & ~(uint64_t)(clear)) | (set))
+#define SAYS(text, ...) \
+    do {                \
+        __VA_ARGS__;    \
+        return (text);  \
+    } while (0)
+
+static const char *damage_slot(struct scene *c, int which)
+{
+    prs_slot *slot = c->slot;
+    uint32_t published = prs_load_relaxed(&c->p->published);
+    switch (which) {
+    case 0:
+        SAYS("is in no known state", WORD(slot, 15, 0));
+    case 1:
+        SAYS("belongs to no client", WORD(slot, 0xFFFFull << 16, 0));
+    case 2:
+        SAYS("is spilled and has an extent", WORD(slot, PRS_WORD_FILE, 0));
+    case 3:
+        SAYS("outside the data area", prs_store_relaxed(&slot->off, (1ull << 60)));
+    case 4:
+        SAYS("outside the data area", prs_store_relaxed(&slot->cap, c->s->capacity));
+    case 5:
+        SAYS("outside the data area", prs_store_relaxed(&slot->off, prs_load_relaxed(&slot->off) + 1));
+    case 6:
+        SAYS("and its extent disagree", prs_store_relaxed(&slot->extent, 1u << 30));
+    case 7:
+        SAYS("and its extent disagree", prs_store_relaxed(&slot->extent, c->free_extent));
+    case 8:
+        SAYS("and its extent disagree", prs_store_relaxed(&slot->extent, prs_load_relaxed(&c->held->extent)));
+    case 9:
+        SAYS("size or serial", prs_store_relaxed(&slot->size, prs_load_relaxed(&slot->cap) + 1));
+    case 10:
+        SAYS("size or serial", prs_store_relaxed(&slot->serial, 0));
+    case 11:
+        SAYS("size or serial", prs_store_relaxed(&slot->serial, prs_load_relaxed(&c->p->serial)));
+    case 12:
+        SAYS("a client that never was", prs_store_relaxed(&slot->holders[0], 1ull << 40));
+    case 13:
+        SAYS("longer than its room", prs_store_relaxed(&c->p->published, c->s->max_slots + 1));
+    case 14:
+        SAYS("longer than its room", prs_store_relaxed(&c->p->links_published, c->p->max_links + 1));
+    case 15:
+        SAYS("longer than its room", prs_store_relaxed(&c->p->client_high, c->p->max_clients + 1));
+    case 16:
+        SAYS("found overlapping extents earlier", prs_store_relaxed(&c->p->corrupt, 1));
+    case 17:
+        SAYS("the table of extents is longer", c->a->extent_bump = 2 * published + 9);
+    case 18:
+        SAYS("stack of free slots", c->a->slot_free = published);
+    case 19:
+        SAYS("stack of free slots", c->a->slot_free = c->outer.slot);
+    case 20: /* a ring */
+        SAYS("stack of free slots", prs_store_relaxed(&prs_slot_at(c->s, c->a->slot_free)->next_free, c->a->slot_free));
+    case 21:
+        SAYS("on the stack", c->a->slot_free_count++);
+    case 22:
+        SAYS("on the stack", c->a->slot_free = prs_load_relaxed(&prs_slot_at(c->s, c->a->slot_free)->next_free));
+    default:
+        return NULL;
+    }
+}
+
+static const char *damage_extent(struct scene *c, int which)
+{
+    prs_extent *used = c->used, *gap = &c->s->extents[c->free_extent];
+    uint32_t limit = 2 * prs_load_relaxed(&c->p->published) + 8, i;
+    switch (which) {
+    case 0:
+        SAYS("leaves its table", c->a->extent_first = limit);
+    case 1:
+        SAYS("does not follow its neighbour", used->off += 64);
+    case 2:
+        SAYS("does not follow its neighbour", used->size = 0);
+    case 3:
+        SAYS("does not follow its neighbour", used->size++);
+    case 4:
+        SAYS("does not follow its neighbour", used->prev = PRS_NIL - 7);
+    case 5:
+        SAYS("belongs to no slot", gap->bin_next = PRS_USED, gap->slot = 1u << 30);
+    case 6:
+        SAYS("disagree", gap->bin_next = PRS_USED, gap->slot = c->outer.slot);
+    case 7:
+        SAYS("disagree", prs_store_relaxed(&c->slot->off, prs_load_relaxed(&c->slot->off) - 64));
+    case 8:
+        SAYS("disagree", prs_store_relaxed(&c->slot->cap, prs_load_relaxed(&c->slot->cap) + 64));
+    case 9: /* one gap as two */
+        i = stray(c);
+        c->s->extents[i].off = gap->off + gap->size - 64;
+        c->s->extents[i].prev = c->free_extent;
+        c->s->extents[i].next = gap->next;
+        if (gap->next != PRS_NIL)
+            c->s->extents[gap->next].prev = i;
+        SAYS("are free neighbours", gap->next = i, gap->size -= 64);
+    case 10: /* the chain ends early */
+        i = c->a->extent_first;
+        SAYS("extents cover", c->s->extents[i].next = PRS_NIL);
+    case 11:
+        SAYS("used bytes are", prs_store_relaxed(&c->a->used, prs_load_relaxed(&c->a->used) + 64));
+    case 12:
+        SAYS("bitmap of power", c->a->fl_bitmap ^= 1ull << 39);
+    case 13:
+        SAYS("bitmap of bin",
+             c->a->sl_bitmap[c->fl] ^= c->a->bins[c->fl][c->sl ^ 1] == PRS_NIL ? 1u << (c->sl ^ 1) : 0);
+    case 14:
+        SAYS("holds what is not free", c->a->bins[c->fl][c->sl] = prs_load_relaxed(&c->slot->extent));
+    case 15:
+        SAYS("holds what is not free", c->a->bins[c->fl][c->sl] = limit);
+    case 16:
+        SAYS("holds what is not free", gap->bin_prev = c->free_extent);
+    case 17: /* one more than there are */
+        SAYS("holds what is not free", flags_of_bin(c->a, 0, 1, stray(c)));
+    case 18:
+        flags_of_bin(c->a, c->fl, c->sl, PRS_NIL);
+        SAYS("is in the wrong bin", flags_of_bin(c->a, c->fl, c->sl ^ 1, c->free_extent));
+    case 19:
+        flags_of_bin(c->a, c->fl, c->sl, PRS_NIL);
+        SAYS("is in the wrong bin", flags_of_bin(c->a, 39, c->sl, c->free_extent));
+    case 20:
+        SAYS("are in no bin", flags_of_bin(c->a, c->fl, c->sl, PRS_NIL));
+    case 21: /* as many as there are, but not of their bytes */
+        flags_of_bin(c->a, c->fl, c->sl, PRS_NIL);
+        SAYS("are in no bin", flags_of_bin(c->a, 0, 1, stray(c)));
+    default:
+        return NULL;
+    }
+}
+
+static const char *damage_link(struct scene *c, int which)
+{
+    prs_link *edge = &c->s->links[c->edge], *named = &c->s->links[c->name->link];
+    uint32_t published = prs_load_relaxed(&c->p->published);
+    switch (which) {
+    case 0:
+        SAYS("of no known kind", edge->kind = PRS_LINK_LAST + 1);
+    case 1:
+        SAYS("holds no slot", edge->slot = published);
+    case 2:
+        SAYS("belongs to no object", edge->owner = published);
+    case 3:
+        SAYS("names a younger object", edge->inner = c->outer.serial);
+    case 4:
+        SAYS("are counted as", c->a->tokens++);
+    case 5:
+        SAYS("are counted as", c->a->edges++);
+    case 6:
+        SAYS("stack of free links", c->a->link_free = c->a->link_bump);
+    case 7:
+        SAYS("stack of free links", c->a->link_free = c->edge);
+    case 8: /* a ring */
+        SAYS("stack of free links", c->s->links[c->free_link].next = c->free_link);
+    case 9:
+        SAYS("are not on the stack", c->a->link_free = PRS_NIL);
+    case 10:
+        SAYS("and counts none", prs_store_relaxed(&c->held->links, 0));
+    case 11:
+        SAYS("does not hold its object", c->name->len = PRS_NAME_MAX + 1);
+    case 12:
+        SAYS("does not hold its object", c->name->link = prs_load_relaxed(&c->p->links_published));
+    case 13:
+        SAYS("does not hold its object", c->name->link = c->token);
+    case 14:
+        SAYS("does not hold its object", named->owner = 1);
+    case 15:
+        SAYS("does not hold its object", named->inner++);
+    case 16:
+        SAYS("is damaged", c->name->hash ^= 1);
+    default:
+        return NULL;
+    }
+}
+
+static void heal(struct scene *c)
+{
+    memcpy((uint8_t *)c->p + 4096, c->before, c->s->control_len - 4096);
+    prs_store_relaxed(&c->s->slots_seen, prs_load_relaxed(&c->p->published));
+    prs_store_relaxed(&c->s->links_seen, prs_load_relaxed(&c->p->links_published));
+}
+
+static void try_all(const char *damage(struct scene *, int))
+{
+    struct scene *c = &at;
+    set_up(c);
+    prs_error e = {0};
+    CHECK_EQ(prs_check(c->s, &e), PRS_OK);
+    const char *says;
+    for (int which = 0; (says = damage(c, which)) != NULL; which++) {
+        e.what[0] = 0;
+        int rc = prs_check(c->s, &e);
+        CHECK_MSG(rc == PRS_E_CORRUPT && strstr(e.what, says), "damage %d should say \"%s\": %d \"%s\"", which, says,
+                  rc, e.what);
+        prs_store *t;
+        rc = prs_attach_pid(&t, getpid(), -1, prs_id(c->s), NULL, &e);
+        CHECK_MSG(rc == PRS_E_CORRUPT && t == NULL, "damage %d: attached to all the same: %d", which, rc);
+        heal(c);
+        rc = prs_check(c->s, &e);
+        CHECK_MSG(rc == PRS_OK, "damage %d was to be undone: %s", which, e.what);
+    }
+    prs_store *t = client_of(c->s); /* none of those refused has left anything */
+    CHECK_EQ(stats_of(t).clients, 2);
+    close_store(t);
+    CHECK_STORE(c->s);
+    close_store(c->s);
+    free(c->before);
+}
+
+TEST(slots)
+{
+    try_all(damage_slot);
+}
+
+TEST(extents)
+{
+    try_all(damage_extent);
+}
+
+TEST(links_and_names)
+{
+    try_all(damage_link);
+}
+
+/* Where a slot lies is not believed: no view leads out of the data area. */
+TEST(a_slot_that_points_elsewhere_is_not_read)
+{
+    prs_store *s = store_of(8 * MIB);
+    prs_oid id = put(s, 3000, 1);
+    prs_slot *slot = prs_slot_at(s, id.slot);
+    uint64_t off = prs_load_relaxed(&slot->off), size = prs_load_relaxed(&slot->size);
+    const struct {
+        uint64_t off, size;
+    } wild[] = {{1ull << 60, size},
+                {s->capacity + 64, size},
+                {s->capacity - 64, size},
+                {off, s->capacity - off + 1},
+                {off, 70000}};
+    prs_view v, again;
+    for (int pinned = 0; pinned < 2; pinned++) {
+        if (pinned)
+            CHECK_EQ(prs_pin(s, &id, &v), PRS_OK);
+        for (size_t i = 0; i < sizeof wild / sizeof *wild; i++) {
+            prs_store_relaxed(&slot->off, wild[i].off), prs_store_relaxed(&slot->size, wild[i].size);
+            CHECK_EQ(prs_pin(s, &id, &again), PRS_E_CORRUPT);
+            prs_store_relaxed(&slot->off, off), prs_store_relaxed(&slot->size, size);
+        }
+    }
+    prs_unpin(s, &id);
+    CHECK_EQ(verify(s, &id, 3000, 1), PRS_OK);
+    prs_unref(s, &id);
+    CHECK_EMPTY(s);
+    close_store(s);
+}
+
+TEST_MAIN()
