@@ -271,6 +271,9 @@ TEST(nonsense_is_refused)
     CHECK_EQ(prs_fill(fd, 0, map, &byte, 1, (enum prs_page_state)9, 0, NULL), -EINVAL);
     CHECK_EQ(prs_populate(fd, 0, NULL, 1, PRS_PAGES_UNBACKED, 0), -EINVAL);
     CHECK_EQ(prs_populate(fd, 0, map + 5, 1, PRS_PAGES_UNBACKED, 0), -EINVAL);
+    CHECK_EQ(prs_populate(fd, UINT64_MAX, map, 1, PRS_PAGES_UNBACKED, 0), -EFBIG);
+    CHECK_EQ(prs_populate(fd, 4096, map, SIZE_MAX, PRS_PAGES_UNBACKED, 0), -EFBIG);
+    CHECK_EQ(prs_populate(fd, 0, map, 0, PRS_PAGES_UNBACKED, 0), 0);
     CHECK_EQ(map[0], 0);
     munmap(map, 8192);
     close(fd);

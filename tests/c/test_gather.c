@@ -148,6 +148,20 @@ TEST(nonsense_is_refused)
     CHECK_EQ(byte, 0);
 }
 
+/* Rows long enough to be streamed past the cache. */
+TEST(long_rows_with_gaps)
+{
+    unsigned char *src = pattern(200 << 10);
+    static const ptrdiff_t widths[] = {(8 << 10) - 1, 8 << 10, (8 << 10) + 1, 20000};
+    for (size_t i = 0; i < sizeof widths / sizeof *widths; i++) {
+        ptrdiff_t shape[] = {5, widths[i]}, strides[] = {widths[i] + 100, 1};
+        check(src, 2, shape, strides, 1);
+        ptrdiff_t back[] = {-(widths[i] + 100), 1};
+        check(src + 4 * (widths[i] + 100), 2, shape, back, 1);
+    }
+    free(src);
+}
+
 TEST(random_views)
 {
     enum { SIZE = 1 << 20 };

@@ -237,7 +237,16 @@ TEST(broken_files_limit_nothing)
                                         "4:memory:/a\n1 2 3 4 5 - cgroup cgroup memory\n",
                                         "- - - - - - - -\n",
                                         "1 2 3 / /m - cgroup2\n",
-                                        "1 2 3 / /m rw - cgroup x\n"};
+                                        "1 2 3 / /m rw - cgroup x\n",
+                                        "1 2 3 / /m rw\n",
+                                        "1 2 3 / /m rw -\n",
+                                        "1 2 3 / /m rw - cgroup2\n1 2 3 / /m rw - cgroup source\n",
+                                        "1 2 3 \\0 \\18 rw - cgroup s memoryless,memory2\n",
+                                        "MemTotal: many\nMemAvailable: few\n",
+                                        "MemTotal: 18446744073709551615 kB\nMemAvailable: 18446744073709551615 kB\n",
+                                        "MemTotal:\t\tx\nMemAvailable:   :\n",
+                                        "MemTotal: 1 kB\n",
+                                        "MemAvailable: 1 kB\n"};
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
         new_root();
         put("/proc/self/cgroup", "%s", texts[i]);

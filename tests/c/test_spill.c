@@ -290,6 +290,100 @@ TEST(a_forked_child_that_leaves_takes_nothing_along)
     CHECK_EQ(entries(spill_dir(), 1), 0);
 }
 
+static void file_of(char path[8192], prs_store *s, const prs_oid *id)
+{
+    snprintf(path, 8192, "%s/%016llx/%08x-%016llx", spill_dir(), (unsigned long long)prs_id(s), id->slot,
+             (unsigned long long)id->serial);
+}
+
+/* Cleaning takes what looks like a store's directory, and nothing else that lies beside. */
+TEST(cleaning_leaves_what_is_no_store_alone)
+{
+    static const char *const others[] = {"notes", "0123456789ABCDEF", "0123456789abcdeg", "0123456789abcdef0"};
+    char path[8192];
+    CHECK_EQ(prs_spill_clean("/no-such-directory", false), -ENOENT);
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+        snprintf(path, sizeof path, "%s/%s", spill_dir(), others[i]);
+        CHECK_EQ(mkdir(path, 0700), 0);
+    }
+    snprintf(path, sizeof path, "%s/fedcba9876543210", spill_dir()); /* the name, but a file */
+    int fd = open(path, O_CREAT | O_WRONLY, 0600);
+    CHECK(fd >= 0);
+    close(fd);
+    CHECK_EQ(prs_spill_clean(spill_dir(), false), 0);
+    CHECK_EQ(entries(spill_dir(), 0), 5);
+    CHECK_EQ(unlink(path), 0);
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+        snprintf(path, sizeof path, "%s/%s", spill_dir(), others[i]);
+        CHECK_EQ(rmdir(path), 0);
+    }
+}
+
+TEST(the_file_of_a_draft_disappears)
+{
+    prs_store *s = open_store(8 * MB);
+    static const ptrdiff_t shape[] = {1 << 20, 3}, strides[] = {6, 2};
+    uint8_t *bytes = calloc(6, 1 << 20);
+    prs_draft d;
+    char path[8192];
+    bytes[6] = 5;
+    for (int gone = 0; gone < 2; gone++) {
+        CHECK_EQ(prs_alloc(s, 10 * MB, 0, &d, &error), PRS_OK);
+        CHECK_EQ(prs_write_strided(s, &d, 4 * MB, bytes, 2, shape, strides, 1, &error),
+                 PRS_OK); /* gathered, then written */
+        if (gone) {
+            const uint8_t *at;
+            file_of(path, s, &d.id);
+            CHECK_EQ(unlink(path), 0);
+            CHECK_EQ(prs_write(s, &d, 0, bytes, 10, &error), PRS_E_SYS);
+            CHECK_EQ(prs_draft_map(s, &d, &at, &error), PRS_E_LOST);
+            CHECK_EQ(prs_draft_finish(s, &d, PRS_SPILL_UNDIGESTED, 0, &error), PRS_E_SYS);
+            CHECK_EQ(prs_seal(s, &d, &error), PRS_E_SYS);
+            CHECK(error.sys_errno == ENOENT);
+            prs_abort(s, &d, false);
+        } else {
+            prs_view v;
+            CHECK_EQ(prs_seal(s, &d, &error), PRS_OK);
+            CHECK_EQ(prs_pin(s, &d.id, &v), PRS_OK);
+            CHECK(v.data[4 * MB + 3] == 5 && v.data[4 * MB] == 0);
+            prs_unpin(s, &d.id);
+            prs_unref(s, &d.id);
+        }
+    }
+    free(bytes);
+    CHECK_EQ(prs_check(s, &error), PRS_OK);
+    prs_dispose(s);
+    CHECK_EQ(entries(spill_dir(), 0), 0);
+}
+
+/* Code that closes every descriptor took those of the directory, too. */
+TEST(the_directory_is_found_again)
+{
+    prs_store *s = open_store(16 * MB);
+    prs_oid id[8];
+    char path[8192], link[8192];
+    for (int i = 0; i < 8; i++)
+        id[i] = put(s, 4 * MB, (uint8_t)i);
+    file_of(path, s, &id[0]);
+    size_t len = (size_t)(strrchr(path, '/') - path);
+    int closed = 0;
+    for (int fd = 3; fd < 64; fd++) {
+        char proc[64];
+        snprintf(proc, sizeof proc, "/proc/self/fd/%d", fd);
+        ssize_t n = readlink(proc, link, sizeof link - 1);
+        if (n > 0 && (size_t)n >= len && memcmp(link, path, len) == 0 && close(fd) == 0)
+            closed++;
+    }
+    CHECK_EQ(closed, 2); /* itself, and the lock in it */
+    for (int i = 0; i < 8; i++)
+        verify(s, &id[i], 4 * MB, (uint8_t)i);
+    for (int i = 0; i < 8; i++)
+        prs_unref(s, &id[i]);
+    CHECK_EQ(prs_check(s, &error), PRS_OK);
+    prs_dispose(s);
+    CHECK_EQ(entries(spill_dir(), 0), 0);
+}
+
 TEST(a_directory_in_memory_is_refused)
 {
     prs_store *s;
