@@ -5,8 +5,10 @@
 #include "corpses.h"
 
 #include "crew.h"
+#include "spill.h"
 #include <limits.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 
 /* ---- handles that are no client any more --------------------------------------------------------------------------- */
 
@@ -406,6 +408,138 @@ TEST(without_memory_every_put_is_an_error)
     CHECK_EQ(rmdir(root), 0);
 }
 
+/* ---- what needs the store lock, or the tables ---------------------------------------------------------------------------- */
+
+static bool no_pages; /* while this is set, no page of a table is to be had */
+
+int madvise(void *at, size_t len, int advice)
+{
+    if (no_pages && advice == 23 /* MADV_POPULATE_WRITE */) {
+        errno = ENOMEM;
+        return -1;
+    }
+    return (int)syscall(SYS_madvise, at, len, advice);
+}
+
+struct asked {
+    prs_store *s;
+    prs_oid id, inner;
+    prs_token token;
+    prs_draft outer;
+    prs_spill_job job;
+};
+
+/* The `which`-th call; false when there are no more. Those that cannot say why say only that they did nothing. */
+static bool ask(struct asked *a, int which, int *rc, bool *silent)
+{
+    prs_store *s = a->s;
+    prs_error e = {0};
+    prs_draft d;
+    prs_oid id;
+    prs_token token = {0};
+    prs_flight flight[2];
+    prs_oid victims[PRS_SPILL_VICTIMS];
+    uint32_t cursor = 0;
+    char text[PRS_NAME_MAX + 1];
+    *silent = false;
+    switch (which) {
+    case 0:
+        return *rc = prs_check(s, &e), true;
+    case 1:
+        return *rc = prs_alloc(s, 40000, 0, &d, &e), true;
+    case 2:
+        return *rc = prs_alloc(s, MIB, 0, &d, &e), true;
+    case 3:
+        return *rc = prs_alloc(s, 64 * MIB, 0, &d, &e), true; /* in its file from the start */
+    case 4:
+        return *rc = prs_add_edge(s, &a->outer, &a->inner, &e), true;
+    case 5:
+        return *rc = prs_name_bind(s, "new", 3, &a->id, &e), true;
+    case 6:
+        return *rc = prs_name_find(s, "name", 4, &id), true;
+    case 7:
+        return *rc = prs_flights(s, &cursor, flight, 2, &e), true;
+    case 8:
+        return *rc = prs_flights_end(s, 0, 0, &e), true;
+    case 9:
+        return *rc = prs_spill_choose(s, MIB, 0, victims, &e), true;
+    case 10:
+        return *rc = prs_spill_for(s, MIB, &e), true;
+    case 11:
+        CHECK_EQ(prs_spill_begin(s, &a->inner, &a->job, &e), PRS_OK);
+        CHECK_EQ(prs_spill_append(s, &a->job, a->job.data, a->job.size, &e), PRS_OK);
+        *rc = prs_spill_commit(s, &a->job, &e);
+        CHECK_EQ(prs_state(s, &a->inner), PRS_OK); /* where it was */
+        return true;
+    case 12:
+        *silent = true;
+        return *rc = prs_name_next(s, &cursor, text, &id), true;
+    case 13:
+        *silent = true;
+        prs_token_drop(s, &a->id, &a->token);
+        return *rc = PRS_OK, true;
+    case 14:
+        *silent = true;
+        return *rc = (int)prs_take_back(s), true;
+    case 15:
+        *silent = true;
+        return *rc = (int)prs_trim(s, 0), true;
+    case 16:
+        *silent = true;
+        return *rc = (int)stats_of(s).largest_free, true;
+    case 17: /* the sticky holder has it from now on */
+        *silent = true;
+        return *rc = prs_token_take(s, &a->inner, PRS_TOKEN_ONCE, &token), true;
+    default:
+        return false;
+    }
+}
+
+/* Nobody waits longer than agreed for a lock that is held, and nothing is touched that is not mapped here. */
+TEST(without_the_lock_or_the_tables_nothing_changes)
+{
+    CHECK(mkdtemp(strcpy(spill_dir, "/var/tmp/prs-refusals-XXXXXX")));
+    for (int unmapped = 0; unmapped < 2; unmapped++) {
+        struct asked a;
+        prs_error e = {0};
+        prs_store *s = a.s = store_with((prs_options){
+            .capacity = 16 * MIB, .warm_reserve = 4096, .lock_timeout = 10 * PRS_MS, .spill_dir = spill_dir});
+        prs_store *t = client_of(s);
+        a.inner = put(s, 70000, 1);
+        a.id = put(s, 70000, 2);
+        prs_oid warm = put(s, 2 * MIB, 3);
+        CHECK_EQ(prs_name_bind(s, "name", 4, &a.id, &e), PRS_OK);
+        CHECK_EQ(prs_token_take(s, &a.id, PRS_TOKEN_ONCE, &a.token), PRS_OK);
+        CHECK_EQ(prs_alloc(s, 100, PRS_ALLOC_ORDERED, &a.outer, &e), PRS_OK);
+        prs_unref(s, &warm);
+        prs_drain(s);
+        if (!unmapped)
+            CHECK_EQ(prs_lock(t, PRS_SECOND, &e), PRS_OK);
+        no_pages = unmapped;
+        int rc;
+        bool silent;
+        for (int which = 0; prs_store_relaxed(&s->slots_seen, unmapped ? 0 : prs_load_relaxed(&s->super->published)),
+                 ask(&a, which, &rc, &silent);
+             which++)
+            CHECK_MSG(rc == (silent ? PRS_OK : unmapped ? PRS_E_BACKING : PRS_E_BUSY), "call %d: %d", which, rc);
+        if (unmapped)
+            CHECK(!prs_links_bury(s, true) && !prs_links_reap(s, 1, 1));
+        no_pages = false;
+        if (!unmapped)
+            prs_unlock(t);
+        CHECK_STORE(s);
+        CHECK_EQ(stats_of(s).objects, 2);
+        CHECK_EQ(stats_of(s).in_flight, 1);
+        CHECK_EQ(stats_of(s).unsealed, 1);
+        prs_abort(s, &a.outer, false);
+        CHECK_EQ(verify(t, &a.id, 70000, 2), PRS_OK);
+        CHECK_EQ(verify(t, &a.inner, 70000, 1), PRS_OK);
+        close_store(t);
+        close_store(s);
+    }
+    CHECK_EQ(rmdir(spill_dir), 0);
+}
+
 /* ---- limits of the process --------------------------------------------------------------------------------------------- */
 
 static void limit(int what, rlim_t to)
@@ -588,6 +722,73 @@ TEST(without_descriptors_nothing_is_made_and_nothing_kept)
     in_child(few_descriptors);
     prs_spill_clean(spill_dir, false); /* what a failed creation left is the next one's to remove */
     CHECK_EQ(rmdir(spill_dir), 0);
+}
+
+static char named[64];
+
+/* Descriptors that other code closed, one or all, are opened again by name, unless somebody else has the name by now. */
+static void closed_by_others(void)
+{
+    snprintf(named, sizeof named, "/dev/shm/pyray_ser-ctest-%d-closed", (int)getpid());
+    for (int which = 0; which < 8; which++) {
+        prs_store *s = store_with((prs_options){.capacity = 16 * MIB, .path = named});
+        prs_oid id = put(s, 100, 1);
+        int *fds[] = {&s->fd_rw, &s->fd_ro, &s->fd_lock};
+        for (int i = 0; i < 3; i++)
+            if (which >> i & 1)
+                close(*fds[i]);
+        prs_oid large = put(s, MIB, 2);
+        CHECK_EQ(verify(s, &large, MIB, 2), PRS_OK);
+        CHECK_EQ(verify(s, &id, 100, 1), PRS_OK);
+        CHECK(prs_os_same(s->fd_rw, &s->file) && prs_os_same(s->fd_ro, &s->file));
+        prs_unref(s, &id), prs_unref(s, &large);
+        CHECK_EMPTY(s);
+        unlink(named);
+        close_store(s);
+    }
+    /* None to be had: an error of each call, and the next one finds them again. */
+    prs_store *s = store_with((prs_options){.capacity = 16 * MIB, .path = named, .warm_reserve = 4096});
+    prs_error e = {0};
+    prs_draft window, d;
+    prs_oid id = put(s, 70000, 1), large = put(s, 2 * MIB, 2), none;
+    prs_view v;
+    void *map;
+    size_t len;
+    uint8_t *data;
+    CHECK_EQ(prs_pin(s, &id, &v), PRS_OK);
+    CHECK_EQ(prs_alloc(s, 5000, PRS_ALLOC_WINDOW, &window, &e), PRS_OK);
+    close(s->fd_rw), close(s->fd_ro), close(s->fd_lock);
+    int base = lowest_free();
+    limit(RLIMIT_NOFILE, (rlim_t)base);
+    CHECK_EQ(try_put(s, MIB, 3, &none, &e), PRS_E_SYS);
+    CHECK_EQ(e.sys_errno, EBADF);
+    CHECK_EQ(prs_alloc(s, 5000, PRS_ALLOC_WINDOW, &d, &e), PRS_E_SYS);
+    CHECK_EQ(prs_seal(s, &window, &e), PRS_E_SYS);
+    CHECK_EQ(prs_cow_open(s, &id, &v, &map, &len, &data, &e), PRS_E_SYS);
+    int rc = PRS_OK;
+    for (int n = 0; rc == PRS_OK && n < 100; n++)
+        rc = try_put(s, 60000, 4, &none, &e); /* until it needs pages that are not there */
+    CHECK_EQ(rc, PRS_E_SYS);
+    prs_unref(s, &large); /* its pages cannot be given back now */
+    CHECK_EQ(prs_trim(s, 0), 0);
+    limit(RLIMIT_NOFILE, (rlim_t)base + 1); /* one of the two */
+    CHECK_EQ(try_put(s, MIB, 3, &none, &e), PRS_E_SYS);
+    limit(RLIMIT_NOFILE, RLIM_INFINITY);
+    CHECK_EQ(prs_seal(s, &window, &e), PRS_OK);
+    prs_window_close(s, &window);
+    large = put(s, MIB, 5);
+    CHECK_EQ(verify(s, &large, MIB, 5), PRS_OK);
+    CHECK_STORE(s);
+    unlink(named);
+    prs_unpin(s, &id);
+    close_store(s);
+    CHECK_EQ(lowest_free(), base);
+}
+
+TEST(descriptors_that_others_closed)
+{
+    SEVERAL_PROCESSES();
+    in_child(closed_by_others);
 }
 
 /* ---- the store lock ------------------------------------------------------------------------------------------------------- */
