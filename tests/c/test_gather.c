@@ -141,6 +141,8 @@ TEST(nonsense_is_refused)
     CHECK_EQ(prs_copy_strided(&byte, &byte, 65, shape, strides, 1), -EINVAL);
     CHECK_EQ(prs_copy_strided(&byte, &byte, 64, shape, strides, 1), -EINVAL); /* 2**64 bytes */
     CHECK_EQ(prs_copy_strided(&byte, &byte, -1, shape, strides, 1), -EINVAL);
+    shape[0] = shape[1] = PTRDIFF_MAX;
+    CHECK_EQ(prs_copy_strided(&byte, &byte, 2, shape, strides, 8), -EINVAL);
     shape[1] = -2;
     CHECK_EQ(prs_copy_strided(&byte, &byte, 2, shape, strides, 1), -EINVAL);
     shape[0] = 0; /* empty, and still nonsense */
@@ -159,6 +161,9 @@ TEST(long_rows_with_gaps)
         ptrdiff_t back[] = {-(widths[i] + 100), 1};
         check(src + 4 * (widths[i] + 100), 2, shape, back, 1);
     }
+    free(src);
+    src = pattern(7 << 20); /* rows longer than the pieces that threads take */
+    check(src, 2, (ptrdiff_t[]){3, 2 << 20}, (ptrdiff_t[]){(2 << 20) + 100, 1}, 1);
     free(src);
 }
 

@@ -103,7 +103,7 @@ TEST(what_is_no_store_is_refused)
     CHECK(s == NULL);
     CHECK_EQ(prs_snapshot(&s, "/proc/self/exe", spill_dir, &error), PRS_E_FOREIGN); /* a symbolic link */
     CHECK_EQ(prs_snapshot(&s, "/proc/self/stat/x", spill_dir, &error), PRS_E_SYS);
-    CHECK_EQ(prs_snapshot(&s, "/proc/self", spill_dir, &error), PRS_E_FOREIGN);
+    CHECK_EQ(prs_snapshot(&s, "/proc/self/fd", spill_dir, &error), PRS_E_FOREIGN);
     crash();
     /* Every word of the superblock in turn: an error or a store, nothing else. */
     int refused = 0;

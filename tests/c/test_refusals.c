@@ -242,10 +242,10 @@ TEST(windows_that_are_not_there)
     prs_error e = {0};
     prs_draft d[3], copy;
     for (int i = 0; i < 3; i++)
-        CHECK_EQ(prs_alloc(s, i * 5000u, PRS_ALLOC_WINDOW, &d[i], &e), PRS_OK);
-    uint8_t *bytes = malloc(10000);
-    content(bytes, 10000, 5);
-    CHECK_EQ(prs_write(s, &d[2], 0, bytes, 10000, &e), PRS_OK); /* through the window */
+        CHECK_EQ(prs_alloc(s, i * 18000u, PRS_ALLOC_WINDOW, &d[i], &e), PRS_OK);
+    uint8_t *bytes = malloc(36000);
+    content(bytes, 36000, 5);
+    CHECK_EQ(prs_write(s, &d[2], 0, bytes, 36000, &e), PRS_OK); /* through the window */
     CHECK_EQ(prs_seal(s, &d[0], &e), PRS_OK);                   /* the last of the list */
     copy = d[1];
     prs_window_close(s, &copy); /* unmapped before it was sealed */
@@ -253,7 +253,7 @@ TEST(windows_that_are_not_there)
     prs_window_close(s, &copy);
     prs_abort(s, &d[1], false);
     CHECK_EQ(prs_seal(s, &d[2], &e), PRS_OK);
-    CHECK_EQ(verify(s, &d[2].id, 10000, 5), PRS_OK);
+    CHECK_EQ(verify(s, &d[2].id, 36000, 5), PRS_OK);
     prs_window_close(s, &d[0]), prs_window_close(s, &d[2]);
     prs_unref(s, &d[0].id), prs_unref(s, &d[2].id);
     free(bytes);
