@@ -53,7 +53,7 @@ help:
 ## asan         the tests under the address and undefined behaviour sanitizers
 ## tsan         the C tests under the thread sanitizer
 ## coverage     line coverage of the C sources under the tests
-## coverage-c   lines and branches of the engine under the C tests alone
+## coverage-c   lines and branches of the engine under the C tests alone, and what is unreached without a reason
 ## lint         ruff, clang-format, mypy, stubtest
 ## format       rewrite the sources the way `lint` wants them
 ## wheel        a manylinux wheel in dist/
@@ -304,7 +304,7 @@ torture: $(TORTURE_PROGS:%=$(BUILD)/ctest/plain/%) $(BUILD)/ctest/plain/test_eng
 COVER_PROGS := $(filter-out test_engine_storm test_engine_errors,$(CTEST_PROGS)) torture_fuzz
 COVER_test_engine_crash    := killed_alone errors_are
 COVER_test_engine_segments := named no_store others image truncated versions several descriptors newcomer janitor exec living fork
-COVER_torture_fuzz         := damaged_forms
+COVER_torture_fuzz         := damaged one_buffer
 
 $(STAMP)/gcovr: $(STAMP)/python
 	$(call make_venv,$(BUILD)/venv-cover)
@@ -318,8 +318,8 @@ coverage-c: $(COVER_PROGS:%=$(BUILD)/ctest/cover/%) $(STAMP)/gcovr
 	  $(BUILD)/ctest/cover/$(program) $(COVER_$(program)) >$(BUILD)/ctest/cover/$(program).log 2>&1 || \
 	    { grep -v '^ok ' $(BUILD)/ctest/cover/$(program).log; echo "coverage-c: counted all the same: limits of time are for ctest"; };)
 	@$(BUILD)/venv-cover/bin/gcovr --root $(ROOT) --filter 'csrc/store/' --object-directory $(BUILD)/ctest/cover \
-	  --merge-mode-functions=merge-use-line-min --json-summary $(BUILD)/ctest/cover/summary.json $(BUILD)/ctest/cover/csrc
-	@$(PYTHON) tools/coverage_table.py $(BUILD)/ctest/cover/summary.json
+	  --merge-mode-functions=merge-use-line-min --json $(BUILD)/ctest/cover/coverage.json $(BUILD)/ctest/cover/csrc
+	@$(PYTHON) tools/coverage_table.py $(BUILD)/ctest/cover/coverage.json tests/c/unreached.toml $(ROOT)
 
 # The whole table: failpoints x (SIGKILL, SIGSTOP) and system calls x errno, x (alone, contended, recovery, fork).
 .PHONY: failpoints

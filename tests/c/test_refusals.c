@@ -236,6 +236,26 @@ TEST(what_was_freed_while_it_was_made_goes_with_its_seal)
     close_store(s);
 }
 
+/* A slot that is pinned here serves its object alone, and no new views of what was ended. */
+TEST(old_ids_of_a_pinned_slot)
+{
+    prs_store *s = store_of(8 * MIB);
+    prs_error e = {0};
+    prs_oid old = put(s, 100, 1);
+    prs_unref(s, &old);
+    prs_oid id = put_in_slot(s, old.slot, 100, 2);
+    prs_view v, again;
+    CHECK_EQ(prs_pin(s, &id, &v), PRS_OK);
+    CHECK_EQ(prs_pin(s, &old, &again), PRS_E_LOST);
+    prs_unpin(s, &old);
+    CHECK_EQ(prs_free(s, &id, &e), PRS_OK);
+    CHECK_EQ(prs_pin(s, &id, &again), PRS_E_FREED);
+    CHECK(content_right(v.data, 100, 2));
+    prs_unpin(s, &id);
+    CHECK_EMPTY(s);
+    close_store(s);
+}
+
 TEST(windows_that_are_not_there)
 {
     prs_store *s = store_of(8 * MIB);
