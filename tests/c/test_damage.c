@@ -260,6 +260,14 @@ static const char *damage_link(struct scene *c, int which)
     }
 }
 
+static int live_clients(struct scene *c)
+{
+    int n = 0;
+    for (uint32_t i = 0; i < c->p->max_clients; i++)
+        n += (prs_load_relaxed(&c->s->clients[i].state) & 0xFF) == PRS_CLIENT_LIVE;
+    return n;
+}
+
 static void heal(struct scene *c)
 {
     memcpy((uint8_t *)c->p + 4096, c->before, c->s->control_len - 4096);
@@ -282,6 +290,7 @@ static void try_all(const char *damage(struct scene *, int))
         prs_store *t;
         rc = prs_attach_pid(&t, getpid(), -1, prs_id(c->s), NULL, &e);
         CHECK_MSG(rc == PRS_E_CORRUPT && t == NULL, "damage %d: attached to all the same: %d", which, rc);
+        CHECK_EQ(live_clients(c), 1); /* who was refused is none */
         heal(c);
         rc = prs_check(c->s, &e);
         CHECK_MSG(rc == PRS_OK, "damage %d was to be undone: %s", which, e.what);
