@@ -440,14 +440,6 @@ int prs_os_populate(void *at, size_t len, int fd, uint64_t off)
     return 0;
 }
 
-int prs_os_punch(int fd, uint64_t off, uint64_t len)
-{
-    while (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)off, (off_t)len) < 0)
-        if (errno != EINTR)
-            return -errno;
-    return 0;
-}
-
 /* ---- OFD locks --------------------------------------------------------------------------------- */
 
 static struct flock byte_lock(uint64_t byte, short type)

@@ -151,12 +151,32 @@ void prs_spill_close(prs_store *s)
     s->fd_spill = s->fd_spill_lock = -1;
 }
 
+/* Other code closed the lock alone: without it, whoever cleans up takes the directory of a living store. */
+static void lock_again(prs_store *s)
+{
+    static prs_spin lock;
+    if (!prs_spin_trylock(&lock)) /* another thread is at it */
+        return;
+    int fd = prs_os_same(s->fd_spill_lock, &s->spill_lock_file) ? -1 : prs_os_open_at(s->fd_spill, LOCK_NAME, O_RDWR);
+    if (fd >= 0 && prs_os_same(fd, &s->spill_lock_file) && prs_os_lock_file(fd, false) == 0)
+        s->fd_spill_lock = fd;
+    else
+        prs_os_close(fd);
+    prs_spin_unlock(&lock);
+}
+
 /* The directory, opened anew if other code closed our descriptors. */
 static int directory(prs_store *s)
 {
-    if (PRS_LIKELY(prs_os_same(s->fd_spill, &s->spill_file)))
+    bool locked = prs_os_same(s->fd_spill_lock, &s->spill_lock_file);
+    if (PRS_LIKELY(prs_os_same(s->fd_spill, &s->spill_file))) {
+        if (PRS_UNLIKELY(!locked))
+            lock_again(s);
         return s->fd_spill;
-    s->fd_spill = -1;
+    }
+    if (locked)
+        prs_os_close(s->fd_spill_lock);
+    s->fd_spill = s->fd_spill_lock = -1;
     prs_error ignored;
     return prs_spill_open(s, false, &ignored) == PRS_OK ? s->fd_spill : -EBADF;
 }

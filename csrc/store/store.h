@@ -228,7 +228,6 @@ bool prs_os_room(size_t len);
 void *prs_os_memory(size_t len); /* the same, and left out of core dumps */
 void prs_os_unmap(void *at, size_t len);
 int prs_os_populate(void *at, size_t len, int fd, uint64_t off);
-int prs_os_punch(int fd, uint64_t off, uint64_t len);
 int prs_os_pread(int fd, void *buffer, size_t n, uint64_t off);
 uint64_t prs_os_blocks(int fd);
 int prs_os_open_directory(int at, const char *path, prs_error *error);

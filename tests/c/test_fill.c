@@ -32,9 +32,15 @@ ssize_t pwrite(int fd, const void *from, size_t n, off_t offset)
 /* With `unwilling` set, populate fails in each thread after so many calls, as it does on kernels that lack it. */
 static int unwilling;
 static _Thread_local int populates;
+static void (*meanwhile)(void); /* once, before a populate: what another process does */
 
 int madvise(void *at, size_t n, int advice)
 {
+    if (meanwhile && advice == 23) {
+        void (*first)(void) = meanwhile;
+        meanwhile = NULL;
+        first();
+    }
     if (unwilling && (advice == 22 || advice == 23) && populates++ >= unwilling) {
         errno = EINVAL;
         return -1;
@@ -510,21 +516,58 @@ TEST(neighbours_on_one_page_fill_at_the_same_time)
     free(from);
 }
 
-TEST(a_full_file_system_is_an_error_and_keeps_nothing)
+/* A file on a full file system of its own, which ends with it; -1 where none can be mounted. */
+static int tmpfs_of(const char *options, size_t size)
 {
     char dir[] = "/tmp/prs-test-tmpfs-XXXXXX", path[64];
     CHECK(mkdtemp(dir) != NULL);
-    if (mount("none", dir, "tmpfs", 0, "size=4m") != 0) {
+    if (mount("none", dir, "tmpfs", 0, options) != 0) {
         rmdir(dir);
-        SKIP("no tmpfs can be mounted here");
+        return -1;
     }
     snprintf(path, sizeof path, "%s/f", dir);
-    int fd = open(path, O_RDWR | O_CREAT, 0600), rc[5] = {0};
-    size_t size = (size_t)16 << 20;
+    int fd = open(path, O_RDWR | O_CREAT, 0600);
     bool made = fd >= 0 && ftruncate(fd, (off_t)size + 4096) == 0;
     umount2(dir, MNT_DETACH); /* lives on behind the descriptor; nothing is left whatever fails below */
     rmdir(dir);
     CHECK(made);
+    return fd;
+}
+
+static test_area beside;
+static unsigned char neighbours[4096];
+
+static void a_neighbour_writes(void)
+{
+    CHECK_EQ(prs_area_populate(&beside.area, 4 * 4096, 4096, 1, NULL), 0);
+    memcpy(beside.area.map + 4 * 4096, neighbours, 4096);
+}
+
+TEST(who_populates_in_vain_takes_nothing_from_others)
+{
+    size_t size = 32 * 4096;
+    int fd = tmpfs_of("size=64k", size);
+    if (fd < 0)
+        SKIP("no tmpfs can be mounted here");
+    test_area t = new_area_on(fd, size);
+    beside = t; /* another process: its own marks of what it has mapped */
+    beside.area.mapped = prs_pages_at(calloc(1, prs_pages_bytes(size / 4096)), size / 4096);
+    memset(neighbours, 0xA5, sizeof neighbours);
+    meanwhile = a_neighbour_writes; /* between our look and our failure */
+    CHECK_EQ(prs_area_populate(&t.area, 0, size, 1, NULL), -ENOSPC);
+    CHECK(meanwhile == NULL);
+    CHECK_EQ(prs_pages_count(t.area.backed, 0, size / 4096), 1);
+    CHECK_MEM(t.view + 4 * 4096, neighbours, 4096);
+    free((void *)beside.area.mapped.words);
+    drop_area(&t);
+}
+
+TEST(a_full_file_system_is_an_error_and_keeps_nothing)
+{
+    size_t size = (size_t)16 << 20;
+    int fd = tmpfs_of("size=4m", size), rc[5] = {0};
+    if (fd < 0)
+        SKIP("no tmpfs can be mounted here");
     test_area t = new_area_on(fd, size);
     unsigned char *from = pattern(size, 6);
     uint64_t grown;
