@@ -123,7 +123,7 @@ bool prs_huge_blocks(uint64_t off, const char *map, size_t n, size_t *skip, size
     if (time < until && until - time <= PAUSE_MAX) /* else the clock was set back: restored on another machine */
         return false;
     *skip = (size_t)(-off & (PRS_HUGE - 1));
-    if (!map || (((uintptr_t)map ^ off) & (PRS_HUGE - 1)) != 0 || prs_page_size() != PRS_PAGE || n < *skip)
+    if (!map || (((uintptr_t)map ^ off) & (PRS_HUGE - 1)) != 0 || prs_page_size() != PRS_PAGE)
         return false;
     *bytes = (n - *skip) & ~(size_t)(PRS_HUGE - 1);
     return *bytes != 0;
