@@ -84,6 +84,7 @@ static void child_one(prs_store *s)
     s->pid_ns = prs_os_pid_ns();
     pthread_mutex_init(&s->mutex, NULL);
     prs_spin_init(&s->serial_lock);
+    prs_spin_init(&s->spill_again);
     s->serial_next = s->serial_end = 0;
     prs_headroom_after_fork(&s->headroom);
     prs_store_relaxed(&s->filling, 0);

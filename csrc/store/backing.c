@@ -15,6 +15,7 @@
 
 #define WARM_SECONDS 10
 #define BACK_GRAIN (128u * 1024u)
+#define ROOM (16u * BACK_GRAIN)
 #define TRIM_PAGES (PRS_HUGE / PRS_PAGE) /* none is cut that need not be */
 
 /* Code that closes all descriptors took ours as well: find the store again through a peer, or
@@ -162,7 +163,12 @@ int prs_back(prs_store *s, uint64_t off, uint64_t len, prs_error *error)
     uint64_t begin = off & ~(uint64_t)(BACK_GRAIN - 1), end = prs_round_up(off + len, BACK_GRAIN);
     if (end > s->capacity)
         end = s->capacity;
-    for (int attempt = 0;; attempt++) {
+    bool plenty = prs_os_has_room(s->fd_rw, ROOM); /* else what is populated beside would be missing elsewhere */
+    for (int attempt = !plenty;; attempt++) {
+        if (attempt) { /* little is left: no more than needed */
+            begin = off & ~(uint64_t)(PRS_PAGE - 1);
+            end = prs_round_up(off + len, PRS_PAGE);
+        }
         rc = prs_reserve(s, prs_area_missing(&s->area, begin, end - begin), error);
         if (rc == PRS_OK) {
             int err = PRS_POINT_ERRNO(backing) ? -ENOSPC : prs_area_populate(&s->area, begin, end - begin, 1, NULL);
@@ -170,10 +176,8 @@ int prs_back(prs_store *s, uint64_t off, uint64_t len, prs_error *error)
                 return PRS_OK;
             rc = no_pages(error, err, end - begin);
         }
-        if (attempt || begin == (off & ~(uint64_t)(PRS_PAGE - 1)))
+        if (attempt)
             return rc;
-        begin = off & ~(uint64_t)(PRS_PAGE - 1); /* little is left: no more than needed */
-        end = prs_round_up(off + len, PRS_PAGE);
     }
 }
 

@@ -271,6 +271,13 @@ bool prs_os_in_memory(int fd)
     return fstatfs(fd, &fs) == 0 && memory_type(&fs);
 }
 
+/* Whether the file's file system has so many bytes left; true where it has no limit of its own, or does not say. */
+bool prs_os_has_room(int fd, uint64_t bytes)
+{
+    struct statfs fs;
+    return fstatfs(fd, &fs) != 0 || fs.f_blocks == 0 || (uint64_t)fs.f_bavail * (uint64_t)fs.f_bsize >= bytes;
+}
+
 int prs_os_make_directory(int at, const char *name)
 {
     return mkdirat(at, name, 0700) < 0 ? -errno : 0;

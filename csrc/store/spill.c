@@ -154,23 +154,18 @@ void prs_spill_close(prs_store *s)
 /* Other code closed the lock alone: without it, whoever cleans up takes the directory of a living store. */
 static void lock_again(prs_store *s)
 {
-    static prs_spin lock;
-    if (!prs_spin_trylock(&lock)) /* another thread is at it */
-        return;
-    int fd = prs_os_same(s->fd_spill_lock, &s->spill_lock_file) ? -1 : prs_os_open_at(s->fd_spill, LOCK_NAME, O_RDWR);
+    int fd = prs_os_open_at(s->fd_spill, LOCK_NAME, O_RDWR);
     if (fd >= 0 && prs_os_same(fd, &s->spill_lock_file) && prs_os_lock_file(fd, false) == 0)
         s->fd_spill_lock = fd;
     else
         prs_os_close(fd);
-    prs_spin_unlock(&lock);
 }
 
-/* The directory, opened anew if other code closed our descriptors. */
-static int directory(prs_store *s)
+static int find_again(prs_store *s)
 {
     bool locked = prs_os_same(s->fd_spill_lock, &s->spill_lock_file);
-    if (PRS_LIKELY(prs_os_same(s->fd_spill, &s->spill_file))) {
-        if (PRS_UNLIKELY(!locked))
+    if (prs_os_same(s->fd_spill, &s->spill_file)) {
+        if (!locked)
             lock_again(s);
         return s->fd_spill;
     }
@@ -179,6 +174,17 @@ static int directory(prs_store *s)
     s->fd_spill = s->fd_spill_lock = -1;
     prs_error ignored;
     return prs_spill_open(s, false, &ignored) == PRS_OK ? s->fd_spill : -EBADF;
+}
+
+/* The directory, opened anew if other code closed our descriptors, by one thread at a time. */
+static int directory(prs_store *s)
+{
+    if (PRS_LIKELY(prs_os_same(s->fd_spill, &s->spill_file) && prs_os_same(s->fd_spill_lock, &s->spill_lock_file)))
+        return s->fd_spill;
+    prs_spin_lock(&s->spill_again);
+    int at = find_again(s);
+    prs_spin_unlock(&s->spill_again);
+    return at;
 }
 
 /* ---- one object ------------------------------------------------------------------------------------- */

@@ -119,6 +119,7 @@ struct prs_store {
     uint32_t my_word; /* holder word and bit of this client                     */
     uint64_t my_bit;
     int fd_rw, fd_ro, fd_lock;
+    prs_spin spill_again; /* held while these are opened anew */
     int fd_spill, fd_spill_lock; /* this store's spill directory; its lock file, locked shared */
     prs_file spill_file, spill_lock_file;
     char *spill_dir;        /* copy of the superblock's: needed when that is unmapped */
@@ -232,6 +233,7 @@ int prs_os_pread(int fd, void *buffer, size_t n, uint64_t off);
 uint64_t prs_os_blocks(int fd);
 int prs_os_open_directory(int at, const char *path, prs_error *error);
 bool prs_os_in_memory(int fd);
+bool prs_os_has_room(int fd, uint64_t bytes);
 int prs_os_make_directory(int at, const char *name);
 int prs_os_open_at(int at, const char *name, int flags); /* O_RDONLY, O_RDWR, O_CREAT, O_EXCL */
 int prs_os_remove_at(int at, const char *name, bool directory);

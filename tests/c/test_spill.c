@@ -356,7 +356,6 @@ TEST(the_file_of_a_draft_disappears)
     CHECK_EQ(entries(spill_dir(), 0), 0);
 }
 
-/* Code that closes every descriptor took those of the directory, too. */
 /* Other code closes all descriptors it sees, or some. */
 TEST(the_directory_is_found_again)
 {
