@@ -119,7 +119,7 @@ struct prs_store {
     uint32_t my_word; /* holder word and bit of this client                     */
     uint64_t my_bit;
     int fd_rw, fd_ro, fd_lock;
-    prs_spin spill_again; /* held while these are opened anew */
+    prs_spin spill_again;        /* held while these are opened anew */
     int fd_spill, fd_spill_lock; /* this store's spill directory; its lock file, locked shared */
     prs_file spill_file, spill_lock_file;
     char *spill_dir;        /* copy of the superblock's: needed when that is unmapped */
