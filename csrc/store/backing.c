@@ -176,7 +176,7 @@ int prs_back(prs_store *s, uint64_t off, uint64_t len, prs_error *error)
                 return PRS_OK;
             rc = no_pages(error, err, end - begin);
         }
-        if (attempt)
+        if (attempt || end - begin == n * PRS_PAGE)
             return rc;
     }
 }

@@ -29,7 +29,10 @@ int prs_point_hit(enum prs_point point)
     uint32_t action = prs_load_acquire(&armed[point].action);
     if (action == 0)
         return 0;
-    if (prs_fetch_sub_relaxed(&armed[point].left, 1) != 1)
+    uint32_t left = prs_fetch_sub_relaxed(&armed[point].left, 1);
+    if (action == PRS_FAIL_ERRNO_ON && left <= 1)
+        prs_store_relaxed(&armed[point].left, 1); /* the next crossing, too */
+    else if (left != 1)
         return 0;
     switch (action) {
     case PRS_FAIL_KILL:

@@ -411,8 +411,9 @@ uint32_t prs_fork_count(void);
 
 /* ---- fault injection (debug builds only; no-ops returning false otherwise) ---------------- */
 
-/* Arm a named point: at its `after`-th crossing do the action. */
-enum { PRS_FAIL_KILL = 1, PRS_FAIL_STOP = 2, PRS_FAIL_ERRNO = 3, PRS_FAIL_HOLD = 4 };
+/* Arm a named point: at its `after`-th crossing do the action; ERRNO_ON at each one from there on, until it is
+ * armed with action 0. */
+enum { PRS_FAIL_KILL = 1, PRS_FAIL_STOP = 2, PRS_FAIL_ERRNO = 3, PRS_FAIL_HOLD = 4, PRS_FAIL_ERRNO_ON = 5 };
 bool prs_failpoint_arm(const char *name, int action, int after, int value);
 /* Names of all points, NULL-terminated. */
 const char *const *prs_failpoint_names(void);

@@ -490,8 +490,10 @@ TEST(reserves_that_could_not_be_backed_are_given_back)
     prs_store *s = store_of(16 * MIB);
     prs_error e = {0};
     prs_oid id;
-    CHECK(prs_failpoint_arm("backing", PRS_FAIL_ERRNO, 2, ENOSPC)); /* the first is for the table of slots */
+    CHECK(prs_failpoint_arm("backing", PRS_FAIL_ERRNO_ON, 2, ENOSPC)); /* the first is for the table of slots */
     CHECK_EQ(try_put(s, 20000, 1, &id, &e), PRS_E_BACKING);
+    CHECK_EQ(e.sys_errno, ENOSPC);
+    CHECK(prs_failpoint_arm("backing", 0, 0, 0));
     CHECK_EQ(reserved_by(s, s->me), 0);
     CHECK_EQ(stats_of(s).reserved, 0);
     CHECK_EQ(try_put(s, 20000, 1, &id, &e), PRS_OK);

@@ -146,6 +146,30 @@ TEST(an_orphan_only_lets_go)
 
 /* ---- arguments -------------------------------------------------------------------------------------------------------- */
 
+/* The walk over windows comes to the end of the data area a second time, and stops. */
+TEST(no_window_is_large_enough)
+{
+    SEVERAL_PROCESSES();
+    CHECK(mkdtemp(strcpy(spill_dir, "/var/tmp/prs-refusals-XXXXXX")));
+    prs_store *s = store_with((prs_options){.capacity = 8 * MIB, .spill_dir = spill_dir});
+    prs_error e;
+    prs_view v;
+    prs_oid id[3];
+    for (int i = 0; i < 3; i++)
+        id[i] = put(s, 2 * MIB, (uint64_t)i);
+    CHECK_EQ(prs_pin(s, &id[1], &v), PRS_OK);
+    CHECK_EQ(prs_spill_for(s, 16 * MIB, &e), PRS_E_FULL);
+    CHECK_EQ(stats_of(s).spilled, 0);
+    prs_unpin(s, &id[1]);
+    for (int i = 0; i < 3; i++) {
+        CHECK_EQ(verify(s, &id[i], 2 * MIB, (uint64_t)i), PRS_OK);
+        prs_unref(s, &id[i]);
+    }
+    CHECK_EMPTY(s);
+    close_store(s);
+    CHECK_EQ(rmdir(spill_dir), 0);
+}
+
 TEST(what_makes_no_sense_is_refused)
 {
     prs_store *s = store_of(8 * MIB), *t = store_of(8 * MIB);
