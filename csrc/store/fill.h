@@ -4,8 +4,10 @@
  *   mapped    page table entries exist here    copy into the mapping            (copy.h)
  *   backed    the kernel holds the page, but   MADV_POPULATE_READ + copy, in pieces, on all threads: maps
  *             this process never touched it    16 pages per fault, writable ones, as shared memory tracks no dirt
- *   unbacked  never used, or given back        the caller writes by pwrite from the front, helpers
- *                                              populate and copy pieces from the back, until they meet
+ *   unbacked  never used, or given back        whole blocks of 2 MiB: a huge page each, where the kernel
+ *                                              gives them quickly (huge.h). Else, and for the rest: the
+ *                                              caller writes by pwrite from the front, helpers populate
+ *                                              and copy pieces from the back, until they meet
  *
  * Every put of the same place is thus faster than the one before: from the third on all pages are mapped.
  *
@@ -62,8 +64,8 @@ uint64_t prs_area_missing(const prs_area *area, uint64_t off, size_t n);
 int prs_area_fill(const prs_area *area, uint64_t off, const void *src, size_t n, unsigned max_threads, uint64_t *grown);
 
 /*
- * Back and map [off, off + n) without writing to it, then as prs_area_fill. Needs area->map. The range may hold bytes of others:
- * a failure leaves what was backed, unmarked; who owns it all may punch it.
+ * Back and map [off, off + n) without writing to it, then as prs_area_fill. Needs area->map. The range may hold
+ * bytes of others: a failure leaves what was backed, unmarked; who owns it all may punch it.
  */
 int prs_area_populate(const prs_area *area, uint64_t off, size_t n, unsigned max_threads, uint64_t *grown);
 

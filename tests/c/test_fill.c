@@ -1,5 +1,6 @@
 /* test_fill.c - filling mapped, backed and unbacked pages; areas of mixed states; full file systems. */
 #include "harness.h"
+#include "tmpfs.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -7,7 +8,6 @@
 #include <pthread.h>
 #include <stdbool.h>
 #include <sys/mman.h>
-#include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -516,24 +516,6 @@ TEST(neighbours_on_one_page_fill_at_the_same_time)
     free(from);
 }
 
-/* A file on a full file system of its own, which ends with it; -1 where none can be mounted. */
-static int tmpfs_of(const char *options, size_t size)
-{
-    char dir[] = "/tmp/prs-test-tmpfs-XXXXXX", path[64];
-    CHECK(mkdtemp(dir) != NULL);
-    if (mount("none", dir, "tmpfs", 0, options) != 0) {
-        rmdir(dir);
-        return -1;
-    }
-    snprintf(path, sizeof path, "%s/f", dir);
-    int fd = open(path, O_RDWR | O_CREAT, 0600);
-    bool made = fd >= 0 && ftruncate(fd, (off_t)size + 4096) == 0;
-    umount2(dir, MNT_DETACH); /* lives on behind the descriptor; nothing is left whatever fails below */
-    rmdir(dir);
-    CHECK(made);
-    return fd;
-}
-
 static test_area beside;
 static unsigned char neighbours[4096];
 
@@ -546,9 +528,10 @@ static void a_neighbour_writes(void)
 TEST(who_populates_in_vain_takes_nothing_from_others)
 {
     size_t size = 32 * 4096;
-    int fd = tmpfs_of("size=64k", size);
+    int fd = file_on_tmpfs("size=64k");
     if (fd < 0)
         SKIP("no tmpfs can be mounted here");
+    CHECK_EQ(ftruncate(fd, (off_t)size + 4096), 0);
     test_area t = new_area_on(fd, size);
     beside = t; /* another process: its own marks of what it has mapped */
     beside.area.mapped = prs_pages_at(calloc(1, prs_pages_bytes(size / 4096)), size / 4096);
@@ -565,9 +548,10 @@ TEST(who_populates_in_vain_takes_nothing_from_others)
 TEST(a_full_file_system_is_an_error_and_keeps_nothing)
 {
     size_t size = (size_t)16 << 20;
-    int fd = tmpfs_of("size=4m", size), rc[5] = {0};
+    int fd = file_on_tmpfs("size=4m"), rc[5] = {0};
     if (fd < 0)
         SKIP("no tmpfs can be mounted here");
+    CHECK_EQ(ftruncate(fd, (off_t)size + 4096), 0);
     test_area t = new_area_on(fd, size);
     unsigned char *from = pattern(size, 6);
     uint64_t grown;

@@ -2,7 +2,7 @@
 #include "corpses.h"
 
 #include "huge.h"
-#include <sys/mount.h>
+#include "tmpfs.h"
 #include <sys/resource.h>
 #include <sys/syscall.h>
 
@@ -158,23 +158,6 @@ static void fill(test_area *t, size_t off, size_t n, unsigned threads)
     CHECK_EQ(prs_area_missing(&t->area, off, n), 0);
     CHECK_EQ(prs_pages_count(t->area.backed, 0, t->area.backed.count) * PRS_PAGE, backed_bytes(t->area.fd));
     free(from);
-}
-
-/* A file on a file system of its own, which ends with it; -1 where none can be mounted. */
-static int small_tmpfs(const char *options)
-{
-    char dir[] = "/tmp/prs-test-tmpfs-XXXXXX", path[64];
-    CHECK(mkdtemp(dir) != NULL);
-    if (mount("none", dir, "tmpfs", 0, options) != 0) {
-        rmdir(dir);
-        return -1;
-    }
-    snprintf(path, sizeof path, "%s/f", dir);
-    int fd = open(path, O_RDWR | O_CREAT, 0600);
-    umount2(dir, MNT_DETACH);
-    rmdir(dir);
-    CHECK(fd >= 0);
-    return fd;
 }
 
 /* Whether this kernel has them at all: from Linux 6.1 on, unless shmem_enabled is "deny". */
@@ -364,7 +347,7 @@ TEST(beyond_the_limit_of_a_file_nothing_is_backed)
 /* Some say they did and have not: what they believe to be there would be SIGBUS. */
 TEST(a_lie_is_found_out)
 {
-    int fd = small_tmpfs("size=5m");
+    int fd = file_on_tmpfs("size=5m");
     if (fd < 0)
         SKIP("no tmpfs can be mounted here");
     without_limits();
@@ -404,7 +387,7 @@ TEST(a_full_file_system_keeps_nothing)
 {
     static const char *const sizes[] = {"size=15m", "size=14m"}; /* full within a block, and between two */
     for (int i = 0; i < 2; i++) {
-        int fd = small_tmpfs(sizes[i]);
+        int fd = file_on_tmpfs(sizes[i]);
         if (fd < 0)
             SKIP("no tmpfs can be mounted here");
         fill_up(fd);
