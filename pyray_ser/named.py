@@ -2,9 +2,10 @@
 
 A named store is a file that its clients hold record locks on, one byte each. It is gone when nobody holds one any more and no
 process has it mapped: the next one to open that name, or `pyray-ser clean`, removes the file then. The last process that
-leaves in an orderly way removes it itself.
+leaves in an orderly way removes it itself, and this user's directory with the last file in it.
 
-Opening and removing exclude each other by a lock (``flock``) on the directory, held for as long as an open takes.
+Opening and removing exclude each other by a lock (``flock``) on the directory, held for as long as an open takes. Who waited for
+the lock of a directory that was removed meanwhile begins anew.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import stat
 import struct
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 from . import _log, _store
 
@@ -36,6 +37,7 @@ __all__ = [
     "open_named",
     "path_of",
     "remove_dead",
+    "remove_directory",
 ]
 
 # struct flock of 64-bit Linux: type, whence, start, length, pid.
@@ -105,24 +107,50 @@ def check_directory(folder: str) -> None:
 @contextmanager
 def guard(folder: str, timeout: float = 1.0) -> Iterator[None]:
     """Exclude others from opening and removing stores in `folder`; at most `timeout` seconds are waited for them."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        until = time.monotonic() + timeout
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    from .exceptions import StoreBusyError
+    until = time.monotonic() + timeout
+    while True:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if _locked(fd) and os.path.samestat(os.fstat(fd), os.stat(folder)):
+                yield
+                return
+            if time.monotonic() > until:
+                from .exceptions import StoreBusyError
 
-                    raise StoreBusyError(
-                        f"another process has been opening a store in {folder} for {timeout:g} s; continue or end it"
-                    ) from None
-                time.sleep(0.002)
+                raise StoreBusyError(
+                    f"another process has been opening a store in {folder} for {timeout:g} s; continue or end it"
+                )
+        finally:
+            os.close(fd)
+        time.sleep(0.002)
+
+
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def _guard_made(folder: str, timeout: float) -> Iterator[None]:
+    """As `guard`, of a directory that is safe to use; this user's own is made if it is not there, or is removed meanwhile."""
+    with ExitStack() as stack:
+        while True:
+            if folder == directory():
+                with suppress(FileExistsError):
+                    os.mkdir(folder, 0o700)
+            try:
+                check_directory(folder)
+                stack.enter_context(guard(folder, timeout))
+            except FileNotFoundError:
+                if folder != directory():
+                    raise
+            else:
+                break
+        check_directory(folder)  # it is the one that is locked now, and stays
         yield
-    finally:
-        os.close(fd)
 
 
 def mapped_by(device: int, inode: int) -> list[int]:
@@ -182,20 +210,24 @@ def remove_dead(path: str) -> bool:
     return True
 
 
+def remove_directory(folder: str) -> None:
+    """Remove this user's directory of named stores if nothing is left in it; the caller holds its `guard`."""
+    if folder == directory():
+        with suppress(OSError):  # there is something in it
+            os.rmdir(folder)
+
+
 def open_named(path: str, options: dict[str, Any]) -> _store.Store:
     """Attach to the store in the file `path`, or make it if there is none that anybody uses."""
     folder = os.path.dirname(path)
-    if folder == directory():
-        with suppress(FileExistsError):
-            os.mkdir(folder, 0o700)
-    check_directory(folder)
     attach = {key: options[key] for key in ("lock_timeout", "flags") if key in options}
-    with guard(folder, options.get("lock_timeout", 1.0)):
-        if os.path.lexists(path) and not remove_dead(path):
-            store = _store.attach_path(path, **attach)
-        else:
-            store = _store.create_store(path, **options)
-    return store
+    with _guard_made(folder, options.get("lock_timeout", 1.0)):
+        try:
+            if os.path.lexists(path) and not remove_dead(path):
+                return _store.attach_path(path, **attach)
+            return _store.create_store(path, **options)
+        finally:
+            remove_directory(folder)  # no store came of it
 
 
 def leave(store: _store.Store) -> None:
@@ -203,10 +235,12 @@ def leave(store: _store.Store) -> None:
     path = store.path
     if path is None or store.closed or store.orphaned:
         return
+    folder = os.path.dirname(path)
     try:
-        with guard(os.path.dirname(path)):
+        with guard(folder):
             if store.client_pids() == [os.getpid()] and _is_file_of(store, path):
                 os.unlink(path)
+                remove_directory(folder)
     except (OSError, ValueError) as error:
         # The file stays for the next one to open that name: leaving must not fail.
         _log.debug("left the file of the store %s where it is: %s", path, error)

@@ -28,11 +28,13 @@ def _used_by_strangers() -> set[str]:
 
 
 def shm_entries() -> set[str]:
-    """Files in /dev/shm, at any depth, that belong to this user and to no unrelated process."""
+    """Files and empty folders in /dev/shm, at any depth, that belong to this user and to no unrelated process."""
     found = set()
-    for folder, _, names in os.walk(SHM):
+    for folder, folders, names in os.walk(SHM):
+        if not names and not folders and folder != SHM:
+            names = [""]
         for name in names:
-            path = os.path.join(folder, name)
+            path = os.path.join(folder, name).rstrip("/")
             try:
                 if os.lstat(path).st_uid == os.getuid():
                     found.add(path)

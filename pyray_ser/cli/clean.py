@@ -62,11 +62,15 @@ def run(arguments: argparse.Namespace) -> int:
     directories = spill_directories(stores, arguments.spill_dir)
     removed, problems = [], []
     for entry in left_behind(stores):
+        folder = os.path.dirname(entry["path"])
         try:
             # Looked at once more, with everybody who would open it locked out.
-            with named.guard(os.path.dirname(entry["path"])):
-                if arguments.dry_run or named.remove_dead(entry["path"]):
+            with named.guard(folder):
+                if arguments.dry_run:
                     removed.append(entry)
+                elif named.remove_dead(entry["path"]):
+                    removed.append(entry)
+                    named.remove_directory(folder)
         except OSError as problem:
             problems.append(f"{entry['path']}: {problem}")
     spilled: list[dict[str, Any]] = []

@@ -1,5 +1,6 @@
 """Stores with a name: found by strangers, refused to intruders, gone with their last process."""
 
+import contextlib
 import os
 import uuid
 
@@ -32,9 +33,10 @@ def named():
         return run((PRELUDE + text).replace("NAME", name), **options)
 
     yield script
-    path = f"/dev/shm/pyray_ser-{os.getuid()}/{name}"
-    if os.path.exists(path):
-        os.unlink(path)
+    folder = f"/dev/shm/pyray_ser-{os.getuid()}"
+    with contextlib.suppress(OSError):
+        os.unlink(f"{folder}/{name}")
+        os.rmdir(folder)
 
 
 def test_a_stranger_finds_store_and_objects(named):
@@ -197,11 +199,102 @@ def test_a_squatted_directory_is_refused(named):
     assert named(text) == "refused"
 
 
+OWN_DIRECTORY = """
+    folder = f"/dev/shm/pyray_ser-test-{os.getpid()}"
+    named.directory = lambda: folder
+    path = named.path_of(name)
+"""
+
+
+def test_the_directory_goes_with_its_last_store(named):
+    text = (
+        OWN_DIRECTORY
+        + """
+    os.mkdir(folder, 0o700)  # by one that died before it made its store
+    pyray_ser.init(name=name)
+    other = os.path.join(folder, "other")
+    os.mkdir(other)
+    pyray_ser.shutdown()
+    assert os.listdir(folder) == ["other"]
+    os.rmdir(other)
+    pyray_ser.init(name=name)
+    pyray_ser.shutdown()
+    assert not os.path.lexists(folder)
+    try:
+        pyray_ser.init(name=name, spill_dir="/dev/shm")  # no store comes of it
+    except ValueError as error:
+        print("spill directory" in str(error), os.path.lexists(folder))
+    """
+    )
+    assert named(text) == "True False"
+
+
+def test_a_directory_removed_while_its_lock_was_awaited_is_made_anew(named):
+    text = (
+        OWN_DIRECTORY
+        + """
+    import fcntl, threading
+    os.mkdir(folder, 0o700)
+    fd = os.open(folder, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    opener = threading.Thread(target=pyray_ser.init, kwargs={"name": name, "lock_timeout": 30})
+    opener.start()
+    time.sleep(0.2)
+    assert opener.is_alive()
+    os.rmdir(folder)
+    os.close(fd)
+    opener.join(60)
+    print(os.listdir(folder) == [name], os.stat(folder).st_mode & 0o777 == 0o700)
+    pyray_ser.shutdown()
+    """
+    )
+    assert named(text) == "True True"
+
+
+def test_a_link_to_nowhere_in_place_of_the_directory_is_refused(named):
+    text = (
+        OWN_DIRECTORY
+        + """
+    os.symlink("/dev/shm/pyray_ser-nowhere", folder)
+    try:
+        pyray_ser.init(name=name)
+    except StoreAccessError as error:
+        print("symbolic link" in str(error))
+    finally:
+        os.unlink(folder)
+    """
+    )
+    assert named(text) == "True"
+
+
+COME_AND_GO = """
+import sys, pyray_ser
+from pyray_ser import named
+named.directory = lambda: sys.argv[1]
+for k in range(60):
+    pyray_ser.init(name=sys.argv[2], capacity=1 << 20)
+    pyray_ser.put(k)
+    pyray_ser.shutdown()
+"""
+
+
+def test_stores_come_and_go_in_one_directory(named):
+    text = f"""
+    code = {COME_AND_GO!r}
+    folder = f"/dev/shm/pyray_ser-test-{{os.getpid()}}"
+    environment = {{key: value for key, value in os.environ.items() if key != "PYRAY_SER_STORE"}}
+    children = [subprocess.Popen([sys.executable, "-P", "-c", code, folder, f"{{name}}-{{k // 2}}"], env=environment) for k in range(6)]
+    print([child.wait(timeout=120) for child in children], os.path.lexists(folder))
+    """
+    assert named(text) == "[0, 0, 0, 0, 0, 0] False"
+
+
 def test_a_stopped_opener_is_an_error_that_names_the_directory(named):
     text = """
     import fcntl
     pyray_ser.init(name=name, lock_timeout=0.2)
     pyray_ser.shutdown()
+    os.makedirs(named.directory(), mode=0o700, exist_ok=True)
     fd = os.open(named.directory(), os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
     started = time.monotonic()
@@ -210,6 +303,7 @@ def test_a_stopped_opener_is_an_error_that_names_the_directory(named):
     except StoreBusyError as error:
         print(named.directory() in str(error), time.monotonic() - started < 5)
     os.close(fd)
+    pyray_ser.init(name=name)
     """
     assert named(text) == "True True"
 
