@@ -69,6 +69,7 @@ def owner(folder):
     made.close()
     if os.path.exists(made.path):
         os.unlink(made.path)
+        named.remove_directory(named.directory())
 
 
 def command(*arguments, status=0):
