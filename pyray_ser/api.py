@@ -251,7 +251,8 @@ def create(nbytes: int, *, timeout: float | None = None) -> memoryview:
     -------
     memoryview
         Writable until `seal` makes it an object, whose value is a read-only memoryview. ``view.obj.ref`` is the reference
-        that others can wait for meanwhile.
+        that others can wait for meanwhile. A memoryview cannot be told that it became read-only: writing to this one after
+        `seal` is SIGSEGV, as it is in a forked child.
     """
     from . import _window
 

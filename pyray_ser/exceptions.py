@@ -76,6 +76,14 @@ def _seconds(number: float) -> str:
     return f"{number:g} s"
 
 
+def text_of(error: BaseException) -> str:
+    """``str(error)``, also where the exception's own ``__str__`` fails."""
+    try:
+        return str(error)
+    except Exception:
+        return f"<{type(error).__name__}, whose __str__ fails>"
+
+
 class PyraySerError(Exception):
     """Root of all exceptions of this library.
 
@@ -494,7 +502,7 @@ class TaskError(PyraySerError):
         where = "" if self.pid is None else f" in worker process {self.pid}"
         text = f"{what} failed{where}"
         if self.cause is not None:
-            text += f": {type(self.cause).__name__}: {self.cause}"
+            text += f": {type(self.cause).__name__}: {text_of(self.cause)}"
         if self.remote_traceback:
             text += f"\n\nThe traceback there:\n{self.remote_traceback.rstrip()}"
         return text

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 __all__ = [
+    "attach_existing",
     "check_directory",
     "directory",
     "guard",
@@ -49,7 +50,7 @@ _MAGIC = b"PYRAYSER"
 
 def directory() -> str:
     """Return the directory of this user's named stores."""
-    return f"/dev/shm/pyray_ser-{os.getuid()}"
+    return f"/dev/shm/pyray_ser-{os.geteuid()}"
 
 
 def path_of(name: str) -> str:
@@ -96,9 +97,9 @@ def check_directory(folder: str) -> None:
             # A sticky directory such as /dev/shm is fine: the file's own owner and mode are checked as well.
             open_to_all = found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX
             reason = "its directory can be written to by other users" if open_to_all else None
-    elif reason is None and found.st_uid != os.getuid():
+    elif reason is None and found.st_uid != os.geteuid():
         reason = f"it belongs to user {found.st_uid}"
-    elif reason is None and stat.S_IMODE(found.st_mode) & 0o077:
+    elif reason is None and found.st_mode & 0o777 != 0o700:
         reason = f"its mode is {stat.S_IMODE(found.st_mode):04o}, not 0700"
     if reason:
         raise StoreAccessError(path=folder, reason=reason)
@@ -141,6 +142,7 @@ def _guard_made(folder: str, timeout: float) -> Iterator[None]:
             if folder == directory():
                 with suppress(FileExistsError):
                     os.mkdir(folder, 0o700)
+                    os.chmod(folder, 0o700)  # whatever the umask took
             try:
                 check_directory(folder)
                 stack.enter_context(guard(folder, timeout))
@@ -230,15 +232,30 @@ def open_named(path: str, options: dict[str, Any]) -> _store.Store:
             remove_directory(folder)  # no store came of it
 
 
+def attach_existing(path: str, ident: int) -> _store.Store | None:
+    """Attach to the store in the file `path` if it is the one with this identity; None if it is not there any more."""
+    folder = os.path.dirname(path)
+    try:
+        check_directory(folder)
+        with guard(folder):
+            store = _store.attach_path(path)
+    except (OSError, ValueError):
+        return None
+    if store.id == ident:
+        return store
+    store.close()
+    return None
+
+
 def leave(store: _store.Store) -> None:
-    """Remove a named store's file if this process is its last client. Called before the store is closed."""
+    """Remove a named store's file if all its clients that live are leaving. Called before the store is closed."""
     path = store.path
     if path is None or store.closed or store.orphaned:
         return
     folder = os.path.dirname(path)
     try:
         with guard(folder):
-            if store.client_pids() == [os.getpid()] and _is_file_of(store, path):
+            if store.leave() and _is_file_of(store, path):
                 os.unlink(path)
                 remove_directory(folder)
     except (OSError, ValueError) as error:

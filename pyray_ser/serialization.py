@@ -148,9 +148,9 @@ def unpicklable(value: object, error: Exception) -> Exception:
     return serialization_error(value, error)
 
 
-def memoryview_call(stream: bytes, view: memoryview) -> tuple[bytes, memoryview]:
+def memoryview_call(stream: bytes, view: memoryview) -> tuple[bytes, memoryview] | None:
     """
-    How a memoryview is written.
+    How a memoryview is written; None if only a pickler can.
 
     Parameters
     ----------
@@ -174,18 +174,20 @@ def memoryview_call(stream: bytes, view: memoryview) -> tuple[bytes, memoryview]
     if view.format == "B" and view.ndim == 1:
         return stream, flat
     call = stream[2:-1]
-    if view.nbytes and len(view.format.lstrip("@")) == 1 and view.ndim < 16:
+    from .integrations.stdlib import castable
+
+    if castable(view):
         # getattr(memoryview(buffer), "cast")(format, shape)
         arguments = _frames.pickled((view.format, view.shape))[2:-1]
         head = b"\x80\x05\x8c\x08builtins\x8c\x07getattr\x93"
         return head + call + b"\x8c\x04cast\x86R" + arguments + b"R.", flat
-    # Formats that cast() does not know, and empty ones: through an array, whose memoryview it is.
+    # Through an array, whose memoryview it is.
     import numpy
 
     from . import _ndarray
 
     written = _ndarray.template_put(numpy.asarray(view))
     if written is None:
-        raise TypeError(f"cannot pickle 'memoryview' object of format {view.format!r}")
+        return None
     stream, data = written
     return call[: -len(b"\x97\x85R")].join((b"\x80\x05", b"")) + stream[2:-1] + b"\x85R.", memoryview(data)

@@ -118,13 +118,11 @@ def _inherited() -> _store.Store | None:
         ident, pid, start, fd, path = hint
         # By its name, if it has one: the last to leave must know what to remove.
         if path:
-            with suppress(OSError, ValueError):
-                named_one = _store.attach_path(path)
-                if named_one.id == ident:
-                    from . import named  # noqa: F401 - it has the handler for the end of the process
+            from . import named
 
-                    return named_one
-                named_one.close()
+            found = named.attach_existing(path, ident)
+            if found is not None:
+                return found
         if pid != os.getpid() and _store.start_time(pid) == start:
             found = _attach(pid, fd, ident)
             if found is not None:
@@ -175,11 +173,9 @@ def find(ident: int, pid: int = 0, start: int = 0, fd: int = -1) -> _store.Store
                 if found is not None:
                     return found
         if hint is not None and hint[0] == ident and hint[4]:
-            with suppress(OSError, ValueError):
-                named_one = _store.attach_path(hint[4])
-                if named_one.id == ident:
-                    return named_one
-                named_one.close()
+            from . import named
+
+            return named.attach_existing(hint[4], ident)
     return None
 
 
@@ -243,9 +239,9 @@ def _size(text: str) -> int:
     unit = number[-1:] if number[-1:] in _UNITS else ""
     try:
         size = int(float(number.removesuffix(unit)) * _UNITS[unit]) if unit else int(number)
-    except ValueError:
+    except (ValueError, OverflowError):
         size = 0
-    if size <= 0:
+    if not 0 < size < 1 << 63:
         raise ValueError(f"{CAPACITY}={text!r} is not a size: bytes, or a number with K, M, G or T")
     return size
 

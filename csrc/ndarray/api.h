@@ -103,18 +103,29 @@ static inline bool prp_ndarray_looks(PyObject *obj)
 /* The table; imports `pyray_ser._ndarray` (and so numpy) at the first call. NULL with an exception. */
 static inline const prp_ndarray_api *prp_ndarray(void)
 {
+    static const char name[] = "pyray_ser._ndarray";
     static const prp_ndarray_api *api;
+    static PyObject *loaded; /* the module, for good */
     if (!api) {
-        PyObject *module = PyImport_ImportModule("pyray_ser._ndarray");
+        PyObject *module = PyImport_ImportModule(name);
+        /* What interrupted this import, a signal's handler or a finalizer, has imported it meanwhile: that one counts. */
+        if (!module && loaded && PyErr_ExceptionMatches(PyExc_RuntimeError)) {
+            PyErr_Clear();
+            return PyDict_SetItemString(PyImport_GetModuleDict(), name, loaded) < 0 ? NULL : api;
+        }
         PyObject *capsule = module ? PyObject_GetAttrString(module, "_api") : NULL;
         const prp_ndarray_api *found = capsule ? PyCapsule_GetPointer(capsule, PRP_NDARRAY_CAPSULE) : NULL;
-        Py_XDECREF(module);
         Py_XDECREF(capsule); /* the table is static: it stays */
         if (found && found->version != PRP_NDARRAY_VERSION) {
             PyErr_SetString(PyExc_ImportError,
                             "pyray_ser._ndarray is of another build than the extension that uses it");
-            return NULL;
+            found = NULL;
         }
+        if (found && !loaded) {
+            loaded = module;
+            module = NULL;
+        }
+        Py_XDECREF(module);
         api = found;
     }
     return api;

@@ -256,6 +256,24 @@ bool prs_client_corpse(prs_store *s, uint32_t client, uint64_t *found)
     }
 }
 
+/* The mark names the incarnation, so it means nothing once that is over, however it ended. */
+bool prs_leave(prs_store *s)
+{
+    if (s->orphan)
+        return false;
+    prs_store_seqcst(&s->clients[s->me].leaving, s->incarnation);
+    uint32_t high = prs_load_acquire(&s->super->client_high);
+    for (uint32_t i = 1; i < high && i < s->super->max_clients; i++) {
+        const prs_client *c = &s->clients[i];
+        if (i == s->me || (prs_load_acquire(&c->state) & 0xFF) != PRS_CLIENT_LIVE ||
+            prs_load_seqcst(&c->leaving) == prs_load_seqcst(&c->incarnation))
+            continue;
+        if (!prs_client_dead(s, i))
+            return false;
+    }
+    return true;
+}
+
 int prs_client_pids(prs_store *s, int32_t *pids, int cap)
 {
     int n = 0;

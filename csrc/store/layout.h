@@ -207,7 +207,8 @@ typedef struct prs_client {
     prs_atomic_u64 suspect_at;        /* other pid namespaces: when its byte was first free   */
     prs_atomic_u64 suspect_heartbeat; /* and its heartbeat then                         */
     prs_atomic_u32 fd;                /* the number of its descriptor, for others to find us  */
-    uint32_t unused[17];
+    prs_atomic_u32 leaving;           /* the incarnation that announced its end: prs_leave          */
+    uint32_t unused[16];
 } prs_client;
 
 _Static_assert(sizeof(prs_client) == 128, "a client is two cache lines");

@@ -130,6 +130,10 @@ int prs_list_pid(int32_t pid, uint64_t *ids, int *fds, int cap);
 /* Pids of the living clients; returns how many (at most cap). */
 int prs_client_pids(prs_store *store, int32_t *pids, int cap);
 
+/* Announce that this client ends soon, it may work until then; returns whether no living client stays that has not
+ * announced the same.  For who removes the file of a store: two that end at once do not wait for each other's close. */
+bool prs_leave(prs_store *store);
+
 /* ---- putting ------------------------------------------------------------------ */
 
 /* An object being made.  Belongs to one thread at a time. */

@@ -19,6 +19,7 @@
 #define CAPACITY_LEAST (16u * 1024 * 1024) /* of a default that shrinks */
 #define ROOM_LEFT ((size_t)64 << 20)
 #define SLOTS_MIN (1u << 20)
+#define SLOTS_LEAST (1u << 14) /* where a limit leaves no room for more */
 #define SLOTS_MAX (1u << 24)
 
 /* ---- layout ------------------------------------------------------------------------------------- */
@@ -222,7 +223,7 @@ static int enter(prs_store *s, prs_error *error)
 
 /* ---- create ------------------------------------------------------------------------------------------ */
 
-static void choose(prs_super *p, const prs_options *options, uint64_t capacity)
+static void choose(prs_super *p, const prs_options *options, uint64_t capacity, uint64_t slots_min)
 {
     if (capacity > CAPACITY_MAX)
         capacity = CAPACITY_MAX;
@@ -233,8 +234,8 @@ static void choose(prs_super *p, const prs_options *options, uint64_t capacity)
     if (p->max_clients > PRS_CLIENTS_MAX)
         p->max_clients = PRS_CLIENTS_MAX;
     uint64_t slots = options && options->max_objects ? options->max_objects : p->capacity / 4096;
-    if (!(options && options->max_objects) && slots < SLOTS_MIN)
-        slots = SLOTS_MIN;
+    if (!(options && options->max_objects) && slots < slots_min)
+        slots = slots_min;
     slots = prs_round_up(slots, PRS_SLOT_CHUNK);
     p->max_slots = (uint32_t)(slots > SLOTS_MAX ? SLOTS_MAX : slots);
     p->max_links = p->max_slots;
@@ -248,12 +249,13 @@ static bool roomy(const prs_store *s)
     return prs_os_room(s->capacity + s->capacity / 2 + ROOM_LEFT);
 }
 
-static int create(prs_store **out, const prs_options *options, uint64_t capacity, bool given, prs_error *error)
+static int create(prs_store **out, const prs_options *options, uint64_t capacity, uint64_t slots_min, bool given,
+                  prs_error *error)
 {
     prs_super plan;
     memset(&plan, 0, sizeof plan);
     *out = NULL;
-    choose(&plan, options, capacity);
+    choose(&plan, options, capacity, slots_min);
     lay_out(&plan);
     int rc = prs_os_random(&plan.store_id, sizeof plan.store_id);
     if (rc < 0)
@@ -279,7 +281,8 @@ static int create(prs_store **out, const prs_options *options, uint64_t capacity
     uint64_t size;
     rc = prs_os_size(fd, plan.file_size);
     if (rc < 0) {
-        rc = prs_fail(error, PRS_E_SYS, -rc, "cannot make a file of %llu bytes", (unsigned long long)plan.file_size);
+        rc = prs_fail(error, PRS_E_SYS, -rc, "cannot make a file of %llu bytes%s", (unsigned long long)plan.file_size,
+                      rc == -EFBIG ? " (RLIMIT_FSIZE, ulimit -f, allows less)" : "");
         goto fail;
     }
     if (!s->path)
@@ -327,13 +330,19 @@ int prs_create(prs_store **out, const prs_options *options, prs_error *error)
     uint64_t first = given ? options->capacity : prs_default_capacity();
     if (first == 0) /* neither /proc nor a cgroup says how much memory there is */
         first = (uint64_t)1 << 30;
-    uint64_t capacity = first;
+    uint64_t capacity = first, slots_min = SLOTS_MIN;
     prs_error why = {0};
     int rc;
     /* What nobody asked for may be less: a limit of the address space or of the size of files is no reason to fail. */
-    while ((rc = create(out, options, capacity, given, &why)) < 0 && !given && capacity / 2 >= CAPACITY_LEAST &&
-           (rc == PRS_E_NOMEM || why.sys_errno == EFBIG))
-        capacity /= 2;
+    while ((rc = create(out, options, capacity, slots_min, given, &why)) < 0 &&
+           (rc == PRS_E_NOMEM || why.sys_errno == EFBIG)) {
+        if (!given && capacity / 2 >= CAPACITY_LEAST)
+            capacity /= 2;
+        else if (!(options && options->max_objects) && slots_min > SLOTS_LEAST)
+            slots_min /= 2;
+        else
+            break;
+    }
     if (rc < 0 && error)
         *error = why;
     if (rc == PRS_OK && capacity < first)

@@ -5,6 +5,7 @@ returns the exit status: 0, 1 for a negative answer, 2 for what could not be don
 """
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -45,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             module.add_arguments(command)
             command.set_defaults(run=module.run)
     arguments = parser.parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of objects are anything, terminals are not
     try:
         return int(arguments.run(arguments))
     except CommandError as error:

@@ -12,25 +12,28 @@ from typing import Any
 
 from .. import rebuild
 
-__all__ = ["install", "reduce_array", "reduce_bytes_io", "reduce_code", "reduce_memoryview"]
+__all__ = ["castable", "install", "reduce_array", "reduce_bytes_io", "reduce_code", "reduce_memoryview"]
 
-# What memoryview.cast understands.
-_NATIVE = frozenset("cbB?hHiIlLqQnNfdP")
+
+# What memoryview.cast understands in every version of Python.
+_CAST_FORMATS = frozenset("cbB?hHiIlLqQnNfdP")
+
+
+def castable(view: memoryview) -> bool:
+    """Whether ``cast(format, shape)`` makes this view of plain bytes."""
+    if view.nbytes == 0:
+        return view.format == "B" and view.ndim == 1
+    return view.format.removeprefix("@") in _CAST_FORMATS and 0 < view.ndim < 16
 
 
 def reduce_memoryview(view: memoryview) -> tuple[Any, ...]:
     """Reduce a memoryview: its format and shape, and its bytes in C order."""
-    if not view.format.lstrip("@") or view.format.lstrip("@") not in _NATIVE or view.ndim == 0:
-        # Structures, foreign byte orders, no dimensions.
+    if not castable(view):
+        # Structures, foreign byte orders, no dimensions, nothing at all: cast() cannot make them.
         import numpy
 
         return rebuild.memory_of_array, (numpy.asarray(view),)
-    # cast() cannot flatten what is empty.
     flat = b"" if view.nbytes == 0 else view.cast("B") if view.c_contiguous else view.tobytes()
-    if view.nbytes == 0 and view.ndim != 1:
-        import numpy
-
-        return rebuild.memory_of_array, (numpy.asarray(view),)
     return rebuild.memory, (PickleBuffer(flat), view.format, view.shape)
 
 

@@ -12,7 +12,8 @@ import traceback
 from functools import cache
 from typing import Any, NamedTuple, NoReturn
 
-from ..exceptions import TaskError
+from .. import _log
+from ..exceptions import TaskError, text_of
 
 __all__ = ["Failure", "describe", "raise_failure", "task_error"]
 
@@ -59,7 +60,7 @@ def describe(error: BaseException, task: str) -> Failure:
         unpack(pickled)
     except Exception:
         pickled = b""
-    return Failure(pickled, _qualified(type(error)), _text(error), text, task, os.getpid())
+    return Failure(pickled, _qualified(type(error)), text_of(error), text, task, os.getpid())
 
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -71,13 +72,6 @@ def _is_ours(filename: str) -> bool:
 
 def _qualified(cls: type) -> str:
     return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:
-        return f"<{type(error).__name__}, whose __str__ fails>"
 
 
 def raise_failure(failure: Failure) -> NoReturn:
@@ -114,7 +108,9 @@ def task_error(cause: BaseException | None, failure: Failure) -> TaskError:
     cls = _dual(kind)
     if cls is TaskError:
         return TaskError(**facts)
-    error: TaskError = cls.__new__(cls, *cause.args)
+    error = _blank(cls, kind, cause.args)
+    if error is None:
+        return TaskError(**facts)
     # __init__ of the original type may do anything: its result, the attributes, is what counts.
     error.__dict__.update(cause.__dict__)
     for name in _native_attributes(kind):
@@ -128,6 +124,19 @@ def task_error(cause: BaseException | None, failure: Failure) -> TaskError:
         if note not in getattr(error, "__notes__", ()):
             error.add_note(note)
     return error
+
+
+def _blank(cls: Any, kind: Any, arguments: tuple[Any, ...]) -> TaskError | None:
+    """Return an instance that was not initialized; None if its original type cannot be mixed with ours."""
+    # Its own __new__ may ask for other arguments, and MemoryError's refuses classes derived from it.
+    for maker in (cls.__new__, kind.__new__, Exception.__new__):
+        try:
+            made: TaskError = maker(cls, *arguments)
+        except Exception as problem:
+            _log.debug("%s does not make a %s: %r", maker, cls.__name__, problem)
+        else:
+            return made
+    return None
 
 
 @cache

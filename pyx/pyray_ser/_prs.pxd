@@ -76,6 +76,7 @@ cdef extern from "store/prs.h" nogil:
     uint64_t prs_start_time(int32_t pid) noexcept
     int prs_list_pid(int32_t pid, uint64_t *ids, int *fds, int cap) noexcept
     int prs_client_pids(prs_store *store, int32_t *pids, int cap) noexcept
+    bint prs_leave(prs_store *store) noexcept
 
     ctypedef struct prs_draft:
         prs_oid id

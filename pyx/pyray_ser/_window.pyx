@@ -5,6 +5,7 @@ arrays and memoryviews over it stay valid. It belongs to the process that made i
 """
 
 import weakref
+from operator import index
 
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo, PyBuffer_Release, PyBUF_SIMPLE, PyObject_GetBuffer
@@ -122,7 +123,8 @@ cdef Window open_window(uint64_t size, int64_t deadline):
 
 def create(size, timeout=None):
     """A window of `size` bytes; `timeout` as for put."""
-    if size < 0:
+    size = index(size)
+    if size < 0 or size >= 1 << 63:
         raise ValueError(f"an object cannot have {size} bytes")
     return open_window(size, 0 if timeout is None else deadline_of(timeout))
 
@@ -173,13 +175,23 @@ def seal(value):
         if source.nbytes != window.size or (source.nbytes and source.data != window.data):
             raise ValueError("seal() takes the whole array that empty() returned, not a part of it")
     else:
+        if type(value) is memoryview:
+            from pyray_ser.serialization import memoryview_call
+
+            written = memoryview_call(MEMORYVIEW_STREAM, value)
+        else:
+            written = (MEMORYVIEW_STREAM, value) if type(value) is Window else None
+        n = PyBytes_GET_SIZE(written[0]) if written is not None else 0
+        if n == 0 or n > STREAM_ROOM:
+            raise TypeError(
+                f"seal() cannot write down a {type(value).__name__!r} of this kind; give it what create() or empty() returned, "
+                "or an array by view(numpy.ndarray)")
         PyObject_GetBuffer(value, &view, PyBUF_SIMPLE)
         whole = <uint8_t *>view.buf == window.data and <uint64_t>view.len == window.size
         PyBuffer_Release(&view)
         if not whole:
             raise ValueError("seal() takes the whole buffer that create() returned, not a part of it")
-        n = PyBytes_GET_SIZE(MEMORYVIEW_STREAM)
-        memcpy(stream, PyBytes_AS_STRING(MEMORYVIEW_STREAM), n)
+        memcpy(stream, PyBytes_AS_STRING(written[0]), n)
     total = window.off + window.size
     write_header(window.draft.window, total, n, 1)
     write_entry(window.draft.window, 0, window.off, window.size)

@@ -647,4 +647,47 @@ TEST(a_void_ref_is_not_handed_to_the_child)
     munmap(told, sizeof *told);
 }
 
+/* For who removes the file of a store: two that end at once must not wait for each other's close. */
+TEST(who_announced_its_end_stays_no_more)
+{
+    prs_store *s = store_of(8 * MIB);
+    CHECK(prs_leave(s)); /* alone */
+    prs_store *t = client_of(s);
+    CHECK(prs_leave(t));          /* the other is leaving */
+    prs_oid id = put(s, 1000, 1); /* and goes on until it is gone */
+    CHECK_EQ(verify(t, &id, 1000, 1), PRS_OK);
+    prs_unref(s, &id);
+    close_store(t);
+    t = client_of(s); /* in the slot of one that had announced it */
+    CHECK(!prs_leave(s));
+    CHECK(prs_leave(t));
+    close_store(t);
+    CHECK_EMPTY(s);
+    close_store(s);
+}
+
+TEST(who_announced_its_end_and_died_stays_no_more)
+{
+    SEVERAL_PROCESSES();
+    prs_store *s = store_of(8 * MIB);
+    for (int announced = 0; announced < 2; announced++) {
+        pid_t pid = fork();
+        if (pid == 0) {
+            if (announced)
+                (void)prs_leave(s); /* the handle is the child's own since the fork */
+            pause();
+        }
+        while (prs_client_pids(s, (int32_t[8]){0}, 8) < 2)
+            sched_yield();
+        if (!announced)
+            CHECK(!prs_leave(s));
+        kill(pid, SIGKILL);
+        CHECK_EQ(waitpid(pid, NULL, 0), pid);
+        CHECK(prs_leave(s));
+        prs_look(s, 0);
+    }
+    CHECK_EMPTY(s);
+    close_store(s);
+}
+
 TEST_MAIN()

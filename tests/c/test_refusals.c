@@ -626,6 +626,18 @@ static void small_files(void)
     CHECK(prs_capacity(t) < 640 * MIB);
     CHECK(prs_shrunk_from(t) == 0 || prs_shrunk_from(t) > prs_capacity(t));
     close_store(t);
+    limit(RLIMIT_FSIZE, 100 * MIB); /* less than the tables usually take */
+    const prs_options given = {.capacity = 16 * MIB};
+    for (int i = 0; i < 2; i++) {
+        CHECK_EQ(prs_create(&t, i ? &given : NULL, &e), PRS_OK);
+        id = put(t, MIB, 1);
+        CHECK_EQ(verify(t, &id, MIB, 1), PRS_OK);
+        prs_unref(t, &id);
+        CHECK_EMPTY(t);
+        close_store(t);
+    }
+    CHECK_EQ(prs_create(&t, &(prs_options){.capacity = 16 * MIB, .max_objects = 1 << 20}, &e), PRS_E_SYS);
+    CHECK(strstr(e.what, "ulimit -f"));
     close_store(s);
     limit(RLIMIT_FSIZE, RLIM_INFINITY);
 }

@@ -302,6 +302,42 @@ def test_an_array_that_nobody_can_write_is_stored_once():
     assert run(script(body)) == "done"
 
 
+def test_a_read_only_array_that_was_written_to_all_the_same_is_sent_as_it_is():
+    body = """
+    if __name__ == "__main__":
+        pyray_ser.install()
+        queue = mp.get_context("fork").SimpleQueue()
+
+        def sent(array):
+            queue.put(array)
+            return queue.get()
+
+        owner = np.zeros(2_000_000)
+        owner.flags.writeable = False
+        assert sent(owner)[-1] == 0
+        owner.flags.writeable = True  # an owner may
+        owner[-1] = 5
+        owner.flags.writeable = False
+        assert sent(owner)[-1] == 5
+        base = np.zeros(2_000_000)
+        older = base[:]
+        base.flags.writeable = False
+        assert sent(base)[0] == 0
+        older[0] = 7  # taken before the flag was cleared
+        assert sent(base)[0] == 7
+        ref = pyray_ser.put(np.zeros(2_000_000))
+        private = pyray_ser.get(ref, mmap_mode="c")
+        private.flags.writeable = False
+        assert sent(private)[3] == 0
+        private.flags.writeable = True
+        private[3] = 8
+        private.flags.writeable = False
+        assert sent(private)[3] == 8
+        print("done")
+    """
+    assert run(script(body)) == "done"
+
+
 def test_lost_messages_are_freed():
     body = """
     def reads(end, ready):

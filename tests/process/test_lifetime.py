@@ -42,6 +42,61 @@ def test_shutdown_may_be_repeated_and_init_may_follow():
     assert run(script) == "True"
 
 
+def test_a_store_closed_while_a_value_is_pickled():
+    script = """
+    import numpy as np, pyray_ser
+    from pyray_ser.exceptions import StoreClosedError
+
+    class Closes:
+        def __reduce__(self):
+            pyray_ser.shutdown()
+            return int, (5,)
+
+    large = np.ones(300_000)
+    for value in ([large, Closes(), large], [bytes(300_000), Closes()], [Closes()], Closes()):
+        try:
+            pyray_ser.put(value)
+        except StoreClosedError:
+            continue
+        raise SystemExit("stored")
+    print(pyray_ser.get(pyray_ser.put([large]))[0].sum())
+    """
+    assert run(script) == "300000.0"
+
+
+def test_a_put_in_the_middle_of_the_first_import():
+    script = """
+    import sys
+    from importlib.machinery import PathFinder
+    import numpy as np, pyray_ser
+
+    class Interrupts:
+        # As a signal's handler or a finalizer would, between the making of the module and its execution.
+        def find_spec(self, name, path=None, target=None):
+            if name == "pyray_ser._ndarray":
+                sys.meta_path.remove(self)
+                spec = PathFinder.find_spec(name, path)
+                self.loader, spec.loader = spec.loader, self
+                return spec
+
+        def create_module(self, spec):
+            module = self.loader.create_module(spec)
+            assert pyray_ser.get(pyray_ser.put(np.ones(10))).sum() == 10
+            return module
+
+        def exec_module(self, module):
+            self.loader.exec_module(module)
+
+    sys.meta_path.insert(0, Interrupts())
+    print(pyray_ser.get(pyray_ser.put(np.ones(10))).sum())
+    from pyray_ser import _ndarray
+    assert sys.modules["pyray_ser._ndarray"] is _ndarray
+    assert pyray_ser.loads(pyray_ser.dumps(np.ones(10))).sum() == 10
+    assert pyray_ser.get(pyray_ser.put(memoryview(np.ones((3, 0))))).shape == (3, 0)
+    """
+    assert run(script) == "10.0"
+
+
 def test_no_descriptor_or_map_is_left():
     script = """
     import os, numpy as np, pyray_ser

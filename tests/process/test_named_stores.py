@@ -199,6 +199,90 @@ def test_a_squatted_directory_is_refused(named):
     assert named(text) == "refused"
 
 
+LEAVES = """
+import sys, pyray_ser
+pyray_ser.init(name=sys.argv[1], capacity=1 << 20)
+print("in", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("end", ["pyray_ser.shutdown()", "pass"], ids=["shutdown", "exit"])
+def test_who_leave_at_once_leave_nothing(named, end):
+    text = f"""
+    environment = {{key: value for key, value in os.environ.items() if key != "PYRAY_SER_STORE"}}
+    for round in range(8):
+        children = [subprocess.Popen([sys.executable, "-P", "-c", {LEAVES + end!r}, name], stdin=subprocess.PIPE,
+                                     stdout=subprocess.PIPE, env=environment) for _ in range(4)]
+        assert all(child.stdout.readline() for child in children)
+        for child in children:
+            child.stdin.write(b"now")
+            child.stdin.close()
+        assert [child.wait(timeout=60) for child in children] == [0] * 4
+        assert not os.path.exists(path), round
+    print("gone")
+    """
+    assert named(text) == "gone"
+
+
+def test_one_that_announced_its_end_and_died_counts_no_more(named):
+    text = """
+    code = "import os, sys, pyray_ser; s = pyray_ser.init(name=sys.argv[1]); print(s.leave(), flush=True); sys.stdin.read()"
+    environment = {key: value for key, value in os.environ.items() if key != "PYRAY_SER_STORE"}
+    child = subprocess.Popen([sys.executable, "-P", "-c", code, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+    assert child.stdout.readline() == b"True\\n"  # alone
+    pyray_ser.init(name=name)
+    child.kill()
+    child.wait()
+    store = pyray_ser.init()
+    store.look()
+    # Another takes its place in the table, and has announced nothing.
+    other = subprocess.Popen([sys.executable, "-P", "-c", code.replace("s.leave()", "s.client_pids()"), name],
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+    other.stdout.readline()
+    stays = store.leave()
+    other.communicate()
+    print(stays, store.leave())
+    """
+    assert named(text) == "False True"
+
+
+def test_a_store_found_by_its_hint_is_attached_under_the_lock(named):
+    text = """
+    import fcntl
+    pyray_ser.init(name=name)
+    fd = os.open(named.directory(), os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    child = subprocess.Popen([sys.executable, "-P", "-c", "import pyray_ser; print(pyray_ser.init().path, flush=True)"], stdout=subprocess.PIPE)
+    os.set_blocking(child.stdout.fileno(), False)
+    time.sleep(0.5)
+    early = child.stdout.read()
+    os.set_blocking(child.stdout.fileno(), True)
+    os.close(fd)
+    print(early, child.communicate()[0].decode().strip() == path)
+    """
+    assert named(text) == "None True"
+
+
+def test_the_umask_does_not_close_the_directory(named):
+    text = (
+        OWN_DIRECTORY
+        + """
+    os.umask(0o777)
+    pyray_ser.init(name=name)
+    print(oct(os.stat(folder).st_mode & 0o777))
+    pyray_ser.shutdown()
+    os.mkdir(folder)
+    try:
+        pyray_ser.init(name=name)
+    except StoreAccessError as error:
+        print("0000" in str(error))
+    os.rmdir(folder)
+    """
+    )
+    assert named(text) == "0o700\nTrue"
+
+
 OWN_DIRECTORY = """
     folder = f"/dev/shm/pyray_ser-test-{os.getpid()}"
     named.directory = lambda: folder

@@ -351,14 +351,20 @@ def test_array_array_of_text_and_empty():
         memoryview(b""),
         memoryview(np.zeros((0, 5))),
         memoryview(bytes(10)),
+        memoryview(np.arange(5, dtype="f2")),
+        memoryview(b"").cast("i"),
+        memoryview(np.zeros(3, dtype=[("a", "i4"), ("b", "f8")])),
+        memoryview(np.ones(3, complex)),
     ],
     ids=lambda view: f"{view.format}{view.shape}",
 )
 def test_memoryview(value):
-    back = round_trip(value, value.nbytes if value.nbytes > 1024 else None)
-    assert type(back) is memoryview
-    assert (back.format, back.shape, back.ndim) == (value.format, value.shape, value.ndim)
-    assert back.tobytes() == value.tobytes()
+    backs = [round_trip(value, value.nbytes if value.nbytes > 1024 else None)]
+    backs += [pyray_ser.get(pyray_ser.put(value)), pyray_ser.get(pyray_ser.put([value]))[0]]
+    for back in backs:
+        assert type(back) is memoryview
+        assert (back.format, back.shape, back.ndim) == (value.format, value.shape, value.ndim)
+        assert back.tobytes() == value.tobytes()
 
 
 def test_memoryviews_of_one_buffer():

@@ -276,6 +276,25 @@ class TestWindows:
         pyray_ser.seal(buffer)
         assert memoryview(buffer.obj).readonly
 
+    def test_what_is_sealed_is_what_was_given(self):
+        buffer = pyray_ser.create(80)
+        buffer[:4] = b"\1\0\0\0"
+        got = pyray_ser.get(pyray_ser.seal(buffer.cast("i", (4, 5))))
+        assert (got.format, got.shape, got[0, 0]) == ("i", (4, 5), 1)
+        for kind in (np.recarray, np.matrix):
+            array = pyray_ser.empty((10, 10))
+            array[:] = 2
+            with pytest.raises(TypeError, match=r"view\(numpy.ndarray\)"):
+                pyray_ser.seal(array.view(kind))
+            assert (pyray_ser.get(pyray_ser.seal(array)) == 2).all()
+
+    def test_sizes_that_make_no_sense(self):
+        for size, error in ((1.5, TypeError), (-1, ValueError), (1 << 63, ValueError), (1 << 80, ValueError)):
+            with pytest.raises(error):
+                pyray_ser.create(size)
+        with pytest.raises(ValueError, match="an object cannot have"):
+            pyray_ser.empty((1 << 40, 1 << 40))
+
     def test_reshaped(self):
         array = pyray_ser.empty(12, "i4")
         array[:] = range(12)

@@ -1,7 +1,8 @@
 """What need not be stored again to be sent: each thing that is sent twice as one object.
 
 - an array that arrived and was not written to (`arrived`),
-- an array that nobody can write to, as long as it lives,
+- an array that nobody can write to, as long as it lives; where its owner, or a view from before, could after all, only while its bytes
+  are those that were stored,
 - an argument of joblib's, within one call of ``Parallel``: joblib itself writes it to a file but once.
 """
 
@@ -14,6 +15,7 @@ from _thread import RLock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ... import _store
+from ...exceptions import PyraySerError
 from . import arrived
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ __all__ = ["Argument", "expire", "find", "put"]
 
 # Seconds without use after which an argument is let go of: its call is over, or it is stored once more.
 IDLE = 5.0
+# Bytes that are compared at a time.
+_PIECE = 1 << 20
 
 
 class Argument(NamedTuple):
@@ -50,14 +54,14 @@ def find(view: memoryview, argument: Argument | None = None) -> Ref | None:
             if known is not None and known[0]() is argument.array and known[1] == argument.call:
                 _arguments[id(argument.array)] = (*known[:3], time.monotonic())
                 return known[2] if known[2].state == "sealed" else None
-    owner = _constant_owner(view)
+    owner, for_good = _constant_owner(view)
     if owner is None:
         return arrived.source(view)
     with _lock:
         constant = _constant.get((_address(view), view.nbytes))
-    if constant is not None and constant[0]() is owner and constant[1].state == "sealed":
-        return constant[1]
-    return None
+    if constant is None or constant[0]() is not owner or constant[1].state != "sealed":
+        return None
+    return constant[1] if for_good or _unchanged(view, constant[1]) else None
 
 
 def put(view: memoryview, argument: Argument | None = None) -> tuple[Ref, bool]:
@@ -71,7 +75,7 @@ def put(view: memoryview, argument: Argument | None = None) -> tuple[Ref, bool]:
             gone = weakref.ref(argument.array, lambda _: _arguments.pop(key, None))
             _arguments[key] = (gone, argument.call, ref, time.monotonic())
         return ref, True
-    owner = _constant_owner(view)
+    owner, _ = _constant_owner(view)
     if owner is None:
         return ref, False
     place = (_address(view), view.nbytes)
@@ -89,10 +93,10 @@ def expire() -> bool:
     return bool(_arguments)
 
 
-def _constant_owner(view: memoryview) -> Array | None:
-    """Return the array at the bottom of a view if nobody can write to it through any array on the way, else None."""
+def _constant_owner(view: memoryview) -> tuple[Array | None, bool]:
+    """Return the array at the bottom of a view if no array on the way is writable, else None; and whether none can become so."""
     if type(view.obj) is bytes or type(view.obj) is bytearray:
-        return None
+        return None, False
     import numpy
 
     # A read-only array lends its memory through ctypes, see `message`.
@@ -100,14 +104,31 @@ def _constant_owner(view: memoryview) -> Array | None:
     owner = None
     while isinstance(found, numpy.ndarray):
         if found.flags.writeable:
-            return None
+            return None, False
         owner, found = found, found.base
-    if owner is None:
-        return None
-    # What is below the arrays: nothing, immutable bytes, or bytes of ours, which no one can write.
-    if found is None or type(found) is bytes or type(found).__module__.startswith("pyray_ser."):
-        return owner
-    return owner if isinstance(found, memoryview) and found.readonly and type(found.obj) is bytes else None
+    if (
+        owner is None or found is None
+    ):  # memory of its own: the flag can be turned on again, and older views keep theirs
+        return owner, False
+    if type(found).__module__.startswith("pyray_ser."):
+        return owner, memoryview(found).readonly
+    if isinstance(found, memoryview) and found.readonly:
+        found = found.obj
+    return (owner, True) if type(found) is bytes else (None, False)
+
+
+def _unchanged(view: memoryview, ref: Ref) -> bool:
+    """Whether the object holds these very bytes still."""
+    import numpy
+
+    try:
+        stored = numpy.frombuffer(_store.get(ref), numpy.uint8)
+    except PyraySerError:  # it went in the meantime, or cannot be read: it is stored once more
+        return False
+    ours = numpy.frombuffer(view, numpy.uint8)
+    return len(stored) == len(ours) and all(
+        bool((stored[at : at + _PIECE] == ours[at : at + _PIECE]).all()) for at in range(0, len(ours), _PIECE)
+    )
 
 
 def _address(view: memoryview) -> int:

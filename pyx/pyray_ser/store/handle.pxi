@@ -271,6 +271,11 @@ cdef class Store:
             fail(n, NULL, self)
         return [pids[i] for i in range(n)]
 
+    def leave(self):
+        """Announce that this process leaves; returns whether everybody else that lives has done so, too."""
+        self.check_open()
+        return bool(prs_leave(self.handle))
+
     def check(self):
         """Verify every invariant of the store; raises `CorruptObjectError` that says which one is broken."""
         cdef prs_error error

@@ -13,7 +13,10 @@ cdef ObjectRef put_memory(Store store, object value, int64_t deadline):
     elif PyMemoryView_Check(value):
         from pyray_ser.serialization import memoryview_call
 
-        stream, value = memoryview_call(MEMORYVIEW_STREAM, value)
+        written = memoryview_call(MEMORYVIEW_STREAM, value)
+        if written is None:
+            return None
+        stream, value = written
     elif prx_is_array(value):
         if array_type is None:
             from array import array as array_type

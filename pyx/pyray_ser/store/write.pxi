@@ -83,7 +83,7 @@ cdef object put_buffer(Store store, const uint8_t *stream, Py_ssize_t stream_siz
         store.alloc(total, PRS_ALLOC_ORDERED, &draft, deadline)
     else:
         place(&total, size, &off)
-        if total > PRS_SMALL_MAX or prs_alloc(store.handle, total, 0, &draft, &error) != PRS_OK:
+        if total > PRS_SMALL_MAX or store.handle is NULL or prs_alloc(store.handle, total, 0, &draft, &error) != PRS_OK:
             store.alloc(total, 0, &draft, deadline)
     dst = <uint8_t *>draft.dst if draft.dst is not NULL else head
     prs_format_write_header(dst, total, stream_size, 1)
@@ -148,6 +148,8 @@ cdef int gather_array(Store store, prs_draft *draft, uint64_t off, object array,
 cdef bint worth_referring(Store store, const void *data, uint64_t size, prs_oid *inner, uint64_t *at) noexcept:
     """Whether these bytes are an object's of this store, and enough of it to keep it alive for them."""
     cdef prs_view view
+    if store.handle is NULL:  # closed by what ran since the put began: the allocation says so
+        return False
     if prs_find(store.handle, data, size, inner, at) != PRS_OK or prs_pin(store.handle, inner, &view) != PRS_OK:
         return False
     prs_unpin(store.handle, inner)
