@@ -13,13 +13,14 @@ from collections.abc import Callable
 from sys import is_finalizing
 from typing import Any, NoReturn
 
-from ..exceptions import WorkerDiedError
+from .._store import fork_count
+from ..exceptions import ObjectLostError, TaskCancelledError, WorkerDiedError
 from . import messages, settings
-from .call import Call, after, make
+from .call import Call, after, make, stop
 from .channel import Channel, Job, fail
 from .function import Tests, _count, check_options
 from .process import Process, new_address
-from .refs import TaskRef
+from .refs import Outcome, TaskRef, report
 
 __all__ = ["ActorClass", "ActorHandle", "kill"]
 
@@ -120,6 +121,18 @@ class Client:
         self._lock = RLock()
         self._waiting: deque[Call] = deque()
         self._released = False
+        # It is known to have ended for good.
+        self._gone = False
+        self._forks = fork_count()
+
+    def check_process(self) -> None:
+        """Raise if this process was forked since: the answers go to the parent, and the actor is the parent's."""
+        if self._forks != fork_count():
+            raise ObjectLostError(
+                f"the handle of actor {self.name} belongs to the parent of this process, which was forked since: send the "
+                "handle as an argument instead",
+                ref=f"<actor {self.name}>",
+            )
 
     def release(self) -> None:
         """Let the actor go once the calls made so far are done. Never waits: a destructor calls it."""
@@ -130,20 +143,55 @@ class Client:
     def submit(self, call: Call) -> None:
         """Send a call, behind those before it."""
         with self._lock:
-            if self._waiting or call.pending:
+            gone = self._gone and bool(call.pending)
+            waits = not gone and bool(self._waiting or call.pending)
+            if waits:
                 self._waiting.append(call)
-                after(list(call.pending), self._advance)
-            else:
+            elif not gone:
                 self.channel.submit(call.job)
+        if waits:
+            after(list(call.pending), self._advance)
+        elif gone:
+            fail([call.job], self._ended_error)
 
     def _advance(self) -> None:
+        stopped: list[tuple[Job, Outcome]] = []
         with self._lock:
-            while self._waiting and all(ref.done() for ref in self._waiting[0].pending):
+            sent = False
+            while self._waiting and all(ref.outcome is not None for ref in self._waiting[0].pending):
                 call = self._waiting.popleft()
-                if not call.job.ref.done() and call.ready():
+                if call.job.ref.outcome is not None:
+                    continue
+                failure = call.prepare()
+                if failure is None:
                     self.channel.submit(call.job)
+                    sent = True
+                else:
+                    stopped.append((call.job, failure))
+            if sent:
+                # Somebody may sleep until it is answered: there was nothing to read when he came.
+                self.channel.collect_later()
             if self._released and not self._waiting:
                 self.channel.close()
+        # Not under the lock: callbacks may ask for that of another actor.
+        for job, failure in stopped:
+            stop(job, failure)
+
+    def give_up(self) -> None:
+        """Fail the calls that wait for their arguments: the actor has ended for good."""
+        with self._lock:
+            self._gone = True
+            jobs = [call.job for call in self._waiting]
+            self._waiting.clear()
+        fail(jobs, self._ended_error)
+        self._advance()
+
+    def _ended_error(self, task: str) -> WorkerDiedError:
+        return WorkerDiedError(
+            f"actor {self.name} (process {self.pid}) was ended by kill(), so {task} has no result",
+            pid=self.pid,
+            task=task,
+        )
 
     # ---- the source of its references
 
@@ -169,16 +217,18 @@ class Client:
         """Take back a call that has not started."""
         if force:
             raise ValueError("force=True ends a worker of the pool; an actor is ended by kill(actor)")
+        self.check_process()
         with self._lock:
-            for call in self._waiting:
-                if call.job is ref.job:
-                    self._waiting.remove(call)
-                    from ..exceptions import TaskCancelledError
-                    from .call import stop
-
-                    stop(call.job, TaskCancelledError(task=ref.name))
-                    return True
-        return self.channel.cancel(ref, force)
+            job = ref.job
+            call = next((call for call in self._waiting if call.job is job), None)
+            if call is not None:
+                self._waiting.remove(call)
+        if call is None:
+            return self.channel.cancel(ref, force)
+        stop(call.job, TaskCancelledError(task=ref.name))
+        # Those behind it waited only for their turn.
+        self._advance()
+        return True
 
 
 class Owner(Client):
@@ -217,37 +267,54 @@ class Owner(Client):
                 for job in jobs:
                     self.channel.submit(job)
                 return
-            if self.ended is not None:
-                fail(jobs, self._ended_error)
-                return
-            if self.killed or self._restarts == 0:
+            if self.ended is None and not self._started_again():
                 self.ended = channel.process.died(None)
-                fail(jobs, self._ended_error)
-                return
-            self._restarts -= 1
-            creation = self._creation.job
-            running = [job for job in jobs if job.number != creation.number]
-            # One after another: only the first can have begun. Coroutines: each that was sent can.
-            begun = running if self._async else running[:1]
-            if jobs and jobs[0].number == creation.number:
-                begun = []
-            rest = [job for job in running if job not in begun]
+            ended = self.ended is not None
+            begun = [] if ended else self._pass_on(jobs)
+        if ended:
+            fail(jobs, self._ended_error)
+            self.give_up()
+        else:
+            fail(begun, channel.process.died)
+
+    def _started_again(self) -> bool:
+        if self.killed or self._restarts == 0:
+            return False
+        self._restarts -= 1
+        try:
             self.channel = self._start()
+        except Exception:
+            report("actor %s could not be started again", self.name)
+            return False
+        return True
+
+    def _pass_on(self, jobs: list[Job]) -> list[Job]:
+        """Give a new process the calls of the one before that it had not begun; return the others."""
+        creation = self._creation.job
+        running = [job for job in jobs if job.number != creation.number]
+        # One after another: only the first can have begun. Coroutines: each that was sent can.
+        begun = running if self._async else running[:1]
+        if jobs and jobs[0].number == creation.number:
+            begun = []
+        if self._creation not in self._waiting:
             self.channel.submit(creation)
-            for job in rest:
+        for job in running:
+            if job not in begun:
                 self.channel.submit(job)
-            if self._released and not self._waiting:
-                self.channel.close()
-        fail(begun, channel.process.died)
+        if self._released and not self._waiting:
+            self.channel.close()
+        return begun
 
     def _ended_error(self, task: str) -> WorkerDiedError:
-        assert self.ended is not None
+        ended = self.ended
+        if ended is None:
+            return super()._ended_error(task)
         if self.killed:
             return WorkerDiedError(
-                f"actor {self.name} (process {self.ended.pid}) was ended by kill(), so {task} has no result",
-                pid=self.ended.pid, exitcode=self.ended.exitcode, task=task,
+                f"actor {self.name} (process {ended.pid}) was ended by kill(), so {task} has no result",
+                pid=ended.pid, exitcode=ended.exitcode, task=task,
             )  # fmt: skip
-        return WorkerDiedError(pid=self.ended.pid, exitcode=self.ended.exitcode, task=task)
+        return WorkerDiedError(pid=ended.pid, exitcode=ended.exitcode, task=task)
 
     def kill(self) -> None:
         """End the actor now and for good."""
@@ -325,6 +392,7 @@ class ActorMethod:
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method, behind the calls of this process before; return a reference at once."""
         client = self._handle._client
+        client.check_process()
         call = make(f"{self._handle._name}.{self._method}", self._method, args, kwargs, self._several, client)
         result = call.hand_over()
         client.submit(call)
@@ -347,4 +415,7 @@ def kill(actor: ActorHandle) -> None:
     """
     if not isinstance(actor, ActorHandle):
         raise TypeError(f"kill() takes an actor's handle, not {type(actor).__name__!r}")
-    actor._client.kill()
+    client = actor._client
+    client.check_process()
+    client.kill()
+    client.give_up()

@@ -10,7 +10,8 @@ from .._store import ObjectRef
 from ..exceptions import SerializationError
 from . import messages
 from .channel import Job, number
-from .refs import Source, TaskRef
+from .errors import Failure, describe
+from .refs import Outcome, Source, TaskRef
 from .streams import Parts, ResultStream
 
 __all__ = ["Call", "after", "make"]
@@ -28,14 +29,17 @@ class Call:
         Arguments that must be settled before.
     result : TaskRef, list of TaskRef or ResultStream
         What ``.remote`` returns.
+    creates : bool
+        Whether it makes an actor.
     """
 
-    __slots__ = ("job", "pending", "result")
+    __slots__ = ("creates", "job", "pending", "result")
 
-    def __init__(self, job: Job, pending: list[TaskRef], result: Any) -> None:
+    def __init__(self, job: Job, pending: list[TaskRef], result: Any, creates: bool = False) -> None:
         self.job = job
         self.pending = pending
         self.result = result
+        self.creates = creates
 
     def hand_over(self) -> Any:
         """Return the result and forget it: a stream that is dropped must not be kept by its own call."""
@@ -44,21 +48,45 @@ class Call:
 
     def ready(self) -> bool:
         """Write down what it waited for; False if there is nothing to run because one of them failed."""
-        if not self.pending:
+        failure = self.prepare()
+        if failure is None:
             return True
-        for ref in self.pending:
-            if type(ref.outcome) is not bytes and type(ref.outcome) is not ObjectRef:
-                stop(self.job, ref.outcome)
-                return False
+        stop(self.job, failure)
+        return False
+
+    def prepare(self) -> Outcome | None:
+        """Write down what it waited for; return what it is to be stopped with if one of them failed."""
+        if not self.pending:
+            return None
+        # The maker of an actor is sent all the same: loading the argument fails there, and the actor knows for all its
+        # callers, those in other processes too, why it is none.
+        failed = None if self.creates else next((ref.outcome for ref in self.pending if _failed(ref)), None)
+        if failed is not None:
+            return failed
         try:
             payload, held = messages.encode(self.pending)
         except Exception as error:
-            stop(self.job, error)
-            return False
+            if not self.creates:
+                return error
+            payload, held = messages.encode([_portable(ref) for ref in self.pending])
         self.job.before = messages.write(messages.ARGUMENTS, self.job.number, payload)
         self.job.held = (self.job.held, held)
         self.pending = []
-        return True
+        return None
+
+
+def _failed(ref: TaskRef) -> bool:
+    return type(ref.outcome) is not bytes and type(ref.outcome) is not ObjectRef
+
+
+def _portable(ref: TaskRef) -> TaskRef:
+    """Return the reference with its error described, if that is one that cannot be pickled."""
+    if not _failed(ref) or isinstance(ref.outcome, Failure):
+        return ref
+    assert isinstance(ref.outcome, BaseException)
+    made = TaskRef(ref.name)
+    made.settle(describe(ref.outcome, ref.name))
+    return made
 
 
 def stop(job: Job, outcome: Any) -> None:
@@ -97,7 +125,7 @@ def make(
     pending: list[TaskRef] = []
 
     def written(arg: Any) -> Any:
-        if type(arg) is TaskRef and not arg.done():
+        if type(arg) is TaskRef and arg.outcome is None:
             pending.append(arg)
             return messages.Placeholder(len(pending) - 1)
         return arg
@@ -122,7 +150,7 @@ def make(
         parts = Parts(ref, several, source)
         job.stream = parts.take
         result = parts.refs
-    return Call(job, pending, result)
+    return Call(job, pending, result, kind == messages.CREATE)
 
 
 def argument_error(

@@ -27,7 +27,7 @@ from .._store import ObjectRef, fork_count
 from ..exceptions import TaskCancelledError
 from . import messages
 from .errors import Failure
-from .refs import TaskRef
+from .refs import TaskRef, report
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -264,10 +264,12 @@ class Channel:
             self._torn = False
         if job is None:
             return
-        if job.stream is not None:
-            job.stream(kind, outcome)
-        if kind != messages.ITEM:
-            job.ref.settle(outcome if outcome is not None else _NOTHING)
+        try:
+            if job.stream is not None:
+                job.stream(kind, outcome)
+        finally:
+            if kind != messages.ITEM:
+                job.ref.settle(outcome if outcome is not None else _NOTHING)
 
     # ---- the end
 
@@ -457,10 +459,20 @@ class _Collector:
         while not self._is_over() and time.monotonic() < limit:
             # Others append meanwhile.
             for chore in list(self._chores):
-                if not chore():
+                if not self._guarded(chore):
                     self._chores.remove(chore)
             looks = bool(self._chores) or limit < inf
             self._handle([fd for fd, _ in self._epoll.poll(0.25 if looks else -1)])
+
+    def _guarded(self, act: Callable[..., Any], *arguments: object) -> Any:
+        """Call something; what it raises is logged and does not end the thread, which everybody relies on."""
+        try:
+            return act(*arguments)
+        except BaseException:
+            if self._thread is None:
+                raise  # this is the thread of somebody who wants to hear of Ctrl-C
+            report("the thread that reads the answers of workers goes on after an error in %r", act)
+            return None
 
     def _is_over(self) -> bool:
         global _collector
@@ -482,16 +494,21 @@ class _Collector:
             elif process is not None:
                 self._epoll.unregister(fd)
                 del self._leaving[fd]
-                process.reap()
+                self._guarded(process.reap)
             elif channel is not None and self._channels.get(fd) is channel:
-                self._read(channel, fd)
+                self._guarded(self._read, channel, fd)
 
     def _read(self, channel: Channel, fd: int) -> None:
-        channel.pump(fd == channel.process.fd)
-        with channel._lock:
-            if channel.dead or not (channel._sent or channel._queued):
-                self.remove(channel)
-        channel.close_if_idle()
+        try:
+            channel.pump(fd == channel.process.fd)
+        finally:
+            with channel._lock:
+                if channel._torn and not channel.dead:
+                    # What was read in part cannot be read on: its end is noticed here next.
+                    channel.process.kill()
+                if channel.dead or not (channel._sent or channel._queued):
+                    self.remove(channel)
+            channel.close_if_idle()
 
     def remove(self, channel: Channel) -> None:
         """Read for a channel no more. Only in the thread of the collector, before the descriptors are closed."""

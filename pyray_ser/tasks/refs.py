@@ -4,14 +4,14 @@ A `TaskRef` exists before its value does. The process that called `.remote` owns
 and settles it, with a small value in serialized form, with a reference to a large one in the store, or with an error.
 `get`, `wait`, `await` and `future` take it like an `ObjectRef`; their paths for ordinary references do not know it exists.
 
-Settling takes no lock: the outcome is written first, then the callbacks are taken off the list one by one; whoever adds a
-callback looks afterwards whether it came too late, and then takes it off itself. Either way each runs once.
+Settling takes no lock: the outcome is written first, then the callbacks are taken out one by one; whoever adds a callback
+looks afterwards whether it came too late, and then takes it out itself. Either way each runs once.
 """
 
 from __future__ import annotations
 
 import time
-from _thread import allocate_lock
+from _thread import TIMEOUT_MAX, allocate_lock
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..typing import MmapMode
     from .channel import Job
 
-__all__ = ["Outcome", "Source", "TaskRef", "get", "wait"]
+__all__ = ["Outcome", "Source", "TaskRef", "get", "patience", "report", "wait"]
 
 # A small value in serialized form, a large one in the store, what was raised in the worker, what went wrong on the way.
 Outcome: TypeAlias = "bytes | ObjectRef[Any] | Failure | BaseException"
@@ -66,7 +66,8 @@ class TaskRef:
         self.job: Job | None = None
         self.cancelled = False
         self._outcome: Outcome | None = None
-        self._callbacks: list[Callable[[TaskRef], object]] = []
+        # By a key that is only for taking them back.
+        self._callbacks: dict[object, Callable[[TaskRef], object]] = {}
         self._forks = fork_count()
 
     # ---- settling: the source's side
@@ -83,10 +84,17 @@ class TaskRef:
     def _run_callbacks(self) -> None:
         while True:
             try:
-                callback = self._callbacks.pop()
-            except IndexError:
+                _, callback = self._callbacks.popitem()
+            except KeyError:
                 return
-            callback(self)
+            try:
+                callback(self)
+            except BaseException as error:
+                if _is_for_the_program(error):
+                    # The others must not wait for ever because of it.
+                    self._run_callbacks()
+                    raise
+                report("a callback of %r failed", self)
 
     # ---- looking: anybody's side
 
@@ -97,20 +105,38 @@ class TaskRef:
 
     def done(self) -> bool:
         """Tell whether `get` would return, or raise, at once."""
+        if self._outcome is None and self.source is not None and self._forks == fork_count():
+            # Who asks again and again waits, too.
+            self._ask()
         return self._outcome is not None
 
+    def _ask(self) -> None:
+        source = self.source
+        if source is not None:
+            self.check_process()
+            source.collect_later(self)
+
     def add_done_callback(self, callback: Callable[[TaskRef], object]) -> None:
-        """Call ``callback(ref)`` once it is settled, in whatever thread that happens; at once if it is."""
-        self._callbacks.append(callback)
+        """
+        Call ``callback(ref)`` once it is settled, in whatever thread that happens; at once if it is.
+
+        What it raises is logged.
+        """
+        self._notify(object(), callback)
+
+    def _notify(self, key: object, callback: Callable[[TaskRef], object]) -> None:
+        self._callbacks[key] = callback
         if self._outcome is not None:
             self._run_callbacks()
             return
-        source = self.source
-        if source is not None:
-            self._check_process()
-            source.collect_later(self)
+        self._ask()
 
-    def _check_process(self) -> None:
+    def _forget(self, key: object) -> None:
+        """Take a callback back: those who wait again and again would pile them up."""
+        self._callbacks.pop(key, None)
+
+    def check_process(self) -> None:
+        """Raise if it is pending in another process than this one, which was forked since."""
         if self._forks != fork_count():
             raise ObjectLostError(
                 ref=repr(self),
@@ -122,7 +148,7 @@ class TaskRef:
         """Wait until it is settled, at most until `deadline` on the monotonic clock; False if that came first."""
         if self._outcome is not None:
             return True
-        self._check_process()
+        self.check_process()
         source = self.source
         if source is None:
             return self._outcome is not None or self._sleep(deadline)
@@ -133,8 +159,11 @@ class TaskRef:
     def _sleep(self, deadline: float | None) -> bool:
         waiter = allocate_lock()
         waiter.acquire()
-        self.add_done_callback(lambda _: waiter.release())
-        waiter.acquire(timeout=-1 if deadline is None else max(0.0, deadline - time.monotonic()))
+        self._notify(waiter, lambda _: waiter.release())
+        try:
+            waiter.acquire(timeout=patience(deadline))
+        finally:
+            self._forget(waiter)
         return self._outcome is not None
 
     def value(self, mmap_mode: MmapMode = "r") -> Any:
@@ -238,6 +267,20 @@ class TaskRef:
         return f"TaskRef({self.name}, {what})"
 
 
+def _is_for_the_program(error: BaseException) -> bool:
+    """Tell whether it is Ctrl-C or sys.exit() in the main thread. In another one nobody would hear of it."""
+    from threading import current_thread, main_thread
+
+    return not isinstance(error, Exception) and current_thread() is main_thread()
+
+
+def report(message: str, *arguments: object) -> None:
+    """Log the exception that is being handled, where nobody is left to raise it to."""
+    import logging
+
+    logging.getLogger("pyray_ser").error(message, *arguments, exc_info=True, stacklevel=2)
+
+
 def unpack_writable(form: bytes) -> Any:
     """Load a serialized form as `get(mmap_mode="c")` does: arrays are writable and the caller's own."""
     from .._frames import unpack_private
@@ -279,6 +322,13 @@ def _deadline(timeout: float | None) -> float | None:
     return time.monotonic() + timeout
 
 
+def patience(deadline: float | None) -> float:
+    """Return how long a lock is to be waited for, as its ``acquire`` takes it: that has a maximum."""
+    if deadline is None:
+        return -1
+    return min(max(0.0, deadline - time.monotonic()), TIMEOUT_MAX)
+
+
 # ---- wait --------------------------------------------------------------------------------------------------------------
 
 
@@ -298,7 +348,9 @@ def wait(refs: list[Any], num_returns: int, deadline: float | None) -> list[int]
     list of int
         Indices of those that are ready, all of them: `num_returns` at least, unless the time is over.
     """
-    stored = [ref for ref in refs if type(ref) is ObjectRef]
+    ready = _ready(refs)
+    if len(ready) >= num_returns:
+        return ready
     changed = allocate_lock()
     changed.acquire()
 
@@ -310,25 +362,29 @@ def wait(refs: list[Any], num_returns: int, deadline: float | None) -> list[int]
             except RuntimeError:
                 pass  # another one was faster
 
-    asked = False
-    while True:
-        ready = [i for i, ref in enumerate(refs) if (ref.done() if type(ref) is TaskRef else _store.is_ready(ref))]
-        if len(ready) >= num_returns:
-            return ready
-        left = None if deadline is None else deadline - time.monotonic()
-        if left is not None and left <= 0:
-            return ready
-        if not asked:
-            asked = True
-            for ref in refs:
-                if type(ref) is TaskRef:
-                    ref.add_done_callback(notice)
-            continue
-        # Objects that another process seals have no callback here.
-        slice_ = -1 if left is None else left
-        if stored:
-            slice_ = 0.005 if left is None else min(0.005, left)
-        changed.acquire(timeout=slice_)
+    pending = [ref for ref in refs if type(ref) is TaskRef and ref._outcome is None]
+    # Objects that another process seals have no callback here.
+    slice_ = 0.005 if any(type(ref) is ObjectRef for ref in refs) else TIMEOUT_MAX
+    try:
+        for ref in pending:
+            ref._callbacks[changed] = notice
+        for ref in pending:
+            ref._ask()
+        while True:
+            # Also what was settled too early to call back.
+            ready = _ready(refs)
+            if len(ready) >= num_returns or (deadline is not None and deadline <= time.monotonic()):
+                return ready
+            changed.acquire(timeout=slice_ if deadline is None else min(slice_, patience(deadline)))
+    finally:
+        for ref in pending:
+            ref._forget(changed)
+
+
+def _ready(refs: list[Any]) -> list[int]:
+    return [
+        i for i, ref in enumerate(refs) if (ref._outcome is not None if type(ref) is TaskRef else _store.is_ready(ref))
+    ]
 
 
 _store.set_promises(TaskRef, get)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._store import ObjectRef
 from . import flow, messages
-from .refs import Source, TaskRef
+from .refs import Source, TaskRef, patience
 
 if TYPE_CHECKING:
     from _thread import LockType
@@ -146,6 +146,7 @@ class ResultStream:
         items = self._items
         source = items.ref.source
         if source is not None:
+            items.ref.check_process()
             source.collect_later(items.ref)
         deadline = None if timeout is None else time.monotonic() + timeout
         in_time = True
@@ -161,7 +162,7 @@ class ResultStream:
                 waiter = allocate_lock()
                 waiter.acquire()
                 items.waiters.append(waiter)
-            in_time = waiter.acquire(timeout=-1 if deadline is None else max(0.0, deadline - time.monotonic()))
+            in_time = waiter.acquire(timeout=patience(deadline))
         items.tell(item)
         return item
 

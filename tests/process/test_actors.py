@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import sqlite3
@@ -15,7 +16,10 @@ from hygiene import descendants
 from isolated import run
 
 import pyray_ser as ray
+from pyray_ser._frames import pack
 from pyray_ser.exceptions import TaskCancelledError, TaskError, WorkerDiedError
+from pyray_ser.tasks.channel import collector
+from pyray_ser.tasks.refs import TaskRef
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -96,6 +100,193 @@ def test_a_call_that_waits_for_its_argument_keeps_its_place():
     first = counter.add.remote(slowly.remote(100))
     second = counter.add.remote(1)
     assert ray.get([second, first]) == [101, 100]
+
+
+@ray.remote
+def same(value):
+    return value
+
+
+def in_thread(wait):
+    """Wait in a thread; return what gives the result."""
+    from concurrent.futures import Future
+
+    result = Future()
+
+    def work():
+        try:
+            result.set_result(wait())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return result
+
+
+def poll(look):
+    end = time.monotonic() + 30
+    while not look():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.005)
+
+
+async def awaited(ref):
+    return await ref
+
+
+@pytest.mark.parametrize("how", ["get", "await", "future", "wait", "stream", "argument", "wait 0", "get 0", "done"])
+def test_a_call_that_waited_for_its_argument_is_answered_however_one_waits_for_it(how):
+    counter, argument = Counter.remote(), TaskRef("argument")
+    assert ray.get(counter.add.remote(0)) == 0
+    if how == "stream":
+        stream = counter.numbers.remote(argument)
+        result = in_thread(lambda: ray.get(stream.next(timeout=60)))
+    else:
+        ref = counter.add.remote(argument)
+        started = {
+            "get": lambda: in_thread(lambda: ray.get(ref, timeout=60)),
+            "await": lambda: in_thread(lambda: asyncio.run(awaited(ref))),
+            "future": ref.future,
+            "wait": lambda: in_thread(lambda: ray.wait([ref], timeout=60)),
+            "argument": lambda: same.remote(ref).future(),
+        }
+        result = started[how]() if how in started else None
+    # Time for the threads to fall asleep; had they no time, this would test less.
+    time.sleep(0.2)
+    argument.settle(pack(7))
+    if how == "wait 0":
+        poll(lambda: ray.wait([ref], timeout=0)[0])
+    elif how == "get 0":
+        poll(lambda: got(ref))
+    elif how == "done":
+        poll(ref.done)
+    else:
+        expected = {"stream": 0, "wait": ([ref], []) if how == "wait" else None}.get(how, 7)
+        assert result.result(timeout=30) == expected
+
+
+def got(ref):
+    try:
+        return ray.get(ref, timeout=0)
+    except TimeoutError:
+        return None
+
+
+def test_a_call_that_nobody_else_follows_is_found_by_polling():
+    counter = Counter.remote()
+    for ask in (lambda ref: ray.wait([ref], timeout=0)[0], TaskRef.done, got):
+        ref = counter.add.remote()
+        poll(lambda ask=ask, ref=ref: ask(ref))
+
+
+class Ouch(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit, Ouch])
+def test_a_callback_that_fails_is_logged_and_stops_nothing(error, caplog):
+    def fails(_):
+        raise error("of the callback")
+
+    counter, others = Counter.remote(), []
+    argument = TaskRef("argument")
+    ref = counter.add.remote(argument)
+    for callback in (others.append, fails, others.append, fails, others.append):
+        ref.add_done_callback(callback)
+    after = [counter.add.remote().future() for _ in range(3)]
+    with caplog.at_level(logging.ERROR, "pyray_ser"):
+        argument.settle(pack(5))
+        assert [future.result(timeout=30) for future in after] == [6, 7, 8]
+    assert others == [ref] * 3
+    records = [record for record in caplog.records if record.name == "pyray_ser"]
+    assert len(records) == 2 and all(record.exc_info[0] is error for record in records)
+    assert "Counter.add" in caplog.text and "of the callback" in caplog.text
+    assert counter.add.remote().future().result(timeout=30) == 9
+
+
+def test_a_callback_on_a_settled_reference_may_fail_too(caplog):
+    ref = Counter.remote().add.remote()
+    assert ray.get(ref) == 1
+    ref.add_done_callback(lambda _: 1 / 0)
+    assert "ZeroDivisionError" in caplog.text
+    # Ctrl-C is for the program, once all have been told.
+    others, other = [], TaskRef("other")
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    for callback in (others.append, interrupt, others.append):
+        other.add_done_callback(callback)
+    with pytest.raises(KeyboardInterrupt):
+        other.settle(pack(1))
+    assert others == [other, other]
+
+
+def test_a_chore_that_fails_is_logged_and_does_not_end_the_collector(caplog):
+    done = threading.Event()
+
+    def fails():
+        raise SystemExit("a chore")
+
+    collector().repeat(fails)
+    collector().repeat(done.set)
+    assert done.wait(30) and "a chore" in caplog.text
+    future = Counter.remote().add.remote().future()
+    assert future.result(timeout=30) == 1
+
+
+def test_an_error_in_a_stream_does_not_end_the_collector(caplog):
+    counter = Counter.remote()
+    argument = TaskRef("argument")
+    stream = counter.numbers.remote(argument)
+    ref = stream.ref
+
+    def fails(kind, outcome):
+        raise ValueError("taken badly")
+
+    ref.job.stream = fails
+    future, after = ref.future(), counter.add.remote().future()
+    argument.settle(pack(2))
+    assert after.result(timeout=30) == 1 and future.result(timeout=30) is None
+    assert "taken badly" in caplog.text
+
+
+class Holds(Exception):
+    def __init__(self, text):
+        super().__init__(text)
+        self.lock = threading.Lock()
+
+
+@pytest.mark.parametrize("reason", ["raised", "cancelled", "unpicklable"])
+def test_an_argument_of_an_actor_that_fails_is_the_error_of_every_call(reason, tmp_path):
+    @ray.remote
+    def bad(path):
+        while not path.exists():
+            time.sleep(0.005)
+        raise RuntimeError("the argument of it")
+
+    @ray.remote
+    def use(handle):
+        return ray.get(handle.add.remote())
+
+    kind = {"raised": RuntimeError, "cancelled": TaskCancelledError, "unpicklable": TaskError}[reason]
+    argument = TaskRef("argument") if reason == "unpicklable" else bad.remote(tmp_path / "go")
+    counter = Counter.remote(argument)
+    before = [counter.add.remote(), counter.add.remote()]
+    if reason == "raised":
+        (tmp_path / "go").touch()
+    elif reason == "cancelled":
+        assert ray.cancel(argument, force=True) or argument.done()
+    else:
+        argument.settle(Holds("the argument of it"))
+    match = "cancelled" if reason == "cancelled" else "the argument of it"
+    for ref in before:
+        with pytest.raises(kind, match=match):
+            ray.get(ref, timeout=60)
+    # Also elsewhere.
+    for ref in (counter.add.remote(), use.remote(counter)):
+        with pytest.raises(kind, match=match):
+            ray.get(ref, timeout=60)
 
 
 def test_the_cup():
@@ -299,6 +490,126 @@ def test_cancel_of_queued_calls(tmp_path):
     assert ray.get([running, after]) == [1, 2]
     with pytest.raises(ValueError, match="kill"):
         ray.cancel(counter.sleep.remote(0.1), force=True)
+
+
+def test_cancelling_a_call_that_waits_lets_those_behind_it_go():
+    counter, never = Counter.remote(), TaskRef("never")
+    first = counter.add.remote(never)
+    several = counter.numbers.options(num_returns=2).remote(never)
+    behind = counter.add.remote(3)
+    stream = counter.numbers.remote(2)
+    assert ray.cancel(first) and ray.cancel(several[1])
+    assert ray.get(behind, timeout=30) == 3
+    assert ray.get(stream.next(timeout=30)) == 3
+    for ref in (first, *several):
+        with pytest.raises(TaskCancelledError):
+            ray.get(ref, timeout=30)
+    assert not ray.cancel(first) and ray.get(counter.add.remote(), timeout=30) == 4
+    # The end of the actor does not wait for it either.
+    pid, waits = ray.get(counter.pid.remote()), counter.add.remote(never)
+    del counter
+    assert ray.cancel(waits) and gone(pid, 30)
+
+
+@pytest.mark.parametrize("how", ["kill", "kill elsewhere", "die"])
+def test_the_end_of_an_actor_is_that_of_the_calls_that_wait(how):
+    counter, never = Counter.remote(), TaskRef("never")
+    ray.get(counter.add.remote())
+    last = counter.die.remote() if how == "die" else None
+    refs = [counter.add.remote(never), counter.add.remote(), *counter.numbers.options(num_returns=2).remote(2)]
+    futures = [ref.future() for ref in refs]
+    if how == "kill":
+        ray.kill(counter)
+    elif how == "kill elsewhere":
+        # As one who was given the handle has it.
+        from pyray_ser import _store
+        from pyray_ser.tasks import actor, handles
+
+        client = counter._client
+        visitor = handles.Visitor("counter", client.address, client.pid, _store.start_time(client.pid))
+        counter = actor.ActorHandle(actor.Grip(visitor), "counter", counter._methods)
+        own, futures = futures, [counter.add.remote(never).future(), counter.add.remote().future()]
+        ray.kill(counter)
+    else:
+        with pytest.raises(WorkerDiedError):
+            ray.get(last, timeout=30)
+    for future in futures:
+        with pytest.raises(WorkerDiedError):
+            future.result(timeout=30)
+    with pytest.raises(WorkerDiedError):
+        ray.get(counter.add.remote(never), timeout=30)
+    if how == "kill elsewhere":
+        # The owner finds out when he calls.
+        never.settle(pack(1))
+        for future in own:
+            with pytest.raises(WorkerDiedError):
+                future.result(timeout=30)
+
+
+def test_an_actor_that_dies_while_its_argument_is_awaited_is_made_once():
+    argument = TaskRef("argument")
+    counter = Counter.options(max_restarts=1).remote(argument)
+    ref = counter.add.remote()
+    result = in_thread(lambda: ray.get(ref, timeout=60))
+    # It reads, so it notices the end.
+    poll(lambda: counter._client.channel._reading)
+    pid = counter._client.pid
+    os.kill(pid, signal.SIGKILL)
+    poll(lambda: counter._client.pid != pid)
+    argument.settle(pack(20))
+    assert result.result(timeout=30) == 21
+    assert ray.get(counter.add.remote(), timeout=30) == 22
+
+
+def test_an_actor_that_cannot_be_started_again_has_ended(monkeypatch, caplog):
+    counter = Counter.options(max_restarts=1).remote()
+    ray.get(counter.add.remote())
+
+    def refuse():
+        raise OSError("no more processes")
+
+    monkeypatch.setattr(counter._client, "_start", refuse)
+    futures = [counter.die.remote().future(), counter.add.remote().future()]
+    for future in futures:
+        with pytest.raises(WorkerDiedError):
+            future.result(timeout=30)
+    assert "no more processes" in caplog.text
+    assert Counter.remote(4).add.remote().future().result(timeout=30) == 5
+
+
+def test_a_forked_child_has_no_use_of_an_inherited_handle():
+    script = """
+    import os, pyray_ser as ray
+    from pyray_ser.exceptions import ObjectLostError
+    @ray.remote
+    class Actor:
+        def one(self, *args): return 1
+        def many(self): yield 1
+    def told(act):
+        try:
+            act()
+        except ObjectLostError as error:
+            return "as an argument instead" in str(error)
+        return False
+    if __name__ == "__main__":
+        actor = Actor.remote()
+        ray.get(actor.one.remote())
+        never = ray.tasks.TaskRef("never")
+        waits, stream = actor.one.remote(never), actor.many.remote()
+        pid = os.fork()
+        if pid == 0:
+            acts = [
+                lambda: actor.one.remote(), lambda: ray.kill(actor), lambda: ray.cancel(waits),
+                lambda: ray.get(waits), lambda: next(stream),
+            ]
+            seen = [told(act) for act in acts]
+            print(seen, flush=True)
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert ray.cancel(waits)
+        print(ray.get(actor.one.remote(), timeout=30))
+    """
+    assert run(script) == f"{[True] * 5}\n1"
 
 
 def test_handles_travel():

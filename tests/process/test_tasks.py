@@ -14,6 +14,7 @@ import pytest
 from isolated import run
 
 import pyray_ser as ray
+from pyray_ser._frames import pack
 from pyray_ser.exceptions import (
     GetTimeoutError,
     ObjectFreedError,
@@ -22,6 +23,7 @@ from pyray_ser.exceptions import (
     TaskError,
     WorkerDiedError,
 )
+from pyray_ser.tasks.refs import TaskRef
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -178,6 +180,32 @@ def test_wait():
     ray.get(slow)
 
 
+@pytest.mark.parametrize("timeout", [float("inf"), 1e10])
+def test_timeouts_that_never_come(timeout):
+    for take in (
+        lambda ref: ray.get(ref, timeout=timeout),
+        lambda ref: ray.wait([ref, ray.put(1)], num_returns=2, timeout=timeout),
+        lambda ref: ray.wait([ref], timeout=timeout),
+    ):
+        assert take(nap.remote(0.2, 3))
+    stream = nap.options(stream=True).remote(0.2, [5])
+    assert ray.get(stream.next(timeout=timeout)) == 5
+
+
+def test_who_waits_again_and_again_leaves_nothing_behind():
+    pending, ready = TaskRef("pending"), add.remote(1, 1)
+    ray.get(ready)
+    kept = threading.Event()
+    pending.add_done_callback(lambda _: kept.set())
+    for _ in range(3):
+        assert ray.wait([pending, ready], num_returns=2, timeout=0.01) == ([ready], [pending])
+        with pytest.raises(GetTimeoutError):
+            ray.get(pending, timeout=0.01)
+    assert len(pending._callbacks) == 1
+    pending.settle(pack(1))
+    assert kept.is_set() and ray.wait([pending, ready], num_returns=2)[1] == []
+
+
 def test_await_and_future():
     async def main():
         values = await asyncio.gather(*(add.remote(i, 1) for i in range(5)))
@@ -228,6 +256,43 @@ def test_errors_are_of_both_types():
     with pytest.raises(Custom) as caught:
         ray.get(fail.remote(Custom(7, hint="h")))
     assert caught.value.code == 7 and caught.value.hint == "h"
+
+
+class Peculiar(Exception):
+    """Its instances cannot be made from their `args` alone, nor told as text."""
+
+    def __new__(cls, code, hint):
+        return super().__new__(cls, code)
+
+    def __init__(self, code, hint):
+        super().__init__(code)
+        self.hint = hint
+
+    def __reduce__(self):
+        return Peculiar, (self.args[0], self.hint)
+
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
+@ray.remote
+def fail_with_both():
+    raise BaseExceptionGroup("both", [KeyboardInterrupt()])
+
+
+def test_errors_whose_types_are_hard_to_mix_with_ours():
+    with pytest.raises(MemoryError) as caught:
+        ray.get(fail.remote(MemoryError("no room")))
+    assert isinstance(caught.value, TaskError) and caught.value.args == ("no room",)
+    assert "raise error" in caught.value.remote_traceback
+    with pytest.raises(Peculiar) as caught:
+        ray.get(fail.remote(Peculiar(7, "h")))
+    assert isinstance(caught.value, TaskError) and caught.value.args == (7,) and caught.value.hint == "h"
+    with pytest.raises(TaskError, match="whose __str__ fails"):
+        ray.get(fail.remote(Peculiar(7, "h")))
+    with pytest.raises(TaskError, match="both") as caught:
+        ray.get(fail_with_both.remote())
+    assert type(caught.value.cause) is BaseExceptionGroup
 
 
 def test_errors_that_would_end_the_caller_only_report():
