@@ -90,6 +90,8 @@ class Server:
         # Why there is no actor, if its __init__ raised.
         self.broken: Failure | None = None
         self.inbox: deque[tuple[Peer, int, int, memoryview]] = deque()
+        # Calls from handles elsewhere that came before the actor was made: an argument of its constructor is awaited still.
+        self.early: list[tuple[Peer, int, int, memoryview]] = []
         self.peers: dict[int, Peer] = {}
         self.poller = select.poll()
         self.add_peer(connection)
@@ -149,11 +151,12 @@ class Server:
 
     def cancel_queued(self, peer: Peer, number: int) -> None:
         """Take back a call that has not begun."""
-        for entry in self.inbox:
-            if entry[0] is peer and entry[2] == number and entry[1] == messages.CALL:
-                self.inbox.remove(entry)
-                self.fail(peer, number, TaskCancelledError(), "call")
-                return
+        for queue in (self.early, self.inbox):
+            for entry in queue:
+                if entry[0] is peer and entry[2] == number and entry[1] == messages.CALL:
+                    queue.remove(entry)
+                    self.fail(peer, number, TaskCancelledError(), "call")
+                    return
 
     def expect(self, token: int) -> None:
         # A handle that was loaded faster than its announcement was read is here already.
@@ -216,7 +219,9 @@ class Server:
 
     def handle(self, peer: Peer, kind: int, number: int, payload: memoryview) -> None:
         """Do what one frame asks for."""
-        if kind == messages.CALL:
+        if kind == messages.CALL and self.visitors is not None and self.actor is None and self.broken is None:
+            self.early.append((peer, kind, number, payload))
+        elif kind == messages.CALL:
             self.call(peer, number, payload)
         elif kind == messages.FUNCTION:
             try:
@@ -227,6 +232,8 @@ class Server:
             self.arguments[peer, number] = messages.load(payload)
         elif kind == messages.CREATE:
             self.create(peer, number, payload)
+            self.inbox.extendleft(reversed(self.early))
+            self.early.clear()
 
     def create(self, peer: Peer, number: int, payload: memoryview) -> None:
         name = "the actor"

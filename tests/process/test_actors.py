@@ -257,6 +257,32 @@ class Holds(Exception):
         self.lock = threading.Lock()
 
 
+@pytest.mark.parametrize("cancels", [False, True])
+def test_a_call_from_elsewhere_that_comes_before_the_actor_is_made_waits(cancels, tmp_path):
+    @ray.remote
+    def gate(path):
+        while not path.exists():
+            time.sleep(0.005)
+        return 5
+
+    @ray.remote
+    def use(handle, path):
+        refs = [handle.add.remote() for _ in range(3)]
+        if cancels:
+            taken = refs.pop(1)
+            ray.cancel(taken)  # the actor decides whether that is in time
+            with pytest.raises(TaskCancelledError):
+                ray.get(taken)
+        else:
+            time.sleep(0.3)  # so that they are there before the actor is
+        path.touch()
+        return ray.get(refs)
+
+    counter = Counter.remote(gate.remote(tmp_path / "go"))
+    assert ray.get(use.remote(counter, tmp_path / "go"), timeout=60) == ([6, 7] if cancels else [6, 7, 8])
+    assert ray.get(counter.add.remote(), timeout=60) == 8 + (not cancels)
+
+
 @pytest.mark.parametrize("reason", ["raised", "cancelled", "unpicklable"])
 def test_an_argument_of_an_actor_that_fails_is_the_error_of_every_call(reason, tmp_path):
     @ray.remote
