@@ -685,6 +685,7 @@ TEST(who_announced_its_end_and_died_stays_no_more)
         CHECK_EQ(waitpid(pid, NULL, 0), pid);
         CHECK(prs_leave(s));
         prs_look(s, 0);
+        CHECK(prs_leave(s));
     }
     CHECK_EMPTY(s);
     close_store(s);

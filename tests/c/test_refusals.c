@@ -97,7 +97,7 @@ TEST(an_orphan_only_lets_go)
     pid_t pid = fork();
     if (pid == 0) {
         child_setup(20);
-        CHECK(prs_is_orphan(s));
+        CHECK(prs_is_orphan(s) && !prs_leave(s));
         CHECK_EQ(prs_fork_count(), forks + 1);
         refuses_all(s, &id, &other);
         prs_token_drop(s, &id, &token);
