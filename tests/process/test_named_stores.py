@@ -264,6 +264,20 @@ def test_a_store_found_by_its_hint_is_attached_under_the_lock(named):
     assert named(text) == "None True"
 
 
+def test_the_directory_is_that_of_the_effective_user(named):
+    text = """
+    if os.getuid() == 0:
+        os.setegid(65534)
+        os.seteuid(65534)
+    before = named.directory()
+    print(before == f"/dev/shm/pyray_ser-{os.geteuid()}")
+    pyray_ser.init(name=name)
+    print(os.stat(before).st_uid == os.geteuid())
+    pyray_ser.shutdown()
+    """
+    assert named(text) == "True\nTrue"
+
+
 def test_the_umask_does_not_close_the_directory(named):
     text = (
         OWN_DIRECTORY

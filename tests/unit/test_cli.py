@@ -192,6 +192,20 @@ def test_ls_sorts_and_cuts(owner):
     assert len(sizes) == 3 and sizes == sorted(sizes, reverse=True) and found["count"] == 11
 
 
+def test_names_that_the_output_cannot_show_are_escaped():
+    script = r"""
+        import os, subprocess, sys
+        import pyray_ser
+
+        pyray_ser.init(capacity=1 << 20)
+        pyray_ser.put(1, name="\u2603")
+        done = subprocess.run([sys.executable, "-P", "-m", "pyray_ser", "ls", str(os.getpid())], capture_output=True, text=True,
+                              env={**os.environ, "PYTHONIOENCODING": "ascii"})
+        print(done.returncode, r"\u2603" in done.stdout, done.stderr)
+    """
+    assert run(script) == "0 True"
+
+
 def test_a_store_is_found_by_id_pid_and_path(owner):
     found = answer("stat", owner.name)
     for word in (found["id"], found["id"][:8].upper(), str(owner.pid), owner.path):

@@ -209,11 +209,14 @@ def test_options_from_the_environment(monkeypatch):
     for i, ref in enumerate(refs):
         assert (pyray_ser.get(ref) == i).all()
     pyray_ser.shutdown()
-    os.environ["PYRAY_SER_CAPACITY"] = "much"
-    try:
-        pyray_ser.put(1)
-    except ValueError as error:
-        print(error)
+    for text in ("infG", "9" * 20, "-1", "much"):
+        os.environ["PYRAY_SER_CAPACITY"] = text
+        try:
+            pyray_ser.put(1)
+        except ValueError as error:
+            assert text in str(error)
+            last = error
+    print(last)
     """
     assert run(PRELUDE + script) == "PYRAY_SER_CAPACITY='much' is not a size: bytes, or a number with K, M, G or T"
 
