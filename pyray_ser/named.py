@@ -232,12 +232,12 @@ def open_named(path: str, options: dict[str, Any]) -> _store.Store:
             remove_directory(folder)  # no store came of it
 
 
-def attach_existing(path: str, ident: int) -> _store.Store | None:
+def attach_existing(path: str, ident: int, timeout: float = 1.0) -> _store.Store | None:
     """Attach to the store in the file `path` if it is the one with this identity; None if it is not there any more."""
     folder = os.path.dirname(path)
     try:
         check_directory(folder)
-        with guard(folder):
+        with guard(folder, timeout):
             store = _store.attach_path(path)
     except (OSError, ValueError):
         return None

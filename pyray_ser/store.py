@@ -120,7 +120,7 @@ def _inherited() -> _store.Store | None:
         if path:
             from . import named
 
-            found = named.attach_existing(path, ident)
+            found = named.attach_existing(path, ident, _options.get("lock_timeout", 1.0))
             if found is not None:
                 return found
         if pid != os.getpid() and _store.start_time(pid) == start:
@@ -175,7 +175,7 @@ def find(ident: int, pid: int = 0, start: int = 0, fd: int = -1) -> _store.Store
         if hint is not None and hint[0] == ident and hint[4]:
             from . import named
 
-            return named.attach_existing(hint[4], ident)
+            return named.attach_existing(hint[4], ident, _options.get("lock_timeout", 1.0))
     return None
 
 

@@ -253,7 +253,7 @@ def test_a_store_found_by_its_hint_is_attached_under_the_lock(named):
     pyray_ser.init(name=name)
     fd = os.open(named.directory(), os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
-    child = subprocess.Popen([sys.executable, "-P", "-c", "import pyray_ser; print(pyray_ser.init().path, flush=True)"], stdout=subprocess.PIPE)
+    child = subprocess.Popen([sys.executable, "-P", "-c", "import pyray_ser; print(pyray_ser.init(lock_timeout=60).path, flush=True)"], stdout=subprocess.PIPE)
     os.set_blocking(child.stdout.fileno(), False)
     time.sleep(0.5)
     early = child.stdout.read()
