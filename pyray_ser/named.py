@@ -134,16 +134,34 @@ def _locked(fd: int) -> bool:
     return True
 
 
+def _made(folder: str) -> bool:
+    try:
+        os.mkdir(folder, 0o700)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _give_owner_rights(folder: str) -> None:
+    """Give back what the umask took of a directory that was just made; never of what a link in its place leads to."""
+    fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        found = os.fstat(fd)
+        if found.st_uid == os.geteuid() and found.st_mode & 0o777 != 0o700:
+            os.chmod(f"/proc/self/fd/{fd}", 0o700)
+    finally:
+        os.close(fd)
+
+
 @contextmanager
 def _guard_made(folder: str, timeout: float) -> Iterator[None]:
     """As `guard`, of a directory that is safe to use; this user's own is made if it is not there, or is removed meanwhile."""
     with ExitStack() as stack:
         while True:
-            if folder == directory():
-                with suppress(FileExistsError):
-                    os.mkdir(folder, 0o700)
-                    os.chmod(folder, 0o700)  # whatever the umask took
+            made = folder == directory() and _made(folder)
             try:
+                if made:
+                    _give_owner_rights(folder)
                 check_directory(folder)
                 stack.enter_context(guard(folder, timeout))
             except FileNotFoundError:
@@ -239,7 +257,8 @@ def attach_existing(path: str, ident: int, timeout: float = 1.0) -> _store.Store
         check_directory(folder)
         with guard(folder, timeout):
             store = _store.attach_path(path)
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        _log.debug("the store %016x is looked for elsewhere than at %s: %s", ident, path, error)
         return None
     if store.id == ident:
         return store

@@ -91,6 +91,7 @@ class Server:
         self.broken: Failure | None = None
         self.inbox: deque[tuple[Peer, int, int, memoryview]] = deque()
         # Calls from handles elsewhere that came before the actor was made: an argument of its constructor is awaited still.
+        self.unmade = listener is not None
         self.early: list[tuple[Peer, int, int, memoryview]] = []
         self.peers: dict[int, Peer] = {}
         self.poller = select.poll()
@@ -219,7 +220,7 @@ class Server:
 
     def handle(self, peer: Peer, kind: int, number: int, payload: memoryview) -> None:
         """Do what one frame asks for."""
-        if kind == messages.CALL and self.visitors is not None and self.actor is None and self.broken is None:
+        if kind == messages.CALL and self.unmade:
             self.early.append((peer, kind, number, payload))
         elif kind == messages.CALL:
             self.call(peer, number, payload)
@@ -232,6 +233,7 @@ class Server:
             self.arguments[peer, number] = messages.load(payload)
         elif kind == messages.CREATE:
             self.create(peer, number, payload)
+            self.unmade = False
             self.inbox.extendleft(reversed(self.early))
             self.early.clear()
 

@@ -192,6 +192,7 @@ def seal(value):
         if not whole:
             raise ValueError("seal() takes the whole buffer that create() returned, not a part of it")
         memcpy(stream, PyBytes_AS_STRING(written[0]), n)
+    window.check_open()  # Python code ran meanwhile, perhaps another thread's seal()
     total = window.off + window.size
     write_header(window.draft.window, total, n, 1)
     write_entry(window.draft.window, 0, window.off, window.size)

@@ -106,15 +106,21 @@ def _constant_owner(view: memoryview) -> tuple[Array | None, bool]:
         if found.flags.writeable:
             return None, False
         owner, found = found, found.base
-    if (
-        owner is None or found is None
-    ):  # memory of its own: the flag can be turned on again, and older views keep theirs
+    if owner is None or found is None:
+        # Memory of its own: the flag can be turned on again, and older views keep theirs.
         return owner, False
     if type(found).__module__.startswith("pyray_ser."):
-        return owner, memoryview(found).readonly
+        return owner, _is_readonly(found)
     if isinstance(found, memoryview) and found.readonly:
         found = found.obj
     return (owner, True) if type(found) is bytes else (None, False)
+
+
+def _is_readonly(block: Any) -> bool:
+    try:
+        return memoryview(block).readonly
+    except (BufferError, ValueError):  # the window of another process: a forked child's own look at it is compared
+        return False
 
 
 def _unchanged(view: memoryview, ref: Ref) -> bool:
