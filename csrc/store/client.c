@@ -264,9 +264,8 @@ bool prs_leave(prs_store *s)
     prs_store_seqcst(&s->clients[s->me].leaving, s->incarnation);
     uint32_t high = prs_load_acquire(&s->super->client_high);
     for (uint32_t i = 1; i < high && i < s->super->max_clients; i++) {
-        const prs_client *c = &s->clients[i];
-        if (i == s->me || (prs_load_acquire(&c->state) & 0xFF) != PRS_CLIENT_LIVE ||
-            prs_load_seqcst(&c->leaving) == prs_load_seqcst(&c->incarnation))
+        uint64_t state = prs_load_seqcst(&s->clients[i].state); /* a child that is being forked stays, too */
+        if (i == s->me || (state & 0xFF) == PRS_CLIENT_FREE || prs_load_seqcst(&s->clients[i].leaving) == state >> 32)
             continue;
         if (!prs_client_dead(s, i))
             return false;

@@ -660,6 +660,10 @@ TEST(who_announced_its_end_stays_no_more)
     close_store(t);
     t = client_of(s); /* in the slot of one that had announced it */
     CHECK(!prs_leave(s));
+    uint64_t live = prs_load_seqcst(&t->clients[t->me].state); /* between a fork and the child's first step */
+    prs_store_seqcst(&t->clients[t->me].state, (live & ~(uint64_t)0xFF) | PRS_CLIENT_UNBORN);
+    CHECK(!prs_leave(s));
+    prs_store_seqcst(&t->clients[t->me].state, live);
     CHECK(prs_leave(t));
     close_store(t);
     CHECK_EMPTY(s);

@@ -83,7 +83,8 @@ cdef object put_buffer(Store store, const uint8_t *stream, Py_ssize_t stream_siz
         store.alloc(total, PRS_ALLOC_ORDERED, &draft, deadline)
     else:
         place(&total, size, &off)
-        if total > PRS_SMALL_MAX or store.handle is NULL or prs_alloc(store.handle, total, 0, &draft, &error) != PRS_OK:
+        if (total > PRS_SMALL_MAX or store.handle is NULL or
+                prs_alloc(store.handle, total, 0, &draft, &error) != PRS_OK):
             store.alloc(total, 0, &draft, deadline)
     dst = <uint8_t *>draft.dst if draft.dst is not NULL else head
     prs_format_write_header(dst, total, stream_size, 1)
