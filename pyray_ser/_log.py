@@ -6,18 +6,18 @@ first `put` is too quick to pay for that import.
 
 import sys
 
-__all__ = ["debug", "info", "warning"]
+__all__ = ["debug", "exception", "info", "warning"]
 
-_DEBUG, _INFO, _WARNING = 10, 20, 30
+_DEBUG, _INFO, _WARNING, _ERROR = 10, 20, 30, 40
 
 
-def _write(level: int, message: str, arguments: tuple[object, ...]) -> None:
+def _write(level: int, message: str, arguments: tuple[object, ...], exc_info: bool = False) -> None:
     if level < _WARNING and "logging" not in sys.modules:
         return  # nobody can have asked for it
     import logging
 
     # Two frames up: the record names the caller of `info`.
-    logging.getLogger("pyray_ser").log(level, message, *arguments, stacklevel=3)
+    logging.getLogger("pyray_ser").log(level, message, *arguments, exc_info=exc_info, stacklevel=3)
 
 
 def debug(message: str, *arguments: object) -> None:
@@ -33,3 +33,8 @@ def info(message: str, *arguments: object) -> None:
 def warning(message: str, *arguments: object) -> None:
     """Write a record of level WARNING."""
     _write(_WARNING, message, arguments)
+
+
+def exception(message: str, *arguments: object) -> None:
+    """Write a record of level ERROR with the exception that is being handled, where nobody is left to raise it to."""
+    _write(_ERROR, message, arguments, exc_info=True)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from sys import is_finalizing
 from typing import Any, NoReturn
 
+from .. import _log
 from .._store import fork_count
 from ..exceptions import ObjectLostError, TaskCancelledError, WorkerDiedError
 from . import messages, settings
@@ -20,7 +21,7 @@ from .call import Call, after, make, stop
 from .channel import Channel, Job, fail
 from .function import Tests, _count, check_options
 from .process import Process, new_address
-from .refs import Outcome, TaskRef, report
+from .refs import Outcome, TaskRef
 
 __all__ = ["ActorClass", "ActorHandle", "kill"]
 
@@ -284,7 +285,7 @@ class Owner(Client):
         try:
             self.channel = self._start()
         except Exception:
-            report("actor %s could not be started again", self.name)
+            _log.exception("actor %s could not be started again", self.name)
             return False
         return True
 

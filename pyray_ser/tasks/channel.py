@@ -22,12 +22,13 @@ from math import inf
 from sys import is_finalizing
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from .. import _log
 from .._frames import pack
 from .._store import ObjectRef, fork_count
 from ..exceptions import TaskCancelledError
 from . import messages
 from .errors import Failure
-from .refs import TaskRef, report
+from .refs import TaskRef
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -471,7 +472,7 @@ class _Collector:
         except BaseException:
             if self._thread is None:
                 raise  # this is the thread of somebody who wants to hear of Ctrl-C
-            report("the thread that reads the answers of workers goes on after an error in %r", act)
+            _log.exception("the thread that reads the answers of workers goes on after an error in %r", act)
             return None
 
     def _is_over(self) -> bool:

@@ -15,7 +15,7 @@ from _thread import TIMEOUT_MAX, allocate_lock
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from .. import _store
+from .. import _log, _store
 from .._frames import unpack
 from .._store import ObjectRef, fork_count
 from ..exceptions import GetTimeoutError, ObjectFreedError, ObjectLostError, TaskCancelledError
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..typing import MmapMode
     from .channel import Job
 
-__all__ = ["Outcome", "Source", "TaskRef", "get", "patience", "report", "wait"]
+__all__ = ["Outcome", "Source", "TaskRef", "get", "patience", "wait"]
 
 # A small value in serialized form, a large one in the store, what was raised in the worker, what went wrong on the way.
 Outcome: TypeAlias = "bytes | ObjectRef[Any] | Failure | BaseException"
@@ -94,7 +94,7 @@ class TaskRef:
                     # The others must not wait for ever because of it.
                     self._run_callbacks()
                     raise
-                report("a callback of %r failed", self)
+                _log.exception("a callback of %r failed", self)
 
     # ---- looking: anybody's side
 
@@ -272,13 +272,6 @@ def _is_for_the_program(error: BaseException) -> bool:
     from threading import current_thread, main_thread
 
     return not isinstance(error, Exception) and current_thread() is main_thread()
-
-
-def report(message: str, *arguments: object) -> None:
-    """Log the exception that is being handled, where nobody is left to raise it to."""
-    import logging
-
-    logging.getLogger("pyray_ser").error(message, *arguments, exc_info=True, stacklevel=2)
 
 
 def unpack_writable(form: bytes) -> Any:
