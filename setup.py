@@ -16,6 +16,7 @@ Switches, all by environment variable:
     PYRAY_SER_COVERAGE=1          gcov counters in C, line tracing in Cython
     PYRAY_SER_ANNOTATE=1          Cython's annotated HTML beside the generated C
     PYRAY_SER_PUBLIC_API=1        nothing of CPython's internals is used, as on a Python nobody has seen yet
+    PYRAY_SER_INTRUDER=1          calls that can run Python code run an intruder first (csrc/pickle/foreign.h)
     PYRAY_SER_EXTENSIONS=_a,_b    only these extensions
     PYRAY_SER_WERROR=1            warnings in csrc are errors
     PYRAY_SER_JOBS=N              compilers run at once (default: the CPUs there are)
@@ -106,6 +107,8 @@ def macros(needs_numpy):
         defined.append(("PRS_DEBUG", "1"))
     if switch("PUBLIC_API"):
         defined.append(("PRP_PUBLIC_API_ONLY", "1"))
+    if switch("INTRUDER"):
+        defined.append(("PRP_INTRUDER", "1"))
     if COVERAGE:
         defined.append(("CYTHON_TRACE_NOGIL", "1"))
     if needs_numpy:

@@ -18,6 +18,8 @@
 #include <stdint.h>
 #include <pthread.h>
 
+#include "foreign.h"
+
 #if PY_VERSION_HEX < 0x030B0000
 #error "pyray_ser needs Python 3.11 or later"
 #endif

@@ -345,7 +345,7 @@ static PRP_COLD int save_persistent(prp_saver *s, PyObject *obj)
 {
     if (prp_foreign(s) < 0)
         return -1;
-    PyObject *pid = PyObject_CallOneArg(s->persistent_id, obj);
+    PyObject *pid = PRP_FOREIGN(PyObject_CallOneArg(s->persistent_id, obj));
     if (!pid)
         return -1;
     int status = 0;

@@ -66,6 +66,10 @@ cdef extern from "pickle/save.h":
     ctypedef struct PyTypeObject:
         pass
 
+cdef extern from "pickle/foreign.h":
+    bint prp_has_intruder()
+    int prp_set_intruder(object intruder) except -1
+
 cdef extern from "pickle/put.h":
     int prp_put(object obj, unsigned int flags, prp_put_result *result) except -1
     int prp_put_gather_ "prp_put_gather"(const prp_put_buffer *buffer, void *to) except -1
@@ -411,3 +415,17 @@ def _put(obj, unsigned int flags=0):
         return stream, buffers
     finally:
         prp_put_release_(&result)
+
+
+# ---- debugging ----------------------------------------------------------------------------------------------------------
+
+def _set_intruder(intruder):
+    """Run `intruder(file, line, may_raise)` before every call that can run Python code; None ends that.
+
+    Only in a build with PYRAY_SER_INTRUDER=1.
+    """
+    prp_set_intruder(intruder)
+
+
+if not prp_has_intruder():
+    del _set_intruder

@@ -30,6 +30,10 @@ cdef extern from "load.h":
     void prp_loader_clear(prp_loader *loader)
     object prp_loads_function(object module_name)
 
+cdef extern from "foreign.h":
+    bint prp_has_intruder()
+    int prp_set_intruder(object intruder) except -1
+
 cdef extern from *:
     """
     /* A Cython class cannot say what its C members refer to; its slots are extended before anything can subclass it. */
@@ -325,3 +329,17 @@ cdef Unpickler sample = Unpickler.__new__(Unpickler)
 prp_extend_slots(Unpickler, sample, &sample.loader)
 sample = None
 prp_load_init(UnpicklingError, Unpickler)
+
+
+# ---- debugging ----------------------------------------------------------------------------------------------------------
+
+def _set_intruder(intruder):
+    """Run `intruder(file, line, may_raise)` before every call that can run Python code; None ends that.
+
+    Only in a build with PYRAY_SER_INTRUDER=1.
+    """
+    prp_set_intruder(intruder)
+
+
+if not prp_has_intruder():
+    del _set_intruder
