@@ -186,7 +186,7 @@ test-versions: test-public-api
 	done; \
 	test -z "$$failed" || { echo "test-versions: failed:$$failed" >&2; exit 1; }
 
-# What an unknown version of Python would get: the public form of every entry of csrc/pickle/interp.h.
+# What an unknown version of Python would get: the public form of every entry of csrc/common/interp.h.
 PUBLIC_TESTS := $(wildcard tests/unit/test_pickler*.py tests/unit/test_unpickler*.py) tests/unit/test_ndarray_template.py tests/fuzz
 $(STAMP)/public: $(SOURCES) $(STAMP)/sources $(STAMP)/venv
 	$(call build_wheel,public,PYRAY_SER_PUBLIC_API=1)
@@ -250,8 +250,8 @@ coverage: $(STAMP)/installed $(STAMP)/coverage
 CC_TEST      ?= $(if $(filter-out default undefined,$(origin CC)),$(CC),cc)
 CTEST_PROGS  := $(patsubst tests/c/%.c,%,$(wildcard tests/c/test_*.c))
 TORTURE_PROGS := $(patsubst tests/torture/%.c,%,$(wildcard tests/torture/torture_*.c))
-CTEST_ENGINE := $(wildcard csrc/store/*.c)
-CTEST_FLAGS  := -std=gnu11 -g -pthread -fno-strict-aliasing -UNDEBUG -DPRS_DEBUG=1 -Icsrc -Icsrc/store -Itests/c -Itests/torture \
+CTEST_ENGINE := $(wildcard csrc/store/*.c csrc/store/platform/*.c)
+CTEST_FLAGS  := -std=gnu11 -g -pthread -fno-strict-aliasing -UNDEBUG -DPRS_DEBUG=1 -Icsrc -Icsrc/store -Icsrc/store/platform -Itests/c -Itests/torture \
                 -Wall -Wextra -Wshadow -Wpointer-arith -Wstrict-prototypes -Wvla \
                 -Wno-unused-parameter -Wno-missing-field-initializers
 CTEST_plain  := -O2

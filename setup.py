@@ -2,9 +2,7 @@
 
 Which C file belongs to which extension follows from its place alone, so a new file needs no change here:
 
-    csrc/pickle/load*.c     -> _unpickle
-    csrc/pickle/*.c (rest)  -> _pickle
-    csrc/<name>/*.c         -> _<name>      (_store, _ndarray, ...)
+    csrc/<name>/**/*.c      -> _<name>      (_store, _pickle, _unpickle, _ndarray)
 
 Every ``pyx/pyray_ser/<name>.pyx`` becomes the extension ``pyray_ser.<name>``; a large one is written in parts that it
 includes (``pyx/pyray_ser/store/*.pxi``).
@@ -16,7 +14,7 @@ Switches, all by environment variable:
     PYRAY_SER_COVERAGE=1          gcov counters in C, line tracing in Cython
     PYRAY_SER_ANNOTATE=1          Cython's annotated HTML beside the generated C
     PYRAY_SER_PUBLIC_API=1        nothing of CPython's internals is used, as on a Python nobody has seen yet
-    PYRAY_SER_INTRUDER=1          calls that can run Python code run an intruder first (csrc/pickle/foreign.h)
+    PYRAY_SER_INTRUDER=1          calls that can run Python code run an intruder first (csrc/common/foreign.h)
     PYRAY_SER_EXTENSIONS=_a,_b    only these extensions
     PYRAY_SER_WERROR=1            warnings in csrc are errors
     PYRAY_SER_JOBS=N              compilers run at once (default: the CPUs there are)
@@ -69,10 +67,7 @@ DIRECTIVES = {
 
 def c_sources(extension):
     """The files of csrc that are linked into `extension`; no file is linked into two."""
-    loading = set(glob("csrc/pickle/load*.c"))
-    if extension == "_unpickle":
-        return sorted(loading)
-    return sorted(set(glob(f"csrc/{extension.removeprefix('_')}/*.c")) - loading)
+    return sorted(glob(f"csrc/{extension.removeprefix('_')}/**/*.c", recursive=True))
 
 
 def compile_args():
@@ -142,7 +137,7 @@ def extensions():
         name = path.stem
         if wanted and name not in wanted:
             continue
-        include_dirs = ["csrc", *sorted(glob("csrc/*/"))]
+        include_dirs = ["csrc", *sorted(glob("csrc/**/", recursive=True))]
         if name in NEEDS_NUMPY:
             import numpy
 

@@ -1,8 +1,8 @@
 /*
  * copy_bench.c - what a copy into shared memory costs, by state of the pages and by kernel.
  *
- *     cc -std=gnu11 -O2 -pthread -Icsrc/store bench/c/copy_bench.c csrc/store/copy.c csrc/store/crew.c \
- *        csrc/store/fill.c csrc/store/gather.c csrc/store/pages.c -o copy_bench
+ *     cc -std=gnu11 -O2 -pthread -Icsrc/store/platform bench/c/copy_bench.c csrc/store/platform/copy.c csrc/store/platform/threads.c \
+ *        csrc/store/platform/fill.c csrc/store/platform/copy_strided.c csrc/store/platform/pages.c -o copy_bench
  *     ./copy_bench [fill|reuse|cross|gather] [MB] [rounds]
  *
  * Every round runs every candidate once, in an order that rotates; what is printed are medians of the
@@ -21,7 +21,7 @@
 #include <unistd.h>
 
 #include "copy.h"
-#include "crew.h"
+#include "threads.h"
 #include "fill.h"
 
 enum { MAX_ROUNDS = 101, MAX_WAYS = 12 };

@@ -8,7 +8,7 @@
  * Scratch memory is kept between dumps up to PRP_KEEP_BYTES. What becomes one bytes object is written into one from HOLDER_MIN on: as
  * large as the last such result at once, made smaller at the end, so that nothing is copied but what came before it.
  */
-#include "save.h"
+#include "pickler.h"
 
 #include <stdlib.h>
 #include <string.h>

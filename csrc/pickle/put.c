@@ -7,8 +7,8 @@
  *
  * Arrays that lie within bytes already sent in this object refer to them: one buffer for all views of one base.
  */
-#include "plan.h"
-#include "write.h"
+#include "class_plan.h"
+#include "atoms.h"
 
 #include <stdlib.h>
 

@@ -7,7 +7,7 @@
  *            and its extent goes back.  A spilled object is read by mapping its file and never comes back.
  *            An object larger than the whole store is made in its file from the start.
  *            A store whose files are compressed or carry a digest leaves writing and reading them to its caller:
- *            see spill_hand.c.
+ *            see spill_external.c.
  * Guarantee  The word is the commit: a file whose slot does not say FILE is rubbish, and whoever reaps the
  *            spiller removes it.  Every client holds a shared lock on the directory's lock file; a directory
  *            whose lock is free belongs to a store that is gone.

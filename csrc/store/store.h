@@ -336,7 +336,7 @@ void prs_magazines_flush(prs_store *s);
 uint64_t prs_take_back(prs_store *s);
 void prs_magazines_forget(prs_store *s);
 
-/* ---- link.c --------------------------------------------------------------------------------------------------- */
+/* ---- holds.c --------------------------------------------------------------------------------------------------- */
 
 void prs_link_splice(prs_store *s, uint32_t slot); /* under the lock: edges of a dead slot become DYING ours */
 bool prs_links_bury(prs_store *s, bool block);     /* end some of our DYING links; false: no lock */

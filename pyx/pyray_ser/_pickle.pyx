@@ -9,7 +9,7 @@ from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport memcpy
 
-cdef extern from "pickle/save.h":
+cdef extern from "pickle/pickler.h":
     ctypedef struct prp_memo_slot:
         pass
 
@@ -66,7 +66,7 @@ cdef extern from "pickle/save.h":
     ctypedef struct PyTypeObject:
         pass
 
-cdef extern from "pickle/foreign.h":
+cdef extern from "common/foreign.h":
     bint prp_has_intruder()
     int prp_set_intruder(object intruder) except -1
 

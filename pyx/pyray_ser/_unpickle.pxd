@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint8_t
 
-cdef extern from "load.h":
+cdef extern from "unpickler.h":
     ctypedef struct prp_buffer:
         const uint8_t *ptr
         size_t len

@@ -1,5 +1,5 @@
 # cython: binding=False
-"""The unpickler (`csrc/pickle/load*.c`): types and functions with the contract of the standard library's `pickle`."""
+"""The unpickler (`csrc/unpickle`): types and functions with the contract of the standard library's `pickle`."""
 
 cimport cython
 from cpython.buffer cimport PyBUF_CONTIG_RO, PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
@@ -10,7 +10,7 @@ import sys
 
 from _pickle import UnpicklingError
 
-cdef extern from "load.h":
+cdef extern from "unpickler.h":
     int prp_load_init(object unpickling_error, object unpickler_type) except -1
     prp_loader *prp_loader_new() except NULL
     void prp_loader_free(prp_loader *loader)
@@ -96,7 +96,7 @@ cdef int set_options(prp_loader *loader, bint fix_imports, encoding, errors, buf
     return 0
 
 
-# By hand in C (load_entry.c): its arguments cost as much as a small object does.
+# By hand in C (loads.c): its arguments cost as much as a small object does.
 loads = prp_loads_function(__name__)
 
 

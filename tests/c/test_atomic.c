@@ -6,7 +6,7 @@
 #include <sys/mman.h>
 #include <sys/wait.h>
 
-#include "../../csrc/store/atomic.h"
+#include "../../csrc/store/platform/atomic.h"
 
 TEST(read_modify_write_yields_the_value_before)
 {

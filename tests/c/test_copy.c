@@ -12,8 +12,8 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
-#include "../../csrc/store/copy.h"
-#include "../../csrc/store/crew.h"
+#include "../../csrc/store/platform/copy.h"
+#include "../../csrc/store/platform/threads.h"
 
 #if defined(__x86_64__)
 extern int prs_copy_use_avx2_;

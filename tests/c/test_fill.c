@@ -12,8 +12,8 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 
-#include "../../csrc/store/copy.h"
-#include "../../csrc/store/fill.h"
+#include "../../csrc/store/platform/copy.h"
+#include "../../csrc/store/platform/fill.h"
 
 /*
  * The engine's calls go through these. With `lame` set, the caller's writes take a while, so that a helper is sure to get

@@ -9,8 +9,8 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
-#include "../../csrc/store/fill.h"
-#include "../../csrc/store/headroom.h"
+#include "../../csrc/store/platform/fill.h"
+#include "../../csrc/store/platform/headroom.h"
 
 #define MIB ((uint64_t)1 << 20)
 #define GIB ((uint64_t)1 << 30)

@@ -3,7 +3,7 @@
 
 #include <pthread.h>
 
-#include "../../csrc/store/pages.h"
+#include "../../csrc/store/platform/pages.h"
 
 enum { COUNT = 333 }; /* not a multiple of 64 */
 static prs_atomic_u64 words[COUNT / 64 + 3];

@@ -4,7 +4,7 @@
  */
 #include "corpses.h"
 
-#include "crew.h"
+#include "threads.h"
 #include "spill.h"
 #include <limits.h>
 #include <sys/resource.h>

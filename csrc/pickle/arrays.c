@@ -1,0 +1,167 @@
+/* Exact ndarrays and numpy scalars in the standard form, without the detour through __reduce_ex__.
+ *
+ *     ndarray    numpy's _frombuffer(buffer, dtype, shape, order), the buffer being what a PickleBuffer of the array is to this
+ *                pickler: handed to the callback, or bytes in the stream. C and Fortran order, plain numbers; the rest is numpy's.
+ *     scalar     numpy's scalar(dtype, bytes)
+ *
+ * The functions are those that numpy's own reduction names, taken from a sample, so the stream is what this numpy would write.
+ * numpy is never imported from here; its array struct is read through its headers (ABI stable since 1.7), its C API is not used.
+ */
+#include "array_buffer.h"
+#include "dtypes.h"
+#include "atoms.h"
+
+#ifndef NPY_NO_DEPRECATED_API
+#define NPY_NO_DEPRECATED_API NPY_1_7_API_VERSION
+#endif
+#include <numpy/ndarraytypes.h>
+
+PyObject *prp_numpy_attribute(const char *name)
+{
+    PyObject *found;
+    (void)prp_imported(prp_g.sys_modules, "numpy", name, &found);
+    return found;
+}
+
+bool prp_is_numpy(PyTypeObject *type, const char *name)
+{
+    PyObject *found = prp_numpy_attribute(name);
+    Py_XDECREF(found);
+    return found == (PyObject *)type;
+}
+
+bool prp_array_has_base(PyObject *array)
+{
+    return PyArray_BASE((PyArrayObject *)array) != NULL;
+}
+
+/* First element of what `maker(argument).__reduce_ex__(5)` returns; NULL with or without an exception. */
+static PyObject *reducer_of(const char *maker, PyObject *argument)
+{
+    PyObject *type = prp_numpy_attribute(maker), *sample = type ? PyObject_CallOneArg(type, argument) : NULL;
+    PyObject *reduced = sample ? PyObject_CallMethod(sample, "__reduce_ex__", "i", 5) : NULL;
+    PyObject *found = reduced && PyTuple_Check(reduced) && PyTuple_GET_SIZE(reduced) >= 2
+                          ? Py_NewRef(PyTuple_GET_ITEM(reduced, 0))
+                          : NULL;
+    Py_XDECREF(reduced);
+    Py_XDECREF(sample);
+    Py_XDECREF(type);
+    (void)prp_forgive_refusal();
+    return found;
+}
+
+PyObject *prp_scalar_function(void)
+{
+    PyObject *zero = PyFloat_FromDouble(0.0), *found = zero ? reducer_of("float64", zero) : NULL;
+    Py_XDECREF(zero);
+    return found;
+}
+
+static PyObject *frombuffer_function(void)
+{
+    PyObject *one = PyLong_FromLong(1), *found = one ? reducer_of("ndarray", one) : NULL, *name = NULL;
+    Py_XDECREF(one);
+    if (found)
+        name = PyObject_GetAttr(found, prp_g.str_name);
+    bool good = name && PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, "_frombuffer") == 0;
+    (void)prp_forgive_refusal();
+    Py_XDECREF(name);
+    if (!good)
+        Py_CLEAR(found);
+    return found;
+}
+
+int prp_save_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
+{
+    if (s->put)
+        return prp_put_array(s, plan, obj, elided);
+    PyArrayObject *array = (PyArrayObject *)obj;
+    int number = PyArray_DESCR(array)->type_num;
+    bool fortran = !(PyArray_FLAGS(array) & NPY_ARRAY_C_CONTIGUOUS);
+    if (s->proto < 5 || (fortran && !(PyArray_FLAGS(array) & NPY_ARRAY_F_CONTIGUOUS)) ||
+        !((number >= NPY_BOOL && number <= NPY_CLONGDOUBLE) || number == NPY_HALF))
+        return SAVE_GENERIC;
+    prp_own(s);
+    if (!plan->extra && !(plan->extra = frombuffer_function()))
+        return PyErr_Occurred() ? SAVE_ERROR : SAVE_GENERIC;
+    PyObject *buffer = prp_array_picklebuffer(obj);
+    if (!buffer) /* numpy has another way for these */
+        return prp_forgive_refusal() < 0 ? SAVE_ERROR : SAVE_GENERIC;
+    int status = SAVE_ERROR;
+    bool again = false;
+    if (prp_save(s, plan->extra) < 0 || prp_op(s, OP_MARK) < 0 || prp_save_picklebuffer(s, buffer, true) < 0 ||
+        prp_save_dtype(s, (PyObject *)PyArray_DESCR(array)) < 0)
+        goto end;
+    int nd = PyArray_NDIM(array);
+    if (prp_room(s, (size_t)nd * 10 + PRP_ROOM) < 0)
+        goto end;
+    if (nd == 0) {
+        *s->p++ = OP_EMPTY_TUPLE;
+    } else {
+        if (nd > 3)
+            *s->p++ = OP_MARK;
+        for (int i = 0; i < nd; i++)
+            s->p = prp_put_int64(s->p, PyArray_DIM(array, i));
+        *s->p++ = nd > 3 ? OP_TUPLE : (uint8_t)(OP_TUPLE1 - 1 + nd);
+    }
+    /* As numpy makes them: the one object of that letter. No hook is to be asked about it: arrays come here without any. */
+    static PyObject *orders[2];
+    if (!orders[fortran] && !(orders[fortran] = PyUnicode_FromStringAndSize(fortran ? "F" : "C", 1)))
+        goto end;
+    const uint8_t order[] = {OP_SHORT_BINUNICODE, 1, fortran ? 'F' : 'C'};
+    if (prp_put_shared(s, orders[fortran], order, sizeof order) < 0)
+        goto end;
+    *s->p++ = OP_TUPLE;
+    *s->p++ = OP_REDUCE;
+    if (!elided) {
+        int64_t index = prp_memo_get(&s->memo, obj); /* a callback may have pickled with this very saver's memo */
+        again = index >= 0;
+        if (!again && prp_memoize(s, obj) < 0)
+            goto end;
+    }
+    status = SAVE_DONE;
+end:
+    Py_DECREF(buffer);
+    return status;
+}
+
+/* At most 255 bytes that nobody else holds; of a single byte there is one object, which others may hold. */
+static int save_short_bytes(prp_saver *s, const void *data, Py_ssize_t len)
+{
+    if (len <= 1) {
+        PyObject *bytes = PyBytes_FromStringAndSize(data, len);
+        int status = bytes ? prp_save(s, bytes) : -1;
+        Py_XDECREF(bytes);
+        return status;
+    }
+    if (prp_room(s, (size_t)len + PRP_ROOM) < 0)
+        return -1;
+    *s->p++ = OP_SHORT_BINBYTES;
+    *s->p++ = (uint8_t)len;
+    memcpy(s->p, data, (size_t)len);
+    s->p += len;
+    return 0;
+}
+
+int prp_save_scalar(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
+{
+    prp_own(s);
+    Py_buffer view;
+    if (PyObject_GetBuffer(obj, &view, PyBUF_SIMPLE) < 0)
+        return prp_forgive_refusal() < 0 ? SAVE_ERROR : SAVE_GENERIC;
+    int status = SAVE_ERROR;
+    PyObject *descr = PyObject_GetAttrString(obj, "dtype");
+    if (descr && view.len <= 255) {
+        if (prp_save(s, plan->extra) == 0 && prp_save_dtype(s, descr) == 0 &&
+            save_short_bytes(s, view.buf, view.len) == 0 && prp_room(s, PRP_ROOM) == 0) {
+            *s->p++ = OP_TUPLE2;
+            *s->p++ = OP_REDUCE;
+            status = elided || prp_memoize(s, obj) == 0 ? SAVE_DONE : SAVE_ERROR;
+        }
+    } else if (descr) {
+        status = SAVE_GENERIC;
+    }
+    Py_XDECREF(descr);
+    PyBuffer_Release(&view);
+    return status;
+}

@@ -1,0 +1,87 @@
+/* Writing of atoms, inlined into the loops that need it. All take the output pointer and return it advanced; the caller has
+ * made sure of PRP_ROOM bytes. Protocol 2 and up only, unless it says otherwise. */
+#ifndef PRP_WRITE_H
+#define PRP_WRITE_H
+
+#include <string.h>
+
+#include "copy_short.h"
+#include "pickler.h"
+
+static inline uint8_t *prp_put_u16(uint8_t *p, uint32_t v)
+{
+    uint16_t x = (uint16_t)v;
+    memcpy(p, &x, 2);
+    return p + 2;
+}
+
+static inline uint8_t *prp_put_u32(uint8_t *p, uint32_t v)
+{
+    memcpy(p, &v, 4);
+    return p + 4;
+}
+
+static inline uint8_t *prp_put_u64(uint8_t *p, uint64_t v)
+{
+    memcpy(p, &v, 8);
+    return p + 8;
+}
+
+/* A value that fits 32 bits, any protocol from 1 on. The length is computed, not branched on: it is often as good as random. */
+static inline uint8_t *prp_put_int32(uint8_t *p, long value)
+{
+    static const uint8_t ops[3] = {OP_BININT1, OP_BININT2, OP_BININT};
+    uint32_t bits = (uint32_t)value;
+    unsigned width = (bits > 0xff) + (bits > 0xffff);
+    p[0] = ops[width];
+    prp_put_u32(p + 1, bits);
+    return p + 2 + width + (width >> 1);
+}
+
+/* Any 64-bit value: BININT forms where they hold it, else LONG1 with the fewest bytes. */
+static inline uint8_t *prp_put_int64(uint8_t *p, int64_t value)
+{
+    if (value == (int32_t)value)
+        return prp_put_int32(p, (long)value);
+    uint64_t magnitude = (uint64_t)(value < 0 ? ~value : value);
+    int bytes = (64 - __builtin_clzll(magnitude)) / 8 + 1; /* one bit more for the sign */
+    *p++ = OP_LONG1;
+    *p++ = (uint8_t)bytes;
+    prp_put_u64(p, (uint64_t)value); /* writes eight, counts `bytes`; the rest is overwritten */
+    if (bytes == 9)
+        p[8] = 0;
+    return p + bytes;
+}
+
+static inline uint8_t *prp_put_float(uint8_t *p, double value)
+{
+    uint64_t bits;
+    memcpy(&bits, &value, 8);
+    *p++ = OP_BINFLOAT;
+    return prp_put_u64(p, __builtin_bswap64(bits));
+}
+
+static inline uint8_t *prp_put_get(uint8_t *p, uint32_t index)
+{
+    if (index < 256) {
+        *p++ = OP_BINGET;
+        *p++ = (uint8_t)index;
+        return p;
+    }
+    *p++ = OP_LONG_BINGET;
+    return prp_put_u32(p, index);
+}
+
+/* Header of a string of `n` UTF-8 bytes below 4 GiB, protocol 4 and up. */
+static inline uint8_t *prp_put_str_header(uint8_t *p, size_t n)
+{
+    if (PRP_LIKELY(n <= 0xff)) {
+        *p++ = OP_SHORT_BINUNICODE;
+        *p++ = (uint8_t)n;
+        return p;
+    }
+    *p++ = OP_BINUNICODE;
+    return prp_put_u32(p, (uint32_t)n);
+}
+
+#endif

@@ -1,0 +1,344 @@
+/* Everything that is neither an atom nor a container the walk knows: bytes and buffers, and the order in which an object finds
+ * its reducer (design, section 3).
+ *
+ * prp_save_other() answers on the terms of the walk: SAVE_DONE, or frames are pushed and SAVE_RESUME carries on with the topmost
+ * one, or SAVE_NEXT with the object in s->next first.
+ */
+#include "pickler.h"
+#include "class_plan.h"
+#include "atoms.h"
+
+#include <string.h>
+
+static int save_contiguous(prp_saver *s, PyObject *owner, const void *data, size_t len, bool readonly)
+{
+    uint8_t header[9], *h = header;
+    if (!readonly) {
+        *h++ = OP_BYTEARRAY8;
+        h = prp_put_u64(h, len);
+    } else if (len <= 0xff) {
+        *h++ = OP_SHORT_BINBYTES;
+        *h++ = (uint8_t)len;
+    } else if (len <= 0xffffffff) {
+        *h++ = OP_BINBYTES;
+        h = prp_put_u32(h, (uint32_t)len);
+    } else if (s->proto >= 4) {
+        *h++ = OP_BINBYTES8;
+        h = prp_put_u64(h, len);
+    } else {
+        PyErr_SetString(PyExc_OverflowError,
+                        "serializing a bytes object larger than 4 GiB requires pickle protocol 4 or higher");
+        return -1;
+    }
+    /* Mutable data may be gathered at the end only if nothing can run before. */
+    if (!PyBytes_CheckExact(owner) && !s->elide && !s->write)
+        owner = NULL;
+    return prp_out_large(s, header, (size_t)(h - header), data, len, owner);
+}
+
+int prp_save_bytes(prp_saver *s, PyObject *obj)
+{
+    if (s->proto < 3)
+        return prp_save_old_bytes(s, obj);
+    bool elided = prp_unshared(s, obj);
+    if (save_contiguous(s, obj, PyBytes_AS_STRING(obj), (size_t)PyBytes_GET_SIZE(obj), true) < 0)
+        return -1;
+    return elided ? 0 : prp_memoize(s, obj);
+}
+
+static int save_bytearray(prp_saver *s, PyObject *obj, bool elided)
+{
+    if (s->proto < 5)
+        return prp_save_old_bytes(s, obj);
+    if (save_contiguous(s, obj, PyByteArray_AS_STRING(obj), (size_t)PyByteArray_GET_SIZE(obj), false) < 0)
+        return -1;
+    return elided ? 0 : prp_memoize(s, obj);
+}
+
+/* True: the buffer goes into the stream; false: the callback has taken it. -1. */
+static int offer_buffer(prp_saver *s, PyObject *buffer)
+{
+    if (!s->buffer_callback)
+        return 1;
+    if (s->append_to) {
+        /* The callback is a list's own append: it runs nothing and returns None. */
+        return PyList_Append(s->append_to, buffer) < 0 ? -1 : 0;
+    }
+    if (prp_foreign(s) < 0)
+        return -1;
+    PyObject *answer = PyObject_CallOneArg(s->buffer_callback, buffer);
+    if (!answer)
+        return -1;
+    int in_band = PyObject_IsTrue(answer);
+    Py_DECREF(answer);
+    return in_band;
+}
+
+int prp_save_picklebuffer(prp_saver *s, PyObject *obj, bool elided)
+{
+    if (s->proto < 5) {
+        PyErr_SetString(prp_g.pickling_error, "PickleBuffer can only be pickled with protocol >= 5");
+        return -1;
+    }
+    const Py_buffer *view = PyPickleBuffer_GetBuffer(obj);
+    if (!view)
+        return -1;
+    if (view->suboffsets || !PyBuffer_IsContiguous(view, 'A')) {
+        PyErr_SetString(prp_g.pickling_error,
+                        "PickleBuffer can not be pickled when pointing to a non-contiguous buffer");
+        return -1;
+    }
+    if (s->put)
+        return prp_put_picklebuffer(s, obj, view);
+    Py_INCREF(obj);
+    /* The callback may release the PickleBuffer and have it written nevertheless: a view of our own keeps the bytes. */
+    Py_buffer own = {0};
+    bool foreign = s->buffer_callback && !s->append_to;
+    if (foreign && PyObject_GetBuffer(obj, &own, PyBUF_FULL_RO) < 0) {
+        Py_DECREF(obj);
+        return -1;
+    }
+    if (foreign)
+        view = &own;
+    int in_band = offer_buffer(s, obj), status = -1;
+    if (in_band == 0) {
+        bool readonly = view->readonly;
+        status = prp_op(s, OP_NEXT_BUFFER);
+        if (status == 0 && readonly)
+            status = prp_op(s, OP_READONLY_BUFFER);
+    } else if (in_band > 0) {
+        if (save_contiguous(s, obj, view->buf, (size_t)view->len, view->readonly) == 0)
+            status = elided ? 0 : prp_memoize(s, obj);
+    }
+    if (foreign)
+        PyBuffer_Release(&own);
+    Py_DECREF(obj);
+    return status;
+}
+
+/* obj.__reduce_ex__(protocol), or __reduce__() if it has only that. `trusted`: prp_foreign has not been called, because the type
+ * does it in C; unless the instance itself has something of these names. */
+static PyObject *ask(prp_saver *s, PyObject *obj, PyTypeObject *type, bool trusted)
+{
+    PyObject *method = PyObject_GetAttr(obj, prp_g.str_reduce_ex), *value;
+    if (method && trusted) {
+        PyObject *state = type->tp_flags & Py_TPFLAGS_HEAPTYPE ? PyObject_GetAttr(obj, prp_g.str_getstate) : NULL;
+        bool unknown = type->tp_flags & Py_TPFLAGS_HEAPTYPE && !state;
+        if (unknown && prp_forgive(PyExc_AttributeError) < 0)
+            Py_CLEAR(method);
+        else if ((!PyCFunction_Check(method) || unknown || (state && !PyCFunction_Check(state))) && prp_foreign(s) < 0)
+            Py_CLEAR(method);
+        Py_XDECREF(state);
+        if (!method)
+            return NULL;
+    }
+    if (method) {
+        value = PyObject_CallOneArg(method, prp_g.int_proto[s->proto]);
+        Py_DECREF(method);
+        return value;
+    }
+    if (!PyErr_ExceptionMatches(PyExc_AttributeError))
+        return NULL;
+    PyErr_Clear();
+    method = PyObject_GetAttr(obj, prp_g.str_reduce);
+    if (method) {
+        value = PyObject_CallNoArgs(method);
+        Py_DECREF(method);
+        return value;
+    }
+    if (PyErr_ExceptionMatches(PyExc_AttributeError)) {
+        PyErr_Clear();
+        PyObject *shown = prp_repr(obj);
+        if (shown)
+            PyErr_Format(prp_g.pickling_error, "can't pickle '%.200s' object: %U", type->tp_name, shown);
+        Py_XDECREF(shown);
+    }
+    return NULL;
+}
+
+/* The reducer in the Pickler's own dispatch_table: new reference, NULL without an exception if there is none. */
+static PyObject *private_reducer(prp_saver *s, PyTypeObject *type)
+{
+    PyObject *reducer = PyObject_GetItem(s->dispatch_table, (PyObject *)type);
+    if (!reducer && PyErr_ExceptionMatches(PyExc_KeyError))
+        PyErr_Clear();
+    return reducer;
+}
+
+/* Calls `reducer` on obj and saves what it says. SAVE_GENERIC if that is NotImplemented and `may_decline`. */
+static int reduce_with(prp_saver *s, PyObject *reducer, PyObject *obj, bool may_decline)
+{
+    if (prp_foreign(s) < 0)
+        return SAVE_ERROR;
+    Py_INCREF(reducer);
+    PyObject *value = PyObject_CallOneArg(reducer, obj);
+    Py_DECREF(reducer);
+    if (!value)
+        return SAVE_ERROR;
+    int status = value == Py_NotImplemented && may_decline ? SAVE_GENERIC : prp_save_reduce_value(s, value, obj);
+    Py_DECREF(value);
+    return status;
+}
+
+/* cloudpickle can reduce some types that refuse on their own: code, cells, modules, views of dicts. */
+static int reduce_by_value(prp_saver *s, PyObject *obj)
+{
+    PyObject *type, *error, *trace, *value = NULL;
+    PyErr_Fetch(&type, &error, &trace);
+    int found = prp_by_value(s, obj, &value), status;
+    if (found <= 0) {
+        if (found == 0 || prp_forgive_refusal() == 0) {
+            PyErr_Restore(type, error, trace); /* the first refusal is the one that counts */
+            return SAVE_ERROR;
+        }
+        status = SAVE_ERROR;
+        goto end;
+    }
+    status = prp_save_reduce_value(s, value, obj);
+    Py_DECREF(value);
+end:
+    Py_XDECREF(type);
+    Py_XDECREF(error);
+    Py_XDECREF(trace);
+    return status;
+}
+
+static bool from_numpy(PyObject *function)
+{
+    PyObject *module = PyFunction_Check(function) ? ((PyFunctionObject *)function)->func_module : NULL;
+    return module && PyUnicode_Check(module) && PyUnicode_IS_COMPACT_ASCII(module) &&
+           strncmp((const char *)PyUnicode_DATA(module), "numpy", 5) == 0;
+}
+
+static int save_reduced(prp_saver *s, prp_plan *plan, PyObject *obj, PyTypeObject *type, bool elided)
+{
+    if (plan && plan->registered) {
+        int status = reduce_with(s, plan->registered, obj, false);
+        return status;
+    }
+    if (s->reducer_override) {
+        int status = reduce_with(s, s->reducer_override, obj, true);
+        if (status != SAVE_GENERIC)
+            return status;
+    }
+    if (type == &PyType_Type)
+        return prp_save_type(s, obj);
+    if (type == &PyFunction_Type)
+        return prp_save_named(s, obj);
+    if (plan->epoch != prp_epoch) { /* the override has run */
+        plan = prp_plan_for(s, type, obj);
+        if (!plan)
+            return SAVE_ERROR;
+    }
+    if (s->dispatch_table) {
+        if (prp_foreign(s) < 0)
+            return SAVE_ERROR;
+        PyObject *reducer = private_reducer(s, type);
+        if (reducer) {
+            int status = reduce_with(s, reducer, obj, false);
+            Py_DECREF(reducer);
+            return status;
+        }
+        if (PyErr_Occurred())
+            return SAVE_ERROR;
+    } else if (plan->table && !(plan->kind == PLAN_COMPLEX && plan->table == prp_g.pickle_complex && !s->letter)) {
+        if (plan->extra == obj && !s->letter && from_numpy(plan->table))
+            return prp_save_global(s, obj, NULL); /* numpy.dtype itself, which numpy's reducer of dtype classes names */
+        return reduce_with(s, plan->table, obj, false);
+    }
+    if (plan->kind == PLAN_CLASS)
+        return prp_save_named(s, obj);
+    if (s->put && plan->kind == PLAN_NDARRAY) {
+        int status = prp_plan_save(s, plan, obj, elided);
+        if (status != SAVE_GENERIC)
+            return status;
+    }
+    if (s->put && plan->put_reducer) {
+        int status = reduce_with(s, plan->put_reducer, obj, true);
+        if (status != SAVE_GENERIC)
+            return status;
+    }
+    if (plan->kind != PLAN_GENERIC && !(s->put && plan->kind == PLAN_NDARRAY) && s->proto >= 2 && !s->persistent_id &&
+        !s->fast) {
+        if (s->dispatch_table && plan->epoch != prp_epoch && !(plan = prp_plan_for(s, type, obj)))
+            return SAVE_ERROR;
+        int status = prp_plan_save(s, plan, obj, elided);
+        if (status != SAVE_GENERIC)
+            return status;
+    }
+    bool by_table = plan->by_table;
+    if (type == &PyMethod_Type && !s->by_value) {
+        int named = prp_method_has_name(s, obj);
+        if (named < 0)
+            return SAVE_ERROR;
+        by_table = !named;
+    }
+    /* cloudpickle reduced something this object is part of: its tables apply too; or only they know how. */
+    if (s->by_value || by_table) {
+        if (by_table && prp_foreign(s) < 0)
+            return SAVE_ERROR;
+        PyObject *value;
+        int found = prp_by_value(s, obj, &value);
+        if (found < 0)
+            return SAVE_ERROR;
+        if (found) {
+            int status = prp_save_reduce_value(s, value, obj);
+            Py_DECREF(value);
+            return status;
+        }
+    }
+    bool trusted = plan->trusted && !s->letter;
+    if (trusted)
+        prp_own(s);
+    else if (prp_foreign(s) < 0)
+        return SAVE_ERROR;
+    PyObject *value = ask(s, obj, type, trusted);
+    if (!value) {
+        if (s->restart)
+            return SAVE_ERROR;
+        if (!(type->tp_flags & Py_TPFLAGS_HEAPTYPE) && PyErr_ExceptionMatches(PyExc_TypeError)) {
+            if (trusted && s->elide)
+                return SAVE_ERROR;
+            return reduce_by_value(s, obj);
+        }
+        return SAVE_ERROR;
+    }
+    int status = prp_save_reduce_value(s, value, obj);
+    Py_DECREF(value);
+    return status;
+}
+
+int prp_save_other(prp_saver *s, PyObject *obj, PyTypeObject *type)
+{
+    bool elided = prp_unshared(s, obj);
+    if (!elided) {
+        int written = prp_recall(s, obj);
+        if (written)
+            return written < 0 ? SAVE_ERROR : SAVE_DONE;
+    }
+    if (type == &PyBytes_Type)
+        return s->put && PyBytes_GET_SIZE(obj) >= PRP_PUT_THRESHOLD ? prp_put_bytes(s, obj, elided)
+                                                                    : prp_save_bytes(s, obj);
+    if (type == &PyByteArray_Type)
+        return s->put && PyByteArray_GET_SIZE(obj) >= PRP_PUT_THRESHOLD ? prp_put_bytes(s, obj, elided)
+                                                                        : save_bytearray(s, obj, elided);
+    if (type == &PyPickleBuffer_Type)
+        return prp_save_picklebuffer(s, obj, elided);
+    Py_INCREF(obj);
+    int status;
+    if ((type == &PySet_Type || type == &PyFrozenSet_Type) && s->proto < 4) {
+        status = prp_save_old_set(s, obj);
+    } else {
+        prp_plan *plan = NULL;
+        status = SAVE_DONE;
+        if (type != &PyType_Type && type != &PyFunction_Type) {
+            plan = prp_plan_for(s, type, obj);
+            if (!plan)
+                status = SAVE_ERROR;
+        }
+        if (status == SAVE_DONE)
+            status = save_reduced(s, plan, obj, type, elided);
+    }
+    Py_DECREF(obj);
+    return status;
+}

@@ -1,0 +1,11 @@
+/* numpy's dtypes of plain numbers in the standard form, and what streams of arrays share. */
+#ifndef PRP_SAVE_DTYPE_H
+#define PRP_SAVE_DTYPE_H
+
+#include "class_plan.h"
+
+int prp_save_dtype(prp_saver *s, PyObject *descr);
+/* A string or class that the stream may share, by its opcodes or from the memo. The caller has made room. */
+int prp_put_shared(prp_saver *s, PyObject *obj, const uint8_t *bytes, size_t len);
+
+#endif

@@ -1,0 +1,527 @@
+/* Writing instances by their plans: the opcodes their __reduce_ex__ would have led to, without the objects in between.
+ *
+ * Only the objects that can be met again get memo entries here; where every opcode counts (letter mode), the kinds that would
+ * differ are left to __reduce_ex__.
+ */
+#include "class_plan.h"
+#include "atoms.h"
+
+#include <datetime.h>
+
+static int import_datetime(void)
+{
+    if (!PyDateTimeAPI)
+        PyDateTime_IMPORT;
+    return PyDateTimeAPI ? 0 : -1;
+}
+
+static void enter_stream(prp_saver *s, prp_plan *plan)
+{
+    plan->stream = s->stream;
+    plan->class_index = 0;
+    memset(plan->names, 0, sizeof plan->names);
+    for (Py_ssize_t i = 0; i < plan->nslots; i++)
+        plan->slots[i].index = 0;
+}
+
+int prp_plan_class(prp_saver *s, prp_plan *plan)
+{
+    if (PRP_LIKELY(s->elide)) {
+        if (PRP_UNLIKELY(plan->stream != s->stream))
+            enter_stream(s, plan);
+        if (PRP_LIKELY(plan->class_index)) {
+            if (prp_room(s, PRP_ROOM) < 0)
+                return -1;
+            s->p = prp_put_get(s->p, plan->class_index - 1);
+            return 0;
+        }
+    }
+    if (prp_save_class(s, (PyObject *)plan->type) < 0)
+        return -1;
+    if (s->elide) {
+        int64_t index = prp_memo_get(&s->memo, (PyObject *)plan->type);
+        if (index >= 0)
+            plan->class_index = (uint32_t)index + 1;
+    }
+    return prp_room(s, PRP_ROOM);
+}
+
+/* The opcodes that made the object stand; now it gets its memo entry, unless saving its arguments has already made it. */
+static int created(prp_saver *s, PyObject *obj, bool elided, bool *again)
+{
+    *again = false;
+    if (elided)
+        return 0;
+    int64_t index = prp_memo_get(&s->memo, obj);
+    if (PRP_UNLIKELY(index >= 0)) {
+        if (prp_twice(s))
+            return -1;
+        *again = true;
+        return prp_op(s, OP_POP) < 0 ? -1 : prp_write_get(s, (uint32_t)index);
+    }
+    return prp_memoize(s, obj);
+}
+
+/* An attribute of the instance itself with one of these names is what __reduce_ex__ would have used. */
+static bool is_hook(PyObject *name)
+{
+    if (PRP_LIKELY(PyUnicode_CheckExact(name) && PyUnicode_IS_COMPACT_ASCII(name)) &&
+        (PyUnicode_1BYTE_DATA(name)[0] != '_' || PyUnicode_GET_LENGTH(name) < 12))
+        return false;
+    if (!PyUnicode_Check(name))
+        return false;
+    return PyUnicode_CompareWithASCIIString(name, "__reduce_ex__") == 0 ||
+           PyUnicode_CompareWithASCIIString(name, "__getstate__") == 0 ||
+           PyUnicode_CompareWithASCIIString(name, "__getnewargs_ex__") == 0 ||
+           PyUnicode_CompareWithASCIIString(name, "__getnewargs__") == 0;
+}
+
+static int dict_has_hook(PyObject *dict)
+{
+    if (PyDict_GET_SIZE(dict) <= 16) {
+        PyObject *key, *value;
+        Py_ssize_t pos = 0;
+        while (prp_dict_next(dict, &pos, &key, &value))
+            if (is_hook(key))
+                return 1;
+        return 0;
+    }
+    PyObject *const names[] = {prp_g.str_reduce_ex, prp_g.str_getstate, prp_g.str_getnewargs_ex, prp_g.str_getnewargs};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        if (PyDict_GetItemWithError(dict, names[i]))
+            return 1;
+        if (PyErr_Occurred())
+            return -1;
+    }
+    return 0;
+}
+
+/* Tells whether the attribute names of `view` are harmless; remembers it for the keys the class shares. */
+static bool names_have_hook(prp_plan *plan, const prp_attrs *view)
+{
+    if (PRP_UNLIKELY(plan->keys != view->keys)) {
+        plan->keys = view->keys;
+        plan->keys_checked = 0;
+        memset(plan->names, 0, sizeof plan->names);
+    }
+    for (Py_ssize_t i = 0; i < view->count; i++) {
+        Py_ssize_t slot = prp_attrs_slot(view, i);
+        if (PRP_LIKELY(slot < plan->keys_checked))
+            continue;
+        /* Shared keys only grow, in order: look at all up to this one. */
+        for (Py_ssize_t j = 0; j < view->count; j++)
+            if (is_hook(prp_attrs_name(view, j)))
+                return true;
+        if (slot == plan->keys_checked)
+            plan->keys_checked++;
+    }
+    return false;
+}
+
+static int slots_set(const prp_plan *plan, PyObject *obj)
+{
+    int n = 0;
+    for (Py_ssize_t i = 0; i < plan->nslots; i++)
+        n += *(PyObject **)((char *)obj + plan->slots[i].offset) != NULL;
+    return n;
+}
+
+int prp_plan_write_name(prp_saver *s, prp_slot *slot)
+{
+    int64_t index = prp_memo_add(&s->memo, slot->name);
+    if (index == PRP_MEMO_ERROR)
+        return -1;
+    if (index >= 0) {
+        if (prp_write_get(s, (uint32_t)index) < 0)
+            return -1;
+    } else {
+        index = s->memo.count - 1;
+        if (prp_write_str(s, slot->name) < 0 || prp_op(s, OP_MEMOIZE) < 0)
+            return -1;
+    }
+    slot->index = (uint32_t)index + 1;
+    return prp_room(s, PRP_ROOM);
+}
+
+/* The slots' part of the state: a dict, on the stack above the dict of the attributes or None. */
+static int begin_slots(prp_saver *s, const prp_plan *plan, PyObject *obj, int count)
+{
+    if (prp_room(s, PRP_ROOM) < 0)
+        return SAVE_ERROR;
+    s->elided = true; /* the names and the dict of the slots */
+    bool marked = count > 1;
+    *s->p++ = OP_EMPTY_DICT;
+    if (marked)
+        *s->p++ = OP_MARK;
+    prp_frame *frame = prp_push(s, FRAME_SLOTS, obj);
+    if (!frame)
+        return SAVE_ERROR;
+    frame->plan = plan;
+    frame->n = marked ? 2 : 1;
+    return SAVE_RESUME;
+}
+
+/* (dict or None, {name: value of each slot that is set}): new reference. */
+static PyObject *slots_state(const prp_plan *plan, PyObject *obj, PyObject *dict)
+{
+    PyObject *values = PyDict_New();
+    for (Py_ssize_t i = 0; values && i < plan->nslots; i++) {
+        PyObject *value = *(PyObject **)((char *)obj + plan->slots[i].offset);
+        if (value && PyDict_SetItem(values, plan->slots[i].name, value) < 0)
+            Py_CLEAR(values);
+    }
+    PyObject *state = values ? PyTuple_Pack(2, dict && PyDict_GET_SIZE(dict) ? dict : Py_None, values) : NULL;
+    Py_XDECREF(values);
+    return state;
+}
+
+/* Class, NEWOBJ, and what state there is: attributes in `view` or `dict`, or all of it in `state`. Writing the class may run
+ * foreign code, so whatever is needed behind it is held by the caller (view: there is none while eliding). */
+static int write_instance(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided, const prp_attrs *view,
+                          PyObject *dict, int slots, PyObject *state)
+{
+    bool again;
+    if (prp_plan_class(s, plan) < 0)
+        return SAVE_ERROR;
+    *s->p++ = OP_EMPTY_TUPLE;
+    *s->p++ = OP_NEWOBJ;
+    if (created(s, obj, elided, &again) < 0 || prp_room(s, PRP_ROOM) < 0)
+        return SAVE_ERROR;
+    if (again)
+        return SAVE_DONE;
+
+    if (view) {
+        /* Nobody has a reference to a dict that does not exist: no memo entry for it. */
+        s->elided = true;
+        if (view->count == 0)
+            return SAVE_DONE;
+        *s->p++ = OP_EMPTY_DICT;
+        if (view->count > 1)
+            *s->p++ = OP_MARK;
+        prp_frame *frame = prp_push(s, FRAME_ATTRS, obj);
+        if (!frame)
+            return SAVE_ERROR;
+        frame->plan = plan;
+        frame->n = view->count;
+        return SAVE_RESUME;
+    }
+    bool attrs = dict && PyDict_GET_SIZE(dict) > 0;
+    if (!state && !slots && !attrs)
+        return SAVE_DONE;
+    if (!state && slots && !attrs) {
+        *s->p++ = OP_NONE;
+        return begin_slots(s, plan, obj, slots);
+    }
+    prp_frame *frame = prp_push(s, !state && slots ? FRAME_SLOTS_NEXT : FRAME_BUILD, obj);
+    if (!frame)
+        return SAVE_ERROR;
+    frame->plan = plan;
+    s->next = state ? state : dict;
+    if (!s->elide) /* eliding, the instance holds it and nothing can change that; a second reference would make it look shared */
+        frame->held = Py_NewRef(s->next);
+    return SAVE_NEXT;
+}
+
+static int save_instance(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
+{
+    prp_attrs view;
+    PyObject *dict = NULL;
+    int where = plan->has_attrs ? prp_attrs_view(obj, plan->type, &view, &dict) : PRP_ATTRS_NONE;
+    int slots = plan->nslots ? slots_set(plan, obj) : 0;
+    if (where == PRP_ATTRS_INLINE) { /* the attributes lie in an array, with or without a dict over it */
+        if (names_have_hook(plan, &view))
+            return SAVE_GENERIC;
+        if (!s->elide || slots || (dict && Py_REFCNT(dict) != 1)) {
+            /* Code may run that changes the instance, or somebody else has the dict: work on that. */
+            where = dict ? PRP_ATTRS_DICT : PRP_ATTRS_UNKNOWN;
+        }
+    }
+    if (where == PRP_ATTRS_UNKNOWN) {
+        prp_own(s);
+        dict = prp_attrs_dict(obj);
+        if (!dict)
+            return SAVE_ERROR;
+        Py_DECREF(dict); /* the instance has it */
+        where = PRP_ATTRS_DICT;
+    }
+    if (where == PRP_ATTRS_DICT) {
+        if (!PyDict_CheckExact(dict))
+            return SAVE_GENERIC;
+        int hook = dict_has_hook(dict);
+        if (hook)
+            return hook < 0 ? SAVE_ERROR : SAVE_GENERIC;
+    }
+    /* Where foreign code may change the instance or its class meanwhile, and to the letter anyway, the slots go through the
+     * objects object.__reduce_ex__ would make. */
+    PyObject *state = !s->elide && slots ? slots_state(plan, obj, where == PRP_ATTRS_DICT ? dict : NULL) : NULL;
+    if (!s->elide && slots && !state)
+        return SAVE_ERROR;
+    dict = where == PRP_ATTRS_DICT ? dict : NULL;
+    bool held = !s->elide;
+    if (held)
+        Py_XINCREF(dict);
+    int status = write_instance(s, plan, obj, elided, where == PRP_ATTRS_INLINE ? &view : NULL, dict, slots, state);
+    if (held)
+        Py_XDECREF(dict);
+    Py_XDECREF(state);
+    return status;
+}
+
+static int save_fields(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
+{
+    bool again;
+    if (!s->elide || slots_set(plan, obj) != plan->nslots)
+        return SAVE_GENERIC; /* if a field is unset, its own __getstate__ raises the right error */
+    if (prp_plan_class(s, plan) < 0)
+        return SAVE_ERROR;
+    *s->p++ = OP_EMPTY_TUPLE;
+    *s->p++ = OP_NEWOBJ;
+    if (created(s, obj, elided, &again) < 0 || prp_room(s, PRP_ROOM) < 0)
+        return SAVE_ERROR;
+    if (again)
+        return SAVE_DONE;
+    *s->p++ = OP_EMPTY_LIST;
+    if (plan->nslots == 0) {
+        *s->p++ = OP_BUILD;
+        return SAVE_DONE;
+    }
+    bool marked = plan->nslots > 1;
+    if (marked)
+        *s->p++ = OP_MARK;
+    prp_frame *frame = prp_push(s, FRAME_FIELDS, obj);
+    if (!frame)
+        return SAVE_ERROR;
+    frame->plan = plan;
+    frame->n = marked ? 2 : 1;
+    return SAVE_RESUME;
+}
+
+static int save_namedtuple(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
+{
+    if (plan->has_attrs) {
+        prp_attrs view;
+        PyObject *dict = NULL;
+        int where = prp_attrs_view(obj, plan->type, &view, &dict);
+        if (where == PRP_ATTRS_UNKNOWN || (where == PRP_ATTRS_INLINE && view.count > 0) ||
+            (where == PRP_ATTRS_DICT && PyDict_GET_SIZE(dict) > 0))
+            return SAVE_GENERIC; /* attributes of a subclass */
+    }
+    if (prp_plan_class(s, plan) < 0)
+        return SAVE_ERROR;
+    if (PyTuple_GET_SIZE(obj) == 0) {
+        bool again;
+        *s->p++ = OP_EMPTY_TUPLE;
+        *s->p++ = OP_NEWOBJ;
+        return created(s, obj, elided, &again) < 0 ? SAVE_ERROR : SAVE_DONE;
+    }
+    if (PyTuple_GET_SIZE(obj) > 3)
+        *s->p++ = OP_MARK;
+    prp_frame *frame = prp_push(s, FRAME_TUPLE, obj);
+    if (!frame)
+        return SAVE_ERROR;
+    frame->flags = FRAME_NEWOBJ | (elided ? FRAME_ELIDED : 0);
+    return SAVE_RESUME;
+}
+
+static void drop_frame(prp_saver *s)
+{
+    PyObject *obj = s->stack[--s->depth].obj, *held = s->stack[s->depth].held;
+    Py_XDECREF(held);
+    Py_DECREF(obj);
+}
+
+int prp_plan_finish_tuple(prp_saver *s)
+{
+    prp_frame *frame = &s->stack[s->depth - 1];
+    Py_ssize_t n = PyTuple_GET_SIZE(frame->obj);
+    bool again;
+    *s->p++ = n > 3 ? OP_TUPLE : (uint8_t)(OP_TUPLE1 - 1 + n);
+    *s->p++ = OP_NEWOBJ;
+    if (created(s, frame->obj, frame->flags & FRAME_ELIDED, &again) < 0)
+        return -1;
+    drop_frame(s);
+    return 0;
+}
+
+/* tuple of the last `n` values on the stack, REDUCE, memo of obj */
+static int finish_call(prp_saver *s, PyObject *obj, Py_ssize_t n, bool elided)
+{
+    bool again;
+    if (prp_room(s, PRP_ROOM) < 0)
+        return SAVE_ERROR;
+    *s->p++ = (uint8_t)(OP_TUPLE1 - 1 + n);
+    *s->p++ = OP_REDUCE;
+    return created(s, obj, elided, &again) < 0 ? SAVE_ERROR : SAVE_DONE;
+}
+
+/* The last argument may be anything: a frame waits for it. Takes over the reference to `argument`. */
+static int call_after(prp_saver *s, PyObject *obj, Py_ssize_t n, bool elided, PyObject *argument)
+{
+    prp_frame *frame = prp_push(s, FRAME_CALL, obj);
+    if (!frame) {
+        Py_DECREF(argument);
+        return SAVE_ERROR;
+    }
+    frame->n = n;
+    frame->flags = elided ? FRAME_ELIDED : 0;
+    frame->held = argument;
+    s->next = argument;
+    return SAVE_NEXT;
+}
+
+static int save_enum(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
+{
+    PyObject *value = PyObject_GetAttr(obj, prp_g.str_value);
+    if (!value)
+        return SAVE_ERROR;
+    if (prp_plan_class(s, plan) < 0) {
+        Py_DECREF(value);
+        return SAVE_ERROR;
+    }
+    return call_after(s, obj, 1, elided, value);
+}
+
+static int save_datetime(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
+{
+    uint8_t fields[10];
+    size_t len;
+    PyObject *zone = NULL;
+    if (import_datetime() < 0)
+        return SAVE_ERROR;
+    if (plan->kind == PLAN_TIMEDELTA) {
+        if (prp_plan_class(s, plan) < 0)
+            return SAVE_ERROR;
+        s->p = prp_put_int64(s->p, PyDateTime_DELTA_GET_DAYS(obj));
+        s->p = prp_put_int64(s->p, PyDateTime_DELTA_GET_SECONDS(obj));
+        s->p = prp_put_int64(s->p, PyDateTime_DELTA_GET_MICROSECONDS(obj));
+        return finish_call(s, obj, 3, elided);
+    }
+    if (plan->kind == PLAN_DATETIME) {
+        int year = PyDateTime_GET_YEAR(obj), us = PyDateTime_DATE_GET_MICROSECOND(obj);
+        const uint8_t packed[10] = {
+            (uint8_t)(year >> 8),
+            (uint8_t)year,
+            /* protocol 4 and up: fold is the top bit of the month */
+            (uint8_t)(PyDateTime_GET_MONTH(obj) | (PyDateTime_DATE_GET_FOLD(obj) && s->proto > 3 ? 0x80 : 0)),
+            (uint8_t)PyDateTime_GET_DAY(obj),
+            (uint8_t)PyDateTime_DATE_GET_HOUR(obj),
+            (uint8_t)PyDateTime_DATE_GET_MINUTE(obj),
+            (uint8_t)PyDateTime_DATE_GET_SECOND(obj),
+            (uint8_t)(us >> 16),
+            (uint8_t)(us >> 8),
+            (uint8_t)us,
+        };
+        memcpy(fields, packed, len = 10);
+        zone = PyDateTime_DATE_GET_TZINFO(obj);
+    } else if (plan->kind == PLAN_DATE) {
+        int year = PyDateTime_GET_YEAR(obj);
+        const uint8_t packed[4] = {(uint8_t)(year >> 8), (uint8_t)year, (uint8_t)PyDateTime_GET_MONTH(obj),
+                                   (uint8_t)PyDateTime_GET_DAY(obj)};
+        memcpy(fields, packed, len = 4);
+    } else {
+        int us = PyDateTime_TIME_GET_MICROSECOND(obj);
+        const uint8_t packed[6] = {
+            (uint8_t)(PyDateTime_TIME_GET_HOUR(obj) | (PyDateTime_TIME_GET_FOLD(obj) && s->proto > 3 ? 0x80 : 0)),
+            (uint8_t)PyDateTime_TIME_GET_MINUTE(obj),
+            (uint8_t)PyDateTime_TIME_GET_SECOND(obj),
+            (uint8_t)(us >> 16),
+            (uint8_t)(us >> 8),
+            (uint8_t)us,
+        };
+        memcpy(fields, packed, len = 6);
+        zone = PyDateTime_TIME_GET_TZINFO(obj);
+    }
+    if (prp_plan_class(s, plan) < 0)
+        return SAVE_ERROR;
+    *s->p++ = OP_SHORT_BINBYTES;
+    *s->p++ = (uint8_t)len;
+    memcpy(s->p, fields, len);
+    s->p += len;
+    if (!zone || zone == Py_None)
+        return finish_call(s, obj, 1, elided);
+    return call_after(s, obj, 2, elided, Py_NewRef(zone));
+}
+
+static int save_decimal(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
+{
+    prp_own(s); /* the first use in a thread makes a context */
+    PyObject *text = PyObject_Str(obj);
+    if (!text)
+        return SAVE_ERROR;
+    int status = prp_plan_class(s, plan) < 0 || prp_write_str(s, text) < 0 ? SAVE_ERROR : SAVE_DONE;
+    Py_DECREF(text);
+    return status < 0 ? status : finish_call(s, obj, 1, elided);
+}
+
+static int save_complex(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
+{
+    if (prp_plan_class(s, plan) < 0)
+        return SAVE_ERROR;
+    Py_complex value = PyComplex_AsCComplex(obj);
+    s->p = prp_put_float(s->p, value.real);
+    s->p = prp_put_float(s->p, value.imag);
+    return finish_call(s, obj, 2, elided);
+}
+
+int prp_plan_save(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
+{
+    switch ((prp_plan_kind)plan->kind) {
+    case PLAN_INSTANCE:
+        return save_instance(s, plan, obj, elided);
+    case PLAN_FIELDS:
+        return save_fields(s, plan, obj, elided);
+    case PLAN_NAMEDTUPLE:
+        return s->letter ? SAVE_GENERIC : save_namedtuple(s, plan, obj, elided);
+    case PLAN_ENUM:
+        return s->letter ? SAVE_GENERIC : save_enum(s, plan, obj, elided);
+    case PLAN_DATETIME:
+    case PLAN_DATE:
+    case PLAN_TIME:
+    case PLAN_TIMEDELTA:
+        return s->letter ? SAVE_GENERIC : save_datetime(s, plan, obj, elided);
+    case PLAN_DECIMAL:
+        return s->letter ? SAVE_GENERIC : save_decimal(s, plan, obj, elided);
+    case PLAN_COMPLEX:
+        return s->letter ? SAVE_GENERIC : save_complex(s, plan, obj, elided);
+    case PLAN_NDARRAY:
+        return s->letter ? SAVE_GENERIC : prp_save_array(s, plan, obj, elided);
+    case PLAN_SCALAR:
+        return s->letter ? SAVE_GENERIC : prp_save_scalar(s, plan, obj, elided);
+    case PLAN_GENERIC:
+    case PLAN_CLASS:
+        break;
+    }
+    return SAVE_GENERIC;
+}
+
+int prp_plan_resume(prp_saver *s)
+{
+    prp_frame *frame = &s->stack[s->depth - 1];
+    if (prp_room(s, PRP_ROOM) < 0)
+        return SAVE_ERROR;
+    switch ((prp_frame_kind)frame->kind) {
+    case FRAME_BUILD:
+        *s->p++ = OP_BUILD;
+        drop_frame(s);
+        return SAVE_DONE;
+    case FRAME_CALL: {
+        int status = finish_call(s, frame->obj, frame->n, frame->flags & FRAME_ELIDED);
+        if (status == SAVE_DONE)
+            drop_frame(s);
+        return status;
+    }
+    case FRAME_SLOTS_NEXT: {
+        bool marked = slots_set(frame->plan, frame->obj) > 1;
+        *s->p++ = OP_EMPTY_DICT;
+        if (marked)
+            *s->p++ = OP_MARK;
+        frame->kind = FRAME_SLOTS;
+        frame->n = marked ? 2 : 1;
+        frame->i = 0;
+        return SAVE_RESUME;
+    }
+    default:
+        PyErr_SetString(PyExc_SystemError, "pickler: unknown frame");
+        return SAVE_ERROR;
+    }
+}

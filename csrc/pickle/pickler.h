@@ -1,0 +1,299 @@
+/* The writing half: one `prp_saver` is one pickler at work.
+ *
+ * How an object is written. prp_save() is a loop over an explicit stack of frames on the heap, one per container that is being
+ * walked; it touches the C stack only for what goes through foreign code (a __reduce__ result is saved by a nested call). Data
+ * of any depth is therefore written with a C stack of constant depth, and what is left is bounded by measuring the C stack.
+ *
+ * Three degrees of faithfulness to the opcodes of the standard library's pickler; all give the same objects on loading:
+ *     letter   a Pickler object, and protocols below 5: every opcode as _pickle writes it, MEMOIZE included
+ *     full     module functions once foreign code has run: every object that can be met again is memoized
+ *     elide    module functions at protocol 5 until then: objects with one reference get no memo entry at all
+ *
+ * Why `elide` is right: an object with one reference is reached from its only holder alone; a holder is visited twice only if it
+ * has two references itself, and then it is memoized, so its content is not visited again. Only foreign code (a hook, a
+ * __reduce__, a callback) can hand over such an object a second time, by another way. Hence prp_foreign() before each of them:
+ * the first one in a dump starts the dump over without elision. Nothing has been observed by then, so nobody notices.
+ *
+ * References: a frame owns its container. Objects taken from a container are borrowed; whoever runs foreign code takes a
+ * reference to what it needs afterwards. Memo entries are borrowed until prp_own().
+ */
+#ifndef PRP_SAVE_H
+#define PRP_SAVE_H
+
+#include "interp.h"
+#include "memo.h"
+#include "opcodes.h"
+#include "put.h"
+
+typedef struct prp_plan prp_plan;
+
+/* What a frame does next; see resume in walk.c. */
+typedef enum {
+    FRAME_LIST,
+    FRAME_LIST_ONE,  /* a single item: APPEND */
+    FRAME_LIST_EACH, /* protocol 0: APPEND after each */
+    FRAME_TUPLE,
+    FRAME_DICT,
+    FRAME_DICT_ONE,
+    FRAME_DICT_EACH,
+    FRAME_SET,
+    FRAME_FROZENSET,
+    FRAME_ATTRS,      /* attributes of an instance that lie beside it */
+    FRAME_SLOTS,      /* values of __slots__ */
+    FRAME_SLOTS_NEXT, /* between the dict and the slots of one instance */
+    FRAME_FIELDS,     /* list of the fields of a frozen dataclass with slots */
+    FRAME_BUILD,      /* the state of `obj` has been written */
+    FRAME_CALL,       /* the last of `n` arguments has been written: tuple, REDUCE, memo of `obj` */
+} prp_frame_kind;
+
+enum {
+    FRAME_ELIDED = 1, /* no memo entry */
+    FRAME_IN_KEY = 2, /* dict: the key is being saved, `held` is the value */
+    FRAME_NEWOBJ = 4, /* tuple: the arguments of a namedtuple; NEWOBJ follows, `obj` is the namedtuple */
+};
+
+typedef struct {
+    PyObject *obj;  /* owned */
+    PyObject *held; /* owned or NULL */
+    const prp_plan *plan;
+    Py_ssize_t i; /* next item, or position in a dict or set */
+    Py_ssize_t n; /* list: end of the batch; dict, set: size at the start */
+    int32_t batch;
+    uint8_t kind;
+    uint8_t flags;
+} prp_frame;
+
+/* Large bytes that are not copied into the scratch buffer: they belong behind its first `at` bytes. */
+typedef struct {
+    size_t at;
+    const void *data;
+    size_t len;
+    PyObject *owner; /* owned */
+} prp_piece;
+
+/* One step of the way from the root to the object that failed, innermost first; pyray_ser.inspection.path makes a text of them.
+ * All owned; without a child it is the holder of the next step inwards. */
+typedef struct {
+    const char *kind; /* as in _walk.Walker, and "attribute" */
+    PyObject *holder, *key, *child;
+} prp_step;
+
+/* Documents have the same keys in the same order, dict after dict: what a key in that place was, and its index in the memo. Valid
+ * as long as the memo has not been cleared. */
+enum { PRP_SEEN_KEYS = 64 };
+typedef struct {
+    PyObject *key; /* compared, never used */
+    uint64_t lives;
+    uint32_t index;
+} prp_seen_key;
+
+struct prp_saver {
+    /* output: see output.c */
+    uint8_t *p;     /* next byte */
+    uint8_t *limit; /* at an object's start: frame full or buffer nearly so */
+    uint8_t *base, *end;
+    size_t frame;               /* offset of the open frame's header, SIZE_MAX if none */
+    bool to_bytes;              /* the result is one bytes object: a large one is written into that */
+    PyObject *holder;           /* owned: the bytes object that `base` lies in, or NULL */
+    uint8_t *small, *small_end; /* the scratch buffer, meanwhile */
+    prp_piece *pieces;
+    size_t piece_count, piece_room, piece_bytes;
+    PyObject *write; /* the file's write method (borrowed from the Pickler) or NULL */
+
+    prp_memo memo;
+    prp_seen_key seen_keys[PRP_SEEN_KEYS];
+    prp_frame *stack;
+    size_t depth, room;
+    PyObject *guard;       /* owned: keeps the object in hand alive across a hook */
+    PyObject *next;        /* set by prp_save_other together with SAVE_NEXT; borrowed */
+    uintptr_t stack_limit; /* the C stack may grow down to here; 0 if unknown */
+    uint64_t stream;       /* number of this dump, for what plans keep per stream */
+
+    int proto;
+    bool bin;     /* protocol 1 and up */
+    bool framing; /* protocol 4 and up, but not in put mode */
+    bool elide;
+    bool elided; /* something has been left out of the memo */
+    bool letter;
+    bool fast; /* Pickler.fast: nothing is memoized */
+    bool fix_imports;
+    bool put; /* put mode: section 3's table */
+    bool put_small_root;
+    bool restart; /* set together with -1: not an error, begin again without elision */
+    bool busy;
+
+    /* hooks; borrowed from the caller for the time of the dump, NULL if absent */
+    PyObject *persistent_id, *reducer_override, *dispatch_table, *buffer_callback;
+    PyObject *append_to; /* the exact list whose append() the buffer_callback is; not foreign */
+    Py_ssize_t append_from;
+    PyObject *by_value; /* owned: this dump's cloudpickle.CloudPickler, once one was needed */
+    PyObject
+        *by_value_maps; /* owned: the list of dicts that its dispatch_table consists of; NULL if it is made otherwise */
+
+    prp_put_buffer *buffers;
+    size_t buffer_count, buffer_room;
+    void *segments; /* owned: of the result of prp_put */
+
+    prp_step *steps;
+    size_t step_count, step_room;
+    uint64_t by_value_asked; /* the stream in which by_value_wanted was found out */
+    bool by_value_wanted;
+};
+
+enum { SAVE_ERROR = -1, SAVE_DONE = 0, SAVE_RESUME = 1, SAVE_NEXT = 2 };
+
+/* ---- walk.c ---- */
+
+int prp_save(prp_saver *s, PyObject *obj);
+int prp_save_pid(prp_saver *s, PyObject *pid); /* as prp_save, but persistent_id is not asked about `pid` itself */
+/* Call before running code that is not ours. 0: go on, epoch advanced, everything owned. -1: give up and return (restart). */
+int prp_foreign(prp_saver *s);
+/* Call before anything that may start the garbage collector: memo entries become owned. */
+static inline void prp_own(prp_saver *s)
+{
+    if (PRP_UNLIKELY(!s->memo.owned))
+        prp_memo_own(&s->memo);
+}
+/* An object turns out to be made already, by way of its own content, which has therefore been written twice. Of what had been left
+ * out of the memo there are two copies then, one to be dropped: not wrong, but not what the standard pickler writes. True: give up
+ * and return (restart). */
+static inline bool prp_twice(prp_saver *s)
+{
+    s->restart = s->elide && s->elided;
+    return s->restart;
+}
+prp_frame *prp_push(prp_saver *s, prp_frame_kind kind, PyObject *obj); /* NULL: MemoryError */
+int prp_write_str(prp_saver *s, PyObject *str);                        /* opcodes only, no memo */
+int prp_write_int(prp_saver *s, long value);                           /* protocol 1 and up */
+/* Writes GET and returns 1 if obj is in the memo; 0: it is not; -1. */
+int prp_recall(prp_saver *s, PyObject *obj);
+/* Enters obj into the memo and writes MEMOIZE or PUT (nothing in fast mode). */
+int prp_memoize(prp_saver *s, PyObject *obj);
+/* A step of the path, noted on the way out; nothing while the dump begins again. `holder`, `key` and `child` may be NULL. */
+void prp_note(prp_saver *s, const char *kind, PyObject *holder, PyObject *key, PyObject *child);
+void prp_note_index(prp_saver *s, const char *kind, PyObject *holder, Py_ssize_t index, PyObject *child);
+/* Nobody else can reach obj, and while eliding that means: no memo entry. */
+static inline bool prp_unshared(prp_saver *s, PyObject *obj)
+{
+    if (!s->elide || Py_REFCNT(obj) != 1)
+        return false;
+    s->elided = true;
+    return true;
+}
+
+extern uint64_t prp_epoch; /* grows whenever code that is not ours may have run, in whatever pickler */
+
+/* ---- output.c ---- */
+
+#define PRP_ROOM 64 /* bytes that are free at the start of every object */
+#define PRP_FRAME_SIZE (64 * 1024)
+#define PRP_KEEP_BYTES (1u << 20) /* of scratch between dumps */
+
+int prp_out_init(prp_saver *s);
+void prp_out_free(prp_saver *s);
+void prp_out_reset(prp_saver *s); /* drops content, keeps bounded scratch */
+int prp_out_begin(prp_saver *s);  /* PROTO, and the first frame */
+int prp_out_boundary(prp_saver *s);
+int prp_out_grow(prp_saver *s, size_t room);
+int prp_out_large(prp_saver *s, const uint8_t *header, size_t header_len, const void *data, size_t len,
+                  PyObject *owner);
+int prp_out_finish(prp_saver *s); /* STOP, closes the frame */
+PyObject *prp_out_bytes(prp_saver *s);
+void prp_out_unhold(prp_saver *s); /* after a dump with to_bytes: back to the scratch buffer */
+int prp_out_flush(prp_saver *s);   /* to s->write */
+size_t prp_out_len(const prp_saver *s);
+
+static inline int prp_room(prp_saver *s, size_t n)
+{
+    return PRP_UNLIKELY((size_t)(s->end - s->p) < n) ? prp_out_grow(s, n) : 0;
+}
+static inline int prp_op(prp_saver *s, uint8_t op)
+{
+    if (prp_room(s, 1) < 0)
+        return -1;
+    *s->p++ = op;
+    return 0;
+}
+static inline int prp_out(prp_saver *s, const void *data, size_t len)
+{
+    if (prp_room(s, len) < 0)
+        return -1;
+    memcpy(s->p, data, len);
+    s->p += len;
+    return 0;
+}
+
+/* ---- dispatch.c: everything but atoms and built-in containers ---- */
+
+int prp_save_other(prp_saver *s, PyObject *obj, PyTypeObject *type);
+int prp_save_bytes(prp_saver *s, PyObject *obj);
+int prp_save_picklebuffer(prp_saver *s, PyObject *obj, bool elided);
+
+/* ---- reduce.c ---- */
+
+int prp_save_reduce(prp_saver *s, PyObject *value, PyObject *obj);
+int prp_save_reduce_value(prp_saver *s, PyObject *value, PyObject *obj); /* a str names a global; steals nothing */
+
+/* ---- globals.c ---- */
+
+int prp_save_global(prp_saver *s, PyObject *obj, PyObject *name);
+int prp_save_type(prp_saver *s, PyObject *obj); /* exact `type` */
+/* Does a bound method go by its name: is that what its object has under it? 1, 0 or -1. */
+int prp_method_has_name(prp_saver *s, PyObject *method);
+int prp_save_named(prp_saver *s, PyObject *obj); /* function, or class with a metaclass: by reference, else by value */
+int prp_save_class(prp_saver *s, PyObject *cls); /* saves any class, from the memo if it is there */
+int prp_by_value(prp_saver *s, PyObject *obj, PyObject **value); /* cloudpickle's reduction: 1, 0 if it has none, -1 */
+
+/* ---- protocol_0_3.c: atoms of protocols 0 and 1, and other things below protocol 4 ---- */
+
+int prp_save_old_atom(prp_saver *s, PyObject *obj); /* None, bool, int, float, str at protocols 0 and 1 */
+int prp_write_put(prp_saver *s, uint32_t index);
+int prp_write_get(prp_saver *s, uint32_t index);
+int prp_save_old_set(prp_saver *s, PyObject *obj);
+int prp_save_old_bytes(prp_saver *s, PyObject *obj);
+int prp_write_long(prp_saver *s, PyObject *obj); /* beyond 32 bits, protocol 2 and up */
+
+/* ---- put.c ---- */
+
+#define PRP_PUT_THRESHOLD 1024
+
+int prp_put_root(prp_saver *s, PyObject *root);
+int prp_put_bytes(prp_saver *s, PyObject *obj, bool elided);
+int prp_put_picklebuffer(prp_saver *s, PyObject *obj, const Py_buffer *view);
+int prp_put_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided);
+void prp_put_drop(prp_saver *s);
+void prp_put_error(PyObject *error, PyObject *path); /* says the path in the exception */
+
+/* ---- pickler.c: life cycle and entry points ---- */
+
+typedef struct {
+    PyObject *pickling_error, *deep_recursion_error;
+    PyObject *copyreg_table, *extensions;       /* copyreg's dicts */
+    PyObject *name_mapping, *import_mapping;    /* _compat_pickle, from 3 to 2 */
+    PyObject *registry_version, *registry_find; /* pyray_ser.registry, or NULL */
+    PyObject *put_reducers;                     /* {type: reducer} for put mode, or NULL */
+    PyObject *path_text;                        /* makes a text of the steps of a path, or NULL */
+    PyObject *new_by_value;                     /* () -> the cloudpickle.CloudPickler of one dump */
+    PyObject *getattr, *partial, *codecs_encode, *pickle_complex, *slotnames, *sys_modules;
+    PyCFunction list_append;
+    PyObject *int_proto[6];
+    PyObject *str_module, *str_qualname, *str_name, *str_reduce_ex, *str_reduce, *str_getstate, *str_getnewargs_ex,
+        *str_getnewargs, *str_class, *str_value, *str_getattr, *str_getattribute, *str_iter, *str_main, *str_latin1,
+        *str_locals, *str_cloudpickle, *str_items, *str_reducer_override, *str_list_by_value, *str_dispatch_table,
+        *str_maps, *str_func;
+} prp_globals;
+
+extern prp_globals prp_g;
+int prp_setup(void); /* once, at import */
+
+int prp_saver_init(prp_saver *s);
+void prp_saver_free(prp_saver *s);
+prp_saver *prp_acquire(void);
+void prp_release(prp_saver *s); /* empties it; may run finalizers */
+void prp_saver_protocol(prp_saver *s, int proto);
+void prp_saver_finish(prp_saver *s); /* drops what belongs to one dump; the memo stays */
+/* One whole pickle into the saver's output. The hooks and flags are set. 0, or -1 with an exception that carries the path. */
+int prp_dump(prp_saver *s, PyObject *root);
+PyObject *prp_dumps(PyObject *obj, int proto, bool fix_imports, PyObject *buffer_callback);
+
+#endif

@@ -1,0 +1,409 @@
+/* holds.c - what holds an object besides processes: tokens of messages, edges of objects.
+ *
+ * Purpose    A pickled ref under way, and an object stored inside another, keep what they name
+ *            alive although no process may.
+ * Algorithm  Records in a table of their own, made and ended under the store lock, counted in the
+ *            slot they hold.  A receiver sets its own bit first and ends the token after.  The edges
+ *            of an object hang on its slot; when it is retired they become DYING links of whoever
+ *            retired it, and are ended one by one: what they held may go in turn, in a loop, however
+ *            long the chain.
+ * Guarantee  Counts are made anew from the records after a stolen lock (prs_links_rebuild); while
+ *            that goes on every object counts as held.  An object names only older ones (smaller
+ *            serial), so that no cycle can form.
+ */
+#include "store.h"
+
+#define BURY_BATCH 32u
+
+static prs_arena *arena_of(const prs_store *s)
+{
+    return &s->super->arena;
+}
+
+static bool lives(const prs_slot *slot, const prs_link *link)
+{
+    uint64_t word = prs_load_seqcst(&slot->word);
+    uint32_t state = prs_word_state(word);
+    return prs_word_generation(word) == link->generation && state != PRS_STATE_FREE && state != PRS_STATE_RESERVED;
+}
+
+/* ---- records; under the lock --------------------------------------------------------------------- */
+
+static uint32_t record_take(prs_store *s)
+{
+    prs_arena *a = arena_of(s);
+    uint32_t i = a->link_free;
+    if (i != PRS_NIL) {
+        a->link_free = s->links[i].next;
+        return i;
+    }
+    return a->link_bump < prs_load_relaxed(&s->super->links_published) ? a->link_bump++ : PRS_NIL;
+}
+
+static void record_free(prs_store *s, uint32_t i)
+{
+    prs_arena *a = arena_of(s);
+    prs_link *l = &s->links[i];
+    if (l->kind == PRS_LINK_ONCE || l->kind == PRS_LINK_STICKY)
+        a->tokens--;
+    else if (l->kind == PRS_LINK_EDGE || l->kind == PRS_LINK_DYING)
+        a->edges--;
+    l->kind = PRS_LINK_FREE;
+    l->serial = 0;
+    l->next = a->link_free;
+    a->link_free = i;
+}
+
+/* End a record and the hold it has; the slot to try to free after unlocking, or PRS_NIL. */
+uint32_t prs_link_end(prs_store *s, uint32_t i)
+{
+    prs_link *l = &s->links[i];
+    uint32_t held = PRS_NIL;
+    if (l->slot < prs_load_relaxed(&s->slots_seen)) {
+        prs_slot *slot = prs_slot_at(s, l->slot);
+        if (lives(slot, l) && prs_load_relaxed(&slot->links)) {
+            if (prs_fetch_sub_seqcst(&slot->links, 1) == 1)
+                held = l->slot;
+            PRS_POINT(bury_uncounted);
+        }
+    }
+    record_free(s, i);
+    PRS_POINT(bury_freed);
+    return held;
+}
+
+/* The store lock, with one record at least to be had. */
+int prs_link_lock(prs_store *s, prs_error *error)
+{
+    for (;;) {
+        int rc = prs_tables_touch(s);
+        if (rc < 0)
+            return prs_fail(error, PRS_E_BACKING, -rc, "no memory for the tables of the store");
+        rc = prs_lock(s, s->lock_timeout, error);
+        if (rc < 0)
+            return rc;
+        uint32_t published = prs_load_relaxed(&s->super->links_published);
+        bool seen = prs_load_relaxed(&s->links_seen) >= published &&
+                    prs_load_relaxed(&s->slots_seen) >= prs_load_relaxed(&s->super->published);
+        if (seen && (arena_of(s)->link_free != PRS_NIL || arena_of(s)->link_bump < published))
+            return PRS_OK;
+        prs_unlock(s);
+        if (seen && (rc = prs_links_grow(s, published, error)) < 0)
+            return rc;
+    }
+}
+
+/* Make a record that holds `id`; its index, PRS_NIL when the object is gone.  `undone`: the
+ * count was touched all the same and a free must be tried after unlocking. */
+uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t owner, uint32_t owner_tag,
+                       uint32_t next, bool *undone)
+{
+    prs_slot *slot = prs_slot_at(s, id->slot);
+    uint32_t i = record_take(s);
+    prs_link *l = &s->links[i];
+    *l = (prs_link){.serial = ++arena_of(s)->link_serial,
+                    .inner = id->serial,
+                    .slot = id->slot,
+                    .generation = id->generation,
+                    .owner = owner,
+                    .owner_tag = owner_tag,
+                    .next = next,
+                    .created = (uint32_t)(prs_seconds() - s->super->born),
+                    .pid = (uint32_t)s->pid};
+    PRS_POINT(link_filled);
+    /* Count, then look: whoever retires the object reads the count after it changed the word. */
+    prs_fetch_add_seqcst(&slot->links, 1);
+    uint64_t word = prs_load_seqcst(&slot->word);
+    *undone = !lives(slot, l) || (word & PRS_WORD_FREED) || prs_load_relaxed(&slot->serial) != id->serial;
+    if (*undone) {
+        prs_fetch_sub_seqcst(&slot->links, 1);
+        l->serial = 0;
+        l->next = arena_of(s)->link_free;
+        arena_of(s)->link_free = i;
+        return PRS_NIL;
+    }
+    l->kind = kind;
+    if (kind == PRS_LINK_ONCE || kind == PRS_LINK_STICKY)
+        arena_of(s)->tokens++;
+    else if (kind != PRS_LINK_NAME)
+        arena_of(s)->edges++;
+    PRS_POINT(link_counted);
+    return i;
+}
+
+/* ---- tokens ------------------------------------------------------------------------------------------ */
+
+int prs_token_take(prs_store *s, const prs_oid *id, int kind, prs_token *token)
+{
+    return prs_token_take_noted(s, id, kind, 0, token);
+}
+
+int prs_token_take_noted(prs_store *s, const prs_oid *id, int kind, uint32_t note, prs_token *token)
+{
+    *token = (prs_token){0, 0, 0};
+    if (prs_load_relaxed(&s->closed) || s->orphan)
+        return PRS_E_CLOSED;
+    if (id->store != s->id || id->slot >= prs_load_acquire(&s->super->published))
+        return PRS_E_LOST;
+    int rc = prs_link_lock(s, NULL);
+    if (rc < 0) {
+        /* No record to be had: the sticky holder keeps the object to the end of the store. */
+        prs_fetch_or_seqcst(&prs_slot_at(s, id->slot)->holders[0], 1ull << PRS_STICKY_CLIENT);
+        (void)prs_insist(prs_slot_at(s, id->slot), id->serial);
+        rc = prs_state(s, id);
+        return rc == PRS_E_AGAIN ? PRS_OK : rc;
+    }
+    bool undone;
+    uint32_t i = prs_link_make(s, id, (uint32_t)kind, s->me, s->incarnation, note, &undone);
+    if (i != PRS_NIL)
+        *token = (prs_token){i + 1, 0, s->links[i].serial};
+    prs_unlock(s);
+    if (undone) {
+        prs_try_free(s, id->slot);
+        rc = prs_state(s, id);
+        return rc < 0 ? rc : PRS_E_LOST;
+    }
+    return PRS_OK;
+}
+
+static void end_token(prs_store *s, const prs_token *token)
+{
+    if (token->index == 0 || prs_load_relaxed(&s->closed) || s->orphan)
+        return;
+    uint32_t i = token->index - 1, held = PRS_NIL;
+    if (prs_tables_touch(s) < 0 || i >= prs_load_relaxed(&s->links_seen) || prs_lock(s, s->lock_timeout, NULL) < 0)
+        return;
+    prs_link *l = &s->links[i];
+    if (l->serial == token->serial && (l->kind == PRS_LINK_ONCE || l->kind == PRS_LINK_STICKY)) {
+        PRS_POINT(link_claimed);
+        held = prs_link_end(s, i);
+    }
+    PRS_POINT(link_dropped);
+    prs_unlock(s);
+    if (held != PRS_NIL)
+        prs_try_free(s, held);
+}
+
+int prs_token_claim(prs_store *s, const prs_oid *id, const prs_token *token)
+{
+    int rc = prs_ref(s, id);
+    if (rc == PRS_OK || rc == PRS_E_FREED || rc == PRS_E_LOST) /* of what is gone, only the record is left */
+        end_token(s, token);
+    return rc;
+}
+
+void prs_token_drop(prs_store *s, const prs_oid *id, const prs_token *token)
+{
+    (void)id;
+    end_token(s, token);
+}
+
+/* ---- edges -------------------------------------------------------------------------------------------- */
+
+int prs_add_edge(prs_store *s, prs_draft *draft, const prs_oid *inner, prs_error *error)
+{
+    if (inner->store != s->id || inner->serial >= draft->id.serial ||
+        inner->slot >= prs_load_acquire(&s->super->published))
+        return prs_fail(error, PRS_E_INVAL, 0, "an object can name only older objects of its own store");
+    int rc = prs_link_lock(s, error);
+    if (rc < 0)
+        return rc;
+    prs_slot *outer = prs_slot_at(s, draft->id.slot);
+    bool undone;
+    uint32_t i = prs_link_make(s, inner, PRS_LINK_EDGE, draft->id.slot, draft->id.generation, PRS_NIL, &undone);
+    if (i != PRS_NIL) {
+        s->links[i].next = prs_load_relaxed(&outer->edges);
+        prs_store_relaxed(&outer->edges, i);
+        PRS_POINT(edge_chained);
+    }
+    prs_unlock(s);
+    if (undone) {
+        prs_try_free(s, inner->slot);
+        return prs_fail(error, PRS_E_LOST, 0, "an object named by this one is gone");
+    }
+    return PRS_OK;
+}
+
+/* A link becomes ours to bury.  `owner` means a slot before and a client after: whoever dies in between must leave
+ * neither, or a rebuild would take one for the other. */
+static void adopt(prs_store *s, uint32_t i)
+{
+    prs_link *l = &s->links[i];
+    *(volatile uint32_t *)&l->owner = PRS_NIL;
+    *(volatile uint32_t *)&l->kind = PRS_LINK_DYING;
+    *(volatile uint32_t *)&l->owner_tag = s->incarnation;
+    *(volatile uint32_t *)&l->owner = s->me;
+    l->next = s->dying;
+    s->dying = i;
+}
+
+void prs_link_splice(prs_store *s, uint32_t outer)
+{
+    prs_slot *slot = prs_slot_at(s, outer);
+    uint32_t i = prs_load_relaxed(&slot->edges), limit = prs_load_relaxed(&s->links_seen);
+    prs_store_relaxed(&slot->edges, PRS_NIL);
+    while (i != PRS_NIL && i < limit) {
+        prs_link *l = &s->links[i];
+        uint32_t next = l->next;
+        if (l->kind != PRS_LINK_EDGE || l->owner != outer)
+            break;
+        adopt(s, i);
+        i = next;
+    }
+    if (s->dying != PRS_NIL)
+        prs_store_relaxed(&s->has_dying, 1);
+}
+
+bool prs_links_bury(prs_store *s, bool block)
+{
+    uint32_t held[BURY_BATCH], n = 0;
+    if (prs_tables_touch(s) < 0)
+        return false;
+    if (!(block ? prs_lock(s, s->lock_timeout, NULL) == PRS_OK : prs_trylock(s)))
+        return false;
+    for (uint32_t k = 0; k < BURY_BATCH && s->dying != PRS_NIL; k++) {
+        uint32_t i = s->dying;
+        if (i >= prs_load_relaxed(&s->links_seen) || s->links[i].kind != PRS_LINK_DYING || s->links[i].owner != s->me) {
+            s->dying = PRS_NIL; /* bytes were damaged: what is left of the chain is a rebuild's or a reaper's to find */
+            break;
+        }
+        s->dying = s->links[i].next;
+        uint32_t slot = prs_link_end(s, i);
+        if (slot != PRS_NIL)
+            held[n++] = slot;
+    }
+    prs_store_relaxed(&s->has_dying, s->dying != PRS_NIL);
+    prs_unlock(s);
+    for (uint32_t k = 0; k < n; k++)
+        prs_try_free(s, held[k]);
+    return true;
+}
+
+/* ---- recovery ---------------------------------------------------------------------------------------------- */
+
+/* Is the object whose edge this is still there to hold what it names? */
+static bool owner_lives(const prs_store *s, const prs_link *l)
+{
+    if (l->owner >= prs_load_relaxed(&s->super->published))
+        return false;
+    uint64_t word = prs_load_seqcst(&prs_slot_at(s, l->owner)->word);
+    uint32_t state = prs_word_state(word);
+    /* Not one that was retired: it may lie in a magazine by now, where nobody looks for edges. */
+    return state != PRS_STATE_FREE && state != PRS_STATE_RESERVED && prs_word_generation(word) == l->owner_tag;
+}
+
+void prs_links_rebuild(prs_store *s)
+{
+    prs_arena *a = arena_of(s);
+    uint32_t slots = prs_load_acquire(&s->super->published), links = prs_load_acquire(&s->super->links_published);
+    uint32_t epoch = prs_load_seqcst(&s->super->recount);
+    prs_store_seqcst(&s->super->recount, epoch | 1); /* everything counts as held from here */
+    for (uint32_t i = 0; i < slots; i++) {
+        prs_store_seqcst(&prs_slot_at(s, i)->links, 0);
+        prs_store_relaxed(&prs_slot_at(s, i)->edges, PRS_NIL);
+    }
+    a->link_free = PRS_NIL;
+    a->link_bump = links;
+    a->tokens = a->edges = 0;
+    s->dying = PRS_NIL;
+    PRS_POINT(rebuild_counting);
+    for (uint32_t i = links; i-- > 0;) {
+        prs_link *l = &s->links[i];
+        if (l->serial > a->link_serial)
+            a->link_serial = l->serial;
+        bool known = l->kind != PRS_LINK_FREE && l->kind <= PRS_LINK_LAST && l->serial != 0 && l->slot < slots;
+        bool holds = known && lives(prs_slot_at(s, l->slot), l);
+        /* In the chain of a client that buries it, living or to be reaped: it stays there, even when what it held was freed,
+         * for that client will follow the chain through it. */
+        bool others =
+            known && l->kind == PRS_LINK_DYING && l->owner != s->me && prs_client_is(s, l->owner, l->owner_tag);
+        bool valid = others || (holds && (l->kind != PRS_LINK_NAME || prs_name_has(s, l->owner, i)));
+        if (!valid) {
+            l->kind = PRS_LINK_FREE;
+            l->serial = 0;
+            l->next = a->link_free;
+            a->link_free = i;
+            continue;
+        }
+        if (holds)
+            prs_fetch_add_seqcst(&prs_slot_at(s, l->slot)->links, 1);
+        if (l->kind == PRS_LINK_EDGE && owner_lives(s, l)) {
+            prs_slot *outer = prs_slot_at(s, l->owner);
+            l->next = prs_load_relaxed(&outer->edges);
+            prs_store_relaxed(&outer->edges, i);
+        } else if (l->kind == PRS_LINK_EDGE || (l->kind == PRS_LINK_DYING && !others)) {
+            adopt(s, i);
+        }
+        if (l->kind == PRS_LINK_ONCE || l->kind == PRS_LINK_STICKY)
+            a->tokens++;
+        else if (l->kind != PRS_LINK_NAME)
+            a->edges++;
+    }
+    prs_names_rebuild(s);
+    prs_store_relaxed(&s->has_dying, s->dying != PRS_NIL);
+    prs_store_seqcst(&s->super->recount, (epoch | 1) + 1);
+}
+
+/* Edges a dead client was burying become ours.  Its tokens stay: their messages may arrive.  False: the lock is not to be had
+ * now, so the client must not be forgotten. */
+bool prs_links_reap(prs_store *s, uint32_t client, uint32_t incarnation)
+{
+    if (prs_tables_touch(s) < 0 || prs_lock(s, s->lock_timeout, NULL) < 0)
+        return false;
+    uint32_t links = prs_load_relaxed(&s->links_seen), bump = arena_of(s)->link_bump;
+    for (uint32_t i = 0; i < links && i < bump; i++) {
+        const prs_link *l = &s->links[i];
+        if (l->kind == PRS_LINK_DYING && l->owner == client && l->owner_tag == incarnation)
+            adopt(s, i);
+    }
+    prs_store_relaxed(&s->has_dying, s->dying != PRS_NIL);
+    prs_unlock(s);
+    return true;
+}
+
+/* ---- checking ------------------------------------------------------------------------------------------------ */
+
+int prs_links_check(prs_store *s, prs_error *error)
+{
+    prs_arena *a = arena_of(s);
+    uint32_t slots = prs_load_acquire(&s->super->published), links = prs_load_acquire(&s->super->links_published);
+    uint32_t tokens = 0, edges = 0, unused = 0, limit = a->link_bump < links ? a->link_bump : links;
+    for (uint32_t i = 0; i < limit; i++) {
+        const prs_link *l = &s->links[i];
+        if (l->kind == PRS_LINK_FREE) {
+            unused++;
+            continue;
+        }
+        if (l->kind > PRS_LINK_LAST || l->slot >= slots)
+            return prs_fail(error, PRS_E_CORRUPT, 0, "link %u is of no known kind or holds no slot", i);
+        if (l->kind == PRS_LINK_EDGE) {
+            if (l->owner >= slots)
+                return prs_fail(error, PRS_E_CORRUPT, 0, "link %u belongs to no object", i);
+            const prs_slot *outer = prs_slot_at(s, l->owner);
+            if (owner_lives(s, l) && prs_word_state(prs_load_seqcst(&outer->word)) == PRS_STATE_SEALED &&
+                l->inner >= prs_load_relaxed(&outer->serial))
+                return prs_fail(error, PRS_E_CORRUPT, 0, "object of slot %u names a younger object", l->owner);
+        }
+        if (l->kind == PRS_LINK_ONCE || l->kind == PRS_LINK_STICKY)
+            tokens++;
+        else if (l->kind != PRS_LINK_NAME)
+            edges++;
+    }
+    if (tokens != a->tokens || edges != a->edges)
+        return prs_fail(error, PRS_E_CORRUPT, 0, "%u tokens and %u edges are counted as %u and %u", tokens, edges,
+                        a->tokens, a->edges);
+    for (uint32_t i = a->link_free; i != PRS_NIL; i = s->links[i].next) {
+        if (i >= limit || s->links[i].kind != PRS_LINK_FREE || unused-- == 0)
+            return prs_fail(error, PRS_E_CORRUPT, 0, "the stack of free links is broken");
+    }
+    if (unused)
+        return prs_fail(error, PRS_E_CORRUPT, 0, "%u free links are not on the stack", unused);
+    /* Counts: recount by visiting each slot's links once, in place of memory we do not have. */
+    for (uint32_t i = 0; i < limit; i++) {
+        const prs_link *l = &s->links[i];
+        if (l->kind != PRS_LINK_FREE && lives(prs_slot_at(s, l->slot), l) &&
+            prs_load_seqcst(&prs_slot_at(s, l->slot)->links) == 0)
+            return prs_fail(error, PRS_E_CORRUPT, 0, "slot %u is held by link %u and counts none", l->slot, i);
+    }
+    return PRS_OK;
+}

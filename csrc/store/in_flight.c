@@ -1,0 +1,138 @@
+/* in_flight.c - references in flight: who sent them, how long ago, and the end of those nobody will receive.
+ *
+ * Purpose    A message that was lost leaves its token behind.  Only a caller can know that (it has drained the
+ *            pipe of a dead worker); it needs the list, and a call that ends what such a sender left.
+ * Algorithm  Under the store lock, in batches: the table of links is walked from a cursor, so that the lock is
+ *            held for a bounded time however long the table is.  A sender lives while its client slot has the
+ *            incarnation of the link and no proof of death.
+ * Guarantee  Nothing is ended that a living process sent.  Who dies between ending a record and freeing what it
+ *            held owes that free to its reaper, as everywhere.
+ */
+#include "store.h"
+
+#define WALK 4096u /* links looked at under one hold of the lock */
+#define BATCH 64u
+
+static bool is_token(const prs_link *l)
+{
+    return l->kind == PRS_LINK_ONCE || l->kind == PRS_LINK_STICKY;
+}
+
+/* Is the object still what the token names?  A token of an object that was ended for everyone holds nothing. */
+static bool holds(prs_store *s, const prs_link *l)
+{
+    if (l->slot >= prs_load_relaxed(&s->slots_seen))
+        return false;
+    const prs_slot *slot = prs_slot_at(s, l->slot);
+    uint64_t word = prs_load_seqcst(&slot->word);
+    uint32_t state = prs_word_state(word);
+    return prs_word_generation(word) == l->generation && state != PRS_STATE_FREE && state != PRS_STATE_RESERVED &&
+           prs_load_relaxed(&slot->serial) == l->inner;
+}
+
+static uint64_t size_of(prs_store *s, const prs_link *l)
+{
+    return holds(s, l) ? prs_load_relaxed(&prs_slot_at(s, l->slot)->size) : 0;
+}
+
+/* The lock, with every published link and slot mapped here. */
+static int lock_tables(prs_store *s, prs_error *error)
+{
+    if (prs_load_relaxed(&s->closed) || s->orphan)
+        return prs_fail(error, PRS_E_CLOSED, 0, "the store is closed");
+    int rc = prs_tables_touch(s);
+    if (rc < 0)
+        return prs_fail(error, PRS_E_BACKING, -rc, "no memory for the tables of the store");
+    return prs_lock(s, s->lock_timeout, error);
+}
+
+static uint32_t links_in_use(const prs_store *s)
+{
+    uint32_t seen = prs_load_relaxed(&s->links_seen), bump = s->super->arena.link_bump;
+    return bump < seen ? bump : seen;
+}
+
+int prs_flights(prs_store *s, uint32_t *cursor, prs_flight *out, int cap, prs_error *error)
+{
+    int n = 0;
+    for (bool more = true; more && n < cap;) {
+        int rc = lock_tables(s, error);
+        if (rc < 0)
+            return rc;
+        uint32_t limit = links_in_use(s), stop = limit - *cursor > WALK ? *cursor + WALK : limit;
+        if (*cursor > limit)
+            stop = *cursor;
+        for (; *cursor < stop && n < cap; ++*cursor) {
+            const prs_link *l = &s->links[*cursor];
+            if (!is_token(l))
+                continue;
+            out[n++] = (prs_flight){.id = {s->id, l->inner, l->slot, l->generation},
+                                    .token = {*cursor + 1, 0, l->serial},
+                                    .kind = (int)l->kind,
+                                    .sender = l->owner,
+                                    .incarnation = l->owner_tag,
+                                    .sender_pid = (int32_t)l->pid,
+                                    .note = l->next,
+                                    .size = size_of(s, l),
+                                    .object_gone = !holds(s, l),
+                                    .created = (int64_t)(s->super->born + l->created)};
+        }
+        more = *cursor < limit;
+        prs_unlock(s);
+    }
+    /* The proof of death makes system calls: not under the lock. */
+    for (int i = 0; i < n; i++)
+        out[i].sender_alive = prs_client_is(s, out[i].sender, out[i].incarnation) &&
+                              (out[i].sender == s->me || !prs_client_dead(s, out[i].sender));
+    return n;
+}
+
+/* End those of `flight[0..n)` that are still there; how many. */
+static int end_batch(prs_store *s, const prs_flight *flight, uint32_t n, prs_error *error)
+{
+    uint32_t held[BATCH], frees = 0;
+    int ended = 0, rc = lock_tables(s, error);
+    if (rc < 0)
+        return rc;
+    for (uint32_t k = 0; k < n; k++) {
+        uint32_t i = flight[k].token.index - 1;
+        const prs_link *l = &s->links[i];
+        if (i >= links_in_use(s) || !is_token(l) || l->serial != flight[k].token.serial)
+            continue; /* claimed meanwhile */
+        uint32_t slot = prs_link_end(s, i);
+        PRS_POINT(flight_ended);
+        if (slot != PRS_NIL)
+            held[frees++] = slot;
+        ended++;
+    }
+    prs_unlock(s);
+    for (uint32_t k = 0; k < frees; k++)
+        prs_try_free(s, held[k]);
+    return ended;
+}
+
+static bool is_lost(const prs_flight *f, int32_t pid, int64_t before)
+{
+    if (f->object_gone)
+        return true; /* there is nothing to receive */
+    return f->kind == PRS_TOKEN_ONCE && !f->sender_alive && (pid == 0 || f->sender_pid == pid) && f->created <= before;
+}
+
+int prs_flights_end(prs_store *s, int32_t pid, int64_t min_age, prs_error *error)
+{
+    prs_flight flight[BATCH];
+    uint32_t cursor = 0;
+    int64_t before = (int64_t)prs_seconds() - (min_age + PRS_SECOND - 1) / PRS_SECOND;
+    for (int n, total = 0;;) {
+        if ((n = prs_flights(s, &cursor, flight, BATCH, error)) <= 0)
+            return n < 0 ? n : total;
+        uint32_t lost = 0;
+        for (int k = 0; k < n; k++)
+            if (is_lost(&flight[k], pid, before))
+                flight[lost++] = flight[k];
+        int rc = lost ? end_batch(s, flight, lost, error) : 0;
+        if (rc < 0)
+            return rc;
+        total += rc;
+    }
+}

@@ -1,0 +1,148 @@
+/*
+ * huge.c - blocks of a shared file that have no page yet, each backed by one huge page.
+ *
+ * Purpose    A page fault or a pwrite allocates, clears, charges and maps 512 pages one by one; a huge page is one of each,
+ *            and every reader maps it by one fault.  Systems ship with huge pages of shared memory off (shmem_enabled "never"),
+ *            which is about what page faults do by themselves: MADV_COLLAPSE, the explicit wish, is honoured all the same.
+ * Algorithm  An empty block cannot be collapsed, one with a single page can: so that page is made first; and what the kernel says to
+ *            have collapsed is populated, for some say so and did nothing.  Blocks are given out by a counter to the
+ *            caller and its helpers.  A machine whose memory is in fragments may take long to find a huge page, and so
+ *            may a virtual one that gives free huge pages back to its host (4 to 7 ms for a block here, 0.13 when it has
+ *            them; pwrite takes 0.7 to 1.5): after one that took long this process leaves huge pages alone for a
+ *            second, after the next for two, and so on.  Long is CPU time, which other threads do not add to; a limit in
+ *            real time is for who sleeps in the kernel.
+ * Guarantee  See huge.h.  Whoever dies between the page and the copy leaves pages that nobody has marked: the next owner of
+ *            the range writes them as if they were not there.
+ */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE 1
+#endif
+#include "huge.h"
+
+#include <errno.h>
+#include <time.h>
+
+#include "advise.h"
+#include "atomic.h"
+#include "copy.h"
+#include "threads.h"
+#include "pages.h"
+
+/* Measured, see docs/design/copy.md. */
+#define WORTH ((size_t)4 << 20) /* bytes for each thread */
+#define SECOND 1000000000ull
+#define PAUSE_MAX (64 * SECOND) /* also when the system knows no such advice, or does not want it */
+
+/* See huge.h. */
+struct prs_huge_limits prs_huge_limits_ = {.cpu = 1500000, .real = 50000000};
+
+static prs_atomic_u64 resume; /* no attempt before this time */
+static prs_atomic_u64 paused; /* the last one, ns */
+static prs_atomic_u32 worked; /* at least once */
+
+void prs_huge_forget_(void)
+{
+    prs_store_relaxed(&resume, 0);
+    prs_store_relaxed(&paused, 0);
+    prs_store_relaxed(&worked, 0);
+}
+
+static void leave_alone(uint64_t now, int rc)
+{
+    uint64_t next = 2 * prs_load_relaxed(&paused);
+    /* EINVAL is a full file system, too. */
+    bool never = rc == -EOPNOTSUPP || (rc == -EINVAL && !prs_load_relaxed(&worked));
+    next = next < SECOND ? SECOND : next;
+    if (never || next > PAUSE_MAX)
+        next = PAUSE_MAX;
+    prs_store_relaxed(&paused, next);
+    prs_store_relaxed(&resume, now + next);
+}
+
+typedef struct huge_job {
+    char *map;
+    const char *src;
+    uint64_t blocks;
+    prs_atomic_u64 claimed; /* blocks given out */
+    prs_atomic_u64 failed;  /* the first block that could not be had */
+    prs_atomic_u32 stop;
+} huge_job;
+
+static uint64_t now(clockid_t clock)
+{
+    struct timespec ts;
+    clock_gettime(clock, &ts);
+    return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+static int back(char *at)
+{
+    int rc = prs_advise(at, PRS_PAGE, MADV_POPULATE_WRITE);
+    if (rc == 0 && madvise(at, PRS_HUGE, MADV_COLLAPSE) != 0)
+        rc = -errno; /* also "try again": there is another way */
+    return rc == 0 ? prs_advise(at, PRS_HUGE, MADV_POPULATE_WRITE) : rc;
+}
+
+static void note_failed(huge_job *job, uint64_t block)
+{
+    uint64_t seen = prs_load_relaxed(&job->failed);
+    while (block < seen && !prs_cas_weak_relaxed(&job->failed, &seen, block))
+        continue;
+}
+
+static void *work(void *arg)
+{
+    huge_job *job = arg;
+    uint64_t k;
+    while (!prs_load_relaxed(&job->stop) && (k = prs_fetch_add_relaxed(&job->claimed, 1u)) < job->blocks) {
+        char *at = job->map + k * PRS_HUGE;
+        uint64_t real = now(CLOCK_MONOTONIC), cpu = now(CLOCK_THREAD_CPUTIME_ID);
+        int rc = back(at);
+        cpu = now(CLOCK_THREAD_CPUTIME_ID) - cpu;
+        uint64_t ended = now(CLOCK_MONOTONIC);
+        if (rc != 0) {
+            note_failed(job, k);
+        } else {
+            prs_store_relaxed(&worked, 1);
+            if (job->src)
+                prs_copy_nt(at, job->src + k * PRS_HUGE, PRS_HUGE);
+        }
+        if (rc != 0 || cpu > prs_huge_limits_.cpu || ended - real > prs_huge_limits_.real) {
+            if (prs_exchange_relaxed(&job->stop, 1) == 0) /* one pause, however many threads met it */
+                leave_alone(ended, rc);
+        }
+    }
+    return NULL;
+}
+
+bool prs_huge_blocks(uint64_t off, const char *map, size_t n, size_t *skip, size_t *bytes)
+{
+    if (n < PRS_HUGE)
+        return false;
+    uint64_t until = prs_load_relaxed(&resume), time = now(CLOCK_MONOTONIC);
+    if (time < until && until - time <= PAUSE_MAX) /* else the clock was set back: restored on another machine */
+        return false;
+    *skip = (size_t)(-off & (PRS_HUGE - 1));
+    if (!map || (((uintptr_t)map ^ off) & (PRS_HUGE - 1)) != 0 || prs_page_size() != PRS_PAGE)
+        return false;
+    *bytes = (n - *skip) & ~(size_t)(PRS_HUGE - 1);
+    return *bytes != 0;
+}
+
+size_t prs_huge_fill(char *map, const char *src, size_t n, unsigned max_threads)
+{
+    int saved = errno;
+    huge_job job = {.map = map, .src = src, .blocks = n / PRS_HUGE};
+    atomic_init(&job.claimed, 0);
+    atomic_init(&job.failed, job.blocks);
+    atomic_init(&job.stop, 0);
+    prs_crew crew;
+    prs_crew_start(&crew, prs_crew_size(n, WORTH, max_threads) - 1, work, &job);
+    work(&job);
+    prs_crew_join(&crew);
+    errno = saved;
+    if (!prs_load_relaxed(&job.stop))
+        prs_store_relaxed(&paused, 0);
+    uint64_t claimed = prs_load_relaxed(&job.claimed), failed = prs_load_relaxed(&job.failed);
+    return (size_t)((claimed < failed ? claimed : failed) * PRS_HUGE);
+}

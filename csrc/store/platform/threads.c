@@ -1,0 +1,112 @@
+/*
+ * threads.c - helper threads for the length of one call; see threads.h for what is guaranteed.
+ *
+ * Purpose    Big copies and big first touches go faster on two cores.
+ * Algorithm  Plain pthread_create and pthread_join around the caller's own share of the work. A pool
+ *            would save some 50 us per call, and cost a thread that fork and exit have to deal with.
+ */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE 1
+#endif
+#include "threads.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "atomic.h"
+
+/* Room for static TLS of a process with many libraries; glibc takes that out of the stack. */
+#define CREW_STACK ((size_t)256 << 10)
+
+/* Without a wish from the caller: more were never measured to help one copy. */
+#define CREW_DEFAULT 4u
+
+void prs_crew_start(prs_crew *crew, unsigned helpers, void *(*work)(void *), void *arg)
+{
+    crew->count = 0;
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &crew->cancel_state);
+    if (helpers > PRS_COPY_MAX_THREADS - 1)
+        helpers = PRS_COPY_MAX_THREADS - 1;
+    if (helpers == 0)
+        return;
+    pthread_attr_t attr;
+    if (pthread_attr_init(&attr) != 0)
+        return;
+    sigset_t all, old;
+    sigfillset(&all);
+    if (pthread_attr_setstacksize(&attr, CREW_STACK) == 0 && pthread_sigmask(SIG_SETMASK, &all, &old) == 0) {
+        while (crew->count < helpers && pthread_create(&crew->thread[crew->count], &attr, work, arg) == 0)
+            crew->count++;
+        pthread_sigmask(SIG_SETMASK, &old, NULL);
+    }
+    pthread_attr_destroy(&attr);
+}
+
+void prs_crew_join(prs_crew *crew)
+{
+    for (unsigned i = 0; i < crew->count; i++)
+        pthread_join(crew->thread[i], NULL);
+    crew->count = 0;
+    pthread_setcancelstate(crew->cancel_state, NULL);
+}
+
+unsigned prs_cpu_count(void)
+{
+    cpu_set_t set[8]; /* 8192 CPUs; the kernel refuses a set that is too small */
+    CPU_ZERO_S(sizeof set, set);
+    if (sched_getaffinity(0, sizeof set, set) != 0)
+        return 1;
+    int count = CPU_COUNT_S(sizeof set, set);
+    return count > 0 ? (unsigned)count : 1;
+}
+
+/*
+ * CPUs that nobody uses at the moment, the caller's own not counted. The kernel counts runnable threads in the fourth
+ * field of /proc/loadavg ("1/80"). A helper without an idle CPU only costs: the caller has to wait for it at the end.
+ */
+unsigned prs_cpu_idle(void)
+{
+    static prs_atomic_u32 online; /* sysconf reads it from a file each time */
+    uint32_t all = prs_load_relaxed(&online);
+    if (all == 0) {
+        long found = sysconf(_SC_NPROCESSORS_ONLN);
+        all = found > 1 ? (uint32_t)found : 1;
+        prs_store_relaxed(&online, all);
+    }
+    int saved = errno, fd = open("/proc/loadavg", O_RDONLY | O_CLOEXEC);
+    char text[128];
+    ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    if (fd >= 0)
+        close(fd);
+    errno = saved;
+    if (n <= 0)
+        return all - 1;
+    text[n] = 0;
+    const char *at = text;
+    for (int field = 0; field < 3 && at; field++)
+        at = strchr(at + (field > 0), ' ');
+    unsigned long running = at ? strtoul(at, NULL, 10) : 1;
+    return running >= all ? 0 : running == 0 ? all - 1 : all - (unsigned)running;
+}
+
+unsigned prs_crew_size(size_t n, size_t per_thread, unsigned max_threads)
+{
+    unsigned limit = max_threads ? max_threads : CREW_DEFAULT;
+    if (limit > PRS_COPY_MAX_THREADS)
+        limit = PRS_COPY_MAX_THREADS;
+    if (per_thread != 0 && n / per_thread < limit)
+        limit = (unsigned)(n / per_thread);
+    if (limit <= 1)
+        return 1;
+    unsigned cpus = prs_cpu_count();
+    limit = limit < cpus ? limit : cpus;
+    if (limit <= 1 || max_threads != 0)
+        return limit;
+    unsigned idle = prs_cpu_idle();
+    return limit - 1 < idle ? limit : idle + 1;
+}

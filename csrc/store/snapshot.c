@@ -1,0 +1,131 @@
+/* snapshot.c - looking at a store without taking part in it.
+ *
+ * Purpose    Tools show what a store held whose processes have all crashed, without changing it.
+ * Algorithm  The tables (everything before the data area) are copied, holes left out, into a file of our own; the
+ *            caller becomes a client of that.  The copy has no spill directory and has just been looked after, so
+ *            nothing is reaped, freed or removed.  It has the size of the original, but no data: what is pinned
+ *            in it reads as zeros.
+ * Guarantee  The original is opened for reading only.  What is copied is validated like any store that is attached
+ *            to; copied while others change it, it may be refused as corrupt.
+ */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE 1
+#endif
+#include "store.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+#define PIECE (256u * 1024u)
+
+static int copy_piece(int to, int from, uint64_t at, size_t n, void *buffer)
+{
+    int rc = prs_os_pread(from, buffer, n, at);
+    for (size_t done = 0; rc == 0 && done < n;) {
+        ssize_t written = pwrite(to, (const char *)buffer + done, n - done, (off_t)(at + done));
+        if (written < 0 && errno != EINTR)
+            rc = -errno;
+        else if (written > 0)
+            done += (size_t)written;
+    }
+    return rc;
+}
+
+/* Copy what is not a hole of [0, end). */
+static int copy_tables(int to, int from, uint64_t end)
+{
+    void *buffer = malloc(PIECE);
+    int rc = buffer ? 0 : -ENOMEM;
+    for (uint64_t at = 0; rc == 0 && at < end;) {
+        off_t data = lseek(from, (off_t)at, SEEK_DATA);
+        if (data < 0)
+            rc = errno == ENXIO ? 0 : -errno;
+        if (data < 0 || (uint64_t)data >= end)
+            break;
+        off_t hole = lseek(from, data, SEEK_HOLE);
+        if (hole < 0) {
+            rc = -errno;
+            break;
+        }
+        uint64_t stop = (uint64_t)hole < end ? (uint64_t)hole : end;
+        for (at = (uint64_t)data; rc == 0 && at < stop;) {
+            size_t n = stop - at < PIECE ? (size_t)(stop - at) : PIECE;
+            rc = copy_piece(to, from, at, n, buffer);
+            at += n;
+        }
+    }
+    free(buffer);
+    return rc;
+}
+
+/* Read and check what says how long the tables are; attaching checks all the rest. */
+static int read_head(int fd, prs_super *head, prs_error *error)
+{
+    prs_file file;
+    uint64_t size;
+    int rc = prs_os_inspect(fd, &file, &size, error);
+    if (rc < 0)
+        return rc;
+    if (size < sizeof *head || prs_os_pread(fd, head, sizeof *head, 0) < 0)
+        return prs_fail(error, PRS_E_FOREIGN, 0, "the file is too short for a store");
+    if (prs_load_relaxed(&head->ready) != PRS_MAGIC)
+        return prs_fail(error, PRS_E_FOREIGN, 0, "the file is not a store of this library");
+    if (head->version != PRS_LAYOUT_VERSION)
+        return prs_fail(error, PRS_E_VERSION, 0, "the store has layout %u, this library knows layout %u", head->version,
+                        PRS_LAYOUT_VERSION);
+    if (head->data_off > size || head->data_off < sizeof *head || memchr(head->spill_dir, 0, PRS_SPILL_DIR) == NULL)
+        return prs_fail(error, PRS_E_CORRUPT, 0, "the superblock of the store is damaged");
+    head->file_size = size;
+    return PRS_OK;
+}
+
+static int make_copy(int fd, prs_super *head, prs_error *error)
+{
+    int copy = prs_os_memfd(head->store_id, error);
+    if (copy < 0)
+        return copy;
+    char none[PRS_SPILL_DIR] = {0};
+    uint64_t now = (uint64_t)prs_now();
+    int rc = prs_os_size(copy, head->file_size);
+    if (rc == 0)
+        rc = copy_tables(copy, fd, head->data_off);
+    if (rc == 0 && (pwrite(copy, none, sizeof none, offsetof(prs_super, spill_dir)) != (ssize_t)sizeof none ||
+                    pwrite(copy, &now, sizeof now, offsetof(prs_super, last_look)) != (ssize_t)sizeof now))
+        rc = -errno;
+    if (rc == 0)
+        return copy;
+    prs_os_close(copy);
+    return prs_fail(error, PRS_E_SYS, -rc, "copying the tables of the store failed");
+}
+
+int prs_snapshot(prs_store **out, const char *path, char spill_dir[PRS_SPILL_DIR_MAX], prs_error *error)
+{
+    _Static_assert(PRS_SPILL_DIR_MAX >= PRS_SPILL_DIR, "the caller has room for any spill directory");
+    *out = NULL;
+    int fd = open(path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK), copy = -1;
+    if (fd < 0)
+        return prs_fail(error,
+                        errno == ENOENT  ? PRS_E_NOTFOUND
+                        : errno == ELOOP ? PRS_E_FOREIGN
+                                         : PRS_E_SYS,
+                        errno, "cannot open %.150s", path);
+    prs_super *head = NULL;
+    int rc = posix_memalign((void **)&head, _Alignof(prs_super), sizeof *head) == 0
+                 ? read_head(fd, head, error)
+                 : prs_fail(error, PRS_E_NOMEM, ENOMEM, "no memory to read the superblock");
+    if (rc == PRS_OK) {
+        memcpy(spill_dir, head->spill_dir, PRS_SPILL_DIR);
+        rc = copy = make_copy(fd, head, error);
+    }
+    if (copy >= 0)
+        rc = prs_attach_pid(out, (int32_t)getpid(), copy, head->store_id, NULL, error);
+    prs_os_close(copy);
+    prs_os_close(fd);
+    free(head);
+    return rc;
+}
+
+const char *prs_spill_directory(const prs_store *s)
+{
+    return s->super->spill_dir;
+}

@@ -1,0 +1,173 @@
+/* Out-of-band buffers: from the caller's iterator, or, for the store, from a table of foreign memory.
+ *
+ * A buffer of foreign memory is a light object that holds the owner (the pin of the stored object) and exports the bytes,
+ * read-only unless the memory is private. Arrays do not keep it: they are built over the bytes with the owner as their base.
+ */
+#include "unpickler.h"
+
+#define FREE_BUFFERS 64
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *owner;
+    const uint8_t *ptr;
+    Py_ssize_t len;
+    bool writable;
+} stored_buffer;
+
+static stored_buffer *free_buffers[FREE_BUFFERS];
+static int free_count;
+
+static void buffer_dealloc(PyObject *self)
+{
+    stored_buffer *buffer = (stored_buffer *)self;
+    PyObject *owner = buffer->owner;
+    buffer->owner = NULL;
+    if (free_count < FREE_BUFFERS)
+        free_buffers[free_count++] = buffer;
+    else
+        PyObject_Free(buffer);
+    Py_XDECREF(owner);
+}
+
+static int buffer_export(PyObject *self, Py_buffer *view, int flags)
+{
+    stored_buffer *buffer = (stored_buffer *)self;
+    return PyBuffer_FillInfo(view, self, (void *)buffer->ptr, buffer->len, !buffer->writable, flags);
+}
+
+static Py_ssize_t buffer_length(PyObject *self)
+{
+    return ((stored_buffer *)self)->len;
+}
+
+static PyObject *buffer_repr(PyObject *self)
+{
+    stored_buffer *buffer = (stored_buffer *)self;
+    return PyUnicode_FromFormat("<stored buffer of %zd bytes>", buffer->len);
+}
+
+static PyObject *buffer_owner(PyObject *self, void *closure)
+{
+    return Py_NewRef(((stored_buffer *)self)->owner);
+}
+
+static PyGetSetDef buffer_getset[] = {
+    {"owner", buffer_owner, NULL, PyDoc_STR("What keeps the bytes in place."), NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyBufferProcs buffer_procs = {.bf_getbuffer = buffer_export};
+static PySequenceMethods buffer_sequence = {.sq_length = buffer_length};
+
+static PyTypeObject stored_buffer_type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "pyray_ser.StoredBuffer",
+    .tp_doc = PyDoc_STR("Bytes of a stored object, in place. Use it through memoryview()."),
+    .tp_basicsize = sizeof(stored_buffer),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .tp_dealloc = buffer_dealloc,
+    .tp_repr = buffer_repr,
+    .tp_as_buffer = &buffer_procs,
+    .tp_as_sequence = &buffer_sequence,
+    .tp_getset = buffer_getset,
+};
+
+int prp_load_buffer_init(void)
+{
+    return PyType_Ready(&stored_buffer_type);
+}
+
+bool prp_load_foreign_buffer(PyObject *obj, const uint8_t **ptr, size_t *len, PyObject **owner)
+{
+    if (!Py_IS_TYPE(obj, &stored_buffer_type))
+        return false;
+    stored_buffer *buffer = (stored_buffer *)obj;
+    *ptr = buffer->ptr;
+    *len = (size_t)buffer->len;
+    *owner = buffer->owner;
+    return true;
+}
+
+static PyObject *new_buffer(PyObject *owner, const prp_buffer *source, bool writable)
+{
+    stored_buffer *buffer;
+    if (source->len > PY_SSIZE_T_MAX)
+        return PyErr_NoMemory();
+    if (free_count)
+        buffer = (stored_buffer *)PyObject_Init((PyObject *)free_buffers[--free_count], &stored_buffer_type);
+    else if (!(buffer = PyObject_New(stored_buffer, &stored_buffer_type)))
+        return NULL;
+    buffer->owner = Py_NewRef(owner);
+    buffer->ptr = source->ptr;
+    buffer->len = (Py_ssize_t)source->len;
+    buffer->writable = writable;
+    return (PyObject *)buffer;
+}
+
+/* The next of the caller's buffers: new reference, or NULL with an exception. */
+static PyObject *given_buffer(prp_loader *L)
+{
+    PyObject *all = L->buffers;
+    if (PyList_CheckExact(all) || PyTuple_CheckExact(all)) {
+        Py_ssize_t i = L->buffer_next;
+        if (PRP_LIKELY(i >= 0 && i < Py_SIZE(all))) {
+            L->buffer_next = i + 1;
+            return Py_NewRef(PyList_CheckExact(all) ? PyList_GET_ITEM(all, i) : PyTuple_GET_ITEM(all, i));
+        }
+        L->buffer_next = -1;
+    } else {
+        /* Iterators of lists and tuples run no code of others. */
+        bool inert = Py_IS_TYPE(all, &PyListIter_Type) || Py_IS_TYPE(all, &PyTupleIter_Type);
+        PyObject *buffer = inert || prp_load_foreign(L) == 0 ? PyIter_Next(all) : NULL;
+        if (buffer || PyErr_Occurred())
+            return buffer;
+    }
+    return prp_load_malformed("not enough out-of-band buffers");
+}
+
+PyObject *prp_load_take_buffer(prp_loader *L)
+{
+    if (L->owner) {
+        if (L->table_next == L->table_len)
+            return prp_load_malformed("not enough out-of-band buffers");
+        return new_buffer(L->owner, &L->table[L->table_next++], L->array_flags & PRP_ARRAY_WRITABLE);
+    }
+    if (!L->buffers)
+        return prp_load_malformed("pickle stream refers to out-of-band data but no *buffers* argument was given");
+    return given_buffer(L);
+}
+
+int prp_load_next_buffer(prp_loader *L)
+{
+    PyObject *buffer = prp_load_take_buffer(L);
+    if (!buffer || (L->sp == L->limit && prp_load_grow_stack(L) < 0)) {
+        Py_XDECREF(buffer);
+        return -1;
+    }
+    *L->sp++ = buffer;
+    return 0;
+}
+
+int prp_load_readonly_buffer(prp_loader *L)
+{
+    if (L->sp <= L->fence)
+        return prp_load_underflow(L);
+    PyObject *buffer = L->sp[-1];
+    /* Foreign memory is read-only as far as it is shared; a private copy of it is meant to be written. */
+    if (Py_IS_TYPE(buffer, &stored_buffer_type))
+        return 0;
+    PyObject *view = PyMemoryView_FromObject(buffer);
+    if (!view)
+        return -1;
+    if (PyMemoryView_GET_BUFFER(view)->readonly) {
+        Py_DECREF(view);
+        return 0;
+    }
+    PyObject *readonly = PyObject_CallMethod(view, "toreadonly", NULL);
+    Py_DECREF(view);
+    if (!readonly)
+        return -1;
+    L->sp[-1] = readonly;
+    Py_DECREF(buffer);
+    return 0;
+}

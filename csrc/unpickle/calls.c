@@ -1,0 +1,309 @@
+/* NEWOBJ, REDUCE and the old INST and OBJ: calls that the stream asks for.
+ *
+ * Arguments lie on the stack, and most calls can take them from there. A few callables have a meaning that is known, and a result
+ * that can be made without the call: members of an unmodified Enum, namedtuples whose generated __new__ is still there,
+ * datetime objects, arrays. Each such way gives exactly what the call would give, or leaves it to the call.
+ */
+#include "unpickler.h"
+
+#include <datetime.h>
+
+static PyObject *tuple_of(PyObject *const *argv, Py_ssize_t n)
+{
+    PyObject *tuple = PyTuple_New(n);
+    for (Py_ssize_t i = 0; tuple && i < n; i++)
+        PyTuple_SET_ITEM(tuple, i, Py_NewRef(argv[i]));
+    return tuple;
+}
+
+/* ---- NEWOBJ --------------------------------------------------------------------------------------------------------------- */
+
+PyObject *prp_load_new(prp_loader *L, PyObject *cls, PyObject *args, PyObject *kwargs, bool ex)
+{
+    const char *opcode = ex ? "NEWOBJ_EX" : "NEWOBJ";
+    if (!PyType_Check(cls))
+        return prp_load_malformed("%s class argument must be a type, not %.200s", opcode, Py_TYPE(cls)->tp_name);
+    PyTypeObject *type = (PyTypeObject *)cls;
+    if (!type->tp_new)
+        return prp_load_malformed("%s class argument '%.200s' doesn't have __new__", opcode, Py_TYPE(cls)->tp_name);
+    if (!PyTuple_Check(args))
+        return prp_load_malformed("%s args argument must be a tuple, not %.200s", opcode, Py_TYPE(args)->tp_name);
+    if (ex && !PyDict_Check(kwargs))
+        return prp_load_malformed("%s kwargs argument must be a dict, not %.200s", opcode, Py_TYPE(kwargs)->tp_name);
+    if (prp_load_foreign(L) < 0)
+        return NULL;
+    return type->tp_new(type, args, kwargs);
+}
+
+/* A namedtuple of a class whose __new__ was checked to be the generated one, and still is. */
+static PyObject *new_tuple(const prp_plan *plan, PyTypeObject *type, PyObject *const *argv)
+{
+    PyObject *tuple = type->tp_alloc(type, plan->fields);
+    for (Py_ssize_t i = 0; tuple && i < plan->fields; i++)
+        PyTuple_SET_ITEM(tuple, i, Py_NewRef(argv[i]));
+    return tuple;
+}
+
+PyObject *prp_load_new_fused(prp_loader *L, PyObject *cls, PyObject *const *argv, Py_ssize_t n, PyObject *args)
+{
+    if (PRP_LIKELY(PyType_Check(cls))) {
+        PyTypeObject *type = (PyTypeObject *)cls;
+        const prp_plan *plan = prp_plan_for(type);
+        if (plan->make == PRP_MAKE_PLAIN && n == 0) {
+            /* object.__new__ itself: it runs no code but the allocator's. */
+            PyObject *none = PyTuple_New(0), *instance = none ? type->tp_new(type, none, NULL) : NULL;
+            Py_XDECREF(none);
+            return instance;
+        }
+        if (plan->make == PRP_MAKE_TUPLE && n == plan->fields && PyFunction_GET_CODE(plan->function) == plan->code)
+            return new_tuple(plan, type, argv);
+    }
+    PyObject *made = args ? NULL : tuple_of(argv, n);
+    PyObject *instance = args || made ? prp_load_new(L, cls, args ? args : made, NULL, false) : NULL;
+    Py_XDECREF(made);
+    return instance;
+}
+
+/* ---- datetime --------------------------------------------------------------------------------------------------------------- */
+
+static PyDateTime_CAPI *datetime_api(void)
+{
+    if (!PyDateTimeAPI) {
+        PyDateTime_IMPORT;
+        if (!PyDateTimeAPI)
+            (void)prp_forgive_refusal();
+    }
+    return PyDateTimeAPI;
+}
+
+/* The tzinfo that may follow a state; false if it is none. */
+static bool zone(PyObject *const *argv, Py_ssize_t n, PyObject **tzinfo)
+{
+    *tzinfo = n > 1 ? argv[1] : Py_None;
+    return n <= 2 && (*tzinfo == Py_None || PyTZInfo_Check(*tzinfo));
+}
+
+static PyObject *call_datetime(const prp_plan *plan, PyTypeObject *type, PyObject *const *argv, Py_ssize_t n)
+{
+    PyDateTime_CAPI *api = datetime_api();
+    PyObject *tzinfo, *value = NULL;
+    if (!api)
+        return NULL;
+    switch (plan->call) {
+    case PRP_CALL_DATETIME:
+        if (type == api->DateTimeType && n >= 1 && PyBytes_CheckExact(argv[0]) && PyBytes_GET_SIZE(argv[0]) == 10 &&
+            zone(argv, n, &tzinfo)) {
+            const uint8_t *s = (const uint8_t *)PyBytes_AS_STRING(argv[0]);
+            value = api->DateTime_FromDateAndTimeAndFold(s[0] << 8 | s[1], s[2] & 0x7f, s[3], s[4], s[5], s[6],
+                                                         s[7] << 16 | s[8] << 8 | s[9], tzinfo, s[2] >> 7, type);
+        }
+        break;
+    case PRP_CALL_DATE:
+        if (type == api->DateType && n == 1 && PyBytes_CheckExact(argv[0]) && PyBytes_GET_SIZE(argv[0]) == 4) {
+            const uint8_t *s = (const uint8_t *)PyBytes_AS_STRING(argv[0]);
+            value = api->Date_FromDate(s[0] << 8 | s[1], s[2], s[3], type);
+        }
+        break;
+    case PRP_CALL_TIME:
+        if (type == api->TimeType && n >= 1 && PyBytes_CheckExact(argv[0]) && PyBytes_GET_SIZE(argv[0]) == 6 &&
+            zone(argv, n, &tzinfo)) {
+            const uint8_t *s = (const uint8_t *)PyBytes_AS_STRING(argv[0]);
+            value = api->Time_FromTimeAndFold(s[0] & 0x7f, s[1], s[2], s[3] << 16 | s[4] << 8 | s[5], tzinfo, s[0] >> 7,
+                                              type);
+        }
+        break;
+    default:
+        if (type == api->DeltaType && n == 3 && PyLong_CheckExact(argv[0]) && PyLong_CheckExact(argv[1]) &&
+            PyLong_CheckExact(argv[2])) {
+            long part[3];
+            bool fits = true;
+            for (int i = 0; i < 3; i++) {
+                int overflow;
+                part[i] = PyLong_AsLongAndOverflow(argv[i], &overflow);
+                fits = fits && !overflow;
+            }
+            /* Normalised already, as every timedelta writes itself; the rest is for the constructor. */
+            if (fits && part[0] >= -999999999 && part[0] <= 999999999 && part[1] >= 0 && part[1] < 86400 &&
+                part[2] >= 0 && part[2] < 1000000)
+                value = api->Delta_FromDelta((int)part[0], (int)part[1], (int)part[2], 0, type);
+        }
+        break;
+    }
+    if (!value)
+        (void)prp_forgive_refusal(); /* values out of range: the call finds its own words */
+    return value;
+}
+
+/* ---- REDUCE -------------------------------------------------------------------------------------------------------------------- */
+
+/* The member of an unmodified Enum for a value whose hash and comparison run no foreign code; borrowed, or NULL with an exception
+ * only if a value of the Enum that it was compared with raised it. */
+static PyObject *enum_member(const prp_plan *plan, PyTypeObject *type, PyObject *const *argv, Py_ssize_t n)
+{
+    if (n != 1 || (!PyLong_CheckExact(argv[0]) && !PyUnicode_CheckExact(argv[0])) ||
+        prp_type_version_now(Py_TYPE(type)) != plan->meta_version)
+        return NULL;
+    PyObject *member = PyDict_GetItemWithError(plan->members, argv[0]);
+    if (!member)
+        (void)prp_forgive_refusal(); /* the call will ask in its own way */
+    return member;
+}
+
+/* An array from ints to the members they are the values of, if the ints are small for the number of members. */
+static void index_members(prp_plan *plan, uint64_t version)
+{
+    PyMem_Free(plan->by_int);
+    plan->by_int = NULL;
+    plan->by_int_count = 0;
+    plan->by_int_version = version;
+    size_t room = 4 * (size_t)PyDict_GET_SIZE(plan->members) + 16;
+    PyObject **table = room <= 1u << 18 ? PyMem_Calloc(room, sizeof(*table)) : NULL;
+    PyObject *value, *member;
+    for (Py_ssize_t pos = 0; table && PyDict_Next(plan->members, &pos, &value, &member);) {
+        int overflow;
+        if (!PyLong_CheckExact(value))
+            continue;
+        long number = PyLong_AsLongAndOverflow(value, &overflow);
+        if (overflow || number < 0 || (size_t)number >= room)
+            continue;
+        table[number] = member;
+        if ((uint32_t)number >= plan->by_int_count)
+            plan->by_int_count = (uint32_t)number + 1;
+    }
+    plan->by_int = table;
+}
+
+PyObject *prp_load_enum_member(PyTypeObject *type, uint32_t value)
+{
+    prp_plan *plan = prp_plan_for(type);
+    if (plan->call != PRP_CALL_ENUM || prp_type_version_now(Py_TYPE(type)) != plan->meta_version)
+        return NULL;
+    uint64_t version = prp_dict_version(plan->members);
+    if (!version)
+        return NULL;
+    if (PRP_UNLIKELY(plan->by_int_version != version))
+        index_members(plan, version);
+    return value < plan->by_int_count ? plan->by_int[value] : NULL;
+}
+
+/* The shortcuts. NULL without an exception: none fits. */
+static PyObject *known_call(prp_loader *L, PyObject *callable, PyObject *const *argv, Py_ssize_t n)
+{
+    if (!PyType_Check(callable))
+        return prp_load_array_known(callable) ? prp_load_array_call(L, callable, argv, n) : NULL;
+    PyTypeObject *type = (PyTypeObject *)callable;
+    const prp_plan *plan = prp_plan_for(type);
+    switch (plan->call) {
+    case PRP_CALL_ENUM:
+        return Py_XNewRef(enum_member(plan, type, argv, n));
+    case PRP_CALL_DATETIME:
+    case PRP_CALL_DATE:
+    case PRP_CALL_TIME:
+    case PRP_CALL_TIMEDELTA:
+        return call_datetime(plan, type, argv, n);
+    case PRP_CALL_NDARRAY:
+        return prp_load_array_new(L, callable, argv, n);
+    case PRP_CALL_DTYPE:
+        return prp_load_array_dtype(L, argv, n);
+    default:
+        return NULL;
+    }
+}
+
+static bool written_in_c(const PyTypeObject *type)
+{
+    return !(type->tp_flags & Py_TPFLAGS_HEAPTYPE) || (type->tp_flags & Py_TPFLAGS_IMMUTABLETYPE);
+}
+
+/* cls.__new__(cls, argument), for a class whose __new__ is written in C; the tuple of arguments is used again. */
+static PyObject *new_of_one(PyTypeObject *type, PyObject *argument)
+{
+    static PyObject *spare;
+    PyObject *args = spare;
+    spare = NULL; /* what is called may come here again */
+    if (!args) {
+        if (!(args = PyTuple_New(1)))
+            return NULL;
+        PyObject_GC_UnTrack(args); /* nobody may meet it while it holds NULL */
+    }
+    PyTuple_SET_ITEM(args, 0, Py_NewRef(argument));
+    PyObject *value = type->tp_new(type, args, NULL);
+    if (Py_REFCNT(args) == 1 && !spare) {
+        PyTuple_SET_ITEM(args, 0, NULL);
+        Py_DECREF(argument);
+        spare = args;
+    } else {
+        PyObject_GC_Track(args);
+        Py_DECREF(args);
+    }
+    return value;
+}
+
+static PyObject *call_tuple(prp_loader *L, PyObject *callable, PyObject *args)
+{
+    if (PyType_Check(callable) && prp_plan_for((PyTypeObject *)callable)->call == PRP_CALL_NEW_ONLY)
+        return ((PyTypeObject *)callable)->tp_new((PyTypeObject *)callable, args, NULL);
+    return PyObject_Call(callable, args, NULL);
+}
+
+/* What foreign code returned, as the stream gets it. */
+static PyObject *checked(prp_loader *L, PyObject *value)
+{
+    if (value && L->owner && prp_load_array_seal(L, value) < 0)
+        Py_CLEAR(value);
+    return value;
+}
+
+PyObject *prp_load_call(prp_loader *L, PyObject *callable, PyObject *const *argv, Py_ssize_t n)
+{
+    PyObject *value = known_call(L, callable, argv, n);
+    if (value || PyErr_Occurred())
+        return value;
+    if (prp_load_foreign(L) < 0)
+        return NULL;
+    if (PyType_Check(callable) && n == 1 && written_in_c((PyTypeObject *)callable) &&
+        prp_plan_for((PyTypeObject *)callable)->call == PRP_CALL_NEW_ONLY) {
+        value = new_of_one((PyTypeObject *)callable, argv[0]);
+    } else if (PyType_Check(callable)) {
+        PyObject *args = tuple_of(argv, n);
+        value = args ? call_tuple(L, callable, args) : NULL;
+        Py_XDECREF(args);
+    } else {
+        value = PyObject_Vectorcall(callable, argv, (size_t)n, NULL);
+    }
+    return checked(L, value);
+}
+
+PyObject *prp_load_reduce(prp_loader *L, PyObject *callable, PyObject *args)
+{
+    if (!PyTuple_Check(args)) {
+        PyErr_SetString(PyExc_TypeError, "argument list must be a tuple");
+        return NULL;
+    }
+    PyObject *value = known_call(L, callable, ((PyTupleObject *)args)->ob_item, PyTuple_GET_SIZE(args));
+    if (value || PyErr_Occurred())
+        return value;
+    if (prp_load_foreign(L) < 0)
+        return NULL;
+    return checked(L, call_tuple(L, callable, args));
+}
+
+/* ---- INST and OBJ ---------------------------------------------------------------------------------------------------------- */
+
+PyObject *prp_load_instantiate(prp_loader *L, PyObject *cls, PyObject *args)
+{
+    if (prp_load_foreign(L) < 0)
+        return NULL;
+    if (PyTuple_GET_SIZE(args) == 0 && PyType_Check(cls)) {
+        /* An old-style class without __getinitargs__ was made without its __init__. */
+        PyObject *method = PyObject_GetAttrString(cls, "__getinitargs__");
+        if (!method) {
+            if (!PyErr_ExceptionMatches(PyExc_AttributeError))
+                return NULL;
+            PyErr_Clear();
+            return checked(L, PyObject_CallMethod(cls, "__new__", "O", cls));
+        }
+        Py_DECREF(method);
+    }
+    return checked(L, PyObject_CallObject(cls, args));
+}

@@ -1,0 +1,159 @@
+/* Elements into containers: APPENDS, SETITEMS, ADDITEMS and their single forms.
+ *
+ * Exact built-in containers take the elements straight from the stack. Anything else gets its own methods called, as PEP 307
+ * says: extend or append, __setitem__, add.
+ */
+#include "unpickler.h"
+
+static PyObject *text_extend, *text_append; /* interned */
+
+int prp_load_items_init(void)
+{
+    text_extend = PyUnicode_InternFromString("extend");
+    text_append = PyUnicode_InternFromString("append");
+    return text_extend && text_append ? 0 : -1;
+}
+
+/* Keys whose hash and comparison run no code of others. */
+static inline bool inert_key(PyObject *key)
+{
+    PyTypeObject *type = Py_TYPE(key);
+    return type == &PyUnicode_Type || type == &PyLong_Type || type == &PyFloat_Type || type == &PyBytes_Type ||
+           key == Py_None || type == &PyBool_Type;
+}
+
+bool prp_load_inert_keys(PyObject *const *pairs, Py_ssize_t n)
+{
+    for (Py_ssize_t i = 0; i < 2 * n; i += 2)
+        if (!inert_key(pairs[i]))
+            return false;
+    return true;
+}
+
+int prp_load_dict_fill(prp_loader *L, PyObject *dict, PyObject **pairs, Py_ssize_t n)
+{
+    for (Py_ssize_t i = 0; i < 2 * n; i += 2) {
+        if (!inert_key(pairs[i]) && prp_load_foreign(L) < 0)
+            return -1;
+        if (PyDict_SetItem(dict, pairs[i], pairs[i + 1]) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+/* append() for each of the elements from `at` on. */
+static int append_each(prp_loader *L, PyObject *list, Py_ssize_t at, Py_ssize_t n)
+{
+    PyObject *method = PyObject_GetAttr(list, text_append);
+    int failed = method ? 0 : -1;
+    for (Py_ssize_t i = 0; i < n && !failed; i++) {
+        PyObject *result = PyObject_CallOneArg(method, L->stack[at + i]);
+        failed = result ? 0 : -1;
+        Py_XDECREF(result);
+    }
+    Py_XDECREF(method);
+    prp_load_clear_stack(L, at);
+    return failed;
+}
+
+/* The n elements from `at` on into what is no exact list: extend() if it has that, else append(). */
+static int extend_other(prp_loader *L, PyObject *list, Py_ssize_t at, Py_ssize_t n)
+{
+    PyTypeObject *type = Py_TYPE(list);
+    PyObject *method = NULL, *result;
+    /* With the usual lookup, what the type has need not be bound to be called. */
+    PyObject *known = type->tp_getattro == PyObject_GenericGetAttr ? prp_type_lookup(type, text_extend) : NULL;
+    if (!known) {
+        int has = prp_optional_attr(list, text_extend, &method);
+        if (has <= 0)
+            return has < 0 ? -1 : append_each(L, list, at, n);
+    }
+    PyObject *items = prp_load_list_of(L->stack + at, n);
+    if (!items) {
+        Py_XDECREF(method);
+        Py_XDECREF(known);
+        return -1;
+    }
+    L->sp = L->stack + at;
+    result = known ? PyObject_CallMethodOneArg(list, text_extend, items) : PyObject_CallOneArg(method, items);
+    Py_DECREF(items);
+    Py_XDECREF(method);
+    Py_XDECREF(known);
+    Py_XDECREF(result);
+    return result ? 0 : -1;
+}
+
+int prp_load_appends(prp_loader *L, Py_ssize_t at)
+{
+    PyObject **first = L->stack + at;
+    if (first > L->sp || first <= L->fence)
+        return prp_load_underflow(L);
+    Py_ssize_t n = L->sp - first;
+    if (n == 0)
+        return 0;
+    PyObject *list = first[-1];
+    if (PyList_CheckExact(list)) {
+        L->sp = first;
+        return prp_list_extend_stealing(list, first, n);
+    }
+    return prp_load_foreign(L) < 0 ? -1 : extend_other(L, list, at, n);
+}
+
+int prp_load_setitems(prp_loader *L, Py_ssize_t at)
+{
+    PyObject **first = L->stack + at;
+    if (first > L->sp || first <= L->fence)
+        return prp_load_underflow(L);
+    Py_ssize_t n = L->sp - first;
+    if (n == 0)
+        return 0;
+    if (n % 2) {
+        prp_load_malformed("odd number of items for SETITEMS");
+        return -1;
+    }
+    PyObject *dict = first[-1];
+    int failed = 0;
+    if (PyDict_CheckExact(dict)) {
+        failed = prp_load_dict_fill(L, dict, first, n / 2);
+    } else {
+        failed = prp_load_foreign(L);
+        for (Py_ssize_t i = 0; i < n && !failed; i += 2)
+            failed = PyObject_SetItem(dict, L->stack[at + i], L->stack[at + i + 1]);
+    }
+    prp_load_clear_stack(L, at);
+    return failed;
+}
+
+int prp_load_additems(prp_loader *L)
+{
+    Py_ssize_t at = prp_load_pop_mark(L);
+    if (at < 0)
+        return -1;
+    PyObject **first = L->stack + at;
+    if (first > L->sp || first <= L->fence)
+        return prp_load_underflow(L);
+    Py_ssize_t n = L->sp - first;
+    if (n == 0)
+        return 0;
+    PyObject *set = first[-1];
+    int failed = 0;
+    if (PySet_CheckExact(set)) {
+        for (Py_ssize_t i = 0; i < n && !failed; i++) {
+            if (!inert_key(L->stack[at + i]))
+                failed = prp_load_foreign(L);
+            if (!failed)
+                failed = PySet_Add(set, L->stack[at + i]);
+        }
+    } else {
+        PyObject *method = prp_load_foreign(L) < 0 ? NULL : PyObject_GetAttrString(set, "add");
+        failed = method ? 0 : -1;
+        for (Py_ssize_t i = 0; i < n && !failed; i++) {
+            PyObject *result = PyObject_CallOneArg(method, L->stack[at + i]);
+            failed = result ? 0 : -1;
+            Py_XDECREF(result);
+        }
+        Py_XDECREF(method);
+    }
+    prp_load_clear_stack(L, at);
+    return failed;
+}

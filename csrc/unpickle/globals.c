@@ -1,0 +1,507 @@
+/* Names into objects: find_class, extension codes, persistent ids; and safe mode.
+ *
+ * The usual name is an attribute of a module that is already imported: two lookups in dicts. What is cached are the strings, by
+ * their bytes in the stream, because making and hashing them costs more than the lookups; and what the lookups found, for as long
+ * as both dicts have the version they had then (versions are never used twice, so nothing can be stale; where the interpreter keeps
+ * none, the lookups are done anew for every opcode). Everything else goes through the import system.
+ *
+ * The audit event pickle.find_class fires for every name, before anything is looked up. In safe mode a name is compared whole,
+ * as "module:qualname", after the renaming of Python 2 names; what is not allowed is neither imported nor looked up. That an
+ * exact frozenset allows a name is remembered with the name: such a set never changes, and the last few are kept alive, so that
+ * none of them can be mistaken for another.
+ */
+#include "unpickler.h"
+
+#define NAME_SLOTS 512
+#define NAME_BYTES 120
+
+typedef struct {
+    uint32_t hash;
+    bool settled;            /* found once, and interned since: names that lead nowhere are not made immortal */
+    PyObject *module, *name; /* owned */
+    /* What quick() found in these versions of sys.modules and the module's dict, which keeps it alive. */
+    PyObject *found, *dict; /* borrowed */
+    uint64_t modules_version, dict_version;
+    uint32_t allowed[PRP_KEPT_SETS]; /* number of the kept set that allowed the name, one per place of a set */
+} name_slot;
+
+static name_slot slots[NAME_SLOTS];
+
+static PyObject *text_find_class, *text_persistent_load;
+static PyCFunction own_find_class;
+static PyObject *name_mapping, *import_mapping;       /* of _compat_pickle */
+static PyObject *extension_cache, *inverted_registry; /* of copyreg */
+
+static PyObject *attribute(const char *module, const char *name)
+{
+    PyObject *m = PyImport_ImportModule(module), *value = m ? PyObject_GetAttrString(m, name) : NULL;
+    Py_XDECREF(m);
+    return value;
+}
+
+int prp_load_global_init(PyObject *unpickler_type)
+{
+    if (!(text_find_class = PyUnicode_InternFromString("find_class")) ||
+        !(text_persistent_load = PyUnicode_InternFromString("persistent_load")) ||
+        !(name_mapping = attribute("_compat_pickle", "NAME_MAPPING")) ||
+        !(import_mapping = attribute("_compat_pickle", "IMPORT_MAPPING")) ||
+        !(extension_cache = attribute("copyreg", "_extension_cache")) ||
+        !(inverted_registry = attribute("copyreg", "_inverted_registry")))
+        return -1;
+    if (!PyDict_CheckExact(name_mapping) || !PyDict_CheckExact(import_mapping) || !PyDict_CheckExact(extension_cache) ||
+        !PyDict_CheckExact(inverted_registry)) {
+        PyErr_SetString(PyExc_RuntimeError, "the tables of copyreg and _compat_pickle must be dicts");
+        return -1;
+    }
+    PyObject *method = PyDict_GetItemWithError(((PyTypeObject *)unpickler_type)->tp_dict, text_find_class);
+    if (method && Py_IS_TYPE(method, &PyMethodDescr_Type))
+        own_find_class = ((PyMethodDescrObject *)method)->d_method->ml_meth;
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+/* ---- safe mode --------------------------------------------------------------------------------------------------------- */
+
+#define FULL_SLOTS 128
+
+/* "module:name" as a new reference; made once for names that come again as the same objects. NULL with an exception. */
+static PyObject *full_name(PyObject *module, PyObject *name)
+{
+    static struct {
+        PyObject *module, *name, *full; /* owned */
+    } cache[FULL_SLOTS], *slot;
+    uintptr_t mixed = (uintptr_t)module / 16 * 31 + (uintptr_t)name / 16;
+    slot = &cache[(mixed ^ mixed >> 7) % FULL_SLOTS];
+    if (slot->module == module && slot->name == name)
+        return Py_NewRef(slot->full);
+    PyObject *full = PyUnicode_FromFormat("%U:%U", module, name);
+    if (full && PyUnicode_CheckExact(module) && PyUnicode_CheckExact(name) &&
+        PyUnicode_GET_LENGTH(full) < 2 * NAME_BYTES) {
+        PyObject *old[] = {slot->module, slot->name, slot->full};
+        slot->module = Py_NewRef(module);
+        slot->name = Py_NewRef(name);
+        slot->full = Py_NewRef(full);
+        for (int i = 0; i < 3; i++)
+            Py_XDECREF(old[i]);
+    }
+    return full;
+}
+
+prp_allowed_set prp_load_kept_sets[PRP_KEPT_SETS];
+uint32_t prp_load_last_set;
+
+void prp_load_know_set(prp_loader *L, PyObject *set)
+{
+    static uint32_t numbers, next;
+    uint32_t place = 0;
+    while (place < PRP_KEPT_SETS && prp_load_kept_sets[place].set != set)
+        place++;
+    if (PRP_UNLIKELY(place == PRP_KEPT_SETS)) {
+        L->allow_number = PRP_NO_SET;
+        if (!PyFrozenSet_CheckExact(set) || numbers == PRP_NO_SET - 1)
+            return;
+        place = next++ % PRP_KEPT_SETS;
+        PyObject *old = prp_load_kept_sets[place].set;
+        prp_load_kept_sets[place].set = Py_NewRef(set);
+        prp_load_kept_sets[place].number = ++numbers;
+        Py_XDECREF(old);
+        /* Dropping the old set may have run code that keeps others. */
+        if (prp_load_kept_sets[place].set != set)
+            return;
+    }
+    prp_load_last_set = L->allow_place = place;
+    L->allow_number = prp_load_kept_sets[place].number;
+}
+
+static int check_allowed(prp_loader *L, PyObject *module, PyObject *name)
+{
+    int allowed;
+    if (PyFrozenSet_CheckExact(L->allow)) {
+        /* A colon in the module's part would make two names look like one. */
+        Py_ssize_t colon = PyUnicode_FindChar(module, ':', 0, PyUnicode_GET_LENGTH(module), 1);
+        PyObject *full = colon == -1 ? full_name(module, name) : NULL;
+        allowed = full ? PySet_Contains(L->allow, full) : colon == -1 ? -1 : 0;
+        Py_XDECREF(full);
+    } else {
+        if (prp_load_foreign(L) < 0)
+            return -1;
+        PyObject *answer = PyObject_CallFunctionObjArgs(L->allow, module, name, NULL);
+        allowed = answer ? PyObject_IsTrue(answer) : -1;
+        Py_XDECREF(answer);
+    }
+    if (allowed == 0)
+        prp_load_malformed("global '%U:%U' is not allowed", module, name);
+    return allowed > 0 ? 0 : -1;
+}
+
+/* The same for names that have a slot (or NULL). */
+static inline int check_slot(prp_loader *L, PyObject *module, PyObject *name, name_slot *slot)
+{
+    uint32_t number = L->allow_number, place = L->allow_place;
+    if (PRP_LIKELY(slot && slot->allowed[place] == number))
+        return 0;
+    int refused = check_allowed(L, module, name);
+    if (!refused && slot && number != PRP_NO_SET && slot->module == module && slot->name == name)
+        slot->allowed[place] = number;
+    return refused;
+}
+
+/* ---- names ---------------------------------------------------------------------------------------------------------------- */
+
+/* The names Python 3 has for what Python 2 called (module, name): new references. */
+static int rename_python2(PyObject **module, PyObject **name)
+{
+    PyObject *pair = PyTuple_Pack(2, *module, *name);
+    PyObject *found = pair ? PyDict_GetItemWithError(name_mapping, pair) : NULL;
+    Py_XDECREF(pair);
+    if (found) {
+        if (!PyTuple_Check(found) || PyTuple_GET_SIZE(found) != 2 || !PyUnicode_Check(PyTuple_GET_ITEM(found, 0)) ||
+            !PyUnicode_Check(PyTuple_GET_ITEM(found, 1))) {
+            PyErr_SetString(PyExc_RuntimeError, "_compat_pickle.NAME_MAPPING values should be pairs of str");
+            return -1;
+        }
+        *module = PyTuple_GET_ITEM(found, 0);
+        *name = PyTuple_GET_ITEM(found, 1);
+    } else if (PyErr_Occurred()) {
+        return -1;
+    } else {
+        found = PyDict_GetItemWithError(import_mapping, *module);
+        if (found && !PyUnicode_Check(found)) {
+            PyErr_SetString(PyExc_RuntimeError, "_compat_pickle.IMPORT_MAPPING values should be strings");
+            return -1;
+        }
+        if (found)
+            *module = found;
+        else if (PyErr_Occurred())
+            return -1;
+    }
+    Py_INCREF(*module);
+    Py_INCREF(*name);
+    return 0;
+}
+
+#if PY_VERSION_HEX >= 0x030E0000
+/* Turns the AttributeError of one step into one of the whole name, as its context. */
+static void unresolved(PyObject *module, PyObject *name)
+{
+    PyObject *cause = PyErr_GetRaisedException();
+    PyObject *module_name = PyModule_GetNameObject(module);
+    if (!module_name && prp_forgive_refusal() == 0)
+        module_name = Py_NewRef(module);
+    PyObject *shown = module_name ? prp_repr(name) : NULL, *where = shown ? prp_repr(module_name) : NULL;
+    if (where)
+        PyErr_Format(PyExc_AttributeError, "Can't resolve path %U on module %U", shown, where);
+    Py_XDECREF(shown);
+    Py_XDECREF(where);
+    Py_XDECREF(module_name);
+    PyObject *error = PyErr_GetRaisedException();
+    PyException_SetContext(error, cause);
+    PyErr_SetRaisedException(error);
+}
+#endif
+
+#if PY_VERSION_HEX < 0x030E0000
+/* AttributeError with the repr of both. */
+static void unreachable(const char *format, PyObject *name, PyObject *from)
+{
+    PyObject *shown = prp_repr(name), *whence = shown ? prp_repr(from) : NULL;
+    if (whence)
+        PyErr_Format(PyExc_AttributeError, format, shown, whence);
+    Py_XDECREF(shown);
+    Py_XDECREF(whence);
+}
+#endif
+
+/* Attribute by attribute along a dotted name, which may not lead through a function's locals. */
+static PyObject *walk(PyObject *from, PyObject *name)
+{
+    PyObject *dot = PyUnicode_FromOrdinal('.'), *path = dot ? PyUnicode_Split(name, dot, -1) : NULL;
+    Py_XDECREF(dot);
+    if (!path)
+        return NULL;
+#if PY_VERSION_HEX >= 0x030E0000
+    if (PyList_GET_SIZE(path) == 1) {
+        Py_DECREF(path);
+        return PyObject_GetAttr(from, name);
+    }
+#endif
+    PyObject *value = Py_NewRef(from);
+    for (Py_ssize_t i = 0; value && i < PyList_GET_SIZE(path); i++) {
+        PyObject *part = PyList_GET_ITEM(path, i), *next = NULL;
+#if PY_VERSION_HEX >= 0x030E0000
+        next = PyObject_GetAttr(value, part);
+        if (!next && PyErr_ExceptionMatches(PyExc_AttributeError))
+            unresolved(from, name);
+#else
+        if (PyUnicode_CompareWithASCIIString(part, "<locals>") == 0) {
+            unreachable("Can't get local attribute %U on %U", name, from);
+        } else {
+            next = PyObject_GetAttr(value, part);
+            if (!next && PyErr_ExceptionMatches(PyExc_AttributeError)) {
+                PyErr_Clear();
+                unreachable("Can't get attribute %U on %U", name, from);
+            }
+        }
+#endif
+        Py_SETREF(value, next);
+    }
+    Py_DECREF(path);
+    return value;
+}
+
+/* Borrowed value of a plain attribute of an imported module; NULL without an exception if it is none. */
+static inline PyObject *quick(PyObject *module, PyObject *name, name_slot *slot)
+{
+    PyObject *modules = PyImport_GetModuleDict(); /* borrowed */
+    if (!modules || !PyDict_CheckExact(modules) || !PyUnicode_CheckExact(module) || !PyUnicode_CheckExact(name))
+        return NULL;
+    uint64_t version = prp_dict_version(modules);
+    if (slot && slot->found && slot->modules_version == version && prp_dict_version(slot->dict) == slot->dict_version)
+        return slot->found;
+    PyObject *found = PyDict_GetItemWithError(modules, module);
+    if (!found || !PyModule_CheckExact(found))
+        return NULL;
+    PyObject *dict = PyModule_GetDict(found), *value = PyDict_GetItemWithError(dict, name);
+    if (value && slot && version) {
+        slot->found = value;
+        slot->dict = dict;
+        slot->modules_version = version;
+        slot->dict_version = prp_dict_version(dict);
+    }
+    return value;
+}
+
+/* The event that a name is about to be looked up. Hooks are anybody's code, and may not see the collector off. */
+static int audit(prp_loader *L, PyObject *module, PyObject *name)
+{
+    bool paused = L->collector_paused;
+    if (paused)
+        prp_load_resume_collector(L);
+    int refused = PySys_Audit("pickle.find_class", "OO", module, name);
+    if (paused)
+        prp_load_pause_collector(L);
+    return refused;
+}
+
+/* `slot` remembers what is known about exactly these names; or NULL. */
+static PyObject *find_class(prp_loader *L, PyObject *module, PyObject *name, name_slot *slot)
+{
+    if (audit(L, module, name) < 0)
+        return NULL;
+    if (slot && (slot->module != module || slot->name != name))
+        slot = NULL; /* the hook has loaded something else */
+    bool renamed = L->proto < 3 && L->fix_imports;
+    if (renamed && rename_python2(&module, &name) < 0)
+        return NULL;
+    if (renamed)
+        slot = NULL;
+    PyObject *value = NULL;
+    if (!L->allow || check_slot(L, module, name, slot) == 0) {
+        value = Py_XNewRef(quick(module, name, slot));
+        if (!value && !PyErr_Occurred() && prp_load_foreign(L) == 0) {
+            PyObject *imported = PyImport_Import(module);
+            if (imported)
+                value = L->proto >= 4 ? walk(imported, name) : PyObject_GetAttr(imported, name);
+            Py_XDECREF(imported);
+        }
+    }
+    if (renamed) {
+        Py_DECREF(module);
+        Py_DECREF(name);
+    }
+    return value;
+}
+
+PyObject *prp_load_find_class(prp_loader *L, PyObject *module, PyObject *name)
+{
+    return find_class(L, module, name, NULL);
+}
+
+/* A find_class that is not ours, bound; NULL without an exception if it is ours. */
+static PyObject *overridden(prp_loader *L)
+{
+    PyObject *method = PyObject_GetAttr(L->self, text_find_class);
+    if (method && own_find_class && PyCFunction_CheckExact(method) && PyCFunction_GET_SELF(method) == L->self &&
+        PyCFunction_GET_FUNCTION(method) == own_find_class)
+        Py_CLEAR(method);
+    return method;
+}
+
+static PyObject *load_global(prp_loader *L, PyObject *module, PyObject *name, name_slot *slot)
+{
+    if (PRP_UNLIKELY(L->custom_find_class)) {
+        PyObject *method = overridden(L);
+        if (method) {
+            PyObject *value = NULL, *m = module, *n = name;
+            bool renamed = L->allow && L->proto < 3 && L->fix_imports;
+            /* Safe mode holds whatever the override does with the names. */
+            if (!renamed || rename_python2(&m, &n) == 0) {
+                if ((!L->allow || check_allowed(L, m, n) == 0) && prp_load_foreign(L) == 0)
+                    value = PyObject_CallFunctionObjArgs(method, module, name, NULL);
+                if (renamed) {
+                    Py_DECREF(m);
+                    Py_DECREF(n);
+                }
+            }
+            Py_DECREF(method);
+            return value;
+        }
+        if (PyErr_Occurred())
+            return NULL;
+    }
+    return find_class(L, module, name, slot);
+}
+
+/* The bytes of a name mixed in, eight at a time, the last ones perhaps twice. */
+static inline uint64_t mix(uint64_t mixed, const uint8_t *text, size_t n)
+{
+    uint64_t word = 0;
+    for (size_t i = 0; i + 8 < n; i += 8) {
+        memcpy(&word, text + i, 8);
+        mixed = (mixed ^ word) * 0x9E3779B97F4A7C15ull;
+        mixed ^= mixed >> 29;
+    }
+    if (n >= 8)
+        memcpy(&word, text + n - 8, 8);
+    else
+        for (size_t i = 0; i < n; i++)
+            word = word << 8 | text[i];
+    return (mixed ^ word) * 0x9E3779B97F4A7C15ull;
+}
+
+/* The pair of names for these bytes: borrowed, or NULL with an exception. */
+static name_slot *names_for(const uint8_t *module, size_t module_len, const uint8_t *name, size_t name_len)
+{
+    uint64_t mixed = mix(mix(module_len, name, name_len), module, module_len);
+    uint32_t hash = (uint32_t)((mixed * 0x9E3779B97F4A7C15ull) >> 32);
+    name_slot *slot = &slots[hash % NAME_SLOTS];
+    if (slot->module && slot->hash == hash && (size_t)PyUnicode_GET_LENGTH(slot->module) == module_len &&
+        (size_t)PyUnicode_GET_LENGTH(slot->name) == name_len &&
+        memcmp(PyUnicode_1BYTE_DATA(slot->module), module, module_len) == 0 &&
+        memcmp(PyUnicode_1BYTE_DATA(slot->name), name, name_len) == 0)
+        return slot;
+    static name_slot uncached;
+    PyObject *m = prp_load_utf8(module, module_len), *n = m ? prp_load_utf8(name, name_len) : NULL;
+    if (!n) {
+        Py_XDECREF(m);
+        return NULL;
+    }
+    if (module_len <= NAME_BYTES && name_len <= NAME_BYTES && PyUnicode_IS_COMPACT_ASCII(m) &&
+        PyUnicode_IS_COMPACT_ASCII(n)) {
+        slot->hash = hash;
+        slot->settled = false;
+        slot->found = NULL;
+        memset(slot->allowed, 0, sizeof(slot->allowed));
+    } else {
+        slot = &uncached;
+        slot->settled = true;
+        slot->found = NULL;
+        memset(slot->allowed, 0, sizeof(slot->allowed));
+    }
+    PyObject *old_module = slot->module, *old_name = slot->name;
+    slot->module = m;
+    slot->name = n;
+    Py_XDECREF(old_module);
+    Py_XDECREF(old_name);
+    return slot;
+}
+
+PyObject *prp_load_global_bytes(prp_loader *L, const uint8_t *module, size_t module_len, const uint8_t *name,
+                                size_t name_len, PyObject **module_text, PyObject **name_text)
+{
+    name_slot *slot = names_for(module, module_len, name, name_len);
+    if (!slot)
+        return NULL;
+    /* Owned from here on: what is called below may load something else and reuse the slot. */
+    PyObject *m = Py_NewRef(slot->module), *n = Py_NewRef(slot->name);
+    PyObject *value = load_global(L, m, n, slot);
+    if (value && !slot->settled && slot->module == m && slot->name == n) {
+        PyUnicode_InternInPlace(&slot->module);
+        PyUnicode_InternInPlace(&slot->name);
+        slot->settled = true;
+    }
+    if (value && module_text)
+        *module_text = Py_NewRef(m);
+    if (value && name_text)
+        *name_text = Py_NewRef(n);
+    Py_DECREF(m);
+    Py_DECREF(n);
+    return value;
+}
+
+static bool has_slot(PyObject *text)
+{
+    return PyUnicode_CheckExact(text) && PyUnicode_IS_COMPACT_ASCII(text) && PyUnicode_GET_LENGTH(text) <= NAME_BYTES;
+}
+
+PyObject *prp_load_global(prp_loader *L, PyObject *module, PyObject *name)
+{
+    /* Strings of the stream, the module's mostly from the memo: what is known about names lies under their bytes. */
+    if (PRP_LIKELY(has_slot(module) && has_slot(name)))
+        return prp_load_global_bytes(L, PyUnicode_1BYTE_DATA(module), (size_t)PyUnicode_GET_LENGTH(module),
+                                     PyUnicode_1BYTE_DATA(name), (size_t)PyUnicode_GET_LENGTH(name), NULL, NULL);
+    return load_global(L, module, name, NULL);
+}
+
+PyObject *prp_load_known_global(prp_loader *L, const char *module, const char *name)
+{
+    return prp_load_global_bytes(L, (const uint8_t *)module, strlen(module), (const uint8_t *)name, strlen(name), NULL,
+                                 NULL);
+}
+
+PyObject *prp_load_extension(prp_loader *L, long code)
+{
+    if (code <= 0)
+        return prp_load_malformed("EXT specifies code <= 0");
+    PyObject *key = PyLong_FromLong(code);
+    if (!key)
+        return NULL;
+    PyObject *value = NULL, *pair = NULL;
+    /* The cache holds objects, not names; with safe mode, or a find_class that may be overridden, the name is asked again. */
+    bool cached = !L->allow && !L->custom_find_class;
+    if (cached)
+        value = Py_XNewRef(PyDict_GetItemWithError(extension_cache, key));
+    if (!value && PyErr_Occurred())
+        goto done;
+    pair = Py_XNewRef(PyDict_GetItemWithError(inverted_registry, key));
+    if (!pair && PyErr_Occurred()) {
+        Py_CLEAR(value);
+        goto done;
+    }
+    if (value) {
+        if (pair && PyTuple_Check(pair) && PyTuple_GET_SIZE(pair) == 2 &&
+            audit(L, PyTuple_GET_ITEM(pair, 0), PyTuple_GET_ITEM(pair, 1)) < 0)
+            Py_CLEAR(value);
+        goto done;
+    }
+    if (!pair) {
+        PyErr_Format(PyExc_ValueError, "unregistered extension code %ld", code);
+        goto done;
+    }
+    if (!PyTuple_Check(pair) || PyTuple_GET_SIZE(pair) != 2 || !PyUnicode_Check(PyTuple_GET_ITEM(pair, 0)) ||
+        !PyUnicode_Check(PyTuple_GET_ITEM(pair, 1))) {
+        PyErr_Format(PyExc_ValueError, "_inverted_registry[%ld] isn't a 2-tuple of strings", code);
+        goto done;
+    }
+    value = prp_load_global(L, PyTuple_GET_ITEM(pair, 0), PyTuple_GET_ITEM(pair, 1));
+    if (value && cached && PyDict_SetItem(extension_cache, key, value) < 0)
+        Py_CLEAR(value);
+done:
+    Py_XDECREF(pair);
+    Py_DECREF(key);
+    return value;
+}
+
+PyObject *prp_load_persistent(prp_loader *L, PyObject *pid)
+{
+    PyObject *method = L->self ? PyObject_GetAttr(L->self, text_persistent_load) : NULL;
+    if (!method) {
+        if (L->self && !PyErr_ExceptionMatches(PyExc_AttributeError))
+            return NULL;
+        PyErr_Clear();
+        return prp_load_malformed("A load persistent id instruction was encountered, "
+                                  "but no persistent_load function was specified.");
+    }
+    PyObject *value = prp_load_foreign(L) < 0 ? NULL : PyObject_CallOneArg(method, pid);
+    Py_DECREF(method);
+    return value;
+}

@@ -1,0 +1,324 @@
+/* Where the bytes come from: memory, or a file object.
+ *
+ * A file is never read beyond the last byte of the pickle, because what follows belongs to the caller: without peek() exactly
+ * what the next opcode needs is read (whole frames, since protocol 4), with peek() a large piece is looked at and only what was
+ * consumed of it is read. Large objects are read in pieces that double, so a length that lies costs no more memory than
+ * twice the bytes that are there.
+ */
+#include "unpickler.h"
+
+#define PEEK_SIZE (128 * 1024)
+#define FIRST_PIECE (1024 * 1024)
+
+void prp_load_drop_chunk(prp_loader *L)
+{
+    PyObject *owner = L->chunk_owner;
+    L->chunk_owner = NULL;
+    if (L->chunk_view.obj)
+        PyBuffer_Release(&L->chunk_view);
+    L->p = L->end = L->chunk = L->beyond = NULL;
+    L->peeked = false;
+    Py_XDECREF(owner);
+}
+
+/* Takes over `data`, what a method of the file returned, as the chunk. */
+static int take_chunk(prp_loader *L, PyObject *data, bool peeked)
+{
+    prp_load_drop_chunk(L);
+    if (PyObject_GetBuffer(data, &L->chunk_view, PyBUF_CONTIG_RO) < 0) {
+        L->chunk_view.obj = NULL;
+        Py_DECREF(data);
+        return -1;
+    }
+    L->chunk_owner = data;
+    L->p = L->chunk = L->chunk_view.buf;
+    L->end = L->p + L->chunk_view.len;
+    L->peeked = peeked;
+    return 0;
+}
+
+static PyObject *call_read(prp_loader *L, size_t n)
+{
+    if (prp_load_foreign(L) < 0)
+        return NULL;
+    PyObject *size = PyLong_FromSize_t(n);
+    PyObject *data = size ? PyObject_CallOneArg(L->read, size) : NULL;
+    Py_XDECREF(size);
+    return data;
+}
+
+/* Reads from the file what was consumed of a peeked chunk, and drops the chunk. */
+static int skip_consumed(prp_loader *L)
+{
+    if (!L->peeked)
+        return 0;
+    size_t consumed = (size_t)(L->p - L->chunk);
+    prp_load_drop_chunk(L);
+    if (consumed == 0)
+        return 0;
+    PyObject *data = call_read(L, consumed);
+    Py_XDECREF(data);
+    return data ? 0 : -1;
+}
+
+int prp_load_settle(prp_loader *L)
+{
+    return L->read ? skip_consumed(L) : 0;
+}
+
+/* `n` bytes as a new object, in pieces; less only at the end of the file. */
+static PyObject *read_in_pieces(prp_loader *L, size_t n)
+{
+    PyObject *parts = PyList_New(0);
+    size_t got = 0, piece = FIRST_PIECE;
+    while (parts && got < n) {
+        size_t want = n - got < piece ? n - got : piece;
+        PyObject *data = call_read(L, want);
+        PyObject *bytes = data ? PyBytes_FromObject(data) : NULL;
+        Py_XDECREF(data);
+        if (!bytes || PyList_Append(parts, bytes) < 0) {
+            Py_XDECREF(bytes);
+            Py_CLEAR(parts);
+            break;
+        }
+        size_t length = (size_t)PyBytes_GET_SIZE(bytes);
+        Py_DECREF(bytes);
+        got += length;
+        if (length < want)
+            break;
+        piece *= 2;
+    }
+    if (!parts)
+        return NULL;
+    PyObject *empty = PyBytes_FromStringAndSize(NULL, 0);
+    PyObject *joined = empty ? PyObject_CallMethod(empty, "join", "O", parts) : NULL;
+    Py_XDECREF(empty);
+    Py_DECREF(parts);
+    return joined;
+}
+
+static PyObject *read_exactly(prp_loader *L, size_t n)
+{
+    return n <= FIRST_PIECE ? call_read(L, n) : read_in_pieces(L, n);
+}
+
+/* The bytes of the frame do not suffice: what comes next must begin exactly behind it. */
+static int leave_frame(prp_loader *L)
+{
+    if (!L->beyond)
+        return 0;
+    if (L->p != L->end)
+        return prp_load_malformed("pickle exhausted before end of frame"), -1;
+    L->end = L->beyond;
+    L->beyond = NULL;
+    return 0;
+}
+
+int prp_load_frame(prp_loader *L, uint64_t length)
+{
+    if (leave_frame(L) < 0)
+        return -1;
+    if (length > PY_SSIZE_T_MAX) {
+        PyErr_Format(PyExc_OverflowError, "FRAME length exceeds system's maximum of %zd bytes", PY_SSIZE_T_MAX);
+        return -1;
+    }
+    if (prp_load_refill(L, (size_t)length) < 0)
+        return -1;
+    if (prp_load_strict_frames) {
+        L->beyond = L->end;
+        L->end = L->p + length;
+    }
+    return 0;
+}
+
+int prp_load_refill(prp_loader *L, size_t need)
+{
+    if ((size_t)(L->end - L->p) < need && leave_frame(L) < 0)
+        return -1;
+    size_t left = (size_t)(L->end - L->p);
+    if (left >= need)
+        return 0;
+    if (!L->read || need > PY_SSIZE_T_MAX)
+        return prp_load_truncated();
+    if (L->peeked) {
+        left = 0; /* not read yet: it comes again */
+        if (skip_consumed(L) < 0)
+            return -1;
+    }
+    if (left) {
+        /* An opcode that crosses the end of its frame. */
+        PyObject *rest = PyBytes_FromStringAndSize((const char *)L->p, (Py_ssize_t)left);
+        PyObject *data = rest ? read_exactly(L, need - left) : NULL;
+        if (data)
+            PyBytes_Concat(&rest, data);
+        else
+            Py_CLEAR(rest);
+        Py_XDECREF(data);
+        if (!rest || take_chunk(L, rest, false) < 0)
+            return -1;
+    } else {
+        if (L->peek && need < PEEK_SIZE) {
+            PyObject *data = prp_load_foreign(L) < 0 ? NULL : PyObject_CallFunction(L->peek, "i", PEEK_SIZE);
+            if (data) {
+                if (take_chunk(L, data, true) < 0)
+                    return -1;
+                if ((size_t)(L->end - L->p) >= need)
+                    return 0;
+                prp_load_drop_chunk(L);
+            } else {
+                if (!PyErr_ExceptionMatches(PyExc_NotImplementedError))
+                    return -1;
+                PyErr_Clear();
+                Py_CLEAR(L->peek);
+            }
+        }
+        PyObject *data = read_exactly(L, need);
+        if (!data || take_chunk(L, data, false) < 0)
+            return -1;
+    }
+    return (size_t)(L->end - L->p) >= need ? 0 : prp_load_truncated();
+}
+
+Py_ssize_t prp_load_line(prp_loader *L, const char **line)
+{
+    const uint8_t *newline = L->p < L->end ? memchr(L->p, '\n', (size_t)(L->end - L->p)) : NULL;
+    if (!newline && L->beyond) {
+        if (leave_frame(L) < 0)
+            return -1;
+        newline = memchr(L->p, '\n', (size_t)(L->end - L->p));
+    }
+    if (!newline) {
+        if (!L->read)
+            return prp_load_truncated();
+        PyObject *rest = NULL;
+        if (!L->peeked && L->p < L->end && !(rest = PyBytes_FromStringAndSize((const char *)L->p, L->end - L->p)))
+            return -1;
+        PyObject *data = prp_load_foreign(L) < 0 || skip_consumed(L) < 0 ? NULL : PyObject_CallNoArgs(L->readline);
+        if (data && rest) {
+            PyBytes_Concat(&rest, data);
+            Py_SETREF(data, rest);
+        } else {
+            Py_XDECREF(rest);
+        }
+        if (!data || take_chunk(L, data, false) < 0)
+            return -1;
+        if (L->end == L->p || L->end[-1] != '\n')
+            return prp_load_truncated();
+        newline = L->end - 1;
+    }
+    *line = (const char *)L->p;
+    Py_ssize_t length = newline + 1 - L->p;
+    L->p = newline + 1;
+    return length;
+}
+
+static char *writable_data(PyObject *obj)
+{
+    return PyBytes_Check(obj) ? PyBytes_AS_STRING(obj) : PyByteArray_AS_STRING(obj);
+}
+
+static int resize(PyObject **obj, size_t n)
+{
+    if (PyBytes_Check(*obj))
+        return _PyBytes_Resize(obj, (Py_ssize_t)n);
+    if (PyByteArray_Resize(*obj, (Py_ssize_t)n) < 0) {
+        Py_CLEAR(*obj);
+        return -1;
+    }
+    return 0;
+}
+
+/* Reads up to `n` bytes of the file to `to`; how many, or -1. */
+static Py_ssize_t read_into(prp_loader *L, char *to, size_t n)
+{
+    if (L->readinto) {
+        if (prp_load_foreign(L) < 0)
+            return -1;
+        PyObject *view = PyMemoryView_FromMemory(to, (Py_ssize_t)n, PyBUF_WRITE);
+        PyObject *count = view ? PyObject_CallOneArg(L->readinto, view) : NULL;
+        if (!count && view && PyErr_ExceptionMatches(PyExc_NotImplementedError)) {
+            PyErr_Clear();
+            Py_CLEAR(L->readinto);
+        } else {
+            Py_ssize_t got = count ? PyNumber_AsSsize_t(count, PyExc_ValueError) : -1;
+            /* The view must not outlive the memory it shows, whoever kept it. */
+            if (view) {
+                PyObject *type, *value, *traceback;
+                PyErr_Fetch(&type, &value, &traceback);
+                PyObject *released = PyObject_CallMethod(view, "release", NULL);
+                if (!released && !type) {
+                    got = -1;
+                } else {
+                    PyErr_Clear();
+                    PyErr_Restore(type, value, traceback);
+                }
+                Py_XDECREF(released);
+            }
+            Py_XDECREF(view);
+            Py_XDECREF(count);
+            if (got < 0 && !PyErr_Occurred())
+                PyErr_SetString(PyExc_ValueError, "readinto() returned negative size");
+            if (got > (Py_ssize_t)n) {
+                PyErr_SetString(PyExc_ValueError, "readinto() returned more bytes than there was room for");
+                return -1;
+            }
+            return got;
+        }
+        Py_XDECREF(view);
+    }
+    PyObject *data = call_read(L, n);
+    if (!data)
+        return -1;
+    Py_buffer view;
+    Py_ssize_t got = -1;
+    if (PyObject_GetBuffer(data, &view, PyBUF_CONTIG_RO) == 0) {
+        got = view.len < (Py_ssize_t)n ? view.len : (Py_ssize_t)n;
+        memcpy(to, view.buf, (size_t)got);
+        PyBuffer_Release(&view);
+    }
+    Py_DECREF(data);
+    return got;
+}
+
+PyObject *prp_load_bytes(prp_loader *L, size_t n, bool mutable_)
+{
+    if ((size_t)(L->end - L->p) < n && leave_frame(L) < 0)
+        return NULL;
+    size_t left = (size_t)(L->end - L->p);
+    if (left >= n) {
+        PyObject *result = mutable_ ? PyByteArray_FromStringAndSize((const char *)L->p, (Py_ssize_t)n)
+                                    : PyBytes_FromStringAndSize((const char *)L->p, (Py_ssize_t)n);
+        L->p += n;
+        return result;
+    }
+    if (!L->read) {
+        prp_load_truncated();
+        return NULL;
+    }
+    size_t room = n < left + FIRST_PIECE ? n : left + FIRST_PIECE, got = left;
+    PyObject *result = mutable_ ? PyByteArray_FromStringAndSize(NULL, (Py_ssize_t)room)
+                                : PyBytes_FromStringAndSize(NULL, (Py_ssize_t)room);
+    if (!result)
+        return NULL;
+    memcpy(writable_data(result), L->p, left);
+    L->p = L->end;
+    if (skip_consumed(L) < 0) {
+        Py_DECREF(result);
+        return NULL;
+    }
+    for (;;) {
+        Py_ssize_t more = read_into(L, writable_data(result) + got, room - got);
+        if (more < 0 || (size_t)more < room - got) {
+            if (more >= 0)
+                prp_load_truncated();
+            Py_DECREF(result);
+            return NULL;
+        }
+        got = room;
+        if (got == n)
+            return result;
+        room = n - got < got ? n : 2 * got;
+        if (resize(&result, room) < 0)
+            return NULL;
+    }
+}

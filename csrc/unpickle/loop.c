@@ -1,0 +1,1130 @@
+/* The opcode loop.
+ *
+ * One pass, one loop, no recursion: the stream is a program for a stack machine, and this runs it. Position and stack pointer
+ * live in registers; they are written back (SAVE) before anything that may look at the machine, and read again (RELOAD) after
+ * anything that may have moved them. Common sequences are taken together where the bytes are already there:
+ *
+ *     EMPTY_LIST / EMPTY_DICT [memo] MARK      the container is made when its size is known (pending.c)
+ *     NEWOBJ [memo] EMPTY_DICT [memo] MARK     ... and its contents go into the instance (state.c)
+ *     name name STACK_GLOBAL                   looked up by bytes (globals.c)
+ *     callable MARK ... TUPLE REDUCE           numpy's arrays as a whole (whole_arrays.c)
+ *     TUPLE REDUCE, TUPLE NEWOBJ               arguments stay on the stack (calls.c)
+ *
+ * Each is only a faster way to the same result: a stream that breaks off or goes on differently is handled opcode by opcode.
+ */
+#include "unpickler.h"
+#include "ascii.h"
+#include "opcodes.h"
+
+#define HIGHEST_PROTOCOL 5
+#define SMALL_STREAM 1024 /* bytes that cannot make enough containers to start a collection */
+
+static inline uint32_t le16(const uint8_t *p)
+{
+    return p[0] | (uint32_t)p[1] << 8;
+}
+
+static inline uint32_t le32(const uint8_t *p)
+{
+    uint32_t v;
+    memcpy(&v, p, 4);
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    v = __builtin_bswap32(v);
+#endif
+    return v;
+}
+
+static inline uint64_t le64(const uint8_t *p)
+{
+    return le32(p) | (uint64_t)le32(p + 4) << 32;
+}
+
+static inline double be_double(const uint8_t *p)
+{
+    uint64_t v;
+    memcpy(&v, p, 8);
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    v = __builtin_bswap64(v);
+#endif
+    double d;
+    memcpy(&d, &v, 8);
+    return d;
+}
+
+/* The opcode MEMOIZE or BINPUT at `p`, if it is there: its length, and the index it will use; -1 if there is none. */
+static inline int peek_memo(prp_loader *L, const uint8_t *p, const uint8_t *end, Py_ssize_t used, Py_ssize_t *index)
+{
+    *index = -1;
+    if (p < end && *p == OP_MEMOIZE) {
+        *index = used;
+        return 1;
+    }
+    if (end - p >= 2 && *p == OP_BINPUT) {
+        *index = p[1];
+        return 2;
+    }
+    if (end - p >= 5 && *p == OP_LONG_BINPUT) {
+        *index = le32(p + 1);
+        return 5;
+    }
+    return 0;
+}
+
+/* Container opcodes: after EMPTY_LIST or EMPTY_DICT at `p`, if a MARK follows, pushes the pending container and the mark, and
+ * returns the length of what was taken; 0 if it is to be made at once; -1. */
+static inline int push_pending(prp_loader *L, const uint8_t *p, const uint8_t *end, prp_mark_kind kind, prp_plan *plan)
+{
+    Py_ssize_t memo;
+    int taken = peek_memo(L, p, end, L->memo.used, &memo);
+    if (p + taken >= end || p[taken] != OP_MARK)
+        return 0;
+    if (PRP_LIKELY(memo >= 0 && memo == L->memo.top && memo == L->memo.used && memo < L->memo.capacity &&
+                   !L->memo.sparse)) {
+        L->memo.entries[L->memo.top++] = (PyObject *)((uintptr_t)L->mark_count << 2 | PRP_MEMO_TAG_PENDING);
+        L->memo.used++;
+    } else if (memo >= 0) {
+        int put = prp_load_memo_put_tag(L, (size_t)memo, (uintptr_t)L->mark_count << 2 | PRP_MEMO_TAG_PENDING);
+        if (put <= 0)
+            return put;
+    }
+    if (PRP_UNLIKELY(L->sp == L->limit) && prp_load_grow_stack(L) < 0)
+        return -1;
+    *L->sp++ = NULL;
+    if (prp_load_push_mark(L, kind, memo, plan) < 0) {
+        L->sp--;
+        if (memo >= 0)
+            L->memo.entries[memo] = NULL;
+        return -1;
+    }
+    return taken + 1;
+}
+
+/* After an instance was made and pushed: if its state follows, the state becomes pending, and what can be read of it at once
+ * is. Length taken, or -1. */
+static inline Py_ssize_t push_state(prp_loader *L, const uint8_t *p, const uint8_t *end, PyObject *obj)
+{
+    Py_ssize_t memo;
+    int taken = peek_memo(L, p, end, L->memo.used, &memo);
+    const uint8_t *q = p + taken;
+    if (end - q < 3 || (*q != OP_EMPTY_DICT && (*q != OP_NONE || q[1] != OP_EMPTY_DICT)))
+        return 0;
+    prp_plan *plan = prp_plan_for(Py_TYPE(obj));
+    bool slots = *q == OP_NONE;
+    if (plan->learned != (slots ? PRP_LEARNED_SLOTS : PRP_LEARNED_DICT))
+        return 0;
+    if (memo >= 0 && prp_load_memo_put(L, (size_t)memo, obj) < 0)
+        return -1;
+    if (slots) {
+        if (PRP_UNLIKELY(L->sp == L->limit) && prp_load_grow_stack(L) < 0)
+            return -1;
+        *L->sp++ = Py_NewRef(Py_None);
+    }
+    q += 1 + slots;
+    int more = push_pending(L, q, end, slots ? PRP_MARK_SLOTS : PRP_MARK_STATE, plan);
+    if (more < 0)
+        return -1;
+    if (more == 0) {
+        /* No MARK behind it: nothing is pending, the dict is made as usual. */
+        if (slots) {
+            L->sp--;
+            Py_DECREF(Py_None);
+        }
+        return taken;
+    }
+#if PRP_INTERNALS
+    q += more;
+    Py_ssize_t fields = prp_load_fields(L, q, end);
+    return fields < 0 ? -1 : (q - p) + fields;
+#else
+    return (q - p) + more;
+#endif
+}
+
+/* After SETITEMS on a pending state: the rest of what hands it to BUILD. Length, 0 if something else follows. */
+static inline int peek_build(prp_loader *L, const uint8_t *p, const uint8_t *end, prp_mark_kind kind, Py_ssize_t *pair)
+{
+    *pair = -1;
+    if (kind == PRP_MARK_STATE)
+        return p < end && *p == OP_BUILD ? 1 : 0;
+    if (p >= end || *p != OP_TUPLE2)
+        return 0;
+    int taken = 1 + peek_memo(L, p + 1, end, L->memo.used, pair);
+    if (*pair > L->memo.used || p + taken >= end || p[taken] != OP_BUILD)
+        return 0;
+    return taken + 1;
+}
+
+/* The container of the last mark, which is pending, is `made`: it takes its place on the stack and in the memo. */
+static inline void finish_pending(prp_loader *L, PyObject *made)
+{
+    Py_ssize_t number = L->mark_count - 1;
+    prp_mark *mark = &L->marks[number];
+    L->stack[mark->at - 1] = made;
+    if (mark->memo >= 0 && L->memo.entries[mark->memo] == (PyObject *)((uintptr_t)number << 2 | PRP_MEMO_TAG_PENDING))
+        L->memo.entries[mark->memo] = Py_NewRef(made);
+    L->mark_count = number;
+    L->fence = L->stack + (number ? L->marks[number - 1].at : 0);
+}
+
+static int finish_list(prp_loader *L)
+{
+    PyObject **first = L->stack + L->marks[L->mark_count - 1].at;
+    Py_ssize_t n = L->sp - first;
+    PyObject *list = prp_load_list_of(first, n);
+    if (!list)
+        return -1;
+    L->sp = first;
+    finish_pending(L, list);
+    return 0;
+}
+
+static int finish_dict(prp_loader *L)
+{
+    Py_ssize_t number = L->mark_count - 1;
+    prp_mark *mark = &L->marks[number];
+    PyObject **first = L->stack + mark->at;
+    Py_ssize_t at = mark->at, n = L->sp - first;
+    if (n % 2) {
+        prp_load_malformed("odd number of items for SETITEMS");
+        return -1;
+    }
+    PyObject *dict = prp_load_dict_of(L, first, n / 2);
+    if (dict) {
+        finish_pending(L, dict);
+        return 0;
+    }
+    if (PyErr_Occurred())
+        return -1;
+    /* Real from here on: filling runs code of the keys, and it may be found in the memo. */
+    if (prp_load_pop_mark(L) < 0)
+        return -1;
+    int failed = prp_load_dict_fill(L, L->stack[at - 1], L->stack + at, n / 2);
+    prp_load_clear_stack(L, at);
+    return failed;
+}
+
+static PyObject *load_long(const uint8_t *data, size_t n)
+{
+    return n == 0 ? PyLong_FromLong(0) : prp_long_from_bytes(data, n);
+}
+
+static PyObject *stack_tuple(PyObject **first, Py_ssize_t n)
+{
+    PyObject *tuple = PyTuple_New(n);
+    if (tuple)
+        memcpy(((PyTupleObject *)tuple)->ob_item, first, (size_t)n * sizeof(PyObject *));
+    return tuple;
+}
+
+/* The index of a GET or PUT in text, the opcode being consumed. */
+static int text_put(prp_loader *L)
+{
+    Py_ssize_t index;
+    if (L->sp <= L->fence) /* before the index is read as a number: the kind of exception is pickle's */
+        return prp_load_underflow(L);
+    if (prp_load_text_index(L, &index) < 0)
+        return -1;
+    if (index < 0) {
+        PyErr_SetString(PyExc_ValueError, "negative PUT argument");
+        return -1;
+    }
+    return prp_load_memo_put(L, (size_t)index, L->sp[-1]);
+}
+
+static PyObject *text_get(prp_loader *L)
+{
+    Py_ssize_t index;
+    if (prp_load_text_index(L, &index) < 0)
+        return NULL;
+    if (index < 0)
+        return prp_load_malformed("Memo value not found at index %zd", index);
+    return prp_load_memo_get_slow(L, (size_t)index);
+}
+
+static PyObject *text_global(prp_loader *L)
+{
+    PyObject *module = prp_load_text_name(L, false), *name = module ? prp_load_text_name(L, false) : NULL;
+    PyObject *value = name ? prp_load_global(L, module, name) : NULL;
+    Py_XDECREF(module);
+    Py_XDECREF(name);
+    return value;
+}
+
+static PyObject *load_inst(prp_loader *L)
+{
+    Py_ssize_t at = prp_load_pop_mark(L);
+    if (at < 0)
+        return NULL;
+    PyObject *module = prp_load_text_name(L, false), *name = module ? prp_load_text_name(L, false) : NULL;
+    PyObject *cls = name ? prp_load_global(L, module, name) : NULL;
+    Py_XDECREF(module);
+    Py_XDECREF(name);
+    if (!cls)
+        return NULL;
+    PyObject *args = stack_tuple(L->stack + at, L->sp - L->stack - at), *obj = NULL;
+    if (args) {
+        L->sp = L->stack + at;
+        obj = prp_load_instantiate(L, cls, args);
+        Py_DECREF(args);
+    }
+    Py_DECREF(cls);
+    return obj;
+}
+
+static PyObject *load_obj(prp_loader *L)
+{
+    Py_ssize_t at = prp_load_pop_mark(L);
+    if (at < 0)
+        return NULL;
+    if (L->sp - L->stack - at < 1) {
+        prp_load_underflow(L);
+        return NULL;
+    }
+    PyObject *args = stack_tuple(L->stack + at + 1, L->sp - L->stack - at - 1);
+    if (!args)
+        return NULL;
+    L->sp = L->stack + at;
+    PyObject *cls = *L->sp, *obj = prp_load_instantiate(L, cls, args);
+    Py_DECREF(cls);
+    Py_DECREF(args);
+    return obj;
+}
+
+static PyObject *load_frozenset(prp_loader *L)
+{
+    Py_ssize_t at = prp_load_pop_mark(L);
+    if (at < 0)
+        return NULL;
+    if (prp_load_foreign(L) < 0)
+        return NULL;
+    PyObject *items = stack_tuple(L->stack + at, L->sp - L->stack - at);
+    if (!items)
+        return NULL;
+    L->sp = L->stack + at;
+    PyObject *set = PyFrozenSet_New(items);
+    Py_DECREF(items);
+    return set;
+}
+
+static PyObject *load_dict(prp_loader *L)
+{
+    Py_ssize_t at = prp_load_pop_mark(L);
+    if (at < 0)
+        return NULL;
+    Py_ssize_t n = L->sp - L->stack - at;
+    if (n % 2)
+        return prp_load_malformed("odd number of items for DICT");
+    PyObject *dict = PyDict_New();
+    if (dict && prp_load_dict_fill(L, dict, L->stack + at, n / 2) < 0)
+        Py_CLEAR(dict);
+    prp_load_clear_stack(L, at);
+    return dict;
+}
+
+/* NEWOBJ and NEWOBJ_EX whose arguments are objects on the stack. */
+static PyObject *load_newobj(prp_loader *L, bool ex)
+{
+    if (L->sp - L->fence < (ex ? 3 : 2)) {
+        /* What is there goes, as it does when popped one after the other. */
+        prp_load_underflow(L);
+        return NULL;
+    }
+    PyObject *kwargs = ex ? *--L->sp : NULL, *args = *--L->sp, *cls = *--L->sp;
+    PyObject *obj = !ex && PyTuple_CheckExact(args)
+                        ? prp_load_new_fused(L, cls, ((PyTupleObject *)args)->ob_item, PyTuple_GET_SIZE(args), args)
+                        : prp_load_new(L, cls, args, kwargs, ex);
+    Py_XDECREF(kwargs);
+    Py_DECREF(args);
+    Py_DECREF(cls);
+    return obj;
+}
+
+static PyObject *load_stack_global(prp_loader *L)
+{
+    if (L->sp - L->fence < 2) {
+        prp_load_underflow(L);
+        return NULL;
+    }
+    PyObject *name = *--L->sp, *module = *--L->sp, *value = NULL;
+    if (PyUnicode_CheckExact(name) && PyUnicode_CheckExact(module))
+        value = prp_load_global(L, module, name);
+    else
+        prp_load_malformed("STACK_GLOBAL requires str");
+    Py_DECREF(module);
+    Py_DECREF(name);
+    return value;
+}
+
+/* If the string of `n` bytes at `p` is followed by another short one and STACK_GLOBAL: the object, with everything consumed.
+ * *next is NULL if that is not what follows; else a result of NULL is an exception. */
+static PyObject *fused_global(prp_loader *L, const uint8_t *p, const uint8_t *end, size_t n, const uint8_t **next)
+{
+    const uint8_t *q = p + n;
+    *next = NULL;
+    bool first_memo = q < end && *q == OP_MEMOIZE;
+    q += first_memo;
+    if (end - q < 3 || *q != OP_SHORT_BINUNICODE || (size_t)(end - q) < 3 + (size_t)q[1])
+        return NULL;
+    size_t name_len = q[1];
+    const uint8_t *name = q + 2, *after = name + name_len;
+    bool second_memo = *after == OP_MEMOIZE;
+    after += second_memo;
+    if (after >= end || *after != OP_STACK_GLOBAL)
+        return NULL;
+    *next = L->p = after + 1;
+    PyObject *module_text = NULL, *name_text = NULL;
+    PyObject *value = prp_load_global_bytes(L, p, n, name, name_len, first_memo ? &module_text : NULL,
+                                            second_memo ? &name_text : NULL);
+    if (value &&
+        ((first_memo && prp_load_memoize(L, module_text) < 0) || (second_memo && prp_load_memoize(L, name_text) < 0)))
+        Py_CLEAR(value);
+    Py_XDECREF(module_text);
+    Py_XDECREF(name_text);
+    return value;
+}
+
+/* The member that `type(int)` is, if the opcodes of that call follow and it is known at once: borrowed, and *p is moved. */
+static inline PyObject *whole_enum(PyTypeObject *type, const uint8_t **at, const uint8_t *end)
+{
+    const uint8_t *p = *at;
+    uint32_t value;
+    if (end - p < 5)
+        return NULL;
+    if (*p == OP_BININT1) {
+        value = p[1];
+        p += 2;
+    } else if (*p == OP_BININT2) {
+        value = le16(p + 1);
+        p += 3;
+    } else {
+        return NULL;
+    }
+    if (p[0] != OP_TUPLE1 || p[1] != OP_REDUCE)
+        return NULL;
+    PyObject *member = prp_load_enum_member(type, value);
+    if (member)
+        *at = p + 2;
+    return member;
+}
+
+#define SAVE() (L->p = p, L->sp = sp)
+#define RELOAD() (p = L->p, end = L->end, sp = L->sp)
+#define KEYED() \
+    (keyed = L->mark_count && L->marks[L->mark_count - 1].kind >= PRP_MARK_DICT ? L->marks[L->mark_count - 1].at : -1)
+#define NEED(n)                                              \
+    do {                                                     \
+        if (PRP_UNLIKELY((size_t)(end - p) < (size_t)(n))) { \
+            SAVE();                                          \
+            if (prp_load_refill(L, (size_t)(n)) < 0)         \
+                goto failed;                                 \
+            RELOAD();                                        \
+        }                                                    \
+    } while (0)
+/* Pushes an owned object, which may be NULL: failed. */
+#define PUSH(object)                          \
+    do {                                      \
+        PyObject *pushed = (object);          \
+        if (PRP_UNLIKELY(!pushed))            \
+            goto failed_saved;                \
+        if (PRP_UNLIKELY(sp == L->limit)) {   \
+            SAVE();                           \
+            if (prp_load_grow_stack(L) < 0) { \
+                Py_DECREF(pushed);            \
+                goto failed;                  \
+            }                                 \
+            RELOAD();                         \
+        }                                     \
+        *sp++ = pushed;                       \
+    } while (0)
+/* More of the same: as long as complete opcodes of `size` bytes and room for their objects are there. */
+#define RUN(opcode, size, object)                                                                        \
+    do {                                                                                                 \
+        Py_ssize_t room_ = L->limit - sp, there_ = (end - p) / (size);                                   \
+        for (Py_ssize_t left_ = room_ < there_ ? room_ : there_; left_ > 0 && *p == (opcode); left_--) { \
+            PyObject *made_ = (object);                                                                  \
+            if (PRP_UNLIKELY(!made_))                                                                    \
+                goto failed_saved;                                                                       \
+            *sp++ = made_;                                                                               \
+            p += (size);                                                                                 \
+        }                                                                                                \
+    } while (0)
+#define PUSH_BORROWED(object) PUSH(Py_NewRef(object))
+/* A function that may do anything with the machine, returning int. */
+#define CALL(expression)      \
+    do {                      \
+        SAVE();               \
+        if ((expression) < 0) \
+            goto failed;      \
+        RELOAD();             \
+    } while (0)
+/* The same, returning an object to be pushed. */
+#define CALL_PUSH(expression)            \
+    do {                                 \
+        SAVE();                          \
+        PyObject *called = (expression); \
+        if (PRP_UNLIKELY(!called))       \
+            goto failed;                 \
+        RELOAD();                        \
+        PUSH(called);                    \
+    } while (0)
+#define HAVE(n)                                  \
+    do {                                         \
+        if (PRP_UNLIKELY(sp - L->fence < (n))) { \
+            SAVE();                              \
+            prp_load_underflow(L);               \
+            goto failed;                         \
+        }                                        \
+    } while (0)
+
+static PyObject *run(prp_loader *L)
+{
+    const uint8_t *p = L->p, *end = L->end;
+    PyObject **sp = L->sp;
+    Py_ssize_t keyed = -1; /* where the pairs of the innermost pending dict begin, -1 if there is none */
+
+    for (;;) {
+        if (PRP_UNLIKELY(p == end)) {
+            SAVE();
+            if (prp_load_refill(L, 1) < 0) {
+                if (PyErr_ExceptionMatches(prp_unpickling_error))
+                    PyErr_SetString(PyExc_EOFError, "Ran out of input");
+                return NULL;
+            }
+            RELOAD();
+        }
+        switch (*p++) {
+        /* ---- numbers and constants ---- */
+        case OP_NONE:
+            PUSH_BORROWED(Py_None);
+            continue;
+        case OP_NEWTRUE:
+            PUSH_BORROWED(Py_True);
+            continue;
+        case OP_NEWFALSE:
+            PUSH_BORROWED(Py_False);
+            continue;
+        case OP_BININT1:
+            NEED(1);
+            PUSH(PyLong_FromLong(*p++));
+            RUN(OP_BININT1, 2, PyLong_FromLong(p[1]));
+            continue;
+        case OP_BININT2:
+            NEED(2);
+            PUSH(prp_int32_new((int32_t)le16(p)));
+            p += 2;
+            RUN(OP_BININT2, 3, prp_int32_new((int32_t)le16(p + 1)));
+            continue;
+        case OP_BININT:
+            NEED(4);
+            PUSH(prp_int32_new((int32_t)le32(p)));
+            p += 4;
+            RUN(OP_BININT, 5, prp_int32_new((int32_t)le32(p + 1)));
+            continue;
+        case OP_BINFLOAT:
+            NEED(8);
+            PUSH(PyFloat_FromDouble(be_double(p)));
+            p += 8;
+            RUN(OP_BINFLOAT, 9, prp_float_new(be_double(p + 1)));
+            continue;
+        case OP_LONG1: {
+            NEED(1);
+            size_t n = *p++;
+            NEED(n);
+            PUSH(load_long(p, n));
+            p += n;
+            continue;
+        }
+        case OP_LONG4: {
+            NEED(4);
+            int32_t n = (int32_t)le32(p);
+            p += 4;
+            if (n < 0) {
+                prp_load_malformed("LONG pickle has negative byte count");
+                goto failed_saved;
+            }
+            NEED(n);
+            PUSH(load_long(p, (size_t)n));
+            p += n;
+            continue;
+        }
+        case OP_INT:
+            CALL_PUSH(prp_load_text_int(L));
+            continue;
+        case OP_LONG:
+            CALL_PUSH(prp_load_text_long(L));
+            continue;
+        case OP_FLOAT:
+            CALL_PUSH(prp_load_text_float(L));
+            continue;
+
+        /* ---- strings and bytes ---- */
+        case OP_SHORT_BINUNICODE: {
+            NEED(1);
+            size_t n = *p++;
+            NEED(n);
+            if (n == 1) {
+                uint8_t one = prp_load_byte(p); /* read once: it may change, and the table has 128 */
+                if (one < 128) {
+                    PUSH_BORROWED(prp_load_characters[one]);
+                    p++;
+                    continue;
+                }
+            }
+            if (keyed >= 0 && !((sp - L->stack - keyed) & 1)) {
+                PUSH(prp_load_name(L, &L->marks[L->mark_count - 1], sp - L->stack, p, n));
+                p += n;
+                continue;
+            }
+            /* Two strings in a row may be the name of a global. */
+            if ((size_t)(end - p) > n && (p[n] == OP_SHORT_BINUNICODE || p[n] == OP_MEMOIZE)) {
+                const uint8_t *next;
+                SAVE();
+                PyObject *value = fused_global(L, p, end, n, &next);
+                if (next) {
+                    if (!value)
+                        goto failed;
+                    RELOAD();
+                    PUSH(value);
+                    continue;
+                }
+            }
+            PUSH(prp_load_utf8(p, n));
+            p += n;
+            /* More of them, as in a list of strings: none of these may be the first name of a global. */
+            while (keyed < 0 && sp < L->limit && end - p > 2 && *p == OP_SHORT_BINUNICODE) {
+                n = prp_load_byte(p + 1);
+                const uint8_t *next = p + 2 + n;
+                if (end - p <= (Py_ssize_t)n + 2 || *next == OP_MEMOIZE)
+                    break;
+                if (*next == OP_SHORT_BINUNICODE) {
+                    size_t m = end - next < 3 ? 0 : prp_load_byte(next + 1);
+                    if ((size_t)(end - next) < 3 + m || next[2 + m] == OP_MEMOIZE || next[2 + m] == OP_STACK_GLOBAL)
+                        break;
+                }
+                PyObject *text = prp_load_text(p + 2, n);
+                if (PRP_UNLIKELY(!text))
+                    goto failed_saved;
+                *sp++ = text;
+                p = next;
+            }
+            continue;
+        }
+        case OP_BINUNICODE:
+        case OP_BINUNICODE8: {
+            size_t n;
+            if (p[-1] == OP_BINUNICODE) {
+                NEED(4);
+                n = le32(p);
+                p += 4;
+            } else {
+                NEED(8);
+                uint64_t length = le64(p);
+                p += 8;
+                if (length > PY_SSIZE_T_MAX) {
+                    PyErr_Format(PyExc_OverflowError, "BINUNICODE exceeds system's maximum size of %zd bytes",
+                                 PY_SSIZE_T_MAX);
+                    goto failed_saved;
+                }
+                n = (size_t)length;
+            }
+            NEED(n);
+            if (keyed >= 0 && !((sp - L->stack - keyed) & 1))
+                PUSH(prp_load_name(L, &L->marks[L->mark_count - 1], sp - L->stack, p, n));
+            else
+                PUSH(prp_load_utf8(p, n));
+            p += n;
+            continue;
+        }
+        case OP_SHORT_BINBYTES: {
+            NEED(1);
+            size_t n = *p++;
+            NEED(n);
+            PUSH(PyBytes_FromStringAndSize((const char *)p, (Py_ssize_t)n));
+            p += n;
+            continue;
+        }
+        case OP_BINBYTES: {
+            NEED(4);
+            size_t n = le32(p);
+            p += 4;
+            CALL_PUSH(prp_load_bytes(L, n, false));
+            continue;
+        }
+        case OP_BINBYTES8:
+        case OP_BYTEARRAY8: {
+            bool mutable_ = p[-1] == OP_BYTEARRAY8;
+            NEED(8);
+            uint64_t length = le64(p);
+            p += 8;
+            if (length > PY_SSIZE_T_MAX) {
+                PyErr_Format(PyExc_OverflowError, "%s exceeds system's maximum size of %zd bytes",
+                             mutable_ ? "BYTEARRAY8" : "BINBYTES", PY_SSIZE_T_MAX);
+                goto failed_saved;
+            }
+            CALL_PUSH(prp_load_bytes(L, (size_t)length, mutable_));
+            continue;
+        }
+        case OP_SHORT_BINSTRING: {
+            NEED(1);
+            size_t n = *p++;
+            NEED(n);
+            p += n;
+            CALL_PUSH(prp_load_old_string(L, (const char *)p - n, n));
+            continue;
+        }
+        case OP_BINSTRING: {
+            NEED(4);
+            int32_t n = (int32_t)le32(p);
+            p += 4;
+            if (n < 0) {
+                prp_load_malformed("BINSTRING pickle has negative byte count");
+                goto failed_saved;
+            }
+            NEED(n);
+            p += n;
+            CALL_PUSH(prp_load_old_string(L, (const char *)p - n, (size_t)n));
+            continue;
+        }
+        case OP_STRING:
+            CALL_PUSH(prp_load_text_string(L));
+            continue;
+        case OP_UNICODE:
+            CALL_PUSH(prp_load_text_unicode(L));
+            continue;
+        case OP_NEXT_BUFFER:
+            CALL(prp_load_next_buffer(L));
+            continue;
+        case OP_READONLY_BUFFER:
+            CALL(prp_load_readonly_buffer(L));
+            continue;
+
+        /* ---- marks and the stack ---- */
+        case OP_MARK:
+            if (sp > L->fence && sp[-1] &&
+                (sp[-1] == prp_load_array_callables[0] || sp[-1] == prp_load_array_callables[1])) {
+                int done;
+                CALL(done = prp_load_array_whole(L));
+                if (done)
+                    continue;
+            }
+            CALL(prp_load_push_mark(L, PRP_MARK_PLAIN, -1, NULL));
+            keyed = -1;
+            continue;
+        case OP_POP:
+            if (L->mark_count && L->marks[L->mark_count - 1].at == sp - L->stack) {
+                CALL(prp_load_pop_mark(L));
+                KEYED();
+            } else {
+                HAVE(1);
+                PyObject *dropped = *--sp;
+                SAVE();
+                Py_DECREF(dropped);
+            }
+            continue;
+        case OP_POP_MARK: {
+            Py_ssize_t at;
+            CALL(at = prp_load_pop_mark(L));
+            prp_load_clear_stack(L, at);
+            RELOAD();
+            KEYED();
+            continue;
+        }
+        case OP_DUP:
+            HAVE(1);
+            PUSH_BORROWED(sp[-1]);
+            continue;
+
+        /* ---- containers ---- */
+        case OP_EMPTY_LIST: {
+            SAVE();
+            int taken = push_pending(L, p, end, PRP_MARK_LIST, NULL);
+            if (taken < 0)
+                goto failed;
+            if (taken) {
+                p += taken;
+                sp = L->sp;
+                keyed = -1;
+            } else {
+                PUSH(PyList_New(0));
+            }
+            continue;
+        }
+        case OP_EMPTY_DICT: {
+            SAVE();
+            int taken = push_pending(L, p, end, PRP_MARK_DICT, NULL);
+            if (taken < 0)
+                goto failed;
+            if (taken) {
+                p += taken;
+                sp = L->sp;
+                keyed = sp - L->stack;
+            } else {
+                PUSH(PyDict_New());
+            }
+            continue;
+        }
+        case OP_EMPTY_SET:
+            PUSH(PySet_New(NULL));
+            continue;
+        case OP_EMPTY_TUPLE:
+            if (p < end && *p == OP_NEWOBJ && sp > L->fence) {
+                p++;
+                SAVE();
+                PyObject *obj = prp_load_new_fused(L, sp[-1], NULL, 0, NULL);
+                if (!obj)
+                    goto failed;
+                RELOAD();
+                PyObject *cls = sp[-1];
+                sp[-1] = obj;
+                SAVE();
+                Py_DECREF(cls);
+                Py_ssize_t taken = push_state(L, p, end, obj);
+                if (taken < 0)
+                    goto failed;
+                p += taken;
+                sp = L->sp;
+                KEYED();
+                continue;
+            }
+            PUSH(PyTuple_New(0));
+            continue;
+        case OP_TUPLE1:
+        case OP_TUPLE2:
+        case OP_TUPLE3:
+        case OP_TUPLE: {
+            Py_ssize_t n;
+            if (p[-1] == OP_TUPLE) {
+                Py_ssize_t at;
+                CALL(at = prp_load_pop_mark(L));
+                n = sp - L->stack - at;
+                KEYED();
+            } else {
+                n = p[-1] - OP_TUPLE1 + 1;
+                HAVE(n);
+            }
+            if (p < end && (*p == OP_REDUCE || *p == OP_NEWOBJ) && sp - n > L->fence) {
+                /* The callable lies below its arguments, all of them above the fence. */
+                bool reduce = *p++ == OP_REDUCE;
+                SAVE();
+                PyObject **argv = sp - n;
+                PyObject *obj =
+                    reduce ? prp_load_call(L, argv[-1], argv, n) : prp_load_new_fused(L, argv[-1], argv, n, NULL);
+                if (!obj)
+                    goto failed;
+                prp_load_own(L);
+                RELOAD();
+                for (; n > 0; n--)
+                    Py_DECREF(*(L->sp = --sp));
+                PyObject *callable = sp[-1];
+                sp[-1] = obj;
+                Py_DECREF(callable);
+                if (!reduce) {
+                    Py_ssize_t taken = push_state(L, p, end, obj);
+                    if (taken < 0)
+                        goto failed;
+                    p += taken;
+                    sp = L->sp;
+                    KEYED();
+                }
+                continue;
+            }
+            PyObject *tuple = stack_tuple(sp - n, n);
+            if (!tuple)
+                goto failed_saved;
+            sp -= n;
+            PUSH(tuple);
+            continue;
+        }
+        case OP_LIST: {
+            Py_ssize_t at;
+            CALL(at = prp_load_pop_mark(L));
+            Py_ssize_t n = sp - L->stack - at;
+            PyObject *list = prp_load_list_of(sp - n, n);
+            if (!list)
+                goto failed_saved;
+            sp -= n;
+            PUSH(list);
+            KEYED();
+            continue;
+        }
+        case OP_DICT:
+            CALL_PUSH(load_dict(L));
+            KEYED();
+            continue;
+        case OP_FROZENSET:
+            CALL_PUSH(load_frozenset(L));
+            KEYED();
+            continue;
+        case OP_APPEND:
+            CALL(prp_load_appends(L, sp - L->stack - 1));
+            continue;
+        case OP_APPENDS:
+            if (L->mark_count && L->marks[L->mark_count - 1].kind == PRP_MARK_LIST) {
+                CALL(finish_list(L));
+            } else {
+                Py_ssize_t at;
+                CALL(at = prp_load_pop_mark(L));
+                CALL(prp_load_appends(L, at));
+            }
+            KEYED();
+            continue;
+        case OP_SETITEM:
+            CALL(prp_load_setitems(L, sp - L->stack - 2));
+            continue;
+        case OP_SETITEMS: {
+            prp_mark_kind kind = L->mark_count ? L->marks[L->mark_count - 1].kind : PRP_MARK_PLAIN;
+            if (kind >= PRP_MARK_STATE) {
+                Py_ssize_t pair;
+                int taken = peek_build(L, p, end, kind, &pair);
+                SAVE();
+                int built = taken ? prp_load_build_pending(L, pair) : 0;
+                if (built < 0)
+                    goto failed;
+                if (built) {
+                    p += taken;
+                    sp = L->sp;
+                    KEYED();
+                    continue;
+                }
+            }
+            if (kind >= PRP_MARK_DICT) {
+                CALL(finish_dict(L));
+            } else {
+                Py_ssize_t at;
+                CALL(at = prp_load_pop_mark(L));
+                CALL(prp_load_setitems(L, at));
+            }
+            KEYED();
+            continue;
+        }
+        case OP_ADDITEMS:
+            CALL(prp_load_additems(L));
+            KEYED();
+            continue;
+
+        /* ---- the memo ---- */
+        case OP_BINGET:
+        case OP_LONG_BINGET: {
+            size_t index;
+            if (p[-1] == OP_BINGET) {
+                NEED(1);
+                index = prp_load_byte(p++);
+            } else {
+                NEED(4);
+                index = le32(p);
+                p += 4;
+            }
+            PyObject *value = index < (size_t)L->memo.top ? L->memo.entries[index] : NULL;
+            if (PRP_UNLIKELY(!value || prp_load_tagged(value))) {
+                CALL_PUSH(prp_load_memo_get_slow(L, index));
+                continue;
+            }
+            if (PyType_Check(value)) {
+                PyObject *member = whole_enum((PyTypeObject *)value, &p, end);
+                if (member)
+                    value = member;
+            }
+            PUSH_BORROWED(value);
+            continue;
+        }
+        case OP_GET:
+            CALL_PUSH(text_get(L));
+            continue;
+        case OP_MEMOIZE:
+            HAVE(1);
+            if (PRP_LIKELY(L->memo.used == L->memo.top && L->memo.top < L->memo.capacity && !L->memo.sparse)) {
+                L->memo.entries[L->memo.top++] = Py_NewRef(sp[-1]);
+                L->memo.used++;
+            } else {
+                CALL(prp_load_memo_put(L, (size_t)L->memo.used, sp[-1]));
+            }
+            continue;
+        case OP_BINPUT:
+            NEED(1);
+            HAVE(1);
+            p++;
+            CALL(prp_load_memo_put(L, p[-1], sp[-1]));
+            continue;
+        case OP_LONG_BINPUT:
+            NEED(4);
+            HAVE(1);
+            p += 4;
+            CALL(prp_load_memo_put(L, le32(p - 4), sp[-1]));
+            continue;
+        case OP_PUT:
+            CALL(text_put(L));
+            continue;
+
+        /* ---- globals, calls, instances ---- */
+        case OP_GLOBAL:
+            CALL_PUSH(text_global(L));
+            continue;
+        case OP_STACK_GLOBAL:
+            CALL_PUSH(load_stack_global(L));
+            prp_load_own(L);
+            continue;
+        case OP_EXT1:
+            NEED(1);
+            p++;
+            CALL_PUSH(prp_load_extension(L, p[-1]));
+            continue;
+        case OP_EXT2:
+            NEED(2);
+            p += 2;
+            CALL_PUSH(prp_load_extension(L, (long)le16(p - 2)));
+            continue;
+        case OP_EXT4:
+            NEED(4);
+            p += 4;
+            CALL_PUSH(prp_load_extension(L, (int32_t)le32(p - 4)));
+            continue;
+        case OP_REDUCE: {
+            HAVE(2);
+            SAVE();
+            PyObject *obj = prp_load_reduce(L, sp[-2], sp[-1]);
+            if (!obj)
+                goto failed;
+            prp_load_own(L);
+            RELOAD();
+            PyObject *args = *--sp, *callable = sp[-1];
+            sp[-1] = obj;
+            SAVE();
+            Py_DECREF(args);
+            Py_DECREF(callable);
+            continue;
+        }
+        case OP_NEWOBJ:
+        case OP_NEWOBJ_EX: {
+            SAVE();
+            PyObject *obj = load_newobj(L, p[-1] == OP_NEWOBJ_EX);
+            if (!obj)
+                goto failed;
+            prp_load_own(L);
+            RELOAD();
+            PUSH(obj);
+            SAVE();
+            Py_ssize_t taken = push_state(L, p, end, obj);
+            if (taken < 0)
+                goto failed;
+            p += taken;
+            sp = L->sp;
+            KEYED();
+            continue;
+        }
+        case OP_BUILD:
+            CALL(prp_load_build(L));
+            prp_load_own(L);
+            continue;
+        case OP_INST:
+            CALL_PUSH(load_inst(L));
+            KEYED();
+            continue;
+        case OP_OBJ:
+            CALL_PUSH(load_obj(L));
+            KEYED();
+            continue;
+        case OP_PERSID: {
+            SAVE();
+            PyObject *pid = prp_load_text_name(L, true);
+            if (!pid) {
+                if (PyErr_ExceptionMatches(PyExc_UnicodeDecodeError))
+                    prp_load_malformed("persistent IDs in protocol 0 must be ASCII strings");
+                goto failed;
+            }
+            PyObject *obj = prp_load_persistent(L, pid);
+            Py_DECREF(pid);
+            RELOAD();
+            PUSH(obj);
+            continue;
+        }
+        case OP_BINPERSID: {
+            HAVE(1);
+            PyObject *pid = *--sp;
+            SAVE();
+            PyObject *obj = prp_load_persistent(L, pid);
+            Py_DECREF(pid);
+            RELOAD();
+            PUSH(obj);
+            continue;
+        }
+
+        /* ---- the stream ---- */
+        case OP_PROTO:
+            NEED(1);
+            if (*p > HIGHEST_PROTOCOL) {
+                PyErr_Format(PyExc_ValueError, "unsupported pickle protocol: %d", *p);
+                goto failed_saved;
+            }
+            L->proto = *p++;
+            continue;
+        case OP_FRAME:
+            NEED(8);
+            p += 8;
+            CALL(prp_load_frame(L, le64(L->p - 8)));
+            prp_load_own(L);
+            continue;
+        case OP_STOP: {
+            HAVE(1);
+            PyObject *value = *--sp;
+            SAVE();
+            return value;
+        }
+        default: {
+            unsigned c = p[-1];
+            if (c >= 0x20 && c <= 0x7e && c != '\'' && c != '\\')
+                prp_load_malformed("invalid load key, '%c'.", c);
+            else
+                prp_load_malformed("invalid load key, '\\x%02x'.", c);
+            goto failed_saved;
+        }
+        }
+    }
+
+failed_saved:
+    SAVE();
+failed:
+    return NULL;
+}
+
+/* The memo of an Unpickler outlives the load: no entry may be a promise. */
+static int settle_memo(prp_loader *L, bool failed)
+{
+    if (!failed) {
+        for (Py_ssize_t i = 0; i < L->mark_count; i++)
+            if (L->marks[i].kind != PRP_MARK_PLAIN && prp_load_make_pending(L, i) < 0)
+                failed = true;
+        failed = failed || prp_load_all_unmade(L) < 0;
+    }
+    if (failed) {
+        for (Py_ssize_t i = 0; i < L->memo.top; i++)
+            if (prp_load_tagged(L->memo.entries[i])) {
+                L->memo.entries[i] = NULL;
+                L->memo.used--;
+            }
+        prp_load_drop_unmade(L);
+    }
+    return failed ? -1 : 0;
+}
+
+PyObject *prp_load(prp_loader *L)
+{
+    L->key_hits = L->key_misses = 0;
+    L->running = true;
+    L->may_pause = L->read || L->end - L->p > SMALL_STREAM;
+    prp_load_own(L);
+    PyObject *value = run(L);
+    L->may_pause = false;
+    if (L->collector_paused)
+        prp_load_resume_collector(L);
+    if (!L->pooled) {
+        if (settle_memo(L, !value) < 0 || (value && prp_load_settle(L) < 0))
+            Py_CLEAR(value);
+        prp_load_clear_stack(L, 0);
+        L->mark_count = 0;
+        L->fence = L->stack;
+    } else if (value && L->read && prp_load_settle(L) < 0) {
+        Py_CLEAR(value);
+    }
+    L->running = false;
+    return value;
+}

@@ -1,0 +1,302 @@
+/* The life of an unpickling machine: made, given options and input, cleared, pooled, freed.
+ *
+ * The module functions take machines from a pool of a few, so that loading a small object allocates nothing but the object.
+ * A machine that goes back keeps its stack and memo if they are small; nothing of the last load stays referenced.
+ */
+#include "unpickler.h"
+
+#include <stdarg.h>
+
+#define POOLED_MACHINES 4
+#define STACK_SLOTS 256
+#define KEEP_STACK_SLOTS 16384
+#define MARKS 32
+#define KEEP_MARKS 4096
+
+PyObject *prp_unpickling_error;
+
+static prp_loader *pool[POOLED_MACHINES];
+static int pooled;
+
+bool prp_load_strict_frames;
+int prp_load_int_base;
+
+/* Releases of CPython differ in what they make of two kinds of stream that no pickler writes: opcodes that cross the end of their
+ * frame, and decimal integers with leading zeros. Ours reads as the interpreter it runs in does. */
+static int ask_the_interpreter(void)
+{
+    static const char crossing[] = "\x80\x04\x95\x02\0\0\0\0\0\0\0J\1\0\0\0.", padded[] = "I010\n.";
+    PyObject *module = PyImport_ImportModule("_pickle");
+    PyObject *loads = module ? PyObject_GetAttrString(module, "loads") : NULL;
+    Py_XDECREF(module);
+    if (!loads)
+        return -1;
+    PyObject *value = PyObject_CallFunction(loads, "y#", crossing, (Py_ssize_t)sizeof(crossing) - 1);
+    prp_load_strict_frames = !value;
+    Py_XDECREF(value);
+    if (prp_forgive_refusal() < 0) {
+        Py_DECREF(loads);
+        return -1;
+    }
+    value = PyObject_CallFunction(loads, "y#", padded, (Py_ssize_t)sizeof(padded) - 1);
+    prp_load_int_base = value && PyLong_AsLong(value) == 10 ? 10 : 0;
+    Py_XDECREF(value);
+    Py_DECREF(loads);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+int prp_load_init(PyObject *unpickling_error, PyObject *unpickler_type)
+{
+    if (prp_check_interpreter() < 0)
+        return -1;
+    prp_unpickling_error = Py_NewRef(unpickling_error);
+    if (prp_load_string_init() < 0 || prp_load_items_init() < 0 || prp_plan_init() < 0 || prp_load_buffer_init() < 0 ||
+        prp_load_global_init(unpickler_type) < 0 || ask_the_interpreter() < 0)
+        return -1;
+    return 0;
+}
+
+PyObject *prp_load_malformed(const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    PyErr_FormatV(prp_unpickling_error, format, args);
+    va_end(args);
+    return NULL;
+}
+
+int prp_load_truncated(void)
+{
+    PyErr_SetString(prp_unpickling_error, "pickle data was truncated");
+    return -1;
+}
+
+int prp_load_underflow(prp_loader *L)
+{
+    PyErr_SetString(prp_unpickling_error, L->mark_count ? "unexpected MARK found" : "unpickling stack underflow");
+    return -1;
+}
+
+static void set_defaults(prp_loader *L)
+{
+    L->proto = 0;
+    L->fix_imports = true;
+    L->raw_strings = false;
+    L->custom_find_class = false;
+    L->encoding = L->errors = NULL;
+    L->self = NULL;
+    L->owner = NULL;
+    L->table = NULL;
+    L->table_len = L->table_next = 0;
+    L->array_flags = 0;
+}
+
+prp_loader *prp_loader_new(void)
+{
+    prp_loader *L = PyMem_Calloc(1, sizeof(*L));
+    if (!L || !(L->stack = PyMem_Malloc(STACK_SLOTS * sizeof(PyObject *))) ||
+        !(L->marks = PyMem_Malloc(MARKS * sizeof(prp_mark)))) {
+        if (L)
+            PyMem_Free(L->stack);
+        PyMem_Free(L);
+        PyErr_NoMemory();
+        return NULL;
+    }
+    L->sp = L->fence = L->stack;
+    L->limit = L->stack + STACK_SLOTS;
+    L->mark_capacity = MARKS;
+    L->allow_number = PRP_NO_SET;
+    set_defaults(L);
+    return L;
+}
+
+/* Drops every reference. Safe if dropping one runs code that looks at the machine again. */
+void prp_loader_clear(prp_loader *L)
+{
+    prp_load_clear_stack(L, 0);
+    L->mark_count = 0;
+    L->fence = L->stack;
+    prp_load_memo_clear(L, false); /* before the records its tags refer to */
+    prp_load_drop_unmade(L);
+    prp_load_drop_chunk(L);
+    L->p = L->end = L->chunk = L->beyond = NULL;
+    Py_CLEAR(L->read);
+    Py_CLEAR(L->readline);
+    Py_CLEAR(L->readinto);
+    Py_CLEAR(L->peek);
+    Py_CLEAR(L->encoding_text);
+    Py_CLEAR(L->errors_text);
+    Py_CLEAR(L->buffers);
+    Py_CLEAR(L->allow);
+    set_defaults(L);
+}
+
+void prp_loader_free(prp_loader *L)
+{
+    if (!L)
+        return;
+    prp_loader_clear(L);
+    PyMem_Free(L->stack);
+    PyMem_Free(L->marks);
+    PyMem_Free(L->memo.entries);
+    PyMem_Free(L->unmade);
+    PyMem_Free(L);
+}
+
+prp_loader *prp_loader_acquire(void)
+{
+    if (PRP_LIKELY(pooled > 0))
+        return pool[--pooled];
+    prp_loader *L = prp_loader_new();
+    if (L)
+        L->pooled = true;
+    return L;
+}
+
+void prp_loader_release(prp_loader *L)
+{
+    /* The common load leaves nothing behind but itself. */
+    if (L->sp != L->stack)
+        prp_load_clear_stack(L, 0);
+    L->mark_count = 0;
+    L->fence = L->stack;
+    if (L->memo.top || L->memo.sparse)
+        prp_load_memo_clear(L, true);
+    if (L->unmade_count)
+        prp_load_drop_unmade(L);
+    if (L->chunk_owner)
+        prp_load_drop_chunk(L);
+    if (L->buffers)
+        Py_CLEAR(L->buffers);
+    if (L->allow)
+        Py_CLEAR(L->allow);
+    if (L->read) {
+        Py_CLEAR(L->read);
+        Py_CLEAR(L->readline);
+        Py_CLEAR(L->readinto);
+        Py_CLEAR(L->peek);
+    }
+    if (L->encoding_text || L->errors_text) {
+        Py_CLEAR(L->encoding_text);
+        Py_CLEAR(L->errors_text);
+    }
+    L->p = L->end = L->chunk = L->beyond = NULL;
+    set_defaults(L);
+    if (L->limit - L->stack > KEEP_STACK_SLOTS || L->mark_capacity > KEEP_MARKS || L->unmade_capacity > KEEP_MARKS ||
+        pooled == POOLED_MACHINES) {
+        prp_loader_free(L);
+        return;
+    }
+    pool[pooled++] = L;
+}
+
+int prp_loader_set_strings(prp_loader *L, PyObject *encoding, PyObject *errors)
+{
+    const char *e = NULL, *r = NULL;
+    if (encoding && !(e = PyUnicode_AsUTF8(encoding)))
+        return -1;
+    if (errors && !(r = PyUnicode_AsUTF8(errors)))
+        return -1;
+    if (e) {
+        Py_XSETREF(L->encoding_text, Py_NewRef(encoding));
+        L->encoding = e;
+        L->raw_strings = strcmp(e, "bytes") == 0;
+    }
+    if (r) {
+        Py_XSETREF(L->errors_text, Py_NewRef(errors));
+        L->errors = r;
+    }
+    return 0;
+}
+
+int prp_loader_set_buffers(prp_loader *L, PyObject *buffers)
+{
+    PyObject *kept = NULL;
+    if (!buffers || buffers == Py_None)
+        kept = NULL;
+    else if (PyList_CheckExact(buffers) || PyTuple_CheckExact(buffers))
+        kept = Py_NewRef(buffers); /* what their iterators do is done by an index */
+    else if (!(kept = PyObject_GetIter(buffers)))
+        return -1;
+    L->buffer_next = 0;
+    Py_XSETREF(L->buffers, kept);
+    return 0;
+}
+
+int prp_loader_set_allow(prp_loader *L, PyObject *allow)
+{
+    PyObject *kept = NULL;
+    L->allow_number = PRP_NO_SET;
+    if (!allow || allow == Py_None) {
+        kept = NULL;
+    } else if (PRP_LIKELY(PyFrozenSet_CheckExact(allow))) {
+        kept = Py_NewRef(allow);
+        prp_load_know_set(L, kept);
+    } else if (PyCallable_Check(allow)) {
+        kept = Py_NewRef(allow);
+    } else if (PyUnicode_Check(allow) || PyBytes_Check(allow)) {
+        PyErr_SetString(PyExc_TypeError,
+                        "allow must be a collection of \"module:qualname\" names or a predicate, not one string");
+        return -1;
+    } else {
+        kept = PyFrozenSet_New(allow);
+        if (!kept)
+            return -1;
+    }
+    Py_XSETREF(L->allow, kept);
+    return 0;
+}
+
+void prp_loader_memory(prp_loader *L, const uint8_t *data, size_t len)
+{
+    L->p = L->chunk = data;
+    L->end = data + len;
+    L->beyond = NULL;
+    L->peeked = false;
+}
+
+int prp_loader_file(prp_loader *L, PyObject *file)
+{
+    PyObject *found[4] = {NULL, NULL, NULL, NULL};
+    static const char *const names[4] = {"peek", "readinto", "read", "readline"};
+    for (int i = 0; i < 4; i++) {
+        found[i] = PyObject_GetAttrString(file, names[i]);
+        if (!found[i]) {
+            if (!PyErr_ExceptionMatches(PyExc_AttributeError))
+                goto failed;
+            PyErr_Clear();
+        }
+    }
+    if (!found[2] || !found[3]) {
+        PyErr_SetString(PyExc_TypeError, "file must have 'read' and 'readline' attributes");
+        goto failed;
+    }
+    Py_XSETREF(L->peek, found[0]);
+    Py_XSETREF(L->readinto, found[1]);
+    Py_XSETREF(L->read, found[2]);
+    Py_XSETREF(L->readline, found[3]);
+    return 0;
+failed:
+    for (int i = 0; i < 4; i++)
+        Py_XDECREF(found[i]);
+    return -1;
+}
+
+int prp_loader_traverse(prp_loader *L, visitproc visit, void *arg)
+{
+    for (PyObject **slot = L->stack; slot < L->sp; slot++)
+        Py_VISIT(*slot);
+    for (Py_ssize_t i = 0; i < L->memo.top; i++)
+        if (!prp_load_tagged(L->memo.entries[i]))
+            Py_VISIT(L->memo.entries[i]);
+    Py_VISIT(L->memo.sparse);
+    for (Py_ssize_t i = 0; i < L->unmade_count; i++)
+        Py_VISIT(L->unmade[i].obj);
+    Py_VISIT(L->read);
+    Py_VISIT(L->readline);
+    Py_VISIT(L->readinto);
+    Py_VISIT(L->peek);
+    Py_VISIT(L->buffers);
+    Py_VISIT(L->allow);
+    return 0;
+}

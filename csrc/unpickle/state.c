@@ -1,0 +1,238 @@
+/* BUILD: a state into an instance.
+ *
+ * The rules are those of the standard library: __setstate__ if there is one, else a dict into the instance's __dict__, past all
+ * descriptors, and slots by setattr. Where a class leaves all that as it is, the values are written where they end up: from
+ * the stack into a fresh instance if the state was still pending, or from the state dict.
+ */
+#include "unpickler.h"
+
+#if PRP_INTERNALS
+/* True if the last learned names are the keys of n pairs, `step` apart from each other, in order. */
+static inline bool keys_are(const prp_plan *plan, PyObject *const *pairs, Py_ssize_t n)
+{
+    if (PyTuple_GET_SIZE(plan->names) != n)
+        return false;
+    for (Py_ssize_t i = 0; i < n; i++) {
+        PyObject *name = PyTuple_GET_ITEM(plan->names, i), *key = pairs[2 * i];
+        if (key == name)
+            continue;
+        /* An equal string that is another object: the same name, if it is a str at all. */
+        if (!PyUnicode_CheckExact(key) || PyUnicode_GET_LENGTH(key) != PyUnicode_GET_LENGTH(name) ||
+            PyUnicode_Compare(key, name) != 0)
+            return false;
+    }
+    return true;
+}
+
+static inline PyDictValues *fresh_values(const prp_plan *plan, PyObject *obj, PyTypeObject *type)
+{
+    void *keys;
+    PyDictValues *values = prp_values_fresh(obj, type, &keys);
+    Py_ssize_t n = PyTuple_GET_SIZE(plan->names);
+    /* The shared keys of a class only grow: as long as it is the same object, its indices mean the same names. */
+    if (!values || keys != plan->keys || prp_values_room(values) < n)
+        return NULL;
+    for (Py_ssize_t i = 0; i < n; i++)
+        assert(prp_keys_has(keys, plan->where[i], PyTuple_GET_ITEM(plan->names, i)));
+    return values;
+}
+
+static inline bool slots_free(const prp_plan *plan, PyObject *obj)
+{
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(plan->names); i++)
+        if (*(PyObject **)((char *)obj + plan->where[i]))
+            return false;
+    return true;
+}
+
+bool prp_load_fill(const prp_plan *plan, PyObject *obj, PyObject *const *values)
+{
+    Py_ssize_t n = PyTuple_GET_SIZE(plan->names);
+    if (plan->learned == PRP_LEARNED_DICT) {
+        PyDictValues *table = fresh_values(plan, obj, Py_TYPE(obj));
+        if (!table)
+            return false;
+        for (Py_ssize_t i = 0; i < n; i++)
+            prp_values_set(table, plan->where[i], values[i]);
+    } else {
+        if (!slots_free(plan, obj))
+            return false;
+        for (Py_ssize_t i = 0; i < n; i++)
+            *(PyObject **)((char *)obj + plan->where[i]) = values[i];
+    }
+    return true;
+}
+#endif
+
+int prp_load_build_pending(prp_loader *L, Py_ssize_t pair)
+{
+#if PRP_INTERNALS
+    Py_ssize_t number = L->mark_count - 1;
+    prp_mark *mark = &L->marks[number];
+    PyObject **pairs = L->stack + mark->at;
+    Py_ssize_t n = (L->sp - pairs) / 2, below = mark->kind == PRP_MARK_STATE ? 2 : 3;
+    PyObject *obj = pairs[-below];
+    PyTypeObject *type = Py_TYPE(obj);
+    prp_plan *plan = mark->plan;
+    if ((L->sp - pairs) % 2 || !prp_plan_holds(plan, type) || !keys_are(plan, pairs, n))
+        return 0;
+    PyDictValues *values = NULL;
+    if (mark->kind == PRP_MARK_STATE) {
+        if (plan->learned != PRP_LEARNED_DICT || !(values = fresh_values(plan, obj, type)))
+            return 0;
+    } else if (plan->learned != PRP_LEARNED_SLOTS || !slots_free(plan, obj)) {
+        return 0;
+    }
+    Py_ssize_t memo = mark->memo;
+    if (memo >= 0 && L->memo.entries[memo] != (PyObject *)((uintptr_t)number << 2 | PRP_MEMO_TAG_PENDING))
+        memo = -1;
+    if ((memo >= 0 || pair >= 0) && prp_load_note_unmade(L, obj, values ? NULL : plan->names, memo, pair) < 0)
+        return -1;
+    for (Py_ssize_t i = 0; i < n; i++) {
+        PyObject *value = pairs[2 * i + 1];
+        if (values)
+            prp_values_set(values, plan->where[i], value);
+        else
+            *(PyObject **)((char *)obj + plan->where[i]) = value;
+        Py_DECREF(pairs[2 * i]); /* a name: nothing but a str dies here */
+    }
+    L->sp = pairs - below + 1; /* the instance is on top; None and the dict that never was are gone */
+    if (below == 3)
+        Py_DECREF(Py_None);
+    L->mark_count = number;
+    L->fence = L->stack + (number ? L->marks[number - 1].at : 0);
+    return 1;
+#else
+    (void)L, (void)pair;
+    return 0;
+#endif
+}
+
+/* ---- the general way ----------------------------------------------------------------------------------------------------- */
+
+#if PRP_INTERNALS
+/* 1 if the whole dict state went to a fresh instance, 0 if that is not possible. */
+static int fill_fresh(const prp_plan *plan, PyObject *obj, PyObject *state)
+{
+    Py_ssize_t n = PyDict_GET_SIZE(state), i = 0;
+    if (plan->learned != PRP_LEARNED_DICT || PyTuple_GET_SIZE(plan->names) != n)
+        return 0;
+    PyDictValues *values = fresh_values(plan, obj, Py_TYPE(obj));
+    PyObject *key, *value;
+    for (Py_ssize_t pos = 0; PyDict_Next(state, &pos, &key, &value); i++)
+        if (!values || (key != PyTuple_GET_ITEM(plan->names, i) &&
+                        (!PyUnicode_CheckExact(key) || PyUnicode_Compare(key, PyTuple_GET_ITEM(plan->names, i)) != 0)))
+            return 0;
+    i = 0;
+    for (Py_ssize_t pos = 0; PyDict_Next(state, &pos, &key, &value); i++)
+        prp_values_set(values, plan->where[i], Py_NewRef(value));
+    return 1;
+}
+#endif
+
+/* A dict state into the instance's dict, as `mapping[name] = value`; names of attributes are interned. */
+static int fill(PyObject *mapping, PyObject *state)
+{
+    PyObject *key, *value;
+    int failed = 0;
+    for (Py_ssize_t pos = 0; !failed && PyDict_Next(state, &pos, &key, &value);) {
+        Py_INCREF(key);
+        Py_INCREF(value);
+        if (PyUnicode_CheckExact(key))
+            PyUnicode_InternInPlace(&key);
+        failed = PyObject_SetItem(mapping, key, value);
+        Py_DECREF(key);
+        Py_DECREF(value);
+    }
+    return failed;
+}
+
+static int set_slots(PyObject *obj, PyObject *state)
+{
+    PyObject *key, *value;
+    int failed = 0;
+    for (Py_ssize_t pos = 0; !failed && PyDict_Next(state, &pos, &key, &value);) {
+        Py_INCREF(key);
+        Py_INCREF(value);
+        failed = PyObject_SetAttr(obj, key, value);
+        Py_DECREF(key);
+        Py_DECREF(value);
+    }
+    return failed;
+}
+
+static int call_setstate(PyObject *setstate, PyObject *state)
+{
+    PyObject *result = PyObject_CallOneArg(setstate, state);
+    Py_XDECREF(result);
+    return result ? 0 : -1;
+}
+
+static int build_by_rules(PyObject *obj, PyObject *state, prp_plan *plan, PyTypeObject *type)
+{
+    PyObject *slots = NULL;
+    if (PyTuple_Check(state) && PyTuple_GET_SIZE(state) == 2) {
+        slots = PyTuple_GET_ITEM(state, 1);
+        state = PyTuple_GET_ITEM(state, 0);
+    }
+    if (state != Py_None) {
+        if (!PyDict_Check(state)) {
+            prp_load_malformed("state is not a dictionary");
+            return -1;
+        }
+        bool usual = plan->dict_state && PyDict_CheckExact(state);
+#if PRP_INTERNALS
+        if (usual && !slots && fill_fresh(plan, obj, state))
+            return 0;
+#endif
+        PyObject *dict = usual ? prp_attrs_dict(obj) : PyObject_GetAttrString(obj, "__dict__");
+        int failed = dict ? fill(dict, state) : -1;
+        Py_XDECREF(dict);
+        if (failed)
+            return -1;
+        if (usual && !slots && prp_plan_holds(plan, type))
+            prp_plan_learn(plan, obj, state, PRP_LEARNED_DICT);
+    }
+    if (slots && slots != Py_None) {
+        if (!PyDict_Check(slots)) {
+            prp_load_malformed("slot state is not a dictionary");
+            return -1;
+        }
+        if (set_slots(obj, slots) < 0)
+            return -1;
+        if (state == Py_None && plan->slot_state && PyDict_CheckExact(slots) && prp_plan_holds(plan, type))
+            prp_plan_learn(plan, obj, slots, PRP_LEARNED_SLOTS);
+    }
+    return 0;
+}
+
+int prp_load_build(prp_loader *L)
+{
+    if (L->sp - 2 < L->fence)
+        return prp_load_underflow(L);
+    /* Owned by us from here on: a hook may run anything. */
+    PyObject *state = *--L->sp, *obj = Py_NewRef(L->sp[-1]), *setstate = NULL;
+    PyTypeObject *type = Py_TYPE(obj);
+    int failed = -1;
+    if (L->allow && (PyType_Check(obj) || PyFunction_Check(obj) || PyModule_Check(obj) || PyCFunction_Check(obj))) {
+        /* An allowed name is allowed to be used, not to be changed. */
+        prp_load_malformed("a %s cannot be given a state in safe mode", type->tp_name);
+        goto done;
+    }
+    prp_plan *plan = prp_plan_for(type);
+    if (prp_load_foreign(L) < 0)
+        goto done;
+    int found = prp_optional_attr(obj, prp_text_setstate, &setstate);
+    if (found > 0) {
+        failed = call_setstate(setstate, state);
+        if (!failed && L->owner)
+            failed = prp_load_array_seal(L, obj);
+    } else if (found == 0) {
+        failed = build_by_rules(obj, state, plan, type);
+    }
+done:
+    Py_XDECREF(setstate);
+    Py_DECREF(state);
+    Py_DECREF(obj);
+    return failed;
+}
