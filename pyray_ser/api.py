@@ -47,14 +47,14 @@ __all__ = [
 def init(
     name: str | None = None,
     *,
-    capacity: int | None = None,
+    capacity: int | str | None = None,
     spill_dir: str | os.PathLike[str] | None = None,
     spill_checksum: bool = False,
     spill_compress: str | None = None,
     max_clients: int | None = None,
     max_objects: int | None = None,
     lock_timeout: float | None = None,
-    warm_reserve: int | None = None,
+    warm_reserve: int | str | None = None,
     liveness: str = "auto",
     num_workers: int | None = None,
     start_method: str | None = None,
@@ -62,8 +62,9 @@ def init(
     """
     Open the store of this process.
 
-    Not needed before `put`, and repeating it changes nothing: options matter to the call that makes the store. Children of
-    any start method find their parent's store by themselves.
+    Not needed before `put`: that opens a store with the default options. Options take effect in the call that makes the
+    store. A call that comes later, or in a process that joins the store of another one, warns about each option that the
+    store does not have. Children of any start method find their parent's store by themselves.
 
     Parameters
     ----------
@@ -71,9 +72,10 @@ def init(
         Name of a store that unrelated processes of the same user can find (a file in ``/dev/shm/pyray_ser-<uid>/``), or, with
         a slash in it, a path on a tmpfs that other containers may share. It is made if no process uses one of that name, and
         ends with its last process.
-    capacity : int, optional
-        Bytes it may hold; default is what the environment variable ``PYRAY_SER_CAPACITY`` says (bytes, or such as ``8G``),
-        else 30 % of the memory there is. Nothing is reserved: pages are taken when they are used.
+    capacity : int or str, optional
+        Bytes it may hold, as a number or a text such as ``"8G"``, from 1 MiB to 8 TiB. The default is what the environment
+        variable ``PYRAY_SER_CAPACITY`` says, else 30 % of the memory there is; a named store takes no more than its file
+        system holds. Nothing is reserved: the store takes pages when it uses them.
     spill_dir : str or path-like, optional
         Directory on a disk for objects that do not fit any more; default is what the environment variable
         ``PYRAY_SER_SPILL_DIR`` says, else none: then a full store raises `ObjectStoreFullError`. It is made if its parent is
@@ -85,12 +87,12 @@ def init(
         reads one restores it into memory of its own. The extra ``spill`` has all three packages, which every process that
         uses the store must have.
     max_clients : int, optional
-        How many processes may use it at once; default 512, at most 4096.
+        How many processes may use it at the same time, from 4 to 4096; default 512.
     max_objects : int, optional
         How many objects it may hold; default follows from the capacity.
     lock_timeout : float, optional
         Seconds that a call waits for a lock held by a stopped process, default 1.
-    warm_reserve : int, optional
+    warm_reserve : int or str, optional
         Bytes of freed pages kept for the next objects, default 256 MiB.
     liveness : {"auto", "pid"}
         "pid" refuses processes of other pid namespaces, whose death can only be concluded from silence.
@@ -102,29 +104,30 @@ def init(
     Returns
     -------
     Store
-    """
-    if liveness not in ("auto", "pid"):
-        raise ValueError(f'liveness must be "auto" or "pid", not {liveness!r}')
-    options: dict[str, Any] = {"flags": 1} if liveness == "pid" else {}
-    if spill_checksum or spill_compress is not None:
-        from .spilling import flags
 
-        options["flags"] = options.get("flags", 0) | flags(bool(spill_checksum), spill_compress)
-    for key, value, kind in (
-        ("capacity", capacity, int),
-        ("max_clients", max_clients, int),
-        ("max_objects", max_objects, int),
-        ("warm_reserve", warm_reserve, int),
-        ("lock_timeout", lock_timeout, float),
-    ):
-        if value is None:
-            continue
-        number = kind(value)
-        if number <= 0:
-            raise ValueError(f"{key} must be positive, not {value!r}")
-        options[key] = number
-    if spill_dir is not None:
-        options["spill_dir"] = os.path.abspath(os.fsdecode(spill_dir))
+    Raises
+    ------
+    TypeError, ValueError
+        If an option makes no sense, or differs from what an earlier call in this process gave.
+
+    Warns
+    -----
+    RuntimeWarning
+        If the store is there already and does not have an option that is given.
+    """
+    from .options import check
+
+    options = check(
+        capacity=capacity,
+        spill_dir=spill_dir,
+        spill_checksum=spill_checksum,
+        spill_compress=spill_compress,
+        max_clients=max_clients,
+        max_objects=max_objects,
+        lock_timeout=lock_timeout,
+        warm_reserve=warm_reserve,
+        liveness=liveness,
+    )
     if num_workers is not None or start_method is not None:
         from .tasks.settings import set_pool
 

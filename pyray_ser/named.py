@@ -237,26 +237,35 @@ def remove_directory(folder: str) -> None:
             os.rmdir(folder)
 
 
-def open_named(path: str, options: dict[str, Any]) -> _store.Store:
-    """Attach to the store in the file `path`, or make it if there is none that anybody uses."""
+def open_named(path: str, options: dict[str, Any]) -> tuple[_store.Store, bool]:
+    """
+    Attach to the store in the file `path`, or make it if there is none that anybody uses.
+
+    Returns
+    -------
+    tuple of (Store, bool)
+        The store, and whether another process had made it.
+    """
     folder = os.path.dirname(path)
     attach = {key: options[key] for key in ("lock_timeout", "flags") if key in options}
     with _guard_made(folder, options.get("lock_timeout", 1.0)):
         try:
             if os.path.lexists(path) and not remove_dead(path):
-                return _store.attach_path(path, **attach)
-            return _store.create_store(path, **options)
+                return _store.attach_path(path, **attach), True
+            from .options import for_new_store
+
+            return _store.create_store(path, **for_new_store(options, folder)), False
         finally:
             remove_directory(folder)  # no store came of it
 
 
-def attach_existing(path: str, ident: int, timeout: float = 1.0) -> _store.Store | None:
+def attach_existing(path: str, ident: int, timeout: float = 1.0, flags: int = 0) -> _store.Store | None:
     """Attach to the store in the file `path` if it is the one with this identity; None if it is not there any more."""
     folder = os.path.dirname(path)
     try:
         check_directory(folder)
         with guard(folder, timeout):
-            store = _store.attach_path(path)
+            store = _store.attach_path(path, lock_timeout=timeout, flags=flags)
     except (OSError, ValueError) as error:
         _log.debug("the store %016x is looked for elsewhere than at %s: %s", ident, path, error)
         return None

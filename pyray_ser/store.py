@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import sys
 from _thread import RLock
-from contextlib import suppress
 
 from . import _log, _store
 
@@ -24,12 +23,9 @@ if TYPE_CHECKING:
 
 # `.exceptions` is imported where it is needed: it costs more than all the rest of a first put.
 
-__all__ = ["close_all", "find", "open_default", "open_store", "reattach", "renew", "spill_path", "unreachable"]
+__all__ = ["close_all", "find", "open_default", "open_store", "reattach", "renew", "unreachable"]
 
 HINT = "PYRAY_SER_STORE"
-# Options of a store to be made, when the program gives none.
-CAPACITY = "PYRAY_SER_CAPACITY"
-SPILL_DIR = "PYRAY_SER_SPILL_DIR"
 # Set: `pyray_ser.origins` writes down where objects are made.
 ORIGINS = "PYRAY_SER_ORIGINS"
 
@@ -37,6 +33,8 @@ ORIGINS = "PYRAY_SER_ORIGINS"
 # opening itself allocates.
 _lock = RLock()
 _options: dict[str, Any] = {}
+# What the program gave to `init` in this very process.
+_explicit: dict[str, Any] = {}
 # Stores that this process closed on purpose: a hint must not bring one back as the default.
 _closed: set[int] = set()
 
@@ -44,6 +42,7 @@ _closed: set[int] = set()
 def _after_fork_in_child() -> None:
     global _lock
     _lock = RLock()
+    _explicit.clear()
     store = _store.default()
     if store is not None and not store.closed and not store.orphaned:
         _set_hint(store)
@@ -105,7 +104,9 @@ def _multiprocessing_parent() -> int:
 def _attach(pid: int, fd: int, ident: int) -> _store.Store | None:
     """Attach to a store of another process; None if that is not to be had."""
     try:
-        return _store.attach_pid(pid, fd, ident, lock_timeout=_options.get("lock_timeout", 0.0))
+        return _store.attach_pid(
+            pid, fd, ident, lock_timeout=_options.get("lock_timeout", 0.0), flags=_options.get("flags", 0)
+        )
     except (OSError, ValueError):
         # Gone meanwhile, or not ours to look into: the next candidate may do.
         return None
@@ -120,7 +121,7 @@ def _inherited() -> _store.Store | None:
         if path:
             from . import named
 
-            found = named.attach_existing(path, ident, _options.get("lock_timeout", 1.0))
+            found = named.attach_existing(path, ident, _options.get("lock_timeout", 1.0), _options.get("flags", 0))
             if found is not None:
                 return found
         if pid != os.getpid() and _store.start_time(pid) == start:
@@ -175,7 +176,7 @@ def find(ident: int, pid: int = 0, start: int = 0, fd: int = -1) -> _store.Store
         if hint is not None and hint[0] == ident and hint[4]:
             from . import named
 
-            return named.attach_existing(hint[4], ident, _options.get("lock_timeout", 1.0))
+            return named.attach_existing(hint[4], ident, _options.get("lock_timeout", 1.0), _options.get("flags", 0))
     return None
 
 
@@ -230,47 +231,6 @@ _node: bytes | None = None
 # ---- opening ----------------------------------------------------------------------------------------------------------
 
 
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-
-
-def _size(text: str) -> int:
-    """Read a number of bytes such as ``500000000``, ``512M`` or ``1.5 GiB``."""
-    number = text.strip().lower().removesuffix("b").removesuffix("i").rstrip()
-    unit = number[-1:] if number[-1:] in _UNITS else ""
-    try:
-        size = int(float(number.removesuffix(unit)) * _UNITS[unit]) if unit else int(number)
-    except (ValueError, OverflowError):
-        size = 0
-    if not 0 < size < 1 << 63:
-        raise ValueError(f"{CAPACITY}={text!r} is not a size: bytes, or a number with K, M, G or T")
-    return size
-
-
-def spill_path(directory: str | bytes | os.PathLike[str]) -> str:
-    """Return a spill directory as the engine wants it; the last part of the path is made if it is not there."""
-    path = os.path.abspath(os.fsdecode(directory))
-    with suppress(FileExistsError):
-        os.mkdir(path, 0o700)
-    return path
-
-
-def _from_environment() -> dict[str, Any]:
-    """Options for a new store that nobody gave in the program."""
-    found: dict[str, Any] = {}
-    if os.environ.get(CAPACITY):
-        found["capacity"] = _size(os.environ[CAPACITY])
-    if os.environ.get(SPILL_DIR):
-        found["spill_dir"] = os.environ[SPILL_DIR]
-    return found
-
-
-def _create_options(options: dict[str, Any]) -> dict[str, Any]:
-    made = {**_from_environment(), **options}
-    if "spill_dir" in made:
-        made["spill_dir"] = spill_path(made["spill_dir"])
-    return made
-
-
 def open_store(name: str | None = None, *, inherit: bool = True, **options: Any) -> _store.Store:
     """
     Open the store that this process uses from now on.
@@ -290,31 +250,73 @@ def open_store(name: str | None = None, *, inherit: bool = True, **options: Any)
     Store
     """
     with _lock:
-        _options.update(options)
+        if options:
+            from .options import check_repeated
+
+            check_repeated(_explicit, options)
         path = None
         if name is not None:
             from . import named
 
             path = named.path_of(name)
-        store = _store.default()
+        store, joined = _store.default(), False
+        late = store is not None
         if store is not None:
             if path is not None and store.path != path:
                 raise ValueError(
-                    f"this process uses {store!r} already; shutdown() before init(name={name!r}), or leave the name out"
+                    f"this process uses {store!r} already; hint: shutdown() before init(name={name!r}), or leave the name out"
                 )
-            return store
-        if path is not None:
-            store = named.open_named(path, _create_options(options))
         else:
-            store = (_inherited() if inherit else None) or _store.create_store(**_create_options(options))
-        _store.set_default(store)
-        _set_hint(store)
-        if os.environ.get(ORIGINS):
-            from . import origins
+            store, joined = _open(path, inherit, options)
+        _explicit.update(options)
+    problem = _ignored(store, options, joined) if late or joined else ""
+    if problem:
+        import warnings
 
-            origins.enable()
-        _log.debug("using %r", store)
+        # The caller of `init`.
+        warnings.warn(problem, RuntimeWarning, stacklevel=3)
     return store
+
+
+def _open(path: str | None, inherit: bool, options: dict[str, Any]) -> tuple[_store.Store, bool]:
+    """Open a store and make it the one of this process; also whether another process had made it."""
+    before = dict(_options)
+    _options.update(options)
+    try:
+        store, joined = _find_or_make(path, inherit, options)
+    except BaseException:
+        _options.clear()
+        _options.update(before)
+        raise
+    _store.set_default(store)
+    _set_hint(store)
+    if os.environ.get(ORIGINS):
+        from . import origins
+
+        origins.enable()
+    _log.debug("using %r", store)
+    return store, joined
+
+
+def _find_or_make(path: str | None, inherit: bool, options: dict[str, Any]) -> tuple[_store.Store, bool]:
+    if path is not None:
+        from . import named
+
+        return named.open_named(path, options)
+    found = _inherited() if inherit else None
+    if found is not None:
+        return found, True
+    from .options import for_new_store
+
+    return _store.create_store(**for_new_store(options)), False
+
+
+def _ignored(store: _store.Store, options: dict[str, Any], joined: bool) -> str:
+    if not options:
+        return ""
+    from .options import ignored
+
+    return ignored(store, options, joined)
 
 
 def open_default() -> _store.Store:
@@ -348,3 +350,4 @@ def close_all() -> None:
                 sys.modules["pyray_ser.origins"].forget(store.id)
         _store.set_default(None)
         _options.clear()
+        _explicit.clear()

@@ -119,6 +119,9 @@ void prs_dispose(prs_store *store);
 
 uint64_t prs_id(const prs_store *store);
 uint64_t prs_capacity(const prs_store *store);
+/* The options that the store was made with, and the lock_timeout and flags of this handle. `path` and `spill_dir` are NULL:
+ * see prs_spill_directory. */
+void prs_chosen(const prs_store *store, prs_options *out);
 /* What the default capacity was before limits made it less; 0 if they did not, or others made the store. */
 uint64_t prs_shrunk_from(const prs_store *store);
 /* Where others find this store: this process's pid, its start time, a descriptor number. */

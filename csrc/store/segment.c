@@ -494,6 +494,17 @@ uint64_t prs_capacity(const prs_store *s)
     return s->capacity;
 }
 
+void prs_chosen(const prs_store *s, prs_options *out)
+{
+    memset(out, 0, sizeof *out);
+    out->capacity = s->capacity;
+    out->max_clients = s->super->max_clients;
+    out->max_objects = s->super->max_slots;
+    out->lock_timeout = s->lock_timeout;
+    out->warm_reserve = s->super->warm_reserve;
+    out->flags = s->flags | s->super->flags;
+}
+
 void prs_locator(prs_store *s, int32_t *pid, uint64_t *start_time, int32_t *fd)
 {
     *pid = s->pid;

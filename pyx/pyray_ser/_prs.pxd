@@ -71,7 +71,9 @@ cdef extern from "store/prs.h" nogil:
                        prs_error *error) noexcept
     void prs_close(prs_store *store) noexcept
     uint64_t prs_id(const prs_store *store) noexcept
+    uint64_t prs_default_capacity() noexcept
     uint64_t prs_capacity(const prs_store *store) noexcept
+    void prs_chosen(const prs_store *store, prs_options *out) noexcept
     void prs_locator(prs_store *store, int32_t *pid, uint64_t *start_time, int32_t *fd) noexcept
     uint64_t prs_start_time(int32_t pid) noexcept
     int prs_list_pid(int32_t pid, uint64_t *ids, int *fds, int cap) noexcept

@@ -105,6 +105,19 @@ cdef class Store:
         return prs_capacity(self.handle)
 
     @property
+    def options(self):
+        """dict : what it was made with, by the names of `init`; `lock_timeout` and `liveness` are this process's."""
+        cdef prs_options chosen
+        self.check_open()
+        prs_chosen(self.handle, &chosen)
+        return {
+            "capacity": chosen.capacity, "max_clients": chosen.max_clients, "max_objects": chosen.max_objects,
+            "warm_reserve": chosen.warm_reserve, "lock_timeout": chosen.lock_timeout / 1e9,
+            "liveness": "pid" if chosen.flags & PRS_OPEN_PID_LIVENESS else "auto", "spill_dir": self.spill_dir,
+            "spill_checksum": self.spill_checksum, "spill_compress": self.spill_compress,
+        }
+
+    @property
     def locator(self):
         """tuple of int : pid, start time and descriptor under which others find it."""
         cdef int32_t pid, fd

@@ -129,6 +129,11 @@ cdef bytes path_bytes(object path):
     return encoded
 
 
+def default_capacity():
+    """int : bytes that a store gets when nobody says; 0 if nothing tells how much memory there is."""
+    return prs_default_capacity()
+
+
 def stores_of(int32_t pid):
     """list of (int, int) : id and descriptor of each store that process `pid` has open."""
     cdef uint64_t[64] ids
