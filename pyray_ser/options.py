@@ -8,6 +8,7 @@ calls of `init` in one process ask for different things.
 from __future__ import annotations
 
 import os
+from operator import index
 
 from . import _store
 
@@ -62,15 +63,22 @@ def size_of(value: object, what: str) -> int:
     """
     if isinstance(value, str):
         return _size_in(value, what)
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        if not isinstance(value, float):
-            raise TypeError(f'{what} must be a number of bytes or a size such as "8G", not {value!r}')
+    if isinstance(value, float):
         if not value.is_integer():
             raise ValueError(
                 f'{what} must be a whole number of bytes, not {value!r}; hint: a text such as "1.5G" works too'
             )
         return int(value)
-    return value.__index__()
+    return _integer(value, f'{what} must be a number of bytes or a size such as "8G"')
+
+
+def _integer(value: Any, must: str) -> int:
+    if isinstance(value, bool):  # an int by inheritance only
+        raise TypeError(f"{must}, not {value!r}")
+    try:
+        return index(value)
+    except TypeError:
+        raise TypeError(f"{must}, not {value!r}") from None
 
 
 def _size_in(text: str, what: str) -> int:
@@ -105,9 +113,7 @@ def _check_capacity(value: object, what: str) -> int:
 
 
 def _check_count(value: object, what: str, least: int, most: int) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{what} must be an int, not {value!r}")
-    number: int = value.__index__()
+    number = _integer(value, f"{what} must be an int")
     if not least <= number <= most:
         raise ValueError(f"{what} must be between {least} and {most}, not {number}")
     return number
@@ -253,10 +259,9 @@ _FLAGS = (
 
 def asked_for(options: dict[str, Any]) -> dict[str, Any]:
     """Return what the program asked for, by the names of `init`, from the options for the engine."""
+    flags = options.get("flags", 0)
     asked = {key: value for key, value in options.items() if key != "flags"}
-    for name, bit, value in _FLAGS:
-        if options.get("flags", 0) & bit:
-            asked[name] = value
+    asked.update((name, value) for name, bit, value in _FLAGS if flags & bit)
     return asked
 
 
@@ -271,7 +276,7 @@ def _same(name: str, asked: Any, actual: Any) -> bool:
     if unit is not None:
         return bool(-(-asked // unit) * unit == actual)
     if name == "lock_timeout":
-        return abs(asked - actual) < 1e-6
+        return bool(abs(asked - actual) < 1e-6)
     return bool(asked == actual)
 
 

@@ -218,7 +218,9 @@ def test_options_from_the_environment(monkeypatch):
             last = error
     print(last)
     """
-    assert run(PRELUDE + script) == "PYRAY_SER_CAPACITY='much' is not a size: bytes, or a number with K, M, G or T"
+    assert run(PRELUDE + script) == (
+        "PYRAY_SER_CAPACITY must be a size, not 'much'; hint: give bytes, or a number with K, M, G or T"
+    )
 
 
 def test_what_a_killed_process_spilled_is_removed_by_the_next_store():
