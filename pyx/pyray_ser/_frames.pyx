@@ -7,18 +7,14 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 from pyray_ser._buffers cimport Block, Export, Gathered, Span, block, gather, load
 from pyray_ser._prs cimport PRS_NO_SLOT, prs_buffer_entry, prs_header
 from pyray_ser._store cimport (
-    Place, Store, body_offset, check_entry, check_header, corrupt, decode, decode_allowed, default_or_open, place, place_buffers,
-    put_gathered, write_entry, write_header
+    Layout, Store, Writer, check_entry, check_header, corrupt, decode, decode_allowed, default_or_open, free_layout, lay_out,
+    place, put_gathered, write_entry, write_form, write_header, writer_open_memory
 )
-
-cdef enum:
-    LONG_COPY = 64 * 1024
-
 
 def pack(value):
     """
@@ -75,73 +71,23 @@ cdef Gathered gather_or_tell(value, uint64_t store):
 
 
 cdef bytes pack_gathered(Gathered gathered):
-    cdef Py_ssize_t n = gathered.nbuffers, i
-    cdef Place *places = <Place *>PyMem_Malloc((n + 1) * sizeof(Place))
-    cdef uint64_t total, at, used
-    cdef uint8_t *dst
+    # The gaps that alignment leaves are zero: equal values give equal bytes.
+    cdef Layout layout
+    cdef Writer writer
     cdef bytes out
-    cdef Span span
-    if places is NULL:
-        raise MemoryError()
+    layout.memory = NULL
     try:
-        total = place_buffers(gathered, places, None)
-        if total > <uint64_t>PY_SSIZE_T_MAX:
+        lay_out(&layout, gathered, None)
+        if layout.total > <uint64_t>PY_SSIZE_T_MAX:
             raise OverflowError("the value is too large for a bytes object")
-        out = PyBytes_FromStringAndSize(NULL, total)
-        dst = <uint8_t *>PyBytes_AS_STRING(out)
-        write_header(dst, total, gathered.stream_size, n)
-        at = sizeof(prs_header) + n * sizeof(prs_buffer_entry)
-        for i in range(n):
-            write_entry(dst, i, places[i].off, gathered.buffer(i).size)
-        for i in range(gathered.nstream):
-            span = gathered.stream(i)
-            memcpy(dst + at, span.data, span.size)
-            at += span.size
-        # The gaps that alignment leaves are zero: equal values give equal bytes. Without any order among the buffers the
-        # area is cleared whole.
-        used = 0
-        for i in range(n):
-            if places[i].written:
-                used += gathered.buffer(i).size
-        if used != total - at:
-            if n > 64:
-                memset(dst + at, 0, total - at)
-            else:
-                clear_gaps(dst, at, total, gathered, places)
-        for i in range(n):
-            if not places[i].written:
-                continue
-            span = gathered.buffer(i)
-            if span.data is NULL:
-                gathered.write(i, dst + places[i].off)
-            elif span.size < LONG_COPY:
-                memcpy(dst + places[i].off, span.data, span.size)
-            else:
-                with nogil:
-                    memcpy(dst + places[i].off, span.data, span.size)
+        out = PyBytes_FromStringAndSize(NULL, layout.total)
+        writer_open_memory(&writer, <uint8_t *>PyBytes_AS_STRING(out))
+        write_form(&writer, None, gathered, &layout)
+        if writer.at != layout.total:
+            raise SystemError("a value was not written to its last byte")
     finally:
-        PyMem_Free(places)
+        free_layout(&layout)
     return out
-
-
-cdef int clear_gaps(uint8_t *dst, uint64_t at, uint64_t total, Gathered gathered, const Place *places) except -1:
-    """Zero what no buffer covers, for few buffers in any order."""
-    cdef Py_ssize_t i, next
-    cdef uint64_t start
-    while at < total:
-        next = -1
-        start = total
-        for i in range(gathered.nbuffers):
-            # the first buffer that reaches behind `at`
-            if gathered.buffer(i).size and places[i].off + gathered.buffer(i).size > at and places[i].off < start:
-                start = places[i].off
-                next = i
-        if start > at:
-            memset(dst + at, 0, start - at)
-        if next < 0:
-            return 0
-        at = places[next].off + gathered.buffer(next).size
-    return 0
 
 
 def pickled(value):

@@ -62,12 +62,37 @@ cdef class Private:
     cdef uint64_t size
 
 
-# What a Gathered becomes: where each piece goes.
+# Where each buffer of a Gathered lies in the stored form.
 cdef struct Place:
     uint64_t off
-    bint written       # the bytes are this entry's to write
     bint foreign       # the entry names another object
     prs_oid other
+
+
+# Bytes that are written as one: `size` bytes at `data`, or, if that is NULL, what buffer `index` gathers.
+cdef struct Part:
+    uint64_t off
+    uint64_t size
+    const uint8_t *data
+    Py_ssize_t index
+
+
+# The whole form: a place for each buffer, and `count` parts that ascend and do not overlap.
+cdef struct Layout:
+    uint64_t total
+    Place *places
+    Part *parts
+    Py_ssize_t count
+    void *memory
+
+
+# See store/write_many.pxi. [0, at) is written; `fill` bytes more are in the scratch memory.
+cdef struct Writer:
+    prs_draft *draft    # NULL: `dst` is memory that no store knows
+    uint8_t *dst        # NULL: by way of the scratch memory
+    uint8_t *scratch
+    uint64_t at
+    size_t fill
 
 
 cdef int check_header(const void *data, uint64_t have, uint64_t total, prs_header *header, object ref) except -1
@@ -76,7 +101,10 @@ cdef uint64_t body_offset(const prs_header *header) noexcept nogil
 cdef int place(uint64_t *end, uint64_t size, uint64_t *off) except -1
 cdef void write_header(void *dst, uint64_t total, uint64_t stream_size, uint32_t nbuffers) noexcept nogil
 cdef void write_entry(void *dst, uint32_t index, uint64_t off, uint64_t size) noexcept nogil
-cdef uint64_t place_buffers(Gathered gathered, Place *places, Store store) except? 0
+cdef int lay_out(Layout *layout, Gathered gathered, Store store) except -1
+cdef void free_layout(Layout *layout) noexcept
+cdef void writer_open_memory(Writer *w, uint8_t *dst) noexcept
+cdef int write_form(Writer *w, Store store, Gathered gathered, const Layout *layout) except -1
 # The value of a whole form at `data`, which `owner` keeps alive; `store` (None: none) holds the objects it names.
 cdef object decode(object owner, const uint8_t *form, const uint8_t *data, uint64_t size, bint writable, Store store,
                    ObjectRef ref)

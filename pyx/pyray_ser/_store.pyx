@@ -16,6 +16,7 @@ of C:
     view        what holds bytes in place       get         get, get_buffer
     form        header and table, checked       life        free, waiting, looking up
     plain       values that skip pickling       spill       spill files compressed, or with a digest
+    layout      where the parts of an object go ledger      debug builds: each byte is written once
 
 No lock of ours is ever held here; the engine's own are taken and left within one call of it. Destructors call only
 functions of the engine that never block.
@@ -118,6 +119,7 @@ cdef enum:
     COW_FROM = 256 * 1024           # mode "c": a mapping from here on, below a copy
     REFERENCE_FROM = 64 * 1024      # re-put by reference: from this size on,
     REFERENCE_SHARE = 16            # and only if it is at least this part of the object it would keep alive
+    PAD = 4096                      # room for the padding in front of one buffer: a page at most
     HEAD = 64 + 1024                # header, one entry and the stream of one array or scalar
 
 cdef int64_t FOREVER = INT64_MAX
@@ -140,6 +142,8 @@ include "store/view.pxi"
 include "store/form.pxi"
 include "store/spill.pxi"
 include "store/plain.pxi"
+include "store/ledger.pxi"
+include "store/layout.pxi"
 include "store/write.pxi"
 include "store/write_many.pxi"
 include "store/put.pxi"

@@ -342,6 +342,8 @@ cdef class Store:
                     status = prs_alloc(handle, size, flags, draft, &error)
                 end(self, handle)
             if status == PRS_OK:
+                if not flags & PRS_ALLOC_WINDOW:
+                    ledger_begin(self, draft, size)
                 return 0
             if status == PRS_E_CLOSED:
                 revive(self)
@@ -373,6 +375,7 @@ cdef class Store:
         error.code = 0
         if n == 0:
             return 0
+        ledger_write(self, draft, at, n)
         if draft.dst is not NULL:
             memcpy(<uint8_t *>draft.dst + at, src, n)
             return 0
@@ -392,6 +395,8 @@ cdef class Store:
         return seal_or_abort(self, draft)
 
     cdef void abort(self, prs_draft *draft, bint keep_window) noexcept:
+        if prx_ledger:
+            forget_ledger(self, draft)
         if self.handle is not NULL:
             prs_abort(self.handle, draft, keep_window)
 

@@ -9,7 +9,10 @@ cdef object put_stream(Store store, const uint8_t *stream, Py_ssize_t stream_siz
     error.code = 0
     if prs_alloc(store.handle, total, 0, &draft, &error) != PRS_OK:
         store.alloc(total, 0, &draft, deadline)
+    else:
+        ledger_begin(store, &draft, total)
     if draft.dst is not NULL:
+        ledger_write(store, &draft, 0, total)
         prs_format_write_header(draft.dst, total, stream_size, 0)
         memcpy(<uint8_t *>draft.dst + sizeof(prs_header), stream, stream_size)
     else:
@@ -52,9 +55,11 @@ cdef inline ObjectRef seal_or_abort(Store store, prs_draft *draft):
         raise
     if store.handle is NULL:  # closed by another thread during the copy: the draft went with it
         store.check_open()
-    if draft.dst is NULL and prs_draft_in_file(store.handle, draft):
+    if prx_ledger or (draft.dst is NULL and prs_draft_in_file(store.handle, draft)):
         try:
-            finish_file(store, draft)
+            ledger_seal(store, draft)
+            if draft.dst is NULL and prs_draft_in_file(store.handle, draft):
+                finish_file(store, draft)
         except BaseException:
             store.abort(draft, False)
             raise
@@ -74,7 +79,7 @@ cdef object put_buffer(Store store, const uint8_t *stream, Py_ssize_t stream_siz
     cdef prs_draft draft
     cdef prs_error error
     cdef prs_oid inner
-    cdef uint8_t[HEAD] head
+    cdef uint8_t[HEAD + PAD] head
     cdef uint8_t *dst
     cdef bint gathers = source is not NULL and source.kind != PRP_ARRAY_DIRECT
     cdef bint refers = not gathers and size >= REFERENCE_FROM and worth_referring(store, data, size, &inner, &off)
@@ -86,12 +91,19 @@ cdef object put_buffer(Store store, const uint8_t *stream, Py_ssize_t stream_siz
         if (total > PRS_SMALL_MAX or store.handle is NULL or
                 prs_alloc(store.handle, total, 0, &draft, &error) != PRS_OK):
             store.alloc(total, 0, &draft, deadline)
+        else:
+            ledger_begin(store, &draft, total)
     dst = <uint8_t *>draft.dst if draft.dst is not NULL else head
     prs_format_write_header(dst, total, stream_size, 1)
     prs_format_write_entry(dst, 0, off, size, &inner if refers else NULL)
     memcpy(dst + sizeof(prs_header) + sizeof(prs_buffer_entry), stream, stream_size)
+    if not refers:
+        memset(dst + body, 0, off - body)
+        body = off
     if dst == head:
         write_or_abort(store, &draft, 0, head, body)
+    else:
+        ledger_write(store, &draft, 0, body)
     if refers or gathers:
         try:
             if refers:
@@ -104,6 +116,7 @@ cdef object put_buffer(Store store, const uint8_t *stream, Py_ssize_t stream_siz
     elif dst == head:
         write_or_abort(store, &draft, off, data, size)
     elif size:
+        ledger_write(store, &draft, off, size)
         memcpy(dst + off, data, size)
     return seal_or_abort(store, &draft)
 
@@ -119,6 +132,7 @@ cdef int gather_array(Store store, prs_draft *draft, uint64_t off, object array,
     cdef size_t itemsize
     cdef uint64_t total
     cdef const void *first
+    ledger_write(store, draft, off, source.nbytes)
     if draft.dst is not NULL:
         prp_ndarray().gather(array, source, <uint8_t *>draft.dst + off, source.nbytes)
         return 0

@@ -1,0 +1,73 @@
+# Debug builds only: which bytes of an object under construction were written, checked when the object is sealed.
+#
+# Every writer reports the spans that it fills. Two writers of one place, or a place that nobody wrote, raise SystemError at the seal
+# and name the offset. New bytes that are mapped start as a pattern, so that a missing write also shows in the values.
+
+cdef extern from *:
+    """
+    #ifdef PRS_DEBUG
+    enum { prx_ledger = 1 };
+    #else
+    enum { prx_ledger = 0 };
+    #endif
+    """
+    const bint prx_ledger
+
+# {(store, serial): (size, [(offset, length), ...])}
+cdef dict ledgers = {}
+
+
+cdef inline int ledger_begin(Store store, const prs_draft *draft, uint64_t size) except -1:
+    if prx_ledger:
+        ledgers[store.id, draft.id.serial] = (size, [])
+        if draft.dst is not NULL:
+            memset(draft.dst, 0xa5, size)
+    return 0
+
+
+cdef inline int ledger_write(Store store, const prs_draft *draft, uint64_t at, uint64_t n) except -1:
+    if prx_ledger and n:
+        found = ledgers.get((store.id, draft.id.serial))
+        if found is not None:
+            found[1].append((at, n))
+    return 0
+
+
+cdef void forget_ledger(Store store, const prs_draft *draft) noexcept:
+    ledgers.pop((store.id, draft.id.serial), None)
+
+
+cdef inline int ledger_seal(Store store, const prs_draft *draft) except -1:
+    """Raise unless each byte was written exactly once. Windows have no ledger: their user fills them."""
+    if prx_ledger:
+        found = ledgers.pop((store.id, draft.id.serial), None)
+        if found is not None:
+            check_spans(found[0], found[1])
+    return 0
+
+
+def check_spans(size, spans):
+    """
+    Raise unless the spans cover `size` bytes and do not overlap.
+
+    Parameters
+    ----------
+    size : int
+        Bytes in the object.
+    spans : list of (int, int)
+        Offset and length of each write, in any order.
+
+    Raises
+    ------
+    SystemError
+        If two spans overlap, or a byte belongs to none.
+    """
+    done = 0
+    for at, n in sorted(spans):
+        if at < done:
+            raise SystemError(f"two writers filled byte {at} of a new object of {size} bytes")
+        if at > done:
+            raise SystemError(f"no writer filled bytes {done} to {at} of a new object of {size} bytes")
+        done = at + n
+    if done != size:
+        raise SystemError(f"the writers filled {done} bytes of a new object of {size} bytes")
