@@ -49,19 +49,19 @@ _LAZY = dict.fromkeys(
         "loads_frames",
         "serialize",
     ),
-    "serialization",
+    "pickling.serialization",
 )
 _LAZY |= {
     "TaskRef": "tasks",
     "cancel": "tasks",
-    "install": "tasks.install",
+    "install": "pool_hooks",
     "kill": "tasks.actor",
     "progress": "tasks.progress",
     "remote": "tasks",
-    "uninstall": "tasks.install",
+    "uninstall": "pool_hooks",
 }
 # `_ndarray` for PyCapsule_Import, which imports packages but only looks modules up.
-_MODULES = ("_ndarray", "exceptions", "inspection", "serialization", "tasks", "typing", "util")
+_MODULES = ("_ndarray", "exceptions", "inspection", "tasks", "typing", "util")
 
 __all__ = [
     "ObjectRef",
@@ -140,10 +140,10 @@ def _debug() -> None:
     from os import environ
 
     if "PYRAY_SER_PICKLE_VERBOSE_DEBUG" in environ or "RAY_PICKLE_VERBOSE_DEBUG" in environ:
-        from . import verbose_pickler
+        from .inspection import debug_pickler
 
-        if verbose_pickler.level():
-            verbose_pickler.install()
+        if debug_pickler.level():
+            debug_pickler.install()
 
 
 _debug()

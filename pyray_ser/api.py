@@ -6,10 +6,10 @@ import os
 import sys
 
 from . import _store
-from . import store as _stores
 from ._store import ObjectRef, free, get, get_buffer, put
-from .scope import scope
-from .waiting import wait
+from .store import discovery as _stores
+from .store.scopes import scope
+from .store.waiting import wait
 
 TYPE_CHECKING = False  # importing typing for this would cost more than the rest of this module
 if TYPE_CHECKING:

@@ -132,7 +132,7 @@ def _check_flags(liveness: object, spill_checksum: object, spill_compress: objec
         raise ValueError(f'liveness must be "auto" or "pid", not {liveness!r}')
     flags = _LIVENESS_PID if liveness == "pid" else 0
     if spill_checksum or spill_compress is not None:
-        from .spilling import flags as spill_flags
+        from .store.spill_codec import flags as spill_flags
 
         flags |= spill_flags(bool(spill_checksum), spill_compress)  # type: ignore[arg-type]
     return flags

@@ -6,11 +6,11 @@ The inspector is imported when it is first used: programs that never ask do not 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .registry import deregister_serializer, register_serializer
+from .pickling.registry import deregister_serializer, register_serializer
 
 if TYPE_CHECKING:
     from .inspection import FailureTuple, inspect_serializability, inspect_size
-    from .safe_names import SAFE_NUMPY
+    from .pickling.safe_names import SAFE_NUMPY
 
 __all__ = [
     "SAFE_NUMPY",
@@ -23,7 +23,7 @@ __all__ = [
 
 _LATER = {
     "FailureTuple": ".inspection",
-    "SAFE_NUMPY": ".safe_names",
+    "SAFE_NUMPY": ".pickling.safe_names",
     "inspect_serializability": ".inspection",
     "inspect_size": ".inspection",
 }

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 
-from pyray_ser.verbose_pickler import Pickler
+from pyray_ser.inspection.debug_pickler import Pickler
 
 ENGINES = ["python", "compiled", "compiled, read by pickle"]
 _engine = ENGINES[0]

@@ -27,7 +27,7 @@ def _ask(spill: bool, store: _store.Store, spill_dir: str | None) -> dict[str, A
         return {"ok": True}
     if store.spill_dir is None and spill_dir is not None:
         # A copy of the tables of a store that is gone, which knows nothing of the files.
-        from ..spilling import check_files
+        from ..store.spill_codec import check_files
 
         count, damaged = check_files(store, spill_dir)
     else:

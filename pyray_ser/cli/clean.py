@@ -11,7 +11,8 @@ import argparse
 import os
 from typing import Any
 
-from .. import _store, named
+from .. import _store
+from ..store import named_stores
 from .output import bytes_text, count, error, printable, write_json
 from .stores import Found, find, opened
 
@@ -65,12 +66,12 @@ def run(arguments: argparse.Namespace) -> int:
         folder = os.path.dirname(entry["path"])
         try:
             # Looked at once more, with everybody who would open it locked out.
-            with named.guard(folder):
+            with named_stores.guard(folder):
                 if arguments.dry_run:
                     removed.append(entry)
-                elif named.remove_dead(entry["path"]):
+                elif named_stores.remove_dead(entry["path"]):
                     removed.append(entry)
-                    named.remove_directory(folder)
+                    named_stores.remove_directory(folder)
         except OSError as problem:
             problems.append(f"{entry['path']}: {problem}")
     spilled: list[dict[str, Any]] = []

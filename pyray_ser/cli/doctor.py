@@ -13,8 +13,9 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from .. import _store, named
+from .. import _store
 from ..exceptions import PyraySerError
+from ..store import named_stores
 from .clean import left_behind, spill_directories
 from .output import bytes_text, count, printable, write_json
 from .stores import find
@@ -278,9 +279,9 @@ def _versions() -> Iterator[Finding]:
 
 
 def _directory() -> Iterator[Finding]:
-    folder = named.directory()
+    folder = named_stores.directory()
     try:
-        named.check_directory(folder)
+        named_stores.check_directory(folder)
     except FileNotFoundError:
         yield Finding("directory of named stores", OK, f"{folder} (made when it is needed)")
     except (PyraySerError, OSError) as problem:
@@ -338,7 +339,7 @@ def _trial() -> Iterator[Finding]:
 
     # In a process of its own: a store that the kernel refuses may end by a signal.
     script = (
-        "import pyray_ser, pyray_ser.store as s\n"
+        "import pyray_ser, pyray_ser.store.discovery as s\n"
         "s.open_store(inherit=False, capacity=16 << 20)\n"
         "assert pyray_ser.get(pyray_ser.put(b'x' * 1000000)) == b'x' * 1000000\n"
         "pyray_ser.init().check()"

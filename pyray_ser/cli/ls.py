@@ -6,7 +6,8 @@ import argparse
 import time
 from typing import Any
 
-from .. import _store, origins
+from .. import _store
+from ..store import allocation_sites
 from .look import clients, each
 from .output import age, bytes_text, count, printable, table, write_json
 from .stores import add_selection
@@ -29,7 +30,7 @@ def _ask(store: _store.Store, spill_dir: str | None) -> dict[str, Any]:
 def records(store: _store.Store) -> list[dict[str, Any]]:
     """Return the records of a store's objects, each with whether its creator is still a client and where it was made, if known."""
     alive = set(clients(store))
-    made = origins.read(store.id, sorted(alive))
+    made = allocation_sites.read(store.id, sorted(alive))
     return [
         {**record, "creator_alive": record["creator_pid"] in alive, "origin": made.get(record["serial"])}
         for record in store.records()

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from .. import _store, named
+from .. import _store
+from ..store import named_stores
 
 __all__ = ["Found", "add_selection", "find", "opened", "own_pids", "selected"]
 
@@ -33,7 +34,7 @@ class Found:
         if self.path is None:
             return self.id or "?"
         folder, name = os.path.split(self.path)
-        return name if folder == named.directory() else self.path
+        return name if folder == named_stores.directory() else self.path
 
     def describe(self) -> dict[str, Any]:
         """Return what is known without opening it."""
@@ -67,7 +68,7 @@ def _of_file(path: str, by_id: dict[str, Found]) -> Found:
     found = by_id.get(ident) if ident is not None else None
     if found is None:
         try:
-            used = named.in_use(path)
+            used = named_stores.in_use(path)
         except OSError:
             used = True  # nothing is proven
         found = Found(ident, used=used)
@@ -83,15 +84,15 @@ def find() -> list[Found]:
             key = f"{ident:016x}"
             by_id.setdefault(key, Found(key)).holders[pid] = fd
     stores = list(by_id.values())
-    folder = named.directory()
+    folder = named_stores.directory()
     try:
-        named.check_directory(folder)
+        named_stores.check_directory(folder)
         names = sorted(os.listdir(folder))
     except OSError:
         names = []  # there is none, or it is somebody else's: `doctor` says so
     for name in names:
         path = os.path.join(folder, name)
-        if named.is_store(path):
+        if named_stores.is_store(path):
             found = _of_file(path, by_id)
             if found not in stores:
                 stores.append(found)
@@ -124,7 +125,7 @@ def selected(words: list[str]) -> list[Found]:
         found = [store for store in stores if word in (store.label, store.path)]
         found = found or [store for store in stores if word.isdigit() and int(word) in store.holders]
         found = found or [store for store in stores if len(word) >= 4 and (store.id or "").startswith(word.lower())]
-        if not found and named.is_store(word):
+        if not found and named_stores.is_store(word):
             found = [_of_file(os.path.abspath(word), {store.id: store for store in stores if store.id})]
         if not found:
             raise LookupError(f"no store {word!r} of this user is to be seen; pyray-ser stat lists those there are")
@@ -166,5 +167,5 @@ def opened(found: Found) -> Iterator[tuple[_store.Store, str | None]]:
     try:
         yield store, spill_dir
     finally:
-        named.leave(store)
+        named_stores.leave(store)
         store.close()

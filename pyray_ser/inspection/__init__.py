@@ -8,10 +8,10 @@ One pass (`trace`) visits what the pickler would visit, by the same rules
 
 from .explain import Explanation, explain, explain_failure, explain_put, serialization_error
 from .failure import FailureTuple
-from .inspect import Inspection, inspect
+from .inspector import Inspection, inspect
 from .report import inspect_serializability
 from .sizes import Size, Sizes, inspect_size
-from .trace import Trace, trace
+from .tracing import Trace, trace
 
 __all__ = [
     "Explanation",

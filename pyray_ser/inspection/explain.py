@@ -7,7 +7,7 @@ from .. import _store
 from ..exceptions import SerializationError
 from .failure import FailureTuple
 from .sizes import Sizes, sizes_of
-from .trace import trace
+from .tracing import trace
 
 __all__ = ["Explanation", "explain", "explain_failure", "explain_put", "serialization_error"]
 

@@ -14,7 +14,7 @@ from types import CellType, CodeType, FunctionType, MappingProxyType, MemberDesc
 from typing import Any, NamedTuple
 
 from .._walk import instance_dict
-from ..reduction import find_in_mro
+from ..pickling.reducer_order import find_in_mro
 from .text import class_name, key_text
 
 __all__ = ["Part", "describe", "path_text"]

@@ -6,7 +6,7 @@ from typing import Any, TextIO
 from .failure import FailureTuple
 from .path import root_name
 from .text import brief, shorten
-from .trace import Trace, trace
+from .tracing import Trace, trace
 
 __all__ = ["inspect_serializability", "report_text"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from .path import Step, describe, path_text, root_name
 from .text import brief, class_name, size_text
-from .trace import Trace, trace
+from .tracing import Trace, trace
 
 __all__ = ["Size", "Sizes", "inspect_size", "sizes_of"]
 
@@ -252,7 +252,7 @@ def _children(node: Any, steps: list[Step], known: int, parent: Size, name: str 
 
 def _is_ours(cls: type) -> bool:
     """Whether a reducer of ours put it in: it stands for data of the object that was reduced."""
-    return class_name(cls).startswith("pyray_ser.integrations.")
+    return class_name(cls).startswith("pyray_ser.pickling.reducers.")
 
 
 def _tree(size: Size, lead: str, below: str, lines: list[str], least: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from .. import _log
 from .._store import fork_count
 from ..exceptions import ObjectLostError, TaskCancelledError, WorkerDiedError
-from . import messages, settings
+from . import protocol, settings
 from .call import Call, after, make, stop
 from .channel import Channel, Job, fail
 from .function import Tests, _count, check_options
@@ -212,7 +212,7 @@ class Client:
         """Tell the actor what of a stream was taken."""
         job = ref.job
         if job is not None:
-            self.channel.send(messages.write(messages.TAKEN, job.number, payload))
+            self.channel.send(protocol.write(protocol.TAKEN, job.number, payload))
 
     def cancel(self, ref: TaskRef, force: bool) -> bool:
         """Take back a call that has not started."""
@@ -247,7 +247,7 @@ class Owner(Client):
         super().__init__(name)
         self._restarts = max_restarts
         self._async = is_async
-        call = make(f"{name}.__init__", cls, args, kwargs, False, self, messages.CREATE)
+        call = make(f"{name}.__init__", cls, args, kwargs, False, self, protocol.CREATE)
         self._creation = call
         self.address = new_address()
         self.ended: WorkerDiedError | None = None
@@ -356,7 +356,7 @@ class ActorHandle:
         return sorted(self._methods)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        from .handles import reduce
+        from .remote_handles import reduce
 
         return reduce(self)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from .._store import ObjectRef
 from ..exceptions import SerializationError
-from . import messages
+from . import protocol
 from .channel import Job, number
 from .errors import Failure, describe
 from .refs import Outcome, Source, TaskRef
@@ -64,12 +64,12 @@ class Call:
         if failed is not None:
             return failed
         try:
-            payload, held = messages.encode(self.pending)
+            payload, held = protocol.encode(self.pending)
         except Exception as error:
             if not self.creates:
                 return error
-            payload, held = messages.encode([_portable(ref) for ref in self.pending])
-        self.job.before = messages.write(messages.ARGUMENTS, self.job.number, payload)
+            payload, held = protocol.encode([_portable(ref) for ref in self.pending])
+        self.job.before = protocol.write(protocol.ARGUMENTS, self.job.number, payload)
         self.job.held = (self.job.held, held)
         self.pending = []
         return None
@@ -92,7 +92,7 @@ def _portable(ref: TaskRef) -> TaskRef:
 def stop(job: Job, outcome: Any) -> None:
     """Settle a job that will not run."""
     if job.stream is not None:
-        job.stream(messages.FAILURE, outcome)
+        job.stream(protocol.FAILURE, outcome)
     job.ref.settle(outcome)
 
 
@@ -103,7 +103,7 @@ def make(
     kwargs: dict[str, Any],
     several: bool | int,
     source: Source,
-    kind: int = messages.CALL,
+    kind: int = protocol.CALL,
 ) -> Call:
     """
     Write a call down. The arguments may change afterwards.
@@ -127,20 +127,20 @@ def make(
     def written(arg: Any) -> Any:
         if type(arg) is TaskRef and arg.outcome is None:
             pending.append(arg)
-            return messages.Placeholder(len(pending) - 1)
+            return protocol.Placeholder(len(pending) - 1)
         return arg
 
     if any(type(arg) is TaskRef for arg in args) or any(type(arg) is TaskRef for arg in kwargs.values()):
         args = tuple(written(arg) for arg in args)
         kwargs = {key: written(arg) for key, arg in kwargs.items()}
-    call: tuple[Any, ...] = (which, args, kwargs) if kind == messages.CREATE else (which, args, kwargs, several)
+    call: tuple[Any, ...] = (which, args, kwargs) if kind == protocol.CREATE else (which, args, kwargs, several)
     try:
-        payload, held = messages.encode(call)
+        payload, held = protocol.encode(call)
     except SerializationError as error:
         raise argument_error(name, args, kwargs, error) from error.__cause__
     ref = TaskRef(name, source)
     n = number()
-    job = Job(ref, messages.write(kind, n, payload), n, held)
+    job = Job(ref, protocol.write(kind, n, payload), n, held)
     ref.job = job
     result: object = ref
     if several is True:
@@ -150,7 +150,7 @@ def make(
         parts = Parts(ref, several, source)
         job.stream = parts.take
         result = parts.refs
-    return Call(job, pending, result, kind == messages.CREATE)
+    return Call(job, pending, result, kind == protocol.CREATE)
 
 
 def argument_error(
@@ -161,7 +161,7 @@ def argument_error(
     named += [(f"argument {key!r}", arg) for key, arg in kwargs.items()]
     for which, arg in named:
         try:
-            messages.encode(arg)
+            protocol.encode(arg)
         except SerializationError as found:
             made = SerializationError(f"{which} of {name}: {found}", path=found.path, failures=found.failures)
             for note in getattr(found, "__notes__", ()):

@@ -26,7 +26,7 @@ from .. import _log
 from .._frames import pack
 from .._store import ObjectRef, fork_count
 from ..exceptions import TaskCancelledError
-from . import messages
+from . import protocol
 from .errors import Failure
 from .refs import TaskRef
 
@@ -242,24 +242,24 @@ class Channel:
             self._torn = False
             self.death()
             return
-        kind, number, payload = messages.read(frame)
+        kind, number, payload = protocol.read(frame)
         outcome: Any
         try:
-            if kind == messages.RESULT or kind == messages.ITEM:
-                outcome = messages.outcome(payload)
-            elif kind == messages.FAILURE:
-                outcome = Failure(*messages.load(payload))
+            if kind == protocol.RESULT or kind == protocol.ITEM:
+                outcome = protocol.outcome(payload)
+            elif kind == protocol.FAILURE:
+                outcome = Failure(*protocol.load(payload))
             else:
                 outcome = None
         except Exception as error:
-            kind, outcome = messages.FAILURE, error
+            kind, outcome = protocol.FAILURE, error
         with self._lock:
             job = self._sent.get(number)
-            if job is not None and kind != messages.ITEM:
+            if job is not None and kind != protocol.ITEM:
                 del self._sent[number]
                 self._sent_bytes -= len(job.frame)
             if type(outcome) is ObjectRef:
-                self._write(messages.write(messages.ACK, number))
+                self._write(protocol.write(protocol.ACK, number))
             if self._queued:
                 self._flush()
             self._torn = False
@@ -269,7 +269,7 @@ class Channel:
             if job.stream is not None:
                 job.stream(kind, outcome)
         finally:
-            if kind != messages.ITEM:
+            if kind != protocol.ITEM:
                 job.ref.settle(outcome if outcome is not None else _NOTHING)
 
     # ---- the end
@@ -314,7 +314,7 @@ class Channel:
             else:
                 taken = False
                 ref.cancelled = True
-                self._write(messages.write(messages.CANCEL, job.number))
+                self._write(protocol.write(protocol.CANCEL, job.number))
         if taken:
             ref.settle(TaskCancelledError(task=ref.name))
             return True
@@ -386,7 +386,7 @@ def fail(jobs: list[Job], error: Callable[[str], BaseException]) -> None:
         if job.ref.cancelled:
             failure = TaskCancelledError(task=job.ref.name)
         if job.stream is not None:
-            job.stream(messages.FAILURE, failure)
+            job.stream(protocol.FAILURE, failure)
         job.ref.settle(failure)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn, TypeAlias
 
 from ..exceptions import SerializationError
-from . import engine, messages
+from . import engine, protocol
 from .call import after, make
 from .channel import number
 
@@ -23,7 +23,7 @@ class Function:
         self.name = getattr(function, "__qualname__", None) or repr(function)
         self.number = number()
         try:
-            payload, self.held = messages.encode(function)
+            payload, self.held = protocol.encode(function)
         except SerializationError as error:
             made = SerializationError(
                 f"the remote function {self.name}: {error}", path=error.path, failures=error.failures
@@ -31,7 +31,7 @@ class Function:
             for note in getattr(error, "__notes__", ()):
                 made.add_note(note)
             raise made from error.__cause__
-        self.frame = messages.write(messages.FUNCTION, self.number, payload)
+        self.frame = protocol.write(protocol.FUNCTION, self.number, payload)
 
 
 # Option -> what it must be, and how to say so.

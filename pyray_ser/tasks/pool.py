@@ -11,7 +11,7 @@ from _thread import allocate_lock
 from concurrent.futures import ThreadPoolExecutor
 
 from ..exceptions import TaskCancelledError
-from . import messages, settings
+from . import protocol, settings
 from .call import Call, stop
 from .channel import Channel, Job, fail
 from .function import Function
@@ -186,7 +186,7 @@ class Pool:
         job = ref.job
         worker = None if job is None else job.worker
         if job is not None and worker is not None:
-            worker.channel.send(messages.write(messages.TAKEN, job.number, payload))
+            worker.channel.send(protocol.write(protocol.TAKEN, job.number, payload))
 
     def cancel(self, ref: TaskRef, force: bool) -> bool:
         """Cancel a task; see `Engine`."""

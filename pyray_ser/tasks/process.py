@@ -76,7 +76,7 @@ class Process:
         self.connection: Connection
         # The children attach to this store: it must be there before they look.
         if _store.default() is None:
-            from ..store import open_default
+            from ..store.discovery import open_default
 
             open_default()
         owner = (os.getpid(), _store.start_time(os.getpid()))
@@ -88,10 +88,10 @@ class Process:
             _processes.add(self)
             listener = None
             try:
-                from .serve import main
+                from .worker import main
 
                 if address is not None:
-                    from .visitors import listen
+                    from .listener import listen
 
                     # Here, so that it can be called on even before the process runs.
                     listener = listen(address)
@@ -263,7 +263,7 @@ def let_go_of_inherited() -> None:
     """Hold nothing of what the owner held when this process was forked: it would be held for as long as this one lives."""
     if not _store.fork_count():
         return
-    from ..store import renew
+    from ..store.discovery import renew
 
     for store in _store.open_stores():
         renew(store)

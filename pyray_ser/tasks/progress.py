@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any
 
-from ..waiting import wait
+from ..store.waiting import wait
 
 __all__ = ["progress"]
 

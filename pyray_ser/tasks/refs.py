@@ -248,7 +248,7 @@ class TaskRef:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        from .exports import reduce
+        from .pending_refs import reduce
 
         return reduce(self)
 

@@ -10,7 +10,7 @@ from sys import is_finalizing
 from typing import TYPE_CHECKING, Any
 
 from .._store import ObjectRef
-from . import flow, messages
+from . import backpressure, protocol
 from .refs import Source, TaskRef, patience
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class _Items:
     def take(self, kind: int, outcome: Any) -> None:
         """Take one answer. Called by whoever reads the channel."""
         with self.lock:
-            if kind in (messages.ITEM, messages.FAILURE):
+            if kind in (protocol.ITEM, protocol.FAILURE):
                 if not self.abandoned:
                     item: TaskRef = TaskRef(f"{self.ref.name}[{self.count}]")
                     item.settle(outcome)
@@ -49,20 +49,20 @@ class _Items:
                 self.count += 1
             late = self._free and not self._told
             self._told = self._told or late
-            if kind != messages.ITEM:
+            if kind != protocol.ITEM:
                 self.ended = True
             waiters, self.waiters = self.waiters, []
         for waiter in waiters:
             waiter.release()
         if late:
-            self._send(flow.everything())
+            self._send(backpressure.everything())
 
     def tell(self, item: TaskRef) -> None:
         """Let the worker know that an item was taken: small ones several at a time."""
         self._untold += 1
-        if self._untold >= flow.AHEAD // 2 or type(item.outcome) is ObjectRef:
+        if self._untold >= backpressure.AHEAD // 2 or type(item.outcome) is ObjectRef:
             untold, self._untold = self._untold, 0
-            self._send(flow.taken(untold))
+            self._send(backpressure.taken(untold))
 
     def run_freely(self) -> None:
         """Let the worker go on however much there is."""
@@ -72,7 +72,7 @@ class _Items:
             now = self.count > 0 and not self._told
             self._told = self._told or now
         if now:
-            self._send(flow.everything())
+            self._send(backpressure.everything())
 
     def abandon(self) -> bool:
         """Drop what there is and what will come. For `collector().repeat`: never again."""
@@ -200,9 +200,9 @@ class Parts:
 
     def take(self, kind: int, outcome: Any) -> None:
         """Take one answer."""
-        if kind == messages.ITEM:
+        if kind == protocol.ITEM:
             self.refs[self._next].settle(outcome)
             self._next += 1
-        elif kind != messages.END:
+        elif kind != protocol.END:
             for ref in self.refs[self._next :]:
                 ref.settle(outcome)

@@ -99,7 +99,7 @@ cdef void *exported(object module, str name, const char *signature) except NULL:
 cdef int connect_pickler() except -1:
     global put_pickle, put_gather, put_release
     # It connects the pickler with the registered serializers and the reducers of third-party types.
-    from pyray_ser.serialization import _pickle
+    from pyray_ser.pickling.serialization import _pickle
 
     put_gather = <put_gather_type>exported(_pickle, "put_gather", b"int (prp_put_buffer const *, void *)")
     put_release = <put_release_type>exported(_pickle, "put_release", b"void (prp_put_result *)")

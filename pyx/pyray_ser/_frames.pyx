@@ -62,7 +62,7 @@ cdef Gathered gather_or_tell(value, uint64_t store):
     try:
         return gather(value, store)
     except Exception as error:
-        from pyray_ser.serialization import unpicklable
+        from pyray_ser.pickling.serialization import unpicklable
 
         told = unpicklable(value, error)
         if told is error:

@@ -21,7 +21,7 @@ cdef class Store:
     cdef Link *link
     cdef readonly uint64_t id
     cdef readonly object path
-    cdef object spill_form  # pyray_ser.spilling.Form, once it is needed
+    cdef object spill_form  # pyray_ser.store.spill_codec.Form, once it is needed
     cdef object __weakref__
 
     cdef int opened(self, prs_store *handle) except -1

@@ -2,7 +2,7 @@
 
 What runs per operation is here: a small value or an array is written into its extent and read from it without a Python
 frame in between. Policy is elsewhere: which store is found (`pyray_ser.store`), how a reference travels
-(`pyray_ser.ref`), which exception a status becomes (`pyray_ser._status`); these modules are imported when they are first
+(`pyray_ser.ref`), which exception a status becomes (`pyray_ser.store.statuses`); these modules are imported when they are first
 needed and are called on slow paths only.
 
 The parts, each a file of `store/`; all are one module, so that the engine is linked once and a put or a get is one piece

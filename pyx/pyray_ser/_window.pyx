@@ -176,7 +176,7 @@ def seal(value):
             raise ValueError("seal() takes the whole array that empty() returned, not a part of it")
     else:
         if type(value) is memoryview:
-            from pyray_ser.serialization import memoryview_call
+            from pyray_ser.pickling.serialization import memoryview_call
 
             written = memoryview_call(MEMORYVIEW_STREAM, value)
         else:

@@ -549,10 +549,10 @@ def test_the_end_of_an_actor_is_that_of_the_calls_that_wait(how):
     elif how == "kill elsewhere":
         # As one who was given the handle has it.
         from pyray_ser import _store
-        from pyray_ser.tasks import actor, handles
+        from pyray_ser.tasks import actor, remote_handles
 
         client = counter._client
-        visitor = handles.Visitor("counter", client.address, client.pid, _store.start_time(client.pid))
+        visitor = remote_handles.Visitor("counter", client.address, client.pid, _store.start_time(client.pid))
         counter = actor.ActorHandle(actor.Grip(visitor), "counter", counter._methods)
         own, futures = futures, [counter.add.remote(never).future(), counter.add.remote().future()]
         ray.kill(counter)
@@ -770,7 +770,7 @@ def test_what_lives_until_the_end_of_the_interpreter_ends_silently():
     # Destructors that run after the names of our modules are gone.
     script = """
     import os, threading, pyray_ser as ray
-    from pyray_ser.tasks import actor, channel, handles, process, streams
+    from pyray_ser.tasks import actor, channel, remote_handles, process, streams
     from pyray_ser import _store
     @ray.remote
     class Counter:
@@ -780,11 +780,11 @@ def test_what_lives_until_the_end_of_the_interpreter_ends_silently():
     if __name__ == "__main__":
         stream = numbers.remote(100)  # has not ended: it is not read to its end
         ray.get(next(stream))
-        for module in (os, threading, actor, channel, handles, process, streams):
+        for module in (os, threading, actor, channel, remote_handles, process, streams):
             counter = Counter.remote()
             ray.get(counter.count.remote())
             client = counter._client
-            visitor = handles.Visitor("counter", client.address, client.pid, _store.start_time(client.pid))
+            visitor = remote_handles.Visitor("counter", client.address, client.pid, _store.start_time(client.pid))
             module.kept = [counter, stream, actor.Grip(visitor), client.channel.process, visitor.channel.process]
         print("done")
     """

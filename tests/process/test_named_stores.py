@@ -10,11 +10,12 @@ from isolated import run
 PRELUDE = """
     import os, signal, stat, subprocess, sys, time
     import numpy as np, pyray_ser
-    from pyray_ser import named, _store
+    from pyray_ser import _store
+    from pyray_ser.store import named_stores
     from pyray_ser.exceptions import *
 
     name = "NAME"
-    path = named.path_of(name)
+    path = named_stores.path_of(name)
 
     def stranger(code, *arguments, status=0):
         environment = {key: value for key, value in os.environ.items() if key != "PYRAY_SER_STORE"}
@@ -82,7 +83,7 @@ def test_waiting_for_a_name_that_another_process_gives(named):
 def test_the_last_process_removes_the_file(named, end):
     text = f"""
     pyray_ser.init(name=name)
-    assert named.in_use(path)
+    assert named_stores.in_use(path)
     stranger("pyray_ser.init(name=sys.argv[1]); pyray_ser.put(1, name='one')\\n{end}", name)
     assert os.path.exists(path) and pyray_ser.get_by_name("one") == 1
     pyray_ser.shutdown()
@@ -96,7 +97,7 @@ def test_the_last_process_removes_the_file(named, end):
 def test_a_crashed_store_is_made_anew(named):
     text = """
     stranger("pyray_ser.init(name=sys.argv[1]); pyray_ser.put('old', name='value'); os.kill(os.getpid(), 9)", name, status=-9)
-    assert os.path.exists(path) and not named.in_use(path)
+    assert os.path.exists(path) and not named_stores.in_use(path)
     pyray_ser.init(name=name)
     print(pyray_ser.names())
     """
@@ -110,7 +111,7 @@ def test_a_process_that_closed_all_descriptors_still_counts(named):
     child = subprocess.Popen([sys.executable, "-P", "-c", "import os, sys, pyray_ser\\n" + code, name],
                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
     child.stdout.readline()
-    assert named.in_use(path)
+    assert named_stores.in_use(path)
     pyray_ser.init(name=name)
     print(pyray_ser.get_by_name("n", timeout=0))
     child.communicate()
@@ -173,7 +174,7 @@ def test_a_squatted_directory_is_refused(named):
     text = """
     import tempfile
     folder = tempfile.mkdtemp(prefix="pyray_ser-named-", dir="/dev/shm")
-    named.directory = lambda: folder
+    named_stores.directory = lambda: folder
     try:
         for mode, reason in ((0o777, "mode"), (0o750, "mode")):
             os.chmod(folder, mode)
@@ -251,7 +252,7 @@ def test_a_store_found_by_its_hint_is_attached_under_the_lock(named):
     text = """
     import fcntl
     pyray_ser.init(name=name)
-    fd = os.open(named.directory(), os.O_RDONLY)
+    fd = os.open(named_stores.directory(), os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
     child = subprocess.Popen([sys.executable, "-P", "-c", "import pyray_ser; print(pyray_ser.init(lock_timeout=60).path, flush=True)"], stdout=subprocess.PIPE)
     os.set_blocking(child.stdout.fileno(), False)
@@ -269,7 +270,7 @@ def test_the_directory_is_that_of_the_effective_user(named):
     if os.getuid() == 0:
         os.setegid(65534)
         os.seteuid(65534)
-    before = named.directory()
+    before = named_stores.directory()
     print(before == f"/dev/shm/pyray_ser-{os.geteuid()}")
     pyray_ser.init(name=name)
     print(os.stat(before).st_uid == os.geteuid())
@@ -299,8 +300,8 @@ def test_the_umask_does_not_close_the_directory(named):
 
 OWN_DIRECTORY = """
     folder = f"/dev/shm/pyray_ser-test-{os.getpid()}"
-    named.directory = lambda: folder
-    path = named.path_of(name)
+    named_stores.directory = lambda: folder
+    path = named_stores.path_of(name)
 """
 
 
@@ -367,8 +368,8 @@ def test_a_link_to_nowhere_in_place_of_the_directory_is_refused(named):
 
 COME_AND_GO = """
 import sys, pyray_ser
-from pyray_ser import named
-named.directory = lambda: sys.argv[1]
+from pyray_ser.store import named_stores
+named_stores.directory = lambda: sys.argv[1]
 for k in range(60):
     pyray_ser.init(name=sys.argv[2], capacity=1 << 20)
     pyray_ser.put(k)
@@ -392,14 +393,14 @@ def test_a_stopped_opener_is_an_error_that_names_the_directory(named):
     import fcntl
     pyray_ser.init(name=name, lock_timeout=0.2)
     pyray_ser.shutdown()
-    os.makedirs(named.directory(), mode=0o700, exist_ok=True)
-    fd = os.open(named.directory(), os.O_RDONLY)
+    os.makedirs(named_stores.directory(), mode=0o700, exist_ok=True)
+    fd = os.open(named_stores.directory(), os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
     started = time.monotonic()
     try:
         pyray_ser.init(name=name, lock_timeout=0.2)
     except StoreBusyError as error:
-        print(named.directory() in str(error), time.monotonic() - started < 5)
+        print(named_stores.directory() in str(error), time.monotonic() - started < 5)
     os.close(fd)
     pyray_ser.init(name=name)
     """

@@ -244,7 +244,7 @@ def test_errors_are_of_both_types():
         assert isinstance(caught.value, type(error)) and caught.value.args == error.args
         assert "in fail\n    raise error" in str(caught.value) and "fail" in caught.value.task
         assert type(caught.value.cause) is type(error) and caught.value.pid != os.getpid()
-        assert "serve.py" not in caught.value.remote_traceback
+        assert "worker.py" not in caught.value.remote_traceback
         again = pickle.loads(pickle.dumps(caught.value))
         assert isinstance(again, TaskError) and isinstance(again, type(error)) and str(again) == str(caught.value)
     with pytest.raises(OSError) as caught:

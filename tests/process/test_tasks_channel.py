@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 import pytest
 
 from pyray_ser.exceptions import WorkerDiedError
-from pyray_ser.tasks import messages
+from pyray_ser.tasks import protocol
 from pyray_ser.tasks.channel import Channel, Job, collector, end_collector, number
 from pyray_ser.tasks.refs import TaskRef
 
@@ -65,7 +65,7 @@ def nothing_reads_afterwards():
 
 def job() -> Job:
     n = number()
-    return Job(TaskRef("task"), messages.write(messages.CALL, n, b""), n, None)
+    return Job(TaskRef("task"), protocol.write(protocol.CALL, n, b""), n, None)
 
 
 def test_a_new_process_may_get_the_numbers_of_one_that_has_just_died():
@@ -95,7 +95,7 @@ def test_a_new_process_may_get_the_numbers_of_one_that_has_just_died():
     second, successor = made[0]
     # What was known of the first must not be taken for news of the second.
     assert not settled.wait(0.3) and not successor.dead
-    second.theirs.send_bytes(messages.write(messages.END, calls[1].number))
+    second.theirs.send_bytes(protocol.write(protocol.END, calls[1].number))
     assert settled.wait(5) and type(calls[1].ref.outcome) is bytes
     successor.close()
     second.end()

@@ -11,9 +11,10 @@ import xml.etree.ElementTree
 import pytest
 from isolated import environment, run
 
-from pyray_ser import cli, named
+from pyray_ser import cli
 from pyray_ser.cli import doctor, output
 from pyray_ser.cli import map as picture
+from pyray_ser.store import named_stores
 
 OWNER = """
 import os, sys, numpy as np, pyray_ser
@@ -34,7 +35,7 @@ class Owner:
 
     def __init__(self, spill_dir):
         self.name = f"test-{uuid.uuid4().hex}"
-        self.path = named.path_of(self.name)
+        self.path = named_stores.path_of(self.name)
         self.spill_dir = str(spill_dir)
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-c", PRIMER, self.name, self.spill_dir],
@@ -69,7 +70,7 @@ def owner(folder):
     made.close()
     if os.path.exists(made.path):
         os.unlink(made.path)
-        named.remove_directory(named.directory())
+        named_stores.remove_directory(named_stores.directory())
 
 
 def command(*arguments, status=0):
@@ -164,8 +165,8 @@ def test_ls_tells_where_objects_were_made(monkeypatch):
             print(made and made.rpartition("/")[2])
         # Somebody closes all descriptors, and the number becomes another file's.
         if len(sys.argv) > 1:
-            from pyray_ser import origins
-            [(fd, _)] = origins._lists.values()
+            from pyray_ser.store import allocation_sites
+            [(fd, _)] = allocation_sites._lists.values()
             os.close(fd)
             other = os.open("/dev/shm", os.O_RDWR | os.O_TMPFILE, 0o600)
             os.dup2(other, fd)
@@ -174,7 +175,7 @@ def test_ls_tells_where_objects_were_made(monkeypatch):
             assert any("script.py" in (record["origin"] or "") for record in json.loads(ls("--json"))["stores"][0]["objects"])
             pyray_ser.shutdown()
             os.fstat(fd)
-            assert not origins._lists
+            assert not allocation_sites._lists
         os.write(done[1], b"x")
         os.waitpid(pid, 0)
     """

@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import pyray_ser
-from pyray_ser import _pickle, verbose_pickler
-from pyray_ser.inspection import trace
+from pyray_ser import _pickle
+from pyray_ser.inspection import debug_pickler, trace
 
 LOCK = threading.Lock()
 
@@ -214,7 +214,7 @@ def test_every_pickler_names_it_as_the_inspector_does(kind):
     assert first.parent is not None
     assert path is None or first.path == path
     assert note_of(pyray_ser.dumps, value) == first.path
-    assert note_of(verbose_pickler.dumps, value) == first.path
+    assert note_of(debug_pickler.dumps, value) == first.path
     assert note_of(lambda value: _pickle.Pickler(io.BytesIO()).dump(value), value) == first.path
     assert note_of(lambda value: _pickle.Pickler(io.BytesIO(), 2).dump(value), value)  # sets are reduced there
     with pytest.raises(TypeError) as caught:
@@ -252,7 +252,7 @@ def test_what_was_on_the_way_is_not_kept_alive():
 
 
 def test_a_path_that_cannot_be_told_does_not_replace_the_error(monkeypatch):
-    monkeypatch.setattr(sys.modules["pyray_ser.inspection.trace"], "way_to_failure", None)
+    monkeypatch.setattr(sys.modules["pyray_ser.inspection.tracing"], "way_to_failure", None)
     with pytest.raises(TypeError, match="cannot pickle") as caught:
         pyray_ser.dumps([LOCK])
     assert not hasattr(caught.value, "__notes__")

@@ -11,8 +11,9 @@ import pytest
 from inband import engine, load, put  # noqa: F401
 
 import pyray_ser
-from pyray_ser import integrations, rebuild
-from pyray_ser.verbose_pickler import Pickler
+from pyray_ser import reconstruct
+from pyray_ser.inspection.debug_pickler import Pickler
+from pyray_ser.pickling import reducers
 
 SMALL = 4096  # what a stream may hold in-band, beside the data
 
@@ -238,7 +239,7 @@ class TestStringDType:
     )
     def test_what_a_stream_says_is_checked(self, text, lengths, width, missing, says):
         with pytest.raises(ValueError, match=says):
-            rebuild.strings((2,), np.dtypes.StringDType(), text, lengths, width, missing, "C")
+            reconstruct.strings((2,), np.dtypes.StringDType(), text, lengths, width, missing, "C")
 
     def test_utf8_is_judged_as_python_does(self):
         rng = np.random.default_rng(5)
@@ -251,11 +252,12 @@ class TestStringDType:
                 expected = text.decode()
             except UnicodeDecodeError:
                 with pytest.raises(ValueError):
-                    rebuild.strings((), np.dtypes.StringDType(), text, bytes([len(text)]), 1, None, "C")
+                    reconstruct.strings((), np.dtypes.StringDType(), text, bytes([len(text)]), 1, None, "C")
             else:
                 accepted += 1
                 assert (
-                    rebuild.strings((), np.dtypes.StringDType(), text, bytes([len(text)]), 1, None, "C")[()] == expected
+                    reconstruct.strings((), np.dtypes.StringDType(), text, bytes([len(text)]), 1, None, "C")[()]
+                    == expected
                 )
         assert accepted > 100
 
@@ -281,8 +283,8 @@ def test_subclasses_of_users_are_left_to_themselves():
     class Mine(np.ndarray):
         pass
 
-    integrations.find(np.ndarray)
-    assert integrations.find(Mine) is None
+    reducers.find(np.ndarray)
+    assert reducers.find(Mine) is None
 
 
 @pytest.mark.parametrize(
@@ -448,9 +450,9 @@ def test_libraries_are_not_imported_for_their_reducers():
 
     code = """
 import sys
-from pyray_ser import integrations
+from pyray_ser.pickling import reducers
 for value in (1, "x", [], object(), print, sys):
-    integrations.meet(type(value))
+    reducers.meet(type(value))
 assert not {"numpy", "pandas", "pyarrow", "polars", "ctypes", "array"} & set(sys.modules), "imported"
 """
     import os

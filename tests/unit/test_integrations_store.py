@@ -235,12 +235,12 @@ def test_explained_and_named_and_refused():
 
 def test_polars_without_pyarrow_is_explained_as_copied_or_in_band(monkeypatch):
     pl = pytest.importorskip("polars")
-    from pyray_ser import integrations
+    from pyray_ser.pickling import reducers
 
     frame = pl.DataFrame({"a": np.arange(N)})
     assert explained(frame)[1].zero_copy >= 8 * N
     # What install() does where pyarrow is not to be found.
-    monkeypatch.delitem(integrations.reducers, pl.DataFrame)
+    monkeypatch.delitem(reducers.reducers, pl.DataFrame)
     _, explanation = explained([frame])
     assert explanation.zero_copy == 0 and explanation.copied + explanation.in_band >= 8 * N
 

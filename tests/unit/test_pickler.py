@@ -12,8 +12,10 @@ import pickler_classes as classes
 import pytest
 from pickler_classes import Box, Changing, Colour, Endless, Locked, Nested, Node, Reentrant, SlottedNode, chain, unchain
 
-from pyray_ser import _pickle, integrations
-from pyray_ser import serialization as serialization  # it connects the pickler with registry and inspector
+from pyray_ser import _pickle
+from pyray_ser.pickling import (
+    reducers,  # it connects the pickler with registry and inspector
+)
 
 
 def to_file(obj, **options):
@@ -301,7 +303,7 @@ def test_super_persistent_id():
 
 
 def test_a_registered_serializer_goes_before_everything_else():
-    from pyray_ser import registry
+    from pyray_ser.pickling import registry
 
     registry.register_serializer(Locked, serializer=lambda obj: "locked", deserializer=classes.identity)
     try:
@@ -534,7 +536,7 @@ def test_put_reducers():
         assert type(pickle.loads(_pickle.dumps(Node(1)))) is Node
         assert len(seen) == 2
     finally:
-        _pickle._set_put_reducers(integrations.reducers)
+        _pickle._set_put_reducers(reducers.reducers)
 
 
 # ---- files --------------------------------------------------------------------------------------------------------------

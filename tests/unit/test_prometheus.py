@@ -7,11 +7,11 @@ PRELUDE = """
     import numpy as np, pyray_ser
     from prometheus_client import CollectorRegistry, generate_latest
     from prometheus_client.parser import text_string_to_metric_families
-    from pyray_ser.integrations import prometheus
+    from pyray_ser import metrics
 
     MB = 1 << 20
     registry = CollectorRegistry()
-    collector = prometheus.register(registry)
+    collector = metrics.register(registry)
 
     def scrape():
         found = {}
@@ -85,16 +85,16 @@ def test_a_path_that_is_not_text():
 def test_two_collectors_need_two_prefixes():
     script = """
     try:
-        prometheus.register(registry)
+        metrics.register(registry)
     except ValueError as error:
         print("Duplicated" in str(error))
-    other = prometheus.register(registry, prefix="mine")
+    other = metrics.register(registry, prefix="mine")
     pyray_ser.put(1)
     assert "mine_capacity_bytes" in scrape() and "pyray_ser_capacity_bytes" in scrape()
     registry.unregister(other)
     assert "mine_capacity_bytes" not in scrape()
     from prometheus_client import REGISTRY
-    default = prometheus.register()
+    default = metrics.register()
     print(b"pyray_ser_objects{" in generate_latest(REGISTRY))
     """
     assert run(PRELUDE + script) == "True\nTrue"
@@ -118,7 +118,7 @@ def test_a_store_that_cannot_be_read_is_down():
 
     store = pyray_ser.init(capacity=16 * MB)
     stores = _store.open_stores
-    prometheus._store = type("", (), {"open_stores": staticmethod(lambda: [Closed(), Stopped(), *stores()])})
+    metrics._store = type("", (), {"open_stores": staticmethod(lambda: [Closed(), Stopped(), *stores()])})
     found = scrape()
     assert {key: value[0] for key, value in found["pyray_ser_up"].items()} == {f"{255:016x}": 0, f"{store.id:016x}": 1}
     print(len(found["pyray_ser_objects"]))
@@ -130,6 +130,6 @@ def test_nobody_imports_it_unasked():
     script = """
     import sys, pyray_ser
     pyray_ser.put(1)
-    print("prometheus_client" in sys.modules, "pyray_ser.integrations.prometheus" in sys.modules)
+    print("prometheus_client" in sys.modules, "pyray_ser.metrics" in sys.modules)
     """
     assert run(script) == "False False"

@@ -12,7 +12,7 @@ from types import FunctionType
 
 import pytest
 
-from pyray_ser import registry
+from pyray_ser.pickling import registry
 
 
 class Locked:
@@ -298,7 +298,7 @@ def test_entry_point_is_loaded_when_a_class_of_its_package_is_met(tmp_path):
     package_with_entry_point(
         tmp_path,
         """
-        from pyray_ser import registry
+        from pyray_ser.pickling import registry
         import thirdparty
         def register():
             registry.register_serializer(
@@ -309,7 +309,7 @@ def test_entry_point_is_loaded_when_a_class_of_its_package_is_met(tmp_path):
         tmp_path,
         """
         import sys
-        from pyray_ser import registry
+        from pyray_ser.pickling import registry
         import thirdparty
         registry.find(int)
         assert "thirdparty.reducers" not in sys.modules and "importlib.metadata" not in sys.modules
@@ -324,7 +324,7 @@ def test_put_finds_the_entry_point(tmp_path):
     package_with_entry_point(
         tmp_path,
         """
-        from pyray_ser import registry
+        from pyray_ser.pickling import registry
         import thirdparty
         def register():
             registry.register_serializer(
@@ -350,7 +350,7 @@ def test_broken_entry_point_warns_and_pickling_goes_on(tmp_path):
     done = run(
         tmp_path,
         """
-        from pyray_ser import registry
+        from pyray_ser.pickling import registry
         import thirdparty
         assert registry.find(thirdparty.Thing) is None
         """,
@@ -366,7 +366,7 @@ def test_without_entry_points_the_metadata_machinery_stays_out(tmp_path):
         tmp_path,
         """
         import sys
-        from pyray_ser import registry
+        from pyray_ser.pickling import registry
         import plain
         assert registry.find(plain.Thing) is None
         assert "importlib.metadata" not in sys.modules

@@ -279,7 +279,7 @@ def test_killed_at_a_step_of_the_protocol(debug_build, monkeypatch, point, form)
 @pytest.mark.parametrize("form", [pytest.param(LZ4, id="lz4"), pytest.param(ZSTD, id="zstd")])
 def test_killed_in_the_middle_of_a_file(form):
     script = """
-    from pyray_ser.spilling import Form
+    from pyray_ser.store.spill_codec import Form
     refs = [pyray_ser.put(noise(i)) for i in range(3)]
     pid = os.fork()
     if pid == 0:
@@ -309,7 +309,7 @@ def test_killed_in_the_middle_of_a_file(form):
 
 def test_an_interrupt_in_the_middle_of_a_file_loses_nothing():
     script = """
-    from pyray_ser.spilling import Form
+    from pyray_ser.store.spill_codec import Form
     make = Form.compressor
     def compressor(self):
         def piece(data):
@@ -336,7 +336,7 @@ def test_an_interrupt_in_the_middle_of_a_file_loses_nothing():
 def test_a_store_may_be_closed_while_an_object_is_read_back(outer, mode):
     # The packages that read it back are Python code: another thread may run, and it may close the store.
     script = f"""
-    from pyray_ser.spilling import Form
+    from pyray_ser.store.spill_codec import Form
     digest_of, closed = Form.digest_of, []
     def closing(self, data):
         value = digest_of(self, data)
@@ -368,7 +368,7 @@ def test_a_store_may_be_closed_while_an_object_is_read_back(outer, mode):
 def test_a_fork_in_the_middle_of_a_file(form):
     script = """
     import time
-    from pyray_ser.spilling import Form
+    from pyray_ser.store.spill_codec import Form
     make, calls, children = Form.compressor, [], []
     def compressor(self):
         compress = make(self)
@@ -400,7 +400,7 @@ def test_a_fork_in_the_middle_of_a_file(form):
 def test_a_finalizer_may_ask_for_the_object_that_is_being_written():
     # Without care it would wait for its own thread for ever.
     script = """
-    from pyray_ser.spilling import Form
+    from pyray_ser.store.spill_codec import Form
     make, seen, inside = Form.compressor, [], []
     def compressor(self):
         compress = make(self)
@@ -498,7 +498,7 @@ def test_packages_are_imported_by_those_stores_alone():
     pyray_ser.init(spill_dir=spill_dir, capacity=16 * MB)
     refs = [pyray_ser.put(block(i)) for i in range(8)]
     right(refs)
-    print(sorted({"xxhash", "lz4", "zstandard", "pyray_ser.spilling"} & set(sys.modules)))
+    print(sorted({"xxhash", "lz4", "zstandard", "pyray_ser.store.spill_codec"} & set(sys.modules)))
     """
     assert run(PRELUDE + script) == "[]"
 
@@ -576,7 +576,7 @@ def test_a_put_waits_for_a_full_disk():
     # A limit on the size of files, in force while a piece is written, stands for the disk: a store that is full, both.
     script = """
     import resource, signal, time
-    from pyray_ser.spilling import Form
+    from pyray_ser.store.spill_codec import Form
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     make, tries, full = Form.compressor, [], True
@@ -659,14 +659,14 @@ def test_tools_look_at_a_store_whose_package_is_missing():
 def test_a_piece_that_announces_too_much_is_not_read():
     from types import SimpleNamespace
 
-    from pyray_ser import spilling
+    from pyray_ser.store import spill_codec
 
     store = SimpleNamespace(id=7, spill_checksum=False, spill_compress="lz4")
     record = {"id": bytes(32).hex(), "serial": 3, "size": 1 << 20, "name": None, "spilled": True, "freed": False}
     record["state"] = "sealed"
     store.records = lambda: [record]
     length = (64 << 20) + 4
-    trailer = spilling._TRAILER.pack(b"PRSF", 1, 1, 0, 7, 3, 1 << 20, length, 0)
+    trailer = spill_codec._TRAILER.pack(b"PRSF", 1, 1, 0, 7, 3, 1 << 20, length, 0)
     with tempfile.TemporaryDirectory() as folder:
         os.mkdir(f"{folder}/{7:016x}")
         with open(f"{folder}/{7:016x}/{0:08x}-{3:016x}", "wb") as file:
@@ -674,5 +674,5 @@ def test_a_piece_that_announces_too_much_is_not_read():
             file.truncate(length)
             file.seek(length)
             file.write(trailer)
-        count, damaged = spilling.check_files(store, folder)
+        count, damaged = spill_codec.check_files(store, folder)
     assert count == 1 and "longer than any can be" in damaged[0]["error"], damaged

@@ -23,8 +23,9 @@ import pytest
 from strategies_graphs import graph, rich_graph
 
 import pyray_ser
-from pyray_ser import registry, verbose_pickler
-from pyray_ser.verbose_pickler import Pickler, dumps
+from pyray_ser.inspection import debug_pickler
+from pyray_ser.inspection.debug_pickler import Pickler, dumps
+from pyray_ser.pickling import registry
 
 LOCK = threading.Lock()
 
@@ -392,18 +393,18 @@ def test_level_0_is_silent(caplog):
 
 @pytest.mark.parametrize("name", ["PYRAY_SER_PICKLE_VERBOSE_DEBUG", "RAY_PICKLE_VERBOSE_DEBUG"])
 def test_environment(name, monkeypatch):
-    assert verbose_pickler.level() == 0
+    assert debug_pickler.level() == 0
     monkeypatch.setenv(name, "2")
-    assert verbose_pickler.level() == 2
+    assert debug_pickler.level() == 2
     monkeypatch.setenv(name, "7")
-    assert verbose_pickler.level() == 2
+    assert debug_pickler.level() == 2
     monkeypatch.setenv(name, "loud")
     with pytest.raises(ValueError, match=name):
-        verbose_pickler.level()
+        debug_pickler.level()
 
 
 def test_log_is_seen_without_any_configuration():
-    code = "from pyray_ser import verbose_pickler as v\nv.dumps([object()])"
+    code = "from pyray_ser.inspection import debug_pickler as v\nv.dumps([object()])"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYRAY_SER_PICKLE_VERBOSE_DEBUG": "1"},
@@ -440,11 +441,11 @@ IN_USE = """
 import sys
 import numpy as np
 import pyray_ser
-from pyray_ser import verbose_pickler
+from pyray_ser.inspection import debug_pickler
 
 entered = []
 def trace(frame, event, arg):
-    if event == "call" and frame.f_code is verbose_pickler.Pickler.save.__code__:
+    if event == "call" and frame.f_code is debug_pickler.Pickler.save.__code__:
         entered.append(type(frame.f_locals["obj"]))
 
 def check(write):
@@ -471,7 +472,7 @@ blob = check(lambda: pyray_ser.serialize({"k": 1}))
 assert pyray_ser.deserialize(blob) == {"k": 1}
 frames = check(lambda: pyray_ser.dumps_frames({"k": 1}))
 assert pyray_ser.loads_frames(frames) == {"k": 1}
-stream = check(lambda: pyray_ser.serialization.dumps({"k": 1}))
+stream = check(lambda: pyray_ser.pickling.serialization.dumps({"k": 1}))
 import pickle
 assert pickle.loads(stream) == {"k": 1}
 import threading

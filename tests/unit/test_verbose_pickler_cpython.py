@@ -9,14 +9,14 @@ import unittest
 
 import pytest
 
-from pyray_ser import verbose_pickler
+from pyray_ser.inspection import debug_pickler
 
 suite = pytest.importorskip("test.pickletester", reason="the interpreter came without its test suite")
 
 
 class PickleTests(suite.AbstractPickleTests, unittest.TestCase):
     def dumps(self, arg, proto=None, **kwargs):
-        return verbose_pickler.dumps(arg, proto, **kwargs)
+        return debug_pickler.dumps(arg, proto, **kwargs)
 
     def loads(self, buf, **kwargs):
         return pickle.loads(buf, **kwargs)
@@ -34,7 +34,7 @@ class PersistentTests(suite.AbstractPersistentPicklerTests, unittest.TestCase):
     def dumps(self, arg, proto=None):
         persistent_id = self.persistent_id
 
-        class Pickler(verbose_pickler.Pickler):
+        class Pickler(debug_pickler.Pickler):
             def persistent_id(self, obj):
                 return persistent_id(obj)
 
@@ -53,17 +53,17 @@ class PersistentTests(suite.AbstractPersistentPicklerTests, unittest.TestCase):
 
 
 class ObjectTests(suite.AbstractPicklerUnpicklerObjectTests, unittest.TestCase):
-    pickler_class = verbose_pickler.Pickler
+    pickler_class = debug_pickler.Pickler
     unpickler_class = pickle.Unpickler
 
 
 class DispatchTableTests(suite.AbstractDispatchTableTests, unittest.TestCase):
-    pickler_class = verbose_pickler.Pickler
+    pickler_class = debug_pickler.Pickler
 
     def get_dispatch_table(self):
         return pickle.dispatch_table.copy()
 
 
 class HookTests(suite.AbstractHookTests, unittest.TestCase):
-    class pickler_class(verbose_pickler.Pickler, suite.AbstractCustomPicklerClass):
+    class pickler_class(debug_pickler.Pickler, suite.AbstractCustomPicklerClass):
         pass

@@ -2,7 +2,7 @@
 
 cdef int fail(int status, const prs_error *error, object store=None, object ref=None, object timeout=None) except -1:
     """The one place that raises what the engine reported."""
-    from pyray_ser._status import exception
+    from pyray_ser.store.statuses import exception
 
     if error is NULL or error.code != status:
         raise exception(status, store=store, ref=ref, timeout=timeout)

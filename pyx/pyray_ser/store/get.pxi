@@ -132,7 +132,7 @@ def get(refs, *, timeout=None, mmap_mode="r", allow=None):
     if promise_type is not None and names_promise(refs):
         return promise_get(refs, timeout, "c" if writable else "r")
     if not isinstance(refs, list):
-        from pyray_ser.ref import not_refs
+        from pyray_ser.store.references import not_refs
 
         raise not_refs("get", refs)
     check_refs("get", refs)
@@ -192,7 +192,7 @@ def get_buffer(ref, *, timeout=None):
         in the order of the stream, after the stream itself. All read-only, nothing is copied.
     """
     if type(ref) is not ObjectRef:
-        from pyray_ser.ref import not_refs
+        from pyray_ser.store.references import not_refs
 
         raise not_refs("get_buffer", ref)
     cdef Pin pin = pin_by(<ObjectRef>ref, deadline_of(timeout), timeout)

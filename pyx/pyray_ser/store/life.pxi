@@ -25,7 +25,7 @@ cdef int free_one(ObjectRef ref) except -1:
     if status not in (PRS_OK, PRS_E_LOST, PRS_E_FREED):
         fail(status, &error, store, ref)
     if scopes_hold:
-        from pyray_ser.scope import release
+        from pyray_ser.store.scopes import release
 
         release(oid_bytes(&ref.id))
     return 0
@@ -56,7 +56,7 @@ def free(refs):
                 ref.free()
         return
     if not isinstance(refs, list):
-        from pyray_ser.ref import not_refs
+        from pyray_ser.store.references import not_refs
 
         raise not_refs("free", refs)
     check_refs("free", refs)

@@ -65,14 +65,14 @@ cdef bytes once(ObjectRef ref):
     global scope_variable, node_name
     cdef prs_token token
     if scope_variable is None:
-        from pyray_ser.scope import _current
-        from pyray_ser.store import node_name as name
+        from pyray_ser.store.scopes import _current
+        from pyray_ser.store.discovery import node_name as name
 
         node_name = name()
         scope_variable = _current
     if get_value(scope_variable) is None:
         return message_of(ref, PRS_TOKEN_ONCE, node_name, &token)
-    from pyray_ser.scope import hold
+    from pyray_ser.store.scopes import hold
 
     return hold(ref, PRS_TOKEN_ONCE, node_name)
 
@@ -137,7 +137,7 @@ def load_ref(bytes blob not None):
     read_travel(blob, &message)
     cdef Store store = stores.get(message.id.store)
     if store is None:
-        from pyray_ser.store import find
+        from pyray_ser.store.discovery import find
 
         store = find(message.id.store, message.pid, message.start_time, message.fd)
     cdef ObjectRef ref = new_ref(store, NULL, &message.id)
@@ -167,7 +167,7 @@ cdef int adopt(ObjectRef ref) except -1:
     if ref.handle is not NULL and ref.handle == ref.store.handle:
         return 0
     if ref.store is None:
-        from pyray_ser.store import find, unreachable
+        from pyray_ser.store.discovery import find, unreachable
 
         read_travel(ref.origin, &message)
         store = find(ref.id.store, message.pid, message.start_time, message.fd)

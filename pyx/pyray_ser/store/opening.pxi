@@ -2,7 +2,7 @@
 
 cdef int revive(Store store) except -1:
     """Make a store usable again in a forked child that got no client slot; raises if it cannot be."""
-    from pyray_ser.store import reattach
+    from pyray_ser.store.discovery import reattach
 
     if store.handle is NULL or not prs_is_orphan(store.handle) or not reattach(store):
         store.check_open()
@@ -170,7 +170,7 @@ def fork_count():
 
 cdef Store default_or_open():
     if default_store is None:
-        from pyray_ser.store import open_default
+        from pyray_ser.store.discovery import open_default
 
         open_default()
     return default_store

@@ -11,7 +11,7 @@ cdef ObjectRef put_memory(Store store, object value, int64_t deadline):
     if PyByteArray_CheckExact(value):
         stream = BYTEARRAY_STREAM
     elif PyMemoryView_Check(value):
-        from pyray_ser.serialization import memoryview_call
+        from pyray_ser.pickling.serialization import memoryview_call
 
         written = memoryview_call(MEMORYVIEW_STREAM, value)
         if written is None:

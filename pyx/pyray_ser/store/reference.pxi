@@ -135,17 +135,17 @@ cdef class ObjectRef:
         return "creating" if status == PRS_E_AGAIN else "freed" if status == PRS_E_FREED else "lost"
 
     def __repr__(self):
-        from pyray_ser.ref import text
+        from pyray_ser.store.references import text
 
         return text(self)
 
     def _repr_html_(self):
-        from pyray_ser.ref import html
+        from pyray_ser.store.references import html
 
         return html(self)
 
     def __await__(self):
-        from pyray_ser.waiting import wait_async
+        from pyray_ser.store.waiting import wait_async
 
         return wait_async(self).__await__()
 
@@ -157,7 +157,7 @@ cdef class ObjectRef:
         -------
         concurrent.futures.Future
         """
-        from pyray_ser.waiting import future
+        from pyray_ser.store.waiting import future
 
         return future(self)
 
@@ -166,7 +166,7 @@ cdef class ObjectRef:
         if gathering is not None and gathering.store == self.id.store and self.handle is not NULL:
             gathering.edges.append(self)
             return loader(), (oid_bytes(&self.id),)
-        from pyray_ser.ref import reduce
+        from pyray_ser.store.references import reduce
 
         return reduce(self)
 

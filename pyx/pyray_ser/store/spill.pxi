@@ -1,5 +1,5 @@
 # Spill files that this process writes and reads: compressed, or with a digest. What goes into them is a matter of
-# `pyray_ser.spilling`; which objects, which files, and what if somebody dies, of the engine.
+# `pyray_ser.store.spill_codec`; which objects, which files, and what if somebody dies, of the engine.
 #
 # No lock of the engine is held here. Garbage may be collected between two pieces, and a finalizer may ask for the object that
 # is just being written: the engine gives it to this thread, and the spill comes to nothing.
@@ -20,7 +20,7 @@ cdef object form_of(Store store):
 
 
 cdef object new_form(uint32_t flags):
-    from pyray_ser.spilling import Form
+    from pyray_ser.store.spill_codec import Form
 
     return Form(flags)
 

@@ -132,7 +132,7 @@ cdef ObjectRef put_general(Store store, object value, int64_t deadline):
     try:
         gathered = gather(value, store.id)
     except Exception as error:
-        from pyray_ser.serialization import unpicklable
+        from pyray_ser.pickling.serialization import unpicklable
 
         told = unpicklable(value, error)
         if told is error:

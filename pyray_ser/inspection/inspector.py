@@ -1,0 +1,59 @@
+"""Everything about one object in one result, as the command line shows it."""
+
+import json
+from typing import Any
+
+from .failure import FailureTuple
+from .report import report_text
+from .sizes import Sizes, sizes_of
+from .tracing import trace
+
+__all__ = ["Inspection", "inspect"]
+
+
+class Inspection:
+    """What one pass over an object has found.
+
+    Attributes
+    ----------
+    serializable : bool
+        Whether `put` would accept it.
+    failures : list of FailureTuple
+        The offenders, in the order a pickler meets them.
+    refusals : int
+        How many times the pickler was refused in all.
+    sizes : Sizes
+        Where the bytes are.
+    """
+
+    def __init__(self, obj: Any, name: str | None = None) -> None:
+        self._trace = trace(obj, name)
+        self.serializable: bool = not self._trace.total_failures
+        self.failures: list[FailureTuple] = self._trace.failures
+        self.refusals: int = self._trace.total_failures
+        self.sizes: Sizes = sizes_of(self._trace)
+
+    def to_text(self, depth: int = 3) -> str:
+        """Return the report and the tree of sizes."""
+        return f"{report_text(self._trace, depth)}{self.sizes.to_text()}\n"
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """Return everything as JSON."""
+        found = {
+            "serializable": self.serializable,
+            "refusals": self.refusals,
+            "failures": [failure.as_dict() for failure in self.failures],
+            **self.sizes.to_dict(),
+        }
+        return json.dumps(found, indent=indent)
+
+    def to_html(self) -> str:
+        """Return a self-contained page: treemap, offenders, captures."""
+        from .html import page
+
+        return page(self.sizes, self.failures)
+
+
+def inspect(obj: Any, name: str | None = None) -> Inspection:
+    """Inspect an object: can it be pickled, what is in the way, how many bytes are where."""
+    return Inspection(obj, name)

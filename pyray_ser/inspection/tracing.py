@@ -1,0 +1,158 @@
+"""One pass over an object, by the rules of the pickler: what fails, and where the bytes are."""
+
+from collections.abc import Callable
+from typing import Any
+
+from .. import _walk, reconstruct
+from .._store import ObjectRef, load_ref
+from ..pickling.reducer_order import Reduction, find_global
+from .failure import FailureTuple
+from .hints import hint, is_resource
+from .path import Step, describe, path_text, root_name
+from .text import shorten
+
+__all__ = ["Trace", "trace", "way_to_failure"]
+
+# Steps at which the pickler is inside a reduction: their object has been reduced.
+_IN_REDUCTION = frozenset(
+    {"callable", "args", "kwargs", "state", "setter", "listitem", "dictkey", "dictvalue", "attribute"}
+)
+
+
+# Longer ways lose their middle.
+_WAY = 200
+
+
+def _end(steps: list[Step]) -> int:
+    """Return how many steps lead to the offender: it may be a resource with innards that were in the way."""
+    for i, (holder, kind, _, _) in enumerate(steps):
+        if kind in _IN_REDUCTION and is_resource(holder):
+            return i
+    return len(steps)
+
+
+def way_to_failure(steps: list[Step]) -> str:
+    """Name the way to what a pickler could not write as the inspector would; empty if that is the whole.
+
+    Parameters
+    ----------
+    steps : list of (object, str, key, child)
+        As `_walk.Walker` gives them, outermost first.
+    """
+    steps = steps[: _end(steps)]
+    if not steps:
+        return ""
+    root = root_name(steps[0][0])
+    if len(steps) <= _WAY:
+        return path_text(describe(steps), root)
+    half = _WAY // 2
+    return f"{path_text(describe(steps[:half]), root)} ... {path_text(describe(steps[-half:]))}"
+
+
+class Trace:
+    """The result of a pass.
+
+    Attributes
+    ----------
+    root : object
+        What was traced.
+    name : str or None
+        What the user calls it.
+    failures : list of FailureTuple
+        One for each offender, in the order a pickler meets them.
+    total_failures : int
+        How many times the pickler was refused, also beyond those listed.
+    tree : Node
+        Bytes, see `_walk`.
+    visited : int
+        Containers and reduced objects that were visited.
+    """
+
+    def __init__(self, root: Any, name: str | None) -> None:
+        self.root = root
+        self.name = name or root_name(root)
+        self.failures: list[FailureTuple] = []
+        self.total_failures = 0
+        self.tree: Any = None
+        self.visited = 0
+        self._seen: set[int] = set()
+
+    def add(self, steps: list[Step], obj: Any, error: Exception) -> None:
+        """Record an offender; called by the walk, with the walk's stack."""
+        end = _end(steps)
+        if end < len(steps):
+            obj, steps = steps[end][0], steps[:end]
+        if id(obj) in self._seen:
+            return
+        self._seen.add(id(obj))
+        parts = describe(steps)
+        if parts:
+            name, parent = parts[-1].name, parts[-1].parent
+        else:
+            name, parent = self.name or shorten(type(obj).__name__), None
+        self.failures.append(
+            FailureTuple(
+                obj, name, parent, path_text(parts, self.name), hint(obj), _message(error), type(error).__name__
+            )
+        )
+
+
+def _message(error: BaseException) -> str:
+    # An exception made by foreign code may refuse to be shown.
+    try:
+        return shorten(str(error), 300) or type(error).__name__
+    except Exception:
+        return f"{type(error).__name__} (its text could not be had)"
+
+
+def trace(
+    obj: Any,
+    name: str | None = None,
+    *,
+    put: bool = True,
+    threshold: int = 1024,
+    keep: int = 1024,
+    max_failures: int = 1000,
+    refers: Callable[[int, int], bool] | None = None,
+) -> Trace:
+    """Visit everything a pickler would visit.
+
+    Parameters
+    ----------
+    obj : object
+        Anything.
+    name : str, optional
+        What the user calls it.
+    put : bool, optional
+        Go by the rules of `put` (buffers of `threshold` bytes leave the stream, reducers of
+        `integrations` apply), not by those of `dumps`.
+    threshold, keep, max_failures : int
+        See `_walk.Walker`.
+    refers : callable, optional
+        Tells of an address and a size whether these bytes are in the store already.
+
+    Returns
+    -------
+    Trace
+    """
+    reduction = Reduction(buffers=put)
+    result = Trace(obj, name)
+
+    def reduce(obj: Any) -> tuple[Any, Any]:
+        if type(obj) is ObjectRef:
+            # Its own reduction would hold the object for a message that is never sent.
+            return (load_ref, (obj.binary(),)), None
+        _, value = reduction(obj)
+        if type(value) is str:
+            return value, find_global(obj, value)
+        return value, None
+
+    def classify(cls: type) -> int:
+        return _walk.PLAIN if reduction.is_plain(cls) else _walk.ASK
+
+    walker = _walk.Walker(reduce, classify, result.add, threshold if put else -1, keep, max_failures,
+                            reconstruct.COPYING if put else frozenset(), refers)  # fmt: skip
+    result.tree = walker.walk(obj)
+    result.total_failures = walker.failures
+    result.visited = walker.visited
+    return result

@@ -1,0 +1,108 @@
+"""Prometheus: the counters of the stores that this process has open, at each scrape.
+
+Needs the package prometheus-client (the extra ``prometheus``). Any process that uses a store can show it; the figures are the
+whole store's, so one of them is enough.
+"""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from prometheus_client import REGISTRY
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+from . import _log, _store, exceptions
+
+__all__ = ["StoreCollector", "register"]
+
+# Key of `Store.stats`, name of the metric, what it says. The names of counters end with "_total" in what is scraped.
+_GAUGES = (
+    ("capacity", "capacity_bytes", "Bytes that the store may hold."),
+    ("used", "used_bytes", "Bytes in use by objects in memory."),
+    ("reserved", "reserved_bytes", "Bytes that clients have in hand for small objects to come."),
+    ("backed", "backed_bytes", "Bytes of memory that the kernel holds for the store."),
+    ("overhead", "overhead_bytes", "Bytes of memory for bookkeeping, part of those backed."),
+    ("largest_free", "largest_free_bytes", "Bytes of the largest object that fits without spilling."),
+    ("spilled_bytes", "spilled_bytes", "Bytes of objects that are in spill files."),
+    ("spilled", "spilled_objects", "Objects that are in spill files."),
+    ("objects", "objects", "Objects, spilled ones included."),
+    ("unsealed", "unsealed_objects", "Objects being made."),
+    ("orphaned", "orphaned_objects", "Objects left to the store by forks that got no client slot."),
+    ("in_flight", "references_in_flight", "References sent and not yet received."),
+    ("edges", "edges", "References from objects to objects."),
+    ("clients", "clients", "Processes that use the store."),
+    ("max_clients", "max_clients", "Processes that may use the store."),
+)
+_COUNTERS = (
+    ("reaped", "reaped_clients", "Processes that ended without closing the store."),
+    ("stolen", "stolen_locks", "Locks taken from a process that died with it."),
+)
+
+
+class StoreCollector:
+    """
+    What `prometheus_client` asks for the counters of the stores that are open when it asks.
+
+    Every sample has the labels ``store`` (the identity) and ``path`` (the file of a named store, else empty). A process
+    without a store has no samples, and a scrape never opens one. ``<prefix>_up`` is 0 for a store that could not be read.
+
+    Parameters
+    ----------
+    prefix : str
+        How the names of the metrics begin.
+    """
+
+    def __init__(self, prefix: str = "pyray_ser") -> None:
+        self._prefix = prefix
+
+    def describe(self) -> Iterator[Any]:
+        """Return the metrics without samples: a registry looks for names that are taken."""
+        yield from self._families().values()
+
+    def collect(self) -> Iterator[Any]:
+        """Return the metrics as they are now."""
+        families = self._families()
+        for store in _store.open_stores():
+            # A path need not be text.
+            path = os.fsencode(store.path or "").decode("utf-8", "backslashreplace")
+            labels = [f"{store.id:016x}", path]
+            try:
+                figures = {"up": 1, **store.stats()}
+            except exceptions.StoreClosedError:
+                continue  # by another thread, a moment ago
+            except (exceptions.PyraySerError, OSError) as error:
+                _log.warning("the counters of %r cannot be read: %s", store, error)
+                figures = {"up": 0}
+            for key, family in families.items():
+                if key in figures:
+                    family.add_metric(labels, figures[key])
+        yield from families.values()
+
+    def _families(self) -> dict[str, Any]:
+        labels = ("store", "path")
+        made: dict[str, Any] = {"up": GaugeMetricFamily(f"{self._prefix}_up", "1 if it could be read.", labels=labels)}
+        for family, metrics in ((GaugeMetricFamily, _GAUGES), (CounterMetricFamily, _COUNTERS)):
+            for key, name, text in metrics:
+                made[key] = family(f"{self._prefix}_{name}", text, labels=labels)
+        return made
+
+
+def register(registry: Any = REGISTRY, prefix: str = "pyray_ser") -> StoreCollector:
+    """
+    Show the stores of this process in a registry.
+
+    Parameters
+    ----------
+    registry : prometheus_client.CollectorRegistry, optional
+        Default is the one that ``start_http_server`` serves.
+    prefix : str
+        How the names of the metrics begin.
+
+    Returns
+    -------
+    StoreCollector
+        For ``registry.unregister``.
+    """
+    collector = StoreCollector(prefix)
+    registry.register(collector)
+    return collector

@@ -1,0 +1,97 @@
+"""polars: frames and series as Arrow data, whose buffers are used in place on the other side.
+
+Needs pyarrow. Without it, and for what Arrow has no type for (`Object` columns), polars' own reduction applies,
+which writes everything into one bytes object.
+
+Categories, wherever they are nested, travel as their codes (see `rebuild_polars`): as Arrow has them, polars would number
+them anew on both sides.
+"""
+
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import polars
+
+from ... import reconstruct
+from ...reconstruct import polars as constructors
+
+__all__ = ["install", "reduce_frame", "reduce_series"]
+
+
+# From so many categories on, only those that a value uses travel along, unless it has many more items than that.
+_POOL = 1024
+_ITEMS = 16
+
+
+def reduce_frame(frame: Any) -> Any:
+    """Reduce a frame to an Arrow table and a schema."""
+    schema = frame.schema
+    if not all(map(_travels, schema.values())):
+        return NotImplemented
+    coded = {name: dtype for name, dtype in schema.items() if constructors.has_codes(dtype)}
+    if not coded or not all(map(constructors.can_map, coded.values())):
+        return reconstruct.polars_frame, (_arrow(frame), schema)
+    plain = frame.with_columns(
+        constructors.converted(frame.get_column(name), dtype, _code) for name, dtype in coded.items()
+    )
+    return constructors.frame, (_arrow(plain), schema, _pools([frame.get_column(name) for name in coded]))
+
+
+def reduce_series(series: Any) -> Any:
+    """Reduce a series to an Arrow array, a name and a dtype."""
+    dtype = series.dtype
+    if not _travels(dtype):
+        return NotImplemented
+    if not constructors.has_codes(dtype) or not constructors.can_map(dtype):
+        return reconstruct.polars_series, (_arrow(series), series.name, dtype)
+    plain = constructors.converted(series, dtype, _code)
+    return constructors.series, (_arrow(plain), series.name, dtype, _pools([series]))
+
+
+def _arrow(value: Any) -> Any:
+    return value.to_arrow(compat_level=polars.CompatLevel.newest())
+
+
+def _code(expr: Any, dtype: Any) -> Any:
+    return expr.to_physical()
+
+
+def _pools(values: list[Any]) -> list[tuple[Any, Any, Any]]:
+    """Return the categories behind some series: their dtype, their codes, and the strings (an Arrow array) these stand for."""
+    found: dict[tuple[str, str, str], tuple[Any, list[Any]]] = {}
+    for series in values:
+        for leaf, dtype in constructors.leaves(series, series.dtype):
+            if isinstance(dtype, polars.Categorical):
+                found.setdefault(constructors.pool_key(dtype), (dtype, []))[1].append(leaf)
+    pools = []
+    for dtype, parts in found.values():
+        strings = dtype.categories.to_series()
+        items = sum(map(len, parts))
+        if len(strings) > max(_POOL, items // _ITEMS):
+            codes = polars.concat([part.to_physical().unique() for part in parts]).drop_nulls().unique().sort()
+            strings = strings.gather(codes)
+        else:
+            # What another thread has reserved a number for, and not named yet, is nothing that we use.
+            codes = polars.Series(range(len(strings)), dtype=polars.UInt32).filter(strings.is_not_null())
+            strings = strings.drop_nulls()
+        pools.append((dtype, codes.to_numpy(), strings.to_arrow()))
+    return pools
+
+
+def _travels(dtype: Any) -> bool:
+    """Whether Arrow has the type, with everything inside it."""
+    if dtype == polars.Object or dtype == polars.Unknown:
+        return False
+    if isinstance(dtype, polars.Struct):
+        return all(_travels(field.dtype) for field in dtype.fields)
+    inner = getattr(dtype, "inner", None)
+    return inner is None or _travels(inner)
+
+
+def install(reducers: dict[type, Callable[[Any], Any]]) -> None:
+    """Add the reducers of this module, if pyarrow is there."""
+    if "pyarrow" in sys.modules or find_spec("pyarrow") is not None:
+        reducers[polars.DataFrame] = reduce_frame
+        reducers[polars.Series] = reduce_series

@@ -1,0 +1,89 @@
+"""memoryview, array.array and io.BytesIO: one copy in, and back as what they were. Code, with the name of its file.
+
+``bytes`` and ``bytearray`` are the pickler's own business.
+"""
+
+import sys
+from collections.abc import Callable
+from io import BytesIO
+from pickle import PickleBuffer
+from types import CodeType
+from typing import Any
+
+from ... import reconstruct
+
+__all__ = ["castable", "install", "reduce_array", "reduce_bytes_io", "reduce_code", "reduce_memoryview"]
+
+
+# What memoryview.cast understands in every version of Python.
+_CAST_FORMATS = frozenset("cbB?hHiIlLqQnNfdP")
+
+
+def castable(view: memoryview) -> bool:
+    """Whether ``cast(format, shape)`` makes this view of plain bytes."""
+    if view.nbytes == 0:
+        return view.format == "B" and view.ndim == 1
+    return view.format.removeprefix("@") in _CAST_FORMATS and 0 < view.ndim < 16
+
+
+def reduce_memoryview(view: memoryview) -> tuple[Any, ...]:
+    """Reduce a memoryview: its format and shape, and its bytes in C order."""
+    if not castable(view):
+        # Structures, foreign byte orders, no dimensions, nothing at all: cast() cannot make them.
+        import numpy
+
+        return reconstruct.memory_of_array, (numpy.asarray(view),)
+    flat = b"" if view.nbytes == 0 else view.cast("B") if view.c_contiguous else view.tobytes()
+    return reconstruct.memory, (PickleBuffer(flat), view.format, view.shape)
+
+
+def reduce_array(array: Any) -> Any:
+    """Reduce an `array.array`: its type code and its bytes."""
+    if array.typecode == "u":
+        return NotImplemented  # its items' width differs between platforms; the array module knows how to convert
+    return reconstruct.array_of_bytes, (array.typecode, PickleBuffer(memoryview(array).cast("B")) if array else b"")
+
+
+def reduce_bytes_io(file: Any) -> Any:
+    """Reduce a `BytesIO` to its bytes and its position: its own state would be copied once more on loading."""
+    data, position, attributes = file.__getstate__()
+    return reconstruct.bytes_io, (data, position, attributes)
+
+
+def reduce_code(code: CodeType) -> tuple[Any, ...]:
+    """
+    Reduce the code of a function that goes by value.
+
+    As cloudpickle does, but for the name of its file, which newer versions of it leave out: then the traceback of an error that
+    was raised in a worker shows no line of source.
+    """
+    return CodeType, (
+        code.co_argcount,
+        code.co_posonlyargcount,
+        code.co_kwonlyargcount,
+        code.co_nlocals,
+        code.co_stacksize,
+        code.co_flags,
+        code.co_code,
+        code.co_consts,
+        code.co_names,
+        code.co_varnames,
+        code.co_filename,
+        code.co_name,
+        code.co_qualname,
+        code.co_firstlineno,
+        code.co_linetable,
+        code.co_exceptiontable,
+        code.co_freevars,
+        code.co_cellvars,
+    )
+
+
+def install(reducers: dict[type, Callable[[Any], Any]]) -> None:
+    """Add the reducers of this module."""
+    reducers[memoryview] = reduce_memoryview
+    reducers[BytesIO] = reduce_bytes_io
+    reducers[CodeType] = reduce_code
+    module = sys.modules.get("array")
+    if module is not None:
+        reducers[module.array] = reduce_array

@@ -1,0 +1,129 @@
+"""torch: CPU tensors as views of storages, and storages as bytes beside the stream.
+
+torch's own pickling copies storages through a bytes object. Here a storage is one buffer, which all tensors over it
+share, so views stay views of one storage, and storages that were separate stay separate. What a reader gets lies over
+a copy-on-write mapping (see `rebuild_torch`), because torch has no read-only flag.
+"""
+
+import ctypes
+from collections.abc import Callable
+from pickle import PickleBuffer
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+
+from ...reconstruct import torch as constructors
+
+__all__ = ["install", "reduce_memory", "reduce_parameter", "reduce_storage", "reduce_tensor"]
+
+
+# Named dimensions were an experiment that later releases have ended.
+_HAS_NAMES = hasattr(torch.Tensor, "has_names")
+
+
+class _Memory:
+    """Stands for the bytes of a storage in a pickler's memo: one per storage while any pickler knows it."""
+
+    __slots__ = ("__weakref__", "storage")
+
+    def __init__(self, storage: Any) -> None:
+        self.storage = storage
+
+
+# By the address of torch's own storage object, which what is held here keeps from being used again: the tensor that is
+# written as the whole of a storage, and that other tensors over it are written as views of; or, where no such tensor has
+# been met yet, what stands for the bytes. Both live in the memo of whatever pickler has written them.
+_wholes: WeakValueDictionary[int, Any] = WeakValueDictionary()
+_memories: WeakValueDictionary[int, _Memory] = WeakValueDictionary()
+
+
+def _memory_of(storage: Any) -> Any:
+    """Return what stands for a storage: a tensor that is all of it, or a memory."""
+    key = storage._cdata
+    memory = _memories.get(key)
+    if memory is not None:
+        return memory
+    whole = _wholes.get(key)
+    # It is somebody's tensor: it may have become another one since.
+    if whole is not None and _is_plain(whole) and _is_whole(whole, whole.untyped_storage(), key):
+        return whole
+    memory = _memories[key] = _Memory(storage)
+    return memory
+
+
+def _is_plain(tensor: Any) -> bool:
+    return not (
+        tensor.layout != torch.strided
+        or tensor.device.type != "cpu"
+        or tensor.is_quantized
+        or tensor.is_nested
+        or (_HAS_NAMES and tensor.has_names())
+        or tensor.__dict__
+        or tensor._backward_hooks
+    )
+
+
+def _is_whole(tensor: Any, storage: Any, key: int) -> bool:
+    """Tell whether a tensor is nothing but all bytes of a storage, in their order."""
+    return (
+        storage._cdata == key
+        and not (tensor.requires_grad or tensor.is_conj() or tensor.is_neg())
+        and 0 < tensor.nbytes == storage.nbytes()
+        and tensor.stride() == constructors.contiguous(tensor.size())
+    )
+
+
+def _bytes_of(storage: Any) -> Any:
+    # The array keeps the storage alive for as long as somebody holds the buffer.
+    view = (ctypes.c_ubyte * storage.nbytes()).from_address(storage.data_ptr())
+    view._storage = storage
+    return PickleBuffer(view)
+
+
+def reduce_memory(memory: _Memory) -> Any:
+    """Reduce the memory of a storage to its bytes."""
+    return constructors.Memory, (_bytes_of(memory.storage) if memory.storage.nbytes() else b"",)
+
+
+def reduce_tensor(tensor: Any) -> Any:
+    """Reduce a plain, strided CPU tensor to its storage and how it lies there."""
+    if not _is_plain(tensor):
+        return NotImplemented  # torch knows, or refuses
+    storage = tensor.untyped_storage()
+    key = storage._cdata
+    size = tuple(tensor.size())
+    if key not in _memories and _is_whole(tensor, storage, key):
+        whole = _wholes.get(key)
+        if whole is None or not (_is_plain(whole) and _is_whole(whole, whole.untyped_storage(), key)):
+            whole = _wholes[key] = tensor
+        if whole is tensor:
+            return constructors.whole, (_bytes_of(storage), tensor.dtype, size)
+    memory = _memory_of(storage)
+    more: tuple[Any, ...] = ()
+    if tensor.requires_grad or tensor.is_conj() or tensor.is_neg():
+        more = tensor.requires_grad, tensor.is_conj(), tensor.is_neg()
+    rebuild = constructors.tensor if type(memory) is _Memory else constructors.view
+    return rebuild, (memory, tensor.dtype, size, tensor.stride(), tensor.storage_offset(), *more)
+
+
+def reduce_parameter(parameter: Any) -> Any:
+    """Reduce a parameter to the tensor that it is."""
+    if parameter.__dict__ or parameter._backward_hooks or type(parameter.data) is not torch.Tensor:
+        return NotImplemented
+    return torch.nn.Parameter, (parameter.data, parameter.requires_grad)
+
+
+def reduce_storage(storage: Any) -> Any:
+    """Reduce a storage to its memory."""
+    if storage.device.type != "cpu":
+        return NotImplemented
+    return constructors.storage, (_memory_of(storage),)
+
+
+def install(reducers: dict[type, Callable[[Any], Any]]) -> None:
+    """Add the reducers of this module."""
+    reducers[torch.Tensor] = reduce_tensor
+    reducers[torch.nn.Parameter] = reduce_parameter
+    reducers[torch.UntypedStorage] = reduce_storage
+    reducers[_Memory] = reduce_memory

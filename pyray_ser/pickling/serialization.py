@@ -1,0 +1,194 @@
+"""Values to bytes and back, in the form that the store keeps them in; and which pickler does it.
+
+`serialize` and `dumps_frames` write what `put` writes, self-contained: an array that lives in the store is copied into them.
+"""
+
+from __future__ import annotations
+
+from pickle import PickleBuffer, PicklingError
+
+from .. import _frames, _pickle
+from .._pickle import Pickler, dump, dumps
+from .._unpickle import Unpickler, load, loads
+from . import reducers, registry
+
+TYPE_CHECKING = False  # importing typing for this would cost more than the rest of this module
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from ..inspection.path import Step
+    from ..typing import Allow, BufferLike
+
+__all__ = [
+    "PickleBuffer",
+    "Pickler",
+    "Unpickler",
+    "deserialize",
+    "dump",
+    "dumps",
+    "dumps_frames",
+    "load",
+    "loads",
+    "loads_frames",
+    "serialize",
+]
+
+# The pickler asks these for what it has no rule of its own for; it cannot import them, they are layers above it.
+_pickle._set_registry(reducers.meet, registry.version)
+_pickle._set_put_reducers(reducers.reducers)
+
+
+def _path_text(steps: list[Step]) -> str:
+    from ..inspection.tracing import way_to_failure
+
+    return way_to_failure(steps)
+
+
+_pickle._set_path_text(_path_text)
+
+
+def serialize(value: object) -> bytes:
+    """
+    Serialize a value into one bytes object.
+
+    Parameters
+    ----------
+    value : object
+        Anything that can be pickled.
+
+    Returns
+    -------
+    bytes
+        Header, table of buffers, pickle stream (protocol 5) and buffers.
+
+    Raises
+    ------
+    TypeError
+        If something inside cannot be pickled; the message tells where.
+    """
+    try:
+        return _frames.pack(value)
+    except _NOT_PICKLABLE as error:
+        raise unpicklable(value, error) from error
+
+
+def deserialize(blob: BufferLike, *, allow: Allow | None = None) -> Any:
+    """
+    Load what `serialize` made.
+
+    Parameters
+    ----------
+    blob : bytes-like
+        Arrays lie over it, read-only, and keep it alive.
+    allow : collection of str or callable, optional
+        The globals that may be loaded, as for `get`.
+
+    Returns
+    -------
+    object
+
+    Raises
+    ------
+    CorruptObjectError
+        If the bytes are not such a form.
+    """
+    return _frames.unpack(blob, allow)
+
+
+def dumps_frames(value: object) -> list[memoryview]:
+    """
+    Serialize a value into frames, for sockets and files that write several buffers at once.
+
+    Parameters
+    ----------
+    value : object
+
+    Returns
+    -------
+    list of memoryview
+        Header and table, stream, and one frame per buffer. Buffers are not copied: the value must not change until the
+        frames are sent.
+    """
+    try:
+        return _frames.pack_frames(value)
+    except _NOT_PICKLABLE as error:
+        raise unpicklable(value, error) from error
+
+
+def loads_frames(frames: Sequence[BufferLike], *, allow: Allow | None = None) -> Any:
+    """
+    Load what `dumps_frames` made.
+
+    Parameters
+    ----------
+    frames : sequence of bytes-like
+        Arrays lie over them, read-only, and keep them alive.
+    allow : collection of str or callable, optional
+        The globals that may be loaded, as for `get`.
+
+    Returns
+    -------
+    object
+    """
+    return _frames.unpack_frames(frames, allow)
+
+
+# ---- seams of the compiled code ----------------------------------------------------------------------------------------
+
+# What picklers raise for what they refuse. Errors of the user's own __reduce__ pass as they are.
+_NOT_PICKLABLE = (TypeError, PicklingError, AttributeError, RecursionError)
+
+
+def unpicklable(value: object, error: Exception) -> Exception:
+    """Return what `put` raises for an error of the pickler: with the path to the culprit, where the pickler refused."""
+    if not isinstance(error, _NOT_PICKLABLE):
+        return error
+    from ..inspection import serialization_error
+
+    return serialization_error(value, error)
+
+
+def memoryview_call(stream: bytes, view: memoryview) -> tuple[bytes, memoryview] | None:
+    """
+    How a memoryview is written; None if only a pickler can.
+
+    Parameters
+    ----------
+    stream : bytes
+        The stream of a memoryview of plain bytes.
+    view : memoryview
+
+    Returns
+    -------
+    tuple of (bytes, memoryview)
+        The stream that makes it again, by ``memoryview(buffer).cast(format, shape)``, and the contiguous bytes that it asks
+        for.
+    """
+    if not view.c_contiguous:
+        # cast() keeps format and shape; tobytes() is C order, as cast() reads it.
+        flat = memoryview(view.tobytes())
+    elif view.nbytes == 0:
+        flat = memoryview(b"")
+    else:
+        flat = view.cast("B")
+    if view.format == "B" and view.ndim == 1:
+        return stream, flat
+    call = stream[2:-1]
+    from .reducers.stdlib import castable
+
+    if castable(view):
+        # getattr(memoryview(buffer), "cast")(format, shape)
+        arguments = _frames.pickled((view.format, view.shape))[2:-1]
+        head = b"\x80\x05\x8c\x08builtins\x8c\x07getattr\x93"
+        return head + call + b"\x8c\x04cast\x86R" + arguments + b"R.", flat
+    # Through an array, whose memoryview it is.
+    import numpy
+
+    from .. import _ndarray
+
+    written = _ndarray.template_put(numpy.asarray(view))
+    if written is None:
+        return None
+    stream, data = written
+    return call[: -len(b"\x97\x85R")].join((b"\x80\x05", b"")) + stream[2:-1] + b"\x85R.", memoryview(data)

@@ -1,0 +1,87 @@
+"""Arrays that arrived copy-on-write. One that is sent on unwritten goes as the object that it came from, without a copy.
+
+Whether it was written to, the kernel knows: a page that was is the process's own, one that was not is the store's.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from .. import _store
+
+if TYPE_CHECKING:
+    import numpy
+
+__all__ = ["note", "source"]
+
+# /proc/self/pagemap: 8 bytes a page
+_PRESENT, _SWAPPED, _FILE = 1 << 63, 1 << 62, 1 << 61
+_PAGE = os.sysconf("SC_PAGESIZE")
+# Pages looked at in one go: what was written to is often so near its beginning.
+_BATCH = 4096
+
+# id of an array over a whole mapping -> (weak reference to it, identity of the object that is mapped)
+_arrived: dict[int, tuple[weakref.ref[Any], bytes]] = {}
+
+
+def note(buffer: Any, ref: _store.ObjectRef[Any]) -> Any:
+    """Return what is to be loaded from, in place of a copy-on-write buffer, so that `source` knows it again."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        return buffer
+    whole = numpy.frombuffer(buffer, numpy.uint8)
+    key = id(whole)
+    _arrived[key] = (weakref.ref(whole, lambda _: _arrived.pop(key, None)), ref.binary())
+    return whole
+
+
+def source(view: memoryview) -> _store.ObjectRef[Any] | None:
+    """Return the object whose bytes, all of them, a view still shows; None if it is none that arrived, or was written to."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None or not _arrived:
+        return None
+    found: Any = view.obj
+    while found is not None:
+        known = _arrived.get(id(found))
+        if known is not None and known[0]() is found:
+            break
+        if isinstance(found, numpy.ndarray):
+            found = found.base
+        elif isinstance(found, memoryview):
+            found = found.obj
+        else:
+            return None
+    else:
+        return None
+    address = _address(numpy.frombuffer(view, numpy.uint8))
+    if address != _address(found) or view.nbytes != found.nbytes or not _is_unwritten(address, view.nbytes):
+        return None
+    ref = _store.load_ref(known[1])
+    return ref if ref.state == "sealed" else None
+
+
+def _address(array: numpy.ndarray[Any, Any]) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+def _is_unwritten(address: int, nbytes: int) -> bool:
+    import numpy
+
+    first, stop = address // _PAGE, (address + nbytes + _PAGE - 1) // _PAGE
+    try:
+        with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+            for at in range(first, stop, _BATCH):
+                count = min(_BATCH, stop - at)
+                text = os.pread(pagemap.fileno(), 8 * count, 8 * at)
+                if len(text) != 8 * count:
+                    return False
+                pages = numpy.frombuffer(text, numpy.uint64)
+                there = pages & (_PRESENT | _FILE)
+                if (pages & _SWAPPED).any() or (there == _PRESENT).any():
+                    return False
+    except OSError:
+        return False  # a kernel that does not tell
+    return True

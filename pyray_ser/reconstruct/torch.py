@@ -1,0 +1,138 @@
+"""What streams written by `put` name for torch; part of the format as `rebuild` is.
+
+torch has no read-only flag, and a write into memory that cannot be written ends the process. So tensors lie over a
+copy-on-write mapping of the stored object (`_store.writable_twin`): nothing is copied until a page is written, and
+what is written stays in this process and in what this one `get` returned. Bytes that are not in a store are copied,
+unless they are writable.
+"""
+
+from typing import Any
+
+import torch
+from numpy import dtype as _dtype
+from numpy import ndarray
+
+from .._store import writable_twin
+
+__all__ = ["Memory", "contiguous", "storage", "tensor", "view", "whole"]
+
+_NAMES = "bool uint8 int8 int16 int32 int64 uint16 uint32 uint64 float16 float32 float64 complex64 complex128".split()
+# from_numpy is by far the cheapest way to a tensor over given memory.
+_NUMPY: dict[Any, Any] = {getattr(torch, name): _dtype(name) for name in _NAMES if hasattr(torch, name)}
+_BYTE = _dtype("uint8")
+_from_numpy = torch.from_numpy
+_numpy_type = _NUMPY.get
+
+
+def _writable(buffer: Any) -> Any:
+    """Return the bytes of a buffer as this process may write them."""
+    twin = writable_twin(buffer)
+    if twin is not None:
+        return twin
+    view = memoryview(buffer)
+    return bytearray(view) if view.readonly else view
+
+
+def whole(buffer: Any, dtype: Any, size: tuple[int, ...]) -> Any:
+    """Make a contiguous tensor that is all of a storage of its own: what most tensors are."""
+    known = _numpy_type(dtype)
+    if known is not None:
+        return _from_numpy(ndarray(size, known, _writable(buffer)))
+    made = torch.frombuffer(_writable(buffer), dtype=dtype)
+    # In place, and of the same number of elements: its storage stays, and it is nobody's view.
+    return made if len(size) == 1 else made.resize_(size)
+
+
+def view(
+    first: Any,
+    dtype: Any,
+    size: tuple[int, ...],
+    stride: tuple[int, ...],
+    offset: int,
+    requires_grad: bool = False,
+    conjugate: bool = False,
+    negative: bool = False,
+) -> Any:
+    """Make another tensor over the storage of `first`."""
+    return _over(first.untyped_storage(), dtype, size, stride, offset, requires_grad, conjugate, negative)
+
+
+class Memory:
+    """The bytes of one storage, which several tensors may share.
+
+    Attributes
+    ----------
+    bytes : buffer
+        Writable.
+    first : torch.Tensor or None
+        The tensor that was made first; its storage is the one that all share.
+    """
+
+    __slots__ = ("bytes", "first")
+
+    def __init__(self, buffer: Any) -> None:
+        self.bytes = _writable(buffer)
+        self.first: Any = None
+
+
+def storage(memory: Any) -> Any:
+    """Return the untyped storage over a memory, or of a tensor; the same one each time."""
+    if type(memory) is not Memory:
+        return memory.untyped_storage()
+    if memory.first is None:
+        size = len(memory.bytes)
+        # torch warns of arrays without memory of their own.
+        memory.first = (
+            torch.from_numpy(ndarray(size, _BYTE, memory.bytes)) if size else torch.empty(0, dtype=torch.uint8)
+        )
+    return memory.first.untyped_storage()
+
+
+def contiguous(size: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the strides of a contiguous tensor, in elements."""
+    stride = []
+    step = 1
+    for length in reversed(size):
+        stride.append(step)
+        step *= length
+    return tuple(reversed(stride))
+
+
+def tensor(
+    memory: Memory,
+    dtype: Any,
+    size: tuple[int, ...],
+    stride: tuple[int, ...] | None = None,
+    offset: int = 0,
+    requires_grad: bool = False,
+    conjugate: bool = False,
+    negative: bool = False,
+) -> Any:
+    """Make a tensor that lies in a memory; without `stride` it is contiguous and covers all of it."""
+    if stride is None:
+        if memory.first is None and dtype in _NUMPY and not (requires_grad or conjugate or negative):
+            made = memory.first = _from_numpy(ndarray(size, _NUMPY[dtype], memory.bytes))
+            return made
+        stride = contiguous(size)
+    return _over(storage(memory), dtype, size, stride, offset, requires_grad, conjugate, negative)
+
+
+def _over(
+    memory: Any,
+    dtype: Any,
+    size: tuple[int, ...],
+    stride: tuple[int, ...],
+    offset: int,
+    requires_grad: bool,
+    conjugate: bool,
+    negative: bool,
+) -> Any:
+    made: Any = torch.empty(0, dtype=dtype)
+    made.set_(memory, offset, size, stride)
+    if conjugate:
+        made = torch._conj(made)
+    if negative:
+        made = torch._neg_view(made)
+    if requires_grad:
+        made.requires_grad = True
+    return made

@@ -1,0 +1,103 @@
+"""Where objects were made, for ``pyray-ser ls``: written down if the environment variable ``PYRAY_SER_ORIGINS`` is set.
+
+Each process keeps a list of its own, a line per object, in a file without a name (a memfd) that other processes of the same
+user can read through ``/proc`` as long as it lives. Nothing of it is in the store: it is for finding out who fills it, costs some
+microseconds per object, and grows with every one.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from .. import _store
+
+__all__ = ["ENVIRONMENT", "enable", "forget", "read"]
+
+ENVIRONMENT = "PYRAY_SER_ORIGINS"
+_NAME = "pyray_ser-origins:{:016x}"
+# What is read of one process's list at most.
+_READ_MAX = 64 << 20
+# Store -> descriptor, and the file it must still be: code that closes all descriptors lets others reuse the number.
+_lists: dict[int, tuple[int, tuple[int, int]]] = {}
+
+
+def enable() -> None:
+    """Write down from now on where this process makes objects."""
+    _store.set_note_origin(_note)
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    found = os.fstat(fd)
+    return found.st_dev, found.st_ino
+
+
+def _list_of(ident: int) -> int:
+    fd, known = _lists.get(ident, (-1, (0, 0)))
+    try:
+        if fd >= 0 and _identity(fd) == known:
+            return fd
+    except OSError:
+        pass  # closed by others: a new list
+    fd = os.memfd_create(_NAME.format(ident), os.MFD_CLOEXEC)
+    _lists[ident] = fd, _identity(fd)
+    return fd
+
+
+def _note(ident: int, serial: int) -> None:
+    frame = sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "pyray_ser":
+        frame = frame.f_back
+    code = frame.f_code
+    text = f"{serial} {code.co_filename}:{frame.f_lineno} {code.co_qualname}"
+    os.write(_list_of(ident), text.encode("unicode_escape") + b"\n")
+
+
+def forget(ident: int) -> None:
+    """End the list for a store that this process leaves."""
+    fd, known = _lists.pop(ident, (-1, (0, 0)))
+    try:
+        if fd >= 0 and _identity(fd) == known:
+            os.close(fd)
+    except OSError:
+        pass  # closed by others already
+
+
+def read(ident: int, pids: list[int]) -> dict[int, str]:
+    """
+    Return where objects were made, as far as their makers live and wrote it down.
+
+    Parameters
+    ----------
+    ident : int
+        The store.
+    pids : list of int
+        Its processes.
+
+    Returns
+    -------
+    dict of int to str
+        Serial number to ``file:line function``. It comes from other processes.
+    """
+    found: dict[int, str] = {}
+    link = f"/memfd:{_NAME.format(ident)} (deleted)"
+    for pid in pids:
+        folder = f"/proc/{pid}/fd"
+        try:
+            paths = [f"{folder}/{fd}" for fd in os.listdir(folder)]
+        except OSError:
+            continue  # gone, or not to be looked into
+        for path in paths:
+            try:
+                if os.readlink(path) != link:
+                    continue
+                with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+                    file.seek(0)
+                    data = file.read(_READ_MAX)
+            except OSError:
+                continue
+            for line in data.split(b"\n"):
+                serial, _, text = line.partition(b" ")
+                if serial.isdigit() and len(serial) < 20:
+                    found[int(serial)] = text.decode("ascii", "replace")
+    return found

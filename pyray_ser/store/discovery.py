@@ -1,0 +1,357 @@
+"""Which store is used: the default one, those of references, and how a process finds them.
+
+A process uses, for `put`, in this order: the store it already has (a forked child inherits its parent's), the one that
+the environment variable ``PYRAY_SER_STORE`` hints at, the one of the process that ``multiprocessing`` says is the
+parent, those of the ancestors of a multiprocessing child (a fork server stands between it and the process that matters),
+else a new anonymous one.
+
+Nothing found by a hint is trusted: the engine verifies owner, mode, identity and layout of what it attaches to.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from _thread import RLock
+
+from .. import _log, _store
+
+TYPE_CHECKING = False  # importing typing for this would cost more than the rest of this module
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+# `.exceptions` is imported where it is needed: it costs more than all the rest of a first put.
+
+__all__ = ["close_all", "find", "open_default", "open_store", "reattach", "renew", "unreachable"]
+
+HINT = "PYRAY_SER_STORE"
+# Set: `pyray_ser.store.allocation_sites` writes down where objects are made.
+ORIGINS = "PYRAY_SER_ORIGINS"
+
+# Only opening takes it: no other lock is ever held with it, and nothing that can free a reference runs under it but what
+# opening itself allocates.
+_lock = RLock()
+_options: dict[str, Any] = {}
+# What the program gave to `init` in this very process.
+_explicit: dict[str, Any] = {}
+# Stores that this process closed on purpose: a hint must not bring one back as the default.
+_closed: set[int] = set()
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = RLock()
+    _explicit.clear()
+    store = _store.default()
+    if store is not None and not store.closed and not store.orphaned:
+        _set_hint(store)
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+# ---- the hint ---------------------------------------------------------------------------------------------------------
+
+
+def _set_hint(store: _store.Store) -> None:
+    pid, start, fd = store.locator
+    os.environ[HINT] = f"{store.id:016x}:{pid}:{start}:{fd}:{store.path or ''}"
+
+
+def _read_hint() -> tuple[int, int, int, int, str] | None:
+    parts = os.environ.get(HINT, "").split(":", 4)
+    if len(parts) != 5:
+        return None
+    try:
+        ident, pid, start, fd = int(parts[0], 16), int(parts[1]), int(parts[2]), int(parts[3])
+    except ValueError:
+        return None
+    # What no store, process or descriptor can have is not for the engine, which knows no such numbers.
+    if not (0 < ident < 1 << 64 and 0 < pid < 1 << 31 and 0 <= start < 1 << 64 and -1 <= fd < 1 << 31):
+        return None
+    return ident, pid, start, fd, parts[4]
+
+
+# ---- finding ----------------------------------------------------------------------------------------------------------
+
+
+def _parent_of(pid: int) -> int:
+    """Return the parent of a process, 0 if there is none to be seen."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # The name stands in parentheses and may hold anything, parentheses too.
+            return int(file.read().rpartition(b")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _ancestors(pid: int) -> Iterator[int]:
+    seen: set[int] = set()
+    while pid > 1 and pid not in seen and len(seen) < 64:
+        seen.add(pid)
+        yield pid
+        pid = _parent_of(pid)
+
+
+def _multiprocessing_parent() -> int:
+    """Return the pid of the process that started this one by multiprocessing, else 0."""
+    process = sys.modules.get("multiprocessing.process")
+    parent = process.parent_process() if process is not None else None
+    return parent.pid if parent is not None and parent.pid is not None else 0
+
+
+def _attach(pid: int, fd: int, ident: int) -> _store.Store | None:
+    """Attach to a store of another process; None if that is not to be had."""
+    try:
+        return _store.attach_pid(
+            pid, fd, ident, lock_timeout=_options.get("lock_timeout", 0.0), flags=_options.get("flags", 0)
+        )
+    except (OSError, ValueError):
+        # Gone meanwhile, or not ours to look into: the next candidate may do.
+        return None
+
+
+def _inherited() -> _store.Store | None:
+    """Find the store of the process that started this one."""
+    hint = _read_hint()
+    if hint is not None and hint[0] not in _closed:
+        ident, pid, start, fd, path = hint
+        # By its name, if it has one: the last to leave must know what to remove.
+        if path:
+            from . import named_stores
+
+            found = named_stores.attach_existing(
+                path, ident, _options.get("lock_timeout", 1.0), _options.get("flags", 0)
+            )
+            if found is not None:
+                return found
+        if pid != os.getpid() and _store.start_time(pid) == start:
+            found = _attach(pid, fd, ident)
+            if found is not None:
+                return found
+    parent = _multiprocessing_parent()
+    if not parent:
+        return None
+    for pid in dict.fromkeys((parent, *_ancestors(os.getppid()))):
+        for ident, fd in _store.stores_of(pid):
+            if ident not in _closed:
+                found = _attach(pid, fd, ident)
+                if found is not None:
+                    return found
+    return None
+
+
+def find(ident: int, pid: int = 0, start: int = 0, fd: int = -1) -> _store.Store | None:
+    """
+    Find the store with this identity.
+
+    Parameters
+    ----------
+    ident : int
+        Identity of the store.
+    pid, start, fd : int
+        Locator of the process that sent the reference.
+
+    Returns
+    -------
+    Store or None
+    """
+    with _lock:
+        for store in _store.open_stores():
+            if store.id == ident:
+                return store
+        if pid and pid != os.getpid() and _store.start_time(pid) == start:
+            found = _attach(pid, fd, ident)
+            if found is not None:
+                return found
+        hint = _read_hint()
+        candidates = [hint[1]] if hint is not None and hint[0] == ident else []
+        candidates += [_multiprocessing_parent(), *_ancestors(os.getppid())]
+        for store in _store.open_stores():
+            candidates += store.client_pids()
+        for candidate in dict.fromkeys(candidates):
+            if candidate and candidate != os.getpid():
+                found = _attach(candidate, -1, ident)
+                if found is not None:
+                    return found
+        if hint is not None and hint[0] == ident and hint[4]:
+            from . import named_stores
+
+            return named_stores.attach_existing(
+                hint[4], ident, _options.get("lock_timeout", 1.0), _options.get("flags", 0)
+            )
+    return None
+
+
+def reattach(store: _store.Store) -> bool:
+    """Make a forked child that got no client slot a client of its store again."""
+    with _lock:
+        if not store.orphaned:
+            return True
+        for pid in _ancestors(os.getppid()):
+            for ident, fd in _store.stores_of(pid):
+                if ident == store.id and store.attach_again(pid, fd):
+                    return True
+        # Its own descriptor, inherited by the fork, shows the store as well.
+        return any(
+            ident == store.id and store.attach_again(os.getpid(), fd) for ident, fd in _store.stores_of(os.getpid())
+        )
+
+
+def renew(store: _store.Store) -> None:
+    """In a forked child: give back what the fork handed over, views apart, and stay a client of the store."""
+    with _lock:
+        # Without a slot for a moment of two clients it stays what it is.
+        if store.renew() and store is _store.default():
+            _set_hint(store)
+
+
+def unreachable(ref: _store.ObjectRef[Any], node: bytes) -> Exception:
+    """Return the error for a reference whose store is not to be found, naming the node it came from."""
+    from ..exceptions import ForeignStoreError, ObjectLostError
+
+    there = node.decode("utf-8", "replace")
+    if there and there != node_name().decode("utf-8", "replace"):
+        return ForeignStoreError(ref=repr(ref), store=f"{ref.store_id:016x}", node=there)
+    return ObjectLostError(
+        ref=repr(ref),
+        store=f"{ref.store_id:016x}",
+        reason="no process is left that has its store open, or none that this one may look into",
+    )
+
+
+def node_name() -> bytes:
+    """Return the host's name, cut to what travels with a reference."""
+    global _node
+    if _node is None:
+        _node = os.uname().nodename.encode()[:32]
+    return _node
+
+
+_node: bytes | None = None
+
+
+# ---- opening ----------------------------------------------------------------------------------------------------------
+
+
+def open_store(name: str | None = None, *, inherit: bool = True, **options: Any) -> _store.Store:
+    """
+    Open the store that this process uses from now on.
+
+    Parameters
+    ----------
+    name : str, optional
+        Name or path of a store that unrelated processes can find.
+    inherit : bool
+        Whether the parent's store is taken if there is one and no name is given.
+    **options
+        For the engine: ``capacity``, ``max_clients``, ``max_objects``, ``lock_timeout``, ``warm_reserve``, ``spill_dir``,
+        ``flags``.
+
+    Returns
+    -------
+    Store
+    """
+    with _lock:
+        if options:
+            from ..options import check_repeated
+
+            check_repeated(_explicit, options)
+        path = None
+        if name is not None:
+            from . import named_stores
+
+            path = named_stores.path_of(name)
+        store, joined = _store.default(), False
+        late = store is not None
+        if store is not None:
+            if path is not None and store.path != path:
+                raise ValueError(
+                    f"this process uses {store!r} already; hint: shutdown() before init(name={name!r}), or leave the name out"
+                )
+        else:
+            store, joined = _open(path, inherit, options)
+        _explicit.update(options)
+    problem = _ignored(store, options, joined) if late or joined else ""
+    if problem:
+        import warnings
+
+        # The caller of `init`.
+        warnings.warn(problem, RuntimeWarning, stacklevel=3)
+    return store
+
+
+def _open(path: str | None, inherit: bool, options: dict[str, Any]) -> tuple[_store.Store, bool]:
+    """Open a store and make it the one of this process; also whether another process had made it."""
+    before = dict(_options)
+    _options.update(options)
+    try:
+        store, joined = _find_or_make(path, inherit, options)
+    except BaseException:
+        _options.clear()
+        _options.update(before)
+        raise
+    _store.set_default(store)
+    _set_hint(store)
+    if os.environ.get(ORIGINS):
+        from . import allocation_sites
+
+        allocation_sites.enable()
+    _log.debug("using %r", store)
+    return store, joined
+
+
+def _find_or_make(path: str | None, inherit: bool, options: dict[str, Any]) -> tuple[_store.Store, bool]:
+    if path is not None:
+        from . import named_stores
+
+        return named_stores.open_named(path, options)
+    found = _inherited() if inherit else None
+    if found is not None:
+        return found, True
+    from ..options import for_new_store
+
+    return _store.create_store(**for_new_store(options)), False
+
+
+def _ignored(store: _store.Store, options: dict[str, Any], joined: bool) -> str:
+    if not options:
+        return ""
+    from ..options import ignored
+
+    return ignored(store, options, joined)
+
+
+def open_default() -> _store.Store:
+    """Open the store for a `put` that comes before any `init`."""
+    return open_store(**_options)
+
+
+def close_all() -> None:
+    """Close every store of this process."""
+    from .scopes import forget
+
+    window = sys.modules.get("pyray_ser._window")
+    if window is not None:
+        window.abort_all()
+    with _lock:
+        stores = _store.open_stores()
+        hint = _read_hint()
+        for store in stores:
+            if hint is not None and hint[0] == store.id:
+                del os.environ[HINT]
+                hint = None
+            forget(store)
+            if store.path is not None:
+                from .named_stores import leave
+
+                leave(store)
+            _closed.add(store.id)
+            _log.debug("closing %r", store)
+            store.close()
+            if "pyray_ser.store.allocation_sites" in sys.modules:
+                sys.modules["pyray_ser.store.allocation_sites"].forget(store.id)
+        _store.set_default(None)
+        _options.clear()
+        _explicit.clear()

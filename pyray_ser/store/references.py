@@ -1,0 +1,127 @@
+"""References as people and picklers see them.
+
+Three ways lead out of a process, and each holds the object differently:
+
+- inside a value that is put into the same store: the new object holds the old one (decided in `_store`);
+- by multiprocessing's own pickler (Queue, Pipe, Pool, arguments of a Process): loaded once, so a token in flight holds the
+  object until the receiver has taken over;
+- by any other pickler: may be loaded any number of times, so the object is held until `free` or the end of the `scope`.
+"""
+
+from __future__ import annotations
+
+import sys
+from html import escape
+
+from .. import _load_ref
+from .._store import ObjectRef, reduce_for_message
+from .discovery import node_name
+from .scopes import hold
+
+TYPE_CHECKING = False  # importing typing for this would cost more than the rest of this module
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+    from typing import Any
+
+__all__ = ["ObjectRef"]
+
+STICKY = 2
+
+
+# ---- pickling ---------------------------------------------------------------------------------------------------------
+
+_registered = False
+# The frame in which multiprocessing's pickler was already at work when we registered with it: picklers copy their table
+# of reducers when they are made, so this one does not know us.
+_early: int = 0
+
+
+def _register() -> None:
+    """Give multiprocessing's pickler its own way, once it is loaded. Importing it costs more than all of ours."""
+    global _registered, _early
+    reduction = sys.modules.get("multiprocessing.reduction")
+    pickler = getattr(reduction, "ForkingPickler", None)
+    if reduction is None or pickler is None:
+        return
+    pickler.register(ObjectRef, reduce_for_message)
+    _registered = True
+    codes = (pickler.dumps.__func__.__code__, reduction.dump.__code__)
+    _early = next((id(frame) for frame in _frames() if frame.f_code in codes), 0)
+
+
+def _frames() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def reduce(ref: ObjectRef[Any]) -> tuple[Any, ...]:
+    """Reduce a reference for a pickler of which nothing is known."""
+    global _early
+    if not _registered:
+        _register()
+    if _early:
+        if any(id(frame) == _early for frame in _frames()):
+            return reduce_for_message(ref)
+        _early = 0
+    return _load_ref, (hold(ref, STICKY, node_name()),)
+
+
+# ---- text -------------------------------------------------------------------------------------------------------------
+
+
+def _facts(ref: ObjectRef[Any]) -> tuple[str, str]:
+    state = ref.state
+    size = ""
+    if state == "sealed":
+        try:
+            number = ref.size
+        except Exception:
+            state, number = "lost", None
+        size = "" if number is None else _bytes(number)
+    return state, size
+
+
+def _bytes(number: int) -> str:
+    size = float(number)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{number} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def text(ref: ObjectRef[Any]) -> str:
+    """Return the repr of a reference."""
+    state, size = _facts(ref)
+    return f"ObjectRef({ref.hex()}, {size or state})"
+
+
+def html(ref: ObjectRef[Any]) -> str:
+    """Return a reference as a small table for notebooks."""
+    state, size = _facts(ref)
+    rows = [("object", str(ref.serial)), ("store", f"{ref.store_id:016x}"), ("state", state), ("id", ref.hex())]
+    if size:
+        rows.insert(3, ("size", size))
+    cells = "".join(
+        f"<tr><th style='text-align:left'>{escape(key)}</th><td style='text-align:left'>{escape(value)}</td></tr>"
+        for key, value in rows
+    )
+    return f"<table><caption>ObjectRef</caption>{cells}</table>"
+
+
+# ---- argument errors --------------------------------------------------------------------------------------------------
+
+
+def not_refs(function: str, value: object) -> Exception:
+    """Return the error for an argument that is neither a reference nor a list of them."""
+    if isinstance(value, tuple | set | frozenset | dict):
+        return ValueError(
+            f"{function}() takes an ObjectRef or a list of ObjectRefs, not a {type(value).__name__}; "
+            f"for several, call {function}(list(refs))"
+        )
+    return ValueError(
+        f"{function}() takes an ObjectRef or a list of ObjectRefs, not {type(value).__name__!r}: {value!r:.80}"
+    )

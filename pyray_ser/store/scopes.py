@@ -1,0 +1,154 @@
+"""How long pickled references hold their objects.
+
+A reference in a message of multiprocessing's takes a token that its receiver ends. Any other pickle of a reference can
+be loaded any number of times, so its object is held until `free`, the end of the scope it was pickled in, or of the store.
+A scope is a context variable: each thread and each asyncio task has its own.
+"""
+
+from __future__ import annotations
+
+import os
+from contextvars import ContextVar
+
+from .. import _store
+
+TYPE_CHECKING = False  # importing typing for this would cost more than the rest of this module
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["Scope", "forget", "hold", "release", "scope"]
+
+
+class Scope:
+    """The tokens taken while it is the current scope. Made by `scope`."""
+
+    def __init__(self) -> None:
+        # identity of the object -> its sticky token: one is enough, however often the reference is pickled
+        self._sticky: dict[bytes, tuple[int, tuple[int, int]]] = {}
+        # tokens of messages; most are ended by their receivers, and ending one twice is harmless
+        self._once: list[tuple[int, bytes, tuple[int, int]]] = []
+        self._forks = _store.fork_count()
+
+    def __len__(self) -> int:
+        return len(self._sticky) + len(self._once)
+
+    def has(self, identity: bytes) -> bool:
+        return identity in self._sticky
+
+    def add(self, store_id: int, identity: bytes, token: tuple[int, int], sticky: bool) -> None:
+        if sticky:
+            _store.scope_holds()
+            self._sticky[identity] = (store_id, token)
+        else:
+            self._once.append((store_id, identity, token))
+
+    def discard(self, identity: bytes) -> None:
+        """End the token of an object that was freed: nothing is held any more, and `stats` is to say so."""
+        store_id, token = self._sticky.pop(identity, (0, None))
+        if token is None or _store.fork_count() != self._forks:
+            return
+        for store in _store.open_stores():
+            if store.id == store_id:
+                _store.drop_token(store, identity, token)
+
+    def forget(self, store_id: int) -> None:
+        self._sticky = {key: held for key, held in self._sticky.items() if held[0] != store_id}
+        self._once = [held for held in self._once if held[0] != store_id]
+
+    def end(self) -> None:
+        """End the tokens. A forked child leaves those of its parent alone."""
+        sticky, once = self._sticky, self._once
+        self._sticky, self._once = {}, []
+        if _store.fork_count() != self._forks:
+            return
+        stores = {store.id: store for store in _store.open_stores()}
+        for identity, (store_id, token) in sticky.items():
+            if store_id in stores:
+                _store.drop_token(stores[store_id], identity, token)
+        for store_id, identity, token in once:
+            if store_id in stores:
+                _store.drop_token(stores[store_id], identity, token)
+
+
+_current: ContextVar[Scope | None] = ContextVar("pyray_ser.scope", default=None)
+# What is pickled outside of any scope: held until free() or the end of the store.
+_outermost = Scope()
+
+
+def _after_fork_in_child() -> None:
+    # The parent's tokens are the parent's to end.
+    global _outermost
+    _outermost = Scope()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+class scope:
+    """
+    Context manager that bounds how long pickled references hold their objects.
+
+    At exit, whatever was held because a reference was pickled inside ends; objects that something else holds (a
+    reference, a view, an object that names them) live on. Works in threads and asyncio tasks; may be nested.
+
+    Examples
+    --------
+    >>> with pyray_ser.scope():
+    ...     data = pickle.dumps(ref)  # can be loaded any number of times in here
+    """
+
+    def __init__(self) -> None:
+        self._scope: Scope | None = None
+
+    def __enter__(self) -> Scope:
+        if self._scope is not None:
+            raise RuntimeError("a scope is entered once")
+        self._scope = Scope()
+        self._token = _current.set(self._scope)
+        return self._scope
+
+    def __exit__(self, *exc_info: object) -> None:
+        _current.reset(self._token)
+        assert self._scope is not None
+        self._scope.end()
+
+
+def current() -> Scope:
+    """Return the scope that tokens taken now belong to."""
+    bound = _current.get()
+    return _outermost if bound is None else bound
+
+
+def hold(ref: _store.ObjectRef[Any], kind: int, node: bytes) -> bytes:
+    """
+    Take what a pickled reference needs and return the bytes that travel.
+
+    Parameters
+    ----------
+    ref : ObjectRef
+    kind : int
+        1 for a message that is loaded once, 2 for bytes that may be loaded any number of times.
+    node : bytes
+        Name of this host.
+    """
+    holder = current()
+    identity = ref.binary()
+    if kind == 2 and holder.has(identity):
+        return ref.travel(0, node)[0]
+    blob, token = ref.travel(kind, node)
+    # Tokens of messages are kept only where an end is near: outside of a scope the list would grow for ever.
+    if kind == 2 or holder is not _outermost:
+        holder.add(ref.store_id, identity, token, kind == 2)
+    return blob
+
+
+def release(identity: bytes) -> None:
+    """End what holds an object that was freed."""
+    current().discard(identity)
+    _outermost.discard(identity)
+
+
+def forget(store: _store.Store) -> None:
+    """Forget a store that is being closed."""
+    current().forget(store.id)
+    _outermost.forget(store.id)

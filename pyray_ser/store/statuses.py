@@ -1,0 +1,162 @@
+"""Which exception a status of the store engine becomes: one table, used by one place that raises."""
+
+from __future__ import annotations
+
+from .. import exceptions as exc
+from .._store import STATUS, ObjectRef, Store
+
+TYPE_CHECKING = False  # importing typing for this would cost more than the rest of this module
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+__all__ = ["exception"]
+
+
+class _Facts:
+    """What the engine and the caller know about a failure."""
+
+    def __init__(
+        self,
+        status: int,
+        what: str | None,
+        errno: int,
+        pid: int,
+        want: int,
+        capacity: int,
+        used: int,
+        store: Store | str | None,
+        ref: ObjectRef[Any] | None,
+        timeout: float | None,
+    ) -> None:
+        self.status = status
+        self.what = what
+        self.errno = errno
+        self.pid = pid or None
+        self.want = want
+        self.capacity = capacity
+        self.used = used
+        self.path = store if isinstance(store, str) else getattr(store, "path", None)
+        self.store = f"{store.id:016x}" if isinstance(store, Store) else self.path
+        self.opened = store if isinstance(store, Store) and not store.closed else None
+        self.ref = repr(ref) if isinstance(ref, ObjectRef) else None
+        self.timeout = timeout
+        # Alive in the table, and yet not to be had: only what was spilled can be so.
+        self.spilled = self.opened is not None and isinstance(ref, ObjectRef) and ref.state == "sealed"
+
+
+def _system(facts: _Facts) -> OSError:
+    import os
+
+    return OSError(facts.errno, f"{facts.what or 'a system call failed'}: {os.strerror(facts.errno)}", facts.path)
+
+
+def _no_memory(facts: _Facts) -> MemoryError:
+    return MemoryError(
+        (facts.what or "no private memory or address space")
+        + "; close views and copy-on-write arrays, or raise vm.max_map_count and the address space limit"
+    )
+
+
+def _full(facts: _Facts) -> exc.ObjectStoreFullError:
+    import os
+
+    # With an errno it is the disk that is full: the spill directory's.
+    reason = f"{facts.what}: {os.strerror(facts.errno)}" if facts.errno else None
+    return exc.ObjectStoreFullError(
+        size=facts.want, capacity=facts.capacity, used=facts.used, reason=reason, holders=_holders(facts.opened)
+    )
+
+
+def _holders(store: Store | None) -> str | None:
+    """Name the largest objects, who made them and who holds them."""
+    if store is None:
+        return None
+    largest = sorted(store.records(), key=lambda record: record["size"], reverse=True)[:3]
+    return ", ".join(
+        f"object {record['serial']} ({record['size']} bytes, made by process {record['creator_pid'] or 'gone'}, "
+        f"refs in {record['ref_holders']}, views in {record['pin_holders']} processes)"
+        for record in largest
+    ) or None  # fmt: skip
+
+
+def _no_pages(facts: _Facts) -> exc.ObjectStoreFullError:
+    return exc.ObjectStoreFullError(
+        size=facts.want or None,
+        capacity=facts.capacity or None,
+        used=facts.used or None,
+        reason=facts.what or "the machine has no pages to give",
+    )
+
+
+def _lost(facts: _Facts) -> exc.ObjectLostError:
+    reason = facts.what or ("it was spilled, and its file is gone" if facts.spilled else None)
+    return exc.ObjectLostError(ref=facts.ref, store=facts.store, reason=reason)
+
+
+def _corrupt(facts: _Facts) -> exc.CorruptObjectError:
+    reason = facts.what or ("it was spilled, and its file is shorter than the object" if facts.spilled else None)
+    return exc.CorruptObjectError(ref=facts.ref, reason=reason)
+
+
+_TABLE: dict[str, Callable[[_Facts], BaseException]] = {
+    "SYS": _system,
+    "NOMEM": _no_memory,
+    "FULL": _full,
+    "BACKING": _no_pages,
+    "CLIENTS": lambda facts: exc.StoreFullError(table="clients", limit=facts.capacity or None),
+    "OBJECTS": lambda facts: exc.StoreFullError(table="objects", limit=facts.capacity or None),
+    "LOST": _lost,
+    "FREED": lambda facts: exc.ObjectFreedError(ref=facts.ref, store=facts.store),
+    "AGAIN": lambda facts: exc.GetTimeoutError(ref=facts.ref, timeout=0.0),
+    "TIMEOUT": lambda facts: exc.GetTimeoutError(ref=facts.ref, timeout=facts.timeout),
+    "BUSY": lambda facts: exc.StoreBusyError(pid=facts.pid),
+    "CORRUPT": _corrupt,
+    "VERSION": lambda facts: exc.StoreVersionError(facts.what, store=facts.store),
+    "FOREIGN": lambda facts: exc.StoreAccessError(path=facts.path, reason=facts.what),
+    "CLOSED": lambda facts: exc.StoreClosedError(store=facts.store),
+    "INTR": lambda facts: InterruptedError(facts.what or "interrupted by a signal"),
+    "INVAL": lambda facts: ValueError(facts.what or "the store engine was called with arguments that make no sense"),
+    "NOTFOUND": lambda facts: exc.StoreNotFoundError(store=facts.path),
+    "EXISTS": lambda facts: exc.NameExistsError(facts.what),
+}
+
+_BY_NUMBER = {STATUS[name]: make for name, make in _TABLE.items()}
+
+
+def exception(
+    status: int,
+    what: str | None = None,
+    *,
+    errno: int = 0,
+    pid: int = 0,
+    want: int = 0,
+    capacity: int = 0,
+    used: int = 0,
+    store: Store | str | None = None,
+    ref: ObjectRef[Any] | None = None,
+    timeout: float | None = None,
+) -> BaseException:
+    """
+    The exception for a status.
+
+    Parameters
+    ----------
+    status : int
+        A ``PRS_E_*`` code.
+    what : str, optional
+        The engine's sentence.
+    errno, pid, want, capacity, used : int
+        Facts of a ``prs_error``.
+    store : Store or str, optional
+        The store concerned, or its path.
+    ref : ObjectRef, optional
+        The object concerned.
+    timeout : float, optional
+        What the caller gave.
+    """
+    make = _BY_NUMBER.get(status)
+    facts = _Facts(status, what or None, errno, pid, want, capacity, used, store, ref, timeout)
+    if make is None:
+        return exc.PyraySerError(f"the store engine reported status {status}: {facts.what}")
+    return make(facts)

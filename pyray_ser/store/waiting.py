@@ -1,0 +1,242 @@
+"""Waiting without a thread per reference: one thread per process watches everything that is awaited.
+
+The store has a counter that changes when an object somebody waits for gets ready. The watcher sleeps on it, at most 0.1 s at
+a time, and looks at what it watches when it moved. What got ready is handed over in one call per event loop.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from _thread import allocate_lock
+
+from .. import _store
+from .._store import get
+
+TYPE_CHECKING = False  # importing typing for this would cost more than the rest of this module
+if TYPE_CHECKING:
+    import asyncio
+    import threading
+    from collections.abc import Iterable
+    from concurrent.futures import Future
+    from typing import Any, TypeAlias
+
+    Ref: TypeAlias = _store.ObjectRef[Any]
+    Target: TypeAlias = Future[Any] | asyncio.Future[Any]
+    Loop: TypeAlias = asyncio.AbstractEventLoop
+    Entry: TypeAlias = tuple[Ref, Loop | None, Target]
+
+__all__ = ["future", "wait", "wait_async"]
+
+
+class _Watcher:
+    """The thread, and what it watches."""
+
+    def __init__(self) -> None:
+        self._lock = allocate_lock()
+        self._new: list[Entry] = []
+        self._thread: threading.Thread | None = None
+
+    def add(self, ref: Ref, loop: Loop | None, target: Target) -> None:
+        """Resolve `target` with the value once the reference is ready: in `loop`, or in the thread if that is None."""
+        with self._lock:
+            self._new.append((ref, loop, target))
+            if self._thread is None:
+                import threading
+
+                self._thread = threading.Thread(target=self._run, name="pyray_ser-watcher", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        watched: list[Entry] = []
+        while True:
+            with self._lock:
+                new, self._new = self._new, []
+                if not new and not watched:
+                    self._thread = None
+                    return
+            # The counters are read before the look: what changes after it ends the sleep at once.
+            stores = {store.id: store for store in _store.open_stores()}
+            seen = {ident: _store.epoch(store) for ident, store in stores.items()}
+            if new:
+                _store.watch([entry[0] for entry in new])
+                watched += new
+            ready = _store.scan([entry[0] for entry in watched])
+            if ready:
+                self._deliver([watched[i] for i in ready])
+                gone = set(ready)
+                watched = [entry for i, entry in enumerate(watched) if i not in gone]
+                del new
+                continue
+            self._sleep(watched, stores, seen)
+
+    def _sleep(self, watched: list[Entry], stores: dict[int, _store.Store], seen: dict[int, int]) -> None:
+        waited_for = {entry[0].store_id for entry in watched}
+        live = [ident for ident in waited_for if ident in stores]
+        if len(live) == 1:
+            # New entries wait until the end of this sleep: short enough, and an awaited ready one never comes here.
+            _store.wait_epoch(stores[live[0]], seen[live[0]], 0.01)
+        else:
+            time.sleep(0.005)
+        if any(entry[2].cancelled() for entry in watched):
+            watched[:] = [entry for entry in watched if not entry[2].cancelled()]
+
+    @staticmethod
+    def _deliver(entries: Iterable[Entry]) -> None:
+        by_loop: dict[Loop, list[tuple[Ref, Target]]] = {}
+        for ref, loop, target in entries:
+            if loop is None:
+                _resolve(ref, target)
+            else:
+                by_loop.setdefault(loop, []).append((ref, target))
+        for loop, batch in by_loop.items():
+            try:
+                loop.call_soon_threadsafe(_resolve_batch, loop, batch)
+            except RuntimeError:
+                # The loop was closed: nobody is left to be told.
+                continue
+
+
+def _resolve(ref: Ref, target: Target) -> None:
+    if target.cancelled():
+        return
+    # Only the future of a thread can be cancelled while it is being resolved.
+    starts = getattr(target, "set_running_or_notify_cancel", None)
+    if starts is not None and not starts():
+        return
+    try:
+        value = get(ref)
+    except BaseException as error:
+        target.set_exception(error)
+    else:
+        target.set_result(value)
+
+
+def _resolve_batch(loop: Loop, batch: list[tuple[Ref, Target]]) -> None:
+    # A slice at a time, so that other tasks run in between.
+    until = time.perf_counter() + 0.002
+    for i, (ref, target) in enumerate(batch):
+        if not target.done():
+            _resolve(ref, target)
+        if time.perf_counter() > until:
+            rest = batch[i + 1 :]
+            if rest:
+                loop.call_soon(_resolve_batch, loop, rest)
+            return
+
+
+_watcher = _Watcher()
+
+
+def _after_fork_in_child() -> None:
+    global _watcher
+    _watcher = _Watcher()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+async def wait_async(ref: Ref) -> Any:
+    """
+    The value of a reference, without blocking the event loop.
+
+    Parameters
+    ----------
+    ref : ObjectRef
+    """
+    if _store.is_ready(ref):
+        return get(ref)
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    target = loop.create_future()
+    _watcher.add(ref, loop, target)
+    return await target
+
+
+def future(ref: Ref) -> Future[Any]:
+    """
+    A future that gets the value of a reference.
+
+    Parameters
+    ----------
+    ref : ObjectRef
+
+    Returns
+    -------
+    concurrent.futures.Future
+    """
+    from concurrent.futures import Future
+
+    target: Future[Any] = Future()
+    if _store.is_ready(ref):
+        _resolve(ref, target)
+    else:
+        _watcher.add(ref, None, target)
+    return target
+
+
+def wait(refs: list[Any], *, num_returns: int = 1, timeout: float | None = None) -> tuple[list[Any], list[Any]]:
+    """
+    Wait until some of several objects are ready.
+
+    Parameters
+    ----------
+    refs : list of ObjectRef
+        Without duplicates.
+    num_returns : int
+        How many must be ready.
+    timeout : float, optional
+        Seconds; when they are over, what is ready by then is returned. Default is without limit.
+
+    Returns
+    -------
+    tuple of (list, list)
+        The first `num_returns` ready ones and the rest, both in the order given. An object that is lost counts as ready:
+        `get` raises what became of it.
+    """
+    from .references import not_refs
+
+    if not isinstance(refs, list):
+        raise TypeError(f"wait() takes a list of ObjectRefs, not {type(refs).__name__!r}")
+    promised = False
+    for ref in refs:
+        if not isinstance(ref, _store.ObjectRef):
+            if not _store.is_promise(ref):
+                raise TypeError(str(not_refs("wait", ref)))
+            promised = True
+    if len(set(refs)) != len(refs):
+        raise ValueError("wait() takes a list without duplicates")
+    if not isinstance(num_returns, int) or isinstance(num_returns, bool):
+        raise TypeError(f"num_returns is an int, not {type(num_returns).__name__!r}")
+    if num_returns <= 0 or num_returns > len(refs):
+        raise ValueError(f"num_returns must be between 1 and the number of refs ({len(refs)}), not {num_returns}")
+    if timeout is not None and not timeout >= 0:
+        raise ValueError(f"timeout must be None or a number of seconds >= 0, not {timeout!r}")
+    deadline = None if timeout is None else time.monotonic() + timeout
+    if promised:
+        from ..tasks import refs as tasks
+
+        ready = tasks.wait(refs, num_returns, deadline)
+        return _split(refs, ready[:num_returns])
+    marked = False
+    while True:
+        stores = {store.id: store for store in _store.open_stores()}
+        live = [ident for ident in {ref.store_id for ref in refs} if ident in stores]
+        seen = {ident: _store.epoch(stores[ident]) for ident in live}
+        if not marked and timeout != 0:
+            _store.watch(refs)
+            marked = True
+        ready = _store.scan(refs)
+        left = 0.1 if deadline is None else deadline - time.monotonic()
+        if len(ready) >= num_returns or left <= 0:
+            return _split(refs, ready[:num_returns])
+        if len(live) == 1:
+            _store.wait_epoch(stores[live[0]], seen[live[0]], min(left, 0.1))
+        else:
+            time.sleep(min(left, 0.002))
+
+
+def _split(refs: list[Any], indices: list[int]) -> tuple[list[Any], list[Any]]:
+    chosen = set(indices)
+    return [refs[i] for i in indices], [ref for i, ref in enumerate(refs) if i not in chosen]

@@ -1,0 +1,404 @@
+"""The worker's side: reads calls, runs them one after another, answers.
+
+The same loop serves a worker of the pool, which is told functions, and an actor, which is told a class and then its methods'
+names. An actor with methods that are coroutines is served by `serve_async` instead.
+"""
+
+from __future__ import annotations
+
+import inspect
+import select
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .._store import ObjectRef, get
+from ..exceptions import SerializationError, TaskCancelledError
+from . import process, protocol
+from .backpressure import Flow
+from .errors import Failure, describe
+from .refs import TaskRef
+
+if TYPE_CHECKING:
+    import socket
+    from multiprocessing.connection import Connection
+
+    from .listener import Visitors
+
+__all__ = ["Server", "main"]
+
+
+def main(
+    connection: Connection, owner: tuple[int, int], listener: socket.socket | None, settings: dict[str, Any]
+) -> None:
+    """Serve until the last caller is gone. The target of a worker process."""
+    process.ignore_interrupts()
+    process.end_with(owner)
+    from . import settings as own
+
+    own.inherit(settings)
+    process.let_go_of_inherited()
+    try:
+        Server(connection, listener).run()
+    finally:
+        from . import shutdown
+
+        shutdown()
+
+
+class Peer:
+    """A caller: the owner, or another process that was given the actor's handle."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.fd = connection.fileno()
+        # Results in the store, until the caller holds them: number of the call, how many before -> reference
+        self.held: dict[int, deque[ObjectRef[Any]]] = {}
+
+    def send(self, frame: bytes) -> None:
+        try:
+            self.connection.send_bytes(frame)
+        except OSError:
+            # The caller is gone; its end of the pipe is noticed when it is read.
+            self.held.clear()
+
+
+class Server:
+    """
+    The state of a worker process.
+
+    Parameters
+    ----------
+    connection : multiprocessing.connection.Connection
+        To the owner.
+    listener : socket.socket or None
+        Where an actor is called on by others.
+    """
+
+    def __init__(self, connection: Connection, listener: socket.socket | None = None) -> None:
+        self.functions: dict[int, Callable[..., Any] | _Unloadable] = {}
+        # References that a call waited for, sent ahead of it: (caller, number of the call) -> list
+        self.arguments: dict[tuple[Peer, int], list[Any]] = {}
+        # Streams that are running: (caller, number of the call) -> how far ahead they are
+        self.flows: dict[tuple[Peer, int], Flow] = {}
+        self.actor: Any = None
+        self.actor_name = ""
+        self.is_async = False
+        # What CANCEL does; in an event loop a call can be taken back when it runs, too.
+        self.cancel: Callable[[Peer, int], None] = self.cancel_queued
+        # Why there is no actor, if its __init__ raised.
+        self.broken: Failure | None = None
+        self.inbox: deque[tuple[Peer, int, int, memoryview]] = deque()
+        # Calls from handles elsewhere that came before the actor was made: an argument of its constructor is awaited still.
+        self.unmade = listener is not None
+        self.early: list[tuple[Peer, int, int, memoryview]] = []
+        self.peers: dict[int, Peer] = {}
+        self.poller = select.poll()
+        self.add_peer(connection)
+        # Handles under way to processes that have not called yet: token -> when it was announced
+        self.expected: dict[int, float] = {}
+        self.arrived: set[int] = set()
+        self.visitors: Visitors | None = None
+        if listener is not None:
+            from .listener import Visitors
+
+            self.visitors = Visitors(listener)
+            self.poller.register(self.visitors.fd, select.POLLIN)
+
+    # ---- callers
+
+    def add_peer(self, connection: Connection) -> Peer:
+        peer = Peer(connection)
+        self.peers[peer.fd] = peer
+        self.poller.register(peer.fd, select.POLLIN)
+        return peer
+
+    def drop_peer(self, peer: Peer) -> None:
+        self.poller.unregister(peer.fd)
+        del self.peers[peer.fd]
+        peer.connection.close()
+        peer.held.clear()
+        for (reader, _), flow in self.flows.items():
+            if reader is peer:
+                flow.end()
+
+    def receive(self, peer: Peer) -> None:
+        """Read one frame; what is not a call takes effect at once."""
+        try:
+            frame = peer.connection.recv_bytes()
+        except (EOFError, OSError):
+            self.drop_peer(peer)
+            return
+        kind, number, payload = protocol.read(frame)
+        if kind == protocol.ACK:
+            waiting = peer.held.get(number)
+            if waiting:
+                waiting.popleft()
+                if not waiting:
+                    del peer.held[number]
+        elif kind == protocol.CANCEL:
+            self.cancel(peer, number)
+        elif kind == protocol.TAKEN:
+            flow = self.flows.get((peer, number))
+            if flow is not None:
+                flow.take(payload)
+        elif kind == protocol.EXPECT:
+            self.expect(number)
+        elif kind == protocol.HELLO:
+            self.hello(number)
+        else:
+            self.inbox.append((peer, kind, number, payload))
+
+    def cancel_queued(self, peer: Peer, number: int) -> None:
+        """Take back a call that has not begun."""
+        for queue in (self.early, self.inbox):
+            for entry in queue:
+                if entry[0] is peer and entry[2] == number and entry[1] == protocol.CALL:
+                    queue.remove(entry)
+                    self.fail(peer, number, TaskCancelledError(), "call")
+                    return
+
+    def expect(self, token: int) -> None:
+        # A handle that was loaded faster than its announcement was read is here already.
+        if token in self.arrived:
+            self.arrived.discard(token)
+        else:
+            self.expected[token] = time.monotonic()
+
+    def hello(self, token: int) -> None:
+        if self.expected.pop(token, None) is None:
+            self.arrived.add(token)
+
+    def look(self, patience: float | None) -> None:
+        """Read what is there; wait for something, at most `patience` milliseconds, None for ever."""
+        while True:
+            events = self.poller.poll(patience)
+            if not events:
+                return
+            for fd, _ in events:
+                peer = self.peers.get(fd)
+                if peer is not None:
+                    self.receive(peer)
+                elif self.visitors is not None and fd == self.visitors.fd:
+                    for connection in self.visitors.take():
+                        self.add_peer(connection)
+            patience = 0
+
+    def finished(self) -> bool:
+        """Tell whether nobody can call any more."""
+        if self.peers or self.inbox:
+            return False
+        if self.visitors is not None and self.visitors.waiting():
+            return False
+        # A handle whose message was lost does not keep the actor: whoever got it has had time to say so.
+        now = time.monotonic()
+        self.expected = {token: since for token, since in self.expected.items() if now - since < protocol.GRACE}
+        return not self.expected
+
+    # ---- calls
+
+    def run(self) -> None:
+        """Serve until nobody is left."""
+        while True:
+            if self.inbox:
+                self.look(0)
+            elif self.finished():
+                return
+            else:
+                self.look(None if self.peers else 100)
+            if self.inbox:
+                peer, kind, number, payload = self.inbox.popleft()
+                self.handle(peer, kind, number, payload)
+                # Nothing of the call may stay: the arguments may be large.
+                del peer, payload
+            if self.is_async:
+                from .worker_async import run
+
+                run(self)
+                return
+
+    def handle(self, peer: Peer, kind: int, number: int, payload: memoryview) -> None:
+        """Do what one frame asks for."""
+        if kind == protocol.CALL and self.unmade:
+            self.early.append((peer, kind, number, payload))
+        elif kind == protocol.CALL:
+            self.call(peer, number, payload)
+        elif kind == protocol.FUNCTION:
+            try:
+                self.functions[number] = protocol.load(payload)
+            except BaseException as error:
+                self.functions[number] = _Unloadable(describe(error, "loading the function"))
+        elif kind == protocol.ARGUMENTS:
+            self.arguments[peer, number] = protocol.load(payload)
+        elif kind == protocol.CREATE:
+            self.create(peer, number, payload)
+            self.unmade = False
+            self.inbox.extendleft(reversed(self.early))
+            self.early.clear()
+
+    def create(self, peer: Peer, number: int, payload: memoryview) -> None:
+        name = "the actor"
+        try:
+            cls, args, kwargs = protocol.load(payload)
+            name = cls.__qualname__
+            self.actor_name = name
+            args, kwargs = resolve(args, kwargs, self.arguments.pop((peer, number), ()))
+            self.actor = cls(*args, **kwargs)
+            self.is_async = has_coroutines(type(self.actor))
+        except BaseException as error:
+            self.broken = describe(error, f"{name}.__init__")
+            self.answer(peer, protocol.FAILURE, number, tuple(self.broken))
+        else:
+            self.answer(peer, protocol.RESULT, number, None)
+
+    def target(self, which: int | str) -> Callable[..., Any]:
+        """Return the callable that a call names."""
+        if isinstance(which, int):
+            function = self.functions[which]
+            if isinstance(function, _Unloadable):
+                raise function
+            return function
+        if self.broken is not None:
+            raise _Unloadable(self.broken)
+        method: Callable[..., Any] = getattr(self.actor, which)
+        return method
+
+    def name_of(self, which: int | str) -> str:
+        """Return what a call is named in errors."""
+        if isinstance(which, int):
+            function = self.functions.get(which)
+            return getattr(function, "__qualname__", None) or repr(function)
+        return f"{self.actor_name}.{which}"
+
+    def call(self, peer: Peer, number: int, payload: memoryview) -> None:
+        name = "call"
+        try:
+            which, args, kwargs, stream = protocol.load(payload)
+            del payload
+            name = self.name_of(which)
+            function = self.target(which)
+            args, kwargs = resolve(args, kwargs, self.arguments.pop((peer, number), ()))
+            result = function(*args, **kwargs)
+            del args, kwargs
+            if inspect.iscoroutine(result):
+                import asyncio
+
+                result = asyncio.run(_whole(result))
+            if stream is False:
+                self.answer(peer, protocol.RESULT, number, result)
+                return
+            if stream is True:
+                self.stream(peer, number, result)
+            else:
+                for item in exactly(stream, result, name):
+                    self.answer(peer, protocol.ITEM, number, item)
+            self.answer(peer, protocol.END, number, None)
+        except BaseException as error:
+            self.fail(peer, number, error, name)
+
+    def stream(self, peer: Peer, number: int, result: Any) -> None:
+        """Send the items of a result, as fast as the caller takes them."""
+        flow = self.flows[peer, number] = Flow()
+        try:
+            for item in iter_anything(result):
+                flow.sent(self.answer(peer, protocol.ITEM, number, item))
+                del item
+                while flow.full():
+                    self.look(None)
+        finally:
+            del self.flows[peer, number]
+
+    def answer(self, peer: Peer, kind: int, number: int, value: object) -> int:
+        """Send a value to a caller; return its size."""
+        try:
+            payload, held = protocol.encode(value)
+        except SerializationError as error:
+            raise result_error(error, value) from error.__cause__
+        size = len(payload)
+        if held is not None:
+            size = held.size or 0
+            # A caller that is gone will not say that it has it.
+            if self.peers.get(peer.fd) is peer:
+                peer.held.setdefault(number, deque()).append(held)
+        peer.send(protocol.write(kind, number, payload))
+        return size
+
+    def fail(self, peer: Peer, number: int, error: BaseException, name: str) -> None:
+        """Send an error to a caller."""
+        failure = error.args[0] if type(error) is _Unloadable else describe(error, name)
+        try:
+            self.answer(peer, protocol.FAILURE, number, tuple(failure))
+        except Exception as second:
+            failure = failure._replace(
+                pickled=b"", text=f"{failure.text:.2000}", traceback=f"{failure.traceback:.20000}"
+            )
+            failure = failure._replace(
+                traceback=f"{failure.traceback}\n(the exception itself could not be sent: {second})"
+            )
+            self.answer(peer, protocol.FAILURE, number, tuple(failure))
+
+
+def has_coroutines(cls: type) -> bool:
+    """Tell whether an actor's methods are to run in an event loop."""
+    return any(
+        inspect.iscoroutinefunction(value) or inspect.isasyncgenfunction(value)
+        for base in cls.__mro__
+        for value in vars(base).values()
+    )
+
+
+class _Unloadable(Exception):
+    """Carries the Failure of a function or class that could not be made here."""
+
+
+def result_error(error: SerializationError, value: object) -> SerializationError:
+    """Return the error for a result that cannot be pickled."""
+    made = SerializationError(f"the result cannot be returned: {error}", path=error.path)
+    for note in getattr(error, "__notes__", ()):
+        made.add_note(note)
+    if inspect.isgenerator(value):
+        made.add_note("a function that returns a generator it did not write itself: call it with .options(stream=True)")
+    return made
+
+
+def resolve(args: tuple[Any, ...], kwargs: dict[str, Any], pending: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Replace references that are arguments themselves by their values; nested ones stay."""
+
+    def value(arg: Any) -> Any:
+        if type(arg) is protocol.Placeholder:
+            arg = pending[arg.index]
+        return get(arg) if type(arg) is ObjectRef or type(arg) is TaskRef else arg
+
+    return [value(arg) for arg in args], {key: value(arg) for key, arg in kwargs.items()}
+
+
+def exactly(count: int, result: Any, name: str) -> tuple[Any, ...]:
+    """Return the several results of a call with ``num_returns=count``."""
+    items = tuple(result)
+    if len(items) != count:
+        raise ValueError(f"{name} was to return {count} values (num_returns), but returned {len(items)}")
+    return items
+
+
+def iter_anything(result: Any) -> Iterator[Any]:
+    """Iterate over what a streaming call returned."""
+    if hasattr(result, "__aiter__"):
+        import asyncio
+
+        with asyncio.Runner() as runner:
+            items = aiter(result)
+            while True:
+                try:
+                    yield runner.run(_next(items))
+                except StopAsyncIteration:
+                    return
+    yield from result
+
+
+async def _next(items: Any) -> Any:
+    return await anext(items)
+
+
+async def _whole(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    return await coroutine
