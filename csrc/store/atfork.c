@@ -75,13 +75,8 @@ static void release_one(prs_store *s)
 
 static void child_one(prs_store *s)
 {
-    if (prs_os_same(s->fd_lock, &s->file))
-        prs_os_close(s->fd_lock);
-    s->fd_lock = s->child_fd;
-    s->child_fd = -1;
-    s->pid = (int32_t)getpid();
+    prs_client_inherited(s);
     s->start_time = prs_start_time(s->pid);
-    s->pid_ns = prs_os_pid_ns();
     pthread_mutex_init(&s->mutex, NULL);
     prs_spin_init(&s->serial_lock);
     prs_spin_init(&s->spill_again);
@@ -100,6 +95,7 @@ static void child_one(prs_store *s)
     s->my_bit = 1ull << s->me % 64;
     if (!s->orphan)
         prs_client_born(s);
+    prs_client_tell_birth(s);
     PRS_POINT(fork_born);
     prs_spin_unlock(&s->window_lock);
     prs_windows_after_fork(s);
@@ -117,9 +113,7 @@ static void before_fork(void)
 static void in_parent(void)
 {
     for (prs_store *s = handles; s; s = s->next) {
-        if (s->child_fd >= 0)
-            prs_os_close(s->child_fd);
-        s->child_fd = -1;
+        prs_client_forked(s);
         release_one(s);
     }
     pthread_mutex_unlock(&handles_lock);

@@ -74,10 +74,6 @@ int prs_descriptors(prs_store *s, prs_error *error)
             goto lost;
         s->fd_ro = fd;
     }
-    if (!prs_os_same(s->fd_lock, &s->file) && !s->orphan && (fd = prs_os_reopen(s->fd_rw, true)) >= 0) {
-        s->fd_lock = fd;
-        prs_os_lock_byte(fd, PRS_CLIENT_BYTE + s->me);
-    }
     return PRS_OK;
 lost:
     return prs_fail(error, PRS_E_SYS, EBADF, "the descriptors of the store were closed by other code of this process");

@@ -1,21 +1,25 @@
 /* client.c - client slots and the proof that a client is dead.
  *
  * Purpose    A client slot stands for one process: its bit in every object's holders, its name in
- *            locks and words.  Whoever dies without a word must be recognized, and nobody else.
- * Algorithm  The owner keeps an OFD lock on a byte of its own, past the end of the file, through a
- *            descriptor of its own open().  In the same pid namespace a process is dead when its pid
- *            is gone or belongs to another start time (a zombie: when its byte is free as well; its
- *            threads may live on), or when its byte is free and it maps the store no more (exec).  From another pid namespace it is dead when its byte was free at
- *            two looks at least 5 s apart and its heartbeat has not moved.
- *            Cleaning up needs a name, too: when every slot is taken, an attacher becomes the janitor (the
- *            last slot) for as long as it takes to look for corpses.
+ *            locks and words.  A client that dies must be recognized; a living one must never be
+ *            taken for dead.
+ * Algorithm  The owner keeps an OFD lock on its own byte, past the end of the file.  A mapping, the
+ *            anchor, holds the locked open file description: the kernel drops the lock when the
+ *            address space ends (exit, exec), and not when other code closes the descriptors.
+ *            A client is dead when its byte is free, or when its pid does not exist in a pid
+ *            namespace that it shares with the observer.  Nothing else is evidence: /proc may hide
+ *            a process, show another namespace, or be missing (docs/internals/liveness.md).
+ *            A process that may not open the file again (after setuid) locks the byte of a forked
+ *            child on the description that both inherit.
+ *            Reaping needs a client slot as well: when every slot is taken, an attacher becomes the
+ *            janitor (the last slot) while it looks for dead clients.
  * Guarantee  Proving never takes the lock it looks at: F_OFD_SETLK is used on free slots only, so a
- *            prover stopped half-way cannot make a corpse look alive.
+ *            prover stopped half-way cannot make a dead client look alive.  The proof looks through
+ *            fd_ro, whose description never carries a lock: a description does not see its own locks.
  */
 #include "store.h"
 #include <errno.h>
-
-#define SUSPICION (5 * PRS_SECOND)
+#include <unistd.h>
 
 static uint64_t byte_of(uint32_t client)
 {
@@ -27,18 +31,13 @@ static uint64_t in_state(uint32_t what, uint32_t incarnation)
     return what | (uint64_t)incarnation << 32;
 }
 
-void prs_heartbeat(prs_store *s)
-{
-    if (!s->orphan)
-        prs_store_relaxed(&s->clients[s->me].heartbeat, (uint64_t)prs_now());
-}
-
 static uint32_t janitor_of(const prs_store *s)
 {
     return s->super->max_clients - 1;
 }
 
-/* Claim slot i, whose state is expected to be `state`, for the open file description `fd`. */
+/* Claim slot i, whose state is expected to be `state`, for the open file description `fd`.  Processes that share the description
+ * of fd_rw do not exclude each other by the byte: there the state alone decides, and the byte stays locked for the winner. */
 static bool claim_slot(prs_store *s, int fd, uint32_t i, uint64_t state, uint32_t *incarnation)
 {
     prs_client *c = &s->clients[i];
@@ -49,14 +48,19 @@ static bool claim_slot(prs_store *s, int fd, uint32_t i, uint64_t state, uint32_
     uint32_t high = prs_load_seqcst(&s->super->client_high);
     while (high <= i && !prs_cas_seqcst(&s->super->client_high, &high, i + 1))
         ;
-    uint32_t mine = prs_load_seqcst(&c->incarnation) + 1; /* the byte is ours: nobody else counts it up */
-    if (!prs_cas_seqcst(&c->state, &state, in_state(PRS_CLIENT_UNBORN, mine))) {
-        prs_os_unlock_byte(fd, byte_of(i));
+    uint32_t mine = prs_load_seqcst(&c->incarnation) + 1;
+    uint64_t unborn = in_state(PRS_CLIENT_UNBORN, mine), was = state;
+    bool claimed = prs_cas_seqcst(&c->state, &state, unborn);
+    if (claimed && prs_load_seqcst(&c->incarnation) + 1 != mine) /* meanwhile that was a client's, who has gone */
+        claimed = !prs_cas_seqcst(&c->state, &unborn, was);
+    if (!claimed) {
+        if (fd != s->fd_rw)
+            prs_os_unlock_byte(fd, byte_of(i));
         return false;
     }
     PRS_POINT(client_claimed);
     prs_store_relaxed(&c->pid, 0);
-    prs_store_relaxed(&c->suspect_at, 0);
+    prs_store_relaxed(&c->first_serial, prs_load_seqcst(&s->super->serial));
     prs_store_seqcst(&c->incarnation, mine);
     *incarnation = mine;
     return true;
@@ -85,8 +89,6 @@ void prs_client_born(prs_store *s)
 {
     prs_client *c = &s->clients[s->me];
     prs_store_relaxed(&c->pid_ns, s->pid_ns);
-    prs_store_relaxed(&c->start_time, s->start_time);
-    prs_store_relaxed(&c->heartbeat, (uint64_t)prs_now());
     prs_store_relaxed(&c->fd, (uint32_t)s->fd_rw);
     prs_store_release(&c->pid, (uint32_t)s->pid);
     prs_store_seqcst(&c->state, in_state(PRS_CLIENT_LIVE, s->incarnation));
@@ -126,6 +128,9 @@ int prs_client_claim(prs_store *s, prs_error *error)
 {
     if (((s->flags | s->super->flags) & PRS_OPEN_PID_LIVENESS) && foreign_namespace(s))
         return prs_fail(error, PRS_E_FOREIGN, 0, "the store is used from another pid namespace and liveness is 'pid'");
+    s->anchor = PRS_POINT_ERRNO(client_anchored) ? NULL : prs_os_anchor(s->fd_lock);
+    if (!s->anchor || prs_os_keep_from_children(s->anchor) < 0)
+        return prs_fail(error, PRS_E_NOMEM, ENOMEM, "no address space for the mapping that keeps the client's lock");
     uint32_t incarnation;
     uint32_t i = claim(s, s->fd_lock, &incarnation);
     for (int64_t deadline = prs_now() + s->lock_timeout; i == PRS_NIL;) {
@@ -147,21 +152,83 @@ int prs_client_claim(prs_store *s, prs_error *error)
     return PRS_OK;
 }
 
-/* Before a fork: a second slot, on a descriptor the child will inherit. */
+/* The lock of this client ends with this mapping, at the latest. */
+void prs_client_unanchor(prs_store *s)
+{
+    prs_os_unmap(s->anchor, PRS_PAGE);
+    s->anchor = NULL;
+}
+
+/* Without an own description: does the child of a fork that just happened run?  The pipe ends when the child is born, when it
+ * dies before that, and when there is none.  Waits for at most a second: a debugger may hold the child back. */
+static void await_birth(prs_store *s)
+{
+    prs_os_close(s->birth[1]);
+    PRS_POINT(fork_awaited);
+    bool decided = prs_os_await_end(s->birth[0], PRS_SECOND);
+    prs_os_close(s->birth[0]);
+    s->birth[0] = s->birth[1] = -1;
+    uint64_t unborn = in_state(PRS_CLIENT_UNBORN, s->child_incarnation);
+    if (decided && prs_load_acquire(&s->clients[s->child].state) == unborn)
+        prs_os_unlock_byte(s->fd_rw, byte_of(s->child)); /* any client may reap it now */
+}
+
+/* Before a fork: a second slot, whose lock the child inherits: on its own description, else on the family's. */
 int prs_client_claim_child(prs_store *s)
 {
     s->child = PRS_NIL;
-    s->child_fd = prs_os_same(s->fd_rw, &s->file) ? prs_os_reopen(s->fd_rw, true) : -EBADF;
-    if (s->child_fd < 0)
-        return s->child_fd;
-    uint32_t i = claim(s, s->child_fd, &s->child_incarnation);
-    if (i == PRS_NIL) {
-        prs_os_close(s->child_fd);
-        s->child_fd = -1;
-        return -EUSERS;
+    s->birth[0] = s->birth[1] = -1;
+    if (!prs_os_same(s->fd_rw, &s->file))
+        return -EBADF;
+    int rc = s->child_fd = PRS_POINT_ERRNO(fork_reopened) ? -EACCES : prs_os_reopen(s->fd_rw, true);
+    if (rc < 0)
+        rc = prs_os_pipe(s->birth);
+    if (rc >= 0 && !(s->child_anchor = prs_os_anchor(s->child_fd < 0 ? s->fd_rw : s->child_fd)))
+        rc = -ENOMEM;
+    if (rc >= 0) {
+        s->child = claim(s, s->child_fd < 0 ? s->fd_rw : s->child_fd, &s->child_incarnation);
+        rc = s->child == PRS_NIL ? -EUSERS : 0;
     }
-    s->child = i;
-    return 0;
+    if (rc < 0)
+        prs_client_forked(s);
+    return rc < 0 ? rc : 0;
+}
+
+/* In the parent, after a fork: let go of what is the child's. */
+void prs_client_forked(prs_store *s)
+{
+    if (s->child != PRS_NIL && s->birth[0] >= 0)
+        await_birth(s);
+    prs_os_close(s->birth[0]);
+    prs_os_close(s->birth[1]);
+    prs_os_close(s->child_fd);
+    prs_os_unmap(s->child_anchor, PRS_PAGE);
+    s->child_anchor = NULL;
+    s->birth[0] = s->birth[1] = s->child_fd = -1;
+}
+
+/* In the child: take over what the parent prepared. */
+void prs_client_inherited(prs_store *s)
+{
+    if (prs_os_same(s->fd_lock, &s->file))
+        prs_os_close(s->fd_lock);
+    s->fd_lock = s->child_fd;
+    s->child_fd = -1;
+    if (getppid() != s->pid) /* a parent of another namespace is 0, one that has ended is somebody else */
+        s->pid_ns = prs_os_pid_ns();
+    s->pid = (int32_t)getpid();
+    s->anchor = s->child_anchor; /* the parent's is not inherited */
+    s->child_anchor = NULL;
+    if (s->anchor)
+        (void)prs_os_keep_from_children(s->anchor); /* it cannot fail: a mapping of one page is not split */
+}
+
+/* In the child, when its slot shows who it is. */
+void prs_client_tell_birth(prs_store *s)
+{
+    prs_os_close(s->birth[0]);
+    prs_os_close(s->birth[1]);
+    s->birth[0] = s->birth[1] = -1;
 }
 
 /* Leave: every bit of ours is clear by now. */
@@ -173,8 +240,16 @@ void prs_client_release(prs_store *s)
     /* Edges that a busy lock kept us from burying, slots it kept us from giving back: whoever meets the corpse has them. */
     if ((s->dying == PRS_NIL && !prs_load_relaxed(&s->has_pending)) || s->me == janitor_of(s))
         prs_cas_seqcst(&s->clients[s->me].state, &live, PRS_CLIENT_FREE);
-    if (prs_os_same(s->fd_lock, &s->file))
-        prs_os_unlock_byte(s->fd_lock, byte_of(s->me));
+    int fd = s->fd_lock >= 0 ? s->fd_lock : s->fd_rw; /* a forked child may have the family's description alone */
+    if (prs_os_same(fd, &s->file))
+        prs_os_unlock_byte(fd, byte_of(s->me));
+}
+
+/* The slot of a dead client is about to be free: a lock that its family's description still carries must not block it. */
+void prs_client_forget(prs_store *s, uint32_t client)
+{
+    if (prs_os_same(s->fd_rw, &s->file))
+        prs_os_unlock_byte(s->fd_rw, byte_of(client));
 }
 
 bool prs_client_is(prs_store *s, uint32_t client, uint32_t incarnation)
@@ -183,33 +258,10 @@ bool prs_client_is(prs_store *s, uint32_t client, uint32_t incarnation)
            (prs_load_acquire(&s->clients[client].state) & 0xFF) != PRS_CLIENT_FREE;
 }
 
-/* A descriptor to look at lock bytes through: ours, unless somebody closed it. */
-static int probe(prs_store *s)
-{
-    return prs_os_same(s->fd_lock, &s->file) ? s->fd_lock : -1;
-}
-
+/* Does no living process hold the lock of this client?  False when nothing is known. */
 static bool byte_free(prs_store *s, uint32_t client)
 {
-    int fd = probe(s);
-    return fd >= 0 && prs_os_byte_held(fd, byte_of(client)) == 0;
-}
-
-static bool dead_by_silence(prs_store *s, uint32_t client)
-{
-    prs_client *c = &s->clients[client];
-    uint64_t now = (uint64_t)prs_now(), beat = prs_load_relaxed(&c->heartbeat);
-    if (!byte_free(s, client)) {
-        prs_store_relaxed(&c->suspect_at, 0);
-        return false;
-    }
-    uint64_t since = prs_load_relaxed(&c->suspect_at);
-    if (since == 0 || prs_load_relaxed(&c->suspect_heartbeat) != beat || since > now) {
-        prs_store_relaxed(&c->suspect_heartbeat, beat);
-        prs_store_relaxed(&c->suspect_at, now);
-        return false;
-    }
-    return now - since >= (uint64_t)SUSPICION;
+    return prs_os_same(s->fd_ro, &s->file) && prs_os_byte_held(s->fd_ro, byte_of(client)) == 0;
 }
 
 bool prs_client_dead(prs_store *s, uint32_t client)
@@ -238,22 +290,12 @@ bool prs_client_corpse(prs_store *s, uint32_t client, uint64_t *found)
     }
     if (client == s->me && !s->orphan)
         return false;
-    if (prs_load_relaxed(&c->pid_ns) != s->pid_ns)
-        return dead_by_silence(s, client);
-    switch (prs_os_process((int32_t)pid, prs_load_relaxed(&c->start_time))) {
-    case PRS_ALIVE:
-        /* Without its lock: other code closed its descriptors, or, its mappings gone as well, it was forked and
-         * runs another program now. */
-        return byte_free(s, client) && prs_os_process_maps((int32_t)pid, &s->file) == 0 &&
-               prs_load_acquire(&c->state) == state;
-    case PRS_GONE:
-        /* Unless it left and another came while we looked. */
-        return prs_load_acquire(&c->state) == state && prs_load_acquire(&c->pid) == pid;
-    case PRS_ZOMBIE:
-        return byte_free(s, client) && prs_load_acquire(&c->state) == state;
-    default:
-        return dead_by_silence(s, client);
-    }
+    /* A namespace that could not be read is 0, and unlike any other. */
+    bool neighbour = s->pid_ns != 0 && prs_load_relaxed(&c->pid_ns) == s->pid_ns;
+    if (!(neighbour && prs_os_process_gone((int32_t)pid)) && !byte_free(s, client))
+        return false;
+    /* Unless it left and another came while we looked. */
+    return prs_load_acquire(&c->state) == state && prs_load_acquire(&c->pid) == pid;
 }
 
 /* The mark names the incarnation, so it means nothing once that is over, however it ended. */

@@ -196,19 +196,16 @@ enum {
 };
 
 /* Invariant: a client that is not FREE holds, while it lives, an OFD lock on byte
- * PRS_CLIENT_BYTE + its index through a descriptor of its own open(). */
+ * PRS_CLIENT_BYTE + its index, and a mapping that keeps the lock when descriptors are closed. */
 typedef struct prs_client {
     prs_atomic_u64 state;
-    prs_atomic_u32 incarnation;       /* grows each time the slot is claimed                  */
-    prs_atomic_u32 pid;               /* 0: unborn                                            */
-    prs_atomic_u64 pid_ns;            /* inode of its pid namespace                           */
-    prs_atomic_u64 start_time;        /* of the process, clock ticks since boot               */
-    prs_atomic_u64 heartbeat;         /* CLOCK_MONOTONIC ns at its last slow call              */
-    prs_atomic_u64 suspect_at;        /* other pid namespaces: when its byte was first free   */
-    prs_atomic_u64 suspect_heartbeat; /* and its heartbeat then                         */
-    prs_atomic_u32 fd;                /* the number of its descriptor, for others to find us  */
-    prs_atomic_u32 leaving;           /* the incarnation that announced its end: prs_leave          */
-    uint32_t unused[16];
+    prs_atomic_u32 incarnation;  /* grows each time the slot is claimed                  */
+    prs_atomic_u32 pid;          /* 0: unborn                                            */
+    prs_atomic_u64 pid_ns;       /* inode of its pid namespace, 0: not known             */
+    prs_atomic_u64 first_serial; /* objects with a smaller serial are of clients before it in the slot */
+    prs_atomic_u32 fd;           /* the number of its descriptor, for others to find us  */
+    prs_atomic_u32 leaving;      /* the incarnation that announced its end: prs_leave          */
+    uint32_t unused[22];
 } prs_client;
 
 _Static_assert(sizeof(prs_client) == 128, "a client is two cache lines");

@@ -108,6 +108,7 @@ int prs_reap(prs_store *s, uint32_t client, uint64_t state)
     }
     PRS_POINT(reap_links);
     prs_settle_pending(s, true);
+    prs_client_forget(s, client);
     if (prs_cas_seqcst(&c->state, &ours, PRS_CLIENT_FREE))
         prs_fetch_add_relaxed(&s->super->reaped, 1);
     PRS_POINT(reap_done);
@@ -117,8 +118,6 @@ int prs_reap(prs_store *s, uint32_t client, uint64_t state)
 int prs_look(prs_store *s, int64_t min_age)
 {
     uint64_t now = (uint64_t)prs_now(), last = prs_load_relaxed(&s->super->last_look);
-    if (s->me != PRS_NIL)
-        prs_heartbeat(s);
     if (min_age > 0) {
         if (last <= now && now - last < (uint64_t)min_age)
             return PRS_OK;

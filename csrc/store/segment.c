@@ -105,7 +105,7 @@ static prs_store *new_handle(int fd, const prs_options *options)
         return NULL;
     memset(s, 0, sizeof *s);
     s->fd_rw = fd;
-    s->fd_ro = s->fd_lock = s->child_fd = s->fd_spill = s->fd_spill_lock = -1;
+    s->fd_ro = s->fd_lock = s->child_fd = s->birth[0] = s->birth[1] = s->fd_spill = s->fd_spill_lock = -1;
     s->me = PRS_NIL;
     s->dying = PRS_NIL;
     s->lock_timeout = options && options->lock_timeout > 0 ? options->lock_timeout : PRS_SECOND;
@@ -124,6 +124,7 @@ static void discard(prs_store *s)
     prs_os_unmap(prs_load_relaxed(&s->wr), s->capacity);
     prs_os_unmap(s->area.mapped.words, s->mapped_len);
     prs_os_unmap(s->priv, s->priv_len);
+    prs_client_unanchor(s);
     prs_spill_close(s);
     if (!s->torn) {
         prs_os_close(s->fd_rw);
@@ -562,6 +563,7 @@ void prs_tear_down(prs_store *s)
     pthread_mutex_lock(&s->mutex); /* a thread that is inside the store lock gets out first */
     if (!s->orphan)
         prs_client_release(s);
+    prs_client_unanchor(s);
     prs_spill_close(s);
     s->torn = true;
     prs_os_map_zero_fixed(s->super, s->control_len);

@@ -118,7 +118,9 @@ struct prs_store {
     uint64_t start_time, pid_ns;
     uint32_t my_word; /* holder word and bit of this client                     */
     uint64_t my_bit;
-    int fd_rw, fd_ro, fd_lock;
+    int fd_rw, fd_ro;
+    int fd_lock;                 /* the description that carries our lock; -1: that of fd_rw does (client.c) */
+    void *anchor;                /* a mapping that keeps the lock when descriptors are closed                */
     prs_spin spill_again;        /* held while these are opened anew */
     int fd_spill, fd_spill_lock; /* this store's spill directory; its lock file, locked shared */
     prs_file spill_file, spill_lock_file;
@@ -152,7 +154,9 @@ struct prs_store {
 
     /* fork: the slot prepared for the child */
     uint32_t child, child_incarnation;
-    int child_fd;
+    int child_fd;       /* its open file description; -1: it shares that of fd_rw           */
+    int birth[2];       /* then: a pipe that ends when the child is born, or never will be  */
+    void *child_anchor; /* keeps the child's lock until it is the child's                  */
 
     prs_store *next; /* all handles of the process                             */
 };
@@ -244,9 +248,11 @@ int prs_os_lock_file(int fd, bool exclusive); /* byte 0, without waiting */
 int prs_os_lock_byte(int fd, uint64_t byte);
 void prs_os_unlock_byte(int fd, uint64_t byte);
 int prs_os_byte_held(int fd, uint64_t byte);
-enum prs_life { PRS_ALIVE, PRS_ZOMBIE, PRS_GONE, PRS_UNKNOWN };
-enum prs_life prs_os_process(int32_t pid, uint64_t start_time);
-int prs_os_process_maps(int32_t pid, const prs_file *file);
+bool prs_os_process_gone(int32_t pid);
+void *prs_os_anchor(int fd);
+int prs_os_keep_from_children(void *anchor);
+int prs_os_pipe(int fd[2]);
+bool prs_os_await_end(int fd, int64_t timeout);
 uint64_t prs_os_pid_ns(void);
 int prs_os_random(void *buffer, size_t n);
 void prs_os_close(int fd);
@@ -304,13 +310,17 @@ int prs_descriptors(prs_store *s, prs_error *error);             /* repair what 
 
 int prs_client_claim(prs_store *s, prs_error *error);
 int prs_client_claim_child(prs_store *s);
+void prs_client_forked(prs_store *s);
+void prs_client_inherited(prs_store *s);
 void prs_client_born(prs_store *s);
+void prs_client_tell_birth(prs_store *s);
+void prs_client_unanchor(prs_store *s);
+void prs_client_forget(prs_store *s, uint32_t client);
 void prs_client_release(prs_store *s);
 bool prs_client_dead(prs_store *s, uint32_t client);
 /* The same; *state is what the proof holds for: prs_reap() acts on nothing else. */
 bool prs_client_corpse(prs_store *s, uint32_t client, uint64_t *state);
 bool prs_client_is(prs_store *s, uint32_t client, uint32_t incarnation); /* still that one, alive or not */
-void prs_heartbeat(prs_store *s);
 
 /* ---- magazine.c ------------------------------------------------------------------------------------------- */
 

@@ -283,6 +283,13 @@ static void forks(struct scene *c)
     }
 }
 
+/* The child cannot have a description of its own, as after setuid. */
+static void forks_sharing(struct scene *c)
+{
+    prs_failpoint_arm("fork_reopened", PRS_FAIL_ERRNO_ON, 1, EACCES);
+    forks(c);
+}
+
 /* The newborn dies, and its parent after it. */
 static void birth(struct scene *c)
 {
@@ -407,7 +414,7 @@ static const struct {
     bool spills;
 } drivers[] = {
     {"segment_created segment_sized segment_ready", create, false},
-    {"client_locked client_claimed client_live client_releasing", come_and_go, false},
+    {"client_anchored client_locked client_claimed client_live client_releasing", come_and_go, false},
     {"lock_taken lock_released extent_unlinked extent_split extent_used slots_backed slots_published slot_taken "
      "slot_reserved refill_unlocked refill_backed backing alloc_creating alloc_referenced seal_ready seal_done "
      "unpin_cleared unref_cleared held_pins freeing freeing_scanned retire_cleared retired give_slot_free give_edges "
@@ -426,7 +433,8 @@ static const struct {
     {"take_back_taken", full, false},
     {"lock_stolen rebuild_begun rebuild_extents rebuild_counting rebuild_links rebuild_done", rebuild, false},
     {"reap_begun reap_bits reap_slot reap_links reap_done", reap, false},
-    {"fork_claimed fork_copied", forks, false},
+    {"fork_reopened fork_claimed fork_copied", forks, false},
+    {"fork_awaited", forks_sharing, false},
     {"fork_born", birth, false},
     {"wait_marked", wait_long, false},
     {"freeing_rolled_back", roll_back, false},

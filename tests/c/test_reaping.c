@@ -3,6 +3,7 @@
  * left behind and forks.
  */
 #include "corpses.h"
+#include <sys/syscall.h>
 
 /* ---- reaping ----------------------------------------------------------------------------------------------------- */
 
@@ -254,34 +255,85 @@ static void live_on(prs_store *s, struct told *told)
     (void)s;
 }
 
-/* A client of another pid namespace, as far as its record says: no pid speaks for it. */
-TEST(other_namespaces_are_judged_by_byte_silence_and_time)
+/* A client of another pid namespace, or of one that could not be read: its pid means nothing here, its lock byte decides. */
+TEST(pids_of_other_namespaces_prove_nothing)
 {
     SEVERAL_PROCESSES();
+    for (int unknown = 0; unknown < 3; unknown++) {
+        prs_store *s = store_of(16 * MIB);
+        struct told *told = new_told();
+        pid_t pid = child_of(s, told, live_on);
+        await(&told->ready);
+        prs_client *c = &s->clients[told->client];
+        prs_store_relaxed(&c->pid_ns, unknown ? 0 : s->pid_ns + 1);
+        if (unknown == 2)
+            s->pid_ns = 0;                               /* both could not be read: that makes no neighbours */
+        prs_store_relaxed(&c->pid, (uint32_t)INT32_MAX); /* nobody here has it */
+        CHECK(!prs_client_dead(s, told->client));
+        is_killed(pid);
+        CHECK(prs_client_dead(s, told->client));
+        prs_look(s, 0);
+        CHECK_EQ(state_of_client(s, told->client), PRS_CLIENT_FREE);
+        CHECK_EMPTY(s);
+        close_store(s);
+        munmap(told, sizeof *told);
+    }
+}
+
+/* Damage: kill() takes such numbers for groups of processes, and for all there are. */
+TEST(numbers_that_no_process_has_prove_nothing)
+{
+    SEVERAL_PROCESSES();
+    static const int32_t none[] = {0, -1, INT32_MIN};
     prs_store *s = store_of(16 * MIB);
     struct told *told = new_told();
     pid_t pid = child_of(s, told, live_on);
     await(&told->ready);
-    prs_client *c = &s->clients[told->client];
-    uint64_t long_ago = (uint64_t)(prs_now() - 60 * PRS_SECOND);
-    prs_store_relaxed(&c->pid_ns, s->pid_ns + 1);
-    CHECK(!prs_client_dead(s, told->client));
-    prs_store_relaxed(&c->suspect_heartbeat, prs_load_relaxed(&c->heartbeat));
-    prs_store_relaxed(&c->suspect_at, long_ago);
-    CHECK(!prs_client_dead(s, told->client)); /* it has its byte, and the suspicion ends with that */
-    CHECK_EQ(prs_load_relaxed(&c->suspect_at), 0);
+    for (size_t i = 0; i < sizeof none / sizeof none[0]; i++) {
+        prs_store_relaxed(&s->clients[told->client].pid, (uint32_t)none[i]);
+        CHECK(!prs_client_dead(s, told->client));
+    }
     is_killed(pid);
-    CHECK(!prs_client_dead(s, told->client)); /* the first look */
-    CHECK(prs_load_relaxed(&c->suspect_at) != 0);
-    CHECK(!prs_client_dead(s, told->client)); /* too soon */
-    prs_store_relaxed(&c->suspect_at, long_ago);
-    prs_store_relaxed(&c->heartbeat, prs_load_relaxed(&c->heartbeat) + 1);
-    CHECK(!prs_client_dead(s, told->client)); /* its heart has beaten: closed descriptors, perhaps */
-    CHECK(!prs_client_dead(s, told->client));
-    prs_store_relaxed(&c->suspect_at, long_ago);
     CHECK(prs_client_dead(s, told->client));
     prs_look(s, 0);
-    CHECK_EQ(state_of_client(s, told->client), PRS_CLIENT_FREE);
+    CHECK_EMPTY(s);
+    close_store(s);
+    munmap(told, sizeof *told);
+}
+
+/* Another process has its pid by now: that does not keep it alive. */
+TEST(a_pid_that_is_used_again_is_no_life)
+{
+    SEVERAL_PROCESSES();
+    prs_store *s = store_of(16 * MIB);
+    struct told *told = new_told();
+    dies(s, told, put_and_die);
+    prs_store_relaxed(&s->clients[told->client].pid, (uint32_t)getpid());
+    CHECK(prs_client_dead(s, told->client));
+    prs_look(s, 0);
+    CHECK(prs_state(s, &told->id[0]) < 0);
+    CHECK_EMPTY(s);
+    close_store(s);
+    munmap(told, sizeof *told);
+}
+
+/* Without a descriptor to look at bytes through nothing is known but who has no pid any more. */
+TEST(an_observer_without_descriptors_knows_nothing_of_bytes)
+{
+    SEVERAL_PROCESSES();
+    prs_store *s = store_of(16 * MIB), *t = client_of(s);
+    struct told *told = new_told();
+    dies(s, told, put_and_die);
+    uint32_t ended = (uint32_t)prs_load_relaxed(&s->clients[told->client].pid);
+    prs_store_relaxed(&s->clients[told->client].pid, (uint32_t)getppid());
+    int fd = t->fd_ro;
+    t->fd_ro = -1;
+    CHECK(!prs_client_dead(t, told->client));
+    prs_store_relaxed(&s->clients[told->client].pid, ended);
+    CHECK(prs_client_dead(t, told->client));
+    t->fd_ro = fd;
+    prs_look(s, 0);
+    close_store(t);
     CHECK_EMPTY(s);
     close_store(s);
     munmap(told, sizeof *told);
@@ -298,26 +350,148 @@ static void close_all(prs_store *s, struct told *told)
     kill(getpid(), SIGKILL);
 }
 
-/* A daemon's way to begin: its lock byte is gone, its mappings are not. */
+/* A daemon's way to begin: its descriptors are gone, its mappings are not, and its lock goes with those. */
 TEST(closed_descriptors_are_no_death)
 {
     SEVERAL_PROCESSES();
+    for (int elsewhere = 0; elsewhere < 2; elsewhere++) {
+        prs_store *s = store_of(16 * MIB);
+        struct told *told = new_told();
+        pid_t pid = child_of(s, told, close_all);
+        await(&told->ready);
+        if (elsewhere)
+            prs_store_relaxed(&s->clients[told->client].pid_ns, s->pid_ns + 1);
+        CHECK_EQ(prs_os_byte_held(s->fd_ro, PRS_CLIENT_BYTE + told->client), 1);
+        prs_look(s, 0);
+        prs_look(s, 0);
+        CHECK_EQ(prs_state(s, &told->id[0]), PRS_OK);
+        say(&told->go);
+        int status = reap_child(pid);
+        CHECK_KILLED(status, SIGKILL);
+        prs_look(s, 0);
+        CHECK(prs_state(s, &told->id[0]) < 0);
+        CHECK_EMPTY(s);
+        close_store(s);
+        munmap(told, sizeof *told);
+    }
+}
+
+/* A child that the engine did not hear of (a raw system call) has neither its parent's lock nor its parent's name. */
+static void bear_unheard(prs_store *s, struct told *told)
+{
+    told->id[0] = put(s, 100, 1);
+    if (syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0) == 0) {
+        close(s->fd_lock);
+        say(&told->ready);
+        await(&told->go);
+        _exit(0);
+    }
+    await(&told->ready);
+    kill(getpid(), SIGKILL);
+}
+
+TEST(a_child_made_by_a_raw_system_call_keeps_nobody_alive)
+{
+    SEVERAL_PROCESSES();
+    prctl(PR_SET_CHILD_SUBREAPER, 1);
     prs_store *s = store_of(16 * MIB);
     struct told *told = new_told();
-    pid_t pid = child_of(s, told, close_all);
-    await(&told->ready);
-    CHECK_EQ(prs_os_byte_held(s->fd_lock, PRS_CLIENT_BYTE + told->client), 0);
+    dies(s, told, bear_unheard);
+    CHECK_EQ(prs_os_byte_held(s->fd_ro, PRS_CLIENT_BYTE + told->client), 0);
+    CHECK(prs_client_dead(s, told->client));
     prs_look(s, 0);
-    prs_look(s, 0);
-    CHECK_EQ(prs_state(s, &told->id[0]), PRS_OK);
     say(&told->go);
-    int status = reap_child(pid);
-    CHECK_KILLED(status, SIGKILL);
-    prs_look(s, 0);
-    CHECK(prs_state(s, &told->id[0]) < 0);
+    int status = reap_child(-1);
+    CHECK_EXITED(status);
     CHECK_EMPTY(s);
     close_store(s);
     munmap(told, sizeof *told);
+    prctl(PR_SET_CHILD_SUBREAPER, 0);
+}
+
+/* ---- children that share an open file description ----------------------------------------------------------------------- */
+
+static void bear_and_live(prs_store *s, struct told *told)
+{
+    say(&told->ready);
+    await(&told->go);
+    put(s, 100, 1);
+}
+
+/* After setuid the file cannot be opened again; the fault stands for that here. The child is a client all the same, and dies as one. */
+TEST(children_without_an_own_description_are_clients)
+{
+    SEVERAL_PROCESSES();
+    prs_store *s = store_of(16 * MIB), *t = client_of(s);
+    for (int killed = 0; killed < 2; killed++) {
+        struct told *told = new_told();
+        prs_oid id = put(s, 100, 7);
+        prs_failpoint_arm("fork_reopened", PRS_FAIL_ERRNO_ON, 1, EACCES); /* both handles */
+        pid_t pid = child_of(s, told, bear_and_live);
+        prs_failpoint_arm("fork_reopened", 0, 1, 0);
+        await(&told->ready);
+        CHECK(told->client != PRS_STICKY_CLIENT);
+        CHECK_EQ(stats_of(s).orphaned, 0);
+        CHECK(!prs_client_dead(s, told->client) && !prs_client_dead(t, told->client));
+        prs_unref(s, &id);
+        CHECK_EQ(prs_state(s, &id), PRS_OK); /* the child's */
+        if (killed) {
+            is_killed(pid);
+            CHECK_EQ(prs_os_byte_held(s->fd_ro, PRS_CLIENT_BYTE + told->client),
+                     1); /* the family's description has it */
+            CHECK(prs_client_dead(s, told->client) && prs_client_dead(t, told->client));
+            prs_look(s, 0);
+        } else {
+            say(&told->go);
+            int status = reap_child(pid);
+            CHECK_EXITED(status);
+        }
+        CHECK_EQ(prs_os_byte_held(s->fd_ro, PRS_CLIENT_BYTE + told->client), 0); /* others can have the slot */
+        CHECK_EQ(state_of_client(s, told->client), PRS_CLIENT_FREE);
+        CHECK(prs_state(s, &id) < 0);
+        munmap(told, sizeof *told);
+    }
+    close_store(t);
+    CHECK_EMPTY(s);
+    close_store(s);
+}
+
+/* Its parent ends first: the description is the child's alone then. */
+static void bear_without_description(prs_store *s, struct told *told)
+{
+    prs_failpoint_arm("fork_reopened", PRS_FAIL_ERRNO, 1, EACCES);
+    if (fork() == 0) {
+        alarm(30);
+        told->id[0] = put(s, 100, 1);
+        told->serial[0] = s->me;
+        say(&told->ready);
+        await(&told->go);
+        CHECK_EQ(verify(s, &told->id[0], 100, 1), PRS_OK);
+        kill(getpid(), SIGKILL);
+    }
+    await(&told->ready);
+    kill(getpid(), SIGKILL);
+}
+
+TEST(a_child_without_an_own_description_outlives_its_parent)
+{
+    SEVERAL_PROCESSES();
+    prctl(PR_SET_CHILD_SUBREAPER, 1);
+    prs_store *s = store_of(16 * MIB);
+    struct told *told = new_told();
+    dies(s, told, bear_without_description);
+    CHECK(prs_client_dead(s, told->client));
+    CHECK(!prs_client_dead(s, (uint32_t)told->serial[0]));
+    prs_look(s, 0);
+    CHECK_EQ(prs_state(s, &told->id[0]), PRS_OK);
+    say(&told->go);
+    int status = reap_child(-1);
+    CHECK_KILLED(status, SIGKILL);
+    prs_look(s, 0);
+    CHECK_EMPTY(s);
+    close_store(s);
+    munmap(told, sizeof *told);
+    prctl(PR_SET_CHILD_SUBREAPER, 0);
 }
 
 static void *sleep_on(void *arg)
@@ -337,6 +511,18 @@ static void leave_a_thread(prs_store *s, struct told *told)
     pthread_exit(NULL);
 }
 
+static char state_of_process(pid_t pid)
+{
+    char path[48], text[256] = {0};
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    CHECK(fd >= 0 && read(fd, text, sizeof text - 1) > 0);
+    close(fd);
+    char *at = strrchr(text, ')');
+    CHECK(at);
+    return at[2];
+}
+
 TEST(a_main_thread_that_left_is_no_death)
 {
     SEVERAL_PROCESSES();
@@ -344,7 +530,7 @@ TEST(a_main_thread_that_left_is_no_death)
     struct told *told = new_told();
     pid_t pid = child_of(s, told, leave_a_thread);
     await(&told->ready);
-    while (prs_os_process(pid, prs_load_relaxed(&s->clients[told->client].start_time)) != PRS_ZOMBIE)
+    while (state_of_process(pid) != 'Z')
         prs_os_sleep(PRS_MS);
     prs_look(s, 0);
     CHECK_EQ(prs_state(s, &told->id[0]), PRS_OK);
@@ -453,6 +639,28 @@ TEST(unborn_clients_whose_process_died_before_birth_are_corpses)
     SEVERAL_PROCESSES();
     prs_store *s = store_of(16 * MIB);
     prs_oid id = put(s, 100, 1);
+    die_unborn = true;
+    fflush(NULL);
+    pid_t pid = fork();
+    die_unborn = false;
+    int status = reap_child(pid);
+    CHECK_KILLED(status, SIGKILL);
+    CHECK_EQ(clients_that_are(s, PRS_CLIENT_UNBORN), 1);
+    prs_look(s, 0);
+    CHECK_EQ(clients_that_are(s, PRS_CLIENT_UNBORN), 0);
+    prs_unref(s, &id);
+    CHECK(prs_state(s, &id) < 0);
+    CHECK_EMPTY(s);
+    close_store(s);
+}
+
+/* The same where the child shares its parent's description: the parent says that there is nobody. */
+TEST(the_unborn_without_an_own_description_are_corpses_when_they_die)
+{
+    SEVERAL_PROCESSES();
+    prs_store *s = store_of(16 * MIB);
+    prs_oid id = put(s, 100, 1);
+    prs_failpoint_arm("fork_reopened", PRS_FAIL_ERRNO, 1, EACCES);
     die_unborn = true;
     fflush(NULL);
     pid_t pid = fork();

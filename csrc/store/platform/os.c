@@ -12,6 +12,8 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <sys/mman.h>
@@ -496,74 +498,64 @@ int prs_os_byte_held(int fd, uint64_t byte)
 
 /* ---- processes ------------------------------------------------------------------------------------ */
 
-/* Fields 3 and 22 of /proc/<pid>/stat; the name in field 2 may hold anything, so they are
- * counted from its last parenthesis. */
-static int read_stat(int32_t pid, char *state, uint64_t *start_time)
+/* Field 22 of /proc/<pid>/stat; the name in field 2 may hold anything, so fields are counted from its last parenthesis.
+ * Clock ticks since boot as the reader's time namespace counts them: good to tell one's own processes apart, proof of nothing. */
+uint64_t prs_start_time(int32_t pid)
 {
     char path[48], text[1024];
     snprintf(path, sizeof path, "/proc/%d/stat", pid);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
-        return -errno;
+        return 0;
     ssize_t n = read(fd, text, sizeof text - 1);
-    int err = errno;
     close(fd);
     if (n <= 0)
-        return n < 0 ? -err : -ESRCH;
+        return 0;
     text[n] = 0;
     char *at = strrchr(text, ')');
-    if (!at || at[1] != ' ')
-        return -EINVAL;
-    at += 2;
-    *state = *at;
-    for (int field = 3; field < 22; field++) {
+    for (int field = 2; at && field < 22; field++) {
         at = strchr(at, ' ');
-        if (!at)
-            return -EINVAL;
-        at++;
+        at = at ? at + 1 : NULL;
     }
-    *start_time = strtoull(at, NULL, 10);
-    return 0;
+    return at ? strtoull(at, NULL, 10) : 0;
 }
 
-uint64_t prs_start_time(int32_t pid)
+/* Is there no such process in our pid namespace?  Only ESRCH says so: what is not ours to signal is there. */
+bool prs_os_process_gone(int32_t pid)
 {
-    char state;
-    uint64_t start;
-    return read_stat(pid, &state, &start) == 0 ? start : 0;
+    return pid > 0 && kill(pid, 0) < 0 && errno == ESRCH;
 }
 
-enum prs_life prs_os_process(int32_t pid, uint64_t start_time)
+/* A page nobody touches, whose mapping keeps the open file description, and its locks with it, for as long as this address
+ * space lasts: closing descriptors does not end it; exit and exec do. */
+void *prs_os_anchor(int fd)
 {
-    char state;
-    uint64_t start;
-    int rc = read_stat(pid, &state, &start);
-    if (rc == -ENOENT || rc == -ESRCH)
-        return access("/proc/self/stat", F_OK) == 0 ? PRS_GONE : PRS_UNKNOWN;
-    if (rc < 0)
-        return PRS_UNKNOWN;
-    if (start != start_time)
-        return PRS_GONE;
-    return state == 'Z' || state == 'X' ? PRS_ZOMBIE : PRS_ALIVE;
+    void *at = mmap(NULL, PRS_PAGE, PROT_NONE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+    return at == MAP_FAILED ? NULL : at;
 }
 
-/* Does a process map this file? 1, 0, or -errno.  By inode alone: rather one too many than one too few. */
-int prs_os_process_maps(int32_t pid, const prs_file *file)
+int prs_os_keep_from_children(void *anchor)
 {
-    char path[48], line[512];
-    snprintf(path, sizeof path, "/proc/%d/maps", pid);
-    FILE *maps = fopen(path, "re");
-    if (!maps)
-        return -errno;
-    int found = 0, lines = 0;
-    while (!found && fgets(line, sizeof line, maps)) {
-        unsigned long inode;
-        lines++;
-        if (sscanf(line, "%*x-%*x %*s %*x %*x:%*x %lu", &inode) == 1 && inode == (unsigned long)file->ino)
-            found = 1;
+    return madvise(anchor, PRS_PAGE, MADV_DONTFORK) < 0 ? -errno : 0;
+}
+
+int prs_os_pipe(int fd[2])
+{
+    return pipe2(fd, O_CLOEXEC) < 0 ? -errno : 0;
+}
+
+/* Wait until nobody has the other end of a pipe that nobody writes to; false after `timeout`. */
+bool prs_os_await_end(int fd, int64_t timeout)
+{
+    struct pollfd p = {fd, POLLIN, 0};
+    for (int64_t deadline = prs_now() + timeout;;) {
+        int64_t left = deadline - prs_now();
+        int rc = poll(&p, 1, left > 0 ? (int)((left + PRS_MS - 1) / PRS_MS) : 0);
+        if (rc > 0)
+            return true;
+        if (rc == 0 || errno != EINTR || left <= 0)
+            return false;
     }
-    fclose(maps);
-    return found ? 1 : lines ? 0 : -ESRCH;
 }
 
 uint64_t prs_os_pid_ns(void)
