@@ -28,11 +28,12 @@ class Walker:
         self,
         reduce: Callable[[Any], tuple[Any, tuple[str, str] | None]],
         classify: Callable[[type], int],
-        on_failure: Callable[[list[tuple[Any, str, Any, Any]], Any, Exception], Any],
+        on_failure: Callable[[list[tuple[Any, str, Any, Any]], int, Any, Exception], Any],
         threshold: int = 1024,
         keep: int = 1024,
         max_failures: int = 1000,
         copying: frozenset[Any] = ...,
         refers: Callable[[int, int], bool] | None = None,
+        half: int = 50,
     ) -> None: ...
     def walk(self, obj: Any) -> Node: ...

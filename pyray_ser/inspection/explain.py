@@ -84,7 +84,7 @@ def serialization_error(obj: Any, exc: BaseException) -> SerializationError:
     path = raw if failure is None else failure.path if failure.parent is not None else ""
     error = SerializationError(f"{text} (at {path})" if path else text, path=path or None, failures=tuple(failures))
     if failure is not None and failure.hint:
-        error.add_note(f"a way out: {failure.hint}")
+        error.add_note(f"hint: {failure.hint}")
     others = [other for other in failures if other is not failure]
     if others:
         shown = ", ".join(other.path or other.name for other in others[:5])

@@ -5,9 +5,12 @@ tells whether an instance is a resource as a whole: then it is the offender,
 and not the lock or the thread it is made of.
 """
 
+import sys
 from typing import Any
 
+from ..pickling.registry import UNREACHABLE
 from .text import class_name
+from .text import module_name as _module_name
 
 __all__ = ["hint", "is_resource"]
 
@@ -140,13 +143,42 @@ def hint(obj: Any) -> str:
     found = _entry(cls)
     if found is not None:
         return found[0]
-    if vars(type)["__flags__"].__get__(cls) & (1 << 9):
-        name = class_name(cls).rpartition(".")[2]
-        return (
-            f"give {name} a __reduce__ that returns (callable, arguments), or "
-            f"register_serializer({name}, serializer=..., deserializer=...)"
-        )
-    return "make it again on the other side, or register_serializer for the class that holds it"
+    name = class_name(cls).rpartition(".")[2]
+    register = f"register_serializer({name}, serializer=..., deserializer=...)"
+    if _is_own(cls):
+        return f"give {name} a __reduce__ that returns (callable, arguments), or {register}"
+    if _is_heap_type(cls) and not _is_compiled(cls):
+        return f"use {register}"
+    if cls in UNREACHABLE:
+        return "make it again on the other side, from data that you send"
+    return f"make it again on the other side, or use {register} if it can be made from data"
+
+
+def _is_heap_type(cls: type) -> bool:
+    return bool(vars(type)["__flags__"].__get__(cls) & (1 << 9))
+
+
+def _is_compiled(cls: type) -> bool:
+    """Tell whether a class comes from compiled code, where nobody can add a method."""
+    if not _is_heap_type(cls) or vars(type)["__flags__"].__get__(cls) & (1 << 8):  # immutable
+        return True
+    module = sys.modules.get(_module_name(cls))
+    if module is None or vars(module).get("__name__") == "__main__":
+        return False
+    path = vars(module).get("__file__")
+    return vars(module).get("__spec__") is not None and (type(path) is not str or not path.endswith((".py", ".pyc")))
+
+
+def _is_own(cls: type) -> bool:
+    """Tell whether the user can change a class: neither compiled, nor the standard library's, nor installed."""
+    module = _module_name(cls)
+    if module in ("__main__", "__mp_main__"):
+        return _is_heap_type(cls)
+    if _is_compiled(cls) or module.partition(".")[0] in sys.stdlib_module_names:
+        return False
+    loaded = sys.modules.get(module)
+    path = vars(loaded).get("__file__") if loaded is not None else None
+    return type(path) is not str or not any(part in path.split("/") for part in ("site-packages", "dist-packages"))
 
 
 def is_resource(obj: Any) -> bool:

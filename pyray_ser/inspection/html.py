@@ -54,7 +54,7 @@ def page(sizes: "Sizes", failures: list[FailureTuple] | None = None) -> str:
             f"<td>{escape(failure.hint)}"
             for failure in failures[:100]
         )
-        parts.append(f"<h1>Cannot be pickled</h1><table><tr><th>where<th>what<th>a way out{rows}</table>")
+        parts.append(f"<h1>Cannot be pickled</h1><table><tr><th>where<th>what<th>hint{rows}</table>")
     if sizes.captures:
         rows = "".join(
             f'<tr><td class="n">{size_text(capture.total)}<td><code>{escape(capture.path)}</code>'

@@ -1,6 +1,7 @@
 """Everything about one object in one result, as the command line shows it."""
 
 import json
+from html import escape
 from typing import Any
 
 from .failure import FailureTuple
@@ -36,6 +37,13 @@ class Inspection:
     def to_text(self, depth: int = 3) -> str:
         """Return the report and the tree of sizes."""
         return f"{report_text(self._trace, depth)}{self.sizes.to_text()}\n"
+
+    def __repr__(self) -> str:
+        return self.to_text()
+
+    def _repr_html_(self) -> str:
+        """Return the report for notebooks."""
+        return f"<pre>{escape(self.to_text())}</pre>"
 
     def to_json(self, indent: int | None = 2) -> str:
         """Return everything as JSON."""

@@ -11,36 +11,26 @@ one another without a gap; the other edges (``closure 'cfg'``) are set off by ar
 """
 
 from types import CellType, CodeType, FunctionType, MappingProxyType, MemberDescriptorType, MethodType
-from typing import Any, NamedTuple
+from typing import Any
 
 from .._walk import instance_dict
 from ..pickling.reducer_order import find_in_mro
+from . import frames
+from .part import Part
 from .text import class_name, key_text
 
-__all__ = ["Part", "describe", "path_text"]
+__all__ = ["HALF", "Part", "Way", "describe", "describe_long", "path_text"]
 
 # (object, kind of step, key, child), see _walk.Walker; the compiled pickler has "attribute" for state and value in one
 Step = tuple[Any, str, Any, Any]
 
 
-class Part(NamedTuple):
-    """One component of a path."""
-
-    text: str
-    """As shown: ``.model``, ``['k']``, ``[1]``, ``closure 'cfg'``."""
-    name: str
-    """What the user calls it: variable, attribute, key or index."""
-    parent: Any
-    """Who holds it."""
-
-    @property
-    def is_access(self) -> bool:
-        """Whether it is written directly after what it belongs to."""
-        return self.text[0] in ".["
-
-
-# The longest sequence of steps that is one part: function, state, dictionary, closure, cell, its argument.
-_WINDOW = 6
+# The longest sequence of steps that is described at once: from a pandas frame down to an item of a column, see `frames`.
+_WINDOW = 10
+# Of longer ways than twice this many steps, the first and the last so many are described.
+HALF = 50
+# Kinds of steps at which an object begins that is not a piece of a reduction.
+_WHOLE = frozenset({"attribute", "state", "args", "listitem", "dictvalue"})
 
 
 def path_text(parts: list[Part], root: str | None = None) -> str:
@@ -52,36 +42,112 @@ def path_text(parts: list[Part], root: str | None = None) -> str:
             text += part.text
         else:
             text += f" -> {part.text}" if text else part.text
-        access = part.is_access
+        access = part.leads
     return text
 
 
 def describe(steps: list[Step]) -> list[Part]:
     """Translate the steps that lead to an object; those inside a reduction disappear."""
-    parts: list[Part] = []
+    return [part for _, parts in _groups(steps) for part in parts]
+
+
+def describe_long(steps: list[Step], skipped: int = 0) -> list[Part]:
+    """
+    As `describe`; of a very long way only the beginning and the end, with ``...`` between them.
+
+    Parameters
+    ----------
+    steps : list of tuple
+    skipped : int, optional
+        How many steps the walk has left out already, behind the first `HALF`.
+    """
+    if len(steps) <= HALF or (not skipped and len(steps) <= 2 * HALF):
+        return describe(steps)
+    # In the middle of a reduction the first step of the rest makes no sense: it begins at the next whole object.
+    rest = steps[-HALF:] if not skipped else steps[HALF:]
+    begin = next((i for i, step in enumerate(rest) if step[1] in _WHOLE and i < _WINDOW), 0)
+    return [*describe(steps[:HALF]), Part("...", "...", rest[begin][0]), *describe(rest[begin:])]
+
+
+class Way:
+    """
+    A way that grows by one step at a time, described in constant time per step.
+
+    Attributes
+    ----------
+    count : int
+        Parts of the description so far.
+    last : Part or None
+        The last of them.
+    """
+
+    __slots__ = ("_before", "_steps", "_tail", "count", "last")
+
+    def __init__(self) -> None:
+        self._steps: list[Step] = []
+        self._before = self.count = 0
+        self._tail: list[Part] = []
+        self.last: Part | None = None
+
+    def down(self, step: Step) -> "Way":
+        """Return this way with one more step."""
+        made = Way()
+        steps = [*self._steps, step]
+        groups = _groups(steps)
+        # What lies farther back than a part can reach stays as it was described one step ago.
+        settled = 0
+        before = self._before
+        for i, (start, parts) in enumerate(groups):
+            if start >= len(steps) - _WINDOW:
+                break
+            settled = groups[i + 1][0] if i + 1 < len(groups) else len(steps)
+            before += len(parts)
+        made._tail = [part for start, parts in groups if start >= settled for part in parts]
+        made._steps = steps[settled:]
+        made._before = before
+        made.count = before + len(made._tail)
+        made.last = next((part for _, parts in reversed(groups) for part in reversed(parts)), self.last)
+        return made
+
+    def near(self) -> list[Step]:
+        """Return the last steps, as far as they can still become one part."""
+        return self._steps
+
+    def since(self, known: int) -> list[Part]:
+        """Return the parts from number `known` on, as far as they are still near."""
+        return self._tail[max(known - self._before, 0) :]
+
+
+def _groups(steps: list[Step]) -> list[tuple[int, list[Part]]]:
+    """Return for each run of steps that is described as one where it starts, and its parts: one, none, or several."""
+    groups: list[tuple[int, list[Part]]] = []
     i = 0
     while i < len(steps):
         obj, kind, key, child = steps[i]
-        if kind == "item":
-            parts.append(Part(f"[{key}]", str(key), obj))
+        used = 1
+        if i and issubclass(type(obj), type) and steps[i - 1][3] is not obj:
+            # The compiled pickler goes from an instance to the innards of its class in one step.
+            groups.append((i, [_reconstructor(steps[i - 1][0], obj)]))
+        if kind in ("item", "listitem"):
+            parts = [Part(f"[{key}]", str(key), obj)]
         elif kind in ("value", "dictvalue"):
-            parts.append(_keyed(obj, key))
+            parts = [_keyed(obj, key)]
         elif kind in ("key", "dictkey"):
-            parts.append(Part(f"key {key_text(key)}", key_text(key), obj))
+            parts = [Part(f"key {key_text(key)}", key_text(key), obj)]
         elif kind == "attribute":
-            parts.append(Part(f".{key}", str(key), obj))
-        elif kind == "listitem":
-            parts.append(Part(f"[{key}]", str(key), obj))
+            parts = [Part(f".{key}", str(key), obj)]
         elif kind == "element":
-            parts.append(_element(obj, child))
+            parts = [_element(obj, child)]
         else:
-            part, used = _reduction(obj, steps[i : i + _WINDOW])
-            if part is not None:
-                parts.append(part)
-            i += used
-            continue
-        i += 1
-    return parts
+            found = frames.describe(obj, steps[i : i + _WINDOW])
+            if found is not None:
+                parts, used = found
+            else:
+                part, used = _reduction(obj, steps[i : i + _WINDOW])
+                parts = [] if part is None else [part]
+        groups.append((i, parts))
+        i += used
+    return groups
 
 
 def _keyed(obj: Any, key: Any) -> Part:
@@ -105,12 +171,7 @@ def _reduction(obj: Any, steps: list[Step]) -> Found:
     if kind == "class":
         kind = "callable"
     if kind == "callable":
-        child = steps[0][3]
-        if issubclass(type(child), type) or type(child) is FunctionType:
-            name = root_name(child) or "?"
-            word = "function" if type(child) is FunctionType else "class"
-            return Part(f"{word} {name}", name, obj), 1
-        return Part("reconstructor", "reconstructor", obj), 1
+        return _reconstructor(obj, steps[0][3]), 1
     if kind == "setter":
         return Part("state setter", "state setter", obj), 1
     if cls is FunctionType:
@@ -124,6 +185,13 @@ def _reduction(obj: Any, steps: list[Step]) -> Found:
     if kind == "state":
         return _state(obj, steps)
     return _arguments(obj, steps)
+
+
+def _reconstructor(obj: Any, child: Any) -> Part:
+    name = root_name(child)
+    if name is None:
+        return Part("reconstructor", "reconstructor", obj)
+    return Part(f"function {name}" if type(child) is FunctionType else f"class {name}", name, obj)
 
 
 def _function(obj: FunctionType, steps: list[Step]) -> Found:
@@ -274,6 +342,12 @@ def _held(obj: Any, child: Any) -> Part | None:
                 if value is child:
                     return Part(f".{name}", name, obj)
     return None
+
+
+def root_text(obj: Any) -> str | None:
+    """Return how a path begins that starts at an object nobody has named."""
+    name = root_name(obj)
+    return f"class {name}" if name is not None and type(obj) is not FunctionType else name
 
 
 def root_name(obj: Any) -> str | None:

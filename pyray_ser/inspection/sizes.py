@@ -2,19 +2,59 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from html import escape
 from pickle import PickleBuffer
 from types import CellType, FunctionType
 from typing import Any
 
-from .path import Step, describe, path_text, root_name
-from .text import brief, class_name, size_text
+from . import frames
+from .part import Part
+from .path import Way, path_text, root_name
+from .text import brief, class_name, shorten, size_text
 from .tracing import Trace, trace
 
 __all__ = ["Size", "Sizes", "inspect_size", "sizes_of"]
 
 
-@dataclass(slots=True)
+# Deeper parts than this are left out of JSON: readers of it nest calls, and give up at some depth.
+_JSON_DEPTH = 64
+# A run of parts, each of which holds nothing but the next one, is shown in full up to this length.
+_RUN = 12
+# Columns of one type that are listed each.
+_COLUMNS = 128
+
+
+class _Path:
+    """A path that grows at its end, written out when somebody asks for it."""
+
+    __slots__ = ("_before", "_gap", "_text")
+
+    def __init__(self, before: "_Path | None", gap: str, text: str) -> None:
+        self._before, self._gap, self._text = before, gap, text
+
+    def down(self, parts: list[Part], access: bool) -> "_Path":
+        """Return the path with more parts; `access` tells whether an access may follow directly."""
+        text = path_text(parts)
+        follows = parts[0].is_access and (access or not self)
+        return _Path(self, "" if follows or not self else " -> ", text)
+
+    def __bool__(self) -> bool:
+        return bool(self._text) or self._before is not None
+
+    def pieces(self) -> tuple[str, str]:
+        """Return what stands between the path before and the last piece, and that piece."""
+        return self._gap, self._text
+
+    def __str__(self) -> str:
+        texts: list[str] = []
+        path: _Path | None = self
+        while path is not None:
+            texts += [path._text, path._gap]
+            path = path._before
+        return "".join(reversed(texts))
+
+
 class Size:
     """Bytes of one part of an object and of what hangs below it.
 
@@ -33,7 +73,7 @@ class Size:
     zero_copy : int
         Bytes of buffers that are copied in once and read in place.
     copied : int
-        Bytes of buffers beside the stream that a reader copies once (``bytes``, ``bytearray``).
+        Bytes of buffers next to the stream that a reader copies once (``bytes``, ``bytearray``).
     referenced : int
         Bytes that were in the store already: nothing is copied, the new object holds the old one.
     children : list of Size
@@ -42,16 +82,26 @@ class Size:
         How many parts were large enough to be noticed, but are not listed.
     """
 
-    path: str
-    label: str
-    type: str
-    text: str
-    in_band: int
-    zero_copy: int
-    copied: int
-    children: "list[Size]" = field(default_factory=list)
-    others: int = 0
-    referenced: int = 0
+    __slots__ = ("_path", "children", "copied", "in_band", "label", "others", "referenced", "text", "type", "zero_copy")
+
+    def __init__(
+        self, path: _Path, label: str, type: str, text: str, in_band: int, zero_copy: int, copied: int, referenced: int
+    ) -> None:
+        self._path = path
+        self.label = label
+        self.type = type
+        self.text = text
+        self.in_band = in_band
+        self.zero_copy = zero_copy
+        self.copied = copied
+        self.referenced = referenced
+        self.children: list[Size] = []
+        self.others = 0
+
+    @property
+    def path(self) -> str:
+        """The way to it from the whole."""
+        return str(self._path)
 
     @property
     def total(self) -> int:
@@ -68,26 +118,42 @@ class Size:
             "in-band": self.in_band,
         }
 
+    def __repr__(self) -> str:
+        kinds = ", ".join(f"{size_text(number)} {word}" for word, number in self.kinds.items() if number)
+        return f"<Size of {self.path or self.type}: {size_text(self.total)} ({kinds})>"
+
     def as_dict(self) -> dict[str, Any]:
-        """Return it as nested dictionaries, for JSON."""
-        found: dict[str, Any] = {
-            "path": self.path,
-            "type": self.type,
-            "object": self.text,
-            "total": self.total,
-            "in_band": self.in_band,
-            "zero_copy": self.zero_copy,
-            "copied": self.copied,
-            "referenced": self.referenced,
-        }
-        if self.children:
-            found["children"] = [child.as_dict() for child in self.children]
-        if self.others:
-            found["others"] = self.others
-        return found
+        """Return it as nested dictionaries, for JSON; ``deeper`` counts parts that lie too deep for it."""
+        root: dict[str, Any] = {}
+        waiting: list[tuple[Size, dict[str, Any], int]] = [(self, root, 0)]
+        while waiting:
+            size, found, depth = waiting.pop()
+            found.update(
+                path=size.path, type=size.type, object=size.text, total=size.total, in_band=size.in_band,
+                zero_copy=size.zero_copy, copied=size.copied, referenced=size.referenced,
+            )  # fmt: skip
+            if size.children and depth < _JSON_DEPTH:
+                found["children"] = [{} for _ in size.children]
+                waiting += [
+                    (child, made, depth + 1) for child, made in zip(size.children, found["children"], strict=True)
+                ]
+            elif size.children:
+                found["deeper"] = sum(1 for _ in _walk(size)) - 1
+            if size.others:
+                found["others"] = size.others
+        return root
 
 
-@dataclass(slots=True)
+def _walk(root: Size) -> Iterator[Size]:
+    """Iterate over all parts, each before what is below it."""
+    waiting = [root]
+    while waiting:
+        size = waiting.pop()
+        yield size
+        waiting += reversed(size.children)
+
+
+@dataclass(slots=True, repr=False)
 class Sizes:
     """Where the bytes of an object are.
 
@@ -129,17 +195,21 @@ class Sizes:
 
     def __iter__(self) -> Iterator[Size]:
         """Iterate over all parts, each before what is below it."""
-        waiting = [self.root]
-        while waiting:
-            size = waiting.pop()
-            yield size
-            waiting += reversed(size.children)
+        return _walk(self.root)
 
     def __getitem__(self, path: str) -> Size:
         """Return the part of a path as the tree shows it, such as ``value['weights']``."""
-        for size in self:
-            if size.path == path:
-                return size
+        waiting = [(self.root, 0)]
+        while waiting:
+            size, at = waiting.pop()
+            for piece in size._path.pieces():
+                if not path.startswith(piece, at):
+                    break
+                at += len(piece)
+            else:
+                if at == len(path):
+                    return size
+                waiting += [(child, at) for child in reversed(size.children)]
         raise KeyError(path)
 
     def to_dict(self) -> dict[str, Any]:
@@ -161,11 +231,9 @@ class Sizes:
 
     def to_text(self, lines: int = 60) -> str:
         """Return a tree of at most `lines` lines."""
-        shown: list[str] = []
-        _tree(self.root, "", "", shown, max(self.total // 200, 1))
-        text = shown[:lines]
-        if len(shown) > lines:
-            text.append(f"... and {len(shown) - lines} smaller parts")
+        text, missing = _tree(self.root, lines, max(self.total // 200, 1))
+        if missing:
+            text.append(f"... and {missing} smaller parts")
         text.append("")
         text.append(
             f"in all {size_text(self.total)}: "
@@ -177,10 +245,17 @@ class Sizes:
         )
         if self.captures:
             text += ["", "captured by functions:"]
-            text += [f"  {size_text(capture.total):>8}  {capture.path}" for capture in self.captures[:10]]
+            text += [f"  {size_text(capture.total):>8}  {shorten(capture.path, 200)}" for capture in self.captures[:10]]
         return "\n".join(text)
 
     __str__ = to_text
+
+    def __repr__(self) -> str:
+        return self.to_text()
+
+    def _repr_html_(self) -> str:
+        """Return the tree for notebooks."""
+        return f"<pre>{escape(self.to_text())}</pre>"
 
 
 def inspect_size(obj: Any, name: str | None = None, *, threshold: int = 1024) -> Sizes:
@@ -217,37 +292,68 @@ def sizes_of(result: Trace) -> Sizes:
     """Lay a traced object's tree of bytes out by path."""
     node = result.tree
     name = result.name or root_name(result.root)
-    root = Size(
-        name or "", name or "", class_name(type(result.root)), brief(result.root),
-        node.inband, node.zero_copy, node.copied, referenced=node.referenced,
-    )  # fmt: skip
+    root = _size(node, _Path(None, "", name or ""), name or "")
     captures: list[Size] = []
-    root.others = _children(node, [], 0, root, name, captures)
-    captures.sort(key=lambda size: size.total, reverse=True)
+    every = [root]
+    # A node, the way to it, the parts of that way which are in the path of `parent`, whether an access may follow there, and
+    # parts that were passed through since.
+    waiting: list[tuple[Any, Way, int, Size, bool, list[Part]]] = [(node, Way(), 0, root, bool(name), [])]
+    while waiting:
+        node, way, known, parent, access, passed = waiting.pop()
+        parent.others += node.others
+        for child in node.children or ():
+            down = way.down(child.step)
+            parts = down.since(known)
+            if not parts and (shared := frames.columns(down.near())) is not None:
+                made = _columns(child, parent, shared)
+                every += made
+                parent.children += made
+            elif not parts or type(child.obj) is PickleBuffer or _is_ours(type(child.obj)):
+                # An argument tuple, a state, a cell: its parts belong to the same holder. A buffer that a
+                # reduction hands over is the object's own data.
+                waiting.append((child, down, down.count, parent, access, passed + parts))
+            else:
+                size = _size(child, parent._path.down(passed + parts, access), path_text(parts))
+                every.append(size)
+                parent.children.append(size)
+                if type(parts[-1].parent) is FunctionType and type(child.obj) is not CellType:
+                    captures.append(size)
+                waiting.append((child, down, down.count, size, parts[-1].leads, []))
+    for size in every:
+        size.children.sort(key=_total, reverse=True)
+    captures.sort(key=_total, reverse=True)
     return Sizes(root, captures)
 
 
-def _children(node: Any, steps: list[Step], known: int, parent: Size, name: str | None, captures: list[Size]) -> int:
-    """Hang the nodes below `node` under `parent`; what is inside a reduction is passed through."""
-    others: int = node.others
-    for child in node.children or ():
-        way = [*steps, child.step]
-        parts = describe(way)
-        if len(parts) == known or type(child.obj) is PickleBuffer or _is_ours(type(child.obj)):
-            # An argument tuple, a state, a cell: its parts belong to the same holder. A buffer that a
-            # reduction hands over is the object's own data.
-            others += _children(child, way, len(parts), parent, name, captures)
-            continue
-        size = Size(
-            path_text(parts, name), path_text(parts[known:]), class_name(type(child.obj)), brief(child.obj),
-            child.inband, child.zero_copy, child.copied, referenced=child.referenced,
-        )  # fmt: skip
-        parent.children.append(size)
-        if type(parts[-1].parent) is FunctionType and type(child.obj) is not CellType:
-            captures.append(size)
-        size.others = _children(child, way, len(parts), size, name, captures)
-    parent.children.sort(key=lambda size: size.total, reverse=True)
-    return others
+def _total(size: Size) -> int:
+    return size.total
+
+
+def _size(node: Any, path: _Path, label: str) -> Size:
+    return Size(
+        path,
+        label,
+        class_name(type(node.obj)),
+        brief(node.obj),
+        node.inband,
+        node.zero_copy,
+        node.copied,
+        node.referenced,
+    )
+
+
+def _columns(node: Any, parent: Size, labels: list[str]) -> list[Size]:
+    """Divide an array that columns of one type share among them: their parts are equal."""
+    shown = labels[:_COLUMNS]
+    parent.others += len(labels) - len(shown)
+    array = node.obj
+    return [
+        Size(
+            parent._path.down([Part(label, label, None)], access=True), label, "column", f"<{array.dtype} ({array.shape[1]},)>",
+            *(number // len(labels) for number in (node.inband, node.zero_copy, node.copied, node.referenced)),
+        )
+        for label in shown
+    ]  # fmt: skip
 
 
 def _is_ours(cls: type) -> bool:
@@ -255,15 +361,54 @@ def _is_ours(cls: type) -> bool:
     return class_name(cls).startswith("pyray_ser.pickling.reducers.")
 
 
-def _tree(size: Size, lead: str, below: str, lines: list[str], least: int) -> None:
+def _line(size: Size, lead: str, least: int) -> str:
     label = f"{size.label}  " if size.label else ""
     text = "" if size.text.startswith(("<", "[", "{", "(")) else f"  {size.text}"
     kinds = [f"{size_text(number)} {word}" for word, number in size.kinds.items() if number and word != "in-band"]
     if kinds and size.in_band >= least:
         kinds.append(f"{size_text(size.in_band)} in-band")
     note = f"  ({', '.join(kinds)})" if kinds and not size.children else ""
-    lines.append(f"{size_text(size.total):>7}  {lead}{label}{size.type}{text}{note}")
-    shown = [child for child in size.children if child.total >= least]
-    for index, child in enumerate(shown):
-        last = index == len(shown) - 1
-        _tree(child, below + ("└─ " if last else "├─ "), below + ("   " if last else "│  "), lines, least)
+    return f"{size_text(size.total):>7}  {lead}{label}{size.type}{text}{note}"
+
+
+def _tree(root: Size, limit: int, least: int) -> tuple[list[str], int]:
+    """Return the lines of the tree, and how many more there would be."""
+    lines: list[str] = []
+    missing = 0
+    waiting = [(root, "", "")]
+    while waiting:
+        size, lead, below = waiting.pop()
+        run = [size]
+        while True:
+            shown = [child for child in run[-1].children if child.total >= least]
+            if len(shown) != 1:
+                break
+            run += shown
+        if len(run) > _RUN:
+            # Each holds nothing but the next: a linked list, or lists in lists.
+            hidden = len(run) - _RUN // 2 - 1
+            run = [*run[: _RUN // 2], run[-1]]
+        else:
+            hidden = 0
+        for i, part in enumerate(run):
+            if hidden and i == len(run) - 1:
+                missing += _add(lines, limit, f"{'':>7}  {below}... {hidden} levels of the same kind ...")
+            missing += _add(lines, limit, _line(part, lead, least) if len(lines) < limit else "")
+            if i < len(run) - 1:
+                lead, below = f"{below}└─ ", f"{below}   "
+        room = len(lines) < limit
+        waiting += [
+            (child, f"{below}├─ ", f"{below}│  ") if room and child is not shown[-1]
+            else (child, f"{below}└─ ", f"{below}   ") if room
+            else (child, "", "")
+            for child in reversed(shown)
+        ]  # fmt: skip
+    return lines, missing
+
+
+def _add(lines: list[str], limit: int, line: str) -> int:
+    """Add a line if there is room; return how many are missing then."""
+    if len(lines) >= limit:
+        return 1
+    lines.append(line)
+    return 0

@@ -8,7 +8,7 @@ never on containers, whose elements' would be called in turn.
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-__all__ = ["brief", "class_name", "key_text", "size_text"]
+__all__ = ["brief", "class_name", "key_text", "module_name", "size_text"]
 
 _LIMIT = 80
 _ATOMS = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), type(NotImplemented))
@@ -28,11 +28,12 @@ def class_name(cls: type) -> str:
     """Return ``module.Qualname`` of a class, without the module for built-in ones."""
     # Not cls.__module__: a metaclass may have made a property of it, and a class may have none.
     name = vars(type)["__qualname__"].__get__(cls)
-    module = _module(cls)
+    module = module_name(cls)
     return name if module in ("", "builtins") else f"{module}.{name}"
 
 
-def _module(cls: type) -> str:
+def module_name(cls: type) -> str:
+    """Return the module that a class says it is of; empty if it says nothing sensible."""
     try:
         module = vars(type)["__module__"].__get__(cls)
     except AttributeError:

@@ -8,7 +8,7 @@ from .._store import ObjectRef, load_ref
 from ..pickling.reducer_order import Reduction, find_global
 from .failure import FailureTuple
 from .hints import hint, is_resource
-from .path import Step, describe, path_text, root_name
+from .path import HALF, Step, describe_long, path_text, root_name, root_text
 from .text import shorten
 
 __all__ = ["Trace", "trace", "way_to_failure"]
@@ -17,10 +17,6 @@ __all__ = ["Trace", "trace", "way_to_failure"]
 _IN_REDUCTION = frozenset(
     {"callable", "args", "kwargs", "state", "setter", "listitem", "dictkey", "dictvalue", "attribute"}
 )
-
-
-# Longer ways lose their middle.
-_WAY = 200
 
 
 def _end(steps: list[Step]) -> int:
@@ -42,11 +38,7 @@ def way_to_failure(steps: list[Step]) -> str:
     steps = steps[: _end(steps)]
     if not steps:
         return ""
-    root = root_name(steps[0][0])
-    if len(steps) <= _WAY:
-        return path_text(describe(steps), root)
-    half = _WAY // 2
-    return f"{path_text(describe(steps[:half]), root)} ... {path_text(describe(steps[-half:]))}"
+    return path_text(describe_long(steps), root_text(steps[0][0]))
 
 
 class Trace:
@@ -71,28 +63,29 @@ class Trace:
     def __init__(self, root: Any, name: str | None) -> None:
         self.root = root
         self.name = name or root_name(root)
+        self.path_name = name or root_text(root)
         self.failures: list[FailureTuple] = []
         self.total_failures = 0
         self.tree: Any = None
         self.visited = 0
         self._seen: set[int] = set()
 
-    def add(self, steps: list[Step], obj: Any, error: Exception) -> None:
-        """Record an offender; called by the walk, with the walk's stack."""
+    def add(self, steps: list[Step], skipped: int, obj: Any, error: Exception) -> None:
+        """Record an offender; called by the walk, with the walk's stack: of a long one the ends, and what lies between."""
         end = _end(steps)
         if end < len(steps):
             obj, steps = steps[end][0], steps[:end]
         if id(obj) in self._seen:
             return
         self._seen.add(id(obj))
-        parts = describe(steps)
+        parts = describe_long(steps, skipped)
         if parts:
             name, parent = parts[-1].name, parts[-1].parent
         else:
             name, parent = self.name or shorten(type(obj).__name__), None
         self.failures.append(
             FailureTuple(
-                obj, name, parent, path_text(parts, self.name), hint(obj), _message(error), type(error).__name__
+                obj, name, parent, path_text(parts, self.path_name), hint(obj), _message(error), type(error).__name__
             )
         )
 
@@ -151,7 +144,7 @@ def trace(
         return _walk.PLAIN if reduction.is_plain(cls) else _walk.ASK
 
     walker = _walk.Walker(reduce, classify, result.add, threshold if put else -1, keep, max_failures,
-                            reconstruct.COPYING if put else frozenset(), refers)  # fmt: skip
+                            reconstruct.COPYING if put else frozenset(), refers, HALF)  # fmt: skip
     result.tree = walker.walk(obj)
     result.total_failures = walker.failures
     result.visited = walker.visited

@@ -40,7 +40,7 @@ inherited: dict[type, Callable[[Any], tuple[Any, ...]]] = {}
 version: list[int] = [1]
 
 # Saved before any table is consulted, in every pickler there is.
-_UNREACHABLE = frozenset(
+UNREACHABLE = frozenset(
     {
         type(None),
         type(Ellipsis),
@@ -159,7 +159,7 @@ def register_serializer(
         return decorate
     if not isinstance(cls, type):
         raise TypeError(f"a serializer is registered for a class, not for an instance of {_name(type(cls))}")
-    if cls in _UNREACHABLE:
+    if cls in UNREACHABLE:
         raise TypeError(
             f"no serializer can be registered for {_name(cls)}: picklers handle this built-in type before they "
             "look at registrations; register for a subclass of it, or wrap the value in a class of your own"

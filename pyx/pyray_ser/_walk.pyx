@@ -26,6 +26,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from libc.stdint cimport uintptr_t
 
+from bisect import bisect_left, bisect_right
 from pickle import PickleBuffer, PicklingError
 from types import FunctionType
 
@@ -156,7 +157,8 @@ cdef class Walker:
     classify : callable
         ``classify(cls)`` gives `PLAIN` where `reduce` would do no more than ``obj.__reduce_ex__(5)``.
     on_failure : callable
-        ``on_failure(steps, obj, error)``; the steps lead from the root to the object.
+        ``on_failure(steps, skipped, obj, error)``; the steps lead from the root to the object. Where there are more than twice
+        `half`, only the first and the last `half` are given, and `skipped` is how many lie between them.
     threshold : int
         Buffers of at least so many bytes leave the stream; -1 keeps bytes and bytearrays in it, as
         the standard pickler does, and lets PickleBuffers of any size out.
@@ -168,6 +170,8 @@ cdef class Walker:
         Functions that reductions call and that copy the buffers they are given.
     refers : callable, optional
         ``refers(address, size)`` tells whether these bytes are in the store already and are not copied.
+    half : int, optional
+        See `on_failure`.
     """
 
     cdef object reduce, classify, on_failure, refers
@@ -176,6 +180,8 @@ cdef class Walker:
     cdef long long keep
     cdef list stack
     cdef dict classes, ranges
+    cdef list starts, stops           # the bytes of buffers counted so far: intervals that do not touch, in order
+    cdef Py_ssize_t half
     cdef Entry *table
     cdef size_t mask, used
     cdef Py_ssize_t memo_size
@@ -186,7 +192,7 @@ cdef class Walker:
     cdef readonly object root               # Node
 
     def __cinit__(self, reduce, classify, on_failure, Py_ssize_t threshold=1024, long long keep=1024,
-                  Py_ssize_t max_failures=1000, frozenset copying=frozenset(), refers=None):
+                  Py_ssize_t max_failures=1000, frozenset copying=frozenset(), refers=None, Py_ssize_t half=50):
         self.mask = 1023
         self.table = <Entry *>PyMem_Calloc(self.mask + 1, sizeof(Entry))
         if self.table == NULL:
@@ -195,6 +201,7 @@ cdef class Walker:
         self.threshold, self.keep, self.max_failures = threshold, keep, max_failures
         self.copying, self.refers = copying, refers
         self.stack, self.classes, self.ranges = [], {}, {}
+        self.starts, self.stops, self.half = [], [], half
 
     def __dealloc__(self):
         self.forget()
@@ -368,10 +375,16 @@ cdef class Walker:
         return frame.obj, kind, key, frame.child
 
     cdef int fail(self, obj, error) except -1:
+        cdef list stack
+        cdef Py_ssize_t skipped
         self.failures += 1
         if self.failures <= self.max_failures:
             # The last frame is the one whose child is `obj`; a frame that fails itself passes its own object.
-            self.on_failure([self.step(<Frame>frame) for frame in self.stack], obj, error)
+            stack = self.stack
+            skipped = max(len(stack) - 2 * self.half, 0)
+            if skipped:
+                stack = stack[:self.half] + stack[len(stack) - self.half:]
+            self.on_failure([self.step(<Frame>frame) for frame in stack], skipped, obj, error)
         return 0
 
     cdef int fail_frame(self, Frame frame, error) except -1:
@@ -686,7 +699,7 @@ cdef class Walker:
     cdef int buffer(self, obj, Frame parent) except -1:
         """A PickleBuffer: bytes that leave the stream where they are large enough."""
         cdef Py_buffer view
-        cdef Py_ssize_t n
+        cdef Py_ssize_t n, new
         cdef bint contiguous, copying
         cdef object key
         cdef Node node
@@ -716,14 +729,33 @@ cdef class Walker:
         if self.refers is not None and self.refers(key[0], n):
             node.referenced = n
             parent.referenced += n
-        elif copying:
-            node.copied = n
-            parent.copied += n
+            self.add(parent, node)
+            return 0
+        # What another buffer covers is stored once, where it is met first.
+        new = self.cover(key[0], key[0] + n)
+        if new == 0:
+            return 0
+        if copying:
+            node.copied = new
+            parent.copied += new
         else:
-            node.zero_copy = n
-            parent.zero_copy += n
+            node.zero_copy = new
+            parent.zero_copy += new
         self.add(parent, node)
         return 0
+
+    cdef Py_ssize_t cover(self, start, stop) except -1:
+        """Add the addresses from `start` to `stop`; returns how many of them no earlier buffer covers."""
+        cdef Py_ssize_t first = bisect_left(self.stops, start), last = bisect_right(self.starts, stop), i
+        cdef Py_ssize_t known = 0
+        for i in range(first, last):
+            known += max(min(self.stops[i], stop) - max(self.starts[i], start), 0)
+        cdef Py_ssize_t new = stop - start - known
+        if first < last:
+            start, stop = min(start, self.starts[first]), max(stop, self.stops[last - 1])
+        self.starts[first:last] = [start]
+        self.stops[first:last] = [stop]
+        return new
 
 
 cdef Py_ssize_t batches(Py_ssize_t n) noexcept:

@@ -236,7 +236,7 @@ def test_lambda_and_nested_class():
     failure = only(Local, "Local")
     assert (failure.path, failure.parent) == ("Local.shared", Local)
     failure = only([Local()])
-    assert failure.path.endswith("class Local -> .shared")
+    assert failure.path.endswith("class Local.shared")
     assert failure.parent is Local
 
 
@@ -821,7 +821,7 @@ def test_serialization_error():
     assert str(error) == "cannot pickle '_thread.lock' object (at ['a'])"
     assert error.path == "['a']"
     assert [failure.path for failure in error.failures] == ["['a']", "['b']"]
-    assert any("a way out" in note for note in error.__notes__)
+    assert any(note.startswith("hint: ") for note in error.__notes__)
     assert any("['b']" in note for note in error.__notes__)
 
 

@@ -1,0 +1,26 @@
+"""One component of a path."""
+
+from typing import Any, NamedTuple
+
+__all__ = ["Part"]
+
+
+class Part(NamedTuple):
+    """One component of a path."""
+
+    text: str
+    """As shown: ``.model``, ``['k']``, ``[1]``, ``closure 'cfg'``."""
+    name: str
+    """What the user calls it: variable, attribute, key or index."""
+    parent: Any
+    """Who holds it."""
+
+    @property
+    def is_access(self) -> bool:
+        """Whether it is written directly after what it belongs to."""
+        return self.text[0] in ".[" and self.text != "..."
+
+    @property
+    def leads(self) -> bool:
+        """Whether an access is written directly after it."""
+        return self.is_access or self.text.startswith("class ")
