@@ -115,7 +115,7 @@ def init(
     RuntimeWarning
         If the store is there already and does not have an option that is given.
     """
-    from .options import check
+    from .store.options import check
 
     options = check(
         capacity=capacity,

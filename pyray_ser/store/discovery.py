@@ -255,7 +255,7 @@ def open_store(name: str | None = None, *, inherit: bool = True, **options: Any)
     """
     with _lock:
         if options:
-            from ..options import check_repeated
+            from .options import check_repeated
 
             check_repeated(_explicit, options)
         path = None
@@ -310,7 +310,7 @@ def _find_or_make(path: str | None, inherit: bool, options: dict[str, Any]) -> t
     found = _inherited() if inherit else None
     if found is not None:
         return found, True
-    from ..options import for_new_store
+    from .options import for_new_store
 
     return _store.create_store(**for_new_store(options)), False
 
@@ -318,7 +318,7 @@ def _find_or_make(path: str | None, inherit: bool, options: dict[str, Any]) -> t
 def _ignored(store: _store.Store, options: dict[str, Any], joined: bool) -> str:
     if not options:
         return ""
-    from ..options import ignored
+    from .options import ignored
 
     return ignored(store, options, joined)
 

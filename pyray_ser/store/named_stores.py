@@ -252,7 +252,7 @@ def open_named(path: str, options: dict[str, Any]) -> tuple[_store.Store, bool]:
         try:
             if os.path.lexists(path) and not remove_dead(path):
                 return _store.attach_path(path, **attach), True
-            from ..options import for_new_store
+            from .options import for_new_store
 
             return _store.create_store(path, **for_new_store(options, folder)), False
         finally:

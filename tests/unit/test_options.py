@@ -3,7 +3,7 @@
 import pytest
 from isolated import run
 
-from pyray_ser import options
+from pyray_ser.store import options
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 from operator import index
 
-from . import _store
+from .. import _store
 
 TYPE_CHECKING = False  # importing typing for this would cost more than the rest of this module
 if TYPE_CHECKING:
     from typing import Any
 
-    from ._store import Store
+    from .._store import Store
 
 __all__ = [
     "CAPACITY",
@@ -94,7 +94,7 @@ def _size_in(text: str, what: str) -> int:
 
 
 def _text_of(size: int) -> str:
-    from .exceptions import _bytes
+    from ..exceptions import _bytes
 
     return _bytes(size)
 
@@ -132,7 +132,7 @@ def _check_flags(liveness: object, spill_checksum: object, spill_compress: objec
         raise ValueError(f'liveness must be "auto" or "pid", not {liveness!r}')
     flags = _LIVENESS_PID if liveness == "pid" else 0
     if spill_checksum or spill_compress is not None:
-        from .store.spill_codec import flags as spill_flags
+        from .spill_codec import flags as spill_flags
 
         flags |= spill_flags(bool(spill_checksum), spill_compress)  # type: ignore[arg-type]
     return flags
