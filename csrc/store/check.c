@@ -195,7 +195,7 @@ int prs_list(prs_store *s, uint32_t *cursor, prs_record *out, int cap)
         r->state = state;
         r->ref_holders = count_bits(prs_refs(slot), s->holder_words);
         r->pin_holders = count_bits(prs_pins(s, slot), s->holder_words);
-        r->tokens_and_edges = prs_load_relaxed(&slot->links);
+        r->tokens_and_edges = prs_links_all(prs_load_relaxed(&slot->links));
         if (client < s->super->max_clients && (prs_load_acquire(&s->clients[client].state) & 0xFF) == PRS_CLIENT_LIVE &&
             r->id.serial >=
                 prs_load_relaxed(&s->clients[client].first_serial)) /* not of a client before it in the slot */

@@ -7,6 +7,8 @@
  *            of an object hang on its slot; when it is retired they become DYING links of whoever
  *            retired it, and are ended one by one: what they held may go in turn, in a loop, however
  *            long the chain.
+ *            An edge of kind BYTES stands for a buffer that lies in the other object: it holds those bytes
+ *            also after prs_free.
  * Guarantee  Counts are made anew from the records after a stolen lock (prs_links_rebuild); while
  *            that goes on every object counts as held.  An object names only older ones (smaller
  *            serial), so that no cycle can form.
@@ -46,12 +48,34 @@ static void record_free(prs_store *s, uint32_t i)
     prs_link *l = &s->links[i];
     if (l->kind == PRS_LINK_ONCE || l->kind == PRS_LINK_STICKY)
         a->tokens--;
-    else if (l->kind == PRS_LINK_EDGE || l->kind == PRS_LINK_DYING)
+    else if (prs_link_is_edge(l->kind) || prs_link_is_dying(l->kind))
         a->edges--;
     l->kind = PRS_LINK_FREE;
     l->serial = 0;
     l->next = a->link_free;
     a->link_free = i;
+}
+
+/* Count a link of this kind in its slot. */
+static void count(prs_slot *slot, uint32_t kind)
+{
+    uint32_t links = prs_load_relaxed(&slot->links);
+    bool more = prs_link_holds_bytes(kind) && (links & PRS_LINKS_BYTES) != PRS_LINKS_BYTES;
+    prs_fetch_add_seqcst(&slot->links, 1 + (more ? PRS_LINKS_BYTES_ONE : 0));
+}
+
+/* Count it no more; true when the object may have lost its last hold by that. */
+static bool uncount(prs_slot *slot, uint32_t kind)
+{
+    uint32_t links = prs_load_relaxed(&slot->links), bytes = links & PRS_LINKS_BYTES, gone = 1;
+    if (prs_links_all(links) == 0)
+        return false;
+    if (prs_links_all(links) == 1)
+        gone = links;
+    else if (prs_link_holds_bytes(kind) && bytes && bytes != PRS_LINKS_BYTES)
+        gone += PRS_LINKS_BYTES_ONE;
+    prs_fetch_sub_seqcst(&slot->links, gone);
+    return gone == links || (bytes && !((links - gone) & PRS_LINKS_BYTES));
 }
 
 /* End a record and the hold it has; the slot to try to free after unlocking, or PRS_NIL. */
@@ -61,8 +85,8 @@ uint32_t prs_link_end(prs_store *s, uint32_t i)
     uint32_t held = PRS_NIL;
     if (l->slot < prs_load_relaxed(&s->slots_seen)) {
         prs_slot *slot = prs_slot_at(s, l->slot);
-        if (lives(slot, l) && prs_load_relaxed(&slot->links)) {
-            if (prs_fetch_sub_seqcst(&slot->links, 1) == 1)
+        if (lives(slot, l)) {
+            if (uncount(slot, l->kind))
                 held = l->slot;
             PRS_POINT(bury_uncounted);
         }
@@ -93,8 +117,8 @@ int prs_link_lock(prs_store *s, prs_error *error)
     }
 }
 
-/* Make a record that holds `id`; its index, PRS_NIL when the object is gone.  `undone`: the
- * count was touched all the same and a free must be tried after unlocking. */
+/* Make a record that holds `id`; its index, PRS_NIL when the object is gone.  `undone`: the count was touched all the same
+ * and a free must be tried after unlocking.  Bytes can be held that were freed: the caller has them pinned. */
 uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t owner, uint32_t owner_tag,
                        uint32_t next, bool *undone)
 {
@@ -112,11 +136,12 @@ uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t 
                     .pid = (uint32_t)s->pid};
     PRS_POINT(link_filled);
     /* Count, then look: whoever retires the object reads the count after it changed the word. */
-    prs_fetch_add_seqcst(&slot->links, 1);
+    count(slot, kind);
     uint64_t word = prs_load_seqcst(&slot->word);
-    *undone = !lives(slot, l) || (word & PRS_WORD_FREED) || prs_load_relaxed(&slot->serial) != id->serial;
+    bool freed = (word & PRS_WORD_FREED) && !prs_link_holds_bytes(kind);
+    *undone = !lives(slot, l) || freed || prs_load_relaxed(&slot->serial) != id->serial;
     if (*undone) {
-        prs_fetch_sub_seqcst(&slot->links, 1);
+        (void)uncount(slot, kind);
         l->serial = 0;
         l->next = arena_of(s)->link_free;
         arena_of(s)->link_free = i;
@@ -200,7 +225,7 @@ void prs_token_drop(prs_store *s, const prs_oid *id, const prs_token *token)
 
 /* ---- edges -------------------------------------------------------------------------------------------- */
 
-int prs_add_edge(prs_store *s, prs_draft *draft, const prs_oid *inner, prs_error *error)
+static int add_edge(prs_store *s, prs_draft *draft, const prs_oid *inner, uint32_t kind, prs_error *error)
 {
     if (inner->store != s->id || inner->serial >= draft->id.serial ||
         inner->slot >= prs_load_acquire(&s->super->published))
@@ -210,7 +235,7 @@ int prs_add_edge(prs_store *s, prs_draft *draft, const prs_oid *inner, prs_error
         return rc;
     prs_slot *outer = prs_slot_at(s, draft->id.slot);
     bool undone;
-    uint32_t i = prs_link_make(s, inner, PRS_LINK_EDGE, draft->id.slot, draft->id.generation, PRS_NIL, &undone);
+    uint32_t i = prs_link_make(s, inner, kind, draft->id.slot, draft->id.generation, PRS_NIL, &undone);
     if (i != PRS_NIL) {
         s->links[i].next = prs_load_relaxed(&outer->edges);
         prs_store_relaxed(&outer->edges, i);
@@ -224,13 +249,23 @@ int prs_add_edge(prs_store *s, prs_draft *draft, const prs_oid *inner, prs_error
     return PRS_OK;
 }
 
+int prs_add_edge(prs_store *s, prs_draft *draft, const prs_oid *inner, prs_error *error)
+{
+    return add_edge(s, draft, inner, PRS_LINK_EDGE, error);
+}
+
+int prs_add_bytes_edge(prs_store *s, prs_draft *draft, const prs_oid *inner, prs_error *error)
+{
+    return add_edge(s, draft, inner, PRS_LINK_BYTES, error);
+}
+
 /* A link becomes ours to bury.  `owner` means a slot before and a client after: whoever dies in between must leave
  * neither, or a rebuild would take one for the other. */
 static void adopt(prs_store *s, uint32_t i)
 {
     prs_link *l = &s->links[i];
     *(volatile uint32_t *)&l->owner = PRS_NIL;
-    *(volatile uint32_t *)&l->kind = PRS_LINK_DYING;
+    *(volatile uint32_t *)&l->kind = prs_link_holds_bytes(l->kind) ? PRS_LINK_BYTES_DYING : PRS_LINK_DYING;
     *(volatile uint32_t *)&l->owner_tag = s->incarnation;
     *(volatile uint32_t *)&l->owner = s->me;
     l->next = s->dying;
@@ -245,7 +280,7 @@ void prs_link_splice(prs_store *s, uint32_t outer)
     while (i != PRS_NIL && i < limit) {
         prs_link *l = &s->links[i];
         uint32_t next = l->next;
-        if (l->kind != PRS_LINK_EDGE || l->owner != outer)
+        if (!prs_link_is_edge(l->kind) || l->owner != outer)
             break;
         adopt(s, i);
         i = next;
@@ -263,7 +298,8 @@ bool prs_links_bury(prs_store *s, bool block)
         return false;
     for (uint32_t k = 0; k < BURY_BATCH && s->dying != PRS_NIL; k++) {
         uint32_t i = s->dying;
-        if (i >= prs_load_relaxed(&s->links_seen) || s->links[i].kind != PRS_LINK_DYING || s->links[i].owner != s->me) {
+        if (i >= prs_load_relaxed(&s->links_seen) || !prs_link_is_dying(s->links[i].kind) ||
+            s->links[i].owner != s->me) {
             s->dying = PRS_NIL; /* bytes were damaged: what is left of the chain is a rebuild's or a reaper's to find */
             break;
         }
@@ -316,7 +352,7 @@ void prs_links_rebuild(prs_store *s)
         /* In the chain of a client that buries it, living or to be reaped: it stays there, even when what it held was freed,
          * for that client will follow the chain through it. */
         bool others =
-            known && l->kind == PRS_LINK_DYING && l->owner != s->me && prs_client_is(s, l->owner, l->owner_tag);
+            known && prs_link_is_dying(l->kind) && l->owner != s->me && prs_client_is(s, l->owner, l->owner_tag);
         bool valid = others || (holds && (l->kind != PRS_LINK_NAME || prs_name_has(s, l->owner, i)));
         if (!valid) {
             l->kind = PRS_LINK_FREE;
@@ -326,12 +362,12 @@ void prs_links_rebuild(prs_store *s)
             continue;
         }
         if (holds)
-            prs_fetch_add_seqcst(&prs_slot_at(s, l->slot)->links, 1);
-        if (l->kind == PRS_LINK_EDGE && owner_lives(s, l)) {
+            count(prs_slot_at(s, l->slot), l->kind);
+        if (prs_link_is_edge(l->kind) && owner_lives(s, l)) {
             prs_slot *outer = prs_slot_at(s, l->owner);
             l->next = prs_load_relaxed(&outer->edges);
             prs_store_relaxed(&outer->edges, i);
-        } else if (l->kind == PRS_LINK_EDGE || (l->kind == PRS_LINK_DYING && !others)) {
+        } else if (prs_link_is_edge(l->kind) || (prs_link_is_dying(l->kind) && !others)) {
             adopt(s, i);
         }
         if (l->kind == PRS_LINK_ONCE || l->kind == PRS_LINK_STICKY)
@@ -353,7 +389,7 @@ bool prs_links_reap(prs_store *s, uint32_t client, uint32_t incarnation)
     uint32_t links = prs_load_relaxed(&s->links_seen), bump = arena_of(s)->link_bump;
     for (uint32_t i = 0; i < links && i < bump; i++) {
         const prs_link *l = &s->links[i];
-        if (l->kind == PRS_LINK_DYING && l->owner == client && l->owner_tag == incarnation)
+        if (prs_link_is_dying(l->kind) && l->owner == client && l->owner_tag == incarnation)
             adopt(s, i);
     }
     prs_store_relaxed(&s->has_dying, s->dying != PRS_NIL);
@@ -376,7 +412,7 @@ int prs_links_check(prs_store *s, prs_error *error)
         }
         if (l->kind > PRS_LINK_LAST || l->slot >= slots)
             return prs_fail(error, PRS_E_CORRUPT, 0, "link %u is of no known kind or holds no slot", i);
-        if (l->kind == PRS_LINK_EDGE) {
+        if (prs_link_is_edge(l->kind)) {
             if (l->owner >= slots)
                 return prs_fail(error, PRS_E_CORRUPT, 0, "link %u belongs to no object", i);
             const prs_slot *outer = prs_slot_at(s, l->owner);
@@ -402,7 +438,8 @@ int prs_links_check(prs_store *s, prs_error *error)
     for (uint32_t i = 0; i < limit; i++) {
         const prs_link *l = &s->links[i];
         if (l->kind != PRS_LINK_FREE && lives(prs_slot_at(s, l->slot), l) &&
-            prs_load_seqcst(&prs_slot_at(s, l->slot)->links) == 0)
+            (prs_links_all(prs_load_seqcst(&prs_slot_at(s, l->slot)->links)) == 0 ||
+             (prs_link_holds_bytes(l->kind) && !(prs_load_seqcst(&prs_slot_at(s, l->slot)->links) & PRS_LINKS_BYTES))))
             return prs_fail(error, PRS_E_CORRUPT, 0, "slot %u is held by link %u and counts none", l->slot, i);
     }
     return PRS_OK;

@@ -22,6 +22,7 @@
 
 #include "atomic.h"
 #include "pages.h"
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -61,7 +62,7 @@
  * back meanwhile can then never match what the slot has become.
  */
 #define PRS_STATE_MASK 0xFu
-#define PRS_WORD_FREED 0x10u   /* only pins count from here on                       */
+#define PRS_WORD_FREED 0x10u   /* only pins and links of kind BYTES count from here on */
 #define PRS_WORD_WAITERS 0x20u /* somebody sleeps on the futex half                   */
 #define PRS_WORD_WINDOW 0x40u  /* whole pages with a writable window (create, empty)  */
 #define PRS_WORD_FILE 0x80u    /* the bytes are in a spill file; the slot has no extent */
@@ -102,7 +103,7 @@ typedef struct prs_slot {
     prs_atomic_u32 extent;    /* index of its descriptor, or PRS_NIL                       */
     prs_atomic_u32 next_free; /* FREE: the next on the stack of free slots; else: when last
                                * pinned, in ticks of prs_tick()                          */
-    prs_atomic_u32 links;     /* live links that hold this object; written under the lock  */
+    prs_atomic_u32 links;     /* live links that hold this object, see prs_links_all(); written under the lock */
     prs_atomic_u32 edges;     /* first link by which this object holds others, or PRS_NIL  */
     prs_atomic_u32 created;   /* seconds since the store was made                          */
     prs_atomic_u32 ended;     /* generation << 2 | PRS_ENDED_* of the object before          */
@@ -141,16 +142,45 @@ static inline bool prs_extent_used(const prs_extent *e)
 
 enum {
     PRS_LINK_FREE = 0,
-    PRS_LINK_ONCE = 1,   /* a message in flight, ended by its receiver                */
-    PRS_LINK_STICKY = 2, /* bytes that may be loaded any number of times              */
-    PRS_LINK_EDGE = 3,   /* object `owner` names this object                          */
-    PRS_LINK_DYING = 4,  /* an edge whose outer object is gone: client `owner` ends it */
-    PRS_LINK_NAME = 5,   /* entry `owner` of the table of names                        */
-    PRS_LINK_LAST = PRS_LINK_NAME
+    PRS_LINK_ONCE = 1,        /* a message in flight, ended by its receiver                */
+    PRS_LINK_STICKY = 2,      /* bytes that may be loaded any number of times              */
+    PRS_LINK_EDGE = 3,        /* object `owner` names this object                          */
+    PRS_LINK_DYING = 4,       /* an edge whose outer object is gone: client `owner` ends it */
+    PRS_LINK_NAME = 5,        /* entry `owner` of the table of names                        */
+    PRS_LINK_BYTES = 6,       /* an EDGE whose owner refers to bytes of this object: it holds them against free, too */
+    PRS_LINK_BYTES_DYING = 7, /* such an edge, DYING */
+    PRS_LINK_LAST = PRS_LINK_BYTES_DYING
 };
 
-/* Written under the store lock.  Invariant: slot[i].links == number of links != FREE with
- * slot == i and generation of the slot's word == generation. */
+/* `links` of a slot: how many links hold the object (low 24 bits), and how many of those are of kind BYTES or BYTES_DYING (high
+ * 8 bits).  255 means 255 or more: such a count falls only when no link is left. */
+#define PRS_LINKS_ALL 0xFFFFFFu
+#define PRS_LINKS_BYTES 0xFF000000u
+#define PRS_LINKS_BYTES_ONE 0x1000000u
+#define PRS_LINKS_MAX (PRS_LINKS_ALL & ~(PRS_LINK_CHUNK - 1)) /* of a store */
+
+static inline uint32_t prs_links_all(uint32_t links)
+{
+    return links & PRS_LINKS_ALL;
+}
+
+static inline bool prs_link_is_edge(uint32_t kind)
+{
+    return kind == PRS_LINK_EDGE || kind == PRS_LINK_BYTES;
+}
+
+static inline bool prs_link_is_dying(uint32_t kind)
+{
+    return kind == PRS_LINK_DYING || kind == PRS_LINK_BYTES_DYING;
+}
+
+static inline bool prs_link_holds_bytes(uint32_t kind)
+{
+    return kind == PRS_LINK_BYTES || kind == PRS_LINK_BYTES_DYING;
+}
+
+/* Written under the store lock.  Invariant: slot[i].links counts the links != FREE with slot == i and
+ * generation of the slot's word == generation. */
 typedef struct prs_link {
     uint64_t serial;     /* of this link: never repeats, 0 when free                   */
     uint64_t inner;      /* serial of the object held                                  */

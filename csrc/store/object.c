@@ -50,23 +50,29 @@ static int admit(prs_store *s, const prs_oid *id)
 
 /* ---- freeing ---------------------------------------------------------------------------------- */
 
-/* Does anything hold the object?  Links are read after the bits: a sender counts its link up
- * before it lets go of its ref. */
-bool prs_held(prs_store *s, prs_slot *slot, bool freed)
+bool prs_pinned(const prs_store *s, prs_slot *slot)
 {
     uint32_t words = prs_words_in_use(s);
     const prs_atomic_u64 *pins = prs_pins(s, slot);
     for (uint32_t i = 0; i < words; i++)
         if (prs_load_seqcst(&pins[i]))
             return true;
+    return false;
+}
+
+/* Does anything hold the object?  Of one that was freed, only pins and links of kind BYTES do.  Links are read after the bits: a sender counts its link up
+ * before it lets go of its ref. */
+bool prs_held(prs_store *s, prs_slot *slot, bool freed)
+{
+    if (prs_pinned(s, slot))
+        return true;
+    uint32_t words = prs_words_in_use(s);
     PRS_POINT(held_pins);
-    if (freed)
-        return false;
-    for (uint32_t i = 0; i < words; i++)
+    for (uint32_t i = 0; i < words && !freed; i++)
         if (prs_load_seqcst(&slot->holders[i]))
             return true;
     uint32_t epoch = prs_load_seqcst(&s->super->recount);
-    if (prs_load_seqcst(&slot->links))
+    if (prs_load_seqcst(&slot->links) & (freed ? PRS_LINKS_BYTES : ~0u))
         return true;
     return (epoch & 1) || prs_load_seqcst(&s->super->recount) != epoch;
 }
@@ -234,20 +240,21 @@ static inline void ask_for(const prs_slot *slot, const prs_private *p, const prs
 /* Set this client's bit in `bits` and see whether the object was there to be held.
  * The shard is locked. */
 static inline __attribute__((always_inline)) int hold(prs_store *s, prs_slot *slot, prs_atomic_u64 *bits,
-                                                      const prs_oid *id, bool may_create, uint64_t *seen)
+                                                      const prs_oid *id, bool may_create, bool named, uint64_t *seen)
 {
+    uint64_t freed = named ? 0 : PRS_WORD_FREED;
     uint64_t word = prs_load_seqcst(&slot->word);
     *seen = word;
     if (!matches(slot, word, id))
         return gone(slot, id);
-    if (word & PRS_WORD_FREED)
+    if (word & freed)
         return ended(slot, id);
     if (prs_word_state(word) == PRS_STATE_CREATING && !may_create)
         return PRS_E_AGAIN;
     prs_fetch_or_seqcst(&bits[s->my_word], s->my_bit);
     PRS_POINT(pin_set);
     word = prs_load_seqcst(&slot->word);
-    while (PRS_LIKELY(matches(slot, word, id) && !(word & PRS_WORD_FREED))) {
+    while (PRS_LIKELY(matches(slot, word, id) && !(word & freed))) {
         *seen = word;
         switch (prs_word_state(word)) {
         case PRS_STATE_SEALED:
@@ -319,13 +326,7 @@ static int map_file(prs_store *s, const prs_oid *id, prs_view *view)
     return PRS_OK;
 }
 
-int prs_pin(prs_store *s, const prs_oid *id, prs_view *view)
-{
-    int rc = prs_pin_bare(s, id, view);
-    return PRS_LIKELY(rc < 0 || view->data != NULL) ? rc : map_file(s, id, view);
-}
-
-int prs_pin_bare(prs_store *s, const prs_oid *id, prs_view *view)
+static inline __attribute__((always_inline)) int pin(prs_store *s, const prs_oid *id, bool named, prs_view *view)
 {
     int rc = admit(s, id);
     if (rc < 0)
@@ -342,9 +343,9 @@ int prs_pin_bare(prs_store *s, const prs_oid *id, prs_view *view)
     }
     if (prs_load_relaxed(&p->pins)) {
         word = prs_load_acquire(&slot->word);
-        rc = p->serial != id->serial   ? gone(slot, id)
-             : (word & PRS_WORD_FREED) ? PRS_E_FREED
-                                       : view_of(s, slot, p, word, view);
+        rc = p->serial != id->serial             ? gone(slot, id)
+             : (word & PRS_WORD_FREED) && !named ? PRS_E_FREED
+                                                 : view_of(s, slot, p, word, view);
         if (rc == PRS_OK)
             prs_count_up(&p->pins);
         prs_spin_unlock(shard);
@@ -355,7 +356,7 @@ int prs_pin_bare(prs_store *s, const prs_oid *id, prs_view *view)
         return PRS_E_CLOSED;
     }
     prs_atomic_u64 *pins = prs_pins(s, slot);
-    rc = hold(s, slot, pins, id, false, &word);
+    rc = hold(s, slot, pins, id, false, named, &word);
     if (PRS_LIKELY(rc == PRS_OK))
         rc = view_of(s, slot, p, word, view);
     if (PRS_LIKELY(rc == PRS_OK)) {
@@ -377,6 +378,23 @@ int prs_pin_bare(prs_store *s, const prs_oid *id, prs_view *view)
     if (touched)
         prs_try_free(s, id->slot);
     return rc;
+}
+
+int prs_pin(prs_store *s, const prs_oid *id, prs_view *view)
+{
+    int rc = pin(s, id, false, view);
+    return PRS_LIKELY(rc < 0 || view->data != NULL) ? rc : map_file(s, id, view);
+}
+
+int prs_pin_named(prs_store *s, const prs_oid *id, prs_view *view)
+{
+    int rc = pin(s, id, true, view);
+    return rc < 0 || view->data != NULL ? rc : map_file(s, id, view);
+}
+
+int prs_pin_bare(prs_store *s, const prs_oid *id, bool named, prs_view *view)
+{
+    return pin(s, id, named, view);
 }
 
 void prs_unpin(prs_store *s, const prs_oid *id)
@@ -430,7 +448,7 @@ int prs_ref(prs_store *s, const prs_oid *id)
         prs_spin_unlock(shard);
         return PRS_E_CLOSED;
     }
-    rc = hold(s, slot, slot->holders, id, true, &word);
+    rc = hold(s, slot, slot->holders, id, true, false, &word);
     if (rc == PRS_OK) {
         PRS_POINT(ref_set);
         p->serial = id->serial; /* refs to an earlier object of the slot are void */

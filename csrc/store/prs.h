@@ -164,6 +164,9 @@ int prs_write_strided(prs_store *store, prs_draft *draft, uint64_t at, const voi
 /* Record that the draft names another object of this store, which must be alive and held
  * by the caller; the draft holds it from now on.  Needs PRS_ALLOC_ORDERED. */
 int prs_add_edge(prs_store *store, prs_draft *draft, const prs_oid *inner, prs_error *error);
+/* The same for a draft that refers to bytes of `inner`, which the caller has pinned: they stay also after prs_free, until the
+ * draft's object is gone. */
+int prs_add_bytes_edge(prs_store *store, prs_draft *draft, const prs_oid *inner, prs_error *error);
 /* Publish.  The caller then owns one private reference (as after prs_ref).  Windows stay
  * mapped, read-only from now on, until prs_window_close. */
 int prs_seal(prs_store *store, prs_draft *draft, prs_error *error);
@@ -184,6 +187,9 @@ typedef struct prs_view {
 
 /* Pin: the bytes stay until as many prs_unpin. Fast. PRS_E_AGAIN while not sealed. */
 int prs_pin(prs_store *store, const prs_oid *id, prs_view *view);
+/* The same for an object whose bytes another one refers to (prs_add_bytes_edge), which the caller has pinned: prs_free does not
+ * end them. */
+int prs_pin_named(prs_store *store, const prs_oid *id, prs_view *view);
 /* Drop one pin.  Never blocks. */
 void prs_unpin(prs_store *store, const prs_oid *id);
 /* One more private reference to an object; the first sets this client's bit.  Fails with
@@ -331,7 +337,8 @@ typedef struct prs_restore {
 } prs_restore;
 
 /* PRS_E_EXISTS: it is there already, pin it again.  PRS_E_LOST, PRS_E_CORRUPT with error->what: what is wrong with its file. */
-int prs_restore_begin(prs_store *store, const prs_oid *id, prs_restore *restore, prs_error *error);
+/* `named` as for prs_pin_named. */
+int prs_restore_begin(prs_store *store, const prs_oid *id, bool named, prs_restore *restore, prs_error *error);
 /* Copy stored bytes; PRS_E_CORRUPT when the file has become shorter. */
 int prs_restore_read(const prs_restore *restore, uint64_t at, void *to, size_t n);
 /* The bytes are good: they serve the object as long as this process has it pinned. */

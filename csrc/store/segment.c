@@ -44,6 +44,7 @@ static uint64_t layout_hash(void)
                               PRS_SL_BITS,
                               PRS_UNIT,
                               PRS_SLOT_CHUNK,
+                              PRS_LINK_LAST,
                               PRS_LAYOUT_VERSION};
     uint64_t hash = 0xcbf29ce484222325ull; /* FNV-1a */
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
@@ -80,7 +81,7 @@ static int validate(prs_super *p, uint64_t file_size, prs_error *error)
                         PRS_LAYOUT_VERSION);
     if (p->capacity == 0 || p->capacity % CAPACITY_GRAIN || p->capacity > CAPACITY_MAX || p->max_clients < 4 ||
         p->max_clients > PRS_CLIENTS_MAX || p->max_slots == 0 || p->max_slots > SLOTS_MAX || p->max_links == 0 ||
-        p->max_links > SLOTS_MAX || p->store_id == 0 || memchr(p->spill_dir, 0, sizeof p->spill_dir) == NULL)
+        p->max_links > PRS_LINKS_MAX || p->store_id == 0 || memchr(p->spill_dir, 0, sizeof p->spill_dir) == NULL)
         return prs_fail(error, PRS_E_CORRUPT, 0, "the superblock of the store is damaged");
     prs_super again = {
         .capacity = p->capacity, .max_clients = p->max_clients, .max_slots = p->max_slots, .max_links = p->max_links};
@@ -239,7 +240,7 @@ static void choose(prs_super *p, const prs_options *options, uint64_t capacity, 
         slots = slots_min;
     slots = prs_round_up(slots, PRS_SLOT_CHUNK);
     p->max_slots = (uint32_t)(slots > SLOTS_MAX ? SLOTS_MAX : slots);
-    p->max_links = p->max_slots;
+    p->max_links = p->max_slots < PRS_LINKS_MAX ? p->max_slots : PRS_LINKS_MAX;
     p->warm_reserve = options && options->warm_reserve ? options->warm_reserve : 256u * 1024 * 1024;
     p->flags = options ? options->flags : 0;
 }

@@ -322,7 +322,7 @@ int prs_spill_begin(prs_store *s, const prs_oid *id, prs_spill_job *job, prs_err
         return PRS_E_AGAIN;
     prs_slot *slot = prs_slot_at(s, i);
     uint64_t word = prs_load_seqcst(&slot->word);
-    uint32_t never = PRS_WORD_FREED | PRS_WORD_FILE | PRS_WORD_WINDOW;
+    uint32_t never = PRS_WORD_FILE | PRS_WORD_WINDOW;
     if (prs_word_state(word) != PRS_STATE_SEALED || prs_word_generation(word) != id->generation || (word & never))
         return PRS_E_AGAIN;
     uint64_t ours = prs_word(id->generation, s->me, PRS_STATE_SPILLING) | (word & PRS_FLAGS_MASK);
@@ -340,7 +340,7 @@ int prs_spill_begin(prs_store *s, const prs_oid *id, prs_spill_job *job, prs_err
     int rc = PRS_E_AGAIN;
     if (off > s->capacity || size > s->capacity - off)
         rc = prs_fail(error, PRS_E_CORRUPT, 0, "an object lies outside of the store");
-    else if (!prs_held(s, slot, true)) /* no pin */
+    else if (!prs_pinned(s, slot))
         rc = create_file(s, job, error);
     if (rc != PRS_OK)
         prs_spill_cancel(s, job);
@@ -363,7 +363,7 @@ int prs_spill_commit(prs_store *s, prs_spill_job *job, prs_error *error)
     prs_os_protect(job->fd); /* nobody shortens by mistake what others have mapped */
     PRS_POINT(spill_written);
     int rc = PRS_E_AGAIN;
-    if (prs_held(s, slot, true))
+    if (prs_pinned(s, slot))
         goto undo;
     rc = prs_tables_touch(s) < 0 ? PRS_E_BACKING : prs_lock(s, s->lock_timeout, error);
     if (rc < 0)
@@ -412,8 +412,7 @@ static bool spillable(prs_store *s, uint32_t i, bool idle_only)
 {
     prs_slot *slot = prs_slot_at(s, i);
     uint64_t word = prs_load_seqcst(&slot->word);
-    if (prs_word_state(word) != PRS_STATE_SEALED || (word & (PRS_WORD_FREED | PRS_WORD_WINDOW)) ||
-        prs_load_relaxed(&slot->size) == 0)
+    if (prs_word_state(word) != PRS_STATE_SEALED || (word & PRS_WORD_WINDOW) || prs_load_relaxed(&slot->size) == 0)
         return false;
     if (idle_only && prs_load_relaxed(&slot->next_free) == prs_tick(s))
         return false;

@@ -139,13 +139,13 @@ static int open_restore(prs_store *s, prs_restore *r, uint64_t size, prs_error *
     return rc;
 }
 
-int prs_restore_begin(prs_store *s, const prs_oid *id, prs_restore *r, prs_error *error)
+int prs_restore_begin(prs_store *s, const prs_oid *id, bool named, prs_restore *r, prs_error *error)
 {
     prs_view view;
     memset(r, 0, sizeof *r);
     r->id = *id;
     r->fd = -1;
-    int rc = prs_pin_bare(s, id, &view);
+    int rc = prs_pin_bare(s, id, named, &view);
     if (rc < 0)
         return prs_fail(error, rc, 0, "the object is gone");
     if (view.data) {

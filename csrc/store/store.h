@@ -377,9 +377,10 @@ void prs_settle(prs_store *s, uint32_t slot, uint64_t word);
 bool prs_take_over(prs_store *s, uint32_t slot, uint64_t word);
 void prs_wake(prs_store *s, prs_slot *slot, uint64_t old_word);
 bool prs_held(prs_store *s, prs_slot *slot, bool freed);
+bool prs_pinned(const prs_store *s, prs_slot *slot);
 /* Pin; data == NULL when the object is in a file that is not mapped here.  prs_pin_file then says where it is mapped
  * (the map is the slot's from now on, or was not needed). */
-int prs_pin_bare(prs_store *s, const prs_oid *id, prs_view *view);
+int prs_pin_bare(prs_store *s, const prs_oid *id, bool named, prs_view *view);
 void prs_pin_file(prs_store *s, const prs_oid *id, prs_file_map *map, prs_view *view);
 /* After setting a bit for another holder beside a hold of ours: an ongoing free must see it. */
 bool prs_insist(prs_slot *slot, uint64_t serial);

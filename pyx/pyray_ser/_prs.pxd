@@ -98,6 +98,7 @@ cdef extern from "store/prs.h" nogil:
                           const Py_ssize_t *shape, const Py_ssize_t *strides, size_t itemsize,
                           prs_error *error) noexcept
     int prs_add_edge(prs_store *store, prs_draft *draft, const prs_oid *inner, prs_error *error) noexcept
+    int prs_add_bytes_edge(prs_store *store, prs_draft *draft, const prs_oid *inner, prs_error *error) noexcept
     int prs_seal(prs_store *store, prs_draft *draft, prs_error *error) noexcept
     void prs_abort(prs_store *store, prs_draft *draft, cbool keep_window) noexcept
     void prs_window_close(prs_store *store, const prs_draft *draft) noexcept
@@ -107,6 +108,7 @@ cdef extern from "store/prs.h" nogil:
         uint64_t size
 
     int prs_pin(prs_store *store, const prs_oid *id, prs_view *view) noexcept
+    int prs_pin_named(prs_store *store, const prs_oid *id, prs_view *view) noexcept
     void prs_unpin(prs_store *store, const prs_oid *id) noexcept
     int prs_ref(prs_store *store, const prs_oid *id) noexcept
     void prs_unref(prs_store *store, const prs_oid *id) noexcept
@@ -196,7 +198,8 @@ cdef extern from "store/prs.h" nogil:
         prs_spill_trailer trailer
         uint8_t *at
 
-    int prs_restore_begin(prs_store *store, const prs_oid *id, prs_restore *restore, prs_error *error) noexcept
+    int prs_restore_begin(prs_store *store, const prs_oid *id, cbool named, prs_restore *restore,
+                          prs_error *error) noexcept
     int prs_restore_read(const prs_restore *restore, uint64_t at, void *to, size_t n) noexcept
     int prs_restore_end(prs_store *store, prs_restore *restore, prs_view *view) noexcept
     void prs_restore_cancel(prs_store *store, prs_restore *restore) noexcept

@@ -101,7 +101,7 @@ __attribute__((unused)) static const char *wrong_links(prs_store *s)
     for (uint32_t i = 0; i < slots && !wrong; i++) {
         prs_slot *slot = prs_slot_at(s, i);
         uint32_t state = prs_word_state(prs_load_seqcst(&slot->word));
-        if (state == PRS_STATE_SEALED && prs_load_seqcst(&slot->links) != count[i])
+        if (state == PRS_STATE_SEALED && prs_links_all(prs_load_seqcst(&slot->links)) != count[i])
             wrong = "a slot's count of links is wrong";
         if (state == PRS_STATE_SEALED && !prs_held(s, slot, prs_load_seqcst(&slot->word) & PRS_WORD_FREED))
             wrong = "a sealed object is held by nobody and was not freed";

@@ -131,7 +131,7 @@ static void edges(struct scene *c)
             prs_error e;
             CHECK_EQ(prs_alloc(c->s, 64, PRS_ALLOC_ORDERED, &d, &e), PRS_OK);
             CHECK_EQ(prs_add_edge(c->s, &d, &last, &e), PRS_OK);
-            CHECK_EQ(prs_add_edge(c->s, &d, &c->kept[4], &e), PRS_OK);
+            CHECK_EQ(prs_add_bytes_edge(c->s, &d, &c->kept[4], &e), PRS_OK);
             CHECK_EQ(prs_seal(c->s, &d, &e), PRS_OK);
             if (i)
                 prs_unref(c->s, &last);

@@ -108,7 +108,7 @@ static int pin(prs_store *s, const prs_oid *id, prs_view *view)
     if (rc != PRS_E_SPILLED)
         return rc;
     prs_restore r;
-    rc = prs_restore_begin(s, id, &r, &error);
+    rc = prs_restore_begin(s, id, false, &r, &error);
     if (rc < 0)
         return rc;
     if (r.trailer.codec != PRS_SPILL_RAW) {
@@ -154,7 +154,7 @@ TEST(objects_go_and_come_back)
     CHECK_EQ(prs_pin(s, &id[0], &w), PRS_OK); /* it is there */
     CHECK(v.data == w.data);
     prs_restore r;
-    CHECK_EQ(prs_restore_begin(s, &id[0], &r, &error), PRS_E_EXISTS);
+    CHECK_EQ(prs_restore_begin(s, &id[0], false, &r, &error), PRS_E_EXISTS);
     void *map;
     size_t len;
     uint8_t *data;

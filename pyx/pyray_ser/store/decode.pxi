@@ -107,22 +107,23 @@ cdef object named_object(Store store, const prs_buffer_entry *entry, bint writab
     # Python code runs in between, and another thread may close the store: what pins is what the pin remembers.
     store.check_open()
     handle = store.handle
-    status = prs_pin(handle, &pin.id, &pin.view)
+    status = prs_pin_named(handle, &pin.id, &pin.view)
     while status == PRS_E_AGAIN or status == PRS_E_SPILLED:
         if status == PRS_E_SPILLED:
-            status = restore(store, &pin.id, &pin.view, ref, &handle)
+            status = restore(store, &pin.id, True, &pin.view, ref, &handle)
             if status == PRS_OK:
                 break
         else:  # sealed long ago: somebody spills it just now
             store.check_open()
             handle = begin(store)
             with nogil:
-                status = prs_wait(handle, &pin.id, -1)
+                if prs_wait(handle, &pin.id, -1) == PRS_E_FREED:  # it ended for all but the outer object
+                    prx_nap(1000000)
             end(store, handle)
         PyErr_CheckSignals()
         store.check_open()
         handle = store.handle
-        status = prs_pin(handle, &pin.id, &pin.view)
+        status = prs_pin_named(handle, &pin.id, &pin.view)
     if status != PRS_OK:
         # The outer object holds it: that it is not there means that the table does not tell the truth, or that it was
         # spilled and its file is gone.

@@ -29,7 +29,7 @@ cdef Pin pin_by(ObjectRef ref, int64_t deadline, object timeout):
             continue
         if status == PRS_E_SPILLED:
             pin = Pin.__new__(Pin)
-            status = restore(store, &ref.id, &pin.view, ref, &handle)
+            status = restore(store, &ref.id, False, &pin.view, ref, &handle)
             if status == PRS_OK:
                 pin.handle = handle
                 pin.id = ref.id

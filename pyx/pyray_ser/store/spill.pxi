@@ -144,7 +144,7 @@ cdef int finish_file(Store store, prs_draft *draft) except -1:
     return 0
 
 
-cdef int restore(Store store, const prs_oid *id, prs_view *view, ObjectRef ref, prs_store **through) except 1:
+cdef int restore(Store store, const prs_oid *id, bint named, prs_view *view, ObjectRef ref, prs_store **through) except 1:
     """PRS_OK: pinned through a handle, with its bytes checked; PRS_E_AGAIN: look again. Raises what is wrong with its file."""
     cdef prs_restore job
     cdef prs_error error
@@ -155,7 +155,7 @@ cdef int restore(Store store, const prs_oid *id, prs_view *view, ObjectRef ref, 
     error.code = 0
     handle = begin(store)
     try:
-        status = prs_restore_begin(handle, id, &job, &error)
+        status = prs_restore_begin(handle, id, named, &job, &error)
         if status == PRS_E_EXISTS or status == PRS_E_AGAIN:
             return PRS_E_AGAIN
         if status != PRS_OK:

@@ -107,7 +107,7 @@ cdef object put_buffer(Store store, const uint8_t *stream, Py_ssize_t stream_siz
     if refers or gathers:
         try:
             if refers:
-                add_edge(store, &draft, &inner)
+                add_edge(store, &draft, &inner, True)
             else:
                 gather_array(store, &draft, off, array, source)
         except BaseException:
@@ -171,11 +171,20 @@ cdef bint worth_referring(Store store, const void *data, uint64_t size, prs_oid 
     return size >= view.size // REFERENCE_SHARE
 
 
-cdef int add_edge(Store store, prs_draft *draft, const prs_oid *inner) except -1:
+cdef int add_edge(Store store, prs_draft *draft, const prs_oid *inner, bint refers) except -1:
+    """Let the draft hold `inner`; if it refers to its bytes, also against `free`."""
     cdef prs_error error
+    cdef int status
+    cdef prs_store *handle
     error.code = 0
     store.check_open()
-    cdef int status = prs_add_edge(store.handle, draft, inner, &error)
+    handle = begin(store)
+    with nogil:
+        if refers:
+            status = prs_add_bytes_edge(handle, draft, inner, &error)
+        else:
+            status = prs_add_edge(handle, draft, inner, &error)
+    end(store, handle)
     if status != PRS_OK:
         fail(status, &error, store)
     return 0

@@ -165,11 +165,11 @@ cdef ObjectRef put_gathered(Store store, Gathered gathered, int64_t deadline):
             for i in range(n):
                 if layout.places[i].foreign and layout.places[i].other.serial not in named:
                     named.add(layout.places[i].other.serial)
-                    add_edge(store, &draft, &layout.places[i].other)
+                    add_edge(store, &draft, &layout.places[i].other, True)
             for inner in gathered.edges:
                 if inner.id.serial not in named:
                     named.add(inner.id.serial)
-                    add_edge(store, &draft, &inner.id)
+                    add_edge(store, &draft, &inner.id, False)
         allocated = False
         return seal_or_abort(store, &draft)
     finally:
