@@ -15,6 +15,7 @@ N = 100_000
 
 @pytest.fixture(autouse=True)
 def store():
+    pyray_ser.shutdown()
     pyray_ser.init(capacity=64 << 20)
     yield
     pyray_ser.shutdown()
