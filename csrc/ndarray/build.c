@@ -42,7 +42,7 @@ bool prp_array_end(const npy_intp *shape, const npy_intp *strides, int nd, size_
 
 const uint64_t prp_array_nothing;
 
-/* `descr` is borrowed. NULL without an exception if the array does not fit. */
+/* `descr` is the caller's own reference. NULL without an exception if the array does not fit. */
 PyObject *prp_array_build(PyArray_Descr *descr, int nd, const npy_intp *shape, const npy_intp *strides, int64_t offset,
                           const uint8_t *data, size_t data_len, PyObject *owner, int flags)
 {
@@ -105,10 +105,7 @@ static PyObject *build_ordered(PyArray_Descr *descr, int nd, const npy_intp *sha
         if (total != data_len)
             return NULL;
     }
-    Py_INCREF(descr); /* a cache may drop it while numpy allocates */
-    PyObject *array = prp_array_build(descr, nd, shape, strides, offset, data, data_len, owner, flags);
-    Py_DECREF(descr);
-    return array;
+    return prp_array_build(descr, nd, shape, strides, offset, data, data_len, owner, flags);
 }
 
 PyObject *prp_array_from_parts(PyObject *shape_tuple, PyObject *dtype, int64_t offset, PyObject *strides_tuple,
@@ -120,9 +117,9 @@ PyObject *prp_array_from_parts(PyObject *shape_tuple, PyObject *dtype, int64_t o
         return NULL;
     PyArray_Descr *descr;
     if (PyArray_DescrCheck(dtype)) {
-        descr = (PyArray_Descr *)dtype;
-        if (!usable(descr))
+        if (!usable((PyArray_Descr *)dtype))
             return NULL;
+        descr = (PyArray_Descr *)Py_NewRef(dtype);
     } else if (PyUnicode_CheckExact(dtype) && PyUnicode_IS_READY(dtype) && PyUnicode_IS_ASCII(dtype)) {
         descr = prp_dtype_find(PyUnicode_DATA(dtype), (size_t)PyUnicode_GET_LENGTH(dtype));
         if (!descr)
@@ -130,13 +127,13 @@ PyObject *prp_array_from_parts(PyObject *shape_tuple, PyObject *dtype, int64_t o
     } else {
         return NULL;
     }
-    const npy_intp *given = NULL;
-    if (strides_tuple && strides_tuple != Py_None) {
-        if (!read_tuple(strides_tuple, strides, &nd))
-            return NULL;
-        given = strides;
-    }
-    return build_ordered(descr, nd, shape, given, fortran, offset, data, data_len, owner, flags);
+    bool strided = strides_tuple && strides_tuple != Py_None;
+    PyObject *array = NULL;
+    if (!strided || read_tuple(strides_tuple, strides, &nd))
+        array =
+            build_ordered(descr, nd, shape, strided ? strides : NULL, fortran, offset, data, data_len, owner, flags);
+    Py_DECREF(descr);
+    return array;
 }
 
 PyObject *prp_array_from_ints(int nd, const int64_t *shape, PyObject *dtype, bool fortran, const uint8_t *data,

@@ -164,8 +164,7 @@ size_t prp_dtype_name(PyArray_Descr *descr, char *out)
     return (size_t)(p - out);
 }
 
-/* Borrowed reference to the plain dtype of that name. NULL without an exception if the name is not that of a plain
- * dtype. */
+/* The plain dtype of that name: new reference. NULL without an exception if the name is not that of a plain dtype. */
 PyArray_Descr *prp_dtype_find(const char *given, size_t len)
 {
     char name[PRP_ARRAY_MAX_DTYPE];
@@ -185,12 +184,12 @@ PyArray_Descr *prp_dtype_find(const char *given, size_t len)
     cache_slot *slot = &cache[(hash ^ hash >> 7) % CACHE_SLOTS];
     if (slot->descr && slot->len == len && memcmp(slot->name, name, len) == 0 &&
         prp_dtype_intact(slot->descr, &slot->marks))
-        return slot->descr;
+        return (PyArray_Descr *)Py_NewRef(slot->descr);
 
     /* Only names as `prp_dtype_name` makes them: nothing here may parse expressions like "f8,f8" or "(3,)f8". */
     PyObject *text = PyUnicode_DecodeASCII(name, (Py_ssize_t)len, "strict");
     PyArray_Descr *descr = NULL;
-    if (text && PyArray_DescrConverter(text, &descr) == NPY_SUCCEED && prp_dtype_is_plain(descr) &&
+    if (text && PRP_FOREIGN(PyArray_DescrConverter(text, &descr)) == NPY_SUCCEED && prp_dtype_is_plain(descr) &&
         !PyDataType_REFCHK(descr)) {
         char canonical[PRP_ARRAY_MAX_DTYPE + 32];
         if (prp_dtype_name(descr, canonical) != len || memcmp(canonical, name, len) != 0)
@@ -204,11 +203,11 @@ PyArray_Descr *prp_dtype_find(const char *given, size_t len)
     if (!descr)
         return NULL;
     PyArray_Descr *evicted = slot->descr;
-    slot->descr = descr;
+    slot->descr = (PyArray_Descr *)Py_NewRef(descr);
     slot->len = (uint8_t)len;
     memcpy(slot->name, name, len);
     prp_dtype_mark(descr, &slot->marks);
-    Py_XDECREF(evicted);
+    PRP_FOREIGN_VOID(Py_XDECREF(evicted)); /* a stream may have given it metadata */
     return descr;
 }
 
@@ -216,19 +215,21 @@ PyArray_Descr *prp_dtype_find(const char *given, size_t len)
 PyObject *prp_plain_dtype(const char *name, size_t len)
 {
     PyArray_Descr *descr = prp_dtype_find(name, len);
-    return descr ? (PyObject *)PyArray_DescrNew(descr) : NULL;
+    PyObject *own = descr ? (PyObject *)PyArray_DescrNew(descr) : NULL;
+    Py_XDECREF(descr);
+    return own;
 }
 
 PyObject *prp_shared_dtype(const char *name, size_t len)
 {
-    return Py_XNewRef((PyObject *)prp_dtype_find(name, len));
+    return (PyObject *)prp_dtype_find(name, len);
 }
 
 PyObject *prp_dtype_from_name(const char *name, size_t len)
 {
     PyArray_Descr *descr = prp_dtype_find(name, len);
     if (descr || PyErr_Occurred())
-        return Py_XNewRef((PyObject *)descr);
+        return (PyObject *)descr;
     PyObject *text = PyUnicode_DecodeUTF8(name, (Py_ssize_t)len, "strict");
     if (!text || PyArray_DescrConverter(text, &descr) != NPY_SUCCEED)
         descr = NULL;

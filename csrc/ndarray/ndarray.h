@@ -3,6 +3,7 @@
 #define PRP_NDARRAY_H
 
 #include "api.h"
+#include "foreign.h"
 
 #define PY_ARRAY_UNIQUE_SYMBOL prp_ndarray_numpy
 #ifndef PRP_NDARRAY_IMPORTS

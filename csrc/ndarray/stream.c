@@ -74,7 +74,7 @@ static void keep(const uint8_t *key, size_t len, const prp_array_template *read,
         r->strides[i] = strides ? strides[i] : 0;
     }
     memcpy(r->key, key, len);
-    Py_XDECREF(before);
+    PRP_FOREIGN_VOID(Py_XDECREF(before));
 }
 
 _Static_assert(sizeof(npy_intp) == sizeof(int64_t), "the template's ints are used as numpy's");
@@ -82,7 +82,7 @@ _Static_assert(sizeof(npy_intp) == sizeof(int64_t), "the template's ints are use
 /* The event that a general unpickler fires for the one name in the stream. Hooks are anybody's code. */
 static inline int audit(void)
 {
-    return PySys_Audit("pickle.find_class", "ss", "numpy", "ndarray");
+    return PRP_FOREIGN(PySys_Audit("pickle.find_class", "ss", "numpy", "ndarray"));
 }
 
 /* A stream that is not in the table; `audited`: its event has been fired. */
@@ -100,7 +100,6 @@ static __attribute__((noinline)) PyObject *read_stream(const uint8_t *stream, si
     PyArray_Descr *descr = prp_dtype_find(t.dtype, t.dtype_len);
     if (!descr)
         return NULL;
-    Py_INCREF(descr); /* the cache may drop it while the hook runs */
     PyObject *array = NULL;
     if (audited || audit() == 0) {
         if (len >= KEY_MIN && len <= KEY_MAX)

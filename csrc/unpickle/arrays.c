@@ -78,9 +78,13 @@ int prp_load_array_memory(prp_loader *L, PyObject *buffer, prp_array_memory *mem
     }
     if (!PyObject_CheckBuffer(buffer))
         return 0;
-    PyObject *base = PyMemoryView_FromObject(buffer);
+    /* Exporting a buffer may run code. */
+    bool paused = L->collector_paused;
+    PyObject *base = prp_load_foreign(L) < 0 ? NULL : PRP_FOREIGN(PyMemoryView_FromObject(buffer));
     if (base && L->owner && !(L->array_flags & PRP_ARRAY_WRITABLE) && !PyMemoryView_GET_BUFFER(base)->readonly)
-        Py_SETREF(base, PyObject_CallMethod(base, "toreadonly", NULL));
+        Py_SETREF(base, PRP_FOREIGN(PyObject_CallMethod(base, "toreadonly", NULL)));
+    if (paused)
+        prp_load_own(L);
     if (!base)
         return -1;
     view = PyMemoryView_GET_BUFFER(base);
@@ -98,12 +102,12 @@ int prp_load_array_memory(prp_loader *L, PyObject *buffer, prp_array_memory *mem
 static PyObject *build(prp_loader *L, PyObject *shape, PyObject *dtype, PyObject *buffer, int64_t offset,
                        PyObject *strides, bool fortran, int flags)
 {
-    const prp_ndarray_api *numpy = prp_ndarray();
+    const prp_ndarray_api *numpy = PRP_FOREIGN(prp_ndarray());
     prp_array_memory memory;
     if (!numpy || prp_load_array_memory(L, buffer, &memory) <= 0)
         return NULL;
-    PyObject *array = numpy->from_parts(shape, dtype, offset, strides, fortran, memory.data, memory.len, memory.base,
-                                        memory.flags | flags);
+    PyObject *array = PRP_FOREIGN(numpy->from_parts(shape, dtype, offset, strides, fortran, memory.data, memory.len,
+                                                    memory.base, memory.flags | flags));
     Py_DECREF(memory.base);
     return array;
 }
@@ -172,7 +176,7 @@ PyObject *prp_load_array_dtype(prp_loader *L, PyObject *const *argv, Py_ssize_t 
     Py_ssize_t taken = match_order(L->p, L->end, &order, memo);
     if (!taken || (order != '<' && order != '>' && order != '|'))
         return NULL;
-    const prp_ndarray_api *numpy = prp_ndarray();
+    const prp_ndarray_api *numpy = PRP_FOREIGN(prp_ndarray());
     if (!numpy)
         return NULL;
     name[0] = order;
@@ -204,7 +208,7 @@ int prp_load_array_seal(prp_loader *L, PyObject *array)
     /* Only an extension of numpy gives its instances a buffer and these names. */
     for (PyTypeObject *type = Py_TYPE(array); type; type = type->tp_base)
         if (strcmp(type->tp_name, "numpy.ndarray") == 0) {
-            const prp_ndarray_api *numpy = prp_ndarray();
+            const prp_ndarray_api *numpy = PRP_FOREIGN(prp_ndarray());
             return numpy ? numpy->seal(array) : -1;
         }
     return 0;

@@ -27,7 +27,7 @@ static void buffer_dealloc(PyObject *self)
         free_buffers[free_count++] = buffer;
     else
         PyObject_Free(buffer);
-    Py_XDECREF(owner);
+    PRP_FOREIGN_VOID(Py_XDECREF(owner));
 }
 
 static int buffer_export(PyObject *self, Py_buffer *view, int flags)
@@ -118,7 +118,9 @@ static PyObject *given_buffer(prp_loader *L)
     } else {
         /* Iterators of lists and tuples run no code of others. */
         bool inert = Py_IS_TYPE(all, &PyListIter_Type) || Py_IS_TYPE(all, &PyTupleIter_Type);
-        PyObject *buffer = inert || prp_load_foreign(L) == 0 ? PyIter_Next(all) : NULL;
+        PyObject *buffer = inert || prp_load_foreign(L) == 0 ? PRP_FOREIGN(PyIter_Next(all)) : NULL;
+        if (!inert)
+            prp_load_own(L);
         if (buffer || PyErr_Occurred())
             return buffer;
     }
@@ -156,18 +158,20 @@ int prp_load_readonly_buffer(prp_loader *L)
     /* Foreign memory is read-only as far as it is shared; a private copy of it is meant to be written. */
     if (Py_IS_TYPE(buffer, &stored_buffer_type))
         return 0;
-    PyObject *view = PyMemoryView_FromObject(buffer);
+    /* Exporting a buffer may run code. */
+    PyObject *view = prp_load_foreign(L) < 0 ? NULL : PRP_FOREIGN(PyMemoryView_FromObject(buffer));
     if (!view)
         return -1;
     if (PyMemoryView_GET_BUFFER(view)->readonly) {
         Py_DECREF(view);
         return 0;
     }
-    PyObject *readonly = PyObject_CallMethod(view, "toreadonly", NULL);
-    Py_DECREF(view);
+    PyObject *readonly = PRP_FOREIGN(PyObject_CallMethod(view, "toreadonly", NULL));
+    PRP_FOREIGN_VOID(Py_DECREF(view));
     if (!readonly)
         return -1;
     L->sp[-1] = readonly;
-    Py_DECREF(buffer);
+    PRP_FOREIGN_VOID(Py_DECREF(buffer));
+    prp_load_own(L);
     return 0;
 }

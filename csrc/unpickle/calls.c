@@ -4,13 +4,13 @@
  * that can be made without the call: members of an unmodified Enum, namedtuples whose generated __new__ is still there,
  * datetime objects, arrays. Each such way gives exactly what the call would give, or leaves it to the call.
  */
-#include "unpickler.h"
+#include "context.h"
 
 #include <datetime.h>
 
 static PyObject *tuple_of(PyObject *const *argv, Py_ssize_t n)
 {
-    PyObject *tuple = PyTuple_New(n);
+    PyObject *tuple = PRP_FOREIGN(PyTuple_New(n));
     for (Py_ssize_t i = 0; tuple && i < n; i++)
         PyTuple_SET_ITEM(tuple, i, Py_NewRef(argv[i]));
     return tuple;
@@ -32,14 +32,14 @@ PyObject *prp_load_new(prp_loader *L, PyObject *cls, PyObject *args, PyObject *k
         return prp_load_malformed("%s kwargs argument must be a dict, not %.200s", opcode, Py_TYPE(kwargs)->tp_name);
     if (prp_load_foreign(L) < 0)
         return NULL;
-    return type->tp_new(type, args, kwargs);
+    return PRP_FOREIGN(type->tp_new(type, args, kwargs));
 }
 
 /* A namedtuple of a class whose __new__ was checked to be the generated one, and still is. */
-static PyObject *new_tuple(const prp_plan *plan, PyTypeObject *type, PyObject *const *argv)
+static PyObject *new_tuple(PyTypeObject *type, Py_ssize_t n, PyObject *const *argv)
 {
-    PyObject *tuple = type->tp_alloc(type, plan->fields);
-    for (Py_ssize_t i = 0; tuple && i < plan->fields; i++)
+    PyObject *tuple = PRP_FOREIGN(type->tp_alloc(type, n));
+    for (Py_ssize_t i = 0; tuple && i < n; i++)
         PyTuple_SET_ITEM(tuple, i, Py_NewRef(argv[i]));
     return tuple;
 }
@@ -48,19 +48,21 @@ PyObject *prp_load_new_fused(prp_loader *L, PyObject *cls, PyObject *const *argv
 {
     if (PRP_LIKELY(PyType_Check(cls))) {
         PyTypeObject *type = (PyTypeObject *)cls;
-        const prp_plan *plan = prp_plan_for(type);
+        const prp_plan *plan = prp_plan_for(L, type);
+        if (!plan)
+            return NULL;
         if (plan->make == PRP_MAKE_PLAIN && n == 0) {
             /* object.__new__ itself: it runs no code but the allocator's. */
-            PyObject *none = PyTuple_New(0), *instance = none ? type->tp_new(type, none, NULL) : NULL;
+            PyObject *none = PyTuple_New(0), *instance = none ? PRP_FOREIGN(type->tp_new(type, none, NULL)) : NULL;
             Py_XDECREF(none);
             return instance;
         }
         if (plan->make == PRP_MAKE_TUPLE && n == plan->fields && PyFunction_GET_CODE(plan->function) == plan->code)
-            return new_tuple(plan, type, argv);
+            return new_tuple(type, n, argv);
     }
     PyObject *made = args ? NULL : tuple_of(argv, n);
     PyObject *instance = args || made ? prp_load_new(L, cls, args ? args : made, NULL, false) : NULL;
-    Py_XDECREF(made);
+    PRP_FOREIGN_VOID(Py_XDECREF(made));
     return instance;
 }
 
@@ -69,7 +71,7 @@ PyObject *prp_load_new_fused(prp_loader *L, PyObject *cls, PyObject *const *argv
 static PyDateTime_CAPI *datetime_api(void)
 {
     if (!PyDateTimeAPI) {
-        PyDateTime_IMPORT;
+        PRP_FOREIGN_VOID(PyDateTime_IMPORT);
         if (!PyDateTimeAPI)
             (void)prp_forgive_refusal();
     }
@@ -83,13 +85,15 @@ static bool zone(PyObject *const *argv, Py_ssize_t n, PyObject **tzinfo)
     return n <= 2 && (*tzinfo == Py_None || PyTZInfo_Check(*tzinfo));
 }
 
-static PyObject *call_datetime(const prp_plan *plan, PyTypeObject *type, PyObject *const *argv, Py_ssize_t n)
+static PyObject *call_datetime(prp_loader *L, prp_call call, PyTypeObject *type, PyObject *const *argv, Py_ssize_t n)
 {
+    if (!PyDateTimeAPI && prp_load_foreign(L) < 0)
+        return NULL;
     PyDateTime_CAPI *api = datetime_api();
     PyObject *tzinfo, *value = NULL;
     if (!api)
         return NULL;
-    switch (plan->call) {
+    switch (call) {
     case PRP_CALL_DATETIME:
         if (type == api->DateTimeType && n >= 1 && PyBytes_CheckExact(argv[0]) && PyBytes_GET_SIZE(argv[0]) == 10 &&
             zone(argv, n, &tzinfo)) {
@@ -136,19 +140,6 @@ static PyObject *call_datetime(const prp_plan *plan, PyTypeObject *type, PyObjec
 
 /* ---- REDUCE -------------------------------------------------------------------------------------------------------------------- */
 
-/* The member of an unmodified Enum for a value whose hash and comparison run no foreign code; borrowed, or NULL with an exception
- * only if a value of the Enum that it was compared with raised it. */
-static PyObject *enum_member(const prp_plan *plan, PyTypeObject *type, PyObject *const *argv, Py_ssize_t n)
-{
-    if (n != 1 || (!PyLong_CheckExact(argv[0]) && !PyUnicode_CheckExact(argv[0])) ||
-        prp_type_version_now(Py_TYPE(type)) != plan->meta_version)
-        return NULL;
-    PyObject *member = PyDict_GetItemWithError(plan->members, argv[0]);
-    if (!member)
-        (void)prp_forgive_refusal(); /* the call will ask in its own way */
-    return member;
-}
-
 /* An array from ints to the members they are the values of, if the ints are small for the number of members. */
 static void index_members(prp_plan *plan, uint64_t version)
 {
@@ -156,12 +147,14 @@ static void index_members(prp_plan *plan, uint64_t version)
     plan->by_int = NULL;
     plan->by_int_count = 0;
     plan->by_int_version = version;
+    plan->inert_members = true;
     size_t room = 4 * (size_t)PyDict_GET_SIZE(plan->members) + 16;
     PyObject **table = room <= 1u << 18 ? PyMem_Calloc(room, sizeof(*table)) : NULL;
     PyObject *value, *member;
-    for (Py_ssize_t pos = 0; table && PyDict_Next(plan->members, &pos, &value, &member);) {
+    for (Py_ssize_t pos = 0; PyDict_Next(plan->members, &pos, &value, &member);) {
         int overflow;
-        if (!PyLong_CheckExact(value))
+        plan->inert_members = plan->inert_members && prp_load_inert_keys(&value, 1);
+        if (!table || !PyLong_CheckExact(value))
             continue;
         long number = PyLong_AsLongAndOverflow(value, &overflow);
         if (overflow || number < 0 || (size_t)number >= room)
@@ -173,17 +166,45 @@ static void index_members(prp_plan *plan, uint64_t version)
     plan->by_int = table;
 }
 
-PyObject *prp_load_enum_member(PyTypeObject *type, uint32_t value)
+/* Whether the plan's table of members and what is known about their values are those of now. */
+static bool members_known(const prp_plan *plan)
 {
-    prp_plan *plan = prp_plan_for(type);
-    if (plan->call != PRP_CALL_ENUM || prp_type_version_now(Py_TYPE(type)) != plan->meta_version)
-        return NULL;
     uint64_t version = prp_dict_version(plan->members);
-    if (!version)
+    if (PRP_UNLIKELY(version && plan->by_int_version != version))
+        index_members((prp_plan *)plan, version);
+    return version != 0;
+}
+
+PyObject *prp_load_enum_member(prp_loader *L, PyTypeObject *type, uint32_t value)
+{
+    const prp_plan *plan = prp_plan_for(L, type);
+    if (!plan) {
+        (void)prp_forgive_refusal(); /* the opcodes come to the same point */
         return NULL;
-    if (PRP_UNLIKELY(plan->by_int_version != version))
-        index_members(plan, version);
-    return value < plan->by_int_count ? plan->by_int[value] : NULL;
+    }
+    if (plan->call != PRP_CALL_ENUM || prp_type_version_now(Py_TYPE(type)) != plan->meta_version ||
+        !members_known(plan))
+        return NULL;
+    return value < plan->by_int_count ? Py_XNewRef(plan->by_int[value]) : NULL;
+}
+
+/* The member of an unmodified Enum for an int or str: new reference, or NULL with an exception only if a value of the Enum that it was
+ * compared with raised it. */
+static PyObject *enum_member(prp_loader *L, const prp_plan *plan, PyTypeObject *type, PyObject *const *argv,
+                             Py_ssize_t n)
+{
+    if (n != 1 || (!PyLong_CheckExact(argv[0]) && !PyUnicode_CheckExact(argv[0])) ||
+        prp_type_version_now(Py_TYPE(type)) != plan->meta_version)
+        return NULL;
+    PyObject *members = Py_NewRef(plan->members);
+    /* Other values than plain ones have a comparison of their own. */
+    PyObject *member = NULL;
+    if ((members_known(plan) && plan->inert_members) || prp_load_foreign(L) == 0)
+        member = Py_XNewRef(PRP_FOREIGN(PyDict_GetItemWithError(members, argv[0])));
+    PRP_FOREIGN_VOID(Py_DECREF(members));
+    if (!member)
+        (void)prp_forgive_refusal(); /* the call will ask in its own way */
+    return member;
 }
 
 /* The shortcuts. NULL without an exception: none fits. */
@@ -192,15 +213,17 @@ static PyObject *known_call(prp_loader *L, PyObject *callable, PyObject *const *
     if (!PyType_Check(callable))
         return prp_load_array_known(callable) ? prp_load_array_call(L, callable, argv, n) : NULL;
     PyTypeObject *type = (PyTypeObject *)callable;
-    const prp_plan *plan = prp_plan_for(type);
+    const prp_plan *plan = prp_plan_for(L, type);
+    if (!plan)
+        return NULL;
     switch (plan->call) {
     case PRP_CALL_ENUM:
-        return Py_XNewRef(enum_member(plan, type, argv, n));
+        return enum_member(L, plan, type, argv, n);
     case PRP_CALL_DATETIME:
     case PRP_CALL_DATE:
     case PRP_CALL_TIME:
     case PRP_CALL_TIMEDELTA:
-        return call_datetime(plan, type, argv, n);
+        return call_datetime(L, plan->call, type, argv, n);
     case PRP_CALL_NDARRAY:
         return prp_load_array_new(L, callable, argv, n);
     case PRP_CALL_DTYPE:
@@ -210,40 +233,23 @@ static PyObject *known_call(prp_loader *L, PyObject *callable, PyObject *const *
     }
 }
 
-static bool written_in_c(const PyTypeObject *type)
+/* Whether calling this is calling its tp_new, and nothing else. NULL-safe: -1 with an exception. */
+static int is_new_only(prp_loader *L, PyObject *callable)
 {
-    return !(type->tp_flags & Py_TPFLAGS_HEAPTYPE) || (type->tp_flags & Py_TPFLAGS_IMMUTABLETYPE);
-}
-
-/* cls.__new__(cls, argument), for a class whose __new__ is written in C; the tuple of arguments is used again. */
-static PyObject *new_of_one(PyTypeObject *type, PyObject *argument)
-{
-    static PyObject *spare;
-    PyObject *args = spare;
-    spare = NULL; /* what is called may come here again */
-    if (!args) {
-        if (!(args = PyTuple_New(1)))
-            return NULL;
-        PyObject_GC_UnTrack(args); /* nobody may meet it while it holds NULL */
-    }
-    PyTuple_SET_ITEM(args, 0, Py_NewRef(argument));
-    PyObject *value = type->tp_new(type, args, NULL);
-    if (Py_REFCNT(args) == 1 && !spare) {
-        PyTuple_SET_ITEM(args, 0, NULL);
-        Py_DECREF(argument);
-        spare = args;
-    } else {
-        PyObject_GC_Track(args);
-        Py_DECREF(args);
-    }
-    return value;
+    if (!PyType_Check(callable))
+        return 0;
+    const prp_plan *plan = prp_plan_for(L, (PyTypeObject *)callable);
+    return plan ? plan->call == PRP_CALL_NEW_ONLY : -1;
 }
 
 static PyObject *call_tuple(prp_loader *L, PyObject *callable, PyObject *args)
 {
-    if (PyType_Check(callable) && prp_plan_for((PyTypeObject *)callable)->call == PRP_CALL_NEW_ONLY)
-        return ((PyTypeObject *)callable)->tp_new((PyTypeObject *)callable, args, NULL);
-    return PyObject_Call(callable, args, NULL);
+    int new_only = is_new_only(L, callable);
+    if (new_only < 0 || prp_load_foreign(L) < 0)
+        return NULL;
+    if (new_only)
+        return PRP_FOREIGN(((PyTypeObject *)callable)->tp_new((PyTypeObject *)callable, args, NULL));
+    return PRP_FOREIGN(PyObject_Call(callable, args, NULL));
 }
 
 /* What foreign code returned, as the stream gets it. */
@@ -259,17 +265,12 @@ PyObject *prp_load_call(prp_loader *L, PyObject *callable, PyObject *const *argv
     PyObject *value = known_call(L, callable, argv, n);
     if (value || PyErr_Occurred())
         return value;
-    if (prp_load_foreign(L) < 0)
-        return NULL;
-    if (PyType_Check(callable) && n == 1 && written_in_c((PyTypeObject *)callable) &&
-        prp_plan_for((PyTypeObject *)callable)->call == PRP_CALL_NEW_ONLY) {
-        value = new_of_one((PyTypeObject *)callable, argv[0]);
-    } else if (PyType_Check(callable)) {
+    if (PyType_Check(callable)) {
         PyObject *args = tuple_of(argv, n);
         value = args ? call_tuple(L, callable, args) : NULL;
-        Py_XDECREF(args);
-    } else {
-        value = PyObject_Vectorcall(callable, argv, (size_t)n, NULL);
+        PRP_FOREIGN_VOID(Py_XDECREF(args));
+    } else if (prp_load_foreign(L) == 0) {
+        value = PRP_FOREIGN(PyObject_Vectorcall(callable, argv, (size_t)n, NULL));
     }
     return checked(L, value);
 }
@@ -283,8 +284,6 @@ PyObject *prp_load_reduce(prp_loader *L, PyObject *callable, PyObject *args)
     PyObject *value = known_call(L, callable, ((PyTupleObject *)args)->ob_item, PyTuple_GET_SIZE(args));
     if (value || PyErr_Occurred())
         return value;
-    if (prp_load_foreign(L) < 0)
-        return NULL;
     return checked(L, call_tuple(L, callable, args));
 }
 
@@ -296,14 +295,14 @@ PyObject *prp_load_instantiate(prp_loader *L, PyObject *cls, PyObject *args)
         return NULL;
     if (PyTuple_GET_SIZE(args) == 0 && PyType_Check(cls)) {
         /* An old-style class without __getinitargs__ was made without its __init__. */
-        PyObject *method = PyObject_GetAttrString(cls, "__getinitargs__");
+        PyObject *method = PRP_FOREIGN(PyObject_GetAttrString(cls, "__getinitargs__"));
         if (!method) {
             if (!PyErr_ExceptionMatches(PyExc_AttributeError))
                 return NULL;
             PyErr_Clear();
-            return checked(L, PyObject_CallMethod(cls, "__new__", "O", cls));
+            return checked(L, PRP_FOREIGN(PyObject_CallMethod(cls, "__new__", "O", cls)));
         }
-        Py_DECREF(method);
+        PRP_FOREIGN_VOID(Py_DECREF(method));
     }
-    return checked(L, PyObject_CallObject(cls, args));
+    return checked(L, PRP_FOREIGN(PyObject_CallObject(cls, args)));
 }

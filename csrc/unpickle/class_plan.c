@@ -1,19 +1,15 @@
 /* What is known about a class: how its instances are made, where their attributes go, which shortcut its call has.
  *
  * A plan holds for one version of a type, and version tags are never used twice, so a plan cannot outlive a change of the class
- * or of its bases, and needs no reference to it. Plans sit in a fixed table, two places per hash; a class that finds no version
- * gets the plan that knows nothing.
+ * or of its bases, and needs no reference to it. Plans sit in a fixed table of the context, two places per hash; a class that finds no
+ * version gets the plan that knows nothing.
  */
-#include "unpickler.h"
+#include "context.h"
 
 #include <structmember.h>
 
-#define PLAN_SETS 256
 #define MAX_NAMES 64
 #define MAX_RELEARNED 64
-
-static prp_plan plans[PLAN_SETS][2];
-static prp_plan unknown;
 
 PyObject *prp_text_setstate;
 static PyObject *text_dict, *text_new, *text_members, *text_tuple_new;
@@ -50,15 +46,15 @@ static void forget_names(prp_plan *plan)
     Py_CLEAR(plan->names);
 }
 
-static void forget(prp_plan *plan)
+void prp_plan_forget(prp_plan *plan)
 {
     prp_plan old = *plan;
     memset(plan, 0, sizeof(*plan));
     forget_names(&old);
     PyMem_Free(old.by_int);
-    Py_XDECREF(old.function);
-    Py_XDECREF(old.code);
-    Py_XDECREF(old.members);
+    PRP_FOREIGN_VOID(Py_XDECREF(old.function));
+    PRP_FOREIGN_VOID(Py_XDECREF(old.code));
+    PRP_FOREIGN_VOID(Py_XDECREF(old.members));
 }
 
 /* ---- how it is made ---------------------------------------------------------------------------------------------------- */
@@ -78,7 +74,7 @@ static PyObject *unwrap_static(PyObject *found)
  * the constants of what was compiled: nothing is run. */
 static PyObject *reference_code(Py_ssize_t n)
 {
-    PyObject *names = PyList_New(0), *comma = PyUnicode_FromString(", "), *source = NULL;
+    PyObject *names = PRP_FOREIGN(PyList_New(0)), *comma = PyUnicode_FromString(", "), *source = NULL;
     for (Py_ssize_t i = 0; names && i < n; i++) {
         PyObject *name = PyUnicode_FromFormat("f%zd", i);
         if (!name || PyList_Append(names, name) < 0)
@@ -90,7 +86,7 @@ static PyObject *reference_code(Py_ssize_t n)
         source = PyUnicode_FromFormat("lambda _cls, %U%s: _tuple_new(_cls, (%U%s))", arguments, n == 1 ? "," : "",
                                       arguments, n == 1 ? "," : "");
     const char *text = source ? PyUnicode_AsUTF8(source) : NULL;
-    PyObject *made = text ? Py_CompileString(text, "<namedtuple>", Py_eval_input) : NULL, *code = NULL;
+    PyObject *made = text ? PRP_FOREIGN(Py_CompileString(text, "<namedtuple>", Py_eval_input)) : NULL, *code = NULL;
     PyObject *constants = made ? PyObject_GetAttrString(made, "co_consts") : NULL;
     for (Py_ssize_t i = 0; !code && constants && i < PyTuple_GET_SIZE(constants); i++)
         if (PyCode_Check(PyTuple_GET_ITEM(constants, i)))
@@ -150,7 +146,8 @@ static void plan_making(prp_plan *plan, PyTypeObject *type)
     if (type->tp_alloc != PyType_GenericAlloc)
         return;
     if (type->tp_new == PyBaseObject_Type.tp_new) {
-        plan->make = PRP_MAKE_PLAIN;
+        /* Of an abstract class it runs code to say why not. */
+        plan->make = type->tp_flags & Py_TPFLAGS_IS_ABSTRACT ? PRP_MAKE_CALL : PRP_MAKE_PLAIN;
     } else if (PyType_FastSubclass(type, Py_TPFLAGS_TUPLE_SUBCLASS) && (type->tp_flags & Py_TPFLAGS_HEAPTYPE)) {
         PyObject *new = unwrap_static(prp_type_lookup(type, text_new));
         if (new && is_generated_new(new, &plan->fields)) {
@@ -255,88 +252,124 @@ static void plan_call(prp_plan *plan, PyTypeObject *type)
         plan->call = PRP_CALL_NEW_ONLY;
 }
 
-prp_plan *prp_plan_for(PyTypeObject *type)
+/* A plan for a type of which none is known: NULL with an exception. Runs code: allocations, destructors. */
+static PRP_COLD const prp_plan *make_plan(prp_loader *L, PyTypeObject *type, prp_plan *set)
 {
-    uintptr_t address = (uintptr_t)type;
-    prp_plan *set = plans[(address >> 4 ^ address >> 12) % PLAN_SETS];
-    if (PRP_LIKELY(prp_plan_holds(&set[0], type)))
-        return &set[0];
-    if (prp_plan_holds(&set[1], type))
-        return &set[1];
+    prp_plan *unknown = &L->context->unknown;
     unsigned version = prp_type_version(type);
     if (!version)
-        return &unknown;
-    /* Built aside: what is called here may look for plans too. */
+        return unknown;
+    bool paused = L->collector_paused;
+    if (prp_load_foreign(L) < 0)
+        return NULL;
+    Py_INCREF(type);
     prp_plan made = {.type = type, .version = version};
     plan_making(&made, type);
     plan_state(&made, type);
     plan_call(&made, type);
-    PyErr_Clear(); /* whatever could not be found out is not known; nothing above runs anybody's code */
-    if (prp_type_version_now(type) != version) {
-        forget(&made);
-        return &unknown;
+    /* What could not be found out is not known. An interruption is none of that. */
+    int failed = prp_forgive_refusal();
+    if (!failed)
+        prp_plan_forget(
+            &set[1]); /* the older of the two goes; types in the table may be dead: only addresses are compared */
+    bool kept = !failed && prp_type_version_now(type) == version;
+    if (kept) {
+        set[1] = set[0];
+        set[0] = made;
+    } else {
+        prp_plan_forget(&made);
     }
-    /* The newest goes to the front, the older of the two goes. Types in the table may be dead: only addresses are compared. */
-    prp_plan oldest = set[1];
-    set[1] = set[0];
-    set[0] = made;
-    forget(&oldest);
-    return &set[0];
+    Py_DECREF(type); /* not the last one: an object of the stream has it */
+    if (paused)
+        prp_load_own(L);
+    return failed ? NULL : kept ? &set[0] : unknown;
+}
+
+const prp_plan *prp_plan_for(prp_loader *L, PyTypeObject *type)
+{
+    uintptr_t address = (uintptr_t)type;
+    prp_plan *set = L->context->plans[(address >> 4 ^ address >> 12) % PRP_PLAN_SETS];
+    if (PRP_LIKELY(prp_plan_holds(&set[0], type)))
+        return &set[0];
+    if (prp_plan_holds(&set[1], type))
+        return &set[1];
+    return make_plan(L, type, set);
 }
 
 /* ---- learning ---------------------------------------------------------------------------------------------------------- */
 
-void prp_plan_learn(prp_plan *plan, PyObject *obj, PyObject *state, prp_learned kind)
-{
 #if PRP_INTERNALS
-    Py_ssize_t n = PyDict_GET_SIZE(state);
-    if (plan == &unknown || plan->relearned >= MAX_RELEARNED || n == 0 || n > MAX_NAMES)
-        return;
-    PyTypeObject *type = Py_TYPE(obj);
-    void *keys = NULL;
-    if (kind == PRP_LEARNED_DICT) {
-        if (!(type->tp_flags & Py_TPFLAGS_MANAGED_DICT) || !(keys = ((PyHeapTypeObject *)type)->ht_cached_keys))
-            return;
-    }
-    PyObject *names = PyTuple_New(n), *key, *value;
-    Py_ssize_t *where = PyMem_Calloc((size_t)n, sizeof(*where)), i = 0;
-    bool usable = names && where;
-    for (Py_ssize_t pos = 0; usable && PyDict_Next(state, &pos, &key, &value); i++) {
-        if (!PyUnicode_CheckExact(key)) {
-            usable = false;
-            break;
-        }
+/* Where the names of a state go; false if that cannot be used. Runs no code: what was looked up stays true. */
+static bool find_places(PyTypeObject *type, PyObject *state, prp_learned kind, void *keys, PyObject *names,
+                        Py_ssize_t *where)
+{
+    PyObject *key, *value;
+    Py_ssize_t n = PyTuple_GET_SIZE(names), i = 0;
+    for (Py_ssize_t pos = 0; PyDict_Next(state, &pos, &key, &value); i++) {
+        if (i == n || !PyUnicode_CheckExact(key))
+            return false;
         PyObject *name = Py_NewRef(key);
         PyUnicode_InternInPlace(&name);
         PyTuple_SET_ITEM(names, i, name);
         if (kind == PRP_LEARNED_DICT) {
             where[i] = prp_keys_index(keys, name);
-            usable = where[i] >= 0;
-        } else {
-            PyObject *slot = prp_type_lookup(type, name);
-            PyMemberDef *member =
-                slot && Py_IS_TYPE(slot, &PyMemberDescr_Type) ? ((PyMemberDescrObject *)slot)->d_member : NULL;
-            usable = member && member->type == T_OBJECT_EX && member->flags == 0 && member->offset > 0 &&
-                     member->offset + (Py_ssize_t)sizeof(PyObject *) <= type->tp_basicsize &&
-                     PyType_IsSubtype(type, ((PyDescrObject *)slot)->d_type);
-            where[i] = member ? member->offset : 0;
-            Py_XDECREF(slot);
+            if (where[i] < 0)
+                return false;
+            continue;
+        }
+        PyObject *slot = prp_type_lookup(type, name);
+        PyMemberDef *member =
+            slot && Py_IS_TYPE(slot, &PyMemberDescr_Type) ? ((PyMemberDescrObject *)slot)->d_member : NULL;
+        bool usable = member && member->type == T_OBJECT_EX && member->flags == 0 && member->offset > 0 &&
+                      member->offset + (Py_ssize_t)sizeof(PyObject *) <= type->tp_basicsize &&
+                      PyType_IsSubtype(type, ((PyDescrObject *)slot)->d_type);
+        where[i] = member ? member->offset : 0;
+        Py_XDECREF(slot);
+        if (!usable)
+            return false;
+    }
+    return i == n;
+}
+#endif
+
+int prp_plan_learn(prp_loader *L, PyObject *obj, PyObject *state, prp_learned kind)
+{
+#if PRP_INTERNALS
+    Py_ssize_t n = PyDict_GET_SIZE(state);
+    if (n == 0 || n > MAX_NAMES)
+        return 0;
+    PyObject *names = PRP_FOREIGN(PyTuple_New(n));
+    if (!names)
+        return -1;
+    Py_ssize_t *where = PyMem_Calloc((size_t)n, sizeof(*where));
+    PyTypeObject *type = Py_TYPE(obj);
+    prp_plan *plan = where ? (prp_plan *)prp_plan_for(L, type) : NULL;
+    bool known = plan && plan != &L->context->unknown && plan->relearned < MAX_RELEARNED;
+    void *keys = NULL;
+    if (known && kind == PRP_LEARNED_DICT) {
+        keys = type->tp_flags & Py_TPFLAGS_MANAGED_DICT ? ((PyHeapTypeObject *)type)->ht_cached_keys : NULL;
+        known = keys && plan->dict_state;
+    } else if (known) {
+        known = plan->slot_state;
+    }
+    if (known) {
+        plan->relearned++;
+        if (find_places(type, state, kind, keys, names, where)) {
+            forget_names(plan);
+            plan->names = names;
+            plan->where = where;
+            plan->keys = keys;
+            plan->learned = kind;
+            return 0;
         }
     }
-    PyErr_Clear();
-    if (usable && i == n) {
-        forget_names(plan);
-        plan->names = names;
-        plan->where = where;
-        plan->keys = keys;
-        plan->learned = kind;
-        plan->relearned++;
-    } else {
-        Py_XDECREF(names);
-        PyMem_Free(where);
-        plan->relearned++;
-    }
+    Py_DECREF(names);
+    PyMem_Free(where);
+    if (!where)
+        PyErr_NoMemory();
+    return PyErr_Occurred() ? -1 : 0;
 #else
-    (void)plan, (void)obj, (void)state, (void)kind;
+    (void)L, (void)obj, (void)state, (void)kind;
+    return 0;
 #endif
 }

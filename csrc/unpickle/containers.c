@@ -6,9 +6,16 @@
 #include "unpickler.h"
 
 static PyObject *text_extend, *text_append; /* interned */
+static bool bytes_warn; /* python -b: comparing bytes with str is a warning, whose filters are anybody's */
 
 int prp_load_items_init(void)
 {
+    PyObject *flags = PySys_GetObject("flags"); /* borrowed */
+    PyObject *flag = flags ? PyObject_GetAttrString(flags, "bytes_warning") : NULL;
+    bytes_warn = !flag || PyObject_IsTrue(flag) != 0;
+    Py_XDECREF(flag);
+    if (PyErr_Occurred())
+        return -1;
     text_extend = PyUnicode_InternFromString("extend");
     text_append = PyUnicode_InternFromString("append");
     return text_extend && text_append ? 0 : -1;
@@ -18,8 +25,8 @@ int prp_load_items_init(void)
 static inline bool inert_key(PyObject *key)
 {
     PyTypeObject *type = Py_TYPE(key);
-    return type == &PyUnicode_Type || type == &PyLong_Type || type == &PyFloat_Type || type == &PyBytes_Type ||
-           key == Py_None || type == &PyBool_Type;
+    return type == &PyUnicode_Type || type == &PyLong_Type || type == &PyFloat_Type ||
+           (type == &PyBytes_Type && !bytes_warn) || key == Py_None || type == &PyBool_Type;
 }
 
 bool prp_load_inert_keys(PyObject *const *pairs, Py_ssize_t n)
@@ -32,28 +39,36 @@ bool prp_load_inert_keys(PyObject *const *pairs, Py_ssize_t n)
 
 int prp_load_dict_fill(prp_loader *L, PyObject *dict, PyObject **pairs, Py_ssize_t n)
 {
+    /* A key that is there already may drop the last reference to its value. New values are held by the stack. */
+    bool foreign = PyDict_GET_SIZE(dict) > 0;
+    if (foreign && prp_load_foreign(L) < 0)
+        return -1;
     for (Py_ssize_t i = 0; i < 2 * n; i += 2) {
-        if (!inert_key(pairs[i]) && prp_load_foreign(L) < 0)
-            return -1;
-        if (PyDict_SetItem(dict, pairs[i], pairs[i + 1]) < 0)
+        if (!foreign && !inert_key(pairs[i])) {
+            foreign = true;
+            if (prp_load_foreign(L) < 0)
+                return -1;
+        }
+        if (PRP_FOREIGN(PyDict_SetItem(dict, pairs[i], pairs[i + 1])) < 0)
             return -1;
     }
+    if (foreign)
+        prp_load_own(L);
     return 0;
 }
 
 /* append() for each of the elements from `at` on. */
 static int append_each(prp_loader *L, PyObject *list, Py_ssize_t at, Py_ssize_t n)
 {
-    PyObject *method = PyObject_GetAttr(list, text_append);
+    PyObject *method = PRP_FOREIGN(PyObject_GetAttr(list, text_append));
     int failed = method ? 0 : -1;
     for (Py_ssize_t i = 0; i < n && !failed; i++) {
-        PyObject *result = PyObject_CallOneArg(method, L->stack[at + i]);
+        PyObject *result = PRP_FOREIGN(PyObject_CallOneArg(method, L->stack[at + i]));
         failed = result ? 0 : -1;
-        Py_XDECREF(result);
+        PRP_FOREIGN_VOID(Py_XDECREF(result));
     }
-    Py_XDECREF(method);
-    prp_load_clear_stack(L, at);
-    return failed;
+    PRP_FOREIGN_VOID(Py_XDECREF(method));
+    return failed ? -1 : prp_load_clear_stack(L, at);
 }
 
 /* The n elements from `at` on into what is no exact list: extend() if it has that, else append(). */
@@ -64,22 +79,25 @@ static int extend_other(prp_loader *L, PyObject *list, Py_ssize_t at, Py_ssize_t
     /* With the usual lookup, what the type has need not be bound to be called. */
     PyObject *known = type->tp_getattro == PyObject_GenericGetAttr ? prp_type_lookup(type, text_extend) : NULL;
     if (!known) {
-        int has = prp_optional_attr(list, text_extend, &method);
+        int has = PRP_FOREIGN(prp_optional_attr(list, text_extend, &method));
         if (has <= 0)
             return has < 0 ? -1 : append_each(L, list, at, n);
     }
-    PyObject *items = prp_load_list_of(L->stack + at, n);
+    PyObject *items = PRP_FOREIGN(prp_load_list_of(L->stack + at, n));
     if (!items) {
         Py_XDECREF(method);
         Py_XDECREF(known);
         return -1;
     }
     L->sp = L->stack + at;
-    result = known ? PyObject_CallMethodOneArg(list, text_extend, items) : PyObject_CallOneArg(method, items);
-    Py_DECREF(items);
-    Py_XDECREF(method);
-    Py_XDECREF(known);
-    Py_XDECREF(result);
+    if (known)
+        result = PRP_FOREIGN(PyObject_CallMethodOneArg(list, text_extend, items));
+    else
+        result = PRP_FOREIGN(PyObject_CallOneArg(method, items));
+    PRP_FOREIGN_VOID(Py_DECREF(items));
+    PRP_FOREIGN_VOID(Py_XDECREF(method));
+    PRP_FOREIGN_VOID(Py_XDECREF(known));
+    PRP_FOREIGN_VOID(Py_XDECREF(result));
     return result ? 0 : -1;
 }
 
@@ -96,7 +114,10 @@ int prp_load_appends(prp_loader *L, Py_ssize_t at)
         L->sp = first;
         return prp_list_extend_stealing(list, first, n);
     }
-    return prp_load_foreign(L) < 0 ? -1 : extend_other(L, list, at, n);
+    if (prp_load_foreign(L) < 0 || extend_other(L, list, at, n) < 0)
+        return -1;
+    prp_load_own(L);
+    return 0;
 }
 
 int prp_load_setitems(prp_loader *L, Py_ssize_t at)
@@ -118,10 +139,10 @@ int prp_load_setitems(prp_loader *L, Py_ssize_t at)
     } else {
         failed = prp_load_foreign(L);
         for (Py_ssize_t i = 0; i < n && !failed; i += 2)
-            failed = PyObject_SetItem(dict, L->stack[at + i], L->stack[at + i + 1]);
+            failed = PRP_FOREIGN(PyObject_SetItem(dict, L->stack[at + i], L->stack[at + i + 1]));
+        prp_load_own(L);
     }
-    prp_load_clear_stack(L, at);
-    return failed;
+    return failed ? -1 : prp_load_clear_stack(L, at);
 }
 
 int prp_load_additems(prp_loader *L)
@@ -138,22 +159,25 @@ int prp_load_additems(prp_loader *L)
     PyObject *set = first[-1];
     int failed = 0;
     if (PySet_CheckExact(set)) {
+        bool foreign = false;
         for (Py_ssize_t i = 0; i < n && !failed; i++) {
-            if (!inert_key(L->stack[at + i]))
+            if (!foreign && !inert_key(L->stack[at + i])) {
+                foreign = true;
                 failed = prp_load_foreign(L);
+            }
             if (!failed)
-                failed = PySet_Add(set, L->stack[at + i]);
+                failed = PRP_FOREIGN(PySet_Add(set, L->stack[at + i]));
         }
     } else {
-        PyObject *method = prp_load_foreign(L) < 0 ? NULL : PyObject_GetAttrString(set, "add");
+        PyObject *method = prp_load_foreign(L) < 0 ? NULL : PRP_FOREIGN(PyObject_GetAttrString(set, "add"));
         failed = method ? 0 : -1;
         for (Py_ssize_t i = 0; i < n && !failed; i++) {
-            PyObject *result = PyObject_CallOneArg(method, L->stack[at + i]);
+            PyObject *result = PRP_FOREIGN(PyObject_CallOneArg(method, L->stack[at + i]));
             failed = result ? 0 : -1;
-            Py_XDECREF(result);
+            PRP_FOREIGN_VOID(Py_XDECREF(result));
         }
-        Py_XDECREF(method);
+        PRP_FOREIGN_VOID(Py_XDECREF(method));
     }
-    prp_load_clear_stack(L, at);
-    return failed;
+    prp_load_own(L);
+    return failed ? -1 : prp_load_clear_stack(L, at);
 }

@@ -121,6 +121,7 @@ static int push_pairs(prp_loader *L, PyObject *names, PyObject **values, Py_ssiz
 
 Py_ssize_t prp_load_fields(prp_loader *L, const uint8_t *const start, const uint8_t *end)
 {
+    /* Since the plan was looked up and the mark pushed no code has run but ours, and none runs below. */
     Py_ssize_t number = L->mark_count - 1, below;
     const prp_mark *mark = &L->marks[number];
     const prp_plan *plan = mark->plan;
@@ -137,7 +138,7 @@ Py_ssize_t prp_load_fields(prp_loader *L, const uint8_t *const start, const uint
     }
     if (PyErr_Occurred()) {
         while (i > 0)
-            Py_DECREF(values[--i]);
+            Py_DECREF(values[--i]); /* atoms, or objects that the memo has */
         return -1;
     }
     int tail = i == n && mark->memo < 0 ? build_follows(p, end, mark->kind) : 0;

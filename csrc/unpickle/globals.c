@@ -3,31 +3,20 @@
  * The usual name is an attribute of a module that is already imported: two lookups in dicts. What is cached are the strings, by
  * their bytes in the stream, because making and hashing them costs more than the lookups; and what the lookups found, for as long
  * as both dicts have the version they had then (versions are never used twice, so nothing can be stale; where the interpreter keeps
- * none, the lookups are done anew for every opcode). Everything else goes through the import system.
+ * none, the lookups are repeated for every opcode). Everything else goes through the import system, also a module that another thread
+ * is still importing: the import system waits for it.
  *
  * The audit event pickle.find_class fires for every name, before anything is looked up. In safe mode a name is compared whole,
  * as "module:qualname", after the renaming of Python 2 names; what is not allowed is neither imported nor looked up. That an
  * exact frozenset allows a name is remembered with the name: such a set never changes, and the last few are kept alive, so that
  * none of them can be mistaken for another.
  */
-#include "unpickler.h"
+#include "context.h"
 
-#define NAME_SLOTS 512
 #define NAME_BYTES 120
 
-typedef struct {
-    uint32_t hash;
-    bool settled;            /* found once, and interned since: names that lead nowhere are not made immortal */
-    PyObject *module, *name; /* owned */
-    /* What quick() found in these versions of sys.modules and the module's dict, which keeps it alive. */
-    PyObject *found, *dict; /* borrowed */
-    uint64_t modules_version, dict_version;
-    uint32_t allowed[PRP_KEPT_SETS]; /* number of the kept set that allowed the name, one per place of a set */
-} name_slot;
-
-static name_slot slots[NAME_SLOTS];
-
-static PyObject *text_find_class, *text_persistent_load;
+static PyObject *text_find_class, *text_persistent_load, *text_spec, *text_initializing;
+static PyObject *module_spec; /* importlib.machinery.ModuleSpec */
 static PyCFunction own_find_class;
 static PyObject *name_mapping, *import_mapping;       /* of _compat_pickle */
 static PyObject *extension_cache, *inverted_registry; /* of copyreg */
@@ -43,6 +32,9 @@ int prp_load_global_init(PyObject *unpickler_type)
 {
     if (!(text_find_class = PyUnicode_InternFromString("find_class")) ||
         !(text_persistent_load = PyUnicode_InternFromString("persistent_load")) ||
+        !(text_spec = PyUnicode_InternFromString("__spec__")) ||
+        !(text_initializing = PyUnicode_InternFromString("_initializing")) ||
+        !(module_spec = attribute("importlib.machinery", "ModuleSpec")) ||
         !(name_mapping = attribute("_compat_pickle", "NAME_MAPPING")) ||
         !(import_mapping = attribute("_compat_pickle", "IMPORT_MAPPING")) ||
         !(extension_cache = attribute("copyreg", "_extension_cache")) ||
@@ -61,72 +53,63 @@ int prp_load_global_init(PyObject *unpickler_type)
 
 /* ---- safe mode --------------------------------------------------------------------------------------------------------- */
 
-#define FULL_SLOTS 128
-
 /* "module:name" as a new reference; made once for names that come again as the same objects. NULL with an exception. */
-static PyObject *full_name(PyObject *module, PyObject *name)
+static PyObject *full_name(prp_context *context, PyObject *module, PyObject *name)
 {
-    static struct {
-        PyObject *module, *name, *full; /* owned */
-    } cache[FULL_SLOTS], *slot;
     uintptr_t mixed = (uintptr_t)module / 16 * 31 + (uintptr_t)name / 16;
-    slot = &cache[(mixed ^ mixed >> 7) % FULL_SLOTS];
-    if (slot->module == module && slot->name == name)
+    prp_full_slot *slot = context ? &context->full_names[(mixed ^ mixed >> 7) % PRP_FULL_SLOTS] : NULL;
+    if (slot && slot->module == module && slot->name == name)
         return Py_NewRef(slot->full);
     PyObject *full = PyUnicode_FromFormat("%U:%U", module, name);
-    if (full && PyUnicode_CheckExact(module) && PyUnicode_CheckExact(name) &&
+    if (full && slot && PyUnicode_CheckExact(module) && PyUnicode_CheckExact(name) &&
         PyUnicode_GET_LENGTH(full) < 2 * NAME_BYTES) {
-        PyObject *old[] = {slot->module, slot->name, slot->full};
-        slot->module = Py_NewRef(module);
-        slot->name = Py_NewRef(name);
-        slot->full = Py_NewRef(full);
-        for (int i = 0; i < 3; i++)
-            Py_XDECREF(old[i]);
+        prp_full_slot old = *slot;
+        *slot = (prp_full_slot){Py_NewRef(module), Py_NewRef(name), Py_NewRef(full)};
+        Py_XDECREF(old.module);
+        Py_XDECREF(old.name);
+        Py_XDECREF(old.full);
     }
     return full;
 }
 
-prp_allowed_set prp_load_kept_sets[PRP_KEPT_SETS];
-uint32_t prp_load_last_set;
-
 void prp_load_know_set(prp_loader *L, PyObject *set)
 {
-    static uint32_t numbers, next;
+    prp_context *context = L->context;
+    prp_kept_set *sets = context->sets;
     uint32_t place = 0;
-    while (place < PRP_KEPT_SETS && prp_load_kept_sets[place].set != set)
+    L->allow_number = PRP_NO_SET;
+    if (!PyFrozenSet_CheckExact(set))
+        return;
+    while (place < PRP_KEPT_SETS && sets[place].set != set)
         place++;
     if (PRP_UNLIKELY(place == PRP_KEPT_SETS)) {
-        L->allow_number = PRP_NO_SET;
-        if (!PyFrozenSet_CheckExact(set) || numbers == PRP_NO_SET - 1)
+        if (context->set_numbers == PRP_NO_SET - 1)
             return;
-        place = next++ % PRP_KEPT_SETS;
-        PyObject *old = prp_load_kept_sets[place].set;
-        prp_load_kept_sets[place].set = Py_NewRef(set);
-        prp_load_kept_sets[place].number = ++numbers;
-        Py_XDECREF(old);
-        /* Dropping the old set may have run code that keeps others. */
-        if (prp_load_kept_sets[place].set != set)
-            return;
+        place = context->next_set++ % PRP_KEPT_SETS;
+        PyObject *old = sets[place].set;
+        sets[place] = (prp_kept_set){Py_NewRef(set), ++context->set_numbers};
+        PRP_FOREIGN_VOID(Py_XDECREF(old));
     }
-    prp_load_last_set = L->allow_place = place;
-    L->allow_number = prp_load_kept_sets[place].number;
+    context->last_set = L->allow_place = place;
+    L->allow_number = sets[place].number;
 }
 
-static int check_allowed(prp_loader *L, PyObject *module, PyObject *name)
+/* `context`: of the load that asks, or NULL. */
+static int check_allowed(prp_loader *L, prp_context *context, PyObject *module, PyObject *name)
 {
     int allowed;
+    if (context && prp_load_foreign(L) < 0)
+        return -1;
     if (PyFrozenSet_CheckExact(L->allow)) {
         /* A colon in the module's part would make two names look like one. */
         Py_ssize_t colon = PyUnicode_FindChar(module, ':', 0, PyUnicode_GET_LENGTH(module), 1);
-        PyObject *full = colon == -1 ? full_name(module, name) : NULL;
-        allowed = full ? PySet_Contains(L->allow, full) : colon == -1 ? -1 : 0;
+        PyObject *full = colon == -1 ? full_name(context, module, name) : NULL;
+        allowed = full ? PRP_FOREIGN(PySet_Contains(L->allow, full)) : colon == -1 ? -1 : 0;
         Py_XDECREF(full);
     } else {
-        if (prp_load_foreign(L) < 0)
-            return -1;
-        PyObject *answer = PyObject_CallFunctionObjArgs(L->allow, module, name, NULL);
-        allowed = answer ? PyObject_IsTrue(answer) : -1;
-        Py_XDECREF(answer);
+        PyObject *answer = PRP_FOREIGN(PyObject_CallFunctionObjArgs(L->allow, module, name, NULL));
+        allowed = answer ? PRP_FOREIGN(PyObject_IsTrue(answer)) : -1;
+        PRP_FOREIGN_VOID(Py_XDECREF(answer));
     }
     if (allowed == 0)
         prp_load_malformed("global '%U:%U' is not allowed", module, name);
@@ -134,13 +117,13 @@ static int check_allowed(prp_loader *L, PyObject *module, PyObject *name)
 }
 
 /* The same for names that have a slot (or NULL). */
-static inline int check_slot(prp_loader *L, PyObject *module, PyObject *name, name_slot *slot)
+static inline int check_slot(prp_loader *L, prp_context *context, PyObject *module, PyObject *name, prp_name_slot *slot)
 {
     uint32_t number = L->allow_number, place = L->allow_place;
     if (PRP_LIKELY(slot && slot->allowed[place] == number))
         return 0;
-    int refused = check_allowed(L, module, name);
-    if (!refused && slot && number != PRP_NO_SET && slot->module == module && slot->name == name)
+    int refused = check_allowed(L, context, module, name);
+    if (!refused && slot && number != PRP_NO_SET)
         slot->allowed[place] = number;
     return refused;
 }
@@ -150,31 +133,32 @@ static inline int check_slot(prp_loader *L, PyObject *module, PyObject *name, na
 /* The names Python 3 has for what Python 2 called (module, name): new references. */
 static int rename_python2(PyObject **module, PyObject **name)
 {
-    PyObject *pair = PyTuple_Pack(2, *module, *name);
-    PyObject *found = pair ? PyDict_GetItemWithError(name_mapping, pair) : NULL;
+    PyObject *pair = PRP_FOREIGN(PyTuple_Pack(2, *module, *name));
+    PyObject *found = pair ? Py_XNewRef(PRP_FOREIGN(PyDict_GetItemWithError(name_mapping, pair))) : NULL;
     Py_XDECREF(pair);
+    if (!found && PyErr_Occurred())
+        return -1;
     if (found) {
         if (!PyTuple_Check(found) || PyTuple_GET_SIZE(found) != 2 || !PyUnicode_Check(PyTuple_GET_ITEM(found, 0)) ||
             !PyUnicode_Check(PyTuple_GET_ITEM(found, 1))) {
             PyErr_SetString(PyExc_RuntimeError, "_compat_pickle.NAME_MAPPING values should be pairs of str");
+            Py_DECREF(found);
             return -1;
         }
-        *module = PyTuple_GET_ITEM(found, 0);
-        *name = PyTuple_GET_ITEM(found, 1);
-    } else if (PyErr_Occurred()) {
-        return -1;
-    } else {
-        found = PyDict_GetItemWithError(import_mapping, *module);
-        if (found && !PyUnicode_Check(found)) {
-            PyErr_SetString(PyExc_RuntimeError, "_compat_pickle.IMPORT_MAPPING values should be strings");
-            return -1;
-        }
-        if (found)
-            *module = found;
-        else if (PyErr_Occurred())
-            return -1;
+        *module = Py_NewRef(PyTuple_GET_ITEM(found, 0));
+        *name = Py_NewRef(PyTuple_GET_ITEM(found, 1));
+        Py_DECREF(found);
+        return 0;
     }
-    Py_INCREF(*module);
+    found = Py_XNewRef(PRP_FOREIGN(PyDict_GetItemWithError(import_mapping, *module)));
+    if (!found && PyErr_Occurred())
+        return -1;
+    if (found && !PyUnicode_Check(found)) {
+        PyErr_SetString(PyExc_RuntimeError, "_compat_pickle.IMPORT_MAPPING values should be strings");
+        Py_DECREF(found);
+        return -1;
+    }
+    *module = found ? found : Py_NewRef(*module);
     Py_INCREF(*name);
     return 0;
 }
@@ -221,35 +205,54 @@ static PyObject *walk(PyObject *from, PyObject *name)
 #if PY_VERSION_HEX >= 0x030E0000
     if (PyList_GET_SIZE(path) == 1) {
         Py_DECREF(path);
-        return PyObject_GetAttr(from, name);
+        return PRP_FOREIGN(PyObject_GetAttr(from, name));
     }
 #endif
     PyObject *value = Py_NewRef(from);
     for (Py_ssize_t i = 0; value && i < PyList_GET_SIZE(path); i++) {
         PyObject *part = PyList_GET_ITEM(path, i), *next = NULL;
 #if PY_VERSION_HEX >= 0x030E0000
-        next = PyObject_GetAttr(value, part);
+        next = PRP_FOREIGN(PyObject_GetAttr(value, part));
         if (!next && PyErr_ExceptionMatches(PyExc_AttributeError))
             unresolved(from, name);
 #else
         if (PyUnicode_CompareWithASCIIString(part, "<locals>") == 0) {
             unreachable("Can't get local attribute %U on %U", name, from);
         } else {
-            next = PyObject_GetAttr(value, part);
+            next = PRP_FOREIGN(PyObject_GetAttr(value, part));
             if (!next && PyErr_ExceptionMatches(PyExc_AttributeError)) {
                 PyErr_Clear();
                 unreachable("Can't get attribute %U on %U", name, from);
             }
         }
 #endif
-        Py_SETREF(value, next);
+        PRP_FOREIGN_VOID(Py_DECREF(value));
+        value = next;
     }
     Py_DECREF(path);
     return value;
 }
 
+/* Whether a module with this dict may still be in the middle of its import, by this or another thread. */
+static bool is_initializing(PyObject *dict)
+{
+    PyObject *spec = PyDict_GetItemWithError(dict, text_spec);
+    if (!spec || spec == Py_None)
+        return PyErr_Occurred() != NULL;
+    if ((PyObject *)Py_TYPE(spec) != module_spec)
+        return true; /* its attributes may be anybody's code: the import system asks */
+    Py_INCREF(spec);
+    PyObject *initializing = PyObject_GenericGetAttr(spec, text_initializing);
+    bool is = initializing != Py_False;
+    if (!initializing)
+        (void)prp_forgive(PyExc_AttributeError);
+    Py_XDECREF(initializing);
+    Py_DECREF(spec);
+    return is;
+}
+
 /* Borrowed value of a plain attribute of an imported module; NULL without an exception if it is none. */
-static inline PyObject *quick(PyObject *module, PyObject *name, name_slot *slot)
+static inline PyObject *quick(PyObject *module, PyObject *name, prp_name_slot *slot)
 {
     PyObject *modules = PyImport_GetModuleDict(); /* borrowed */
     if (!modules || !PyDict_CheckExact(modules) || !PyUnicode_CheckExact(module) || !PyUnicode_CheckExact(name))
@@ -260,7 +263,10 @@ static inline PyObject *quick(PyObject *module, PyObject *name, name_slot *slot)
     PyObject *found = PyDict_GetItemWithError(modules, module);
     if (!found || !PyModule_CheckExact(found))
         return NULL;
-    PyObject *dict = PyModule_GetDict(found), *value = PyDict_GetItemWithError(dict, name);
+    PyObject *dict = PyModule_GetDict(found);
+    if (is_initializing(dict))
+        return NULL;
+    PyObject *value = PyDict_GetItemWithError(dict, name);
     if (value && slot && version) {
         slot->found = value;
         slot->dict = dict;
@@ -270,38 +276,36 @@ static inline PyObject *quick(PyObject *module, PyObject *name, name_slot *slot)
     return value;
 }
 
-/* The event that a name is about to be looked up. Hooks are anybody's code, and may not see the collector off. */
-static int audit(prp_loader *L, PyObject *module, PyObject *name)
+/* The event that a name is about to be looked up. Hooks are anybody's code. */
+static int audit(prp_loader *L, prp_context *context, PyObject *module, PyObject *name)
 {
-    bool paused = L->collector_paused;
+    bool paused = context && L->collector_paused;
+    if (context && prp_load_foreign(L) < 0)
+        return -1;
+    int refused = PRP_FOREIGN(PySys_Audit("pickle.find_class", "OO", module, name));
     if (paused)
-        prp_load_resume_collector(L);
-    int refused = PySys_Audit("pickle.find_class", "OO", module, name);
-    if (paused)
-        prp_load_pause_collector(L);
+        prp_load_own(L);
     return refused;
 }
 
-/* `slot` remembers what is known about exactly these names; or NULL. */
-static PyObject *find_class(prp_loader *L, PyObject *module, PyObject *name, name_slot *slot)
+/* `slot` is the context's place for exactly these names, or NULL. `context` is NULL if the load, if one is running, did not ask. */
+static PyObject *find_class(prp_loader *L, prp_context *context, PyObject *module, PyObject *name, prp_name_slot *slot)
 {
-    if (audit(L, module, name) < 0)
+    if (audit(L, context, module, name) < 0)
         return NULL;
-    if (slot && (slot->module != module || slot->name != name))
-        slot = NULL; /* the hook has loaded something else */
     bool renamed = L->proto < 3 && L->fix_imports;
     if (renamed && rename_python2(&module, &name) < 0)
         return NULL;
     if (renamed)
         slot = NULL;
     PyObject *value = NULL;
-    if (!L->allow || check_slot(L, module, name, slot) == 0) {
+    if (!L->allow || check_slot(L, context, module, name, slot) == 0) {
         value = Py_XNewRef(quick(module, name, slot));
-        if (!value && !PyErr_Occurred() && prp_load_foreign(L) == 0) {
-            PyObject *imported = PyImport_Import(module);
+        if (!value && !PyErr_Occurred() && (!context || prp_load_foreign(L) == 0)) {
+            PyObject *imported = PRP_FOREIGN(PyImport_Import(module));
             if (imported)
-                value = L->proto >= 4 ? walk(imported, name) : PyObject_GetAttr(imported, name);
-            Py_XDECREF(imported);
+                value = L->proto >= 4 ? walk(imported, name) : PRP_FOREIGN(PyObject_GetAttr(imported, name));
+            PRP_FOREIGN_VOID(Py_XDECREF(imported));
         }
     }
     if (renamed) {
@@ -313,20 +317,20 @@ static PyObject *find_class(prp_loader *L, PyObject *module, PyObject *name, nam
 
 PyObject *prp_load_find_class(prp_loader *L, PyObject *module, PyObject *name)
 {
-    return find_class(L, module, name, NULL);
+    return find_class(L, NULL, module, name, NULL);
 }
 
 /* A find_class that is not ours, bound; NULL without an exception if it is ours. */
 static PyObject *overridden(prp_loader *L)
 {
-    PyObject *method = PyObject_GetAttr(L->self, text_find_class);
+    PyObject *method = prp_load_foreign(L) < 0 ? NULL : PRP_FOREIGN(PyObject_GetAttr(L->self, text_find_class));
     if (method && own_find_class && PyCFunction_CheckExact(method) && PyCFunction_GET_SELF(method) == L->self &&
         PyCFunction_GET_FUNCTION(method) == own_find_class)
         Py_CLEAR(method);
     return method;
 }
 
-static PyObject *load_global(prp_loader *L, PyObject *module, PyObject *name, name_slot *slot)
+static PyObject *load_global(prp_loader *L, PyObject *module, PyObject *name, prp_name_slot *slot)
 {
     if (PRP_UNLIKELY(L->custom_find_class)) {
         PyObject *method = overridden(L);
@@ -335,20 +339,20 @@ static PyObject *load_global(prp_loader *L, PyObject *module, PyObject *name, na
             bool renamed = L->allow && L->proto < 3 && L->fix_imports;
             /* Safe mode holds whatever the override does with the names. */
             if (!renamed || rename_python2(&m, &n) == 0) {
-                if ((!L->allow || check_allowed(L, m, n) == 0) && prp_load_foreign(L) == 0)
-                    value = PyObject_CallFunctionObjArgs(method, module, name, NULL);
+                if (!L->allow || check_allowed(L, L->context, m, n) == 0)
+                    value = PRP_FOREIGN(PyObject_CallFunctionObjArgs(method, module, name, NULL));
                 if (renamed) {
                     Py_DECREF(m);
                     Py_DECREF(n);
                 }
             }
-            Py_DECREF(method);
+            PRP_FOREIGN_VOID(Py_DECREF(method));
             return value;
         }
         if (PyErr_Occurred())
             return NULL;
     }
-    return find_class(L, module, name, slot);
+    return find_class(L, L->context, module, name, slot);
 }
 
 /* The bytes of a name mixed in, eight at a time, the last ones perhaps twice. */
@@ -368,38 +372,29 @@ static inline uint64_t mix(uint64_t mixed, const uint8_t *text, size_t n)
     return (mixed ^ word) * 0x9E3779B97F4A7C15ull;
 }
 
-/* The pair of names for these bytes: borrowed, or NULL with an exception. */
-static name_slot *names_for(const uint8_t *module, size_t module_len, const uint8_t *name, size_t name_len)
+/* The place of this context for the names of these bytes, or NULL with an exception. */
+static prp_name_slot *names_for(prp_context *context, const uint8_t *module, size_t module_len, const uint8_t *name,
+                                size_t name_len)
 {
     uint64_t mixed = mix(mix(module_len, name, name_len), module, module_len);
     uint32_t hash = (uint32_t)((mixed * 0x9E3779B97F4A7C15ull) >> 32);
-    name_slot *slot = &slots[hash % NAME_SLOTS];
+    prp_name_slot *slot = &context->names[hash % PRP_NAME_SLOTS];
     if (slot->module && slot->hash == hash && (size_t)PyUnicode_GET_LENGTH(slot->module) == module_len &&
         (size_t)PyUnicode_GET_LENGTH(slot->name) == name_len &&
         memcmp(PyUnicode_1BYTE_DATA(slot->module), module, module_len) == 0 &&
         memcmp(PyUnicode_1BYTE_DATA(slot->name), name, name_len) == 0)
         return slot;
-    static name_slot uncached;
     PyObject *m = prp_load_utf8(module, module_len), *n = m ? prp_load_utf8(name, name_len) : NULL;
     if (!n) {
         Py_XDECREF(m);
         return NULL;
     }
-    if (module_len <= NAME_BYTES && name_len <= NAME_BYTES && PyUnicode_IS_COMPACT_ASCII(m) &&
-        PyUnicode_IS_COMPACT_ASCII(n)) {
-        slot->hash = hash;
-        slot->settled = false;
-        slot->found = NULL;
-        memset(slot->allowed, 0, sizeof(slot->allowed));
-    } else {
-        slot = &uncached;
-        slot->settled = true;
-        slot->found = NULL;
-        memset(slot->allowed, 0, sizeof(slot->allowed));
-    }
+    bool kept = module_len <= NAME_BYTES && name_len <= NAME_BYTES && PyUnicode_IS_COMPACT_ASCII(m) &&
+                PyUnicode_IS_COMPACT_ASCII(n);
+    if (!kept)
+        slot = &context->no_name;
     PyObject *old_module = slot->module, *old_name = slot->name;
-    slot->module = m;
-    slot->name = n;
+    *slot = (prp_name_slot){.hash = hash, .settled = !kept, .module = m, .name = n};
     Py_XDECREF(old_module);
     Py_XDECREF(old_name);
     return slot;
@@ -408,23 +403,21 @@ static name_slot *names_for(const uint8_t *module, size_t module_len, const uint
 PyObject *prp_load_global_bytes(prp_loader *L, const uint8_t *module, size_t module_len, const uint8_t *name,
                                 size_t name_len, PyObject **module_text, PyObject **name_text)
 {
-    name_slot *slot = names_for(module, module_len, name, name_len);
+    prp_name_slot *slot = names_for(L->context, module, module_len, name, name_len);
     if (!slot)
         return NULL;
-    /* Owned from here on: what is called below may load something else and reuse the slot. */
-    PyObject *m = Py_NewRef(slot->module), *n = Py_NewRef(slot->name);
-    PyObject *value = load_global(L, m, n, slot);
-    if (value && !slot->settled && slot->module == m && slot->name == n) {
-        PyUnicode_InternInPlace(&slot->module);
-        PyUnicode_InternInPlace(&slot->name);
-        slot->settled = true;
-    }
+    /* No other load uses this context, so the slot keeps these names. */
+    PyObject *m = slot->module, *n = slot->name, *value = load_global(L, m, n, slot);
+    assert(slot->module == m && slot->name == n);
     if (value && module_text)
         *module_text = Py_NewRef(m);
     if (value && name_text)
         *name_text = Py_NewRef(n);
-    Py_DECREF(m);
-    Py_DECREF(n);
+    if (value && PRP_UNLIKELY(!slot->settled)) {
+        PyUnicode_InternInPlace(&slot->module);
+        PyUnicode_InternInPlace(&slot->name);
+        slot->settled = true;
+    }
     return value;
 }
 
@@ -459,18 +452,18 @@ PyObject *prp_load_extension(prp_loader *L, long code)
     /* The cache holds objects, not names; with safe mode, or a find_class that may be overridden, the name is asked again. */
     bool cached = !L->allow && !L->custom_find_class;
     if (cached)
-        value = Py_XNewRef(PyDict_GetItemWithError(extension_cache, key));
+        value = Py_XNewRef(PRP_FOREIGN(PyDict_GetItemWithError(extension_cache, key)));
     if (!value && PyErr_Occurred())
         goto done;
-    pair = Py_XNewRef(PyDict_GetItemWithError(inverted_registry, key));
+    pair = Py_XNewRef(PRP_FOREIGN(PyDict_GetItemWithError(inverted_registry, key)));
     if (!pair && PyErr_Occurred()) {
         Py_CLEAR(value);
         goto done;
     }
     if (value) {
         if (pair && PyTuple_Check(pair) && PyTuple_GET_SIZE(pair) == 2 &&
-            audit(L, PyTuple_GET_ITEM(pair, 0), PyTuple_GET_ITEM(pair, 1)) < 0)
-            Py_CLEAR(value);
+            audit(L, L->context, PyTuple_GET_ITEM(pair, 0), PyTuple_GET_ITEM(pair, 1)) < 0)
+            prp_load_clear(&value);
         goto done;
     }
     if (!pair) {
@@ -483,17 +476,19 @@ PyObject *prp_load_extension(prp_loader *L, long code)
         goto done;
     }
     value = prp_load_global(L, PyTuple_GET_ITEM(pair, 0), PyTuple_GET_ITEM(pair, 1));
-    if (value && cached && PyDict_SetItem(extension_cache, key, value) < 0)
-        Py_CLEAR(value);
+    if (value && cached && (prp_load_foreign(L) < 0 || PRP_FOREIGN(PyDict_SetItem(extension_cache, key, value)) < 0))
+        prp_load_clear(&value);
 done:
-    Py_XDECREF(pair);
+    PRP_FOREIGN_VOID(Py_XDECREF(pair));
     Py_DECREF(key);
     return value;
 }
 
 PyObject *prp_load_persistent(prp_loader *L, PyObject *pid)
 {
-    PyObject *method = L->self ? PyObject_GetAttr(L->self, text_persistent_load) : NULL;
+    if (prp_load_foreign(L) < 0)
+        return NULL;
+    PyObject *method = L->self ? PRP_FOREIGN(PyObject_GetAttr(L->self, text_persistent_load)) : NULL;
     if (!method) {
         if (L->self && !PyErr_ExceptionMatches(PyExc_AttributeError))
             return NULL;
@@ -501,7 +496,7 @@ PyObject *prp_load_persistent(prp_loader *L, PyObject *pid)
         return prp_load_malformed("A load persistent id instruction was encountered, "
                                   "but no persistent_load function was specified.");
     }
-    PyObject *value = prp_load_foreign(L) < 0 ? NULL : PyObject_CallOneArg(method, pid);
-    Py_DECREF(method);
+    PyObject *value = PRP_FOREIGN(PyObject_CallOneArg(method, pid));
+    PRP_FOREIGN_VOID(Py_DECREF(method));
     return value;
 }

@@ -14,22 +14,25 @@ void prp_load_drop_chunk(prp_loader *L)
 {
     PyObject *owner = L->chunk_owner;
     L->chunk_owner = NULL;
-    if (L->chunk_view.obj)
-        PyBuffer_Release(&L->chunk_view);
+    Py_buffer view = L->chunk_view;
+    L->chunk_view.obj = NULL;
     L->p = L->end = L->chunk = L->beyond = NULL;
     L->peeked = false;
-    Py_XDECREF(owner);
+    if (view.obj)
+        PRP_FOREIGN_VOID(PyBuffer_Release(&view));
+    PRP_FOREIGN_VOID(Py_XDECREF(owner));
 }
 
 /* Takes over `data`, what a method of the file returned, as the chunk. */
 static int take_chunk(prp_loader *L, PyObject *data, bool peeked)
 {
+    Py_buffer view;
     prp_load_drop_chunk(L);
-    if (PyObject_GetBuffer(data, &L->chunk_view, PyBUF_CONTIG_RO) < 0) {
-        L->chunk_view.obj = NULL;
-        Py_DECREF(data);
+    if (PRP_FOREIGN(PyObject_GetBuffer(data, &view, PyBUF_CONTIG_RO)) < 0) {
+        PRP_FOREIGN_VOID(Py_DECREF(data));
         return -1;
     }
+    L->chunk_view = view;
     L->chunk_owner = data;
     L->p = L->chunk = L->chunk_view.buf;
     L->end = L->p + L->chunk_view.len;
@@ -42,7 +45,7 @@ static PyObject *call_read(prp_loader *L, size_t n)
     if (prp_load_foreign(L) < 0)
         return NULL;
     PyObject *size = PyLong_FromSize_t(n);
-    PyObject *data = size ? PyObject_CallOneArg(L->read, size) : NULL;
+    PyObject *data = size ? PRP_FOREIGN(PyObject_CallOneArg(L->read, size)) : NULL;
     Py_XDECREF(size);
     return data;
 }
@@ -57,7 +60,7 @@ static int skip_consumed(prp_loader *L)
     if (consumed == 0)
         return 0;
     PyObject *data = call_read(L, consumed);
-    Py_XDECREF(data);
+    PRP_FOREIGN_VOID(Py_XDECREF(data));
     return data ? 0 : -1;
 }
 
@@ -69,13 +72,13 @@ int prp_load_settle(prp_loader *L)
 /* `n` bytes as a new object, in pieces; less only at the end of the file. */
 static PyObject *read_in_pieces(prp_loader *L, size_t n)
 {
-    PyObject *parts = PyList_New(0);
+    PyObject *parts = PRP_FOREIGN(PyList_New(0));
     size_t got = 0, piece = FIRST_PIECE;
     while (parts && got < n) {
         size_t want = n - got < piece ? n - got : piece;
         PyObject *data = call_read(L, want);
-        PyObject *bytes = data ? PyBytes_FromObject(data) : NULL;
-        Py_XDECREF(data);
+        PyObject *bytes = data ? PRP_FOREIGN(PyBytes_FromObject(data)) : NULL;
+        PRP_FOREIGN_VOID(Py_XDECREF(data));
         if (!bytes || PyList_Append(parts, bytes) < 0) {
             Py_XDECREF(bytes);
             Py_CLEAR(parts);
@@ -158,7 +161,8 @@ int prp_load_refill(prp_loader *L, size_t need)
             return -1;
     } else {
         if (L->peek && need < PEEK_SIZE) {
-            PyObject *data = prp_load_foreign(L) < 0 ? NULL : PyObject_CallFunction(L->peek, "i", PEEK_SIZE);
+            PyObject *data =
+                prp_load_foreign(L) < 0 ? NULL : PRP_FOREIGN(PyObject_CallFunction(L->peek, "i", PEEK_SIZE));
             if (data) {
                 if (take_chunk(L, data, true) < 0)
                     return -1;
@@ -169,7 +173,7 @@ int prp_load_refill(prp_loader *L, size_t need)
                 if (!PyErr_ExceptionMatches(PyExc_NotImplementedError))
                     return -1;
                 PyErr_Clear();
-                Py_CLEAR(L->peek);
+                prp_load_clear(&L->peek);
             }
         }
         PyObject *data = read_exactly(L, need);
@@ -193,7 +197,9 @@ Py_ssize_t prp_load_line(prp_loader *L, const char **line)
         PyObject *rest = NULL;
         if (!L->peeked && L->p < L->end && !(rest = PyBytes_FromStringAndSize((const char *)L->p, L->end - L->p)))
             return -1;
-        PyObject *data = prp_load_foreign(L) < 0 || skip_consumed(L) < 0 ? NULL : PyObject_CallNoArgs(L->readline);
+        PyObject *data = NULL;
+        if (prp_load_foreign(L) == 0 && skip_consumed(L) == 0)
+            data = PRP_FOREIGN(PyObject_CallNoArgs(L->readline));
         if (data && rest) {
             PyBytes_Concat(&rest, data);
             Py_SETREF(data, rest);
@@ -228,34 +234,42 @@ static int resize(PyObject **obj, size_t n)
     return 0;
 }
 
-/* Reads up to `n` bytes of the file to `to`; how many, or -1. */
-static Py_ssize_t read_into(prp_loader *L, char *to, size_t n)
+/* Reads up to `n` bytes of the file to `to`, which is memory of `owner`; how many, or -1. */
+static Py_ssize_t read_into(prp_loader *L, PyObject *owner, char *to, size_t n)
 {
     if (L->readinto) {
         if (prp_load_foreign(L) < 0)
             return -1;
         PyObject *view = PyMemoryView_FromMemory(to, (Py_ssize_t)n, PyBUF_WRITE);
-        PyObject *count = view ? PyObject_CallOneArg(L->readinto, view) : NULL;
+        PyObject *count = view ? PRP_FOREIGN(PyObject_CallOneArg(L->readinto, view)) : NULL;
         if (!count && view && PyErr_ExceptionMatches(PyExc_NotImplementedError)) {
             PyErr_Clear();
-            Py_CLEAR(L->readinto);
+            prp_load_clear(&L->readinto);
         } else {
-            Py_ssize_t got = count ? PyNumber_AsSsize_t(count, PyExc_ValueError) : -1;
-            /* The view must not outlive the memory it shows, whoever kept it. */
-            if (view) {
+            Py_ssize_t got = count ? PRP_FOREIGN(PyNumber_AsSsize_t(count, PyExc_ValueError)) : -1;
+            /* No view may outlive the memory that it shows. Where the file kept one, the memory stays for good. */
+            if (view && ((PyMemoryViewObject *)view)->mbuf->exports > 1) {
+                Py_INCREF(owner);
+                if (!PyErr_Occurred())
+                    PyErr_SetString(PyExc_BufferError,
+                                    "readinto() of the file kept a view of the memory that it was given");
+                got = -1;
+            } else if (view) {
                 PyObject *type, *value, *traceback;
                 PyErr_Fetch(&type, &value, &traceback);
                 PyObject *released = PyObject_CallMethod(view, "release", NULL);
-                if (!released && !type) {
+                if (!released) {
+                    Py_INCREF(owner);
                     got = -1;
-                } else {
+                }
+                if (released || type) {
                     PyErr_Clear();
                     PyErr_Restore(type, value, traceback);
                 }
                 Py_XDECREF(released);
             }
-            Py_XDECREF(view);
-            Py_XDECREF(count);
+            PRP_FOREIGN_VOID(Py_XDECREF(view));
+            PRP_FOREIGN_VOID(Py_XDECREF(count));
             if (got < 0 && !PyErr_Occurred())
                 PyErr_SetString(PyExc_ValueError, "readinto() returned negative size");
             if (got > (Py_ssize_t)n) {
@@ -271,12 +285,12 @@ static Py_ssize_t read_into(prp_loader *L, char *to, size_t n)
         return -1;
     Py_buffer view;
     Py_ssize_t got = -1;
-    if (PyObject_GetBuffer(data, &view, PyBUF_CONTIG_RO) == 0) {
+    if (PRP_FOREIGN(PyObject_GetBuffer(data, &view, PyBUF_CONTIG_RO)) == 0) {
         got = view.len < (Py_ssize_t)n ? view.len : (Py_ssize_t)n;
         memcpy(to, view.buf, (size_t)got);
-        PyBuffer_Release(&view);
+        PRP_FOREIGN_VOID(PyBuffer_Release(&view));
     }
-    Py_DECREF(data);
+    PRP_FOREIGN_VOID(Py_DECREF(data));
     return got;
 }
 
@@ -307,7 +321,7 @@ PyObject *prp_load_bytes(prp_loader *L, size_t n, bool mutable_)
         return NULL;
     }
     for (;;) {
-        Py_ssize_t more = read_into(L, writable_data(result) + got, room - got);
+        Py_ssize_t more = read_into(L, result, writable_data(result) + got, room - got);
         if (more < 0 || (size_t)more < room - got) {
             if (more >= 0)
                 prp_load_truncated();

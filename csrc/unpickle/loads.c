@@ -3,7 +3,7 @@
  * Loading a small object takes no longer than a general parser of keyword arguments does, so names are compared by identity first
  * (the compiler interns them at the call) and options that are not given cost nothing.
  */
-#include "unpickler.h"
+#include "context.h"
 
 enum { FIX_IMPORTS, ENCODING, ERRORS, BUFFERS, ALLOW, OPTIONS };
 
@@ -52,7 +52,7 @@ static PRP_COLD int set_options(prp_loader *L, PyObject *const *given_values, Py
         (values[ALLOW] && prp_loader_set_allow(L, values[ALLOW]) < 0))
         return -1;
     if (values[FIX_IMPORTS]) {
-        int truth = PyObject_IsTrue(values[FIX_IMPORTS]);
+        int truth = PRP_FOREIGN(PyObject_IsTrue(values[FIX_IMPORTS]));
         if (truth < 0)
             return -1;
         L->fix_imports = truth;
@@ -73,10 +73,11 @@ static inline bool set_usual(prp_loader *L, PyObject *const *values, PyObject *k
     }
     if (i < n && PyTuple_GET_ITEM(kwnames, i) == option_names[ALLOW]) {
         allow = values[i++];
-        uint32_t place = prp_load_last_set;
-        L->allow_number = prp_load_kept_sets[place].number;
+        uint32_t place = L->context->last_set;
+        const prp_kept_set *kept = &L->context->sets[place];
+        L->allow_number = kept->number;
         L->allow_place = place;
-        if (allow != prp_load_kept_sets[place].set) {
+        if (allow != kept->set) {
             if (allow != Py_None)
                 return false;
             allow = NULL;
@@ -97,11 +98,11 @@ static PyObject *load_memory(prp_loader *L, PyObject *data)
         return prp_load(L);
     }
     Py_buffer view;
-    if (PyObject_GetBuffer(data, &view, PyBUF_CONTIG_RO) < 0)
+    if (PRP_FOREIGN(PyObject_GetBuffer(data, &view, PyBUF_CONTIG_RO)) < 0)
         return NULL;
     prp_loader_memory(L, view.buf, (size_t)view.len);
     PyObject *value = prp_load(L);
-    PyBuffer_Release(&view);
+    PRP_FOREIGN_VOID(PyBuffer_Release(&view));
     return value;
 }
 

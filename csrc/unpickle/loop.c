@@ -72,29 +72,29 @@ static inline int peek_memo(prp_loader *L, const uint8_t *p, const uint8_t *end,
 
 /* Container opcodes: after EMPTY_LIST or EMPTY_DICT at `p`, if a MARK follows, pushes the pending container and the mark, and
  * returns the length of what was taken; 0 if it is to be made at once; -1. */
-static inline int push_pending(prp_loader *L, const uint8_t *p, const uint8_t *end, prp_mark_kind kind, prp_plan *plan)
+static inline int push_pending(prp_loader *L, const uint8_t *p, const uint8_t *end, prp_mark_kind kind,
+                               const prp_plan *plan)
 {
     Py_ssize_t memo;
     int taken = peek_memo(L, p, end, L->memo.used, &memo);
     if (p + taken >= end || p[taken] != OP_MARK)
         return 0;
-    if (PRP_LIKELY(memo >= 0 && memo == L->memo.top && memo == L->memo.used && memo < L->memo.capacity &&
-                   !L->memo.sparse)) {
-        L->memo.entries[L->memo.top++] = (PyObject *)((uintptr_t)L->mark_count << 2 | PRP_MEMO_TAG_PENDING);
-        L->memo.used++;
-    } else if (memo >= 0) {
-        int put = prp_load_memo_put_tag(L, (size_t)memo, (uintptr_t)L->mark_count << 2 | PRP_MEMO_TAG_PENDING);
-        if (put <= 0)
-            return put;
-    }
+    prp_load_memo *m = &L->memo;
+    bool next = memo == m->top && memo == m->used && memo < m->capacity && !m->sparse;
+    /* An index that is used again drops an object, which may run code: that is for the opcodes. */
+    if (memo >= 0 && PRP_UNLIKELY(!next) && !prp_load_memo_reserve(m, (size_t)memo))
+        return 0;
     if (PRP_UNLIKELY(L->sp == L->limit) && prp_load_grow_stack(L) < 0)
         return -1;
     *L->sp++ = NULL;
     if (prp_load_push_mark(L, kind, memo, plan) < 0) {
         L->sp--;
-        if (memo >= 0)
-            L->memo.entries[memo] = NULL;
         return -1;
+    }
+    if (memo >= 0) {
+        m->entries[memo] = (PyObject *)((uintptr_t)(L->mark_count - 1) << 2 | PRP_MEMO_TAG_PENDING);
+        m->top += next;
+        m->used++;
     }
     return taken + 1;
 }
@@ -108,12 +108,18 @@ static inline Py_ssize_t push_state(prp_loader *L, const uint8_t *p, const uint8
     const uint8_t *q = p + taken;
     if (end - q < 3 || (*q != OP_EMPTY_DICT && (*q != OP_NONE || q[1] != OP_EMPTY_DICT)))
         return 0;
-    prp_plan *plan = prp_plan_for(Py_TYPE(obj));
+    const prp_plan *plan = prp_plan_for(L, Py_TYPE(obj));
+    if (!plan)
+        return -1;
     bool slots = *q == OP_NONE;
     if (plan->learned != (slots ? PRP_LEARNED_SLOTS : PRP_LEARNED_DICT))
         return 0;
-    if (memo >= 0 && prp_load_memo_put(L, (size_t)memo, obj) < 0)
-        return -1;
+    if (memo >= 0) {
+        if (!prp_load_memo_reserve(&L->memo, (size_t)memo))
+            return 0;
+        L->memo.entries[memo] = Py_NewRef(obj);
+        L->memo.used++;
+    }
     if (slots) {
         if (PRP_UNLIKELY(L->sp == L->limit) && prp_load_grow_stack(L) < 0)
             return -1;
@@ -162,45 +168,75 @@ static inline void finish_pending(prp_loader *L, PyObject *made)
     L->stack[mark->at - 1] = made;
     if (mark->memo >= 0 && L->memo.entries[mark->memo] == (PyObject *)((uintptr_t)number << 2 | PRP_MEMO_TAG_PENDING))
         L->memo.entries[mark->memo] = Py_NewRef(made);
+    L->sp = L->stack + mark->at;
     L->mark_count = number;
     L->fence = L->stack + (number ? L->marks[number - 1].at : 0);
 }
 
+/* APPENDS on a list that is real. */
+static int append_above_mark(prp_loader *L)
+{
+    Py_ssize_t at = prp_load_pop_mark(L);
+    return at < 0 ? -1 : prp_load_appends(L, at);
+}
+
 static int finish_list(prp_loader *L)
 {
-    PyObject **first = L->stack + L->marks[L->mark_count - 1].at;
-    Py_ssize_t n = L->sp - first;
-    PyObject *list = prp_load_list_of(first, n);
+    const prp_mark *mark = &L->marks[L->mark_count - 1];
+    Py_ssize_t at = mark->at, n = L->sp - L->stack - at;
+    PyObject *list = PRP_FOREIGN(PyList_New(n));
     if (!list)
         return -1;
-    L->sp = first;
+    if (PRP_UNLIKELY(mark->kind != PRP_MARK_LIST)) {
+        /* Making it ran code that asked the memo for it. */
+        Py_DECREF(list);
+        return append_above_mark(L);
+    }
+    if (n)
+        memcpy(((PyListObject *)list)->ob_item, L->stack + at, (size_t)n * sizeof(PyObject *));
     finish_pending(L, list);
     return 0;
 }
 
+/* The elements from `at` on are the pairs of a dict that is real: they go into it, one after the other. */
+static int fill_below(prp_loader *L, Py_ssize_t at)
+{
+    if (prp_load_dict_fill(L, L->stack[at - 1], L->stack + at, (L->sp - L->stack - at) / 2) < 0)
+        return -1;
+    return prp_load_clear_stack(L, at);
+}
+
 static int finish_dict(prp_loader *L)
 {
-    Py_ssize_t number = L->mark_count - 1;
-    prp_mark *mark = &L->marks[number];
-    PyObject **first = L->stack + mark->at;
-    Py_ssize_t at = mark->at, n = L->sp - first;
+    const prp_mark *mark = &L->marks[L->mark_count - 1];
+    prp_mark_kind kind = mark->kind;
+    Py_ssize_t at = mark->at;
+    PyObject **first = L->stack + at;
+    Py_ssize_t n = L->sp - first;
     if (n % 2) {
         prp_load_malformed("odd number of items for SETITEMS");
         return -1;
     }
-    PyObject *dict = prp_load_dict_of(L, first, n / 2);
-    if (dict) {
+    bool moved = false;
+    PyObject *dict = prp_load_dict_of(L, first, n / 2, &moved);
+    if (dict && PRP_LIKELY(mark->kind == kind)) {
         finish_pending(L, dict);
-        return 0;
+        int failed = 0;
+        for (Py_ssize_t i = 0; i < n; i++)
+            if (!(moved && i % 2) && prp_load_drop(L, first[i]) < 0)
+                failed = -1;
+        return failed;
     }
-    if (PyErr_Occurred())
+    if (dict) {
+        /* Making it ran code that asked the memo for it. */
+        for (Py_ssize_t i = 1; moved && i < n; i += 2)
+            Py_INCREF(first[i]);
+        Py_DECREF(dict);
+    } else if (PyErr_Occurred()) {
         return -1;
+    }
     /* Real from here on: filling runs code of the keys, and it may be found in the memo. */
-    if (prp_load_pop_mark(L) < 0)
-        return -1;
-    int failed = prp_load_dict_fill(L, L->stack[at - 1], L->stack + at, n / 2);
-    prp_load_clear_stack(L, at);
-    return failed;
+    return prp_load_pop_mark(L) < 0 ? -1 : fill_below(L, at);
 }
 
 static PyObject *load_long(const uint8_t *data, size_t n)
@@ -210,7 +246,7 @@ static PyObject *load_long(const uint8_t *data, size_t n)
 
 static PyObject *stack_tuple(PyObject **first, Py_ssize_t n)
 {
-    PyObject *tuple = PyTuple_New(n);
+    PyObject *tuple = PRP_FOREIGN(PyTuple_New(n));
     if (tuple)
         memcpy(((PyTupleObject *)tuple)->ob_item, first, (size_t)n * sizeof(PyObject *));
     return tuple;
@@ -265,9 +301,10 @@ static PyObject *load_inst(prp_loader *L)
     if (args) {
         L->sp = L->stack + at;
         obj = prp_load_instantiate(L, cls, args);
-        Py_DECREF(args);
+        PRP_FOREIGN_VOID(Py_DECREF(args));
     }
-    Py_DECREF(cls);
+    PRP_FOREIGN_VOID(Py_DECREF(cls));
+    prp_load_own(L);
     return obj;
 }
 
@@ -285,8 +322,9 @@ static PyObject *load_obj(prp_loader *L)
         return NULL;
     L->sp = L->stack + at;
     PyObject *cls = *L->sp, *obj = prp_load_instantiate(L, cls, args);
-    Py_DECREF(cls);
-    Py_DECREF(args);
+    PRP_FOREIGN_VOID(Py_DECREF(cls));
+    PRP_FOREIGN_VOID(Py_DECREF(args));
+    prp_load_own(L);
     return obj;
 }
 
@@ -301,8 +339,9 @@ static PyObject *load_frozenset(prp_loader *L)
     if (!items)
         return NULL;
     L->sp = L->stack + at;
-    PyObject *set = PyFrozenSet_New(items);
-    Py_DECREF(items);
+    PyObject *set = PRP_FOREIGN(PyFrozenSet_New(items));
+    PRP_FOREIGN_VOID(Py_DECREF(items));
+    prp_load_own(L);
     return set;
 }
 
@@ -314,10 +353,9 @@ static PyObject *load_dict(prp_loader *L)
     Py_ssize_t n = L->sp - L->stack - at;
     if (n % 2)
         return prp_load_malformed("odd number of items for DICT");
-    PyObject *dict = PyDict_New();
-    if (dict && prp_load_dict_fill(L, dict, L->stack + at, n / 2) < 0)
+    PyObject *dict = PRP_FOREIGN(PyDict_New());
+    if (dict && (prp_load_dict_fill(L, dict, L->stack + at, n / 2) < 0 || prp_load_clear_stack(L, at) < 0))
         Py_CLEAR(dict);
-    prp_load_clear_stack(L, at);
     return dict;
 }
 
@@ -333,9 +371,10 @@ static PyObject *load_newobj(prp_loader *L, bool ex)
     PyObject *obj = !ex && PyTuple_CheckExact(args)
                         ? prp_load_new_fused(L, cls, ((PyTupleObject *)args)->ob_item, PyTuple_GET_SIZE(args), args)
                         : prp_load_new(L, cls, args, kwargs, ex);
-    Py_XDECREF(kwargs);
-    Py_DECREF(args);
-    Py_DECREF(cls);
+    PyObject *used[3] = {cls, args, kwargs};
+    for (int i = 0; i < 2 + ex; i++)
+        if (prp_load_drop(L, used[i]) < 0)
+            Py_CLEAR(obj);
     return obj;
 }
 
@@ -350,8 +389,10 @@ static PyObject *load_stack_global(prp_loader *L)
         value = prp_load_global(L, module, name);
     else
         prp_load_malformed("STACK_GLOBAL requires str");
-    Py_DECREF(module);
-    Py_DECREF(name);
+    if (prp_load_drop(L, module) < 0)
+        Py_CLEAR(value);
+    if (prp_load_drop(L, name) < 0)
+        Py_CLEAR(value);
     return value;
 }
 
@@ -383,8 +424,8 @@ static PyObject *fused_global(prp_loader *L, const uint8_t *p, const uint8_t *en
     return value;
 }
 
-/* The member that `type(int)` is, if the opcodes of that call follow and it is known at once: borrowed, and *p is moved. */
-static inline PyObject *whole_enum(PyTypeObject *type, const uint8_t **at, const uint8_t *end)
+/* The member that `type(int)` is, if the opcodes of that call follow and it is known at once: new reference, and *p is moved. */
+static inline PyObject *whole_enum(prp_loader *L, PyTypeObject *type, const uint8_t **at, const uint8_t *end)
 {
     const uint8_t *p = *at;
     uint32_t value;
@@ -401,7 +442,7 @@ static inline PyObject *whole_enum(PyTypeObject *type, const uint8_t **at, const
     }
     if (p[0] != OP_TUPLE1 || p[1] != OP_REDUCE)
         return NULL;
-    PyObject *member = prp_load_enum_member(type, value);
+    PyObject *member = prp_load_enum_member(L, type, value);
     if (member)
         *at = p + 2;
     return member;
@@ -717,15 +758,13 @@ static PyObject *run(prp_loader *L)
             } else {
                 HAVE(1);
                 PyObject *dropped = *--sp;
-                SAVE();
-                Py_DECREF(dropped);
+                CALL(prp_load_drop(L, dropped));
             }
             continue;
         case OP_POP_MARK: {
             Py_ssize_t at;
             CALL(at = prp_load_pop_mark(L));
-            prp_load_clear_stack(L, at);
-            RELOAD();
+            CALL(prp_load_clear_stack(L, at));
             KEYED();
             continue;
         }
@@ -745,7 +784,7 @@ static PyObject *run(prp_loader *L)
                 sp = L->sp;
                 keyed = -1;
             } else {
-                PUSH(PyList_New(0));
+                PUSH(PRP_FOREIGN(PyList_New(0)));
             }
             continue;
         }
@@ -759,12 +798,12 @@ static PyObject *run(prp_loader *L)
                 sp = L->sp;
                 keyed = sp - L->stack;
             } else {
-                PUSH(PyDict_New());
+                PUSH(PRP_FOREIGN(PyDict_New()));
             }
             continue;
         }
         case OP_EMPTY_SET:
-            PUSH(PySet_New(NULL));
+            PUSH(PRP_FOREIGN(PySet_New(NULL)));
             continue;
         case OP_EMPTY_TUPLE:
             if (p < end && *p == OP_NEWOBJ && sp > L->fence) {
@@ -776,8 +815,7 @@ static PyObject *run(prp_loader *L)
                 RELOAD();
                 PyObject *cls = sp[-1];
                 sp[-1] = obj;
-                SAVE();
-                Py_DECREF(cls);
+                CALL(prp_load_drop(L, cls));
                 Py_ssize_t taken = push_state(L, p, end, obj);
                 if (taken < 0)
                     goto failed;
@@ -813,11 +851,15 @@ static PyObject *run(prp_loader *L)
                     goto failed;
                 prp_load_own(L);
                 RELOAD();
+                PyObject *callable = sp[-n - 1];
+                sp[-n - 1] = obj;
+                SAVE();
+                int failed = 0;
                 for (; n > 0; n--)
-                    Py_DECREF(*(L->sp = --sp));
-                PyObject *callable = sp[-1];
-                sp[-1] = obj;
-                Py_DECREF(callable);
+                    failed |= prp_load_drop(L, *(L->sp = --sp));
+                failed |= prp_load_drop(L, callable);
+                if (PRP_UNLIKELY(failed))
+                    goto failed;
                 if (!reduce) {
                     Py_ssize_t taken = push_state(L, p, end, obj);
                     if (taken < 0)
@@ -839,7 +881,7 @@ static PyObject *run(prp_loader *L)
             Py_ssize_t at;
             CALL(at = prp_load_pop_mark(L));
             Py_ssize_t n = sp - L->stack - at;
-            PyObject *list = prp_load_list_of(sp - n, n);
+            PyObject *list = PRP_FOREIGN(prp_load_list_of(sp - n, n));
             if (!list)
                 goto failed_saved;
             sp -= n;
@@ -859,13 +901,10 @@ static PyObject *run(prp_loader *L)
             CALL(prp_load_appends(L, sp - L->stack - 1));
             continue;
         case OP_APPENDS:
-            if (L->mark_count && L->marks[L->mark_count - 1].kind == PRP_MARK_LIST) {
+            if (L->mark_count && L->marks[L->mark_count - 1].kind == PRP_MARK_LIST)
                 CALL(finish_list(L));
-            } else {
-                Py_ssize_t at;
-                CALL(at = prp_load_pop_mark(L));
-                CALL(prp_load_appends(L, at));
-            }
+            else
+                CALL(append_above_mark(L));
             KEYED();
             continue;
         case OP_SETITEM:
@@ -920,9 +959,11 @@ static PyObject *run(prp_loader *L)
                 continue;
             }
             if (PyType_Check(value)) {
-                PyObject *member = whole_enum((PyTypeObject *)value, &p, end);
-                if (member)
-                    value = member;
+                PyObject *member = whole_enum(L, (PyTypeObject *)value, &p, end);
+                if (member) {
+                    PUSH(member);
+                    continue;
+                }
             }
             PUSH_BORROWED(value);
             continue;
@@ -958,6 +999,7 @@ static PyObject *run(prp_loader *L)
         /* ---- globals, calls, instances ---- */
         case OP_GLOBAL:
             CALL_PUSH(text_global(L));
+            prp_load_own(L);
             continue;
         case OP_STACK_GLOBAL:
             CALL_PUSH(load_stack_global(L));
@@ -967,16 +1009,19 @@ static PyObject *run(prp_loader *L)
             NEED(1);
             p++;
             CALL_PUSH(prp_load_extension(L, p[-1]));
+            prp_load_own(L);
             continue;
         case OP_EXT2:
             NEED(2);
             p += 2;
             CALL_PUSH(prp_load_extension(L, (long)le16(p - 2)));
+            prp_load_own(L);
             continue;
         case OP_EXT4:
             NEED(4);
             p += 4;
             CALL_PUSH(prp_load_extension(L, (int32_t)le32(p - 4)));
+            prp_load_own(L);
             continue;
         case OP_REDUCE: {
             HAVE(2);
@@ -989,8 +1034,8 @@ static PyObject *run(prp_loader *L)
             PyObject *args = *--sp, *callable = sp[-1];
             sp[-1] = obj;
             SAVE();
-            Py_DECREF(args);
-            Py_DECREF(callable);
+            if (prp_load_drop(L, args) | prp_load_drop(L, callable))
+                goto failed;
             continue;
         }
         case OP_NEWOBJ:
@@ -1032,7 +1077,8 @@ static PyObject *run(prp_loader *L)
                 goto failed;
             }
             PyObject *obj = prp_load_persistent(L, pid);
-            Py_DECREF(pid);
+            PRP_FOREIGN_VOID(Py_DECREF(pid));
+            prp_load_own(L);
             RELOAD();
             PUSH(obj);
             continue;
@@ -1042,7 +1088,8 @@ static PyObject *run(prp_loader *L)
             PyObject *pid = *--sp;
             SAVE();
             PyObject *obj = prp_load_persistent(L, pid);
-            Py_DECREF(pid);
+            PRP_FOREIGN_VOID(Py_DECREF(pid));
+            prp_load_own(L);
             RELOAD();
             PUSH(obj);
             continue;
@@ -1089,25 +1136,36 @@ failed:
 /* The memo of an Unpickler outlives the load: no entry may be a promise. */
 static int settle_memo(prp_loader *L, bool failed)
 {
-    if (!failed) {
-        for (Py_ssize_t i = 0; i < L->mark_count; i++)
-            if (L->marks[i].kind != PRP_MARK_PLAIN && prp_load_make_pending(L, i) < 0)
-                failed = true;
-        failed = failed || prp_load_all_unmade(L) < 0;
-    }
+    for (Py_ssize_t i = 0; !failed && i < L->mark_count; i++)
+        if (L->marks[i].kind != PRP_MARK_PLAIN)
+            failed = prp_load_make_pending(L, i) < 0;
+    failed = failed || prp_load_all_unmade(L) < 0;
     if (failed) {
         for (Py_ssize_t i = 0; i < L->memo.top; i++)
             if (prp_load_tagged(L->memo.entries[i])) {
                 L->memo.entries[i] = NULL;
                 L->memo.used--;
             }
+        L->mark_count = 0; /* no entry is a mark's any more: nothing below makes it one */
+        PyObject *type, *value, *traceback;
+        PyErr_Fetch(&type, &value, &traceback);
         prp_load_drop_unmade(L);
+        PyErr_Restore(type, value, traceback);
     }
     return failed ? -1 : 0;
 }
 
 PyObject *prp_load(prp_loader *L)
 {
+    bool module_function = !L->self;
+    prp_loader *lender = NULL;
+    if (!module_function) {
+        if (!(lender = prp_loader_acquire()))
+            return NULL;
+        L->context = lender->context;
+        if (L->allow)
+            prp_load_know_set(L, L->allow);
+    }
     L->key_hits = L->key_misses = 0;
     L->running = true;
     L->may_pause = L->read || L->end - L->p > SMALL_STREAM;
@@ -1116,14 +1174,15 @@ PyObject *prp_load(prp_loader *L)
     L->may_pause = false;
     if (L->collector_paused)
         prp_load_resume_collector(L);
-    if (!L->pooled) {
-        if (settle_memo(L, !value) < 0 || (value && prp_load_settle(L) < 0))
+    if (module_function) {
+        if (value && L->read && prp_load_settle(L) < 0)
             Py_CLEAR(value);
-        prp_load_clear_stack(L, 0);
-        L->mark_count = 0;
-        L->fence = L->stack;
-    } else if (value && L->read && prp_load_settle(L) < 0) {
-        Py_CLEAR(value);
+    } else {
+        if (settle_memo(L, !value) < 0 || (value && prp_load_settle(L) < 0))
+            prp_load_clear(&value);
+        prp_load_discard_stack(L);
+        L->context = NULL;
+        prp_loader_release(lender);
     }
     L->running = false;
     return value;

@@ -1,13 +1,13 @@
-/* The life of an unpickling machine: made, given options and input, cleared, pooled, freed.
+/* The life of an unpickling machine and of a context: made, given options and input, cleared, kept, freed.
  *
- * The module functions take machines from a pool of a few, so that loading a small object allocates nothing but the object.
- * A machine that goes back keeps its stack and memo if they are small; nothing of the last load stays referenced.
+ * A few idle contexts are kept, the last used on top, so that loading a small object allocates nothing but the object. A machine that
+ * goes back keeps its stack and memo if they are small; nothing of the last load stays referenced.
  */
-#include "unpickler.h"
+#include "context.h"
 
 #include <stdarg.h>
 
-#define POOLED_MACHINES 4
+#define IDLE_CONTEXTS 8
 #define STACK_SLOTS 256
 #define KEEP_STACK_SLOTS 16384
 #define MARKS 32
@@ -15,8 +15,8 @@
 
 PyObject *prp_unpickling_error;
 
-static prp_loader *pool[POOLED_MACHINES];
-static int pooled;
+static prp_context *idle[IDLE_CONTEXTS];
+static int idle_count;
 
 bool prp_load_strict_frames;
 int prp_load_int_base;
@@ -91,35 +91,55 @@ static void set_defaults(prp_loader *L)
     L->array_flags = 0;
 }
 
-prp_loader *prp_loader_new(void)
+/* A zeroed machine gets its scratch memory: 0, or -1 with an exception. */
+static int make_machine(prp_loader *L)
 {
-    prp_loader *L = PyMem_Calloc(1, sizeof(*L));
-    if (!L || !(L->stack = PyMem_Malloc(STACK_SLOTS * sizeof(PyObject *))) ||
-        !(L->marks = PyMem_Malloc(MARKS * sizeof(prp_mark)))) {
-        if (L)
-            PyMem_Free(L->stack);
-        PyMem_Free(L);
+    L->stack = PyMem_Malloc(STACK_SLOTS * sizeof(PyObject *));
+    L->marks = PyMem_Malloc(MARKS * sizeof(prp_mark));
+    if (!L->stack || !L->marks) {
+        PyMem_Free(L->stack);
+        PyMem_Free(L->marks);
         PyErr_NoMemory();
-        return NULL;
+        return -1;
     }
     L->sp = L->fence = L->stack;
     L->limit = L->stack + STACK_SLOTS;
     L->mark_capacity = MARKS;
     L->allow_number = PRP_NO_SET;
     set_defaults(L);
+    return 0;
+}
+
+static void free_machine(prp_loader *L)
+{
+    prp_loader_clear(L);
+    PyMem_Free(L->stack);
+    PyMem_Free(L->marks);
+    PyMem_Free(L->memo.entries);
+    PyMem_Free(L->unmade);
+}
+
+prp_loader *prp_loader_new(void)
+{
+    prp_loader *L = PyMem_Calloc(1, sizeof(*L));
+    if (!L) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    if (make_machine(L) < 0) {
+        PyMem_Free(L);
+        return NULL;
+    }
     return L;
 }
 
 /* Drops every reference. Safe if dropping one runs code that looks at the machine again. */
 void prp_loader_clear(prp_loader *L)
 {
-    prp_load_clear_stack(L, 0);
-    L->mark_count = 0;
-    L->fence = L->stack;
+    prp_load_discard_stack(L);
     prp_load_memo_clear(L, false); /* before the records its tags refer to */
     prp_load_drop_unmade(L);
     prp_load_drop_chunk(L);
-    L->p = L->end = L->chunk = L->beyond = NULL;
     Py_CLEAR(L->read);
     Py_CLEAR(L->readline);
     Py_CLEAR(L->readinto);
@@ -135,31 +155,66 @@ void prp_loader_free(prp_loader *L)
 {
     if (!L)
         return;
-    prp_loader_clear(L);
-    PyMem_Free(L->stack);
-    PyMem_Free(L->marks);
-    PyMem_Free(L->memo.entries);
-    PyMem_Free(L->unmade);
+    free_machine(L);
     PyMem_Free(L);
+}
+
+static prp_context *new_context(void)
+{
+    prp_context *context = PyMem_Calloc(1, sizeof(*context));
+    if (!context) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    if (make_machine(&context->machine) < 0) {
+        PyMem_Free(context);
+        return NULL;
+    }
+    context->machine.context = context;
+    return context;
+}
+
+/* Nobody else can reach the context: destructors that run here may load what they like. */
+static void free_context(prp_context *context)
+{
+    free_machine(&context->machine);
+    for (int i = 0; i < PRP_KEY_SLOTS; i++)
+        Py_XDECREF(context->keys[i].text);
+    for (int i = 0; i < PRP_NAME_SLOTS; i++) {
+        Py_XDECREF(context->names[i].module);
+        Py_XDECREF(context->names[i].name);
+    }
+    Py_XDECREF(context->no_name.module);
+    Py_XDECREF(context->no_name.name);
+    for (int i = 0; i < PRP_FULL_SLOTS; i++) {
+        Py_XDECREF(context->full_names[i].module);
+        Py_XDECREF(context->full_names[i].name);
+        Py_XDECREF(context->full_names[i].full);
+    }
+    for (int i = 0; i < PRP_KEPT_SETS; i++)
+        Py_XDECREF(context->sets[i].set);
+    for (int i = 0; i < PRP_PLAN_SETS; i++)
+        for (int j = 0; j < 2; j++)
+            prp_plan_forget(&context->plans[i][j]);
+    for (int i = 0; i < PRP_PATTERNS; i++)
+        Py_XDECREF(context->patterns[i].dict);
+    PyMem_Free(context);
 }
 
 prp_loader *prp_loader_acquire(void)
 {
-    if (PRP_LIKELY(pooled > 0))
-        return pool[--pooled];
-    prp_loader *L = prp_loader_new();
-    if (L)
-        L->pooled = true;
-    return L;
+    if (PRP_LIKELY(idle_count > 0))
+        return &idle[--idle_count]->machine;
+    prp_context *context = new_context();
+    return context ? &context->machine : NULL;
 }
 
 void prp_loader_release(prp_loader *L)
 {
+    prp_context *context = L->context;
     /* The common load leaves nothing behind but itself. */
-    if (L->sp != L->stack)
-        prp_load_clear_stack(L, 0);
-    L->mark_count = 0;
-    L->fence = L->stack;
+    if (L->sp != L->stack || L->mark_count)
+        prp_load_discard_stack(L);
     if (L->memo.top || L->memo.sparse)
         prp_load_memo_clear(L, true);
     if (L->unmade_count)
@@ -183,11 +238,11 @@ void prp_loader_release(prp_loader *L)
     L->p = L->end = L->chunk = L->beyond = NULL;
     set_defaults(L);
     if (L->limit - L->stack > KEEP_STACK_SLOTS || L->mark_capacity > KEEP_MARKS || L->unmade_capacity > KEEP_MARKS ||
-        pooled == POOLED_MACHINES) {
-        prp_loader_free(L);
+        idle_count == IDLE_CONTEXTS) {
+        free_context(context);
         return;
     }
-    pool[pooled++] = L;
+    idle[idle_count++] = context;
 }
 
 int prp_loader_set_strings(prp_loader *L, PyObject *encoding, PyObject *errors)
@@ -216,7 +271,7 @@ int prp_loader_set_buffers(prp_loader *L, PyObject *buffers)
         kept = NULL;
     else if (PyList_CheckExact(buffers) || PyTuple_CheckExact(buffers))
         kept = Py_NewRef(buffers); /* what their iterators do is done by an index */
-    else if (!(kept = PyObject_GetIter(buffers)))
+    else if (!(kept = PRP_FOREIGN(PyObject_GetIter(buffers))))
         return -1;
     L->buffer_next = 0;
     Py_XSETREF(L->buffers, kept);
@@ -231,7 +286,6 @@ int prp_loader_set_allow(prp_loader *L, PyObject *allow)
         kept = NULL;
     } else if (PRP_LIKELY(PyFrozenSet_CheckExact(allow))) {
         kept = Py_NewRef(allow);
-        prp_load_know_set(L, kept);
     } else if (PyCallable_Check(allow)) {
         kept = Py_NewRef(allow);
     } else if (PyUnicode_Check(allow) || PyBytes_Check(allow)) {
@@ -239,10 +293,12 @@ int prp_loader_set_allow(prp_loader *L, PyObject *allow)
                         "allow must be a collection of \"module:qualname\" names or a predicate, not one string");
         return -1;
     } else {
-        kept = PyFrozenSet_New(allow);
+        kept = PRP_FOREIGN(PyFrozenSet_New(allow));
         if (!kept)
             return -1;
     }
+    if (kept && PyFrozenSet_CheckExact(kept) && L->context)
+        prp_load_know_set(L, kept);
     Py_XSETREF(L->allow, kept);
     return 0;
 }
@@ -260,7 +316,7 @@ int prp_loader_file(prp_loader *L, PyObject *file)
     PyObject *found[4] = {NULL, NULL, NULL, NULL};
     static const char *const names[4] = {"peek", "readinto", "read", "readline"};
     for (int i = 0; i < 4; i++) {
-        found[i] = PyObject_GetAttrString(file, names[i]);
+        found[i] = PRP_FOREIGN(PyObject_GetAttrString(file, names[i]));
         if (!found[i]) {
             if (!PyErr_ExceptionMatches(PyExc_AttributeError))
                 goto failed;
@@ -284,7 +340,8 @@ failed:
 
 int prp_loader_traverse(prp_loader *L, visitproc visit, void *arg)
 {
-    for (PyObject **slot = L->stack; slot < L->sp; slot++)
+    /* The opcode loop keeps the height of the stack to itself. A machine that runs is reachable, and so is what its stack holds. */
+    for (PyObject **slot = L->stack; !L->running && slot < L->sp; slot++)
         Py_VISIT(*slot);
     for (Py_ssize_t i = 0; i < L->memo.top; i++)
         if (!prp_load_tagged(L->memo.entries[i]))

@@ -30,127 +30,140 @@ static int grow(prp_load_memo *memo, size_t index)
     return 0;
 }
 
-/* The entry of an index in the array, made if it is new. NULL without an exception: it belongs to the dict. */
-static PyObject **entry_for(prp_load_memo *memo, size_t index)
+bool prp_load_memo_reserve(prp_load_memo *memo, size_t index)
 {
+    if (memo->sparse)
+        return false; /* it may be there */
     if (index >= (size_t)memo->capacity) {
-        if (!plausible(memo, index) || grow(memo, index) < 0)
-            return NULL;
+        if (!plausible(memo, index))
+            return false;
+        if (grow(memo, index) < 0) {
+            PyErr_Clear(); /* what is left undone says so when it is done the usual way */
+            return false;
+        }
     }
     while ((size_t)memo->top <= index)
         memo->entries[memo->top++] = NULL;
-    PyObject **entry = &memo->entries[index];
-    if (!*entry) {
-        if (memo->sparse) {
-            /* It may have gone to the dict when the array was shorter. */
-            PyObject *key = PyLong_FromSize_t(index);
-            int had = key ? PyDict_Contains(memo->sparse, key) : -1;
-            if (had > 0)
-                had = PyDict_DelItem(memo->sparse, key) < 0 ? -1 : 1;
-            Py_XDECREF(key);
-            if (had < 0)
-                return NULL;
-            memo->used -= had;
-        }
-        memo->used++;
-    }
-    return entry;
+    return !memo->entries[index];
 }
 
-static int put_sparse(prp_load_memo *memo, size_t index, PyObject *value)
+/* What the dict has under an index, taken out of it: 1, *value is the object; 0: nothing; -1. */
+static int take_sparse(prp_load_memo *memo, PyObject *key, PyObject **value)
 {
-    if (PyErr_Occurred() || (!memo->sparse && !(memo->sparse = PyDict_New())))
+    *value = Py_XNewRef(PyDict_GetItemWithError(memo->sparse, key));
+    if (!*value)
+        return PyErr_Occurred() ? -1 : 0;
+    if (PyDict_DelItem(memo->sparse, key) < 0) {
+        Py_CLEAR(*value);
         return -1;
-    PyObject *key = PyLong_FromSize_t(index);
-    int had = key ? PyDict_Contains(memo->sparse, key) : -1;
-    if (had >= 0 && PyDict_SetItem(memo->sparse, key, value) < 0)
-        had = -1;
+    }
+    return 1;
+}
+
+/* Sets an entry; *old is the object that had been there, or NULL: the caller drops it once all is in order. 0 or -1. */
+static int replace(prp_load_memo *memo, size_t index, PyObject *value, PyObject **old)
+{
+    PyObject *key = NULL;
+    *old = NULL;
+    bool array = index < (size_t)memo->capacity || plausible(memo, index);
+    if (array) {
+        if (index >= (size_t)memo->capacity && grow(memo, index) < 0)
+            return -1;
+        while ((size_t)memo->top <= index)
+            memo->entries[memo->top++] = NULL;
+        PyObject *entry = memo->entries[index];
+        if (entry || !memo->sparse) {
+            memo->used += !entry;
+            memo->entries[index] = Py_NewRef(value);
+            *old = prp_load_tagged(entry) ? NULL : entry;
+            return 0;
+        }
+    } else if (!memo->sparse && !(memo->sparse = PRP_FOREIGN(PyDict_New()))) {
+        return -1;
+    }
+    /* It is in the dict, or was, when the array was shorter. Keys are ints, so no code of others runs. */
+    int had = (key = PyLong_FromSize_t(index)) ? take_sparse(memo, key, old) : -1;
+    int failed = had < 0 || (!array && PyDict_SetItem(memo->sparse, key, value) < 0);
     Py_XDECREF(key);
-    if (had == 0)
-        memo->used++;
-    return had < 0 ? -1 : 0;
+    if (had > 0)
+        memo->used--;
+    if (failed)
+        return -1;
+    memo->used++;
+    if (array)
+        memo->entries[index] = Py_NewRef(value);
+    return 0;
 }
 
 int prp_load_memo_put(prp_loader *L, size_t index, PyObject *value)
 {
-    PyObject **entry = entry_for(&L->memo, index);
-    if (!entry)
-        return put_sparse(&L->memo, index, value);
-    PyObject *old = *entry;
-    *entry = Py_NewRef(value);
-    if (!prp_load_tagged(old))
-        Py_XDECREF(old);
-    return 0;
-}
-
-/* 1: done; 0: the index belongs to the dict, which holds no tags; -1. */
-int prp_load_memo_put_tag(prp_loader *L, size_t index, uintptr_t tag)
-{
-    PyObject **entry = entry_for(&L->memo, index);
-    if (!entry)
-        return PyErr_Occurred() ? -1 : 0;
-    PyObject *old = *entry;
-    *entry = (PyObject *)tag;
-    if (!prp_load_tagged(old))
-        Py_XDECREF(old);
-    return 1;
+    PyObject *old;
+    int failed = replace(&L->memo, index, value, &old);
+    if (old && prp_load_drop(L, old) < 0)
+        failed = -1;
+    return failed;
 }
 
 PyObject *prp_load_memo_get_slow(prp_loader *L, size_t index)
 {
-    if (index < (size_t)L->memo.top) {
+    /* Making an object may run code, and the load may go on meanwhile, in another thread: look again each time. */
+    while (index < (size_t)L->memo.top) {
         PyObject *entry = L->memo.entries[index];
-        if (prp_load_tagged(entry)) {
-            Py_ssize_t number = (Py_ssize_t)((uintptr_t)entry >> 2);
-            int made = ((uintptr_t)entry & PRP_MEMO_TAGS) == PRP_MEMO_TAG_PENDING ? prp_load_make_pending(L, number)
-                                                                                  : prp_load_make_unmade(L, number);
-            if (made < 0)
-                return NULL;
-            entry = L->memo.entries[index];
-            assert(!prp_load_tagged(entry));
-        }
-        if (entry)
+        if (!entry)
+            break;
+        if (!prp_load_tagged(entry))
             return Py_NewRef(entry);
+        Py_ssize_t number = (Py_ssize_t)((uintptr_t)entry >> 2);
+        int made = ((uintptr_t)entry & PRP_MEMO_TAGS) == PRP_MEMO_TAG_PENDING ? prp_load_make_pending(L, number)
+                                                                              : prp_load_make_unmade(L, number);
+        if (made < 0)
+            return NULL;
     }
     if (L->memo.sparse) {
         PyObject *key = PyLong_FromSize_t(index);
-        PyObject *value = key ? PyDict_GetItemWithError(L->memo.sparse, key) : NULL;
+        PyObject *value = key ? Py_XNewRef(PyDict_GetItemWithError(L->memo.sparse, key)) : NULL;
         Py_XDECREF(key);
-        if (value)
-            return Py_NewRef(value);
-        if (PyErr_Occurred())
-            return NULL;
+        if (value || PyErr_Occurred())
+            return value;
     }
     return prp_load_malformed("Memo value not found at index %zu", index);
 }
 
+/* Drops what a memo holds that no machine has any more. */
+static void drop_entries(prp_load_memo *memo)
+{
+    for (Py_ssize_t i = memo->top; i-- > 0;)
+        if (!prp_load_tagged(memo->entries[i]))
+            PRP_FOREIGN_VOID(Py_XDECREF(memo->entries[i]));
+    PRP_FOREIGN_VOID(Py_XDECREF(memo->sparse));
+}
+
 void prp_load_memo_clear(prp_loader *L, bool keep_memory)
 {
-    /* Dropping an object may run code that asks for this memo: it must find it consistent at every step. */
-    prp_load_memo *memo = &L->memo;
-    memo->used = 0;
-    while (memo->top > 0) {
-        PyObject *entry = memo->entries[--memo->top];
-        if (!prp_load_tagged(entry))
-            Py_XDECREF(entry);
-    }
-    Py_CLEAR(memo->sparse);
-    if (!keep_memory || memo->capacity > KEEP_ENTRIES) {
-        PyMem_Free(memo->entries);
-        memo->entries = NULL;
-        memo->capacity = 0;
+    /* Dropping an object may run code that uses this memo: it finds an empty one. */
+    prp_load_memo old = L->memo;
+    L->memo = (prp_load_memo){0};
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    drop_entries(&old);
+    PyErr_Restore(type, value, traceback);
+    if (keep_memory && !L->memo.entries && old.capacity <= KEEP_ENTRIES) {
+        L->memo.entries = old.entries;
+        L->memo.capacity = old.capacity;
+    } else {
+        PyMem_Free(old.entries);
     }
 }
 
 /* All entries as a dict from index to object. */
 PyObject *prp_load_memo_copy(prp_loader *L)
 {
-    PyObject *copy = L->memo.sparse ? PyDict_Copy(L->memo.sparse) : PyDict_New();
+    PyObject *copy = L->memo.sparse ? PRP_FOREIGN(PyDict_Copy(L->memo.sparse)) : PRP_FOREIGN(PyDict_New());
     for (Py_ssize_t i = 0; copy && i < L->memo.top; i++) {
         if (!L->memo.entries[i])
             continue;
-        PyObject *key = PyLong_FromSsize_t(i), *value = prp_load_memo_get_slow(L, (size_t)i);
-        if (!key || !value || PyDict_SetItem(copy, key, value) < 0)
+        PyObject *key = PyLong_FromSsize_t(i), *value = key ? prp_load_memo_get_slow(L, (size_t)i) : NULL;
+        if (!value || PyDict_SetItem(copy, key, value) < 0)
             Py_CLEAR(copy);
         Py_XDECREF(key);
         Py_XDECREF(value);
@@ -160,27 +173,31 @@ PyObject *prp_load_memo_copy(prp_loader *L)
 
 int prp_load_memo_replace(prp_loader *L, PyObject *dict)
 {
-    PyObject *key, *value;
-    for (Py_ssize_t pos = 0; PyDict_Next(dict, &pos, &key, &value);) {
-        if (!PyLong_Check(key)) {
-            PyErr_SetString(PyExc_TypeError, "memo key must be integers");
-            return -1;
-        }
-        Py_ssize_t index = PyLong_AsSsize_t(key);
-        if (index < 0) {
-            if (!PyErr_Occurred())
-                PyErr_SetString(PyExc_ValueError, "memo key must be positive integers.");
-            return -1;
-        }
-    }
-    /* A copy, so that nothing dropped below can change what is being read. */
-    PyObject *kept = PyDict_Copy(dict);
+    prp_load_memo made = {0};
+    PyObject *key, *value, *old,
+        *kept = PRP_FOREIGN(PyDict_Copy(dict)); /* nobody else changes a copy while it is read */
     if (!kept)
         return -1;
-    prp_load_memo_clear(L, false);
-    int result = 0;
-    for (Py_ssize_t pos = 0; result == 0 && PyDict_Next(kept, &pos, &key, &value);)
-        result = prp_load_memo_put(L, (size_t)PyLong_AsSsize_t(key), value);
+    int failed = 0;
+    for (Py_ssize_t pos = 0; !failed && PyDict_Next(kept, &pos, &key, &value);) {
+        Py_ssize_t index = -1;
+        if (!PyLong_Check(key))
+            PyErr_SetString(PyExc_TypeError, "memo key must be integers");
+        else if ((index = PyLong_AsSsize_t(key)) < 0 && !PyErr_Occurred())
+            PyErr_SetString(PyExc_ValueError, "memo key must be positive integers.");
+        failed = index < 0 ? -1 : replace(&made, (size_t)index, value, &old);
+        if (!failed)
+            Py_XDECREF(old);
+    }
     Py_DECREF(kept);
-    return result;
+    if (failed) {
+        drop_entries(&made);
+        PyMem_Free(made.entries);
+        return -1;
+    }
+    prp_load_memo before = L->memo;
+    L->memo = made;
+    drop_entries(&before);
+    PyMem_Free(before.entries);
+    return 0;
 }

@@ -2,9 +2,11 @@
  *
  * Each few hundred containers made trigger a collection that visits all of them, some several times, and can find nothing: what a
  * load makes is reachable from its stack. So while only this code runs, the collector is switched off, and it is switched on
- * again before any other code runs, before the GIL can be given up, and at the end. Nobody can see it off, nobody's own
- * switching is undone, and a process that has switched it off keeps it off. What was put off is done by the first collection
- * after it, once.
+ * again before any other code runs (prp_load_foreign, prp_load_drop), before the GIL can be given up, and at the end. Nobody can see
+ * it off, nobody's own switching is undone, and a process that has switched it off keeps it off. The first collection after it makes
+ * up for those that were left out.
+ *
+ * In small streams the collector stays on, so each allocation of a container may run finalizers.
  */
 #include "unpickler.h"
 

@@ -23,11 +23,16 @@ static PyObject *unmade_tag(Py_ssize_t record)
 
 int prp_load_make_pending(prp_loader *L, Py_ssize_t number)
 {
-    prp_mark *mark = &L->marks[number];
-    PyObject *container = mark->kind == PRP_MARK_LIST ? PyList_New(0) : PyDict_New();
+    prp_mark_kind kind = L->marks[number].kind;
+    PyObject *container = kind == PRP_MARK_LIST ? PRP_FOREIGN(PyList_New(0)) : PRP_FOREIGN(PyDict_New());
     if (!container)
         return -1;
-    mark = &L->marks[number]; /* an allocation may collect garbage, which may not touch this machine; but be sure */
+    /* The allocation may have run code that made this one, or that let another thread go on with the load. */
+    prp_mark *mark = &L->marks[number];
+    if (number >= L->mark_count || mark->kind != kind || L->stack[mark->at - 1]) {
+        Py_DECREF(container);
+        return 0;
+    }
     L->stack[mark->at - 1] = container;
     mark->kind = PRP_MARK_PLAIN;
     if (mark->memo >= 0 && mark->memo < L->memo.top && L->memo.entries[mark->memo] == pending_tag(number))
@@ -35,84 +40,114 @@ int prp_load_make_pending(prp_loader *L, Py_ssize_t number)
     return 0;
 }
 
-/* `memo` and `pair` are indices within the memo's array, or -1. `names` is NULL if the attributes lie in the instance's dict. */
-int prp_load_note_unmade(prp_loader *L, PyObject *obj, PyObject *names, Py_ssize_t memo, Py_ssize_t pair)
+int prp_load_reserve_unmade(prp_loader *L)
 {
-    if (L->unmade_count == L->unmade_capacity) {
-        size_t larger = L->unmade_capacity ? (size_t)L->unmade_capacity * 2 : 64;
-        prp_unmade *records = PyMem_Realloc(L->unmade, larger * sizeof(*records));
-        if (!records) {
-            PyErr_NoMemory();
-            return -1;
-        }
-        L->unmade = records;
-        L->unmade_capacity = (Py_ssize_t)larger;
-    }
-    Py_ssize_t number = L->unmade_count;
-    if (pair >= 0 && prp_load_memo_put_tag(L, (size_t)pair, (uintptr_t)unmade_tag(number)) <= 0)
+    if (PRP_LIKELY(L->unmade_count < L->unmade_capacity))
+        return 0;
+    size_t larger = L->unmade_capacity ? (size_t)L->unmade_capacity * 2 : 64;
+    prp_unmade *records = PyMem_Realloc(L->unmade, larger * sizeof(*records));
+    if (!records) {
+        PyErr_NoMemory();
         return -1;
+    }
+    L->unmade = records;
+    L->unmade_capacity = (Py_ssize_t)larger;
+    return 0;
+}
+
+/* `memo` and `pair` are indices within the memo's array, or -1. `names` is NULL if the attributes lie in the instance's dict. */
+void prp_load_note_unmade(prp_loader *L, PyObject *obj, PyObject *names, Py_ssize_t memo, Py_ssize_t pair)
+{
+    /* The attributes are the dict only as long as no other code can run: in a small stream the collector rests from here on. */
+    L->may_pause = true;
+    prp_load_own(L);
+    Py_ssize_t number = L->unmade_count;
     if (memo >= 0)
         L->memo.entries[memo] = unmade_tag(number);
+    if (pair >= 0) {
+        L->memo.entries[pair] = unmade_tag(number);
+        L->memo.used++;
+    }
     L->unmade[L->unmade_count++] = (prp_unmade){Py_NewRef(obj), Py_XNewRef(names), memo, pair};
-    return 0;
 }
 
 /* The attributes of an instance as a new dict, in order, without its __dict__ being made. */
 static PyObject *instance_attributes(PyObject *obj)
 {
+    PyObject *made = PRP_FOREIGN(PyDict_New()), *dict = NULL;
+    if (!made)
+        return NULL;
     prp_attrs view;
-    PyObject *dict = NULL;
+    int failed = 0;
     switch (prp_attrs_view(obj, Py_TYPE(obj), &view, &dict)) {
-    case PRP_ATTRS_DICT:
-        return PyDict_Copy(dict);
     case PRP_ATTRS_NONE:
-        return PyDict_New();
+        break;
     case PRP_ATTRS_INLINE:
-        dict = PyDict_New();
-        for (Py_ssize_t i = 0; dict && i < view.count; i++)
-            if (PyDict_SetItem(dict, prp_attrs_name(&view, i), prp_attrs_value(&view, i)) < 0)
-                Py_CLEAR(dict);
-        return dict;
+        for (Py_ssize_t i = 0; !failed && i < view.count; i++)
+            failed = PyDict_SetItem(made, prp_attrs_name(&view, i), prp_attrs_value(&view, i));
+        break;
+    case PRP_ATTRS_DICT:
+        Py_INCREF(dict);
+        failed = PyDict_Update(made, dict);
+        Py_DECREF(dict);
+        break;
     default:
-        dict = prp_attrs_dict(obj);
-        PyObject *copy = dict ? PyDict_Copy(dict) : NULL;
+        dict = PRP_FOREIGN(prp_attrs_dict(obj));
+        failed = dict ? PyDict_Update(made, dict) : -1;
         Py_XDECREF(dict);
-        return copy;
     }
+    if (failed)
+        Py_CLEAR(made);
+    return made;
+}
+
+/* The dict of a record, and the pair with it if `pair` is not NULL: 0 or -1. */
+static int state_of(const prp_unmade *record, PyObject **dict, PyObject **pair)
+{
+    *dict = record->names ? PRP_FOREIGN(PyDict_New()) : instance_attributes(record->obj);
+    Py_ssize_t n = record->names ? PyTuple_GET_SIZE(record->names) : 0;
+    for (Py_ssize_t i = 0; *dict && i < n; i++) {
+        PyObject *name = PyTuple_GET_ITEM(record->names, i), *value = PyObject_GenericGetAttr(record->obj, name);
+        if (!value || PyDict_SetItem(*dict, name, value) < 0)
+            Py_CLEAR(*dict);
+        Py_XDECREF(value);
+    }
+    if (*dict && pair && !(*pair = PyTuple_Pack(2, Py_None, *dict)))
+        Py_CLEAR(*dict);
+    return *dict ? 0 : -1;
+}
+
+static bool has_tag(const prp_loader *L, Py_ssize_t memo, Py_ssize_t number)
+{
+    return memo >= 0 && memo < L->memo.top && L->memo.entries[memo] == unmade_tag(number);
 }
 
 int prp_load_make_unmade(prp_loader *L, Py_ssize_t number)
 {
     prp_unmade record = L->unmade[number];
-    PyObject *tag = unmade_tag(number), *pair = NULL;
-    PyObject *dict = record.names ? PyDict_New() : instance_attributes(record.obj);
-    Py_ssize_t n = record.names ? PyTuple_GET_SIZE(record.names) : 0;
-    for (Py_ssize_t i = 0; dict && i < n; i++) {
-        PyObject *name = PyTuple_GET_ITEM(record.names, i), *value = PyObject_GenericGetAttr(record.obj, name);
-        if (!value || PyDict_SetItem(dict, name, value) < 0)
-            Py_CLEAR(dict);
-        Py_XDECREF(value);
+    PyObject *dict, *pair = NULL;
+    Py_INCREF(record.obj);
+    Py_XINCREF(record.names);
+    int failed = state_of(&record, &dict, record.pair >= 0 ? &pair : NULL);
+    /* The record may be gone, and its number another one's. */
+    if (!failed && number < L->unmade_count && L->unmade[number].obj == record.obj) {
+        if (has_tag(L, record.memo, number))
+            L->memo.entries[record.memo] = Py_NewRef(dict);
+        if (has_tag(L, record.pair, number))
+            L->memo.entries[record.pair] = Py_NewRef(pair);
     }
-    if (dict && record.pair >= 0 && !(pair = PyTuple_Pack(2, Py_None, dict)))
-        Py_CLEAR(dict);
-    if (!dict)
-        return -1;
-    if (record.memo >= 0 && L->memo.entries[record.memo] == tag)
-        L->memo.entries[record.memo] = Py_NewRef(dict);
-    if (record.pair >= 0 && L->memo.entries[record.pair] == tag)
-        L->memo.entries[record.pair] = Py_NewRef(pair);
-    Py_DECREF(dict);
+    Py_XDECREF(dict);
     Py_XDECREF(pair);
-    return 0;
+    Py_DECREF(record.obj);
+    Py_XDECREF(record.names);
+    return failed;
 }
 
 int prp_load_all_unmade(prp_loader *L)
 {
     for (Py_ssize_t i = 0; i < L->unmade_count; i++) {
-        prp_unmade *record = &L->unmade[i];
-        bool wanted = (record->memo >= 0 && L->memo.entries[record->memo] == unmade_tag(i)) ||
-                      (record->pair >= 0 && L->memo.entries[record->pair] == unmade_tag(i));
-        if (wanted && prp_load_make_unmade(L, i) < 0)
+        const prp_unmade *record = &L->unmade[i];
+        if ((has_tag(L, record->memo, i) || has_tag(L, record->pair, i)) && prp_load_make_unmade(L, i) < 0)
             return -1;
     }
     prp_load_drop_unmade(L);
@@ -124,7 +159,9 @@ void prp_load_drop_unmade(prp_loader *L)
 {
     while (L->unmade_count > 0) {
         prp_unmade record = L->unmade[--L->unmade_count];
-        Py_DECREF(record.obj);
+        if (Py_REFCNT(record.obj) == 1 && L->collector_paused)
+            prp_load_resume_collector(L);
+        PRP_FOREIGN_VOID(Py_DECREF(record.obj));
         Py_XDECREF(record.names);
     }
 }

@@ -100,9 +100,11 @@ PyObject *prp_load_old_string(prp_loader *L, const char *data, size_t n)
     PyObject *own = PyBytes_FromStringAndSize(data, (Py_ssize_t)n);
     if (!own)
         return NULL;
-    PyObject *text = PyUnicode_Decode(PyBytes_AS_STRING(own), (Py_ssize_t)n, L->encoding ? L->encoding : "ASCII",
-                                      L->errors ? L->errors : "strict");
+    PyObject *text = PRP_FOREIGN(PyUnicode_Decode(
+        PyBytes_AS_STRING(own), (Py_ssize_t)n, L->encoding ? L->encoding : "ASCII", L->errors ? L->errors : "strict"));
     Py_DECREF(own);
+    if (L->encoding)
+        prp_load_own(L);
     return text;
 }
 

@@ -51,10 +51,62 @@ Py_ssize_t prp_load_pop_mark(prp_loader *L)
     return L->marks[last].at;
 }
 
-void prp_load_clear_stack(prp_loader *L, Py_ssize_t height)
+int prp_load_clear_stack(prp_loader *L, Py_ssize_t height)
 {
+    int failed = 0;
     while (L->sp - L->stack > height) {
         PyObject *value = *--L->sp;
-        Py_XDECREF(value);
+        if (value && prp_load_drop(L, value) < 0)
+            failed = -1;
     }
+    return failed;
+}
+
+void prp_load_discard_stack(prp_loader *L)
+{
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    while (L->sp > L->stack) {
+        PyObject *object = *--L->sp;
+        PRP_FOREIGN_VOID(Py_XDECREF(object));
+    }
+    L->mark_count = 0;
+    L->fence = L->stack;
+    PyErr_Restore(type, value, traceback);
+}
+
+/* Types whose destructor runs no code of others. */
+static inline bool inert(PyObject *value)
+{
+    PyTypeObject *type = Py_TYPE(value);
+    return type == &PyUnicode_Type || type == &PyLong_Type || type == &PyFloat_Type || type == &PyBytes_Type ||
+           type == &PyBool_Type;
+}
+
+static bool dies_quietly(PyObject *value)
+{
+    if (inert(value))
+        return true;
+    if (!PyTuple_CheckExact(value))
+        return false;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(value); i++) {
+        PyObject *item = PyTuple_GET_ITEM(value, i);
+        if (item && Py_REFCNT(item) == 1 && !inert(item))
+            return false;
+    }
+    return true;
+}
+
+int prp_load_drop_last(prp_loader *L, PyObject *value)
+{
+    if (dies_quietly(value)) {
+        Py_DECREF(value);
+        return 0;
+    }
+    bool paused = L->collector_paused;
+    int failed = prp_load_foreign(L);
+    PRP_FOREIGN_VOID(Py_DECREF(value));
+    if (paused)
+        prp_load_own(L);
+    return failed;
 }

@@ -73,21 +73,21 @@ int prp_load_build_pending(prp_loader *L, Py_ssize_t pair)
     Py_ssize_t n = (L->sp - pairs) / 2, below = mark->kind == PRP_MARK_STATE ? 2 : 3;
     PyObject *obj = pairs[-below];
     PyTypeObject *type = Py_TYPE(obj);
-    prp_plan *plan = mark->plan;
-    if ((L->sp - pairs) % 2 || !prp_plan_holds(plan, type) || !keys_are(plan, pairs, n))
+    const prp_plan *plan = mark->plan;
+    prp_learned learned = mark->kind == PRP_MARK_STATE ? PRP_LEARNED_DICT : PRP_LEARNED_SLOTS;
+    if ((L->sp - pairs) % 2 || !prp_plan_knows(plan, type, learned) || !keys_are(plan, pairs, n))
         return 0;
     PyDictValues *values = NULL;
-    if (mark->kind == PRP_MARK_STATE) {
-        if (plan->learned != PRP_LEARNED_DICT || !(values = fresh_values(plan, obj, type)))
-            return 0;
-    } else if (plan->learned != PRP_LEARNED_SLOTS || !slots_free(plan, obj)) {
+    if (learned == PRP_LEARNED_DICT ? !(values = fresh_values(plan, obj, type)) : !slots_free(plan, obj))
         return 0;
-    }
     Py_ssize_t memo = mark->memo;
     if (memo >= 0 && L->memo.entries[memo] != (PyObject *)((uintptr_t)number << 2 | PRP_MEMO_TAG_PENDING))
         memo = -1;
-    if ((memo >= 0 || pair >= 0) && prp_load_note_unmade(L, obj, values ? NULL : plan->names, memo, pair) < 0)
+    if (pair >= 0 && !prp_load_memo_reserve(&L->memo, (size_t)pair))
+        return 0;
+    if ((memo >= 0 || pair >= 0) && prp_load_reserve_unmade(L) < 0)
         return -1;
+    /* From here on no code runs but ours, and nothing fails. */
     for (Py_ssize_t i = 0; i < n; i++) {
         PyObject *value = pairs[2 * i + 1];
         if (values)
@@ -96,6 +96,8 @@ int prp_load_build_pending(prp_loader *L, Py_ssize_t pair)
             *(PyObject **)((char *)obj + plan->where[i]) = value;
         Py_DECREF(pairs[2 * i]); /* a name: nothing but a str dies here */
     }
+    if (memo >= 0 || pair >= 0)
+        prp_load_note_unmade(L, obj, values ? NULL : plan->names, memo, pair);
     L->sp = pairs - below + 1; /* the instance is on top; None and the dict that never was are gone */
     if (below == 3)
         Py_DECREF(Py_None);
@@ -115,10 +117,10 @@ int prp_load_build_pending(prp_loader *L, Py_ssize_t pair)
 static int fill_fresh(const prp_plan *plan, PyObject *obj, PyObject *state)
 {
     Py_ssize_t n = PyDict_GET_SIZE(state), i = 0;
-    if (plan->learned != PRP_LEARNED_DICT || PyTuple_GET_SIZE(plan->names) != n)
+    PyObject *key, *value;
+    if (!prp_plan_knows(plan, Py_TYPE(obj), PRP_LEARNED_DICT) || PyTuple_GET_SIZE(plan->names) != n)
         return 0;
     PyDictValues *values = fresh_values(plan, obj, Py_TYPE(obj));
-    PyObject *key, *value;
     for (Py_ssize_t pos = 0; PyDict_Next(state, &pos, &key, &value); i++)
         if (!values || (key != PyTuple_GET_ITEM(plan->names, i) &&
                         (!PyUnicode_CheckExact(key) || PyUnicode_Compare(key, PyTuple_GET_ITEM(plan->names, i)) != 0)))
@@ -140,9 +142,9 @@ static int fill(PyObject *mapping, PyObject *state)
         Py_INCREF(value);
         if (PyUnicode_CheckExact(key))
             PyUnicode_InternInPlace(&key);
-        failed = PyObject_SetItem(mapping, key, value);
-        Py_DECREF(key);
-        Py_DECREF(value);
+        failed = PRP_FOREIGN(PyObject_SetItem(mapping, key, value));
+        PRP_FOREIGN_VOID(Py_DECREF(key));
+        PRP_FOREIGN_VOID(Py_DECREF(value));
     }
     return failed;
 }
@@ -154,27 +156,31 @@ static int set_slots(PyObject *obj, PyObject *state)
     for (Py_ssize_t pos = 0; !failed && PyDict_Next(state, &pos, &key, &value);) {
         Py_INCREF(key);
         Py_INCREF(value);
-        failed = PyObject_SetAttr(obj, key, value);
-        Py_DECREF(key);
-        Py_DECREF(value);
+        failed = PRP_FOREIGN(PyObject_SetAttr(obj, key, value));
+        PRP_FOREIGN_VOID(Py_DECREF(key));
+        PRP_FOREIGN_VOID(Py_DECREF(value));
     }
     return failed;
 }
 
 static int call_setstate(PyObject *setstate, PyObject *state)
 {
-    PyObject *result = PyObject_CallOneArg(setstate, state);
-    Py_XDECREF(result);
+    PyObject *result = PRP_FOREIGN(PyObject_CallOneArg(setstate, state));
+    PRP_FOREIGN_VOID(Py_XDECREF(result));
     return result ? 0 : -1;
 }
 
-static int build_by_rules(PyObject *obj, PyObject *state, prp_plan *plan, PyTypeObject *type)
+/* `state` and `obj` are the caller's own references. Plans are looked up each time, because each step may run code. */
+static int build_by_rules(prp_loader *L, PyObject *obj, PyObject *state)
 {
     PyObject *slots = NULL;
     if (PyTuple_Check(state) && PyTuple_GET_SIZE(state) == 2) {
         slots = PyTuple_GET_ITEM(state, 1);
         state = PyTuple_GET_ITEM(state, 0);
     }
+    const prp_plan *plan = prp_plan_for(L, Py_TYPE(obj));
+    if (!plan)
+        return -1;
     if (state != Py_None) {
         if (!PyDict_Check(state)) {
             prp_load_malformed("state is not a dictionary");
@@ -185,13 +191,14 @@ static int build_by_rules(PyObject *obj, PyObject *state, prp_plan *plan, PyType
         if (usual && !slots && fill_fresh(plan, obj, state))
             return 0;
 #endif
-        PyObject *dict = usual ? prp_attrs_dict(obj) : PyObject_GetAttrString(obj, "__dict__");
+        PyObject *dict =
+            usual ? PRP_FOREIGN(prp_attrs_dict(obj)) : PRP_FOREIGN(PyObject_GetAttrString(obj, "__dict__"));
         int failed = dict ? fill(dict, state) : -1;
-        Py_XDECREF(dict);
+        PRP_FOREIGN_VOID(Py_XDECREF(dict));
         if (failed)
             return -1;
-        if (usual && !slots && prp_plan_holds(plan, type))
-            prp_plan_learn(plan, obj, state, PRP_LEARNED_DICT);
+        if (usual && !slots && prp_plan_learn(L, obj, state, PRP_LEARNED_DICT) < 0)
+            return -1;
     }
     if (slots && slots != Py_None) {
         if (!PyDict_Check(slots)) {
@@ -200,8 +207,8 @@ static int build_by_rules(PyObject *obj, PyObject *state, prp_plan *plan, PyType
         }
         if (set_slots(obj, slots) < 0)
             return -1;
-        if (state == Py_None && plan->slot_state && PyDict_CheckExact(slots) && prp_plan_holds(plan, type))
-            prp_plan_learn(plan, obj, slots, PRP_LEARNED_SLOTS);
+        if (state == Py_None && PyDict_CheckExact(slots))
+            return prp_plan_learn(L, obj, slots, PRP_LEARNED_SLOTS);
     }
     return 0;
 }
@@ -210,29 +217,27 @@ int prp_load_build(prp_loader *L)
 {
     if (L->sp - 2 < L->fence)
         return prp_load_underflow(L);
-    /* Owned by us from here on: a hook may run anything. */
+    /* Owned by us from here on: what is called below may run anything. */
     PyObject *state = *--L->sp, *obj = Py_NewRef(L->sp[-1]), *setstate = NULL;
-    PyTypeObject *type = Py_TYPE(obj);
     int failed = -1;
     if (L->allow && (PyType_Check(obj) || PyFunction_Check(obj) || PyModule_Check(obj) || PyCFunction_Check(obj))) {
         /* An allowed name is allowed to be used, not to be changed. */
-        prp_load_malformed("a %s cannot be given a state in safe mode", type->tp_name);
+        prp_load_malformed("a %s cannot be given a state in safe mode", Py_TYPE(obj)->tp_name);
         goto done;
     }
-    prp_plan *plan = prp_plan_for(type);
     if (prp_load_foreign(L) < 0)
         goto done;
-    int found = prp_optional_attr(obj, prp_text_setstate, &setstate);
+    int found = PRP_FOREIGN(prp_optional_attr(obj, prp_text_setstate, &setstate));
     if (found > 0) {
         failed = call_setstate(setstate, state);
         if (!failed && L->owner)
             failed = prp_load_array_seal(L, obj);
     } else if (found == 0) {
-        failed = build_by_rules(obj, state, plan, type);
+        failed = build_by_rules(L, obj, state);
     }
 done:
-    Py_XDECREF(setstate);
-    Py_DECREF(state);
-    Py_DECREF(obj);
+    PRP_FOREIGN_VOID(Py_XDECREF(setstate));
+    PRP_FOREIGN_VOID(Py_DECREF(state));
+    PRP_FOREIGN_VOID(Py_DECREF(obj));
     return failed;
 }

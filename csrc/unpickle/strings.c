@@ -2,27 +2,18 @@
  *
  * Documents and instances repeat few names many times. A string in the position of a key is looked up by its bytes in a small
  * direct-mapped table first; values are not, because most of them are different. If keys turn out to be different too, the
- * stream stops asking. The table holds at most KEY_SLOTS strings of at most KEY_BYTES bytes.
+ * stream stops asking. The table holds at most PRP_KEY_SLOTS strings of at most KEY_BYTES bytes.
  */
-#include "unpickler.h" /* first: Python.h comes before the system's headers */
+#include "context.h" /* first: Python.h comes before the system's headers */
 
 #include "copy_short.h"
 #include "ascii.h"
 
-#define KEY_SLOTS 1024
 #define KEY_BYTES 40
 #define BLOCK 256
 #define SHORT 32
 /* What was copied is not read at its source again: the compiler must take the copy for changed. */
 #define PRP_READ_ONCE(copy) __asm__ volatile("" : : "r"(&(copy)) : "memory")
-
-typedef struct {
-    uint32_t hash;
-    uint32_t len;
-    PyObject *text; /* owned, compact ASCII */
-} key_slot;
-
-static key_slot keys[KEY_SLOTS];
 
 PyObject *prp_load_characters[128];
 
@@ -127,7 +118,7 @@ PyObject *prp_load_key(prp_loader *L, const uint8_t *data, size_t n)
         word |= (uint64_t)p[i] << (8 * i);
     mixed = (mixed ^ word) * 0x9E3779B97F4A7C15ull;
     uint32_t hash = (uint32_t)(mixed >> 32);
-    key_slot *slot = &keys[hash % KEY_SLOTS];
+    prp_key_slot *slot = &L->context->keys[hash % PRP_KEY_SLOTS];
     if (slot->text && slot->hash == hash && slot->len == n && memcmp(PyUnicode_1BYTE_DATA(slot->text), data, n) == 0) {
         L->key_hits++;
         return Py_NewRef(slot->text);
@@ -136,7 +127,7 @@ PyObject *prp_load_key(prp_loader *L, const uint8_t *data, size_t n)
     PyObject *text = prp_load_utf8(data, n);
     if (text && PyUnicode_IS_COMPACT_ASCII(text)) {
         PyObject *evicted = slot->text;
-        *slot = (key_slot){hash, (uint32_t)n, Py_NewRef(text)};
+        *slot = (prp_key_slot){hash, (uint32_t)n, Py_NewRef(text)};
         Py_XDECREF(evicted);
     }
     return text;

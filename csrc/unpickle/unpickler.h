@@ -1,8 +1,11 @@
 /* The unpickler: what its files share, and what the extension module uses.
  *
  * One `prp_loader` is one unpickling machine: input, stack, marks, memo, options. It is made by prp_loader_new(), given its
- * input by prp_load_memory() or prp_load_file(), and run by prp_load(). Machines of the module functions come from a small
- * pool and keep their (bounded) scratch memory.
+ * input by prp_loader_memory() or prp_loader_file(), and run by prp_load().
+ *
+ * What is kept from one load to the next (names, classes, strings, patterns of dicts) lies in a context (context.h). A call owns
+ * one context from its start to its end. A nested call and another thread's call each use another one. So nothing but this load
+ * changes its caches, whatever Python code runs meanwhile.
  *
  * Ownership: the stack and the memo own what they hold. A stack slot may be NULL for a container that is still "pending"
  * (pending.c), and a memo entry may be a tagged number for the same reason; nothing outside memo.c and
@@ -18,6 +21,8 @@
 #include "interp_write.h"
 #include "ndarray/api.h"
 
+#define PRP_NO_SET UINT32_MAX
+
 /* ---- marks, and containers whose creation waits for their number of elements ------------------------------------------ */
 
 typedef enum {
@@ -28,13 +33,15 @@ typedef enum {
     PRP_MARK_SLOTS, /* the same, but the state is (None, dict); below the dict lie None and the instance */
 } prp_mark_kind;
 
-struct prp_plan;
+typedef struct prp_plan prp_plan;
+typedef struct prp_context prp_context;
 
 typedef struct {
     Py_ssize_t at; /* stack height at the MARK: elements begin here */
     prp_mark_kind kind;
-    Py_ssize_t memo;       /* the pending container's memo index, -1 if it has none */
-    struct prp_plan *plan; /* STATE, SLOTS: a hint, checked again when used */
+    Py_ssize_t memo; /* the pending container's memo index, -1 if it has none */
+    const prp_plan
+        *plan; /* STATE, SLOTS: a place in the table of plans, which may hold another class by now: prp_plan_knows() */
 } prp_mark;
 
 /* ---- the memo --------------------------------------------------------------------------------------------------------- */
@@ -67,6 +74,8 @@ typedef struct {
 /* ---- the machine ------------------------------------------------------------------------------------------------------- */
 
 typedef struct prp_loader {
+    prp_context *context; /* owned while a load runs */
+
     /* input: [p, end) is what has been read and not consumed */
     const uint8_t *p, *end;
     const uint8_t *chunk; /* start of the present chunk */
@@ -93,7 +102,6 @@ typedef struct prp_loader {
     bool raw_strings;       /* encoding="bytes" */
     bool custom_find_class; /* `self` is of a subclass: look up find_class for each global */
     bool running;
-    bool pooled;
     const char *encoding, *errors; /* NULL: "ASCII", "strict"; else owned by the strings below */
     PyObject *encoding_text, *errors_text;
     PyObject *buffers;      /* exact list or tuple, or an iterator; NULL if none were given */
@@ -117,7 +125,7 @@ typedef struct prp_loader {
 int prp_load_init(PyObject *unpickling_error, PyObject *unpickler_type);
 prp_loader *prp_loader_new(void);
 void prp_loader_free(prp_loader *L);
-/* From the pool, with default options; prp_loader_release() puts it back. NULL with an exception. */
+/* The machine of an idle context, with default options and its context; prp_loader_release() puts both back. NULL with an exception. */
 prp_loader *prp_loader_acquire(void);
 void prp_loader_release(prp_loader *L);
 int prp_loader_set_strings(prp_loader *L, PyObject *encoding, PyObject *errors);
@@ -130,6 +138,14 @@ PyObject *prp_load(prp_loader *L);
 PyObject *prp_loads_function(PyObject *module_name); /* loads.c: loads(), once */
 int prp_loader_traverse(prp_loader *L, visitproc visit, void *arg);
 void prp_loader_clear(prp_loader *L);
+
+/* Drops what may be the last reference to an object that no stack or memo of the machine has. */
+static inline void prp_load_clear(PyObject **slot)
+{
+    PyObject *old = *slot;
+    *slot = NULL;
+    PRP_FOREIGN_VOID(Py_XDECREF(old));
+}
 
 /* ---- errors ------------------------------------------------------------------------------------------------------------ */
 
@@ -158,7 +174,7 @@ void prp_load_drop_chunk(prp_loader *L);
 
 int prp_load_grow_stack(prp_loader *L);
 int prp_load_grow_marks(prp_loader *L);
-static inline int prp_load_push_mark(prp_loader *L, prp_mark_kind kind, Py_ssize_t memo, struct prp_plan *plan)
+static inline int prp_load_push_mark(prp_loader *L, prp_mark_kind kind, Py_ssize_t memo, const prp_plan *plan)
 {
     if (PRP_UNLIKELY(L->mark_count == L->mark_capacity) && prp_load_grow_marks(L) < 0)
         return -1;
@@ -168,7 +184,10 @@ static inline int prp_load_push_mark(prp_loader *L, prp_mark_kind kind, Py_ssize
 }
 /* Removes the last mark, after making a container that waits for it: stack height at the mark, or -1. */
 Py_ssize_t prp_load_pop_mark(prp_loader *L);
-void prp_load_clear_stack(prp_loader *L, Py_ssize_t height);
+/* Drops what lies above `height`: 0, or -1 with an exception. */
+int prp_load_clear_stack(prp_loader *L, Py_ssize_t height);
+/* The same at the end of a load, whatever happened: keeps the exception that is set. */
+void prp_load_discard_stack(prp_loader *L);
 
 /* ---- memo.c ---------------------------------------------------------------------------------------------------------- */
 
@@ -180,7 +199,9 @@ static inline uint8_t prp_load_byte(const uint8_t *p)
 }
 
 int prp_load_memo_put(prp_loader *L, size_t index, PyObject *value); /* borrows `value` */
-int prp_load_memo_put_tag(prp_loader *L, size_t index, uintptr_t tag);
+/* Makes room for an entry that was never set, without running any code: the caller sets it and counts it in `used`. False: it has
+ * been set, belongs to the dict, or memory is out; no exception is set. */
+bool prp_load_memo_reserve(prp_load_memo *memo, size_t index);
 /* MEMOIZE: under the next index. */
 static inline int prp_load_memoize(prp_loader *L, PyObject *value)
 {
@@ -204,10 +225,14 @@ static inline bool prp_load_tagged(PyObject *entry)
 
 /* ---- pending.c --------------------------------------------------------------------------------------------------------- */
 
+/* Makes the container of a mark. 0: the mark is plain now, or the machine has gone on meanwhile; -1. */
 int prp_load_make_pending(prp_loader *L, Py_ssize_t mark);
-int prp_load_make_unmade(prp_loader *L, Py_ssize_t record);
+int prp_load_make_unmade(prp_loader *L, Py_ssize_t record); /* as above */
 int prp_load_all_unmade(prp_loader *L);
-int prp_load_note_unmade(prp_loader *L, PyObject *obj, PyObject *names, Py_ssize_t memo, Py_ssize_t pair);
+/* Room for one more record: 0 or -1. Runs no code. */
+int prp_load_reserve_unmade(prp_loader *L);
+/* Enters a record, for which there is room, and its tags in the memo, whose entries are reserved. */
+void prp_load_note_unmade(prp_loader *L, PyObject *obj, PyObject *names, Py_ssize_t memo, Py_ssize_t pair);
 void prp_load_drop_unmade(prp_loader *L);
 
 /* ---- pause.c ------------------------------------------------------------------------------------------------------------ */
@@ -220,9 +245,10 @@ void prp_load_resume_collector(prp_loader *L);
  * the collector as the process set it. */
 static inline int prp_load_foreign(prp_loader *L)
 {
+    int failed = PRP_UNLIKELY(L->unmade_count > 0) ? prp_load_all_unmade(L) : 0;
     if (L->collector_paused)
         prp_load_resume_collector(L);
-    return PRP_UNLIKELY(L->unmade_count > 0) ? prp_load_all_unmade(L) : 0;
+    return failed;
 }
 
 /* After it. */
@@ -230,6 +256,17 @@ static inline void prp_load_own(prp_loader *L)
 {
     if (PRP_UNLIKELY(L->may_pause && !L->collector_paused))
         prp_load_pause_collector(L);
+}
+
+/* Drops the machine's reference to an object. If it is the last one, its destructor is code that is not ours. 0, or -1 with an
+ * exception; the reference is gone either way. */
+int prp_load_drop_last(prp_loader *L, PyObject *value);
+static inline int prp_load_drop(prp_loader *L, PyObject *value)
+{
+    if (PRP_UNLIKELY(Py_REFCNT(value) == 1))
+        return prp_load_drop_last(L, value);
+    Py_DECREF(value);
+    return 0;
 }
 
 /* ---- class_plan.c, state.c, calls.c ------------------------------------------------------------------------------- */
@@ -249,7 +286,7 @@ typedef enum {
 } prp_call;
 
 /* What is known about a class in its present state; dropped when its version tag changes. */
-typedef struct prp_plan {
+struct prp_plan {
     PyTypeObject *type; /* borrowed; the same class if and only if `version` is that of the type at this address */
     unsigned version;   /* 0: nothing is known */
     prp_make make;
@@ -265,23 +302,31 @@ typedef struct prp_plan {
     PyObject **
         by_int; /* CALL_ENUM: the members whose value is their index here, NULL for none; borrowed from `members`, ... */
     uint32_t by_int_count;
+    bool inert_members;      /* their values are compared by no code of others ... */
     uint64_t by_int_version; /* ... as long as it has this version */
     PyObject *names;         /* owned tuple of interned names in the order last seen, or NULL */
     Py_ssize_t *where;       /* one per name: index into the instance's values, or offset of the slot */
     void *keys;              /* LEARNED_DICT: the shared keys the indices are for */
     unsigned relearned;      /* a class whose instances all look different is not worth learning */
-} prp_plan;
+};
 
-/* The plan for a class; never NULL. Valid until the next call that may run foreign code, unless checked again. */
-prp_plan *prp_plan_for(PyTypeObject *type);
+/* The plan for a class. NULL with an exception. The first one runs code that is not ours; the result is good until the next call that
+ * may run such code. */
+const prp_plan *prp_plan_for(prp_loader *L, PyTypeObject *type);
 static inline bool prp_plan_holds(const prp_plan *plan, PyTypeObject *type)
 {
     return plan->type == type && plan->version != 0 && prp_type_version_now(type) == plan->version;
 }
+/* Whether this place of the table has what was learned about the state of a class: the one way to use a plan that was looked up before
+ * code ran that is not ours. */
+static inline bool prp_plan_knows(const prp_plan *plan, PyTypeObject *type, prp_learned kind)
+{
+    return plan && prp_plan_holds(plan, type) && plan->learned == kind;
+}
 int prp_plan_init(void);
 extern PyObject *prp_text_setstate; /* "__setstate__", interned */
-/* Remembers where the names of a state go, after `obj` has got it the slow way. */
-void prp_plan_learn(prp_plan *plan, PyObject *obj, PyObject *state, prp_learned kind);
+/* Remembers where the names of a state go, after `obj` has got it the slow way: 0 or -1. */
+int prp_plan_learn(prp_loader *L, PyObject *obj, PyObject *state, prp_learned kind);
 
 int prp_load_build(prp_loader *L);
 /* The elements above the last mark, which is of kind STATE or SLOTS, go into the instance below it, and they and what stands
@@ -300,9 +345,9 @@ Py_ssize_t prp_load_fields(prp_loader *L, const uint8_t *start, const uint8_t *e
 PyObject *prp_load_new(prp_loader *L, PyObject *cls, PyObject *args, PyObject *kwargs, bool ex);
 /* cls.__new__(cls, *argv): steals nothing. `args` is the tuple of the same, if there is one already, else NULL. */
 PyObject *prp_load_new_fused(prp_loader *L, PyObject *cls, PyObject *const *argv, Py_ssize_t n, PyObject *args);
-/* The member of an unmodified Enum with this int for its value: borrowed, or NULL without an exception if that cannot be told at
- * once. */
-PyObject *prp_load_enum_member(PyTypeObject *type, uint32_t value);
+/* The member of an unmodified Enum with this int for its value: new reference, or NULL without an exception if a plan does not know it
+ * yet. */
+PyObject *prp_load_enum_member(prp_loader *L, PyTypeObject *type, uint32_t value);
 /* callable(*argv) for REDUCE. */
 PyObject *prp_load_call(prp_loader *L, PyObject *callable, PyObject *const *argv, Py_ssize_t n);
 PyObject *prp_load_reduce(prp_loader *L, PyObject *callable, PyObject *args);
@@ -328,9 +373,9 @@ bool prp_load_inert_keys(PyObject *const *pairs, Py_ssize_t n);
 
 /* ---- dicts.c ---- */
 
-/* A new dict of the n pairs at the top of the stack; takes them off. NULL without an exception: their keys are not inert, nothing
- * was done. */
-PyObject *prp_load_dict_of(prp_loader *L, PyObject **pairs, Py_ssize_t n);
+/* A new dict of n pairs, which stay where they are; *moved: the dict has taken over their values, else it has its own references. NULL
+ * without an exception: their keys are not inert, nothing was done. */
+PyObject *prp_load_dict_of(prp_loader *L, PyObject *const *pairs, Py_ssize_t n, bool *moved);
 
 /* ---- protocol_0_1.c: numbers and strings in text, and strings of Python 2 -------------------------------------------------------- */
 
@@ -356,17 +401,7 @@ PyObject *prp_load_name(prp_loader *L, const prp_mark *mark, Py_ssize_t height, 
 /* ---- globals.c ------------------------------------------------------------------------------------------------------------------ */
 
 int prp_load_global_init(PyObject *unpickler_type);
-/* The frozensets last used for `allow`; each gets a number from 1 up when it comes, and numbers are not used twice. What a name has
- * been allowed by is 0 until it has been: PRP_NO_SET, the number of any other `allow`, equals neither. */
-#define PRP_KEPT_SETS 4
-#define PRP_NO_SET UINT32_MAX
-typedef struct {
-    PyObject *set; /* owned, NULL: none yet */
-    uint32_t number;
-} prp_allowed_set;
-extern prp_allowed_set prp_load_kept_sets[PRP_KEPT_SETS];
-extern uint32_t prp_load_last_set; /* the place of the one last used */
-/* Gives L the number under which verdicts of `set` are kept; 0 if it is not an exact frozenset. */
+/* Gives L the number under which verdicts of `set` are kept in its context, or PRP_NO_SET. */
 void prp_load_know_set(prp_loader *L, PyObject *set);
 /* By two names that lie in the stream; NULL with an exception. */
 PyObject *prp_load_global_bytes(prp_loader *L, const uint8_t *module, size_t module_len, const uint8_t *name,

@@ -258,7 +258,8 @@ int prp_load_array_whole(prp_loader *L)
     bool frombuffer = L->sp[-1] == prp_load_array_callables[0];
     if (!read_call(L, &c, frombuffer, name) || (c.made && L->custom_find_class))
         return 0;
-    const prp_ndarray_api *numpy = prp_ndarray();
+    /* What was read by GET is the memo's, which only this load changes. */
+    const prp_ndarray_api *numpy = PRP_FOREIGN(prp_ndarray());
     prp_array_memory memory;
     if (!numpy)
         return -1;
@@ -267,12 +268,12 @@ int prp_load_array_whole(prp_loader *L)
         return status;
     PyObject *array = NULL, *dtype = dtype_of(L, numpy, &c);
     if (dtype)
-        array = numpy->from_ints(c.nd, c.shape, dtype, c.fortran, memory.data, memory.len, memory.base,
-                                 memory.flags | (frombuffer ? PRP_ARRAY_EXACT : 0));
+        array = PRP_FOREIGN(numpy->from_ints(c.nd, c.shape, dtype, c.fortran, memory.data, memory.len, memory.base,
+                                             memory.flags | (frombuffer ? PRP_ARRAY_EXACT : 0)));
     if (array && memoize(L, numpy, &c, dtype) < 0)
         Py_CLEAR(array);
-    Py_DECREF(memory.base);
-    Py_XDECREF(dtype);
+    PRP_FOREIGN_VOID(Py_DECREF(memory.base));
+    PRP_FOREIGN_VOID(Py_XDECREF(dtype));
     if (!array)
         return PyErr_Occurred() ? -1 : 0;
     if (!c.inband && L->owner)

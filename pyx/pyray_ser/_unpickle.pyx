@@ -235,11 +235,16 @@ cdef class Unpickler:
                  allow=None):
         self.check_idle()
         self.ready = False
-        prp_loader_clear(self.loader)
-        prp_loader_file(self.loader, file)
-        set_options(self.loader, fix_imports, encoding, errors, buffers, allow)
-        self.loader.self = <void *>self
-        self.ready = True
+        # The file's attributes may be code that uses this object.
+        self.loader.running = True
+        try:
+            prp_loader_clear(self.loader)
+            prp_loader_file(self.loader, file)
+            set_options(self.loader, fix_imports, encoding, errors, buffers, allow)
+            self.loader.self = <void *>self
+            self.ready = True
+        finally:
+            self.loader.running = False
 
     def __dealloc__(self):
         prp_loader_free(self.loader)
@@ -296,7 +301,12 @@ cdef class Unpickler:
         elif not isinstance(value, dict):
             raise TypeError(
                 f"'memo' attribute must be an UnpicklerMemoProxy object or dict, not {type(value).__name__}")
-        prp_load_memo_replace(self.loader, value)
+        self.check_idle()  # another thread may have begun a load meanwhile
+        self.loader.running = True
+        try:
+            prp_load_memo_replace(self.loader, value)
+        finally:
+            self.loader.running = False
 
     @memo.deleter
     def memo(self):
