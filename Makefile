@@ -45,6 +45,7 @@ help:
 ## test-heavy   the tests that take minutes or gigabytes
 ## test-versions  the tests on other Pythons (VERSIONS="python3.12 /srv/python/sid ..."), and without CPython's internals
 ## fuzz         change pickles for FUZZ_SECONDS, guided by coverage, and compare, under the sanitizers (needs clang)
+## graphs       random graphs of objects through every pickler and the store (GRAPHS_ARGS="--count 1000000 --threads 8")
 ## ctest        the C engine alone: plain, address + undefined, thread sanitizer
 ## torture      the long runs: death after every instruction, 100,000 random kills, 10 million damaged inputs
 ## failpoints   every failpoint and every failing system call, in every scenario, counted
@@ -228,6 +229,11 @@ FUZZ_RUN = mkdir -p $(GUIDED)/$(1) && CLANG=$(CLANG) tests/fuzz/guided.sh run $(
 fuzz: $(STAMP)/guided
 	@$(call FUZZ_RUN,pickles,,3)
 	@$(call FUZZ_RUN,arrays,--arrays,1)
+
+GRAPHS_ARGS ?= --count 100000 --processes 2
+.PHONY: graphs
+graphs: $(STAMP)/installed
+	@$(VENV)/bin/python -P tests/fuzz/run_graphs.py $(GRAPHS_ARGS)
 
 $(STAMP)/coverage: $(SOURCES) $(STAMP)/sources $(STAMP)/venv
 	$(call build_wheel,coverage,PYRAY_SER_DEBUG=1 PYRAY_SER_COVERAGE=1)

@@ -1,0 +1,32 @@
+"""The other process of the random graphs: it gets what it is sent and puts it again."""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import graphs_ways
+
+import pyray_ser
+
+
+def main():
+    requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    last = None
+    while True:
+        try:
+            refs = graphs_ways.receive(requests)
+        except EOFError:
+            break
+        try:
+            answer = [pyray_ser.put(pyray_ser.get(ref)) for ref in refs]
+        except Exception as error:
+            answer = RuntimeError(f"in the other process: {type(error).__name__}: {error}")
+        del refs
+        graphs_ways.send(answers, answer)
+        last = answer  # held until the next question, so that the answer is taken over in time
+    del last
+    pyray_ser.shutdown()
+
+
+if __name__ == "__main__":
+    main()
