@@ -223,7 +223,11 @@ def stats() -> dict[str, int]:
         ``in_flight`` references, ``edges`` between objects, ``orphaned`` by a fork, ``slots``, ``serial`` of the next
         object, ``reaped`` clients, ``stolen`` locks.
     """
-    return _current().stats()
+    store = _current()
+    flight = sys.modules.get("pyray_ser.pool_hooks.in_flight")
+    if flight is not None:
+        flight.tick()
+    return store.stats()
 
 
 def objects() -> list[dict[str, Any]]:

@@ -2,22 +2,29 @@
 
 ::
 
-    message     which bytes of a message become objects, and how it is made again
-    flight      objects under way: how many bytes they may be, what becomes of those that were lost
-    arrived     arrays that are sent on as they came
+    message     pickles a message in one pass and takes large buffers out of it
+    load        what such a message calls when it is loaded
+    in_flight   objects under way: how many bytes they may be, and when lost ones end
+    audience    which processes may read a message, and whether all of them are clients of the store
+    received_arrays  arrays that are sent on as they came
+    stored_once  arrays that need not be stored again
     pipes       what the kernel knows of a pipe: who can read it, how much is unread
-    patches     what is replaced in multiprocessing, and in loky where that is used; undone by `uninstall`
+    processes   arguments of processes that start with an empty interpreter
+    imported    what is imported before any process forks
+    patches     what is replaced in multiprocessing; undone by `uninstall`
+    loky        the same for loky, and joblib's copy of it, once they are imported
 
 What is patched, all of it undone by `uninstall`:
 
 - the name ``_ForkingPickler`` in ``multiprocessing.queues`` and ``multiprocessing.connection``, through which every queue and
   pipe pickles (Pool, ProcessPoolExecutor, Queue, Pipe); `multiprocessing.reduction.ForkingPickler` itself, with which torch and
   others register, is left alone and its table is honoured,
-- ``multiprocessing.process.BaseProcess.__reduce_ex__`` (a spawned worker installs before it loads its work),
-- ``poll`` of ``multiprocessing.popen_fork.Popen`` and ``multiprocessing.popen_forkserver.Popen``: when a child is reaped, what it
-  had sent and nobody can read any more is ended,
-- the name ``dumps`` in ``loky.backend.queues`` and ``poll`` of ``loky.backend.popen_loky_posix.Popen``, of loky itself and of the
-  copy in joblib, once they are imported.
+- ``send``, ``recv_bytes`` and ``recv_bytes_into`` of connections, ``SimpleQueue.put`` and ``Queue._feed``: they tell which pipe a
+  message goes to, and that a program has the raw bytes of one,
+- ``BaseProcess.start``, ``multiprocessing.reduction.dump`` and ``_launch`` of the start methods spawn and forkserver: a new
+  process installs before it loads its work, and its large arguments are shared,
+- ``poll`` of ``multiprocessing.popen_fork.Popen`` and ``multiprocessing.popen_forkserver.Popen``: messages that are lost end,
+- the same in ``loky.backend`` of loky itself and of the copy in joblib.
 """
 
 from __future__ import annotations

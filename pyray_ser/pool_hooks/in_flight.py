@@ -1,12 +1,16 @@
 """Objects under way in messages.
 
-Each holds a token in the store until its receiver has taken over, with a note of the pipe that it went through. The sender keeps
-a list, for two reasons: bytes under way are bounded, and tokens of messages that nobody will read must end. A message is taken
-for lost when nobody can read its pipe any more; or when the pipe has been empty, so that somebody has read it, for long enough
-to have loaded it. To end the token of a message that did arrive changes nothing, so the list need not know which did.
+Each holds a token in the store until its receiver has taken over, with a note of the pipe that it went through.  The sender
+keeps a list, for two reasons: bytes under way are bounded, and tokens of messages that nobody will read must end.  A message is
+taken for lost when nobody can read its pipe any more; or when the pipe has been empty, so that somebody has read it, for long
+enough to have loaded it.  To end the token of a message that did arrive changes nothing, so the list need not know which did.
 
-The list dies with its process, the tokens and their notes do not: whoever reaps a child looks for them, and after them by the
-same rules.
+The list dies with its process, the tokens and their notes do not: a process that reaps a child looks for them, and after them by
+the same rules.
+
+No thread looks after the list: a thread would take the program's signals, and Python 3.12 warns of a fork next to one.  `tick` looks,
+whenever something happens that may end a message: a message is sent, a child is polled or reaped, a pipe is closed, a process
+starts, or the program asks for the statistics of the store.
 """
 
 from __future__ import annotations
@@ -18,27 +22,29 @@ from _thread import RLock
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-from .. import _store
-from ..exceptions import StoreBusyError
+from .. import _log, _store
+from ..exceptions import PyraySerError, StoreBusyError
 from ..store.discovery import node_name
-from . import pipes, stored_once
+from . import audience, pipes, stored_once
 
 if TYPE_CHECKING:
     from .patches import Options
 
-__all__ = ["reaped", "send"]
+__all__ = ["Sending", "reaped", "tick"]
 
 # Seconds from seeing a pipe empty until what was read from it must have been loaded: nobody has the pipe any more; a process
 # has died meanwhile; neither.
-CLOSED, AFTER_DEATH, PATIENCE = 1.0, 5.0, 30.0
+CLOSED, AFTER_DEATH, PATIENCE = 5.0, 5.0, 30.0
 # Seconds between looks at what is under way.
 LOOK = 0.25
+# Where a reference in a message has its token, see `_store`: kind, index and serial.
+_TOKEN = slice(40, 56)
 
 
 class _Sent:
     """One object under way."""
 
-    __slots__ = ("connection", "empty_since", "identity", "nbytes", "note", "store", "token")
+    __slots__ = ("connection", "empty_since", "identity", "nbytes", "note", "store", "token", "written")
 
     def __init__(
         self,
@@ -58,9 +64,11 @@ class _Sent:
         # None for one that another process sent.
         self.connection = None if connection is None else weakref.ref(connection)
         self.empty_since: float | None = None
+        # Until then the message may wait for the lock of a queue: an empty pipe says nothing.
+        self.written = connection is None
 
     def lives(self) -> bool:
-        """Tell whether the object still exists: under way, or with its receiver."""
+        """Return whether the object still exists: under way, or with its receiver."""
         if self.store.closed:
             return False
         return _store.load_ref(self.identity).state == "sealed"
@@ -80,70 +88,94 @@ _lock = RLock()
 _sent: list[_Sent] = []
 # What processes that are dead had sent: serial of the token -> its message
 _orphans: dict[int, _Sent] = {}
-_watching = False
 _looked = 0.0
 _deaths = 0.0
 _children: set[int] = set()
 
 
-def send(
-    values: list[Any], connection: Connection, options: Options, argument: stored_once.Argument | None = None
-) -> list[bytes] | None:
+class Sending:
     """
-    Store buffers for a message.
+    The large buffers of one message on their way into the store: what `message.Taker` says.
 
     Parameters
     ----------
-    values : list of bytes-like
     connection : multiprocessing.connection.Connection
         Where the message goes.
     options : Options
-    argument : Argument, optional
-        What the one value is, if it is one that may be stored once.
-
-    Returns
-    -------
-    list of bytes or None
-        What `load_ref` takes; None if too much is under way, or if the message may leave this host's processes.
     """
-    inode = pipes.reading_side(connection)
-    if not inode:
-        return None
-    store = _store.default()
-    if store is None:
-        from ..store.discovery import open_default
 
-        store = open_default()
-    limit = options.max_in_flight
-    if limit is None:
-        limit = store.capacity // 4
-    views = [memoryview(value) for value in values]
-    known = [stored_once.find(view, argument) for view in views]
-    total = sum(view.nbytes for view, ref in zip(views, known, strict=True) if ref is None)
-    if total and _under_way(store) + total > limit:
-        return None
-    note = pipes.note_of(inode)
-    blobs, entries = [], []
-    try:
-        for view, ref in zip(views, known, strict=True):
-            kept = ref is not None
-            if ref is None:
-                ref, kept = stored_once.put(view, argument)
-            blob, token = ref.travel(1, node_name(), note)
-            blobs.append(blob)
-            entries.append(_Sent(ref.binary(), store, token, note, 0 if kept else view.nbytes, connection))
-    except BaseException:
-        for entry in entries:
-            _store.drop_token(store, entry.identity, entry.token)
-        raise
-    with _lock:
-        _sent.extend(entries)
-    _watch()
-    return blobs
+    def __init__(self, connection: Connection, options: Options) -> None:
+        self.min_bytes = options.min_bytes
+        self.mmap_mode = options.mmap_mode
+        self.blobs: list[bytes] = []
+        self._connection = connection
+        self._limit = options.max_in_flight
+        self._entries: list[_Sent] = []
+        self._known: dict[bytes, tuple[bytes]] = {}
+        # None: not looked at yet; 0: buffers stay in the message.
+        self._inode: int | None = None
+        self._store: _store.Store | None = None
+
+    def take(self, view: memoryview) -> tuple[Any, ...] | None:
+        """Store a buffer, or find it stored; return what `load` finds it by, None to leave it in the stream."""
+        try:
+            return self._take(view)
+        except Exception as error:
+            # The store is full, closed, busy, or cannot be made; the kernel does not answer: never an error of ours.
+            _log.debug("a buffer of a message goes by value: %r", error)
+            return None
+
+    def _take(self, view: memoryview) -> tuple[Any, ...] | None:
+        if self._inode is None:
+            self._inode = 0
+            store = _store.default()
+            if store is None or store.closed:
+                return None
+            inode = pipes.reading_side(self._connection)
+            blocks = view.nbytes > pipes.capacity(self._connection)
+            if not inode or not audience.all_can_attach(inode, store, blocks):
+                return None
+            self._inode, self._store = inode, store
+            if self._limit is None:
+                self._limit = store.capacity // 4
+        store = self._store
+        if not self._inode or store is None or self._limit is None:
+            return None
+        ref = stored_once.find(view)
+        kept = ref is not None
+        if ref is None:
+            gathered = sum(entry.nbytes for entry in self._entries)
+            if _under_way(store) + gathered + view.nbytes > self._limit:
+                return None
+            ref, kept = stored_once.put(view, self._limit // 2)
+        note = pipes.note_of(self._inode)
+        blob, token = ref.travel(1, node_name(), note)
+        nbytes = 0 if kept else view.nbytes
+        self._entries.append(_Sent(ref.binary(), store, token, note, nbytes, self._connection))
+        self.blobs.append(blob)
+        # The reference in the stream has no token: it may be loaded any number of times.
+        return (blob[: _TOKEN.start] + bytes(_TOKEN.stop - _TOKEN.start) + blob[_TOKEN.stop :],)
+
+    def cancel(self) -> None:
+        """Give everything back: there will be no message."""
+        for entry in self._entries:
+            _store.drop_token(entry.store, entry.identity, entry.token)
+        self._entries = []
+
+    def enter(self) -> None:
+        """Add the objects to those under way, before the message is written."""
+        with _lock:
+            _sent.extend(self._entries)
+
+    def written(self) -> None:
+        """Say that the message is in its pipe, or that writing it failed."""
+        for entry in self._entries:
+            entry.written = True
 
 
 def _under_way(store: _store.Store) -> int:
     """Return how many bytes are under way: what this process sent until the object is gone, of others until it has arrived."""
+    tick()
     flights = _prune(store)
     me = os.getpid()
     others: int = sum(flight["size"] for flight in flights if flight["note"] and flight["sender_pid"] != me)
@@ -152,17 +184,6 @@ def _under_way(store: _store.Store) -> int:
 
 
 # ---- what becomes of them ------------------------------------------------------------------------------------------------
-
-
-def _watch() -> None:
-    global _watching
-    with _lock:
-        if _watching:
-            return
-        _watching = True
-    from ..tasks.channel import collector
-
-    collector().repeat(_look)
 
 
 def _prune(store: _store.Store) -> list[dict[str, Any]]:
@@ -185,20 +206,15 @@ def reaped() -> None:
     _deaths = time.monotonic()
     store = _store.default()
     try:
-        found = (
-            store is not None
-            and not store.closed
-            and store.stats()["in_flight"]
-            and _find_orphans(store.flights(), store)
-        )
-    except StoreBusyError:
-        found = True  # a stopped process has the lock: look later
-    if found:
-        _watch()
+        if store is not None and not store.closed and store.stats()["in_flight"]:
+            _find_orphans(store.flights(), store)
+    except (PyraySerError, OSError) as error:
+        _log.debug("cannot look after messages of a process that ended: %r", error)
+    tick()
 
 
-def _find_orphans(flights: list[dict[str, Any]], store: _store.Store) -> bool:
-    """List the messages of dead senders; tell whether there are any."""
+def _find_orphans(flights: list[dict[str, Any]], store: _store.Store) -> None:
+    """List the messages of dead senders."""
     found = {}
     for flight in flights:
         if flight["note"] and flight["once"] and not flight["sender_alive"]:
@@ -208,40 +224,43 @@ def _find_orphans(flights: list[dict[str, Any]], store: _store.Store) -> bool:
     with _lock:
         _orphans.clear()
         _orphans.update(found)
-    return bool(found)
 
 
-def _look() -> bool:
-    """End the tokens of messages that are lost; tell whether anything is left to look after."""
-    global _watching, _looked
+def tick() -> None:
+    """End the tokens of messages that are lost. Cheap if nothing is under way; never raises."""
+    global _looked
+    if not _sent and not _orphans:
+        return
     now = time.monotonic()
-    if now - _looked < LOOK:
-        return True
-    _looked = now
+    if now - _looked < LOOK or not _lock.acquire(blocking=False):
+        return
+    try:
+        _looked = now
+        _look(now)
+    except StoreBusyError:
+        pass  # a stopped process has the lock: look later
+    except Exception as error:
+        _log.debug("cannot look after messages: %r", error)
+    finally:
+        _lock.release()
+
+
+def _look(now: float) -> None:
     died = _death(now)
     store = _store.default()
     flights: list[dict[str, Any]] = []
-    try:
-        if store is not None and not store.closed:
-            flights = _prune(store)
-            _find_orphans(flights, store)
-    except StoreBusyError:
-        return True
+    if store is not None and not store.closed:
+        flights = _prune(store)
+        _find_orphans(flights, store)
     waiting = {flight["token"][1] for flight in flights}
-    left = stored_once.expire()
-    with _lock:
-        entries = [entry for entry in (*_sent, *_orphans.values()) if entry.token[1] in waiting]
+    entries = [entry for entry in (*_sent, *_orphans.values()) if entry.token[1] in waiting]
     readers = pipes.Readers()
     for entry in entries:
         if _is_lost(entry, readers, now, died):
             _store.drop_token(entry.store, entry.identity, entry.token)
-            with _lock:
-                _orphans.pop(entry.token[1], None)
-                if entry in _sent:
-                    _sent.remove(entry)
-    with _lock:
-        _watching = bool(_sent or _orphans or left)
-        return _watching
+            _orphans.pop(entry.token[1], None)
+            if entry in _sent:
+                _sent.remove(entry)
 
 
 def _death(now: float) -> float:
@@ -259,6 +278,8 @@ def _death(now: float) -> float:
 
 
 def _is_lost(entry: _Sent, readers: pipes.Readers, now: float, died: float) -> bool:
+    if not entry.written:
+        return False
     unread = entry.unread(readers)
     if unread:
         entry.empty_since = None
@@ -275,11 +296,10 @@ def _is_lost(entry: _Sent, readers: pipes.Readers, now: float, died: float) -> b
 
 def _after_fork_in_child() -> None:
     # The parent's messages are the parent's.
-    global _lock, _sent, _orphans, _watching, _children
+    global _lock, _sent, _orphans, _children
     _lock = RLock()
     _sent = []
     _orphans = {}
-    _watching = False
     _children = set()
 
 

@@ -1,158 +1,102 @@
-"""loky, and joblib on top of it: large arrays through the reducers that its queues take for each message."""
+"""loky, and joblib on top of it: the same rules for its own queues and its own pickler."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import FrameType, ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+import copyreg
+import functools
+import pickle
+from collections.abc import Callable
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from . import in_flight, message
+from . import imported, message, patches, processes
 
 if TYPE_CHECKING:
-    import numpy
     from numpy.typing import NDArray
-
-    from .patches import Options
 
     Function = Callable[..., Any]
 
-__all__ = ["HOOKS", "watch"]
+__all__ = ["HOOKS", "MODULES"]
 
 
-def _hook(original: Function) -> Function:
+def _hook_dumps(original: Function) -> Function:
     """Return a stand-in for ``dumps`` of ``loky.backend.queues``."""
+    write: Any = getattr(original, "__globals__", {}).get("dump")
 
+    @functools.wraps(original)
     def dumps(obj: object, reducers: dict[type, Function] | None = None, protocol: int | None = None) -> Any:
-        from . import patches
-
-        options = patches.current()
-        numpy = sys.modules.get("numpy")
-        if options is None or numpy is None:
+        sending = patches.sending() if write is not None and (protocol is None or protocol >= 4) else None
+        if sending is None:
             return original(obj, reducers=reducers, protocol=protocol)
-        caller = sys._getframe(1)
-        before = (reducers or {}).get(numpy.ndarray)
-
-        def reduce(array: NDArray[Any]) -> Any:
-            reduced = _reduce(array, options, caller, before)
-            if reduced is not None:
-                return reduced
-            return array.__reduce_ex__(5) if before is None else before(array)
-
-        return original(obj, reducers={**(reducers or {}), numpy.ndarray: reduce}, protocol=protocol)
+        with sending as taker:
+            out = message.Output(taker)
+            write(obj, out, reducers=_with_arrays(reducers, taker, protocol), protocol=protocol)
+            return message.seal(out, taker.blobs)
 
     return dumps
 
 
-def _reduce(
-    array: NDArray[Any], options: Options, caller: FrameType, before: Any
-) -> tuple[Function, tuple[Any, ...]] | None:
-    """Reduce a large array to a reference; None if it is to go as before."""
-    from ..exceptions import PyraySerError
-    from . import patches, stored_once
+def _with_arrays(
+    reducers: dict[type, Function] | None, taker: message.Taker, protocol: int | None
+) -> dict[type, Function] | None:
+    """Return the reducers of a queue, with ours for arrays where the queue has none or one of joblib's."""
+    numpy = imported.numpy()
+    if numpy is None or numpy.ndarray in copyreg.dispatch_table:
+        return reducers
+    ndarray: Any = numpy.ndarray
+    number = pickle.HIGHEST_PROTOCOL if protocol is None else protocol
+    before = (reducers or {}).get(ndarray)
+    if before is None:
+        return {**(reducers or {}), ndarray: message.array_reducer(taker, number)}
+    if not _is_joblibs(before):
+        return reducers
 
-    if array.nbytes < options.min_bytes or array.dtype.hasobject or _lies_in_a_file(array):
-        return None
-    connection = patches.writer(caller)
-    if connection is None:
-        return None
-    argument = None
-    if type(before).__name__ == "ArrayMemmapForwardReducer":
-        # joblib's arguments: it would write each to a file in this folder, once in a call.
-        argument = stored_once.Argument(array, before._temp_folder)
-    order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
-    flat = array if array.flags.forc else array.copy()
-    try:
-        sent = in_flight.send([_bytes_of(flat)], connection, options, argument)
-    except (PyraySerError, OSError, MemoryError):
-        return None
-    if sent is None:
-        return None
-    return load_array, (sent[0], array.dtype, array.shape, order, options.mmap_mode)
+    def reduce(array: NDArray[Any]) -> Any:
+        if _is_by_value(before, array):
+            return message.take_array(array, taker, number) or before(array)
+        return before(array)
+
+    return {**(reducers or {}), ndarray: reduce}
 
 
-def _lies_in_a_file(array: object) -> bool:
-    """Tell whether it is a part of a numpy.memmap: those travel by the file's name."""
-    import numpy
+def _is_joblibs(reducer: Any) -> bool:
+    return getattr(reducer, "__module__", None) == "joblib._memmapping_reducer"
 
-    while isinstance(array, numpy.ndarray):
-        if type(array) is numpy.memmap:
-            return True
-        array = array.base
+
+def _is_by_value(reducer: Any, array: NDArray[Any]) -> bool:
+    """Return whether joblib pickles an array's bytes; else it names a file, which is shared already."""
+    numpy: Any = imported.numpy()
+    found: Any = array
+    while isinstance(found, numpy.ndarray):
+        if isinstance(found, numpy.memmap):
+            return False
+        found = found.base
+    if type(found).__name__ == "mmap":
+        return False
+    if getattr(reducer, "__name__", "") == "reduce_array_memmap_backward":
+        return True
+    if type(reducer).__name__ == "ArrayMemmapForwardReducer":
+        limit = getattr(reducer, "_max_nbytes", 0)
+        return limit is None or array.nbytes <= limit
     return False
 
 
-def _bytes_of(array: NDArray[Any]) -> memoryview:
-    import pickle
-
-    # Before Python 3.12 the type checker does not know that it has a buffer.
-    exporter: Any = array
-    return pickle.PickleBuffer(exporter).raw()
+def _own(name: str) -> Function:
+    return lambda module: getattr(module, name, None)
 
 
-def load_array(
-    blob: bytes, dtype: numpy.dtype[Any], shape: tuple[int, ...], order: Literal["C", "F"], mmap_mode: str
-) -> NDArray[Any]:
-    """Make an array again."""
-    import numpy
-
-    from .._store import load_ref
-
-    return numpy.ndarray(shape, dtype, message._buffer(load_ref(blob), mmap_mode), order=order)
-
-
-def _tell_of_reaping(poll: Function) -> Function:
-    from .patches import tell_of_reaping
-
-    return tell_of_reaping(poll)
-
-
-# Module -> what in it has the attribute to be replaced, the attribute, and what makes the replacement.
-HOOKS: dict[str, tuple[Callable[[ModuleType], Any], str, Function]] = {
-    f"{package}.backend.{module}": entry
+# Module of loky -> what in it has an attribute to be replaced, the attribute, and what makes the replacement.
+_HOOKS: tuple[tuple[str, Callable[[ModuleType], Any], str, Function], ...] = (
+    ("queues", lambda module: module, "dumps", _hook_dumps),
+    ("queues", _own("Queue"), "_feed", lambda feed: patches.hook_feed(feed)),
+    ("queues", _own("SimpleQueue"), "put", lambda put: patches.hook_put(put)),
+    ("reduction", lambda module: module, "dump", processes.hook_dump),
+    ("popen_loky_posix", _own("Popen"), "_launch", processes.hook_launch),
+    ("popen_loky_posix", _own("Popen"), "poll", lambda poll: patches.hook_poll(poll)),
+)
+HOOKS = tuple(
+    (f"{package}.backend.{module}", owner_of, name, hook)
     for package in ("loky", "joblib.externals.loky")
-    for module, entry in (
-        ("queues", (lambda module: module, "dumps", _hook)),
-        ("popen_loky_posix", (lambda module: module.Popen, "poll", _tell_of_reaping)),
-    )
-}
-
-
-class _Watch(MetaPathFinder, Loader):
-    """Hooks loky's modules when they are imported after `install`."""
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if name not in HOOKS:
-            return None
-        for finder in sys.meta_path:
-            if finder is self or not hasattr(finder, "find_spec"):
-                continue
-            spec = finder.find_spec(name, path, target)
-            if spec is not None and spec.loader is not None:
-                made = ModuleSpec(name, self, origin=spec.origin, is_package=False)
-                made.loader_state = spec
-                made.has_location = spec.has_location
-                return made
-        return None
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        made: ModuleType | None = spec.loader_state.loader.create_module(spec.loader_state)
-        return made
-
-    def exec_module(self, module: ModuleType) -> None:
-        assert module.__spec__ is not None
-        spec: Any = module.__spec__.loader_state
-        module.__spec__, module.__loader__ = spec, spec.loader
-        spec.loader.exec_module(module)
-        from . import patches
-
-        options = patches.current()
-        if options is not None:
-            patches.install(options)
-
-
-watch = _Watch()
+    for module, owner_of, name, hook in _HOOKS
+)
+MODULES = tuple(dict.fromkeys(entry[0] for entry in HOOKS))

@@ -1,204 +1,250 @@
-"""Messages whose large buffers are objects in the store.
+"""One message: pickled once, exactly as the standard library pickles it, with large buffers replaced by references.
 
-The message is pickled once more with protocol 5, whose out-of-band buffers show every array in it, however deep; large bytes
-and bytearrays are seen by a second pass, through persistent ids, only if there are any. What goes through the pipe then is a
-plain pickle of a call of `load`, so that a worker which never imported this library loads it too. A message without large
-buffers is what the standard library makes of it.
+`dumps` runs the standard pickler once.  Two hooks see the large buffers as the pickler meets them:
+
+- a reducer for plain NumPy arrays, in place only where the program registered none;
+- the file that the pickler writes to.  The C pickler passes a large `bytes`, `bytearray`, `str` or
+  `PickleBuffer` to ``file.write`` in a call of its own, directly behind the opcode that announces it.
+
+Each hook decides about its buffer on the spot.  A refused buffer stays in the stream, so nothing is pickled twice.
+A message without references is byte for byte what the standard library writes.  A message with references is still
+a plain pickle that any process loads, as often as it likes; behind its end comes a trailer that lists the references,
+for a receiver that knows it takes the message off its pipe.
 """
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import io
 import pickle
-import sys
+import struct
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, Protocol
 
-from .. import _store
-from ..exceptions import PyraySerError
-from . import in_flight, received_arrays
+from .. import _log, _store
+from . import imported, load
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from .patches import Options
+__all__ = ["Output", "Taker", "array_reducer", "dumps", "keep", "loads", "seal"]
 
-    Original = Callable[[object], Any]
-
-__all__ = ["dumps", "load"]
-
-
-class _Pickler(ForkingPickler):
-    """As multiprocessing pickles, with everything registered there, but with buffers out-of-band."""
-
-    def __init__(
-        self, file: BinaryIO, buffer_callback: Callable[[pickle.PickleBuffer], bool], options: Options
-    ) -> None:
-        # ForkingPickler's own __init__ takes no keyword.
-        pickle.Pickler.__init__(self, file, 5, buffer_callback=buffer_callback)
-        # Both of ForkingPickler; the standard stubs do not tell of them.
-        known: Any = type(self)
-        self.dispatch_table = known._copyreg_dispatch_table.copy()
-        numpy = sys.modules.get("numpy")
-        if numpy is not None and options.mmap_mode == "c":
-            self.dispatch_table[numpy.ndarray] = functools.partial(_reduce_array, options.min_bytes)
-        self.dispatch_table.update(known._extra_reducers)
+# From this size on the C pickler writes a payload in a call of its own (FRAME_SIZE_TARGET).
+DIRECT = 64 * 1024
+# The end of a message with references: length of the table in front of it, then this.
+MAGIC = b"\xffpyray_ser:buffers"
+_TAIL = struct.Struct(f"<I{len(MAGIC)}s")
+# Opcode that announces a payload -> width of its length, and the function that makes the value again.
+_HEADERS = (
+    (pickle.BINBYTES, 4, "to_bytes"),
+    (pickle.BINBYTES8, 8, "to_bytes"),
+    (pickle.BINUNICODE, 4, "to_str"),
+    (pickle.BINUNICODE8, 8, "to_str"),
+    (pickle.BYTEARRAY8, 8, "to_bytearray"),
+)
 
 
-def _reduce_array(min_bytes: int, array: NDArray[Any]) -> Any:
-    """Reduce an array. The stream of a read-only one would make it read-only again, but it is to arrive copy-on-write."""
-    flags = array.flags
-    if flags.writeable or array.nbytes < min_bytes or not flags.forc or array.dtype.hasobject:
-        return array.__reduce_ex__(5)
-    lent: Any = (ctypes.c_ubyte * array.nbytes).from_address(array.ctypes.data)
-    lent.lender = array
-    order = "C" if flags.c_contiguous else "F"
-    return type(array), (array.shape, array.dtype, pickle.PickleBuffer(lent), 0, None, order)
+class Taker(Protocol):
+    """Decides about the buffers of one message."""
+
+    min_bytes: int
+    mmap_mode: str
+
+    def take(self, view: memoryview) -> tuple[Any, ...] | None:
+        """Store a buffer and return the arguments that `load` finds it by; None to leave it in the stream."""
 
 
-class _BytesPickler(_Pickler):
-    """Sees large bytes and bytearrays too."""
+class Output(io.BytesIO):
+    """The file that the pickler writes to; it replaces large payloads by calls of `load`."""
 
-    def __init__(
-        self, file: BinaryIO, buffer_callback: Callable[[pickle.PickleBuffer], bool], options: Options
-    ) -> None:
-        super().__init__(file, buffer_callback, options)
-        self._min_bytes = options.min_bytes
-        self.found: list[bytes | bytearray] = []
-        self._known: dict[int, int] = {}
+    def __init__(self, taker: Taker) -> None:
+        super().__init__()
+        self._taker = taker
+        self._least = max(DIRECT, taker.min_bytes)
+        self._tail = b""
 
-    def persistent_id(self, obj: Any) -> int | None:
-        if (type(obj) is bytes or type(obj) is bytearray) and len(obj) >= self._min_bytes:
-            number = self._known.get(id(obj))
-            if number is None:
-                number = self._known[id(obj)] = len(self.found)
-                self.found.append(obj)
-            return number
+    def write(self, data: Any, /) -> int:
+        """Write what the pickler has; a large payload may become a reference."""
+        size = len(data)
+        if size >= self._least:
+            header = self._header(data, size)
+            if header is not None:
+                found = self._taker.take(memoryview(data))
+                if found is not None:
+                    self._replace(header[0], header[1], found)
+                    return size
+        self._tail = bytes(data[-9:])
+        return super().write(data)
+
+    def _header(self, data: Any, size: int) -> tuple[int, str] | None:
+        """Return the length of the header that announces this payload, and its loader; None if it is no payload."""
+        if type(data) is bytes and _starts_with_frame(data):
+            # The pickler flushes frames as bytes, too.  A payload that looks like one stays where it is.
+            return None
+        for code, width, loader in _HEADERS:
+            if size < 1 << (8 * width) and self._tail[-1 - width :] == code + size.to_bytes(width, "little"):
+                return 1 + width, loader
         return None
 
-
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: BinaryIO, buffers: list[Any], found: list[bytes | bytearray]) -> None:
-        super().__init__(file, buffers=buffers)
-        self._found = found
-
-    def persistent_load(self, pid: int) -> bytes | bytearray:
-        return self._found[pid]
+    def _replace(self, length: int, loader: str, found: tuple[Any, ...]) -> None:
+        self.seek(-length, io.SEEK_END)
+        self.truncate()
+        super().write(_call(loader, found))
+        self._tail = b""
 
 
-class _Envelope:
-    """Pickles as a call of `load`."""
-
-    def __init__(self, *args: Any) -> None:
-        self._args = args
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return load, self._args
+def _starts_with_frame(data: bytes) -> bool:
+    at = 2 if data[:1] == pickle.PROTO else 0
+    return data[at : at + 1] == pickle.FRAME and 9 + int.from_bytes(data[at + 1 : at + 9], "little") <= len(data) - at
 
 
-def dumps(obj: object, original: Original, options: Options, destination: Callable[[], Connection | None]) -> Any:
+def _call(loader: str, args: tuple[Any, ...]) -> bytes:
+    """Return opcodes that call a function of `load`; they leave the memo alone."""
+    parts = [pickle.GLOBAL, f"{load.__name__}\n{loader}\n".encode(), pickle.MARK]
+    for value in args:
+        if isinstance(value, bytes):
+            parts += pickle.SHORT_BINBYTES, bytes([len(value)]), value
+        else:
+            text = int(value).to_bytes(9, "little", signed=True)
+            parts += pickle.LONG1, bytes([len(text)]), text
+    return b"".join([*parts, pickle.TUPLE, pickle.REDUCE])
+
+
+def array_reducer(taker: Taker, protocol: int) -> Callable[[NDArray[Any]], Any]:
     """
-    Pickle a message.
+    Return a reducer for plain arrays.
+
+    Parameters
+    ----------
+    taker : Taker
+    protocol : int
+        The one of the pickler.  Below 5 NumPy's arrays arrive writable and in native byte order; from 5 on both stay as they
+        were, for arrays that export a buffer.
+
+    Returns
+    -------
+    callable
+    """
+
+    def reduce(array: NDArray[Any]) -> Any:
+        return take_array(array, taker, protocol) or array.__reduce_ex__(protocol)
+
+    return reduce
+
+
+def take_array(array: NDArray[Any], taker: Taker, protocol: int) -> tuple[Any, ...] | None:
+    """Reduce an array to a reference; None if it is to go as the standard library sends it."""
+    dtype, flags = array.dtype, array.flags
+    if array.nbytes < taker.min_bytes or not flags.forc or dtype.hasobject or not 0 <= dtype.num < _BUILTIN_TYPES:
+        return None
+    exact = protocol >= 5 and _exports(array)
+    if not exact and not dtype.isnative:
+        return None  # it arrives byte-swapped
+    # None of these copies: the array is contiguous.
+    flat: Any = (array if flags.c_contiguous else array.T).reshape(-1).view("u1")
+    found = taker.take(memoryview(flat))
+    if found is None:
+        return None
+    mode = taker.mmap_mode if flags.writeable or not exact else "r"
+    return load.array, (found, dtype, array.shape, "C" if flags.c_contiguous else "F", mode)
+
+
+# Type numbers of NumPy's own types without memory of their own; StringDType and foreign types have larger ones.
+_BUILTIN_TYPES = 24
+
+
+def _exports(array: Any) -> bool:
+    try:
+        memoryview(array).release()
+    except (ValueError, BufferError):  # datetime64 and timedelta64
+        return False
+    return True
+
+
+# ---- sending ------------------------------------------------------------------------------------------------------------
+
+
+def dumps(obj: object, taker: Taker) -> Output:
+    """
+    Pickle a message as multiprocessing does, with large buffers taken out.
 
     Parameters
     ----------
     obj : object
-    original : callable
-        What the standard library would pickle it with.
-    options : Options
-    destination : callable
-        Returns the connection that it is for, None if it must not hold references. Asked only if there are large buffers.
+    taker : Taker
 
     Returns
     -------
-    bytes-like
+    Output
     """
-    buffers: list[pickle.PickleBuffer] = []
+    out = Output(taker)
+    pickler = ForkingPickler(out)
+    numpy = imported.numpy()
+    if numpy is not None:
+        table: Any = pickler.dispatch_table
+        # Reducers that the program registered go first.
+        table.setdefault(numpy.ndarray, array_reducer(taker, pickle.DEFAULT_PROTOCOL))
+    pickler.dump(obj)
+    return out
 
-    def take(buffer: pickle.PickleBuffer) -> bool:
-        try:
-            large = buffer.raw().nbytes >= options.min_bytes
-        except BufferError:
-            return True  # not contiguous: the pickler copies it in-band
-        if large:
-            buffers.append(buffer)
-        return not large
 
+def seal(out: io.BytesIO, blobs: list[bytes]) -> memoryview:
+    """Append the table of references and return the message."""
+    if blobs:
+        table = b"".join(bytes([len(blob)]) + blob for blob in blobs)
+        out.seek(0, io.SEEK_END)
+        io.BytesIO.write(out, table + _TAIL.pack(len(table), MAGIC))
+    return out.getbuffer()
+
+
+# ---- receiving ----------------------------------------------------------------------------------------------------------
+
+# Table of a message that was read as raw bytes -> references that keep its objects alive in this process.
+_kept: dict[bytes, list[_store.ObjectRef[Any]]] = {}
+
+
+def _table(data: Any) -> bytes:
+    """Return the table of references of a message, empty if it has none."""
+    if data[-len(MAGIC) :] != MAGIC or len(data) < _TAIL.size:
+        return b""
+    length = _TAIL.unpack(data[-_TAIL.size :])[0]
+    return bytes(data[-_TAIL.size - length : -_TAIL.size]) if length + _TAIL.size <= len(data) else b""
+
+
+def _take_over(table: bytes) -> list[_store.ObjectRef[Any]]:
+    """Hold the objects of a message in this process in place of its sender."""
+    refs = []
+    at = 0
+    while at < len(table):
+        blob = table[at + 1 : at + 1 + table[at]]
+        at += 1 + table[at]
+        refs.append(_store.load_ref(blob))
+    return refs
+
+
+def keep(data: Any) -> None:
+    """Hold the objects of a message that was read as raw bytes: the program may load them at any time, and repeatedly."""
+    table = _table(data)
+    if not table:
+        return
     try:
-        file = io.BytesIO()
-        found: list[bytes | bytearray] = []
-        if not _shows_large_bytes(obj, options.min_bytes):
-            _Pickler(file, take, options).dump(obj)
-        if not file.tell() or file.tell() >= options.min_bytes:
-            # Something large is inside that is not an array.
-            del buffers[:]
-            file = io.BytesIO()
-            pickler = _BytesPickler(file, take, options)
-            pickler.dump(obj)
-            found = pickler.found
-    except Exception:
-        return _as_before(obj, original)
-    if not buffers and not found:
-        return file.getbuffer()
-    connection = destination()
-    if connection is None:
-        return _as_before(obj, original)
+        refs = _take_over(table)
+    except Exception as error:
+        # Not ours after all, or the store is out of reach: loading the message will tell.
+        _log.debug("cannot hold the buffers of a message: %r", error)
+        return
+    _kept.setdefault(table, []).extend(refs)
+
+
+def loads(data: Any, /, **kwargs: Any) -> Any:
+    """Load a message that was taken off its pipe: nobody else will."""
+    table = _table(data)
+    refs = None
+    if table:
+        refs = _kept.pop(table, None)
+        if refs is None:
+            refs = _take_over(table)
     try:
-        sent = in_flight.send([*(buffer.raw() for buffer in buffers), *found], connection, options)
-    except (PyraySerError, OSError, MemoryError):
-        # The store is full, closed, or cannot be made: never an error of ours.
-        return _as_before(obj, original)
-    if sent is None:
-        return _as_before(obj, original)
-    kinds = bytes(type(value) is bytearray for value in found)
-    return original(_Envelope(file.getvalue(), sent, len(buffers), kinds, options.mmap_mode))
-
-
-def _shows_large_bytes(obj: Any, min_bytes: int, depth: int = 4) -> bool:
-    """Tell whether large bytes lie near the surface, so that the pass without them can be saved."""
-    kind = type(obj)
-    if kind is bytes or kind is bytearray:
-        return len(obj) >= min_bytes
-    if depth and (kind is tuple or kind is list) and len(obj) <= 16:
-        return any(_shows_large_bytes(item, min_bytes, depth - 1) for item in obj)
-    if depth and kind is dict and len(obj) <= 16:
-        return any(_shows_large_bytes(item, min_bytes, depth - 1) for item in obj.values())
-    return False
-
-
-def _as_before(obj: object, original: Original) -> Any:
-    """Pickle as the standard library does; what it refuses, by value."""
-    try:
-        return original(obj)
-    except (pickle.PicklingError, AttributeError, TypeError) as refused:
-        from .by_value import dumps as by_value
-
-        try:
-            return by_value(obj)
-        except Exception:
-            raise refused from None
-
-
-# ---- the receiver -------------------------------------------------------------------------------------------------------
-
-
-def load(stream: bytes, sent: list[bytes], narrays: int, kinds: bytes, mmap_mode: str) -> Any:
-    """Make a message again, in whatever process."""
-    refs = [_store.load_ref(blob) for blob in sent]
-    found = [(bytearray if kind else bytes)(_store.get(ref)) for ref, kind in zip(refs[narrays:], kinds, strict=True)]
-    buffers = [_buffer(ref, mmap_mode) for ref in refs[:narrays]]
-    return _Unpickler(io.BytesIO(stream), buffers, found).load()
-
-
-def _buffer(ref: _store.ObjectRef[Any], mmap_mode: str) -> Any:
-    if mmap_mode == "c":
-        try:
-            return received_arrays.note(_store.get(ref, mmap_mode="c"), ref)
-        except (MemoryError, OSError, PyraySerError):
-            # Maps have run out (vm.max_map_count), or address space: a copy does not need one. What is lost is lost again here.
-            return bytearray(_store.get(ref))
-    return _store.get(ref)
+        return pickle.loads(data, **kwargs)
+    finally:
+        del refs

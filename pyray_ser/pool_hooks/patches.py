@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import multiprocessing.connection
 import multiprocessing.popen_fork
 import multiprocessing.popen_forkserver
+import multiprocessing.popen_spawn_posix
 import multiprocessing.process
 import multiprocessing.queues
-import operator
+import multiprocessing.reduction
+import pickle
 import sys
+import threading
 from collections.abc import Callable
+from multiprocessing import BufferTooShort
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
-from types import FrameType
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, NamedTuple
 
-from .. import _store
-from ..store.discovery import open_default
+from .. import _log, _store
+from ..store import discovery
+from . import audience, imported, in_flight, message, processes
 
-__all__ = ["Options", "install", "start", "uninstall"]
+__all__ = ["Options", "current", "hook_feed", "hook_poll", "hook_put", "install", "join", "sending", "uninstall"]
 
 
 class Options(NamedTuple):
@@ -42,54 +46,11 @@ class Options(NamedTuple):
 
 
 _options: Options | None = None
-# (object, attribute, what was there; None for nothing of its own)
-_replaced: list[tuple[Any, str, object]] = []
-
-
-def _replace(owner: Any, name: str, value: object) -> None:
-    _replaced.append((owner, name, vars(owner).get(name)))
-    setattr(owner, name, value)
-
-
-def install(options: Options) -> Options | None:
-    """Replace what is to be replaced; return the options that held before, None if nothing was installed."""
-    global _options
-    before, _options = _options, options.check()
-    if _store.default() is None:
-        # Before any worker: one that found none would make its own, which ends with it.
-        open_default()
-    if before is None:
-        _replace(multiprocessing.queues, "_ForkingPickler", MessagePickler)
-        _replace(multiprocessing.connection, "_ForkingPickler", MessagePickler)
-        _replace(multiprocessing.process.BaseProcess, "__reduce_ex__", reduce_process)
-        for popen in (multiprocessing.popen_fork.Popen, multiprocessing.popen_forkserver.Popen):
-            _replace(popen, "poll", tell_of_reaping(popen.poll))
-    from . import loky
-
-    for name, (owner_of, attribute, hook) in loky.HOOKS.items():
-        module = sys.modules.get(name)
-        owner = None if module is None else owner_of(module)
-        if owner is not None and not any(known is owner for known, _, _ in _replaced):
-            _replace(owner, attribute, hook(getattr(owner, attribute)))
-    if before is None:
-        sys.meta_path.insert(0, loky.watch)
-    return before
-
-
-def uninstall() -> None:
-    """Put everything back."""
-    global _options
-    _options = None
-    while _replaced:
-        owner, name, before = _replaced.pop()
-        if before is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, before)
-    from . import loky
-
-    if loky.watch in sys.meta_path:
-        sys.meta_path.remove(loky.watch)
+# Whether this process makes a store when it has none: it called `install` itself.
+_opens = False
+# [object, attribute, what was there (`_NOTHING`: nothing of its own), what is there now]
+_replaced: list[tuple[Any, str, object, object]] = []
+_NOTHING = object()
 
 
 def current() -> Options | None:
@@ -97,75 +58,297 @@ def current() -> Options | None:
     return _options
 
 
+def _replace(owner: Any, name: str, hook: Callable[[Any], Any]) -> None:
+    if any(known is owner and attribute == name for known, attribute, _, _ in _replaced):
+        return
+    before = vars(owner).get(name, _NOTHING)
+    value = hook(getattr(owner, name))
+    if isinstance(before, staticmethod):
+        value = staticmethod(value)
+    _replaced.append((owner, name, before, value))
+    setattr(owner, name, value)
+
+
+def install(options: Options) -> Options | None:
+    """Replace what is to be replaced; return the options that held before, None if nothing was installed."""
+    global _opens
+    options.check()
+    _opens = True
+    if _store.default() is None:
+        # Before any worker: one that found none would make its own, which ends with it.
+        discovery.open_default()
+    return _apply(options)
+
+
+def join(options: Options) -> None:
+    """Install in a new process that this package started: with its parent's store, or without one."""
+    try:
+        if _store.default() is None:
+            discovery.open_inherited()
+    except Exception as error:
+        # Messages go by value then.
+        _log.debug("cannot attach to the parent's store: %r", error)
+    _apply(options.check())
+
+
+def _apply(options: Options) -> Options | None:
+    global _options
+    imported.everything()
+    before, _options = _options, options
+    connections: Any = multiprocessing.connection
+    for module in (multiprocessing.queues, connections):
+        _replace(module, "_ForkingPickler", lambda _: MessagePickler)
+    _replace(connections._ConnectionBase, "send", hook_put)
+    _replace(connections._ConnectionBase, "recv_bytes", _hook_recv_bytes)
+    _replace(connections._ConnectionBase, "recv_bytes_into", _hook_recv_bytes_into)
+    _replace(multiprocessing.queues.SimpleQueue, "put", hook_put)
+    _replace(multiprocessing.queues.Queue, "_feed", hook_feed)
+    _replace(multiprocessing.process.BaseProcess, "start", _hook_start)
+    _replace(multiprocessing.reduction, "dump", processes.hook_dump)
+    for launching in (multiprocessing.popen_spawn_posix.Popen, multiprocessing.popen_forkserver.Popen):
+        _replace(launching, "_launch", processes.hook_launch)
+    for polling in (multiprocessing.popen_fork.Popen, multiprocessing.popen_forkserver.Popen):
+        _replace(polling, "poll", hook_poll)
+    _hook_loky()
+    return before
+
+
+def uninstall() -> None:
+    """Put everything back, but what somebody else has replaced since: there our stand-in stays, and does nothing."""
+    global _options
+    _options = None
+    for entry in reversed(list(_replaced)):
+        owner, name, before, value = entry
+        if vars(owner).get(name) is not value:
+            continue
+        if before is _NOTHING:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
+        _replaced.remove(entry)
+
+
+_LOKY = tuple(
+    f"{package}.backend.{module}"
+    for package in ("loky", "joblib.externals.loky")
+    for module in ("queues", "reduction", "popen_loky_posix")
+)
+
+
+def _hook_loky() -> None:
+    """Replace what is to be replaced in loky, if it was imported; called again and again, because that can be at any time."""
+    for name in _LOKY:
+        if name in sys.modules:
+            break
+    else:
+        return
+    loky: Any = sys.modules[f"{__package__}.loky"]
+    for name, owner_of, attribute, hook in loky.HOOKS:
+        module = sys.modules.get(name)
+        # One that is being imported has not everything yet.
+        owner = None if module is None else owner_of(module)
+        if owner is not None and hasattr(owner, attribute):
+            _replace(owner, attribute, hook)
+
+
+# ---- where a message goes -------------------------------------------------------------------------------------------------
+
+
+class _Local(threading.local):
+    """What a thread is in the middle of."""
+
+    # The connection for the next message, of ``send`` or ``put``; and for all messages of a thread that feeds a queue.
+    to: Connection | None = None
+    feeds: Connection | None = None
+    # A message is being pickled: what is pickled inside it, by a reducer, is no message.
+    pickling = False
+    # The message that was pickled and is not written yet.
+    last: in_flight.Sending | None = None
+
+
+_local = _Local()
+
+
+class _Gather:
+    """Context manager around the pickling of one message."""
+
+    __slots__ = ("_taker",)
+
+    def __init__(self, taker: in_flight.Sending) -> None:
+        self._taker = taker
+
+    def __enter__(self) -> in_flight.Sending:
+        _local.pickling = True
+        return self._taker
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        _local.pickling = False
+        taker = self._taker
+        if kind is not None:
+            taker.cancel()
+        elif taker.blobs:
+            taker.enter()
+            _local.last = taker
+
+
+def sending() -> _Gather | None:
+    """Return what gathers the buffers of the message that this thread is about to pickle; None if they stay in it."""
+    connection = _local.to
+    if connection is None:
+        connection = _local.feeds
+    else:
+        _local.to = None
+    options = _options
+    if options is None or connection is None or _local.pickling:
+        return None
+    return _Gather(in_flight.Sending(connection, options))
+
+
+def _written() -> None:
+    last = _local.last
+    if last is not None:
+        _local.last = None
+        last.written()
+
+
+def _connection_of(sender: Any) -> Connection | None:
+    found = getattr(sender, "_writer", sender)
+    return found if isinstance(found, Connection) else None
+
+
+def hook_put(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a stand-in for ``Connection.send`` or ``SimpleQueue.put``, which pickle and write in one call."""
+
+    @functools.wraps(original)
+    def put(self: Any, obj: Any) -> Any:
+        if _options is None:
+            return original(self, obj)
+        before = _local.to
+        _local.to = _connection_of(self)
+        try:
+            return original(self, obj)
+        finally:
+            _local.to = before
+            if _local.last is not None:
+                _written()
+
+    return put
+
+
+def hook_feed(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a stand-in for ``Queue._feed``, the work of the thread that pickles and writes what is put into a queue."""
+
+    @functools.wraps(original)
+    def feed(buffer: Any, notempty: Any, send_bytes: Callable[[Any], Any], *args: Any) -> Any:
+        connection = getattr(send_bytes, "__self__", None)
+
+        def send(data: Any) -> None:
+            try:
+                send_bytes(data)
+            finally:
+                _written()
+
+        _local.feeds = connection if isinstance(connection, Connection) else None
+        try:
+            return original(buffer, notempty, send, *args)
+        finally:
+            _local.feeds = None
+
+    return feed
+
+
 # ---- queues and pipes ---------------------------------------------------------------------------------------------------
 
 
 class MessagePickler(ForkingPickler):
-    """The pickler of multiprocessing's queues and connections. It looks at who calls to learn where the message goes."""
+    """The pickler of multiprocessing's queues and connections."""
 
     @classmethod
     def dumps(cls, obj: Any, protocol: int | None = None) -> Any:
-        options = _options
-        if options is None or protocol is not None:
-            return ForkingPickler.dumps(obj, protocol)
-        if type(obj) is _store.ObjectRef:
-            return _store.pickle_for_message(obj)
-        from . import message
+        """Pickle a message; its large buffers go through the store if the message goes to a pipe of this host."""
+        if protocol is None and _options is not None:
+            if type(obj) is _store.ObjectRef:
+                _local.to = None
+                return _store.pickle_for_message(obj)
+            taking = sending()
+            if taking is not None:
+                with taking as taker:
+                    return message.seal(message.dumps(obj, taker), taker.blobs)
+        return ForkingPickler.dumps(obj, protocol)
 
-        caller = sys._getframe(1)
-        return message.dumps(obj, ForkingPickler.dumps, options, lambda: writer(caller))
-
-
-def writer(caller: FrameType) -> Connection | None:
-    """
-    Return the connection that the calling method is about to write to; None if that leaves this process tree.
-
-    Parameters
-    ----------
-    caller : frame
-        Of ``Connection.send``, ``SimpleQueue.put`` or ``Queue._feed``.
-    """
-    found = caller.f_locals
-    connection = getattr(found.get("send_bytes"), "__self__", None)
-    if connection is None:
-        connection = found.get("self")
-        connection = getattr(connection, "_writer", connection)
-    return connection if isinstance(connection, Connection) else None
+    @staticmethod
+    def loads(data: Any, **kwargs: Any) -> Any:  # type: ignore[override] # the stubs say that it is a method
+        """Load a message."""
+        if _options is not None:
+            _hook_loky()
+        if data[-len(message.MAGIC) :] == message.MAGIC:
+            return message.loads(data, **kwargs)
+        return pickle.loads(data, **kwargs)
 
 
-# ---- processes that end -----------------------------------------------------------------------------------------------------
+def _hook_recv_bytes(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def recv_bytes(self: Any, maxlength: int | None = None) -> bytes:
+        data: bytes = original(self, maxlength)
+        if data.endswith(message.MAGIC):
+            message.keep(data)
+        return data
+
+    return recv_bytes
 
 
-def tell_of_reaping(poll: Callable[..., Any]) -> Callable[..., Any]:
+def _hook_recv_bytes_into(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def recv_bytes_into(self: Any, buf: Any, offset: int = 0) -> int:
+        try:
+            size: int = original(self, buf, offset)
+        except BufferTooShort as short:
+            message.keep(short.args[0])
+            raise
+        with memoryview(buf) as view, view.cast("B") as data:
+            message.keep(data[offset : offset + size])
+        return size
+
+    return recv_bytes_into
+
+
+# ---- processes ------------------------------------------------------------------------------------------------------------
+
+
+def hook_poll(original: Callable[..., Any]) -> Callable[..., Any]:
     """Return a stand-in for ``Popen.poll``, which looks after what the process had sent once it has ended."""
 
-    @functools.wraps(poll)
-    def told(self: Any, *args: Any, **kwargs: Any) -> Any:
+    @functools.wraps(original)
+    def poll(self: Any, *args: Any, **kwargs: Any) -> Any:
         running = self.returncode is None
-        code = poll(self, *args, **kwargs)
+        code = original(self, *args, **kwargs)
         if running and code is not None:
-            from . import in_flight
-
             in_flight.reaped()
+        else:
+            in_flight.tick()
         return code
 
-    return told
+    return poll
 
 
-# ---- processes that start with an empty interpreter -----------------------------------------------------------------------
+def _hook_start(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def start(self: Any) -> Any:
+        if _options is not None:
+            package, _, rest = type(self).__module__.rpartition(".backend.")
+            if rest == "process" and f"{package}.backend.reduction" in _LOKY:
+                # loky imports it when it starts its first process.
+                importlib.import_module(f"{package}.backend.popen_loky_posix")
+            _hook_loky()
+            audience.changed()
+            if _opens and _store.default() is None:
+                try:
+                    discovery.open_default()
+                except Exception as error:
+                    _log.debug("a process starts without a store: %r", error)
+        try:
+            return original(self)
+        finally:
+            audience.changed()
 
-
-def reduce_process(self: BaseProcess, protocol: SupportsIndex) -> Any:
-    """Reduce a process that is about to be started so that it installs before it loads its work."""
-    reduced: Any = object.__reduce_ex__(self, max(2, operator.index(protocol)))
-    options = _options
-    if options is None or reduced[0].__name__ != "__newobj__":
-        return reduced
-    return (start, (tuple(options), *reduced[1]), *reduced[2:])
-
-
-def start(options: tuple[Any, ...], cls: type[BaseProcess], *args: Any) -> Any:
-    """In a new worker: install, then make the process object that is being loaded."""
-    install(Options(*options))
-    make: Any = cls.__new__
-    return make(cls, *args)
+    return start

@@ -15,9 +15,10 @@ import socket
 import stat
 import struct
 import termios
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
-__all__ = ["Readers", "note_of", "reading_side", "unread_here"]
+__all__ = ["Readers", "capacity", "note_of", "reading_side", "unread_here"]
 
 # NETLINK_SOCK_DIAG and its request about sockets of this host (linux/sock_diag.h, linux/unix_diag.h)
 _SOCK_DIAG, _BY_FAMILY, _REQUEST = 4, 20, 1
@@ -28,17 +29,29 @@ _ERROR = 2
 
 def reading_side(connection: Connection) -> int:
     """Return the inode of the side that reads what is written here; 0 if the message may leave this host's processes."""
-    fd = connection.fileno()
-    status = os.fstat(fd)
-    if stat.S_ISFIFO(status.st_mode):
-        return status.st_ino
-    if not stat.S_ISSOCK(status.st_mode):
-        return 0
-    with socket.socket(fileno=os.dup(fd)) as end:
-        # With a name anybody could have connected: only the two ends of socketpair() have none.
-        if end.family != socket.AF_UNIX or end.getsockname() or end.getpeername():
+    try:
+        fd = connection.fileno()
+        status = os.fstat(fd)
+        if stat.S_ISFIFO(status.st_mode):
+            return status.st_ino
+        if not stat.S_ISSOCK(status.st_mode):
             return 0
+        with socket.socket(fileno=os.dup(fd)) as end:
+            # With a name anybody could have connected: only the two ends of socketpair() have none.
+            if end.family != socket.AF_UNIX or end.getsockname() or end.getpeername():
+                return 0
+    except OSError:
+        return 0  # closed, or its other end is: writing the message will tell
     return _ask(status.st_ino).get(_PEER, (0,))[0]
+
+
+def capacity(connection: Connection) -> int:
+    """Return how many bytes a connection takes at most while nobody reads."""
+    fd = connection.fileno()
+    if stat.S_ISFIFO(os.fstat(fd).st_mode):
+        return fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)
+    with socket.socket(fileno=os.dup(fd)) as end:
+        return end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
 
 
 def note_of(inode: int) -> int:
@@ -96,7 +109,10 @@ class Readers:
     def unread(self, note: int) -> int | None:
         """Return how many bytes of a pipe nobody has read; None if nobody has its reading side open."""
         if self._found is None:
-            self._found = _scan()
+            try:
+                self._found = _scan()
+            except OSError:
+                return 1  # without /proc nobody knows: it is taken for unread
         path = self._found.get(note)
         if path is None:
             return None
@@ -115,20 +131,30 @@ class Readers:
 
 
 def _scan() -> dict[int, str]:
-    found = {}
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        folder = f"/proc/{pid}/fd"
+    return {note_of(inode): path for pid in _pids() for inode, path in _readable(pid)}
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _readable(pid: int, complain: bool = False) -> Iterator[tuple[int, str]]:
+    """Yield inode and path of each pipe or socket that a process has open for reading."""
+    folder = f"/proc/{pid}/fd"
+    try:
+        fds = os.listdir(folder)
+    except PermissionError:
+        if complain:
+            raise
+        return  # another user's
+    except OSError:
+        return  # gone
+    for fd in fds:
+        path = f"{folder}/{fd}"
         try:
-            fds = os.listdir(folder)
+            kind, _, inode = os.readlink(path).partition(":[")
+            # The link's own mode tells for what it is open.
+            if kind in ("pipe", "socket") and os.lstat(path).st_mode & stat.S_IRUSR:
+                yield int(inode[:-1]), path
         except OSError:
-            continue  # gone, or another user's
-        for fd in fds:
-            path = f"{folder}/{fd}"
-            try:
-                kind, _, inode = os.readlink(path).partition(":[")
-                # The link's own mode tells for what it is open.
-                if kind in ("pipe", "socket") and os.lstat(path).st_mode & stat.S_IRUSR:
-                    found[note_of(int(inode[:-1]))] = path
-            except OSError:
-                continue  # closed meanwhile, as the one of listdir itself
-    return found
+            continue  # closed meanwhile, as the one of listdir itself

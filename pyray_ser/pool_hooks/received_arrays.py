@@ -6,11 +6,11 @@ Whether it was written to, the kernel knows: a page that was is the process's ow
 from __future__ import annotations
 
 import os
-import sys
 import weakref
 from typing import TYPE_CHECKING, Any
 
 from .. import _store
+from . import imported
 
 if TYPE_CHECKING:
     import numpy
@@ -29,7 +29,7 @@ _arrived: dict[int, tuple[weakref.ref[Any], bytes]] = {}
 
 def note(buffer: Any, ref: _store.ObjectRef[Any]) -> Any:
     """Return what is to be loaded from, in place of a copy-on-write buffer, so that `source` knows it again."""
-    numpy = sys.modules.get("numpy")
+    numpy = imported.numpy()
     if numpy is None:
         return buffer
     whole = numpy.frombuffer(buffer, numpy.uint8)
@@ -40,7 +40,7 @@ def note(buffer: Any, ref: _store.ObjectRef[Any]) -> Any:
 
 def source(view: memoryview) -> _store.ObjectRef[Any] | None:
     """Return the object whose bytes, all of them, a view still shows; None if it is none that arrived, or was written to."""
-    numpy = sys.modules.get("numpy")
+    numpy = imported.numpy()
     if numpy is None or not _arrived:
         return None
     found: Any = view.obj

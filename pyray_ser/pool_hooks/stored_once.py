@@ -1,22 +1,20 @@
 """What need not be stored again to be sent: each thing that is sent twice as one object.
 
 - an array that arrived and was not written to (`arrived`),
-- an array that nobody can write to, as long as it lives; where its owner, or a view from before, could after all, only while its bytes
-  are those that were stored,
-- an argument of joblib's, within one call of ``Parallel``: joblib itself writes it to a file but once.
+- an array that nobody can write to: its memory is a `bytes` object or read-only pages of the store; where its owner, or a view from
+  before, could write after all, only while its bytes are those that were stored.
 """
 
 from __future__ import annotations
 
 import os
-import time
 import weakref
 from _thread import RLock
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from .. import _store
 from ..exceptions import PyraySerError
-from . import received_arrays
+from . import imported, received_arrays
 
 if TYPE_CHECKING:
     import numpy
@@ -24,36 +22,20 @@ if TYPE_CHECKING:
     Array = numpy.ndarray[Any, Any]
     Ref = _store.ObjectRef[Any]
 
-__all__ = ["Argument", "expire", "find", "put"]
+__all__ = ["find", "put"]
 
-# Seconds without use after which an argument is let go of: its call is over, or it is stored once more.
-IDLE = 5.0
 # Bytes that are compared at a time.
 _PIECE = 1 << 20
 
-
-class Argument(NamedTuple):
-    """An array that is sent unchanged within one call."""
-
-    array: Array
-    call: str
-
-
 _lock = RLock()
-# (address, bytes) -> (weak reference to the array that owns them, reference)
+# (address, bytes) -> (weak reference to the array that owns them, reference), the oldest first
 _constant: dict[tuple[int, int], tuple[weakref.ref[Array], Ref]] = {}
-# id of the array -> (weak reference to it, call, reference, last use)
-_arguments: dict[int, tuple[weakref.ref[Array], str, Ref, float]] = {}
 
 
-def find(view: memoryview, argument: Argument | None = None) -> Ref | None:
+def find(view: memoryview) -> Ref | None:
     """Return the object that these bytes are in already; None if they are in none."""
-    if argument is not None:
-        with _lock:
-            known = _arguments.get(id(argument.array))
-            if known is not None and known[0]() is argument.array and known[1] == argument.call:
-                _arguments[id(argument.array)] = (*known[:3], time.monotonic())
-                return known[2] if known[2].state == "sealed" else None
+    if not _is_array(view):
+        return None
     owner, for_good = _constant_owner(view)
     if owner is None:
         return received_arrays.source(view)
@@ -64,43 +46,50 @@ def find(view: memoryview, argument: Argument | None = None) -> Ref | None:
     return constant[1] if for_good or _unchanged(view, constant[1]) else None
 
 
-def put(view: memoryview, argument: Argument | None = None) -> tuple[Ref, bool]:
-    """Store bytes; return the object, and whether it is kept for the next time."""
+def put(view: memoryview, limit: int) -> tuple[Ref, bool]:
+    """
+    Store bytes.
+
+    Parameters
+    ----------
+    view : memoryview
+    limit : int
+        How many bytes may be kept for the next time; the oldest are let go.
+
+    Returns
+    -------
+    tuple of (ObjectRef, bool)
+        The object, and whether it is kept for the next time.
+    """
     ref: Ref = _store.put(view)
-    if argument is not None:
-        key = id(argument.array)
-        with _lock:
-            for other in [other for other, known in _arguments.items() if known[1] != argument.call]:
-                del _arguments[other]
-            gone = weakref.ref(argument.array, lambda _: _arguments.pop(key, None))
-            _arguments[key] = (gone, argument.call, ref, time.monotonic())
-        return ref, True
+    if not _is_array(view):
+        return ref, False
     owner, _ = _constant_owner(view)
-    if owner is None:
+    if owner is None or view.nbytes > limit:
         return ref, False
     place = (_address(view), view.nbytes)
     with _lock:
+        old = [_constant.pop(place, None)]
+        total = view.nbytes + sum(nbytes for _, nbytes in _constant)
+        while total > limit:
+            oldest = next(iter(_constant))
+            old.append(_constant.pop(oldest))
+            total -= oldest[1]
         _constant[place] = (weakref.ref(owner, lambda _: _constant.pop(place, None)), ref)
+    del old
     return ref, True
 
 
-def expire() -> bool:
-    """Let go of arguments whose call is over; tell whether any are left."""
-    now = time.monotonic()
-    with _lock:
-        old = [_arguments.pop(key) for key, known in list(_arguments.items()) if now - known[3] > IDLE]
-    del old
-    return bool(_arguments)
+def _is_array(view: memoryview) -> bool:
+    module = imported.numpy()
+    return module is not None and isinstance(view.obj, module.ndarray)
 
 
 def _constant_owner(view: memoryview) -> tuple[Array | None, bool]:
     """Return the array at the bottom of a view if no array on the way is writable, else None; and whether none can become so."""
-    if type(view.obj) is bytes or type(view.obj) is bytearray:
-        return None, False
     import numpy
 
-    # A read-only array lends its memory through ctypes, see `message`.
-    found = getattr(view.obj, "lender", view.obj)
+    found: Any = view.obj
     owner = None
     while isinstance(found, numpy.ndarray):
         if found.flags.writeable:
@@ -124,7 +113,7 @@ def _is_readonly(block: Any) -> bool:
 
 
 def _unchanged(view: memoryview, ref: Ref) -> bool:
-    """Whether the object holds these very bytes still."""
+    """Return whether the object holds these very bytes still."""
     import numpy
 
     try:
@@ -144,10 +133,9 @@ def _address(view: memoryview) -> int:
 
 
 def _after_fork_in_child() -> None:
-    global _lock, _constant, _arguments
+    global _lock, _constant
     _lock = RLock()
     _constant = {}
-    _arguments = {}
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

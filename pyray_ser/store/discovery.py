@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # `.exceptions` is imported where it is needed: it costs more than all the rest of a first put.
 
-__all__ = ["close_all", "find", "open_default", "open_store", "reattach", "renew", "unreachable"]
+__all__ = ["close_all", "find", "open_default", "open_inherited", "open_store", "reattach", "renew", "unreachable"]
 
 HINT = "PYRAY_SER_STORE"
 # Set: `pyray_ser.store.allocation_sites` writes down where objects are made.
@@ -321,6 +321,16 @@ def _ignored(store: _store.Store, options: dict[str, Any], joined: bool) -> str:
     from .options import ignored
 
     return ignored(store, options, joined)
+
+
+def open_inherited() -> _store.Store | None:
+    """Open the store of the process that started this one; return None if there is none that this one can attach."""
+    with _lock:
+        store = _store.default() or _inherited()
+        if store is not None:
+            _store.set_default(store)
+            _set_hint(store)
+        return store
 
 
 def open_default() -> _store.Store:

@@ -1,0 +1,180 @@
+"""Which processes may read a message: only if all of them are clients of the store are references sent.
+
+A process says that it can attach by being a client: it has attached already, so neither rights, limits nor missing slots can
+stop it.  Who may read is looked up in ``/proc``: every process that has the reading side of the pipe open.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from _thread import get_ident
+
+from .. import _store
+from . import pipes
+
+__all__ = ["all_can_attach", "changed", "failed", "launching", "started"]
+
+# Seconds for which an answer holds while this process starts no other and the readers stay clients.
+HOLDS = 1.0
+# Seconds until pipes with readers that are no clients are looked at again: at first, and at most.
+AGAIN, AT_MOST = 0.05, 5.0
+
+# Counts the processes that this one started.
+_generation = 0
+# Inode of the reading side -> (generation, store, readers, until when the answer holds)
+_known: dict[int, tuple[int, int, frozenset[int], float]] = {}
+# Inode -> (generation, seconds to wait, until when references are not sent)
+_refused: dict[int, tuple[int, float, float]] = {}
+# Children that will install when they have started -> until when a message waits for that
+_starting: dict[int, float] = {}
+# Threads that are starting one
+_launching: set[int] = set()
+# Seconds that a message waits at most, and between two looks.
+START, PAUSE = 20.0, 0.01
+# Answers that are kept; more pipes than that are looked up again.
+_MOST = 1000
+
+
+def changed() -> None:
+    """Say that this process has started, or is about to start, another one."""
+    global _generation
+    _generation += 1
+
+
+def launching() -> None:
+    """Say that this thread is starting a child; `started` or `failed` follows."""
+    _launching.add(get_ident())
+
+
+def failed() -> None:
+    """Say that the child was not started."""
+    _launching.discard(get_ident())
+
+
+def started(pid: int) -> None:
+    """Say that a child was started that will install before it loads its work."""
+    _launching.discard(get_ident())
+    now = time.monotonic()
+    for other in [other for other, until in _starting.items() if until < now]:
+        _starting.pop(other, None)
+    if _can_be_looked_into():
+        _starting[pid] = now + START
+
+
+def _can_be_looked_into() -> bool:
+    """Return whether another process of this user can open what this one has open; not after setuid(), for example."""
+    try:
+        return os.stat("/proc/self/fd").st_uid == os.geteuid()
+    except OSError:
+        return False
+
+
+def all_can_attach(inode: int, store: _store.Store, blocks: bool) -> bool:
+    """
+    Return whether every process that may read from a pipe is a client of the store.
+
+    Parameters
+    ----------
+    inode : int
+        Of the reading side.
+    store : Store
+    blocks : bool
+        Whether writing the message would wait for a reader.  Then this waits, too, for readers that are just starting.
+
+    Returns
+    -------
+    bool
+    """
+    if _all_are_clients(inode, store):
+        return True
+    end = time.monotonic() + START
+    if not blocks or not (_starting or _launching - {get_ident()}):
+        return False
+    while _waits_for_start(inode, store) and time.monotonic() < end:
+        time.sleep(PAUSE)
+    changed()
+    return _all_are_clients(inode, store)
+
+
+def _waits_for_start(inode: int, store: _store.Store) -> bool:
+    """Return whether a reader is no client because it has not started yet."""
+    clients = set(store.client_pids())
+    if _launching - {get_ident()}:
+        return True
+    if not _starting.keys() - clients or len(clients) >= store.stats()["max_clients"]:
+        return False
+    missing = (_readers(inode, clients) or set()) - clients
+    now = time.monotonic()
+    return any(_starting.get(pid, 0.0) > now for pid in missing)
+
+
+def _all_are_clients(inode: int, store: _store.Store) -> bool:
+    now = time.monotonic()
+    clients = set(store.client_pids())
+    known = _known.get(inode)
+    if known is not None and known[:2] == (_generation, store.id) and now < known[3] and known[2] <= clients:
+        return True
+    refused = _refused.get(inode)
+    if refused is not None and refused[0] == _generation and now < refused[2]:
+        return False
+    generation = _generation
+    readers = _readers(inode, clients)
+    if readers is not None and readers <= set(store.client_pids()):
+        if len(_known) >= _MOST:
+            _known.clear()
+        _known[inode] = generation, store.id, frozenset(readers), now + HOLDS
+        _refused.pop(inode, None)
+        return True
+    if len(_refused) >= _MOST:
+        _refused.clear()
+    wait = min(2 * refused[1], AT_MOST) if refused is not None else AGAIN
+    _refused[inode] = generation, wait, now + wait
+    _known.pop(inode, None)
+    return False
+
+
+def _readers(inode: int, clients: set[int]) -> set[int] | None:
+    """Return the processes that may read; None if that is unknown, or nobody does at the moment."""
+    found = set()
+    me = os.getpid()
+    family = {me, *clients}
+    try:
+        for pid in pipes._pids():
+            try:
+                if any(other == inode for other, _ in pipes._readable(pid, complain=True)):
+                    found.add(pid)
+            except PermissionError:
+                if pid in clients or _is_of(pid, family):
+                    return None
+    except OSError:
+        return None  # no /proc
+    return found or None
+
+
+def _is_of(pid: int, family: set[int]) -> bool:
+    """Return whether a process that cannot be looked into descends from these, or shares this one's session."""
+    seen: set[int] = set()
+    while pid > 1 and pid not in seen:
+        seen.add(pid)
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                # The name stands in parentheses and may hold anything.
+                fields = file.read().rpartition(b")")[2].split()
+        except OSError:
+            return True  # gone just now, or hidden
+        if int(fields[3]) == os.getsid(0):
+            return True
+        pid = int(fields[1])
+        if pid in family:
+            return True
+    return False
+
+
+def _after_fork_in_child() -> None:
+    changed()
+    _starting.clear()
+    _launching.clear()
+
+
+os.register_at_fork(after_in_parent=changed, after_in_child=_after_fork_in_child)

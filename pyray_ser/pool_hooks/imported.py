@@ -1,0 +1,54 @@
+"""What is imported before any process forks.
+
+A forked child may find a lock of the import system taken by a thread that it does not have, and waits without end.  Therefore
+nothing that a child needs to send and receive is imported when it is first needed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+
+__all__ = ["everything", "numpy"]
+
+_PACKAGE = __name__.partition(".")[0]
+_NEEDED = (
+    "exceptions",
+    "pickling.registry",
+    "pickling.serialization",
+    "store.discovery",
+    "store.named_stores",
+    "store.options",
+    "store.references",
+    "store.scopes",
+    "store.spill_codec",
+    "store.statuses",
+)
+_NEEDED_HERE = (
+    "received_arrays",
+    "audience",
+    "in_flight",
+    "load",
+    "loky",
+    "message",
+    "pipes",
+    "processes",
+    "stored_once",
+)
+
+
+def everything() -> None:
+    """Import all that sending and receiving needs. May be repeated."""
+    for name in _NEEDED:
+        importlib.import_module(f"{_PACKAGE}.{name}")
+    for name in _NEEDED_HERE:
+        importlib.import_module(f"{__package__}.{name}")
+
+
+def numpy() -> ModuleType | None:
+    """Return NumPy if the program has imported it, and has done so entirely."""
+    found = sys.modules.get("numpy")
+    if found is None or getattr(getattr(found, "__spec__", None), "_initializing", False):
+        return None
+    return found

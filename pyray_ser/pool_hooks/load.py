@@ -1,0 +1,93 @@
+"""What the messages of `install` call when they are loaded, in whatever process.
+
+The names of these functions are part of the format of a message.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from typing import TYPE_CHECKING, Any, Literal
+
+from .. import _store
+from ..exceptions import PyraySerError
+from . import received_arrays
+
+if TYPE_CHECKING:
+    import numpy
+    from numpy.typing import NDArray
+
+__all__ = ["array", "close", "start", "to_bytearray", "to_bytes", "to_str"]
+
+
+def _shared(found: tuple[Any, ...]) -> Any:
+    """Return the bytes of a buffer in shared memory, read-only or private to this process."""
+    if len(found) == 1:
+        return _store.get(_store.load_ref(found[0]))
+    return _inherited(*found)
+
+
+def _private(found: tuple[Any, ...]) -> Any:
+    """Return a buffer writable, copy-on-write."""
+    if len(found) != 1:
+        return _inherited(*found)
+    ref = _store.load_ref(found[0])
+    try:
+        return received_arrays.note(_store.get(ref, mmap_mode="c"), ref)
+    except (MemoryError, OSError, PyraySerError):
+        # Maps (vm.max_map_count) or address space have run out: a copy may do.  An object that is lost is lost here, too.
+        return bytearray(_store.get(ref))
+
+
+def _inherited(number: int, server: int, offset: int, nbytes: int) -> Any:
+    """Map a buffer of the arguments of a process, which came as a descriptor."""
+    return mmap.mmap(_descriptor(number, server), nbytes, mmap.MAP_PRIVATE, offset=offset)
+
+
+def _descriptor(number: int, server: int) -> int:
+    if not server:
+        return number
+    from multiprocessing import forkserver
+
+    inherited: Any = forkserver.get_inherited_fds()
+    return int(inherited[number])
+
+
+def array(
+    found: tuple[Any, ...], dtype: numpy.dtype[Any], shape: tuple[int, ...], order: Literal["C", "F"], mmap_mode: str
+) -> NDArray[Any]:
+    """Make an array again."""
+    import numpy
+
+    buffer = _private(found) if mmap_mode == "c" else _shared(found)
+    made: NDArray[Any] = numpy.ndarray(shape, dtype, buffer, order=order)
+    if mmap_mode != "c":
+        made.flags.writeable = False
+    return made
+
+
+def to_bytes(*found: Any) -> bytes:
+    """Make bytes again."""
+    return bytes(_shared(found))
+
+
+def to_bytearray(*found: Any) -> bytearray:
+    """Make a bytearray again."""
+    return bytearray(_shared(found))
+
+
+def to_str(*found: Any) -> str:
+    """Make a string again."""
+    return str(_shared(found), "utf-8", "surrogatepass")
+
+
+def close(number: int, server: int) -> None:
+    """Close the descriptor that the arguments of this process came with."""
+    os.close(_descriptor(number, server))
+
+
+def start(min_bytes: int, copy_on_write: int, max_in_flight: int) -> None:
+    """Install in a new process, before it loads its work.  A negative `max_in_flight` means the default."""
+    from .patches import Options, join
+
+    join(Options(min_bytes, "c" if copy_on_write else "r", None if max_in_flight < 0 else max_in_flight))
