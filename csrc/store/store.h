@@ -32,6 +32,7 @@
 #include "fill.h"
 #include "headroom.h"
 #include "layout.h"
+#include "os.h"
 #include "pages.h"
 #include "prs.h"
 #include <pthread.h>
@@ -44,8 +45,6 @@
 #define PRS_MAG_CAP 64u
 #define PRS_PENDING_CAP 128u
 #define PRS_SERIAL_BLOCK 1024u
-#define PRS_MS 1000000ll
-#define PRS_SECOND 1000000000ll
 
 #define PRS_LIKELY(x) __builtin_expect(!!(x), 1)
 #define PRS_UNLIKELY(x) __builtin_expect(!!(x), 0)
@@ -86,12 +85,6 @@ typedef struct prs_window {
     uint64_t off;
     bool sealed;
 } prs_window;
-
-/* Invariant: file == the identity every kept descriptor must show before it is used. */
-typedef struct prs_file {
-    dev_t dev;
-    ino_t ino;
-} prs_file;
 
 struct prs_store {
     /* constant after opening */
@@ -204,59 +197,6 @@ static inline uint32_t prs_words_in_use(const prs_store *s)
     uint32_t words = (prs_load_seqcst(&s->super->client_high) + 63) / 64;
     return words < s->holder_words ? words : s->holder_words;
 }
-
-int prs_fail(prs_error *error, int code, int sys_errno, const char *format, ...) __attribute__((format(printf, 4, 5)));
-
-/* ---- os.c ---------------------------------------------------------------------------------- */
-
-int64_t prs_now(void);
-uint64_t prs_seconds(void);
-int prs_os_memfd(uint64_t id, prs_error *error);
-int prs_os_create_file(const char *path, prs_error *error);
-int prs_os_publish_file(int fd, const char *path, prs_error *error);
-int prs_os_open_file(const char *path, int *fd, prs_error *error);
-int prs_os_reopen(int fd, bool writable);
-int prs_os_reopen_of(int32_t pid, int fd, bool writable);
-int prs_os_reopen_mapping(const void *at, bool writable, const prs_file *file);
-int prs_os_size(int fd, uint64_t size);
-int prs_os_seal(int fd);
-bool prs_os_same(int fd, const prs_file *file);
-int prs_os_inspect(int fd, prs_file *file, uint64_t *size, prs_error *error);
-void *prs_os_map(int fd, uint64_t off, size_t len, bool writable);
-int prs_os_map_fixed(void *at, int fd, uint64_t off, size_t len);
-int prs_os_map_zero_fixed(void *at, size_t len);
-void *prs_os_map_private(int fd, uint64_t off, size_t len);
-/* Names in a directory but . and ..; calls `each` until it returns non-zero. */
-int prs_os_each_name(int fd, int (*each)(void *, const char *), void *arg);
-void *prs_os_reserve(size_t len);
-bool prs_os_room(size_t len);
-void *prs_os_memory(size_t len); /* the same, and left out of core dumps */
-void prs_os_unmap(void *at, size_t len);
-int prs_os_populate(void *at, size_t len, int fd, uint64_t off);
-int prs_os_pread(int fd, void *buffer, size_t n, uint64_t off);
-uint64_t prs_os_blocks(int fd);
-int prs_os_open_directory(int at, const char *path, prs_error *error);
-bool prs_os_in_memory(int fd);
-bool prs_os_has_room(int fd, uint64_t bytes);
-int prs_os_make_directory(int at, const char *name);
-int prs_os_open_at(int at, const char *name, int flags); /* O_RDONLY, O_RDWR, O_CREAT, O_EXCL */
-int prs_os_remove_at(int at, const char *name, bool directory);
-uint64_t prs_os_length(int fd);
-void prs_os_protect(int fd); /* from now on the file is read-only, for who opens it anew */
-int prs_os_identify(int fd, prs_file *file);
-int prs_os_lock_file(int fd, bool exclusive); /* byte 0, without waiting */
-int prs_os_lock_byte(int fd, uint64_t byte);
-void prs_os_unlock_byte(int fd, uint64_t byte);
-int prs_os_byte_held(int fd, uint64_t byte);
-bool prs_os_process_gone(int32_t pid);
-void *prs_os_anchor(int fd);
-int prs_os_keep_from_children(void *anchor);
-int prs_os_pipe(int fd[2]);
-bool prs_os_await_end(int fd, int64_t timeout);
-uint64_t prs_os_pid_ns(void);
-int prs_os_random(void *buffer, size_t n);
-void prs_os_close(int fd);
-void prs_os_sleep(int64_t ns);
 
 /* ---- lock.c ---------------------------------------------------------------------------------- */
 

@@ -6,7 +6,7 @@ One pass (`trace`) visits what the pickler would visit, by the same rules
 `report` prints, `sizes` and `html` show bytes by path, `explain` serves `put`.
 """
 
-from .explain import Explanation, explain, explain_failure, explain_put, serialization_error
+from .explanation import Explanation, explain, explain_failure, explain_put, serialization_error
 from .failure import FailureTuple
 from .inspector import Inspection, inspect
 from .report import inspect_serializability

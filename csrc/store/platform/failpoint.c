@@ -1,6 +1,5 @@
 /* failpoint.c - injected deaths, stops and errors (see failpoint.h). */
 #include "failpoint.h"
-#include "prs.h"
 #include <stdbool.h>
 #include <stddef.h>
 

@@ -7,6 +7,8 @@
 #ifndef PRS_FAILPOINT_H
 #define PRS_FAILPOINT_H
 
+#include <stdbool.h>
+
 #ifdef PRS_DEBUG
 enum prs_point {
 #define POINT(name) PRS_POINT_##name,
@@ -21,5 +23,14 @@ int prs_point_hit(enum prs_point point);
 #define PRS_POINT(name) ((void)0)
 #define PRS_POINT_ERRNO(name) 0
 #endif
+
+/* For tests; without PRS_DEBUG they do nothing and return false, or an empty list. */
+
+/* Arm a named point: at its `after`-th crossing do the action; ERRNO_ON at each one from there on, until it is
+ * armed with action 0. */
+enum { PRS_FAIL_KILL = 1, PRS_FAIL_STOP = 2, PRS_FAIL_ERRNO = 3, PRS_FAIL_HOLD = 4, PRS_FAIL_ERRNO_ON = 5 };
+bool prs_failpoint_arm(const char *name, int action, int after, int value);
+/* Names of all points, NULL-terminated. */
+const char *const *prs_failpoint_names(void);
 
 #endif
