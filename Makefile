@@ -138,6 +138,10 @@ demo: $(STAMP)/installed
 	@$(VENV)/bin/python -P -m pyray_ser.demo $(DEMO_ARGS)
 
 PYTEST = $(VENV)/bin/python -P -m pytest
+# A run that ends before its summary (a crash, a test that nothing can interrupt) still says what failed.
+TEST_LOG := $(BUILD)/tests.log
+TOLD = { rc=$$?; grep -q '^finished$$' $(TEST_LOG) 2>/dev/null || { echo "pytest ended before its summary. Failed until then:"; \
+  grep '^FAILED' $(TEST_LOG); echo "It ended in:"; grep '^running' $(TEST_LOG) | tail -1; } >&2; exit $$rc; }
 
 # cloudpickle's own tests, and what they import. 3.1.0 is the last release with its tests in the source distribution, whose build
 # needs an old flit_core.
@@ -153,7 +157,8 @@ $(STAMP)/cloudpickle: $(STAMP)/venv
 
 .PHONY: test
 test: $(STAMP)/installed $(STAMP)/debug $(STAMP)/cloudpickle
-	@PYRAY_SER_DEBUG_PATH=$(DEBUG) PYRAY_SER_CLOUDPICKLE_SUITE=$(CLOUDPICKLE) $(PYTEST) -m "not heavy" $(PYTEST_ARGS)
+	@rm -f $(TEST_LOG); PYRAY_SER_TEST_LOG=$(TEST_LOG) PYRAY_SER_DEBUG_PATH=$(DEBUG) PYRAY_SER_CLOUDPICKLE_SUITE=$(CLOUDPICKLE) \
+	  $(PYTEST) -m "not heavy" $(PYTEST_ARGS) || $(TOLD)
 
 # Beside the light ones: torch and what builds on numpy. Where that means gigabytes, the size is printed first.
 $(STAMP)/installed-heavy: $(STAMP)/installed
@@ -165,7 +170,7 @@ $(STAMP)/installed-heavy: $(STAMP)/installed
 
 .PHONY: test-heavy
 test-heavy: $(STAMP)/installed-heavy $(STAMP)/debug
-	@PYRAY_SER_DEBUG_PATH=$(DEBUG) $(PYTEST) -m heavy $(PYTEST_ARGS)
+	@rm -f $(TEST_LOG); PYRAY_SER_TEST_LOG=$(TEST_LOG) PYRAY_SER_DEBUG_PATH=$(DEBUG) $(PYTEST) -m heavy $(PYTEST_ARGS) || $(TOLD)
 
 # Interpreters by name or path, or folders with another Debian in them (tools/make_python_root.sh). Each has a build folder of its
 # own, so what is up to date is not built again. Every one of them speaks, even when an earlier one has failed.

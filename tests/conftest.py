@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import os
 
+import hygiene
 import pytest
 from hygiene import Watch, shm_entries
+from reporting import (  # noqa: F401
+    pytest_runtest_logreport,
+    pytest_runtest_logstart,
+    pytest_sessionfinish,
+    pytest_timeout_cancel_timer,
+    pytest_timeout_set_timer,
+)
 
+hygiene.name_this_run()
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -19,7 +28,7 @@ def pytest_report_header(config):
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_left_behind():
-    """After the whole suite: no entry in /dev/shm, descriptor, map of a store or child process is new."""
+    """After the whole suite: no entry of this run in /dev/shm, no new descriptor, map of a store or child process is left."""
     watch = Watch()
     yield
     watch.shut_down_everything()

@@ -1,48 +1,42 @@
-"""What a process holds that outlives a careless test: /dev/shm entries, descriptors, maps, children."""
+"""What a run of the tests must not leave: /dev/shm entries, descriptors, maps, children."""
 
 from __future__ import annotations
 
 import gc
+import glob
 import os
 import sys
 import time
+import uuid
+
+from patience import patience
 
 SHM = "/dev/shm"
 
 
-def _used_by_strangers() -> set[str]:
-    """Files of /dev/shm that a process outside our own tree has open or mapped: not ours to account for."""
-    ours = {os.getpid(), *descendants(os.getpid())}
-    used = set()
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        if int(pid) in ours:
-            continue
-        try:
-            for fd in os.listdir(f"/proc/{pid}/fd"):
-                used.add(os.readlink(f"/proc/{pid}/fd/{fd}"))
-            with open(f"/proc/{pid}/maps") as maps:
-                used.update(line.split(None, 5)[5].rstrip("\n") for line in maps if SHM in line)
-        except OSError:
-            continue  # gone, or another user's
-    return {path for path in used if path.startswith(SHM)}
+def name_this_run() -> None:
+    """
+    Give this run, children included, a directory of named stores that no other run or program uses.
+
+    What tests make in /dev/shm beside it has `run_path` at the beginning of its name, so that what others leave there meanwhile
+    is not taken for ours.
+    """
+    os.environ.setdefault("PYRAY_SER_STORE_DIR", f"{SHM}/pyray_ser-test-{uuid.uuid4().hex[:12]}")
+
+
+def run_path() -> str:
+    """Return what the paths of everything in /dev/shm that this run makes begin with."""
+    return os.environ["PYRAY_SER_STORE_DIR"]
 
 
 def shm_entries() -> set[str]:
-    """Files and empty folders in /dev/shm, at any depth, that belong to this user and to no unrelated process."""
+    """Files and folders in /dev/shm, at any depth, that this run made; of the directory of named stores only what is in it."""
     found = set()
-    for folder, folders, names in os.walk(SHM):
-        if not names and not folders and folder != SHM:
-            names = [""]
-        for name in names:
-            path = os.path.join(folder, name).rstrip("/")
-            try:
-                if os.lstat(path).st_uid == os.getuid():
-                    found.add(path)
-            except FileNotFoundError:
-                continue
-    if found:
-        # A stranger's that was removed while we looked is not left.
-        found = {path for path in found - _used_by_strangers() if os.path.lexists(path)}
+    for top in glob.glob(glob.escape(run_path()) + "*"):
+        if top != run_path():
+            found.add(top)
+        for folder, folders, names in os.walk(top):
+            found.update(os.path.join(folder, name) for name in (*folders, *names))
     return found
 
 
@@ -106,9 +100,9 @@ class Watch:
         if tracker is not None:
             tracker._resource_tracker._stop()
 
-    def new(self, patience: float = 5.0) -> list[str]:
-        """One line per thing that is new; processes on their way out are given `patience` seconds."""
-        end = time.monotonic() + patience
+    def new(self, seconds: float = 20.0) -> list[str]:
+        """One line per thing that is new; processes on their way out are waited for."""
+        end = time.monotonic() + patience(seconds)
         while (children := self._new_children()) and time.monotonic() < end:
             time.sleep(0.05)
         lines = [f"process {pid} ({name})" for pid, name in children.items()]

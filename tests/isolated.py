@@ -7,6 +7,8 @@ import subprocess
 import sys
 import textwrap
 
+from patience import patience
+
 
 def environment() -> dict[str, str]:
     """The environment without the hint at this process's store, nor 3.12's word about forks beside threads."""
@@ -22,6 +24,7 @@ def run(script: str, *, timeout: float = 90, status: int = 0, errors: bool = Fal
     ----------
     script : str
     timeout : float
+        In seconds, on an idle machine.
     status : int
         The exit status that it must end with; negative for a signal.
     errors : bool
@@ -40,7 +43,12 @@ def run(script: str, *, timeout: float = 90, status: int = 0, errors: bool = Fal
         with open(path, "w") as file:
             file.write(textwrap.dedent(script))
         done = subprocess.run(
-            [sys.executable, "-P", path], capture_output=True, text=True, timeout=timeout, env=environment(), cwd=folder
+            [sys.executable, "-P", path],
+            capture_output=True,
+            text=True,
+            timeout=patience(timeout),
+            env=environment(),
+            cwd=folder,
         )
     assert done.returncode == status, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert errors or not done.stderr, done.stderr

@@ -49,13 +49,15 @@ def available() -> int:
 
 
 def shm_entries() -> set[str]:
-    """Every file in /dev/shm, at any depth, that this user owns."""
+    """Every file of this package in /dev/shm, at any depth, that this user owns: others may leave what they like there."""
     found = set()
     for folder, _, names in os.walk(SHM):
+        if folder != str(SHM) and "pyray_ser" not in folder:
+            continue
         for name in names:
             path = Path(folder, name)
             try:
-                if path.lstat().st_uid == os.getuid():
+                if "pyray_ser" in str(path) and path.lstat().st_uid == os.getuid():
                     found.add(str(path))
             except FileNotFoundError:
                 continue

@@ -49,8 +49,13 @@ _MAGIC = b"PYRAYSER"
 
 
 def directory() -> str:
-    """Return the directory of this user's named stores."""
-    return f"/dev/shm/pyray_ser-{os.geteuid()}"
+    """
+    Return the directory of this user's named stores.
+
+    It is ``/dev/shm/pyray_ser-UID``, or what ``PYRAY_SER_STORE_DIR`` says: a directory of this user alone on a tmpfs.
+    """
+    chosen = os.environ.get("PYRAY_SER_STORE_DIR")
+    return os.path.abspath(chosen) if chosen else f"/dev/shm/pyray_ser-{os.geteuid()}"
 
 
 def path_of(name: str) -> str:

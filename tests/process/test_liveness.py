@@ -11,7 +11,9 @@ import textwrap
 import uuid
 
 import pytest
+from hygiene import run_path
 from isolated import environment, run
+from patience import patience
 
 ROOT = os.geteuid() == 0
 # Where the tests run as an ordinary user, a user namespace makes them root of what they need.
@@ -124,7 +126,7 @@ def unshared(flags: list[str], script: str, before: str = "") -> None:
         [*words, "sh", "-c", f'{before or "true"} && "$0" -P -c "$1"', sys.executable, textwrap.dedent(script)],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=patience(240),
         env=environment(),
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -164,7 +166,7 @@ def name():
     """Of a named store; a run that fails may leave its file to the next opener, the test removes it."""
     name = f"test-liveness-{uuid.uuid4().hex}"
     yield name
-    path = f"/dev/shm/pyray_ser-{os.geteuid()}/{name}"
+    path = os.path.join(run_path(), name)
     if os.path.exists(path):
         os.unlink(path)
 
@@ -226,7 +228,7 @@ def test_a_client_of_another_namespace_lives(flags, name):
     try:
         assert client.stdout.readline() == "ready\n"
         unshared(flags, VISITOR.format(name=name))
-        said, _ = client.communicate("\n", timeout=120)
+        said, _ = client.communicate("\n", timeout=patience(120))
         assert (client.returncode, said) == (0, "done\n")
     finally:
         client.kill()

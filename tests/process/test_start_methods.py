@@ -25,7 +25,7 @@ HEAD = """
 
     def settled():
         # What an ended process held is given back when somebody looks.
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 240
         while True:
             gc.collect()
             pyray_ser.init().look()

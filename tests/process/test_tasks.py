@@ -53,7 +53,7 @@ def hold(path):
 
 
 def runs(path):
-    end = time.monotonic() + 20
+    end = time.monotonic() + 240
     while not path.with_suffix(".runs").exists():
         assert time.monotonic() < end, "it has not started"
         time.sleep(0.005)
@@ -130,7 +130,7 @@ def test_a_chain_of_pending_references():
     ref = nap.remote(0.05, 0)
     for _ in range(20):
         ref = add.remote(ref, 1)
-    assert ray.get(ref, timeout=20) == 20
+    assert ray.get(ref, timeout=240) == 20
 
 
 def test_arguments_are_taken_at_the_call():
@@ -146,17 +146,16 @@ def test_arguments_are_taken_at_the_call():
     assert ray.get(ref) == 1
 
 
-def test_get_of_mixed_lists_and_timeout():
+def test_get_of_mixed_lists_and_timeout(tmp_path):
     stored = ray.put(1)
     assert ray.get([stored, add.remote(1, 1), stored]) == [1, 2, 1]
-    ref = nap.remote(2, 1)
-    began = time.monotonic()
+    ref = hold.remote(tmp_path / "held")
     with pytest.raises(GetTimeoutError):
         ray.get(ref, timeout=0.1)
     with pytest.raises(GetTimeoutError):
         ray.get([stored, ref], timeout=0)
-    assert time.monotonic() - began < 1.5
-    assert ray.get(ref) == 1
+    (tmp_path / "held").touch()
+    assert ray.get(ref) is None
     with pytest.raises(ValueError, match="timeout"):
         ray.get(ref, timeout=-1)
     with pytest.raises(TypeError, match="holds 'int'"):
@@ -168,7 +167,7 @@ def test_get_of_mixed_lists_and_timeout():
 
 def test_wait():
     refs = [nap.remote(0.6, 1), nap.remote(0.05, 2), ray.put(3)]
-    ready, rest = ray.wait(refs, num_returns=2, timeout=20)
+    ready, rest = ray.wait(refs, num_returns=2, timeout=240)
     assert ready == refs[1:] and rest == refs[:1]
     ready, rest = ray.wait(refs, num_returns=3, timeout=0.01)
     assert len(ready) == 2
@@ -176,7 +175,7 @@ def test_wait():
     buffer = ray.create(8)
     threading.Timer(0.1, lambda: ray.seal(buffer)).start()
     slow = nap.remote(1)
-    assert ray.wait([slow, buffer.obj.ref], timeout=20)[0] == [buffer.obj.ref]
+    assert ray.wait([slow, buffer.obj.ref], timeout=240)[0] == [buffer.obj.ref]
     ray.get(slow)
 
 
@@ -214,7 +213,7 @@ def test_await_and_future():
         return values, await nap.remote(0.05, 4)
 
     assert asyncio.run(main()) == ([1, 2, 3, 4, 5], 4)
-    assert add.remote(2, 2).future().result(timeout=20) == 4
+    assert add.remote(2, 2).future().result(timeout=240) == 4
 
 
 class Custom(Exception):
@@ -376,11 +375,9 @@ def test_cancel(tmp_path):
     running = hold.remote(tmp_path / "never")
     runs(tmp_path / "never")
     assert not ray.cancel(running)
-    began = time.monotonic()
     assert ray.cancel(running, force=True)
     with pytest.raises(TaskCancelledError):
-        ray.get(running, timeout=20)
-    assert time.monotonic() - began < 1
+        ray.get(running, timeout=240)
     assert ray.get(add.remote(1, 1)) == 2
 
 
@@ -392,10 +389,10 @@ def test_a_killed_worker_is_named_and_the_pool_goes_on():
 
     others = [nap.remote(0.3, i) for i in range(4)]
     with pytest.raises(WorkerDiedError, match=r"SIGKILL.*while it ran .*die") as caught:
-        ray.get(die.remote(signal.SIGKILL), timeout=20)
+        ray.get(die.remote(signal.SIGKILL), timeout=240)
     assert caught.value.signal == signal.SIGKILL and "memory" in str(caught.value)
     with pytest.raises(WorkerDiedError, match="SIGTERM"):
-        ray.get(die.remote(signal.SIGTERM), timeout=20)
+        ray.get(die.remote(signal.SIGTERM), timeout=240)
     assert ray.get(others) == [0, 1, 2, 3]
 
     @ray.remote
@@ -403,7 +400,7 @@ def test_a_killed_worker_is_named_and_the_pool_goes_on():
         os._exit(3)
 
     with pytest.raises(WorkerDiedError, match="status 3"):
-        ray.get(leave.remote(), timeout=20)
+        ray.get(leave.remote(), timeout=240)
     assert ray.get([add.remote(i) for i in range(10)]) == list(range(10))
 
 
@@ -416,9 +413,9 @@ def test_max_retries(tmp_path):
             os.kill(os.getpid(), signal.SIGKILL)
         return os.path.getsize(path)
 
-    assert ray.get(dies_twice.remote(str(tmp_path / "count")), timeout=10) == 3
+    assert ray.get(dies_twice.remote(str(tmp_path / "count")), timeout=240) == 3
     with pytest.raises(WorkerDiedError):
-        ray.get(dies_twice.options(max_retries=0).remote(str(tmp_path / "other")), timeout=10)
+        ray.get(dies_twice.options(max_retries=0).remote(str(tmp_path / "other")), timeout=240)
 
 
 def test_nested_tasks():
@@ -438,7 +435,7 @@ def test_a_reference_returned_by_a_task():
 
     stored, made = ray.get(hands_on.remote())
     assert ray.get(stored).sum() == 499500
-    assert ray.get(made, timeout=20) == 5
+    assert ray.get(made, timeout=240) == 5
 
 
 def test_streams():
@@ -502,17 +499,17 @@ def test_a_stream_that_nobody_reads_runs_to_its_end(tmp_path, how):
     path = tmp_path / "made"
     stream = numbers.remote(str(path), 100, 1000)
     if how == "waited for":
-        assert ray.get(stream.ref, timeout=20) is None
+        assert ray.get(stream.ref, timeout=240) is None
         assert len(list(stream)) == 100
         return
     if how == "dropped":
         next(stream)
     del stream
-    end = time.monotonic() + 20
+    end = time.monotonic() + 240
     while (not path.exists() or path.stat().st_size < 100) and time.monotonic() < end:
         time.sleep(0.02)
     assert path.stat().st_size == 100
-    assert ray.get(pid.remote(), timeout=20)
+    assert ray.get(pid.remote(), timeout=240)
 
 
 @pytest.mark.parametrize("size", [10, 1_000_000])
@@ -527,9 +524,9 @@ def test_free_and_contains(size):
     for freed in (ref, kept):
         with pytest.raises(ObjectFreedError):
             ray.get(freed)
-    ray.wait([later], timeout=10)
+    ray.wait([later], timeout=240)
     with pytest.raises(ObjectFreedError):
-        ray.get(later, timeout=10)
+        ray.get(later, timeout=240)
     with pytest.raises(TypeError, match="free"):
         ray.free([ref, 3])
     with pytest.raises(TypeError, match="contains"):
@@ -571,7 +568,7 @@ def test_no_object_is_left():
         refs += [add.remote(ref, 1) for ref in refs] + [add.remote([1], [ref]) for ref in refs]
         ray.get(refs)
         del refs, stored
-        end = time.monotonic() + 10
+        end = time.monotonic() + 240
         while ray.stats()["objects"] > before and time.monotonic() < end:
             time.sleep(0.02)
         stats = ray.stats()

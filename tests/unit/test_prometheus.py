@@ -25,7 +25,7 @@ PRELUDE = """
 def test_the_figures_are_those_of_stats():
     script = """
     folder = tempfile.TemporaryDirectory(dir=os.environ.get("PYRAY_SER_TEST_DISK", "/var/tmp"))
-    path = f"/dev/shm/pyray_ser-test-prometheus-{os.getpid()}"
+    path = os.environ["PYRAY_SER_STORE_DIR"] + f"-prometheus-{os.getpid()}"
     store = pyray_ser.init(path, capacity=24 * MB, spill_dir=os.path.join(folder.name, "spill"))
     refs = [pyray_ser.put(np.full(MB // 2, i)) for i in range(10)]
     message = refs[0].to_message()
@@ -75,7 +75,7 @@ def test_a_scrape_opens_no_store_and_outlives_one():
 
 def test_a_path_that_is_not_text():
     script = """
-    path = f"/dev/shm/pyray_ser-test-prometheus-{os.getpid()}-".encode() + b"\\xff"
+    path = (os.environ["PYRAY_SER_STORE_DIR"] + f"-prometheus-{os.getpid()}-").encode() + b"\\xff"
     store = pyray_ser.init(os.fsdecode(path), capacity=16 * MB)
     print(scrape()["pyray_ser_up"][f"{store.id:016x}"][1] == path.decode("utf-8", "backslashreplace"))
     """

@@ -169,11 +169,11 @@ class TestPickling:
             with pyray_ser.scope():
                 pickle.dumps(ref)
                 inside.set()
-                leave.wait(10)
+                leave.wait(240)
 
         thread = threading.Thread(target=work)
         thread.start()
-        inside.wait(10)
+        inside.wait(240)
         with pyray_ser.scope():
             assert in_flight() == before + 1
         assert in_flight() == before + 1
@@ -272,10 +272,10 @@ class TestWaiting:
         return ref, timer
 
     def test_get_waits(self):
-        ref, timer = self.later(0.15)
         start = time.monotonic()
+        ref, timer = self.later(0.15)
         assert len(pyray_ser.get(ref)) == 10
-        assert 0.1 < time.monotonic() - start < 2
+        assert time.monotonic() - start > 0.1
         timer.join()
 
     def test_get_times_out(self):
@@ -286,7 +286,7 @@ class TestWaiting:
             with pytest.raises(exc.GetTimeoutError) as caught:
                 pyray_ser.get(ref, timeout=timeout)
             assert isinstance(caught.value, TimeoutError)
-            assert timeout <= time.monotonic() - start < timeout + 1
+            assert time.monotonic() - start >= timeout
         pyray_ser.seal(buffer)
         assert len(pyray_ser.get(ref, timeout=0)) == 10
 
@@ -295,18 +295,18 @@ class TestWaiting:
         ref = buffer.obj.ref
         threading.Timer(0.1, pyray_ser.abort, (buffer,)).start()
         with pytest.raises(exc.ObjectLostError):
-            pyray_ser.get(ref, timeout=20)
+            pyray_ser.get(ref, timeout=240)
 
     def test_wait(self):
-        slow, timer = self.later(0.2)
+        buffer = pyray_ser.create(10)
+        slow, timer = buffer.obj.ref, threading.Timer(0.1, pyray_ser.seal, (buffer,))
         never = pyray_ser.create(1)
         quick = pyray_ser.put(1)
         refs = [never.obj.ref, slow, quick]
         assert pyray_ser.wait(refs, timeout=0.01) == ([quick], refs[:2])
-        assert pyray_ser.wait(refs, num_returns=2, timeout=20) == ([slow, quick], refs[:1])
-        start = time.monotonic()
+        timer.start()
+        assert pyray_ser.wait(refs, num_returns=2, timeout=240) == ([slow, quick], refs[:1])
         assert pyray_ser.wait(refs, num_returns=3, timeout=0.2) == ([slow, quick], refs[:1])
-        assert time.monotonic() - start < 2
         timer.join()
 
     def test_future(self):
@@ -314,11 +314,11 @@ class TestWaiting:
         assert ready.result(timeout=0) == 5
         future = late.future()
         assert not future.done()
-        assert len(future.result(timeout=20)) == 10
+        assert len(future.result(timeout=240)) == 10
         timer.join()
         gone = pyray_ser.put(1)
         pyray_ser.free(gone)
-        assert isinstance(gone.future().exception(timeout=10), exc.ObjectFreedError)
+        assert isinstance(gone.future().exception(timeout=240), exc.ObjectFreedError)
 
     def test_future_cancelled(self):
         ref, timer = self.later(0.2)

@@ -212,7 +212,7 @@ def test_every_changed_byte_of_a_trailer_and_of_a_frame_is_noticed():
 
 
 def test_check_tells_of_living_and_of_dead_stores():
-    name = f"/dev/shm/pyray_ser-test-spill-check-{os.getpid()}"
+    name = os.environ["PYRAY_SER_STORE_DIR"] + f"-spill-check-{os.getpid()}"
     script = f"""
     code = '''if 1:
         import os, sys, pyray_ser, numpy as np
@@ -409,7 +409,7 @@ def test_a_finalizer_may_ask_for_the_object_that_is_being_written():
             for i, ref in enumerate(refs):
                 if states[ref.serial] == "spilling" and len(seen) < 4:
                     seen.append(i)
-                    assert (pyray_ser.get(ref, timeout=20) == i).all()
+                    assert (pyray_ser.get(ref, timeout=240) == i).all()
             return compress(data)
         return piece
     Form.compressor = compressor
@@ -479,7 +479,7 @@ def test_a_package_that_is_missing_is_known_before_the_store_is_full():
         pyray_ser.init(spill_dir=spill_dir, spill_checksum=True)
     except ImportError as error:
         print(error.name, "pyray_ser[spill]" in str(error), pyray_ser.is_initialized())
-    path = f"/dev/shm/pyray_ser-test-spill-missing-{os.getpid()}"
+    path = os.environ["PYRAY_SER_STORE_DIR"] + f"-spill-missing-{os.getpid()}"
     try:
         pyray_ser.init(path, spill_dir=spill_dir, spill_checksum=True)
     except ImportError:
@@ -617,7 +617,7 @@ def test_a_put_waits_for_a_full_disk():
 
 def test_check_leaves_out_what_was_never_finished(debug_build, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", debug_build)
-    name = f"/dev/shm/pyray_ser-test-spill-unfinished-{os.getpid()}"
+    name = os.environ["PYRAY_SER_STORE_DIR"] + f"-spill-unfinished-{os.getpid()}"
     script = f"""
     from pyray_ser import _store
     pid = os.fork()

@@ -537,7 +537,7 @@ bool prs_os_process_gone(int32_t pid)
 void *prs_os_anchor(int fd)
 {
     void *at = mmap(NULL, PRS_PAGE, PROT_NONE, MAP_SHARED | MAP_NORESERVE, fd, 0);
-    return at == MAP_FAILED ? NULL : at;
+    return no_dump(at, PRS_PAGE);
 }
 
 int prs_os_keep_from_children(void *anchor)
