@@ -21,6 +21,7 @@ Switches, all by environment variable:
 """
 
 import os
+import runpy
 import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
@@ -43,8 +44,12 @@ def words(name):
     return [word.strip() for word in os.environ.get(f"PYRAY_SER_{name}", "").split(",") if word.strip()]
 
 
+# Not the package: what it imports is about to be built.
+reason = runpy.run_path(str(Path(__file__).parent / PACKAGE / "_platform.py"))["unsupported"]()
 if sysconfig.get_config_var("Py_GIL_DISABLED"):
-    sys.exit("pyray_ser does not support free-threaded builds of Python: use the build with the GIL")
+    reason = "pyray_ser needs Python with the GIL, not a free-threaded build"
+if reason:
+    sys.exit(reason)
 
 DEBUG = switch("DEBUG")
 SANITIZE = words("SANITIZE")

@@ -22,5 +22,9 @@ def _is_main() -> bool:
 
 if not _is_main():
     raise ImportError("pyray_ser does not support subinterpreters: import it in the main interpreter of the process")
-if not getattr(sys, "_is_gil_enabled", lambda: True)():
-    raise ImportError("pyray_ser does not support Python without the GIL: use a build that has it")
+
+from ._platform import unsupported  # noqa: E402  a subinterpreter keeps nothing of this package
+
+_reason = unsupported()
+if _reason:
+    raise ImportError(_reason)

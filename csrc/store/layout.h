@@ -26,6 +26,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
+               "a store is read and written on little-endian machines alone");
+_Static_assert(sizeof(void *) == 8,
+               "a store needs a 64-bit machine: it maps all of a capacity, and words of 64 bits are atomic");
+
 #define PRS_MAGIC 0x5245535941525950ull /* "PYRAYSER" */
 #define PRS_LAYOUT_VERSION 1u
 #define PRS_UNIT 64u /* granularity and alignment of extents              */

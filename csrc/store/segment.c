@@ -8,6 +8,7 @@
  * Guarantee  No size or offset from the file is used before it is checked.  The page of constants
  *            and the data area are mapped read-only, from a descriptor that cannot write.
  */
+#include "platform/advise.h"
 #include "store.h"
 #include <errno.h>
 #include <dirent.h>
@@ -223,6 +224,18 @@ static int enter(prs_store *s, prs_error *error)
     return PRS_OK;
 }
 
+/* Offsets of mappings and the bitmap of pages are in pages of this size: another kernel would fault. */
+static bool other_pages(void)
+{
+    return PRS_POINT_ERRNO(page_size) || prs_page_size() != PRS_PAGE;
+}
+
+static int refuse_pages(prs_error *error)
+{
+    return prs_fail(error, PRS_E_INVAL, 0, "a store needs a kernel with pages of %u bytes, not %u", (unsigned)PRS_PAGE,
+                    (unsigned)prs_page_size());
+}
+
 /* ---- create ------------------------------------------------------------------------------------------ */
 
 static void choose(prs_super *p, const prs_options *options, uint64_t capacity, uint64_t slots_min)
@@ -257,6 +270,8 @@ static int create(prs_store **out, const prs_options *options, uint64_t capacity
     prs_super plan;
     memset(&plan, 0, sizeof plan);
     *out = NULL;
+    if (other_pages())
+        return refuse_pages(error);
     choose(&plan, options, capacity, slots_min);
     lay_out(&plan);
     int rc = prs_os_random(&plan.store_id, sizeof plan.store_id);
@@ -363,6 +378,10 @@ static int attach(prs_store **out, int fd, uint64_t store, const prs_options *op
 {
     *out = NULL;
     prs_super *head = NULL;
+    if (other_pages()) {
+        prs_os_close(fd);
+        return refuse_pages(error);
+    }
     prs_store *s = new_handle(fd, options);
     if (!s) {
         prs_os_close(fd);

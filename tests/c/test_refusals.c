@@ -897,4 +897,22 @@ TEST(a_wait_is_as_long_as_asked_and_a_slice_at_most)
     close_store(s);
 }
 
+/* The first put would fault: maps and the bitmap of pages are in pages of 4 KiB. */
+TEST(a_kernel_with_other_pages_is_refused_before_anything_is_made)
+{
+    prs_store *s = store_of(16 * MIB), *t = s;
+    prs_error e = {0};
+    int free_before = lowest_free();
+    prs_failpoint_arm("page_size", PRS_FAIL_ERRNO_ON, 1, EINVAL);
+    CHECK_EQ(prs_create(&t, NULL, &e), PRS_E_INVAL);
+    CHECK(t == NULL && strstr(e.what, "pages of 4096 bytes"));
+    t = s;
+    CHECK_EQ(prs_attach_pid(&t, getpid(), s->fd_rw, prs_id(s), NULL, &e), PRS_E_INVAL);
+    CHECK(t == NULL && strstr(e.what, "pages of 4096 bytes"));
+    prs_failpoint_arm("page_size", 0, 1, 0);
+    CHECK_EQ(lowest_free(), free_before);
+    CHECK_EMPTY(s);
+    close_store(s);
+}
+
 TEST_MAIN()

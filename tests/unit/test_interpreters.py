@@ -71,4 +71,4 @@ def test_without_the_gil_is_refused():
     source = "import sys; sys._is_gil_enabled = lambda: False; import pyray_ser"
     child = subprocess.run([sys.executable, "-P", "-c", source], capture_output=True, text=True, timeout=120)
     assert child.returncode == 1
-    assert re.search("^ImportError: pyray_ser does not support Python without the GIL", child.stderr, re.MULTILINE)
+    assert re.search("^ImportError: pyray_ser needs Python with the GIL", child.stderr, re.MULTILINE)
