@@ -30,9 +30,29 @@ from .api import (
     wait,
 )
 
-TYPE_CHECKING = False  # importing typing for this would cost more than much of the rest
+# Importing typing for this would cost more than much of the rest. Not plainly False, which jedi would believe.
+TYPE_CHECKING = bool()  # noqa: UP018
 if TYPE_CHECKING:
     from typing import Any
+
+    # What is imported when it is first used, as type checkers and editors are to see it.
+    from . import exceptions, inspection, tasks, typing, util  # noqa: F401
+    from .pickling.serialization import (
+        PickleBuffer,
+        Pickler,
+        Unpickler,
+        deserialize,
+        dump,
+        dumps,
+        dumps_frames,
+        load,
+        loads,
+        loads_frames,
+        serialize,
+    )
+    from .pool_hooks import install, uninstall
+    from .tasks.progress import progress
+    from .tasks.typed import TaskRef, cancel, kill, remote
 
 # Names that are imported when they are first used: name -> module.
 _LAZY = dict.fromkeys(
@@ -118,17 +138,19 @@ def _load_ref(blob: bytes) -> "ObjectRef[Any]":
     return _take_over(blob)
 
 
-def __getattr__(name: str) -> "Any":
-    from importlib import import_module
+if not TYPE_CHECKING:  # else every name that is misspelled would be one that is imported later
 
-    if name in _LAZY:
-        value = getattr(import_module(f".{_LAZY[name]}", __name__), name)
-    elif name in _MODULES:
-        value = import_module(f".{name}", __name__)
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> "Any":
+        from importlib import import_module
+
+        if name in _LAZY:
+            value = getattr(import_module(f".{_LAZY[name]}", __name__), name)
+        elif name in _MODULES:
+            value = import_module(f".{name}", __name__)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

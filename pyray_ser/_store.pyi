@@ -4,6 +4,7 @@ from types import GenericAlias
 from typing import Any, Final, Generic, Literal, Never, TypeVar, final, overload
 
 from .inspection import Explanation
+from .tasks.typed import TaskRef
 from .typing import Allow, MmapMode
 
 _T = TypeVar("_T")
@@ -117,6 +118,14 @@ def refers(store: Store, address: int, size: int) -> bool: ...
 def get(
     refs: ObjectRef[_T], *, timeout: float | None = None, mmap_mode: MmapMode = "r", allow: Allow | None = None
 ) -> _T: ...
+@overload
+def get(
+    refs: TaskRef[_T], *, timeout: float | None = None, mmap_mode: MmapMode = "r", allow: Allow | None = None
+) -> _T: ...
+@overload
+def get(
+    refs: list[TaskRef[_T]], *, timeout: float | None = None, mmap_mode: MmapMode = "r", allow: Allow | None = None
+) -> list[_T]: ...
 @overload
 def get(
     refs: list[ObjectRef[_T]], *, timeout: float | None = None, mmap_mode: MmapMode = "r", allow: Allow | None = None

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy
     from numpy.typing import DTypeLike, NDArray
 
-    from .tasks import TaskRef
+    from .tasks.typed import TaskRef
     from .typing import MmapMode
 
 __all__ = [
@@ -194,7 +194,7 @@ def names() -> dict[str, ObjectRef[Any]]:
     return {name: ref for name, ref in found if ref is not None}
 
 
-def contains(ref: ObjectRef[Any] | TaskRef) -> bool:
+def contains(ref: ObjectRef[Any] | TaskRef[Any]) -> bool:
     """
     Tell whether `get` would return at once: the object is sealed and alive.
 
