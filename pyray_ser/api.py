@@ -172,7 +172,8 @@ def get_by_name(name: str, *, timeout: float | None = None, mmap_mode: MmapMode 
     Raises
     ------
     NameNotFoundError
-        If there is none and `timeout` is 0; also a `FileNotFoundError`.
+        If there is none and `timeout` is 0, or nobody can put one because this process alone uses the store; also a
+        `FileNotFoundError`.
     GetTimeoutError
         If there is none in time.
     """

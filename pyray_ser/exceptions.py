@@ -60,7 +60,7 @@ __all__ = [
 ]
 
 
-def _bytes(number: int) -> str:
+def bytes_text(number: int) -> str:
     """Return a byte count as people read it: ``1536`` -> ``'1.5 KiB'``."""
     if number < 1024:
         return f"{number} bytes"
@@ -131,6 +131,10 @@ class ObjectStoreFullError(PyraySerError, MemoryError):
         What holds the memory, in words: largest objects, owners, where created.
     reason : str or None
         Why, when it is not the capacity: a full tmpfs, a cgroup limit, a full spill disk.
+    hint : str or None
+        What to do, when it is something special.
+    spills : bool
+        Whether the store has a spill directory.
     """
 
     size: int | None = None
@@ -139,14 +143,16 @@ class ObjectStoreFullError(PyraySerError, MemoryError):
     pinned: int | None = None
     holders: str | None = None
     reason: str | None = None
+    hint: str | None = None
+    spills: bool = False
 
     def _compose(self) -> str:
-        what = "an object" if self.size is None else f"an object of {_bytes(self.size)}"
+        what = "an object" if self.size is None else f"an object of {bytes_text(self.size)}"
         text = f"no room in the store for {what}"
         if self.reason:
             text += f": {self.reason}"
         figures = [
-            f"{label} {_bytes(value)}"
+            f"{label} {bytes_text(value)}"
             for label, value in (
                 ("capacity", self.capacity),
                 ("in use", self.used),
@@ -158,12 +164,13 @@ class ObjectStoreFullError(PyraySerError, MemoryError):
             text += f" ({', '.join(figures)})"
         if self.holders:
             text += f". Held by: {self.holders}"
+        return f"{text}. hint: {self.hint or self._advice()}"
+
+    def _advice(self) -> str:
         if self.size is not None and self.capacity is not None and self.size > self.capacity:
-            return text + ". It is larger than the whole store: init(capacity=...) with more, or give a spill_dir"
-        return (
-            text
-            + ". Drop refs and views that are not needed, free() objects, raise init(capacity=...) or give a spill_dir"
-        )
+            return "it is larger than the whole store: init(capacity=...) with more, or give a spill_dir"
+        advice = "drop refs and views that are not needed, free() objects, or raise init(capacity=...)"
+        return advice if self.spills else f"{advice}, or give a spill_dir"
 
 
 class StoreFullError(PyraySerError, RuntimeError):
@@ -535,11 +542,17 @@ class WorkerDiedError(PyraySerError, RuntimeError):
         As in ``multiprocessing``: negative numbers are signals.
     task : str or None
         What it was doing.
+    reason : str or None
+        Why it ended, when this process itself ended it.
+    began : bool
+        Whether it had begun with the task.
     """
 
     pid: int | None = None
     exitcode: int | None = None
     task: str | None = None
+    reason: str | None = None
+    began: bool = True
 
     @property
     def signal(self) -> int | None:
@@ -548,8 +561,16 @@ class WorkerDiedError(PyraySerError, RuntimeError):
 
     def _compose(self) -> str:
         who = "a worker process" if self.pid is None else f"worker process {self.pid}"
-        during = "" if self.task is None else f" while it ran {self.task}"
+        word = "while it ran" if self.began else "before it could run"
+        during = "" if self.task is None else f" {word} {self.task}"
+        if self.reason is not None:
+            return f"{who} {self.reason}{during}"
         hint = "see its output for the cause"
+        if not self.began:
+            hint = (
+                "its output says why; hint: under spawn and forkserver, what starts tasks must stand behind "
+                "`if __name__ == '__main__':`"
+            )
         if self.signal is not None:
             try:
                 name = _signal.Signals(self.signal).name

@@ -6,9 +6,11 @@ returns the exit status: 0, 1 for a negative answer, 2 for what could not be don
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 from .._version import __version__
 
@@ -32,13 +34,47 @@ class CommandError(Exception):
     """What the user has to be told in one line, instead of a traceback."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse's own passes over in silence what it could not print."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        file = sys.stderr if file is None else file
+        if message and file is not None:
+            file.write(message)
+            file.flush()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the entry point of ``pyray-ser``."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    parser = argparse.ArgumentParser(prog="pyray-ser", description="Tools for pyray_ser.")
+    asked = next((word for word in argv if word in COMMANDS), None)
+    name = "pyray-ser" if asked is None else f"pyray-ser {asked}"
+    if sys.stdout is None:
+        # Descriptor 1 is closed: a file that a command opens would get its number.
+        _complain(f"{name}: cannot write its output: standard output is closed")
+        return 2
+    try:
+        try:
+            status = _run(argv, asked)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # ... | head
+        _let_go_of_output()
+        return 141
+    except OSError as error:
+        _let_go_of_output()
+        _complain(f"{name}: {error if error.filename else error.strerror or error}")
+        return 2
+    except KeyboardInterrupt:
+        _let_go_of_output()
+        return 130
+    return status
+
+
+def _run(argv: list[str], asked: str | None) -> int:
+    parser = _Parser(prog="pyray-ser", description="Tools for pyray_ser.")
     parser.add_argument("--version", action="version", version=f"pyray_ser {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    asked = next((word for word in argv if word in COMMANDS), None)
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         if name == asked:
@@ -51,10 +87,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(arguments.run(arguments))
     except CommandError as error:
-        print(f"pyray-ser {arguments.command}: {error}", file=sys.stderr)
+        _complain(f"pyray-ser {arguments.command}: {error}")
         return 2
-    except BrokenPipeError:  # ... | head
-        sys.stderr.close()
-        return 141
-    except KeyboardInterrupt:
-        return 130
+
+
+def _complain(text: str) -> None:
+    if sys.stderr is not None:
+        try:
+            print(text, file=sys.stderr, flush=True)
+        except OSError:
+            pass  # nowhere to say it
+
+
+def _let_go_of_output() -> None:
+    """Leave the interpreter nothing to write when it ends: that would fail again, with a traceback."""
+    nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.dup2(nowhere, 1)
+    finally:
+        os.close(nowhere)

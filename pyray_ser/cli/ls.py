@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _ask(store: _store.Store, spill_dir: str | None) -> dict[str, Any]:
-    return {"objects": records(store), "in_flight": store.flights()}
+    return {"objects": records(store), "in_flight": store.flights(), "clients": clients(store)}
 
 
 def records(store: _store.Store) -> list[dict[str, Any]]:
@@ -77,7 +77,9 @@ def run(arguments: argparse.Namespace) -> int:
         answer.setdefault("objects", [])
         answer.setdefault("in_flight", []).sort(key=lambda flight: flight["created"])
         answer["objects"].sort(key=ORDERS[arguments.sort])
-        answer["count"] = len(answer["objects"])
+        # As stat and top count: an object is there once it is sealed.
+        unsealed = sum(record["state"] == "creating" for record in answer["objects"])
+        answer["count"], answer["unsealed"] = len(answer["objects"]) - unsealed, unsealed
         if arguments.limit is not None:
             del answer["objects"][max(0, arguments.limit) :]
     if arguments.json:
@@ -85,8 +87,12 @@ def run(arguments: argparse.Namespace) -> int:
         return status
     now = time.time()
     for answer in answers:
-        use = count(len(answer["pids"]), "process", "processes") if answer["used"] else "no process left"
-        print(f"{printable(answer['label'])}  ({count(answer['count'], 'object', 'objects')}, {use})")
+        number = len(answer.get("clients", answer["pids"]))
+        use = count(number, "process", "processes") if answer["used"] else "no process left"
+        objects = count(answer["count"], "object", "objects")
+        if answer["unsealed"]:
+            objects += f", {answer['unsealed']} being made"
+        print(f"{printable(answer['label'])}  ({objects}, {use})")
         if "error" in answer:
             print(f"  {printable(answer['error'])}")
         elif answer["objects"]:

@@ -10,7 +10,7 @@ from typing import Any
 from .. import _store
 from .look import each
 from .ls import HEADS, records, row
-from .output import bytes_text, printable, table, write_json
+from .output import bytes_text, count, printable, table, write_json
 from .stat import ask as ask_counters
 from .stores import add_selection
 
@@ -51,9 +51,9 @@ def _show(answer: dict[str, Any], rates: tuple[float, float] | None, limit: int)
     lines = [
         f"{name}  {bar} {bytes_text(stats['used'])} of {bytes_text(stats['capacity'])}, "
         f"{bytes_text(stats['backed'])} backed",
-        f"  {stats['objects']} objects, {stats['unsealed']} being made, {stats['spilled']} spilled "
-        f"({bytes_text(stats['spilled_bytes'])}), {stats['in_flight']} refs in flight, {answer['names']} names, "
-        f"{len(answer['clients'])} clients",
+        f"  {count(stats['objects'], 'object', 'objects')}, {stats['unsealed']} being made, {stats['spilled']} spilled "
+        f"({bytes_text(stats['spilled_bytes'])}), {count(stats['in_flight'], 'ref', 'refs')} in flight, "
+        f"{count(answer['names'], 'name', 'names')}, {count(len(answer['clients']), 'process', 'processes')}",
     ]
     if rates is not None:
         lines.append(

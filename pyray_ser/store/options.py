@@ -94,9 +94,9 @@ def _size_in(text: str, what: str) -> int:
 
 
 def _text_of(size: int) -> str:
-    from ..exceptions import _bytes
+    from ..exceptions import bytes_text
 
-    return _bytes(size)
+    return bytes_text(size)
 
 
 def _check_capacity(value: object, what: str) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from errno import ENOSPC
+
 from .. import exceptions as exc
 from .._store import STATUS, ObjectRef, Store
 
@@ -64,28 +66,117 @@ def _full(facts: _Facts) -> exc.ObjectStoreFullError:
     # With an errno it is the disk that is full: the spill directory's.
     reason = f"{facts.what}: {os.strerror(facts.errno)}" if facts.errno else None
     return exc.ObjectStoreFullError(
-        size=facts.want, capacity=facts.capacity, used=facts.used, reason=reason, holders=_holders(facts.opened)
+        size=facts.want,
+        capacity=facts.capacity,
+        used=facts.used,
+        reason=reason,
+        holders=_holders(facts.opened),
+        spills=facts.opened is not None and facts.opened.spill_dir is not None,
     )
 
 
 def _holders(store: Store | None) -> str | None:
-    """Name the largest objects, who made them and who holds them."""
+    """Name the largest objects, and what keeps each of them alive."""
     if store is None:
         return None
-    largest = sorted(store.records(), key=lambda record: record["size"], reverse=True)[:3]
-    return ", ".join(
-        f"object {record['serial']} ({record['size']} bytes, made by process {record['creator_pid'] or 'gone'}, "
-        f"refs in {record['ref_holders']}, views in {record['pin_holders']} processes)"
-        for record in largest
-    ) or None  # fmt: skip
+    records = [record for record in store.records() if record["extent"]]
+    largest = sorted(records, key=lambda record: record["size"], reverse=True)[:_NAMED]
+    kept, sent = _flights(store)
+    shown = [f"object {record['serial']} ({_made(record)}): {_keepers(record, kept, sent)}" for record in largest]
+    if len(records) > len(largest):
+        shown.append(f"{len(records) - len(largest)} more, see `pyray-ser ls`")
+    return "; ".join(shown) or None
+
+
+# So many objects are named in a message.
+_NAMED = 3
+
+
+def _flights(store: Store) -> tuple[dict[int, int], dict[int, int]]:
+    """Return for each object how many pickled references to it may be loaded any time, and how many are in messages."""
+    kept: dict[int, int] = {}
+    sent: dict[int, int] = {}
+    try:
+        for flight in store.flights():
+            counts = sent if flight["once"] else kept
+            counts[flight["serial"]] = counts.get(flight["serial"], 0) + 1
+    except exc.PyraySerError as error:
+        # A process that does not run holds the lock: the message says less.
+        from .. import _log
+
+        _log.debug("the references in flight are not known: %s", error)
+    return kept, sent
+
+
+def _made(record: dict[str, Any]) -> str:
+    maker = record["creator_pid"]
+    return (
+        f"{exc.bytes_text(record['size'])}, made by {'a process that is gone' if maker is None else f'process {maker}'}"
+    )
+
+
+def _keepers(record: dict[str, Any], kept: dict[int, int], sent: dict[int, int]) -> str:
+    """Say what keeps an object alive, and what ends it."""
+    serial = record["serial"]
+    pickled, messages = kept.get(serial, 0), sent.get(serial, 0)
+    # A reference that was pickled several times holds its object once.
+    others = record["tokens_and_edges"] - pickled - messages
+    found = []
+    if record["state"] == "creating":
+        found.append("still being made: seal() or abort() it")
+    if record["name"]:
+        found.append(f"its name {record['name']!r}: free(names()[{record['name']!r}])")
+    if pickled:
+        found.append(f"{_count(pickled, 'pickled reference')}: free() it or use scope()")
+    if messages:
+        found.append(f"{_count(messages, 'message')} not yet received")
+    if others > 0 and not record["name"]:
+        found.append(
+            f"{_count(others, 'object')} that refers to it" if others == 1 else f"{others} objects that refer to it"
+        )
+    if record["ref_holders"]:
+        found.append(f"references in {_count(record['ref_holders'], 'process')}")
+    if record["pin_holders"]:
+        found.append(f"views in {_count(record['pin_holders'], 'process')}")
+    if record["orphaned"]:
+        found.append("a forked child that could not join the store")
+    return ", ".join(found) or "nothing: it goes with the next put"
+
+
+def _count(number: int, noun: str) -> str:
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number} {noun if number == 1 else plural}"
 
 
 def _no_pages(facts: _Facts) -> exc.ObjectStoreFullError:
+    reason = facts.what or "the machine has no pages to give"
+    hint = None
+    if facts.errno == ENOSPC and facts.path is not None:
+        reason, hint = _full_file_system(facts.path)
     return exc.ObjectStoreFullError(
         size=facts.want or None,
         capacity=facts.capacity or None,
         used=facts.used or None,
-        reason=facts.what or "the machine has no pages to give",
+        reason=reason,
+        hint=hint,
+    )
+
+
+def _full_file_system(path: str) -> tuple[str, str]:
+    """Say which file system is full, and what to do about it."""
+    import os
+
+    folder = os.path.dirname(path)
+    size = ""
+    try:
+        found = os.statvfs(folder)
+        size = f" ({exc.bytes_text(found.f_blocks * found.f_frsize)} in all, {exc.bytes_text(found.f_bavail * found.f_frsize)} free)"
+    except OSError:
+        pass  # it has gone meanwhile
+    where = "run the container with a larger --shm-size" if folder.startswith("/dev/shm") else "give it more room"
+    return (
+        f"the file system of the store {path} is full{size}",
+        f"{where}, remove other files in it, give a spill_dir, or use an anonymous store: init() without a name",
     )
 
 

@@ -80,6 +80,8 @@ class Peer(Protocol):
     # Descriptors: of the pipe, and of what is readable once the process has ended.
     fd: int
     watch: int
+    # It has said that it takes calls.
+    ready: bool
 
     def poller(self) -> select.poll:
         """Return a poll object for both."""
@@ -243,6 +245,8 @@ class Channel:
             self.death()
             return
         kind, number, payload = protocol.read(frame)
+        if kind == protocol.READY:
+            self.process.ready = True
         outcome: Any
         try:
             if kind == protocol.RESULT or kind == protocol.ITEM:

@@ -82,6 +82,8 @@ class Process:
         owner = (os.getpid(), _store.start_time(os.getpid()))
         self.watch = -1
         self._owns_watch = False
+        # It has said that it takes calls; this process has ended it.
+        self.ready = self._ended_here = False
         with _starting:
             self.connection, theirs = made.Pipe()
             # Before the fork: the child must not keep our end of its own pipe.
@@ -139,12 +141,14 @@ class Process:
 
     def kill(self) -> None:
         """End it now."""
+        self._ended_here = True
         kill(self.process)
 
     def died(self, task: str | None) -> WorkerDiedError:
         """Return the error for what was running in it."""
         join(self.process, 1.0)
-        return WorkerDiedError(pid=self.pid, exitcode=self.process.exitcode, task=task)
+        reason = "was ended by shutdown() or cancel(force=True) of this program" if self._ended_here else None
+        return WorkerDiedError(pid=self.pid, exitcode=self.process.exitcode, task=task, reason=reason, began=self.ready)
 
     def reap(self) -> None:
         """Take note that it has ended."""

@@ -28,6 +28,7 @@ __all__ = [
     "HELLO",
     "INLINE",
     "ITEM",
+    "READY",
     "RESULT",
     "TAKEN",
     "Placeholder",
@@ -53,6 +54,7 @@ RESULT = 8  # number of a call, value
 FAILURE = 9  # number of a call, Failure
 ITEM = 10  # number of a call, value: one of several
 END = 11  # number of a call: no more items
+READY = 14  # 0: the worker has started, and takes calls from now on
 
 # Bytes of a value that go through the pipe; a larger one goes through the store. A pipe takes several before it blocks.
 INLINE = 32 * 1024

@@ -55,6 +55,7 @@ class _Remote:
 
         self.pid = pid
         self._start = start
+        self.ready = True
         self.watch = -1
         try:
             self.watch = os.pidfd_open(pid)

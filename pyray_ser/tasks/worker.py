@@ -11,6 +11,7 @@ import select
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from .._store import ObjectRef, get
@@ -40,6 +41,8 @@ def main(
     own.inherit(settings)
     process.let_go_of_inherited()
     try:
+        with suppress(OSError):  # the owner has gone: the server notices
+            connection.send_bytes(protocol.write(protocol.READY, 0))
         Server(connection, listener).run()
     finally:
         from . import shutdown

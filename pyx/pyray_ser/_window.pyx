@@ -221,6 +221,15 @@ def abort(value):
     open_windows.discard(window)
 
 
+def is_ours(ref not None):
+    """bool : whether this process is making the object of `ref`, so that nobody else can seal it."""
+    cdef Window window
+    for window in list(open_windows):
+        if window.state == OPEN and window.forks == fork_count() and window.ref == ref:
+            return True
+    return False
+
+
 def abort_all():
     """Give up what this process is making: its stores are about to be closed."""
     cdef Window window

@@ -100,6 +100,6 @@ def test_deep_recursion_is_both():
 
 
 def test_bytes_are_written_for_people():
-    assert [exceptions._bytes(n) for n in (0, 1023, 1024, 1536, 5 << 40, 5 << 50)] == [
+    assert [exceptions.bytes_text(n) for n in (0, 1023, 1024, 1536, 5 << 40, 5 << 50)] == [
         "0 bytes", "1023 bytes", "1.0 KiB", "1.5 KiB", "5.0 TiB", "5120.0 TiB",
     ]  # fmt: skip

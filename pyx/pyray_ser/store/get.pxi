@@ -17,6 +17,7 @@ cdef Pin pin_by(ObjectRef ref, int64_t deadline, object timeout):
     cdef Pin pin
     cdef prs_store *handle
     cdef int64_t left
+    cdef bint asked = False
     cdef Store store
     while True:
         adopt(ref)
@@ -37,6 +38,11 @@ cdef Pin pin_by(ObjectRef ref, int64_t deadline, object timeout):
         if status != PRS_E_AGAIN:
             fail(status, NULL, store, ref)
         left = -1
+        if deadline == FOREVER and not asked:
+            asked = True
+            from pyray_ser.store.endless import check_seal
+
+            check_seal(ref)
         if deadline != FOREVER:
             left = deadline - prx_now() if deadline else 0
             if left <= 0:

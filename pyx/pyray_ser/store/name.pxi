@@ -104,8 +104,10 @@ def wait_name(Store store not None, name, timeout=None):
         If there is none and `timeout` is 0.
     GetTimeoutError
         If there is none in time.
+    NameNotFoundError
+        If the wait is without limit, and nobody can give the name any more.
     """
-    cdef int64_t deadline = deadline_of(timeout), left
+    cdef int64_t deadline = deadline_of(timeout), left, ask = FOREVER
     cdef bytes encoded = name_bytes(name)
     cdef uint32_t seen
     cdef int status
@@ -122,6 +124,14 @@ def wait_name(Store store not None, name, timeout=None):
             from pyray_ser.exceptions import NameNotFoundError
 
             raise NameNotFoundError(name=name)
+        if deadline == FOREVER:
+            from pyray_ser.store import endless
+
+            if ask == FOREVER:
+                ask = prx_now() + <int64_t>(endless.PATIENCE * 1e9)
+            elif prx_now() > ask:
+                endless.check_name(store, name)
+                ask = FOREVER - 1
         left = min(deadline - prx_now(), <int64_t>100000000)
         if left <= 0:
             from pyray_ser.exceptions import GetTimeoutError

@@ -1,0 +1,88 @@
+"""Waits that nobody can end: for a name that nobody can give, or for an object that only the waiting thread could seal.
+
+Whether others can end a wait is not always known, so an error is raised only where it is: nobody else is in the store, no other
+thread runs, and no child could join. Otherwise the log tells what is being waited for.
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+import sys
+
+from .. import _log, _store
+from ..exceptions import GetTimeoutError, NameNotFoundError
+
+TYPE_CHECKING = False  # importing typing for this would cost more than the rest of this module
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["PATIENCE", "check_name", "check_seal"]
+
+# Seconds that a wait for a name lasts before anybody asks whether it can end.
+PATIENCE = 3.0
+
+
+def _other_threads() -> bool:
+    """Tell whether Python code may run in a thread besides this one; those of the library neither seal nor name anything."""
+    threading = sys.modules.get("threading")
+    if threading is None:
+        return _thread._count() > 0
+    threads = threading.enumerate()
+    own = threading.current_thread()
+    if any(thread is not own and not thread.name.startswith("pyray_ser") for thread in threads):
+        return True
+    return _thread._count() + 1 > len(threads)  # those that were not started by `threading`
+
+
+def _children() -> bool:
+    """Tell whether this process has a child, which may join the store yet."""
+    try:
+        for thread in os.listdir("/proc/self/task"):
+            with open(f"/proc/self/task/{thread}/children") as file:
+                if file.read().strip():
+                    return True
+    except OSError:
+        return True  # nothing is known
+    return False
+
+
+def check_seal(ref: _store.ObjectRef[Any]) -> None:
+    """
+    Raise if an object that is waited for without limit is this thread's own to seal.
+
+    Raises
+    ------
+    GetTimeoutError
+    """
+    window = sys.modules.get("pyray_ser._window")
+    if window is None or not window.is_ours(ref) or _other_threads():
+        return
+    raise GetTimeoutError(
+        f"object {ref!r} is not sealed, and nobody but this thread could seal it, so that get() would wait without end; "
+        "hint: seal() what create() or empty() returned before get()",
+        ref=repr(ref),
+    )
+
+
+def check_name(store: _store.Store, name: str) -> None:
+    """
+    Raise if nobody can give a name that is waited for without limit; else write down in the log that it is waited for.
+
+    Raises
+    ------
+    NameNotFoundError
+    """
+    given = sorted(known for known, _ in _store.names_of(store))
+    there = f"the store has {', '.join(map(repr, given[:5]))}{' and more' if len(given) > 5 else ''}" if given else (
+        "the store has no named objects"
+    )  # fmt: skip
+    alone = store.path is None and not [pid for pid in store.client_pids() if pid != os.getpid()]
+    if alone and not _other_threads() and not _children():
+        raise NameNotFoundError(
+            f"no object named {name!r}, and nobody is left who could put one: this process alone uses {store!r}, which has no "
+            f"name for others to find it by, and {there}; hint: put(..., name={name!r}) first, or init(name=...) here and where "
+            "it is put",
+            name=name,
+        )
+    _log.warning("still waiting for an object named %r in %r: %s", name, store, there)
