@@ -11,6 +11,7 @@ __all__ = [
     "COPYING",
     "array_of_bytes",
     "bytes_io",
+    "cached_function",
     "ctypes_array",
     "ctypes_data",
     "load_stream",
@@ -21,6 +22,7 @@ __all__ = [
     "polars_frame",
     "polars_series",
     "strings",
+    "type_parameter",
     "view",
 ]
 
@@ -135,3 +137,17 @@ def polars_series(array: Any, name: str, dtype: Any) -> Any:
 
 # What copies the buffers that it is given: the inspector counts them so.
 COPYING = frozenset({array_of_bytes, ctypes_array, ctypes_data, strings})
+
+
+def type_parameter(cls: type, name: str, module: str | None, options: dict[str, Any]) -> Any:
+    """Make a `ParamSpec` or `TypeVarTuple`."""
+    made: Any = cls(name, **options)
+    made.__module__ = module
+    return made
+
+
+def cached_function(function: Any, maxsize: int | None, typed: bool) -> Any:
+    """Put a function under `functools.lru_cache` again, with an empty cache."""
+    from functools import lru_cache
+
+    return lru_cache(maxsize, typed)(function)

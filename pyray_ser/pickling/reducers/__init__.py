@@ -42,6 +42,8 @@ _MODULES = {
     "array": "stdlib",
     "builtins": "stdlib",
     "_io": "stdlib",
+    "typing": "by_value",
+    "functools": "by_value",
 }
 _installed: set[str] = set()
 

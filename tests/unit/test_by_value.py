@@ -1,0 +1,41 @@
+"""What belongs to ``__main__`` alone is read in a process with another ``__main__``."""
+
+import pytest
+from isolated import run
+
+SCRIPT = """
+    import functools, subprocess, sys, typing, pyray_ser
+    P = typing.ParamSpec("P"); Ts = typing.TypeVarTuple("Ts"); T = typing.TypeVar("T")
+    Bounded = typing.ParamSpec("Bounded", bound=int, covariant=True)
+    @functools.lru_cache(maxsize=3, typed=True)
+    def cached(x):
+        return x + 1
+    value = {value}
+    code = "import sys, pyray_ser; value = pyray_ser.deserialize(sys.stdin.buffer.read()); " + {test!r}
+    done = subprocess.run([sys.executable, "-P", "-c", code], input=pyray_ser.serialize(value), capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+"""
+
+
+@pytest.mark.parametrize(
+    ("value", "test"),
+    [
+        ("P", "assert repr(value) == '~P' and value.__name__ == 'P'"),
+        ("Bounded", "assert value.__bound__ is int and value.__covariant__"),
+        ("Ts", "assert value.__name__ == 'Ts'"),
+        ("[P, P, typing.Callable[P, T]]", "assert value[0] is value[1] is value[2].__parameters__[0]"),
+        ("cached", "assert value(1) == 2 and value.cache_parameters() == {'maxsize': 3, 'typed': True}"),
+        ("[cached, cached]", "assert value[0] is value[1]"),
+    ],
+)
+def test_it_is_read_elsewhere(value, test):
+    run(SCRIPT.format(value=value, test=test))
+
+
+def test_what_can_be_imported_goes_by_name():
+    run("""
+        import functools, re, typing, pyray_ser
+        import fnmatch
+        cached = next(f for f in vars(fnmatch).values() if isinstance(f, functools._lru_cache_wrapper))
+        assert pyray_ser.deserialize(pyray_ser.serialize(cached)) is cached
+    """)
