@@ -92,6 +92,10 @@ static int enter_directory(prs_store *s, int top, bool create, prs_error *error)
         return fd;
     int lock = prs_os_open_at(fd, LOCK_NAME, O_RDWR | O_CREAT);
     int rc = lock < 0 ? lock : prs_os_lock_file(lock, false);
+    prs_os_unmap(s->spill_anchor, PRS_PAGE); /* of a directory that was found again */
+    s->spill_anchor = rc < 0 ? NULL : prs_os_anchor(lock);
+    if (rc == 0 && !s->spill_anchor)
+        rc = -ENOMEM;
     if (rc < 0) {
         prs_os_close(lock);
         prs_os_close(fd);
@@ -135,6 +139,8 @@ void prs_spill_close(prs_store *s)
             fresh = prs_os_open_at(s->fd_spill, LOCK_NAME, O_RDWR | O_CREAT);
         prs_os_close(s->fd_spill_lock);
     }
+    prs_os_unmap(s->spill_anchor, PRS_PAGE);
+    s->spill_anchor = NULL;
     if (fresh >= 0 && prs_os_same(fresh, &s->spill_lock_file) && prs_os_lock_file(fresh, true) == 0) {
         char name[NAME_LEN];
         directory_name(name, s->id);

@@ -116,6 +116,7 @@ struct prs_store {
     void *anchor;                /* a mapping that keeps the lock when descriptors are closed                */
     prs_spin spill_again;        /* held while these are opened anew */
     int fd_spill, fd_spill_lock; /* this store's spill directory; its lock file, locked shared */
+    void *spill_anchor;          /* a mapping that keeps the lock when descriptors are closed */
     prs_file spill_file, spill_lock_file;
     char *spill_dir;        /* copy of the superblock's: needed when that is unmapped */
     bool orphan;            /* a forked child without a client slot                   */

@@ -116,7 +116,7 @@ def _inherited() -> _store.Store | None:
     """Find the store of the process that started this one."""
     hint = _read_hint()
     if hint is not None and hint[0] not in _closed:
-        ident, pid, start, fd, path = hint
+        ident, pid, _, fd, path = hint
         # By its name, if it has one: the last to leave must know what to remove.
         if path:
             from . import named_stores
@@ -126,7 +126,7 @@ def _inherited() -> _store.Store | None:
             )
             if found is not None:
                 return found
-        if pid != os.getpid() and _store.start_time(pid) == start:
+        if pid != os.getpid():
             found = _attach(pid, fd, ident)
             if found is not None:
                 return found
@@ -161,7 +161,7 @@ def find(ident: int, pid: int = 0, start: int = 0, fd: int = -1) -> _store.Store
         for store in _store.open_stores():
             if store.id == ident:
                 return store
-        if pid and pid != os.getpid() and _store.start_time(pid) == start:
+        if pid and pid != os.getpid():
             found = _attach(pid, fd, ident)
             if found is not None:
                 return found

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -262,6 +263,40 @@ TEST(what_a_killed_store_left_is_removed_by_the_next)
     CHECK_EQ(rmdir(spill_dir()), 0);
     absolute[0] = 0;
     strcpy(top, "/var/tmp/prs-spill-XXXXXX");
+}
+
+/* It is idle, and the only client: whoever cleans up must not take its files. */
+TEST(a_client_without_descriptors_keeps_its_spill_directory)
+{
+    volatile int *said = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(said != MAP_FAILED);
+    const char *directory = spill_dir();
+    pid_t pid = fork();
+    if (pid == 0) {
+        alarm(240);
+        prs_store *s = open_store(16 * MB);
+        prs_oid id[10];
+        for (int i = 0; i < 10; i++)
+            id[i] = put(s, 4 * MB, (uint8_t)i);
+        for (int fd = 3; fd < 1024; fd++)
+            close(fd);
+        said[0] = 1;
+        while (!said[1])
+            usleep(1000);
+        for (int i = 0; i < 10; i++)
+            verify(s, &id[i], 4 * MB, (uint8_t)i);
+        _exit(0);
+    }
+    while (!said[0] && waitpid(pid, NULL, WNOHANG) == 0)
+        usleep(1000);
+    CHECK_EQ(prs_spill_clean(directory, false), 0);
+    CHECK_EQ(entries(directory, 0), 1);
+    said[1] = 1;
+    int status;
+    CHECK_EQ(waitpid(pid, &status, 0), pid);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    CHECK_EQ(prs_spill_clean(directory, false), 1);
+    munmap((void *)said, 4096);
 }
 
 TEST(a_forked_child_that_leaves_takes_nothing_along)

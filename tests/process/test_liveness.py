@@ -314,6 +314,42 @@ def test_a_program_executed_in_place_of_a_client_is_no_client():
     assert run(script, timeout=120) == "done"
 
 
+def test_a_pipe_that_a_hidden_client_may_read_is_not_taken_for_closed():
+    """The token of a message to a process that cannot be looked into is kept: it may still be received."""
+    script = """
+        import os, signal
+        import pyray_ser
+        from pyray_ser.pool_hooks import pipes
+
+        store = pyray_ser.init(capacity=16 << 20)
+        read, write = os.pipe()
+        note = pipes.note_of(os.fstat(read).st_ino)
+        told, tell = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            pyray_ser.put([1])
+            os.write(tell, b"r")
+            signal.pause()
+        os.read(told, 1)
+        os.close(read)
+        listed = os.listdir
+
+        def hiding(path):
+            if path == f"/proc/{pid}/fd":
+                raise PermissionError(13, "hidden", path)
+            return listed(path)
+
+        os.listdir = hiding
+        assert pipes.Readers().unread(note) == 1
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        store.look()
+        assert pipes.Readers().unread(note) is None
+        print("done")
+    """
+    assert run(script, timeout=120) == "done"
+
+
 def test_the_creator_of_an_object_is_not_its_successor_in_the_slot():
     script = """
         import os, signal
