@@ -46,6 +46,7 @@ help:
 ## test-versions  the tests on other Pythons (VERSIONS="python3.12 /srv/python/sid ..."), and without CPython's internals
 ## fuzz         change pickles for FUZZ_SECONDS, guided by coverage, and compare, under the sanitizers (needs clang)
 ## graphs       random graphs of objects through every pickler and the store (GRAPHS_ARGS="--count 1000000 --threads 8")
+## intruder     what foreign code may do at each point of the picklers, for INTRUDER_GRAPHS graphs; then under the sanitizers
 ## ctest        the C engine alone: plain, address + undefined, thread sanitizer
 ## torture      the long runs: death after every instruction, 100,000 random kills, 10 million damaged inputs
 ## failpoints   every failpoint and every failing system call, in every scenario, counted
@@ -239,6 +240,32 @@ GRAPHS_ARGS ?= --count 100000 --processes 2
 .PHONY: graphs
 graphs: $(STAMP)/installed
 	@$(VENV)/bin/python -P tests/fuzz/run_graphs.py $(GRAPHS_ARGS)
+
+# A build whose picklers call an intruder wherever foreign code can run (csrc/common/foreign.h): as it is released, and for ASan.
+INTRUDER := $(BUILD)/intruder/site
+INTRUDER_ASAN := $(BUILD)/intruder-asan/site
+INTRUDER_GRAPHS ?= 2000
+$(STAMP)/intruder: $(SOURCES) $(STAMP)/sources $(STAMP)/venv
+	$(call build_wheel,intruder,PYRAY_SER_INTRUDER=1)
+	@rm -rf $(INTRUDER)
+	@$(VENV)/bin/python $(PIP) install --no-deps --target $(INTRUDER) $(BUILD)/intruder/*.whl
+	@touch $@
+
+$(STAMP)/intruder-asan: $(SOURCES) $(STAMP)/sources $(STAMP)/venv
+	$(call build_wheel,intruder-asan,PYRAY_SER_INTRUDER=1 PYRAY_SER_DEBUG=1 PYRAY_SER_SANITIZE=address$(comma)undefined)
+	@rm -rf $(INTRUDER_ASAN)
+	@$(VENV)/bin/python $(PIP) install --no-deps --target $(INTRUDER_ASAN) $(BUILD)/intruder-asan/*.whl
+	@touch $@
+
+INTRUDER_TESTS := $(wildcard tests/unit/test_*pickler_cpython.py)
+.PHONY: intruder
+intruder: $(STAMP)/installed $(STAMP)/intruder $(STAMP)/intruder-asan
+	@PYTHONPATH=$(INTRUDER) $(VENV)/bin/python -P tests/fuzz/intruder.py --graphs $(INTRUDER_GRAPHS)
+	@PYTHONPATH=$(INTRUDER):tests/fuzz $(PYTEST) -p intruder_plugin $(INTRUDER_TESTS) $(PYTEST_ARGS)
+	@LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+	  PYTHONMALLOC=malloc PYTHONPATH=$(INTRUDER_ASAN) \
+	  $(VENV)/bin/python -P tests/fuzz/intruder.py --points 10 --graphs $$(( $(INTRUDER_GRAPHS) / 10 ))
 
 $(STAMP)/coverage: $(SOURCES) $(STAMP)/sources $(STAMP)/venv
 	$(call build_wheel,coverage,PYRAY_SER_DEBUG=1 PYRAY_SER_COVERAGE=1)

@@ -356,10 +356,11 @@ def _crowds():
     for entry in PLAIN:
         if len(entry[1]) == 3:
             places[_place(entry[0])].append(entry)
-    return [crowd for crowd in places.values() if len(crowd) >= 3]
+    return places
 
 
-_CROWDS = _crowds()
+_BY_PLACE = _crowds()
+_CROWDS = [crowd for crowd in _BY_PLACE.values() if len(crowd) >= 3]
 
 
 def crowded(number):
@@ -374,3 +375,8 @@ def crowded(number):
         From 0 to 1.
     """
     return _CROWDS[int(number * len(_CROWDS))]
+
+
+def crowd_of(cls):
+    """Return the classes, with their attributes' names, that share the place of a class."""
+    return _BY_PLACE.get(_place(cls), ())

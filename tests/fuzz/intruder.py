@@ -1,0 +1,628 @@
+"""Do, at every point of the picklers where foreign code can run, what foreign code may do.
+
+A build with ``PYRAY_SER_INTRUDER=1`` calls an intruder at each ``PRP_FOREIGN`` point (``csrc/common/foreign.h``). Here the intruder
+collects garbage, dumps and loads objects of the same classes and of others, changes the class, evicts caches, uses the memo of the
+pickler at work, lets another thread run, or raises. Afterwards the result must be the undisturbed one, or the intruder's exception.
+
+    python tests/fuzz/intruder.py                          every maker of objects, every action, every point
+    python tests/fuzz/intruder.py --graphs 1000            random graphs, points at random
+    python tests/fuzz/intruder.py --only reduces --actions collect,raise
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import faulthandler
+import gc
+import io
+import os
+import pickle
+import random
+import sys
+import threading
+import time
+import traceback
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import cloudpickle
+import graphs_classes as classes
+import graphs_layouts
+import graphs_make
+import graphs_same
+
+import pyray_ser
+from pyray_ser import _pickle, _unpickle
+
+POINTS = 40  # for objects with more points than this, so many are chosen at random
+
+
+class Intrusion(BaseException):
+    """What an intruder raises: like KeyboardInterrupt, nothing may take it for a refusal and go on."""
+
+
+class Intruder:
+    """
+    What is called at each point.
+
+    Attributes
+    ----------
+    at : int
+        The number of the point to act at; 0 is none.
+    rate : float
+        The share of points to act at when `at` is 0.
+    action : callable
+        A function of the intruder; may raise `Intrusion`.
+    points, acted : int
+        Points met and actions done.
+    """
+
+    def __init__(self, seed=0):
+        self.r = random.Random(seed)
+        self.at = 0
+        self.rate = 0.0
+        self.action = None
+        self.points = self.acted = 0
+        self.total = self.total_acted = 0
+        self.raised = False
+        self.busy = False
+        self.places = collections.Counter()
+        self.where = None
+        self.running = None  # the Pickler or Unpickler at work
+        self.things = []
+        self.streams = []
+        self.classes = []
+        self.rivals = []
+
+    def __call__(self, file, line, may_raise):
+        if self.busy:
+            return
+        self.points += 1
+        if self.at:
+            if self.points != self.at:
+                return
+        elif not self.rate or self.r.random() >= self.rate:
+            return
+        if self.action is intrude_raise and not may_raise:
+            return
+        self.acted += 1
+        self.where = (file, line)
+        self.places[self.where] += 1
+        # What the intruder does itself is not intruded upon; it would be met by thousands of points.
+        self.busy = True
+        _pickle._set_intruder(None)
+        _unpickle._set_intruder(None)
+        try:
+            self.action(self)
+        finally:
+            self.install()
+            self.busy = False
+
+    def start(self, action=None, at=0, rate=0.0):
+        self.action, self.at, self.rate = action, at, rate
+        self.points = self.acted = 0
+        self.raised = False
+
+    def stop(self):
+        """Stop acting, and add up what was done."""
+        self.total += self.points
+        self.total_acted += self.acted
+        self.at, self.rate = 0, 0.0
+
+    def install(self):
+        _pickle._set_intruder(self)
+        _unpickle._set_intruder(self)
+
+    @staticmethod
+    def remove():
+        _pickle._set_intruder(None)
+        _unpickle._set_intruder(None)
+
+
+# ---- actions -------------------------------------------------------------------------------------------------------------
+
+
+class _Garbage:
+    def __init__(self, thing):
+        self.itself = self
+        self.thing = thing
+
+    def __del__(self):
+        pyray_ser.dumps(["a", "alpha", self.thing])
+
+
+def intrude_collect(intruder):
+    """Collect, with garbage whose finalizer dumps an object of the graph."""
+    _Garbage(intruder.things[-1] if intruder.things else None)
+    gc.collect(0)
+
+
+def intrude_same(intruder):
+    """Dump and load the same objects, with other numbers in the memo."""
+    for thing in intruder.things[-2:]:
+        try:
+            pyray_ser.dumps(["a", "b", "alpha", thing, "beta"])
+        except RecursionError:
+            raise
+        except Exception:
+            continue
+    for stream in intruder.streams[-2:]:
+        pyray_ser.loads(stream)
+
+
+def intrude_other(intruder):
+    """Dump and load objects of other classes."""
+    stream = intruder.r.choice(_OTHERS)
+    pyray_ser.dumps(["x", pyray_ser.loads(stream)])
+
+
+def intrude_evict(intruder):
+    """Use so many classes, names, keys and strings that the caches forget the others; mostly a part of them, which is quick."""
+    if intruder.r.random() < 0.02:
+        for stream in _MANY:
+            pyray_ser.loads(stream)
+        pyray_ser.dumps(_MANY_OBJECTS)
+        return
+    for stream in intruder.rivals:
+        pyray_ser.loads(stream)
+    pyray_ser.loads(intruder.r.choice(_PARTS))
+
+
+def intrude_classes(intruder):
+    """Change the classes of the graph, and change them back."""
+    for cls in intruder.classes:
+        cls.changed_by_intruder = 1
+        del cls.changed_by_intruder
+
+
+def intrude_warm(intruder):
+    """Change the classes, and let new plans be made for them."""
+    intrude_classes(intruder)
+    intrude_same(intruder)
+
+
+def intrude_thread(intruder):
+    """Let another thread dump and load."""
+    _THREAD.run(intruder)
+
+
+def intrude_memo(intruder):
+    """Copy, replace or clear the memo of the pickler at work, or use the pickler again."""
+    running = intruder.running
+    if running is None:
+        return
+    try:
+        form = intruder.r.random()
+        copied = running.memo.copy()
+        if form < 0.3:
+            running.memo = copied
+        elif form < 0.5:
+            running.memo.clear()
+        elif form < 0.6 and hasattr(running, "clear_memo"):
+            running.clear_memo()
+        elif form < 0.7 and hasattr(running, "dump"):
+            running.dump(["again"])
+        elif form < 0.7:
+            running.load()
+    except Intrusion:
+        raise
+    except Exception:
+        return  # refused: that is an answer
+
+
+def intrude_anyhow(intruder):
+    """Do one of the actions that must not change the result; the cheap ones are more frequent."""
+    number = intruder.r.random()
+    if number < 0.003:
+        intrude_thread(intruder)  # two switches of threads take long
+    else:
+        _ANY[int(number * len(_ANY))](intruder)
+
+
+_ANY = (intrude_collect, intrude_same, intrude_same, intrude_other, intrude_evict, intrude_classes, intrude_warm)
+
+
+def intrude_raise(intruder):
+    intruder.raised = True
+    raise Intrusion(intruder.where)
+
+
+class _Thread:
+    """A thread that works only while an intruder waits for it."""
+
+    def __init__(self):
+        self.go, self.done = threading.Semaphore(0), threading.Semaphore(0)
+        self.intruder = None
+        self.thread = None
+
+    def run(self, intruder):
+        if self.thread is None:
+            self.thread = threading.Thread(target=self.work, daemon=True)
+            self.thread.start()
+        self.intruder = intruder
+        self.go.release()
+        self.done.acquire()
+
+    def work(self):
+        while True:
+            self.go.acquire()
+            try:
+                intrude_same(self.intruder)
+                intrude_other(self.intruder)
+            except Exception:
+                traceback.print_exc()
+            self.intruder = None
+            self.done.release()
+
+
+_THREAD = _Thread()
+
+
+def _objects_of_many_classes():
+    found = []
+    for number in range(256):
+        crowd = classes.crowded(number / 256)
+        for cls, names in crowd[:3]:
+            obj = cls()
+            for name in names:
+                setattr(obj, name, name)
+            found.append(obj)
+    return found
+
+
+_MANY_OBJECTS = _objects_of_many_classes()
+_MANY = [
+    pickle.dumps(_MANY_OBJECTS, 5),
+    pickle.dumps([{f"k{i}": 1, f"l{i}": 2} for i in range(300)], 5),
+    pickle.dumps([cls for cls, _ in classes.PLAIN[::3]], 4),
+]
+_PARTS = [
+    *(pickle.dumps(_MANY_OBJECTS[i : i + 20], 5) for i in range(0, len(_MANY_OBJECTS), 20)),
+    *(pickle.dumps([{f"k{i}": 1, f"l{i}": 2} for i in range(j, j + 20)], 5) for j in range(0, 300, 20)),
+    *(pickle.dumps([cls for cls, _ in classes.PLAIN[i : i + 20]], 4) for i in range(0, 2000, 20)),
+]
+_OTHERS = [pickle.dumps(_MANY_OBJECTS[i : i + 4], 5) for i in range(0, 400, 4)]
+
+# Name -> (action, whether the result must be the undisturbed one).
+ACTIONS = {
+    "collect": (intrude_collect, True),
+    "same": (intrude_same, True),
+    "other": (intrude_other, True),
+    "evict": (intrude_evict, True),
+    "classes": (intrude_classes, True),
+    "warm": (intrude_warm, True),
+    "thread": (intrude_thread, True),
+    "memo": (intrude_memo, False),
+    "raise": (intrude_raise, True),
+}
+
+
+# ---- what is intruded upon -------------------------------------------------------------------------------------------------
+
+
+def _dumps(intruder, obj, stream):
+    return lambda: pyray_ser.dumps(obj), pickle.loads
+
+
+def _dumps_old(intruder, obj, stream):
+    return lambda: pyray_ser.dumps(obj, 2), pickle.loads
+
+
+def _pickler(intruder, obj, stream):
+    def work():
+        file = io.BytesIO()
+        intruder.running = pyray_ser.Pickler(file, 5)
+        try:
+            intruder.running.dump(obj)
+        finally:
+            intruder.running = None
+        return file.getvalue()
+
+    return work, pickle.loads
+
+
+def _serialize(intruder, obj, stream):
+    return lambda: pyray_ser.serialize(obj), pyray_ser.deserialize
+
+
+def _loads(intruder, obj, stream):
+    return lambda: pyray_ser.loads(stream), None
+
+
+def _unpickler(intruder, obj, stream):
+    def work():
+        intruder.running = pyray_ser.Unpickler(io.BytesIO(stream))
+        try:
+            return intruder.running.load()
+        finally:
+            intruder.running = None
+
+    return work, None
+
+
+def _deserialize(intruder, obj, stream):
+    blob = pyray_ser.serialize(obj)
+    return lambda: pyray_ser.deserialize(blob), None
+
+
+def _allowed(intruder, obj, stream):
+    return lambda: pyray_ser.loads(stream, allow=lambda module, name: True), None
+
+
+WORKS = {
+    "dumps": _dumps,
+    "dumps 2": _dumps_old,
+    "Pickler": _pickler,
+    "serialize": _serialize,
+    "loads": _loads,
+    "Unpickler": _unpickler,
+    "deserialize": _deserialize,
+    "loads allowed": _allowed,
+}
+
+
+def _from_intruder(error):
+    """Return whether an exception is the intruder's, or was raised because of it."""
+    while error is not None:
+        if isinstance(error, Intrusion):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _outcome(intruder, work, read, expected, exact):
+    """Return what is wrong with one disturbed call, or None."""
+    try:
+        result = work()
+    except BaseException as error:
+        intruder.stop()
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        if _from_intruder(error):
+            return None if intruder.raised else "an exception of another call"
+        if not exact:
+            return None
+        return "".join(traceback.format_exception(error))
+    intruder.stop()
+    if intruder.raised:
+        return "the exception was lost"
+    try:
+        copy = read(result) if read else result
+    except Exception as error:
+        return f"cannot be read: {type(error).__name__}: {error}" if exact else None
+    if not exact:
+        return None
+    return graphs_same.difference(expected, copy)
+
+
+def intrude(intruder, name, obj, pool, works=None, actions=None, points=POINTS):
+    """
+    Disturb each kind of call for one object, at every point in turn or at some of them.
+
+    Parameters
+    ----------
+    intruder : Intruder
+        Installed.
+    name : str
+        What the object is called in reports.
+    obj : object
+    pool : list
+        Objects of the same classes.
+    works, actions : list of str, optional
+        Names; default is all.
+    points : int
+        How many points are tried for each pair of call and action.
+
+    Returns
+    -------
+    list of str
+        What was wrong.
+    """
+    faults = []
+    stream = cloudpickle.dumps(obj)
+    intruder.things = [obj]
+    intruder.streams = [stream]
+    intruder.classes = list({type(x) for x in (obj, *pool) if type(x).__module__ == classes.__name__})[:8]
+    intruder.rivals = _rivals(intruder.classes)
+    for work_name in works or WORKS:
+        intruder.start()
+        intruder.busy = True
+        try:
+            work, read = WORKS[work_name](intruder, obj, stream)
+            result = work()
+            expected = read(result) if read else result
+            work()
+        except Exception:
+            continue  # refused, as the standard library does; the graphs look into that
+        finally:
+            intruder.busy = False
+        for action_name in actions or ACTIONS:
+            action, exact = ACTIONS[action_name]
+            intruder.start()
+            work()
+            found = intruder.points
+            intruder.stop()
+            numbers = range(1, found + 1) if found <= points else sorted(intruder.r.sample(range(1, found + 1), points))
+            for at in numbers:
+                intruder.start(action, at)
+                wrong = _outcome(intruder, work, read, expected, exact)
+                if wrong:
+                    faults.append(f"{name}, {work_name}, {action_name} at point {at}, {intruder.where}: {wrong}")
+            if exact and action is not intrude_raise and numbers:
+                intruder.start(action, rate=0.3)
+                wrong = _outcome(intruder, work, read, expected, exact)
+                if wrong:
+                    faults.append(f"{name}, {work_name}, {action_name} at random: {wrong}")
+            if len(faults) > 20:
+                return faults
+    return faults
+
+
+def _rivals(found):
+    """Return streams of classes that share a place of a table with the given ones."""
+    streams = []
+    for cls in found[:3]:
+        rivals = [entry for entry in classes.crowd_of(cls) if entry[0] is not cls][:3]
+        if rivals:
+            objects = []
+            for rival, names in rivals:
+                obj = rival()
+                for name in names:
+                    setattr(obj, name, 1)
+                objects.append(obj)
+            streams.append(pickle.dumps(objects, 5))
+    return streams
+
+
+def _twin(obj):
+    """Return the stream of an object of the same class with the same attributes, whose values are small; None if there is none."""
+    try:
+        twin = type(obj).__new__(type(obj))
+        for name in list(getattr(obj, "__dict__", ()))[:5]:
+            twin.__dict__[name] = name
+        stream = pickle.dumps(twin, 5)
+        pickle.loads(stream)
+    except Exception:
+        return None
+    return stream
+
+
+def intrude_at_random(intruder, name, obj, pool):
+    """
+    Disturb each kind of call for one object at random points, by random actions, and once by an exception.
+
+    Returns
+    -------
+    list of str
+        What was wrong.
+    """
+    faults = []
+    stream = cloudpickle.dumps(obj)
+    intruder.classes = list({type(x) for x in (obj, *pool) if type(x).__module__ == classes.__name__})[:4]
+    # Small objects of the same classes: what is done at a point must be quick.
+    twins = (_twin(x) for x in pool if type(x) in intruder.classes)
+    intruder.streams = [twin for twin in twins if twin][-2:]
+    intruder.things = [pickle.loads(twin) for twin in intruder.streams]
+    intruder.rivals = _rivals(intruder.classes)
+    for work_name in WORKS:
+        intruder.busy = True
+        try:
+            work, read = WORKS[work_name](intruder, obj, stream)
+            result = work()
+            expected = read(result) if read else result
+        except Exception:
+            continue  # refused, as the standard library does; the graphs look into that
+        finally:
+            intruder.busy = False
+        for action, rate in (
+            (intrude_anyhow, 1.0),
+            (intrude_anyhow, intruder.r.choice((0.02, 0.1, 0.4))),
+            (intrude_raise, 0.1),
+        ):
+            intruder.start(action, rate=rate)
+            wrong = _outcome(intruder, work, read, expected, True)
+            if wrong:
+                faults.append(f"{name}, {work_name}, at random, last at {intruder.where}: {wrong}")
+    return faults
+
+
+def corpus(seed, only=None):
+    """Yield (name, object, objects within it): what each maker makes, alone and in a list twice."""
+    for name, function in graphs_make.MAKERS.items():
+        if only and name not in only:
+            continue
+        builder = graphs_make.Builder(f"{name} {seed}")
+        builder.pool.append(builder.attributes(classes.Plain()))
+        made = function(builder)
+        if builder.views:
+            continue
+        yield name, ["alpha", "beta", "gamma", made, made], [made]
+
+
+def run(seed=0, rounds=1, graphs=0, start=0, only=None, works=None, actions=None, points=POINTS, most=20, report=print):
+    """
+    Intrude upon the corpus, then upon random graphs.
+
+    Returns
+    -------
+    tuple of (list of str, Intruder)
+        Faults, and the intruder with its counts.
+    """
+    intruder = Intruder(seed)
+    gc.collect()
+    gc.freeze()
+    intruder.install()
+    faults = []
+    try:
+        for number in range(rounds):
+            for name, obj, pool in corpus(seed + number, only):
+                faults += intrude(intruder, name, obj, pool, works, actions, points)
+                if len(faults) >= most:
+                    return faults, intruder
+        for number in range(start, start + graphs):
+            if number % 8 == 7:
+                obj, pool = graphs_layouts.layout(number, large=0, memory_views=False, frames=False), []
+            else:
+                intruder.busy = True
+                builder = graphs_make.graph(number, size=6, libraries=False)
+                intruder.busy = False
+                if builder.views:
+                    continue
+                obj, pool = builder.root, builder.pool
+            faults += intrude_at_random(intruder, f"graph {number}", obj, pool)
+            if len(faults) >= most:
+                break
+            if report and number % 1000 == 999:
+                report(f"{number + 1} graphs, {intruder.total} points, {intruder.total_acted} intruded", flush=True)
+    finally:
+        intruder.remove()
+        gc.unfreeze()
+    return faults, intruder
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=1, help="how often each maker makes an object")
+    parser.add_argument("--graphs", type=int, default=0)
+    parser.add_argument("--start", type=int, default=0, help="the first graph")
+    parser.add_argument("--only", help=f"only these makers: {', '.join(graphs_make.MAKERS)}")
+    parser.add_argument("--calls", help=f"only these: {', '.join(WORKS)}")
+    parser.add_argument("--actions", help=f"only these: {', '.join(ACTIONS)}")
+    parser.add_argument("--points", type=int, default=POINTS)
+    parser.add_argument("--most", type=int, default=20, help="stop after so many faults")
+    parser.add_argument("--places", action="store_true", help="print how often each place was intruded")
+    options = parser.parse_args(arguments)
+    faulthandler.enable()
+    if not hasattr(_pickle, "_set_intruder"):
+        parser.error("pyray_ser was built without PYRAY_SER_INTRUDER=1; `make intruder` makes such a build")
+    began = time.perf_counter()
+
+    def words(text):
+        return text.split(",") if text else None
+
+    faults, intruder = run(
+        options.seed,
+        options.rounds,
+        options.graphs,
+        options.start,
+        words(options.only),
+        words(options.calls),
+        words(options.actions),
+        options.points,
+        options.most,
+    )
+    for fault in faults:
+        print(fault)
+    if options.places:
+        for (file, line), count in sorted(intruder.places.items()):
+            print(f"{count:9} {file}:{line}")
+    print(
+        f"{len(faults)} faults; {intruder.total} points met, {intruder.total_acted} intruded at {len(intruder.places)} places, "
+        f"{time.perf_counter() - began:.1f} s"
+    )
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""A pytest plugin: an intruder at random points of every test (``-p intruder_plugin``, in a build with ``PYRAY_SER_INTRUDER=1``).
+
+It collects, and dumps and loads objects of many classes; it neither raises nor touches the memo of the pickler under test, so tests
+must pass as they do without it.
+"""
+
+import gc
+import os
+import sys
+
+import pytest
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import intruder
+
+_intruder = intruder.Intruder(int(os.environ.get("PYRAY_SER_INTRUDER_SEED", "0")))
+
+
+_MOST = 2000  # intrusions in one test; some meet millions of points
+
+
+def _collect_or_use(work):
+    if work.acted > _MOST:
+        work.start()
+        return
+    work.r.choice((intruder.intrude_collect, intruder.intrude_other, intruder.intrude_evict))(work)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_call(item):
+    gc.collect()
+    gc.freeze()  # collections look at what the test makes alone
+    _intruder.start(_collect_or_use, rate=0.1)
+    _intruder.install()
+    yield
+    _intruder.remove()
+    _intruder.stop()
+    gc.unfreeze()
+
+
+def pytest_terminal_summary(terminalreporter):
+    terminalreporter.write_line(f"intruder: {_intruder.total} points met, {_intruder.total_acted} intruded")
