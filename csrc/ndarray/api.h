@@ -18,7 +18,7 @@
 #include "array_template.h"
 
 #define PRP_NDARRAY_CAPSULE "pyray_ser._ndarray._api"
-#define PRP_NDARRAY_VERSION 5
+#define PRP_NDARRAY_VERSION 6
 
 /* Which bytes carry an array. */
 typedef enum {
@@ -92,6 +92,10 @@ typedef struct {
 
     /* Whether a dtype of a built-in number is numpy's own of that number in all that its pickle says. */
     bool (*dtype_like_own)(PyObject *descr);
+
+    /* Whether references in the memory of an array are those that arrays of objects own: false for an array of objects over other
+     * bytes, and for any other array over the memory of an array of objects. */
+    bool (*owns_references)(PyObject *array);
 } prp_ndarray_api;
 
 /* True for an exact numpy.ndarray, without importing numpy. (A class of that name which is not it fails in `describe`.) */

@@ -15,6 +15,7 @@ static prp_ndarray_api table = {
     .dtype_from_name = prp_dtype_from_name,
     .from_ints = prp_array_from_ints,
     .dtype_like_own = prp_dtype_like_own,
+    .owns_references = prp_array_owns_references,
 };
 
 const prp_ndarray_api *prp_ndarray_init(void)

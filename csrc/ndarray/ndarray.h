@@ -49,6 +49,7 @@ int prp_array_gather(PyObject *obj, const prp_array_source *source, void *dst, s
 
 /* seal.c */
 int prp_array_seal(PyObject *obj);
+bool prp_array_owns_references(PyObject *obj);
 
 /* stream.c */
 PyObject *prp_array_from_stream(const uint8_t *stream, size_t len, const uint8_t *data, size_t data_len,

@@ -53,3 +53,36 @@ int prp_array_seal(PyObject *obj)
     }
     return 0;
 }
+
+/* Whether elements of the array lie exactly where the other one, of objects, has elements. */
+static bool is_aligned_to(PyArrayObject *array, PyArrayObject *owner)
+{
+    const npy_intp size = sizeof(PyObject *);
+    if ((PyArray_BYTES(array) - PyArray_BYTES(owner)) % size)
+        return false;
+    for (int i = 0; i < PyArray_NDIM(array); i++)
+        if (PyArray_STRIDE(array, i) % size)
+            return false;
+    return true;
+}
+
+bool prp_array_owns_references(PyObject *obj)
+{
+    if (!PyArray_Check(obj))
+        return true;
+    PyArrayObject *array = (PyArrayObject *)obj, *owner = array;
+    bool references = PyDataType_REFCHK(PyArray_DESCR(array));
+    while (!PyArray_CHKFLAGS(owner, NPY_ARRAY_OWNDATA)) {
+        PyObject *base = PyArray_BASE(owner);
+        while (base && PyMemoryView_Check(base))
+            base = PyMemoryView_GET_BASE(base);
+        if (!base || !PyArray_Check(base))
+            return !references;
+        owner = (PyArrayObject *)base;
+        bool both = references && PyArray_DESCR(array)->type_num == NPY_OBJECT &&
+                    PyArray_DESCR(owner)->type_num == NPY_OBJECT && is_aligned_to(array, owner);
+        if (PyDataType_REFCHK(PyArray_DESCR(owner)) ? !both : references)
+            return false;
+    }
+    return true;
+}

@@ -142,6 +142,8 @@ PyObject *prp_load_take_buffer(prp_loader *L)
 int prp_load_next_buffer(prp_loader *L)
 {
     PyObject *buffer = prp_load_take_buffer(L);
+    if (buffer && L->allow && !Py_IS_TYPE(buffer, &stored_buffer_type) && prp_load_note_shared(L, buffer) < 0)
+        Py_CLEAR(buffer);
     if (!buffer || (L->sp == L->limit && prp_load_grow_stack(L) < 0)) {
         Py_XDECREF(buffer);
         return -1;

@@ -32,7 +32,8 @@ PyObject *prp_load_new(prp_loader *L, PyObject *cls, PyObject *args, PyObject *k
         return prp_load_malformed("%s kwargs argument must be a dict, not %.200s", opcode, Py_TYPE(kwargs)->tp_name);
     if (prp_load_foreign(L) < 0)
         return NULL;
-    return PRP_FOREIGN(type->tp_new(type, args, kwargs));
+    PyObject *value = PRP_FOREIGN(type->tp_new(type, args, kwargs));
+    return prp_load_guarded(L, ((PyTupleObject *)args)->ob_item, PyTuple_GET_SIZE(args), value);
 }
 
 /* A namedtuple of a class whose __new__ was checked to be the generated one, and still is. */
@@ -252,9 +253,10 @@ static PyObject *call_tuple(prp_loader *L, PyObject *callable, PyObject *args)
     return PRP_FOREIGN(PyObject_Call(callable, args, NULL));
 }
 
-/* What foreign code returned, as the stream gets it. */
-static PyObject *checked(prp_loader *L, PyObject *value)
+/* What foreign code returned for these arguments, as the stream gets it. */
+static PyObject *checked(prp_loader *L, PyObject *const *argv, Py_ssize_t n, PyObject *value)
 {
+    value = prp_load_guarded(L, argv, n, value);
     if (value && L->owner && prp_load_array_seal(L, value) < 0)
         Py_CLEAR(value);
     return value;
@@ -264,7 +266,7 @@ PyObject *prp_load_call(prp_loader *L, PyObject *callable, PyObject *const *argv
 {
     PyObject *value = known_call(L, callable, argv, n);
     if (value || PyErr_Occurred())
-        return value;
+        return prp_load_guarded(L, argv, n, value);
     if (PyType_Check(callable)) {
         PyObject *args = tuple_of(argv, n);
         value = args ? call_tuple(L, callable, args) : NULL;
@@ -272,7 +274,7 @@ PyObject *prp_load_call(prp_loader *L, PyObject *callable, PyObject *const *argv
     } else if (prp_load_foreign(L) == 0) {
         value = PRP_FOREIGN(PyObject_Vectorcall(callable, argv, (size_t)n, NULL));
     }
-    return checked(L, value);
+    return checked(L, argv, n, value);
 }
 
 PyObject *prp_load_reduce(prp_loader *L, PyObject *callable, PyObject *args)
@@ -281,10 +283,12 @@ PyObject *prp_load_reduce(prp_loader *L, PyObject *callable, PyObject *args)
         PyErr_SetString(PyExc_TypeError, "argument list must be a tuple");
         return NULL;
     }
-    PyObject *value = known_call(L, callable, ((PyTupleObject *)args)->ob_item, PyTuple_GET_SIZE(args));
+    PyObject *const *argv = ((PyTupleObject *)args)->ob_item;
+    Py_ssize_t n = PyTuple_GET_SIZE(args);
+    PyObject *value = known_call(L, callable, argv, n);
     if (value || PyErr_Occurred())
-        return value;
-    return checked(L, call_tuple(L, callable, args));
+        return prp_load_guarded(L, argv, n, value);
+    return checked(L, argv, n, call_tuple(L, callable, args));
 }
 
 /* ---- INST and OBJ ---------------------------------------------------------------------------------------------------------- */
@@ -300,9 +304,10 @@ PyObject *prp_load_instantiate(prp_loader *L, PyObject *cls, PyObject *args)
             if (!PyErr_ExceptionMatches(PyExc_AttributeError))
                 return NULL;
             PyErr_Clear();
-            return checked(L, PRP_FOREIGN(PyObject_CallMethod(cls, "__new__", "O", cls)));
+            return checked(L, NULL, 0, PRP_FOREIGN(PyObject_CallMethod(cls, "__new__", "O", cls)));
         }
         PRP_FOREIGN_VOID(Py_DECREF(method));
     }
-    return checked(L, PRP_FOREIGN(PyObject_CallObject(cls, args)));
+    PyObject *value = PRP_FOREIGN(PyObject_CallObject(cls, args));
+    return checked(L, ((PyTupleObject *)args)->ob_item, PyTuple_GET_SIZE(args), value);
 }

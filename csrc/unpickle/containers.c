@@ -110,6 +110,8 @@ int prp_load_appends(prp_loader *L, Py_ssize_t at)
     if (n == 0)
         return 0;
     PyObject *list = first[-1];
+    if (prp_load_may_change(L, list) < 0)
+        return -1;
     if (PyList_CheckExact(list)) {
         L->sp = first;
         return prp_list_extend_stealing(list, first, n);
@@ -133,6 +135,8 @@ int prp_load_setitems(prp_loader *L, Py_ssize_t at)
         return -1;
     }
     PyObject *dict = first[-1];
+    if (prp_load_may_change(L, dict) < 0)
+        return -1;
     int failed = 0;
     if (PyDict_CheckExact(dict)) {
         failed = prp_load_dict_fill(L, dict, first, n / 2);
@@ -157,6 +161,8 @@ int prp_load_additems(prp_loader *L)
     if (n == 0)
         return 0;
     PyObject *set = first[-1];
+    if (prp_load_may_change(L, set) < 0)
+        return -1;
     int failed = 0;
     if (PySet_CheckExact(set)) {
         bool foreign = false;

@@ -241,11 +241,10 @@ static bool is_initializing(PyObject *dict)
         return PyErr_Occurred() != NULL;
     if ((PyObject *)Py_TYPE(spec) != module_spec)
         return true; /* its attributes may be anybody's code: the import system asks */
+    PyObject *initializing;
     Py_INCREF(spec);
-    PyObject *initializing = PyObject_GenericGetAttr(spec, text_initializing);
-    bool is = initializing != Py_False;
-    if (!initializing)
-        (void)prp_forgive(PyExc_AttributeError);
+    int has = prp_optional_attr(spec, text_initializing, &initializing);
+    bool is = has < 0 || (has > 0 && initializing != Py_False);
     Py_XDECREF(initializing);
     Py_DECREF(spec);
     return is;
@@ -299,8 +298,12 @@ static PyObject *find_class(prp_loader *L, prp_context *context, PyObject *modul
     if (renamed)
         slot = NULL;
     PyObject *value = NULL;
-    if (!L->allow || check_slot(L, context, module, name, slot) == 0) {
-        value = Py_XNewRef(quick(module, name, slot));
+    if (L->allow && prp_load_is_nested_stream(module, name)) {
+        value = prp_load_nested_stream(L); /* no way around what is allowed, so nobody needs to allow it */
+    } else if (!L->allow || check_slot(L, context, module, name, slot) == 0) {
+        value = L->allow ? prp_load_safe_codec(module, name) : NULL;
+        if (!value && !PyErr_Occurred())
+            value = Py_XNewRef(quick(module, name, slot));
         if (!value && !PyErr_Occurred() && (!context || prp_load_foreign(L) == 0)) {
             PyObject *imported = PRP_FOREIGN(PyImport_Import(module));
             if (imported)
@@ -330,7 +333,7 @@ static PyObject *overridden(prp_loader *L)
     return method;
 }
 
-static PyObject *load_global(prp_loader *L, PyObject *module, PyObject *name, prp_name_slot *slot)
+static PyObject *find_global(prp_loader *L, PyObject *module, PyObject *name, prp_name_slot *slot)
 {
     if (PRP_UNLIKELY(L->custom_find_class)) {
         PyObject *method = overridden(L);
@@ -353,6 +356,14 @@ static PyObject *load_global(prp_loader *L, PyObject *module, PyObject *name, pr
             return NULL;
     }
     return find_class(L, L->context, module, name, slot);
+}
+
+static inline PyObject *load_global(prp_loader *L, PyObject *module, PyObject *name, prp_name_slot *slot)
+{
+    PyObject *value = find_global(L, module, name, slot);
+    if (PRP_UNLIKELY(value && L->allow) && prp_load_note_shared(L, value) < 0)
+        prp_load_clear(&value);
+    return value;
 }
 
 /* The bytes of a name mixed in, eight at a time, the last ones perhaps twice. */
@@ -497,6 +508,8 @@ PyObject *prp_load_persistent(prp_loader *L, PyObject *pid)
                                   "but no persistent_load function was specified.");
     }
     PyObject *value = PRP_FOREIGN(PyObject_CallOneArg(method, pid));
+    if (value && L->allow && prp_load_note_shared(L, value) < 0)
+        prp_load_clear(&value);
     PRP_FOREIGN_VOID(Py_DECREF(method));
     return value;
 }

@@ -91,7 +91,7 @@ static inline bool set_usual(prp_loader *L, PyObject *const *values, PyObject *k
     return true;
 }
 
-static PyObject *load_memory(prp_loader *L, PyObject *data)
+PyObject *prp_load_data(prp_loader *L, PyObject *data)
 {
     if (PRP_LIKELY(PyBytes_CheckExact(data))) {
         prp_loader_memory(L, (const uint8_t *)PyBytes_AS_STRING(data), (size_t)PyBytes_GET_SIZE(data));
@@ -117,7 +117,7 @@ static PyObject *loads(PyObject *module, PyObject *const *args, Py_ssize_t nargs
     if (!L)
         return NULL;
     bool borrowed = kwnames && set_usual(L, args + 1, kwnames);
-    PyObject *value = kwnames && !borrowed && set_options(L, args + 1, kwnames) < 0 ? NULL : load_memory(L, args[0]);
+    PyObject *value = kwnames && !borrowed && set_options(L, args + 1, kwnames) < 0 ? NULL : prp_load_data(L, args[0]);
     if (borrowed)
         L->buffers = L->allow = NULL;
     prp_loader_release(L);
@@ -146,7 +146,7 @@ PyDoc_STRVAR(loads_doc,
              "    Safe mode. The globals that the pickle may name: ``\"module:qualname\"`` strings, or a predicate\n"
              "    ``(module, qualname) -> bool``. `pyray_ser.util.SAFE_NUMPY` is a ready set. A frozenset is used as "
              "it is, any\n"
-             "    other collection is copied first. Allowed classes still run their own code, `__setstate__` and all.\n"
+             "    other collection is copied first. Allowed classes still run their own code: docs/safe-loading.md.\n"
              "\n"
              "Returns\n"
              "-------\n"

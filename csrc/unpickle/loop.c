@@ -221,10 +221,12 @@ static int finish_dict(prp_loader *L)
     PyObject *dict = prp_load_dict_of(L, first, n / 2, &moved);
     if (dict && PRP_LIKELY(mark->kind == kind)) {
         finish_pending(L, dict);
+        /* Keys are str and the like; a value dies here only if its key came twice. */
+        for (Py_ssize_t i = 0; i < n; i += 2)
+            Py_DECREF(first[i]);
         int failed = 0;
-        for (Py_ssize_t i = 0; i < n; i++)
-            if (!(moved && i % 2) && prp_load_drop(L, first[i]) < 0)
-                failed = -1;
+        for (Py_ssize_t i = moved ? n : 1; i < n; i += 2)
+            failed |= prp_load_drop(L, first[i]);
         return failed;
     }
     if (dict) {

@@ -148,6 +148,7 @@ void prp_loader_clear(prp_loader *L)
     Py_CLEAR(L->errors_text);
     Py_CLEAR(L->buffers);
     Py_CLEAR(L->allow);
+    Py_CLEAR(L->shared);
     set_defaults(L);
 }
 
@@ -209,6 +210,24 @@ prp_loader *prp_loader_acquire(void)
     return context ? &context->machine : NULL;
 }
 
+/* Gives back what a large load made the scratch memory of an empty machine grow to. */
+static PRP_COLD void shrink_machine(prp_loader *L)
+{
+    PyObject **stack = PyMem_Realloc(L->stack, STACK_SLOTS * sizeof(PyObject *));
+    if (stack) {
+        L->stack = L->sp = L->fence = stack;
+        L->limit = stack + STACK_SLOTS;
+    }
+    prp_mark *marks = PyMem_Realloc(L->marks, MARKS * sizeof(prp_mark));
+    if (marks) {
+        L->marks = marks;
+        L->mark_capacity = MARKS;
+    }
+    PyMem_Free(L->unmade);
+    L->unmade = NULL;
+    L->unmade_capacity = 0;
+}
+
 void prp_loader_release(prp_loader *L)
 {
     prp_context *context = L->context;
@@ -225,6 +244,8 @@ void prp_loader_release(prp_loader *L)
         Py_CLEAR(L->buffers);
     if (L->allow)
         Py_CLEAR(L->allow);
+    if (L->shared)
+        Py_CLEAR(L->shared);
     if (L->read) {
         Py_CLEAR(L->read);
         Py_CLEAR(L->readline);
@@ -237,12 +258,12 @@ void prp_loader_release(prp_loader *L)
     }
     L->p = L->end = L->chunk = L->beyond = NULL;
     set_defaults(L);
-    if (L->limit - L->stack > KEEP_STACK_SLOTS || L->mark_capacity > KEEP_MARKS || L->unmade_capacity > KEEP_MARKS ||
-        idle_count == IDLE_CONTEXTS) {
+    if (L->limit - L->stack > KEEP_STACK_SLOTS || L->mark_capacity > KEEP_MARKS || L->unmade_capacity > KEEP_MARKS)
+        shrink_machine(L);
+    if (PRP_LIKELY(idle_count < IDLE_CONTEXTS))
+        idle[idle_count++] = context;
+    else
         free_context(context);
-        return;
-    }
-    idle[idle_count++] = context;
 }
 
 int prp_loader_set_strings(prp_loader *L, PyObject *encoding, PyObject *errors)
@@ -355,5 +376,6 @@ int prp_loader_traverse(prp_loader *L, visitproc visit, void *arg)
     Py_VISIT(L->peek);
     Py_VISIT(L->buffers);
     Py_VISIT(L->allow);
+    Py_VISIT(L->shared);
     return 0;
 }

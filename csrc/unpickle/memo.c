@@ -132,10 +132,14 @@ PyObject *prp_load_memo_get_slow(prp_loader *L, size_t index)
 /* Drops what a memo holds that no machine has any more. */
 static void drop_entries(prp_load_memo *memo)
 {
-    for (Py_ssize_t i = memo->top; i-- > 0;)
-        if (!prp_load_tagged(memo->entries[i]))
-            PRP_FOREIGN_VOID(Py_XDECREF(memo->entries[i]));
-    PRP_FOREIGN_VOID(Py_XDECREF(memo->sparse));
+    PyObject **entries = memo->entries;
+    for (Py_ssize_t i = memo->top; i-- > 0;) {
+        PyObject *entry = entries[i];
+        if (!prp_load_tagged(entry))
+            PRP_FOREIGN_VOID(Py_XDECREF(entry));
+    }
+    if (memo->sparse)
+        PRP_FOREIGN_VOID(Py_DECREF(memo->sparse));
 }
 
 void prp_load_memo_clear(prp_loader *L, bool keep_memory)
@@ -143,10 +147,12 @@ void prp_load_memo_clear(prp_loader *L, bool keep_memory)
     /* Dropping an object may run code that uses this memo: it finds an empty one. */
     prp_load_memo old = L->memo;
     L->memo = (prp_load_memo){0};
-    PyObject *type, *value, *traceback;
-    PyErr_Fetch(&type, &value, &traceback);
+    PyObject *type = NULL, *value, *traceback;
+    if (PyErr_Occurred())
+        PyErr_Fetch(&type, &value, &traceback);
     drop_entries(&old);
-    PyErr_Restore(type, value, traceback);
+    if (type)
+        PyErr_Restore(type, value, traceback);
     if (keep_memory && !L->memo.entries && old.capacity <= KEEP_ENTRIES) {
         L->memo.entries = old.entries;
         L->memo.capacity = old.capacity;
@@ -186,6 +192,8 @@ int prp_load_memo_replace(prp_loader *L, PyObject *dict)
         else if ((index = PyLong_AsSsize_t(key)) < 0 && !PyErr_Occurred())
             PyErr_SetString(PyExc_ValueError, "memo key must be positive integers.");
         failed = index < 0 ? -1 : replace(&made, (size_t)index, value, &old);
+        if (!failed && L->allow)
+            failed = prp_load_note_shared(L, value); /* another load made it */
         if (!failed)
             Py_XDECREF(old);
     }

@@ -220,12 +220,9 @@ int prp_load_build(prp_loader *L)
     /* Owned by us from here on: what is called below may run anything. */
     PyObject *state = *--L->sp, *obj = Py_NewRef(L->sp[-1]), *setstate = NULL;
     int failed = -1;
-    if (L->allow && (PyType_Check(obj) || PyFunction_Check(obj) || PyModule_Check(obj) || PyCFunction_Check(obj))) {
-        /* An allowed name is allowed to be used, not to be changed. */
-        prp_load_malformed("a %s cannot be given a state in safe mode", Py_TYPE(obj)->tp_name);
-        goto done;
-    }
-    if (prp_load_foreign(L) < 0)
+    if (prp_load_may_change(L, obj) < 0)
+        goto done; /* an allowed name is allowed to be used, not to be changed */
+    if (prp_load_foreign(L) < 0 || prp_load_check_state(L, obj, state) < 0)
         goto done;
     int found = PRP_FOREIGN(prp_optional_attr(obj, prp_text_setstate, &setstate));
     if (found > 0) {

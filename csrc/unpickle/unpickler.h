@@ -108,7 +108,8 @@ typedef struct prp_loader {
     Py_ssize_t buffer_next; /* list or tuple: the next one; -1 once it has been at its end, as its iterator would be */
     PyObject *allow;        /* NULL, a frozenset of "module:qualname", or a callable */
     uint32_t allow_number, allow_place; /* of `allow` among the sets whose verdicts are kept; or PRP_NO_SET */
-    PyObject *self;                     /* borrowed: the Unpickler, or NULL in the module functions */
+    PyObject *shared; /* safe mode: dict from address to object, of what this load did not make; NULL until needed */
+    PyObject *self;   /* borrowed: the Unpickler, or NULL in the module functions */
 
     /* the store */
     PyObject *owner; /* borrowed; not NULL: out-of-band buffers come from `table` and arrays are read-only */
@@ -136,6 +137,8 @@ int prp_loader_file(prp_loader *L, PyObject *file);
 /* Runs the machine up to STOP: new reference, or NULL with an exception. */
 PyObject *prp_load(prp_loader *L);
 PyObject *prp_loads_function(PyObject *module_name); /* loads.c: loads(), once */
+/* loads.c: prp_loader_memory() of any buffer, and prp_load(). */
+PyObject *prp_load_data(prp_loader *L, PyObject *data);
 int prp_loader_traverse(prp_loader *L, visitproc visit, void *arg);
 void prp_loader_clear(prp_loader *L);
 
@@ -450,5 +453,30 @@ PyObject *prp_load_array_dtype(prp_loader *L, PyObject *const *argv, Py_ssize_t 
 PyObject *prp_load_array_new(prp_loader *L, PyObject *callable, PyObject *const *argv, Py_ssize_t n);
 /* The store promises read-only arrays: seals what foreign code built. 0 or -1. */
 int prp_load_array_seal(prp_loader *L, PyObject *array);
+
+/* ---- safe_mode.c ---------------------------------------------------------------------------------------------------------- */
+
+/* Notes an object that the load did not make: 0 or -1. */
+int prp_load_note_shared(prp_loader *L, PyObject *obj);
+/* 0: an opcode may change the object; -1 with an exception. Call it in safe mode only. */
+int prp_load_refuse_shared(prp_loader *L, PyObject *obj);
+static inline int prp_load_may_change(prp_loader *L, PyObject *obj)
+{
+    return PRP_LIKELY(!L->allow) ? 0 : prp_load_refuse_shared(L, obj);
+}
+/* The result of a call with these arguments, if safe mode allows it; takes over the reference and gives it back. */
+PyObject *prp_load_guard(prp_loader *L, PyObject *const *argv, Py_ssize_t n, PyObject *value);
+static inline PyObject *prp_load_guarded(prp_loader *L, PyObject *const *argv, Py_ssize_t n, PyObject *value)
+{
+    return PRP_LIKELY(!L->allow) ? value : prp_load_guard(L, argv, n, value);
+}
+/* Whether a dtype or array of NumPy can have this state: 0 or -1. Anything else can. `obj` is on top of the stack and the caller's own
+ * reference too. */
+int prp_load_check_state(prp_loader *L, PyObject *obj, PyObject *state);
+/* The name of what loads a stream inside a stream, and that function with the restrictions of L. */
+bool prp_load_is_nested_stream(PyObject *module, PyObject *name);
+PyObject *prp_load_nested_stream(prp_loader *L);
+/* What stands for _codecs.encode: new reference. NULL without an exception: another name. */
+PyObject *prp_load_safe_codec(PyObject *module, PyObject *name);
 
 #endif

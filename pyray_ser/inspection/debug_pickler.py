@@ -512,7 +512,8 @@ class Written:
             return small
 
         Pickler(file, buffer_callback=take, put=True).dump(self.value)
-        return reconstruct.load_stream, (file.getvalue(), *buffers)
+        # As a buffer: bytes of some length are a call of `bytes`, which safe mode would have to allow.
+        return reconstruct.load_stream, (pickle.PickleBuffer(file.getvalue()), *buffers)
 
 
 def _writing(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -23,8 +23,8 @@ SAFE_NUMPY: frozenset[str] = frozenset(
 """
 Names that pickles of plain arrays, numpy scalars and dtypes consist of.
 
-None of them calls anything that is not in the set. That is all it promises: numpy believes the states that a pickle gives to its
-dtypes and arrays, and a forged one (fields beyond the item, pointers where there are none) can crash the process or read memory it
-should not. Safe mode with this set keeps a pickle from naming other code; it does not make numpy safe against hostile bytes.
+None of them has side effects, and none calls anything that is not in the set. In safe mode ``_codecs:encode`` is a function of ours that
+encodes latin-1 and nothing else. States of dtypes and arrays that NumPy does not write itself are refused. docs/safe-loading.md says
+what a pickle of these names can do.
 Join it with the names of your own classes: ``allow=SAFE_NUMPY | {"mypackage.model:Config"}``.
 """
