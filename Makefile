@@ -43,6 +43,7 @@ help:
 ## demo         index the standard library, put it, let several processes query it
 ## test         the tests against the installed wheel (PYTEST_ARGS=...)
 ## test-heavy   the tests that take minutes or gigabytes
+## dev          an editable install in build/venv-dev: run tests right after an edit (dev-test)
 ## test-versions  the tests on other Pythons (VERSIONS="python3.12 /srv/python/sid ..."), and without CPython's internals
 ## fuzz         change pickles for FUZZ_SECONDS, guided by coverage, and compare, under the sanitizers (needs clang)
 ## graphs       random graphs of objects through every pickler and the store (GRAPHS_ARGS="--count 1000000 --threads 8")
@@ -56,7 +57,7 @@ help:
 ## tsan         the C tests under the thread sanitizer
 ## coverage     line coverage of the C sources under the tests
 ## coverage-c   lines and branches of the engine under the C tests alone, and what is unreached without a reason
-## lint         ruff, clang-format, mypy, stubtest
+## lint         ruff, clang-format, mypy; lint-stubs compares the stubs with the compiled modules
 ## format       rewrite the sources the way `lint` wants them
 ## wheel        a manylinux wheel in dist/
 ## bench        the benchmarks; bench-peers adds the other stores
@@ -160,6 +161,20 @@ $(STAMP)/cloudpickle: $(STAMP)/venv
 test: $(STAMP)/installed $(STAMP)/debug $(STAMP)/cloudpickle
 	@rm -f $(TEST_LOG); PYRAY_SER_TEST_LOG=$(TEST_LOG) PYRAY_SER_DEBUG_PATH=$(DEBUG) PYRAY_SER_CLOUDPICKLE_SUITE=$(CLOUDPICKLE) \
 	  $(PYTEST) -m "not heavy" $(PYTEST_ARGS) || $(TOLD)
+
+# An editable install with assertions and failpoints: an edit of a Python file needs no build, an edit of C or Cython
+# `make dev` again. The compiled modules stand in pyray_ser/ and are ignored by git.
+$(STAMP)/dev-venv: $(STAMP)/python
+	$(call make_venv,$(BUILD)/venv-dev)
+	@touch $@
+
+.PHONY: dev dev-test
+dev: $(STAMP)/dev-venv
+	@PYRAY_SER_DEBUG=1 $(BUILD)/venv-dev/bin/python $(PIP) install --editable ".[test]"
+	@echo "build/venv-dev/bin/python -m pytest tests/unit/test_refs.py"
+
+dev-test:
+	@PYRAY_SER_DEBUG_PATH=$(ROOT) $(BUILD)/venv-dev/bin/python -m pytest -m "not heavy" --ignore tests/unit/test_installation.py $(PYTEST_ARGS)
 
 # Beside the light ones: torch and what builds on numpy. Where that means gigabytes, the size is printed first.
 $(STAMP)/installed-heavy: $(STAMP)/installed
@@ -395,7 +410,7 @@ $(STAMP)/lint-tools: pyproject.toml $(STAMP)/python
 	@echo "venv: $(LINT)"
 	$(call make_venv,$(LINT))
 	@$(LINT)/bin/python $(PIP) install $$($(LINT)/bin/python -c \
-	  'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["lint"])')
+	  'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["lint"])') numpy
 	@touch $@
 
 $(STAMP)/lint: $(STAMP)/lint-tools $(STAMP)/wheel
@@ -404,19 +419,22 @@ $(STAMP)/lint: $(STAMP)/lint-tools $(STAMP)/wheel
 	  $(LINT)/bin/python $(PIP) install --no-deps --force-reinstall "$$wheel"
 	@touch $@
 
-# Every linter speaks, even when an earlier one has complained.
-.PHONY: lint
-lint: $(STAMP)/lint
+# Every linter speaks, even when an earlier one has complained. No build is needed.
+.PHONY: lint lint-stubs
+lint: $(STAMP)/lint-tools
 	@failed=; \
 	check() { echo "lint: $$1"; shift; "$$@" || failed=yes; }; \
 	check "ruff check" $(LINT)/bin/ruff check --quiet $(LINT_PYTHON); \
 	check "ruff format" $(LINT)/bin/ruff format --quiet --diff $(LINT_PYTHON); \
 	test -z "$(LINT_C)" || check "clang-format" $(LINT)/bin/clang-format --dry-run -Werror $(LINT_C); \
 	check "mypy" $(LINT)/bin/mypy --config-file pyproject.toml; \
-	cd $(BUILD) && check "stubtest" $(LINT)/bin/python -P -m mypy.stubtest $(LINT_STUBS) \
-	  --mypy-config-file $(ROOT)/pyproject.toml \
-	  --allowlist $(ROOT)/tools/stubtest-allowlist.txt --ignore-unused-allowlist; \
 	test -z "$$failed"
+
+# The stubs against the compiled modules.
+lint-stubs: $(STAMP)/lint
+	@echo "lint: stubtest"
+	@cd $(BUILD) && $(LINT)/bin/python -P -m mypy.stubtest $(LINT_STUBS) --mypy-config-file $(ROOT)/pyproject.toml \
+	  --allowlist $(ROOT)/tools/stubtest-allowlist.txt --ignore-unused-allowlist
 
 .PHONY: format
 format: $(STAMP)/lint-tools

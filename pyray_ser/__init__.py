@@ -6,7 +6,16 @@
 """
 
 from . import _interpreter  # noqa: F401  it refuses interpreters before anything compiled is loaded
-from ._store import ObjectRef
+
+try:
+    from ._store import ObjectRef
+except ModuleNotFoundError as _missing:
+    if _missing.name != f"{__name__}._store":
+        raise
+    raise ImportError(
+        f"{__path__[0]} holds no compiled modules: it is a source checkout. "
+        "Hint: install it with `pip install .` or `make dev`, or start Python in another folder."
+    ) from None
 from ._store import load_ref as _take_over
 from ._version import __version__
 from .api import (

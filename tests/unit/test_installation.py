@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -52,3 +53,14 @@ def test_every_extension_and_stub_of_the_source_is_installed():
 def test_tests_are_no_package():
     # An __init__.py in tests/ would make folder names such as tests/typing shadow modules of Python.
     assert list((ROOT / "tests").rglob("__init__.py")) == []
+
+
+def test_a_source_checkout_without_compiled_modules_says_so(tmp_path):
+    sources = Path(__file__).resolve().parents[2] / "pyray_ser"
+    shutil.copytree(sources, tmp_path / "pyray_ser", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    command = [sys.executable, "-c", "import pyray_ser"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: ") and "source checkout" in last and "make dev" in last
