@@ -101,7 +101,8 @@ class Process:
                 self.process = made.Process(
                     target=main, name=name, args=(theirs, owner, listener, settings or {}), daemon=False
                 )
-                with _interrupts_held_back(made.get_start_method()):
+                _end_before_joining()
+                with _interrupts_held_back(made.get_start_method()), _children_allowed():
                     self.process.start()
                 _running.difference_update([child for child in _running if child.exitcode is not None])
                 _running.add(self.process)
@@ -158,6 +159,51 @@ class Process:
     def close(self) -> None:
         """Close our end of the pipe: the process ends once it is idle."""
         self.connection.close()
+
+
+_registered = False
+
+
+def _end_before_joining() -> None:
+    """
+    Have `tasks.shutdown` called before multiprocessing joins the children of this process.
+
+    Children of multiprocessing, executors, joblib and loky join their own children before threading's exit functions run.
+    Our workers end only when their pipe is closed, so such a child would wait for them without end.
+    """
+    global _registered
+    if _registered:
+        return
+    from multiprocessing.util import Finalize
+
+    # multiprocessing runs finalizers with a priority of at least 0 before it joins.
+    Finalize(None, _shutdown, exitpriority=1000)
+    _registered = True
+
+
+def _shutdown() -> None:
+    from . import shutdown
+
+    shutdown()
+
+
+@contextmanager
+def _children_allowed() -> Iterator[None]:
+    """
+    Let a daemonic process (a worker of `multiprocessing.Pool`) start a worker.
+
+    multiprocessing refuses because a daemonic process that is terminated leaves its children behind.
+    Ours end with their owner, however it ends.
+    """
+    from multiprocessing import current_process
+
+    config: dict[str, Any] = getattr(current_process(), "_config", {})
+    daemon = config.pop("daemon", None)
+    try:
+        yield
+    finally:
+        if daemon is not None:
+            config["daemon"] = daemon
 
 
 @contextmanager
@@ -221,7 +267,8 @@ def end_all(patience: float = 0.5) -> None:
 
 def _after_fork_in_child() -> None:
     # The parent's pipes would keep the parent's workers waiting after it is gone.
-    global _starting, _processes, _running
+    global _starting, _processes, _running, _registered
+    _registered = False
     _starting = allocate_lock()
     for process in list(_processes):
         if not process.connection.closed:
