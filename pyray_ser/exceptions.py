@@ -579,6 +579,11 @@ class WorkerDiedError(PyraySerError, RuntimeError):
             how = f"was killed by {name}"
             if name == "SIGKILL":
                 hint = "probably by the kernel for lack of memory (see dmesg), or by somebody's kill -9"
+            elif name in ("SIGSEGV", "SIGBUS"):
+                hint = (
+                    "probably by code that writes into a read-only array without looking at its flags. hint: arrays that a "
+                    "task gets are read-only, and ufunc.at (numpy.add.at) ignores that: copy the array before"
+                )
         elif self.exitcode is None:
             how = "died"
         else:

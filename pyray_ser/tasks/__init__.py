@@ -2,13 +2,14 @@
 
 ::
 
-    refs, exports, errors        results that are still being made, and errors, on their way to the caller
-    call, streams, messages      one call: what is sent, what comes back
-    flow                         how far a stream may run ahead of its reader
-    process, channel             worker processes, and the caller's end of the pipe to one
+    refs, pending_refs, errors   results that are still being made, and errors, on their way to the caller
+    call, streams, protocol      one call: what is sent, what comes back
+    backpressure                 how far a stream may run ahead of its reader
+    process, channel, collector  worker processes, the caller's end of the pipe to one, and the thread that reads for all
     engine, pool                 the seam for another engine, and the one of this node
     function, actor, handles     remote functions, actors, actors' handles in other processes
-    serve, serve_async, visitors the worker's side
+    worker, worker_async         the worker's side
+    listener, finalizing         letting in other callers of an actor, and the end of a worker
     install                      hooks of multiprocessing, concurrent.futures, loky and joblib
 
 Nothing here is imported before it is used.
@@ -59,6 +60,7 @@ def remote(*args: Any, **options: Any) -> Any:
 
 
 def _remote(thing: Callable[..., Any], options: dict[str, Any]) -> ActorClass | RemoteFunction:
+    _import_all()
     _end_at_exit()
     if inspect.isclass(thing):
         from .actor import ActorClass
@@ -103,16 +105,29 @@ def shutdown() -> None:
 
     if "pyray_ser.tasks.process" not in sys.modules:
         return
-    from . import channel, engine, process, settings
+    from . import channel, collector, engine, process, settings
 
-    with channel.ending():
+    with collector.ending():
         running = engine.use(None)
         if running is not None:
             running.shutdown()
         channel.end_all()
         process.end_all()
-        channel.end_collector()
+        collector.end_collector()
     settings.reset()
+
+
+def _import_all() -> None:
+    """
+    Import what a call needs.
+
+    A finalizer that makes a call may run in the middle of an import, and would find modules that are made in part.
+    """
+    import multiprocessing.connection
+    import multiprocessing.popen_fork
+    import multiprocessing.util  # noqa: F401
+
+    from . import pool, remote_handles, worker  # noqa: F401
 
 
 _registered = False

@@ -7,21 +7,25 @@ actor at the address where it listens. Each caller's calls run in the order in w
 from __future__ import annotations
 
 import inspect
-from _thread import RLock
+import weakref
 from collections import deque
 from collections.abc import Callable
 from sys import is_finalizing
 from typing import Any, NoReturn
 
 from .. import _log
+from .._calls import take_first
 from .._store import fork_count
 from ..exceptions import ObjectLostError, TaskCancelledError, WorkerDiedError
 from . import protocol, settings
 from .call import Call, after, make, stop
 from .channel import Channel, Job, fail
+from .collector import collector
 from .function import Tests, _count, check_options
+from .listener import KILLED, listen, word_is_left
 from .process import Process, new_address
-from .refs import Outcome, TaskRef
+from .process import kill as end_process
+from .refs import TaskRef
 
 __all__ = ["ActorClass", "ActorHandle", "kill"]
 
@@ -108,7 +112,11 @@ class Grip:
 
 
 class Client:
-    """This process's side of one actor: the channel to it, and the calls that wait for their arguments."""
+    """
+    This process's side of one actor: the channel to it, and the calls that wait for their arguments.
+
+    No lock is held: a call leaves `_waiting` and enters the channel in one step, and preparing it twice does no harm.
+    """
 
     channel: Channel
     # Where others call on the actor, and its process.
@@ -118,12 +126,11 @@ class Client:
     def __init__(self, name: str) -> None:
         self.name = name
         self.killed = False
-        # Guards the order of calls that wait for their arguments.
-        self._lock = RLock()
+        # Why calls fail once it has ended for good.
+        self.ended: WorkerDiedError | None = None
+        # In the order in which they were made; the first one waits for arguments.
         self._waiting: deque[Call] = deque()
         self._released = False
-        # It is known to have ended for good.
-        self._gone = False
         self._forks = fork_count()
 
     def check_process(self) -> None:
@@ -143,70 +150,88 @@ class Client:
 
     def submit(self, call: Call) -> None:
         """Send a call, behind those before it."""
-        with self._lock:
-            gone = self._gone and bool(call.pending)
-            waits = not gone and bool(self._waiting or call.pending)
-            if waits:
-                self._waiting.append(call)
-            elif not gone:
-                self.channel.submit(call.job)
-        if waits:
-            after(list(call.pending), self._advance)
-        elif gone:
+        if self.ended is not None:
             fail([call.job], self._ended_error)
+        elif self._waiting or call.pending:
+            self._waiting.append(call)
+            after(list(call.pending), self._advance)
+            # It may have ended in between.
+            self._fail_if_ended()
+        else:
+            self.channel.submit(call.job)
+
+    def _fail_if_ended(self) -> None:
+        if self.ended is not None:
+            self._advance()
 
     def _advance(self) -> None:
-        stopped: list[tuple[Job, Outcome]] = []
-        with self._lock:
-            sent = False
-            while self._waiting and all(ref.outcome is not None for ref in self._waiting[0].pending):
-                call = self._waiting.popleft()
-                if call.job.ref.outcome is not None:
-                    continue
-                failure = call.prepare()
-                if failure is None:
-                    self.channel.submit(call.job)
-                    sent = True
-                else:
-                    stopped.append((call.job, failure))
-            if sent:
-                # Somebody may sleep until it is answered: there was nothing to read when he came.
-                self.channel.collect_later()
-            if self._released and not self._waiting:
-                self.channel.close()
-        # Not under the lock: callbacks may ask for that of another actor.
-        for job, failure in stopped:
-            stop(job, failure)
+        channel, waiting = self.channel, self._waiting
+        sent = False
+        while waiting:
+            try:
+                call = waiting[0]
+            except IndexError:
+                break
+            if self.ended is not None:
+                if take_first(waiting, call):
+                    fail([call.job], self._ended_error)
+                continue
+            if call.job.ref.outcome is not None:
+                # Cancelled.
+                take_first(waiting, call)
+                continue
+            if not all(ref.outcome is not None for ref in call.pending):
+                break
+            failure = call.prepare()
+            if failure is not None:
+                if take_first(waiting, call):
+                    stop(call.job, failure)
+            elif channel.submit_first(waiting, call):
+                sent = True
+        if sent:
+            # Somebody may sleep until it is answered: there was nothing to read when he came.
+            channel.collect_later()
+        if self._released and not waiting:
+            channel.close()
 
-    def give_up(self) -> None:
-        """Fail the calls that wait for their arguments: the actor has ended for good."""
-        with self._lock:
-            self._gone = True
-            jobs = [call.job for call in self._waiting]
-            self._waiting.clear()
-        fail(jobs, self._ended_error)
+    def _end(self, ended: WorkerDiedError) -> None:
+        """Fail all calls: the actor has ended for good."""
+        if self.ended is None:
+            self.ended = ended
+        self.channel.give_up(self._ended_error)
         self._advance()
 
     def _ended_error(self, task: str) -> WorkerDiedError:
+        ended = self.ended
+        pid = self.pid if ended is None else ended.pid
+        if self.killed or ended is None:
+            return WorkerDiedError(
+                f"actor {self.name} (process {pid}) was ended by kill(), so {task} has no result",
+                pid=pid,
+                exitcode=None if ended is None else ended.exitcode,
+                task=task,
+            )
         return WorkerDiedError(
-            f"actor {self.name} (process {self.pid}) was ended by kill(), so {task} has no result",
-            pid=self.pid,
-            task=task,
+            pid=ended.pid, exitcode=ended.exitcode, task=task, reason=ended.reason, began=ended.began
         )
 
     # ---- the source of its references
 
     def kill(self) -> None:
-        """End the process now."""
+        """End the actor now and for good."""
+        self.killed = True
         self.channel.process.kill()
 
     def collect(self, ref: TaskRef, deadline: float | None) -> bool:
         """Read answers in the caller's thread, if no other reads."""
         return self.channel.collect(ref, deadline)
 
-    def collect_later(self, ref: TaskRef) -> None:
+    def collect_later(self, ref: TaskRef) -> bool:
         """Let answers come in."""
-        self.channel.collect_later(ref)
+        if self.channel.reads_here():
+            return True
+        self.channel.collect_later()
+        return False
 
     def tell(self, ref: TaskRef, payload: bytes) -> None:
         """Tell the actor what of a stream was taken."""
@@ -219,15 +244,13 @@ class Client:
         if force:
             raise ValueError("force=True ends a worker of the pool; an actor is ended by kill(actor)")
         self.check_process()
-        with self._lock:
-            job = ref.job
-            call = next((call for call in self._waiting if call.job is job), None)
-            if call is not None:
-                self._waiting.remove(call)
-        if call is None:
+        job = ref.job
+        if job is None or not any(call.job is job for call in list(self._waiting)):
             return self.channel.cancel(ref, force)
-        stop(call.job, TaskCancelledError(task=ref.name))
-        # Those behind it waited only for their turn.
+        # It stays in line until its turn comes, and is dropped then.
+        job.ref.cancelled = True
+        stop(job, TaskCancelledError(task=job.ref.name))
+        # Those behind it may have waited only for their turn.
         self._advance()
         return True
 
@@ -250,77 +273,100 @@ class Owner(Client):
         call = make(f"{name}.__init__", cls, args, kwargs, False, self, protocol.CREATE)
         self._creation = call
         self.address = new_address()
-        self.ended: WorkerDiedError | None = None
-        self.channel = self._start()
+        # Held here until the actor ends for good: those who call while it is started again wait in line.
+        self._listener = listen(self.address)
+        # Others leave word here that they have killed it.
+        self._killers = listen(self.address + KILLED)
+        process = self._start()
+        self.channel = Channel(process, process.pipe, self.lost)
+        client = weakref.ref(self)
+
+        killers = self._killers
+
+        def killed_elsewhere() -> None:
+            owner = client()
+            if owner is None:
+                return
+            if word_is_left(killers):
+                owner.kill()
+            else:
+                collector().watch(killers, killed_elsewhere)
+
+        collector().watch(killers, killed_elsewhere)
+        self._watch(process)
         self.submit(call)
 
-    def _start(self) -> Channel:
+    def _start(self) -> Process:
         share = settings.passed_on(settings.num_workers())
-        process = Process(f"pyray_ser-{self.name}", settings.start_method(), share, self.address)
+        process = Process(f"pyray_ser-{self.name}", settings.start_method(), share, self._listener)
         self.pid = process.pid
-        return Channel(process, self.lost)
+        return process
 
-    def lost(self, channel: Channel, jobs: list[Job]) -> None:
+    def _watch(self, process: Process) -> None:
+        """Notice the end of an actor that has nothing to do for this process: others may wait for it to be started again."""
+        client = weakref.ref(self)
+        listener, killers = self._listener, self._killers
+
+        def ended() -> None:
+            owner = client()
+            if owner is None or owner.channel.dead:
+                # Those who call now must be refused, and not wait in line.
+                collector().forget(killers)
+                killers.close()
+                listener.close()
+            elif owner.channel.process is process:
+                owner.channel.notice_end()
+
+        collector().watch(process.second_watch(), ended)
+
+    def lost(self, channel: Channel) -> None:
         """Decide what becomes of the calls that a dead process leaves."""
-        with self._lock:
-            if channel is not self.channel:
-                # Too late for the old process, in time for the new one.
-                for job in jobs:
-                    self.channel.submit(job)
-                return
-            if self.ended is None and not self._started_again():
-                self.ended = channel.process.died(None)
-            ended = self.ended is not None
-            begun = [] if ended else self._pass_on(jobs)
-        if ended:
-            fail(jobs, self._ended_error)
-            self.give_up()
-        else:
-            fail(begun, channel.process.died)
+        process = channel.process
+        assert isinstance(process, Process)
+        # Its pipe may have ended before it.
+        end_process(process.process)
+        ended = process.died(None)
+        while not self.killed and self._restarts != 0:
+            if word_is_left(self._killers):
+                self.killed = True
+                break
+            self._restarts -= 1
+            try:
+                fresh = self._start()
+            except Exception:
+                _log.exception("actor %s could not be started again", self.name)
+                break
+            again, begun = self._divide(list(channel.calls.sent.values()))
+            for job in begun:
+                fail([job], lambda task: WorkerDiedError(pid=ended.pid, exitcode=ended.exitcode, task=task))
+            channel.revive(fresh, fresh.pipe, again)
+            process.reap()
+            self._watch(fresh)
+            self._kill_again()
+            return
+        self._end(ended)
+        process.reap()
+        collector().forget(self._killers)
+        self._killers.close()
+        self._listener.close()
 
-    def _started_again(self) -> bool:
-        if self.killed or self._restarts == 0:
-            return False
-        self._restarts -= 1
-        try:
-            self.channel = self._start()
-        except Exception:
-            _log.exception("actor %s could not be started again", self.name)
-            return False
-        return True
-
-    def _pass_on(self, jobs: list[Job]) -> list[Job]:
-        """Give a new process the calls of the one before that it had not begun; return the others."""
-        creation = self._creation.job
-        running = [job for job in jobs if job.number != creation.number]
-        # One after another: only the first can have begun. Coroutines: each that was sent can.
-        begun = running if self._async else running[:1]
-        if jobs and jobs[0].number == creation.number:
-            begun = []
-        if self._creation not in self._waiting:
-            self.channel.submit(creation)
-        for job in running:
-            if job not in begun:
-                self.channel.submit(job)
-        if self._released and not self._waiting:
-            self.channel.close()
-        return begun
-
-    def _ended_error(self, task: str) -> WorkerDiedError:
-        ended = self.ended
-        if ended is None:
-            return super()._ended_error(task)
+    def _kill_again(self) -> None:
+        """End a new process if `kill` has met the one before."""
         if self.killed:
-            return WorkerDiedError(
-                f"actor {self.name} (process {ended.pid}) was ended by kill(), so {task} has no result",
-                pid=ended.pid, exitcode=ended.exitcode, task=task,
-            )  # fmt: skip
-        return WorkerDiedError(pid=ended.pid, exitcode=ended.exitcode, task=task)
+            self.channel.process.kill()
 
-    def kill(self) -> None:
-        """End the actor now and for good."""
-        self.killed = True
-        super().kill()
+    def _divide(self, jobs: list[Job]) -> tuple[list[Job], list[Job]]:
+        """Return the calls that a new process is sent, and those that the old one had begun."""
+        creation = self._creation.job
+        made = creation not in jobs
+        running = [job for job in jobs if job is not creation]
+        cancelled = [job for job in running if job.ref.cancelled]
+        running = [job for job in running if not job.ref.cancelled]
+        # One after another: only the first can have begun. Coroutines: each that was sent can.
+        begun = [] if not made else running if self._async else running[:1]
+        rest = [job for job in running if job not in begun]
+        first = [] if self._creation in self._waiting else [creation]
+        return first + rest, begun + cancelled
 
 
 class ActorHandle:
@@ -419,4 +465,3 @@ def kill(actor: ActorHandle) -> None:
     client = actor._client
     client.check_process()
     client.kill()
-    client.give_up()

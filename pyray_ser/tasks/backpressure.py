@@ -9,24 +9,31 @@ from collections import deque
 from collections.abc import Callable
 from struct import Struct
 
-__all__ = ["AHEAD", "AHEAD_BYTES", "Flow", "everything", "taken"]
+__all__ = ["AHEAD", "AHEAD_BYTES", "Flow", "everything", "nothing", "taken"]
 
 # Items, and bytes of them, that may be there unread. One is always allowed, however large.
 AHEAD, AHEAD_BYTES = 16, 64 << 20
 
-_count = Struct("<I")
-# Nobody reads, or somebody waits for the end: the stream runs freely.
-_ALL = 0xFFFFFFFF
+_count = Struct("<Q")
+# Somebody waits for the end: the stream runs freely.
+_ALL = 0xFFFFFFFFFFFFFFFF
+# Nobody reads: the stream ends.
+_NONE = 0xFFFFFFFFFFFFFFFE
 
 
 def taken(count: int) -> bytes:
-    """Return the payload of TAKEN for so many items."""
+    """Return the payload of TAKEN for so many items, counted from the first one."""
     return _count.pack(count)
 
 
 def everything() -> bytes:
     """Return the payload of TAKEN that lets the stream run to its end."""
     return _count.pack(_ALL)
+
+
+def nothing() -> bytes:
+    """Return the payload of TAKEN that ends the stream at its next item."""
+    return _count.pack(_NONE)
 
 
 class Flow:
@@ -43,6 +50,9 @@ class Flow:
         self._sizes: deque[int] = deque()
         self._bytes = 0
         self._free = False
+        self._taken = 0
+        # Nobody reads any more.
+        self.stopped = False
         self._on_change = on_change
 
     def sent(self, nbytes: int) -> None:
@@ -61,9 +71,18 @@ class Flow:
         if count == _ALL:
             self.end()
             return
-        for _ in range(min(count, len(self._sizes))):
+        if count == _NONE:
+            self.stop()
+            return
+        for _ in range(min(count - self._taken, len(self._sizes))):
             self._bytes -= self._sizes.popleft()
+        self._taken = max(count, self._taken)
         self._changed()
+
+    def stop(self) -> None:
+        """End the stream: nobody takes its items."""
+        self.stopped = True
+        self.end()
 
     def end(self) -> None:
         """Hold it back no more."""

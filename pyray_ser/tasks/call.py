@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from _thread import allocate_lock
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from .._store import ObjectRef
 from ..exceptions import SerializationError
 from . import protocol
-from .channel import Job, number
+from .channel import Job, number, stop
 from .errors import Failure, describe
 from .refs import Outcome, Source, TaskRef
-from .streams import Parts, ResultStream
+from .streams import Items, Parts, ResultStream
 
-__all__ = ["Call", "after", "make"]
+__all__ = ["Call", "after", "make", "stop"]
 
 
 class Call:
@@ -89,13 +89,6 @@ def _portable(ref: TaskRef) -> TaskRef:
     return made
 
 
-def stop(job: Job, outcome: Any) -> None:
-    """Settle a job that will not run."""
-    if job.stream is not None:
-        job.stream(protocol.FAILURE, outcome)
-    job.ref.settle(outcome)
-
-
 def make(
     name: str,
     which: int | str | type,
@@ -143,12 +136,13 @@ def make(
     job = Job(ref, protocol.write(kind, n, payload), n, held)
     ref.job = job
     result: object = ref
+    if several is not False:
+        job.items = deque()
     if several is True:
-        result = ResultStream(ref)
-        job.stream = result.take
+        items = job.stream = Items(ref, job)
+        result = ResultStream(items)
     elif several is not False:
-        parts = Parts(ref, several, source)
-        job.stream = parts.take
+        parts = job.stream = Parts(ref, several, source, job)
         result = parts.refs
     return Call(job, pending, result, kind == protocol.CREATE)
 
@@ -175,15 +169,13 @@ def after(refs: list[TaskRef], callback: Callable[[], object]) -> None:
     if not refs:
         callback()
         return
-    lock = allocate_lock()
-    left = len(refs)
+    # One less than there are: whoever finds it empty is the last. Taking one out is a single step, and needs no lock.
+    left = [None] * (len(refs) - 1)
 
     def one(_: TaskRef) -> None:
-        nonlocal left
-        with lock:
-            left -= 1
-            last = left == 0
-        if last:
+        try:
+            left.pop()
+        except IndexError:
             callback()
 
     for ref in refs:

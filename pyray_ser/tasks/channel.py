@@ -1,47 +1,44 @@
 """The caller's end of a worker: calls out, answers in.
 
-Answers are read by whoever waits for one: a thread that calls `get` reads the pipe itself, which saves a wake-up. Only where
-nobody waits, or several do, or a callback is to be run, one thread per process (`_Collector`) reads instead, until the
-channel has no call under way. That a channel has at most one reader is the invariant everything here keeps.
+A thread that waits for an answer reads the pipe itself, which saves a wake-up.
+Where nobody waits, or several do, or a callback is to run, one thread per process (`collector`) reads until the channel is idle.
+At most one thread reads a channel: it holds the `Turn` of its `Calls`.
 
-Calls under way are bounded in bytes and number, so that a write never blocks for longer than the other side takes to read:
-the rest waits here, in order, and follows with each answer.
+No lock is held here. Each change of state is one step of `Calls`, and what follows a step can be repeated.
+So a signal handler or finalizer that interrupts the reading thread reads on in its place, and the thread below it finds that done.
+docs/internals/waits.md lists who ends each wait.
 """
 
 from __future__ import annotations
 
 import os
-import select
 import time
-from _thread import RLock, allocate_lock
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from _thread import get_ident
+from collections.abc import Callable
 from itertools import count
-from math import inf
 from sys import is_finalizing
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from .. import _log
+from .. import _calls
+from .._calls import Calls, Job
 from .._frames import pack
 from .._store import ObjectRef, fork_count
 from ..exceptions import TaskCancelledError
 from . import protocol
+from .collector import collector
 from .errors import Failure
-from .refs import TaskRef
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-    from multiprocessing.connection import Connection
+    from collections import deque
 
+    from .._calls import Descriptor
     from ..exceptions import WorkerDiedError
-    from .pool import Worker
+    from .call import Call
+    from .collector import Collector
+    from .refs import TaskRef
 
-__all__ = ["Channel", "Peer"]
+__all__ = ["Channel", "Job", "Peer", "end_all", "fail", "number"]
 
-# What a pipe takes without blocking, with a margin: the kernel counts some 800 bytes for each message.
-WINDOW_BYTES = 64 * 1024
-WINDOW_CALLS = 100
 # Milliseconds that a reader sleeps at most.
 SLICE = 500
 
@@ -53,38 +50,13 @@ _NOTHING = pack(None)
 _channels: set[Channel] = set()
 
 
-class Job:
-    """What a channel keeps about one call until it is answered."""
-
-    __slots__ = ("before", "frame", "future", "held", "number", "ref", "stream", "worker")
-
-    def __init__(self, ref: TaskRef, frame: bytes, number: int, held: object) -> None:
-        self.ref = ref
-        self.frame = frame
-        # A frame that must come first.
-        self.before = b""
-        self.number = number
-        # The objects with the arguments; the worker has its own hold once it has answered.
-        self.held = held
-        # Gets (kind, outcome) of each answer, for calls with several.
-        self.stream: Callable[[int, Any], None] | None = None
-        # For the pool: the standard library's future, and which worker runs it.
-        self.future: Future[None] | None = None
-        self.worker: Worker | None = None
-
-
 class Peer(Protocol):
     """The process at the other end of a channel, as the channel sees it."""
 
-    connection: Connection
-    # Descriptors: of the pipe, and of what is readable once the process has ended.
-    fd: int
-    watch: int
+    # Readable once the process has ended.
+    watch: Descriptor
     # It has said that it takes calls.
     ready: bool
-
-    def poller(self) -> select.poll:
-        """Return a poll object for both."""
 
     def kill(self) -> None:
         """End the process."""
@@ -95,11 +67,8 @@ class Peer(Protocol):
     def reap(self) -> None:
         """Take note that it has ended."""
 
-    def close(self) -> None:
-        """Close our end of the pipe."""
 
-
-OnDeath: TypeAlias = "Callable[[Channel, list[Job]], object]"
+OnDeath: TypeAlias = "Callable[[Channel], object]"
 
 
 class Channel:
@@ -109,218 +78,267 @@ class Channel:
     Parameters
     ----------
     process : Peer
+    pipe : Descriptor, optional
+        To the process. Without one, calls wait until `revive`.
     on_death : callable, optional
-        Gets the channel and its unanswered jobs, oldest first, once the process is gone; default lets them fail.
+        Gets the channel once the process is gone, and calls `revive` or `give_up`; default is `give_up`.
     """
 
-    def __init__(self, process: Peer, on_death: OnDeath | None = None) -> None:
+    def __init__(self, process: Peer, pipe: Descriptor | None, on_death: OnDeath | None = None) -> None:
         self.process = process
-        self.dead = False
+        self.calls = Calls(pipe)
         self._on_death = on_death
-        self._connection = process.connection
-        self._poller = process.poller()
-        self._look = select.poll()
-        self._look.register(process.fd, select.POLLIN)
-        # Guards all that follows; held for a few lines only, never while waiting for the other side to answer.
-        self._lock = allocate_lock()
-        self._sent: dict[int, Job] = {}
-        self._sent_bytes = 0
-        self._queued: deque[Job] = deque()
-        self._reading = False  # a thread is reading for its own answer
+        # Makes the error of a call that is refused.
+        self._error: Callable[[str], BaseException] = lambda task: self.process.died(task)
         self._followed = False  # somebody else waits as well: the reader hands over to the collector
-        self._collected: _Collector | None = None  # the collector reads
+        self._collected: Collector | None = None  # the collector reads
         self._closing = False
+        self._burying = 0  # the thread that deals with the death
         self._forks = fork_count()
-        self._torn = False  # an exception came out of the middle of a read or write
         _channels.add(self)
+
+    @property
+    def dead(self) -> bool:
+        """bool : Whether no calls are taken any more."""
+        return self.calls.closed
 
     # ---- sending
 
     def submit(self, job: Job) -> None:
         """Send a call, or queue it behind those before it."""
-        with self._lock:
-            if self.dead:
-                gone = True
-            else:
-                gone = False
-                busy = bool(self._sent or self._queued)
-                self._queued.append(job)
-                self._flush()
-                if busy:
-                    self._ask_collector()
-        if gone:
-            self._lost([job])
+        calls = self.calls
+        busy = calls.busy
+        if not calls.submit(job):
+            self._fail_rest()
+            fail([job], self._error)
+        elif busy or calls.blocked:
+            self.collect_later()
 
     def send(self, frame: bytes) -> None:
         """Send a frame that needs no answer."""
-        with self._lock:
-            if not self.dead:
-                self._write(frame)
-
-    def _flush(self) -> None:
-        """Send what fits; the lock is held."""
-        while self._queued and not self.dead:
-            job = self._queued[0]
-            if self._sent and (self._sent_bytes + len(job.frame) > WINDOW_BYTES or len(self._sent) >= WINDOW_CALLS):
-                return
-            self._queued.popleft()
-            self._sent[job.number] = job
-            self._sent_bytes += len(job.frame)
-            if job.before:
-                self._write(job.before)
-            self._write(job.frame)
-
-    def _write(self, frame: bytes) -> None:
-        self._torn = True
-        try:
-            self._connection.send_bytes(frame)
-        except OSError:
-            # It is gone: the reader finds out, and knows what it had.
-            pass
-        self._torn = False
+        self.calls.send(frame)
+        if self.calls.blocked:
+            self.collect_later()
 
     # ---- receiving
 
     def collect(self, ref: TaskRef, deadline: float | None) -> bool:
         """Read until `ref` is settled or time is over; False if another thread reads, and the caller is to sleep."""
-        with self._lock:
-            if ref.outcome is not None:
-                return True
-            if self._collected:
+        calls, thread = self.calls, get_ident()
+        while (turn := calls.turn(thread)) is None and calls.reader != thread:
+            # Its reader looks at this after it has ended its turn.
+            self._followed = True
+            if calls.reader:
                 return False
-            if self._reading:
-                self._followed = True
-                return False
-            self._reading = True
         try:
-            poll = self._poller.poll
-            while ref.outcome is None and not self.dead:
-                # In slices: it may also be settled by a cancel() elsewhere, which does not come through the pipe.
-                patience: float = SLICE
-                if deadline is not None:
-                    patience = min(SLICE, (deadline - time.monotonic()) * 1000 + 1)
-                    if patience <= 0:
-                        return True
-                events = poll(patience)
-                if events:
-                    self.pump(len(events) == 1 and events[0][0] == self.process.fd)
-            # A call that outlives its worker is answered through another channel.
-            return ref.outcome is not None
+            return self._read_until(ref, deadline)
         finally:
-            with self._lock:
-                self._reading = False
-                if self._torn:
-                    self.process.kill()
-                if self._followed:
-                    self._followed = False
-                    if not self.dead:
-                        self._ask_collector()
+            if turn is not None:
+                turn.end()
+                self._after_reading()
+
+    def _read_until(self, ref: TaskRef, deadline: float | None) -> bool:
+        calls = self.calls
+        while ref._outcome is None:
+            if calls.pending:
+                self.serve()
+                continue
+            if calls.dead:
+                self._see_to_death()
+                # It may go on in another process, and be answered later.
+                return ref._outcome is not None
+            # In slices: it may also be settled by a cancel() elsewhere, which does not come through the pipe.
+            patience = SLICE
+            if deadline is not None:
+                patience = min(SLICE, int((deadline - time.monotonic()) * 1000) + 1)
+                if patience <= 0:
+                    return True
+            state = calls.wait(self.process.watch.fileno(), patience)
+            if state:
+                self.pump(state)
+        return True
+
+    def _after_reading(self) -> None:
+        if self._followed or self.calls.pending:
+            self._followed = False
+            self.collect_later()
+        if self._closing:
             self.close_if_idle()
 
-    def collect_later(self, ref: TaskRef | None = None) -> None:
+    def reads_here(self) -> bool:
+        """Tell whether this very thread is the reader: it was interrupted, and its caller must read in its place."""
+        return self.calls.reader == get_ident()
+
+    def collect_later(self) -> None:
         """Let the answers come in although nobody waits for them."""
-        with self._lock:
-            if not self.dead:
-                self._ask_collector()
-
-    def _ask_collector(self) -> None:
-        if self._reading:
-            self._followed = True
-        elif self._collected is None and (self._sent or self._queued):
-            with _collector_lock:
-                self._collected = collector()
-                self._collected.add(self)
-
-    def pump(self, readable: bool = False) -> None:
-        """Read one answer, or notice the end. Only for the one reader."""
-        try:
-            if not readable and not self._look.poll(0):
-                # Woken by the end of the process, with nothing left to read.
-                self.death()
+        calls = self.calls
+        while calls.busy or calls.blocked or calls.pending:
+            if calls.dead and not calls.pending:
+                return  # no pipe to read; whoever makes the next one asks again
+            reader = collector()
+            turn = calls.turn(reader.thread)
+            if turn is not None:
+                self._collected = reader
+                try:
+                    reader.add(self, turn)
+                except BaseException:
+                    turn.end()
+                    self._collected = None
+                    raise
                 return
-            self._torn = True
-            frame = self._connection.recv_bytes()
-        except (EOFError, OSError, ValueError):
-            self._torn = False
-            self.death()
-            return
-        kind, number, payload = protocol.read(frame)
-        if kind == protocol.READY:
-            self.process.ready = True
-        outcome: Any
-        try:
-            if kind == protocol.RESULT or kind == protocol.ITEM:
-                outcome = protocol.outcome(payload)
-            elif kind == protocol.FAILURE:
-                outcome = Failure(*protocol.load(payload))
+            self._followed = True
+            if calls.reader:
+                if self._collected is not None and calls.blocked:
+                    self._collected.resume(self)
+                return
+
+    def pump(self, state: int) -> None:
+        """Read what is there, or notice the end. Only for the reader."""
+        calls = self.calls
+        if calls.receive():
+            self.serve()
+        elif calls.at_end or state & _calls.ENDED:
+            self._see_to_death()
+
+    def serve(self) -> None:
+        """Deal with the frames that have come, in order. Only for the reader, and whoever interrupts it."""
+        calls = self.calls
+        while (found := calls.frame()) is not None:
+            arrival, frame = found
+            kind, number, payload = protocol.read(frame)
+            if kind == protocol.READY:
+                self.process.ready = True
+            kind, outcome = _decode(kind, payload)
+            job = calls.sent.get(number)
+            reply = protocol.write(protocol.ACK, number) if type(outcome) is ObjectRef else None
+            if kind == protocol.ITEM:
+                calls.took(arrival, job, outcome, reply)
             else:
-                outcome = None
-        except Exception as error:
-            kind, outcome = protocol.FAILURE, error
-        with self._lock:
-            job = self._sent.get(number)
-            if job is not None and kind != protocol.ITEM:
-                del self._sent[number]
-                self._sent_bytes -= len(job.frame)
-            if type(outcome) is ObjectRef:
-                self._write(protocol.write(protocol.ACK, number))
-            if self._queued:
-                self._flush()
-            self._torn = False
-        if job is None:
-            return
-        try:
-            if job.stream is not None:
-                job.stream(kind, outcome)
-        finally:
-            if kind != protocol.ITEM:
-                job.ref.settle(outcome if outcome is not None else _NOTHING)
+                # First the outcome, then the bookkeeping: who interrupts this must find the one or be able to do both.
+                if job is not None:
+                    job.ref.settle(_NOTHING if outcome is None else outcome)
+                calls.finish(arrival, job, outcome if kind == protocol.FAILURE else None, reply)
+            if job is not None and job.stream is not None:
+                job.stream.notice()
 
     # ---- the end
 
-    def death(self) -> None:
-        """Settle what will not be answered. Only for the one reader."""
-        with self._lock:
-            if self.dead:
-                return
-            self.dead = True
-            jobs = [*self._sent.values(), *self._queued]
-            self._sent.clear()
-            self._queued.clear()
+    def _see_to_death(self) -> None:
+        calls, thread = self.calls, get_ident()
+        if calls.closed:
+            self._fail_rest()
+            return
+        if self._burying == thread:
+            raise RuntimeError(
+                "this signal handler or finalizer waits for a worker process that the code it interrupted is starting again; "
+                "hint: call .remote() there, and get() the result elsewhere"
+            )
+        if self._burying:
+            return
+        self._burying = thread
+        try:
             if self._collected is not None:
                 # Before its descriptors are closed: right after, their numbers may be another channel's.
                 self._collected.remove(self)
-        self.process.close()
-        _channels.discard(self)
-        self._lost(jobs)
+            calls.lose()
+            if self._on_death is not None:
+                self._on_death(self)
+            else:
+                self.give_up()
+        finally:
+            self._burying = 0
 
-    def _lost(self, jobs: list[Job]) -> None:
-        if self._on_death is not None:
-            self._on_death(self, jobs)
-            return
-        fail(jobs, self.process.died)
+    def revive(self, process: Peer, pipe: Descriptor, again: list[Job]) -> bool:
+        """
+        Go on with another process.
+
+        Parameters
+        ----------
+        process : Peer
+        pipe : Descriptor
+        again : list of Job
+            What it is sent before the calls that are queued.
+
+        Returns
+        -------
+        bool
+            False if no calls are taken any more.
+        """
+        self.process = process
+        if not self.calls.attach(pipe, again):
+            return False
+        self._followed = True
+        if self.calls.reader == 0:
+            self._after_reading()
+        return True
+
+    def give_up(self, error: Callable[[str], BaseException] | None = None) -> None:
+        """Take no more calls, and fail those that are not answered with what ``error(task)`` gives."""
+        if error is not None:
+            self._error = error
+        self.calls.refuse()
+        _channels.discard(self)
+        self._fail_rest()
+
+    def fail_sent(self) -> None:
+        """Fail the calls that were sent to a process that has died; the others go on with `revive`."""
+        for job in list(self.calls.sent.values()):
+            failure = _failure(job, self.process.died)
+            job.ref.settle(failure)
+            self.calls.forget(job, failure)
+            if job.stream is not None:
+                job.stream.notice()
+
+    def notice_end(self) -> None:
+        """See to the death of a process, also if nobody waits for an answer of it."""
+        turn = self.calls.turn(get_ident())
+        if turn is None:
+            return  # its reader notices
+        try:
+            while self.calls.receive():
+                self.serve()
+            self._see_to_death()
+        finally:
+            turn.end()
+            self._after_reading()
+
+    def submit_first(self, waiting: deque[Any], call: Call) -> bool:
+        """Take a call from the front of a deque and send it, in one step; False if it was not there any more."""
+        taken = self.calls.submit_first(waiting, call, call.job)
+        if taken is None:
+            return False
+        if not taken:
+            fail([call.job], self._error)
+        return True
+
+    def abandon(self) -> None:
+        """Take no more calls; what becomes of those that are not answered is for others to decide."""
+        self.calls.refuse()
+        self.calls.drop()
+        _channels.discard(self)
+
+    def _fail_rest(self) -> None:
+        while (job := self.calls.oldest()) is not None:
+            failure = _failure(job, self._error)
+            job.ref.settle(failure)
+            self.calls.forget(job, failure)
+            if job.stream is not None:
+                job.stream.notice()
 
     def outstanding(self) -> int:
         """Return how many calls are not answered yet."""
-        return len(self._sent) + len(self._queued)
+        return len(self.calls.sent) + len(self.calls.queued)
 
     def cancel(self, ref: TaskRef, force: bool) -> bool:
         """Take back a call that was not started; see `pyray_ser.cancel`."""
         if force:
             raise ValueError("force=True ends a worker of the pool; an actor is ended by kill(actor)")
-        with self._lock:
-            job = ref.job
-            if job is None or ref.outcome is not None:
-                return False
-            if job in self._queued:
-                self._queued.remove(job)
-                taken = True
-            else:
-                taken = False
-                ref.cancelled = True
-                self._write(protocol.write(protocol.CANCEL, job.number))
-        if taken:
-            ref.settle(TaskCancelledError(task=ref.name))
+        job = ref.job
+        if job is None or ref.outcome is not None:
+            return False
+        job.ref.cancelled = True
+        if self.calls.withdraw(job, protocol.write(protocol.CANCEL, job.number)):
+            fail([job], lambda task: TaskCancelledError(task=task))
             return True
         # The worker decides whether it came in time.
         return False
@@ -332,20 +350,16 @@ class Channel:
 
     def end(self) -> None:
         """Let the process go if it is idle, else end it: calls that are not answered fail."""
-        with self._lock:
-            if self.dead:
-                return
-            # Nothing is started again.
-            self._on_death = None
-            if self._sent or self._queued:
-                self.process.kill()
-                self._ask_collector()
-                return
-            if self._reading or self._collected:
-                self._closing = True
-                return
-            self.dead = True
-            self._let_go()
+        # Nothing is started again.
+        self._on_death = None
+        self._closing = True
+        if self.calls.busy:
+            self.process.kill()
+            if self.calls.dead:
+                self.give_up()
+            self.collect_later()
+        else:
+            self.close_if_idle()
 
     def close_if_idle(self) -> None:
         """Close if that was asked for. Never waits: finalizers call it."""
@@ -353,28 +367,35 @@ class Channel:
         # collector's epoll is shared with the parent.
         if not self._closing or self._forks != fork_count() or is_finalizing():
             return
-        if not self._lock.acquire(blocking=False):
-            return
-        try:
-            if self.dead or self._reading:
-                return
-            if self._sent or self._queued:
-                self._ask_collector()
-                return
-            if self._collected:
-                # Just now it reads the last answer, and comes here after.
-                return
-            self.dead = True
-            self._let_go()
-        finally:
-            self._lock.release()
-
-    def _let_go(self) -> None:
-        """Close the pipe, and have the process reaped when it has ended."""
-        self.process.close()
-        _channels.discard(self)
-        with _collector_lock:
+        calls = self.calls
+        if calls.busy:
+            self.collect_later()
+        elif calls.reader == 0 and calls.close_if_idle():
+            # Have the process reaped when it has ended.
+            _channels.discard(self)
             collector().bury(self.process)
+
+
+def _decode(kind: int, payload: memoryview) -> tuple[int, Any]:
+    """Return the kind and outcome of an answer. One that cannot be loaded becomes a failure."""
+    try:
+        return kind, _load(kind, payload)
+    except Exception as error:
+        try:
+            outcome = _load(kind, payload)
+        except Exception:
+            return protocol.FAILURE, error
+        # It came from a signal handler, then, and is the program's.
+        del outcome
+        raise
+
+
+def _load(kind: int, payload: memoryview) -> Any:
+    if kind == protocol.RESULT or kind == protocol.ITEM:
+        return protocol.outcome(payload)
+    if kind == protocol.FAILURE:
+        return Failure(*protocol.load(payload))
+    return None
 
 
 def end_all() -> None:
@@ -383,184 +404,26 @@ def end_all() -> None:
         channel.end()
 
 
+def _failure(job: Job, error: Callable[[str], BaseException]) -> BaseException:
+    if job.ref.cancelled:
+        return TaskCancelledError(task=job.ref.name)
+    return error(job.ref.name)
+
+
 def fail(jobs: list[Job], error: Callable[[str], BaseException]) -> None:
     """Settle jobs with what ``error(task)`` gives."""
     for job in jobs:
-        failure: BaseException = error(job.ref.name)
-        if job.ref.cancelled:
-            failure = TaskCancelledError(task=job.ref.name)
-        if job.stream is not None:
-            job.stream(protocol.FAILURE, failure)
-        job.ref.settle(failure)
+        stop(job, _failure(job, error))
 
 
-# ---- the collector -----------------------------------------------------------------------------------------------------
-
-
-class _Collector:
-    """The thread that reads where nobody else does, and sees off processes that were let go."""
-
-    def __init__(self) -> None:
-        import threading
-
-        self._epoll = select.epoll()
-        self._bell = os.eventfd(0)
-        self._epoll.register(self._bell, select.EPOLLIN)
-        self._ending = False
-        # The thread is over. Decided under the lock, as what is added: nothing can be added in between and be forgotten.
-        self._over = False
-        # Descriptor -> whose it is.
-        self._channels: dict[int, Channel] = {}
-        self._leaving: dict[int, Peer] = {}
-        # Called four times a second, for as long as they return True.
-        self._chores: list[Callable[[], bool]] = []
-        self._thread: threading.Thread | None = threading.Thread(
-            target=self._run, name="pyray_ser-collector", daemon=True
-        )
-        try:
-            self._thread.start()
-        except RuntimeError:
-            # From 3.12 on an interpreter that ends starts no more threads: `end` does its work then. At any other time
-            # nobody would.
-            if not _ending:
-                self._epoll.close()
-                os.close(self._bell)
-                raise
-            self._thread = None
-
-    def add(self, channel: Channel) -> None:
-        """Read for a channel, whose lock is held, until it has no call under way."""
-        for fd in (channel.process.fd, channel.process.watch):
-            self._channels[fd] = channel
-            self._epoll.register(fd, select.EPOLLIN)
-
-    def bury(self, process: Peer) -> None:
-        """Reap a process when it has ended."""
-        self._leaving[process.watch] = process
-        self._epoll.register(process.watch, select.EPOLLIN)
-
-    def repeat(self, chore: Callable[[], bool]) -> None:
-        """Call ``chore()`` four times a second, as long as it returns True."""
-        with _collector_lock:
-            if self._over:
-                collector().repeat(chore)
-                return
-            self._chores.append(chore)
-            os.eventfd_write(self._bell, 1)
-
-    def end(self) -> None:
-        """End the thread, once every process that it watches has ended."""
-        with _collector_lock:
-            if not self._over:
-                self._ending = True
-                os.eventfd_write(self._bell, 1)
-        if self._thread is not None:
-            self._thread.join(5)
-        else:
-            self._run(5)
-
-    def _run(self, seconds: float = inf) -> None:
-        limit = time.monotonic() + seconds
-        while not self._is_over() and time.monotonic() < limit:
-            # Others append meanwhile.
-            for chore in list(self._chores):
-                if not self._guarded(chore):
-                    self._chores.remove(chore)
-            looks = bool(self._chores) or limit < inf
-            self._handle([fd for fd, _ in self._epoll.poll(0.25 if looks else -1)])
-
-    def _guarded(self, act: Callable[..., Any], *arguments: object) -> Any:
-        """Call something; what it raises is logged and does not end the thread, which everybody relies on."""
-        try:
-            return act(*arguments)
-        except BaseException:
-            if self._thread is None:
-                raise  # this is the thread of somebody who wants to hear of Ctrl-C
-            _log.exception("the thread that reads the answers of workers goes on after an error in %r", act)
-            return None
-
-    def _is_over(self) -> bool:
-        global _collector
-        with _collector_lock:
-            self._over = self._ending and not self._channels and not self._leaving
-            if self._over:
-                if _collector is self:
-                    _collector = None
-                self._epoll.close()
-                os.close(self._bell)
-            return self._over
-
-    def _handle(self, readable: list[int]) -> None:
-        # Whose they are is looked up for all of them first: a channel that dies of the first has closed the second by then,
-        # whose number may be a new channel's.
-        for fd, channel, process in [(fd, self._channels.get(fd), self._leaving.get(fd)) for fd in readable]:
-            if fd == self._bell:
-                os.eventfd_read(fd)
-            elif process is not None:
-                self._epoll.unregister(fd)
-                del self._leaving[fd]
-                self._guarded(process.reap)
-            elif channel is not None and self._channels.get(fd) is channel:
-                self._guarded(self._read, channel, fd)
-
-    def _read(self, channel: Channel, fd: int) -> None:
-        try:
-            channel.pump(fd == channel.process.fd)
-        finally:
-            with channel._lock:
-                if channel._torn and not channel.dead:
-                    # What was read in part cannot be read on: its end is noticed here next.
-                    channel.process.kill()
-                if channel.dead or not (channel._sent or channel._queued):
-                    self.remove(channel)
-            channel.close_if_idle()
-
-    def remove(self, channel: Channel) -> None:
-        """Read for a channel no more. Only in the thread of the collector, before the descriptors are closed."""
-        channel._collected = None
-        for fd in (channel.process.fd, channel.process.watch):
-            # Of one that has died they are gone already.
-            if self._channels.get(fd) is channel:
-                del self._channels[fd]
-                try:
-                    self._epoll.unregister(fd)
-                except OSError:
-                    pass  # closed by somebody else, who closes all there are; the kernel forgot it then
-
-
-_collector: _Collector | None = None
-# Inside `ending`.
-_ending = False
-# Finalizers may ask for the collector while it is being made.
-_collector_lock = RLock()
-
-
-def collector() -> _Collector:
-    """Return this process's collector."""
-    global _collector
-    with _collector_lock:
-        if _collector is None:
-            _collector = _Collector()
-        return _collector
-
-
-@contextmanager
-def ending() -> Iterator[None]:
-    """Inside, the collector may be without a thread: `end_collector`, which must be called there, does its work."""
-    global _ending
-    _ending = True
-    try:
-        yield
-    finally:
-        _ending = False
-
-
-def end_collector() -> None:
-    """End the thread that reads, after everything that it reads from."""
-    with _collector_lock:
-        last = _collector
-    if last is not None:
-        last.end()
+def stop(job: Job, outcome: Any) -> None:
+    """Settle a job that no channel has, and that will not run."""
+    job.ref.settle(outcome)
+    if job.items is not None and not job.ended:
+        job.items.append(outcome)
+    job.ended = True
+    if job.stream is not None:
+        job.stream.notice()
 
 
 def number() -> int:
@@ -569,13 +432,9 @@ def number() -> int:
 
 
 def _after_fork_in_child() -> None:
-    global _collector, _collector_lock, _ending
-    _collector = None
-    _ending = False
-    _collector_lock = RLock()
     for channel in list(_channels):
         # The parent's; what a child still has of them must not wait for an answer.
-        channel.dead = True
+        channel.calls.refuse()
         channel._closing = False
     _channels.clear()
 

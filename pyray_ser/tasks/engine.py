@@ -8,7 +8,6 @@ are processes on this node in either case.
 from __future__ import annotations
 
 import os
-from _thread import allocate_lock
 from typing import TYPE_CHECKING, Protocol
 
 from .refs import Source
@@ -34,41 +33,36 @@ class Engine(Source, Protocol):
         """End everything; what has no result by then fails."""
 
 
-_lock = allocate_lock()
-_engine: Engine | None = None
+# Under "engine", if there is one: a dict can be asked and changed in one step.
+_used: dict[str, Engine] = {}
 
 
 def current() -> Engine:
     """Return the engine that runs tasks, starting the local pool if there is none."""
-    global _engine
-    engine = _engine
+    engine = _used.get("engine")
     if engine is None:
         from .pool import Pool
 
-        with _lock:
-            if _engine is None:
-                _engine = Pool()
-            engine = _engine
+        # No lock, which a signal handler could meet again: a pool that comes second has started nothing, and is dropped.
+        engine = _used.setdefault("engine", Pool())
     return engine
 
 
 def use(engine: Engine | None) -> Engine | None:
     """Let `engine` run tasks from now on, None for the local pool; return the one before."""
-    global _engine
-    with _lock:
-        before, _engine = _engine, engine
+    before = _used.pop("engine", None)
+    if engine is not None:
+        _used["engine"] = engine
     return before
 
 
 def started() -> bool:
     """Tell whether there is an engine already."""
-    return _engine is not None
+    return bool(_used)
 
 
 def _after_fork_in_child() -> None:
-    global _engine, _lock
-    _engine = None
-    _lock = allocate_lock()
+    _used.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -108,22 +108,37 @@ def task_error(cause: BaseException | None, failure: Failure) -> TaskError:
     cls = _dual(kind)
     if cls is TaskError:
         return TaskError(**facts)
-    error = _blank(cls, kind, cause.args)
+    arguments = arguments_of(cause)
+    error = _blank(cls, kind, arguments)
     if error is None:
         return TaskError(**facts)
     # __init__ of the original type may do anything: its result, the attributes, is what counts.
-    error.__dict__.update(cause.__dict__)
+    error.__dict__.update(vars(cause))
     for name in _native_attributes(kind):
         try:
             setattr(error, name, getattr(cause, name))
-        except (AttributeError, TypeError, ValueError):
-            continue  # not set there, or read-only
+        except Exception:
+            continue  # not set there, or read-only, or a property of its own that fails
     error.__dict__.update(facts)
-    error.args = cause.args
+    try:
+        error.args = arguments
+    except Exception as problem:
+        _log.debug("args of %s cannot be set: %r", cls.__name__, problem)
     for note in getattr(cause, "__notes__", ()):
         if note not in getattr(error, "__notes__", ()):
             error.add_note(note)
     return error
+
+
+def arguments_of(error: BaseException) -> tuple[Any, ...]:
+    """Return ``error.args``, also where its type has an `args` of its own that fails."""
+    try:
+        arguments = error.args
+    except Exception as problem:
+        _log.debug("args of %s fails: %r", type(error).__name__, problem)
+        # As the interpreter keeps them.
+        arguments = vars(BaseException)["args"].__get__(error)
+    return arguments if isinstance(arguments, tuple) else (arguments,)
 
 
 def _blank(cls: Any, kind: Any, arguments: tuple[Any, ...]) -> TaskError | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from _thread import allocate_lock
 from collections.abc import Callable
+from sys import is_finalizing
 from typing import Any, NoReturn, TypeAlias
 
 from ..exceptions import SerializationError
@@ -83,7 +83,6 @@ class RemoteFunction:
         self._function = function
         self._options = check_options(options, _OPTIONS, "a remote function")
         self._pickled: Function | None = None
-        self._lock = allocate_lock()
         streams = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
         self._several: bool | int = options.get("num_returns", 1)
         if options.get("stream", streams and self._several == 1):
@@ -118,13 +117,16 @@ class RemoteFunction:
         TaskRef
             Or a list of them, or a `ResultStream`, as the options say.
         """
+        if is_finalizing():
+            raise RuntimeError(f"{self._name} cannot run: the interpreter is ending, and its workers have ended")
         runs = engine.current()
         function = self._pickled
         if function is None:
-            with self._lock:
-                if self._pickled is None:
-                    self._pickled = Function(self._function)
-                function = self._pickled
+            made = Function(self._function)
+            # No lock: pickling runs code of others, which may call this function. Made twice, one is dropped.
+            function = self._pickled
+            if function is None:
+                function = self._pickled = made
         call = make(self._name, function.number, args, kwargs, self._several, runs)
         result = call.hand_over()
         if call.pending:

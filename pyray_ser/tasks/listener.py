@@ -6,13 +6,22 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections import deque
 from typing import TYPE_CHECKING
+
+from .. import _store
+from .._calls import Descriptor
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-__all__ = ["Visitors", "listen"]
+__all__ = ["KILLED", "WELCOME", "Visitors", "leave_word", "listen", "word_is_left"]
+
+# What an actor says of its process to a caller that it lets in: id and start time.
+WELCOME = struct.Struct("<QQ")
+# Ends the address where another process leaves word that it has killed the actor.
+KILLED = "-killed"
 
 
 class Visitors:
@@ -42,7 +51,9 @@ class Visitors:
             try:
                 end, _ = self._listener.accept()
             except OSError:
-                continue  # it went away before it was let in
+                # It went away before it was let in, or there are too many open files.
+                time.sleep(0.01)
+                continue
             # A thread each: a stranger who says nothing must not keep the others out.
             threading.Thread(target=self._greet, args=(Connection(end.detach()),), daemon=True).start()
 
@@ -56,6 +67,7 @@ class Visitors:
                 return
             deliver_challenge(connection, self._authkey)
             answer_challenge(connection, self._authkey)
+            connection.send_bytes(WELCOME.pack(os.getpid(), _store.start_time(os.getpid())))
         except (OSError, EOFError, AuthenticationError):
             connection.close()
             return
@@ -75,19 +87,53 @@ class Visitors:
         return bool(self._taken)
 
 
-def listen(address: str) -> socket.socket:
+def listen(address: str) -> Descriptor:
     """Return a socket that listens at an address, in the process that is about to start the actor."""
     listener = socket.socket(socket.AF_UNIX)
     try:
         listener.bind(address)
         listener.listen(64)
-    except BaseException:
+        return Descriptor(listener.detach())
+    finally:
         listener.close()
-        raise
-    return listener
+
+
+def leave_word(address: str) -> None:
+    """Let the owner of an actor know that this process kills it."""
+    with socket.socket(socket.AF_UNIX) as end:
+        # With no room left in its line, others have left word.
+        end.setblocking(False)
+        try:
+            end.connect(address + KILLED)
+        except OSError:
+            return  # it has ended already
+
+
+def word_is_left(killers: Descriptor) -> bool:
+    """Tell whether another process of this user has left word at a listening socket."""
+    if killers.fileno() < 0:
+        return False
+    listener = socket.socket(fileno=killers.fileno())
+    try:
+        listener.setblocking(False)
+        while True:
+            try:
+                end, _ = listener.accept()
+            except OSError:
+                return False
+            with end:
+                if _user_of(end) == os.getuid():
+                    return True
+    finally:
+        # The number is the descriptor's.
+        listener.detach()
 
 
 def _user(connection: Connection) -> int:
     with socket.socket(fileno=os.dup(connection.fileno())) as end:
-        found: tuple[int, ...] = struct.unpack("3i", end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        return found[1]
+        return _user_of(end)
+
+
+def _user_of(end: socket.socket) -> int:
+    found: tuple[int, ...] = struct.unpack("3i", end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return found[1]

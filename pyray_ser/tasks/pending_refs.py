@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import os
 import pickle
-from _thread import allocate_lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .. import _store
+from .._frames import pack, unpack
 from .._store import ObjectRef, load_ref
+from ..exceptions import GetTimeoutError, ObjectLostError, ObjectStoreFullError, PyraySerError
 from .refs import Outcome, TaskRef
 
 if TYPE_CHECKING:
@@ -65,18 +66,20 @@ class _Promised:
         left = None if deadline is None else max(0.0, deadline - monotonic())
         try:
             form = _store.get(self.promise, timeout=left)
-        except TimeoutError:
+        except GetTimeoutError:
             return True
-        except Exception as error:
+        except PyraySerError as error:
+            # Not what a signal handler raised: that is for the program.
             ref.settle(error)
             return True
-        ref.settle(_read(form))
+        ref.settle(_outcome(form))
         return True
 
-    def collect_later(self, ref: TaskRef) -> None:
+    def collect_later(self, ref: TaskRef) -> bool:
         if not self._watched:
             self._watched = True
             self.promise.future().add_done_callback(lambda future: _settle(ref, future))
+        return False
 
     def cancel(self, ref: TaskRef, force: bool) -> bool:
         raise ValueError(f"{ref!r} belongs to another process: only the caller of remote() can cancel it")
@@ -87,7 +90,15 @@ class _Promised:
 
 def _settle(ref: TaskRef, future: Future[Any]) -> None:
     error = future.exception()
-    ref.settle(error if error is not None else _read(future.result()))
+    ref.settle(error if error is not None else _outcome(future.result()))
+
+
+def _outcome(form: memoryview) -> Outcome:
+    """Return what a promise was kept with; if that cannot be read, why."""
+    try:
+        return cast("Outcome", _read(form))
+    except Exception as error:
+        return error
 
 
 def _read(form: memoryview) -> Any:
@@ -99,6 +110,8 @@ def _read(form: memoryview) -> Any:
     kind, held = pickle.loads(form[4 : 4 + size])
     if kind == "value":
         return held
+    if kind == "packed":
+        return unpack(held)
     held = load_ref(held)
     return held if kind == "result" else _store.get(held).outcome
 
@@ -107,7 +120,7 @@ class _Promises:
     """The promises that this process has to keep."""
 
     def __init__(self) -> None:
-        self._lock = allocate_lock()
+        # No lock: a finalizer may pickle a reference in the middle of this. Each change is one step of a dict.
         self._made: dict[TaskRef, Ref] = {}
         # identity of a promise -> the result that it stands for
         self._kept: dict[bytes, Ref] = {}
@@ -117,58 +130,79 @@ class _Promises:
         """Return the promise for a TaskRef that was pending a moment ago."""
         from .. import _window
 
-        with self._lock:
-            promise = self._made.get(ref)
-            if promise is not None:
-                return promise
-            made: Any = _window.create(ROOM)
-            fresh: Ref = made.ref
-            self._made[ref] = fresh
-            window = memoryview(made)
-            del made
+        promise = self._made.get(ref)
+        if promise is not None:
+            return promise
+        made: Any = _window.create(ROOM)
+        fresh: Ref = made.ref
+        promise = self._made.setdefault(ref, fresh)
+        if promise is not fresh:
+            _window.abort(made)
+            return promise
+        window = memoryview(made)
+        del made
         ref.add_done_callback(lambda settled: self._keep(settled, window))
         return fresh
 
     def _keep(self, ref: TaskRef, window: memoryview) -> None:
+        outcome = ref.outcome
+        assert outcome is not None
+        try:
+            held, record = _record(outcome)
+        except BaseException as error:
+            # Those who wait must hear of it, whatever it is.
+            held, record = _record(_reason(ref, error))
+            self._write(ref, window, record, held)
+            if not isinstance(error, Exception):
+                raise
+            return
+        self._write(ref, window, record, held)
+
+    def _write(self, ref: TaskRef, window: memoryview, record: tuple[str, bytes], held: Ref | None) -> None:
         from .. import _window
 
-        outcome = ref.outcome
-        held: Ref | None = None
-        record: tuple[str, bytes]
-        if type(outcome) is bytes and len(outcome) <= ROOM - 64:
-            record = ("value", outcome)
-        elif type(outcome) is ObjectRef:
-            held = outcome
-            record = ("result", held.travel(0, b"")[0])
-        else:
-            assert outcome is not None
-            held = _store.put(_Settled(outcome))
-            record = ("other", held.travel(0, b"")[0])
         text = pickle.dumps(record, 5)
         window[:4] = len(text).to_bytes(4, "little")
         window[4 : 4 + len(text)] = text
         promise = _window.seal(window)
-        with self._lock:
-            self._made.pop(ref, None)
-            if held is not None:
-                self._kept[promise.binary()] = held
-            start = bool(self._kept) and not self._sweeping
-            self._sweeping = self._sweeping or start
-        if start:
-            from .channel import collector
+        if held is not None:
+            self._kept[promise.binary()] = held
+        self._made.pop(ref, None)
+        if self._kept and not self._sweeping:
+            from .collector import collector
 
+            self._sweeping = True
             collector().repeat(self._sweep)
 
     def _sweep(self) -> bool:
         """Let go of results whose promises nobody holds any more; tell whether some are left."""
-        with self._lock:
-            identities = list(self._kept)
-        gone = [identity for identity in identities if load_ref(identity).state != "sealed"]
-        with self._lock:
-            released = [self._kept.pop(identity, None) for identity in gone]
-            self._sweeping = left = bool(self._kept)
-        del released
-        return left
+        for identity in list(self._kept):
+            if load_ref(identity).state != "sealed":
+                self._kept.pop(identity, None)
+        self._sweeping = bool(self._kept)
+        return self._sweeping
+
+
+def _record(outcome: Outcome) -> tuple[Ref | None, tuple[str, bytes]]:
+    """Return what a promise says about an outcome, and the object that must be held as long as the promise lives."""
+    if type(outcome) is bytes and len(outcome) <= ROOM - 64:
+        return None, ("value", outcome)
+    if type(outcome) is ObjectRef:
+        return outcome, ("result", outcome.travel(0, b"")[0])
+    if not isinstance(outcome, bytes):
+        small = pack(outcome)
+        if len(small) <= ROOM - 64:
+            return None, ("packed", small)
+    held = _store.put(_Settled(outcome))
+    return held, ("other", held.travel(0, b"")[0])
+
+
+def _reason(ref: TaskRef, error: BaseException) -> BaseException:
+    """Return the error for those who wait for a promise that cannot be kept; short enough for the promise itself."""
+    kind = ObjectStoreFullError if isinstance(error, ObjectStoreFullError) else ObjectLostError
+    text = f"the result of {ref.name} could not be passed on by its owner (process {os.getpid()}): {error}"
+    made: BaseException = kind(f"{text:.1000}")
+    return made
 
 
 class _Settled:

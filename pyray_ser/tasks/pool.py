@@ -1,19 +1,22 @@
-"""Tasks on this node: a thread pool of the standard library, each of whose threads has a worker process at its side.
+"""Tasks on this node: threads, each of which has a worker process at its side.
 
-The queue, the order, the futures and their cancelling are `concurrent.futures.ThreadPoolExecutor`'s. What is added here is
-that a thread passes what it runs on to a process, and that the death of one process fails one task: the next one finds a
-new process.
+A thread passes what it runs on to its process. The death of one process fails one task: the next one finds a new process.
+No lock is held here: who takes a job out of `Pool._waiting` has it, and that is one step of a dict.
 """
 
 from __future__ import annotations
 
-from _thread import allocate_lock
-from concurrent.futures import ThreadPoolExecutor
+import time
+from _thread import get_ident, start_new_thread
+from collections import deque
+from itertools import count
+from queue import SimpleQueue
 
+from .._calls import Job
 from ..exceptions import TaskCancelledError
 from . import protocol, settings
 from .call import Call, stop
-from .channel import Channel, Job, fail
+from .channel import Channel, fail
 from .function import Function
 from .process import Process
 from .refs import TaskRef
@@ -26,40 +29,19 @@ class Worker:
 
     def __init__(self, number: int, share: int) -> None:
         self.process = Process(f"pyray_ser-worker-{number}", settings.start_method(), settings.passed_on(share))
-        self.lost: list[Job] = []
-        self.channel = Channel(self.process, lambda channel, jobs: self.lost.extend(jobs))
+        # What it was running may run again: the thread at its side decides.
+        self.channel = Channel(self.process, self.process.pipe, Channel.abandon)
         # Numbers of the functions that it was told.
         self.known: set[int] = set()
-        self._rest = self.process.poller()
 
     def lives(self) -> bool:
         """Tell whether it is there; one at rest has nothing to say."""
-        return not self.channel.dead and not self._rest.poll(0)
+        calls = self.channel.calls
+        return not calls.closed and not calls.wait(self.process.watch.fileno(), 0)
 
-
-class _Idle:
-    """
-    Counts the threads of an executor that have nothing to do.
-
-    Stands in for its `threading.Semaphore`, whose lock is made of Python: Ctrl-C in the middle of `submit` could leave it locked,
-    and the threads would wait for it for ever, and the end of the interpreter for them.
-    """
-
-    def __init__(self) -> None:
-        self._lock = allocate_lock()
-        self._count = 0
-
-    def acquire(self, blocking: bool = True, timeout: float | None = None) -> bool:
-        """Take one if there is one; an executor asks without waiting."""
-        with self._lock:
-            taken = self._count > 0
-            self._count -= taken
-            return taken
-
-    def release(self) -> None:
-        """Add one."""
-        with self._lock:
-            self._count += 1
+    def end(self) -> None:
+        """Kill it."""
+        self.process.kill()
 
 
 class Pool:
@@ -67,42 +49,83 @@ class Pool:
 
     def __init__(self) -> None:
         self._size = settings.num_workers()
-        self._threads = ThreadPoolExecutor(self._size, thread_name_prefix="pyray_ser-task")
-        vars(self._threads)["_idle_semaphore"] = _Idle()
-        self._lock = allocate_lock()
-        # Jobs that no thread has begun, by number.
-        self._waiting: dict[int, Job] = {}
+        # Calls that no thread has begun, by number, and their order.
+        self._waiting: dict[int, tuple[Function, Call, int]] = {}
+        self._order: deque[int] = deque()
+        # One entry for each call that was submitted; None ends a thread. It is C, and can be used in a finalizer.
+        self._tokens: SimpleQueue[bool] = SimpleQueue()
+        self._threads: set[int] = set()
+        self._idle: set[int] = set()
+        # What Python calls them.
+        self._serving: set[int] = set()
+        self._numbers = count(1)
         self._resting: list[Worker] = []
         self._all: set[Worker] = set()
-        self._started = 0
         self._ended = False
 
     def submit(self, function: Function, call: Call, max_retries: int) -> None:
         """Run a call; see `Engine`."""
         job = call.job
-        self._waiting[job.number] = job
-        try:
-            future = job.future = self._threads.submit(self._run, function, call, max_retries)
-        except RuntimeError:
-            # shut down
+        job.function = function
+        self._waiting[job.number] = function, call, max_retries
+        self._order.append(job.number)
+        self._tokens.put(True)
+        if len(self._waiting) > len(self._idle) and len(self._threads) < self._size:
+            self._start_thread()
+        if self._ended:
             self._take_back(job)
-            return
-        # No callback of the future's: it has a lock made of Python, which Ctrl-C at the wrong moment would leave locked.
-        if self._ended and future.cancelled():
-            self._take_back(job)
-        if job.ref.outcome is not None:
-            # It was over before its future was known here.
-            job.future = None
 
-    def _take_back(self, job: Job) -> None:
-        self._waiting.pop(job.number, None)
+    def _start_thread(self) -> None:
+        # Not threading's: its start takes locks that the code below a signal handler may hold.
+        number = next(self._numbers)
+        self._threads.add(number)
+        try:
+            start_new_thread(self._serve, (number,))
+        except BaseException:
+            self._threads.discard(number)
+            raise
+
+    def _take_back(self, job: Job) -> bool:
+        """Cancel a call that no thread has begun; tell whether that was so."""
+        if self._waiting.pop(job.number, None) is None:
+            return False
         stop(job, TaskCancelledError(task=job.ref.name))
+        return True
 
     # ---- in a thread of the pool
 
+    def _serve(self, number: int) -> None:
+        self._serving.add(get_ident())
+        try:
+            while True:
+                self._idle.add(number)
+                # `submit` and `shutdown` end this wait.
+                goes_on = self._tokens.get()
+                found = self._next()
+                self._idle.discard(number)
+                if found is not None:
+                    self._run(*found)
+                    del found
+                if not goes_on:
+                    return
+        finally:
+            self._serving.discard(get_ident())
+            self._idle.discard(number)
+            self._threads.discard(number)
+
+    def _next(self) -> tuple[Function, Call, int] | None:
+        while True:
+            try:
+                number = self._order.popleft()
+            except IndexError:
+                return None
+            found = self._waiting.pop(number, None)
+            # What is missing was cancelled.
+            if found is not None:
+                return found
+
     def _run(self, function: Function, call: Call, max_retries: int) -> None:
         job = call.job
-        self._waiting.pop(job.number, None)
         try:
             if job.ref.cancelled:
                 stop(job, TaskCancelledError(task=job.ref.name))
@@ -112,74 +135,83 @@ class Pool:
             for _ in range(max_retries + 1):
                 worker = self._take()
                 self._run_in(worker, function, job)
-                if not worker.lost:
-                    self._give_back(worker)
+                if not worker.channel.dead:
+                    self._resting.append(worker)
+                    if self._ended:
+                        self._let_go()
                     return
-                # In a cycle with its channel: until it is collected, it would keep the arguments.
-                worker.lost.clear()
-                with self._lock:
-                    self._all.discard(worker)
+                self._all.discard(worker)
+                worker.process.reap()
+                if job.ref.outcome is not None:
+                    return
                 if job.ref.cancelled or self._ended:
                     break
                 # Several results that have come once must not come twice.
-                if job.stream is not None:
+                if job.items is not None:
                     break
             fail([job], worker.process.died)
         except BaseException as error:
             stop(job, error)
-        finally:
-            # The future knows the job: a cycle would keep the result until the next collection.
-            job.future = None
 
     def _run_in(self, worker: Worker, function: Function, job: Job) -> None:
-        worker.lost.clear()
         job.worker = worker
         if job.ref.cancelled:
             # Between the look above and this: cancel() did not see the worker.
-            worker.process.kill()
+            worker.end()
+        channel = worker.channel
         if function.number not in worker.known:
             worker.known.add(function.number)
-            worker.channel.send(function.frame)
-        worker.channel.submit(job)
-        while job.ref.outcome is None and not worker.lost:
-            worker.channel.collect(job.ref, None)
+            channel.send(function.frame)
+        if channel.calls.submit(job):
+            while job.ref.outcome is None and not channel.dead:
+                if not channel.collect(job.ref, None):
+                    # The collector reads, because it has something to write.
+                    job.ref.sleep(None)
         job.worker = None
 
     def _take(self) -> Worker:
         while True:
-            with self._lock:
-                worker = self._resting.pop() if self._resting else None
-            if worker is None:
+            try:
+                worker = self._resting.pop()
+            except IndexError:
                 break
             if worker.lives():
                 return worker
-            worker.channel.death()
-            with self._lock:
-                self._all.discard(worker)
-        with self._lock:
-            self._started += 1
-            number, busy = self._started, len(self._all) + 1
+            worker.channel.abandon()
+            worker.process.reap()
+            self._all.discard(worker)
         # A worker's own tasks share the machine with those of the others.
-        worker = Worker(number, max(1, self._size // busy))
-        with self._lock:
-            self._all.add(worker)
-            ended = self._ended
-        if ended:
-            worker.process.kill()
+        worker = Worker(next(self._numbers), max(1, self._size // (len(self._all) + 1)))
+        self._all.add(worker)
+        if self._ended:
+            worker.end()
         return worker
-
-    def _give_back(self, worker: Worker) -> None:
-        with self._lock:
-            self._resting.append(worker)
 
     # ---- the source of its references
 
     def collect(self, ref: TaskRef, deadline: float | None) -> bool:
-        """Leave the reading to the thread that runs the task."""
+        """Leave the reading to the thread that runs the task, unless the caller interrupts that very thread."""
+        if self.collect_later(ref):
+            job = ref.job
+            worker = None if job is None else job.worker
+            if worker is not None:
+                return bool(worker.channel.collect(ref, deadline))
         return False
 
-    def collect_later(self, ref: TaskRef) -> None:
-        """Do nothing: the thread that runs the task reads."""
+    def collect_later(self, ref: TaskRef) -> bool:
+        """Return whether the caller must read: it interrupts the thread that runs the task."""
+        job = ref.job
+        if job is None or get_ident() not in self._serving:
+            return False
+        # A finalizer, run by a thread of the pool.
+        worker = job.worker
+        if worker is not None:
+            return bool(worker.channel.reads_here())
+        if not self._idle:
+            # The task may wait for this very thread: another one takes its place.
+            self._start_thread()
+        self._tokens.put(True)
+        return False
 
     def tell(self, ref: TaskRef, payload: bytes) -> None:
         """Tell the worker what of a stream was taken."""
@@ -193,39 +225,44 @@ class Pool:
         job = ref.job
         if job is None or ref.outcome is not None:
             return False
-        if job.future is None or job.future.cancel():
-            # Waiting for its arguments, or for a thread.
+        if self._take_back(job):
+            return True
+        if job.function is None:
+            # Waiting for its arguments.
             job.ref.cancelled = True
-            self._take_back(job)
+            stop(job, TaskCancelledError(task=job.ref.name))
             return True
         if not force:
             return False
         job.ref.cancelled = True
         worker = job.worker
         if worker is not None:
-            worker.process.kill()
+            worker.end()
         return True
 
     def shutdown(self) -> None:
         """End all workers; what has no result by then fails."""
         self._ended = True
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        for job in list(self._waiting.values()):
-            if job.future is not None and job.future.cancelled():
-                self._take_back(job)
-        with self._lock:
-            workers = list(self._all)
-            resting, self._resting = self._resting, []
-        for worker in workers:
-            if worker in resting:
-                worker.process.close()
-            else:
-                worker.process.kill()
-        self._threads.shutdown(wait=True)
+        for _, call, _ in list(self._waiting.values()):
+            self._take_back(call.job)
+        resting = self._let_go()
+        for worker in list(self._all):
+            if worker not in resting:
+                worker.end()
+        for _ in list(self._threads):
+            self._tokens.put(False)
+        # Each thread ends by its token: what it ran has ended with its worker.
+        until = time.monotonic() + 30
+        while self._threads and time.monotonic() < until:
+            time.sleep(0.001)
 
-
-def started() -> bool:
-    """Tell whether there is a pool, or another engine, already."""
-    from . import engine
-
-    return engine.started()
+    def _let_go(self) -> list[Worker]:
+        """Close the pipes of workers at rest, which then end."""
+        gone: list[Worker] = []
+        while True:
+            try:
+                worker = self._resting.pop()
+            except IndexError:
+                return gone
+            worker.channel.close()
+            gone.append(worker)

@@ -11,25 +11,23 @@ import select
 import signal
 import sys
 import time
-import weakref
-from _thread import allocate_lock
-from collections.abc import Callable, Iterator
+from _thread import get_ident
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from .. import _store
+from .. import _calls, _store
+from .._calls import Descriptor
 from ..exceptions import WorkerDiedError
 
 if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
     from multiprocessing.context import BaseContext
     from multiprocessing.process import BaseProcess
 
 __all__ = ["Process", "context", "end_all", "end_with", "ignore_interrupts", "let_go_of_inherited", "new_address"]
 
-# One at a time: a process forked in between would inherit an end of the pipe that its owner has yet to close.
-_starting = allocate_lock()
-_processes: weakref.WeakSet[Process] = weakref.WeakSet()
+# Thread -> descriptors that it passes to a process it is forking. The child closes all others of its parent's.
+_passing: dict[int, tuple[int, ...]] = {}
 # What multiprocessing would wait for at exit, also after the last handle is gone.
 _running: set[BaseProcess] = set()
 
@@ -64,81 +62,72 @@ class Process:
         Start method.
     settings : dict, optional
         What the process is to know, as `pyray_ser.tasks.settings` has it.
-    address : str, optional
-        Of an abstract socket on which an actor listens for other callers than its owner.
+    listener : Descriptor, optional
+        Listening socket, where an actor is called on by others than its owner.
+
+    Attributes
+    ----------
+    pipe : Descriptor
+        Our end, for a `Channel`.
+    watch : Descriptor
+        Readable once the process has ended.
     """
 
     def __init__(
-        self, name: str, method: str | None = None, settings: dict[str, Any] | None = None, address: str | None = None
+        self,
+        name: str,
+        method: str | None = None,
+        settings: dict[str, Any] | None = None,
+        listener: Descriptor | None = None,
     ) -> None:
+        import socket
+
         made: Any = context(method)
         self.process: BaseProcess
-        self.connection: Connection
+        # It has said that it takes calls; this process has ended it.
+        self.ready = self._ended_here = False
         # The children attach to this store: it must be there before they look.
         if _store.default() is None:
             from ..store.discovery import open_default
 
             open_default()
         owner = (os.getpid(), _store.start_time(os.getpid()))
-        self.watch = -1
-        self._owns_watch = False
-        # It has said that it takes calls; this process has ended it.
-        self.ready = self._ended_here = False
-        with _starting:
-            self.connection, theirs = made.Pipe()
-            # Before the fork: the child must not keep our end of its own pipe.
-            _processes.add(self)
-            listener = None
-            try:
-                from .worker import main
+        from .worker import main
 
-                if address is not None:
-                    from .listener import listen
-
-                    # Here, so that it can be called on even before the process runs.
-                    listener = listen(address)
-                # multiprocessing joins at exit what is not a daemon; ours end before that, and daemons could have no children.
-                self.process = made.Process(
-                    target=main, name=name, args=(theirs, owner, listener, settings or {}), daemon=False
-                )
-                _end_before_joining()
-                with _interrupts_held_back(made.get_start_method()), _children_allowed():
-                    self.process.start()
-                _running.difference_update([child for child in _running if child.exitcode is not None])
-                _running.add(self.process)
-            except BaseException:
-                self.connection.close()
-                raise
-            finally:
-                theirs.close()
-                if listener is not None:
-                    listener.close()
+        self.pipe, theirs = _calls.pipe()
+        ends = [theirs] if listener is None else [theirs, listener]
+        # Only so that multiprocessing can pass them on: the numbers belong to the descriptors.
+        sockets = [socket.socket(fileno=end.fileno()) for end in ends]
+        try:
+            # multiprocessing joins at exit what is not a daemon; ours end before that, and daemons could have no children.
+            self.process = made.Process(
+                target=main,
+                name=name,
+                args=(sockets, owner, settings or {}),
+                daemon=False,
+            )
+            _end_before_joining()
+            with _passed(ends), _interrupts_held_back(made.get_start_method()), _children_allowed():
+                self.process.start()
+        finally:
+            for end in sockets:
+                end.detach()
+            theirs.close()
+        for child in list(_running):
+            if child.exitcode is not None:
+                _running.discard(child)
+        _running.add(self.process)
         assert self.process.pid is not None
         self.pid = self.process.pid
         try:
-            self.watch = os.pidfd_open(self.pid)
-            self._owns_watch = True
-        except (AttributeError, OSError):
+            self.watch = Descriptor(os.pidfd_open(self.pid))
+        except (AttributeError, ProcessLookupError, NotImplementedError):
             # No pidfd on this kernel, or the process has ended already and was reaped.
-            self.watch = self.process.sentinel
-        self.fd = self.connection.fileno()
+            self.watch = Descriptor(os.dup(self.process.sentinel))
 
-    def __del__(self) -> None:
-        self.close_watch()
-
-    def close_watch(self, close: Callable[[int], None] = os.close) -> None:
-        """Stop watching it. `close` is bound here: at the end of the interpreter the module's names are gone."""
-        watch, self.watch = self.watch, -1
-        if self._owns_watch and watch >= 0:
-            self._owns_watch = False
-            close(watch)
-
-    def poller(self) -> select.poll:
-        """Return a poll object for what comes from the process, and for its end."""
-        poller = select.poll()
-        poller.register(self.fd, select.POLLIN)
-        poller.register(self.watch, select.POLLIN)
-        return poller
+    def second_watch(self) -> Descriptor:
+        """Return another descriptor that is readable once the process has ended."""
+        return Descriptor(os.dup(self.watch.fileno()))
 
     def kill(self) -> None:
         """End it now."""
@@ -154,11 +143,7 @@ class Process:
     def reap(self) -> None:
         """Take note that it has ended."""
         join(self.process, 1.0)
-        self.close_watch()
-
-    def close(self) -> None:
-        """Close our end of the pipe: the process ends once it is idle."""
-        self.connection.close()
+        self.watch.close()
 
 
 _registered = False
@@ -185,6 +170,21 @@ def _shutdown() -> None:
     from . import shutdown
 
     shutdown()
+
+
+@contextmanager
+def _passed(ends: list[Descriptor]) -> Iterator[None]:
+    """Let a child that this thread forks inside keep these descriptors."""
+    thread = get_ident()
+    before = _passing.get(thread, ())
+    _passing[thread] = (*before, *(end.fileno() for end in ends))
+    try:
+        yield
+    finally:
+        if before:
+            _passing[thread] = before
+        else:
+            _passing.pop(thread, None)
 
 
 @contextmanager
@@ -252,7 +252,7 @@ def kill(child: BaseProcess) -> None:
             return  # another thread has just taken note of its end
 
 
-def end_all(patience: float = 0.5) -> None:
+def end_all(patience: float = 2.0) -> None:
     """End all workers of this process: those that are idle go by themselves when their pipe is closed, others are killed."""
     until = time.monotonic() + patience
     children = list(_running)
@@ -267,15 +267,11 @@ def end_all(patience: float = 0.5) -> None:
 
 def _after_fork_in_child() -> None:
     # The parent's pipes would keep the parent's workers waiting after it is gone.
-    global _starting, _processes, _running, _registered
-    _registered = False
-    _starting = allocate_lock()
-    for process in list(_processes):
-        if not process.connection.closed:
-            process.connection.close()
-        process.close_watch()
-    _processes = weakref.WeakSet()
+    global _running, _registered
+    _calls.close_inherited(_passing.get(get_ident(), ()))
+    _passing.clear()
     _running = set()
+    _registered = False
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -48,7 +48,7 @@ ACK = 5  # number of an answer's call: the caller holds the object that it named
 EXPECT = 6  # token: a handle was pickled, somebody will come with it
 HELLO = 7  # token: the handle was loaded
 ARGUMENTS = 12  # number of a call that follows: list of the references that were pending when it was written down
-TAKEN = 13  # number of a call that streams; how many of its items were taken, see `flow`
+TAKEN = 13  # number of a call that streams; how many of its items were taken, see `backpressure`
 # From a worker:
 RESULT = 8  # number of a call, value
 FAILURE = 9  # number of a call, Failure

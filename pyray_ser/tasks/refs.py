@@ -11,7 +11,8 @@ looks afterwards whether it came too late, and then takes it out itself. Either 
 from __future__ import annotations
 
 import time
-from _thread import TIMEOUT_MAX, allocate_lock
+from _thread import TIMEOUT_MAX, allocate_lock, get_ident
+from collections import deque
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -25,10 +26,10 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from types import GenericAlias
 
+    from .._calls import Job
     from ..typing import MmapMode
-    from .channel import Job
 
-__all__ = ["Outcome", "Source", "TaskRef", "get", "patience", "wait"]
+__all__ = ["SLICE", "Outcome", "Source", "TaskRef", "get", "patience", "wait"]
 
 # A small value in serialized form, a large one in the store, what was raised in the worker, what went wrong on the way.
 Outcome: TypeAlias = "bytes | ObjectRef[Any] | Failure | BaseException"
@@ -40,8 +41,12 @@ class Source(Protocol):
     def collect(self, ref: TaskRef, deadline: float | None) -> bool:
         """Wait for the answer, at most until `deadline`; False if the caller is to sleep until it comes."""
 
-    def collect_later(self, ref: TaskRef) -> None:
-        """Let the answer come in although nobody waits for it."""
+    def collect_later(self, ref: TaskRef) -> bool:
+        """
+        Let the answer come in although nobody waits for it.
+
+        Return True if nobody else can read it: the caller interrupts the thread that does, and must call `collect`.
+        """
 
     def cancel(self, ref: TaskRef, force: bool) -> bool:
         """Cancel the call; see `pyray_ser.cancel`."""
@@ -74,14 +79,36 @@ class TaskRef:
 
     def settle(self, outcome: Outcome) -> None:
         """Set the outcome: bytes, an ObjectRef, a Failure or an exception. Only the first one counts."""
-        if self._outcome is not None:
-            return
-        self._outcome = outcome
-        self.source = None
-        self.job = None
-        self._run_callbacks()
+        if self._outcome is None:
+            self._outcome = outcome
+            self.source = None
+            self.job = None
+        # Also if it was settled before: what settled it may have been interrupted by what calls this.
+        if self._callbacks:
+            self._run_callbacks()
 
     def _run_callbacks(self) -> None:
+        # A callback may settle the next of a long chain of references: the depth of the stack must not grow with it.
+        thread = get_ident()
+        depth = _depths.get(thread, 0)
+        if depth >= _DEEP:
+            _later.setdefault(thread, deque()).append(self)
+            return
+        _depths[thread] = depth + 1
+        try:
+            self._run_some()
+            if depth == 0:
+                while waiting := _later.get(thread):
+                    waiting.popleft()._run_some()
+        finally:
+            if depth:
+                _depths[thread] = depth
+            else:
+                _depths.pop(thread, None)
+                for ref in _later.pop(thread, ()):
+                    ref._run_some()
+
+    def _run_some(self) -> None:
         while True:
             try:
                 _, callback = self._callbacks.popitem()
@@ -92,7 +119,7 @@ class TaskRef:
             except BaseException as error:
                 if _is_for_the_program(error):
                     # The others must not wait for ever because of it.
-                    self._run_callbacks()
+                    self._run_some()
                     raise
                 _log.exception("a callback of %r failed", self)
 
@@ -110,11 +137,12 @@ class TaskRef:
             self._ask()
         return self._outcome is not None
 
-    def _ask(self) -> None:
+    def _ask(self) -> bool:
         source = self.source
-        if source is not None:
-            self.check_process()
-            source.collect_later(self)
+        if source is None:
+            return False
+        self.check_process()
+        return source.collect_later(self)
 
     def add_done_callback(self, callback: Callable[[TaskRef], object]) -> None:
         """
@@ -146,25 +174,26 @@ class TaskRef:
 
     def join(self, deadline: float | None) -> bool:
         """Wait until it is settled, at most until `deadline` on the monotonic clock; False if that came first."""
-        if self._outcome is not None:
-            return True
-        self.check_process()
-        source = self.source
-        if source is None:
-            return self._outcome is not None or self._sleep(deadline)
-        if not source.collect(self, deadline):
-            return self._sleep(deadline)
+        while self._outcome is None:
+            self.check_process()
+            source = self.source
+            if source is not None and source.collect(self, deadline):
+                break
+            if self._outcome is None and not self.sleep(deadline):
+                break
         return self._outcome is not None
 
-    def _sleep(self, deadline: float | None) -> bool:
+    def sleep(self, deadline: float | None) -> bool:
+        """Sleep until it is settled or something may have changed; False if time is over."""
         waiter = allocate_lock()
         waiter.acquire()
         self._notify(waiter, lambda _: waiter.release())
         try:
-            waiter.acquire(timeout=patience(deadline))
+            # In slices: the thread that reads for all may have stopped in between, for an error of its own program.
+            waiter.acquire(timeout=min(SLICE, patience(deadline)) if deadline is not None else SLICE)
         finally:
             self._forget(waiter)
-        return self._outcome is not None
+        return deadline is None or time.monotonic() < deadline
 
     def value(self, mmap_mode: MmapMode = "r") -> Any:
         """Return the value, or raise the error, that it was settled with."""
@@ -267,11 +296,19 @@ class TaskRef:
         return f"TaskRef({self.name}, {what})"
 
 
+# Seconds that a thread sleeps before it looks whether somebody still reads.
+SLICE = 0.5
+# Callbacks inside callbacks, at most; and what waits until fewer are running, by thread.
+_DEEP = 20
+_depths: dict[int, int] = {}
+_later: dict[int, deque[TaskRef]] = {}
+
+
 def _is_for_the_program(error: BaseException) -> bool:
     """Tell whether it is Ctrl-C or sys.exit() in the main thread. In another one nobody would hear of it."""
-    from threading import current_thread, main_thread
+    from threading import main_thread
 
-    return not isinstance(error, Exception) and current_thread() is main_thread()
+    return not isinstance(error, Exception) and get_ident() == main_thread().ident
 
 
 def unpack_writable(form: bytes) -> Any:
@@ -357,18 +394,22 @@ def wait(refs: list[Any], num_returns: int, deadline: float | None) -> list[int]
 
     pending = [ref for ref in refs if type(ref) is TaskRef and ref._outcome is None]
     # Objects that another process seals have no callback here.
-    slice_ = 0.005 if any(type(ref) is ObjectRef for ref in refs) else TIMEOUT_MAX
+    slice_ = 0.005 if any(type(ref) is ObjectRef for ref in refs) else SLICE
     try:
         for ref in pending:
             ref._callbacks[changed] = notice
-        for ref in pending:
-            ref._ask()
+        asks = True
         while True:
+            if asks:
+                # Again after each slice: the thread that read for this one may have stopped.
+                for ref in [ref for ref in pending if ref._outcome is None and ref._ask()]:
+                    slice_ = 0.005
+                    ref.join(time.monotonic())
             # Also what was settled too early to call back.
             ready = _ready(refs)
             if len(ready) >= num_returns or (deadline is not None and deadline <= time.monotonic()):
                 return ready
-            changed.acquire(timeout=slice_ if deadline is None else min(slice_, patience(deadline)))
+            asks = not changed.acquire(timeout=slice_ if deadline is None else min(slice_, patience(deadline)))
     finally:
         for ref in pending:
             ref._forget(changed)

@@ -1,30 +1,37 @@
 """Handles of actors in other processes than the one that made them.
 
 A handle that is pickled is announced to the actor, which from then on listens at its address and lives on, for a while, even
-if all others let go of it. Whoever loads the handle connects, and says which announcement it came with.
+if all others let go of it. A process that loads the handle connects, and says which announcement it came with.
+
+Loading never waits and never fails because of the actor: a thread connects, and the calls made meanwhile wait in line.
+If the actor has ended for good, they fail. If its process has died and is started again, the thread connects to the new one.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
-import select
+import signal
+import socket
+import time
 import weakref
-from _thread import RLock
-from collections.abc import Callable
+from _thread import start_new_thread
+from collections import deque
 from typing import Any
 
 from .. import _store
+from .._calls import Descriptor
 from ..exceptions import WorkerDiedError
 from . import protocol
 from .actor import ActorHandle, Client, Grip
-from .channel import Channel, fail
+from .channel import Channel
+from .collector import collector
+from .listener import WELCOME, leave_word
 
 __all__ = ["reduce"]
 
-_lock = RLock()
 # What the handles of this process hold, by the address of the actor.
-_grips: weakref.WeakValueDictionary[str, Grip] = weakref.WeakValueDictionary()
+_grips: dict[str, weakref.ref[Grip]] = {}
 
 
 def reduce(handle: ActorHandle) -> tuple[Any, ...]:
@@ -32,68 +39,45 @@ def reduce(handle: ActorHandle) -> tuple[Any, ...]:
     client = handle._client
     token = secrets.randbits(63)
     client.channel.send(protocol.write(protocol.EXPECT, token))
-    with _lock:
-        _grips[client.address] = handle._grip
+    _grips[client.address] = weakref.ref(handle._grip)
     return load, (handle._name, handle._methods, client.address, client.pid, _store.start_time(client.pid), token)
 
 
 def load(name: str, methods: dict[str, bool], address: str, pid: int, start: int, token: int) -> ActorHandle:
     """Make a handle again, in whatever process."""
-    with _lock:
-        grip = _grips.get(address)
-        if grip is None or grip.client.channel.dead:
-            grip = _grips[address] = Grip(Visitor(name, address, pid, start))
-        grip.client.channel.send(protocol.write(protocol.HELLO, token))
+    known = _grips.get(address)
+    grip = None if known is None else known()
+    if grip is None or grip.client.channel.dead:
+        for stale in [address for address, known in list(_grips.items()) if known() is None]:
+            _grips.pop(stale, None)
+        grip = Grip(Visitor(name, address, pid, start))
+        _grips[address] = weakref.ref(grip)
+    client = grip.client
+    if isinstance(client, Visitor):
+        client.hello(token)
+    else:
+        client.channel.send(protocol.write(protocol.HELLO, token))
     return ActorHandle(grip, name, methods)
 
 
 class _Remote:
     """The process of an actor that another process made, as a `Channel` sees it."""
 
-    def __init__(self, address: str, pid: int, start: int) -> None:
-        from multiprocessing.connection import Client as connect
-
+    def __init__(self, pid: int, start: int) -> None:
         self.pid = pid
-        self._start = start
         self.ready = True
-        self.watch = -1
+        self.watch = Descriptor()
         try:
-            self.watch = os.pidfd_open(pid)
-            if _store.start_time(pid) != start:
-                raise ProcessLookupError
-        except ProcessLookupError:
-            raise WorkerDiedError(f"the actor of this handle (process {pid}) has ended", pid=pid) from None
-        import multiprocessing
-
-        try:
-            self.connection = connect(address, "AF_UNIX", authkey=multiprocessing.current_process().authkey)
-        except OSError as error:
-            raise WorkerDiedError(
-                f"the actor of this handle (process {pid}) does not answer: {error}", pid=pid
-            ) from error
-        self.fd = self.connection.fileno()
-
-    def __del__(self) -> None:
-        self._close_watch()
-
-    def _close_watch(self, close: Callable[[int], None] = os.close) -> None:
-        # Bound here: at the end of the interpreter the module's names are gone.
-        watch, self.watch = self.watch, -1
-        if watch >= 0:
-            close(watch)
-
-    def poller(self) -> select.poll:
-        poller = select.poll()
-        poller.register(self.fd, select.POLLIN)
-        poller.register(self.watch, select.POLLIN)
-        return poller
+            watch = Descriptor(os.pidfd_open(pid))
+        except (ProcessLookupError, AttributeError, NotImplementedError):
+            return
+        if _store.start_time(pid) == start:
+            self.watch = watch
 
     def kill(self) -> None:
-        import signal
-
         try:
-            signal.pidfd_send_signal(self.watch, signal.SIGKILL)
-        except ProcessLookupError:
+            signal.pidfd_send_signal(self.watch.fileno(), signal.SIGKILL)
+        except (ProcessLookupError, ValueError, OSError):
             return  # it has ended
 
     def died(self, task: str | None) -> WorkerDiedError:
@@ -102,10 +86,12 @@ class _Remote:
 
     def reap(self) -> None:
         """Stop watching it; to reap it is its owner's to do."""
-        self._close_watch()
+        self.watch.close()
 
-    def close(self) -> None:
-        self.connection.close()
+    def second_watch(self) -> Descriptor:
+        """Return another descriptor that is readable once the process has ended."""
+        fd = self.watch.fileno()
+        return Descriptor() if fd < 0 else Descriptor(os.dup(fd))
 
 
 class Visitor(Client):
@@ -115,17 +101,125 @@ class Visitor(Client):
         super().__init__(name)
         self.address = address
         self.pid = pid
-        self.channel = Channel(_Remote(address, pid, start), lambda channel, jobs: fail(jobs, channel.process.died))
+        # Announcements to be named once there is a connection.
+        self._tokens: deque[int] = deque()
+        # Who takes this out connects.
+        self._right = [True]
+        self.channel = Channel(_Remote(pid, start), None, self.lost)
+        self._connect_later()
+
+    def hello(self, token: int) -> None:
+        """Tell the actor that a handle has arrived."""
+        self._tokens.append(token)
+        self._greet()
+
+    def _greet(self) -> None:
+        calls = self.channel.calls
+        while self._tokens and not calls.dead:
+            try:
+                token = self._tokens.popleft()
+            except IndexError:
+                return
+            self.channel.send(protocol.write(protocol.HELLO, token))
+
+    def _connect_later(self) -> None:
+        try:
+            self._right.pop()
+        except IndexError:
+            return
+        try:
+            start_new_thread(self._connect, ())
+        except RuntimeError:
+            # The interpreter ends.
+            self._end(self._gone("this process is ending"))
+
+    def _connect(self) -> None:
+        try:
+            while not self.channel.dead:
+                try:
+                    process, pipe = _call_on(self.address)
+                except ConnectionRefusedError:
+                    self._end(self._gone("it has ended"))
+                    return
+                except (OSError, EOFError) as error:
+                    # It ended in the middle, and may be started again: its owner closes the address when it is not.
+                    if not _is_passing(error):
+                        self._end(self._gone(f"it does not answer: {error}"))
+                        return
+                    time.sleep(0.02)
+                    continue
+                except Exception as error:
+                    self._end(self._gone(f"it does not let this process in: {error}"))
+                    return
+                if self.killed:
+                    process.kill()
+                self.pid = process.pid
+                if self.channel.revive(process, pipe, []):
+                    self._greet()
+                    self._watch(process)
+                return
+        finally:
+            self._right.append(True)
+            if self.channel.calls.dead and not self.channel.dead:
+                # It died again before the right to connect was back.
+                self._connect_later()
+
+    def _watch(self, process: _Remote) -> None:
+        client = weakref.ref(self)
+
+        def ended() -> None:
+            visitor = client()
+            if visitor is not None and visitor.channel.process is process and not visitor.channel.dead:
+                visitor.channel.notice_end()
+
+        collector().watch(process.second_watch(), ended)
+
+    def _gone(self, why: str) -> WorkerDiedError:
+        return WorkerDiedError(f"the actor of this handle ({self.name}, process {self.pid}): {why}", pid=self.pid)
+
+    def _ended_error(self, task: str) -> WorkerDiedError:
+        if self.killed or self.ended is None:
+            return super()._ended_error(task)
+        return WorkerDiedError(f"{self.ended}, so {task} has no result", pid=self.pid, task=task)
+
+    def lost(self, channel: Channel) -> None:
+        """Fail what was sent, and look for the process that the actor may be started again in."""
+        channel.fail_sent()
+        self._connect_later()
 
     def kill(self) -> None:
-        """End the process; its owner may start it again."""
+        """End the actor now and for good."""
+        self.killed = True
+        # Its owner must not start it again.
+        leave_word(self.address)
         self.channel.process.kill()
+        self._end(WorkerDiedError(pid=self.pid))
 
 
-def _after_fork_in_child() -> None:
-    global _lock, _grips
-    _lock = RLock()
-    _grips = weakref.WeakValueDictionary()
+def _is_passing(error: Exception) -> bool:
+    return isinstance(error, (EOFError, ConnectionResetError, BrokenPipeError, ProcessLookupError))
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+def _call_on(address: str) -> tuple[_Remote, Descriptor]:
+    """Connect to an actor; return its process and the pipe."""
+    import multiprocessing
+    from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
+
+    end = socket.socket(socket.AF_UNIX)
+    try:
+        end.connect(address)
+        connection = Connection(os.dup(end.fileno()))
+        try:
+            key = bytes(multiprocessing.current_process().authkey)
+            # The actor ends this wait, by an answer or by its end.
+            answer_challenge(connection, key)
+            deliver_challenge(connection, key)
+            pid, start = WELCOME.unpack(connection.recv_bytes(WELCOME.size))
+        finally:
+            connection.close()
+        return _Remote(pid, start), Descriptor(end.detach())
+    finally:
+        end.close()
+
+
+os.register_at_fork(after_in_child=_grips.clear)

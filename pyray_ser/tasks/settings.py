@@ -32,9 +32,9 @@ def set_pool(num_workers: int | None = None, start_method: str | None = None) ->
         if value is not None and _settings.get(key) != value
     }
     if changed:
-        from . import pool
+        from . import engine
 
-        if pool.started():
+        if engine.started():
             raise ValueError(f"{', '.join(changed)} cannot change while the pool runs: shutdown() first")
         _settings.update(changed)
 

@@ -1,85 +1,113 @@
-"""Calls with several results: a stream of as many as there come, or a number known before."""
+"""Calls with several results: a stream of as many as there come, or a number known before.
+
+Nothing here takes a lock. What has come lies in a deque of the call's `Job`; whoever waits leaves something to be called at the
+next change, and looks again after that.
+"""
 
 from __future__ import annotations
 
 import time
-from _thread import RLock, allocate_lock
-from collections import deque
+from _thread import allocate_lock
 from collections.abc import AsyncIterator, Callable, Iterator
+from itertools import count
 from sys import is_finalizing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .._store import ObjectRef
-from . import backpressure, protocol
-from .refs import Source, TaskRef, patience
+from . import backpressure
+from .refs import SLICE, Source, TaskRef, patience
 
 if TYPE_CHECKING:
-    from _thread import LockType
+    import asyncio
 
-__all__ = ["Parts", "ResultStream"]
+    from .._calls import Job
+
+__all__ = ["Items", "Parts", "ResultStream"]
 
 
-class _Items:
+class Items:
     """What of a stream has come and was not taken. The call holds this, and not the stream: that one may be dropped."""
 
-    def __init__(self, ref: TaskRef) -> None:
+    def __init__(self, ref: TaskRef, job: Job) -> None:
         self.ref = ref
-        self.ready: deque[TaskRef] = deque()
-        # A lock of C's, and no threading.Condition: Ctrl-C inside one of its methods, which are Python, would leave it locked
-        # for good, and who reads the answers would wait for it until the end of time.
-        self.lock = RLock()
-        # Each is released at the next change.
-        self.waiters: list[LockType] = []
-        self.ended = False
-        self.count = 0
+        self._job: Job | None = job
+        assert job.items is not None
+        self._ready = job.items
+        # Each is called once, at the next change.
+        self.waiters: dict[object, Callable[[], object]] = {}
+        self._numbers = count()
+        self._counts = count(1)
+        self.taken = 0
+        # What the worker knows of that.
+        self._told = 0
         # Nobody will take the rest.
-        self.abandoned = False
-        # The worker is not to be held back; and it knows.
-        self._free = self._told = False
-        self._untold = 0
+        self._abandoned = False
+        # What is sent instead of a count from now on, and whether it was after the worker had begun.
+        self._last: bytes | None = None
+        self._last_told = False
 
-    def take(self, kind: int, outcome: Any) -> None:
-        """Take one answer. Called by whoever reads the channel."""
-        with self.lock:
-            if kind in (protocol.ITEM, protocol.FAILURE):
-                if not self.abandoned:
-                    item: TaskRef = TaskRef(f"{self.ref.name}[{self.count}]")
-                    item.settle(outcome)
-                    self.ready.append(item)
-                self.count += 1
-            late = self._free and not self._told
-            self._told = self._told or late
-            if kind != protocol.ITEM:
-                self.ended = True
-            waiters, self.waiters = self.waiters, []
-        for waiter in waiters:
-            waiter.release()
-        if late:
-            self._send(backpressure.everything())
+    @property
+    def ended(self) -> bool:
+        """bool : Whether no more will come."""
+        job = self._job
+        return job is None or job.ended
 
-    def tell(self, item: TaskRef) -> None:
-        """Let the worker know that an item was taken: small ones several at a time."""
-        self._untold += 1
-        if self._untold >= backpressure.AHEAD // 2 or type(item.outcome) is ObjectRef:
-            untold, self._untold = self._untold, 0
-            self._send(backpressure.taken(untold))
+    @property
+    def waits(self) -> bool:
+        """bool : Whether there is nothing to be taken yet."""
+        return not self.ended and not self._ready
+
+    def notice(self) -> None:
+        """Tell those who wait of a change. Called by whoever reads the channel, more often than needed."""
+        if self._abandoned:
+            self._ready.clear()
+        if self._last is not None and not self._last_told:
+            # Before the first item the worker had not begun, and did not know what this was about.
+            self._last_told = True
+            self._send(self._last)
+        if self.ended:
+            # They know each other: a cycle would keep the items until the next collection.
+            self._job = None
+        while self.waiters:
+            try:
+                _, act = self.waiters.popitem()
+            except KeyError:
+                return
+            act()
+
+    def take(self) -> TaskRef | None:
+        """Return the next item, None if there is none."""
+        try:
+            outcome = self._ready.popleft()
+        except IndexError:
+            return None
+        item = TaskRef(f"{self.ref.name}[{next(self._numbers)}]")
+        item.settle(outcome)
+        self.taken = next(self._counts)
+        # Small ones several at a time.
+        if self.taken - self._told >= backpressure.AHEAD // 2 or type(outcome) is ObjectRef:
+            self.tell()
+        return item
+
+    def tell(self) -> None:
+        """Let the worker know how many items were taken."""
+        if self._told != self.taken and self._last is None:
+            self._told = self.taken
+            self._send(backpressure.taken(self.taken))
 
     def run_freely(self) -> None:
         """Let the worker go on however much there is."""
-        with self.lock:
-            self._free = True
-            # Before the first item the worker may not have begun, and would not know what this is about.
-            now = self.count > 0 and not self._told
-            self._told = self._told or now
-        if now:
-            self._send(backpressure.everything())
+        if self._last is None:
+            self._last = backpressure.everything()
+            self._send(self._last)
 
     def abandon(self) -> bool:
-        """Drop what there is and what will come. For `collector().repeat`: never again."""
-        with self.lock:
-            self.abandoned = True
-            self.ready.clear()
-        self.run_freely()
+        """Drop what there is, and end the stream. For `collector().repeat`: never again."""
+        self._abandoned = True
+        self._ready.clear()
+        if self._last is None:
+            self._last = backpressure.nothing()
+            self._send(self._last)
         return False
 
     def _send(self, payload: bytes) -> None:
@@ -87,36 +115,94 @@ class _Items:
         if source is not None and not self.ended:
             source.tell(self.ref, payload)
 
+    def ask(self) -> bool:
+        """Have the answers read; see `Source.collect_later`."""
+        source = self.ref.source
+        if source is None:
+            return False
+        self.ref.check_process()
+        return source.collect_later(self.ref)
+
+    def wait(self, deadline: float | None) -> bool:
+        """Sleep until something may have come; False if time is over."""
+        self.tell()
+        waiter = allocate_lock()
+        waiter.acquire()
+        self.waiters[waiter] = waiter.release
+        try:
+            if not self.waits:
+                return True
+            if self.ask():
+                # This interrupts the thread that reads.
+                until = time.monotonic() + 0.005
+                self.ref.join(until if deadline is None else min(until, deadline))
+            else:
+                # In slices: who reads for all may have stopped.
+                waiter.acquire(timeout=SLICE if deadline is None else min(SLICE, patience(deadline)))
+        finally:
+            self.waiters.pop(waiter, None)
+        return deadline is None or time.monotonic() < deadline
+
+    async def wait_async(self) -> None:
+        """Wait until something may have come, without a thread."""
+        import asyncio
+
+        self.tell()
+        loop = asyncio.get_running_loop()
+        moved: asyncio.Future[None] = loop.create_future()
+        self.waiters[moved] = lambda: _wake(loop, moved)
+        try:
+            self.ask()
+            if self.waits:
+                await asyncio.wait([moved], timeout=SLICE)
+        finally:
+            self.waiters.pop(moved, None)
+
+    def __repr__(self) -> str:
+        so_far = self.taken + len(self._ready)
+        return f"{self.ref.name}, {so_far} so far{', ended' if self.ended else ''}"
+
+
+def _wake(loop: asyncio.AbstractEventLoop, moved: asyncio.Future[None]) -> None:
+    def wake() -> None:
+        if not moved.done():
+            moved.set_result(None)
+
+    if loop.is_closed():
+        return  # nobody is left to be told
+    try:
+        loop.call_soon_threadsafe(wake)
+    except RuntimeError:
+        if not loop.is_closed():
+            raise
+
 
 class ResultStream:
     """
     The results of a task that is a generator, as references, in order and as they come.
 
-    Iterate over it, with ``for`` or ``async for``. An error of the generator is raised by `get` of the reference that comes
-    last. The generator is at most 16 results, or 64 MiB of them, ahead of who iterates; if the stream is dropped it runs on, and
-    what it yields is dropped too.
+    Iterate over it, with ``for`` or ``async for``.
+    An error of the generator is raised by `get` of the reference that comes last.
+    The generator is at most 16 results, or 64 MiB of them, ahead of its reader.
+    If the stream is dropped, the worker closes the generator at its next item.
     """
 
-    def __init__(self, ref: TaskRef) -> None:
-        self._items = _Items(ref)
+    def __init__(self, items: Items) -> None:
+        self._items = items
 
     def __del__(self, is_finalizing: Callable[[], bool] = is_finalizing) -> None:
         # Bound here: at the end of the interpreter the module's names are gone.
         items = self._items
         if not items.ended and not is_finalizing():
-            from .channel import collector
-
-            # Not here: a destructor may run while this thread has the lock of the channel.
-            collector().repeat(items.abandon)
-
-    @property
-    def take(self) -> Callable[[int, Any], None]:
-        """callable : gets kind and outcome of each answer."""
-        return self._items.take
+            items.abandon()
 
     @property
     def ref(self) -> TaskRef:
-        """TaskRef : settled when the generator has ended. Who asks for it may wait for that, so nothing holds the generator back."""
+        """
+        TaskRef : settled when the generator has ended.
+
+        From now on the generator runs to its end, also if nobody takes its items: somebody may wait for that.
+        """
         self._items.run_freely()
         return self._items.ref
 
@@ -141,68 +227,58 @@ class ResultStream:
         timeout : float, optional
             Seconds to wait for it.
         """
-        from ..exceptions import GetTimeoutError
-
         items = self._items
-        source = items.ref.source
-        if source is not None:
-            items.ref.check_process()
-            source.collect_later(items.ref)
         deadline = None if timeout is None else time.monotonic() + timeout
         in_time = True
         while True:
-            with items.lock:
-                if items.ready:
-                    item = items.ready.popleft()
-                    break
-                if items.ended:
-                    raise StopIteration
-                if not in_time:
-                    raise GetTimeoutError(ref=repr(items.ref), timeout=timeout)
-                waiter = allocate_lock()
-                waiter.acquire()
-                items.waiters.append(waiter)
-            in_time = waiter.acquire(timeout=patience(deadline))
-        items.tell(item)
-        return item
+            # Looked at first: the last item and the end come in one step.
+            ended = items.ended
+            item = items.take()
+            if item is not None:
+                return item
+            if ended:
+                raise StopIteration
+            if not in_time:
+                from ..exceptions import GetTimeoutError
+
+                raise GetTimeoutError(ref=repr(items.ref), timeout=timeout)
+            in_time = items.wait(deadline)
 
     def __aiter__(self) -> AsyncIterator[TaskRef]:
         return self
 
     async def __anext__(self) -> TaskRef:
-        import asyncio
-
-        try:
-            return await asyncio.to_thread(self._next_or_end)
-        except EOFError:
-            raise StopAsyncIteration from None
-
-    def _next_or_end(self) -> TaskRef:
-        # StopIteration cannot cross a future.
-        try:
-            return self.next()
-        except StopIteration:
-            raise EOFError from None
+        items = self._items
+        while True:
+            ended = items.ended
+            # Nothing is awaited after an item was taken: a cancelled wait loses none.
+            item = items.take()
+            if item is not None:
+                return item
+            if ended:
+                raise StopAsyncIteration
+            await items.wait_async()
 
     def __repr__(self) -> str:
-        items = self._items
-        return f"ResultStream({items.ref.name}, {items.count} so far{', ended' if items.ended else ''})"
+        return f"ResultStream({self._items!r})"
 
 
 class Parts:
     """The references of a call with ``num_returns=count``."""
 
-    def __init__(self, ref: TaskRef, count: int, source: Source) -> None:
+    def __init__(self, ref: TaskRef, count: int, source: Source, job: Job) -> None:
         self.refs = [TaskRef(f"{ref.name}[{i}]", source) for i in range(count)]
         for part in self.refs:
-            part.job = ref.job
-        self._next = 0
+            part.job = job
+        self._job = job
 
-    def take(self, kind: int, outcome: Any) -> None:
-        """Take one answer."""
-        if kind == protocol.ITEM:
-            self.refs[self._next].settle(outcome)
-            self._next += 1
-        elif kind != protocol.END:
-            for ref in self.refs[self._next :]:
-                ref.settle(outcome)
+    def notice(self) -> None:
+        """Settle those whose outcome has come; the same each time it is called."""
+        job = self._job
+        outcomes = list(job.items or ())
+        for part, outcome in zip(self.refs, outcomes, strict=False):
+            part.settle(outcome)
+        if job.ended and outcomes:
+            # An error ends them all.
+            for part in self.refs[len(outcomes) :]:
+                part.settle(outcomes[-1])

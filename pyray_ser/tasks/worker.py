@@ -1,7 +1,7 @@
 """The worker's side: reads calls, runs them one after another, answers.
 
 The same loop serves a worker of the pool, which is told functions, and an actor, which is told a class and then its methods'
-names. An actor with methods that are coroutines is served by `serve_async` instead.
+names. An actor with methods that are coroutines is served by `worker_async` instead.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import inspect
 import select
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from .._store import ObjectRef, get
 from ..exceptions import SerializationError, TaskCancelledError
-from . import process, protocol
+from . import finalizing, process, protocol
 from .backpressure import Flow
 from .errors import Failure, describe
 from .refs import TaskRef
@@ -30,21 +30,37 @@ if TYPE_CHECKING:
 __all__ = ["Server", "main"]
 
 
-def main(
-    connection: Connection, owner: tuple[int, int], listener: socket.socket | None, settings: dict[str, Any]
-) -> None:
-    """Serve until the last caller is gone. The target of a worker process."""
+def main(ends: list[socket.socket], owner: tuple[int, int], settings: dict[str, Any]) -> None:
+    """
+    Serve until the last caller is gone. The target of a worker process.
+
+    Parameters
+    ----------
+    ends : list of socket.socket
+        The pipe to the owner, and for an actor the socket where others call on it.
+    owner : tuple of (int, int)
+        Process id and start time.
+    settings : dict
+    """
+    from multiprocessing.connection import Connection
+
     process.ignore_interrupts()
     process.end_with(owner)
     from . import settings as own
 
     own.inherit(settings)
     process.let_go_of_inherited()
+    finalizing.forget_inherited()
+    connection = Connection(ends[0].detach())
+    with suppress(OSError):  # the owner has gone: the server notices
+        connection.send_bytes(protocol.write(protocol.READY, 0))
+    server = Server(connection, ends[1] if len(ends) > 1 else None)
     try:
-        with suppress(OSError):  # the owner has gone: the server notices
-            connection.send_bytes(protocol.write(protocol.READY, 0))
-        Server(connection, listener).run()
+        server.run()
     finally:
+        # In the order of an interpreter that ends: first what the program made, while tasks and the store still work.
+        server.close()
+        finalizing.run()
         from . import shutdown
 
         shutdown()
@@ -109,6 +125,16 @@ class Server:
             self.visitors = Visitors(listener)
             self.poller.register(self.visitors.fd, select.POLLIN)
 
+    def close(self) -> None:
+        """Let go of the actor and of the functions, so that they are finalized."""
+        self.actor = None
+        # It is a method of this server, or of the loop that knows it: a cycle.
+        self.cancel = _nothing
+        self.functions.clear()
+        self.arguments.clear()
+        for peer in list(self.peers.values()):
+            peer.held.clear()
+
     # ---- callers
 
     def add_peer(self, connection: Connection) -> Peer:
@@ -124,7 +150,7 @@ class Server:
         peer.held.clear()
         for (reader, _), flow in self.flows.items():
             if reader is peer:
-                flow.end()
+                flow.stop()
 
     def receive(self, peer: Peer) -> None:
         """Read one frame; what is not a call takes effect at once."""
@@ -303,14 +329,20 @@ class Server:
     def stream(self, peer: Peer, number: int, result: Any) -> None:
         """Send the items of a result, as fast as the caller takes them."""
         flow = self.flows[peer, number] = Flow()
+        items = iter_anything(result)
         try:
-            for item in iter_anything(result):
+            for item in items:
                 flow.sent(self.answer(peer, protocol.ITEM, number, item))
                 del item
+                # A stream that was dropped must not go on: look at each item.
+                self.look(0)
                 while flow.full():
                     self.look(None)
+                if flow.stopped:
+                    break
         finally:
             del self.flows[peer, number]
+            items.close()
 
     def answer(self, peer: Peer, kind: int, number: int, value: object) -> int:
         """Send a value to a caller; return its size."""
@@ -351,6 +383,10 @@ def has_coroutines(cls: type) -> bool:
     )
 
 
+def _nothing(peer: Peer, number: int) -> None:
+    """Cancel no call: none is left."""
+
+
 class _Unloadable(Exception):
     """Carries the Failure of a function or class that could not be made here."""
 
@@ -384,18 +420,24 @@ def exactly(count: int, result: Any, name: str) -> tuple[Any, ...]:
     return items
 
 
-def iter_anything(result: Any) -> Iterator[Any]:
+def iter_anything(result: Any) -> Generator[Any, None, None]:
     """Iterate over what a streaming call returned."""
     if hasattr(result, "__aiter__"):
         import asyncio
 
         with asyncio.Runner() as runner:
             items = aiter(result)
-            while True:
-                try:
-                    yield runner.run(_next(items))
-                except StopAsyncIteration:
-                    return
+            try:
+                while True:
+                    try:
+                        item = runner.run(_next(items))
+                    except StopAsyncIteration:
+                        return
+                    yield item
+                    del item
+            finally:
+                if hasattr(items, "aclose"):
+                    runner.run(items.aclose())
     yield from result
 
 

@@ -105,15 +105,22 @@ class _Loop:
         server = self.server
         moved = asyncio.Event()
         flow = server.flows[peer, number] = Flow(moved.set)
+        items = result if hasattr(result, "__aiter__") else _each(result)
         try:
-            async for item in result if hasattr(result, "__aiter__") else _each(result):
+            async for item in items:
                 flow.sent(server.answer(peer, protocol.ITEM, number, item))
                 del item
+                # A generator that never waits must not keep the actor from its other callers.
+                await asyncio.sleep(0)
                 while flow.full():
                     moved.clear()
                     await moved.wait()
+                if flow.stopped:
+                    break
         finally:
             server.flows.pop((peer, number), None)
+            if hasattr(items, "aclose"):
+                await items.aclose()
 
 
 async def _each(items: Iterable[Any]) -> AsyncIterator[Any]:

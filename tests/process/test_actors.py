@@ -241,10 +241,11 @@ def test_an_error_in_a_stream_does_not_end_the_collector(caplog):
     stream = counter.numbers.remote(argument)
     ref = stream.ref
 
-    def fails(kind, outcome):
-        raise ValueError("taken badly")
+    class Fails:
+        def notice(self):
+            raise ValueError("taken badly")
 
-    ref.job.stream = fails
+    ref.job.stream = Fails()
     future, after = ref.future(), counter.add.remote().future()
     argument.settle(pack(2))
     assert after.result(timeout=240) == 1 and future.result(timeout=240) is None
@@ -574,7 +575,7 @@ def test_an_actor_that_dies_while_its_argument_is_awaited_is_made_once():
     ref = counter.add.remote()
     result = in_thread(lambda: ray.get(ref, timeout=60))
     # It reads, so it notices the end.
-    poll(lambda: counter._client.channel._reading)
+    poll(lambda: counter._client.channel.calls.reader)
     pid = counter._client.pid
     os.kill(pid, signal.SIGKILL)
     poll(lambda: counter._client.pid != pid)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import fcntl
 import os
-import select
 import socket
 import threading
 from multiprocessing.connection import Connection
 
 import pytest
 
+from pyray_ser._calls import Descriptor, Job
 from pyray_ser.exceptions import WorkerDiedError
 from pyray_ser.tasks import protocol
-from pyray_ser.tasks.channel import Channel, Job, collector, end_collector, number
+from pyray_ser.tasks.channel import Channel, number
+from pyray_ser.tasks.collector import collector, end_collector
 from pyray_ser.tasks.refs import TaskRef
 
 
@@ -31,21 +32,14 @@ class Peer:
                 os.dup2(numbers[i], number)
                 os.close(numbers[i])
                 numbers[i] = number
-        self.fd, theirs, self.watch, self.life = numbers
-        self.connection, self.theirs = Connection(self.fd), Connection(theirs)
-
-    def poller(self) -> select.poll:
-        poller = select.poll()
-        poller.register(self.fd, select.POLLIN)
-        poller.register(self.watch, select.POLLIN)
-        return poller
+        fd, theirs, watch, self.life = numbers
+        self.numbers = fd, watch
+        self.pipe, self.watch = Descriptor(fd), Descriptor(watch)
+        self.theirs = Connection(theirs)
 
     def end(self) -> None:
         self.theirs.close()
         os.close(self.life)
-
-    def close(self) -> None:
-        self.connection.close()
 
     def died(self, task) -> WorkerDiedError:
         return WorkerDiedError(pid=1, task=task)
@@ -54,7 +48,7 @@ class Peer:
         self.end()
 
     def reap(self) -> None:
-        os.close(self.watch)
+        self.watch.close()
 
 
 @pytest.fixture(autouse=True)
@@ -70,21 +64,22 @@ def job() -> Job:
 
 def test_a_new_process_may_get_the_numbers_of_one_that_has_just_died():
     first, calls = Peer(), [job(), job()]
-    numbers = first.fd, first.watch
+    numbers = first.numbers
     settled = threading.Event()
     made = []
 
-    def succeed(channel: Channel, jobs: list[Job]) -> None:
+    def succeed(channel: Channel) -> None:
         # In the middle of what the collector does about the first: its descriptors are closed, and forgotten.
-        assert jobs == [calls[0]]
+        assert list(channel.calls.sent.values()) == [calls[0]]
+        channel.abandon()
         assert not {*numbers} & {*collector()._channels}
         first.reap()
         second = Peer(numbers)
-        made.append((second, Channel(second)))
+        made.append((second, Channel(second, second.pipe)))
         made[0][1].submit(calls[1])
         made[0][1].collect_later()
 
-    channel = Channel(first, succeed)
+    channel = Channel(first, first.pipe, succeed)
     channel.submit(calls[0])
     calls[1].ref.add_done_callback(lambda _: settled.set())
     # Both of its descriptors get ready before the collector looks.

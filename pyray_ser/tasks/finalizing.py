@@ -1,0 +1,33 @@
+"""The end of a worker process: finalizers and exit functions run, as at the end of a program.
+
+multiprocessing ends a forked child by `os._exit`, which runs neither. Those that the parent registered must not run in a child:
+they would remove the parent's temporary files.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import weakref
+
+__all__ = ["forget_inherited", "run"]
+
+
+def forget_inherited() -> None:
+    """Keep what the parent registered from running here. To be called once, when a worker starts."""
+    from .. import _store
+
+    if not _store.fork_count():
+        return
+    for finalizer in list(getattr(weakref.finalize, "_registry", ())):
+        finalizer.atexit = False
+    atexit._clear()
+    # The next finalizer registers their exit function again.
+    if hasattr(weakref.finalize, "_registered_with_atexit"):
+        weakref.finalize._registered_with_atexit = False
+
+
+def run() -> None:
+    """Finalize what is left, in a worker that has nothing more to do."""
+    gc.collect()
+    atexit._run_exitfuncs()

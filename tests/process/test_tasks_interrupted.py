@@ -1,0 +1,84 @@
+"""Calls made in signal handlers and finalizers, which interrupt calls of the same thread."""
+
+from __future__ import annotations
+
+import pytest
+from isolated import run
+
+COMMON = """
+import faulthandler, gc, signal, threading, time
+faulthandler.dump_traceback_later(80, exit=True)
+import pyray_ser as ray
+@ray.remote
+def same(value): return value
+@ray.remote
+class Keeper:
+    def same(self, value): return value
+    def numbers(self, count): yield from range(count)
+"""
+
+
+@pytest.mark.parametrize("how", ["remote", "get"])
+@pytest.mark.parametrize("of", ["task", "actor", "stream"])
+def test_a_signal_handler_may_call(how, of):
+    script = f"""
+    {COMMON}
+    if __name__ == "__main__":
+        ray.init(num_workers=2)
+        keeper = Keeper.remote()
+        handled, inside = [], []
+        def handle(*_):
+            # Not the actor that streams: it waits for the reader, which this interrupts.
+            if inside:
+                return
+            inside.append(True)
+            ref = (keeper.same if {of!r} == "actor" else same).remote(1)
+            handled.append(ray.get(ref, timeout=60) if {how!r} == "get" else ref)
+            inside.clear()
+        ray.get([same.remote(0), keeper.same.remote(0)])
+        signal.signal(signal.SIGALRM, handle)
+        signal.setitimer(signal.ITIMER_REAL, 0.003, 0.003)
+        rounds = 0
+        while rounds < 20 or len(handled) < 50:
+            rounds += 1
+            if {of!r} == "stream":
+                assert [ray.get(ref) for ref in keeper.numbers.remote(30)] == list(range(30))
+            else:
+                call = same if {of!r} == "task" else keeper.same
+                assert ray.get([call.remote(i) for i in range(10)]) == list(range(10))
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        assert all(ray.get(ref) == 1 if {how!r} == "remote" else ref == 1 for ref in handled)
+        print("fine")
+    """.replace("    " + COMMON, COMMON.replace("\n", "\n    "))
+    assert run(script) == "fine"
+
+
+@pytest.mark.parametrize(("of", "how"), [("task", "remote"), ("actor", "remote"), ("actor", "get")])
+def test_a_finalizer_may_call(how, of):
+    script = f"""
+    {COMMON}
+    class Handle:
+        def __init__(self): self.cycle = self
+        def __del__(self):
+            ref = call.remote(1)
+            finalized.append(ray.get(ref, timeout=60) if {how!r} == "get" else ref)
+    if __name__ == "__main__":
+        ray.init(num_workers=1)
+        finalized = []
+        keeper = Keeper.remote()
+        call = same if {of!r} == "task" else keeper.same
+        ray.get(call.remote(0))
+        gc.set_threshold(50)
+        for i in range(400):
+            garbage = [[] for _ in range(i % 23)]
+            Handle()
+            assert ray.get(call.remote(i)) == i
+        gc.set_threshold(100_000)
+        gc.collect()
+        # The collection may go on in another thread.
+        while len(finalized) < 400:
+            time.sleep(0.01)
+        assert all(ray.get(ref) == 1 if {how!r} == "remote" else ref == 1 for ref in finalized)
+        print("fine" if len(finalized) == 400 else len(finalized))
+    """.replace("    " + COMMON, COMMON.replace("\n", "\n    "))
+    assert run(script) == "fine"
