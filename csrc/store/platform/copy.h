@@ -13,10 +13,10 @@
 /* Most threads one call ever uses, the caller's included. */
 #define PRS_COPY_MAX_THREADS 8u
 
-/* From here on stores bypass the cache: measured, see docs/design/copy.md. */
+/* From here on stores bypass the cache: measured, see docs/internals/copying.md. */
 #define PRS_COPY_NT_MIN ((size_t)2 << 20)
 
-/* From here on a second thread pays for its creation: measured, see docs/design/copy.md. */
+/* From here on a second thread pays for its creation: measured, see docs/internals/copying.md. */
 #define PRS_COPY_PARALLEL_MIN ((size_t)16 << 20)
 
 /* CPUs this process may run on (its affinity mask), at least 1. */

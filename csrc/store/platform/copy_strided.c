@@ -23,7 +23,7 @@
 #include "threads.h"
 
 /* Columns are the source lines a tile keeps in use: few enough that a stride which puts all of them into one cache
-   set still leaves them in the second level. Measured, see docs/design/copy.md. */
+   set still leaves them in the second level. Measured, see docs/internals/copying.md. */
 #define TILE_COLS 16
 #define TILE_ROWS 64
 

@@ -26,7 +26,7 @@
 #include "threads.h"
 #include "huge.h"
 
-/* Measured, see docs/design/copy.md. Multiples of any page size. */
+/* Measured, see docs/internals/copying.md. Multiples of any page size. */
 #define PIECE_UNBACKED ((size_t)256 << 10)
 #define PIECE_BACKED ((size_t)2 << 20)
 #define PIECE_POPULATE ((size_t)2 << 20)

@@ -28,7 +28,7 @@
 #include "threads.h"
 #include "pages.h"
 
-/* Measured, see docs/design/copy.md. */
+/* Measured, see docs/internals/copying.md. */
 #define WORTH ((size_t)4 << 20) /* bytes for each thread */
 #define SECOND 1000000000ull
 #define PAUSE_MAX (64 * SECOND) /* also when the system knows no such advice, or does not want it */
