@@ -24,15 +24,15 @@ C_MAY_USE = {
 
 # Imports at module level, from lower to higher. A package may import those before it, and itself.
 PYTHON_ORDER = [
-    {"_interpreter", "_log", "_version", "typing", "exceptions", "_compiled"},
-    {"reconstruct", "options"},
+    {"_interpreter", "_log", "_platform", "_version", "typing", "exceptions"},
+    {"reconstruct"},
     {"pickling"},
     {"store"},
     {"inspection", "metrics"},
     {"api", "util"},
     {"tasks", "pool_hooks"},
     {"cli"},
-    {"demo", "__main__"},
+    {"demo", "mypy_plugin", "__main__"},
 ]
 
 
