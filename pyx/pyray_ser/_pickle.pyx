@@ -225,7 +225,7 @@ def dump(obj, file, protocol=None, *, bint fix_imports=True, buffer_callback=Non
 
 cdef class Pickler:
     """Pickler(file, protocol=None, *, fix_imports=True, buffer_callback=None)
-    --
+--
 
     Write pickled objects to a file; the contract of `pickle.Pickler`, which see.
 

@@ -210,7 +210,9 @@ cdef class UnpicklerMemoProxy:
 
 
 cdef class Unpickler:
-    """
+    """Unpickler(file, *, fix_imports=True, encoding="ASCII", errors="strict", buffers=(), allow=None)
+--
+
     Reads pickles from a file; can be subclassed.
 
     Parameters

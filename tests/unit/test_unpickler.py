@@ -771,3 +771,16 @@ class TestInPlace:
         for _ in range(20):
             found = _unpickle.loads_in_place(data, [bytes([i]) for i in range(200)])
             assert [bytes(b) for b in found] == [bytes([i]) for i in range(200)]
+
+
+def test_the_signatures_of_the_classes_are_known():
+    import inspect
+
+    from pyray_ser import Pickler
+
+    expected = '(file, *, fix_imports=True, encoding="ASCII", errors="strict", buffers=(), allow=None)'.replace(
+        '"', "'"
+    )
+    assert str(inspect.signature(Unpickler)) == expected
+    assert str(inspect.signature(Pickler)) == "(file, protocol=None, *, fix_imports=True, buffer_callback=None)"
+    assert Unpickler.__doc__.lstrip().startswith("Reads pickles")
