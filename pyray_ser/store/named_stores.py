@@ -242,6 +242,23 @@ def remove_directory(folder: str) -> None:
             os.rmdir(folder)
 
 
+def _remove_others_that_are_dead(folder: str, path: str) -> None:
+    """
+    Remove the files of stores whose last process was ended by a signal; the caller holds the `guard`.
+
+    Their memory would stay in use until somebody opens that very name again. Only the user's own directory is looked at.
+    """
+    if folder != directory():
+        return
+    for name in os.listdir(folder):
+        other = os.path.join(folder, name)
+        if other != path:
+            try:
+                remove_dead(other)
+            except OSError as error:
+                _log.debug("left the file of the store %s where it is: %s", other, error)
+
+
 def open_named(path: str, options: dict[str, Any]) -> tuple[_store.Store, bool]:
     """
     Attach to the store in the file `path`, or make it if there is none that anybody uses.
@@ -255,6 +272,7 @@ def open_named(path: str, options: dict[str, Any]) -> tuple[_store.Store, bool]:
     attach = {key: options[key] for key in ("lock_timeout", "flags") if key in options}
     with _guard_made(folder, options.get("lock_timeout", 1.0)):
         try:
+            _remove_others_that_are_dead(folder, path)
             if os.path.lexists(path) and not remove_dead(path):
                 return _store.attach_path(path, **attach), True
             from .options import for_new_store

@@ -105,6 +105,29 @@ def test_a_crashed_store_is_made_anew(named):
     assert named(text) == "{}"
 
 
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGKILL"])
+def test_what_a_signal_left_goes_with_the_next_store_of_any_name(named, number):
+    text = f"""
+    code = "pyray_ser.init(name=sys.argv[1], capacity=1 << 24); pyray_ser.put(b'x' * 1000000); import signal; os.kill(os.getpid(), signal.{number})"
+    stranger(code, name + "-left", status=-signal.{number})
+    left = named_stores.path_of(name + "-left")
+    assert os.path.exists(left)
+    keeper = subprocess.Popen(
+        [sys.executable, "-P", "-c", "import sys, pyray_ser; pyray_ser.init(name=sys.argv[1]); print(1, flush=True); sys.stdin.read()", name + "-kept"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    keeper.stdout.readline()
+    assert not os.path.exists(left)
+    with open(named_stores.directory() + "/" + name + "-no-store", "w") as file:
+        file.write("somebody's")
+    pyray_ser.init(name=name)
+    assert os.path.exists(named_stores.path_of(name + "-kept")), "one that is in use was removed"
+    os.unlink(file.name)
+    keeper.communicate(timeout=240)
+    print("done")
+    """
+    assert named(text) == "done"
+
+
 def test_a_process_that_closed_all_descriptors_still_counts(named):
     text = """
     code = "store = pyray_ser.init(name=sys.argv[1]); pyray_ser.put(5, name='n'); os.closerange(3, 1000); print('ready', flush=True); sys.stdin.read()"
