@@ -461,7 +461,7 @@ static void bear_without_description(prs_store *s, struct told *told)
 {
     prs_failpoint_arm("fork_reopened", PRS_FAIL_ERRNO, 1, EACCES);
     if (fork() == 0) {
-        alarm(30);
+        alarm(300);
         told->id[0] = put(s, 100, 1);
         told->serial[0] = s->me;
         say(&told->ready);
@@ -546,7 +546,7 @@ static void bear_and_die(prs_store *s, struct told *told)
 {
     told->id[0] = put(s, 100, 1);
     if (fork() == 0) { /* outlives it, with the copies of its descriptors */
-        alarm(30);
+        alarm(300);
         prs_unref(s, &told->id[0]);
         say(&told->ready);
         await(&told->go);

@@ -582,13 +582,16 @@ except AttributeError as error:
 
     def test_cold_start(self):
         script = """
-import time, numpy
-start = time.perf_counter()
+import time
+start = time.process_time()
+import numpy
+middle = time.process_time()
 import pyray_ser
 pyray_ser.get(pyray_ser.put(numpy.arange(10)))
-print(time.perf_counter() - start)
+print((time.process_time() - middle) / (middle - start))
 """
-        assert min(float(run(script)) for _ in range(3)) < 0.2  # the bench holds it to 0.04 s; this machine may be busy
+        # The bench holds it to 0.04 s. Here CPU time is compared with that of importing numpy: this machine may be busy.
+        assert min(float(run(script)) for _ in range(3)) < 3
 
 
 def test_objects_and_stats():
