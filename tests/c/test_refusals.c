@@ -915,4 +915,39 @@ TEST(a_kernel_with_other_pages_is_refused_before_anything_is_made)
     close_store(s);
 }
 
+/* An ordinary user cannot open what the umask closed; root can, so it becomes one. */
+static void with_a_closing_umask(void)
+{
+    char path[64];
+    prs_store *s, *t;
+    prs_error e = {0};
+    prs_oid id;
+    prs_view v;
+    if (geteuid() == 0)
+        CHECK(setgid(65534) == 0 && setuid(65534) == 0);
+    umask(0777);
+    snprintf(path, sizeof path, "/dev/shm/pyray_ser-ctest-%d-umask", (int)getpid());
+    prs_options options = {.capacity = 8 * MIB, .max_objects = 1024, .path = path, .spill_dir = spill_dir};
+    CHECK_MSG(prs_create(&s, &options, &e) == PRS_OK, "%s", e.what);
+    CHECK_MSG(prs_attach_path(&t, path, NULL, &e) == PRS_OK, "%s", e.what);
+    CHECK_EQ(unlink(path), 0);
+    prs_oid kept = put(s, 6 * MIB, 1);
+    id = put(s, 6 * MIB, 2); /* the other one is in a file now */
+    CHECK_EQ(prs_pin(t, &kept, &v), PRS_OK);
+    CHECK(content_right(v.data, 6 * MIB, 1));
+    prs_unpin(t, &kept);
+    prs_unref(s, &kept), prs_unref(s, &id);
+    close_store(t);
+    close_store(s);
+}
+
+TEST(a_umask_takes_nothing_from_the_files_of_a_store)
+{
+    SEVERAL_PROCESSES();
+    CHECK(mkdtemp(strcpy(spill_dir, "/var/tmp/prs-refusals-XXXXXX")));
+    CHECK_EQ(chmod(spill_dir, 0777), 0);
+    in_child(with_a_closing_umask);
+    CHECK_EQ(rmdir(spill_dir), 0);
+}
+
 TEST_MAIN()

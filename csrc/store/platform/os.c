@@ -127,6 +127,11 @@ int prs_os_create_file(const char *path, prs_error *error)
     int fd = open(directory, O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
     if (fd < 0)
         return prs_fail(error, PRS_E_SYS, errno, "cannot create a file in %.150s", directory);
+    if (fchmod(fd, 0600) < 0) { /* what the umask took: it is opened again before it has a name */
+        int err = errno;
+        close(fd);
+        return prs_fail(error, PRS_E_SYS, err, "fchmod of the new store failed");
+    }
     return fd;
 }
 
@@ -288,12 +293,17 @@ bool prs_os_has_room(int fd, uint64_t bytes)
 
 int prs_os_make_directory(int at, const char *name)
 {
-    return mkdirat(at, name, 0700) < 0 ? -errno : 0;
+    if (mkdirat(at, name, 0700) < 0)
+        return -errno;
+    (void)fchmodat(at, name, 0700, 0); /* what the umask took; a file system without modes has nothing to give */
+    return 0;
 }
 
 int prs_os_open_at(int at, const char *name, int flags)
 {
     int fd = openat(at, name, O_NOFOLLOW | O_CLOEXEC | flags, 0600);
+    if (fd >= 0 && (flags & O_CREAT))
+        (void)fchmod(fd, 0600); /* the same */
     return fd < 0 ? -errno : fd;
 }
 
