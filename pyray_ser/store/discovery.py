@@ -312,7 +312,14 @@ def _find_or_make(path: str | None, inherit: bool, options: dict[str, Any]) -> t
         return found, True
     from .options import for_new_store
 
-    return _store.create_store(**for_new_store(options)), False
+    made = _store.create_store(**for_new_store(options))
+    parent = _multiprocessing_parent() if inherit else 0
+    if parent and os.getppid() != 1:
+        _log.warning(
+            "process %d made a store of its own, %r, because process %d, which started it, has none: references that it sends "
+            "are lost when it ends; hint: call init() there before it starts workers", os.getpid(), made, parent,
+        )  # fmt: skip
+    return made, False
 
 
 def _ignored(store: _store.Store, options: dict[str, Any], joined: bool) -> str:

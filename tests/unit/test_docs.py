@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = ["customizing.md"]
+PAGES = ["customizing.md", "getting-started.md"]
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -24,3 +24,25 @@ def test_page(name):
     report = []
     result = doctest.DocTestRunner(optionflags=flags, verbose=False).run(test, out=report.append, clear_globs=True)
     assert not result.failed, "".join(report)
+
+
+def test_every_error_is_in_the_list_of_errors():
+    from pyray_ser import exceptions
+
+    page = (DOCS / "errors.md").read_text(encoding="utf-8")
+    assert not [name for name in exceptions.__all__ if f"`{name}`" not in page and name != "PyraySerError"]
+
+
+@pytest.mark.parametrize("path", sorted(DOCS.glob("**/*.md")), ids=lambda path: str(path.relative_to(DOCS)))
+def test_links_between_pages_lead_somewhere(path):
+    import re
+
+    links = re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", path.read_text(encoding="utf-8"))
+    assert not [link for link in links if not (path.parent / link).exists()]
+
+
+@pytest.mark.parametrize("path", sorted((DOCS / "how-to").glob("*.md")), ids=lambda path: path.name)
+def test_programs_in_the_how_to_pages_compile(path):
+    page = path.read_text(encoding="utf-8")
+    for block in page.split("```python\n")[1:]:
+        compile(block.partition("```")[0], str(path), "exec")

@@ -1,0 +1,39 @@
+"""Workers whose parent has no store are told that what they put is theirs alone."""
+
+import pytest
+from isolated import run
+
+SCRIPT = """
+    import logging, multiprocessing, pyray_ser
+    class Keeper(logging.Handler):
+        def __init__(self):
+            super().__init__()
+            self.kept = []
+        def emit(self, record):
+            self.kept.append(record.getMessage())
+    def work(queue):
+        keeper = Keeper()
+        logging.getLogger("pyray_ser").addHandler(keeper)
+        pyray_ser.put(1)
+        queue.put(keeper.kept)
+    if __name__ == "__main__":
+        {first}
+        context = multiprocessing.get_context({method!r})
+        queue = context.Queue()
+        process = context.Process(target=work, args=(queue,))
+        process.start()
+        kept = queue.get()
+        process.join()
+        assert {test}, kept
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_worker_that_makes_a_store_of_its_own_says_so(method):
+    test = "len(kept) == 1 and 'made a store of its own' in kept[0] and 'hint: call init() there' in kept[0]"
+    run(SCRIPT.format(first="pass", method=method, test=test))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_worker_that_joins_its_parents_store_is_silent(method):
+    run(SCRIPT.format(first="pyray_ser.init()", method=method, test="kept == []"))
