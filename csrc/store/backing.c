@@ -14,6 +14,7 @@
 #include <errno.h>
 
 #define WARM_SECONDS 10
+#define SPILL_ROUNDS 16 /* attempts to make room in a full file system */
 #define BACK_GRAIN (128u * 1024u)
 #define ROOM (16u * BACK_GRAIN)
 #define TRIM_PAGES (PRS_HUGE / PRS_PAGE) /* none is cut that need not be */
@@ -177,6 +178,17 @@ int prs_back(prs_store *s, uint64_t off, uint64_t len, prs_error *error)
     }
 }
 
+/* The file system is full, by files of others perhaps: give warm pages back, then those of objects that move to disk. */
+static bool free_pages(prs_store *s, uint64_t n, int round)
+{
+    if (round == 0 && prs_trim(s, 0))
+        return true;
+    if (prs_spill_for(s, n, NULL) != PRS_OK)
+        return false;
+    prs_trim(s, 0);
+    return true;
+}
+
 static int fill(prs_store *s, uint64_t off, const void *src, size_t n, prs_error *error)
 {
     int rc = prs_descriptors(s, error);
@@ -189,7 +201,7 @@ static int fill(prs_store *s, uint64_t off, const void *src, size_t n, prs_error
     if (rc < 0)
         return rc;
     int err = PRS_POINT_ERRNO(backing) ? -ENOSPC : prs_area_fill(&s->area, off, src, n, 0, NULL);
-    if (err == -ENOSPC && prs_trim(s, 0))
+    for (int round = 0; err == -ENOSPC && round < SPILL_ROUNDS && free_pages(s, n, round); round++)
         err = prs_area_fill(&s->area, off, src, n, 0, NULL);
     if (missing)
         prs_headroom_settle(&s->headroom, missing);

@@ -215,7 +215,9 @@ static void remove_file(prs_store *s, uint32_t slot, uint64_t serial)
 
 int prs_spill_disk(prs_store *s, int rc, uint64_t want, prs_error *error)
 {
-    int code = rc == -ENOSPC || rc == -EDQUOT || rc == -EFBIG ? PRS_E_FULL : PRS_E_SYS;
+    /* Full, or there is no directory to write to (any more): no room for an object either way. */
+    bool gone = rc == -ENOENT || rc == -ENOTDIR || rc == -EACCES || rc == -EPERM || rc == -EROFS;
+    int code = gone || rc == -ENOSPC || rc == -EDQUOT || rc == -EFBIG ? PRS_E_FULL : PRS_E_SYS;
     prs_fail(error, code, -rc, "writing to the spill directory %.120s failed", s->super->spill_dir);
     if (error) {
         error->want = want;

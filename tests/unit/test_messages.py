@@ -217,3 +217,21 @@ def test_ls_stat_and_top_count_alike():
     assert "(3 objects, 1 being made, 1 process)" in text
     assert "  3 objects, 1 being made," in text and ", 1 process\n" in text
     assert "objects        3\n" in text and "unsealed       1\n" in text
+
+
+@pytest.mark.parametrize("which", ["the directory", "the store's own folder in it"])
+def test_a_spill_directory_that_is_gone_is_named_as_the_cause(tmp_path, which):
+    run(f"""
+        import os, shutil, numpy as np, pyray_ser
+        folder = {str(tmp_path / "spill")!r}
+        pyray_ser.init(capacity=16 << 20, spill_dir=folder)
+        refs = [pyray_ser.put(np.full(1 << 19, i)) for i in range(5)]
+        assert pyray_ser.stats()["spilled"]
+        shutil.rmtree(folder if {which!r} == "the directory" else os.path.join(folder, os.listdir(folder)[0]))
+        try:
+            for i in range(10):
+                refs.append(pyray_ser.put(np.full(1 << 19, i)))
+        except pyray_ser.exceptions.ObjectStoreFullError as error:
+            text = str(error)
+        assert folder in text and "No such file or directory" in text, text
+    """)
