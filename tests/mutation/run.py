@@ -69,7 +69,9 @@ class Runner:
         self.build = build
         self.cc = shlex.split(os.environ.get("CC_TEST", "cc"))
         self.flags = shlex.split(os.environ["CTEST_FLAGS"])
-        self.engine = sorted((objects / "csrc" / "store").glob("*.o"))
+        # Objects of files that were moved or removed may lie there, too.
+        sources = sorted(path.relative_to(ROOT) for path in STORE.rglob("*.c"))
+        self.engine = [objects / path.with_suffix(".o") for path in sources]
         self.wall = self._wall()
         self.seconds: dict[str, float] = {}
         self.lock = threading.Lock()
@@ -150,11 +152,12 @@ class Runner:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         try:
-            source = folder / mutant.file
+            original = STORE / mutant.file
+            source = folder / original.name
             source.write_text(text.replace(mutant.old, mutant.new))
-            thing = folder / mutant.file.replace(".c", ".o")
+            thing = source.with_suffix(".o")
             done = subprocess.run(
-                [*self.cc, *self.flags, "-O2", "-w", "-c", str(source), "-o", str(thing)],
+                [*self.cc, *self.flags, f"-I{original.parent}", "-O2", "-w", "-c", str(source), "-o", str(thing)],
                 cwd=ROOT,
                 capture_output=True,
                 text=True,
