@@ -217,7 +217,8 @@ def unreachable(ref: _store.ObjectRef[Any], node: bytes) -> Exception:
     return ObjectLostError(
         ref=repr(ref),
         store=f"{ref.store_id:016x}",
-        reason="no process is left that has its store open, or none that this one may look into",
+        reason="no process is left that has its store open, or none that this one may look into (workers share a store only if the "
+        "process that starts them calls init() or put() first)",
     )
 
 
@@ -315,7 +316,7 @@ def _find_or_make(path: str | None, inherit: bool, options: dict[str, Any]) -> t
     made = _store.create_store(**for_new_store(options))
     parent = _multiprocessing_parent() if inherit else 0
     if parent and os.getppid() != 1:
-        _log.warning(
+        _log.info(
             "process %d made a store of its own, %r, because process %d, which started it, has none: references that it sends "
             "are lost when it ends; hint: call init() there before it starts workers", os.getpid(), made, parent,
         )  # fmt: skip

@@ -16,6 +16,7 @@ SCRIPT = """
     def work(queue):
         keeper = Keeper()
         logging.getLogger("pyray_ser").addHandler(keeper)
+        logging.getLogger("pyray_ser").setLevel(logging.INFO)
         pyray_ser.put(1)
         queue.put(keeper.kept)
     if __name__ == "__main__":
