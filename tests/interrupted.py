@@ -437,12 +437,13 @@ def dumps_module_by_value():
 @program
 def dumps_asks_cloudpickle():
     """The function that is asked whether modules go by value."""
-    asked = cloudpickle.list_registry_pickle_by_value
+    registered = cloudpickle.cloudpickle._PICKLE_BY_VALUE_MODULES
 
     def list_registry():
-        return asked()
+        return registered.copy()
 
     cloudpickle.list_registry_pickle_by_value = list_registry
+    cloudpickle.cloudpickle._PICKLE_BY_VALUE_MODULES = None  # as in a version that has no such set
     return lambda: _pickle.dumps(Record)
 
 

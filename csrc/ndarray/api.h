@@ -96,6 +96,9 @@ typedef struct {
     /* Whether references in the memory of an array are those that arrays of objects own: false for an array of objects over other
      * bytes, and for any other array over the memory of an array of objects. */
     bool (*owns_references)(PyObject *array);
+
+    /* Whether the bytes that `describe` named are still the array's: an array can be resized in place. `data` NULL: yes. */
+    bool (*lies_at)(PyObject *obj, const void *data, size_t nbytes);
 } prp_ndarray_api;
 
 /* True for an exact numpy.ndarray, without importing numpy. (A class of that name which is not it fails in `describe`.) */

@@ -151,3 +151,12 @@ int prp_array_gather(PyObject *obj, const prp_array_source *source, void *dst, s
     Py_XDECREF(to);
     return failed;
 }
+
+bool prp_array_lies_at(PyObject *obj, const void *data, size_t nbytes)
+{
+    if (!data || !nbytes || !PyArray_CheckExact(obj))
+        return true;
+    PyArrayObject *array = (PyArrayObject *)obj;
+    return PyArray_DATA(array) == data &&
+           (!PyArray_CHKFLAGS(array, NPY_ARRAY_OWNDATA) || (size_t)PyArray_NBYTES(array) >= nbytes);
+}

@@ -7,6 +7,7 @@ static prp_ndarray_api table = {
     .describe = prp_array_describe,
     .template_put = prp_array_template_put,
     .gather = prp_array_gather,
+    .lies_at = prp_array_lies_at,
     .from_stream = prp_array_from_stream,
     .from_parts = prp_array_from_parts,
     .seal = prp_array_seal,

@@ -45,6 +45,7 @@ PyObject *prp_dtype_from_name(const char *name, size_t len);
 /* describe.c */
 int prp_array_describe(PyObject *obj, prp_array_source *source);
 Py_ssize_t prp_array_template_put(PyObject *obj, uint8_t *out, prp_array_source *source);
+bool prp_array_lies_at(PyObject *obj, const void *data, size_t nbytes);
 int prp_array_gather(PyObject *obj, const prp_array_source *source, void *dst, size_t dst_len);
 
 /* seal.c */

@@ -150,6 +150,17 @@ static PyTypeObject array_buffer_type = {
     .tp_getset = getset,
 };
 
+bool prp_array_buffer_moved(PyObject *object)
+{
+    if (!Py_IS_TYPE(object, &array_buffer_type))
+        return false;
+    const array_buffer *self = (array_buffer *)object;
+    Py_ssize_t size = self->itemsize;
+    for (int i = 0; i < PyArray_NDIM(self->array); i++)
+        size *= PyArray_DIM(self->array, i);
+    return PyArray_DATA(self->array) != self->data || size < self->len;
+}
+
 int prp_array_buffer_setup(void)
 {
     return PyType_Ready(&array_buffer_type);

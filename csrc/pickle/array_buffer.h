@@ -7,6 +7,8 @@
 /* Of a contiguous array; of one in Fortran order, the PickleBuffer of its transpose. NULL with an exception, also where the array
  * refuses. */
 PyObject *prp_array_picklebuffer(PyObject *array);
+/* Is this an exporter of ours whose array has got other memory since? */
+bool prp_array_buffer_moved(PyObject *exporter);
 int prp_array_buffer_setup(void);
 
 #endif

@@ -82,17 +82,29 @@ int prp_save_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
         !((number >= NPY_BOOL && number <= NPY_CLONGDOUBLE) || number == NPY_HALF))
         return SAVE_GENERIC;
     prp_own(s);
-    if (!plan->extra && !(plan->extra = frombuffer_function()))
-        return PyErr_Occurred() ? SAVE_ERROR : SAVE_GENERIC;
+    if (!plan->extra) {
+        PyObject *found = frombuffer_function();
+        if (!found)
+            return PyErr_Occurred() ? SAVE_ERROR : SAVE_GENERIC;
+        if (plan->extra) /* another thread was here */
+            Py_DECREF(found);
+        else
+            plan->extra = found;
+    }
     PyObject *buffer = prp_array_picklebuffer(obj);
     if (!buffer) /* numpy has another way for these */
         return prp_forgive_refusal() < 0 ? SAVE_ERROR : SAVE_GENERIC;
     int status = SAVE_ERROR;
     bool again = false;
-    if (prp_save(s, plan->extra) < 0 || prp_op(s, OP_MARK) < 0 || prp_save_picklebuffer(s, buffer, true) < 0 ||
-        prp_save_dtype(s, (PyObject *)PyArray_DESCR(array)) < 0)
-        goto end;
+    /* What runs meanwhile may give the array another shape or dtype; those of before go with the bytes. */
+    PyArray_Descr *descr = PyArray_DESCR(array);
     int nd = PyArray_NDIM(array);
+    npy_intp dims[NPY_MAXDIMS];
+    memcpy(dims, PyArray_DIMS(array), (size_t)nd * sizeof *dims);
+    Py_INCREF(descr);
+    if (prp_save(s, plan->extra) < 0 || prp_op(s, OP_MARK) < 0 || prp_save_picklebuffer(s, buffer, true) < 0 ||
+        prp_save_dtype(s, (PyObject *)descr) < 0)
+        goto end;
     if (prp_room(s, (size_t)nd * 10 + PRP_ROOM) < 0)
         goto end;
     if (nd == 0) {
@@ -101,7 +113,7 @@ int prp_save_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
         if (nd > 3)
             *s->p++ = OP_MARK;
         for (int i = 0; i < nd; i++)
-            s->p = prp_put_int64(s->p, PyArray_DIM(array, i));
+            s->p = prp_put_int64(s->p, dims[i]);
         *s->p++ = nd > 3 ? OP_TUPLE : (uint8_t)(OP_TUPLE1 - 1 + nd);
     }
     /* As numpy makes them: the one object of that letter. No hook is to be asked about it: arrays come here without any. */
@@ -121,6 +133,7 @@ int prp_save_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
     }
     status = SAVE_DONE;
 end:
+    Py_DECREF(descr);
     Py_DECREF(buffer);
     return status;
 }

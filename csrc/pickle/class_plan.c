@@ -1,6 +1,8 @@
 /* Making and keeping plans: which types qualify, and when a plan is out of date. See class_plan.h. */
 #include "class_plan.h"
 
+#include "interp_write.h"
+
 #include <stddef.h>
 #include <stdlib.h>
 #include <structmember.h>
@@ -8,10 +10,11 @@
 
 #define MAX_PLANS 4096
 
+/* Owns one reference to each plan in it. */
 static struct {
     prp_plan **table; /* open addressing */
     size_t mask, count;
-    prp_plan *last; /* the one most recently asked for */
+    prp_plan *last; /* borrowed from the table: the one most recently asked for */
 } plans;
 
 static size_t plan_hash(const PyTypeObject *type)
@@ -19,17 +22,16 @@ static size_t plan_hash(const PyTypeObject *type)
     return (size_t)((uintptr_t)type * 0x9E3779B97F4A7C15ull >> 32);
 }
 
-static void forget(prp_plan *plan)
+void prp_plan_free(prp_plan *plan)
 {
-    Py_CLEAR(plan->registered);
-    Py_CLEAR(plan->table);
-    Py_CLEAR(plan->put_reducer);
-    Py_CLEAR(plan->extra);
+    Py_XDECREF(plan->registered);
+    Py_XDECREF(plan->table);
+    Py_XDECREF(plan->put_reducer);
+    Py_XDECREF(plan->extra);
     for (Py_ssize_t i = 0; i < plan->nslots; i++)
         Py_DECREF(plan->slots[i].name);
     free(plan->slots);
-    plan->slots = NULL;
-    plan->nslots = 0;
+    free(plan);
 }
 
 int prp_plans_setup(void)
@@ -43,11 +45,17 @@ int prp_plans_setup(void)
     return 0;
 }
 
-/* Only while no saver is at work: frames point to plans. */
-void prp_plans_trim(void)
+static prp_plan *find(PyTypeObject *type)
 {
-    if (plans.count <= MAX_PLANS)
-        return;
+    for (size_t i = plan_hash(type) & plans.mask; plans.table[i]; i = (i + 1) & plans.mask)
+        if (plans.table[i]->type == type)
+            return plans.table[i];
+    return NULL;
+}
+
+/* Gives up the whole table; its plans go when nobody uses them any more. */
+static void trim(void)
+{
     prp_plan **old = plans.table;
     size_t slots = plans.mask + 1;
     if (prp_plans_setup() < 0) {
@@ -59,47 +67,49 @@ void prp_plans_trim(void)
     plans.count = 0;
     plans.last = NULL;
     for (size_t i = 0; i < slots; i++)
-        if (old[i]) {
-            forget(old[i]);
-            free(old[i]);
-        }
+        prp_plan_drop(old[i]);
     free(old);
 }
 
-static prp_plan *find(PyTypeObject *type)
+static int grow(void)
 {
-    for (size_t i = plan_hash(type) & plans.mask; plans.table[i]; i = (i + 1) & plans.mask)
-        if (plans.table[i]->type == type)
-            return plans.table[i];
-    return NULL;
+    size_t mask = plans.mask * 2 + 1;
+    prp_plan **table = calloc(mask + 1, sizeof *table);
+    if (!table) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (size_t i = 0; i <= plans.mask; i++) {
+        if (!plans.table[i])
+            continue;
+        size_t at = plan_hash(plans.table[i]->type) & mask;
+        while (table[at])
+            at = (at + 1) & mask;
+        table[at] = plans.table[i];
+    }
+    free(plans.table);
+    plans.table = table;
+    plans.mask = mask;
+    return 0;
 }
 
-static int insert(prp_plan *plan)
+/* Enters a plan, in place of an older one of its type. */
+static int publish(prp_plan *plan)
 {
-    if ((plans.count + 1) * 2 > plans.mask) {
-        size_t mask = plans.mask * 2 + 1;
-        prp_plan **table = calloc(mask + 1, sizeof *table);
-        if (!table) {
-            PyErr_NoMemory();
-            return -1;
-        }
-        for (size_t i = 0; i <= plans.mask; i++) {
-            if (!plans.table[i])
-                continue;
-            size_t at = plan_hash(plans.table[i]->type) & mask;
-            while (table[at])
-                at = (at + 1) & mask;
-            table[at] = plans.table[i];
-        }
-        free(plans.table);
-        plans.table = table;
-        plans.mask = mask;
-    }
+    if (plans.count >= MAX_PLANS)
+        trim();
+    if ((plans.count + 1) * 2 > plans.mask && grow() < 0)
+        return -1;
     size_t at = plan_hash(plan->type) & plans.mask;
-    while (plans.table[at])
+    while (plans.table[at] && plans.table[at]->type != plan->type)
         at = (at + 1) & plans.mask;
+    prp_plan *older = plans.table[at];
     plans.table[at] = plan;
-    plans.count++;
+    plan->refs++;
+    plans.last = NULL;
+    if (!older)
+        plans.count++;
+    prp_plan_drop(older);
     return 0;
 }
 
@@ -407,21 +417,14 @@ static int classify_static(prp_plan *plan, PyTypeObject *type)
     return PyErr_Occurred() ? -1 : 0;
 }
 
+/* Fills a plan of zeros. */
 static int classify(prp_plan *plan, PyTypeObject *type, PyObject *sample)
 {
-    forget(plan);
     plan->kind = PLAN_GENERIC;
-    plan->trusted = false;
-    plan->by_table = false;
     plan->registry_version = -1;
-    plan->table_version = 0;
-    plan->stream = 0;
-    plan->keys = NULL;
-    plan->keys_checked = 0;
     plan->odd =
         Py_TYPE(type)->tp_hash != PyType_Type.tp_hash || Py_TYPE(type)->tp_richcompare != PyType_Type.tp_richcompare;
     plan->has_attrs = type->tp_dictoffset != 0 || type->tp_flags & Py_TPFLAGS_MANAGED_DICT;
-    plan->version = 0;
     if (PyType_IsSubtype(type, &PyType_Type)) {
         plan->kind = PLAN_CLASS;
         if (strcmp(type->tp_name, "numpy._DTypeMeta") == 0)
@@ -458,30 +461,86 @@ static int look_up(PyObject *table, PyObject *type, PyObject **kept)
 static int check_tables(prp_saver *s, prp_plan *plan)
 {
     PyObject *type = (PyObject *)plan->type;
+    /* First, because it brings in the reducers of the package a class comes from. */
+    if (prp_g.registry_find) {
+        long version = PyLong_AsLong(PyList_GET_ITEM(prp_g.registry_version, 0));
+        if (version != plan->registry_version) {
+            prp_own(s);
+            PyObject *found = PRP_FOREIGN(PyObject_CallOneArg(prp_g.registry_find, type));
+            if (!found)
+                return -1;
+            plan->registry_version = version; /* of before: if it has changed meanwhile, it is asked again */
+            PyObject *older = plan->registered;
+            plan->registered = found == Py_None ? NULL : Py_NewRef(found);
+            Py_DECREF(found);
+            Py_XDECREF(older);
+        }
+    }
     uint64_t table_version = prp_dict_version(prp_g.copyreg_table);
     if (!table_version || table_version != plan->table_version) {
         if (look_up(prp_g.copyreg_table, type, &plan->table) < 0)
             return -1;
         plan->table_version = table_version;
     }
-    if (prp_g.registry_find) {
-        long version = PyLong_AsLong(PyList_GET_ITEM(prp_g.registry_version, 0));
-        if (version != plan->registry_version) {
-            prp_own(s);
-            PyObject *found = PyObject_CallOneArg(prp_g.registry_find, type);
-            if (!found)
-                return -1;
-            Py_XSETREF(plan->registered, found == Py_None ? NULL : Py_NewRef(found));
-            Py_DECREF(found);
-            plan->registry_version = PyLong_AsLong(PyList_GET_ITEM(prp_g.registry_version, 0));
-        }
-    }
-    /* After `find`, which brings in the reducers of the package a class comes from. */
     if (s->put && look_up(prp_g.put_reducers, type, &plan->put_reducer) < 0)
         return -1;
-    if (PyErr_Occurred())
-        return -1;
-    return 0;
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+/* A new plan, in the table. */
+static prp_plan *make_plan(prp_saver *s, PyTypeObject *type, PyObject *sample)
+{
+    prp_plan *plan = calloc(1, sizeof *plan);
+    if (!plan) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    static unsigned made;
+    plan->type = type;
+    plan->refs = 1;
+    plan->id = made++;
+    prp_own(s);
+    Py_INCREF(sample);
+    Py_INCREF(type); /* the sample may be given another class meanwhile */
+    int status = classify(plan, type, sample) < 0 || publish(plan) < 0 ? -1 : 0;
+    Py_DECREF(type);
+    Py_DECREF(sample);
+    if (status == 0)
+        return plan;
+    prp_plan_drop(plan);
+    return NULL;
+}
+
+static PRP_COLD prp_plan *plan_anew(prp_saver *s, prp_plan *plan, PyTypeObject *type, PyObject *sample)
+{
+    if (plan && plan->version && plan->version == prp_type_version(type))
+        plan->refs++;
+    else if (!(plan = make_plan(s, type, sample)))
+        return NULL;
+    /* What the tables say counts from before they were asked: asking may run code that changes them. */
+    uint64_t epoch = 0;
+    int status = plan->odd ? prp_foreign(s) : 0;
+    if (status == 0) {
+        epoch = prp_epoch;
+        status = check_tables(s, plan);
+    }
+    if (status < 0) {
+        prp_plan_drop(plan);
+        return NULL;
+    }
+    plan->epoch = plan->odd ? 0 : epoch;
+    return plan;
+}
+
+/* Is `type` still the type, in the state, that the plan was made for? Within one epoch. */
+static inline bool is_current(const prp_plan *plan, PyTypeObject *type)
+{
+#if PRP_INTERNALS
+    return plan->version && plan->version == prp_type_version_now(type);
+#else
+    (void)plan, (void)type; /* prp_own() begins an epoch */
+    return true;
+#endif
 }
 
 prp_plan *prp_plan_for(prp_saver *s, PyTypeObject *type, PyObject *sample)
@@ -489,35 +548,9 @@ prp_plan *prp_plan_for(prp_saver *s, PyTypeObject *type, PyObject *sample)
     prp_plan *plan = plans.last;
     if (!plan || plan->type != type)
         plan = find(type);
-    if (PRP_LIKELY(plan && plan->epoch == prp_epoch)) {
-        plans.last = plan;
-        return plan;
-    }
-    if (!plan || !plan->version || plan->version != prp_type_version(type)) {
-        prp_own(s);
-        Py_INCREF(sample);
-        if (!plan) {
-            plan = calloc(1, sizeof *plan);
-            if (!plan)
-                PyErr_NoMemory();
-            else
-                plan->type = type;
-            if (plan && insert(plan) < 0) {
-                free(plan);
-                plan = NULL;
-            }
-        }
-        if (plan && classify(plan, type, sample) < 0)
-            plan = NULL;
-        Py_DECREF(sample);
-        if (!plan)
-            return NULL;
-    }
-    if (plan->odd && prp_foreign(s) < 0)
-        return NULL;
-    if (check_tables(s, plan) < 0)
-        return NULL;
-    plan->epoch = plan->odd ? 0 : prp_epoch;
+    if (PRP_UNLIKELY(!plan || plan->epoch != prp_epoch || !is_current(plan, type)))
+        return plan_anew(s, plan, type, sample);
     plans.last = plan;
+    plan->refs++;
     return plan;
 }

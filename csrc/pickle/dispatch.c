@@ -171,7 +171,7 @@ static int reduce_with(prp_saver *s, PyObject *reducer, PyObject *obj, bool may_
     if (prp_foreign(s) < 0)
         return SAVE_ERROR;
     Py_INCREF(reducer);
-    PyObject *value = PyObject_CallOneArg(reducer, obj);
+    PyObject *value = PRP_FOREIGN(PyObject_CallOneArg(reducer, obj));
     Py_DECREF(reducer);
     if (!value)
         return SAVE_ERROR;
@@ -210,12 +210,27 @@ static bool from_numpy(PyObject *function)
            strncmp((const char *)PyUnicode_DATA(module), "numpy", 5) == 0;
 }
 
-static int save_reduced(prp_saver *s, prp_plan *plan, PyObject *obj, PyTypeObject *type, bool elided)
+/* Looks the plan up again; NULL with an exception. `type` is kept by the caller. */
+static prp_plan *renew(prp_saver *s, prp_plan **held, PyObject *obj, PyTypeObject *type)
 {
-    if (plan && plan->registered) {
-        int status = reduce_with(s, plan->registered, obj, false);
-        return status;
+    if (PRP_UNLIKELY(Py_TYPE(obj) != type)) {
+        PyErr_SetString(PyExc_RuntimeError, "the class of an object was replaced while it was pickled");
+        return NULL;
     }
+    prp_plan *plan = prp_plan_for(s, type, obj);
+    if (plan) {
+        prp_plan_drop(*held);
+        *held = plan;
+    }
+    return plan;
+}
+
+/* The plan is held by *held, whose owner drops it; one that has become old is replaced there. */
+static int save_reduced(prp_saver *s, prp_plan **held, PyObject *obj, PyTypeObject *type, bool elided)
+{
+    prp_plan *plan = *held;
+    if (plan && plan->registered)
+        return reduce_with(s, plan->registered, obj, false);
     if (s->reducer_override) {
         int status = reduce_with(s, s->reducer_override, obj, true);
         if (status != SAVE_GENERIC)
@@ -225,11 +240,8 @@ static int save_reduced(prp_saver *s, prp_plan *plan, PyObject *obj, PyTypeObjec
         return prp_save_type(s, obj);
     if (type == &PyFunction_Type)
         return prp_save_named(s, obj);
-    if (plan->epoch != prp_epoch) { /* the override has run */
-        plan = prp_plan_for(s, type, obj);
-        if (!plan)
-            return SAVE_ERROR;
-    }
+    if (plan->epoch != prp_epoch && !(plan = renew(s, held, obj, type))) /* the override has run */
+        return SAVE_ERROR;
     if (s->dispatch_table) {
         if (prp_foreign(s) < 0)
             return SAVE_ERROR;
@@ -260,7 +272,7 @@ static int save_reduced(prp_saver *s, prp_plan *plan, PyObject *obj, PyTypeObjec
     }
     if (plan->kind != PLAN_GENERIC && !(s->put && plan->kind == PLAN_NDARRAY) && s->proto >= 2 && !s->persistent_id &&
         !s->fast) {
-        if (s->dispatch_table && plan->epoch != prp_epoch && !(plan = prp_plan_for(s, type, obj)))
+        if (plan->epoch != prp_epoch && !(plan = renew(s, held, obj, type)))
             return SAVE_ERROR;
         int status = prp_plan_save(s, plan, obj, elided);
         if (status != SAVE_GENERIC)
@@ -325,6 +337,7 @@ int prp_save_other(prp_saver *s, PyObject *obj, PyTypeObject *type)
     if (type == &PyPickleBuffer_Type)
         return prp_save_picklebuffer(s, obj, elided);
     Py_INCREF(obj);
+    Py_INCREF(type); /* code that runs meanwhile may give obj another class */
     int status;
     if ((type == &PySet_Type || type == &PyFrozenSet_Type) && s->proto < 4) {
         status = prp_save_old_set(s, obj);
@@ -337,8 +350,10 @@ int prp_save_other(prp_saver *s, PyObject *obj, PyTypeObject *type)
                 status = SAVE_ERROR;
         }
         if (status == SAVE_DONE)
-            status = save_reduced(s, plan, obj, type, elided);
+            status = save_reduced(s, &plan, obj, type, elided);
+        prp_plan_drop(plan);
     }
+    Py_DECREF(type);
     Py_DECREF(obj);
     return status;
 }

@@ -188,7 +188,9 @@ int prp_save_dtype(prp_saver *s, PyObject *descr)
         prp_plan *plan = prp_plan_for(s, Py_TYPE(descr), descr);
         if (!plan)
             return -1;
-        if (!plan->registered && !plan->table && plan->kind == PLAN_GENERIC) {
+        bool plain = !plan->registered && !plan->table && plan->kind == PLAN_GENERIC;
+        prp_plan_drop(plan);
+        if (plain) {
             const kept_dtype *kept = kept_for((PyArray_Descr *)descr);
             int like = kept ? like_own(kept, descr) : -1;
             if (like != 0)

@@ -272,33 +272,42 @@ static int write_reference(prp_saver *s, PyObject *obj, PyObject *module, PyObje
     return prp_memoize(s, obj);
 }
 
-/* Modules somebody registered with cloudpickle.register_pickle_by_value? Asked once per stream; -1 for an exception. */
+/* How many modules somebody registered with cloudpickle.register_pickle_by_value; -1 for an exception. */
+static Py_ssize_t modules_by_value(prp_saver *s)
+{
+    PyObject *cloudpickle = PyDict_GetItemWithError(prp_g.sys_modules, prp_g.str_cloudpickle);
+    if (!cloudpickle)
+        return PyErr_Occurred() ? -1 : 0;
+    /* Its registry is read without a call: cloudpickle is often loaded, and a call would end elision. */
+    PyObject *module = PyDict_GetItemWithError(prp_g.sys_modules, prp_g.str_cloudpickle_module), *modules = NULL;
+    if (module && PyModule_Check(module))
+        modules = Py_XNewRef(PyDict_GetItemWithError(PyModule_GetDict(module), prp_g.str_by_value_modules));
+    if (PyErr_Occurred())
+        return -1;
+    if (!modules || !PyAnySet_Check(modules)) {
+        Py_XDECREF(modules);
+        Py_INCREF(cloudpickle);
+        modules =
+            prp_foreign(s) < 0 ? NULL : PRP_FOREIGN(PyObject_CallMethodNoArgs(cloudpickle, prp_g.str_list_by_value));
+        Py_DECREF(cloudpickle);
+        if (!modules) /* a version without it, or half imported */
+            return s->restart ? -1 : prp_forgive(PyExc_AttributeError);
+    }
+    Py_ssize_t n = PyAnySet_Check(modules) ? PySet_GET_SIZE(modules) : PRP_FOREIGN(PyObject_Size(modules));
+    Py_DECREF(modules);
+    return n;
+}
+
+/* Asked once per dump. 1, 0, or -1 with an exception or a restart. */
 static int by_value_wanted(prp_saver *s)
 {
-    if (s->by_value_asked == s->stream)
-        return s->by_value_wanted;
-    s->by_value_wanted = false;
-    PyObject *cloudpickle = PyDict_GetItemWithError(prp_g.sys_modules, prp_g.str_cloudpickle);
-    if (!cloudpickle) {
-        if (PyErr_Occurred())
+    if (s->by_value_wanted < 0) {
+        Py_ssize_t n = modules_by_value(s);
+        if (n < 0)
             return -1;
-        s->by_value_asked = s->stream;
-        return 0;
+        s->by_value_wanted = n > 0;
     }
-    PyObject *modules = PyObject_CallMethodNoArgs(cloudpickle, prp_g.str_list_by_value);
-    if (!modules) {
-        if (!PyErr_ExceptionMatches(PyExc_AttributeError))
-            return -1; /* KeyboardInterrupt, say */
-        PyErr_Clear(); /* a version without it, or half imported */
-        s->by_value_asked = s->stream;
-        return 0;
-    }
-    Py_ssize_t n = PyObject_Size(modules);
-    Py_DECREF(modules);
-    if (n < 0)
-        return -1;
-    s->by_value_asked = s->stream;
-    return s->by_value_wanted = n > 0;
+    return s->by_value_wanted;
 }
 
 /* The CloudPickler of this dump, and what its dispatch_table is made of: 0 or -1. */

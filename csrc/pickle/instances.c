@@ -15,24 +15,16 @@ static int import_datetime(void)
     return PyDateTimeAPI ? 0 : -1;
 }
 
-static void enter_stream(prp_saver *s, prp_plan *plan)
-{
-    plan->stream = s->stream;
-    plan->class_index = 0;
-    memset(plan->names, 0, sizeof plan->names);
-    for (Py_ssize_t i = 0; i < plan->nslots; i++)
-        plan->slots[i].index = 0;
-}
-
 int prp_plan_class(prp_saver *s, prp_plan *plan)
 {
+    prp_numbers *numbers = NULL;
     if (PRP_LIKELY(s->elide)) {
-        if (PRP_UNLIKELY(plan->stream != s->stream))
-            enter_stream(s, plan);
-        if (PRP_LIKELY(plan->class_index)) {
+        if (PRP_UNLIKELY(!(numbers = prp_numbers_for(s, plan))))
+            return -1;
+        if (PRP_LIKELY(numbers->class_index)) {
             if (prp_room(s, PRP_ROOM) < 0)
                 return -1;
-            s->p = prp_put_get(s->p, plan->class_index - 1);
+            s->p = prp_put_get(s->p, numbers->class_index - 1);
             return 0;
         }
     }
@@ -41,7 +33,7 @@ int prp_plan_class(prp_saver *s, prp_plan *plan)
     if (s->elide) {
         int64_t index = prp_memo_get(&s->memo, (PyObject *)plan->type);
         if (index >= 0)
-            plan->class_index = (uint32_t)index + 1;
+            numbers->class_index = (uint32_t)index + 1;
     }
     return prp_room(s, PRP_ROOM);
 }
@@ -102,7 +94,6 @@ static bool names_have_hook(prp_plan *plan, const prp_attrs *view)
     if (PRP_UNLIKELY(plan->keys != view->keys)) {
         plan->keys = view->keys;
         plan->keys_checked = 0;
-        memset(plan->names, 0, sizeof plan->names);
     }
     for (Py_ssize_t i = 0; i < view->count; i++) {
         Py_ssize_t slot = prp_attrs_slot(view, i);
@@ -126,9 +117,10 @@ static int slots_set(const prp_plan *plan, PyObject *obj)
     return n;
 }
 
-int prp_plan_write_name(prp_saver *s, prp_slot *slot)
+int prp_plan_write_name(prp_saver *s, prp_numbers *numbers, Py_ssize_t slot)
 {
-    int64_t index = prp_memo_add(&s->memo, slot->name);
+    PyObject *name = numbers->plan->slots[slot].name;
+    int64_t index = prp_memo_add(&s->memo, name);
     if (index == PRP_MEMO_ERROR)
         return -1;
     if (index >= 0) {
@@ -136,29 +128,35 @@ int prp_plan_write_name(prp_saver *s, prp_slot *slot)
             return -1;
     } else {
         index = s->memo.count - 1;
-        if (prp_write_str(s, slot->name) < 0 || prp_op(s, OP_MEMOIZE) < 0)
+        if (prp_write_str(s, name) < 0 || prp_op(s, OP_MEMOIZE) < 0)
             return -1;
     }
-    slot->index = (uint32_t)index + 1;
+    numbers->slots[slot] = (uint32_t)index + 1;
     return prp_room(s, PRP_ROOM);
 }
 
+/* A frame for attributes or slots: `count` of them, by the numbers of the class. NULL with an exception. */
+static prp_frame *push_numbered(prp_saver *s, prp_frame_kind kind, PyObject *obj, prp_plan *plan, Py_ssize_t count)
+{
+    prp_numbers *numbers = prp_numbers_for(s, plan);
+    prp_frame *frame = numbers ? prp_push(s, kind, obj) : NULL;
+    if (frame) {
+        frame->numbers = numbers;
+        frame->n = count;
+    }
+    return frame;
+}
+
 /* The slots' part of the state: a dict, on the stack above the dict of the attributes or None. */
-static int begin_slots(prp_saver *s, const prp_plan *plan, PyObject *obj, int count)
+static int begin_slots(prp_saver *s, prp_plan *plan, PyObject *obj, int count)
 {
     if (prp_room(s, PRP_ROOM) < 0)
         return SAVE_ERROR;
     s->elided = true; /* the names and the dict of the slots */
-    bool marked = count > 1;
     *s->p++ = OP_EMPTY_DICT;
-    if (marked)
+    if (count > 1)
         *s->p++ = OP_MARK;
-    prp_frame *frame = prp_push(s, FRAME_SLOTS, obj);
-    if (!frame)
-        return SAVE_ERROR;
-    frame->plan = plan;
-    frame->n = marked ? 2 : 1;
-    return SAVE_RESUME;
+    return push_numbered(s, FRAME_SLOTS, obj, plan, count) ? SAVE_RESUME : SAVE_ERROR;
 }
 
 /* (dict or None, {name: value of each slot that is set}): new reference. */
@@ -175,8 +173,8 @@ static PyObject *slots_state(const prp_plan *plan, PyObject *obj, PyObject *dict
     return state;
 }
 
-/* Class, NEWOBJ, and what state there is: attributes in `view` or `dict`, or all of it in `state`. Writing the class may run
- * foreign code, so whatever is needed behind it is held by the caller (view: there is none while eliding). */
+/* Class, NEWOBJ, and what state there is: attributes in `view` or `dict`, or all of it in `state`. The caller holds `dict` and
+ * `state`: writing the class may run code that drops them. */
 static int write_instance(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided, const prp_attrs *view,
                           PyObject *dict, int slots, PyObject *state)
 {
@@ -198,11 +196,13 @@ static int write_instance(prp_saver *s, prp_plan *plan, PyObject *obj, bool elid
         *s->p++ = OP_EMPTY_DICT;
         if (view->count > 1)
             *s->p++ = OP_MARK;
-        prp_frame *frame = prp_push(s, FRAME_ATTRS, obj);
+        prp_frame *frame = push_numbered(s, FRAME_ATTRS, obj, plan, view->count);
         if (!frame)
             return SAVE_ERROR;
-        frame->plan = plan;
-        frame->n = view->count;
+        if (frame->numbers->keys != view->keys) {
+            frame->numbers->keys = view->keys;
+            memset(frame->numbers->names, 0, sizeof frame->numbers->names);
+        }
         return SAVE_RESUME;
     }
     bool attrs = dict && PyDict_GET_SIZE(dict) > 0;
@@ -212,14 +212,24 @@ static int write_instance(prp_saver *s, prp_plan *plan, PyObject *obj, bool elid
         *s->p++ = OP_NONE;
         return begin_slots(s, plan, obj, slots);
     }
-    prp_frame *frame = prp_push(s, !state && slots ? FRAME_SLOTS_NEXT : FRAME_BUILD, obj);
+    prp_frame *frame =
+        !state && slots ? push_numbered(s, FRAME_SLOTS_NEXT, obj, plan, 0) : prp_push(s, FRAME_BUILD, obj);
     if (!frame)
         return SAVE_ERROR;
-    frame->plan = plan;
     s->next = state ? state : dict;
-    if (!s->elide) /* eliding, the instance holds it and nothing can change that; a second reference would make it look shared */
+    /* While eliding, the instance holds it; a second reference would make it look shared. */
+    if (!s->elide)
         frame->held = Py_NewRef(s->next);
     return SAVE_NEXT;
+}
+
+/* The instance's dict, which was held meanwhile: is it still the instance's? */
+static bool still_held(PyObject *dict)
+{
+    if (Py_REFCNT(dict) > 1)
+        return true;
+    PyErr_SetString(PyExc_RuntimeError, "the attributes of an object were replaced while it was pickled");
+    return false;
 }
 
 static int save_instance(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
@@ -256,13 +266,11 @@ static int save_instance(prp_saver *s, prp_plan *plan, PyObject *obj, bool elide
     PyObject *state = !s->elide && slots ? slots_state(plan, obj, where == PRP_ATTRS_DICT ? dict : NULL) : NULL;
     if (!s->elide && slots && !state)
         return SAVE_ERROR;
-    dict = where == PRP_ATTRS_DICT ? dict : NULL;
-    bool held = !s->elide;
-    if (held)
-        Py_XINCREF(dict);
+    dict = where == PRP_ATTRS_DICT ? Py_NewRef(dict) : NULL;
     int status = write_instance(s, plan, obj, elided, where == PRP_ATTRS_INLINE ? &view : NULL, dict, slots, state);
-    if (held)
-        Py_XDECREF(dict);
+    if (dict && status == SAVE_NEXT && s->next == dict && !still_held(dict))
+        status = SAVE_ERROR;
+    Py_XDECREF(dict);
     Py_XDECREF(state);
     return status;
 }
@@ -285,15 +293,9 @@ static int save_fields(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
         *s->p++ = OP_BUILD;
         return SAVE_DONE;
     }
-    bool marked = plan->nslots > 1;
-    if (marked)
+    if (plan->nslots > 1)
         *s->p++ = OP_MARK;
-    prp_frame *frame = prp_push(s, FRAME_FIELDS, obj);
-    if (!frame)
-        return SAVE_ERROR;
-    frame->plan = plan;
-    frame->n = marked ? 2 : 1;
-    return SAVE_RESUME;
+    return push_numbered(s, FRAME_FIELDS, obj, plan, plan->nslots) ? SAVE_RESUME : SAVE_ERROR;
 }
 
 static int save_namedtuple(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
@@ -511,13 +513,15 @@ int prp_plan_resume(prp_saver *s)
         return status;
     }
     case FRAME_SLOTS_NEXT: {
-        bool marked = slots_set(frame->plan, frame->obj) > 1;
-        *s->p++ = OP_EMPTY_DICT;
-        if (marked)
-            *s->p++ = OP_MARK;
+        const prp_plan *plan = frame->numbers->plan;
+        if (prp_instance_changed(frame))
+            return SAVE_ERROR;
         frame->kind = FRAME_SLOTS;
-        frame->n = marked ? 2 : 1;
+        frame->n = slots_set(plan, frame->obj);
         frame->i = 0;
+        *s->p++ = OP_EMPTY_DICT;
+        if (frame->n > 1)
+            *s->p++ = OP_MARK;
         return SAVE_RESUME;
     }
     default:

@@ -133,3 +133,31 @@ void prp_memo_free(prp_memo *memo)
     free(memo->keys);
     memset(memo, 0, sizeof *memo);
 }
+
+PyObject *prp_memo_entries(const prp_memo *memo)
+{
+    /* All entries are taken in one go, before anything that may run code, which may clear the memo. */
+    uint32_t count = memo->count;
+    struct {
+        PyObject *key;
+        uint32_t index;
+    } *taken = malloc((count + (size_t)1) * sizeof *taken);
+    if (!taken)
+        return PyErr_NoMemory();
+    for (uint32_t i = 0; i < count; i++) {
+        taken[i].key = Py_NewRef(memo->keys[i]);
+        taken[i].index = (uint32_t)prp_memo_get(memo, memo->keys[i]);
+    }
+    PyObject *list = PRP_FOREIGN(PyList_New(count));
+    for (uint32_t i = 0; list && i < count; i++) {
+        PyObject *pair = PRP_FOREIGN(Py_BuildValue("(kO)", (unsigned long)taken[i].index, taken[i].key));
+        if (pair)
+            PyList_SET_ITEM(list, i, pair);
+        else
+            Py_CLEAR(list);
+    }
+    for (uint32_t i = 0; i < count; i++)
+        Py_DECREF(taken[i].key);
+    free(taken);
+    return list;
+}

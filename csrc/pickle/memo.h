@@ -37,6 +37,8 @@ void prp_memo_free(prp_memo *memo); /* clears first */
 void prp_memo_own(prp_memo *memo);
 /* Forgets all entries, drops the references it owns; shrinks to `keep_slots` if larger. May run code: finalizers. */
 void prp_memo_clear(prp_memo *memo, size_t keep_slots);
+/* A list of (index, object), as of now: new reference or NULL. May run code. */
+PyObject *prp_memo_entries(const prp_memo *memo);
 int prp_memo_grow(prp_memo *memo); /* -1: MemoryError, or 2**32 entries */
 
 static inline size_t prp_memo_hash(const PyObject *key)

@@ -9,6 +9,7 @@
  * large as the last such result at once, made smaller at the end, so that nothing is copied but what came before it.
  */
 #include "pickler.h"
+#include "array_buffer.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -47,9 +48,12 @@ int prp_out_init(prp_saver *s)
 
 static void drop_pieces(prp_saver *s)
 {
-    while (s->piece_count)
-        Py_DECREF(s->pieces[--s->piece_count].owner);
     s->piece_bytes = 0;
+    while (s->piece_count) {
+        prp_piece piece = s->pieces[--s->piece_count];
+        PyBuffer_Release(&piece.view);
+        Py_DECREF(piece.owner);
+    }
 }
 
 void prp_out_reset(prp_saver *s)
@@ -81,8 +85,6 @@ void prp_out_free(prp_saver *s)
     s->base = s->p = s->end = NULL;
 }
 
-static size_t last_held; /* length of the last result that a holder became */
-
 void prp_out_unhold(prp_saver *s)
 {
     s->to_bytes = false;
@@ -99,7 +101,7 @@ void prp_out_unhold(prp_saver *s)
 static int grow_holder(prp_saver *s, size_t used, size_t size)
 {
     if (!s->holder) {
-        size_t guess = last_held < HOLDER_GUESS ? last_held : HOLDER_GUESS;
+        size_t guess = s->last_held < HOLDER_GUESS ? s->last_held : HOLDER_GUESS;
         if (size < guess + 2 * PRP_ROOM)
             size = guess + 2 * PRP_ROOM;
         if (!(s->holder = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size)))
@@ -182,9 +184,20 @@ int prp_out_begin(prp_saver *s)
     return open_frame(s);
 }
 
+/* Are the bytes of all pieces still where they were? Only arrays can be given other memory while they are exported. */
+static int check_pieces(prp_saver *s)
+{
+    for (size_t i = 0; i < s->piece_count; i++)
+        if (s->pieces[i].view.obj && prp_array_buffer_moved(s->pieces[i].view.obj)) {
+            PyErr_SetString(PyExc_RuntimeError, "an array was resized while it was pickled");
+            return -1;
+        }
+    return 0;
+}
+
 static int call_write(prp_saver *s, PyObject *bytes)
 {
-    PyObject *result = PyObject_CallOneArg(s->write, bytes);
+    PyObject *result = PRP_FOREIGN(PyObject_CallOneArg(s->write, bytes));
     Py_XDECREF(result);
     return result ? 0 : -1;
 }
@@ -205,6 +218,8 @@ int prp_out_flush(prp_saver *s)
     size_t from = 0;
     for (size_t i = 0; i < s->piece_count; i++) {
         const prp_piece piece = s->pieces[i];
+        if (check_pieces(s) < 0)
+            return -1;
         if (write_part(s, s->base + from, piece.at - from) < 0)
             return -1;
         from = piece.at;
@@ -240,6 +255,36 @@ PRP_COLD int prp_out_boundary(prp_saver *s)
     return 0;
 }
 
+/* The bytes stay in their owner; one that may change is made to export them until they are written. */
+static int add_piece(prp_saver *s, const void *data, size_t len, PyObject *owner)
+{
+    prp_piece piece = {(size_t)(s->p - s->base), data, len, owner, {0}};
+    if (!PyBytes_CheckExact(owner) && !PyUnicode_CheckExact(owner)) {
+        if (PRP_FOREIGN(PyObject_GetBuffer(owner, &piece.view, PyBUF_FULL_RO)) < 0)
+            return -1;
+        if (piece.view.buf != data || (size_t)piece.view.len != len) {
+            PyBuffer_Release(&piece.view);
+            PyErr_SetString(PyExc_RuntimeError, "a buffer changed while it was pickled");
+            return -1;
+        }
+    }
+    if (s->piece_count == s->piece_room) {
+        size_t more = s->piece_room ? s->piece_room * 2 : 16;
+        prp_piece *pieces = realloc(s->pieces, more * sizeof *pieces);
+        if (!pieces) {
+            PyBuffer_Release(&piece.view);
+            PyErr_NoMemory();
+            return -1;
+        }
+        s->pieces = pieces;
+        s->piece_room = more;
+    }
+    Py_INCREF(owner);
+    s->pieces[s->piece_count++] = piece;
+    s->piece_bytes += len;
+    return 0;
+}
+
 /* A header and `len` bytes of data that belong to `owner` (or, if it is NULL, are copied). */
 int prp_out_large(prp_saver *s, const uint8_t *header, size_t header_len, const void *data, size_t len, PyObject *owner)
 {
@@ -261,18 +306,8 @@ int prp_out_large(prp_saver *s, const uint8_t *header, size_t header_len, const 
         if (status < 0)
             return -1;
     } else {
-        if (s->piece_count == s->piece_room) {
-            size_t more = s->piece_room ? s->piece_room * 2 : 16;
-            prp_piece *pieces = realloc(s->pieces, more * sizeof *pieces);
-            if (!pieces) {
-                PyErr_NoMemory();
-                return -1;
-            }
-            s->pieces = pieces;
-            s->piece_room = more;
-        }
-        s->pieces[s->piece_count++] = (prp_piece){(size_t)(s->p - s->base), data, len, Py_NewRef(owner)};
-        s->piece_bytes += len;
+        if (add_piece(s, data, len, owner) < 0)
+            return -1;
     }
     s->framing = framing;
     return open_frame(s);
@@ -297,14 +332,14 @@ PyObject *prp_out_bytes(prp_saver *s)
     if (total > (size_t)PY_SSIZE_T_MAX)
         return PyErr_NoMemory();
     if (s->holder && !s->piece_count) {
-        last_held = total;
+        s->last_held = total;
         PyObject *held = s->holder;
         s->holder = NULL;
         return _PyBytes_Resize(&held, (Py_ssize_t)total) < 0 ? NULL : held;
     }
     if (!s->piece_count)
         return PyBytes_FromStringAndSize((char *)s->base, (Py_ssize_t)total);
-    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)total);
+    PyObject *bytes = check_pieces(s) < 0 ? NULL : PyBytes_FromStringAndSize(NULL, (Py_ssize_t)total);
     if (!bytes)
         return NULL;
     uint8_t *to = (uint8_t *)PyBytes_AS_STRING(bytes);

@@ -1,4 +1,4 @@
-/* A saver's life: made, kept for the next dump, run, emptied; and the objects all of them share. */
+/* A saver's life: made, run, emptied; and the objects all of them share. */
 #include "pickler.h"
 #include "array_buffer.h"
 #include "class_plan.h"
@@ -6,9 +6,7 @@
 
 #include <stdlib.h>
 
-#define KEEP_SLOTS (64 * 1024)
 #define KEEP_FRAMES 4096
-#define SPARE 2
 /* What foreign code and error handling may need of the C stack below us. */
 #define STACK_RESERVE (96 * 1024)
 
@@ -51,6 +49,8 @@ int prp_setup(void)
         {&prp_g.str_dispatch_table, "dispatch_table"},
         {&prp_g.str_maps, "maps"},
         {&prp_g.str_func, "__func__"},
+        {&prp_g.str_cloudpickle_module, "cloudpickle.cloudpickle"},
+        {&prp_g.str_by_value_modules, "_PICKLE_BY_VALUE_MODULES"},
         {&prp_g.str_list_by_value, "list_registry_pickle_by_value"},
     };
     static const struct {
@@ -70,6 +70,8 @@ int prp_setup(void)
         {&prp_g.sys_modules, "sys", "modules"},
     };
     if (prp_check_interpreter() < 0)
+        return -1;
+    if (prp_context_setup() < 0)
         return -1;
     for (size_t i = 0; i < sizeof strings / sizeof *strings; i++)
         if (!(*strings[i].to = PyUnicode_InternFromString(strings[i].text)))
@@ -102,6 +104,7 @@ int prp_saver_init(prp_saver *s)
 {
     memset(s, 0, sizeof *s);
     s->frame = SIZE_MAX;
+    s->by_value_wanted = -1;
     if (prp_memo_init(&s->memo) < 0)
         return -1;
     if (prp_out_init(s) < 0) {
@@ -124,6 +127,9 @@ static void drop_steps(prp_saver *s)
 /* What belongs to one dump alone; the memo stays. */
 void prp_saver_finish(prp_saver *s)
 {
+    if (s->numbers.first)
+        prp_numbers_clear(s);
+    s->by_value_wanted = -1;
     if (PRP_LIKELY(!s->guard && !s->by_value && !s->step_count && !s->buffer_count && !s->segments && !s->piece_count &&
                    s->room <= KEEP_FRAMES && (size_t)(s->end - s->base) <= PRP_KEEP_BYTES)) {
         s->p = s->base;
@@ -148,6 +154,7 @@ void prp_saver_free(prp_saver *s)
     if (!s->base)
         return;
     prp_saver_finish(s);
+    prp_numbers_free(s);
     prp_memo_free(&s->memo);
     prp_out_free(s);
     free(s->stack);
@@ -165,41 +172,6 @@ void prp_saver_protocol(prp_saver *s, int proto)
     s->framing = proto >= 4;
     s->elide = false;
     s->letter = true;
-}
-
-static prp_saver *spare[SPARE];
-static int spares;
-
-prp_saver *prp_acquire(void)
-{
-    if (PRP_LIKELY(spares)) {
-        return spare[--spares];
-    }
-    prp_saver *s = malloc(sizeof *s);
-    if (!s) {
-        PyErr_NoMemory();
-        return NULL;
-    }
-    if (prp_saver_init(s) < 0) {
-        free(s);
-        return NULL;
-    }
-    return s;
-}
-
-void prp_release(prp_saver *s)
-{
-    s->persistent_id = s->reducer_override = s->dispatch_table = s->buffer_callback = s->append_to = s->write = NULL;
-    s->put = s->fast = s->fix_imports = false;
-    prp_saver_finish(s);
-    if (s->memo.count || s->memo.owned || s->memo.mask >= KEEP_SLOTS)
-        prp_memo_clear(&s->memo, KEEP_SLOTS);
-    if (spares < SPARE) {
-        spare[spares++] = s;
-    } else {
-        prp_saver_free(s);
-        free(s);
-    }
 }
 
 /* ---- the path to what failed ---- */
@@ -273,15 +245,13 @@ static PRP_COLD void report(prp_saver *s)
 
 /* ---- dumping ---- */
 
-static uint64_t streams;
-
 static bool is_append(PyObject *callback)
 {
     return PyCFunction_CheckExact(callback) && PyCFunction_GET_FUNCTION(callback) == prp_g.list_append &&
            PyCFunction_GET_SELF(callback) && PyList_CheckExact(PyCFunction_GET_SELF(callback));
 }
 
-static int run(prp_saver *s, PyObject *root)
+int prp_dump(prp_saver *s, PyObject *root)
 {
     s->append_to = NULL;
     if (s->buffer_callback && is_append(s->buffer_callback)) {
@@ -295,7 +265,6 @@ static int run(prp_saver *s, PyObject *root)
     if (!s->elide)
         prp_own(s);
     for (;;) {
-        s->stream = ++streams;
         s->restart = s->elided = false;
         if (prp_out_begin(s) == 0 && (s->put ? prp_put_root(s, root) : prp_save(s, root)) == 0 &&
             prp_out_finish(s) == 0)
@@ -313,16 +282,6 @@ static int run(prp_saver *s, PyObject *root)
     }
     report(s);
     return -1;
-}
-
-int prp_dump(prp_saver *s, PyObject *root)
-{
-    static int busy; /* dumps at work, in all savers: their frames point to plans */
-    busy++;
-    int status = run(s, root);
-    if (--busy == 0)
-        prp_plans_trim();
-    return status;
 }
 
 /* A pickle that is one atom, without a saver; NULL without an exception if obj is none. Protocol 5. */

@@ -26,6 +26,18 @@
 #include "put.h"
 
 typedef struct prp_plan prp_plan;
+typedef struct prp_numbers prp_numbers;
+typedef struct prp_numbers_chunk prp_numbers_chunk;
+
+/* What this dump has numbered of the classes it met; see class_plan.h. */
+enum { PRP_RECENT_NUMBERS = 16 };
+typedef struct {
+    prp_numbers *recent[PRP_RECENT_NUMBERS]; /* by the plan's id */
+    prp_numbers **slots;                     /* open addressing by plan; NULL while there are few */
+    size_t mask, count;
+    prp_numbers *first; /* all entries */
+    prp_numbers_chunk *chunks;
+} prp_numbers_table;
 
 /* What a frame does next; see resume in walk.c. */
 typedef enum {
@@ -53,11 +65,11 @@ enum {
 };
 
 typedef struct {
-    PyObject *obj;  /* owned */
-    PyObject *held; /* owned or NULL */
-    const prp_plan *plan;
-    Py_ssize_t i; /* next item, or position in a dict or set */
-    Py_ssize_t n; /* list: end of the batch; dict, set: size at the start */
+    PyObject *obj;        /* owned */
+    PyObject *held;       /* owned or NULL */
+    prp_numbers *numbers; /* of the class, where the kind needs them; they last as long as the dump */
+    Py_ssize_t i;         /* next item, or position in a dict or set */
+    Py_ssize_t n;         /* list: end of the batch; dict, set: size at the start */
     int32_t batch;
     uint8_t kind;
     uint8_t flags;
@@ -69,6 +81,7 @@ typedef struct {
     const void *data;
     size_t len;
     PyObject *owner; /* owned */
+    Py_buffer view;  /* of an owner that may change: keeps the bytes where they are; `obj` is NULL if there is none */
 } prp_piece;
 
 /* One step of the way from the root to the object that failed, innermost first; pyray_ser.inspection.path makes a text of them.
@@ -102,12 +115,12 @@ struct prp_saver {
 
     prp_memo memo;
     prp_seen_key seen_keys[PRP_SEEN_KEYS];
+    prp_numbers_table numbers;
     prp_frame *stack;
     size_t depth, room;
     PyObject *guard;       /* owned: keeps the object in hand alive across a hook */
     PyObject *next;        /* set by prp_save_other together with SAVE_NEXT; borrowed */
     uintptr_t stack_limit; /* the C stack may grow down to here; 0 if unknown */
-    uint64_t stream;       /* number of this dump, for what plans keep per stream */
 
     int proto;
     bool bin;     /* protocol 1 and up */
@@ -120,7 +133,6 @@ struct prp_saver {
     bool put; /* put mode: section 3's table */
     bool put_small_root;
     bool restart; /* set together with -1: not an error, begin again without elision */
-    bool busy;
 
     /* hooks; borrowed from the caller for the time of the dump, NULL if absent */
     PyObject *persistent_id, *reducer_override, *dispatch_table, *buffer_callback;
@@ -136,8 +148,8 @@ struct prp_saver {
 
     prp_step *steps;
     size_t step_count, step_room;
-    uint64_t by_value_asked; /* the stream in which by_value_wanted was found out */
-    bool by_value_wanted;
+    int8_t by_value_wanted; /* -1: not found out yet in this dump */
+    size_t last_held;       /* length of the last result that a holder became */
 };
 
 enum { SAVE_ERROR = -1, SAVE_DONE = 0, SAVE_RESUME = 1, SAVE_NEXT = 2 };
@@ -148,9 +160,13 @@ int prp_save(prp_saver *s, PyObject *obj);
 int prp_save_pid(prp_saver *s, PyObject *pid); /* as prp_save, but persistent_id is not asked about `pid` itself */
 /* Call before running code that is not ours. 0: go on, epoch advanced, everything owned. -1: give up and return (restart). */
 int prp_foreign(prp_saver *s);
+extern uint64_t prp_epoch; /* grows whenever code that is not ours may have run, in whatever pickler */
 /* Call before anything that may start the garbage collector: memo entries become owned. */
 static inline void prp_own(prp_saver *s)
 {
+#if !PRP_INTERNALS
+    prp_epoch++; /* here types cannot be told apart by a version */
+#endif
     if (PRP_UNLIKELY(!s->memo.owned))
         prp_memo_own(&s->memo);
 }
@@ -181,7 +197,10 @@ static inline bool prp_unshared(prp_saver *s, PyObject *obj)
     return true;
 }
 
-extern uint64_t prp_epoch; /* grows whenever code that is not ours may have run, in whatever pickler */
+/* ---- numbers.c ---- */
+
+void prp_numbers_clear(prp_saver *s); /* at the end of a dump; may run finalizers */
+void prp_numbers_free(prp_saver *s);
 
 /* ---- output.c ---- */
 
@@ -279,8 +298,8 @@ typedef struct {
     PyObject *int_proto[6];
     PyObject *str_module, *str_qualname, *str_name, *str_reduce_ex, *str_reduce, *str_getstate, *str_getnewargs_ex,
         *str_getnewargs, *str_class, *str_value, *str_getattr, *str_getattribute, *str_iter, *str_main, *str_latin1,
-        *str_locals, *str_cloudpickle, *str_items, *str_reducer_override, *str_list_by_value, *str_dispatch_table,
-        *str_maps, *str_func;
+        *str_locals, *str_cloudpickle, *str_items, *str_reducer_override, *str_list_by_value, *str_cloudpickle_module,
+        *str_by_value_modules, *str_dispatch_table, *str_maps, *str_func;
 } prp_globals;
 
 extern prp_globals prp_g;
@@ -288,12 +307,17 @@ int prp_setup(void); /* once, at import */
 
 int prp_saver_init(prp_saver *s);
 void prp_saver_free(prp_saver *s);
-prp_saver *prp_acquire(void);
-void prp_release(prp_saver *s); /* empties it; may run finalizers */
 void prp_saver_protocol(prp_saver *s, int proto);
 void prp_saver_finish(prp_saver *s); /* drops what belongs to one dump; the memo stays */
 /* One whole pickle into the saver's output. The hooks and flags are set. 0, or -1 with an exception that carries the path. */
 int prp_dump(prp_saver *s, PyObject *root);
 PyObject *prp_dumps(PyObject *obj, int proto, bool fix_imports, PyObject *buffer_callback);
+
+/* ---- context.c ---- */
+
+int prp_context_setup(void); /* once, at import */
+/* A saver for one call: the one that this thread keeps, or, if a call further out has that, a new one. */
+prp_saver *prp_acquire(void);
+void prp_release(prp_saver *s); /* empties it; may run finalizers */
 
 #endif

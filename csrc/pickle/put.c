@@ -181,10 +181,16 @@ int prp_put_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
         return described < 0 ? SAVE_ERROR : SAVE_GENERIC;
     if (source.nbytes > (size_t)PY_SSIZE_T_MAX)
         return SAVE_GENERIC;
-    source.layout.dtype = source.dtype;
-    const prp_array_template *layout = &source.layout;
     if (prp_plan_class(s, plan) < 0 || prp_room(s, PRP_ARRAY_STREAM_MAX) < 0)
         return SAVE_ERROR;
+    /* Writing the class may have run code that changed the array. From here on nothing runs until its bytes are taken. */
+    if (api->describe(obj, &source) <= 0 || source.nbytes > (size_t)PY_SSIZE_T_MAX) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_RuntimeError, "an array changed while it was pickled");
+        return SAVE_ERROR;
+    }
+    source.layout.dtype = source.dtype;
+    const prp_array_template *layout = &source.layout;
     *s->p++ = OP_MARK;
     s->p = prp_array_put_ints(s->p, layout->shape, layout->nd);
     s->p = prp_put_str_header(s->p, layout->dtype_len);
@@ -235,8 +241,9 @@ int prp_put_root(prp_saver *s, PyObject *root)
         prp_plan *plan = prp_plan_for(s, Py_TYPE(root), root);
         if (!plan)
             return -1;
-        const prp_ndarray_api *api =
-            plan->kind == PLAN_NDARRAY && !plan->registered && !plan->table ? prp_ndarray() : NULL;
+        bool plain = plan->kind == PLAN_NDARRAY && !plan->registered && !plan->table;
+        prp_plan_drop(plan);
+        const prp_ndarray_api *api = plain ? prp_ndarray() : NULL;
         if (!api && PyErr_Occurred())
             return -1;
         if (api) {
@@ -308,6 +315,23 @@ int prp_put_gather(const prp_put_buffer *buffer, void *to)
 {
     const prp_ndarray_api *api = prp_ndarray();
     return api ? api->gather(buffer->owner, buffer->source, to, buffer->len) : -1;
+}
+
+int prp_put_check(const prp_put_result *result)
+{
+    const prp_ndarray_api *api = NULL;
+    for (size_t i = 0; i < result->buffer_count; i++) {
+        const prp_put_buffer *buffer = &result->buffers[i];
+        if (buffer->view || buffer->source)
+            continue;
+        if (!api && !(api = prp_ndarray()))
+            return -1;
+        if (!api->lies_at(buffer->owner, buffer->data, buffer->len)) {
+            PyErr_SetString(PyExc_RuntimeError, "an array was resized while it was stored");
+            return -1;
+        }
+    }
+    return 0;
 }
 
 void prp_put_release(prp_put_result *result)

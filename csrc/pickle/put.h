@@ -7,6 +7,7 @@
  *
  *     prp_put_result r;
  *     if (prp_put(obj, 0, &r) < 0) ...            exception; its message ends with "(at <path>)"; nothing to release
+ *     if (prp_put_check(&r) < 0) ...              exception; release
  *     copy r.segments[0 .. segment_count) one behind the other: r.stream_len bytes in all
  *     for each r.buffers[i], len bytes: memcpy from .data (no GIL needed), or prp_put_gather() if .data is NULL (GIL needed)
  *     prp_put_release(&r);                        always, GIL held; may run finalizers
@@ -56,6 +57,8 @@ typedef struct {
 } prp_put_result;
 
 int prp_put(PyObject *obj, unsigned flags, prp_put_result *result);
+/* Call once no other code runs before the copies: -1 if an array has been resized since, with an exception. */
+int prp_put_check(const prp_put_result *result);
 int prp_put_gather(const prp_put_buffer *buffer, void *to);
 void prp_put_release(prp_put_result *result);
 

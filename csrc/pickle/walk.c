@@ -297,8 +297,8 @@ static PRP_COLD void note_step(prp_saver *s, const prp_frame *f)
         break;
     case FRAME_SLOTS:
     case FRAME_FIELDS:
-        if (at >= 0 && at < f->plan->nslots)
-            prp_note(s, "attribute", f->obj, f->plan->slots[at].name, NULL);
+        if (at >= 0 && at < f->numbers->plan->nslots)
+            prp_note(s, "attribute", f->obj, f->numbers->plan->slots[at].name, NULL);
         break;
     case FRAME_BUILD:
     case FRAME_SLOTS_NEXT:
@@ -1013,17 +1013,18 @@ dict: {
 attrs: {
     prp_attrs view;
     PyObject *dict;
-    if (PRP_UNLIKELY(prp_attrs_view(f->obj, Py_TYPE(f->obj), &view, &dict) != PRP_ATTRS_INLINE || f->n != view.count)) {
+    if (PRP_UNLIKELY(prp_attrs_view(f->obj, Py_TYPE(f->obj), &view, &dict) != PRP_ATTRS_INLINE || f->n != view.count ||
+                     view.keys != f->numbers->keys)) {
         changed_size("dictionary");
         goto error;
     }
-    prp_plan *plan = (prp_plan *)f->plan;
+    prp_numbers *numbers = f->numbers;
     Py_ssize_t i = f->i;
     while (i < view.count) {
         Py_ssize_t slot = prp_attrs_slot(&view, i);
         PyObject *value = view.values[slot];
         BOUNDARY();
-        uint32_t numbered = plan->names[slot];
+        uint32_t numbered = numbers->names[slot];
         if (PRP_LIKELY(numbered)) {
             p = prp_put_get(p, numbered - 1);
         } else {
@@ -1039,7 +1040,7 @@ attrs: {
                 ROOM(PRP_ROOM);
                 *p++ = OP_MEMOIZE;
             }
-            plan->names[slot] = (uint32_t)known + 1;
+            numbers->names[slot] = (uint32_t)known + 1;
             BOUNDARY();
         }
         i++;
@@ -1056,23 +1057,27 @@ attrs: {
 }
 
     slots:
-    { /* only while eliding, so nothing can change the instance or the plan */
-        prp_plan *plan = (prp_plan *)f->plan;
+    { /* only while eliding */
+        prp_numbers *numbers = f->numbers;
+        const prp_plan *plan = numbers->plan;
         PyObject *owner = f->obj;
         Py_ssize_t i = f->i;
         const bool named = f->kind == FRAME_SLOTS;
+        if (PRP_UNLIKELY(prp_instance_changed(f)))
+            goto error;
         while (i < plan->nslots) {
-            prp_slot *slot = &plan->slots[i++];
-            PyObject *value = *(PyObject **)((char *)owner + slot->offset);
+            PyObject *value = *(PyObject **)((char *)owner + plan->slots[i++].offset);
             if (!value)
                 continue;
             f->i = i;
+            f->batch++;
             ROOM(2 * PRP_ROOM);
             if (named) {
-                if (PRP_LIKELY(slot->index))
-                    p = prp_put_get(p, slot->index - 1);
+                uint32_t index = numbers->slots[i - 1];
+                if (PRP_LIKELY(index))
+                    p = prp_put_get(p, index - 1);
                 else
-                    TRY(prp_plan_write_name(s, slot));
+                    TRY(prp_plan_write_name(s, numbers, i - 1));
             }
             if (PRP_LIKELY(plain))
                 WRITE_ATOM(value, NOTHING, continue);
@@ -1080,6 +1085,10 @@ attrs: {
             goto save;
         }
         ROOM(PRP_ROOM);
+        if (PRP_UNLIKELY(f->batch != f->n)) {
+            changed_size("object with __slots__");
+            goto error;
+        }
         if (named) {
             *p++ = f->n == 1 ? OP_SETITEM : OP_SETITEMS;
             *p++ = OP_TUPLE2;

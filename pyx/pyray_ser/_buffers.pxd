@@ -39,6 +39,8 @@ cdef class Gathered:
 
     cdef Span stream(self, Py_ssize_t i) noexcept
     cdef Span buffer(self, Py_ssize_t i) noexcept
+    # Raise if an array was resized since: what its bytes were is gone.
+    cdef int check(self) except -1
     # Write buffer i, whose data is NULL, to `to`; needs the GIL.
     cdef int write(self, Py_ssize_t i, void *to) except -1
     # The same buffer as an array and how it lies.

@@ -77,11 +77,13 @@ cdef extern from "pickle/put.h":
         void *source
 
 ctypedef int (*put_pickle_type)(object, unsigned int, prp_put_result *) except -1
+ctypedef int (*put_check_type)(const prp_put_result *) except -1
 ctypedef int (*put_gather_type)(const prp_put_buffer *, void *) except -1
 ctypedef void (*put_release_type)(prp_put_result *) noexcept
 ctypedef object (*load_stored_type)(const uint8_t *, size_t, const Span *, size_t, object, object, int)
 
 cdef put_pickle_type put_pickle = NULL
+cdef put_check_type put_check = NULL
 cdef put_gather_type put_gather = NULL
 cdef put_release_type put_release = NULL
 cdef load_stored_type load_stored = NULL
@@ -97,10 +99,11 @@ cdef void *exported(object module, str name, const char *signature) except NULL:
 
 
 cdef int connect_pickler() except -1:
-    global put_pickle, put_gather, put_release
+    global put_pickle, put_check, put_gather, put_release
     # It connects the pickler with the registered serializers and the reducers of third-party types.
     from pyray_ser.pickling.serialization import _pickle
 
+    put_check = <put_check_type>exported(_pickle, "put_check", b"int (prp_put_result const *)")
     put_gather = <put_gather_type>exported(_pickle, "put_gather", b"int (prp_put_buffer const *, void *)")
     put_release = <put_release_type>exported(_pickle, "put_release", b"void (prp_put_result *)")
     put_pickle = <put_pickle_type>exported(_pickle, "put_pickle", b"int (PyObject *, unsigned int, prp_put_result *)")
@@ -138,6 +141,9 @@ cdef class Gathered:
         span.data = self.result.buffers[i].data
         span.size = self.result.buffers[i].len
         return span
+
+    cdef int check(self) except -1:
+        return put_check(&self.result)
 
     cdef int write(self, Py_ssize_t i, void *to) except -1:
         return put_gather(&self.result.buffers[i], to)

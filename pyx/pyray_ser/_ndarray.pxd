@@ -44,6 +44,7 @@ cdef extern from "ndarray/api.h":
         int version
         int (*describe)(object obj, prp_array_source *source) except -1
         Py_ssize_t (*template_put)(object obj, uint8_t *out, prp_array_source *source) except -1
+        bint (*lies_at)(object obj, const void *data, size_t nbytes) noexcept
         int (*gather)(object obj, const prp_array_source *source, void *dst, size_t dst_len) except -1
         void *(*from_stream)(const uint8_t *stream, size_t len, const uint8_t *data, size_t data_len, object owner, int flags) except? NULL
         void *(*from_parts)(object shape, object dtype, int64_t offset, object strides, bint fortran, const uint8_t *data, size_t data_len, object owner, int flags) except? NULL

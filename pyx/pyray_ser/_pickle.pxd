@@ -23,5 +23,6 @@ cdef extern from "pickle/put.h":
         size_t buffer_count
 
 cdef int put_pickle(object obj, unsigned int flags, prp_put_result *result) except -1
+cdef int put_check(const prp_put_result *result) except -1
 cdef int put_gather(const prp_put_buffer *buffer, void *to) except -1
 cdef void put_release(prp_put_result *result) noexcept

@@ -27,7 +27,6 @@ cdef extern from "pickle/pickler.h":
         bint letter
         bint fast
         bint fix_imports
-        bint busy
         PyObject *write
         PyObject *persistent_id
         PyObject *reducer_override
@@ -58,7 +57,7 @@ cdef extern from "pickle/pickler.h":
     int prp_out_flush(prp_saver *s) except -1
     void prp_own(prp_saver *s)
     void prp_memo_clear(prp_memo *memo, size_t keep)
-    int64_t prp_memo_get(const prp_memo *memo, const PyObject *key)
+    list prp_memo_entries(const prp_memo *memo)
     int64_t prp_memo_add_as(prp_memo *memo, PyObject *key, uint32_t index)
     PyObject *prp_type_lookup(PyTypeObject *type, object name)
     void Py_XDECREF(PyObject *obj)
@@ -72,6 +71,7 @@ cdef extern from "common/foreign.h":
 
 cdef extern from "pickle/put.h":
     int prp_put(object obj, unsigned int flags, prp_put_result *result) except -1
+    int prp_put_check(const prp_put_result *result) except -1
     int prp_put_gather_ "prp_put_gather"(const prp_put_buffer *buffer, void *to) except -1
     void prp_put_release_ "prp_put_release"(prp_put_result *result)
 
@@ -370,11 +370,9 @@ cdef class PicklerMemoProxy:
 
     def copy(self):
         """Copy the memo to a dict: id of the object to (index, object)."""
-        cdef prp_memo *memo = &self.pickler.saver.memo
-        cdef uint32_t i
         result = {}
-        for i in range(memo.count):
-            result[<size_t>memo.keys[i]] = (prp_memo_get(memo, memo.keys[i]), <object>memo.keys[i])
+        for index, obj in prp_memo_entries(&self.pickler.saver.memo):
+            result[<size_t><PyObject *>obj] = (index, obj)
         return result
 
     def __reduce__(self):
@@ -385,6 +383,10 @@ cdef class PicklerMemoProxy:
 
 cdef int put_pickle(object obj, unsigned int flags, prp_put_result *result) except -1:
     return prp_put(obj, flags, result)
+
+
+cdef int put_check(const prp_put_result *result) except -1:
+    return prp_put_check(result)
 
 
 cdef int put_gather(const prp_put_buffer *buffer, void *to) except -1:

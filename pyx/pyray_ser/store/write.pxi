@@ -113,7 +113,11 @@ cdef object put_buffer(Store store, const uint8_t *stream, Py_ssize_t stream_siz
         except BaseException:
             store.abort(&draft, False)
             raise
-    elif dst == head:
+        return seal_or_abort(store, &draft)
+    if source is not NULL and not prp_ndarray().lies_at(array, data, size):
+        store.abort(&draft, False)
+        raise RuntimeError("an array was resized while it was stored")
+    if dst == head:
         write_or_abort(store, &draft, off, data, size)
     elif size:
         ledger_write(store, &draft, off, size)

@@ -118,6 +118,7 @@ cdef int write_form(Writer *w, Store store, Gathered gathered, const Layout *lay
         span = gathered.stream(i)
         writer_bytes(w, store, at, span.data, span.size)
         at += span.size
+    gathered.check()
     for i in range(layout.count):
         part = &layout.parts[i]
         if part.data is not NULL:

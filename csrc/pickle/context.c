@@ -1,0 +1,69 @@
+/* Which saver a call uses: the context of its thread. */
+#include "pickler.h"
+
+#include <stdlib.h>
+
+#define KEEP_SLOTS (64 * 1024)
+
+/* The saver that this thread keeps between calls. A call takes it and gives it back; one that runs meanwhile makes its own. So nothing
+ * in a saver is ever seen by two calls. */
+static _Thread_local struct {
+    prp_saver *idle;
+    bool watched; /* the end of the thread frees it */
+} context;
+static pthread_key_t thread_end;
+
+static void free_idle(void *unused)
+{
+    /* Runs without the GIL: an idle saver holds no object. */
+    prp_saver *s = context.idle;
+    context.idle = NULL;
+    if (s) {
+        prp_saver_free(s);
+        free(s);
+    }
+}
+
+prp_saver *prp_acquire(void)
+{
+    prp_saver *s = context.idle;
+    if (PRP_LIKELY(s)) {
+        context.idle = NULL;
+        return s;
+    }
+    s = malloc(sizeof *s);
+    if (!s) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    if (prp_saver_init(s) < 0) {
+        free(s);
+        return NULL;
+    }
+    return s;
+}
+
+void prp_release(prp_saver *s)
+{
+    s->persistent_id = s->reducer_override = s->dispatch_table = s->buffer_callback = s->append_to = s->write = NULL;
+    s->put = s->fast = s->fix_imports = false;
+    prp_saver_finish(s);
+    if (s->memo.count || s->memo.owned || s->memo.mask >= KEEP_SLOTS)
+        prp_memo_clear(&s->memo, KEEP_SLOTS);
+    if (PRP_UNLIKELY(!context.watched))
+        context.watched = pthread_setspecific(thread_end, &context) == 0;
+    if (!context.idle && context.watched) {
+        context.idle = s;
+    } else {
+        prp_saver_free(s);
+        free(s);
+    }
+}
+
+int prp_context_setup(void)
+{
+    if (pthread_key_create(&thread_end, free_idle) == 0)
+        return 0;
+    PyErr_SetString(PyExc_ImportError, "the process has used up its thread-specific keys");
+    return -1;
+}
