@@ -16,7 +16,6 @@
 #include <Python.h>
 #include <stdbool.h>
 #include <stdint.h>
-#include <pthread.h>
 
 #include "foreign.h"
 
@@ -432,34 +431,6 @@ static inline int prp_long_write(PyObject *obj, unsigned char *to, size_t n)
     Py_XDECREF(bytes);
     return status;
 #endif
-}
-
-/* ---- the C stack ---------------------------------------------------------------------------------------------------- */
-
-/* Lowest address the calling thread's stack may reach while `reserve` bytes stay free below; 0 if that cannot be told.
- * A thread's stack does not move: kept per thread. */
-static inline uintptr_t prp_stack_bottom(void)
-{
-    static __thread uintptr_t bottom;
-    if (PRP_UNLIKELY(!bottom)) {
-        uintptr_t low = 1;
-        pthread_attr_t attr;
-        if (pthread_getattr_np(pthread_self(), &attr) == 0) {
-            void *address;
-            size_t size;
-            if (pthread_attr_getstack(&attr, &address, &size) == 0)
-                low = (uintptr_t)address;
-            pthread_attr_destroy(&attr);
-        }
-        bottom = low;
-    }
-    return bottom > 1 ? bottom : 0;
-}
-
-static inline bool prp_stack_low(size_t reserve)
-{
-    uintptr_t bottom = prp_stack_bottom();
-    return bottom && (uintptr_t)__builtin_frame_address(0) < bottom + reserve;
 }
 
 #endif

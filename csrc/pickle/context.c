@@ -1,6 +1,7 @@
 /* Which saver a call uses: the context of its thread. */
 #include "pickler.h"
 
+#include <pthread.h>
 #include <stdlib.h>
 
 #define KEEP_SLOTS (64 * 1024)

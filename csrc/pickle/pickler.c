@@ -1,14 +1,13 @@
 /* A saver's life: made, run, emptied; and the objects all of them share. */
 #include "pickler.h"
 #include "array_buffer.h"
+#include "c_stack.h"
 #include "class_plan.h"
 #include "atoms.h"
 
 #include <stdlib.h>
 
 #define KEEP_FRAMES 4096
-/* What foreign code and error handling may need of the C stack below us. */
-#define STACK_RESERVE (96 * 1024)
 
 prp_globals prp_g;
 
@@ -259,9 +258,7 @@ int prp_dump(prp_saver *s, PyObject *root)
         s->append_from = PyList_GET_SIZE(s->append_to);
     }
     prp_epoch++;
-    s->stack_limit = prp_stack_bottom();
-    if (s->stack_limit)
-        s->stack_limit += STACK_RESERVE;
+    s->stack_limit = prp_stack_limit();
     if (!s->elide)
         prp_own(s);
     for (;;) {

@@ -1,0 +1,77 @@
+/* How far the C stack of the calling thread may grow.
+ *
+ * The stack of the main thread is found without /proc, which may not be mounted: it ends where the kernel put the name of the
+ * program, and may be as large as RLIMIT_STACK says. (pthread_getattr_np reads /proc/self/maps for it in glibc, and sees only what
+ * is mapped so far in musl.) Other threads know their stacks.
+ */
+#ifndef PRP_C_STACK_H
+#define PRP_C_STACK_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/auxv.h>
+#include <sys/resource.h>
+
+/* What foreign code and error handling may need below us: of small stacks a quarter. */
+#define PRP_STACK_RESERVE ((uintptr_t)96 * 1024)
+/* Of a main stack without a limit, no more is used: the kernel keeps that much free below it, and some. */
+#define PRP_STACK_UNLIMITED ((uintptr_t)64 << 20)
+
+typedef struct {
+    uintptr_t low, high;
+} prp_stack_range;
+
+static inline prp_stack_range prp_main_stack(void)
+{
+    uintptr_t name = (uintptr_t)getauxval(AT_EXECFN), random = (uintptr_t)getauxval(AT_RANDOM);
+    uintptr_t high = name > random ? name : random;
+    struct rlimit limit;
+    if (!high || getrlimit(RLIMIT_STACK, &limit) != 0)
+        return (prp_stack_range){0, 0};
+    uintptr_t size = limit.rlim_cur == RLIM_INFINITY || limit.rlim_cur > PRP_STACK_UNLIMITED
+                         ? PRP_STACK_UNLIMITED
+                         : (uintptr_t)limit.rlim_cur;
+    return size < high ? (prp_stack_range){high - size, high} : (prp_stack_range){0, 0};
+}
+
+static inline prp_stack_range prp_thread_stack(void)
+{
+    pthread_attr_t attr;
+    void *address;
+    size_t size, guard = 0;
+    prp_stack_range range = {0, 0};
+    if (pthread_getattr_np(pthread_self(), &attr) != 0)
+        return range;
+    (void)pthread_attr_getguardsize(&attr, &guard);
+    if (pthread_attr_getstack(&attr, &address, &size) == 0 && size > guard)
+        range = (prp_stack_range){(uintptr_t)address + guard, (uintptr_t)address + size};
+    pthread_attr_destroy(&attr);
+    return range;
+}
+
+static inline bool prp_on_stack(prp_stack_range range, uintptr_t here)
+{
+    return range.low < here && here <= range.high;
+}
+
+/* The lowest address that the calling thread's stack may reach; 0 if that cannot be told. A thread's stack does not move, so it is
+ * looked up once. Code that runs on a stack of its own, such as some coroutines, is not limited. */
+static inline uintptr_t prp_stack_limit(void)
+{
+    static __thread prp_stack_range range;
+    uintptr_t here = (uintptr_t)__builtin_frame_address(0);
+    if (__builtin_expect(!range.high, 0)) {
+        range = prp_main_stack();
+        if (!prp_on_stack(range, here))
+            range = prp_thread_stack();
+        if (!range.high)
+            range.high = 1; /* unknown */
+    }
+    if (!prp_on_stack(range, here))
+        return 0;
+    uintptr_t reserve = (range.high - range.low) / 4;
+    return range.low + (reserve < PRP_STACK_RESERVE ? reserve : PRP_STACK_RESERVE);
+}
+
+#endif
