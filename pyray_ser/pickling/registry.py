@@ -30,6 +30,8 @@ from pickle import PickleBuffer
 from types import FunctionType
 from typing import Any
 
+from .. import _store
+
 __all__ = ["deregister_serializer", "find", "inherited", "register_serializer", "serializers", "version"]
 
 GROUP = "pyray_ser.reducers"
@@ -277,3 +279,7 @@ def _name(cls: type) -> str:
     module = getattr(cls, "__module__", None)
     qualname = getattr(cls, "__qualname__", None) or cls.__name__
     return qualname if module in (None, "builtins") else f"{module}.{qualname}"
+
+
+# `put` writes arrays and memoryviews without a pickler, which would ask.
+_store.set_registry(find, version)

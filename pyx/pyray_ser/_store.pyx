@@ -22,6 +22,8 @@ No lock of ours is ever held here; the engine's own are taken and left within on
 functions of the engine that never block.
 """
 
+from copyreg import dispatch_table as _copyreg_table
+
 cimport cython
 from cpython.buffer cimport (
     PyBUF_ANY_CONTIGUOUS, PyBUF_READ, PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer

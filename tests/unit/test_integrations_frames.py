@@ -427,3 +427,21 @@ def test_scipy_sparse(form, kind):
     if form == "csr":
         assert back.has_sorted_indices == value.has_sorted_indices
         assert not back.data.flags.writeable
+
+
+@pytest.mark.parametrize("name", ["Int128", "UInt128", "Float16"])
+@pytest.mark.parametrize("way", ["plain", "list", "struct"])
+def test_polars_types_that_arrow_does_not_have(name, way):
+    import polars as pl
+
+    import pyray_ser
+
+    inner = getattr(pl, name, None)
+    if inner is None:
+        pytest.skip("this polars does not have the type")
+    dtype = {"plain": inner, "list": pl.List(inner), "struct": pl.Struct({"a": inner})}[way]
+    item = {"plain": 1, "list": [1, None], "struct": {"a": 1}}[way]
+    series = pl.Series("x", [item, None], dtype=dtype)
+    for value in (series, series.to_frame()):
+        assert pyray_ser.get(pyray_ser.put(value)).equals(value)
+        assert pyray_ser.deserialize(pyray_ser.serialize([value]))[0].equals(value)

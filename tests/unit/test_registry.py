@@ -373,3 +373,39 @@ def test_without_entry_points_the_metadata_machinery_stays_out(tmp_path):
         """,
     )
     assert done.returncode == 0, done.stderr
+
+
+def first_of(payload):
+    return ("made by the deserializer", payload)
+
+
+@pytest.mark.parametrize("kind", ["ndarray", "memoryview", "array"])
+@pytest.mark.parametrize("how", ["class", "copyreg"])
+def test_a_serializer_applies_to_arrays_and_memoryviews_that_are_put(kind, how):
+    import array
+    import copyreg
+
+    import numpy as np
+
+    import pyray_ser
+
+    value = {
+        "ndarray": np.arange(500.0),
+        "memoryview": memoryview(b"abc" * 900),
+        "array": array.array("d", range(500)),
+    }[kind]
+    cls = type(value)
+    assert not isinstance(pyray_ser.get(pyray_ser.put(value)), tuple)
+    if how == "copyreg":
+        copyreg.pickle(cls, lambda obj: (first_of, (len(obj),)))
+    else:
+        registry.register_serializer(cls, serializer=len, deserializer=first_of)
+    try:
+        want = first_of(len(value))
+        assert pyray_ser.get(pyray_ser.put(value)) == want
+        assert pyray_ser.get(pyray_ser.put([value])) == [want]
+        assert pyray_ser.deserialize(pyray_ser.serialize(value)) == want
+    finally:
+        copyreg.dispatch_table.pop(cls, None)
+        registry.deregister_serializer(cls)
+    assert not isinstance(pyray_ser.get(pyray_ser.put(value)), tuple)

@@ -9,6 +9,7 @@ them anew on both sides.
 
 import sys
 from collections.abc import Callable
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -80,6 +81,16 @@ def _pools(values: list[Any]) -> list[tuple[Any, Any, Any]]:
     return pools
 
 
+@lru_cache(maxsize=256)
+def _known_to_arrow(dtype: Any) -> bool:
+    """Whether this pyarrow has a type; asked by way of an empty series."""
+    try:
+        _arrow(polars.Series("", [], dtype=dtype))
+    except Exception:  # of polars or of pyarrow, whichever refuses
+        return False
+    return True
+
+
 def _travels(dtype: Any) -> bool:
     """Whether Arrow has the type, with everything inside it."""
     if dtype == polars.Object or dtype == polars.Unknown:
@@ -87,7 +98,9 @@ def _travels(dtype: Any) -> bool:
     if isinstance(dtype, polars.Struct):
         return all(_travels(field.dtype) for field in dtype.fields)
     inner = getattr(dtype, "inner", None)
-    return inner is None or _travels(inner)
+    if inner is not None:
+        return _travels(inner)
+    return isinstance(dtype, (polars.Categorical, polars.Enum)) or _known_to_arrow(dtype)
 
 
 def install(reducers: dict[type, Callable[[Any], Any]]) -> None:

@@ -1,5 +1,36 @@
 # `put`: which way a value takes into the store.
 
+# What `pyray_ser.pickling.registry` has, once it is imported: the reducer of a class or None, and a list of the number of changes.
+cdef object registry_find = None
+cdef list registry_version = None
+cdef dict copyreg_table = _copyreg_table
+# {type: the number of changes when it had no serializer}
+cdef dict unregistered = {}
+
+
+def set_registry(find, list version):
+    """Ask `find(cls)` for the serializer of a class that `put` would write by itself; again once `version[0]` has changed."""
+    global registry_find, registry_version
+    registry_version = version
+    registry_find = find
+
+
+cdef bint has_reducer(object value) except -1:
+    """Whether somebody registered how values of this type are pickled."""
+    cls = type(value)
+    if cls in copyreg_table:
+        return True
+    if registry_version is None:
+        return False
+    changes = registry_version[0]
+    if unregistered.get(cls) == changes:
+        return False
+    if registry_find(cls) is not None:
+        return True
+    unregistered[cls] = changes
+    return False
+
+
 cdef ObjectRef put_memory(Store store, object value, int64_t deadline):
     """bytes, bytearray, array.array and memoryview: one copy, no pickling. None if it is something else."""
     cdef Py_buffer view
@@ -11,6 +42,8 @@ cdef ObjectRef put_memory(Store store, object value, int64_t deadline):
     if PyByteArray_CheckExact(value):
         stream = BYTEARRAY_STREAM
     elif PyMemoryView_Check(value):
+        if has_reducer(value):
+            return None
         from pyray_ser.pickling.serialization import memoryview_call
 
         written = memoryview_call(MEMORYVIEW_STREAM, value)
@@ -20,7 +53,7 @@ cdef ObjectRef put_memory(Store store, object value, int64_t deadline):
     elif prx_is_array(value):
         if array_type is None:
             from array import array as array_type
-        if type(value) is not array_type or value.typecode in "uw":
+        if type(value) is not array_type or value.typecode in "uw" or has_reducer(value):
             return None
         stream = ARRAY_STREAM[:ARRAY_TYPECODE] + value.typecode.encode() + ARRAY_STREAM[ARRAY_TYPECODE + 1:]
     else:
@@ -42,7 +75,7 @@ cdef ObjectRef put_value(Store store, object value, int64_t deadline):
     if n:
         return put_stream(store, stream, n, deadline)
     if prp_ndarray_looks(value):
-        n = prp_ndarray().template_put(value, stream, &source)
+        n = 0 if has_reducer(value) else prp_ndarray().template_put(value, stream, &source)
         if n:
             return put_buffer(store, stream, n, source.data, source.nbytes, value, &source, deadline)
     elif type(value) is ObjectRef:
