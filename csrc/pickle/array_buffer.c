@@ -97,8 +97,10 @@ static int get_buffer(PyObject *object, Py_buffer *view, int flags)
     array_buffer *self = (array_buffer *)object;
     bool fortran = self->nd > 1 && (flags & PyBUF_F_CONTIGUOUS) == PyBUF_F_CONTIGUOUS;
     bool refused = fortran || (self->readonly && flags & PyBUF_WRITABLE);
-    if (!self->transposed && (refused || !unchanged(self)))
-        return PyObject_GetBuffer((PyObject *)self->array, view, flags);
+    if (!self->transposed && (refused || !unchanged(self))) {
+        view->obj = NULL;
+        return PRP_FOREIGN(PyObject_GetBuffer((PyObject *)self->array, view, flags));
+    }
     if (refused) {
         PyErr_SetString(fortran ? PyExc_ValueError : PyExc_BufferError,
                         fortran ? "the transposed array is not Fortran contiguous" : "the array is read-only");
@@ -195,9 +197,9 @@ PyObject *prp_array_picklebuffer(PyObject *object)
     PyArrayObject *array = (PyArrayObject *)object;
     const char *format = format_of(array);
     PyObject *shown = format              ? exporter(array, format)
-                      : is_fortran(array) ? PyObject_GetAttrString(object, "T")
+                      : is_fortran(array) ? PRP_FOREIGN(PyObject_GetAttrString(object, "T"))
                                           : Py_NewRef(object);
-    PyObject *buffer = shown ? PyPickleBuffer_FromObject(shown) : NULL;
+    PyObject *buffer = shown ? PRP_FOREIGN(PyPickleBuffer_FromObject(shown)) : NULL;
     Py_XDECREF(shown);
     return buffer;
 }

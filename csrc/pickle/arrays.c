@@ -38,8 +38,9 @@ bool prp_array_has_base(PyObject *array)
 /* First element of what `maker(argument).__reduce_ex__(5)` returns; NULL with or without an exception. */
 static PyObject *reducer_of(const char *maker, PyObject *argument)
 {
-    PyObject *type = prp_numpy_attribute(maker), *sample = type ? PyObject_CallOneArg(type, argument) : NULL;
-    PyObject *reduced = sample ? PyObject_CallMethod(sample, "__reduce_ex__", "i", 5) : NULL;
+    PyObject *type = prp_numpy_attribute(maker),
+             *sample = type ? PRP_FOREIGN(PyObject_CallOneArg(type, argument)) : NULL;
+    PyObject *reduced = sample ? PRP_FOREIGN(PyObject_CallMethod(sample, "__reduce_ex__", "i", 5)) : NULL;
     PyObject *found = reduced && PyTuple_Check(reduced) && PyTuple_GET_SIZE(reduced) >= 2
                           ? Py_NewRef(PyTuple_GET_ITEM(reduced, 0))
                           : NULL;
@@ -62,7 +63,7 @@ static PyObject *frombuffer_function(void)
     PyObject *one = PyLong_FromLong(1), *found = one ? reducer_of("ndarray", one) : NULL, *name = NULL;
     Py_XDECREF(one);
     if (found)
-        name = PyObject_GetAttr(found, prp_g.str_name);
+        name = PRP_FOREIGN(PyObject_GetAttr(found, prp_g.str_name));
     bool good = name && PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, "_frombuffer") == 0;
     (void)prp_forgive_refusal();
     Py_XDECREF(name);
@@ -160,10 +161,10 @@ int prp_save_scalar(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
 {
     prp_own(s);
     Py_buffer view;
-    if (PyObject_GetBuffer(obj, &view, PyBUF_SIMPLE) < 0)
+    if (PRP_FOREIGN(PyObject_GetBuffer(obj, &view, PyBUF_SIMPLE)) < 0)
         return prp_forgive_refusal() < 0 ? SAVE_ERROR : SAVE_GENERIC;
     int status = SAVE_ERROR;
-    PyObject *descr = PyObject_GetAttrString(obj, "dtype");
+    PyObject *descr = PRP_FOREIGN(PyObject_GetAttrString(obj, "dtype"));
     if (descr && view.len <= 255) {
         if (prp_save(s, plan->extra) == 0 && prp_save_dtype(s, descr) == 0 &&
             save_short_bytes(s, view.buf, view.len) == 0 && prp_room(s, PRP_ROOM) == 0) {

@@ -156,7 +156,7 @@ static bool is_loaded(PyTypeObject *type, const char *module, const char *attrib
 /* The slots that copyreg names, as member descriptors. 1: all of them are; 0: not; -1. */
 static int collect_slots(prp_plan *plan, PyTypeObject *type, Py_ssize_t *names_count)
 {
-    PyObject *names = PyObject_CallOneArg(prp_g.slotnames, (PyObject *)type);
+    PyObject *names = PRP_FOREIGN(PyObject_CallOneArg(prp_g.slotnames, (PyObject *)type));
     if (!names)
         return -1;
     *names_count = 0;
@@ -204,10 +204,10 @@ static int generated_getnewargs(PyTypeObject *type)
 {
     static PyObject *code; /* of one such function, made for comparison; they all share it */
     if (!code) {
-        PyObject *collections = PyImport_ImportModule("collections");
-        PyObject *cls = collections ? PyObject_CallMethod(collections, "namedtuple", "s()", "_") : NULL;
-        PyObject *method = cls ? PyObject_GetAttr(cls, prp_g.str_getnewargs) : NULL;
-        code = method ? PyObject_GetAttrString(method, "__code__") : NULL;
+        PyObject *collections = PRP_FOREIGN(PyImport_ImportModule("collections"));
+        PyObject *cls = collections ? PRP_FOREIGN(PyObject_CallMethod(collections, "namedtuple", "s()", "_")) : NULL;
+        PyObject *method = cls ? PRP_FOREIGN(PyObject_GetAttr(cls, prp_g.str_getnewargs)) : NULL;
+        code = method ? PRP_FOREIGN(PyObject_GetAttrString(method, "__code__")) : NULL;
         Py_XDECREF(method);
         Py_XDECREF(cls);
         Py_XDECREF(collections);
@@ -238,15 +238,16 @@ static int plain_enum(PyTypeObject *type, PyObject *sample)
     if (!good)
         return PyErr_Occurred() ? -1 : 0;
     PyObject *method = prp_type_lookup(type, prp_g.str_reduce_ex);
-    PyObject *name = method && PyFunction_Check(method) ? PyObject_GetAttr(method, prp_g.str_qualname) : NULL;
-    PyObject *home = name ? PyObject_GetAttr(method, prp_g.str_module) : NULL;
+    PyObject *name =
+        method && PyFunction_Check(method) ? PRP_FOREIGN(PyObject_GetAttr(method, prp_g.str_qualname)) : NULL;
+    PyObject *home = name ? PRP_FOREIGN(PyObject_GetAttr(method, prp_g.str_module)) : NULL;
     good = home && PyUnicode_Check(home) && PyUnicode_Check(name) &&
            PyUnicode_CompareWithASCIIString(home, "enum") == 0 &&
            PyUnicode_CompareWithASCIIString(name, "Enum.__reduce_ex__") == 0;
     PyObject *value = NULL, *reduced = NULL;
     if (good) {
-        value = PyObject_GetAttr(sample, prp_g.str_value);
-        reduced = value ? PyObject_CallFunctionObjArgs(method, sample, prp_g.int_proto[5], NULL) : NULL;
+        value = PRP_FOREIGN(PyObject_GetAttr(sample, prp_g.str_value));
+        reduced = value ? PRP_FOREIGN(PyObject_CallFunctionObjArgs(method, sample, prp_g.int_proto[5], NULL)) : NULL;
         PyObject *args = reduced && PyTuple_CheckExact(reduced) && PyTuple_GET_SIZE(reduced) == 2
                              ? PyTuple_GET_ITEM(reduced, 1)
                              : NULL;
@@ -331,10 +332,10 @@ static int classify_heap(prp_plan *plan, PyTypeObject *type, PyObject *sample)
              *theirs = loaded("dataclasses", "_dataclass_getstate");
     if (method && method == theirs && !plan->has_attrs) {
         PyObject *fields = loaded("dataclasses", "fields");
-        PyObject *list = fields ? PyObject_CallOneArg(fields, (PyObject *)type) : NULL;
+        PyObject *list = fields ? PRP_FOREIGN(PyObject_CallOneArg(fields, (PyObject *)type)) : NULL;
         bool same = list && PyTuple_CheckExact(list) && PyTuple_GET_SIZE(list) == plan->nslots;
         for (Py_ssize_t i = 0; same && i < plan->nslots; i++) {
-            PyObject *name = PyObject_GetAttrString(PyTuple_GET_ITEM(list, i), "name");
+            PyObject *name = PRP_FOREIGN(PyObject_GetAttrString(PyTuple_GET_ITEM(list, i), "name"));
             same = false;
             for (Py_ssize_t j = i; name && PyUnicode_CheckExact(name) && j < plan->nslots; j++)
                 if (PyUnicode_Compare(name, plan->slots[j].name) == 0) {
@@ -450,7 +451,7 @@ static int classify(prp_plan *plan, PyTypeObject *type, PyObject *sample)
 
 static int look_up(PyObject *table, PyObject *type, PyObject **kept)
 {
-    PyObject *found = table && PyDict_GET_SIZE(table) ? PyDict_GetItemWithError(table, type) : NULL;
+    PyObject *found = table && PyDict_GET_SIZE(table) ? PRP_FOREIGN(PyDict_GetItemWithError(table, type)) : NULL;
     if (!found && PyErr_Occurred())
         return -1;
     if (found != *kept)

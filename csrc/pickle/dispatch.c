@@ -62,14 +62,14 @@ static int offer_buffer(prp_saver *s, PyObject *buffer)
         return 1;
     if (s->append_to) {
         /* The callback is a list's own append: it runs nothing and returns None. */
-        return PyList_Append(s->append_to, buffer) < 0 ? -1 : 0;
+        return PRP_FOREIGN(PyList_Append(s->append_to, buffer)) < 0 ? -1 : 0;
     }
     if (prp_foreign(s) < 0)
         return -1;
-    PyObject *answer = PyObject_CallOneArg(s->buffer_callback, buffer);
+    PyObject *answer = PRP_FOREIGN(PyObject_CallOneArg(s->buffer_callback, buffer));
     if (!answer)
         return -1;
-    int in_band = PyObject_IsTrue(answer);
+    int in_band = PRP_FOREIGN(PyObject_IsTrue(answer));
     Py_DECREF(answer);
     return in_band;
 }
@@ -94,7 +94,7 @@ int prp_save_picklebuffer(prp_saver *s, PyObject *obj, bool elided)
     /* The callback may release the PickleBuffer and have it written nevertheless: a view of our own keeps the bytes. */
     Py_buffer own = {0};
     bool foreign = s->buffer_callback && !s->append_to;
-    if (foreign && PyObject_GetBuffer(obj, &own, PyBUF_FULL_RO) < 0) {
+    if (foreign && PRP_FOREIGN(PyObject_GetBuffer(obj, &own, PyBUF_FULL_RO)) < 0) {
         Py_DECREF(obj);
         return -1;
     }
@@ -120,9 +120,10 @@ int prp_save_picklebuffer(prp_saver *s, PyObject *obj, bool elided)
  * does it in C; unless the instance itself has something of these names. */
 static PyObject *ask(prp_saver *s, PyObject *obj, PyTypeObject *type, bool trusted)
 {
-    PyObject *method = PyObject_GetAttr(obj, prp_g.str_reduce_ex), *value;
+    PyObject *method = PRP_FOREIGN(PyObject_GetAttr(obj, prp_g.str_reduce_ex)), *value;
     if (method && trusted) {
-        PyObject *state = type->tp_flags & Py_TPFLAGS_HEAPTYPE ? PyObject_GetAttr(obj, prp_g.str_getstate) : NULL;
+        PyObject *state =
+            type->tp_flags & Py_TPFLAGS_HEAPTYPE ? PRP_FOREIGN(PyObject_GetAttr(obj, prp_g.str_getstate)) : NULL;
         bool unknown = type->tp_flags & Py_TPFLAGS_HEAPTYPE && !state;
         if (unknown && prp_forgive(PyExc_AttributeError) < 0)
             Py_CLEAR(method);
@@ -133,16 +134,16 @@ static PyObject *ask(prp_saver *s, PyObject *obj, PyTypeObject *type, bool trust
             return NULL;
     }
     if (method) {
-        value = PyObject_CallOneArg(method, prp_g.int_proto[s->proto]);
+        value = PRP_FOREIGN(PyObject_CallOneArg(method, prp_g.int_proto[s->proto]));
         Py_DECREF(method);
         return value;
     }
     if (!PyErr_ExceptionMatches(PyExc_AttributeError))
         return NULL;
     PyErr_Clear();
-    method = PyObject_GetAttr(obj, prp_g.str_reduce);
+    method = PRP_FOREIGN(PyObject_GetAttr(obj, prp_g.str_reduce));
     if (method) {
-        value = PyObject_CallNoArgs(method);
+        value = PRP_FOREIGN(PyObject_CallNoArgs(method));
         Py_DECREF(method);
         return value;
     }
@@ -159,7 +160,7 @@ static PyObject *ask(prp_saver *s, PyObject *obj, PyTypeObject *type, bool trust
 /* The reducer in the Pickler's own dispatch_table: new reference, NULL without an exception if there is none. */
 static PyObject *private_reducer(prp_saver *s, PyTypeObject *type)
 {
-    PyObject *reducer = PyObject_GetItem(s->dispatch_table, (PyObject *)type);
+    PyObject *reducer = PRP_FOREIGN(PyObject_GetItem(s->dispatch_table, (PyObject *)type));
     if (!reducer && PyErr_ExceptionMatches(PyExc_KeyError))
         PyErr_Clear();
     return reducer;

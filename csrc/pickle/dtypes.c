@@ -104,7 +104,7 @@ static const kept_dtype *kept_for(const PyArray_Descr *descr)
     if (kept->own)
         return kept;
     PyObject *cls = prp_numpy_attribute("dtype");
-    made.own = cls ? PyObject_CallFunction(cls, "C", descr->type) : NULL;
+    made.own = cls ? PRP_FOREIGN(PyObject_CallFunction(cls, "C", descr->type)) : NULL;
     Py_XDECREF(cls);
     if (made.own && Py_IS_TYPE(made.own, Py_TYPE((PyObject *)descr))) /* each number has a class of its own */
         made.bytes = pickled(made.own, &made.len);

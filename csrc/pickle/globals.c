@@ -28,7 +28,7 @@ static bool quiet(PyObject *obj)
 
 static PyObject *optional_attribute(PyObject *obj, PyObject *name)
 {
-    PyObject *value = PyObject_GetAttr(obj, name);
+    PyObject *value = PRP_FOREIGN(PyObject_GetAttr(obj, name));
     if (!value && PyErr_ExceptionMatches(PyExc_AttributeError))
         PyErr_Clear();
     return value;
@@ -42,7 +42,7 @@ static PyObject *global_name(PyObject *obj, PyObject *name)
     if (PyFunction_Check(obj))
         return Py_NewRef(((PyFunctionObject *)obj)->func_qualname);
     PyObject *found = optional_attribute(obj, prp_g.str_qualname);
-    return found || PyErr_Occurred() ? found : PyObject_GetAttr(obj, prp_g.str_name);
+    return found || PyErr_Occurred() ? found : PRP_FOREIGN(PyObject_GetAttr(obj, prp_g.str_name));
 }
 
 static PyObject *resolve(prp_saver *s, PyObject *module, PyObject *name, bool dotted, PyObject **parent,
@@ -52,7 +52,7 @@ static PyObject *resolve(prp_saver *s, PyObject *module, PyObject *name, bool do
  * what they like does not have it. New reference. */
 static PyObject *which_module(prp_saver *s, PyObject *obj, PyObject *name)
 {
-    PyObject *modules = PyDict_Copy(prp_g.sys_modules), *key, *module, *answer = NULL;
+    PyObject *modules = PRP_FOREIGN(PyDict_Copy(prp_g.sys_modules)), *key, *module, *answer = NULL;
     Py_ssize_t at = 0, dot = PyUnicode_FindChar(name, '.', 0, PyUnicode_GET_LENGTH(name), 1);
     bool failed = !modules || dot == -2;
     while (!failed && !answer && PyDict_Next(modules, &at, &key, &module)) {
@@ -99,15 +99,16 @@ static PyObject *resolve(prp_saver *s, PyObject *module, PyObject *name, bool do
     if (!dotted) {
         *last = Py_NewRef(name);
         if (PyModule_CheckExact(module)) {
-            PyObject *found = PyDict_GetItemWithError(PyModule_GetDict(module), name);
+            PyObject *found = PRP_FOREIGN(PyDict_GetItemWithError(PyModule_GetDict(module), name));
             if (found || PyErr_Occurred())
                 return Py_XNewRef(found);
         }
-        return prp_foreign(s) < 0 ? NULL : PyObject_GetAttr(module, name);
+        return prp_foreign(s) < 0 ? NULL : PRP_FOREIGN(PyObject_GetAttr(module, name));
     }
     if (prp_foreign(s) < 0)
         return NULL;
-    PyObject *separator = PyUnicode_FromString("."), *parts = separator ? PyUnicode_Split(name, separator, -1) : NULL;
+    PyObject *separator = PyUnicode_FromString("."),
+             *parts = separator ? PRP_FOREIGN(PyUnicode_Split(name, separator, -1)) : NULL;
     Py_XDECREF(separator);
     if (!parts)
         return NULL;
@@ -117,7 +118,7 @@ static PyObject *resolve(prp_saver *s, PyObject *module, PyObject *name, bool do
         if (PyUnicode_CompareWithASCIIString(part, "<locals>") == 0)
             PyErr_SetString(PyExc_AttributeError, "local"); /* the caller has its own words */
         else
-            next = PyObject_GetAttr(here, part);
+            next = PRP_FOREIGN(PyObject_GetAttr(here, part));
         Py_XSETREF(*parent, here);
         Py_XSETREF(*last, Py_NewRef(part));
         here = next;
@@ -131,10 +132,10 @@ static int save_extension(prp_saver *s, PyObject *obj, PyObject *module, PyObjec
 {
     if (s->proto < 2 || PyDict_GET_SIZE(prp_g.extensions) == 0)
         return 0;
-    PyObject *key = PyTuple_Pack(2, module, name);
+    PyObject *key = PRP_FOREIGN(PyTuple_Pack(2, module, name));
     if (!key)
         return -1;
-    PyObject *value = PyDict_GetItemWithError(prp_g.extensions, key);
+    PyObject *value = PRP_FOREIGN(PyDict_GetItemWithError(prp_g.extensions, key));
     Py_DECREF(key);
     if (!value)
         return PyErr_Occurred() ? -1 : 0;
@@ -176,8 +177,8 @@ static int save_text(prp_saver *s, PyObject *module, PyObject *name)
     static const char *const what[2] = {"module", "global"};
     int status = -1;
     if (s->proto < 3 && s->fix_imports) {
-        PyObject *key = PyTuple_Pack(2, module, name);
-        PyObject *item = key ? PyDict_GetItemWithError(prp_g.name_mapping, key) : NULL;
+        PyObject *key = PRP_FOREIGN(PyTuple_Pack(2, module, name));
+        PyObject *item = key ? PRP_FOREIGN(PyDict_GetItemWithError(prp_g.name_mapping, key)) : NULL;
         Py_XDECREF(key);
         if (item) {
             if (!PyTuple_Check(item) || PyTuple_GET_SIZE(item) != 2 || !PyUnicode_Check(PyTuple_GET_ITEM(item, 0)) ||
@@ -189,7 +190,7 @@ static int save_text(prp_saver *s, PyObject *module, PyObject *name)
             Py_SETREF(parts[0], Py_NewRef(PyTuple_GET_ITEM(item, 0)));
             Py_SETREF(parts[1], Py_NewRef(PyTuple_GET_ITEM(item, 1)));
         } else if (!PyErr_Occurred()) {
-            item = PyDict_GetItemWithError(prp_g.import_mapping, module);
+            item = PRP_FOREIGN(PyDict_GetItemWithError(prp_g.import_mapping, module));
             if (item && !PyUnicode_Check(item)) {
                 PyErr_Format(PyExc_RuntimeError,
                              "_compat_pickle.REVERSE_IMPORT_MAPPING values should be strings, not %.200s",
@@ -227,13 +228,14 @@ end:
 static int save_dotted(prp_saver *s, PyObject *module, PyObject *name, PyObject *parent, PyObject *last)
 {
 #if PY_VERSION_HEX < 0x030D0000
-    PyObject *call = Py_BuildValue("(O(OO))", prp_g.getattr, parent, last);
+    PyObject *call = PRP_FOREIGN(Py_BuildValue("(O(OO))", prp_g.getattr, parent, last));
     int status = call ? prp_save_reduce(s, call, NULL) : -1;
     Py_XDECREF(call);
     return status;
 #else
     /* What lies on the way is not looked at: it may be the object itself, under a name that leads back to it. */
-    PyObject *separator = PyUnicode_FromString("."), *parts = separator ? PyUnicode_Split(name, separator, -1) : NULL;
+    PyObject *separator = PyUnicode_FromString("."),
+             *parts = separator ? PRP_FOREIGN(PyUnicode_Split(name, separator, -1)) : NULL;
     Py_XDECREF(separator);
     if (!parts)
         return -1;
@@ -275,13 +277,15 @@ static int write_reference(prp_saver *s, PyObject *obj, PyObject *module, PyObje
 /* How many modules somebody registered with cloudpickle.register_pickle_by_value; -1 for an exception. */
 static Py_ssize_t modules_by_value(prp_saver *s)
 {
-    PyObject *cloudpickle = PyDict_GetItemWithError(prp_g.sys_modules, prp_g.str_cloudpickle);
+    PyObject *cloudpickle = PRP_FOREIGN(PyDict_GetItemWithError(prp_g.sys_modules, prp_g.str_cloudpickle));
     if (!cloudpickle)
         return PyErr_Occurred() ? -1 : 0;
     /* Its registry is read without a call: cloudpickle is often loaded, and a call would end elision. */
-    PyObject *module = PyDict_GetItemWithError(prp_g.sys_modules, prp_g.str_cloudpickle_module), *modules = NULL;
+    PyObject *module = PRP_FOREIGN(PyDict_GetItemWithError(prp_g.sys_modules, prp_g.str_cloudpickle_module)),
+             *modules = NULL;
     if (module && PyModule_Check(module))
-        modules = Py_XNewRef(PyDict_GetItemWithError(PyModule_GetDict(module), prp_g.str_by_value_modules));
+        modules =
+            Py_XNewRef(PRP_FOREIGN(PyDict_GetItemWithError(PyModule_GetDict(module), prp_g.str_by_value_modules)));
     if (PyErr_Occurred())
         return -1;
     if (!modules || !PyAnySet_Check(modules)) {
@@ -313,9 +317,9 @@ static int by_value_wanted(prp_saver *s)
 /* The CloudPickler of this dump, and what its dispatch_table is made of: 0 or -1. */
 static int make_by_value(prp_saver *s)
 {
-    s->by_value = PyObject_CallNoArgs(prp_g.new_by_value);
-    PyObject *table = s->by_value ? PyObject_GetAttr(s->by_value, prp_g.str_dispatch_table) : NULL;
-    PyObject *maps = table ? PyObject_GetAttr(table, prp_g.str_maps) : NULL;
+    s->by_value = PRP_FOREIGN(PyObject_CallNoArgs(prp_g.new_by_value));
+    PyObject *table = s->by_value ? PRP_FOREIGN(PyObject_GetAttr(s->by_value, prp_g.str_dispatch_table)) : NULL;
+    PyObject *maps = table ? PRP_FOREIGN(PyObject_GetAttr(table, prp_g.str_maps)) : NULL;
     Py_XDECREF(table);
     if (!s->by_value)
         return -1;
@@ -334,8 +338,9 @@ static PyObject *cloudpickle_reducer(prp_saver *s, PyTypeObject *type)
 {
     PyObject *maps = s->by_value_maps, *found = NULL;
     if (!maps) {
-        PyObject *table = PyObject_GetAttr(s->by_value, prp_g.str_dispatch_table);
-        if (table && !(found = PyObject_GetItem(table, (PyObject *)type)) && PyErr_ExceptionMatches(PyExc_KeyError))
+        PyObject *table = PRP_FOREIGN(PyObject_GetAttr(s->by_value, prp_g.str_dispatch_table));
+        if (table && !(found = PRP_FOREIGN(PyObject_GetItem(table, (PyObject *)type))) &&
+            PyErr_ExceptionMatches(PyExc_KeyError))
             PyErr_Clear();
         Py_XDECREF(table);
         return found;
@@ -343,8 +348,8 @@ static PyObject *cloudpickle_reducer(prp_saver *s, PyTypeObject *type)
     /* A ChainMap of dicts: its own lookup raises and catches an exception per map. */
     for (Py_ssize_t i = 0; !found && i < PyList_GET_SIZE(maps); i++) {
         PyObject *map = PyList_GET_ITEM(maps, i);
-        found = PyDict_CheckExact(map) ? Py_XNewRef(PyDict_GetItemWithError(map, (PyObject *)type))
-                                       : PyObject_GetItem(map, (PyObject *)type);
+        found = PyDict_CheckExact(map) ? Py_XNewRef(PRP_FOREIGN(PyDict_GetItemWithError(map, (PyObject *)type)))
+                                       : PRP_FOREIGN(PyObject_GetItem(map, (PyObject *)type));
         if (!found && PyErr_Occurred()) {
             if (!PyErr_ExceptionMatches(PyExc_KeyError))
                 break;
@@ -363,7 +368,7 @@ int prp_by_value(prp_saver *s, PyObject *obj, PyObject **value)
     if (!already && make_by_value(s) < 0)
         return -1;
     if (named) {
-        *value = PyObject_CallMethodOneArg(s->by_value, prp_g.str_reducer_override, obj);
+        *value = PRP_FOREIGN(PyObject_CallMethodOneArg(s->by_value, prp_g.str_reducer_override, obj));
     } else {
         /* An open text file would be read and sent as a copy: not unless a function carries it. */
         if (!already && strcmp(type->tp_name, "_io.TextIOWrapper") == 0)
@@ -371,7 +376,7 @@ int prp_by_value(prp_saver *s, PyObject *obj, PyObject **value)
         PyObject *reducer = cloudpickle_reducer(s, type);
         if (!reducer)
             return PyErr_Occurred() ? -1 : 0;
-        *value = PyObject_CallOneArg(reducer, obj);
+        *value = PRP_FOREIGN(PyObject_CallOneArg(reducer, obj));
         Py_DECREF(reducer);
     }
     if (!*value)
@@ -495,11 +500,11 @@ static int save_named(prp_saver *s, PyObject *obj, PyObject *given, bool may_go_
             goto end;
         }
     }
-    module = Py_XNewRef(PyDict_GetItemWithError(prp_g.sys_modules, module_str));
+    module = Py_XNewRef(PRP_FOREIGN(PyDict_GetItemWithError(prp_g.sys_modules, module_str)));
     if (module == Py_None)
         Py_CLEAR(module);
     if (!module && !PyErr_Occurred() && prp_foreign(s) == 0)
-        module = PyImport_Import(module_str);
+        module = PRP_FOREIGN(PyImport_Import(module_str));
     if (s->restart)
         goto end;
     if (module) {
@@ -555,7 +560,8 @@ static PyObject *behind(PyObject *found)
 {
     if (!found || PyFunction_Check(found))
         return found;
-    PyObject *function = Py_IS_TYPE(found, &PyClassMethod_Type) ? PyObject_GetAttr(found, prp_g.str_func) : NULL;
+    PyObject *function =
+        Py_IS_TYPE(found, &PyClassMethod_Type) ? PRP_FOREIGN(PyObject_GetAttr(found, prp_g.str_func)) : NULL;
     Py_XDECREF(function); /* the classmethod keeps it */
     PyErr_Clear();
     return function;
@@ -575,8 +581,8 @@ int prp_method_has_name(prp_saver *s, PyObject *method)
     }
     if (prp_foreign(s) < 0)
         return -1;
-    PyObject *name = PyObject_GetAttr(function, prp_g.str_name);
-    PyObject *found = name && PyUnicode_Check(name) ? PyObject_GetAttr(self, name) : NULL;
+    PyObject *name = PRP_FOREIGN(PyObject_GetAttr(function, prp_g.str_name));
+    PyObject *found = name && PyUnicode_Check(name) ? PRP_FOREIGN(PyObject_GetAttr(self, name)) : NULL;
     Py_XDECREF(name);
     if (!found && PyErr_Occurred()) {
         if (!PyErr_ExceptionMatches(PyExc_Exception))
@@ -594,7 +600,7 @@ int prp_save_type(prp_saver *s, PyObject *obj)
     PyObject *const singletons[] = {Py_None, Py_Ellipsis, Py_NotImplemented};
     for (size_t i = 0; i < sizeof singletons / sizeof *singletons; i++)
         if (obj == (PyObject *)Py_TYPE(singletons[i])) {
-            PyObject *call = Py_BuildValue("O(O)", &PyType_Type, singletons[i]);
+            PyObject *call = PRP_FOREIGN(Py_BuildValue("O(O)", &PyType_Type, singletons[i]));
             int status = call ? prp_save_reduce(s, call, obj) : -1;
             Py_XDECREF(call);
             return status;

@@ -80,7 +80,7 @@ static int dict_has_hook(PyObject *dict)
     }
     PyObject *const names[] = {prp_g.str_reduce_ex, prp_g.str_getstate, prp_g.str_getnewargs_ex, prp_g.str_getnewargs};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        if (PyDict_GetItemWithError(dict, names[i]))
+        if (PRP_FOREIGN(PyDict_GetItemWithError(dict, names[i])))
             return 1;
         if (PyErr_Occurred())
             return -1;
@@ -162,13 +162,14 @@ static int begin_slots(prp_saver *s, prp_plan *plan, PyObject *obj, int count)
 /* (dict or None, {name: value of each slot that is set}): new reference. */
 static PyObject *slots_state(const prp_plan *plan, PyObject *obj, PyObject *dict)
 {
-    PyObject *values = PyDict_New();
+    PyObject *values = PRP_FOREIGN(PyDict_New());
     for (Py_ssize_t i = 0; values && i < plan->nslots; i++) {
         PyObject *value = *(PyObject **)((char *)obj + plan->slots[i].offset);
-        if (value && PyDict_SetItem(values, plan->slots[i].name, value) < 0)
+        if (value && PRP_FOREIGN(PyDict_SetItem(values, plan->slots[i].name, value)) < 0)
             Py_CLEAR(values);
     }
-    PyObject *state = values ? PyTuple_Pack(2, dict && PyDict_GET_SIZE(dict) ? dict : Py_None, values) : NULL;
+    PyObject *state =
+        values ? PRP_FOREIGN(PyTuple_Pack(2, dict && PyDict_GET_SIZE(dict) ? dict : Py_None, values)) : NULL;
     Py_XDECREF(values);
     return state;
 }
@@ -373,7 +374,7 @@ static int call_after(prp_saver *s, PyObject *obj, Py_ssize_t n, bool elided, Py
 
 static int save_enum(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
 {
-    PyObject *value = PyObject_GetAttr(obj, prp_g.str_value);
+    PyObject *value = PRP_FOREIGN(PyObject_GetAttr(obj, prp_g.str_value));
     if (!value)
         return SAVE_ERROR;
     if (prp_plan_class(s, plan) < 0) {
@@ -447,7 +448,7 @@ static int save_datetime(prp_saver *s, prp_plan *plan, PyObject *obj, bool elide
 static int save_decimal(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
 {
     prp_own(s); /* the first use in a thread makes a context */
-    PyObject *text = PyObject_Str(obj);
+    PyObject *text = PRP_FOREIGN(PyObject_Str(obj));
     if (!text)
         return SAVE_ERROR;
     int status = prp_plan_class(s, plan) < 0 || prp_write_str(s, text) < 0 ? SAVE_ERROR : SAVE_DONE;

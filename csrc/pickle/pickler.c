@@ -15,7 +15,8 @@ prp_globals prp_g;
 
 static PyObject *import_from(const char *module, const char *name)
 {
-    PyObject *m = PyImport_ImportModule(module), *found = m ? PyObject_GetAttrString(m, name) : NULL;
+    PyObject *m = PRP_FOREIGN(PyImport_ImportModule(module)),
+             *found = m ? PRP_FOREIGN(PyObject_GetAttrString(m, name)) : NULL;
     Py_XDECREF(m);
     return found;
 }
@@ -81,13 +82,14 @@ int prp_setup(void)
     for (long i = 0; i < 6; i++)
         if (!(prp_g.int_proto[i] = PyLong_FromLong(i)))
             return -1;
-    PyObject *bases = PyTuple_Pack(2, prp_g.pickling_error, PyExc_RecursionError);
+    PyObject *bases = PRP_FOREIGN(PyTuple_Pack(2, prp_g.pickling_error, PyExc_RecursionError));
     prp_g.deep_recursion_error =
-        bases ? PyErr_NewExceptionWithDoc("pyray_ser._pickle.DeepRecursionError",
-                                          "Objects are nested too deeply to be pickled.", bases, NULL)
+        bases ? PRP_FOREIGN(PyErr_NewExceptionWithDoc("pyray_ser._pickle.DeepRecursionError",
+                                                      "Objects are nested too deeply to be pickled.", bases, NULL))
               : NULL;
     Py_XDECREF(bases);
-    PyObject *list = PyList_New(0), *append = list ? PyObject_GetAttrString(list, "append") : NULL;
+    PyObject *list = PRP_FOREIGN(PyList_New(0)),
+             *append = list ? PRP_FOREIGN(PyObject_GetAttrString(list, "append")) : NULL;
     if (append && PyCFunction_Check(append))
         prp_g.list_append = PyCFunction_GET_FUNCTION(append);
     Py_XDECREF(append);
@@ -190,18 +192,19 @@ static PyObject *failure_path(const prp_saver *s)
     size_t n = s->step_count;
     if (!n || !prp_g.path_text)
         return NULL;
-    PyObject *steps = PyList_New((Py_ssize_t)n), *path = NULL;
+    PyObject *steps = PRP_FOREIGN(PyList_New((Py_ssize_t)n)), *path = NULL;
     for (size_t i = 0; steps && i < n; i++) {
         const prp_step *step = &s->steps[n - 1 - i];
         PyObject *child = step->child ? step->child : i + 1 < n ? s->steps[n - 2 - i].holder : Py_None;
-        PyObject *tuple = Py_BuildValue("(OsOO)", step->holder, step->kind, step->key ? step->key : Py_None, child);
+        PyObject *tuple =
+            PRP_FOREIGN(Py_BuildValue("(OsOO)", step->holder, step->kind, step->key ? step->key : Py_None, child));
         if (!tuple)
             Py_CLEAR(steps);
         else
             PyList_SET_ITEM(steps, (Py_ssize_t)i, tuple);
     }
     if (steps)
-        path = PyObject_CallOneArg(prp_g.path_text, steps);
+        path = PRP_FOREIGN(PyObject_CallOneArg(prp_g.path_text, steps));
     if (path && (!PyUnicode_Check(path) || !PyUnicode_GET_LENGTH(path)))
         Py_CLEAR(path);
     Py_XDECREF(steps);
@@ -221,7 +224,7 @@ static PRP_COLD void report(prp_saver *s)
         prp_put_error(error, path);
     } else if (path) {
         PyObject *note = PyUnicode_FromFormat("at %U of the object being pickled", path);
-        PyObject *done = note ? PyObject_CallMethod(error, "add_note", "O", note) : NULL;
+        PyObject *done = note ? PRP_FOREIGN(PyObject_CallMethod(error, "add_note", "O", note)) : NULL;
         Py_XDECREF(done);
         Py_XDECREF(note);
     }
@@ -274,7 +277,8 @@ int prp_dump(prp_saver *s, PyObject *root)
         prp_saver_finish(s);
         prp_memo_clear(&s->memo, SIZE_MAX);
         prp_own(s);
-        if (s->append_to && PyList_SetSlice(s->append_to, s->append_from, PyList_GET_SIZE(s->append_to), NULL) < 0)
+        if (s->append_to &&
+            PRP_FOREIGN(PyList_SetSlice(s->append_to, s->append_from, PyList_GET_SIZE(s->append_to), NULL)) < 0)
             break;
     }
     report(s);

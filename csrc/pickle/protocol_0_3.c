@@ -62,7 +62,7 @@ int prp_write_long(prp_saver *s, PyObject *obj)
 /* repr(obj) between `op` and `end` */
 static int write_repr(prp_saver *s, uint8_t op, PyObject *obj, const char *end)
 {
-    PyObject *repr = PyObject_Repr(obj);
+    PyObject *repr = PRP_FOREIGN(PyObject_Repr(obj));
     if (!repr)
         return -1;
     int status = prp_op(s, op) < 0 || prp_out(s, PyUnicode_DATA(repr), (size_t)PyUnicode_GET_LENGTH(repr)) < 0
@@ -133,8 +133,8 @@ static int save_call(prp_saver *s, PyObject *call, PyObject *obj)
 
 int prp_save_old_set(prp_saver *s, PyObject *obj)
 {
-    PyObject *items = PySequence_List(obj);
-    return items ? save_call(s, Py_BuildValue("(O(N))", Py_TYPE(obj), items), obj) : -1;
+    PyObject *items = PRP_FOREIGN(PySequence_List(obj));
+    return items ? save_call(s, PRP_FOREIGN(Py_BuildValue("(O(N))", Py_TYPE(obj), items)), obj) : -1;
 }
 
 /* bytes below protocol 3, bytearray below 5 */
@@ -142,12 +142,14 @@ int prp_save_old_bytes(prp_saver *s, PyObject *obj)
 {
     if (PyBytes_CheckExact(obj)) {
         if (PyBytes_GET_SIZE(obj) == 0)
-            return save_call(s, Py_BuildValue("(O())", (PyObject *)&PyBytes_Type), obj);
+            return save_call(s, PRP_FOREIGN(Py_BuildValue("(O())", (PyObject *)&PyBytes_Type)), obj);
         PyObject *text = PyUnicode_DecodeLatin1(PyBytes_AS_STRING(obj), PyBytes_GET_SIZE(obj), NULL);
-        return text ? save_call(s, Py_BuildValue("(O(NO))", prp_g.codecs_encode, text, prp_g.str_latin1), obj) : -1;
+        return text ? save_call(s, PRP_FOREIGN(Py_BuildValue("(O(NO))", prp_g.codecs_encode, text, prp_g.str_latin1)),
+                                obj)
+                    : -1;
     }
     if (PyByteArray_GET_SIZE(obj) == 0)
-        return save_call(s, Py_BuildValue("(O())", (PyObject *)&PyByteArray_Type), obj);
-    PyObject *bytes = PyBytes_FromObject(obj);
-    return bytes ? save_call(s, Py_BuildValue("(O(N))", (PyObject *)&PyByteArray_Type, bytes), obj) : -1;
+        return save_call(s, PRP_FOREIGN(Py_BuildValue("(O())", (PyObject *)&PyByteArray_Type)), obj);
+    PyObject *bytes = PRP_FOREIGN(PyBytes_FromObject(obj));
+    return bytes ? save_call(s, PRP_FOREIGN(Py_BuildValue("(O(N))", (PyObject *)&PyByteArray_Type, bytes)), obj) : -1;
 }

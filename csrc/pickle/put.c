@@ -62,7 +62,7 @@ static int acquire(prp_saver *s, PyObject *obj)
         PyErr_NoMemory();
         return -1;
     }
-    if (PyObject_GetBuffer(obj, view, PyBUF_FULL_RO) < 0) {
+    if (PRP_FOREIGN(PyObject_GetBuffer(obj, view, PyBUF_FULL_RO)) < 0) {
         free(view);
         return -1;
     }
@@ -212,7 +212,7 @@ int prp_put_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
             return SAVE_ERROR;
         if (source.kind == PRP_ARRAY_DIRECT && may_be_shared(obj)) {
             /* Number the buffer; a fresh object stands for it in the memo, which keeps it for as long. */
-            PyObject *stand_in = PyList_New(0);
+            PyObject *stand_in = PRP_FOREIGN(PyList_New(0));
             uint32_t index = s->memo.count;
             if (!stand_in || prp_memo_add(&s->memo, stand_in) != PRP_MEMO_ABSENT) {
                 Py_XDECREF(stand_in);
@@ -347,17 +347,17 @@ void prp_put_error(PyObject *error, PyObject *path)
 {
     PyObject *args = NULL;
     if (PyErr_GivenExceptionMatches(error, PyExc_TypeError) || PyErr_GivenExceptionMatches(error, prp_g.pickling_error))
-        args = PyObject_GetAttrString(error, "args");
+        args = PRP_FOREIGN(PyObject_GetAttrString(error, "args"));
     if (args && PyTuple_CheckExact(args) && PyTuple_GET_SIZE(args) == 1 && PyUnicode_Check(PyTuple_GET_ITEM(args, 0))) {
         PyObject *longer = PyUnicode_FromFormat("%U (at %U)", PyTuple_GET_ITEM(args, 0), path);
-        PyObject *replaced = longer ? PyTuple_Pack(1, longer) : NULL;
+        PyObject *replaced = longer ? PRP_FOREIGN(PyTuple_Pack(1, longer)) : NULL;
         if (replaced)
-            (void)PyObject_SetAttrString(error, "args", replaced);
+            (void)PRP_FOREIGN(PyObject_SetAttrString(error, "args", replaced));
         Py_XDECREF(longer);
         Py_XDECREF(replaced);
     } else if (prp_forgive_refusal() == 0) { /* an `args` that raises: then a note */
         PyObject *note = PyUnicode_FromFormat("at %U of the object being put", path);
-        PyObject *done = note ? PyObject_CallMethod(error, "add_note", "O", note) : NULL;
+        PyObject *done = note ? PRP_FOREIGN(PyObject_CallMethod(error, "add_note", "O", note)) : NULL;
         Py_XDECREF(done);
         Py_XDECREF(note);
     }

@@ -48,7 +48,7 @@ static int save_listitems(prp_saver *s, PyObject *obj, PyObject *iterator)
 {
     Py_ssize_t index = 0;
     for (;;) {
-        PyObject *first = PyIter_Next(iterator);
+        PyObject *first = PRP_FOREIGN(PyIter_Next(iterator));
         if (!first)
             return PyErr_Occurred() ? -1 : 0;
         if (s->proto == 0) {
@@ -58,7 +58,7 @@ static int save_listitems(prp_saver *s, PyObject *obj, PyObject *iterator)
                 return -1;
             continue;
         }
-        PyObject *item = PyIter_Next(iterator);
+        PyObject *item = PRP_FOREIGN(PyIter_Next(iterator));
         if (!item) {
             int status = PyErr_Occurred() ? -1 : save_item(s, obj, first, index);
             Py_DECREF(first);
@@ -75,7 +75,7 @@ static int save_listitems(prp_saver *s, PyObject *obj, PyObject *iterator)
                 return -1;
             if (++n == BATCH)
                 break;
-            item = PyIter_Next(iterator);
+            item = PRP_FOREIGN(PyIter_Next(iterator));
         }
         if (PyErr_Occurred() || prp_op(s, OP_APPENDS) < 0)
             return -1;
@@ -86,7 +86,7 @@ static int save_listitems(prp_saver *s, PyObject *obj, PyObject *iterator)
 
 static PyObject *next_pair(PyObject *iterator)
 {
-    PyObject *pair = PyIter_Next(iterator);
+    PyObject *pair = PRP_FOREIGN(PyIter_Next(iterator));
     if (pair && (!PyTuple_Check(pair) || PyTuple_GET_SIZE(pair) != 2)) {
         Py_DECREF(pair);
         PyErr_SetString(PyExc_TypeError, "dict items iterator must return 2-tuples");
@@ -165,10 +165,11 @@ static int save_newobj_ex(prp_saver *s, PyObject *argtup, PyObject *obj)
                        save_part(s, "kwargs", obj, kwargs) < 0
                    ? -1
                    : prp_op(s, OP_NEWOBJ_EX);
-    PyObject *new = PyObject_GetAttrString(cls, "__new__"), *front = new ? PyTuple_Pack(2, new, cls) : NULL;
-    PyObject *all = front ? PySequence_Concat(front, args) : NULL,
-             *call = all ? PyObject_Call(prp_g.partial, all, kwargs) : NULL;
-    PyObject *none = call ? PyTuple_New(0) : NULL;
+    PyObject *new = PRP_FOREIGN(PyObject_GetAttrString(cls, "__new__")),
+             *front = new ? PRP_FOREIGN(PyTuple_Pack(2, new, cls)) : NULL;
+    PyObject *all = front ? PRP_FOREIGN(PySequence_Concat(front, args)) : NULL,
+             *call = all ? PRP_FOREIGN(PyObject_Call(prp_g.partial, all, kwargs)) : NULL;
+    PyObject *none = call ? PRP_FOREIGN(PyTuple_New(0)) : NULL;
     int status = none && save_part(s, "callable", obj, call) == 0 && prp_save(s, none) == 0 && prp_op(s, OP_REDUCE) == 0
                      ? 0
                      : -1;
@@ -188,7 +189,7 @@ static int save_newobj(prp_saver *s, PyObject *argtup, PyObject *obj)
     if (!PyType_Check(cls))
         return bad("args[0] from __newobj__ args is not a type");
     if (obj) {
-        PyObject *own = PyObject_GetAttr(obj, prp_g.str_class);
+        PyObject *own = PRP_FOREIGN(PyObject_GetAttr(obj, prp_g.str_class));
         if (!own) {
             if (!PyErr_ExceptionMatches(PyExc_AttributeError))
                 return -1;
@@ -201,7 +202,7 @@ static int save_newobj(prp_saver *s, PyObject *argtup, PyObject *obj)
     }
     if (save_part(s, "callable", obj, cls) < 0)
         return -1;
-    PyObject *rest = PyTuple_GetSlice(argtup, 1, PyTuple_GET_SIZE(argtup));
+    PyObject *rest = PRP_FOREIGN(PyTuple_GetSlice(argtup, 1, PyTuple_GET_SIZE(argtup)));
     if (!rest)
         return -1;
     int status = save_part(s, "args", obj, rest);
@@ -220,7 +221,7 @@ static int stands_for_opcode(PyObject *callable)
         strncmp(((PyTypeObject *)callable)->tp_name, "__newobj", 8) != 0)
         return NOT_NEWOBJ;
     PyObject *name = PyFunction_Check(callable) ? Py_NewRef(((PyFunctionObject *)callable)->func_name)
-                                                : PyObject_GetAttr(callable, prp_g.str_name);
+                                                : PRP_FOREIGN(PyObject_GetAttr(callable, prp_g.str_name));
     if (!name) {
         if (!PyErr_ExceptionMatches(PyExc_AttributeError))
             return -1;

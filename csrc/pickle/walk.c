@@ -355,7 +355,7 @@ static PRP_COLD int save_persistent(prp_saver *s, PyObject *obj)
             if (prp_save_pid(s, pid) == 0 && prp_op(s, OP_BINPERSID) == 0)
                 status = 1;
         } else {
-            PyObject *text = PyObject_Str(pid);
+            PyObject *text = PRP_FOREIGN(PyObject_Str(pid));
             if (text && !PyUnicode_IS_ASCII(text))
                 PyErr_SetString(prp_g.pickling_error, "persistent IDs in protocol 0 must be ASCII strings");
             else if (text && prp_op(s, OP_PERSID) == 0 &&
