@@ -18,7 +18,7 @@
 #include "array_template.h"
 
 #define PRP_NDARRAY_CAPSULE "pyray_ser._ndarray._api"
-#define PRP_NDARRAY_VERSION 6
+#define PRP_NDARRAY_VERSION 7
 
 /* Which bytes carry an array. */
 typedef enum {
