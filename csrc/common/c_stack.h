@@ -13,7 +13,7 @@
 #include <sys/auxv.h>
 #include <sys/resource.h>
 
-/* What foreign code and error handling may need below us: of small stacks a quarter. */
+/* What foreign code and error handling may need below us. */
 #define PRP_STACK_RESERVE ((uintptr_t)96 * 1024)
 /* Of a main stack without a limit, no more is used: the kernel keeps that much free below it, and some. */
 #define PRP_STACK_UNLIMITED ((uintptr_t)64 << 20)
@@ -55,9 +55,9 @@ static inline bool prp_on_stack(prp_stack_range range, uintptr_t here)
     return range.low < here && here <= range.high;
 }
 
-/* The lowest address that the calling thread's stack may reach; 0 if that cannot be told. A thread's stack does not move, so it is
- * looked up once. Code that runs on a stack of its own, such as some coroutines, is not limited. */
-static inline uintptr_t prp_stack_limit(void)
+/* The lowest address that the calling thread's stack may reach while `reserve` bytes, or a quarter of a smaller stack, stay free below;
+ * 0 if that cannot be told. A thread's stack does not move, so it is looked up once. Code that runs on a stack of its own, such as some coroutines, is not limited. */
+static inline uintptr_t prp_stack_limit(uintptr_t reserve)
 {
     static __thread prp_stack_range range;
     uintptr_t here = (uintptr_t)__builtin_frame_address(0);
@@ -70,8 +70,13 @@ static inline uintptr_t prp_stack_limit(void)
     }
     if (!prp_on_stack(range, here))
         return 0;
-    uintptr_t reserve = (range.high - range.low) / 4;
-    return range.low + (reserve < PRP_STACK_RESERVE ? reserve : PRP_STACK_RESERVE);
+    uintptr_t quarter = (range.high - range.low) / 4;
+    return range.low + (quarter < reserve ? quarter : reserve);
+}
+
+static inline bool prp_stack_low(uintptr_t reserve)
+{
+    return (uintptr_t)__builtin_frame_address(0) < prp_stack_limit(reserve);
 }
 
 #endif

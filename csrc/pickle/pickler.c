@@ -261,7 +261,7 @@ int prp_dump(prp_saver *s, PyObject *root)
         s->append_from = PyList_GET_SIZE(s->append_to);
     }
     prp_epoch++;
-    s->stack_limit = prp_stack_limit();
+    s->stack_limit = prp_stack_limit(PRP_STACK_RESERVE);
     if (!s->elide)
         prp_own(s);
     for (;;) {

@@ -8,6 +8,7 @@
  *
  * States of NumPy's dtypes and arrays that would crash NumPy are refused in every mode, by pyray_ser.pickling.numpy_states.
  */
+#include "c_stack.h"
 #include "context.h"
 
 #define NESTED_RESERVE (256 * 1024) /* bytes of C stack for one nested load */
