@@ -146,15 +146,15 @@ static inline PyObject *prp_type_lookup(PyTypeObject *type, PyObject *name)
     return Py_XNewRef(_PyType_Lookup(type, name));
 #else
     /* The getter that `type` itself has for __dict__: a metaclass may have code of its own for that name. */
-    static PyObject *getter;
-    if (!getter) {
+    static PyObject *dict_getter;
+    if (!dict_getter) {
         PyObject *own = PyObject_GetAttrString((PyObject *)&PyType_Type, "__dict__");
-        getter = own ? PyMapping_GetItemString(own, "__dict__") : NULL;
+        dict_getter = own ? PyMapping_GetItemString(own, "__dict__") : NULL;
         Py_XDECREF(own);
     }
     PyObject *mro = type->tp_mro, *found = NULL;
-    for (Py_ssize_t i = 0; mro && getter && i < PyTuple_GET_SIZE(mro) && !found; i++) {
-        PyObject *cls = PyTuple_GET_ITEM(mro, i), *dict = Py_TYPE(getter)->tp_descr_get(getter, cls, NULL);
+    for (Py_ssize_t i = 0; mro && dict_getter && i < PyTuple_GET_SIZE(mro) && !found; i++) {
+        PyObject *cls = PyTuple_GET_ITEM(mro, i), *dict = Py_TYPE(dict_getter)->tp_descr_get(dict_getter, cls, NULL);
         if (dict) {
             found = PyObject_GetItem(dict, name);
             Py_DECREF(dict);
