@@ -7,6 +7,10 @@
 #ifndef PRP_C_STACK_H
 #define PRP_C_STACK_H
 
+#ifndef PY_SSIZE_T_CLEAN
+#define PY_SSIZE_T_CLEAN
+#endif
+#include <Python.h> /* first: it asks the C library for its extensions */
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
