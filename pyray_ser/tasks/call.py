@@ -11,7 +11,7 @@ from ..exceptions import SerializationError
 from . import protocol
 from .channel import Job, number, stop
 from .errors import Failure, describe
-from .refs import Outcome, Source, TaskRef
+from .refs import Outcome, Repeatable, Source, TaskRef
 from .streams import Items, Parts, ResultStream
 
 __all__ = ["Call", "after", "make", "stop"]
@@ -165,18 +165,18 @@ def argument_error(
 
 
 def after(refs: list[TaskRef], callback: Callable[[], object]) -> None:
-    """Call ``callback()`` once all of `refs` are settled; at once if they are."""
+    """
+    Call ``callback()`` once all of `refs` are settled; immediately if they are.
+
+    It may be called several times, also at the same time in two threads, and must do its work once.
+    """
     if not refs:
         callback()
         return
-    # One less than there are: whoever finds it empty is the last. Taking one out is a single step, and needs no lock.
-    left = [None] * (len(refs) - 1)
 
     def one(_: TaskRef) -> None:
-        try:
-            left.pop()
-        except IndexError:
+        if all(ref.outcome is not None for ref in refs):
             callback()
 
     for ref in refs:
-        ref.add_done_callback(one)
+        ref.notify(Repeatable(), one)

@@ -187,9 +187,13 @@ class Channel:
                     raise
                 return
             self._followed = True
+            if calls.reader == reader.thread:
+                if not reader.has(self):
+                    # This interrupts the thread that is just about to do it.
+                    reader.register(self)
+                elif calls.blocked:
+                    reader.resume(self)
             if calls.reader:
-                if self._collected is not None and calls.blocked:
-                    self._collected.resume(self)
                 return
 
     def pump(self, state: int) -> None:

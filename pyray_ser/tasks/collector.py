@@ -61,17 +61,25 @@ class Collector:
     def add(self, channel: Channel, turn: Turn) -> None:
         """Read for a channel until it has no call under way."""
         self._turns[channel] = turn
-        events = select.EPOLLIN | (select.EPOLLOUT if channel.calls.blocked else 0)
-        for fd, wanted in ((channel.calls.fileno(), events), (channel.process.watch.fileno(), select.EPOLLIN)):
-            if fd >= 0:
-                self._channels[fd] = channel
-                self._register(fd, wanted)
-        if channel.calls.pending or channel.calls.fileno() < 0:
+        self.register(channel)
+        if channel.calls.pending or not channel.calls.busy or channel.calls.fileno() < 0:
             self._fresh.append(channel)
             self._ring()
         if self.over:
             self.remove(channel)
             channel.collect_later()
+
+    def register(self, channel: Channel) -> None:
+        """Watch the descriptors of a channel. Can be repeated: `add` may be interrupted by what waits for it."""
+        events = select.EPOLLIN | (select.EPOLLOUT if channel.calls.blocked else 0)
+        for fd, wanted in ((channel.calls.fileno(), events), (channel.process.watch.fileno(), select.EPOLLIN)):
+            if fd >= 0:
+                self._channels[fd] = channel
+                self._register(fd, wanted)
+
+    def has(self, channel: Channel) -> bool:
+        """Tell whether it watches a channel's pipe."""
+        return self._channels.get(channel.calls.fileno()) is channel
 
     def resume(self, channel: Channel) -> None:
         """Go on writing for a channel that it reads for."""
@@ -199,11 +207,14 @@ class Collector:
                 self._guarded(self._read, channel, 1 if fd == channel.calls.fileno() else 2)
         while self._fresh:
             channel = self._fresh.popleft()
-            if channel in self._turns:
-                self._guarded(self._read, channel, 0)
+            self._guarded(self._read, channel, 0)
 
     def _read(self, channel: Channel, state: int) -> None:
         calls = channel.calls
+        if calls.reader != self.thread:
+            # It was removed while somebody was about to add it; whoever reads now finds what has come.
+            self._drop(channel)
+            return
         try:
             if calls.blocked:
                 calls.resume()
@@ -223,14 +234,17 @@ class Collector:
     def remove(self, channel: Channel) -> None:
         """Read for a channel no more. Before its descriptors are closed."""
         channel._collected = None
+        self._drop(channel)
+        turn = self._turns.pop(channel, None)
+        if turn is not None:
+            turn.end()
+
+    def _drop(self, channel: Channel) -> None:
         for fd in (channel.calls.fileno(), channel.process.watch.fileno()):
             # Of one that has died they are gone already.
             if self._channels.get(fd) is channel:
                 del self._channels[fd]
                 self._unregister(fd)
-        turn = self._turns.pop(channel, None)
-        if turn is not None:
-            turn.end()
 
 
 _collector: Collector | None = None

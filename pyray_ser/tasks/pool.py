@@ -50,7 +50,9 @@ class Pool:
     def __init__(self) -> None:
         self._size = settings.num_workers()
         # Calls that no thread has begun, by number, and their order.
-        self._waiting: dict[int, tuple[Function, Call, int]] = {}
+        # Each is in a list, and whoever takes it out of there has it. The list stays until the call is over: `submit` may be
+        # interrupted, done by what interrupts it, and go on.
+        self._waiting: dict[int, list[tuple[Function, Call, int]]] = {}
         self._order: deque[int] = deque()
         # One entry for each call that was submitted; None ends a thread. It is C, and can be used in a finalizer.
         self._tokens: SimpleQueue[bool] = SimpleQueue()
@@ -64,13 +66,15 @@ class Pool:
         self._ended = False
 
     def submit(self, function: Function, call: Call, max_retries: int) -> None:
-        """Run a call; see `Engine`."""
+        """Run a call, once, however often this is called for it; see `Engine`."""
         job = call.job
+        if job.ref.outcome is not None:
+            return
         job.function = function
-        self._waiting[job.number] = function, call, max_retries
+        self._waiting.setdefault(job.number, [(function, call, max_retries)])
         self._order.append(job.number)
         self._tokens.put(True)
-        if len(self._waiting) > len(self._idle) and len(self._threads) < self._size:
+        if len(self._order) > len(self._idle) and len(self._threads) < self._size:
             self._start_thread()
         if self._ended:
             self._take_back(job)
@@ -87,8 +91,11 @@ class Pool:
 
     def _take_back(self, job: Job) -> bool:
         """Cancel a call that no thread has begun; tell whether that was so."""
-        if self._waiting.pop(job.number, None) is None:
+        try:
+            self._waiting[job.number].pop()
+        except (KeyError, IndexError):
             return False
+        self._waiting.pop(job.number, None)
         stop(job, TaskCancelledError(task=job.ref.name))
         return True
 
@@ -119,14 +126,16 @@ class Pool:
                 number = self._order.popleft()
             except IndexError:
                 return None
-            found = self._waiting.pop(number, None)
-            # What is missing was cancelled.
-            if found is not None:
-                return found
+            try:
+                return self._waiting[number].pop()
+            except (KeyError, IndexError):
+                continue  # it was cancelled, or taken before
 
     def _run(self, function: Function, call: Call, max_retries: int) -> None:
         job = call.job
         try:
+            if job.ref.outcome is not None:
+                return
             if job.ref.cancelled:
                 stop(job, TaskCancelledError(task=job.ref.name))
                 return
@@ -142,8 +151,6 @@ class Pool:
                     return
                 self._all.discard(worker)
                 worker.process.reap()
-                if job.ref.outcome is not None:
-                    return
                 if job.ref.cancelled or self._ended:
                     break
                 # Several results that have come once must not come twice.
@@ -152,6 +159,8 @@ class Pool:
             fail([job], worker.process.died)
         except BaseException as error:
             stop(job, error)
+        finally:
+            self._waiting.pop(job.number, None)
 
     def _run_in(self, worker: Worker, function: Function, job: Job) -> None:
         job.worker = worker
@@ -243,8 +252,9 @@ class Pool:
     def shutdown(self) -> None:
         """End all workers; what has no result by then fails."""
         self._ended = True
-        for _, call, _ in list(self._waiting.values()):
-            self._take_back(call.job)
+        for entry in list(self._waiting.values()):
+            for _, call, _ in list(entry):
+                self._take_back(call.job)
         resting = self._let_go()
         for worker in list(self._all):
             if worker not in resting:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .._calls import Job
     from ..typing import MmapMode
 
-__all__ = ["SLICE", "Outcome", "Source", "TaskRef", "get", "patience", "wait"]
+__all__ = ["SLICE", "Outcome", "Repeatable", "Source", "TaskRef", "get", "patience", "wait"]
 
 # A small value in serialized form, a large one in the store, what was raised in the worker, what went wrong on the way.
 Outcome: TypeAlias = "bytes | ObjectRef[Any] | Failure | BaseException"
@@ -53,6 +53,16 @@ class Source(Protocol):
 
     def tell(self, ref: TaskRef, payload: bytes) -> None:
         """Let the worker know what of a stream was taken."""
+
+
+class Repeatable:
+    """
+    Key of a callback that may be called several times.
+
+    It is taken out after it has run: a signal handler that interrupts it, and waits for what it does, has it run again.
+    """
+
+    __slots__ = ()
 
 
 class TaskRef:
@@ -109,13 +119,22 @@ class TaskRef:
                     ref._run_some()
 
     def _run_some(self) -> None:
-        while True:
+        callbacks = self._callbacks
+        while callbacks:
             try:
-                _, callback = self._callbacks.popitem()
-            except KeyError:
-                return
+                key = next(reversed(callbacks))
+            except (StopIteration, RuntimeError):
+                continue  # another thread runs them, too
+            repeats = type(key) is Repeatable
+            callback = callbacks.get(key) if repeats else callbacks.pop(key, None)
+            if callback is None:
+                continue
             try:
-                callback(self)
+                try:
+                    callback(self)
+                finally:
+                    if repeats:
+                        callbacks.pop(key, None)
             except BaseException as error:
                 if _is_for_the_program(error):
                     # The others must not wait for ever because of it.
@@ -150,9 +169,9 @@ class TaskRef:
 
         What it raises is logged.
         """
-        self._notify(object(), callback)
+        self.notify(object(), callback)
 
-    def _notify(self, key: object, callback: Callable[[TaskRef], object]) -> None:
+    def notify(self, key: object, callback: Callable[[TaskRef], object]) -> None:
         self._callbacks[key] = callback
         if self._outcome is not None:
             self._run_callbacks()
@@ -187,7 +206,7 @@ class TaskRef:
         """Sleep until it is settled or something may have changed; False if time is over."""
         waiter = allocate_lock()
         waiter.acquire()
-        self._notify(waiter, lambda _: waiter.release())
+        self.notify(waiter, lambda _: waiter.release())
         try:
             # In slices: the thread that reads for all may have stopped in between, for an error of its own program.
             waiter.acquire(timeout=min(SLICE, patience(deadline)) if deadline is not None else SLICE)
