@@ -108,9 +108,9 @@ class Pool:
                 self._idle.add(number)
                 # `submit` and `shutdown` end this wait.
                 goes_on = self._tokens.get()
-                found = self._next()
                 self._idle.discard(number)
-                if found is not None:
+                # All there are: who puts a call in line may be interrupted before the token for it.
+                while (found := self._next()) is not None:
                     self._run(*found)
                     del found
                 if not goes_on:
