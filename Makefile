@@ -44,6 +44,7 @@ help:
 ## test         the tests against the installed wheel (PYTEST_ARGS=...)
 ## test-heavy   the tests that take minutes or gigabytes
 ## dev          an editable install in build/venv-dev: run tests right after an edit (dev-test)
+## test-peers   other projects' suites with and without install(), and what differs (PEERS="cpython-fork joblib")
 ## test-versions  the tests on other Pythons (VERSIONS="python3.12 /srv/python/sid ..."), and without CPython's internals
 ## fuzz         change pickles for FUZZ_SECONDS, guided by coverage, and compare, under the sanitizers (needs clang)
 ## graphs       random graphs of objects through every pickler and the store (GRAPHS_ARGS="--count 1000000 --threads 8")
@@ -187,6 +188,11 @@ $(STAMP)/installed-heavy: $(STAMP)/installed
 .PHONY: test-heavy
 test-heavy: $(STAMP)/installed-heavy $(STAMP)/debug
 	@rm -f $(TEST_LOG); PYRAY_SER_TEST_LOG=$(TEST_LOG) PYRAY_SER_DEBUG_PATH=$(DEBUG) $(PYTEST) -m heavy $(PYTEST_ARGS) || $(TOLD)
+
+PEERS ?=
+.PHONY: test-peers
+test-peers: $(STAMP)/installed-heavy
+	@$(VENV)/bin/python -P tests/peers/suites.py $(PEERS)
 
 # Interpreters by name or path, or folders with another Debian in them (tools/make_python_root.sh). Each has a build folder of its
 # own, so what is up to date is not built again. Every one of them speaks, even when an earlier one has failed.

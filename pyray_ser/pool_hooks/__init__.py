@@ -4,6 +4,7 @@
 
     message     pickles a message in one pass and takes large buffers out of it
     load        what such a message calls when it is loaded
+    direct      reads a buffer of a store that this process is no client of
     in_flight   objects under way: how many bytes they may be, and when lost ones end
     audience    which processes may read a message, and whether all of them are clients of the store
     received_arrays  arrays that are sent on as they came
@@ -24,6 +25,7 @@ What is patched, all of it undone by `uninstall`:
 - ``BaseProcess.start``, ``multiprocessing.reduction.dump`` and ``_launch`` of the start methods spawn and forkserver: a new
   process installs before it loads its work, and its large arguments are shared,
 - ``poll`` of ``multiprocessing.popen_fork.Popen`` and ``multiprocessing.popen_forkserver.Popen``: messages that are lost end,
+- ``resource.setrlimit``: a process that lowers its address space below what the store reserves leaves the store,
 - the same in ``loky.backend`` of loky itself and of the copy in joblib.
 """
 

@@ -26,6 +26,7 @@ _NEEDED = (
     "store.statuses",
 )
 _NEEDED_HERE = (
+    "direct",
     "received_arrays",
     "audience",
     "in_flight",

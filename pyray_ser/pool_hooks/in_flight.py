@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from .. import _log, _store
 from ..exceptions import PyraySerError, StoreBusyError
 from ..store.discovery import node_name
-from . import audience, pipes, stored_once
+from . import audience, direct, pipes, stored_once
 
 if TYPE_CHECKING:
     from .patches import Options
@@ -111,7 +111,6 @@ class Sending:
         self._connection = connection
         self._limit = options.max_in_flight
         self._entries: list[_Sent] = []
-        self._known: dict[bytes, tuple[bytes]] = {}
         # None: not looked at yet; 0: buffers stay in the message.
         self._inode: int | None = None
         self._store: _store.Store | None = None
@@ -154,7 +153,8 @@ class Sending:
         self._entries.append(_Sent(ref.binary(), store, token, note, nbytes, self._connection))
         self.blobs.append(blob)
         # The reference in the stream has no token: it may be loaded any number of times.
-        return (blob[: _TOKEN.start] + bytes(_TOKEN.stop - _TOKEN.start) + blob[_TOKEN.stop :],)
+        sticky = blob[: _TOKEN.start] + bytes(_TOKEN.stop - _TOKEN.start) + blob[_TOKEN.stop :]
+        return sticky, direct.place(store, ref), view.nbytes
 
     def cancel(self) -> None:
         """Give everything back: there will be no message."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .. import _store
 from ..exceptions import PyraySerError
-from . import received_arrays
+from . import direct, received_arrays
 
 if TYPE_CHECKING:
     import numpy
@@ -20,23 +20,41 @@ if TYPE_CHECKING:
 __all__ = ["array", "close", "start", "to_bytearray", "to_bytes", "to_str"]
 
 
+# How many values find a buffer of the arguments of a process; one in a store takes three.
+_PROCESS = 4
+
+
 def _shared(found: tuple[Any, ...]) -> Any:
     """Return the bytes of a buffer in shared memory, read-only or private to this process."""
-    if len(found) == 1:
+    if len(found) == _PROCESS:
+        return _inherited(*found)
+    try:
         return _store.get(_store.load_ref(found[0]))
-    return _inherited(*found)
+    except (MemoryError, OSError, PyraySerError):
+        return _copied(found)
 
 
 def _private(found: tuple[Any, ...]) -> Any:
     """Return a buffer writable, copy-on-write."""
-    if len(found) != 1:
+    if len(found) == _PROCESS:
         return _inherited(*found)
-    ref = _store.load_ref(found[0])
     try:
-        return received_arrays.note(_store.get(ref, mmap_mode="c"), ref)
+        ref = _store.load_ref(found[0])
+        try:
+            return received_arrays.note(_store.get(ref, mmap_mode="c"), ref)
+        except (MemoryError, OSError):
+            # Maps (vm.max_map_count) or address space have run out: a copy may do.
+            return bytearray(_store.get(ref))
     except (MemoryError, OSError, PyraySerError):
-        # Maps (vm.max_map_count) or address space have run out: a copy may do.  An object that is lost is lost here, too.
-        return bytearray(_store.get(ref))
+        return _copied(found)
+
+
+def _copied(found: tuple[Any, ...]) -> bytearray:
+    """Return the bytes of a buffer of a store that this process cannot use; raises what is being handled if that fails."""
+    made = direct.read(*found)
+    if made is None:
+        raise
+    return made
 
 
 def _inherited(number: int, server: int, offset: int, nbytes: int) -> Any:

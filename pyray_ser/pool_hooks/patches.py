@@ -12,6 +12,7 @@ import multiprocessing.process
 import multiprocessing.queues
 import multiprocessing.reduction
 import pickle
+import resource
 import sys
 import threading
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple
 
 from .. import _log, _store
 from ..store import discovery
-from . import audience, imported, in_flight, message, processes
+from . import audience, direct, imported, in_flight, message, processes
 
 __all__ = ["Options", "current", "hook_feed", "hook_poll", "hook_put", "install", "join", "sending", "uninstall"]
 
@@ -109,6 +110,7 @@ def _apply(options: Options) -> Options | None:
         _replace(launching, "_launch", processes.hook_launch)
     for polling in (multiprocessing.popen_fork.Popen, multiprocessing.popen_forkserver.Popen):
         _replace(polling, "poll", hook_poll)
+    _replace(resource, "setrlimit", direct.hook_setrlimit)
     _hook_loky()
     return before
 

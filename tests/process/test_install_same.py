@@ -402,10 +402,53 @@ def test_a_program_that_gives_up_its_rights(method):
     )
 
 
+def test_a_reader_that_is_no_client_copies_the_buffer_out_of_the_file():
+    body = """
+    from pyray_ser import _store
+    from pyray_ser.pool_hooks import direct
+    if __name__ == "__main__":
+        store = pyray_ser.init()
+        pyray_ser.install()
+        array = np.arange(300_000)
+        ref = pyray_ser.put(memoryview(array))
+        blob, token = ref.travel(1, b"")
+        offset = direct.place(store, ref)
+        if os.fork() == 0:
+            pyray_ser.shutdown()
+            found = direct.read(blob, offset, array.nbytes)
+            assert (np.frombuffer(found, array.dtype) == array).all()
+            assert direct.read(blob, -1, array.nbytes) is None
+            assert direct.read(blob, 1 << 50, array.nbytes) is None
+            assert direct.read(bytes(56), offset, array.nbytes) is None
+            print("read", flush=True)
+            os._exit(0)
+        os.wait()
+    """
+    import textwrap
+
+    assert run(HEAD + textwrap.dedent(body), timeout=PATIENCE) == "read"
+
+
+def leaving_gives_address_space_back() -> bool:
+    script = """
+    import pyray_ser
+    def size():
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[0])
+    pyray_ser.init(capacity=1 << 30)
+    before = size()
+    pyray_ser.shutdown()
+    print(before - size() > 200_000)
+    """
+    return run(script, timeout=PATIENCE) == "True"
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-@pytest.mark.parametrize("how", ["setuid", "chroot", "nofile", "closerange", "fsize"])
+@pytest.mark.parametrize("how", ["setuid", "chroot", "address_space", "nofile", "closerange", "fsize"])
 def test_workers_that_restrict_themselves(method, how, tmp_path):
+    if how == "address_space" and not leaving_gives_address_space_back():
+        pytest.skip("a store that was left keeps its address space")
     same(
         f"""
         import resource
@@ -420,6 +463,8 @@ def test_workers_that_restrict_themselves(method, how, tmp_path):
                 os.chdir("/")
             elif how == "nofile":
                 resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1,) * 2)
+            elif how == "address_space":
+                resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
             elif how == "closerange":
                 os.closerange(30, 256)
             else:

@@ -1,0 +1,148 @@
+"""Read a buffer out of the file of a store, without being a client of it.
+
+A process may have been a client when a message was sent to it, and none when it reads: it lowered its limit of address space, or no
+slot was free when it was forked.  A reference therefore says where its bytes lie in the file of the store.  The token of the message
+holds them there until its sender concludes that the message was read.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import sys
+from typing import Any
+
+from .. import _log, _store
+from ..store import discovery
+from . import imported
+
+__all__ = ["hook_setrlimit", "place", "read"]
+
+# Of a reference: the store; then, behind the rest of the identity, start time and number of the sender, and its descriptor.
+_STORE = struct.Struct("<Q")
+_SENDER = struct.Struct("<Qii")
+_SENDER_AT = 24
+# What a process needs beside the memory it has, in bytes.
+_SLACK = 64 << 20
+
+# Store -> (first address, last, offset in the file) of each mapping of its file
+_mappings: dict[int, list[tuple[int, int, int]]] = {}
+
+
+def place(store: _store.Store, ref: _store.ObjectRef[Any]) -> int:
+    """Return where the one buffer of an object lies in the file of its store; -1 if that is unknown or may change."""
+    numpy = imported.numpy()
+    if numpy is None or store.spill_dir is not None:
+        return -1
+    view: Any = _store.get_buffer(ref)
+    address = int(numpy.frombuffer(view, "u1").__array_interface__["data"][0])
+    for attempt in range(2):
+        if attempt or store.id not in _mappings:
+            _mappings[store.id] = _read_mappings(store)
+        for first, last, offset in _mappings[store.id]:
+            if first <= address and address + view.nbytes <= last:
+                return address - first + offset
+    return -1
+
+
+def _read_mappings(store: _store.Store) -> list[tuple[int, int, int]]:
+    found = []
+    fd = store.locator[2]
+    if fd < 0:
+        return []
+    inode = os.fstat(fd).st_ino
+    with open("/proc/self/maps") as file:
+        for line in file:
+            fields = line.split(maxsplit=5)
+            if int(fields[4]) == inode and "s" in fields[1]:
+                first, last = (int(text, 16) for text in fields[0].split("-"))
+                found.append((first, last, int(fields[2], 16)))
+    # Pieces that lie next to each other in memory and in the file are one.
+    joined: list[tuple[int, int, int]] = []
+    for piece in found:
+        if joined and joined[-1][1] == piece[0] and joined[-1][2] + piece[0] - joined[-1][0] == piece[2]:
+            joined[-1] = joined[-1][0], piece[1], joined[-1][2]
+        else:
+            joined.append(piece)
+    return joined
+
+
+def read(blob: bytes, offset: int, nbytes: int) -> bytearray | None:
+    """
+    Copy a buffer out of the file of its store.
+
+    Parameters
+    ----------
+    blob : bytes
+        The reference.
+    offset, nbytes : int
+        Where it lies; a negative offset means that this is unknown.
+
+    Returns
+    -------
+    bytearray or None
+        None if the file is out of reach.
+    """
+    if offset < 0 or len(blob) < _SENDER_AT + _SENDER.size:
+        return None
+    ident = _STORE.unpack_from(blob)[0]
+    start, pid, _ = _SENDER.unpack_from(blob, _SENDER_AT)
+    try:
+        if _store.start_time(pid) != start:
+            return None
+        for found, fd in _store.stores_of(pid):
+            if found == ident:
+                return _copy(f"/proc/{pid}/fd/{fd}", offset, nbytes)
+    except OSError as error:
+        _log.debug("cannot read a buffer of process %d: %r", pid, error)
+    return None
+
+
+def _copy(path: str, offset: int, nbytes: int) -> bytearray | None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if offset + nbytes > os.fstat(fd).st_size:
+            return None
+        made = bytearray(nbytes)
+        done = 0
+        with memoryview(made) as view:
+            while done < nbytes:
+                count = os.preadv(fd, [view[done:]], offset + done)
+                if not count:
+                    return None
+                done += count
+        return made
+    finally:
+        os.close(fd)
+
+
+def hook_setrlimit(original: Any) -> Any:
+    """
+    Return a stand-in for ``resource.setrlimit``.
+
+    The address space that a store reserves counts against RLIMIT_AS.  A process that lowers the limit below what it has leaves the
+    store, because it could allocate nothing any more.
+    """
+    import functools
+
+    @functools.wraps(original)
+    def setrlimit(kind: int, limits: Any, /) -> None:
+        resource = sys.modules["resource"]
+        if kind == getattr(resource, "RLIMIT_AS", None):
+            _leave_if_above(limits)
+        original(kind, limits)
+
+    return setrlimit
+
+
+def _leave_if_above(limits: Any) -> None:
+    store = _store.default()
+    try:
+        limit = int(limits[0])
+        with open("/proc/self/statm") as file:
+            size = int(file.read().split()[0]) * os.sysconf("SC_PAGESIZE")
+        if store is not None and 0 <= limit < size + _SLACK:
+            discovery.close_all()
+    except Exception as error:
+        # Wrong arguments are for the original to refuse.
+        _log.debug("the store stays: %r", error)
