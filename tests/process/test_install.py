@@ -444,10 +444,17 @@ def test_joblib():
         pyray_ser.install()
         from joblib import Parallel, delayed
         # Without its memmapping: what arrives in shared memory came through the store.
-        got = Parallel(2, max_nbytes=None)(delayed(report)(np.ones(300_000)) for _ in range(4))
-        assert [shared for shared, _, _ in got] == [True] * 4, got
-        results = Parallel(2)(delayed(ones)(300_000) for _ in range(4))
-        assert all(through_store(array) and array.sum() == 300_000 for array in results)
+        def shared_arguments():
+            got = Parallel(2, max_nbytes=None)(delayed(report)(np.ones(300_000)) for _ in range(4))
+            assert [rest for _, *rest in got] == [[True, 300_000.0]] * 4, got
+            return all(shared for shared, _, _ in got)
+        assert wait_until(shared_arguments, 60)
+        def shared_results():
+            results = Parallel(2)(delayed(ones)(300_000) for _ in range(4))
+            assert all(array.sum() == 300_000 for array in results)
+            return all(through_store(array) for array in results)
+        # Until both workers have started they get values: each could read what the other sends.
+        assert wait_until(shared_results, 60)
         pyray_ser.uninstall()
         results = Parallel(2)(delayed(ones)(300_000) for _ in range(2))
         from joblib.externals.loky import get_reusable_executor
