@@ -64,7 +64,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="name the rows and stop")
     parser.add_argument("--quick", action="store_true", help="small and few: shows that it runs, figures mean nothing")
     parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
-    parser.add_argument("--markdown", action="store_true", help="print the table as docs/performance.md has it")
+    parser.add_argument("--markdown", action="store_true", help="print the table as bench/RESULTS.md has it")
     parser.add_argument("--row", choices=NAMES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.list:
