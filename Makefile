@@ -186,8 +186,8 @@ $(STAMP)/installed-heavy: $(STAMP)/installed
 	@touch $@
 
 .PHONY: test-heavy
-test-heavy: $(STAMP)/installed-heavy $(STAMP)/debug
-	@rm -f $(TEST_LOG); PYRAY_SER_TEST_LOG=$(TEST_LOG) PYRAY_SER_DEBUG_PATH=$(DEBUG) $(PYTEST) -m heavy $(PYTEST_ARGS) || $(TOLD)
+test-heavy: $(STAMP)/installed-heavy $(STAMP)/debug $(STAMP)/intruder
+	@rm -f $(TEST_LOG); PYRAY_SER_INTRUDER_PATH=$(INTRUDER) PYRAY_SER_TEST_LOG=$(TEST_LOG) PYRAY_SER_DEBUG_PATH=$(DEBUG) $(PYTEST) -m heavy $(PYTEST_ARGS) || $(TOLD)
 
 PEERS ?=
 .PHONY: test-peers

@@ -1,6 +1,6 @@
 """The intruder disturbs each call at each point, and the result stays what it was; see ``intruder.py``.
 
-`make intruder` sets PYRAY_SER_INTRUDER_PATH to a build that has the points.
+`make test-heavy` sets PYRAY_SER_INTRUDER_PATH to a build that has the points; `make intruder` runs more of it.
 """
 
 import os
@@ -16,7 +16,7 @@ SCRIPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "intruder.py")
 def intruder_build():
     path = os.environ.get("PYRAY_SER_INTRUDER_PATH")
     if not path:
-        pytest.skip("PYRAY_SER_INTRUDER_PATH names no build with PYRAY_SER_INTRUDER=1; `make intruder` makes one")
+        pytest.skip("PYRAY_SER_INTRUDER_PATH names no build with PYRAY_SER_INTRUDER=1; `make test-heavy` makes one")
     return path
 
 
@@ -32,10 +32,12 @@ def run(path, *words, timeout=280):
     assert done.returncode == 0, done.stdout[-20_000:]
 
 
+@pytest.mark.heavy
 def test_a_call_disturbed_at_each_point_gives_the_undisturbed_result(intruder_build):
     run(intruder_build, "--points", "8")
 
 
+@pytest.mark.heavy
 def test_calls_for_random_graphs_disturbed_at_random_points_give_the_undisturbed_result(intruder_build):
     run(intruder_build, "--only", "none", "--graphs", "200")
 
