@@ -103,6 +103,20 @@ static void child_one(prs_store *s)
         prs_spin_unlock(&s->shards[i]);
 }
 
+void prs_close_all(void)
+{
+    for (;;) {
+        pthread_mutex_lock(&handles_lock);
+        prs_store *s = handles;
+        while (s && (s->users || prs_load_acquire(&s->closed)))
+            s = s->next;
+        pthread_mutex_unlock(&handles_lock);
+        if (!s)
+            return;
+        prs_close(s);
+    }
+}
+
 static void before_fork(void)
 {
     pthread_mutex_lock(&handles_lock);

@@ -334,7 +334,7 @@ static int refill(prs_store *s, uint32_t cls, prs_error *error)
     return PRS_OK;
 }
 
-int prs_magazine_take(prs_store *s, uint64_t size, uint32_t *out, uint64_t *word, prs_error *error)
+int prs_magazine_take(prs_store *s, uint64_t size, bool try, uint32_t *out, uint64_t *word, prs_error *error)
 {
     uint32_t cls = prs_class_of(size);
     prs_magazine *m = &s->magazines[cls];
@@ -346,6 +346,8 @@ int prs_magazine_take(prs_store *s, uint64_t size, uint32_t *out, uint64_t *word
             top = m->item[--m->count];
         prs_spin_unlock(&m->lock);
         if (PRS_UNLIKELY(!some)) {
+            if (try)
+                return PRS_E_AGAIN;
             int rc = refill(s, cls, error);
             if (rc < 0)
                 return rc;

@@ -530,7 +530,7 @@ int prs_alloc(prs_store *s, uint64_t size, unsigned flags, prs_draft *draft, prs
     if (!prs_extent_size_fits(size))
         size = INT64_MAX; /* cannot fit: reported as such below */
     bool file = PRS_UNLIKELY(size > s->capacity) && !window && s->super->spill_dir[0];
-    int rc = PRS_LIKELY(small) ? prs_magazine_take(s, size, &i, &word, error)
+    int rc = PRS_LIKELY(small) ? prs_magazine_take(s, size, flags & PRS_ALLOC_TRY, &i, &word, error)
              : file            ? prs_bare_take(s, &i, &word, error)
                                : prs_large_take(s, size, window || size >= 256 * 1024, &i, &word, error);
     if (PRS_UNLIKELY(rc < 0))
@@ -541,6 +541,7 @@ int prs_alloc(prs_store *s, uint64_t size, unsigned flags, prs_draft *draft, prs
     prs_store_relaxed(&slot->serial, serial);
     prs_store_relaxed(&slot->created, (uint32_t)(prs_seconds() - s->super->born));
     prs_store_relaxed(&slot->size, size);
+    draft->store = s;
     draft->id = (prs_oid){s->id, serial, i, prs_word_generation(word)};
     draft->size = size;
     draft->off = prs_load_relaxed(&slot->off);
@@ -652,8 +653,8 @@ void prs_abort(prs_store *s, prs_draft *draft, bool keep_window)
 {
     prs_slot *slot = prs_slot_at(s, draft->id.slot);
     uint64_t word = prs_load_relaxed(&slot->word), ours;
-    if (draft->window)
-        prs_window_abandon(s, draft, keep_window);
+    if (draft->window && !prs_window_abandon(s, draft, keep_window))
+        return; /* its memory can be written to: the object stays unsealed until this process ends */
     draft->window = NULL;
     do {
         if (prs_word_generation(word) == draft->id.generation && (prs_word_client(word) != s->me || s->orphan)) {

@@ -81,6 +81,18 @@ int prs_attach_pid(prs_store **out, int32_t pid, int fd, uint64_t store, const p
  * until the last pin taken through it is dropped (prs_unpin may still be called); all other
  * calls return PRS_E_CLOSED.  Idempotent. */
 void prs_close(prs_store *store);
+/* Until when a handle stays, for callers whose calls exclude each other but where they wait (an interpreter with its lock); these
+ * functions are called under that lock, prs_release without it.  A call or draft that goes on while others run is a use.
+ * prs_end: no further use begins; true when there is none: the caller must prs_release.  prs_unuse: true when that was the last
+ * use of an ended handle: the same. */
+void prs_use(prs_store *store);
+bool prs_unuse(prs_store *store);
+bool prs_end(prs_store *store);
+/* Close, and free the handle as soon as its last pin is dropped and its last window closed; those two calls stay valid until
+ * then.  Only closes when a fork has left uses behind that nobody can end. */
+void prs_release(prs_store *store);
+/* At the end of a process: close every handle that is not in use. */
+void prs_close_all(void);
 /* Free the handle itself: after it nothing may be called.  Closes first; does nothing more
  * while pins are left. */
 void prs_dispose(prs_store *store);
@@ -109,16 +121,18 @@ bool prs_leave(prs_store *store);
 
 /* An object being made.  Belongs to one thread at a time. */
 typedef struct prs_draft {
-    prs_oid id;    /* valid at once; others may wait for it                        */
-    uint64_t size; /* bytes asked for                                              */
-    uint64_t off;  /* where it lies in the data area                               */
-    void *dst;     /* writable, mapped and backed, or NULL: then prs_write only     */
-    void *window;  /* PRS_ALLOC_WINDOW: a writable mapping of this object alone     */
+    prs_oid id;       /* valid at once; others may wait for it                        */
+    uint64_t size;    /* bytes asked for                                              */
+    uint64_t off;     /* where it lies in the data area                               */
+    void *dst;        /* writable, mapped and backed, or NULL: then prs_write only     */
+    void *window;     /* PRS_ALLOC_WINDOW: a writable mapping of this object alone     */
+    prs_store *store; /* the handle that it was allocated by */
 } prs_draft;
 
 enum {
-    PRS_ALLOC_WINDOW = 1u << 0, /* whole pages and a writable window: create(), empty() */
-    PRS_ALLOC_ORDERED = 1u << 1 /* the object will name others: take a serial above theirs */
+    PRS_ALLOC_WINDOW = 1u << 0,  /* whole pages and a writable window: create(), empty() */
+    PRS_ALLOC_ORDERED = 1u << 1, /* the object will name others: take a serial above theirs */
+    PRS_ALLOC_TRY = 1u << 2      /* a small size: PRS_E_AGAIN instead of a call that may wait */
 };
 
 /* Allocate `size` bytes.  The draft is CREATING: nobody can read it, its death with this

@@ -112,14 +112,14 @@ static prs_store *new_handle(int fd, const prs_options *options)
     s->dying = PRS_NIL;
     s->lock_timeout = options && options->lock_timeout > 0 ? options->lock_timeout : PRS_SECOND;
     s->flags = options ? options->flags : 0;
+    prs_store_relaxed(&s->keeps, 1);
     pthread_mutex_init(&s->mutex, NULL);
     if (options && options->path)
         s->path = strdup(options->path);
     return s;
 }
 
-/* Undo whatever half-built state the handle is in, and free it. */
-static void discard(prs_store *s)
+void prs_discard(prs_store *s)
 {
     prs_os_unmap(s->super, s->control_len);
     prs_os_unmap(s->ro, s->capacity);
@@ -337,7 +337,7 @@ static int create(prs_store **out, const prs_options *options, uint64_t capacity
     *out = s;
     return PRS_OK;
 fail:
-    discard(s);
+    prs_discard(s);
     return rc;
 }
 
@@ -413,14 +413,14 @@ static int attach(prs_store **out, int fd, uint64_t store, const prs_options *op
     if (rc < 0) { /* leave as we came: tables that do not check out are not to be worked on */
         prs_atfork_unregister(s);
         prs_client_release(s);
-        discard(s);
+        prs_discard(s);
         return rc;
     }
     *out = s;
     return PRS_OK;
 fail:
     free(head);
-    discard(s);
+    prs_discard(s);
     return rc;
 }
 
@@ -593,6 +593,8 @@ void prs_tear_down(prs_store *s)
     for (int i = 0; i < 3; i++)
         if (prs_os_same(fds[i], &s->file)) /* else the number is somebody else's by now */
             prs_os_close(fds[i]);
+    if (s->released)
+        prs_keep_end(s);
 }
 
 void prs_close(prs_store *s)
@@ -626,5 +628,5 @@ void prs_dispose(prs_store *s)
 {
     prs_close(s);
     if (s->torn)
-        discard(s);
+        prs_discard(s);
 }

@@ -10,6 +10,7 @@
  *   backing     which pages exist; filling and returning them
  *   client      client slots, proof of death
  *   segment     create, attach, validate, close
+ *   handle      until when a handle stays
  *   magazine    slots with extents in hand, so that small puts take no lock
  *   link        tokens and edges
  *   flight      listing tokens, ending lost ones
@@ -76,14 +77,20 @@ typedef struct prs_magazine {
     prs_reserved item[PRS_MAG_CAP];
 } prs_magazine;
 
-/* A writable window of an unsealed object, or the read-only one of a sealed object. */
+/* A mapping that create() or empty() handed out; it stays until prs_window_close.
+ *   OPEN       writable, over an unsealed object of this process
+ *   INHERITED  read-only, over an unsealed object of the process that forked this one
+ *   SEALED     read-only, with a pin
+ *   FORSAKEN   private zeros: the object was given up, or its store closed */
+enum prs_window_state { PRS_WINDOW_OPEN, PRS_WINDOW_INHERITED, PRS_WINDOW_SEALED, PRS_WINDOW_FORSAKEN };
+
 typedef struct prs_window {
     struct prs_window *next;
     prs_oid id;
     uint8_t *addr;
     size_t len;
     uint64_t off;
-    bool sealed;
+    enum prs_window_state state;
 } prs_window;
 
 struct prs_store {
@@ -145,6 +152,11 @@ struct prs_store {
     _Alignas(64) prs_spin shards[PRS_SHARDS];
     prs_magazine magazines[PRS_CLASSES];
     prs_atomic_u64 pinned_slots; /* counted once closed                               */
+
+    /* the life of the handle: see handle.c */
+    uint32_t users, users_forks; /* calls and drafts under way; the fork count when there were none before */
+    bool ending, released;
+    prs_atomic_u32 keeps; /* 1 until torn down, and one for each window */
 
     /* fork: the slot prepared for the child */
     uint32_t child, child_incarnation;
@@ -268,7 +280,8 @@ bool prs_client_is(prs_store *s, uint32_t client, uint32_t incarnation); /* stil
 uint32_t prs_class_of(uint64_t size);
 uint64_t prs_class_size(uint32_t cls);
 /* A slot in state CREATING with an extent of at least `size` bytes. */
-int prs_magazine_take(prs_store *s, uint64_t size, uint32_t *slot, uint64_t *word, prs_error *error);
+/* `try`: PRS_E_AGAIN instead of a call that may wait. */
+int prs_magazine_take(prs_store *s, uint64_t size, bool try, uint32_t *slot, uint64_t *word, prs_error *error);
 /* The same with a free extent, as it is, whose pages may go back to the kernel. */
 int prs_warm_take(prs_store *s, uint32_t *slot, uint64_t *word);
 /* A free slot without an extent. */
@@ -358,7 +371,8 @@ void prs_inherit(prs_store *s, uint32_t client);
 
 int prs_window_open(prs_store *s, prs_draft *draft, prs_error *error);
 int prs_window_seal(prs_store *s, const prs_draft *draft, prs_error *error);
-void prs_window_abandon(prs_store *s, const prs_draft *draft, bool keep);
+/* The object will never be: its window shows zeros from now on (`keep`), or is unmapped.  False: neither can be done. */
+bool prs_window_abandon(prs_store *s, const prs_draft *draft, bool keep);
 void prs_windows_after_fork(prs_store *s);
 void prs_windows_forsake(prs_store *s);
 
@@ -367,6 +381,8 @@ void prs_windows_forsake(prs_store *s);
 /* ---- segment.c --------------------------------------------------------------------------------------------------------- */
 
 void prs_tear_down(prs_store *s);
+void prs_discard(prs_store *s);  /* undo whatever half-built state the handle is in, and free it */
+void prs_keep_end(prs_store *s); /* the last one frees a handle that was released */
 
 int prs_atfork_register(prs_store *s);
 void prs_atfork_unregister(prs_store *s);

@@ -69,6 +69,7 @@ int prs_window_open(prs_store *s, prs_draft *draft, prs_error *error)
     prs_spin_lock(&s->window_lock);
     w->next = s->windows;
     s->windows = w;
+    prs_fetch_add_relaxed(&s->keeps, 1);
     prs_spin_unlock(&s->window_lock);
     return PRS_OK;
 }
@@ -84,7 +85,7 @@ int prs_window_seal(prs_store *s, const prs_draft *draft, prs_error *error)
     rc = PRS_POINT_ERRNO(window_revoked) ? -ENOMEM : prs_os_map_fixed(w->addr, s->fd_ro, w->off, w->len);
     if (rc < 0)
         return no_map(error, -rc, "making the window read-only");
-    w->sealed = true;
+    w->state = PRS_WINDOW_SEALED;
     /* The window's own pin: counted like any other, set before anyone can see SEALED. */
     prs_spin *shard = prs_shard(s, draft->id.slot);
     prs_spin_lock(shard);
@@ -95,15 +96,32 @@ int prs_window_seal(prs_store *s, const prs_draft *draft, prs_error *error)
     return PRS_OK;
 }
 
-/* The object will never be: its window must not show the pages any more. */
-void prs_window_abandon(prs_store *s, const prs_draft *draft, bool keep)
+/* Private zeros in place of a window, writable unless the limit of private memory is reached. */
+static bool forsake(prs_window *w)
 {
-    prs_window *w = find(s, &draft->id, true);
+    if (prs_os_map_zero_fixed(w->addr, w->len) < 0 && prs_os_map_nothing_fixed(w->addr, w->len) < 0)
+        return false;
+    w->state = PRS_WINDOW_FORSAKEN;
+    return true;
+}
+
+bool prs_window_abandon(prs_store *s, const prs_draft *draft, bool keep)
+{
+    prs_window *w = find(s, &draft->id, !keep);
     if (!w)
-        return;
-    if (!keep || prs_os_map_zero_fixed(w->addr, w->len) < 0)
+        return true;
+    bool sealed = w->state == PRS_WINDOW_SEALED;
+    if (keep && !forsake(w))
+        return false;
+    if (!keep) {
         prs_os_unmap(w->addr, w->len);
-    free(w);
+        free(w);
+    }
+    if (sealed)
+        prs_unpin(s, &draft->id);
+    if (!keep)
+        prs_keep_end(s);
+    return true;
 }
 
 /* Closing: unsealed windows show private zero pages from now on. */
@@ -111,8 +129,8 @@ void prs_windows_forsake(prs_store *s)
 {
     prs_spin_lock(&s->window_lock);
     for (prs_window *w = s->windows; w; w = w->next)
-        if (!w->sealed)
-            prs_os_map_zero_fixed(w->addr, w->len);
+        if (w->state == PRS_WINDOW_OPEN || w->state == PRS_WINDOW_INHERITED)
+            (void)forsake(w);
     prs_spin_unlock(&s->window_lock);
 }
 
@@ -121,11 +139,12 @@ void prs_window_close(prs_store *s, const prs_draft *draft)
     prs_window *w = find(s, &draft->id, true);
     if (!w)
         return;
-    bool sealed = w->sealed;
+    bool sealed = w->state == PRS_WINDOW_SEALED;
     prs_os_unmap(w->addr, w->len);
     free(w);
     if (sealed)
         prs_unpin(s, &draft->id);
+    prs_keep_end(s);
 }
 
 /* In the child, before anything else runs: what the parent is still writing is not ours. */
@@ -133,10 +152,11 @@ void prs_windows_after_fork(prs_store *s)
 {
     prs_spin_init(&s->window_lock);
     for (prs_window *w = s->windows; w; w = w->next) {
-        if (w->sealed)
+        if (w->state != PRS_WINDOW_OPEN)
             continue;
+        w->state = PRS_WINDOW_INHERITED;
         if (prs_os_map_fixed(w->addr, s->fd_ro, w->off, w->len) < 0)
-            prs_os_map_zero_fixed(w->addr, w->len);
+            (void)forsake(w);
     }
 }
 

@@ -70,6 +70,11 @@ cdef extern from "store/prs.h" nogil:
     int prs_attach_pid(prs_store **out, int32_t pid, int fd, uint64_t store, const prs_options *options,
                        prs_error *error) noexcept
     void prs_close(prs_store *store) noexcept
+    void prs_use(prs_store *store) noexcept
+    cbool prs_unuse(prs_store *store) noexcept
+    cbool prs_end(prs_store *store) noexcept
+    void prs_release(prs_store *store) noexcept
+    void prs_close_all() noexcept
     uint64_t prs_id(const prs_store *store) noexcept
     uint64_t prs_default_capacity() noexcept
     uint64_t prs_capacity(const prs_store *store) noexcept
@@ -86,10 +91,12 @@ cdef extern from "store/prs.h" nogil:
         uint64_t off
         void *dst
         void *window
+        prs_store *store
 
     enum:
         PRS_ALLOC_WINDOW
         PRS_ALLOC_ORDERED
+        PRS_ALLOC_TRY
         PRS_SMALL_MAX
 
     int prs_alloc(prs_store *store, uint64_t size, unsigned flags, prs_draft *draft, prs_error *error) noexcept

@@ -7,18 +7,9 @@ from pyray_ser._buffers cimport Gathered
 from pyray_ser._prs cimport prs_buffer_entry, prs_draft, prs_error, prs_header, prs_oid, prs_store, prs_view
 
 
-# One open handle of the engine. It outlives its Store object until the last call that uses it has returned.
-cdef struct Link:
-    prs_store *handle
-    int users
-    bint closing
-    Link *next
-
-
 cdef class Store:
-    # Invariant: handle is link.handle while the store is open, NULL from close() on.
+    # NULL from close() on. The engine's handle outlives it until the last call, draft, view and window is gone.
     cdef prs_store *handle
-    cdef Link *link
     cdef readonly uint64_t id
     cdef readonly object path
     cdef object spill_form  # pyray_ser.store.spill_codec.Form, once it is needed
@@ -28,8 +19,8 @@ cdef class Store:
     cdef int check_open(self) except -1
     cdef int alloc(self, uint64_t size, unsigned flags, prs_draft *draft, int64_t deadline) except -1
     cdef int write(self, prs_draft *draft, uint64_t at, const void *src, size_t n) except -1
-    cdef ObjectRef seal(self, prs_draft *draft)
-    cdef void abort(self, prs_draft *draft, bint keep_window) noexcept
+    cdef ObjectRef seal_window(self, prs_draft *draft)
+    cdef void abort(self, prs_draft *draft) noexcept
     cdef ObjectRef reference(self, const prs_oid *id)
 
 
@@ -116,5 +107,8 @@ cdef ObjectRef put_gathered(Store store, Gathered gathered, int64_t deadline)
 # Absolute time in ns from seconds: for ever for None, 0 for "do not wait".
 cdef int64_t deadline_of(object timeout) except -1
 cdef int corrupt(const char *why, object ref) except -1
-cdef void handle_close_window(prs_store *handle, const prs_draft *draft) noexcept
+# An open window is no use of the handle: it only keeps its memory.
+cdef void window_opened(prs_draft *draft) noexcept
+cdef void window_aborted(prs_draft *draft) noexcept
+cdef void window_closed(prs_draft *draft) noexcept
 cdef bytes MEMORYVIEW_STREAM

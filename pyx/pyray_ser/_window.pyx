@@ -16,10 +16,9 @@ from libc.string cimport memcpy
 from pyray_ser._ndarray cimport PRP_ARRAY_WRITABLE, prp_array_source, prp_ndarray
 from pyray_ser._prs cimport PRS_ALLOC_WINDOW, prs_buffer_entry, prs_draft, prs_header
 from pyray_ser._store cimport (
-    MEMORYVIEW_STREAM, ObjectRef, Store, deadline_of, default_or_open, handle_close_window, place, write_entry, write_header
+    MEMORYVIEW_STREAM, ObjectRef, Store, deadline_of, default_or_open, place, window_aborted, window_closed, window_opened,
+    write_entry, write_header
 )
-from pyray_ser._prs cimport prs_store
-
 from pyray_ser._store import fork_count
 
 # Room for the stream: it is written last, when the array that is sealed is known.
@@ -30,7 +29,7 @@ cdef enum State:
     OPEN
     SEALED
     ABORTED
-    GONE        # no window was ever mapped, or its store is closed
+    GONE        # no window was ever mapped
 
 cdef object open_windows = weakref.WeakSet()
 
@@ -48,7 +47,6 @@ cdef class Window:
     """
 
     cdef Store store
-    cdef prs_store *handle
     cdef prs_draft draft
     cdef uint8_t *data
     cdef uint64_t off
@@ -64,15 +62,13 @@ cdef class Window:
         raise TypeError("use create() or empty()")
 
     def __dealloc__(self):
-        if self.forks != fork_count():
-            # The parent's, unless it was sealed before the fork: then this process holds a pin of its own.
-            if self.state == SEALED:
-                handle_close_window(self.handle, &self.draft)
+        if self.state == GONE:
             return
-        if self.state == OPEN:
-            self.store.abort(&self.draft, False)
-        elif self.state == SEALED:
-            handle_close_window(self.handle, &self.draft)
+        # Its handle stays until the window is closed, also when its store was closed meanwhile. In a forked child the object
+        # is the parent's.
+        if self.state == OPEN and self.forks == fork_count() and self.store.handle == self.draft.store:
+            window_aborted(&self.draft)
+        window_closed(&self.draft)
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         if self.state == OPEN and self.forks != fork_count():
@@ -113,10 +109,10 @@ cdef Window open_window(uint64_t size, int64_t deadline):
     place(&total, size, &made.off)
     store.alloc(total, PRS_ALLOC_WINDOW, &made.draft, deadline)
     made.store = store
-    made.handle = store.handle
     made.data = <uint8_t *>made.draft.window + made.off
     made.size = size
     made.state = OPEN
+    window_opened(&made.draft)
     open_windows.add(made)
     return made
 
@@ -197,7 +193,7 @@ def seal(value):
     write_header(window.draft.window, total, n, 1)
     write_entry(window.draft.window, 0, window.off, window.size)
     memcpy(<uint8_t *>window.draft.window + sizeof(prs_header) + sizeof(prs_buffer_entry), stream, n)
-    ref = window.store.seal(&window.draft)
+    ref = window.store.seal_window(&window.draft)
     window.state = SEALED
     open_windows.discard(window)
     freeze(value)
@@ -216,7 +212,7 @@ def abort(value):
     """Give an object up. Views of it stay valid and read as zeros from now on."""
     cdef Window window = window_of(value)
     window.check_open()
-    window.store.abort(&window.draft, True)
+    window_aborted(&window.draft)
     window.state = ABORTED
     open_windows.discard(window)
 
@@ -235,6 +231,7 @@ def abort_all():
     cdef Window window
     for window in list(open_windows):
         if window.state == OPEN and window.forks == fork_count():
-            window.store.abort(&window.draft, True)
+            if window.store.handle == window.draft.store:
+                window_aborted(&window.draft)
             window.state = ABORTED
     open_windows.clear()

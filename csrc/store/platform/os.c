@@ -394,6 +394,13 @@ int prs_os_map_zero_fixed(void *at, size_t len)
     return got == MAP_FAILED ? -errno : 0;
 }
 
+/* The same, read-only: it counts against no limit of memory. */
+int prs_os_map_nothing_fixed(void *at, size_t len)
+{
+    void *got = mmap(at, len, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    return got == MAP_FAILED ? -errno : 0;
+}
+
 /* Such mappings come and go with each get(): one system call, where the last one was that had to look for its place. */
 void *prs_os_map_private(int fd, uint64_t off, size_t len)
 {

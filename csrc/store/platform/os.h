@@ -36,6 +36,7 @@ int prs_os_inspect(int fd, prs_file *file, uint64_t *size, prs_error *error);
 void *prs_os_map(int fd, uint64_t off, size_t len, bool writable);
 int prs_os_map_fixed(void *at, int fd, uint64_t off, size_t len);
 int prs_os_map_zero_fixed(void *at, size_t len);
+int prs_os_map_nothing_fixed(void *at, size_t len);
 void *prs_os_map_private(int fd, uint64_t off, size_t len);
 /* Names in a directory but . and ..; calls `each` until it returns non-zero. */
 int prs_os_each_name(int fd, int (*each)(void *, const char *), void *arg);

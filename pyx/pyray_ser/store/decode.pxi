@@ -119,7 +119,7 @@ cdef object named_object(Store store, const prs_buffer_entry *entry, bint writab
             with nogil:
                 if prs_wait(handle, &pin.id, -1) == PRS_E_FREED:  # it ended for all but the outer object
                     prx_nap(1000000)
-            end(store, handle)
+            end(handle)
         PyErr_CheckSignals()
         store.check_open()
         handle = store.handle

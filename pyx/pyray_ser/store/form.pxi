@@ -27,9 +27,16 @@ cdef int place(uint64_t *end, uint64_t size, uint64_t *off) except -1:
     return 0
 
 
-cdef void handle_close_window(prs_store *handle, const prs_draft *draft) noexcept:
-    # A window keeps a pin, so the handle's memory is there even after close().
-    prs_window_close(handle, draft)
+cdef void window_opened(prs_draft *draft) noexcept:
+    end(draft.store)
+
+
+cdef void window_aborted(prs_draft *draft) noexcept:
+    prs_abort(draft.store, draft, True)
+
+
+cdef void window_closed(prs_draft *draft) noexcept:
+    prs_window_close(draft.store, draft)
 
 
 cdef void write_header(void *dst, uint64_t total, uint64_t stream_size, uint32_t nbuffers) noexcept nogil:

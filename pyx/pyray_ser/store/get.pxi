@@ -47,10 +47,11 @@ cdef Pin pin_by(ObjectRef ref, int64_t deadline, object timeout):
             left = deadline - prx_now() if deadline else 0
             if left <= 0:
                 fail(PRS_E_TIMEOUT, NULL, store, ref, timeout)
+        store.check_open()
         handle = begin(store)
         with nogil:
             status = prs_wait(handle, &ref.id, left)
-        end(store, handle)
+        end(handle)
         PyErr_CheckSignals()
         if status not in (PRS_OK, PRS_E_TIMEOUT, PRS_E_INTR):
             fail(status, NULL, store, ref)

@@ -1,39 +1,26 @@
 # Open handles: the Store of this process, and the calls on a store as a whole.
 
-cdef Link *links = NULL
+cdef bint exit_registered = False
 
 
 cdef void close_at_exit() noexcept:
     # Runs after the interpreter is gone. A daemon thread may still be inside a call without the GIL: what it uses is left
     # to the kernel.
-    cdef Link *link = links
-    while link is not NULL:
-        if link.handle is not NULL and link.users == 0:
-            prs_close(link.handle)
-            link.handle = NULL
-        link = link.next
+    prs_close_all()
 
 
 cdef inline prs_store *begin(Store store) noexcept:
-    """Before the GIL is released around the engine: keeps the handle from being closed."""
+    """Before the GIL is released around the engine: keeps the handle from being closed. NULL if it is closed."""
     if store.handle is not NULL:
-        store.link.users += 1
+        prs_use(store.handle)
     return store.handle
 
 
-cdef inline void end(Store store, prs_store *handle) noexcept:
-    """After it, with the handle that `begin` gave. The store may have another by now (`renew`): each link counts its own users."""
-    cdef Link *link = store.link
-    if handle is NULL:
-        return
-    while link is not NULL and link.handle is not handle:
-        link = link.next  # those behind the store's own are older; one that is used keeps its handle
-    if link is NULL:
-        return
-    link.users -= 1
-    if link.users == 0 and link.closing and link.handle is not NULL:
-        prs_close(link.handle)
-        link.handle = NULL
+cdef inline void end(prs_store *handle) noexcept:
+    """After it, with what `begin` gave; the last one out of a store that was closed meanwhile closes its handle."""
+    if handle is not NULL and prs_unuse(handle):
+        with nogil:
+            prs_release(handle)
 
 
 # Every open store of this process by its id, and the one that put() uses.
@@ -61,29 +48,22 @@ cdef class Store:
 
     def __dealloc__(self):
         # Only when the interpreter tears the modules down: an open store is in `stores`.
-        cdef Link *link = self.link
-        if link is not NULL and link.handle is not NULL and link.users == 0:
-            prs_close(link.handle)
-            link.handle = NULL
+        if self.handle is not NULL and prs_end(self.handle):
+            prs_release(self.handle)
 
     cdef int opened(self, prs_store *handle) except -1:
-        global links
-        cdef Link *link
-        if links is NULL and Py_AtExit(close_at_exit) < 0:
-            pass  # 32 others are registered: the process's end is noticed by the other clients instead
-        link = <Link *>PyMem_RawMalloc(sizeof(Link))
-        if link is NULL:
-            prs_close(handle)
-            raise MemoryError()
-        link.handle = handle
-        link.users = 0
-        link.closing = False
-        link.next = links
-        links = link
-        self.link = link
-        self.handle = handle
+        global exit_registered
+        if not exit_registered:
+            exit_registered = True
+            Py_AtExit(close_at_exit)  # 32 others are registered: the other clients notice the end of the process instead
         self.id = prs_id(handle)
-        stores[self.id] = self
+        try:
+            stores[self.id] = self
+        except BaseException:
+            with nogil:
+                prs_release(handle)
+            raise
+        self.handle = handle
         return 0
 
     cdef int check_open(self) except -1:
@@ -160,21 +140,17 @@ cdef class Store:
     def close(self):
         """Stop being a client. Views stay valid, references do not. May be repeated."""
         global default_store
-        cdef Link *link = self.link
-        if self.handle is NULL:
+        cdef prs_store *handle = self.handle
+        if handle is NULL:
             return
         self.handle = NULL
         if stores.get(self.id) is self:
             del stores[self.id]
         if default_store is self:
             default_store = None
-        if link.users:
-            link.closing = True
-            return
-        cdef prs_store *handle = link.handle
-        link.handle = NULL
-        with nogil:
-            prs_close(handle)
+        if prs_end(handle):
+            with nogil:
+                prs_release(handle)
 
     def stats(self):
         """The engine's counters, as a dict of int."""
@@ -184,7 +160,7 @@ cdef class Store:
         cdef prs_store *handle = begin(self)
         with nogil:
             status = prs_get_stats(handle, &s)
-        end(self, handle)
+        end(handle)
         if status != PRS_OK:
             fail(status, NULL, self)
         return {
@@ -208,7 +184,7 @@ cdef class Store:
             handle = begin(self)
             with nogil:
                 n = prs_list(handle, &cursor, found, 64)
-            end(self, handle)
+            end(handle)
             if n < 0:
                 fail(n, NULL, self)
             for i in range(n):
@@ -241,7 +217,7 @@ cdef class Store:
             handle = begin(self)
             with nogil:
                 n = prs_flights(handle, &cursor, found, 64, &error)
-            end(self, handle)
+            end(handle)
             if n < 0:
                 fail(n, &error, self)
             for i in range(n):
@@ -270,7 +246,7 @@ cdef class Store:
         cdef prs_store *handle = begin(self)
         with nogil:
             n = prs_flights_end(handle, pid, age, &error)
-        end(self, handle)
+        end(handle)
         if n < 0:
             fail(n, &error, self)
         return n
@@ -298,7 +274,7 @@ cdef class Store:
         cdef prs_store *handle = begin(self)
         with nogil:
             status = prs_check(handle, &error)
-        end(self, handle)
+        end(handle)
         if status != PRS_OK:
             fail(status, &error, self)
 
@@ -310,7 +286,7 @@ cdef class Store:
         cdef prs_store *handle = begin(self)
         with nogil:
             status = prs_look(handle, age)
-        end(self, handle)
+        end(handle)
         if status < 0:
             fail(status, NULL, self)
 
@@ -321,11 +297,15 @@ cdef class Store:
         cdef prs_store *handle = begin(self)
         with nogil:
             given = prs_trim(handle, keep)
-        end(self, handle)
+        end(handle)
         return given
 
     cdef int alloc(self, uint64_t size, unsigned flags, prs_draft *draft, int64_t deadline) except -1:
-        """Allocate; while the store is full, try again until `deadline` (0: once)."""
+        """
+        Allocate; while the store is full, try again until `deadline` (0: once).
+
+        The draft is a use of the handle, which `seal_or_abort` or `abort` ends.
+        """
         cdef prs_error error
         cdef int status
         cdef prs_store *handle
@@ -334,17 +314,14 @@ cdef class Store:
         while True:
             self.check_open()
             error.code = 0
-            if size < PRS_SMALL_MAX and not flags & PRS_ALLOC_WINDOW:
-                status = prs_alloc(self.handle, size, flags, draft, &error)
-            else:
-                handle = begin(self)
-                with nogil:
-                    status = prs_alloc(handle, size, flags, draft, &error)
-                end(self, handle)
+            handle = begin(self)
+            with nogil:
+                status = prs_alloc(handle, size, flags, draft, &error)
             if status == PRS_OK:
                 if not flags & PRS_ALLOC_WINDOW:
                     ledger_begin(self, draft, size)
                 return 0
+            end(handle)
             if status == PRS_E_CLOSED:
                 revive(self)
                 continue
@@ -371,7 +348,6 @@ cdef class Store:
     cdef int write(self, prs_draft *draft, uint64_t at, const void *src, size_t n) except -1:
         cdef prs_error error
         cdef int status
-        cdef prs_store *handle
         error.code = 0
         if n == 0:
             return 0
@@ -379,26 +355,31 @@ cdef class Store:
         if draft.dst is not NULL:
             memcpy(<uint8_t *>draft.dst + at, src, n)
             return 0
-        self.check_open()
-        handle = begin(self)
-        if n < LONG_COPY:
-            status = prs_write(handle, draft, at, src, n, &error)
-        else:
-            with nogil:
-                status = prs_write(handle, draft, at, src, n, &error)
-        end(self, handle)
+        with nogil:
+            status = prs_write(draft.store, draft, at, src, n, &error)
         if status != PRS_OK:
             fail(status, &error, self)
         return 0
 
-    cdef ObjectRef seal(self, prs_draft *draft):
-        return seal_or_abort(self, draft)
+    cdef ObjectRef seal_window(self, prs_draft *draft):
+        """Seal what a window holds. If that fails, the window is as it was, unless its object is lost."""
+        cdef prs_error error
+        cdef int status
+        cdef ObjectRef ref = new_ref(self, NULL, &draft.id)
+        if note_origin is not None:
+            note_origin(self.id, draft.id.serial)
+        self.check_open()
+        error.code = 0
+        status = prs_seal(draft.store, draft, &error) if draft.store == self.handle else PRS_E_LOST
+        if status != PRS_OK:
+            fail(status, &error, self)
+        ref.handle = draft.store
+        return ref
 
-    cdef void abort(self, prs_draft *draft, bint keep_window) noexcept:
-        if prx_ledger:
-            forget_ledger(self, draft)
-        if self.handle is not NULL:
-            prs_abort(self.handle, draft, keep_window)
+    cdef void abort(self, prs_draft *draft) noexcept:
+        forget_ledger(self, draft)
+        prs_abort(draft.store, draft, False)
+        end(draft.store)
 
     def attach_again(self, int32_t pid, int fd):
         """In a forked child without a client slot: become a client anew. False if `pid` does not have this store."""
@@ -407,9 +388,13 @@ cdef class Store:
         memset(&options, 0, sizeof(options))
         if self.handle is NULL or not prs_is_orphan(self.handle):
             return self.handle is not NULL
-        if prs_attach_pid(&handle, pid, fd, self.id, &options, NULL) != PRS_OK:
+        cdef int status
+        cdef uint64_t ident = self.id
+        with nogil:
+            status = prs_attach_pid(&handle, pid, fd, ident, &options, NULL)
+        if status != PRS_OK:
             return False
-        # The old handle stays in its link for the views taken through it.
+        # The old handle stays for the views taken through it.
         self.opened(handle)
         return True
 
@@ -425,24 +410,23 @@ cdef class Store:
         cdef prs_options options
         cdef int32_t pid, fd
         cdef uint64_t start
-        cdef Link *link = self.link
         cdef int status
         self.check_open()
         if prs_is_orphan(self.handle):
             return False
         memset(&options, 0, sizeof(options))
         prs_locator(self.handle, &pid, &start, &fd)
-        status = prs_attach_pid(&handle, pid, fd, self.id, &options, NULL)
+        cdef uint64_t ident = self.id
+        with nogil:
+            status = prs_attach_pid(&handle, pid, fd, ident, &options, NULL)
         if status != PRS_OK:
             return False
+        inherited = self.handle
         self.opened(handle)
-        if link.users:
-            link.closing = True
-            return True
-        inherited = link.handle
-        link.handle = NULL
-        with nogil:
-            prs_close(inherited)
+        # Its address is not used again: references compare the handle they were made by with the store's.
+        if prs_end(inherited):
+            with nogil:
+                prs_close(inherited)
         return True
 
     cdef ObjectRef reference(self, const prs_oid *id):

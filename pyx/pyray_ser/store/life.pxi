@@ -21,6 +21,7 @@ cdef int free_one(ObjectRef ref) except -1:
     status = prs_free(store.handle, &ref.id, &error)
     if status == PRS_E_CLOSED:
         revive(store)
+        store.check_open()
         status = prs_free(store.handle, &ref.id, &error)
     if status not in (PRS_OK, PRS_E_LOST, PRS_E_FREED):
         fail(status, &error, store, ref)
@@ -106,7 +107,7 @@ def wait_epoch(Store store, uint32_t seen, double timeout):
         # Death of a creator is found by looking.
         if status != PRS_OK:
             prs_look(handle, 1000000000)
-    end(store, handle)
+    end(handle)
 
 
 def find_address(Store store, size_t address, uint64_t size):

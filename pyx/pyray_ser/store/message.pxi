@@ -15,6 +15,18 @@ cdef enum:
     NODE_MAX = 32
 
 
+cdef int take_token(ObjectRef ref, int kind, uint32_t note, prs_token *token) except 1:
+    """The engine's status. It takes the store's lock, so the GIL is released."""
+    cdef prs_store *handle
+    cdef int status
+    adopt(ref)
+    handle = begin(ref.store)
+    with nogil:
+        status = prs_token_take_noted(handle, &ref.id, kind, note, token)
+    end(handle)
+    return status
+
+
 cdef bytes message_of(ObjectRef ref, int kind, bytes node, prs_token *token, uint32_t note=0):
     """What `travel` returns first; `token` gets what it took."""
     cdef Travel out
@@ -26,12 +38,10 @@ cdef bytes message_of(ObjectRef ref, int kind, bytes node, prs_token *token, uin
     memset(token, 0, sizeof(prs_token))
     out.id = ref.id
     if kind:
-        adopt(ref)
-        status = prs_token_take_noted(ref.handle, &ref.id, kind, note, token)
+        status = take_token(ref, kind, note, token)
         if status == PRS_E_CLOSED:
             revive(ref.store)
-            adopt(ref)
-            status = prs_token_take_noted(ref.handle, &ref.id, kind, note, token)
+            status = take_token(ref, kind, note, token)
         if status != PRS_OK:
             fail(status, NULL, ref.store, ref)
     if ref.store is not None and ref.store.handle is not NULL:
@@ -108,8 +118,11 @@ def drop_token(Store store, bytes identity, tuple token):
     if len(identity) != sizeof(prs_oid):
         raise ValueError("an object reference is 24 bytes")
     memcpy(&id, PyBytes_AS_STRING(identity), sizeof(prs_oid))
-    if store.handle is not NULL:
-        prs_token_drop(store.handle, &id, &t)
+    cdef prs_store *handle = begin(store)
+    if handle is not NULL:
+        with nogil:
+            prs_token_drop(handle, &id, &t)
+        end(handle)
 
 
 cdef int read_travel(bytes blob, Travel *out) except -1:
@@ -148,15 +161,20 @@ def load_ref(bytes blob not None):
         return ref
     if prs_is_orphan(store.handle):
         revive(store)
+        if store.handle is NULL:  # closed meanwhile
+            return ref
+    cdef prs_store *handle = begin(store)
     if message.kind == PRS_TOKEN_ONCE and message.token_index:
         token.index = message.token_index
         token.unused = 0
         token.serial = message.token_serial
-        status = prs_token_claim(store.handle, &ref.id, &token)
+        with nogil:
+            status = prs_token_claim(handle, &ref.id, &token)
     else:
-        status = prs_ref(store.handle, &ref.id)
+        status = prs_ref(handle, &ref.id)
+    end(handle)
     if status == PRS_OK:
-        ref.handle = store.handle
+        ref.handle = handle
     return ref
 
 
@@ -178,6 +196,7 @@ cdef int adopt(ObjectRef ref) except -1:
     status = prs_ref(ref.store.handle, &ref.id)
     if status == PRS_E_CLOSED:
         revive(ref.store)
+        ref.store.check_open()
         status = prs_ref(ref.store.handle, &ref.id)
     if status != PRS_OK:
         # prs_ref may not tell "freed" from "lost"; the slot may still know.

@@ -39,7 +39,7 @@ cdef int bind_encoded(ObjectRef ref, bytes encoded, object name) except -1:
     handle = begin(ref.store)
     with nogil:
         status = prs_name_bind(handle, text, length, &ref.id, &error)
-    end(ref.store, handle)
+    end(handle)
     if status == PRS_E_EXISTS:
         name_taken(name)
     if status == PRS_E_OBJECTS:
@@ -66,7 +66,7 @@ cdef ObjectRef find_encoded(Store store, bytes encoded):
         handle = begin(store)
         with nogil:
             status = prs_name_find(handle, text, length, &id)
-        end(store, handle)
+        end(handle)
         if status != PRS_E_CLOSED:
             break
         revive(store)
@@ -141,7 +141,7 @@ def wait_name(Store store not None, name, timeout=None):
         handle = begin(store)
         with nogil:
             status = prs_wait_epoch(handle, seen, left)
-        end(store, handle)
+        end(handle)
         PyErr_CheckSignals()
         if status == PRS_E_CLOSED:
             revive(store)
@@ -162,7 +162,7 @@ def names_of(Store store not None):
         handle = begin(store)
         with nogil:
             more = prs_name_next(handle, &cursor, text, &id)
-        end(store, handle)
+        end(handle)
         if not more:
             return found
         # The bytes were written by another process: shown whatever they are.

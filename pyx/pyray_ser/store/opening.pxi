@@ -54,7 +54,8 @@ def snapshot(path):
     if status != PRS_OK:
         fail(status, &error, path)
     if prs_id(handle) in stores:
-        prs_close(handle)
+        with nogil:
+            prs_release(handle)
         raise ValueError(f"{path}: this process uses that store itself")
     cdef Store store = Store.__new__(Store)
     store.opened(handle)
@@ -99,7 +100,8 @@ cdef object _open(int how, path, int32_t pid, int fd, uint64_t ident, uint64_t c
         fail(status, &error, path)
     cdef Store known = stores.get(prs_id(handle))
     if known is not None:
-        prs_close(handle)
+        with nogil:
+            prs_release(handle)
         return known
     cdef Store store = Store.__new__(Store)
     store.path = path

@@ -12,6 +12,7 @@ cdef enum:
 cdef object form_of(Store store):
     """How this store's spill files are written; None if the engine does that alone."""
     if store.spill_form is None:
+        store.check_open()
         flags = prs_spill_form(store.handle)
         if not flags:
             return None
@@ -52,7 +53,7 @@ cdef bint make_room(Store store, uint64_t size) except -1:
                 return True
         return False
     finally:
-        end(store, handle)
+        end(handle)
 
 
 cdef bint spill_one(Store store, prs_store *handle, const prs_oid *victim, form) except -1:
@@ -126,19 +127,17 @@ cdef int finish_file(Store store, prs_draft *draft) except -1:
     form = form_of(store)
     if form is None:
         return 0
-    store.check_open()
     error.code = 0
     algorithm = form.algorithm
     if algorithm:
-        status = prs_draft_map(store.handle, draft, &data, &error)
+        status = prs_draft_map(draft.store, draft, &data, &error)
         if status != PRS_OK:
             fail(status, &error, store)
         try:
             digest = form.digest_of(bytes_at(data, draft.size))
         finally:
             prs_draft_unmap(data, draft.size)
-    store.check_open()
-    status = prs_draft_finish(store.handle, draft, algorithm, digest, &error)
+    status = prs_draft_finish(draft.store, draft, algorithm, digest, &error)
     if status != PRS_OK:
         fail(status, &error, store)
     return 0
@@ -175,7 +174,7 @@ cdef int restore(Store store, const prs_oid *id, bint named, prs_view *view, Obj
         through[0] = handle  # Python code has run: the store may have another by now, or none
         return PRS_OK
     finally:
-        end(store, handle)
+        end(handle)
 
 
 cdef object read_back(form, prs_restore *job):

@@ -1,16 +1,20 @@
 # Writing an object of one stream and at most one buffer.
 
+cdef inline int alloc_small(Store store, uint64_t total, prs_draft *draft, int64_t deadline) except -1:
+    """`Store.alloc`, without releasing the GIL if the size is small and nothing has to be waited for."""
+    if (total > PRS_SMALL_MAX or store.handle is NULL
+            or prs_alloc(store.handle, total, PRS_ALLOC_TRY, draft, NULL) != PRS_OK):
+        return store.alloc(total, 0, draft, deadline)
+    prs_use(draft.store)
+    return ledger_begin(store, draft, total)
+
+
 cdef object put_stream(Store store, const uint8_t *stream, Py_ssize_t stream_size, int64_t deadline):
     """An object that is its stream, at most HEAD bytes."""
     cdef uint64_t total = sizeof(prs_header) + stream_size
     cdef prs_draft draft
-    cdef prs_error error
     cdef uint8_t[HEAD] head
-    error.code = 0
-    if prs_alloc(store.handle, total, 0, &draft, &error) != PRS_OK:
-        store.alloc(total, 0, &draft, deadline)
-    else:
-        ledger_begin(store, &draft, total)
+    alloc_small(store, total, &draft, deadline)
     if draft.dst is not NULL:
         ledger_write(store, &draft, 0, total)
         prs_format_write_header(draft.dst, total, stream_size, 0)
@@ -26,7 +30,7 @@ cdef int write_or_abort(Store store, prs_draft *draft, uint64_t at, const void *
     try:
         return store.write(draft, at, data, size)
     except BaseException:
-        store.abort(draft, False)
+        store.abort(draft)
         raise
 
 
@@ -51,23 +55,25 @@ cdef inline ObjectRef seal_or_abort(Store store, prs_draft *draft):
         if note_origin is not None:
             note_origin(store.id, draft.id.serial)
     except BaseException:
-        store.abort(draft, False)
+        store.abort(draft)
         raise
-    if store.handle is NULL:  # closed by another thread during the copy: the draft went with it
-        store.check_open()
-    if prx_ledger or (draft.dst is NULL and prs_draft_in_file(store.handle, draft)):
+    if prx_ledger or (draft.dst is NULL and prs_draft_in_file(draft.store, draft)):
         try:
             ledger_seal(store, draft)
-            if draft.dst is NULL and prs_draft_in_file(store.handle, draft):
+            if draft.dst is NULL and prs_draft_in_file(draft.store, draft):
                 finish_file(store, draft)
         except BaseException:
-            store.abort(draft, False)
+            store.abort(draft)
             raise
-    status = prs_seal(store.handle, draft, &error)
+    # Another thread may have closed the store during the copy: the draft goes with it.
+    status = prs_seal(draft.store, draft, &error) if store.handle == draft.store else PRS_E_CLOSED
     if status != PRS_OK:
-        prs_abort(store.handle, draft, False)
+        store.abort(draft)
+        if status == PRS_E_CLOSED:
+            store.check_open()
         fail(status, &error, store)
-    ref.handle = store.handle
+    ref.handle = draft.store
+    end(draft.store)
     return ref
 
 
@@ -77,22 +83,16 @@ cdef object put_buffer(Store store, const uint8_t *stream, Py_ssize_t stream_siz
     cdef uint64_t body = sizeof(prs_header) + sizeof(prs_buffer_entry) + stream_size
     cdef uint64_t total = body, off = 0
     cdef prs_draft draft
-    cdef prs_error error
     cdef prs_oid inner
     cdef uint8_t[HEAD + PAD] head
     cdef uint8_t *dst
     cdef bint gathers = source is not NULL and source.kind != PRP_ARRAY_DIRECT
     cdef bint refers = not gathers and size >= REFERENCE_FROM and worth_referring(store, data, size, &inner, &off)
-    error.code = 0
     if refers:
         store.alloc(total, PRS_ALLOC_ORDERED, &draft, deadline)
     else:
         place(&total, size, &off)
-        if (total > PRS_SMALL_MAX or store.handle is NULL or
-                prs_alloc(store.handle, total, 0, &draft, &error) != PRS_OK):
-            store.alloc(total, 0, &draft, deadline)
-        else:
-            ledger_begin(store, &draft, total)
+        alloc_small(store, total, &draft, deadline)
     dst = <uint8_t *>draft.dst if draft.dst is not NULL else head
     prs_format_write_header(dst, total, stream_size, 1)
     prs_format_write_entry(dst, 0, off, size, &inner if refers else NULL)
@@ -111,7 +111,7 @@ cdef object put_buffer(Store store, const uint8_t *stream, Py_ssize_t stream_siz
             else:
                 gather_array(store, &draft, off, array, source)
         except BaseException:
-            store.abort(&draft, False)
+            store.abort(&draft)
             raise
         return seal_or_abort(store, &draft)
     if source is not NULL and not prp_ndarray().lies_at(array, data, size):
@@ -132,7 +132,6 @@ cdef int gather_array(Store store, prs_draft *draft, uint64_t off, object array,
     cdef prs_error error
     cdef int status, i
     cdef int nd = source.layout.nd
-    cdef prs_store *handle
     cdef size_t itemsize
     cdef uint64_t total
     cdef const void *first
@@ -153,12 +152,9 @@ cdef int gather_array(Store store, prs_draft *draft, uint64_t off, object array,
         total *= shape[i]
     if total != source.nbytes:
         raise ValueError("the array changed while it was written")
-    store.check_open()
     error.code = 0
-    handle = begin(store)
     with nogil:
-        status = prs_write_strided(handle, draft, off, first, nd, shape, strides, itemsize, &error)
-    end(store, handle)
+        status = prs_write_strided(draft.store, draft, off, first, nd, shape, strides, itemsize, &error)
     if status != PRS_OK:
         fail(status, &error, store)
     return 0
@@ -179,16 +175,12 @@ cdef int add_edge(Store store, prs_draft *draft, const prs_oid *inner, bint refe
     """Let the draft hold `inner`; if it refers to its bytes, also against `free`."""
     cdef prs_error error
     cdef int status
-    cdef prs_store *handle
     error.code = 0
-    store.check_open()
-    handle = begin(store)
     with nogil:
         if refers:
-            status = prs_add_bytes_edge(handle, draft, inner, &error)
+            status = prs_add_bytes_edge(draft.store, draft, inner, &error)
         else:
-            status = prs_add_edge(handle, draft, inner, &error)
-    end(store, handle)
+            status = prs_add_edge(draft.store, draft, inner, &error)
     if status != PRS_OK:
         fail(status, &error, store)
     return 0

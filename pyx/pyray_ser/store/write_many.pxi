@@ -175,6 +175,6 @@ cdef ObjectRef put_gathered(Store store, Gathered gathered, int64_t deadline):
         return seal_or_abort(store, &draft)
     finally:
         if allocated:
-            store.abort(&draft, False)
+            store.abort(&draft)
         writer_close(&writer)
         free_layout(&layout)
