@@ -77,7 +77,7 @@ static void child_one(prs_store *s)
 {
     prs_client_inherited(s);
     s->start_time = prs_start_time(s->pid);
-    pthread_mutex_init(&s->mutex, NULL);
+    prs_store_relaxed(&s->mutex, 0);
     prs_spin_init(&s->serial_lock);
     prs_spin_init(&s->spill_again);
     s->serial_next = s->serial_end = 0;

@@ -128,7 +128,7 @@ int prs_writable(prs_store *s, prs_error *error)
     int rc = prs_descriptors(s, error);
     if (rc < 0)
         return rc;
-    pthread_mutex_lock(&s->mutex);
+    (void)prs_mutex_lock(&s->mutex, -1);
     if (!prs_load_acquire(&s->wr)) {
         uint8_t *wr = prs_os_map(s->fd_rw, s->super->data_off, s->capacity, true);
         size_t len = prs_pages_bytes(s->capacity / PRS_PAGE);
@@ -144,7 +144,7 @@ int prs_writable(prs_store *s, prs_error *error)
             prs_os_unmap(wr, s->capacity);
         }
     }
-    pthread_mutex_unlock(&s->mutex);
+    prs_mutex_unlock(&s->mutex);
     return rc;
 }
 

@@ -44,3 +44,9 @@ void prs_keep_end(prs_store *s)
     if (prs_fetch_sub_acqrel(&s->keeps, 1) == 1)
         prs_discard(s);
 }
+
+uint32_t prs_age(const prs_store *s)
+{
+    uint64_t born = s->super->born_ns / (uint64_t)PRS_SECOND, now = prs_uptime();
+    return now > born ? (uint32_t)(now - born) : 0; /* another time namespace may be behind */
+}

@@ -132,7 +132,7 @@ uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t 
                     .owner = owner,
                     .owner_tag = owner_tag,
                     .next = next,
-                    .created = (uint32_t)(prs_seconds() - s->super->born),
+                    .created = prs_age(s),
                     .pid = (uint32_t)s->pid};
     PRS_POINT(link_filled);
     /* Count, then look: whoever retires the object reads the count after it changed the word. */
@@ -173,7 +173,9 @@ int prs_token_take_noted(prs_store *s, const prs_oid *id, int kind, uint32_t not
     int rc = prs_link_lock(s, NULL);
     if (rc < 0) {
         /* No record to be had: the sticky holder keeps the object to the end of the store. */
-        prs_fetch_or_seqcst(&prs_slot_at(s, id->slot)->holders[0], 1ull << PRS_STICKY_CLIENT);
+        uint64_t sticky = 1ull << PRS_STICKY_CLIENT;
+        if (!(prs_fetch_or_seqcst(&prs_slot_at(s, id->slot)->holders[0], sticky) & sticky))
+            prs_fetch_add_relaxed(&s->super->orphaned, 1);
         (void)prs_insist(prs_slot_at(s, id->slot), id->serial);
         rc = prs_state(s, id);
         return rc == PRS_E_AGAIN ? PRS_OK : rc;

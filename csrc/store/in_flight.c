@@ -122,7 +122,7 @@ int prs_flights_end(prs_store *s, int32_t pid, int64_t min_age, prs_error *error
 {
     prs_flight flight[BATCH];
     uint32_t cursor = 0;
-    int64_t before = (int64_t)prs_seconds() - (min_age + PRS_SECOND - 1) / PRS_SECOND;
+    int64_t before = (int64_t)(s->super->born + prs_age(s)) - (min_age + PRS_SECOND - 1) / PRS_SECOND;
     for (int n, total = 0;;) {
         if ((n = prs_flights(s, &cursor, flight, BATCH, error)) <= 0)
             return n < 0 ? n : total;

@@ -28,13 +28,35 @@ static bool try_word(prs_store *s)
     return prs_cas_acquire(&s->super->lock, &expected, lock_word(s->me, s->incarnation));
 }
 
-static void private_deadline(struct timespec *ts, int64_t timeout)
+/* ---- between the threads of this process: 0 free, 1 held, 2 held and waited for ------------------- */
+
+bool prs_mutex_trylock(prs_atomic_u32 *m)
 {
-    clock_gettime(CLOCK_REALTIME, ts);
-    int64_t ns = ts->tv_nsec + timeout % PRS_SECOND;
-    ts->tv_sec += (time_t)(timeout / PRS_SECOND + ns / PRS_SECOND);
-    ts->tv_nsec = (long)(ns % PRS_SECOND);
+    uint32_t expected = 0;
+    return prs_cas_acquire(m, &expected, 1);
 }
+
+bool prs_mutex_lock(prs_atomic_u32 *m, int64_t timeout)
+{
+    if (PRS_LIKELY(prs_mutex_trylock(m)))
+        return true;
+    int64_t deadline = timeout < 0 ? INT64_MAX : prs_now() + timeout;
+    while (prs_exchange_acquire(m, 2) != 0) {
+        int64_t left = timeout < 0 ? PRS_SECOND : deadline - prs_now();
+        if (left <= 0)
+            return false;
+        (void)prs_futex_wait(m, 2, left);
+    }
+    return true;
+}
+
+void prs_mutex_unlock(prs_atomic_u32 *m)
+{
+    if (prs_exchange_release(m, 0) == 2)
+        prs_futex_wake(m, 1);
+}
+
+/* ---- between processes --------------------------------------------------------------------------- */
 
 static bool owner_dead(prs_store *s, uint32_t word)
 {
@@ -77,14 +99,10 @@ static int steal(prs_store *s, uint32_t word, prs_error *error)
 
 int prs_lock(prs_store *s, int64_t timeout, prs_error *error)
 {
-    if (PRS_UNLIKELY(pthread_mutex_trylock(&s->mutex) != 0)) {
-        struct timespec ts;
-        private_deadline(&ts, timeout < 0 ? 3600 * PRS_SECOND : timeout);
-        if (pthread_mutex_timedlock(&s->mutex, &ts) != 0)
-            return busy(s, prs_load_relaxed(&s->super->lock), error);
-    }
+    if (!prs_mutex_lock(&s->mutex, timeout))
+        return busy(s, prs_load_relaxed(&s->super->lock), error);
     if (PRS_UNLIKELY(s->torn)) {
-        pthread_mutex_unlock(&s->mutex);
+        prs_mutex_unlock(&s->mutex);
         return prs_fail(error, PRS_E_CLOSED, 0, "the store is closed");
     }
     for (int i = 0; i < SPINS; i++) {
@@ -111,7 +129,7 @@ int prs_lock(prs_store *s, int64_t timeout, prs_error *error)
         if (now >= deadline) {
             if (owner_dead(s, word))
                 goto dead;
-            pthread_mutex_unlock(&s->mutex);
+            prs_mutex_unlock(&s->mutex);
             return busy(s, word, error);
         }
         int64_t slice = 20 * PRS_MS;
@@ -142,10 +160,10 @@ taken:
 
 bool prs_trylock(prs_store *s)
 {
-    if (pthread_mutex_trylock(&s->mutex) != 0)
+    if (!prs_mutex_trylock(&s->mutex))
         return false;
     if (s->torn) {
-        pthread_mutex_unlock(&s->mutex);
+        prs_mutex_unlock(&s->mutex);
         return false;
     }
     for (int i = 0; i < SPINS; i++) {
@@ -159,7 +177,7 @@ bool prs_trylock(prs_store *s)
         }
         prs_pause();
     }
-    pthread_mutex_unlock(&s->mutex);
+    prs_mutex_unlock(&s->mutex);
     return false;
 }
 
@@ -169,5 +187,5 @@ void prs_unlock(prs_store *s)
     uint32_t word = prs_exchange_release(&s->super->lock, 0);
     if (PRS_UNLIKELY(word & WAITERS))
         prs_futex_wake(&s->super->lock, 1);
-    pthread_mutex_unlock(&s->mutex);
+    prs_mutex_unlock(&s->mutex);
 }

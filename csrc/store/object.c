@@ -539,7 +539,7 @@ int prs_alloc(prs_store *s, uint64_t size, unsigned flags, prs_draft *draft, prs
     prs_slot *slot = prs_slot_at(s, i);
     uint64_t serial = prs_serial(s, flags & PRS_ALLOC_ORDERED);
     prs_store_relaxed(&slot->serial, serial);
-    prs_store_relaxed(&slot->created, (uint32_t)(prs_seconds() - s->super->born));
+    prs_store_relaxed(&slot->created, prs_age(s));
     prs_store_relaxed(&slot->size, size);
     draft->store = s;
     draft->id = (prs_oid){s->id, serial, i, prs_word_generation(word)};

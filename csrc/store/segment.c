@@ -9,6 +9,7 @@
  *            and the data area are mapped read-only, from a descriptor that cannot write.
  */
 #include "platform/advise.h"
+#include "platform/descriptor.h"
 #include "store.h"
 #include <errno.h>
 #include <dirent.h>
@@ -113,7 +114,6 @@ static prs_store *new_handle(int fd, const prs_options *options)
     s->lock_timeout = options && options->lock_timeout > 0 ? options->lock_timeout : PRS_SECOND;
     s->flags = options ? options->flags : 0;
     prs_store_relaxed(&s->keeps, 1);
-    pthread_mutex_init(&s->mutex, NULL);
     if (options && options->path)
         s->path = strdup(options->path);
     return s;
@@ -139,7 +139,6 @@ void prs_discard(prs_store *s)
         prs_os_unmap(w->addr, w->len);
         free(w);
     }
-    pthread_mutex_destroy(&s->mutex);
     free(s->path);
     free(s->spill_dir);
     free(s);
@@ -279,6 +278,7 @@ static int create(prs_store **out, const prs_options *options, uint64_t capacity
         return prs_fail(error, PRS_E_SYS, -rc, "no random number for the store");
     plan.store_id |= 1;
     plan.born = prs_seconds();
+    plan.born_ns = (uint64_t)prs_now();
     plan.uid = (uint32_t)geteuid();
     if (options && options->spill_dir) {
         if (options->spill_dir[0] != '/' || strlen(options->spill_dir) >= sizeof plan.spill_dir)
@@ -454,7 +454,7 @@ int prs_list_pid(int32_t pid, uint64_t *ids, int *fds, int cap)
     char path[64], link[80];
     int n = 0;
     snprintf(path, sizeof path, "/proc/%d/fd", pid);
-    DIR *directory = opendir(path);
+    DIR *directory = prs_open_listing(path);
     if (!directory)
         return 0;
     for (struct dirent *entry; n < cap && (entry = readdir(directory));) {
@@ -579,8 +579,8 @@ void prs_tear_down(prs_store *s)
     if (prs_load_relaxed(&s->wr))
         prs_os_map_zero_fixed(prs_load_relaxed(&s->wr), s->capacity);
     if (!s->orphan)
-        prs_inherit(s, s->me);     /* and reserves a full list had no room for */
-    pthread_mutex_lock(&s->mutex); /* a thread that is inside the store lock gets out first */
+        prs_inherit(s, s->me);           /* and reserves a full list had no room for */
+    (void)prs_mutex_lock(&s->mutex, -1); /* a thread that is inside the store lock gets out first */
     if (!s->orphan)
         prs_client_release(s);
     prs_client_unanchor(s);
@@ -588,7 +588,7 @@ void prs_tear_down(prs_store *s)
     s->torn = true;
     prs_os_map_zero_fixed(s->super, s->control_len);
     prs_os_map_zero_fixed(s->ro, s->capacity);
-    pthread_mutex_unlock(&s->mutex);
+    prs_mutex_unlock(&s->mutex);
     int fds[] = {s->fd_rw, s->fd_ro, s->fd_lock};
     for (int i = 0; i < 3; i++)
         if (prs_os_same(fds[i], &s->file)) /* else the number is somebody else's by now */

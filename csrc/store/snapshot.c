@@ -11,6 +11,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE 1
 #endif
+#include "platform/descriptor.h"
 #include "store.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -102,7 +103,7 @@ int prs_snapshot(prs_store **out, const char *path, char spill_dir[PRS_SPILL_DIR
 {
     _Static_assert(PRS_SPILL_DIR_MAX >= PRS_SPILL_DIR, "the caller has room for any spill directory");
     *out = NULL;
-    int fd = open(path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK), copy = -1;
+    int fd = prs_above_standard(open(path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK)), copy = -1;
     if (fd < 0)
         return prs_fail(error,
                         errno == ENOENT  ? PRS_E_NOTFOUND

@@ -138,7 +138,7 @@ struct prs_store {
     prs_atomic_u32 slots_seen, links_seen; /* chunks already mapped here               */
     prs_headroom headroom;
 
-    pthread_mutex_t mutex; /* taken before the store lock                            */
+    prs_atomic_u32 mutex; /* taken before the store lock                            */
     prs_spin serial_lock;
     uint64_t serial_next, serial_end;
     prs_spin pending_lock;
@@ -213,6 +213,10 @@ static inline uint32_t prs_words_in_use(const prs_store *s)
 
 /* ---- lock.c ---------------------------------------------------------------------------------- */
 
+/* A lock between threads; waits at most `timeout` (negative: without limit). */
+bool prs_mutex_trylock(prs_atomic_u32 *mutex);
+bool prs_mutex_lock(prs_atomic_u32 *mutex, int64_t timeout);
+void prs_mutex_unlock(prs_atomic_u32 *mutex);
 /* Take the store lock, waiting at most `timeout` for a living owner.  Steals it from a dead
  * one and rebuilds.  PRS_E_BUSY, PRS_E_CORRUPT (rebuild failed). */
 int prs_lock(prs_store *s, int64_t timeout, prs_error *error);
@@ -380,6 +384,7 @@ void prs_windows_forsake(prs_store *s);
 
 /* ---- segment.c --------------------------------------------------------------------------------------------------------- */
 
+uint32_t prs_age(const prs_store *s); /* seconds since the store was made */
 void prs_tear_down(prs_store *s);
 void prs_discard(prs_store *s);  /* undo whatever half-built state the handle is in, and free it */
 void prs_keep_end(prs_store *s); /* the last one frees a handle that was released */

@@ -11,6 +11,7 @@ import os
 import sys
 
 from .. import _store
+from .._descriptors import above_standard
 
 __all__ = ["ENVIRONMENT", "enable", "forget", "read"]
 
@@ -39,7 +40,7 @@ def _list_of(ident: int) -> int:
             return fd
     except OSError:
         pass  # closed by others: a new list
-    fd = os.memfd_create(_NAME.format(ident), os.MFD_CLOEXEC)
+    fd = above_standard(os.memfd_create(_NAME.format(ident), os.MFD_CLOEXEC))
     _lists[ident] = fd, _identity(fd)
     return fd
 
@@ -91,7 +92,9 @@ def read(ident: int, pids: list[int]) -> dict[int, str]:
             try:
                 if os.readlink(path) != link:
                     continue
-                with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+                with open(
+                    path, "rb", opener=lambda name, flags: above_standard(os.open(name, flags | os.O_NONBLOCK))
+                ) as file:
                     file.seek(0)
                     data = file.read(_READ_MAX)
             except OSError:

@@ -20,6 +20,7 @@ import time
 from contextlib import ExitStack, contextmanager, suppress
 
 from .. import _log, _store
+from .._descriptors import above_standard
 
 TYPE_CHECKING = False  # importing typing costs more than it is worth here
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def guard(folder: str, timeout: float = 1.0) -> Iterator[None]:
     """Exclude others from opening and removing stores in `folder`; at most `timeout` seconds are waited for them."""
     until = time.monotonic() + timeout
     while True:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = above_standard(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         try:
             if _locked(fd) and os.path.samestat(os.fstat(fd), os.stat(folder)):
                 yield
@@ -149,7 +150,7 @@ def _made(folder: str) -> bool:
 
 def _give_owner_rights(folder: str) -> None:
     """Give back what the umask took of a directory that was just made; never of what a link in its place leads to."""
-    fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    fd = above_standard(os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
     try:
         found = os.fstat(fd)
         if found.st_uid == os.geteuid() and found.st_mode & 0o777 != 0o700:
@@ -195,7 +196,7 @@ def mapped_by(device: int, inode: int) -> list[int]:
 def is_store(path: str) -> bool:
     """Tell whether the file `path` is a store of this user's: what else lies there is not ours to remove."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        fd = above_standard(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK))
     except OSError:
         return False
     try:
@@ -212,7 +213,7 @@ def in_use(path: str) -> bool:
     A client holds a record lock on the file, which is seen from other pid namespaces and containers too. Code that closes all
     descriptors of a process drops that lock; such a process still has the file mapped.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    fd = above_standard(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK))
     try:
         lock = fcntl.fcntl(fd, _F_OFD_GETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
         if struct.unpack(_FLOCK, lock)[0] != fcntl.F_UNLCK:

@@ -10,6 +10,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE 1
 #endif
+#include "descriptor.h"
 #include "headroom.h"
 
 #include <errno.h>
@@ -50,7 +51,7 @@ static int reader_open(reader *r, const char *root, const char *dir, const char 
     r->begin = r->end = 0;
     r->eof = false;
     do
-        r->fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+        r->fd = prs_above_standard(open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY));
     while (r->fd < 0 && errno == EINTR);
     return r->fd < 0 ? -errno : 0;
 }

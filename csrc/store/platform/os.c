@@ -11,6 +11,7 @@
 #include "atomic.h"
 #include "copy.h"
 #include "failpoint.h"
+#include "descriptor.h"
 #include "huge.h"
 #include "pages.h"
 #include <dirent.h>
@@ -70,6 +71,13 @@ uint64_t prs_seconds(void)
     return (uint64_t)ts.tv_sec;
 }
 
+uint64_t prs_uptime(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &ts);
+    return (uint64_t)ts.tv_sec;
+}
+
 void prs_os_sleep(int64_t ns)
 {
     struct timespec ts = {(time_t)(ns / PRS_SECOND), (long)(ns % PRS_SECOND)};
@@ -91,9 +99,9 @@ int prs_os_memfd(uint64_t id, prs_error *error)
 {
     char name[48];
     snprintf(name, sizeof name, "pyray_ser:%016llx", (unsigned long long)id);
-    int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL);
+    int fd = prs_above_standard(memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL));
     if (fd < 0 && errno == EINVAL) /* before Linux 6.3 */
-        fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+        fd = prs_above_standard(memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING));
     if (fd < 0)
         return prs_fail(error, PRS_E_SYS, errno, "memfd_create failed");
     if (fchmod(fd, 0600) < 0) {
@@ -124,7 +132,7 @@ int prs_os_create_file(const char *path, prs_error *error)
         return prs_fail(error, PRS_E_SYS, errno, "cannot use directory %.150s", directory);
     if (!memory_type(&fs))
         return prs_fail(error, PRS_E_FOREIGN, 0, "%.150s is not on tmpfs", directory);
-    int fd = open(directory, O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
+    int fd = prs_above_standard(open(directory, O_RDWR | O_TMPFILE | O_CLOEXEC, 0600));
     if (fd < 0)
         return prs_fail(error, PRS_E_SYS, errno, "cannot create a file in %.150s", directory);
     if (fchmod(fd, 0600) < 0) { /* what the umask took: it is opened again before it has a name */
@@ -147,7 +155,7 @@ int prs_os_publish_file(int fd, const char *path, prs_error *error)
 
 int prs_os_open_file(const char *path, int *fd, prs_error *error)
 {
-    *fd = open(path, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
+    *fd = prs_above_standard(open(path, O_RDWR | O_NOFOLLOW | O_CLOEXEC));
     if (*fd < 0) {
         if (errno == ENOENT)
             return prs_fail(error, PRS_E_NOTFOUND, ENOENT, "there is no store at %.150s", path);
@@ -172,7 +180,7 @@ int prs_os_reopen_of(int32_t pid, int fd, bool writable)
         snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
     else
         snprintf(path, sizeof path, "/proc/%d/fd/%d", pid, fd);
-    int out = open(path, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    int out = prs_above_standard(open(path, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
     return out < 0 ? -errno : out;
 }
 
@@ -180,7 +188,7 @@ int prs_os_reopen_of(int32_t pid, int fd, bool writable)
  * capability on most systems; -errno where it is refused. */
 int prs_os_reopen_mapping(const void *at, bool writable, const prs_file *file)
 {
-    FILE *maps = fopen("/proc/self/maps", "re");
+    FILE *maps = prs_open_text("/proc/self/maps");
     if (!maps)
         return -errno;
     char line[512], path[96] = "";
@@ -192,7 +200,7 @@ int prs_os_reopen_mapping(const void *at, bool writable, const prs_file *file)
     fclose(maps);
     if (!path[0])
         return -ENOENT;
-    int fd = open(path, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC);
+    int fd = prs_above_standard(open(path, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC));
     if (fd < 0)
         return -errno;
     if (prs_os_same(fd, file))
@@ -274,7 +282,8 @@ void prs_os_close(int fd)
 
 int prs_os_open_directory(int at, const char *path, prs_error *error)
 {
-    int fd = openat(at < 0 ? AT_FDCWD : at, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC | (at < 0 ? 0 : O_NOFOLLOW));
+    int fd = prs_above_standard(
+        openat(at < 0 ? AT_FDCWD : at, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC | (at < 0 ? 0 : O_NOFOLLOW)));
     return fd < 0 ? prs_fail(error, PRS_E_SYS, errno, "cannot open directory %.150s", path) : fd;
 }
 
@@ -301,7 +310,7 @@ int prs_os_make_directory(int at, const char *name)
 
 int prs_os_open_at(int at, const char *name, int flags)
 {
-    int fd = openat(at, name, O_NOFOLLOW | O_CLOEXEC | flags, 0600);
+    int fd = prs_above_standard(openat(at, name, O_NOFOLLOW | O_CLOEXEC | flags, 0600));
     if (fd >= 0 && (flags & O_CREAT))
         (void)fchmod(fd, 0600); /* the same */
     return fd < 0 ? -errno : fd;
@@ -335,7 +344,7 @@ int prs_os_identify(int fd, prs_file *file)
 
 int prs_os_each_name(int fd, int (*each)(void *, const char *), void *arg)
 {
-    int copy = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC), rc = 0;
+    int copy = prs_above_standard(openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC)), rc = 0;
     DIR *directory = copy < 0 ? NULL : fdopendir(copy);
     if (!directory) {
         rc = -errno;
@@ -527,7 +536,7 @@ uint64_t prs_start_time(int32_t pid)
 {
     char path[48], text[1024];
     snprintf(path, sizeof path, "/proc/%d/stat", pid);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = prs_above_standard(open(path, O_RDONLY | O_CLOEXEC));
     if (fd < 0)
         return 0;
     ssize_t n = read(fd, text, sizeof text - 1);
@@ -564,7 +573,15 @@ int prs_os_keep_from_children(void *anchor)
 
 int prs_os_pipe(int fd[2])
 {
-    return pipe2(fd, O_CLOEXEC) < 0 ? -errno : 0;
+    if (pipe2(fd, O_CLOEXEC) < 0)
+        return -errno;
+    for (int i = 0; i < 2; i++)
+        if ((fd[i] = prs_above_standard(fd[i])) < 0) {
+            int err = errno;
+            prs_os_close(fd[!i]);
+            return -err;
+        }
+    return 0;
 }
 
 /* Wait until nobody has the other end of a pipe that nobody writes to; false after `timeout`. */

@@ -8,6 +8,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE 1
 #endif
+#include "descriptor.h"
 #include "threads.h"
 
 #include <errno.h>
@@ -78,7 +79,7 @@ unsigned prs_cpu_idle(void)
         all = found > 1 ? (uint32_t)found : 1;
         prs_store_relaxed(&online, all);
     }
-    int saved = errno, fd = open("/proc/loadavg", O_RDONLY | O_CLOEXEC);
+    int saved = errno, fd = prs_above_standard(open("/proc/loadavg", O_RDONLY | O_CLOEXEC));
     char text[128];
     ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
     if (fd >= 0)

@@ -1,0 +1,50 @@
+/* descriptor.h - no descriptor of ours is ever below 3.
+ *
+ * A program that was started without descriptors 0 to 2, or closed them, gets one of these numbers for the next file that it opens.
+ * What writes to its standard error then writes into that file.  Every open, memfd, pipe and directory of the engine goes through
+ * these functions; a test looks for calls that do not.
+ */
+#ifndef PRS_DESCRIPTOR_H
+#define PRS_DESCRIPTOR_H
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <unistd.h>
+
+#ifndef F_DUPFD_CLOEXEC
+#define F_DUPFD_CLOEXEC 1030
+#endif
+
+/* The same file under a number above 2; -1 with errno.  Takes what open() returned, errors too. */
+static inline int prs_above_standard(int fd)
+{
+    if (fd < 0 || fd > 2)
+        return fd;
+    int above = fcntl(fd, F_DUPFD_CLOEXEC, 3), saved = errno;
+    close(fd);
+    errno = saved;
+    return above;
+}
+
+/* Open a text file for reading. */
+static inline FILE *prs_open_text(const char *path)
+{
+    int fd = prs_above_standard(open(path, O_RDONLY | O_CLOEXEC));
+    FILE *file = fd < 0 ? NULL : fdopen(fd, "r");
+    if (!file && fd >= 0)
+        close(fd);
+    return file;
+}
+
+static inline DIR *prs_open_listing(const char *path)
+{
+    int fd = prs_above_standard(open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    DIR *directory = fd < 0 ? NULL : fdopendir(fd);
+    if (!directory && fd >= 0)
+        close(fd);
+    return directory;
+}
+
+#endif

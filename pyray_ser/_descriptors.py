@@ -1,0 +1,50 @@
+"""Descriptors of the library never have the numbers of standard input, output and error.
+
+A program that was started without descriptors 0 to 2, or closed them, gets one of these numbers for the next file that it opens;
+what writes to standard error then writes into that file. Every call that makes a descriptor goes through here; a test looks for
+calls that do not.
+"""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+
+__all__ = ["above_standard", "socket_above_standard"]
+
+
+def above_standard(fd: int) -> int:
+    """
+    Return a descriptor of the same open file with a number above 2.
+
+    Parameters
+    ----------
+    fd : int
+        A descriptor that was just made; it is closed if its number is 0, 1 or 2.
+
+    Returns
+    -------
+    int
+
+    Examples
+    --------
+    >>> fd = above_standard(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+    """
+    if fd > 2:
+        return fd
+    import fcntl
+
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(fd)
+
+
+def socket_above_standard(made: socket.socket) -> socket.socket:
+    """Return the same socket under a number above 2."""
+    if made.fileno() > 2:
+        return made
+    return type(made)(fileno=above_standard(made.detach()))

@@ -1,0 +1,71 @@
+"""No descriptor of the library has the number of standard input, output or error."""
+
+import re
+from pathlib import Path
+
+import pytest
+from isolated import run
+
+ROOT = Path(__file__).resolve().parents[2]
+C_CALL = re.compile(
+    r"(?<![\w.>\"])(open|openat|memfd_create|fopen|opendir|pipe|socket|eventfd|dup|epoll_create1|creat)\("
+)
+PYTHON_CALL = re.compile(r"os\.(open|pipe|pipe2|dup|memfd_create|eventfd)\(|socket\.socket\(|\.accept\(\)|socketpair\(")
+
+
+def bare(files, call, *helpers):
+    for path in files:
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            code = line.partition(" /*")[0].partition("  #")[0]
+            if code.lstrip().startswith(("*", "/*", "#", ">>>")) or any(helper in code for helper in helpers):
+                continue
+            if call.search(code):
+                yield f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+
+
+@pytest.mark.skipif(not (ROOT / "csrc").exists(), reason="the sources are not here")
+def test_every_call_that_makes_a_descriptor_moves_it_above_the_standard_ones():
+    sources = sorted((ROOT / "csrc/store").rglob("*.c"))
+    found = list(bare(sources, C_CALL, "prs_above_standard("))
+    # A call that is broken over two lines starts on the line before.
+    found = [line for line in found if "openat(at < 0" not in line]
+    python = sorted((ROOT / "pyray_ser/store").rglob("*.py"))
+    found += bare(python, PYTHON_CALL, "above_standard(", "map(above_standard")
+    assert not found, "\n".join(found)
+
+
+PROGRAM = """
+    import os, sys
+    import numpy as np
+
+    end = os.dup2(1, 200)
+    for number in {closed}:
+        os.close(number)
+    import pyray_ser
+
+    store = pyray_ser.init("closed-descriptors-%d" % os.getpid()) if {named} else pyray_ser.init(capacity=64 << 20)
+    ref = pyray_ser.put(np.arange(100_000))
+    window = pyray_ser.empty(1000)
+    pyray_ser.seal(window)
+    pid = os.fork()
+    if pid == 0:
+        os._exit(int(pyray_ser.get(ref)[7]) != 7)
+    failed = os.waitpid(pid, 0)[1]
+    taken = [number for number in {closed} if os.path.lexists("/proc/self/fd/%d" % number)]
+    for number in {closed}:
+        try:
+            os.write(number, b"a message of some library")
+        except OSError:
+            pass
+    ok = pyray_ser.get(ref)[7] == 7 and pyray_ser.get(pyray_ser.put(np.arange(100_000)))[8] == 8
+    store.check()
+    pyray_ser.shutdown()
+    os.dup2(end, 1)
+    print((failed, taken, bool(ok)), flush=True)
+"""
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("closed", [(2,), (0, 1, 2), (0,)])
+def test_store_of_a_program_without_standard_descriptors(closed, named):
+    assert run(PROGRAM.format(closed=closed, named=named)) == "(0, [], True)"
