@@ -78,29 +78,63 @@ int prs_spill_clean(const char *directory, bool dry)
     return rc < 0 ? rc : c.found;
 }
 
+/* The directory and its lock, shared.  -EAGAIN: somebody who cleans up took it for one of a store that is gone, between any two
+ * of these calls; the lock file that we have locked, and the directory, may have no name any more. */
+static int open_locked(int top, const char *name, bool create, int *fd, int *lock)
+{
+    int rc = create ? prs_os_make_directory(top, name) : 0;
+    *fd = *lock = -1;
+    if (rc < 0 && rc != -EEXIST)
+        return rc;
+    *fd = prs_os_open_at(top, name, O_RDONLY | O_DIRECTORY);
+    if (*fd < 0)
+        return *fd == -ENOENT && create ? -EAGAIN : *fd;
+    rc = *lock = prs_os_open_at(*fd, LOCK_NAME, O_RDWR | O_CREAT);
+    if (rc >= 0)
+        rc = prs_os_lock_file(*lock, false);
+    if (rc == -ENOENT || rc == -EACCES)
+        rc = -EAGAIN;
+    prs_file directory, locked, named;
+    if (rc == 0 && ((rc = prs_os_identify(*fd, &directory)) < 0 || (rc = prs_os_identify(*lock, &locked)) < 0))
+        return rc;
+    int again = rc == 0 ? prs_os_open_at(top, name, O_RDONLY | O_DIRECTORY) : -1;
+    int other = again >= 0 ? prs_os_open_at(again, LOCK_NAME, O_RDWR) : -1;
+    if (rc == 0 && (other < 0 || prs_os_identify(other, &named) < 0 || named.dev != locked.dev ||
+                    named.ino != locked.ino || !prs_os_same(again, &directory)))
+        rc = -EAGAIN;
+    prs_os_close(other);
+    prs_os_close(again);
+    return rc;
+}
+
+#define ENTER_TRIES 500
+
 static int enter_directory(prs_store *s, int top, bool create, prs_error *error)
 {
     char name[NAME_LEN];
     directory_name(name, s->id);
-    if (create) {
-        int rc = prs_os_make_directory(top, name);
-        if (rc < 0)
-            return prs_fail(error, PRS_E_SYS, -rc, "cannot make a directory in %.150s", s->super->spill_dir);
+    int fd = -1, lock = -1, rc = -EAGAIN;
+    for (int i = 0; rc == -EAGAIN && i < ENTER_TRIES; i++) {
+        if (i)
+            prs_os_sleep(PRS_MS);
+        rc = open_locked(top, name, create, &fd, &lock);
+        if (rc < 0) {
+            prs_os_close(lock);
+            prs_os_close(fd);
+        }
     }
-    int fd = prs_os_open_directory(top, name, error);
-    if (fd < 0)
-        return fd;
-    int lock = prs_os_open_at(fd, LOCK_NAME, O_RDWR | O_CREAT);
-    int rc = lock < 0 ? lock : prs_os_lock_file(lock, false);
-    prs_os_unmap(s->spill_anchor, PRS_PAGE); /* of a directory that was found again */
-    s->spill_anchor = rc < 0 ? NULL : prs_os_anchor(lock);
-    if (rc == 0 && !s->spill_anchor)
-        rc = -ENOMEM;
-    if (rc < 0) {
-        prs_os_close(lock);
-        prs_os_close(fd);
-        return prs_fail(error, PRS_E_SYS, -rc, "cannot lock the spill directory of the store");
+    if (rc == 0) {
+        prs_os_unmap(s->spill_anchor, PRS_PAGE); /* of a directory that was found again */
+        s->spill_anchor = prs_os_anchor(lock);
+        if (!s->spill_anchor) {
+            rc = -ENOMEM;
+            prs_os_close(lock);
+            prs_os_close(fd);
+        }
     }
+    if (rc < 0)
+        return prs_fail(error, PRS_E_SYS, -rc, "cannot make or lock the store's directory in %.150s",
+                        s->super->spill_dir);
     if (!s->spill_dir)
         s->spill_dir = strdup(s->super->spill_dir);
     s->fd_spill = fd;
@@ -213,12 +247,29 @@ static void remove_file(prs_store *s, uint32_t slot, uint64_t serial)
     PRS_POINT(spill_removed);
 }
 
+/* Was the directory removed under its name? */
+static bool removed(prs_store *s)
+{
+    char name[NAME_LEN];
+    directory_name(name, s->id);
+    int top = prs_os_open_directory(-1, s->super->spill_dir, NULL);
+    int fd = top < 0 ? -1 : prs_os_open_at(top, name, O_RDONLY | O_DIRECTORY);
+    bool there = fd >= 0 && prs_os_same(fd, &s->spill_file);
+    prs_os_close(fd);
+    prs_os_close(top);
+    return !there;
+}
+
 int prs_spill_disk(prs_store *s, int rc, uint64_t want, prs_error *error)
 {
-    /* Full, or there is no directory to write to (any more): no room for an object either way. */
-    bool gone = rc == -ENOENT || rc == -ENOTDIR || rc == -EACCES || rc == -EPERM || rc == -EROFS;
-    int code = gone || rc == -ENOSPC || rc == -EDQUOT || rc == -EFBIG ? PRS_E_FULL : PRS_E_SYS;
-    prs_fail(error, code, -rc, "writing to the spill directory %.120s failed", s->super->spill_dir);
+    bool gone = (rc == -ENOENT || rc == -ENOTDIR || rc == -ESTALE || rc == -EBADF) && removed(s);
+    bool barred = rc == -EACCES || rc == -EPERM || rc == -EROFS;
+    int code = gone || barred || rc == -ENOSPC || rc == -EDQUOT || rc == -EFBIG ? PRS_E_FULL : PRS_E_SYS;
+    prs_fail(error, code, -rc,
+             gone     ? "the spill directory %.120s was removed"
+             : barred ? "the spill directory %.120s cannot be written"
+                      : "writing to the spill directory %.120s failed",
+             s->super->spill_dir);
     if (error) {
         error->want = want;
         error->capacity = s->capacity;

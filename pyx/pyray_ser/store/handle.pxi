@@ -337,7 +337,10 @@ cdef class Store:
                     # The disk is full; it may have room later.
                     if not isinstance(problem, ObjectStoreFullError) or deadline == 0 or prx_now() >= deadline:
                         raise
-            if status not in (PRS_E_FULL, PRS_E_BACKING, PRS_E_OBJECTS) or deadline == 0 or prx_now() >= deadline:
+            # What is larger than the whole store never fits.
+            hopeless = status == PRS_E_FULL and error.sys_errno == 0 and error.want > error.capacity
+            if (status not in (PRS_E_FULL, PRS_E_BACKING, PRS_E_OBJECTS) or hopeless or deadline == 0
+                    or prx_now() >= deadline):
                 fail(status, &error, self)
             with nogil:
                 prx_nap(nap)

@@ -85,9 +85,13 @@ def scan(list refs):
 def watch(list refs):
     """Tell the store that somebody waits for these; `epoch` changes when one of them gets ready."""
     cdef ObjectRef ref
+    cdef prs_store *handle
     for ref in refs:
-        if ref.store is not None and ref.store.handle is not NULL:
-            prs_wait_any(ref.store.handle, &ref.id)
+        handle = begin(ref.store) if ref.store is not None else NULL
+        if handle is not NULL:
+            with nogil:  # it cleans up after a dead creator
+                prs_wait_any(handle, &ref.id)
+            end(handle)
 
 
 def epoch(Store store):

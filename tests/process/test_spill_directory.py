@@ -1,0 +1,62 @@
+"""Directories of spill files: made and cleaned up by several processes at once, removed or barred while a store uses them."""
+
+from isolated import run
+
+PRELUDE = """
+    import os, shutil, sys, tempfile, time
+    import numpy as np, pyray_ser
+    from pyray_ser.exceptions import *
+
+    folder = tempfile.TemporaryDirectory(prefix="pyray_ser-spill-", dir=os.environ.get("PYRAY_SER_TEST_DISK", "/var/tmp"))
+    spill_dir = os.path.join(folder.name, "spill")
+"""
+
+
+def test_processes_make_and_close_stores_with_one_spill_directory():
+    script = """
+    import subprocess
+    program = '''if True:
+        import sys
+        from pyray_ser import _store
+        for _ in range(400):
+            _store.create_store(capacity=4 << 20, max_objects=1024, spill_dir=sys.argv[1]).close()
+    '''
+    os.mkdir(spill_dir)
+    started = [subprocess.Popen([sys.executable, "-P", "-c", program, spill_dir], stderr=subprocess.PIPE) for _ in range(4)]
+    errors = [one.communicate()[1].decode() for one in started]
+    print(errors, os.listdir(spill_dir))
+    """
+    assert run(PRELUDE + script, timeout=280) == "['', '', '', ''] []"
+
+
+def test_error_names_the_spill_directory_that_was_removed():
+    script = """
+    pyray_ser.init(capacity=64 << 20, spill_dir=spill_dir)
+    refs = [pyray_ser.put(np.full(1 << 20, i)) for i in range(12)]
+    assert pyray_ser.stats()["spilled"]
+    shutil.rmtree(spill_dir)
+    full = 0
+    for i in range(3):
+        try:
+            refs.append(pyray_ser.put(np.full(1 << 20, i)))
+        except ObjectStoreFullError as error:
+            assert spill_dir in str(error) and "was removed" in str(error), error
+            full += 1
+    pyray_ser.put(5)
+    del refs
+    pyray_ser.put(np.zeros(1 << 20))
+    pyray_ser.shutdown()
+    print(full > 0)
+    """
+    assert run(PRELUDE + script, timeout=120) == "True"
+
+
+def test_put_of_more_than_the_store_holds_fails_without_waiting():
+    script = """
+    pyray_ser.init(capacity=16 << 20)
+    try:
+        pyray_ser.put(np.zeros(32 << 20, "u1"), timeout=3600)
+    except ObjectStoreFullError as error:
+        print(error.size > error.capacity)
+    """
+    assert run(PRELUDE + script, timeout=120) == "True"

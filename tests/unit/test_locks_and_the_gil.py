@@ -1,0 +1,81 @@
+"""No call of the engine that may wait for the store lock is made while the GIL is held."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.skipif(not (ROOT / "csrc").exists(), reason="the sources are not here")
+
+FUNCTION = re.compile(r"^[a-z_][\w \*]*?\b(\w+)\([^;{}]*\)\s*\{(.*?)^\}", re.M | re.S)
+# With these arguments a function only tries, and leaves at once what it cannot have.
+TRIES = re.compile(r"\b(prs_settle_pending|prs_links_bury|lock_as)\([^;]*?,\s*false\)|\bprs_alloc\([^;]*?PRS_ALLOC_TRY")
+# Stores to be torn down with the interpreter: nothing else runs any more.
+AT_THE_END = {"__dealloc__", "close_at_exit"}
+
+
+def engine_calls_that_wait() -> set[str]:
+    """Functions from which `prs_lock` can be reached, by the text of the engine."""
+    calls: dict[str, set[str]] = {}
+    for path in (ROOT / "csrc/store").rglob("*.c"):
+        text = re.sub(r"/\*.*?\*/|\"(?:\\.|[^\"\\])*\"", "", path.read_text(), flags=re.S)
+        for name, body in FUNCTION.findall(text):
+            # Functions of the same name in several files are taken for one: rather one too many.
+            calls.setdefault(name, set()).update(re.findall(r"\b(\w+)\s*\(", TRIES.sub("", body)))
+    waiting = {"prs_lock"}
+    while more := {name for name, called in calls.items() if name not in waiting and called & waiting}:
+        waiting |= more
+    return {name for name in waiting if name.startswith("prs_")}
+
+
+def calls_with_the_gil(text: str, waiting: set[str]) -> list[str]:
+    found = []
+    nogil: list[int] = []
+    function = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        code = line.partition("#")[0]
+        if not code.strip():
+            continue
+        indent = len(code) - len(code.lstrip())
+        while nogil and indent <= nogil[-1]:
+            nogil.pop()
+        if match := re.match(r"\s*(?:def|cdef|cpdef)\b[^=]*?(\w+)\(", code):
+            function = match.group(1)
+        if re.match(r"\s*with nogil:", code):
+            nogil.append(indent)
+        elif not nogil and function not in AT_THE_END and not re.match(r"\s*(cdef|cimport|from)\b.*noexcept", code):
+            names = re.findall(r"\b(prs_\w+)\(", TRIES.sub("", code))
+            found += [f"{number}: {name} in {function}" for name in names if name in waiting]
+    return found
+
+
+def test_the_checker_knows_what_waits():
+    waiting = engine_calls_that_wait()
+    assert {
+        "prs_alloc",
+        "prs_add_edge",
+        "prs_token_take_noted",
+        "prs_token_claim",
+        "prs_name_bind",
+        "prs_close",
+    } <= waiting
+    assert (
+        not {"prs_pin", "prs_unpin", "prs_ref", "prs_unref", "prs_free", "prs_seal", "prs_abort", "prs_state"} & waiting
+    )
+
+
+def test_the_checker_finds_a_call():
+    text = (
+        "cdef f():\n    with nogil:\n        prs_alloc(a)\n    prs_alloc(b)\n    prs_alloc(s, n, PRS_ALLOC_TRY, d, e)\n"
+    )
+    assert calls_with_the_gil(text, {"prs_alloc"}) == ["4: prs_alloc in f"]
+
+
+def test_no_call_waits_for_the_store_lock_with_the_gil_held():
+    waiting = engine_calls_that_wait()
+    found = []
+    for path in sorted((ROOT / "pyx").rglob("*.px[iy]*")):
+        if path.suffix in (".pyx", ".pxi"):
+            found += [f"{path.name}:{place}" for place in calls_with_the_gil(path.read_text(), waiting)]
+    assert not found, "\n".join(found)
