@@ -77,7 +77,7 @@ def test_threads_put_while_another_one_shuts_down(kind):
     while counts["done"] < 500 or closed < 200:
         pyray_ser.shutdown()
         closed += 1
-        time.sleep(random.random() * closed / 5000)  # longer and longer: on a busy machine a put takes its time
+        time.sleep(random.random() * closed / 2000)  # longer and longer: on a busy machine a put takes its time
     stop.set()
     [thread.join() for thread in threads]
     print(counts["CorruptObjectError"], counts["RuntimeError"])

@@ -171,11 +171,13 @@ def fork_count():
 
 
 cdef Store default_or_open():
-    if default_store is None:
+    cdef Store store = default_store
+    if store is None:
         from pyray_ser.store.discovery import open_default
 
-        open_default()
-    return default_store
+        # What it returns, for another thread may have closed the default store again: None has no handle.
+        store = open_default()
+    return store
 
 
 def spill_clean(path, dry=True):

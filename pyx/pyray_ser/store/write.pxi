@@ -115,7 +115,7 @@ cdef object put_buffer(Store store, const uint8_t *stream, Py_ssize_t stream_siz
             raise
         return seal_or_abort(store, &draft)
     if source is not NULL and not prp_ndarray().lies_at(array, data, size):
-        store.abort(&draft, False)
+        store.abort(&draft)
         raise RuntimeError("an array was resized while it was stored")
     if dst == head:
         write_or_abort(store, &draft, off, data, size)
