@@ -24,7 +24,7 @@ C_MAY_USE = {
 
 # Imports at module level, from lower to higher. A package may import those before it, and itself.
 PYTHON_ORDER = [
-    {"_interpreter", "_log", "_platform", "_version", "typing", "exceptions"},
+    {"_descriptors", "_interpreter", "_log", "_platform", "_version", "typing", "exceptions"},
     {"reconstruct"},
     {"pickling"},
     {"store"},
