@@ -83,6 +83,8 @@ static void child_one(prs_store *s)
     s->serial_next = s->serial_end = 0;
     prs_headroom_after_fork(&s->headroom);
     prs_store_relaxed(&s->filling, 0);
+    if (!prs_load_relaxed(&s->closed))
+        prs_store_relaxed(&s->pinned_slots, 0); /* unpins of threads that are not there any more */
     prs_magazines_forget(s);
     if (s->child == PRS_NIL) {
         s->orphan = true;

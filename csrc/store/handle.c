@@ -4,8 +4,8 @@
  *            call, a view or a window still uses.
  * Algorithm  Three counts, each of which outlives the one before.  `users`: calls and drafts under way, counted by the caller
  *            under its own lock; the last of them closes a handle that was ended.  `pinned_slots`: objects with pins, counted
- *            by prs_close; the last unpin tears the handle down.  `keeps`: windows, and one until the handle is torn down; the
- *            last one frees it.
+ *            by prs_close, and unpins at their work; the last of them tears the handle down.  `keeps`: windows, and one
+ *            until the handle is torn down; the last one frees it.
  *
  *              open --prs_end--> ending --last use--> closed --last pin--> torn --last window--> freed
  *

@@ -413,14 +413,18 @@ void prs_unpin(prs_store *s, const prs_oid *id)
     prs_file_map *map = last ? p->map : NULL;
     if (map)
         p->map = NULL;
+    /* prs_close no longer sees this pin: what follows counts as one of its own. */
+    bool counted = last && (closed || map || (!s->orphan && !ours));
+    if (counted && !closed)
+        prs_fetch_add_seqcst(&s->pinned_slots, 1);
     prs_spin_unlock(shard);
     if (!last)
         return;
     prs_spill_unmap(map);
     PRS_POINT(unpin_cleared);
-    if (!s->orphan && !ours)
+    if (counted && !s->orphan && !ours)
         prs_try_free(s, id->slot);
-    if (closed && prs_fetch_sub_acqrel(&s->pinned_slots, 1) == 1)
+    if (counted && prs_fetch_sub_acqrel(&s->pinned_slots, 1) == (PRS_PINS_COUNTED | 1))
         prs_tear_down(s);
 }
 

@@ -613,14 +613,14 @@ void prs_close(prs_store *s)
         uint32_t published = prs_slots_published(s);
         for (uint32_t i = 0; i < published; i++)
             pinned += prs_load_relaxed(&s->priv[i].pins) != 0;
-        prs_store_seqcst(&s->pinned_slots, pinned + 1); /* one for us */
+        prs_fetch_add_seqcst(&s->pinned_slots, PRS_PINS_COUNTED + pinned + 1); /* one for us */
     }
     unlock_shards(s);
     if (again)
         return;
     while (prs_load_seqcst(&s->filling))
         prs_os_sleep(PRS_MS);
-    if (prs_fetch_sub_acqrel(&s->pinned_slots, 1) == 1)
+    if (prs_fetch_sub_acqrel(&s->pinned_slots, 1) == (PRS_PINS_COUNTED | 1))
         prs_tear_down(s);
 }
 

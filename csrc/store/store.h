@@ -47,6 +47,8 @@
 #define PRS_PENDING_CAP 128u
 #define PRS_SERIAL_BLOCK 1024u
 
+#define PRS_PINS_COUNTED (1ull << 63) /* in pinned_slots: the handle is closed, the last one out tears it down */
+
 #define PRS_LIKELY(x) __builtin_expect(!!(x), 1)
 #define PRS_UNLIKELY(x) __builtin_expect(!!(x), 0)
 
@@ -151,7 +153,8 @@ struct prs_store {
     prs_window *windows;
     _Alignas(64) prs_spin shards[PRS_SHARDS];
     prs_magazine magazines[PRS_CLASSES];
-    prs_atomic_u64 pinned_slots; /* counted once closed                               */
+    prs_atomic_u64
+        pinned_slots; /* unpins at their work; from prs_close on objects with pins, too, and PRS_PINS_COUNTED */
 
     /* the life of the handle: see handle.c */
     uint32_t users, users_forks; /* calls and drafts under way; the fork count when there were none before */
