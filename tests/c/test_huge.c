@@ -254,12 +254,14 @@ TEST(who_is_refused_does_without)
             refuse = cases[i].refuse, refusal = cases[i].error, slow = cases[i].slow, asleep = cases[i].asleep;
             test_area t = new_area(20 * BLOCK);
             errno = 77;
+            int64_t begun = prs_now();
             fill(&t, BLOCK / 2, 15 * BLOCK, threads);
             CHECK_EQ(errno, 77);
             uint32_t seen = prs_load_relaxed(&wishes);
             CHECK(threads == 1 ? seen == cases[i].wishes : seen < 14);
             fill(&t, 16 * BLOCK, 3 * BLOCK, threads); /* and asks no more for a while */
-            CHECK_EQ(prs_load_relaxed(&wishes), seen);
+            if (prs_now() - begun < 1000000000)       /* the shortest pause: a busy machine may take longer */
+                CHECK_EQ(prs_load_relaxed(&wishes), seen);
             drop_area(&t);
         }
     }
