@@ -140,14 +140,19 @@ class Collector:
             return  # closed, or rung already as often as can be counted
 
     def end(self) -> None:
-        """End the thread, once every process that it watches has ended."""
+        """End the thread, once every process that it watches has ended; wait 5 s for that at most."""
+        global _collector
         self._ending = True
         self._ring()
         if self.thread == 1:
             self._run(5)
-        elif self.thread != get_ident() and self._ended.acquire(timeout=5):
-            # The thread itself ended this wait.
-            self._ended.release()
+        elif self.thread != get_ident():
+            if self._ended.acquire(timeout=5):
+                # The thread itself ended this wait.
+                self._ended.release()
+            elif _collector is self:
+                # It ends with what it still watches. The next one that ends a collector must not wait for it again.
+                _collector = None
 
     def close(self) -> None:
         """Close its descriptors."""
