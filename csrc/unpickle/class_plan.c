@@ -264,9 +264,12 @@ static PRP_COLD const prp_plan *make_plan(prp_loader *L, PyTypeObject *type, prp
         return NULL;
     Py_INCREF(type);
     prp_plan made = {.type = type, .version = version};
+    /* Each of them needs to begin without an exception, which it might swallow. */
     plan_making(&made, type);
-    plan_state(&made, type);
-    plan_call(&made, type);
+    if (!PyErr_Occurred())
+        plan_state(&made, type);
+    if (!PyErr_Occurred())
+        plan_call(&made, type);
     /* What could not be found out is not known. An interruption is none of that. */
     int failed = prp_forgive_refusal();
     if (!failed)
