@@ -258,11 +258,11 @@ static int take(prs_store *s, uint64_t size, bool paged, uint32_t state, prs_res
         int rc = prs_tables_touch(s);
         if (rc < 0)
             return prs_fail(error, PRS_E_BACKING, -rc, "no memory for the tables of the store");
-        uint32_t published = prs_slots_published(s);
+        uint32_t published = prs_load_acquire(&s->super->published);
         rc = prs_lock(s, s->lock_timeout, error);
         if (rc < 0)
             return rc;
-        if (PRS_UNLIKELY(prs_slots_published(s) != published)) {
+        if (PRS_UNLIKELY(prs_load_relaxed(&s->super->published) != published)) {
             prs_unlock(s); /* new chunks: map them before touching them under the lock */
             continue;
         }
@@ -387,7 +387,8 @@ int prs_warm_take(prs_store *s, uint32_t *out, uint64_t *word)
     if (rc < 0)
         return rc;
     uint32_t e = PRS_NIL, i = PRS_NIL;
-    if (prs_load_relaxed(&s->slots_seen) >= prs_slots_published(s) && (e = prs_extent_warm(s)) != PRS_NIL)
+    if (prs_load_relaxed(&s->slots_seen) >= prs_load_relaxed(&s->super->published) &&
+        (e = prs_extent_warm(s)) != PRS_NIL)
         i = prs_slot_take(s);
     if (i != PRS_NIL) {
         prs_reserved one;

@@ -40,14 +40,14 @@ static int touch_links(prs_store *s, uint32_t from, uint32_t to)
 
 int prs_tables_touch(prs_store *s)
 {
-    uint32_t published = prs_slots_published(s), seen = prs_load_relaxed(&s->slots_seen);
+    uint32_t published = prs_load_acquire(&s->super->published), seen = prs_load_relaxed(&s->slots_seen);
     if (PRS_UNLIKELY(seen < published)) {
         int rc = touch_slots(s, seen, published);
         if (rc < 0)
             return rc;
         prs_store_relaxed(&s->slots_seen, published);
     }
-    published = prs_links_published(s);
+    published = prs_load_acquire(&s->super->links_published);
     seen = prs_load_relaxed(&s->links_seen);
     if (PRS_UNLIKELY(seen < published)) {
         int rc = touch_links(s, seen, published);
@@ -84,7 +84,7 @@ int prs_slots_grow(prs_store *s, uint32_t had, prs_error *error)
     rc = prs_lock(s, s->lock_timeout, error);
     if (rc < 0)
         return rc;
-    if (prs_slots_published(s) == had) {
+    if (prs_load_relaxed(&s->super->published) == had) {
         /* New slots are zero bytes: FREE, generation 0.  Publish, then stack: a death in between
          * leaves slots that are in no stack, and the rebuild that follows finds them. */
         prs_store_release(&s->super->published, to);
@@ -113,7 +113,7 @@ int prs_links_grow(prs_store *s, uint32_t had, prs_error *error)
     rc = prs_lock(s, s->lock_timeout, error);
     if (rc < 0)
         return rc;
-    if (prs_links_published(s) == had)
+    if (prs_load_relaxed(&s->super->links_published) == had)
         prs_store_release(&s->super->links_published, to);
     prs_unlock(s);
     return PRS_OK;
@@ -125,12 +125,6 @@ uint32_t prs_slot_take(prs_store *s)
     uint32_t i = a->slot_free;
     if (i == PRS_NIL)
         return PRS_NIL;
-    if (PRS_UNLIKELY(i >= prs_load_relaxed(&s->slots_seen) ||
-                     prs_word_state(prs_load_relaxed(&prs_slot_at(s, i)->word)) != PRS_STATE_FREE)) {
-        prs_store_relaxed(&s->super->corrupt, 1);
-        a->slot_free = PRS_NIL; /* new slots can be had */
-        return PRS_NIL;
-    }
     a->slot_free = prs_load_relaxed(&prs_slot_at(s, i)->next_free);
     a->slot_free_count--;
     PRS_POINT(slot_taken);
