@@ -241,7 +241,7 @@ def test_a_client_of_another_namespace_lives(flags, name):
 def test_forks_of_a_process_that_became_another_user_are_clients():
     """Such a process cannot open the store again: its children share its descriptor, and are told apart all the same."""
     script = """
-        import os, threading  # before modules are out of its reach
+        import os, threading  # before modules are out of its reach, as they are in a virtual environment of root's
         import numpy as np
         import pyray_ser
 
@@ -249,6 +249,7 @@ def test_forks_of_a_process_that_became_another_user_are_clients():
         ref = pyray_ser.put(np.arange(1000))
         view = pyray_ser.get(ref)
         pyray_ser.get(pyray_ser.put(np.zeros(1 << 17)))
+        assert pyray_ser.get(pyray_ser.put([0])) == [0]
         os.setgroups([]), os.setgid(65534), os.setuid(65534)
         before = len(os.listdir("/proc/self/fd"))
 

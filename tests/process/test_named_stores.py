@@ -291,6 +291,8 @@ def test_a_store_found_by_its_hint_is_attached_under_the_lock(named):
 
 def test_the_directory_is_that_of_the_effective_user(named):
     text = """
+    pyray_ser.init(name=name)  # imports what the other user may not read
+    pyray_ser.shutdown()
     if os.getuid() == 0:
         os.setegid(65534)
         os.seteuid(65534)
