@@ -120,13 +120,6 @@ $(STAMP)/debug: $(SOURCES) $(STAMP)/sources $(STAMP)/venv
 	@$(VENV)/bin/python $(PIP) install --no-deps --target $(DEBUG) $(BUILD)/debug/*.whl
 	@touch $@
 
-$(STAMP)/asan: $(SOURCES) $(STAMP)/sources $(STAMP)/venv
-	$(call build_wheel,asan,PYRAY_SER_DEBUG=1 PYRAY_SER_SANITIZE=address$(comma)undefined)
-	@rm -rf $(ASAN)
-	@$(VENV)/bin/python $(PIP) install --no-deps --target $(ASAN) $(BUILD)/asan/*.whl
-	@touch $@
-comma := ,
-
 $(STAMP)/installed: $(STAMP)/wheel
 	@echo "install: $(VENV)"
 	@wheel=$$(echo $(BUILD)/release/*.whl) && \
@@ -188,222 +181,6 @@ $(STAMP)/installed-heavy: $(STAMP)/installed
 .PHONY: test-heavy
 test-heavy: $(STAMP)/installed-heavy $(STAMP)/debug $(STAMP)/intruder
 	@rm -f $(TEST_LOG); PYRAY_SER_INTRUDER_PATH=$(INTRUDER) PYRAY_SER_TEST_LOG=$(TEST_LOG) PYRAY_SER_DEBUG_PATH=$(DEBUG) $(PYTEST) -m heavy $(PYTEST_ARGS) || $(TOLD)
-
-PEERS ?=
-.PHONY: test-peers
-test-peers: $(STAMP)/installed-heavy
-	@$(VENV)/bin/python -P tests/peers/suites.py $(PEERS)
-
-# Interpreters by name or path, or folders with another Debian in them (tools/make_python_root.sh). Each has a build folder of its
-# own, so what is up to date is not built again. Every one of them speaks, even when an earlier one has failed.
-VERSIONS ?= $(shell for v in python3.12 python3.13 python3.14; do command -v $$v; done)
-VERSIONS_TARGET ?= test
-
-.PHONY: test-versions test-public-api
-test-versions: test-public-api
-	@test -n "$(VERSIONS)" || { echo "test-versions: none of python3.12 to python3.14 found; see tools/make_python_root.sh"; exit 1; }
-	@failed=; \
-	for version in $(VERSIONS); do \
-	  build=$(BUILD)/versions/$$(echo "$$version" | tr -c 'A-Za-z0-9.\n' _); \
-	  echo "test-versions: $$version"; \
-	  if test -x "$$version/usr/bin/python3"; then \
-	    tools/in_root.sh "$$version" make PYTHON=/usr/bin/python3 BUILD="$$build" $(VERSIONS_TARGET) || failed="$$failed $$version"; \
-	  else \
-	    $(MAKE) --no-print-directory PYTHON="$$version" BUILD="$$build" $(VERSIONS_TARGET) || failed="$$failed $$version"; \
-	  fi; \
-	done; \
-	test -z "$$failed" || { echo "test-versions: failed:$$failed" >&2; exit 1; }
-
-# What an unknown version of Python would get: the public form of every entry of csrc/common/interp.h.
-PUBLIC_TESTS := $(wildcard tests/unit/test_pickler*.py tests/unit/test_unpickler*.py) tests/unit/test_ndarray_template.py tests/fuzz
-$(STAMP)/public: $(SOURCES) $(STAMP)/sources $(STAMP)/venv
-	$(call build_wheel,public,PYRAY_SER_PUBLIC_API=1)
-	@rm -rf $(BUILD)/public/site
-	@$(VENV)/bin/python $(PIP) install --no-deps --target $(BUILD)/public/site $(BUILD)/public/*.whl
-	@touch $@
-
-test-public-api: $(STAMP)/installed $(STAMP)/public
-	@PYTHONPATH=$(BUILD)/public/site $(PYTEST) -m "not heavy and not timing" $(PUBLIC_TESTS) $(PYTEST_ARGS)
-
-# A test that expects a process to die of SIGSEGV must see SIGSEGV, not the sanitizer's own exit.
-.PHONY: asan
-asan: $(STAMP)/installed $(STAMP)/asan
-	@cc=$$($(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_config_var("CC").split()[0])'); \
-	  LD_PRELOAD="$$($$cc -print-file-name=libasan.so) $$($$cc -print-file-name=libubsan.so)" \
-	  ASAN_OPTIONS=detect_leaks=0:handle_segv=0:handle_sigbus=0:allocator_may_return_null=1:max_allocation_size_mb=4096:abort_on_error=1 \
-	  UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
-	  PYTHONMALLOC=malloc PYTHONPATH=$(ASAN) PYRAY_SER_DEBUG_PATH=$(ASAN) PYRAY_SER_UNDER_SANITIZER=1 \
-	  $(PYTEST) -m "not heavy and not timing" -p no:cacheprovider $(PYTEST_ARGS)
-
-# Guided by coverage: what unpickles, compiled by clang over an installed release, and libFuzzer. What aborts is kept as
-# build/guided/crash-..., what reaches new code in build/guided/pickles and arrays.
-CLANG        ?= clang
-FUZZ_SECONDS ?= 60
-FUZZ_ARGS    ?=
-GUIDED := $(BUILD)/guided
-$(STAMP)/guided: $(SOURCES) $(STAMP)/sources $(STAMP)/installed tests/fuzz/guide.c tests/fuzz/guided.sh
-	$(call build_wheel,guided,CC=$(CLANG) LDSHARED="$(CLANG) -shared" PYRAY_SER_DEBUG=1 \
-	  PYRAY_SER_EXTENSIONS=_unpickle$(comma)_ndarray PYRAY_SER_SANITIZE=fuzzer-no-link$(comma)address$(comma)undefined)
-	@rm -rf $(GUIDED)/site
-	@for wheel in $(BUILD)/release/*.whl $(GUIDED)/*.whl; do $(VENV)/bin/python -m zipfile -e $$wheel $(GUIDED)/site || exit 1; done
-	@CLANG=$(CLANG) tests/fuzz/guided.sh build $(GUIDED) $(VENV)/bin/python
-	@touch $@
-
-FUZZ_RUN = mkdir -p $(GUIDED)/$(1) && CLANG=$(CLANG) tests/fuzz/guided.sh run $(GUIDED) $(VENV)/bin/python $(GUIDED)/$(1) $(2) \
-  -max_total_time=$$(( $(FUZZ_SECONDS) * $(3) / 4 )) -max_len=2048 -timeout=60 -rss_limit_mb=3000 -malloc_limit_mb=2000 \
-  -print_final_stats=1 -artifact_prefix=$(GUIDED)/ $(FUZZ_ARGS)
-.PHONY: fuzz
-fuzz: $(STAMP)/guided
-	@$(call FUZZ_RUN,pickles,,3)
-	@$(call FUZZ_RUN,arrays,--arrays,1)
-
-GRAPHS_ARGS ?= --count 100000 --processes 2
-.PHONY: graphs
-graphs: $(STAMP)/installed
-	@$(VENV)/bin/python -P tests/fuzz/run_graphs.py $(GRAPHS_ARGS)
-
-# A build whose picklers call an intruder wherever foreign code can run (csrc/common/foreign.h): as it is released, and for ASan.
-INTRUDER := $(BUILD)/intruder/site
-INTRUDER_ASAN := $(BUILD)/intruder-asan/site
-INTRUDER_GRAPHS ?= 2000
-$(STAMP)/intruder: $(SOURCES) $(STAMP)/sources $(STAMP)/venv
-	$(call build_wheel,intruder,PYRAY_SER_INTRUDER=1)
-	@rm -rf $(INTRUDER)
-	@$(VENV)/bin/python $(PIP) install --no-deps --target $(INTRUDER) $(BUILD)/intruder/*.whl
-	@touch $@
-
-$(STAMP)/intruder-asan: $(SOURCES) $(STAMP)/sources $(STAMP)/venv
-	$(call build_wheel,intruder-asan,PYRAY_SER_INTRUDER=1 PYRAY_SER_DEBUG=1 PYRAY_SER_SANITIZE=address$(comma)undefined)
-	@rm -rf $(INTRUDER_ASAN)
-	@$(VENV)/bin/python $(PIP) install --no-deps --target $(INTRUDER_ASAN) $(BUILD)/intruder-asan/*.whl
-	@touch $@
-
-INTRUDER_TESTS := $(wildcard tests/unit/test_*pickler_cpython.py)
-.PHONY: intruder
-intruder: $(STAMP)/installed $(STAMP)/intruder $(STAMP)/intruder-asan
-	@PYTHONPATH=$(INTRUDER) $(VENV)/bin/python -P tests/fuzz/intruder.py --graphs $(INTRUDER_GRAPHS)
-	@PYTHONPATH=$(INTRUDER):tests/fuzz $(PYTEST) -p intruder_plugin $(INTRUDER_TESTS) $(PYTEST_ARGS)
-	@LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
-	  PYTHONMALLOC=malloc PYTHONPATH=$(INTRUDER_ASAN) \
-	  $(VENV)/bin/python -P tests/fuzz/intruder.py --points 10 --graphs $$(( $(INTRUDER_GRAPHS) / 10 ))
-
-$(STAMP)/coverage: $(SOURCES) $(STAMP)/sources $(STAMP)/venv
-	$(call build_wheel,coverage,PYRAY_SER_DEBUG=1 PYRAY_SER_COVERAGE=1)
-	@rm -rf $(COVER)
-	@$(VENV)/bin/python $(PIP) install --no-deps --target $(COVER) $(BUILD)/coverage/*.whl
-	@$(VENV)/bin/python $(PIP) install gcovr
-	@touch $@
-
-.PHONY: coverage
-coverage: $(STAMP)/installed $(STAMP)/coverage
-	@find $(BUILD)/coverage -name '*.gcda' -delete
-	@PYTHONPATH=$(COVER) PYRAY_SER_DEBUG_PATH=$(COVER) $(PYTEST) -m "not heavy and not timing" $(PYTEST_ARGS)
-	@# The isolated environment with numpy's headers is gone: their inline functions have no source any more.
-	@$(VENV)/bin/gcovr --root $(ROOT) --filter 'csrc/' --gcov-ignore-errors=source_not_found $(BUILD)/coverage
-
-# ---------------------------------------------------------------- the C engine alone
-
-# Every tests/c/test_*.c and tests/torture/torture_*.c is a program of its own; the torture programs run short here and
-# at full length under `make torture`.
-CC_TEST      ?= $(if $(filter-out default undefined,$(origin CC)),$(CC),cc)
-CTEST_PROGS  := $(patsubst tests/c/%.c,%,$(wildcard tests/c/test_*.c))
-TORTURE_PROGS := $(patsubst tests/torture/%.c,%,$(wildcard tests/torture/torture_*.c))
-CTEST_ENGINE := $(wildcard csrc/store/*.c csrc/store/platform/*.c)
-CTEST_FLAGS  := -std=gnu11 -g -pthread -fno-strict-aliasing -UNDEBUG -DPRS_DEBUG=1 -Icsrc -Icsrc/store -Icsrc/store/platform -Itests/c -Itests/torture \
-                -Wall -Wextra -Wshadow -Wpointer-arith -Wstrict-prototypes -Wvla \
-                -Wno-unused-parameter -Wno-missing-field-initializers
-CTEST_plain  := -O2
-CTEST_asan   := -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined
-CTEST_tsan   := -O1 -fno-omit-frame-pointer -fsanitize=thread
-# Tables of a store at one address for all its handles in a process: tests/c/tsan/one_address.c says why.
-CTEST_tsan_also := $(BUILD)/ctest/tsan/tests/c/tsan/one_address.o
-CTEST_tsan_link := -Wl,--wrap=prs_os_map,--wrap=prs_os_map_fixed,--wrap=prs_os_map_zero_fixed,--wrap=prs_os_unmap
-CTEST_cover  := -O0 --coverage -fprofile-update=atomic -D_GNU_SOURCE=1 -include tests/c/coverage.h
-CTEST_VARIANTS := plain asan tsan cover
-
-define ctest_variant
-$(BUILD)/ctest/$(1)/%.o: %.c Makefile
-	@mkdir -p $$(@D)
-	@echo "cc: $(1) $$<"
-	@$(CC_TEST) $(CTEST_FLAGS) $(CTEST_$(1)) -MMD -MP -c $$< -o $$@
-
-$(CTEST_PROGS:%=$(BUILD)/ctest/$(1)/%): $(BUILD)/ctest/$(1)/%: $(BUILD)/ctest/$(1)/tests/c/%.o \
-    $(CTEST_ENGINE:%.c=$(BUILD)/ctest/$(1)/%.o) $(CTEST_$(1)_also)
-	@$(CC_TEST) -pthread $(CTEST_$(1)) $(CTEST_$(1)_link) $$^ -o $$@
-
-$(TORTURE_PROGS:%=$(BUILD)/ctest/$(1)/%): $(BUILD)/ctest/$(1)/%: $(BUILD)/ctest/$(1)/tests/torture/%.o \
-    $(CTEST_ENGINE:%.c=$(BUILD)/ctest/$(1)/%.o) $(CTEST_$(1)_also)
-	@$(CC_TEST) -pthread $(CTEST_$(1)) $(CTEST_$(1)_link) $$^ -o $$@
-
-.PHONY: ctest-$(1)
-ctest-$(1): | prerequisites
-ctest-$(1): $(CTEST_PROGS:%=$(BUILD)/ctest/$(1)/%) $(TORTURE_PROGS:%=$(BUILD)/ctest/$(1)/%)
-	@test -n "$(CTEST_PROGS)" || echo "ctest: no tests/c/test_*.c"
-	@for program in $(CTEST_PROGS) $(TORTURE_PROGS); do \
-	  echo "run: $(1) $$$$program"; \
-	  ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1 \
-	  TSAN_OPTIONS=halt_on_error=1:die_after_fork=0:second_deadlock_stack=1 \
-	  $(BUILD)/ctest/$(1)/$$$$program || { echo "ctest: $(1) $$$$program failed" >&2; exit 1; }; \
-	done
-endef
-$(foreach variant,$(CTEST_VARIANTS),$(eval $(call ctest_variant,$(variant))))
--include $(foreach variant,$(CTEST_VARIANTS),$(shell find $(BUILD)/ctest/$(variant) -name '*.d' 2>/dev/null))
-.SECONDARY:
-
-.PHONY: torture
-torture: $(TORTURE_PROGS:%=$(BUILD)/ctest/plain/%) $(BUILD)/ctest/plain/test_engine_storm \
-    $(BUILD)/ctest/plain/test_engine_errors $(BUILD)/ctest/asan/torture_fuzz
-	@echo "run: asan torture_fuzz"; PRS_TORTURE=1 $(BUILD)/ctest/asan/torture_fuzz
-	@for program in $(filter-out torture_fuzz,$(TORTURE_PROGS)); do echo "run: $$program"; PRS_TORTURE=1 $(BUILD)/ctest/plain/$$program || exit 1; done
-	@echo "run: test_engine_errors"; PRS_TORTURE=1 $(BUILD)/ctest/plain/test_engine_errors
-	@echo "run: test_engine_storm"; PRS_TEST_KILLS=100000 $(BUILD)/ctest/plain/test_engine_storm
-
-# Cases that repeat what others have reached, only later or longer, are left out: this is for every run of CI.
-COVER_PROGS := $(filter-out test_engine_storm test_engine_errors,$(CTEST_PROGS)) torture_fuzz
-COVER_test_engine_crash    := killed_alone errors_are
-COVER_test_engine_segments := named no_store others image truncated versions several descriptors newcomer janitor exec living fork
-COVER_torture_fuzz         := damaged one_buffer
-
-$(STAMP)/gcovr: $(STAMP)/python
-	$(call make_venv,$(BUILD)/venv-cover)
-	@$(BUILD)/venv-cover/bin/python $(PIP) install gcovr
-	@touch $@
-
-.PHONY: coverage-c
-coverage-c: $(COVER_PROGS:%=$(BUILD)/ctest/cover/%) $(STAMP)/gcovr
-	@find $(BUILD)/ctest/cover -name '*.gcda' -delete
-	@$(foreach program,$(COVER_PROGS),echo "run: cover $(program)"; \
-	  $(BUILD)/ctest/cover/$(program) $(COVER_$(program)) >$(BUILD)/ctest/cover/$(program).log 2>&1 || \
-	    { grep -v '^ok ' $(BUILD)/ctest/cover/$(program).log; echo "coverage-c: counted all the same: limits of time are for ctest"; };)
-	@$(BUILD)/venv-cover/bin/gcovr --root $(ROOT) --filter 'csrc/store/' --object-directory $(BUILD)/ctest/cover \
-	  --merge-mode-functions=merge-use-line-min --json $(BUILD)/ctest/cover/coverage.json $(BUILD)/ctest/cover/csrc
-	@$(PYTHON) tools/coverage_table.py $(BUILD)/ctest/cover/coverage.json tests/c/unreached.toml $(ROOT)
-
-# The whole table: failpoints x (SIGKILL, SIGSTOP) and system calls x errno, x (alone, contended, recovery, fork).
-.PHONY: failpoints
-failpoints: $(BUILD)/ctest/plain/test_engine_crash $(BUILD)/ctest/plain/test_engine_errors
-	@{ $(BUILD)/ctest/plain/test_engine_crash && PRS_TORTURE=1 $(BUILD)/ctest/plain/test_engine_errors && echo passed; } | \
-	  tee $(BUILD)/ctest/failpoints.log
-	@awk '/ cases, /{cases += $$1; died += $$3} / calls failed$$/{calls += $$1} /^passed$$/{passed = 1} \
-	  END {printf "failpoints: %d cases, %d died or stopped at their point; %d system calls failed\n", cases, died, calls; \
-	  exit !passed}' $(BUILD)/ctest/failpoints.log
-
-# Bugs planted in the recovery code: tests/mutation/mutants.toml.
-MUTATION_ARGS ?=
-.PHONY: mutation
-mutation: $(CTEST_PROGS:%=$(BUILD)/ctest/plain/%) $(TORTURE_PROGS:%=$(BUILD)/ctest/plain/%)
-	@CC_TEST="$(CC_TEST)" CTEST_FLAGS="$(CTEST_FLAGS)" $(PYTHON) tests/mutation/run.py \
-	  --objects $(BUILD)/ctest/plain --build $(BUILD)/mutation --jobs $(JOBS) $(MUTATION_ARGS)
-
-# Prerequisite: spin (Debian: apt-get install spin). Exits 77 when it is missing.
-.PHONY: model
-model:
-	@csrc/store/model/run.sh $(BUILD)/model
-
-.PHONY: ctest tsan
-ctest: ctest-plain ctest-asan ctest-tsan
-tsan: ctest-tsan
 
 # ---------------------------------------------------------------- linters
 
@@ -484,6 +261,10 @@ bench: $(STAMP)/bench
 bench-peers: $(STAMP)/bench
 	@mkdir -p $(BUILD)/bench
 	$(BENCH)/bin/python -P bench/run.py --peers --python "$(PYTHON)" --out $(BUILD)/bench $(BENCH_ARGS)
+
+# ---------------------------------------------------------------- for contributors
+
+include mk/instrumented.mk mk/engine.mk mk/fuzz.mk mk/versions.mk
 
 # ---------------------------------------------------------------- cleaning
 

@@ -1,0 +1,35 @@
+PEERS ?=
+.PHONY: test-peers
+test-peers: $(STAMP)/installed-heavy
+	@$(VENV)/bin/python -P tests/peers/suites.py $(PEERS)
+
+# Interpreters by name or path, or folders with another Debian in them (tools/make_python_root.sh). Each has a build folder of its
+# own, so what is up to date is not built again. Every one of them speaks, even when an earlier one has failed.
+VERSIONS ?= $(shell for v in python3.12 python3.13 python3.14; do command -v $$v; done)
+VERSIONS_TARGET ?= test
+
+.PHONY: test-versions test-public-api
+test-versions: test-public-api
+	@test -n "$(VERSIONS)" || { echo "test-versions: none of python3.12 to python3.14 found; see tools/make_python_root.sh"; exit 1; }
+	@failed=; \
+	for version in $(VERSIONS); do \
+	  build=$(BUILD)/versions/$$(echo "$$version" | tr -c 'A-Za-z0-9.\n' _); \
+	  echo "test-versions: $$version"; \
+	  if test -x "$$version/usr/bin/python3"; then \
+	    tools/in_root.sh "$$version" make PYTHON=/usr/bin/python3 BUILD="$$build" $(VERSIONS_TARGET) || failed="$$failed $$version"; \
+	  else \
+	    $(MAKE) --no-print-directory PYTHON="$$version" BUILD="$$build" $(VERSIONS_TARGET) || failed="$$failed $$version"; \
+	  fi; \
+	done; \
+	test -z "$$failed" || { echo "test-versions: failed:$$failed" >&2; exit 1; }
+
+# What an unknown version of Python would get: the public form of every entry of csrc/common/interp.h.
+PUBLIC_TESTS := $(wildcard tests/unit/test_pickler*.py tests/unit/test_unpickler*.py) tests/unit/test_ndarray_template.py tests/fuzz
+$(STAMP)/public: $(SOURCES) $(STAMP)/sources $(STAMP)/venv
+	$(call build_wheel,public,PYRAY_SER_PUBLIC_API=1)
+	@rm -rf $(BUILD)/public/site
+	@$(VENV)/bin/python $(PIP) install --no-deps --target $(BUILD)/public/site $(BUILD)/public/*.whl
+	@touch $@
+
+test-public-api: $(STAMP)/installed $(STAMP)/public
+	@PYTHONPATH=$(BUILD)/public/site $(PYTEST) -m "not heavy and not timing" $(PUBLIC_TESTS) $(PYTEST_ARGS)
