@@ -38,26 +38,12 @@ PIP = -m pip --quiet
 
 .PHONY: help
 help:
-	@sed -n 's/^## //p' $(firstword $(MAKEFILE_LIST))
+	@sed -n 's/^## //p' $(firstword $(MAKEFILE_LIST)); echo; echo "for contributors:"; sed -n 's/^## //p' mk/*.mk
 
 ## demo         index the standard library, put it, let several processes query it
 ## test         the tests against the installed wheel (PYTEST_ARGS=...)
 ## test-heavy   the tests that take minutes or gigabytes
 ## dev          an editable install in build/venv-dev: run tests right after an edit (dev-test)
-## test-peers   other projects' suites with and without install(), and what differs (PEERS="cpython-fork joblib")
-## test-versions  the tests on other Pythons (VERSIONS="python3.12 /srv/python/sid ..."), and without CPython's internals
-## fuzz         change pickles for FUZZ_SECONDS, guided by coverage, and compare, under the sanitizers (needs clang)
-## graphs       random graphs of objects through every pickler and the store (GRAPHS_ARGS="--count 1000000 --threads 8")
-## intruder     what foreign code may do at each point of the picklers, for INTRUDER_GRAPHS graphs; then under the sanitizers
-## ctest        the C engine alone: plain, address + undefined, thread sanitizer
-## torture      the long runs: death after every instruction, 100,000 random kills, 10 million damaged inputs
-## failpoints   every failpoint and every failing system call, in every scenario, counted
-## mutation     bugs planted in the engine, one at a time: each must be caught (MUTATION_ARGS="--only lock.c")
-## model        the Spin models of the engine's protocols and the errors planted in them (needs spin)
-## asan         the tests under the address and undefined behaviour sanitizers
-## tsan         the C tests under the thread sanitizer
-## coverage     line coverage of the C sources under the tests
-## coverage-c   lines and branches of the engine under the C tests alone, and what is unreached without a reason
 ## lint         ruff, clang-format, mypy; lint-stubs compares the stubs with the compiled modules
 ## format       rewrite the sources the way `lint` wants them
 ## wheel        a manylinux wheel in dist/

@@ -1,3 +1,13 @@
+# The C engine alone: its tests, their coverage, planted bugs and models.
+
+## ctest        the C engine alone: plain, address + undefined, thread sanitizer
+## tsan         the C tests under the thread sanitizer
+## torture      the long runs: death after every instruction, 100,000 random kills, 10 million damaged inputs
+## failpoints   every failpoint and every failing system call, in every scenario, counted
+## mutation     bugs planted in the engine, one at a time: each must be caught (MUTATION_ARGS="--only lock.c")
+## model        the Spin models of the engine's protocols and the errors planted in them (needs spin)
+## coverage-c   lines and branches of the engine under the C tests alone, and what is unreached without a reason
+
 # Every tests/c/test_*.c and tests/torture/torture_*.c is a program of its own; the torture programs run short here and
 # at full length under `make torture`.
 CC_TEST      ?= $(if $(filter-out default undefined,$(origin CC)),$(CC),cc)
@@ -15,9 +25,11 @@ CTEST_tsan_also := $(BUILD)/ctest/tsan/tests/c/tsan/one_address.o
 CTEST_tsan_link := -Wl,--wrap=prs_os_map,--wrap=prs_os_map_fixed,--wrap=prs_os_map_zero_fixed,--wrap=prs_os_unmap
 CTEST_cover  := -O0 --coverage -fprofile-update=atomic -D_GNU_SOURCE=1 -include tests/c/coverage.h
 CTEST_VARIANTS := plain asan tsan cover
+# The programs to run, all by default: make ctest-asan CTEST_ONLY="test_fill".
+CTEST_ONLY   ?=
 
 define ctest_variant
-$(BUILD)/ctest/$(1)/%.o: %.c Makefile
+$(BUILD)/ctest/$(1)/%.o: %.c mk/engine.mk
 	@mkdir -p $$(@D)
 	@echo "cc: $(1) $$<"
 	@$(CC_TEST) $(CTEST_FLAGS) $(CTEST_$(1)) -MMD -MP -c $$< -o $$@
@@ -34,12 +46,12 @@ $(TORTURE_PROGS:%=$(BUILD)/ctest/$(1)/%): $(BUILD)/ctest/$(1)/%: $(BUILD)/ctest/
 ctest-$(1): | prerequisites
 ctest-$(1): $(CTEST_PROGS:%=$(BUILD)/ctest/$(1)/%) $(TORTURE_PROGS:%=$(BUILD)/ctest/$(1)/%)
 	@test -n "$(CTEST_PROGS)" || echo "ctest: no tests/c/test_*.c"
-	@for program in $(CTEST_PROGS) $(TORTURE_PROGS); do \
+	@failed=; for program in $(or $(CTEST_ONLY),$(CTEST_PROGS) $(TORTURE_PROGS)); do \
 	  echo "run: $(1) $$$$program"; \
 	  ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1 \
 	  TSAN_OPTIONS=halt_on_error=1:die_after_fork=0:second_deadlock_stack=1 \
-	  $(BUILD)/ctest/$(1)/$$$$program || { echo "ctest: $(1) $$$$program failed" >&2; exit 1; }; \
-	done
+	  $(BUILD)/ctest/$(1)/$$$$program || { echo "ctest: $(1) $$$$program failed"; failed=yes; }; \
+	done; test -z "$$$$failed"
 endef
 $(foreach variant,$(CTEST_VARIANTS),$(eval $(call ctest_variant,$(variant))))
 -include $(foreach variant,$(CTEST_VARIANTS),$(shell find $(BUILD)/ctest/$(variant) -name '*.d' 2>/dev/null))

@@ -1,3 +1,8 @@
+# The Python tests with instrumented builds.
+
+## asan         the tests under the address and undefined behaviour sanitizers
+## coverage     line coverage of the C sources under the tests
+
 $(STAMP)/asan: $(SOURCES) $(STAMP)/sources $(STAMP)/venv
 	$(call build_wheel,asan,PYRAY_SER_DEBUG=1 PYRAY_SER_SANITIZE=address$(comma)undefined)
 	@rm -rf $(ASAN)

@@ -1,3 +1,8 @@
+# Other projects' suites, other versions of Python.
+
+## test-peers   other projects' suites with and without install(), and what differs (PEERS="cpython-fork joblib")
+## test-versions  the tests on other Pythons (VERSIONS="python3.12 /srv/python/sid ..."), and without CPython's internals
+
 PEERS ?=
 .PHONY: test-peers
 test-peers: $(STAMP)/installed-heavy
