@@ -151,10 +151,10 @@ $(STAMP)/dev-venv: $(STAMP)/python
 .PHONY: dev dev-test
 dev: $(STAMP)/dev-venv
 	@PYRAY_SER_DEBUG=1 $(BUILD)/venv-dev/bin/python $(PIP) install --editable ".[test]"
-	@echo "build/venv-dev/bin/python -m pytest tests/unit/test_refs.py"
+	@echo "build/venv-dev/bin/python -m pytest tests/unit/store/test_refs.py"
 
 dev-test:
-	@PYRAY_SER_DEBUG_PATH=$(ROOT) $(BUILD)/venv-dev/bin/python -m pytest -m "not heavy" --ignore tests/unit/test_installation.py $(PYTEST_ARGS)
+	@PYRAY_SER_DEBUG_PATH=$(ROOT) $(BUILD)/venv-dev/bin/python -m pytest -m "not heavy" --ignore tests/unit/repository/test_installation.py $(PYTEST_ARGS)
 
 # Beside the light ones: torch and what builds on numpy. Where that means gigabytes, the size is printed first.
 $(STAMP)/installed-heavy: $(STAMP)/installed

@@ -47,7 +47,7 @@ $(STAMP)/intruder-asan: $(SOURCES) $(STAMP)/sources $(STAMP)/venv
 	@$(VENV)/bin/python $(PIP) install --no-deps --target $(INTRUDER_ASAN) $(BUILD)/intruder-asan/*.whl
 	@touch $@
 
-INTRUDER_TESTS := $(wildcard tests/unit/test_*pickler_cpython.py)
+INTRUDER_TESTS := $(wildcard tests/unit/*/test_*pickler_cpython.py)
 .PHONY: intruder
 intruder: $(STAMP)/installed $(STAMP)/intruder $(STAMP)/intruder-asan
 	@PYTHONPATH=$(INTRUDER) $(VENV)/bin/python -P tests/fuzz/intruder.py --graphs $(INTRUDER_GRAPHS)

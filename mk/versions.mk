@@ -29,7 +29,7 @@ test-versions: test-public-api
 	test -z "$$failed" || { echo "test-versions: failed:$$failed" >&2; exit 1; }
 
 # What an unknown version of Python would get: the public form of every entry of csrc/common/interp.h.
-PUBLIC_TESTS := $(wildcard tests/unit/test_pickler*.py tests/unit/test_unpickler*.py) tests/unit/test_ndarray_template.py tests/fuzz
+PUBLIC_TESTS := $(wildcard tests/unit/pickling/test_pickler*.py tests/unit/pickling/test_unpickler*.py) tests/unit/pickling/test_ndarray_template.py tests/fuzz
 $(STAMP)/public: $(SOURCES) $(STAMP)/sources $(STAMP)/venv
 	$(call build_wheel,public,PYRAY_SER_PUBLIC_API=1)
 	@rm -rf $(BUILD)/public/site

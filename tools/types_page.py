@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "docs" / "types.json"
 PAGE = ROOT / "docs" / "types.md"
-TESTS = ROOT / "tests"
+SUPPORT = ROOT / "tests" / "support"
 
 HEAD = """\
 # Types
@@ -103,13 +103,13 @@ def render(data: dict) -> str:
 
 def measure(library: str, python: str = sys.executable, rows: tuple[str, ...] = ()) -> dict:
     """Figures of one library, measured in a process of its own."""
-    sys.path.insert(0, str(TESTS))
+    sys.path.insert(0, str(SUPPORT))
     from types_measure import ENVIRONMENT
 
     environment = {**os.environ, **ENVIRONMENT}
     for name in ("PYRAY_SER_STORE", "PYRAY_SER_PICKLE_VERBOSE_DEBUG", "RAY_PICKLE_VERBOSE_DEBUG"):
         environment.pop(name, None)
-    command = [python, "-P", str(TESTS / "types_measure.py"), library, *rows]
+    command = [python, "-P", str(SUPPORT / "types_measure.py"), library, *rows]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"measuring {library} failed:\n{done.stderr[-4000:]}")

@@ -9,7 +9,7 @@
  * A build with PRP_INTRUDER (PYRAY_SER_INTRUDER=1) runs the intruder first: a Python callable, or a C function in a capsule named
  * PRP_INTRUDER_CAPSULE, set by `_set_intruder` of each extension. The intruder does there whatever Python code may do. Where
  * `may_raise` is true it may also raise; then the call is not made and fails with that exception. Every other build compiles the
- * macros to the call itself. tests/unit/test_foreign_calls.py finds calls that are not marked.
+ * macros to the call itself. tests/unit/pickling/test_foreign_calls.py finds calls that are not marked.
  */
 #ifndef PRP_FOREIGN_H
 #define PRP_FOREIGN_H

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parents[2] / "csrc" / "pickle"
+FOLDER = Path(__file__).parents[3] / "csrc" / "pickle"
 
 # Calls that can run hooks, __getattr__, __hash__, __eq__ or imports, and those that allocate what the collector counts.
 FOREIGN = re.compile(

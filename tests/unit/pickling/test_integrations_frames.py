@@ -379,7 +379,7 @@ def test_polars_categories_in_a_process_that_numbers_them_otherwise(tmp_path):
 import pickle, sys
 import polars as pl
 sys.path.insert(0, sys.argv[3])
-from unit.test_integrations_frames import lies_in
+from unit.pickling.test_integrations_frames import lies_in
 saved, expected = pickle.load(open(sys.argv[1], "rb"))
 if sys.argv[2] == "others":
     others = [pl.Series(["unheard of", "blue"], dtype=pl.Categorical),
@@ -392,7 +392,7 @@ for (stream, buffers), values in zip(saved, expected):
     from pathlib import Path
 
     def run(mode):
-        tests = str(Path(__file__).resolve().parents[1])
+        tests = str(Path(__file__).resolve().parents[2])
         command = [sys.executable, "-P", "-c", code, str(tmp_path / "values"), mode, tests]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

@@ -16,6 +16,7 @@ import textwrap
 import types
 import typing
 import weakref
+from pathlib import Path
 
 import pytest
 
@@ -58,7 +59,7 @@ def outcomes(tmp_path_factory):
     if sys.version_info >= (3, 14):
         pytest.skip("the last cloudpickle that was distributed with its tests is older than Python 3.14")
     suite = os.path.join(os.path.abspath(folder), "suite")
-    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    here = str(Path(__file__).parents[2] / "support")
     shutil.copy(os.path.join(here, "cloudpickle_bound.py"), os.path.join(suite, "tests", "sitecustomize.py"))
     results = tmp_path_factory.mktemp("cloudpickle") / "outcomes.json"
     path = [suite, here, *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -1,6 +1,6 @@
 """No exception is swallowed: what interrupts Python code inside a dump or a load comes out of it."""
 
-import os
+from pathlib import Path
 
 import pytest
 from isolated import run
@@ -14,7 +14,7 @@ SCRIPT = """
 
 
 def script(error, lines):
-    return SCRIPT.format(tests=os.path.dirname(os.path.dirname(__file__)), error=error, lines=lines)
+    return SCRIPT.format(tests=str(Path(__file__).parents[2] / "support"), error=error, lines=lines)
 
 
 @pytest.mark.parametrize("error", ["KeyboardInterrupt", "MemoryError"])

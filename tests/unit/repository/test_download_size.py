@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "download_size.py"
+SCRIPT = Path(__file__).resolve().parents[3] / "tools" / "download_size.py"
 
 
 @pytest.fixture

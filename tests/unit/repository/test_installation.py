@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyray_ser
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SOURCE = ROOT / "pyray_ser"
 
 
@@ -56,7 +56,7 @@ def test_tests_are_no_package():
 
 
 def test_a_source_checkout_without_compiled_modules_says_so(tmp_path):
-    sources = Path(__file__).resolve().parents[2] / "pyray_ser"
+    sources = Path(__file__).resolve().parents[3] / "pyray_ser"
     shutil.copytree(sources, tmp_path / "pyray_ser", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     command = [sys.executable, "-c", "import pyray_ser"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}

@@ -9,7 +9,7 @@ import sys
 import pytest
 from isolated import environment, run
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 
 PRETEND = {
     "pages": ("os.sysconf = lambda name: 16384", "pages of 4096 bytes, not 16384"),

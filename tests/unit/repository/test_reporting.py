@@ -9,7 +9,7 @@ import textwrap
 from isolated import environment
 from patience import patience
 
-TESTS = pathlib.Path(__file__).parents[1]
+TESTS = pathlib.Path(__file__).parents[2] / "support"
 
 
 def run(tmp_path, tests):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from isolated import run
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 C_CALL = re.compile(
     r"(?<![\w.>\"])(open|openat|memfd_create|fopen|opendir|pipe|socket|eventfd|dup|epoll_create1|creat)\("
 )
