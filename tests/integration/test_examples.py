@@ -1,4 +1,4 @@
-"""Every program in examples/ and every Python block of the README runs as it stands."""
+"""Every program in examples/ and every program on the README, the pages of tasks and pools runs as it stands."""
 
 import re
 import subprocess
@@ -9,19 +9,31 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+
+
+def _blocks(page):
+    return re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+
+
+# The blocks of a page that are programs by themselves, and pages whose blocks make up one program.
+PROGRAMS = {
+    f"{page}-{number}": text
+    for page in ("README.md", "docs/how-to/pools.md", "docs/how-to/dataloader.md")
+    for number, text in enumerate(_blocks(page))
+}
+PROGRAMS["docs/tasks.md"] = "\n".join(_blocks("docs/tasks.md"))
 
 
 def run(path):
     return subprocess.run([sys.executable, str(path)], text=True, capture_output=True, timeout=120)
 
 
-def _example(path):
-    """One that needs torch belongs to the heavy tests, which install it."""
-    return pytest.param(path, id=path.stem, marks=[pytest.mark.heavy] if "import torch" in path.read_text() else [])
+def _case(value, name, text):
+    """Return a parameter; a program that needs torch belongs to the heavy tests, which install it."""
+    return pytest.param(value, id=name, marks=[pytest.mark.heavy] if "import torch" in text else [])
 
 
-@pytest.mark.parametrize("path", [_example(path) for path in EXAMPLES])
+@pytest.mark.parametrize("path", [_case(path, path.stem, path.read_text()) for path in EXAMPLES])
 def test_example(path):
     done = run(path)
     assert done.returncode == 0, done.stderr
@@ -29,13 +41,14 @@ def test_example(path):
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_block_of_the_readme(tmp_path, number):
-    script = tmp_path / "readme.py"
-    script.write_text(BLOCKS[number])
+@pytest.mark.parametrize("text", [_case(text, name, text) for name, text in PROGRAMS.items()])
+def test_program_of_a_page(tmp_path, text):
+    script = tmp_path / "program.py"
+    script.write_text(text)
     done = run(script)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    if "import torch" not in text:  # torch warns about the number of CPUs
+        assert done.stderr == ""
 
 
 def test_examples_are_listed():
