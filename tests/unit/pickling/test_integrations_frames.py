@@ -378,7 +378,7 @@ def test_polars_categories_in_a_process_that_numbers_them_otherwise(tmp_path):
     code = """
 import pickle, sys
 import polars as pl
-sys.path.insert(0, sys.argv[3])
+sys.path[:0] = [sys.argv[3], sys.argv[3] + "/support"]
 from unit.pickling.test_integrations_frames import lies_in
 saved, expected = pickle.load(open(sys.argv[1], "rb"))
 if sys.argv[2] == "others":
