@@ -93,7 +93,7 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
     buffer_callback : callable, optional
         Takes buffers out of the stream (PEP 574).
     put : bool, optional
-        Use the reducers of `integrations`, as `put` does.
+        Use the reducers of `pickling.reducers`, as `put` does.
     log_level : int, optional
         0, 1 or 2; what the environment says when omitted.
     """

@@ -118,7 +118,7 @@ def trace(
         What the user calls it.
     put : bool, optional
         Go by the rules of `put` (buffers of `threshold` bytes leave the stream, reducers of
-        `integrations` apply), not by those of `dumps`.
+        `pickling.reducers` apply), not by those of `dumps`.
     threshold, keep, max_failures : int
         See `_walk.Walker`.
     refers : callable, optional

@@ -145,7 +145,7 @@ class Reduction:
     table : mapping, optional
         A `dispatch_table` in place of `copyreg`'s.
     buffers : bool, optional
-        As `put` does, use the reducers of `integrations`.
+        As `put` does, use the reducers of `pickling.reducers`.
     """
 
     def __init__(

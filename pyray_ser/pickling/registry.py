@@ -214,7 +214,7 @@ def find(cls: type) -> Callable[[Any], tuple[Any, ...]] | None:
 
 
 # Packages whose entry points, if any, have been loaded. Those of the standard library have none,
-# and what we bring ourselves for the large libraries is in `integrations`.
+# and what we bring ourselves for the large libraries is in `reducers`.
 _roots_seen = {"__main__", "__mp_main__", "pyray_ser", "numpy", "pandas", "pyarrow", "polars", "scipy", "torch"}
 _roots_seen.update(sys.stdlib_module_names)
 

@@ -2,7 +2,7 @@
 
 Part of the format: a function here keeps its name and its arguments for good.
 The buffers may lie in the store, and are then read-only; what is made over
-them is so as well. torch's part is in `rebuild_torch`.
+them is so as well. torch's part is in `reconstruct.torch`.
 """
 
 from typing import Any, Literal

@@ -3,7 +3,7 @@
 Needs pyarrow. Without it, and for what Arrow has no type for (`Object` columns), polars' own reduction applies,
 which writes everything into one bytes object.
 
-Categories, wherever they are nested, travel as their codes (see `rebuild_polars`): as Arrow has them, polars would number
+Categories, wherever they are nested, travel as their codes (see `reconstruct.polars`): as Arrow has them, polars would number
 them anew on both sides.
 """
 

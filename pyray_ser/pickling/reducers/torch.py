@@ -2,7 +2,7 @@
 
 torch's own pickling copies storages through a bytes object. Here a storage is one buffer, which all tensors over it
 share, so views stay views of one storage, and storages that were separate stay separate. What a reader gets lies over
-a copy-on-write mapping (see `rebuild_torch`), because torch has no read-only flag.
+a copy-on-write mapping (see `reconstruct.torch`), because torch has no read-only flag.
 """
 
 import ctypes
