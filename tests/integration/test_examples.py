@@ -33,12 +33,84 @@ def _case(value, name, text):
     return pytest.param(value, id=name, marks=[pytest.mark.heavy] if "import torch" in text else [])
 
 
+# What the resource tracker of multiprocessing writes, and the source line that `warnings` adds.
+LEAKED = re.compile(
+    r".*UserWarning: resource_tracker: There appear to be (\d+) leaked semaphore objects .*\n  warnings\.warn.*\n"
+)
+GONE = re.compile(
+    r".*UserWarning: resource_tracker: '/mp-\w+': \[Errno 2\] No such file or directory\n  warnings\.warn.*\n"
+)
+
+
+def without_unlinked_semaphores(stderr):
+    """
+    Return what a program wrote to stderr, without warnings of semaphores that were unlinked and are reported as leaked.
+
+    A DataLoader closes its queues and does not wait for their threads. Such a thread may hold a queue's semaphores last: it
+    unlinks them, and tells the resource tracker. At the end of the program CPython may stop it between the two.
+    A semaphore that is there still is not unlinked, and its warning stays.
+    """
+    rest = LEAKED.sub("", stderr)
+    leaked = sum(int(found[1]) for found in LEAKED.finditer(stderr))
+    rest, gone = GONE.subn("", rest)
+    return rest if leaked == gone else stderr
+
+
 @pytest.mark.parametrize("path", [_case(path, path.stem, path.read_text()) for path in EXAMPLES])
 def test_example(path):
     done = run(path)
     assert done.returncode == 0, done.stderr
     assert done.stdout
-    assert done.stderr == ""
+    if "DataLoader" in path.read_text():
+        assert without_unlinked_semaphores(done.stderr) == ""
+    else:
+        assert done.stderr == ""
+
+
+# A queue whose thread holds its semaphores last, and never gets past the function `{stopped}`.
+QUEUE = """
+import multiprocessing, threading
+from multiprocessing import queues, resource_tracker, synchronize
+
+def stopping(function):
+    def call(*args):
+        if threading.current_thread() is not threading.main_thread():
+            reached.set()
+            threading.Event().wait()
+        return function(*args)
+    return call
+
+def feed(*args, original=queues.Queue._feed):
+    original(*args)
+    dropped.wait()
+
+if __name__ == "__main__":
+    dropped, reached = threading.Event(), threading.Event()
+    queues.Queue._feed = staticmethod(feed)
+    {stopped} = stopping({stopped})
+    queue = multiprocessing.get_context("spawn").Queue()
+    queue.cancel_join_thread()
+    queue.put(1)
+    queue.get()
+    queue.close()
+    del queue
+    dropped.set()
+    reached.wait()
+"""
+
+
+@pytest.mark.parametrize(
+    ("stopped", "accepted"),
+    [("resource_tracker._resource_tracker._send", True), ("synchronize.sem_unlink", False)],
+    ids=["unlinked", "leaked"],
+)
+def test_only_semaphores_that_are_gone_are_forgiven(tmp_path, stopped, accepted):
+    script = tmp_path / "queue_of_spawn.py"
+    script.write_text(QUEUE.format(stopped=stopped))
+    done = run(script)
+    assert done.returncode == 0, done.stderr
+    assert "leaked semaphore" in done.stderr
+    assert (without_unlinked_semaphores(done.stderr) == "") is accepted, done.stderr
 
 
 @pytest.mark.parametrize("text", [_case(text, name, text) for name, text in PROGRAMS.items()])
