@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[3] / "docs"
-PAGES = ["customizing.md", "getting-started.md"]
+PAGES = ["customizing.md", "getting-started.md", "reference.md"]
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -31,6 +31,14 @@ def test_every_error_is_in_the_list_of_errors():
 
     page = (DOCS / "errors.md").read_text(encoding="utf-8")
     assert not [name for name in exceptions.__all__ if f"`{name}`" not in page and name != "PyraySerError"]
+
+
+def test_every_public_name_is_in_the_reference():
+    import pyray_ser
+    from pyray_ser import util
+
+    page = (DOCS / "reference.md").read_text(encoding="utf-8")
+    assert not [name for name in [*pyray_ser.__all__, *util.__all__] if f"`{name}`" not in page and name[:2] != "__"]
 
 
 @pytest.mark.parametrize("path", sorted(DOCS.glob("**/*.md")), ids=lambda path: str(path.relative_to(DOCS)))
