@@ -1,1 +1,1 @@
-"""The Python side of the store: finding one, references, names, waiting, and what is written to spill files."""
+"""The Python side of the store: discovery, references, names, waiting, and the content of spill files."""

@@ -1,8 +1,8 @@
-"""Where objects were made, for ``pyray-ser ls``: written down if the environment variable ``PYRAY_SER_ORIGINS`` is set.
+"""Where objects were made, for ``pyray-ser ls``; recorded if the environment variable ``PYRAY_SER_ORIGINS`` is set.
 
-Each process keeps a list of its own, a line per object, in a file without a name (a memfd) that other processes of the same
-user can read through ``/proc`` as long as it lives. Nothing of it is in the store: it is for finding out who fills it, costs some
-microseconds per object, and grows with every one.
+Each process keeps its own list, one line per object, in a file without a name (a memfd) that other processes of the same
+user can read through ``/proc`` while the process lives. The store contains nothing of it. The list shows which code fills a store;
+it costs a few microseconds per object and grows with each one.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ __all__ = ["ENVIRONMENT", "enable", "forget", "read"]
 
 ENVIRONMENT = "PYRAY_SER_ORIGINS"
 _NAME = "pyray_ser-origins:{:016x}"
-# What is read of one process's list at most.
+# The most that is read of one process's list.
 _READ_MAX = 64 << 20
 # Store -> descriptor, and the file it must still be: code that closes all descriptors lets others reuse the number.
 _lists: dict[int, tuple[int, tuple[int, int]]] = {}
 
 
 def enable() -> None:
-    """Write down from now on where this process makes objects."""
+    """Record where this process makes objects from now on."""
     _store.set_note_origin(_note)
 
 
@@ -39,7 +39,7 @@ def _list_of(ident: int) -> int:
         if fd >= 0 and _identity(fd) == known:
             return fd
     except OSError:
-        pass  # closed by others: a new list
+        pass  # other code closed it: begin a new list
     fd = above_standard(os.memfd_create(_NAME.format(ident), os.MFD_CLOEXEC))
     _lists[ident] = fd, _identity(fd)
     return fd
@@ -61,12 +61,12 @@ def forget(ident: int) -> None:
         if fd >= 0 and _identity(fd) == known:
             os.close(fd)
     except OSError:
-        pass  # closed by others already
+        pass  # other code has closed it
 
 
 def read(ident: int, pids: list[int]) -> dict[int, str]:
     """
-    Return where objects were made, as far as their makers live and wrote it down.
+    Return where objects were made, for creators that are alive and recorded it.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def read(ident: int, pids: list[int]) -> dict[int, str]:
     Returns
     -------
     dict of int to str
-        Serial number to ``file:line function``. It comes from other processes.
+        Serial number to ``file:line function``. The text comes from other processes.
     """
     found: dict[int, str] = {}
     link = f"/memfd:{_NAME.format(ident)} (deleted)"
@@ -87,7 +87,7 @@ def read(ident: int, pids: list[int]) -> dict[int, str]:
         try:
             paths = [f"{folder}/{fd}" for fd in os.listdir(folder)]
         except OSError:
-            continue  # gone, or not to be looked into
+            continue  # it has ended, or may not be examined
         for path in paths:
             try:
                 if os.readlink(path) != link:

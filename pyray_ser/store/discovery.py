@@ -5,7 +5,7 @@ the environment variable ``PYRAY_SER_STORE`` hints at, the one of the process th
 parent, those of the ancestors of a multiprocessing child (a fork server stands between it and the process that matters),
 else a new anonymous one.
 
-Nothing found by a hint is trusted: the engine verifies owner, mode, identity and layout of what it attaches to.
+A hint is not trusted: the engine verifies owner, mode, identity and layout of what it attaches to.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-# `.exceptions` is imported where it is needed: it costs more than all the rest of a first put.
+# `.exceptions` is imported where it is needed: the import takes longer than the rest of a first put.
 
 __all__ = ["close_all", "find", "open_default", "open_inherited", "open_store", "reattach", "renew", "unreachable"]
 
 HINT = "PYRAY_SER_STORE"
-# Set: `pyray_ser.store.allocation_sites` writes down where objects are made.
+# If it is set, `pyray_ser.store.allocation_sites` records where objects are made.
 ORIGINS = "PYRAY_SER_ORIGINS"
 
-# Only opening takes it: no other lock is ever held with it, and nothing that can free a reference runs under it but what
-# opening itself allocates.
+# Only opening takes this lock. No other lock is held with it, and nothing but the allocations of opening can free a reference
+# under it.
 _lock = RLock()
 _options: dict[str, Any] = {}
-# What the program gave to `init` in this very process.
+# The arguments of `init` in this process.
 _explicit: dict[str, Any] = {}
 # Stores that this process closed on purpose: a hint must not bring one back as the default.
 _closed: set[int] = set()
@@ -67,7 +67,7 @@ def _read_hint() -> tuple[int, int, int, int, str] | None:
         ident, pid, start, fd = int(parts[0], 16), int(parts[1]), int(parts[2]), int(parts[3])
     except ValueError:
         return None
-    # What no store, process or descriptor can have is not for the engine, which knows no such numbers.
+    # Numbers that no store, process or descriptor can have would overflow the engine's types.
     if not (0 < ident < 1 << 64 and 0 < pid < 1 << 31 and 0 <= start < 1 << 64 and -1 <= fd < 1 << 31):
         return None
     return ident, pid, start, fd, parts[4]
@@ -77,10 +77,10 @@ def _read_hint() -> tuple[int, int, int, int, str] | None:
 
 
 def _parent_of(pid: int) -> int:
-    """Return the parent of a process, 0 if there is none to be seen."""
+    """Return the pid of the parent of a process, 0 if it has no visible parent."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            # The name stands in parentheses and may hold anything, parentheses too.
+            # The name is in parentheses and may contain any character, parentheses included.
             return int(file.read().rpartition(b")")[2].split()[1])
     except (OSError, ValueError, IndexError):
         return 0
@@ -102,13 +102,13 @@ def _multiprocessing_parent() -> int:
 
 
 def _attach(pid: int, fd: int, ident: int) -> _store.Store | None:
-    """Attach to a store of another process; None if that is not to be had."""
+    """Attach to a store of another process; return None if that is impossible."""
     try:
         return _store.attach_pid(
             pid, fd, ident, lock_timeout=_options.get("lock_timeout", 0.0), flags=_options.get("flags", 0)
         )
     except (OSError, ValueError):
-        # Gone meanwhile, or not ours to look into: the next candidate may do.
+        # It has ended, or may not be examined: try the next candidate.
         return None
 
 
@@ -117,7 +117,7 @@ def _inherited() -> _store.Store | None:
     hint = _read_hint()
     if hint is not None and hint[0] not in _closed:
         ident, pid, _, fd, path = hint
-        # By its name, if it has one: the last to leave must know what to remove.
+        # By its name, if it has one: the last process that leaves must know which file to remove.
         if path:
             from . import named_stores
 
@@ -193,22 +193,22 @@ def reattach(store: _store.Store) -> bool:
             for ident, fd in _store.stores_of(pid):
                 if ident == store.id and store.attach_again(pid, fd):
                     return True
-        # Its own descriptor, inherited by the fork, shows the store as well.
+        # The descriptor that it inherited by the fork leads to the store, too.
         return any(
             ident == store.id and store.attach_again(os.getpid(), fd) for ident, fd in _store.stores_of(os.getpid())
         )
 
 
 def renew(store: _store.Store) -> None:
-    """In a forked child: give back what the fork handed over, views apart, and stay a client of the store."""
+    """In a forked child: release the inherited references, but not the views, and stay a client of the store."""
     with _lock:
-        # Without a slot for a moment of two clients it stays what it is.
+        # Without a free slot for a second client it keeps what it inherited.
         if store.renew() and store is _store.default():
             _set_hint(store)
 
 
 def unreachable(ref: _store.ObjectRef[Any], node: bytes) -> Exception:
-    """Return the error for a reference whose store is not to be found, naming the node it came from."""
+    """Return the error for a reference whose store cannot be found, naming the node it came from."""
     from ..exceptions import ForeignStoreError, ObjectLostError
 
     there = node.decode("utf-8", "replace")
@@ -223,7 +223,7 @@ def unreachable(ref: _store.ObjectRef[Any], node: bytes) -> Exception:
 
 
 def node_name() -> bytes:
-    """Return the host's name, cut to what travels with a reference."""
+    """Return the name of the host, cut to the length that travels with a reference."""
     global _node
     if _node is None:
         _node = os.uname().nodename.encode()[:32]
@@ -245,7 +245,7 @@ def open_store(name: str | None = None, *, inherit: bool = True, **options: Any)
     name : str, optional
         Name or path of a store that unrelated processes can find.
     inherit : bool
-        Whether the parent's store is taken if there is one and no name is given.
+        Whether to use the parent's store if there is one and no name is given.
     **options
         For the engine: ``capacity``, ``max_clients``, ``max_objects``, ``lock_timeout``, ``warm_reserve``, ``spill_dir``,
         ``flags``.
@@ -284,7 +284,7 @@ def open_store(name: str | None = None, *, inherit: bool = True, **options: Any)
 
 
 def _open(path: str | None, inherit: bool, options: dict[str, Any]) -> tuple[_store.Store, bool]:
-    """Open a store and make it the one of this process; also whether another process had made it."""
+    """Open a store and make it the default of this process; also return whether another process had made it."""
     before = dict(_options)
     _options.update(options)
     try:

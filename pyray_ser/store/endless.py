@@ -1,7 +1,7 @@
-"""Waits that nobody can end: for a name that nobody can give, or for an object that only the waiting thread could seal.
+"""Waits that cannot end: for a name that no process can put, or for an object that only the waiting thread could seal.
 
-Whether others can end a wait is not always known, so an error is raised only where it is: nobody else is in the store, no other
-thread runs, and no child could join. Otherwise the log tells what is being waited for.
+An error is raised only if it is certain that nothing can end the wait: no other process uses the store, no other thread runs,
+and there is no child that could join. Otherwise the log says what the process waits for.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = ["PATIENCE", "check_name", "check_seal"]
 
-# Seconds that a wait for a name lasts before anybody asks whether it can end.
+# Seconds that a wait for a name lasts before `check_name` is called.
 PATIENCE = 3.0
 
 
 def _other_threads() -> bool:
-    """Tell whether Python code may run in a thread besides this one; those of the library neither seal nor name anything."""
+    """Return whether Python code may run in another thread; threads of this package neither seal nor name anything."""
     threading = sys.modules.get("threading")
     if threading is None:
         return _thread._count() > 0
@@ -32,24 +32,24 @@ def _other_threads() -> bool:
     own = threading.current_thread()
     if any(thread is not own and not thread.name.startswith("pyray_ser") for thread in threads):
         return True
-    return _thread._count() + 1 > len(threads)  # those that were not started by `threading`
+    return _thread._count() + 1 > len(threads)  # threads that `threading` did not start
 
 
 def _children() -> bool:
-    """Tell whether this process has a child, which may join the store yet."""
+    """Return whether this process has a child, which could still join the store."""
     try:
         for thread in os.listdir("/proc/self/task"):
             with open(f"/proc/self/task/{thread}/children") as file:
                 if file.read().strip():
                     return True
     except OSError:
-        return True  # nothing is known
+        return True  # unknown
     return False
 
 
 def check_seal(ref: _store.ObjectRef[Any]) -> None:
     """
-    Raise if an object that is waited for without limit is this thread's own to seal.
+    Raise if only this thread can seal an object that it waits for without a timeout.
 
     Raises
     ------
@@ -67,7 +67,7 @@ def check_seal(ref: _store.ObjectRef[Any]) -> None:
 
 def check_name(store: _store.Store, name: str) -> None:
     """
-    Raise if nobody can give a name that is waited for without limit; else write down in the log that it is waited for.
+    Raise if no process can put a name that this one waits for without a timeout; otherwise log the wait.
 
     Raises
     ------

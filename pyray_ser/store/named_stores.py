@@ -1,11 +1,11 @@
-"""Files of named stores: where they lie, whether anybody uses them, and how they end.
+"""Files of named stores: where they are, whether a process uses them, and how they end.
 
-A named store is a file that its clients hold record locks on, one byte each. It is gone when nobody holds one any more and no
-process has it mapped: the next one to open that name, or `pyray-ser clean`, removes the file then. The last process that
-leaves in an orderly way removes it itself, and this user's directory with the last file in it.
+A named store is a file on which each client holds a record lock of one byte. The store is dead when no process holds a lock and
+no process has the file mapped. The next process that opens this name, or `pyray-ser clean`, then removes the file. The last
+process that exits normally removes it itself, and this user's directory with the last file in it.
 
-Opening and removing exclude each other by a lock (``flock``) on the directory, held for as long as an open takes. Who waited for
-the lock of a directory that was removed meanwhile begins anew.
+Opening and removing exclude each other by a lock (``flock``) on the directory, held while a store is opened. A process that waited
+for the lock of a directory that was removed meanwhile starts again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from .. import _log, _store
 from .._descriptors import above_standard
 
-TYPE_CHECKING = False  # importing typing costs more than it is worth here
+TYPE_CHECKING = False  # importing typing takes longer than the rest of this module
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
@@ -45,7 +45,7 @@ __all__ = [
 # struct flock of 64-bit Linux: type, whence, start, length, pid.
 _FLOCK = "hhqqi4x"
 _F_OFD_GETLK = 36
-# How a store's file begins.
+# The first bytes of a store's file.
 _MAGIC = b"PYRAYSER"
 
 
@@ -82,12 +82,12 @@ def path_of(name: str) -> str:
 
 def check_directory(folder: str) -> None:
     """
-    Refuse a directory in which somebody else could put a file of theirs in place of ours.
+    Raise if another user could replace files in a directory.
 
     Raises
     ------
     StoreAccessError
-        If the directory of named stores is not ours alone, or another one can be written to by anybody.
+        If another user owns or can write to the directory of named stores, or any user can write to another directory.
     """
     from ..exceptions import StoreAccessError
 
@@ -113,7 +113,7 @@ def check_directory(folder: str) -> None:
 
 @contextmanager
 def guard(folder: str, timeout: float = 1.0) -> Iterator[None]:
-    """Exclude others from opening and removing stores in `folder`; at most `timeout` seconds are waited for them."""
+    """Exclude other processes from opening and removing stores in `folder`; wait at most `timeout` seconds for them."""
     until = time.monotonic() + timeout
     while True:
         fd = above_standard(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
@@ -149,7 +149,7 @@ def _made(folder: str) -> bool:
 
 
 def _give_owner_rights(folder: str) -> None:
-    """Give back what the umask took of a directory that was just made; never of what a link in its place leads to."""
+    """Restore the owner's rights that the umask removed from a new directory; do not follow a link in its place."""
     fd = above_standard(os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
     try:
         found = os.fstat(fd)
@@ -161,7 +161,7 @@ def _give_owner_rights(folder: str) -> None:
 
 @contextmanager
 def _guard_made(folder: str, timeout: float) -> Iterator[None]:
-    """As `guard`, of a directory that is safe to use; this user's own is made if it is not there, or is removed meanwhile."""
+    """As `guard`, for a safe directory; make this user's directory if it is missing or is removed meanwhile."""
     with ExitStack() as stack:
         while True:
             made = folder == directory() and _made(folder)
@@ -175,12 +175,12 @@ def _guard_made(folder: str, timeout: float) -> Iterator[None]:
                     raise
             else:
                 break
-        check_directory(folder)  # it is the one that is locked now, and stays
+        check_directory(folder)  # it is locked now, so it stays the same
         yield
 
 
 def mapped_by(device: int, inode: int) -> list[int]:
-    """Return the pids of the processes that have a file mapped, as far as this process may look into them."""
+    """Return the pids of the processes that have a file mapped, among those that this process may examine."""
     found = []
     where = f" {os.major(device):02x}:{os.minor(device):02x} {inode} "
     for entry in filter(str.isdigit, os.listdir("/proc")):
@@ -189,12 +189,12 @@ def mapped_by(device: int, inode: int) -> list[int]:
                 if any(where in line for line in maps):
                     found.append(int(entry))
         except OSError:
-            continue  # gone meanwhile, or another user's
+            continue  # it has ended, or belongs to another user
     return found
 
 
 def is_store(path: str) -> bool:
-    """Tell whether the file `path` is a store of this user's: what else lies there is not ours to remove."""
+    """Return whether the file `path` is a store of this user; other files must not be removed."""
     try:
         fd = above_standard(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK))
     except OSError:
@@ -208,7 +208,7 @@ def is_store(path: str) -> bool:
 
 def in_use(path: str) -> bool:
     """
-    Tell whether any process uses the store in the file `path`.
+    Return whether any process uses the store in the file `path`.
 
     A client holds a record lock on the file, which is seen from other pid namespaces and containers too. Code that closes all
     descriptors of a process drops that lock; such a process still has the file mapped.
@@ -225,7 +225,7 @@ def in_use(path: str) -> bool:
 
 
 def remove_dead(path: str) -> bool:
-    """Remove the file of a store that nobody uses; the caller holds the `guard`. False if there is none, or it is in use."""
+    """Remove the file of a store that no process uses. The caller holds the `guard`. Return whether it was removed."""
     try:
         if not is_store(path) or in_use(path):
             return False
@@ -237,17 +237,17 @@ def remove_dead(path: str) -> bool:
 
 
 def remove_directory(folder: str) -> None:
-    """Remove this user's directory of named stores if nothing is left in it; the caller holds its `guard`."""
+    """Remove this user's directory of named stores if it is empty. The caller holds its `guard`."""
     if folder == directory():
-        with suppress(OSError):  # there is something in it
+        with suppress(OSError):  # it is not empty
             os.rmdir(folder)
 
 
 def _remove_others_that_are_dead(folder: str, path: str) -> None:
     """
-    Remove the files of stores whose last process was ended by a signal; the caller holds the `guard`.
+    Remove the files of stores whose last process was ended by a signal. The caller holds the `guard`.
 
-    Their memory would stay in use until somebody opens that very name again. Only the user's own directory is looked at.
+    Otherwise their memory would stay in use until a process opens the same name. Only the user's own directory is examined.
     """
     if folder != directory():
         return
@@ -262,7 +262,7 @@ def _remove_others_that_are_dead(folder: str, path: str) -> None:
 
 def open_named(path: str, options: dict[str, Any]) -> tuple[_store.Store, bool]:
     """
-    Attach to the store in the file `path`, or make it if there is none that anybody uses.
+    Attach to the store in the file `path`, or make it if no process uses one there.
 
     Returns
     -------
@@ -280,11 +280,11 @@ def open_named(path: str, options: dict[str, Any]) -> tuple[_store.Store, bool]:
 
             return _store.create_store(path, **for_new_store(options, folder)), False
         finally:
-            remove_directory(folder)  # no store came of it
+            remove_directory(folder)  # no store was made
 
 
 def attach_existing(path: str, ident: int, timeout: float = 1.0, flags: int = 0) -> _store.Store | None:
-    """Attach to the store in the file `path` if it is the one with this identity; None if it is not there any more."""
+    """Attach to the store in the file `path` if it has this identity; return None if it is gone."""
     folder = os.path.dirname(path)
     try:
         check_directory(folder)
@@ -300,7 +300,7 @@ def attach_existing(path: str, ident: int, timeout: float = 1.0, flags: int = 0)
 
 
 def leave(store: _store.Store) -> None:
-    """Remove a named store's file if all its clients that live are leaving. Called before the store is closed."""
+    """Remove the file of a named store if all its living clients are leaving. Call it before the store is closed."""
     path = store.path
     if path is None or store.closed or store.orphaned:
         return
@@ -311,32 +311,32 @@ def leave(store: _store.Store) -> None:
                 os.unlink(path)
                 remove_directory(folder)
     except (OSError, ValueError) as error:
-        # The file stays for the next one to open that name: leaving must not fail.
+        # Leaving must not fail: the file stays for the next process that opens the name.
         _log.debug("left the file of the store %s where it is: %s", path, error)
 
 
 def _is_file_of(store: _store.Store, path: str) -> bool:
-    """Whether the file `path` is still this store's: the name may be another's by now."""
+    """Return whether the file `path` still belongs to this store: another store may have the name by now."""
     fd = store.locator[2]
     ours, theirs = os.fstat(fd), os.stat(path, follow_symlinks=False)
     return (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
 
 
 def leave_all() -> None:
-    """At the end of the interpreter: what the last process of a named store leaves behind is nothing."""
+    """Leave all named stores at the end of the interpreter, so that the last process leaves no file."""
     for store in _store.open_stores():
         leave(store)
 
 
 def _with_finalizers(_: object = None) -> None:
-    """Children of multiprocessing end by ``os._exit``: handlers of `atexit` do not run there, but its finalizers do."""
+    """Register `leave_all` for children of multiprocessing: they end by ``os._exit``, which runs only its finalizers."""
     util = sys.modules.get("multiprocessing.util")
     if util is not None:
         util.Finalize(None, leave_all, exitpriority=-100)
 
 
 def _before_fork() -> None:
-    # A forked child of multiprocessing starts with no finalizers, and then calls what is registered here.
+    # A forked child of multiprocessing starts without finalizers, then calls the functions registered here.
     global _announced
     util = sys.modules.get("multiprocessing.util")
     if util is not None and not _announced:

@@ -1,8 +1,8 @@
-"""The options of a store: what the program may give, and what becomes of one that comes too late.
+"""The options of a store: valid values, and options that come too late.
 
-`check` turns the arguments of `init` into what the engine takes, or says what is wrong with them. The options of a store are
-fixed when it is made. `ignored` words the warning for a process that asks for others later; `check_repeated` raises where two
-calls of `init` in one process ask for different things.
+`check` converts the arguments of `init` for the engine, or raises an error that says what is wrong with them. The options of a
+store are fixed when it is made. `ignored` words the warning for a process that asks for others later; `check_repeated` raises if
+two calls of `init` in one process ask for different values.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _LIVENESS_PID = 1
 
 def size_of(value: object, what: str) -> int:
     """
-    Return a number of bytes that was given as a number or as a text.
+    Return a number of bytes that was given as a number or as text.
 
     Parameters
     ----------
@@ -151,12 +151,12 @@ def check(
     liveness: object = "auto",
 ) -> dict[str, Any]:
     """
-    Return the options that were given, as the engine takes them.
+    Return the options that were given, converted for the engine.
 
     Raises
     ------
     TypeError, ValueError
-        If one of them makes no sense; the message names it, and what it must be.
+        If a value is invalid; the message names the option and its valid values.
     """
     options: dict[str, Any] = {}
     flags = _check_flags(liveness, spill_checksum, spill_compress)
@@ -181,12 +181,12 @@ def check(
 
 def spill_path(directory: str | bytes | os.PathLike[str]) -> str:
     """
-    Return a spill directory as the engine wants it; the last part of the path is made if it is not there.
+    Return a spill directory as the engine takes it; make the last part of the path if it is missing.
 
     Raises
     ------
     OSError
-        If it is not there and cannot be made; the message names the option.
+        If it is missing and cannot be made; the message names the option.
     """
     path = os.path.abspath(os.fsdecode(directory))
     try:
@@ -202,7 +202,7 @@ def spill_path(directory: str | bytes | os.PathLike[str]) -> str:
 
 
 def from_environment() -> dict[str, Any]:
-    """Return options for a new store that nobody gave in the program."""
+    """Return options for a new store from the environment variables."""
     found: dict[str, Any] = {}
     if os.environ.get(CAPACITY):
         found["capacity"] = _check_capacity(os.environ[CAPACITY], CAPACITY)
@@ -218,9 +218,9 @@ def for_new_store(options: dict[str, Any], folder: str | None = None) -> dict[st
     Parameters
     ----------
     options : dict
-        What the program gave; the environment says the rest.
+        The arguments of `init`; environment variables set the others.
     folder : str, optional
-        Where the file of a named store will lie.
+        The directory for the file of a named store.
     """
     made = {**from_environment(), **options}
     if "spill_dir" in made:
@@ -239,7 +239,7 @@ def _room_in(folder: str) -> int:
     if size == 0:  # a tmpfs without a limit
         return 0
     default = _store.default_capacity()
-    # The tables of the store need pages as well.
+    # The tables of the store need pages, too.
     room = max(_CAPACITY_MIN, size - max(size // 16, 2 << 20))
     return room if room < default else 0
 
@@ -248,7 +248,7 @@ def _room_in(folder: str) -> int:
 
 # The engine rounds these up.
 _ROUNDED = {"capacity": 1 << 20, "max_objects": 1 << 10}
-# What the options for the engine are called in `init`.
+# The names that the engine's options have in `init`.
 _FLAGS = (
     ("liveness", 1, "pid"),
     ("spill_checksum", 2, True),
@@ -258,7 +258,7 @@ _FLAGS = (
 
 
 def asked_for(options: dict[str, Any]) -> dict[str, Any]:
-    """Return what the program asked for, by the names of `init`, from the options for the engine."""
+    """Return the requested options by their names in `init`, from the options for the engine."""
     flags = options.get("flags", 0)
     asked = {key: value for key, value in options.items() if key != "flags"}
     asked.update((name, value) for name, bit, value in _FLAGS if flags & bit)
@@ -282,12 +282,12 @@ def _same(name: str, asked: Any, actual: Any) -> bool:
 
 def check_repeated(earlier: dict[str, Any], options: dict[str, Any]) -> None:
     """
-    Raise if a call of `init` asks for another value than an earlier one of this process did.
+    Raise if a call of `init` asks for another value than an earlier call in this process.
 
     Parameters
     ----------
     earlier, options : dict
-        What each of them gave, for the engine.
+        The options of each call, for the engine.
     """
     before = asked_for(earlier)
     for name, value in asked_for(options).items():
@@ -300,15 +300,15 @@ def check_repeated(earlier: dict[str, Any], options: dict[str, Any]) -> None:
 
 def ignored(store: Store, options: dict[str, Any], joined: bool) -> str:
     """
-    Return a warning about options that a store which is there already does not have; empty if there are none.
+    Return a warning about requested options that an existing store does not have; empty if it has all of them.
 
     Parameters
     ----------
     store : Store
     options : dict
-        What `init` was given, for the engine.
+        The options of the call, for the engine.
     joined : bool
-        Whether this process has just joined the store of another one; otherwise it used it before.
+        Whether this process has just joined the store of another process; otherwise it used the store before.
     """
     actual = store.options
     differing = [

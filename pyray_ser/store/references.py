@@ -1,6 +1,6 @@
-"""References as people and picklers see them.
+"""How references are shown and pickled.
 
-Three ways lead out of a process, and each holds the object differently:
+A reference leaves a process in three ways, and each holds the object differently:
 
 - inside a value that is put into the same store: the new object holds the old one (decided in `_store`);
 - by multiprocessing's own pickler (Queue, Pipe, Pool, arguments of a Process): loaded once, so a token in flight holds the
@@ -32,13 +32,13 @@ STICKY = 2
 # ---- pickling ---------------------------------------------------------------------------------------------------------
 
 _registered = False
-# The frame in which multiprocessing's pickler was already at work when we registered with it: picklers copy their table
-# of reducers when they are made, so this one does not know us.
+# The frame in which a pickler of multiprocessing was running when `_register` was called: picklers copy their table of
+# reducers when they are made, so this one does not have our reducer.
 _early: int = 0
 
 
 def _register() -> None:
-    """Give multiprocessing's pickler its own way, once it is loaded. Importing it costs more than all of ours."""
+    """Register a reducer with multiprocessing's pickler if multiprocessing is loaded; importing it would take too long."""
     global _registered, _early
     reduction = sys.modules.get("multiprocessing.reduction")
     pickler = getattr(reduction, "ForkingPickler", None)
@@ -58,7 +58,7 @@ def _frames() -> Iterator[FrameType]:
 
 
 def reduce(ref: ObjectRef[Any]) -> tuple[Any, ...]:
-    """Reduce a reference for a pickler of which nothing is known."""
+    """Reduce a reference for an unknown pickler."""
     global _early
     if not _registered:
         _register()

@@ -43,7 +43,7 @@ class Scope:
             self._once.append((store_id, identity, token))
 
     def discard(self, identity: bytes) -> None:
-        """End the token of an object that was freed: nothing is held any more, and `stats` is to say so."""
+        """End the token of an object that was freed, so that `stats` no longer counts it."""
         store_id, token = self._sticky.pop(identity, (0, None))
         if token is None or _store.fork_count() != self._forks:
             return
@@ -71,12 +71,12 @@ class Scope:
 
 
 _current: ContextVar[Scope | None] = ContextVar("pyray_ser.scope", default=None)
-# What is pickled outside of any scope: held until free() or the end of the store.
+# References pickled outside of any scope hold their objects until free() or the end of the store.
 _outermost = Scope()
 
 
 def _after_fork_in_child() -> None:
-    # The parent's tokens are the parent's to end.
+    # The parent ends its own tokens.
     global _outermost
     _outermost = Scope()
 
@@ -88,8 +88,8 @@ class scope:
     """
     Context manager that bounds how long pickled references hold their objects.
 
-    At exit, whatever was held because a reference was pickled inside ends; objects that something else holds (a
-    reference, a view, an object that names them) live on. Works in threads and asyncio tasks; may be nested.
+    At exit, pickles that were made inside hold their objects no longer. Objects that something else holds (a reference, a
+    view, an object that refers to them) stay. Works in threads and asyncio tasks; may be nested.
 
     Examples
     --------
@@ -121,7 +121,7 @@ def current() -> Scope:
 
 def hold(ref: _store.ObjectRef[Any], kind: int, node: bytes) -> bytes:
     """
-    Take what a pickled reference needs and return the bytes that travel.
+    Take a token for a pickled reference and return the bytes that travel.
 
     Parameters
     ----------
@@ -136,14 +136,14 @@ def hold(ref: _store.ObjectRef[Any], kind: int, node: bytes) -> bytes:
     if kind == 2 and holder.has(identity):
         return ref.travel(0, node)[0]
     blob, token = ref.travel(kind, node)
-    # Tokens of messages are kept only where an end is near: outside of a scope the list would grow for ever.
+    # Tokens of messages are listed only inside a scope: outside of one the list would grow without limit.
     if kind == 2 or holder is not _outermost:
         holder.add(ref.store_id, identity, token, kind == 2)
     return blob
 
 
 def release(identity: bytes) -> None:
-    """End what holds an object that was freed."""
+    """End the tokens of an object that was freed."""
     current().discard(identity)
     _outermost.discard(identity)
 

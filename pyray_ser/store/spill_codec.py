@@ -1,7 +1,7 @@
-"""Spill files that are compressed or carry a digest, as the options of `init` say.
+"""Spill files that are compressed or have a digest, by the options of `init`.
 
-The engine writes spill files as they are. For a store made with ``spill_compress`` or ``spill_checksum`` the process that
-spills does it, with the packages of the extra ``spill``: `xxhash` (XXH3, 64 bits), `lz4` or `zstandard`. Every process
+The engine writes the bytes of objects unchanged. For a store made with ``spill_compress`` or ``spill_checksum`` the spilling
+process writes the files here, with the packages of the extra ``spill``: `xxhash` (XXH3, 64 bits), `lz4` or `zstandard`. Every process
 that uses such a store needs them.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import struct
 
-TYPE_CHECKING = False  # importing typing costs more than it is worth here
+TYPE_CHECKING = False  # importing typing takes longer than the rest of this module
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
@@ -24,13 +24,13 @@ _DIGEST, _LZ4, _ZSTD = 2, 4, 8
 _XXH3 = 1
 # Bytes compressed at a time.
 PIECE = 1 << 20
-# The longest that such a piece may be, compressed: SPILL_FRAME of the extension.
+# The maximum length of such a piece after compression: SPILL_FRAME of the extension.
 _FRAME = PIECE + PIECE // 64 + 4096
 
 
 def flags(checksum: bool, compress: str | None) -> int:
     """
-    Return the options as the engine keeps them.
+    Return the options as flags of the engine.
 
     Parameters
     ----------
@@ -55,14 +55,14 @@ class Form:
     Parameters
     ----------
     flags : int
-        What `flags` returned.
+        The result of `flags`.
 
     Attributes
     ----------
     codec, algorithm : int
-        What the trailer of a file says.
+        The values in the trailer of a file.
     hasher : callable
-        Makes a running digest; only where there is an algorithm.
+        Returns a running digest; only if there is an algorithm.
     """
 
     def __init__(self, flags: int) -> None:
@@ -93,7 +93,7 @@ class Form:
         return self._digest(data)
 
     def compressor(self) -> Callable[[memoryview], bytes]:
-        """Return a function for one thread that makes a frame, with a checksum of its own, of a piece."""
+        """Return a function that compresses a piece to a frame with a checksum. For one thread."""
         if self.codec == 1:
             compress = self._codec.compress
             return lambda piece: compress(piece, content_checksum=True)
@@ -101,12 +101,12 @@ class Form:
         return made
 
     def expander(self) -> Callable[[memoryview, int], bytes | None]:
-        """Return a function for one thread that makes a piece of a frame; None if the frame is damaged."""
+        """Return a function that restores a piece from a frame, or returns None if it is damaged. For one thread."""
         return self._expand_lz4 if self.codec == 1 else self._expand_zstd
 
     def _expand_lz4(self, frame: memoryview, size: int) -> bytes | None:
         try:
-            # Asked first: a damaged frame may announce any size, for which memory would be taken.
+            # Check the size first: a damaged frame may announce any size, and memory would be allocated for it.
             if self._codec.get_frame_info(frame)["content_size"] != size:
                 return None
             piece: bytes = self._codec.decompress(frame)
@@ -127,18 +127,18 @@ class Form:
 # ---- files of a store that is gone ------------------------------------------------------------------------------------
 
 _TRAILER = struct.Struct("<4sHBBQQQQQ16x")
-# How an object begins: magic, version, flags.
+# The first bytes of an object: magic, version, flags.
 _HEADER = b"PRSO\x01\x00\x00\x00"
 
 
 def check_files(store: Store, spill_dir: str) -> tuple[int, list[dict[str, Any]]]:
     """
-    Read the spill files of a store whose tables `store` is a copy of, and see whether they hold what was written.
+    Read the spill files of a dead store and check their content.
 
     Parameters
     ----------
     store : Store
-        What ``_store.snapshot`` returned.
+        The copy of the store's tables that ``_store.snapshot`` returned.
     spill_dir : str
 
     Returns
@@ -163,7 +163,7 @@ def check_files(store: Store, spill_dir: str) -> tuple[int, list[dict[str, Any]]
 
 
 def _check_file(path: str, size: int, store: int, serial: int, form: Form | None) -> str | None:
-    """Return what is wrong with a file, None if nothing is."""
+    """Return what is wrong with a file, or None."""
     try:
         with open(path, "rb") as file:
             length = os.fstat(file.fileno()).st_size

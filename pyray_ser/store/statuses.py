@@ -1,4 +1,4 @@
-"""Which exception a status of the store engine becomes: one table, used by one place that raises."""
+"""The exception for each status of the store engine: one table, used by the one place that raises."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _Facts:
         self.opened = store if isinstance(store, Store) and not store.closed else None
         self.ref = repr(ref) if isinstance(ref, ObjectRef) else None
         self.timeout = timeout
-        # Alive in the table, and yet not to be had: only what was spilled can be so.
+        # It is alive in the table but cannot be read: it must be a spilled object.
         self.spilled = self.opened is not None and isinstance(ref, ObjectRef) and ref.state == "sealed"
 
 
@@ -63,7 +63,7 @@ def _no_memory(facts: _Facts) -> MemoryError:
 def _full(facts: _Facts) -> exc.ObjectStoreFullError:
     import os
 
-    # With an errno it is the disk that is full: the spill directory's.
+    # With an errno, the disk of the spill directory is full.
     reason = f"{facts.what}: {os.strerror(facts.errno)}" if facts.errno else None
     return exc.ObjectStoreFullError(
         size=facts.want,
@@ -76,7 +76,7 @@ def _full(facts: _Facts) -> exc.ObjectStoreFullError:
 
 
 def _holders(store: Store | None) -> str | None:
-    """Name the largest objects, and what keeps each of them alive."""
+    """Describe the largest objects and what keeps each of them alive."""
     if store is None:
         return None
     records = [record for record in store.records() if record["extent"]]
@@ -88,12 +88,12 @@ def _holders(store: Store | None) -> str | None:
     return "; ".join(shown) or None
 
 
-# So many objects are named in a message.
+# How many objects a message names.
 _NAMED = 3
 
 
 def _flights(store: Store) -> tuple[dict[int, int], dict[int, int]]:
-    """Return for each object how many pickled references to it may be loaded any time, and how many are in messages."""
+    """Return for each object how many pickled references to it can be loaded, and how many are in messages."""
     kept: dict[int, int] = {}
     sent: dict[int, int] = {}
     try:
@@ -101,7 +101,7 @@ def _flights(store: Store) -> tuple[dict[int, int], dict[int, int]]:
             counts = sent if flight["once"] else kept
             counts[flight["serial"]] = counts.get(flight["serial"], 0) + 1
     except exc.PyraySerError as error:
-        # A process that does not run holds the lock: the message says less.
+        # A stopped process holds the lock: leave this part of the message out.
         from .. import _log
 
         _log.debug("the references in flight are not known: %s", error)
@@ -116,7 +116,7 @@ def _made(record: dict[str, Any]) -> str:
 
 
 def _keepers(record: dict[str, Any], kept: dict[int, int], sent: dict[int, int]) -> str:
-    """Say what keeps an object alive, and what ends it."""
+    """Describe what keeps an object alive, and how to end that."""
     serial = record["serial"]
     pickled, messages = kept.get(serial, 0), sent.get(serial, 0)
     # A reference that was pickled several times holds its object once.
@@ -163,7 +163,7 @@ def _no_pages(facts: _Facts) -> exc.ObjectStoreFullError:
 
 
 def _full_file_system(path: str) -> tuple[str, str]:
-    """Say which file system is full, and what to do about it."""
+    """Describe the full file system, and what to do about it."""
     import os
 
     folder = os.path.dirname(path)
@@ -172,7 +172,7 @@ def _full_file_system(path: str) -> tuple[str, str]:
         found = os.statvfs(folder)
         size = f" ({exc.bytes_text(found.f_blocks * found.f_frsize)} in all, {exc.bytes_text(found.f_bavail * found.f_frsize)} free)"
     except OSError:
-        pass  # it has gone meanwhile
+        pass  # it was removed
     where = "run the container with a larger --shm-size" if folder.startswith("/dev/shm") else "give it more room"
     return (
         f"the file system of the store {path} is full{size}",
@@ -229,22 +229,22 @@ def exception(
     timeout: float | None = None,
 ) -> BaseException:
     """
-    The exception for a status.
+    Return the exception for a status.
 
     Parameters
     ----------
     status : int
         A ``PRS_E_*`` code.
     what : str, optional
-        The engine's sentence.
+        The engine's message.
     errno, pid, want, capacity, used : int
-        Facts of a ``prs_error``.
+        Fields of a ``prs_error``.
     store : Store or str, optional
         The store concerned, or its path.
     ref : ObjectRef, optional
         The object concerned.
     timeout : float, optional
-        What the caller gave.
+        The caller's timeout.
     """
     make = _BY_NUMBER.get(status)
     facts = _Facts(status, what or None, errno, pid, want, capacity, used, store, ref, timeout)

@@ -1,7 +1,7 @@
 """Waiting without a thread per reference: one thread per process watches everything that is awaited.
 
-The store has a counter that changes when an object somebody waits for gets ready. The watcher sleeps on it, at most 0.1 s at
-a time, and looks at what it watches when it moved. What got ready is handed over in one call per event loop.
+The store has a counter that changes when an awaited object becomes ready. The watcher sleeps on it, at most 0.1 s at a time,
+and checks what it watches when the counter has changed. Each event loop gets its ready objects in one call.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["future", "wait", "wait_async"]
 
 
 class _Watcher:
-    """The thread, and what it watches."""
+    """The watching thread, and what it watches."""
 
     def __init__(self) -> None:
         self._lock = allocate_lock()
@@ -55,7 +55,7 @@ class _Watcher:
                 if not new and not watched:
                     self._thread = None
                     return
-            # The counters are read before the look: what changes after it ends the sleep at once.
+            # Read the counters before checking: a later change ends the sleep immediately.
             stores = {store.id: store for store in _store.open_stores()}
             seen = {ident: _store.epoch(store) for ident, store in stores.items()}
             if new:
@@ -74,7 +74,7 @@ class _Watcher:
         waited_for = {entry[0].store_id for entry in watched}
         live = [ident for ident in waited_for if ident in stores]
         if len(live) == 1:
-            # New entries wait until the end of this sleep: short enough, and an awaited ready one never comes here.
+            # New entries wait until the end of this short sleep; ready references never come here.
             _store.wait_epoch(stores[live[0]], seen[live[0]], 0.01)
         else:
             time.sleep(0.005)
@@ -93,7 +93,7 @@ class _Watcher:
             try:
                 loop.call_soon_threadsafe(_resolve_batch, loop, batch)
             except RuntimeError:
-                # The loop was closed: nobody is left to be told.
+                # The loop was closed: nothing waits any more.
                 continue
 
 
@@ -113,7 +113,7 @@ def _resolve(ref: Ref, target: Target) -> None:
 
 
 def _resolve_batch(loop: Loop, batch: list[tuple[Ref, Target]]) -> None:
-    # A slice at a time, so that other tasks run in between.
+    # In slices, so that other tasks run in between.
     until = time.perf_counter() + 0.002
     for i, (ref, target) in enumerate(batch):
         if not target.done():
@@ -138,7 +138,7 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 
 async def wait_async(ref: Ref) -> Any:
     """
-    The value of a reference, without blocking the event loop.
+    Return the value of a reference without blocking the event loop.
 
     Parameters
     ----------
@@ -156,7 +156,7 @@ async def wait_async(ref: Ref) -> Any:
 
 def future(ref: Ref) -> Future[Any]:
     """
-    A future that gets the value of a reference.
+    Return a future that gets the value of a reference.
 
     Parameters
     ----------
@@ -187,13 +187,13 @@ def wait(refs: list[Any], *, num_returns: int = 1, timeout: float | None = None)
     num_returns : int
         How many must be ready.
     timeout : float, optional
-        Seconds; when they are over, what is ready by then is returned. Default is without limit.
+        Seconds, after which the ready ones are returned. Default is without limit.
 
     Returns
     -------
     tuple of (list, list)
-        The first `num_returns` ready ones and the rest, both in the order given. An object that is lost counts as ready:
-        `get` raises what became of it.
+        The first `num_returns` ready ones and the rest, both in the order given. A lost object counts as ready:
+        `get` raises the error.
     """
     from .references import not_refs
 
