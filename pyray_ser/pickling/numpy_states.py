@@ -1,8 +1,8 @@
-"""Which states of dtypes and arrays the unpickler hands to NumPy.
+"""Which states of dtypes and arrays the unpickler passes to NumPy.
 
-NumPy believes the state that a pickle gives to a dtype or an array. A forged one makes it read past a buffer, take bytes for addresses or
-free memory that is in use. The unpickler (``csrc/unpickle/safe_mode.c``) calls the two functions here before each such state. Without
-safe mode they refuse what would crash; in safe mode they refuse whatever NumPy does not write itself.
+NumPy trusts the state that a pickle gives to a dtype or an array. A forged state makes it read past a buffer, use bytes as
+addresses, or free memory that is in use. The unpickler (``csrc/unpickle/safe_mode.c``) calls the two functions here before each
+such state. Without safe mode they refuse states that would crash; in safe mode they refuse states that NumPy does not write itself.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def check_dtype(dtype: Any, state: Any, in_use: bool, strict: bool) -> None:
     state : object
         The argument of ``__setstate__``.
     in_use : bool
-        Whether anything but the stack and the memo of the load refers to the dtype: an array whose memory was measured with it, say.
+        Whether anything but the stack and the memo of the load refers to the dtype, such as an array.
     strict : bool
         Whether safe mode is on.
     """
@@ -89,7 +89,7 @@ def _check_plain(dtype: Any, itemsize: int, alignment: int, flags: int, strict: 
 
 
 def _check_composed(dtype: Any, state: tuple[Any, ...], strict: bool) -> None:
-    """Check fields and sub-arrays: NumPy makes such a dtype the public way, and the state must say the same."""
+    """Check fields and sub-arrays: make the dtype by NumPy's public functions and compare its state."""
     _, _, base, names, fields, itemsize, alignment, flags = state[:8]
     if (names is None) != (fields is None) or (base is not None and names is not None):
         _refuse("dtype has fields without names, names without fields, or a base besides them")
@@ -156,7 +156,7 @@ def _check_metadata(dtype: Any, metadata: Any, strict: bool) -> None:
             _refuse("dtype has metadata that is no dict")
         return
     if not strict:
-        return  # NumPy looks at it
+        return  # NumPy checks it
     if metadata is None:
         return
     if type(metadata) is not tuple or len(metadata) != 2 or (metadata[0] is not None and type(metadata[0]) is not dict):
@@ -179,20 +179,20 @@ def check_array(array: Any, state: Any, in_use: bool, strict: bool) -> None:
     state : object
         The argument of ``__setstate__``.
     in_use : bool
-        Whether anything but the stack and the memo of the load refers to the array: another array over its memory, say.
+        Whether anything but the stack and the memo of the load refers to the array, such as another array over its memory.
     strict : bool
         Whether safe mode is on.
     """
     if in_use and array.nbytes:
         _refuse("array that is in use already cannot be set")
     if type(array).__setstate__ is not numpy.ndarray.__setstate__:
-        return  # a subclass with a state of its own
+        return  # a subclass with its own state
     if type(state) is not tuple or len(state) not in (4, 5):
         return  # NumPy raises
     shape, dtype, _, data = state[-4:]
     if not isinstance(dtype, numpy.dtype):
         return
-    # NumPy reads the shape itself, and it reads no list of objects further than the shape says.
+    # NumPy checks the shape, and reads no more objects of a list than the shape says.
     exact = type(shape) is tuple and all(_is_int(length, 0, 2**63 - 1) for length in shape)
     if strict and (not exact or len(shape) > _MOST_DIMENSIONS or type(data) not in (bytes, list, str)):
         _refuse("array has a shape or data that NumPy does not write")

@@ -1,8 +1,8 @@
 """How a value finds its reducer: the order of the picklers, in Python.
 
-The compiled pickler does the same in C. This is what its pure-Python
-counterpart (`debug_pickler`) and the inspector go by, and it knows the name
-of the rule that applied, which they show.
+The compiled pickler does the same in C. Its pure-Python counterpart
+(`debug_pickler`) and the inspector use this module, and show the name of the
+rule that applied.
 """
 
 import sys
@@ -18,20 +18,20 @@ from . import registry
 
 __all__ = ["Reduction", "find_global", "plain_reduce_ex"]
 
-# Of the standard library, and of no use by their own reduction: a set of weak references, which refuse, and the markers of fields in
-# dataclasses, which are compared by identity.
+# Types of the standard library whose own reduction is useless: a set of weak references, which cannot be pickled, and the markers of
+# fields in dataclasses, which are compared by identity.
 _BY_TABLE = frozenset({("_weakrefset", "WeakSet"), ("dataclasses", "_FIELD_BASE")})
 
 _mro = vars(type)["__mro__"].__get__
 
 
 def _is_heap_type(cls: type) -> bool:
-    """Tell whether a class was made by a class statement, or by C code as if by one (Py_TPFLAGS_HEAPTYPE)."""
+    """Return whether a class is a heap type (Py_TPFLAGS_HEAPTYPE): made by a class statement or by similar C code."""
     return bool(vars(type)["__flags__"].__get__(cls) & (1 << 9))
 
 
 def find_in_mro(cls: type, name: str) -> Any:
-    """Return what attribute lookup on instances finds in the class, without running any of it."""
+    """Return what attribute lookup on instances finds in the class, without running its code."""
     for base in _mro(cls):
         if name in vars(type)["__dict__"].__get__(base):
             return vars(type)["__dict__"].__get__(base)[name]
@@ -39,7 +39,7 @@ def find_in_mro(cls: type, name: str) -> Any:
 
 
 def plain_reduce_ex(cls: type) -> bool:
-    """Tell whether instances of a class are reduced by `object` itself."""
+    """Return whether instances of a class are reduced by `object` itself."""
     return (
         find_in_mro(cls, "__reduce_ex__") is object.__dict__["__reduce_ex__"]
         and find_in_mro(cls, "__reduce__") is object.__dict__["__reduce__"]
@@ -59,7 +59,7 @@ def _is_standard(module: str) -> bool:
 
 
 def _by_value_module(module: Any) -> bool:
-    """Tell whether functions and classes of a module go by value although they can be imported."""
+    """Return whether functions and classes of a module are pickled by value although they can be imported."""
     if type(module) is not str or module in ("__main__", "__mp_main__"):
         return True
     cloudpickle = sys.modules.get("cloudpickle")
@@ -73,13 +73,13 @@ def find_global(obj: Any, name: str | None = None) -> tuple[str, str]:
     Raises
     ------
     PicklingError
-        If nothing, or something else, is found there.
+        If nothing, or another object, is found there.
     """
     if name is None:
         name = getattr(obj, "__qualname__", None) or obj.__name__
     module = getattr(obj, "__module__", None)
     if module is None:
-        # As pickle does: any module that has it. A copy, because looking may import.
+        # As pickle does: any module that has it. A copy, because the search may import modules.
         for candidate, loaded in sys.modules.copy().items():
             if candidate in ("__main__", "__mp_main__") or loaded is None:
                 continue
@@ -111,7 +111,7 @@ def _resolve(module: Any, name: str) -> Any:
 
 
 def _is_global(variable: Any) -> bool:
-    """Tell whether a type variable is what its module has under its name: that is all that it reduces to."""
+    """Return whether a type variable is what its module has under its name; it reduces to that name only."""
     try:
         find_global(variable, variable.__name__)
     except PicklingError:
@@ -120,7 +120,7 @@ def _is_global(variable: Any) -> bool:
 
 
 def _is_reachable(method: MethodType) -> bool:
-    """Tell whether ``getattr(method.__self__, name)`` gives the method; its object runs no code for that."""
+    """Return whether ``getattr(method.__self__, name)`` gives the method; the object's own code does not run."""
     holder: Any = method.__self__
     function = method.__func__
     name = getattr(function, "__name__", None)
@@ -131,7 +131,7 @@ def _is_reachable(method: MethodType) -> bool:
     return found is function or (type(found) is classmethod and found.__func__ is function)
 
 
-# What is not there. None may stand in its place, and is called then, as the compiled pickler does: a TypeError.
+# A missing attribute. An attribute that is None is called, as the compiled pickler does, which raises TypeError.
 NO_RULE: Any = object()
 
 
@@ -145,7 +145,7 @@ class Reduction:
     table : mapping, optional
         A `dispatch_table` in place of `copyreg`'s.
     buffers : bool, optional
-        As `put` does, use the reducers of `pickling.reducers`.
+        Whether to use the reducers of `reducers`, as `put` does.
     """
 
     def __init__(
@@ -163,13 +163,13 @@ class Reduction:
         self._by_value: Any = None
 
     def is_plain(self, cls: type) -> bool:
-        """Tell whether no rule but ``__reduce_ex__`` of `object` can apply to a class."""
+        """Return whether no rule but ``__reduce_ex__`` of `object` can apply to a class."""
         return (
             self.override is NO_RULE
             and not issubclass(cls, type)
             and cls is not FunctionType
             and plain_reduce_ex(cls)
-            # What says that it is of another class is refused for it.
+            # An object that claims to be of another class is refused.
             and find_in_mro(cls, "__class__") is object.__dict__["__class__"]
             and registry.find(cls) is None
             and self._table_rule(cls) is NO_RULE
@@ -178,7 +178,7 @@ class Reduction:
         )
 
     def __call__(self, obj: Any) -> tuple[str, Any]:
-        """Return the name of the rule that applies to an object, and what it gives.
+        """Return the name of the rule that applies to an object, and its result.
 
         The second item is a reduction (a tuple), or the name of a global (a string).
         """
@@ -200,7 +200,8 @@ class Reduction:
             if value is not NotImplemented:
                 return "integration", value
         by_value = self._cloudpickle_rule(cls)
-        # cloudpickle's own table is for what a function that goes by value carries; alone, a type's own reduction counts.
+        # cloudpickle's table applies to objects inside a function that is pickled by value; otherwise the type's own reduction has
+        # priority.
         if by_value is not None and self._by_value is not None:
             return "cloudpickle", by_value(obj)
         if cls is FunctionType or issubclass(cls, type):
@@ -216,8 +217,8 @@ class Reduction:
             try:
                 return "__reduce_ex__", reduce_ex(self.protocol)
             except TypeError:
-                # Modules, code, views of dictionaries: the interpreter's types refuse, cloudpickle knows a way. An open
-                # text file would be read and sent as a copy, which is not what anybody means who puts it.
+                # Modules, code, views of dictionaries: these types refuse, but cloudpickle can pickle them. An open text file
+                # would be read and sent as a copy, which is not what a user expects.
                 if by_value is None or _is_heap_type(cls) or cls is TextIOWrapper:
                     raise
             return "cloudpickle", by_value(obj)
@@ -227,7 +228,7 @@ class Reduction:
         raise PicklingError(f"can't pickle {cls.__name__!r} object: {obj!r}")
 
     def _function_or_class(self, obj: Any) -> tuple[str, Any]:
-        # Imported if need be, as pickle does; cloudpickle itself looks among the modules already imported only.
+        # Import the module if necessary, as pickle does; cloudpickle only searches modules that are imported already.
         if not _by_value_module(getattr(obj, "__module__", None)):
             try:
                 return "global", find_global(obj)[1]
@@ -235,7 +236,7 @@ class Reduction:
                 pass
         value = self._pickler().reducer_override(obj)
         if value is NotImplemented or (issubclass(type(obj), type) and not _is_heap_type(obj) and len(value) != 2):
-            # What builds another one of the interpreter's own types is of no use.
+            # A reduction that builds another of the interpreter's types is useless.
             return "global", find_global(obj)[1]
         return "by value (cloudpickle)", value
 
@@ -252,11 +253,11 @@ class Reduction:
             return NO_RULE  # type: ignore[no-any-return]
 
     def _cloudpickle_rule(self, cls: type) -> Callable[[Any], Any] | None:
-        # Its table has types of the standard library only; do not import it for anything else.
+        # Its table has only types of the standard library; do not import cloudpickle for others.
         if not _is_standard(getattr(cls, "__module__", None) or ""):
             return None
         reducer = _cloudpickle().Pickler.dispatch_table.get(cls)
-        # Behind cloudpickle's own entries this mapping shows those of copyreg.
+        # After cloudpickle's own entries this mapping shows those of copyreg.
         return None if reducer is _copyreg_table.get(cls) else reducer
 
     def _integration(self, cls: type) -> Callable[[Any], Any] | None:
@@ -268,7 +269,7 @@ class Reduction:
 
 
 class _Nowhere:
-    """A file for a pickler that is only asked for reductions."""
+    """A file for a pickler that is used for reductions only."""
 
     def write(self, data: Any) -> int:
         return len(data)

@@ -1,9 +1,9 @@
 """Serializers that users register for classes they cannot change.
 
-A registration is a reducer that goes before everything but the built-in
+A registration is a reducer that has priority over everything but the built-in
 types: ``(deserializer, (serializer(obj),))``. That is plain pickle, and the
-deserializer travels in the stream, by reference where it can be imported and
-by value otherwise, so a reader need not register anything.
+deserializer is in the stream, by reference if it can be imported and by value
+otherwise, so a reader need not register anything.
 
 What the picklers use
 ---------------------
@@ -12,12 +12,12 @@ What the picklers use
 ``inherited``
     ``{type: reducer}``, the registrations made with ``subclasses=True``.
 ``version``
-    A list of one integer that grows with each change; what was derived from
-    the two tables is stale once it differs.
+    A list of one integer that grows with each change. Data derived from the
+    two tables is stale if the number differs.
 ``find(cls)``
-    The reducer for a class, from either table, or None. Also brings in the
-    entry points of the package the class comes from, so it is to be called
-    once for each class met, when its plan is made.
+    The reducer for a class, from either table, or None. Also loads the entry
+    points of the package of the class, so call it once for each class, when
+    its plan is made.
 """
 
 import os
@@ -38,10 +38,10 @@ GROUP = "pyray_ser.reducers"
 
 serializers: dict[type, Callable[[Any], tuple[Any, ...]]] = {}
 inherited: dict[type, Callable[[Any], tuple[Any, ...]]] = {}
-# Not 0, which the compiled pickler takes for never having looked.
+# Not 0, which means "never looked up" to the compiled pickler.
 version: list[int] = [1]
 
-# Saved before any table is consulted, in every pickler there is.
+# Every pickler saves these before it consults any table.
 UNREACHABLE = frozenset(
     {
         type(None),
@@ -64,14 +64,14 @@ UNREACHABLE = frozenset(
     }
 )
 
-# pickle gives functions of these names opcodes of their own, with other arguments.
+# pickle has special opcodes with other arguments for functions of these names.
 _SPECIAL_NAMES = ("__newobj__", "__newobj_ex__")
 
 _lock = threading.Lock()
 
 
 def _new_lock() -> None:
-    # A thread of the parent may have held it at the moment of the fork.
+    # A thread of the parent may have held the lock at the fork.
     global _lock
     _lock = threading.Lock()
 
@@ -80,7 +80,7 @@ os.register_at_fork(after_in_child=_new_lock)
 
 
 class _Reducer:
-    """The reducer made of a serializer and a deserializer."""
+    """A reducer made from a serializer and a deserializer."""
 
     __slots__ = ("deserializer", "serializer")
 
@@ -105,10 +105,10 @@ def register_serializer(
     deserializer: Callable[[Any], Any],
     subclasses: bool = False,
 ) -> Any:
-    """Serialize the instances of a class by functions of your own.
+    """Serialize the instances of a class by your own functions.
 
-    The registration belongs to this process, takes effect at once, before or
-    after any store exists, and replaces an earlier one for the same class.
+    The registration belongs to this process, takes effect immediately, with or
+    without a store, and replaces an earlier one for the same class.
 
     Parameters
     ----------
@@ -117,18 +117,18 @@ def register_serializer(
     serializer : callable
         Takes an instance and returns something that can be pickled.
     deserializer : callable
-        Takes what `serializer` returned and returns an instance. It travels
-        in the stream, so the reader need not register.
+        Takes the result of `serializer` and returns an instance. It is in the
+        stream, so the reader need not register.
     subclasses : bool, optional
         Extend it to subclasses: each uses the nearest such base in its MRO,
-        unless it has a registration or a `copyreg` entry of its own, or
-        defines ``__reduce__`` or ``__reduce_ex__`` below that base.
+        unless it has its own registration or `copyreg` entry, or defines
+        ``__reduce__`` or ``__reduce_ex__`` below that base.
 
     Raises
     ------
     TypeError
-        If `cls` is not a class, is a built-in type that picklers handle
-        before they look at registrations, or a function is not callable.
+        If `cls` is not a class, or is a built-in type that picklers handle
+        before they look at registrations, or if a function is not callable.
 
     See Also
     --------
@@ -137,7 +137,7 @@ def register_serializer(
     Examples
     --------
     >>> import threading, pickle
-    >>> from pyray_ser import registry
+    >>> from pyray_ser.pickling import registry
     >>> class Counter:
     ...     def __init__(self, value):
     ...         self.value, self.lock = value, threading.Lock()
@@ -178,12 +178,17 @@ def register_serializer(
 
 
 def deregister_serializer(cls: type) -> None:
-    """Take back what `register_serializer` did for a class, if it did anything.
+    """Remove the serializer of a class.
 
     Parameters
     ----------
     cls : type
-        The class. One that is not registered is no error.
+        The class. A class that is not registered is no error.
+
+    Examples
+    --------
+    >>> from pyray_ser.util import deregister_serializer
+    >>> deregister_serializer(dict)
     """
     with _lock:
         found = serializers.pop(cls, None)
@@ -214,7 +219,7 @@ def find(cls: type) -> Callable[[Any], tuple[Any, ...]] | None:
 
 
 # Packages whose entry points, if any, have been loaded. Those of the standard library have none,
-# and what we bring ourselves for the large libraries is in `reducers`.
+# and the reducers of this package for large libraries are in `reducers`.
 _roots_seen = {"__main__", "__mp_main__", "pyray_ser", "numpy", "pandas", "pyarrow", "polars", "scipy", "torch"}
 _roots_seen.update(sys.stdlib_module_names)
 
@@ -225,8 +230,8 @@ _entry_points: dict[str, list[Any]] | None = None
 def _load_entry_points(root: str) -> None:
     """Load the entry points named after a package: each is called without arguments and registers."""
     global _entry_points
-    # Not under the lock: importing takes import locks, and the code imported calls register_serializer.
-    # Should two threads meet the package at the same time, the second may go on before the first is done.
+    # Not under the lock: importing takes import locks, and the imported code calls register_serializer.
+    # If two threads load the package at the same time, the second may continue before the first has finished.
     _roots_seen.add(root)
     if _entry_points is None:
         _entry_points = _scan()
@@ -245,8 +250,8 @@ def _load_entry_points(root: str) -> None:
 def _scan() -> dict[str, list[Any]]:
     """Find the entry points of our group in the installed distributions.
 
-    A look at the files comes first, because `importlib.metadata` takes 90 ms to import and hardly any
-    program has such an entry point. Distributions in zip files or behind other finders are not seen.
+    The files are searched first, because the import of `importlib.metadata` is slow and few programs have
+    such an entry point. Distributions in zip files or behind other finders are not found.
     """
     needle = GROUP.encode()
     if not any(needle in text for folder in sys.path for text in _entry_point_files(folder)):
@@ -264,7 +269,7 @@ def _entry_point_files(folder: str) -> list[bytes]:
     try:
         with os.scandir(folder or ".") as entries:
             names = [entry.name for entry in entries if entry.name.endswith((".dist-info", ".egg-info"))]
-    except OSError:  # sys.path may name what is not there, or is a zip file
+    except OSError:  # an entry of sys.path may be missing, or a zip file
         return []
     for name in names:
         try:
@@ -281,5 +286,5 @@ def _name(cls: type) -> str:
     return qualname if module in (None, "builtins") else f"{module}.{qualname}"
 
 
-# `put` writes arrays and memoryviews without a pickler, which would ask.
+# `put` writes arrays and memoryviews without a pickler, so it asks the registry itself.
 _store.set_registry(find, version)

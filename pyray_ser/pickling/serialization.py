@@ -1,6 +1,6 @@
-"""Values to bytes and back, in the form that the store keeps them in; and which pickler does it.
+"""Values to bytes and back, in the stored form, and the choice of the pickler.
 
-`serialize` and `dumps_frames` write what `put` writes, self-contained: an array that lives in the store is copied into them.
+`serialize` and `dumps_frames` write what `put` writes, but self-contained: they copy arrays that lie in a store.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
     "serialize",
 ]
 
-# The pickler asks these for what it has no rule of its own for; it cannot import them, they are layers above it.
+# The pickler calls these for objects that it has no rule for. It cannot import them, because they are layers above it.
 _pickle._set_registry(reducers.meet, registry.version)
 _pickle._set_put_reducers(reducers.reducers)
 
@@ -65,7 +65,13 @@ def serialize(value: object) -> bytes:
     Raises
     ------
     TypeError
-        If something inside cannot be pickled; the message tells where.
+        If something inside cannot be pickled; the message has its path.
+
+    Examples
+    --------
+    >>> blob = pyray_ser.serialize({"a": numpy.zeros(3)})
+    >>> pyray_ser.deserialize(blob)
+    {'a': array([0., 0., 0.])}
     """
     try:
         return _frames.pack(value)
@@ -75,12 +81,12 @@ def serialize(value: object) -> bytes:
 
 def deserialize(blob: BufferLike, *, allow: Allow | None = None) -> Any:
     """
-    Load what `serialize` made.
+    Load the result of `serialize`.
 
     Parameters
     ----------
     blob : bytes-like
-        Arrays lie over it, read-only, and keep it alive.
+        Arrays in the value lie over it, read-only, and keep it alive.
     allow : collection of str or callable, optional
         The globals that may be loaded, as for `get`.
 
@@ -91,7 +97,12 @@ def deserialize(blob: BufferLike, *, allow: Allow | None = None) -> Any:
     Raises
     ------
     CorruptObjectError
-        If the bytes are not such a form.
+        If the bytes are not a result of `serialize`.
+
+    Examples
+    --------
+    >>> pyray_ser.deserialize(pyray_ser.serialize([1, "two"]))
+    [1, 'two']
     """
     return _frames.unpack(blob, allow)
 
@@ -107,8 +118,13 @@ def dumps_frames(value: object) -> list[memoryview]:
     Returns
     -------
     list of memoryview
-        Header and table, stream, and one frame per buffer. Buffers are not copied: the value must not change until the
+        Header and table, stream, and one frame per buffer. Buffers are not copied: do not change the value before the
         frames are sent.
+
+    Examples
+    --------
+    >>> frames = pyray_ser.dumps_frames(numpy.zeros(1000))
+    >>> socket.sendmsg(frames)
     """
     try:
         return _frames.pack_frames(value)
@@ -118,12 +134,12 @@ def dumps_frames(value: object) -> list[memoryview]:
 
 def loads_frames(frames: Sequence[BufferLike], *, allow: Allow | None = None) -> Any:
     """
-    Load what `dumps_frames` made.
+    Load the result of `dumps_frames`.
 
     Parameters
     ----------
     frames : sequence of bytes-like
-        Arrays lie over them, read-only, and keep them alive.
+        Arrays in the value lie over them, read-only, and keep them alive.
     allow : collection of str or callable, optional
         The globals that may be loaded, as for `get`.
 
@@ -136,12 +152,12 @@ def loads_frames(frames: Sequence[BufferLike], *, allow: Allow | None = None) ->
 
 # ---- seams of the compiled code ----------------------------------------------------------------------------------------
 
-# What picklers raise for what they refuse. Errors of the user's own __reduce__ pass as they are.
+# Errors that picklers raise for objects that they refuse. Errors of the user's own __reduce__ pass unchanged.
 _NOT_PICKLABLE = (TypeError, PicklingError, AttributeError, RecursionError)
 
 
 def unpicklable(value: object, error: Exception) -> Exception:
-    """Return what `put` raises for an error of the pickler: with the path to the culprit, where the pickler refused."""
+    """Return the error that `put` raises for one of the pickler, with the path to the object that was refused."""
     if not isinstance(error, _NOT_PICKLABLE):
         return error
     from ..inspection import serialization_error
@@ -151,7 +167,7 @@ def unpicklable(value: object, error: Exception) -> Exception:
 
 def memoryview_call(stream: bytes, view: memoryview) -> tuple[bytes, memoryview] | None:
     """
-    How a memoryview is written; None if only a pickler can.
+    Return how to write a memoryview, or None if that needs a pickler.
 
     Parameters
     ----------
@@ -162,8 +178,7 @@ def memoryview_call(stream: bytes, view: memoryview) -> tuple[bytes, memoryview]
     Returns
     -------
     tuple of (bytes, memoryview)
-        The stream that makes it again, by ``memoryview(buffer).cast(format, shape)``, and the contiguous bytes that it asks
-        for.
+        The stream that makes it, by ``memoryview(buffer).cast(format, shape)``, and its contiguous bytes.
     """
     if not view.c_contiguous:
         # cast() keeps format and shape; tobytes() is C order, as cast() reads it.
@@ -182,7 +197,7 @@ def memoryview_call(stream: bytes, view: memoryview) -> tuple[bytes, memoryview]
         arguments = _frames.pickled((view.format, view.shape))[2:-1]
         head = b"\x80\x05\x8c\x08builtins\x8c\x07getattr\x93"
         return head + call + b"\x8c\x04cast\x86R" + arguments + b"R.", flat
-    # Through an array, whose memoryview it is.
+    # As the memoryview of an array.
     import numpy
 
     from .. import _ndarray

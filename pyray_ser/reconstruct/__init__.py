@@ -1,8 +1,8 @@
-"""What streams written by `put` name for types that no public callable of their own package can make again.
+"""The functions that streams of `put` name, for types that no public callable of their package can reconstruct.
 
-Part of the format: a function here keeps its name and its arguments for good.
-The buffers may lie in the store, and are then read-only; what is made over
-them is so as well. torch's part is in `reconstruct.torch`.
+They are part of the format: a function here never changes its name and arguments.
+The buffers may lie in the store and are read-only then, and so are the values
+over them. `reconstruct.torch` and `reconstruct.polars` have the functions for those packages.
 """
 
 from typing import Any, Literal
@@ -28,7 +28,7 @@ __all__ = [
 
 
 def load_stream(stream: Any, *buffers: Any) -> Any:
-    """Load a pickle that was written by the verbose pickler."""
+    """Load a pickle that the verbose pickler wrote."""
     from .._unpickle import loads
 
     return loads(stream, buffers=buffers)
@@ -66,7 +66,7 @@ def bytes_io(data: bytes, position: int, attributes: dict[str, Any] | None) -> A
 
 
 def ctypes_array(element: type, shape: tuple[int, ...], buffer: Any, attributes: dict[str, Any] | None = None) -> Any:
-    """Make a ctypes array, whose class cannot be imported: it is made on the way."""
+    """Make a ctypes array and its class, which cannot be imported."""
     cls: Any = element
     for length in reversed(shape):
         cls = cls * length
@@ -89,7 +89,7 @@ def view(array: Any, cls: type) -> Any:
 
 
 def masked_array(data: Any, mask: Any, fill_value: Any, hard_mask: bool, attributes: dict[str, Any]) -> Any:
-    """Make a `numpy.ma.MaskedArray`; `mask` is None where there is none."""
+    """Make a `numpy.ma.MaskedArray`; `mask` is None if it has none."""
     from numpy import ma
 
     made: Any = ma.MaskedArray(data, ma.nomask if mask is None else mask, copy=False, hard_mask=hard_mask)
@@ -135,7 +135,7 @@ def polars_series(array: Any, name: str, dtype: Any) -> Any:
     return series if series.dtype == dtype else series.cast(dtype)
 
 
-# What copies the buffers that it is given: the inspector counts them so.
+# Functions that copy their buffers; the inspector counts these bytes as copied.
 COPYING = frozenset({array_of_bytes, ctypes_array, ctypes_data, strings})
 
 
@@ -147,7 +147,7 @@ def type_parameter(cls: type, name: str, module: str | None, options: dict[str, 
 
 
 def cached_function(function: Any, maxsize: int | None, typed: bool) -> Any:
-    """Put a function under `functools.lru_cache` again, with an empty cache."""
+    """Make a function under `functools.lru_cache`, with an empty cache."""
     from functools import lru_cache
 
     return lru_cache(maxsize, typed)(function)

@@ -1,10 +1,10 @@
-"""What streams written by `put` name for polars' categories; part of the format as `rebuild` is.
+"""The functions that streams of `put` name for polars' categories; part of the format.
 
-The categories of a categorical column are numbered by each process for itself, in the order in which it meets them. So a
-column travels as its codes, which are used in place, and the strings that they stand for in the process that wrote them.
-A reader enters the strings among its own: where they get the same numbers, as in a process that has met no others, and
-in children of the writer, the codes are right as they are; else they are numbered anew, which is a copy of them. The
-categories of an enum belong to its dtype, and so are the same everywhere.
+Each process numbers the categories of categorical columns in the order in which it meets them. So a column travels as its codes,
+which are used in place, and the strings that belong to these codes in the writer.
+The reader adds the strings to its own. If they get the same numbers, as in a process that has met no others and in children of the
+writer, the codes are right. Otherwise the reader translates them, which is a copy. The categories of an enum belong to its
+dtype, and so are the same everywhere.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ __all__ = ["can_map", "converted", "frame", "has_codes", "leaves", "pool_key", "
 
 
 def has_codes(dtype: Any) -> bool:
-    """Tell whether values of a dtype are, or hold, codes of categories."""
+    """Return whether values of a dtype are or contain codes of categories."""
     if isinstance(dtype, (polars.Categorical, polars.Enum)):
         return True
     if isinstance(dtype, polars.Struct):
@@ -25,9 +25,9 @@ def has_codes(dtype: Any) -> bool:
 
 
 def can_map(dtype: Any) -> bool:
-    """Tell whether this polars has the expressions that `converted` needs for a dtype."""
+    """Return whether this polars has the expressions that `converted` needs for a dtype."""
     if isinstance(dtype, polars.Struct):
-        # In an expression these would be patterns.
+        # An expression would read these names as patterns.
         return all(can_map(field.dtype) and field.name[:1] not in ("^", "*") for field in dtype.fields)
     if isinstance(dtype, polars.Array):
         return hasattr(type(polars.col("x").arr), "eval") and can_map(dtype.inner)
@@ -37,8 +37,8 @@ def can_map(dtype: Any) -> bool:
 
 
 def converted(values: Any, dtype: Any, leaf: Callable[[Any, Any], Any]) -> Any:
-    """Apply `leaf` to the codes, or the categories, in a series that has, or is to have, a dtype; nothing else is copied."""
-    # A name could be a pattern.
+    """Apply `leaf` to the codes or categories in a series that has, or will have, a dtype; copy nothing else."""
+    # An expression could read the name as a pattern.
     changed = values.alias("x").to_frame().select(_mapped(polars.col("x"), dtype, leaf))
     return changed.to_series().alias(values.name)
 
@@ -67,16 +67,16 @@ def leaves(values: Any, dtype: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def pool_key(dtype: Any) -> tuple[str, str, str]:
-    """Return what tells the categories of one categorical dtype from those of another."""
+    """Return a key that is equal for dtypes with the same categories."""
     categories = dtype.categories
     return categories.name(), categories.namespace(), str(categories.physical())
 
 
 def _decoder(pools: Any) -> tuple[Callable[[Any, Any], Any], list[Any]]:
-    """Return what makes categories of codes, and what has to live until that has been done."""
+    """Return a function that makes categories from codes, and the objects that must live until it has run."""
     renumber, kept = {}, []
     for dtype, codes, strings in pools:
-        # Numbers belong to strings only as long as something of that dtype exists.
+        # A number keeps its string only while a value of that dtype exists.
         kept.append(polars.Series(strings).cast(dtype))
         mine = kept[-1].to_physical()
         theirs = polars.Series(codes, dtype=mine.dtype)
@@ -95,7 +95,7 @@ def _renumbering(theirs: Any, mine: Any) -> Callable[[Any], Any]:
     size = (theirs.max() or 0) + 1
     if size > 65_536 + 16 * len(theirs):
         return lambda expr: expr.replace_strict(theirs, mine, return_dtype=mine.dtype)
-    # Several times as fast: a table. A code that no string stands for becomes null.
+    # A table is several times as fast. A code without a string becomes null.
     table = polars.Series([None], dtype=mine.dtype).new_from_index(0, size).scatter(theirs, mine)
     return lambda expr: polars.lit(table).gather(expr)
 

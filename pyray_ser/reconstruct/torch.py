@@ -1,9 +1,8 @@
-"""What streams written by `put` name for torch; part of the format as `rebuild` is.
+"""The functions that streams of `put` name for torch; part of the format.
 
-torch has no read-only flag, and a write into memory that cannot be written ends the process. So tensors lie over a
-copy-on-write mapping of the stored object (`_store.writable_twin`): nothing is copied until a page is written, and
-what is written stays in this process and in what this one `get` returned. Bytes that are not in a store are copied,
-unless they are writable.
+torch has no read-only flag, and a write into read-only memory ends the process. So tensors lie over a copy-on-write
+mapping of the stored object (`_store.writable_twin`): a page is copied when it is written to, and other processes and
+other calls of `get` do not see the change. Bytes that are not in a store are copied, unless they are writable.
 """
 
 from typing import Any
@@ -17,7 +16,7 @@ from .._store import writable_twin
 __all__ = ["Memory", "contiguous", "storage", "tensor", "view", "whole"]
 
 _NAMES = "bool uint8 int8 int16 int32 int64 uint16 uint32 uint64 float16 float32 float64 complex64 complex128".split()
-# from_numpy is by far the cheapest way to a tensor over given memory.
+# from_numpy is the fastest constructor of a tensor over existing memory.
 _NUMPY: dict[Any, Any] = {getattr(torch, name): _dtype(name) for name in _NAMES if hasattr(torch, name)}
 _BYTE = _dtype("uint8")
 _from_numpy = torch.from_numpy
@@ -25,7 +24,7 @@ _numpy_type = _NUMPY.get
 
 
 def _writable(buffer: Any) -> Any:
-    """Return the bytes of a buffer as this process may write them."""
+    """Return the bytes of a buffer in memory that this process may write to."""
     twin = writable_twin(buffer)
     if twin is not None:
         return twin
@@ -34,12 +33,12 @@ def _writable(buffer: Any) -> Any:
 
 
 def whole(buffer: Any, dtype: Any, size: tuple[int, ...]) -> Any:
-    """Make a contiguous tensor that is all of a storage of its own: what most tensors are."""
+    """Make a contiguous tensor that covers its own storage, as most tensors do."""
     known = _numpy_type(dtype)
     if known is not None:
         return _from_numpy(ndarray(size, known, _writable(buffer)))
     made = torch.frombuffer(_writable(buffer), dtype=dtype)
-    # In place, and of the same number of elements: its storage stays, and it is nobody's view.
+    # In place and with the same number of elements: it keeps its storage and is not a view.
     return made if len(size) == 1 else made.resize_(size)
 
 
@@ -65,7 +64,7 @@ class Memory:
     bytes : buffer
         Writable.
     first : torch.Tensor or None
-        The tensor that was made first; its storage is the one that all share.
+        The tensor that was made first; all others share its storage.
     """
 
     __slots__ = ("bytes", "first")
@@ -81,7 +80,7 @@ def storage(memory: Any) -> Any:
         return memory.untyped_storage()
     if memory.first is None:
         size = len(memory.bytes)
-        # torch warns of arrays without memory of their own.
+        # torch warns about arrays that do not own their memory.
         memory.first = (
             torch.from_numpy(ndarray(size, _BYTE, memory.bytes)) if size else torch.empty(0, dtype=torch.uint8)
         )
@@ -108,7 +107,7 @@ def tensor(
     conjugate: bool = False,
     negative: bool = False,
 ) -> Any:
-    """Make a tensor that lies in a memory; without `stride` it is contiguous and covers all of it."""
+    """Make a tensor over a memory; without `stride` it is contiguous and covers the memory."""
     if stride is None:
         if memory.first is None and dtype in _NUMPY and not (requires_grad or conjugate or negative):
             made = memory.first = _from_numpy(ndarray(size, _NUMPY[dtype], memory.bytes))

@@ -1,21 +1,21 @@
-"""Reducers for types whose own reduction copies what need not be copied, or fails.
+"""Reducers for types whose own reduction makes unnecessary copies, or fails.
 
-They are for `put`, `serialize` and `dumps_frames`; `dumps` is the standard
-pickler to the letter. One file per package, imported when the first instance
-of a class of that package is met, so never before the user has imported it.
+`put`, `serialize` and `dumps_frames` use them; `dumps` does not. There is one
+file for each package, imported with the first instance of a class of that
+package, so never before the user has imported it.
 
-A reducer takes an instance and returns what ``__reduce__`` would, or
-`NotImplemented` to leave it to the type's own reduction. Bytes that are to
-travel beside the stream are in it as contiguous `pickle.PickleBuffer` objects,
-or as exact `numpy.ndarray` objects, which the pickler takes care of.
+A reducer takes an instance and returns what ``__reduce__`` would return, or
+`NotImplemented` to use the type's own reduction. Bytes that belong outside of
+the stream are contiguous `pickle.PickleBuffer` objects in the result, or exact
+`numpy.ndarray` objects, which the pickler writes out-of-band.
 
 What the pickler uses
 ---------------------
 ``reducers``
     ``{type: reducer}``, exact types, filled as packages are met.
 ``meet(cls)``
-    To be called once for each class: fills `reducers` for it and returns the
-    registered serializer, as `registry.find`.
+    Call it once for each class: it fills `reducers` for the class and returns
+    the registered serializer, as `registry.find` does.
 """
 
 import sys
@@ -31,7 +31,7 @@ Reducer = Callable[[Any], Any]
 
 reducers: dict[type, Reducer] = {}
 
-# Package of a class -> our module for it. Each has `install(reducers)`, and `family(cls)` where classes are made at
+# Package of a class -> module with its reducers. Each has `install(reducers)`, and `family(cls)` if classes are made at
 # run time: it returns the reducer for one of them, or None.
 _MODULES = {
     "numpy": "numpy",
@@ -69,19 +69,19 @@ def find(cls: type) -> Reducer | None:
 
 
 def meet(cls: type) -> Callable[[Any], tuple[Any, ...]] | None:
-    """Bring in what belongs to a class, and return the serializer registered for it, or None."""
+    """Load the reducers for a class, and return the serializer registered for it, or None."""
     find(cls)
     return registry.find(cls)
 
 
 def _install(name: str) -> None:
     module = import_module(f".{name}", __name__)
-    # Twice from two threads does no harm.
+    # Two threads may do this twice without harm.
     module.install(reducers)
     _installed.add(name)
 
 
 def _is_ctypes_data(cls: type) -> bool:
     ctypes = sys.modules.get("_ctypes")
-    # Classes of arrays are made at run time, in the name of whatever module asks for them.
+    # Classes of arrays are made at run time and have the module of their caller.
     return ctypes is not None and issubclass(cls, (ctypes.Array, ctypes.Structure, ctypes.Union))

@@ -1,6 +1,6 @@
-"""Type parameters and functions under `functools.lru_cache`, where only this program can find them by name.
+"""Type parameters and functions under `functools.lru_cache` that other processes cannot find by name.
 
-They reduce themselves to a name. One of ``__main__``, or one that nothing has under its name, says nothing to another process.
+Their own reduction is a name. Another process cannot use the name of an object of ``__main__``, or a name that leads nowhere.
 """
 
 import functools
@@ -17,7 +17,7 @@ __all__ = ["install", "reduce_cached", "reduce_type_parameter"]
 def _goes_by_name(obj: Any) -> bool:
     try:
         module, _ = find_global(obj, getattr(obj, "__qualname__", None) or obj.__name__)
-    except Exception:  # its name leads nowhere, or to something else
+    except Exception:  # its name leads nowhere, or to another object
         return False
     return module not in ("__main__", "__mp_main__")
 
@@ -37,7 +37,7 @@ def reduce_type_parameter(parameter: Any) -> Any:
 
 
 def reduce_cached(function: Any) -> Any:
-    """Reduce a cached function to the function and the limits of its cache; what is in the cache stays here."""
+    """Reduce a cached function to the function and the limits of its cache, without the content of the cache."""
     if _goes_by_name(function):
         return NotImplemented
     parameters = function.cache_parameters()

@@ -1,4 +1,4 @@
-"""ctypes arrays, structures and unions: their bytes beside the stream, and arrays' classes by element and length."""
+"""ctypes arrays, structures and unions: their bytes out-of-band, and classes of arrays by element and length."""
 
 import ctypes
 from collections.abc import Callable
@@ -10,12 +10,12 @@ from ..reducer_order import find_in_mro
 
 __all__ = ["family"]
 
-# _type_ codes of what holds an address.
+# _type_ codes of types that hold an address.
 _POINTERS = frozenset("PzZOX")
 
 
 def family(cls: Any) -> Callable[[Any], Any] | None:
-    """Return the reducer for a class of ctypes data, or None if its own reduction is to be used."""
+    """Return the reducer for a class of ctypes data, or None to use its own reduction."""
     if _has_own_reduction(cls):
         return None
     if issubclass(cls, ctypes.Array):
@@ -48,7 +48,7 @@ def _has_own_reduction(cls: Any) -> bool:
 
 
 def _dimensions(cls: Any) -> tuple[Any, tuple[int, ...]]:
-    """Take an array's class apart: element and lengths; a class with a name of its own stays whole."""
+    """Return the element and lengths of a class of arrays; a class with its own name stays whole."""
     shape: list[int] = []
     while issubclass(cls, ctypes.Array) and cls.__bases__ == (ctypes.Array,) and cls is cls._type_ * cls._length_:
         shape.append(cls._length_)
@@ -57,7 +57,7 @@ def _dimensions(cls: Any) -> tuple[Any, tuple[int, ...]]:
 
 
 def _holds_addresses(cls: Any) -> bool:
-    """Whether ctypes would refuse: addresses mean nothing elsewhere."""
+    """Return whether ctypes refuses to pickle a class, because it holds addresses."""
     if issubclass(cls, ctypes.Array):
         return _holds_addresses(cls._type_)
     if issubclass(cls, (ctypes.Structure, ctypes.Union)):

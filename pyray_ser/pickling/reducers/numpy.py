@@ -1,9 +1,9 @@
 """numpy: arrays whose own reduction copies, their subclasses, and StringDType.
 
-The pickler writes plain arrays of plain dtypes itself; `reduce_ndarray` is for
-the others (records, and everything in the pure-Python pickler), and says the
-same: the elements in their order in memory, gathered where they lie apart, with
-the axes of a broadcast taken once.
+The pickler writes plain arrays of plain dtypes itself. `reduce_ndarray` is for
+the others (records, and all arrays in the pure-Python pickler) and writes the
+same: the elements in memory order, gathered if they are not contiguous, and the
+axes of a broadcast once.
 """
 
 from collections.abc import Callable
@@ -25,13 +25,13 @@ def reduce_ndarray(array: Any) -> Any:
         return _reduce_strings(array)
     if dtype.hasobject or not dtype.itemsize:
         return NotImplemented
-    # An axis of stride 0 shows the same elements again and again.
+    # An axis of stride 0 repeats the same elements.
     repeated = [stride == 0 and length > 1 for stride, length in zip(array.strides, array.shape, strict=True)]
     core = array[tuple(slice(0, 1) if again else slice(None) for again in repeated)] if any(repeated) else array
     if not (core.flags.c_contiguous or core.flags.f_contiguous):
         core = core.copy(order="K")
     if not (core.flags.c_contiguous or core.flags.f_contiguous):
-        # Axes permuted in another way: dense, with the strides telling the order.
+        # Axes in another order: dense, and the strides give the order.
         order = numpy.argsort(core.strides, kind="stable")[::-1]
         flat = core.transpose(order).reshape(-1)
     else:
@@ -83,7 +83,7 @@ def _reduce_strings(array: Any) -> Any:
 
 
 class _Never:
-    """Stands for a dtype that this numpy does not have."""
+    """Replaces a dtype that this numpy does not have."""
 
 
 _StringDType: type = getattr(getattr(numpy, "dtypes", None), "StringDType", _Never)

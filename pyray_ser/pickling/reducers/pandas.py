@@ -1,6 +1,6 @@
 """pandas: columns of Arrow data, whose own reduction copies them into one chunk first.
 
-Everything else in pandas is made of arrays that the pickler takes as they are.
+Everything else in pandas consists of arrays that the pickler writes without a reducer.
 """
 
 from collections.abc import Callable
@@ -14,10 +14,10 @@ __all__ = ["install", "reduce_arrow_column"]
 
 
 def reduce_arrow_column(column: Any) -> Any:
-    """Reduce a column to its chunks as they are."""
+    """Reduce a column to its chunks, without merging them."""
     state = column.__dict__
     if "_pa_array" not in state:
-        return NotImplemented  # a pandas that calls it otherwise
+        return NotImplemented  # a pandas with other names
     return reconstruct.pandas_arrow_column, (type(column), dict(state))
 
 
@@ -26,7 +26,7 @@ def _all_subclasses(cls: type) -> set[type]:
 
 
 def install(reducers: dict[type, Callable[[Any], Any]]) -> None:
-    """Add the reducers of this module: for the classes of columns that pandas brings."""
+    """Add the reducers of this module for the classes of columns in pandas."""
     for cls in _all_subclasses(ArrowExtensionArray):
         if cls.__module__.partition(".")[0] == "pandas":
             reducers[cls] = reduce_arrow_column

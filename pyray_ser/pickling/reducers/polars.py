@@ -1,10 +1,10 @@
-"""polars: frames and series as Arrow data, whose buffers are used in place on the other side.
+"""polars: frames and series as Arrow data, whose buffers the reader uses in place.
 
-Needs pyarrow. Without it, and for what Arrow has no type for (`Object` columns), polars' own reduction applies,
+This needs pyarrow. Without it, and for types that Arrow does not have (`Object` columns), polars' own reduction applies,
 which writes everything into one bytes object.
 
-Categories, wherever they are nested, travel as their codes (see `reconstruct.polars`): as Arrow has them, polars would number
-them anew on both sides.
+Categories travel as their codes, also nested ones (see `reconstruct.polars`). As Arrow dictionaries, polars would number
+them again on both sides.
 """
 
 import sys
@@ -21,7 +21,7 @@ from ...reconstruct import polars as constructors
 __all__ = ["install", "reduce_frame", "reduce_series"]
 
 
-# From so many categories on, only those that a value uses travel along, unless it has many more items than that.
+# If there are more categories, only those that a value uses travel along, unless it has many more items.
 _POOL = 1024
 _ITEMS = 16
 
@@ -60,7 +60,7 @@ def _code(expr: Any, dtype: Any) -> Any:
 
 
 def _pools(values: list[Any]) -> list[tuple[Any, Any, Any]]:
-    """Return the categories behind some series: their dtype, their codes, and the strings (an Arrow array) these stand for."""
+    """Return the categories of some series: their dtype, their codes, and the strings (an Arrow array) of these codes."""
     found: dict[tuple[str, str, str], tuple[Any, list[Any]]] = {}
     for series in values:
         for leaf, dtype in constructors.leaves(series, series.dtype):
@@ -74,7 +74,7 @@ def _pools(values: list[Any]) -> list[tuple[Any, Any, Any]]:
             codes = polars.concat([part.to_physical().unique() for part in parts]).drop_nulls().unique().sort()
             strings = strings.gather(codes)
         else:
-            # What another thread has reserved a number for, and not named yet, is nothing that we use.
+            # A number that another thread has reserved and not named yet is not used here.
             codes = polars.Series(range(len(strings)), dtype=polars.UInt32).filter(strings.is_not_null())
             strings = strings.drop_nulls()
         pools.append((dtype, codes.to_numpy(), strings.to_arrow()))
@@ -83,16 +83,16 @@ def _pools(values: list[Any]) -> list[tuple[Any, Any, Any]]:
 
 @lru_cache(maxsize=256)
 def _known_to_arrow(dtype: Any) -> bool:
-    """Whether this pyarrow has a type; asked by way of an empty series."""
+    """Return whether this pyarrow has a type; tried with an empty series."""
     try:
         _arrow(polars.Series("", [], dtype=dtype))
-    except Exception:  # of polars or of pyarrow, whichever refuses
+    except Exception:  # from polars or pyarrow
         return False
     return True
 
 
 def _travels(dtype: Any) -> bool:
-    """Whether Arrow has the type, with everything inside it."""
+    """Return whether Arrow has the type and all types inside it."""
     if dtype == polars.Object or dtype == polars.Unknown:
         return False
     if isinstance(dtype, polars.Struct):
@@ -104,7 +104,7 @@ def _travels(dtype: Any) -> bool:
 
 
 def install(reducers: dict[type, Callable[[Any], Any]]) -> None:
-    """Add the reducers of this module, if pyarrow is there."""
+    """Add the reducers of this module, if pyarrow is installed."""
     if "pyarrow" in sys.modules or find_spec("pyarrow") is not None:
         reducers[polars.DataFrame] = reduce_frame
         reducers[polars.Series] = reduce_series

@@ -1,6 +1,6 @@
-"""pyarrow: an array's buffers beside the stream, of a slice only what the slice shows.
+"""pyarrow: the buffers of an array out-of-band, and only the visible part of a slice.
 
-Tables, batches and chunked arrays are made of arrays and follow from them.
+Tables, batches and chunked arrays consist of arrays and need no reducer.
 """
 
 from collections.abc import Callable
@@ -10,15 +10,15 @@ import pyarrow
 
 __all__ = ["install", "reduce_array"]
 
-# A slice that shows at least this part of its parent's bytes travels as it is: cutting it out would cost a copy.
+# A slice that shows at least this part of its parent's bytes travels with all of them: cutting it out would cost a copy.
 _WORTHWHILE = 0.9
 _SMALL = 1024
 
 
 def reduce_array(array: Any) -> Any:
-    """Reduce an array, cut out of its parent where it is a slice of it."""
+    """Reduce an array; cut a slice out of its parent."""
     if not len(array):
-        # Nothing of a parent's buffers is needed.
+        # No bytes of the parent's buffers are needed.
         if array.get_total_buffer_size() > _SMALL:
             return _restore(pyarrow.array([], array.type)) if _can_be_made(array.type) else NotImplemented
         return NotImplemented
@@ -38,13 +38,13 @@ def _can_be_made(kind: Any) -> bool:
 
 
 def _cut(array: Any) -> Any:
-    """Return an equal array that holds no more than it shows, or None where pyarrow has no way to it."""
+    """Return an equal array that holds only the visible bytes, or None if pyarrow cannot make it."""
     fixed = _cut_in_place(array)
     if fixed is not None:
         return fixed
     kind = array.type
     try:
-        # Copies what the slice shows, and nothing else; of views, it would copy the views only.
+        # This copies the visible bytes only; for view types it would copy the views only.
         if kind in (pyarrow.string_view(), pyarrow.binary_view()):
             plain = pyarrow.large_string() if kind == pyarrow.string_view() else pyarrow.large_binary()
             compact = array.cast(plain).cast(kind)
@@ -76,7 +76,7 @@ def _all_subclasses(cls: type) -> set[type]:
 
 
 def install(reducers: dict[type, Callable[[Any], Any]]) -> None:
-    """Add the reducers of this module: for every class of arrays that pyarrow brings."""
+    """Add the reducers of this module for every class of arrays in pyarrow."""
     for cls in _all_subclasses(pyarrow.Array):
         if cls.__module__.partition(".")[0] == "pyarrow":
             reducers[cls] = reduce_array

@@ -1,6 +1,6 @@
-"""memoryview, array.array and io.BytesIO: one copy in, and back as what they were. Code, with the name of its file.
+"""memoryview, array.array and io.BytesIO with one copy; code with the name of its file.
 
-``bytes`` and ``bytearray`` are the pickler's own business.
+The pickler writes ``bytes`` and ``bytearray`` itself.
 """
 
 import sys
@@ -15,12 +15,12 @@ from ... import reconstruct
 __all__ = ["castable", "install", "reduce_array", "reduce_bytes_io", "reduce_code", "reduce_memoryview"]
 
 
-# What memoryview.cast understands in every version of Python.
+# Formats that memoryview.cast accepts in every version of Python.
 _CAST_FORMATS = frozenset("cbB?hHiIlLqQnNfdP")
 
 
 def castable(view: memoryview) -> bool:
-    """Whether ``cast(format, shape)`` makes this view of plain bytes."""
+    """Return whether ``cast(format, shape)`` makes this view of plain bytes."""
     if view.nbytes == 0:
         return view.format == "B" and view.ndim == 1
     return view.format.removeprefix("@") in _CAST_FORMATS and 0 < view.ndim < 16
@@ -29,7 +29,7 @@ def castable(view: memoryview) -> bool:
 def reduce_memoryview(view: memoryview) -> tuple[Any, ...]:
     """Reduce a memoryview: its format and shape, and its bytes in C order."""
     if not castable(view):
-        # Structures, foreign byte orders, no dimensions, nothing at all: cast() cannot make them.
+        # cast() cannot make structures, foreign byte orders, and views without dimensions or elements.
         import numpy
 
         return reconstruct.memory_of_array, (numpy.asarray(view),)
@@ -40,22 +40,22 @@ def reduce_memoryview(view: memoryview) -> tuple[Any, ...]:
 def reduce_array(array: Any) -> Any:
     """Reduce an `array.array`: its type code and its bytes."""
     if array.typecode == "u":
-        return NotImplemented  # its items' width differs between platforms; the array module knows how to convert
+        return NotImplemented  # the width of its items differs between platforms; the array module converts them
     return reconstruct.array_of_bytes, (array.typecode, PickleBuffer(memoryview(array).cast("B")) if array else b"")
 
 
 def reduce_bytes_io(file: Any) -> Any:
-    """Reduce a `BytesIO` to its bytes and its position: its own state would be copied once more on loading."""
+    """Reduce a `BytesIO` to its bytes and its position: loading its own state would make another copy."""
     data, position, attributes = file.__getstate__()
     return reconstruct.bytes_io, (data, position, attributes)
 
 
 def reduce_code(code: CodeType) -> tuple[Any, ...]:
     """
-    Reduce the code of a function that goes by value.
+    Reduce the code of a function that is pickled by value.
 
-    As cloudpickle does, but for the name of its file, which newer versions of it leave out: then the traceback of an error that
-    was raised in a worker shows no line of source.
+    As cloudpickle does, but with the name of the file, which newer versions of cloudpickle leave out: without it, the traceback
+    of an error in a worker shows no source lines.
     """
     return CodeType, (
         code.co_argcount,

@@ -1,8 +1,8 @@
-"""torch: CPU tensors as views of storages, and storages as bytes beside the stream.
+"""torch: CPU tensors as views of storages, and storages as out-of-band bytes.
 
-torch's own pickling copies storages through a bytes object. Here a storage is one buffer, which all tensors over it
-share, so views stay views of one storage, and storages that were separate stay separate. What a reader gets lies over
-a copy-on-write mapping (see `reconstruct.torch`), because torch has no read-only flag.
+torch's own pickling copies storages through a bytes object. Here a storage is one buffer, which all its
+tensors share, so views stay views of one storage, and separate storages stay separate. The reader's tensors lie over a
+copy-on-write mapping (see `reconstruct.torch`), because torch has no read-only flag.
 """
 
 import ctypes
@@ -18,12 +18,12 @@ from ...reconstruct import torch as constructors
 __all__ = ["install", "reduce_memory", "reduce_parameter", "reduce_storage", "reduce_tensor"]
 
 
-# Named dimensions were an experiment that later releases have ended.
+# Named dimensions were an experiment that later releases removed.
 _HAS_NAMES = hasattr(torch.Tensor, "has_names")
 
 
 class _Memory:
-    """Stands for the bytes of a storage in a pickler's memo: one per storage while any pickler knows it."""
+    """Represents the bytes of a storage in a pickler's memo: one per storage while any pickler has it in its memo."""
 
     __slots__ = ("__weakref__", "storage")
 
@@ -31,21 +31,21 @@ class _Memory:
         self.storage = storage
 
 
-# By the address of torch's own storage object, which what is held here keeps from being used again: the tensor that is
-# written as the whole of a storage, and that other tensors over it are written as views of; or, where no such tensor has
-# been met yet, what stands for the bytes. Both live in the memo of whatever pickler has written them.
+# Both map the address of torch's storage object, which the values keep alive, so that the address is not reused.
+# `_wholes`: the tensor that is written as the whole storage; other tensors over the storage are written as views of it.
+# `_memories`: the object for the bytes, if no such tensor was written. The memo of the pickler decides how long both live.
 _wholes: WeakValueDictionary[int, Any] = WeakValueDictionary()
 _memories: WeakValueDictionary[int, _Memory] = WeakValueDictionary()
 
 
 def _memory_of(storage: Any) -> Any:
-    """Return what stands for a storage: a tensor that is all of it, or a memory."""
+    """Return the object that represents a storage: a tensor that covers it, or a memory."""
     key = storage._cdata
     memory = _memories.get(key)
     if memory is not None:
         return memory
     whole = _wholes.get(key)
-    # It is somebody's tensor: it may have become another one since.
+    # The tensor belongs to the user, who may have changed it since.
     if whole is not None and _is_plain(whole) and _is_whole(whole, whole.untyped_storage(), key):
         return whole
     memory = _memories[key] = _Memory(storage)
@@ -65,7 +65,7 @@ def _is_plain(tensor: Any) -> bool:
 
 
 def _is_whole(tensor: Any, storage: Any, key: int) -> bool:
-    """Tell whether a tensor is nothing but all bytes of a storage, in their order."""
+    """Return whether a tensor consists of all bytes of a storage, in their order."""
     return (
         storage._cdata == key
         and not (tensor.requires_grad or tensor.is_conj() or tensor.is_neg())
@@ -75,7 +75,7 @@ def _is_whole(tensor: Any, storage: Any, key: int) -> bool:
 
 
 def _bytes_of(storage: Any) -> Any:
-    # The array keeps the storage alive for as long as somebody holds the buffer.
+    # The array keeps the storage alive as long as the buffer exists.
     view = (ctypes.c_ubyte * storage.nbytes()).from_address(storage.data_ptr())
     view._storage = storage
     return PickleBuffer(view)
@@ -87,9 +87,9 @@ def reduce_memory(memory: _Memory) -> Any:
 
 
 def reduce_tensor(tensor: Any) -> Any:
-    """Reduce a plain, strided CPU tensor to its storage and how it lies there."""
+    """Reduce a plain, strided CPU tensor to its storage and its place there."""
     if not _is_plain(tensor):
-        return NotImplemented  # torch knows, or refuses
+        return NotImplemented  # torch reduces it, or refuses
     storage = tensor.untyped_storage()
     key = storage._cdata
     size = tuple(tensor.size())
@@ -108,7 +108,7 @@ def reduce_tensor(tensor: Any) -> Any:
 
 
 def reduce_parameter(parameter: Any) -> Any:
-    """Reduce a parameter to the tensor that it is."""
+    """Reduce a parameter to its tensor."""
     if parameter.__dict__ or parameter._backward_hooks or type(parameter.data) is not torch.Tensor:
         return NotImplemented
     return torch.nn.Parameter, (parameter.data, parameter.requires_grad)
