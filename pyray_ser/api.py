@@ -149,7 +149,7 @@ def shutdown() -> None:
 
 
 def is_initialized() -> bool:
-    """Tell whether this process has a store."""
+    """Return whether this process has a store."""
     return _store.default() is not None
 
 
@@ -197,7 +197,7 @@ def names() -> dict[str, ObjectRef[Any]]:
 
 def contains(ref: ObjectRef[Any] | TaskRef[Any]) -> bool:
     """
-    Tell whether `get` would return at once: the object is sealed and alive.
+    Return whether `get` would return at once: the object is sealed and alive.
 
     Parameters
     ----------

@@ -229,7 +229,7 @@ def _proc_mounts() -> list[str]:
 
 
 def removes_ipc(folders: tuple[str, ...] = ("/etc/systemd", "/run/systemd", "/usr/lib/systemd")) -> bool:
-    """Tell whether systemd-logind removes a user's shared memory at logout: ``RemoveIPC=``, which is on by default."""
+    """Return whether systemd-logind removes a user's shared memory at logout: ``RemoveIPC=``, which is on by default."""
     files = [f"{folder}/logind.conf" for folder in reversed(folders)]
     for folder in reversed(folders):
         try:

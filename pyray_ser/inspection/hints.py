@@ -159,7 +159,7 @@ def _is_heap_type(cls: type) -> bool:
 
 
 def _is_compiled(cls: type) -> bool:
-    """Tell whether a class comes from compiled code, where nobody can add a method."""
+    """Return whether a class comes from compiled code, where nobody can add a method."""
     if not _is_heap_type(cls) or vars(type)["__flags__"].__get__(cls) & (1 << 8):  # immutable
         return True
     module = sys.modules.get(_module_name(cls))
@@ -170,7 +170,7 @@ def _is_compiled(cls: type) -> bool:
 
 
 def _is_own(cls: type) -> bool:
-    """Tell whether the user can change a class: neither compiled, nor the standard library's, nor installed."""
+    """Return whether the user can change a class: neither compiled, nor the standard library's, nor installed."""
     module = _module_name(cls)
     if module in ("__main__", "__mp_main__"):
         return _is_heap_type(cls)
@@ -182,6 +182,6 @@ def _is_own(cls: type) -> bool:
 
 
 def is_resource(obj: Any) -> bool:
-    """Tell whether an object is one resource, to be named as a whole and not by its innards."""
+    """Return whether an object is one resource, to be named as a whole and not by its innards."""
     found = _entry(type(obj), own_hooks=False)
     return found is not None and found[1]

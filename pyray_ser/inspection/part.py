@@ -17,10 +17,10 @@ class Part(NamedTuple):
 
     @property
     def is_access(self) -> bool:
-        """Whether it is written directly after what it belongs to."""
+        """Return whether it is written directly after what it belongs to."""
         return self.text[0] in ".[" and self.text != "..."
 
     @property
     def leads(self) -> bool:
-        """Whether an access is written directly after it."""
+        """Return whether an access is written directly after it."""
         return self.is_access or self.text.startswith("class ")

@@ -310,7 +310,7 @@ def _arguments(obj: Any, steps: list[Step]) -> Found:
 
 
 def _is_copy(obj: Any, child: Any) -> bool:
-    """Whether a reduction's argument is a container made of the items of the object itself."""
+    """Return whether a reduction's argument is a container made of the items of the object itself."""
     if issubclass(type(obj), (dict, MappingProxyType)):
         return type(child) is dict
     if issubclass(type(obj), (set, frozenset)):

@@ -357,7 +357,7 @@ def _columns(node: Any, parent: Size, labels: list[str]) -> list[Size]:
 
 
 def _is_ours(cls: type) -> bool:
-    """Whether a reducer of ours put it in: it stands for data of the object that was reduced."""
+    """Return whether a reducer of ours put it in: it stands for data of the object that was reduced."""
     return class_name(cls).startswith("pyray_ser.pickling.reducers.")
 
 
