@@ -1,9 +1,9 @@
-"""Finding out why: what cannot be pickled, where it is, and where the bytes are.
+"""The inspector: which objects cannot be pickled, where they are, and where the bytes are.
 
-One pass (`trace`) visits what the pickler would visit, by the same rules
-(`reduction`), on a compiled walk (`_walk`) that knows the way to each object.
-`path` turns that way into what a user would write, `hints` knows ways out;
-`report` prints, `sizes` and `html` show bytes by path, `explain` serves `put`.
+One pass (`tracing`) visits what the pickler would visit, by the same rules
+(`reducer_order`), on a compiled walk (`_walk`) that has the path to each object.
+`path` turns that path into what a user would write, `hints` has remedies,
+`report` prints, `sizes` and `html` show bytes by path, `explanation` serves `put`.
 """
 
 from .explanation import Explanation, explain, explain_failure, explain_put, serialization_error

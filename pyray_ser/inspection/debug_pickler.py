@@ -2,20 +2,20 @@
 
 With ``PYRAY_SER_PICKLE_VERBOSE_DEBUG=1`` or ``2`` in the environment before
 pyray_ser is imported (Ray's ``RAY_PICKLE_VERBOSE_DEBUG`` is understood too),
-everything is written by this pickler, which logs as it goes, to the logger
+this pickler writes everything, and logs each step to the logger
 ``pyray_ser.pickle``:
 
 * 1: each object that has a reducer: its path, its type, and the rule that applied;
 * 2: all objects.
 
-It nests as the data does, so the call stack of a debugger shows the way to the
-object at hand; each level is a call of `Pickler.save`. The recursion limit is
+It nests as the data does, so the call stack of a debugger shows the path to the
+current object; each level is a call of `Pickler.save`. The recursion limit is
 lifted while it works, because calls between Python functions take no C stack,
-but not for the foreign code it calls, which may.
+but not for the foreign code that it calls.
 
-The order of reducers is `reduction.Reduction`'s. Batches are those of the
-compiled picklers, so that streams are equal once unused memo entries are gone
-(``pickletools.optimize``).
+Reducers are asked in the order of `reducer_order.Reduction`. Batches are those
+of the compiled picklers, so that streams are equal after unused memo entries
+were removed (``pickletools.optimize``).
 """
 
 import io
@@ -39,13 +39,13 @@ from .tracing import way_to_failure
 __all__ = ["Pickler", "Written", "dump", "dumps", "install", "level"]
 
 _BATCH = 1000
-# Bytes from which on `put` takes data out of the stream.
+# The size from which `put` takes data out of the stream.
 _THRESHOLD = 1024
-# Frames of our own that may lie on one another: three for each level of a list.
+# The most frames of this module on the stack: three for each level of a list.
 _FRAMES = 1_200_000
-# Nesting of reducers written by users (not of containers, not of plain instances) that is taken for endless.
+# Nesting of users' reducers (not of containers, not of plain instances) that is considered infinite.
 _REDUCTIONS = 20_000
-# What foreign code is granted beyond the limit: calls of C code that were on the stack before us.
+# An addition to the limit for foreign code: calls of C code that were on the stack before.
 _SLACK = 200
 
 # Its private parts are not in the stubs.
@@ -55,7 +55,7 @@ _logger = logging.getLogger("pyray_ser.pickle")
 
 
 def level() -> int:
-    """Return what the environment asks for: 0 (the compiled pickler), 1 or 2."""
+    """Return the level in the environment variable: 0 (the compiled pickler), 1 or 2."""
     for name in ("PYRAY_SER_PICKLE_VERBOSE_DEBUG", "RAY_PICKLE_VERBOSE_DEBUG"):
         text = os.environ.get(name, "").strip()
         if text:
@@ -67,7 +67,7 @@ def level() -> int:
 
 
 def _log_to_stderr() -> None:
-    """Make the log visible in a program that has not configured logging: it was asked for."""
+    """Make the log visible in a program that has not configured logging."""
     _logger.setLevel(logging.DEBUG)
     if not _logger.hasHandlers():
         handler = logging.StreamHandler()
@@ -78,9 +78,9 @@ def _log_to_stderr() -> None:
 class Pickler(_StandardPickler):  # type: ignore[misc]
     """The contract of `pickle.Pickler`, in Python.
 
-    Atoms, strings, globals and frames are written by the standard library's
-    Python pickler; the way through containers and reductions is our own,
-    because it has to know where it is.
+    The standard library's Python pickler writes atoms, strings, globals and
+    frames. This class writes containers and reductions itself, because it has
+    to know its path.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
     put : bool, optional
         Use the reducers of `pickling.reducers`, as `put` does.
     log_level : int, optional
-        0, 1 or 2; what the environment says when omitted.
+        0, 1 or 2; the default is the level of the environment variable.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
     # ---- one object --------------------------------------------------------------------------
 
     def save(self, obj: Any, save_persistent_id: bool = True) -> None:
-        """Write one object, and what it holds."""
+        """Write one object and its content."""
         self.framer.commit_frame()
         if save_persistent_id:
             pid = None if self._no_persistent_id else self._foreign(self.persistent_id, obj)
@@ -195,13 +195,13 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
 
     def _save_child(self, holder: Any, kind: str, key: Any, child: Any) -> None:
         self._steps.append((holder, kind, key, child))
-        self._depth += 3  # save, the function for its type, this one
+        self._depth += 3  # save, the function for the type, this function
         self.save(child)
         self._depth -= 3
         self._steps.pop()
 
     def _foreign(self, function: Callable[[Any], Any], obj: Any) -> Any:
-        """Call what is not ours with the recursion limit that the program has set, counted from here."""
+        """Call foreign code under the program's own recursion limit, counted from here."""
         limit = sys.getrecursionlimit()
         sys.setrecursionlimit(min(limit, self._depth + self._limit + _SLACK))
         try:
@@ -234,7 +234,7 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
             self._save_child(obj, "item", index, item)
         known = self.memo.get(id(obj))
         if known is not None:
-            # It contains itself by way of something mutable, and was written on the way.
+            # It contains itself through a mutable object, and was written meanwhile.
             if short:
                 self.write(pickle.POP * len(obj))
             else:
@@ -300,7 +300,7 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
                 self.write(header + data)
             else:
                 self._write_large_bytes(header, data)
-            # The object, as the compiled picklers do: equal bytes may be known already.
+            # As the compiled picklers do: equal bytes may be in the memo already.
             self.memoize(obj)
 
     def _list_item(self, holder: Any, item: tuple[int, Any]) -> None:
@@ -315,7 +315,7 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
         self._save_child(holder, "element", None, item)
 
     def _each(self, save: Callable[[Any, Any], None], holder: Any, items: Iterable[Any], opcode: bytes) -> None:
-        self._depth += 2  # this one, the function for one item
+        self._depth += 2  # this function, the function for one item
         for item in items:
             save(holder, item)
             self.write(opcode)
@@ -324,7 +324,7 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
     def _in_full_batches(
         self, save: Callable[[Any, Any], None], holder: Any, items: Iterator[Any], opcode: bytes
     ) -> None:
-        # A full batch is followed by another one, be it empty: the compiled pickler does not look ahead.
+        # A full batch is followed by another one, even an empty one: the compiled pickler does not look ahead.
         self._depth += 2
         count = _BATCH
         while count == _BATCH:
@@ -338,7 +338,7 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
     def _in_batches(
         self, save: Callable[[Any, Any], None], holder: Any, items: Iterator[Any], one: bytes, many: bytes
     ) -> None:
-        """Items that a reduction gives: a batch of a single one has no mark."""
+        """Write the items of a reduction; a batch of one item has no mark."""
         if not self.bin:
             self._each(save, holder, items, one)
             return
@@ -380,7 +380,7 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
         self._depth -= 1
         known = self.memo.get(id(obj))
         if known is not None:
-            # Its arguments led back to it, and it was written on the way: all of it, so the compiled picklers stop here.
+            # Its arguments referred to it, so it was written completely meanwhile; the compiled picklers stop here, too.
             self.write(pickle.POP + self.get(known[0]))
             return
         self.memoize(obj)
@@ -400,7 +400,7 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
             self.write(pickle.TUPLE2 + pickle.REDUCE + pickle.POP)
 
     def _save_call(self, obj: Any, function: Any, args: tuple[Any, ...]) -> None:
-        """Write what makes the bare object; pickle has opcodes of its own for ``cls.__new__``."""
+        """Write the call that makes the object without state; pickle has special opcodes for ``cls.__new__``."""
         name = getattr(function, "__name__", "") if self.proto >= 2 else ""
         if name == "__newobj_ex__":
             cls, args, kwargs = args
@@ -433,7 +433,7 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
     # ---- where we are ------------------------------------------------------------------------
 
     def _path(self, tail: int = 100) -> str:
-        """The way to the object at hand; a very long one without its middle."""
+        """Return the path to the current object; leave out the middle of a very long one."""
         if len(self._steps) <= 2 * tail:
             return path_text(describe(self._steps))
         return f"{path_text(describe(self._steps[:tail]))} ... {path_text(describe(self._steps[-tail:]))}"
@@ -493,10 +493,10 @@ def dumps(
 
 
 class Written:
-    """A value that this pickler writes while the compiled one is at work around it.
+    """A value that this pickler writes during a run of the compiled one.
 
-    `put` of it stores the inner stream and its buffers, and a reader gets the value. That it happens inside the
-    compiled pickler's run is what lets references in the value be seen by the store.
+    `put` of it stores the inner stream and its buffers, and a reader gets the value. Because this happens inside a run of
+    the compiled pickler, the store sees the references in the value.
     """
 
     def __init__(self, value: Any) -> None:
@@ -512,7 +512,7 @@ class Written:
             return small
 
         Pickler(file, buffer_callback=take, put=True).dump(self.value)
-        # As a buffer: bytes of some length are a call of `bytes`, which safe mode would have to allow.
+        # As a buffer: long bytes are a call of `bytes`, which safe mode would have to allow.
         return reconstruct.load_stream, (pickle.PickleBuffer(file.getvalue()), *buffers)
 
 
@@ -536,7 +536,7 @@ def _writing(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def install() -> None:
-    """Make the package write everything by this pickler; done at import when the environment asks for it."""
+    """Make the package use this pickler for everything; called at import if the environment variable is set."""
     package = sys.modules[__package__.partition(".")[0]]
     from .. import api
     from ..pickling import serialization
@@ -546,6 +546,6 @@ def install() -> None:
         replacements[name] = _writing(getattr(module, name))
     for name, function in replacements.items():
         for module in (package, api, serialization):
-            # Not hasattr: the package finds some names only when asked, and those are to be replaced too.
+            # Not hasattr: the package imports some names lazily, and these must be replaced, too.
             if name in getattr(module, "__all__", ()):
                 setattr(module, name, function)

@@ -1,4 +1,4 @@
-"""What other parts of the library ask: the path of a failure, and what became of a value in the store."""
+"""For other parts of the package: the path of a failure, and how `put` stored a value."""
 
 import re
 from typing import Any
@@ -18,19 +18,19 @@ _RAW_PATH = re.compile(r"(.*?) \(at (.*)\)", re.DOTALL)
 
 
 def _split(error: BaseException) -> tuple[str, str]:
-    """Return what the pickler said, and the path it said it at, if it did."""
+    """Return the pickler's message, and the path in it, if any."""
     text = str(error) or type(error).__name__
     match = _RAW_PATH.fullmatch(text)
     return (match[1], match[2]) if match else (text, "")
 
 
 def explain(obj: Any, name: str | None = None, *, threshold: int = 1024) -> Explanation:
-    """Tell by path what `put` takes zero-copy, what is copied, and what stays in-band."""
+    """Show by path which bytes `put` stores zero-copy, which are copied, and which stay in-band."""
     return sizes_of(trace(obj, name, threshold=threshold))
 
 
 def explain_put(value: Any, store: Any) -> Explanation:
-    """Tell what `put` has just done with a value: as `explain`, and what was in the store already."""
+    """Show how `put` has just stored a value: as `explain`, and which bytes were in the store already."""
 
     def refers(address: int, size: int) -> bool:
         return _store.refers(store, address, size)
@@ -39,11 +39,11 @@ def explain_put(value: Any, store: Any) -> Explanation:
 
 
 def find_failure(obj: Any, error: BaseException, *, put: bool = True) -> tuple[FailureTuple | None, list[FailureTuple]]:
-    """Return the offender that caused an error, and all that there are."""
+    """Return the object that caused an error, and all objects that cannot be pickled."""
     try:
         failures = trace(obj, put=put).failures
     except Exception:
-        # Reporting an error must not replace it: foreign code behaves as it likes when it is run again.
+        # Reporting an error must not replace it: foreign code may raise another one when it runs again.
         return None, []
     said, _ = _split(error)
     for failure in failures:
@@ -53,21 +53,21 @@ def find_failure(obj: Any, error: BaseException, *, put: bool = True) -> tuple[F
 
 
 def explain_failure(obj: Any, exc: BaseException, *, put: bool = True) -> str:
-    """Return the path to what made the pickler raise: ``.model.cache['k'][1]``.
+    """Return the path to the object that made the pickler raise: ``.model.cache['k'][1]``.
 
     Parameters
     ----------
     obj : object
-        What was being pickled.
+        The object that was being pickled.
     exc : BaseException
-        What the pickler raised.
+        The error of the pickler.
     put : bool, optional
-        Whether it went by the rules of `put` or those of `dumps`.
+        Whether the pickler followed the rules of `put` or those of `dumps`.
 
     Returns
     -------
     str
-        Empty if the object itself is to blame, or if nothing fails when it is tried again.
+        Empty if the object itself cannot be pickled, or if nothing fails on the second attempt.
     """
     failure, _ = find_failure(obj, exc, put=put)
     return "" if failure is None or failure.parent is None else failure.path
@@ -77,7 +77,7 @@ def serialization_error(obj: Any, exc: BaseException) -> SerializationError:
     """Return the error that `put` and `remote` raise, to be raised ``from exc``.
 
     ``cannot pickle '_thread.lock' object (at .model.cache['k'][1])``, with all
-    offenders in `.failures` and what to do about the first in a note.
+    failures in `.failures` and a hint for the first in a note.
     """
     failure, failures = find_failure(obj, exc)
     text, raw = _split(exc)

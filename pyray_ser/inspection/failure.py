@@ -1,4 +1,4 @@
-"""What is reported about one object that cannot be pickled."""
+"""The report about one object that cannot be pickled."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,26 +9,26 @@ __all__ = ["FailureTuple"]
 
 
 class FailureTuple:
-    """One offender.
+    """An object that cannot be pickled.
 
-    Unpacks as ``obj, name, parent``. Two are equal when they speak of the same
+    Unpacks as ``obj, name, parent``. Two are equal if they describe the same
     object, held under the same name by the same parent; the objects themselves
     are not compared.
 
     Attributes
     ----------
     obj : object
-        The offender itself.
+        The object itself.
     name : str
         What the user calls it: variable, attribute, key or index.
     parent : object
         The function, instance, class or container that holds it; None at top level.
     path : str
-        The way to it, ``task -> closure 'cfg' -> .model.cache['k'][1]``.
+        The path to it, ``task -> closure 'cfg' -> .model.cache['k'][1]``.
     hint : str
-        What can be done about it.
+        What to do about it.
     error : str
-        What the pickler said.
+        The message of the pickler.
     """
 
     __slots__ = ("error", "error_type", "hint", "name", "obj", "parent", "path")
@@ -66,7 +66,7 @@ class FailureTuple:
         return f"FailTuple({shorten(self.name)} [obj={brief(self.obj)}, parent={brief(self.parent)}])"
 
     def as_dict(self) -> dict[str, str | None]:
-        """Return it as texts, for JSON."""
+        """Return the fields as text, for JSON."""
         return {
             "name": self.name,
             "path": self.path,

@@ -1,7 +1,7 @@
-"""The way through numpy's object arrays and through pandas frames, as their users know it: columns and positions.
+"""Paths through numpy's object arrays and pandas frames in terms that users know: columns and positions.
 
-A frame is pickled as managers, blocks, and arrays of several columns each. Nobody knows those, so the steps from a frame to an
-item of a column become ``['column'][3]``, and those from an object array to an item become ``[3, 1]``.
+A frame is pickled as managers, blocks, and arrays of several columns each. Users do not know these, so the steps from a frame to
+an item of a column become ``['column'][3]``, and those from an object array to an item become ``[3, 1]``.
 """
 
 import sys
@@ -25,14 +25,14 @@ def describe(obj: Any, steps: list[Step]) -> Found | None:
     Parameters
     ----------
     obj : object
-        What the first step leads from.
+        The object that the first step starts from.
     steps : list of tuple
-        No more than `path` looks at in one go.
+        At most as many as `path` describes in one call.
 
     Returns
     -------
     tuple of (list of Part, int) or None
-        The parts and how many steps they stand for; None if the object is none of these.
+        The parts and how many steps they describe; None if the object has another type.
     """
     try:
         if _is_array(obj):
@@ -44,13 +44,13 @@ def describe(obj: Any, steps: list[Step]) -> Found | None:
             return _in_frame(obj, steps)
         if issubclass(type(obj), pandas.Index):
             return _in_index(obj, steps)
-    except Exception:  # a version of pandas or a subclass that keeps its data elsewhere: the raw way is right, too
+    except Exception:  # a version of pandas or a subclass with other attributes: the raw path is correct, too
         return None
     return None
 
 
 def columns(steps: list[Step]) -> list[str] | None:
-    """Return the labels of the columns of a frame that share the array at the end of `steps`; None if it is no such array."""
+    """Return the labels of the columns of a frame that share the array at the end of `steps`, or None."""
     try:
         pandas = sys.modules.get("pandas")
         if pandas is None:
@@ -72,7 +72,7 @@ def _is_array(obj: Any) -> bool:
 
 
 def _position(array: Any, flat: int) -> tuple[int, ...]:
-    """Return the index of an item in the list that an object array is pickled as, which is in C order always."""
+    """Return the index of an item of the list that an object array is pickled as; the list is always in C order."""
     found = []
     for length in reversed(array.shape):
         flat, at = divmod(flat, length)
@@ -81,7 +81,7 @@ def _position(array: Any, flat: int) -> tuple[int, ...]:
 
 
 def _in_array(array: Any, steps: list[Step]) -> Found | None:
-    """An array of objects: its state is ``(version, shape, dtype, fortran, items)``."""
+    """Describe the steps in an array of objects, whose state is ``(version, shape, dtype, fortran, items)``."""
     if not array.dtype.hasobject or steps[0][1] != "state" or type(steps[0][3]) is not tuple:
         return None
     if len(steps) > 1 and steps[1][1:3] != ("item", 4):
@@ -94,7 +94,7 @@ def _in_array(array: Any, steps: list[Step]) -> Found | None:
 
 
 def _block(frame: Any, steps: list[Step]) -> tuple[Any, int]:
-    """Return the block whose data some step leads to, and how many steps that takes; (None, 0) if none does."""
+    """Return the block to whose data a step leads, and the number of steps until then; (None, 0) if no step does."""
     blocks = frame._mgr.blocks
     for i, (_, _, _, child) in enumerate(steps):
         for block in blocks:
@@ -114,7 +114,7 @@ def _in_frame(frame: Any, steps: list[Step]) -> Found | None:
                 return [Part(f".{name}", name, frame)], i + 1
     block, used = _block(frame, steps)
     if block is None:
-        return [], len(steps)  # on the way there
+        return [], len(steps)  # still before it
     values = block.values
     inside = _in_array(values, steps[used:]) if _is_array(values) and len(steps) > used else None
     if len(axes) == 1:
@@ -134,7 +134,7 @@ def _in_frame(frame: Any, steps: list[Step]) -> Found | None:
 
 def _column(frame: Any, place: int) -> Part:
     label = frame.columns[place]
-    if hasattr(label, "dtype"):  # a scalar of numpy's, which people write as a plain number
+    if hasattr(label, "dtype"):  # a numpy scalar, which users write as a plain number
         label = label.item()
     text = key_text(label)
     return Part(f"[{text}]", label if type(label) is str else text, frame)

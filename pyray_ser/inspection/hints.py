@@ -1,8 +1,8 @@
-"""Ways out, for types that are known not to travel.
+"""Hints for types that are known to fail.
 
-Matched by name along the MRO, so that nothing is imported. The second column
-tells whether an instance is a resource as a whole: then it is the offender,
-and not the lock or the thread it is made of.
+Types are matched by name along the MRO, so that nothing is imported. The second
+column says whether an instance is one resource: then the report names it, and
+not the lock or the thread inside it.
 """
 
 import sys
@@ -109,7 +109,7 @@ _KNOWN: dict[str, tuple[str, bool]] = {
     "_hashlib.HASH": ("send the data, or the digest once it is final", False),
     "re.Scanner": ("send the pattern", False),
 }
-# Names under which the same types are known in other versions of Python.
+# Names of the same types in other versions of Python.
 _ALIASES = {
     "builtins.weakref.ReferenceType": "weakref.ReferenceType",
     "builtins.weakproxy": "weakref.ProxyType",
@@ -124,7 +124,7 @@ _HOOKS = ("__reduce__", "__reduce_ex__", "__getstate__")
 
 
 def _entry(cls: type, own_hooks: bool = True) -> tuple[str, bool] | None:
-    """Find the nearest known base; with `own_hooks` false, not behind a class that says how to pickle it."""
+    """Find the nearest known base; with `own_hooks` false, stop at a class that defines how it is pickled."""
     for base in vars(type)["__mro__"].__get__(cls):
         name = class_name(base)
         if "." not in name:
@@ -138,7 +138,7 @@ def _entry(cls: type, own_hooks: bool = True) -> tuple[str, bool] | None:
 
 
 def hint(obj: Any) -> str:
-    """Propose what to do about an object that cannot be pickled."""
+    """Return a hint for an object that cannot be pickled."""
     cls = type(obj)
     found = _entry(cls)
     if found is not None:
@@ -159,7 +159,7 @@ def _is_heap_type(cls: type) -> bool:
 
 
 def _is_compiled(cls: type) -> bool:
-    """Return whether a class comes from compiled code, where nobody can add a method."""
+    """Return whether a class comes from compiled code, where a user cannot add a method."""
     if not _is_heap_type(cls) or vars(type)["__flags__"].__get__(cls) & (1 << 8):  # immutable
         return True
     module = sys.modules.get(_module_name(cls))
@@ -182,6 +182,6 @@ def _is_own(cls: type) -> bool:
 
 
 def is_resource(obj: Any) -> bool:
-    """Return whether an object is one resource, to be named as a whole and not by its innards."""
+    """Return whether an object is one resource, which the report names as a whole."""
     found = _entry(type(obj), own_hooks=False)
     return found is not None and found[1]

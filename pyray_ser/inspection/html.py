@@ -1,4 +1,4 @@
-"""A self-contained page that shows sizes as a treemap and lists the offenders."""
+"""A self-contained page that shows sizes as a treemap and lists what cannot be pickled."""
 
 from html import escape
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["page"]
 
 _WIDTH, _HEIGHT = 1000.0, 560.0
-# Smaller rectangles than this (in pixels) are not drawn: nobody could point at them.
+# Smaller rectangles than this (in pixels) are not drawn: a pointer could not hit them.
 _LEAST = 6.0
 _COLOURS = {"zero-copy": "#3b8f5a", "copied": "#d9a441", "referenced": "#4a78b5", "in-band": "#c4553f"}
 
@@ -32,7 +32,7 @@ code { font: 12px ui-monospace, monospace; }
 
 
 def page(sizes: "Sizes", failures: list[FailureTuple] | None = None) -> str:
-    """Return the page as a text of HTML."""
+    """Return the page as HTML."""
     root = sizes.root
     title = f"{root.path or root.type}: {size_text(root.total)}"
     legend = "".join(
@@ -65,7 +65,7 @@ def page(sizes: "Sizes", failures: list[FailureTuple] | None = None) -> str:
 
 
 def _kind(size: "Size") -> str:
-    """What most of a part's bytes are."""
+    """Return the kind of most of a part's bytes."""
     return max(size.kinds.items(), key=lambda pair: pair[1])[0]
 
 
@@ -86,7 +86,7 @@ def _draw(size: "Size", x: float, y: float, width: float, height: float, cells: 
     cells.append("</g>")
     inner = (x + 2, y + 16, width - 4, height - 18)
     if size.children and inner[2] > _LEAST and inner[3] > _LEAST:
-        # The small parts that are not listed leave their share of the area empty.
+        # The share of small parts that are not listed stays empty.
         share = sum(child.total for child in size.children) / max(size.total, 1)
         for child, box in _squarify(size.children, inner[0], inner[1], inner[2], inner[3] * min(share, 1.0)):
             if box[2] > _LEAST / 2 and box[3] > _LEAST / 2:

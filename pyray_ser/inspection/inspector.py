@@ -13,16 +13,16 @@ __all__ = ["Inspection", "inspect"]
 
 
 class Inspection:
-    """What one pass over an object has found.
+    """The result of one pass over an object.
 
     Attributes
     ----------
     serializable : bool
-        Whether `put` would accept it.
+        Whether `put` would store it.
     failures : list of FailureTuple
-        The offenders, in the order a pickler meets them.
+        The objects that cannot be pickled, in the order in which a pickler meets them.
     refusals : int
-        How many times the pickler was refused in all.
+        How many times an object refused, in all.
     sizes : Sizes
         Where the bytes are.
     """
@@ -56,12 +56,12 @@ class Inspection:
         return json.dumps(found, indent=indent)
 
     def to_html(self) -> str:
-        """Return a self-contained page: treemap, offenders, captures."""
+        """Return a self-contained page: treemap, failures, captures."""
         from .html import page
 
         return page(self.sizes, self.failures)
 
 
 def inspect(obj: Any, name: str | None = None) -> Inspection:
-    """Inspect an object: can it be pickled, what is in the way, how many bytes are where."""
+    """Inspect an object: whether it can be pickled, what fails, and where its bytes are."""
     return Inspection(obj, name)

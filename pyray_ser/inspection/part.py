@@ -11,9 +11,9 @@ class Part(NamedTuple):
     text: str
     """As shown: ``.model``, ``['k']``, ``[1]``, ``closure 'cfg'``."""
     name: str
-    """What the user calls it: variable, attribute, key or index."""
+    """The user's name for it: variable, attribute, key or index."""
     parent: Any
-    """Who holds it."""
+    """The object that holds it."""
 
     @property
     def is_access(self) -> bool:

@@ -25,16 +25,16 @@ __all__ = ["HALF", "Part", "Way", "describe", "describe_long", "path_text"]
 Step = tuple[Any, str, Any, Any]
 
 
-# The longest sequence of steps that is described at once: from a pandas frame down to an item of a column, see `frames`.
+# The longest sequence of steps that is described together: from a pandas frame to an item of a column, see `frames`.
 _WINDOW = 10
-# Of longer ways than twice this many steps, the first and the last so many are described.
+# Of paths longer than twice this number, only the first and the last steps are described.
 HALF = 50
-# Kinds of steps at which an object begins that is not a piece of a reduction.
+# Kinds of steps to an object that is not part of a reduction.
 _WHOLE = frozenset({"attribute", "state", "args", "listitem", "dictvalue"})
 
 
 def path_text(parts: list[Part], root: str | None = None) -> str:
-    """Write a path in one line; `root` is what the user calls the whole."""
+    """Write a path in one line; `root` is the user's name for the whole."""
     text = root or ""
     access = bool(root)  # whether the next access follows directly
     for part in parts:
@@ -53,17 +53,17 @@ def describe(steps: list[Step]) -> list[Part]:
 
 def describe_long(steps: list[Step], skipped: int = 0) -> list[Part]:
     """
-    As `describe`; of a very long way only the beginning and the end, with ``...`` between them.
+    As `describe`; of a very long path only the beginning and the end, with ``...`` between them.
 
     Parameters
     ----------
     steps : list of tuple
     skipped : int, optional
-        How many steps the walk has left out already, behind the first `HALF`.
+        How many steps after the first `HALF` the walk has left out already.
     """
     if len(steps) <= HALF or (not skipped and len(steps) <= 2 * HALF):
         return describe(steps)
-    # In the middle of a reduction the first step of the rest makes no sense: it begins at the next whole object.
+    # The rest begins at the next whole object, because steps inside a reduction make no sense alone.
     rest = steps[-HALF:] if not skipped else steps[HALF:]
     begin = next((i for i, step in enumerate(rest) if step[1] in _WHOLE and i < _WINDOW), 0)
     return [*describe(steps[:HALF]), Part("...", "...", rest[begin][0]), *describe(rest[begin:])]
@@ -71,7 +71,7 @@ def describe_long(steps: list[Step], skipped: int = 0) -> list[Part]:
 
 class Way:
     """
-    A way that grows by one step at a time, described in constant time per step.
+    A path that grows by one step at a time, described in constant time per step.
 
     Attributes
     ----------
@@ -90,11 +90,11 @@ class Way:
         self.last: Part | None = None
 
     def down(self, step: Step) -> "Way":
-        """Return this way with one more step."""
+        """Return this path with one more step."""
         made = Way()
         steps = [*self._steps, step]
         groups = _groups(steps)
-        # What lies farther back than a part can reach stays as it was described one step ago.
+        # Steps farther back than a part can reach keep their description of one step ago.
         settled = 0
         before = self._before
         for i, (start, parts) in enumerate(groups):
@@ -110,23 +110,23 @@ class Way:
         return made
 
     def near(self) -> list[Step]:
-        """Return the last steps, as far as they can still become one part."""
+        """Return the last steps that can still become one part."""
         return self._steps
 
     def since(self, known: int) -> list[Part]:
-        """Return the parts from number `known` on, as far as they are still near."""
+        """Return the parts from number `known` on, among those that are still near."""
         return self._tail[max(known - self._before, 0) :]
 
 
 def _groups(steps: list[Step]) -> list[tuple[int, list[Part]]]:
-    """Return for each run of steps that is described as one where it starts, and its parts: one, none, or several."""
+    """Return the start of each run of steps that is described together, and its parts (any number)."""
     groups: list[tuple[int, list[Part]]] = []
     i = 0
     while i < len(steps):
         obj, kind, key, child = steps[i]
         used = 1
         if i and issubclass(type(obj), type) and steps[i - 1][3] is not obj:
-            # The compiled pickler goes from an instance to the innards of its class in one step.
+            # The compiled pickler goes from an instance to the parts of its class in one step.
             groups.append((i, [_reconstructor(steps[i - 1][0], obj)]))
         if kind in ("item", "listitem"):
             parts = [Part(f"[{key}]", str(key), obj)]
@@ -159,9 +159,9 @@ def _element(obj: Any, child: Any) -> Part:
     return Part(name, name, obj)
 
 
-# Each of the following takes the object whose reduction is walked and the steps from there on, the first of
-# which lies in that reduction. It returns the part (None where there is nothing a user would see) and the
-# number of steps it stands for.
+# Each of the following functions takes the object whose reduction is walked and the steps from there on, the first of
+# which is in that reduction. It returns the part (None if a user would see nothing) and the number of steps that
+# it describes.
 Found = tuple[Part | None, int]
 
 
@@ -195,7 +195,7 @@ def _reconstructor(obj: Any, child: Any) -> Part:
 
 
 def _function(obj: FunctionType, steps: list[Step]) -> Found:
-    """A function by value: code, then a state of ``(attributes, {'__globals__': ..., '__closure__': ...})``."""
+    """Describe a step in a function by value: code, then a state of ``(attributes, {'__globals__': ..., '__closure__': ...})``."""
     if steps[0][1] != "state":
         # Code, an empty namespace, empty cells.
         return None, min(2, len(steps))
@@ -228,7 +228,7 @@ def _function(obj: FunctionType, steps: list[Step]) -> Found:
 
 
 def _class(obj: type, steps: list[Step]) -> Found:
-    """A class by value: bases in the arguments, its namespace in the state."""
+    """Describe a step in a class by value: bases in the arguments, its namespace in the state."""
     if len(steps) < 3:
         return None, len(steps)
     if steps[0][1] == "state":
@@ -255,20 +255,20 @@ def _state(obj: Any, steps: list[Step]) -> Found:
         return _held(obj, child) or (_keyed(obj, key) if kind == "value" else None), 2
     if type(state) is tuple:
         if len(state) == 2 and all(part is None or type(part) is dict for part in state):
-            # What object gives for a class with slots: (__dict__, {slot: value}).
+            # The state of object for a class with slots: (__dict__, {slot: value}).
             if len(steps) == 2:
                 return None, 2
             key = steps[2][2]
             return Part(f".{key}", str(key), obj), 3
         part = _held(obj, child)
         if part is None and len(steps) > 2 and type(child) is dict and steps[2][1] == "value":
-            # partial, deque and others put their __dict__ at some place of a tuple.
+            # partial, deque and others put their __dict__ into a tuple.
             part = _held(obj, steps[2][3])
             if part is not None:
                 return part, 3
         return part or Part(f"state[{key}]", str(key), obj), 2
     if type(state) is list and kind == "item":
-        # What dataclasses with slots that are frozen give: the values of their fields.
+        # The state of frozen dataclasses with slots: the values of their fields.
         return _held(obj, child) or Part(f"state[{key}]", str(key), obj), 2
     return _held(obj, state) or Part("state", "state", obj), 1
 
@@ -310,7 +310,7 @@ def _arguments(obj: Any, steps: list[Step]) -> Found:
 
 
 def _is_copy(obj: Any, child: Any) -> bool:
-    """Return whether a reduction's argument is a container made of the items of the object itself."""
+    """Return whether a reduction's argument is a container of the items of the object itself."""
     if issubclass(type(obj), (dict, MappingProxyType)):
         return type(child) is dict
     if issubclass(type(obj), (set, frozenset)):
@@ -319,7 +319,7 @@ def _is_copy(obj: Any, child: Any) -> bool:
 
 
 def _held(obj: Any, child: Any) -> Part | None:
-    """The attribute by which an object holds another, found without running any code of its class."""
+    """Return the attribute by which an object holds another, without running code of its class."""
     cls = type(obj)
     if cls is MethodType or cls.__name__ == "builtin_function_or_method":
         return Part(".__self__", "__self__", obj) if obj.__self__ is child else None
@@ -345,13 +345,13 @@ def _held(obj: Any, child: Any) -> Part | None:
 
 
 def root_text(obj: Any) -> str | None:
-    """Return how a path begins that starts at an object nobody has named."""
+    """Return the beginning of a path from an object without a name."""
     name = root_name(obj)
     return f"class {name}" if name is not None and type(obj) is not FunctionType else name
 
 
 def root_name(obj: Any) -> str | None:
-    """What a user calls the whole, where the object itself knows: functions, classes and modules."""
+    """Return the user's name for the whole if the object has one: functions, classes and modules."""
     if type(obj) is FunctionType:
         return obj.__name__
     if issubclass(type(obj), type):

@@ -1,4 +1,4 @@
-"""The printed report, in the shape that Ray's users know."""
+"""The printed report, in the format of Ray's."""
 
 import sys
 from typing import Any, TextIO
@@ -11,7 +11,7 @@ from .tracing import Trace, trace
 __all__ = ["inspect_serializability", "report_text"]
 
 _RULE = "=" * 80
-# A report is to be read: so many offenders are described, the others counted.
+# How many failures a report describes; it counts the others.
 _SHOWN = 20
 
 
@@ -21,29 +21,29 @@ def inspect_serializability(
     """Find everything that keeps an object from being pickled, and print a report.
 
     The object is visited once, exactly as the pickler would, but nothing is
-    written. Where something refuses, the visit goes on, so every offender is
-    found: inside containers, closures, globals, default arguments, slots and
-    the results of ``__reduce__`` and ``__getstate__``, at any depth.
+    written. The visit continues after a failure, so it finds every object that
+    cannot be pickled: inside containers, closures, globals, default arguments,
+    slots and the results of ``__reduce__`` and ``__getstate__``, at any depth.
 
     Parameters
     ----------
     obj : object
         Anything.
     name : str, optional
-        What to call it in the report; functions and classes know their names.
+        Its name in the report; functions and classes have names.
     depth : int, optional
-        How many holders on the way to an offender the report shows, the nearest
-        ones first. It limits what is printed, not what is found.
+        How many holders on the path to a failure the report shows, the nearest
+        ones first. It limits the report, not the search.
     print_file : file, optional
-        Where to print, `sys.stdout` unless given.
+        Where to print; default is `sys.stdout`.
 
     Returns
     -------
     serializable : bool
-        Whether `put` would accept the object.
+        Whether `put` would store the object.
     failures : set of FailureTuple
-        ``(obj, name, parent)`` for each offender, with `.path` and `.hint`. At
-        most 1,000; the report tells how often the pickler was refused in all.
+        ``(obj, name, parent)`` for each object that cannot be pickled, with `.path`
+        and `.hint`. At most 1,000; the report has the number of all failures.
 
     Examples
     --------
@@ -135,7 +135,7 @@ def _last_parts(path: str, depth: int) -> str:
 
 
 def _by_kind(failures: list[FailureTuple]) -> dict[str, list[FailureTuple]]:
-    """Group the offenders as Ray's report does: globals, closures, attributes, and the rest."""
+    """Group the failures as Ray's report does: globals, closures, attributes, and the rest."""
     groups: dict[str, list[FailureTuple]] = {}
     for failure in failures:
         groups.setdefault(_kind(failure), []).append(failure)

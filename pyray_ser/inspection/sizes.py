@@ -1,4 +1,4 @@
-"""Why is this 2 GB? Bytes by path, and what becomes of them."""
+"""Why is this 2 GB? Bytes by path, and how `put` stores them."""
 
 import json
 from collections.abc import Iterator
@@ -17,16 +17,16 @@ from .tracing import Trace, trace
 __all__ = ["Size", "Sizes", "inspect_size", "sizes_of"]
 
 
-# Deeper parts than this are left out of JSON: readers of it nest calls, and give up at some depth.
+# Deeper parts are left out of JSON: its readers nest calls, which limits the depth.
 _JSON_DEPTH = 64
-# A run of parts, each of which holds nothing but the next one, is shown in full up to this length.
+# A run of parts, each of which holds only the next one, is shown in full up to this length.
 _RUN = 12
-# Columns of one type that are listed each.
+# How many columns of one type are listed separately.
 _COLUMNS = 128
 
 
 class _Path:
-    """A path that grows at its end, written out when somebody asks for it."""
+    """A path that grows at its end and becomes text when it is needed."""
 
     __slots__ = ("_before", "_gap", "_text")
 
@@ -34,7 +34,7 @@ class _Path:
         self._before, self._gap, self._text = before, gap, text
 
     def down(self, parts: list[Part], access: bool) -> "_Path":
-        """Return the path with more parts; `access` tells whether an access may follow directly."""
+        """Return the path with more parts; `access` says whether an access may follow directly."""
         text = path_text(parts)
         follows = parts[0].is_access and (access or not self)
         return _Path(self, "" if follows or not self else " -> ", text)
@@ -43,7 +43,7 @@ class _Path:
         return bool(self._text) or self._before is not None
 
     def pieces(self) -> tuple[str, str]:
-        """Return what stands between the path before and the last piece, and that piece."""
+        """Return the separator before the last piece, and that piece."""
         return self._gap, self._text
 
     def __str__(self) -> str:
@@ -56,14 +56,14 @@ class _Path:
 
 
 class Size:
-    """Bytes of one part of an object and of what hangs below it.
+    """Bytes of one part of an object, with the parts below it.
 
     Attributes
     ----------
     path : str
-        The way to it from the whole.
+        The path to it from the whole.
     label : str
-        The last step of that way.
+        The last step of that path.
     type : str
         Its class.
     text : str
@@ -73,13 +73,13 @@ class Size:
     zero_copy : int
         Bytes of buffers that are copied in once and read in place.
     copied : int
-        Bytes of buffers next to the stream that a reader copies once (``bytes``, ``bytearray``).
+        Bytes of out-of-band buffers that a reader copies once (``bytes``, ``bytearray``).
     referenced : int
-        Bytes that were in the store already: nothing is copied, the new object holds the old one.
+        Bytes that were in the store already: they are not copied, and the new object holds the old one.
     children : list of Size
-        The larger parts, largest first. What is missing to the sum is small.
+        The larger parts, largest first. The missing parts are small.
     others : int
-        How many parts were large enough to be noticed, but are not listed.
+        How many large parts are not listed.
     """
 
     __slots__ = ("_path", "children", "copied", "in_band", "label", "others", "referenced", "text", "type", "zero_copy")
@@ -100,7 +100,7 @@ class Size:
 
     @property
     def path(self) -> str:
-        """The way to it from the whole."""
+        """Return the path to it from the whole."""
         return str(self._path)
 
     @property
@@ -110,7 +110,7 @@ class Size:
 
     @property
     def kinds(self) -> dict[str, int]:
-        """Bytes by what becomes of them."""
+        """Return the bytes by kind."""
         return {
             "zero-copy": self.zero_copy,
             "copied": self.copied,
@@ -123,7 +123,7 @@ class Size:
         return f"<Size of {self.path or self.type}: {size_text(self.total)} ({kinds})>"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as nested dictionaries, for JSON; ``deeper`` counts parts that lie too deep for it."""
+        """Return it as nested dictionaries, for JSON; ``deeper`` counts parts that are too deep for it."""
         root: dict[str, Any] = {}
         waiting: list[tuple[Size, dict[str, Any], int]] = [(self, root, 0)]
         while waiting:
@@ -162,7 +162,7 @@ class Sizes:
     root : Size
         The whole, and its parts below it.
     captures : list of Size
-        What functions capture by closures, globals and default arguments, largest first.
+        Objects that functions capture by closures, globals and default arguments, largest first.
     """
 
     root: Size
@@ -185,12 +185,12 @@ class Sizes:
 
     @property
     def copied(self) -> int:
-        """Bytes beside the stream that readers copy."""
+        """Out-of-band bytes that readers copy."""
         return self.root.copied
 
     @property
     def referenced(self) -> int:
-        """Bytes that were in the store already, and are referred to."""
+        """Bytes that were in the store already and are referred to."""
         return self.root.referenced
 
     def __iter__(self) -> Iterator[Size]:
@@ -259,16 +259,16 @@ class Sizes:
 
 
 def inspect_size(obj: Any, name: str | None = None, *, threshold: int = 1024) -> Sizes:
-    """Tell where the bytes of an object are, by path.
+    """Show where the bytes of an object are, by path.
 
     Parameters
     ----------
     obj : object
-        Anything; what cannot be pickled counts nothing.
+        Anything; parts that cannot be pickled count nothing.
     name : str, optional
-        What to call it.
+        Its name in the result.
     threshold : int, optional
-        Buffers of so many bytes leave the stream, as in `put`.
+        Buffers of at least so many bytes leave the stream, as in `put`.
 
     Returns
     -------
@@ -289,14 +289,14 @@ def inspect_size(obj: Any, name: str | None = None, *, threshold: int = 1024) ->
 
 
 def sizes_of(result: Trace) -> Sizes:
-    """Lay a traced object's tree of bytes out by path."""
+    """Arrange the bytes of a traced object by path."""
     node = result.tree
     name = result.name or root_name(result.root)
     root = _size(node, _Path(None, "", name or ""), name or "")
     captures: list[Size] = []
     every = [root]
-    # A node, the way to it, the parts of that way which are in the path of `parent`, whether an access may follow there, and
-    # parts that were passed through since.
+    # A node, the path to it, the number of its parts that are in the path of `parent`, whether an access may follow there,
+    # and the parts that were passed since.
     waiting: list[tuple[Any, Way, int, Size, bool, list[Part]]] = [(node, Way(), 0, root, bool(name), [])]
     while waiting:
         node, way, known, parent, access, passed = waiting.pop()
@@ -309,8 +309,8 @@ def sizes_of(result: Trace) -> Sizes:
                 every += made
                 parent.children += made
             elif not parts or type(child.obj) is PickleBuffer or _is_ours(type(child.obj)):
-                # An argument tuple, a state, a cell: its parts belong to the same holder. A buffer that a
-                # reduction hands over is the object's own data.
+                # An argument tuple, a state, a cell: its parts belong to the same holder. A buffer in a
+                # reduction is the object's own data.
                 waiting.append((child, down, down.count, parent, access, passed + parts))
             else:
                 size = _size(child, parent._path.down(passed + parts, access), path_text(parts))
@@ -343,7 +343,7 @@ def _size(node: Any, path: _Path, label: str) -> Size:
 
 
 def _columns(node: Any, parent: Size, labels: list[str]) -> list[Size]:
-    """Divide an array that columns of one type share among them: their parts are equal."""
+    """Divide an array of several columns of one type into equal parts."""
     shown = labels[:_COLUMNS]
     parent.others += len(labels) - len(shown)
     array = node.obj
@@ -357,7 +357,7 @@ def _columns(node: Any, parent: Size, labels: list[str]) -> list[Size]:
 
 
 def _is_ours(cls: type) -> bool:
-    """Return whether a reducer of ours put it in: it stands for data of the object that was reduced."""
+    """Return whether a reducer of this package made the part: its bytes are data of the reduced object."""
     return class_name(cls).startswith("pyray_ser.pickling.reducers.")
 
 
@@ -372,7 +372,7 @@ def _line(size: Size, lead: str, least: int) -> str:
 
 
 def _tree(root: Size, limit: int, least: int) -> tuple[list[str], int]:
-    """Return the lines of the tree, and how many more there would be."""
+    """Return the lines of the tree, and how many were left out."""
     lines: list[str] = []
     missing = 0
     waiting = [(root, "", "")]
@@ -385,7 +385,7 @@ def _tree(root: Size, limit: int, least: int) -> tuple[list[str], int]:
                 break
             run += shown
         if len(run) > _RUN:
-            # Each holds nothing but the next: a linked list, or lists in lists.
+            # Each holds only the next one: a linked list, or lists in lists.
             hidden = len(run) - _RUN // 2 - 1
             run = [*run[: _RUN // 2], run[-1]]
         else:
@@ -407,7 +407,7 @@ def _tree(root: Size, limit: int, least: int) -> tuple[list[str], int]:
 
 
 def _add(lines: list[str], limit: int, line: str) -> int:
-    """Add a line if there is room; return how many are missing then."""
+    """Add a line if there is room; return how many lines are missing."""
     if len(lines) >= limit:
         return 1
     lines.append(line)

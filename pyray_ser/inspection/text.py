@@ -1,8 +1,8 @@
-"""Short texts for objects, without running code of theirs.
+"""Short texts for objects, without running their code.
 
-A report must not raise, must not be long, and must not fire properties. So
-``__repr__`` is called only where it is C code or the standard library's, and
-never on containers, whose elements' would be called in turn.
+A report must not raise, must not be long, and must not evaluate properties. So
+``__repr__`` is called only if it is C code or the standard library's, and never
+on containers, which would call that of their elements.
 """
 
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
@@ -26,14 +26,14 @@ def shorten(text: str, limit: int = _LIMIT) -> str:
 
 def class_name(cls: type) -> str:
     """Return ``module.Qualname`` of a class, without the module for built-in ones."""
-    # Not cls.__module__: a metaclass may have made a property of it, and a class may have none.
+    # Not cls.__module__: it may be a property of a metaclass, and a class may have none.
     name = vars(type)["__qualname__"].__get__(cls)
     module = module_name(cls)
     return name if module in ("", "builtins") else f"{module}.{name}"
 
 
 def module_name(cls: type) -> str:
-    """Return the module that a class says it is of; empty if it says nothing sensible."""
+    """Return the module in the attribute of a class; empty if it is no string."""
     try:
         module = vars(type)["__module__"].__get__(cls)
     except AttributeError:
@@ -42,7 +42,7 @@ def module_name(cls: type) -> str:
 
 
 def brief(obj: Any, limit: int = _LIMIT) -> str:
-    """Return a short text for any object; never raises, runs no code of a user's class."""
+    """Return a short text for any object; never raise, run no code of a user's class."""
     cls = type(obj)
     try:
         if cls is str or cls is bytes:
@@ -66,7 +66,7 @@ def brief(obj: Any, limit: int = _LIMIT) -> str:
         text = _described(obj, class_name(cls))
         if text is not None:
             return shorten(text, limit)
-    except Exception:  # a repr that fails is no reason to fail: the default one follows
+    except Exception:  # if a repr fails, use the default one
         pass
     return shorten(f"<{class_name(cls)} object at {id(obj):#x}>", limit)
 
@@ -75,7 +75,7 @@ def _string(text: Any) -> str:
     return text if type(text) is str else "?"
 
 
-# Types whose repr is known to be short and to touch nothing but the object itself. Subclasses are not meant.
+# Types whose repr is short and uses only the object itself, without subclasses.
 _TRUSTED = {
     "_thread.lock", "_thread.RLock", "generator", "coroutine", "async_generator", "code", "socket.socket",
     "range", "slice", "datetime.datetime", "datetime.date", "datetime.time", "datetime.timedelta",
@@ -86,7 +86,7 @@ _TRUSTED = {
 
 
 def _described(obj: Any, name: str) -> str | None:
-    """The text for a type that is known by name, or None."""
+    """Return the text for a type that is known by name, or None."""
     if name in _TRUSTED:
         return repr(obj)
     if name == "numpy.ndarray":
@@ -128,7 +128,7 @@ def key_text(key: Any) -> str:
 
 
 def size_text(number: int) -> str:
-    """Return a byte count as people read it."""
+    """Return a byte count with a unit."""
     if number < 1000:
         return f"{number} B"
     size = float(number)

@@ -13,14 +13,14 @@ from .text import shorten
 
 __all__ = ["Trace", "trace", "way_to_failure"]
 
-# Steps at which the pickler is inside a reduction: their object has been reduced.
+# Steps inside a reduction: their object has been reduced.
 _IN_REDUCTION = frozenset(
     {"callable", "args", "kwargs", "state", "setter", "listitem", "dictkey", "dictvalue", "attribute"}
 )
 
 
 def _end(steps: list[Step]) -> int:
-    """Return how many steps lead to the offender: it may be a resource with innards that were in the way."""
+    """Return the number of steps to the object to report: it may be a resource whose parts failed."""
     for i, (holder, kind, _, _) in enumerate(steps):
         if kind in _IN_REDUCTION and is_resource(holder):
             return i
@@ -28,12 +28,12 @@ def _end(steps: list[Step]) -> int:
 
 
 def way_to_failure(steps: list[Step]) -> str:
-    """Name the way to what a pickler could not write as the inspector would; empty if that is the whole.
+    """Return the inspector's path to the object that a pickler could not write; empty for the root.
 
     Parameters
     ----------
     steps : list of (object, str, key, child)
-        As `_walk.Walker` gives them, outermost first.
+        As from `_walk.Walker`, outermost first.
     """
     steps = steps[: _end(steps)]
     if not steps:
@@ -47,13 +47,13 @@ class Trace:
     Attributes
     ----------
     root : object
-        What was traced.
+        The object that was traced.
     name : str or None
-        What the user calls it.
+        The user's name for it.
     failures : list of FailureTuple
-        One for each offender, in the order a pickler meets them.
+        One for each object that cannot be pickled, in the order in which a pickler meets them.
     total_failures : int
-        How many times the pickler was refused, also beyond those listed.
+        The number of all failures, also those that are not listed.
     tree : Node
         Bytes, see `_walk`.
     visited : int
@@ -71,7 +71,7 @@ class Trace:
         self._seen: set[int] = set()
 
     def add(self, steps: list[Step], skipped: int, obj: Any, error: Exception) -> None:
-        """Record an offender; called by the walk, with the walk's stack: of a long one the ends, and what lies between."""
+        """Record a failure. The walk calls this with its stack: both ends, and how many steps between them were skipped."""
         end = _end(steps)
         if end < len(steps):
             obj, steps = steps[end][0], steps[:end]
@@ -91,7 +91,7 @@ class Trace:
 
 
 def _message(error: BaseException) -> str:
-    # An exception made by foreign code may refuse to be shown.
+    # The str() of a foreign exception may raise.
     try:
         return shorten(str(error), 300) or type(error).__name__
     except Exception:
@@ -115,14 +115,14 @@ def trace(
     obj : object
         Anything.
     name : str, optional
-        What the user calls it.
+        The user's name for it.
     put : bool, optional
-        Go by the rules of `put` (buffers of `threshold` bytes leave the stream, reducers of
-        `pickling.reducers` apply), not by those of `dumps`.
+        Follow the rules of `put` (buffers of `threshold` bytes leave the stream, the reducers of
+        `pickling.reducers` apply), not those of `dumps`.
     threshold, keep, max_failures : int
         See `_walk.Walker`.
     refers : callable, optional
-        Tells of an address and a size whether these bytes are in the store already.
+        Takes an address and a size, returns whether these bytes are in the store already.
 
     Returns
     -------
@@ -133,7 +133,7 @@ def trace(
 
     def reduce(obj: Any) -> tuple[Any, Any]:
         if type(obj) is ObjectRef:
-            # Its own reduction would hold the object for a message that is never sent.
+            # The reduction of a reference would hold its object for a message that is never sent.
             return (load_ref, (obj.binary(),)), None
         _, value = reduction(obj)
         if type(value) is str:
