@@ -5,7 +5,7 @@
 >>> data = pyray_ser.get(ref)  # in any other: nothing is copied
 """
 
-from . import _interpreter  # noqa: F401  it refuses interpreters before anything compiled is loaded
+from . import _interpreter  # noqa: F401  it refuses interpreters before an extension is loaded
 
 try:
     from ._store import ObjectRef
@@ -39,12 +39,12 @@ from .api import (
     wait,
 )
 
-# Importing typing for this would cost more than much of the rest. Not plainly False, which jedi would believe.
+# Importing typing for this would take too long. Not the literal False, which jedi would believe.
 TYPE_CHECKING = bool()  # noqa: UP018
 if TYPE_CHECKING:
     from typing import Any
 
-    # What is imported when it is first used, as type checkers and editors are to see it.
+    # The lazily imported names, for type checkers and editors.
     from . import exceptions, inspection, tasks, typing, util  # noqa: F401
     from .pickling.serialization import (
         PickleBuffer,
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from .tasks.progress import progress
     from .tasks.typed import TaskRef, cancel, kill, remote
 
-# Names that are imported when they are first used: name -> module.
+# Lazily imported names: name -> module.
 _LAZY = dict.fromkeys(
     (
         "PickleBuffer",
@@ -89,7 +89,7 @@ _LAZY |= {
     "remote": "tasks",
     "uninstall": "pool_hooks",
 }
-# `_ndarray` for PyCapsule_Import, which imports packages but only looks modules up.
+# `_ndarray` for PyCapsule_Import, which imports packages but does not import their modules.
 _MODULES = ("_ndarray", "exceptions", "inspection", "tasks", "typing", "util")
 
 __all__ = [
@@ -139,15 +139,15 @@ __all__ = [
 
 def _load_ref(blob: bytes) -> "ObjectRef[Any]":
     """
-    Take over a reference that was pickled: what its pickle calls.
+    Load a pickled reference; its pickle calls this function.
 
-    A function of Python's in a module without a dot, because the standard pickler writes such a one by a short way, and imports
-    it in half the time. A message of one reference costs little else.
+    It is a Python function in a module without a dot, because the standard pickler writes these faster, and imports their module
+    in half the time, which is most of the cost of a message with one reference.
     """
     return _take_over(blob)
 
 
-if not TYPE_CHECKING:  # else every name that is misspelled would be one that is imported later
+if not TYPE_CHECKING:  # type checkers would take any misspelled name for a lazy one
 
     def __getattr__(name: str) -> "Any":
         from importlib import import_module
@@ -167,7 +167,7 @@ def __dir__() -> list[str]:
 
 
 def _debug() -> None:
-    """Write everything by the pure-Python pickler, if the environment asks for it."""
+    """Use the pure-Python pickler if the environment variable is set."""
     from os import environ
 
     if "PYRAY_SER_PICKLE_VERBOSE_DEBUG" in environ or "RAY_PICKLE_VERBOSE_DEBUG" in environ:

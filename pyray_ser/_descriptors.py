@@ -1,7 +1,7 @@
-"""Descriptors of the library never have the numbers of standard input, output and error.
+"""The library's descriptors never have the numbers of standard input, output and error.
 
-A program that was started without descriptors 0 to 2, or closed them, gets one of these numbers for the next file that it opens;
-what writes to standard error then writes into that file. Every call that makes a descriptor goes through here; a test looks for
+If a program starts without descriptors 0 to 2, or closes them, the next file that it opens gets one of these numbers, and
+messages to standard error are written into that file. Every call that makes a descriptor goes through this module; a test finds
 calls that do not.
 """
 

@@ -1,7 +1,7 @@
-"""Refuse what this package cannot run in, before anything compiled is loaded.
+"""Refuse unsupported interpreters before an extension module is loaded.
 
-An extension module of this package belongs to the interpreter that loads it first. Were that a subinterpreter, the attempt alone would
-lock the main one out for the life of the process, so the extensions must not be reached there.
+An extension module of this package belongs to the interpreter that loads it first. If that is a subinterpreter, the main one
+can never load it in this process, so the extensions must not be loaded there.
 """
 
 import sys
@@ -15,7 +15,7 @@ def _is_main() -> bool:
     try:
         import _xxsubinterpreters as interpreters  # type: ignore[import-not-found]
     except ImportError:
-        # A build without it: the extensions themselves refuse all interpreters but the first one that loads them.
+        # A build without this module: the extensions refuse all interpreters but the first one that loads them.
         return True
     return int(interpreters.get_current()) == int(interpreters.get_main())
 
@@ -23,7 +23,7 @@ def _is_main() -> bool:
 if not _is_main():
     raise ImportError("pyray_ser does not support subinterpreters: import it in the main interpreter of the process")
 
-from ._platform import unsupported  # noqa: E402  a subinterpreter keeps nothing of this package
+from ._platform import unsupported  # noqa: E402  a subinterpreter imports nothing else
 
 _reason = unsupported()
 if _reason:

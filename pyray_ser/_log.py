@@ -1,7 +1,7 @@
 """The logger of the package: ``logging.getLogger("pyray_ser")``.
 
-`logging` is imported only when the program has done so, or to say something that is seen without any setup (a warning): a
-first `put` is too quick to pay for that import.
+`logging` is imported only if the program has imported it, or for a warning, which is shown without any setup. The import would
+take longer than a first `put`.
 """
 
 import sys
@@ -13,7 +13,7 @@ _DEBUG, _INFO, _WARNING, _ERROR = 10, 20, 30, 40
 
 def _write(level: int, message: str, arguments: tuple[object, ...], exc_info: bool = False) -> None:
     if level < _WARNING and "logging" not in sys.modules:
-        return  # nobody can have asked for it
+        return  # the program cannot have asked for it
     import logging
 
     # Two frames up: the record names the caller of `info`.
@@ -36,5 +36,5 @@ def warning(message: str, *arguments: object) -> None:
 
 
 def exception(message: str, *arguments: object) -> None:
-    """Write a record of level ERROR with the exception that is being handled, where nobody is left to raise it to."""
+    """Write a record of level ERROR with the exception that is being handled, where it cannot be raised."""
     _write(_ERROR, message, arguments, exc_info=True)

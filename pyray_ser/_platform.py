@@ -1,4 +1,4 @@
-"""What this package runs on. The build reads this file as well, so it imports nothing of the package."""
+"""The supported platforms. The build reads this file, too, so it imports nothing of the package."""
 
 import os
 import struct
@@ -9,7 +9,7 @@ PAGE = 4096
 
 def unsupported() -> "str | None":
     """
-    Return why this interpreter, system or machine is refused, None if it is not.
+    Return why this interpreter, system or machine is not supported, or None.
 
     Returns
     -------

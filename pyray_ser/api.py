@@ -62,42 +62,42 @@ def init(
     """
     Open the store of this process.
 
-    Not needed before `put`: that opens a store with the default options. Options take effect in the call that makes the
-    store. A call that comes later, or in a process that joins the store of another one, warns about each option that the
-    store does not have. Children of any start method find their parent's store by themselves.
+    This call is optional: `put` opens a store with the default options. Options take effect in the call that makes the
+    store. A later call, or one in a process that joins an existing store, warns about each option that the store does not
+    have. Children find their parent's store under every start method.
 
     Parameters
     ----------
     name : str, optional
         Name of a store that unrelated processes of the same user can find (a file in ``/dev/shm/pyray_ser-<uid>/``), or, with
-        a slash in it, a path on a tmpfs that other containers may share. It is made if no process uses one of that name, and
-        ends with its last process.
+        a slash in it, a path on a tmpfs that other containers may share. The store is made if no process uses one of this
+        name, and ends with its last process.
     capacity : int or str, optional
-        Bytes it may hold, as a number or a text such as ``"8G"``, from 1 MiB to 8 TiB. The default is what the environment
-        variable ``PYRAY_SER_CAPACITY`` says, else 30 % of the memory there is; a named store takes no more than its file
-        system holds. Nothing is reserved: the store takes pages when it uses them.
+        Maximum size in bytes, as a number or text such as ``"8G"``, from 1 MiB to 8 TiB. The default is the environment
+        variable ``PYRAY_SER_CAPACITY``, otherwise 30 % of the memory; a named store takes no more than its file system
+        holds. Nothing is reserved: the store takes pages when it uses them.
     spill_dir : str or path-like, optional
-        Directory on a disk for objects that do not fit any more; default is what the environment variable
-        ``PYRAY_SER_SPILL_DIR`` says, else none: then a full store raises `ObjectStoreFullError`. It is made if its parent is
-        there.
+        Directory on a disk for objects that do not fit. The default is the environment variable ``PYRAY_SER_SPILL_DIR``,
+        otherwise none: then a full store raises `ObjectStoreFullError`. The directory is made if its parent exists.
     spill_checksum : bool
-        Whether spilled objects get a digest (XXH3), which is compared whenever one is mapped; needs the package xxhash.
+        Whether spilled objects get a digest (XXH3), which is compared whenever an object is mapped; needs the package xxhash.
     spill_compress : {"lz4", "zstd"}, optional
-        How spilled objects are compressed; needs the package lz4 or zstandard. They cannot be mapped then: each process that
-        reads one restores it into memory of its own. The extra ``spill`` has all three packages, which every process that
-        uses the store must have.
+        How spilled objects are compressed; needs the package lz4 or zstandard. Compressed objects cannot be
+        mapped: each process that reads one restores it to private memory. The extra ``spill`` has all three packages, which
+        every process of the store needs.
     max_clients : int, optional
-        How many processes may use it at the same time, from 4 to 4096; default 512.
+        Maximum number of processes at the same time, from 4 to 4096; default 512.
     max_objects : int, optional
-        How many objects it may hold; default follows from the capacity.
+        Maximum number of objects; the default depends on the capacity.
     lock_timeout : float, optional
         Seconds that a call waits for a lock held by a stopped process, default 1.
     warm_reserve : int or str, optional
         Bytes of freed pages kept for the next objects, default 256 MiB.
     liveness : {"auto", "pid"}
-        "pid" refuses processes of other pid namespaces, whose death can only be concluded from silence.
+        "pid" refuses processes of other pid namespaces.
     num_workers : int, optional
-        How many processes run tasks; default is the number of CPUs this process may use. Started when they are needed.
+        Number of processes for tasks; default is the number of CPUs that this process may use. They start when they are
+        needed.
     start_method : {"fork", "spawn", "forkserver"}, optional
         How workers and actors are started; default is what multiprocessing uses.
 
@@ -108,12 +108,16 @@ def init(
     Raises
     ------
     TypeError, ValueError
-        If an option makes no sense, or differs from what an earlier call in this process gave.
+        If an option is invalid, or differs from that of an earlier call in this process.
 
     Warns
     -----
     RuntimeWarning
-        If the store is there already and does not have an option that is given.
+        If the store exists already and does not have an option that is given.
+
+    Examples
+    --------
+    >>> store = pyray_ser.init(capacity="4G", spill_dir="/var/tmp/spill")
     """
     from .store.options import check
 
@@ -137,9 +141,14 @@ def init(
 
 def shutdown() -> None:
     """
-    Close the stores of this process. May be repeated, and `init` may follow.
+    Close the stores of this process and end its workers and actors.
 
-    Workers and actors end. Values that `get` returned stay valid; references do not. A store ends with its last process.
+    Values that `get` returned stay valid; references do not. A store ends with its last process. The call may be repeated,
+    and `init` may follow.
+
+    Examples
+    --------
+    >>> pyray_ser.shutdown()
     """
     if "pyray_ser.tasks" in sys.modules:
         from .tasks import shutdown as end_workers
@@ -149,19 +158,27 @@ def shutdown() -> None:
 
 
 def is_initialized() -> bool:
-    """Return whether this process has a store."""
+    """
+    Return whether this process has a store.
+
+    Examples
+    --------
+    >>> pyray_ser.is_initialized()
+    True
+    """
     return _store.default() is not None
 
 
 def get_by_name(name: str, *, timeout: float | None = None, mmap_mode: MmapMode = "r") -> Any:
     """
-    Return the value of the object that was put with this name.
+    Return the value of a named object.
 
     Parameters
     ----------
     name : str
+        The name that was given to `put`.
     timeout : float, optional
-        How many seconds to wait for an object of that name; default is without limit, 0 is not to wait.
+        Seconds to wait for an object of this name; default is without limit, 0 does not wait.
     mmap_mode : {"r", "c"}
         As for `get`.
 
@@ -172,10 +189,15 @@ def get_by_name(name: str, *, timeout: float | None = None, mmap_mode: MmapMode 
     Raises
     ------
     NameNotFoundError
-        If there is none and `timeout` is 0, or nobody can put one because this process alone uses the store; also a
-        `FileNotFoundError`.
+        If there is none and `timeout` is 0, or if no other thread or process could put one; also a `FileNotFoundError`.
     GetTimeoutError
         If there is none in time.
+
+    Examples
+    --------
+    >>> ref = pyray_ser.put({"lr": 0.1}, name="settings")
+    >>> pyray_ser.get_by_name("settings")
+    {'lr': 0.1}
     """
     return get(_store.wait_name(_current(), name, timeout), mmap_mode=mmap_mode)
 
@@ -187,21 +209,35 @@ def names() -> dict[str, ObjectRef[Any]]:
     Returns
     -------
     dict of str to ObjectRef
-        In no particular order. To end one: ``free(names()[name])``.
+        In no particular order. ``free(names()[name])`` deletes a named object.
+
+    Examples
+    --------
+    >>> pyray_ser.names()
+    {'settings': ObjectRef(...)}
     """
     store = _current()
     found = ((name, _store.find_name(store, name)) for name, _ in _store.names_of(store))
-    # One that was freed between the two looks is left out.
+    # Leave out an object that was freed between the two calls.
     return {name: ref for name, ref in found if ref is not None}
 
 
 def contains(ref: ObjectRef[Any] | TaskRef[Any]) -> bool:
     """
-    Return whether `get` would return at once: the object is sealed and alive.
+    Return whether `get` would return immediately, because the object is sealed and alive.
 
     Parameters
     ----------
     ref : ObjectRef or TaskRef
+
+    Returns
+    -------
+    bool
+
+    Examples
+    --------
+    >>> pyray_ser.contains(pyray_ser.put(1))
+    True
     """
     if not isinstance(ref, ObjectRef) and not _store.is_promise(ref):
         raise TypeError(f"contains() takes an ObjectRef, not {type(ref).__name__!r}")
@@ -219,10 +255,15 @@ def stats() -> dict[str, int]:
     Returns
     -------
     dict of int
-        Bytes: ``capacity``; ``used`` by objects; ``reserved`` for small ones to come; ``backed`` by the kernel;
-        ``overhead`` of bookkeeping; ``largest_free``; ``spilled_bytes``, which are in files. Counts: ``spilled``, ``objects``, ``unsealed``, ``clients``, ``max_clients``,
-        ``in_flight`` references, ``edges`` between objects, ``orphaned`` by a fork, ``slots``, ``serial`` of the next
+        Bytes: ``capacity``; ``used`` by objects; ``reserved`` for future small objects; ``backed`` by the kernel;
+        ``overhead`` of bookkeeping; ``largest_free``; ``spilled_bytes`` in files. Counts: ``spilled``, ``objects``,
+        ``unsealed``, ``clients``, ``max_clients``, ``in_flight`` references, ``edges`` between objects, ``orphaned`` by a fork, ``slots``, ``serial`` of the next
         object, ``reaped`` clients, ``stolen`` locks.
+
+    Examples
+    --------
+    >>> pyray_ser.stats()["objects"]
+    3
     """
     store = _current()
     flight = sys.modules.get("pyray_ser.pool_hooks.in_flight")
@@ -241,26 +282,37 @@ def objects() -> list[dict[str, Any]]:
         ``id``, ``serial``, ``size``, ``extent`` in bytes, ``state``, ``ref_holders`` and ``pin_holders`` (processes),
         ``tokens_and_edges`` (messages and objects that hold it), ``creator_pid`` (None if gone), ``created`` (seconds since
         the epoch), ``freed``, ``orphaned``, ``spilled`` (it is in a file), ``name`` (None if it has none).
+
+    Examples
+    --------
+    >>> largest = max(pyray_ser.objects(), key=lambda record: record["size"])
     """
     return _current().records()
 
 
 def create(nbytes: int, *, timeout: float | None = None) -> memoryview:
     """
-    Make an object to be filled in place.
+    Make an object of `nbytes` bytes that is filled in place.
 
     Parameters
     ----------
     nbytes : int
+        Size in bytes.
     timeout : float, optional
         As for `put`.
 
     Returns
     -------
     memoryview
-        Writable until `seal` makes it an object, whose value is a read-only memoryview. ``view.obj.ref`` is the reference
-        that others can wait for meanwhile. A memoryview cannot be told that it became read-only: writing to this one after
-        `seal` is SIGSEGV, as it is in a forked child.
+        Writable until `seal` publishes it; the value is then a read-only memoryview. ``view.obj.ref`` is the reference that
+        other processes can wait for meanwhile. The memoryview keeps its writable flag: writing to it after `seal`, or in a
+        forked child, raises SIGSEGV.
+
+    Examples
+    --------
+    >>> view = pyray_ser.create(5)
+    >>> view[:] = b"bytes"
+    >>> ref = pyray_ser.seal(view)
     """
     from . import _window
 
@@ -277,7 +329,7 @@ def empty(
     timeout: float | None = None,
 ) -> NDArray[Any]:
     """
-    Make an array inside the store, to be filled in place.
+    Make an array inside the store that is filled in place.
 
     Parameters
     ----------
@@ -291,7 +343,13 @@ def empty(
     Returns
     -------
     numpy.ndarray
-        Uninitialized and writable until `seal(array)` makes it an object, without a copy. From then on it is read-only.
+        Uninitialized, and writable until `seal(array)` publishes it without a copy. Then it is read-only.
+
+    Examples
+    --------
+    >>> array = pyray_ser.empty((1000, 1000))
+    >>> array[:] = 0
+    >>> ref = pyray_ser.seal(array)
     """
     import operator
 
@@ -319,16 +377,23 @@ def empty(
 
 def seal(value: memoryview | NDArray[Any]) -> ObjectRef[Any]:
     """
-    Turn what `create` or `empty` made into an object, without a copy.
+    Publish the result of `create` or `empty` as an object, without a copy.
 
     Parameters
     ----------
     value : memoryview or numpy.ndarray
-        The whole of it; a reshaped view is fine, and that is what `get` will return.
+        The whole memory. It may be reshaped; `get` returns the same shape.
 
     Returns
     -------
     ObjectRef
+
+    Examples
+    --------
+    >>> array = pyray_ser.empty(3)
+    >>> array[:] = 1
+    >>> pyray_ser.get(pyray_ser.seal(array))
+    array([1., 1., 1.])
     """
     from . import _window
 
@@ -337,11 +402,15 @@ def seal(value: memoryview | NDArray[Any]) -> ObjectRef[Any]:
 
 def abort(value: memoryview | NDArray[Any]) -> None:
     """
-    Give up what `create` or `empty` made: who waits for it gets `ObjectLostError`.
+    Give up the result of `create` or `empty`. Processes that wait for it get `ObjectLostError`.
 
     Parameters
     ----------
     value : memoryview or numpy.ndarray
+
+    Examples
+    --------
+    >>> pyray_ser.abort(pyray_ser.empty(10))
     """
     from . import _window
 

@@ -1,4 +1,4 @@
-"""Every exception that pyray_ser raises on its own account.
+"""All exceptions of pyray_ser.
 
 ::
 
@@ -6,15 +6,15 @@
      +-- ObjectStoreFullError         (MemoryError)        no room for an object
      +-- StoreFullError               (RuntimeError)       no room for a client, a name, a slot
      +-- ObjectLostError              (LookupError)        the object cannot come back
-     |    +-- ObjectFreedError                             ... because somebody called free()
+     |    +-- ObjectFreedError                             ... because a process called free()
      |    +-- ForeignStoreError                            ... from here: its store is out of reach
      +-- GetTimeoutError              (TimeoutError)       not ready in the time given
      +-- StoreBusyError               (TimeoutError)       a living, stopped process holds the lock
-     +-- CorruptObjectError           (ValueError)         stored or transmitted bytes do not check out
+     +-- CorruptObjectError           (ValueError)         stored or transmitted bytes are damaged
      +-- StoreVersionError            (RuntimeError)       a store of another format
      +-- StoreClosedError             (ValueError)         used after shutdown()
      +-- StoreNotFoundError           (FileNotFoundError)  no store of that name
-     +-- StoreAccessError             (PermissionError)    a store that is not ours to open
+     +-- StoreAccessError             (PermissionError)    a store that this user may not open
      +-- NameNotFoundError            (FileNotFoundError)  no object of that name
      +-- NameExistsError              (FileExistsError)    the name is taken
      +-- SerializationError           (TypeError)          something inside cannot be pickled
@@ -23,13 +23,13 @@
      +-- TaskCancelledError                                a task was cancelled
      +-- WorkerDiedError              (RuntimeError)       a worker process is gone
 
-Where Python has a fitting exception, ours is one of them too, so code that
+Where Python has a fitting exception, the class derives from it, too, so code that
 catches ``MemoryError``, ``TimeoutError`` or ``TypeError`` needs no change.
 
-All take an optional ready-made message, and facts as keywords. The facts stay
-readable as attributes, and the message is composed from them when none is
-given: what happened, to which object or store, and what to do next. All
-survive pickling with their facts, because they travel between processes.
+All take an optional message, and facts as keywords. The facts are attributes.
+Without a message, the text is composed from them: what happened, to which object
+or store, and what to do next. All can be pickled with their facts, because they
+travel between processes.
 """
 
 import signal as _signal
@@ -61,7 +61,7 @@ __all__ = [
 
 
 def bytes_text(number: int) -> str:
-    """Return a byte count as people read it: ``1536`` -> ``'1.5 KiB'``."""
+    """Return a byte count with a unit: ``1536`` -> ``'1.5 KiB'``."""
     if number < 1024:
         return f"{number} bytes"
     size = float(number)
@@ -77,7 +77,7 @@ def _seconds(number: float) -> str:
 
 
 def text_of(error: BaseException) -> str:
-    """``str(error)``, also where the exception's own ``__str__`` fails."""
+    """Return ``str(error)``, or a replacement if the exception's ``__str__`` fails."""
     try:
         return str(error)
     except Exception:
@@ -90,12 +90,12 @@ class PyraySerError(Exception):
     Parameters
     ----------
     message : str, optional
-        The whole text. Composed from the facts when omitted.
+        The text; default is a text composed from the facts.
     **facts
-        What is known, by the names in the class's list of attributes.
+        Values for the attributes of the class.
     """
 
-    # The keywords a class takes: every public attribute that it or a base declares with a default.
+    # The keywords of a class: every public attribute that it or a base declares with a default.
     _facts: frozenset[str] = frozenset()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -120,19 +120,19 @@ class ObjectStoreFullError(PyraySerError, MemoryError):
     Attributes
     ----------
     size : int or None
-        Bytes that were asked for.
+        Bytes that were requested.
     capacity : int or None
-        Bytes the store may hold.
+        Capacity of the store in bytes.
     used : int or None
-        Bytes that live objects hold.
+        Bytes of live objects.
     pinned : int or None
-        Of these, bytes under views, which can be neither moved nor spilled.
+        Bytes of these under views, which can be neither moved nor spilled.
     holders : str or None
-        What holds the memory, in words: largest objects, owners, where created.
+        Text about what holds the memory: largest objects, owners, where created.
     reason : str or None
-        Why, when it is not the capacity: a full tmpfs, a cgroup limit, a full spill disk.
+        The reason if it is not the capacity: a full tmpfs, a cgroup limit, a full spill disk.
     hint : str or None
-        What to do, when it is something special.
+        What to do, in special cases.
     spills : bool
         Whether the store has a spill directory.
     """
@@ -179,7 +179,7 @@ class StoreFullError(PyraySerError, RuntimeError):
     Attributes
     ----------
     table : str
-        Which table, ``"clients"`` unless told.
+        The table; default ``"clients"``.
     limit : int or None
         How many entries it has.
     """
@@ -229,19 +229,19 @@ class ObjectLostError(PyraySerError, LookupError):
 
 
 class ObjectFreedError(ObjectLostError):
-    """The object was ended for everyone by ``free()``."""
+    """A process deleted the object by ``free()``."""
 
     def _compose(self) -> str:
         return f"{self._which()} was freed; keep it until its last get, or put it again"
 
 
 class ForeignStoreError(ObjectLostError):
-    """The ref belongs to a store that this process cannot reach.
+    """The reference belongs to a store that this process cannot reach.
 
     Attributes
     ----------
     node : str or None
-        The host the store lives on.
+        The host of the store.
     """
 
     node: str | None = None
@@ -253,16 +253,16 @@ class ForeignStoreError(ObjectLostError):
 
 
 class GetTimeoutError(PyraySerError, TimeoutError):
-    """Something was not ready within the time given.
+    """An object, a name or a result was not ready in time.
 
     Attributes
     ----------
     ref : str or None
-        What was waited for.
+        The awaited reference, as text.
     timeout : float or None
         Seconds waited.
     pending : int or None
-        How many of the refs asked for were not ready.
+        How many of the references were not ready.
     """
 
     ref: str | None = None
@@ -300,16 +300,16 @@ class StoreBusyError(PyraySerError, TimeoutError):
 
 
 class CorruptObjectError(PyraySerError, ValueError):
-    """Bytes that should be an object of ours do not check out.
+    """The bytes of an object are damaged.
 
     Attributes
     ----------
     ref : str or None
-        Which object, when it came from a store.
+        The object, if it came from a store.
     reason : str or None
         The check that failed.
     offset : int or None
-        Where in the bytes.
+        Where in the bytes it failed.
     """
 
     ref: str | None = None
@@ -350,7 +350,7 @@ class StoreVersionError(PyraySerError, RuntimeError):
 
 
 class StoreClosedError(PyraySerError, ValueError):
-    """A ref or a store was used after ``shutdown()``.
+    """A reference or store was used after ``shutdown()``.
 
     Attributes
     ----------
@@ -389,7 +389,7 @@ class StoreAccessError(PyraySerError, PermissionError):
     Attributes
     ----------
     path : str or None
-        What was found.
+        The path of the file or directory.
     reason : str or None
         What is wrong with it.
     """
@@ -443,9 +443,9 @@ class SerializationError(PyraySerError, TypeError):
     Attributes
     ----------
     path : str or None
-        Where the culprit sits, from the value given: ``.model.cache['k'][1]``.
+        The path of that object, from the value given: ``.model.cache['k'][1]``.
     failures : tuple of FailureTuple
-        All offenders found, where they were looked for.
+        All objects that cannot be pickled, if they were searched for.
     """
 
     path: str | None = None
@@ -456,18 +456,18 @@ class SerializationError(PyraySerError, TypeError):
         return f"cannot pickle the value{where}; see util.inspect_serializability"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The offenders cannot travel; that is why we are here.
+        # The objects themselves cannot be pickled.
         state = {**self.__dict__, "failures": ()}
         return (type(self), self.args, state)
 
 
 class DeepRecursionError(PyraySerError, _PicklingError, RecursionError):
-    """Deep recursion: foreign code nests more deeply than the C stack allows.
+    """Foreign code nests more deeply than the C stack allows.
 
     Attributes
     ----------
     path : str or None
-        The beginning of the way down.
+        The beginning of the path.
     """
 
     path: str | None = None
@@ -483,20 +483,20 @@ class DeepRecursionError(PyraySerError, _PicklingError, RecursionError):
 class TaskError(PyraySerError):
     """A task or an actor's method raised an exception.
 
-    What ``get`` raises is an instance of a class made on the fly that derives
-    from this one and from the original exception's type, so both
+    ``get`` raises an instance of a class that derives from this one and from the
+    type of the original exception, so both
     ``except TaskError`` and ``except ValueError`` catch it.
 
     Attributes
     ----------
     cause : BaseException or None
-        The original exception, where it could travel.
+        The original exception, if it could be pickled.
     remote_traceback : str
         The traceback in the worker, as text.
     task : str or None
         Which function or method.
     pid : int or None
-        Which worker process.
+        The worker process.
     """
 
     cause: BaseException | None = None
@@ -541,9 +541,9 @@ class WorkerDiedError(PyraySerError, RuntimeError):
     exitcode : int or None
         As in ``multiprocessing``: negative numbers are signals.
     task : str or None
-        What it was doing.
+        The function or method that it was running.
     reason : str or None
-        Why it ended, when this process itself ended it.
+        Why this process ended it, if it did.
     began : bool
         Whether it had begun with the task.
     """

@@ -1,7 +1,7 @@
 """Prometheus: the counters of the stores that this process has open, at each scrape.
 
-Needs the package prometheus-client (the extra ``prometheus``). Any process that uses a store can show it; the figures are the
-whole store's, so one of them is enough.
+Needs the package prometheus-client (the extra ``prometheus``). Any process that uses a store can show it; the figures describe
+the whole store, so one process is enough.
 """
 
 import os
@@ -15,7 +15,7 @@ from . import _log, _store, exceptions
 
 __all__ = ["StoreCollector", "register"]
 
-# Key of `Store.stats`, name of the metric, what it says. The names of counters end with "_total" in what is scraped.
+# Key of `Store.stats`, name of the metric, its description. The scraped names of counters end with "_total".
 _GAUGES = (
     ("capacity", "capacity_bytes", "Bytes that the store may hold."),
     ("used", "used_bytes", "Bytes in use by objects in memory."),
@@ -41,7 +41,7 @@ _COUNTERS = (
 
 class StoreCollector:
     """
-    What `prometheus_client` asks for the counters of the stores that are open when it asks.
+    A collector for `prometheus_client`: the counters of the stores that are open at each scrape.
 
     Every sample has the labels ``store`` (the identity) and ``path`` (the file of a named store, else empty). A process
     without a store has no samples, and a scrape never opens one. ``<prefix>_up`` is 0 for a store that could not be read.
@@ -49,27 +49,27 @@ class StoreCollector:
     Parameters
     ----------
     prefix : str
-        How the names of the metrics begin.
+        The beginning of the names of the metrics.
     """
 
     def __init__(self, prefix: str = "pyray_ser") -> None:
         self._prefix = prefix
 
     def describe(self) -> Iterator[Any]:
-        """Return the metrics without samples: a registry looks for names that are taken."""
+        """Return the metrics without samples; a registry checks their names."""
         yield from self._families().values()
 
     def collect(self) -> Iterator[Any]:
         """Return the metrics as they are now."""
         families = self._families()
         for store in _store.open_stores():
-            # A path need not be text.
+            # A path may be no valid text.
             path = os.fsencode(store.path or "").decode("utf-8", "backslashreplace")
             labels = [f"{store.id:016x}", path]
             try:
                 figures = {"up": 1, **store.stats()}
             except exceptions.StoreClosedError:
-                continue  # by another thread, a moment ago
+                continue  # another thread has closed it
             except (exceptions.PyraySerError, OSError) as error:
                 _log.warning("the counters of %r cannot be read: %s", store, error)
                 figures = {"up": 0}
@@ -96,12 +96,18 @@ def register(registry: Any = REGISTRY, prefix: str = "pyray_ser") -> StoreCollec
     registry : prometheus_client.CollectorRegistry, optional
         Default is the one that ``start_http_server`` serves.
     prefix : str
-        How the names of the metrics begin.
+        The beginning of the names of the metrics.
 
     Returns
     -------
     StoreCollector
         For ``registry.unregister``.
+
+    Examples
+    --------
+    >>> from prometheus_client import start_http_server
+    >>> collector = pyray_ser.metrics.register()
+    >>> server = start_http_server(8000)
     """
     collector = StoreCollector(prefix)
     registry.register(collector)

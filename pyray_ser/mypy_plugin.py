@@ -1,4 +1,4 @@
-"""A plugin for mypy, which leaves the types of decorated classes as they are: it gives classes under `remote` their ``.remote``.
+"""A plugin for mypy that gives classes under `remote` their ``.remote``; mypy ignores the types of class decorators.
 
 ::
 
@@ -25,7 +25,7 @@ def _any() -> AnyType:
 
 
 def _anything() -> list[Argument]:
-    """Return the arguments of a function of which nothing is known."""
+    """Return the arguments of an unknown function."""
     return [
         Argument(Var("args", _any()), _any(), None, ARG_STAR),
         Argument(Var("kwargs", _any()), _any(), None, ARG_STAR2),
@@ -33,7 +33,7 @@ def _anything() -> list[Argument]:
 
 
 def _arguments(context: ClassDefContext) -> list[Argument] | None:
-    """Return the arguments of the class, each of which a reference can stand for; None if it has to be asked for later."""
+    """Return the arguments of the class, each of which may be a reference; None if they are not known yet."""
     found = context.cls.info.get("__init__")
     if found is None or found.node is None:
         return []
@@ -79,13 +79,13 @@ def _make_remote(context: ClassDefContext) -> bool:
 
 
 class RemotePlugin(Plugin):
-    """What mypy asks about decorators of classes."""
+    """The hooks for decorators of classes."""
 
     def get_class_decorator_hook_2(self, fullname: str) -> Callable[[ClassDefContext], bool] | None:
-        """Return what to do with a class under the decorator of that name."""
+        """Return the hook for the decorator of that name."""
         return _make_remote if fullname in ("pyray_ser.remote", f"{_TYPED}.remote") else None
 
 
 def plugin(version: str) -> type[Plugin]:
-    """Return the plugin; what mypy calls."""
+    """Return the plugin; mypy calls this function."""
     return RemotePlugin

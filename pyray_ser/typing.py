@@ -1,6 +1,6 @@
-"""Types for annotations: what our functions take and give, as protocols and aliases.
+"""Types for annotations: arguments and results of the package's functions, as protocols and aliases.
 
-Nothing here is needed at run time, and nothing of ours is imported.
+Nothing here is needed at run time, and nothing of the package is imported.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -38,14 +38,14 @@ BufferLike: TypeAlias = bytes | bytearray | memoryview | PickleBuffer | Supports
 
 @runtime_checkable
 class WritableFile(Protocol):
-    """What ``dump`` writes to."""
+    """A file that ``dump`` can write to."""
 
     def write(self, data: bytes, /) -> Any: ...
 
 
 @runtime_checkable
 class ReadableFile(Protocol):
-    """What ``load`` reads from; ``readinto`` and ``peek`` are used where there."""
+    """A file that ``load`` can read from; ``readinto`` and ``peek`` are used if it has them."""
 
     def read(self, size: int, /) -> bytes: ...
 
@@ -56,16 +56,16 @@ BufferCallback: TypeAlias = Callable[[PickleBuffer], Any]
 """Takes a large buffer out of the stream; a true result keeps it in-band (PEP 574)."""
 
 Reduced: TypeAlias = str | tuple[Any, ...]
-"""What ``__reduce_ex__`` returns: a global's name, or a tuple of two to six items."""
+"""The result of ``__reduce_ex__``: the name of a global, or a tuple of two to six items."""
 
 Reducer: TypeAlias = Callable[[Any], Reduced]
 """A function in ``copyreg.dispatch_table`` or in the entry point group ``pyray_ser.reducers``."""
 
 Serializer: TypeAlias = Callable[[T], Any]
-"""First half of ``register_serializer``: an instance to something picklable."""
+"""The serializer of ``register_serializer``: converts an instance to a value that can be pickled."""
 
 Deserializer: TypeAlias = Callable[[Any], T]
-"""Second half of ``register_serializer``: what the serializer returned, back to an instance."""
+"""The deserializer of ``register_serializer``: makes an instance from the result of the serializer."""
 
 Allow: TypeAlias = Collection[str] | Callable[[str, str], bool]
 """Safe mode: names ``"module:qualname"``, or a predicate of both."""
@@ -74,4 +74,4 @@ MmapMode: TypeAlias = Literal["r", "c"]
 """How ``get`` maps an object: read-only, or copy-on-write."""
 
 Frames: TypeAlias = Sequence[memoryview]
-"""What ``dumps_frames`` returns and ``loads_frames`` takes: header, stream, buffers."""
+"""The result of ``dumps_frames`` and the argument of ``loads_frames``: header, stream, buffers."""

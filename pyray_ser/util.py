@@ -1,6 +1,6 @@
-"""Teaching the library new types, finding out what is in the way of pickling, and the ready-made allow-list.
+"""Serializers for your types, the inspector for values that cannot be pickled, and an allow-list for numpy.
 
-The inspector is imported when it is first used: programs that never ask do not pay for it.
+The inspector is imported when it is first used.
 """
 
 from importlib import import_module

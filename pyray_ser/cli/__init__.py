@@ -1,7 +1,7 @@
 """The command line: ``pyray-ser COMMAND``, one file per command.
 
 A command is a module of this package with ``HELP`` (one line), ``add_arguments(parser)`` and ``run(arguments)``, which
-returns the exit status: 0, 1 for a negative answer, 2 for what could not be done. It is imported when it is asked for.
+returns the exit status: 0, 1 for a negative answer, 2 if the command could not run. It is imported when it is used.
 """
 
 import argparse
@@ -31,11 +31,11 @@ COMMANDS = {
 
 
 class CommandError(Exception):
-    """What the user has to be told in one line, instead of a traceback."""
+    """An error that is printed as one line, without a traceback."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse's own passes over in silence what it could not print."""
+    """A parser that reports errors of writing, which argparse's own ignores."""
 
     def _print_message(self, message: str, file: Any = None) -> None:
         file = sys.stderr if file is None else file
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = next((word for word in argv if word in COMMANDS), None)
     name = "pyray-ser" if asked is None else f"pyray-ser {asked}"
     if sys.stdout is None:
-        # Descriptor 1 is closed: a file that a command opens would get its number.
+        # Descriptor 1 is closed: the next file that a command opens would get this number.
         _complain(f"{name}: cannot write its output: standard output is closed")
         return 2
     try:
@@ -83,7 +83,7 @@ def _run(argv: list[str], asked: str | None) -> int:
             command.set_defaults(run=module.run)
     arguments = parser.parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of objects are anything, terminals are not
+        sys.stdout.reconfigure(errors="backslashreplace")  # for any names of objects
     try:
         return int(arguments.run(arguments))
     except CommandError as error:
@@ -96,11 +96,11 @@ def _complain(text: str) -> None:
         try:
             print(text, file=sys.stderr, flush=True)
         except OSError:
-            pass  # nowhere to say it
+            pass  # it cannot be reported
 
 
 def _let_go_of_output() -> None:
-    """Leave the interpreter nothing to write when it ends: that would fail again, with a traceback."""
+    """Discard buffered output, so that the interpreter does not fail again, with a traceback, when it ends."""
     nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.dup2(nowhere, 1)

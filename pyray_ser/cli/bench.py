@@ -1,4 +1,4 @@
-"""``pyray-ser bench``: what this library is worth on this machine."""
+"""``pyray-ser bench``: measure the effect of the library on this machine."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def memory_of(pid: int) -> int:
     """
     Return the bytes that a process and its descendants use.
 
-    Their proportional set sizes, with files in shared memory counted once and in full: also what no process has mapped just now
-    is memory.
+    The sum of their proportional set sizes, with files in shared memory counted once and in full, because pages that no process
+    has mapped at the moment take memory, too.
     """
     total = 0
     files: dict[tuple[int, int], int] = {}
@@ -69,7 +69,7 @@ def memory_of(pid: int) -> int:
                     status = os.stat(path)
                     files[status.st_dev, status.st_ino] = status.st_blocks * 512
         except OSError:
-            continue  # it has ended, or closed something
+            continue  # it has ended, or closed a file
     return total + sum(files.values())
 
 
@@ -103,11 +103,11 @@ class _Program:
         return float(self._read())
 
     def memory(self) -> int:
-        """Run once more, looking on; not timed, because looking takes time too."""
+        """Run once more and measure memory; not timed, because measuring takes time, too."""
         self.start()
         largest = 0
         while True:
-            # Once at least, however soon it is done.
+            # At least once, even if it ends quickly.
             largest = max(largest, memory_of(self.process.pid))
             if select.select([self.process.stdout], [], [], 0.03)[0]:
                 break

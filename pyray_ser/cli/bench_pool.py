@@ -1,4 +1,4 @@
-"""What ``pyray-ser bench pool`` measures: the pool of the README, as it is or with its two lines. A program of its own."""
+"""The program that ``pyray-ser bench pool`` measures: the pool of the README, with or without its two lines."""
 
 import multiprocessing
 import sys
@@ -16,7 +16,7 @@ def column_mean(table: Any, column: int) -> float:
 
 
 def main(argv: list[str]) -> None:
-    """Run it once for each line on standard input, printing the seconds it took. Arguments: before or after, MB, workers."""
+    """Run the pool once for each line on standard input, and print the seconds. Arguments: before or after, MB, workers."""
     which, megabytes, workers = argv[0], int(argv[1]), int(argv[2])
     import numpy
 

@@ -26,7 +26,7 @@ def _ask(spill: bool, store: _store.Store, spill_dir: str | None) -> dict[str, A
     if not spill:
         return {"ok": True}
     if store.spill_dir is None and spill_dir is not None:
-        # A copy of the tables of a store that is gone, which knows nothing of the files.
+        # A copy of the tables of a dead store, which has no spill directory.
         from ..store.spill_codec import check_files
 
         count, damaged = check_files(store, spill_dir)
@@ -48,7 +48,7 @@ def _describe(answer: dict[str, Any]) -> str:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check the stores; 1 if one does not check out."""
+    """Check the stores; return 1 if one is damaged."""
     answers, status = each(arguments, partial(_ask, arguments.spill))
     for answer in answers:
         answer.setdefault("ok", False)

@@ -1,8 +1,8 @@
-"""``pyray-ser clean``: remove what stores that are provably gone left behind.
+"""``pyray-ser clean``: remove the files of dead stores.
 
-A named store is gone when no process holds a lock on its file, seen from any pid namespace and container, and none that can be
-seen from here has it mapped. A directory of spilled objects is gone when nobody holds the lock that every client of its store
-holds. Nothing else is touched; memory of unnamed stores needs no cleaning.
+A named store is dead if no process holds a lock on its file, in any pid namespace and container, and no visible process has it
+mapped. A directory of spilled objects is dead if no process holds the lock that every client of its store holds. Nothing else is
+removed; memory of unnamed stores needs no cleaning.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ def spill_directories(stores: list[Found], more: list[str]) -> list[str]:
                 if spill_dir:
                     found.append(spill_dir)
         except (OSError, ValueError, RuntimeError, MemoryError):
-            continue  # damaged, of another version, or gone: `check` says which
+            continue  # damaged, of another version, or gone: `check` reports it
     return list(dict.fromkeys(found))
 
 
 def left_behind(stores: list[Found]) -> list[dict[str, Any]]:
-    """Return the files of named stores that are gone."""
+    """Return the files of dead named stores."""
     found = []
     for store in stores:
         if store.path is not None and not store.used:
@@ -58,14 +58,14 @@ def left_behind(stores: list[Found]) -> list[dict[str, Any]]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Remove, or say what would be removed."""
+    """Remove the files, or show what would be removed."""
     stores = find()
     directories = spill_directories(stores, arguments.spill_dir)
     removed, problems = [], []
     for entry in left_behind(stores):
         folder = os.path.dirname(entry["path"])
         try:
-            # Looked at once more, with everybody who would open it locked out.
+            # Check again under the lock that excludes processes which open it.
             with named_stores.guard(folder):
                 if arguments.dry_run:
                     removed.append(entry)

@@ -1,4 +1,4 @@
-"""``pyray-ser doctor``: what this machine offers, what is in the way, and what to do about it."""
+"""``pyray-ser doctor``: what this machine offers, what does not work, and what to do about it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OK, INFO, WARN, FAIL = "ok", "info", "warn", "fail"
 
 @dataclass
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     level: str
@@ -92,7 +92,7 @@ def _meminfo() -> dict[str, int]:
 
 def cgroup_limits(root: str = "/sys/fs/cgroup", membership: str | None = None) -> list[tuple[str, int, int | None]]:
     """
-    Return the memory limits that hold for this process, from its own group up to the root.
+    Return the memory limits of this process, from its own group up to the root.
 
     Returns
     -------
@@ -112,7 +112,7 @@ def cgroup_limits(root: str = "/sys/fs/cgroup", membership: str | None = None) -
         while True:
             folder = base + path.rstrip("/")
             limit = _number(f"{folder}/{limit_name}")
-            # "max" is no number, and version 1 says "no limit" by an absurd one.
+            # "max" is no number, and version 1 writes "no limit" as a huge one.
             if limit is not None and limit < 1 << 60:
                 found.append((folder, limit, _number(f"{folder}/{usage_name}")))
             if path in ("", "/"):
@@ -208,7 +208,7 @@ def _kernel() -> Iterator[Finding]:
         yield Finding("/proc", OK, "mounted")
     huge = _read("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
     chosen = huge[huge.find("[") + 1 : huge.find("]")] if huge and "[" in huge else "unknown"
-    asked = _at_least((6, 1))  # MADV_COLLAPSE: whatever page faults do by themselves
+    asked = _at_least((6, 1))  # MADV_COLLAPSE, which does not depend on the setting for page faults
     yield Finding(
         "huge pages for shared memory",
         OK if chosen not in ("deny", "unknown") and (asked or chosen != "never") else INFO,
@@ -247,7 +247,7 @@ def removes_ipc(folders: tuple[str, ...] = ("/etc/systemd", "/run/systemd", "/us
 
 
 def _logout() -> Iterator[Finding]:
-    # Only users that are not system users, and only where logind runs.
+    # It concerns ordinary users only, and only if logind runs.
     if os.getuid() < 1000 or not os.path.isdir("/run/systemd/seats"):
         yield Finding("RemoveIPC", OK, "does not concern this user")
     elif removes_ipc():
@@ -337,7 +337,7 @@ def _free(path: str) -> int:
 def _trial() -> Iterator[Finding]:
     import subprocess
 
-    # In a process of its own: a store that the kernel refuses may end by a signal.
+    # In a separate process: a store that the kernel refuses may end it by a signal.
     script = (
         "import pyray_ser, pyray_ser.store.discovery as s\n"
         "s.open_store(inherit=False, capacity=16 << 20)\n"
@@ -363,7 +363,7 @@ CHECKS = (_versions, _kernel, _memory, _shared_memory, _limits, _logout, _direct
 
 
 def examine() -> list[Finding]:
-    """Look at everything; what cannot be looked at is a finding, too."""
+    """Run all checks; a check that cannot run is a finding, too."""
     found: list[Finding] = []
     for look in CHECKS:
         try:
@@ -376,7 +376,7 @@ def examine() -> list[Finding]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the findings; 1 if something does not work."""
+    """Print the findings; return 1 if something does not work."""
     found = examine()
     status = int(any(finding.level == FAIL for finding in found))
     if arguments.json:

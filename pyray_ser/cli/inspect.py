@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Inspect; 1 if the object cannot be pickled."""
+    """Inspect the object; return 1 if it cannot be pickled."""
     obj = find(arguments.target)
     from ..inspection import inspect
 
@@ -37,11 +37,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def find(target: str) -> Any:
-    """Import what ``package.module:object`` names."""
+    """Import the object that ``package.module:object`` names."""
     module, colon, path = target.partition(":")
     if not module or not colon or not path:
         raise CommandError(f"{target!r} is not of the form package.module:object")
-    # As `python -m` does: what lies in the current directory can be named.
+    # As `python -m` does: modules in the current directory can be named.
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:

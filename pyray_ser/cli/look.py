@@ -1,4 +1,4 @@
-"""What several commands do for each store: open it, ask, report what could not be opened."""
+"""The loop of several commands over stores: open each, query it, report those that could not be opened."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Ask = Callable[[_store.Store, "str | None"], dict[str, Any]]
 
 def each(arguments: argparse.Namespace, ask: Ask) -> tuple[list[dict[str, Any]], int]:
     """
-    Ask every store that is meant.
+    Query every selected store.
 
     Returns
     -------
     tuple of (list of dict, int)
-        What `ask` returned, with ``id``, ``path``, ``pids``, ``used`` and, where it could not be asked, ``error``; and the
+        The results of `ask`, with ``id``, ``path``, ``pids``, ``used`` and, if a store could not be read, ``error``; and the
         exit status.
     """
     try:
@@ -35,7 +35,7 @@ def each(arguments: argparse.Namespace, ask: Ask) -> tuple[list[dict[str, Any]],
         try:
             answers.append(_one(found, ask))
         except ProcessLookupError as problem:
-            # Asked for all, one that ends while we look is none of them.
+            # If all stores were selected, leave out one that has just ended.
             if arguments.store:
                 raise CommandError(f"{found.label}: {problem}") from problem
     return answers, int(any("error" in answer for answer in answers))

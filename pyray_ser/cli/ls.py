@@ -28,7 +28,7 @@ def _ask(store: _store.Store, spill_dir: str | None) -> dict[str, Any]:
 
 
 def records(store: _store.Store) -> list[dict[str, Any]]:
-    """Return the records of a store's objects, each with whether its creator is still a client and where it was made, if known."""
+    """Return the records of a store's objects, with whether the creator is still a client, and where it was made if known."""
     alive = set(clients(store))
     made = allocation_sites.read(store.id, sorted(alive))
     return [
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         answer.setdefault("objects", [])
         answer.setdefault("in_flight", []).sort(key=lambda flight: flight["created"])
         answer["objects"].sort(key=ORDERS[arguments.sort])
-        # As stat and top count: an object is there once it is sealed.
+        # As stat and top count: an object exists once it is sealed.
         unsealed = sum(record["state"] == "creating" for record in answer["objects"])
         answer["count"], answer["unsealed"] = len(answer["objects"]) - unsealed, unsealed
         if arguments.limit is not None:

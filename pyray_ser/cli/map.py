@@ -14,8 +14,8 @@ from .look import each
 from .output import bytes_text, printable, write_json
 from .stores import add_selection
 
-# Kinds of a cell, its letter in the terminal, its colour in a picture. A cell shows the kind that has most bytes in it, but
-# never "free" if anything is in it.
+# Kinds of cells, with the letter in the terminal and the colour in a picture. A cell shows the kind with most bytes in it, but
+# "free" only if nothing else is in it.
 KINDS = {
     "free": ("\u00b7", "#e8e8e8"),
     "live": ("\u2592", "#5b8fc9"),
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def kind_of(record: dict[str, Any]) -> str:
-    """Return which kind of bytes an object is."""
+    """Return the kind of an object's bytes."""
     if record["spilled"]:
         return "spilled"
     if record["state"] == "creating":
@@ -59,7 +59,7 @@ def cells_of(records: list[dict[str, Any]], capacity: int, count: int) -> list[s
         kind = kind_of(record)
         start, end = record["offset"], min(record["offset"] + record["extent"], capacity)
         if kind == "spilled":
-            continue  # it lies nowhere here
+            continue  # it is not in memory
         while start < end:
             cell = start // size
             stop = min(end, (cell + 1) * size)

@@ -9,7 +9,7 @@ __all__ = ["age", "bytes_text", "count", "error", "printable", "table", "write_j
 
 
 def bytes_text(number: int) -> str:
-    """Return a byte count as people read it."""
+    """Return a byte count with a unit."""
     if number < 1024:
         return f"{number} B"
     size = float(number)
@@ -21,7 +21,7 @@ def bytes_text(number: int) -> str:
 
 
 def age(seconds: float) -> str:
-    """Return a duration as people read it, by its largest unit or two."""
+    """Return a duration in its one or two largest units."""
     seconds = max(0, int(seconds))
     if seconds < 60:
         return f"{seconds} s"
@@ -38,7 +38,7 @@ def count(number: int, one: str, many: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Return text of another process without what a terminal would obey."""
+    """Return text of another process without control characters for the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -65,7 +65,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], right: str) -> st
 
 
 def write_json(value: Any) -> None:
-    """Print a value as JSON, on one line if it goes to a program."""
+    """Print a value as JSON; on one line if the output is no terminal."""
     print(json.dumps(value, indent=2 if sys.stdout.isatty() else None, default=str))
 
 

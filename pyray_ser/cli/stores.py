@@ -1,4 +1,4 @@
-"""The stores of this user: those that processes have open, and files of named ones, used or not."""
+"""The stores of this user: stores that processes have open, and files of named stores, in use or not."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Found:
     holders: dict[int, int] = field(default_factory=dict)
     """Processes that have it open, and the descriptor there."""
     used: bool = True
-    """Whether any process uses it; False is proven."""
+    """Whether any process uses it; False only if that is proven."""
 
     @property
     def label(self) -> str:
-        """What the user calls it."""
+        """Return the user's name for it."""
         if self.path is None:
             return self.id or "?"
         folder, name = os.path.split(self.path)
@@ -70,14 +70,14 @@ def _of_file(path: str, by_id: dict[str, Found]) -> Found:
         try:
             used = named_stores.in_use(path)
         except OSError:
-            used = True  # nothing is proven
+            used = True  # it is not proven that no process uses it
         found = Found(ident, used=used)
     found.path = path
     return found
 
 
 def find() -> list[Found]:
-    """Return every store of this user that can be seen from here, those in use first."""
+    """Return every visible store of this user, stores in use first."""
     by_id: dict[str, Found] = {}
     for pid in own_pids():
         for ident, fd in _store.stores_of(pid):
@@ -89,7 +89,7 @@ def find() -> list[Found]:
         named_stores.check_directory(folder)
         names = sorted(os.listdir(folder))
     except OSError:
-        names = []  # there is none, or it is somebody else's: `doctor` says so
+        names = []  # there is no directory, or it belongs to another user: `doctor` reports it
     for name in names:
         path = os.path.join(folder, name)
         if named_stores.is_store(path):
@@ -100,7 +100,7 @@ def find() -> list[Found]:
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
-    """Add the argument that says which stores are meant."""
+    """Add the argument that selects stores."""
     parser.add_argument(
         "store",
         nargs="*",
@@ -110,12 +110,12 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
 
 def selected(words: list[str]) -> list[Found]:
     """
-    Return the stores that the words on the command line mean.
+    Return the stores that the arguments on the command line select.
 
     Raises
     ------
     LookupError
-        If a word means none.
+        If an argument selects no store.
     """
     stores = find()
     if not words:
@@ -135,7 +135,7 @@ def selected(words: list[str]) -> list[Found]:
 
 def _attach(found: Found) -> _store.Store:
     if found.path is not None:
-        # By its file: if this process turns out to be its last one, it knows what to remove.
+        # By its file: if this process becomes its last one, it must know which file to remove.
         return _store.attach_path(found.path, tables_only=True)
     for pid, fd in found.holders.items():
         store = _store.attach_pid(pid, fd, int(found.id or "0", 16), tables_only=True)
@@ -147,7 +147,7 @@ def _attach(found: Found) -> _store.Store:
 @contextmanager
 def opened(found: Found) -> Iterator[tuple[_store.Store, str | None]]:
     """
-    Look into a store: as one more client if somebody uses it, else at a copy of its tables.
+    Open a store: as one more client if a process uses it, otherwise a copy of its tables.
 
     Yields
     ------

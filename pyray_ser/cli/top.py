@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _bar(parts: list[tuple[str, int]], whole: int, width: int) -> str:
-    """Return a bar of `width` characters, of which each part takes its share."""
+    """Return a bar of `width` characters, divided among the parts."""
     text = ""
     for letter, part in parts:
         share = round(width * part / whole) if whole else 0
@@ -67,7 +67,7 @@ def _show(answer: dict[str, Any], rates: tuple[float, float] | None, limit: int)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Look again and again. Between two looks no store is held: one that has lost its last process ends."""
+    """Show the stores repeatedly. Between two pictures no store stays open, so one without processes ends."""
 
     def ask(store: _store.Store, spill_dir: str | None) -> dict[str, Any]:
         largest = sorted(records(store), key=lambda record: -record["size"])
