@@ -257,8 +257,8 @@ def stats() -> dict[str, int]:
     dict of int
         Bytes: ``capacity``; ``used`` by objects; ``reserved`` for future small objects; ``backed`` by the kernel;
         ``overhead`` of bookkeeping; ``largest_free``; ``spilled_bytes`` in files. Counts: ``spilled``, ``objects``,
-        ``unsealed``, ``clients``, ``max_clients``, ``in_flight`` references, ``edges`` between objects, ``orphaned`` by a fork, ``slots``, ``serial`` of the next
-        object, ``reaped`` clients, ``stolen`` locks.
+        ``unsealed``, ``clients``, ``max_clients``, ``in_flight`` references, ``edges`` between objects,
+        ``orphaned`` by a fork, ``slots``, ``serial`` of the next object, ``reaped`` clients, ``stolen`` locks.
 
     Examples
     --------

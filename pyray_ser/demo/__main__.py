@@ -38,18 +38,18 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def nbytes(value: dict[str, object]) -> int:
-    """Bytes of all arrays in nested dicts."""
+    """Return the bytes of all arrays in nested dicts."""
     return sum(nbytes(item) if isinstance(item, dict) else int(getattr(item, "nbytes", 0)) for item in value.values())
 
 
 def run_store(dataset: Dataset, workers: int, bytes_of_arrays: int) -> tuple[Outcome, list[tuple[str, str]]]:
-    """The store's way; also what the store says of itself before and after the kill."""
+    """Run the demo with the store; also return the store's counters before and after the kill."""
     pyray_ser.init(capacity=bytes_of_arrays + bytes_of_arrays // 4 + 256 * MEGABYTE)
     scenario = Scenario(StoreWay(), workers)
     largest = max(dataset.value, key=lambda key: nbytes({key: dataset.value[key]}))
     try:
         scenario.publish(dataset.value)
-        # The point of it: what was put need not be kept.
+        # The value was put, so this process need not keep it.
         dataset.value = {}
         gc.collect()
         scenario.hand_over()
@@ -76,7 +76,7 @@ def run_store(dataset: Dataset, workers: int, bytes_of_arrays: int) -> tuple[Out
 
 
 def settled(used: int) -> dict[str, int]:
-    """The store's figures once its living users have cleaned up after the dead; they look once a second."""
+    """Return the store's counters after living processes have reaped the dead one, which they do once a second."""
     end = time.monotonic() + 5
     while True:
         now = pyray_ser.stats()
@@ -86,7 +86,7 @@ def settled(used: int) -> dict[str, int]:
 
 
 def run_pipe(dataset: Dataset, workers: int) -> Outcome:
-    """multiprocessing's way, with the same questions and the same death."""
+    """Run the demo with multiprocessing, with the same questions and the same kill."""
     scenario = Scenario(PipeWay(), workers)
     try:
         scenario.publish(dataset.value)
@@ -101,7 +101,7 @@ def run_pipe(dataset: Dataset, workers: int) -> Outcome:
 
 
 def compare(store: Outcome, pipe: Outcome | None, workers: int, arrays: int) -> str:
-    """The table: what each way took, and what the kill cost."""
+    """Return the table of both runs and the cost of the kill."""
 
     def row(text: str, of_store: str, of_pipe: str = "-") -> tuple[str, str, str]:
         return text, of_store, of_pipe if pipe else "not run"
@@ -141,7 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"  {name}: {fact}")
     sys.stdout.flush()
 
-    # Through pipes every process has its own copy, and for a moment pickled beside it; the parent keeps its own.
+    # Through pipes every process has its own copy, and for a moment the pickled bytes, too; the parent keeps its own.
     needed = arrays * (chosen.workers + 3)
     room = measuring.available()
     pipe = None
@@ -184,21 +184,21 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def different(one: Outcome, other: Outcome) -> int:
-    """How many questions were answered once only, or differently."""
+    """Return how many questions were answered in one run only, or differently."""
     numbers = one.answers.keys() | other.answers.keys()
     missing = object()
     return sum(one.answers.get(number, missing) != other.answers.get(number, missing) for number in numbers)
 
 
 def leftover_processes() -> set[int]:
-    """Children other than the tracker that multiprocessing keeps until the interpreter ends."""
+    """Return the children, without the tracker that multiprocessing keeps until the interpreter ends."""
     from multiprocessing import resource_tracker
 
     return measuring.children() - {getattr(resource_tracker._resource_tracker, "_pid", None)}
 
 
 def run() -> int:
-    """`main` with failures of the environment as one line."""
+    """Run `main`, and print failures of the environment as one line."""
     try:
         return main()
     except (DemoError, pyray_ser.exceptions.PyraySerError, MemoryError) as error:

@@ -1,4 +1,4 @@
-"""What the demo hands to its workers, whichever source it came from."""
+"""The data for the workers of the demo."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Any
 
 
 class DemoError(Exception):
-    """Something the user can do something about; its text is the one line that is printed."""
+    """An error that the user can correct; its text is printed as one line."""
 
 
 @dataclass
 class Dataset:
-    """A value to be shared and the questions to be asked about it.
+    """A value that is shared, and questions about it.
 
     Attributes
     ----------
     title : str
         One line for the report.
     value : Any
-        What is put, or pickled: containers of arrays and plain Python objects.
+        The value that is put or pickled: containers of arrays and plain Python objects.
     questions : list of (str, tuple)
         Name of a function of `pyray_ser.demo.queries` and its arguments after the value.
     facts : dict of str to str

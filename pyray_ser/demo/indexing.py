@@ -1,4 +1,4 @@
-"""An index of the Python sources below a folder: what an editor or a code search would keep in memory."""
+"""An index of the Python sources below a folder, as an editor or a code search keeps in memory."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import numpy as np
 from .dataset import Dataset, DemoError
 from .report import Progress
 
-# Tests would triple the time and say nothing new; the others are not the standard library.
+# Tests would triple the time; the others do not belong to the standard library.
 SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
 MEGABYTE = 1 << 20
 
 
 def source_files(root: Path) -> list[Path]:
-    """Every .py file of the standard library below `root`."""
+    """Return every .py file of the standard library below `root`."""
     return sorted(
         path for path in root.rglob("*.py") if not SKIPPED.intersection(path.relative_to(root).parts) and path.is_file()
     )
@@ -79,7 +79,7 @@ class Index:
         return found
 
     def finish(self) -> dict[str, Any]:
-        """The index as a user would put it: dicts and lists around columns of one array each."""
+        """Return the index as a user would put it: dicts and lists around columns of one array each."""
         return {
             "files": self.files,
             "vocabulary": self.vocabulary,
@@ -96,7 +96,7 @@ class Index:
 
 
 def index_standard_library(block_bytes: int, questions: int) -> Dataset:
-    """The index of the running interpreter's standard library, beside a block of `block_bytes`."""
+    """Return the index of the running interpreter's standard library, and a block of `block_bytes`."""
     root = Path(sysconfig.get_path("stdlib"))
     paths = source_files(root)
     if not paths:
@@ -109,7 +109,7 @@ def index_standard_library(block_bytes: int, questions: int) -> Dataset:
     value = index.finish()
     with Progress(f"filling a block of {block_bytes // MEGABYTE} MB", 1) as progress:
         block = np.arange(block_bytes // 8, dtype=np.int64)
-        block *= 0x9E3779B97F4A7C15 - (1 << 64)  # no page like another
+        block *= 0x9E3779B97F4A7C15 - (1 << 64)  # all pages differ
         progress.advance()
     return Dataset(
         title=f"standard library of Python in {root}",
@@ -126,7 +126,7 @@ def index_standard_library(block_bytes: int, questions: int) -> Dataset:
 
 
 def _questions(index: dict[str, Any], block_len: int, count: int) -> list[tuple[str, tuple[Any, ...]]]:
-    """A fixed mix of `count` questions, the same at every run."""
+    """Return a fixed mix of `count` questions, the same in every run."""
     pick = random.Random(2)
     words = sorted(word for word in index["vocabulary"] if word.isidentifier())
     part = min(block_len, MEGABYTE // 2)

@@ -1,4 +1,4 @@
-"""``--input FILE``: a dataset from .npy, .npz, .csv or .parquet. What cannot be read is one line to the user."""
+"""``--input FILE``: a dataset from .npy, .npz, .csv or .parquet. A file that cannot be read gives an error of one line."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _csv(path: Path) -> Columns:
 
 
 def _typed(fields: list[str]) -> np.ndarray[Any, Any]:
-    """Integers if all are, else floats (an empty field is NaN), else text."""
+    """Return integers if all fields are, otherwise floats (an empty field is NaN), else text."""
     try:
         return np.array([int(field) for field in fields], dtype=np.int64)
     except (ValueError, OverflowError):

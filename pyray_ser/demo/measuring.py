@@ -1,4 +1,4 @@
-"""What the system says about processes and shared memory, read from /proc and /dev/shm."""
+"""Figures of the system about processes and shared memory, from /proc and /dev/shm."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Memory:
     shared_out : int
         Proportional set size: a page that n processes map counts 1/n in each, so that sums are true.
     own : int
-        Pages no other process maps: what ending the process would free.
+        Pages that no other process maps; the end of the process would free them.
     """
 
     shared_out: int
@@ -27,7 +27,7 @@ class Memory:
 
 
 def memory(pid: int) -> Memory:
-    """The memory of one process."""
+    """Return the memory of one process."""
     fields: dict[str, int] = {}
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
         name, _, rest = line.partition(":")
@@ -36,12 +36,12 @@ def memory(pid: int) -> Memory:
 
 
 def total(pids: Iterable[int]) -> int:
-    """PSS over several processes."""
+    """Return the PSS of several processes."""
     return sum(memory(pid).shared_out for pid in pids)
 
 
 def available() -> int:
-    """Bytes the kernel could still give to new processes without swapping."""
+    """Return the bytes that the kernel could still give to new processes without swapping."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) << 10
@@ -49,7 +49,7 @@ def available() -> int:
 
 
 def shm_entries() -> set[str]:
-    """Every file of this package in /dev/shm, at any depth, that this user owns: others may leave what they like there."""
+    """Return every file of this package in /dev/shm, at any depth, that this user owns."""
     found = set()
     for folder, _, names in os.walk(SHM):
         if folder != str(SHM) and "pyray_ser" not in folder:
@@ -65,7 +65,7 @@ def shm_entries() -> set[str]:
 
 
 def children() -> set[int]:
-    """Processes whose parent is this one."""
+    """Return the processes whose parent is this one."""
     found = set()
     for entry in filter(str.isdigit, os.listdir("/proc")):
         try:

@@ -20,13 +20,13 @@ __all__ = [
 
 
 def count_word(value: dict[str, Any], word: str) -> int:
-    """How often a word occurs in all sources."""
+    """Return how often a word occurs in all sources."""
     index = value["index"]
     return int(np.count_nonzero(index["tokens"]["word"] == index["vocabulary"][word]))
 
 
 def positions_of(value: dict[str, Any], word: str) -> np.ndarray:
-    """File and line of every occurrence of a word: an answer that is an array itself."""
+    """Return file and line of every occurrence of a word: an answer that is an array itself."""
     index = value["index"]
     tokens = index["tokens"]
     rows = np.flatnonzero(tokens["word"] == index["vocabulary"][word])
@@ -34,7 +34,7 @@ def positions_of(value: dict[str, Any], word: str) -> np.ndarray:
 
 
 def longest_definitions(value: dict[str, Any], file: int, count: int) -> list[tuple[str, int]]:
-    """The longest classes and functions of one file, with their places in the nested dict of names."""
+    """Return the longest classes and functions of one file, with their places in the nested dict of names."""
     index = value["index"]
     frame = index["definitions"]
     rows = np.flatnonzero(frame["file"] == file)
@@ -45,17 +45,17 @@ def longest_definitions(value: dict[str, Any], file: int, count: int) -> list[tu
 
 
 def block_sum(value: dict[str, Any], start: int, stop: int) -> int:
-    """The sum of a part of the block, modulo 2**64."""
+    """Return the sum of a part of the block, modulo 2**64."""
     return int(value["block"][start:stop].sum(dtype=np.int64))
 
 
 def column_sum(value: dict[str, Any], name: str, start: int, stop: int) -> float:
-    """The sum of a part of a numeric column."""
+    """Return the sum of a part of a numeric column."""
     return float(np.nansum(value[name].reshape(-1)[start:stop], dtype=np.float64))
 
 
 def column_range(value: dict[str, Any], name: str, start: int, stop: int) -> tuple[str, str]:
-    """The smallest and the largest item of a part of a column."""
+    """Return the smallest and the largest item of a part of a column."""
     part = value[name].reshape(-1)[start:stop]
     if part.dtype.kind in "OSU":
         part = [str(item) for item in part]
@@ -64,12 +64,12 @@ def column_range(value: dict[str, Any], name: str, start: int, stop: int) -> tup
 
 
 def column_checksum(value: dict[str, Any], name: str, start: int, stop: int) -> int:
-    """A checksum of a part of a column whose items have no order."""
+    """Return a checksum of a part of a column whose items have no order."""
     return fingerprint(value[name].reshape(-1)[start:stop])
 
 
 def fingerprint(value: Any) -> int:
-    """A checksum over every byte of every array and every string and number; it touches every page."""
+    """Return a checksum over every byte of every array and every string and number; it touches every page."""
     if isinstance(value, np.ndarray):
         if value.dtype.hasobject:
             return zlib.crc32(repr(value.tolist()).encode("utf-8", "surrogatepass"))

@@ -47,7 +47,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """A time with the unit that fits."""
+    """Return a time with the unit that fits."""
     if seconds >= 1:
         return f"{seconds:.2f} s"
     if seconds >= 1e-3:
@@ -56,7 +56,7 @@ def duration(seconds: float) -> str:
 
 
 def size(count: int) -> str:
-    """A number of bytes with the unit that fits."""
+    """Return a number of bytes with the unit that fits."""
     for unit, power in (("GB", 9), ("MB", 6), ("kB", 3)):
         if count >= 10**power:
             return f"{count / 10**power:,.2f} {unit}"
@@ -64,7 +64,7 @@ def size(count: int) -> str:
 
 
 def table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """Columns side by side, the first flush left, the others flush right."""
+    """Return columns side by side, the first flush left, the others flush right."""
     lines = [heads, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
 

@@ -1,4 +1,4 @@
-"""The course of events, the same for both ways: hand over, ask, kill one worker in the middle, replace it."""
+"""The steps of a run, the same for both ways: hand over, ask, kill one worker, replace it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .report import Progress
 from .ways import Way
 from .workers import SILENCE, Replacement, Worker
 
-# Questions a worker holds at a time: one in work, one so that it never idles.
+# Questions that a worker has at a time: one in work, and one so that it never waits.
 DEPTH = 2
 
 
 @dataclass
 class Outcome:
-    """Everything measured about one way. Times are seconds, sizes bytes."""
+    """All measurements of one way. Times are in seconds, sizes in bytes."""
 
     publish: float = 0.0
     hand_over: float = 0.0
@@ -43,7 +43,7 @@ class Outcome:
 
 
 class Scenario:
-    """One way with its workers.
+    """A run of one way with its workers.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ class Scenario:
     def hand_over(self) -> None:
         """Start the workers, and measure from the first byte sent until all have the value."""
         with Progress(f"{self.way.name}: starting {self.count} workers", self.count) as progress:
-            # One append at a time, so that `close` finds every worker there is.
+            # Append one at a time, so that `close` finds every worker that exists.
             for _ in range(self.count):
                 self.workers.append(Worker(self.way, self.payload))
             for worker in self.workers:
@@ -86,7 +86,7 @@ class Scenario:
             self.outcome.hand_over = time.perf_counter() - start
 
     def read_everything(self) -> set[int]:
-        """Every worker reads every byte and says what it saw."""
+        """Let every worker read every byte and return its checksum."""
         seen = set()
         with Progress(f"{self.way.name}: reading every byte in every worker", len(self.workers)) as progress:
             for worker in self.workers:
@@ -103,7 +103,7 @@ class Scenario:
         self.outcome.own = max(measuring.memory(pid).own for pid in pids)
 
     def measure_again(self, key: str) -> None:
-        """How long one worker takes to get one item again."""
+        """Measure how long one worker takes to get one item again."""
         self.workers[0].connection.send(("again", key, 1000))
         self.outcome.again = self.workers[0].receive()[1]
 
@@ -116,7 +116,7 @@ class Scenario:
         killed_at = 0.0
         start = time.perf_counter()
         with Progress(f"{self.way.name}: asking, and killing a worker in the middle", len(questions)) as progress:
-            # On small data all is answered before the death is noticed: it still has to be.
+            # With little data all questions are answered before the death is noticed; it must be noticed nevertheless.
             while len(outcome.answers) < len(questions) or victim in self.workers:
                 now = time.perf_counter()
                 if replacement and replacement.worker and replacement.worker not in self.workers:
@@ -142,7 +142,7 @@ class Scenario:
                     except (EOFError, OSError):
                         if worker is not victim:
                             raise
-                        # Dead, and its pipe is drained: what it still owed goes to the others.
+                        # It is dead and its pipe is drained: other workers get its open questions.
                         outcome.noticed = time.perf_counter() - killed_at
                         outcome.asked_again = len(worker.outstanding)
                         todo.extendleft(worker.outstanding)
@@ -172,7 +172,7 @@ class Scenario:
             self.outcome.slowest_before = max(self.outcome.slowest_before, taken)
 
     def close(self) -> None:
-        """End every worker and let go of what was published."""
+        """End every worker and release the published value."""
         for worker in self.workers:
             worker.stop()
         self.workers.clear()

@@ -1,7 +1,7 @@
-"""Two ways to bring a value to other processes: through the store, and through a pipe as pickle does it.
+"""Two ways to send a value to other processes: through the store, and pickled through a pipe.
 
-A way lives in the parent and, pickled, in each worker. `publish` makes of a value what is sent to every worker,
-`receive` makes the value of it there. `wrap` and `unwrap` do the same for one answer that is an array.
+A way exists in the parent and, pickled, in each worker. `publish` converts a value to the payload for every worker, and
+`receive` converts the payload to the value. `wrap` and `unwrap` do the same for an answer that is an array.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pyray_ser
 
 
 class StoreWay:
-    """Put once; what travels is references."""
+    """Put the value once and send references."""
 
     name = "pyray_ser"
 
@@ -26,7 +26,7 @@ class StoreWay:
         return dict(zip(payload, pyray_ser.get(list(payload.values())), strict=True))
 
     def again(self, payload: dict[str, Any], key: str, times: int) -> float | None:
-        """Seconds for getting one item of the value once more, on average."""
+        """Return the average seconds of getting one item of the value again."""
         ref = payload[key]
         start = time.perf_counter()
         for _ in range(times):
@@ -40,12 +40,12 @@ class StoreWay:
         return pyray_ser.get(answer) if isinstance(answer, pyray_ser.ObjectRef) else answer
 
     def close(self) -> None:
-        """Before a worker ends."""
+        """Release the store before a worker ends."""
         pyray_ser.shutdown()
 
 
 class PipeWay:
-    """What multiprocessing does with an argument: pickle it, for every worker again."""
+    """Pickle the value for every worker, as multiprocessing does with an argument."""
 
     name = "multiprocessing"
 

@@ -14,13 +14,13 @@ from typing import Any
 from . import queries
 from .ways import Way
 
-# Longer than anything here takes; a worker that says nothing for so long is a bug, not a slow machine.
+# Longer than any step takes; a worker that is silent for so long has a bug.
 SILENCE = 300.0
 
 
 def serve(connection: Connection, way: Way) -> None:
-    """The whole life of a worker."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    """Run a worker until its pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to end
     connection.send(("hello",))
     try:
         payload = connection.recv()
@@ -60,7 +60,7 @@ class Worker:
         return pid
 
     def receive(self) -> Any:
-        """The next message; EOFError when the worker is dead."""
+        """Return the next message; raise EOFError if the worker is dead."""
         if not self.connection.poll(SILENCE):
             raise TimeoutError(f"worker {self.pid} says nothing")
         return self.connection.recv()
@@ -70,11 +70,11 @@ class Worker:
         self.receive()
 
     def hand_over(self) -> None:
-        """Send the value, as whatever the way makes of it."""
+        """Send the payload that the way has made of the value."""
         self.connection.send(self._payload)
 
     def await_ready(self) -> None:
-        """Wait until the worker has the value in its hands."""
+        """Wait until the worker has the value."""
         self.receive()
 
     def ask(self, number: int, question: tuple[str, Sequence[Any]], now: float) -> None:
@@ -85,7 +85,7 @@ class Worker:
         os.kill(self.pid, signal.SIGKILL)
 
     def stop(self) -> None:
-        """Let the worker end by itself, and see that it has."""
+        """Ask the worker to end, and wait for it."""
         try:
             self.connection.send(("stop",))
         except OSError:
@@ -94,7 +94,7 @@ class Worker:
         self.discard()
 
     def discard(self) -> None:
-        """Give up what the parent holds of a worker; end it if it still lives."""
+        """Release the parent's side of a worker; end the worker if it still runs."""
         if self.process.is_alive():
             self.process.kill()
         self.process.join()
@@ -102,7 +102,7 @@ class Worker:
 
 
 class Replacement(threading.Thread):
-    """Starts a worker for one that died, while the others go on being asked."""
+    """Starts a worker in place of a dead one, while the others continue."""
 
     def __init__(self, way: Way, payload: Any) -> None:
         super().__init__(daemon=True)
