@@ -90,21 +90,12 @@ int prs_check(prs_store *s, prs_error *error)
 {
     if (prs_load_relaxed(&s->closed) || s->orphan)
         return prs_fail(error, PRS_E_CLOSED, 0, "the store is closed");
-    for (;;) {
-        int rc = prs_tables_touch(s);
-        if (rc < 0)
-            return prs_fail(error, PRS_E_BACKING, -rc, "no memory for the tables of the store");
-        rc = prs_lock(s, s->lock_timeout, error);
-        if (rc < 0)
-            return rc;
-        if (prs_load_relaxed(&s->super->published) > s->max_slots ||
-            prs_load_relaxed(&s->slots_seen) >= prs_load_relaxed(&s->super->published)) {
-            rc = check_locked(s, error);
-            prs_unlock(s);
-            return rc;
-        }
-        prs_unlock(s);
-    }
+    int rc = prs_lock_tables(s, error);
+    if (rc < 0)
+        return rc;
+    rc = check_locked(s, error);
+    prs_unlock(s);
+    return rc;
 }
 
 int prs_get_stats(prs_store *s, prs_stats *out)
@@ -159,7 +150,7 @@ int prs_get_stats(prs_store *s, prs_stats *out)
     out->orphaned = prs_load_relaxed(&super->orphaned);
     for (uint32_t i = 1; i < prs_load_relaxed(&super->client_high) && i < super->max_clients; i++)
         out->clients += (prs_load_relaxed(&s->clients[i].state) & 0xFF) == PRS_CLIENT_LIVE;
-    if (!s->orphan && prs_tables_touch(s) == 0 && prs_lock(s, s->lock_timeout, NULL) == PRS_OK) {
+    if (!s->orphan && prs_lock_tables(s, NULL) == PRS_OK) {
         out->largest_free = prs_extent_largest(s);
         out->in_flight = super->arena.tokens;
         out->edges = super->arena.edges;

@@ -100,19 +100,15 @@ uint32_t prs_link_end(prs_store *s, uint32_t i)
 int prs_link_lock(prs_store *s, prs_error *error)
 {
     for (;;) {
-        int rc = prs_tables_touch(s);
-        if (rc < 0)
-            return prs_fail(error, PRS_E_BACKING, -rc, "no memory for the tables of the store");
-        rc = prs_lock(s, s->lock_timeout, error);
+        int rc = prs_lock_tables(s, error);
         if (rc < 0)
             return rc;
         uint32_t published = prs_load_relaxed(&s->super->links_published);
-        bool seen = prs_load_relaxed(&s->links_seen) >= published &&
-                    prs_load_relaxed(&s->slots_seen) >= prs_load_relaxed(&s->super->published);
-        if (seen && (arena_of(s)->link_free != PRS_NIL || arena_of(s)->link_bump < published))
+        if (arena_of(s)->link_free != PRS_NIL || arena_of(s)->link_bump < published)
             return PRS_OK;
         prs_unlock(s);
-        if (seen && (rc = prs_links_grow(s, published, error)) < 0)
+        rc = prs_links_grow(s, published, error);
+        if (rc < 0)
             return rc;
     }
 }
@@ -198,10 +194,10 @@ static void end_token(prs_store *s, const prs_token *token)
     if (token->index == 0 || prs_load_relaxed(&s->closed) || s->orphan)
         return;
     uint32_t i = token->index - 1, held = PRS_NIL;
-    if (prs_tables_touch(s) < 0 || i >= prs_load_relaxed(&s->links_seen) || prs_lock(s, s->lock_timeout, NULL) < 0)
+    if (prs_lock_tables(s, NULL) < 0)
         return;
-    prs_link *l = &s->links[i];
-    if (l->serial == token->serial && (l->kind == PRS_LINK_ONCE || l->kind == PRS_LINK_STICKY)) {
+    const prs_link *l = i < prs_load_relaxed(&s->links_seen) ? &s->links[i] : NULL;
+    if (l && l->serial == token->serial && (l->kind == PRS_LINK_ONCE || l->kind == PRS_LINK_STICKY)) {
         PRS_POINT(link_claimed);
         held = prs_link_end(s, i);
     }
@@ -294,9 +290,7 @@ void prs_link_splice(prs_store *s, uint32_t outer)
 bool prs_links_bury(prs_store *s, bool block)
 {
     uint32_t held[BURY_BATCH], n = 0;
-    if (prs_tables_touch(s) < 0)
-        return false;
-    if (!(block ? prs_lock(s, s->lock_timeout, NULL) == PRS_OK : prs_trylock(s)))
+    if (!(block ? prs_lock_tables(s, NULL) == PRS_OK : prs_trylock_tables(s)))
         return false;
     for (uint32_t k = 0; k < BURY_BATCH && s->dying != PRS_NIL; k++) {
         uint32_t i = s->dying;
@@ -386,7 +380,7 @@ void prs_links_rebuild(prs_store *s)
  * now, so the client must not be forgotten. */
 bool prs_links_reap(prs_store *s, uint32_t client, uint32_t incarnation)
 {
-    if (prs_tables_touch(s) < 0 || prs_lock(s, s->lock_timeout, NULL) < 0)
+    if (prs_lock_tables(s, NULL) < 0)
         return false;
     uint32_t links = prs_load_relaxed(&s->links_seen), bump = arena_of(s)->link_bump;
     for (uint32_t i = 0; i < links && i < bump; i++) {

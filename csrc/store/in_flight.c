@@ -35,15 +35,12 @@ static uint64_t size_of(prs_store *s, const prs_link *l)
     return holds(s, l) ? prs_load_relaxed(&prs_slot_at(s, l->slot)->size) : 0;
 }
 
-/* The lock, with every published link and slot mapped here. */
-static int lock_tables(prs_store *s, prs_error *error)
+/* The lock of a store that is open, with all tables mapped. */
+static int lock_open(prs_store *s, prs_error *error)
 {
     if (prs_load_relaxed(&s->closed) || s->orphan)
         return prs_fail(error, PRS_E_CLOSED, 0, "the store is closed");
-    int rc = prs_tables_touch(s);
-    if (rc < 0)
-        return prs_fail(error, PRS_E_BACKING, -rc, "no memory for the tables of the store");
-    return prs_lock(s, s->lock_timeout, error);
+    return prs_lock_tables(s, error);
 }
 
 static uint32_t links_in_use(const prs_store *s)
@@ -56,7 +53,7 @@ int prs_flights(prs_store *s, uint32_t *cursor, prs_flight *out, int cap, prs_er
 {
     int n = 0;
     for (bool more = true; more && n < cap;) {
-        int rc = lock_tables(s, error);
+        int rc = lock_open(s, error);
         if (rc < 0)
             return rc;
         uint32_t limit = links_in_use(s), stop = limit - *cursor > WALK ? *cursor + WALK : limit;
@@ -91,7 +88,7 @@ int prs_flights(prs_store *s, uint32_t *cursor, prs_flight *out, int cap, prs_er
 static int end_batch(prs_store *s, const prs_flight *flight, uint32_t n, prs_error *error)
 {
     uint32_t held[BATCH], frees = 0;
-    int ended = 0, rc = lock_tables(s, error);
+    int ended = 0, rc = lock_open(s, error);
     if (rc < 0)
         return rc;
     for (uint32_t k = 0; k < n; k++) {

@@ -144,9 +144,7 @@ static void give_overflowed(prs_store *s)
 
 static bool lock_as(prs_store *s, bool block)
 {
-    if (prs_tables_touch(s) < 0)
-        return false;
-    return block ? prs_lock(s, s->lock_timeout, NULL) == PRS_OK : prs_trylock(s);
+    return block ? prs_lock_tables(s, NULL) == PRS_OK : prs_trylock_tables(s);
 }
 
 void prs_settle_pending(prs_store *s, bool block)
@@ -255,18 +253,10 @@ static int take(prs_store *s, uint64_t size, bool paged, uint32_t state, prs_res
     if (size > s->capacity && !(state & PRS_WORD_FILE))
         return full(s, size, error);
     for (int stage = 0;;) {
-        int rc = prs_tables_touch(s);
-        if (rc < 0)
-            return prs_fail(error, PRS_E_BACKING, -rc, "no memory for the tables of the store");
-        uint32_t published = prs_load_acquire(&s->super->published);
-        rc = prs_lock(s, s->lock_timeout, error);
+        int rc = prs_lock_tables(s, error);
         if (rc < 0)
             return rc;
-        if (PRS_UNLIKELY(prs_load_relaxed(&s->super->published) != published)) {
-            prs_unlock(s); /* new chunks: map them before touching them under the lock */
-            continue;
-        }
-        uint32_t n = 0;
+        uint32_t n = 0, published = prs_load_relaxed(&s->super->published);
         while (n < want && (rc = attach(s, size, paged, state, &out[n])) == PRS_OK)
             n++;
         prs_unlock(s);
@@ -381,15 +371,10 @@ int prs_large_take(prs_store *s, uint64_t size, bool paged, uint32_t *out, uint6
 
 int prs_warm_take(prs_store *s, uint32_t *out, uint64_t *word)
 {
-    if (prs_tables_touch(s) < 0)
-        return PRS_E_BACKING;
-    int rc = prs_lock(s, s->lock_timeout, NULL);
+    int rc = prs_lock_tables(s, NULL);
     if (rc < 0)
         return rc;
-    uint32_t e = PRS_NIL, i = PRS_NIL;
-    if (prs_load_relaxed(&s->slots_seen) >= prs_load_relaxed(&s->super->published) &&
-        (e = prs_extent_warm(s)) != PRS_NIL)
-        i = prs_slot_take(s);
+    uint32_t e = prs_extent_warm(s), i = e != PRS_NIL ? prs_slot_take(s) : PRS_NIL;
     if (i != PRS_NIL) {
         prs_reserved one;
         prs_extent_take(s, e, i);
@@ -448,7 +433,7 @@ void prs_magazines_forget(prs_store *s)
 uint64_t prs_take_back(prs_store *s)
 {
     uint64_t gained = 0;
-    if (prs_tables_touch(s) < 0 || prs_lock(s, s->lock_timeout, NULL) < 0)
+    if (prs_lock_tables(s, NULL) < 0)
         return 0;
     uint32_t seen = prs_load_relaxed(&s->slots_seen);
     for (uint32_t i = 0; i < seen; i++) {

@@ -141,7 +141,7 @@ int prs_name_find(prs_store *s, const char *name, size_t len, prs_oid *id)
 {
     if (prs_load_relaxed(&s->closed) || s->orphan)
         return PRS_E_CLOSED;
-    int rc = prs_tables_touch(s) < 0 ? PRS_E_BACKING : prs_lock(s, s->lock_timeout, NULL);
+    int rc = prs_lock_tables(s, NULL);
     if (rc < 0)
         return rc;
     uint32_t i = search(s, name, len);
@@ -158,7 +158,7 @@ int prs_name_find(prs_store *s, const char *name, size_t len, prs_oid *id)
 
 int prs_name_next(prs_store *s, uint32_t *cursor, char text[PRS_NAME_MAX + 1], prs_oid *id)
 {
-    if (prs_load_relaxed(&s->closed) || s->orphan || prs_tables_touch(s) < 0 || prs_lock(s, s->lock_timeout, NULL) < 0)
+    if (prs_load_relaxed(&s->closed) || s->orphan || prs_lock_tables(s, NULL) < 0)
         return 0;
     int found = 0;
     for (uint32_t n = entries(s); *cursor < n && !found; ++*cursor) {

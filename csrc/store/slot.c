@@ -38,6 +38,14 @@ static int touch_links(prs_store *s, uint32_t from, uint32_t to)
     return touch(s, s->super->links_off, (uint64_t)from * sizeof(prs_link), (uint64_t)to * sizeof(prs_link));
 }
 
+/* A mark is never lowered: a thread that looked early may be the last to write. */
+static void raise_mark(prs_atomic_u32 *mark, uint32_t to)
+{
+    uint32_t seen = prs_load_relaxed(mark);
+    while (seen < to && !prs_cas_weak_relaxed(mark, &seen, to))
+        continue;
+}
+
 int prs_tables_touch(prs_store *s)
 {
     uint32_t published = prs_load_acquire(&s->super->published), seen = prs_load_relaxed(&s->slots_seen);
@@ -45,7 +53,7 @@ int prs_tables_touch(prs_store *s)
         int rc = touch_slots(s, seen, published);
         if (rc < 0)
             return rc;
-        prs_store_relaxed(&s->slots_seen, published);
+        raise_mark(&s->slots_seen, published);
     }
     published = prs_load_acquire(&s->super->links_published);
     seen = prs_load_relaxed(&s->links_seen);
@@ -53,7 +61,7 @@ int prs_tables_touch(prs_store *s)
         int rc = touch_links(s, seen, published);
         if (rc < 0)
             return rc;
-        prs_store_relaxed(&s->links_seen, published);
+        raise_mark(&s->links_seen, published);
     }
     return 0;
 }
@@ -61,6 +69,41 @@ int prs_tables_touch(prs_store *s)
 static int no_backing(int rc, prs_error *error)
 {
     return prs_fail(error, PRS_E_BACKING, -rc, "no memory for the tables of the store");
+}
+
+/* Under the lock: did another process publish more after we looked? */
+static bool all_mapped(const prs_store *s)
+{
+    return prs_load_relaxed(&s->slots_seen) >= prs_load_relaxed(&s->super->published) &&
+           prs_load_relaxed(&s->links_seen) >= prs_load_relaxed(&s->super->links_published);
+}
+
+int prs_lock_tables(prs_store *s, prs_error *error)
+{
+    for (;;) {
+        int rc = prs_tables_touch(s);
+        if (rc < 0)
+            return no_backing(rc, error);
+        PRS_POINT(tables_looked);
+        rc = prs_lock(s, s->lock_timeout, error);
+        if (rc < 0 || PRS_LIKELY(all_mapped(s)))
+            return rc;
+        prs_unlock(s);
+    }
+}
+
+bool prs_trylock_tables(prs_store *s)
+{
+    for (;;) {
+        if (prs_tables_touch(s) < 0)
+            return false;
+        PRS_POINT(tables_looked);
+        if (!prs_trylock(s))
+            return false;
+        if (PRS_LIKELY(all_mapped(s)))
+            return true;
+        prs_unlock(s);
+    }
 }
 
 int prs_slots_grow(prs_store *s, uint32_t had, prs_error *error)

@@ -424,7 +424,7 @@ int prs_spill_commit(prs_store *s, prs_spill_job *job, prs_error *error)
     int rc = PRS_E_AGAIN;
     if (prs_pinned(s, slot))
         goto undo;
-    rc = prs_tables_touch(s) < 0 ? PRS_E_BACKING : prs_lock(s, s->lock_timeout, error);
+    rc = prs_lock_tables(s, error);
     if (rc < 0)
         goto undo;
     uint64_t filed, word = job->word;
@@ -524,9 +524,7 @@ int prs_spill_choose(prs_store *s, uint64_t size, int round, prs_oid victims[PRS
     uint64_t want = size + 2 * PRS_PAGE;
     if (want < WINDOW_MIN)
         want = WINDOW_MIN;
-    if (prs_tables_touch(s) < 0)
-        return PRS_E_BACKING;
-    int rc = prs_lock(s, s->lock_timeout, error);
+    int rc = prs_lock_tables(s, error);
     if (rc < 0)
         return rc;
     uint32_t n = choose(s, round < 2 ? want : size, round == 0, victims);

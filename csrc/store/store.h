@@ -250,6 +250,9 @@ int prs_slots_grow(prs_store *s, uint32_t had, prs_error *error);
 int prs_links_grow(prs_store *s, uint32_t had, prs_error *error);
 /* Map what other clients published, so that nothing faults under the lock. */
 int prs_tables_touch(prs_store *s);
+/* The store lock, with every published slot and link mapped here: nobody publishes more while it is held. */
+int prs_lock_tables(prs_store *s, prs_error *error);
+bool prs_trylock_tables(prs_store *s);
 uint32_t prs_slot_take(prs_store *s);            /* under the lock; PRS_NIL when none */
 void prs_slot_give(prs_store *s, uint32_t slot); /* under the lock; its word is FREE  */
 uint64_t prs_serial(prs_store *s, bool ordered);

@@ -415,8 +415,9 @@ static const struct {
 } drivers[] = {
     {"segment_created segment_sized segment_ready", create, false},
     {"page_size client_anchored client_locked client_claimed client_live client_releasing", come_and_go, false},
-    {"lock_taken lock_released extent_unlinked extent_split extent_used slots_backed slots_published slot_taken "
-     "slot_reserved refill_unlocked refill_backed backing alloc_creating alloc_referenced seal_ready seal_done "
+    {"tables_looked lock_taken lock_released extent_unlinked extent_split extent_used slots_backed slots_published "
+     "slot_taken slot_reserved refill_unlocked refill_backed backing alloc_creating alloc_referenced seal_ready "
+     "seal_done "
      "unpin_cleared unref_cleared held_pins freeing freeing_scanned retire_cleared retired give_slot_free give_edges "
      "give_extent give_slot_pushed give_unlocked",
      small, false},

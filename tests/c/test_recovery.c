@@ -112,10 +112,16 @@ TEST(edges_of_the_dead_are_not_forgotten_while_the_lock_is_taken)
 
 /* ---- rebuild --------------------------------------------------------------------------------------------------- */
 
-static int populate_errors; /* while this is not 0, no page is to be had */
+static int populate_errors;     /* while this is not 0, no page is to be had */
+static void (*meanwhile)(void); /* once, before a populate: what another thread does */
 
 int madvise(void *at, size_t len, int advice)
 {
+    if (meanwhile && advice == MADV_POPULATE_WRITE) {
+        void (*first)(void) = meanwhile;
+        meanwhile = NULL;
+        first();
+    }
     if (populate_errors && advice == MADV_POPULATE_WRITE) {
         errno = ENOMEM;
         return -1;
@@ -453,6 +459,97 @@ TEST(two_grow_the_tables_at_once)
     CHECK_EQ(prs_links_grow(s, links, &e), PRS_OK);
     CHECK_EQ(prs_load_relaxed(&s->super->links_published), links + PRS_LINK_CHUNK);
     prs_unref(s, &id);
+    CHECK_EMPTY(s);
+    close_store(s);
+}
+
+static void put_where_others_published(prs_store *s, struct told *told)
+{
+    prs_failpoint_arm("tables_looked", PRS_FAIL_STOP, 1, 0);
+    told->id[1] = put(s, MIB, 2);
+    CHECK(told->id[1].slot < prs_load_relaxed(&s->slots_seen));
+    CHECK_EQ(prs_load_relaxed(&s->slots_seen), prs_load_relaxed(&s->super->published));
+}
+
+static void end_flights_where_others_published(prs_store *s, struct told *told)
+{
+    (void)told;
+    prs_error e;
+    prs_failpoint_arm("tables_looked", PRS_FAIL_STOP, 1, 0);
+    CHECK_EQ(prs_flights_end(s, 0, 0, &e), 0);
+}
+
+/* A process that stands between its look at the tables and the lock, while others publish more slots, maps those as well
+ * before it uses them. */
+TEST(slots_published_before_the_lock_is_taken_are_mapped)
+{
+    SEVERAL_PROCESSES();
+    enum { N = PRS_SLOT_CHUNK + 200 };
+    static prs_oid id[2 * N];
+    struct told *told = new_told();
+    prs_store *s = store_of(16 * MIB);
+    id[0] = put(s, 40, 0);
+    CHECK_EQ(prs_token_take(s, &id[0], PRS_TOKEN_ONCE, &told->token), PRS_OK);
+    prs_token_drop(s, &id[0], &told->token); /* there are links */
+    pid_t pid[2] = {stops(s, told, put_where_others_published), 0};
+    for (int n = 1; n < 2 * N; n++) {
+        if (n == N) { /* the first has its slots to see; a second one for those that follow, and for a message */
+            goes_on(pid[0]);
+            pid[1] = stops(s, told, end_flights_where_others_published);
+        }
+        id[n] = put(s, 40, (uint64_t)n);
+    }
+    prs_oid *sent = &id[2 * N - 1];
+    CHECK(sent->slot >= 2 * PRS_SLOT_CHUNK);
+    CHECK_EQ(prs_token_take(s, sent, PRS_TOKEN_ONCE, &told->token), PRS_OK);
+    goes_on(pid[1]);
+    CHECK_EQ(stats_of(s).in_flight, 1);
+    CHECK_STORE(s);
+    CHECK_EQ(prs_token_claim(s, sent, &told->token), PRS_OK);
+    prs_unref(s, sent);
+    for (int n = 0; n < 2 * N; n++) {
+        CHECK_EQ(verify(s, &id[n], 40, (uint64_t)n), PRS_OK);
+        prs_unref(s, &id[n]);
+    }
+    prs_look(s, 0);
+    CHECK_EMPTY(s);
+    close_store(s);
+    munmap(told, sizeof *told);
+}
+
+static prs_store *grows;
+
+static void another_maps_more_slots(void)
+{
+    prs_error e;
+    CHECK_EQ(prs_slots_grow(grows, prs_load_relaxed(&grows->super->published), &e), PRS_OK);
+    CHECK_EQ(prs_tables_touch(grows), 0);
+}
+
+static void another_maps_more_links(void)
+{
+    prs_error e;
+    CHECK_EQ(prs_links_grow(grows, prs_load_relaxed(&grows->super->links_published), &e), PRS_OK);
+    CHECK_EQ(prs_tables_touch(grows), 0);
+}
+
+/* A thread that looked at the tables early and is late to say so does not take back what another one has said since. */
+TEST(what_was_mapped_stays_known)
+{
+    prs_store *s = store_of(16 * MIB), *t = client_of(s);
+    prs_error e;
+    grows = t;
+    CHECK_EQ(prs_slots_grow(s, prs_load_relaxed(&s->super->published), &e), PRS_OK);
+    meanwhile = another_maps_more_slots;
+    CHECK_EQ(prs_tables_touch(t), 0);
+    CHECK(meanwhile == NULL);
+    CHECK_EQ(prs_load_relaxed(&t->slots_seen), prs_load_relaxed(&s->super->published));
+    CHECK_EQ(prs_links_grow(s, prs_load_relaxed(&s->super->links_published), &e), PRS_OK);
+    meanwhile = another_maps_more_links;
+    CHECK_EQ(prs_tables_touch(t), 0);
+    CHECK(meanwhile == NULL);
+    CHECK_EQ(prs_load_relaxed(&t->links_seen), prs_load_relaxed(&s->super->links_published));
+    close_store(t);
     CHECK_EMPTY(s);
     close_store(s);
 }
