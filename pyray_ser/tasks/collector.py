@@ -39,6 +39,8 @@ class Collector:
         # Descriptor -> whose it is.
         self._channels: dict[int, Channel] = {}
         self._turns: dict[Channel, Turn] = {}
+        # The turn for which all descriptors of a channel were registered.
+        self._registered: dict[Channel, Turn] = {}
         self._watched: dict[int, tuple[Descriptor, Callable[[], object]]] = {}
         # Channels to be looked at without their descriptors being ready.
         self._fresh: deque[Channel] = deque()
@@ -71,15 +73,23 @@ class Collector:
 
     def register(self, channel: Channel) -> None:
         """Watch the descriptors of a channel. Can be repeated: `add` may be interrupted by what waits for it."""
-        events = select.EPOLLIN | (select.EPOLLOUT if channel.calls.blocked else 0)
-        for fd, wanted in ((channel.calls.fileno(), events), (channel.process.watch.fileno(), select.EPOLLIN)):
+        turn = self._turns.get(channel)
+        found = _descriptors(channel)
+        writes = select.EPOLLOUT if channel.calls.blocked else 0
+        for fd, events in zip(found, (select.EPOLLIN | writes, select.EPOLLIN), strict=True):
             if fd >= 0:
                 self._channels[fd] = channel
-                self._register(fd, wanted)
+                self._register(fd, events)
+        if turn is not None:
+            self._registered[channel] = turn
+        if channel.calls.reader != self.thread or found != _descriptors(channel):
+            # It was let go since this began.
+            self._drop(channel, found)
 
     def has(self, channel: Channel) -> bool:
-        """Tell whether it watches a channel's pipe."""
-        return self._channels.get(channel.calls.fileno()) is channel
+        """Tell whether it watches a channel's pipe. Not yet if `add` was interrupted before the kernel knew."""
+        turn = self._turns.get(channel)
+        return turn is not None and self._registered.get(channel) is turn
 
     def resume(self, channel: Channel) -> None:
         """Go on writing for a channel that it reads for."""
@@ -244,12 +254,20 @@ class Collector:
         if turn is not None:
             turn.end()
 
-    def _drop(self, channel: Channel) -> None:
-        for fd in (channel.calls.fileno(), channel.process.watch.fileno()):
+    def _drop(self, channel: Channel, descriptors: tuple[int, ...] | None = None) -> None:
+        self._registered.pop(channel, None)
+        for fd in descriptors or _descriptors(channel):
             # Of one that has died they are gone already.
             if self._channels.get(fd) is channel:
                 del self._channels[fd]
                 self._unregister(fd)
+                if fd in self._watched:
+                    # The process is let go, and to be reaped: `bury` watches the same descriptor.
+                    self._register(fd, select.EPOLLIN)
+
+
+def _descriptors(channel: Channel) -> tuple[int, ...]:
+    return channel.calls.fileno(), channel.process.watch.fileno()
 
 
 _collector: Collector | None = None

@@ -84,3 +84,47 @@ def test_a_finalizer_may_call(how, of):
         print("fine" if len(finalized) == 400 else len(finalized))
     """.replace("    " + COMMON, COMMON.replace("\n", "\n    "))
     assert run(script) == "fine"
+
+
+# What interrupts the main thread when it tells the kernel to watch the pipe to an actor.
+INTERRUPTED = """
+    import time
+    import pyray_ser as ray
+    from pyray_ser.tasks.collector import Collector, collector
+    @ray.remote
+    class Keeper:
+        def same(self, value): return value
+    if __name__ == "__main__":
+        keeper = Keeper.remote()
+        client = keeper._client
+        channel = client.channel
+        assert ray.get(keeper.same.remote(0)) == 0
+        register, left = Collector._register, [channel.calls.fileno()]
+        def interrupted(self, fd, events):
+            if fd in left:
+                left.clear()
+                {handler}
+            register(self, fd, events)
+        Collector._register = interrupted
+        reader = collector()
+        # The second call finds the first one under way, and has the collector read.
+        refs = [keeper.same.remote(i) for i in range(2)]
+        assert not left
+        print(ray.get(refs, timeout=60))
+        ray.tasks.shutdown()
+        print(reader.over)
+"""
+
+
+def test_a_handler_may_get_a_result_before_the_pipe_is_watched():
+    handler = "assert ray.get(keeper.same.remote(7), timeout=30) == 7"
+    assert run(INTERRUPTED.format(handler=handler)) == "[0, 1]\nTrue"
+
+
+def test_a_process_that_is_let_go_while_it_is_added_is_reaped():
+    handler = """
+                register(self, fd, events)
+                client.release()
+                while not channel.calls.closed:
+                    time.sleep(0.001)"""
+    assert run(INTERRUPTED.format(handler=handler)) == "[0, 1]\nTrue"
