@@ -115,6 +115,27 @@ static inline int prp_imported(PyObject *modules, const char *module, const char
     return *value ? 1 : PyErr_Occurred() ? -1 : 0;
 }
 
+/* ---- nesting of calls ------------------------------------------------------------------------------------------------ */
+
+/* Let this thread, and no other, nest `calls` more calls from here; return how many it could nest. sys.setrecursionlimit() is for all
+ * threads: another one that nests through C would use up its stack. Public form: changes nothing. */
+static inline int prp_allow_calls(int calls)
+{
+#if !PRP_INTERNALS
+    return calls;
+#else
+    PyThreadState *thread = PyThreadState_Get();
+#if PY_VERSION_HEX < 0x030C0000
+    int *remaining = &thread->recursion_remaining;
+#else
+    int *remaining = &thread->py_recursion_remaining;
+#endif
+    int before = *remaining;
+    *remaining = calls;
+    return before;
+#endif
+}
+
 /* ---- types ---------------------------------------------------------------------------------------------------------- */
 
 /* A number that identifies this type in its present state: it changes whenever the type or one of its bases is modified, and

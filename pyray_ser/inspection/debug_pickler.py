@@ -9,9 +9,9 @@ this pickler writes everything, and logs each step to the logger
 * 2: all objects.
 
 It nests as the data does, so the call stack of a debugger shows the path to the
-current object; each level is a call of `Pickler.save`. The recursion limit is
-lifted while it works, because calls between Python functions take no C stack,
-but not for the foreign code that it calls.
+current object; each level is a call of `Pickler.save`. Calls between Python
+functions take no C stack, so its own do not count towards the recursion limit
+of its thread. The limit holds for the foreign code that it calls.
 
 Reducers are asked in the order of `reducer_order.Reduction`. Batches are those
 of the compiled picklers, so that streams are equal after unused memo entries
@@ -26,10 +26,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial, wraps
 from itertools import islice
-from types import FrameType, FunctionType
+from types import FunctionType
 from typing import Any
 
 from .. import reconstruct
+from .._pickle import _allow_calls
 from ..exceptions import DeepRecursionError, SerializationError
 from ..pickling.reducer_order import NO_RULE, Reduction, plain_reduce_ex
 from .path import describe, path_text
@@ -45,8 +46,6 @@ _THRESHOLD = 1024
 _FRAMES = 1_200_000
 # Nesting of users' reducers (not of containers, not of plain instances) that is considered infinite.
 _REDUCTIONS = 20_000
-# An addition to the limit for foreign code: calls of C code that were on the stack before.
-_SLACK = 200
 
 # Its private parts are not in the stubs.
 _StandardPickler: Any = pickle._Pickler
@@ -116,8 +115,7 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
         self._reduction: Reduction | None = None
         self._no_persistent_id = False
         self._nested = 0
-        self._depth = 0
-        self._limit = 0
+        self._calls = 0
         if self._log_level:
             _log_to_stderr()
 
@@ -134,9 +132,8 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
             buffers=self._put,
         )
         self._no_persistent_id = getattr(self.persistent_id, "__func__", None) is _StandardPickler.persistent_id
-        self._limit = sys.getrecursionlimit()
-        self._depth = _stack_depth()
-        sys.setrecursionlimit(self._limit + _FRAMES)
+        limit = sys.getrecursionlimit()
+        self._calls = _allow_calls(_FRAMES)
         try:
             super().dump(obj)
         except RecursionError as error:
@@ -147,7 +144,8 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
                 error.add_note(f"at {path} of the object being pickled")
             raise
         finally:
-            sys.setrecursionlimit(self._limit)
+            # Foreign code or another thread may have set another limit meanwhile.
+            _allow_calls(self._calls + sys.getrecursionlimit() - limit)
             self._steps = []
             self._reduction = None
 
@@ -195,19 +193,16 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
 
     def _save_child(self, holder: Any, kind: str, key: Any, child: Any) -> None:
         self._steps.append((holder, kind, key, child))
-        self._depth += 3  # save, the function for the type, this function
         self.save(child)
-        self._depth -= 3
         self._steps.pop()
 
     def _foreign(self, function: Callable[[Any], Any], obj: Any) -> Any:
-        """Call foreign code under the program's own recursion limit, counted from here."""
-        limit = sys.getrecursionlimit()
-        sys.setrecursionlimit(min(limit, self._depth + self._limit + _SLACK))
+        """Call foreign code, which may nest as many calls as the caller of `dump` could."""
+        calls = _allow_calls(self._calls)
         try:
             return function(obj)
         finally:
-            sys.setrecursionlimit(limit)
+            _allow_calls(calls)
 
     # ---- containers --------------------------------------------------------------------------
 
@@ -315,17 +310,14 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
         self._save_child(holder, "element", None, item)
 
     def _each(self, save: Callable[[Any, Any], None], holder: Any, items: Iterable[Any], opcode: bytes) -> None:
-        self._depth += 2  # this function, the function for one item
         for item in items:
             save(holder, item)
             self.write(opcode)
-        self._depth -= 2
 
     def _in_full_batches(
         self, save: Callable[[Any, Any], None], holder: Any, items: Iterator[Any], opcode: bytes
     ) -> None:
         # A full batch is followed by another one, even an empty one: the compiled pickler does not look ahead.
-        self._depth += 2
         count = _BATCH
         while count == _BATCH:
             self.write(pickle.MARK)
@@ -333,7 +325,6 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
             for count, item in enumerate(islice(items, _BATCH), 1):  # noqa: B007
                 save(holder, item)
             self.write(opcode)
-        self._depth -= 2
 
     def _in_batches(
         self, save: Callable[[Any, Any], None], holder: Any, items: Iterator[Any], one: bytes, many: bytes
@@ -344,16 +335,12 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
             return
         while batch := self._foreign(list, islice(items, _BATCH)):
             if len(batch) == 1:
-                self._depth += 1
                 self._each(save, holder, batch, one)
-                self._depth -= 1
             else:
-                self._depth += 2
                 self.write(pickle.MARK)
                 for item in batch:
                     save(holder, item)
                 self.write(many)
-                self._depth -= 2
             if len(batch) < _BATCH:
                 return
 
@@ -375,9 +362,7 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
                 )
         if setter is not None and not callable(setter):
             raise pickle.PicklingError("sixth element of the tuple returned by __reduce__ must be a function")
-        self._depth += 1
         self._save_call(obj, function, args)
-        self._depth -= 1
         known = self.memo.get(id(obj))
         if known is not None:
             # Its arguments referred to it, so it was written completely meanwhile; the compiled picklers stop here, too.
@@ -441,14 +426,6 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
     def _log(self, least: int, obj: Any, rule: str) -> None:
         if self._log_level >= least:
             _logger.debug("%s %s: %s %s", self._path() or "(root)", class_name(type(obj)), rule, brief(obj, 60))
-
-
-def _stack_depth() -> int:
-    frame: FrameType | None = sys._getframe(1)
-    depth = 0
-    while frame is not None:
-        frame, depth = frame.f_back, depth + 1
-    return depth
 
 
 _CONTAINERS: dict[type, Callable[[Pickler, Any], None]] = {

@@ -65,6 +65,9 @@ cdef extern from "pickle/pickler.h":
     ctypedef struct PyTypeObject:
         pass
 
+cdef extern from "common/interp.h":
+    int prp_allow_calls(int calls)
+
 cdef extern from "common/foreign.h":
     bint prp_has_intruder()
     int prp_set_intruder(object intruder) except -1
@@ -420,6 +423,11 @@ def _put(obj, unsigned int flags=0):
 
 
 # ---- debugging ----------------------------------------------------------------------------------------------------------
+
+def _allow_calls(int calls):
+    """Let this thread, and no other, nest `calls` more calls from here; return how many it could nest."""
+    return prp_allow_calls(calls)
+
 
 def _set_intruder(intruder):
     """Run `intruder(file, line, may_raise)` before every call that can run Python code; None ends that.

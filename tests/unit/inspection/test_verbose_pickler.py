@@ -334,6 +334,101 @@ def test_deep_nesting():
         linked = linked.__dict__.pop("next")
 
 
+def reach(most):
+    """Return how many calls this thread can nest from here, at most `most`."""
+    try:
+        return 1 + reach(most - 1) if most else 0
+    except RecursionError:
+        return 0
+
+
+class WhileWriting:
+    """A file that calls a function at its first write, so in the middle of a dump."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def write(self, data):
+        function, self.function = self.function, None
+        if function:
+            function()
+
+
+def test_other_threads_keep_the_recursion_limit_while_it_writes():
+    limit = sys.getrecursionlimit()
+    found = []
+
+    def elsewhere():
+        found.append((reach(2 * limit) < limit, sys.getrecursionlimit()))
+
+    def run_thread():
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+
+    Pickler(WhileWriting(run_thread)).dump(1)
+    assert found == [(True, limit)]
+
+
+def test_dumps_that_overlap_leave_the_recursion_limit():
+    limit = sys.getrecursionlimit()
+    inside, ended = threading.Event(), threading.Event()
+
+    def wait():
+        inside.set()
+        ended.wait(60)
+
+    thread = threading.Thread(target=lambda: Pickler(WhileWriting(wait)).dump(1))
+
+    def start():
+        thread.start()
+        inside.wait(60)
+
+    Pickler(WhileWriting(start)).dump(1)
+    ended.set()
+    thread.join()
+    assert sys.getrecursionlimit() == limit
+    assert reach(2 * limit) < limit
+
+
+def test_foreign_code_may_nest_as_many_calls_at_any_depth():
+    limit = sys.getrecursionlimit()
+    found = []
+
+    class Reaches:
+        def __reduce__(self):
+            found.append(reach(2 * limit))
+            return int, ()
+
+    nested = Reaches()
+    for _ in range(5_000):
+        nested = [nested]
+    dumps([Reaches(), nested])
+    shallow, deep = found
+    assert shallow == deep
+    assert limit // 2 < shallow < limit
+    while type(nested) is list:
+        nested = nested.pop()
+
+
+def test_a_recursion_limit_that_foreign_code_sets_stays():
+    limit = sys.getrecursionlimit()
+
+    class Sets:
+        def __reduce__(self):
+            sys.setrecursionlimit(limit + 500)
+            return int, ()
+
+    before = reach(2 * limit)
+    dumps(Sets())
+    try:
+        assert sys.getrecursionlimit() == limit + 500
+        assert reach(2 * limit) == before + 500
+    finally:
+        sys.setrecursionlimit(limit)
+    assert reach(2 * limit) == before
+
+
 def test_endless_foreign_code_is_an_error_at_any_depth():
     class Endless:
         def __getattr__(self, name):
