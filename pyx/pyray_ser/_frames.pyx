@@ -135,7 +135,7 @@ def pack_frames(value):
     -------
     list of memoryview
         Header and table, stream, then one frame per buffer. The buffers belong to the value: it must not be changed until
-        they are sent.
+        they are sent. What a frame lies over cannot be resized, but for arrays with `refcheck=False`.
     """
     cdef Gathered gathered = gather(value, 0)
     cdef Py_ssize_t n = gathered.nbuffers, i
@@ -163,6 +163,7 @@ def pack_frames(value):
         else:
             frames.append(memoryview(block(gathered, <const uint8_t *>span.data, span.size, True)))
     write_header(dst, end, gathered.stream_size, n)
+    gathered.check()
     return frames
 
 

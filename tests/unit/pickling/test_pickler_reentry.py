@@ -225,6 +225,18 @@ def test_an_array_that_is_resized_inside_a_hook_is_refused_or_whole():
             assert "while it was" in str(error)
 
 
+def test_frames_of_an_array_that_is_resized_inside_a_hook_are_refused():
+    array = np.arange(100_000.0)
+
+    class Resizing:
+        def __reduce__(self):
+            array.resize(10, refcheck=False)
+            return list, ()
+
+    with pytest.raises(RuntimeError, match="an array was resized"):
+        pyray_ser.dumps_frames([array, Resizing()])
+
+
 def test_a_pickle_buffer_that_is_released_inside_a_finalizer_keeps_its_bytes():
     buffer = pickle.PickleBuffer(bytearray(b"y" * 100_000))
     try:

@@ -367,6 +367,22 @@ class TestFrames:
         assert all(type(frame) is memoryview for frame in frames)
         assert np.shares_memory(np.frombuffer(frames[2], "f8"), data)
 
+    def test_an_array_that_they_lie_over_cannot_be_resized(self):
+        data = np.arange(10_000.0)
+        frames = pyray_ser.dumps_frames([data])
+        with pytest.raises(ValueError):
+            data.resize(10)
+        del frames
+        data.resize(10)
+
+    @pytest.mark.parametrize("data", [array.array("d", range(10_000)), bytearray(80_000)], ids=["array", "bytearray"])
+    def test_a_buffer_that_they_lie_over_cannot_be_resized(self, data):
+        frames = pyray_ser.dumps_frames([data])
+        with pytest.raises(BufferError):
+            data.append(1)
+        del frames
+        data.append(1)
+
     def test_loaded_arrays_lie_over_the_frames(self):
         frames = [bytearray(frame) for frame in pyray_ser.dumps_frames(np.arange(10_000.0))]
         got = pyray_ser.loads_frames(frames)
