@@ -76,8 +76,11 @@ def meet(cls: type) -> Callable[[Any], tuple[Any, ...]] | None:
 
 def _install(name: str) -> None:
     module = import_module(f".{name}", __name__)
+    install = getattr(module, "install", None)
+    if install is None:
+        return  # a finalizer runs inside the import of this module, whose caller installs it afterwards
     # Two threads may do this twice without harm.
-    module.install(reducers)
+    install(reducers)
     _installed.add(name)
 
 

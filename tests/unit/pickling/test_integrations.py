@@ -1,6 +1,7 @@
 """Reducers of `put`: exact in both directions, and what should leave the stream does leave it."""
 
 import array
+import builtins
 import ctypes
 import io
 import pickle
@@ -462,3 +463,21 @@ assert not {"numpy", "pandas", "pyarrow", "polars", "ctypes", "array"} & set(sys
         [sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_class_that_is_met_inside_the_import_of_its_reducers_has_none_yet(monkeypatch):
+    pandas = pytest.importorskip("pandas")
+    monkeypatch.setattr(reducers, "_installed", reducers._installed - {"pandas"})
+    monkeypatch.delitem(sys.modules, "pyray_ser.pickling.reducers.pandas", raising=False)
+    real, found = builtins.__import__, []
+
+    def importing(name, *args, **kwargs):
+        if name == "pandas.arrays" and not found:  # what a finalizer may do there
+            found.append("inside")
+            found.append(reducers.find(pandas.Series))
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", importing)
+    assert reducers.find(pandas.Series) is None
+    assert found == ["inside", None]
+    assert "pandas" in reducers._installed
