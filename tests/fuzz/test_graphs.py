@@ -46,7 +46,7 @@ def test_graphs_come_back_isomorphic_in_threads():
 
 
 # Layouts with a strided array that later writes covered, and finalizers that dump instances of the class that is being dumped.
-@pytest.mark.parametrize("seed", (56, 595, 632, 727, 1545))
+@pytest.mark.parametrize("seed", (56, 595, 632, 727, 1545, 202_870))
 def test_seeds_that_once_failed_come_back_isomorphic(seed):
     run(10 if SANITIZED else 1, "--start", str(seed))
 
