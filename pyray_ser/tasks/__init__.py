@@ -1,18 +1,18 @@
-"""Work on stored objects in other processes: remote functions, actors, and the pools that people already have.
+"""Tasks: functions and objects in other processes, with arguments and results in the store.
 
 ::
 
-    refs, pending_refs, errors   results that are still being made, and errors, on their way to the caller
+    refs, pending_refs, errors   references to pending results, and errors that travel to the caller
     call, streams, protocol      one call: what is sent, what comes back
     backpressure                 how far a stream may run ahead of its reader
     process, channel, collector  worker processes, the caller's end of the pipe to one, and the thread that reads for all
-    engine, pool                 the seam for another engine, and the one of this node
-    function, actor, handles     remote functions, actors, actors' handles in other processes
+    engine, pool                 the interface for another engine, and the engine of this node
+    function, actor              remote functions, actors
+    remote_handles               actors' handles in other processes
     worker, worker_async         the worker's side
-    listener, finalizing         letting in other callers of an actor, and the end of a worker
-    install                      hooks of multiprocessing, concurrent.futures, loky and joblib
+    listener, finalizing         other callers of an actor, and the end of a worker
 
-Nothing here is imported before it is used.
+Nothing here is imported before it is used. `pyray_ser.pool_hooks` has `install`.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ __all__ = ["TaskRef", "cancel", "remote", "shutdown"]
 
 def remote(*args: Any, **options: Any) -> Any:
     """
-    Make a function or class remote. A decorator, with or without options.
+    Make a function or class remote. Use it as a decorator, with or without options.
 
     Parameters
     ----------
     function_or_class : callable or type
         A function becomes a `RemoteFunction`, whose calls run in worker processes; a class becomes an `ActorClass`, whose
-        instances live in processes of their own.
+        instances live in their own processes.
     **options
         As for ``.options(...)``.
 
@@ -75,19 +75,25 @@ def _remote(thing: Callable[..., Any], options: dict[str, Any]) -> ActorClass | 
 
 def cancel(ref: TaskRef | ResultStream, *, force: bool = False) -> bool:
     """
-    Cancel a task: `get` of its reference raises `TaskCancelledError`.
+    Cancel a task, so that `get` of its reference raises `TaskCancelledError`.
 
     Parameters
     ----------
     ref : TaskRef or ResultStream
     force : bool
-        End the worker of a task that is running already. Not for actors, see `kill`.
+        End the worker of a task that is running already. Not for actors: see `kill`.
 
     Returns
     -------
     bool
-        True if it is cancelled; False if it runs or is done. A call that an actor has been sent is cancelled if the actor
-        has not begun it; then, too, this is False, and `get` tells.
+        True if the task is cancelled; False if it runs or has finished. For a call that was sent to an actor the result is
+        False, too: it is cancelled if the actor has not begun it, and `get` shows which.
+
+    Examples
+    --------
+    >>> ref = total.remote(array)
+    >>> pyray_ser.cancel(ref)
+    True
     """
     from .streams import ResultStream
 
@@ -100,7 +106,7 @@ def cancel(ref: TaskRef | ResultStream, *, force: bool = False) -> bool:
 
 
 def shutdown() -> None:
-    """End all workers and actors that this process started. What has no result by then fails."""
+    """End all workers and actors that this process started. Calls without a result fail."""
     import sys
 
     if "pyray_ser.tasks.process" not in sys.modules:
@@ -119,9 +125,9 @@ def shutdown() -> None:
 
 def _import_all() -> None:
     """
-    Import what a call needs.
+    Import the modules that a call needs.
 
-    A finalizer that makes a call may run in the middle of an import, and would find modules that are made in part.
+    A finalizer that makes a call may run in the middle of an import, and would find incomplete modules.
     """
     import multiprocessing.connection
     import multiprocessing.popen_fork
@@ -134,7 +140,7 @@ _registered = False
 
 
 def _end_at_exit() -> None:
-    """End the workers before the interpreter waits for the threads that wait for them."""
+    """Register `shutdown` to run before the interpreter joins the threads that wait for workers."""
     global _registered
     if _registered:
         return
@@ -142,9 +148,9 @@ def _end_at_exit() -> None:
     import atexit
     import threading
 
-    # concurrent.futures joins its threads here, and atexit functions come after that: too late for a running task.
+    # concurrent.futures joins its threads here. atexit functions run later, which is too late for a running task.
     register = getattr(threading, "_register_atexit", atexit.register)
-    # Functions are called in the reverse order, so this one must come after the library's own.
+    # The functions run in reverse order, so this one must be registered after those of concurrent.futures.
     import concurrent.futures.thread  # noqa: F401
 
     register(shutdown)

@@ -1,7 +1,7 @@
-"""``remote`` on classes: an actor is an object in a process of its own.
+"""``remote`` on classes: an actor is an object in its own process.
 
-Its owner, the process that made it, holds the pipe to it. A handle can be sent to other processes, which then call on the
-actor at the address where it listens. Each caller's calls run in the order in which they were made.
+Its owner, the process that made it, has the pipe to it. A handle can be sent to other processes, which connect to the address
+where the actor listens. The calls of each caller run in the order in which they were made.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ class ActorClass:
     """
     A class whose instances are actors.
 
-    ``Class.remote(...)`` starts a process, makes the instance there from the arguments, and returns an `ActorHandle` at once.
-    ``Class.options(...)`` gives the same class with other options:
+    ``Class.remote(...)`` starts a process, makes the instance there from the arguments, and returns an `ActorHandle`
+    immediately. ``Class.options(...)`` returns the same class with other options:
 
     ``max_restarts``
         How often the process is started again, from the same arguments, if it dies; default 0, -1 is without limit. The call
-        that it was running fails; those behind it run in the new one.
+        that it was running fails; later calls run in the new process.
     ``name``
-        What it is called in errors and in the list of processes.
+        The name in errors and in the list of processes.
     """
 
     def __init__(self, cls: type, options: dict[str, Any]) -> None:
@@ -99,7 +99,7 @@ class ActorClass:
 
 
 class Grip:
-    """What the handles of one actor in this process share. Its end is theirs; calls under way do not hold it."""
+    """Shared by the handles of one actor in this process, and released with the last of them; calls in flight do not hold it."""
 
     __slots__ = ("__weakref__", "client")
 
@@ -107,7 +107,7 @@ class Grip:
         self.client = client
 
     def __del__(self, is_finalizing: Callable[[], bool] = is_finalizing) -> None:
-        # Bound here: at the end of the interpreter the names of modules are gone. What was to be ended has ended by then.
+        # Bound here, because the globals of modules are gone at the end of the interpreter.
         if not is_finalizing():
             self.client.release()
 
@@ -116,26 +116,26 @@ class Client:
     """
     This process's side of one actor: the channel to it, and the calls that wait for their arguments.
 
-    No lock is held: a call leaves `_waiting` and enters the channel in one step, and preparing it twice does no harm.
+    No lock is held: a call leaves `_waiting` and enters the channel in one step, and may be prepared twice.
     """
 
     channel: Channel
-    # Where others call on the actor, and its process.
+    # The address of the actor for other processes, and its process.
     address: str
     pid: int
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.killed = False
-        # Why calls fail once it has ended for good.
+        # The reason for failing calls after its final end.
         self.ended: WorkerDiedError | None = None
-        # In the order in which they were made; the first one waits for arguments.
+        # Calls in the order in which they were made; the first one waits for arguments.
         self._waiting: deque[Call] = deque()
         self._released = False
         self._forks = fork_count()
 
     def check_process(self) -> None:
-        """Raise if this process was forked since: the answers go to the parent, and the actor is the parent's."""
+        """Raise if this process was forked since: the actor belongs to the parent, which gets the answers."""
         if self._forks != fork_count():
             raise ObjectLostError(
                 f"the handle of actor {self.name} belongs to the parent of this process, which was forked since: send the "
@@ -144,7 +144,7 @@ class Client:
             )
 
     def release(self) -> None:
-        """Let the actor go once the calls made so far are done. Never waits: a destructor calls it."""
+        """Release the actor once the calls made so far are done. Never wait: a destructor calls this."""
         self._released = True
         if not self._waiting:
             self.channel.close()
@@ -156,7 +156,7 @@ class Client:
         elif self._waiting or call.pending:
             self._waiting.append(call)
             after(list(call.pending), self._advance)
-            # It may have ended in between.
+            # It may have ended meanwhile.
             self._fail_if_ended()
         else:
             self.channel.submit(call.job)
@@ -190,13 +190,13 @@ class Client:
             elif channel.submit_first(waiting, call):
                 sent = True
         if sent:
-            # Somebody may sleep until it is answered: there was nothing to read when he came.
+            # A thread may already sleep until it is answered, because there was nothing to read.
             channel.collect_later()
         if self._released and not waiting:
             channel.close()
 
     def _end(self, ended: WorkerDiedError) -> None:
-        """Fail all calls: the actor has ended for good."""
+        """Fail all calls after the actor's final end."""
         if self.ended is None:
             self.ended = ended
         self.channel.give_up(self._ended_error)
@@ -227,43 +227,43 @@ class Client:
         """Read answers in the caller's thread, if no other reads."""
         if not self._waiting:
             return self.channel.collect(ref, deadline)
-        # The caller may interrupt what would send the calls that wait: look again soon.
+        # The caller may interrupt the code that sends the waiting calls: look again soon.
         self._advance()
         soon = time.monotonic() + 0.05
         early = deadline is None or soon < deadline
         return self.channel.collect(ref, soon if early else deadline) and (not early or ref.outcome is not None)
 
     def collect_later(self, ref: TaskRef) -> bool:
-        """Let answers come in."""
+        """Let the answers be read."""
         if self.channel.reads_here():
             return True
         self.channel.collect_later()
         return False
 
     def tell(self, ref: TaskRef, payload: bytes) -> None:
-        """Tell the actor what of a stream was taken."""
+        """Tell the actor which results of a stream were taken."""
         job = ref.job
         if job is not None:
             self.channel.send(protocol.write(protocol.TAKEN, job.number, payload))
 
     def cancel(self, ref: TaskRef, force: bool) -> bool:
-        """Take back a call that has not started."""
+        """Cancel a call that has not started."""
         if force:
             raise ValueError("force=True ends a worker of the pool; an actor is ended by kill(actor)")
         self.check_process()
         job = ref.job
         if job is None or not any(call.job is job for call in list(self._waiting)):
             return self.channel.cancel(ref, force)
-        # It stays in line until its turn comes, and is dropped then.
+        # It stays in the queue until its turn and is dropped then.
         job.ref.cancelled = True
         stop(job, TaskCancelledError(task=job.ref.name))
-        # Those behind it may have waited only for their turn.
+        # Later calls may be ready already.
         self._advance()
         return True
 
 
 class Owner(Client):
-    """The client that made the actor, and starts it again."""
+    """The client that made the actor and restarts it."""
 
     def __init__(
         self,
@@ -280,9 +280,9 @@ class Owner(Client):
         call = make(f"{name}.__init__", cls, args, kwargs, False, self, protocol.CREATE)
         self._creation = call
         self.address = new_address()
-        # Held here until the actor ends for good: those who call while it is started again wait in line.
+        # Open until the actor's final end: processes that connect during a restart wait in its queue.
         self._listener = listen(self.address)
-        # Others leave word here that they have killed it.
+        # Other processes connect here to report that they killed the actor.
         self._killers = listen(self.address + KILLED)
         process = self._start()
         self.channel = Channel(process, process.pipe, self.lost)
@@ -310,14 +310,14 @@ class Owner(Client):
         return process
 
     def _watch(self, process: Process) -> None:
-        """Notice the end of an actor that has nothing to do for this process: others may wait for it to be started again."""
+        """Watch for the end of an actor without calls of this process: other processes may wait for its restart."""
         client = weakref.ref(self)
         listener, killers = self._listener, self._killers
 
         def ended() -> None:
             owner = client()
             if owner is None or owner.channel.dead:
-                # Those who call now must be refused, and not wait in line.
+                # Processes that connect now must be refused instead of waiting.
                 collector().forget(killers)
                 killers.close()
                 listener.close()
@@ -327,10 +327,10 @@ class Owner(Client):
         collector().watch(process.second_watch(), ended)
 
     def lost(self, channel: Channel) -> None:
-        """Decide what becomes of the calls that a dead process leaves."""
+        """Decide about the calls of a dead process."""
         process = channel.process
         assert isinstance(process, Process)
-        # Its pipe may have ended before it.
+        # Its pipe may have closed before its end.
         end_process(process.process)
         ended = process.died(None)
         while not self.killed and self._restarts != 0:
@@ -358,18 +358,18 @@ class Owner(Client):
         self._listener.close()
 
     def _kill_again(self) -> None:
-        """End a new process if `kill` has met the one before."""
+        """End the new process if `kill` was called for the one before."""
         if self.killed:
             self.channel.process.kill()
 
     def _divide(self, jobs: list[Job]) -> tuple[list[Job], list[Job]]:
-        """Return the calls that a new process is sent, and those that the old one had begun."""
+        """Return the calls for the new process, and those that the old one had begun."""
         creation = self._creation.job
         made = creation not in jobs
         running = [job for job in jobs if job is not creation]
         cancelled = [job for job in running if job.ref.cancelled]
         running = [job for job in running if not job.ref.cancelled]
-        # One after another: only the first can have begun. Coroutines: each that was sent can.
+        # Without coroutines only the first call can have begun; with coroutines each one that was sent.
         begun = [] if not made else running if self._async else running[:1]
         rest = [job for job in running if job not in begun]
         first = [] if self._creation in self._waiting else [creation]
@@ -380,11 +380,11 @@ class ActorHandle:
     """
     Handle on an actor.
 
-    ``handle.method.remote(...)`` calls a method and returns a reference at once. The actor ends with its last handle, once
-    the calls before that are done, and with the process that made it. Handles can be sent to other processes.
+    ``handle.method.remote(...)`` calls a method and returns a reference immediately. The actor ends with its last handle,
+    after the calls made until then, and with the process that made it. Handles can be sent to other processes.
     """
 
-    # In the instance's dict: attribute access is for methods.
+    # In the instance's dict, because attribute access is for methods.
     _grip: Grip
     _client: Client
     _name: str
@@ -444,7 +444,7 @@ class ActorMethod:
         return ActorMethod(self._handle, self._method, several)
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the method, behind the calls of this process before; return a reference at once."""
+        """Call the method after the earlier calls of this process; return a reference immediately."""
         client = self._handle._client
         client.check_process()
         call = make(f"{self._handle._name}.{self._method}", self._method, args, kwargs, self._several, client)
@@ -461,11 +461,16 @@ class ActorMethod:
 
 def kill(actor: ActorHandle) -> None:
     """
-    End an actor now: calls that have no result fail with `WorkerDiedError`, and it is not started again.
+    End an actor immediately. Calls without a result fail with `WorkerDiedError`, and it is not restarted.
 
     Parameters
     ----------
     actor : ActorHandle
+
+    Examples
+    --------
+    >>> counter = Counter.remote()
+    >>> pyray_ser.kill(counter)
     """
     if not isinstance(actor, ActorHandle):
         raise TypeError(f"kill() takes an actor's handle, not {type(actor).__name__!r}")

@@ -1,6 +1,6 @@
-"""How far a stream of results may run ahead of who reads it: the worker's side.
+"""How far a stream of results may run ahead of its reader: the worker's side.
 
-The caller says which items were taken. Until then they count, and a generator that is too far ahead is not asked for more.
+The caller reports which items were taken. Until then they count, and a generator that is too far ahead waits.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from struct import Struct
 
 __all__ = ["AHEAD", "AHEAD_BYTES", "Flow", "everything", "nothing", "taken"]
 
-# Items, and bytes of them, that may be there unread. One is always allowed, however large.
+# The most unread items, and bytes of them. One item is always allowed.
 AHEAD, AHEAD_BYTES = 16, 64 << 20
 
 _count = Struct("<Q")
-# Somebody waits for the end: the stream runs freely.
+# A process waits for the end: the stream runs freely.
 _ALL = 0xFFFFFFFFFFFFFFFF
-# Nobody reads: the stream ends.
+# The stream was dropped: it ends.
 _NONE = 0xFFFFFFFFFFFFFFFE
 
 
@@ -38,12 +38,12 @@ def nothing() -> bytes:
 
 class Flow:
     """
-    What of one stream is not taken yet.
+    The items of one stream that were not taken yet.
 
     Parameters
     ----------
     on_change : callable, optional
-        Called when something was taken.
+        Called when items were taken.
     """
 
     def __init__(self, on_change: Callable[[], object] | None = None) -> None:
@@ -51,7 +51,7 @@ class Flow:
         self._bytes = 0
         self._free = False
         self._taken = 0
-        # Nobody reads any more.
+        # The stream was dropped.
         self.stopped = False
         self._on_change = on_change
 
@@ -62,11 +62,11 @@ class Flow:
             self._bytes += nbytes
 
     def full(self) -> bool:
-        """Tell whether the next item must wait."""
+        """Return whether the next item must wait."""
         return len(self._sizes) >= AHEAD or (self._bytes >= AHEAD_BYTES and bool(self._sizes))
 
     def take(self, payload: bytes | memoryview) -> None:
-        """Note what TAKEN says."""
+        """Apply the payload of TAKEN."""
         (count,) = _count.unpack(payload)
         if count == _ALL:
             self.end()
@@ -80,12 +80,12 @@ class Flow:
         self._changed()
 
     def stop(self) -> None:
-        """End the stream: nobody takes its items."""
+        """End the stream, because its items are not taken."""
         self.stopped = True
         self.end()
 
     def end(self) -> None:
-        """Hold it back no more."""
+        """Let the stream run without a limit."""
         self._free = True
         self._sizes.clear()
         self._bytes = 0

@@ -1,4 +1,4 @@
-"""From the arguments of ``.remote(...)`` to a job that can be sent, once what it waits for is there."""
+"""From the arguments of ``.remote(...)`` to a job that can be sent when its arguments are ready."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ __all__ = ["Call", "after", "make", "stop"]
 
 class Call:
     """
-    One call that was asked for.
+    One call.
 
     Attributes
     ----------
     job : Job
-        To be given to a channel.
+        The job for a channel.
     pending : list of TaskRef
-        Arguments that must be settled before.
+        Arguments that must be settled first.
     result : TaskRef, list of TaskRef or ResultStream
-        What ``.remote`` returns.
+        The value that ``.remote`` returns.
     creates : bool
         Whether it makes an actor.
     """
@@ -42,12 +42,12 @@ class Call:
         self.creates = creates
 
     def hand_over(self) -> Any:
-        """Return the result and forget it: a stream that is dropped must not be kept by its own call."""
+        """Return the result and forget it, so that the call does not keep its own stream alive."""
         result, self.result = self.result, None
         return result
 
     def ready(self) -> bool:
-        """Write down what it waited for; False if there is nothing to run because one of them failed."""
+        """Encode the awaited arguments; return False if there is nothing to run because one of them failed."""
         failure = self.prepare()
         if failure is None:
             return True
@@ -55,11 +55,11 @@ class Call:
         return False
 
     def prepare(self) -> Outcome | None:
-        """Write down what it waited for; return what it is to be stopped with if one of them failed."""
+        """Encode the awaited arguments; return the outcome to stop the call with if one of them failed."""
         if not self.pending:
             return None
-        # The maker of an actor is sent all the same: loading the argument fails there, and the actor knows for all its
-        # callers, those in other processes too, why it is none.
+        # A call that creates an actor is sent nevertheless: loading the argument fails there, and the actor reports the reason to
+        # all its callers, also in other processes.
         failed = None if self.creates else next((ref.outcome for ref in self.pending if _failed(ref)), None)
         if failed is not None:
             return failed
@@ -80,7 +80,7 @@ def _failed(ref: TaskRef) -> bool:
 
 
 def _portable(ref: TaskRef) -> TaskRef:
-    """Return the reference with its error described, if that is one that cannot be pickled."""
+    """Return the reference; describe its error if that cannot be pickled."""
     if not _failed(ref) or isinstance(ref.outcome, Failure):
         return ref
     assert isinstance(ref.outcome, BaseException)
@@ -99,7 +99,7 @@ def make(
     kind: int = protocol.CALL,
 ) -> Call:
     """
-    Write a call down. The arguments may change afterwards.
+    Make a call. The arguments may change afterwards.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ def make(
     several : bool or int
         False for one result, True for a stream of them, else how many.
     source : object
-        What the references ask for their answer.
+        The source of the references' answers.
     kind : int
         CALL or CREATE.
     """
@@ -150,7 +150,7 @@ def make(
 def argument_error(
     name: str, args: tuple[Any, ...], kwargs: dict[str, Any], error: SerializationError
 ) -> SerializationError:
-    """Return the error for arguments that cannot be pickled, naming which one it is."""
+    """Return the error for an argument that cannot be pickled, with its name."""
     named = [(f"argument {i}", arg) for i, arg in enumerate(args)]
     named += [(f"argument {key!r}", arg) for key, arg in kwargs.items()]
     for which, arg in named:
@@ -168,7 +168,7 @@ def after(refs: list[TaskRef], callback: Callable[[], object]) -> None:
     """
     Call ``callback()`` once all of `refs` are settled; immediately if they are.
 
-    It may be called several times, also at the same time in two threads, and must do its work once.
+    The callback may be called several times, also at the same time in two threads, and must do its work once.
     """
     if not refs:
         callback()

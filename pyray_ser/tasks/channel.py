@@ -1,12 +1,12 @@
 """The caller's end of a worker: calls out, answers in.
 
 A thread that waits for an answer reads the pipe itself, which saves a wake-up.
-Where nobody waits, or several do, or a callback is to run, one thread per process (`collector`) reads until the channel is idle.
+If no thread waits, or several do, or a callback is due, one thread per process (`collector`) reads until the channel is idle.
 At most one thread reads a channel: it holds the `Turn` of its `Calls`.
 
 No lock is held here. Each change of state is one step of `Calls`, and what follows a step can be repeated.
 So a signal handler or finalizer that interrupts the reading thread reads on in its place, and the thread below it finds that done.
-docs/internals/waits.md lists who ends each wait.
+docs/internals/waits.md lists what ends each wait.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ __all__ = ["Channel", "Job", "Peer", "end_all", "fail", "number"]
 SLICE = 500
 
 _numbers = count(1)
-# What the reference of a stream is settled with.
+# The outcome of a stream's reference.
 _NOTHING = pack(None)
-# Every channel that is open. Strongly: when the last handle is collected in a cycle, Python runs the destructors of all that
-# hangs on it, and among them would be that of the pipe, on which answers may still come.
+# All open channels. The references are strong: if the last handle is collected in a cycle, Python runs the destructors of all
+# objects in it, and the pipe, on which answers may still come, would be one of them.
 _channels: set[Channel] = set()
 
 
@@ -55,17 +55,17 @@ class Peer(Protocol):
 
     # Readable once the process has ended.
     watch: Descriptor
-    # It has said that it takes calls.
+    # It has reported that it takes calls.
     ready: bool
 
     def kill(self) -> None:
         """End the process."""
 
     def died(self, task: str | None) -> WorkerDiedError:
-        """Return the error for what was running in it."""
+        """Return the error for the call that it was running."""
 
     def reap(self) -> None:
-        """Take note that it has ended."""
+        """Reap the process after its end."""
 
 
 OnDeath: TypeAlias = "Callable[[Channel], object]"
@@ -79,9 +79,9 @@ class Channel:
     ----------
     process : Peer
     pipe : Descriptor, optional
-        To the process. Without one, calls wait until `revive`.
+        The pipe to the process. Without one, calls wait until `revive`.
     on_death : callable, optional
-        Gets the channel once the process is gone, and calls `revive` or `give_up`; default is `give_up`.
+        Called with the channel after the end of the process; calls `revive` or `give_up`. Default is `give_up`.
     """
 
     def __init__(self, process: Peer, pipe: Descriptor | None, on_death: OnDeath | None = None) -> None:
@@ -90,10 +90,10 @@ class Channel:
         self._on_death = on_death
         # Makes the error of a call that is refused.
         self._error: Callable[[str], BaseException] = lambda task: self.process.died(task)
-        self._followed = False  # somebody else waits as well: the reader hands over to the collector
+        self._followed = False  # another thread waits, too: the reader hands over to the collector
         self._collected: Collector | None = None  # the collector reads
         self._closing = False
-        self._burying = 0  # the thread that deals with the death
+        self._burying = 0  # the thread that handles the death
         self._forks = fork_count()
         _channels.add(self)
 
@@ -105,7 +105,7 @@ class Channel:
     # ---- sending
 
     def submit(self, job: Job) -> None:
-        """Send a call, or queue it behind those before it."""
+        """Send a call, or queue it after earlier ones."""
         calls = self.calls
         busy = calls.busy
         if not calls.submit(job):
@@ -123,10 +123,10 @@ class Channel:
     # ---- receiving
 
     def collect(self, ref: TaskRef, deadline: float | None) -> bool:
-        """Read until `ref` is settled or time is over; False if another thread reads, and the caller is to sleep."""
+        """Read until `ref` is settled or time is over; return False if another thread reads, so that the caller must sleep."""
         calls, thread = self.calls, get_ident()
         while (turn := calls.turn(thread)) is None and calls.reader != thread:
-            # Its reader looks at this after it has ended its turn.
+            # The reader checks this after its turn.
             self._followed = True
             if calls.reader:
                 return False
@@ -145,9 +145,9 @@ class Channel:
                 continue
             if calls.dead:
                 self._see_to_death()
-                # It may go on in another process, and be answered later.
+                # It may continue in another process and be answered later.
                 return ref._outcome is not None
-            # In slices: it may also be settled by a cancel() elsewhere, which does not come through the pipe.
+            # In slices: a cancel() in another thread may settle it, too, which does not come through the pipe.
             patience = SLICE
             if deadline is not None:
                 patience = min(SLICE, int((deadline - time.monotonic()) * 1000) + 1)
@@ -166,15 +166,15 @@ class Channel:
             self.close_if_idle()
 
     def reads_here(self) -> bool:
-        """Tell whether this very thread is the reader: it was interrupted, and its caller must read in its place."""
+        """Return whether this very thread is the reader: it was interrupted, and its caller must read in its place."""
         return self.calls.reader == get_ident()
 
     def collect_later(self) -> None:
-        """Let the answers come in although nobody waits for them."""
+        """Let the answers be read although no thread waits for them."""
         calls = self.calls
         while calls.busy or calls.blocked or calls.pending:
             if calls.dead and not calls.pending:
-                return  # no pipe to read; whoever makes the next one asks again
+                return  # no pipe to read; `revive` calls this again
             reader = collector()
             turn = calls.turn(reader.thread)
             if turn is not None:
@@ -197,7 +197,7 @@ class Channel:
                 return
 
     def pump(self, state: int) -> None:
-        """Read what is there, or notice the end. Only for the reader."""
+        """Read the available frames, or notice the end. Only for the reader."""
         calls = self.calls
         if calls.receive():
             self.serve()
@@ -205,7 +205,7 @@ class Channel:
             self._see_to_death()
 
     def serve(self) -> None:
-        """Deal with the frames that have come, in order. Only for the reader, and whoever interrupts it."""
+        """Handle the received frames in order. Only for the reader and for code that interrupts it."""
         calls = self.calls
         while (found := calls.frame()) is not None:
             arrival, frame = found
@@ -218,7 +218,7 @@ class Channel:
             if kind == protocol.ITEM:
                 calls.took(arrival, job, outcome, reply)
             else:
-                # First the outcome, then the bookkeeping: who interrupts this must find the one or be able to do both.
+                # First the outcome, then the bookkeeping: code that interrupts this finds the first or can do both.
                 if job is not None:
                     job.ref.settle(_NOTHING if outcome is None else outcome)
                 calls.finish(arrival, job, outcome if kind == protocol.FAILURE else None, reply)
@@ -242,7 +242,7 @@ class Channel:
         self._burying = thread
         try:
             if self._collected is not None:
-                # Before its descriptors are closed: right after, their numbers may be another channel's.
+                # Before its descriptors are closed: after that, another channel may get their numbers.
                 self._collected.remove(self)
             calls.lose()
             if self._on_death is not None:
@@ -254,14 +254,14 @@ class Channel:
 
     def revive(self, process: Peer, pipe: Descriptor, again: list[Job]) -> bool:
         """
-        Go on with another process.
+        Continue with another process.
 
         Parameters
         ----------
         process : Peer
         pipe : Descriptor
         again : list of Job
-            What it is sent before the calls that are queued.
+            Calls that it is sent before the queued ones.
 
         Returns
         -------
@@ -277,7 +277,7 @@ class Channel:
         return True
 
     def give_up(self, error: Callable[[str], BaseException] | None = None) -> None:
-        """Take no more calls, and fail those that are not answered with what ``error(task)`` gives."""
+        """Take no more calls, and fail the unanswered ones with ``error(task)``."""
         if error is not None:
             self._error = error
         self.calls.refuse()
@@ -285,7 +285,7 @@ class Channel:
         self._fail_rest()
 
     def fail_sent(self) -> None:
-        """Fail the calls that were sent to a process that has died; the others go on with `revive`."""
+        """Fail the calls that were sent to a dead process; the others continue after `revive`."""
         for job in list(self.calls.sent.values()):
             failure = _failure(job, self.process.died)
             job.ref.settle(failure)
@@ -294,10 +294,10 @@ class Channel:
                 job.stream.notice()
 
     def notice_end(self) -> None:
-        """See to the death of a process, also if nobody waits for an answer of it."""
+        """Handle the death of a process, also if no thread waits for an answer from it."""
         turn = self.calls.turn(get_ident())
         if turn is None:
-            return  # its reader notices
+            return  # its reader handles it
         try:
             while self.calls.receive():
                 self.serve()
@@ -307,7 +307,7 @@ class Channel:
             self._after_reading()
 
     def submit_first(self, waiting: deque[Any], call: Call) -> bool:
-        """Take a call from the front of a deque and send it, in one step; False if it was not there any more."""
+        """Take a call from the front of a deque and send it, in one step; return False if it was gone."""
         taken = self.calls.submit_first(waiting, call, call.job)
         if taken is None:
             return False
@@ -316,7 +316,7 @@ class Channel:
         return True
 
     def abandon(self) -> None:
-        """Take no more calls; what becomes of those that are not answered is for others to decide."""
+        """Take no more calls; other code decides about the unanswered ones."""
         self.calls.refuse()
         self.calls.drop()
         _channels.discard(self)
@@ -330,11 +330,11 @@ class Channel:
                 job.stream.notice()
 
     def outstanding(self) -> int:
-        """Return how many calls are not answered yet."""
+        """Return the number of unanswered calls."""
         return len(self.calls.sent) + len(self.calls.queued)
 
     def cancel(self, ref: TaskRef, force: bool) -> bool:
-        """Take back a call that was not started; see `pyray_ser.cancel`."""
+        """Cancel a call that was not started; see `pyray_ser.cancel`."""
         if force:
             raise ValueError("force=True ends a worker of the pool; an actor is ended by kill(actor)")
         job = ref.job
@@ -344,17 +344,17 @@ class Channel:
         if self.calls.withdraw(job, protocol.write(protocol.CANCEL, job.number)):
             fail([job], lambda task: TaskCancelledError(task=task))
             return True
-        # The worker decides whether it came in time.
+        # The worker decides whether the request came in time.
         return False
 
     def close(self) -> None:
-        """Take no more calls; the process is let go once the present ones are answered."""
+        """Take no more calls; release the process after the present ones are answered."""
         self._closing = True
         self.close_if_idle()
 
     def end(self) -> None:
-        """Let the process go if it is idle, else end it: calls that are not answered fail."""
-        # Nothing is started again.
+        """Release the process if it is idle, otherwise end it: unanswered calls fail."""
+        # No call runs again.
         self._on_death = None
         self._closing = True
         if self.calls.busy:
@@ -366,22 +366,22 @@ class Channel:
             self.close_if_idle()
 
     def close_if_idle(self) -> None:
-        """Close if that was asked for. Never waits: finalizers call it."""
-        # In a forked child a handle of the parent's may be collected before any of our hooks has run there, and the
-        # collector's epoll is shared with the parent.
+        """Close if that was requested. Never wait: finalizers call this."""
+        # In a forked child, a handle of the parent may be collected before our fork hooks have run, and the collector's
+        # epoll is shared with the parent.
         if not self._closing or self._forks != fork_count() or is_finalizing():
             return
         calls = self.calls
         if calls.busy:
             self.collect_later()
         elif calls.reader == 0 and calls.close_if_idle():
-            # Have the process reaped when it has ended.
+            # Let the collector reap the process after its end.
             _channels.discard(self)
             collector().bury(self.process)
 
 
 def _decode(kind: int, payload: memoryview) -> tuple[int, Any]:
-    """Return the kind and outcome of an answer. One that cannot be loaded becomes a failure."""
+    """Return the kind and outcome of an answer. An answer that cannot be loaded becomes a failure."""
     try:
         return kind, _load(kind, payload)
     except Exception as error:
@@ -389,7 +389,7 @@ def _decode(kind: int, payload: memoryview) -> tuple[int, Any]:
             outcome = _load(kind, payload)
         except Exception:
             return protocol.FAILURE, error
-        # It came from a signal handler, then, and is the program's.
+        # It came from a signal handler and belongs to the program.
         del outcome
         raise
 
@@ -403,7 +403,7 @@ def _load(kind: int, payload: memoryview) -> Any:
 
 
 def end_all() -> None:
-    """Close the channels that are idle, and end the processes of the others, whose calls then fail."""
+    """Close the idle channels, and end the processes of the others, whose calls then fail."""
     for channel in list(_channels):
         channel.end()
 
@@ -415,13 +415,13 @@ def _failure(job: Job, error: Callable[[str], BaseException]) -> BaseException:
 
 
 def fail(jobs: list[Job], error: Callable[[str], BaseException]) -> None:
-    """Settle jobs with what ``error(task)`` gives."""
+    """Settle jobs with ``error(task)``."""
     for job in jobs:
         stop(job, _failure(job, error))
 
 
 def stop(job: Job, outcome: Any) -> None:
-    """Settle a job that no channel has, and that will not run."""
+    """Settle a job that is in no channel and will not run."""
     job.ref.settle(outcome)
     if job.items is not None and not job.ended:
         job.items.append(outcome)
@@ -437,7 +437,7 @@ def number() -> int:
 
 def _after_fork_in_child() -> None:
     for channel in list(_channels):
-        # The parent's; what a child still has of them must not wait for an answer.
+        # They belong to the parent; references in the child must not wait for an answer.
         channel.calls.refuse()
         channel._closing = False
     _channels.clear()

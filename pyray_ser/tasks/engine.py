@@ -1,8 +1,8 @@
-"""The seam where another engine plugs in.
+"""The interface for another engine.
 
-Everything above (`remote`, references, `get`, `wait`) speaks to the engine that runs plain functions through the methods of
-`Engine`, of which it inherits those that a reference asks for its answer. The one here is `pool.Pool`; a distributed one implements the same and is installed with `use`. Actors
-are processes on this node in either case.
+`remote`, references, `get` and `wait` call the engine that runs plain functions through the methods of `Engine`; those of `Source`
+bring in the answer of a reference. The engine of this package is `pool.Pool`. A distributed engine implements the same methods
+and is installed with `use`. Actors are processes on this node in either case.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ __all__ = ["Engine", "current", "use"]
 
 
 class Engine(Source, Protocol):
-    """What runs tasks."""
+    """An engine that runs tasks."""
 
     def submit(self, function: Function, call: Call, max_retries: int) -> None:
-        """Run a call whose arguments are ready, some time, and settle its reference in any case."""
+        """Run a call whose arguments are ready, now or later, and settle its reference in any case."""
 
     def cancel(self, ref: TaskRef, force: bool) -> bool:
-        """Keep a task from running, or with `force` end it; True if it will have no result."""
+        """Prevent a task from running, or with `force` end it; return True if it will have no result."""
 
     def shutdown(self) -> None:
-        """End everything; what has no result by then fails."""
+        """End everything; calls without a result fail."""
 
 
-# Under "engine", if there is one: a dict can be asked and changed in one step.
+# The key is "engine", if there is one: a dict can be read and changed in one step.
 _used: dict[str, Engine] = {}
 
 
@@ -43,7 +43,7 @@ def current() -> Engine:
     if engine is None:
         from .pool import Pool
 
-        # No lock, which a signal handler could meet again: a pool that comes second has started nothing, and is dropped.
+        # No lock, because a signal handler could wait for its own thread. A second pool has started nothing and is dropped.
         engine = _used.setdefault("engine", Pool())
     return engine
 
@@ -57,7 +57,7 @@ def use(engine: Engine | None) -> Engine | None:
 
 
 def started() -> bool:
-    """Tell whether there is an engine already."""
+    """Return whether there is an engine already."""
     return bool(_used)
 
 

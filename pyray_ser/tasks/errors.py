@@ -1,8 +1,8 @@
-"""Errors that cross from a worker to the caller.
+"""Errors that travel from a worker to the caller.
 
-A worker describes an exception as a `Failure`: the pickled exception where that works, and in any case its type, text and
-traceback as text. The caller gets an instance of a class made on the fly that derives from `TaskError` and from the type of
-the original, so that ``except TaskError`` and ``except ValueError`` both catch it.
+A worker describes an exception as a `Failure`: the pickled exception if possible, and always its type, text and traceback as
+text. The caller gets an instance of a class, made at run time, that derives from `TaskError` and from the type of the
+original, so that ``except TaskError`` and ``except ValueError`` both catch it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from ..exceptions import TaskError, text_of
 
 __all__ = ["Failure", "describe", "raise_failure", "task_error"]
 
-# Deriving from these would end the caller's program, or confuse its loop, instead of reporting an error.
+# An exception derived from these would end the caller's program, or confuse its event loop, instead of reporting an error.
 _NEVER_DUAL = (KeyboardInterrupt, SystemExit, GeneratorExit, StopIteration, StopAsyncIteration)
 
 
 class Failure(NamedTuple):
-    """An exception on its way to the caller."""
+    """An exception that travels to the caller."""
 
-    # What unpack() makes the exception of; empty if it cannot be pickled.
+    # The pickled exception, for unpack(); empty if it cannot be pickled.
     pickled: bytes
     type: str
     text: str
@@ -41,11 +41,11 @@ def describe(error: BaseException, task: str) -> Failure:
     ----------
     error : BaseException
     task : str
-        What raised it.
+        The function that raised it.
     """
     from .._frames import pack, unpack
 
-    # Our own frames, from serve() to the call, tell the user nothing.
+    # Leave out the frames of this package, from serve() to the call.
     trace = error.__traceback__
     while trace is not None and _is_ours(trace.tb_frame.f_code.co_filename):
         trace = trace.tb_next
@@ -56,7 +56,7 @@ def describe(error: BaseException, task: str) -> Failure:
         )
     try:
         pickled = pack(error)
-        # An __init__ that cannot take its own args fails only on loading, where nobody could tell why.
+        # An __init__ that cannot take its own args fails only when it is loaded, where the reason is unknown: try it here.
         unpack(pickled)
     except Exception:
         pickled = b""
@@ -75,7 +75,7 @@ def _qualified(cls: type) -> str:
 
 
 def raise_failure(failure: Failure) -> NoReturn:
-    """Raise what a failure describes, as a new instance each time: tracebacks would pile up on a shared one."""
+    """Raise the exception of a failure, as a new instance each time, because a shared one would collect tracebacks."""
     cause = None
     if failure.pickled:
         from .._frames import unpack
@@ -92,7 +92,7 @@ def task_error(cause: BaseException | None, failure: Failure) -> TaskError:
     Parameters
     ----------
     cause : BaseException or None
-        The original, where it could travel.
+        The original exception, if it could be pickled.
     failure : Failure
     """
     facts: dict[str, Any] = {
@@ -112,13 +112,13 @@ def task_error(cause: BaseException | None, failure: Failure) -> TaskError:
     error = _blank(cls, kind, arguments)
     if error is None:
         return TaskError(**facts)
-    # __init__ of the original type may do anything: its result, the attributes, is what counts.
+    # Do not call __init__ of the original type: copy its result, the attributes.
     error.__dict__.update(vars(cause))
     for name in _native_attributes(kind):
         try:
             setattr(error, name, getattr(cause, name))
         except Exception:
-            continue  # not set there, or read-only, or a property of its own that fails
+            continue  # it is not set, read-only, or a property that fails
     error.__dict__.update(facts)
     try:
         error.args = arguments
@@ -131,19 +131,19 @@ def task_error(cause: BaseException | None, failure: Failure) -> TaskError:
 
 
 def arguments_of(error: BaseException) -> tuple[Any, ...]:
-    """Return ``error.args``, also where its type has an `args` of its own that fails."""
+    """Return ``error.args``, also if its type has an own `args` that fails."""
     try:
         arguments = error.args
     except Exception as problem:
         _log.debug("args of %s fails: %r", type(error).__name__, problem)
-        # As the interpreter keeps them.
+        # The args that the interpreter keeps.
         arguments = vars(BaseException)["args"].__get__(error)
     return arguments if isinstance(arguments, tuple) else (arguments,)
 
 
 def _blank(cls: Any, kind: Any, arguments: tuple[Any, ...]) -> TaskError | None:
-    """Return an instance that was not initialized; None if its original type cannot be mixed with ours."""
-    # Its own __new__ may ask for other arguments, and MemoryError's refuses classes derived from it.
+    """Return an uninitialized instance; None if its original type cannot be combined with `TaskError`."""
+    # Its own __new__ may need other arguments, and that of MemoryError refuses derived classes.
     for maker in (cls.__new__, kind.__new__, Exception.__new__):
         try:
             made: TaskError = maker(cls, *arguments)
@@ -156,7 +156,7 @@ def _blank(cls: Any, kind: Any, arguments: tuple[Any, ...]) -> TaskError | None:
 
 @cache
 def _native_attributes(cls: type) -> tuple[str, ...]:
-    """Attributes that a built-in exception keeps outside of its __dict__: errno, start, code."""
+    """Return the attributes that a built-in exception keeps outside of its __dict__, such as errno, start, code."""
     names = []
     for base in cls.__mro__:
         if base.__module__ == "builtins" and base not in (BaseException, Exception, object):
@@ -187,7 +187,7 @@ def _dual(cls: type) -> type[TaskError]:
             },
         )
     except TypeError:
-        # A type that cannot be derived from, or whose layout does not go with another exception's.
+        # A type that cannot be a base, or whose layout conflicts with that of another exception.
         return TaskError
 
 
@@ -196,5 +196,5 @@ def _reduce(error: TaskError) -> tuple[Any, ...]:
 
 
 def load_task_error(cause: BaseException | None, remote_traceback: str, task: str, pid: int) -> TaskError:
-    """Make a `TaskError` of two types again, from its parts."""
+    """Reconstruct a `TaskError` of two types from its parts."""
     return task_error(cause, Failure(b"", "", "", remote_traceback, task, pid))

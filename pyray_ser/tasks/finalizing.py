@@ -1,6 +1,6 @@
 """The end of a worker process: finalizers and exit functions run, as at the end of a program.
 
-multiprocessing ends a forked child by `os._exit`, which runs neither. Those that the parent registered must not run in a child:
+multiprocessing ends a forked child by `os._exit`, which runs neither. Functions that the parent registered must not run in a child:
 they would remove the parent's temporary files.
 """
 
@@ -14,7 +14,7 @@ __all__ = ["forget_inherited", "run"]
 
 
 def forget_inherited() -> None:
-    """Keep what the parent registered from running here. To be called once, when a worker starts."""
+    """Prevent functions that the parent registered from running here. Call this once, when a worker starts."""
     from .. import _store
 
     if not _store.fork_count():
@@ -22,12 +22,12 @@ def forget_inherited() -> None:
     for finalizer in list(getattr(weakref.finalize, "_registry", ())):
         finalizer.atexit = False
     atexit._clear()
-    # The next finalizer registers their exit function again.
+    # The next finalizer registers weakref's exit function again.
     if hasattr(weakref.finalize, "_registered_with_atexit"):
         weakref.finalize._registered_with_atexit = False
 
 
 def run() -> None:
-    """Finalize what is left, in a worker that has nothing more to do."""
+    """Run finalizers and exit functions in a worker at its end."""
     gc.collect()
     atexit._run_exitfuncs()

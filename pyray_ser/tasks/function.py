@@ -17,7 +17,7 @@ __all__ = ["Function", "RemoteFunction"]
 
 
 class Function:
-    """A function as workers get it: pickled once, when it is first called; each worker loads it once."""
+    """A function in the form for workers: pickled once, at its first call; each worker loads it once."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.name = getattr(function, "__qualname__", None) or repr(function)
@@ -34,7 +34,7 @@ class Function:
         self.frame = protocol.write(protocol.FUNCTION, self.number, payload)
 
 
-# Option -> what it must be, and how to say so.
+# Option -> its test, and the text for a value that fails.
 Tests: TypeAlias = "dict[str, tuple[Callable[[Any], bool], str]]"
 _OPTIONS: Tests = {
     "max_retries": (lambda value: _count(value) and value >= 0, "an int >= 0"),
@@ -49,7 +49,7 @@ def _count(value: object) -> bool:
 
 
 def check_options(given: dict[str, Any], known: Tests, what: str) -> dict[str, Any]:
-    """Return the options given, or say which of them do not exist."""
+    """Return the options, or raise an error for unknown or invalid ones."""
     for key, value in given.items():
         if key not in known:
             raise ValueError(
@@ -66,16 +66,16 @@ class RemoteFunction:
     """
     A function that runs in a worker process.
 
-    ``f.remote(...)`` returns a reference at once; ``f.options(...)`` gives the same function with other options:
+    ``f.remote(...)`` returns a reference immediately; ``f.options(...)`` returns the same function with other options:
 
     ``num_returns``
         Return so many references, for a function that returns so many values.
     ``stream``
         Return a `ResultStream`, for a function that returns an iterator. The default for generator functions.
     ``max_retries``
-        How often it is run again if its worker dies; default 0.
+        How often it runs again if its worker dies; default 0.
     ``name``
-        What it is called in errors.
+        The name in errors.
     """
 
     def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
@@ -115,7 +115,7 @@ class RemoteFunction:
         Returns
         -------
         TaskRef
-            Or a list of them, or a `ResultStream`, as the options say.
+            Or a list of them, or a `ResultStream`, by the options.
         """
         if is_finalizing():
             raise RuntimeError(f"{self._name} cannot run: the interpreter is ending, and its workers have ended")
@@ -123,7 +123,7 @@ class RemoteFunction:
         function = self._pickled
         if function is None:
             made = Function(self._function)
-            # No lock: pickling runs code of others, which may call this function. Made twice, one is dropped.
+            # No lock: pickling runs foreign code, which may call this function. If it is made twice, one is dropped.
             function = self._pickled
             if function is None:
                 function = self._pickled = made

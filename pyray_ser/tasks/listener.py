@@ -1,4 +1,4 @@
-"""In an actor: letting in callers that were given its handle."""
+"""The socket of an actor for processes that got its handle."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 __all__ = ["KILLED", "WELCOME", "Visitors", "leave_word", "listen", "word_is_left"]
 
-# What an actor says of its process to a caller that it lets in: id and start time.
+# The actor's message to a new caller: its process id and start time.
 WELCOME = struct.Struct("<QQ")
-# Ends the address where another process leaves word that it has killed the actor.
+# The end of the address to which another process connects to report that it killed the actor.
 KILLED = "-killed"
 
 
 class Visitors:
     """
-    A thread that accepts connections; `fd` is readable when some are there.
+    A thread that accepts connections; `fd` is readable when there are some.
 
     Parameters
     ----------
     listener : socket.socket
-        Listens on an abstract address. Anybody on this host can connect to that, so the kernel is asked who it is, and then
-        they for multiprocessing's key.
+        Listens on an abstract address. Any process of this host can connect, so the kernel's credentials are checked first,
+        then multiprocessing's key.
     """
 
     def __init__(self, listener: socket.socket) -> None:
@@ -51,10 +51,10 @@ class Visitors:
             try:
                 end, _ = self._listener.accept()
             except OSError:
-                # It went away before it was let in, or there are too many open files.
+                # The caller closed the connection, or there are too many open files.
                 time.sleep(0.01)
                 continue
-            # A thread each: a stranger who says nothing must not keep the others out.
+            # A thread for each, so that a silent caller does not block the others.
             threading.Thread(target=self._greet, args=(Connection(end.detach()),), daemon=True).start()
 
     def _greet(self, connection: Connection) -> None:
@@ -75,7 +75,7 @@ class Visitors:
         os.write(self._bell, b".")
 
     def take(self) -> list[Connection]:
-        """Return the connections that are new."""
+        """Return the new connections."""
         os.read(self.fd, 4096)
         found = []
         while self._taken:
@@ -83,7 +83,7 @@ class Visitors:
         return found
 
     def waiting(self) -> bool:
-        """Tell whether there are connections that nobody took."""
+        """Return whether there are connections that were not taken yet."""
         return bool(self._taken)
 
 
@@ -110,7 +110,7 @@ def leave_word(address: str) -> None:
 
 
 def word_is_left(killers: Descriptor) -> bool:
-    """Tell whether another process of this user has left word at a listening socket."""
+    """Return whether another process of this user has connected to a listening socket."""
     if killers.fileno() < 0:
         return False
     listener = socket.socket(fileno=killers.fileno())
@@ -125,7 +125,7 @@ def word_is_left(killers: Descriptor) -> bool:
                 if _user_of(end) == os.getuid():
                     return True
     finally:
-        # The number is the descriptor's.
+        # The descriptor owns the number.
         listener.detach()
 
 

@@ -1,11 +1,11 @@
 """How a TaskRef travels.
 
-A settled one goes as its outcome. One that is pending becomes an object in the store that is not sealed yet: whoever gets the
-reference waits for it like for any other object, and the owner seals it when the answer is there. If the owner dies before,
-those who wait get `ObjectLostError`.
+A settled TaskRef travels as its outcome. A pending one becomes an unsealed object in the store, the promise: the receiver waits for
+it like for any other object, and the owner seals it when the answer is there. If the owner dies first, waiting processes get
+`ObjectLostError`.
 
-That object is older than the result it stands for, so it cannot hold it (objects name older ones only, so that no cycle can
-form). The owner does: as long as the promise lives, it keeps the result.
+The promise is older than its result, so it cannot hold it (objects refer only to older ones, so that no cycle can form). The owner
+holds the result as long as the promise exists.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["reduce"]
 
-# Bytes of a promise: enough for the reference to a result, or for a small result itself.
+# Bytes of a promise: enough for the reference to a result, or for a small result.
 ROOM = 2048
 
 
@@ -42,7 +42,7 @@ def reduce(ref: TaskRef) -> tuple[Any, ...]:
 
 
 def load_settled(name: str, outcome: Outcome) -> TaskRef:
-    """Make a TaskRef whose outcome is known."""
+    """Make a settled TaskRef."""
     ref = TaskRef(name)
     ref.settle(outcome)
     return ref
@@ -54,7 +54,7 @@ def load_pending(name: str, promise: Ref) -> TaskRef:
 
 
 class _Promised:
-    """Source of a TaskRef that another process owns."""
+    """The source of a TaskRef that another process owns."""
 
     def __init__(self, promise: Ref) -> None:
         self.promise = promise
@@ -69,7 +69,7 @@ class _Promised:
         except GetTimeoutError:
             return True
         except PyraySerError as error:
-            # Not what a signal handler raised: that is for the program.
+            # But not an exception of a signal handler, which belongs to the program.
             ref.settle(error)
             return True
         ref.settle(_outcome(form))
@@ -94,7 +94,7 @@ def _settle(ref: TaskRef, future: Future[Any]) -> None:
 
 
 def _outcome(form: memoryview) -> Outcome:
-    """Return what a promise was kept with; if that cannot be read, why."""
+    """Return the outcome in a promise, or the error of reading it."""
     try:
         return cast("Outcome", _read(form))
     except Exception as error:
@@ -117,17 +117,17 @@ def _read(form: memoryview) -> Any:
 
 
 class _Promises:
-    """The promises that this process has to keep."""
+    """The promises of this process."""
 
     def __init__(self) -> None:
-        # No lock: a finalizer may pickle a reference in the middle of this. Each change is one step of a dict.
+        # No lock, because a finalizer may pickle a reference at any point here. Each change is one step of a dict.
         self._made: dict[TaskRef, Ref] = {}
-        # identity of a promise -> the result that it stands for
+        # identity of a promise -> its result
         self._kept: dict[bytes, Ref] = {}
         self._sweeping = False
 
     def get(self, ref: TaskRef) -> Ref:
-        """Return the promise for a TaskRef that was pending a moment ago."""
+        """Return the promise for a TaskRef that was just pending."""
         from .. import _window
 
         promise = self._made.get(ref)
@@ -150,7 +150,7 @@ class _Promises:
         try:
             held, record = _record(outcome)
         except BaseException as error:
-            # Those who wait must hear of it, whatever it is.
+            # Waiting processes must get the error, whatever it is.
             held, record = _record(_reason(ref, error))
             self._write(ref, window, record, held)
             if not isinstance(error, Exception):
@@ -175,7 +175,7 @@ class _Promises:
             collector().repeat(self._sweep)
 
     def _sweep(self) -> bool:
-        """Let go of results whose promises nobody holds any more; tell whether some are left."""
+        """Release results whose promises no process holds; return whether some are left."""
         for identity in list(self._kept):
             if load_ref(identity).state != "sealed":
                 self._kept.pop(identity, None)
@@ -184,7 +184,7 @@ class _Promises:
 
 
 def _record(outcome: Outcome) -> tuple[Ref | None, tuple[str, bytes]]:
-    """Return what a promise says about an outcome, and the object that must be held as long as the promise lives."""
+    """Return the content of a promise for an outcome, and the object to hold as long as the promise exists."""
     if type(outcome) is bytes and len(outcome) <= ROOM - 64:
         return None, ("value", outcome)
     if type(outcome) is ObjectRef:
@@ -198,7 +198,7 @@ def _record(outcome: Outcome) -> tuple[Ref | None, tuple[str, bytes]]:
 
 
 def _reason(ref: TaskRef, error: BaseException) -> BaseException:
-    """Return the error for those who wait for a promise that cannot be kept; short enough for the promise itself."""
+    """Return the error for a promise that cannot be fulfilled; short enough for the promise itself."""
     kind = ObjectStoreFullError if isinstance(error, ObjectStoreFullError) else ObjectLostError
     text = f"the result of {ref.name} could not be passed on by its owner (process {os.getpid()}): {error}"
     made: BaseException = kind(f"{text:.1000}")
@@ -216,7 +216,7 @@ _promises = _Promises()
 
 
 def _after_fork_in_child() -> None:
-    # The parent's to keep.
+    # The parent fulfils them.
     global _promises
     _promises = _Promises()
 

@@ -1,7 +1,7 @@
-"""Tasks on this node: threads, each of which has a worker process at its side.
+"""Tasks on this node: threads, each with one worker process.
 
-A thread passes what it runs on to its process. The death of one process fails one task: the next one finds a new process.
-No lock is held here: who takes a job out of `Pool._waiting` has it, and that is one step of a dict.
+A thread passes its calls on to its process. The death of a process fails one task: the next one gets a new process.
+No lock is held here: the thread that takes a job out of `Pool._waiting`, in one step of a dict, runs it.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ __all__ = ["Pool"]
 
 
 class Worker:
-    """A worker process at rest or running one task."""
+    """A worker process that is idle or runs one task."""
 
     def __init__(self, number: int, share: int) -> None:
         self.process = Process(f"pyray_ser-worker-{number}", settings.start_method(), settings.passed_on(share))
-        # What it was running may run again: the thread at its side decides.
+        # Its call may run again: its thread decides.
         self.channel = Channel(self.process, self.process.pipe, Channel.abandon)
-        # Numbers of the functions that it was told.
+        # Numbers of the functions that it has.
         self.known: set[int] = set()
 
     def lives(self) -> bool:
-        """Tell whether it is there; one at rest has nothing to say."""
+        """Return whether it is alive; an idle worker sends nothing."""
         calls = self.channel.calls
         return not calls.closed and not calls.wait(self.process.watch.fileno(), 0)
 
@@ -49,16 +49,16 @@ class Pool:
 
     def __init__(self) -> None:
         self._size = settings.num_workers()
-        # Calls that no thread has begun, by number, and their order.
-        # Each is in a list, and whoever takes it out of there has it. The list stays until the call is over: `submit` may be
-        # interrupted, done by what interrupts it, and go on.
+        # Calls that no thread has begun, by number, in order.
+        # Each is in a list, and the thread that takes it out of the list runs it. The list stays until the call is over:
+        # code that interrupts `submit` may complete it before `submit` continues.
         self._waiting: dict[int, list[tuple[Function, Call, int]]] = {}
         self._order: deque[int] = deque()
-        # One entry for each call that was submitted; None ends a thread. It is C, and can be used in a finalizer.
+        # One entry for each submitted call; None ends a thread. It is written in C, so finalizers can use it.
         self._tokens: SimpleQueue[bool] = SimpleQueue()
         self._threads: set[int] = set()
         self._idle: set[int] = set()
-        # What Python calls them.
+        # Their thread idents.
         self._serving: set[int] = set()
         self._numbers = count(1)
         self._resting: list[Worker] = []
@@ -66,7 +66,7 @@ class Pool:
         self._ended = False
 
     def submit(self, function: Function, call: Call, max_retries: int) -> None:
-        """Run a call, once, however often this is called for it; see `Engine`."""
+        """Run a call once, however often this is called for it; see `Engine`."""
         job = call.job
         if job.ref.outcome is not None:
             return
@@ -80,7 +80,7 @@ class Pool:
             self._take_back(job)
 
     def _start_thread(self) -> None:
-        # Not threading's: its start takes locks that the code below a signal handler may hold.
+        # Not by threading, whose start takes locks that the code below a signal handler may hold.
         number = next(self._numbers)
         self._threads.add(number)
         try:
@@ -90,7 +90,7 @@ class Pool:
             raise
 
     def _take_back(self, job: Job) -> bool:
-        """Cancel a call that no thread has begun; tell whether that was so."""
+        """Cancel a call that no thread has begun; return whether that succeeded."""
         try:
             self._waiting[job.number].pop()
         except (KeyError, IndexError):
@@ -109,7 +109,7 @@ class Pool:
                 # `submit` and `shutdown` end this wait.
                 goes_on = self._tokens.get()
                 self._idle.discard(number)
-                # All there are: who puts a call in line may be interrupted before the token for it.
+                # All calls in the queue: `submit` may be interrupted between a call and its token.
                 while (found := self._next()) is not None:
                     self._run(*found)
                     del found
@@ -129,7 +129,7 @@ class Pool:
             try:
                 return self._waiting[number].pop()
             except (KeyError, IndexError):
-                continue  # it was cancelled, or taken before
+                continue  # it was cancelled or taken
 
     def _run(self, function: Function, call: Call, max_retries: int) -> None:
         job = call.job
@@ -153,7 +153,7 @@ class Pool:
                 worker.process.reap()
                 if job.ref.cancelled or self._ended:
                     break
-                # Several results that have come once must not come twice.
+                # Results of a stream that have arrived must not arrive again.
                 if job.items is not None:
                     break
             fail([job], worker.process.died)
@@ -165,7 +165,7 @@ class Pool:
     def _run_in(self, worker: Worker, function: Function, job: Job) -> None:
         job.worker = worker
         if job.ref.cancelled:
-            # Between the look above and this: cancel() did not see the worker.
+            # A cancel() between the check above and this line did not see the worker.
             worker.end()
         channel = worker.channel
         if function.number not in worker.known:
@@ -174,7 +174,7 @@ class Pool:
         if channel.calls.submit(job):
             while job.ref.outcome is None and not channel.dead:
                 if not channel.collect(job.ref, None):
-                    # The collector reads, because it has something to write.
+                    # The collector reads, because it has frames to write.
                     job.ref.sleep(None)
         job.worker = None
 
@@ -189,7 +189,7 @@ class Pool:
             worker.channel.abandon()
             worker.process.reap()
             self._all.discard(worker)
-        # A worker's own tasks share the machine with those of the others.
+        # The tasks of a worker share the machine with those of other workers.
         worker = Worker(next(self._numbers), max(1, self._size // (len(self._all) + 1)))
         self._all.add(worker)
         if self._ended:
@@ -199,7 +199,7 @@ class Pool:
     # ---- the source of its references
 
     def collect(self, ref: TaskRef, deadline: float | None) -> bool:
-        """Leave the reading to the thread that runs the task, unless the caller interrupts that very thread."""
+        """Leave the reading to the thread that runs the task, unless the caller interrupts that thread."""
         if self.collect_later(ref):
             job = ref.job
             worker = None if job is None else job.worker
@@ -208,22 +208,22 @@ class Pool:
         return False
 
     def collect_later(self, ref: TaskRef) -> bool:
-        """Return whether the caller must read: it interrupts the thread that runs the task."""
+        """Return whether the caller must read, because it interrupts the thread that runs the task."""
         job = ref.job
         if job is None or get_ident() not in self._serving:
             return False
-        # A finalizer, run by a thread of the pool.
+        # A finalizer that runs in a thread of the pool.
         worker = job.worker
         if worker is not None:
             return bool(worker.channel.reads_here())
         if not self._idle:
-            # The task may wait for this very thread: another one takes its place.
+            # The task may wait for this thread: start another one in its place.
             self._start_thread()
         self._tokens.put(True)
         return False
 
     def tell(self, ref: TaskRef, payload: bytes) -> None:
-        """Tell the worker what of a stream was taken."""
+        """Tell the worker which results of a stream were taken."""
         job = ref.job
         worker = None if job is None else job.worker
         if job is not None and worker is not None:
@@ -250,7 +250,7 @@ class Pool:
         return True
 
     def shutdown(self) -> None:
-        """End all workers; what has no result by then fails."""
+        """End all workers; calls without a result fail."""
         self._ended = True
         for entry in list(self._waiting.values()):
             for _, call, _ in list(entry):
@@ -261,13 +261,13 @@ class Pool:
                 worker.end()
         for _ in list(self._threads):
             self._tokens.put(False)
-        # Each thread ends by its token: what it ran has ended with its worker.
+        # Each thread ends by its token, because its call has ended with its worker.
         until = time.monotonic() + 30
         while self._threads and time.monotonic() < until:
             time.sleep(0.001)
 
     def _let_go(self) -> list[Worker]:
-        """Close the pipes of workers at rest, which then end."""
+        """Close the pipes of idle workers, which then end."""
         gone: list[Worker] = []
         while True:
             try:

@@ -1,7 +1,7 @@
-"""Worker processes: started by `multiprocessing`, watched through a descriptor of the kernel's.
+"""Worker processes: started by `multiprocessing`, watched through a pidfd.
 
-The end of a worker is noticed by a pidfd, because a pipe stays open as long as anybody has inherited its other end. The other
-way round each worker watches its owner, and ends with it, whatever it is doing then.
+A pidfd shows the end of a worker. A pipe would not, because it stays open while any process has inherited its other end.
+Each worker also watches its owner, and ends with it, whatever it is running.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Process", "context", "end_all", "end_with", "ignore_interrupts", "let_go_of_inherited", "new_address"]
 
-# Thread -> descriptors that it passes to a process it is forking. The child closes all others of its parent's.
+# Thread -> descriptors for the process that it is forking. The child closes all others of its parent.
 _passing: dict[int, tuple[int, ...]] = {}
-# What multiprocessing would wait for at exit, also after the last handle is gone.
+# Processes that multiprocessing would join at exit, also after their last handle is gone.
 _running: set[BaseProcess] = set()
 
 
@@ -47,7 +47,7 @@ def context(method: str | None = None) -> BaseContext:
 
 
 def new_address() -> str:
-    """Return an address for an actor; abstract, so that no file is left."""
+    """Return an abstract address for an actor, so that no file is left."""
     return f"\0pyray_ser-{os.getpid()}-{os.urandom(8).hex()}"
 
 
@@ -61,14 +61,14 @@ class Process:
     method : str, optional
         Start method.
     settings : dict, optional
-        What the process is to know, as `pyray_ser.tasks.settings` has it.
+        Settings for the process, from `pyray_ser.tasks.settings`.
     listener : Descriptor, optional
-        Listening socket, where an actor is called on by others than its owner.
+        Listening socket of an actor, for processes other than its owner.
 
     Attributes
     ----------
     pipe : Descriptor
-        Our end, for a `Channel`.
+        This end of the pipe, for a `Channel`.
     watch : Descriptor
         Readable once the process has ended.
     """
@@ -84,9 +84,9 @@ class Process:
 
         made: Any = context(method)
         self.process: BaseProcess
-        # It has said that it takes calls; this process has ended it.
+        # It has reported that it takes calls; this process has ended it.
         self.ready = self._ended_here = False
-        # The children attach to this store: it must be there before they look.
+        # The children attach to this store, so it must exist first.
         if _store.default() is None:
             from ..store.discovery import open_default
 
@@ -96,10 +96,10 @@ class Process:
 
         self.pipe, theirs = _calls.pipe()
         ends = [theirs] if listener is None else [theirs, listener]
-        # Only so that multiprocessing can pass them on: the numbers belong to the descriptors.
+        # Only for multiprocessing to pass them on: the descriptors own the numbers.
         sockets = [socket.socket(fileno=end.fileno()) for end in ends]
         try:
-            # multiprocessing joins at exit what is not a daemon; ours end before that, and daemons could have no children.
+            # multiprocessing joins non-daemons at exit. Workers end before that, and daemons could have no children.
             self.process = made.Process(
                 target=main,
                 name=name,
@@ -122,7 +122,7 @@ class Process:
         try:
             self.watch = Descriptor(os.pidfd_open(self.pid))
         except (AttributeError, ProcessLookupError, NotImplementedError):
-            # No pidfd on this kernel, or the process has ended already and was reaped.
+            # This kernel has no pidfd, or the process was reaped already.
             self.watch = Descriptor(os.dup(self.process.sentinel))
 
     def second_watch(self) -> Descriptor:
@@ -135,13 +135,13 @@ class Process:
         kill(self.process)
 
     def died(self, task: str | None) -> WorkerDiedError:
-        """Return the error for what was running in it."""
+        """Return the error for the call that it was running."""
         join(self.process, 1.0)
         reason = "was ended by shutdown() or cancel(force=True) of this program" if self._ended_here else None
         return WorkerDiedError(pid=self.pid, exitcode=self.process.exitcode, task=task, reason=reason, began=self.ready)
 
     def reap(self) -> None:
-        """Take note that it has ended."""
+        """Reap the process after its end."""
         join(self.process, 1.0)
         self.watch.close()
 
@@ -151,17 +151,17 @@ _registered = False
 
 def _end_before_joining() -> None:
     """
-    Have `tasks.shutdown` called before multiprocessing joins the children of this process.
+    Register `tasks.shutdown` to run before multiprocessing joins the children of this process.
 
     Children of multiprocessing, executors, joblib and loky join their own children before threading's exit functions run.
-    Our workers end only when their pipe is closed, so such a child would wait for them without end.
+    Workers end only when their pipe is closed, so such a child would wait for them without end.
     """
     global _registered
     if _registered:
         return
     from multiprocessing.util import Finalize
 
-    # multiprocessing runs finalizers with a priority of at least 0 before it joins.
+    # multiprocessing runs finalizers of priority 0 and higher before it joins.
     Finalize(None, _shutdown, exitpriority=1000)
     _registered = True
 
@@ -174,7 +174,7 @@ def _shutdown() -> None:
 
 @contextmanager
 def _passed(ends: list[Descriptor]) -> Iterator[None]:
-    """Let a child that this thread forks inside keep these descriptors."""
+    """Let a child that this thread forks inside the block keep these descriptors."""
     thread = get_ident()
     before = _passing.get(thread, ())
     _passing[thread] = (*before, *(end.fileno() for end in ends))
@@ -192,8 +192,8 @@ def _children_allowed() -> Iterator[None]:
     """
     Let a daemonic process (a worker of `multiprocessing.Pool`) start a worker.
 
-    multiprocessing refuses because a daemonic process that is terminated leaves its children behind.
-    Ours end with their owner, however it ends.
+    multiprocessing refuses this, because a daemonic process that is terminated leaves its children behind.
+    Workers end with their owner, however it ends.
     """
     from multiprocessing import current_process
 
@@ -209,16 +209,16 @@ def _children_allowed() -> Iterator[None]:
 @contextmanager
 def _interrupts_held_back(method: str) -> Iterator[None]:
     """
-    Let a child be born with Ctrl-C blocked, until `ignore_interrupts` runs there.
+    Start a child with Ctrl-C blocked, until `ignore_interrupts` runs there.
 
-    An interrupt right after the fork would be raised inside the hooks that Python runs in the child, which print and drop it.
+    An interrupt immediately after the fork would be raised inside Python's fork hooks in the child, which print and drop it.
     """
     if method == "forkserver":
-        # Its server ignores them itself, and would hand this mask on to everybody's children.
+        # The fork server ignores interrupts itself, and all children would inherit this mask.
         yield
         return
     if method == "spawn":
-        # Starting the tracker unblocks what it had blocked: it runs before.
+        # Start the resource tracker first, because its start unblocks signals.
         from multiprocessing.resource_tracker import ensure_running
 
         ensure_running()
@@ -230,7 +230,7 @@ def _interrupts_held_back(method: str) -> Iterator[None]:
 
 
 def join(child: BaseProcess, patience: float) -> None:
-    """Wait for the end of a process. Several threads may: whoever comes second to the kernel looks again."""
+    """Wait for the end of a process. Several threads may wait; the one that does not reap it checks again."""
     until = time.monotonic() + patience
     while child.exitcode is None:
         left = until - time.monotonic()
@@ -239,7 +239,7 @@ def join(child: BaseProcess, patience: float) -> None:
             if left <= 0:
                 return
             time.sleep(0.001)
-    # multiprocessing forgets a child, and closes its pipes, in join() alone.
+    # multiprocessing forgets a child, and closes its pipes, only in join().
     child.join(0)
 
 
@@ -249,11 +249,11 @@ def kill(child: BaseProcess) -> None:
         try:
             child.kill()
         except ProcessLookupError:
-            return  # another thread has just taken note of its end
+            return  # another thread has just reaped it
 
 
 def end_all(patience: float = 2.0) -> None:
-    """End all workers of this process: those that are idle go by themselves when their pipe is closed, others are killed."""
+    """End all workers of this process: idle ones end when their pipe is closed, others are killed."""
     until = time.monotonic() + patience
     children = list(_running)
     for child in children:
@@ -266,7 +266,7 @@ def end_all(patience: float = 2.0) -> None:
 
 
 def _after_fork_in_child() -> None:
-    # The parent's pipes would keep the parent's workers waiting after it is gone.
+    # The parent's workers would wait for these inherited pipes after the end of the parent.
     global _running, _registered
     _calls.close_inherited(_passing.get(get_ident(), ()))
     _passing.clear()
@@ -281,7 +281,7 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def end_with(owner: tuple[int, int]) -> None:
-    """Let this process end when its owner does, whatever it is doing then."""
+    """End this process when its owner ends, whatever it is running."""
     import threading
 
     pid, start = owner
@@ -290,11 +290,11 @@ def end_with(owner: tuple[int, int]) -> None:
     except (AttributeError, OSError):
         watch = None
     if watch is not None and _store.start_time(pid) != start:
-        # Another process has the pid by now, or /proc does not show the owner as it shows itself: nothing is proven.
+        # Another process may have the pid by now, or /proc may not show the owner: nothing is proven.
         os.close(watch)
         watch = None
     if watch is None:
-        # The pipe's end still ends an idle one.
+        # The end of the pipe still ends an idle worker.
         return
 
     def follow() -> None:
@@ -302,14 +302,14 @@ def end_with(owner: tuple[int, int]) -> None:
         poller.register(watch, select.POLLIN)
         while not poller.poll():
             pass
-        # Nobody is left to take results or errors, and finalizers could wait for the owner for ever.
+        # No process is left for results or errors, and finalizers could wait for the owner without end.
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=follow, name="pyray_ser-owner", daemon=True).start()
 
 
 def let_go_of_inherited() -> None:
-    """Hold nothing of what the owner held when this process was forked: it would be held for as long as this one lives."""
+    """Release the references that the owner had at the fork; otherwise this process would hold their objects until its end."""
     if not _store.fork_count():
         return
     from ..store.discovery import renew
@@ -319,11 +319,11 @@ def let_go_of_inherited() -> None:
 
 
 def ignore_interrupts() -> None:
-    """Leave Ctrl-C to the owner: the terminal sends it to every process of the group."""
+    """Ignore Ctrl-C, which the terminal sends to every process of the group; the owner handles it."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     except ValueError:
-        # Not in the main thread; only a start method of somebody else's does that.
+        # This is not the main thread, as with a start method of another package.
         print("pyray_ser: a worker was started outside of its main thread", file=sys.stderr)
-    # Blocked since before the fork; what has come meanwhile is ignored with it.
+    # Blocked since before the fork; interrupts that came meanwhile are ignored, too.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

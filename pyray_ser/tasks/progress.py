@@ -19,7 +19,7 @@ def progress(refs: list[Any], *, description: str | None = None, file: Any = Non
     ----------
     refs : list of TaskRef or ObjectRef
     description : str, optional
-        What stands before the bar.
+        The text before the bar.
     file : file-like, optional
         Default is standard error.
 
@@ -27,6 +27,10 @@ def progress(refs: list[Any], *, description: str | None = None, file: Any = Non
     -------
     list
         The same references, for ``get(progress(refs))``.
+
+    Examples
+    --------
+    >>> values = pyray_ser.get(pyray_ser.progress([f.remote(i) for i in range(100)]))
     """
     bar = _bar(len(refs), description, sys.stderr if file is None else file)
     left = list(dict.fromkeys(refs))
@@ -38,7 +42,7 @@ def progress(refs: list[Any], *, description: str | None = None, file: Any = Non
             more, left = wait(left, num_returns=len(left), timeout=0) if left else ([], [])
             bar.update(len(ready) + len(more))
             if left:
-                # Many small tasks: several of them for one step of the bar.
+                # With many small tasks, one step of the bar covers several of them.
                 time.sleep(0 if len(left) < 10 else 0.01)
     finally:
         bar.close()
@@ -54,7 +58,7 @@ def _bar(total: int, description: str | None, file: Any) -> Any:
 
 
 class _Line:
-    """What is shown without tqdm: a line that is written over."""
+    """The display without tqdm: a line that is overwritten."""
 
     def __init__(self, total: int, description: str | None, file: Any) -> None:
         self._total = total

@@ -1,9 +1,9 @@
-"""What travels between a caller and a worker process.
+"""The messages between a caller and a worker process.
 
-A frame is one message of a `multiprocessing.connection.Connection`: a kind, the number of the call, and a payload. A payload
-that is a value is either its serialized form, or the identity of an object in the store. In the latter case the sender holds
-the object until the receiver has said that it holds it too: an answer says so for a call, ACK for an answer. So nothing needs
-a token, and whatever is under way when either of them dies is freed with the dead one's own references.
+A frame is one message of a `multiprocessing.connection.Connection`: a kind, the number of the call, and a payload. The payload of
+a value is either its serialized form, or the identity of an object in the store. In the latter case the sender holds the object
+until the receiver has reported that it holds it: an answer reports this for a call, ACK for an answer. So no tokens are needed,
+and if one of the two dies, its references in the store are reaped, and with them everything that was in flight.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ CREATE = 2  # number of a call; class, arguments: makes the actor
 CALL = 3  # number of a call; function number or method name, arguments, whether to stream
 CANCEL = 4  # number of a call
 ACK = 5  # number of an answer's call: the caller holds the object that it named
-EXPECT = 6  # token: a handle was pickled, somebody will come with it
+EXPECT = 6  # token: a handle was pickled, another process will connect with it
 HELLO = 7  # token: the handle was loaded
-ARGUMENTS = 12  # number of a call that follows: list of the references that were pending when it was written down
+ARGUMENTS = 12  # number of a call that follows: list of its arguments that were pending when it was made
 TAKEN = 13  # number of a call that streams; how many of its items were taken, see `backpressure`
 # From a worker:
 RESULT = 8  # number of a call, value
@@ -56,14 +56,14 @@ ITEM = 10  # number of a call, value: one of several
 END = 11  # number of a call: no more items
 READY = 14  # 0: the worker has started, and takes calls from now on
 
-# Bytes of a value that go through the pipe; a larger one goes through the store. A pipe takes several before it blocks.
+# A value of up to so many bytes goes through the pipe, a larger one through the store. A pipe takes several before it blocks.
 INLINE = 32 * 1024
-# Seconds that an actor whose callers are all gone waits for a handle that is still under way.
+# Seconds that an actor without callers waits for a handle that is in flight.
 GRACE = 10.0
 
 
 class Placeholder:
-    """Stands, in the arguments of a call, for a reference that was pending when they were pickled."""
+    """Replaces, in the arguments of a call, a reference that was pending when they were pickled."""
 
     __slots__ = ("index",)
 
@@ -91,7 +91,7 @@ def read(frame: bytes) -> tuple[int, int, memoryview]:
 
 def encode(value: object) -> tuple[bytes, ObjectRef[Any] | None]:
     """
-    Return the payload of a value, and the object that the sender must hold meanwhile, if there is one.
+    Return the payload of a value, and the object that the sender must hold meanwhile, or None.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ def encode(value: object) -> tuple[bytes, ObjectRef[Any] | None]:
 
 
 def outcome(payload: memoryview) -> bytes | ObjectRef[Any]:
-    """Return what a payload holds, without loading it: a serialized form or a reference that now holds the object."""
+    """Return the outcome in a payload without loading it: a serialized form, or a reference that now holds the object."""
     if payload[0] == ord("b"):
         return bytes(payload[1:])
     return load_ref(bytes(payload[1:]))

@@ -1,11 +1,11 @@
-"""References to results that are still being made.
+"""References to pending results.
 
-A `TaskRef` exists before its value does. The process that called `.remote` owns it: there the answer of the worker arrives
-and settles it, with a small value in serialized form, with a reference to a large one in the store, or with an error.
-`get`, `wait`, `await` and `future` take it like an `ObjectRef`; their paths for ordinary references do not know it exists.
+A `TaskRef` exists before its value. The process that called `.remote` owns it. The answer of the worker arrives there and settles
+it: with a small value in serialized form, with a reference to a large one in the store, or with an error.
+`get`, `wait`, `await` and `future` accept it like an `ObjectRef`; their code for ordinary references does not change.
 
-Settling takes no lock: the outcome is written first, then the callbacks are taken out one by one; whoever adds a callback
-looks afterwards whether it came too late, and then takes it out itself. Either way each runs once.
+Settling takes no lock: the outcome is written first, then the callbacks are taken out one by one. Code that adds a callback checks
+afterwards whether it came too late, and then takes the callback out itself. Either way each callback runs once.
 """
 
 from __future__ import annotations
@@ -31,35 +31,35 @@ if TYPE_CHECKING:
 
 __all__ = ["SLICE", "Outcome", "Repeatable", "Source", "TaskRef", "get", "patience", "wait"]
 
-# A small value in serialized form, a large one in the store, what was raised in the worker, what went wrong on the way.
+# A small value in serialized form, a large one in the store, an error of the task, an error on the way.
 Outcome: TypeAlias = "bytes | ObjectRef[Any] | Failure | BaseException"
 
 
 class Source(Protocol):
-    """What can be asked to bring the answer of a call in."""
+    """The object that brings in the answer of a call."""
 
     def collect(self, ref: TaskRef, deadline: float | None) -> bool:
-        """Wait for the answer, at most until `deadline`; False if the caller is to sleep until it comes."""
+        """Wait for the answer, at most until `deadline`; return False if the caller must sleep until it comes."""
 
     def collect_later(self, ref: TaskRef) -> bool:
         """
-        Let the answer come in although nobody waits for it.
+        Let the answer be read although no thread waits for it.
 
-        Return True if nobody else can read it: the caller interrupts the thread that does, and must call `collect`.
+        Return True if no other thread can read it: the caller interrupts the reading thread and must call `collect`.
         """
 
     def cancel(self, ref: TaskRef, force: bool) -> bool:
         """Cancel the call; see `pyray_ser.cancel`."""
 
     def tell(self, ref: TaskRef, payload: bytes) -> None:
-        """Let the worker know what of a stream was taken."""
+        """Tell the worker which results of a stream were taken."""
 
 
 class Repeatable:
     """
-    Key of a callback that may be called several times.
+    The key of a callback that may be called several times.
 
-    It is taken out after it has run: a signal handler that interrupts it, and waits for what it does, has it run again.
+    The callback is taken out after it has run: if a signal handler interrupts it and waits for its effect, it runs again.
     """
 
     __slots__ = ()
@@ -77,15 +77,15 @@ class TaskRef:
     def __init__(self, name: str, source: Source | None = None) -> None:
         self.name = name
         self.source = source
-        # What the source keeps about this call.
+        # Data of the source about this call.
         self.job: Job | None = None
         self.cancelled = False
         self._outcome: Outcome | None = None
-        # By a key that is only for taking them back.
+        # Their keys serve only to remove them.
         self._callbacks: dict[object, Callable[[TaskRef], object]] = {}
         self._forks = fork_count()
 
-    # ---- settling: the source's side
+    # ---- settling, by the source
 
     def settle(self, outcome: Outcome) -> None:
         """Set the outcome: bytes, an ObjectRef, a Failure or an exception. Only the first one counts."""
@@ -93,12 +93,12 @@ class TaskRef:
             self._outcome = outcome
             self.source = None
             self.job = None
-        # Also if it was settled before: what settled it may have been interrupted by what calls this.
+        # Also if it was settled before: the code that settled it may have been interrupted by this call.
         if self._callbacks:
             self._run_callbacks()
 
     def _run_callbacks(self) -> None:
-        # A callback may settle the next of a long chain of references: the depth of the stack must not grow with it.
+        # A callback may settle the next reference of a long chain: the depth of the stack must not grow with the chain.
         thread = get_ident()
         depth = _depths.get(thread, 0)
         if depth >= _DEEP:
@@ -137,22 +137,22 @@ class TaskRef:
                         callbacks.pop(key, None)
             except BaseException as error:
                 if _is_for_the_program(error):
-                    # The others must not wait for ever because of it.
+                    # It must not prevent the others from running.
                     self._run_some()
                     raise
                 _log.exception("a callback of %r failed", self)
 
-    # ---- looking: anybody's side
+    # ---- reading
 
     @property
     def outcome(self) -> Outcome | None:
-        """What it was settled with, None before."""
+        """Return the outcome, None before it is settled."""
         return self._outcome
 
     def done(self) -> bool:
-        """Tell whether `get` would return, or raise, at once."""
+        """Return whether `get` would return or raise immediately."""
         if self._outcome is None and self.source is not None and self._forks == fork_count():
-            # Who asks again and again waits, too.
+            # A caller that polls waits, too.
             self._ask()
         return self._outcome is not None
 
@@ -165,9 +165,9 @@ class TaskRef:
 
     def add_done_callback(self, callback: Callable[[TaskRef], object]) -> None:
         """
-        Call ``callback(ref)`` once it is settled, in whatever thread that happens; at once if it is.
+        Call ``callback(ref)`` once it is settled, in the settling thread; immediately if it is settled already.
 
-        What it raises is logged.
+        Exceptions of the callback are logged.
         """
         self.notify(object(), callback)
 
@@ -179,11 +179,11 @@ class TaskRef:
         self._ask()
 
     def _forget(self, key: object) -> None:
-        """Take a callback back: those who wait again and again would pile them up."""
+        """Remove a callback; repeated waits would accumulate them."""
         self._callbacks.pop(key, None)
 
     def check_process(self) -> None:
-        """Raise if it is pending in another process than this one, which was forked since."""
+        """Raise if it is pending in the parent, and this process was forked since."""
         if self._forks != fork_count():
             raise ObjectLostError(
                 ref=repr(self),
@@ -192,7 +192,7 @@ class TaskRef:
             )
 
     def join(self, deadline: float | None) -> bool:
-        """Wait until it is settled, at most until `deadline` on the monotonic clock; False if that came first."""
+        """Wait until it is settled, at most until `deadline` on the monotonic clock; return False if that came first."""
         while self._outcome is None:
             self.check_process()
             source = self.source
@@ -203,19 +203,19 @@ class TaskRef:
         return self._outcome is not None
 
     def sleep(self, deadline: float | None) -> bool:
-        """Sleep until it is settled or something may have changed; False if time is over."""
+        """Sleep until it is settled or something may have changed; return False after the deadline."""
         waiter = allocate_lock()
         waiter.acquire()
         self.notify(waiter, lambda _: waiter.release())
         try:
-            # In slices: the thread that reads for all may have stopped in between, for an error of its own program.
+            # In slices: the reading thread may have stopped meanwhile because of an exception of the program.
             waiter.acquire(timeout=min(SLICE, patience(deadline)) if deadline is not None else SLICE)
         finally:
             self._forget(waiter)
         return deadline is None or time.monotonic() < deadline
 
     def value(self, mmap_mode: MmapMode = "r") -> Any:
-        """Return the value, or raise the error, that it was settled with."""
+        """Return the value, or raise the error, of the outcome."""
         outcome = self._outcome
         if type(outcome) is bytes:
             if mmap_mode == "c":
@@ -228,7 +228,7 @@ class TaskRef:
         assert isinstance(outcome, BaseException)
         raise outcome
 
-    # ---- as other references
+    # ---- like other references
 
     def __await__(self) -> Generator[Any, None, Any]:
         import asyncio
@@ -274,7 +274,7 @@ class TaskRef:
         return "sealed" if type(outcome) is bytes else "lost"
 
     def free(self) -> None:
-        """End the result for everyone, now or when it is there; see `pyray_ser.free`."""
+        """Delete the result, now or when it is there; see `pyray_ser.free`."""
         outcome = self._outcome
         if outcome is None:
             self.add_done_callback(TaskRef.free)
@@ -315,23 +315,23 @@ class TaskRef:
         return f"TaskRef({self.name}, {what})"
 
 
-# Seconds that a thread sleeps before it looks whether somebody still reads.
+# Seconds that a thread sleeps before it checks whether another thread still reads.
 SLICE = 0.5
-# Callbacks inside callbacks, at most; and what waits until fewer are running, by thread.
+# The maximum depth of callbacks inside callbacks; and the callbacks that wait until fewer run, by thread.
 _DEEP = 20
 _depths: dict[int, int] = {}
 _later: dict[int, deque[TaskRef]] = {}
 
 
 def _is_for_the_program(error: BaseException) -> bool:
-    """Tell whether it is Ctrl-C or sys.exit() in the main thread. In another one nobody would hear of it."""
+    """Return whether it is Ctrl-C or sys.exit() in the main thread; in another thread it would be lost."""
     from threading import main_thread
 
     return not isinstance(error, Exception) and get_ident() == main_thread().ident
 
 
 def unpack_writable(form: bytes) -> Any:
-    """Load a serialized form as `get(mmap_mode="c")` does: arrays are writable and the caller's own."""
+    """Load a serialized form as `get(mmap_mode="c")` does: arrays are writable and private."""
     from .._frames import unpack_private
 
     return unpack_private(form)
@@ -341,7 +341,7 @@ def unpack_writable(form: bytes) -> Any:
 
 
 def get(refs: Any, timeout: float | None = None, mmap_mode: MmapMode = "r") -> Any:
-    """Return the value of a TaskRef, or those of a list of references that holds TaskRefs."""
+    """Return the value of a TaskRef, or the values of a list of references with TaskRefs in it."""
     deadline = _deadline(timeout)
     if type(refs) is TaskRef:
         return _get_one(refs, deadline, timeout, mmap_mode, 1)
@@ -372,7 +372,7 @@ def _deadline(timeout: float | None) -> float | None:
 
 
 def patience(deadline: float | None) -> float:
-    """Return how long a lock is to be waited for, as its ``acquire`` takes it: that has a maximum."""
+    """Return the timeout for a lock's ``acquire``, capped at its maximum."""
     if deadline is None:
         return -1
     return min(max(0.0, deadline - time.monotonic()), TIMEOUT_MAX)
@@ -383,7 +383,7 @@ def patience(deadline: float | None) -> float:
 
 def wait(refs: list[Any], num_returns: int, deadline: float | None) -> list[int]:
     """
-    Wait for some of several references, of which one at least is a TaskRef.
+    Wait for some of several references, at least one of which is a TaskRef.
 
     Parameters
     ----------
@@ -395,7 +395,7 @@ def wait(refs: list[Any], num_returns: int, deadline: float | None) -> list[int]
     Returns
     -------
     list of int
-        Indices of those that are ready, all of them: `num_returns` at least, unless the time is over.
+        Indices of all that are ready: at least `num_returns`, unless the deadline has passed.
     """
     ready = _ready(refs)
     if len(ready) >= num_returns:
@@ -404,15 +404,15 @@ def wait(refs: list[Any], num_returns: int, deadline: float | None) -> list[int]
     changed.acquire()
 
     def notice(_: TaskRef) -> None:
-        # Several may be settled before the waiter looks: the lock is a flag, and setting it twice is no error.
+        # Several may be settled before the waiter checks: the lock is a flag, and setting it twice is no error.
         if changed.locked():
             try:
                 changed.release()
             except RuntimeError:
-                pass  # another one was faster
+                pass  # another callback was faster
 
     pending = [ref for ref in refs if type(ref) is TaskRef and ref._outcome is None]
-    # Objects that another process seals have no callback here.
+    # There is no callback for objects that another process seals.
     slice_ = 0.005 if any(type(ref) is ObjectRef for ref in refs) else SLICE
     try:
         for ref in pending:
@@ -420,11 +420,11 @@ def wait(refs: list[Any], num_returns: int, deadline: float | None) -> list[int]
         asks = True
         while True:
             if asks:
-                # Again after each slice: the thread that read for this one may have stopped.
+                # Again after each slice: the reading thread may have stopped.
                 for ref in [ref for ref in pending if ref._outcome is None and ref._ask()]:
                     slice_ = 0.005
                     ref.join(time.monotonic())
-            # Also what was settled too early to call back.
+            # Also those that were settled before their callback was added.
             ready = _ready(refs)
             if len(ready) >= num_returns or (deadline is not None and deadline <= time.monotonic()):
                 return ready

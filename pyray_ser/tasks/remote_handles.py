@@ -1,10 +1,10 @@
-"""Handles of actors in other processes than the one that made them.
+"""Handles of actors in processes other than the owner.
 
-A handle that is pickled is announced to the actor, which from then on listens at its address and lives on, for a while, even
-if all others let go of it. A process that loads the handle connects, and says which announcement it came with.
+When a handle is pickled, it is announced to the actor, which then listens at its address and stays alive for a while, even if
+all other handles are gone. A process that loads the handle connects, and names the announcement.
 
-Loading never waits and never fails because of the actor: a thread connects, and the calls made meanwhile wait in line.
-If the actor has ended for good, they fail. If its process has died and is started again, the thread connects to the new one.
+Loading never waits and never fails because of the actor: a thread connects, and calls made meanwhile are queued.
+If the actor has ended, they fail. If its process has died and is restarted, the thread connects to the new one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .listener import WELCOME, leave_word
 
 __all__ = ["reduce"]
 
-# What the handles of this process hold, by the address of the actor.
+# The clients of this process's handles, by the address of the actor.
 _grips: dict[str, weakref.ref[Grip]] = {}
 
 
@@ -44,7 +44,7 @@ def reduce(handle: ActorHandle) -> tuple[Any, ...]:
 
 
 def load(name: str, methods: dict[str, bool], address: str, pid: int, start: int, token: int) -> ActorHandle:
-    """Make a handle again, in whatever process."""
+    """Load a handle, in any process."""
     known = _grips.get(address)
     grip = None if known is None else known()
     if grip is None or grip.client.channel.dead:
@@ -61,7 +61,7 @@ def load(name: str, methods: dict[str, bool], address: str, pid: int, start: int
 
 
 class _Remote:
-    """The process of an actor that another process made, as a `Channel` sees it."""
+    """The peer of a `Channel` for an actor that another process made."""
 
     def __init__(self, pid: int, start: int) -> None:
         self.pid = pid
@@ -81,11 +81,11 @@ class _Remote:
             return  # it has ended
 
     def died(self, task: str | None) -> WorkerDiedError:
-        # Only its owner gets to know how.
+        # Only its owner knows how.
         return WorkerDiedError(pid=self.pid, task=task)
 
     def reap(self) -> None:
-        """Stop watching it; to reap it is its owner's to do."""
+        """Stop watching it; its owner reaps it."""
         self.watch.close()
 
     def second_watch(self) -> Descriptor:
@@ -101,9 +101,9 @@ class Visitor(Client):
         super().__init__(name)
         self.address = address
         self.pid = pid
-        # Announcements to be named once there is a connection.
+        # Announcements to send after the connection is made.
         self._tokens: deque[int] = deque()
-        # Who takes this out connects.
+        # The thread that takes this out connects.
         self._right = [True]
         self.channel = Channel(_Remote(pid, start), None, self.lost)
         self._connect_later()
@@ -130,7 +130,7 @@ class Visitor(Client):
         try:
             start_new_thread(self._connect, ())
         except RuntimeError:
-            # The interpreter ends.
+            # The interpreter is ending.
             self._end(self._gone("this process is ending"))
 
     def _connect(self) -> None:
@@ -142,7 +142,7 @@ class Visitor(Client):
                     self._end(self._gone("it has ended"))
                     return
                 except (OSError, EOFError) as error:
-                    # It ended in the middle, and may be started again: its owner closes the address when it is not.
+                    # It ended meanwhile, and may be restarted: its owner closes the address if it is not.
                     if not _is_passing(error):
                         self._end(self._gone(f"it does not answer: {error}"))
                         return
@@ -161,7 +161,7 @@ class Visitor(Client):
         finally:
             self._right.append(True)
             if self.channel.calls.dead and not self.channel.dead:
-                # It died again before the right to connect was back.
+                # It died again before another thread could connect.
                 self._connect_later()
 
     def _watch(self, process: _Remote) -> None:
@@ -183,14 +183,14 @@ class Visitor(Client):
         return WorkerDiedError(f"{self.ended}, so {task} has no result", pid=self.pid, task=task)
 
     def lost(self, channel: Channel) -> None:
-        """Fail what was sent, and look for the process that the actor may be started again in."""
+        """Fail the calls that were sent, and connect to the process in which the actor is restarted, if any."""
         channel.fail_sent()
         self._connect_later()
 
     def kill(self) -> None:
         """End the actor now and for good."""
         self.killed = True
-        # Its owner must not start it again.
+        # Its owner must not restart it.
         leave_word(self.address)
         self.channel.process.kill()
         self._end(WorkerDiedError(pid=self.pid))
@@ -211,7 +211,7 @@ def _call_on(address: str) -> tuple[_Remote, Descriptor]:
         connection = Connection(os.dup(end.fileno()))
         try:
             key = bytes(multiprocessing.current_process().authkey)
-            # The actor ends this wait, by an answer or by its end.
+            # An answer or the end of the actor ends this wait.
             answer_challenge(connection, key)
             deliver_challenge(connection, key)
             pid, start = WELCOME.unpack(connection.recv_bytes(WELCOME.size))

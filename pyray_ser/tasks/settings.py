@@ -1,4 +1,4 @@
-"""How many workers, and how they are started."""
+"""The number of workers, and their start method."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _settings: dict[str, Any] = {}
 
 def set_pool(num_workers: int | None = None, start_method: str | None = None) -> None:
     """
-    Choose how tasks run, before the first one does.
+    Set how tasks run, before the first one runs.
 
     Parameters
     ----------
     num_workers : int, optional
-        Processes for tasks; default is the number of CPUs this process may use.
+        Number of processes for tasks; default is the number of CPUs that this process may use.
     start_method : {"fork", "spawn", "forkserver"}, optional
         Default is what multiprocessing uses.
     """
@@ -50,16 +50,16 @@ def start_method() -> str | None:
 
 
 def passed_on(share: int) -> dict[str, Any]:
-    """Return the settings for a worker that may start `share` processes of its own."""
+    """Return the settings for a worker that may start `share` processes."""
     return {"num_workers": share, "start_method": start_method()}
 
 
 def inherit(settings: dict[str, Any]) -> None:
-    """Take over the owner's settings, in a new worker."""
+    """Apply the owner's settings, in a new worker."""
     _settings.clear()
     _settings.update(settings)
 
 
 def reset() -> None:
-    """Forget what was chosen."""
+    """Restore the defaults."""
     _settings.clear()

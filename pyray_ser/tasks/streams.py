@@ -1,7 +1,7 @@
-"""Calls with several results: a stream of as many as there come, or a number known before.
+"""Calls with several results: a stream of any number, or a fixed number.
 
-Nothing here takes a lock. What has come lies in a deque of the call's `Job`; whoever waits leaves something to be called at the
-next change, and looks again after that.
+Nothing here takes a lock. Received items are in a deque of the call's `Job`. A waiting thread registers a callback for the next
+change, and checks again after it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["Items", "Parts", "ResultStream"]
 
 
 class Items:
-    """What of a stream has come and was not taken. The call holds this, and not the stream: that one may be dropped."""
+    """The received items of a stream that were not taken yet. The call holds this object, not the stream, which may be dropped."""
 
     def __init__(self, ref: TaskRef, job: Job) -> None:
         self.ref = ref
@@ -38,11 +38,11 @@ class Items:
         self._numbers = count()
         self._counts = count(1)
         self.taken = 0
-        # What the worker knows of that.
+        # The number that was reported to the worker.
         self._told = 0
-        # Nobody will take the rest.
+        # The rest will not be taken.
         self._abandoned = False
-        # What is sent instead of a count from now on, and whether it was after the worker had begun.
+        # The payload that replaces counts from now on, and whether the worker had begun when it was sent.
         self._last: bytes | None = None
         self._last_told = False
 
@@ -58,15 +58,15 @@ class Items:
         return not self.ended and not self._ready
 
     def notice(self) -> None:
-        """Tell those who wait of a change. Called by whoever reads the channel, more often than needed."""
+        """Wake waiting threads after a change. The reader of the channel calls this, possibly more often than needed."""
         if self._abandoned:
             self._ready.clear()
         if self._last is not None and not self._last_told:
-            # Before the first item the worker had not begun, and did not know what this was about.
+            # Before the first item the worker may not have begun the call, and ignores the message.
             self._last_told = True
             self._send(self._last)
         if self.ended:
-            # They know each other: a cycle would keep the items until the next collection.
+            # They refer to each other: the cycle would keep the items until the next collection.
             self._job = None
         while self.waiters:
             try:
@@ -76,7 +76,7 @@ class Items:
             act()
 
     def take(self) -> TaskRef | None:
-        """Return the next item, None if there is none."""
+        """Return the next item, or None."""
         try:
             outcome = self._ready.popleft()
         except IndexError:
@@ -84,25 +84,25 @@ class Items:
         item = TaskRef(f"{self.ref.name}[{next(self._numbers)}]")
         item.settle(outcome)
         self.taken = next(self._counts)
-        # Small ones several at a time.
+        # Report small ones several at a time.
         if self.taken - self._told >= backpressure.AHEAD // 2 or type(outcome) is ObjectRef:
             self.tell()
         return item
 
     def tell(self) -> None:
-        """Let the worker know how many items were taken."""
+        """Tell the worker how many items were taken."""
         if self._told != self.taken and self._last is None:
             self._told = self.taken
             self._send(backpressure.taken(self.taken))
 
     def run_freely(self) -> None:
-        """Let the worker go on however much there is."""
+        """Let the worker continue without a limit."""
         if self._last is None:
             self._last = backpressure.everything()
             self._send(self._last)
 
     def abandon(self) -> bool:
-        """Drop what there is, and end the stream. For `collector().repeat`: never again."""
+        """Drop the items and end the stream. Return False, for `collector().repeat`."""
         self._abandoned = True
         self._ready.clear()
         if self._last is None:
@@ -116,7 +116,7 @@ class Items:
             source.tell(self.ref, payload)
 
     def ask(self) -> bool:
-        """Have the answers read; see `Source.collect_later`."""
+        """Let the answers be read; see `Source.collect_later`."""
         source = self.ref.source
         if source is None:
             return False
@@ -124,7 +124,7 @@ class Items:
         return source.collect_later(self.ref)
 
     def wait(self, deadline: float | None) -> bool:
-        """Sleep until something may have come; False if time is over."""
+        """Sleep until something may have arrived; return False after the deadline."""
         self.tell()
         waiter = allocate_lock()
         waiter.acquire()
@@ -137,14 +137,14 @@ class Items:
                 until = time.monotonic() + 0.005
                 self.ref.join(until if deadline is None else min(until, deadline))
             else:
-                # In slices: who reads for all may have stopped.
+                # In slices: the reading thread may have stopped.
                 waiter.acquire(timeout=SLICE if deadline is None else min(SLICE, patience(deadline)))
         finally:
             self.waiters.pop(waiter, None)
         return deadline is None or time.monotonic() < deadline
 
     async def wait_async(self) -> None:
-        """Wait until something may have come, without a thread."""
+        """Wait until something may have arrived, without a thread."""
         import asyncio
 
         self.tell()
@@ -169,7 +169,7 @@ def _wake(loop: asyncio.AbstractEventLoop, moved: asyncio.Future[None]) -> None:
             moved.set_result(None)
 
     if loop.is_closed():
-        return  # nobody is left to be told
+        return  # the loop is closed, nothing waits
     try:
         loop.call_soon_threadsafe(wake)
     except RuntimeError:
@@ -179,7 +179,7 @@ def _wake(loop: asyncio.AbstractEventLoop, moved: asyncio.Future[None]) -> None:
 
 class ResultStream:
     """
-    The results of a task that is a generator, as references, in order and as they come.
+    The results of a generator task, as references, in order, as they arrive.
 
     Iterate over it, with ``for`` or ``async for``.
     An error of the generator is raised by `get` of the reference that comes last.
@@ -191,7 +191,7 @@ class ResultStream:
         self._items = items
 
     def __del__(self, is_finalizing: Callable[[], bool] = is_finalizing) -> None:
-        # Bound here: at the end of the interpreter the module's names are gone.
+        # Bound here, because the globals of the module are gone at the end of the interpreter.
         items = self._items
         if not items.ended and not is_finalizing():
             items.abandon()
@@ -201,7 +201,7 @@ class ResultStream:
         """
         TaskRef : settled when the generator has ended.
 
-        From now on the generator runs to its end, also if nobody takes its items: somebody may wait for that.
+        After this the generator runs to its end, even if its items are not taken, because a process may wait for that.
         """
         self._items.run_freely()
         return self._items.ref
@@ -231,7 +231,7 @@ class ResultStream:
         deadline = None if timeout is None else time.monotonic() + timeout
         in_time = True
         while True:
-            # Looked at first: the last item and the end come in one step.
+            # Check this first: the last item and the end arrive in one step.
             ended = items.ended
             item = items.take()
             if item is not None:
@@ -251,7 +251,7 @@ class ResultStream:
         items = self._items
         while True:
             ended = items.ended
-            # Nothing is awaited after an item was taken: a cancelled wait loses none.
+            # No await follows after an item was taken, so a cancelled wait loses no item.
             item = items.take()
             if item is not None:
                 return item
@@ -273,7 +273,7 @@ class Parts:
         self._job = job
 
     def notice(self) -> None:
-        """Settle those whose outcome has come; the same each time it is called."""
+        """Settle those whose outcome has arrived; may be repeated."""
         job = self._job
         outcomes = list(job.items or ())
         for part, outcome in zip(self.refs, outcomes, strict=False):

@@ -1,7 +1,7 @@
 """The worker's side: reads calls, runs them one after another, answers.
 
-The same loop serves a worker of the pool, which is told functions, and an actor, which is told a class and then its methods'
-names. An actor with methods that are coroutines is served by `worker_async` instead.
+The same loop serves a worker of the pool, which gets functions, and an actor, which gets a class and then names of methods.
+`worker_async` serves an actor whose methods are coroutines.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ __all__ = ["Server", "main"]
 
 def main(ends: list[socket.socket], owner: tuple[int, int], settings: dict[str, Any]) -> None:
     """
-    Serve until the last caller is gone. The target of a worker process.
+    Serve until the last caller has left. The target of a worker process.
 
     Parameters
     ----------
     ends : list of socket.socket
-        The pipe to the owner, and for an actor the socket where others call on it.
+        The pipe to the owner, and for an actor the socket for other callers.
     owner : tuple of (int, int)
         Process id and start time.
     settings : dict
@@ -52,13 +52,13 @@ def main(ends: list[socket.socket], owner: tuple[int, int], settings: dict[str, 
     process.let_go_of_inherited()
     finalizing.forget_inherited()
     connection = Connection(ends[0].detach())
-    with suppress(OSError):  # the owner has gone: the server notices
+    with suppress(OSError):  # the owner has ended: the server notices
         connection.send_bytes(protocol.write(protocol.READY, 0))
     server = Server(connection, ends[1] if len(ends) > 1 else None)
     try:
         server.run()
     finally:
-        # In the order of an interpreter that ends: first what the program made, while tasks and the store still work.
+        # As at the end of an interpreter: first the objects of the program, while tasks and the store still work.
         server.close()
         finalizing.run()
         from . import shutdown
@@ -72,14 +72,14 @@ class Peer:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.fd = connection.fileno()
-        # Results in the store, until the caller holds them: number of the call, how many before -> reference
+        # Results in the store, until the caller holds them: (number of the call, index) -> reference
         self.held: dict[int, deque[ObjectRef[Any]]] = {}
 
     def send(self, frame: bytes) -> None:
         try:
             self.connection.send_bytes(frame)
         except OSError:
-            # The caller is gone; its end of the pipe is noticed when it is read.
+            # The caller has ended; the next read of the pipe notices it.
             self.held.clear()
 
 
@@ -90,32 +90,32 @@ class Server:
     Parameters
     ----------
     connection : multiprocessing.connection.Connection
-        To the owner.
+        The pipe to the owner.
     listener : socket.socket or None
-        Where an actor is called on by others.
+        The socket of an actor for other callers.
     """
 
     def __init__(self, connection: Connection, listener: socket.socket | None = None) -> None:
         self.functions: dict[int, Callable[..., Any] | _Unloadable] = {}
-        # References that a call waited for, sent ahead of it: (caller, number of the call) -> list
+        # Settled arguments of a call, which are sent before it: (caller, number of the call) -> list
         self.arguments: dict[tuple[Peer, int], list[Any]] = {}
-        # Streams that are running: (caller, number of the call) -> how far ahead they are
+        # Running streams: (caller, number of the call) -> how far ahead they are
         self.flows: dict[tuple[Peer, int], Flow] = {}
         self.actor: Any = None
         self.actor_name = ""
         self.is_async = False
-        # What CANCEL does; in an event loop a call can be taken back when it runs, too.
+        # The action of CANCEL; in an event loop a running call can be cancelled, too.
         self.cancel: Callable[[Peer, int], None] = self.cancel_queued
-        # Why there is no actor, if its __init__ raised.
+        # The error of the actor's __init__, if it raised.
         self.broken: Failure | None = None
         self.inbox: deque[tuple[Peer, int, int, memoryview]] = deque()
-        # Calls from handles elsewhere that came before the actor was made: an argument of its constructor is awaited still.
+        # Calls of other processes that came before the actor was made, because an argument of its constructor is still pending.
         self.unmade = listener is not None
         self.early: list[tuple[Peer, int, int, memoryview]] = []
         self.peers: dict[int, Peer] = {}
         self.poller = select.poll()
         self.add_peer(connection)
-        # Handles under way to processes that have not called yet: token -> when it was announced
+        # Handles in flight to processes that have not connected yet: token -> time of the announcement
         self.expected: dict[int, float] = {}
         self.arrived: set[int] = set()
         self.visitors: Visitors | None = None
@@ -126,9 +126,9 @@ class Server:
             self.poller.register(self.visitors.fd, select.POLLIN)
 
     def close(self) -> None:
-        """Let go of the actor and of the functions, so that they are finalized."""
+        """Release the actor and the functions, so that they are finalized."""
         self.actor = None
-        # It is a method of this server, or of the loop that knows it: a cycle.
+        # It is a method of this server, or of the loop that refers to it: a cycle.
         self.cancel = _nothing
         self.functions.clear()
         self.arguments.clear()
@@ -153,7 +153,7 @@ class Server:
                 flow.stop()
 
     def receive(self, peer: Peer) -> None:
-        """Read one frame; what is not a call takes effect at once."""
+        """Read one frame; frames other than calls take effect immediately."""
         try:
             frame = peer.connection.recv_bytes()
         except (EOFError, OSError):
@@ -180,7 +180,7 @@ class Server:
             self.inbox.append((peer, kind, number, payload))
 
     def cancel_queued(self, peer: Peer, number: int) -> None:
-        """Take back a call that has not begun."""
+        """Cancel a call that has not begun."""
         for queue in (self.early, self.inbox):
             for entry in queue:
                 if entry[0] is peer and entry[2] == number and entry[1] == protocol.CALL:
@@ -189,7 +189,7 @@ class Server:
                     return
 
     def expect(self, token: int) -> None:
-        # A handle that was loaded faster than its announcement was read is here already.
+        # The handle may have been loaded before its announcement was read.
         if token in self.arrived:
             self.arrived.discard(token)
         else:
@@ -200,7 +200,7 @@ class Server:
             self.arrived.add(token)
 
     def look(self, patience: float | None) -> None:
-        """Read what is there; wait for something, at most `patience` milliseconds, None for ever."""
+        """Read the available frames; wait at most `patience` milliseconds for one, without limit if None."""
         while True:
             events = self.poller.poll(patience)
             if not events:
@@ -215,12 +215,12 @@ class Server:
             patience = 0
 
     def finished(self) -> bool:
-        """Tell whether nobody can call any more."""
+        """Return whether no process can call any more."""
         if self.peers or self.inbox:
             return False
         if self.visitors is not None and self.visitors.waiting():
             return False
-        # A handle whose message was lost does not keep the actor: whoever got it has had time to say so.
+        # A handle whose message was lost does not keep the actor: its receiver has had time to connect.
         now = time.monotonic()
         self.expected = {token: since for token, since in self.expected.items() if now - since < protocol.GRACE}
         return not self.expected
@@ -228,7 +228,7 @@ class Server:
     # ---- calls
 
     def run(self) -> None:
-        """Serve until nobody is left."""
+        """Serve until no caller is left."""
         while True:
             if self.inbox:
                 self.look(0)
@@ -239,7 +239,7 @@ class Server:
             if self.inbox:
                 peer, kind, number, payload = self.inbox.popleft()
                 self.handle(peer, kind, number, payload)
-                # Nothing of the call may stay: the arguments may be large.
+                # Keep no reference to the call: the arguments may be large.
                 del peer, payload
             if self.is_async:
                 from .worker_async import run
@@ -248,7 +248,7 @@ class Server:
                 return
 
     def handle(self, peer: Peer, kind: int, number: int, payload: memoryview) -> None:
-        """Do what one frame asks for."""
+        """Handle one frame."""
         if kind == protocol.CALL and self.unmade:
             self.early.append((peer, kind, number, payload))
         elif kind == protocol.CALL:
@@ -282,7 +282,7 @@ class Server:
             self.answer(peer, protocol.RESULT, number, None)
 
     def target(self, which: int | str) -> Callable[..., Any]:
-        """Return the callable that a call names."""
+        """Return the callable of a call."""
         if isinstance(which, int):
             function = self.functions[which]
             if isinstance(function, _Unloadable):
@@ -294,7 +294,7 @@ class Server:
         return method
 
     def name_of(self, which: int | str) -> str:
-        """Return what a call is named in errors."""
+        """Return the name of a call for errors."""
         if isinstance(which, int):
             function = self.functions.get(which)
             return getattr(function, "__qualname__", None) or repr(function)
@@ -334,7 +334,7 @@ class Server:
             for item in items:
                 flow.sent(self.answer(peer, protocol.ITEM, number, item))
                 del item
-                # A stream that was dropped must not go on: look at each item.
+                # A dropped stream must end: check at each item.
                 self.look(0)
                 while flow.full():
                     self.look(None)
@@ -353,7 +353,7 @@ class Server:
         size = len(payload)
         if held is not None:
             size = held.size or 0
-            # A caller that is gone will not say that it has it.
+            # A caller that has ended will not acknowledge it.
             if self.peers.get(peer.fd) is peer:
                 peer.held.setdefault(number, deque()).append(held)
         peer.send(protocol.write(kind, number, payload))
@@ -375,7 +375,7 @@ class Server:
 
 
 def has_coroutines(cls: type) -> bool:
-    """Tell whether an actor's methods are to run in an event loop."""
+    """Return whether an actor's methods run in an event loop."""
     return any(
         inspect.iscoroutinefunction(value) or inspect.isasyncgenfunction(value)
         for base in cls.__mro__
@@ -384,11 +384,11 @@ def has_coroutines(cls: type) -> bool:
 
 
 def _nothing(peer: Peer, number: int) -> None:
-    """Cancel no call: none is left."""
+    """Cancel no call, because none is left."""
 
 
 class _Unloadable(Exception):
-    """Carries the Failure of a function or class that could not be made here."""
+    """Carries the Failure of a function or class that could not be loaded here."""
 
 
 def result_error(error: SerializationError, value: object) -> SerializationError:
@@ -402,7 +402,7 @@ def result_error(error: SerializationError, value: object) -> SerializationError
 
 
 def resolve(args: tuple[Any, ...], kwargs: dict[str, Any], pending: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
-    """Replace references that are arguments themselves by their values; nested ones stay."""
+    """Replace arguments that are references by their values; nested references stay."""
 
     def value(arg: Any) -> Any:
         if type(arg) is protocol.Placeholder:
@@ -421,7 +421,7 @@ def exactly(count: int, result: Any, name: str) -> tuple[Any, ...]:
 
 
 def iter_anything(result: Any) -> Generator[Any, None, None]:
-    """Iterate over what a streaming call returned."""
+    """Iterate over the result of a streaming call."""
     if hasattr(result, "__aiter__"):
         import asyncio
 

@@ -1,4 +1,4 @@
-"""Serving an actor that has coroutines: calls start in order, and those that wait let others run."""
+"""The server of an actor with coroutines: calls start in order, and waiting calls let others run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["run"]
 
 
 def run(server: Server) -> None:
-    """Serve until nobody is left."""
+    """Serve until no caller is left."""
     asyncio.run(_Loop(server).run())
 
 
@@ -30,7 +30,7 @@ class _Loop:
         server = self.server
         loop = asyncio.get_running_loop()
         readable = asyncio.Event()
-        # One descriptor for all: the poll object's own would need one reader per caller, which come and go.
+        # One descriptor for all callers: a poll object would need one reader per caller.
         watched: set[int] = set()
         server.cancel = self.cancel
         while True:
@@ -43,7 +43,7 @@ class _Loop:
             while server.inbox:
                 peer, kind, number, payload = server.inbox.popleft()
                 if kind == protocol.CALL:
-                    # To its first await at once: calls start in the order in which they came.
+                    # Run it to its first await immediately, so that calls start in the order in which they came.
                     task = loop.create_task(self.call(peer, number, payload))
                     self.tasks[peer, number] = task
                     task.add_done_callback(functools.partial(self.forget, peer, number))
@@ -58,7 +58,7 @@ class _Loop:
             except TimeoutError:
                 continue
             readable.clear()
-            # A closed descriptor must leave the loop before another gets its number.
+            # A closed descriptor must leave the loop before its number is reused.
             before = dict(server.peers)
             server.look(0)
             for fd, peer in before.items():
@@ -110,7 +110,7 @@ class _Loop:
             async for item in items:
                 flow.sent(server.answer(peer, protocol.ITEM, number, item))
                 del item
-                # A generator that never waits must not keep the actor from its other callers.
+                # A generator that never waits must not block the other callers.
                 await asyncio.sleep(0)
                 while flow.full():
                     moved.clear()
