@@ -1,30 +1,30 @@
-"""Existing pools, without edits: arguments and results of multiprocessing's pipes and queues travel through the store.
+"""`install`: arguments and results of existing pools, in multiprocessing's pipes and queues, travel through the store.
 
 ::
 
     message     pickles a message in one pass and takes large buffers out of it
-    load        what such a message calls when it is loaded
-    direct      reads a buffer of a store that this process is no client of
-    in_flight   objects under way: how many bytes they may be, and when lost ones end
+    load        the functions that such a message calls when it is loaded
+    direct      reads a buffer of a store of which this process is no client
+    in_flight   objects in flight: the bound of their bytes, and the end of lost ones
     audience    which processes may read a message, and whether all of them are clients of the store
-    received_arrays  arrays that are sent on as they came
+    received_arrays  arrays that are sent on as they were received
     stored_once  arrays that need not be stored again
-    pipes       what the kernel knows of a pipe: who can read it, how much is unread
+    pipes       facts about a pipe from the kernel: which processes can read it, how much is unread
     processes   arguments of processes that start with an empty interpreter
-    imported    what is imported before any process forks
-    patches     what is replaced in multiprocessing; undone by `uninstall`
+    imported    modules that are imported before any process forks
+    patches     the replacements in multiprocessing; undone by `uninstall`
     loky        the same for loky, and joblib's copy of it, once they are imported
 
-What is patched, all of it undone by `uninstall`:
+These are patched, and `uninstall` undoes all of it:
 
-- the name ``_ForkingPickler`` in ``multiprocessing.queues`` and ``multiprocessing.connection``, through which every queue and
+- the name ``_ForkingPickler`` in ``multiprocessing.queues`` and ``multiprocessing.connection``, by which every queue and
   pipe pickles (Pool, ProcessPoolExecutor, Queue, Pipe); `multiprocessing.reduction.ForkingPickler` itself, with which torch and
-  others register, is left alone and its table is honoured,
-- ``send``, ``recv_bytes`` and ``recv_bytes_into`` of connections, ``SimpleQueue.put`` and ``Queue._feed``: they tell which pipe a
-  message goes to, and that a program has the raw bytes of one,
+  others register, is unchanged, and its table is used,
+- ``send``, ``recv_bytes`` and ``recv_bytes_into`` of connections, ``SimpleQueue.put`` and ``Queue._feed``: they show the pipe of
+  a message, and that a program has the raw bytes of one,
 - ``BaseProcess.start``, ``multiprocessing.reduction.dump`` and ``_launch`` of the start methods spawn and forkserver: a new
   process installs before it loads its work, and its large arguments are shared,
-- ``poll`` of ``multiprocessing.popen_fork.Popen`` and ``multiprocessing.popen_forkserver.Popen``: messages that are lost end,
+- ``poll`` of ``multiprocessing.popen_fork.Popen`` and ``multiprocessing.popen_forkserver.Popen``: lost messages end,
 - ``resource.setrlimit``: a process that lowers its address space below what the store reserves leaves the store,
 - the same in ``loky.backend`` of loky itself and of the copy in joblib.
 """
@@ -40,7 +40,7 @@ __all__ = ["install", "uninstall"]
 
 
 class _Installed:
-    """What `install` returns: leaving it as a context manager uninstalls."""
+    """The result of `install`: a context manager that uninstalls at its end."""
 
     def __init__(self, before: Options | None) -> None:
         self._before = before
@@ -64,24 +64,30 @@ def install(*, min_bytes: int = 1 << 20, mmap_mode: str = "c", max_in_flight: in
     """
     Let large arguments and results of process pools travel through the store.
 
-    Holds for `multiprocessing` (Pool, Process, Queue, Pipe), `concurrent.futures.ProcessPoolExecutor`, loky and joblib, for
-    this process and the workers that are started from now on. May be repeated with other options.
+    This applies to `multiprocessing` (Pool, Process, Queue, Pipe), `concurrent.futures.ProcessPoolExecutor`, loky and joblib,
+    in this process and in workers that start later. The call may be repeated with other options.
 
     Parameters
     ----------
     min_bytes : int
-        Buffers from this size on travel through the store.
+        Buffers of at least this size travel through the store.
     mmap_mode : {"c", "r"}
-        "c": arrays arrive writable, over private copy-on-write memory, so that code which writes into its arguments goes on
-        working. "r": read-only, over the stored bytes themselves.
+        "c": arrays arrive writable, over private copy-on-write memory, so that code which writes to its arguments works.
+        "r": read-only, over the stored bytes.
     max_in_flight : int, optional
-        Bytes that may be under way or in the hands of receivers; what exceeds it travels as without this library. Default is
-        a quarter of the store's capacity.
+        Bytes that may be in flight or held by receivers; buffers beyond it travel as without this library. Default is a
+        quarter of the store's capacity.
 
     Returns
     -------
     context manager
-        Leaving it puts back what was before. It need not be used as one.
+        Its end restores the previous state. It need not be used as a context manager.
+
+    Examples
+    --------
+    >>> with pyray_ser.install():
+    ...     with multiprocessing.Pool(4) as pool:
+    ...         results = pool.map(work, large_arrays)
     """
     from .patches import Options
     from .patches import install as apply
@@ -90,7 +96,13 @@ def install(*, min_bytes: int = 1 << 20, mmap_mode: str = "c", max_in_flight: in
 
 
 def uninstall() -> None:
-    """Put everything back that `install` replaced. Messages under way still arrive. May be repeated."""
+    """
+    Undo `install`. Messages in flight still arrive. The call may be repeated.
+
+    Examples
+    --------
+    >>> pyray_ser.uninstall()
+    """
     from . import patches
 
     patches.uninstall()

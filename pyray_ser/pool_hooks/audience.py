@@ -1,7 +1,7 @@
-"""Which processes may read a message: only if all of them are clients of the store are references sent.
+"""Which processes may read a message. References are sent only if all of them are clients of the store.
 
-A process says that it can attach by being a client: it has attached already, so neither rights, limits nor missing slots can
-stop it.  Who may read is looked up in ``/proc``: every process that has the reading side of the pipe open.
+A client has attached already, so neither rights, limits nor missing slots can prevent it from reading. The readers of a pipe are
+looked up in ``/proc``: every process that has its reading side open.
 """
 
 from __future__ import annotations
@@ -15,45 +15,45 @@ from . import pipes
 
 __all__ = ["all_can_attach", "changed", "failed", "launching", "started"]
 
-# Seconds for which an answer holds while this process starts no other and the readers stay clients.
+# Seconds for which a result is valid while this process starts no other and the readers stay clients.
 HOLDS = 1.0
-# Seconds until pipes with readers that are no clients are looked at again: at first, and at most.
+# Seconds until pipes with readers that are no clients are checked again: at first, and at most.
 AGAIN, AT_MOST = 0.05, 5.0
 
 # Counts the processes that this one started.
 _generation = 0
-# Inode of the reading side -> (generation, store, readers, until when the answer holds)
+# Inode of the reading side -> (generation, store, readers, until when the result is valid)
 _known: dict[int, tuple[int, int, frozenset[int], float]] = {}
-# Inode -> (generation, seconds to wait, until when references are not sent)
+# Inode -> (generation, seconds to wait, until when no references are sent)
 _refused: dict[int, tuple[int, float, float]] = {}
 # Children that will install when they have started -> until when a message waits for that
 _starting: dict[int, float] = {}
-# Threads that are starting one
+# Threads that are starting such a child
 _launching: set[int] = set()
-# Seconds that a message waits at most, and between two looks.
+# The maximum seconds that a message waits, and the seconds between two checks.
 START, PAUSE = 20.0, 0.01
-# Answers that are kept; more pipes than that are looked up again.
+# How many results are kept; more pipes are looked up again.
 _MOST = 1000
 
 
 def changed() -> None:
-    """Say that this process has started, or is about to start, another one."""
+    """Note that this process has started, or is about to start, another one."""
     global _generation
     _generation += 1
 
 
 def launching() -> None:
-    """Say that this thread is starting a child; `started` or `failed` follows."""
+    """Note that this thread is starting a child; `started` or `failed` follows."""
     _launching.add(get_ident())
 
 
 def failed() -> None:
-    """Say that the child was not started."""
+    """Note that the child was not started."""
     _launching.discard(get_ident())
 
 
 def started(pid: int) -> None:
-    """Say that a child was started that will install before it loads its work."""
+    """Note that a child was started that will install before it loads its work."""
     _launching.discard(get_ident())
     now = time.monotonic()
     for other in [other for other, until in _starting.items() if until < now]:
@@ -63,7 +63,7 @@ def started(pid: int) -> None:
 
 
 def _can_be_looked_into() -> bool:
-    """Return whether another process of this user can open what this one has open; not after setuid(), for example."""
+    """Return whether other processes of this user can open this process's descriptors; not after setuid(), for example."""
     try:
         return os.stat("/proc/self/fd").st_uid == os.geteuid()
     except OSError:
@@ -77,10 +77,10 @@ def all_can_attach(inode: int, store: _store.Store, blocks: bool) -> bool:
     Parameters
     ----------
     inode : int
-        Of the reading side.
+        Inode of the reading side.
     store : Store
     blocks : bool
-        Whether writing the message would wait for a reader.  Then this waits, too, for readers that are just starting.
+        Whether writing the message would wait for a reader. Then this call waits, too, for readers that are just starting.
 
     Returns
     -------
@@ -135,7 +135,7 @@ def _all_are_clients(inode: int, store: _store.Store) -> bool:
 
 
 def _readers(inode: int, clients: set[int]) -> set[int] | None:
-    """Return the processes that may read; None if that is unknown, or nobody does at the moment."""
+    """Return the processes that may read; None if that is unknown or there is none at the moment."""
     found = set()
     me = os.getpid()
     family = {me, *clients}
@@ -153,16 +153,16 @@ def _readers(inode: int, clients: set[int]) -> set[int] | None:
 
 
 def _is_of(pid: int, family: set[int]) -> bool:
-    """Return whether a process that cannot be looked into descends from these, or shares this one's session."""
+    """Return whether a process that cannot be examined descends from these, or shares this one's session."""
     seen: set[int] = set()
     while pid > 1 and pid not in seen:
         seen.add(pid)
         try:
             with open(f"/proc/{pid}/stat", "rb") as file:
-                # The name stands in parentheses and may hold anything.
+                # The name is in parentheses and may contain any character.
                 fields = file.read().rpartition(b")")[2].split()
         except OSError:
-            return True  # gone just now, or hidden
+            return True  # it has ended, or is hidden
         if int(fields[3]) == os.getsid(0):
             return True
         pid = int(fields[1])

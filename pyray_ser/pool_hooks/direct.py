@@ -1,8 +1,8 @@
-"""Read a buffer out of the file of a store, without being a client of it.
+"""Read a buffer from the file of a store without being a client.
 
-A process may have been a client when a message was sent to it, and none when it reads: it lowered its limit of address space, or no
-slot was free when it was forked.  A reference therefore says where its bytes lie in the file of the store.  The token of the message
-holds them there until its sender concludes that the message was read.
+A process may be a client when a message is sent to it, but not when it reads: it lowered its limit of address space, or no slot was
+free when it was forked. So a reference contains the place of its bytes in the file of the store. The token of the message holds
+them until the sender concludes that the message was read.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from . import imported
 
 __all__ = ["hook_setrlimit", "place", "read"]
 
-# Of a reference: the store; then, behind the rest of the identity, start time and number of the sender, and its descriptor.
+# The parts of a reference: the store; then, after the rest of the identity, start time and pid of the sender, and its descriptor.
 _STORE = struct.Struct("<Q")
 _SENDER = struct.Struct("<Qii")
 _SENDER_AT = 24
-# What a process needs beside the memory it has, in bytes.
+# Bytes of memory that a process needs in addition.
 _SLACK = 64 << 20
 
 # Store -> (first address, last, offset in the file) of each mapping of its file
@@ -30,7 +30,7 @@ _mappings: dict[int, list[tuple[int, int, int]]] = {}
 
 
 def place(store: _store.Store, ref: _store.ObjectRef[Any]) -> int:
-    """Return where the one buffer of an object lies in the file of its store; -1 if that is unknown or may change."""
+    """Return the place of an object's only buffer in the file of its store; -1 if that is unknown or may change."""
     numpy = imported.numpy()
     if numpy is None or store.spill_dir is not None:
         return -1
@@ -57,7 +57,7 @@ def _read_mappings(store: _store.Store) -> list[tuple[int, int, int]]:
             if int(fields[4]) == inode and "s" in fields[1]:
                 first, last = (int(text, 16) for text in fields[0].split("-"))
                 found.append((first, last, int(fields[2], 16)))
-    # Pieces that lie next to each other in memory and in the file are one.
+    # Merge pieces that are adjacent in memory and in the file.
     joined: list[tuple[int, int, int]] = []
     for piece in found:
         if joined and joined[-1][1] == piece[0] and joined[-1][2] + piece[0] - joined[-1][0] == piece[2]:
@@ -69,19 +69,19 @@ def _read_mappings(store: _store.Store) -> list[tuple[int, int, int]]:
 
 def read(blob: bytes, offset: int, nbytes: int) -> bytearray | None:
     """
-    Copy a buffer out of the file of its store.
+    Copy a buffer from the file of its store.
 
     Parameters
     ----------
     blob : bytes
         The reference.
     offset, nbytes : int
-        Where it lies; a negative offset means that this is unknown.
+        Its place; a negative offset means that it is unknown.
 
     Returns
     -------
     bytearray or None
-        None if the file is out of reach.
+        None if the file cannot be opened.
     """
     if offset < 0 or len(blob) < _SENDER_AT + _SENDER.size:
         return None
@@ -118,10 +118,10 @@ def _copy(path: str, offset: int, nbytes: int) -> bytearray | None:
 
 def hook_setrlimit(original: Any) -> Any:
     """
-    Return a stand-in for ``resource.setrlimit``.
+    Return a replacement for ``resource.setrlimit``.
 
-    The address space that a store reserves counts against RLIMIT_AS.  A process that lowers the limit below what it has leaves the
-    store, because it could allocate nothing any more.
+    The address space that a store reserves counts against RLIMIT_AS. A process that lowers the limit below its present size leaves
+    the store, because it could not allocate anything.
     """
     import functools
 
@@ -144,5 +144,5 @@ def _leave_if_above(limits: Any) -> None:
         if store is not None and 0 <= limit < size + _SLACK:
             discovery.close_all()
     except Exception as error:
-        # Wrong arguments are for the original to refuse.
+        # The original refuses wrong arguments.
         _log.debug("the store stays: %r", error)

@@ -1,7 +1,7 @@
-"""What is imported before any process forks.
+"""The modules that are imported before any process forks.
 
-A forked child may find a lock of the import system taken by a thread that it does not have, and waits without end.  Therefore
-nothing that a child needs to send and receive is imported when it is first needed.
+In a forked child, a thread that does not exist there may hold a lock of the import system, so that an import waits without end.
+Therefore everything that a child needs to send and receive is imported before.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _NEEDED_HERE = (
 
 
 def everything() -> None:
-    """Import all that sending and receiving needs. May be repeated."""
+    """Import everything for sending and receiving. May be repeated."""
     for name in _NEEDED:
         importlib.import_module(f"{_PACKAGE}.{name}")
     for name in _NEEDED_HERE:
@@ -48,7 +48,7 @@ def everything() -> None:
 
 
 def numpy() -> ModuleType | None:
-    """Return NumPy if the program has imported it, and has done so entirely."""
+    """Return NumPy if the program has completely imported it."""
     found = sys.modules.get("numpy")
     if found is None or getattr(getattr(found, "__spec__", None), "_initializing", False):
         return None

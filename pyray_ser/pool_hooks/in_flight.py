@@ -1,16 +1,16 @@
-"""Objects under way in messages.
+"""Objects in flight in messages.
 
-Each holds a token in the store until its receiver has taken over, with a note of the pipe that it went through.  The sender
-keeps a list, for two reasons: bytes under way are bounded, and tokens of messages that nobody will read must end.  A message is
-taken for lost when nobody can read its pipe any more; or when the pipe has been empty, so that somebody has read it, for long
-enough to have loaded it.  To end the token of a message that did arrive changes nothing, so the list need not know which did.
+Each has a token in the store until its receiver holds the object, with a note about the pipe that it went through. The sender
+keeps a list for two reasons: the bytes in flight are bounded, and tokens of messages that will not be read must end. A message counts
+as lost if no process can read its pipe any more, or if the pipe has been empty, so that a process has read the message, for long
+enough to have loaded it. Ending the token of a message that did arrive has no effect, so the list need not know which did.
 
-The list dies with its process, the tokens and their notes do not: a process that reaps a child looks for them, and after them by
-the same rules.
+The list ends with its process, but the tokens and their notes do not: a process that reaps a child finds them, and ends them by the
+same rules.
 
-No thread looks after the list: a thread would take the program's signals, and Python 3.12 warns of a fork next to one.  `tick` looks,
-whenever something happens that may end a message: a message is sent, a child is polled or reaped, a pipe is closed, a process
-starts, or the program asks for the statistics of the store.
+No thread does this: it would take the program's signals, and Python 3.12 warns about a fork with threads. `tick` checks the list
+whenever a message may end: a message is sent, a child is polled or reaped, a pipe is closed, a process starts, or the program
+calls `stats`.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Sending", "reaped", "tick"]
 
-# Seconds from seeing a pipe empty until what was read from it must have been loaded: nobody has the pipe any more; a process
-# has died meanwhile; neither.
+# Seconds from the time when a pipe was empty until the message must have been loaded: if no process has the pipe open; if a
+# process has died meanwhile; otherwise.
 CLOSED, AFTER_DEATH, PATIENCE = 5.0, 5.0, 30.0
-# Seconds between looks at what is under way.
+# Seconds between checks of the list.
 LOOK = 0.25
-# Where a reference in a message has its token, see `_store`: kind, index and serial.
+# The place of the token in a reference, see `_store`: kind, index and serial.
 _TOKEN = slice(40, 56)
 
 
 class _Sent:
-    """One object under way."""
+    """One object in flight."""
 
     __slots__ = ("connection", "empty_since", "identity", "nbytes", "note", "store", "token", "written")
 
@@ -58,35 +58,35 @@ class _Sent:
         self.identity = identity
         self.store = store
         self.token = token
-        # Of the pipe.
+        # The note about the pipe.
         self.note = note
         self.nbytes = nbytes
-        # None for one that another process sent.
+        # None if another process sent it.
         self.connection = None if connection is None else weakref.ref(connection)
         self.empty_since: float | None = None
-        # Until then the message may wait for the lock of a queue: an empty pipe says nothing.
+        # Until then the message may wait for the lock of a queue, and an empty pipe proves nothing.
         self.written = connection is None
 
     def lives(self) -> bool:
-        """Return whether the object still exists: under way, or with its receiver."""
+        """Return whether the object still exists, in flight or with its receiver."""
         if self.store.closed:
             return False
         return _store.load_ref(self.identity).state == "sealed"
 
     def unread(self, readers: pipes.Readers) -> int | None:
-        """Return how much of its pipe is unread; None if nobody can read it."""
+        """Return how many bytes of its pipe are unread; None if no process can read it."""
         connection = None if self.connection is None else self.connection()
         if connection is not None and not connection.closed:
             try:
                 return pipes.unread_here(connection)
             except OSError:
-                pass  # closed just now
+                pass  # it was just closed
         return readers.unread(self.note)
 
 
 _lock = RLock()
 _sent: list[_Sent] = []
-# What processes that are dead had sent: serial of the token -> its message
+# Messages of dead processes: serial of the token -> message
 _orphans: dict[int, _Sent] = {}
 _looked = 0.0
 _deaths = 0.0
@@ -95,12 +95,12 @@ _children: set[int] = set()
 
 class Sending:
     """
-    The large buffers of one message on their way into the store: what `message.Taker` says.
+    Puts the large buffers of one message into the store; implements `message.Taker`.
 
     Parameters
     ----------
     connection : multiprocessing.connection.Connection
-        Where the message goes.
+        The destination of the message.
     options : Options
     """
 
@@ -111,16 +111,16 @@ class Sending:
         self._connection = connection
         self._limit = options.max_in_flight
         self._entries: list[_Sent] = []
-        # None: not looked at yet; 0: buffers stay in the message.
+        # None: not determined yet; 0: buffers stay in the message.
         self._inode: int | None = None
         self._store: _store.Store | None = None
 
     def take(self, view: memoryview) -> tuple[Any, ...] | None:
-        """Store a buffer, or find it stored; return what `load` finds it by, None to leave it in the stream."""
+        """Store a buffer, or find it in the store; return the arguments for `load`, or None to leave it in the stream."""
         try:
             return self._take(view)
         except Exception as error:
-            # The store is full, closed, busy, or cannot be made; the kernel does not answer: never an error of ours.
+            # The store is full, closed, busy, or cannot be made, or the kernel does not answer: never raise an error.
             _log.debug("a buffer of a message goes by value: %r", error)
             return None
 
@@ -152,29 +152,29 @@ class Sending:
         nbytes = 0 if kept else view.nbytes
         self._entries.append(_Sent(ref.binary(), store, token, note, nbytes, self._connection))
         self.blobs.append(blob)
-        # The reference in the stream has no token: it may be loaded any number of times.
+        # The reference in the stream has no token, so it may be loaded any number of times.
         sticky = blob[: _TOKEN.start] + bytes(_TOKEN.stop - _TOKEN.start) + blob[_TOKEN.stop :]
         return sticky, direct.place(store, ref), view.nbytes
 
     def cancel(self) -> None:
-        """Give everything back: there will be no message."""
+        """Release everything, because the message is not sent."""
         for entry in self._entries:
             _store.drop_token(entry.store, entry.identity, entry.token)
         self._entries = []
 
     def enter(self) -> None:
-        """Add the objects to those under way, before the message is written."""
+        """Add the objects to the list, before the message is written."""
         with _lock:
             _sent.extend(self._entries)
 
     def written(self) -> None:
-        """Say that the message is in its pipe, or that writing it failed."""
+        """Note that the message is in its pipe, or that writing it failed."""
         for entry in self._entries:
             entry.written = True
 
 
 def _under_way(store: _store.Store) -> int:
-    """Return how many bytes are under way: what this process sent until the object is gone, of others until it has arrived."""
+    """Return the bytes in flight: objects of this process until they are gone, of others until they have arrived."""
     tick()
     flights = _prune(store)
     me = os.getpid()
@@ -183,12 +183,12 @@ def _under_way(store: _store.Store) -> int:
         return others + sum(entry.nbytes for entry in _sent)
 
 
-# ---- what becomes of them ------------------------------------------------------------------------------------------------
+# ---- the end of messages -------------------------------------------------------------------------------------------------
 
 
 def _prune(store: _store.Store) -> list[dict[str, Any]]:
-    """Forget what has arrived, but what counts until it is gone; return all that is under way in the store."""
-    # In this order: what is sent meanwhile is not among the entries.
+    """Remove what has arrived from the list, except objects that count until they are gone; return all flights of the store."""
+    # In this order, because the entries do not contain messages that are sent meanwhile.
     with _lock:
         entries = list(_sent)
     flights = store.flights()
@@ -201,7 +201,7 @@ def _prune(store: _store.Store) -> list[dict[str, Any]]:
 
 
 def reaped() -> None:
-    """Look after what children that have ended had sent. Called when one was reaped; cheap if there is nothing."""
+    """Handle the messages of children that have ended. Called when one was reaped; fast if there are none."""
     global _deaths
     _deaths = time.monotonic()
     store = _store.default()
@@ -227,7 +227,7 @@ def _find_orphans(flights: list[dict[str, Any]], store: _store.Store) -> None:
 
 
 def tick() -> None:
-    """End the tokens of messages that are lost. Cheap if nothing is under way; never raises."""
+    """End the tokens of lost messages. Fast if nothing is in flight; never raise."""
     global _looked
     if not _sent and not _orphans:
         return
@@ -238,7 +238,7 @@ def tick() -> None:
         _looked = now
         _look(now)
     except StoreBusyError:
-        pass  # a stopped process has the lock: look later
+        pass  # a stopped process holds the lock: try later
     except Exception as error:
         _log.debug("cannot look after messages: %r", error)
     finally:
@@ -264,13 +264,13 @@ def _look(now: float) -> None:
 
 
 def _death(now: float) -> float:
-    """Return when a child of this process was last seen to be gone."""
+    """Return the last time at which a child of this process was found to be gone."""
     global _deaths, _children
     try:
         with open(f"/proc/self/task/{os.getpid()}/children") as file:
             children = set(map(int, file.read().split()))
     except OSError:
-        return now  # a kernel that does not tell: the shorter patience holds
+        return now  # the kernel does not report it: use the shorter time
     if _children - children:
         _deaths = now
     _children = children
@@ -295,7 +295,7 @@ def _is_lost(entry: _Sent, readers: pipes.Readers, now: float, died: float) -> b
 
 
 def _after_fork_in_child() -> None:
-    # The parent's messages are the parent's.
+    # The parent handles its own messages.
     global _lock, _sent, _orphans, _children
     _lock = RLock()
     _sent = []

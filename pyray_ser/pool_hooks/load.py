@@ -1,4 +1,4 @@
-"""What the messages of `install` call when they are loaded, in whatever process.
+"""The functions that messages of `install` call when they are loaded, in any process.
 
 The names of these functions are part of the format of a message.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["array", "close", "start", "to_bytearray", "to_bytes", "to_str"]
 
 
-# How many values find a buffer of the arguments of a process; one in a store takes three.
+# How many values describe a buffer of a process's arguments; one in a store takes three.
 _PROCESS = 4
 
 
@@ -43,14 +43,14 @@ def _private(found: tuple[Any, ...]) -> Any:
         try:
             return received_arrays.note(_store.get(ref, mmap_mode="c"), ref)
         except (MemoryError, OSError):
-            # Maps (vm.max_map_count) or address space have run out: a copy may do.
+            # Maps (vm.max_map_count) or address space have run out: a copy may still work.
             return bytearray(_store.get(ref))
     except (MemoryError, OSError, PyraySerError):
         return _copied(found)
 
 
 def _copied(found: tuple[Any, ...]) -> bytearray:
-    """Return the bytes of a buffer of a store that this process cannot use; raises what is being handled if that fails."""
+    """Return the bytes of a buffer in a store that this process cannot use; raise the current exception if that fails."""
     made = direct.read(*found)
     if made is None:
         raise
@@ -58,7 +58,7 @@ def _copied(found: tuple[Any, ...]) -> bytearray:
 
 
 def _inherited(number: int, server: int, offset: int, nbytes: int) -> Any:
-    """Map a buffer of the arguments of a process, which came as a descriptor."""
+    """Map a buffer of a process's arguments, which came as a descriptor."""
     return mmap.mmap(_descriptor(number, server), nbytes, mmap.MAP_PRIVATE, offset=offset)
 
 
@@ -74,7 +74,7 @@ def _descriptor(number: int, server: int) -> int:
 def array(
     found: tuple[Any, ...], dtype: numpy.dtype[Any], shape: tuple[int, ...], order: Literal["C", "F"], mmap_mode: str
 ) -> NDArray[Any]:
-    """Make an array again."""
+    """Return an array."""
     import numpy
 
     buffer = _private(found) if mmap_mode == "c" else _shared(found)
@@ -85,27 +85,27 @@ def array(
 
 
 def to_bytes(*found: Any) -> bytes:
-    """Make bytes again."""
+    """Return bytes."""
     return bytes(_shared(found))
 
 
 def to_bytearray(*found: Any) -> bytearray:
-    """Make a bytearray again."""
+    """Return a bytearray."""
     return bytearray(_shared(found))
 
 
 def to_str(*found: Any) -> str:
-    """Make a string again."""
+    """Return a string."""
     return str(_shared(found), "utf-8", "surrogatepass")
 
 
 def close(number: int, server: int) -> None:
-    """Close the descriptor that the arguments of this process came with."""
+    """Close the descriptor of this process's arguments."""
     os.close(_descriptor(number, server))
 
 
 def start(min_bytes: int, copy_on_write: int, max_in_flight: int) -> None:
-    """Install in a new process, before it loads its work.  A negative `max_in_flight` means the default."""
+    """Install in a new process, before it loads its work. A negative `max_in_flight` means the default."""
     from .patches import Options, join
 
     join(Options(min_bytes, "c" if copy_on_write else "r", None if max_in_flight < 0 else max_in_flight))

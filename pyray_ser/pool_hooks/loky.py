@@ -1,4 +1,4 @@
-"""loky, and joblib on top of it: the same rules for its own queues and its own pickler."""
+"""loky, and joblib, which uses it: the same rules for their own queues and pickler."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["HOOKS", "MODULES"]
 
 
 def _hook_dumps(original: Function) -> Function:
-    """Return a stand-in for ``dumps`` of ``loky.backend.queues``."""
+    """Return a replacement for ``dumps`` of ``loky.backend.queues``."""
     write: Any = getattr(original, "__globals__", {}).get("dump")
 
     @functools.wraps(original)
@@ -39,7 +39,7 @@ def _hook_dumps(original: Function) -> Function:
 def _with_arrays(
     reducers: dict[type, Function] | None, taker: message.Taker, protocol: int | None
 ) -> dict[type, Function] | None:
-    """Return the reducers of a queue, with ours for arrays where the queue has none or one of joblib's."""
+    """Return the reducers of a queue, with that of this package for arrays if the queue has none or one of joblib's."""
     numpy = imported.numpy()
     if numpy is None or numpy.ndarray in copyreg.dispatch_table:
         return reducers
@@ -64,7 +64,7 @@ def _is_joblibs(reducer: Any) -> bool:
 
 
 def _is_by_value(reducer: Any, array: NDArray[Any]) -> bool:
-    """Return whether joblib pickles an array's bytes; else it names a file, which is shared already."""
+    """Return whether joblib pickles an array's bytes; otherwise it sends the name of a file, which is shared already."""
     numpy: Any = imported.numpy()
     found: Any = array
     while isinstance(found, numpy.ndarray):
@@ -85,7 +85,7 @@ def _own(name: str) -> Function:
     return lambda module: getattr(module, name, None)
 
 
-# Module of loky -> what in it has an attribute to be replaced, the attribute, and what makes the replacement.
+# Module of loky -> the object in it, the attribute to replace, and the function that makes the replacement.
 _HOOKS: tuple[tuple[str, Callable[[ModuleType], Any], str, Function], ...] = (
     ("queues", lambda module: module, "dumps", _hook_dumps),
     ("queues", _own("Queue"), "_feed", lambda feed: patches.hook_feed(feed)),

@@ -1,15 +1,15 @@
 """One message: pickled once, exactly as the standard library pickles it, with large buffers replaced by references.
 
-`dumps` runs the standard pickler once.  Two hooks see the large buffers as the pickler meets them:
+`dumps` runs the standard pickler once. Two hooks see the large buffers as the pickler meets them:
 
-- a reducer for plain NumPy arrays, in place only where the program registered none;
-- the file that the pickler writes to.  The C pickler passes a large `bytes`, `bytearray`, `str` or
-  `PickleBuffer` to ``file.write`` in a call of its own, directly behind the opcode that announces it.
+- a reducer for plain NumPy arrays, only if the program registered none;
+- the file that the pickler writes to. The C pickler passes a large `bytes`, `bytearray`, `str` or
+  `PickleBuffer` to ``file.write`` in a separate call, immediately after the opcode that announces it.
 
-Each hook decides about its buffer on the spot.  A refused buffer stays in the stream, so nothing is pickled twice.
-A message without references is byte for byte what the standard library writes.  A message with references is still
-a plain pickle that any process loads, as often as it likes; behind its end comes a trailer that lists the references,
-for a receiver that knows it takes the message off its pipe.
+Each hook decides about its buffer immediately. A refused buffer stays in the stream, so nothing is pickled twice.
+A message without references is byte for byte what the standard library writes. A message with references is still
+a plain pickle that any process can load repeatedly. A trailer behind its end lists the references, for a receiver
+that takes the message off its pipe.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Output", "Taker", "array_reducer", "dumps", "keep", "loads", "seal"]
 
-# From this size on the C pickler writes a payload in a call of its own (FRAME_SIZE_TARGET).
+# From this size on the C pickler writes a payload in a separate call (FRAME_SIZE_TARGET).
 DIRECT = 64 * 1024
 # The end of a message with references: length of the table in front of it, then this.
 MAGIC = b"\xffpyray_ser:buffers"
 _TAIL = struct.Struct(f"<I{len(MAGIC)}s")
-# Opcode that announces a payload -> width of its length, and the function that makes the value again.
+# Opcode that announces a payload -> width of its length, and the function that loads the value.
 _HEADERS = (
     (pickle.BINBYTES, 4, "to_bytes"),
     (pickle.BINBYTES8, 8, "to_bytes"),
@@ -51,7 +51,7 @@ class Taker(Protocol):
     mmap_mode: str
 
     def take(self, view: memoryview) -> tuple[Any, ...] | None:
-        """Store a buffer and return the arguments that `load` finds it by; None to leave it in the stream."""
+        """Store a buffer and return the arguments for `load`, or None to leave it in the stream."""
 
 
 class Output(io.BytesIO):
@@ -64,7 +64,7 @@ class Output(io.BytesIO):
         self._tail = b""
 
     def write(self, data: Any, /) -> int:
-        """Write what the pickler has; a large payload may become a reference."""
+        """Write bytes of the pickler; a large payload may become a reference."""
         size = len(data)
         if size >= self._least:
             header = self._header(data, size)
@@ -79,7 +79,7 @@ class Output(io.BytesIO):
     def _header(self, data: Any, size: int) -> tuple[int, str] | None:
         """Return the length of the header that announces this payload, and its loader; None if it is no payload."""
         if type(data) is bytes and _starts_with_frame(data):
-            # The pickler flushes frames as bytes, too.  A payload that looks like one stays where it is.
+            # The pickler flushes frames as bytes, too. A payload that looks like a frame stays in the stream.
             return None
         for code, width, loader in _HEADERS:
             if size < 1 << (8 * width) and self._tail[-1 - width :] == code + size.to_bytes(width, "little"):
@@ -118,8 +118,8 @@ def array_reducer(taker: Taker, protocol: int) -> Callable[[NDArray[Any]], Any]:
     ----------
     taker : Taker
     protocol : int
-        The one of the pickler.  Below 5 NumPy's arrays arrive writable and in native byte order; from 5 on both stay as they
-        were, for arrays that export a buffer.
+        Protocol of the pickler. Below 5, NumPy's arrays arrive writable and in native byte order; from 5 on, both stay
+        unchanged for arrays that export a buffer.
 
     Returns
     -------
@@ -133,14 +133,14 @@ def array_reducer(taker: Taker, protocol: int) -> Callable[[NDArray[Any]], Any]:
 
 
 def take_array(array: NDArray[Any], taker: Taker, protocol: int) -> tuple[Any, ...] | None:
-    """Reduce an array to a reference; None if it is to go as the standard library sends it."""
+    """Reduce an array to a reference; return None to send it as the standard library does."""
     dtype, flags = array.dtype, array.flags
     if array.nbytes < taker.min_bytes or not flags.forc or dtype.hasobject or not 0 <= dtype.num < _BUILTIN_TYPES:
         return None
     exact = protocol >= 5 and _exports(array)
     if not exact and not dtype.isnative:
         return None  # it arrives byte-swapped
-    # None of these copies: the array is contiguous.
+    # None of these makes a copy, because the array is contiguous.
     flat: Any = (array if flags.c_contiguous else array.T).reshape(-1).view("u1")
     found = taker.take(memoryview(flat))
     if found is None:
@@ -149,7 +149,7 @@ def take_array(array: NDArray[Any], taker: Taker, protocol: int) -> tuple[Any, .
     return load.array, (found, dtype, array.shape, "C" if flags.c_contiguous else "F", mode)
 
 
-# Type numbers of NumPy's own types without memory of their own; StringDType and foreign types have larger ones.
+# Type numbers of NumPy's types without separate memory; StringDType and foreign types have larger numbers.
 _BUILTIN_TYPES = 24
 
 
@@ -182,7 +182,7 @@ def dumps(obj: object, taker: Taker) -> Output:
     numpy = imported.numpy()
     if numpy is not None:
         table: Any = pickler.dispatch_table
-        # Reducers that the program registered go first.
+        # Reducers that the program registered come first.
         table.setdefault(numpy.ndarray, array_reducer(taker, pickle.DEFAULT_PROTOCOL))
     pickler.dump(obj)
     return out
@@ -212,7 +212,7 @@ def _table(data: Any) -> bytes:
 
 
 def _take_over(table: bytes) -> list[_store.ObjectRef[Any]]:
-    """Hold the objects of a message in this process in place of its sender."""
+    """Hold the objects of a message in this process instead of its sender."""
     refs = []
     at = 0
     while at < len(table):
@@ -230,14 +230,14 @@ def keep(data: Any) -> None:
     try:
         refs = _take_over(table)
     except Exception as error:
-        # Not ours after all, or the store is out of reach: loading the message will tell.
+        # It is no such message, or the store cannot be reached: loading the message raises the error.
         _log.debug("cannot hold the buffers of a message: %r", error)
         return
     _kept.setdefault(table, []).extend(refs)
 
 
 def loads(data: Any, /, **kwargs: Any) -> Any:
-    """Load a message that was taken off its pipe: nobody else will."""
+    """Load a message that was taken off its pipe, so that no other process loads it."""
     table = _table(data)
     refs = None
     if table:

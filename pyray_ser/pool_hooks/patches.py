@@ -1,4 +1,4 @@
-"""What `install` replaces, and how it is put back."""
+"""The replacements of `install`, and how they are undone."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ __all__ = ["Options", "current", "hook_feed", "hook_poll", "hook_put", "install"
 
 
 class Options(NamedTuple):
-    """What `install` was told."""
+    """The options of `install`."""
 
     min_bytes: int
     mmap_mode: str
     max_in_flight: int | None
 
     def check(self) -> Options:
-        """Return it, or say what is wrong with it."""
+        """Return the options, or raise an error if they are invalid."""
         if type(self.min_bytes) is not int or self.min_bytes < 1:
             raise ValueError(f"min_bytes must be a positive int, not {self.min_bytes!r}")
         if self.mmap_mode not in ("c", "r"):
@@ -47,15 +47,15 @@ class Options(NamedTuple):
 
 
 _options: Options | None = None
-# Whether this process makes a store when it has none: it called `install` itself.
+# Whether this process makes a store if it has none, because it called `install` itself.
 _opens = False
-# [object, attribute, what was there (`_NOTHING`: nothing of its own), what is there now]
+# [object, attribute, the original (`_NOTHING`: no own attribute), the replacement]
 _replaced: list[tuple[Any, str, object, object]] = []
 _NOTHING = object()
 
 
 def current() -> Options | None:
-    """Return the options that hold, None if nothing is installed."""
+    """Return the present options, None if nothing is installed."""
     return _options
 
 
@@ -71,23 +71,23 @@ def _replace(owner: Any, name: str, hook: Callable[[Any], Any]) -> None:
 
 
 def install(options: Options) -> Options | None:
-    """Replace what is to be replaced; return the options that held before, None if nothing was installed."""
+    """Make the replacements; return the previous options, None if nothing was installed."""
     global _opens
     options.check()
     _opens = True
     if _store.default() is None:
-        # Before any worker: one that found none would make its own, which ends with it.
+        # Before any worker starts: a worker without a store would make its own, which ends with it.
         discovery.open_default()
     return _apply(options)
 
 
 def join(options: Options) -> None:
-    """Install in a new process that this package started: with its parent's store, or without one."""
+    """Install in a new process, with its parent's store or without one."""
     try:
         if _store.default() is None:
             discovery.open_inherited()
     except Exception as error:
-        # Messages go by value then.
+        # Then messages go by value.
         _log.debug("cannot attach to the parent's store: %r", error)
     _apply(options.check())
 
@@ -116,7 +116,7 @@ def _apply(options: Options) -> Options | None:
 
 
 def uninstall() -> None:
-    """Put everything back, but what somebody else has replaced since: there our stand-in stays, and does nothing."""
+    """Undo the replacements, except those that other code has replaced since: there the replacement stays and does nothing."""
     global _options
     _options = None
     for entry in reversed(list(_replaced)):
@@ -138,7 +138,7 @@ _LOKY = tuple(
 
 
 def _hook_loky() -> None:
-    """Replace what is to be replaced in loky, if it was imported; called again and again, because that can be at any time."""
+    """Make the replacements in loky if it was imported; called repeatedly, because that can happen at any time."""
     for name in _LOKY:
         if name in sys.modules:
             break
@@ -147,24 +147,24 @@ def _hook_loky() -> None:
     loky: Any = sys.modules[f"{__package__}.loky"]
     for name, owner_of, attribute, hook in loky.HOOKS:
         module = sys.modules.get(name)
-        # One that is being imported has not everything yet.
+        # A module that is being imported is not complete yet.
         owner = None if module is None else owner_of(module)
         if owner is not None and hasattr(owner, attribute):
             _replace(owner, attribute, hook)
 
 
-# ---- where a message goes -------------------------------------------------------------------------------------------------
+# ---- the destination of a message -----------------------------------------------------------------------------------------
 
 
 class _Local(threading.local):
-    """What a thread is in the middle of."""
+    """The message that a thread is sending."""
 
-    # The connection for the next message, of ``send`` or ``put``; and for all messages of a thread that feeds a queue.
+    # The connection for the next message, from ``send`` or ``put``; and for all messages of a thread that feeds a queue.
     to: Connection | None = None
     feeds: Connection | None = None
-    # A message is being pickled: what is pickled inside it, by a reducer, is no message.
+    # Whether a message is being pickled: values that a reducer pickles inside it are no messages.
     pickling = False
-    # The message that was pickled and is not written yet.
+    # The message that was pickled but not written yet.
     last: in_flight.Sending | None = None
 
 
@@ -194,7 +194,7 @@ class _Gather:
 
 
 def sending() -> _Gather | None:
-    """Return what gathers the buffers of the message that this thread is about to pickle; None if they stay in it."""
+    """Return the gatherer for the buffers of the message that this thread is about to pickle; None if they stay in it."""
     connection = _local.to
     if connection is None:
         connection = _local.feeds
@@ -219,7 +219,7 @@ def _connection_of(sender: Any) -> Connection | None:
 
 
 def hook_put(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a stand-in for ``Connection.send`` or ``SimpleQueue.put``, which pickle and write in one call."""
+    """Return a replacement for ``Connection.send`` or ``SimpleQueue.put``, which pickle and write in one call."""
 
     @functools.wraps(original)
     def put(self: Any, obj: Any) -> Any:
@@ -238,7 +238,7 @@ def hook_put(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def hook_feed(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a stand-in for ``Queue._feed``, the work of the thread that pickles and writes what is put into a queue."""
+    """Return a replacement for ``Queue._feed``, the function of the thread that pickles and writes the items of a queue."""
 
     @functools.wraps(original)
     def feed(buffer: Any, notempty: Any, send_bytes: Callable[[Any], Any], *args: Any) -> Any:
@@ -318,7 +318,7 @@ def _hook_recv_bytes_into(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def hook_poll(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a stand-in for ``Popen.poll``, which looks after what the process had sent once it has ended."""
+    """Return a replacement for ``Popen.poll`` that handles the messages of a process after its end."""
 
     @functools.wraps(original)
     def poll(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,7 +1,7 @@
-"""The pipes that messages go through, as the kernel knows them: who can read from one, and how much is unread.
+"""The pipes of messages, as the kernel shows them: which processes can read from one, and how much is unread.
 
-A pipe is named by the inode of its reading side, which outlives the process that wrote to it. Of a pair of sockets that is the
-other end; the kernel's socket diagnosis tells which that is. Where it does not answer, pairs of sockets are no pipes of ours.
+The inode of its reading side identifies a pipe; it outlives the process that wrote to it. For a pair of sockets that is the other
+end, from the kernel's socket diagnosis. If this does not answer, pairs of sockets are not used.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ERROR = 2
 
 
 def reading_side(connection: Connection) -> int:
-    """Return the inode of the side that reads what is written here; 0 if the message may leave this host's processes."""
+    """Return the inode of the reading side; 0 if the message may leave the processes of this host."""
     try:
         fd = connection.fileno()
         status = os.fstat(fd)
@@ -43,12 +43,12 @@ def reading_side(connection: Connection) -> int:
             if end.family != socket.AF_UNIX or end.getsockname() or end.getpeername():
                 return 0
     except OSError:
-        return 0  # closed, or its other end is: writing the message will tell
+        return 0  # one of its ends is closed: writing the message raises the error
     return _ask(status.st_ino).get(_PEER, (0,))[0]
 
 
 def capacity(connection: Connection) -> int:
-    """Return how many bytes a connection takes at most while nobody reads."""
+    """Return the most bytes that a connection takes while no process reads."""
     fd = connection.fileno()
     if stat.S_ISFIFO(os.fstat(fd).st_mode):
         return fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)
@@ -57,12 +57,12 @@ def capacity(connection: Connection) -> int:
 
 
 def note_of(inode: int) -> int:
-    """Return what a token says about the pipe that its message went through."""
+    """Return the note of a token about the pipe of its message."""
     return inode & 0xFFFFFFFF
 
 
 def _ask(inode: int) -> dict[int, tuple[int, ...]]:
-    """Return what the kernel says about a socket: kind of attribute -> numbers; nothing if it is gone or unknown."""
+    """Return the kernel's facts about a socket: kind of attribute -> numbers; empty if it is gone or unknown."""
     body = struct.pack(
         "=BBHIII2I", socket.AF_UNIX, 0, 0, 0xFFFFFFFF, note_of(inode), _SHOW_PEER | _SHOW_QUEUES, 0xFFFFFFFF, 0xFFFFFFFF
     )
@@ -91,30 +91,30 @@ def _count(fd: int, request: int) -> int:
 
 
 def unread_here(connection: Connection) -> int | None:
-    """Return how many bytes nobody has read, asked at the writing end; None if nobody can read them any more."""
+    """Return the number of unread bytes, from the writing end; None if no process can read them any more."""
     fd = connection.fileno()
     poller = select.poll()
     poller.register(fd, 0)
-    # Of a pipe without readers, and of a socket whose other end is closed.
+    # For a pipe without readers, and a socket whose other end is closed.
     if poller.poll(0):
         return None
     return _count(fd, termios.FIONREAD if stat.S_ISFIFO(os.fstat(fd).st_mode) else termios.TIOCOUTQ)
 
 
 class Readers:
-    """Who can read from which pipe, of all processes that this one may look into; looked up once, when it is first asked."""
+    """The readers of each pipe, among the processes that this one may examine; looked up once, at the first use."""
 
     def __init__(self) -> None:
         # note -> a path under /proc
         self._found: dict[int, str] | None = None
 
     def unread(self, note: int) -> int | None:
-        """Return how many bytes of a pipe nobody has read; None if nobody has its reading side open."""
+        """Return the number of unread bytes of a pipe; None if no process has its reading side open."""
         if self._found is None:
             try:
                 self._found = _scan()
             except OSError:
-                return 1  # without /proc nobody knows: it is taken for unread
+                return 1  # unknown without /proc: treat it as unread
         path = self._found.get(note)
         if path is None:
             return 1 if _hidden_clients() else None
@@ -124,7 +124,7 @@ class Readers:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         except OSError as error:
-            # A socket that the kernel says nothing of; or its process has just ended.
+            # A socket without facts from the kernel; or its process has just ended.
             return None if error.errno == errno.ENOENT else 1
         try:
             return _count(fd, termios.FIONREAD)
@@ -133,7 +133,7 @@ class Readers:
 
 
 def _hidden_clients() -> list[int]:
-    """Return the living clients of the store that this process may not look into: any pipe may be open for reading there."""
+    """Return the living clients of the store that this process may not examine: they may read from any pipe."""
     store = _store.default()
     if store is None or store.closed:
         return []
@@ -162,15 +162,15 @@ def _readable(pid: int, complain: bool = False) -> Iterator[tuple[int, str]]:
     except PermissionError:
         if complain:
             raise
-        return  # another user's
+        return  # it belongs to another user
     except OSError:
-        return  # gone
+        return  # it has ended
     for fd in fds:
         path = f"{folder}/{fd}"
         try:
             kind, _, inode = os.readlink(path).partition(":[")
-            # The link's own mode tells for what it is open.
+            # The mode of the link shows whether it is open for reading.
             if kind in ("pipe", "socket") and os.lstat(path).st_mode & stat.S_IRUSR:
                 yield int(inode[:-1]), path
         except OSError:
-            continue  # closed meanwhile, as the one of listdir itself
+            continue  # closed meanwhile, as the descriptor of listdir itself

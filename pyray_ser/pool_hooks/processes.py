@@ -1,8 +1,8 @@
 """Arguments of processes that start with an empty interpreter (spawn, forkserver).
 
-The large buffers of one process go into one file without a name (a memfd).  Its descriptor is handed to the child as
-multiprocessing hands over every descriptor, so the child needs neither a store nor the right to look into its parent.
-The child maps the buffers copy-on-write; the memory goes with the last mapping.
+The large buffers of one process go into one file without a name (a memfd).  The child gets its descriptor as
+multiprocessing passes every descriptor, so it needs neither a store nor the right to examine its parent.
+The child maps the buffers copy-on-write; the memory is freed with the last mapping.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 __all__ = ["hook_dump", "hook_launch"]
 
-# The one launch that this thread is in the middle of.
+# The launch that this thread is doing.
 _local = threading.local()
 
 
 class _Arguments:
-    """Takes the large buffers of one process: what `message.Taker` says."""
+    """Takes the large buffers of one process; implements `message.Taker`."""
 
     def __init__(self, popen: Any, options: Options) -> None:
         self.min_bytes = options.min_bytes
@@ -38,7 +38,7 @@ class _Arguments:
         self.popen = popen
         self.options = options
         self.fd = -1
-        # What the child knows the descriptor by.
+        # How the child finds the descriptor.
         self.number = -1
         self.server = int(getattr(popen, "method", "") == "forkserver")
         self._size = 0
@@ -74,7 +74,7 @@ def _write(fd: int, view: memoryview, offset: int) -> None:
 
 
 def hook_launch(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a stand-in for ``Popen._launch`` of a start method that pickles its process."""
+    """Return a replacement for ``Popen._launch`` of a start method that pickles its process."""
 
     @functools.wraps(original)
     def launch(self: Any, process_obj: BaseProcess) -> Any:
@@ -99,7 +99,7 @@ def hook_launch(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def hook_dump(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a stand-in for ``multiprocessing.reduction.dump``, or loky's, by which a process is pickled."""
+    """Return a replacement for ``multiprocessing.reduction.dump``, or loky's, which pickles a process."""
 
     @functools.wraps(original)
     def dump(obj: Any, file: Any, *args: Any, **kwargs: Any) -> None:
@@ -117,7 +117,7 @@ def hook_dump(original: Callable[..., Any]) -> Callable[..., Any]:
         if arguments.fd < 0:
             file.write(out.getbuffer())
             return
-        # In place of STOP: close the descriptor, and leave the process on the stack.
+        # Instead of STOP: close the descriptor, and leave the process on the stack.
         file.write(out.getbuffer()[:-1])
         file.write(pickle.NONE + pickle.POP)
         file.write(message._call("close", (arguments.number, arguments.server)) + pickle.POP + pickle.STOP)

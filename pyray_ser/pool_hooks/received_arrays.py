@@ -1,6 +1,6 @@
-"""Arrays that arrived copy-on-write. One that is sent on unwritten goes as the object that it came from, without a copy.
+"""Arrays that arrived copy-on-write. An unwritten one that is sent on goes as its original object, without a copy.
 
-Whether it was written to, the kernel knows: a page that was is the process's own, one that was not is the store's.
+The kernel shows whether an array was written to: such a page belongs to the process, other pages belong to the store.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ __all__ = ["note", "source"]
 # /proc/self/pagemap: 8 bytes a page
 _PRESENT, _SWAPPED, _FILE = 1 << 63, 1 << 62, 1 << 61
 _PAGE = os.sysconf("SC_PAGESIZE")
-# Pages looked at in one go: what was written to is often so near its beginning.
+# Pages that are checked together: a written page is often near the beginning.
 _BATCH = 4096
 
-# id of an array over a whole mapping -> (weak reference to it, identity of the object that is mapped)
+# id of an array over a whole mapping -> (weak reference to it, identity of the mapped object)
 _arrived: dict[int, tuple[weakref.ref[Any], bytes]] = {}
 
 
 def note(buffer: Any, ref: _store.ObjectRef[Any]) -> Any:
-    """Return what is to be loaded from, in place of a copy-on-write buffer, so that `source` knows it again."""
+    """Return a replacement for a copy-on-write buffer that `source` recognizes."""
     numpy = imported.numpy()
     if numpy is None:
         return buffer
@@ -39,7 +39,7 @@ def note(buffer: Any, ref: _store.ObjectRef[Any]) -> Any:
 
 
 def source(view: memoryview) -> _store.ObjectRef[Any] | None:
-    """Return the object whose bytes, all of them, a view still shows; None if it is none that arrived, or was written to."""
+    """Return the object all of whose bytes a view shows; None if the view did not arrive, or was written to."""
     numpy = imported.numpy()
     if numpy is None or not _arrived:
         return None
@@ -83,5 +83,5 @@ def _is_unwritten(address: int, nbytes: int) -> bool:
                 if (pages & _SWAPPED).any() or (there == _PRESENT).any():
                     return False
     except OSError:
-        return False  # a kernel that does not tell
+        return False  # the kernel does not show it
     return True

@@ -1,8 +1,8 @@
-"""What need not be stored again to be sent: each thing that is sent twice as one object.
+"""Arrays that are sent again as the object of the first time:
 
-- an array that arrived and was not written to (`arrived`),
-- an array that nobody can write to: its memory is a `bytes` object or read-only pages of the store; where its owner, or a view from
-  before, could write after all, only while its bytes are those that were stored.
+- an array that arrived and was not written to (`received_arrays`),
+- an array that no code can write to: its memory is a `bytes` object or read-only pages of the store. If its owner or an older view
+  could write to it, it is sent again only while its bytes are equal to the stored ones.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["find", "put"]
 
-# Bytes that are compared at a time.
+# Bytes that are compared together.
 _PIECE = 1 << 20
 
 _lock = RLock()
@@ -33,7 +33,7 @@ _constant: dict[tuple[int, int], tuple[weakref.ref[Array], Ref]] = {}
 
 
 def find(view: memoryview) -> Ref | None:
-    """Return the object that these bytes are in already; None if they are in none."""
+    """Return the object that already contains these bytes, or None."""
     if not _is_array(view):
         return None
     owner, for_good = _constant_owner(view)
@@ -54,7 +54,7 @@ def put(view: memoryview, limit: int) -> tuple[Ref, bool]:
     ----------
     view : memoryview
     limit : int
-        How many bytes may be kept for the next time; the oldest are let go.
+        How many bytes may be kept for the next time; the oldest are released.
 
     Returns
     -------
@@ -86,7 +86,7 @@ def _is_array(view: memoryview) -> bool:
 
 
 def _constant_owner(view: memoryview) -> tuple[Array | None, bool]:
-    """Return the array at the bottom of a view if no array on the way is writable, else None; and whether none can become so."""
+    """Return the array at the base of a view if no array up to it is writable, else None; and whether none can become so."""
     import numpy
 
     found: Any = view.obj
@@ -96,7 +96,7 @@ def _constant_owner(view: memoryview) -> tuple[Array | None, bool]:
             return None, False
         owner, found = found, found.base
     if owner is None or found is None:
-        # Memory of its own: the flag can be turned on again, and older views keep theirs.
+        # It owns its memory: the flag can be set again, and older views keep theirs.
         return owner, False
     if type(found).__module__.startswith("pyray_ser."):
         return owner, _is_readonly(found)
@@ -108,17 +108,17 @@ def _constant_owner(view: memoryview) -> tuple[Array | None, bool]:
 def _is_readonly(block: Any) -> bool:
     try:
         return memoryview(block).readonly
-    except (BufferError, ValueError):  # the window of another process: a forked child's own look at it is compared
+    except (BufferError, ValueError):  # the window of another process: the bytes that a forked child sees are compared
         return False
 
 
 def _unchanged(view: memoryview, ref: Ref) -> bool:
-    """Return whether the object holds these very bytes still."""
+    """Return whether the object still contains equal bytes."""
     import numpy
 
     try:
         stored = numpy.frombuffer(_store.get(ref), numpy.uint8)
-    except PyraySerError:  # it went in the meantime, or cannot be read: it is stored once more
+    except PyraySerError:  # it is gone or cannot be read: store it again
         return False
     ours = numpy.frombuffer(view, numpy.uint8)
     return len(stored) == len(ours) and all(
