@@ -1,4 +1,4 @@
-"""A torch DataLoader over a dataset in the store: one copy for all workers, measured beside a copy for each. Needs torch."""
+"""A torch DataLoader with a data set in the store: one copy for all workers, compared with a copy for each. Needs torch."""
 
 import os
 
@@ -12,7 +12,7 @@ COUNT, SIDE, WORKERS = 800, 256, 2
 
 
 class Copied(Dataset):
-    """Holds the images themselves: each worker is sent all of them."""
+    """Holds the images: each worker gets all of them."""
 
     def __init__(self, images):
         self.images = images
@@ -25,18 +25,18 @@ class Copied(Dataset):
 
 
 class Shared(Copied):
-    """Holds a reference: the workers read what is in the store."""
+    """Holds a reference: the workers read the images in the store."""
 
     def __init__(self, ref):
         self.ref = ref
 
     @property
     def images(self):
-        return pyray_ser.get(self.ref)  # in place, in half a microsecond: nothing to keep
+        return pyray_ser.get(self.ref)  # in place, in less than a microsecond
 
 
 def memory():
-    """Proportional set sizes of this process and its children, added up: shared pages count once."""
+    """Return the sum of the proportional set sizes of this process and its children; shared pages count once."""
     with open(f"/proc/self/task/{os.getpid()}/children") as file:
         pids = [os.getpid(), *map(int, file.read().split())]
     total = 0
@@ -51,7 +51,7 @@ def epoch(dataset):
     total, used = 0.0, 0
     for number, batch in enumerate(loader):
         total += float(batch.mean())
-        if number == COUNT // 16 - 1:  # all workers have been everywhere
+        if number == COUNT // 16 - 1:  # all workers have read all pages
             used = memory()
     return total, used
 

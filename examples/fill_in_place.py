@@ -1,4 +1,4 @@
-"""An array made inside the store: filled where it will be read, without a copy."""
+"""Make an array inside the store and fill it in place, without a copy."""
 
 import numpy as np
 
@@ -6,11 +6,11 @@ import pyray_ser
 
 
 def main():
-    image = pyray_ser.empty((2000, 3000), np.float32)  # writable, in shared memory, seen by nobody yet
+    image = pyray_ser.empty((2000, 3000), np.float32)  # writable, in shared memory, not visible to others yet
     rows = np.linspace(-1, 1, image.shape[0], dtype=np.float32)[:, None]
     columns = np.linspace(-1, 1, image.shape[1], dtype=np.float32)
     np.hypot(rows, columns, out=image)
-    ref = pyray_ser.seal(image)  # from now on an object; no byte has moved
+    ref = pyray_ser.seal(image)  # now it is an object; no byte was copied
 
     print(f"{ref}: {ref.size / 1e6:.0f} MB, centre {pyray_ser.get(ref)[1000, 1500]:.4f}")
     try:

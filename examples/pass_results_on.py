@@ -1,4 +1,4 @@
-"""Workers that hand large results to each other as references: the parent never touches the bytes."""
+"""Workers pass large results to each other as references: the parent never reads the bytes."""
 
 from concurrent.futures import ProcessPoolExecutor
 

@@ -1,4 +1,4 @@
-"""One array, a pool of processes that read it in place."""
+"""Share one array with a pool of processes that read it in place."""
 
 import multiprocessing
 import os
