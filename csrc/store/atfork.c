@@ -59,7 +59,7 @@ static void prepare_one(prs_store *s)
     bool sticky = prs_client_claim_child(s) < 0;
     PRS_POINT(fork_claimed);
     uint32_t child = sticky ? PRS_STICKY_CLIENT : s->child;
-    uint32_t published = prs_load_acquire(&s->super->published);
+    uint32_t published = prs_slots_published(s);
     for (uint32_t i = 0; i < published; i++)
         if (prs_load_relaxed(&s->priv[i].refs) || prs_load_relaxed(&s->priv[i].pins))
             copy_hold(s, i, child / 64, 1ull << child % 64, sticky);

@@ -151,6 +151,8 @@ int prs_writable(prs_store *s, prs_error *error)
 /* For small objects: neighbouring pages come along, so that this is rare. */
 int prs_back(prs_store *s, uint64_t off, uint64_t len, prs_error *error)
 {
+    if (PRS_UNLIKELY(!prs_in_data(s, off, len)))
+        return prs_fail(error, PRS_E_CORRUPT, 0, "an extent lies outside of the store");
     uint64_t first = off / PRS_PAGE, n = prs_pages_end(off, len) - first;
     if (PRS_LIKELY(prs_pages_all(s->area.backed, first, n) && prs_pages_all(s->area.mapped, first, n)))
         return PRS_OK;
@@ -253,7 +255,7 @@ bool prs_beyond_reserve(prs_store *s, uint64_t size)
 
 void prs_give_back(prs_store *s, uint64_t off, uint64_t len)
 {
-    if (prs_descriptors(s, NULL) < 0)
+    if (!prs_in_data(s, off, len) || prs_descriptors(s, NULL) < 0)
         return;
     PRS_POINT(punch_marked);
     (void)prs_area_punch(&s->area, off, len, NULL);
@@ -283,6 +285,8 @@ uint64_t prs_trim(prs_store *s, uint64_t keep)
             break;
         const prs_slot *slot = prs_slot_at(s, i);
         uint64_t off = prs_load_relaxed(&slot->off), cap = prs_load_relaxed(&slot->cap), warm = 0;
+        if (!prs_in_data(s, off, cap))
+            break;
         uint64_t first = prs_round_up(off, PRS_PAGE) / PRS_PAGE, end = (off + cap) / PRS_PAGE, from = end;
         while (from > first && warm * PRS_PAGE < before - wanted) {
             uint64_t step = from % TRIM_PAGES ? from % TRIM_PAGES : TRIM_PAGES;

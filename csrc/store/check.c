@@ -107,7 +107,7 @@ int prs_get_stats(prs_store *s, prs_stats *out)
     prs_look(s, PRS_SECOND);
     prs_super *super = s->super;
     uint64_t reserved = 0, used = 0, overhead = 0;
-    uint32_t published = prs_load_acquire(&super->published);
+    uint32_t published = prs_slots_published(s);
     for (uint32_t i = 0; i < published; i++) {
         prs_slot *slot = prs_slot_at(s, i);
         switch (prs_word_state(prs_load_relaxed(&slot->word))) {
@@ -133,7 +133,7 @@ int prs_get_stats(prs_store *s, prs_stats *out)
         }
     }
     overhead = (uint64_t)published * (s->slot_stride + 2 * sizeof(prs_extent)) +
-               (uint64_t)prs_load_relaxed(&super->links_published) * sizeof(prs_link) +
+               (uint64_t)prs_links_published(s) * sizeof(prs_link) +
                (uint64_t)prs_load_relaxed(&super->client_high) * sizeof(prs_client) + sizeof(prs_super);
     out->capacity = s->capacity;
     out->used = used;
@@ -170,7 +170,7 @@ static uint32_t count_bits(const prs_atomic_u64 *words, uint32_t n)
 int prs_list(prs_store *s, uint32_t *cursor, prs_record *out, int cap)
 {
     int n = 0;
-    uint32_t published = prs_load_acquire(&s->super->published);
+    uint32_t published = prs_slots_published(s);
     for (; *cursor < published && n < cap; ++*cursor) {
         prs_slot *slot = prs_slot_at(s, *cursor);
         uint64_t word = prs_load_acquire(&slot->word);

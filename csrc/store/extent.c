@@ -19,9 +19,7 @@ static prs_arena *arena_of(const prs_store *s)
 
 #define FL_ALL ((1ull << PRS_FL_COUNT) - 1)
 
-/* An extent by an index that may come from anywhere in the tables: what lies outside of them is an empty one of our own,
- * and the store counts as corrupt from then on. */
-static prs_extent *extent_at(const prs_store *s, uint32_t i)
+prs_extent *prs_extent_at(const prs_store *s, uint32_t i)
 {
     static __thread prs_extent nowhere;
     if (PRS_LIKELY(i < s->super->max_extents))
@@ -55,14 +53,14 @@ bool prs_extent_size_fits(uint64_t size)
 static void bin_push(prs_store *s, uint32_t i)
 {
     prs_arena *a = arena_of(s);
-    prs_extent *e = extent_at(s, i);
+    prs_extent *e = prs_extent_at(s, i);
     uint32_t fl, sl;
     bin_of(e->size, &fl, &sl);
     uint32_t head = a->bins[fl][sl];
     e->bin_prev = PRS_NIL;
     e->bin_next = head;
     if (head != PRS_NIL)
-        extent_at(s, head)->bin_prev = i;
+        prs_extent_at(s, head)->bin_prev = i;
     a->bins[fl][sl] = i;
     a->sl_bitmap[fl] |= 1u << sl;
     a->fl_bitmap |= 1ull << fl;
@@ -71,15 +69,15 @@ static void bin_push(prs_store *s, uint32_t i)
 static void bin_remove(prs_store *s, uint32_t i)
 {
     prs_arena *a = arena_of(s);
-    prs_extent *e = extent_at(s, i);
+    prs_extent *e = prs_extent_at(s, i);
     uint32_t fl, sl;
     bin_of(e->size, &fl, &sl);
     if (e->bin_prev != PRS_NIL)
-        extent_at(s, e->bin_prev)->bin_next = e->bin_next;
+        prs_extent_at(s, e->bin_prev)->bin_next = e->bin_next;
     else
         a->bins[fl][sl] = e->bin_next;
     if (e->bin_next != PRS_NIL)
-        extent_at(s, e->bin_next)->bin_prev = e->bin_prev;
+        prs_extent_at(s, e->bin_next)->bin_prev = e->bin_prev;
     if (a->bins[fl][sl] == PRS_NIL) {
         a->sl_bitmap[fl] &= ~(1u << sl);
         if (!a->sl_bitmap[fl])
@@ -94,10 +92,10 @@ static uint32_t descriptor_take(prs_store *s)
     prs_arena *a = arena_of(s);
     uint32_t i = a->extent_free;
     if (i != PRS_NIL) {
-        a->extent_free = extent_at(s, i)->bin_next;
+        a->extent_free = prs_extent_at(s, i)->bin_next;
         return i;
     }
-    if (a->extent_bump >= 2 * prs_load_relaxed(&s->super->published) + 8)
+    if (a->extent_bump >= 2 * prs_slots_published(s) + 8)
         return PRS_NIL;
     return a->extent_bump++;
 }
@@ -105,7 +103,7 @@ static uint32_t descriptor_take(prs_store *s)
 static void descriptor_give(prs_store *s, uint32_t i)
 {
     prs_arena *a = arena_of(s);
-    prs_extent *e = extent_at(s, i);
+    prs_extent *e = prs_extent_at(s, i);
     if (a->clock == i)
         a->clock = PRS_NIL;
     e->size = 0;
@@ -131,7 +129,7 @@ void prs_extent_init(prs_store *s)
     arena_clear(a);
     a->extent_bump = 1;
     a->extent_first = 0;
-    *extent_at(s, 0) = (prs_extent){
+    *prs_extent_at(s, 0) = (prs_extent){
         .off = 0, .size = s->capacity, .prev = PRS_NIL, .next = PRS_NIL, .bin_prev = PRS_NIL, .bin_next = PRS_NIL};
     bin_push(s, 0);
 }
@@ -142,7 +140,7 @@ static uint32_t split(prs_store *s, uint32_t i, uint64_t at)
     uint32_t j = descriptor_take(s);
     if (j == PRS_NIL)
         return PRS_NIL;
-    prs_extent *low = extent_at(s, i), *high = extent_at(s, j);
+    prs_extent *low = prs_extent_at(s, i), *high = prs_extent_at(s, j);
     *high = (prs_extent){.off = low->off + at,
                          .size = low->size - at,
                          .prev = i,
@@ -150,7 +148,7 @@ static uint32_t split(prs_store *s, uint32_t i, uint64_t at)
                          .bin_prev = PRS_NIL,
                          .bin_next = PRS_NIL};
     if (low->next != PRS_NIL)
-        extent_at(s, low->next)->prev = j;
+        prs_extent_at(s, low->next)->prev = j;
     low->next = j;
     low->size = at;
     PRS_POINT(extent_split);
@@ -180,7 +178,7 @@ static uint32_t find(prs_store *s, uint64_t size, bool paged)
     /* First the exact bin's head: the same size freed a moment ago is the warm one. */
     bin_of(size, &fl, &sl);
     uint32_t exact = fl < PRS_FL_COUNT ? a->bins[fl][sl] : PRS_NIL;
-    if (exact != PRS_NIL && fits(extent_at(s, exact), size, paged))
+    if (exact != PRS_NIL && fits(prs_extent_at(s, exact), size, paged))
         return exact;
     /* Then good fit: every extent of a bin above is large enough (paged: plus a page). */
     uint64_t want = paged ? size + PRS_PAGE - PRS_UNIT : size;
@@ -200,7 +198,7 @@ static uint32_t find(prs_store *s, uint64_t size, bool paged)
         }
         if (steps) {
             uint32_t head = a->bins[fl][__builtin_ctz(steps)];
-            if (fits(extent_at(s, head), size, paged))
+            if (fits(prs_extent_at(s, head), size, paged))
                 return head;
         }
     }
@@ -210,8 +208,8 @@ static uint32_t find(prs_store *s, uint64_t size, bool paged)
     bin_of(size, &fl, &sl);
     while (fl < PRS_FL_COUNT && (fl < last_fl || (fl == last_fl && sl <= last_sl))) {
         uint32_t left = s->super->max_extents; /* a chain that was damaged may have no end */
-        for (uint32_t i = a->bins[fl][sl]; i != PRS_NIL && left--; i = extent_at(s, i)->bin_next)
-            if (fits(extent_at(s, i), size, paged))
+        for (uint32_t i = a->bins[fl][sl]; i != PRS_NIL && left--; i = prs_extent_at(s, i)->bin_next)
+            if (fits(prs_extent_at(s, i), size, paged))
                 return i;
         if (++sl == PRS_SL_COUNT) {
             sl = 0;
@@ -231,28 +229,28 @@ uint32_t prs_extent_alloc(prs_store *s, uint64_t size, bool paged, uint32_t slot
     PRS_POINT(extent_unlinked);
     if (paged) {
         uint64_t start = 0;
-        (void)paged_start(extent_at(s, i), size, &start);
-        prs_extent *e = extent_at(s, i);
+        (void)paged_start(prs_extent_at(s, i), size, &start);
+        prs_extent *e = prs_extent_at(s, i);
         if (e->off + e->size > start + size) { /* a tail shorter than a page stays free */
             uint32_t tail = split(s, i, start + size - e->off);
             if (tail == PRS_NIL)
                 goto none;
             bin_push(s, tail);
         }
-        if (start > extent_at(s, i)->off) {
-            uint32_t high = split(s, i, start - extent_at(s, i)->off);
+        if (start > prs_extent_at(s, i)->off) {
+            uint32_t high = split(s, i, start - prs_extent_at(s, i)->off);
             if (high == PRS_NIL)
                 goto none;
             bin_push(s, i);
             i = high;
         }
-    } else if (extent_at(s, i)->size > size) {
+    } else if (prs_extent_at(s, i)->size > size) {
         uint32_t rest = split(s, i, size);
         if (rest == PRS_NIL)
             goto none;
         bin_push(s, rest);
     }
-    prs_extent *e = extent_at(s, i);
+    prs_extent *e = prs_extent_at(s, i);
     e->bin_next = PRS_USED;
     e->slot = slot;
     prs_store_relaxed(&arena_of(s)->used, prs_load_relaxed(&arena_of(s)->used) + e->size);
@@ -266,24 +264,24 @@ none:
 /* Swallow the free extent j that follows i. */
 static void merge(prs_store *s, uint32_t i, uint32_t j)
 {
-    prs_extent *low = extent_at(s, i), *high = extent_at(s, j);
+    prs_extent *low = prs_extent_at(s, i), *high = prs_extent_at(s, j);
     bin_remove(s, j);
     low->size += high->size;
     low->next = high->next;
     if (high->next != PRS_NIL)
-        extent_at(s, high->next)->prev = i;
+        prs_extent_at(s, high->next)->prev = i;
     descriptor_give(s, j);
     PRS_POINT(extent_merged);
 }
 
 void prs_extent_free(prs_store *s, uint32_t i)
 {
-    prs_extent *e = extent_at(s, i);
+    prs_extent *e = prs_extent_at(s, i);
     prs_store_relaxed(&arena_of(s)->used, prs_load_relaxed(&arena_of(s)->used) - e->size);
     e->bin_next = PRS_NIL;
-    if (e->next != PRS_NIL && !prs_extent_used(extent_at(s, e->next)))
+    if (e->next != PRS_NIL && !prs_extent_used(prs_extent_at(s, e->next)))
         merge(s, i, e->next);
-    if (e->prev != PRS_NIL && !prs_extent_used(extent_at(s, e->prev))) {
+    if (e->prev != PRS_NIL && !prs_extent_used(prs_extent_at(s, e->prev))) {
         uint32_t low = e->prev;
         bin_remove(s, low);
         bin_push(s, i); /* merge() takes the higher one out of its bin */
@@ -297,6 +295,8 @@ void prs_extent_free(prs_store *s, uint32_t i)
 /* Whole backed pages within a free extent, in bytes. */
 static uint64_t warm_bytes(const prs_store *s, const prs_extent *e)
 {
+    if (!prs_in_data(s, e->off, e->size))
+        return 0;
     uint64_t first = prs_round_up(e->off, PRS_PAGE) / PRS_PAGE, end = (e->off + e->size) / PRS_PAGE;
     return first < end ? prs_pages_count(s->area.backed, first, end - first) * PRS_PAGE : 0;
 }
@@ -309,10 +309,10 @@ uint32_t prs_extent_warm(const prs_store *s)
     uint32_t looked = 0;
     for (uint32_t fl = PRS_FL_COUNT; fl-- > 0;)
         for (uint32_t sl = PRS_SL_COUNT; a->sl_bitmap[fl] && sl-- > 0;)
-            for (uint32_t i = a->bins[fl][sl]; i != PRS_NIL; i = extent_at(s, i)->bin_next) {
-                if (extent_at(s, i)->size < PRS_WARM_MIN || ++looked > PRS_WARM_LOOKS)
+            for (uint32_t i = a->bins[fl][sl]; i != PRS_NIL; i = prs_extent_at(s, i)->bin_next) {
+                if (prs_extent_at(s, i)->size < PRS_WARM_MIN || ++looked > PRS_WARM_LOOKS)
                     return PRS_NIL;
-                if (warm_bytes(s, extent_at(s, i)) >= PRS_WARM_MIN / 2)
+                if (warm_bytes(s, prs_extent_at(s, i)) >= PRS_WARM_MIN / 2)
                     return i;
             }
     return PRS_NIL;
@@ -321,7 +321,7 @@ uint32_t prs_extent_warm(const prs_store *s)
 /* Take a free extent as it is. */
 void prs_extent_take(prs_store *s, uint32_t i, uint32_t slot)
 {
-    prs_extent *e = extent_at(s, i);
+    prs_extent *e = prs_extent_at(s, i);
     bin_remove(s, i);
     PRS_POINT(extent_unlinked);
     e->bin_next = PRS_USED;
@@ -342,9 +342,9 @@ uint64_t prs_extent_largest(const prs_store *s)
     uint32_t sl = 31 - (uint32_t)__builtin_clz(a->sl_bitmap[fl]);
     uint64_t largest = 0;
     uint32_t left = s->super->max_extents;
-    for (uint32_t i = a->bins[fl][sl]; i != PRS_NIL && left--; i = extent_at(s, i)->bin_next)
-        if (extent_at(s, i)->size > largest)
-            largest = extent_at(s, i)->size;
+    for (uint32_t i = a->bins[fl][sl]; i != PRS_NIL && left--; i = prs_extent_at(s, i)->bin_next)
+        if (prs_extent_at(s, i)->size > largest)
+            largest = prs_extent_at(s, i)->size;
     return largest;
 }
 
@@ -384,7 +384,7 @@ static void sort_by_offset(prs_extent *e, uint32_t n)
 int prs_extent_rebuild(prs_store *s)
 {
     prs_arena *a = arena_of(s);
-    uint32_t published = prs_load_acquire(&s->super->published), n = 0;
+    uint32_t published = prs_slots_published(s), n = 0;
     arena_clear(a);
     for (uint32_t i = 0; i < published; i++) {
         prs_slot *slot = prs_slot_at(s, i);
@@ -397,32 +397,32 @@ int prs_extent_rebuild(prs_store *s)
         uint64_t off = prs_load_relaxed(&slot->off), cap = prs_load_relaxed(&slot->cap);
         if (cap == 0 || cap % PRS_UNIT || off % PRS_UNIT || off > s->capacity || cap > s->capacity - off)
             return PRS_E_CORRUPT;
-        *extent_at(s, n++) = (prs_extent){.off = off, .size = cap, .slot = i, .bin_next = PRS_USED};
+        *prs_extent_at(s, n++) = (prs_extent){.off = off, .size = cap, .slot = i, .bin_next = PRS_USED};
     }
     sort_by_offset(s->extents, n);
     /* The gaps become free extents, with descriptors above the used ones. */
     uint32_t next = n, last = PRS_NIL;
     uint64_t at = 0;
     for (uint32_t i = 0; i <= n; i++) {
-        uint64_t start = i < n ? extent_at(s, i)->off : s->capacity;
+        uint64_t start = i < n ? prs_extent_at(s, i)->off : s->capacity;
         if (start < at)
             return PRS_E_CORRUPT;
         if (start > at) {
-            *extent_at(s, next) = (prs_extent){.off = at, .size = start - at, .prev = last, .bin_next = PRS_NIL};
-            extent_at(s, next)->next = i < n ? i : PRS_NIL;
+            *prs_extent_at(s, next) = (prs_extent){.off = at, .size = start - at, .prev = last, .bin_next = PRS_NIL};
+            prs_extent_at(s, next)->next = i < n ? i : PRS_NIL;
             if (last != PRS_NIL)
-                extent_at(s, last)->next = next;
+                prs_extent_at(s, last)->next = next;
             else
                 a->extent_first = next;
             last = next++;
         }
         if (i == n)
             break;
-        prs_extent *e = extent_at(s, i);
+        prs_extent *e = prs_extent_at(s, i);
         e->prev = last;
         e->next = PRS_NIL;
         if (last != PRS_NIL)
-            extent_at(s, last)->next = i;
+            prs_extent_at(s, last)->next = i;
         else
             a->extent_first = i;
         last = i;
@@ -441,19 +441,19 @@ int prs_extent_rebuild(prs_store *s)
 int prs_extent_check(prs_store *s, prs_error *error)
 {
     const prs_arena *a = arena_of(s);
-    uint32_t limit = 2 * prs_load_acquire(&s->super->published) + 8;
+    uint32_t limit = 2 * prs_slots_published(s) + 8;
     uint64_t at = 0, used = 0, free_bytes = 0;
     uint32_t free_count = 0, steps = 0, prev = PRS_NIL;
     bool before_free = false;
-    for (uint32_t i = a->extent_first; i != PRS_NIL; prev = i, i = extent_at(s, i)->next) {
+    for (uint32_t i = a->extent_first; i != PRS_NIL; prev = i, i = prs_extent_at(s, i)->next) {
         if (i >= limit || ++steps > limit)
             return prs_fail(error, PRS_E_CORRUPT, 0, "the chain of extents leaves its table");
-        const prs_extent *e = extent_at(s, i);
+        const prs_extent *e = prs_extent_at(s, i);
         if (e->off != at || e->size == 0 || e->size % PRS_UNIT || e->prev != prev)
             return prs_fail(error, PRS_E_CORRUPT, 0, "extent %u does not follow its neighbour", i);
         if (prs_extent_used(e)) {
             used += e->size;
-            if (e->slot >= prs_load_acquire(&s->super->published))
+            if (e->slot >= prs_slots_published(s))
                 return prs_fail(error, PRS_E_CORRUPT, 0, "extent %u belongs to no slot", i);
             const prs_slot *slot = prs_slot_at(s, e->slot);
             if (prs_load_relaxed(&slot->extent) != i || prs_load_relaxed(&slot->off) != e->off ||
@@ -481,15 +481,15 @@ int prs_extent_check(prs_store *s, prs_error *error)
             uint32_t back = PRS_NIL;
             if ((a->bins[fl][sl] != PRS_NIL) != !!(a->sl_bitmap[fl] >> sl & 1))
                 return prs_fail(error, PRS_E_CORRUPT, 0, "bitmap of bin %u.%u is wrong", fl, sl);
-            for (uint32_t i = a->bins[fl][sl]; i != PRS_NIL; back = i, i = extent_at(s, i)->bin_next) {
+            for (uint32_t i = a->bins[fl][sl]; i != PRS_NIL; back = i, i = prs_extent_at(s, i)->bin_next) {
                 uint32_t f, l;
-                if (i >= limit || prs_extent_used(extent_at(s, i)) || extent_at(s, i)->bin_prev != back ||
+                if (i >= limit || prs_extent_used(prs_extent_at(s, i)) || prs_extent_at(s, i)->bin_prev != back ||
                     free_count-- == 0)
                     return prs_fail(error, PRS_E_CORRUPT, 0, "bin %u.%u holds what is not free", fl, sl);
-                bin_of(extent_at(s, i)->size, &f, &l);
+                bin_of(prs_extent_at(s, i)->size, &f, &l);
                 if (f != fl || l != sl)
                     return prs_fail(error, PRS_E_CORRUPT, 0, "extent %u is in the wrong bin", i);
-                free_bytes -= extent_at(s, i)->size;
+                free_bytes -= prs_extent_at(s, i)->size;
             }
         }
     }

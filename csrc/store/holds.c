@@ -35,11 +35,15 @@ static uint32_t record_take(prs_store *s)
 {
     prs_arena *a = arena_of(s);
     uint32_t i = a->link_free;
+    if (i != PRS_NIL && (i >= prs_load_relaxed(&s->links_seen) || s->links[i].kind != PRS_LINK_FREE)) {
+        prs_store_relaxed(&s->super->corrupt, 1);
+        a->link_free = i = PRS_NIL;
+    }
     if (i != PRS_NIL) {
         a->link_free = s->links[i].next;
         return i;
     }
-    return a->link_bump < prs_load_relaxed(&s->super->links_published) ? a->link_bump++ : PRS_NIL;
+    return a->link_bump < prs_links_published(s) ? a->link_bump++ : PRS_NIL;
 }
 
 static void record_free(prs_store *s, uint32_t i)
@@ -103,7 +107,7 @@ int prs_link_lock(prs_store *s, prs_error *error)
         int rc = prs_lock_tables(s, error);
         if (rc < 0)
             return rc;
-        uint32_t published = prs_load_relaxed(&s->super->links_published);
+        uint32_t published = prs_links_published(s);
         if (arena_of(s)->link_free != PRS_NIL || arena_of(s)->link_bump < published)
             return PRS_OK;
         prs_unlock(s);
@@ -120,6 +124,9 @@ uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t 
 {
     prs_slot *slot = prs_slot_at(s, id->slot);
     uint32_t i = record_take(s);
+    *undone = i == PRS_NIL; /* the stack of records was damaged */
+    if (*undone)
+        return PRS_NIL;
     prs_link *l = &s->links[i];
     *l = (prs_link){.serial = ++arena_of(s)->link_serial,
                     .inner = id->serial,
@@ -164,7 +171,7 @@ int prs_token_take_noted(prs_store *s, const prs_oid *id, int kind, uint32_t not
     *token = (prs_token){0, 0, 0};
     if (prs_load_relaxed(&s->closed) || s->orphan)
         return PRS_E_CLOSED;
-    if (id->store != s->id || id->slot >= prs_load_acquire(&s->super->published))
+    if (id->store != s->id || id->slot >= prs_slots_published(s))
         return PRS_E_LOST;
     int rc = prs_link_lock(s, NULL);
     if (rc < 0) {
@@ -225,8 +232,7 @@ void prs_token_drop(prs_store *s, const prs_oid *id, const prs_token *token)
 
 static int add_edge(prs_store *s, prs_draft *draft, const prs_oid *inner, uint32_t kind, prs_error *error)
 {
-    if (inner->store != s->id || inner->serial >= draft->id.serial ||
-        inner->slot >= prs_load_acquire(&s->super->published))
+    if (inner->store != s->id || inner->serial >= draft->id.serial || inner->slot >= prs_slots_published(s))
         return prs_fail(error, PRS_E_INVAL, 0, "an object can name only older objects of its own store");
     int rc = prs_link_lock(s, error);
     if (rc < 0)
@@ -316,7 +322,7 @@ bool prs_links_bury(prs_store *s, bool block)
 /* Is the object whose edge this is still there to hold what it names? */
 static bool owner_lives(const prs_store *s, const prs_link *l)
 {
-    if (l->owner >= prs_load_relaxed(&s->super->published))
+    if (l->owner >= prs_slots_published(s))
         return false;
     uint64_t word = prs_load_seqcst(&prs_slot_at(s, l->owner)->word);
     uint32_t state = prs_word_state(word);
@@ -327,7 +333,7 @@ static bool owner_lives(const prs_store *s, const prs_link *l)
 void prs_links_rebuild(prs_store *s)
 {
     prs_arena *a = arena_of(s);
-    uint32_t slots = prs_load_acquire(&s->super->published), links = prs_load_acquire(&s->super->links_published);
+    uint32_t slots = prs_slots_published(s), links = prs_links_published(s);
     uint32_t epoch = prs_load_seqcst(&s->super->recount);
     prs_store_seqcst(&s->super->recount, epoch | 1); /* everything counts as held from here */
     for (uint32_t i = 0; i < slots; i++) {
@@ -398,7 +404,7 @@ bool prs_links_reap(prs_store *s, uint32_t client, uint32_t incarnation)
 int prs_links_check(prs_store *s, prs_error *error)
 {
     prs_arena *a = arena_of(s);
-    uint32_t slots = prs_load_acquire(&s->super->published), links = prs_load_acquire(&s->super->links_published);
+    uint32_t slots = prs_slots_published(s), links = prs_links_published(s);
     uint32_t tokens = 0, edges = 0, unused = 0, limit = a->link_bump < links ? a->link_bump : links;
     for (uint32_t i = 0; i < limit; i++) {
         const prs_link *l = &s->links[i];

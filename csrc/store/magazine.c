@@ -256,7 +256,7 @@ static int take(prs_store *s, uint64_t size, bool paged, uint32_t state, prs_res
         int rc = prs_lock_tables(s, error);
         if (rc < 0)
             return rc;
-        uint32_t n = 0, published = prs_load_relaxed(&s->super->published);
+        uint32_t n = 0, published = prs_slots_published(s);
         while (n < want && (rc = attach(s, size, paged, state, &out[n])) == PRS_OK)
             n++;
         prs_unlock(s);

@@ -183,7 +183,7 @@ bool prs_name_has(const prs_store *s, uint32_t i, uint32_t link)
 
 void prs_names_rebuild(prs_store *s)
 {
-    uint32_t n = entries(s), links = prs_load_acquire(&s->super->links_published);
+    uint32_t n = entries(s), links = prs_links_published(s);
     for (uint32_t i = 0; i < n; i++) {
         prs_name *e = &s->names[i];
         if (e->serial && (e->link >= links || s->links[e->link].kind != PRS_LINK_NAME || s->links[e->link].owner != i))
@@ -193,7 +193,7 @@ void prs_names_rebuild(prs_store *s)
 
 int prs_names_check(prs_store *s, prs_error *error)
 {
-    uint32_t n = entries(s), links = prs_load_acquire(&s->super->links_published);
+    uint32_t n = entries(s), links = prs_links_published(s);
     for (uint32_t i = 0; i < n; i++) {
         const prs_name *e = &s->names[i];
         if (e->serial == 0 || !alive(s, e))

@@ -43,7 +43,7 @@ static int admit(prs_store *s, const prs_oid *id)
         return PRS_E_CLOSED;
     if (PRS_UNLIKELY(id->store != s->id))
         return PRS_E_FOREIGN;
-    if (PRS_UNLIKELY(id->slot >= prs_load_acquire(&s->super->published)))
+    if (PRS_UNLIKELY(id->slot >= prs_slots_published(s)))
         return PRS_E_LOST;
     return PRS_OK;
 }
@@ -541,6 +541,12 @@ int prs_alloc(prs_store *s, uint64_t size, unsigned flags, prs_draft *draft, prs
         return rc;
     PRS_POINT(alloc_creating);
     prs_slot *slot = prs_slot_at(s, i);
+    uint64_t off = prs_load_relaxed(&slot->off), cap = prs_load_relaxed(&slot->cap);
+    if (PRS_UNLIKELY(!file &&
+                     (!prs_in_data(s, off, cap) || size > cap))) { /* left as it is: whoever reads it may be harmed */
+        prs_store_relaxed(&s->super->corrupt, 1);
+        return prs_fail(error, PRS_E_CORRUPT, 0, "the extent of slot %u lies outside of the store", i);
+    }
     uint64_t serial = prs_serial(s, flags & PRS_ALLOC_ORDERED);
     prs_store_relaxed(&slot->serial, serial);
     prs_store_relaxed(&slot->created, prs_age(s));
@@ -548,7 +554,7 @@ int prs_alloc(prs_store *s, uint64_t size, unsigned flags, prs_draft *draft, prs
     draft->store = s;
     draft->id = (prs_oid){s->id, serial, i, prs_word_generation(word)};
     draft->size = size;
-    draft->off = prs_load_relaxed(&slot->off);
+    draft->off = off;
     draft->dst = small ? prs_load_acquire(&s->wr) + draft->off : NULL;
     draft->window = NULL;
 
@@ -712,7 +718,7 @@ int prs_find(prs_store *s, const void *ptr, uint64_t n, prs_oid *id, uint64_t *a
     if (p < base || p - base > s->capacity || n > s->capacity - (p - base))
         return PRS_E_NOTFOUND;
     uint64_t off = p - base;
-    uint32_t published = prs_load_acquire(&s->super->published);
+    uint32_t published = prs_slots_published(s);
     for (uint32_t i = 0; i < published; i++) {
         if (prs_load_relaxed(&s->priv[i].pins) == 0) /* looked at again under the shard */
             continue;

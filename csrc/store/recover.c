@@ -19,7 +19,7 @@ static uint64_t reaping(const prs_store *s)
 int prs_rebuild(prs_store *s, prs_error *error)
 {
     prs_arena *a = &s->super->arena;
-    uint32_t published = prs_load_acquire(&s->super->published);
+    uint32_t published = prs_slots_published(s);
     a->dirty = 1;
     PRS_POINT(rebuild_begun);
     if (prs_tables_touch(s) < 0)

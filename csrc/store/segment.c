@@ -550,7 +550,7 @@ static void unlock_shards(prs_store *s)
 /* Drop every ref this process has. */
 static void drop_refs(prs_store *s)
 {
-    uint32_t published = prs_load_acquire(&s->super->published);
+    uint32_t published = prs_slots_published(s);
     for (uint32_t i = 0; i < published; i++) {
         prs_spin *shard = prs_shard(s, i);
         prs_private *p = &s->priv[i];
@@ -610,7 +610,7 @@ void prs_close(prs_store *s)
     lock_shards(s);
     bool again = prs_exchange_seqcst(&s->closed, 1);
     if (!again) {
-        uint32_t published = prs_load_acquire(&s->super->published);
+        uint32_t published = prs_slots_published(s);
         for (uint32_t i = 0; i < published; i++)
             pinned += prs_load_relaxed(&s->priv[i].pins) != 0;
         prs_fetch_add_seqcst(&s->pinned_slots, PRS_PINS_COUNTED + pinned + 1); /* one for us */

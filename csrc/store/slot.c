@@ -48,14 +48,14 @@ static void raise_mark(prs_atomic_u32 *mark, uint32_t to)
 
 int prs_tables_touch(prs_store *s)
 {
-    uint32_t published = prs_load_acquire(&s->super->published), seen = prs_load_relaxed(&s->slots_seen);
+    uint32_t published = prs_slots_published(s), seen = prs_load_relaxed(&s->slots_seen);
     if (PRS_UNLIKELY(seen < published)) {
         int rc = touch_slots(s, seen, published);
         if (rc < 0)
             return rc;
         raise_mark(&s->slots_seen, published);
     }
-    published = prs_load_acquire(&s->super->links_published);
+    published = prs_links_published(s);
     seen = prs_load_relaxed(&s->links_seen);
     if (PRS_UNLIKELY(seen < published)) {
         int rc = touch_links(s, seen, published);
@@ -74,8 +74,8 @@ static int no_backing(int rc, prs_error *error)
 /* Under the lock: did another process publish more after we looked? */
 static bool all_mapped(const prs_store *s)
 {
-    return prs_load_relaxed(&s->slots_seen) >= prs_load_relaxed(&s->super->published) &&
-           prs_load_relaxed(&s->links_seen) >= prs_load_relaxed(&s->super->links_published);
+    return prs_load_relaxed(&s->slots_seen) >= prs_slots_published(s) &&
+           prs_load_relaxed(&s->links_seen) >= prs_links_published(s);
 }
 
 int prs_lock_tables(prs_store *s, prs_error *error)
@@ -127,7 +127,7 @@ int prs_slots_grow(prs_store *s, uint32_t had, prs_error *error)
     rc = prs_lock(s, s->lock_timeout, error);
     if (rc < 0)
         return rc;
-    if (prs_load_relaxed(&s->super->published) == had) {
+    if (prs_slots_published(s) == had) {
         /* New slots are zero bytes: FREE, generation 0.  Publish, then stack: a death in between
          * leaves slots that are in no stack, and the rebuild that follows finds them. */
         prs_store_release(&s->super->published, to);
@@ -156,7 +156,7 @@ int prs_links_grow(prs_store *s, uint32_t had, prs_error *error)
     rc = prs_lock(s, s->lock_timeout, error);
     if (rc < 0)
         return rc;
-    if (prs_load_relaxed(&s->super->links_published) == had)
+    if (prs_links_published(s) == had)
         prs_store_release(&s->super->links_published, to);
     prs_unlock(s);
     return PRS_OK;
@@ -168,6 +168,12 @@ uint32_t prs_slot_take(prs_store *s)
     uint32_t i = a->slot_free;
     if (i == PRS_NIL)
         return PRS_NIL;
+    if (PRS_UNLIKELY(i >= prs_load_relaxed(&s->slots_seen) ||
+                     prs_word_state(prs_load_relaxed(&prs_slot_at(s, i)->word)) != PRS_STATE_FREE)) {
+        prs_store_relaxed(&s->super->corrupt, 1);
+        a->slot_free = PRS_NIL; /* new slots can be had */
+        return PRS_NIL;
+    }
     a->slot_free = prs_load_relaxed(&prs_slot_at(s, i)->next_free);
     a->slot_free_count--;
     PRS_POINT(slot_taken);

@@ -377,7 +377,7 @@ static int create_file(prs_store *s, prs_spill_job *job, prs_error *error)
 int prs_spill_begin(prs_store *s, const prs_oid *id, prs_spill_job *job, prs_error *error)
 {
     uint32_t i = id->slot;
-    if (i >= prs_load_acquire(&s->super->published))
+    if (i >= prs_slots_published(s))
         return PRS_E_AGAIN;
     prs_slot *slot = prs_slot_at(s, i);
     uint64_t word = prs_load_seqcst(&slot->word);
@@ -489,9 +489,11 @@ static uint32_t choose(prs_store *s, uint64_t size, bool idle_only, prs_oid *vic
     uint32_t n = 0, start = a->clock != PRS_NIL ? a->clock : a->extent_first, i = start;
     uint64_t run = 0;
     bool wrapped = false;
+    uint32_t left = 2 * s->super->max_extents; /* a chain that was damaged may have no end */
     do {
-        const prs_extent *e = &s->extents[i];
-        if (prs_extent_used(e) && !spillable(s, e->slot, idle_only)) {
+        const prs_extent *e = prs_extent_at(s, i);
+        bool lost = prs_extent_used(e) && e->slot >= prs_load_relaxed(&s->slots_seen);
+        if (lost || (prs_extent_used(e) && !spillable(s, e->slot, idle_only))) {
             n = 0;
             run = 0;
         } else {
@@ -513,7 +515,7 @@ static uint32_t choose(prs_store *s, uint64_t size, bool idle_only, prs_oid *vic
             run = 0;
             i = a->extent_first;
         }
-    } while (!wrapped || s->extents[i].off <= s->extents[start].off + size);
+    } while (left-- && i != PRS_NIL && (!wrapped || prs_extent_at(s, i)->off <= prs_extent_at(s, start)->off + size));
     a->clock = PRS_NIL;
     return 0;
 }

@@ -207,6 +207,22 @@ static inline bool prs_count_down(prs_atomic_u32 *count)
         prs_store_relaxed(count, n - 1);
     return n == 1;
 }
+/* How long the tables are; never longer than their room, whatever the shared words say. */
+static inline uint32_t prs_slots_published(const prs_store *s)
+{
+    uint32_t n = prs_load_acquire(&s->super->published);
+    return n < s->max_slots ? n : s->max_slots;
+}
+static inline uint32_t prs_links_published(const prs_store *s)
+{
+    uint32_t n = prs_load_acquire(&s->super->links_published);
+    return n < s->super->max_links ? n : s->super->max_links;
+}
+/* Does a run of bytes lie in the data area? */
+static inline bool prs_in_data(const prs_store *s, uint64_t off, uint64_t size)
+{
+    return off <= s->capacity && size <= s->capacity - off;
+}
 /* Words of the holder bitmaps that any client ever used. */
 static inline uint32_t prs_words_in_use(const prs_store *s)
 {
@@ -230,6 +246,9 @@ void prs_unlock(prs_store *s);
 /* ---- extent.c: all under the store lock --------------------------------------------------------- */
 
 void prs_extent_init(prs_store *s);
+/* An extent by an index from shared memory: what lies outside of the table is an empty one of our own, and the store counts as
+ * corrupt from then on. */
+prs_extent *prs_extent_at(const prs_store *s, uint32_t i);
 /* Returns the index of a used extent of at least `size` bytes, or PRS_NIL. */
 uint32_t prs_extent_alloc(prs_store *s, uint64_t size, bool paged, uint32_t slot);
 void prs_extent_free(prs_store *s, uint32_t extent);
