@@ -182,7 +182,7 @@ TEST(fill_in_every_state)
             for (unsigned threads = 0; threads < 4; threads++)
                 for (int with_map = 0; with_map < 2; with_map++)
                     check_fill((enum prs_page_state)state, with_map, (size_t)(s + threads) * 1333, sizes[s], threads);
-    for (int i = 0; i < 200 && count_threads() > before; i++)
+    for (int i = 0; i < 6000 && count_threads() > before; i++)
         usleep(10000); /* a joined thread stays visible until the kernel has reaped it */
     CHECK_EQ(count_threads(), before);
 }

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -302,6 +303,7 @@ TEST(a_client_without_descriptors_keeps_its_spill_directory)
 TEST(a_forked_child_that_leaves_takes_nothing_along)
 {
     enum { N = 12 };
+    prctl(PR_SET_CHILD_SUBREAPER, 1); /* not every init reaps orphans */
     prs_store *s = open_store(4 * MB);
     prs_oid id[N];
     for (int i = 0; i < N; i++)
@@ -317,7 +319,8 @@ TEST(a_forked_child_that_leaves_takes_nothing_along)
         }
         int status;
         CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0);
-        usleep(20000);
+        while (waitpid(-1, NULL, 0) > 0) /* the grandchild is ours by now */
+            ;
     }
     for (int i = 0; i < N; i++)
         verify(s, &id[i], MB, (uint8_t)i);
