@@ -116,7 +116,8 @@ static inline const prp_ndarray_api *prp_ndarray(void)
     if (!api) {
         PyObject *module = PyImport_ImportModule(name);
         /* What interrupted this import, a signal's handler or a finalizer, has imported it meanwhile: that one counts. */
-        if (!module && loaded && PyErr_ExceptionMatches(PyExc_RuntimeError)) {
+        if (!module && loaded && PyErr_ExceptionMatches(PyExc_RuntimeError) &&
+            !PyErr_ExceptionMatches(PyExc_RecursionError)) {
             PyErr_Clear();
             return PyDict_SetItemString(PyImport_GetModuleDict(), name, loaded) < 0 ? NULL : api;
         }

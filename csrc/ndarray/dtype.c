@@ -198,8 +198,10 @@ PyArray_Descr *prp_dtype_find(const char *given, size_t len)
         Py_CLEAR(descr);
     }
     Py_XDECREF(text);
-    if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_MemoryError))
-        PyErr_Clear(); /* a name numpy refuses is not ours; the general way raises what is to be raised */
+    /* A name numpy refuses is not ours; the general way raises what is to be raised. */
+    if (PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_Exception) && !PyErr_ExceptionMatches(PyExc_MemoryError) &&
+        !PyErr_ExceptionMatches(PyExc_RecursionError))
+        PyErr_Clear();
     if (!descr)
         return NULL;
     PyArray_Descr *evicted = slot->descr;

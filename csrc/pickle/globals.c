@@ -62,10 +62,8 @@ static PyObject *which_module(prp_saver *s, PyObject *obj, PyObject *name)
         PyObject *parent = NULL, *last = NULL, *found = resolve(s, module, name, dot >= 0, &parent, &last);
         if (found == obj)
             answer = Py_NewRef(key);
-        else if (!found && PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_Exception))
-            failed = true; /* KeyboardInterrupt and the like */
-        else
-            PyErr_Clear();
+        else if (prp_forgive_refusal() < 0)
+            failed = true;
         Py_XDECREF(found);
         Py_XDECREF(parent);
         Py_XDECREF(last);
@@ -555,7 +553,7 @@ int prp_save_named(prp_saver *s, PyObject *obj)
     return save_named(s, obj, NULL, true);
 }
 
-/* The function that a bound method calls, or NULL: borrowed from what defines it. */
+/* The function that a bound method calls, or NULL, perhaps with an exception: borrowed from what defines it. */
 static PyObject *behind(PyObject *found)
 {
     if (!found || PyFunction_Check(found))
@@ -563,7 +561,6 @@ static PyObject *behind(PyObject *found)
     PyObject *function =
         Py_IS_TYPE(found, &PyClassMethod_Type) ? PRP_FOREIGN(PyObject_GetAttr(found, prp_g.str_func)) : NULL;
     Py_XDECREF(function); /* the classmethod keeps it */
-    PyErr_Clear();
     return function;
 }
 
@@ -578,17 +575,16 @@ int prp_method_has_name(prp_saver *s, PyObject *method)
         Py_XDECREF(found);
         if (same)
             return 1;
+        if (PyErr_Occurred())
+            return -1;
     }
     if (prp_foreign(s) < 0)
         return -1;
     PyObject *name = PRP_FOREIGN(PyObject_GetAttr(function, prp_g.str_name));
     PyObject *found = name && PyUnicode_Check(name) ? PRP_FOREIGN(PyObject_GetAttr(self, name)) : NULL;
     Py_XDECREF(name);
-    if (!found && PyErr_Occurred()) {
-        if (!PyErr_ExceptionMatches(PyExc_Exception))
-            return -1;
-        PyErr_Clear(); /* whatever it says: the name leads nowhere */
-    }
+    if (!found && prp_forgive_refusal() < 0) /* whatever it says: the name leads nowhere */
+        return -1;
     bool same = found && (found == method || (PyMethod_Check(found) && PyMethod_GET_SELF(found) == self &&
                                               PyMethod_GET_FUNCTION(found) == function));
     Py_XDECREF(found);

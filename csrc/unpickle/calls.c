@@ -179,10 +179,8 @@ static bool members_known(const prp_plan *plan)
 PyObject *prp_load_enum_member(prp_loader *L, PyTypeObject *type, uint32_t value)
 {
     const prp_plan *plan = prp_plan_for(L, type);
-    if (!plan) {
-        (void)prp_forgive_refusal(); /* the opcodes come to the same point */
+    if (!plan)
         return NULL;
-    }
     if (plan->call != PRP_CALL_ENUM || prp_type_version_now(Py_TYPE(type)) != plan->meta_version ||
         !members_known(plan))
         return NULL;
@@ -203,8 +201,9 @@ static PyObject *enum_member(prp_loader *L, const prp_plan *plan, PyTypeObject *
     if ((members_known(plan) && plan->inert_members) || prp_load_foreign(L) == 0)
         member = Py_XNewRef(PRP_FOREIGN(PyDict_GetItemWithError(members, argv[0])));
     PRP_FOREIGN_VOID(Py_DECREF(members));
-    if (!member)
-        (void)prp_forgive_refusal(); /* the call will ask in its own way */
+    /* What Enum itself takes for "not among them": the call goes on to search. */
+    if (!member && prp_forgive(PyExc_KeyError) < 0)
+        (void)prp_forgive(PyExc_TypeError);
     return member;
 }
 

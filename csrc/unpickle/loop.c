@@ -426,13 +426,15 @@ static PyObject *fused_global(prp_loader *L, const uint8_t *p, const uint8_t *en
     return value;
 }
 
-/* The member that `type(int)` is, if the opcodes of that call follow and it is known at once: new reference, and *p is moved. */
-static inline PyObject *whole_enum(prp_loader *L, PyTypeObject *type, const uint8_t **at, const uint8_t *end)
+/* The member that `type(int)` is, if the opcodes of that call follow and it is known at once: 1, *member is a new reference, and *at is
+ * moved; 0: it is not known; -1. */
+static inline int whole_enum(prp_loader *L, PyTypeObject *type, const uint8_t **at, const uint8_t *end,
+                             PyObject **member)
 {
     const uint8_t *p = *at;
     uint32_t value;
     if (end - p < 5)
-        return NULL;
+        return 0;
     if (*p == OP_BININT1) {
         value = p[1];
         p += 2;
@@ -440,14 +442,15 @@ static inline PyObject *whole_enum(prp_loader *L, PyTypeObject *type, const uint
         value = le16(p + 1);
         p += 3;
     } else {
-        return NULL;
+        return 0;
     }
     if (p[0] != OP_TUPLE1 || p[1] != OP_REDUCE)
-        return NULL;
-    PyObject *member = prp_load_enum_member(L, type, value);
-    if (member)
-        *at = p + 2;
-    return member;
+        return 0;
+    *member = prp_load_enum_member(L, type, value);
+    if (!*member)
+        return PyErr_Occurred() ? -1 : 0;
+    *at = p + 2;
+    return 1;
 }
 
 #define SAVE() (L->p = p, L->sp = sp)
@@ -961,8 +964,11 @@ static PyObject *run(prp_loader *L)
                 continue;
             }
             if (PyType_Check(value)) {
-                PyObject *member = whole_enum(L, (PyTypeObject *)value, &p, end);
-                if (member) {
+                PyObject *member;
+                int known = whole_enum(L, (PyTypeObject *)value, &p, end, &member);
+                if (known < 0)
+                    goto failed_saved;
+                if (known) {
                     PUSH(member);
                     continue;
                 }

@@ -8,6 +8,7 @@ import os
 import pickle
 import sys
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -244,3 +245,35 @@ def test_a_pickle_buffer_that_is_released_inside_a_finalizer_keeps_its_bytes():
     except ValueError:
         return  # released before its turn
     assert back[0] == b"y" * 100_000
+
+
+@pytest.mark.parametrize("error", [MemoryError, RecursionError, KeyboardInterrupt])
+def test_what_looks_up_a_method_may_be_interrupted(error):
+    class Holder:
+        def __getattr__(self, name):
+            if name == "method":
+                raise error
+            raise AttributeError(name)
+
+    def method(self):
+        pass
+
+    with pytest.raises(error):
+        pyray_ser.dumps(types.MethodType(method, Holder()))
+
+
+@pytest.mark.parametrize("error", [MemoryError, RecursionError, KeyboardInterrupt])
+def test_a_module_that_is_asked_for_a_name_may_be_interrupted(monkeypatch, error):
+    def raise_error(name):
+        raise error
+
+    odd = types.ModuleType("odd")
+    odd.__getattr__ = raise_error
+    monkeypatch.setitem(sys.modules, "odd", odd)
+
+    def function():
+        pass
+
+    function.__module__ = None
+    with pytest.raises(error):
+        pyray_ser.dumps(function)

@@ -5,6 +5,7 @@ the collector, look at the memo or switch the collector off. Every test here mad
 """
 
 import collections
+import enum
 import functools
 import gc
 import io
@@ -372,3 +373,33 @@ def test_loads_nest_as_deep_as_python_calls(zoo):
     for _ in range(60):
         value = value.inner
     assert value == 1
+
+
+class RaisesOnce:
+    """Equal to nothing, with the hash of 5; the first comparison raises."""
+
+    error = None
+
+    def __hash__(self):
+        return hash(5)
+
+    def __eq__(self, other):
+        error, RaisesOnce.error = RaisesOnce.error, None
+        if error:
+            raise error
+        return False
+
+
+class WithOddValue(enum.Enum):
+    ODD = RaisesOnce()
+    FIVE = 5
+
+
+@pytest.mark.parametrize("error", [ValueError, MemoryError, RecursionError, KeyboardInterrupt])
+def test_a_comparison_that_raises_while_a_member_is_looked_up_is_not_asked_again(error):
+    stream = dumps(WithOddValue.FIVE)
+    assert loads(stream) is WithOddValue.FIVE
+    RaisesOnce.error = error
+    with pytest.raises(error):
+        loads(stream)
+    assert RaisesOnce.error is None
