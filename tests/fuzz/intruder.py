@@ -16,6 +16,7 @@ import collections
 import faulthandler
 import gc
 import io
+import linecache
 import os
 import pickle
 import random
@@ -34,11 +35,16 @@ import graphs_same
 import pyray_ser
 from pyray_ser import _pickle, _unpickle
 
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 POINTS = 40  # for objects with more points than this, so many are chosen at random
 
 
 class Intrusion(BaseException):
     """What an intruder raises: like KeyboardInterrupt, nothing may take it for a refusal and go on."""
+
+
+class Refusal(ValueError):
+    """What an intruder raises, too: an ordinary exception, which only those may drop that ask code that may refuse."""
 
 
 class Intruder:
@@ -52,7 +58,7 @@ class Intruder:
     rate : float
         The share of points to act at when `at` is 0.
     action : callable
-        A function of the intruder; may raise `Intrusion`.
+        A function of the intruder; may raise `Intrusion` or `Refusal`.
     points, acted : int
         Points met and actions done.
     """
@@ -83,7 +89,7 @@ class Intruder:
                 return
         elif not self.rate or self.r.random() >= self.rate:
             return
-        if self.action is intrude_raise and not may_raise:
+        if self.action in _RAISING and not may_raise:
             return
         self.acted += 1
         self.where = (file, line)
@@ -227,6 +233,30 @@ def intrude_raise(intruder):
     raise Intrusion(intruder.where)
 
 
+# Where a refusal is an answer: a module that is imported and looked into may raise anything, and numpy writes an array or scalar
+# that gives no buffer in another way.
+_ASKING = (
+    "PyDict_GetItemWithError(prp_g.sys_modules, module_str)",
+    "PyDict_GetItemWithError(PyModule_GetDict(module), name)",
+    "PyObject_GetAttr(module, name)",
+    "PyUnicode_Split(name, separator, -1)",
+    "PyObject_GetAttr(here, part)",
+    "PyObject_GetBuffer(obj, &view, PyBUF_SIMPLE)",
+    "PyPickleBuffer_FromObject(shown)",
+)
+
+
+def intrude_refuse(intruder):
+    file, line = intruder.where
+    text = linecache.getline(os.path.join(ROOT, file), line)
+    if not any(call in text for call in _ASKING):
+        intruder.raised = True
+        raise Refusal(intruder.where)
+
+
+_RAISING = (intrude_raise, intrude_refuse)
+
+
 class _Thread:
     """A thread that works only while an intruder waits for it."""
 
@@ -294,6 +324,7 @@ ACTIONS = {
     "thread": (intrude_thread, True),
     "memo": (intrude_memo, False),
     "raise": (intrude_raise, True),
+    "refuse": (intrude_refuse, True),
 }
 
 
@@ -364,7 +395,7 @@ WORKS = {
 def _from_intruder(error):
     """Return whether an exception is the intruder's, or was raised because of it."""
     while error is not None:
-        if isinstance(error, Intrusion):
+        if isinstance(error, (Intrusion, Refusal)):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -448,7 +479,7 @@ def intrude(intruder, name, obj, pool, works=None, actions=None, points=POINTS):
                 wrong = _outcome(intruder, work, read, expected, exact)
                 if wrong:
                     faults.append(f"{name}, {work_name}, {action_name} at point {at}, {intruder.where}: {wrong}")
-            if exact and action is not intrude_raise and numbers:
+            if exact and action not in _RAISING and numbers:
                 intruder.start(action, rate=0.3)
                 wrong = _outcome(intruder, work, read, expected, exact)
                 if wrong:
@@ -517,7 +548,7 @@ def intrude_at_random(intruder, name, obj, pool):
         for action, rate in (
             (intrude_anyhow, 1.0),
             (intrude_anyhow, intruder.r.choice((0.02, 0.1, 0.4))),
-            (intrude_raise, 0.1),
+            (intruder.r.choice(_RAISING), 0.1),
         ):
             intruder.start(action, rate=rate)
             wrong = _outcome(intruder, work, read, expected, True)
