@@ -11,9 +11,10 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import select
     import socket
 
-__all__ = ["above_standard", "socket_above_standard"]
+__all__ = ["above_standard", "epoll_above_standard", "socket_above_standard"]
 
 
 def above_standard(fd: int) -> int:
@@ -48,3 +49,15 @@ def socket_above_standard(made: socket.socket) -> socket.socket:
     if made.fileno() > 2:
         return made
     return type(made)(fileno=above_standard(made.detach()))
+
+
+def epoll_above_standard(made: select.epoll) -> select.epoll:
+    """Return the same epoll object under a number above 2."""
+    if made.fileno() > 2:
+        return made
+    import fcntl
+
+    try:
+        return type(made).fromfd(fcntl.fcntl(made.fileno(), fcntl.F_DUPFD_CLOEXEC, 3))
+    finally:
+        made.close()

@@ -13,6 +13,7 @@ import sys
 from typing import Any
 
 from .. import _log, _store
+from .._descriptors import above_standard
 from ..store import discovery
 from . import imported
 
@@ -99,7 +100,7 @@ def read(blob: bytes, offset: int, nbytes: int) -> bytearray | None:
 
 
 def _copy(path: str, offset: int, nbytes: int) -> bytearray | None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = above_standard(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
     try:
         if offset + nbytes > os.fstat(fd).st_size:
             return None

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
 from .. import _store
+from .._descriptors import above_standard, socket_above_standard
 
 __all__ = ["Readers", "capacity", "note_of", "reading_side", "unread_here"]
 
@@ -38,7 +39,7 @@ def reading_side(connection: Connection) -> int:
             return status.st_ino
         if not stat.S_ISSOCK(status.st_mode):
             return 0
-        with socket.socket(fileno=os.dup(fd)) as end:
+        with socket.socket(fileno=above_standard(os.dup(fd))) as end:
             # With a name anybody could have connected: only the two ends of socketpair() have none.
             if end.family != socket.AF_UNIX or end.getsockname() or end.getpeername():
                 return 0
@@ -52,7 +53,7 @@ def capacity(connection: Connection) -> int:
     fd = connection.fileno()
     if stat.S_ISFIFO(os.fstat(fd).st_mode):
         return fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)
-    with socket.socket(fileno=os.dup(fd)) as end:
+    with socket.socket(fileno=above_standard(os.dup(fd))) as end:
         return end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
 
 
@@ -67,7 +68,7 @@ def _ask(inode: int) -> dict[int, tuple[int, ...]]:
         "=BBHIII2I", socket.AF_UNIX, 0, 0, 0xFFFFFFFF, note_of(inode), _SHOW_PEER | _SHOW_QUEUES, 0xFFFFFFFF, 0xFFFFFFFF
     )
     try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _SOCK_DIAG) as kernel:
+        with socket_above_standard(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _SOCK_DIAG)) as kernel:
             kernel.send(struct.pack("=IHHII", 16 + len(body), _BY_FAMILY, _REQUEST, 1, 0) + body)
             answer = kernel.recv(4096)
     except OSError:
@@ -122,7 +123,7 @@ class Readers:
         if queues is not None:
             return queues[0]
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            fd = above_standard(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
         except OSError as error:
             # A socket without facts from the kernel; or its process has just ended.
             return None if error.errno == errno.ENOENT else 1

@@ -18,6 +18,7 @@ from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
 from .. import _log
+from .._descriptors import above_standard
 from . import audience, message
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class _Arguments:
         offset = -(-self._size // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
         try:
             if self.fd < 0:
-                self.fd = os.memfd_create("pyray_ser-arguments", os.MFD_CLOEXEC)
+                self.fd = above_standard(os.memfd_create("pyray_ser-arguments", os.MFD_CLOEXEC))
                 self.number = self.popen.duplicate_for_child(self.fd)
             os.ftruncate(self.fd, offset + view.nbytes)
             _write(self.fd, view, offset)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _log
 from .._calls import Descriptor
+from .._descriptors import epoll_above_standard
 
 if TYPE_CHECKING:
     from .._calls import Turn
@@ -30,7 +31,7 @@ class Collector:
     """Reads for channels, reaps processes, and repeats chores."""
 
     def __init__(self) -> None:
-        self._epoll = select.epoll()
+        self._epoll = epoll_above_standard(select.epoll())
         self._bell = Descriptor(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         self._epoll.register(self._bell.fileno(), select.EPOLLIN)
         self._ending = False

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from .. import _store
 from .._calls import Descriptor
+from .._descriptors import above_standard, socket_above_standard
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -41,7 +42,7 @@ class Visitors:
         self._authkey = bytes(current_process().authkey)
         self._listener = listener
         self._taken: deque[Connection] = deque()
-        self.fd, self._bell = os.pipe()
+        self.fd, self._bell = map(above_standard, os.pipe())
         threading.Thread(target=self._accept, name="pyray_ser-visitors", daemon=True).start()
 
     def _accept(self) -> None:
@@ -49,7 +50,7 @@ class Visitors:
 
         while True:
             try:
-                end, _ = self._listener.accept()
+                end = socket_above_standard(self._listener.accept()[0])
             except OSError:
                 # The caller closed the connection, or there are too many open files.
                 time.sleep(0.01)
@@ -89,7 +90,7 @@ class Visitors:
 
 def listen(address: str) -> Descriptor:
     """Return a socket that listens at an address, in the process that is about to start the actor."""
-    listener = socket.socket(socket.AF_UNIX)
+    listener = socket_above_standard(socket.socket(socket.AF_UNIX))
     try:
         listener.bind(address)
         listener.listen(64)
@@ -100,7 +101,7 @@ def listen(address: str) -> Descriptor:
 
 def leave_word(address: str) -> None:
     """Let the owner of an actor know that this process kills it."""
-    with socket.socket(socket.AF_UNIX) as end:
+    with socket_above_standard(socket.socket(socket.AF_UNIX)) as end:
         # With no room left in its line, others have left word.
         end.setblocking(False)
         try:
@@ -118,7 +119,7 @@ def word_is_left(killers: Descriptor) -> bool:
         listener.setblocking(False)
         while True:
             try:
-                end, _ = listener.accept()
+                end = socket_above_standard(listener.accept()[0])
             except OSError:
                 return False
             with end:
@@ -130,7 +131,7 @@ def word_is_left(killers: Descriptor) -> bool:
 
 
 def _user(connection: Connection) -> int:
-    with socket.socket(fileno=os.dup(connection.fileno())) as end:
+    with socket.socket(fileno=above_standard(os.dup(connection.fileno()))) as end:
         return _user_of(end)
 
 

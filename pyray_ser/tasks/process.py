@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _calls, _store
 from .._calls import Descriptor
+from .._descriptors import above_standard
 from ..exceptions import WorkerDiedError
 
 if TYPE_CHECKING:
@@ -286,7 +287,7 @@ def end_with(owner: tuple[int, int]) -> None:
 
     pid, start = owner
     try:
-        watch = os.pidfd_open(pid)
+        watch = above_standard(os.pidfd_open(pid))
     except (AttributeError, OSError):
         watch = None
     if watch is not None and _store.start_time(pid) != start:

@@ -21,6 +21,7 @@ from typing import Any
 
 from .. import _store
 from .._calls import Descriptor
+from .._descriptors import above_standard, socket_above_standard
 from ..exceptions import WorkerDiedError
 from . import protocol
 from .actor import ActorHandle, Client, Grip
@@ -205,10 +206,10 @@ def _call_on(address: str) -> tuple[_Remote, Descriptor]:
     import multiprocessing
     from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 
-    end = socket.socket(socket.AF_UNIX)
+    end = socket_above_standard(socket.socket(socket.AF_UNIX))
     try:
         end.connect(address)
-        connection = Connection(os.dup(end.fileno()))
+        connection = Connection(above_standard(os.dup(end.fileno())))
         try:
             key = bytes(multiprocessing.current_process().authkey)
             # An answer or the end of the actor ends this wait.

@@ -25,6 +25,10 @@ cdef extern from "<poll.h>" nogil:
     int POLLIN, POLLOUT, POLLHUP, POLLERR
     int c_poll "poll"(pollfd *fds, unsigned long count, int timeout)
 
+cdef extern from "<fcntl.h>" nogil:
+    int F_DUPFD_CLOEXEC
+    int c_fcntl "fcntl"(int fd, int command, ...)
+
 cdef extern from "<sys/socket.h>" nogil:
     int AF_UNIX, SOCK_STREAM, SOCK_CLOEXEC, MSG_DONTWAIT, MSG_NOSIGNAL
     int socketpair(int domain, int type, int protocol, int *ends)
@@ -77,7 +81,7 @@ cdef class Descriptor:
     Parameters
     ----------
     fd : int
-        A descriptor that nothing else owns; -1 for none.
+        A descriptor that nothing else owns; -1 for none. One of 0 to 2 is moved above them, see `_descriptors`.
     """
 
     cdef int fd
@@ -93,8 +97,15 @@ cdef class Descriptor:
         self.let_go()
 
     cdef int own(self, int fd) except -1:
+        cdef int low = fd, failed
         self.let_go()
         self.generation = _generation
+        if 0 <= low <= 2:
+            fd = c_fcntl(low, F_DUPFD_CLOEXEC, 3)
+            failed = errno
+            c_close(low)
+            if fd < 0:
+                raise OSError(failed, f"a descriptor could not be moved above 2: {strerror(failed).decode()}")
         if fd >= 0:
             _open[fd] = None
             self.fd = fd
@@ -576,6 +587,10 @@ def pipe():
     cdef Descriptor ours = Descriptor.__new__(Descriptor), theirs = Descriptor.__new__(Descriptor)
     if socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0:
         raise OSError(errno, f"no pipe to a worker process could be made: {strerror(errno).decode()}")
-    ours.own(ends[0])
+    try:
+        ours.own(ends[0])
+    except BaseException:
+        c_close(ends[1])
+        raise
     theirs.own(ends[1])
     return ours, theirs

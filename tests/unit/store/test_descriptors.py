@@ -10,7 +10,10 @@ ROOT = Path(__file__).resolve().parents[3]
 C_CALL = re.compile(
     r"(?<![\w.>\"])(open|openat|memfd_create|fopen|opendir|pipe|socket|eventfd|dup|epoll_create1|creat)\("
 )
-PYTHON_CALL = re.compile(r"os\.(open|pipe|pipe2|dup|memfd_create|eventfd)\(|socket\.socket\(|\.accept\(\)|socketpair\(")
+PYTHON_CALL = re.compile(
+    r"os\.(open|pipe|pipe2|dup|memfd_create|eventfd|pidfd_open)\("
+    r"|socket\.socket\((?!fileno=\w+\.fileno\(\))|\.accept\(\)|socketpair\(|select\.epoll\("
+)
 
 
 def bare(files, call, *helpers):
@@ -29,8 +32,11 @@ def test_every_call_that_makes_a_descriptor_moves_it_above_the_standard_ones():
     found = list(bare(sources, C_CALL, "prs_above_standard("))
     # A call that is broken over two lines starts on the line before.
     found = [line for line in found if "openat(at < 0" not in line]
-    python = sorted((ROOT / "pyray_ser/store").rglob("*.py"))
-    found += bare(python, PYTHON_CALL, "above_standard(", "map(above_standard")
+    python = [
+        path for part in ("store", "tasks", "pool_hooks") for path in sorted((ROOT / "pyray_ser" / part).rglob("*.py"))
+    ]
+    # A Descriptor moves what it owns.
+    found += bare(python, PYTHON_CALL, "above_standard(", "map(above_standard", "Descriptor(")
     assert not found, "\n".join(found)
 
 
@@ -69,3 +75,46 @@ PROGRAM = """
 @pytest.mark.parametrize("closed", [(2,), (0, 1, 2), (0,)])
 def test_store_of_a_program_without_standard_descriptors(closed, named):
     assert run(PROGRAM.format(closed=closed, named=named)) == "(0, [], True)"
+
+
+CALLS = """
+    import os, time
+    import pyray_ser
+
+    @pyray_ser.remote
+    class Actor:
+        def same(self, value): return value
+        def low(self): return low()
+
+    @pyray_ser.remote
+    def same_of(actor, value): return pyray_ser.get(actor.same.remote(value), timeout=60)
+
+    def low():
+        found = []
+        for number in range(3):
+            try:
+                found.append(os.readlink("/proc/self/fd/%d" % number).partition(":")[0])
+            except OSError:
+                continue
+        return found
+
+    end = os.dup2(1, 200)
+    for number in range(3):
+        os.close(number)
+    pyray_ser.init(num_workers=1)
+    actor = Actor.remote()
+    ok = pyray_ser.get(same_of.remote(actor, 7), timeout=60) == 7
+    found = {*low(), *pyray_ser.get(actor.low.remote(), timeout=60)}
+    with pyray_ser.install(min_bytes=1):
+        import multiprocessing
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            sent = pool.apply(bytes, (100_000,))
+    found.update(low())
+    os.dup2(end, 1)
+    # Those are of multiprocessing: its pipes, and what a child reads instead of standard input.
+    print(ok, len(sent), sorted(found - {"pipe", "/dev/null"}), flush=True)
+"""
+
+
+def test_tasks_and_pools_of_a_program_without_standard_descriptors():
+    assert run(CALLS) == "True 100000 []"
