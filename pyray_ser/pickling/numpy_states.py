@@ -53,12 +53,7 @@ def check_dtype(dtype: Any, state: Any, in_use: bool, strict: bool) -> None:
         strict or base is not None or names is not None or fields is not None or itemsize not in (-1, dtype.itemsize)
     ):
         _refuse("dtype that is in use already cannot be set")
-    if strict and not (
-        _is_int(version, 3, 4)
-        and type(order) in (str, bytes)
-        and len(order) == 1
-        and order in "<>|=" * (type(order) is str)
-    ):
+    if strict and not (_is_int(version, 3, 4) and type(order) is str and len(order) == 1 and order in "<>|="):
         _refuse("dtype has no known version or byte order")
     if not (_is_int(itemsize, -1) and _is_int(alignment, -1) and _is_int(flags, -(2**63), 2**64)):
         if strict:
@@ -94,6 +89,8 @@ def _check_composed(dtype: Any, state: tuple[Any, ...], strict: bool) -> None:
     if (names is None) != (fields is None) or (base is not None and names is not None):
         _refuse("dtype has fields without names, names without fields, or a base besides them")
     try:
+        if not strict:
+            names, fields = _decoded(names, fields)
         made = _sub_array(base) if names is None else _record(names, fields, dtype, itemsize, alignment, flags)
     except UnpicklingError:
         raise
@@ -122,6 +119,19 @@ def _sub_array(base: Any) -> Any:
     if not all(_is_int(length, 0) for length in shape) or len(shape) > _MOST_DIMENSIONS:
         _refuse("dtype has a base whose shape is no tuple of int")
     return numpy.dtype((base[0], shape))
+
+
+def _decoded(names: Any, fields: Any) -> tuple[Any, Any]:
+    """Return names and fields as NumPy decodes them, of a pickle of Python 2 that is loaded with ``encoding="bytes"``."""
+    if (
+        type(names) is not tuple
+        or type(fields) is not dict
+        or not names
+        or any(type(name) is not bytes for name in names)
+    ):
+        return names, fields
+    # NumPy drops what no name leads to.
+    return tuple(name.decode("ascii") for name in names), {name.decode("ascii"): fields[name] for name in names}
 
 
 def _record(names: Any, fields: Any, dtype: Any, itemsize: int, alignment: int, flags: int) -> Any:

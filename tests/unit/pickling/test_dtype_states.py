@@ -150,3 +150,21 @@ def test_a_forged_state_does_not_reach_the_arrays_of_the_store(kind):
             assert array.tolist() == wanted.tolist()
         pyray_ser.shutdown()
     """)
+
+
+def test_records_of_python_2_load_with_their_names_as_bytes():
+    # As NumPy wrote np.array([(9e123,)], [("name", float)]) under Python 2; it decodes names that are bytes.
+    stream = (
+        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR(I1\n(I1\ntcnumpy\ndtype\n(S'V8'\nI0\nI1\ntR(I3\n"
+        b"S'|'\nN(S'name'\nt(dS'name'\n(cnumpy\ndtype\n(S'f8'\nI0\nI1\ntR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntbI0\ntsI8\nI1\nI0\ntb"
+        b"I00\nS'O\\x81\\xb7Z\\xaa:\\xabY'\ntb."
+    )
+    wanted = pickle.loads(stream, encoding="bytes")
+    ours = _unpickle.loads(stream, encoding="bytes")
+    assert ours.dtype == wanted.dtype == np.dtype([("name", "f8")])
+    assert ours.tolist() == wanted.tolist() == [(9e123,)]
+    with pytest.raises(pickle.UnpicklingError, match="no known version or byte order"):
+        _unpickle.loads(stream, encoding="bytes", allow=SAFE_NUMPY)
+    for damaged in (b"(dS'\\xe9'", b"(dS'other'"):
+        with pytest.raises(pickle.UnpicklingError, match="NumPy cannot make"):
+            _unpickle.loads(stream.replace(b"(dS'name'", damaged), encoding="bytes")
