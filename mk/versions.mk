@@ -4,9 +4,18 @@
 ## test-versions  the tests on other Pythons (VERSIONS="python3.12 /srv/python/sid ..."), and without CPython's internals
 
 PEERS ?=
+# The packages of the other tests, and what only these suites need.
+PEERS_VENV := $(BUILD)/peers/venv
+$(STAMP)/peers: $(STAMP)/installed-heavy
+	@echo "install: $(PEERS_VENV)"
+	$(call make_venv,$(PEERS_VENV))
+	@echo $(VENV)/lib/python*/site-packages > $$(echo $(PEERS_VENV)/lib/python*/site-packages)/tests.pth
+	@$(PEERS_VENV)/bin/python $(PIP) install distributed loky
+	@touch $@
+
 .PHONY: test-peers
-test-peers: $(STAMP)/installed-heavy
-	@$(VENV)/bin/python -P tests/peers/suites.py $(PEERS)
+test-peers: $(STAMP)/peers
+	@$(PEERS_VENV)/bin/python -P tests/peers/suites.py --sources $(BUILD)/peers $(PEERS)
 
 # Interpreters by name or path, or folders with another Debian in them (tools/make_python_root.sh). Each has a build folder of its
 # own, so what is up to date is not built again. Every one of them speaks, even when an earlier one has failed.

@@ -1,111 +1,236 @@
-"""Run test suites of other projects with and without `install`, and print only what differs.
+"""Run test suites of other projects with and without this library, and print only what differs.
 
-    python tests/peers/suites.py [--timeout SECONDS] [SUITE ...]
+    python tests/peers/suites.py [--sources FOLDER] [--timeout SECONDS] [SUITE ...]
 
-Each suite runs in an interpreter whose ``sitecustomize`` installs, so that every process of the suite has it, and in one whose
-``sitecustomize`` does nothing.
+Suites of pools run with and without `install` in all of their processes; suites of types run with `pickle`, with our pickler in
+its place, and with ``put`` and ``get`` in its place.  A test that ends one way only runs again, together with the others of its
+kind, and is a difference when it does so again.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+import importlib.metadata
 import os
-import re
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
+import time
+import venv
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
 
-# Name -> how it is started.
-SUITES: dict[str, list[str]] = {
-    **{f"cpython-{method}": ["unittest", "-v", f"peer_{method}"] for method in ("fork", "spawn", "forkserver")},
-    "cpython-futures": ["unittest", "-v", "peer_futures"],
-    "joblib": [
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "-rA",
-        "-q",
-        "--pyargs",
-        "joblib.test.test_parallel",
-        "joblib.test.test_memmapping",
-    ],
-    "loky": ["pytest", "-p", "no:cacheprovider", "-rA", "-q", "--pyargs", "loky.tests"],
-}
-# Modules that a suite needs; the others need CPython's own tests of multiprocessing.
-NEEDS = {
-    "cpython-futures": ["test.test_concurrent_futures"],
-    "joblib": ["pytest", "joblib.test.test_parallel"],
-    "loky": ["pytest", "loky.tests"],
-}
-# What the interpreter does first.
-WAYS = {
+HERE = Path(__file__).resolve().parent
+BUILD = HERE.parents[1] / "build" / "peers"
+
+# What the interpreter does first: way -> text of sitecustomize.
+INSTALL = "import pyray_ser; pyray_ser.install({})\n"
+POOLS = {"without": "", "with": INSTALL.format(""), "with min_bytes=64": INSTALL.format("min_bytes=64")}
+# The same text in a file that ends in ".pth": it runs earlier, when half of the paths are missing.
+PTH = "with, from a .pth"
+PICKLES = {
     "without": "",
-    "with": "import pyray_ser; pyray_ser.install()\n",
-    "with min_bytes=64": "import pyray_ser; pyray_ser.install(min_bytes=64)\n",
+    "our pickler": "import peer_pickles; peer_pickles.by_our_pickler()\n",
+    "put and get": "import peer_pickles; peer_pickles.by_put_and_get()\n",
 }
-_MULTIPROCESSING = """
+MULTIPROCESSING = """
 import unittest
 from test import _test_multiprocessing
 _test_multiprocessing.install_tests_in_module_dict(globals(), {method!r})
 """
-# One line of unittest's output, and of pytest's summary.
-_UNITTEST = re.compile(r"^(\w+ \([\w.]+\)).* \.\.\. (.*)$")
-_PYTEST = re.compile(r"^(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS) (\S+)")
 
 
-def write_modules(folder: str, first: str) -> None:
-    """Write what the interpreter imports first, and the modules that unittest loads."""
-    with open(os.path.join(folder, "sitecustomize.py"), "w") as file:
-        file.write(first)
+class Suite(NamedTuple):
+    """One suite: what it needs, and how pytest is told what to run."""
+
+    needs: tuple[str, ...]
+    arguments: Callable[[Path], list[str]]
+    ways: dict[str, str]
+    word: str = ""
+
+
+def cpython(module: str) -> Callable[[Path], list[str]]:
+    """Return what runs a module that `write_modules` wrote."""
+    # Its tests look at the standard streams.
+    return lambda sources: ["-s", f"{module}.py"]
+
+
+def joblib(sources: Path) -> list[str]:
+    """Return the tests of joblib about pools."""
+    folder = package("joblib")
+    names = ("parallel", "memmapping", "cloudpickle_wrapper", "module")
+    return [f"--rootdir={folder.parent}", *(str(folder / "test" / f"test_{name}.py") for name in names)]
+
+
+def loky(sources: Path) -> list[str]:
+    """Return the tests of loky, of its source distribution."""
+    return ["--skip-high-memory", "--loky-verbosity=20", str(unpacked("loky", sources) / "tests")]
+
+
+def distributed(sources: Path) -> list[str]:
+    """Return the tests of distributed's serialization, of its source distribution."""
+    folder = unpacked("distributed", sources)
+    # Its conftest asks for plugins that are not distributed.
+    return [
+        "--noconftest",
+        "-p",
+        "distributed.utils_test",
+        f"--rootdir={folder}",
+        str(folder / "distributed" / "protocol" / "tests"),
+    ]
+
+
+def package(name: str) -> Path:
+    """Return the folder of an installed package."""
+    spec = find_spec(name)
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent
+
+
+def about_pickles(name: str, *options: str, leave: str = "") -> Callable[[Path], list[str]]:
+    """Return what runs the test files of an installed package that name pickles, but for those with a word in their path."""
+
+    def arguments(sources: Path) -> list[str]:
+        folder = package(name)
+        found = [path for path in sorted(folder.rglob("test_*.py")) if "pickle" in path.read_text(errors="replace")]
+        chosen = [str(path) for path in found if not leave or leave not in str(path)]
+        return [f"--rootdir={folder.parent}", f"--confcutdir={folder.parent}", *options, *chosen]
+
+    return arguments
+
+
+def types(name: str, *options: str, leave: str = "") -> Suite:
+    """Return the suite of a package whose types are pickled."""
+    return Suite((name,), about_pickles(name, *options, leave=leave), PICKLES, "pickle")
+
+
+MULTI = ("test._test_multiprocessing",)
+SUITES = {
+    **{
+        f"cpython-{method}": Suite(MULTI, cpython(f"peer_{method}"), POOLS)
+        for method in ("fork", "spawn", "forkserver")
+    },
+    "cpython-futures": Suite(("test.test_concurrent_futures",), cpython("peer_futures"), POOLS),
+    "joblib": Suite(("joblib.test.test_parallel",), joblib, {**POOLS, PTH: INSTALL.format("")}),
+    "loky": Suite(("loky",), loky, {**POOLS, PTH: INSTALL.format("")}),
+    "distributed": Suite(("distributed",), distributed, PICKLES),
+    # Without PyTables its folder ends the whole run.
+    "pandas": types("pandas", "--no-strict-data-files", leave="pytables"),
+    # They wait for servers.
+    "pyarrow": types("pyarrow", leave="test_fs.py"),
+    "numpy": types("numpy"),
+    "scipy": types("scipy"),
+}
+
+
+# ---- where the tests come from -----------------------------------------------------------------------------------------
+
+
+def unpacked(project: str, sources: Path) -> Path:
+    """Return the folder of a project's source distribution, of the version that is installed; fetch it where it is missing."""
+    version = importlib.metadata.version(project)
+    folder = sources / f"{project}-{version}"
+    if not folder.is_dir():
+        fetch = ["download", "--quiet", "--no-deps", "--no-binary", project, "--dest", str(sources)]
+        subprocess.run([sys.executable, "-m", "pip", *fetch, f"{project}=={version}"], check=True)
+        with tarfile.open(f"{folder}.tar.gz") as archive:
+            archive.extractall(sources, filter="data")
+    return folder
+
+
+def write_modules(folder: Path, first: str) -> None:
+    """Write what the interpreter imports first, and the modules that stand for CPython's suites."""
+    (folder / "sitecustomize.py").write_text(first)
+    (folder / "pytest.ini").write_text("[pytest]\n")
     for method in ("fork", "spawn", "forkserver"):
-        with open(os.path.join(folder, f"peer_{method}.py"), "w") as file:
-            file.write(_MULTIPROCESSING.format(method=method))
+        (folder / f"peer_{method}.py").write_text(MULTIPROCESSING.format(method=method))
     futures = "test.test_concurrent_futures"
     lines = [f"from {futures} import *\n"]
-    spec = find_spec(futures)
-    if spec is not None and spec.submodule_search_locations:  # a package from Python 3.12 on
+    if exists(futures) and getattr(find_spec(futures), "submodule_search_locations", None):  # from Python 3.12 on
         names = ("deadlock", "process_pool", "wait", "as_completed", "shutdown", "init")
         lines = [f"from {futures}.test_{name} import *\n" for name in names]
-    with open(os.path.join(folder, "peer_futures.py"), "w") as file:
-        file.writelines(lines)
+    (folder / "peer_futures.py").write_text("".join(lines))
 
 
-def results(command: list[str], first: str, timeout: float) -> dict[str, str]:
-    """Return the outcome of each test of a suite."""
-    with tempfile.TemporaryDirectory(prefix="pyray_ser-peers-") as folder:
-        write_modules(folder, first)
-        paths = [folder, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-        environment = {
-            key: value for key, value in os.environ.items() if key not in ("PYTHONSAFEPATH", "PYRAY_SER_STORE")
+def interpreter_with_pth(folder: Path, first: str) -> str:
+    """Make an interpreter that runs a line at its start, with the packages of this one, and return its path."""
+    venv.create(folder / "venv", with_pip=False, symlinks=True)
+    packages = next((folder / "venv" / "lib").glob("python*/site-packages"))
+    paths = [path for path in sys.path if path.endswith("-packages")]
+    # A .pth file holds one statement in one line; files are read in the order of their names.
+    (packages / "a.pth").write_text("\n".join(paths) + "\n")
+    (packages / "b.pth").write_text(first.strip() + "\n")
+    return str(folder / "venv" / "bin" / "python")
+
+
+# ---- running -----------------------------------------------------------------------------------------------------------
+
+
+class Run(NamedTuple):
+    """One run of a suite."""
+
+    outcomes: dict[str, str]
+    seconds: float
+    output: str
+
+
+def run(suite: Suite, way: str, options: argparse.Namespace, only: list[str] | None = None) -> Run:
+    """Run a suite one way, or only some of its tests."""
+    with tempfile.TemporaryDirectory(prefix="pyray_ser-peers-") as name:
+        folder = Path(name)
+        first = suite.ways[way]
+        write_modules(folder, "" if way == PTH else first)
+        python = interpreter_with_pth(folder, first) if way == PTH else sys.executable
+        environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONSAFEPATH", "PYRAY_SER_STORE")}
+        paths = [name, str(HERE), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        results = folder / "results"
+        environment |= {
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            "PEER_RESULTS": str(results),
+            "PEER_WORD": suite.word,
         }
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-        process = subprocess.Popen(
-            [sys.executable, "-m", *command],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            cwd=folder,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-        try:
-            output, _ = process.communicate(timeout=timeout)
-            ended = f"exit status {process.returncode}" if process.returncode not in (0, 1) else ""
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            output, _ = process.communicate()
-            ended = "timed out"
-    found = {}
-    for line in output.splitlines():
-        if match := _UNITTEST.match(line):
-            found[match[1]] = re.sub(r"skipped .*", "skipped", match[2])
-        elif match := _PYTEST.match(line):
-            found[match[2]] = match[1]
-    if ended:
-        found["the suite"] = ended
+        command = [python, "-m", "pytest", "-q", "-c", str(folder / "pytest.ini"), "-p", "no:cacheprovider"]
+        command += ["--continue-on-collection-errors", "--tb=short", "--disable-warnings"]
+        command += ["-p", "peer_reports", f"--timeout={options.test_timeout}", *suite.arguments(options.sources)]
+        if only is not None:
+            # The tests are chosen by name after collection: names may hold what a command line cannot.
+            (folder / "only").write_text("\n".join(map(repr, only)), encoding="utf-8")
+            environment["PEER_ONLY"] = str(folder / "only")
+        start = time.monotonic()
+        with open(folder / "output", "w+", errors="replace") as output:
+            process = subprocess.Popen(
+                command, stdout=output, stderr=output, env=environment, cwd=folder, start_new_session=True
+            )
+            try:
+                process.wait(options.timeout)
+                # 1: tests failed. 5: none was collected.
+                ended = f"exit status {process.returncode}" if process.returncode not in (0, 1, 5) else ""
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                ended = "timed out"
+            output.seek(0)
+            text = output.read()
+        outcomes = read_results(results)
+        if ended or not outcomes:
+            outcomes["the suite"] = ended or "ran no test"
+        return Run(outcomes, time.monotonic() - start, text)
+
+
+def read_results(path: Path) -> dict[str, str]:
+    """Return the outcome of each test; a test that fails in any of its phases has failed."""
+    found: dict[str, str] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        outcome, _, name = line.partition("\t")
+        test = ast.literal_eval(name)
+        if found.get(test) != "failed":
+            found[test] = outcome
     return found
 
 
@@ -117,38 +242,67 @@ def exists(module: str) -> bool:
         return False
 
 
-def failed(outcome: str) -> bool:
+def bad(outcome: str) -> bool:
     """Return whether a test did not end as it should."""
-    return outcome in ("ERROR", "FAIL", "FAILED", "timed out", "missing") or outcome.startswith("exit")
+    return outcome not in ("passed", "skipped", "xfailed")
 
 
-def compare(name: str, timeout: float) -> int:
+def differing(without: Run, other: Run) -> list[str]:
+    """Return the tests that end well one way only."""
+    tests = sorted({*without.outcomes, *other.outcomes})
+    return [t for t in tests if bad(without.outcomes.get(t, "missing")) != bad(other.outcomes.get(t, "missing"))]
+
+
+def compare(name: str, options: argparse.Namespace) -> int:
     """Run a suite each way and print the differences; return their number."""
-    command = SUITES[name]
-    missing = [module for module in NEEDS.get(name, ["test._test_multiprocessing"]) if not exists(module)]
+    suite = SUITES[name]
+    missing = [module for module in suite.needs if not exists(module)]
     if missing:
         print(f"{name}: this interpreter has no {missing[0]}", flush=True)
         return 0
-    ends = {way: results(command, first, timeout) for way, first in WAYS.items()}
     number = 0
-    for way, found in ends.items():
-        bad = sorted(test for test, outcome in found.items() if failed(outcome))
-        print(f"{name}, {way}: {len(found)} tests, {len(bad)} not passed", flush=True)
-        for test in sorted({*found, *ends["without"]}):
-            pair = ends["without"].get(test, "missing"), found.get(test, "missing")
-            if failed(pair[0]) != failed(pair[1]):
-                number += 1
-                print(f"    {test}: {pair[0]} without, {pair[1]} {way}", flush=True)
+    without = None
+    ways = [way for way in suite.ways if way == "without" or way in (options.way or suite.ways)]
+    with ThreadPoolExecutor(options.jobs) as threads:
+        runs = threads.map(lambda way: run(suite, way, options), ways)
+    for way, ended in zip(ways, runs, strict=True):
+        values = list(ended.outcomes.values())
+        failed, skipped = sum(map(bad, values)), sum(value in ("skipped", "xfailed") for value in values)
+        print(
+            f"{name}, {way}: {len(values) - failed - skipped} passed, {failed} not, {skipped} skipped, {ended.seconds:.0f} s",
+            flush=True,
+        )
+        if without is None:
+            without = ended
+        tests = differing(without, ended)
+        if tests and ended is not without:
+            again = run(suite, "without", options, tests), run(suite, way, options, tests)
+            repeated = set(differing(*again))
+            for test in tests:
+                pair = (found.outcomes.get(test, "missing") for found in (without, ended))
+                print(f"    {test}: " + ", then ".join(pair) + ("" if test in repeated else " (once)"), flush=True)
+            number += len(repeated)
+            if options.verbose and repeated:
+                print(again[1].output, flush=True)
     return number
 
 
 def main() -> int:
     """Compare the suites that are asked for; 1 if anything differs."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--sources", type=Path, default=BUILD, help="folder of unpacked source distributions")
     parser.add_argument("--timeout", type=float, default=1800, help="seconds for one run of one suite")
+    parser.add_argument("--test-timeout", type=int, default=120, help="seconds for one test")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="ways at a time: most suites of pools wait most of the time"
+    )
+    parser.add_argument("--way", action="append", help="only this way, next to the one without")
+    parser.add_argument("--verbose", action="store_true", help="print the output of the tests that differ")
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)}; default all")
-    arguments = parser.parse_args()
-    return min(1, sum([compare(name, arguments.timeout) for name in arguments.suites or SUITES]))
+    options = parser.parse_args()
+    options.sources = options.sources.resolve()
+    options.sources.mkdir(parents=True, exist_ok=True)
+    return min(1, sum([compare(name, options) for name in options.suites or SUITES]))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,44 @@
+"""A plugin for pytest in the runs of `suites.py`: what became of each test, and which tests are run.
+
+``PEER_RESULTS`` names the file that gets a line for each test.  ``PEER_WORD`` is a word that a test's source must have to be run,
+``PEER_ONLY`` names a file of the names of the tests to be run.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out the tests that were not asked for."""
+    word, only = os.environ.get("PEER_WORD"), os.environ.get("PEER_ONLY")
+    if word:
+        items[:] = [item for item in items if word in _source(item).lower()]
+    if only:
+        with open(only, encoding="utf-8") as file:
+            names = set(file.read().splitlines())
+        items[:] = [item for item in items if repr(item.nodeid) in names]
+
+
+def _source(item) -> str:
+    names = " ".join([item.name, *getattr(item, "fixturenames", ())])
+    try:
+        return names + inspect.getsource(item.function)
+    except (AttributeError, OSError, TypeError):
+        return names
+
+
+def pytest_runtest_logreport(report):
+    """Write a line when a phase of a test tells how the test ended."""
+    if report.when == "call" or report.outcome != "passed":
+        with open(os.environ["PEER_RESULTS"], "a", encoding="utf-8") as file:
+            outcome = "xfailed" if hasattr(report, "wasxfail") else report.outcome
+            file.write(f"{outcome}\t{report.nodeid!r}\n")
+
+
+def pytest_collectreport(report):
+    """Write a line for a file that cannot be collected."""
+    if report.failed:
+        with open(os.environ["PEER_RESULTS"], "a", encoding="utf-8") as file:
+            file.write(f"failed\t{report.nodeid!r}\n")
