@@ -1,0 +1,53 @@
+"""Values of all kinds go through each channel of pools as they do without `install`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+
+import pool_zoo
+import pytest
+from isolated import environment
+from patience import patience
+
+LIGHT = ["Pool", "Pipe"]
+
+
+def lines(channel: str, which: str, way: str) -> list[str]:
+    """Run the values through a channel, in a fresh interpreter, and return a line for each of them and each role it had."""
+    variables = environment()
+    paths = [os.path.dirname(os.path.abspath(pool_zoo.__file__)), *(path for path in sys.path if path)]
+    with tempfile.TemporaryDirectory(prefix="pyray_ser-test-") as folder:
+        done = subprocess.run(
+            [sys.executable, pool_zoo.__file__, channel, which, way],
+            capture_output=True,
+            text=True,
+            timeout=patience(280),
+            env={**variables, "PYTHONPATH": os.pathsep.join(paths)},
+            cwd=folder,
+        )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def compare(channel: str, which: str) -> None:
+    """Assert that each value looks the same with `install` as without."""
+    if "joblib" in channel or channel == "loky":
+        pytest.importorskip(channel.split(",")[0].split()[0])
+    without, installed = lines(channel, which, "without"), lines(channel, which, "with")
+    assert len(without) == len(installed) > 500
+    differing = [pair for pair in zip(without, installed, strict=True) if pair[0] != pair[1]]
+    assert not differing, f"{len(differing)} lines differ:\n" + "\n".join(f"- {a}\n+ {b}" for a, b in differing[:10])
+
+
+@pytest.mark.parametrize("channel", LIGHT)
+def test_some_values_of_each_kind_arrive_as_they_do_without(channel):
+    compare(channel, "some")
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("channel", pool_zoo.CHANNELS)
+def test_values_of_all_kinds_arrive_as_they_do_without(channel):
+    compare(channel, "all")
