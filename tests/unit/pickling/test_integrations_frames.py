@@ -115,6 +115,21 @@ def test_pandas_columns_of_several_chunks_are_not_copied_into_one():
     assert back.str.len().sum() == value.str.len().sum()
 
 
+def test_pandas_caches_of_columns_stay_where_they_are():
+    import pandas as pd
+    import pyarrow as pa
+
+    column = pd.array(range(5), dtype=pd.ArrowDtype(pa.duration("ns")))
+    if not hasattr(column, "_dt_day_remainder"):
+        pytest.skip("this pandas has no such cache")
+    column._dt_day_remainder  # fills it
+    assert column._cache
+    back = round_trip(column)
+    assert back._cache == {} and back._cache is not column._cache
+    assert column._cache
+    pd.testing.assert_extension_array_equal(back, column)
+
+
 def test_pandas_attributes_flags_and_names():
     import pandas as pd
 
