@@ -65,6 +65,8 @@ class Output(io.BytesIO):
 
     def write(self, data: Any, /) -> int:
         """Write bytes of the pickler; a large payload may become a reference."""
+        if type(data) is pickle.PickleBuffer:  # from protocol 5 on, of what exports its memory
+            data = data.raw()
         size = len(data)
         if size >= self._least:
             header = self._header(data, size)

@@ -570,3 +570,31 @@ def test_joblib_takes_and_returns_arrays_of_all_kinds():
         """,
         min_bytes=100_000,
     )
+
+
+def test_loky_takes_buffers_of_all_sizes():
+    pytest.importorskip("loky")
+    same(
+        """
+        from loky import ProcessPoolExecutor
+        class Exported:
+            def __init__(self, data):
+                self.data = data
+            def __reduce_ex__(self, protocol):
+                return Exported, (pickle.PickleBuffer(self.data),)
+        def give(value):
+            return (type(value).__name__, str(getattr(value, "flags", None))), value
+        def values():
+            for n in (100, 70_000, 500_000, 2_000_000):
+                yield np.arange(n, dtype="u1")
+                yield np.asfortranarray(np.ones((2, n)))
+                yield Exported(bytes(n))
+                yield Exported(bytearray(n))
+        if __name__ == "__main__":
+            start()
+            with ProcessPoolExecutor(1) as pool:
+                for seen, back in pool.map(give, values()):
+                    data = getattr(back, "data", back)
+                    print(seen, type(data).__name__, len(data), bytes(memoryview(data))[:5], getattr(back, "flags", None))
+        """
+    )
