@@ -2,22 +2,33 @@
 
 `logging` is imported only if the program has imported it, or for a warning, which is shown without any setup. The import would
 take longer than a first `put`.
+
+The logger is looked up once. `logging.getLogger` takes a lock, which stays taken if a signal handler raises there. Every thread
+that opens or closes a store would then wait for it.
 """
 
 import sys
 
+TYPE_CHECKING = False  # importing typing for this would cost more than the rest of this module
+if TYPE_CHECKING:
+    from logging import Logger
+
 __all__ = ["debug", "exception", "info", "warning"]
 
 _DEBUG, _INFO, _WARNING, _ERROR = 10, 20, 30, 40
+_logger: "Logger | None" = None
 
 
 def _write(level: int, message: str, arguments: tuple[object, ...], exc_info: bool = False) -> None:
     if level < _WARNING and "logging" not in sys.modules:
         return  # the program cannot have asked for it
-    import logging
+    global _logger
+    if _logger is None:
+        import logging
 
+        _logger = logging.getLogger("pyray_ser")
     # Two frames up: the record names the caller of `info`.
-    logging.getLogger("pyray_ser").log(level, message, *arguments, exc_info=exc_info, stacklevel=3)
+    _logger.log(level, message, *arguments, exc_info=exc_info, stacklevel=3)
 
 
 def debug(message: str, *arguments: object) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import sys
 from _thread import RLock
+from contextlib import suppress
 
 from .. import _log, _store
 
@@ -57,6 +58,16 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 def _set_hint(store: _store.Store) -> None:
     pid, start, fd = store.locator
     os.environ[HINT] = f"{store.id:016x}:{pid}:{start}:{fd}:{store.path or ''}"
+    if store.closed:  # by a handler or finalizer, after the first line
+        _clear_hint(store)
+
+
+def _clear_hint(store: _store.Store) -> None:
+    hint = _read_hint()
+    if hint is not None and hint[0] == store.id:
+        # A handler or finalizer that closes stores may have come between.
+        with suppress(KeyError):
+            del os.environ[HINT]
 
 
 def _read_hint() -> tuple[int, int, int, int, str] | None:
@@ -293,14 +304,20 @@ def _open(path: str | None, inherit: bool, options: dict[str, Any]) -> tuple[_st
         _options.clear()
         _options.update(before)
         raise
-    _store.set_default(store)
-    _set_hint(store)
+    _use(store)
     if os.environ.get(ORIGINS):
         from . import allocation_sites
 
         allocation_sites.enable()
     _log.debug("using %r", store)
     return store, joined
+
+
+def _use(store: _store.Store) -> None:
+    """Make a store the one that `put` uses, unless a handler or finalizer has closed it by now."""
+    # In one expression, which nothing interrupts.
+    _store.set_default(_store.default() if store.closed else store)
+    _set_hint(store)
 
 
 def _find_or_make(path: str | None, inherit: bool, options: dict[str, Any]) -> tuple[_store.Store, bool]:
@@ -336,8 +353,7 @@ def open_inherited() -> _store.Store | None:
     with _lock:
         store = _store.default() or _inherited()
         if store is not None:
-            _store.set_default(store)
-            _set_hint(store)
+            _use(store)
         return store
 
 
@@ -354,13 +370,8 @@ def close_all() -> None:
     if window is not None:
         window.abort_all()
     with _lock:
-        stores = _store.open_stores()
-        hint = _read_hint()
-        for store in stores:
-            if hint is not None and hint[0] == store.id:
-                del os.environ[HINT]
-                hint = None
-            forget(store)
+        for store in _store.open_stores():
+            _clear_hint(store)
             if store.path is not None:
                 from .named_stores import leave
 
@@ -370,6 +381,7 @@ def close_all() -> None:
             store.close()
             if "pyray_ser.store.allocation_sites" in sys.modules:
                 sys.modules["pyray_ser.store.allocation_sites"].forget(store.id)
+        forget()
         _store.set_default(None)
         _options.clear()
         _explicit.clear()

@@ -17,10 +17,11 @@ import stat
 import struct
 import sys
 import time
+from _thread import get_ident
 from contextlib import ExitStack, contextmanager, suppress
+from weakref import WeakSet
 
 from .. import _log, _store
-from .._descriptors import above_standard
 
 TYPE_CHECKING = False  # importing typing takes longer than the rest of this module
 if TYPE_CHECKING:
@@ -116,9 +117,9 @@ def guard(folder: str, timeout: float = 1.0) -> Iterator[None]:
     """Exclude other processes from opening and removing stores in `folder`; wait at most `timeout` seconds for them."""
     until = time.monotonic() + timeout
     while True:
-        fd = above_standard(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-        try:
-            if _locked(fd) and os.path.samestat(os.fstat(fd), os.stat(folder)):
+        with _store.Opened(folder, os.O_RDONLY | os.O_DIRECTORY, get_ident()) as opened:
+            _guards.add(opened)
+            if _locked(opened) and os.path.samestat(os.fstat(opened.fileno()), os.stat(folder)):
                 yield
                 return
             if time.monotonic() > until:
@@ -127,14 +128,27 @@ def guard(folder: str, timeout: float = 1.0) -> Iterator[None]:
                 raise StoreBusyError(
                     f"another process has been opening a store in {folder} for {timeout:g} s; continue or end it"
                 )
-        finally:
-            os.close(fd)
         time.sleep(0.002)
 
 
-def _locked(fd: int) -> bool:
+# What is open in `guard`.
+_guards: WeakSet[_store.Opened] = WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    """Close what the parent's other threads have in use: they do not go on here."""
+    own = get_ident()
+    for opened in list(_guards):
+        if opened.thread != own:
+            opened.close()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _locked(opened: _store.Opened) -> bool:
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
@@ -150,13 +164,10 @@ def _made(folder: str) -> bool:
 
 def _give_owner_rights(folder: str) -> None:
     """Restore the owner's rights that the umask removed from a new directory; do not follow a link in its place."""
-    fd = above_standard(os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
-    try:
-        found = os.fstat(fd)
+    with _store.Opened(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW) as opened:
+        found = os.fstat(opened.fileno())
         if found.st_uid == os.geteuid() and found.st_mode & 0o777 != 0o700:
-            os.chmod(f"/proc/self/fd/{fd}", 0o700)
-    finally:
-        os.close(fd)
+            os.chmod(f"/proc/self/fd/{opened.fileno()}", 0o700)
 
 
 @contextmanager
@@ -196,14 +207,13 @@ def mapped_by(device: int, inode: int) -> list[int]:
 def is_store(path: str) -> bool:
     """Return whether the file `path` is a store of this user; other files must not be removed."""
     try:
-        fd = above_standard(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK))
+        opened = _store.Opened(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return False
-    try:
+    with opened:
+        fd = opened.fileno()
         found = os.fstat(fd)
         return stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() and os.pread(fd, 8, 0) == _MAGIC
-    finally:
-        os.close(fd)
 
 
 def in_use(path: str) -> bool:
@@ -213,15 +223,12 @@ def in_use(path: str) -> bool:
     A client holds a record lock on the file, which is seen from other pid namespaces and containers too. Code that closes all
     descriptors of a process drops that lock; such a process still has the file mapped.
     """
-    fd = above_standard(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK))
-    try:
-        lock = fcntl.fcntl(fd, _F_OFD_GETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+    with _store.Opened(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK) as opened:
+        lock = fcntl.fcntl(opened, _F_OFD_GETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
         if struct.unpack(_FLOCK, lock)[0] != fcntl.F_UNLCK:
             return True
-        found = os.fstat(fd)
+        found = os.fstat(opened.fileno())
         return bool(mapped_by(found.st_dev, found.st_ino))
-    finally:
-        os.close(fd)
 
 
 def remove_dead(path: str) -> bool:

@@ -26,7 +26,7 @@ class Scope:
         # identity of the object -> its sticky token: one is enough, however often the reference is pickled
         self._sticky: dict[bytes, tuple[int, tuple[int, int]]] = {}
         # tokens of messages; most are ended by their receivers, and ending one twice is harmless
-        self._once: list[tuple[int, bytes, tuple[int, int]]] = []
+        self._once: dict[tuple[int, bytes, tuple[int, int]], None] = {}
         self._forks = _store.fork_count()
 
     def __len__(self) -> int:
@@ -40,7 +40,7 @@ class Scope:
             _store.scope_holds()
             self._sticky[identity] = (store_id, token)
         else:
-            self._once.append((store_id, identity, token))
+            self._once[store_id, identity, token] = None
 
     def discard(self, identity: bytes) -> None:
         """End the token of an object that was freed, so that `stats` no longer counts it."""
@@ -51,14 +51,20 @@ class Scope:
             if store.id == store_id:
                 _store.drop_token(store, identity, token)
 
-    def forget(self, store_id: int) -> None:
-        self._sticky = {key: held for key, held in self._sticky.items() if held[0] != store_id}
-        self._once = [held for held in self._once if held[0] != store_id]
+    def forget(self) -> None:
+        left = {store.id for store in _store.open_stores()}
+        # One step at a time over a copy: other threads, handlers and finalizers pickle references meanwhile.
+        for identity, held in self._sticky.copy().items():
+            if held[0] not in left:
+                self._sticky.pop(identity, None)
+        for sent in self._once.copy():
+            if sent[0] not in left:
+                self._once.pop(sent, None)
 
     def end(self) -> None:
         """End the tokens. A forked child leaves those of its parent alone."""
         sticky, once = self._sticky, self._once
-        self._sticky, self._once = {}, []
+        self._sticky, self._once = {}, {}
         if _store.fork_count() != self._forks:
             return
         stores = {store.id: store for store in _store.open_stores()}
@@ -148,7 +154,7 @@ def release(identity: bytes) -> None:
     _outermost.discard(identity)
 
 
-def forget(store: _store.Store) -> None:
-    """Forget a store that is being closed."""
-    current().forget(store.id)
-    _outermost.forget(store.id)
+def forget() -> None:
+    """Forget what was taken of stores that are closed by now."""
+    current().forget()
+    _outermost.forget()

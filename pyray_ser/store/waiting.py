@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from _thread import allocate_lock
+from collections import deque
+from contextlib import suppress
 
 from .. import _store
 from .._store import get
@@ -16,7 +17,6 @@ from .._store import get
 TYPE_CHECKING = False  # importing typing for this would cost more than the rest of this module
 if TYPE_CHECKING:
     import asyncio
-    import threading
     from collections.abc import Iterable
     from concurrent.futures import Future
     from typing import Any, TypeAlias
@@ -30,31 +30,50 @@ __all__ = ["future", "wait", "wait_async"]
 
 
 class _Watcher:
-    """The watching thread, and what it watches."""
+    """
+    The watching thread, and what it watches.
+
+    It has no lock, because a signal handler or finalizer that interrupts the holder could not get it. Each entry is added and
+    taken in one step. Two threads may run for a while; each entry is in one of them. Before a thread ends it says so, and then
+    takes what was added before.
+    """
 
     def __init__(self) -> None:
-        self._lock = allocate_lock()
-        self._new: list[Entry] = []
-        self._thread: threading.Thread | None = None
+        self._new: deque[Entry] = deque()
+        self._runs = False
 
     def add(self, ref: Ref, loop: Loop | None, target: Target) -> None:
         """Resolve `target` with the value once the reference is ready: in `loop`, or in the thread if that is None."""
-        with self._lock:
-            self._new.append((ref, loop, target))
-            if self._thread is None:
-                import threading
+        self._new.append((ref, loop, target))
+        if not self._runs:
+            import threading
 
-                self._thread = threading.Thread(target=self._run, name="pyray_ser-watcher", daemon=True)
-                self._thread.start()
+            threading.Thread(target=self._run, name="pyray_ser-watcher", daemon=True).start()
+
+    def _take(self) -> list[Entry]:
+        new: list[Entry] = []
+        with suppress(IndexError):
+            while True:
+                new.append(self._new.popleft())
+        return new
 
     def _run(self) -> None:
+        try:
+            self._watch()
+        finally:
+            self._runs = False
+
+    def _watch(self) -> None:
         watched: list[Entry] = []
+        self._runs = True
         while True:
-            with self._lock:
-                new, self._new = self._new, []
-                if not new and not watched:
-                    self._thread = None
+            new = self._take()
+            if not new and not watched:
+                self._runs = False
+                new = self._take()
+                if not new:
                     return
+                self._runs = True
             # Read the counters before checking: a later change ends the sleep immediately.
             stores = {store.id: store for store in _store.open_stores()}
             seen = {ident: _store.epoch(store) for ident, store in stores.items()}

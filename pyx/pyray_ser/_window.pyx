@@ -217,11 +217,13 @@ def abort(value):
     open_windows.discard(window)
 
 
-def is_ours(ref not None):
+def is_ours(ObjectRef ref not None):
     """bool : whether this process is making the object of `ref`, so that nobody else can seal it."""
     cdef Window window
     for window in list(open_windows):
-        if window.state == OPEN and window.forks == fork_count() and window.ref == ref:
+        # By its identity: a window of a store that was closed gives no reference any more.
+        if (window.state == OPEN and window.forks == fork_count() and window.draft.id.store == ref.id.store
+                and window.draft.id.serial == ref.id.serial):
             return True
     return False
 

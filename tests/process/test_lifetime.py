@@ -495,3 +495,196 @@ def test_init_arguments():
     print("done")
     """
     assert run(script) == "done"
+
+
+@pytest.mark.parametrize("intruder", ["shutdown", "init", "pickle", "future"])
+@pytest.mark.parametrize("interrupted", ["shutdown", "init", "pickle", "future", "scope"])
+def test_a_handler_may_call_at_each_line_of_a_call(interrupted, intruder):
+    """As a signal handler or a finalizer does, which Python runs between any two lines."""
+    script = f"""
+    import faulthandler, os, pickle, pyray_ser, sys
+    from pyray_ser.exceptions import ObjectLostError, StoreClosedError
+    faulthandler.dump_traceback_later(80, exit=True)
+    FOLDER = os.path.join(os.path.dirname(pyray_ser.__file__), "store")
+
+    def scope():
+        with pyray_ser.scope():
+            pickle.dumps(ref)
+
+    calls = dict(
+        shutdown=pyray_ser.shutdown, init=pyray_ser.init, pickle=lambda: pickle.dumps(pyray_ser.put(1)), scope=scope,
+        future=lambda: futures.append(window.obj.ref.future()),
+    )
+    futures, state = [], {{}}
+
+    def trace(frame, event, arg):
+        if not frame.f_code.co_filename.startswith(FOLDER):
+            return None
+        if event == "line":
+            state["lines"] += 1
+            if state["lines"] == state["strike"]:
+                sys.settrace(None)
+                attempt(calls[{intruder!r}])
+        return trace
+
+    def attempt(call):
+        # The other call may have closed the store, and given up the window.
+        try:
+            call()
+        except (ObjectLostError, StoreClosedError):
+            pass
+
+    strike = 0
+    while strike == 0 or state["lines"] >= strike:
+        strike += 1
+        pyray_ser.init()
+        ref, window = pyray_ser.put([1]), pyray_ser.create(10)
+        # More than one object is held in the outermost scope.
+        pickle.dumps(ref), pickle.dumps(pyray_ser.put(2))
+        if {interrupted!r} == "init":
+            pyray_ser.shutdown()
+        state.update(lines=0, strike=strike)
+        sys.settrace(trace)
+        try:
+            attempt(calls[{interrupted!r}])
+        finally:
+            sys.settrace(None)
+        pyray_ser.shutdown()
+        assert not pyray_ser.is_initialized() and "PYRAY_SER_STORE" not in os.environ
+        for future in futures:
+            future.exception(60)  # ready, whatever it is
+        futures.clear()
+    print("fine" if strike > 3 else strike)
+    """
+    assert run(script) == "fine"
+
+
+def test_a_window_of_a_closed_store_does_not_disturb_the_next_store():
+    script = """
+    import os, pyray_ser
+    store = pyray_ser.init()
+    window = pyray_ser.create(10)
+    store.close()
+    reading, writing = os.pipe()
+    pyray_ser.init()
+    pid = os.fork()
+    if pid == 0:
+        other = pyray_ser.create(3)
+        os.write(writing, other.obj.ref.binary())
+        pyray_ser.seal(other)
+        os._exit(0)
+    ref = pyray_ser.ObjectRef.from_binary(os.read(reading, 24))
+    print(bytes(pyray_ser.get(ref)))
+    os.waitpid(pid, 0)
+    """
+    assert run(script) == repr(bytes(3))
+
+
+def test_a_child_forked_while_a_named_store_is_opened_does_not_lock_its_directory():
+    script = """
+    import os, pyray_ser, threading
+    from pyray_ser.store import named_stores
+    pyray_ser.init("first")
+    folder = named_stores.directory()
+    inside, forked = threading.Event(), threading.Event()
+
+    def hold():
+        with named_stores.guard(folder):
+            inside.set()
+            forked.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    inside.wait(60)
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        links = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")]
+        os.close(writing)
+        os.read(reading, 1)
+        os._exit(folder in links)
+    forked.set()
+    thread.join()
+    with named_stores.guard(folder):
+        print("free")
+    os.close(writing)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    pyray_ser.shutdown()
+    """
+    assert run(script).split() == ["free", "0"]
+
+
+def test_stores_are_opened_and_closed_while_the_lock_of_logging_is_taken():
+    """As it stays if a signal handler raises within `logging.getLogger`."""
+    script = """
+    import faulthandler, logging, pyray_ser, threading
+    faulthandler.dump_traceback_later(60, exit=True)
+    pyray_ser.init()
+    pyray_ser.shutdown()
+    taken, done = threading.Event(), threading.Event()
+
+    def take():
+        with logging._lock:
+            taken.set()
+            done.wait()
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    taken.wait()
+    for _ in range(3):
+        pyray_ser.init()
+        pyray_ser.shutdown()
+    done.set()
+    thread.join()
+    print("fine")
+    """
+    assert run(script) == "fine"
+
+
+def test_no_descriptor_is_left_if_a_handler_raises_while_a_named_store_is_opened_or_closed():
+    script = """
+    import dis, os, pyray_ser, sys
+    from pyray_ser._descriptors import __file__ as descriptors
+    from pyray_ser.store import named_stores
+
+    class Struck(Exception):
+        pass
+
+    def trace(frame, event, arg):
+        # After any call, which is where Python runs handlers.
+        if frame.f_code.co_filename not in (descriptors, named_stores.__file__):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            last, state["last"] = state["last"], (id(frame), dis.opname[frame.f_code.co_code[frame.f_lasti]])
+            if last[0] == id(frame) and last[1].startswith("CALL"):
+                state["steps"] += 1
+                if state["steps"] == state["strike"]:
+                    sys.settrace(None)
+                    raise Struck
+        return trace
+
+    def cycle():
+        pyray_ser.init("cycle")
+        pyray_ser.shutdown()
+
+    def count():
+        return len(os.listdir("/proc/self/fd"))
+
+    cycle()
+    state, before = {"steps": 0, "strike": 0, "last": (0, "")}, count()
+    while state["steps"] >= state["strike"]:
+        state["steps"] = 0
+        state["strike"] += 1
+        sys.settrace(trace)
+        try:
+            cycle()
+        except Struck:
+            pass
+        finally:
+            sys.settrace(None)
+        pyray_ser.shutdown()
+        assert count() == before, state
+    print("fine" if state["strike"] > 50 else state)
+    """
+    assert run(script) == "fine"

@@ -199,3 +199,71 @@ def failpoint(name, int action, int after=1, int value=0):
     """Arm a point of fault injection (debug builds only): 1 kills, 2 stops, 3 fails with the errno `value`, 4 holds."""
     cdef bytes encoded = name.encode()
     return bool(prs_failpoint_arm(encoded, action, after, value))
+
+
+cdef extern from *:
+    """
+    #include <sys/file.h>
+    #include "store/platform/descriptor.h"
+
+    static int prx_open(const char *path, int flags)
+    {
+        return prs_above_standard(open(path, flags | O_CLOEXEC));
+    }
+
+    /* Closing alone does not end the lock of an open file that a forked child has as well. */
+    static void prx_close(int fd, int unlock)
+    {
+        if (unlock)
+            flock(fd, LOCK_UN);
+        close(fd);
+    }
+    """
+    int prx_open(const char *path, int flags) noexcept
+    void prx_close(int fd, bint unlock) noexcept
+
+
+@cython.final
+cdef class Opened:
+    """
+    An open file or directory and its lock, if it has one: both end with this object, wherever a signal handler raises.
+
+    Attributes
+    ----------
+    thread : int
+        The thread that opened it, if it was told.
+    """
+
+    cdef int fd
+    cdef long forks
+    cdef readonly object thread
+    cdef object __weakref__
+
+    def __cinit__(self, path, int flags, thread=0):
+        self.fd = -1
+        cdef bytes encoded = path_bytes(path)
+        self.thread = thread
+        self.forks = prs_fork_count()
+        self.fd = prx_open(encoded, flags)
+        if self.fd < 0:
+            PyErr_SetFromErrnoWithFilenameObject(OSError, path)
+
+    def __dealloc__(self):
+        self.close()
+
+    cpdef void close(self) noexcept:
+        """Unlock and close it. A forked child closes what is its own, and leaves the lock to its parent."""
+        cdef int fd = self.fd
+        self.fd = -1
+        if fd >= 0:
+            prx_close(fd, self.forks == prs_fork_count())
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def fileno(self):
+        """int : its descriptor."""
+        return self.fd
