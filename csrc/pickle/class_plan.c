@@ -462,7 +462,7 @@ static int look_up(PyObject *table, PyObject *type, PyObject **kept)
 static int check_tables(prp_saver *s, prp_plan *plan)
 {
     PyObject *type = (PyObject *)plan->type;
-    /* First, because it brings in the reducers of the package a class comes from. */
+    /* Ask the registry first: that imports the reducers of the package the class comes from. */
     if (prp_g.registry_find) {
         long version = PyLong_AsLong(PyList_GET_ITEM(prp_g.registry_version, 0));
         if (version != plan->registry_version) {

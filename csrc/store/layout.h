@@ -222,7 +222,7 @@ _Static_assert(sizeof(prs_name) == 256, "a name is four cache lines");
 /* ---- clients ------------------------------------------------------------------------------------ */
 
 /* state: what | reaper << 8 | incarnation << 32 (the client's own; of the reaper while REAPING), so that
- * who has found a client dead cannot take its successor in the slot for it.  All zero when FREE. */
+ * a process that found a client dead cannot mistake the next client of the slot for it.  All zero when FREE. */
 enum {
     PRS_CLIENT_FREE = 0,
     PRS_CLIENT_UNBORN = 1, /* claimed; pid not known yet (a fork under way)  */

@@ -1,10 +1,11 @@
 /* recover.c - what is done about the dead: rebuild, reap, look.
  *
- * Purpose    Any client may die at any instruction; whoever meets the corpse cleans up, while all
- *            others go on.
- * Algorithm  rebuild, by the thief of the store lock: makes everything the lock guards anew from
- *            slots and links.  reap, lock-free but for giving extents back: takes over what the dead
- *            client had in hand slot by slot, clears its bits, and tries to free what it held last.
+ * Purpose    Any client may die at any instruction.  The first client that notices cleans up, while
+ *            all others continue.
+ * Algorithm  rebuild, by the client that stole the store lock: rebuilds everything that the lock
+ *            guards from slots and links.  reap, lock-free except for giving extents back: takes over
+ *            slot by slot what the dead client was working on, clears its bits, and tries to free
+ *            the objects of which it was the last holder.
  *            look: who is dead?  At most once a second for the whole store, by whoever comes by.
  * Guarantee  Each can die at any step and be started again by another: rebuild marks the arena dirty
  *            first, reap names itself in the client's state and is itself a client.

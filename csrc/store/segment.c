@@ -591,7 +591,7 @@ void prs_tear_down(prs_store *s)
     prs_mutex_unlock(&s->mutex);
     int fds[] = {s->fd_rw, s->fd_ro, s->fd_lock};
     for (int i = 0; i < 3; i++)
-        if (prs_os_same(fds[i], &s->file)) /* else the number is somebody else's by now */
+        if (prs_os_same(fds[i], &s->file)) /* otherwise the number now belongs to another file */
             prs_os_close(fds[i]);
     if (s->released)
         prs_keep_end(s);

@@ -59,7 +59,7 @@ def describe_long(steps: list[Step], skipped: int = 0) -> list[Part]:
     ----------
     steps : list of tuple
     skipped : int, optional
-        How many steps after the first `HALF` the walk has left out already.
+        How many steps after the first `HALF` the walk has already dropped.
     """
     if len(steps) <= HALF or (not skipped and len(steps) <= 2 * HALF):
         return describe(steps)

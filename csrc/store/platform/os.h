@@ -39,7 +39,7 @@ int prs_os_map_fixed(void *at, int fd, uint64_t off, size_t len);
 int prs_os_map_zero_fixed(void *at, size_t len);
 int prs_os_map_nothing_fixed(void *at, size_t len);
 void *prs_os_map_private(int fd, uint64_t off, size_t len);
-/* Names in a directory but . and ..; calls `each` until it returns non-zero. */
+/* Calls `each` for every name in a directory except . and .., until it returns non-zero. */
 int prs_os_each_name(int fd, int (*each)(void *, const char *), void *arg);
 void *prs_os_reserve(size_t len);
 bool prs_os_room(size_t len);

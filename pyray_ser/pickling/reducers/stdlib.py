@@ -1,4 +1,4 @@
-"""memoryview, array.array and io.BytesIO with one copy; code with the name of its file.
+"""memoryview, array.array and io.BytesIO with one copy; code objects keep their file name.
 
 The pickler writes ``bytes`` and ``bytearray`` itself.
 """
