@@ -2,10 +2,11 @@
 
 Which C file belongs to which extension follows from its place alone, so a new file needs no change here:
 
-    csrc/<name>/**/*.c      -> _<name>      (_store, _pickle, _unpickle, _ndarray)
+    csrc/<name>/**/*.c      -> _<name>      (_pickle, _unpickle, _ndarray)
+    csrc/store/**/*.c       -> _core
 
 Every ``pyx/pyray_ser/<name>.pyx`` becomes the extension ``pyray_ser.<name>``; a large one is written in parts that it
-includes (``pyx/pyray_ser/store/*.pxi``).
+includes (``pyx/pyray_ser/_core/*.pxi``).
 
 Switches, all by environment variable:
 
@@ -34,6 +35,7 @@ from setuptools.modified import newer_group
 
 PACKAGE = "pyray_ser"
 NEEDS_NUMPY = {"_ndarray", "_pickle", "_unpickle"}
+FOLDER_OF = {"_core": "store"}  # extensions that are not named after their folder of csrc
 
 
 def switch(name):
@@ -72,7 +74,8 @@ DIRECTIVES = {
 
 def c_sources(extension):
     """The files of csrc that are linked into `extension`; no file is linked into two."""
-    return sorted(glob(f"csrc/{extension.removeprefix('_')}/**/*.c", recursive=True))
+    folder = FOLDER_OF.get(extension, extension.removeprefix("_"))
+    return sorted(glob(f"csrc/{folder}/**/*.c", recursive=True))
 
 
 def compile_args():

@@ -8,15 +8,15 @@
 from . import _interpreter  # noqa: F401  it refuses interpreters before an extension is loaded
 
 try:
-    from ._store import ObjectRef
+    from ._core import ObjectRef
 except ModuleNotFoundError as _missing:
-    if _missing.name != f"{__name__}._store":
+    if _missing.name != f"{__name__}._core":
         raise
     raise ImportError(
         f"{__path__[0]} holds no compiled modules: it is a source checkout. "
         "Hint: install it with `pip install .` or `make dev`, or start Python in another folder."
     ) from None
-from ._store import load_ref as _take_over
+from ._core import load_ref as _take_over
 from ._version import __version__
 from .api import (
     abort,

@@ -1,7 +1,7 @@
 from collections.abc import Sequence
 from typing import Any, final
 
-from ._store import ObjectRef
+from ._core import ObjectRef
 from .typing import Allow, BufferLike
 
 @final

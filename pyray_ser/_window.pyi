@@ -2,7 +2,7 @@ from typing import Any, Never, final
 
 from numpy.typing import DTypeLike, NDArray
 
-from ._store import ObjectRef
+from ._core import ObjectRef
 
 @final
 class Window:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-from . import _store
-from ._store import ObjectRef, free, get, get_buffer, put
+from . import _core
+from ._core import ObjectRef, free, get, get_buffer, put
 from .store import discovery as _stores
 from .store.scopes import scope
 from .store.waiting import wait
@@ -58,7 +58,7 @@ def init(
     liveness: str = "auto",
     num_workers: int | None = None,
     start_method: str | None = None,
-) -> _store.Store:
+) -> _core.Store:
     """
     Open the store of this process.
 
@@ -166,7 +166,7 @@ def is_initialized() -> bool:
     >>> pyray_ser.is_initialized()
     True
     """
-    return _store.default() is not None
+    return _core.default() is not None
 
 
 def get_by_name(name: str, *, timeout: float | None = None, mmap_mode: MmapMode = "r") -> Any:
@@ -199,7 +199,7 @@ def get_by_name(name: str, *, timeout: float | None = None, mmap_mode: MmapMode 
     >>> pyray_ser.get_by_name("settings")
     {'lr': 0.1}
     """
-    return get(_store.wait_name(_current(), name, timeout), mmap_mode=mmap_mode)
+    return get(_core.wait_name(_current(), name, timeout), mmap_mode=mmap_mode)
 
 
 def names() -> dict[str, ObjectRef[Any]]:
@@ -217,7 +217,7 @@ def names() -> dict[str, ObjectRef[Any]]:
     {'settings': ObjectRef(...)}
     """
     store = _current()
-    found = ((name, _store.find_name(store, name)) for name, _ in _store.names_of(store))
+    found = ((name, _core.find_name(store, name)) for name, _ in _core.names_of(store))
     # Leave out an object that was freed between the two calls.
     return {name: ref for name, ref in found if ref is not None}
 
@@ -239,13 +239,13 @@ def contains(ref: ObjectRef[Any] | TaskRef[Any]) -> bool:
     >>> pyray_ser.contains(pyray_ser.put(1))
     True
     """
-    if not isinstance(ref, ObjectRef) and not _store.is_promise(ref):
+    if not isinstance(ref, ObjectRef) and not _core.is_promise(ref):
         raise TypeError(f"contains() takes an ObjectRef, not {type(ref).__name__!r}")
     return ref.state == "sealed"
 
 
-def _current() -> _store.Store:
-    return _store.default() or _stores.open_default()
+def _current() -> _core.Store:
+    return _core.default() or _stores.open_default()
 
 
 def stats() -> dict[str, int]:

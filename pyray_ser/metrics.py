@@ -11,7 +11,7 @@ from typing import Any
 from prometheus_client import REGISTRY
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from . import _log, _store, exceptions
+from . import _core, _log, exceptions
 
 __all__ = ["StoreCollector", "register"]
 
@@ -62,7 +62,7 @@ class StoreCollector:
     def collect(self) -> Iterator[Any]:
         """Return the metrics as they are now."""
         families = self._families()
-        for store in _store.open_stores():
+        for store in _core.open_stores():
             # A path may be no valid text.
             path = os.fsencode(store.path or "").decode("utf-8", "backslashreplace")
             labels = [f"{store.id:016x}", path]

@@ -56,7 +56,7 @@ def _arguments(context: ClassDefContext) -> list[Argument] | None:
 
 def _references(context: ClassDefContext) -> list[Type]:
     found = [
-        context.api.named_type_or_none(name, [_any()]) for name in ("pyray_ser._store.ObjectRef", f"{_TYPED}.TaskRef")
+        context.api.named_type_or_none(name, [_any()]) for name in ("pyray_ser._core.ObjectRef", f"{_TYPED}.TaskRef")
     ]
     return [kind for kind in found if kind is not None]
 

@@ -6,7 +6,7 @@ import argparse
 from functools import partial
 from typing import Any
 
-from .. import _store
+from .. import _core
 from .look import each
 from .output import printable, write_json
 from .stores import add_selection
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_selection(parser)
 
 
-def _ask(spill: bool, store: _store.Store, spill_dir: str | None) -> dict[str, Any]:
+def _ask(spill: bool, store: _core.Store, spill_dir: str | None) -> dict[str, Any]:
     store.check()
     if not spill:
         return {"ok": True}
@@ -31,7 +31,7 @@ def _ask(spill: bool, store: _store.Store, spill_dir: str | None) -> dict[str, A
 
         count, damaged = check_files(store, spill_dir)
     else:
-        count, damaged = _store.check_spilled(store)
+        count, damaged = _core.check_spilled(store)
     return {"ok": not damaged, "spilled": count, "damaged": damaged}
 
 

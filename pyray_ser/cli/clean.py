@@ -11,7 +11,7 @@ import argparse
 import os
 from typing import Any
 
-from .. import _store
+from .. import _core
 from ..store import named_stores
 from .output import bytes_text, count, error, printable, write_json
 from .stores import Found, find, opened
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     spilled: list[dict[str, Any]] = []
     for path in directories:
         try:
-            gone = _store.spill_clean(path, arguments.dry_run)
+            gone = _core.spill_clean(path, arguments.dry_run)
         except FileNotFoundError:
             continue
         except OSError as problem:

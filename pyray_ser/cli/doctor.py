@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from .. import _store
+from .. import _core
 from ..exceptions import PyraySerError
 from ..store import named_stores
 from .clean import left_behind, spill_directories
@@ -311,7 +311,7 @@ def _stale() -> Iterator[Finding]:
     )
     for path in spill_directories(stores, []):
         try:
-            gone = _store.spill_clean(path, True)
+            gone = _core.spill_clean(path, True)
         except OSError as problem:
             yield Finding(
                 "spill directory", WARN, f"{path}: {problem.strerror}", "make it, or unset PYRAY_SER_SPILL_DIR"

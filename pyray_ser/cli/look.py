@@ -7,13 +7,13 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from .. import _store
+from .. import _core
 from . import CommandError
 from .stores import Found, opened, selected
 
 __all__ = ["clients", "each"]
 
-Ask = Callable[[_store.Store, "str | None"], dict[str, Any]]
+Ask = Callable[[_core.Store, "str | None"], dict[str, Any]]
 
 
 def each(arguments: argparse.Namespace, ask: Ask) -> tuple[list[dict[str, Any]], int]:
@@ -53,6 +53,6 @@ def _one(found: Found, ask: Ask) -> dict[str, Any]:
     return answer
 
 
-def clients(store: _store.Store) -> list[int]:
+def clients(store: _core.Store) -> list[int]:
     """Return the pids of a store's clients, without this tool."""
     return sorted(pid for pid in store.client_pids() if pid != os.getpid())

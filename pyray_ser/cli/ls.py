@@ -6,7 +6,7 @@ import argparse
 import time
 from typing import Any
 
-from .. import _store
+from .. import _core
 from ..store import allocation_sites
 from .look import clients, each
 from .output import age, bytes_text, count, printable, table, write_json
@@ -23,11 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", "--limit", type=int, metavar="N", help="the first N only")
 
 
-def _ask(store: _store.Store, spill_dir: str | None) -> dict[str, Any]:
+def _ask(store: _core.Store, spill_dir: str | None) -> dict[str, Any]:
     return {"objects": records(store), "in_flight": store.flights(), "clients": clients(store)}
 
 
-def records(store: _store.Store) -> list[dict[str, Any]]:
+def records(store: _core.Store) -> list[dict[str, Any]]:
     """Return the records of a store's objects, with whether the creator is still a client, and where it was made if known."""
     alive = set(clients(store))
     made = allocation_sites.read(store.id, sorted(alive))

@@ -8,7 +8,7 @@ import sys
 from html import escape
 from typing import Any
 
-from .. import _store
+from .. import _core
 from . import CommandError
 from .look import each
 from .output import bytes_text, printable, write_json
@@ -68,7 +68,7 @@ def cells_of(records: list[dict[str, Any]], capacity: int, count: int) -> list[s
     return [max(cell, key=lambda kind: cell[kind]) if cell else "free" for cell in filled]
 
 
-def _ask(store: _store.Store, spill_dir: str | None) -> dict[str, Any]:
+def _ask(store: _core.Store, spill_dir: str | None) -> dict[str, Any]:
     records = store.records()
     sums = dict.fromkeys(KINDS, 0)
     for record in records:

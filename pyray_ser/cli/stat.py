@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import Any
 
-from .. import _store
+from .. import _core
 from .look import clients, each
 from .output import bytes_text, printable, write_json
 from .stores import add_selection
@@ -20,12 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_selection(parser)
 
 
-def ask(store: _store.Store, spill_dir: str | None) -> dict[str, Any]:
+def ask(store: _core.Store, spill_dir: str | None) -> dict[str, Any]:
     """Return the counters, without this tool among the clients."""
     stats = store.stats()
     pids = clients(store)
     stats["clients"] = len(pids)
-    return {"stats": stats, "clients": pids, "spill_dir": spill_dir, "names": len(_store.names_of(store))}
+    return {"stats": stats, "clients": pids, "spill_dir": spill_dir, "names": len(_core.names_of(store))}
 
 
 def run(arguments: argparse.Namespace) -> int:

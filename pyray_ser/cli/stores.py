@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from .. import _store
+from .. import _core
 from ..store import named_stores
 
 __all__ = ["Found", "add_selection", "find", "opened", "own_pids", "selected"]
@@ -80,7 +80,7 @@ def find() -> list[Found]:
     """Return every visible store of this user, stores in use first."""
     by_id: dict[str, Found] = {}
     for pid in own_pids():
-        for ident, fd in _store.stores_of(pid):
+        for ident, fd in _core.stores_of(pid):
             key = f"{ident:016x}"
             by_id.setdefault(key, Found(key)).holders[pid] = fd
     stores = list(by_id.values())
@@ -133,19 +133,19 @@ def selected(words: list[str]) -> list[Found]:
     return chosen
 
 
-def _attach(found: Found) -> _store.Store:
+def _attach(found: Found) -> _core.Store:
     if found.path is not None:
         # By its file: if this process becomes its last one, it must know which file to remove.
-        return _store.attach_path(found.path, tables_only=True)
+        return _core.attach_path(found.path, tables_only=True)
     for pid, fd in found.holders.items():
-        store = _store.attach_pid(pid, fd, int(found.id or "0", 16), tables_only=True)
+        store = _core.attach_pid(pid, fd, int(found.id or "0", 16), tables_only=True)
         if store is not None:
             return store
     raise ProcessLookupError("its last process has just ended, or may not be looked into")
 
 
 @contextmanager
-def opened(found: Found) -> Iterator[tuple[_store.Store, str | None]]:
+def opened(found: Found) -> Iterator[tuple[_core.Store, str | None]]:
     """
     Open a store: as one more client if a process uses it, otherwise a copy of its tables.
 
@@ -160,7 +160,7 @@ def opened(found: Found) -> Iterator[tuple[_store.Store, str | None]]:
         If it cannot be opened: it is damaged, of another version, stopped, or just gone.
     """
     if not found.used and found.path is not None:
-        store, spill_dir = _store.snapshot(found.path)
+        store, spill_dir = _core.snapshot(found.path)
     else:
         store = _attach(found)
         spill_dir = store.spill_dir

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any
 
-from .. import _store
+from .. import _core
 from .look import each
 from .ls import HEADS, records, row
 from .output import bytes_text, count, printable, table, write_json
@@ -69,7 +69,7 @@ def _show(answer: dict[str, Any], rates: tuple[float, float] | None, limit: int)
 def run(arguments: argparse.Namespace) -> int:
     """Show the stores repeatedly. Between two pictures no store stays open, so one without processes ends."""
 
-    def ask(store: _store.Store, spill_dir: str | None) -> dict[str, Any]:
+    def ask(store: _core.Store, spill_dir: str | None) -> dict[str, Any]:
         largest = sorted(records(store), key=lambda record: -record["size"])
         return {**ask_counters(store, spill_dir), "objects": largest[: max(0, arguments.objects)]}
 

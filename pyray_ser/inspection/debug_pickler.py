@@ -498,7 +498,7 @@ def _writing(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def wrapper(value: Any, *args: Any, **kwargs: Any) -> Any:
-        from .._store import ObjectRef
+        from .._core import ObjectRef
         from . import serialization_error
 
         if isinstance(value, ObjectRef):

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from .. import _store
+from .. import _core
 from ..exceptions import SerializationError
 from .failure import FailureTuple
 from .sizes import Sizes, sizes_of
@@ -33,7 +33,7 @@ def explain_put(value: Any, store: Any) -> Explanation:
     """Show how `put` has just stored a value: as `explain`, and which bytes were in the store already."""
 
     def refers(address: int, size: int) -> bool:
-        return _store.refers(store, address, size)
+        return _core.refers(store, address, size)
 
     return sizes_of(trace(value, refers=refers))
 

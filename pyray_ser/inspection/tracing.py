@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import _walk, reconstruct
-from .._store import ObjectRef, load_ref
+from .._core import ObjectRef, load_ref
 from ..pickling.reducer_order import Reduction, find_global
 from .failure import FailureTuple
 from .hints import hint, is_resource

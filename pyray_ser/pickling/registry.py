@@ -30,7 +30,7 @@ from pickle import PickleBuffer
 from types import FunctionType
 from typing import Any
 
-from .. import _store
+from .. import _core
 
 __all__ = ["deregister_serializer", "find", "inherited", "register_serializer", "serializers", "version"]
 
@@ -287,4 +287,4 @@ def _name(cls: type) -> str:
 
 
 # `put` writes arrays and memoryviews without a pickler, so it asks the registry itself.
-_store.set_registry(find, version)
+_core.set_registry(find, version)

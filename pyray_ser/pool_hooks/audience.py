@@ -10,7 +10,7 @@ import os
 import time
 from _thread import get_ident
 
-from .. import _store
+from .. import _core
 from . import pipes
 
 __all__ = ["all_can_attach", "changed", "failed", "launching", "started"]
@@ -70,7 +70,7 @@ def _can_be_looked_into() -> bool:
         return False
 
 
-def all_can_attach(inode: int, store: _store.Store, blocks: bool) -> bool:
+def all_can_attach(inode: int, store: _core.Store, blocks: bool) -> bool:
     """
     Return whether every process that may read from a pipe is a client of the store.
 
@@ -97,7 +97,7 @@ def all_can_attach(inode: int, store: _store.Store, blocks: bool) -> bool:
     return _all_are_clients(inode, store)
 
 
-def _waits_for_start(inode: int, store: _store.Store) -> bool:
+def _waits_for_start(inode: int, store: _core.Store) -> bool:
     """Return whether a reader is no client because it has not started yet."""
     clients = set(store.client_pids())
     if _launching - {get_ident()}:
@@ -109,7 +109,7 @@ def _waits_for_start(inode: int, store: _store.Store) -> bool:
     return any(_starting.get(pid, 0.0) > now for pid in missing)
 
 
-def _all_are_clients(inode: int, store: _store.Store) -> bool:
+def _all_are_clients(inode: int, store: _core.Store) -> bool:
     now = time.monotonic()
     clients = set(store.client_pids())
     known = _known.get(inode)

@@ -12,7 +12,7 @@ import struct
 import sys
 from typing import Any
 
-from .. import _log, _store
+from .. import _log, _core
 from .._descriptors import above_standard
 from ..store import discovery
 from . import imported
@@ -30,12 +30,12 @@ _SLACK = 64 << 20
 _mappings: dict[int, list[tuple[int, int, int]]] = {}
 
 
-def place(store: _store.Store, ref: _store.ObjectRef[Any]) -> int:
+def place(store: _core.Store, ref: _core.ObjectRef[Any]) -> int:
     """Return the place of an object's only buffer in the file of its store; -1 if that is unknown or may change."""
     numpy = imported.numpy()
     if numpy is None or store.spill_dir is not None:
         return -1
-    view: Any = _store.get_buffer(ref)
+    view: Any = _core.get_buffer(ref)
     address = int(numpy.frombuffer(view, "u1").__array_interface__["data"][0])
     for attempt in range(2):
         if attempt or store.id not in _mappings:
@@ -46,7 +46,7 @@ def place(store: _store.Store, ref: _store.ObjectRef[Any]) -> int:
     return -1
 
 
-def _read_mappings(store: _store.Store) -> list[tuple[int, int, int]]:
+def _read_mappings(store: _core.Store) -> list[tuple[int, int, int]]:
     found = []
     fd = store.locator[2]
     if fd < 0:
@@ -89,9 +89,9 @@ def read(blob: bytes, offset: int, nbytes: int) -> bytearray | None:
     ident = _STORE.unpack_from(blob)[0]
     start, pid, _ = _SENDER.unpack_from(blob, _SENDER_AT)
     try:
-        if _store.start_time(pid) != start:
+        if _core.start_time(pid) != start:
             return None
-        for found, fd in _store.stores_of(pid):
+        for found, fd in _core.stores_of(pid):
             if found == ident:
                 return _copy(f"/proc/{pid}/fd/{fd}", offset, nbytes)
     except OSError as error:
@@ -137,7 +137,7 @@ def hook_setrlimit(original: Any) -> Any:
 
 
 def _leave_if_above(limits: Any) -> None:
-    store = _store.default()
+    store = _core.default()
     try:
         limit = int(limits[0])
         with open("/proc/self/statm") as file:

@@ -22,7 +22,7 @@ from _thread import RLock
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-from .. import _log, _store
+from .. import _log, _core
 from ..exceptions import PyraySerError, StoreBusyError
 from ..store.discovery import node_name
 from . import audience, direct, pipes, stored_once
@@ -37,7 +37,7 @@ __all__ = ["Sending", "reaped", "tick"]
 CLOSED, AFTER_DEATH, PATIENCE = 5.0, 5.0, 30.0
 # Seconds between checks of the list.
 LOOK = 0.25
-# The place of the token in a reference, see `_store`: kind, index and serial.
+# The place of the token in a reference, see `_core`: kind, index and serial.
 _TOKEN = slice(40, 56)
 
 
@@ -49,7 +49,7 @@ class _Sent:
     def __init__(
         self,
         identity: bytes,
-        store: _store.Store,
+        store: _core.Store,
         token: tuple[int, int],
         note: int,
         nbytes: int = 0,
@@ -71,7 +71,7 @@ class _Sent:
         """Return whether the object still exists, in flight or with its receiver."""
         if self.store.closed:
             return False
-        return _store.load_ref(self.identity).state == "sealed"
+        return _core.load_ref(self.identity).state == "sealed"
 
     def unread(self, readers: pipes.Readers) -> int | None:
         """Return how many bytes of its pipe are unread; None if no process can read it."""
@@ -113,7 +113,7 @@ class Sending:
         self._entries: list[_Sent] = []
         # None: not determined yet; 0: buffers stay in the message.
         self._inode: int | None = None
-        self._store: _store.Store | None = None
+        self._core: _core.Store | None = None
 
     def take(self, view: memoryview) -> tuple[Any, ...] | None:
         """Store a buffer, or find it in the store; return the arguments for `load`, or None to leave it in the stream."""
@@ -127,17 +127,17 @@ class Sending:
     def _take(self, view: memoryview) -> tuple[Any, ...] | None:
         if self._inode is None:
             self._inode = 0
-            store = _store.default()
+            store = _core.default()
             if store is None or store.closed:
                 return None
             inode = pipes.reading_side(self._connection)
             blocks = view.nbytes > pipes.capacity(self._connection)
             if not inode or not audience.all_can_attach(inode, store, blocks):
                 return None
-            self._inode, self._store = inode, store
+            self._inode, self._core = inode, store
             if self._limit is None:
                 self._limit = store.capacity // 4
-        store = self._store
+        store = self._core
         if not self._inode or store is None or self._limit is None:
             return None
         ref = stored_once.find(view)
@@ -159,7 +159,7 @@ class Sending:
     def cancel(self) -> None:
         """Release everything, because the message is not sent."""
         for entry in self._entries:
-            _store.drop_token(entry.store, entry.identity, entry.token)
+            _core.drop_token(entry.store, entry.identity, entry.token)
         self._entries = []
 
     def enter(self) -> None:
@@ -173,7 +173,7 @@ class Sending:
             entry.written = True
 
 
-def _under_way(store: _store.Store) -> int:
+def _under_way(store: _core.Store) -> int:
     """Return the bytes in flight: objects of this process until they are gone, of others until they have arrived."""
     tick()
     flights = _prune(store)
@@ -186,7 +186,7 @@ def _under_way(store: _store.Store) -> int:
 # ---- the end of messages -------------------------------------------------------------------------------------------------
 
 
-def _prune(store: _store.Store) -> list[dict[str, Any]]:
+def _prune(store: _core.Store) -> list[dict[str, Any]]:
     """Remove what has arrived from the list, except objects that count until they are gone; return all flights of the store."""
     # In this order, because the entries do not contain messages that are sent meanwhile.
     with _lock:
@@ -204,7 +204,7 @@ def reaped() -> None:
     """Handle the messages of children that have ended. Called when one was reaped; fast if there are none."""
     global _deaths
     _deaths = time.monotonic()
-    store = _store.default()
+    store = _core.default()
     try:
         if store is not None and not store.closed and store.stats()["in_flight"]:
             _find_orphans(store.flights(), store)
@@ -213,7 +213,7 @@ def reaped() -> None:
     tick()
 
 
-def _find_orphans(flights: list[dict[str, Any]], store: _store.Store) -> None:
+def _find_orphans(flights: list[dict[str, Any]], store: _core.Store) -> None:
     """List the messages of dead senders."""
     found = {}
     for flight in flights:
@@ -247,7 +247,7 @@ def tick() -> None:
 
 def _look(now: float) -> None:
     died = _death(now)
-    store = _store.default()
+    store = _core.default()
     flights: list[dict[str, Any]] = []
     if store is not None and not store.closed:
         flights = _prune(store)
@@ -257,7 +257,7 @@ def _look(now: float) -> None:
     readers = pipes.Readers()
     for entry in entries:
         if _is_lost(entry, readers, now, died):
-            _store.drop_token(entry.store, entry.identity, entry.token)
+            _core.drop_token(entry.store, entry.identity, entry.token)
             _orphans.pop(entry.token[1], None)
             if entry in _sent:
                 _sent.remove(entry)

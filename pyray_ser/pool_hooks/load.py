@@ -9,7 +9,7 @@ import mmap
 import os
 from typing import TYPE_CHECKING, Any, Literal
 
-from .. import _store
+from .. import _core
 from ..exceptions import PyraySerError
 from . import direct, received_arrays
 
@@ -29,7 +29,7 @@ def _shared(found: tuple[Any, ...]) -> Any:
     if len(found) == _PROCESS:
         return _inherited(*found)
     try:
-        return _store.get(_store.load_ref(found[0]))
+        return _core.get(_core.load_ref(found[0]))
     except (MemoryError, OSError, PyraySerError):
         return _copied(found)
 
@@ -39,12 +39,12 @@ def _private(found: tuple[Any, ...]) -> Any:
     if len(found) == _PROCESS:
         return _inherited(*found)
     try:
-        ref = _store.load_ref(found[0])
+        ref = _core.load_ref(found[0])
         try:
-            return received_arrays.note(_store.get(ref, mmap_mode="c"), ref)
+            return received_arrays.note(_core.get(ref, mmap_mode="c"), ref)
         except (MemoryError, OSError):
             # Maps (vm.max_map_count) or address space have run out: a copy may still work.
-            return bytearray(_store.get(ref))
+            return bytearray(_core.get(ref))
     except (MemoryError, OSError, PyraySerError):
         return _copied(found)
 

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .. import _log, _store
+from .. import _log, _core
 from . import imported, load
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def seal(out: io.BytesIO, blobs: list[bytes]) -> memoryview:
 # ---- receiving ----------------------------------------------------------------------------------------------------------
 
 # Table of a message that was read as raw bytes -> references that keep its objects alive in this process.
-_kept: dict[bytes, list[_store.ObjectRef[Any]]] = {}
+_kept: dict[bytes, list[_core.ObjectRef[Any]]] = {}
 
 
 def _table(data: Any) -> bytes:
@@ -213,14 +213,14 @@ def _table(data: Any) -> bytes:
     return bytes(data[-_TAIL.size - length : -_TAIL.size]) if length + _TAIL.size <= len(data) else b""
 
 
-def _take_over(table: bytes) -> list[_store.ObjectRef[Any]]:
+def _take_over(table: bytes) -> list[_core.ObjectRef[Any]]:
     """Hold the objects of a message in this process instead of its sender."""
     refs = []
     at = 0
     while at < len(table):
         blob = table[at + 1 : at + 1 + table[at]]
         at += 1 + table[at]
-        refs.append(_store.load_ref(blob))
+        refs.append(_core.load_ref(blob))
     return refs
 
 

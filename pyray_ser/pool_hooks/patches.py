@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
 
-from .. import _log, _store
+from .. import _log, _core
 from ..store import discovery
 from . import audience, direct, imported, in_flight, message, processes
 
@@ -75,7 +75,7 @@ def install(options: Options) -> Options | None:
     global _opens
     options.check()
     _opens = True
-    if _store.default() is None:
+    if _core.default() is None:
         # Before any worker starts: a worker without a store would make its own, which ends with it.
         discovery.open_default()
     return _apply(options)
@@ -84,7 +84,7 @@ def install(options: Options) -> Options | None:
 def join(options: Options) -> None:
     """Install in a new process, with its parent's store or without one."""
     try:
-        if _store.default() is None:
+        if _core.default() is None:
             discovery.open_inherited()
     except Exception as error:
         # Then messages go by value.
@@ -269,9 +269,9 @@ class MessagePickler(ForkingPickler):
     def dumps(cls, obj: Any, protocol: int | None = None) -> Any:
         """Pickle a message; its large buffers go through the store if the message goes to a pipe of this host."""
         if protocol is None and _options is not None:
-            if type(obj) is _store.ObjectRef:
+            if type(obj) is _core.ObjectRef:
                 _local.to = None
-                return _store.pickle_for_message(obj)
+                return _core.pickle_for_message(obj)
             taking = sending()
             if taking is not None:
                 with taking as taker:
@@ -343,7 +343,7 @@ def _hook_start(original: Callable[..., Any]) -> Callable[..., Any]:
                 importlib.import_module(f"{package}.backend.popen_loky_posix")
             _hook_loky()
             audience.changed()
-            if _opens and _store.default() is None:
+            if _opens and _core.default() is None:
                 try:
                     discovery.open_default()
                 except Exception as error:

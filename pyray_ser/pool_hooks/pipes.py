@@ -18,7 +18,7 @@ import termios
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
-from .. import _store
+from .. import _core
 from .._descriptors import above_standard, socket_above_standard
 
 __all__ = ["Readers", "capacity", "note_of", "reading_side", "unread_here"]
@@ -135,7 +135,7 @@ class Readers:
 
 def _hidden_clients() -> list[int]:
     """Return the living clients of the store that this process may not examine: they may read from any pipe."""
-    store = _store.default()
+    store = _core.default()
     if store is None or store.closed:
         return []
     found = []

@@ -9,7 +9,7 @@ import os
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from .. import _store
+from .. import _core
 from . import imported
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _BATCH = 4096
 _arrived: dict[int, tuple[weakref.ref[Any], bytes]] = {}
 
 
-def note(buffer: Any, ref: _store.ObjectRef[Any]) -> Any:
+def note(buffer: Any, ref: _core.ObjectRef[Any]) -> Any:
     """Return a replacement for a copy-on-write buffer that `source` recognizes."""
     numpy = imported.numpy()
     if numpy is None:
@@ -38,7 +38,7 @@ def note(buffer: Any, ref: _store.ObjectRef[Any]) -> Any:
     return whole
 
 
-def source(view: memoryview) -> _store.ObjectRef[Any] | None:
+def source(view: memoryview) -> _core.ObjectRef[Any] | None:
     """Return the object all of whose bytes a view shows; None if the view did not arrive, or was written to."""
     numpy = imported.numpy()
     if numpy is None or not _arrived:
@@ -59,7 +59,7 @@ def source(view: memoryview) -> _store.ObjectRef[Any] | None:
     address = _address(numpy.frombuffer(view, numpy.uint8))
     if address != _address(found) or view.nbytes != found.nbytes or not _is_unwritten(address, view.nbytes):
         return None
-    ref = _store.load_ref(known[1])
+    ref = _core.load_ref(known[1])
     return ref if ref.state == "sealed" else None
 
 

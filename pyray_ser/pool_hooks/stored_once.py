@@ -12,7 +12,7 @@ import weakref
 from _thread import RLock
 from typing import TYPE_CHECKING, Any
 
-from .. import _store
+from .. import _core
 from ..exceptions import PyraySerError
 from . import imported, received_arrays
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy
 
     Array = numpy.ndarray[Any, Any]
-    Ref = _store.ObjectRef[Any]
+    Ref = _core.ObjectRef[Any]
 
 __all__ = ["find", "put"]
 
@@ -61,7 +61,7 @@ def put(view: memoryview, limit: int) -> tuple[Ref, bool]:
     tuple of (ObjectRef, bool)
         The object, and whether it is kept for the next time.
     """
-    ref: Ref = _store.put(view)
+    ref: Ref = _core.put(view)
     if not _is_array(view):
         return ref, False
     owner, _ = _constant_owner(view)
@@ -117,7 +117,7 @@ def _unchanged(view: memoryview, ref: Ref) -> bool:
     import numpy
 
     try:
-        stored = numpy.frombuffer(_store.get(ref), numpy.uint8)
+        stored = numpy.frombuffer(_core.get(ref), numpy.uint8)
     except PyraySerError:  # it is gone or cannot be read: store it again
         return False
     ours = numpy.frombuffer(view, numpy.uint8)

@@ -1,7 +1,7 @@
 """The functions that streams of `put` name for torch; part of the format.
 
 torch has no read-only flag, and a write into read-only memory ends the process. So tensors lie over a copy-on-write
-mapping of the stored object (`_store.writable_twin`): a page is copied when it is written to, and other processes and
+mapping of the stored object (`_core.writable_twin`): a page is copied when it is written to, and other processes and
 other calls of `get` do not see the change. Bytes that are not in a store are copied, unless they are writable.
 """
 
@@ -11,7 +11,7 @@ import torch
 from numpy import dtype as _dtype
 from numpy import ndarray
 
-from .._store import writable_twin
+from .._core import writable_twin
 
 __all__ = ["Memory", "contiguous", "storage", "tensor", "view", "whole"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-from .. import _store
+from .. import _core
 from .._descriptors import above_standard
 
 __all__ = ["ENVIRONMENT", "enable", "forget", "read"]
@@ -25,7 +25,7 @@ _lists: dict[int, tuple[int, tuple[int, int]]] = {}
 
 def enable() -> None:
     """Record where this process makes objects from now on."""
-    _store.set_note_origin(_note)
+    _core.set_note_origin(_note)
 
 
 def _identity(fd: int) -> tuple[int, int]:

@@ -15,7 +15,7 @@ import sys
 from _thread import RLock
 from contextlib import suppress
 
-from .. import _log, _store
+from .. import _log, _core
 
 TYPE_CHECKING = False  # importing typing for this would cost more than the rest of this module
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def _after_fork_in_child() -> None:
     global _lock
     _lock = RLock()
     _explicit.clear()
-    store = _store.default()
+    store = _core.default()
     if store is not None and not store.closed and not store.orphaned:
         _set_hint(store)
 
@@ -55,14 +55,14 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 # ---- the hint ---------------------------------------------------------------------------------------------------------
 
 
-def _set_hint(store: _store.Store) -> None:
+def _set_hint(store: _core.Store) -> None:
     pid, start, fd = store.locator
     os.environ[HINT] = f"{store.id:016x}:{pid}:{start}:{fd}:{store.path or ''}"
     if store.closed:  # by a handler or finalizer, after the first line
         _clear_hint(store)
 
 
-def _clear_hint(store: _store.Store) -> None:
+def _clear_hint(store: _core.Store) -> None:
     hint = _read_hint()
     if hint is not None and hint[0] == store.id:
         # A handler or finalizer that closes stores may have come between.
@@ -112,10 +112,10 @@ def _multiprocessing_parent() -> int:
     return parent.pid if parent is not None and parent.pid is not None else 0
 
 
-def _attach(pid: int, fd: int, ident: int) -> _store.Store | None:
+def _attach(pid: int, fd: int, ident: int) -> _core.Store | None:
     """Attach to a store of another process; return None if that is impossible."""
     try:
-        return _store.attach_pid(
+        return _core.attach_pid(
             pid, fd, ident, lock_timeout=_options.get("lock_timeout", 0.0), flags=_options.get("flags", 0)
         )
     except (OSError, ValueError):
@@ -123,7 +123,7 @@ def _attach(pid: int, fd: int, ident: int) -> _store.Store | None:
         return None
 
 
-def _inherited() -> _store.Store | None:
+def _inherited() -> _core.Store | None:
     """Find the store of the process that started this one."""
     hint = _read_hint()
     if hint is not None and hint[0] not in _closed:
@@ -145,7 +145,7 @@ def _inherited() -> _store.Store | None:
     if not parent:
         return None
     for pid in dict.fromkeys((parent, *_ancestors(os.getppid()))):
-        for ident, fd in _store.stores_of(pid):
+        for ident, fd in _core.stores_of(pid):
             if ident not in _closed:
                 found = _attach(pid, fd, ident)
                 if found is not None:
@@ -153,7 +153,7 @@ def _inherited() -> _store.Store | None:
     return None
 
 
-def find(ident: int, pid: int = 0, start: int = 0, fd: int = -1) -> _store.Store | None:
+def find(ident: int, pid: int = 0, start: int = 0, fd: int = -1) -> _core.Store | None:
     """
     Find the store with this identity.
 
@@ -169,7 +169,7 @@ def find(ident: int, pid: int = 0, start: int = 0, fd: int = -1) -> _store.Store
     Store or None
     """
     with _lock:
-        for store in _store.open_stores():
+        for store in _core.open_stores():
             if store.id == ident:
                 return store
         if pid and pid != os.getpid():
@@ -179,7 +179,7 @@ def find(ident: int, pid: int = 0, start: int = 0, fd: int = -1) -> _store.Store
         hint = _read_hint()
         candidates = [hint[1]] if hint is not None and hint[0] == ident else []
         candidates += [_multiprocessing_parent(), *_ancestors(os.getppid())]
-        for store in _store.open_stores():
+        for store in _core.open_stores():
             candidates += store.client_pids()
         for candidate in dict.fromkeys(candidates):
             if candidate and candidate != os.getpid():
@@ -195,30 +195,30 @@ def find(ident: int, pid: int = 0, start: int = 0, fd: int = -1) -> _store.Store
     return None
 
 
-def reattach(store: _store.Store) -> bool:
+def reattach(store: _core.Store) -> bool:
     """Make a forked child that got no client slot a client of its store again."""
     with _lock:
         if not store.orphaned:
             return True
         for pid in _ancestors(os.getppid()):
-            for ident, fd in _store.stores_of(pid):
+            for ident, fd in _core.stores_of(pid):
                 if ident == store.id and store.attach_again(pid, fd):
                     return True
         # The descriptor that it inherited by the fork leads to the store, too.
         return any(
-            ident == store.id and store.attach_again(os.getpid(), fd) for ident, fd in _store.stores_of(os.getpid())
+            ident == store.id and store.attach_again(os.getpid(), fd) for ident, fd in _core.stores_of(os.getpid())
         )
 
 
-def renew(store: _store.Store) -> None:
+def renew(store: _core.Store) -> None:
     """In a forked child: release the inherited references, but not the views, and stay a client of the store."""
     with _lock:
         # Without a free slot for a second client it keeps what it inherited.
-        if store.renew() and store is _store.default():
+        if store.renew() and store is _core.default():
             _set_hint(store)
 
 
-def unreachable(ref: _store.ObjectRef[Any], node: bytes) -> Exception:
+def unreachable(ref: _core.ObjectRef[Any], node: bytes) -> Exception:
     """Return the error for a reference whose store cannot be found, naming the node it came from."""
     from ..exceptions import ForeignStoreError, ObjectLostError
 
@@ -247,7 +247,7 @@ _node: bytes | None = None
 # ---- opening ----------------------------------------------------------------------------------------------------------
 
 
-def open_store(name: str | None = None, *, inherit: bool = True, **options: Any) -> _store.Store:
+def open_store(name: str | None = None, *, inherit: bool = True, **options: Any) -> _core.Store:
     """
     Open the store that this process uses from now on.
 
@@ -275,7 +275,7 @@ def open_store(name: str | None = None, *, inherit: bool = True, **options: Any)
             from . import named_stores
 
             path = named_stores.path_of(name)
-        store, joined = _store.default(), False
+        store, joined = _core.default(), False
         late = store is not None
         if store is not None:
             if path is not None and store.path != path:
@@ -294,7 +294,7 @@ def open_store(name: str | None = None, *, inherit: bool = True, **options: Any)
     return store
 
 
-def _open(path: str | None, inherit: bool, options: dict[str, Any]) -> tuple[_store.Store, bool]:
+def _open(path: str | None, inherit: bool, options: dict[str, Any]) -> tuple[_core.Store, bool]:
     """Open a store and make it the default of this process; also return whether another process had made it."""
     before = dict(_options)
     _options.update(options)
@@ -313,14 +313,14 @@ def _open(path: str | None, inherit: bool, options: dict[str, Any]) -> tuple[_st
     return store, joined
 
 
-def _use(store: _store.Store) -> None:
+def _use(store: _core.Store) -> None:
     """Make a store the one that `put` uses, unless a handler or finalizer has closed it by now."""
     # In one expression, which nothing interrupts.
-    _store.set_default(_store.default() if store.closed else store)
+    _core.set_default(_core.default() if store.closed else store)
     _set_hint(store)
 
 
-def _find_or_make(path: str | None, inherit: bool, options: dict[str, Any]) -> tuple[_store.Store, bool]:
+def _find_or_make(path: str | None, inherit: bool, options: dict[str, Any]) -> tuple[_core.Store, bool]:
     if path is not None:
         from . import named_stores
 
@@ -330,7 +330,7 @@ def _find_or_make(path: str | None, inherit: bool, options: dict[str, Any]) -> t
         return found, True
     from .options import for_new_store
 
-    made = _store.create_store(**for_new_store(options))
+    made = _core.create_store(**for_new_store(options))
     parent = _multiprocessing_parent() if inherit else 0
     if parent and os.getppid() != 1:
         _log.info(
@@ -340,7 +340,7 @@ def _find_or_make(path: str | None, inherit: bool, options: dict[str, Any]) -> t
     return made, False
 
 
-def _ignored(store: _store.Store, options: dict[str, Any], joined: bool) -> str:
+def _ignored(store: _core.Store, options: dict[str, Any], joined: bool) -> str:
     if not options:
         return ""
     from .options import ignored
@@ -348,16 +348,16 @@ def _ignored(store: _store.Store, options: dict[str, Any], joined: bool) -> str:
     return ignored(store, options, joined)
 
 
-def open_inherited() -> _store.Store | None:
+def open_inherited() -> _core.Store | None:
     """Open the store of the process that started this one; return None if there is none that this one can attach."""
     with _lock:
-        store = _store.default() or _inherited()
+        store = _core.default() or _inherited()
         if store is not None:
             _use(store)
         return store
 
 
-def open_default() -> _store.Store:
+def open_default() -> _core.Store:
     """Open the store for a `put` that comes before any `init`."""
     return open_store(**_options)
 
@@ -370,7 +370,7 @@ def close_all() -> None:
     if window is not None:
         window.abort_all()
     with _lock:
-        for store in _store.open_stores():
+        for store in _core.open_stores():
             _clear_hint(store)
             if store.path is not None:
                 from .named_stores import leave
@@ -382,6 +382,6 @@ def close_all() -> None:
             if "pyray_ser.store.allocation_sites" in sys.modules:
                 sys.modules["pyray_ser.store.allocation_sites"].forget(store.id)
         forget()
-        _store.set_default(None)
+        _core.set_default(None)
         _options.clear()
         _explicit.clear()

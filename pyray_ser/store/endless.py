@@ -10,7 +10,7 @@ import _thread
 import os
 import sys
 
-from .. import _log, _store
+from .. import _core, _log
 from ..exceptions import GetTimeoutError, NameNotFoundError
 
 TYPE_CHECKING = False  # importing typing for this would cost more than the rest of this module
@@ -47,7 +47,7 @@ def _children() -> bool:
     return False
 
 
-def check_seal(ref: _store.ObjectRef[Any]) -> None:
+def check_seal(ref: _core.ObjectRef[Any]) -> None:
     """
     Raise if only this thread can seal an object that it waits for without a timeout.
 
@@ -65,7 +65,7 @@ def check_seal(ref: _store.ObjectRef[Any]) -> None:
     )
 
 
-def check_name(store: _store.Store, name: str) -> None:
+def check_name(store: _core.Store, name: str) -> None:
     """
     Raise if no process can put a name that this one waits for without a timeout; otherwise log the wait.
 
@@ -73,7 +73,7 @@ def check_name(store: _store.Store, name: str) -> None:
     ------
     NameNotFoundError
     """
-    given = sorted(known for known, _ in _store.names_of(store))
+    given = sorted(known for known, _ in _core.names_of(store))
     there = f"the store has {', '.join(map(repr, given[:5]))}{' and more' if len(given) > 5 else ''}" if given else (
         "the store has no named objects"
     )  # fmt: skip

@@ -21,7 +21,7 @@ from _thread import get_ident
 from contextlib import ExitStack, contextmanager, suppress
 from weakref import WeakSet
 
-from .. import _log, _store
+from .. import _log, _core
 
 TYPE_CHECKING = False  # importing typing takes longer than the rest of this module
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def guard(folder: str, timeout: float = 1.0) -> Iterator[None]:
     """Exclude other processes from opening and removing stores in `folder`; wait at most `timeout` seconds for them."""
     until = time.monotonic() + timeout
     while True:
-        with _store.Opened(folder, os.O_RDONLY | os.O_DIRECTORY, get_ident()) as opened:
+        with _core.Opened(folder, os.O_RDONLY | os.O_DIRECTORY, get_ident()) as opened:
             _guards.add(opened)
             if _locked(opened) and os.path.samestat(os.fstat(opened.fileno()), os.stat(folder)):
                 yield
@@ -132,7 +132,7 @@ def guard(folder: str, timeout: float = 1.0) -> Iterator[None]:
 
 
 # What is open in `guard`.
-_guards: WeakSet[_store.Opened] = WeakSet()
+_guards: WeakSet[_core.Opened] = WeakSet()
 
 
 def _after_fork_in_child() -> None:
@@ -146,7 +146,7 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def _locked(opened: _store.Opened) -> bool:
+def _locked(opened: _core.Opened) -> bool:
     try:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -164,7 +164,7 @@ def _made(folder: str) -> bool:
 
 def _give_owner_rights(folder: str) -> None:
     """Restore the owner's rights that the umask removed from a new directory; do not follow a link in its place."""
-    with _store.Opened(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW) as opened:
+    with _core.Opened(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW) as opened:
         found = os.fstat(opened.fileno())
         if found.st_uid == os.geteuid() and found.st_mode & 0o777 != 0o700:
             os.chmod(f"/proc/self/fd/{opened.fileno()}", 0o700)
@@ -207,7 +207,7 @@ def mapped_by(device: int, inode: int) -> list[int]:
 def is_store(path: str) -> bool:
     """Return whether the file `path` is a store of this user; other files must not be removed."""
     try:
-        opened = _store.Opened(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        opened = _core.Opened(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return False
     with opened:
@@ -223,7 +223,7 @@ def in_use(path: str) -> bool:
     A client holds a record lock on the file, which is seen from other pid namespaces and containers too. Code that closes all
     descriptors of a process drops that lock; such a process still has the file mapped.
     """
-    with _store.Opened(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK) as opened:
+    with _core.Opened(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK) as opened:
         lock = fcntl.fcntl(opened, _F_OFD_GETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
         if struct.unpack(_FLOCK, lock)[0] != fcntl.F_UNLCK:
             return True
@@ -267,7 +267,7 @@ def _remove_others_that_are_dead(folder: str, path: str) -> None:
                 _log.debug("left the file of the store %s where it is: %s", other, error)
 
 
-def open_named(path: str, options: dict[str, Any]) -> tuple[_store.Store, bool]:
+def open_named(path: str, options: dict[str, Any]) -> tuple[_core.Store, bool]:
     """
     Attach to the store in the file `path`, or make it if no process uses one there.
 
@@ -282,21 +282,21 @@ def open_named(path: str, options: dict[str, Any]) -> tuple[_store.Store, bool]:
         try:
             _remove_others_that_are_dead(folder, path)
             if os.path.lexists(path) and not remove_dead(path):
-                return _store.attach_path(path, **attach), True
+                return _core.attach_path(path, **attach), True
             from .options import for_new_store
 
-            return _store.create_store(path, **for_new_store(options, folder)), False
+            return _core.create_store(path, **for_new_store(options, folder)), False
         finally:
             remove_directory(folder)  # no store was made
 
 
-def attach_existing(path: str, ident: int, timeout: float = 1.0, flags: int = 0) -> _store.Store | None:
+def attach_existing(path: str, ident: int, timeout: float = 1.0, flags: int = 0) -> _core.Store | None:
     """Attach to the store in the file `path` if it has this identity; return None if it is gone."""
     folder = os.path.dirname(path)
     try:
         check_directory(folder)
         with guard(folder, timeout):
-            store = _store.attach_path(path, lock_timeout=timeout, flags=flags)
+            store = _core.attach_path(path, lock_timeout=timeout, flags=flags)
     except (OSError, ValueError) as error:
         _log.debug("the store %016x is looked for elsewhere than at %s: %s", ident, path, error)
         return None
@@ -306,7 +306,7 @@ def attach_existing(path: str, ident: int, timeout: float = 1.0, flags: int = 0)
     return None
 
 
-def leave(store: _store.Store) -> None:
+def leave(store: _core.Store) -> None:
     """Remove the file of a named store if all its living clients are leaving. Call it before the store is closed."""
     path = store.path
     if path is None or store.closed or store.orphaned:
@@ -322,7 +322,7 @@ def leave(store: _store.Store) -> None:
         _log.debug("left the file of the store %s where it is: %s", path, error)
 
 
-def _is_file_of(store: _store.Store, path: str) -> bool:
+def _is_file_of(store: _core.Store, path: str) -> bool:
     """Return whether the file `path` still belongs to this store: another store may have the name by now."""
     fd = store.locator[2]
     ours, theirs = os.fstat(fd), os.stat(path, follow_symlinks=False)
@@ -331,7 +331,7 @@ def _is_file_of(store: _store.Store, path: str) -> bool:
 
 def leave_all() -> None:
     """Leave all named stores at the end of the interpreter, so that the last process leaves no file."""
-    for store in _store.open_stores():
+    for store in _core.open_stores():
         leave(store)
 
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 from operator import index
 
-from .. import _store
+from .. import _core
 
 TYPE_CHECKING = False  # importing typing for this would cost more than the rest of this module
 if TYPE_CHECKING:
     from typing import Any
 
-    from .._store import Store
+    from .._core import Store
 
 __all__ = [
     "CAPACITY",
@@ -238,7 +238,7 @@ def _room_in(folder: str) -> int:
     size = found.f_blocks * found.f_frsize
     if size == 0:  # a tmpfs without a limit
         return 0
-    default = _store.default_capacity()
+    default = _core.default_capacity()
     # The tables of the store need pages, too.
     room = max(_CAPACITY_MIN, size - max(size // 16, 2 << 20))
     return room if room < default else 0

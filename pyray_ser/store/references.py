@@ -2,7 +2,7 @@
 
 A reference leaves a process in three ways, and each holds the object differently:
 
-- inside a value that is put into the same store: the new object holds the old one (decided in `_store`);
+- inside a value that is put into the same store: the new object holds the old one (decided in `_core`);
 - by multiprocessing's own pickler (Queue, Pipe, Pool, arguments of a Process): loaded once, so a token in flight holds the
   object until the receiver has taken over;
 - by any other pickler: may be loaded any number of times, so the object is held until `free` or the end of the `scope`.
@@ -14,7 +14,7 @@ import sys
 from html import escape
 
 from .. import _load_ref
-from .._store import ObjectRef, reduce_for_message
+from .._core import ObjectRef, reduce_for_message
 from .discovery import node_name
 from .scopes import hold
 

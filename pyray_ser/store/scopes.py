@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from contextvars import ContextVar
 
-from .. import _store
+from .. import _core
 
 TYPE_CHECKING = False  # importing typing for this would cost more than the rest of this module
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Scope:
         self._sticky: dict[bytes, tuple[int, tuple[int, int]]] = {}
         # tokens of messages; most are ended by their receivers, and ending one twice is harmless
         self._once: dict[tuple[int, bytes, tuple[int, int]], None] = {}
-        self._forks = _store.fork_count()
+        self._forks = _core.fork_count()
 
     def __len__(self) -> int:
         return len(self._sticky) + len(self._once)
@@ -37,7 +37,7 @@ class Scope:
 
     def add(self, store_id: int, identity: bytes, token: tuple[int, int], sticky: bool) -> None:
         if sticky:
-            _store.scope_holds()
+            _core.scope_holds()
             self._sticky[identity] = (store_id, token)
         else:
             self._once[store_id, identity, token] = None
@@ -45,14 +45,14 @@ class Scope:
     def discard(self, identity: bytes) -> None:
         """End the token of an object that was freed, so that `stats` no longer counts it."""
         store_id, token = self._sticky.pop(identity, (0, None))
-        if token is None or _store.fork_count() != self._forks:
+        if token is None or _core.fork_count() != self._forks:
             return
-        for store in _store.open_stores():
+        for store in _core.open_stores():
             if store.id == store_id:
-                _store.drop_token(store, identity, token)
+                _core.drop_token(store, identity, token)
 
     def forget(self) -> None:
-        left = {store.id for store in _store.open_stores()}
+        left = {store.id for store in _core.open_stores()}
         # One step at a time over a copy: other threads, handlers and finalizers pickle references meanwhile.
         for identity, held in self._sticky.copy().items():
             if held[0] not in left:
@@ -65,15 +65,15 @@ class Scope:
         """End the tokens. A forked child leaves those of its parent alone."""
         sticky, once = self._sticky, self._once
         self._sticky, self._once = {}, {}
-        if _store.fork_count() != self._forks:
+        if _core.fork_count() != self._forks:
             return
-        stores = {store.id: store for store in _store.open_stores()}
+        stores = {store.id: store for store in _core.open_stores()}
         for identity, (store_id, token) in sticky.items():
             if store_id in stores:
-                _store.drop_token(stores[store_id], identity, token)
+                _core.drop_token(stores[store_id], identity, token)
         for store_id, identity, token in once:
             if store_id in stores:
-                _store.drop_token(stores[store_id], identity, token)
+                _core.drop_token(stores[store_id], identity, token)
 
 
 _current: ContextVar[Scope | None] = ContextVar("pyray_ser.scope", default=None)
@@ -125,7 +125,7 @@ def current() -> Scope:
     return _outermost if bound is None else bound
 
 
-def hold(ref: _store.ObjectRef[Any], kind: int, node: bytes) -> bytes:
+def hold(ref: _core.ObjectRef[Any], kind: int, node: bytes) -> bytes:
     """
     Take a token for a pickled reference and return the bytes that travel.
 

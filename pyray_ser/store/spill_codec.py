@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from .._store import Store
+    from .._core import Store
 
 __all__ = ["Form", "check_files", "flags"]
 
@@ -138,13 +138,13 @@ def check_files(store: Store, spill_dir: str) -> tuple[int, list[dict[str, Any]]
     Parameters
     ----------
     store : Store
-        The copy of the store's tables that ``_store.snapshot`` returned.
+        The copy of the store's tables that ``_core.snapshot`` returned.
     spill_dir : str
 
     Returns
     -------
     tuple of (int, list of dict)
-        As from ``_store.check_spilled``.
+        As from ``_core.check_spilled``.
     """
     given = (_DIGEST if store.spill_checksum else 0) | {None: 0, "lz4": _LZ4, "zstd": _ZSTD}[store.spill_compress]
     form = Form(given) if given else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from errno import ENOSPC
 
 from .. import exceptions as exc
-from .._store import STATUS, ObjectRef, Store
+from .._core import STATUS, ObjectRef, Store
 
 TYPE_CHECKING = False  # importing typing for this would cost more than the rest of this module
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import time
 from collections import deque
 from contextlib import suppress
 
-from .. import _store
-from .._store import get
+from .. import _core
+from .._core import get
 
 TYPE_CHECKING = False  # importing typing for this would cost more than the rest of this module
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from typing import Any, TypeAlias
 
-    Ref: TypeAlias = _store.ObjectRef[Any]
+    Ref: TypeAlias = _core.ObjectRef[Any]
     Target: TypeAlias = Future[Any] | asyncio.Future[Any]
     Loop: TypeAlias = asyncio.AbstractEventLoop
     Entry: TypeAlias = tuple[Ref, Loop | None, Target]
@@ -75,12 +75,12 @@ class _Watcher:
                     return
                 self._runs = True
             # Read the counters before checking: a later change ends the sleep immediately.
-            stores = {store.id: store for store in _store.open_stores()}
-            seen = {ident: _store.epoch(store) for ident, store in stores.items()}
+            stores = {store.id: store for store in _core.open_stores()}
+            seen = {ident: _core.epoch(store) for ident, store in stores.items()}
             if new:
-                _store.watch([entry[0] for entry in new])
+                _core.watch([entry[0] for entry in new])
                 watched += new
-            ready = _store.scan([entry[0] for entry in watched])
+            ready = _core.scan([entry[0] for entry in watched])
             if ready:
                 self._deliver([watched[i] for i in ready])
                 gone = set(ready)
@@ -89,12 +89,12 @@ class _Watcher:
                 continue
             self._sleep(watched, stores, seen)
 
-    def _sleep(self, watched: list[Entry], stores: dict[int, _store.Store], seen: dict[int, int]) -> None:
+    def _sleep(self, watched: list[Entry], stores: dict[int, _core.Store], seen: dict[int, int]) -> None:
         waited_for = {entry[0].store_id for entry in watched}
         live = [ident for ident in waited_for if ident in stores]
         if len(live) == 1:
             # New entries wait until the end of this short sleep; ready references never come here.
-            _store.wait_epoch(stores[live[0]], seen[live[0]], 0.01)
+            _core.wait_epoch(stores[live[0]], seen[live[0]], 0.01)
         else:
             time.sleep(0.005)
         if any(entry[2].cancelled() for entry in watched):
@@ -163,7 +163,7 @@ async def wait_async(ref: Ref) -> Any:
     ----------
     ref : ObjectRef
     """
-    if _store.is_ready(ref):
+    if _core.is_ready(ref):
         return get(ref)
     import asyncio
 
@@ -188,7 +188,7 @@ def future(ref: Ref) -> Future[Any]:
     from concurrent.futures import Future
 
     target: Future[Any] = Future()
-    if _store.is_ready(ref):
+    if _core.is_ready(ref):
         _resolve(ref, target)
     else:
         _watcher.add(ref, None, target)
@@ -220,8 +220,8 @@ def wait(refs: list[Any], *, num_returns: int = 1, timeout: float | None = None)
         raise TypeError(f"wait() takes a list of ObjectRefs, not {type(refs).__name__!r}")
     promised = False
     for ref in refs:
-        if not isinstance(ref, _store.ObjectRef):
-            if not _store.is_promise(ref):
+        if not isinstance(ref, _core.ObjectRef):
+            if not _core.is_promise(ref):
                 raise TypeError(str(not_refs("wait", ref)))
             promised = True
     if len(set(refs)) != len(refs):
@@ -240,18 +240,18 @@ def wait(refs: list[Any], *, num_returns: int = 1, timeout: float | None = None)
         return _split(refs, ready[:num_returns])
     marked = False
     while True:
-        stores = {store.id: store for store in _store.open_stores()}
+        stores = {store.id: store for store in _core.open_stores()}
         live = [ident for ident in {ref.store_id for ref in refs} if ident in stores]
-        seen = {ident: _store.epoch(stores[ident]) for ident in live}
+        seen = {ident: _core.epoch(stores[ident]) for ident in live}
         if not marked and timeout != 0:
-            _store.watch(refs)
+            _core.watch(refs)
             marked = True
-        ready = _store.scan(refs)
+        ready = _core.scan(refs)
         left = 0.1 if deadline is None else deadline - time.monotonic()
         if len(ready) >= num_returns or left <= 0:
             return _split(refs, ready[:num_returns])
         if len(live) == 1:
-            _store.wait_epoch(stores[live[0]], seen[live[0]], min(left, 0.1))
+            _core.wait_epoch(stores[live[0]], seen[live[0]], min(left, 0.1))
         else:
             time.sleep(min(left, 0.002))
 

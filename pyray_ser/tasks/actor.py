@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from .. import _log
 from .._calls import take_first
-from .._store import fork_count
+from .._core import fork_count
 from ..exceptions import ObjectLostError, TaskCancelledError, WorkerDiedError
 from . import protocol, settings
 from .call import Call, after, make, stop

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from .._store import ObjectRef
+from .._core import ObjectRef
 from ..exceptions import SerializationError
 from . import protocol
 from .channel import Job, number, stop

@@ -15,9 +15,9 @@ __all__ = ["forget_inherited", "run"]
 
 def forget_inherited() -> None:
     """Prevent functions that the parent registered from running here. Call this once, when a worker starts."""
-    from .. import _store
+    from .. import _core
 
-    if not _store.fork_count():
+    if not _core.fork_count():
         return
     for finalizer in list(getattr(weakref.finalize, "_registry", ())):
         finalizer.atexit = False

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from .. import _store
+from .. import _core
 from .._calls import Descriptor
 from .._descriptors import above_standard, socket_above_standard
 
@@ -68,7 +68,7 @@ class Visitors:
                 return
             deliver_challenge(connection, self._authkey)
             answer_challenge(connection, self._authkey)
-            connection.send_bytes(WELCOME.pack(os.getpid(), _store.start_time(os.getpid())))
+            connection.send_bytes(WELCOME.pack(os.getpid(), _core.start_time(os.getpid())))
         except (OSError, EOFError, AuthenticationError):
             connection.close()
             return

@@ -14,9 +14,9 @@ import os
 import pickle
 from typing import TYPE_CHECKING, Any, cast
 
-from .. import _store
+from .. import _core
+from .._core import ObjectRef, load_ref
 from .._frames import pack, unpack
-from .._store import ObjectRef, load_ref
 from ..exceptions import GetTimeoutError, ObjectLostError, ObjectStoreFullError, PyraySerError
 from .refs import Outcome, TaskRef
 
@@ -65,7 +65,7 @@ class _Promised:
 
         left = None if deadline is None else max(0.0, deadline - monotonic())
         try:
-            form = _store.get(self.promise, timeout=left)
+            form = _core.get(self.promise, timeout=left)
         except GetTimeoutError:
             return True
         except PyraySerError as error:
@@ -113,7 +113,7 @@ def _read(form: memoryview) -> Any:
     if kind == "packed":
         return unpack(held)
     held = load_ref(held)
-    return held if kind == "result" else _store.get(held).outcome
+    return held if kind == "result" else _core.get(held).outcome
 
 
 class _Promises:
@@ -193,7 +193,7 @@ def _record(outcome: Outcome) -> tuple[Ref | None, tuple[str, bytes]]:
         small = pack(outcome)
         if len(small) <= ROOM - 64:
             return None, ("packed", small)
-    held = _store.put(_Settled(outcome))
+    held = _core.put(_Settled(outcome))
     return held, ("other", held.travel(0, b"")[0])
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from .. import _calls, _store
+from .. import _calls, _core
 from .._calls import Descriptor
 from .._descriptors import above_standard
 from ..exceptions import WorkerDiedError
@@ -88,11 +88,11 @@ class Process:
         # It has reported that it takes calls; this process has ended it.
         self.ready = self._ended_here = False
         # The children attach to this store, so it must exist first.
-        if _store.default() is None:
+        if _core.default() is None:
             from ..store.discovery import open_default
 
             open_default()
-        owner = (os.getpid(), _store.start_time(os.getpid()))
+        owner = (os.getpid(), _core.start_time(os.getpid()))
         from .worker import main
 
         self.pipe, theirs = _calls.pipe()
@@ -290,7 +290,7 @@ def end_with(owner: tuple[int, int]) -> None:
         watch = above_standard(os.pidfd_open(pid))
     except (AttributeError, OSError):
         watch = None
-    if watch is not None and _store.start_time(pid) != start:
+    if watch is not None and _core.start_time(pid) != start:
         # Another process may have the pid by now, or /proc may not show the owner: nothing is proven.
         os.close(watch)
         watch = None
@@ -311,11 +311,11 @@ def end_with(owner: tuple[int, int]) -> None:
 
 def let_go_of_inherited() -> None:
     """Release the references that the owner had at the fork; otherwise this process would hold their objects until its end."""
-    if not _store.fork_count():
+    if not _core.fork_count():
         return
     from ..store.discovery import renew
 
-    for store in _store.open_stores():
+    for store in _core.open_stores():
         renew(store)
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 from struct import Struct
 from typing import Any
 
+from .._core import ObjectRef, load_ref
 from .._frames import pack_or_put, unpack
-from .._store import ObjectRef, load_ref
 
 __all__ = [
     "ACK",
@@ -115,6 +115,6 @@ def load(payload: memoryview) -> Any:
     held = outcome(payload)
     if type(held) is bytes:
         return unpack(held)
-    from .._store import get
+    from .._core import get
 
     return get(held)

@@ -16,9 +16,9 @@ from collections import deque
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from .. import _log, _store
+from .. import _core, _log
+from .._core import ObjectRef, fork_count
 from .._frames import unpack
-from .._store import ObjectRef, fork_count
 from ..exceptions import GetTimeoutError, ObjectFreedError, ObjectLostError, TaskCancelledError
 from .errors import Failure, raise_failure
 
@@ -222,7 +222,7 @@ class TaskRef:
                 return unpack_writable(outcome)
             return unpack(outcome)
         if type(outcome) is ObjectRef:
-            return _store.get(outcome, mmap_mode=mmap_mode)
+            return _core.get(outcome, mmap_mode=mmap_mode)
         if type(outcome) is Failure:
             raise_failure(outcome)
         assert isinstance(outcome, BaseException)
@@ -279,7 +279,7 @@ class TaskRef:
         if outcome is None:
             self.add_done_callback(TaskRef.free)
         elif type(outcome) is ObjectRef:
-            _store.free(outcome)
+            _core.free(outcome)
         elif type(outcome) is bytes:
             self._outcome = ObjectFreedError(ref=repr(self))
 
@@ -353,7 +353,7 @@ def get(refs: Any, timeout: float | None = None, mmap_mode: MmapMode = "r") -> A
         if type(ref) is not ObjectRef:
             raise TypeError(f"get() takes ObjectRefs, but the list holds {type(ref).__name__!r}: {ref!r:.80}")
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        values.append(_store.get(ref, timeout=left, mmap_mode=mmap_mode))
+        values.append(_core.get(ref, timeout=left, mmap_mode=mmap_mode))
     return values
 
 
@@ -436,8 +436,8 @@ def wait(refs: list[Any], num_returns: int, deadline: float | None) -> list[int]
 
 def _ready(refs: list[Any]) -> list[int]:
     return [
-        i for i, ref in enumerate(refs) if (ref._outcome is not None if type(ref) is TaskRef else _store.is_ready(ref))
+        i for i, ref in enumerate(refs) if (ref._outcome is not None if type(ref) is TaskRef else _core.is_ready(ref))
     ]
 
 
-_store.set_promises(TaskRef, get)
+_core.set_promises(TaskRef, get)

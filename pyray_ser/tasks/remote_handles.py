@@ -19,7 +19,7 @@ from _thread import start_new_thread
 from collections import deque
 from typing import Any
 
-from .. import _store
+from .. import _core
 from .._calls import Descriptor
 from .._descriptors import above_standard, socket_above_standard
 from ..exceptions import WorkerDiedError
@@ -41,7 +41,7 @@ def reduce(handle: ActorHandle) -> tuple[Any, ...]:
     token = secrets.randbits(63)
     client.channel.send(protocol.write(protocol.EXPECT, token))
     _grips[client.address] = weakref.ref(handle._grip)
-    return load, (handle._name, handle._methods, client.address, client.pid, _store.start_time(client.pid), token)
+    return load, (handle._name, handle._methods, client.address, client.pid, _core.start_time(client.pid), token)
 
 
 def load(name: str, methods: dict[str, bool], address: str, pid: int, start: int, token: int) -> ActorHandle:
@@ -72,7 +72,7 @@ class _Remote:
             watch = Descriptor(os.pidfd_open(pid))
         except (ProcessLookupError, AttributeError, NotImplementedError):
             return
-        if _store.start_time(pid) == start:
+        if _core.start_time(pid) == start:
             self.watch = watch
 
     def kill(self) -> None:

@@ -13,7 +13,7 @@ from itertools import count
 from sys import is_finalizing
 from typing import TYPE_CHECKING
 
-from .._store import ObjectRef
+from .._core import ObjectRef
 from . import backpressure
 from .refs import SLICE, Source, TaskRef, patience
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Itera
 from concurrent.futures import Future
 from typing import Any, Generic, Literal, Never, ParamSpec, Protocol, TypeAlias, TypeVar, overload
 
-from .._store import ObjectRef
+from .._core import ObjectRef
 from .actor import kill as kill
 
 _P = ParamSpec("_P")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from .._store import ObjectRef, get
+from .._core import ObjectRef, get
 from ..exceptions import SerializationError, TaskCancelledError
 from . import finalizing, process, protocol
 from .backpressure import Flow

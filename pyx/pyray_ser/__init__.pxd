@@ -1,1 +1,1 @@
-# Marks this directory as the package's declarations, so that `cimport pyray_ser._store` finds _store.pxd here.
+# Marks this directory as the package's declarations, so that `cimport pyray_ser._core` finds _core.pxd here.

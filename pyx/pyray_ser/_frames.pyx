@@ -11,7 +11,7 @@ from libc.string cimport memcpy
 
 from pyray_ser._buffers cimport Block, Export, Gathered, Span, block, gather, load
 from pyray_ser._prs cimport PRS_NO_SLOT, prs_buffer_entry, prs_header
-from pyray_ser._store cimport (
+from pyray_ser._core cimport (
     Layout, Store, Writer, check_entry, check_header, corrupt, decode, decode_allowed, default_or_open, free_layout, lay_out,
     place, put_gathered, write_entry, write_form, write_header, writer_open_memory
 )

@@ -15,11 +15,11 @@ from libc.string cimport memcpy
 
 from pyray_ser._ndarray cimport PRP_ARRAY_WRITABLE, prp_array_source, prp_ndarray
 from pyray_ser._prs cimport PRS_ALLOC_WINDOW, prs_buffer_entry, prs_draft, prs_header
-from pyray_ser._store cimport (
+from pyray_ser._core cimport (
     MEMORYVIEW_STREAM, ObjectRef, Store, deadline_of, default_or_open, place, window_aborted, window_closed, window_opened,
     write_entry, write_header
 )
-from pyray_ser._store import fork_count
+from pyray_ser._core import fork_count
 
 # Room for the stream: it is written last, when the array that is sealed is known.
 cdef enum:

@@ -545,11 +545,11 @@ def test_the_end_of_an_actor_is_that_of_the_calls_that_wait(how):
         ray.kill(counter)
     elif how == "kill elsewhere":
         # As one who was given the handle has it.
-        from pyray_ser import _store
+        from pyray_ser import _core
         from pyray_ser.tasks import actor, remote_handles
 
         client = counter._client
-        visitor = remote_handles.Visitor("counter", client.address, client.pid, _store.start_time(client.pid))
+        visitor = remote_handles.Visitor("counter", client.address, client.pid, _core.start_time(client.pid))
         counter = actor.ActorHandle(actor.Grip(visitor), "counter", counter._methods)
         own, futures = futures, [counter.add.remote(never).future(), counter.add.remote().future()]
         ray.kill(counter)
@@ -768,7 +768,7 @@ def test_what_lives_until_the_end_of_the_interpreter_ends_silently():
     script = """
     import os, threading, pyray_ser as ray
     from pyray_ser.tasks import actor, channel, remote_handles, process, streams
-    from pyray_ser import _store
+    from pyray_ser import _core
     @ray.remote
     class Counter:
         def count(self): return 1
@@ -781,7 +781,7 @@ def test_what_lives_until_the_end_of_the_interpreter_ends_silently():
             counter = Counter.remote()
             ray.get(counter.count.remote())
             client = counter._client
-            visitor = remote_handles.Visitor("counter", client.address, client.pid, _store.start_time(client.pid))
+            visitor = remote_handles.Visitor("counter", client.address, client.pid, _core.start_time(client.pid))
             module.kept = [counter, stream, actor.Grip(visitor), client.channel.process, visitor.channel.process]
         print("done")
     """

@@ -404,7 +404,7 @@ def test_a_program_that_gives_up_its_rights(method):
 
 def test_a_reader_that_is_no_client_copies_the_buffer_out_of_the_file():
     body = """
-    from pyray_ser import _store
+    from pyray_ser import _core
     from pyray_ser.pool_hooks import direct
     if __name__ == "__main__":
         store = pyray_ser.init()

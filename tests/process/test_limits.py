@@ -135,7 +135,7 @@ def test_a_full_disk(tmp_path, form):
             assert (value == noise(i, len(value))).all()
         # Room again: on the disk, then in the store.
         spilled = [i for i, record in enumerate(pyray_ser.objects()) if record["spilled"]]
-        assert spilled and pyray_ser._store.check_spilled(store) == (len(spilled), [])
+        assert spilled and pyray_ser._core.check_spilled(store) == (len(spilled), [])
         value = None
         del refs[:6], ref
         refs = [pyray_ser.put(noise(50 + i)) for i in range(3)]
@@ -244,8 +244,8 @@ def test_no_address_space():
         private[0] = 5
         assert pyray_ser.get(large)[0] == 1
         assert all((array == i).all() for i, array in enumerate(pyray_ser.get(lists)))
-        from pyray_ser import _store
-        _store.default().check()
+        from pyray_ser import _core
+        _core.default().check()
         del large, lists, text, private
         print(pyray_ser.stats()["objects"], pyray_ser.stats()["unsealed"])
     """
@@ -354,7 +354,7 @@ def test_no_memory_inside_a_put():
         import numpy as np
         import _testcapi
         import pyray_ser
-        from pyray_ser import _store
+        from pyray_ser import _core
 
         pyray_ser.init(capacity=64 << 20)
         array = np.arange(100.0)
@@ -381,7 +381,7 @@ def test_no_memory_inside_a_put():
             failures += attempt(lambda ref: arrived.append(type(ref).from_message(ref.to_message())), refs[0], after)
         stats = pyray_ser.stats()
         assert stats["objects"] == len(refs) and stats["unsealed"] == 0 and stats["in_flight"] == 0, stats
-        _store.default().check()
+        _core.default().check()
         assert pyray_ser.get(refs[:4]) == values[:4] and (pyray_ser.get(refs[5]) == values[5]).all()
         print(failures)
     """
@@ -438,7 +438,7 @@ def two_namespaces(tmp_path):
         import os, sys
         import numpy as np
         import pyray_ser
-        from pyray_ser import _store
+        from pyray_ser import _core
         assert os.getpid() == 1, os.getpid()
         pyray_ser.init({str(path / "store")!r}, capacity=64 << 20)
         print("ready", flush=True)
@@ -492,24 +492,23 @@ def test_two_pid_namespaces(two_namespaces):
     # Each is pid 1 to itself: neither takes the other for itself, or for dead while it only sleeps.
     for which in (0, 1):
         assert (
-            ask(which, "_store.default().look(); _store.default().check(); answer = pyray_ser.stats()['clients']")
-            == "2"
+            ask(which, "_core.default().look(); _core.default().check(); answer = pyray_ser.stats()['clients']") == "2"
         )
     # What one leaves half made, and what it holds, goes with it; what the other holds does not.
     assert ask(1, "window = pyray_ser.create(1_000_000); answer = len(window)") == "1000000"
     assert (
-        ask(0, "ref = None; pyray_ser.free(_store.find_name(_store.default(), 'other')); answer = float(held[-1])")
+        ask(0, "ref = None; pyray_ser.free(_core.find_name(_core.default(), 'other')); answer = float(held[-1])")
         == "1.0"
     )
     kill_in_namespace(ask.processes[1])
     deadline = time.monotonic() + 240
-    while ask(0, "_store.default().look(); answer = pyray_ser.stats()['clients']") != "1":
+    while ask(0, "_core.default().look(); answer = pyray_ser.stats()['clients']") != "1":
         assert time.monotonic() < deadline, "a killed process of another pid namespace is still counted"
         time.sleep(0.5)
     assert ask(0, "answer = (float(held.sum()), pyray_ser.stats()['unsealed'])") == "(50000.0, 0)"
-    assert ask(0, "held = None; pyray_ser.free(_store.find_name(_store.default(), 'shared'))") == "None"
+    assert ask(0, "held = None; pyray_ser.free(_core.find_name(_core.default(), 'shared'))") == "None"
     assert ask(0, "answer = pyray_ser.stats()['objects']") == "0"
-    assert ask(0, "_store.default().check(); answer = pyray_ser.get(pyray_ser.put([1]))") == "[1]"
+    assert ask(0, "_core.default().check(); answer = pyray_ser.get(pyray_ser.put([1]))") == "[1]"
 
 
 def test_a_stopped_process_of_another_pid_namespace_is_not_dead(two_namespaces):
@@ -519,7 +518,7 @@ def test_a_stopped_process_of_another_pid_namespace_is_not_dead(two_namespaces):
     os.kill(int(children[0]), signal.SIGSTOP)
     try:
         for _ in range(14):  # longer than the silence after which a process that closed its descriptors counts as dead
-            assert ask(0, "_store.default().look(); answer = pyray_ser.stats()['clients']") == "2"
+            assert ask(0, "_core.default().look(); answer = pyray_ser.stats()['clients']") == "2"
             time.sleep(0.5)
     finally:
         os.kill(int(children[0]), signal.SIGCONT)

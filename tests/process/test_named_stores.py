@@ -11,7 +11,7 @@ from isolated import run
 PRELUDE = """
     import os, signal, stat, subprocess, sys, time
     import numpy as np, pyray_ser
-    from pyray_ser import _store
+    from pyray_ser import _core
     from pyray_ser.store import named_stores
     from pyray_ser.exceptions import *
 

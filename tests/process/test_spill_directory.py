@@ -17,9 +17,9 @@ def test_processes_make_and_close_stores_with_one_spill_directory():
     import subprocess
     program = '''if True:
         import sys
-        from pyray_ser import _store
+        from pyray_ser import _core
         for _ in range(400):
-            _store.create_store(capacity=4 << 20, max_objects=1024, spill_dir=sys.argv[1]).close()
+            _core.create_store(capacity=4 << 20, max_objects=1024, spill_dir=sys.argv[1]).close()
     '''
     os.mkdir(spill_dir)
     started = [subprocess.Popen([sys.executable, "-P", "-c", program, spill_dir], stderr=subprocess.PIPE) for _ in range(4)]

@@ -165,8 +165,8 @@ if __name__ == "__main__":
     stats = ray.stats()
     if stats["objects"]:
         print(ray.objects(), file=sys.stderr)
-    from pyray_ser import _store
-    _store.default().check()
+    from pyray_ser import _core
+    _core.default().check()
     ray.shutdown()
     import multiprocessing
     assert not multiprocessing.active_children()

@@ -47,7 +47,7 @@ def is_wait(call: ast.Call) -> bool:
         )
     if function.attr == "get":
         # Of a queue, or of an object; not of a dict.
-        return (not call.args and not call.keywords) or of in ("_store", "pyray_ser")
+        return (not call.args and not call.keywords) or of in ("_core", "pyray_ser")
     return function.attr in MAKERS | WAITERS and of != "polars" and "alias" not in of
 
 

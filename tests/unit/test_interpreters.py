@@ -43,7 +43,7 @@ assert pyray_ser.get(ref) == b"x" * 100_000
 pyray_ser.shutdown()
 print("main: well")
 """
-NAMES = ["pyray_ser", "pyray_ser._store", "pyray_ser._unpickle", "pyray_ser._pickle", "pyray_ser._ndarray"]
+NAMES = ["pyray_ser", "pyray_ser._core", "pyray_ser._unpickle", "pyray_ser._pickle", "pyray_ser._ndarray"]
 
 CREATE = {
     "own GIL": "interpreters.create()",

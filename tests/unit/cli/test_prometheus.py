@@ -103,7 +103,7 @@ def test_two_collectors_need_two_prefixes():
 def test_a_store_that_cannot_be_read_is_down():
     # The class is the engine's own and cannot be changed: a stand-in says what a stopped process makes it say.
     script = """
-    from pyray_ser import _store
+    from pyray_ser import _core
     from pyray_ser.exceptions import StoreBusyError, StoreClosedError
 
     class Stopped:
@@ -117,8 +117,8 @@ def test_a_store_that_cannot_be_read_is_down():
             raise StoreClosedError(store="254")
 
     store = pyray_ser.init(capacity=16 * MB)
-    stores = _store.open_stores
-    metrics._store = type("", (), {"open_stores": staticmethod(lambda: [Closed(), Stopped(), *stores()])})
+    stores = _core.open_stores
+    metrics._core = type("", (), {"open_stores": staticmethod(lambda: [Closed(), Stopped(), *stores()])})
     found = scrape()
     assert {key: value[0] for key, value in found["pyray_ser_up"].items()} == {f"{255:016x}": 0, f"{store.id:016x}": 1}
     print(len(found["pyray_ser_objects"]))

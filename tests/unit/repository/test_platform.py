@@ -32,7 +32,7 @@ def test_import_is_refused(what):
         except ImportError as error:
             print(error)
         sys.platform = "linux"
-        assert not [name for name in sys.modules if name.startswith(("pyray_ser._store", "pyray_ser._pickle"))]
+        assert not [name for name in sys.modules if name.startswith(("pyray_ser._core", "pyray_ser._pickle"))]
     """
     said = run(script)
     assert reason in said and "\n" not in said
@@ -65,9 +65,9 @@ runpy.run_path({str(ROOT / "setup.py")!r})
 def test_attach_and_creation_are_refused(debug_build):
     script = """
         import pyray_ser
-        from pyray_ser import _store
+        from pyray_ser import _core
 
-        assert _store.failpoint("page_size", 5, 1, 22)
+        assert _core.failpoint("page_size", 5, 1, 22)
         try:
             pyray_ser.init(capacity=16 << 20)
         except Exception as error:

@@ -99,7 +99,7 @@ def errors():
 
 
 def plain(text):
-    for module in ("pyray_ser.tasks.typed.", "pyray_ser._store.", "builtins.", "program."):
+    for module in ("pyray_ser.tasks.typed.", "pyray_ser._core.", "builtins.", "program."):
         text = text.replace(module, "")
     return text
 

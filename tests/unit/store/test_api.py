@@ -627,10 +627,10 @@ def test_a_call_that_waits_while_the_store_is_renewed_leaves_the_handle_that_it_
     run("""
         import threading, time
         import pyray_ser
-        from pyray_ser import _store
+        from pyray_ser import _core
         store = pyray_ser.init(capacity=8 << 20)
         for _ in range(5):
-            waiting = threading.Thread(target=_store.wait_epoch, args=(store, _store.epoch(store), 1.0))
+            waiting = threading.Thread(target=_core.wait_epoch, args=(store, _core.epoch(store), 1.0))
             waiting.start()
             time.sleep(0.02)
             assert store.renew()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import pyray_ser
-from pyray_ser import _store
+from pyray_ser import _core
 
 N = 50_000
 
@@ -259,7 +259,7 @@ class Twins:
 
 
 def take_twins(*buffers):
-    return [_store.writable_twin(buffer) for buffer in buffers]
+    return [_core.writable_twin(buffer) for buffer in buffers]
 
 
 def private_maps():
@@ -315,9 +315,9 @@ def test_what_is_in_no_store_has_no_twin():
     assert pyray_ser.deserialize(pyray_ser.serialize(value)) == [None]
     assert pyray_ser.get(pyray_ser.put(value), mmap_mode="c") == [None]  # private and writable as it is
     for foreign in (b"abc", memoryview(b"abc"), np.arange(3)):
-        assert _store.writable_twin(foreign) is None
+        assert _core.writable_twin(foreign) is None
     with pytest.raises(TypeError):
-        _store.writable_twin(5)
+        _core.writable_twin(5)
 
 
 def test_a_twin_in_a_forked_child_is_its_own():

@@ -7,7 +7,7 @@ from isolated import run
 from layouts import MAKERS, SIZES, assert_same, mix
 
 import pyray_ser
-from pyray_ser import _store
+from pyray_ser import _core
 
 
 @pytest.mark.parametrize("seed", range(150))
@@ -52,7 +52,7 @@ def test_mixes_come_back_from_spill_files():
 
 
 def test_the_ledger_finds_bytes_written_twice_or_not_at_all():
-    _store.check_spans(10, [(4, 6), (0, 4)])
+    _core.check_spans(10, [(4, 6), (0, 4)])
     for spans in ([(0, 5), (4, 6)], [(0, 4), (5, 5)], [(0, 9)], [(0, 11)], []):
         with pytest.raises(SystemError, match="of a new object of 10 bytes"):
-            _store.check_spans(10, spans)
+            _core.check_spans(10, spans)

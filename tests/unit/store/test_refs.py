@@ -248,10 +248,10 @@ class TestNested:
     def test_of_another_store(self):
         script = """
         import pyray_ser
-        from pyray_ser import _store
+        from pyray_ser import _core
         inner = pyray_ser.put("there")
-        first, second = _store.default(), _store.create_store()
-        _store.set_default(second)
+        first, second = _core.default(), _core.create_store()
+        _core.set_default(second)
         outer = pyray_ser.put([inner])
         assert second.stats()["edges"] == 0 and first.stats()["in_flight"] == 1
         del inner
@@ -433,7 +433,7 @@ class TestMessages:
     def test_pickled_by_hand_as_by_the_standard_library(self):
         from multiprocessing.reduction import ForkingPickler
 
-        from pyray_ser._store import pickle_for_message
+        from pyray_ser._core import pickle_for_message
 
         before = in_flight()
         ref = pyray_ser.put([1, 2])

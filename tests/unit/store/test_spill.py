@@ -226,15 +226,15 @@ def test_options_from_the_environment(monkeypatch):
 def test_what_a_killed_process_spilled_is_removed_by_the_next_store():
     script = """
     import signal, subprocess
-    from pyray_ser import _store
+    from pyray_ser import _core
     code = "import os, sys, pyray_ser; pyray_ser.init(capacity=16 << 20, spill_dir=sys.argv[1]); refs = [pyray_ser.put(bytes(4 << 20)) for i in range(8)]; os.kill(os.getpid(), 9)"
     done = subprocess.run([sys.executable, "-P", "-c", code, spill_dir])
     assert done.returncode == -signal.SIGKILL and len(files()) > 3
-    assert _store.spill_clean(spill_dir) == 1 and len(files()) > 3
+    assert _core.spill_clean(spill_dir) == 1 and len(files()) > 3
     pyray_ser.init(capacity=16 * MB, spill_dir=spill_dir)
     assert not files() and len(os.listdir(spill_dir)) == 1
     pyray_ser.shutdown()
-    print(os.listdir(spill_dir), _store.spill_clean(spill_dir))
+    print(os.listdir(spill_dir), _core.spill_clean(spill_dir))
     """
     assert run(PRELUDE + script) == "[] 0"
 
@@ -243,11 +243,11 @@ def test_what_a_killed_process_spilled_is_removed_by_the_next_store():
 def test_the_disk_is_no_place_to_die(debug_build, monkeypatch, point):
     monkeypatch.setenv("PYTHONPATH", debug_build)
     script = f"""
-    from pyray_ser import _store
+    from pyray_ser import _core
     refs = [pyray_ser.put(block(i, 4 * MB)) for i in range(3)]
     pid = os.fork()
     if pid == 0:
-        assert _store.failpoint("{point}", 1)
+        assert _core.failpoint("{point}", 1)
         more = [pyray_ser.put(block(i, 4 * MB)) for i in range(8)]
         os._exit(1)
     assert os.waitpid(pid, 0)[1] == 9

@@ -87,7 +87,7 @@ def test_what_was_spilled_comes_back(form):
     squeezed = os.path.getsize(file_of(refs[0])) < MB // 2
     assert squeezed == (store.spill_compress is not None)
     assert all(os.stat(path).st_mode & 0o777 == 0o400 for path in files())
-    assert pyray_ser._store.check_spilled(store)[1] == []
+    assert pyray_ser._core.check_spilled(store)[1] == []
     store.check()
     pyray_ser.free(pyray_ser.names()["weights"])
     del refs, loud, kinds, outer, more, small, ref, view, value, private
@@ -172,7 +172,7 @@ def test_damage_is_an_error_of_that_object_alone(form):
     if not store.spill_checksum:
         expected.pop(tail)  # the digest's place in the trailer, which has none
     assert bad == expected, (bad, expected)
-    count, damaged = pyray_ser._store.check_spilled(store)
+    count, damaged = pyray_ser._core.check_spilled(store)
     assert count == len(spilled) and {record["id"] for record in damaged} == {ref.hex() for ref in bad}
     store.check()
     # An object that refers to a damaged one is damaged with it, and no other.
@@ -256,11 +256,11 @@ def test_check_tells_of_living_and_of_dead_stores():
 def test_killed_at_a_step_of_the_protocol(debug_build, monkeypatch, point, form):
     monkeypatch.setenv("PYTHONPATH", debug_build)
     script = f"""
-    from pyray_ser import _store
+    from pyray_ser import _core
     refs = [pyray_ser.put(block(i)) for i in range(3)]
     pid = os.fork()
     if pid == 0:
-        assert _store.failpoint("{point}", 1)
+        assert _core.failpoint("{point}", 1)
         more = [pyray_ser.put(block(i)) for i in range(8)]
         os._exit(1)
     assert os.waitpid(pid, 0)[1] == 9
@@ -619,17 +619,17 @@ def test_check_leaves_out_what_was_never_finished(debug_build, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", debug_build)
     name = os.environ["PYRAY_SER_STORE_DIR"] + f"-spill-unfinished-{os.getpid()}"
     script = f"""
-    from pyray_ser import _store
+    from pyray_ser import _core
     pid = os.fork()
     if pid == 0:
         pyray_ser.init(name={name!r}, capacity=16 * MB, spill_dir=spill_dir, spill_checksum=True)
         refs = [pyray_ser.put(noise(i)) for i in range(8)]
-        assert _store.failpoint("seal_ready", 1)
+        assert _core.failpoint("seal_ready", 1)
         pyray_ser.put(noise(9, 40 * MB))
         os._exit(1)
     assert os.waitpid(pid, 0)[1] == 9
     states = []
-    dead, where = _store.snapshot({name!r})
+    dead, where = _core.snapshot({name!r})
     states = [record["state"] for record in dead.records() if record["spilled"]]
     dead.close()
     print(states.count("creating"), len(states) > 4, *tool("check", "--spill", {name!r}))

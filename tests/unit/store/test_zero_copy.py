@@ -205,12 +205,12 @@ class TestReputByReference:
     def test_another_stores_is_copied(self):
         script = """
         import numpy as np, os, pyray_ser, sys
-        from pyray_ser import _store
+        from pyray_ser import _core
         ref = pyray_ser.put(np.arange(100_000.0))
         view = pyray_ser.get(ref)
-        other = _store.create_store()
-        first = _store.default()
-        _store.set_default(other)
+        other = _core.create_store()
+        first = _core.default()
+        _core.set_default(other)
         again = pyray_ser.put([view, view])
         assert again.store_id == other.id != ref.store_id
         assert again.size > view.nbytes

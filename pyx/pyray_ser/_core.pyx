@@ -5,7 +5,7 @@ frame in between. Policy is elsewhere: which store is found (`pyray_ser.store`),
 (`pyray_ser.ref`), which exception a status becomes (`pyray_ser.store.statuses`); these modules are imported when they are first
 needed and are called on slow paths only.
 
-The parts, each a file of `store/`; all are one module, so that the engine is linked once and a put or a get is one piece
+The parts, each a file of `_core/`; all are one module, so that the engine is linked once and a put or a get is one piece
 of C:
 
     errors      statuses as exceptions          write       one stream, at most one buffer
@@ -135,22 +135,22 @@ STATUS = {
 }
 
 
-include "store/errors.pxi"
-include "store/handle.pxi"
-include "store/opening.pxi"
-include "store/reference.pxi"
-include "store/message.pxi"
-include "store/view.pxi"
-include "store/form.pxi"
-include "store/spill.pxi"
-include "store/plain.pxi"
-include "store/ledger.pxi"
-include "store/layout.pxi"
-include "store/write.pxi"
-include "store/write_many.pxi"
-include "store/put.pxi"
-include "store/name.pxi"
-include "store/decode.pxi"
-include "store/twin.pxi"
-include "store/get.pxi"
-include "store/life.pxi"
+include "_core/errors.pxi"
+include "_core/handle.pxi"
+include "_core/opening.pxi"
+include "_core/reference.pxi"
+include "_core/message.pxi"
+include "_core/view.pxi"
+include "_core/form.pxi"
+include "_core/spill.pxi"
+include "_core/plain.pxi"
+include "_core/ledger.pxi"
+include "_core/layout.pxi"
+include "_core/write.pxi"
+include "_core/write_many.pxi"
+include "_core/put.pxi"
+include "_core/name.pxi"
+include "_core/decode.pxi"
+include "_core/twin.pxi"
+include "_core/get.pxi"
+include "_core/life.pxi"

@@ -1,4 +1,4 @@
-# The handle on a store, references, pins. Other extensions reach the engine through the methods here: only `_store` is
+# The handle on a store, references, pins. Other extensions reach the engine through the methods here: only `_core` is
 # linked with it.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -77,7 +77,7 @@ cdef struct Layout:
     void *memory
 
 
-# See store/write_many.pxi. [0, at) is written; `fill` bytes more are in the scratch memory.
+# See _core/write_many.pxi. [0, at) is written; `fill` bytes more are in the scratch memory.
 cdef struct Writer:
     prs_draft *draft    # NULL: `dst` is memory that no store knows
     uint8_t *dst        # NULL: by way of the scratch memory
