@@ -314,10 +314,8 @@ def create(nbytes: int, *, timeout: float | None = None) -> memoryview:
     >>> view[:] = b"bytes"
     >>> ref = pyray_ser.seal(view)
     """
-    from . import _window
-
     # Before Python 3.12 the type checker does not know that it has a buffer.
-    window: Any = _window.create(nbytes, timeout)
+    window: Any = _core.create(nbytes, timeout)
     return memoryview(window)
 
 
@@ -355,8 +353,6 @@ def empty(
 
     import numpy
 
-    from . import _window
-
     kind: numpy.dtype[Any] = numpy.dtype(dtype)
     if kind.hasobject:
         raise TypeError(f"an array of {kind} holds Python objects, which cannot be shared: put() pickles it")
@@ -372,7 +368,7 @@ def empty(
         if length < 0:
             raise ValueError("negative dimensions are not allowed")
         nbytes *= length
-    return _window.array_over(_window.create(nbytes, timeout), lengths, kind, order)
+    return _core.array_over(_core.create(nbytes, timeout), lengths, kind, order)
 
 
 def seal(value: memoryview | NDArray[Any]) -> ObjectRef[Any]:
@@ -395,9 +391,7 @@ def seal(value: memoryview | NDArray[Any]) -> ObjectRef[Any]:
     >>> pyray_ser.get(pyray_ser.seal(array))
     array([1., 1., 1.])
     """
-    from . import _window
-
-    return _window.seal(value)
+    return _core.seal(value)
 
 
 def abort(value: memoryview | NDArray[Any]) -> None:
@@ -412,6 +406,4 @@ def abort(value: memoryview | NDArray[Any]) -> None:
     --------
     >>> pyray_ser.abort(pyray_ser.empty(10))
     """
-    from . import _window
-
-    _window.abort(value)
+    _core.abort(value)

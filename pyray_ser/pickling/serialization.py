@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pickle import PickleBuffer, PicklingError
 
-from .. import _frames, _pickle
+from .. import _core, _pickle
 from .._pickle import Pickler, dump, dumps
 from .._unpickle import Unpickler, load, loads
 from . import reducers, registry
@@ -74,7 +74,7 @@ def serialize(value: object) -> bytes:
     {'a': array([0., 0., 0.])}
     """
     try:
-        return _frames.pack(value)
+        return _core.pack(value)
     except _NOT_PICKLABLE as error:
         raise unpicklable(value, error) from error
 
@@ -104,7 +104,7 @@ def deserialize(blob: BufferLike, *, allow: Allow | None = None) -> Any:
     >>> pyray_ser.deserialize(pyray_ser.serialize([1, "two"]))
     [1, 'two']
     """
-    return _frames.unpack(blob, allow)
+    return _core.unpack(blob, allow)
 
 
 def dumps_frames(value: object) -> list[memoryview]:
@@ -127,7 +127,7 @@ def dumps_frames(value: object) -> list[memoryview]:
     >>> socket.sendmsg(frames)
     """
     try:
-        return _frames.pack_frames(value)
+        return _core.pack_frames(value)
     except _NOT_PICKLABLE as error:
         raise unpicklable(value, error) from error
 
@@ -147,7 +147,7 @@ def loads_frames(frames: Sequence[BufferLike], *, allow: Allow | None = None) ->
     -------
     object
     """
-    return _frames.unpack_frames(frames, allow)
+    return _core.unpack_frames(frames, allow)
 
 
 # ---- seams of the compiled code ----------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ def memoryview_call(stream: bytes, view: memoryview) -> tuple[bytes, memoryview]
 
     if castable(view):
         # getattr(memoryview(buffer), "cast")(format, shape)
-        arguments = _frames.pickled((view.format, view.shape))[2:-1]
+        arguments = _core.pickled((view.format, view.shape))[2:-1]
         head = b"\x80\x05\x8c\x08builtins\x8c\x07getattr\x93"
         return head + call + b"\x8c\x04cast\x86R" + arguments + b"R.", flat
     # As the memoryview of an array.

@@ -366,9 +366,7 @@ def close_all() -> None:
     """Close every store of this process."""
     from .scopes import forget
 
-    window = sys.modules.get("pyray_ser._window")
-    if window is not None:
-        window.abort_all()
+    _core.abort_all()
     with _lock:
         for store in _core.open_stores():
             _clear_hint(store)

@@ -55,8 +55,7 @@ def check_seal(ref: _core.ObjectRef[Any]) -> None:
     ------
     GetTimeoutError
     """
-    window = sys.modules.get("pyray_ser._window")
-    if window is None or not window.is_ours(ref) or _other_threads():
+    if not _core.is_ours(ref) or _other_threads():
         return
     raise GetTimeoutError(
         f"object {ref!r} is not sealed, and nobody but this thread could seal it, so that get() would wait without end; "

@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from .. import _calls
 from .._calls import Calls, Job
-from .._core import ObjectRef, fork_count
-from .._frames import pack
+from .._core import ObjectRef, fork_count, pack
 from ..exceptions import TaskCancelledError
 from . import protocol
 from .collector import collector

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any, NamedTuple, NoReturn
 
 from .. import _log
+from .._core import pack, unpack
 from ..exceptions import TaskError, text_of
 
 __all__ = ["Failure", "describe", "raise_failure", "task_error"]
@@ -43,8 +44,6 @@ def describe(error: BaseException, task: str) -> Failure:
     task : str
         The function that raised it.
     """
-    from .._frames import pack, unpack
-
     # Leave out the frames of this package, from serve() to the call.
     trace = error.__traceback__
     while trace is not None and _is_ours(trace.tb_frame.f_code.co_filename):
@@ -78,8 +77,6 @@ def raise_failure(failure: Failure) -> NoReturn:
     """Raise the exception of a failure, as a new instance each time, because a shared one would collect tracebacks."""
     cause = None
     if failure.pickled:
-        from .._frames import unpack
-
         cause = unpack(failure.pickled)
     error = task_error(cause, failure)
     raise error from cause

@@ -15,8 +15,7 @@ import pickle
 from typing import TYPE_CHECKING, Any, cast
 
 from .. import _core
-from .._core import ObjectRef, load_ref
-from .._frames import pack, unpack
+from .._core import ObjectRef, load_ref, pack, unpack
 from ..exceptions import GetTimeoutError, ObjectLostError, ObjectStoreFullError, PyraySerError
 from .refs import Outcome, TaskRef
 
@@ -128,16 +127,14 @@ class _Promises:
 
     def get(self, ref: TaskRef) -> Ref:
         """Return the promise for a TaskRef that was just pending."""
-        from .. import _window
-
         promise = self._made.get(ref)
         if promise is not None:
             return promise
-        made: Any = _window.create(ROOM)
+        made: Any = _core.create(ROOM)
         fresh: Ref = made.ref
         promise = self._made.setdefault(ref, fresh)
         if promise is not fresh:
-            _window.abort(made)
+            _core.abort(made)
             return promise
         window = memoryview(made)
         del made
@@ -159,12 +156,10 @@ class _Promises:
         self._write(ref, window, record, held)
 
     def _write(self, ref: TaskRef, window: memoryview, record: tuple[str, bytes], held: Ref | None) -> None:
-        from .. import _window
-
         text = pickle.dumps(record, 5)
         window[:4] = len(text).to_bytes(4, "little")
         window[4 : 4 + len(text)] = text
-        promise = _window.seal(window)
+        promise = _core.seal(window)
         if held is not None:
             self._kept[promise.binary()] = held
         self._made.pop(ref, None)

@@ -11,8 +11,7 @@ from __future__ import annotations
 from struct import Struct
 from typing import Any
 
-from .._core import ObjectRef, load_ref
-from .._frames import pack_or_put, unpack
+from .._core import ObjectRef, load_ref, pack_or_put, unpack
 
 __all__ = [
     "ACK",

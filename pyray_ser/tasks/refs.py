@@ -17,8 +17,7 @@ from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from .. import _core, _log
-from .._core import ObjectRef, fork_count
-from .._frames import unpack
+from .._core import ObjectRef, fork_count, unpack, unpack_private
 from ..exceptions import GetTimeoutError, ObjectFreedError, ObjectLostError, TaskCancelledError
 from .errors import Failure, raise_failure
 
@@ -332,8 +331,6 @@ def _is_for_the_program(error: BaseException) -> bool:
 
 def unpack_writable(form: bytes) -> Any:
     """Load a serialized form as `get(mmap_mode="c")` does: arrays are writable and private."""
-    from .._frames import unpack_private
-
     return unpack_private(form)
 
 

@@ -3,8 +3,51 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from pyray_ser._buffers cimport Gathered
+from pyray_ser._ndarray cimport prp_array_source
+from pyray_ser._pickle cimport prp_put_result
 from pyray_ser._prs cimport prs_buffer_entry, prs_draft, prs_error, prs_header, prs_oid, prs_store, prs_view
+
+
+cdef class Block:
+    # `size` bytes at `data`, which stay where they are as long as `owner` lives.
+    cdef object owner
+    cdef const uint8_t *data
+    cdef Py_ssize_t size
+    cdef bint readonly
+
+
+cdef class Export:
+    # Somebody's buffer, held open.
+    cdef Py_buffer view
+    cdef bint held
+
+
+# A run of bytes. `data` NULL with a size: a strided array, see Gathered.write.
+cdef struct Span:
+    const void *data
+    size_t size
+
+
+cdef class Gathered:
+    # What the pickler made of a value: the stream in pieces, the out-of-band buffers in the order the stream asks for
+    # them, and the references to objects of `store` that it met (0: none are collected). Nothing is copied yet.
+    cdef prp_put_result result
+    cdef bint held
+    cdef list edges
+    cdef uint64_t store
+    cdef uint64_t stream_size
+    cdef Py_ssize_t nstream
+    cdef Py_ssize_t nbuffers
+
+    cdef Span stream(self, Py_ssize_t i) noexcept
+    cdef Span buffer(self, Py_ssize_t i) noexcept
+    # Raise if an array was resized since: what its bytes were is gone.
+    cdef int check(self) except -1
+    # Write buffer i, whose data is NULL, to `to`; needs the GIL.
+    cdef int write(self, Py_ssize_t i, void *to) except -1
+    # The same buffer as an array and how it lies.
+    cdef object array(self, Py_ssize_t i)
+    cdef const prp_array_source *source(self, Py_ssize_t i) noexcept
 
 
 cdef class Store:
@@ -84,31 +127,3 @@ cdef struct Writer:
     uint8_t *scratch
     uint64_t at
     size_t fill
-
-
-cdef int check_header(const void *data, uint64_t have, uint64_t total, prs_header *header, object ref) except -1
-cdef int check_entry(const prs_header *header, const void *table, uint32_t index, prs_buffer_entry *entry, object ref) except -1
-cdef uint64_t body_offset(const prs_header *header) noexcept nogil
-cdef int place(uint64_t *end, uint64_t size, uint64_t *off) except -1
-cdef void write_header(void *dst, uint64_t total, uint64_t stream_size, uint32_t nbuffers) noexcept nogil
-cdef void write_entry(void *dst, uint32_t index, uint64_t off, uint64_t size) noexcept nogil
-cdef int lay_out(Layout *layout, Gathered gathered, Store store) except -1
-cdef void free_layout(Layout *layout) noexcept
-cdef void writer_open_memory(Writer *w, uint8_t *dst) noexcept
-cdef int write_form(Writer *w, Store store, Gathered gathered, const Layout *layout) except -1
-# The value of a whole form at `data`, which `owner` keeps alive; `store` (None: none) holds the objects it names.
-cdef object decode(object owner, const uint8_t *form, const uint8_t *data, uint64_t size, bint writable, Store store,
-                   ObjectRef ref)
-# The same, of allowed globals only (None: any).
-cdef object decode_allowed(object owner, const uint8_t *form, const uint8_t *data, uint64_t size, bint writable,
-                           Store store, ObjectRef ref, object allow)
-cdef Store default_or_open()
-cdef ObjectRef put_gathered(Store store, Gathered gathered, int64_t deadline)
-# Absolute time in ns from seconds: for ever for None, 0 for "do not wait".
-cdef int64_t deadline_of(object timeout) except -1
-cdef int corrupt(const char *why, object ref) except -1
-# An open window is no use of the handle: it only keeps its memory.
-cdef void window_opened(prs_draft *draft) noexcept
-cdef void window_aborted(prs_draft *draft) noexcept
-cdef void window_closed(prs_draft *draft) noexcept
-cdef bytes MEMORYVIEW_STREAM

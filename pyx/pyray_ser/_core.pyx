@@ -34,17 +34,19 @@ from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrnoWithFilenameObjec
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact, PyFloat_FromDouble
 from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact, PyLong_FromLongLong
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_RawFree, PyMem_RawMalloc
+from cpython.number cimport PyNumber_Index
 from cpython.object cimport Py_EQ, Py_GE, Py_GT, Py_LE, Py_LT, Py_NE
+from cpython.pycapsule cimport PyCapsule_GetName, PyCapsule_GetPointer
 from cpython.ref cimport PyObject
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free as c_free, qsort
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcmp, memcpy, memset, strcmp
 
-from pyray_ser._buffers cimport Block, Gathered, Span, block, current_gathering, gather, load
 from pyray_ser._ndarray cimport (
     PRP_ARRAY_DIRECT, PRP_ARRAY_MAX_DIMS, PRP_ARRAY_PLAIN_OWNER, PRP_ARRAY_WRITABLE, prp_array_source,
     prp_array_template_looks, prp_ndarray, prp_ndarray_api, prp_ndarray_looks
 )
+from pyray_ser._pickle cimport prp_put_buffer, prp_put_result
 from pyray_ser._prs cimport *
 
 
@@ -113,6 +115,7 @@ cdef extern from "Python.h":
     double PyFloat_Unpack8(const char *p, int le) except? -1
     int PyFloat_Pack8(double x, char *p, int le) except -1
     int64_t _PyLong_AsTime_t(object)
+    Py_ssize_t PY_SSIZE_T_MAX
 
 
 # Copies longer than this are made without the GIL.
@@ -136,6 +139,7 @@ STATUS = {
 
 
 include "_core/errors.pxi"
+include "_core/buffers.pxi"
 include "_core/handle.pxi"
 include "_core/opening.pxi"
 include "_core/reference.pxi"
@@ -154,3 +158,5 @@ include "_core/decode.pxi"
 include "_core/twin.pxi"
 include "_core/get.pxi"
 include "_core/life.pxi"
+include "_core/frames.pxi"
+include "_core/window.pxi"

@@ -16,7 +16,7 @@ from hygiene import descendants
 from isolated import run
 
 import pyray_ser as ray
-from pyray_ser._frames import pack
+from pyray_ser._core import pack
 from pyray_ser.exceptions import TaskCancelledError, TaskError, WorkerDiedError
 from pyray_ser.tasks.channel import collector
 from pyray_ser.tasks.refs import TaskRef

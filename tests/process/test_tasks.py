@@ -14,7 +14,7 @@ import pytest
 from isolated import run
 
 import pyray_ser as ray
-from pyray_ser._frames import pack
+from pyray_ser._core import pack
 from pyray_ser.exceptions import (
     GetTimeoutError,
     ObjectFreedError,

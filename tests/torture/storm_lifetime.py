@@ -513,7 +513,7 @@ class Storm:
 
     def op_engine(self, rng):
         """What the tools call on a handle, which others close meanwhile."""
-        found = pyray_ser._store.default()
+        found = pyray_ser._core.default()
         if found is not None:
             what = rng.choice(
                 ["check", "look", "trim", "client_pids", "flights", "end_flights", "locator", "options", "records"]
@@ -771,7 +771,7 @@ class Storm:
         flag.close()
         self.settle()
         if folder is not None:
-            pyray_ser._store.spill_clean(folder, False)  # what killed processes left
+            pyray_ser._core.spill_clean(folder, False)  # what killed processes left
             left = [os.path.join(top, name) for top, _, names in os.walk(folder) for name in names]
             if left:
                 self.fail(f"files are left in the spill directory: {left}")
@@ -795,7 +795,7 @@ class Storm:
         gc.collect()
         gc.collect()
         # A put that came before `init` may have opened another store than the round's.
-        found = pyray_ser._store.default()
+        found = pyray_ser._core.default()
         if found is not None:
             self.settle_store(found)
         pyray_ser.shutdown()

@@ -57,7 +57,7 @@ cdef Pin pin_by(ObjectRef ref, int64_t deadline, object timeout):
             fail(status, NULL, store, ref)
 
 
-cdef inline void *array_over(Pin pin) except? NULL:
+cdef inline void *array_in_place(Pin pin) except? NULL:
     """The array (a new reference) if the object is one array and nothing else; NULL: the general way says what it is."""
     cdef prs_header header
     cdef prs_buffer_entry entry
@@ -87,7 +87,7 @@ cdef object get_one(ObjectRef ref, int64_t deadline, object timeout, bint writab
         return decode_allowed(copy, pin.view.data if copy.pin is not None else copy.data, copy.data, copy.size, True,
                               ref.store, ref, allow)
     if allow is None:
-        array = array_over(pin)
+        array = array_in_place(pin)
         if array is not NULL:
             return prx_steal(array)
     return decode_allowed(pin, pin.view.data, pin.view.data, pin.view.size, False, ref.store, ref, allow)

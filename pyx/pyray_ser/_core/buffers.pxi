@@ -1,21 +1,9 @@
-"""Buffers over foreign memory, and the one place that knows the pickler and the unpickler.
-
-`Block` exports bytes that something else keeps alive: a pin on a stored object, a copy-on-write mapping, somebody's blob.
-`Gathered` is the form between pickling and storing: where each byte lies, nothing copied yet.
-
-`_pickle` and `_unpickle` are imported by the first value that needs them: small values and single arrays do not.
-"""
-
-cimport cython
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
-from cpython.pycapsule cimport PyCapsule_GetName, PyCapsule_GetPointer
-from cpython.ref cimport PyObject
-from libc.stdint cimport uint8_t
-from libc.string cimport strcmp
-
-from pyray_ser._ndarray cimport PRP_ARRAY_WRITABLE, prp_array_source
-from pyray_ser._pickle cimport prp_put_buffer
-
+# Buffers over foreign memory, and the one place that knows the pickler and the unpickler.
+#
+# `Block` exports bytes that something else keeps alive: a pin on a stored object, a copy-on-write mapping, somebody's blob.
+# `Gathered` is the form between pickling and storing: where each byte lies, nothing copied yet.
+#
+# `_pickle` and `_unpickle` are imported by the first value that needs them: small values and single arrays do not.
 
 # ---- exporters -----------------------------------------------------------------------------------------------------
 

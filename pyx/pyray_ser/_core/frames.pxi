@@ -1,20 +1,6 @@
-"""The stored form outside of a store: in one piece (`serialize`), or as frames for sockets and files.
-
-The bytes are those that `put` writes, with one difference: nothing refers to another object, so they can be read anywhere.
-"""
-
-cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.mem cimport PyMem_Free, PyMem_Malloc
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy
-
-from pyray_ser._buffers cimport Block, Export, Gathered, Span, block, gather, load
-from pyray_ser._prs cimport PRS_NO_SLOT, prs_buffer_entry, prs_header
-from pyray_ser._core cimport (
-    Layout, Store, Writer, check_entry, check_header, corrupt, decode, decode_allowed, default_or_open, free_layout, lay_out,
-    place, put_gathered, write_entry, write_form, write_header, writer_open_memory
-)
+# The stored form outside of a store: in one piece (`serialize`), or as frames for sockets and files.
+#
+# The bytes are those that `put` writes, with one difference: nothing refers to another object, so they can be read anywhere.
 
 def pack(value):
     """
@@ -155,14 +141,14 @@ def pack_frames(value):
     for i in range(n):
         span = gathered.buffer(i)
         place(&end, span.size, &off)
-        write_entry(dst, i, off, span.size)
+        prs_format_write_entry(dst, i, off, span.size, NULL)
         if span.data is NULL:
             copy = PyBytes_FromStringAndSize(NULL, span.size)
             gathered.write(i, PyBytes_AS_STRING(copy))
             frames.append(memoryview(copy))
         else:
             frames.append(memoryview(block(gathered, <const uint8_t *>span.data, span.size, True)))
-    write_header(dst, end, gathered.stream_size, n)
+    prs_format_write_header(dst, end, gathered.stream_size, n)
     gathered.check()
     return frames
 
@@ -221,7 +207,3 @@ cdef class Frames:
 
     def __cinit__(self, list held):
         self.held = held
-
-
-cdef extern from *:
-    Py_ssize_t PY_SSIZE_T_MAX

@@ -1,25 +1,7 @@
-"""Objects that are filled in place: what `create` and `empty` give, until `seal` or `abort`.
-
-A window is a writable mapping of one unsealed object. Sealing replaces it, at the same address, by a read-only one, so
-arrays and memoryviews over it stay valid. It belongs to the process that made it: in a forked child it refuses to export.
-"""
-
-import weakref
-from operator import index
-
-cimport cython
-from cpython.buffer cimport PyBuffer_FillInfo, PyBuffer_Release, PyBUF_SIMPLE, PyObject_GetBuffer
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdint cimport int64_t, uint8_t, uint64_t
-from libc.string cimport memcpy
-
-from pyray_ser._ndarray cimport PRP_ARRAY_WRITABLE, prp_array_source, prp_ndarray
-from pyray_ser._prs cimport PRS_ALLOC_WINDOW, prs_buffer_entry, prs_draft, prs_header
-from pyray_ser._core cimport (
-    MEMORYVIEW_STREAM, ObjectRef, Store, deadline_of, default_or_open, place, window_aborted, window_closed, window_opened,
-    write_entry, write_header
-)
-from pyray_ser._core import fork_count
+# Objects that are filled in place: what `create` and `empty` give, until `seal` or `abort`.
+#
+# A window is a writable mapping of one unsealed object. Sealing replaces it, at the same address, by a read-only one, so
+# arrays and memoryviews over it stay valid. It belongs to the process that made it: in a forked child it refuses to export.
 
 # Room for the stream: it is written last, when the array that is sealed is known.
 cdef enum:
@@ -31,7 +13,7 @@ cdef enum State:
     ABORTED
     GONE        # no window was ever mapped
 
-cdef object open_windows = weakref.WeakSet()
+cdef object open_windows = None  # a WeakSet, from the first window on
 
 
 @cython.final
@@ -66,12 +48,12 @@ cdef class Window:
             return
         # Its handle stays until the window is closed, also when its store was closed meanwhile. In a forked child the object
         # is the parent's.
-        if self.state == OPEN and self.forks == fork_count() and self.store.handle == self.draft.store:
-            window_aborted(&self.draft)
-        window_closed(&self.draft)
+        if self.state == OPEN and self.forks == prs_fork_count() and self.store.handle == self.draft.store:
+            prs_abort(self.draft.store, &self.draft, True)
+        prs_window_close(self.draft.store, &self.draft)
 
     def __getbuffer__(self, Py_buffer *view, int flags):
-        if self.state == OPEN and self.forks != fork_count():
+        if self.state == OPEN and self.forks != prs_fork_count():
             raise BufferError("an unsealed object belongs to the process that made it, not to its forked children")
         if self.state == GONE:
             raise BufferError("this object was never made")
@@ -95,31 +77,36 @@ cdef class Window:
     cdef int check_open(self) except -1:
         if self.state != OPEN:
             raise ValueError(f"the object is {('open', 'sealed already', 'aborted', 'gone')[self.state]}")
-        if self.forks != fork_count():
+        if self.forks != prs_fork_count():
             raise ValueError("an unsealed object belongs to the process that made it, not to its forked children")
         self.store.check_open()
         return 0
 
 
 cdef Window open_window(uint64_t size, int64_t deadline):
+    global open_windows
     cdef Window made = Window.__new__(Window)
     cdef uint64_t total = sizeof(prs_header) + sizeof(prs_buffer_entry) + STREAM_ROOM
     cdef Store store = default_or_open()
-    made.forks = fork_count()
+    made.forks = prs_fork_count()
     place(&total, size, &made.off)
     store.alloc(total, PRS_ALLOC_WINDOW, &made.draft, deadline)
     made.store = store
     made.data = <uint8_t *>made.draft.window + made.off
     made.size = size
     made.state = OPEN
-    window_opened(&made.draft)
+    end(made.draft.store)  # an open window is no use of the handle: it only keeps its memory
+    if open_windows is None:
+        from weakref import WeakSet
+
+        open_windows = WeakSet()
     open_windows.add(made)
     return made
 
 
 def create(size, timeout=None):
     """A window of `size` bytes; `timeout` as for put."""
-    size = index(size)
+    size = PyNumber_Index(size)
     if size < 0 or size >= 1 << 63:
         raise ValueError(f"an object cannot have {size} bytes")
     return open_window(size, 0 if timeout is None else deadline_of(timeout))
@@ -190,8 +177,8 @@ def seal(value):
         memcpy(stream, PyBytes_AS_STRING(written[0]), n)
     window.check_open()  # Python code ran meanwhile, perhaps another thread's seal()
     total = window.off + window.size
-    write_header(window.draft.window, total, n, 1)
-    write_entry(window.draft.window, 0, window.off, window.size)
+    prs_format_write_header(window.draft.window, total, n, 1)
+    prs_format_write_entry(window.draft.window, 0, window.off, window.size, NULL)
     memcpy(<uint8_t *>window.draft.window + sizeof(prs_header) + sizeof(prs_buffer_entry), stream, n)
     ref = window.store.seal_window(&window.draft)
     window.state = SEALED
@@ -212,7 +199,7 @@ def abort(value):
     """Give an object up. Views of it stay valid and read as zeros from now on."""
     cdef Window window = window_of(value)
     window.check_open()
-    window_aborted(&window.draft)
+    prs_abort(window.draft.store, &window.draft, True)
     window.state = ABORTED
     open_windows.discard(window)
 
@@ -220,9 +207,9 @@ def abort(value):
 def is_ours(ObjectRef ref not None):
     """bool : whether this process is making the object of `ref`, so that nobody else can seal it."""
     cdef Window window
-    for window in list(open_windows):
+    for window in list(open_windows or ()):
         # By its identity: a window of a store that was closed gives no reference any more.
-        if (window.state == OPEN and window.forks == fork_count() and window.draft.id.store == ref.id.store
+        if (window.state == OPEN and window.forks == prs_fork_count() and window.draft.id.store == ref.id.store
                 and window.draft.id.serial == ref.id.serial):
             return True
     return False
@@ -231,9 +218,10 @@ def is_ours(ObjectRef ref not None):
 def abort_all():
     """Give up what this process is making: its stores are about to be closed."""
     cdef Window window
-    for window in list(open_windows):
-        if window.state == OPEN and window.forks == fork_count():
+    for window in list(open_windows or ()):
+        if window.state == OPEN and window.forks == prs_fork_count():
             if window.store.handle == window.draft.store:
-                window_aborted(&window.draft)
+                prs_abort(window.draft.store, &window.draft, True)
             window.state = ABORTED
-    open_windows.clear()
+    if open_windows is not None:
+        open_windows.clear()
