@@ -44,18 +44,6 @@ def pack_or_put(value, uint64_t limit):
     return put_gathered(store, gathered, 0)
 
 
-cdef Gathered gather_or_tell(value, uint64_t store):
-    try:
-        return gather(value, store)
-    except Exception as error:
-        from pyray_ser.pickling.serialization import unpicklable
-
-        told = unpicklable(value, error)
-        if told is error:
-            raise
-        raise told from error
-
-
 cdef bytes pack_gathered(Gathered gathered):
     # The gaps that alignment leaves are zero: equal values give equal bytes.
     cdef Layout layout

@@ -20,12 +20,6 @@ cdef object form_of(Store store):
     return store.spill_form
 
 
-cdef object new_form(uint32_t flags):
-    from pyray_ser.store.spill_codec import Form
-
-    return Form(flags)
-
-
 cdef bint make_room(Store store, uint64_t size) except -1:
     """Move objects to files until `size` bytes may fit; whether it is worth another try."""
     cdef prs_oid[PRS_SPILL_VICTIMS] victims
@@ -213,40 +207,3 @@ cdef object read_back(form, prs_restore *job):
     if job.trailer.algorithm and form.digest_of(bytes_at(job.at, size)) != job.trailer.digest:
         return "its bytes in the spill file are not those that were written: their digest differs"
     return None
-
-
-def check_spilled(Store store):
-    """
-    Read every spilled object of `store` and see whether its file holds what was written.
-
-    Returns
-    -------
-    tuple of (int, list of dict)
-        How many were read; and of those that are lost or damaged the ``id``, ``name``, ``size`` and ``error``.
-    """
-    cdef ObjectRef ref
-    cdef bytes identity
-    cdef prs_oid id
-    cdef int64_t deadline = prx_now() + 10 * <int64_t>1000000000
-    cdef list damaged = []
-    cdef int n = 0
-    cdef prs_header header
-    cdef Pin pin
-    form_of(store)  # a package that is missing is no damage
-    for record in store.records():
-        if not record["spilled"] or record["freed"] or record["state"] == "creating":  # its file is not finished
-            continue
-        identity = bytes.fromhex(record["id"])
-        memcpy(&id, PyBytes_AS_STRING(identity), sizeof(id))
-        ref = new_ref(store, NULL, &id)
-        n += 1
-        try:
-            pin = pin_by(ref, deadline, 10)
-            check_header(pin.view.data, pin.view.size, pin.view.size, &header, ref)
-        except Exception as error:
-            if ref.state != "sealed":  # let go of meanwhile
-                n -= 1
-                continue
-            damaged.append({"id": record["id"], "name": record["name"], "size": record["size"],
-                            "error": f"{type(error).__name__}: {error}"})
-    return n, damaged

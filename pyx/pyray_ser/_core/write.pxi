@@ -1,3 +1,137 @@
+# `put`: where the bytes of an object go, which way a value takes, and writing it from the first byte to the last.
+
+# Where the bytes of an object go. One function decides it, before anything is written.
+#
+# The parts of a layout ascend and do not overlap. Writers walk through them from the first byte to the last and pad as they go, so
+# padding never covers what another part fills.
+
+cdef struct Range:
+    const uint8_t *start
+    const uint8_t *stop
+    Py_ssize_t index
+
+
+# Buffers that overlap in memory: stored once, as they lie.
+cdef struct Group:
+    const uint8_t *start
+    uint64_t size
+    uint64_t off
+    bint placed
+
+
+cdef int by_start(const void *a, const void *b) noexcept nogil:
+    cdef const Range *x = <const Range *>a
+    cdef const Range *y = <const Range *>b
+    if x.start != y.start:
+        return -1 if x.start < y.start else 1
+    if x.stop != y.stop:
+        return 1 if x.stop < y.stop else -1
+    return 0
+
+
+cdef int lay_out(Layout *layout, Gathered gathered, Store store) except -1:
+    """
+    Decide where each buffer goes.
+
+    Buffers that overlap in memory, such as several views of one array, become one part, as they lie there. Buffers that
+    lie in an object of `store` (None: look for none) are referred to. `free_layout` frees what this allocates.
+    """
+    cdef Py_ssize_t n = gathered.nbuffers
+    cdef Range *ranges
+    layout.memory = NULL
+    layout.count = 0
+    if n > PRS_NO_SLOT - 1:
+        raise OverflowError("an object cannot have that many buffers")
+    layout.memory = PyMem_Malloc(n * (sizeof(Place) + sizeof(Part)) + 1)
+    ranges = <Range *>PyMem_Malloc(n * (sizeof(Range) + sizeof(Group)) + 1)
+    if layout.memory is NULL or ranges is NULL:
+        PyMem_Free(ranges)
+        raise MemoryError()
+    layout.places = <Place *>layout.memory
+    layout.parts = <Part *>(layout.places + n)
+    try:
+        place_parts(layout, gathered, store, ranges, <Group *>(ranges + n))
+    finally:
+        PyMem_Free(ranges)
+    return 0
+
+
+cdef void free_layout(Layout *layout) noexcept:
+    PyMem_Free(layout.memory)
+    layout.memory = NULL
+
+
+cdef int place_parts(Layout *layout, Gathered gathered, Store store, Range *ranges, Group *groups) except -1:
+    cdef Py_ssize_t n = gathered.nbuffers, i, j, count = 0, ngroups = 0
+    cdef uint64_t end = sizeof(prs_header) + n * sizeof(prs_buffer_entry) + gathered.stream_size
+    cdef const uint8_t *stop
+    cdef bint ascending = True
+    cdef Place *places = layout.places
+    cdef Place *at
+    cdef Group *group
+    cdef Span span
+    for i in range(n):
+        at = &places[i]
+        at.off = 0
+        at.foreign = False
+        span = gathered.buffer(i)
+        if span.size == 0 or span.data is NULL:
+            continue
+        if store is not None and span.size >= REFERENCE_FROM and worth_referring(
+                store, span.data, span.size, &at.other, &at.off):
+            at.foreign = True
+            continue
+        ranges[count].start = <const uint8_t *>span.data
+        ranges[count].stop = ranges[count].start + span.size
+        ranges[count].index = i
+        ascending = ascending and (count == 0 or ranges[count - 1].stop <= ranges[count].start)
+        count += 1
+    if not ascending:
+        qsort(ranges, count, sizeof(Range), by_start)
+    i = 0
+    while i < count:
+        # ranges[i:j] overlap, one after the other; `stop` is where they end.
+        stop = ranges[i].stop
+        j = i + 1
+        while j < count and ranges[j].start < stop:
+            stop = max(stop, ranges[j].stop)
+            j += 1
+        groups[ngroups].start = ranges[i].start
+        groups[ngroups].size = stop - ranges[i].start
+        groups[ngroups].placed = False
+        while i < j:
+            places[ranges[i].index].off = ngroups
+            i += 1
+        ngroups += 1
+    # In the order of the stream, whatever that of the addresses: readers load in that order.
+    for i in range(n):
+        at = &places[i]
+        span = gathered.buffer(i)
+        if span.size == 0 or at.foreign:
+            continue
+        if span.data is NULL:  # gathered from a strided array: it lies nowhere in one piece
+            place(&end, span.size, &at.off)
+            add_part(layout, at.off, span.size, NULL, i)
+            continue
+        group = &groups[at.off]
+        if not group.placed:
+            place(&end, group.size, &group.off)
+            group.placed = True
+            add_part(layout, group.off, group.size, group.start, i)
+        at.off = group.off + (<const uint8_t *>span.data - group.start)
+    layout.total = end
+    return 0
+
+
+cdef inline void add_part(Layout *layout, uint64_t off, uint64_t size, const uint8_t *data, Py_ssize_t index) noexcept:
+    cdef Part *part = &layout.parts[layout.count]
+    part.off = off
+    part.size = size
+    part.data = data
+    part.index = index
+    layout.count += 1
+
+
 # Writing an object of one stream and at most one buffer.
 
 cdef inline int alloc_small(Store store, uint64_t total, prs_draft *draft, int64_t deadline) except -1:
@@ -184,3 +318,339 @@ cdef int add_edge(Store store, prs_draft *draft, const prs_oid *inner, bint refe
     if status != PRS_OK:
         fail(status, &error, store)
     return 0
+
+
+# Writing what a pickler gathered, from the first byte to the last.
+
+# A sink that is filled in ascending order: memory at `dst`, or a draft. Small pieces for a draft are collected first, so that the
+# engine is called once for many of them.
+cdef enum:
+    SCRATCH = 256 * 1024
+    PIECE = 32 * 1024   # larger pieces go on their own
+
+
+cdef int writer_open(Writer *w, Store store, prs_draft *draft) except -1:
+    w.draft = draft
+    w.dst = <uint8_t *>draft.dst
+    w.scratch = NULL
+    w.at = 0
+    w.fill = 0
+    if w.dst is NULL:
+        w.scratch = <uint8_t *>PyMem_Malloc(SCRATCH)
+        if w.scratch is NULL:
+            raise MemoryError()
+    return 0
+
+
+cdef void writer_open_memory(Writer *w, uint8_t *dst) noexcept:
+    w.draft = NULL
+    w.dst = dst
+    w.scratch = NULL
+    w.at = 0
+    w.fill = 0
+
+
+cdef void writer_close(Writer *w) noexcept:
+    PyMem_Free(w.scratch)
+    w.scratch = NULL
+
+
+cdef int writer_flush(Writer *w, Store store) except -1:
+    if w.fill:
+        store.write(w.draft, w.at, w.scratch, w.fill)
+        w.at += w.fill
+        w.fill = 0
+    return 0
+
+
+cdef uint8_t *writer_room(Writer *w, Store store, uint64_t at, size_t size) except? NULL:
+    """Pad up to offset `at`; return where `size` bytes go that the caller writes now, or NULL if they go to the draft alone."""
+    cdef uint64_t gap = at - w.at - w.fill
+    cdef uint8_t *room
+    if at < w.at + w.fill or gap > PRS_PAGE_ALIGN:
+        raise SystemError(f"a part at {at} does not follow {w.at + w.fill} in a new object")
+    if w.dst is not NULL:
+        room = w.dst + w.at
+        memset(room, 0, gap)
+        if w.draft is not NULL:
+            ledger_write(store, w.draft, w.at, gap + size)
+        w.at = at + size
+        return room + gap
+    if w.fill + gap + size > SCRATCH or size > PIECE:
+        if w.fill + gap > SCRATCH:
+            writer_flush(w, store)
+        memset(w.scratch + w.fill, 0, gap)
+        w.fill += gap
+        gap = 0
+        writer_flush(w, store)
+        if size > PIECE:
+            return NULL
+    room = w.scratch + w.fill
+    memset(room, 0, gap)
+    w.fill += gap + size
+    return room + gap
+
+
+cdef int writer_bytes(Writer *w, Store store, uint64_t at, const void *data, size_t size) except -1:
+    cdef uint8_t *room = writer_room(w, store, at, size)
+    if room is NULL:
+        store.write(w.draft, at, data, size)
+        w.at = at + size
+    elif size < LONG_COPY:
+        memcpy(room, data, size)
+    else:
+        with nogil:
+            memcpy(room, data, size)
+    return 0
+
+
+cdef int writer_array(Writer *w, Store store, uint64_t at, size_t size, Gathered gathered, Py_ssize_t index) except -1:
+    cdef uint8_t *room = writer_room(w, store, at, size)
+    if room is NULL:
+        gather_array(store, w.draft, at, gathered.array(index), gathered.source(index))
+        w.at = at + size
+    else:
+        gathered.write(index, room)
+    return 0
+
+
+cdef int write_form(Writer *w, Store store, Gathered gathered, const Layout *layout) except -1:
+    """Write the whole form: header, table, stream, parts, and zeros between them."""
+    cdef Py_ssize_t n = gathered.nbuffers, i
+    cdef uint64_t at = sizeof(prs_header) + n * sizeof(prs_buffer_entry)
+    cdef uint8_t[HEAD] few
+    cdef uint8_t *head = few
+    cdef const Place *entry
+    cdef const Part *part
+    cdef Span span
+    try:
+        if at > HEAD:
+            head = <uint8_t *>PyMem_Malloc(at)
+            if head is NULL:
+                raise MemoryError()
+        prs_format_write_header(head, layout.total, gathered.stream_size, n)
+        for i in range(n):
+            entry = &layout.places[i]
+            prs_format_write_entry(head, i, entry.off, gathered.buffer(i).size, &entry.other if entry.foreign else NULL)
+        writer_bytes(w, store, 0, head, at)
+    finally:
+        if head != few:
+            PyMem_Free(head)
+    for i in range(gathered.nstream):
+        span = gathered.stream(i)
+        writer_bytes(w, store, at, span.data, span.size)
+        at += span.size
+    gathered.check()
+    for i in range(layout.count):
+        part = &layout.parts[i]
+        if part.data is not NULL:
+            writer_bytes(w, store, part.off, part.data, part.size)
+        else:
+            writer_array(w, store, part.off, part.size, gathered, part.index)
+    return writer_flush(w, store)
+
+
+cdef ObjectRef put_general(Store store, object value, int64_t deadline):
+    cdef Gathered gathered
+    try:
+        gathered = gather(value, store.id)
+    except Exception as error:
+        from pyray_ser.pickling.serialization import unpicklable
+
+        told = unpicklable(value, error)
+        if told is error:
+            raise
+        raise told from error
+    return put_gathered(store, gathered, deadline)
+
+
+cdef ObjectRef put_gathered(Store store, Gathered gathered, int64_t deadline):
+    cdef Py_ssize_t n = gathered.nbuffers, i
+    cdef Layout layout
+    cdef prs_draft draft
+    cdef Writer writer
+    cdef unsigned flags = PRS_ALLOC_ORDERED if gathered.edges else 0
+    cdef bint allocated = False
+    cdef set named
+    cdef ObjectRef inner
+    writer.scratch = NULL
+    try:
+        lay_out(&layout, gathered, store)
+        for i in range(n):
+            if layout.places[i].foreign:
+                flags = PRS_ALLOC_ORDERED
+        store.alloc(layout.total, flags, &draft, deadline)
+        allocated = True
+        writer_open(&writer, store, &draft)
+        write_form(&writer, store, gathered, &layout)
+        if flags:
+            named = set()
+            for i in range(n):
+                if layout.places[i].foreign and layout.places[i].other.serial not in named:
+                    named.add(layout.places[i].other.serial)
+                    add_edge(store, &draft, &layout.places[i].other, True)
+            for inner in gathered.edges:
+                if inner.id.serial not in named:
+                    named.add(inner.id.serial)
+                    add_edge(store, &draft, &inner.id, False)
+        allocated = False
+        return seal_or_abort(store, &draft)
+    finally:
+        if allocated:
+            store.abort(&draft)
+        writer_close(&writer)
+        free_layout(&layout)
+
+
+# `put`: which way a value takes into the store.
+
+# What `pyray_ser.pickling.registry` has, once it is imported: the reducer of a class or None, and a list of the number of changes.
+cdef object registry_find = None
+cdef list registry_version = None
+cdef dict copyreg_table = _copyreg_table
+# {type: the number of changes when it had no serializer}
+cdef dict unregistered = {}
+
+
+def set_registry(find, list version):
+    """Ask `find(cls)` for the serializer of a class that `put` would write by itself; again once `version[0]` has changed."""
+    global registry_find, registry_version
+    registry_version = version
+    registry_find = find
+
+
+cdef bint has_reducer(object value) except -1:
+    """Whether somebody registered how values of this type are pickled."""
+    cls = type(value)
+    if cls in copyreg_table:
+        return True
+    if registry_version is None:
+        return False
+    changes = registry_version[0]
+    if unregistered.get(cls) == changes:
+        return False
+    if registry_find(cls) is not None:
+        return True
+    unregistered[cls] = changes
+    return False
+
+
+cdef object array_type = None
+
+
+cdef ObjectRef put_memory(Store store, object value, int64_t deadline):
+    """bytes, bytearray, array.array and memoryview: one copy, no pickling. None if it is something else."""
+    cdef Py_buffer view
+    cdef bytes stream
+    global array_type
+    if PyBytes_CheckExact(value):
+        return put_buffer(store, <const uint8_t *>PyBytes_AS_STRING(BYTES_STREAM), PyBytes_GET_SIZE(BYTES_STREAM),
+                          PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value), None, NULL, deadline)
+    if PyByteArray_CheckExact(value):
+        stream = BYTEARRAY_STREAM
+    elif PyMemoryView_Check(value):
+        if has_reducer(value):
+            return None
+        from pyray_ser.pickling.serialization import memoryview_call
+
+        written = memoryview_call(MEMORYVIEW_STREAM, value)
+        if written is None:
+            return None
+        stream, value = written
+    elif prx_is_array(value):
+        if array_type is None:
+            from array import array as array_type
+        if type(value) is not array_type or value.typecode in "uw" or has_reducer(value):
+            return None
+        stream = ARRAY_STREAM[:ARRAY_TYPECODE] + value.typecode.encode() + ARRAY_STREAM[ARRAY_TYPECODE + 1:]
+    else:
+        return None
+    # The buffer stays exported during the copy, so its owner cannot resize it under us.
+    PyObject_GetBuffer(value, &view, PyBUF_SIMPLE)
+    try:
+        return put_buffer(store, <const uint8_t *>PyBytes_AS_STRING(stream), PyBytes_GET_SIZE(stream), view.buf, view.len,
+                          None, NULL, deadline)
+    finally:
+        PyBuffer_Release(&view)
+
+
+cdef ObjectRef put_value(Store store, object value, int64_t deadline):
+    cdef uint8_t[HEAD] stream
+    cdef prp_array_source source
+    cdef ObjectRef ref
+    cdef Py_ssize_t n = scalar_stream(value, stream)
+    if n:
+        return put_stream(store, stream, n, deadline)
+    if prp_ndarray_looks(value):
+        n = 0 if has_reducer(value) else prp_ndarray().template_put(value, stream, &source)
+        if n:
+            return put_buffer(store, stream, n, source.data, source.nbytes, value, &source, deadline)
+    elif type(value) is ObjectRef:
+        raise TypeError(
+            "put() does not take an ObjectRef: that object is stored already. To store the reference itself, wrap it "
+            "in a list: put([ref])")
+    else:
+        ref = put_memory(store, value, deadline)
+        if ref is not None:
+            return ref
+    return put_general(store, value, deadline)
+
+
+cdef ObjectRef put_named(Store store, object value, object name, int64_t deadline):
+    cdef bytes encoded = name_bytes(name)
+    # A taken name is found before the value is copied; binding decides.
+    if find_encoded(store, encoded) is not None:
+        name_taken(name)
+    cdef ObjectRef ref = put_value(store, value, deadline)
+    bind_encoded(ref, encoded, name)
+    return ref
+
+
+@cython.binding(False)
+def put(value, *, timeout=None, name=None, explain=False):
+    """
+    Store a value and return a reference to it.
+
+    Parameters
+    ----------
+    value : object
+        Anything that can be pickled. Large buffers are copied once, into the store.
+    timeout : float, optional
+        How many seconds to wait for room while the store is full; default is not to wait.
+    name : str, optional
+        A name under which `get_by_name` finds the object, in any process that uses this store. It then lives until it is
+        freed or the store ends.
+    explain : bool, optional
+        Also tell what became of each part: the value is visited a second time for that.
+
+    Returns
+    -------
+    ObjectRef
+        With `explain`, a tuple ``(ref, explanation)``: a `pyray_ser.inspection.Explanation`, which prints as a tree, tells by
+        path how many bytes are read in place (zero-copy), are copied by readers, stay in the stream (in-band), or were in
+        the store already and are referred to.
+
+    Raises
+    ------
+    TypeError
+        If something inside cannot be pickled; the message tells where. Also for an `ObjectRef`.
+    ObjectStoreFullError
+        If there is no room.
+    NameExistsError
+        If the name is taken; nothing is stored then.
+    """
+    cdef int64_t deadline = 0
+    cdef Store store = default_store
+    if timeout is not None:
+        deadline = deadline_of(timeout)
+    if store is None:
+        store = default_or_open()
+    cdef ObjectRef ref
+    if explain:
+        ref = put_value(store, value, deadline) if name is None else put_named(store, value, name, deadline)
+        from pyray_ser.inspection import explain_put
+
+        return ref, explain_put(value, store)
+    if name is not None:
+        return put_named(store, value, name, deadline)
+    return put_value(store, value, deadline)

@@ -1,4 +1,4 @@
-# Open handles: the Store of this process, and the calls on a store as a whole.
+# The Store: one open handle of this process, its allocations, and what it tells about itself.
 
 cdef bint exit_registered = False
 
@@ -9,23 +9,39 @@ cdef void close_at_exit() noexcept:
     prs_close_all()
 
 
-cdef inline prs_store *begin(Store store) noexcept:
-    """Before the GIL is released around the engine: keeps the handle from being closed. NULL if it is closed."""
-    if store.handle is not NULL:
-        prs_use(store.handle)
-    return store.handle
-
-
-cdef inline void end(prs_store *handle) noexcept:
-    """After it, with what `begin` gave; the last one out of a store that was closed meanwhile closes its handle."""
-    if handle is not NULL and prs_unuse(handle):
-        with nogil:
-            prs_release(handle)
-
-
 # Every open store of this process by its id, and the one that put() uses.
 cdef dict stores = {}
 cdef Store default_store = None
+
+
+def names_of(Store store not None):
+    """list of (str, bytes) : every name and the `binary` of its object."""
+    cdef char[PRS_NAME_MAX + 1] text
+    cdef uint32_t cursor = 0
+    cdef prs_oid id
+    cdef int more
+    cdef prs_store *handle
+    cdef list found = []
+    while True:
+        store.check_open()
+        handle = begin(store)
+        with nogil:
+            more = prs_name_next(handle, &cursor, text, &id)
+        end(handle)
+        if not more:
+            return found
+        # The bytes were written by another process: shown whatever they are.
+        found.append(((<const char *>text).decode("utf-8", "replace"), oid_bytes(&id)))
+
+
+cdef int revive(Store store) except -1:
+    """Make a store usable again in a forked child that got no client slot; raises if it cannot be."""
+    from pyray_ser.store.discovery import reattach
+
+    if store.handle is NULL or not prs_is_orphan(store.handle) or not reattach(store):
+        store.check_open()
+        fail(PRS_E_CLOSED, NULL, store)
+    return 0
 
 
 @cython.final
@@ -447,3 +463,29 @@ STATES = {
     PRS_STATE_RESERVED: "reserved", PRS_STATE_CREATING: "creating", PRS_STATE_SEALED: "sealed",
     PRS_STATE_FREEING: "freeing", PRS_STATE_SPILLING: "spilling",
 }
+
+
+def open_stores():
+    """list of Store : those open in this process."""
+    return list(stores.values())
+
+
+def default():
+    """Store or None : the one that `put` uses."""
+    return default_store
+
+
+def set_default(Store store):
+    """Make `store` (None: none) the one that `put` uses."""
+    global default_store
+    default_store = store
+
+
+cdef Store default_or_open():
+    cdef Store store = default_store
+    if store is None:
+        from pyray_ser.store.discovery import open_default
+
+        # What it returns, for another thread may have closed the default store again: None has no handle.
+        store = open_default()
+    return store

@@ -1,4 +1,4 @@
-# The rest of an object's life: free, waiting, looking up.
+# Freeing objects, and waiting for them.
 
 # Whether a reference was pickled so that a scope holds its object: only then has free() something to forget.
 cdef bint scopes_hold = False
@@ -112,21 +112,3 @@ def wait_epoch(Store store, uint32_t seen, double timeout):
         if status != PRS_OK:
             prs_look(handle, 1000000000)
     end(handle)
-
-
-def find_address(Store store, size_t address, uint64_t size):
-    """(bytes, int) or None : which object of `store` these bytes lie in, and at which offset."""
-    cdef prs_oid id
-    cdef uint64_t at
-    store.check_open()
-    if prs_find(store.handle, <const void *>address, size, &id, &at) != PRS_OK:
-        return None
-    return oid_bytes(&id), at
-
-
-def refers(Store store, size_t address, uint64_t size):
-    """bool : whether `put` refers to these bytes, because they are an object's of `store` already, and does not copy them."""
-    cdef prs_oid id
-    cdef uint64_t at
-    store.check_open()
-    return size >= REFERENCE_FROM and worth_referring(store, <const void *>address, size, &id, &at)

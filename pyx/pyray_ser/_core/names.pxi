@@ -12,22 +12,6 @@ cdef bytes name_bytes(object name):
     return encoded
 
 
-cdef ObjectRef put_named(Store store, object value, object name, int64_t deadline):
-    cdef bytes encoded = name_bytes(name)
-    # A taken name is found before the value is copied; binding decides.
-    if find_encoded(store, encoded) is not None:
-        name_taken(name)
-    cdef ObjectRef ref = put_value(store, value, deadline)
-    bind_encoded(ref, encoded, name)
-    return ref
-
-
-cdef int name_taken(object name) except -1:
-    from pyray_ser.exceptions import NameExistsError
-
-    raise NameExistsError(name=name)
-
-
 cdef int bind_encoded(ObjectRef ref, bytes encoded, object name) except -1:
     cdef prs_error error
     cdef int status
@@ -147,23 +131,3 @@ def wait_name(Store store not None, name, timeout=None):
             revive(store)
         elif status not in (PRS_OK, PRS_E_TIMEOUT, PRS_E_INTR):
             fail(status, NULL, store)
-
-
-def names_of(Store store not None):
-    """list of (str, bytes) : every name and the `binary` of its object."""
-    cdef char[PRS_NAME_MAX + 1] text
-    cdef uint32_t cursor = 0
-    cdef prs_oid id
-    cdef int more
-    cdef prs_store *handle
-    cdef list found = []
-    while True:
-        store.check_open()
-        handle = begin(store)
-        with nogil:
-            more = prs_name_next(handle, &cursor, text, &id)
-        end(handle)
-        if not more:
-            return found
-        # The bytes were written by another process: shown whatever they are.
-        found.append(((<const char *>text).decode("utf-8", "replace"), oid_bytes(&id)))

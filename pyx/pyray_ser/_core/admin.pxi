@@ -1,14 +1,4 @@
-# Creating, attaching, and finding which store is meant.
-
-cdef int revive(Store store) except -1:
-    """Make a store usable again in a forked child that got no client slot; raises if it cannot be."""
-    from pyray_ser.store.discovery import reattach
-
-    if store.handle is NULL or not prs_is_orphan(store.handle) or not reattach(store):
-        store.check_open()
-        fail(PRS_E_CLOSED, NULL, store)
-    return 0
-
+# Opening stores, and what tools ask for.
 
 def create_store(path=None, *, capacity=0, max_clients=0, max_objects=0, lock_timeout=0.0, warm_reserve=0, spill_dir=None,
                  flags=0):
@@ -144,22 +134,6 @@ def stores_of(int32_t pid):
     return [(ids[i], fds[i]) for i in range(n)]
 
 
-def open_stores():
-    """list of Store : those open in this process."""
-    return list(stores.values())
-
-
-def default():
-    """Store or None : the one that `put` uses."""
-    return default_store
-
-
-def set_default(Store store):
-    """Make `store` (None: none) the one that `put` uses."""
-    global default_store
-    default_store = store
-
-
 def start_time(int32_t pid):
     """int : when process `pid` started, in clock ticks; 0 if it is gone."""
     return prs_start_time(pid)
@@ -168,16 +142,6 @@ def start_time(int32_t pid):
 def fork_count():
     """int : differs in every forked child."""
     return prs_fork_count()
-
-
-cdef Store default_or_open():
-    cdef Store store = default_store
-    if store is None:
-        from pyray_ser.store.discovery import open_default
-
-        # What it returns, for another thread may have closed the default store again: None has no handle.
-        store = open_default()
-    return store
 
 
 def spill_clean(path, dry=True):
@@ -199,6 +163,61 @@ def failpoint(name, int action, int after=1, int value=0):
     """Arm a point of fault injection (debug builds only): 1 kills, 2 stops, 3 fails with the errno `value`, 4 holds."""
     cdef bytes encoded = name.encode()
     return bool(prs_failpoint_arm(encoded, action, after, value))
+
+
+def check_spilled(Store store):
+    """
+    Read every spilled object of `store` and see whether its file holds what was written.
+
+    Returns
+    -------
+    tuple of (int, list of dict)
+        How many were read; and of those that are lost or damaged the ``id``, ``name``, ``size`` and ``error``.
+    """
+    cdef ObjectRef ref
+    cdef bytes identity
+    cdef prs_oid id
+    cdef int64_t deadline = prx_now() + 10 * <int64_t>1000000000
+    cdef list damaged = []
+    cdef int n = 0
+    cdef prs_header header
+    cdef Pin pin
+    form_of(store)  # a package that is missing is no damage
+    for record in store.records():
+        if not record["spilled"] or record["freed"] or record["state"] == "creating":  # its file is not finished
+            continue
+        identity = bytes.fromhex(record["id"])
+        memcpy(&id, PyBytes_AS_STRING(identity), sizeof(id))
+        ref = new_ref(store, NULL, &id)
+        n += 1
+        try:
+            pin = pin_by(ref, deadline, 10)
+            check_header(pin.view.data, pin.view.size, pin.view.size, &header, ref)
+        except Exception as error:
+            if ref.state != "sealed":  # let go of meanwhile
+                n -= 1
+                continue
+            damaged.append({"id": record["id"], "name": record["name"], "size": record["size"],
+                            "error": f"{type(error).__name__}: {error}"})
+    return n, damaged
+
+
+def find_address(Store store, size_t address, uint64_t size):
+    """(bytes, int) or None : which object of `store` these bytes lie in, and at which offset."""
+    cdef prs_oid id
+    cdef uint64_t at
+    store.check_open()
+    if prs_find(store.handle, <const void *>address, size, &id, &at) != PRS_OK:
+        return None
+    return oid_bytes(&id), at
+
+
+def refers(Store store, size_t address, uint64_t size):
+    """bool : whether `put` refers to these bytes, because they are an object's of `store` already, and does not copy them."""
+    cdef prs_oid id
+    cdef uint64_t at
+    store.check_open()
+    return size >= REFERENCE_FROM and worth_referring(store, <const void *>address, size, &id, &at)
 
 
 cdef extern from *:

@@ -1,63 +1,8 @@
-# Buffers over foreign memory, and the one place that knows the pickler and the unpickler.
+# The one place that knows the pickler and the unpickler.
 #
-# `Block` exports bytes that something else keeps alive: a pin on a stored object, a copy-on-write mapping, somebody's blob.
 # `Gathered` is the form between pickling and storing: where each byte lies, nothing copied yet.
 #
 # `_pickle` and `_unpickle` are imported by the first value that needs them: small values and single arrays do not.
-
-# ---- exporters -----------------------------------------------------------------------------------------------------
-
-@cython.final
-@cython.no_gc
-@cython.freelist(64)
-cdef class Block:
-    """Bytes that another object keeps alive, as a buffer."""
-
-    def __getbuffer__(self, Py_buffer *view, int flags):
-        PyBuffer_FillInfo(view, self, <void *>self.data, self.size, self.readonly, flags)
-
-    def __len__(self):
-        return self.size
-
-    def __repr__(self):
-        return f"<{self.size} {'read-only' if self.readonly else 'writable'} bytes of {self.owner!r}>"
-
-
-# A buffer of no bytes still needs an address: numpy takes NULL for "allocate".
-cdef const uint8_t nothing = 0
-
-
-cdef Block block(object owner, const uint8_t *data, Py_ssize_t size, bint readonly):
-    cdef Block made = Block.__new__(Block)
-    made.owner = owner
-    made.data = data if data is not NULL else &nothing
-    made.size = size
-    made.readonly = readonly
-    return made
-
-
-@cython.final
-@cython.no_gc
-cdef class Export:
-    """Somebody's contiguous buffer, held open as long as this object lives; read-only, whatever it was."""
-
-    def __cinit__(self, exporter):
-        self.held = False
-        PyObject_GetBuffer(exporter, &self.view, PyBUF_SIMPLE)
-        self.held = True
-
-    def __dealloc__(self):
-        if self.held:
-            PyBuffer_Release(&self.view)
-
-    def __getbuffer__(self, Py_buffer *view, int flags):
-        PyBuffer_FillInfo(view, self, self.view.buf, self.view.len, True, flags)
-
-    def __len__(self):
-        return self.view.len
-
-
-# ---- the pickler and the unpickler -----------------------------------------------------------------------------------
 
 cdef extern from "pickle/put.h":
     ctypedef struct strided "prp_put_buffer":
@@ -175,6 +120,18 @@ cdef Gathered gather(object value, uint64_t store):
     into.nstream = into.result.segment_count
     into.nbuffers = into.result.buffer_count
     return into
+
+
+cdef Gathered gather_or_tell(value, uint64_t store):
+    try:
+        return gather(value, store)
+    except Exception as error:
+        from pyray_ser.pickling.serialization import unpicklable
+
+        told = unpicklable(value, error)
+        if told is error:
+            raise
+        raise told from error
 
 
 cdef object load(const uint8_t *stream, size_t size, const Span *buffers, size_t count, object owner, object allow,

@@ -1,4 +1,27 @@
-# Values that skip pickling: scalars, short text, and what is one buffer, in both directions.
+# The stored form, checked before use; and the values that skip pickling, in both directions.
+
+cdef int check_header(const void *data, uint64_t have, uint64_t total, prs_header *header, object ref) except -1:
+    """Copy and check a header of which `have` bytes are there; the whole form must have `total` bytes (0: any)."""
+    cdef const char *why = prs_format_check_header(data, have, header)
+    if why is NULL and total and header.total != total:
+        why = b"its length is not the one its header tells"
+    if why is not NULL:
+        corrupt(why, ref)
+    return 0
+
+
+cdef int check_entry(const prs_header *header, const void *table, uint32_t index, prs_buffer_entry *entry, object ref) except -1:
+    cdef const char *why = prs_format_check_entry(header, table, index, entry)
+    if why is not NULL:
+        corrupt(why, ref)
+    return 0
+
+
+cdef int place(uint64_t *end, uint64_t size, uint64_t *off) except -1:
+    if not prs_format_place(end, size, off):
+        raise OverflowError("the object is larger than any store")
+    return 0
+
 
 cdef Py_ssize_t scalar_stream(object value, uint8_t *out) except -1:
     """Write the stream of None, a bool, int, float or short ASCII str to `out` (280 bytes); 0 if it is something else."""
@@ -67,7 +90,6 @@ MEMORYVIEW_STREAM = b"\x80\x05\x8c\x08builtins\x8c\x0amemoryview\x93\x97\x85R."
 cdef bytes ARRAY_STREAM = b"\x80\x05\x8c\x05array\x8c\x05array\x93\x8c\x01?\x8c\x08builtins\x8c\x05bytes\x93\x97\x85R\x86R."
 cdef bytes MEMORYVIEW_CALL = MEMORYVIEW_STREAM[2:len(MEMORYVIEW_STREAM) - 1]
 cdef Py_ssize_t ARRAY_TYPECODE = ARRAY_STREAM.index(b"?")
-cdef object array_type = None
 
 
 cdef object load_scalar(const uint8_t *stream, uint64_t n, bint *done):

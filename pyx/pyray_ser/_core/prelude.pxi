@@ -1,0 +1,148 @@
+# What every part uses: names of Python and C, constants, deadlines, and how a call of the engine keeps its handle.
+
+from copyreg import dispatch_table as _copyreg_table
+
+cimport cython
+from cpython.buffer cimport (
+    PyBUF_ANY_CONTIGUOUS, PyBUF_READ, PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
+)
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.contextvars cimport get_value
+from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrnoWithFilenameObject
+from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact, PyFloat_FromDouble
+from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact, PyLong_FromLongLong
+from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_RawFree, PyMem_RawMalloc
+from cpython.number cimport PyNumber_Index
+from cpython.object cimport Py_EQ, Py_GE, Py_GT, Py_LE, Py_LT, Py_NE
+from cpython.pycapsule cimport PyCapsule_GetName, PyCapsule_GetPointer
+from cpython.ref cimport PyObject
+from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free as c_free, qsort
+from libc.string cimport memcmp, memcpy, memset, strcmp
+
+from pyray_ser._ndarray cimport (
+    PRP_ARRAY_DIRECT, PRP_ARRAY_MAX_DIMS, PRP_ARRAY_PLAIN_OWNER, PRP_ARRAY_WRITABLE, prp_array_source,
+    prp_array_template_looks, prp_ndarray, prp_ndarray_api, prp_ndarray_looks
+)
+from pyray_ser._pickle cimport prp_put_buffer, prp_put_result
+from pyray_ser._prs cimport *
+
+
+cdef extern from *:
+    """
+    #include <stdlib.h>
+    #include <string.h>
+    #include <time.h>
+
+    static int64_t prx_now(void)
+    {
+        struct timespec t;
+        clock_gettime(CLOCK_MONOTONIC, &t);
+        return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+    }
+
+    static void prx_nap(int64_t ns)
+    {
+        struct timespec t = {ns / 1000000000, ns % 1000000000};
+        nanosleep(&t, NULL);
+    }
+
+    static void *prx_aligned(size_t n)
+    {
+        void *memory = NULL;
+        return posix_memalign(&memory, 64, n ? n : 1) ? NULL : memory;
+    }
+
+    #define prx_is_ascii(s) PyUnicode_IS_COMPACT_ASCII(s)
+    #define prx_ascii_len(s) PyUnicode_GET_LENGTH(s)
+    #define prx_ascii(s) ((const char *)PyUnicode_1BYTE_DATA(s))
+    #define prx_is_array(o) (strcmp(Py_TYPE(o)->tp_name, "array.array") == 0)
+    #define prx_steal(p) ((PyObject *)(p))
+    #define prx_prefetch(p) (__builtin_prefetch(p), __builtin_prefetch((const char *)(p) + 64))
+
+    #define prx_set_dealloc(type, function) (((PyTypeObject *)(type))->tp_dealloc = (function))
+    #if CYTHON_USE_TYPE_SPECS
+    #error "a pin's destructor would have to give its type back"
+    #endif
+    #define prx_free(dead) (Py_TYPE(dead)->tp_free(dead))
+    #define prx_reborn(dead) PyObject_Init((dead), Py_TYPE(dead))
+    """
+    int64_t prx_now() noexcept nogil
+    void prx_nap(int64_t ns) noexcept nogil
+    void *prx_aligned(size_t n) noexcept nogil
+    bint prx_is_ascii(object s) noexcept
+    Py_ssize_t prx_ascii_len(object s) noexcept
+    const char *prx_ascii(object s) noexcept
+    bint prx_is_array(object o) noexcept
+    # A new reference that came as a plain pointer becomes an object of Cython's.
+    object prx_steal(void *p)
+    # For two lines of cache; any address will do.
+    void prx_prefetch(const void *p) noexcept
+    void prx_set_dealloc(type of, void (*function)(PyObject *) noexcept) noexcept
+    void prx_free(PyObject *dead) noexcept
+    object prx_reborn(PyObject *dead)
+
+cdef extern from "Python.h":
+    object PyUnicode_DecodeUTF8(const char *s, Py_ssize_t size, const char *errors)
+    int Py_AtExit(void (*func)() noexcept) noexcept
+    bint PyUnicode_CheckExact(object o) noexcept
+    bint PyByteArray_CheckExact(object o) noexcept
+    bint PyMemoryView_Check(object o) noexcept
+    object PyMemoryView_FromObject(object o)
+    object PyMemoryView_FromMemory(char *memory, Py_ssize_t size, int flags)
+    double PyFloat_Unpack8(const char *p, int le) except? -1
+    int PyFloat_Pack8(double x, char *p, int le) except -1
+    int64_t _PyLong_AsTime_t(object)
+    Py_ssize_t PY_SSIZE_T_MAX
+
+
+# Copies longer than this are made without the GIL.
+cdef enum:
+    LONG_COPY = 64 * 1024
+    COW_FROM = 256 * 1024           # mode "c": a mapping from here on, below a copy
+    REFERENCE_FROM = 64 * 1024      # re-put by reference: from this size on,
+    REFERENCE_SHARE = 16            # and only if it is at least this part of the object it would keep alive
+    PAD = 4096                      # room for the padding in front of one buffer: a page at most
+    HEAD = 64 + 1024                # header, one entry and the stream of one array or scalar
+
+cdef int64_t FOREVER = INT64_MAX
+
+STATUS = {
+    "SYS": PRS_E_SYS, "NOMEM": PRS_E_NOMEM, "FULL": PRS_E_FULL, "BACKING": PRS_E_BACKING, "CLIENTS": PRS_E_CLIENTS,
+    "OBJECTS": PRS_E_OBJECTS, "LOST": PRS_E_LOST, "FREED": PRS_E_FREED, "AGAIN": PRS_E_AGAIN, "TIMEOUT": PRS_E_TIMEOUT,
+    "BUSY": PRS_E_BUSY, "CORRUPT": PRS_E_CORRUPT, "VERSION": PRS_E_VERSION, "FOREIGN": PRS_E_FOREIGN,
+    "CLOSED": PRS_E_CLOSED, "INTR": PRS_E_INTR, "INVAL": PRS_E_INVAL, "NOTFOUND": PRS_E_NOTFOUND,
+    "EXISTS": PRS_E_EXISTS, "SPILLED": PRS_E_SPILLED,
+}
+
+
+cdef int64_t deadline_of(object timeout) except -1:
+    """Absolute time in ns: FOREVER for None, 0 for "do not wait"."""
+    if timeout is None:
+        return FOREVER
+    cdef double seconds = timeout
+    if not seconds >= 0:
+        raise ValueError(f"timeout must be None or a number of seconds >= 0, not {timeout!r}")
+    if seconds == 0:
+        return 0
+    if seconds > 1e9:
+        return FOREVER
+    return prx_now() + <int64_t>(seconds * 1e9)
+
+
+cdef inline prs_store *begin(Store store) noexcept:
+    """Before the GIL is released around the engine: keeps the handle from being closed. NULL if it is closed."""
+    if store.handle is not NULL:
+        prs_use(store.handle)
+    return store.handle
+
+
+cdef inline void end(prs_store *handle) noexcept:
+    """After it, with what `begin` gave; the last one out of a store that was closed meanwhile closes its handle."""
+    if handle is not NULL and prs_unuse(handle):
+        with nogil:
+            prs_release(handle)
+
+
+cdef object oid_bytes(const prs_oid *id):
+    return PyBytes_FromStringAndSize(<const char *>id, sizeof(prs_oid))

@@ -1,0 +1,456 @@
+# ObjectRef: one reference of this process to one object; and how it travels in a message.
+
+cdef inline ObjectRef new_ref(Store store, prs_store *handle, const prs_oid *id):
+    cdef ObjectRef ref = ObjectRef.__new__(ObjectRef)
+    ref.id = id[0]
+    ref.handle = handle
+    ref.store = store
+    return ref
+
+
+@cython.final
+@cython.no_gc
+@cython.freelist(256)
+cdef class ObjectRef:
+    """
+    A reference to an object in a store.
+
+    Made by `put` and `seal`. The object lives while any process holds a reference or a view. A reference can be sent to
+    another process in any way that pickles it; it is awaitable, hashable and ordered (by store, then by age).
+    """
+
+    def __init__(self):
+        raise TypeError("references are made by put() and seal(); ObjectRef.from_hex() reads one written down")
+
+    def __dealloc__(self):
+        # A handle that was closed, or that a fork orphaned and another replaced, has given its references back already.
+        if self.handle is not NULL and self.handle == self.store.handle:
+            prs_unref(self.handle, &self.id)
+
+    def __hash__(self):
+        return <Py_hash_t>(((self.id.serial * <uint64_t>0x9E3779B97F4A7C15) ^ self.id.store) >> 1)
+
+    def __richcmp__(self, other, int op):
+        if type(other) is not ObjectRef:
+            return NotImplemented
+        cdef ObjectRef that = <ObjectRef>other
+        cdef int order
+        if self.id.store != that.id.store:
+            order = -1 if self.id.store < that.id.store else 1
+        elif self.id.serial != that.id.serial:
+            order = -1 if self.id.serial < that.id.serial else 1
+        else:
+            order = 0
+        if op == Py_EQ:
+            return order == 0
+        if op == Py_NE:
+            return order != 0
+        if op == Py_LT:
+            return order < 0
+        if op == Py_LE:
+            return order <= 0
+        if op == Py_GT:
+            return order > 0
+        return order >= 0
+
+    @classmethod
+    def __class_getitem__(cls, item):
+        from types import GenericAlias
+
+        return GenericAlias(cls, item)
+
+    def __copy__(self):
+        return self
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def binary(self):
+        """bytes : the 24 bytes that identify the object."""
+        return oid_bytes(&self.id)
+
+    def hex(self):
+        """str : the same as 48 hexadecimal digits."""
+        return oid_bytes(&self.id).hex()
+
+    @staticmethod
+    def from_binary(data):
+        """
+        The reference with the identity that `binary` gave.
+
+        The store must be open in this process or findable through its parents, and the object alive.
+        """
+        cdef bytes identity = bytes(data)
+        if len(identity) != sizeof(prs_oid):
+            raise ValueError("an object reference is 24 bytes, or 48 hexadecimal digits")
+        cdef ObjectRef ref = load_ref(identity)
+        adopt(ref)
+        return ref
+
+    @staticmethod
+    def from_hex(text):
+        """The reference with the identity that `hex` gave; see `from_binary`."""
+        return ObjectRef.from_binary(bytes.fromhex(text))
+
+    @property
+    def size(self):
+        """int or None : bytes of the stored form, header included; None while it is being made."""
+        cdef prs_view view
+        adopt(self)
+        cdef int status = prs_pin(self.handle, &self.id, &view)
+        if status == PRS_E_AGAIN:
+            return None
+        if status == PRS_E_SPILLED:  # the size is known without reading it back
+            return view.size
+        if status != PRS_OK:
+            fail(status, NULL, self.store, self)
+        prs_unpin(self.handle, &self.id)
+        return view.size
+
+    @property
+    def serial(self):
+        """int : number of the object in its store; later objects have larger ones."""
+        return self.id.serial
+
+    @property
+    def store_id(self):
+        """int : identity of the store."""
+        return self.id.store
+
+    @property
+    def state(self):
+        """str : "sealed", "creating", "freed", "lost" or, after `shutdown`, "closed"."""
+        cdef int status
+        if self.store is None:
+            return "lost"
+        if self.store.handle is NULL:
+            return "closed"
+        status = prs_state(self.store.handle, &self.id)
+        if status == PRS_OK:
+            return "sealed"
+        return "creating" if status == PRS_E_AGAIN else "freed" if status == PRS_E_FREED else "lost"
+
+    def __repr__(self):
+        from pyray_ser.store.references import text
+
+        return text(self)
+
+    def _repr_html_(self):
+        from pyray_ser.store.references import html
+
+        return html(self)
+
+    def __await__(self):
+        from pyray_ser.store.waiting import wait_async
+
+        return wait_async(self).__await__()
+
+    def future(self):
+        """
+        A future that gets the value.
+
+        Returns
+        -------
+        concurrent.futures.Future
+        """
+        from pyray_ser.store.waiting import future
+
+        return future(self)
+
+    def __reduce_ex__(self, protocol):
+        cdef Gathered gathering = current_gathering()
+        if gathering is not None and gathering.store == self.id.store and self.handle is not NULL:
+            gathering.edges.append(self)
+            return loader(), (oid_bytes(&self.id),)
+        from pyray_ser.store.references import reduce
+
+        return reduce(self)
+
+    def __reduce__(self):
+        return self.__reduce_ex__(4)
+
+    def to_message(self):
+        """
+        The reference as bytes for a message of your own, on a pipe, a socket or a queue between processes of this machine.
+
+        What pickles a reference cannot know how often it will be loaded; who calls this says: once. The object is held until
+        `from_message` has taken over in the receiver.
+
+        Returns
+        -------
+        bytes
+            At most 88.
+
+        Examples
+        --------
+        >>> pipe.send_bytes(ref.to_message())
+        >>> array = pyray_ser.get(ObjectRef.from_message(pipe.recv_bytes()))
+        """
+        return once(self)
+
+    @staticmethod
+    def from_message(data):
+        """
+        The reference that `to_message` wrote.
+
+        Parameters
+        ----------
+        data : bytes-like
+
+        Returns
+        -------
+        ObjectRef
+            Also if the object is gone: `get` says what became of it.
+
+        Raises
+        ------
+        CorruptObjectError
+            If these bytes are no reference.
+        """
+        return load_ref(data if PyBytes_CheckExact(data) else bytes(data))
+
+    def travel(self, int kind, bytes node, uint32_t note=0):
+        """
+        What goes into a message: identity, locator and a token of `kind` (1: loaded once, 2: any number of times).
+
+        `note` is for whoever finds the token in `Store.flights` after this process has died.
+
+        Returns
+        -------
+        tuple of (bytes, tuple)
+            The bytes for `load_ref`, and the token for `drop_token`.
+        """
+        cdef prs_token token
+        return message_of(self, kind, node, &token, note), (token.index, token.serial)
+
+    def drop_token(self, tuple token):
+        """End a token that `travel` took; may be repeated."""
+        if self.store is not None:
+            drop_token(self.store, oid_bytes(&self.id), token)
+
+
+# References to what is not in any store yet: results of tasks (`pyray_ser.tasks`), which registers their type when it is
+# first used, and the function that gets a list which holds such.
+cdef object promise_type = None
+cdef object promise_get = None
+
+
+def set_promises(type promises, getter):
+    """Let `get` take instances of `promises`, alone or in lists, by calling ``getter(refs, timeout, mmap_mode)``."""
+    global promise_type, promise_get
+    promise_type = promises
+    promise_get = getter
+
+
+def is_promise(ref):
+    """Whether this is a reference to something that a task is making."""
+    return promise_type is not None and isinstance(ref, promise_type)
+
+
+cdef bint names_promise(object refs) except -1:
+    if isinstance(refs, list):
+        for ref in refs:
+            if type(ref) is not ObjectRef and isinstance(ref, promise_type):
+                return True
+        return False
+    return isinstance(refs, promise_type)
+
+
+cdef int check_refs(str function, object refs) except -1:
+    for ref in refs:
+        if type(ref) is not ObjectRef:
+            raise TypeError(f"{function}() takes ObjectRefs, but the list holds {type(ref).__name__!r}: {ref!r:.80}")
+    return 0
+
+
+# How a reference travels in a message: locator and token out, claim and adoption in.
+
+# How a reference travels: everything a receiver needs to find the store and take over. Little endian and without padding.
+# Behind it come up to NODE_MAX bytes: the name of the node.
+cdef struct Travel:
+    prs_oid id
+    uint64_t start_time     # of the sender; with pid and fd its locator
+    int32_t pid
+    int32_t fd
+    uint32_t kind           # 0, PRS_TOKEN_ONCE or PRS_TOKEN_STICKY
+    uint32_t token_index
+    uint64_t token_serial
+
+cdef enum:
+    NODE_MAX = 32
+
+
+cdef int take_token(ObjectRef ref, int kind, uint32_t note, prs_token *token) except 1:
+    """The engine's status. It takes the store's lock, so the GIL is released."""
+    cdef prs_store *handle
+    cdef int status
+    adopt(ref)
+    handle = begin(ref.store)
+    with nogil:
+        status = prs_token_take_noted(handle, &ref.id, kind, note, token)
+    end(handle)
+    return status
+
+
+cdef bytes message_of(ObjectRef ref, int kind, bytes node, prs_token *token, uint32_t note=0):
+    """What `travel` returns first; `token` gets what it took."""
+    cdef Travel out
+    cdef int status
+    cdef size_t length = min(PyBytes_GET_SIZE(node), NODE_MAX)
+    # Made first: once there is a token, nothing may fail.
+    cdef bytes text = PyBytes_FromStringAndSize(NULL, sizeof(out) + length)
+    memset(&out, 0, sizeof(out))
+    memset(token, 0, sizeof(prs_token))
+    out.id = ref.id
+    if kind:
+        status = take_token(ref, kind, note, token)
+        if status == PRS_E_CLOSED:
+            revive(ref.store)
+            status = take_token(ref, kind, note, token)
+        if status != PRS_OK:
+            fail(status, NULL, ref.store, ref)
+    if ref.store is not None and ref.store.handle is not NULL:
+        prs_locator(ref.store.handle, &out.pid, &out.start_time, &out.fd)
+    out.kind = kind
+    out.token_index = token.index
+    out.token_serial = token.serial
+    memcpy(PyBytes_AS_STRING(text), &out, sizeof(out))
+    memcpy(PyBytes_AS_STRING(text) + sizeof(out), PyBytes_AS_STRING(node), length)
+    return text
+
+
+cdef bytes once(ObjectRef ref):
+    """What `load_ref` takes, to be loaded once: a token holds the object until then, or to the end of the scope."""
+    global scope_variable, node_name
+    cdef prs_token token
+    if scope_variable is None:
+        from pyray_ser.store.scopes import _current
+        from pyray_ser.store.discovery import node_name as name
+
+        node_name = name()
+        scope_variable = _current
+    if get_value(scope_variable) is None:
+        return message_of(ref, PRS_TOKEN_ONCE, node_name, &token)
+    from pyray_ser.store.scopes import hold
+
+    return hold(ref, PRS_TOKEN_ONCE, node_name)
+
+
+@cython.binding(False)
+def reduce_for_message(ObjectRef ref not None):
+    """
+    Reduce a reference for multiprocessing's own pickler: a token holds the object until the message is loaded.
+
+    Compiled, because it runs once per message between two processes that have just woken up, where every line of Python
+    costs several times what it costs in a loop.
+    """
+    return loader(), (once(ref),)
+
+
+# PROTO 4, 'pyray_ser', '_load_ref', STACK_GLOBAL, SHORT_BINBYTES; behind the bytes: TUPLE1, REDUCE, STOP
+cdef bytes MESSAGE_HEAD = b"\x80\x04\x8c\x09pyray_ser\x8c\x09_load_ref\x93C"
+
+
+@cython.binding(False)
+def pickle_for_message(ObjectRef ref not None):
+    """What multiprocessing's own pickler makes of a reference, without a pickler."""
+    cdef bytes travel = once(ref)
+    return b"%b%c%b\x85R." % (MESSAGE_HEAD, len(travel), travel)
+
+
+def drop_token(Store store, bytes identity, tuple token):
+    """End a token by the store, the object's `binary` and the token; may be repeated."""
+    cdef prs_token t
+    cdef prs_oid id
+    t.index, t.serial = token
+    t.unused = 0
+    if len(identity) != sizeof(prs_oid):
+        raise ValueError("an object reference is 24 bytes")
+    memcpy(&id, PyBytes_AS_STRING(identity), sizeof(prs_oid))
+    cdef prs_store *handle = begin(store)
+    if handle is not NULL:
+        with nogil:
+            prs_token_drop(handle, &id, &t)
+        end(handle)
+
+
+cdef int read_travel(bytes blob, Travel *out) except -1:
+    cdef Py_ssize_t n = PyBytes_GET_SIZE(blob)
+    memset(out, 0, sizeof(Travel))
+    if n == sizeof(prs_oid):
+        memcpy(&out.id, PyBytes_AS_STRING(blob), sizeof(prs_oid))
+        out.fd = -1
+    elif <Py_ssize_t>sizeof(Travel) <= n <= <Py_ssize_t>sizeof(Travel) + NODE_MAX:
+        memcpy(out, PyBytes_AS_STRING(blob), sizeof(Travel))
+    else:
+        corrupt(b"a pickled reference has the wrong length", None)
+    return 0
+
+
+def load_ref(bytes blob not None):
+    """
+    Take over a reference that was pickled.
+
+    Never fails because of the object: a reference to what is gone loads, and `get` says what became of it.
+    """
+    cdef Travel message
+    cdef prs_token token
+    cdef int status
+    read_travel(blob, &message)
+    cdef Store store = stores.get(message.id.store)
+    if store is None:
+        from pyray_ser.store.discovery import find
+
+        store = find(message.id.store, message.pid, message.start_time, message.fd)
+    cdef ObjectRef ref = new_ref(store, NULL, &message.id)
+    if store is None:
+        ref.origin = blob
+        return ref
+    if store.handle is NULL:
+        return ref
+    if prs_is_orphan(store.handle):
+        revive(store)
+        if store.handle is NULL:  # closed meanwhile
+            return ref
+    cdef prs_store *handle = begin(store)
+    if message.kind == PRS_TOKEN_ONCE and message.token_index:
+        token.index = message.token_index
+        token.unused = 0
+        token.serial = message.token_serial
+        with nogil:
+            status = prs_token_claim(handle, &ref.id, &token)
+    else:
+        status = prs_ref(handle, &ref.id)
+    end(handle)
+    if status == PRS_OK:
+        ref.handle = handle
+    return ref
+
+
+cdef int adopt(ObjectRef ref) except -1:
+    """Make sure that this process holds the object through the store's present handle."""
+    cdef Travel message
+    cdef int status
+    if ref.handle is not NULL and ref.handle == ref.store.handle:
+        return 0
+    if ref.store is None:
+        from pyray_ser.store.discovery import find, unreachable
+
+        read_travel(ref.origin, &message)
+        store = find(ref.id.store, message.pid, message.start_time, message.fd)
+        if store is None:
+            raise unreachable(ref, ref.origin[sizeof(Travel):])
+        ref.store = store
+    ref.store.check_open()
+    status = prs_ref(ref.store.handle, &ref.id)
+    if status == PRS_E_CLOSED:
+        revive(ref.store)
+        ref.store.check_open()
+        status = prs_ref(ref.store.handle, &ref.id)
+    if status != PRS_OK:
+        # prs_ref may not tell "freed" from "lost"; the slot may still know.
+        if prs_state(ref.store.handle, &ref.id) == PRS_E_FREED:
+            status = PRS_E_FREED
+        fail(status, NULL, ref.store, ref)
+    ref.handle = ref.store.handle
+    return 0
