@@ -1,5 +1,4 @@
-# The handle on a store, references, pins. Other extensions reach the engine through the methods here: only `_core` is
-# linked with it.
+# The types of the core that more than one part of it names, whatever the order of the parts.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
@@ -62,9 +61,7 @@ cdef class Store:
     cdef int check_open(self) except -1
     cdef int alloc(self, uint64_t size, unsigned flags, prs_draft *draft, int64_t deadline) except -1
     cdef int write(self, prs_draft *draft, uint64_t at, const void *src, size_t n) except -1
-    cdef ObjectRef seal_window(self, prs_draft *draft)
     cdef void abort(self, prs_draft *draft) noexcept
-    cdef ObjectRef reference(self, const prs_oid *id)
 
 
 cdef class ObjectRef:
@@ -120,7 +117,7 @@ cdef struct Layout:
     void *memory
 
 
-# See _core/write_many.pxi. [0, at) is written; `fill` bytes more are in the scratch memory.
+# A sink that is filled in ascending order. [0, at) is written; `fill` bytes more are in the scratch memory.
 cdef struct Writer:
     prs_draft *draft    # NULL: `dst` is memory that no store knows
     uint8_t *dst        # NULL: by way of the scratch memory

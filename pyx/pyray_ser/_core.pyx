@@ -1,22 +1,30 @@
-"""The handle on a store, references, and the paths of `put` and `get`.
+"""The compiled core: stores, references, the paths of `put` and `get`, windows and frames.
 
 What runs per operation is here: a small value or an array is written into its extent and read from it without a Python
-frame in between. Policy is elsewhere: which store is found (`pyray_ser.store`), how a reference travels
-(`pyray_ser.ref`), which exception a status becomes (`pyray_ser.store.statuses`); these modules are imported when they are first
-needed and are called on slow paths only.
+frame in between. Policy is elsewhere: which store is found (`pyray_ser.store.discovery`), how a reference travels
+(`pyray_ser.store.references`), which exception a status becomes (`pyray_ser.store.statuses`). `policy` alone calls these
+modules, on slow paths, and imports each when it is first needed.
 
-The parts, each a file of `_core/`; all are one module, so that the engine is linked once and a put or a get is one piece
-of C:
+The parts, each a file of `_core/`, stand in their order of use: a part names only parts before it and the types of
+`_core.pxd`, and its first line says which. All are one module, so that the engine is linked once and a put or a get is one
+piece of C.
 
-    errors      statuses as exceptions          write       one stream, at most one buffer
-    handle      the Store of this process       write_many  what a pickler gathered
-    opening     create, attach, find            put         which way a value takes
-    reference   ObjectRef                       name        named objects
-    message     how a reference travels         decode      from an object's bytes to its value
-    view        what holds bytes in place       get         get, get_buffer
-    form        header and table, checked       life        free, waiting, looking up
-    plain       values that skip pickling       spill       spill files compressed, or with a digest
-    layout      where the parts of an object go ledger      debug builds: each byte is written once
+    prelude   names of Python and C, constants, deadlines, calls of the engine
+    policy    every call into the Python layer: errors, finding stores, scopes
+    spill     spill files that are compressed or carry a digest
+    ledger    debug builds: each byte is written once
+    store     the Store of this process: allocations, names and records in it
+    views     what holds bytes in place: pins, private copies, buffers
+    pickling  the pickler and the unpickler; what `put` gathers from a value
+    refs      ObjectRef, and how a reference travels
+    names     named objects
+    forms     the stored form, checked; values that skip pickling
+    write     put
+    read      get, get_buffer
+    window    create, empty, seal, abort
+    frames    serialize, dumps_frames and their inverses
+    wait      free, and waiting for objects
+    admin     create and attach stores, snapshots, checks
 
 No lock of ours is ever held here; the engine's own are taken and left within one call of it. Destructors call only
 functions of the engine that never block.

@@ -1,3 +1,5 @@
+# uses: prelude, policy, spill, store, refs, forms, write, read
+#
 # Opening stores, and what tools ask for.
 
 def create_store(path=None, *, capacity=0, max_clients=0, max_objects=0, lock_timeout=0.0, warm_reserve=0, spill_dir=None,
@@ -98,11 +100,7 @@ cdef object _open(int how, path, int32_t pid, int fd, uint64_t ident, uint64_t c
     store.spill_form = form
     store.opened(handle)
     if prs_shrunk_from(handle):
-        from pyray_ser import _log
-
-        _log.warning(
-            "limits of this process (ulimit -v, ulimit -f) leave no room for a store of %d bytes: it has %d; "
-            "give a capacity to choose, or raise them", prs_shrunk_from(handle), prs_capacity(handle))
+        warn_of_shrunk_store(prs_shrunk_from(handle), prs_capacity(handle))
     if not tables_only:
         try:
             form_of(store)

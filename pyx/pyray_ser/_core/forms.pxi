@@ -1,3 +1,5 @@
+# uses: prelude, policy, views
+#
 # The stored form, checked before use; and the values that skip pickling, in both directions.
 
 cdef int check_header(const void *data, uint64_t have, uint64_t total, prs_header *header, object ref) except -1:

@@ -1,3 +1,5 @@
+# uses: prelude, policy, store, views, pickling, forms, write, read
+#
 # The stored form outside of a store: in one piece (`serialize`), or as frames for sockets and files.
 #
 # The bytes are those that `put` writes, with one difference: nothing refers to another object, so they can be read anywhere.
@@ -33,7 +35,7 @@ def pack_or_put(value, uint64_t limit):
     bytes or ObjectRef
     """
     cdef Store store = default_or_open()
-    cdef Gathered gathered = gather_or_tell(value, store.id)
+    cdef Gathered gathered = gather_or_explain(value, store.id)
     cdef uint64_t total = gathered.stream_size
     cdef Py_ssize_t i
     if not gathered.edges:

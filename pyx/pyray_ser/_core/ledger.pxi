@@ -1,3 +1,5 @@
+# uses: prelude
+#
 # Debug builds only: which bytes of an object under construction were written, checked when the object is sealed.
 #
 # Every writer reports the spans that it fills. Two writers of one place, or a place that nobody wrote, raise SystemError at the seal

@@ -1,3 +1,5 @@
+# uses: prelude, policy, store, refs
+#
 # Named objects.
 
 cdef bytes name_bytes(object name):
@@ -27,9 +29,7 @@ cdef int bind_encoded(ObjectRef ref, bytes encoded, object name) except -1:
     if status == PRS_E_EXISTS:
         name_taken(name)
     if status == PRS_E_OBJECTS:
-        from pyray_ser.exceptions import StoreFullError
-
-        raise StoreFullError(table="names")
+        names_full()
     if status != PRS_OK:
         fail(status, &error, ref.store, ref)
     return 0
@@ -105,22 +105,16 @@ def wait_name(Store store not None, name, timeout=None):
         if ref is not None:
             return ref
         if deadline == 0:
-            from pyray_ser.exceptions import NameNotFoundError
-
-            raise NameNotFoundError(name=name)
+            name_not_found(name)
         if deadline == FOREVER:
-            from pyray_ser.store import endless
-
             if ask == FOREVER:
-                ask = prx_now() + <int64_t>(endless.PATIENCE * 1e9)
+                ask = prx_now() + patience_for_name()
             elif prx_now() > ask:
-                endless.check_name(store, name)
+                check_endless_name(store, name)
                 ask = FOREVER - 1
         left = min(deadline - prx_now(), <int64_t>100000000)
         if left <= 0:
-            from pyray_ser.exceptions import GetTimeoutError
-
-            raise GetTimeoutError(ref=f"named {name!r}", timeout=timeout)
+            name_timeout(name, timeout)
         store.check_open()
         handle = begin(store)
         with nogil:

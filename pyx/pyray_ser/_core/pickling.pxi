@@ -1,3 +1,5 @@
+# uses: prelude, policy
+#
 # The one place that knows the pickler and the unpickler.
 #
 # `Gathered` is the form between pickling and storing: where each byte lies, nothing copied yet.
@@ -23,7 +25,7 @@ cdef load_stored_type load_stored = NULL
 
 
 cdef void *exported(object module, str name, const char *signature) except NULL:
-    """A C function of another extension, from the table that Cython's own cimport reads."""
+    """A C function of another extension, from the table that Cython's own cimport reads as soon as this module is imported."""
     capsule = module.__pyx_capi__[name]
     cdef const char *found = PyCapsule_GetName(capsule)
     if strcmp(found, signature) != 0:
@@ -33,23 +35,19 @@ cdef void *exported(object module, str name, const char *signature) except NULL:
 
 cdef int connect_pickler() except -1:
     global put_pickle, put_check, put_gather, put_release
-    # It connects the pickler with the registered serializers and the reducers of third-party types.
-    from pyray_ser.pickling.serialization import _pickle
-
-    put_check = <put_check_type>exported(_pickle, "put_check", b"int (prp_put_result const *)")
-    put_gather = <put_gather_type>exported(_pickle, "put_gather", b"int (prp_put_buffer const *, void *)")
-    put_release = <put_release_type>exported(_pickle, "put_release", b"void (prp_put_result *)")
-    put_pickle = <put_pickle_type>exported(_pickle, "put_pickle", b"int (PyObject *, unsigned int, prp_put_result *)")
+    module = pickler_module()
+    put_check = <put_check_type>exported(module, "put_check", b"int (prp_put_result const *)")
+    put_gather = <put_gather_type>exported(module, "put_gather", b"int (prp_put_buffer const *, void *)")
+    put_release = <put_release_type>exported(module, "put_release", b"void (prp_put_result *)")
+    put_pickle = <put_pickle_type>exported(module, "put_pickle", b"int (PyObject *, unsigned int, prp_put_result *)")
     return 0
 
 
 cdef int connect_unpickler() except -1:
     global load_stored
-    from pyray_ser import _unpickle
-
     # prp_buffer is a pointer and a length, as Span is.
     load_stored = <load_stored_type>exported(
-        _unpickle, "load_stored",
+        unpickler_module(), "load_stored",
         b"PyObject *(uint8_t const *, size_t, prp_buffer const *, size_t, PyObject *, PyObject *, int)")
     return 0
 
@@ -122,13 +120,12 @@ cdef Gathered gather(object value, uint64_t store):
     return into
 
 
-cdef Gathered gather_or_tell(value, uint64_t store):
+cdef Gathered gather_or_explain(object value, uint64_t store):
+    """As `gather`; an error says where in the value it lies."""
     try:
         return gather(value, store)
     except Exception as error:
-        from pyray_ser.pickling.serialization import unpicklable
-
-        told = unpicklable(value, error)
+        told = explain_failure(value, error)
         if told is error:
             raise
         raise told from error

@@ -1,6 +1,10 @@
+# uses: prelude
+#
 # The calls into the Python layer. All of them stand here: the other parts import nothing of pyray_ser.
 #
 # Each is made on a slow path, and imports its module when it is first called.
+
+# ---- errors --------------------------------------------------------------------------------------------------------
 
 cdef int fail(int status, const prs_error *error, object store=None, object ref=None, object timeout=None) except -1:
     """The one place that raises what the engine reported."""
@@ -14,18 +18,112 @@ cdef int fail(int status, const prs_error *error, object store=None, object ref=
 
 
 cdef int corrupt(const char *why, object ref) except -1:
+    return corrupt_for(why.decode("ascii"), ref)
+
+
+cdef int corrupt_for(str reason, object ref) except -1:
     from pyray_ser.exceptions import CorruptObjectError
 
-    raise CorruptObjectError(ref=None if ref is None else repr(ref), reason=why.decode("ascii"))
+    raise CorruptObjectError(ref=None if ref is None else repr(ref), reason=reason)
+
+
+cdef int store_closed(uint64_t ident) except -1:
+    from pyray_ser.exceptions import StoreClosedError
+
+    raise StoreClosedError(store=f"{ident:016x}")
+
+
+cdef bint is_store_full(object error) except -1:
+    from pyray_ser.exceptions import ObjectStoreFullError
+
+    return isinstance(error, ObjectStoreFullError)
+
+
+cdef object not_refs(str function, object given):
+    """The exception for an argument that is no reference, nor a list of references."""
+    from pyray_ser.store.references import not_refs as error_for
+
+    return error_for(function, given)
+
+
+cdef int name_taken(object name) except -1:
+    from pyray_ser.exceptions import NameExistsError
+
+    raise NameExistsError(name=name)
+
+
+cdef int name_not_found(object name) except -1:
+    from pyray_ser.exceptions import NameNotFoundError
+
+    raise NameNotFoundError(name=name)
+
+
+cdef int name_timeout(object name, object timeout) except -1:
+    from pyray_ser.exceptions import GetTimeoutError
+
+    raise GetTimeoutError(ref=f"named {name!r}", timeout=timeout)
+
+
+cdef int names_full() except -1:
+    from pyray_ser.exceptions import StoreFullError
+
+    raise StoreFullError(table="names")
+
+
+cdef object explain_failure(object value, object error):
+    """The exception that says where in `value` pickling failed, or `error` itself."""
+    from pyray_ser.pickling.serialization import unpicklable
+
+    return unpicklable(value, error)
+
+
+# ---- which store ---------------------------------------------------------------------------------------------------
+
+cdef object open_default_store():
+    from pyray_ser.store.discovery import open_default
+
+    return open_default()
+
+
+cdef object find_store(const prs_oid *id, int32_t pid, uint64_t start_time, int32_t fd):
+    """The store of a reference from the process that these name, or None."""
+    from pyray_ser.store.discovery import find
+
+    return find(id.store, pid, start_time, fd)
+
+
+cdef object unreachable_store(object ref, bytes node):
+    """The exception for a reference whose store `find_store` does not find."""
+    from pyray_ser.store.discovery import unreachable
+
+    return unreachable(ref, node)
+
+
+cdef bint reattach_store(Store store) except -1:
+    from pyray_ser.store.discovery import reattach
+
+    return reattach(store)
+
+
+cdef int warn_of_shrunk_store(uint64_t wanted, uint64_t capacity) except -1:
+    from pyray_ser import _log
+
+    _log.warning(
+        "limits of this process (ulimit -v, ulimit -f) leave no room for a store of %d bytes: it has %d; "
+        "give a capacity to choose, or raise them", wanted, capacity)
+    return 0
 
 
 cdef object new_form(uint32_t flags):
+    """How spill files are written."""
     from pyray_ser.store.spill_codec import Form
 
     return Form(flags)
 
 
-# The context variable of `pyray_ser.scope` and the name of this node, once a reference was sent.
+# ---- references ----------------------------------------------------------------------------------------------------
+
+# The context variable of `pyray_ser.store.scopes` and the name of this node, once a reference was sent.
 cdef object scope_variable = None
 cdef bytes node_name = None
 # `pyray_ser._load_ref`: what pickled references call.
@@ -41,7 +139,108 @@ cdef object loader():
     return ref_loader
 
 
-cdef int name_taken(object name) except -1:
-    from pyray_ser.exceptions import NameExistsError
+cdef int find_scope_variable() except -1:
+    global scope_variable, node_name
+    from pyray_ser.store.discovery import node_name as name
+    from pyray_ser.store.scopes import _current
 
-    raise NameExistsError(name=name)
+    node_name = name()
+    scope_variable = _current
+    return 0
+
+
+cdef bytes hold_in_scope(object ref, int kind):
+    """What `load_ref` takes; the scope of the caller holds the object."""
+    from pyray_ser.store.scopes import hold
+
+    return hold(ref, kind, node_name)
+
+
+cdef int release_from_scopes(bytes identity) except -1:
+    from pyray_ser.store.scopes import release
+
+    release(identity)
+    return 0
+
+
+cdef object text_of_ref(object ref):
+    from pyray_ser.store.references import text
+
+    return text(ref)
+
+
+cdef object html_of_ref(object ref):
+    from pyray_ser.store.references import html
+
+    return html(ref)
+
+
+cdef object reduce_ref(object ref):
+    from pyray_ser.store.references import reduce
+
+    return reduce(ref)
+
+
+cdef object await_ref(object ref):
+    from pyray_ser.store.waiting import wait_async
+
+    return wait_async(ref)
+
+
+cdef object future_of_ref(object ref):
+    from pyray_ser.store.waiting import future
+
+    return future(ref)
+
+
+# ---- waiting without limit -----------------------------------------------------------------------------------------
+
+cdef int check_endless_get(object ref) except -1:
+    """Raise if only this thread could seal the object that it waits for."""
+    from pyray_ser.store.endless import check_seal
+
+    check_seal(ref)
+    return 0
+
+
+cdef int64_t patience_for_name() except -1:
+    """How long a wait for a name lasts, in ns, before `check_endless_name` is asked."""
+    from pyray_ser.store.endless import PATIENCE
+
+    return <int64_t>(PATIENCE * 1e9)
+
+
+cdef int check_endless_name(Store store, object name) except -1:
+    """Raise if nobody can give the name any more."""
+    from pyray_ser.store.endless import check_name
+
+    check_name(store, name)
+    return 0
+
+
+# ---- pickling ------------------------------------------------------------------------------------------------------
+
+cdef object pickler_module():
+    # Imported by way of the module that connects it with the registered serializers and the reducers of third-party types.
+    from pyray_ser.pickling.serialization import _pickle
+
+    return _pickle
+
+
+cdef object unpickler_module():
+    from pyray_ser import _unpickle
+
+    return _unpickle
+
+
+cdef object call_of_memoryview(bytes stream, object view):
+    """The stream of a memoryview and what its buffer is, or None if that cannot be written down."""
+    from pyray_ser.pickling.serialization import memoryview_call
+
+    return memoryview_call(stream, view)
+
+
+cdef object explanation_of_put(object value, Store store):
+    from pyray_ser.inspection import explain_put
+
+    return explain_put(value, store)

@@ -1,28 +1,28 @@
+# uses: nothing
+#
 # What every part uses: names of Python and C, constants, deadlines, and how a call of the engine keeps its handle.
 
 from copyreg import dispatch_table as _copyreg_table
 
 cimport cython
-from cpython.buffer cimport (
-    PyBUF_ANY_CONTIGUOUS, PyBUF_READ, PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
-)
+from cpython.buffer cimport PyBUF_READ, PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.contextvars cimport get_value
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrnoWithFilenameObject
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact, PyFloat_FromDouble
 from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact, PyLong_FromLongLong
-from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_RawFree, PyMem_RawMalloc
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.number cimport PyNumber_Index
-from cpython.object cimport Py_EQ, Py_GE, Py_GT, Py_LE, Py_LT, Py_NE
+from cpython.object cimport Py_EQ, Py_GT, Py_LE, Py_LT, Py_NE
 from cpython.pycapsule cimport PyCapsule_GetName, PyCapsule_GetPointer
 from cpython.ref cimport PyObject
-from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free as c_free, qsort
 from libc.string cimport memcmp, memcpy, memset, strcmp
 
 from pyray_ser._ndarray cimport (
     PRP_ARRAY_DIRECT, PRP_ARRAY_MAX_DIMS, PRP_ARRAY_PLAIN_OWNER, PRP_ARRAY_WRITABLE, prp_array_source,
-    prp_array_template_looks, prp_ndarray, prp_ndarray_api, prp_ndarray_looks
+    prp_array_template_looks, prp_ndarray, prp_ndarray_looks
 )
 from pyray_ser._pickle cimport prp_put_buffer, prp_put_result
 from pyray_ser._prs cimport *
@@ -92,7 +92,6 @@ cdef extern from "Python.h":
     object PyMemoryView_FromMemory(char *memory, Py_ssize_t size, int flags)
     double PyFloat_Unpack8(const char *p, int le) except? -1
     int PyFloat_Pack8(double x, char *p, int le) except -1
-    int64_t _PyLong_AsTime_t(object)
     Py_ssize_t PY_SSIZE_T_MAX
 
 

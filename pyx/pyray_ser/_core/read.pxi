@@ -1,3 +1,5 @@
+# uses: prelude, policy, spill, store, views, pickling, refs, forms
+#
 # `get` and `get_buffer`: from the bytes of an object to its value.
 
 cdef object decode(object owner, const uint8_t *form, const uint8_t *data, uint64_t size, bint writable, Store store,
@@ -137,8 +139,6 @@ cdef const uint8_t *within(object owner, const prs_buffer_entry *entry, ObjectRe
     return data + entry.off
 
 
-# `get` and `get_buffer`.
-
 cdef inline Pin pin_now(ObjectRef ref, int *status):
     """A pin, or None with `status` telling why not."""
     cdef Pin pin = new_pin()
@@ -179,9 +179,7 @@ cdef Pin pin_by(ObjectRef ref, int64_t deadline, object timeout):
         left = -1
         if deadline == FOREVER and not asked:
             asked = True
-            from pyray_ser.store.endless import check_seal
-
-            check_seal(ref)
+            check_endless_get(ref)
         if deadline != FOREVER:
             left = deadline - prx_now() if deadline else 0
             if left <= 0:
@@ -278,8 +276,6 @@ def get(refs, *, timeout=None, mmap_mode="r", allow=None):
     if promise_type is not None and names_promise(refs):
         return promise_get(refs, timeout, "c" if writable else "r")
     if not isinstance(refs, list):
-        from pyray_ser.store.references import not_refs
-
         raise not_refs("get", refs)
     check_refs("get", refs)
     return [get_one(<ObjectRef>ref, deadline, timeout, writable, allow) for ref in tuple(refs)]
@@ -305,8 +301,6 @@ def get_buffer(ref, *, timeout=None):
         in the order of the stream, after the stream itself. All read-only, nothing is copied.
     """
     if type(ref) is not ObjectRef:
-        from pyray_ser.store.references import not_refs
-
         raise not_refs("get_buffer", ref)
     cdef Pin pin = pin_by(<ObjectRef>ref, deadline_of(timeout), timeout)
     cdef prs_header header

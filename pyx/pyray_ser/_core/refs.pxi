@@ -1,3 +1,5 @@
+# uses: prelude, policy, store, pickling
+#
 # ObjectRef: one reference of this process to one object; and how it travels in a message.
 
 cdef inline ObjectRef new_ref(Store store, prs_store *handle, const prs_oid *id):
@@ -131,19 +133,13 @@ cdef class ObjectRef:
         return "creating" if status == PRS_E_AGAIN else "freed" if status == PRS_E_FREED else "lost"
 
     def __repr__(self):
-        from pyray_ser.store.references import text
-
-        return text(self)
+        return text_of_ref(self)
 
     def _repr_html_(self):
-        from pyray_ser.store.references import html
-
-        return html(self)
+        return html_of_ref(self)
 
     def __await__(self):
-        from pyray_ser.store.waiting import wait_async
-
-        return wait_async(self).__await__()
+        return await_ref(self).__await__()
 
     def future(self):
         """
@@ -153,18 +149,14 @@ cdef class ObjectRef:
         -------
         concurrent.futures.Future
         """
-        from pyray_ser.store.waiting import future
-
-        return future(self)
+        return future_of_ref(self)
 
     def __reduce_ex__(self, protocol):
         cdef Gathered gathering = current_gathering()
         if gathering is not None and gathering.store == self.id.store and self.handle is not NULL:
             gathering.edges.append(self)
             return loader(), (oid_bytes(&self.id),)
-        from pyray_ser.store.references import reduce
-
-        return reduce(self)
+        return reduce_ref(self)
 
     def __reduce__(self):
         return self.__reduce_ex__(4)
@@ -321,19 +313,12 @@ cdef bytes message_of(ObjectRef ref, int kind, bytes node, prs_token *token, uin
 
 cdef bytes once(ObjectRef ref):
     """What `load_ref` takes, to be loaded once: a token holds the object until then, or to the end of the scope."""
-    global scope_variable, node_name
     cdef prs_token token
     if scope_variable is None:
-        from pyray_ser.store.scopes import _current
-        from pyray_ser.store.discovery import node_name as name
-
-        node_name = name()
-        scope_variable = _current
+        find_scope_variable()
     if get_value(scope_variable) is None:
         return message_of(ref, PRS_TOKEN_ONCE, node_name, &token)
-    from pyray_ser.store.scopes import hold
-
-    return hold(ref, PRS_TOKEN_ONCE, node_name)
+    return hold_in_scope(ref, PRS_TOKEN_ONCE)
 
 
 @cython.binding(False)
@@ -399,9 +384,7 @@ def load_ref(bytes blob not None):
     read_travel(blob, &message)
     cdef Store store = stores.get(message.id.store)
     if store is None:
-        from pyray_ser.store.discovery import find
-
-        store = find(message.id.store, message.pid, message.start_time, message.fd)
+        store = find_store(&message.id, message.pid, message.start_time, message.fd)
     cdef ObjectRef ref = new_ref(store, NULL, &message.id)
     if store is None:
         ref.origin = blob
@@ -434,12 +417,10 @@ cdef int adopt(ObjectRef ref) except -1:
     if ref.handle is not NULL and ref.handle == ref.store.handle:
         return 0
     if ref.store is None:
-        from pyray_ser.store.discovery import find, unreachable
-
         read_travel(ref.origin, &message)
-        store = find(ref.id.store, message.pid, message.start_time, message.fd)
+        store = find_store(&ref.id, message.pid, message.start_time, message.fd)
         if store is None:
-            raise unreachable(ref, ref.origin[sizeof(Travel):])
+            raise unreachable_store(ref, ref.origin[sizeof(Travel):])
         ref.store = store
     ref.store.check_open()
     status = prs_ref(ref.store.handle, &ref.id)

@@ -1,3 +1,5 @@
+# uses: prelude, policy
+#
 # Spill files that this process writes and reads: compressed, or with a digest. What goes into them is a matter of
 # `pyray_ser.store.spill_codec`; which objects, which files, and what if somebody dies, of the engine.
 #
@@ -156,9 +158,7 @@ cdef int restore(Store store, const prs_oid *id, bint named, prs_view *view, Obj
         try:
             reason = read_back(form, &job)
             if reason is not None:
-                from pyray_ser.exceptions import CorruptObjectError
-
-                raise CorruptObjectError(ref=None if ref is None else repr(ref), reason=reason)
+                corrupt_for(reason, ref)
         except BaseException:
             prs_restore_cancel(handle, &job)
             raise

@@ -1,3 +1,5 @@
+# uses: prelude, policy, spill, ledger
+#
 # The Store: one open handle of this process, its allocations, and what it tells about itself.
 
 cdef bint exit_registered = False
@@ -36,9 +38,7 @@ def names_of(Store store not None):
 
 cdef int revive(Store store) except -1:
     """Make a store usable again in a forked child that got no client slot; raises if it cannot be."""
-    from pyray_ser.store.discovery import reattach
-
-    if store.handle is NULL or not prs_is_orphan(store.handle) or not reattach(store):
+    if store.handle is NULL or not prs_is_orphan(store.handle) or not reattach_store(store):
         store.check_open()
         fail(PRS_E_CLOSED, NULL, store)
     return 0
@@ -84,9 +84,7 @@ cdef class Store:
 
     cdef int check_open(self) except -1:
         if self.handle is NULL:
-            from pyray_ser.exceptions import StoreClosedError
-
-            raise StoreClosedError(store=f"{self.id:016x}")
+            store_closed(self.id)
         return 0
 
     @property
@@ -348,10 +346,8 @@ cdef class Store:
                     if make_room(self, size):
                         continue
                 except Exception as problem:
-                    from pyray_ser.exceptions import ObjectStoreFullError
-
                     # The disk is full; it may have room later.
-                    if not isinstance(problem, ObjectStoreFullError) or deadline == 0 or prx_now() >= deadline:
+                    if not is_store_full(problem) or deadline == 0 or prx_now() >= deadline:
                         raise
             # What is larger than the whole store never fits.
             hopeless = status == PRS_E_FULL and error.sys_errno == 0 and error.want > error.capacity
@@ -379,21 +375,6 @@ cdef class Store:
         if status != PRS_OK:
             fail(status, &error, self)
         return 0
-
-    cdef ObjectRef seal_window(self, prs_draft *draft):
-        """Seal what a window holds. If that fails, the window is as it was, unless its object is lost."""
-        cdef prs_error error
-        cdef int status
-        cdef ObjectRef ref = new_ref(self, NULL, &draft.id)
-        if note_origin is not None:
-            note_origin(self.id, draft.id.serial)
-        self.check_open()
-        error.code = 0
-        status = prs_seal(draft.store, draft, &error) if draft.store == self.handle else PRS_E_LOST
-        if status != PRS_OK:
-            fail(status, &error, self)
-        ref.handle = draft.store
-        return ref
 
     cdef void abort(self, prs_draft *draft) noexcept:
         forget_ledger(self, draft)
@@ -448,16 +429,6 @@ cdef class Store:
                 prs_close(inherited)
         return True
 
-    cdef ObjectRef reference(self, const prs_oid *id):
-        """One more reference to an object that this process holds or is making."""
-        self.check_open()
-        cdef ObjectRef ref = new_ref(self, NULL, id)
-        cdef int status = prs_ref(self.handle, id)
-        if status != PRS_OK:
-            fail(status, NULL, self, ref)
-        ref.handle = self.handle
-        return ref
-
 
 STATES = {
     PRS_STATE_RESERVED: "reserved", PRS_STATE_CREATING: "creating", PRS_STATE_SEALED: "sealed",
@@ -484,8 +455,6 @@ def set_default(Store store):
 cdef Store default_or_open():
     cdef Store store = default_store
     if store is None:
-        from pyray_ser.store.discovery import open_default
-
         # What it returns, for another thread may have closed the default store again: None has no handle.
-        store = open_default()
+        store = open_default_store()
     return store

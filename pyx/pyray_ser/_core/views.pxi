@@ -1,3 +1,5 @@
+# uses: prelude, policy
+#
 # What keeps bytes in place: a pin on a stored object, private memory over one, somebody's buffer; and buffers over them.
 
 @cython.final

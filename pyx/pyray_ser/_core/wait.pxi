@@ -1,3 +1,5 @@
+# uses: prelude, policy, store, refs
+#
 # Freeing objects, and waiting for them.
 
 # Whether a reference was pickled so that a scope holds its object: only then has free() something to forget.
@@ -26,9 +28,7 @@ cdef int free_one(ObjectRef ref) except -1:
     if status not in (PRS_OK, PRS_E_LOST, PRS_E_FREED):
         fail(status, &error, store, ref)
     if scopes_hold:
-        from pyray_ser.store.scopes import release
-
-        release(oid_bytes(&ref.id))
+        release_from_scopes(oid_bytes(&ref.id))
     return 0
 
 
@@ -57,8 +57,6 @@ def free(refs):
                 ref.free()
         return
     if not isinstance(refs, list):
-        from pyray_ser.store.references import not_refs
-
         raise not_refs("free", refs)
     check_refs("free", refs)
     for ref in tuple(refs):

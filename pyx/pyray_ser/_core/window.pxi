@@ -1,3 +1,5 @@
+# uses: prelude, policy, store, refs, forms, write
+#
 # Objects that are filled in place: what `create` and `empty` give, until `seal` or `abort`.
 #
 # A window is a writable mapping of one unsealed object. Sealing replaces it, at the same address, by a read-only one, so
@@ -67,7 +69,7 @@ cdef class Window:
 
     @property
     def ref(self):
-        return self.store.reference(&self.draft.id)
+        return reference_to(self.store, &self.draft.id)
 
     @property
     def sealed(self):
@@ -81,6 +83,33 @@ cdef class Window:
             raise ValueError("an unsealed object belongs to the process that made it, not to its forked children")
         self.store.check_open()
         return 0
+
+
+cdef ObjectRef reference_to(Store store, const prs_oid *id):
+    """One more reference to an object that this process is making or has just made."""
+    store.check_open()
+    cdef ObjectRef ref = new_ref(store, NULL, id)
+    cdef int status = prs_ref(store.handle, id)
+    if status != PRS_OK:
+        fail(status, NULL, store, ref)
+    ref.handle = store.handle
+    return ref
+
+
+cdef ObjectRef seal_window(Store store, prs_draft *draft):
+    """Seal what a window holds. If that fails, the window is as it was, unless its object is lost."""
+    cdef prs_error error
+    cdef int status
+    cdef ObjectRef ref = new_ref(store, NULL, &draft.id)
+    if note_origin is not None:
+        note_origin(store.id, draft.id.serial)
+    store.check_open()
+    error.code = 0
+    status = prs_seal(draft.store, draft, &error) if draft.store == store.handle else PRS_E_LOST
+    if status != PRS_OK:
+        fail(status, &error, store)
+    ref.handle = draft.store
+    return ref
 
 
 cdef Window open_window(uint64_t size, int64_t deadline):
@@ -159,9 +188,7 @@ def seal(value):
             raise ValueError("seal() takes the whole array that empty() returned, not a part of it")
     else:
         if type(value) is memoryview:
-            from pyray_ser.pickling.serialization import memoryview_call
-
-            written = memoryview_call(MEMORYVIEW_STREAM, value)
+            written = call_of_memoryview(MEMORYVIEW_STREAM, value)
         else:
             written = (MEMORYVIEW_STREAM, value) if type(value) is Window else None
         n = PyBytes_GET_SIZE(written[0]) if written is not None else 0
@@ -180,7 +207,7 @@ def seal(value):
     prs_format_write_header(window.draft.window, total, n, 1)
     prs_format_write_entry(window.draft.window, 0, window.off, window.size, NULL)
     memcpy(<uint8_t *>window.draft.window + sizeof(prs_header) + sizeof(prs_buffer_entry), stream, n)
-    ref = window.store.seal_window(&window.draft)
+    ref = seal_window(window.store, &window.draft)
     window.state = SEALED
     open_windows.discard(window)
     freeze(value)

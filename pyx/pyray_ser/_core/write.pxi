@@ -1,3 +1,5 @@
+# uses: prelude, policy, spill, ledger, store, pickling, refs, names, forms
+#
 # `put`: where the bytes of an object go, which way a value takes, and writing it from the first byte to the last.
 
 # Where the bytes of an object go. One function decides it, before anything is written.
@@ -451,17 +453,7 @@ cdef int write_form(Writer *w, Store store, Gathered gathered, const Layout *lay
 
 
 cdef ObjectRef put_general(Store store, object value, int64_t deadline):
-    cdef Gathered gathered
-    try:
-        gathered = gather(value, store.id)
-    except Exception as error:
-        from pyray_ser.pickling.serialization import unpicklable
-
-        told = unpicklable(value, error)
-        if told is error:
-            raise
-        raise told from error
-    return put_gathered(store, gathered, deadline)
+    return put_gathered(store, gather_or_explain(value, store.id), deadline)
 
 
 cdef ObjectRef put_gathered(Store store, Gathered gathered, int64_t deadline):
@@ -551,9 +543,7 @@ cdef ObjectRef put_memory(Store store, object value, int64_t deadline):
     elif PyMemoryView_Check(value):
         if has_reducer(value):
             return None
-        from pyray_ser.pickling.serialization import memoryview_call
-
-        written = memoryview_call(MEMORYVIEW_STREAM, value)
+        written = call_of_memoryview(MEMORYVIEW_STREAM, value)
         if written is None:
             return None
         stream, value = written
@@ -648,9 +638,7 @@ def put(value, *, timeout=None, name=None, explain=False):
     cdef ObjectRef ref
     if explain:
         ref = put_value(store, value, deadline) if name is None else put_named(store, value, name, deadline)
-        from pyray_ser.inspection import explain_put
-
-        return ref, explain_put(value, store)
+        return ref, explanation_of_put(value, store)
     if name is not None:
         return put_named(store, value, name, deadline)
     return put_value(store, value, deadline)

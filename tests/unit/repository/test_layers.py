@@ -1,4 +1,4 @@
-"""Which folder may use which: C includes, imports of Python packages, and the maps that describe them."""
+"""Which folder may use which: C includes, parts of the compiled core, imports of Python packages, and their maps."""
 
 import ast
 import re
@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 CSRC = ROOT / "csrc"
 PACKAGE = ROOT / "pyray_ser"
+PYX = ROOT / "pyx" / "pyray_ser"
 
 pytestmark = pytest.mark.skipif(not CSRC.is_dir(), reason="needs a source checkout")
 
@@ -76,6 +77,123 @@ def test_the_map_of_the_store_names_every_file():
     named = set(re.findall(r"`(\w+\.c)`", text))
     gone = named - {path.name for path in CSRC.rglob("*.c")}
     assert not gone, gone
+
+
+def core_parts() -> list[str]:
+    """The parts of the core in the order in which `_core.pyx` includes them."""
+    return re.findall(r'^include "_core/(\w+)\.pxi"$', (PYX / "_core.pyx").read_text(), re.MULTILINE)
+
+
+def code_of(part: str) -> str:
+    """A part without its comments and strings."""
+    text = re.sub(r'"""(?:.|\n)*?"""', "", (PYX / "_core" / f"{part}.pxi").read_text())
+    # What f-strings name counts: their fields stay.
+    text = re.sub(
+        r'([rbf]*)"(?:[^"\\\n]|\\.)*"',
+        lambda found: " ".join(re.findall(r"\{([^{}!:]*)", found[0])) if found[1] == "f" else "",
+        text,
+    )
+    return re.sub(r"#.*", "", text)
+
+
+def blocks_of(code: str) -> list[str]:
+    """The statements at module level, each with the lines that belong to it."""
+    return re.findall(r"^[^\s)}].*\n(?:(?:[ \t)}].*)?\n)*", code, re.MULTILINE)
+
+
+def split_names(text: str) -> set[str]:
+    """The last word of each item of a list of declarations: `int a=1, char *b` has a and b."""
+    return {found for item in text.split(",") for found in re.findall(r"(\w+)\s*(?:\[[^]]*\])*\s*(?:=|$)", item)[:1]}
+
+
+def names_defined_by(block: str) -> set[str]:
+    """The functions, classes, globals and imported names that a statement at module level defines."""
+    first, _, rest = block.partition("\n")
+    if " cimport " in first or first.startswith(("import ", "from ")):
+        return {words.split()[-1] for words in re.split(r"c?import", block, maxsplit=1)[1].strip(" (\n)").split(",")}
+    if first.startswith("cdef enum"):
+        return set(re.findall(r"^(?:cdef enum |    )(\w+)", block, re.MULTILINE))
+    if first.startswith("cdef extern"):
+        return set(re.findall(r"^    (?! )(?:.*?[ *])?(\w+) ?(?:\(|:|\n)", rest, re.MULTILINE))
+    if found := re.match(r"(?:cdef )?(?:class|struct|def) (\w+)", first) or re.match(r"ctypedef .*\(\*(\w+)\)", first):
+        return {found[1]}
+    if first.startswith("cdef ") and (found := re.match(r"cdef [^=]*?(\w+)\(", first)):
+        return {found[1]}
+    return split_names(first) if re.match(r"(cdef |\w+ = )", first) else set()
+
+
+def names_used_by(block: str) -> set[str]:
+    """The names of a module-level statement that are neither attributes, nor keywords of calls, nor local."""
+    used: set[str] = set()
+    if re.match(r".* cimport |import |from |cdef extern", block):
+        return used
+    if block.startswith("cdef struct"):
+        block = re.sub(r"\w+ *$", "", block, flags=re.MULTILINE)
+    for function in re.split(r"^(?= *(?:cdef|def) [^=(\n]*\()", block, flags=re.MULTILINE):
+        local: set[str] = set()
+        if found := re.match(r" *(?:cdef|def) [^=(\n]*\(((?:.|\n)*?)\)[^()]*:\n", function):
+            shared = set(re.findall(r"\w+", " ".join(re.findall(r"^ +global (.*)", function, re.MULTILINE))))
+            local = split_names(found[1])
+            for words in re.findall(r"^ +cdef (?!class)([^(\n]*?)(?:\n|=[^,\n]*\()", function, re.MULTILINE):
+                local |= split_names(words)
+            local |= set(re.findall(r"(?:^ +|, )(\w+)(?=(?:, \w+)* = )", function, re.MULTILINE))
+            local |= set(re.findall(r"\b(?:for|as|import) (\w+)", function))
+            local -= shared
+        body = re.sub(r"^( *(?:cdef|def) [^=(\n]*?)\w+\(", r"\1(", function)
+        used |= set(re.findall(r"(?<![\w.])[A-Za-z_]\w*(?!\w*=[^=])", body)) - local
+    return used
+
+
+def declared_ahead() -> set[str]:
+    """The extension types and structs of `_core.pxd`: all parts may name them."""
+    return set(re.findall(r"^cdef (?:class|struct) (\w+)", (PYX / "_core.pxd").read_text(), re.MULTILINE))
+
+
+def core_uses() -> dict[str, dict[str, set[str]]]:
+    """{part: {other part: the names of it that the part uses}}."""
+    defined, used = {}, {}
+    for part in core_parts():
+        blocks = blocks_of(code_of(part))
+        defined[part] = set().union(*map(names_defined_by, blocks)) - declared_ahead()
+        used[part] = set().union(*map(names_used_by, blocks))
+    return {
+        part: {other: used[part] & defined[other] for other in defined if other != part and used[part] & defined[other]}
+        for part in defined
+    }
+
+
+def test_the_core_includes_every_part():
+    assert sorted(core_parts()) == sorted(path.stem for path in (PYX / "_core").glob("*"))
+    table = re.findall(r"^    (\w+)  ", (PYX / "_core.pyx").read_text(), re.MULTILINE)
+    assert table == core_parts(), "the table in _core.pyx names the parts in their order"
+
+
+def test_no_part_of_the_core_uses_a_later_one():
+    order = core_parts()
+    later = [
+        f"{part}.pxi uses {', '.join(sorted(names))} of {other}.pxi"
+        for part, uses in core_uses().items()
+        for other, names in uses.items()
+        if order.index(other) > order.index(part)
+    ]
+    assert not later, "\n".join(later)
+
+
+def test_each_part_of_the_core_says_which_parts_it_uses():
+    order, wrong = core_parts(), []
+    for part, uses in core_uses().items():
+        expected = ", ".join(sorted(uses, key=order.index)) or "nothing"
+        head = (PYX / "_core" / f"{part}.pxi").read_text().partition("\n")[0]
+        if head != f"# uses: {expected}":
+            wrong.append(f"{part}.pxi begins with {head!r}, not '# uses: {expected}'")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_core_calls_python_in_policy_alone():
+    upcall = re.compile(r"^\s*(?:from|import) pyray_ser\b(?!.* cimport ).*|import_module|sys\.modules", re.MULTILINE)
+    found = {path.name for path in (PYX / "_core").glob("*.pxi") if upcall.search(path.read_text())}
+    assert found == {"policy.pxi"}
+    assert not upcall.search((PYX / "_core.pyx").read_text())
 
 
 def level(name: str) -> int:
