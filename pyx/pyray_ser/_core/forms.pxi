@@ -87,7 +87,7 @@ cdef Py_ssize_t scalar_stream(object value, uint8_t *out) except -1:
 #   PROTO 5, 'builtins', name, STACK_GLOBAL, NEXT_BUFFER, TUPLE1, REDUCE, STOP
 cdef bytes BYTES_STREAM = b"\x80\x05\x8c\x08builtins\x8c\x05bytes\x93\x97\x85R."
 cdef bytes BYTEARRAY_STREAM = b"\x80\x05\x8c\x08builtins\x8c\x09bytearray\x93\x97\x85R."
-MEMORYVIEW_STREAM = b"\x80\x05\x8c\x08builtins\x8c\x0amemoryview\x93\x97\x85R."
+cdef bytes MEMORYVIEW_STREAM = b"\x80\x05\x8c\x08builtins\x8c\x0amemoryview\x93\x97\x85R."
 #   array.array(typecode, bytes(<buffer>))
 cdef bytes ARRAY_STREAM = b"\x80\x05\x8c\x05array\x8c\x05array\x93\x8c\x01?\x8c\x08builtins\x8c\x05bytes\x93\x97\x85R\x86R."
 cdef bytes MEMORYVIEW_CALL = MEMORYVIEW_STREAM[2:len(MEMORYVIEW_STREAM) - 1]
