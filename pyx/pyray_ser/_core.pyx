@@ -5,9 +5,9 @@ frame in between. Policy is elsewhere: which store is found (`pyray_ser.store.di
 (`pyray_ser.store.references`), which exception a status becomes (`pyray_ser.store.statuses`). `policy` alone calls these
 modules, on slow paths, and imports each when it is first needed.
 
-The parts, each a file of `_core/`, stand in their order of use: a part names only parts before it and the types of
-`_core.pxd`, and its first line says which. All are one module, so that the engine is linked once and a put or a get is one
-piece of C.
+The parts, each a file of `_core/`, stand in their order of use: a part uses only those before it, and its first line says
+which. `prelude` declares the types that have to be known earlier. All parts are one module, so that the engine is linked
+once and a put or a get is one piece of C.
 
     prelude   names of Python and C, constants, deadlines, calls of the engine
     policy    every call into the Python layer: errors, finding stores, scopes

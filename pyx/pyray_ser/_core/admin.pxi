@@ -1,4 +1,4 @@
-# uses: prelude, policy, spill, store, refs, forms, write, read
+# uses: prelude, policy, spill, store, views, refs, forms, write, read
 #
 # Opening stores, and what tools ask for.
 

@@ -6,6 +6,12 @@
 #
 # `_pickle` and `_unpickle` are imported by the first value that needs them: small values and single arrays do not.
 
+# A run of bytes. `data` NULL with a size: a strided array, see Gathered.write.
+cdef struct Span:
+    const void *data
+    size_t size
+
+
 cdef extern from "pickle/put.h":
     ctypedef struct strided "prp_put_buffer":
         PyObject *owner
@@ -57,6 +63,16 @@ cdef int connect_unpickler() except -1:
 cdef class Gathered:
     """The stream in pieces, the buffers it asks for, and the references it met."""
 
+    # What the pickler made of a value: the stream in pieces, the out-of-band buffers in the order the stream asks for
+    # them, and the references to objects of `store` that it met (0: none are collected). Nothing is copied yet.
+    cdef prp_put_result result
+    cdef bint held
+    cdef list edges
+    cdef uint64_t store
+    cdef uint64_t stream_size
+    cdef Py_ssize_t nstream
+    cdef Py_ssize_t nbuffers
+
     def __dealloc__(self):
         if self.held:
             put_release(&self.result)
@@ -74,11 +90,14 @@ cdef class Gathered:
         return span
 
     cdef int check(self) except -1:
+        """Raise if an array was resized since: what its bytes were is gone."""
         return put_check(&self.result)
 
     cdef int write(self, Py_ssize_t i, void *to) except -1:
+        """Write buffer i, whose data is NULL, to `to`; needs the GIL."""
         return put_gather(&self.result.buffers[i], to)
 
+    # The same buffer as an array and how it lies.
     cdef object array(self, Py_ssize_t i):
         return <object>(<const strided *>&self.result.buffers[i]).owner
 
@@ -95,12 +114,19 @@ cdef extern from *:
 
 
 cdef Gathered current_gathering():
+    """The gathering under way in this thread, or None: an ObjectRef that is reduced looks here."""
     if prx_gathering is NULL:
         return None
     return <Gathered>prx_gathering
 
 
 cdef Gathered gather(object value, uint64_t store):
+    """
+    Pickle `value` in put mode.
+
+    References to objects of `store` (0: none) are collected as edges; the others pickle themselves. The result must not
+    outlive changes to `value`.
+    """
     global prx_gathering
     cdef Gathered into = Gathered.__new__(Gathered)
     cdef PyObject *before = prx_gathering
@@ -133,6 +159,11 @@ cdef Gathered gather_or_explain(object value, uint64_t store):
 
 cdef object load(const uint8_t *stream, size_t size, const Span *buffers, size_t count, object owner, object allow,
                  bint writable):
+    """
+    The value of a stream whose out-of-band buffers are `buffers[0..count)`, in memory that `owner` keeps.
+
+    `allow` is None, or what `loads` takes; `writable` says that the memory is private to this process.
+    """
     if load_stored is NULL:
         connect_unpickler()
     return load_stored(stream, size, buffers, count, owner, allow, PRP_ARRAY_WRITABLE if writable else 0)

@@ -95,6 +95,11 @@ cdef extern from "Python.h":
     Py_ssize_t PY_SSIZE_T_MAX
 
 
+# What every part may name before its own part defines it.
+cdef class Store
+cdef class ObjectRef
+
+
 # Copies longer than this are made without the GIL.
 cdef enum:
     LONG_COPY = 64 * 1024

@@ -21,6 +21,15 @@ cdef class ObjectRef:
     another process in any way that pickles it; it is awaitable, hashable and ordered (by store, then by age).
     """
 
+    # handle is the one that holds our reference, NULL if none does (lost, or not yet found). `lay`: where the object's bytes
+    # were at the last get (NULL: not known), to be prefetched and nothing else.
+    cdef prs_oid id
+    cdef prs_store *handle
+    cdef Store store
+    cdef const uint8_t *lay
+    cdef bytes origin
+    cdef object __weakref__
+
     def __init__(self):
         raise TypeError("references are made by put() and seal(); ObjectRef.from_hex() reads one written down")
 

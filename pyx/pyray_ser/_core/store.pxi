@@ -59,6 +59,13 @@ cdef class Store:
         The file of a named store.
     """
 
+    # NULL from close() on. The engine's handle outlives it until the last call, draft, view and window is gone.
+    cdef prs_store *handle
+    cdef readonly uint64_t id
+    cdef readonly object path
+    cdef object spill_form  # pyray_ser.store.spill_codec.Form, once it is needed
+    cdef object __weakref__
+
     def __init__(self):
         raise TypeError("stores are opened by init()")
 

@@ -8,6 +8,12 @@
 cdef class Block:
     """Bytes that another object keeps alive, as a buffer."""
 
+    # `size` bytes at `data`, which stay where they are as long as `owner` lives.
+    cdef object owner
+    cdef const uint8_t *data
+    cdef Py_ssize_t size
+    cdef bint readonly
+
     def __getbuffer__(self, Py_buffer *view, int flags):
         PyBuffer_FillInfo(view, self, <void *>self.data, self.size, self.readonly, flags)
 
@@ -35,6 +41,10 @@ cdef Block block(object owner, const uint8_t *data, Py_ssize_t size, bint readon
 @cython.no_gc
 cdef class Export:
     """Somebody's contiguous buffer, held open as long as this object lives; read-only, whatever it was."""
+
+    # Somebody's buffer, held open.
+    cdef Py_buffer view
+    cdef bint held
 
     def __cinit__(self, exporter):
         self.held = False
@@ -89,6 +99,12 @@ cdef inline Pin new_pin():
 cdef class Pin:
     """The bytes of one stored object, read-only, as long as this lives. The base of arrays that `get` returns."""
 
+    # The bytes of one sealed object, in the read-only mapping. `twin` (borrowed, NULL: none): the Private made by twin_of.
+    cdef prs_store *handle
+    cdef prs_oid id
+    cdef prs_view view
+    cdef void *twin
+
     def __getbuffer__(self, Py_buffer *view, int flags):
         PyBuffer_FillInfo(view, self, <void *>self.view.data, self.view.size, True, flags)
 
@@ -106,6 +122,14 @@ prx_set_dealloc(Pin, drop_pin)
 @cython.no_gc
 cdef class Private:
     """Writable bytes that only this process sees: what mode "c" gives."""
+
+    # Writable memory of our own: a copy, or a copy-on-write mapping that still needs its pin. `origin`: whose twin it is.
+    cdef void *memory
+    cdef size_t length
+    cdef Pin pin
+    cdef Pin origin
+    cdef uint8_t *data
+    cdef uint64_t size
 
     def __dealloc__(self):
         if self.origin is not None:

@@ -7,6 +7,30 @@
 # The parts of a layout ascend and do not overlap. Writers walk through them from the first byte to the last and pad as they go, so
 # padding never covers what another part fills.
 
+# Where each buffer of a Gathered lies in the stored form.
+cdef struct Place:
+    uint64_t off
+    bint foreign       # the entry names another object
+    prs_oid other
+
+
+# Bytes that are written as one: `size` bytes at `data`, or, if that is NULL, what buffer `index` gathers.
+cdef struct Part:
+    uint64_t off
+    uint64_t size
+    const uint8_t *data
+    Py_ssize_t index
+
+
+# The whole form: a place for each buffer, and `count` parts that ascend and do not overlap.
+cdef struct Layout:
+    uint64_t total
+    Place *places
+    Part *parts
+    Py_ssize_t count
+    void *memory
+
+
 cdef struct Range:
     const uint8_t *start
     const uint8_t *stop
@@ -324,11 +348,19 @@ cdef int add_edge(Store store, prs_draft *draft, const prs_oid *inner, bint refe
 
 # Writing what a pickler gathered, from the first byte to the last.
 
-# A sink that is filled in ascending order: memory at `dst`, or a draft. Small pieces for a draft are collected first, so that the
-# engine is called once for many of them.
 cdef enum:
     SCRATCH = 256 * 1024
     PIECE = 32 * 1024   # larger pieces go on their own
+
+
+# A sink that is filled in ascending order: memory at `dst`, or a draft. Small pieces for a draft are collected first, so that
+# the engine is called once for many of them. [0, at) is written; `fill` bytes more are in the scratch memory.
+cdef struct Writer:
+    prs_draft *draft    # NULL: `dst` is memory that no store knows
+    uint8_t *dst        # NULL: by way of the scratch memory
+    uint8_t *scratch
+    uint64_t at
+    size_t fill
 
 
 cdef int writer_open(Writer *w, Store store, prs_draft *draft) except -1:

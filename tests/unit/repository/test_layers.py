@@ -145,8 +145,8 @@ def names_used_by(block: str) -> set[str]:
 
 
 def declared_ahead() -> set[str]:
-    """The extension types and structs of `_core.pxd`: all parts may name them."""
-    return set(re.findall(r"^cdef (?:class|struct) (\w+)", (PYX / "_core.pxd").read_text(), re.MULTILINE))
+    """The extension types that the prelude declares: all parts may name them."""
+    return set(re.findall(r"^cdef class (\w+)$", code_of("prelude"), re.MULTILINE))
 
 
 def core_uses() -> dict[str, dict[str, set[str]]]:
