@@ -12,7 +12,7 @@ import struct
 import sys
 from typing import Any
 
-from .. import _log, _core
+from .. import _core, _log
 from .._descriptors import above_standard
 from ..store import discovery
 from . import imported

@@ -22,7 +22,7 @@ from _thread import RLock
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-from .. import _log, _core
+from .. import _core, _log
 from ..exceptions import PyraySerError, StoreBusyError
 from ..store.discovery import node_name
 from . import audience, direct, pipes, stored_once
@@ -113,7 +113,7 @@ class Sending:
         self._entries: list[_Sent] = []
         # None: not determined yet; 0: buffers stay in the message.
         self._inode: int | None = None
-        self._core: _core.Store | None = None
+        self._store: _core.Store | None = None
 
     def take(self, view: memoryview) -> tuple[Any, ...] | None:
         """Store a buffer, or find it in the store; return the arguments for `load`, or None to leave it in the stream."""
@@ -134,10 +134,10 @@ class Sending:
             blocks = view.nbytes > pipes.capacity(self._connection)
             if not inode or not audience.all_can_attach(inode, store, blocks):
                 return None
-            self._inode, self._core = inode, store
+            self._inode, self._store = inode, store
             if self._limit is None:
                 self._limit = store.capacity // 4
-        store = self._core
+        store = self._store
         if not self._inode or store is None or self._limit is None:
             return None
         ref = stored_once.find(view)

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .. import _log, _core
+from .. import _core, _log
 from . import imported, load
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
 
-from .. import _log, _core
+from .. import _core, _log
 from ..store import discovery
 from . import audience, direct, imported, in_flight, message, processes
 

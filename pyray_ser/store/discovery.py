@@ -15,7 +15,7 @@ import sys
 from _thread import RLock
 from contextlib import suppress
 
-from .. import _log, _core
+from .. import _core, _log
 
 TYPE_CHECKING = False  # importing typing for this would cost more than the rest of this module
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from _thread import get_ident
 from contextlib import ExitStack, contextmanager, suppress
 from weakref import WeakSet
 
-from .. import _log, _core
+from .. import _core, _log
 
 TYPE_CHECKING = False  # importing typing takes longer than the rest of this module
 if TYPE_CHECKING:
