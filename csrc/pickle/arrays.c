@@ -82,7 +82,7 @@ int prp_save_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
     if (s->proto < 5 || (fortran && !(PyArray_FLAGS(array) & NPY_ARRAY_F_CONTIGUOUS)) ||
         !((number >= NPY_BOOL && number <= NPY_CLONGDOUBLE) || number == NPY_HALF))
         return SAVE_GENERIC;
-    prp_own(s);
+    prp_memo_own_all(s);
     if (!plan->extra) {
         PyObject *found = frombuffer_function();
         if (!found)
@@ -114,7 +114,7 @@ int prp_save_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
         if (nd > 3)
             *s->p++ = OP_MARK;
         for (int i = 0; i < nd; i++)
-            s->p = prp_put_int64(s->p, dims[i]);
+            s->p = prp_append_int64(s->p, dims[i]);
         *s->p++ = nd > 3 ? OP_TUPLE : (uint8_t)(OP_TUPLE1 - 1 + nd);
     }
     /* As numpy makes them: the one object of that letter. No hook is to be asked about it: arrays come here without any. */
@@ -159,7 +159,7 @@ static int save_short_bytes(prp_saver *s, const void *data, Py_ssize_t len)
 
 int prp_save_scalar(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
 {
-    prp_own(s);
+    prp_memo_own_all(s);
     Py_buffer view;
     if (PRP_FOREIGN(PyObject_GetBuffer(obj, &view, PyBUF_SIMPLE)) < 0)
         return prp_forgive_refusal() < 0 ? SAVE_ERROR : SAVE_GENERIC;

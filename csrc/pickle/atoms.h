@@ -8,7 +8,7 @@
 #include "copy_short.h"
 #include "pickler.h"
 
-static inline uint8_t *prp_put_u16(uint8_t *p, uint32_t v)
+static inline uint8_t *prp_append_u16(uint8_t *p, uint32_t v)
 {
     uint16_t x = (uint16_t)v;
     memcpy(p, &x, 2);
@@ -39,7 +39,7 @@ static inline uint8_t *prp_put_int32(uint8_t *p, long value)
 }
 
 /* Any 64-bit value: BININT forms where they hold it, else LONG1 with the fewest bytes. */
-static inline uint8_t *prp_put_int64(uint8_t *p, int64_t value)
+static inline uint8_t *prp_append_int64(uint8_t *p, int64_t value)
 {
     if (value == (int32_t)value)
         return prp_put_int32(p, (long)value);
@@ -53,7 +53,7 @@ static inline uint8_t *prp_put_int64(uint8_t *p, int64_t value)
     return p + bytes;
 }
 
-static inline uint8_t *prp_put_float(uint8_t *p, double value)
+static inline uint8_t *prp_append_float(uint8_t *p, double value)
 {
     uint64_t bits;
     memcpy(&bits, &value, 8);

@@ -466,7 +466,7 @@ static int check_tables(prp_saver *s, prp_plan *plan)
     if (prp_g.registry_find) {
         long version = PyLong_AsLong(PyList_GET_ITEM(prp_g.registry_version, 0));
         if (version != plan->registry_version) {
-            prp_own(s);
+            prp_memo_own_all(s);
             PyObject *found = PRP_FOREIGN(PyObject_CallOneArg(prp_g.registry_find, type));
             if (!found)
                 return -1;
@@ -500,7 +500,7 @@ static prp_plan *make_plan(prp_saver *s, PyTypeObject *type, PyObject *sample)
     plan->type = type;
     plan->refs = 1;
     plan->id = made++;
-    prp_own(s);
+    prp_memo_own_all(s);
     Py_INCREF(sample);
     Py_INCREF(type); /* the sample may be given another class meanwhile */
     int status = classify(plan, type, sample) < 0 || publish(plan) < 0 ? -1 : 0;
@@ -520,7 +520,7 @@ static PRP_COLD prp_plan *plan_anew(prp_saver *s, prp_plan *plan, PyTypeObject *
         return NULL;
     /* What the tables say counts from before they were asked: asking may run code that changes them. */
     uint64_t epoch = 0;
-    int status = plan->odd ? prp_foreign(s) : 0;
+    int status = plan->odd ? prp_before_foreign_code(s) : 0;
     if (status == 0) {
         epoch = prp_epoch;
         status = check_tables(s, plan);
@@ -539,7 +539,7 @@ static inline bool is_current(const prp_plan *plan, PyTypeObject *type)
 #if PRP_INTERNALS
     return plan->version && plan->version == prp_type_version_now(type);
 #else
-    (void)plan, (void)type; /* prp_own() begins an epoch */
+    (void)plan, (void)type; /* prp_memo_own_all() begins an epoch */
     return true;
 #endif
 }

@@ -40,7 +40,7 @@ int prp_save_bytes(prp_saver *s, PyObject *obj)
 {
     if (s->proto < 3)
         return prp_save_old_bytes(s, obj);
-    bool elided = prp_unshared(s, obj);
+    bool elided = prp_elidable(s, obj);
     if (save_contiguous(s, obj, PyBytes_AS_STRING(obj), (size_t)PyBytes_GET_SIZE(obj), true) < 0)
         return -1;
     return elided ? 0 : prp_memoize(s, obj);
@@ -64,7 +64,7 @@ static int offer_buffer(prp_saver *s, PyObject *buffer)
         /* The callback is a list's own append: it runs nothing and returns None. */
         return PRP_FOREIGN(PyList_Append(s->append_to, buffer)) < 0 ? -1 : 0;
     }
-    if (prp_foreign(s) < 0)
+    if (prp_before_foreign_code(s) < 0)
         return -1;
     PyObject *answer = PRP_FOREIGN(PyObject_CallOneArg(s->buffer_callback, buffer));
     if (!answer)
@@ -116,7 +116,7 @@ int prp_save_picklebuffer(prp_saver *s, PyObject *obj, bool elided)
     return status;
 }
 
-/* obj.__reduce_ex__(protocol), or __reduce__() if it has only that. `trusted`: prp_foreign has not been called, because the type
+/* obj.__reduce_ex__(protocol), or __reduce__() if it has only that. `trusted`: prp_before_foreign_code has not been called, because the type
  * does it in C; unless the instance itself has something of these names. */
 static PyObject *ask(prp_saver *s, PyObject *obj, PyTypeObject *type, bool trusted)
 {
@@ -127,7 +127,8 @@ static PyObject *ask(prp_saver *s, PyObject *obj, PyTypeObject *type, bool trust
         bool unknown = type->tp_flags & Py_TPFLAGS_HEAPTYPE && !state;
         if (unknown && prp_forgive(PyExc_AttributeError) < 0)
             Py_CLEAR(method);
-        else if ((!PyCFunction_Check(method) || unknown || (state && !PyCFunction_Check(state))) && prp_foreign(s) < 0)
+        else if ((!PyCFunction_Check(method) || unknown || (state && !PyCFunction_Check(state))) &&
+                 prp_before_foreign_code(s) < 0)
             Py_CLEAR(method);
         Py_XDECREF(state);
         if (!method)
@@ -169,7 +170,7 @@ static PyObject *private_reducer(prp_saver *s, PyTypeObject *type)
 /* Calls `reducer` on obj and saves what it says. SAVE_GENERIC if that is NotImplemented and `may_decline`. */
 static int reduce_with(prp_saver *s, PyObject *reducer, PyObject *obj, bool may_decline)
 {
-    if (prp_foreign(s) < 0)
+    if (prp_before_foreign_code(s) < 0)
         return SAVE_ERROR;
     Py_INCREF(reducer);
     PyObject *value = PRP_FOREIGN(PyObject_CallOneArg(reducer, obj));
@@ -244,7 +245,7 @@ static int save_reduced(prp_saver *s, prp_plan **held, PyObject *obj, PyTypeObje
     if (plan->epoch != prp_epoch && !(plan = renew(s, held, obj, type))) /* the override has run */
         return SAVE_ERROR;
     if (s->dispatch_table) {
-        if (prp_foreign(s) < 0)
+        if (prp_before_foreign_code(s) < 0)
             return SAVE_ERROR;
         PyObject *reducer = private_reducer(s, type);
         if (reducer) {
@@ -288,7 +289,7 @@ static int save_reduced(prp_saver *s, prp_plan **held, PyObject *obj, PyTypeObje
     }
     /* cloudpickle reduced something this object is part of: its tables apply too; or only they know how. */
     if (s->by_value || by_table) {
-        if (by_table && prp_foreign(s) < 0)
+        if (by_table && prp_before_foreign_code(s) < 0)
             return SAVE_ERROR;
         PyObject *value;
         int found = prp_by_value(s, obj, &value);
@@ -302,8 +303,8 @@ static int save_reduced(prp_saver *s, prp_plan **held, PyObject *obj, PyTypeObje
     }
     bool trusted = plan->trusted && !s->letter;
     if (trusted)
-        prp_own(s);
-    else if (prp_foreign(s) < 0)
+        prp_memo_own_all(s);
+    else if (prp_before_foreign_code(s) < 0)
         return SAVE_ERROR;
     PyObject *value = ask(s, obj, type, trusted);
     if (!value) {
@@ -323,9 +324,9 @@ static int save_reduced(prp_saver *s, prp_plan **held, PyObject *obj, PyTypeObje
 
 int prp_save_other(prp_saver *s, PyObject *obj, PyTypeObject *type)
 {
-    bool elided = prp_unshared(s, obj);
+    bool elided = prp_elidable(s, obj);
     if (!elided) {
-        int written = prp_recall(s, obj);
+        int written = prp_write_memoized(s, obj);
         if (written)
             return written < 0 ? SAVE_ERROR : SAVE_DONE;
     }

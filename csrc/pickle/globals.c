@@ -84,7 +84,7 @@ static PyObject *module_name(prp_saver *s, PyObject *obj, PyObject *name)
     if (found && found != Py_None)
         return found;
     Py_XDECREF(found);
-    if (prp_foreign(s) < 0)
+    if (prp_before_foreign_code(s) < 0)
         return NULL;
     return which_module(s, obj, name);
 }
@@ -101,9 +101,9 @@ static PyObject *resolve(prp_saver *s, PyObject *module, PyObject *name, bool do
             if (found || PyErr_Occurred())
                 return Py_XNewRef(found);
         }
-        return prp_foreign(s) < 0 ? NULL : PRP_FOREIGN(PyObject_GetAttr(module, name));
+        return prp_before_foreign_code(s) < 0 ? NULL : PRP_FOREIGN(PyObject_GetAttr(module, name));
     }
-    if (prp_foreign(s) < 0)
+    if (prp_before_foreign_code(s) < 0)
         return NULL;
     PyObject *separator = PyUnicode_FromString("."),
              *parts = separator ? PRP_FOREIGN(PyUnicode_Split(name, separator, -1)) : NULL;
@@ -289,8 +289,9 @@ static Py_ssize_t modules_by_value(prp_saver *s)
     if (!modules || !PyAnySet_Check(modules)) {
         Py_XDECREF(modules);
         Py_INCREF(cloudpickle);
-        modules =
-            prp_foreign(s) < 0 ? NULL : PRP_FOREIGN(PyObject_CallMethodNoArgs(cloudpickle, prp_g.str_list_by_value));
+        modules = prp_before_foreign_code(s) < 0
+                      ? NULL
+                      : PRP_FOREIGN(PyObject_CallMethodNoArgs(cloudpickle, prp_g.str_list_by_value));
         Py_DECREF(cloudpickle);
         if (!modules) /* a version without it, or half imported */
             return s->restart ? -1 : prp_forgive(PyExc_AttributeError);
@@ -414,7 +415,7 @@ static void keep_own_type(PyObject *obj, PyObject *value)
 /* 1: written, 0: cloudpickle would go by reference too, -1 */
 static int save_by_value(prp_saver *s, PyObject *obj)
 {
-    if (prp_foreign(s) < 0)
+    if (prp_before_foreign_code(s) < 0)
         return -1;
     PyObject *value;
     int found = prp_by_value(s, obj, &value);
@@ -464,9 +465,9 @@ static int save_named(prp_saver *s, PyObject *obj, PyObject *given, bool may_go_
     if (s->by_value && may_go_by_value && own_type_count && PyType_CheckExact(obj)) {
         PyObject *value = own_type_value(obj);
         if (value)
-            return prp_foreign(s) < 0 ? -1 : prp_save_reduce_value(s, value, obj);
+            return prp_before_foreign_code(s) < 0 ? -1 : prp_save_reduce_value(s, value, obj);
     }
-    if (!quiet(obj) && prp_foreign(s) < 0)
+    if (!quiet(obj) && prp_before_foreign_code(s) < 0)
         return -1;
     name = global_name(obj, given);
     if (!name)
@@ -501,7 +502,7 @@ static int save_named(prp_saver *s, PyObject *obj, PyObject *given, bool may_go_
     module = Py_XNewRef(PRP_FOREIGN(PyDict_GetItemWithError(prp_g.sys_modules, module_str)));
     if (module == Py_None)
         Py_CLEAR(module);
-    if (!module && !PyErr_Occurred() && prp_foreign(s) == 0)
+    if (!module && !PyErr_Occurred() && prp_before_foreign_code(s) == 0)
         module = PRP_FOREIGN(PyImport_Import(module_str));
     if (s->restart)
         goto end;
@@ -578,7 +579,7 @@ int prp_method_has_name(prp_saver *s, PyObject *method)
         if (PyErr_Occurred())
             return -1;
     }
-    if (prp_foreign(s) < 0)
+    if (prp_before_foreign_code(s) < 0)
         return -1;
     PyObject *name = PRP_FOREIGN(PyObject_GetAttr(function, prp_g.str_name));
     PyObject *found = name && PyUnicode_Check(name) ? PRP_FOREIGN(PyObject_GetAttr(self, name)) : NULL;

@@ -46,7 +46,7 @@ static int created(prp_saver *s, PyObject *obj, bool elided, bool *again)
         return 0;
     int64_t index = prp_memo_get(&s->memo, obj);
     if (PRP_UNLIKELY(index >= 0)) {
-        if (prp_twice(s))
+        if (prp_restart_if_cyclic(s))
             return -1;
         *again = true;
         return prp_op(s, OP_POP) < 0 ? -1 : prp_write_get(s, (uint32_t)index);
@@ -248,7 +248,7 @@ static int save_instance(prp_saver *s, prp_plan *plan, PyObject *obj, bool elide
         }
     }
     if (where == PRP_ATTRS_UNKNOWN) {
-        prp_own(s);
+        prp_memo_own_all(s);
         dict = prp_attrs_dict(obj);
         if (!dict)
             return SAVE_ERROR;
@@ -394,9 +394,9 @@ static int save_datetime(prp_saver *s, prp_plan *plan, PyObject *obj, bool elide
     if (plan->kind == PLAN_TIMEDELTA) {
         if (prp_plan_class(s, plan) < 0)
             return SAVE_ERROR;
-        s->p = prp_put_int64(s->p, PyDateTime_DELTA_GET_DAYS(obj));
-        s->p = prp_put_int64(s->p, PyDateTime_DELTA_GET_SECONDS(obj));
-        s->p = prp_put_int64(s->p, PyDateTime_DELTA_GET_MICROSECONDS(obj));
+        s->p = prp_append_int64(s->p, PyDateTime_DELTA_GET_DAYS(obj));
+        s->p = prp_append_int64(s->p, PyDateTime_DELTA_GET_SECONDS(obj));
+        s->p = prp_append_int64(s->p, PyDateTime_DELTA_GET_MICROSECONDS(obj));
         return finish_call(s, obj, 3, elided);
     }
     if (plan->kind == PLAN_DATETIME) {
@@ -447,7 +447,7 @@ static int save_datetime(prp_saver *s, prp_plan *plan, PyObject *obj, bool elide
 
 static int save_decimal(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
 {
-    prp_own(s); /* the first use in a thread makes a context */
+    prp_memo_own_all(s); /* the first use in a thread makes a context */
     PyObject *text = PRP_FOREIGN(PyObject_Str(obj));
     if (!text)
         return SAVE_ERROR;
@@ -461,8 +461,8 @@ static int save_complex(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided
     if (prp_plan_class(s, plan) < 0)
         return SAVE_ERROR;
     Py_complex value = PyComplex_AsCComplex(obj);
-    s->p = prp_put_float(s->p, value.real);
-    s->p = prp_put_float(s->p, value.imag);
+    s->p = prp_append_float(s->p, value.real);
+    s->p = prp_append_float(s->p, value.imag);
     return finish_call(s, obj, 2, elided);
 }
 

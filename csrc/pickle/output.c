@@ -20,7 +20,7 @@
 #define FRAME_MIN 4
 #define HOLDER_MIN (64u << 10)
 #define HOLDER_GUESS (4u << 20) /* no result is expected to be larger than this because the last one was */
-/* A stream to a file is collected up to here before the first flush gives elision up (see prp_foreign). */
+/* A stream to a file is collected up to here before the first flush gives elision up (see prp_before_foreign_code). */
 #define HOLD_BYTES (16u << 20)
 
 static void set_limit(prp_saver *s)
@@ -244,7 +244,7 @@ PRP_COLD int prp_out_boundary(prp_saver *s)
     if (s->frame != SIZE_MAX && (size_t)(s->p - s->base) - s->frame - FRAME_HEADER >= PRP_FRAME_SIZE) {
         /* Writing to the file is foreign: while eliding, it is put off as long as that is bearable. */
         bool flush = s->write && (!s->elide || prp_out_len(s) > HOLD_BYTES);
-        if (flush && prp_foreign(s) < 0)
+        if (flush && prp_before_foreign_code(s) < 0)
             return -1;
         close_frame(s);
         if ((flush && prp_out_flush(s) < 0) || open_frame(s) < 0)
@@ -301,7 +301,7 @@ int prp_out_large(prp_saver *s, const uint8_t *header, size_t header_len, const 
         PyObject *payload = PyBytes_CheckExact(owner) && PyBytes_AS_STRING(owner) == data
                                 ? Py_NewRef(owner)
                                 : PyBytes_FromStringAndSize(data, (Py_ssize_t)len);
-        int status = payload && prp_foreign(s) == 0 && prp_out_flush(s) == 0 ? call_write(s, payload) : -1;
+        int status = payload && prp_before_foreign_code(s) == 0 && prp_out_flush(s) == 0 ? call_write(s, payload) : -1;
         Py_XDECREF(payload);
         if (status < 0)
             return -1;

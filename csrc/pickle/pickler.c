@@ -263,7 +263,7 @@ int prp_dump(prp_saver *s, PyObject *root)
     prp_epoch++;
     s->stack_limit = prp_stack_limit(PRP_STACK_RESERVE);
     if (!s->elide)
-        prp_own(s);
+        prp_memo_own_all(s);
     for (;;) {
         s->restart = s->elided = false;
         if (prp_out_begin(s) == 0 && (s->put ? prp_put_root(s, root) : prp_save(s, root)) == 0 &&
@@ -276,7 +276,7 @@ int prp_dump(prp_saver *s, PyObject *root)
         s->elide = false;
         prp_saver_finish(s);
         prp_memo_clear(&s->memo, SIZE_MAX);
-        prp_own(s);
+        prp_memo_own_all(s);
         if (s->append_to &&
             PRP_FOREIGN(PyList_SetSlice(s->append_to, s->append_from, PyList_GET_SIZE(s->append_to), NULL)) < 0)
             break;

@@ -11,11 +11,11 @@
  *
  * Why `elide` is right: an object with one reference is reached from its only holder alone; a holder is visited twice only if it
  * has two references itself, and then it is memoized, so its content is not visited again. Only foreign code (a hook, a
- * __reduce__, a callback) can hand over such an object a second time, by another way. Hence prp_foreign() before each of them:
+ * __reduce__, a callback) can hand over such an object a second time, by another way. Hence prp_before_foreign_code() before each of them:
  * the first one in a dump starts the dump over without elision. Nothing has been observed by then, so nobody notices.
  *
  * References: a frame owns its container. Objects taken from a container are borrowed; whoever runs foreign code takes a
- * reference to what it needs afterwards. Memo entries are borrowed until prp_own().
+ * reference to what it needs afterwards. Memo entries are borrowed until prp_memo_own_all().
  */
 #ifndef PRP_SAVE_H
 #define PRP_SAVE_H
@@ -159,10 +159,10 @@ enum { SAVE_ERROR = -1, SAVE_DONE = 0, SAVE_RESUME = 1, SAVE_NEXT = 2 };
 int prp_save(prp_saver *s, PyObject *obj);
 int prp_save_pid(prp_saver *s, PyObject *pid); /* as prp_save, but persistent_id is not asked about `pid` itself */
 /* Call before running code that is not ours. 0: go on, epoch advanced, everything owned. -1: give up and return (restart). */
-int prp_foreign(prp_saver *s);
+int prp_before_foreign_code(prp_saver *s);
 extern uint64_t prp_epoch; /* grows whenever code that is not ours may have run, in whatever pickler */
 /* Call before anything that may start the garbage collector: memo entries become owned. */
-static inline void prp_own(prp_saver *s)
+static inline void prp_memo_own_all(prp_saver *s)
 {
 #if !PRP_INTERNALS
     prp_epoch++; /* here types cannot be told apart by a version */
@@ -173,7 +173,7 @@ static inline void prp_own(prp_saver *s)
 /* An object turns out to be made already, by way of its own content, which has therefore been written twice. Of what had been left
  * out of the memo there are two copies then, one to be dropped: not wrong, but not what the standard pickler writes. True: give up
  * and return (restart). */
-static inline bool prp_twice(prp_saver *s)
+static inline bool prp_restart_if_cyclic(prp_saver *s)
 {
     s->restart = s->elide && s->elided;
     return s->restart;
@@ -182,14 +182,14 @@ prp_frame *prp_push(prp_saver *s, prp_frame_kind kind, PyObject *obj); /* NULL: 
 int prp_write_str(prp_saver *s, PyObject *str);                        /* opcodes only, no memo */
 int prp_write_int(prp_saver *s, long value);                           /* protocol 1 and up */
 /* Writes GET and returns 1 if obj is in the memo; 0: it is not; -1. */
-int prp_recall(prp_saver *s, PyObject *obj);
+int prp_write_memoized(prp_saver *s, PyObject *obj);
 /* Enters obj into the memo and writes MEMOIZE or PUT (nothing in fast mode). */
 int prp_memoize(prp_saver *s, PyObject *obj);
 /* A step of the path, noted on the way out; nothing while the dump begins again. `holder`, `key` and `child` may be NULL. */
 void prp_note(prp_saver *s, const char *kind, PyObject *holder, PyObject *key, PyObject *child);
 void prp_note_index(prp_saver *s, const char *kind, PyObject *holder, Py_ssize_t index, PyObject *child);
 /* Nobody else can reach obj, and while eliding that means: no memo entry. */
-static inline bool prp_unshared(prp_saver *s, PyObject *obj)
+static inline bool prp_elidable(prp_saver *s, PyObject *obj)
 {
     if (!s->elide || Py_REFCNT(obj) != 1)
         return false;

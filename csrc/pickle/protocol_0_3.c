@@ -109,7 +109,7 @@ int prp_save_old_atom(prp_saver *s, PyObject *obj)
             return write_repr(s, OP_FLOAT, obj, "\n");
         if (prp_room(s, PRP_ROOM) < 0)
             return -1;
-        s->p = prp_put_float(s->p, PyFloat_AS_DOUBLE(obj));
+        s->p = prp_append_float(s->p, PyFloat_AS_DOUBLE(obj));
         return 0;
     }
     int overflow;

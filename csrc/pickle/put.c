@@ -92,7 +92,7 @@ static int write_next_buffer(prp_saver *s, bool readonly)
 /* bytes or bytearray, as a call of its type on a buffer */
 int prp_put_bytes(prp_saver *s, PyObject *obj, bool elided)
 {
-    prp_own(s);
+    prp_memo_own_all(s);
     if (prp_save_class(s, (PyObject *)Py_TYPE(obj)) < 0 || acquire(s, obj) < 0 ||
         write_next_buffer(s, s->buffers[s->buffer_count - 1].readonly) < 0 || prp_op(s, OP_TUPLE1) < 0 ||
         prp_op(s, OP_REDUCE) < 0)
@@ -121,7 +121,7 @@ int prp_put_picklebuffer(prp_saver *s, PyObject *obj, const Py_buffer *view)
 {
     if (view->len < PRP_PUT_THRESHOLD)
         return write_bytes(s, view->buf, (size_t)view->len);
-    prp_own(s);
+    prp_memo_own_all(s);
     return acquire(s, obj) < 0 ? -1 : write_next_buffer(s, view->readonly);
 }
 
@@ -171,7 +171,7 @@ static bool may_be_shared(PyObject *obj)
 
 int prp_put_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
 {
-    prp_own(s);
+    prp_memo_own_all(s);
     const prp_ndarray_api *api = prp_ndarray();
     if (!api)
         return SAVE_ERROR;

@@ -19,7 +19,7 @@
 
 uint64_t prp_epoch = 1;
 
-int prp_foreign(prp_saver *s)
+int prp_before_foreign_code(prp_saver *s)
 {
     if (s->elide) {
         if (s->elided) {
@@ -28,7 +28,7 @@ int prp_foreign(prp_saver *s)
         }
         s->elide = false; /* nothing to do over */
     }
-    prp_own(s);
+    prp_memo_own_all(s);
     prp_epoch++;
     return 0;
 }
@@ -64,7 +64,7 @@ static inline void pop(prp_saver *s)
     Py_DECREF(obj);
 }
 
-int prp_recall(prp_saver *s, PyObject *obj)
+int prp_write_memoized(prp_saver *s, PyObject *obj)
 {
     int64_t index = prp_memo_get(&s->memo, obj);
     if (index < 0)
@@ -217,7 +217,7 @@ int prp_write_int(prp_saver *s, long value)
 {
     if (prp_room(s, PRP_ROOM) < 0)
         return -1;
-    s->p = prp_put_int64(s->p, value);
+    s->p = prp_append_int64(s->p, value);
     return 0;
 }
 
@@ -343,7 +343,7 @@ static PRP_COLD int check_cycle(prp_saver *s, PyObject *obj)
 /* 1: a persistent id was written. */
 static PRP_COLD int save_persistent(prp_saver *s, PyObject *obj)
 {
-    if (prp_foreign(s) < 0)
+    if (prp_before_foreign_code(s) < 0)
         return -1;
     PyObject *pid = PRP_FOREIGN(PyObject_CallOneArg(s->persistent_id, obj));
     if (!pid)
@@ -393,7 +393,7 @@ static PRP_COLD int save_persistent(prp_saver *s, PyObject *obj)
 #define RECALL(obj)                                                                                            \
     do {                                                                                                       \
         noted = false;                                                                                         \
-        if (!prp_unshared(s, obj)) {                                                                           \
+        if (!prp_elidable(s, obj)) {                                                                           \
             int64_t index = PRP_UNLIKELY(s->fast) ? prp_memo_get(&s->memo, obj) : prp_memo_add(&s->memo, obj); \
             if (index >= 0) {                                                                                  \
                 if (PRP_LIKELY(s->bin))                                                                        \
@@ -428,7 +428,7 @@ static PRP_COLD int save_persistent(prp_saver *s, PyObject *obj)
         PyTypeObject *t_ = Py_TYPE(item);                         \
         if (t_ == &PyUnicode_Type) {                              \
             if (PRP_LIKELY(SHORT_ASCII(item))) {                  \
-                if (!prp_unshared(s, item)) {                     \
+                if (!prp_elidable(s, item)) {                     \
                     int64_t index = prp_memo_add(&s->memo, item); \
                     if (index >= 0) {                             \
                         found(item, (uint32_t)index);             \
@@ -447,12 +447,12 @@ static PRP_COLD int save_persistent(prp_saver *s, PyObject *obj)
         } else if (t_ == &PyLong_Type) {                          \
             int64_t value_;                                       \
             if (PRP_LIKELY(prp_long_small(item, &value_)))        \
-                p = prp_put_int64(p, value_);                     \
+                p = prp_append_int64(p, value_);                  \
             else                                                  \
                 TRY(write_wide_int(s, item));                     \
             next;                                                 \
         } else if (t_ == &PyFloat_Type) {                         \
-            p = prp_put_float(p, PyFloat_AS_DOUBLE(item));        \
+            p = prp_append_float(p, PyFloat_AS_DOUBLE(item));     \
             next;                                                 \
         } else if (item == Py_None) {                             \
             *p++ = OP_NONE;                                       \
@@ -460,7 +460,7 @@ static PRP_COLD int save_persistent(prp_saver *s, PyObject *obj)
         } else if (t_ == &PyBool_Type) {                          \
             *p++ = item == Py_True ? OP_NEWTRUE : OP_NEWFALSE;    \
             next;                                                 \
-        } else if (!prp_unshared(s, item)) {                      \
+        } else if (!prp_elidable(s, item)) {                      \
             int64_t index = prp_memo_get(&s->memo, item);         \
             if (index >= 0) {                                     \
                 p = prp_put_get(p, (uint32_t)index);              \
@@ -500,7 +500,7 @@ static inline uint8_t *put_int_group(uint8_t *p, const uint32_t *bits)
     }
     if (any <= 0xff) {
         for (int k = 0; k < GROUP; k++)
-            prp_put_u16(p + 2 * k, OP_BININT1 | bits[k] << 8);
+            prp_append_u16(p + 2 * k, OP_BININT1 | bits[k] << 8);
         return p + 2 * GROUP;
     }
     for (int k = 0; k < GROUP; k++)
@@ -538,7 +538,7 @@ static inline Py_ssize_t run_of_ints(uint8_t **out, uint8_t *const limit, PyObje
     }
 singly:
     while (i < stop && p < limit && Py_IS_TYPE(items[i], &PyLong_Type) && prp_long_small(items[i], &value)) {
-        p = prp_put_int64(p, value);
+        p = prp_append_int64(p, value);
         i++;
     }
     *out = p;
@@ -550,7 +550,7 @@ static inline Py_ssize_t run_of_floats(uint8_t **out, uint8_t *const limit, PyOb
 {
     uint8_t *p = *out;
     while (i < stop && p < limit && Py_IS_TYPE(items[i], &PyFloat_Type)) {
-        p = prp_put_float(p, PyFloat_AS_DOUBLE(items[i]));
+        p = prp_append_float(p, PyFloat_AS_DOUBLE(items[i]));
         i++;
     }
     *out = p;
@@ -647,7 +647,7 @@ save:
     if (type == &PyLong_Type) {
         int64_t value;
         if (PRP_LIKELY(prp_long_small(obj, &value)))
-            p = prp_put_int64(p, value);
+            p = prp_append_int64(p, value);
         else
             TRY(write_wide_int(s, obj));
         goto done;
@@ -712,7 +712,7 @@ save:
             }
             goto done;
         }
-        bool elided = prp_unshared(s, obj);
+        bool elided = prp_elidable(s, obj);
         if (!elided) {
             int64_t index = prp_memo_get(&s->memo, obj);
             if (index >= 0) {
@@ -729,7 +729,7 @@ save:
         goto tuple;
     }
     if (type == &PyFloat_Type) {
-        p = prp_put_float(p, PyFloat_AS_DOUBLE(obj));
+        p = prp_append_float(p, PyFloat_AS_DOUBLE(obj));
         goto done;
     }
     if (obj == Py_None) {
@@ -754,7 +754,7 @@ save:
         goto set;
     }
     if (type == &PyFrozenSet_Type && s->proto >= 4) {
-        bool elided = prp_unshared(s, obj);
+        bool elided = prp_elidable(s, obj);
         if (!elided) {
             int64_t index = prp_memo_get(&s->memo, obj);
             if (index >= 0) {
@@ -908,7 +908,7 @@ tuple: {
             goto error;
         if (PRP_UNLIKELY(index >= 0)) {
             /* It contains itself, and was finished in there: drop this copy. */
-            if (prp_twice(s))
+            if (prp_restart_if_cyclic(s))
                 goto error;
             if (n <= 3 && s->proto >= 2) {
                 for (i = 0; i < n; i++)
@@ -1136,7 +1136,7 @@ set: {
             if (PRP_UNLIKELY(index == PRP_MEMO_ERROR))
                 goto error;
             if (PRP_UNLIKELY(index >= 0)) {
-                if (prp_twice(s))
+                if (prp_restart_if_cyclic(s))
                     goto error;
                 *p++ = OP_POP_MARK;
                 p = prp_put_get(p, (uint32_t)index);
@@ -1164,7 +1164,7 @@ error:
 
 int prp_save(prp_saver *s, PyObject *obj)
 {
-    if (!s->persistent_id && s->bin && s->p < s->limit && !prp_unshared(s, obj)) {
+    if (!s->persistent_id && s->bin && s->p < s->limit && !prp_elidable(s, obj)) {
         int64_t index = prp_memo_get(&s->memo, obj);
         if (index >= 0) {
             s->p = prp_put_get(s->p, (uint32_t)index);

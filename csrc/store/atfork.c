@@ -40,7 +40,7 @@ static void copy_hold(prs_store *s, uint32_t i, uint32_t word_index, uint64_t bi
     if (prs_load_relaxed(&p->refs))
         prs_fetch_or_seqcst(refs, bit);
     /* Whoever frees may have looked at the child's bits already and at ours only after we let go. */
-    if (!prs_insist(slot, p->serial) || (prs_load_seqcst(&slot->word) & PRS_WORD_FREED))
+    if (!prs_hold_confirm(slot, p->serial) || (prs_load_seqcst(&slot->word) & PRS_WORD_FREED))
         if (prs_load_relaxed(&p->refs))
             prs_fetch_and_seqcst(refs, ~bit); /* a ref to what was freed: the slot may be another's by now */
     if (sticky)

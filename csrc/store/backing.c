@@ -56,7 +56,7 @@ static int reopen(prs_store *s, bool writable)
     return prs_os_reopen_mapping(s->super, writable, &s->file);
 }
 
-int prs_descriptors(prs_store *s, prs_error *error)
+int prs_fds_repair(prs_store *s, prs_error *error)
 {
     bool rw = prs_os_same(s->fd_rw, &s->file), ro = prs_os_same(s->fd_ro, &s->file);
     if (PRS_LIKELY(rw && ro))
@@ -121,11 +121,11 @@ static int hold(prs_store *s, uint64_t bytes, prs_error *error)
     return PRS_OK;
 }
 
-int prs_writable(prs_store *s, prs_error *error)
+int prs_map_writable(prs_store *s, prs_error *error)
 {
     if (PRS_LIKELY(prs_load_acquire(&s->wr)))
         return PRS_OK;
-    int rc = prs_descriptors(s, error);
+    int rc = prs_fds_repair(s, error);
     if (rc < 0)
         return rc;
     (void)prs_mutex_lock(&s->mutex, -1);
@@ -156,7 +156,7 @@ int prs_back(prs_store *s, uint64_t off, uint64_t len, prs_error *error)
     uint64_t first = off / PRS_PAGE, n = prs_pages_end(off, len) - first;
     if (PRS_LIKELY(prs_pages_all(s->area.backed, first, n) && prs_pages_all(s->area.mapped, first, n)))
         return PRS_OK;
-    int rc = prs_descriptors(s, error);
+    int rc = prs_fds_repair(s, error);
     if (rc < 0)
         return rc;
     uint64_t begin = off & ~(uint64_t)(BACK_GRAIN - 1), end = prs_round_up(off + len, BACK_GRAIN);
@@ -193,7 +193,7 @@ static bool free_pages(prs_store *s, uint64_t n, int round)
 
 static int fill(prs_store *s, uint64_t off, const void *src, size_t n, prs_error *error)
 {
-    int rc = prs_descriptors(s, error);
+    int rc = prs_fds_repair(s, error);
     if (rc < 0)
         return rc;
     uint64_t missing = prs_area_missing(&s->area, off, n);
@@ -253,9 +253,9 @@ bool prs_beyond_reserve(prs_store *s, uint64_t size)
     return backed > live && backed - live > reserve_bytes(s) + size;
 }
 
-void prs_give_back(prs_store *s, uint64_t off, uint64_t len)
+void prs_pages_punch(prs_store *s, uint64_t off, uint64_t len)
 {
-    if (!prs_in_data(s, off, len) || prs_descriptors(s, NULL) < 0)
+    if (!prs_in_data(s, off, len) || prs_fds_repair(s, NULL) < 0)
         return;
     PRS_POINT(punch_marked);
     (void)prs_area_punch(&s->area, off, len, NULL);
@@ -273,7 +273,7 @@ void prs_trim_excess(prs_store *s)
 uint64_t prs_trim(prs_store *s, uint64_t keep)
 {
     uint64_t given = 0;
-    if (prs_load_relaxed(&s->closed) || s->orphan || prs_writable(s, NULL) < 0)
+    if (prs_load_relaxed(&s->closed) || s->orphan || prs_map_writable(s, NULL) < 0)
         return 0;
     prs_magazines_flush(s);
     /* Take free extents as if to put into them, and punch them from the high end while they are ours. */
@@ -281,7 +281,7 @@ uint64_t prs_trim(prs_store *s, uint64_t keep)
         uint64_t before = data_backed(s), wanted = prs_load_relaxed(&s->super->arena.used) + keep;
         uint32_t i;
         uint64_t word;
-        if (before <= wanted || prs_warm_take(s, &i, &word) < 0)
+        if (before <= wanted || prs_slot_alloc_warm(s, &i, &word) < 0)
             break;
         const prs_slot *slot = prs_slot_at(s, i);
         uint64_t off = prs_load_relaxed(&slot->off), cap = prs_load_relaxed(&slot->cap), warm = 0;
@@ -294,8 +294,8 @@ uint64_t prs_trim(prs_store *s, uint64_t keep)
             from -= step;
             warm += prs_pages_count(s->area.backed, from, step);
         }
-        prs_give_back(s, from * PRS_PAGE, (end - from) * PRS_PAGE);
-        prs_take_over(s, i, word);
+        prs_pages_punch(s, from * PRS_PAGE, (end - from) * PRS_PAGE);
+        prs_slot_adopt(s, i, word);
         uint64_t after = data_backed(s);
         if (after >= before)
             break; /* the file system gives nothing back, or others fill as fast */

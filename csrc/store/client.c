@@ -116,10 +116,10 @@ static bool clean_as_janitor(prs_store *s)
         return false;
     become(s, i, incarnation);
     prs_client_born(s);
-    if (state != PRS_CLIENT_FREE && prs_tables_touch(s) == 0)
-        prs_inherit(s, i); /* an earlier janitor died at work */
-    prs_look(s, 0);
-    prs_settle_pending(s, true); /* the janitor's name is given up without a corpse */
+    if (state != PRS_CLIENT_FREE && prs_tables_prefault(s) == 0)
+        prs_client_recover_slots(s, i); /* an earlier janitor died at work */
+    prs_reap_dead(s, 0);
+    prs_deferred_run(s, true); /* the janitor's name is given up without a corpse */
     prs_client_release(s);
     return true;
 }
@@ -267,10 +267,10 @@ static bool byte_free(prs_store *s, uint32_t client)
 bool prs_client_dead(prs_store *s, uint32_t client)
 {
     uint64_t state;
-    return prs_client_corpse(s, client, &state);
+    return prs_client_proven_dead(s, client, &state);
 }
 
-bool prs_client_corpse(prs_store *s, uint32_t client, uint64_t *found)
+bool prs_client_proven_dead(prs_store *s, uint32_t client, uint64_t *found)
 {
     *found = PRS_CLIENT_FREE;
     if (client == PRS_STICKY_CLIENT || client >= s->super->max_clients)

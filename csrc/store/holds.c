@@ -179,7 +179,7 @@ int prs_token_take_noted(prs_store *s, const prs_oid *id, int kind, uint32_t not
         uint64_t sticky = 1ull << PRS_STICKY_CLIENT;
         if (!(prs_fetch_or_seqcst(&prs_slot_at(s, id->slot)->holders[0], sticky) & sticky))
             prs_fetch_add_relaxed(&s->super->orphaned, 1);
-        (void)prs_insist(prs_slot_at(s, id->slot), id->serial);
+        (void)prs_hold_confirm(prs_slot_at(s, id->slot), id->serial);
         rc = prs_state(s, id);
         return rc == PRS_E_AGAIN ? PRS_OK : rc;
     }
@@ -293,7 +293,7 @@ void prs_link_splice(prs_store *s, uint32_t outer)
         prs_store_relaxed(&s->has_dying, 1);
 }
 
-bool prs_links_bury(prs_store *s, bool block)
+bool prs_edges_release(prs_store *s, bool block)
 {
     uint32_t held[BURY_BATCH], n = 0;
     if (!(block ? prs_lock_tables(s, NULL) == PRS_OK : prs_trylock_tables(s)))

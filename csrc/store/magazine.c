@@ -147,7 +147,7 @@ static bool lock_as(prs_store *s, bool block)
     return block ? prs_lock_tables(s, NULL) == PRS_OK : prs_trylock_tables(s);
 }
 
-void prs_settle_pending(prs_store *s, bool block)
+void prs_deferred_run(prs_store *s, bool block)
 {
     if (draining || s->orphan)
         return;
@@ -165,31 +165,31 @@ void prs_settle_pending(prs_store *s, bool block)
             prs_unlock(s);
             PRS_POINT(give_unlocked);
         }
-        if (prs_load_relaxed(&s->has_dying) && !prs_links_bury(s, block))
+        if (prs_load_relaxed(&s->has_dying) && !prs_edges_release(s, block))
             break;
     }
     draining = false;
 }
 
-void prs_drain(prs_store *s)
+void prs_deferred_run_all(prs_store *s)
 {
-    prs_settle_pending(s, true);
+    prs_deferred_run(s, true);
 }
 
-void prs_put_back(prs_store *s, uint32_t slot, uint32_t generation)
+void prs_deferred_push(prs_store *s, uint32_t slot, uint32_t generation)
 {
     pending_push(s, slot, generation);
-    prs_settle_pending(s, false);
+    prs_deferred_run(s, false);
 }
 
-void prs_put_away(prs_store *s, uint32_t i, uint32_t generation)
+void prs_magazine_put(prs_store *s, uint32_t i, uint32_t generation)
 {
     prs_slot *slot = prs_slot_at(s, i);
     uint64_t cap = prs_load_relaxed(&slot->cap); /* once: a full store may take it back at any moment */
     uint32_t cls = magazine_of(slot, cap);
     /* What is in a magazine is written to without another look: who has not mapped the store for writing keeps nothing. */
     if (cls == PRS_NIL || !prs_load_acquire(&s->wr)) {
-        prs_put_back(s, i, generation);
+        prs_deferred_push(s, i, generation);
         return;
     }
     uint32_t limit = 2 * refill_count(cls);
@@ -210,7 +210,7 @@ void prs_put_away(prs_store *s, uint32_t i, uint32_t generation)
     prs_spin_unlock(&m->lock);
     for (uint32_t k = 0; k < half; k++)
         pending_push(s, old[k].slot, old[k].generation);
-    prs_settle_pending(s, false);
+    prs_deferred_run(s, false);
 }
 
 /* ---- taking --------------------------------------------------------------------------------------- */
@@ -234,12 +234,12 @@ static bool relieve(prs_store *s, uint64_t size, int *stage, prs_error *error)
         prs_magazines_flush(s);
         return true;
     case 1:
-        prs_look(s, 0);
-        prs_settle_pending(s, true);
+        prs_reap_dead(s, 0);
+        prs_deferred_run(s, true);
         return true;
     case 2:
-        prs_take_back(s);
-        prs_settle_pending(s, true);
+        prs_magazines_reclaim(s);
+        prs_deferred_run(s, true);
         return true;
     default:
         return *stage < 64 && prs_spill_for(s, size, error) == PRS_OK;
@@ -295,10 +295,10 @@ static int refill(prs_store *s, uint32_t cls, prs_error *error)
 {
     prs_reserved batch[REFILL_MAX];
     uint32_t n = 0;
-    int rc = prs_writable(s, error);
+    int rc = prs_map_writable(s, error);
     if (rc < 0)
         return rc;
-    prs_look(s, PRS_SECOND);
+    prs_reap_dead(s, PRS_SECOND);
     rc = take(s, prs_class_size(cls), false, PRS_STATE_RESERVED, batch, refill_count(cls), &n, error);
     if (rc < 0)
         return rc;
@@ -307,7 +307,7 @@ static int refill(prs_store *s, uint32_t cls, prs_error *error)
     if (rc < 0) {
         for (uint32_t i = 0; i < n; i++)
             pending_push(s, batch[i].slot, batch[i].generation);
-        prs_settle_pending(s, true);
+        prs_deferred_run(s, true);
         return rc;
     }
     prs_magazine *m = &s->magazines[cls];
@@ -320,7 +320,7 @@ static int refill(prs_store *s, uint32_t cls, prs_error *error)
     }
     prs_spin_unlock(&m->lock);
     for (uint32_t i = 0; i < n - kept; i++)
-        prs_put_back(s, batch[i].slot, batch[i].generation);
+        prs_deferred_push(s, batch[i].slot, batch[i].generation);
     return PRS_OK;
 }
 
@@ -353,14 +353,14 @@ int prs_magazine_take(prs_store *s, uint64_t size, bool try, uint32_t *out, uint
     }
 }
 
-int prs_large_take(prs_store *s, uint64_t size, bool paged, uint32_t *out, uint64_t *word, prs_error *error)
+int prs_slot_alloc_large(prs_store *s, uint64_t size, bool paged, uint32_t *out, uint64_t *word, prs_error *error)
 {
     prs_reserved one;
     uint32_t n = 0;
-    int rc = prs_writable(s, error);
+    int rc = prs_map_writable(s, error);
     if (rc < 0)
         return rc;
-    prs_look(s, PRS_SECOND);
+    prs_reap_dead(s, PRS_SECOND);
     rc = take(s, size, paged, PRS_STATE_CREATING, &one, 1, &n, error);
     if (rc < 0)
         return rc;
@@ -369,7 +369,7 @@ int prs_large_take(prs_store *s, uint64_t size, bool paged, uint32_t *out, uint6
     return PRS_OK;
 }
 
-int prs_warm_take(prs_store *s, uint32_t *out, uint64_t *word)
+int prs_slot_alloc_warm(prs_store *s, uint32_t *out, uint64_t *word)
 {
     int rc = prs_lock_tables(s, NULL);
     if (rc < 0)
@@ -386,7 +386,7 @@ int prs_warm_take(prs_store *s, uint32_t *out, uint64_t *word)
     return i == PRS_NIL ? PRS_E_FULL : PRS_OK;
 }
 
-int prs_bare_take(prs_store *s, uint32_t *out, uint64_t *word, prs_error *error)
+int prs_slot_alloc_spilled(prs_store *s, uint32_t *out, uint64_t *word, prs_error *error)
 {
     prs_reserved one;
     uint32_t n = 0;
@@ -410,7 +410,7 @@ void prs_magazines_flush(prs_store *s)
         prs_spin_unlock(&m->lock);
         for (uint32_t i = 0; i < n; i++)
             pending_push(s, items[i].slot, items[i].generation);
-        prs_settle_pending(s, true);
+        prs_deferred_run(s, true);
     }
 }
 
@@ -430,7 +430,7 @@ void prs_magazines_forget(prs_store *s)
     draining = false;
 }
 
-uint64_t prs_take_back(prs_store *s)
+uint64_t prs_magazines_reclaim(prs_store *s)
 {
     uint64_t gained = 0;
     if (prs_lock_tables(s, NULL) < 0)

@@ -24,20 +24,20 @@ static bool matches(const prs_slot *slot, uint64_t word, const prs_oid *id)
 }
 
 /* Why an id no longer leads to its object. */
-static int gone(const prs_slot *slot, const prs_oid *id)
+static int lost_status(const prs_slot *slot, const prs_oid *id)
 {
     uint32_t ended = prs_load_relaxed(&slot->ended);
     return ended >> 2 == (id->generation & 0x3FFFFFFFu) && (ended & 3) == PRS_ENDED_FREED ? PRS_E_FREED : PRS_E_LOST;
 }
 
 /* The word still names it, but says FREED: by prs_free, or because it was given up unsealed? */
-static int ended(const prs_slot *slot, const prs_oid *id)
+static int freed_status(const prs_slot *slot, const prs_oid *id)
 {
     uint32_t how = prs_load_relaxed(&slot->ended);
     return how >> 2 == (id->generation & 0x3FFFFFFFu) && (how & 3) == PRS_ENDED_UNSEALED ? PRS_E_LOST : PRS_E_FREED;
 }
 
-static int admit(prs_store *s, const prs_oid *id)
+static int check_id(prs_store *s, const prs_oid *id)
 {
     if (PRS_UNLIKELY(prs_load_relaxed(&s->closed)))
         return PRS_E_CLOSED;
@@ -89,7 +89,7 @@ void prs_wake(prs_store *s, prs_slot *slot, uint64_t old_word)
 
 /* Nobody was seen to hold the object of this FREEING slot of ours: its memory is ours to reuse, unless
  * the word has changed since the look.  Then *word is what it is now, and the result is false. */
-static bool retire(prs_store *s, uint32_t i, uint64_t *word)
+static bool reclaim_slot(prs_store *s, uint32_t i, uint64_t *word)
 {
     prs_slot *slot = prs_slot_at(s, i);
     uint64_t file = *word & PRS_WORD_FILE;
@@ -113,7 +113,7 @@ static bool retire(prs_store *s, uint32_t i, uint64_t *word)
     if (PRS_UNLIKELY(first)) {
         PRS_POINT(retire_decided);
         if (punch)
-            prs_give_back(s, prs_load_relaxed(&slot->off), cap);
+            prs_pages_punch(s, prs_load_relaxed(&slot->off), cap);
         if (file)
             prs_spill_remove(s, slot, i);
         if (!prs_cas_seqcst(&slot->word, &next, reserved))
@@ -121,7 +121,7 @@ static bool retire(prs_store *s, uint32_t i, uint64_t *word)
     }
     PRS_POINT(retired);
     prs_wake(s, slot, old);
-    prs_put_away(s, i, generation);
+    prs_magazine_put(s, i, generation);
     return true;
 }
 
@@ -130,7 +130,7 @@ static void mark_ended(prs_slot *slot, uint64_t word, uint32_t how)
     prs_store_relaxed(&slot->ended, (prs_word_generation(word) & 0x3FFFFFFFu) << 2 | how);
 }
 
-void prs_settle(prs_store *s, uint32_t i, uint64_t word)
+void prs_free_finish(prs_store *s, uint32_t i, uint64_t word)
 {
     prs_slot *slot = prs_slot_at(s, i);
     for (;;) {
@@ -145,7 +145,7 @@ void prs_settle(prs_store *s, uint32_t i, uint64_t word)
         bool held = prs_held(s, slot, word & PRS_WORD_FREED);
         PRS_POINT(freeing_scanned);
         if (!held) {
-            if (retire(s, i, &word))
+            if (reclaim_slot(s, i, &word))
                 return;
             continue; /* FREED, WAITERS or HELD were set meanwhile: decide anew */
         }
@@ -171,14 +171,14 @@ void prs_try_free(prs_store *s, uint32_t i)
             return;
         uint64_t freeing = prs_word(prs_word_generation(word), s->me, PRS_STATE_FREEING) | (word & PRS_FLAGS_MASK);
         if (prs_cas_seqcst(&slot->word, &word, freeing)) {
-            prs_settle(s, i, freeing);
+            prs_free_finish(s, i, freeing);
             return;
         }
     }
 }
 
 /* What a dead client was doing with a slot becomes ours, then is finished or undone. */
-bool prs_take_over(prs_store *s, uint32_t i, uint64_t word)
+bool prs_slot_adopt(prs_store *s, uint32_t i, uint64_t word)
 {
     prs_slot *slot = prs_slot_at(s, i);
     uint32_t generation = prs_word_generation(word);
@@ -188,7 +188,7 @@ bool prs_take_over(prs_store *s, uint32_t i, uint64_t word)
         if (!prs_cas_seqcst(&slot->word, &word,
                             prs_word(generation + 1, s->me, PRS_STATE_RESERVED | (uint32_t)(flags & PRS_WORD_FILE))))
             return false;
-        prs_put_back(s, i, generation + 1);
+        prs_deferred_push(s, i, generation + 1);
         return true;
     case PRS_STATE_CREATING:
         mark_ended(slot, word, PRS_ENDED_UNSEALED);
@@ -198,7 +198,7 @@ bool prs_take_over(prs_store *s, uint32_t i, uint64_t word)
         ours = prs_word(generation, s->me, PRS_STATE_FREEING) | flags;
         if (!prs_cas_seqcst(&slot->word, &word, ours))
             return false;
-        prs_settle(s, i, ours);
+        prs_free_finish(s, i, ours);
         return true;
     case PRS_STATE_SPILLING:
         prs_spill_undo(s, i, word);
@@ -213,7 +213,7 @@ bool prs_take_over(prs_store *s, uint32_t i, uint64_t word)
 /* A bit was set in a slot that is perhaps being freed, by somebody who may have looked at that bit
  * before: make it look again.  True: the object is there and cannot go without seeing the bit.  *word
  * is what the slot's word was last. */
-static bool insist(prs_slot *slot, uint64_t *word)
+static bool mark_held(prs_slot *slot, uint64_t *word)
 {
     while (prs_word_state(*word) == PRS_STATE_FREEING)
         if ((*word & PRS_WORD_HELD) || prs_cas_seqcst(&slot->word, word, *word | PRS_WORD_HELD))
@@ -222,15 +222,15 @@ static bool insist(prs_slot *slot, uint64_t *word)
 }
 
 /* The same for a bit set on behalf of another holder, beside a hold of ours on the object `serial`. */
-bool prs_insist(prs_slot *slot, uint64_t serial)
+bool prs_hold_confirm(prs_slot *slot, uint64_t serial)
 {
     uint64_t word = prs_load_seqcst(&slot->word);
-    return insist(slot, &word) && prs_load_relaxed(&slot->serial) == serial;
+    return mark_held(slot, &word) && prs_load_relaxed(&slot->serial) == serial;
 }
 
 /* Among many objects each of these lines is a miss: ask for all of them before the first locked instruction makes them wait
  * for each other. */
-static inline void ask_for(const prs_slot *slot, const prs_private *p, const prs_atomic_u64 *bits)
+static inline void prefetch_slot(const prs_slot *slot, const prs_private *p, const prs_atomic_u64 *bits)
 {
     __builtin_prefetch(p, 1);
     __builtin_prefetch(slot);
@@ -246,9 +246,9 @@ static inline __attribute__((always_inline)) int hold(prs_store *s, prs_slot *sl
     uint64_t word = prs_load_seqcst(&slot->word);
     *seen = word;
     if (!matches(slot, word, id))
-        return gone(slot, id);
+        return lost_status(slot, id);
     if (word & freed)
-        return ended(slot, id);
+        return freed_status(slot, id);
     if (prs_word_state(word) == PRS_STATE_CREATING && !may_create)
         return PRS_E_AGAIN;
     prs_fetch_or_seqcst(&bits[s->my_word], s->my_bit);
@@ -268,11 +268,11 @@ static inline __attribute__((always_inline)) int hold(prs_store *s, prs_slot *sl
         case PRS_STATE_SPILLING: /* a ref: the spiller looks for holders when it is done; so it does if it is this thread */
             return may_create || prs_spill_by_us(s, id->slot) ? PRS_OK : PRS_E_AGAIN;
         default:
-            return gone(slot, id);
+            return lost_status(slot, id);
         }
     }
     *seen = word;
-    return matches(slot, word, id) ? ended(slot, id) : gone(slot, id);
+    return matches(slot, word, id) ? freed_status(slot, id) : lost_status(slot, id);
 }
 
 /* Clear a bit that was set in vain; as every clear, it may be the last. */
@@ -328,14 +328,14 @@ static int map_file(prs_store *s, const prs_oid *id, prs_view *view)
 
 static inline __attribute__((always_inline)) int pin(prs_store *s, const prs_oid *id, bool named, prs_view *view)
 {
-    int rc = admit(s, id);
+    int rc = check_id(s, id);
     if (rc < 0)
         return rc;
     prs_slot *slot = prs_slot_at(s, id->slot);
     prs_spin *shard = prs_shard(s, id->slot);
     prs_private *p = &s->priv[id->slot];
     uint64_t word;
-    ask_for(slot, p, prs_pins(s, slot));
+    prefetch_slot(slot, p, prs_pins(s, slot));
     prs_spin_lock(shard);
     if (PRS_UNLIKELY(prs_load_relaxed(&s->closed))) {
         prs_spin_unlock(shard);
@@ -343,7 +343,7 @@ static inline __attribute__((always_inline)) int pin(prs_store *s, const prs_oid
     }
     if (prs_load_relaxed(&p->pins)) {
         word = prs_load_acquire(&slot->word);
-        rc = p->serial != id->serial             ? gone(slot, id)
+        rc = p->serial != id->serial             ? lost_status(slot, id)
              : (word & PRS_WORD_FREED) && !named ? PRS_E_FREED
                                                  : view_of(s, slot, p, word, view);
         if (rc == PRS_OK)
@@ -402,7 +402,7 @@ void prs_unpin(prs_store *s, const prs_oid *id)
     prs_slot *slot = prs_slot_at(s, id->slot);
     prs_spin *shard = prs_shard(s, id->slot);
     prs_private *p = &s->priv[id->slot];
-    ask_for(slot, p, prs_pins(s, slot));
+    prefetch_slot(slot, p, prs_pins(s, slot));
     prs_spin_lock(shard);
     bool last = p->serial == id->serial && prs_count_down(&p->pins);
     if (last && !s->orphan)
@@ -430,14 +430,14 @@ void prs_unpin(prs_store *s, const prs_oid *id)
 
 int prs_ref(prs_store *s, const prs_oid *id)
 {
-    int rc = admit(s, id);
+    int rc = check_id(s, id);
     if (rc < 0)
         return rc;
     prs_slot *slot = prs_slot_at(s, id->slot);
     prs_spin *shard = prs_shard(s, id->slot);
     prs_private *p = &s->priv[id->slot];
     uint64_t word;
-    ask_for(slot, p, slot->holders);
+    prefetch_slot(slot, p, slot->holders);
     prs_spin_lock(shard);
     if (PRS_UNLIKELY(prs_load_relaxed(&s->closed))) {
         prs_spin_unlock(shard);
@@ -479,7 +479,7 @@ void prs_unref(prs_store *s, const prs_oid *id)
     prs_slot *slot = prs_slot_at(s, id->slot);
     prs_spin *shard = prs_shard(s, id->slot);
     prs_private *p = &s->priv[id->slot];
-    ask_for(slot, p, slot->holders);
+    prefetch_slot(slot, p, slot->holders);
     __builtin_prefetch(prs_pins(s, slot)); /* who drops the last ref looks for pins */
     prs_spin_lock(shard);
     if (PRS_UNLIKELY(prs_load_relaxed(&s->closed))) { /* closing dropped all refs */
@@ -498,15 +498,15 @@ void prs_unref(prs_store *s, const prs_oid *id)
 
 int prs_state(prs_store *s, const prs_oid *id)
 {
-    int rc = admit(s, id);
+    int rc = check_id(s, id);
     if (rc < 0)
         return rc;
     prs_slot *slot = prs_slot_at(s, id->slot);
     uint64_t word = prs_load_acquire(&slot->word);
     if (!matches(slot, word, id))
-        return gone(slot, id);
+        return lost_status(slot, id);
     if (word & PRS_WORD_FREED)
-        return ended(slot, id);
+        return freed_status(slot, id);
     switch (prs_word_state(word)) {
     case PRS_STATE_CREATING:
         return PRS_E_AGAIN;
@@ -515,7 +515,7 @@ int prs_state(prs_store *s, const prs_oid *id)
     case PRS_STATE_SPILLING:
         return PRS_OK;
     default:
-        return gone(slot, id);
+        return lost_status(slot, id);
     }
 }
 
@@ -527,7 +527,7 @@ int prs_alloc(prs_store *s, uint64_t size, unsigned flags, prs_draft *draft, prs
         return prs_fail(error, PRS_E_CLOSED, 0,
                         s->orphan ? "no client slot was free when this process was forked" : "the store is closed");
     if (PRS_UNLIKELY(prs_load_relaxed(&s->has_pending) || prs_load_relaxed(&s->has_dying)))
-        prs_settle_pending(s, false);
+        prs_deferred_run(s, false);
     uint32_t i;
     uint64_t word;
     bool window = flags & PRS_ALLOC_WINDOW, small = size <= PRS_SMALL_MAX && !window;
@@ -535,8 +535,8 @@ int prs_alloc(prs_store *s, uint64_t size, unsigned flags, prs_draft *draft, prs
         size = INT64_MAX; /* cannot fit: reported as such below */
     bool file = PRS_UNLIKELY(size > s->capacity) && !window && s->super->spill_dir[0];
     int rc = PRS_LIKELY(small) ? prs_magazine_take(s, size, flags & PRS_ALLOC_TRY, &i, &word, error)
-             : file            ? prs_bare_take(s, &i, &word, error)
-                               : prs_large_take(s, size, window || size >= 256 * 1024, &i, &word, error);
+             : file            ? prs_slot_alloc_spilled(s, &i, &word, error)
+                               : prs_slot_alloc_large(s, size, window || size >= 256 * 1024, &i, &word, error);
     if (PRS_UNLIKELY(rc < 0))
         return rc;
     PRS_POINT(alloc_creating);
@@ -683,14 +683,14 @@ void prs_abort(prs_store *s, prs_draft *draft, bool keep_window)
     if (p->serial == draft->id.serial)
         (void)prs_count_down(&p->refs);
     prs_spin_unlock(shard);
-    prs_settle(s, draft->id.slot, ours);
+    prs_free_finish(s, draft->id.slot, ours);
 }
 
 /* ---- ending ------------------------------------------------------------------------------------------ */
 
 int prs_free(prs_store *s, const prs_oid *id, prs_error *error)
 {
-    int rc = admit(s, id);
+    int rc = check_id(s, id);
     if (rc == PRS_E_LOST)
         return PRS_OK;
     if (rc < 0 || s->orphan)

@@ -377,7 +377,7 @@ enum {
 int prs_list(prs_store *store, uint32_t *cursor, prs_record *out, int cap);
 
 /* Clean up after dead clients if nobody has looked for `min_age` ns (0: look now). */
-int prs_look(prs_store *store, int64_t min_age);
+int prs_reap_dead(prs_store *store, int64_t min_age);
 /* Return freed pages beyond `keep` bytes to the kernel; returns the bytes given back. */
 uint64_t prs_trim(prs_store *store, uint64_t keep);
 /* Remove what stores that are provably gone left in a spill directory; how many there were
@@ -393,7 +393,7 @@ int prs_snapshot(prs_store **out, const char *path, char spill_dir[PRS_SPILL_DIR
 /* Verify every invariant (takes the store lock). PRS_E_CORRUPT with error->what. */
 int prs_check(prs_store *store, prs_error *error);
 /* Do what destructors had to leave. */
-void prs_drain(prs_store *store);
+void prs_deferred_run_all(prs_store *store);
 
 /* ---- fork ----------------------------------------------------------------------------- */
 

@@ -23,7 +23,7 @@ int prs_rebuild(prs_store *s, prs_error *error)
     uint32_t published = prs_slots_published(s);
     a->dirty = 1;
     PRS_POINT(rebuild_begun);
-    if (prs_tables_touch(s) < 0)
+    if (prs_tables_prefault(s) < 0)
         return prs_fail(error, PRS_E_BACKING, 0, "no memory for the tables of the store");
     a->slot_free = PRS_NIL;
     a->slot_free_count = 0;
@@ -46,7 +46,7 @@ int prs_rebuild(prs_store *s, prs_error *error)
 static void sweep(prs_store *s)
 {
     uint32_t epoch = prs_load_seqcst(&s->super->recount), swept = prs_load_relaxed(&s->super->swept);
-    if (swept == epoch || (epoch & 1) || prs_tables_touch(s) < 0)
+    if (swept == epoch || (epoch & 1) || prs_tables_prefault(s) < 0)
         return;
     uint32_t seen = prs_load_relaxed(&s->slots_seen);
     for (uint32_t i = 0; i < seen; i++)
@@ -54,7 +54,7 @@ static void sweep(prs_store *s)
     prs_cas_seqcst(&s->super->swept, &swept, epoch); /* a rebuild since then has moved `recount` on */
 }
 
-void prs_inherit(prs_store *s, uint32_t client)
+void prs_client_recover_slots(prs_store *s, uint32_t client)
 {
     uint32_t seen = prs_load_relaxed(&s->slots_seen), word_index = client / 64;
     uint64_t bit = 1ull << client % 64;
@@ -64,7 +64,7 @@ void prs_inherit(prs_store *s, uint32_t client)
         uint32_t kind = prs_word_state(word);
         if (prs_word_client(word) == client && (kind == PRS_STATE_RESERVED || kind == PRS_STATE_CREATING ||
                                                 kind == PRS_STATE_FREEING || kind == PRS_STATE_SPILLING))
-            prs_take_over(s, i, word);
+            prs_slot_adopt(s, i, word);
         PRS_POINT(reap_slot);
         prs_atomic_u64 *refs = prs_refs(slot) + word_index, *pins = prs_pins(s, slot) + word_index;
         if ((prs_load_seqcst(refs) | prs_load_seqcst(pins)) & bit) {
@@ -98,17 +98,17 @@ int prs_reap(prs_store *s, uint32_t client, uint64_t state)
     if (!prs_cas_seqcst(&c->state, &state, ours))
         return PRS_OK;
     PRS_POINT(reap_begun);
-    if (prs_tables_touch(s) < 0) {
+    if (prs_tables_prefault(s) < 0) {
         prs_cas_seqcst(&c->state, &ours, state); /* the next look tries again */
         return PRS_E_BACKING;
     }
-    prs_inherit(s, client);
+    prs_client_recover_slots(s, client);
     if (!prs_links_reap(s, client, incarnation)) {
         prs_cas_seqcst(&c->state, &ours, state);
         return PRS_E_BUSY;
     }
     PRS_POINT(reap_links);
-    prs_settle_pending(s, true);
+    prs_deferred_run(s, true);
     prs_client_forget(s, client);
     if (prs_cas_seqcst(&c->state, &ours, PRS_CLIENT_FREE))
         prs_fetch_add_relaxed(&s->super->reaped, 1);
@@ -116,7 +116,7 @@ int prs_reap(prs_store *s, uint32_t client, uint64_t state)
     return PRS_OK;
 }
 
-int prs_look(prs_store *s, int64_t min_age)
+int prs_reap_dead(prs_store *s, int64_t min_age)
 {
     uint64_t now = (uint64_t)prs_now(), last = prs_load_relaxed(&s->super->last_look);
     if (min_age > 0) {
@@ -132,7 +132,7 @@ int prs_look(prs_store *s, int64_t min_age)
     uint32_t high = prs_load_acquire(&s->super->client_high);
     uint64_t state;
     for (uint32_t i = 1; i < high && i < s->super->max_clients; i++)
-        if (i != s->me && prs_client_corpse(s, i, &state) && prs_reap(s, i, state) == PRS_E_BUSY)
+        if (i != s->me && prs_client_proven_dead(s, i, &state) && prs_reap(s, i, state) == PRS_E_BUSY)
             break; /* one wait for the lock is enough: the next look goes on */
     sweep(s);
     if (min_age > 0)

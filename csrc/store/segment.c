@@ -214,7 +214,7 @@ static int enter(prs_store *s, prs_error *error)
         rc = prs_client_claim(s, error);
     if (rc < 0)
         return rc;
-    rc = prs_tables_touch(s);
+    rc = prs_tables_prefault(s);
     if (rc < 0) {
         prs_client_release(s);
         return prs_fail(error, PRS_E_BACKING, -rc, "no memory for the tables of the store");
@@ -575,12 +575,12 @@ void prs_tear_down(prs_store *s)
         return;
     prs_atfork_unregister(s);
     /* Drafts never finished are freed below: their memory must not be within reach by then. */
-    prs_windows_forsake(s);
+    prs_windows_detach(s);
     if (prs_load_relaxed(&s->wr))
         prs_os_map_zero_fixed(prs_load_relaxed(&s->wr), s->capacity);
     if (!s->orphan)
-        prs_inherit(s, s->me);           /* and reserves a full list had no room for */
-    (void)prs_mutex_lock(&s->mutex, -1); /* a thread that is inside the store lock gets out first */
+        prs_client_recover_slots(s, s->me); /* and reserves a full list had no room for */
+    (void)prs_mutex_lock(&s->mutex, -1);    /* a thread that is inside the store lock gets out first */
     if (!s->orphan)
         prs_client_release(s);
     prs_client_unanchor(s);
@@ -604,7 +604,7 @@ void prs_close(prs_store *s)
     if (!s->orphan) {
         drop_refs(s);
         prs_magazines_flush(s);
-        prs_settle_pending(s, true);
+        prs_deferred_run(s, true);
     }
     uint64_t pinned = 0;
     lock_shards(s);

@@ -46,7 +46,7 @@ static void raise_mark(prs_atomic_u32 *mark, uint32_t to)
         continue;
 }
 
-int prs_tables_touch(prs_store *s)
+int prs_tables_prefault(prs_store *s)
 {
     uint32_t published = prs_slots_published(s), seen = prs_load_relaxed(&s->slots_seen);
     if (PRS_UNLIKELY(seen < published)) {
@@ -81,7 +81,7 @@ static bool all_mapped(const prs_store *s)
 int prs_lock_tables(prs_store *s, prs_error *error)
 {
     for (;;) {
-        int rc = prs_tables_touch(s);
+        int rc = prs_tables_prefault(s);
         if (rc < 0)
             return no_backing(rc, error);
         PRS_POINT(tables_looked);
@@ -95,7 +95,7 @@ int prs_lock_tables(prs_store *s, prs_error *error)
 bool prs_trylock_tables(prs_store *s)
 {
     for (;;) {
-        if (prs_tables_touch(s) < 0)
+        if (prs_tables_prefault(s) < 0)
             return false;
         PRS_POINT(tables_looked);
         if (!prs_trylock(s))

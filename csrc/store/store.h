@@ -268,7 +268,7 @@ bool prs_extent_size_fits(uint64_t size);
 int prs_slots_grow(prs_store *s, uint32_t had, prs_error *error);
 int prs_links_grow(prs_store *s, uint32_t had, prs_error *error);
 /* Map what other clients published, so that nothing faults under the lock. */
-int prs_tables_touch(prs_store *s);
+int prs_tables_prefault(prs_store *s);
 /* The store lock, with every published slot and link mapped here: nobody publishes more while it is held. */
 int prs_lock_tables(prs_store *s, prs_error *error);
 bool prs_trylock_tables(prs_store *s);
@@ -278,15 +278,15 @@ uint64_t prs_serial(prs_store *s, bool ordered);
 
 /* ---- backing.c -------------------------------------------------------------------------------------- */
 
-int prs_writable(prs_store *s, prs_error *error); /* map the data area for writing, once */
+int prs_map_writable(prs_store *s, prs_error *error); /* map the data area for writing, once */
 /* Back and map every page of the range for writing through wr. */
 int prs_back(prs_store *s, uint64_t off, uint64_t len, prs_error *error);
 int prs_fill_range(prs_store *s, uint64_t off, const void *src, size_t n, prs_error *error);
-void prs_give_back(prs_store *s, uint64_t off, uint64_t len);
+void prs_pages_punch(prs_store *s, uint64_t off, uint64_t len);
 bool prs_beyond_reserve(prs_store *s, uint64_t size);
 void prs_trim_excess(prs_store *s);
 int prs_reserve(prs_store *s, uint64_t bytes, prs_error *error); /* headroom, before backing */
-int prs_descriptors(prs_store *s, prs_error *error);             /* repair what closerange took */
+int prs_fds_repair(prs_store *s, prs_error *error);              /* repair what closerange took */
 
 /* ---- client.c ------------------------------------------------------------------------------------------ */
 
@@ -301,7 +301,7 @@ void prs_client_forget(prs_store *s, uint32_t client);
 void prs_client_release(prs_store *s);
 bool prs_client_dead(prs_store *s, uint32_t client);
 /* The same; *state is what the proof holds for: prs_reap() acts on nothing else. */
-bool prs_client_corpse(prs_store *s, uint32_t client, uint64_t *state);
+bool prs_client_proven_dead(prs_store *s, uint32_t client, uint64_t *state);
 bool prs_client_is(prs_store *s, uint32_t client, uint32_t incarnation); /* still that one, alive or not */
 
 /* ---- magazine.c ------------------------------------------------------------------------------------------- */
@@ -312,27 +312,27 @@ uint64_t prs_class_size(uint32_t cls);
 /* `try`: PRS_E_AGAIN instead of a call that may wait. */
 int prs_magazine_take(prs_store *s, uint64_t size, bool try, uint32_t *slot, uint64_t *word, prs_error *error);
 /* The same with a free extent, as it is, whose pages may go back to the kernel. */
-int prs_warm_take(prs_store *s, uint32_t *slot, uint64_t *word);
+int prs_slot_alloc_warm(prs_store *s, uint32_t *slot, uint64_t *word);
 /* A free slot without an extent. */
-int prs_bare_take(prs_store *s, uint32_t *slot, uint64_t *word, prs_error *error);
-int prs_large_take(prs_store *s, uint64_t size, bool paged, uint32_t *slot, uint64_t *word, prs_error *error);
+int prs_slot_alloc_spilled(prs_store *s, uint32_t *slot, uint64_t *word, prs_error *error);
+int prs_slot_alloc_large(prs_store *s, uint64_t size, bool paged, uint32_t *slot, uint64_t *word, prs_error *error);
 /* Put away a slot this process has just retired (RESERVED). Never blocks. */
-void prs_put_away(prs_store *s, uint32_t slot, uint32_t generation);
+void prs_magazine_put(prs_store *s, uint32_t slot, uint32_t generation);
 /* The same, but never into a magazine. */
-void prs_put_back(prs_store *s, uint32_t slot, uint32_t generation);
+void prs_deferred_push(prs_store *s, uint32_t slot, uint32_t generation);
 /* Give what is pending back to the shared bins and bury dying edges, till neither is left.
  * Without `block` only if the store lock is to be had at once. */
-void prs_settle_pending(prs_store *s, bool block);
+void prs_deferred_run(prs_store *s, bool block);
 /* Empty the magazines too. */
 void prs_magazines_flush(prs_store *s);
 /* Take back the reserved slots of every client. Takes the lock; returns bytes gained. */
-uint64_t prs_take_back(prs_store *s);
+uint64_t prs_magazines_reclaim(prs_store *s);
 void prs_magazines_forget(prs_store *s);
 
 /* ---- holds.c --------------------------------------------------------------------------------------------------- */
 
 void prs_link_splice(prs_store *s, uint32_t slot); /* under the lock: edges of a dead slot become DYING ours */
-bool prs_links_bury(prs_store *s, bool block);     /* end some of our DYING links; false: no lock */
+bool prs_edges_release(prs_store *s, bool block);  /* end some of our DYING links; false: no lock */
 void prs_links_rebuild(prs_store *s);              /* under the lock */
 bool prs_links_reap(prs_store *s, uint32_t client, uint32_t incarnation); /* false: no lock */
 int prs_links_check(prs_store *s, prs_error *error);
@@ -355,9 +355,9 @@ int prs_names_check(prs_store *s, prs_error *error);
 /* Free the object of a slot if nobody holds it.  Lock-free; never blocks. */
 void prs_try_free(prs_store *s, uint32_t slot);
 /* Decide a FREEING slot this client owns: back to SEALED, or retired. */
-void prs_settle(prs_store *s, uint32_t slot, uint64_t word);
+void prs_free_finish(prs_store *s, uint32_t slot, uint64_t word);
 /* CREATING or FREEING of a dead client -> retired or settled by us. */
-bool prs_take_over(prs_store *s, uint32_t slot, uint64_t word);
+bool prs_slot_adopt(prs_store *s, uint32_t slot, uint64_t word);
 void prs_wake(prs_store *s, prs_slot *slot, uint64_t old_word);
 bool prs_held(prs_store *s, prs_slot *slot, bool freed);
 bool prs_pinned(const prs_store *s, prs_slot *slot);
@@ -366,7 +366,7 @@ bool prs_pinned(const prs_store *s, prs_slot *slot);
 int prs_pin_bare(prs_store *s, const prs_oid *id, bool named, prs_view *view);
 void prs_pin_file(prs_store *s, const prs_oid *id, prs_file_map *map, prs_view *view);
 /* After setting a bit for another holder beside a hold of ours: an ongoing free must see it. */
-bool prs_insist(prs_slot *slot, uint64_t serial);
+bool prs_hold_confirm(prs_slot *slot, uint64_t serial);
 
 static inline uint32_t prs_tick(const prs_store *s) /* seconds, more or less; moves whenever somebody looks */
 {
@@ -394,7 +394,7 @@ int prs_spill_seal(prs_store *s, const prs_draft *draft, prs_error *error);
 int prs_rebuild(prs_store *s, prs_error *error); /* under a stolen lock */
 int prs_reap(prs_store *s, uint32_t client, uint64_t state);
 /* Finish what slots say a client was doing, and clear its bits. */
-void prs_inherit(prs_store *s, uint32_t client);
+void prs_client_recover_slots(prs_store *s, uint32_t client);
 
 /* ---- window.c ------------------------------------------------------------------------------------------------------ */
 
@@ -403,7 +403,7 @@ int prs_window_seal(prs_store *s, const prs_draft *draft, prs_error *error);
 /* The object will never be: its window shows zeros from now on (`keep`), or is unmapped.  False: neither can be done. */
 bool prs_window_abandon(prs_store *s, const prs_draft *draft, bool keep);
 void prs_windows_after_fork(prs_store *s);
-void prs_windows_forsake(prs_store *s);
+void prs_windows_detach(prs_store *s);
 
 /* ---- atfork.c -------------------------------------------------------------------------------------------------------- */
 

@@ -42,7 +42,7 @@ static void look_at_creator(prs_store *s, uint32_t slot)
 {
     uint64_t word = prs_load_seqcst(&prs_slot_at(s, slot)->word);
     if (pending(word) && prs_word_client(word) < s->super->max_clients && prs_client_dead(s, prs_word_client(word)))
-        prs_look(s, 0);
+        prs_reap_dead(s, 0);
 }
 
 int prs_wait(prs_store *s, const prs_oid *id, int64_t timeout)

@@ -33,7 +33,7 @@ static int no_map(prs_error *error, int err, const char *what)
 
 int prs_window_open(prs_store *s, prs_draft *draft, prs_error *error)
 {
-    int rc = prs_descriptors(s, error);
+    int rc = prs_fds_repair(s, error);
     if (rc < 0)
         return rc;
     size_t len = prs_round_up(draft->size ? draft->size : 1, PRS_PAGE);
@@ -52,7 +52,7 @@ int prs_window_open(prs_store *s, prs_draft *draft, prs_error *error)
         free(w);
         return rc;
     }
-    prs_area area = s->area; /* complete: the extent was had by prs_writable() */
+    prs_area area = s->area; /* complete: the extent was had by prs_map_writable() */
     area.map = (char *)w->addr - draft->off;
     area.mapped.words = NULL; /* that is about the store's own mapping */
     rc = prs_area_populate(&area, draft->off, len, 0, NULL);
@@ -79,7 +79,7 @@ int prs_window_seal(prs_store *s, const prs_draft *draft, prs_error *error)
     prs_window *w = find(s, &draft->id, false);
     if (!w)
         return prs_fail(error, PRS_E_INVAL, 0, "this object has no window in this process");
-    int rc = prs_descriptors(s, error);
+    int rc = prs_fds_repair(s, error);
     if (rc < 0)
         return rc;
     rc = PRS_POINT_ERRNO(window_revoked) ? -ENOMEM : prs_os_map_fixed(w->addr, s->fd_ro, w->off, w->len);
@@ -125,7 +125,7 @@ bool prs_window_abandon(prs_store *s, const prs_draft *draft, bool keep)
 }
 
 /* Closing: unsealed windows show private zero pages from now on. */
-void prs_windows_forsake(prs_store *s)
+void prs_windows_detach(prs_store *s)
 {
     prs_spin_lock(&s->window_lock);
     for (prs_window *w = s->windows; w; w = w->next)
@@ -163,7 +163,7 @@ void prs_windows_after_fork(prs_store *s)
 int prs_cow_open(prs_store *s, const prs_oid *id, const prs_view *view, void **map, size_t *map_len, uint8_t **data,
                  prs_error *error)
 {
-    int rc = prs_descriptors(s, error);
+    int rc = prs_fds_repair(s, error);
     if (rc < 0)
         return rc;
     if (view->data < s->ro || view->data >= s->ro + s->capacity) { /* spilled: its file instead */

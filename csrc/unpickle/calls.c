@@ -49,7 +49,7 @@ PyObject *prp_load_new_fused(prp_loader *L, PyObject *cls, PyObject *const *argv
 {
     if (PRP_LIKELY(PyType_Check(cls))) {
         PyTypeObject *type = (PyTypeObject *)cls;
-        const prp_plan *plan = prp_plan_for(L, type);
+        const prp_class_plan *plan = prp_plan_for(L, type);
         if (!plan)
             return NULL;
         if (plan->make == PRP_MAKE_PLAIN && n == 0) {
@@ -142,7 +142,7 @@ static PyObject *call_datetime(prp_loader *L, prp_call call, PyTypeObject *type,
 /* ---- REDUCE -------------------------------------------------------------------------------------------------------------------- */
 
 /* An array from ints to the members they are the values of, if the ints are small for the number of members. */
-static void index_members(prp_plan *plan, uint64_t version)
+static void index_members(prp_class_plan *plan, uint64_t version)
 {
     PyMem_Free(plan->by_int);
     plan->by_int = NULL;
@@ -168,17 +168,17 @@ static void index_members(prp_plan *plan, uint64_t version)
 }
 
 /* Whether the plan's table of members and what is known about their values are those of now. */
-static bool members_known(const prp_plan *plan)
+static bool members_known(const prp_class_plan *plan)
 {
     uint64_t version = prp_dict_version(plan->members);
     if (PRP_UNLIKELY(version && plan->by_int_version != version))
-        index_members((prp_plan *)plan, version);
+        index_members((prp_class_plan *)plan, version);
     return version != 0;
 }
 
 PyObject *prp_load_enum_member(prp_loader *L, PyTypeObject *type, uint32_t value)
 {
-    const prp_plan *plan = prp_plan_for(L, type);
+    const prp_class_plan *plan = prp_plan_for(L, type);
     if (!plan)
         return NULL;
     if (plan->call != PRP_CALL_ENUM || prp_type_version_now(Py_TYPE(type)) != plan->meta_version ||
@@ -189,7 +189,7 @@ PyObject *prp_load_enum_member(prp_loader *L, PyTypeObject *type, uint32_t value
 
 /* The member of an unmodified Enum for an int or str: new reference, or NULL with an exception only if a value of the Enum that it was
  * compared with raised it. */
-static PyObject *enum_member(prp_loader *L, const prp_plan *plan, PyTypeObject *type, PyObject *const *argv,
+static PyObject *enum_member(prp_loader *L, const prp_class_plan *plan, PyTypeObject *type, PyObject *const *argv,
                              Py_ssize_t n)
 {
     if (n != 1 || (!PyLong_CheckExact(argv[0]) && !PyUnicode_CheckExact(argv[0])) ||
@@ -213,7 +213,7 @@ static PyObject *known_call(prp_loader *L, PyObject *callable, PyObject *const *
     if (!PyType_Check(callable))
         return prp_load_array_known(callable) ? prp_load_array_call(L, callable, argv, n) : NULL;
     PyTypeObject *type = (PyTypeObject *)callable;
-    const prp_plan *plan = prp_plan_for(L, type);
+    const prp_class_plan *plan = prp_plan_for(L, type);
     if (!plan)
         return NULL;
     switch (plan->call) {
@@ -238,7 +238,7 @@ static int is_new_only(prp_loader *L, PyObject *callable)
 {
     if (!PyType_Check(callable))
         return 0;
-    const prp_plan *plan = prp_plan_for(L, (PyTypeObject *)callable);
+    const prp_class_plan *plan = prp_plan_for(L, (PyTypeObject *)callable);
     return plan ? plan->call == PRP_CALL_NEW_ONLY : -1;
 }
 

@@ -38,7 +38,7 @@ int prp_plan_init(void)
     return 0;
 }
 
-static void forget_names(prp_plan *plan)
+static void forget_names(prp_class_plan *plan)
 {
     PyMem_Free(plan->where);
     plan->where = NULL;
@@ -46,9 +46,9 @@ static void forget_names(prp_plan *plan)
     Py_CLEAR(plan->names);
 }
 
-void prp_plan_forget(prp_plan *plan)
+void prp_plan_forget(prp_class_plan *plan)
 {
-    prp_plan old = *plan;
+    prp_class_plan old = *plan;
     memset(plan, 0, sizeof(*plan));
     forget_names(&old);
     PyMem_Free(old.by_int);
@@ -141,7 +141,7 @@ static bool is_generated_new(PyObject *new, Py_ssize_t *fields)
     return same;
 }
 
-static void plan_making(prp_plan *plan, PyTypeObject *type)
+static void plan_making(prp_class_plan *plan, PyTypeObject *type)
 {
     if (type->tp_alloc != PyType_GenericAlloc)
         return;
@@ -161,7 +161,7 @@ static void plan_making(prp_plan *plan, PyTypeObject *type)
 
 /* ---- how its state is set ---------------------------------------------------------------------------------------------- */
 
-static void plan_state(prp_plan *plan, PyTypeObject *type)
+static void plan_state(prp_class_plan *plan, PyTypeObject *type)
 {
     if (type->tp_getattro != PyObject_GenericGetAttr)
         return; /* __setstate__ and __dict__ may be anything */
@@ -195,7 +195,7 @@ static bool text_is(PyObject *obj, const char *attribute, const char *expected)
 }
 
 /* An Enum whose lookup by value is what the standard library wrote. */
-static void plan_enum(prp_plan *plan, PyTypeObject *type, PyTypeObject *meta)
+static void plan_enum(prp_class_plan *plan, PyTypeObject *type, PyTypeObject *meta)
 {
     PyObject *enum_type = imported_attribute("enum", "EnumType"), *base = imported_attribute("enum", "Enum");
     PyObject *call = NULL, *new = NULL, *own_new = NULL;
@@ -226,7 +226,7 @@ static void plan_enum(prp_plan *plan, PyTypeObject *type, PyTypeObject *meta)
     Py_XDECREF(base);
 }
 
-static void plan_call(prp_plan *plan, PyTypeObject *type)
+static void plan_call(prp_class_plan *plan, PyTypeObject *type)
 {
     PyTypeObject *meta = Py_TYPE(type);
     if (strcmp(meta->tp_name, "EnumType") == 0 || strcmp(meta->tp_name, "EnumMeta") == 0) {
@@ -253,9 +253,9 @@ static void plan_call(prp_plan *plan, PyTypeObject *type)
 }
 
 /* A plan for a type of which none is known: NULL with an exception. Runs code: allocations, destructors. */
-static PRP_COLD const prp_plan *make_plan(prp_loader *L, PyTypeObject *type, prp_plan *set)
+static PRP_COLD const prp_class_plan *make_plan(prp_loader *L, PyTypeObject *type, prp_class_plan *set)
 {
-    prp_plan *unknown = &L->context->unknown;
+    prp_class_plan *unknown = &L->context->unknown;
     unsigned version = prp_type_version(type);
     if (!version)
         return unknown;
@@ -263,7 +263,7 @@ static PRP_COLD const prp_plan *make_plan(prp_loader *L, PyTypeObject *type, prp
     if (prp_load_foreign(L) < 0)
         return NULL;
     Py_INCREF(type);
-    prp_plan made = {.type = type, .version = version};
+    prp_class_plan made = {.type = type, .version = version};
     /* Each of them needs to begin without an exception, which it might swallow. */
     plan_making(&made, type);
     if (!PyErr_Occurred())
@@ -288,10 +288,10 @@ static PRP_COLD const prp_plan *make_plan(prp_loader *L, PyTypeObject *type, prp
     return failed ? NULL : kept ? &set[0] : unknown;
 }
 
-const prp_plan *prp_plan_for(prp_loader *L, PyTypeObject *type)
+const prp_class_plan *prp_plan_for(prp_loader *L, PyTypeObject *type)
 {
     uintptr_t address = (uintptr_t)type;
-    prp_plan *set = L->context->plans[(address >> 4 ^ address >> 12) % PRP_PLAN_SETS];
+    prp_class_plan *set = L->context->plans[(address >> 4 ^ address >> 12) % PRP_PLAN_SETS];
     if (PRP_LIKELY(prp_plan_holds(&set[0], type)))
         return &set[0];
     if (prp_plan_holds(&set[1], type))
@@ -346,7 +346,7 @@ int prp_plan_learn(prp_loader *L, PyObject *obj, PyObject *state, prp_learned ki
         return -1;
     Py_ssize_t *where = PyMem_Calloc((size_t)n, sizeof(*where));
     PyTypeObject *type = Py_TYPE(obj);
-    prp_plan *plan = where ? (prp_plan *)prp_plan_for(L, type) : NULL;
+    prp_class_plan *plan = where ? (prp_class_plan *)prp_plan_for(L, type) : NULL;
     bool known = plan && plan != &L->context->unknown && plan->relearned < MAX_RELEARNED;
     void *keys = NULL;
     if (known && kind == PRP_LEARNED_DICT) {

@@ -63,16 +63,16 @@ struct prp_context {
     prp_kept_set sets[PRP_KEPT_SETS];
     uint32_t last_set; /* the place of the one last used */
     uint32_t next_set, set_numbers;
-    prp_plan unknown;      /* the plan that knows nothing */
-    prp_name_slot no_name; /* of names that have no slot */
+    prp_class_plan unknown; /* the plan that knows nothing */
+    prp_name_slot no_name;  /* of names that have no slot */
 
     prp_key_slot keys[PRP_KEY_SLOTS];
     prp_name_slot names[PRP_NAME_SLOTS];
     prp_full_slot full_names[PRP_FULL_SLOTS];
-    prp_plan plans[PRP_PLAN_SETS][2];
+    prp_class_plan plans[PRP_PLAN_SETS][2];
     prp_dict_pattern patterns[PRP_PATTERNS];
 };
 
-void prp_plan_forget(prp_plan *plan); /* runs destructors */
+void prp_plan_forget(prp_class_plan *plan); /* runs destructors */
 
 #endif

@@ -124,7 +124,7 @@ Py_ssize_t prp_load_fields(prp_loader *L, const uint8_t *const start, const uint
     /* Since the plan was looked up and the mark pushed no code has run but ours, and none runs below. */
     Py_ssize_t number = L->mark_count - 1, below;
     const prp_mark *mark = &L->marks[number];
-    const prp_plan *plan = mark->plan;
+    const prp_class_plan *plan = mark->plan;
     PyObject *names = plan->names, *values[MAX_FIELDS];
     Py_ssize_t n = PyTuple_GET_SIZE(names), i = 0;
     const uint8_t *p = start;

@@ -73,7 +73,7 @@ static inline int peek_memo(prp_loader *L, const uint8_t *p, const uint8_t *end,
 /* Container opcodes: after EMPTY_LIST or EMPTY_DICT at `p`, if a MARK follows, pushes the pending container and the mark, and
  * returns the length of what was taken; 0 if it is to be made at once; -1. */
 static inline int push_pending(prp_loader *L, const uint8_t *p, const uint8_t *end, prp_mark_kind kind,
-                               const prp_plan *plan)
+                               const prp_class_plan *plan)
 {
     Py_ssize_t memo;
     int taken = peek_memo(L, p, end, L->memo.used, &memo);
@@ -108,7 +108,7 @@ static inline Py_ssize_t push_state(prp_loader *L, const uint8_t *p, const uint8
     const uint8_t *q = p + taken;
     if (end - q < 3 || (*q != OP_EMPTY_DICT && (*q != OP_NONE || q[1] != OP_EMPTY_DICT)))
         return 0;
-    const prp_plan *plan = prp_plan_for(L, Py_TYPE(obj));
+    const prp_class_plan *plan = prp_plan_for(L, Py_TYPE(obj));
     if (!plan)
         return -1;
     bool slots = *q == OP_NONE;

@@ -8,7 +8,7 @@
 
 #if PRP_INTERNALS
 /* True if the last learned names are the keys of n pairs, `step` apart from each other, in order. */
-static inline bool keys_are(const prp_plan *plan, PyObject *const *pairs, Py_ssize_t n)
+static inline bool keys_are(const prp_class_plan *plan, PyObject *const *pairs, Py_ssize_t n)
 {
     if (PyTuple_GET_SIZE(plan->names) != n)
         return false;
@@ -24,7 +24,7 @@ static inline bool keys_are(const prp_plan *plan, PyObject *const *pairs, Py_ssi
     return true;
 }
 
-static inline PyDictValues *fresh_values(const prp_plan *plan, PyObject *obj, PyTypeObject *type)
+static inline PyDictValues *fresh_values(const prp_class_plan *plan, PyObject *obj, PyTypeObject *type)
 {
     void *keys;
     PyDictValues *values = prp_values_fresh(obj, type, &keys);
@@ -37,7 +37,7 @@ static inline PyDictValues *fresh_values(const prp_plan *plan, PyObject *obj, Py
     return values;
 }
 
-static inline bool slots_free(const prp_plan *plan, PyObject *obj)
+static inline bool slots_free(const prp_class_plan *plan, PyObject *obj)
 {
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(plan->names); i++)
         if (*(PyObject **)((char *)obj + plan->where[i]))
@@ -45,7 +45,7 @@ static inline bool slots_free(const prp_plan *plan, PyObject *obj)
     return true;
 }
 
-bool prp_load_fill(const prp_plan *plan, PyObject *obj, PyObject *const *values)
+bool prp_load_fill(const prp_class_plan *plan, PyObject *obj, PyObject *const *values)
 {
     Py_ssize_t n = PyTuple_GET_SIZE(plan->names);
     if (plan->learned == PRP_LEARNED_DICT) {
@@ -73,7 +73,7 @@ int prp_load_build_pending(prp_loader *L, Py_ssize_t pair)
     Py_ssize_t n = (L->sp - pairs) / 2, below = mark->kind == PRP_MARK_STATE ? 2 : 3;
     PyObject *obj = pairs[-below];
     PyTypeObject *type = Py_TYPE(obj);
-    const prp_plan *plan = mark->plan;
+    const prp_class_plan *plan = mark->plan;
     prp_learned learned = mark->kind == PRP_MARK_STATE ? PRP_LEARNED_DICT : PRP_LEARNED_SLOTS;
     if ((L->sp - pairs) % 2 || !prp_plan_knows(plan, type, learned) || !keys_are(plan, pairs, n))
         return 0;
@@ -114,7 +114,7 @@ int prp_load_build_pending(prp_loader *L, Py_ssize_t pair)
 
 #if PRP_INTERNALS
 /* 1 if the whole dict state went to a fresh instance, 0 if that is not possible. */
-static int fill_fresh(const prp_plan *plan, PyObject *obj, PyObject *state)
+static int fill_fresh(const prp_class_plan *plan, PyObject *obj, PyObject *state)
 {
     Py_ssize_t n = PyDict_GET_SIZE(state), i = 0;
     PyObject *key, *value;
@@ -178,7 +178,7 @@ static int build_by_rules(prp_loader *L, PyObject *obj, PyObject *state)
         slots = PyTuple_GET_ITEM(state, 1);
         state = PyTuple_GET_ITEM(state, 0);
     }
-    const prp_plan *plan = prp_plan_for(L, Py_TYPE(obj));
+    const prp_class_plan *plan = prp_plan_for(L, Py_TYPE(obj));
     if (!plan)
         return -1;
     if (state != Py_None) {

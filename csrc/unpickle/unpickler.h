@@ -33,14 +33,14 @@ typedef enum {
     PRP_MARK_SLOTS, /* the same, but the state is (None, dict); below the dict lie None and the instance */
 } prp_mark_kind;
 
-typedef struct prp_plan prp_plan;
+typedef struct prp_class_plan prp_class_plan;
 typedef struct prp_context prp_context;
 
 typedef struct {
     Py_ssize_t at; /* stack height at the MARK: elements begin here */
     prp_mark_kind kind;
     Py_ssize_t memo; /* the pending container's memo index, -1 if it has none */
-    const prp_plan
+    const prp_class_plan
         *plan; /* STATE, SLOTS: a place in the table of plans, which may hold another class by now: prp_plan_knows() */
 } prp_mark;
 
@@ -177,7 +177,7 @@ void prp_load_drop_chunk(prp_loader *L);
 
 int prp_load_grow_stack(prp_loader *L);
 int prp_load_grow_marks(prp_loader *L);
-static inline int prp_load_push_mark(prp_loader *L, prp_mark_kind kind, Py_ssize_t memo, const prp_plan *plan)
+static inline int prp_load_push_mark(prp_loader *L, prp_mark_kind kind, Py_ssize_t memo, const prp_class_plan *plan)
 {
     if (PRP_UNLIKELY(L->mark_count == L->mark_capacity) && prp_load_grow_marks(L) < 0)
         return -1;
@@ -289,7 +289,7 @@ typedef enum {
 } prp_call;
 
 /* What is known about a class in its present state; dropped when its version tag changes. */
-struct prp_plan {
+struct prp_class_plan {
     PyTypeObject *type; /* borrowed; the same class if and only if `version` is that of the type at this address */
     unsigned version;   /* 0: nothing is known */
     prp_make make;
@@ -315,14 +315,14 @@ struct prp_plan {
 
 /* The plan for a class. NULL with an exception. The first one runs code that is not ours; the result is good until the next call that
  * may run such code. */
-const prp_plan *prp_plan_for(prp_loader *L, PyTypeObject *type);
-static inline bool prp_plan_holds(const prp_plan *plan, PyTypeObject *type)
+const prp_class_plan *prp_plan_for(prp_loader *L, PyTypeObject *type);
+static inline bool prp_plan_holds(const prp_class_plan *plan, PyTypeObject *type)
 {
     return plan->type == type && plan->version != 0 && prp_type_version_now(type) == plan->version;
 }
 /* Whether this place of the table has what was learned about the state of a class: the one way to use a plan that was looked up before
  * code ran that is not ours. */
-static inline bool prp_plan_knows(const prp_plan *plan, PyTypeObject *type, prp_learned kind)
+static inline bool prp_plan_knows(const prp_class_plan *plan, PyTypeObject *type, prp_learned kind)
 {
     return plan && prp_plan_holds(plan, type) && plan->learned == kind;
 }
@@ -339,7 +339,7 @@ int prp_load_build_pending(prp_loader *L, Py_ssize_t pair);
 #if PRP_INTERNALS
 /* Writes the values of all names the plan has learned into an instance that has none yet, and takes them over; false: not possible.
  * The plan holds for the instance's class, and its `learned` says what state it is. */
-bool prp_load_fill(const prp_plan *plan, PyObject *obj, PyObject *const *values);
+bool prp_load_fill(const prp_class_plan *plan, PyObject *obj, PyObject *const *values);
 /* fields.c: behind the MARK of a state whose plan holds, which has just been pushed: reads fields as long as they are the expected
  * ones. The bytes taken: either the state is complete, the instance on top of the stack and the mark gone, or the pairs read are on
  * the stack. -1: failed. */

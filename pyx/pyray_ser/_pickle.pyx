@@ -55,7 +55,7 @@ cdef extern from "pickle/pickler.h":
     int prp_dump(prp_saver *s, object root) except -1
     object prp_dumps(object obj, int proto, bint fix_imports, PyObject *buffer_callback)
     int prp_out_flush(prp_saver *s) except -1
-    void prp_own(prp_saver *s)
+    void prp_memo_own_all(prp_saver *s)
     void prp_memo_clear(prp_memo *memo, size_t keep)
     list prp_memo_entries(const prp_memo *memo)
     int64_t prp_memo_add_as(prp_memo *memo, PyObject *key, uint32_t index)
@@ -297,7 +297,7 @@ cdef class Pickler:
     def clear_memo(self):
         """Clear the memo, so that objects pickled before are written anew."""
         prp_memo_clear(&self.saver.memo, KEEP_SLOTS)
-        prp_own(&self.saver)
+        prp_memo_own_all(&self.saver)
 
     @property
     def memo(self):
@@ -316,7 +316,7 @@ cdef class Pickler:
                 raise TypeError("'memo' values must be 2-item tuples")
             entries.append((<uint32_t?>entry[0], entry[1]))
         prp_memo_clear(&self.saver.memo, KEEP_SLOTS)
-        prp_own(&self.saver)
+        prp_memo_own_all(&self.saver)
         for index, obj in entries:
             if prp_memo_add_as(&self.saver.memo, <PyObject *>obj, index) < PRP_MEMO_ABSENT:
                 raise

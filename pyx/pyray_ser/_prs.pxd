@@ -258,7 +258,7 @@ cdef extern from "store/prs.h" nogil:
         PRS_STATE_SPILLING
 
     int prs_list(prs_store *store, uint32_t *cursor, prs_record *out, int cap) noexcept
-    int prs_look(prs_store *store, int64_t min_age) noexcept
+    int prs_reap_dead(prs_store *store, int64_t min_age) noexcept
     uint64_t prs_trim(prs_store *store, uint64_t keep) noexcept
     enum:
         PRS_SPILL_DIR_MAX
@@ -267,7 +267,7 @@ cdef extern from "store/prs.h" nogil:
     int prs_snapshot(prs_store **out, const char *path, char *spill_dir, prs_error *error) noexcept
     int prs_spill_clean(const char *directory, cbool dry) noexcept
     int prs_check(prs_store *store, prs_error *error) noexcept
-    void prs_drain(prs_store *store) noexcept
+    void prs_deferred_run_all(prs_store *store) noexcept
     cbool prs_is_orphan(const prs_store *store) noexcept
     uint32_t prs_fork_count() noexcept
 

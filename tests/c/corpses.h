@@ -126,7 +126,7 @@ __attribute__((unused)) static prs_oid naming(prs_store *s, const prs_oid *inner
 __attribute__((unused)) static void drop(prs_store *s, const prs_oid *id)
 {
     prs_unref(s, id);
-    prs_drain(s);
+    prs_deferred_run_all(s);
 }
 
 /* An object in this very slot: some are made and dropped until it comes around. */

@@ -116,7 +116,7 @@ __attribute__((unused)) static const char *wrong_links(prs_store *s)
 #define CHECK_STORE(s)                                              \
     do {                                                            \
         prs_error e_ = {0};                                         \
-        prs_drain(s);                                               \
+        prs_deferred_run_all(s);                                    \
         int rc_ = prs_check(s, &e_);                                \
         CHECK_MSG(rc_ == PRS_OK, "prs_check: %d %s", rc_, e_.what); \
         const char *wrong_ = wrong_links(s);                        \
@@ -140,7 +140,7 @@ __attribute__((unused)) static prs_stats stats_of(prs_store *s)
         CHECK_EQ(t_.used, 0);                                \
         CHECK_EQ(t_.edges, 0);                               \
         prs_magazines_flush(s);                              \
-        prs_take_back(s);                                    \
+        prs_magazines_reclaim(s);                            \
         CHECK_STORE(s);                                      \
         CHECK_EQ((s)->super->arena.used, 0);                 \
         CHECK_EQ(stats_of(s).largest_free, prs_capacity(s)); \

@@ -50,7 +50,7 @@ TEST(freed_bytes_stay_while_an_object_refers_to_them)
         check_named(reader, &inner, size, 1);
         prs_unref(s, &second);
         prs_view v;
-        prs_drain(s);
+        prs_deferred_run_all(s);
         CHECK(prs_pin_named(reader, &inner, &v) < 0);
         close_store(reader);
         CHECK_EMPTY(s);
@@ -70,7 +70,7 @@ TEST(an_edge_that_only_names_an_object_does_not_keep_freed_bytes)
     CHECK_EQ(prs_free(s, &inner, &e), PRS_OK);
     check_named(s, &inner, 100000, 1);
     prs_unref(s, &outer); /* the last that refers; the other one only names it */
-    prs_drain(s);
+    prs_deferred_run_all(s);
     prs_view v;
     CHECK(prs_pin_named(s, &inner, &v) < 0);
     prs_unref(s, &inner);
@@ -93,7 +93,7 @@ TEST(more_edges_than_the_count_holds)
     for (int i = 0; i < N; i++) {
         check_named(s, &inner, 5000, 3);
         prs_unref(s, &outer[i]);
-        prs_drain(s);
+        prs_deferred_run_all(s);
     }
     prs_unref(s, &inner);
     CHECK_EMPTY(s);
@@ -116,7 +116,7 @@ TEST(freed_bytes_that_are_pinned_can_be_referred_to)
     prs_unref(s, &outer);
     check_named(s, &inner, 70000, 4);
     prs_abort(s, &given_up, false);
-    prs_drain(s);
+    prs_deferred_run_all(s);
     CHECK(prs_pin_named(s, &inner, &v) < 0);
     prs_unref(s, &inner);
     CHECK_EMPTY(s);
@@ -141,16 +141,16 @@ TEST(deaths_neither_lose_nor_leak_the_bytes)
             prs_oid mine = refer(s, &inner);
             prs_free(s, &inner, &e);
             prs_unref(s, &mine);
-            prs_drain(s);
+            prs_deferred_run_all(s);
             prs_oid more = put(s, 300000, 6);
             prs_unref(s, &more);
-            prs_drain(s);
+            prs_deferred_run_all(s);
             kill(getpid(), SIGKILL); /* points that this does not cross */
         }
         int status = reap_child(pid);
         CHECK_KILLED(status, SIGKILL);
         prs_oid other = put(s, 70000, 7);
-        prs_look(s, 0);
+        prs_reap_dead(s, 0);
         prs_free(s, &inner, &e);
         check_named(s, &inner, 70000, 5);
         CHECK_STORE(s);

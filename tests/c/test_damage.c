@@ -55,7 +55,7 @@ static void set_up(struct scene *c)
     CHECK_EQ(prs_token_take(c->s, &c->inner, PRS_TOKEN_ONCE, &ended), PRS_OK);
     prs_token_drop(c->s, &c->inner, &ended); /* leaves a free record */
     prs_magazines_flush(c->s);
-    prs_drain(c->s);
+    prs_deferred_run_all(c->s);
     c->slot = prs_slot_at(c->s, c->outer.slot), c->held = prs_slot_at(c->s, c->inner.slot);
     c->used = &c->s->extents[prs_load_relaxed(&c->slot->extent)];
     bin_with_one(c);

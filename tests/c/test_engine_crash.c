@@ -48,7 +48,7 @@ static void small(struct scene *c)
             CHECK_EQ(verify(c->s, &id[i], 40u + (uint64_t)i % 9 * 100, (uint64_t)i), PRS_OK);
         for (int i = 0; i < N; i++)
             prs_unref(c->s, &id[(i * 7) % N]);
-        prs_drain(c->s);
+        prs_deferred_run_all(c->s);
     }
 }
 
@@ -63,7 +63,7 @@ static void large(struct scene *c)
             prs_unref(c->s, &id[i]);
         for (int i = 1; i < 8; i += 2)
             prs_unref(c->s, &id[i]);
-        prs_drain(c->s);
+        prs_deferred_run_all(c->s);
     }
 }
 
@@ -138,7 +138,7 @@ static void edges(struct scene *c)
             last = d.id;
         }
         prs_unref(c->s, &last);
-        prs_drain(c->s);
+        prs_deferred_run_all(c->s);
     }
 }
 
@@ -267,7 +267,7 @@ static void reap(struct scene *c)
         CHECK_KILLED(status, SIGKILL);
         if (i == 0)
             arm(c);
-        prs_look(c->s, 0);
+        prs_reap_dead(c->s, 0);
     }
 }
 
@@ -279,7 +279,7 @@ static void forks(struct scene *c)
         if (pid == 0)
             _exit(0);
         reap_child(pid);
-        prs_look(c->s, 0);
+        prs_reap_dead(c->s, 0);
     }
 }
 
@@ -546,7 +546,7 @@ static void live_beside_the_stopped(struct scene *c, pid_t victim)
             prs_unref(c->s, &id);
         }
     }
-    prs_look(c->s, 0); /* it is not dead */
+    prs_reap_dead(c->s, 0); /* it is not dead */
     verify_kept(c);
 }
 
@@ -558,7 +558,7 @@ static void dismiss_strangers(struct scene *c)
         prs_record r[64];
         uint32_t cursor = 0;
         int n;
-        prs_drain(c->s);
+        prs_deferred_run_all(c->s);
         while ((n = prs_list(c->s, &cursor, r, 64)) > 0)
             for (int i = 0; i < n; i++) {
                 bool own = r[i].id.serial == c->draft.id.serial || r[i].id.serial == c->loose.serial;
@@ -646,7 +646,7 @@ static bool play(struct scene *c, enum scenario scenario)
     }
 
     verify_kept(c); /* also before anybody cleans up */
-    prs_look(c->s, 0);
+    prs_reap_dead(c->s, 0);
     int rc = prs_check(c->s, &e);
     CHECK_MSG(rc == PRS_OK, "prs_check: %s", e.what);
     if (heir > 0) {
@@ -665,7 +665,7 @@ static bool play(struct scene *c, enum scenario scenario)
     /* A child whose parent was killed right after the fork is ours now, and may still be on its way out. */
     while (waitpid(-1, NULL, 0) > 0)
         ;
-    prs_look(c->s, 0);
+    prs_reap_dead(c->s, 0);
     CHECK_STORE(c->s);
     verify_kept(c);
     CHECK_EQ(prs_state(c->s, &c->loose), PRS_OK);

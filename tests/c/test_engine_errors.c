@@ -148,7 +148,7 @@ static void puts_of(struct scene *c, uint64_t size, int count)
         CHECK(rc <= 0);
         prs_unref(c->s, &id[i]);
     }
-    prs_drain(c->s);
+    prs_deferred_run_all(c->s);
 }
 
 static void small(struct scene *c)
@@ -222,7 +222,7 @@ static void links(struct scene *c)
         told(rc, &e);
     (void)prs_free(c->s, &id, &e);
     prs_unref(c->s, &id);
-    prs_drain(c->s);
+    prs_deferred_run_all(c->s);
 }
 
 static void come_and_go(struct scene *c)
@@ -263,7 +263,7 @@ static void create(struct scene *c)
 
 static void look(struct scene *c)
 {
-    (void)prs_look(c->s, 0);
+    (void)prs_reap_dead(c->s, 0);
     prs_stats stats;
     (void)prs_get_stats(c->s, &stats);
     prs_error e = {0};
@@ -304,7 +304,7 @@ static void forks_then_fails(struct scene *c) /* what fails, fails in the child 
         arm(c->countdown, c->error);
         puts_of(c, 5000, 3);
         puts_of(c, 400000, 2);
-        (void)prs_look(c->s, 0);
+        (void)prs_reap_dead(c->s, 0);
         bool hit = inject.hits;
         disarm();
         prs_close(c->s);
@@ -403,7 +403,7 @@ static bool play(const struct driver *d, enum scenario scenario, int countdown, 
         CHECK(content_right(c.view[i].data, kept_size[i], (uint64_t)i));
         CHECK_EQ(verify(c.s, &c.kept[i], kept_size[i], (uint64_t)i), PRS_OK);
     }
-    prs_look(c.s, 0);
+    prs_reap_dead(c.s, 0);
     CHECK_STORE(c.s);
     puts_of(&c, 2000, 3);
     puts_of(&c, 500000, 2);

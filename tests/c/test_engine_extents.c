@@ -32,7 +32,7 @@ static uint32_t bare_slot(prs_store *s)
     prs_error e;
     prs_unlock(s);
     CHECK_EQ(prs_slots_grow(s, published, &e), PRS_OK);
-    CHECK_EQ(prs_tables_touch(s), 0);
+    CHECK_EQ(prs_tables_prefault(s), 0);
     CHECK_EQ(prs_lock(s, PRS_SECOND, &e), PRS_OK);
     return prs_slot_take(s);
 }
@@ -241,7 +241,7 @@ TEST(reserves_of_others_are_taken_back_when_full)
                 prs_unref(t[i], &id);
         }
     }
-    prs_drain(s);
+    prs_deferred_run_all(s);
     CHECK(stats_of(s).reserved > 0);
     CHECK_EQ(stats_of(s).used, 0);
     big = put(s, 2 * MIB, 1); /* all there is */

@@ -118,7 +118,7 @@ TEST(views_cannot_be_written)
     }
     CHECK_EQ(verify(s, &small, 100, 1), PRS_OK);
     CHECK_EQ(verify(s, &large, MIB, 2), PRS_OK);
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     CHECK_STORE(s);
     close_store(s);
 }
@@ -393,7 +393,7 @@ TEST(a_hold_traded_behind_the_freers_look_counts)
     prs_unpin(s, &id);
     CHECK_EQ(prs_state(s, &id), PRS_E_LOST);
     prs_unref(t, &other);
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     CHECK_EMPTY(s);
     close_store(t);
     close_store(s);
@@ -433,14 +433,14 @@ TEST(sealing_revokes_the_window)
         CHECK_EQ(mprotect(window, 4096, PROT_READ | PROT_WRITE), -1);
         CHECK_EQ(errno, EACCES);
         dies_of_writing(window);
-        prs_look(s, 0); /* the child held what we hold */
+        prs_reap_dead(s, 0); /* the child held what we hold */
         CHECK_EQ(verify(t, &d.id, sizes[k], k), PRS_OK);
         prs_unref(s, &d.id);
         CHECK_EQ(verify(t, &d.id, sizes[k], k), PRS_OK); /* the window holds it */
         prs_window_close(s, &d);
         CHECK_EQ(prs_state(t, &d.id), PRS_E_LOST);
     }
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     CHECK_EMPTY(s);
     close_store(t);
     close_store(s);
@@ -497,7 +497,7 @@ TEST(windows_belong_to_the_parent)
     CHECK_EQ(prs_seal(s, &d, &e), PRS_OK);
     CHECK_EQ(verify(s, &d.id, MIB, 3), PRS_OK);
     prs_window_close(s, &d);
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     prs_unref(s, &d.id);
     CHECK_EMPTY(s);
     close_store(s);
@@ -649,13 +649,13 @@ TEST(a_diamond_holds_its_foot_till_both_sides_are_gone)
     CHECK_STORE(s);
     CHECK_EQ(prs_ref(t, &left), PRS_OK);
     prs_unref(s, &top);
-    prs_drain(s);
+    prs_deferred_run_all(s);
     CHECK_EQ(prs_state(s, &right), PRS_E_LOST);
     CHECK_EQ(verify(s, &foot, 2000, 6), PRS_OK);
     CHECK_STORE(s);
     prs_unref(t, &left);
-    prs_drain(t);
-    prs_drain(s);
+    prs_deferred_run_all(t);
+    prs_deferred_run_all(s);
     CHECK_EQ(prs_state(s, &foot), PRS_E_LOST);
     CHECK_EMPTY(s);
     close_store(t);
@@ -670,7 +670,7 @@ TEST(edges_and_free)
     prs_unref(s, &inner);
     CHECK_EQ(prs_free(s, &inner, &e), PRS_OK); /* an edge does not resist */
     CHECK_EQ(prs_state(s, &inner), PRS_E_FREED);
-    prs_drain(s);
+    prs_deferred_run_all(s);
     CHECK_STORE(s);
     prs_draft d;
     CHECK_EQ(prs_alloc(s, 64, PRS_ALLOC_ORDERED, &d, &e), PRS_OK);
@@ -683,7 +683,7 @@ TEST(edges_and_free)
     prs_unref(s, &outer);
     CHECK_EQ(prs_state(s, &outer), PRS_OK);
     prs_abort(s, &younger, false); /* a draft's edges end with it */
-    prs_drain(s);
+    prs_deferred_run_all(s);
     CHECK_EQ(prs_state(s, &outer), PRS_E_LOST);
     prs_abort(s, &d, false);
     CHECK_EMPTY(s);

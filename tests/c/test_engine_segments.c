@@ -203,9 +203,9 @@ static void exercise(prs_store *s)
             prs_unref(s, &id[i]);
     for (int i = 0; i < KEPT; i += 2)
         (void)prs_free(s, &kept[i], &e);
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     prs_trim(s, 0);
-    prs_drain(s);
+    prs_deferred_run_all(s);
     (void)prs_check(s, &e);
 }
 
@@ -440,7 +440,7 @@ TEST(several_stores_in_one_process)
         CHECK_EQ(prs_attach_pid(&t, getpid(), -1, prs_id(s[i]), NULL, &e), PRS_OK);
         CHECK_EQ(verify(t, &id[i], 3000, (uint64_t)i), PRS_OK);
         close_store(t);
-        prs_look(s[i], 0);
+        prs_reap_dead(s[i], 0);
         prs_unref(s[i], &id[i]);
         CHECK_EMPTY(s[i]);
         close_store(s[i]);
@@ -474,7 +474,7 @@ static void go_on(prs_store *s, const prs_oid *id, prs_view *view)
     CHECK_EQ(verify(s, &d.id, MIB, 6), PRS_OK);
     prs_window_close(s, &d);
     prs_unref(s, &d.id);
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     prs_trim(s, 0);
 }
 
@@ -525,14 +525,14 @@ TEST(descriptors_closed_by_other_code)
         }
         char c;
         CHECK(read(ready[0], &c, 1) == 1);
-        prs_look(s, 0); /* alive, although it had lost its lock */
+        prs_reap_dead(s, 0); /* alive, although it had lost its lock */
         CHECK_EQ(stats_of(s).clients, 2);
         CHECK_EQ(stats_of(s).reaped, (unsigned)first); /* a grandchild of the round before */
         CHECK(write(go[1], "x", 1) == 1);
         int status = reap_child(pid);
         CHECK_EXITED(status);
         close(ready[0]), close(ready[1]), close(go[0]), close(go[1]);
-        prs_look(s, 0);
+        prs_reap_dead(s, 0);
         CHECK_EQ(stats_of(s).clients, 1);
         CHECK_STORE(s);
     }
@@ -651,7 +651,7 @@ TEST(a_janitor_that_dies_is_replaced)
         prs_store *t = client_of(s);
         CHECK_EQ(verify(t, &id, 5000, 1), PRS_OK);
         close_store(t);
-        prs_look(s, 0);
+        prs_reap_dead(s, 0);
         CHECK_STORE(s);
         CHECK_EQ(stats_of(s).clients, 1);
         CHECK_EQ(stats_of(s).objects, 1);
@@ -697,7 +697,7 @@ TEST(many_newcomers_at_once_past_corpses)
         }
         close(go[0]), close(in[0]);
         CHECK_EQ(in_now, 3);
-        prs_look(s, 0);
+        prs_reap_dead(s, 0);
         CHECK_STORE(s);
     }
     close_store(s);
@@ -724,7 +724,7 @@ TEST(exec_ends_a_client)
     prs_unpin(s, &id);
     prs_unref(s, &id);
     CHECK_EQ(prs_state(s, &id), PRS_OK); /* the child had copies */
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     CHECK_EQ(prs_state(s, &id), PRS_E_LOST);
     CHECK_EQ(stats_of(s).clients, 1);
     CHECK_EQ(kill(pid, 0), 0);

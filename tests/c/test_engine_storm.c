@@ -156,7 +156,7 @@ static void step(prs_store *s, struct mine *mine, uint64_t *rng, int depth)
         } else if (rc != PRS_E_FULL) {
             fail("alloc", rc, &e);
         }
-        prs_look(s, 20 * PRS_MS);
+        prs_reap_dead(s, 20 * PRS_MS);
         for (int i = 0; i < MINE; i++)
             if (mine[i].there && (prs_load_relaxed(&prs_slot_at(s, mine[i].id.slot)->word) & PRS_WORD_FILE))
                 prs_fetch_add_relaxed(&shared->spilled, 1);
@@ -321,7 +321,7 @@ TEST(killed_at_random)
     prs_store_release(&shared->quit, 1);
     while (collect(s, 0, &bad))
         ;
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     tell(s, n, begun);
     CHECK_EQ(bad, 0);
     CHECK_STORE(s);
@@ -336,7 +336,7 @@ TEST(killed_at_random)
         uint32_t cursor = 0;
         int some;
         again = 0;
-        prs_drain(s);
+        prs_deferred_run_all(s);
         while ((some = prs_list(s, &cursor, r, 64)) > 0)
             for (int i = 0; i < some; i++) {
                 CHECK_EQ(r[i].ref_holders + r[i].pin_holders, 0);

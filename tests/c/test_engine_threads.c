@@ -228,7 +228,7 @@ static void *work(void *arg)
         step(w);
         w->steps++;
         if (w->steps % 512 == 0)
-            prs_look(w->s, 100 * PRS_MS);
+            prs_reap_dead(w->s, 100 * PRS_MS);
     }
     prs_fetch_add_relaxed(&done, 1);
     return NULL;
@@ -312,15 +312,15 @@ static void run(uint64_t capacity, int handles, double seconds, bool forks)
     printf("     %llu steps, %d forks\n", (unsigned long long)steps, children);
     CHECK_EQ(bad, 0);
     CHECK(steps > 100);
-    prs_look(s[0], 0);
+    prs_reap_dead(s[0], 0);
     for (int i = 0; i < BOARD; i++)
         if (board[i].size && !board[i].draft)
             prs_token_drop(s[0], &board[i].id, &board[i].token);
     for (int i = 0; i < handles; i++)
-        prs_drain(s[i]);
+        prs_deferred_run_all(s[i]);
     for (int i = handles - 1; i > 0; i--)
         close_store(s[i]);
-    prs_look(s[0], 0);
+    prs_reap_dead(s[0], 0);
     CHECK_EMPTY(s[0]);
     prs_stats t = stats_of(s[0]);
     CHECK_EQ(t.clients, 1);
@@ -398,7 +398,7 @@ TEST(memory_that_came_by_another_handle_is_in_order)
     pthread_create(&thread[1], NULL, take_anew, s);
     prs_store_relaxed(&done, 1);
     await(2);
-    CHECK(prs_take_back(other) >= 30000);
+    CHECK(prs_magazines_reclaim(other) >= 30000);
     prs_oid id = put(other, 1, 3); /* its slots are the first on the stack */
     prs_store_relaxed(&done, 3);
     for (int i = 0; i < 2; i++)
@@ -453,7 +453,7 @@ TEST(clients_come_and_go)
     }
     uint64_t until = test_now_ns() + (uint64_t)(seconds(1.5) * 1e9);
     while (test_now_ns() < until)
-        prs_look(s, 0); /* nobody may ever be taken for dead */
+        prs_reap_dead(s, 0); /* nobody may ever be taken for dead */
     prs_store_release(&stop, 1);
     uint64_t steps = 0;
     for (int i = 0; i < 4; i++) {
@@ -526,7 +526,7 @@ TEST(closing_under_the_feet_of_others)
         CHECK_EQ(stats_of(s).clients, 1);
     }
     prs_unref(s, &board[0].id);
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     CHECK_EMPTY(s);
     close_store(s);
     tables_apart(false);

@@ -75,7 +75,7 @@ TEST(tokens_of_dead_senders_are_ended_by_pid_and_age)
     prs_oid mine = put(s, 10, 7);
     prs_token token;
     CHECK_EQ(prs_token_take(s, &mine, PRS_TOKEN_ONCE, &token), PRS_OK);
-    prs_look(s, 0); /* the senders' client slots are free again: their pids are known all the same */
+    prs_reap_dead(s, 0); /* the senders' client slots are free again: their pids are known all the same */
     prs_flight f[128];
     CHECK_EQ(list(s, f, 128), 104);
     int of_first = 0;
@@ -107,7 +107,7 @@ TEST(bytes_that_may_be_loaded_again_outlive_their_sender)
     CHECK_EQ(list(s, f, 4), 2);
     for (int i = 0; i < 2; i++)
         CHECK_EQ(prs_free(s, &f[i].id, &error), PRS_OK);
-    prs_drain(s);
+    prs_deferred_run_all(s);
     CHECK_EQ(list(s, f, 4), 2);
     CHECK(f[0].object_gone && f[1].object_gone && f[0].size == 0);
     CHECK_EQ(end_of(s, 0, 0), 2); /* there is nothing left to load */

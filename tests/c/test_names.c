@@ -112,7 +112,7 @@ TEST(death_while_naming_leaves_a_name_or_nothing)
         waitpid(pid, &status, 0);
         if (prs_failpoint_names()[0] != NULL)
             CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
-        CHECK_EQ(prs_look(s, 0), PRS_OK);
+        CHECK_EQ(prs_reap_dead(s, 0), PRS_OK);
         CHECK_EQ(prs_check(s, &error), PRS_OK);
         prs_oid found;
         int rc = prs_name_find(s, "n", 1, &found);

@@ -44,12 +44,12 @@ TEST(what_is_freed_while_the_lock_is_held_goes_when_it_is_free)
     for (int round = 0; round < 3; round++) {
         make(s, outer);
         CHECK_EQ(stats_of(s).objects, 2 * MANY);
-        CHECK_EQ(prs_tables_touch(holder), 0);
+        CHECK_EQ(prs_tables_prefault(holder), 0);
         CHECK_EQ(prs_lock(holder, PRS_SECOND, NULL), PRS_OK);
         for (int i = 0; i < MANY; i++)
             prs_unref(s, &outer[i]);
         prs_unlock(holder);
-        prs_drain(s);
+        prs_deferred_run_all(s);
         CHECK_EQ(stats_of(s).objects, 0);
         CHECK_EQ(stats_of(s).edges, 0);
         CHECK(stats_of(s).reserved < MIB); /* of 40,000 bytes none is left over */
@@ -81,14 +81,14 @@ TEST(who_leaves_while_the_lock_is_held_leaves_nothing_behind)
     }
     CHECK_EQ(read(made[0], &one, 1), 1);
     CHECK_EQ(stats_of(s).objects, 2 * MANY);
-    CHECK_EQ(prs_tables_touch(s), 0);
+    CHECK_EQ(prs_tables_prefault(s), 0);
     CHECK_EQ(prs_lock(s, PRS_SECOND, NULL), PRS_OK);
     CHECK_EQ(write(held[1], &one, 1), 1);
     int status;
     CHECK(waitpid(pid, &status, 0) == pid && status == 0);
     prs_unlock(s);
-    prs_look(s, 0);
-    prs_drain(s);
+    prs_reap_dead(s, 0);
+    prs_deferred_run_all(s);
     CHECK_EQ(stats_of(s).clients, 1);
     CHECK_EMPTY(s);
     for (int i = 0; i < 2; i++)

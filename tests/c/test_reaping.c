@@ -22,7 +22,7 @@ TEST(reserves_of_the_dead_are_found_by_a_look)
     struct told *told = new_told();
     dies(s, told, put_and_die);
     CHECK(reserved_by(s, told->client) > 0);
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     CHECK_EQ(reserved_by(s, told->client), 0);
     CHECK(prs_state(s, &told->id[0]) < 0);
     CHECK_EMPTY(s);
@@ -42,7 +42,7 @@ TEST(client_slots_come_back_all_in_one_look)
         int status = reap_child(pid[i]);
         CHECK_KILLED(status, SIGKILL);
     }
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     for (uint32_t i = 2; i < 6; i++)
         CHECK_EQ(state_of_client(s, i), PRS_CLIENT_FREE);
     prs_store *t = client_of(s);
@@ -68,7 +68,7 @@ TEST(clients_beyond_the_first_word_are_reaped_like_others)
     prs_oid mine = put(s, 100, 7);
     CHECK_EQ(prs_ref(t[N - 1], &mine), PRS_OK);
     dies(t[N - 1], told, put_and_die);
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     CHECK(prs_state(s, &told->id[0]) < 0);
     prs_unref(s, &mine);
     CHECK_EQ(prs_state(s, &mine), PRS_OK); /* t's */
@@ -86,7 +86,7 @@ static void stop_reaping(prs_store *s, struct told *told)
     say(&told->ready);
     await(&told->go);
     prs_failpoint_arm("reap_slot", PRS_FAIL_STOP, 1, 0);
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
 }
 
 /* A reaper that stands still is at work; one that is dead is not. */
@@ -105,10 +105,10 @@ TEST(a_stopped_reaper_keeps_its_work_and_a_dead_one_is_replaced)
     uint64_t word = prs_load_acquire(&s->clients[victim->client].state);
     CHECK_EQ(word & 0xFF, PRS_CLIENT_REAPING);
     CHECK_EQ(word >> 8 & 0xFFFF, told->client);
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     CHECK_EQ(prs_load_acquire(&s->clients[victim->client].state), word);
     is_killed(reaper);
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     CHECK_EQ(state_of_client(s, victim->client), PRS_CLIENT_FREE);
     CHECK(prs_state(s, &victim->id[0]) < 0);
     CHECK_EMPTY(s);
@@ -131,12 +131,12 @@ TEST(a_reaper_that_dies_and_is_succeeded_is_replaced)
     CHECK_EQ(waitpid(reaper, &status, WUNTRACED), reaper);
     is_killed(reaper);
     uint64_t state;
-    CHECK(prs_client_corpse(s, told->client, &state));
+    CHECK(prs_client_proven_dead(s, told->client, &state));
     CHECK_EQ(prs_reap(s, told->client, state), PRS_OK);
     prs_store *successor = client_of(s);
     CHECK_EQ(successor->me, told->client);
     CHECK_EQ(state_of_client(s, victim->client), PRS_CLIENT_REAPING);
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     CHECK_EQ(state_of_client(s, victim->client), PRS_CLIENT_FREE);
     close_store(successor);
     CHECK_EMPTY(s);
@@ -170,7 +170,7 @@ TEST(the_creator_is_a_client_like_others)
     int status = reap_child(pid);
     CHECK_KILLED(status, SIGKILL);
     CHECK_EQ(told->client, 1);
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     CHECK_EQ(state_of_client(s, 1), PRS_CLIENT_FREE);
     CHECK_EMPTY(s);
     close_store(s);
@@ -202,7 +202,7 @@ TEST(drafts_of_the_dead_become_nothing)
     say(&told->go);
     int status = reap_child(pid);
     CHECK_KILLED(status, SIGKILL);
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     CHECK(prs_state(s, &told->id[0]) < 0 && prs_state(s, &told->id[0]) != PRS_E_AGAIN);
     CHECK(prs_pin(s, &told->id[0], &v) < 0);
     prs_unref(s, &told->id[0]);
@@ -272,7 +272,7 @@ TEST(pids_of_other_namespaces_prove_nothing)
         CHECK(!prs_client_dead(s, told->client));
         is_killed(pid);
         CHECK(prs_client_dead(s, told->client));
-        prs_look(s, 0);
+        prs_reap_dead(s, 0);
         CHECK_EQ(state_of_client(s, told->client), PRS_CLIENT_FREE);
         CHECK_EMPTY(s);
         close_store(s);
@@ -295,7 +295,7 @@ TEST(numbers_that_no_process_has_prove_nothing)
     }
     is_killed(pid);
     CHECK(prs_client_dead(s, told->client));
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     CHECK_EMPTY(s);
     close_store(s);
     munmap(told, sizeof *told);
@@ -310,7 +310,7 @@ TEST(a_pid_that_is_used_again_is_no_life)
     dies(s, told, put_and_die);
     prs_store_relaxed(&s->clients[told->client].pid, (uint32_t)getpid());
     CHECK(prs_client_dead(s, told->client));
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     CHECK(prs_state(s, &told->id[0]) < 0);
     CHECK_EMPTY(s);
     close_store(s);
@@ -332,7 +332,7 @@ TEST(an_observer_without_descriptors_knows_nothing_of_bytes)
     prs_store_relaxed(&s->clients[told->client].pid, ended);
     CHECK(prs_client_dead(t, told->client));
     t->fd_ro = fd;
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     close_store(t);
     CHECK_EMPTY(s);
     close_store(s);
@@ -362,13 +362,13 @@ TEST(closed_descriptors_are_no_death)
         if (elsewhere)
             prs_store_relaxed(&s->clients[told->client].pid_ns, s->pid_ns + 1);
         CHECK_EQ(prs_os_byte_held(s->fd_ro, PRS_CLIENT_BYTE + told->client), 1);
-        prs_look(s, 0);
-        prs_look(s, 0);
+        prs_reap_dead(s, 0);
+        prs_reap_dead(s, 0);
         CHECK_EQ(prs_state(s, &told->id[0]), PRS_OK);
         say(&told->go);
         int status = reap_child(pid);
         CHECK_KILLED(status, SIGKILL);
-        prs_look(s, 0);
+        prs_reap_dead(s, 0);
         CHECK(prs_state(s, &told->id[0]) < 0);
         CHECK_EMPTY(s);
         close_store(s);
@@ -399,7 +399,7 @@ TEST(a_child_made_by_a_raw_system_call_keeps_nobody_alive)
     dies(s, told, bear_unheard);
     CHECK_EQ(prs_os_byte_held(s->fd_ro, PRS_CLIENT_BYTE + told->client), 0);
     CHECK(prs_client_dead(s, told->client));
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     say(&told->go);
     int status = reap_child(-1);
     CHECK_EXITED(status);
@@ -440,7 +440,7 @@ TEST(children_without_an_own_description_are_clients)
             CHECK_EQ(prs_os_byte_held(s->fd_ro, PRS_CLIENT_BYTE + told->client),
                      1); /* the family's description has it */
             CHECK(prs_client_dead(s, told->client) && prs_client_dead(t, told->client));
-            prs_look(s, 0);
+            prs_reap_dead(s, 0);
         } else {
             say(&told->go);
             int status = reap_child(pid);
@@ -482,12 +482,12 @@ TEST(a_child_without_an_own_description_outlives_its_parent)
     dies(s, told, bear_without_description);
     CHECK(prs_client_dead(s, told->client));
     CHECK(!prs_client_dead(s, (uint32_t)told->serial[0]));
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     CHECK_EQ(prs_state(s, &told->id[0]), PRS_OK);
     say(&told->go);
     int status = reap_child(-1);
     CHECK_KILLED(status, SIGKILL);
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     CHECK_EMPTY(s);
     close_store(s);
     munmap(told, sizeof *told);
@@ -532,10 +532,10 @@ TEST(a_main_thread_that_left_is_no_death)
     await(&told->ready);
     while (state_of_process(pid) != 'Z')
         prs_os_sleep(PRS_MS);
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     CHECK_EQ(prs_state(s, &told->id[0]), PRS_OK);
     is_killed(pid);
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     CHECK(prs_state(s, &told->id[0]) < 0);
     CHECK_EMPTY(s);
     close_store(s);
@@ -568,7 +568,7 @@ TEST(a_zombie_is_dead_whoever_was_forked_from_it)
     siginfo_t info;
     CHECK_EQ(waitid(P_PID, (id_t)pid, &info, WEXITED | WNOWAIT), 0);
     CHECK(prs_client_dead(s, told->client));
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     CHECK_EQ(state_of_client(s, told->client), PRS_CLIENT_FREE);
     CHECK(prs_state(s, &told->id[0]) < 0);
     say(&told->go);
@@ -623,10 +623,10 @@ TEST(unborn_clients_live_while_their_byte_is_held)
     struct told *told = new_told();
     pid_t pid = stops(s, told, stop_forking);
     CHECK_EQ(clients_that_are(s, PRS_CLIENT_UNBORN), 1);
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     CHECK_EQ(clients_that_are(s, PRS_CLIENT_UNBORN), 1);
     is_killed(pid);
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     CHECK_EQ(clients_that_are(s, PRS_CLIENT_UNBORN), 0);
     CHECK_EQ(clients_that_are(s, PRS_CLIENT_LIVE), 1);
     CHECK_EMPTY(s);
@@ -646,7 +646,7 @@ TEST(unborn_clients_whose_process_died_before_birth_are_corpses)
     int status = reap_child(pid);
     CHECK_KILLED(status, SIGKILL);
     CHECK_EQ(clients_that_are(s, PRS_CLIENT_UNBORN), 1);
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     CHECK_EQ(clients_that_are(s, PRS_CLIENT_UNBORN), 0);
     prs_unref(s, &id);
     CHECK(prs_state(s, &id) < 0);
@@ -668,7 +668,7 @@ TEST(the_unborn_without_an_own_description_are_corpses_when_they_die)
     int status = reap_child(pid);
     CHECK_KILLED(status, SIGKILL);
     CHECK_EQ(clients_that_are(s, PRS_CLIENT_UNBORN), 1);
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     CHECK_EQ(clients_that_are(s, PRS_CLIENT_UNBORN), 0);
     prs_unref(s, &id);
     CHECK(prs_state(s, &id) < 0);
@@ -727,7 +727,7 @@ TEST(a_dead_owner_is_found_in_no_time)
     dies(s, told, die_locked);
     CHECK_EQ(prs_lock(s, 0, &e), PRS_OK);
     prs_unlock(s);
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     CHECK_EMPTY(s);
     close_store(s);
     munmap(told, sizeof *told);
@@ -785,7 +785,7 @@ TEST(a_child_holds_what_its_parent_held)
     CHECK(told->client != s->me);
     prs_unref(s, &told->id[0]);
     prs_unpin(s, &told->id[1]);
-    prs_drain(s);
+    prs_deferred_run_all(s);
     CHECK_EQ(prs_state(s, &told->id[0]), PRS_OK);
     CHECK_EQ(prs_state(s, &told->id[1]), PRS_OK);
     say(&told->go);
@@ -849,7 +849,7 @@ TEST(a_void_ref_is_not_handed_to_the_child)
     CHECK_EQ(verify(t, &young, 100, 2), PRS_OK);
     prs_unref(t, &young);
     close_store(t);
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     CHECK_EMPTY(s);
     close_store(s);
     munmap(told, sizeof *told);
@@ -896,7 +896,7 @@ TEST(who_announced_its_end_and_died_stays_no_more)
         kill(pid, SIGKILL);
         CHECK_EQ(waitpid(pid, NULL, 0), pid);
         CHECK(prs_leave(s));
-        prs_look(s, 0);
+        prs_reap_dead(s, 0);
         CHECK(prs_leave(s));
     }
     CHECK_EMPTY(s);

@@ -53,7 +53,7 @@ TEST(a_thief_leaves_the_edges_that_others_bury)
         CHECK_EQ(prs_token_take(s, &sent, PRS_TOKEN_ONCE, &token[i]), PRS_OK);
     prs_unref(s, &sent);
     goes_on(pid);
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     CHECK_STORE(s);
     CHECK_EQ(stats_of(s).in_flight, MESSAGES);
     CHECK_EQ(stats_of(s).edges, 0);
@@ -99,11 +99,11 @@ TEST(edges_of_the_dead_are_not_forgotten_while_the_lock_is_taken)
     }
     CHECK_EQ(waitpid(pid, &status, WUNTRACED), pid);
     CHECK(WIFSTOPPED(status));
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     uint64_t reaped = prs_load_relaxed(&s->super->reaped);
     CHECK_EQ(prs_state(s, &inner), PRS_OK); /* held by the edge that nobody could end yet */
     goes_on(pid);
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     CHECK_EQ(prs_load_relaxed(&s->super->reaped), reaped + 1);
     CHECK(prs_state(s, &inner) < 0);
     CHECK_EMPTY(s);
@@ -166,7 +166,7 @@ TEST(a_rebuild_that_fails_is_done_by_the_next_owner)
         prs_unref(s, &id[i]);
     }
     close_store(t);
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     CHECK_EMPTY(s);
     close_store(s);
     munmap(told, sizeof *told);
@@ -238,7 +238,7 @@ TEST(what_was_let_go_during_a_rebuild_is_swept_and_nothing_else)
     CHECK_EQ(waitpid(pid, &status, WUNTRACED), pid);
     CHECK(WIFSTOPPED(status));
     CHECK_EQ(prs_state(s, &sent), PRS_OK);
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     CHECK(prs_state(s, &gone) < 0);
     goes_on(pid);
     CHECK_EQ(prs_token_claim(s, &sent, &token), PRS_OK);
@@ -266,7 +266,7 @@ TEST(a_rebuild_keeps_tokens_names_and_edges)
     prs_unref(s, &inner[1]);
     for (int i = 0; i < 3; i++) {
         steal(s);
-        prs_look(s, 0);
+        prs_reap_dead(s, 0);
         CHECK_STORE(s);
         CHECK_EQ(stats_of(s).in_flight, 2);
         CHECK_EQ(stats_of(s).edges, 3);
@@ -275,7 +275,7 @@ TEST(a_rebuild_keeps_tokens_names_and_edges)
         prs_unref(s, &found);
     }
     drop(s, &top);
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     CHECK(prs_state(s, &outer) < 0 && prs_state(s, &inner[1]) < 0);
     CHECK_EQ(prs_token_claim(s, &inner[0], &once), PRS_OK);
     prs_unref(s, &inner[0]);
@@ -311,9 +311,9 @@ TEST(edges_of_a_slot_that_was_retired_or_used_again_are_buried_by_the_thief)
             again = put_in_slot(s, outer.slot, 64, 3);
         }
         steal(s);
-        prs_drain(s);
+        prs_deferred_run_all(s);
         CHECK_EQ(stats_of(s).edges, 0);
-        prs_look(s, 0); /* the one that died held it, too */
+        prs_reap_dead(s, 0); /* the one that died held it, too */
         prs_unref(s, &inner);
         CHECK(prs_state(s, &inner) < 0);
         if (how == 2)
@@ -338,9 +338,9 @@ TEST(a_thief_goes_on_with_its_own_edges)
     s->links[torn].owner = PRS_NIL;
     prs_unlock(s);
     steal(s);
-    prs_drain(s);
+    prs_deferred_run_all(s);
     CHECK_EQ(stats_of(s).edges, 0);
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     for (int i = 0; i < 3; i++) {
         prs_unref(s, &inner[i]);
         CHECK(prs_state(s, &inner[i]) < 0);
@@ -358,7 +358,7 @@ TEST(an_edge_of_a_slot_that_was_used_again_counts_nothing)
     prs_oid inner = put(s, 100, 1), outer = naming(s, &inner, 1, 2);
     CHECK_EQ(prs_free(s, &inner, &e), PRS_OK);
     prs_unref(s, &inner);
-    prs_drain(s);
+    prs_deferred_run_all(s);
     prs_oid sent = put_in_slot(s, inner.slot, 100, 3);
     CHECK_EQ(prs_load_relaxed(&prs_slot_at(s, sent.slot)->links), 0);
     prs_token token;
@@ -410,7 +410,7 @@ TEST(a_name_without_a_link_and_a_link_without_a_name_end_with_a_rebuild)
     CHECK_EQ(s->names[0].serial, 0);
     CHECK_EQ(prs_load_relaxed(&prs_slot_at(s, b.slot)->links), 0);
     CHECK_EQ(prs_name_find(s, "b", 1, &found), PRS_E_NOTFOUND);
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     prs_unref(s, &b);
     CHECK(prs_state(s, &b) < 0);
     CHECK_EMPTY(s);
@@ -511,7 +511,7 @@ TEST(slots_published_before_the_lock_is_taken_are_mapped)
         CHECK_EQ(verify(s, &id[n], 40, (uint64_t)n), PRS_OK);
         prs_unref(s, &id[n]);
     }
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     CHECK_EMPTY(s);
     close_store(s);
     munmap(told, sizeof *told);
@@ -523,14 +523,14 @@ static void another_maps_more_slots(void)
 {
     prs_error e;
     CHECK_EQ(prs_slots_grow(grows, prs_load_relaxed(&grows->super->published), &e), PRS_OK);
-    CHECK_EQ(prs_tables_touch(grows), 0);
+    CHECK_EQ(prs_tables_prefault(grows), 0);
 }
 
 static void another_maps_more_links(void)
 {
     prs_error e;
     CHECK_EQ(prs_links_grow(grows, prs_load_relaxed(&grows->super->links_published), &e), PRS_OK);
-    CHECK_EQ(prs_tables_touch(grows), 0);
+    CHECK_EQ(prs_tables_prefault(grows), 0);
 }
 
 /* A thread that looked at the tables early and is late to say so does not take back what another one has said since. */
@@ -541,12 +541,12 @@ TEST(what_was_mapped_stays_known)
     grows = t;
     CHECK_EQ(prs_slots_grow(s, prs_load_relaxed(&s->super->published), &e), PRS_OK);
     meanwhile = another_maps_more_slots;
-    CHECK_EQ(prs_tables_touch(t), 0);
+    CHECK_EQ(prs_tables_prefault(t), 0);
     CHECK(meanwhile == NULL);
     CHECK_EQ(prs_load_relaxed(&t->slots_seen), prs_load_relaxed(&s->super->published));
     CHECK_EQ(prs_links_grow(s, prs_load_relaxed(&s->super->links_published), &e), PRS_OK);
     meanwhile = another_maps_more_links;
-    CHECK_EQ(prs_tables_touch(t), 0);
+    CHECK_EQ(prs_tables_prefault(t), 0);
     CHECK(meanwhile == NULL);
     CHECK_EQ(prs_load_relaxed(&t->links_seen), prs_load_relaxed(&s->super->links_published));
     close_store(t);
@@ -561,7 +561,7 @@ TEST(an_entry_that_was_taken_back_is_no_claim_any_more)
     prs_store *s = store_of(16 * MIB), *t = client_of(s);
     prs_oid one = put(t, 1000, 1), small[N], large[N];
     prs_unref(t, &one);
-    CHECK(prs_take_back(s) > 0);
+    CHECK(prs_magazines_reclaim(s) > 0);
     CHECK_STORE(s);
     small[0] = put(t, 40, 0); /* the others of its refill lie in the same slots as those entries say */
     for (int i = 0; i < N; i++) {
@@ -616,7 +616,7 @@ TEST(spilled_objects_have_no_extent_after_a_rebuild)
     CHECK_EQ(s->super->arena.used, used);
     CHECK_STORE(s);
     CHECK_EQ(verify(s, &id, MIB, 1), PRS_OK);
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     prs_unref(s, &id);
     CHECK_EMPTY(s);
     close_store(s);

@@ -37,7 +37,7 @@ static void refuses_all(prs_store *s, const prs_oid *held, const prs_oid *other)
     CHECK_EQ(prs_name_next(s, &cursor, text, &id), 0);
     CHECK_EQ(prs_check(s, &e), PRS_E_CLOSED);
     CHECK_EQ(prs_trim(s, 0), 0);
-    CHECK_EQ(prs_look(s, 0), PRS_OK);
+    CHECK_EQ(prs_reap_dead(s, 0), PRS_OK);
 }
 
 TEST(a_closed_handle_with_views_serves_nothing_else)
@@ -524,7 +524,7 @@ static bool ask(struct asked *a, int which, int *rc, bool *silent)
         return *rc = PRS_OK, true;
     case 14:
         *silent = true;
-        return *rc = (int)prs_take_back(s), true;
+        return *rc = (int)prs_magazines_reclaim(s), true;
     case 15:
         *silent = true;
         return *rc = (int)prs_trim(s, 0), true;
@@ -556,7 +556,7 @@ TEST(without_the_lock_or_the_tables_nothing_changes)
         CHECK_EQ(prs_token_take(s, &a.id, PRS_TOKEN_ONCE, &a.token), PRS_OK);
         CHECK_EQ(prs_alloc(s, 100, PRS_ALLOC_ORDERED, &a.outer, &e), PRS_OK);
         prs_unref(s, &warm);
-        prs_drain(s);
+        prs_deferred_run_all(s);
         if (!unmapped)
             CHECK_EQ(prs_lock(t, PRS_SECOND, &e), PRS_OK);
         no_pages = unmapped;
@@ -567,7 +567,7 @@ TEST(without_the_lock_or_the_tables_nothing_changes)
              which++)
             CHECK_MSG(rc == (silent ? PRS_OK : unmapped ? PRS_E_BACKING : PRS_E_BUSY), "call %d: %d", which, rc);
         if (unmapped)
-            CHECK(!prs_links_bury(s, true) && !prs_links_reap(s, 1, 1));
+            CHECK(!prs_edges_release(s, true) && !prs_links_reap(s, 1, 1));
         no_pages = false;
         if (!unmapped)
             prs_unlock(t);
@@ -761,11 +761,11 @@ static void few_descriptors(void)
     prs_error e = {0};
     CHECK_EQ(prs_lock(s, 20 * PRS_SECOND, &e), PRS_OK);
     prs_unlock(s);
-    CHECK_EQ(prs_look(s, 0), PRS_OK);
+    CHECK_EQ(prs_reap_dead(s, 0), PRS_OK);
     CHECK(prs_cpu_idle() < 1u << 16);
     limit(RLIMIT_NOFILE, RLIM_INFINITY);
     munmap(told, sizeof *told);
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     CHECK_STORE(s);
     CHECK_EQ(stats_of(s).clients, 1);
     CHECK_EQ(verify(s, &id, 5000, 1), PRS_OK);

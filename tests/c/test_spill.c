@@ -99,7 +99,7 @@ TEST(a_thousand_random_reads_over_ten_times_the_store)
     CHECK_EQ(prs_check(s, &error), PRS_OK);
     for (int i = 0; i < N; i++)
         prs_unref(s, &id[i]);
-    prs_drain(s);
+    prs_deferred_run_all(s);
     CHECK_EQ(prs_get_stats(s, &stats), PRS_OK);
     CHECK_EQ(stats.objects, 0);
     CHECK_EQ(stats.used, 0);
@@ -220,7 +220,7 @@ TEST(death_at_every_step_of_spilling)
         waitpid(pid, &status, 0);
         if (prs_failpoint_names()[0] != NULL)
             CHECK_MSG(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL, "%s was not hit", points[k]);
-        CHECK_EQ(prs_look(s, 0), PRS_OK);
+        CHECK_EQ(prs_reap_dead(s, 0), PRS_OK);
         CHECK_MSG(prs_check(s, &error) == PRS_OK, "%s: %s", points[k], error.what);
         if (strcmp(points[k], "spill_removed") != 0) /* there the child had begun to free them */
             for (int i = 0; i < 4; i++)
@@ -234,7 +234,7 @@ TEST(death_at_every_step_of_spilling)
             prs_unref(s, &more[i]);
         for (int i = 0; i < 4; i++)
             prs_unref(s, &mine[i]);
-        prs_drain(s);
+        prs_deferred_run_all(s);
         prs_stats stats;
         CHECK_EQ(prs_get_stats(s, &stats), PRS_OK);
         CHECK_MSG(stats.objects == 0 && stats.used == 0, "%s leaks", points[k]);

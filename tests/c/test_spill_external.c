@@ -170,7 +170,7 @@ TEST(objects_go_and_come_back)
     for (int i = 0; i < N; i++)
         prs_unref(s, &id[i]);
     prs_unref(s, &large);
-    prs_drain(s);
+    prs_deferred_run_all(s);
     CHECK_EQ(prs_get_stats(s, &stats), PRS_OK);
     CHECK_EQ(stats.objects, 0);
     close_store(s);
@@ -267,7 +267,7 @@ TEST(a_dead_spiller_leaves_nothing)
     }
     int status;
     CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 7);
-    CHECK_EQ(prs_look(s, 0), PRS_OK);
+    CHECK_EQ(prs_reap_dead(s, 0), PRS_OK);
     CHECK(access(path, F_OK) != 0);
     CHECK_EQ(prs_check(s, &error), PRS_OK);
     verify(s, &id, SIZE, 5);

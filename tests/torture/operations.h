@@ -62,7 +62,7 @@ static void fill_magazines(struct stage *c)
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
         if (try_put(c->s, sizes[i], 1, &id, &ignored) == PRS_OK)
             prs_unref(c->s, &id);
-    prs_drain(c->s);
+    prs_deferred_run_all(c->s);
 }
 
 static void alloc_small(struct stage *c)
@@ -211,7 +211,7 @@ static void own_chain(struct stage *c)
 static void drop_chain(struct stage *c)
 {
     prs_unref(c->s, &c->inner);
-    prs_drain(c->s);
+    prs_deferred_run_all(c->s);
 }
 
 static void bind(struct stage *c)
@@ -254,7 +254,7 @@ static void empty(struct stage *c)
         CHECK(rc == PRS_OK || (rc == PRS_E_FREED && c->ended && c->filler[i].serial == c->id.serial));
         prs_unref(c->s, &c->filler[i]);
     }
-    prs_drain(c->s);
+    prs_deferred_run_all(c->s);
 }
 
 /* Others' reserves go back, what is free is not enough. */
@@ -333,7 +333,7 @@ static void leave_thiefs_prey(struct stage *c)
 
 static void look(struct stage *c)
 {
-    prs_look(c->s, 0);
+    prs_reap_dead(c->s, 0);
 }
 
 static const operation operations[] = {

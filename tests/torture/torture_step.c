@@ -196,7 +196,7 @@ static pid_t stop_another(struct scene *c)
             prs_unref(s, &a);
             prs_unref(s, &d.id);
             prs_magazines_flush(s);
-            prs_drain(s);
+            prs_deferred_run_all(s);
         }
         _exit(0);
     }
@@ -236,8 +236,8 @@ static void survive(struct scene *c, const operation *op, pid_t stopped)
         if (!(WIFEXITED(status) && WEXITSTATUS(status) == 0) && !WIFSIGNALED(status))
             wrong = "the stopped client failed when it went on";
     }
-    TIMED(prs_look(s, 0));
-    TIMED(prs_look(s, 0));
+    TIMED(prs_reap_dead(s, 0));
+    TIMED(prs_reap_dead(s, 0));
     TIMED(rc = prs_check(s, &e));
     if (rc != PRS_OK)
         wrong = e.what[0] ? strdup(e.what) : "prs_check failed";
@@ -256,7 +256,7 @@ static void survive(struct scene *c, const operation *op, pid_t stopped)
         wrong = "put and get of a large object failed";
     else
         prs_unref(s, &large);
-    prs_drain(s);
+    prs_deferred_run_all(s);
     rc = prs_check(s, &e);
     if (rc != PRS_OK)
         wrong = e.what[0] ? strdup(e.what) : "prs_check failed";
@@ -322,7 +322,7 @@ static void open_scene(struct scene *c, const operation *op, enum state state, c
     CHECK_EQ(prs_token_take(c->stage.s, &warm, PRS_TOKEN_ONCE, &token), PRS_OK); /* publishes the table of links */
     prs_token_drop(c->stage.s, &warm, &token);
     prs_unref(c->stage.s, &warm);
-    prs_drain(c->stage.s);
+    prs_deferred_run_all(c->stage.s);
     CHECK_STORE(c->stage.s);
     c->before = stats_of(c->stage.s);
 }
@@ -331,7 +331,7 @@ static void close_scene(struct scene *c)
 {
     prs_store *s = c->stage.s;
     dismiss_witness(&c->witness);
-    prs_look(s, 0);
+    prs_reap_dead(s, 0);
     for (int i = 0; i < SEEN; i++) {
         CHECK_EQ(verify(s, &c->seen[i], seen_size[i], (uint64_t)i), PRS_OK);
         prs_unref(s, &c->seen[i]);

@@ -32,7 +32,7 @@ static void fill(void)
         if (i % 2)
             prs_unref(s, &other);
     }
-    prs_drain(s);
+    prs_deferred_run_all(s);
 }
 
 static void use(void)
@@ -82,9 +82,9 @@ static void use(void)
     (void)prs_free(s, &kept[8], &e);
     for (int i = 0; i < 12; i++)
         prs_unref(s, &kept[i]);
-    prs_drain(s);
+    prs_deferred_run_all(s);
     (void)prs_trim(s, 0);
-    (void)prs_look(s, 0);
+    (void)prs_reap_dead(s, 0);
     prs_store *other = NULL;
     int32_t pid, fd;
     uint64_t start;

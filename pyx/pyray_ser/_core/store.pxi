@@ -306,7 +306,7 @@ cdef class Store:
         self.check_open()
         cdef prs_store *handle = begin(self)
         with nogil:
-            status = prs_look(handle, age)
+            status = prs_reap_dead(handle, age)
         end(handle)
         if status < 0:
             fail(status, NULL, self)

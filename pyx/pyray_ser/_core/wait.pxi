@@ -108,5 +108,5 @@ def wait_epoch(Store store, uint32_t seen, double timeout):
         status = prs_wait_epoch(handle, seen, left)
         # Death of a creator is found by looking.
         if status != PRS_OK:
-            prs_look(handle, 1000000000)
+            prs_reap_dead(handle, 1000000000)
     end(handle)

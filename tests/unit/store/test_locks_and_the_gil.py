@@ -10,7 +10,9 @@ pytestmark = pytest.mark.skipif(not (ROOT / "csrc").exists(), reason="the source
 
 FUNCTION = re.compile(r"^[a-z_][\w \*]*?\b(\w+)\([^;{}]*\)\s*\{(.*?)^\}", re.M | re.S)
 # With these arguments a function only tries, and leaves at once what it cannot have.
-TRIES = re.compile(r"\b(prs_settle_pending|prs_links_bury|lock_as)\([^;]*?,\s*false\)|\bprs_alloc\([^;]*?PRS_ALLOC_TRY")
+TRIES = re.compile(
+    r"\b(prs_deferred_run|prs_edges_release|lock_as)\([^;]*?,\s*false\)|\bprs_alloc\([^;]*?PRS_ALLOC_TRY"
+)
 # Stores to be torn down with the interpreter: nothing else runs any more.
 AT_THE_END = {"__dealloc__", "close_at_exit"}
 
