@@ -84,7 +84,7 @@ coverage-c: $(COVER_PROGS:%=$(BUILD)/ctest/cover/%) $(STAMP)/gcovr
 	    { grep -v '^ok ' $(BUILD)/ctest/cover/$(program).log; echo "coverage-c: counted all the same: limits of time are for ctest"; };)
 	@$(BUILD)/venv-cover/bin/gcovr --root $(ROOT) --filter 'csrc/store/' --object-directory $(BUILD)/ctest/cover \
 	  --merge-mode-functions=merge-use-line-min --json $(BUILD)/ctest/cover/coverage.json $(BUILD)/ctest/cover/csrc
-	@$(PYTHON) tools/coverage_table.py $(BUILD)/ctest/cover/coverage.json tests/c/unreached.toml $(ROOT)
+	@$(PYTHON) tools/coverage_table.py $(BUILD)/ctest/cover/coverage.json $(ROOT)
 
 # The whole table: failpoints x (SIGKILL, SIGSTOP) and system calls x errno, x (alone, contended, recovery, fork).
 .PHONY: failpoints

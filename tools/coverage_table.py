@@ -1,11 +1,18 @@
-"""Print what gcovr counted of csrc/store as one table, and compare what was not reached with the table of reasons.
+"""Print what gcovr counted of csrc/store as one table, and compare what was not reached with the reasons in the source.
 
-coverage_table.py COVERAGE.json [REASONS.toml [ROOT]] [--reached]
+coverage_table.py COVERAGE.json [ROOT] [--reached]
 
-COVERAGE.json is gcovr's `--json`, REASONS.toml is tests/c/unreached.toml, whose head says how it is written. Printed are lines and
-branches of every file, how many of its unreached branches have a reason and how many have none; then the latter by line, as
-keys that can be copied; then the entries whose line is in the file no more. Only those, and entries that make no sense, are
-an error: what is reached differs a little from run to run. `--reached` names the entries that this run did not need.
+COVERAGE.json is gcovr's `--json`.  A reason is a comment on a line of its own in front of the statement whose branches it
+explains:
+
+    /* unreached: race 2: the owner died meanwhile */
+
+It has a kind (KINDS), of how many branches it is true (1 if nothing is said), and words where the kind does not say
+it; several such comments may follow each other.  What is a race is marked although some runs meet it.
+
+Printed are lines and branches of every file, how many of its unreached branches have a reason and how many have none; then
+the latter by line.  Only a comment that makes no sense is an error: what is reached differs a little from run to run.
+`--reached` names the reasons that this run did not need.
 """
 
 import argparse
@@ -15,11 +22,21 @@ import json
 import pathlib
 import re
 import sys
-import tomllib
 
+KINDS = {
+    "failing": "A system call fails: `make failpoints` makes each fail in turn, and takes longer than this run has.",
+    "unmade": "A system or library call fails or is interrupted that no test makes fail at this place.",
+    "kernel": "Another kernel, C library, file system, processor or size of machine than the one that runs the tests.",
+    "damage": "A defence against damaged tables or texts; torture_fuzz flips bits at random, no test aims at this branch.",
+    "race": "Two threads or processes between the same two instructions; storms and tests of threads meet some in some runs.",
+    "death": "A death, and what others did since; `make failpoints` and the storm look for every combination.",
+    "cannot": "Excluded by what was checked before, or by the callers there are: a second fence.",
+    "compiler": "Not a path of the source: an inlined function whose arguments the compiler knows.",
+    "uncounted": "Reached, but by a process that cannot write its counters.",
+    "untested": "A case that can be, and has no test here.",
+}
+MARKER = re.compile(r"\s*/\* unreached: (?P<entry>.*?) \*/\s*")
 ENTRY = re.compile(r"(?P<kind>[a-z]+)(?: (?P<count>[1-9]\d*))?(?:: (?P<words>\S.*))?")
-
-Key = tuple[str, str]  # file, text of the line (with " #2" if it is the second such line of the file)
 
 
 @dataclasses.dataclass
@@ -41,11 +58,20 @@ class File:
 
 
 @dataclasses.dataclass
+class Reason:
+    """Why `count` branches of the lines from `first` to `last` are not reached."""
+
+    file: str
+    first: int
+    last: int
+    count: int
+
+
+@dataclasses.dataclass
 class Report:
     excused: dict[str, int]  # unreached branches with a reason, by file
-    unexplained: list[tuple[Line, Key, int]]  # and how many branches of the line have none
-    stale: list[Key]
-    reached: list[Key]  # entries that were not needed, all or in part
+    unexplained: list[tuple[Line, int]]  # and how many branches of the line have none
+    reached: list[Reason]  # not needed, all or in part
 
 
 def read_coverage(data: dict[str, list[dict[str, object]]]) -> list[File]:
@@ -66,52 +92,61 @@ def read_coverage(data: dict[str, list[dict[str, object]]]) -> list[File]:
     return files
 
 
-def keys_of(name: str, source: str) -> list[Key]:
-    """The key of every line."""
-    seen: collections.Counter[str] = collections.Counter()
-    keys = []
-    for text in (line.strip() for line in source.splitlines()):
-        seen[text] += 1
-        keys.append((name, text if seen[text] == 1 else f"{text} #{seen[text]}"))
-    return keys
+def statement(lines: list[str], first: int) -> int:
+    """Return the number of the last line of the statement that begins in line `first`; both count from 1."""
+    depth = 0
+    for number in range(first, len(lines) + 1):
+        code = re.sub(r"/\*.*?\*/|//.*|\"(?:\\.|[^\"\\])*\"", "", lines[number - 1]).rstrip("\\ \t")
+        depth += code.count("(") - code.count(")")
+        follows = lines[number].lstrip() if number < len(lines) else ""
+        if (
+            depth <= 0
+            and not follows.startswith(("&&", "||", "?", ":", "|", "+"))
+            and not code.endswith(("=", "?", ":"))
+        ):
+            return number
+    return len(lines)
 
 
-def read_reasons(text: str) -> tuple[dict[Key, int], list[str]]:
-    """How many branches of each line have a reason, and what is wrong with the table."""
-    table = tomllib.loads(text)
-    kinds = table.pop("kinds", {})
-    reasons: dict[Key, int] = {}
-    wrong, used = [], set()
-    for name, entries in table.items():
-        for line, value in entries.items():
-            for entry in value if isinstance(value, list) else [value]:
-                match = ENTRY.fullmatch(entry)
-                if not match or match["kind"] not in kinds:
-                    wrong.append(f"{name}: {line}: {entry!r} is not 'KIND', 'KIND COUNT' or one of them with ': WORDS'")
-                    continue
-                used.add(match["kind"])
-                reasons[name, line] = reasons.get((name, line), 0) + int(match["count"] or 1)
-    wrong += [f"no entry is of the kind {kind!r}" for kind in kinds if kind not in used]
+def read_reasons(name: str, source: str) -> tuple[list[Reason], list[str]]:
+    """Return the reasons that a file gives, and what is wrong with them."""
+    lines = source.splitlines()
+    reasons, wrong, waiting = [], [], []
+    for number, text in enumerate(lines, 1):
+        marker = MARKER.fullmatch(text)
+        if not marker:
+            if "unreached:" in text:
+                wrong.append(f"{name}:{number}: a reason has a line of its own")
+            reasons += [Reason(name, number, statement(lines, number), count) for count in waiting]
+            waiting = []
+            continue
+        entry = ENTRY.fullmatch(marker["entry"])
+        if not entry or entry["kind"] not in KINDS:
+            wrong.append(
+                f"{name}:{number}: {marker['entry']!r} is not 'KIND', 'KIND COUNT' or one of them with ': WORDS'"
+            )
+        else:
+            waiting.append(int(entry["count"] or 1))
+    if waiting:
+        wrong.append(f"{name}:{len(lines)}: a reason without a statement behind it")
     return reasons, wrong
 
 
-def compare(files: list[File], reasons: dict[Key, int], sources: dict[str, str]) -> Report:
-    report = Report(collections.Counter(), [], [], [])
-    left = dict(reasons)
-    known: set[Key] = set()
+def compare(files: list[File], reasons: list[Reason]) -> Report:
+    report = Report(collections.Counter(), [], [])
+    left = [reason.count for reason in reasons]
     for file in files:
-        keys = keys_of(file.name, sources[file.name])
-        known.update(keys)
         for line in file.branches:
-            key = keys[line.number - 1]
-            excused = min(line.unreached, reasons.get(key, 0))
-            if key in left:
-                left[key] -= excused
-            report.excused[file.name] += excused
-            if line.unreached > excused:
-                report.unexplained.append((line, key, line.unreached - excused))
-    report.stale = [key for key in reasons if key not in known]
-    report.reached = [key for key, count in left.items() if count and key in known]
+            missing = line.unreached
+            for index, reason in enumerate(reasons):
+                if reason.file == file.name and reason.first <= line.number <= reason.last:
+                    excused = min(missing, left[index])
+                    left[index] -= excused
+                    missing -= excused
+                    report.excused[file.name] += excused
+            if missing:
+                report.unexplained.append((line, missing))
+    report.reached = [reason for reason, count in zip(reasons, left, strict=True) if count]
     return report
 
 
@@ -123,7 +158,7 @@ def print_table(files: list[File], report: Report) -> None:
     print(f"{'file':30}{'lines':>19}   {'branches':>19}   {'unreached: reason':>17}   {'none':>4}")
     rows = []
     without: collections.Counter[str] = collections.Counter()
-    for line, _, count in report.unexplained:
+    for line, count in report.unexplained:
         without[line.file] += count
     for file in files:
         total = sum(line.branches for line in file.branches)
@@ -139,30 +174,30 @@ def print_table(files: list[File], report: Report) -> None:
 def main(args: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("coverage", type=pathlib.Path)
-    parser.add_argument("reasons", type=pathlib.Path, nargs="?")
     parser.add_argument("root", type=pathlib.Path, nargs="?", default=pathlib.Path())
     parser.add_argument("--reached", action="store_true")
     given = parser.parse_args(args)
     files = read_coverage(json.loads(given.coverage.read_text()))
-    reasons, wrong = read_reasons(given.reasons.read_text()) if given.reasons else ({}, [])
-    # Also files that have entries and were not counted at all: their entries are stale only if the lines are gone.
-    names = [file.name for file in files]
-    missing = {name for name, _ in reasons} - set(names)
-    files += [File(name, 0, 0, []) for name in sorted(missing) if (given.root / name).exists()]
-    report = compare(files, reasons, {file.name: (given.root / file.name).read_text() for file in files})
-    print_table([file for file in files if file.name in names], report)
-    if given.reasons:
-        for line, (_, text), count in report.unexplained:
-            print(f"without a reason: {line.file}:{line.number}: {count} of {line.branches}: {text}")
-        print(f"{len(reasons)} reasons, {len(report.reached)} of them not needed this time")
-        if given.reached:
-            for name, text in report.reached:
-                print(f"reached: {name}: {text}")
-    for name, text in report.stale:
-        print(f"stale: {name} has no such line any more: {text}")
+    sources = {file.name: (given.root / file.name).read_text() for file in files}
+    reasons: list[Reason] = []
+    wrong: list[str] = []
+    for name, source in sources.items():
+        found, complaints = read_reasons(name, source)
+        reasons += found
+        wrong += complaints
+    report = compare(files, reasons)
+    print_table(files, report)
+    for line, count in report.unexplained:
+        text = sources[line.file].splitlines()[line.number - 1].strip()
+        print(f"without a reason: {line.file}:{line.number}: {count} of {line.branches}: {text}")
+    print(f"{len(reasons)} reasons, {len(report.reached)} of them not needed this time")
+    if given.reached:
+        for reason in report.reached:
+            text = sources[reason.file].splitlines()[reason.first - 1].strip()
+            print(f"reached: {reason.file}:{reason.first}: {text}")
     for complaint in wrong:
         print(f"wrong: {complaint}")
-    return 1 if report.stale or wrong else 0
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

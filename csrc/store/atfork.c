@@ -40,7 +40,9 @@ static void copy_hold(prs_store *s, uint32_t i, uint32_t word_index, uint64_t bi
     if (prs_load_relaxed(&p->refs))
         prs_fetch_or_seqcst(refs, bit);
     /* Whoever frees may have looked at the child's bits already and at ours only after we let go. */
+    /* unreached: race: the object was ended while its holds were copied */
     if (!prs_hold_confirm(slot, p->serial) || (prs_load_seqcst(&slot->word) & PRS_WORD_FREED))
+        /* unreached: race: the object was ended while its holds were copied */
         if (prs_load_relaxed(&p->refs))
             prs_fetch_and_seqcst(refs, ~bit); /* a ref to what was freed: the slot may be another's by now */
     if (sticky)
@@ -162,8 +164,10 @@ void prs_atfork_unregister(prs_store *s)
 {
     pthread_mutex_lock(&handles_lock);
     prs_store **at = &handles;
+    /* unreached: cannot: a handle that leaves is in the list */
     while (*at && *at != s)
         at = &(*at)->next;
+    /* unreached: cannot: a handle that leaves is in the list */
     if (*at)
         *at = s->next;
     pthread_mutex_unlock(&handles_lock);

@@ -18,6 +18,7 @@ static int check_slot(prs_store *s, uint32_t i, prs_error *error)
     if (client >= s->super->max_clients)
         return prs_fail(error, PRS_E_CORRUPT, 0, "slot %u belongs to no client", i);
     if (word & PRS_WORD_FILE) {
+        /* unreached: death 2: between commit of a spilled object and the end of its extent, and freed since */
         if (prs_load_relaxed(&slot->extent) != PRS_NIL && state != PRS_STATE_RESERVED && state != PRS_STATE_FREEING)
             return prs_fail(error, PRS_E_CORRUPT, 0, "slot %u is spilled and has an extent", i);
         return PRS_OK;
@@ -139,6 +140,7 @@ int prs_get_stats(prs_store *s, prs_stats *out)
     out->used = used;
     out->reserved = reserved;
     out->overhead = overhead;
+    /* unreached: untested: closed by others */
     out->backed = prs_os_same(s->fd_rw, &s->file)
                       ? prs_os_blocks(s->fd_rw)
                       : prs_pages_count(s->area.backed, 0, s->capacity / PRS_PAGE) * PRS_PAGE;

@@ -41,19 +41,24 @@ static uint32_t janitor_of(const prs_store *s)
 static bool claim_slot(prs_store *s, int fd, uint32_t i, uint64_t state, uint32_t *incarnation)
 {
     prs_client *c = &s->clients[i];
+    /* unreached: race: another claimer has the byte */
     if (prs_os_lock_byte(fd, byte_of(i)) < 0)
         return false; /* another claimer is at it, or a child that has not gone yet */
     PRS_POINT(client_locked);
     /* Raise the mark before the first bit of ours can be set: scanners look up to it. */
     uint32_t high = prs_load_seqcst(&s->super->client_high);
+    /* unreached: race */
     while (high <= i && !prs_cas_seqcst(&s->super->client_high, &high, i + 1))
         ;
     uint32_t mine = prs_load_seqcst(&c->incarnation) + 1;
     uint64_t unborn = in_state(PRS_CLIENT_UNBORN, mine), was = state;
     bool claimed = prs_cas_seqcst(&c->state, &state, unborn);
+    /* unreached: race */
     if (claimed && prs_load_seqcst(&c->incarnation) + 1 != mine) /* meanwhile that was a client's, who has gone */
         claimed = !prs_cas_seqcst(&c->state, &unborn, was);
+    /* unreached: race */
     if (!claimed) {
+        /* unreached: race */
         if (fd != s->fd_rw)
             prs_os_unlock_byte(fd, byte_of(i));
         return false;
@@ -70,6 +75,7 @@ static bool claim_slot(prs_store *s, int fd, uint32_t i, uint64_t state, uint32_
 static uint32_t claim(prs_store *s, int fd, uint32_t *incarnation)
 {
     for (uint32_t i = 1; i < janitor_of(s); i++)
+        /* unreached: race */
         if (prs_load_acquire(&s->clients[i].state) == PRS_CLIENT_FREE &&
             claim_slot(s, fd, i, PRS_CLIENT_FREE, incarnation))
             return i;
@@ -98,7 +104,9 @@ void prs_client_born(prs_store *s)
 static bool foreign_namespace(prs_store *s)
 {
     uint32_t high = prs_load_acquire(&s->super->client_high);
+    /* unreached: damage */
     for (uint32_t i = 1; i < high && i < s->super->max_clients; i++)
+        /* unreached: untested: a slot that became free again among the living */
         if ((prs_load_acquire(&s->clients[i].state) & 0xFF) == PRS_CLIENT_LIVE &&
             prs_load_relaxed(&s->clients[i].pid_ns) != s->pid_ns)
             return true;
@@ -110,12 +118,15 @@ static bool clean_as_janitor(prs_store *s)
 {
     uint32_t i = janitor_of(s), incarnation;
     uint64_t state = prs_load_acquire(&s->clients[i].state);
+    /* unreached: race: another janitor is at work */
     if (state != PRS_CLIENT_FREE && !prs_client_dead(s, i))
         return false; /* somebody is cleaning already */
+    /* unreached: race: another janitor was quicker */
     if (!claim_slot(s, s->fd_lock, i, state, &incarnation))
         return false;
     become(s, i, incarnation);
     prs_client_born(s);
+    /* unreached: unmade: no memory for a janitor that follows a dead one */
     if (state != PRS_CLIENT_FREE && prs_tables_prefault(s) == 0)
         prs_client_recover_slots(s, i); /* an earlier janitor died at work */
     prs_reap_dead(s, 0);
@@ -128,7 +139,9 @@ int prs_client_claim(prs_store *s, prs_error *error)
 {
     if (((s->flags | s->super->flags) & PRS_OPEN_PID_LIVENESS) && foreign_namespace(s))
         return prs_fail(error, PRS_E_FOREIGN, 0, "the store is used from another pid namespace and liveness is 'pid'");
+    /* unreached: failing */
     s->anchor = PRS_POINT_ERRNO(client_anchored) ? NULL : prs_os_anchor(s->fd_lock);
+    /* unreached: unmade 2: no mapping left; madvise refused */
     if (!s->anchor || prs_os_keep_from_children(s->anchor) < 0)
         return prs_fail(error, PRS_E_NOMEM, ENOMEM, "no address space for the mapping that keeps the client's lock");
     uint32_t incarnation;
@@ -136,6 +149,7 @@ int prs_client_claim(prs_store *s, prs_error *error)
     for (int64_t deadline = prs_now() + s->lock_timeout; i == PRS_NIL;) {
         bool cleaned = clean_as_janitor(s);
         i = claim(s, s->fd_lock, &incarnation);
+        /* unreached: race 3: another janitor is at work */
         if (cleaned || prs_now() > deadline)
             break;
         prs_os_sleep(PRS_MS); /* somebody else is cleaning: there may be room for us as well */
@@ -143,6 +157,7 @@ int prs_client_claim(prs_store *s, prs_error *error)
     if (i == PRS_NIL) {
         prs_fail(error, PRS_E_CLIENTS, 0, "all %u client slots of the store are taken by living processes",
                  s->super->max_clients - 2);
+        /* unreached: untested: a caller that wants no error */
         if (error)
             error->want = 1, error->capacity = error->used = s->super->max_clients - 2;
         return PRS_E_CLIENTS;
@@ -169,6 +184,7 @@ static void await_birth(prs_store *s)
     prs_os_close(s->birth[0]);
     s->birth[0] = s->birth[1] = -1;
     uint64_t unborn = in_state(PRS_CLIENT_UNBORN, s->child_incarnation);
+    /* unreached: race: a debugger holds the child back */
     if (decided && prs_load_acquire(&s->clients[s->child].state) == unborn)
         prs_os_unlock_byte(s->fd_rw, byte_of(s->child)); /* any client may reap it now */
 }
@@ -178,11 +194,13 @@ int prs_client_claim_child(prs_store *s)
 {
     s->child = PRS_NIL;
     s->birth[0] = s->birth[1] = -1;
+    /* unreached: untested: closed by others before a fork */
     if (!prs_os_same(s->fd_rw, &s->file))
         return -EBADF;
     int rc = s->child_fd = PRS_POINT_ERRNO(fork_reopened) ? -EACCES : prs_os_reopen(s->fd_rw, true);
     if (rc < 0)
         rc = prs_os_pipe(s->birth);
+    /* unreached: unmade: no mapping left */
     if (rc >= 0 && !(s->child_anchor = prs_os_anchor(s->child_fd < 0 ? s->fd_rw : s->child_fd)))
         rc = -ENOMEM;
     if (rc >= 0) {
@@ -238,9 +256,11 @@ void prs_client_release(prs_store *s)
     /* The pid stays: without it a client that is just leaving would look dead. */
     uint64_t live = in_state(PRS_CLIENT_LIVE, s->incarnation);
     /* Edges that a busy lock kept us from burying, slots it kept us from giving back: whoever meets the corpse has them. */
+    /* unreached: race 2: leaves while the lock is busy, with edges that nobody could end */
     if ((s->dying == PRS_NIL && !prs_load_relaxed(&s->has_pending)) || s->me == janitor_of(s))
         prs_cas_seqcst(&s->clients[s->me].state, &live, PRS_CLIENT_FREE);
     int fd = s->fd_lock >= 0 ? s->fd_lock : s->fd_rw; /* a forked child may have the family's description alone */
+    /* unreached: untested: closed by others before the end */
     if (prs_os_same(fd, &s->file))
         prs_os_unlock_byte(fd, byte_of(s->me));
 }
@@ -248,6 +268,7 @@ void prs_client_release(prs_store *s)
 /* The slot of a dead client is about to be free: a lock that its family's description still carries must not block it. */
 void prs_client_forget(prs_store *s, uint32_t client)
 {
+    /* unreached: untested: closed by others before a look */
     if (prs_os_same(s->fd_rw, &s->file))
         prs_os_unlock_byte(s->fd_rw, byte_of(client));
 }
@@ -284,10 +305,12 @@ bool prs_client_proven_dead(prs_store *s, uint32_t client, uint64_t *found)
     case PRS_CLIENT_REAPING:
         return true;
     case PRS_CLIENT_UNBORN: /* a fork or an attach under way: only its byte speaks for it */
+        /* unreached: race: it was born while we looked */
         return byte_free(s, client) && prs_load_acquire(&c->state) == state;
     default:
         break;
     }
+    /* unreached: cannot: an orphan's own slot is the sticky holder's, which was excluded */
     if (client == s->me && !s->orphan)
         return false;
     /* A namespace that could not be read is 0, and unlike any other. */
@@ -295,6 +318,7 @@ bool prs_client_proven_dead(prs_store *s, uint32_t client, uint64_t *found)
     if (!(neighbour && prs_os_process_gone((int32_t)pid)) && !byte_free(s, client))
         return false;
     /* Unless it left and another came while we looked. */
+    /* unreached: race 2: it left and another came while we looked */
     return prs_load_acquire(&c->state) == state && prs_load_acquire(&c->pid) == pid;
 }
 
@@ -305,6 +329,7 @@ bool prs_leave(prs_store *s)
         return false;
     prs_store_seqcst(&s->clients[s->me].leaving, s->incarnation);
     uint32_t high = prs_load_acquire(&s->super->client_high);
+    /* unreached: damage */
     for (uint32_t i = 1; i < high && i < s->super->max_clients; i++) {
         uint64_t state = prs_load_seqcst(&s->clients[i].state); /* a child that is being forked stays, too */
         if (i == s->me || (state & 0xFF) == PRS_CLIENT_FREE || prs_load_seqcst(&s->clients[i].leaving) == state >> 32)
@@ -319,9 +344,11 @@ int prs_client_pids(prs_store *s, int32_t *pids, int cap)
 {
     int n = 0;
     uint32_t high = prs_load_acquire(&s->super->client_high);
+    /* unreached: damage */
     for (uint32_t i = 1; i < high && i < s->super->max_clients && n < cap; i++) {
         if ((prs_load_acquire(&s->clients[i].state) & 0xFF) != PRS_CLIENT_LIVE)
             continue;
+        /* unreached: death: beside a client that must find its descriptors again */
         if (i == s->me || !prs_client_dead(s, i))
             pids[n++] = (int32_t)prs_load_acquire(&s->clients[i].pid);
     }

@@ -22,6 +22,7 @@ static prs_arena *arena_of(const prs_store *s)
 prs_extent *prs_extent_at(const prs_store *s, uint32_t i)
 {
     static __thread prs_extent nowhere;
+    /* unreached: damage */
     if (PRS_LIKELY(i < s->super->max_extents))
         return &s->extents[i];
     prs_store_relaxed(&s->super->corrupt, 1);
@@ -41,6 +42,7 @@ static void bin_of(uint64_t size, uint32_t *fl, uint32_t *sl)
     uint32_t log = 63 - (uint32_t)__builtin_clzll(units);
     *sl = (uint32_t)(units >> (log - PRS_SL_BITS)) ^ PRS_SL_COUNT;
     *fl = log - PRS_SL_BITS + 1;
+    /* unreached: cannot */
     if (PRS_UNLIKELY(*fl >= PRS_FL_COUNT)) /* no size that an extent can have */
         *fl = PRS_FL_COUNT - 1;
 }
@@ -138,6 +140,7 @@ void prs_extent_init(prs_store *s)
 static uint32_t split(prs_store *s, uint32_t i, uint64_t at)
 {
     uint32_t j = descriptor_take(s);
+    /* unreached: cannot: there is a descriptor */
     if (j == PRS_NIL)
         return PRS_NIL;
     prs_extent *low = prs_extent_at(s, i), *high = prs_extent_at(s, j);
@@ -177,6 +180,7 @@ static uint32_t find(prs_store *s, uint64_t size, bool paged)
     uint32_t fl, sl;
     /* First the exact bin's head: the same size freed a moment ago is the warm one. */
     bin_of(size, &fl, &sl);
+    /* unreached: cannot: bin_of() stays below the last power */
     uint32_t exact = fl < PRS_FL_COUNT ? a->bins[fl][sl] : PRS_NIL;
     if (exact != PRS_NIL && fits(prs_extent_at(s, exact), size, paged))
         return exact;
@@ -187,9 +191,11 @@ static uint32_t find(prs_store *s, uint64_t size, bool paged)
         sl = 0;
         fl++;
     }
+    /* unreached: cannot: no size reaches the last power */
     if (fl < PRS_FL_COUNT) {
         uint32_t steps = a->sl_bitmap[fl] & (~0u << sl);
         if (!steps) {
+            /* unreached: cannot: there are 40 powers */
             uint64_t powers = fl + 1 < 64 ? a->fl_bitmap & FL_ALL & (~0ull << (fl + 1)) : 0;
             if (powers) {
                 fl = (uint32_t)__builtin_ctzll(powers);
@@ -206,6 +212,8 @@ static uint32_t find(prs_store *s, uint64_t size, bool paged)
     uint32_t last_fl, last_sl;
     bin_of(want, &last_fl, &last_sl);
     bin_of(size, &fl, &sl);
+    /* unreached: cannot: both bins are known ones */
+    /* unreached: untested: the page more that is asked for crosses a power of two */
     while (fl < PRS_FL_COUNT && (fl < last_fl || (fl == last_fl && sl <= last_sl))) {
         uint32_t left = s->super->max_extents; /* a chain that was damaged may have no end */
         for (uint32_t i = a->bins[fl][sl]; i != PRS_NIL && left--; i = prs_extent_at(s, i)->bin_next)
@@ -233,12 +241,14 @@ uint32_t prs_extent_alloc(prs_store *s, uint64_t size, bool paged, uint32_t slot
         prs_extent *e = prs_extent_at(s, i);
         if (e->off + e->size > start + size) { /* a tail shorter than a page stays free */
             uint32_t tail = split(s, i, start + size - e->off);
+            /* unreached: cannot: there is a descriptor */
             if (tail == PRS_NIL)
                 goto none;
             bin_push(s, tail);
         }
         if (start > prs_extent_at(s, i)->off) {
             uint32_t high = split(s, i, start - prs_extent_at(s, i)->off);
+            /* unreached: cannot: there is a descriptor */
             if (high == PRS_NIL)
                 goto none;
             bin_push(s, i);
@@ -246,6 +256,7 @@ uint32_t prs_extent_alloc(prs_store *s, uint64_t size, bool paged, uint32_t slot
         }
     } else if (prs_extent_at(s, i)->size > size) {
         uint32_t rest = split(s, i, size);
+        /* unreached: cannot: there is a descriptor */
         if (rest == PRS_NIL)
             goto none;
         bin_push(s, rest);
@@ -295,9 +306,11 @@ void prs_extent_free(prs_store *s, uint32_t i)
 /* Whole backed pages within a free extent, in bytes. */
 static uint64_t warm_bytes(const prs_store *s, const prs_extent *e)
 {
+    /* unreached: damage */
     if (!prs_in_data(s, e->off, e->size))
         return 0;
     uint64_t first = prs_round_up(e->off, PRS_PAGE) / PRS_PAGE, end = (e->off + e->size) / PRS_PAGE;
+    /* unreached: cannot: asked of extents of 64 KiB and more alone */
     return first < end ? prs_pages_count(s->area.backed, first, end - first) * PRS_PAGE : 0;
 }
 
@@ -337,6 +350,7 @@ uint64_t prs_extent_largest(const prs_store *s)
     if (!powers)
         return 0;
     uint32_t fl = 63 - (uint32_t)__builtin_clzll(powers);
+    /* unreached: damage */
     if (!a->sl_bitmap[fl])
         return 0;
     uint32_t sl = 31 - (uint32_t)__builtin_clz(a->sl_bitmap[fl]);
@@ -395,6 +409,7 @@ int prs_extent_rebuild(prs_store *s)
             continue;
         }
         uint64_t off = prs_load_relaxed(&slot->off), cap = prs_load_relaxed(&slot->cap);
+        /* unreached: damage 4 */
         if (cap == 0 || cap % PRS_UNIT || off % PRS_UNIT || off > s->capacity || cap > s->capacity - off)
             return PRS_E_CORRUPT;
         *prs_extent_at(s, n++) = (prs_extent){.off = off, .size = cap, .slot = i, .bin_next = PRS_USED};
@@ -403,6 +418,7 @@ int prs_extent_rebuild(prs_store *s)
     /* The gaps become free extents, with descriptors above the used ones. */
     uint32_t next = n, last = PRS_NIL;
     uint64_t at = 0;
+    /* unreached: cannot: the last gap leaves the loop */
     for (uint32_t i = 0; i <= n; i++) {
         uint64_t start = i < n ? prs_extent_at(s, i)->off : s->capacity;
         if (start < at)
@@ -446,6 +462,7 @@ int prs_extent_check(prs_store *s, prs_error *error)
     uint32_t free_count = 0, steps = 0, prev = PRS_NIL;
     bool before_free = false;
     for (uint32_t i = a->extent_first; i != PRS_NIL; prev = i, i = prs_extent_at(s, i)->next) {
+        /* unreached: cannot: in a ring an extent does not follow its neighbour */
         if (i >= limit || ++steps > limit)
             return prs_fail(error, PRS_E_CORRUPT, 0, "the chain of extents leaves its table");
         const prs_extent *e = prs_extent_at(s, i);

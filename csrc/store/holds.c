@@ -26,6 +26,7 @@ static bool lives(const prs_slot *slot, const prs_link *link)
 {
     uint64_t word = prs_load_seqcst(&slot->word);
     uint32_t state = prs_word_state(word);
+    /* unreached: cannot: the generation rises before the state does */
     return prs_word_generation(word) == link->generation && state != PRS_STATE_FREE && state != PRS_STATE_RESERVED;
 }
 
@@ -35,6 +36,7 @@ static uint32_t record_take(prs_store *s)
 {
     prs_arena *a = arena_of(s);
     uint32_t i = a->link_free;
+    /* unreached: damage 2 */
     if (i != PRS_NIL && (i >= prs_load_relaxed(&s->links_seen) || s->links[i].kind != PRS_LINK_FREE)) {
         prs_store_relaxed(&s->super->corrupt, 1);
         a->link_free = i = PRS_NIL;
@@ -43,6 +45,7 @@ static uint32_t record_take(prs_store *s)
         a->link_free = s->links[i].next;
         return i;
     }
+    /* unreached: damage */
     return a->link_bump < prs_links_published(s) ? a->link_bump++ : PRS_NIL;
 }
 
@@ -87,6 +90,7 @@ uint32_t prs_link_end(prs_store *s, uint32_t i)
 {
     prs_link *l = &s->links[i];
     uint32_t held = PRS_NIL;
+    /* unreached: damage */
     if (l->slot < prs_load_relaxed(&s->slots_seen)) {
         prs_slot *slot = prs_slot_at(s, l->slot);
         if (lives(slot, l)) {
@@ -125,6 +129,7 @@ uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t 
     prs_slot *slot = prs_slot_at(s, id->slot);
     uint32_t i = record_take(s);
     *undone = i == PRS_NIL; /* the stack of records was damaged */
+    /* unreached: damage */
     if (*undone)
         return PRS_NIL;
     prs_link *l = &s->links[i];
@@ -181,6 +186,7 @@ int prs_token_take_noted(prs_store *s, const prs_oid *id, int kind, uint32_t not
             prs_fetch_add_relaxed(&s->super->orphaned, 1);
         (void)prs_hold_confirm(prs_slot_at(s, id->slot), id->serial);
         rc = prs_state(s, id);
+        /* unreached: untested: the sticky holder has a draft */
         return rc == PRS_E_AGAIN ? PRS_OK : rc;
     }
     bool undone;
@@ -191,6 +197,7 @@ int prs_token_take_noted(prs_store *s, const prs_oid *id, int kind, uint32_t not
     if (undone) {
         prs_try_free(s, id->slot);
         rc = prs_state(s, id);
+        /* unreached: race: freed for everyone meanwhile */
         return rc < 0 ? rc : PRS_E_LOST;
     }
     return PRS_OK;
@@ -281,6 +288,7 @@ void prs_link_splice(prs_store *s, uint32_t outer)
     prs_slot *slot = prs_slot_at(s, outer);
     uint32_t i = prs_load_relaxed(&slot->edges), limit = prs_load_relaxed(&s->links_seen);
     prs_store_relaxed(&slot->edges, PRS_NIL);
+    /* unreached: damage */
     while (i != PRS_NIL && i < limit) {
         prs_link *l = &s->links[i];
         uint32_t next = l->next;
@@ -322,6 +330,7 @@ bool prs_edges_release(prs_store *s, bool block)
 /* Is the object whose edge this is still there to hold what it names? */
 static bool owner_lives(const prs_store *s, const prs_link *l)
 {
+    /* unreached: damage */
     if (l->owner >= prs_slots_published(s))
         return false;
     uint64_t word = prs_load_seqcst(&prs_slot_at(s, l->owner)->word);
@@ -347,8 +356,10 @@ void prs_links_rebuild(prs_store *s)
     PRS_POINT(rebuild_counting);
     for (uint32_t i = links; i-- > 0;) {
         prs_link *l = &s->links[i];
+        /* unreached: damage: a serial ahead of its counter */
         if (l->serial > a->link_serial)
             a->link_serial = l->serial;
+        /* unreached: damage 3 */
         bool known = l->kind != PRS_LINK_FREE && l->kind <= PRS_LINK_LAST && l->serial != 0 && l->slot < slots;
         bool holds = known && lives(prs_slot_at(s, l->slot), l);
         /* In the chain of a client that buries it, living or to be reaped: it stays there, even when what it held was freed,
@@ -418,6 +429,7 @@ int prs_links_check(prs_store *s, prs_error *error)
             if (l->owner >= slots)
                 return prs_fail(error, PRS_E_CORRUPT, 0, "link %u belongs to no object", i);
             const prs_slot *outer = prs_slot_at(s, l->owner);
+            /* unreached: race: an object that lost its last holder a moment ago */
             if (owner_lives(s, l) && prs_word_state(prs_load_seqcst(&outer->word)) == PRS_STATE_SEALED &&
                 l->inner >= prs_load_relaxed(&outer->serial))
                 return prs_fail(error, PRS_E_CORRUPT, 0, "object of slot %u names a younger object", l->owner);

@@ -21,11 +21,13 @@ static bool is_token(const prs_link *l)
 /* Is the object still what the token names?  A token of an object that was ended for everyone holds nothing. */
 static bool holds(prs_store *s, const prs_link *l)
 {
+    /* unreached: damage */
     if (l->slot >= prs_load_relaxed(&s->slots_seen))
         return false;
     const prs_slot *slot = prs_slot_at(s, l->slot);
     uint64_t word = prs_load_seqcst(&slot->word);
     uint32_t state = prs_word_state(word);
+    /* unreached: cannot 2: the generation rises before the state does */
     return prs_word_generation(word) == l->generation && state != PRS_STATE_FREE && state != PRS_STATE_RESERVED &&
            prs_load_relaxed(&slot->serial) == l->inner;
 }
@@ -89,11 +91,13 @@ static int end_batch(prs_store *s, const prs_flight *flight, uint32_t n, prs_err
 {
     uint32_t held[BATCH], frees = 0;
     int ended = 0, rc = lock_open(s, error);
+    /* unreached: race: the lock was had a moment ago */
     if (rc < 0)
         return rc;
     for (uint32_t k = 0; k < n; k++) {
         uint32_t i = flight[k].token.index - 1;
         const prs_link *l = &s->links[i];
+        /* unreached: race 3: claimed meanwhile */
         if (i >= links_in_use(s) || !is_token(l) || l->serial != flight[k].token.serial)
             continue; /* claimed meanwhile */
         uint32_t slot = prs_link_end(s, i);
@@ -128,6 +132,7 @@ int prs_flights_end(prs_store *s, int32_t pid, int64_t min_age, prs_error *error
             if (is_lost(&flight[k], pid, before))
                 flight[lost++] = flight[k];
         int rc = lost ? end_batch(s, flight, lost, error) : 0;
+        /* unreached: race */
         if (rc < 0)
             return rc;
         total += rc;

@@ -87,6 +87,7 @@ static int busy(prs_store *s, uint32_t word, prs_error *error)
 
 static int steal(prs_store *s, uint32_t word, prs_error *error)
 {
+    /* unreached: race: another thief was quicker */
     if (!prs_cas_seqcst(&s->super->lock, &word, lock_word(s->me, s->incarnation) | WAITERS))
         return 1; /* somebody was quicker */
     prs_fetch_add_relaxed(&s->super->stolen, 1);
@@ -116,11 +117,13 @@ int prs_lock(prs_store *s, int64_t timeout, prs_error *error)
         if (word == 0) {
             /* Others may sleep behind us: keep their mark. */
             uint32_t expected = 0;
+            /* unreached: race */
             if (prs_cas_acquire(&s->super->lock, &expected, lock_word(s->me, s->incarnation) | WAITERS))
                 goto taken;
             continue;
         }
         if (!(word & WAITERS)) {
+            /* unreached: race */
             if (!prs_cas_relaxed(&s->super->lock, &word, word | WAITERS))
                 continue;
             word |= WAITERS;
@@ -137,12 +140,14 @@ int prs_lock(prs_store *s, int64_t timeout, prs_error *error)
             slice = deadline - now;
         if (prs_futex_wait(&s->super->lock, word, slice) != -ETIMEDOUT)
             continue;
+        /* unreached: race: it changed hands while we slept */
         if (prs_load_relaxed(&s->super->lock) != word || !owner_dead(s, word))
             continue;
     dead:;
         int rc = steal(s, word, error);
         if (rc == 0)
             return PRS_OK;
+        /* unreached: race: another thief was quicker */
         if (rc < 0)
             return rc;
     }
@@ -150,6 +155,7 @@ taken:
     PRS_POINT(lock_taken);
     if (PRS_UNLIKELY(s->super->arena.dirty)) { /* a rebuild died between steal and finish */
         int rc = prs_rebuild(s, error);
+        /* unreached: unmade: no memory for the one who finds an unfinished rebuild */
         if (rc < 0) {
             prs_unlock(s);
             return rc;

@@ -32,6 +32,7 @@ static prs_oid object_of(const prs_store *s, const prs_name *e)
 static bool alive(prs_store *s, const prs_name *e)
 {
     prs_oid id = object_of(s, e);
+    /* unreached: untested: a cleared entry in a list */
     return e->serial != 0 && prs_state(s, &id) == PRS_OK;
 }
 
@@ -40,6 +41,7 @@ static uint32_t search(const prs_store *s, const char *text, size_t len)
     uint32_t hash = hash_of(text, len), n = entries(s);
     for (uint32_t i = 0; i < n; i++) {
         const prs_name *e = &s->names[i];
+        /* unreached: untested 2: two names of one hash */
         if (e->serial && e->hash == hash && e->len == len && memcmp(e->text, text, len) == 0)
             return i;
     }
@@ -53,6 +55,7 @@ static uint32_t clear(prs_store *s, uint32_t i)
     uint32_t link = e->link;
     e->serial = 0;
     PRS_POINT(name_cleared);
+    /* unreached: damage 3 */
     if (link < prs_load_relaxed(&s->links_seen) && s->links[link].kind == PRS_LINK_NAME && s->links[link].owner == i)
         return prs_link_end(s, link);
     return PRS_NIL;
@@ -108,6 +111,7 @@ int prs_name_bind(prs_store *s, const char *name, size_t len, const prs_oid *id,
         goto out;
     }
     uint32_t link = prs_link_make(s, id, PRS_LINK_NAME, i, (uint32_t)id->serial, PRS_NIL, &undone);
+    /* unreached: race: freed for everyone between the look and the lock */
     if (link == PRS_NIL) {
         rc = prs_fail(error, PRS_E_LOST, 0, "the object to be named is gone");
         goto out;
@@ -127,10 +131,12 @@ out:
     prs_unlock(s);
     if (orphan != PRS_NIL)
         prs_try_free(s, orphan);
+    /* unreached: race: freed for everyone between the look and the lock */
     if (undone)
         prs_try_free(s, id->slot);
     if (rc == PRS_OK) { /* somebody may wait for this name */
         prs_fetch_add_seqcst(&s->super->epoch, 1);
+        /* unreached: untested: somebody waits for a name */
         if (prs_load_seqcst(&s->super->epoch_waiters))
             prs_futex_wake(&s->super->epoch, INT32_MAX);
     }
@@ -163,6 +169,7 @@ int prs_name_next(prs_store *s, uint32_t *cursor, char text[PRS_NAME_MAX + 1], p
     int found = 0;
     for (uint32_t n = entries(s); *cursor < n && !found; ++*cursor) {
         const prs_name *e = &s->names[*cursor];
+        /* unreached: damage */
         if (e->len > PRS_NAME_MAX || !alive(s, e))
             continue;
         memcpy(text, e->text, e->len);
@@ -178,6 +185,8 @@ int prs_name_next(prs_store *s, uint32_t *cursor, char text[PRS_NAME_MAX + 1], p
 
 bool prs_name_has(const prs_store *s, uint32_t i, uint32_t link)
 {
+    /* unreached: damage: an entry that is not in the table */
+    /* unreached: death: the entry got another link */
     return i < entries(s) && s->names[i].serial != 0 && s->names[i].link == link;
 }
 
@@ -186,6 +195,7 @@ void prs_names_rebuild(prs_store *s)
     uint32_t n = entries(s), links = prs_links_published(s);
     for (uint32_t i = 0; i < n; i++) {
         prs_name *e = &s->names[i];
+        /* unreached: damage 2 */
         if (e->serial && (e->link >= links || s->links[e->link].kind != PRS_LINK_NAME || s->links[e->link].owner != i))
             e->serial = 0;
     }

@@ -34,6 +34,7 @@ static int lost_status(const prs_slot *slot, const prs_oid *id)
 static int freed_status(const prs_slot *slot, const prs_oid *id)
 {
     uint32_t how = prs_load_relaxed(&slot->ended);
+    /* unreached: race 2: between the mark and the end of what it marks */
     return how >> 2 == (id->generation & 0x3FFFFFFFu) && (how & 3) == PRS_ENDED_UNSEALED ? PRS_E_LOST : PRS_E_FREED;
 }
 
@@ -74,6 +75,7 @@ bool prs_held(prs_store *s, prs_slot *slot, bool freed)
     uint32_t epoch = prs_load_seqcst(&s->super->recount);
     if (prs_load_seqcst(&slot->links) & (freed ? PRS_LINKS_BYTES : ~0u))
         return true;
+    /* unreached: race: a rebuild came in between */
     return (epoch & 1) || prs_load_seqcst(&s->super->recount) != epoch;
 }
 
@@ -116,6 +118,7 @@ static bool reclaim_slot(prs_store *s, uint32_t i, uint64_t *word)
             prs_pages_punch(s, prs_load_relaxed(&slot->off), cap);
         if (file)
             prs_spill_remove(s, slot, i);
+        /* unreached: race: taken for dead */
         if (!prs_cas_seqcst(&slot->word, &next, reserved))
             return true; /* taken over: can only be if we were taken for dead */
     }
@@ -134,10 +137,12 @@ void prs_free_finish(prs_store *s, uint32_t i, uint64_t word)
 {
     prs_slot *slot = prs_slot_at(s, i);
     for (;;) {
+        /* unreached: race 2: taken for dead */
         if (prs_word_state(word) != PRS_STATE_FREEING || prs_word_client(word) != s->me)
             return; /* taken over: can only be if we were taken for dead */
         PRS_POINT(freeing);
         if (word & PRS_WORD_HELD) { /* off before the look: who sets it again has come after */
+            /* unreached: race */
             if (!prs_cas_seqcst(&slot->word, &word, word & ~(uint64_t)PRS_WORD_HELD))
                 continue;
             word &= ~(uint64_t)PRS_WORD_HELD;
@@ -157,6 +162,7 @@ void prs_free_finish(prs_store *s, uint32_t i, uint64_t word)
         if (prs_held(s, slot, sealed & PRS_WORD_FREED))
             return;
         word = (prs_word(prs_word_generation(sealed), s->me, PRS_STATE_FREEING)) | (sealed & PRS_FLAGS_MASK);
+        /* unreached: race */
         if (!prs_cas_seqcst(&slot->word, &sealed, word))
             return; /* whoever changed it has taken over */
     }
@@ -170,6 +176,7 @@ void prs_try_free(prs_store *s, uint32_t i)
         if (prs_held(s, slot, word & PRS_WORD_FREED))
             return;
         uint64_t freeing = prs_word(prs_word_generation(word), s->me, PRS_STATE_FREEING) | (word & PRS_FLAGS_MASK);
+        /* unreached: race */
         if (prs_cas_seqcst(&slot->word, &word, freeing)) {
             prs_free_finish(s, i, freeing);
             return;
@@ -183,8 +190,10 @@ bool prs_slot_adopt(prs_store *s, uint32_t i, uint64_t word)
     prs_slot *slot = prs_slot_at(s, i);
     uint32_t generation = prs_word_generation(word);
     uint64_t flags = word & PRS_FLAGS_MASK, ours;
+    /* unreached: cannot: callers have looked at the state */
     switch (prs_word_state(word)) {
     case PRS_STATE_RESERVED:
+        /* unreached: race: another reaper was quicker */
         if (!prs_cas_seqcst(&slot->word, &word,
                             prs_word(generation + 1, s->me, PRS_STATE_RESERVED | (uint32_t)(flags & PRS_WORD_FILE))))
             return false;
@@ -196,6 +205,7 @@ bool prs_slot_adopt(prs_store *s, uint32_t i, uint64_t word)
         /* fall through */
     case PRS_STATE_FREEING:
         ours = prs_word(generation, s->me, PRS_STATE_FREEING) | flags;
+        /* unreached: race: another reaper was quicker */
         if (!prs_cas_seqcst(&slot->word, &word, ours))
             return false;
         prs_free_finish(s, i, ours);
@@ -215,9 +225,12 @@ bool prs_slot_adopt(prs_store *s, uint32_t i, uint64_t word)
  * is what the slot's word was last. */
 static bool mark_held(prs_slot *slot, uint64_t *word)
 {
+    /* unreached: race: a freer is at it */
     while (prs_word_state(*word) == PRS_STATE_FREEING)
+        /* unreached: race 4: a freer is at it */
         if ((*word & PRS_WORD_HELD) || prs_cas_seqcst(&slot->word, word, *word | PRS_WORD_HELD))
             return true;
+    /* unreached: race: the object was ended before */
     return prs_word_state(*word) != PRS_STATE_FREE && prs_word_state(*word) != PRS_STATE_RESERVED;
 }
 
@@ -225,6 +238,7 @@ static bool mark_held(prs_slot *slot, uint64_t *word)
 bool prs_hold_confirm(prs_slot *slot, uint64_t serial)
 {
     uint64_t word = prs_load_seqcst(&slot->word);
+    /* unreached: race: the slot has another object by now */
     return mark_held(slot, &word) && prs_load_relaxed(&slot->serial) == serial;
 }
 
@@ -249,6 +263,7 @@ static inline __attribute__((always_inline)) int hold(prs_store *s, prs_slot *sl
         return lost_status(slot, id);
     if (word & freed)
         return freed_status(slot, id);
+    /* unreached: compiler 2: for refs the answer is known */
     if (prs_word_state(word) == PRS_STATE_CREATING && !may_create)
         return PRS_E_AGAIN;
     prs_fetch_or_seqcst(&bits[s->my_word], s->my_bit);
@@ -256,22 +271,29 @@ static inline __attribute__((always_inline)) int hold(prs_store *s, prs_slot *sl
     word = prs_load_seqcst(&slot->word);
     while (PRS_LIKELY(matches(slot, word, id) && !(word & freed))) {
         *seen = word;
+        /* unreached: race 3: ended or being freed at the second look */
         switch (prs_word_state(word)) {
         case PRS_STATE_SEALED:
             return PRS_OK;
         case PRS_STATE_CREATING:
+            /* unreached: compiler: for pins or refs the answer is known */
+            /* unreached: race 2 */
             return may_create ? PRS_OK : PRS_E_AGAIN;
         case PRS_STATE_FREEING:
+            /* unreached: race 3: a freer is at it */
             if ((word & PRS_WORD_HELD) || prs_cas_seqcst(&slot->word, &word, word | PRS_WORD_HELD))
                 return PRS_OK; /* the freer must look again, sees our bit and goes back to SEALED */
             break;
         case PRS_STATE_SPILLING: /* a ref: the spiller looks for holders when it is done; so it does if it is this thread */
+            /* unreached: compiler 2: for pins or refs the answer is known */
+            /* unreached: race 3: being spilled at the second look */
             return may_create || prs_spill_by_us(s, id->slot) ? PRS_OK : PRS_E_AGAIN;
         default:
             return lost_status(slot, id);
         }
     }
     *seen = word;
+    /* unreached: race 3: ended between the two looks */
     return matches(slot, word, id) ? freed_status(slot, id) : lost_status(slot, id);
 }
 
@@ -304,6 +326,7 @@ void prs_pin_file(prs_store *s, const prs_oid *id, prs_file_map *map, prs_view *
     prs_private *p = &s->priv[id->slot];
     prs_file_map *twice = NULL;
     prs_spin_lock(shard);
+    /* unreached: race: two threads map one file */
     if (p->map)
         twice = map; /* another thread was quicker */
     else
@@ -337,6 +360,7 @@ static inline __attribute__((always_inline)) int pin(prs_store *s, const prs_oid
     uint64_t word;
     prefetch_slot(slot, p, prs_pins(s, slot));
     prs_spin_lock(shard);
+    /* unreached: race: closed between the two looks */
     if (PRS_UNLIKELY(prs_load_relaxed(&s->closed))) {
         prs_spin_unlock(shard);
         return PRS_E_CLOSED;
@@ -360,6 +384,7 @@ static inline __attribute__((always_inline)) int pin(prs_store *s, const prs_oid
     if (PRS_LIKELY(rc == PRS_OK))
         rc = view_of(s, slot, p, word, view);
     if (PRS_LIKELY(rc == PRS_OK)) {
+        /* unreached: untested: void refs to what was in the slot before */
         if (!(prs_load_relaxed(&p->refs) && p->serial == id->serial)) {
             p->serial = id->serial; /* refs to an earlier object of the slot are void */
             prs_store_relaxed(&p->refs, 0);
@@ -439,6 +464,7 @@ int prs_ref(prs_store *s, const prs_oid *id)
     uint64_t word;
     prefetch_slot(slot, p, slot->holders);
     prs_spin_lock(shard);
+    /* unreached: race: closed between the two looks */
     if (PRS_UNLIKELY(prs_load_relaxed(&s->closed))) {
         prs_spin_unlock(shard);
         return PRS_E_CLOSED;
@@ -461,14 +487,18 @@ int prs_ref(prs_store *s, const prs_oid *id)
         return PRS_OK;
     }
     /* The bit may rightly be there for the object now in the slot. */
+    /* unreached: race 4: a ref that came too late */
     bool ours = prs_load_relaxed(&p->refs) && p->serial == prs_load_relaxed(&slot->serial) &&
                 !(word & PRS_WORD_FREED) && prs_word_state(word) != PRS_STATE_FREE &&
                 prs_word_state(word) != PRS_STATE_RESERVED;
+    /* unreached: race: a ref that came too late */
     bool touched = !ours && (prs_load_relaxed(&slot->holders[s->my_word]) & s->my_bit);
+    /* unreached: race: a ref that came too late */
     if (touched)
         undo(s, slot, slot->holders);
     prs_spin_unlock(shard);
     PRS_POINT(ref_undo);
+    /* unreached: race: a ref that came too late */
     if (touched)
         prs_try_free(s, id->slot);
     return rc;
@@ -526,6 +556,7 @@ int prs_alloc(prs_store *s, uint64_t size, unsigned flags, prs_draft *draft, prs
     if (PRS_UNLIKELY(prs_load_relaxed(&s->closed) || s->orphan))
         return prs_fail(error, PRS_E_CLOSED, 0,
                         s->orphan ? "no client slot was free when this process was forked" : "the store is closed");
+    /* unreached: race */
     if (PRS_UNLIKELY(prs_load_relaxed(&s->has_pending) || prs_load_relaxed(&s->has_dying)))
         prs_deferred_run(s, false);
     uint32_t i;
@@ -606,7 +637,9 @@ int prs_write_strided(prs_store *s, prs_draft *draft, uint64_t at, const void *s
         return prs_fail(error, PRS_E_INVAL, 0, "write past the end of the object");
     uint8_t *to = draft->dst ? draft->dst : draft->window;
     if (!to && draft->size > s->capacity) { /* into a file: gathered in memory first */
+        /* unreached: untested: no bytes into a file */
         to = malloc(n ? n : 1);
+        /* unreached: unmade: malloc */
         if (!to)
             return prs_fail(error, PRS_E_NOMEM, ENOMEM, "no memory to gather %zu bytes", (size_t)n);
         prs_copy_strided_parallel(to, src, ndim, shape, strides, itemsize, 0);
@@ -648,9 +681,11 @@ int prs_seal(prs_store *s, prs_draft *draft, prs_error *error)
     PRS_POINT(seal_ready);
     uint64_t sealed;
     do {
+        /* unreached: race 2: taken for dead */
         if (PRS_UNLIKELY(prs_word_state(word) != PRS_STATE_CREATING || prs_word_client(word) != s->me))
             return prs_fail(error, PRS_E_LOST, 0, "this object was taken from us: we were taken for dead");
         sealed = (word & ~(uint64_t)(PRS_STATE_MASK | PRS_WORD_WAITERS)) | PRS_STATE_SEALED | window;
+        /* unreached: race */
     } while (PRS_UNLIKELY(!prs_cas_weak_seqcst(&slot->word, &word, sealed)));
     PRS_POINT(seal_done);
     prs_wake(s, slot, word);
@@ -667,6 +702,7 @@ void prs_abort(prs_store *s, prs_draft *draft, bool keep_window)
         return; /* its memory can be written to: the object stays unsealed until this process ends */
     draft->window = NULL;
     do {
+        /* unreached: cannot: an orphan's drafts are its parent's */
         if (prs_word_generation(word) == draft->id.generation && (prs_word_client(word) != s->me || s->orphan)) {
             prs_unref(s, &draft->id); /* our parent's draft, copied by fork: only the ref that came along is ours */
             return;
@@ -675,11 +711,13 @@ void prs_abort(prs_store *s, prs_draft *draft, bool keep_window)
             return;
         ours = prs_word(draft->id.generation, s->me, PRS_STATE_FREEING) | (word & PRS_FLAGS_MASK) | PRS_WORD_FREED;
         mark_ended(slot, word, PRS_ENDED_UNSEALED);
+        /* unreached: race */
     } while (!prs_cas_seqcst(&slot->word, &word, ours));
     PRS_POINT(abort_marked);
     prs_spin *shard = prs_shard(s, draft->id.slot);
     prs_spin_lock(shard);
     prs_private *p = &s->priv[draft->id.slot];
+    /* unreached: cannot: who makes it has a ref */
     if (p->serial == draft->id.serial)
         (void)prs_count_down(&p->refs);
     prs_spin_unlock(shard);
@@ -704,6 +742,7 @@ int prs_free(prs_store *s, const prs_oid *id, prs_error *error)
         if (word & PRS_WORD_FREED)
             break;
         mark_ended(slot, word, PRS_ENDED_FREED);
+        /* unreached: race */
     } while (!prs_cas_seqcst(&slot->word, &word, word | PRS_WORD_FREED));
     PRS_POINT(free_marked);
     prs_try_free(s, id->slot);
@@ -728,6 +767,8 @@ int prs_find(prs_store *s, const void *ptr, uint64_t n, prs_oid *id, uint64_t *a
         uint64_t first = prs_load_relaxed(&slot->off), size = prs_load_relaxed(&slot->size);
         uint64_t word = prs_load_seqcst(&slot->word);
         /* Being restored it has pins, no map yet, and no extent any more. */
+        /* unreached: untested 2: spilled objects beside it */
+        /* unreached: race: let go meanwhile */
         if (prs_load_relaxed(&s->priv[i].pins) && !s->priv[i].map && !(word & PRS_WORD_FILE) && first <= off &&
             off - first <= size && n <= size - (off - first)) {
             bool live = !(word & PRS_WORD_FREED);

@@ -46,6 +46,8 @@ int prs_rebuild(prs_store *s, prs_error *error)
 static void sweep(prs_store *s)
 {
     uint32_t epoch = prs_load_seqcst(&s->super->recount), swept = prs_load_relaxed(&s->super->swept);
+    /* unreached: death: a rebuild is under way */
+    /* unreached: unmade: no memory for the tables */
     if (swept == epoch || (epoch & 1) || prs_tables_prefault(s) < 0)
         return;
     uint32_t seen = prs_load_relaxed(&s->slots_seen);
@@ -81,13 +83,16 @@ int prs_reap(prs_store *s, uint32_t client, uint64_t state)
     prs_client *c = &s->clients[client];
     uint64_t ours = reaping(s);
     uint32_t incarnation = prs_load_seqcst(&c->incarnation);
+    /* unreached: cannot: callers have found a corpse */
     switch (state & 0xFF) {
     case PRS_CLIENT_FREE:
         return PRS_OK;
     case PRS_CLIENT_REAPING: {
         uint32_t reaper = (uint32_t)(state >> 8) & 0xFFFFu;
+        /* unreached: race: another thread is at it */
         if (reaper == s->me && state == ours)
             return PRS_OK; /* another thread of ours is at it */
+        /* unreached: race: another one is at it */
         if (prs_client_is(s, reaper, (uint32_t)(state >> 32)) && !prs_client_dead(s, reaper))
             return PRS_OK;
         break;
@@ -95,9 +100,11 @@ int prs_reap(prs_store *s, uint32_t client, uint64_t state)
     default:
         break;
     }
+    /* unreached: race: another one was quicker */
     if (!prs_cas_seqcst(&c->state, &state, ours))
         return PRS_OK;
     PRS_POINT(reap_begun);
+    /* unreached: unmade: no memory for the tables */
     if (prs_tables_prefault(s) < 0) {
         prs_cas_seqcst(&c->state, &ours, state); /* the next look tries again */
         return PRS_E_BACKING;
@@ -110,6 +117,7 @@ int prs_reap(prs_store *s, uint32_t client, uint64_t state)
     PRS_POINT(reap_links);
     prs_deferred_run(s, true);
     prs_client_forget(s, client);
+    /* unreached: race: taken for dead */
     if (prs_cas_seqcst(&c->state, &ours, PRS_CLIENT_FREE))
         prs_fetch_add_relaxed(&s->super->reaped, 1);
     PRS_POINT(reap_done);
@@ -120,8 +128,10 @@ int prs_reap_dead(prs_store *s, int64_t min_age)
 {
     uint64_t now = (uint64_t)prs_now(), last = prs_load_relaxed(&s->super->last_look);
     if (min_age > 0) {
+        /* unreached: damage: a time that lies ahead */
         if (last <= now && now - last < (uint64_t)min_age)
             return PRS_OK;
+        /* unreached: race: another one looks */
         if (!prs_cas_relaxed(&s->super->last_look, &last, now))
             return PRS_OK; /* somebody else looks */
     } else {
@@ -131,6 +141,7 @@ int prs_reap_dead(prs_store *s, int64_t min_age)
         return PRS_OK;
     uint32_t high = prs_load_acquire(&s->super->client_high);
     uint64_t state;
+    /* unreached: damage */
     for (uint32_t i = 1; i < high && i < s->super->max_clients; i++)
         if (i != s->me && prs_client_proven_dead(s, i, &state) && prs_reap(s, i, state) == PRS_E_BUSY)
             break; /* one wait for the lock is enough: the next look goes on */

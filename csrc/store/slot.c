@@ -20,6 +20,7 @@ static int touch(prs_store *s, uint64_t off, uint64_t from, uint64_t to)
 {
     uint64_t begin = (off + from) & ~(uint64_t)(PRS_PAGE - 1);
     uint64_t end = prs_round_up(off + to, PRS_PAGE);
+    /* unreached: damage */
     if (end > s->control_len)
         end = s->control_len;
     return prs_os_populate((uint8_t *)s->super + begin, end - begin, s->fd_rw, begin);
@@ -42,6 +43,7 @@ static int touch_links(prs_store *s, uint32_t from, uint32_t to)
 static void raise_mark(prs_atomic_u32 *mark, uint32_t to)
 {
     uint32_t seen = prs_load_relaxed(mark);
+    /* unreached: race: another thread raised it meanwhile */
     while (seen < to && !prs_cas_weak_relaxed(mark, &seen, to))
         continue;
 }
@@ -59,6 +61,7 @@ int prs_tables_prefault(prs_store *s)
     seen = prs_load_relaxed(&s->links_seen);
     if (PRS_UNLIKELY(seen < published)) {
         int rc = touch_links(s, seen, published);
+        /* unreached: failing */
         if (rc < 0)
             return rc;
         raise_mark(&s->links_seen, published);
@@ -74,6 +77,7 @@ static int no_backing(int rc, prs_error *error)
 /* Under the lock: did another process publish more after we looked? */
 static bool all_mapped(const prs_store *s)
 {
+    /* unreached: race: another one published a chunk between the touch and the lock */
     return prs_load_relaxed(&s->slots_seen) >= prs_slots_published(s) &&
            prs_load_relaxed(&s->links_seen) >= prs_links_published(s);
 }
@@ -95,11 +99,13 @@ int prs_lock_tables(prs_store *s, prs_error *error)
 bool prs_trylock_tables(prs_store *s)
 {
     for (;;) {
+        /* unreached: unmade: no memory for the tables */
         if (prs_tables_prefault(s) < 0)
             return false;
         PRS_POINT(tables_looked);
         if (!prs_trylock(s))
             return false;
+        /* unreached: race: another one published a chunk between the touch and the lock */
         if (PRS_LIKELY(all_mapped(s)))
             return true;
         prs_unlock(s);
@@ -110,8 +116,10 @@ int prs_slots_grow(prs_store *s, uint32_t had, prs_error *error)
 {
     uint32_t to = had + PRS_SLOT_CHUNK;
     if (to > s->max_slots) {
+        /* unreached: cannot: the table ends with a chunk */
         if (had >= s->max_slots) {
             prs_fail(error, PRS_E_OBJECTS, 0, "the store holds as many objects as its table allows");
+            /* unreached: untested: a caller that wants no error */
             if (error)
                 error->want = 1, error->capacity = error->used = s->max_slots;
             return PRS_E_OBJECTS;
@@ -125,6 +133,7 @@ int prs_slots_grow(prs_store *s, uint32_t had, prs_error *error)
         return no_backing(rc, error);
     PRS_POINT(slots_backed);
     rc = prs_lock(s, s->lock_timeout, error);
+    /* unreached: race */
     if (rc < 0)
         return rc;
     if (prs_slots_published(s) == had) {
@@ -143,6 +152,7 @@ int prs_slots_grow(prs_store *s, uint32_t had, prs_error *error)
 
 int prs_links_grow(prs_store *s, uint32_t had, prs_error *error)
 {
+    /* unreached: untested: a million of tokens and edges */
     if (had >= s->super->max_links) {
         prs_fail(error, PRS_E_OBJECTS, 0, "the table of references in flight and between objects is full");
         return PRS_E_OBJECTS;
@@ -154,6 +164,7 @@ int prs_links_grow(prs_store *s, uint32_t had, prs_error *error)
     if (rc < 0)
         return no_backing(rc, error);
     rc = prs_lock(s, s->lock_timeout, error);
+    /* unreached: race */
     if (rc < 0)
         return rc;
     if (prs_links_published(s) == had)
@@ -168,6 +179,7 @@ uint32_t prs_slot_take(prs_store *s)
     uint32_t i = a->slot_free;
     if (i == PRS_NIL)
         return PRS_NIL;
+    /* unreached: damage 2 */
     if (PRS_UNLIKELY(i >= prs_load_relaxed(&s->slots_seen) ||
                      prs_word_state(prs_load_relaxed(&prs_slot_at(s, i)->word)) != PRS_STATE_FREE)) {
         prs_store_relaxed(&s->super->corrupt, 1);

@@ -22,10 +22,13 @@
 static int copy_piece(int to, int from, uint64_t at, size_t n, void *buffer)
 {
     int rc = prs_os_pread(from, buffer, n, at);
+    /* unreached: unmade: pread of the tables */
     for (size_t done = 0; rc == 0 && done < n;) {
         ssize_t written = pwrite(to, (const char *)buffer + done, n - done, (off_t)(at + done));
+        /* unreached: unmade 3: pwrite to the copy */
         if (written < 0 && errno != EINTR)
             rc = -errno;
+        /* unreached: unmade: pwrite to the copy */
         else if (written > 0)
             done += (size_t)written;
     }
@@ -36,19 +39,26 @@ static int copy_piece(int to, int from, uint64_t at, size_t n, void *buffer)
 static int copy_tables(int to, int from, uint64_t end)
 {
     void *buffer = malloc(PIECE);
+    /* unreached: unmade: malloc */
     int rc = buffer ? 0 : -ENOMEM;
+    /* unreached: unmade: the copy fails */
+    /* unreached: untested: tables without a hole at their end */
     for (uint64_t at = 0; rc == 0 && at < end;) {
         off_t data = lseek(from, (off_t)at, SEEK_DATA);
         if (data < 0)
+            /* unreached: unmade: lseek */
             rc = errno == ENXIO ? 0 : -errno;
+        /* unreached: untested: tables with a hole at their end, and data behind */
         if (data < 0 || (uint64_t)data >= end)
             break;
         off_t hole = lseek(from, data, SEEK_HOLE);
+        /* unreached: unmade: lseek */
         if (hole < 0) {
             rc = -errno;
             break;
         }
         uint64_t stop = (uint64_t)hole < end ? (uint64_t)hole : end;
+        /* unreached: unmade: the copy fails */
         for (at = (uint64_t)data; rc == 0 && at < stop;) {
             size_t n = stop - at < PIECE ? (size_t)(stop - at) : PIECE;
             rc = copy_piece(to, from, at, n, buffer);
@@ -67,6 +77,7 @@ static int read_head(int fd, prs_super *head, prs_error *error)
     int rc = prs_os_inspect(fd, &file, &size, error);
     if (rc < 0)
         return rc;
+    /* unreached: unmade: pread of the superblock */
     if (size < sizeof *head || prs_os_pread(fd, head, sizeof *head, 0) < 0)
         return prs_fail(error, PRS_E_FOREIGN, 0, "the file is too short for a store");
     if (prs_load_relaxed(&head->ready) != PRS_MAGIC)
@@ -74,6 +85,7 @@ static int read_head(int fd, prs_super *head, prs_error *error)
     if (head->version != PRS_LAYOUT_VERSION)
         return prs_fail(error, PRS_E_VERSION, 0, "the store has layout %u, this library knows layout %u", head->version,
                         PRS_LAYOUT_VERSION);
+    /* unreached: damage 2 */
     if (head->data_off > size || head->data_off < sizeof *head || memchr(head->spill_dir, 0, PRS_SPILL_DIR) == NULL)
         return prs_fail(error, PRS_E_CORRUPT, 0, "the superblock of the store is damaged");
     head->file_size = size;
@@ -83,16 +95,20 @@ static int read_head(int fd, prs_super *head, prs_error *error)
 static int make_copy(int fd, prs_super *head, prs_error *error)
 {
     int copy = prs_os_memfd(head->store_id, error);
+    /* unreached: unmade: memfd_create for the copy */
     if (copy < 0)
         return copy;
     char none[PRS_SPILL_DIR] = {0};
     uint64_t now = (uint64_t)prs_now();
     int rc = prs_os_size(copy, head->file_size);
+    /* unreached: unmade: ftruncate of the copy */
     if (rc == 0)
         rc = copy_tables(copy, fd, head->data_off);
+    /* unreached: unmade 3: pwrite to the copy */
     if (rc == 0 && (pwrite(copy, none, sizeof none, offsetof(prs_super, spill_dir)) != (ssize_t)sizeof none ||
                     pwrite(copy, &now, sizeof now, offsetof(prs_super, last_look)) != (ssize_t)sizeof now))
         rc = -errno;
+    /* unreached: unmade: the copy fails */
     if (rc == 0)
         return copy;
     prs_os_close(copy);
@@ -111,6 +127,7 @@ int prs_snapshot(prs_store **out, const char *path, char spill_dir[PRS_SPILL_DIR
                                          : PRS_E_SYS,
                         errno, "cannot open %.150s", path);
     prs_super *head = NULL;
+    /* unreached: unmade: posix_memalign */
     int rc = posix_memalign((void **)&head, _Alignof(prs_super), sizeof *head) == 0
                  ? read_head(fd, head, error)
                  : prs_fail(error, PRS_E_NOMEM, ENOMEM, "no memory to read the superblock");

@@ -55,6 +55,7 @@ static int clean_one(void *arg, const char *name)
     if (directory < 0)
         return 0;
     int lock = prs_os_open_at(directory, LOCK_NAME, O_RDWR | O_CREAT);
+    /* unreached: failing */
     if (lock >= 0 && prs_os_lock_file(lock, true) == 0) {
         c->found++;
         if (!c->dry) {
@@ -72,6 +73,7 @@ int prs_spill_clean(const char *directory, bool dry)
     prs_error error = {0};
     struct cleaning c = {prs_os_open_directory(-1, directory, &error), 0, dry};
     if (c.fd < 0)
+        /* unreached: cannot: the error says which */
         return error.sys_errno ? -error.sys_errno : -EINVAL;
     int rc = prs_os_each_name(c.fd, clean_one, &c);
     prs_os_close(c.fd);
@@ -132,6 +134,7 @@ static int enter_directory(prs_store *s, int top, bool create, prs_error *error)
             prs_os_close(fd);
         }
     }
+    /* unreached: untested: a spill directory that may not be written to */
     if (rc < 0)
         return prs_fail(error, PRS_E_SYS, -rc, "cannot make or lock the store's directory in %.150s",
                         s->super->spill_dir);
@@ -169,16 +172,20 @@ void prs_spill_close(prs_store *s)
     bool entered = prs_os_same(s->fd_spill, &s->spill_file);
     int fresh = -1;
     if (prs_os_same(s->fd_spill_lock, &s->spill_lock_file)) {
+        /* unreached: untested: the directory alone was closed by others */
         if (entered && !s->orphan)
             fresh = prs_os_open_at(s->fd_spill, LOCK_NAME, O_RDWR | O_CREAT);
         prs_os_close(s->fd_spill_lock);
     }
     prs_os_unmap(s->spill_anchor, PRS_PAGE);
     s->spill_anchor = NULL;
+    /* unreached: untested: somebody removed the lock file */
     if (fresh >= 0 && prs_os_same(fresh, &s->spill_lock_file) && prs_os_lock_file(fresh, true) == 0) {
         char name[NAME_LEN];
         directory_name(name, s->id);
+        /* unreached: unmade: strdup */
         int top = s->spill_dir ? prs_os_open_directory(-1, s->spill_dir, NULL) : -1;
+        /* unreached: failing */
         if (top >= 0) {
             prs_os_each_name(s->fd_spill, remove_one, &s->fd_spill);
             prs_os_remove_at(top, name, true);
@@ -195,6 +202,7 @@ void prs_spill_close(prs_store *s)
 static void lock_again(prs_store *s)
 {
     int fd = prs_os_open_at(s->fd_spill, LOCK_NAME, O_RDWR);
+    /* unreached: unmade 3: no descriptor to be had, or the file is another one */
     if (fd >= 0 && prs_os_same(fd, &s->spill_lock_file) && prs_os_lock_file(fd, false) == 0)
         s->fd_spill_lock = fd;
     else
@@ -205,6 +213,7 @@ static int find_again(prs_store *s)
 {
     bool locked = prs_os_same(s->fd_spill_lock, &s->spill_lock_file);
     if (prs_os_same(s->fd_spill, &s->spill_file)) {
+        /* unreached: race: another thread was quicker */
         if (!locked)
             lock_again(s);
         return s->fd_spill;
@@ -213,6 +222,7 @@ static int find_again(prs_store *s)
         prs_os_close(s->fd_spill_lock);
     s->fd_spill = s->fd_spill_lock = -1;
     prs_error ignored;
+    /* unreached: untested: no descriptor for the directory */
     return prs_spill_open(s, false, &ignored) == PRS_OK ? s->fd_spill : -EBADF;
 }
 
@@ -234,6 +244,7 @@ int prs_spill_open_file(prs_store *s, uint32_t slot, uint64_t serial, int flags)
     char name[NAME_LEN];
     int at = directory(s);
     file_name(name, slot, serial);
+    /* unreached: untested: no descriptor for the directory */
     return at < 0 ? at : prs_os_open_at(at, name, flags);
 }
 
@@ -242,6 +253,7 @@ static void remove_file(prs_store *s, uint32_t slot, uint64_t serial)
     char name[NAME_LEN];
     int at = directory(s);
     file_name(name, slot, serial);
+    /* unreached: failing */
     if (at >= 0)
         (void)prs_os_remove_at(at, name, false); /* not there: the death came before the file */
     PRS_POINT(spill_removed);
@@ -270,6 +282,7 @@ int prs_spill_disk(prs_store *s, int rc, uint64_t want, prs_error *error)
              : barred ? "the spill directory %.120s cannot be written"
                       : "writing to the spill directory %.120s failed",
              s->super->spill_dir);
+    /* unreached: untested: a caller that wants no error */
     if (error) {
         error->want = want;
         error->capacity = s->capacity;
@@ -284,9 +297,11 @@ static void roll_back(prs_store *s, uint32_t i, uint64_t word)
     prs_slot *slot = prs_slot_at(s, i);
     uint64_t sealed;
     do {
+        /* unreached: race: taken for dead */
         if (prs_word_state(word) != PRS_STATE_SPILLING)
             return;
         sealed = (word & ~(uint64_t)(PRS_STATE_MASK | PRS_WORD_WAITERS)) | PRS_STATE_SEALED;
+        /* unreached: race */
     } while (!prs_cas_seqcst(&slot->word, &word, sealed));
     PRS_POINT(spill_rolled_back);
     prs_wake(s, slot, word);
@@ -299,9 +314,11 @@ void prs_spill_undo(prs_store *s, uint32_t i, uint64_t word)
     prs_slot *slot = prs_slot_at(s, i);
     uint64_t who = ~(uint64_t)PRS_FLAGS_MASK, was = word & who, ours;
     do {
+        /* unreached: race 2: taken for dead */
         if ((word & who) != was || prs_word_state(word) != PRS_STATE_SPILLING)
             return;
         ours = prs_word(prs_word_generation(word), s->me, PRS_STATE_SPILLING) | (word & PRS_FLAGS_MASK);
+        /* unreached: race */
     } while (!prs_cas_seqcst(&slot->word, &word, ours));
     PRS_POINT(spill_adopted);
     remove_file(s, i, prs_load_relaxed(&slot->serial));
@@ -320,6 +337,7 @@ static __thread prs_spill_job *writing;
 bool prs_spill_by_us(const prs_store *s, uint32_t slot)
 {
     for (const prs_spill_job *job = writing; job; job = job->outer)
+        /* unreached: untested: one store spills inside of another's spilling */
         if (job->id.store == s->id && job->id.slot == slot && prs_spill_job_ours(s, job)) /* not in a forked child */
             return true;
     return false;
@@ -329,7 +347,9 @@ static void leave(prs_spill_job *job)
 {
     prs_os_close(job->fd);
     job->fd = -1;
+    /* unreached: cannot: what is left was begun */
     for (prs_spill_job **at = &writing; *at; at = &(*at)->outer)
+        /* unreached: untested: one object is spilled inside of another's spilling */
         if (*at == job) {
             *at = job->outer;
             break;
@@ -362,13 +382,16 @@ static int create_file(prs_store *s, prs_spill_job *job, prs_error *error)
     uint32_t i = job->id.slot;
     for (int tries = 0;; tries++) {
         job->fd = prs_spill_open_file(s, i, job->id.serial, O_RDWR | O_CREAT | O_EXCL);
+        /* unreached: race: two of the same name */
         if (job->fd != -EEXIST || tries)
             break;
         if (!still(s, job, prs_load_seqcst(&prs_slot_at(s, i)->word)))
             return PRS_E_AGAIN;
         remove_file(s, i, job->id.serial);
     }
+    /* unreached: failing */
     int failed = job->fd < 0 ? job->fd : PRS_POINT_ERRNO(spill_created) ? -ENOSPC : 0;
+    /* unreached: race: two of the same name */
     if (failed == -EEXIST) /* another one that was taken for dead, or we were */
         return PRS_E_AGAIN;
     return failed < 0 ? prs_spill_disk(s, failed, job->size, error) : PRS_OK;
@@ -382,9 +405,11 @@ int prs_spill_begin(prs_store *s, const prs_oid *id, prs_spill_job *job, prs_err
     prs_slot *slot = prs_slot_at(s, i);
     uint64_t word = prs_load_seqcst(&slot->word);
     uint32_t never = PRS_WORD_FILE | PRS_WORD_WINDOW;
+    /* unreached: race: freed between choice and start */
     if (prs_word_state(word) != PRS_STATE_SEALED || prs_word_generation(word) != id->generation || (word & never))
         return PRS_E_AGAIN;
     uint64_t ours = prs_word(id->generation, s->me, PRS_STATE_SPILLING) | (word & PRS_FLAGS_MASK);
+    /* unreached: race */
     if (!prs_cas_seqcst(&slot->word, &word, ours))
         return PRS_E_AGAIN;
     PRS_POINT(spill_marked);
@@ -397,6 +422,7 @@ int prs_spill_begin(prs_store *s, const prs_oid *id, prs_spill_job *job, prs_err
                            .outer = writing};
     writing = job;
     int rc = PRS_E_AGAIN;
+    /* unreached: damage 2 */
     if (off > s->capacity || size > s->capacity - off)
         rc = prs_fail(error, PRS_E_CORRUPT, 0, "an object lies outside of the store");
     else if (!prs_pinned(s, slot))
@@ -409,6 +435,7 @@ int prs_spill_begin(prs_store *s, const prs_oid *id, prs_spill_job *job, prs_err
 int prs_spill_append(prs_store *s, prs_spill_job *job, const void *src, size_t n, prs_error *error)
 {
     int rc = prs_spill_job_ours(s, job) ? prs_copy_to_file(job->fd, job->stored, src, n, NULL) : 0;
+    /* unreached: failing */
     if (rc < 0)
         return prs_spill_disk(s, rc, job->size, error);
     job->stored += n;
@@ -459,6 +486,7 @@ static int spill_one(prs_store *s, const prs_oid *id, prs_error *error)
     if (rc < 0)
         return rc;
     rc = prs_spill_append(s, &job, job.data, job.size, error);
+    /* unreached: failing */
     if (rc == PRS_OK)
         return prs_spill_commit(s, &job, error);
     prs_spill_cancel(s, &job);
@@ -492,7 +520,9 @@ static uint32_t choose(prs_store *s, uint64_t size, bool idle_only, prs_oid *vic
     uint32_t left = 2 * s->super->max_extents; /* a chain that was damaged may have no end */
     do {
         const prs_extent *e = prs_extent_at(s, i);
+        /* unreached: damage */
         bool lost = prs_extent_used(e) && e->slot >= prs_load_relaxed(&s->slots_seen);
+        /* unreached: damage */
         if (lost || (prs_extent_used(e) && !spillable(s, e->slot, idle_only))) {
             n = 0;
             run = 0;
@@ -503,6 +533,7 @@ static uint32_t choose(prs_store *s, uint64_t size, bool idle_only, prs_oid *vic
                     (prs_oid){s->id, 0, e->slot, prs_word_generation(prs_load_relaxed(&prs_slot_at(s, e->slot)->word))};
         }
         i = e->next;
+        /* unreached: untested: 256 small victims for one large object */
         if ((n && run >= size) || n == PRS_SPILL_VICTIMS) {
             a->clock = i;
             return n;
@@ -515,6 +546,7 @@ static uint32_t choose(prs_store *s, uint64_t size, bool idle_only, prs_oid *vic
             run = 0;
             i = a->extent_first;
         }
+        /* unreached: damage 2 */
     } while (left-- && i != PRS_NIL && (!wrapped || prs_extent_at(s, i)->off <= prs_extent_at(s, start)->off + size));
     a->clock = PRS_NIL;
     return 0;
@@ -524,6 +556,7 @@ static uint32_t choose(prs_store *s, uint64_t size, bool idle_only, prs_oid *vic
 int prs_spill_choose(prs_store *s, uint64_t size, int round, prs_oid victims[PRS_SPILL_VICTIMS], prs_error *error)
 {
     uint64_t want = size + 2 * PRS_PAGE;
+    /* unreached: untested: a small object asks for room; the longer runs get there */
     if (want < WINDOW_MIN)
         want = WINDOW_MIN;
     int rc = prs_lock_tables(s, error);
@@ -548,6 +581,7 @@ int prs_spill_for(prs_store *s, uint64_t size, prs_error *error)
             int rc = spill_one(s, &victims[k], error);
             if (rc == PRS_OK)
                 progress = true;
+            /* unreached: failing */
             else if (rc != PRS_E_AGAIN)
                 return rc;
         }
@@ -564,15 +598,20 @@ int prs_spill_map(prs_store *s, const prs_oid *id, uint64_t size, bool cow, prs_
     *out = NULL;
     int fd = prs_spill_open_file(s, id->slot, id->serial, O_RDONLY);
     if (fd < 0)
+        /* unreached: unmade: a file that is there and cannot be opened */
         return fd == -ENOENT ? PRS_E_LOST : PRS_E_SYS;
     prs_file_map *map = malloc(sizeof *map);
+    /* unreached: unmade: malloc */
     int rc = map ? PRS_OK : PRS_E_NOMEM;
+    /* unreached: unmade: malloc */
     if (rc == PRS_OK && prs_os_length(fd) < size)
         rc = PRS_E_CORRUPT; /* shortened: its pages would be SIGBUS */
     if (rc == PRS_OK) {
         map->restored = false;
+        /* unreached: cannot: what has no bytes is not spilled */
         map->len = size ? size : 1;
         map->at = cow ? prs_os_map_private(fd, 0, map->len) : prs_os_map(fd, 0, map->len, false);
+        /* unreached: unmade: mmap of a spilled object */
         if (!map->at)
             rc = PRS_E_NOMEM;
     }
@@ -598,8 +637,10 @@ void prs_spill_unmap(prs_file_map *map)
 int prs_spill_create(prs_store *s, const prs_draft *draft, prs_error *error)
 {
     int fd = prs_spill_open_file(s, draft->id.slot, draft->id.serial, O_RDWR | O_CREAT);
+    /* unreached: unmade: openat for an object larger than the store */
     int rc = fd < 0 ? fd : prs_os_size(fd, draft->size);
     prs_os_close(fd);
+    /* unreached: unmade: openat or ftruncate for an object larger than the store */
     return rc < 0 ? prs_spill_disk(s, rc, draft->size, error) : PRS_OK;
 }
 

@@ -14,6 +14,7 @@
 
 static bool pending(uint64_t word)
 {
+    /* unreached: race: being spilled */
     return prs_word_state(word) == PRS_STATE_CREATING || prs_word_state(word) == PRS_STATE_SPILLING;
 }
 
@@ -27,8 +28,10 @@ static int mark(prs_store *s, const prs_oid *id, uint32_t *low)
     prs_slot *slot = prs_slot_at(s, id->slot);
     uint64_t word = prs_load_seqcst(&slot->word);
     for (;;) {
+        /* unreached: race: retired between the two looks */
         if (prs_word_generation(word) != id->generation || !pending(word))
             return prs_state(s, id);
+        /* unreached: race */
         if ((word & PRS_WORD_WAITERS) || prs_cas_seqcst(&slot->word, &word, word | PRS_WORD_WAITERS)) {
             *low = (uint32_t)(word | PRS_WORD_WAITERS);
             PRS_POINT(wait_marked);
@@ -41,6 +44,7 @@ static int mark(prs_store *s, const prs_oid *id, uint32_t *low)
 static void look_at_creator(prs_store *s, uint32_t slot)
 {
     uint64_t word = prs_load_seqcst(&prs_slot_at(s, slot)->word);
+    /* unreached: damage */
     if (pending(word) && prs_word_client(word) < s->super->max_clients && prs_client_dead(s, prs_word_client(word)))
         prs_reap_dead(s, 0);
 }

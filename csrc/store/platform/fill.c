@@ -56,6 +56,7 @@ typedef struct fill_job {
 static void job_init(fill_job *job, size_t piece)
 {
     job->piece = piece;
+    /* unreached: cannot: nothing to fill was answered before */
     job->pieces = job->n == 0 ? 0 : (size_t)((job->off + job->n - 1) / piece - job->off / piece) + 1;
     atomic_init(&job->claimed, 0);
     atomic_init(&job->from_back, 0);
@@ -68,6 +69,7 @@ static void job_init(fill_job *job, size_t piece)
 static uint32_t this_cpu(void)
 {
     int cpu = sched_getcpu();
+    /* unreached: kernel: one that cannot tell the CPU */
     return cpu < 0 ? UINT32_MAX : (uint32_t)cpu;
 }
 
@@ -101,6 +103,7 @@ static void write_piece(fill_job *job, size_t from, size_t to)
 static void note_unmapped(fill_job *job, uint64_t end)
 {
     uint64_t seen = prs_load_relaxed(&job->failed_end);
+    /* unreached: race */
     while (seen < end && !prs_cas_weak_relaxed(&job->failed_end, &seen, end))
         continue;
 }
@@ -255,9 +258,11 @@ int prs_populate(int fd, uint64_t off, void *map, size_t n, enum prs_page_state 
     /* A fault says only "bad address" when the file system is full, and kernels before 5.14 know no populate:
        fallocate backs the pages or names the reason; after it a plain touch is safe. */
     int saved = errno, rc = 0;
+    /* unreached: untested 2: below a limit of the size of files, where the kernel does not populate */
     if (n > prs_file_limit() || off > prs_file_limit() - n)
         return -EFBIG;
     while (fallocate(fd, 0, (off_t)off, (off_t)n) != 0) {
+        /* unreached: unmade: fallocate interrupted */
         if (errno != EINTR) {
             rc = -errno;
             break;
@@ -296,6 +301,7 @@ static enum prs_page_state run_state(const prs_area *area, uint64_t page, uint64
         return PRS_PAGES_UNBACKED;
     }
     uint64_t backed_end = prs_pages_next_clear(area->backed, page, end);
+    /* unreached: untested: a mapping without a bitmap */
     if (!area->map || !area->mapped.words) {
         *run_end = backed_end;
         return PRS_PAGES_BACKED;
@@ -313,6 +319,7 @@ static void punch_failed(const prs_area *area, uint64_t off, uint64_t end)
 {
     uint64_t from = (off + PRS_PAGE - 1) & ~(PRS_PAGE - 1), to = end & ~(PRS_PAGE - 1);
     int saved = errno;
+    /* unreached: untested: less than a page fails */
     if (from < to) /* best effort: the error that brought us here is what counts */
         (void)fallocate(area->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(area->base + from),
                         (off_t)(to - from));
@@ -355,6 +362,7 @@ static int fill_fresh(const prs_area *area, uint64_t off, const char *src, size_
     int rc = skip ? fill_alike(area, off, src, skip, PRS_PAGES_UNBACKED, max_threads) : 0;
     size_t rest = skip + huge;
     if (rc == 0 && rest < n)
+        /* unreached: untested: pages behind whole blocks are populated, and nothing written */
         rc = fill_alike(area, off + rest, src ? src + rest : NULL, n - rest, PRS_PAGES_UNBACKED, max_threads);
     return rc;
 }
@@ -371,6 +379,7 @@ static int area_walk(const prs_area *area, uint64_t off, const char *src, size_t
     uint64_t last = off + n, page_end = prs_pages_end(off, n);
     for (uint64_t page = prs_pages_first(off), run_end; page < page_end; page = run_end) {
         enum prs_page_state state = run_state(area, page, page_end, &run_end);
+        /* unreached: race: bits change under the walk */
         if (run_end <= page) /* bits changed under us: one page is progress */
             run_end = page + 1;
         uint64_t from = page << PRS_PAGE_SHIFT, to = run_end << PRS_PAGE_SHIFT;
@@ -421,11 +430,15 @@ int prs_area_punch(const prs_area *area, uint64_t off, size_t n, uint64_t *shrun
     /* Unmark first: a page that is marked must be there. */
     uint64_t first = from >> PRS_PAGE_SHIFT, pages = (to - from) >> PRS_PAGE_SHIFT;
     uint64_t cleared = prs_pages_clear(area->backed, first, pages);
+    /* unreached: untested: an area without a bitmap gives pages back */
     if (area->mapped.words)
         prs_pages_clear(area->mapped, first, pages);
     int saved = errno, rc = 0;
+    /* unreached: failing */
     while (fallocate(area->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(area->base + from),
                      (off_t)(to - from)) != 0) {
+        /* unreached: failing */
+        /* unreached: unmade: fallocate interrupted */
         if (errno != EINTR) {
             rc = -errno;
             break;

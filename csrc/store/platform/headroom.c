@@ -46,12 +46,14 @@ static int reader_open(reader *r, const char *root, const char *dir, const char 
 {
     char path[PRS_HEADROOM_PATH + 300];
     int n = snprintf(path, sizeof path, "%s%s%s", root, dir, name);
+    /* unreached: cannot 2: the buffer has room for root, directory and name */
     if (n < 0 || (size_t)n >= sizeof path)
         return -ENAMETOOLONG;
     r->begin = r->end = 0;
     r->eof = false;
     do
         r->fd = prs_above_standard(open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY));
+    /* unreached: unmade: open interrupted */
     while (r->fd < 0 && errno == EINTR);
     return r->fd < 0 ? -errno : 0;
 }
@@ -87,6 +89,7 @@ static char *reader_line(reader *r)
         ssize_t got = read(r->fd, r->buffer + r->end, sizeof r->buffer - 1 - r->end);
         if (got > 0)
             r->end += (size_t)got;
+        /* unreached: unmade 3: read fails or is interrupted */
         else if (got == 0 || errno != EINTR)
             r->eof = true;
     }
@@ -97,9 +100,11 @@ static bool parse_u64(const char *text, uint64_t *value)
 {
     while (*text == ' ' || *text == '\t')
         text++;
+    /* unreached: damage: what stands there sorts before the digits */
     if (*text < '0' || *text > '9')
         return false;
     *value = 0;
+    /* unreached: damage: what ends a number sorts after the digits */
     for (; *text >= '0' && *text <= '9'; text++) {
         uint64_t digit = (uint64_t)(*text - '0');
         if (*value > (UINT64_MAX - digit) / 10) {
@@ -119,10 +124,12 @@ static bool read_number(const char *dir, const char *name, uint64_t *value)
     bool found = false;
     if (reader_open(&r, "", dir, name) == 0) {
         char *line = reader_line(&r);
+        /* unreached: damage: an empty file */
         if (line && strcmp(line, "max") == 0) {
             *value = NO_LIMIT;
             found = true;
         } else {
+            /* unreached: damage: an empty file */
             found = line && parse_u64(line, value);
         }
         reader_close(&r);
@@ -139,10 +146,13 @@ static uint64_t read_sum(const char *dir, const char *name, const char *key1, co
     uint64_t sum = 0, v;
     size_t len1 = strlen(key1), len2 = strlen(key2);
     unsigned missing = 2;
+    /* unreached: damage: a cgroup without statistics */
     if (reader_open(&r, "", dir, name) == 0) {
+        /* unreached: damage: statistics without one of the two */
         for (char *line; missing && (line = reader_line(&r));) {
             size_t len = strcspn(line, " ");
             bool hit = (len == len1 && memcmp(line, key1, len) == 0) || (len == len2 && memcmp(line, key2, len) == 0);
+            /* unreached: damage: a key without a number */
             if (hit && parse_u64(line + len, &v)) {
                 sum += v;
                 missing--;
@@ -182,6 +192,7 @@ static bool has_word(const char *list, const char *word)
     size_t len = strlen(word);
     for (const char *at = list; at; at = strchr(at, ',')) {
         at += *at == ',';
+        /* unreached: untested: memory as the first of several controllers */
         if (strncmp(at, word, len) == 0 && (at[len] == ',' || at[len] == 0))
             return true;
     }
@@ -193,6 +204,7 @@ static void unescape(char *text)
 {
     char *out = text;
     for (char *in = text; *in; out++) {
+        /* unreached: damage 4: a backslash that no kernel writes */
         if (in[0] == '\\' && in[1] >= '0' && in[1] <= '3' && in[2] >= '0' && in[2] <= '7' && in[3] >= '0' &&
             in[3] <= '7') {
             *out = (char)((in[1] - '0') * 64 + (in[2] - '0') * 8 + (in[3] - '0'));
@@ -254,6 +266,7 @@ static const char *below(const char *path, const char *root)
     size_t len = strlen(root);
     if (len == 1) /* "/" */
         len = 0;
+    /* unreached: untested: a mount of somebody else's cgroup */
     if (strncmp(path, root, len) != 0 || (path[len] != '/' && path[len] != 0))
         return NULL;
     return path[len] == '/' && path[len + 1] == 0 ? path + len + 1 : path + len;
@@ -263,6 +276,7 @@ static const char *below(const char *path, const char *root)
 static bool leaves_namespace(const char *path)
 {
     for (const char *at = path; (at = strstr(at, "/..")); at += 3)
+        /* unreached: untested 3: a path that ends with two dots, a name that begins with them */
         if (at[3] == '/' || at[3] == 0)
             return true;
     return false;
@@ -275,14 +289,18 @@ static void add_tree(prs_headroom *h, const mount_line *m, const char *own)
     bool exact = tail != NULL;
     if (!tail)
         tail = ""; /* seen from a container: what is mounted is all there is to see */
+    /* unreached: untested 3: a second mount of a hierarchy */
     if (h->trees[slot].version != 0 && !exact)
         return; /* a bind mount of some other cgroup does not replace one that fits */
     char path[PRS_HEADROOM_PATH];
     int n = snprintf(path, sizeof path, "%s%s%s", h->root, m->point, tail);
+    /* unreached: cannot: snprintf */
+    /* unreached: untested: a path longer than its room */
     if (n < 0 || (size_t)n >= sizeof path)
         return;
     size_t top = strlen(h->root) + strlen(m->point);
     struct stat st;
+    /* unreached: untested: a file where a cgroup should be */
     while (strlen(path) > top && (stat(path, &st) != 0 || !S_ISDIR(st.st_mode)))
         *strrchr(path, '/') = 0; /* the name is the host's, this level is not visible here */
     h->trees[slot].version = m->version;
@@ -314,6 +332,7 @@ int prs_headroom_open_at(prs_headroom *h, const char *root)
             *path++ = 0;
             *controllers++ = 0;
             int slot = has_word(controllers, "memory") ? 0 : *controllers == 0 && strcmp(line, "0") == 0 ? 1 : -1;
+            /* unreached: untested: a path longer than its room */
             if (slot >= 0 && path[0] == '/' && strlen(path) < PRS_HEADROOM_PATH) {
                 memcpy(own[slot], path, strlen(path) + 1);
                 known[slot] = true;
@@ -351,6 +370,7 @@ static uint64_t margin_of(uint64_t limit)
 static void set_path(prs_headroom_limit *which, const char *path)
 {
     size_t len = strlen(path), room = sizeof which->path - 1;
+    /* unreached: untested: a path longer than its room */
     const char *tail = len > room ? path + (len - room) : path;
     memcpy(which->path, tail, strlen(tail) + 1);
 }
@@ -379,6 +399,7 @@ static void each_limit(const prs_headroom *h, visit *f, void *arg)
             continue;
         char dir[PRS_HEADROOM_PATH];
         memcpy(dir, h->trees[t].path, sizeof dir);
+        /* unreached: untested: 256 levels of cgroups */
         for (int level = 0; level < MAX_LEVELS; level++) {
             uint64_t limit = limit_of(dir, h->trees[t].version);
             if (limit != NO_LIMIT)
@@ -400,6 +421,7 @@ typedef struct tightest {
 static void consider(tightest *best, const char *path, uint64_t limit, uint64_t usage, uint64_t free)
 {
     uint64_t margin = margin_of(limit), headroom = free > margin ? free - margin : 0;
+    /* unreached: untested: without its cache it is not the tightest */
     if (best->known && headroom >= best->headroom)
         return;
     best->known = true;
@@ -416,11 +438,13 @@ static void visit_usage(const char *dir, int version, uint64_t limit, void *arg)
     tightest *best = arg;
     uint64_t usage, cache;
     bool known = read_number(dir, version == 1 ? "/memory.usage_in_bytes" : "/memory.current", &usage);
+    /* unreached: damage: a usage of "max" */
     if (!known || usage == NO_LIMIT)
         return;
     uint64_t free = limit > usage ? limit - usage : 0;
     /* The cache can only help if without it this limit were the tightest. */
     uint64_t margin = margin_of(limit);
+    /* unreached: untested: a cgroup without a machine around it */
     if (best->known && free > margin && free - margin >= best->headroom)
         return;
     /* Shared memory is in neither counter: it cannot be dropped. */
@@ -469,6 +493,7 @@ static bool take_from_budget(prs_headroom *h, uint64_t bytes, uint64_t now)
         return false;
     uint64_t budget = prs_load_relaxed(&h->budget);
     while (budget >= bytes)
+        /* unreached: race */
         if (prs_cas_weak_relaxed(&h->budget, &budget, budget - bytes))
             return true;
     return false;
@@ -537,8 +562,10 @@ uint64_t prs_headroom_capacity(prs_headroom *h)
 {
     uint64_t least, available;
     read_meminfo(h, &least, &available);
+    /* unreached: kernel: no /proc/meminfo */
     if (least == NO_LIMIT && h->root[0] == 0) {
         long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);
+        /* unreached: kernel 4: no /proc/meminfo */
         if (pages > 0 && size > 0)
             least = (uint64_t)pages * (uint64_t)size;
     }

@@ -51,6 +51,7 @@ static void leave_alone(uint64_t now, int rc)
 {
     uint64_t next = 2 * prs_load_relaxed(&paused);
     /* EINVAL is a full file system, too. */
+    /* unreached: kernel: an emulator that ignores advice */
     bool never = rc == -EOPNOTSUPP || (rc == -EINVAL && !prs_load_relaxed(&worked));
     next = next < SECOND ? SECOND : next;
     if (never || next > PAUSE_MAX)
@@ -86,6 +87,7 @@ static int back(char *at)
 static void note_failed(huge_job *job, uint64_t block)
 {
     uint64_t seen = prs_load_relaxed(&job->failed);
+    /* unreached: race 2: two threads are refused at once */
     while (block < seen && !prs_cas_weak_relaxed(&job->failed, &seen, block))
         continue;
 }
@@ -123,6 +125,7 @@ bool prs_huge_blocks(uint64_t off, const char *map, size_t n, size_t *skip, size
     if (time < until && until - time <= PAUSE_MAX) /* else the clock was set back: restored on another machine */
         return false;
     *skip = (size_t)(-off & (PRS_HUGE - 1));
+    /* unreached: kernel: pages of another size */
     if (!map || (((uintptr_t)map ^ off) & (PRS_HUGE - 1)) != 0 || prs_page_size() != PRS_PAGE)
         return false;
     *bytes = (n - *skip) & ~(size_t)(PRS_HUGE - 1);

@@ -31,16 +31,20 @@ void prs_crew_start(prs_crew *crew, unsigned helpers, void *(*work)(void *), voi
 {
     crew->count = 0;
     pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &crew->cancel_state);
+    /* unreached: cannot: prs_crew_size() gives no more */
     if (helpers > PRS_COPY_MAX_THREADS - 1)
         helpers = PRS_COPY_MAX_THREADS - 1;
     if (helpers == 0)
         return;
     pthread_attr_t attr;
+    /* unreached: unmade: pthread_attr_init */
     if (pthread_attr_init(&attr) != 0)
         return;
     sigset_t all, old;
     sigfillset(&all);
+    /* unreached: unmade 2: pthread_attr_setstacksize, pthread_sigmask */
     if (pthread_attr_setstacksize(&attr, CREW_STACK) == 0 && pthread_sigmask(SIG_SETMASK, &all, &old) == 0) {
+        /* unreached: uncounted: test_copy, as another user */
         while (crew->count < helpers && pthread_create(&crew->thread[crew->count], &attr, work, arg) == 0)
             crew->count++;
         pthread_sigmask(SIG_SETMASK, &old, NULL);
@@ -60,9 +64,11 @@ unsigned prs_cpu_count(void)
 {
     cpu_set_t set[8]; /* 8192 CPUs; the kernel refuses a set that is too small */
     CPU_ZERO_S(sizeof set, set);
+    /* unreached: unmade: sched_getaffinity */
     if (sched_getaffinity(0, sizeof set, set) != 0)
         return 1;
     int count = CPU_COUNT_S(sizeof set, set);
+    /* unreached: cannot: the caller runs somewhere */
     return count > 0 ? (unsigned)count : 1;
 }
 
@@ -76,6 +82,7 @@ unsigned prs_cpu_idle(void)
     uint32_t all = prs_load_relaxed(&online);
     if (all == 0) {
         long found = sysconf(_SC_NPROCESSORS_ONLN);
+        /* unreached: kernel: a machine with one CPU */
         all = found > 1 ? (uint32_t)found : 1;
         prs_store_relaxed(&online, all);
     }
@@ -89,9 +96,13 @@ unsigned prs_cpu_idle(void)
         return all - 1;
     text[n] = 0;
     const char *at = text;
+    /* unreached: damage: /proc/loadavg in another form */
     for (int field = 0; field < 3 && at; field++)
         at = strchr(at + (field > 0), ' ');
+    /* unreached: damage: /proc/loadavg in another form */
     unsigned long running = at ? strtoul(at, NULL, 10) : 1;
+    /* unreached: kernel: nobody counted as running, though we are */
+    /* unreached: race: whether a CPU stands idle */
     return running >= all ? 0 : running == 0 ? all - 1 : all - (unsigned)running;
 }
 
@@ -100,6 +111,7 @@ unsigned prs_crew_size(size_t n, size_t per_thread, unsigned max_threads)
     unsigned limit = max_threads ? max_threads : CREW_DEFAULT;
     if (limit > PRS_COPY_MAX_THREADS)
         limit = PRS_COPY_MAX_THREADS;
+    /* unreached: cannot: every caller says what a thread is worth */
     if (per_thread != 0 && n / per_thread < limit)
         limit = (unsigned)(n / per_thread);
     if (limit <= 1)
@@ -109,5 +121,6 @@ unsigned prs_crew_size(size_t n, size_t per_thread, unsigned max_threads)
     if (limit <= 1 || max_threads != 0)
         return limit;
     unsigned idle = prs_cpu_idle();
+    /* unreached: kernel: more CPUs idle than a copy takes */
     return limit - 1 < idle ? limit : idle + 1;
 }
