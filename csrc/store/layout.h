@@ -56,7 +56,7 @@ _Static_assert(sizeof(void *) == 8,
  *   CREATING -> FREEING+FREED          its owner (abort) or who reaps it
  *   SEALED -> FREEING -> SEALED        whoever found no holder, then found one
  *   FREEING -> FREEING+HELD            whoever takes hold of it meanwhile
- *   FREEING -> RESERVED, generation+1  whoever found none twice (retire), unless HELD; by way of
+ *   FREEING -> RESERVED, generation+1  whoever found none twice (reclaim_slot), unless HELD; by way of
  *                                      FREEING+FREED, generation+1, when pages or a file go first
  *   RESERVED -> FREE                   under the store lock (the extent goes back)
  *   SEALED -> SPILLING                 whoever needs room and saw no pin
