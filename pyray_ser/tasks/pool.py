@@ -111,6 +111,9 @@ class Pool:
                 self._idle.discard(number)
                 # All calls in the queue: `submit` may be interrupted between a call and its token.
                 while (found := self._next()) is not None:
+                    if self._order and self._tokens.empty():
+                        # The call behind it has no token yet, and must not wait until this one is over.
+                        self._tokens.put(True)
                     self._run(*found)
                     del found
                 if not goes_on:

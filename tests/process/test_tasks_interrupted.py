@@ -128,3 +128,34 @@ def test_a_process_that_is_let_go_while_it_is_added_is_reaped():
                 while not channel.calls.closed:
                     time.sleep(0.001)"""
     assert run(INTERRUPTED.format(handler=handler)) == "[0, 1]\nTrue"
+
+
+def test_a_handler_may_get_a_result_before_the_pool_is_told_of_the_call_it_interrupts():
+    script = """
+    import time
+    import pyray_ser as ray
+    from pyray_ser.tasks import engine
+    @ray.remote
+    def same(value): return value
+    @ray.remote
+    def numbers(count): yield from range(count)
+    class Tokens:
+        def __init__(self, queue): self.queue, self.inside = queue, False
+        def get(self): return self.queue.get()
+        def empty(self): return self.queue.empty()
+        def put(self, token):
+            if not self.inside:
+                self.inside = True
+                assert ray.get(same.remote(7), timeout=30) == 7
+            self.queue.put(token)
+    if __name__ == "__main__":
+        ray.init(num_workers=2)
+        ray.get([numbers.remote(1).ref for _ in range(4)])
+        pool = engine.current()
+        while len(pool._idle) < 2:
+            time.sleep(0.001)
+        pool._tokens = Tokens(pool._tokens)
+        # Its worker waits for the reader after 16 results; the other one is free.
+        print([ray.get(ref) for ref in numbers.remote(100)] == list(range(100)))
+    """
+    assert run(script) == "True"
