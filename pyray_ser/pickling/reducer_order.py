@@ -243,7 +243,9 @@ class Reduction:
     def _pickler(self) -> Any:
         """Return the cloudpickle pickler of this dump; functions made in one namespace share it."""
         if self._by_value is None:
-            self._by_value = _cloudpickle().Pickler(_Nowhere(), protocol=self.protocol)
+            from .class_by_value import ByValuePickler
+
+            self._by_value = ByValuePickler(_Nowhere(), protocol=self.protocol)
         return self._by_value
 
     def _table_rule(self, cls: type) -> Callable[[Any], Any]:

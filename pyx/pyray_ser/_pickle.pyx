@@ -100,9 +100,9 @@ def _new_by_value():
     """What reduces the functions and classes that cannot go by reference, for the time of one dump."""
     global _cloud_pickler
     if _cloud_pickler is None:
-        from cloudpickle import CloudPickler
+        from pyray_ser.pickling.class_by_value import ByValuePickler
 
-        _cloud_pickler = CloudPickler
+        _cloud_pickler = ByValuePickler
     return _cloud_pickler(_no_file)
 
 cdef object _kept_new_by_value = _new_by_value

@@ -4,12 +4,27 @@ import pytest
 from isolated import run
 
 SCRIPT = """
-    import functools, subprocess, sys, typing, pyray_ser
+    import enum, functools, subprocess, sys, typing, pyray_ser
     P = typing.ParamSpec("P"); Ts = typing.TypeVarTuple("Ts"); T = typing.TypeVar("T")
     Bounded = typing.ParamSpec("Bounded", bound=int, covariant=True)
     @functools.lru_cache(maxsize=3, typed=True)
     def cached(x):
         return x + 1
+    class Private:
+        __slots__ = ("__hidden", "open")
+        def __init__(self):
+            self.__hidden = 5
+            self.open = 6
+        def get(self):
+            return self.__hidden, self.open
+    class Bits(enum.IntFlag):
+        LOW = 11
+        HIGH = 37
+    class Access(enum.Flag):
+        R = 1
+        W = 2
+        RW = 3
+        READ = 1
     value = {value}
     code = "import sys, pyray_ser; value = pyray_ser.deserialize(sys.stdin.buffer.read()); " + {test!r}
     done = subprocess.run([sys.executable, "-P", "-c", code], input=pyray_ser.serialize(value), capture_output=True)
@@ -26,6 +41,9 @@ SCRIPT = """
         ("[P, P, typing.Callable[P, T]]", "assert value[0] is value[1] is value[2].__parameters__[0]"),
         ("cached", "assert value(1) == 2 and value.cache_parameters() == {'maxsize': 3, 'typed': True}"),
         ("[cached, cached]", "assert value[0] is value[1]"),
+        ("Private()", "assert value.get() == (5, 6)"),
+        ("Bits.HIGH", "assert value == 37 and list(type(value).__members__) == ['LOW', 'HIGH']"),
+        ("[Access.RW, Access.R]", "a = type(value[1]); assert value == [a['RW'], a['READ']] and a.RW is a.R | a.W"),
     ],
 )
 def test_it_is_read_elsewhere(value, test):
