@@ -3,15 +3,15 @@
  *   header   32 bytes
  *   table    32 bytes per buffer
  *   stream   the pickle stream (protocol 5, standard)
- *   buffers  each aligned to 64 bytes, from PRS_PAGE_ALIGN_FROM up to a page
+ *   buffers  each aligned to 64 bytes; to a page from PRS_PAGE_ALIGN_FROM bytes on
  *
  * The same bytes serve put (in an extent), serialize (in one bytes object) and
  * dumps_frames (header and table, stream, buffers).  All fields little endian.
  * A reader copies header and table to private memory first, checks them there,
- * and uses the copy: the shared bytes may change under it.
+ * and uses the copy, because the shared bytes may change meanwhile.
  *
  * The functions below are the only code that reads or writes headers and tables.
- * A check returns NULL, or a sentence that says what is wrong.
+ * A check returns NULL, or a sentence that describes the error.
  */
 #ifndef PRS_FORMAT_H
 #define PRS_FORMAT_H
@@ -58,23 +58,23 @@ _Static_assert(sizeof(prs_buffer_entry) == 32, "entry is 32 bytes");
 
 /* ---- reading ----------------------------------------------------------------- */
 
-/* Copy the header out of `have` bytes at `data` and check it: what it announces fits into
- * its own total.  The caller compares `total` with the bytes it has. */
+/* Copy the header out of `have` bytes at `data` and check it; table and stream fit into `total`.
+ * The caller compares `total` with the bytes it has. */
 const char *prs_format_check_header(const void *data, uint64_t have, prs_header *header);
-/* Copy entry `index` < nbuffers out of `table` and check it.  An entry that names another
- * object is checked for shape only: its range must be compared with that object's size. */
+/* Copy entry `index` < nbuffers out of `table` and check it.  An entry that refers to another object
+ * is checked for shape only: the caller compares its range with that object's size. */
 const char *prs_format_check_entry(const prs_header *header, const void *table, uint32_t index,
                                    prs_buffer_entry *entry);
-/* The commonest form in one look: a whole form of `size` bytes with one buffer, of its own.  True: header and entry are
- * checked copies as after the two above.  False says only that it is another form or a damaged one. */
+/* Fast path for the most common form: `size` bytes in all, with one own buffer.  True: header and entry are checked
+ * copies, as after the two functions above.  False: another form, or a damaged one. */
 bool prs_format_one_buffer(const void *data, uint64_t size, prs_header *header, prs_buffer_entry *entry);
-/* Offset of the first byte behind the stream of a checked header. */
+/* Return the offset of the first byte after the stream of a checked header. */
 uint64_t prs_format_body(const prs_header *header);
 
 /* ---- writing ------------------------------------------------------------------ */
 
-/* Place a buffer of `len` bytes behind `*end`: its aligned offset goes to `*off`, `*end` moves
- * behind it.  False on overflow.  Empty buffers take no room. */
+/* Place a buffer of `len` bytes after `*end`: set `*off` to its aligned offset and advance `*end`
+ * past it.  Return false on overflow.  Empty buffers take no space. */
 bool prs_format_place(uint64_t *end, uint64_t len, uint64_t *off);
 void prs_format_write_header(void *dst, uint64_t total, uint64_t stream_len, uint32_t nbuffers);
 /* `dst` is the start of the header; `other` NULL for a buffer of this object. */

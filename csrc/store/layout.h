@@ -4,9 +4,9 @@
  * Algorithm  One file: a superblock, then tables (clients, slots, extents, links, the
  *            bitmap of backed pages), then the data area.  All references are indices or
  *            offsets, never pointers; the tables are sparse and backed chunk by chunk.
- * Guarantee  The slot table is the only truth.  Free lists, bins, counts of links and the
- *            chains of edges follow from slots, links and extents of live slots, and
- *            prs_rebuild() makes them anew from there.
+ * Guarantee  The slot table is authoritative.  Free lists, bins, counts of links and the
+ *            chains of edges follow from slots, links and extents of live slots;
+ *            prs_rebuild() recomputes them from there.
  *
  *   0            superblock            page-aligned parts, see prs_super
  *   clients_off  prs_client[max_clients]
@@ -39,39 +39,39 @@ _Static_assert(sizeof(void *) == 8,
 #define PRS_SLOT_CHUNK 1024u  /* slots published at a time                          */
 #define PRS_LINK_CHUNK 1024u
 #define PRS_NIL UINT32_MAX   /* "no slot, no extent, no link"                      */
-#define PRS_STICKY_CLIENT 0u /* bit 0: held by what a fork could not hand over     */
+#define PRS_STICKY_CLIENT 0u /* bit 0: holds what a fork could not hand over       */
 
 /* ---- the word of a slot ------------------------------------------------------------
  *
  *   63 ........ 32 31 ....... 16 15 .. 12 11 ..... 4 3 ... 0
  *   generation     client        -        flags      state
  *
- * The low half is the futex.  `client` is who put the slot into its present state: the
- * owner of a RESERVED or CREATING slot, whoever frees a FREEING one, the creator of a
- * SEALED one.  Transitions, each one compare-and-swap or exchange:
+ * The low half is the futex.  `client` put the slot into its present state: it owns a
+ * RESERVED or CREATING slot, frees a FREEING one, and created a SEALED one.
+ * Transitions, each one compare-and-swap or exchange:
  *
  *   FREE -> RESERVED                   under the store lock (an extent is attached)
  *   RESERVED -> CREATING               its owner
  *   CREATING -> SEALED                 its owner (seal)
- *   CREATING -> FREEING+FREED          its owner (abort) or who reaps it
- *   SEALED -> FREEING -> SEALED        whoever found no holder, then found one
- *   FREEING -> FREEING+HELD            whoever takes hold of it meanwhile
- *   FREEING -> RESERVED, generation+1  whoever found none twice (reclaim_slot), unless HELD; by way of
- *                                      FREEING+FREED, generation+1, when pages or a file go first
- *   RESERVED -> FREE                   under the store lock (the extent goes back)
- *   SEALED -> SPILLING                 whoever needs room and saw no pin
- *   SPILLING -> SEALED+FILE            under the store lock (the extent goes back)
- *   SPILLING -> SEALED                 the spiller or its reaper, when it came to nothing
+ *   CREATING -> FREEING+FREED          its owner (abort) or its reaper
+ *   SEALED -> FREEING -> SEALED        a client that found no holder, then found one
+ *   FREEING -> FREEING+HELD            a client that becomes a holder meanwhile
+ *   FREEING -> RESERVED, generation+1  a client that found no holder twice (reclaim_slot), unless HELD; via
+ *                                      FREEING+FREED, generation+1, if it removes pages or a file first
+ *   RESERVED -> FREE                   under the store lock (the extent is freed)
+ *   SEALED -> SPILLING                 a client that needs space and saw no pin
+ *   SPILLING -> SEALED+FILE            under the store lock (the extent is freed)
+ *   SPILLING -> SEALED                 the spiller or its reaper, if spilling failed
  *
- * FREE -> RESERVED raises the generation as well: a magazine entry whose slot was taken
- * back meanwhile can then never match what the slot has become.
+ * FREE -> RESERVED raises the generation too, so that a magazine entry whose slot was
+ * reclaimed meanwhile never matches the slot's next use.
  */
 #define PRS_STATE_MASK 0xFu
 #define PRS_WORD_FREED 0x10u   /* only pins and links of kind BYTES count from here on */
-#define PRS_WORD_WAITERS 0x20u /* somebody sleeps on the futex half                   */
+#define PRS_WORD_WAITERS 0x20u /* a thread sleeps on the futex half                   */
 #define PRS_WORD_WINDOW 0x40u  /* whole pages with a writable window (create, empty)  */
 #define PRS_WORD_FILE 0x80u    /* the bytes are in a spill file; the slot has no extent */
-#define PRS_WORD_HELD 0x100u   /* FREEING: a holder came meanwhile, look again          */
+#define PRS_WORD_HELD 0x100u   /* FREEING: a holder arrived meanwhile, check again      */
 #define PRS_FLAGS_MASK 0xFF0u
 #define PRS_WORD_CLIENT_SHIFT 16
 
@@ -94,24 +94,24 @@ static inline uint32_t prs_word_state(uint64_t word)
 
 /* ---- slots ---------------------------------------------------------------------------- */
 
-/* Invariant: state != FREE and not FILE  <=>  extent names a used extent whose slot is this
+/* Invariant: state != FREE and not FILE  <=>  `extent` is the index of a used extent whose slot is this
  * one and whose off and size are `off` and `cap`.  Invariant: SEALED => serial != 0, size <= cap,
- * and every object it names through `edges` has a smaller serial.
- * off, cap and extent change under the store lock only; size before SEALED only.  Atomic (relaxed)
- * because statistics and claims on magazines read slots of others, and judge by the word what it was worth. */
+ * and every object it refers to through `edges` has a smaller serial.
+ * off, cap and extent change under the store lock only; size before SEALED only.  Atomic (relaxed) because
+ * statistics and magazine claims read other clients' slots, and then check the word to see if the values count. */
 typedef struct prs_slot {
     prs_atomic_u64 word;
-    prs_atomic_u64 serial;    /* never repeats in a store; the proof behind the generation */
+    prs_atomic_u64 serial;    /* never repeats in a store; confirms the generation         */
     prs_atomic_u64 off;       /* of the extent, from data_off                              */
     prs_atomic_u64 cap;       /* bytes of the extent                                       */
     prs_atomic_u64 size;      /* bytes of the object                                       */
     prs_atomic_u32 extent;    /* index of its descriptor, or PRS_NIL                       */
-    prs_atomic_u32 next_free; /* FREE: the next on the stack of free slots; else: when last
-                               * pinned, in ticks of prs_tick()                          */
+    prs_atomic_u32 next_free; /* FREE: the next on the stack of free slots; else: time of the
+                               * last pin, in ticks of prs_tick()                        */
     prs_atomic_u32 links;     /* live links that hold this object, see prs_links_all(); written under the lock */
     prs_atomic_u32 edges;     /* first link by which this object holds others, or PRS_NIL  */
     prs_atomic_u32 created;   /* seconds since the store was made                          */
-    prs_atomic_u32 ended;     /* generation << 2 | PRS_ENDED_* of the object before          */
+    prs_atomic_u32 ended;     /* generation << 2 | PRS_ENDED_* of the previous object        */
     prs_atomic_u64 holders[]; /* refs[W] then pins[W]: one bit per client                 */
 } prs_slot;
 
@@ -143,22 +143,22 @@ static inline bool prs_extent_used(const prs_extent *e)
     return e->bin_next == PRS_USED;
 }
 
-/* ---- links: what holds an object besides processes ------------------------------------------ */
+/* ---- links: holds that do not belong to a process ------------------------------------------- */
 
 enum {
     PRS_LINK_FREE = 0,
     PRS_LINK_ONCE = 1,        /* a message in flight, ended by its receiver                */
     PRS_LINK_STICKY = 2,      /* bytes that may be loaded any number of times              */
-    PRS_LINK_EDGE = 3,        /* object `owner` names this object                          */
-    PRS_LINK_DYING = 4,       /* an edge whose outer object is gone: client `owner` ends it */
+    PRS_LINK_EDGE = 3,        /* object `owner` refers to this object                      */
+    PRS_LINK_DYING = 4,       /* an edge whose outer object is retired; client `owner` ends it */
     PRS_LINK_NAME = 5,        /* entry `owner` of the table of names                        */
-    PRS_LINK_BYTES = 6,       /* an EDGE whose owner refers to bytes of this object: it holds them against free, too */
+    PRS_LINK_BYTES = 6,       /* an EDGE whose owner uses bytes of this object: keeps them even after prs_free */
     PRS_LINK_BYTES_DYING = 7, /* such an edge, DYING */
     PRS_LINK_LAST = PRS_LINK_BYTES_DYING
 };
 
-/* `links` of a slot: how many links hold the object (low 24 bits), and how many of those are of kind BYTES or BYTES_DYING (high
- * 8 bits).  255 means 255 or more: such a count falls only when no link is left. */
+/* `links` of a slot: how many links hold the object (low 24 bits), and how many of those are of kind BYTES or
+ * BYTES_DYING (high 8 bits).  255 means 255 or more: such a count drops only when no link is left. */
 #define PRS_LINKS_ALL 0xFFFFFFu
 #define PRS_LINKS_BYTES 0xFF000000u
 #define PRS_LINKS_BYTES_ONE 0x1000000u
@@ -194,9 +194,9 @@ typedef struct prs_link {
     uint32_t kind;       /* PRS_LINK_*                                                 */
     uint32_t owner;      /* EDGE: the outer slot; else the client that made it         */
     uint32_t owner_tag;  /* EDGE: the outer generation; else the client's incarnation  */
-    uint32_t next;       /* EDGE: next of the outer object; FREE: next free; tokens: the sender's note */
+    uint32_t next;       /* EDGE: next edge of the outer object; FREE: next free; tokens: the sender's note */
     uint32_t created;    /* seconds since the store was made                           */
-    uint32_t pid;        /* of the process that made it                                */
+    uint32_t pid;        /* process that made it                                       */
 } prs_link;
 
 _Static_assert(sizeof(prs_link) == 48, "a link is 48 bytes");
@@ -221,11 +221,11 @@ _Static_assert(sizeof(prs_name) == 256, "a name is four cache lines");
 
 /* ---- clients ------------------------------------------------------------------------------------ */
 
-/* state: what | reaper << 8 | incarnation << 32 (the client's own; of the reaper while REAPING), so that
- * a process that found a client dead cannot mistake the next client of the slot for it.  All zero when FREE. */
+/* state: PRS_CLIENT_* | reaper << 8 | incarnation << 32 (the client's; the reaper's while REAPING), so that a
+ * process that found a client dead cannot mistake the next client of the slot for it.  All zero when FREE. */
 enum {
     PRS_CLIENT_FREE = 0,
-    PRS_CLIENT_UNBORN = 1, /* claimed; pid not known yet (a fork under way)  */
+    PRS_CLIENT_UNBORN = 1, /* claimed; pid not known yet (fork in progress)  */
     PRS_CLIENT_LIVE = 2,
     PRS_CLIENT_REAPING = 3 /* dead; the reaper named in the word cleans up    */
 };
@@ -234,18 +234,18 @@ enum {
  * PRS_CLIENT_BYTE + its index, and a mapping that keeps the lock when descriptors are closed. */
 typedef struct prs_client {
     prs_atomic_u64 state;
-    prs_atomic_u32 incarnation;  /* grows each time the slot is claimed                  */
+    prs_atomic_u32 incarnation;  /* increases whenever the slot is claimed               */
     prs_atomic_u32 pid;          /* 0: unborn                                            */
-    prs_atomic_u64 pid_ns;       /* inode of its pid namespace, 0: not known             */
-    prs_atomic_u64 first_serial; /* objects with a smaller serial are of clients before it in the slot */
-    prs_atomic_u32 fd;           /* the number of its descriptor, for others to find us  */
-    prs_atomic_u32 leaving;      /* the incarnation that announced its end: prs_leave          */
+    prs_atomic_u64 pid_ns;       /* inode of its pid namespace, 0: unknown               */
+    prs_atomic_u64 first_serial; /* objects with a smaller serial belong to earlier clients of the slot */
+    prs_atomic_u32 fd;           /* number of its descriptor, for others to attach       */
+    prs_atomic_u32 leaving;      /* the incarnation that is leaving: prs_leave                 */
     uint32_t unused[22];
 } prs_client;
 
 _Static_assert(sizeof(prs_client) == 128, "a client is two cache lines");
 
-#define PRS_CLIENT_BYTE ((uint64_t)1 << 62) /* past any file end: only a lock lives there */
+#define PRS_CLIENT_BYTE ((uint64_t)1 << 62) /* past the end of any file: used for locks only */
 
 /* ---- the superblock --------------------------------------------------------------------------------- */
 
@@ -254,7 +254,7 @@ _Static_assert(sizeof(prs_client) == 128, "a client is two cache lines");
 #define PRS_SL_BITS 5u
 #define PRS_SL_COUNT (1u << PRS_SL_BITS)
 
-/* Written by whoever holds the store lock, rebuilt by whoever steals it. */
+/* Written by the owner of the store lock, rebuilt by a process that steals it. */
 typedef struct prs_arena {
     prs_atomic_u64 used; /* bytes of used extents                                     */
     uint32_t slot_free;  /* stack of FREE slots                                       */
@@ -266,8 +266,8 @@ typedef struct prs_arena {
     uint32_t link_bump;
     uint32_t tokens; /* links of kind ONCE and STICKY                              */
     uint32_t edges;  /* links of kind EDGE and DYING                               */
-    uint32_t clock;  /* extent at which the search for what to spill goes on      */
-    uint32_t dirty;  /* 1 while somebody rebuilds: the next thief starts again    */
+    uint32_t clock;  /* extent at which the search for spill victims resumes      */
+    uint32_t dirty;  /* 1 during a rebuild: the next thief starts over            */
     uint64_t link_serial;
     uint64_t fl_bitmap;
     uint32_t sl_bitmap[PRS_FL_COUNT];
@@ -280,12 +280,12 @@ typedef struct prs_super {
     prs_atomic_u64 ready; /* PRS_MAGIC when complete                                    */
     uint32_t version;
     uint32_t page;
-    uint64_t layout_hash; /* of sizes and offsets: what the version number may miss      */
+    uint64_t layout_hash; /* of sizes and offsets: catches what the version may miss     */
     uint64_t store_id;    /* random, not 0                                               */
     uint64_t file_size, capacity;
     uint64_t clients_off, names_off, slots_off, extents_off, links_off, backed_off, data_off;
     uint32_t max_clients, holder_words, max_slots, slot_stride, max_extents, max_links;
-    uint64_t born;         /* CLOCK_REALTIME seconds, to be shown                         */
+    uint64_t born;         /* CLOCK_REALTIME seconds, for display                         */
     uint64_t born_ns;      /* CLOCK_MONOTONIC ns, for ages                                */
     uint64_t warm_reserve; /* freed bytes that stay backed                                */
     uint32_t flags, uid;
@@ -293,7 +293,7 @@ typedef struct prs_super {
 
     /* From here on pages are writable in every client; the first page is not. */
     _Alignas(4096) prs_atomic_u32 lock; /* owner << 20 ... see lock.c                      */
-    prs_atomic_u32 corrupt;             /* sticky: rebuild met overlapping extents            */
+    prs_atomic_u32 corrupt;             /* sticky: rebuild found overlapping extents          */
     prs_atomic_u64 stolen, reaped;
 
     _Alignas(64) prs_atomic_u64 serial; /* next serial to hand out                          */
@@ -301,16 +301,16 @@ typedef struct prs_super {
     _Alignas(64) prs_atomic_u32 published; /* slots that exist                            */
     prs_atomic_u32 links_published;
     prs_atomic_u32 client_high; /* clients from this index on were never claimed */
-    prs_atomic_u32 recount;     /* odd while links are counted anew: holds all   */
-    prs_atomic_u32 swept;       /* value of recount for which orphans were looked for */
+    prs_atomic_u32 recount;     /* odd during a recount of links: all objects count as held */
+    prs_atomic_u32 swept;       /* value of recount at the last search for orphans */
     prs_atomic_u32 names_high;  /* names from this index on were never used      */
 
     _Alignas(64) prs_atomic_u32 epoch; /* futex: something waited for has changed      */
     prs_atomic_u32 epoch_waiters;
     prs_atomic_u64 last_look;  /* CLOCK_MONOTONIC ns                           */
-    prs_atomic_u64 warm_floor; /* bytes freed lately in one piece               */
+    prs_atomic_u64 warm_floor; /* bytes recently freed in one piece             */
     prs_atomic_u64 warm_until; /* CLOCK_MONOTONIC ns                            */
-    prs_atomic_u64 orphaned;   /* objects left to the sticky holder             */
+    prs_atomic_u64 orphaned;   /* objects that the sticky holder keeps          */
 
     _Alignas(64) prs_arena arena;
 } prs_super;
