@@ -1,26 +1,26 @@
-/* store.h - one client's private side of a store, and what the engine's files offer each other.
+/* store.h - one client's private side of a store, and the engine's internal functions.
  *
  * Nothing here lives in shared memory.  The files, lowest first:
  *
  *   atomic.h layout.h failpoint.h   words, structs, injected deaths
  *   os          every system call the engine makes
- *   lock        the store lock and its thief
+ *   lock        the store lock and stealing it
  *   extent      two-level segregated fit over the data area
  *   slot        the slot table: publishing chunks, the stack of free slots
  *   backing     which pages exist; filling and returning them
  *   client      client slots, proof of death
  *   segment     create, attach, validate, close
- *   handle      until when a handle stays
- *   magazine    slots with extents in hand, so that small puts take no lock
- *   link        tokens and edges
- *   flight      listing tokens, ending lost ones
+ *   handle      lifetime of a handle
+ *   magazine    caches of slots with extents, so that small puts take no lock
+ *   holds       tokens and edges
+ *   in_flight   listing tokens, ending lost ones
  *   name        the index of names
  *   object      alloc, seal, pin, ref, free: the protocol of the slot word
- *   spill       objects in files when there is no room
- *   spill_hand  the same with files in the caller's form
+ *   spill       objects in files when the store is full
+ *   spill_external  the same with files in the caller's format
  *   wait        futexes on slots and on the epoch
  *   window      writable windows and copy-on-write maps
- *   recover     rebuild, reap, look
+ *   recover     rebuild, reap, check for dead clients
  *   atfork      handover to a forked child
  *   check       fsck, stats, list
  */
@@ -47,28 +47,28 @@
 #define PRS_PENDING_CAP 128u
 #define PRS_SERIAL_BLOCK 1024u
 
-#define PRS_PINS_COUNTED (1ull << 63) /* in pinned_slots: the handle is closed, the last one out tears it down */
+#define PRS_PINS_COUNTED (1ull << 63) /* in pinned_slots: the handle is closed, the last unpin tears it down */
 
 #define PRS_LIKELY(x) __builtin_expect(!!(x), 1)
 #define PRS_UNLIKELY(x) __builtin_expect(!!(x), 0)
 
-/* How often this process holds what lies in a slot.  `refs` count for the object `serial`;
- * pins > 0 implies that the slot still holds that object. Guarded by the slot's shard. */
+/* How often this process holds the object in a slot.  `refs` count for the object `serial`;
+ * pins > 0 implies that the slot still has that object. Guarded by the slot's shard. */
 typedef struct prs_private {
     uint64_t serial;
-    prs_atomic_u32 refs; /* atomic for those who peek without the shard */
+    prs_atomic_u32 refs; /* atomic: also read without the shard */
     prs_atomic_u32 pins;
-    struct prs_file_map *map; /* pinned and spilled: its file, mapped */
+    struct prs_file_map *map; /* of a pinned, spilled object: its mapped file */
 } prs_private;
 
 typedef struct prs_file_map {
     uint8_t *at;
     size_t len;
-    bool restored; /* no mapping of the file, but private memory with what it held */
+    bool restored; /* not a mapping of the file, but private memory with its contents */
 } prs_file_map;
 
 /* A slot this process owns (state RESERVED): taken by CAS on generation, because a full
- * store takes idle ones back. */
+ * store reclaims idle ones. */
 typedef struct prs_reserved {
     uint32_t slot, generation;
 } prs_reserved;
@@ -83,7 +83,7 @@ typedef struct prs_magazine {
  *   OPEN       writable, over an unsealed object of this process
  *   INHERITED  read-only, over an unsealed object of the process that forked this one
  *   SEALED     read-only, with a pin
- *   FORSAKEN   private zeros: the object was given up, or its store closed */
+ *   FORSAKEN   private zeros: the object was aborted, or its store closed */
 enum prs_window_state { PRS_WINDOW_OPEN, PRS_WINDOW_INHERITED, PRS_WINDOW_SEALED, PRS_WINDOW_FORSAKEN };
 
 typedef struct prs_window {
@@ -114,23 +114,23 @@ struct prs_store {
     char *path; /* named stores; else NULL                                */
     prs_file file;
 
-    /* who we are: changes at fork only */
+    /* identity of this client: changes at fork only */
     uint32_t me, incarnation;
     int32_t pid;
     uint64_t start_time, pid_ns;
     uint32_t my_word; /* holder word and bit of this client                     */
     uint64_t my_bit;
     int fd_rw, fd_ro;
-    int fd_lock;                 /* the description that carries our lock; -1: that of fd_rw does (client.c) */
+    int fd_lock;                 /* its description carries our lock; -1: that of fd_rw does (client.c)       */
     void *anchor;                /* a mapping that keeps the lock when descriptors are closed                */
-    prs_spin spill_again;        /* held while these are opened anew */
+    prs_spin spill_again;        /* held while the two descriptors below are reopened */
     int fd_spill, fd_spill_lock; /* this store's spill directory; its lock file, locked shared */
     void *spill_anchor;          /* a mapping that keeps the lock when descriptors are closed */
     prs_file spill_file, spill_lock_file;
-    char *spill_dir;        /* copy of the superblock's: needed when that is unmapped */
+    char *spill_dir;        /* copy of the superblock's: needed after that is unmapped */
     bool orphan;            /* a forked child without a client slot                   */
     prs_atomic_u32 closed;  /* changes with every shard held                          */
-    prs_atomic_u32 filling; /* calls that use fd_rw right now                         */
+    prs_atomic_u32 filling; /* calls that are using fd_rw                             */
     bool torn;              /* mappings replaced by zero pages, descriptors closed     */
 
     /* the writable mapping of the data area, made at the first put */
@@ -145,26 +145,25 @@ struct prs_store {
     uint64_t serial_next, serial_end;
     prs_spin pending_lock;
     uint32_t pending_count;
-    prs_reserved pending[PRS_PENDING_CAP]; /* extents to give back when the lock is free */
+    prs_reserved pending[PRS_PENDING_CAP]; /* slots to give back when the lock is free */
     prs_atomic_u32 has_pending, has_dying;
-    prs_atomic_u32 overflowed; /* slots found no room in `pending`: they are RESERVED by us and in no list */
-    uint32_t dying;            /* chain of DYING links of ours; guarded by the store lock */
+    prs_atomic_u32 overflowed; /* `pending` was full: some slots are RESERVED by us and in no list */
+    uint32_t dying;            /* chain of our DYING links; guarded by the store lock */
     prs_spin window_lock;
     prs_window *windows;
     _Alignas(64) prs_spin shards[PRS_SHARDS];
     prs_magazine magazines[PRS_CLASSES];
-    prs_atomic_u64
-        pinned_slots; /* unpins at their work; from prs_close on objects with pins, too, and PRS_PINS_COUNTED */
+    prs_atomic_u64 pinned_slots; /* running unpins; from prs_close on also objects with pins, and PRS_PINS_COUNTED */
 
-    /* the life of the handle: see handle.c */
-    uint32_t users, users_forks; /* calls and drafts under way; the fork count when there were none before */
+    /* the lifetime of the handle: see handle.c */
+    uint32_t users, users_forks; /* running calls and drafts; the fork count when the first began */
     bool ending, released;
     prs_atomic_u32 keeps; /* 1 until torn down, and one for each window */
 
     /* fork: the slot prepared for the child */
     uint32_t child, child_incarnation;
     int child_fd;       /* its open file description; -1: it shares that of fd_rw           */
-    int birth[2];       /* then: a pipe that ends when the child is born, or never will be  */
+    int birth[2];       /* if shared: a pipe, closed when the child is born or fork failed  */
     void *child_anchor; /* keeps the child's lock until it is the child's                  */
 
     prs_store *next; /* all handles of the process                             */
@@ -192,14 +191,14 @@ static inline uint64_t prs_round_up(uint64_t n, uint64_t to)
 {
     return (n + to - 1) & ~(to - 1);
 }
-/* Private counts, under the shard: no need for a locked instruction.  The value before. */
+/* Increment a private count under the shard, which needs no locked instruction; return the old value. */
 static inline uint32_t prs_count_up(prs_atomic_u32 *count)
 {
     uint32_t n = prs_load_relaxed(count);
     prs_store_relaxed(count, n + 1);
     return n;
 }
-/* True when that was the last one. */
+/* Decrement; return whether that was the last one. */
 static inline bool prs_count_down(prs_atomic_u32 *count)
 {
     uint32_t n = prs_load_relaxed(count);
@@ -207,7 +206,7 @@ static inline bool prs_count_down(prs_atomic_u32 *count)
         prs_store_relaxed(count, n - 1);
     return n == 1;
 }
-/* How long the tables are; never longer than their room, whatever the shared words say. */
+/* Return the length of a table, at most its maximum, whatever the shared words say. */
 static inline uint32_t prs_slots_published(const prs_store *s)
 {
     uint32_t n = prs_load_acquire(&s->super->published);
@@ -218,13 +217,13 @@ static inline uint32_t prs_links_published(const prs_store *s)
     uint32_t n = prs_load_acquire(&s->super->links_published);
     return n < s->super->max_links ? n : s->super->max_links;
 }
-/* Does a run of bytes lie in the data area? */
+/* Return whether a run of bytes lies in the data area. */
 static inline bool prs_in_data(const prs_store *s, uint64_t off, uint64_t size)
 {
     /* unreached: damage 2 */
     return off <= s->capacity && size <= s->capacity - off;
 }
-/* Words of the holder bitmaps that any client ever used. */
+/* Return how many words of the holder bitmaps any client ever used. */
 static inline uint32_t prs_words_in_use(const prs_store *s)
 {
     uint32_t words = (prs_load_seqcst(&s->super->client_high) + 63) / 64;
@@ -237,27 +236,27 @@ static inline uint32_t prs_words_in_use(const prs_store *s)
 bool prs_mutex_trylock(prs_atomic_u32 *mutex);
 bool prs_mutex_lock(prs_atomic_u32 *mutex, int64_t timeout);
 void prs_mutex_unlock(prs_atomic_u32 *mutex);
-/* Take the store lock, waiting at most `timeout` for a living owner.  Steals it from a dead
- * one and rebuilds.  PRS_E_BUSY, PRS_E_CORRUPT (rebuild failed). */
+/* Take the store lock, waiting at most `timeout` for a living owner.  Steal it from a dead
+ * one and rebuild.  PRS_E_BUSY, PRS_E_CORRUPT (rebuild failed). */
 int prs_lock(prs_store *s, int64_t timeout, prs_error *error);
-/* One try and a short spin: for destructors. */
+/* Try once, with a short spin: for destructors. */
 bool prs_trylock(prs_store *s);
 void prs_unlock(prs_store *s);
 
 /* ---- extent.c: all under the store lock --------------------------------------------------------- */
 
 void prs_extent_init(prs_store *s);
-/* An extent by an index from shared memory: what lies outside of the table is an empty one of our own, and the store counts as
- * corrupt from then on. */
+/* Return the extent at an index read from shared memory.  For an index outside the table: mark the store corrupt and
+ * return a private, empty extent. */
 prs_extent *prs_extent_at(const prs_store *s, uint32_t i);
-/* Returns the index of a used extent of at least `size` bytes, or PRS_NIL. */
+/* Return the index of a used extent of at least `size` bytes, or PRS_NIL. */
 uint32_t prs_extent_alloc(prs_store *s, uint64_t size, bool paged, uint32_t slot);
 void prs_extent_free(prs_store *s, uint32_t extent);
 #define PRS_WARM_MIN (64u * 1024u) /* smaller free extents are left warm */
-#define PRS_WARM_LOOKS 4096u       /* free extents looked at under one hold of the lock */
+#define PRS_WARM_LOOKS 4096u       /* free extents checked per hold of the lock */
 uint32_t prs_extent_warm(const prs_store *s);
 void prs_extent_take(prs_store *s, uint32_t extent, uint32_t slot);
-/* Make bins, neighbours and free extents anew from the extents of live slots. */
+/* Recompute bins, neighbours and free extents from the extents of live slots. */
 int prs_extent_rebuild(prs_store *s);
 uint64_t prs_extent_largest(const prs_store *s);
 int prs_extent_check(prs_store *s, prs_error *error);
@@ -265,15 +264,15 @@ bool prs_extent_size_fits(uint64_t size);
 
 /* ---- slot.c --------------------------------------------------------------------------------------- */
 
-/* Publish one more chunk of slots (backed before it is published). No lock held. */
+/* Publish one more chunk of slots (backed first). The caller holds no lock. */
 int prs_slots_grow(prs_store *s, uint32_t had, prs_error *error);
 int prs_links_grow(prs_store *s, uint32_t had, prs_error *error);
-/* Map what other clients published, so that nothing faults under the lock. */
+/* Map the chunks that other clients published, to avoid page faults under the lock. */
 int prs_tables_prefault(prs_store *s);
-/* The store lock, with every published slot and link mapped here: nobody publishes more while it is held. */
+/* Take the store lock with every published slot and link mapped here; publishing more needs the lock. */
 int prs_lock_tables(prs_store *s, prs_error *error);
 bool prs_trylock_tables(prs_store *s);
-uint32_t prs_slot_take(prs_store *s);            /* under the lock; PRS_NIL when none */
+uint32_t prs_slot_take(prs_store *s);            /* under the lock; PRS_NIL: none    */
 void prs_slot_give(prs_store *s, uint32_t slot); /* under the lock; its word is FREE  */
 uint64_t prs_serial(prs_store *s, bool ordered);
 
@@ -287,7 +286,7 @@ void prs_pages_punch(prs_store *s, uint64_t off, uint64_t len);
 bool prs_beyond_reserve(prs_store *s, uint64_t size);
 void prs_trim_excess(prs_store *s);
 int prs_reserve(prs_store *s, uint64_t bytes, prs_error *error); /* headroom, before backing */
-int prs_fds_repair(prs_store *s, prs_error *error);              /* repair what closerange took */
+int prs_fds_repair(prs_store *s, prs_error *error);              /* reopen descriptors lost to closerange */
 
 /* ---- client.c ------------------------------------------------------------------------------------------ */
 
@@ -301,45 +300,45 @@ void prs_client_unanchor(prs_store *s);
 void prs_client_forget(prs_store *s, uint32_t client);
 void prs_client_release(prs_store *s);
 bool prs_client_dead(prs_store *s, uint32_t client);
-/* The same; *state is what the proof holds for: prs_reap() acts on nothing else. */
+/* The same; *state is the state that the proof is about: prs_reap() acts on no other. */
 bool prs_client_proven_dead(prs_store *s, uint32_t client, uint64_t *state);
-bool prs_client_is(prs_store *s, uint32_t client, uint32_t incarnation); /* still that one, alive or not */
+bool prs_client_is(prs_store *s, uint32_t client, uint32_t incarnation); /* same client, alive or not */
 
 /* ---- magazine.c ------------------------------------------------------------------------------------------- */
 
 uint32_t prs_class_of(uint64_t size);
 uint64_t prs_class_size(uint32_t cls);
-/* A slot in state CREATING with an extent of at least `size` bytes. */
+/* Take a slot in state CREATING with an extent of at least `size` bytes. */
 /* `try`: PRS_E_AGAIN instead of a call that may wait. */
 int prs_magazine_take(prs_store *s, uint64_t size, bool try, uint32_t *slot, uint64_t *word, prs_error *error);
-/* The same with a free extent, as it is, whose pages may go back to the kernel. */
+/* The same with a whole free extent that has pages to return to the kernel. */
 int prs_slot_alloc_warm(prs_store *s, uint32_t *slot, uint64_t *word);
-/* A free slot without an extent. */
+/* Take a slot in state CREATING without an extent. */
 int prs_slot_alloc_spilled(prs_store *s, uint32_t *slot, uint64_t *word, prs_error *error);
 int prs_slot_alloc_large(prs_store *s, uint64_t size, bool paged, uint32_t *slot, uint64_t *word, prs_error *error);
-/* Put away a slot this process has just retired (RESERVED). Never blocks. */
+/* Store a slot that this process has just retired (RESERVED). Never blocks. */
 void prs_magazine_put(prs_store *s, uint32_t slot, uint32_t generation);
 /* The same, but never into a magazine. */
 void prs_deferred_push(prs_store *s, uint32_t slot, uint32_t generation);
-/* Give what is pending back to the shared bins and bury dying edges, till neither is left.
- * Without `block` only if the store lock is to be had at once. */
+/* Give pending slots back to the shared bins and end dying edges, until neither is left.
+ * Without `block`, give up when the store lock is taken. */
 void prs_deferred_run(prs_store *s, bool block);
 /* Empty the magazines too. */
 void prs_magazines_flush(prs_store *s);
-/* Take back the reserved slots of every client. Takes the lock; returns bytes gained. */
+/* Reclaim the reserved slots of every client. Takes the lock; returns bytes gained. */
 uint64_t prs_magazines_reclaim(prs_store *s);
 void prs_magazines_forget(prs_store *s);
 
 /* ---- holds.c --------------------------------------------------------------------------------------------------- */
 
-void prs_link_splice(prs_store *s, uint32_t slot); /* under the lock: edges of a dead slot become DYING ours */
+void prs_link_splice(prs_store *s, uint32_t slot); /* under the lock: edges of a dead slot become our DYING links */
 bool prs_edges_release(prs_store *s, bool block);  /* end some of our DYING links; false: no lock */
 void prs_links_rebuild(prs_store *s);              /* under the lock */
 bool prs_links_reap(prs_store *s, uint32_t client, uint32_t incarnation); /* false: no lock */
 int prs_links_check(prs_store *s, prs_error *error);
 
-/* The lock, with a record to be had; make one that holds `id` (PRS_NIL: it is gone, `undone`: try to free it after
- * unlocking); end one (the slot to try to free after unlocking, or PRS_NIL). */
+/* Lock, with a free record ensured; make one that holds `id` (PRS_NIL: it is gone; `undone`: try to free it after
+ * unlocking); end one (returns the slot to try to free after unlocking, or PRS_NIL). */
 int prs_link_lock(prs_store *s, prs_error *error);
 uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t owner, uint32_t owner_tag,
                        uint32_t next, bool *undone);
@@ -353,23 +352,23 @@ int prs_names_check(prs_store *s, prs_error *error);
 
 /* ---- object.c --------------------------------------------------------------------------------------------------- */
 
-/* Free the object of a slot if nobody holds it.  Lock-free; never blocks. */
+/* Free the object of a slot if it has no holder.  Lock-free; never blocks. */
 void prs_try_free(prs_store *s, uint32_t slot);
-/* Decide a FREEING slot this client owns: back to SEALED, or retired. */
+/* Finish a FREEING slot this client owns: return it to SEALED, or retire it. */
 void prs_free_finish(prs_store *s, uint32_t slot, uint64_t word);
-/* CREATING or FREEING of a dead client -> retired or settled by us. */
+/* Take over a slot that a dead client was working on, and retire or settle it. */
 bool prs_slot_adopt(prs_store *s, uint32_t slot, uint64_t word);
 void prs_wake(prs_store *s, prs_slot *slot, uint64_t old_word);
 bool prs_held(prs_store *s, prs_slot *slot, bool freed);
 bool prs_pinned(const prs_store *s, prs_slot *slot);
-/* Pin; data == NULL when the object is in a file that is not mapped here.  prs_pin_file then says where it is mapped
- * (the map is the slot's from now on, or was not needed). */
+/* Pin; data == NULL when the object is in a file that is not mapped here.  prs_pin_file then sets the mapping
+ * (and owns it: the slot keeps it, or it was not needed). */
 int prs_pin_bare(prs_store *s, const prs_oid *id, bool named, prs_view *view);
 void prs_pin_file(prs_store *s, const prs_oid *id, prs_file_map *map, prs_view *view);
-/* After setting a bit for another holder beside a hold of ours: an ongoing free must see it. */
+/* Call after setting a bit for another holder while holding the object: a running free must see the bit. */
 bool prs_hold_confirm(prs_slot *slot, uint64_t serial);
 
-static inline uint32_t prs_tick(const prs_store *s) /* seconds, more or less; moves whenever somebody looks */
+static inline uint32_t prs_tick(const prs_store *s) /* about seconds; advances whenever a client checks for dead ones */
 {
     return (uint32_t)(prs_load_relaxed(&s->super->last_look) >> 30) | 1;
 }
@@ -378,14 +377,14 @@ static inline uint32_t prs_tick(const prs_store *s) /* seconds, more or less; mo
 
 int prs_spill_open(prs_store *s, bool create, prs_error *error);
 void prs_spill_close(prs_store *s);
-/* Write objects to files until `size` contiguous bytes may be free.  PRS_OK: worth another try. */
+/* Write objects to files until `size` contiguous bytes may be free.  PRS_OK: try again. */
 int prs_spill_for(prs_store *s, uint64_t size, prs_error *error);
 void prs_spill_undo(prs_store *s, uint32_t slot, uint64_t word); /* SPILLING of a dead client */
 void prs_spill_remove(prs_store *s, const prs_slot *slot, uint32_t i);
 int prs_spill_map(prs_store *s, const prs_oid *id, uint64_t size, bool cow, prs_file_map **out);
 void prs_spill_unmap(prs_file_map *map);
-bool prs_spill_by_us(const prs_store *s, uint32_t slot); /* a call of this thread is writing it to its file */
-/* An object too large for the store is made in its file. */
+bool prs_spill_by_us(const prs_store *s, uint32_t slot); /* this thread is spilling it */
+/* An object too large for the store is written directly to a file. */
 int prs_spill_write(prs_store *s, const prs_draft *draft, uint64_t at, const void *src, size_t n, prs_error *error);
 int prs_spill_create(prs_store *s, const prs_draft *draft, prs_error *error);
 int prs_spill_seal(prs_store *s, const prs_draft *draft, prs_error *error);
@@ -394,26 +393,26 @@ int prs_spill_seal(prs_store *s, const prs_draft *draft, prs_error *error);
 
 int prs_rebuild(prs_store *s, prs_error *error); /* under a stolen lock */
 int prs_reap(prs_store *s, uint32_t client, uint64_t state);
-/* Finish what slots say a client was doing, and clear its bits. */
+/* Finish or undo what a client was doing with slots, and clear its bits. */
 void prs_client_recover_slots(prs_store *s, uint32_t client);
 
-/* ---- window.c ------------------------------------------------------------------------------------------------------ */
+/* ---- window.c ---------------------------------------------------------------------------------------------------- */
 
 int prs_window_open(prs_store *s, prs_draft *draft, prs_error *error);
 int prs_window_seal(prs_store *s, const prs_draft *draft, prs_error *error);
-/* The object will never be: its window shows zeros from now on (`keep`), or is unmapped.  False: neither can be done. */
+/* The draft is aborted: map its window to zeros (`keep`), or unmap it.  False: neither is possible. */
 bool prs_window_abandon(prs_store *s, const prs_draft *draft, bool keep);
 void prs_windows_after_fork(prs_store *s);
 void prs_windows_detach(prs_store *s);
 
-/* ---- atfork.c -------------------------------------------------------------------------------------------------------- */
+/* ---- atfork.c ---------------------------------------------------------------------------------------------------- */
 
-/* ---- segment.c --------------------------------------------------------------------------------------------------------- */
+/* ---- segment.c --------------------------------------------------------------------------------------------------- */
 
 uint32_t prs_age(const prs_store *s); /* seconds since the store was made */
 void prs_tear_down(prs_store *s);
-void prs_discard(prs_store *s);  /* undo whatever half-built state the handle is in, and free it */
-void prs_keep_end(prs_store *s); /* the last one frees a handle that was released */
+void prs_discard(prs_store *s);  /* undo any half-built state of the handle, and free it */
+void prs_keep_end(prs_store *s); /* the last one frees a released handle */
 
 int prs_atfork_register(prs_store *s);
 void prs_atfork_unregister(prs_store *s);
