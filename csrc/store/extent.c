@@ -1,14 +1,14 @@
 /* extent.c - two-level segregated fit over the data area.
  *
- * Purpose    Hand out runs of bytes of the data area in constant time, whatever is live.
+ * Purpose    Allocate runs of bytes of the data area in constant time, however many are live.
  * Algorithm  TLSF (Masmano et al., "TLSF: a new dynamic memory allocator for real-time systems",
  *            2004): free extents sit in bins by power of two and 32 steps within; two bitmaps find
- *            a fitting bin with two bit scans; neighbours are merged at once.  Unlike the paper
- *            the descriptors lie outside the memory they describe, so that no reader of the data
- *            area can meet them.  Bins are last in, first out: what was freed last is warm.
- *            Small extents are cut from the low end of a free one, paged ones from the high end.
- * Guarantee  Everything here runs under the store lock and is made anew from the slots by
- *            prs_extent_rebuild(), so a death in the middle costs nothing.
+ *            a fitting bin with two bit scans; free neighbours are merged immediately.  Unlike in
+ *            the paper the descriptors lie outside the memory they describe, so that readers of
+ *            the data area cannot see them.  Bins are last in, first out: the extent freed last is
+ *            warm.  Small extents are cut from the low end of a free one, paged ones from the high end.
+ * Guarantee  Everything here runs under the store lock; prs_extent_rebuild() recomputes it from
+ *            the slots, so a death in the middle does no harm.
  */
 #include "store.h"
 
@@ -30,7 +30,7 @@ prs_extent *prs_extent_at(const prs_store *s, uint32_t i)
     return &nowhere;
 }
 
-/* The bin of an extent of this size: its power of two, and which of 32 steps within. */
+/* Compute the bin of an extent of this size: its power of two, and which of 32 steps within. */
 static void bin_of(uint64_t size, uint32_t *fl, uint32_t *sl)
 {
     uint64_t units = size / PRS_UNIT;
@@ -87,8 +87,8 @@ static void bin_remove(prs_store *s, uint32_t i)
     }
 }
 
-/* Descriptors: a stack of returned ones above a border.  There is always one to be had: used
- * extents are as many as slots at most, free ones at most one more. */
+/* Descriptors: a stack of returned ones, then those never used.  One is always free: there are
+ * at most as many used extents as slots, and at most one more free ones. */
 static uint32_t descriptor_take(prs_store *s)
 {
     prs_arena *a = arena_of(s);
@@ -136,7 +136,7 @@ void prs_extent_init(prs_store *s)
     bin_push(s, 0);
 }
 
-/* Cut extent i (in no bin) at `at` bytes: i keeps the low part, the result is the high part. */
+/* Split extent i (in no bin) at `at` bytes: i keeps the low part; return the high part. */
 static uint32_t split(prs_store *s, uint32_t i, uint64_t at)
 {
     uint32_t j = descriptor_take(s);
@@ -158,7 +158,7 @@ static uint32_t split(prs_store *s, uint32_t i, uint64_t at)
     return j;
 }
 
-/* Where a paged run of `size` bytes would start at the high end of e, or false. */
+/* Find where a paged run of `size` bytes would start at the high end of e; false: it does not fit. */
 static bool paged_start(const prs_extent *e, uint64_t size, uint64_t *start)
 {
     uint64_t end = (e->off + e->size) & ~(uint64_t)(PRS_PAGE - 1);
@@ -178,7 +178,7 @@ static uint32_t find(prs_store *s, uint64_t size, bool paged)
 {
     prs_arena *a = arena_of(s);
     uint32_t fl, sl;
-    /* First the exact bin's head: the same size freed a moment ago is the warm one. */
+    /* First the exact bin's head: an extent of the same size that was just freed is warm. */
     bin_of(size, &fl, &sl);
     /* unreached: cannot: bin_of() stays below the last power */
     uint32_t exact = fl < PRS_FL_COUNT ? a->bins[fl][sl] : PRS_NIL;
@@ -208,14 +208,14 @@ static uint32_t find(prs_store *s, uint64_t size, bool paged)
                 return head;
         }
     }
-    /* Last, before failing: bins whose extents may or may not fit. */
+    /* Last resort: bins whose extents may or may not fit. */
     uint32_t last_fl, last_sl;
     bin_of(want, &last_fl, &last_sl);
     bin_of(size, &fl, &sl);
     /* unreached: cannot: both bins are known ones */
     /* unreached: untested: the page more that is asked for crosses a power of two */
     while (fl < PRS_FL_COUNT && (fl < last_fl || (fl == last_fl && sl <= last_sl))) {
-        uint32_t left = s->super->max_extents; /* a chain that was damaged may have no end */
+        uint32_t left = s->super->max_extents; /* a damaged chain may have no end */
         for (uint32_t i = a->bins[fl][sl]; i != PRS_NIL && left--; i = prs_extent_at(s, i)->bin_next)
             if (fits(prs_extent_at(s, i), size, paged))
                 return i;
@@ -272,7 +272,7 @@ none:
     return PRS_NIL;
 }
 
-/* Swallow the free extent j that follows i. */
+/* Merge the free extent j, which follows i, into i. */
 static void merge(prs_store *s, uint32_t i, uint32_t j)
 {
     prs_extent *low = prs_extent_at(s, i), *high = prs_extent_at(s, j);
@@ -303,7 +303,7 @@ void prs_extent_free(prs_store *s, uint32_t i)
     PRS_POINT(extent_freed);
 }
 
-/* Whole backed pages within a free extent, in bytes. */
+/* Return the bytes of whole backed pages within a free extent. */
 static uint64_t warm_bytes(const prs_store *s, const prs_extent *e)
 {
     /* unreached: damage */
@@ -314,8 +314,7 @@ static uint64_t warm_bytes(const prs_store *s, const prs_extent *e)
     return first < end ? prs_pages_count(s->area.backed, first, end - first) * PRS_PAGE : 0;
 }
 
-/* A free extent with backed pages to give back, largest sizes first; PRS_NIL when there is none of
- * note. */
+/* Find a free extent with enough backed pages to return to the kernel, largest sizes first; PRS_NIL: none. */
 uint32_t prs_extent_warm(const prs_store *s)
 {
     const prs_arena *a = arena_of(s);
@@ -331,7 +330,7 @@ uint32_t prs_extent_warm(const prs_store *s)
     return PRS_NIL;
 }
 
-/* Take a free extent as it is. */
+/* Take a whole free extent. */
 void prs_extent_take(prs_store *s, uint32_t i, uint32_t slot)
 {
     prs_extent *e = prs_extent_at(s, i);
@@ -381,7 +380,7 @@ static void sift_down(prs_extent *e, uint32_t root, uint32_t n)
     }
 }
 
-/* Heap sort in place: no memory is to be had under the lock. */
+/* Heap sort in place: we cannot allocate memory under the lock. */
 static void sort_by_offset(prs_extent *e, uint32_t n)
 {
     for (uint32_t i = n / 2; i-- > 0;)

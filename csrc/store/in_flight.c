@@ -1,16 +1,16 @@
-/* in_flight.c - references in flight: who sent them, how long ago, and the end of those nobody will receive.
+/* in_flight.c - references in flight: list the tokens, and end those of lost messages.
  *
- * Purpose    A message that was lost leaves its token behind.  Only a caller can know that (it has drained the
- *            pipe of a dead worker); it needs the list, and a call that ends what such a sender left.
- * Algorithm  Under the store lock, in batches: the table of links is walked from a cursor, so that the lock is
- *            held for a bounded time however long the table is.  A sender lives while its client slot has the
+ * Purpose    A lost message leaves its token behind.  Only a caller can know that (it has drained the pipe of
+ *            a dead worker); it needs a list of tokens, and a call that ends those of such a sender.
+ * Algorithm  Under the store lock, in batches: walk the table of links from a cursor, so that each hold of the
+ *            lock is bounded however long the table is.  A sender is alive while its client slot has the
  *            incarnation of the link and no proof of death.
- * Guarantee  Nothing is ended that a living process sent.  Who dies between ending a record and freeing what it
- *            held owes that free to its reaper, as everywhere.
+ * Guarantee  No token of a living sender is ended.  If a process dies between ending a record and freeing the
+ *            object, its reaper frees it, as everywhere.
  */
 #include "store.h"
 
-#define WALK 4096u /* links looked at under one hold of the lock */
+#define WALK 4096u /* links checked per hold of the lock */
 #define BATCH 64u
 
 static bool is_token(const prs_link *l)
@@ -18,7 +18,7 @@ static bool is_token(const prs_link *l)
     return l->kind == PRS_LINK_ONCE || l->kind == PRS_LINK_STICKY;
 }
 
-/* Is the object still what the token names?  A token of an object that was ended for everyone holds nothing. */
+/* Return whether the token's object still exists.  A token of an object freed for all clients holds nothing. */
 static bool holds(prs_store *s, const prs_link *l)
 {
     /* unreached: damage */
@@ -37,7 +37,7 @@ static uint64_t size_of(prs_store *s, const prs_link *l)
     return holds(s, l) ? prs_load_relaxed(&prs_slot_at(s, l->slot)->size) : 0;
 }
 
-/* The lock of a store that is open, with all tables mapped. */
+/* Lock an open store, with all tables mapped. */
 static int lock_open(prs_store *s, prs_error *error)
 {
     if (prs_load_relaxed(&s->closed) || s->orphan)
@@ -79,14 +79,14 @@ int prs_flights(prs_store *s, uint32_t *cursor, prs_flight *out, int cap, prs_er
         more = *cursor < limit;
         prs_unlock(s);
     }
-    /* The proof of death makes system calls: not under the lock. */
+    /* Not under the lock: a proof of death makes system calls. */
     for (int i = 0; i < n; i++)
         out[i].sender_alive = prs_client_is(s, out[i].sender, out[i].incarnation) &&
                               (out[i].sender == s->me || !prs_client_dead(s, out[i].sender));
     return n;
 }
 
-/* End those of `flight[0..n)` that are still there; how many. */
+/* End those tokens of `flight[0..n)` that still exist; return how many. */
 static int end_batch(prs_store *s, const prs_flight *flight, uint32_t n, prs_error *error)
 {
     uint32_t held[BATCH], frees = 0;
@@ -99,7 +99,7 @@ static int end_batch(prs_store *s, const prs_flight *flight, uint32_t n, prs_err
         const prs_link *l = &s->links[i];
         /* unreached: race 3: claimed meanwhile */
         if (i >= links_in_use(s) || !is_token(l) || l->serial != flight[k].token.serial)
-            continue; /* claimed meanwhile */
+            continue; /* the receiver claimed it meanwhile */
         uint32_t slot = prs_link_end(s, i);
         PRS_POINT(flight_ended);
         if (slot != PRS_NIL)
@@ -115,7 +115,7 @@ static int end_batch(prs_store *s, const prs_flight *flight, uint32_t n, prs_err
 static bool is_lost(const prs_flight *f, int32_t pid, int64_t before)
 {
     if (f->object_gone)
-        return true; /* there is nothing to receive */
+        return true; /* nothing is left to receive */
     return f->kind == PRS_TOKEN_ONCE && !f->sender_alive && (pid == 0 || f->sender_pid == pid) && f->created <= before;
 }
 

@@ -1,12 +1,12 @@
 /* name.c - the index of names.
  *
- * Purpose    An object with a name outlives every process that made or read it, and is found by processes
- *            that were never handed a ref.
+ * Purpose    A named object outlives the processes that made or read it; a process can find it without
+ *            having received a ref.
  * Algorithm  A small table, searched by hash under the store lock; each entry holds its object through a NAME
- *            link.  The entry is written behind its link, its serial last; a link without entry is ended by
- *            the next rebuild, an entry whose object is gone is reused by the next bind.
- * Guarantee  A name leads to one living object at most.  Death at any step leaves either the name
- *            bound or nothing.
+ *            link.  A bind writes the link first, then the entry, its serial last.  The next rebuild ends a
+ *            link without entry; the next bind reuses an entry whose object is gone.
+ * Guarantee  A name leads to at most one living object.  A death at any step leaves the name either
+ *            bound or unbound.
  */
 #include "store.h"
 
@@ -48,7 +48,7 @@ static uint32_t search(const prs_store *s, const char *text, size_t len)
     return PRS_NIL;
 }
 
-/* Forget an entry; the slot to try to free after unlocking, or PRS_NIL. */
+/* Clear an entry; return the slot to try to free after unlocking, or PRS_NIL. */
 static uint32_t clear(prs_store *s, uint32_t i)
 {
     prs_name *e = &s->names[i];
@@ -61,7 +61,7 @@ static uint32_t clear(prs_store *s, uint32_t i)
     return PRS_NIL;
 }
 
-/* An entry to write: a new one, else one whose object is gone. */
+/* Return an entry to write: an unused one, or one whose object is gone; PRS_NIL: the table is full. */
 static uint32_t vacant(prs_store *s)
 {
     uint32_t n = entries(s);
@@ -86,7 +86,7 @@ int prs_name_bind(prs_store *s, const char *name, size_t len, const prs_oid *id,
     int rc = prs_state(s, id);
     if (rc < 0)
         return prs_fail(error, rc, 0, "only a living, sealed object can be named");
-    /* The entries are backed before the lock, like every table. */
+    /* Back the entries before taking the lock, as for every table. */
     uint32_t n = entries(s) + 1 < PRS_NAMES_MAX ? entries(s) + 1 : PRS_NAMES_MAX;
     uint64_t end = prs_round_up((uint64_t)(n + 16) * sizeof(prs_name), PRS_PAGE);
     if (end > (uint64_t)PRS_NAMES_MAX * sizeof(prs_name))
@@ -134,7 +134,7 @@ out:
     /* unreached: race: freed for everyone between the look and the lock */
     if (undone)
         prs_try_free(s, id->slot);
-    if (rc == PRS_OK) { /* somebody may wait for this name */
+    if (rc == PRS_OK) { /* wake clients that wait for this name */
         prs_fetch_add_seqcst(&s->super->epoch, 1);
         /* unreached: untested: somebody waits for a name */
         if (prs_load_seqcst(&s->super->epoch_waiters))
@@ -157,7 +157,7 @@ int prs_name_find(prs_store *s, const char *name, size_t len, prs_oid *id)
     if (i == PRS_NIL)
         return PRS_E_NOTFOUND;
     rc = prs_ref(s, id);
-    if (rc == PRS_OK && (rc = prs_state(s, id)) != PRS_OK) /* ended, but still held by us */
+    if (rc == PRS_OK && (rc = prs_state(s, id)) != PRS_OK) /* freed, but still held by us */
         prs_unref(s, id);
     return rc == PRS_E_LOST || rc == PRS_E_FREED ? PRS_E_NOTFOUND : rc;
 }

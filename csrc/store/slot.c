@@ -1,12 +1,12 @@
 /* slot.c - the slot table: publishing chunks of it, the stack of free slots, serials.
  *
- * Purpose    Slots are named by index; the table may grow to millions, but memory for it is
- *            spent as objects come.
+ * Purpose    Slots have fixed indices; the table may grow to millions, but uses memory only
+ *            as objects are created.
  * Algorithm  The table is a sparse range of the file.  A chunk of 1,024 slots, with the extent
  *            descriptors that go with it, is backed first (outside the lock: it can fail, it can
  *            fault), then published under the lock by raising `published`.
- * Guarantee  Nobody touches an entry that is not published: a hole of a shared mapping would be
- *            allocated by the mere look.
+ * Guarantee  No client touches an unpublished entry: merely reading a hole of a shared mapping
+ *            would allocate it.
  */
 #include "store.h"
 
@@ -39,7 +39,7 @@ static int touch_links(prs_store *s, uint32_t from, uint32_t to)
     return touch(s, s->super->links_off, (uint64_t)from * sizeof(prs_link), (uint64_t)to * sizeof(prs_link));
 }
 
-/* A mark is never lowered: a thread that looked early may be the last to write. */
+/* Never lower a mark: the thread that writes last may have read an older length. */
 static void raise_mark(prs_atomic_u32 *mark, uint32_t to)
 {
     uint32_t seen = prs_load_relaxed(mark);
@@ -74,7 +74,7 @@ static int no_backing(int rc, prs_error *error)
     return prs_fail(error, PRS_E_BACKING, -rc, "no memory for the tables of the store");
 }
 
-/* Under the lock: did another process publish more after we looked? */
+/* Under the lock: return whether no process published more since we mapped the tables. */
 static bool all_mapped(const prs_store *s)
 {
     /* unreached: race: another one published a chunk between the touch and the lock */
@@ -137,8 +137,8 @@ int prs_slots_grow(prs_store *s, uint32_t had, prs_error *error)
     if (rc < 0)
         return rc;
     if (prs_slots_published(s) == had) {
-        /* New slots are zero bytes: FREE, generation 0.  Publish, then stack: a death in between
-         * leaves slots that are in no stack, and the rebuild that follows finds them. */
+        /* New slots are zero bytes: FREE, generation 0.  Publish, then push: a death in between
+         * leaves slots on no stack, and the rebuild that follows finds them. */
         prs_store_release(&s->super->published, to);
         PRS_POINT(slots_published);
         for (uint32_t i = to; i-- > had;) {
@@ -183,7 +183,7 @@ uint32_t prs_slot_take(prs_store *s)
     if (PRS_UNLIKELY(i >= prs_load_relaxed(&s->slots_seen) ||
                      prs_word_state(prs_load_relaxed(&prs_slot_at(s, i)->word)) != PRS_STATE_FREE)) {
         prs_store_relaxed(&s->super->corrupt, 1);
-        a->slot_free = PRS_NIL; /* new slots can be had */
+        a->slot_free = PRS_NIL; /* the caller publishes new slots */
         return PRS_NIL;
     }
     a->slot_free = prs_load_relaxed(&prs_slot_at(s, i)->next_free);
@@ -200,8 +200,8 @@ void prs_slot_give(prs_store *s, uint32_t i)
     a->slot_free_count++;
 }
 
-/* Serials come in blocks per client, so that small puts share no line.  An object that names
- * others takes one straight from the counter: every serial handed out so far is below it. */
+/* Each client takes serials in blocks, so that small puts share no cache line.  An object that refers
+ * to others takes one directly from the counter, above every serial handed out so far. */
 uint64_t prs_serial(prs_store *s, bool ordered)
 {
     if (ordered)
