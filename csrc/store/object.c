@@ -1,18 +1,18 @@
 /* object.c - alloc, seal, pin, ref and free: the protocol of the slot word.
  *
- * Purpose    An object lives exactly as long as somebody holds it, whoever dies in between.
+ * Purpose    An object lives exactly as long as a client holds it, whichever clients die meanwhile.
  * Algorithm  Holders are bits, one per client, for refs and for pins: setting or clearing one twice
  *            does no harm, so a death between two steps does none either.  Private counts keep
- *            repeated holds off shared memory.  Who wants to hold sets its bit, then reads the
- *            word; who wants to free moves the word from SEALED to FREEING, then reads the bits.
- *            All four are seq_cst, so at least one of the two sees the other (the store-buffering
- *            pattern).  But a look at many bits is not one step: a holder that trades one bit for
- *            another (a ref for a pin, itself for its forked child) may do so behind it.  So whoever
- *            takes hold and reads FREEING marks the word (HELD), the freer ends its look by a
- *            compare-and-swap of the word it began with, and a marked word is looked at again.  A
- *            freer that sees a bit goes back to SEALED and looks once more, because the last
- *            holder may have let go meanwhile and left the freeing to it.
- * Guarantee  A pinned object's bytes do not move or change.  Holding and letting go never wait for
+ *            repeated holds off shared memory.  To hold, a client sets its bit, then reads the
+ *            word; to free, it moves the word from SEALED to FREEING, then reads the bits.  All
+ *            four are seq_cst, so at least one of the two sees the other (the store-buffering
+ *            pattern).  But a scan of many bits is not atomic: a holder that trades one bit for
+ *            another (a ref for a pin, its own for its forked child's) may do so behind the scan.
+ *            So a new holder that reads FREEING marks the word (HELD); the freer ends its scan by a
+ *            compare-and-swap of the word it began with, and scans again if the word is marked.  A
+ *            freer that sees a bit goes back to SEALED and scans once more, because the last
+ *            holder may have released meanwhile and left the freeing to it.
+ * Guarantee  A pinned object's bytes do not move or change.  Holding and releasing never wait for
  *            another client, stopped or dead.
  */
 #include "store.h"
@@ -23,14 +23,14 @@ static bool matches(const prs_slot *slot, uint64_t word, const prs_oid *id)
     return prs_word_generation(word) == id->generation && prs_load_relaxed(&slot->serial) == id->serial;
 }
 
-/* Why an id no longer leads to its object. */
+/* Return why an id no longer leads to its object. */
 static int lost_status(const prs_slot *slot, const prs_oid *id)
 {
     uint32_t ended = prs_load_relaxed(&slot->ended);
     return ended >> 2 == (id->generation & 0x3FFFFFFFu) && (ended & 3) == PRS_ENDED_FREED ? PRS_E_FREED : PRS_E_LOST;
 }
 
-/* The word still names it, but says FREED: by prs_free, or because it was given up unsealed? */
+/* The word still belongs to the id, but is FREED: return whether by prs_free (FREED) or by an abort (LOST). */
 static int freed_status(const prs_slot *slot, const prs_oid *id)
 {
     uint32_t how = prs_load_relaxed(&slot->ended);
@@ -61,8 +61,8 @@ bool prs_pinned(const prs_store *s, prs_slot *slot)
     return false;
 }
 
-/* Does anything hold the object?  Of one that was freed, only pins and links of kind BYTES do.  Links are read after the bits: a sender counts its link up
- * before it lets go of its ref. */
+/* Return whether anything holds the object: if it was freed, only pins and BYTES links count.  Read links after the
+ * bits, because a sender counts its link before it drops its ref. */
 bool prs_held(prs_store *s, prs_slot *slot, bool freed)
 {
     if (prs_pinned(s, slot))
@@ -89,14 +89,14 @@ void prs_wake(prs_store *s, prs_slot *slot, uint64_t old_word)
         prs_futex_wake(&s->super->epoch, INT32_MAX);
 }
 
-/* Nobody was seen to hold the object of this FREEING slot of ours: its memory is ours to reuse, unless
- * the word has changed since the look.  Then *word is what it is now, and the result is false. */
+/* Retire our FREEING slot, for which we saw no holder, unless its word has changed since we read it: then
+ * return false and the current word in *word. */
 static bool reclaim_slot(prs_store *s, uint32_t i, uint64_t *word)
 {
     prs_slot *slot = prs_slot_at(s, i);
     uint64_t file = *word & PRS_WORD_FILE;
     uint32_t generation = prs_word_generation(*word) + 1;
-    if (*word & PRS_WORD_FREED) { /* refs count no more, so that they may go before it is certain */
+    if (*word & PRS_WORD_FREED) { /* refs no longer count, so we may clear them early */
         uint32_t words = prs_words_in_use(s);
         for (uint32_t w = 0; w < words; w++)
             if (prs_load_relaxed(&slot->holders[w]))
@@ -105,9 +105,9 @@ static bool reclaim_slot(prs_store *s, uint32_t i, uint64_t *word)
     PRS_POINT(retire_cleared);
     uint64_t reserved = prs_word(generation, s->me, PRS_STATE_RESERVED) | file;
     uint64_t cap = prs_load_relaxed(&slot->cap);
-    bool punch = !file && cap >= PRS_SMALL_MAX && prs_load_relaxed(&slot->size) && /* size 0: a trim's */
+    bool punch = !file && cap >= PRS_SMALL_MAX && prs_load_relaxed(&slot->size) && /* size 0: from prs_trim */
                  prs_beyond_reserve(s, cap);
-    bool first = file || punch; /* something is to be done that nobody may see half done or undo */
+    bool first = file || punch; /* work that no other client may see half done, or undo */
     uint64_t next = first ? prs_word(generation, s->me, PRS_STATE_FREEING | PRS_WORD_FREED) | file : reserved;
     uint64_t old = *word;
     if (!prs_cas_seqcst(&slot->word, word, next))
@@ -120,7 +120,7 @@ static bool reclaim_slot(prs_store *s, uint32_t i, uint64_t *word)
             prs_spill_remove(s, slot, i);
         /* unreached: race: taken for dead */
         if (!prs_cas_seqcst(&slot->word, &next, reserved))
-            return true; /* taken over: can only be if we were taken for dead */
+            return true; /* another client declared us dead and took over */
     }
     PRS_POINT(retired);
     prs_wake(s, slot, old);
@@ -139,9 +139,9 @@ void prs_free_finish(prs_store *s, uint32_t i, uint64_t word)
     for (;;) {
         /* unreached: race 2: taken for dead */
         if (prs_word_state(word) != PRS_STATE_FREEING || prs_word_client(word) != s->me)
-            return; /* taken over: can only be if we were taken for dead */
+            return; /* another client declared us dead and took over */
         PRS_POINT(freeing);
-        if (word & PRS_WORD_HELD) { /* off before the look: who sets it again has come after */
+        if (word & PRS_WORD_HELD) { /* clear it before the scan: a later holder sets it again */
             /* unreached: race */
             if (!prs_cas_seqcst(&slot->word, &word, word & ~(uint64_t)PRS_WORD_HELD))
                 continue;
@@ -152,7 +152,7 @@ void prs_free_finish(prs_store *s, uint32_t i, uint64_t word)
         if (!held) {
             if (reclaim_slot(s, i, &word))
                 return;
-            continue; /* FREED, WAITERS or HELD were set meanwhile: decide anew */
+            continue; /* FREED, WAITERS or HELD were set meanwhile: decide again */
         }
         uint64_t sealed = (word & ~(uint64_t)PRS_STATE_MASK) | PRS_STATE_SEALED;
         if (!prs_cas_seqcst(&slot->word, &word, sealed))
@@ -164,7 +164,7 @@ void prs_free_finish(prs_store *s, uint32_t i, uint64_t word)
         word = (prs_word(prs_word_generation(sealed), s->me, PRS_STATE_FREEING)) | (sealed & PRS_FLAGS_MASK);
         /* unreached: race */
         if (!prs_cas_seqcst(&slot->word, &sealed, word))
-            return; /* whoever changed it has taken over */
+            return; /* the client that changed it has taken over */
     }
 }
 
@@ -184,7 +184,7 @@ void prs_try_free(prs_store *s, uint32_t i)
     }
 }
 
-/* What a dead client was doing with a slot becomes ours, then is finished or undone. */
+/* Take over a slot that a dead client was working on; finish or undo that work. */
 bool prs_slot_adopt(prs_store *s, uint32_t i, uint64_t word)
 {
     prs_slot *slot = prs_slot_at(s, i);
@@ -220,9 +220,9 @@ bool prs_slot_adopt(prs_store *s, uint32_t i, uint64_t word)
 
 /* ---- holding ------------------------------------------------------------------------------------ */
 
-/* A bit was set in a slot that is perhaps being freed, by somebody who may have looked at that bit
- * before: make it look again.  True: the object is there and cannot go without seeing the bit.  *word
- * is what the slot's word was last. */
+/* We set a bit in a slot that another client may be freeing, and may have scanned before: make it scan
+ * again.  True: the object exists, and no client can free it without seeing the bit.  *word is updated
+ * to the slot's last known word. */
 static bool mark_held(prs_slot *slot, uint64_t *word)
 {
     /* unreached: race: a freer is at it */
@@ -234,7 +234,7 @@ static bool mark_held(prs_slot *slot, uint64_t *word)
     return prs_word_state(*word) != PRS_STATE_FREE && prs_word_state(*word) != PRS_STATE_RESERVED;
 }
 
-/* The same for a bit set on behalf of another holder, beside a hold of ours on the object `serial`. */
+/* The same for a bit set for another holder, while we hold the object `serial`. */
 bool prs_hold_confirm(prs_slot *slot, uint64_t serial)
 {
     uint64_t word = prs_load_seqcst(&slot->word);
@@ -242,8 +242,7 @@ bool prs_hold_confirm(prs_slot *slot, uint64_t serial)
     return mark_held(slot, &word) && prs_load_relaxed(&slot->serial) == serial;
 }
 
-/* Among many objects each of these lines is a miss: ask for all of them before the first locked instruction makes them wait
- * for each other. */
+/* With many objects each line is a cache miss: prefetch all before the first locked instruction serializes them. */
 static inline void prefetch_slot(const prs_slot *slot, const prs_private *p, const prs_atomic_u64 *bits)
 {
     __builtin_prefetch(p, 1);
@@ -251,7 +250,7 @@ static inline void prefetch_slot(const prs_slot *slot, const prs_private *p, con
     __builtin_prefetch(bits, 1);
 }
 
-/* Set this client's bit in `bits` and see whether the object was there to be held.
+/* Set this client's bit in `bits` and check that the object still exists.
  * The shard is locked. */
 static inline __attribute__((always_inline)) int hold(prs_store *s, prs_slot *slot, prs_atomic_u64 *bits,
                                                       const prs_oid *id, bool may_create, bool named, uint64_t *seen)
@@ -282,9 +281,9 @@ static inline __attribute__((always_inline)) int hold(prs_store *s, prs_slot *sl
         case PRS_STATE_FREEING:
             /* unreached: race 3: a freer is at it */
             if ((word & PRS_WORD_HELD) || prs_cas_seqcst(&slot->word, &word, word | PRS_WORD_HELD))
-                return PRS_OK; /* the freer must look again, sees our bit and goes back to SEALED */
+                return PRS_OK; /* the freer must scan again, sees our bit and goes back to SEALED */
             break;
-        case PRS_STATE_SPILLING: /* a ref: the spiller looks for holders when it is done; so it does if it is this thread */
+        case PRS_STATE_SPILLING: /* a ref, or we are the spilling thread: the spiller checks for holders at its end */
             /* unreached: compiler 2: for pins or refs the answer is known */
             /* unreached: race 3: being spilled at the second look */
             return may_create || prs_spill_by_us(s, id->slot) ? PRS_OK : PRS_E_AGAIN;
@@ -297,7 +296,7 @@ static inline __attribute__((always_inline)) int hold(prs_store *s, prs_slot *sl
     return matches(slot, word, id) ? freed_status(slot, id) : lost_status(slot, id);
 }
 
-/* Clear a bit that was set in vain; as every clear, it may be the last. */
+/* Clear a bit that was set in vain; like any clear, it may be the last. */
 static void undo(prs_store *s, prs_slot *slot, prs_atomic_u64 *bits)
 {
     (void)slot;
@@ -336,7 +335,7 @@ void prs_pin_file(prs_store *s, const prs_oid *id, prs_file_map *map, prs_view *
     prs_spill_unmap(twice);
 }
 
-/* The object pinned is spilled and its file not mapped here yet. */
+/* Map the file of a pinned, spilled object. */
 static int map_file(prs_store *s, const prs_oid *id, prs_view *view)
 {
     prs_file_map *map;
@@ -375,7 +374,7 @@ static inline __attribute__((always_inline)) int pin(prs_store *s, const prs_oid
         prs_spin_unlock(shard);
         return rc;
     }
-    if (PRS_UNLIKELY(s->orphan)) { /* no client, no bit to set */
+    if (PRS_UNLIKELY(s->orphan)) { /* an orphan has no bit to set */
         prs_spin_unlock(shard);
         return PRS_E_CLOSED;
     }
@@ -433,12 +432,12 @@ void prs_unpin(prs_store *s, const prs_oid *id)
     if (last && !s->orphan)
         prs_fetch_and_seqcst(&prs_pins(s, slot)[s->my_word], ~s->my_bit);
     bool closed = prs_load_relaxed(&s->closed);
-    /* While a ref of ours holds it, its end is for whoever drops that ref; but once FREED, refs hold nothing. */
+    /* While we have a ref, the thread that drops it frees the object; but once FREED, refs hold nothing. */
     bool ours = last && prs_load_relaxed(&p->refs) && !(prs_load_seqcst(&slot->word) & PRS_WORD_FREED);
     prs_file_map *map = last ? p->map : NULL;
     if (map)
         p->map = NULL;
-    /* prs_close no longer sees this pin: what follows counts as one of its own. */
+    /* prs_close no longer sees this pin: count the work below like a pin. */
     bool counted = last && (closed || map || (!s->orphan && !ours));
     if (counted && !closed)
         prs_fetch_add_seqcst(&s->pinned_slots, 1);
@@ -510,7 +509,7 @@ void prs_unref(prs_store *s, const prs_oid *id)
     prs_spin *shard = prs_shard(s, id->slot);
     prs_private *p = &s->priv[id->slot];
     prefetch_slot(slot, p, slot->holders);
-    __builtin_prefetch(prs_pins(s, slot)); /* who drops the last ref looks for pins */
+    __builtin_prefetch(prs_pins(s, slot)); /* dropping the last ref scans the pins */
     prs_spin_lock(shard);
     if (PRS_UNLIKELY(prs_load_relaxed(&s->closed))) { /* closing dropped all refs */
         prs_spin_unlock(shard);
@@ -573,8 +572,7 @@ int prs_alloc(prs_store *s, uint64_t size, unsigned flags, prs_draft *draft, prs
     PRS_POINT(alloc_creating);
     prs_slot *slot = prs_slot_at(s, i);
     uint64_t off = prs_load_relaxed(&slot->off), cap = prs_load_relaxed(&slot->cap);
-    if (PRS_UNLIKELY(!file &&
-                     (!prs_in_data(s, off, cap) || size > cap))) { /* left as it is: whoever reads it may be harmed */
+    if (PRS_UNLIKELY(!file && (!prs_in_data(s, off, cap) || size > cap))) { /* leave it: reading it may do harm */
         prs_store_relaxed(&s->super->corrupt, 1);
         return prs_fail(error, PRS_E_CORRUPT, 0, "the extent of slot %u lies outside of the store", i);
     }
@@ -636,7 +634,7 @@ int prs_write_strided(prs_store *s, prs_draft *draft, uint64_t at, const void *s
     if (at > draft->size || n > draft->size - at)
         return prs_fail(error, PRS_E_INVAL, 0, "write past the end of the object");
     uint8_t *to = draft->dst ? draft->dst : draft->window;
-    if (!to && draft->size > s->capacity) { /* into a file: gathered in memory first */
+    if (!to && draft->size > s->capacity) { /* into a file: gather in memory first */
         /* unreached: untested: no bytes into a file */
         to = malloc(n ? n : 1);
         /* unreached: unmade: malloc */
@@ -699,12 +697,12 @@ void prs_abort(prs_store *s, prs_draft *draft, bool keep_window)
     prs_slot *slot = prs_slot_at(s, draft->id.slot);
     uint64_t word = prs_load_relaxed(&slot->word), ours;
     if (draft->window && !prs_window_abandon(s, draft, keep_window))
-        return; /* its memory can be written to: the object stays unsealed until this process ends */
+        return; /* its window is still writable: the object stays unsealed until this process ends */
     draft->window = NULL;
     do {
         /* unreached: cannot: an orphan's drafts are its parent's */
         if (prs_word_generation(word) == draft->id.generation && (prs_word_client(word) != s->me || s->orphan)) {
-            prs_unref(s, &draft->id); /* our parent's draft, copied by fork: only the ref that came along is ours */
+            prs_unref(s, &draft->id); /* our parent's draft, copied by fork: only the inherited ref is ours */
             return;
         }
         if (prs_word_generation(word) != draft->id.generation || prs_word_state(word) != PRS_STATE_CREATING)
@@ -759,14 +757,14 @@ int prs_find(prs_store *s, const void *ptr, uint64_t n, prs_oid *id, uint64_t *a
     uint64_t off = p - base;
     uint32_t published = prs_slots_published(s);
     for (uint32_t i = 0; i < published; i++) {
-        if (prs_load_relaxed(&s->priv[i].pins) == 0) /* looked at again under the shard */
+        if (prs_load_relaxed(&s->priv[i].pins) == 0) /* checked again under the shard */
             continue;
         prs_spin *shard = prs_shard(s, i);
         prs_spin_lock(shard);
         prs_slot *slot = prs_slot_at(s, i);
         uint64_t first = prs_load_relaxed(&slot->off), size = prs_load_relaxed(&slot->size);
         uint64_t word = prs_load_seqcst(&slot->word);
-        /* Being restored it has pins, no map yet, and no extent any more. */
+        /* While being restored, an object has pins, but no map yet and no extent. */
         /* unreached: untested 2: spilled objects beside it */
         /* unreached: race: let go meanwhile */
         if (prs_load_relaxed(&s->priv[i].pins) && !s->priv[i].map && !(word & PRS_WORD_FILE) && first <= off &&
