@@ -1,17 +1,17 @@
-/* holds.c - what holds an object besides processes: tokens of messages, edges of objects.
+/* holds.c - holds that do not belong to a process: tokens of messages, edges of objects.
  *
- * Purpose    A pickled ref under way, and an object stored inside another, keep what they name
- *            alive although no process may.
- * Algorithm  Records in a table of their own, made and ended under the store lock, counted in the
- *            slot they hold.  A receiver sets its own bit first and ends the token after.  The edges
- *            of an object hang on its slot; when it is retired they become DYING links of whoever
- *            retired it, and are ended one by one: what they held may go in turn, in a loop, however
- *            long the chain.
+ * Purpose    A pickled ref in flight, and an object that refers to another, keep that object alive
+ *            even if no process holds it.
+ * Algorithm  Records in a separate table, made and ended under the store lock, counted in the slot
+ *            they hold.  A receiver sets its own bit first and then ends the token.  The edges of an
+ *            object form a chain at its slot; the client that retires the object turns them into its
+ *            own DYING links and ends them one by one, in a loop, because that may free further
+ *            objects, however long the chain.
  *            An edge of kind BYTES stands for a buffer that lies in the other object: it holds those bytes
- *            also after prs_free.
- * Guarantee  Counts are made anew from the records after a stolen lock (prs_links_rebuild); while
- *            that goes on every object counts as held.  An object names only older ones (smaller
- *            serial), so that no cycle can form.
+ *            even after prs_free.
+ * Guarantee  After a stolen lock prs_links_rebuild recounts the records; meanwhile every object
+ *            counts as held.  An object refers only to older ones (smaller serial), so that no
+ *            cycle can form.
  */
 #include "store.h"
 
@@ -71,7 +71,7 @@ static void count(prs_slot *slot, uint32_t kind)
     prs_fetch_add_seqcst(&slot->links, 1 + (more ? PRS_LINKS_BYTES_ONE : 0));
 }
 
-/* Count it no more; true when the object may have lost its last hold by that. */
+/* Undo count(); return whether the object may have lost its last hold. */
 static bool uncount(prs_slot *slot, uint32_t kind)
 {
     uint32_t links = prs_load_relaxed(&slot->links), bytes = links & PRS_LINKS_BYTES, gone = 1;
@@ -85,7 +85,7 @@ static bool uncount(prs_slot *slot, uint32_t kind)
     return gone == links || (bytes && !((links - gone) & PRS_LINKS_BYTES));
 }
 
-/* End a record and the hold it has; the slot to try to free after unlocking, or PRS_NIL. */
+/* End a record and its hold; return the slot to try to free after unlocking, or PRS_NIL. */
 uint32_t prs_link_end(prs_store *s, uint32_t i)
 {
     prs_link *l = &s->links[i];
@@ -104,7 +104,7 @@ uint32_t prs_link_end(prs_store *s, uint32_t i)
     return held;
 }
 
-/* The store lock, with one record at least to be had. */
+/* Take the store lock, with at least one free record. */
 int prs_link_lock(prs_store *s, prs_error *error)
 {
     for (;;) {
@@ -121,8 +121,8 @@ int prs_link_lock(prs_store *s, prs_error *error)
     }
 }
 
-/* Make a record that holds `id`; its index, PRS_NIL when the object is gone.  `undone`: the count was touched all the same
- * and a free must be tried after unlocking.  Bytes can be held that were freed: the caller has them pinned. */
+/* Make a record that holds `id`; return its index, PRS_NIL when the object is gone.  `undone`: the count changed
+ * briefly; try a free after unlocking.  A BYTES link can hold freed bytes: the caller has them pinned. */
 uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t owner, uint32_t owner_tag,
                        uint32_t next, bool *undone)
 {
@@ -143,7 +143,7 @@ uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t 
                     .created = prs_age(s),
                     .pid = (uint32_t)s->pid};
     PRS_POINT(link_filled);
-    /* Count, then look: whoever retires the object reads the count after it changed the word. */
+    /* Count, then read the word: a client that retires the object changes the word, then reads the count. */
     count(slot, kind);
     uint64_t word = prs_load_seqcst(&slot->word);
     bool freed = (word & PRS_WORD_FREED) && !prs_link_holds_bytes(kind);
@@ -180,7 +180,7 @@ int prs_token_take_noted(prs_store *s, const prs_oid *id, int kind, uint32_t not
         return PRS_E_LOST;
     int rc = prs_link_lock(s, NULL);
     if (rc < 0) {
-        /* No record to be had: the sticky holder keeps the object to the end of the store. */
+        /* No free record: the sticky holder keeps the object until the end of the store. */
         uint64_t sticky = 1ull << PRS_STICKY_CLIENT;
         if (!(prs_fetch_or_seqcst(&prs_slot_at(s, id->slot)->holders[0], sticky) & sticky))
             prs_fetch_add_relaxed(&s->super->orphaned, 1);
@@ -224,7 +224,7 @@ static void end_token(prs_store *s, const prs_token *token)
 int prs_token_claim(prs_store *s, const prs_oid *id, const prs_token *token)
 {
     int rc = prs_ref(s, id);
-    if (rc == PRS_OK || rc == PRS_E_FREED || rc == PRS_E_LOST) /* of what is gone, only the record is left */
+    if (rc == PRS_OK || rc == PRS_E_FREED || rc == PRS_E_LOST) /* if the object is gone, only the record is left */
         end_token(s, token);
     return rc;
 }
@@ -270,8 +270,8 @@ int prs_add_bytes_edge(prs_store *s, prs_draft *draft, const prs_oid *inner, prs
     return add_edge(s, draft, inner, PRS_LINK_BYTES, error);
 }
 
-/* A link becomes ours to bury.  `owner` means a slot before and a client after: whoever dies in between must leave
- * neither, or a rebuild would take one for the other. */
+/* Make a link ours to end.  `owner` means a slot before and a client after: a death in between must leave neither,
+ * or a rebuild would mistake one for the other. */
 static void adopt(prs_store *s, uint32_t i)
 {
     prs_link *l = &s->links[i];
@@ -310,7 +310,7 @@ bool prs_edges_release(prs_store *s, bool block)
         uint32_t i = s->dying;
         if (i >= prs_load_relaxed(&s->links_seen) || !prs_link_is_dying(s->links[i].kind) ||
             s->links[i].owner != s->me) {
-            s->dying = PRS_NIL; /* bytes were damaged: what is left of the chain is a rebuild's or a reaper's to find */
+            s->dying = PRS_NIL; /* damaged bytes: a rebuild or a reaper finds the rest of the chain */
             break;
         }
         s->dying = s->links[i].next;
@@ -327,7 +327,7 @@ bool prs_edges_release(prs_store *s, bool block)
 
 /* ---- recovery ---------------------------------------------------------------------------------------------- */
 
-/* Is the object whose edge this is still there to hold what it names? */
+/* Return whether the outer object of this edge still exists. */
 static bool owner_lives(const prs_store *s, const prs_link *l)
 {
     /* unreached: damage */
@@ -335,7 +335,7 @@ static bool owner_lives(const prs_store *s, const prs_link *l)
         return false;
     uint64_t word = prs_load_seqcst(&prs_slot_at(s, l->owner)->word);
     uint32_t state = prs_word_state(word);
-    /* Not one that was retired: it may lie in a magazine by now, where nobody looks for edges. */
+    /* Not if it was retired: its slot may be in a magazine by now, where no code looks for edges. */
     return state != PRS_STATE_FREE && state != PRS_STATE_RESERVED && prs_word_generation(word) == l->owner_tag;
 }
 
@@ -362,8 +362,8 @@ void prs_links_rebuild(prs_store *s)
         /* unreached: damage 3 */
         bool known = l->kind != PRS_LINK_FREE && l->kind <= PRS_LINK_LAST && l->serial != 0 && l->slot < slots;
         bool holds = known && lives(prs_slot_at(s, l->slot), l);
-        /* In the chain of a client that buries it, living or to be reaped: it stays there, even when what it held was freed,
-         * for that client will follow the chain through it. */
+        /* In the dying chain of a client, living or not yet reaped: keep it, even if its object was freed, because that
+         * client will follow the chain through it. */
         bool others =
             known && prs_link_is_dying(l->kind) && l->owner != s->me && prs_client_is(s, l->owner, l->owner_tag);
         bool valid = others || (holds && (l->kind != PRS_LINK_NAME || prs_name_has(s, l->owner, i)));
@@ -393,8 +393,8 @@ void prs_links_rebuild(prs_store *s)
     prs_store_seqcst(&s->super->recount, (epoch | 1) + 1);
 }
 
-/* Edges a dead client was burying become ours.  Its tokens stay: their messages may arrive.  False: the lock is not to be had
- * now, so the client must not be forgotten. */
+/* Adopt the dying edges of a dead client.  Its tokens stay: their messages may still arrive.  False: the lock is not
+ * available, so the caller must not forget the client. */
 bool prs_links_reap(prs_store *s, uint32_t client, uint32_t incarnation)
 {
     if (prs_lock_tables(s, NULL) < 0)
@@ -448,7 +448,7 @@ int prs_links_check(prs_store *s, prs_error *error)
     }
     if (unused)
         return prs_fail(error, PRS_E_CORRUPT, 0, "%u free links are not on the stack", unused);
-    /* Counts: recount by visiting each slot's links once, in place of memory we do not have. */
+    /* Counts: visit each link once, without memory for a full recount. */
     for (uint32_t i = 0; i < limit; i++) {
         const prs_link *l = &s->links[i];
         if (l->kind != PRS_LINK_FREE && lives(prs_slot_at(s, l->slot), l) &&

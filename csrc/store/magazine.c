@@ -1,13 +1,13 @@
-/* magazine.c - slots with extents in hand, so that small puts and frees take no lock.
+/* magazine.c - caches of slots with extents, so that small puts and frees take no lock.
  *
- * Purpose    put and free of a small object touch no line that another client writes.
+ * Purpose    put and free of a small object touch no cache line that another client writes.
  * Algorithm  Per client and size class a stack of slots in state RESERVED, filled from the shared
- *            bins in batches (Bonwick and Adams, "Magazines and Vmem", 2001).  What does not fit
- *            a magazine, and every large extent, is queued as "pending" and goes back to the
- *            bins when the store lock is to be had.
- * Guarantee  An entry is a claim, not a fact: its slot is taken by CAS on word and generation,
- *            because a full store takes reserved slots back from anybody.  A process that dies
- *            leaves RESERVED slots with its name on them; reap returns them.
+ *            bins in batches (Bonwick and Adams, "Magazines and Vmem", 2001).  Slots that do not
+ *            fit a magazine, and all with large extents, are queued as "pending" and return to the
+ *            bins when the store lock is free.
+ * Guarantee  An entry is only a claim: a put takes its slot by CAS on word and generation,
+ *            because a full store reclaims reserved slots from every client.  A process that dies
+ *            leaves RESERVED slots under its client number; its reaper returns them.
  */
 #include "store.h"
 
@@ -57,7 +57,7 @@ static void occupy(prs_store *s, uint32_t i, uint32_t extent, uint32_t state, pr
     PRS_POINT(slot_reserved);
 }
 
-/* A slot with an extent of its own. PRS_E_OBJECTS or PRS_E_FULL when there is none. */
+/* Take a slot and an extent for it. PRS_E_OBJECTS or PRS_E_FULL when there is none. */
 static int attach(prs_store *s, uint64_t size, bool paged, uint32_t state, prs_reserved *out)
 {
     uint32_t i = prs_slot_take(s), e = PRS_NIL;
@@ -71,7 +71,7 @@ static int attach(prs_store *s, uint64_t size, bool paged, uint32_t state, prs_r
     return PRS_OK;
 }
 
-/* Return a RESERVED slot to the shared structures, if it is still what the caller thinks. */
+/* Return a RESERVED slot to the shared structures, if its word is still `word`, apart from FILE. */
 static bool give(prs_store *s, uint32_t i, uint64_t word)
 {
     prs_slot *slot = prs_slot_at(s, i);
@@ -94,7 +94,7 @@ static bool give(prs_store *s, uint32_t i, uint64_t word)
 
 /* ---- pending ---------------------------------------------------------------------------------- */
 
-static __thread bool draining; /* freeing an object may free those it names: loop, not recursion */
+static __thread bool draining; /* freeing an object may free those it refers to: loop instead of recursion */
 
 static uint32_t pending_pop(prs_store *s, prs_reserved *batch)
 {
@@ -119,7 +119,7 @@ static void pending_push(prs_store *s, uint32_t slot, uint32_t generation)
     prs_spin_unlock(&s->pending_lock);
 }
 
-/* The class whose magazine may hold it, with an extent of `cap` bytes, for a put to take as it is; PRS_NIL: none. */
+/* Return the class whose magazine may hold the slot, with an extent of `cap` bytes, ready for a put; PRS_NIL: none. */
 static uint32_t magazine_of(const prs_slot *slot, uint64_t cap)
 {
     if (!cap || cap > PRS_SMALL_MAX || prs_load_relaxed(&slot->edges) != PRS_NIL || prs_load_seqcst(&slot->links))
@@ -128,8 +128,8 @@ static uint32_t magazine_of(const prs_slot *slot, uint64_t cap)
     return prs_class_size(cls) == cap ? cls : PRS_NIL;
 }
 
-/* Give back what overflowed; under the lock.  What suits a magazine may be in one, and waits for a full store if it is not: it
- * holds a little memory, and no other object. */
+/* Give back the slots that overflowed; under the lock.  Skip a slot that suits a magazine: it may be in one.  If not,
+ * it keeps a little memory, but no other object, until the store is full. */
 static void give_overflowed(prs_store *s)
 {
     prs_store_relaxed(&s->overflowed, 0);
@@ -187,9 +187,9 @@ void prs_deferred_push(prs_store *s, uint32_t slot, uint32_t generation)
 void prs_magazine_put(prs_store *s, uint32_t i, uint32_t generation)
 {
     prs_slot *slot = prs_slot_at(s, i);
-    uint64_t cap = prs_load_relaxed(&slot->cap); /* once: a full store may take it back at any moment */
+    uint64_t cap = prs_load_relaxed(&slot->cap); /* read once: a full store may reclaim the slot at any time */
     uint32_t cls = magazine_of(slot, cap);
-    /* What is in a magazine is written to without another look: who has not mapped the store for writing keeps nothing. */
+    /* A put writes to a magazine's slots without checking `wr`: keep none before the store is mapped for writing. */
     if (cls == PRS_NIL || !prs_load_acquire(&s->wr)) {
         prs_deferred_push(s, i, generation);
         return;
@@ -202,7 +202,7 @@ void prs_magazine_put(prs_store *s, uint32_t i, uint32_t generation)
         prs_spin_unlock(&m->lock);
         return;
     }
-    /* Full: the older half goes back in one go, so that it does not happen each time. */
+    /* Full: give back the older half together, so that this does not happen on each free. */
     prs_reserved old[PRS_MAG_CAP];
     uint32_t half = m->count / 2;
     memcpy(old, m->item, half * sizeof *old);
@@ -229,7 +229,7 @@ static int full(prs_store *s, uint64_t size, prs_error *error)
     return PRS_E_FULL;
 }
 
-/* What can still be done when there is no room: true when it is worth another try. */
+/* Take the next step to gain space; return whether another try is worthwhile. */
 static bool relieve(prs_store *s, uint64_t size, int *stage, prs_error *error)
 {
     switch ((*stage)++) {
@@ -250,7 +250,7 @@ static bool relieve(prs_store *s, uint64_t size, int *stage, prs_error *error)
     }
 }
 
-/* Up to `want` slots of `size` bytes each. At least one, or an error. */
+/* Take up to `want` slots of `size` bytes each: at least one, or an error. */
 static int take(prs_store *s, uint64_t size, bool paged, uint32_t state, prs_reserved *out, uint32_t want,
                 uint32_t *got, prs_error *error)
 {
@@ -285,7 +285,7 @@ static int take(prs_store *s, uint64_t size, bool paged, uint32_t state, prs_res
     }
 }
 
-/* Back the extents of fresh reserves; neighbours in one go. */
+/* Back the extents of newly reserved slots; adjacent ones together. */
 static int back_all(prs_store *s, const prs_reserved *batch, uint32_t n, prs_error *error)
 {
     for (uint32_t i = 0; i < n;) {
@@ -426,7 +426,7 @@ void prs_magazines_flush(prs_store *s)
     }
 }
 
-/* In a forked child: what the parent reserved is the parent's. */
+/* In a forked child: forget the slots that the parent reserved; they stay the parent's. */
 void prs_magazines_forget(prs_store *s)
 {
     for (uint32_t cls = 0; cls < PRS_CLASSES; cls++) {
