@@ -67,7 +67,7 @@ enum {
     PRS_OPEN_SPILL_FORM = PRS_OPEN_SPILL_DIGEST | PRS_OPEN_SPILL_LZ4 | PRS_OPEN_SPILL_ZSTD
 };
 
-/* Return 30 % of the machine's memory, rounded to pages; 0 if unknown. */
+/* Return 30 % of total memory or of the cgroup limit, in whole pages; 0 if neither is known. */
 uint64_t prs_default_capacity(void);
 /* Create a store and become its first client. */
 int prs_create(prs_store **out, const prs_options *options, prs_error *error);
@@ -82,8 +82,8 @@ int prs_attach_pid(prs_store **out, int32_t pid, int fd, uint64_t store, const p
 void prs_close(prs_store *store);
 /* Lifetime of a handle, for callers with a global lock that they drop only to wait (an interpreter).  They call these
  * functions under that lock, prs_release without it.  A use is a call or draft that lasts while other threads run.
- * prs_end: allow no new use; true when there is none.  prs_unuse: true when it ended the last use of an ended handle.
- * After true from either, the caller must call prs_release. */
+ * prs_end: no new use may begin; true when there is none.  prs_unuse: true when it ended the last use of an ended
+ * handle.  After true from either, the caller must call prs_release. */
 void prs_use(prs_store *store);
 bool prs_unuse(prs_store *store);
 bool prs_end(prs_store *store);
