@@ -1,14 +1,14 @@
 /* atfork.c - handover to a forked child.
  *
- * Purpose    After fork both processes hold what the one held before, as two clients.
- * Algorithm  pthread_atfork.  prepare: take every shard, so that no thread pins or unpins in between;
- *            claim a second client slot on a descriptor of its own; set its bit wherever ours is set.
- *            parent: close that descriptor (a child that was not born is thereby a corpse), let go.
- *            child: close the parent's descriptor first, become the second client, forget what the
- *            parent had reserved, make its unsealed windows read-only, let go.
- * Guarantee  Never waits for the store lock, never fails.  Where no slot or descriptor is to be had, what
- *            the process holds gets the sticky holder, so views stay valid on both sides, and the
- *            child's handle serves only to let go of them.
+ * Purpose    After fork, parent and child hold the same objects, as two clients.
+ * Algorithm  pthread_atfork.  prepare: lock every shard, so that no thread pins or unpins in between;
+ *            claim a second client slot on its own descriptor; set the second client's bit wherever ours
+ *            is set.  parent: close that descriptor (if fork failed, the second client is thereby dead),
+ *            unlock.  child: close the parent's descriptor first, become the second client, forget the
+ *            slots that the parent had reserved, make its unsealed windows read-only, unlock.
+ * Guarantee  Never waits for the store lock, never fails.  If no slot or descriptor is free, the sticky
+ *            holder holds the objects of this process, so views stay valid on both sides, and the child's
+ *            handle can only release them.
  */
 #include "store.h"
 
@@ -27,7 +27,7 @@ bool prs_is_orphan(const prs_store *s)
     return s->orphan;
 }
 
-/* Set a bit of another holder beside ours; undone when the object was ended meanwhile. */
+/* Set another holder's bit next to ours; undo that if the object was freed meanwhile. */
 static void copy_hold(prs_store *s, uint32_t i, uint32_t word_index, uint64_t bit, bool sticky)
 {
     prs_slot *slot = prs_slot_at(s, i);
@@ -39,12 +39,12 @@ static void copy_hold(prs_store *s, uint32_t i, uint32_t word_index, uint64_t bi
         prs_fetch_or_seqcst(pins, bit);
     if (prs_load_relaxed(&p->refs))
         prs_fetch_or_seqcst(refs, bit);
-    /* Whoever frees may have looked at the child's bits already and at ours only after we let go. */
+    /* A freeing process may have read the child's bits before this, and may read ours after we release them. */
     /* unreached: race: the object was ended while its holds were copied */
     if (!prs_hold_confirm(slot, p->serial) || (prs_load_seqcst(&slot->word) & PRS_WORD_FREED))
         /* unreached: race: the object was ended while its holds were copied */
         if (prs_load_relaxed(&p->refs))
-            prs_fetch_and_seqcst(refs, ~bit); /* a ref to what was freed: the slot may be another's by now */
+            prs_fetch_and_seqcst(refs, ~bit); /* a ref to a freed object: another object may have the slot by now */
     if (sticky)
         prs_fetch_add_relaxed(&s->super->orphaned, 1);
 }
@@ -86,7 +86,7 @@ static void child_one(prs_store *s)
     prs_headroom_after_fork(&s->headroom);
     prs_store_relaxed(&s->filling, 0);
     if (!prs_load_relaxed(&s->closed))
-        prs_store_relaxed(&s->pinned_slots, 0); /* unpins of threads that are not there any more */
+        prs_store_relaxed(&s->pinned_slots, 0); /* unpins in progress, by threads that the child does not have */
     prs_magazines_forget(s);
     if (s->child == PRS_NIL) {
         s->orphan = true;

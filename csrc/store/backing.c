@@ -1,12 +1,12 @@
-/* backing.c - pages of the data area: mapping, filling, giving back.
+/* backing.c - pages of the data area: mapping, filling, punching.
  *
- * Purpose    A put that the machine has no memory for is an error, never a SIGBUS or a visit of the
- *            memory killer; memory once used is reused warm, and not kept for ever.
- * Algorithm  Before pages are asked of the kernel, the headroom of cgroups and machine is compared
- *            (headroom.h); then fill.h chooses how.  Freed extents stay backed up to a reserve: the
- *            larger of warm_reserve, a quarter of what is in use, and what was freed in one piece
- *            within the last seconds, so that put, drop, put of anything stays warm.
- * Guarantee  Pages are given back only while their extent is this client's (FREEING), so nobody else
+ * Purpose    A put that the machine has no memory for fails with an error, never by SIGBUS or the
+ *            OOM killer; memory once used is reused warm, but not kept forever.
+ * Algorithm  Before we ask the kernel for pages, we check the headroom of cgroups and machine
+ *            (headroom.h); then fill.h chooses how to fill them.  Freed extents stay backed up to a
+ *            reserve: the largest of warm_reserve, a quarter of the bytes in use, and the largest
+ *            extent freed within the last seconds, so that put, drop, put of any size stays warm.
+ * Guarantee  We punch pages only while this client owns their extent (FREEING), so no other process
  *            can be writing there.
  */
 #include "huge.h"
@@ -17,10 +17,10 @@
 #define SPILL_ROUNDS 16 /* attempts to make room in a full file system */
 #define BACK_GRAIN (128u * 1024u)
 #define ROOM (16u * BACK_GRAIN)
-#define TRIM_PAGES (PRS_HUGE / PRS_PAGE) /* none is cut that need not be */
+#define TRIM_PAGES (PRS_HUGE / PRS_PAGE) /* trim whole blocks: split no huge page needlessly */
 
-/* Code that closes all descriptors took ours as well: find the store again through a peer, or
- * through /proc/self where the kernel allows it, before a number now used by somebody else harms. */
+/* Code that closes all descriptors closed ours as well: open the store again through a peer, or through /proc/self
+ * where the kernel allows it, before we use a number that now belongs to another file. */
 static int reopen(prs_store *s, bool writable)
 {
     int fds[] = {s->fd_rw, s->fd_ro, s->fd_lock}, fd;
@@ -121,7 +121,7 @@ int prs_reserve(prs_store *s, uint64_t bytes, prs_error *error)
     return PRS_OK;
 }
 
-/* The same for growth that takes a while; to be settled with the same number. */
+/* Reserve for growth that takes a while; settle with the same number. */
 static int hold(prs_store *s, uint64_t bytes, prs_error *error)
 {
     prs_headroom_limit limit;
@@ -161,7 +161,7 @@ int prs_map_writable(prs_store *s, prs_error *error)
     return rc;
 }
 
-/* For small objects: neighbouring pages come along, so that this is rare. */
+/* Back the pages of a small object, and neighbouring ones, so that this is rarely necessary. */
 int prs_back(prs_store *s, uint64_t off, uint64_t len, prs_error *error)
 {
     /* unreached: damage */
@@ -177,9 +177,9 @@ int prs_back(prs_store *s, uint64_t off, uint64_t len, prs_error *error)
     /* unreached: cannot: the capacity is a multiple of the grain */
     if (end > s->capacity)
         end = s->capacity;
-    bool plenty = prs_os_has_room(s->fd_rw, ROOM); /* else what is populated beside would be missing elsewhere */
+    bool plenty = prs_os_has_room(s->fd_rw, ROOM); /* if not, neighbours would take pages that others need */
     for (int attempt = !plenty;; attempt++) {
-        if (attempt) { /* little is left: no more than needed */
+        if (attempt) { /* little room is left: back only the pages needed */
             begin = off & ~(uint64_t)(PRS_PAGE - 1);
             end = prs_round_up(off + len, PRS_PAGE);
         }
@@ -195,7 +195,7 @@ int prs_back(prs_store *s, uint64_t off, uint64_t len, prs_error *error)
     }
 }
 
-/* The file system is full, by files of others perhaps: give warm pages back, then those of objects that move to disk. */
+/* The file system is full, perhaps of other files: punch warm pages, then those of objects that we spill. */
 static bool free_pages(prs_store *s, uint64_t n, int round)
 {
     if (round == 0 && prs_trim(s, 0))
@@ -214,7 +214,7 @@ static int fill(prs_store *s, uint64_t off, const void *src, size_t n, prs_error
     uint64_t missing = prs_area_missing(&s->area, off, n);
     rc = hold(s, missing, error);
     /* unreached: untested: warm memory elsewhere helps */
-    if (rc < 0 && prs_trim(s, 0)) /* warm pages elsewhere are memory, too */
+    if (rc < 0 && prs_trim(s, 0)) /* warm pages elsewhere are memory that we can free */
         rc = hold(s, missing, error);
     if (rc < 0)
         return rc;
@@ -228,13 +228,13 @@ static int fill(prs_store *s, uint64_t off, const void *src, size_t n, prs_error
 
 int prs_fill_range(prs_store *s, uint64_t off, const void *src, size_t n, prs_error *error)
 {
-    prs_fetch_add_seqcst(&s->filling, 1); /* closing waits: the descriptor must stay ours */
+    prs_fetch_add_seqcst(&s->filling, 1); /* makes prs_close() wait: the descriptor must stay ours */
     int rc = prs_load_seqcst(&s->closed) ? PRS_E_CLOSED : fill(s, off, src, n, error);
     prs_fetch_sub_seqcst(&s->filling, 1);
     return rc;
 }
 
-/* ---- giving back ------------------------------------------------------------------------------- */
+/* ---- punching ----------------------------------------------------------------------------------- */
 
 static uint64_t reserve_bytes(prs_store *s)
 {
@@ -254,7 +254,7 @@ static uint64_t data_backed(prs_store *s)
     return prs_pages_count(s->area.backed, 0, s->capacity / PRS_PAGE) * PRS_PAGE;
 }
 
-/* An extent of `size` bytes is about to be free: would that be more warm memory than we keep? */
+/* Return whether freeing an extent of `size` bytes would leave more warm memory than we keep. */
 bool prs_beyond_reserve(prs_store *s, uint64_t size)
 {
     uint64_t now = (uint64_t)prs_now(), until = prs_load_relaxed(&s->super->warm_until);
@@ -264,7 +264,7 @@ bool prs_beyond_reserve(prs_store *s, uint64_t size)
         prs_store_relaxed(&s->super->warm_until, now + WARM_SECONDS * (uint64_t)PRS_SECOND);
     }
     if (size <= s->super->warm_reserve / 16 && now < until)
-        return false; /* many small ones: the periodic trim sees to them */
+        return false; /* many small extents: the periodic trim handles them */
     uint64_t used = prs_load_relaxed(&s->super->arena.used), backed = data_backed(s);
     uint64_t live = used > size ? used - size : 0;
     return backed > live && backed - live > reserve_bytes(s) + size;
@@ -280,7 +280,7 @@ void prs_pages_punch(prs_store *s, uint64_t off, uint64_t len)
     PRS_POINT(punched);
 }
 
-/* Once a second, by whoever looks: what is warm beyond the reserve. */
+/* Punch warm pages beyond the reserve; prs_reap_dead() calls this at most once a second. */
 void prs_trim_excess(prs_store *s)
 {
     uint64_t keep = reserve_bytes(s);
@@ -296,7 +296,7 @@ uint64_t prs_trim(prs_store *s, uint64_t keep)
     if (prs_load_relaxed(&s->closed) || s->orphan || prs_map_writable(s, NULL) < 0)
         return 0;
     prs_magazines_flush(s);
-    /* Take free extents as if to put into them, and punch them from the high end while they are ours. */
+    /* Allocate free extents as a put does, and punch them from the high end while we own them. */
     for (;;) {
         uint64_t before = data_backed(s), wanted = prs_load_relaxed(&s->super->arena.used) + keep;
         uint32_t i;
@@ -320,7 +320,7 @@ uint64_t prs_trim(prs_store *s, uint64_t keep)
         uint64_t after = data_backed(s);
         /* unreached: race: others fill as fast, or a file system that gives nothing back */
         if (after >= before)
-            break; /* the file system gives nothing back, or others fill as fast */
+            break; /* the file system frees nothing, or others fill as fast */
         given += before - after;
     }
     return given;

@@ -1,8 +1,8 @@
-/* check.c - looking at a store: fsck, statistics, the list of objects.
+/* check.c - inspecting a store: consistency check, statistics, list of objects.
  *
- * Guarantee  prs_check takes the store lock and verifies every invariant of layout.h that others
- *            cannot be changing lock-free at that moment.  Statistics count by walking the table:
- *            put and get keep no counters.
+ * Guarantee  prs_check takes the store lock and verifies every invariant of layout.h that other
+ *            clients cannot be changing lock-free at that moment.  Statistics count by walking the
+ *            table: put and get maintain no counters.
  */
 #include "store.h"
 
@@ -36,7 +36,7 @@ static int check_slot(prs_store *s, uint32_t i, prs_error *error)
     return PRS_OK;
 }
 
-/* Bits of clients that never were: nobody would ever clear them. */
+/* Reject bits of clients that never existed: nobody would ever clear them. */
 static int check_holders(prs_store *s, uint32_t i, prs_error *error)
 {
     prs_slot *slot = prs_slot_at(s, i);
@@ -191,13 +191,13 @@ int prs_list(prs_store *s, uint32_t *cursor, prs_record *out, int cap)
         r->tokens_and_edges = prs_links_all(prs_load_relaxed(&slot->links));
         if (client < s->super->max_clients && (prs_load_acquire(&s->clients[client].state) & 0xFF) == PRS_CLIENT_LIVE &&
             r->id.serial >=
-                prs_load_relaxed(&s->clients[client].first_serial)) /* not of a client before it in the slot */
+                prs_load_relaxed(&s->clients[client].first_serial)) /* not by an earlier client in that slot */
             r->creator_pid = (int32_t)prs_load_relaxed(&s->clients[client].pid);
         r->created = (int64_t)(s->super->born + prs_load_relaxed(&slot->created));
         r->freed = word & PRS_WORD_FREED;
         r->spilled = word & PRS_WORD_FILE;
         r->orphaned = (prs_load_relaxed(prs_refs(slot)) | prs_load_relaxed(prs_pins(s, slot))) & 1;
-        if (prs_load_acquire(&slot->word) == word) /* else it changed under our eyes: leave it out */
+        if (prs_load_acquire(&slot->word) == word) /* skip an object that changed while we read it */
             n++;
     }
     return n;

@@ -1,20 +1,20 @@
 /* client.c - client slots and the proof that a client is dead.
  *
- * Purpose    A client slot stands for one process: its bit in every object's holders, its name in
+ * Purpose    A client slot represents one process: its bit in every object's holders, its index in
  *            locks and words.  A client that dies must be recognized; a living one must never be
  *            taken for dead.
  * Algorithm  The owner keeps an OFD lock on its own byte, past the end of the file.  A mapping, the
  *            anchor, holds the locked open file description: the kernel drops the lock when the
- *            address space ends (exit, exec), and not when other code closes the descriptors.
+ *            address space ends (exit, exec), but not when other code closes the descriptors.
  *            A client is dead when its byte is free, or when its pid does not exist in a pid
- *            namespace that it shares with the observer.  Nothing else is evidence: /proc may hide
- *            a process, show another namespace, or be missing (docs/internals/liveness.md).
+ *            namespace that it shares with the observer.  Nothing else is evidence: /proc may hide a
+ *            process, show another namespace, or be missing (docs/internals/liveness.md).
  *            A process that may not open the file again (after setuid) locks the byte of a forked
- *            child on the description that both inherit.
- *            Reaping needs a client slot as well: when every slot is taken, an attacher becomes the
- *            janitor (the last slot) while it looks for dead clients.
- * Guarantee  Proving never takes the lock it looks at: F_OFD_SETLK is used on free slots only, so a
- *            prover stopped half-way cannot make a dead client look alive.  The proof looks through
+ *            child on the description that both share.
+ *            Reaping needs a client slot as well: when every slot is taken, an attaching process
+ *            becomes the janitor (the last slot) while it looks for dead clients.
+ * Guarantee  The proof never takes the lock that it tests: we use F_OFD_SETLK on free slots only, so
+ *            an observer stopped half-way cannot make a dead client look alive.  The proof uses
  *            fd_ro, whose description never carries a lock: a description does not see its own locks.
  */
 #include "store.h"
@@ -36,16 +36,17 @@ static uint32_t janitor_of(const prs_store *s)
     return s->super->max_clients - 1;
 }
 
-/* Claim slot i, whose state is expected to be `state`, for the open file description `fd`.  Processes that share the description
- * of fd_rw do not exclude each other by the byte: there the state alone decides, and the byte stays locked for the winner. */
+/* Claim slot i, whose state is expected to be `state`, for the open file description `fd`.  The byte does not
+ * exclude processes that share the description of fd_rw: among them the state alone decides, and the byte stays
+ * locked for the winner. */
 static bool claim_slot(prs_store *s, int fd, uint32_t i, uint64_t state, uint32_t *incarnation)
 {
     prs_client *c = &s->clients[i];
     /* unreached: race: another claimer has the byte */
     if (prs_os_lock_byte(fd, byte_of(i)) < 0)
-        return false; /* another claimer is at it, or a child that has not gone yet */
+        return false; /* another process is claiming it, or a child that has not exited yet */
     PRS_POINT(client_locked);
-    /* Raise the mark before the first bit of ours can be set: scanners look up to it. */
+    /* Raise the mark before we can set our first bit: scanners read up to it. */
     uint32_t high = prs_load_seqcst(&s->super->client_high);
     /* unreached: race */
     while (high <= i && !prs_cas_seqcst(&s->super->client_high, &high, i + 1))
@@ -54,7 +55,7 @@ static bool claim_slot(prs_store *s, int fd, uint32_t i, uint64_t state, uint32_
     uint64_t unborn = in_state(PRS_CLIENT_UNBORN, mine), was = state;
     bool claimed = prs_cas_seqcst(&c->state, &state, unborn);
     /* unreached: race */
-    if (claimed && prs_load_seqcst(&c->incarnation) + 1 != mine) /* meanwhile that was a client's, who has gone */
+    if (claimed && prs_load_seqcst(&c->incarnation) + 1 != mine) /* another client came and left meanwhile */
         claimed = !prs_cas_seqcst(&c->state, &unborn, was);
     /* unreached: race */
     if (!claimed) {
@@ -71,7 +72,7 @@ static bool claim_slot(prs_store *s, int fd, uint32_t i, uint64_t state, uint32_
     return true;
 }
 
-/* Claim a free slot; its index or PRS_NIL. */
+/* Claim a free slot; return its index or PRS_NIL. */
 static uint32_t claim(prs_store *s, int fd, uint32_t *incarnation)
 {
     for (uint32_t i = 1; i < janitor_of(s); i++)
@@ -90,7 +91,7 @@ static void become(prs_store *s, uint32_t client, uint32_t incarnation)
     s->my_bit = 1ull << client % 64;
 }
 
-/* Say who lives in the claimed slot. */
+/* Publish this process as the client of the claimed slot. */
 void prs_client_born(prs_store *s)
 {
     prs_client *c = &s->clients[s->me];
@@ -113,14 +114,14 @@ static bool foreign_namespace(prs_store *s)
     return false;
 }
 
-/* Every slot is taken: look for corpses under the janitor's name. */
+/* Every slot is taken: reap dead clients as the janitor. */
 static bool clean_as_janitor(prs_store *s)
 {
     uint32_t i = janitor_of(s), incarnation;
     uint64_t state = prs_load_acquire(&s->clients[i].state);
     /* unreached: race: another janitor is at work */
     if (state != PRS_CLIENT_FREE && !prs_client_dead(s, i))
-        return false; /* somebody is cleaning already */
+        return false; /* another janitor is at work */
     /* unreached: race: another janitor was quicker */
     if (!claim_slot(s, s->fd_lock, i, state, &incarnation))
         return false;
@@ -130,7 +131,7 @@ static bool clean_as_janitor(prs_store *s)
     if (state != PRS_CLIENT_FREE && prs_tables_prefault(s) == 0)
         prs_client_recover_slots(s, i); /* an earlier janitor died at work */
     prs_reap_dead(s, 0);
-    prs_deferred_run(s, true); /* the janitor's name is given up without a corpse */
+    prs_deferred_run(s, true); /* nobody reaps a janitor that has left */
     prs_client_release(s);
     return true;
 }
@@ -152,7 +153,7 @@ int prs_client_claim(prs_store *s, prs_error *error)
         /* unreached: race 3: another janitor is at work */
         if (cleaned || prs_now() > deadline)
             break;
-        prs_os_sleep(PRS_MS); /* somebody else is cleaning: there may be room for us as well */
+        prs_os_sleep(PRS_MS); /* another janitor is at work: it may free a slot for us as well */
     }
     if (i == PRS_NIL) {
         prs_fail(error, PRS_E_CLIENTS, 0, "all %u client slots of the store are taken by living processes",
@@ -174,8 +175,8 @@ void prs_client_unanchor(prs_store *s)
     s->anchor = NULL;
 }
 
-/* Without an own description: does the child of a fork that just happened run?  The pipe ends when the child is born, when it
- * dies before that, and when there is none.  Waits for at most a second: a debugger may hold the child back. */
+/* The child has no description of its own: wait until it runs.  The pipe ends when the child is born, when it dies
+ * before that, and when fork failed.  Wait for at most a second: a debugger may hold the child back. */
 static void await_birth(prs_store *s)
 {
     prs_os_close(s->birth[1]);
@@ -189,7 +190,8 @@ static void await_birth(prs_store *s)
         prs_os_unlock_byte(s->fd_rw, byte_of(s->child)); /* any client may reap it now */
 }
 
-/* Before a fork: a second slot, whose lock the child inherits: on its own description, else on the family's. */
+/* Before a fork: claim a second slot.  The child inherits its lock, on its own description or else on the shared
+ * one. */
 int prs_client_claim_child(prs_store *s)
 {
     s->child = PRS_NIL;
@@ -212,7 +214,7 @@ int prs_client_claim_child(prs_store *s)
     return rc < 0 ? rc : 0;
 }
 
-/* In the parent, after a fork: let go of what is the child's. */
+/* In the parent, after a fork: close and unmap what belongs to the child. */
 void prs_client_forked(prs_store *s)
 {
     if (s->child != PRS_NIL && s->birth[0] >= 0)
@@ -232,16 +234,16 @@ void prs_client_inherited(prs_store *s)
         prs_os_close(s->fd_lock);
     s->fd_lock = s->child_fd;
     s->child_fd = -1;
-    if (getppid() != s->pid) /* a parent of another namespace is 0, one that has ended is somebody else */
+    if (getppid() != s->pid) /* 0 if the parent is in another namespace, another pid if it has exited */
         s->pid_ns = prs_os_pid_ns();
     s->pid = (int32_t)getpid();
-    s->anchor = s->child_anchor; /* the parent's is not inherited */
+    s->anchor = s->child_anchor; /* fork does not copy the parent's anchor */
     s->child_anchor = NULL;
     if (s->anchor)
         (void)prs_os_keep_from_children(s->anchor); /* it cannot fail: a mapping of one page is not split */
 }
 
-/* In the child, when its slot shows who it is. */
+/* In the child, once its slot is published: end the pipe on which the parent waits. */
 void prs_client_tell_birth(prs_store *s)
 {
     prs_os_close(s->birth[0]);
@@ -249,23 +251,23 @@ void prs_client_tell_birth(prs_store *s)
     s->birth[0] = s->birth[1] = -1;
 }
 
-/* Leave: every bit of ours is clear by now. */
+/* Leave the store; we have cleared all our bits by now. */
 void prs_client_release(prs_store *s)
 {
     PRS_POINT(client_releasing);
     /* The pid stays: without it a client that is just leaving would look dead. */
     uint64_t live = in_state(PRS_CLIENT_LIVE, s->incarnation);
-    /* Edges that a busy lock kept us from burying, slots it kept us from giving back: whoever meets the corpse has them. */
+    /* If a busy lock kept us from releasing edges or returning slots, keep the state: a reaper will do it. */
     /* unreached: race 2: leaves while the lock is busy, with edges that nobody could end */
     if ((s->dying == PRS_NIL && !prs_load_relaxed(&s->has_pending)) || s->me == janitor_of(s))
         prs_cas_seqcst(&s->clients[s->me].state, &live, PRS_CLIENT_FREE);
-    int fd = s->fd_lock >= 0 ? s->fd_lock : s->fd_rw; /* a forked child may have the family's description alone */
+    int fd = s->fd_lock >= 0 ? s->fd_lock : s->fd_rw; /* a forked child may have only the shared description */
     /* unreached: untested: closed by others before the end */
     if (prs_os_same(fd, &s->file))
         prs_os_unlock_byte(fd, byte_of(s->me));
 }
 
-/* The slot of a dead client is about to be free: a lock that its family's description still carries must not block it. */
+/* The slot of a dead client is about to become free: drop the lock that a shared description may still hold on it. */
 void prs_client_forget(prs_store *s, uint32_t client)
 {
     /* unreached: untested: closed by others before a look */
@@ -279,7 +281,7 @@ bool prs_client_is(prs_store *s, uint32_t client, uint32_t incarnation)
            (prs_load_acquire(&s->clients[client].state) & 0xFF) != PRS_CLIENT_FREE;
 }
 
-/* Does no living process hold the lock of this client?  False when nothing is known. */
+/* Return whether no living process holds the lock of this client; false when that is unknown. */
 static bool byte_free(prs_store *s, uint32_t client)
 {
     return prs_os_same(s->fd_ro, &s->file) && prs_os_byte_held(s->fd_ro, byte_of(client)) == 0;
@@ -304,7 +306,7 @@ bool prs_client_proven_dead(prs_store *s, uint32_t client, uint64_t *found)
         return false;
     case PRS_CLIENT_REAPING:
         return true;
-    case PRS_CLIENT_UNBORN: /* a fork or an attach under way: only its byte speaks for it */
+    case PRS_CLIENT_UNBORN: /* a fork or an attach in progress: only its byte is evidence */
         /* unreached: race: it was born while we looked */
         return byte_free(s, client) && prs_load_acquire(&c->state) == state;
     default:
@@ -313,16 +315,16 @@ bool prs_client_proven_dead(prs_store *s, uint32_t client, uint64_t *found)
     /* unreached: cannot: an orphan's own slot is the sticky holder's, which was excluded */
     if (client == s->me && !s->orphan)
         return false;
-    /* A namespace that could not be read is 0, and unlike any other. */
+    /* A namespace that we could not read is 0, and equals no other. */
     bool neighbour = s->pid_ns != 0 && prs_load_relaxed(&c->pid_ns) == s->pid_ns;
     if (!(neighbour && prs_os_process_gone((int32_t)pid)) && !byte_free(s, client))
         return false;
-    /* Unless it left and another came while we looked. */
+    /* The client may have left and another come while we looked. */
     /* unreached: race 2: it left and another came while we looked */
     return prs_load_acquire(&c->state) == state && prs_load_acquire(&c->pid) == pid;
 }
 
-/* The mark names the incarnation, so it means nothing once that is over, however it ended. */
+/* The mark is the incarnation, so it is void once that incarnation has ended, however it ended. */
 bool prs_leave(prs_store *s)
 {
     if (s->orphan)
@@ -331,7 +333,7 @@ bool prs_leave(prs_store *s)
     uint32_t high = prs_load_acquire(&s->super->client_high);
     /* unreached: damage */
     for (uint32_t i = 1; i < high && i < s->super->max_clients; i++) {
-        uint64_t state = prs_load_seqcst(&s->clients[i].state); /* a child that is being forked stays, too */
+        uint64_t state = prs_load_seqcst(&s->clients[i].state); /* a child that is being forked also stays */
         if (i == s->me || (state & 0xFF) == PRS_CLIENT_FREE || prs_load_seqcst(&s->clients[i].leaving) == state >> 32)
             continue;
         if (!prs_client_dead(s, i))

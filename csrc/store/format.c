@@ -1,11 +1,11 @@
 /* format.c - headers and buffer tables of stored objects.
  *
- * Purpose    Check what comes from shared bytes before anything uses it; lay out what is written.
- * Algorithm  Each struct is copied to private memory by one memcpy and judged there, every sum by
- *            overflow-checked arithmetic, so bytes that change during the read can only make one
- *            copy differ from the next, never get past a check.
- * Guarantee  A header that passes announces no byte beyond its own total; an entry that passes lies
- *            behind the stream and within the total, or names another object.
+ * Purpose    Validate headers and entries in shared memory before any use; write new ones.
+ * Algorithm  Copy each struct to private memory by one memcpy and check the copy, with
+ *            overflow-checked sums.  Bytes that change during the read can only make one copy
+ *            differ from the next, never get past a check.
+ * Guarantee  A header that passes describes no byte beyond its own total; an entry that passes lies
+ *            behind the stream and within the total, or refers to another object.
  */
 #include "format.h"
 

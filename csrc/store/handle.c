@@ -1,16 +1,16 @@
-/* handle.c - until when a handle stays.
+/* handle.c - the lifetime of a handle.
  *
- * Purpose    A process opens and closes stores as often as it likes: nothing of a handle may stay, and nothing may go that a
- *            call, a view or a window still uses.
- * Algorithm  Three counts, each of which outlives the one before.  `users`: calls and drafts under way, counted by the caller
- *            under its own lock; the last of them closes a handle that was ended.  `pinned_slots`: objects with pins, counted
- *            by prs_close, and unpins at their work; the last of them tears the handle down.  `keeps`: windows, and one
- *            until the handle is torn down; the last one frees it.
+ * Purpose    A process may open and close stores any number of times: a handle must leave nothing behind, and must keep
+ *            what a call, a view or a window still uses.
+ * Algorithm  Three counts, each of which outlives the one before.  `users`: calls and drafts in progress, counted by
+ *            the caller under its own lock; the last of them closes an ending handle.  `pinned_slots`: objects with
+ *            pins, counted by prs_close, and unpins in progress; the last of them tears the handle down.  `keeps`:
+ *            windows, plus one until the handle is torn down; the last one frees it.
  *
  *              open --prs_end--> ending --last use--> closed --last pin--> torn --last window--> freed
  *
- * Guarantee  A pin or a window may be dropped at any time, before and after.  In a forked child the uses of threads that are
- *            not there any more never end: such a handle is closed and torn down, and its addresses stay.
+ * Guarantee  A pin or a window may be dropped at any time, before and after each step.  In a forked child, uses by the
+ *            parent's other threads never end: such a handle is closed and torn down, but its address ranges stay.
  */
 #include "store.h"
 
@@ -48,5 +48,5 @@ void prs_keep_end(prs_store *s)
 uint32_t prs_age(const prs_store *s)
 {
     uint64_t born = s->super->born_ns / (uint64_t)PRS_SECOND, now = prs_uptime();
-    return now > born ? (uint32_t)(now - born) : 0; /* another time namespace may be behind */
+    return now > born ? (uint32_t)(now - born) : 0; /* the clock of another time namespace may be behind */
 }

@@ -1,15 +1,15 @@
-/* lock.c - the store lock and its thief.
+/* lock.c - the store lock, and stealing it from a dead owner.
  *
- * Purpose    Guards what has no lock-free protocol: bins of free extents, the stacks of free
- *            slots and links, counts of links.
- * Algorithm  One futex word: owner's client index : 12 | its incarnation : 19 | waiters : 1,
- *            zero when free.  A private mutex keeps the threads of a process in line; then spin,
- *            then sleep in slices of 20 ms.  After each slice the owner's life is looked at: a
- *            proven death lets one waiter CAS the word from that owner and incarnation to its
- *            own, so that a successor in the same client slot cannot be hit; the thief then
- *            rebuilds all that the lock guards before anyone else gets in.
- * Guarantee  No system call but futex and the proof of death, no first touch of a page, no
- *            allocation happens while the word is held by us.
+ * Purpose    Guards structures that have no lock-free protocol: bins of free extents, the stacks of
+ *            free slots and links, counts of links.
+ * Algorithm  One futex word: owner's client index : 12 | its incarnation : 19 | waiters : 1, zero
+ *            when free.  A private mutex serializes the threads of a process; its owner spins, then
+ *            sleeps in slices of 20 ms.  After each slice it checks whether the owner of the word
+ *            is dead.  If that is proven, one waiter replaces that owner and incarnation by its own
+ *            (CAS), so it cannot rob a successor in the same client slot; this thief then rebuilds
+ *            everything that the lock guards before any other client gets the lock.
+ * Guarantee  While we hold the word, we make no system call but futex and the proof of death, touch
+ *            no page for the first time, and allocate nothing.
  */
 #include "store.h"
 #include <errno.h>
@@ -62,14 +62,14 @@ static bool owner_dead(prs_store *s, uint32_t word)
 {
     uint32_t client = word >> 20, incarnation = word >> 1 & 0x7FFFFu;
     if (client == s->me)
-        return incarnation != (s->incarnation & 0x7FFFFu); /* ours from an earlier life */
+        return incarnation != (s->incarnation & 0x7FFFFu); /* an earlier incarnation of our slot */
     if (client == 0 || client >= s->super->max_clients)
-        return true; /* nobody can be that: flipped bits */
+        return true; /* no client has this index: flipped bits */
     prs_client *c = &s->clients[client];
     if ((prs_load_acquire(&c->incarnation) & 0x7FFFFu) != incarnation)
-        return true; /* its slot was claimed anew: that client is gone */
+        return true; /* another client has claimed the slot: this one is dead */
     if ((prs_load_acquire(&c->state) & 0xFF) == PRS_CLIENT_FREE)
-        return true; /* nobody leaves with the lock in hand but by dying, or the word was flipped */
+        return true; /* a client that leaves has unlocked: it died, or the word was flipped */
     return prs_client_dead(s, client);
 }
 
@@ -89,7 +89,7 @@ static int steal(prs_store *s, uint32_t word, prs_error *error)
 {
     /* unreached: race: another thief was quicker */
     if (!prs_cas_seqcst(&s->super->lock, &word, lock_word(s->me, s->incarnation) | WAITERS))
-        return 1; /* somebody was quicker */
+        return 1; /* another waiter was quicker */
     prs_fetch_add_relaxed(&s->super->stolen, 1);
     PRS_POINT(lock_stolen);
     int rc = prs_rebuild(s, error);
@@ -115,7 +115,7 @@ int prs_lock(prs_store *s, int64_t timeout, prs_error *error)
     for (;;) {
         uint32_t word = prs_load_relaxed(&s->super->lock);
         if (word == 0) {
-            /* Others may sleep behind us: keep their mark. */
+            /* Other waiters may be asleep: keep the WAITERS bit. */
             uint32_t expected = 0;
             /* unreached: race */
             if (prs_cas_acquire(&s->super->lock, &expected, lock_word(s->me, s->incarnation) | WAITERS))
@@ -153,7 +153,7 @@ int prs_lock(prs_store *s, int64_t timeout, prs_error *error)
     }
 taken:
     PRS_POINT(lock_taken);
-    if (PRS_UNLIKELY(s->super->arena.dirty)) { /* a rebuild died between steal and finish */
+    if (PRS_UNLIKELY(s->super->arena.dirty)) { /* a thief died between steal and the end of its rebuild */
         int rc = prs_rebuild(s, error);
         /* unreached: unmade: no memory for the one who finds an unfinished rebuild */
         if (rc < 0) {

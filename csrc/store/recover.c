@@ -1,14 +1,15 @@
-/* recover.c - what is done about the dead: rebuild, reap, look.
+/* recover.c - recovery from dead clients: rebuild, reap, detect.
  *
  * Purpose    Any client may die at any instruction.  The first client that notices cleans up, while
  *            all others continue.
- * Algorithm  rebuild, by the client that stole the store lock: rebuilds everything that the lock
- *            guards from slots and links.  reap, lock-free except for giving extents back: takes over
- *            slot by slot what the dead client was working on, clears its bits, and tries to free
+ * Algorithm  rebuild: the client that stole the store lock reconstructs everything that the lock
+ *            guards from slots and links.  reap, lock-free except for returning extents: finishes,
+ *            slot by slot, what the dead client was working on, clears its bits, and tries to free
  *            the objects of which it was the last holder.
- *            look: who is dead?  At most once a second for the whole store, by whoever comes by.
- * Guarantee  Each can die at any step and be started again by another: rebuild marks the arena dirty
- *            first, reap names itself in the client's state and is itself a client.
+ *            prs_reap_dead: detects dead clients, at most once a second for the whole store, in any
+ *            client that calls it.
+ * Guarantee  Each may die at any step, and another client starts it again: rebuild marks the arena
+ *            dirty first; a reaper records itself in the dead client's state and is itself a client.
  */
 #include "store.h"
 
@@ -42,7 +43,7 @@ int prs_rebuild(prs_store *s, prs_error *error)
     return PRS_OK;
 }
 
-/* After a rebuild: sealed objects whose last holder let go while everything counted as held. */
+/* After a rebuild: free sealed objects whose last holder released them while all objects counted as held. */
 static void sweep(prs_store *s)
 {
     uint32_t epoch = prs_load_seqcst(&s->super->recount), swept = prs_load_relaxed(&s->super->swept);
@@ -53,7 +54,7 @@ static void sweep(prs_store *s)
     uint32_t seen = prs_load_relaxed(&s->slots_seen);
     for (uint32_t i = 0; i < seen; i++)
         prs_try_free(s, i);
-    prs_cas_seqcst(&s->super->swept, &swept, epoch); /* a rebuild since then has moved `recount` on */
+    prs_cas_seqcst(&s->super->swept, &swept, epoch); /* after a later rebuild `recount` differs again */
 }
 
 void prs_client_recover_slots(prs_store *s, uint32_t client)
@@ -91,7 +92,7 @@ int prs_reap(prs_store *s, uint32_t client, uint64_t state)
         uint32_t reaper = (uint32_t)(state >> 8) & 0xFFFFu;
         /* unreached: race: another thread is at it */
         if (reaper == s->me && state == ours)
-            return PRS_OK; /* another thread of ours is at it */
+            return PRS_OK; /* another thread of ours is reaping it */
         /* unreached: race: another one is at it */
         if (prs_client_is(s, reaper, (uint32_t)(state >> 32)) && !prs_client_dead(s, reaper))
             return PRS_OK;
@@ -106,7 +107,7 @@ int prs_reap(prs_store *s, uint32_t client, uint64_t state)
     PRS_POINT(reap_begun);
     /* unreached: unmade: no memory for the tables */
     if (prs_tables_prefault(s) < 0) {
-        prs_cas_seqcst(&c->state, &ours, state); /* the next look tries again */
+        prs_cas_seqcst(&c->state, &ours, state); /* the next prs_reap_dead() tries again */
         return PRS_E_BACKING;
     }
     prs_client_recover_slots(s, client);
@@ -133,7 +134,7 @@ int prs_reap_dead(prs_store *s, int64_t min_age)
             return PRS_OK;
         /* unreached: race: another one looks */
         if (!prs_cas_relaxed(&s->super->last_look, &last, now))
-            return PRS_OK; /* somebody else looks */
+            return PRS_OK; /* another client is looking */
     } else {
         prs_store_relaxed(&s->super->last_look, now);
     }
@@ -144,7 +145,7 @@ int prs_reap_dead(prs_store *s, int64_t min_age)
     /* unreached: damage */
     for (uint32_t i = 1; i < high && i < s->super->max_clients; i++)
         if (i != s->me && prs_client_proven_dead(s, i, &state) && prs_reap(s, i, state) == PRS_E_BUSY)
-            break; /* one wait for the lock is enough: the next look goes on */
+            break; /* wait for the lock only once: the next call continues */
     sweep(s);
     if (min_age > 0)
         prs_trim_excess(s);
