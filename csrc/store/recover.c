@@ -75,7 +75,7 @@ void prs_client_recover_slots(prs_store *s, uint32_t client)
             prs_fetch_and_seqcst(pins, ~bit);
             PRS_POINT(reap_bits);
         }
-        prs_try_free(s, i); /* also where its bit was the last and is gone: it owed the free */
+        prs_try_free(s, i); /* also without its bit: it may have died between clearing the last bit and freeing */
     }
 }
 

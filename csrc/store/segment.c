@@ -1,12 +1,12 @@
-/* segment.c - making, finding, validating and leaving a segment.
+/* segment.c - creating, finding, validating and leaving a segment.
  *
  * Purpose    Turn a file into a store and a process into its client.
- * Algorithm  A new segment has no name until its superblock is complete: a memfd, or an unnamed file
- *            on tmpfs that is linked to its path last, so that nobody can meet a half-made one.  Attaching
- *            reads the superblock into private memory, recomputes the layout from its five numbers and
- *            compares, before anything is mapped; then the tables are checked under the store lock.
- * Guarantee  No size or offset from the file is used before it is checked.  The page of constants
- *            and the data area are mapped read-only, from a descriptor that cannot write.
+ * Algorithm  A new segment has no name until its superblock is complete: a memfd, or an unnamed file on
+ *            tmpfs that we link to its path last, so that no process can open an incomplete one.  To
+ *            attach, we copy the superblock to private memory, recompute the layout from its numbers and
+ *            compare, before we map anything; then we check the tables under the store lock.
+ * Guarantee  No size or offset from the file is used before it is checked.  The page of constants and the
+ *            data area are mapped read-only, from a descriptor that cannot write.
  */
 #include "platform/advise.h"
 #include "platform/descriptor.h"
@@ -18,10 +18,10 @@
 
 #define CAPACITY_GRAIN (1024u * 1024u)
 #define CAPACITY_MAX ((uint64_t)1 << 43)
-#define CAPACITY_LEAST (16u * 1024 * 1024) /* of a default that shrinks */
+#define CAPACITY_LEAST (16u * 1024 * 1024) /* a default shrinks no further */
 #define ROOM_LEFT ((size_t)64 << 20)
 #define SLOTS_MIN (1u << 20)
-#define SLOTS_LEAST (1u << 14) /* where a limit leaves no room for more */
+#define SLOTS_LEAST (1u << 14) /* if a limit leaves no room for more */
 #define SLOTS_MAX (1u << 24)
 
 /* ---- layout ------------------------------------------------------------------------------------- */
@@ -150,7 +150,7 @@ void prs_discard(prs_store *s)
 static int reopen(const prs_store *s, bool writable)
 {
     int fd = prs_os_reopen(s->fd_rw, writable);
-    if (fd < 0 && s->path) { /* no /proc: by name */
+    if (fd < 0 && s->path) { /* no /proc: open by path */
         prs_error ignored;
         /* unreached: kernel: no /proc */
         if (prs_os_open_file(s->path, &fd, &ignored) < 0)
@@ -164,7 +164,7 @@ static int reopen(const prs_store *s, bool writable)
     return fd;
 }
 
-/* Map everything by the checked numbers of `p`. */
+/* Map everything by the validated numbers of `p`. */
 static int map_all(prs_store *s, const prs_super *p, prs_error *error)
 {
     s->control_len = p->data_off;
@@ -201,7 +201,7 @@ static int map_all(prs_store *s, const prs_super *p, prs_error *error)
     return PRS_OK;
 }
 
-/* Constants stay constant: nobody writes the first page through this mapping again. */
+/* Become a client.  The page of constants becomes read-only in this mapping, too. */
 static int enter(prs_store *s, prs_error *error)
 {
     _Static_assert(offsetof(prs_super, lock) == 4096, "the constants fill the first page");
@@ -232,7 +232,7 @@ static int enter(prs_store *s, prs_error *error)
     return PRS_OK;
 }
 
-/* Offsets of mappings and the bitmap of pages are in pages of this size: another kernel would fault. */
+/* Return whether the kernel's pages have another size: mapping offsets and the bitmap of pages would not fit. */
 static bool other_pages(void)
 {
     return PRS_POINT_ERRNO(page_size) || prs_page_size() != PRS_PAGE;
@@ -267,7 +267,7 @@ static void choose(prs_super *p, const prs_options *options, uint64_t capacity, 
     p->flags = options ? options->flags : 0;
 }
 
-/* Is there address space for the second mapping of the data area, made by the first put, and some for the rest? */
+/* Return whether there is address space for the writable mapping that the first put makes, and some for the rest. */
 static bool roomy(const prs_store *s)
 {
     return prs_os_room(s->capacity + s->capacity / 2 + ROOM_LEFT);
@@ -316,7 +316,7 @@ static int create(prs_store **out, const prs_options *options, uint64_t capacity
         goto fail;
     }
     if (!s->path)
-        (void)prs_os_seal(fd); /* kernels without it: nobody but us shrinks the file anyway */
+        (void)prs_os_seal(fd); /* some kernels cannot: only our own code could shrink the file anyway */
     PRS_POINT(segment_sized);
     /* unreached: unmade: fstat */
     if ((rc = prs_os_inspect(fd, &s->file, &size, error)) < 0 || (rc = map_all(s, &plan, error)) < 0)
@@ -367,7 +367,7 @@ int prs_create(prs_store **out, const prs_options *options, prs_error *error)
     uint64_t capacity = first, slots_min = SLOTS_MIN;
     prs_error why = {0};
     int rc;
-    /* What nobody asked for may be less: a limit of the address space or of the size of files is no reason to fail. */
+    /* Shrink defaults that the caller did not choose, rather than fail on a limit of address space or file size. */
     while ((rc = create(out, options, capacity, slots_min, given, &why)) < 0 &&
            (rc == PRS_E_NOMEM || why.sys_errno == EFBIG)) {
         if (!given && capacity / 2 >= CAPACITY_LEAST)
@@ -431,7 +431,7 @@ static int attach(prs_store **out, int fd, uint64_t store, const prs_options *op
         goto fail;
     free(head);
     rc = prs_check(s, error);
-    if (rc < 0) { /* leave as we came: tables that do not check out are not to be worked on */
+    if (rc < 0) { /* do not call prs_close(): it would work on corrupt tables */
         prs_atfork_unregister(s);
         prs_client_release(s);
         prs_discard(s);
@@ -454,7 +454,7 @@ int prs_attach_path(prs_store **out, const char *path, const prs_options *option
     return rc < 0 ? rc : attach(out, fd, 0, &named, error);
 }
 
-/* The store id of a descriptor of another process, 0 when it is no store we may use. */
+/* Return the store id of the file behind `fd`, or 0 if it is no store that we may use. */
 static uint64_t id_behind(int fd)
 {
     struct {
@@ -482,7 +482,7 @@ int prs_list_pid(int32_t pid, uint64_t *ids, int *fds, int cap)
         return 0;
     /* unreached: untested: more stores than asked for */
     for (struct dirent *entry; n < cap && (entry = readdir(directory));) {
-        /* Only names a store can have: other files are not opened, some mind. */
+        /* Open only files whose name a store can have: opening others may have side effects. */
         ssize_t len = readlinkat(dirfd(directory), entry->d_name, link, sizeof link - 1);
         if (len < 0)
             continue;
@@ -515,7 +515,7 @@ int prs_attach_pid(prs_store **out, int32_t pid, int fd, uint64_t store, const p
         /* unreached: untested: any store */
         /* unreached: untested: the number leads to another store by now */
         if (id == 0 || (store && id != store)) {
-            prs_os_close(mine); /* the number means something else by now */
+            prs_os_close(mine); /* the number refers to another file by now */
             mine = -1;
         }
     }
@@ -532,7 +532,7 @@ int prs_attach_pid(prs_store **out, int32_t pid, int fd, uint64_t store, const p
     return attach(out, mine, store, options, error);
 }
 
-/* ---- what others ask -------------------------------------------------------------------------------------- */
+/* ---- queries ---------------------------------------------------------------------------------------------- */
 
 uint64_t prs_id(const prs_store *s)
 {
@@ -598,20 +598,20 @@ static void drop_refs(prs_store *s)
     }
 }
 
-/* The last pin is gone.  The address ranges stay, as zero pages, until prs_dispose: a thread
- * that is just now in a call must not fault. */
+/* The last pin has been dropped.  The address ranges stay, as zero pages, until prs_dispose: a thread that is inside
+ * a call must not fault. */
 void prs_tear_down(prs_store *s)
 {
     if (s->torn)
         return;
     prs_atfork_unregister(s);
-    /* Drafts never finished are freed below: their memory must not be within reach by then. */
+    /* We free unfinished drafts below: nobody may reach their memory by then. */
     prs_windows_detach(s);
     if (prs_load_relaxed(&s->wr))
         prs_os_map_zero_fixed(prs_load_relaxed(&s->wr), s->capacity);
     if (!s->orphan)
-        prs_client_recover_slots(s, s->me); /* and reserves a full list had no room for */
-    (void)prs_mutex_lock(&s->mutex, -1);    /* a thread that is inside the store lock gets out first */
+        prs_client_recover_slots(s, s->me); /* also reserved slots that a full list had no room for */
+    (void)prs_mutex_lock(&s->mutex, -1);    /* a thread that holds the store lock unlocks first */
     if (!s->orphan)
         prs_client_release(s);
     prs_client_unanchor(s);
@@ -622,7 +622,7 @@ void prs_tear_down(prs_store *s)
     prs_mutex_unlock(&s->mutex);
     int fds[] = {s->fd_rw, s->fd_ro, s->fd_lock};
     for (int i = 0; i < 3; i++)
-        if (prs_os_same(fds[i], &s->file)) /* otherwise the number now belongs to another file */
+        if (prs_os_same(fds[i], &s->file)) /* otherwise the number belongs to another file by now */
             prs_os_close(fds[i]);
     if (s->released)
         prs_keep_end(s);

@@ -1,12 +1,12 @@
-/* snapshot.c - looking at a store without taking part in it.
+/* snapshot.c - inspecting a store without becoming its client.
  *
- * Purpose    Tools show what a store held whose processes have all crashed, without changing it.
- * Algorithm  The tables (everything before the data area) are copied, holes left out, into a file of our own; the
- *            caller becomes a client of that.  The copy has no spill directory and has just been looked after, so
- *            nothing is reaped, freed or removed.  It has the size of the original, but no data: what is pinned
- *            in it reads as zeros.
- * Guarantee  The original is opened for reading only.  What is copied is validated like any store that is attached
- *            to; copied while others change it, it may be refused as corrupt.
+ * Purpose    Tools show the contents of a store whose processes have all crashed, without changing it.
+ * Algorithm  We copy the tables (everything before the data area), except holes, to a private file; the caller
+ *            becomes a client of the copy.  The copy has no spill directory, and its time of the last look for
+ *            dead clients is now, so nothing is reaped, freed or removed.  It has the size of the original, but no
+ *            data: objects pinned in it read as zeros.
+ * Guarantee  We open the original read-only.  The copy is validated like any store on attach; if other processes
+ *            change the tables during the copy, it may be refused as corrupt.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE 1
@@ -35,7 +35,7 @@ static int copy_piece(int to, int from, uint64_t at, size_t n, void *buffer)
     return rc;
 }
 
-/* Copy what is not a hole of [0, end). */
+/* Copy [0, end) except holes. */
 static int copy_tables(int to, int from, uint64_t end)
 {
     void *buffer = malloc(PIECE);
@@ -69,7 +69,7 @@ static int copy_tables(int to, int from, uint64_t end)
     return rc;
 }
 
-/* Read and check what says how long the tables are; attaching checks all the rest. */
+/* Read and check the fields that give the length of the tables; attaching checks the rest. */
 static int read_head(int fd, prs_super *head, prs_error *error)
 {
     prs_file file;

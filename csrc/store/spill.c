@@ -1,16 +1,16 @@
-/* spill.c - objects in files when there is no room.
+/* spill.c - moving objects to files when the store is full.
  *
- * Purpose    A put that does not fit moves others out of the way instead of failing; nothing alive is dropped.
- * Algorithm  CLOCK over the extents in address order: the first window of neighbours that are free, or sealed,
- *            unpinned and not pinned lately, and together large enough.  Each of them is written to
- *            <spill_dir>/<store id>/<slot>-<serial>; then, under the store lock, its word turns to SEALED+FILE
- *            and its extent goes back.  A spilled object is read by mapping its file and never comes back.
- *            An object larger than the whole store is made in its file from the start.
- *            A store whose files are compressed or carry a digest leaves writing and reading them to its caller:
- *            see spill_external.c.
- * Guarantee  The word is the commit: a file whose slot does not say FILE is rubbish, and whoever reaps the
- *            spiller removes it.  Every client holds a shared lock on the directory's lock file; a directory
- *            whose lock is free belongs to a store that is gone.
+ * Purpose    A put that does not fit moves other objects to files instead of failing; no live object is dropped.
+ * Algorithm  CLOCK over the extents in address order finds the first window of neighbours that are free, or
+ *            sealed, unpinned and not pinned lately, and together large enough.  We write each object to
+ *            <spill_dir>/<store id>/<slot>-<serial>; then, under the store lock, we set its word to SEALED+FILE
+ *            and free its extent.  Readers map the file of a spilled object, which never returns to the store.
+ *            An object larger than the whole store is created in its file.
+ *            If a store's files are compressed or carry a digest, its caller writes and reads them: see
+ *            spill_external.c.
+ * Guarantee  The word is the commit: a file whose slot does not say FILE is garbage, and the process that reaps
+ *            the spiller removes it.  Every client holds a shared lock on the directory's lock file; a directory
+ *            whose lock is free belongs to a store that no longer exists.
  */
 #include "spill.h"
 #include <errno.h>
@@ -45,7 +45,7 @@ struct cleaning {
     bool dry;
 };
 
-/* A directory of a store whose lock nobody holds: remove it, or just count it. */
+/* Remove the directory of a store if nobody holds its lock; on a dry run just count it. */
 static int clean_one(void *arg, const char *name)
 {
     struct cleaning *c = arg;
@@ -80,8 +80,8 @@ int prs_spill_clean(const char *directory, bool dry)
     return rc < 0 ? rc : c.found;
 }
 
-/* The directory and its lock, shared.  -EAGAIN: somebody who cleans up took it for one of a store that is gone, between any two
- * of these calls; the lock file that we have locked, and the directory, may have no name any more. */
+/* Open the directory and lock it, shared.  -EAGAIN: between two of these calls a cleaning process took it for one of
+ * a dead store; the directory, and the lock file that we have locked, may have no name any more. */
 static int open_locked(int top, const char *name, bool create, int *fd, int *lock)
 {
     int rc = create ? prs_os_make_directory(top, name) : 0;
@@ -126,7 +126,7 @@ static int enter_directory(prs_store *s, int top, bool create, prs_error *error)
         }
     }
     if (rc == 0) {
-        prs_os_unmap(s->spill_anchor, PRS_PAGE); /* of a directory that was found again */
+        prs_os_unmap(s->spill_anchor, PRS_PAGE); /* of an earlier opening of the directory */
         s->spill_anchor = prs_os_anchor(lock);
         if (!s->spill_anchor) {
             rc = -ENOMEM;
@@ -165,8 +165,8 @@ int prs_spill_open(prs_store *s, bool create, prs_error *error)
     return rc;
 }
 
-/* The last one out takes the directory along.  Whether somebody is left is asked through a descriptor of its own: the one we
- * had may be shared with the process we were forked from, and what it could lock would prove nothing. */
+/* The last client removes the directory.  It tests for other clients through a new descriptor: the description of
+ * the old one may be shared with our parent process, so locking it would prove nothing. */
 void prs_spill_close(prs_store *s)
 {
     bool entered = prs_os_same(s->fd_spill, &s->spill_file);
@@ -198,7 +198,7 @@ void prs_spill_close(prs_store *s)
     s->fd_spill = s->fd_spill_lock = -1;
 }
 
-/* Other code closed the lock alone: without it, whoever cleans up takes the directory of a living store. */
+/* Other code closed only the lock: without it a cleaning process would remove the directory of a living store. */
 static void lock_again(prs_store *s)
 {
     int fd = prs_os_open_at(s->fd_spill, LOCK_NAME, O_RDWR);
@@ -226,7 +226,7 @@ static int find_again(prs_store *s)
     return prs_spill_open(s, false, &ignored) == PRS_OK ? s->fd_spill : -EBADF;
 }
 
-/* The directory, opened anew if other code closed our descriptors, by one thread at a time. */
+/* Return the directory's descriptor; open it again, one thread at a time, if other code closed ours. */
 static int directory(prs_store *s)
 {
     if (PRS_LIKELY(prs_os_same(s->fd_spill, &s->spill_file) && prs_os_same(s->fd_spill_lock, &s->spill_lock_file)))
@@ -255,11 +255,11 @@ static void remove_file(prs_store *s, uint32_t slot, uint64_t serial)
     file_name(name, slot, serial);
     /* unreached: failing */
     if (at >= 0)
-        (void)prs_os_remove_at(at, name, false); /* not there: the death came before the file */
+        (void)prs_os_remove_at(at, name, false); /* no such file: its writer died before creating it */
     PRS_POINT(spill_removed);
 }
 
-/* Was the directory removed under its name? */
+/* Return whether the directory no longer exists under its name. */
 static bool removed(prs_store *s)
 {
     char name[NAME_LEN];
@@ -291,7 +291,7 @@ int prs_spill_disk(prs_store *s, int rc, uint64_t want, prs_error *error)
     return code;
 }
 
-/* Back to SEALED; what was let go meanwhile is freed now. */
+/* Reset the word to SEALED; free the object if its last holder released it meanwhile. */
 static void roll_back(prs_store *s, uint32_t i, uint64_t word)
 {
     prs_slot *slot = prs_slot_at(s, i);
@@ -308,7 +308,7 @@ static void roll_back(prs_store *s, uint32_t i, uint64_t word)
     prs_try_free(s, i);
 }
 
-/* The word first: once it is ours, a spiller that was taken for dead and is not cannot commit to the file any more. */
+/* The word first: once it is ours, a spiller wrongly taken for dead can no longer commit to the file. */
 void prs_spill_undo(prs_store *s, uint32_t i, uint64_t word)
 {
     prs_slot *slot = prs_slot_at(s, i);
@@ -330,8 +330,8 @@ void prs_spill_remove(prs_store *s, const prs_slot *slot, uint32_t i)
     remove_file(s, i, prs_load_relaxed(&slot->serial));
 }
 
-/* Objects that calls of this thread are writing to files, innermost first.  Code that runs inside of such a call - the
- * caller's own when it writes the files - may ask for one of them: waiting for itself would be for ever. */
+/* Objects that calls of this thread are writing to files, innermost first.  Code that runs inside such a call, such
+ * as the caller's own that writes the files, may get one of them: waiting for it would never end. */
 static __thread prs_spill_job *writing;
 
 bool prs_spill_by_us(const prs_store *s, uint32_t slot)
@@ -361,7 +361,7 @@ bool prs_spill_job_ours(const prs_store *s, const prs_spill_job *job)
     return prs_word_client(job->word) == s->me;
 }
 
-/* Is the slot still ours to change?  Not if we were taken for dead meanwhile, nor in a child of the one who began. */
+/* Return whether we still own the slot: not if we were taken for dead, nor in a forked child of the spiller. */
 static bool still(const prs_store *s, const prs_spill_job *job, uint64_t word)
 {
     uint64_t who = ~(uint64_t)PRS_FLAGS_MASK;
@@ -376,7 +376,7 @@ void prs_spill_cancel(prs_store *s, prs_spill_job *job)
         prs_spill_undo(s, job->id.slot, word);
 }
 
-/* A new file: what a spiller that is taken for dead has open under that name, or had, stays apart from it. */
+/* Create a new file, so that a spiller taken for dead cannot write to it through a file it opened under that name. */
 static int create_file(prs_store *s, prs_spill_job *job, prs_error *error)
 {
     uint32_t i = job->id.slot;
@@ -392,7 +392,7 @@ static int create_file(prs_store *s, prs_spill_job *job, prs_error *error)
     /* unreached: failing */
     int failed = job->fd < 0 ? job->fd : PRS_POINT_ERRNO(spill_created) ? -ENOSPC : 0;
     /* unreached: race: two of the same name */
-    if (failed == -EEXIST) /* another one that was taken for dead, or we were */
+    if (failed == -EEXIST) /* another spiller was taken for dead, or we were */
         return PRS_E_AGAIN;
     return failed < 0 ? prs_spill_disk(s, failed, job->size, error) : PRS_OK;
 }
@@ -446,7 +446,7 @@ int prs_spill_commit(prs_store *s, prs_spill_job *job, prs_error *error)
 {
     uint32_t i = job->id.slot;
     prs_slot *slot = prs_slot_at(s, i);
-    prs_os_protect(job->fd); /* nobody shortens by mistake what others have mapped */
+    prs_os_protect(job->fd); /* guard against truncation by mistake while others map it */
     PRS_POINT(spill_written);
     int rc = PRS_E_AGAIN;
     if (prs_pinned(s, slot))
@@ -478,7 +478,7 @@ undo:
     return rc;
 }
 
-/* PRS_OK: spilled. PRS_E_AGAIN: somebody uses it. Else: the disk. */
+/* Spill one object.  PRS_E_AGAIN: it is in use.  Other errors: the disk. */
 static int spill_one(prs_store *s, const prs_oid *id, prs_error *error)
 {
     prs_spill_job job;
@@ -510,14 +510,14 @@ static bool spillable(prs_store *s, uint32_t i, bool idle_only)
     return true;
 }
 
-/* Under the lock: the next window of extents that could become one free run of `size` bytes. */
+/* Under the lock: find the next window of extents that could become one free run of `size` bytes. */
 static uint32_t choose(prs_store *s, uint64_t size, bool idle_only, prs_oid *victims)
 {
     prs_arena *a = &s->super->arena;
     uint32_t n = 0, start = a->clock != PRS_NIL ? a->clock : a->extent_first, i = start;
     uint64_t run = 0;
     bool wrapped = false;
-    uint32_t left = 2 * s->super->max_extents; /* a chain that was damaged may have no end */
+    uint32_t left = 2 * s->super->max_extents; /* a damaged chain may be endless */
     do {
         const prs_extent *e = prs_extent_at(s, i);
         /* unreached: damage */
@@ -538,7 +538,7 @@ static uint32_t choose(prs_store *s, uint64_t size, bool idle_only, prs_oid *vic
             a->clock = i;
             return n;
         }
-        if (i == PRS_NIL) { /* the end of the data area ends a window, too */
+        if (i == PRS_NIL) { /* the end of the data area also ends a window */
             if (wrapped)
                 break;
             wrapped = true;
@@ -552,7 +552,7 @@ static uint32_t choose(prs_store *s, uint64_t size, bool idle_only, prs_oid *vic
     return 0;
 }
 
-/* Idle objects first, then any; a generous window first, then just enough. */
+/* Try idle objects first, then any; a generous window first, then one just large enough. */
 int prs_spill_choose(prs_store *s, uint64_t size, int round, prs_oid victims[PRS_SPILL_VICTIMS], prs_error *error)
 {
     uint64_t want = size + 2 * PRS_PAGE;
@@ -605,7 +605,7 @@ int prs_spill_map(prs_store *s, const prs_oid *id, uint64_t size, bool cow, prs_
     int rc = map ? PRS_OK : PRS_E_NOMEM;
     /* unreached: unmade: malloc */
     if (rc == PRS_OK && prs_os_length(fd) < size)
-        rc = PRS_E_CORRUPT; /* shortened: its pages would be SIGBUS */
+        rc = PRS_E_CORRUPT; /* truncated: reading its pages would raise SIGBUS */
     if (rc == PRS_OK) {
         map->restored = false;
         /* unreached: cannot: what has no bytes is not spilled */

@@ -1,13 +1,13 @@
 /* spill_external.c - spill files that the caller writes and reads: compressed, or with a digest.
  *
- * Purpose    A compressor and a hash are other people's libraries, which the engine does not link.  It chooses the
- *            objects, owns the files and keeps the protocol; what stands in the files is the caller's.
- * Algorithm  Every file ends with a trailer of 64 bytes that says what stands before it.  To restore, the file is
- *            mapped, its trailer checked here and its bytes by the caller; then either that mapping serves the
- *            object (RAW), or private memory that the caller has filled.
- * Guarantee  No lock is held between begin and finish, so the caller may take its time, fail, or die: the word says
- *            SPILLING, and whoever reaps it removes the file.  A trailer that passes announces no byte beyond its
- *            file, and the object's own size.
+ * Purpose    Compressors and hashes are third-party libraries, which the engine does not link.  The engine chooses
+ *            the objects, owns the files and runs the protocol; the caller writes and reads their contents.
+ * Algorithm  Every file ends with a trailer of 64 bytes that describes the bytes before it.  To restore an object,
+ *            we check the trailer and the caller checks the bytes; then the object is served from a mapping of the
+ *            file (RAW), or from private memory that the caller has filled.
+ * Guarantee  We hold no lock between begin and finish, so the caller may take its time, fail, or die: the word says
+ *            SPILLING, and the process that reaps the caller removes the file.  A trailer that passes describes no
+ *            byte beyond its file, and states the object's own size.
  */
 #include "spill.h"
 #include <errno.h>
@@ -34,7 +34,7 @@ static prs_spill_trailer trailer_of(const prs_oid *id, uint64_t size, uint64_t s
                                .digest = digest};
 }
 
-/* NULL, or what is wrong. */
+/* Return NULL, or what is wrong. */
 static const char *check_trailer(const prs_store *s, const prs_oid *id, uint64_t size, uint64_t length,
                                  const prs_spill_trailer *t)
 {
@@ -48,7 +48,7 @@ static const char *check_trailer(const prs_store *s, const prs_oid *id, uint64_t
     /* unreached: damage */
     if (t->size != size || t->stored != length - sizeof *t || (t->codec == PRS_SPILL_RAW && t->stored != size))
         return "its spill file is not as long as it says";
-    /* What was made in its file is not compressed.  A digest that the store promises may not be missing. */
+    /* An object created in its file is not compressed.  A digest that the store promises must not be missing. */
     /* unreached: damage: a codec the store does not use */
     /* unreached: untested 3: the C tests compress with one codec */
     bool known = t->codec == PRS_SPILL_RAW || (t->codec == PRS_SPILL_LZ4 && (form & PRS_OPEN_SPILL_LZ4)) ||
@@ -109,7 +109,7 @@ int prs_draft_finish(prs_store *s, const prs_draft *draft, int algorithm, uint64
 
 /* ---- reading ----------------------------------------------------------------------------------- */
 
-/* Map the file, check its trailer, get memory.  What is left behind on failure is prs_restore_cancel's. */
+/* Check the trailer of the file, then map the file or allocate memory.  After a failure call prs_restore_cancel(). */
 static int open_restore(prs_store *s, prs_restore *r, uint64_t size, prs_error *error)
 {
     int fd = prs_spill_open_file(s, r->id.slot, r->id.serial, O_RDONLY);
@@ -142,7 +142,7 @@ static int open_restore(prs_store *s, prs_restore *r, uint64_t size, prs_error *
             rc = prs_fail(error, PRS_E_NOMEM, errno, "no memory to restore an object of %llu bytes",
                           (unsigned long long)size);
         else if (!raw)
-            r->fd = fd; /* read, not mapped: that others may cut it is an error then, not a signal */
+            r->fd = fd; /* read, not mapped: if another process truncates it, that is an error, not a signal */
     }
     if (r->fd < 0)
         prs_os_close(fd);

@@ -1,11 +1,12 @@
-/* wait.c - waiting for objects that are still being made.
+/* wait.c - waiting for objects that are not sealed yet.
  *
  * Purpose    A get of an unsealed object sleeps until it is sealed or lost.
- * Algorithm  The waiter marks the word (WAITERS) and sleeps on its low half in slices; who seals or
- *            retires sees the mark in the value it replaces and wakes.  For waits on many objects
- *            there is one more futex, the epoch, that moves with every such wake.
- * Guarantee  No lost wake-up: the mark is set by CAS on the very word the sleep compares.  The death
- *            of the creator ends the wait at the next slice.
+ * Algorithm  The waiter marks the word (WAITERS) and sleeps on its low half in slices; a process
+ *            that seals or retires the object sees the mark in the value it replaces and wakes the
+ *            waiters.  Waits on many objects use one more futex, the epoch, which changes with every
+ *            such wake.
+ * Guarantee  No lost wake-up: the CAS that sets the mark is on the very word that the sleep
+ *            compares.  The death of the creator ends the wait at the next slice.
  */
 #include "store.h"
 #include <errno.h>
@@ -18,8 +19,8 @@ static bool pending(uint64_t word)
     return prs_word_state(word) == PRS_STATE_CREATING || prs_word_state(word) == PRS_STATE_SPILLING;
 }
 
-/* Mark the word of an object that cannot be read yet (unsealed, or just being spilled).
- * PRS_E_AGAIN: marked, *low is what to sleep on. */
+/* Mark the word of an object that cannot be read yet (unsealed, or being spilled).  Return PRS_E_AGAIN if it is
+ * marked: sleep while its low half is *low. */
 static int mark(prs_store *s, const prs_oid *id, uint32_t *low)
 {
     int rc = prs_state(s, id);
@@ -40,7 +41,7 @@ static int mark(prs_store *s, const prs_oid *id, uint32_t *low)
     }
 }
 
-/* The creator of an object waited for: reap it when it is dead. */
+/* Reap the creator of an object that we wait for, if it is dead. */
 static void look_at_creator(prs_store *s, uint32_t slot)
 {
     uint64_t word = prs_load_seqcst(&prs_slot_at(s, slot)->word);

@@ -1,12 +1,12 @@
 /* window.c - writable windows of unsealed objects, copy-on-write maps of sealed ones.
  *
- * Purpose    create() and empty() hand out memory to write into; sealing must end every way to write
- *            through it, also through arrays and pointers taken before.
- * Algorithm  Such an object has whole pages of its own and is mapped for writing by itself.  Sealing
- *            maps the read-only file over the window, in place and in one step (MAP_FIXED): views
- *            stay valid, writes through them fault.  A forked child does the same to the windows
- *            of its parent before any other code of it runs.
- * Guarantee  Nothing is sealed before its window is read-only.  A window's object is pinned from
+ * Purpose    create() and empty() return writable memory; after sealing no one may write to it, not
+ *            even through arrays and pointers taken before.
+ * Algorithm  Such an object has its own whole pages and its own writable mapping.  Sealing maps the
+ *            read-only file over the window, in place and in one step (MAP_FIXED): views stay valid,
+ *            writes through them fault.  A forked child does the same to its parent's windows before
+ *            any other code runs in it.
+ * Guarantee  No object is sealed before its window is read-only.  A window's object is pinned from
  *            seal to prs_window_close, so its pages are not reused under a view.
  */
 #include "store.h"
@@ -54,9 +54,9 @@ int prs_window_open(prs_store *s, prs_draft *draft, prs_error *error)
         free(w);
         return rc;
     }
-    prs_area area = s->area; /* complete: the extent was had by prs_map_writable() */
+    prs_area area = s->area; /* complete: prs_map_writable() ran before the extent was allocated */
     area.map = (char *)w->addr - draft->off;
-    area.mapped.words = NULL; /* that is about the store's own mapping */
+    area.mapped.words = NULL; /* this bitmap describes the store's own mapping */
     rc = prs_area_populate(&area, draft->off, len, 0, NULL);
     if (rc < 0) {
         (void)prs_area_punch(&s->area, draft->off, len, NULL);
@@ -88,7 +88,7 @@ int prs_window_seal(prs_store *s, const prs_draft *draft, prs_error *error)
     if (rc < 0)
         return no_map(error, -rc, "making the window read-only");
     w->state = PRS_WINDOW_SEALED;
-    /* The window's own pin: counted like any other, set before anyone can see SEALED. */
+    /* The window's own pin: counted like any other, set before any process can see SEALED. */
     prs_spin *shard = prs_shard(s, draft->id.slot);
     prs_spin_lock(shard);
     prs_private *p = &s->priv[draft->id.slot];
@@ -99,7 +99,7 @@ int prs_window_seal(prs_store *s, const prs_draft *draft, prs_error *error)
     return PRS_OK;
 }
 
-/* Private zeros in place of a window, writable unless the limit of private memory is reached. */
+/* Replace a window by private zero pages, writable unless the limit of private memory is reached. */
 static bool forsake(prs_window *w)
 {
     if (prs_os_map_zero_fixed(w->addr, w->len) < 0 && prs_os_map_nothing_fixed(w->addr, w->len) < 0)
@@ -127,7 +127,7 @@ bool prs_window_abandon(prs_store *s, const prs_draft *draft, bool keep)
     return true;
 }
 
-/* Closing: unsealed windows show private zero pages from now on. */
+/* On close, replace unsealed windows by private zero pages. */
 void prs_windows_detach(prs_store *s)
 {
     prs_spin_lock(&s->window_lock);
@@ -150,7 +150,7 @@ void prs_window_close(prs_store *s, const prs_draft *draft)
     prs_keep_end(s);
 }
 
-/* In the child, before anything else runs: what the parent is still writing is not ours. */
+/* In the child, before anything else runs: revoke the windows that the parent is still writing to. */
 void prs_windows_after_fork(prs_store *s)
 {
     prs_spin_init(&s->window_lock);
@@ -171,14 +171,14 @@ int prs_cow_open(prs_store *s, const prs_oid *id, const prs_view *view, void **m
     if (rc < 0)
         return rc;
     /* unreached: kernel: files are mapped below the store */
-    if (view->data < s->ro || view->data >= s->ro + s->capacity) { /* spilled: its file instead */
+    if (view->data < s->ro || view->data >= s->ro + s->capacity) { /* spilled: map its file */
         prs_file_map *file;
         prs_spin *shard = prs_shard(s, id->slot);
         prs_spin_lock(shard);
         /* unreached: cannot: what is pinned and spilled has a map */
         bool restored = s->priv[id->slot].map && s->priv[id->slot].map->restored;
         prs_spin_unlock(shard);
-        if (restored) { /* no file has these bytes as they are */
+        if (restored) { /* its file does not hold these bytes as they are */
             /* unreached: cannot: what has no bytes is not spilled */
             /* unreached: unmade: mmap */
             if (!(*map = prs_os_memory(view->size ? view->size : 1)))
