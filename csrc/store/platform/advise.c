@@ -1,4 +1,4 @@
-/* advise.c - madvise() whose answer can be trusted (see advise.h). */
+/* advise.c - madvise() whose result can be trusted (see advise.h). */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE 1
 #endif
@@ -24,7 +24,7 @@ bool prs_advice_is_honest(void)
         int saved = errno;
         void *barred = mmap(NULL, prs_page_size(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         /* unreached: unmade: no page of address space */
-        if (barred == MAP_FAILED) { /* no verdict today */
+        if (barred == MAP_FAILED) { /* try again at the next call */
             errno = saved;
             return false;
         }

@@ -1,4 +1,4 @@
-/* advise.h - madvise() whose answer can be trusted. */
+/* advise.h - madvise() whose result can be trusted. */
 #ifndef PRS_ADVISE_H
 #define PRS_ADVISE_H
 
@@ -18,12 +18,13 @@
 uintptr_t prs_page_size(void);
 
 /*
- * Whether an advice that returns 0 was followed. Emulators (qemu's user mode) ignore advice they do not know and say
- * 0, also for pages that may not be touched at all, which a kernel must refuse: one look per process.
+ * Return whether a successful madvise() did what it was told. Emulators (qemu's user mode) ignore advice they do not
+ * know and return 0, even for PROT_NONE pages, which a kernel must refuse; we test that once per process.
  */
 bool prs_advice_is_honest(void);
 
-/* Advice on all pages under [at, at + n), again after signals. 0 or -errno (-EOPNOTSUPP: not honest); keeps errno. */
+/* Advise all pages under [at, at + n), again after signals. Returns 0 or -errno (-EOPNOTSUPP: not honest); keeps
+ * errno. */
 int prs_advise(char *at, size_t n, int advice);
 
 #endif

@@ -41,7 +41,7 @@ _Static_assert(sizeof(prs_atomic_u64) == 8 && _Alignof(prs_atomic_u64) == 8, "la
 #define prs_store_release(p, v) atomic_store_explicit((p), (v), memory_order_release)
 #define prs_store_seqcst(p, v) atomic_store_explicit((p), (v), memory_order_seq_cst)
 
-/* ---- read-modify-write; each yields the value before ----------------------------------------- */
+/* ---- read-modify-write; each returns the previous value --------------------------------------- */
 
 #define prs_exchange_relaxed(p, v) atomic_exchange_explicit((p), (v), memory_order_relaxed)
 #define prs_exchange_acquire(p, v) atomic_exchange_explicit((p), (v), memory_order_acquire)
@@ -65,7 +65,7 @@ _Static_assert(sizeof(prs_atomic_u64) == 8 && _Alignof(prs_atomic_u64) == 8, "la
 #define prs_fetch_and_acqrel(p, v) atomic_fetch_and_explicit((p), (v), memory_order_acq_rel)
 #define prs_fetch_and_seqcst(p, v) atomic_fetch_and_explicit((p), (v), memory_order_seq_cst)
 
-/* ---- compare and swap: true when *p was *expected; else *expected is what *p holds ------------ */
+/* ---- compare and swap: true when *p was *expected; otherwise *expected becomes *p -------------- */
 
 #define prs_cas_relaxed(p, expected, desired) \
     atomic_compare_exchange_strong_explicit((p), (expected), (desired), memory_order_relaxed, memory_order_relaxed)
@@ -77,7 +77,7 @@ _Static_assert(sizeof(prs_atomic_u64) == 8 && _Alignof(prs_atomic_u64) == 8, "la
     atomic_compare_exchange_strong_explicit((p), (expected), (desired), memory_order_acq_rel, memory_order_acquire)
 #define prs_cas_seqcst(p, expected, desired) \
     atomic_compare_exchange_strong_explicit((p), (expected), (desired), memory_order_seq_cst, memory_order_seq_cst)
-/* May fail without cause: for loops only. */
+/* May fail spuriously: for loops only. */
 #define prs_cas_weak_relaxed(p, expected, desired) \
     atomic_compare_exchange_weak_explicit((p), (expected), (desired), memory_order_relaxed, memory_order_relaxed)
 #define prs_cas_weak_seqcst(p, expected, desired) \
@@ -85,7 +85,7 @@ _Static_assert(sizeof(prs_atomic_u64) == 8 && _Alignof(prs_atomic_u64) == 8, "la
 
 /* ---- waiting ----------------------------------------------------------------------------------- */
 
-/* A hint to the core that this is a spin loop. */
+/* Tell the core that this is a spin loop. */
 static inline void prs_pause(void)
 {
 #if defined(__x86_64__) || defined(__i386__)
@@ -99,7 +99,7 @@ static inline void prs_pause(void)
 #endif
 }
 
-/* The half of a 64-bit word that holds its low 32 bits: what a futex on such a word waits on. */
+/* Return the low half of a 64-bit word, on which a futex on that word waits. */
 static inline void *prs_low_half(prs_atomic_u64 *word)
 {
 #if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
@@ -121,13 +121,13 @@ static inline long prs_futex_call_(void *addr, int op, uint32_t value, const voi
 /*
  * Sleep while the aligned 32-bit word at `addr` is `expected`, at most `timeout_ns` from now (< 0: no
  * limit). `addr` may lie in a shared mapping, also a read-only one.
- * Returns 0 (woken, possibly without cause: look again), -EAGAIN (the word differed), -ETIMEDOUT, or
+ * Returns 0 (woken, possibly spuriously: check again), -EAGAIN (the word differed), -ETIMEDOUT, or
  * -EINTR (a signal; never retried here, so that the caller can run its handlers). errno is kept.
  */
 static inline int prs_futex_wait(const volatile void *addr, uint32_t expected, int64_t timeout_ns)
 {
 #if defined(SYS_futex)
-    long ts[2]; /* what this system call takes on every ABI: two longs */
+    long ts[2]; /* this system call takes two longs on every ABI */
 #else
     int64_t ts[2];
 #endif
@@ -188,7 +188,7 @@ static inline bool prs_spin_trylock(prs_spin *lock)
     return prs_load_relaxed(&lock->held) == 0 && prs_exchange_acquire(&lock->held, 1) == 0;
 }
 
-/* Out of the fast path; kept apart so that prs_spin_lock inlines to one exchange and a branch. */
+/* The slow path, kept apart so that prs_spin_lock inlines to one exchange and a branch. */
 __attribute__((noinline, unused)) static void prs_spin_wait_(prs_spin *lock)
 {
     for (unsigned round = 0;; round++) {

@@ -5,7 +5,7 @@
  * Algorithm  Small: the C library's memcpy, which leaves the data in the cache for a reader nearby.
  *            Big: non-temporal stores (AVX2, else SSE2), which save reading each line before writing
  *            it. Bigger: pieces handed out by an atomic counter to the caller and its helpers, so
- *            that a helper without a CPU delays nothing but the piece it holds.
+ *            that a helper without a CPU delays only the piece it holds.
  * Guarantee  dst holds src when the call returns, visible to every thread that synchronizes with the
  *            caller: each thread that used non-temporal stores fences them itself.
  */
@@ -164,7 +164,7 @@ int prs_copy_to_file(int fd, uint64_t offset, const void *src_, size_t n, size_t
     if (offset > INT64_MAX || n > INT64_MAX - offset)
         rc = -EFBIG;
     bool beyond = rc == 0 && offset + n > limit;
-    if (beyond) /* up to the limit, and no further */
+    if (beyond) /* write up to the limit */
         n = offset < limit ? limit - offset : 0;
     while (rc == 0 && done < n) {
         ssize_t got = pwrite(fd, src + done, n - done, (off_t)(offset + done));
@@ -172,7 +172,7 @@ int prs_copy_to_file(int fd, uint64_t offset, const void *src_, size_t n, size_t
             done += (size_t)got;
         /* unreached: kernel: a file system that takes nothing and says nothing */
         else if (got == 0)
-            rc = -ENOSPC; /* a file system that takes nothing and says nothing */
+            rc = -ENOSPC; /* the file system writes nothing and reports no error */
         else if (errno != EINTR)
             rc = -errno;
     }

@@ -1,7 +1,7 @@
 /*
  * copy.h - copy kernels: one thread, several threads, into a file, out of a strided array.
  *
- * Nothing here knows of stores or bitmaps; see fill.h for which kernel suits which pages.
+ * This code knows nothing of stores or bitmaps; see fill.h for which kernel suits which pages.
  * All functions may run without any lock, from any thread, also while other threads fork.
  */
 #ifndef PRS_COPY_H
@@ -13,35 +13,35 @@
 /* Most threads one call ever uses, the caller's included. */
 #define PRS_COPY_MAX_THREADS 8u
 
-/* From here on stores bypass the cache: measured, see docs/internals/copying.md. */
+/* From this size on, stores bypass the cache: measured, see docs/internals/copying.md. */
 #define PRS_COPY_NT_MIN ((size_t)2 << 20)
 
-/* From here on a second thread pays for its creation: measured, see docs/internals/copying.md. */
+/* From this size on, a second thread is worth its creation: measured, see docs/internals/copying.md. */
 #define PRS_COPY_PARALLEL_MIN ((size_t)16 << 20)
 
-/* CPUs this process may run on (its affinity mask), at least 1. */
+/* Return the number of CPUs this process may run on (its affinity mask), at least 1. */
 unsigned prs_cpu_count(void);
 
-/* memcpy by the fastest kernel for `n`; non-temporal stores are complete (sfence) on return. */
+/* Copy by the fastest kernel for `n`; non-temporal stores are complete (sfence) on return. */
 void prs_copy(void *dst, const void *src, size_t n);
 
-/* The same with non-temporal stores whatever `n` is, for pieces of a copy that is big as a whole. */
+/* The same with non-temporal stores for any `n`, for pieces of a big copy. */
 void prs_copy_nt(void *dst, const void *src, size_t n);
 
 /*
- * The same on up to `max_threads` threads (0: as many as pay, by size and idle CPUs), made for this call, joined before it
- * returns, with all signals blocked. Fewer, down to the caller alone, where they cannot be made.
+ * The same on up to `max_threads` threads (0: as many as size and idle CPUs justify). They block all signals and are
+ * joined before this call returns. If threads cannot be created, fewer copy, down to the caller alone.
  */
 void prs_copy_parallel(void *dst, const void *src, size_t n, unsigned max_threads);
 
-/* Where this process may write in a file at most (RLIMIT_FSIZE). Beyond it the kernel sends SIGXFSZ, which ends a program
- * that did not expect it: look first. */
+/* Return the file size limit of this process (RLIMIT_FSIZE). A write beyond it raises SIGXFSZ, which kills a program
+ * that does not expect it: check first. */
 uint64_t prs_file_limit(void);
 
 /*
- * Write `n` bytes at `offset`, going on after short writes and signals. 0 or -errno; -ENOSPC when the
- * file system is full, -EFBIG past its limit. Never raises SIGBUS for the file's side, or SIGXFSZ. Keeps errno.
- * `written` (may be NULL) gets the bytes that are in the file, also on failure.
+ * Write `n` bytes at `offset`, continuing after short writes and signals. Returns 0 or -errno: -ENOSPC when the
+ * file system is full, -EFBIG past its limit. Never raises SIGXFSZ, nor SIGBUS for the file's side. Keeps
+ * errno. `written` (may be NULL) gets the number of bytes written, also on failure.
  */
 int prs_copy_to_file(int fd, uint64_t offset, const void *src, size_t n, size_t *written);
 

@@ -1,13 +1,13 @@
 /*
- * copy_strided.c - strided arrays copied once, into contiguous C order.
+ * copy_strided.c - copying strided arrays once, into contiguous C order.
  *
  * Purpose    `put(a[::2])` gathers straight into the store, without an intermediate array.
  * Algorithm  Normalize (drop extents of 1, merge dimensions that are contiguous to each other, turn a
  *            contiguous innermost dimension into one bigger item), then loop with an odometer over the
  *            outer dimensions and a tight loop over the innermost. Where another dimension has a
- *            smaller stride than the innermost (transposed arrays), both are walked in tiles, so that
- *            a source line is used up while it is in the cache.
- * Guarantee  Reads exactly the elements the shape names, writes exactly their number times itemsize
+ *            smaller stride than the innermost (transposed arrays), loop over both in tiles, so that
+ *            each source line is fully used while it is in the cache.
+ * Guarantee  Reads exactly the elements of the shape, writes exactly their number times itemsize
  *            bytes; needs no alignment; sizes that overflow are refused before anything is copied.
  */
 #ifndef _GNU_SOURCE
@@ -115,7 +115,7 @@ static void copy_row(char *dst, const char *src, size_t n, ptrdiff_t stride, siz
     default:
         if (item < STREAM_ITEM_MIN) {
             ROW_LOOP(item)
-        } else { /* rows of a big matrix: as for any big copy, do not read what is overwritten */
+        } else { /* rows of a big matrix: as for any big copy, do not read the lines to overwrite */
             for (size_t i = 0; i < n; i++, dst += item, src += stride)
                 prs_copy_nt(dst, src, item);
         }
@@ -146,7 +146,7 @@ static size_t magnitude(ptrdiff_t stride)
     return stride < 0 ? (size_t)0 - (size_t)stride : (size_t)stride;
 }
 
-/* The dimension whose elements lie closest together in the source, if that is not the last; else -1. */
+/* Return the dimension whose elements lie closest together in the source, or -1 if that is the last. */
 static int tile_partner(const strided *a)
 {
     int best = -1;
@@ -179,7 +179,7 @@ static void gather(char *dst, const char *src, const strided *a)
         else
             copy_row(dst, src, a->shape[last], a->strides[last], a->item);
         int d = last - 1;
-        for (; d >= 0; d--) { /* the odometer, without the dimensions done inside */
+        for (; d >= 0; d--) { /* the odometer, without the dimensions looped over inside */
             if (d == p)
                 continue;
             src += a->strides[d];
@@ -211,7 +211,7 @@ typedef struct parallel_gather {
     const strided *a;
     char *dst;
     const char *src;
-    int dim;     /* the dimension that is cut */
+    int dim;     /* the dimension to split */
     size_t step; /* its extent in one piece */
     prs_atomic_u64 next;
 } parallel_gather;
@@ -242,7 +242,7 @@ int prs_copy_strided_parallel(void *dst, const void *src, int ndim, const ptrdif
         prs_copy_parallel(dst, src, a.item, max_threads);
         return 0;
     }
-    /* Gathering is slower than copying, so threads pay earlier. */
+    /* Gathering is slower than copying, so threads are worthwhile at smaller sizes. */
     unsigned threads = prs_crew_size(a.total, (size_t)2 << 20, max_threads);
     int dim = 0;
     for (int i = 1; i < a.ndim && a.shape[dim] < 16 * (size_t)threads; i++)

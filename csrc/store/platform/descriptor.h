@@ -1,8 +1,8 @@
-/* descriptor.h - no descriptor of ours is ever below 3.
+/* descriptor.h - keeping our descriptors above 2.
  *
- * A program that was started without descriptors 0 to 2, or closed them, gets one of these numbers for the next file that it opens.
- * What writes to its standard error then writes into that file.  Every open, memfd, pipe and directory of the engine goes through
- * these functions; a test looks for calls that do not.
+ * A program that was started without descriptors 0 to 2, or closed them, gets one of these numbers for the next file
+ * that it opens. Code that writes to standard error then writes into that file.  Every open, memfd, pipe and directory
+ * of the engine goes through these functions; a test finds calls that do not.
  */
 #ifndef PRS_DESCRIPTOR_H
 #define PRS_DESCRIPTOR_H
@@ -17,7 +17,7 @@
 #define F_DUPFD_CLOEXEC 1030
 #endif
 
-/* The same file under a number above 2; -1 with errno.  Takes what open() returned, errors too. */
+/* Move the result of open(), a descriptor or -1, above 2.  Returns -1 with errno on failure. */
 static inline int prs_above_standard(int fd)
 {
     if (fd < 0 || fd > 2)

@@ -30,7 +30,7 @@ int prs_point_hit(enum prs_point point)
         return 0;
     uint32_t left = prs_fetch_sub_relaxed(&armed[point].left, 1);
     if (action == PRS_FAIL_ERRNO_ON && left <= 1)
-        prs_store_relaxed(&armed[point].left, 1); /* the next crossing, too */
+        prs_store_relaxed(&armed[point].left, 1); /* fire at the next crossing, too */
     else if (left != 1)
         return 0;
     switch (action) {

@@ -1,7 +1,7 @@
 /* failpoint.h - named places at which a test can make this process die, stop or fail.
  *
  * PRS_POINT(name) marks a step after which shared state has changed; PRS_POINT_ERRNO(name)
- * additionally yields an errno the step must behave as if it had met.  Compiled to nothing
+ * additionally returns an errno; the step must behave as if it had failed with it.  Compiled to nothing
  * unless PRS_DEBUG is defined.  The list of points is failpoints.def.
  */
 #ifndef PRS_FAILPOINT_H
@@ -26,7 +26,7 @@ int prs_point_hit(enum prs_point point);
 
 /* For tests; without PRS_DEBUG they do nothing and return false, or an empty list. */
 
-/* Arm a named point: at its `after`-th crossing do the action; ERRNO_ON at each one from there on, until it is
+/* Arm a named point: do the action at its `after`-th crossing; ERRNO_ON also at every later one, until the point is
  * armed with action 0. */
 enum { PRS_FAIL_KILL = 1, PRS_FAIL_STOP = 2, PRS_FAIL_ERRNO = 3, PRS_FAIL_HOLD = 4, PRS_FAIL_ERRNO_ON = 5 };
 bool prs_failpoint_arm(const char *name, int action, int after, int value);

@@ -1,8 +1,8 @@
 /*
  * pages.c - range operations on a bitmap of pages; see pages.h.
  *
- * Algorithm  Word by word under a mask. A write first looks whether it would change anything, so that
- *            marking what is marked already (the warm case) leaves the cache line shared.
+ * Algorithm  Word by word under a mask. A write first checks whether it would change anything, so that
+ *            marking marked pages (the warm case) leaves the cache line shared.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE 1

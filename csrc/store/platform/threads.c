@@ -1,9 +1,9 @@
 /*
- * threads.c - helper threads for the length of one call; see threads.h for what is guaranteed.
+ * threads.c - helper threads for the duration of one call; see threads.h for the guarantees.
  *
  * Purpose    Big copies and big first touches go faster on two cores.
  * Algorithm  Plain pthread_create and pthread_join around the caller's own share of the work. A pool
- *            would save some 50 us per call, and cost a thread that fork and exit have to deal with.
+ *            would save some 50 us per call, and cost a thread that fork and exit would have to handle.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE 1
@@ -24,7 +24,7 @@
 /* Room for static TLS of a process with many libraries; glibc takes that out of the stack. */
 #define CREW_STACK ((size_t)256 << 10)
 
-/* Without a wish from the caller: more were never measured to help one copy. */
+/* If the caller sets no maximum: in our measurements more threads never helped one copy. */
 #define CREW_DEFAULT 4u
 
 void prs_crew_start(prs_crew *crew, unsigned helpers, void *(*work)(void *), void *arg)
@@ -73,8 +73,8 @@ unsigned prs_cpu_count(void)
 }
 
 /*
- * CPUs that nobody uses at the moment, the caller's own not counted. The kernel counts runnable threads in the fourth
- * field of /proc/loadavg ("1/80"). A helper without an idle CPU only costs: the caller has to wait for it at the end.
+ * Return the number of idle CPUs, not counting the caller's. The kernel counts runnable threads in the fourth field
+ * of /proc/loadavg ("1/80"). A helper without an idle CPU only costs: the caller has to wait for it at the end.
  */
 unsigned prs_cpu_idle(void)
 {
