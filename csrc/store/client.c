@@ -190,7 +190,7 @@ static void await_birth(prs_store *s)
         prs_os_unlock_byte(s->fd_rw, byte_of(s->child)); /* any client may reap it now */
 }
 
-/* Before a fork: claim a second slot.  The child inherits its lock, on its own description or else on the shared
+/* Before a fork: claim a second slot, whose lock the child inherits on its own description, or else on the shared
  * one. */
 int prs_client_claim_child(prs_store *s)
 {

@@ -23,7 +23,7 @@ uintptr_t prs_page_size(void);
  */
 bool prs_advice_is_honest(void);
 
-/* Advise all pages under [at, at + n), again after signals. Returns 0 or -errno (-EOPNOTSUPP: not honest); keeps
+/* Advise all pages under [at, at + n), again after signals. Return 0 or -errno (-EOPNOTSUPP: not honest); keep
  * errno. */
 int prs_advise(char *at, size_t n, int advice);
 

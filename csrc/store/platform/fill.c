@@ -1,14 +1,15 @@
 /*
- * fill.c - bytes into pages of a shared file, by the way that suits the state of the pages.
+ * fill.c - writing bytes to pages of a shared file, by the method that suits their state.
  *
- * Purpose    A put into pages that this process, or the kernel, has not seen yet costs page allocation
- *            and page table work on top of the copy; spread over two cores the right way it costs half.
+ * Purpose    A put into pages that this process, or the kernel, has not touched yet pays for page
+ *            allocation and page tables on top of the copy; spread over two cores the right way, it takes
+ *            half the time.
  * Algorithm  Work is cut into pieces at fixed file offsets. Backed pages: any thread takes any piece.
  *            Unbacked pages: pwrite takes the inode's lock, so only the caller writes that way, upwards;
- *            helpers fault pages in (which needs no such lock) and copy, downwards. One counter gives
- *            out as many claims as there are pieces, hence the two ends never overlap.
- * Guarantee  See fill.h. A helper's populate that fails is no error: the piece is written by pwrite, which
- *            either succeeds or names the reason.
+ *            helpers fault pages in (which needs no such lock) and copy, downwards. One counter hands out
+ *            as many claims as there are pieces, so the two ends never overlap.
+ * Guarantee  See fill.h. A helper that fails to populate a piece writes it by pwrite, which either
+ *            succeeds or returns the reason.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE 1
@@ -31,7 +32,7 @@
 #define PIECE_BACKED ((size_t)2 << 20)
 #define PIECE_POPULATE ((size_t)2 << 20)
 
-/* Least bytes for each thread, or the creation of a helper does not pay. */
+/* Minimum bytes per thread: below that, creating a helper does not pay off. */
 #define WORTH_UNBACKED ((size_t)2 << 20)
 #define WORTH_BACKED ((size_t)4 << 20)
 
@@ -46,7 +47,7 @@ typedef struct fill_job {
     size_t piece; /* bytes; pieces begin at multiples of it in the file */
     size_t pieces;
     int advice;
-    prs_atomic_u64 claimed;    /* pieces given out */
+    prs_atomic_u64 claimed;    /* pieces handed out */
     prs_atomic_u64 from_back;  /* of these, to helpers that work downwards */
     prs_atomic_u64 failed_end; /* end (byte) of the highest piece that could not be mapped */
     prs_atomic_u32 error;      /* a positive errno; the first one stays */
@@ -65,7 +66,7 @@ static void job_init(fill_job *job, size_t piece)
     atomic_init(&job->caller_cpu, UINT32_MAX - 1);
 }
 
-/* The CPU this thread runs on, without a system call; one that never matches where that cannot be told. */
+/* Return this thread's CPU, without a system call; if unknown, a value that never matches. */
 static uint32_t this_cpu(void)
 {
     int cpu = sched_getcpu();
@@ -114,13 +115,13 @@ static void *fill_downwards(void *arg)
 {
     fill_job *job = arg;
     uint64_t ticket;
-    /* Per byte this is dearer than pwrite: worth it on another CPU, not on time taken from the caller's own. */
+    /* Per byte this costs more than pwrite: do it on another CPU, but not on the caller's own. */
     while (prs_load_relaxed(&job->caller_cpu) != this_cpu() && claim(job, &ticket)) {
         size_t from, to;
         bounds(job, job->pieces - 1 - prs_fetch_add_relaxed(&job->from_back, 1u), &from, &to);
         if (prs_advise(job->map + from, to - from, job->advice) == 0) {
             prs_copy(job->map + from, job->src + from, to - from);
-        } else { /* old kernel, full file system: the caller goes on alone */
+        } else { /* old kernel, full file system: the caller continues alone */
             note_unmapped(job, to);
             write_piece(job, from, to);
             return NULL;
@@ -255,8 +256,8 @@ int prs_populate(int fd, uint64_t off, void *map, size_t n, enum prs_page_state 
     if (run_alike(&job, populate_pieces, PIECE_POPULATE, WORTH_UNBACKED, max_threads) == 0)
         return 0;
 
-    /* A fault says only "bad address" when the file system is full, and kernels before 5.14 know no populate:
-       fallocate backs the pages or names the reason; after it a plain touch is safe. */
+    /* On a full file system populate fails with a mere EFAULT, and kernels before 5.14 lack it: fallocate backs the
+     * pages or returns the reason; after it a plain touch is safe. */
     int saved = errno, rc = 0;
     /* unreached: untested 2: below a limit of the size of files, where the kernel does not populate */
     if (n > prs_file_limit() || off > prs_file_limit() - n)
@@ -293,7 +294,7 @@ uint64_t prs_area_missing(const prs_area *area, uint64_t off, size_t n)
     return (pages - prs_pages_count(area->backed, first, pages)) << PRS_PAGE_SHIFT;
 }
 
-/* The state of `page`, and the end of the run of pages in that state, at most `end`. */
+/* Return the state of `page`; *run_end gets the end of the run of pages in that state, at most `end`. */
 static enum prs_page_state run_state(const prs_area *area, uint64_t page, uint64_t end, uint64_t *run_end)
 {
     if (!prs_pages_test(area->backed, page)) {
@@ -314,13 +315,13 @@ static enum prs_page_state run_state(const prs_area *area, uint64_t page, uint64
     return PRS_PAGES_MAPPED;
 }
 
-/* Return the whole pages of a run that failed; its bits were never set. */
+/* Punch the whole pages of a run that failed; its bits were never set. */
 static void punch_failed(const prs_area *area, uint64_t off, uint64_t end)
 {
     uint64_t from = (off + PRS_PAGE - 1) & ~(PRS_PAGE - 1), to = end & ~(PRS_PAGE - 1);
     int saved = errno;
     /* unreached: untested: less than a page fails */
-    if (from < to) /* best effort: the error that brought us here is what counts */
+    if (from < to) /* best effort: only the first error matters */
         (void)fallocate(area->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(area->base + from),
                         (off_t)(to - from));
     errno = saved;
@@ -334,7 +335,7 @@ static void mark_mapped(const prs_area *area, uint64_t from, uint64_t to)
     }
 }
 
-/* All of [off, off + n) is in `state`.  src NULL: populate only. */
+/* Fill [off, off + n), which is all in `state`.  src NULL: populate only. */
 static int fill_alike(const prs_area *area, uint64_t off, const char *src, size_t n, enum prs_page_state state,
                       unsigned max_threads)
 {
@@ -347,7 +348,7 @@ static int fill_alike(const prs_area *area, uint64_t off, const char *src, size_
     return rc;
 }
 
-/* The same for unbacked pages: what is whole blocks by huge pages, if they are to be had. */
+/* The same for unbacked pages: back whole blocks by huge pages, if the kernel has them. */
 static int fill_fresh(const prs_area *area, uint64_t off, const char *src, size_t n, unsigned max_threads)
 {
     uint64_t at = area->base + off, limit = n < PRS_HUGE ? 0 : prs_file_limit();
@@ -380,7 +381,7 @@ static int area_walk(const prs_area *area, uint64_t off, const char *src, size_t
     for (uint64_t page = prs_pages_first(off), run_end; page < page_end; page = run_end) {
         enum prs_page_state state = run_state(area, page, page_end, &run_end);
         /* unreached: race: bits change under the walk */
-        if (run_end <= page) /* bits changed under us: one page is progress */
+        if (run_end <= page) /* bits changed meanwhile: advance by one page */
             run_end = page + 1;
         uint64_t from = page << PRS_PAGE_SHIFT, to = run_end << PRS_PAGE_SHIFT;
         from = from < off ? off : from;
@@ -397,7 +398,7 @@ static int area_walk(const prs_area *area, uint64_t off, const char *src, size_t
         if (rc != 0) {
             if (area->mapped.words)
                 prs_pages_clear(area->mapped, page, run_end - page);
-            if (src) /* who only populates may do so for others beside him, who are writing there by now */
+            if (src) /* whole pages that we only populate may belong to others, who may be writing there by now */
                 punch_failed(area, from, to);
             return rc;
         }
@@ -427,7 +428,7 @@ int prs_area_punch(const prs_area *area, uint64_t off, size_t n, uint64_t *shrun
     uint64_t from = (off + PRS_PAGE - 1) & ~(PRS_PAGE - 1), to = (off + n) & ~(PRS_PAGE - 1);
     if (from >= to)
         return 0;
-    /* Unmark first: a page that is marked must be there. */
+    /* Clear the bits first: a marked page must be backed. */
     uint64_t first = from >> PRS_PAGE_SHIFT, pages = (to - from) >> PRS_PAGE_SHIFT;
     uint64_t cleared = prs_pages_clear(area->backed, first, pages);
     /* unreached: untested: an area without a bitmap gives pages back */

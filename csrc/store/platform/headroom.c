@@ -1,10 +1,10 @@
 /*
- * headroom.c - how much memory may still be taken before the kernel starts to kill; see headroom.h.
+ * headroom.c - how much memory may be allocated before the kernel kills processes; see headroom.h.
  *
- * Purpose    Turn a cgroup limit or an empty machine into an error of one put instead of SIGKILL.
+ * Purpose    Turn a cgroup limit or exhausted memory into an error of one put instead of SIGKILL.
  * Algorithm  /proc/self/cgroup names the process's cgroup in each hierarchy, /proc/self/mountinfo where hierarchies are
  *            mounted and which part of them; both together give a directory, and each of its parents up to the mount
- *            point is a further limit. Limits are read anew at every look: they change at run time.
+ *            point is a further limit. Every measurement reads the limits again: they change at run time.
  * Guarantee  See headroom.h. Reads are bounded; text that does not parse counts as absent.
  */
 #ifndef _GNU_SOURCE
@@ -29,7 +29,7 @@
 /* v1 writes "no limit" as the biggest multiple of its page size; nobody has an exbibyte. */
 #define V1_NO_LIMIT ((uint64_t)1 << 60)
 
-/* A cgroup deeper than this has its outermost levels ignored; the kernel's own default is 254 at most. */
+/* For a deeper cgroup we ignore the outermost levels; the kernel's own default is 254 at most. */
 #define MAX_LEVELS 256
 
 /* ---- files ------------------------------------------------------------------------------------- */
@@ -95,7 +95,7 @@ static char *reader_line(reader *r)
     }
 }
 
-/* Decimal digits at `text`, saturating; false when there is none. */
+/* Parse decimal digits at `text`, saturating; return false when there are none. */
 static bool parse_u64(const char *text, uint64_t *value)
 {
     while (*text == ' ' || *text == '\t')
@@ -116,7 +116,7 @@ static bool parse_u64(const char *text, uint64_t *value)
     return true;
 }
 
-/* A file that holds one number, or "max". */
+/* Read a file that holds one number, or "max". */
 static bool read_number(const char *dir, const char *name, uint64_t *value)
 {
     reader r;
@@ -138,7 +138,7 @@ static bool read_number(const char *dir, const char *name, uint64_t *value)
     return found;
 }
 
-/* The sum of two counters "key value" of a file; absent ones are 0. */
+/* Return the sum of two counters "key value" of a file; absent ones are 0. */
 static uint64_t read_sum(const char *dir, const char *name, const char *key1, const char *key2)
 {
     reader r;
@@ -164,7 +164,7 @@ static uint64_t read_sum(const char *dir, const char *name, const char *key1, co
     return sum;
 }
 
-/* MemTotal and MemAvailable in bytes; NO_LIMIT where unknown. */
+/* Read MemTotal and MemAvailable in bytes; NO_LIMIT if unknown. */
 static int read_meminfo(const prs_headroom *h, uint64_t *total, uint64_t *available)
 {
     reader r;
@@ -186,7 +186,7 @@ static int read_meminfo(const prs_headroom *h, uint64_t *total, uint64_t *availa
 
 /* ---- finding the cgroups ----------------------------------------------------------------------- */
 
-/* `word` is one of the comma-separated words of `list`. */
+/* Return whether `word` is one of the comma-separated words of `list`. */
 static bool has_word(const char *list, const char *word)
 {
     size_t len = strlen(word);
@@ -260,7 +260,7 @@ static bool parse_mount(char *line, mount_line *m)
     return true;
 }
 
-/* The part of `path` below `root`, both cgroup paths, or NULL when it is not below. */
+/* Return the part of `path` below `root`, both cgroup paths, or NULL when it is not below. */
 static const char *below(const char *path, const char *root)
 {
     size_t len = strlen(root);
@@ -272,7 +272,7 @@ static const char *below(const char *path, const char *root)
     return path[len] == '/' && path[len + 1] == 0 ? path + len + 1 : path + len;
 }
 
-/* A ".." component: the process lives outside of the cgroup namespace it looks from. */
+/* Return whether `path` has a ".." component: the process is outside its cgroup namespace. */
 static bool leaves_namespace(const char *path)
 {
     for (const char *at = path; (at = strstr(at, "/..")); at += 3)
@@ -288,7 +288,7 @@ static void add_tree(prs_headroom *h, const mount_line *m, const char *own)
     const char *tail = own && !leaves_namespace(own) ? below(own, m->root) : NULL;
     bool exact = tail != NULL;
     if (!tail)
-        tail = ""; /* seen from a container: what is mounted is all there is to see */
+        tail = ""; /* inside a container: only the mounted part is visible */
     /* unreached: untested 3: a second mount of a hierarchy */
     if (h->trees[slot].version != 0 && !exact)
         return; /* a bind mount of some other cgroup does not replace one that fits */
@@ -302,7 +302,7 @@ static void add_tree(prs_headroom *h, const mount_line *m, const char *own)
     struct stat st;
     /* unreached: untested: a file where a cgroup should be */
     while (strlen(path) > top && (stat(path, &st) != 0 || !S_ISDIR(st.st_mode)))
-        *strrchr(path, '/') = 0; /* the name is the host's, this level is not visible here */
+        *strrchr(path, '/') = 0; /* the name is the host's: this level is not visible here */
     h->trees[slot].version = m->version;
     h->trees[slot].top = top;
     memcpy(h->trees[slot].path, path, strlen(path) + 1);
@@ -358,9 +358,9 @@ int prs_headroom_open(prs_headroom *h)
     return prs_headroom_open_at(h, "");
 }
 
-/* ---- looking ----------------------------------------------------------------------------------- */
+/* ---- measuring --------------------------------------------------------------------------------- */
 
-/* Kept free below `limit`: 64 MiB or 2 %, but never more than a quarter, or small containers could store nothing. */
+/* Return the bytes to keep free below `limit`: 64 MiB or 2 %, at most a quarter, or small containers store nothing. */
 static uint64_t margin_of(uint64_t limit)
 {
     uint64_t margin = limit / 50 > 64 * MIB ? limit / 50 : 64 * MIB;
@@ -375,7 +375,7 @@ static void set_path(prs_headroom_limit *which, const char *path)
     memcpy(which->path, tail, strlen(tail) + 1);
 }
 
-/* The limit of the cgroup in `dir`, NO_LIMIT without one. */
+/* Return the limit of the cgroup in `dir`, or NO_LIMIT if it has none. */
 static uint64_t limit_of(const char *dir, int version)
 {
     uint64_t limit, high;
@@ -383,7 +383,7 @@ static uint64_t limit_of(const char *dir, int version)
         return read_number(dir, "/memory.limit_in_bytes", &limit) && limit < V1_NO_LIMIT ? limit : NO_LIMIT;
     if (!read_number(dir, "/memory.max", &limit))
         limit = NO_LIMIT;
-    /* Above memory.high nobody is killed, but a process that holds shared memory is slowed to a standstill. */
+    /* Above memory.high the kernel kills no process, but slows one that holds shared memory to a standstill. */
     if (read_number(dir, "/memory.high", &high) && high < limit)
         limit = high;
     return limit;
@@ -442,12 +442,12 @@ static void visit_usage(const char *dir, int version, uint64_t limit, void *arg)
     if (!known || usage == NO_LIMIT)
         return;
     uint64_t free = limit > usage ? limit - usage : 0;
-    /* The cache can only help if without it this limit were the tightest. */
+    /* The cache matters only if this limit would be the tightest without it. */
     uint64_t margin = margin_of(limit);
     /* unreached: untested: a cgroup without a machine around it */
     if (best->known && free > margin && free - margin >= best->headroom)
         return;
-    /* Shared memory is in neither counter: it cannot be dropped. */
+    /* Neither counter includes shared memory: it cannot be dropped. */
     cache = version == 1 ? read_sum(dir, "/memory.stat", "total_inactive_file", "total_active_file")
                          : read_sum(dir, "/memory.stat", "inactive_file", "active_file");
     if (cache > usage)
@@ -499,7 +499,7 @@ static bool take_from_budget(prs_headroom *h, uint64_t bytes, uint64_t now)
     return false;
 }
 
-/* `held`: these bytes are part of h->pending already. */
+/* `held` bytes are part of h->pending already. */
 static int ask(prs_headroom *h, uint64_t bytes, uint64_t held, prs_headroom_limit *why)
 {
     uint64_t now = coarse_now();
@@ -528,7 +528,7 @@ int prs_headroom_reserve(prs_headroom *h, uint64_t bytes, prs_headroom_limit *wh
 
 int prs_headroom_hold(prs_headroom *h, uint64_t bytes, prs_headroom_limit *why)
 {
-    /* Announce, then look: of two threads that ask at once, at least one sees the other. */
+    /* Announce, then measure: of two threads that ask at the same time, at least one sees the other. */
     prs_fetch_add_seqcst(&h->pending, bytes);
     int rc = ask(h, bytes, bytes, why);
     if (rc != 0)
@@ -543,7 +543,7 @@ void prs_headroom_settle(prs_headroom *h, uint64_t bytes)
 
 void prs_headroom_after_fork(prs_headroom *h)
 {
-    prs_store_relaxed(&h->budget, 0u); /* parent and child must not both use it up */
+    prs_store_relaxed(&h->budget, 0u); /* parent and child must not both spend it */
     prs_store_relaxed(&h->pending, 0u);
 }
 

@@ -1,13 +1,13 @@
 /*
- * headroom.h - how much memory may still be taken before the kernel starts to kill.
+ * headroom.h - how much memory may be allocated before the kernel kills processes.
  *
  * Purpose    At a reached cgroup limit the kernel answers pwrite, fallocate and page faults on shared memory alike
- *            with SIGKILL. So whoever is about to back new pages asks here first and fails by itself.
- * Algorithm  The tightest of: MemAvailable; and for every memory cgroup from the process's own up to the root that can
- *            be seen, v1, v2 or both mounted: limit - usage + file cache that can be dropped. A margin stays free. A
- *            look costs some 50 us, so it is good for 16 MiB of growth and 100 ms.
- * Guarantee  No heap, no lock, any thread. What other processes take between the look and the use is not seen; the
- *            margin is there for that. What cannot be read limits nothing.
+ *            with SIGKILL. So code that is about to back new pages asks here first and fails with an error.
+ * Algorithm  Take the tightest of MemAvailable and, for every memory cgroup from the process's own up to the visible
+ *            root (v1, v2 or both mounted), limit - usage + file cache that can be dropped. A margin stays free. A
+ *            measurement costs some 50 us, so it serves for 16 MiB of growth and 100 ms.
+ * Guarantee  No heap, no lock, any thread. The margin covers what other processes allocate between measurement and
+ *            use. A limit that cannot be read is ignored.
  */
 #ifndef PRS_HEADROOM_H
 #define PRS_HEADROOM_H
@@ -20,7 +20,7 @@
 #define PRS_HEADROOM_PATH 1024
 #define PRS_HEADROOM_TREES 2 /* at most one v1 and one v2 hierarchy */
 
-/* Growth that one look at the limits is good for, and for how long. */
+/* Growth that one measurement allows, and for how long. */
 #define PRS_HEADROOM_BUDGET ((uint64_t)16 << 20)
 #define PRS_HEADROOM_FRESH_NS ((uint64_t)100000000)
 
@@ -31,48 +31,51 @@ typedef struct prs_headroom_limit {
     uint64_t usage;   /* of the cgroup; MemTotal - MemAvailable */
     uint64_t free;    /* limit - usage + what can be reclaimed, before the margin */
     uint64_t margin;  /* kept free of that */
-    uint64_t pending; /* held by puts of this process that are under way */
+    uint64_t pending; /* held by puts of this process in progress */
 } prs_headroom_limit;
 
 typedef struct prs_headroom {
-    /* Put in front of every path: "" but in tests. Set by prs_headroom_open_at. */
+    /* Prefix of every path: "" except in tests. Set by prs_headroom_open_at. */
     char root[256];
     struct {
-        int version;                  /* 1, 2; 0: not there */
+        int version;                  /* 1, 2; 0: absent */
         size_t top;                   /* length of the part of `path` that is the mount point */
         char path[PRS_HEADROOM_PATH]; /* the process's own directory, root included */
     } trees[PRS_HEADROOM_TREES];
-    prs_atomic_u64 budget;   /* growth that needs no new look */
-    prs_atomic_u64 measured; /* when the budget was made, CLOCK_MONOTONIC_COARSE */
+    prs_atomic_u64 budget;   /* growth that needs no new measurement */
+    prs_atomic_u64 measured; /* when the budget was set, CLOCK_MONOTONIC_COARSE */
     prs_atomic_u64 pending;  /* held, not yet settled */
 } prs_headroom;
 
 /*
- * Find the process's cgroups. Returns 0, or -errno when not even /proc could be read; the struct is usable then
- * too and knows no limits. Call it again in a process that has moved to another cgroup (also after fork, if it may have).
+ * Find the process's cgroups. Returns 0, or -errno when it cannot even read /proc; the struct is usable then, too, and
+ * knows no limits. Call it again in a process that has moved to another cgroup (also after fork, if it may have).
  */
 int prs_headroom_open(prs_headroom *h);
 int prs_headroom_open_at(prs_headroom *h, const char *root);
 
-/* Bytes that may be taken now, margin kept; `which` (may be NULL) gets the tightest limit. Always takes a look. */
+/* Measure and return the bytes that may be allocated now, margin kept; `which` (may be NULL) gets the tightest
+ * limit. */
 uint64_t prs_headroom_bytes(prs_headroom *h, prs_headroom_limit *which);
 
 /*
- * May `bytes` more be backed? 0, or -ENOMEM with `why` (may be NULL) filled in. For small growth.
+ * Return 0 if `bytes` more may be backed, or -ENOMEM with `why` (may be NULL) set. For small
+ * growth.
  */
 int prs_headroom_reserve(prs_headroom *h, uint64_t bytes, prs_headroom_limit *why);
 
 /*
- * The same for big growth that takes a while: until prs_headroom_settle has been called for the same bytes, at once
- * or in parts (pages are backed by then, or will not be), they count against what other threads of this process ask for.
+ * The same for big growth that takes a while: the bytes count against requests of other threads of this process until
+ * prs_headroom_settle has been called for all of them, in one or more calls (their pages are backed by then, or will
+ * not be).
  */
 int prs_headroom_hold(prs_headroom *h, uint64_t bytes, prs_headroom_limit *why);
 void prs_headroom_settle(prs_headroom *h, uint64_t bytes);
 
-/* In a forked child: forget what threads of the parent held. */
+/* In a forked child: forget what the parent's threads held. */
 void prs_headroom_after_fork(prs_headroom *h);
 
-/* 30 % of the smaller of MemTotal and the tightest cgroup limit, in whole pages; 0 when neither is known. */
+/* Return 30 % of the smaller of MemTotal and the tightest cgroup limit, in whole pages; 0 when neither is known. */
 uint64_t prs_headroom_capacity(prs_headroom *h);
 uint64_t prs_default_capacity(void);
 

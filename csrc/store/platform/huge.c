@@ -1,17 +1,18 @@
 /*
- * huge.c - blocks of a shared file that have no page yet, each backed by one huge page.
+ * huge.c - backing whole blocks of a shared file that have no page yet, each by one huge page.
  *
- * Purpose    A page fault or a pwrite allocates, clears, charges and maps 512 pages one by one; a huge page is one of each,
- *            and every reader maps it by one fault.  Systems ship with huge pages of shared memory off (shmem_enabled "never"),
- *            which is about what page faults do by themselves: MADV_COLLAPSE, the explicit wish, is honoured all the same.
- * Algorithm  An empty block cannot be collapsed, one with a single page can: so that page is made first; and what the kernel says to
- *            have collapsed is populated, for some say so and did nothing.  Blocks are given out by a counter to the
- *            caller and its helpers.  A machine whose memory is in fragments may take long to find a huge page, and so
- *            may a virtual one that gives free huge pages back to its host (4 to 7 ms for a block here, 0.13 when it has
- *            them; pwrite takes 0.7 to 1.5): after one that took long this process leaves huge pages alone for a
- *            second, after the next for two, and so on.  Long is CPU time, which other threads do not add to; a limit in
- *            real time is for who sleeps in the kernel.
- * Guarantee  See huge.h.  Whoever dies between the page and the copy leaves pages that nobody has marked: the next owner of
+ * Purpose    A page fault or a pwrite allocates, clears, charges and maps 512 pages one by one; a huge page takes one
+ *            of each step, and every reader maps it by one fault.  Systems ship with huge pages of shared memory off
+ *            (shmem_enabled "never"), but that only affects page faults: the kernel honours an explicit MADV_COLLAPSE
+ *            all the same.
+ * Algorithm  The kernel cannot collapse an empty block, but it can collapse one with a single page, so we create that
+ *            page first.  After a successful collapse we populate the block, because some kernels report success but do
+ *            nothing.  A counter hands out blocks to the caller and its helpers.  A machine with fragmented memory may
+ *            take long to find a huge page, and so may a virtual one that returns free huge pages to its host (4 to 7
+ *            ms for a block here, 0.13 when it has them; pwrite takes 0.7 to 1.5): after a slow one this process avoids
+ *            huge pages for a second, after the next for two, and so on.  Slow means CPU time, to which other threads
+ *            do not add; a limit in real time covers sleeps in the kernel.
+ * Guarantee  See huge.h.  A process that dies between the page and the copy leaves unmarked pages: the next owner of
  *            the range writes them as if they were not there.
  */
 #ifndef _GNU_SOURCE
@@ -31,13 +32,13 @@
 /* Measured, see docs/internals/copying.md. */
 #define WORTH ((size_t)4 << 20) /* bytes for each thread */
 #define SECOND 1000000000ull
-#define PAUSE_MAX (64 * SECOND) /* also when the system knows no such advice, or does not want it */
+#define PAUSE_MAX (64 * SECOND) /* also when the system does not know the advice or refuses it */
 
 /* See huge.h. */
 struct prs_huge_limits prs_huge_limits_ = {.cpu = 1500000, .real = 50000000};
 
 static prs_atomic_u64 resume; /* no attempt before this time */
-static prs_atomic_u64 paused; /* the last one, ns */
+static prs_atomic_u64 paused; /* the last pause, ns */
 static prs_atomic_u32 worked; /* at least once */
 
 void prs_huge_forget_(void)
@@ -50,7 +51,7 @@ void prs_huge_forget_(void)
 static void leave_alone(uint64_t now, int rc)
 {
     uint64_t next = 2 * prs_load_relaxed(&paused);
-    /* EINVAL is a full file system, too. */
+    /* EINVAL can also mean a full file system. */
     /* unreached: kernel: an emulator that ignores advice */
     bool never = rc == -EOPNOTSUPP || (rc == -EINVAL && !prs_load_relaxed(&worked));
     next = next < SECOND ? SECOND : next;
@@ -64,8 +65,8 @@ typedef struct huge_job {
     char *map;
     const char *src;
     uint64_t blocks;
-    prs_atomic_u64 claimed; /* blocks given out */
-    prs_atomic_u64 failed;  /* the first block that could not be had */
+    prs_atomic_u64 claimed; /* blocks handed out */
+    prs_atomic_u64 failed;  /* the first block that failed */
     prs_atomic_u32 stop;
 } huge_job;
 
@@ -80,7 +81,7 @@ static int back(char *at)
 {
     int rc = prs_advise(at, PRS_PAGE, MADV_POPULATE_WRITE);
     if (rc == 0 && madvise(at, PRS_HUGE, MADV_COLLAPSE) != 0)
-        rc = -errno; /* also "try again": there is another way */
+        rc = -errno; /* also EAGAIN: the caller has another method */
     return rc == 0 ? prs_advise(at, PRS_HUGE, MADV_POPULATE_WRITE) : rc;
 }
 
@@ -122,7 +123,7 @@ bool prs_huge_blocks(uint64_t off, const char *map, size_t n, size_t *skip, size
     if (n < PRS_HUGE)
         return false;
     uint64_t until = prs_load_relaxed(&resume), time = now(CLOCK_MONOTONIC);
-    if (time < until && until - time <= PAUSE_MAX) /* else the clock was set back: restored on another machine */
+    if (time < until && until - time <= PAUSE_MAX) /* otherwise the clock was set back: restored on another machine */
         return false;
     *skip = (size_t)(-off & (PRS_HUGE - 1));
     /* unreached: kernel: pages of another size */

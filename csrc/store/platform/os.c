@@ -1,8 +1,8 @@
 /* os.c - every system call the engine makes.
  *
- * Purpose    One place that knows the operating system; what is above it deals in offsets.
- * Guarantee  Functions that return int return 0 (or a descriptor) or -errno, and keep errno
- *            for nobody.  No descriptor made here survives exec.
+ * Purpose    One place that knows the operating system; the code above it works with offsets.
+ * Guarantee  Functions that return int return 0 (or a descriptor) or -errno, and do not preserve
+ *            errno.  No descriptor made here survives exec.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -122,7 +122,7 @@ static bool memory_type(const struct statfs *fs)
     return fs->f_type == 0x01021994 || (uint32_t)fs->f_type == 0x858458f6u; /* tmpfs, ramfs */
 }
 
-/* A file without a name in the directory of `path`: it gets its name when it is complete. */
+/* Create a file without a name in the directory of `path`; prs_os_publish_file() names it once it is complete. */
 int prs_os_create_file(const char *path, prs_error *error)
 {
     char directory[4096];
@@ -141,7 +141,7 @@ int prs_os_create_file(const char *path, prs_error *error)
     int fd = prs_above_standard(open(directory, O_RDWR | O_TMPFILE | O_CLOEXEC, 0600));
     if (fd < 0)
         return prs_fail(error, PRS_E_SYS, errno, "cannot create a file in %.150s", directory);
-    if (fchmod(fd, 0600) < 0) { /* what the umask took: it is opened again before it has a name */
+    if (fchmod(fd, 0600) < 0) { /* undo the umask: we open the file again before it has a name */
         int err = errno;
         close(fd);
         return prs_fail(error, PRS_E_SYS, err, "fchmod of the new store failed");
@@ -179,8 +179,8 @@ int prs_os_reopen(int fd, bool writable)
     return prs_os_reopen_of(0, fd, writable);
 }
 
-/* Open the file behind another descriptor anew, so that it has an open file description of
- * its own (OFD locks) and access mode of its own (read-only mappings). */
+/* Open the file behind another descriptor again, with its own open file description (OFD locks) and its own access
+ * mode (read-only mappings). */
 int prs_os_reopen_of(int32_t pid, int fd, bool writable)
 {
     char path[64];
@@ -192,8 +192,8 @@ int prs_os_reopen_of(int32_t pid, int fd, bool writable)
     return out < 0 ? -errno : out;
 }
 
-/* Open the file behind a mapping of ours, when every descriptor of it is gone.  Needs a
- * capability on most systems; -errno where it is refused. */
+/* Open the file behind one of our mappings after every descriptor of it was closed.  Needs a capability on most
+ * systems; -errno if refused. */
 int prs_os_reopen_mapping(const void *at, bool writable, const prs_file *file)
 {
     FILE *maps = prs_open_text("/proc/self/maps");
@@ -249,8 +249,8 @@ bool prs_os_same(int fd, const prs_file *file)
     return fd >= 0 && fstat(fd, &st) == 0 && st.st_dev == file->dev && st.st_ino == file->ino;
 }
 
-/* Refuse what a store cannot be before any byte of it is read: another user's file, other
- * modes, anything but a regular file in memory. */
+/* Before we read any byte of a file, refuse it if it cannot be a store: another user's file, other modes, anything
+ * but a regular file in memory. */
 int prs_os_inspect(int fd, prs_file *file, uint64_t *size, prs_error *error)
 {
     struct stat st;
@@ -321,7 +321,7 @@ bool prs_os_in_memory(int fd)
     return fstatfs(fd, &fs) == 0 && memory_type(&fs);
 }
 
-/* Whether the file's file system has so many bytes left; true where it has no limit of its own, or does not say. */
+/* Return whether the file system of `fd` has `bytes` left; true if it has no limit or does not say. */
 bool prs_os_has_room(int fd, uint64_t bytes)
 {
     struct statfs fs;
@@ -333,7 +333,7 @@ int prs_os_make_directory(int at, const char *name)
 {
     if (mkdirat(at, name, 0700) < 0)
         return -errno;
-    (void)fchmodat(at, name, 0700, 0); /* what the umask took; a file system without modes has nothing to give */
+    (void)fchmodat(at, name, 0700, 0); /* undo the umask; a file system without modes may refuse */
     return 0;
 }
 
@@ -341,7 +341,7 @@ int prs_os_open_at(int at, const char *name, int flags)
 {
     int fd = prs_above_standard(openat(at, name, O_NOFOLLOW | O_CLOEXEC | flags, 0600));
     if (fd >= 0 && (flags & O_CREAT))
-        (void)fchmod(fd, 0600); /* the same */
+        (void)fchmod(fd, 0600); /* undo the umask, likewise */
     return fd < 0 ? -errno : fd;
 }
 
@@ -359,7 +359,7 @@ uint64_t prs_os_length(int fd)
 
 void prs_os_protect(int fd)
 {
-    (void)fchmod(fd, 0400); /* a file system without modes: it only guards against mistakes */
+    (void)fchmod(fd, 0400); /* a file system without modes may refuse: this only guards against mistakes */
 }
 
 int prs_os_identify(int fd, prs_file *file)
@@ -400,8 +400,9 @@ static void *no_dump(void *at, size_t len)
     return at;
 }
 
-/* Map where addresses lie on huge pages as the offsets in the file do: else none is ever mapped as one.  The place is looked for,
- * let go and asked for again: a thread that takes it meanwhile costs the speed, never an address that somebody has. */
+/* Map at an address congruent to the file offset modulo PRS_HUGE: otherwise the kernel never maps a huge page as
+ * one.  We reserve a range, unmap it and pass its address as a hint: if another thread takes it meanwhile, we lose
+ * speed, but replace no mapping. */
 static void *map_congruent(int fd, uint64_t off, size_t len, int prot, int flags)
 {
     char *place = NULL;
@@ -409,7 +410,7 @@ static void *map_congruent(int fd, uint64_t off, size_t len, int prot, int flags
     if (len >= PRS_HUGE && len <= SIZE_MAX - 2 * PRS_HUGE) {
         size_t room = len + 2 * PRS_HUGE;
         char *found = mmap(NULL, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (found != MAP_FAILED) { /* else any address will do */
+        if (found != MAP_FAILED) { /* otherwise any address will do */
             munmap(found, room);
             place = found + ((off - (uintptr_t)found) & (PRS_HUGE - 1));
         }
@@ -423,7 +424,7 @@ void *prs_os_map(int fd, uint64_t off, size_t len, bool writable)
         map_congruent(fd, off, len, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED | MAP_NORESERVE), len);
 }
 
-/* Replace what is mapped at `at` by the read-only file, in place and in one step. */
+/* Replace the mapping at `at` by a read-only one of the file, in place and in one step. */
 int prs_os_map_fixed(void *at, int fd, uint64_t off, size_t len)
 {
     void *got = mmap(at, len, PROT_READ, MAP_SHARED | MAP_FIXED, fd, (off_t)off);
@@ -438,14 +439,14 @@ int prs_os_map_zero_fixed(void *at, size_t len)
     return got == MAP_FAILED ? -errno : 0;
 }
 
-/* The same, read-only: it counts against no limit of memory. */
+/* The same, read-only: it counts against no memory limit. */
 int prs_os_map_nothing_fixed(void *at, size_t len)
 {
     void *got = mmap(at, len, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
     return got == MAP_FAILED ? -errno : 0;
 }
 
-/* Such mappings come and go with each get(): one system call, where the last one was that had to look for its place. */
+/* Each get() makes and drops such a mapping: the address of the last one that had to search saves system calls. */
 void *prs_os_map_private(int fd, uint64_t off, size_t len)
 {
     static prs_atomic_u64 last;
@@ -458,7 +459,7 @@ void *prs_os_map_private(int fd, uint64_t off, size_t len)
         /* unreached: untested: the place of the last one is taken */
         if (at == MAP_FAILED || (((uintptr_t)at ^ off) & (PRS_HUGE - 1)) == 0)
             return no_dump(at, len);
-        munmap(at, len); /* it is taken */
+        munmap(at, len); /* the place is taken */
     }
     void *at = no_dump(map_congruent(fd, off, len, prot, flags), len);
     /* unreached: unmade: mmap of a private copy */
@@ -467,7 +468,7 @@ void *prs_os_map_private(int fd, uint64_t off, size_t len)
     return at;
 }
 
-/* Private zero pages, backed as they are touched. */
+/* Map private zero pages, backed on first touch. */
 void *prs_os_reserve(size_t len)
 {
     void *at = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -475,7 +476,7 @@ void *prs_os_reserve(size_t len)
     return at == MAP_FAILED ? NULL : at;
 }
 
-/* Address space alone: what may be written counts against limits of memory, too. */
+/* Return whether `len` bytes of address space are left; PROT_NONE, as writable memory counts against limits, too. */
 bool prs_os_room(size_t len)
 {
     void *at = mmap(NULL, len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -496,8 +497,8 @@ void prs_os_unmap(void *at, size_t len)
         munmap(at, len);
 }
 
-/* Make the pages of a shared mapping exist and be mapped here, or say why not: a page that
- * cannot be had is an error now instead of a SIGBUS later. */
+/* Back and map the pages of a shared mapping, or return why that fails: a missing page is an error now instead of
+ * SIGBUS later. */
 int prs_os_populate(void *at, size_t len, int fd, uint64_t off)
 {
     while (madvise(at, len, MADV_POPULATE_WRITE) < 0) {
@@ -540,7 +541,7 @@ static struct flock byte_lock(uint64_t byte, short type)
     return lk;
 }
 
-/* Claim, without waiting; -EAGAIN or -EACCES when another open file description has it. */
+/* Lock a byte without waiting; -EAGAIN or -EACCES when another open file description holds it. */
 int prs_os_lock_byte(int fd, uint64_t byte)
 {
     struct flock lk = byte_lock(byte, F_WRLCK);
@@ -569,7 +570,7 @@ void prs_os_unlock_byte(int fd, uint64_t byte)
     (void)fcntl(fd, F_OFD_SETLK, &lk);
 }
 
-/* 1: somebody else's lock is on it; 0: free; -errno. */
+/* Return 1 if another description holds the lock, 0 if it is free, or -errno. */
 int prs_os_byte_held(int fd, uint64_t byte)
 {
     struct flock lk = byte_lock(byte, F_WRLCK);
@@ -581,8 +582,9 @@ int prs_os_byte_held(int fd, uint64_t byte)
 
 /* ---- processes ------------------------------------------------------------------------------------ */
 
-/* Field 22 of /proc/<pid>/stat; the name in field 2 may hold anything, so fields are counted from its last parenthesis.
- * Clock ticks since boot as the reader's time namespace counts them: good to tell one's own processes apart, proof of nothing. */
+/* Return field 22 of /proc/<pid>/stat; the name in field 2 may hold anything, so we count fields from its last
+ * parenthesis. Clock ticks since boot in the reader's time namespace: they distinguish our own processes, but prove
+ * nothing. */
 uint64_t prs_start_time(int32_t pid)
 {
     char path[48], text[1024];
@@ -606,14 +608,14 @@ uint64_t prs_start_time(int32_t pid)
     return at ? strtoull(at, NULL, 10) : 0;
 }
 
-/* Is there no such process in our pid namespace?  Only ESRCH says so: what is not ours to signal is there. */
+/* Return whether our pid namespace has no such process.  Only ESRCH proves it: one that we may not signal exists. */
 bool prs_os_process_gone(int32_t pid)
 {
     return pid > 0 && kill(pid, 0) < 0 && errno == ESRCH;
 }
 
-/* A page nobody touches, whose mapping keeps the open file description, and its locks with it, for as long as this address
- * space lasts: closing descriptors does not end it; exit and exec do. */
+/* Map a page that nobody touches: it keeps the open file description, and its locks, as long as this address space
+ * lasts. Closing descriptors does not end it; exit and exec do. */
 void *prs_os_anchor(int fd)
 {
     void *at = mmap(NULL, PRS_PAGE, PROT_NONE, MAP_SHARED | MAP_NORESERVE, fd, 0);
@@ -639,7 +641,7 @@ int prs_os_pipe(int fd[2])
     return 0;
 }
 
-/* Wait until nobody has the other end of a pipe that nobody writes to; false after `timeout`. */
+/* Wait until no process has the other end of a pipe open, to which nobody writes; return false after `timeout`. */
 bool prs_os_await_end(int fd, int64_t timeout)
 {
     struct pollfd p = {fd, POLLIN, 0};

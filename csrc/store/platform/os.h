@@ -14,14 +14,14 @@
 #define PRS_MS 1000000ll
 #define PRS_SECOND 1000000000ll
 
-/* The identity of a file.  Invariant: a kept descriptor must show the same one before it is used. */
+/* The identity of a file.  Invariant: check that a stored descriptor still has it before use. */
 typedef struct prs_file {
     dev_t dev;
     ino_t ino;
 } prs_file;
 
 int64_t prs_now(void);
-uint64_t prs_seconds(void); /* since the epoch: to be shown, never to wait for */
+uint64_t prs_seconds(void); /* since the epoch: for display, never for waiting */
 uint64_t prs_uptime(void);  /* seconds of CLOCK_MONOTONIC, cheaply */
 int prs_os_memfd(uint64_t id, prs_error *error);
 int prs_os_create_file(const char *path, prs_error *error);
@@ -39,7 +39,7 @@ int prs_os_map_fixed(void *at, int fd, uint64_t off, size_t len);
 int prs_os_map_zero_fixed(void *at, size_t len);
 int prs_os_map_nothing_fixed(void *at, size_t len);
 void *prs_os_map_private(int fd, uint64_t off, size_t len);
-/* Calls `each` for every name in a directory except . and .., until it returns non-zero. */
+/* Call `each` for every name in a directory except . and .., until it returns non-zero. */
 int prs_os_each_name(int fd, int (*each)(void *, const char *), void *arg);
 void *prs_os_reserve(size_t len);
 bool prs_os_room(size_t len);
@@ -55,7 +55,7 @@ int prs_os_make_directory(int at, const char *name);
 int prs_os_open_at(int at, const char *name, int flags); /* O_RDONLY, O_RDWR, O_CREAT, O_EXCL */
 int prs_os_remove_at(int at, const char *name, bool directory);
 uint64_t prs_os_length(int fd);
-void prs_os_protect(int fd); /* from now on the file is read-only, for who opens it anew */
+void prs_os_protect(int fd); /* make the file read-only for later opens */
 int prs_os_identify(int fd, prs_file *file);
 int prs_os_lock_file(int fd, bool exclusive); /* byte 0, without waiting */
 int prs_os_lock_byte(int fd, uint64_t byte);
@@ -66,7 +66,7 @@ void *prs_os_anchor(int fd);
 int prs_os_keep_from_children(void *anchor);
 int prs_os_pipe(int fd[2]);
 bool prs_os_await_end(int fd, int64_t timeout);
-uint64_t prs_start_time(int32_t pid); /* in clock ticks since boot, 0 when it is gone; in prs.h, too */
+uint64_t prs_start_time(int32_t pid); /* in clock ticks since boot, 0 if there is no such process; in prs.h, too */
 uint64_t prs_os_pid_ns(void);
 int prs_os_random(void *buffer, size_t n);
 void prs_os_close(int fd);
