@@ -6,7 +6,7 @@
  *     8c 05 'numpy'                  SHORT_BINUNICODE     no MEMOIZE anywhere: nothing in here is shared
  *     8c 07 'ndarray'                SHORT_BINUNICODE
  *     93                             STACK_GLOBAL
- *     28                             MARK                 <- the arguments; PRP_ARRAY_PREFIX ends behind it
+ *     28                             MARK                 <- the arguments; PRP_ARRAY_PREFIX ends after it
  *     <ints>                         shape                tuple, see below
  *     8c n <dtype.str>               SHORT_BINUNICODE     '<f8', '|S5', '>i4', '<M8[ns]'; ASCII, n <= 31
  *     97                             NEXT_BUFFER          the elements, or the bytes the strides run over
@@ -24,8 +24,8 @@
  *                                                         writes it (LONG1: two's complement, n <= 8)
  *
  * Plain `pickle.loads(stream, buffers=[data])` reads it. The reader below accepts exactly this grammar and checks every
- * byte before it reads it; it does not judge the numbers (that is done against the buffer, where the array is built).
- * No Python and no numpy in this header: the store looks at a stream without importing either.
+ * byte before it reads it; it does not validate the numbers: the code that builds the array checks them.
+ * This header uses neither Python nor numpy: the store reads streams without importing either.
  */
 #ifndef PRP_ARRAY_TEMPLATE_H
 #define PRP_ARRAY_TEMPLATE_H
@@ -42,7 +42,7 @@
 #define PRP_ARRAY_MAX_DIMS 32
 #define PRP_ARRAY_MAX_DTYPE 31
 
-/* Room that is always enough: prefix, two tuples of 10-byte ints, dtype, the rest. */
+/* Always enough room: prefix, two tuples of 10-byte ints, dtype, the rest. */
 #define PRP_ARRAY_STREAM_MAX (PRP_ARRAY_PREFIX_LEN + 2 * (2 + 10 * PRP_ARRAY_MAX_DIMS) + 2 + PRP_ARRAY_MAX_DTYPE + 8)
 
 typedef struct {
@@ -99,8 +99,8 @@ static inline uint8_t *prp_array_put_ints(uint8_t *p, const int64_t *values, int
     return p;
 }
 
-/* Everything behind the prefix up to and including the offset and strides, that is all five arguments; the general
- * pickler uses it too, between its own way to write the global and its own memo opcodes. */
+/* Write everything after the prefix up to and including the offset and strides, that is all five arguments. The
+ * general pickler uses it too, between its own way to write the global and its own memo opcodes. */
 static inline uint8_t *prp_array_put_arguments(uint8_t *p, const prp_array_template *t)
 {
     p = prp_array_put_ints(p, t->shape, t->nd);
@@ -120,7 +120,7 @@ static inline uint8_t *prp_array_put_arguments(uint8_t *p, const prp_array_templ
     return p;
 }
 
-/* Writes the whole stream and returns its length. */
+/* Write the whole stream; return its length. */
 static inline size_t prp_array_template_write(uint8_t *out, const prp_array_template *t)
 {
     uint8_t *p = out;
@@ -134,7 +134,7 @@ static inline size_t prp_array_template_write(uint8_t *out, const prp_array_temp
 
 /* ---- reading: `end` is one past the last byte; NULL means "not the template" ---- */
 
-/* A cheap first look: true for every stream of the template, and for hardly any other. */
+/* Cheap first test: true for every stream of the template, and for hardly any other. */
 static inline bool prp_array_template_looks(const uint8_t *stream, size_t len)
 {
     return len > PRP_ARRAY_PREFIX_LEN && memcmp(stream, PRP_ARRAY_PREFIX, PRP_ARRAY_PREFIX_LEN) == 0;
@@ -177,7 +177,7 @@ static inline const uint8_t *prp_array_get_int(const uint8_t *p, const uint8_t *
     return NULL;
 }
 
-/* `n` is -1 if not known yet, else the number of ints that must come. */
+/* `*n` is the number of ints that must follow, or -1 if it is unknown. */
 static inline const uint8_t *prp_array_get_ints(const uint8_t *p, const uint8_t *end, int64_t *values, int *n)
 {
     int count = 0;
@@ -208,7 +208,7 @@ static inline const uint8_t *prp_array_get_ints(const uint8_t *p, const uint8_t 
     return p;
 }
 
-/* True if the stream is the template from its first byte to its last; then `t` is filled. */
+/* True if the whole stream is the template; then `t` is filled. */
 static inline bool prp_array_template_read(const uint8_t *stream, size_t len, prp_array_template *t)
 {
     if (!prp_array_template_looks(stream, len))

@@ -1,8 +1,8 @@
 /* How far the C stack of the calling thread may grow.
  *
- * The stack of the main thread is found without /proc, which may not be mounted: it ends where the kernel put the name of the
- * program, and may be as large as RLIMIT_STACK says. (pthread_getattr_np reads /proc/self/maps for it in glibc, and sees only what
- * is mapped so far in musl.) Other threads know their stacks.
+ * The main thread's stack is found without /proc, which may not be mounted: it ends where the kernel stored the
+ * program's name and may grow to RLIMIT_STACK. (pthread_getattr_np reads /proc/self/maps for it in glibc, and in musl
+ * sees only what is mapped so far.) Other threads know their stacks.
  */
 #ifndef PRP_C_STACK_H
 #define PRP_C_STACK_H
@@ -10,16 +10,16 @@
 #ifndef PY_SSIZE_T_CLEAN
 #define PY_SSIZE_T_CLEAN
 #endif
-#include <Python.h> /* first: it asks the C library for its extensions */
+#include <Python.h> /* first: it enables the C library's extensions */
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/auxv.h>
 #include <sys/resource.h>
 
-/* What foreign code and error handling may need below us. */
+/* Stack left for foreign code and error handling. */
 #define PRP_STACK_RESERVE ((uintptr_t)96 * 1024)
-/* Of a main stack without a limit, no more is used: the kernel keeps that much free below it, and some. */
+/* The most we use of a main stack without a limit; the kernel keeps more than this free below it. */
 #define PRP_STACK_UNLIMITED ((uintptr_t)64 << 20)
 
 typedef struct {
@@ -59,8 +59,9 @@ static inline bool prp_on_stack(prp_stack_range range, uintptr_t here)
     return range.low < here && here <= range.high;
 }
 
-/* The lowest address that the calling thread's stack may reach while `reserve` bytes, or a quarter of a smaller stack, stay free below;
- * 0 if that cannot be told. A thread's stack does not move, so it is looked up once. Code that runs on a stack of its own, such as some coroutines, is not limited. */
+/* Return the lowest address that the calling thread's stack may reach; `reserve` bytes, or a quarter of a small
+ * stack, stay free below it. 0 if unknown. A thread's stack does not move, so we look it up once. Code that runs on
+ * another stack, such as some coroutines, is not limited. */
 static inline uintptr_t prp_stack_limit(uintptr_t reserve)
 {
     static __thread prp_stack_range range;

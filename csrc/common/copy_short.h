@@ -1,4 +1,4 @@
-/* Copying what is mostly a few bytes: text on its way into a stream and out of one. */
+/* Copies of mostly a few bytes: text written to a stream or read from one. */
 #ifndef PRP_COPY_SHORT_H
 #define PRP_COPY_SHORT_H
 
@@ -6,7 +6,7 @@
 #include <stdint.h>
 #include <string.h>
 
-/* memcpy for lengths that are mostly small: two overlapping words, nothing read beyond the end. */
+/* memcpy for mostly small lengths, as two overlapping words; reads nothing beyond the end. */
 static inline void prp_copy_short(uint8_t *to, const void *data, size_t n)
 {
     const uint8_t *from = data;

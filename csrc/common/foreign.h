@@ -1,15 +1,16 @@
-/* Marks every call that can run Python code that is not ours: a hook, a finalizer, the garbage collector, another thread.
+/* Marks for every call that can run foreign Python code: a hook, a finalizer, the garbage collector, another thread.
  *
- *     PRP_FOREIGN(call)        evaluates `call`, which returns a pointer (NULL: exception) or an integer (-1: exception)
+ *     PRP_FOREIGN(call)        evaluates `call`, which returns a pointer (NULL: exception) or an int (-1: exception)
  *     PRP_FOREIGN_VOID(call)   the same for a call that returns nothing or cannot fail
  *     PRP_FOREIGN_HERE()       a point inside one of our own helpers
  *
- * Nothing borrowed or cached may be used across such a point without being looked up again.
+ * After such a point, look up again whatever you have borrowed or cached.
  *
- * A build with PRP_INTRUDER (PYRAY_SER_INTRUDER=1) runs the intruder first: a Python callable, or a C function in a capsule named
- * PRP_INTRUDER_CAPSULE, set by `_set_intruder` of each extension. The intruder does there whatever Python code may do. Where
- * `may_raise` is true it may also raise; then the call is not made and fails with that exception. Every other build compiles the
- * macros to the call itself. tests/unit/pickling/test_foreign_calls.py finds calls that are not marked.
+ * A build with PRP_INTRUDER (PYRAY_SER_INTRUDER=1) runs the intruder first: a Python callable, or a C function in a
+ * capsule named PRP_INTRUDER_CAPSULE, set by `_set_intruder` of each extension. The intruder does there whatever
+ * Python code may do. Where `may_raise` is true it may also raise; then the macro skips the call and fails with that
+ * exception. Every other build compiles the macros to the call itself. tests/unit/pickling/test_foreign_calls.py finds
+ * calls that are not marked.
  */
 #ifndef PRP_FOREIGN_H
 #define PRP_FOREIGN_H

@@ -1,9 +1,9 @@
 /* Every use of CPython's internals by the pickler and the unpickler, for 3.11 to 3.14.
  *
- * Each entry has two forms with one meaning: the fast one, which reads a structure CPython does not promise to keep, and the
- * public one, which is taken on an unknown version or with -DPRP_PUBLIC_API_ONLY. The public form may be slower or may answer
- * "unknown" where the comment allows it; it is never wrong. Nothing outside this header includes internal/ headers, tests
- * PY_VERSION_HEX for the sake of an internal, or looks into a structure of the interpreter.
+ * Each entry has two forms with one meaning: the fast one, which reads a structure CPython does not promise to keep,
+ * and the public one, which is used on an unknown version or with -DPRP_PUBLIC_API_ONLY. The public form may be slower
+ * or may answer "unknown" where the comment allows it; it is never wrong. Nothing outside this header includes
+ * internal/ headers, tests PY_VERSION_HEX for the sake of an internal, or reads a structure of the interpreter.
  *
  * Everything here needs the GIL. Free-threaded builds are refused when the extension is imported.
  */
@@ -34,7 +34,7 @@
 #define Py_BUILD_CORE 1
 #define PRP_DEFINED_BUILD_CORE 1
 #endif
-/* Public spellings that the internal headers of some versions declare again. */
+/* Public names that the internal headers of some versions redeclare. */
 #undef _PyObject_LookupSpecial
 #undef _PyGC_FINALIZED
 #include "internal/pycore_dict.h"
@@ -48,7 +48,7 @@
 #define PRP_UNLIKELY(x) __builtin_expect(!!(x), 0)
 #define PRP_COLD __attribute__((cold, noinline))
 
-/* ---- what is supported ---------------------------------------------------------------------------------------------- */
+/* ---- what is supported ------------------------------------------------------------------------------------------- */
 
 /* 0, or -1 with ImportError: the caches of the picklers belong to one interpreter with a GIL. */
 static inline int prp_check_interpreter(void)
@@ -65,10 +65,10 @@ static inline int prp_check_interpreter(void)
 #endif
 }
 
-/* ---- exceptions ------------------------------------------------------------------------------------------------------
+/* ---- exceptions -----------------------------------------------------------------------------------------------------
  *
- * Where foreign code may have run, only the exception that is an answer is dropped. KeyboardInterrupt, SystemExit, MemoryError and
- * the like were meant for the caller of the pickler, whatever was going on here. */
+ * Where foreign code may have run, drop only an exception that is an answer. KeyboardInterrupt, SystemExit, MemoryError
+ * and the like are always for the caller of the pickler. */
 
 /* 0: there is no exception, or one of `expected`, which is dropped. -1: another one, which stays set. */
 static inline int prp_forgive(PyObject *expected)
@@ -81,7 +81,8 @@ static inline int prp_forgive(PyObject *expected)
     return 0;
 }
 
-/* As prp_forgive, for code that may refuse with whatever it likes: any Exception but MemoryError and RecursionError. */
+/* As prp_forgive, for code that may refuse with any exception: drops any Exception but MemoryError and
+ * RecursionError. */
 static inline int prp_forgive_refusal(void)
 {
     if (PyErr_Occurred() && (PyErr_ExceptionMatches(PyExc_MemoryError) || PyErr_ExceptionMatches(PyExc_RecursionError)))
@@ -89,8 +90,8 @@ static inline int prp_forgive_refusal(void)
     return prp_forgive(PyExc_Exception);
 }
 
-/* repr(obj) for a message: new reference. Of an object that refuses, what it is; NULL if it was interrupted. (PyErr_Format would
- * call repr itself, and on 3.11 drop whatever that raises.) */
+/* Return repr(obj) for a message: new reference. If repr() raises, describe obj; NULL if it was interrupted.
+ * (PyErr_Format would call repr itself, and 3.11 drops what that raises.) */
 static inline PyObject *prp_repr(PyObject *obj)
 {
     PyObject *text = PyObject_Repr(obj);
@@ -99,8 +100,8 @@ static inline PyObject *prp_repr(PyObject *obj)
     return text;
 }
 
-/* An attribute of a module that is imported already, without anybody's __getattr__: 1, *value is a new reference; 0: there is
- * none; -1. */
+/* Find an attribute of an imported module without calling __getattr__. 1: *value is a new reference; 0: there is
+ * none; -1: exception. */
 static inline int prp_imported(PyObject *modules, const char *module, const char *name, PyObject **value)
 {
     PyObject *texts[2] = {PyUnicode_FromString(module), PyUnicode_FromString(name)};
@@ -115,10 +116,11 @@ static inline int prp_imported(PyObject *modules, const char *module, const char
     return *value ? 1 : PyErr_Occurred() ? -1 : 0;
 }
 
-/* ---- nesting of calls ------------------------------------------------------------------------------------------------ */
+/* ---- nesting of calls -------------------------------------------------------------------------------------------- */
 
-/* Let this thread, and no other, nest `calls` more calls from here; return how many it could nest. sys.setrecursionlimit() is for all
- * threads: another one that nests through C would use up its stack. Public form: changes nothing. */
+/* Let this thread, and no other, nest `calls` more calls from here; return how many it could nest.
+ * sys.setrecursionlimit() applies to all threads: another thread that nests through C would exhaust its stack.
+ * Public form: changes nothing. */
 static inline int prp_allow_calls(int calls)
 {
 #if !PRP_INTERNALS
@@ -136,10 +138,10 @@ static inline int prp_allow_calls(int calls)
 #endif
 }
 
-/* ---- types ---------------------------------------------------------------------------------------------------------- */
+/* ---- types ------------------------------------------------------------------------------------------------------- */
 
-/* A number that identifies this type in its present state: it changes whenever the type or one of its bases is modified, and
- * no other type ever gets the same. 0: unknown, nothing may be kept about the type. */
+/* A number that identifies this type in its present state: it changes whenever the type or a base is modified, and
+ * no other type ever gets the same. 0: unknown; keep nothing about the type. */
 static inline unsigned prp_type_version(PyTypeObject *type)
 {
 #if !PRP_INTERNALS
@@ -159,14 +161,14 @@ static inline unsigned prp_type_version(PyTypeObject *type)
 #endif
 }
 
-/* What the type and its bases define under `name`, without descriptors being called. New reference, or NULL without an
- * exception if there is none (or, public form only, if it cannot be told). */
+/* Return what the type and its bases define under `name`, without calling descriptors: new reference, or NULL
+ * without an exception if there is none (or, public form only, if it is unknown). */
 static inline PyObject *prp_type_lookup(PyTypeObject *type, PyObject *name)
 {
 #if PRP_INTERNALS
     return Py_XNewRef(_PyType_Lookup(type, name));
 #else
-    /* The getter that `type` itself has for __dict__: a metaclass may have code of its own for that name. */
+    /* The getter that `type` itself has for __dict__: a metaclass may have its own code for that name. */
     static PyObject *dict_getter;
     if (!dict_getter) {
         PyObject *own = PyObject_GetAttrString((PyObject *)&PyType_Type, "__dict__");
@@ -181,18 +183,18 @@ static inline PyObject *prp_type_lookup(PyTypeObject *type, PyObject *name)
             Py_DECREF(dict);
         }
         if (!found)
-            PyErr_Clear(); /* no code of others has run, but for keys of the dict that only look like str; as _PyType_Lookup */
+            PyErr_Clear(); /* no foreign code has run, except that of keys other than exact str; as in _PyType_Lookup */
     }
     return found;
 #endif
 }
 
-/* ---- attribute storage of plain instances ----------------------------------------------------------------------------
+/* ---- attribute storage of plain instances ---------------------------------------------------------------------------
  *
- * Attributes of an ordinary instance lie in an array beside it until somebody asks for __dict__. Three answers:
- *     PRP_ATTRS_INLINE   the view is filled: `count` attributes in order of insertion; `dict` is NULL, or the dict that was made
- *                        and still shares its keys with the class (borrowed)
- *     PRP_ATTRS_DICT     there is a dict of another kind, `dict` borrowed
+ * An ordinary instance keeps its attributes in an array until code reads its __dict__. Answers:
+ *     PRP_ATTRS_INLINE   the view is filled: `count` attributes in order of insertion; `dict` is NULL, or the dict
+ *                        that still shares its keys with the class (borrowed)
+ *     PRP_ATTRS_DICT     the instance has another kind of dict: `dict`, borrowed
  *     PRP_ATTRS_NONE     no attribute is set
  *     PRP_ATTRS_UNKNOWN  use prp_attrs_dict(), which makes the dict
  * A view is valid until code runs that may change the instance. */
@@ -286,13 +288,13 @@ static inline Py_ssize_t prp_attrs_slot(const prp_attrs *view, Py_ssize_t i)
     return view->order[i * view->step];
 }
 
-/* The instance's dict, made if need be: new reference, or NULL with an exception. */
+/* Return the instance's dict, created if necessary: new reference, or NULL with an exception. */
 static inline PyObject *prp_attrs_dict(PyObject *obj)
 {
     return PyObject_GenericGetDict(obj, NULL);
 }
 
-/* ---- dicts: entry after entry, in order; the dict must not change between two calls --------------------------------- */
+/* ---- dicts: entry after entry, in order; the dict must not change between two calls ------------------------------ */
 
 #if PRP_INTERNALS
 static inline int prp_dict_next(PyObject *dict, Py_ssize_t *pos, PyObject **key, PyObject **value)
@@ -328,7 +330,7 @@ static inline int prp_dict_next(PyObject *dict, Py_ssize_t *pos, PyObject **key,
 #define prp_dict_next PyDict_Next
 #endif
 
-/* A number that changes with every change of the dict, or 0 if there is none to be had. */
+/* Return a number that changes with every change of the dict, or 0 if this version has none. */
 static inline uint64_t prp_dict_version(PyObject *dict)
 {
 #if PRP_INTERNALS && PY_VERSION_HEX < 0x030C0000
@@ -339,10 +341,10 @@ static inline uint64_t prp_dict_version(PyObject *dict)
 #endif
 }
 
-/* ---- sets ----------------------------------------------------------------------------------------------------------- */
+/* ---- sets -------------------------------------------------------------------------------------------------------- */
 
-/* The next element at or after *pos (borrowed), or NULL at the end. PySetObject is in the public headers; that a dummy has
- * hash -1 is not. Safe if the set changes between two calls. */
+/* Return the next element at or after *pos (borrowed), or NULL at the end. The public headers declare PySetObject,
+ * but not that a dummy has hash -1. Safe if the set changes between two calls. */
 static inline PyObject *prp_set_next(PyObject *set, Py_ssize_t *pos)
 {
     PySetObject *s = (PySetObject *)set;
@@ -355,13 +357,13 @@ static inline PyObject *prp_set_next(PyObject *set, Py_ssize_t *pos)
     return NULL;
 }
 
-/* ---- ints ----------------------------------------------------------------------------------------------------------- */
+/* ---- ints -------------------------------------------------------------------------------------------------------- */
 
-/* True if the int is of at most two digits, 60 bits; then *value is it. */
+/* True if the int has at most two digits, 60 bits; then *value holds it. */
 static inline bool prp_long_small(PyObject *obj, int64_t *value)
 {
 #if PRP_INTERNALS && PY_VERSION_HEX < 0x030C0000
-    /* Without branches: the size of ints in one list is often as good as random. */
+    /* Without branches: the sizes of ints in one list are often nearly random. */
     int64_t size = Py_SIZE(obj), sign = size >> 63;
     uint64_t n = (uint64_t)((size ^ sign) - sign), two = n >> 1;
     const digit *digits = ((PyLongObject *)obj)->ob_digit;
@@ -388,7 +390,7 @@ static inline bool prp_long_small(PyObject *obj, int64_t *value)
 #endif
 }
 
-/* True if the int is of at most one digit, 30 bits, and that is known at once; then *value is it. */
+/* True if the int is quickly seen to have at most one digit, 30 bits; then *value holds it. */
 static inline bool prp_long_tiny(PyObject *obj, int32_t *value)
 {
 #if PRP_INTERNALS && PY_VERSION_HEX < 0x030C0000
@@ -409,7 +411,7 @@ static inline bool prp_long_tiny(PyObject *obj, int32_t *value)
 #endif
 }
 
-/* Bytes of two's complement that hold any int, at most one more than needed; 0 with an exception. */
+/* Return how many bytes of two's complement hold the int, at most one more than needed; 0 with an exception. */
 static inline size_t prp_long_size(PyObject *obj)
 {
     size_t bits;
@@ -431,7 +433,7 @@ static inline size_t prp_long_size(PyObject *obj)
     return bits / 8 + 1;
 }
 
-/* Writes those `n` bytes, little-endian. 0 or -1. */
+/* Write the int as `n` bytes, little-endian. 0 or -1. */
 static inline int prp_long_write(PyObject *obj, unsigned char *to, size_t n)
 {
 #if PRP_INTERNALS && PY_VERSION_HEX < 0x030D0000

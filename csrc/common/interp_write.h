@@ -1,5 +1,5 @@
-/* The unpickler's uses of interpreter internals: the writing half of interp.h, under its rules. Each entry has a public form
- * with the same meaning, or one that answers "not possible", which the caller must handle. */
+/* The unpickler's uses of interpreter internals: the writing half of interp.h, with the same rules. Each entry has
+ * a public form with the same meaning, or one that answers "not possible", which the caller must handle. */
 #ifndef PRP_LOAD_INTERP_H
 #define PRP_LOAD_INTERP_H
 
@@ -7,7 +7,7 @@
 
 #include "interp.h"
 
-/* Version of a type if it has one now; does not assign one. 0: none. */
+/* Return the version of a type, without assigning one; 0: it has none. */
 static inline unsigned prp_type_version_now(PyTypeObject *type)
 {
 #if !PRP_INTERNALS
@@ -37,10 +37,10 @@ static inline int prp_optional_attr(PyObject *obj, PyObject *name, PyObject **va
 #endif
 }
 
-/* ---- attributes ------------------------------------------------------------------------------------------------------- */
+/* ---- attributes -------------------------------------------------------------------------------------------------- */
 
-/* The table of an instance that has no attribute yet and keeps them beside itself. NULL: write to its dict. `*keys`
- * identifies what the indices of the table mean. */
+/* Return the value table of an instance that has neither attributes nor a dict yet. NULL: write to its dict.
+ * `*keys` identifies what the indices of the table mean. */
 #if PRP_INTERNALS
 static inline PyDictValues *prp_values_fresh(PyObject *obj, PyTypeObject *type, void **keys)
 {
@@ -74,7 +74,7 @@ static inline PyDictValues *prp_values_fresh(PyObject *obj, PyTypeObject *type, 
 static inline Py_ssize_t prp_values_room(PyDictValues *values)
 {
 #if PY_VERSION_HEX < 0x030D0000
-    return ((uint8_t *)values)[-1] - 2; /* bytes of the prefix behind its two counters: at least one per attribute */
+    return ((uint8_t *)values)[-1] - 2; /* prefix bytes after its two counters: at least one per attribute */
 #else
     return values->capacity;
 #endif
@@ -107,10 +107,10 @@ static inline void prp_values_set(PyDictValues *values, Py_ssize_t index, PyObje
 }
 #endif
 
-/* ---- containers --------------------------------------------------------------------------------------------------------- */
+/* ---- containers -------------------------------------------------------------------------------------------------- */
 
-/* The values of a dict of exactly `n` str keys, in order and to be written in place: first entry, or NULL if the dict is not made
- * like that. Next to each value lies its key. */
+/* Return the first entry of a dict of exactly `n` str keys; NULL if the dict is laid out differently. The entries
+ * are in order, each holds key and value, and the caller may write the values in place. */
 #if PRP_INTERNALS
 typedef PyDictUnicodeEntry prp_dict_entry;
 
@@ -122,7 +122,7 @@ static inline prp_dict_entry *prp_dict_entries(PyObject *dict, Py_ssize_t n)
     return DK_UNICODE_ENTRIES(d->ma_keys);
 }
 
-/* What setting an item does to a dict that the collector does not look at: it must, once a value can be part of a cycle. */
+/* Return whether the value may be part of a cycle, so that the collector must track a dict that gets it. */
 static inline bool prp_may_be_tracked(PyObject *value)
 {
     return PyObject_IS_GC(value) && (!PyTuple_CheckExact(value) || _PyObject_GC_IS_TRACKED(value));
@@ -164,10 +164,11 @@ failed:
 #endif
 }
 
-/* ---- new objects of static types ------------------------------------------------------------------------------------------ */
+/* ---- new objects of static types --------------------------------------------------------------------------------- */
 
 #if PRP_INTERNALS && PY_VERSION_HEX < 0x030C0000
-/* PyObject_Init() for an object that PyObject_Malloc() has just given; what a debug build wants to know of it besides, it gets there. */
+/* PyObject_Init() for an object just returned by PyObject_Malloc(); debug builds call the original for its
+ * bookkeeping. */
 static inline void prp_init_new(PyObject *obj, PyTypeObject *type)
 {
 #if defined(Py_DEBUG) || defined(Py_TRACE_REFS) || defined(Py_REF_DEBUG)
@@ -179,9 +180,9 @@ static inline void prp_init_new(PyObject *obj, PyTypeObject *type)
 }
 #endif
 
-/* ---- strings ------------------------------------------------------------------------------------------------------------- */
+/* ---- strings ----------------------------------------------------------------------------------------------------- */
 
-/* A str of `n` ASCII characters, to be filled by the caller; n > 1. */
+/* Return a str of `n` ASCII characters for the caller to fill; n > 1. */
 static inline PyObject *prp_ascii_new(Py_ssize_t n)
 {
 #if PRP_INTERNALS && PY_VERSION_HEX < 0x030C0000
@@ -204,7 +205,7 @@ static inline PyObject *prp_ascii_new(Py_ssize_t n)
 #endif
 }
 
-/* ---- numbers: what PyFloat_FromDouble() and PyLong_FromLong() give, for long runs of them --------------------------------- */
+/* ---- numbers: PyFloat_FromDouble() and PyLong_FromLong() for long runs of numbers -------------------------------- */
 
 static inline PyObject *prp_float_new(double value)
 {
@@ -224,7 +225,7 @@ static inline PyObject *prp_int32_new(int32_t value)
 {
 #if PRP_INTERNALS && PY_VERSION_HEX < 0x030C0000 && PYLONG_BITS_IN_DIGIT == 30
     if (value >= -5 && value <= 256)
-        return PyLong_FromLong(value); /* those the interpreter keeps */
+        return PyLong_FromLong(value); /* the interpreter keeps these */
     uint32_t magnitude = value < 0 ? 0 - (uint32_t)value : (uint32_t)value, high = magnitude >> PyLong_SHIFT;
     PyLongObject *number = PyObject_Malloc(offsetof(PyLongObject, ob_digit) + 2 * sizeof(digit));
     if (!number)
@@ -240,7 +241,7 @@ static inline PyObject *prp_int32_new(int32_t value)
 #endif
 }
 
-/* ---- ints ----------------------------------------------------------------------------------------------------------------- */
+/* ---- ints -------------------------------------------------------------------------------------------------------- */
 
 static inline PyObject *prp_long_from_bytes(const uint8_t *data, size_t n)
 {
