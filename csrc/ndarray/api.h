@@ -1,11 +1,12 @@
-/* What `pyray_ser._ndarray` offers to the other extensions: arrays described, written, gathered and built over foreign memory.
+/* What `pyray_ser._ndarray` offers to the other extensions: it describes, writes, gathers and builds arrays over
+ * foreign memory.
  *
- * `_ndarray` is the only extension that links against numpy's C API. The others must not pull numpy in at import, so they
- * do not cimport it: they take this table from a capsule at the first array they meet (prp_ndarray()). A process in which
- * numpy was never imported holds no array, and a stream that does not name numpy builds none.
+ * `_ndarray` is the only extension that links against numpy's C API. The others must not pull numpy in at import, so
+ * they do not cimport it: they take this table from a capsule at the first array they meet (prp_ndarray()). A process
+ * that never imported numpy holds no array, and a stream that does not name numpy builds none.
  *
- * All functions need the GIL. Conventions are given at each of them; -1 and NULL always come with a Python exception set,
- * unless it says otherwise.
+ * All functions need the GIL. -1 and NULL always come with a Python exception set, unless a function's comment says
+ * otherwise.
  */
 #ifndef PRP_NDARRAY_API_H
 #define PRP_NDARRAY_API_H
@@ -22,12 +23,12 @@
 
 /* Which bytes carry an array. */
 typedef enum {
-    PRP_ARRAY_DIRECT, /* `nbytes` bytes at `data` as they lie there; shape and strides of the layout are over them */
-    PRP_ARRAY_GATHER, /* `nbytes` bytes that `gather` writes; the layout is over what it wrote */
+    PRP_ARRAY_DIRECT, /* `nbytes` bytes at `data`, unchanged; the layout's shape and strides apply to them */
+    PRP_ARRAY_GATHER, /* `nbytes` bytes that `gather` writes; the layout applies to those */
 } prp_array_kind;
 
-/* How an array goes into a stream and a buffer. The layout's dtype points to `dtype` of the same struct, so it is passed by
- * pointer and not copied. */
+/* How an array is written to a stream and a buffer. The layout's dtype points to `dtype` of the same struct, so
+ * pass it by pointer and do not copy it. */
 typedef struct {
     prp_array_kind kind;
     const void *data; /* DIRECT only: borrowed from the array */
@@ -39,28 +40,29 @@ typedef struct {
 enum {
     PRP_ARRAY_WRITABLE = 1,    /* the memory is private and writable (mmap_mode "c"); default is read-only */
     PRP_ARRAY_EXACT = 2,       /* from_parts: the elements must fill the buffer to its last byte */
-    PRP_ARRAY_PLAIN_OWNER = 4, /* `owner` is known to be no array */
+    PRP_ARRAY_PLAIN_OWNER = 4, /* `owner` is known not to be an array */
 };
 
 typedef struct {
     int version;
 
-    /* Describes an exact ndarray whose dtype a string names without loss (numbers, S, U, V, M8, m8; any byte order; no
-     * metadata, no fields, no subclass of a scalar type; at most PRP_ARRAY_MAX_DIMS dimensions). 1: `source` is filled.
-     * 0: not such an array, nothing was set; it goes through the general pickler. -1: exception. Copies nothing. */
+    /* Describe an exact ndarray whose dtype a string names without loss (numbers, S, U, V, M8, m8; any byte order;
+     * no metadata, no fields, no subclass of a scalar type; at most PRP_ARRAY_MAX_DIMS dimensions). 1: `source` is
+     * filled. 0: not such an array, nothing was set; use the general pickler. -1: exception. Copies nothing. */
     int (*describe)(PyObject *obj, prp_array_source *source);
 
-    /* describe, and the template of array_template.h written to `out` (PRP_ARRAY_STREAM_MAX bytes of room): its length.
-     * 0 as above, -1 exception. */
+    /* Call describe and write the template of array_template.h to `out` (PRP_ARRAY_STREAM_MAX bytes of room).
+     * Return its length; 0 as above, -1: exception. */
     Py_ssize_t (*template_put)(PyObject *obj, uint8_t *out, prp_array_source *source);
 
-    /* Writes the `nbytes` of a source of kind GATHER to `dst`, once, in the layout that `describe` gave. 0 or -1. */
+    /* Write the `nbytes` of a source of kind GATHER to `dst`, once, in the layout that `describe` gave. 0 or -1. */
     int (*gather)(PyObject *obj, const prp_array_source *source, void *dst, size_t dst_len);
 
-    /* The array that a template stream describes, over `data`, with `owner` as its base. NULL without an exception: the
-     * stream is not the template, or does not fit the buffer; the general unpickler gives the result or the error.
-     * The array is read-only unless PRP_ARRAY_WRITABLE is in `flags`; it cannot be made writable as long as `owner`
-     * refuses a writable buffer. Fires the audit event pickle.find_class as the general unpickler would. */
+    /* Build the array that a template stream describes, over `data`, with `owner` as its base. NULL without an
+     * exception: the stream is not the template, or does not fit the buffer; the general unpickler gives the result
+     * or the error. The array is read-only unless PRP_ARRAY_WRITABLE is in `flags`; it cannot be made writable as
+     * long as `owner` refuses a writable buffer. Fires the audit event pickle.find_class as the general unpickler
+     * would. */
     PyObject *(*from_stream)(const uint8_t *stream, size_t len, const uint8_t *data, size_t data_len, PyObject *owner,
                              int flags);
 
@@ -69,53 +71,55 @@ typedef struct {
     PyObject *(*from_parts)(PyObject *shape, PyObject *dtype, int64_t offset, PyObject *strides, bool fortran,
                             const uint8_t *data, size_t data_len, PyObject *owner, int flags);
 
-    /* Makes any array, also of a subclass, read-only for good: setflags(write=True) fails afterwards. Arrays that hold objects,
-     * and everything that is no array, stay as they are. 0 or -1. */
+    /* Make any array, also of a subclass, permanently read-only: setflags(write=True) fails afterwards. Arrays that
+     * hold objects, and anything but arrays, stay as they are. 0 or -1. */
     int (*seal)(PyObject *obj);
 
-    /* The dtype of that canonical name ('<f8'), if it is a plain one: new reference, NULL without an exception if not. It is an
-     * object of its own, so a stream may get hold of it and give it a state. */
+    /* Return the dtype of that canonical name ('<f8') if it is plain: new reference, NULL without an exception if
+     * not. It is a separate object, so a stream may reach it and set its state. */
     PyObject *(*plain_dtype)(const char *name, size_t len);
 
-    /* numpy.dtype(name) through a small cache; new reference. */
+    /* Return numpy.dtype(name) through a small cache; new reference. */
     PyObject *(*dtype_from_name)(const char *name, size_t len);
 
-    /* numpy's ndarray and dtype, borrowed for good. */
+    /* numpy's ndarray and dtype, borrowed permanently. */
     PyObject *array_type, *dtype_type;
 
-    /* from_parts without strides and offset, the shape as ints and the dtype as an object (borrowed; checked). */
+    /* As from_parts without strides and offset, the shape as ints and the dtype as an object (borrowed; checked). */
     PyObject *(*from_ints)(int nd, const int64_t *shape, PyObject *dtype, bool fortran, const uint8_t *data,
                            size_t data_len, PyObject *owner, int flags);
 
-    /* As plain_dtype, but the one object that arrays share: it must not get onto an unpickler's stack or into its memo. */
+    /* As plain_dtype, but returns the object that arrays share: it must not reach an unpickler's stack or memo. */
     PyObject *(*shared_dtype)(const char *name, size_t len);
 
-    /* Whether a dtype of a built-in number is numpy's own of that number in all that its pickle says. */
+    /* Return whether a dtype of a built-in number pickles exactly as numpy's own dtype of that number. */
     bool (*dtype_like_own)(PyObject *descr);
 
-    /* Whether references in the memory of an array are those that arrays of objects own: false for an array of objects over other
-     * bytes, and for any other array over the memory of an array of objects. */
+    /* Return whether arrays of objects own all references in the memory of an array: false for an array of objects
+     * over other bytes, and for any other array over the memory of an array of objects. */
     bool (*owns_references)(PyObject *array);
 
-    /* Whether the bytes that `describe` named are still the array's: an array can be resized in place. `data` NULL: yes. */
+    /* Return whether the bytes that `describe` named are still the array's: an array can be resized in place.
+     * `data` NULL: true. */
     bool (*lies_at)(PyObject *obj, const void *data, size_t nbytes);
 } prp_ndarray_api;
 
-/* True for an exact numpy.ndarray, without importing numpy. (A class of that name which is not it fails in `describe`.) */
+/* True for an exact numpy.ndarray, without importing numpy. (Another class of that name fails in `describe`.) */
 static inline bool prp_ndarray_looks(PyObject *obj)
 {
     return strcmp(Py_TYPE(obj)->tp_name, "numpy.ndarray") == 0;
 }
 
-/* The table; imports `pyray_ser._ndarray` (and so numpy) at the first call. NULL with an exception. */
+/* Return the table; import `pyray_ser._ndarray` (and so numpy) at the first call. NULL with an exception. */
 static inline const prp_ndarray_api *prp_ndarray(void)
 {
     static const char name[] = "pyray_ser._ndarray";
     static const prp_ndarray_api *api;
-    static PyObject *loaded; /* the module, for good */
+    static PyObject *loaded; /* the module, kept permanently */
     if (!api) {
         PyObject *module = PyImport_ImportModule(name);
-        /* What interrupted this import, a signal's handler or a finalizer, has imported it meanwhile: that one counts. */
+        /* A signal handler or finalizer that interrupted this import has imported the module meanwhile: use that
+         * one. */
         if (!module && loaded && PyErr_ExceptionMatches(PyExc_RuntimeError) &&
             !PyErr_ExceptionMatches(PyExc_RecursionError)) {
             PyErr_Clear();
@@ -123,7 +127,7 @@ static inline const prp_ndarray_api *prp_ndarray(void)
         }
         PyObject *capsule = module ? PyObject_GetAttrString(module, "_api") : NULL;
         const prp_ndarray_api *found = capsule ? PyCapsule_GetPointer(capsule, PRP_NDARRAY_CAPSULE) : NULL;
-        Py_XDECREF(capsule); /* the table is static: it stays */
+        Py_XDECREF(capsule); /* the table is static and stays valid */
         if (found && found->version != PRP_NDARRAY_VERSION) {
             PyErr_SetString(PyExc_ImportError,
                             "pyray_ser._ndarray is of another build than the extension that uses it");

@@ -1,13 +1,13 @@
-/* Arrays over memory that somebody else owns.
+/* Arrays over memory with another owner.
  *
- * The numbers come from a stream, so they are untrusted: every element of the array must lie inside the buffer, which is
- * checked with overflow-safe arithmetic before numpy sees a pointer. Anything that does not fit is left to the general
- * unpickler, whose call of numpy.ndarray raises numpy's own words.
+ * The numbers come from a stream, so they are untrusted: every element of the array must lie inside the buffer, which
+ * we check with overflow-safe arithmetic before numpy sees a pointer. The general unpickler handles anything that does
+ * not fit; its call of numpy.ndarray raises numpy's own error.
  */
 #include "ndarray.h"
 
-/* Where the bytes of all elements end when the first one is at `offset`; false if they begin before 0, or if there are more than
- * numpy would take. */
+/* Compute where the bytes of all elements end if the first one is at `offset`; false if they begin before 0, or if
+ * there are more than numpy accepts. */
 bool prp_array_end(const npy_intp *shape, const npy_intp *strides, int nd, size_t itemsize, int64_t offset, size_t *end)
 {
     if (offset < 0)
@@ -52,7 +52,7 @@ PyObject *prp_array_build(PyArray_Descr *descr, int nd, const npy_intp *shape, c
     return prp_array_over(descr, nd, shape, strides, data ? data + offset : NULL, owner, flags);
 }
 
-/* The ints of an exact tuple; false without an exception if it is none, too long, or holds something else. */
+/* Read the ints of an exact tuple; false without an exception if it is not one, too long, or holds anything else. */
 static bool read_tuple(PyObject *tuple, npy_intp *out, int *nd)
 {
     if (!PyTuple_CheckExact(tuple) || PyTuple_GET_SIZE(tuple) > PRP_ARRAY_MAX_DIMS)
@@ -74,14 +74,15 @@ static bool read_tuple(PyObject *tuple, npy_intp *out, int *nd)
     return true;
 }
 
-/* A structured dtype is fine, as long as it holds no references and needs no array subclass. */
+/* A structured dtype is usable if it holds no references and needs no array subclass. */
 static bool usable(PyArray_Descr *descr)
 {
     return !PyDataType_REFCHK(descr) && !PyDataType_HASSUBARRAY(descr) && PyDataType_ELSIZE(descr) > 0 &&
            descr->type_num >= 0 && descr->type_num <= NPY_HALF;
 }
 
-/* prp_array_build() with the strides that `fortran` asks for if none are given, and the condition of PRP_ARRAY_EXACT. */
+/* As prp_array_build(), with the strides of Fortran order if `fortran` and none are given, and the check of
+ * PRP_ARRAY_EXACT. */
 static PyObject *build_ordered(PyArray_Descr *descr, int nd, const npy_intp *shape, const npy_intp *strides,
                                bool fortran, int64_t offset, const uint8_t *data, size_t data_len, PyObject *owner,
                                int flags)

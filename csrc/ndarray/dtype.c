@@ -1,9 +1,9 @@
-/* Names of plain dtypes, both ways.
+/* Names of plain dtypes, from dtype to name and back.
  *
- * A dtype is plain if its `str` names it without loss: a number, S, U, V, M8 or m8, without fields, sub-array, metadata or a
- * scalar type of its own (numpy.record). The name is composed from the descriptor's fields, not asked of numpy, because
- * `dtype.str` costs more than the rest of a put. The way back goes through numpy once per name and then through a small
- * direct-mapped cache; what comes back is checked to be plain, so a stream cannot name a dtype that holds references.
+ * A dtype is plain if its `str` names it without loss: a number, S, U, V, M8 or m8, without fields, sub-array,
+ * metadata or its own scalar type (numpy.record). We compose the name from the descriptor's fields, because
+ * `dtype.str` costs more than the rest of a put. numpy converts each name to a dtype once; then a small direct-mapped
+ * cache has it. We check that the dtype is plain, so a stream cannot name a dtype that holds references.
  */
 #include "ndarray.h"
 
@@ -12,13 +12,13 @@
 typedef struct {
     uint8_t len;
     char name[PRP_ARRAY_MAX_DTYPE];
-    PyArray_Descr *descr; /* owned; lives as long as the process, as numpy's own singletons do */
+    PyArray_Descr *descr; /* owned; lives as long as the process, like numpy's own singletons */
     prp_dtype_marks marks;
 } cache_slot;
 
 static cache_slot cache[CACHE_SLOTS];
 
-/* The scalar type that belongs to each built-in number; a dtype may carry another one. */
+/* The standard scalar type of each built-in number; a dtype may have another one. */
 static PyTypeObject *scalar_types[NPY_HALF + 1];
 
 int prp_dtype_ready(void)
@@ -64,7 +64,7 @@ void prp_dtype_mark(PyArray_Descr *descr, prp_dtype_marks *marks)
     Py_XDECREF(own);
 }
 
-/* Any dtype but its own singletons numpy changes in place when it gets a state. */
+/* When code sets the state of a dtype, numpy changes it in place, except for its own singletons. */
 bool prp_dtype_unchanged(PyArray_Descr *descr, const prp_dtype_marks *marks)
 {
     if (PyDataType_ELSIZE(descr) != marks->elsize || PyDataType_ALIGNMENT(descr) != marks->alignment ||
@@ -136,7 +136,8 @@ static const char *unit_name(NPY_DATETIMEUNIT unit)
     }
 }
 
-/* Writes `dtype.str` of a plain dtype to `out` (PRP_ARRAY_MAX_DTYPE bytes of room); its length, 0 if it has none. */
+/* Write `dtype.str` of a plain dtype to `out` (PRP_ARRAY_MAX_DTYPE bytes of room); return its length, 0 if it has
+ * none. */
 size_t prp_dtype_name(PyArray_Descr *descr, char *out)
 {
     char *p = out;
@@ -164,15 +165,16 @@ size_t prp_dtype_name(PyArray_Descr *descr, char *out)
     return (size_t)(p - out);
 }
 
-/* The plain dtype of that name: new reference. NULL without an exception if the name is not that of a plain dtype. */
+/* Return the plain dtype of that name: new reference. NULL without an exception if no plain dtype has that name. */
 PyArray_Descr *prp_dtype_find(const char *given, size_t len)
 {
     char name[PRP_ARRAY_MAX_DTYPE];
     if (len < 2 || len > sizeof(name))
         return NULL;
-    memcpy(name, given, len); /* it may lie in shared memory: what is judged must be what is kept */
+    memcpy(name, given, len); /* `given` may lie in shared memory: validate the copy that we keep */
     __asm__("" : "+m"(name));
-    /* Order, kind, size or unit. Of anything else numpy may make an expression ("f8,f8"), or a warning, both in Python code. */
+    /* Order, kind, size or unit. numpy may take anything else for an expression ("f8,f8") or warn, both in Python
+     * code. */
     if (!memchr("<>|", name[0], 3) || !memchr("biufcmMSUV", name[1], 10))
         return NULL;
     for (size_t i = 2; i < len; i++)
@@ -186,7 +188,7 @@ PyArray_Descr *prp_dtype_find(const char *given, size_t len)
         prp_dtype_intact(slot->descr, &slot->marks))
         return (PyArray_Descr *)Py_NewRef(slot->descr);
 
-    /* Only names as `prp_dtype_name` makes them: nothing here may parse expressions like "f8,f8" or "(3,)f8". */
+    /* Only names that `prp_dtype_name` writes: nothing here may parse expressions like "f8,f8" or "(3,)f8". */
     PyObject *text = PyUnicode_DecodeASCII(name, (Py_ssize_t)len, "strict");
     PyArray_Descr *descr = NULL;
     if (text && PRP_FOREIGN(PyArray_DescrConverter(text, &descr)) == NPY_SUCCEED && prp_dtype_is_plain(descr) &&
@@ -198,7 +200,7 @@ PyArray_Descr *prp_dtype_find(const char *given, size_t len)
         Py_CLEAR(descr);
     }
     Py_XDECREF(text);
-    /* A name numpy refuses is not ours; the general way raises what is to be raised. */
+    /* A name that numpy refuses is not ours; the general unpickler raises the error. */
     if (PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_Exception) && !PyErr_ExceptionMatches(PyExc_MemoryError) &&
         !PyErr_ExceptionMatches(PyExc_RecursionError))
         PyErr_Clear();
@@ -213,7 +215,7 @@ PyArray_Descr *prp_dtype_find(const char *given, size_t len)
     return descr;
 }
 
-/* An object of its own, as numpy.dtype(name, False, True) gives: what a stream can get hold of, it can give a state. */
+/* A separate object, as numpy.dtype(name, False, True) returns: a stream can set the state of any dtype it reaches. */
 PyObject *prp_plain_dtype(const char *name, size_t len)
 {
     PyArray_Descr *descr = prp_dtype_find(name, len);

@@ -20,14 +20,14 @@ const prp_ndarray_api *prp_ndarray_init(void);
 /* dtype.c */
 int prp_dtype_ready(void);
 bool prp_dtype_is_plain(PyArray_Descr *descr);
-/* What a dtype that is kept looked like, beyond being plain. Whoever has the array has its dtype, and may give it a state. */
+/* What a kept dtype looked like, beyond being plain. Code that has the array has its dtype, and may set its state. */
 typedef struct {
     npy_intp elsize, alignment;
     uint64_t flags;
     NPY_DATETIMEUNIT base;
     int num;
     char order;
-    bool singleton; /* numpy's own, to which it lets nobody give a state */
+    bool singleton; /* numpy's own; numpy refuses to set its state */
 } prp_dtype_marks;
 void prp_dtype_mark(PyArray_Descr *descr, prp_dtype_marks *marks);
 bool prp_dtype_unchanged(PyArray_Descr *descr, const prp_dtype_marks *marks);
@@ -59,10 +59,10 @@ PyObject *prp_array_from_stream(const uint8_t *stream, size_t len, const uint8_t
 /* build.c */
 bool prp_array_end(const npy_intp *shape, const npy_intp *strides, int nd, size_t itemsize, int64_t offset,
                    size_t *end);
-/* The address of arrays without elements: numpy takes NULL for "allocate". */
+/* The address of arrays without elements: given NULL, numpy allocates. */
 extern const uint64_t prp_array_nothing;
 
-/* An array over a range that was checked. `descr` is borrowed and must outlive the call. */
+/* Build an array over a checked range. `descr` is borrowed and must outlive the call. */
 static inline PyObject *prp_array_over(PyArray_Descr *descr, int nd, const npy_intp *shape, const npy_intp *strides,
                                        const uint8_t *first, PyObject *owner, int flags)
 {
@@ -73,15 +73,15 @@ static inline PyObject *prp_array_over(PyArray_Descr *descr, int nd, const npy_i
                                            (void *)first, flags & PRP_ARRAY_WRITABLE ? NPY_ARRAY_WRITEABLE : 0, NULL);
     if (!array)
         return NULL;
-    /* Given strides numpy looks at itself (and at the order of an array without them); whether the memory is aligned it leaves open
-     * in some versions. */
+    /* numpy checks given strides itself (and the order of an array without them), but in some versions not the
+     * alignment of the memory. */
     bool aligned = ((uintptr_t)first & ((size_t)PyDataType_ALIGNMENT(descr) - 1)) == 0;
     if (strides || !aligned || !PyArray_CHKFLAGS((PyArrayObject *)array, NPY_ARRAY_ALIGNED))
         PyArray_UpdateFlags((PyArrayObject *)array, NPY_ARRAY_UPDATE_ALL);
     if (!owner)
         return array;
     Py_INCREF(owner);
-    if (flags & PRP_ARRAY_PLAIN_OWNER || !PyArray_Check(owner)) { /* all that PyArray_SetBaseObject does then */
+    if (flags & PRP_ARRAY_PLAIN_OWNER || !PyArray_Check(owner)) { /* all that PyArray_SetBaseObject would do */
         ((PyArrayObject_fields *)array)->base = owner;
     } else if (PyArray_SetBaseObject((PyArrayObject *)array, owner) < 0) {
         Py_DECREF(array);
@@ -104,11 +104,11 @@ typedef struct {
 } prp_strings;
 
 int prp_strings_measure(PyObject *array, prp_strings *found);
-/* Text and lengths (little endian, `width` bytes each: 1, 2, 4 or 8) of all elements in C or Fortran order; `missing` may be NULL
- * if there are none. It is an error if the array is not what was measured. */
+/* Copy text and lengths (little endian, `width` bytes each: 1, 2, 4 or 8) of all elements in C or Fortran order;
+ * `missing` may be NULL if there are none. Fails if the array is not what was measured. */
 int prp_strings_copy(PyObject *array, bool fortran, const prp_strings *found, char *text, uint8_t *lengths, int width,
                      uint8_t *missing);
-/* Sets all elements of a contiguous array, in their order in memory. Everything given is checked. */
+/* Set all elements of a contiguous array, in their order in memory. Checks all its input. */
 int prp_strings_fill(PyObject *array, const uint8_t *text, size_t bytes, const uint8_t *lengths, int width,
                      size_t count, const uint8_t *missing);
 

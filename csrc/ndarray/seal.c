@@ -1,8 +1,8 @@
-/* Read-only for good.
+/* Permanently read-only arrays.
  *
- * numpy lets `setflags(write=True)` undo a read-only flag if the array owns its memory, or if its base would give a writable
- * buffer. So memory that an array owns is handed to a second array that nobody can reach, because only a capsule holds it, and
- * the capsule becomes the base. The bytes stay where they are.
+ * numpy lets `setflags(write=True)` undo a read-only flag if the array owns its memory, or if its base would give a
+ * writable buffer. So we hand memory that an array owns to a second array that no code can reach, because only a
+ * capsule holds it, and make the capsule the base. The bytes stay where they are.
  */
 #include "ndarray.h"
 
@@ -37,12 +37,12 @@ int prp_array_seal(PyObject *obj)
         Py_XDECREF(holder);
         if (!capsule)
             return -1;
-        /* The holder frees the memory now, with the allocator it came from. */
+        /* The holder now frees the memory, with the allocator that made it. */
         ((PyArrayObject_fields *)holder)->mem_handler = fields->mem_handler;
         fields->mem_handler = NULL;
         PyArray_ENABLEFLAGS((PyArrayObject *)holder, NPY_ARRAY_OWNDATA);
         PyArray_CLEARFLAGS(array, NPY_ARRAY_OWNDATA);
-        Py_XSETREF(fields->base, capsule); /* an owner of memory has no base */
+        Py_XSETREF(fields->base, capsule); /* an array that owns its memory has no base */
         return 0;
     }
     if (fields->base && !PyCapsule_CheckExact(fields->base)) {
@@ -54,7 +54,7 @@ int prp_array_seal(PyObject *obj)
     return 0;
 }
 
-/* Whether elements of the array lie exactly where the other one, of objects, has elements. */
+/* Return whether each element of `array` lies exactly on an element of `owner`, an array of objects. */
 static bool is_aligned_to(PyArrayObject *array, PyArrayObject *owner)
 {
     const npy_intp size = sizeof(PyObject *);

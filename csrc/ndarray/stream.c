@@ -1,11 +1,11 @@
 /* Arrays from the streams that `put` writes (array_template.h).
  *
- * A program gets many arrays of few kinds. So what a stream was found to say is kept beside its bytes, in a small direct-mapped
- * table, and a stream of the same bytes is compared instead of read. Only what the bytes alone decide is kept: dtype, shape,
- * strides, and how much of a buffer they need. Buffer and owner are the caller's each time, and so is the array.
+ * A program gets many arrays of few kinds. So a small direct-mapped table keeps streams together with what they say,
+ * and a stream of the same bytes is compared instead of parsed. The table keeps only what the bytes alone decide:
+ * dtype, shape, strides, and how much of a buffer they need. Buffer, owner and array are new in each call.
  *
- * The bytes may lie in shared memory and change while they are looked at. A comparison that ends well has seen, byte for byte,
- * what the table's copy says, and only the copy is used from there on. A stream that is read is copied first.
+ * The bytes may lie in shared memory and change while we read them. A comparison that succeeds has seen, byte for
+ * byte, what the table's copy says, and only the copy is used afterwards. A stream is copied before it is parsed.
  */
 #include "ndarray.h"
 
@@ -36,7 +36,7 @@ static inline uint64_t word_at(const uint8_t *p)
     return word;
 }
 
-/* Shape and dtype, which are all that differs between most streams. */
+/* Hash shape and dtype, which are all that differs between most streams. */
 static inline reading *place(const uint8_t *stream, size_t len)
 {
     uint64_t mixed = word_at(stream + PRP_ARRAY_PREFIX_LEN) ^ word_at(stream + len - 14) * 0x9E3779B97F4A7C15u;
@@ -52,7 +52,7 @@ static inline bool same(const reading *r, const uint8_t *stream, size_t len)
            memcmp(r->key + len - KEY_MIN, stream + len - KEY_MIN, KEY_MIN) == 0;
 }
 
-/* `read` is what the private copy `key` says. */
+/* Enter a stream into the table. `read` is what the private copy `key` says. */
 static void keep(const uint8_t *key, size_t len, const prp_array_template *read, PyArray_Descr *descr)
 {
     const npy_intp *shape = (const npy_intp *)read->shape;
@@ -79,13 +79,13 @@ static void keep(const uint8_t *key, size_t len, const prp_array_template *read,
 
 _Static_assert(sizeof(npy_intp) == sizeof(int64_t), "the template's ints are used as numpy's");
 
-/* The event that a general unpickler fires for the one name in the stream. Hooks are anybody's code. */
+/* Fire the event that a general unpickler fires for the one name in the stream. Hooks may run any code. */
 static inline int audit(void)
 {
     return PRP_FOREIGN(PySys_Audit("pickle.find_class", "ss", "numpy", "ndarray"));
 }
 
-/* A stream that is not in the table; `audited`: its event has been fired. */
+/* Read a stream that is not in the table; `audited`: its event has been fired. */
 static __attribute__((noinline)) PyObject *read_stream(const uint8_t *stream, size_t len, bool audited,
                                                        const uint8_t *data, size_t data_len, PyObject *owner, int flags)
 {
@@ -122,11 +122,11 @@ PyObject *prp_array_from_stream(const uint8_t *stream, size_t len, const uint8_t
     uint64_t stamp = r->stamp;
     if (audit() < 0)
         return NULL;
-    /* The hook has read other arrays, or somebody gave the dtype of an array that he got a state. */
+    /* The hook has read other arrays, or code that got an array has set the state of its dtype. */
     if (r->stamp != stamp || !prp_dtype_intact(r->descr, &r->marks))
         return read_stream(stream, len, true, data, data_len, owner, flags);
     if (r->end > data_len)
         return NULL;
-    /* No code but numpy's runs before numpy has its own reference to the dtype and its own copy of the shape. */
+    /* Only numpy's code runs before numpy has its own reference to the dtype and its own copy of the shape. */
     return prp_array_over(r->descr, r->nd, r->shape, r->has_strides ? r->strides : NULL, data, owner, flags);
 }

@@ -1,16 +1,16 @@
-/* Arrays of numpy's StringDType as text and lengths, and back, without a Python string on the way.
+/* Arrays of numpy's StringDType as text and lengths, and back, without intermediate Python strings.
  *
- * numpy keeps short strings inside the 16 bytes of an element and the others in an arena of the array; how, is its own business.
- * What is public loads and packs one string at a time, under a lock of the array. So an array over foreign memory cannot be had:
- * its text is copied once on the way out and once on the way in.
+ * numpy keeps short strings inside the 16 bytes of an element and the others in an arena of the array, in a private
+ * format. Its public functions load and pack one string at a time, under a lock of the array. So an array over foreign
+ * memory is impossible: its text is copied once when it is written and once when it is read.
  *
- * No Python code runs under the lock. Text from a stream is checked to be UTF-8, string by string: numpy takes it for granted.
- * What is checked is numpy's copy, because the stream may lie in shared memory and change.
+ * No Python code runs under the lock. Each string from a stream is checked to be UTF-8, because numpy does not check
+ * it. We check numpy's copy, because the stream may lie in shared memory and change.
  */
 #define NPY_TARGET_VERSION NPY_2_0_API_VERSION /* reached only where there is a StringDType, hence numpy 2 */
 #include "ndarray.h"
 
-/* All elements in C order, or in Fortran's, whatever the strides. */
+/* Iterate over all elements in C or Fortran order, whatever the strides. */
 typedef struct {
     char *at;
     int nd;
@@ -151,7 +151,7 @@ static bool is_utf8(const uint8_t *s, size_t n)
     return true;
 }
 
-/* Packs a copy and judges it; what is wrong does not stay. 1; 0 if it is not UTF-8; -1 if memory is out. */
+/* Pack a copy and validate it; replace invalid text with "". 1; 0 if it is not UTF-8; -1 if memory is out. */
 static int pack_utf8(npy_string_allocator *allocator, npy_packed_static_string *element, const char *text, size_t size)
 {
     npy_static_string packed = {0, NULL};
