@@ -1,13 +1,14 @@
 /* A PickleBuffer of an exact ndarray, as PickleBuffer(array) is, without numpy's description of it.
  *
- * numpy answers a buffer request by composing the format anew, in a string it allocates, and comparing it with the last one: half
- * of what it takes to write a small array. For plain numbers in native order the format is one of 18, and shape and strides of a
- * contiguous array follow from its shape. So an exporter of our own stands between: it holds the array, and the shape and strides
- * that views point to (numpy may replace the array's own while a view lasts).
+ * numpy answers a buffer request by composing the format again, in a string it allocates, and comparing it with the
+ * last one: half of the time it takes to write a small array. For plain numbers in native order the format is one of
+ * 18, and shape and strides of a contiguous array follow from its shape. So we put our own exporter in between: it
+ * holds the array, and the shape and strides that views point to (numpy may replace the array's own while a view
+ * exists).
  *
- * Guarantee: a view has the bytes, format, shape, strides and flags of numpy's; only its `obj` is another one. An array that has
- * been changed in place since (another shape, dtype or memory) is asked itself, unless it is a transpose that is shown, which would
- * not have changed along.
+ * Guarantee: a view has the bytes, format, shape, strides and flags of numpy's; only its `obj` differs. An array that
+ * code has changed in place since (another shape, dtype or memory) answers requests itself, unless the exporter shows
+ * its transpose, which would not have changed with it.
  *
  * The protocol is PEP 3118.
  */
@@ -29,11 +30,11 @@ typedef struct {
     Py_ssize_t len, itemsize;
     int nd;
     bool readonly;
-    bool transposed;   /* what is shown is the transpose of an array in Fortran order, as it was when this was made */
+    bool transposed;   /* shows the transpose of an array in Fortran order, as it was when this was made */
     Py_ssize_t dims[]; /* shape, then strides in C order */
 } array_buffer;
 
-/* By numpy's type number. */
+/* Indexed by numpy's type number. */
 static const struct {
     const char *format;
     size_t size;
@@ -60,10 +61,10 @@ static const struct {
 
 enum { ELEMENTS = sizeof elements / sizeof elements[0] };
 
-/* numpy's own, in no header: of what broadcast_arrays returns, which says so itself when it is written to. */
+/* numpy's own flag, in no header, of arrays from broadcast_arrays: numpy warns when code writes to them. */
 #define WARN_ON_WRITE ((int)(1u << 31))
 
-/* The format numpy would give; NULL if that is for numpy to say. */
+/* Return the format numpy would give; NULL if only numpy can tell. */
 static const char *format_of(PyArrayObject *array)
 {
     const PyArray_Descr *descr = PyArray_DESCR(array);
@@ -115,7 +116,7 @@ static int get_buffer(PyObject *object, Py_buffer *view, int flags)
         .len = self->len,
         .itemsize = self->itemsize,
         .readonly = self->readonly,
-        .ndim = shaped ? self->nd : 0, /* as numpy has it */
+        .ndim = shaped ? self->nd : 0, /* as numpy does */
         .format = flags & PyBUF_FORMAT ? (char *)self->format : NULL,
         .shape = shaped && self->nd ? self->dims : NULL,
         .strides = strided && self->nd ? self->dims + self->nd : NULL,
@@ -186,7 +187,7 @@ static PyObject *exporter(PyArrayObject *array, const char *format)
     for (int i = nd; i-- > 0;) {
         self->dims[i] = shape[self->transposed ? nd - 1 - i : i];
         self->dims[nd + i] = step;
-        step *= self->dims[i]; /* a contiguous array: all of it lies in memory, or an axis is 0 */
+        step *= self->dims[i]; /* cannot overflow: a contiguous array lies in memory, or an axis is 0 */
     }
     self->len = step;
     return (PyObject *)self;

@@ -4,10 +4,10 @@
 
 #include "interp.h"
 
-/* Of a contiguous array; of one in Fortran order, the PickleBuffer of its transpose. NULL with an exception, also where the array
- * refuses. */
+/* Of a contiguous array; for Fortran order, the PickleBuffer of its transpose. NULL with an exception, also if the
+ * array refuses. */
 PyObject *prp_array_picklebuffer(PyObject *array);
-/* Is this an exporter of ours whose array has got other memory since? */
+/* Return whether this is an exporter of ours whose array has other memory now. */
 bool prp_array_buffer_moved(PyObject *exporter);
 int prp_array_buffer_setup(void);
 

@@ -1,11 +1,13 @@
 /* Exact ndarrays and numpy scalars in the standard form, without the detour through __reduce_ex__.
  *
- *     ndarray    numpy's _frombuffer(buffer, dtype, shape, order), the buffer being what a PickleBuffer of the array is to this
- *                pickler: handed to the callback, or bytes in the stream. C and Fortran order, plain numbers; the rest is numpy's.
+ *     ndarray    numpy's _frombuffer(buffer, dtype, shape, order), the buffer as this pickler writes a PickleBuffer of the
+ *                array: passed to the callback, or bytes in the stream. C and Fortran order, plain numbers; numpy reduces
+ *                the rest.
  *     scalar     numpy's scalar(dtype, bytes)
  *
- * The functions are those that numpy's own reduction names, taken from a sample, so the stream is what this numpy would write.
- * numpy is never imported from here; its array struct is read through its headers (ABI stable since 1.7), its C API is not used.
+ * We take the functions that numpy's own reduction names from a sample, so the stream is what this numpy would write.
+ * This file never imports numpy; it reads the array struct through numpy's headers (ABI stable since 1.7) and does not
+ * use its C API.
  */
 #include "array_buffer.h"
 #include "dtypes.h"
@@ -35,7 +37,7 @@ bool prp_array_has_base(PyObject *array)
     return PyArray_BASE((PyArrayObject *)array) != NULL;
 }
 
-/* First element of what `maker(argument).__reduce_ex__(5)` returns; NULL with or without an exception. */
+/* Return the first element of what `maker(argument).__reduce_ex__(5)` returns; NULL with or without an exception. */
 static PyObject *reducer_of(const char *maker, PyObject *argument)
 {
     PyObject *type = prp_numpy_attribute(maker),
@@ -87,17 +89,17 @@ int prp_save_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
         PyObject *found = frombuffer_function();
         if (!found)
             return PyErr_Occurred() ? SAVE_ERROR : SAVE_GENERIC;
-        if (plan->extra) /* another thread was here */
+        if (plan->extra) /* another thread has set it meanwhile */
             Py_DECREF(found);
         else
             plan->extra = found;
     }
     PyObject *buffer = prp_array_picklebuffer(obj);
-    if (!buffer) /* numpy has another way for these */
+    if (!buffer) /* numpy reduces these in another way */
         return prp_forgive_refusal() < 0 ? SAVE_ERROR : SAVE_GENERIC;
     int status = SAVE_ERROR;
     bool again = false;
-    /* What runs meanwhile may give the array another shape or dtype; those of before go with the bytes. */
+    /* Code that runs meanwhile may change shape or dtype of the array; write the old ones, which match the bytes. */
     PyArray_Descr *descr = PyArray_DESCR(array);
     int nd = PyArray_NDIM(array);
     npy_intp dims[NPY_MAXDIMS];
@@ -117,7 +119,8 @@ int prp_save_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
             s->p = prp_append_int64(s->p, dims[i]);
         *s->p++ = nd > 3 ? OP_TUPLE : (uint8_t)(OP_TUPLE1 - 1 + nd);
     }
-    /* As numpy makes them: the one object of that letter. No hook is to be asked about it: arrays come here without any. */
+    /* As numpy makes them: the one object of that letter. No hook sees it: arrays reach this code only without
+     * hooks. */
     static PyObject *orders[2];
     if (!orders[fortran] && !(orders[fortran] = PyUnicode_FromStringAndSize(fortran ? "F" : "C", 1)))
         goto end;
@@ -139,7 +142,7 @@ end:
     return status;
 }
 
-/* At most 255 bytes that nobody else holds; of a single byte there is one object, which others may hold. */
+/* At most 255 bytes that nothing else refers to; single bytes are shared objects, which others may hold. */
 static int save_short_bytes(prp_saver *s, const void *data, Py_ssize_t len)
 {
     if (len <= 1) {

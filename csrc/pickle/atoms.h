@@ -1,5 +1,5 @@
-/* Writing of atoms, inlined into the loops that need it. All take the output pointer and return it advanced; the caller has
- * made sure of PRP_ROOM bytes. Protocol 2 and up only, unless it says otherwise. */
+/* Inline writers of atoms. All take the output pointer and return it advanced; the caller has ensured PRP_ROOM free
+ * bytes. Protocol 2 and up only, unless a comment says otherwise. */
 #ifndef PRP_WRITE_H
 #define PRP_WRITE_H
 
@@ -27,7 +27,8 @@ static inline uint8_t *prp_put_u64(uint8_t *p, uint64_t v)
     return p + 8;
 }
 
-/* A value that fits 32 bits, any protocol from 1 on. The length is computed, not branched on: it is often as good as random. */
+/* A value that fits 32 bits, any protocol from 1 on. Computes the length without branches: it is often nearly
+ * random. */
 static inline uint8_t *prp_put_int32(uint8_t *p, long value)
 {
     static const uint8_t ops[3] = {OP_BININT1, OP_BININT2, OP_BININT};
@@ -38,7 +39,7 @@ static inline uint8_t *prp_put_int32(uint8_t *p, long value)
     return p + 2 + width + (width >> 1);
 }
 
-/* Any 64-bit value: BININT forms where they hold it, else LONG1 with the fewest bytes. */
+/* Any 64-bit value: a BININT form if it fits, else LONG1 with the fewest bytes. */
 static inline uint8_t *prp_append_int64(uint8_t *p, int64_t value)
 {
     if (value == (int32_t)value)
@@ -47,7 +48,7 @@ static inline uint8_t *prp_append_int64(uint8_t *p, int64_t value)
     int bytes = (64 - __builtin_clzll(magnitude)) / 8 + 1; /* one bit more for the sign */
     *p++ = OP_LONG1;
     *p++ = (uint8_t)bytes;
-    prp_put_u64(p, (uint64_t)value); /* writes eight, counts `bytes`; the rest is overwritten */
+    prp_put_u64(p, (uint64_t)value); /* writes eight bytes, keeps `bytes`; what follows overwrites the rest */
     if (bytes == 9)
         p[8] = 0;
     return p + bytes;

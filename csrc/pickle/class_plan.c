@@ -1,4 +1,4 @@
-/* Making and keeping plans: which types qualify, and when a plan is out of date. See class_plan.h. */
+/* Makes and keeps plans: which types qualify, and when a plan is out of date. See class_plan.h. */
 #include "class_plan.h"
 
 #include "interp_write.h"
@@ -53,7 +53,7 @@ static prp_plan *find(PyTypeObject *type)
     return NULL;
 }
 
-/* Gives up the whole table; its plans go when nobody uses them any more. */
+/* Drop the whole table; each plan lives until its last user drops it. */
 static void trim(void)
 {
     prp_plan **old = plans.table;
@@ -93,7 +93,7 @@ static int grow(void)
     return 0;
 }
 
-/* Enters a plan, in place of an older one of its type. */
+/* Enter a plan into the table, in place of an older one of its type. */
 static int publish(prp_plan *plan)
 {
     if (plans.count >= MAX_PLANS)
@@ -124,7 +124,7 @@ static bool inherits(PyTypeObject *type, PyTypeObject *base, PyObject *name)
     return same;
 }
 
-/* Are attributes of instances found as object finds them, __getattr__ apart? */
+/* Return whether the type finds attributes of instances as object does, __getattr__ apart. */
 static bool plain_getattribute(PyTypeObject *type)
 {
     return type->tp_getattro == PyObject_GenericGetAttr || inherits(type, &PyBaseObject_Type, prp_g.str_getattribute);
@@ -137,7 +137,7 @@ static bool defines(PyTypeObject *type, PyObject *name)
     return found != NULL;
 }
 
-/* `attribute` of `module` if that is loaded; new reference, or NULL with or without an exception. */
+/* Return `attribute` of `module` if that is loaded: new reference, or NULL with or without an exception. */
 static PyObject *loaded(const char *module, const char *attribute)
 {
     PyObject *found;
@@ -145,7 +145,7 @@ static PyObject *loaded(const char *module, const char *attribute)
     return found;
 }
 
-/* False with or without an exception. */
+/* Return whether the type is that attribute of a loaded module; false with or without an exception. */
 static bool is_loaded(PyTypeObject *type, const char *module, const char *attribute)
 {
     PyObject *found = loaded(module, attribute);
@@ -153,7 +153,7 @@ static bool is_loaded(PyTypeObject *type, const char *module, const char *attrib
     return found == (PyObject *)type;
 }
 
-/* The slots that copyreg names, as member descriptors. 1: all of them are; 0: not; -1. */
+/* Collect the slots that copyreg names, as member descriptors. 1: all of them are; 0: not; -1: exception. */
 static int collect_slots(prp_plan *plan, PyTypeObject *type, Py_ssize_t *names_count)
 {
     PyObject *names = PRP_FOREIGN(PyObject_CallOneArg(prp_g.slotnames, (PyObject *)type));
@@ -199,10 +199,11 @@ static bool all_visible(PyTypeObject *type, Py_ssize_t slots)
     return type->tp_itemsize == 0 && type->tp_basicsize <= size;
 }
 
-/* Does the class use the __getnewargs__ that collections.namedtuple gives its classes? 1, 0, or -1 with an exception. */
+/* Return whether the class uses the __getnewargs__ that collections.namedtuple generates: 1, 0, or -1 with an
+ * exception. */
 static int generated_getnewargs(PyTypeObject *type)
 {
-    static PyObject *code; /* of one such function, made for comparison; they all share it */
+    static PyObject *code; /* of one such function, made for comparison; all of them share it */
     if (!code) {
         PyObject *collections = PRP_FOREIGN(PyImport_ImportModule("collections"));
         PyObject *cls = collections ? PRP_FOREIGN(PyObject_CallMethod(collections, "namedtuple", "s()", "_")) : NULL;
@@ -226,7 +227,8 @@ static int generated_getnewargs(PyTypeObject *type)
     return same && inherits(type, &PyTuple_Type, prp_g.str_iter);
 }
 
-/* Is the enum's reduction the one of the enum module, and does it say (class, (value,))? 1, 0, or -1 with an exception. */
+/* Return whether the enum's reduction is the enum module's and gives (class, (value,)): 1, 0, or -1 with an
+ * exception. */
 static int plain_enum(PyTypeObject *type, PyObject *sample)
 {
     PyObject *base = loaded("enum", "Enum");
@@ -262,8 +264,8 @@ static int plain_enum(PyTypeObject *type, PyObject *sample)
     return prp_forgive_refusal() < 0 ? -1 : good;
 }
 
-/* Is every method that object.__reduce_ex__ would call on an instance the interpreter's own? (An attribute of the instance may
- * still get in the way; that is looked at each time.) */
+/* Return whether the interpreter itself defines every method that object.__reduce_ex__ would call on an instance.
+ * (An attribute of the instance may still override one; that is checked each time.) */
 static bool only_c_code(PyTypeObject *type)
 {
     PyTypeObject *base = &PyBaseObject_Type;
@@ -285,7 +287,7 @@ static bool only_c_code(PyTypeObject *type)
 static int classify_heap(prp_plan *plan, PyTypeObject *type, PyObject *sample)
 {
     PyTypeObject *base = &PyBaseObject_Type;
-    /* A set of weak references, which refuse; and a marker of dataclasses, which is compared by identity. */
+    /* A WeakSet holds weak references, which refuse pickling; a marker of dataclasses is compared by identity. */
     if ((strcmp(type->tp_name, "WeakSet") == 0 && is_loaded(type, "_weakrefset", "WeakSet")) ||
         (strcmp(type->tp_name, "_FIELD_BASE") == 0 && is_loaded(type, "dataclasses", "_FIELD_BASE"))) {
         plan->by_table = true;
@@ -418,7 +420,7 @@ static int classify_static(prp_plan *plan, PyTypeObject *type)
     return PyErr_Occurred() ? -1 : 0;
 }
 
-/* Fills a plan of zeros. */
+/* Fill a zeroed plan. */
 static int classify(prp_plan *plan, PyTypeObject *type, PyObject *sample)
 {
     plan->kind = PLAN_GENERIC;
@@ -441,8 +443,8 @@ static int classify(prp_plan *plan, PyTypeObject *type, PyObject *sample)
     } else if (classify_static(plan, type) < 0) {
         return -1;
     }
-    /* 0 if there is none to be had: such a plan holds until foreign code runs. Asked last, because copyreg may have put
-     * __slotnames__ into the class. */
+    /* 0 if the version is unknown: such a plan is valid until foreign code runs. Read it last, because copyreg may
+     * have put __slotnames__ into the class. */
     plan->version = prp_type_version(type);
     return 0;
 }
@@ -470,7 +472,7 @@ static int check_tables(prp_saver *s, prp_plan *plan)
             PyObject *found = PRP_FOREIGN(PyObject_CallOneArg(prp_g.registry_find, type));
             if (!found)
                 return -1;
-            plan->registry_version = version; /* of before: if it has changed meanwhile, it is asked again */
+            plan->registry_version = version; /* from before the call: if it has changed meanwhile, we ask again */
             PyObject *older = plan->registered;
             plan->registered = found == Py_None ? NULL : Py_NewRef(found);
             Py_DECREF(found);
@@ -488,7 +490,7 @@ static int check_tables(prp_saver *s, prp_plan *plan)
     return PyErr_Occurred() ? -1 : 0;
 }
 
-/* A new plan, in the table. */
+/* Make a plan and enter it into the table. */
 static prp_plan *make_plan(prp_saver *s, PyTypeObject *type, PyObject *sample)
 {
     prp_plan *plan = calloc(1, sizeof *plan);
@@ -502,7 +504,7 @@ static prp_plan *make_plan(prp_saver *s, PyTypeObject *type, PyObject *sample)
     plan->id = made++;
     prp_memo_own_all(s);
     Py_INCREF(sample);
-    Py_INCREF(type); /* the sample may be given another class meanwhile */
+    Py_INCREF(type); /* code that runs meanwhile may replace the sample's class */
     int status = classify(plan, type, sample) < 0 || publish(plan) < 0 ? -1 : 0;
     Py_DECREF(type);
     Py_DECREF(sample);
@@ -518,7 +520,7 @@ static PRP_COLD prp_plan *plan_anew(prp_saver *s, prp_plan *plan, PyTypeObject *
         plan->refs++;
     else if (!(plan = make_plan(s, type, sample)))
         return NULL;
-    /* What the tables say counts from before they were asked: asking may run code that changes them. */
+    /* Take the epoch before asking the tables: asking may run code that changes them. */
     uint64_t epoch = 0;
     int status = plan->odd ? prp_before_foreign_code(s) : 0;
     if (status == 0) {
@@ -533,7 +535,7 @@ static PRP_COLD prp_plan *plan_anew(prp_saver *s, prp_plan *plan, PyTypeObject *
     return plan;
 }
 
-/* Is `type` still the type, in the state, that the plan was made for? Within one epoch. */
+/* Return, within one epoch, whether the plan was made for `type` in its present state. */
 static inline bool is_current(const prp_plan *plan, PyTypeObject *type)
 {
 #if PRP_INTERNALS

@@ -1,13 +1,14 @@
-/* What the pickler knows about a type, so that instances can be written without asking them how.
+/* What the pickler knows about a type, so that it can write instances without calling their methods.
  *
- * Plans are shared by all threads and are not changed once they are made, but for the reducers that the tables name. A type that has
- * changed gets another plan; the old one lasts as long as somebody has a reference to it.
+ * Plans are shared by all threads and do not change once they are made, except for the reducers that the tables name.
+ * A type that has changed gets another plan; the old one lives as long as anything refers to it.
  *
- * prp_plan_for() is the only way to a plan. It finds one by the type's address and trusts it after two checks. First, the version
- * tag: it changes when the type or a base is modified, and no two types ever share one, so a new type at an old address is noticed.
- * Second, the epoch: whenever code that is not ours may have run, the tables (registry, copyreg) are looked at again, once per type.
+ * prp_plan_for() is the only way to get a plan. It finds one by the type's address and trusts it after two checks.
+ * First, the version tag: it changes when the type or a base is modified, and no two types ever share one, so it
+ * exposes a new type at an old address. Second, the epoch: whenever foreign code may have run, the tables (registry,
+ * copyreg) are read again, once per type.
  *
- * What one dump numbers of a class (prp_numbers) belongs to the saver: no other dump sees it.
+ * The memo indices that one dump assigns for a class (prp_numbers) belong to the saver: no other dump sees them.
  */
 #ifndef PRP_PLAN_H
 #define PRP_PLAN_H
@@ -39,19 +40,19 @@ typedef struct {
 #define PRP_PLAN_NAMES 32 /* shared keys of a class never hold more than 30 */
 
 struct prp_plan {
-    PyTypeObject *type; /* not owned, only compared, until `version` has been checked */
+    PyTypeObject *type; /* not owned: only compare it until `version` has been checked */
     size_t refs;
-    unsigned id; /* plans are counted as they are made */
+    unsigned id; /* plans are numbered as they are made */
     unsigned version;
     uint8_t kind;
     bool trusted;  /* its __reduce_ex__ is C code that runs nothing else */
-    bool by_table; /* its own reduction makes nothing of use: cloudpickle's is taken */
-    bool odd;      /* a metaclass with a __hash__ or __eq__: even a table lookup is foreign */
+    bool by_table; /* its own reduction makes nothing of use: use cloudpickle's */
+    bool odd;      /* a metaclass with a __hash__ or __eq__: even a table lookup runs foreign code */
     bool has_attrs;
     uint64_t epoch;
     PyObject *registered, *table, *put_reducer; /* owned or NULL: reducers found for this type */
     long registry_version;
-    uint64_t table_version; /* of copyreg's table when `table` was looked up; 0: look again */
+    uint64_t table_version; /* of copyreg's table when `table` was looked up; 0: look up again */
 
     void *keys;              /* the shared keys of the class */
     Py_ssize_t keys_checked; /* how many of them are known not to be hooks */
@@ -60,19 +61,19 @@ struct prp_plan {
     PyObject *extra; /* owned: numpy's scalar function and the like; set once */
 };
 
-/* What one dump has numbered of a class: memo indices plus one, 0 if there is none yet. */
+/* What one dump has assigned for a class: memo indices plus one, 0 if there is none yet. */
 struct prp_numbers {
     prp_plan *plan; /* owned, and its type */
     prp_numbers *next;
     uint64_t lives; /* of the memo that the indices belong to */
     uint32_t class_index;
-    void *keys; /* the shared keys that `names` goes by */
+    void *keys; /* the shared keys that index `names` */
     uint32_t names[PRP_PLAN_NAMES];
     uint32_t slots[]; /* as plan->slots */
 };
 
-/* The plan for `type`, of which `sample` is an instance, valid now: a new reference. NULL with an exception. May run Python code the
- * first time a type is met (own code and imports, nothing of the instance). */
+/* Return the plan for `type`, of which `sample` is an instance, valid now: a new reference. NULL with an exception.
+ * May run Python code when it first meets a type (own code and imports, nothing of the instance). */
 prp_plan *prp_plan_for(prp_saver *s, PyTypeObject *type, PyObject *sample);
 void prp_plan_free(prp_plan *plan);
 static inline void prp_plan_drop(prp_plan *plan)
@@ -84,7 +85,8 @@ static inline void prp_plan_drop(prp_plan *plan)
 /* ---- numbers.c ---- */
 
 prp_numbers *prp_numbers_find(prp_saver *s, prp_plan *plan);
-/* The numbers of this dump for a plan, which they keep; they stay where they are until the dump ends. NULL: MemoryError. */
+/* Return the numbers of this dump for a plan, which they keep alive; they do not move until the dump ends. NULL:
+ * MemoryError. */
 static inline prp_numbers *prp_numbers_for(prp_saver *s, prp_plan *plan)
 {
     prp_numbers *recent = s->numbers.recent[plan->id % PRP_RECENT_NUMBERS];
@@ -92,11 +94,13 @@ static inline prp_numbers *prp_numbers_for(prp_saver *s, prp_plan *plan)
                                                                                         : prp_numbers_find(s, plan);
 }
 
-/* Writes the instance `obj` as its plan says, on the terms of prp_save_other; SAVE_GENERIC if it has to be asked after all. */
+/* Write the instance `obj` by its plan; return as prp_save_other, or SAVE_GENERIC if the object must be asked after
+ * all. */
 enum { SAVE_GENERIC = 3 };
 int prp_plan_save(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided);
 int prp_plan_resume(prp_saver *s); /* the topmost frame, of a kind walk.c does not know */
-/* Has the instance of a frame got another class since? Then a RuntimeError is set: the offsets and names are those of the old one. */
+/* Return whether the instance of a frame has another class now; then set a RuntimeError: offsets and names are of
+ * the old one. */
 static inline bool prp_instance_changed(const prp_frame *frame)
 {
     if (PRP_LIKELY(Py_TYPE(frame->obj) == frame->numbers->plan->type))

@@ -6,8 +6,8 @@
 
 #define KEEP_SLOTS (64 * 1024)
 
-/* The saver that this thread keeps between calls. A call takes it and gives it back; one that runs meanwhile makes its own. So nothing
- * in a saver is ever seen by two calls. */
+/* The saver that this thread keeps between calls. A call takes it and gives it back; a call that runs meanwhile
+ * makes its own, so two calls never share a saver. */
 static _Thread_local struct {
     prp_saver *idle;
     bool watched; /* the end of the thread frees it */

@@ -1,8 +1,8 @@
-/* Everything that is neither an atom nor a container the walk knows: bytes and buffers, and the order in which an object finds
- * its reducer (design, section 3).
+/* Everything that is neither an atom nor a container of the walk: bytes and buffers, and the order in which the
+ * pickler looks for an object's reducer (design, section 3).
  *
- * prp_save_other() answers on the terms of the walk: SAVE_DONE, or frames are pushed and SAVE_RESUME carries on with the topmost
- * one, or SAVE_NEXT with the object in s->next first.
+ * prp_save_other() returns SAVE_DONE; SAVE_RESUME if it has pushed frames and the walk continues with the topmost one;
+ * or SAVE_NEXT if the walk saves the object in s->next first.
  */
 #include "pickler.h"
 #include "class_plan.h"
@@ -30,7 +30,7 @@ static int save_contiguous(prp_saver *s, PyObject *owner, const void *data, size
                         "serializing a bytes object larger than 4 GiB requires pickle protocol 4 or higher");
         return -1;
     }
-    /* Mutable data may be gathered at the end only if nothing can run before. */
+    /* Mutable data may be gathered at the end only if no code can run before. */
     if (!PyBytes_CheckExact(owner) && !s->elide && !s->write)
         owner = NULL;
     return prp_out_large(s, header, (size_t)(h - header), data, len, owner);
@@ -55,7 +55,7 @@ static int save_bytearray(prp_saver *s, PyObject *obj, bool elided)
     return elided ? 0 : prp_memoize(s, obj);
 }
 
-/* True: the buffer goes into the stream; false: the callback has taken it. -1. */
+/* 1: the buffer goes into the stream; 0: the callback has taken it; -1: exception. */
 static int offer_buffer(prp_saver *s, PyObject *buffer)
 {
     if (!s->buffer_callback)
@@ -91,7 +91,7 @@ int prp_save_picklebuffer(prp_saver *s, PyObject *obj, bool elided)
     if (s->put)
         return prp_put_picklebuffer(s, obj, view);
     Py_INCREF(obj);
-    /* The callback may release the PickleBuffer and have it written nevertheless: a view of our own keeps the bytes. */
+    /* The callback may release the PickleBuffer and still have it written: our own view keeps the bytes. */
     Py_buffer own = {0};
     bool foreign = s->buffer_callback && !s->append_to;
     if (foreign && PRP_FOREIGN(PyObject_GetBuffer(obj, &own, PyBUF_FULL_RO)) < 0) {
@@ -116,8 +116,9 @@ int prp_save_picklebuffer(prp_saver *s, PyObject *obj, bool elided)
     return status;
 }
 
-/* obj.__reduce_ex__(protocol), or __reduce__() if it has only that. `trusted`: prp_before_foreign_code has not been called, because the type
- * does it in C; unless the instance itself has something of these names. */
+/* Call obj.__reduce_ex__(protocol), or __reduce__() if it has only that. `trusted`: the type does it in C, so the
+ * caller has not called prp_before_foreign_code; this function does if the instance itself has attributes of these
+ * names. */
 static PyObject *ask(prp_saver *s, PyObject *obj, PyTypeObject *type, bool trusted)
 {
     PyObject *method = PRP_FOREIGN(PyObject_GetAttr(obj, prp_g.str_reduce_ex)), *value;
@@ -158,7 +159,8 @@ static PyObject *ask(prp_saver *s, PyObject *obj, PyTypeObject *type, bool trust
     return NULL;
 }
 
-/* The reducer in the Pickler's own dispatch_table: new reference, NULL without an exception if there is none. */
+/* Return the reducer in the Pickler's own dispatch_table: new reference, NULL without an exception if there is
+ * none. */
 static PyObject *private_reducer(prp_saver *s, PyTypeObject *type)
 {
     PyObject *reducer = PRP_FOREIGN(PyObject_GetItem(s->dispatch_table, (PyObject *)type));
@@ -167,7 +169,7 @@ static PyObject *private_reducer(prp_saver *s, PyTypeObject *type)
     return reducer;
 }
 
-/* Calls `reducer` on obj and saves what it says. SAVE_GENERIC if that is NotImplemented and `may_decline`. */
+/* Call `reducer` on obj and save the result. SAVE_GENERIC if that is NotImplemented and `may_decline`. */
 static int reduce_with(prp_saver *s, PyObject *reducer, PyObject *obj, bool may_decline)
 {
     if (prp_before_foreign_code(s) < 0)
@@ -190,7 +192,7 @@ static int reduce_by_value(prp_saver *s, PyObject *obj)
     int found = prp_by_value(s, obj, &value), status;
     if (found <= 0) {
         if (found == 0 || prp_forgive_refusal() == 0) {
-            PyErr_Restore(type, error, trace); /* the first refusal is the one that counts */
+            PyErr_Restore(type, error, trace); /* raise the first refusal */
             return SAVE_ERROR;
         }
         status = SAVE_ERROR;
@@ -212,7 +214,7 @@ static bool from_numpy(PyObject *function)
            strncmp((const char *)PyUnicode_DATA(module), "numpy", 5) == 0;
 }
 
-/* Looks the plan up again; NULL with an exception. `type` is kept by the caller. */
+/* Look the plan up again; NULL with an exception. The caller keeps `type` alive. */
 static prp_plan *renew(prp_saver *s, prp_plan **held, PyObject *obj, PyTypeObject *type)
 {
     if (PRP_UNLIKELY(Py_TYPE(obj) != type)) {
@@ -227,7 +229,7 @@ static prp_plan *renew(prp_saver *s, prp_plan **held, PyObject *obj, PyTypeObjec
     return plan;
 }
 
-/* The plan is held by *held, whose owner drops it; one that has become old is replaced there. */
+/* The owner of *held drops the plan; an outdated plan is replaced there. */
 static int save_reduced(prp_saver *s, prp_plan **held, PyObject *obj, PyTypeObject *type, bool elided)
 {
     prp_plan *plan = *held;
@@ -287,7 +289,7 @@ static int save_reduced(prp_saver *s, prp_plan **held, PyObject *obj, PyTypeObje
             return SAVE_ERROR;
         by_table = !named;
     }
-    /* cloudpickle reduced something this object is part of: its tables apply too; or only they know how. */
+    /* cloudpickle reduced an object that contains this one: its tables apply too; or only they know how. */
     if (s->by_value || by_table) {
         if (by_table && prp_before_foreign_code(s) < 0)
             return SAVE_ERROR;
@@ -339,7 +341,7 @@ int prp_save_other(prp_saver *s, PyObject *obj, PyTypeObject *type)
     if (type == &PyPickleBuffer_Type)
         return prp_save_picklebuffer(s, obj, elided);
     Py_INCREF(obj);
-    Py_INCREF(type); /* code that runs meanwhile may give obj another class */
+    Py_INCREF(type); /* code that runs meanwhile may replace obj's class */
     int status;
     if ((type == &PySet_Type || type == &PyFrozenSet_Type) && s->proto < 4) {
         status = prp_save_old_set(s, obj);

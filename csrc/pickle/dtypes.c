@@ -1,8 +1,9 @@
 /* numpy's dtypes of plain numbers in the standard form.
  *
- * One of them is the same bytes in every stream: they are made once for each number, by pickling numpy's own dtype with nothing
- * memoized, and cut where an object lies that the rest of the stream may share: the module's name, the class, the dtype itself, the
- * sign of the byte order. So the stream is the standard pickler's but for memo entries that nobody uses.
+ * Each has the same bytes in every stream. We make them once per number, by pickling numpy's own dtype with nothing
+ * memoized, and cut them at objects that the rest of the stream may share: the module's name, the class, the dtype
+ * itself, the sign of the byte order. So the stream is the standard pickler's except for memo entries that nothing
+ * uses.
  */
 #include "dtypes.h"
 #include "atoms.h"
@@ -22,14 +23,14 @@ typedef struct {
     PyObject *own;                  /* owned: numpy's; NULL before the first array of that number */
     PyObject *module, *cls, *order; /* owned: numpy's name, the class dtype, '<' or '|' */
     size_t name, called, made, sign,
-        rest; /* where in the bytes: name of the class; arguments; state; byte order; what follows it */
+        rest; /* offsets of the name of the class; arguments; state; byte order; what follows it */
     uint8_t *bytes;
     size_t len;
 } kept_dtype;
 
 static kept_dtype dtypes[DTYPES];
 
-/* Pickles `obj` with nothing memoized; the opcodes without PROTO and STOP, to be freed. */
+/* Pickle `obj` with nothing memoized; return the opcodes without PROTO and STOP, which the caller frees. */
 static uint8_t *pickled(PyObject *obj, size_t *len)
 {
     prp_saver *other = prp_acquire();
@@ -50,7 +51,7 @@ static uint8_t *pickled(PyObject *obj, size_t *len)
     return bytes;
 }
 
-/* SHORT_BINUNICODE at `at`: where it ends; 0 if there is none. */
+/* Return the end of the SHORT_BINUNICODE at `at`; 0 if there is none. */
 static size_t behind_string(const uint8_t *bytes, size_t len, size_t at)
 {
     if (at + 2 > len || bytes[at] != OP_SHORT_BINUNICODE || bytes[at + 1] > len - at - 2)
@@ -58,7 +59,7 @@ static size_t behind_string(const uint8_t *bytes, size_t len, size_t at)
     return at + 2 + bytes[at + 1];
 }
 
-/* Finds the places where it is cut: `numpy` `dtype` STACK_GLOBAL, `f8` False True TUPLE3 REDUCE, MARK 3 `<` ... */
+/* Find the cuts: `numpy` `dtype` STACK_GLOBAL, `f8` False True TUPLE3 REDUCE, MARK 3 `<` ... */
 static bool cut(kept_dtype *kept)
 {
     const uint8_t *bytes = kept->bytes;
@@ -96,8 +97,8 @@ static void drop(kept_dtype *kept)
     kept->bytes = NULL;
 }
 
-/* The kept form of numpy's own dtype of that number; without bytes if numpy writes it in another form than is known here. NULL with
- * an exception. */
+/* Return the kept form of numpy's own dtype of that number; without bytes if numpy writes it in a form that this
+ * code does not know. NULL with an exception. */
 static const kept_dtype *kept_for(const PyArray_Descr *descr)
 {
     kept_dtype *kept = &dtypes[descr->type_num], made = {0};
@@ -106,7 +107,7 @@ static const kept_dtype *kept_for(const PyArray_Descr *descr)
     PyObject *cls = prp_numpy_attribute("dtype");
     made.own = cls ? PRP_FOREIGN(PyObject_CallFunction(cls, "C", descr->type)) : NULL;
     Py_XDECREF(cls);
-    if (made.own && Py_IS_TYPE(made.own, Py_TYPE((PyObject *)descr))) /* each number has a class of its own */
+    if (made.own && Py_IS_TYPE(made.own, Py_TYPE((PyObject *)descr))) /* each number has its own class */
         made.bytes = pickled(made.own, &made.len);
     if (made.bytes && !PyErr_Occurred() && !cut(&made)) {
         free(made.bytes);
@@ -116,14 +117,15 @@ static const kept_dtype *kept_for(const PyArray_Descr *descr)
         drop(&made);
         return NULL;
     }
-    if (kept->own || !made.own) /* another thread was here */
+    if (kept->own || !made.own) /* another thread has made it meanwhile */
         drop(&made);
     else
         *kept = made;
     return kept;
 }
 
-/* Whether the bytes of numpy's own dtype say it all. Any other lets itself be given a state by whoever holds it. */
+/* Return whether the bytes of numpy's own dtype describe this one fully. Code that holds any other may set its
+ * state. */
 static int like_own(const kept_dtype *kept, PyObject *descr)
 {
     if (kept->own == descr)
@@ -134,7 +136,7 @@ static int like_own(const kept_dtype *kept, PyObject *descr)
     return numpy && numpy->dtype_like_own(descr);
 }
 
-/* A string or class that the stream may share, by its opcodes or from the memo. The caller has made room. */
+/* Write a string or class that the stream may share, by its opcodes or from the memo. The caller has made room. */
 int prp_put_shared(prp_saver *s, PyObject *obj, const uint8_t *bytes, size_t len)
 {
     int64_t index = prp_memo_add(&s->memo, obj);

@@ -5,7 +5,7 @@
 #include "class_plan.h"
 
 int prp_save_dtype(prp_saver *s, PyObject *descr);
-/* A string or class that the stream may share, by its opcodes or from the memo. The caller has made room. */
+/* Write a string or class that the stream may share, by its opcodes or from the memo. The caller has made room. */
 int prp_put_shared(prp_saver *s, PyObject *obj, const uint8_t *bytes, size_t len);
 
 #endif

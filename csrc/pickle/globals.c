@@ -1,15 +1,15 @@
-/* Functions, classes and other things that are pickled by name, and those that cannot be and go by value.
+/* Functions, classes and other objects that are pickled by name, and those that must be pickled by value.
  *
- * A name is good if importing it gives this very object; that is checked once per stream (afterwards the object is in the memo).
- * The check costs two dict lookups where nothing unusual is in the way: a loaded module that is a plain module, and a name
- * without dots. Functions and classes that fail it, those of __main__, and those of modules registered with cloudpickle go by
- * value through cloudpickle's public CloudPickler.reducer_override.
+ * A name is good if importing it gives this very object; we check that once per stream (afterwards the object is in
+ * the memo). In the usual case, a loaded plain module and a name without dots, the check costs two dict lookups.
+ * Functions and classes that fail it, those of __main__, and those of modules registered with cloudpickle are pickled
+ * by value through cloudpickle's public CloudPickler.reducer_override.
  */
 #include "pickler.h"
 
 #include <string.h>
 
-/* Does reading __module__ and __qualname__ of obj run nothing but the interpreter's own code? */
+/* Return whether reading __module__ and __qualname__ of obj runs only the interpreter's own code. */
 static bool quiet(PyObject *obj)
 {
     PyTypeObject *type = Py_TYPE(obj);
@@ -34,7 +34,7 @@ static PyObject *optional_attribute(PyObject *obj, PyObject *name)
     return value;
 }
 
-/* The name obj goes by: `name` if a reduction gave one, else its own. New reference. */
+/* Return the name of obj: `name` if a reduction gave one, else its own. New reference. */
 static PyObject *global_name(PyObject *obj, PyObject *name)
 {
     if (name)
@@ -48,8 +48,8 @@ static PyObject *global_name(PyObject *obj, PyObject *name)
 static PyObject *resolve(prp_saver *s, PyObject *module, PyObject *name, bool dotted, PyObject **parent,
                          PyObject **last);
 
-/* The first loaded module that has obj under this name, else "__main__", as pickle.whichmodule; but a module whose attributes raise
- * what they like does not have it. New reference. */
+/* Return the first loaded module that has obj under this name, else "__main__", as pickle.whichmodule does; skip
+ * modules whose attributes raise. New reference. */
 static PyObject *which_module(prp_saver *s, PyObject *obj, PyObject *name)
 {
     PyObject *modules = PRP_FOREIGN(PyDict_Copy(prp_g.sys_modules)), *key, *module, *answer = NULL;
@@ -72,7 +72,7 @@ static PyObject *which_module(prp_saver *s, PyObject *obj, PyObject *name)
     return failed || answer ? answer : Py_NewRef(prp_g.str_main);
 }
 
-/* The module obj says it is from, else the first one that has it under this name. New reference. */
+/* Return the module that obj names as its own, else the first one that has it under this name. New reference. */
 static PyObject *module_name(prp_saver *s, PyObject *obj, PyObject *name)
 {
     if (PyFunction_Check(obj) && ((PyFunctionObject *)obj)->func_module != Py_None &&
@@ -89,8 +89,8 @@ static PyObject *module_name(prp_saver *s, PyObject *obj, PyObject *name)
     return which_module(s, obj, name);
 }
 
-/* What `module`.`name` is now; new reference. NULL with or without an exception. *parent is what has the last part of a dotted
- * name (new reference), NULL for an undotted one; *last (new reference) its last part. */
+/* Return what `module`.`name` is now: new reference, NULL with or without an exception. *parent is the object with
+ * the last part of a dotted name (new reference), NULL for an undotted one; *last (new reference) that last part. */
 static PyObject *resolve(prp_saver *s, PyObject *module, PyObject *name, bool dotted, PyObject **parent,
                          PyObject **last)
 {
@@ -114,7 +114,7 @@ static PyObject *resolve(prp_saver *s, PyObject *module, PyObject *name, bool do
     for (Py_ssize_t i = 0; here && i < PyList_GET_SIZE(parts); i++) {
         PyObject *part = PyList_GET_ITEM(parts, i), *next = NULL;
         if (PyUnicode_CompareWithASCIIString(part, "<locals>") == 0)
-            PyErr_SetString(PyExc_AttributeError, "local"); /* the caller has its own words */
+            PyErr_SetString(PyExc_AttributeError, "local"); /* the caller writes its own message */
         else
             next = PRP_FOREIGN(PyObject_GetAttr(here, part));
         Py_XSETREF(*parent, here);
@@ -125,7 +125,7 @@ static PyObject *resolve(prp_saver *s, PyObject *module, PyObject *name, bool do
     return here;
 }
 
-/* Extension codes of copyreg. 1: written, 0: none, -1. */
+/* Write an extension code of copyreg. 1: written, 0: none, -1. */
 static int save_extension(prp_saver *s, PyObject *obj, PyObject *module, PyObject *name)
 {
     if (s->proto < 2 || PyDict_GET_SIZE(prp_g.extensions) == 0)
@@ -137,7 +137,7 @@ static int save_extension(prp_saver *s, PyObject *obj, PyObject *module, PyObjec
     Py_DECREF(key);
     if (!value)
         return PyErr_Occurred() ? -1 : 0;
-    /* copyreg.add_extension() lets nothing else in. */
+    /* copyreg.add_extension() accepts nothing else. */
     long code = PyLong_AsLong(value);
     if (code <= 0 || code > 0x7fffffffL) {
         PyObject *shown = PyErr_Occurred() ? NULL : prp_repr(obj);
@@ -153,7 +153,7 @@ static int save_extension(prp_saver *s, PyObject *obj, PyObject *module, PyObjec
     return prp_out(s, out, code <= 0xff ? 2 : code <= 0xffff ? 3 : 5) < 0 ? -1 : 1;
 }
 
-/* Turns the present UnicodeEncodeError into the context of a PicklingError. */
+/* Turn the current UnicodeEncodeError into the context of a PicklingError. */
 static void refuse_identifier(const char *what, PyObject *name, int proto)
 {
     PyObject *type, *error, *traceback, *cause;
@@ -222,7 +222,8 @@ end:
     return status;
 }
 
-/* Protocols below 4, a dotted name: getattr(getattr(global, part), part), with the memo entries of the interpreter's own pickler. */
+/* Protocols below 4 write a dotted name as getattr(getattr(global, part), part), with the memo entries of the
+ * interpreter's own pickler. */
 static int save_dotted(prp_saver *s, PyObject *module, PyObject *name, PyObject *parent, PyObject *last)
 {
 #if PY_VERSION_HEX < 0x030D0000
@@ -231,7 +232,7 @@ static int save_dotted(prp_saver *s, PyObject *module, PyObject *name, PyObject 
     Py_XDECREF(call);
     return status;
 #else
-    /* What lies on the way is not looked at: it may be the object itself, under a name that leads back to it. */
+    /* Do not look at objects on the way: one may be obj itself, under a name that leads back to it. */
     PyObject *separator = PyUnicode_FromString("."),
              *parts = separator ? PRP_FOREIGN(PyUnicode_Split(name, separator, -1)) : NULL;
     Py_XDECREF(separator);
@@ -252,7 +253,7 @@ static int save_dotted(prp_saver *s, PyObject *module, PyObject *name, PyObject 
 #endif
 }
 
-/* Writes the reference; the name has been found good. */
+/* Write the reference; the caller has checked the name. */
 static int write_reference(prp_saver *s, PyObject *obj, PyObject *module, PyObject *name, PyObject *parent,
                            PyObject *last)
 {
@@ -272,13 +273,13 @@ static int write_reference(prp_saver *s, PyObject *obj, PyObject *module, PyObje
     return prp_memoize(s, obj);
 }
 
-/* How many modules somebody registered with cloudpickle.register_pickle_by_value; -1 for an exception. */
+/* Return how many modules are registered with cloudpickle.register_pickle_by_value; -1 for an exception. */
 static Py_ssize_t modules_by_value(prp_saver *s)
 {
     PyObject *cloudpickle = PRP_FOREIGN(PyDict_GetItemWithError(prp_g.sys_modules, prp_g.str_cloudpickle));
     if (!cloudpickle)
         return PyErr_Occurred() ? -1 : 0;
-    /* Its registry is read without a call: cloudpickle is often loaded, and a call would end elision. */
+    /* Read its registry without a call: cloudpickle is often loaded, and a call would end elision. */
     PyObject *module = PRP_FOREIGN(PyDict_GetItemWithError(prp_g.sys_modules, prp_g.str_cloudpickle_module)),
              *modules = NULL;
     if (module && PyModule_Check(module))
@@ -301,7 +302,8 @@ static Py_ssize_t modules_by_value(prp_saver *s)
     return n;
 }
 
-/* Asked once per dump. 1, 0, or -1 with an exception or a restart. */
+/* Return whether any module is to be pickled by value; determined once per dump. 1, 0, or -1 with an exception or a
+ * restart. */
 static int by_value_wanted(prp_saver *s)
 {
     if (s->by_value_wanted < 0) {
@@ -313,7 +315,7 @@ static int by_value_wanted(prp_saver *s)
     return s->by_value_wanted;
 }
 
-/* The CloudPickler of this dump, and what its dispatch_table is made of: 0 or -1. */
+/* Make the CloudPickler of this dump and find the dicts of its dispatch_table: 0 or -1. */
 static int make_by_value(prp_saver *s)
 {
     s->by_value = PRP_FOREIGN(PyObject_CallNoArgs(prp_g.new_by_value));
@@ -322,8 +324,8 @@ static int make_by_value(prp_saver *s)
     Py_XDECREF(table);
     if (!s->by_value)
         return -1;
-    if (prp_forgive(PyExc_AttributeError) < 0) { /* no such thing in this version: asked by its own lookup then */
-        Py_CLEAR(s->by_value);                   /* made again if the caller goes on */
+    if (prp_forgive(PyExc_AttributeError) < 0) { /* this version has none: use its own lookup */
+        Py_CLEAR(s->by_value);                   /* a caller that goes on makes it again */
         return -1;
     }
     if (maps && PyList_CheckExact(maps))
@@ -332,7 +334,7 @@ static int make_by_value(prp_saver *s)
     return 0;
 }
 
-/* What CloudPickler.dispatch_table has for `type`: new reference, NULL without an exception if nothing. */
+/* Return what CloudPickler.dispatch_table has for `type`: new reference, NULL without an exception if nothing. */
 static PyObject *cloudpickle_reducer(prp_saver *s, PyTypeObject *type)
 {
     PyObject *maps = s->by_value_maps, *found = NULL;
@@ -344,7 +346,7 @@ static PyObject *cloudpickle_reducer(prp_saver *s, PyTypeObject *type)
         Py_XDECREF(table);
         return found;
     }
-    /* A ChainMap of dicts: its own lookup raises and catches an exception per map. */
+    /* A ChainMap of dicts, whose own lookup raises and catches an exception per map. */
     for (Py_ssize_t i = 0; !found && i < PyList_GET_SIZE(maps); i++) {
         PyObject *map = PyList_GET_ITEM(maps, i);
         found = PyDict_CheckExact(map) ? Py_XNewRef(PRP_FOREIGN(PyDict_GetItemWithError(map, (PyObject *)type)))
@@ -369,7 +371,7 @@ int prp_by_value(prp_saver *s, PyObject *obj, PyObject **value)
     if (named) {
         *value = PRP_FOREIGN(PyObject_CallMethodOneArg(s->by_value, prp_g.str_reducer_override, obj));
     } else {
-        /* An open text file would be read and sent as a copy: not unless a function carries it. */
+        /* cloudpickle would read an open text file and send a copy: only allowed if a function carries it. */
         if (!already && strcmp(type->tp_name, "_io.TextIOWrapper") == 0)
             return 0;
         PyObject *reducer = cloudpickle_reducer(s, type);
@@ -389,9 +391,10 @@ int prp_by_value(prp_saver *s, PyObject *obj, PyObject **value)
 
 #define OWN_TYPES 16
 
-/* What cloudpickle made of the interpreter's own types that have no name in `builtins` (code, cell, ...): always the same. */
+/* What cloudpickle makes of the interpreter's own types without a name in `builtins` (code, cell, ...): always the
+ * same. */
 static struct {
-    PyObject *type;  /* static: it does not go away */
+    PyObject *type;  /* static: never freed */
     PyObject *value; /* owned */
 } own_types[OWN_TYPES];
 static int own_type_count;
@@ -412,7 +415,7 @@ static void keep_own_type(PyObject *obj, PyObject *value)
     }
 }
 
-/* 1: written, 0: cloudpickle would go by reference too, -1 */
+/* 1: written, 0: cloudpickle would pickle by reference too, -1 */
 static int save_by_value(prp_saver *s, PyObject *obj)
 {
     if (prp_before_foreign_code(s) < 0)
@@ -423,7 +426,7 @@ static int save_by_value(prp_saver *s, PyObject *obj)
         return found;
     if (PyType_Check(obj) && !(((PyTypeObject *)obj)->tp_flags & Py_TPFLAGS_HEAPTYPE) &&
         !(PyTuple_Check(value) && PyTuple_GET_SIZE(value) == 2)) {
-        /* The interpreter's own types exist once per process; what builds another one is of no use. */
+        /* The interpreter's own types exist once per process; a reduction that builds another one is useless. */
         Py_DECREF(value);
         return 0;
     }
@@ -440,14 +443,14 @@ static bool is_main(PyObject *module)
            (PyUnicode_GET_LENGTH(module) == 8 && PyUnicode_Compare(module, prp_g.str_main) == 0);
 }
 
-/* A TypeVar reduces itself to its name, also where nothing has that name. */
+/* A TypeVar reduces itself to its name, even if nothing has that name. */
 static bool is_type_variable(PyObject *obj)
 {
     const char *name = Py_TYPE(obj)->tp_name, *dot = strrchr(name, '.');
     return strcmp(dot ? dot + 1 : name, "TypeVar") == 0;
 }
 
-/* PicklingError: obj cannot go by name. Takes over `why`, NULL with an exception. */
+/* Raise PicklingError: obj cannot be pickled by name. Takes over `why`, NULL with an exception. */
 static PRP_COLD void refuse(PyObject *obj, PyObject *why)
 {
     PyObject *shown = why ? prp_repr(obj) : NULL;
@@ -461,7 +464,7 @@ static int save_named(prp_saver *s, PyObject *obj, PyObject *given, bool may_go_
 {
     PyObject *name = NULL, *module_str = NULL, *module = NULL, *parent = NULL, *last = NULL, *found = NULL;
     int status = -1;
-    /* Where cloudpickle is at work already, what it needs all the time. */
+    /* If cloudpickle is in use already, take the value kept for a type that it needs often. */
     if (s->by_value && may_go_by_value && own_type_count && PyType_CheckExact(obj)) {
         PyObject *value = own_type_value(obj);
         if (value)
@@ -491,7 +494,7 @@ static int save_named(prp_saver *s, PyObject *obj, PyObject *given, bool may_go_
     if (dot == -2)
         goto end;
     if (dot >= 0 && may_go_by_value) {
-        /* A local name resolves to nothing; only the error would say so. */
+        /* A local name never resolves; only the error would say so. */
         Py_ssize_t local = PyUnicode_Find(name, prp_g.str_locals, 0, PyUnicode_GET_LENGTH(name), 1);
         int written = local >= 0 ? save_by_value(s, obj) : 0;
         if (written || local == -2) {
@@ -512,14 +515,14 @@ static int save_named(prp_saver *s, PyObject *obj, PyObject *given, bool may_go_
             goto end;
     }
     if (found == obj) {
-        if (PY_VERSION_HEX < 0x030E0000 && parent == module) { /* a dotted name that comes back to its module */
+        if (PY_VERSION_HEX < 0x030E0000 && parent == module) { /* a dotted name that leads back to its module */
             Py_CLEAR(parent);
             Py_SETREF(name, Py_NewRef(last));
         }
         status = write_reference(s, obj, module_str, name, parent, last);
         goto end;
     }
-    if (prp_forgive_refusal() < 0) /* importing a module, and looking into it, may fail with anything */
+    if (prp_forgive_refusal() < 0) /* importing or reading a module may raise anything */
         goto end;
     if (may_go_by_value) {
         int written = save_by_value(s, obj);
@@ -554,7 +557,7 @@ int prp_save_named(prp_saver *s, PyObject *obj)
     return save_named(s, obj, NULL, true);
 }
 
-/* The function that a bound method calls, or NULL, perhaps with an exception: borrowed from what defines it. */
+/* Return the function that a bound method calls, or NULL, perhaps with an exception: borrowed from what defines it. */
 static PyObject *behind(PyObject *found)
 {
     if (!found || PyFunction_Check(found))
@@ -584,7 +587,7 @@ int prp_method_has_name(prp_saver *s, PyObject *method)
     PyObject *name = PRP_FOREIGN(PyObject_GetAttr(function, prp_g.str_name));
     PyObject *found = name && PyUnicode_Check(name) ? PRP_FOREIGN(PyObject_GetAttr(self, name)) : NULL;
     Py_XDECREF(name);
-    if (!found && prp_forgive_refusal() < 0) /* whatever it says: the name leads nowhere */
+    if (!found && prp_forgive_refusal() < 0) /* whatever it raises, the name leads nowhere */
         return -1;
     bool same = found && (found == method || (PyMethod_Check(found) && PyMethod_GET_SELF(found) == self &&
                                               PyMethod_GET_FUNCTION(found) == function));

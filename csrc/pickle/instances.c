@@ -1,7 +1,8 @@
-/* Writing instances by their plans: the opcodes their __reduce_ex__ would have led to, without the objects in between.
+/* Writes instances by their plans: the opcodes that their __reduce_ex__ would lead to, without the intermediate
+ * objects.
  *
- * Only the objects that can be met again get memo entries here; where every opcode counts (letter mode), the kinds that would
- * differ are left to __reduce_ex__.
+ * Only objects that can be met again get memo entries here; where every opcode counts (letter mode), the kinds that
+ * would differ are left to __reduce_ex__.
  */
 #include "class_plan.h"
 #include "atoms.h"
@@ -38,7 +39,7 @@ int prp_plan_class(prp_saver *s, prp_plan *plan)
     return prp_room(s, PRP_ROOM);
 }
 
-/* The opcodes that made the object stand; now it gets its memo entry, unless saving its arguments has already made it. */
+/* The opcodes have created the object: give it its memo entry, unless saving its arguments has already done so. */
 static int created(prp_saver *s, PyObject *obj, bool elided, bool *again)
 {
     *again = false;
@@ -54,7 +55,7 @@ static int created(prp_saver *s, PyObject *obj, bool elided, bool *again)
     return prp_memoize(s, obj);
 }
 
-/* An attribute of the instance itself with one of these names is what __reduce_ex__ would have used. */
+/* __reduce_ex__ would use an attribute of the instance itself with one of these names. */
 static bool is_hook(PyObject *name)
 {
     if (PRP_LIKELY(PyUnicode_CheckExact(name) && PyUnicode_IS_COMPACT_ASCII(name)) &&
@@ -88,7 +89,7 @@ static int dict_has_hook(PyObject *dict)
     return 0;
 }
 
-/* Tells whether the attribute names of `view` are harmless; remembers it for the keys the class shares. */
+/* Return whether an attribute name of `view` is a hook; remember which of the class's shared keys are not. */
 static bool names_have_hook(prp_plan *plan, const prp_attrs *view)
 {
     if (PRP_UNLIKELY(plan->keys != view->keys)) {
@@ -99,7 +100,7 @@ static bool names_have_hook(prp_plan *plan, const prp_attrs *view)
         Py_ssize_t slot = prp_attrs_slot(view, i);
         if (PRP_LIKELY(slot < plan->keys_checked))
             continue;
-        /* Shared keys only grow, in order: look at all up to this one. */
+        /* Shared keys only grow, in order: check all up to this one. */
         for (Py_ssize_t j = 0; j < view->count; j++)
             if (is_hook(prp_attrs_name(view, j)))
                 return true;
@@ -135,7 +136,7 @@ int prp_plan_write_name(prp_saver *s, prp_numbers *numbers, Py_ssize_t slot)
     return prp_room(s, PRP_ROOM);
 }
 
-/* A frame for attributes or slots: `count` of them, by the numbers of the class. NULL with an exception. */
+/* Push a frame for `count` attributes or slots, by the numbers of the class. NULL with an exception. */
 static prp_frame *push_numbered(prp_saver *s, prp_frame_kind kind, PyObject *obj, prp_plan *plan, Py_ssize_t count)
 {
     prp_numbers *numbers = prp_numbers_for(s, plan);
@@ -147,7 +148,7 @@ static prp_frame *push_numbered(prp_saver *s, prp_frame_kind kind, PyObject *obj
     return frame;
 }
 
-/* The slots' part of the state: a dict, on the stack above the dict of the attributes or None. */
+/* Begin the slots' part of the state: a dict, on the stack above the dict of the attributes or None. */
 static int begin_slots(prp_saver *s, prp_plan *plan, PyObject *obj, int count)
 {
     if (prp_room(s, PRP_ROOM) < 0)
@@ -159,7 +160,7 @@ static int begin_slots(prp_saver *s, prp_plan *plan, PyObject *obj, int count)
     return push_numbered(s, FRAME_SLOTS, obj, plan, count) ? SAVE_RESUME : SAVE_ERROR;
 }
 
-/* (dict or None, {name: value of each slot that is set}): new reference. */
+/* Return (dict or None, {name: value of each slot that is set}): new reference. */
 static PyObject *slots_state(const prp_plan *plan, PyObject *obj, PyObject *dict)
 {
     PyObject *values = PRP_FOREIGN(PyDict_New());
@@ -174,8 +175,8 @@ static PyObject *slots_state(const prp_plan *plan, PyObject *obj, PyObject *dict
     return state;
 }
 
-/* Class, NEWOBJ, and what state there is: attributes in `view` or `dict`, or all of it in `state`. The caller holds `dict` and
- * `state`: writing the class may run code that drops them. */
+/* Write class, NEWOBJ and the state, if any: attributes in `view` or `dict`, or all of it in `state`. The caller
+ * holds `dict` and `state`: writing the class may run code that drops them. */
 static int write_instance(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided, const prp_attrs *view,
                           PyObject *dict, int slots, PyObject *state)
 {
@@ -190,7 +191,7 @@ static int write_instance(prp_saver *s, prp_plan *plan, PyObject *obj, bool elid
         return SAVE_DONE;
 
     if (view) {
-        /* Nobody has a reference to a dict that does not exist: no memo entry for it. */
+        /* Nothing refers to a dict that does not exist: no memo entry for it. */
         s->elided = true;
         if (view->count == 0)
             return SAVE_DONE;
@@ -224,7 +225,7 @@ static int write_instance(prp_saver *s, prp_plan *plan, PyObject *obj, bool elid
     return SAVE_NEXT;
 }
 
-/* The instance's dict, which was held meanwhile: is it still the instance's? */
+/* Return whether the instance still has its dict, which we held meanwhile; false with an exception. */
 static bool still_held(PyObject *dict)
 {
     if (Py_REFCNT(dict) > 1)
@@ -243,7 +244,7 @@ static int save_instance(prp_saver *s, prp_plan *plan, PyObject *obj, bool elide
         if (names_have_hook(plan, &view))
             return SAVE_GENERIC;
         if (!s->elide || slots || (dict && Py_REFCNT(dict) != 1)) {
-            /* Code may run that changes the instance, or somebody else has the dict: work on that. */
+            /* Code may run that changes the instance, or other code has the dict: use the dict. */
             where = dict ? PRP_ATTRS_DICT : PRP_ATTRS_UNKNOWN;
         }
     }
@@ -252,7 +253,7 @@ static int save_instance(prp_saver *s, prp_plan *plan, PyObject *obj, bool elide
         dict = prp_attrs_dict(obj);
         if (!dict)
             return SAVE_ERROR;
-        Py_DECREF(dict); /* the instance has it */
+        Py_DECREF(dict); /* the instance holds it */
         where = PRP_ATTRS_DICT;
     }
     if (where == PRP_ATTRS_DICT) {
@@ -262,8 +263,8 @@ static int save_instance(prp_saver *s, prp_plan *plan, PyObject *obj, bool elide
         if (hook)
             return hook < 0 ? SAVE_ERROR : SAVE_GENERIC;
     }
-    /* Where foreign code may change the instance or its class meanwhile, and to the letter anyway, the slots go through the
-     * objects object.__reduce_ex__ would make. */
+    /* If foreign code may change the instance or its class meanwhile, and in letter mode, the slots go through the
+     * objects that object.__reduce_ex__ would make. */
     PyObject *state = !s->elide && slots ? slots_state(plan, obj, where == PRP_ATTRS_DICT ? dict : NULL) : NULL;
     if (!s->elide && slots && !state)
         return SAVE_ERROR;
@@ -280,7 +281,7 @@ static int save_fields(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
 {
     bool again;
     if (!s->elide || slots_set(plan, obj) != plan->nslots)
-        return SAVE_GENERIC; /* if a field is unset, its own __getstate__ raises the right error */
+        return SAVE_GENERIC; /* if a field is unset, the class's own __getstate__ raises the right error */
     if (prp_plan_class(s, plan) < 0)
         return SAVE_ERROR;
     *s->p++ = OP_EMPTY_TUPLE;
@@ -346,7 +347,7 @@ int prp_plan_finish_tuple(prp_saver *s)
     return 0;
 }
 
-/* tuple of the last `n` values on the stack, REDUCE, memo of obj */
+/* Write a tuple of the last `n` values on the stack, REDUCE, memo of obj. */
 static int finish_call(prp_saver *s, PyObject *obj, Py_ssize_t n, bool elided)
 {
     bool again;
@@ -357,7 +358,7 @@ static int finish_call(prp_saver *s, PyObject *obj, Py_ssize_t n, bool elided)
     return created(s, obj, elided, &again) < 0 ? SAVE_ERROR : SAVE_DONE;
 }
 
-/* The last argument may be anything: a frame waits for it. Takes over the reference to `argument`. */
+/* The last argument may be any object: a frame waits for it. Takes over the reference to `argument`. */
 static int call_after(prp_saver *s, PyObject *obj, Py_ssize_t n, bool elided, PyObject *argument)
 {
     prp_frame *frame = prp_push(s, FRAME_CALL, obj);
@@ -447,7 +448,7 @@ static int save_datetime(prp_saver *s, prp_plan *plan, PyObject *obj, bool elide
 
 static int save_decimal(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
 {
-    prp_memo_own_all(s); /* the first use in a thread makes a context */
+    prp_memo_own_all(s); /* the first use in a thread creates a context */
     PyObject *text = PRP_FOREIGN(PyObject_Str(obj));
     if (!text)
         return SAVE_ERROR;

@@ -73,7 +73,7 @@ static void release(PyObject **keys, uint32_t count)
 
 void prp_memo_clear(prp_memo *memo, size_t keep_slots)
 {
-    /* The memo is empty before anything is released: a finalizer may come back to the same pickler. */
+    /* Empty the memo before releasing anything: a finalizer may use the same pickler. */
     memo->lives++;
     uint32_t count = memo->count;
     PyObject **dying = NULL, *few[32];
@@ -91,7 +91,7 @@ void prp_memo_clear(prp_memo *memo, size_t keep_slots)
         } else {
             free(old.slots);
             if (old.owned && count && !dying)
-                dying = old.keys; /* no memory for a copy: release from the array that goes anyway */
+                dying = old.keys; /* no memory for a copy: release from the array that is freed anyway */
             else
                 free(old.keys);
         }
@@ -110,7 +110,7 @@ void prp_memo_clear(prp_memo *memo, size_t keep_slots)
             free(dying);
         return;
     }
-    /* Out of memory: an empty stand-in keeps finalizers off the keys while they are released. */
+    /* Out of memory: an empty stand-in hides the keys from finalizers while they are released. */
     prp_memo old = *memo;
     if (allocate(memo, INITIAL_SLOTS) == 0) {
         release(old.keys, count);
@@ -136,7 +136,7 @@ void prp_memo_free(prp_memo *memo)
 
 PyObject *prp_memo_entries(const prp_memo *memo)
 {
-    /* All entries are taken in one go, before anything that may run code, which may clear the memo. */
+    /* Take all entries before anything that may run code, which may clear the memo. */
     uint32_t count = memo->count;
     struct {
         PyObject *key;

@@ -1,13 +1,13 @@
-/* The memo of a pickler: which object has which number in the stream.
+/* The memo of a pickler: it maps each object to its number in the stream.
  *
- * Identity keyed, open addressing, linear probing, at most half full. The hash keeps the order of addresses within a page and
- * scatters pages, so objects that were allocated one after the other, which is how they are mostly met, lie in neighbouring
- * slots: few cache misses and no clustering between pages. A slot belongs to the current dump if it carries the current
- * generation; forgetting everything is one increment.
+ * Keyed by identity, open addressing, linear probing, at most half full. The hash keeps the order of addresses within
+ * a page and scatters pages, so objects allocated one after the other, which is how the pickler mostly meets them, lie
+ * in neighbouring slots: few cache misses and no clustering between pages. A slot belongs to the current dump if it
+ * carries the current generation; one increment forgets everything.
  *
- * Ownership: as long as no code but the pickler's has run, nothing can die, and entries are borrowed. prp_memo_own() takes a
- * reference to everything in it, and from then on each new entry is owned until prp_memo_clear(). This is what keeps an
- * address from being reused by another object while the memo still names it.
+ * Ownership: as long as only the pickler's own code has run, nothing can be freed, and entries are borrowed.
+ * prp_memo_own() takes a reference to everything in it, and from then on each new entry is owned until
+ * prp_memo_clear(). This keeps an address from being reused by another object while the memo still contains it.
  */
 #ifndef PRP_MEMO_H
 #define PRP_MEMO_H
@@ -25,8 +25,8 @@ typedef struct {
     size_t mask;     /* slots - 1; a power of two */
     PyObject **keys; /* in order of entry; room for (mask + 1) / 2 */
     uint32_t count;
-    uint32_t generation; /* of the slots; starts over with a new table, in the middle of a dump */
-    uint64_t lives;      /* how often it was cleared: an index is good as long as this is the same */
+    uint32_t generation; /* of the slots; restarts with a new table, in the middle of a dump */
+    uint64_t lives;      /* how often it was cleared: an index is valid as long as this is the same */
     bool owned;
 } prp_memo;
 
@@ -35,9 +35,9 @@ enum { PRP_MEMO_ABSENT = -1, PRP_MEMO_ERROR = -2 };
 int prp_memo_init(prp_memo *memo);
 void prp_memo_free(prp_memo *memo); /* clears first */
 void prp_memo_own(prp_memo *memo);
-/* Forgets all entries, drops the references it owns; shrinks to `keep_slots` if larger. May run code: finalizers. */
+/* Forget all entries and drop the references it owns; shrink to `keep_slots` if larger. May run code: finalizers. */
 void prp_memo_clear(prp_memo *memo, size_t keep_slots);
-/* A list of (index, object), as of now: new reference or NULL. May run code. */
+/* Return a list of (index, object) as of now: new reference or NULL. May run code. */
 PyObject *prp_memo_entries(const prp_memo *memo);
 int prp_memo_grow(prp_memo *memo); /* -1: MemoryError, or 2**32 entries */
 
@@ -47,7 +47,7 @@ static inline size_t prp_memo_hash(const PyObject *key)
     return (size_t)(unit & 0xff) + (size_t)(page * 0x9E3779B97F4A7C15ull >> 24);
 }
 
-/* Index of `key`, or PRP_MEMO_ABSENT. */
+/* Return the index of `key`, or PRP_MEMO_ABSENT. */
 static inline int64_t prp_memo_get(const prp_memo *memo, const PyObject *key)
 {
     for (size_t i = prp_memo_hash(key) & memo->mask;; i = (i + 1) & memo->mask) {
@@ -59,7 +59,7 @@ static inline int64_t prp_memo_get(const prp_memo *memo, const PyObject *key)
     }
 }
 
-/* Index of `key` if it has one; else gives it `index` and returns PRP_MEMO_ABSENT. */
+/* Return the index of `key` if it has one; else give it `index` and return PRP_MEMO_ABSENT. */
 static inline int64_t prp_memo_add_as(prp_memo *memo, PyObject *key, uint32_t index)
 {
     if (PRP_UNLIKELY((size_t)memo->count * 2 > memo->mask) && prp_memo_grow(memo) < 0)

@@ -1,6 +1,6 @@
-/* What one dump numbers of the classes it meets; see class_plan.h.
+/* The memo indices that one dump assigns for the classes it meets; see class_plan.h.
  *
- * The entries lie in chunks, which do not move; beyond a few, a table finds them by their plan.
+ * The entries lie in chunks, which do not move; if there are more than a few, a table finds them by their plan.
  */
 #include "class_plan.h"
 
@@ -8,7 +8,7 @@
 #include <string.h>
 
 #define CHUNK_BYTES 4096
-#define FEW 16 /* up to here without a table */
+#define FEW 16 /* no table up to this many */
 #define FIRST_SLOTS 64
 
 struct prp_numbers_chunk {
@@ -120,7 +120,7 @@ prp_numbers *prp_numbers_find(prp_saver *s, prp_plan *plan)
 void prp_numbers_clear(prp_saver *s)
 {
     prp_numbers_table *table = &s->numbers;
-    /* Empty before anything is dropped: that may run finalizers. */
+    /* Empty it before dropping anything: that may run finalizers. */
     prp_numbers *entry = table->first;
     prp_numbers_chunk *kept = table->chunks;
     table->first = NULL;

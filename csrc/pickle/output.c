@@ -1,12 +1,13 @@
 /* Output of the pickler: one scratch buffer, frames, and a list of large pieces that are never copied into it.
  *
- * Writers keep `p` below `end`. At the start of each object `p < limit` guarantees PRP_ROOM free bytes, so small things are
- * written without a check of their own; `limit` is also where the current frame is full, so one comparison serves both.
- * Frames follow the standard pickler byte for byte: closed at the first object boundary past 64 KiB, left out below 4 bytes,
- * and data of 64 KiB and more stands outside of them.
+ * Writers keep `p` below `end`. At the start of each object `p < limit` guarantees PRP_ROOM free bytes, so small items
+ * are written without a further check; `limit` is also where the current frame is full, so one comparison serves both.
+ * Frames follow the standard pickler byte for byte: closed at the first object boundary past 64 KiB, left out below 4
+ * bytes, and data of 64 KiB and more stands outside of them.
  *
- * Scratch memory is kept between dumps up to PRP_KEEP_BYTES. What becomes one bytes object is written into one from HOLDER_MIN on: as
- * large as the last such result at once, made smaller at the end, so that nothing is copied but what came before it.
+ * We keep scratch memory between dumps up to PRP_KEEP_BYTES. From HOLDER_MIN on, output that becomes one bytes object
+ * is written into one: it starts as large as the last such result and shrinks at the end, so only what came before it
+ * is copied.
  */
 #include "pickler.h"
 #include "array_buffer.h"
@@ -19,8 +20,9 @@
 #define FRAME_HEADER 9
 #define FRAME_MIN 4
 #define HOLDER_MIN (64u << 10)
-#define HOLDER_GUESS (4u << 20) /* no result is expected to be larger than this because the last one was */
-/* A stream to a file is collected up to here before the first flush gives elision up (see prp_before_foreign_code). */
+#define HOLDER_GUESS (4u << 20) /* the most that the last result's size adds at first */
+/* A stream to a file is collected up to this size before the first flush ends elision (see
+ * prp_before_foreign_code). */
 #define HOLD_BYTES (16u << 20)
 
 static void set_limit(prp_saver *s)
@@ -97,7 +99,7 @@ void prp_out_unhold(prp_saver *s)
     Py_CLEAR(s->holder);
 }
 
-/* The first `used` bytes into a bytes object with room for `size`, or into a larger one. */
+/* Move the first `used` bytes into a bytes object with room for `size`, or enlarge the one in use. */
 static int grow_holder(prp_saver *s, size_t used, size_t size)
 {
     if (!s->holder) {
@@ -110,7 +112,7 @@ static int grow_holder(prp_saver *s, size_t used, size_t size)
         s->small = s->base;
         s->small_end = s->end;
     } else if (_PyBytes_Resize(&s->holder, (Py_ssize_t)size) < 0) {
-        prp_out_unhold(s); /* what was written is gone */
+        prp_out_unhold(s); /* the output so far is lost */
         return -1;
     }
     s->base = (uint8_t *)PyBytes_AS_STRING(s->holder);
@@ -184,7 +186,7 @@ int prp_out_begin(prp_saver *s)
     return open_frame(s);
 }
 
-/* Are the bytes of all pieces still where they were? Only arrays can be given other memory while they are exported. */
+/* Check that the bytes of all pieces have not moved. Only arrays can get other memory while they are exported. */
 static int check_pieces(prp_saver *s)
 {
     for (size_t i = 0; i < s->piece_count; i++)
@@ -212,7 +214,7 @@ static int write_part(prp_saver *s, const void *data, size_t len)
     return status;
 }
 
-/* Everything so far to the file, large pieces each by itself, bytes objects without a copy. */
+/* Write everything so far to the file: large pieces each by itself, bytes objects without a copy. */
 int prp_out_flush(prp_saver *s)
 {
     size_t from = 0;
@@ -238,11 +240,11 @@ int prp_out_flush(prp_saver *s)
     return status;
 }
 
-/* At the start of an object: close a full frame, and hand it to the file; make room. */
+/* At the start of an object: close a full frame and pass it to the file; make room. */
 PRP_COLD int prp_out_boundary(prp_saver *s)
 {
     if (s->frame != SIZE_MAX && (size_t)(s->p - s->base) - s->frame - FRAME_HEADER >= PRP_FRAME_SIZE) {
-        /* Writing to the file is foreign: while eliding, it is put off as long as that is bearable. */
+        /* Writing to the file runs foreign code: while eliding, put it off up to HOLD_BYTES. */
         bool flush = s->write && (!s->elide || prp_out_len(s) > HOLD_BYTES);
         if (flush && prp_before_foreign_code(s) < 0)
             return -1;
@@ -255,7 +257,7 @@ PRP_COLD int prp_out_boundary(prp_saver *s)
     return 0;
 }
 
-/* The bytes stay in their owner; one that may change is made to export them until they are written. */
+/* Leave the bytes in their owner; a mutable owner exports them until they are written. */
 static int add_piece(prp_saver *s, const void *data, size_t len, PyObject *owner)
 {
     prp_piece piece = {(size_t)(s->p - s->base), data, len, owner, {0}};
@@ -285,7 +287,7 @@ static int add_piece(prp_saver *s, const void *data, size_t len, PyObject *owner
     return 0;
 }
 
-/* A header and `len` bytes of data that belong to `owner` (or, if it is NULL, are copied). */
+/* Write a header and `len` bytes of data that belong to `owner` (or, if it is NULL, are copied). */
 int prp_out_large(prp_saver *s, const uint8_t *header, size_t header_len, const void *data, size_t len, PyObject *owner)
 {
     bool framing = s->framing;

@@ -1,4 +1,4 @@
-/* A saver's life: made, run, emptied; and the objects all of them share. */
+/* The life of a saver: set-up, dump, clean-up; and the objects that all savers share. */
 #include "pickler.h"
 #include "array_buffer.h"
 #include "c_stack.h"
@@ -125,7 +125,7 @@ static void drop_steps(prp_saver *s)
     }
 }
 
-/* What belongs to one dump alone; the memo stays. */
+/* Drop what belongs to one dump; the memo stays. */
 void prp_saver_finish(prp_saver *s)
 {
     if (s->numbers.first)
@@ -177,8 +177,8 @@ void prp_saver_protocol(prp_saver *s, int proto)
 
 /* ---- the path to what failed ---- */
 
-/* An exception is on its way and says more than a repr or a note that failed, be it for want of stack; but an interrupt, or want
- * of memory, is more than a detail of the report. */
+/* The pending exception says more than a repr or a note that failed, also for lack of stack: drop theirs. But an
+ * interrupt, or a lack of memory, is more than a detail of the report. */
 static int forgive_while_reporting(void)
 {
     if (PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_MemoryError))
@@ -186,7 +186,7 @@ static int forgive_while_reporting(void)
     return prp_forgive(PyExc_Exception);
 }
 
-/* As a str such as ".model.cache['k'][1]"; NULL if there is none, with an exception if that failed. */
+/* Return the path as a str such as ".model.cache['k'][1]"; NULL if there is none, with an exception if that failed. */
 static PyObject *failure_path(const prp_saver *s)
 {
     size_t n = s->step_count;
@@ -211,7 +211,7 @@ static PyObject *failure_path(const prp_saver *s)
     return path;
 }
 
-/* Adds the path to the exception that is set: a note, or in put mode part of the message. */
+/* Add the path to the exception that is set: as a note, or in put mode in the message. */
 static PRP_COLD void report(prp_saver *s)
 {
     PyObject *type, *error, *trace;
@@ -233,7 +233,7 @@ static PRP_COLD void report(prp_saver *s)
         PyErr_Restore(type, error, trace);
         return;
     }
-    /* Interrupted: that goes out, with the failure as its context. */
+    /* Interrupted: raise that, with the failure as its context. */
     PyObject *new_type, *new_error, *new_trace;
     PyErr_Fetch(&new_type, &new_error, &new_trace);
     PyErr_NormalizeException(&new_type, &new_error, &new_trace);
@@ -271,7 +271,7 @@ int prp_dump(prp_saver *s, PyObject *root)
             return 0;
         if (!s->restart)
             break;
-        /* Foreign code is about to run for the first time: once more, without elision. */
+        /* Foreign code is about to run for the first time: start over, without elision. */
         s->restart = false;
         s->elide = false;
         prp_saver_finish(s);
@@ -285,7 +285,7 @@ int prp_dump(prp_saver *s, PyObject *root)
     return -1;
 }
 
-/* A pickle that is one atom, without a saver; NULL without an exception if obj is none. Protocol 5. */
+/* Pickle a single atom without a saver; NULL without an exception if obj is none. Protocol 5. */
 static PyObject *dumps_atom(PyObject *obj)
 {
     uint8_t out[PRP_ROOM], *p = out;

@@ -1,21 +1,23 @@
 /* The writing half: one `prp_saver` is one pickler at work.
  *
- * How an object is written. prp_save() is a loop over an explicit stack of frames on the heap, one per container that is being
- * walked; it touches the C stack only for what goes through foreign code (a __reduce__ result is saved by a nested call). Data
- * of any depth is therefore written with a C stack of constant depth, and what is left is bounded by measuring the C stack.
+ * How an object is written. prp_save() is a loop over an explicit stack of frames on the heap, one per container in
+ * progress; it uses the C stack only for foreign code (a nested call saves a __reduce__ result). So data of any depth
+ * needs a C stack of constant depth, and measuring the C stack bounds the rest.
  *
- * Three degrees of faithfulness to the opcodes of the standard library's pickler; all give the same objects on loading:
+ * Three degrees of faithfulness to the opcodes of the standard library's pickler; all give the same objects on
+ * loading:
  *     letter   a Pickler object, and protocols below 5: every opcode as _pickle writes it, MEMOIZE included
  *     full     module functions once foreign code has run: every object that can be met again is memoized
  *     elide    module functions at protocol 5 until then: objects with one reference get no memo entry at all
  *
- * Why `elide` is right: an object with one reference is reached from its only holder alone; a holder is visited twice only if it
- * has two references itself, and then it is memoized, so its content is not visited again. Only foreign code (a hook, a
- * __reduce__, a callback) can hand over such an object a second time, by another way. Hence prp_before_foreign_code() before each of them:
- * the first one in a dump starts the dump over without elision. Nothing has been observed by then, so nobody notices.
+ * Why `elide` is right: an object with one reference is reached from its only holder alone; a holder is visited twice
+ * only if it has two references itself, and then it is memoized, so its content is not visited again. Only foreign
+ * code (a hook, a __reduce__, a callback) can pass such an object a second time, by another way. So we call
+ * prp_before_foreign_code() before each of them: the first call in a dump restarts the dump without elision. No code
+ * has observed anything by then, so the restart is invisible.
  *
- * References: a frame owns its container. Objects taken from a container are borrowed; whoever runs foreign code takes a
- * reference to what it needs afterwards. Memo entries are borrowed until prp_memo_own_all().
+ * References: a frame owns its container. Objects taken from a container are borrowed; a function that runs foreign
+ * code takes a reference to what it needs afterwards. Memo entries are borrowed until prp_memo_own_all().
  */
 #ifndef PRP_SAVE_H
 #define PRP_SAVE_H
@@ -29,7 +31,7 @@ typedef struct prp_plan prp_plan;
 typedef struct prp_numbers prp_numbers;
 typedef struct prp_numbers_chunk prp_numbers_chunk;
 
-/* What this dump has numbered of the classes it met; see class_plan.h. */
+/* The memo indices that this dump has assigned for the classes it met; see class_plan.h. */
 enum { PRP_RECENT_NUMBERS = 16 };
 typedef struct {
     prp_numbers *recent[PRP_RECENT_NUMBERS]; /* by the plan's id */
@@ -50,7 +52,7 @@ typedef enum {
     FRAME_DICT_EACH,
     FRAME_SET,
     FRAME_FROZENSET,
-    FRAME_ATTRS,      /* attributes of an instance that lie beside it */
+    FRAME_ATTRS,      /* attributes that an instance stores in its array */
     FRAME_SLOTS,      /* values of __slots__ */
     FRAME_SLOTS_NEXT, /* between the dict and the slots of one instance */
     FRAME_FIELDS,     /* list of the fields of a frozen dataclass with slots */
@@ -75,27 +77,27 @@ typedef struct {
     uint8_t flags;
 } prp_frame;
 
-/* Large bytes that are not copied into the scratch buffer: they belong behind its first `at` bytes. */
+/* Large bytes that are not copied into the scratch buffer: they follow its first `at` bytes. */
 typedef struct {
     size_t at;
     const void *data;
     size_t len;
     PyObject *owner; /* owned */
-    Py_buffer view;  /* of an owner that may change: keeps the bytes where they are; `obj` is NULL if there is none */
+    Py_buffer view;  /* of a mutable owner: keeps the bytes where they are; `obj` is NULL if there is none */
 } prp_piece;
 
-/* One step of the way from the root to the object that failed, innermost first; pyray_ser.inspection.path makes a text of them.
- * All owned; without a child it is the holder of the next step inwards. */
+/* One step of the path from the root to the object that failed, innermost first; pyray_ser.inspection.path makes
+ * text of them. All owned; a step without a child leads to the holder of the next step inwards. */
 typedef struct {
     const char *kind; /* as in _walk.Walker, and "attribute" */
     PyObject *holder, *key, *child;
 } prp_step;
 
-/* Documents have the same keys in the same order, dict after dict: what a key in that place was, and its index in the memo. Valid
- * as long as the memo has not been cleared. */
+/* Documents repeat the same keys in the same order, dict after dict: the last key at each position, and its memo
+ * index. Valid until the memo is cleared. */
 enum { PRP_SEEN_KEYS = 64 };
 typedef struct {
-    PyObject *key; /* compared, never used */
+    PyObject *key; /* only compared */
     uint64_t lives;
     uint32_t index;
 } prp_seen_key;
@@ -103,12 +105,12 @@ typedef struct {
 struct prp_saver {
     /* output: see output.c */
     uint8_t *p;     /* next byte */
-    uint8_t *limit; /* at an object's start: frame full or buffer nearly so */
+    uint8_t *limit; /* at an object's start: the frame is full or the buffer nearly so */
     uint8_t *base, *end;
     size_t frame;               /* offset of the open frame's header, SIZE_MAX if none */
-    bool to_bytes;              /* the result is one bytes object: a large one is written into that */
+    bool to_bytes;              /* the result is one bytes object: a large one is written directly into it */
     PyObject *holder;           /* owned: the bytes object that `base` lies in, or NULL */
-    uint8_t *small, *small_end; /* the scratch buffer, meanwhile */
+    uint8_t *small, *small_end; /* the scratch buffer while there is a holder */
     prp_piece *pieces;
     size_t piece_count, piece_room, piece_bytes;
     PyObject *write; /* the file's write method (borrowed from the Pickler) or NULL */
@@ -118,7 +120,7 @@ struct prp_saver {
     prp_numbers_table numbers;
     prp_frame *stack;
     size_t depth, room;
-    PyObject *guard;       /* owned: keeps the object in hand alive across a hook */
+    PyObject *guard;       /* owned: keeps the current object alive during a hook */
     PyObject *next;        /* set by prp_save_other together with SAVE_NEXT; borrowed */
     uintptr_t stack_limit; /* the C stack may grow down to here; 0 if unknown */
 
@@ -132,15 +134,14 @@ struct prp_saver {
     bool fix_imports;
     bool put; /* put mode: section 3's table */
     bool put_small_root;
-    bool restart; /* set together with -1: not an error, begin again without elision */
+    bool restart; /* set together with -1: not an error, start over without elision */
 
-    /* hooks; borrowed from the caller for the time of the dump, NULL if absent */
+    /* hooks; borrowed from the caller during the dump, NULL if absent */
     PyObject *persistent_id, *reducer_override, *dispatch_table, *buffer_callback;
     PyObject *append_to; /* the exact list whose append() the buffer_callback is; not foreign */
     Py_ssize_t append_from;
-    PyObject *by_value; /* owned: this dump's cloudpickle.CloudPickler, once one was needed */
-    PyObject
-        *by_value_maps; /* owned: the list of dicts that its dispatch_table consists of; NULL if it is made otherwise */
+    PyObject *by_value;      /* owned: this dump's cloudpickle.CloudPickler, once one was needed */
+    PyObject *by_value_maps; /* owned: the list of dicts in its dispatch_table; NULL if that is built otherwise */
 
     prp_put_buffer *buffers;
     size_t buffer_count, buffer_room;
@@ -148,8 +149,8 @@ struct prp_saver {
 
     prp_step *steps;
     size_t step_count, step_room;
-    int8_t by_value_wanted; /* -1: not found out yet in this dump */
-    size_t last_held;       /* length of the last result that a holder became */
+    int8_t by_value_wanted; /* -1: not determined yet in this dump */
+    size_t last_held;       /* length of the last result written into a holder */
 };
 
 enum { SAVE_ERROR = -1, SAVE_DONE = 0, SAVE_RESUME = 1, SAVE_NEXT = 2 };
@@ -158,21 +159,21 @@ enum { SAVE_ERROR = -1, SAVE_DONE = 0, SAVE_RESUME = 1, SAVE_NEXT = 2 };
 
 int prp_save(prp_saver *s, PyObject *obj);
 int prp_save_pid(prp_saver *s, PyObject *pid); /* as prp_save, but persistent_id is not asked about `pid` itself */
-/* Call before running code that is not ours. 0: go on, epoch advanced, everything owned. -1: give up and return (restart). */
+/* Call before running foreign code. 0: go on, epoch advanced, everything owned. -1: give up and return (restart). */
 int prp_before_foreign_code(prp_saver *s);
-extern uint64_t prp_epoch; /* grows whenever code that is not ours may have run, in whatever pickler */
+extern uint64_t prp_epoch; /* grows whenever foreign code may have run, in any pickler */
 /* Call before anything that may start the garbage collector: memo entries become owned. */
 static inline void prp_memo_own_all(prp_saver *s)
 {
 #if !PRP_INTERNALS
-    prp_epoch++; /* here types cannot be told apart by a version */
+    prp_epoch++; /* this build cannot tell types apart by a version */
 #endif
     if (PRP_UNLIKELY(!s->memo.owned))
         prp_memo_own(&s->memo);
 }
-/* An object turns out to be made already, by way of its own content, which has therefore been written twice. Of what had been left
- * out of the memo there are two copies then, one to be dropped: not wrong, but not what the standard pickler writes. True: give up
- * and return (restart). */
+/* Saving the object's own content has already made the object, so its content has been written twice. Objects left
+ * out of the memo now have two copies, one of which is dropped: not wrong, but not what the standard pickler
+ * writes. True: give up and return (restart). */
 static inline bool prp_restart_if_cyclic(prp_saver *s)
 {
     s->restart = s->elide && s->elided;
@@ -181,14 +182,15 @@ static inline bool prp_restart_if_cyclic(prp_saver *s)
 prp_frame *prp_push(prp_saver *s, prp_frame_kind kind, PyObject *obj); /* NULL: MemoryError */
 int prp_write_str(prp_saver *s, PyObject *str);                        /* opcodes only, no memo */
 int prp_write_int(prp_saver *s, long value);                           /* protocol 1 and up */
-/* Writes GET and returns 1 if obj is in the memo; 0: it is not; -1. */
+/* Write GET and return 1 if obj is in the memo; 0: it is not; -1. */
 int prp_write_memoized(prp_saver *s, PyObject *obj);
-/* Enters obj into the memo and writes MEMOIZE or PUT (nothing in fast mode). */
+/* Enter obj into the memo and write MEMOIZE or PUT (nothing in fast mode). */
 int prp_memoize(prp_saver *s, PyObject *obj);
-/* A step of the path, noted on the way out; nothing while the dump begins again. `holder`, `key` and `child` may be NULL. */
+/* Note a step of the path, on the way out; does nothing while the dump restarts. `holder`, `key` and `child` may be
+ * NULL. */
 void prp_note(prp_saver *s, const char *kind, PyObject *holder, PyObject *key, PyObject *child);
 void prp_note_index(prp_saver *s, const char *kind, PyObject *holder, Py_ssize_t index, PyObject *child);
-/* Nobody else can reach obj, and while eliding that means: no memo entry. */
+/* Return whether nothing else can reach obj, which while eliding means: no memo entry. */
 static inline bool prp_elidable(prp_saver *s, PyObject *obj)
 {
     if (!s->elide || Py_REFCNT(obj) != 1)
@@ -206,7 +208,7 @@ void prp_numbers_free(prp_saver *s);
 
 #define PRP_ROOM 64 /* bytes that are free at the start of every object */
 #define PRP_FRAME_SIZE (64 * 1024)
-#define PRP_KEEP_BYTES (1u << 20) /* of scratch between dumps */
+#define PRP_KEEP_BYTES (1u << 20) /* of scratch kept between dumps */
 
 int prp_out_init(prp_saver *s);
 void prp_out_free(prp_saver *s);
@@ -257,7 +259,7 @@ int prp_save_reduce_value(prp_saver *s, PyObject *value, PyObject *obj); /* a st
 
 int prp_save_global(prp_saver *s, PyObject *obj, PyObject *name);
 int prp_save_type(prp_saver *s, PyObject *obj); /* exact `type` */
-/* Does a bound method go by its name: is that what its object has under it? 1, 0 or -1. */
+/* Return whether a bound method can be pickled by name: is it what its object has under that name? 1, 0 or -1. */
 int prp_method_has_name(prp_saver *s, PyObject *method);
 int prp_save_named(prp_saver *s, PyObject *obj); /* function, or class with a metaclass: by reference, else by value */
 int prp_save_class(prp_saver *s, PyObject *cls); /* saves any class, from the memo if it is there */
@@ -281,7 +283,7 @@ int prp_put_bytes(prp_saver *s, PyObject *obj, bool elided);
 int prp_put_picklebuffer(prp_saver *s, PyObject *obj, const Py_buffer *view);
 int prp_put_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided);
 void prp_put_drop(prp_saver *s);
-void prp_put_error(PyObject *error, PyObject *path); /* says the path in the exception */
+void prp_put_error(PyObject *error, PyObject *path); /* puts the path into the exception */
 
 /* ---- pickler.c: life cycle and entry points ---- */
 
@@ -291,7 +293,7 @@ typedef struct {
     PyObject *name_mapping, *import_mapping;    /* _compat_pickle, from 3 to 2 */
     PyObject *registry_version, *registry_find; /* pyray_ser.registry, or NULL */
     PyObject *put_reducers;                     /* {type: reducer} for put mode, or NULL */
-    PyObject *path_text;                        /* makes a text of the steps of a path, or NULL */
+    PyObject *path_text;                        /* makes text of the steps of a path, or NULL */
     PyObject *new_by_value;                     /* () -> the cloudpickle.CloudPickler of one dump */
     PyObject *getattr, *partial, *codecs_encode, *pickle_complex, *slotnames, *sys_modules;
     PyCFunction list_append;
@@ -309,14 +311,15 @@ int prp_saver_init(prp_saver *s);
 void prp_saver_free(prp_saver *s);
 void prp_saver_protocol(prp_saver *s, int proto);
 void prp_saver_finish(prp_saver *s); /* drops what belongs to one dump; the memo stays */
-/* One whole pickle into the saver's output. The hooks and flags are set. 0, or -1 with an exception that carries the path. */
+/* Write one whole pickle into the saver's output. The caller has set hooks and flags. 0, or -1 with an exception
+ * that carries the path. */
 int prp_dump(prp_saver *s, PyObject *root);
 PyObject *prp_dumps(PyObject *obj, int proto, bool fix_imports, PyObject *buffer_callback);
 
 /* ---- context.c ---- */
 
 int prp_context_setup(void); /* once, at import */
-/* A saver for one call: the one that this thread keeps, or, if a call further out has that, a new one. */
+/* Return a saver for one call: the one that this thread keeps, or a new one if an outer call has that. */
 prp_saver *prp_acquire(void);
 void prp_release(prp_saver *s); /* empties it; may run finalizers */
 

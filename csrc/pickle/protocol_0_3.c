@@ -38,7 +38,7 @@ int prp_write_long(prp_saver *s, PyObject *obj)
     size_t n = prp_long_size(obj);
     if (!n || prp_room(s, n + PRP_ROOM) < 0)
         return -1;
-    /* The length comes first, and is known only afterwards. */
+    /* The length comes first, but is known only afterwards. */
     uint8_t *data = s->p + (n <= 0xff ? 2 : 5);
     if (prp_long_write(obj, data, n) < 0)
         return -1;
@@ -59,7 +59,7 @@ int prp_write_long(prp_saver *s, PyObject *obj)
     return 0;
 }
 
-/* repr(obj) between `op` and `end` */
+/* Write repr(obj) between `op` and `end`. */
 static int write_repr(prp_saver *s, uint8_t op, PyObject *obj, const char *end)
 {
     PyObject *repr = PRP_FOREIGN(PyObject_Repr(obj));

@@ -1,8 +1,8 @@
-/* Put mode: which data leaves the stream, and how the reader gets it back. See put.h for the interface, array_template.h for the
- * stream of a single array.
+/* Put mode: which data is kept out of the stream, and how the reader gets it back. See put.h for the interface,
+ * array_template.h for the stream of a single array.
  *
  *     bytes, bytearray of 1 KiB and more     bytes(buffer), bytearray(buffer)
- *     PickleBuffer of 1 KiB and more         the buffer; below, bytes in the stream, so that arrays over it are read-only
+ *     PickleBuffer of 1 KiB and more         the buffer; below, bytes in the stream, so arrays over it are read-only
  *     exact ndarray, dtype with a name       numpy.ndarray(shape, dtype, buffer, offset, strides)
  *
  * Arrays that lie within bytes already sent in this object refer to them: one buffer for all views of one base.
@@ -54,7 +54,7 @@ void prp_put_drop(prp_saver *s)
     s->segments = NULL;
 }
 
-/* Acquires what `obj` exports, contiguous in whatever order, as the next buffer. */
+/* Acquire what `obj` exports, contiguous in any order, as the next buffer. */
 static int acquire(prp_saver *s, PyObject *obj)
 {
     Py_buffer *view = malloc(sizeof *view);
@@ -127,7 +127,7 @@ int prp_put_picklebuffer(prp_saver *s, PyObject *obj, const Py_buffer *view)
 
 /* ---- arrays ---- */
 
-/* The buffer sent earlier that holds all `len` bytes at `data`, and can be named again; or NULL. */
+/* Return the earlier buffer that holds all `len` bytes at `data` and can be referred to again; or NULL. */
 static const prp_put_buffer *sent_before(const prp_saver *s, const void *data, size_t len)
 {
     uintptr_t start = (uintptr_t)data;
@@ -163,7 +163,7 @@ static int add_array(prp_saver *s, PyObject *obj, const prp_array_source *source
     return 0;
 }
 
-/* Could another array share this one's memory? Views do, and arrays somebody else refers to. */
+/* Return whether another array may share this one's memory: it is a view, or has other references. */
 static bool may_be_shared(PyObject *obj)
 {
     return Py_REFCNT(obj) > 2 || prp_array_has_base(obj);
@@ -183,7 +183,8 @@ int prp_put_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
         return SAVE_GENERIC;
     if (prp_plan_class(s, plan) < 0 || prp_room(s, PRP_ARRAY_STREAM_MAX) < 0)
         return SAVE_ERROR;
-    /* Writing the class may have run code that changed the array. From here on nothing runs until its bytes are taken. */
+    /* Writing the class may have run code that changed the array. From here on no code runs until its bytes are
+     * taken. */
     if (api->describe(obj, &source) <= 0 || source.nbytes > (size_t)PY_SSIZE_T_MAX) {
         if (!PyErr_Occurred())
             PyErr_SetString(PyExc_RuntimeError, "an array changed while it was pickled");
@@ -211,7 +212,7 @@ int prp_put_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
         if (add_array(s, obj, &source) < 0 || write_next_buffer(s, layout->readonly) < 0)
             return SAVE_ERROR;
         if (source.kind == PRP_ARRAY_DIRECT && may_be_shared(obj)) {
-            /* Number the buffer; a fresh object stands for it in the memo, which keeps it for as long. */
+            /* Give the buffer a number: a new object stands for it in the memo, which keeps that object alive. */
             PyObject *stand_in = PRP_FOREIGN(PyList_New(0));
             uint32_t index = s->memo.count;
             if (!stand_in || prp_memo_add(&s->memo, stand_in) != PRP_MEMO_ABSENT) {
@@ -341,8 +342,8 @@ void prp_put_release(prp_put_result *result)
     memset(result, 0, sizeof *result);
 }
 
-/* TypeError and PicklingError say the path in their message, others in a note; the exception stays the same object. What went
- * wrong meanwhile is set on return. */
+/* Add the path to the message of a TypeError or PicklingError, to others as a note; the exception stays the same
+ * object. An exception raised meanwhile is set on return. */
 void prp_put_error(PyObject *error, PyObject *path)
 {
     PyObject *args = NULL;
@@ -355,7 +356,7 @@ void prp_put_error(PyObject *error, PyObject *path)
             (void)PRP_FOREIGN(PyObject_SetAttrString(error, "args", replaced));
         Py_XDECREF(longer);
         Py_XDECREF(replaced);
-    } else if (prp_forgive_refusal() == 0) { /* an `args` that raises: then a note */
+    } else if (prp_forgive_refusal() == 0) { /* a note, also if reading `args` raised */
         PyObject *note = PyUnicode_FromFormat("at %U of the object being put", path);
         PyObject *done = note ? PRP_FOREIGN(PyObject_CallMethod(error, "add_note", "O", note)) : NULL;
         Py_XDECREF(done);

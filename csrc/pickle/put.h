@@ -1,19 +1,21 @@
 /* Put mode: an object pickled for the store.
  *
- * The stream stays where it was written (scratch memory, and large str in place), the data of 1 KiB and more stays in its
- * objects; the result names both, and the store copies each byte once, to its place. Standard protocol 5 without frames.
+ * The stream stays where it was written (scratch memory, and large str in place), data of 1 KiB and more stays in its
+ * objects; the result refers to both, and the store copies each byte once, to its final place. Standard protocol 5
+ * without frames.
  *
- * Who calls:
+ * Usage:
  *
  *     prp_put_result r;
  *     if (prp_put(obj, 0, &r) < 0) ...            exception; its message ends with "(at <path>)"; nothing to release
  *     if (prp_put_check(&r) < 0) ...              exception; release
- *     copy r.segments[0 .. segment_count) one behind the other: r.stream_len bytes in all
- *     for each r.buffers[i], len bytes: memcpy from .data (no GIL needed), or prp_put_gather() if .data is NULL (GIL needed)
+ *     copy r.segments[0 .. segment_count) one after the other: r.stream_len bytes in all
+ *     for each r.buffers[i], len bytes: memcpy from .data (no GIL needed), or prp_put_gather() (GIL needed) if NULL
  *     prp_put_release(&r);                        always, GIL held; may run finalizers
  *
- * Everything named by the result stays valid and unchanged in place until prp_put_release(); what mutable exporters hold may be
- * written to by other threads while the GIL is released, as with any buffer. Results may be nested and released in any order.
+ * Everything the result refers to stays valid and unchanged in place until prp_put_release(); while the GIL is
+ * released, other threads may write to what mutable exporters hold, as with any buffer. Results may be nested and
+ * released in any order.
  */
 #ifndef PRP_PUT_H
 #define PRP_PUT_H
@@ -26,8 +28,7 @@
 typedef struct prp_saver prp_saver;
 
 enum {
-    PRP_PUT_SMALL_ROOT =
-        1, /* an array that is the whole object uses the template of array_template.h however small it is */
+    PRP_PUT_SMALL_ROOT = 1, /* an array that is the whole object uses the template of array_template.h at any size */
 };
 
 typedef struct {
@@ -57,7 +58,7 @@ typedef struct {
 } prp_put_result;
 
 int prp_put(PyObject *obj, unsigned flags, prp_put_result *result);
-/* Call once no other code runs before the copies: -1 if an array has been resized since, with an exception. */
+/* Call once no other code runs before the copies: -1 with an exception if an array has been resized since. */
 int prp_put_check(const prp_put_result *result);
 int prp_put_gather(const prp_put_buffer *buffer, void *to);
 void prp_put_release(prp_put_result *result);

@@ -1,4 +1,4 @@
-/* What a reduction says: a name, or a tuple of two to six elements, checked and written. */
+/* Checks and writes the result of a reduction: a name, or a tuple of two to six elements. */
 #include "pickler.h"
 
 #define BATCH 1000
@@ -26,7 +26,7 @@ static int bad_type(const char *message, PyObject *value)
     return -1;
 }
 
-/* A part of the reduction of `obj`, by the name that the path in an error knows it by. */
+/* Save a part of the reduction of `obj`; `kind` is its name in the path of an error. */
 static int save_part(prp_saver *s, const char *kind, PyObject *obj, PyObject *part)
 {
     int status = prp_save(s, part);
@@ -43,7 +43,7 @@ static int save_item(prp_saver *s, PyObject *obj, PyObject *item, Py_ssize_t ind
     return status;
 }
 
-/* [append or mark, items, appends] from an iterator, in batches; the same opcodes as the standard pickler. */
+/* Write [append or mark, items, appends] from an iterator, in batches; the same opcodes as the standard pickler. */
 static int save_listitems(prp_saver *s, PyObject *obj, PyObject *iterator)
 {
     Py_ssize_t index = 0;
@@ -196,7 +196,7 @@ static int save_newobj(prp_saver *s, PyObject *argtup, PyObject *obj)
             PyErr_Clear();
             own = Py_NewRef((PyObject *)Py_TYPE(obj));
         }
-        Py_DECREF(own); /* compared, not used */
+        Py_DECREF(own); /* only compared */
         if (own != cls)
             return bad("args[0] from __newobj__ args has the wrong class");
     }
@@ -216,7 +216,7 @@ enum { NOT_NEWOBJ, NEWOBJ, NEWOBJ_EX };
 static int stands_for_opcode(PyObject *callable)
 {
     if (PyCFunction_CheckExact(callable))
-        return NOT_NEWOBJ; /* named in C */
+        return NOT_NEWOBJ; /* its name is set in C */
     if (PyType_Check(callable) && Py_TYPE(callable)->tp_getattro == PyType_Type.tp_getattro &&
         strncmp(((PyTypeObject *)callable)->tp_name, "__newobj", 8) != 0)
         return NOT_NEWOBJ;
@@ -274,11 +274,11 @@ int prp_save_reduce(prp_saver *s, PyObject *value, PyObject *obj)
         return -1;
 
     if (obj) {
-        /* Saved while its own arguments were: this copy is dropped for that one. */
+        /* Saving its arguments has already saved obj: drop this copy and use that one. */
         int64_t index = prp_memo_get(&s->memo, obj);
         if (index >= 0)
             return prp_op(s, OP_POP) < 0 ? -1 : prp_write_get(s, (uint32_t)index);
-        if (s->elide && Py_REFCNT(obj) <= 2) /* ours, and that of its only holder */
+        if (s->elide && Py_REFCNT(obj) <= 2) /* our reference, and that of its only holder */
             s->elided = true;
         else if (prp_memoize(s, obj) < 0)
             return -1;

@@ -1,10 +1,10 @@
 /* The walk: atoms and built-in containers, on an explicit stack.
  *
- * prp_save() jumps to `save` with an object in hand. An atom is written and control goes to `done`; a container pushes a frame.
- * `done` looks at the topmost frame and continues it where it stood; when the stack is as deep as it was at entry, the object is
- * complete. Loops over containers write atoms in place and come back to `save` only for what may push a frame.
+ * prp_save() jumps to `save` with the current object. An atom is written and control goes to `done`; a container
+ * pushes a frame. `done` continues the topmost frame where it stopped; when the stack is as deep as at entry, the
+ * object is complete. Loops over containers write atoms in place and return to `save` only for what may push a frame.
  *
- * `p` is the output pointer, a copy of s->p; SYNC/LOAD around everything that writes by itself.
+ * `p` is the output pointer, a copy of s->p; SYNC/LOAD surround everything that writes by itself.
  */
 #include "pickler.h"
 #include "class_plan.h"
@@ -13,7 +13,7 @@
 #include <stdlib.h>
 
 #define BATCH 1000
-/* Depth up to which fast mode does not look for cycles, and at which it gives up. */
+/* Depth up to which fast mode does not check for cycles, and at which it gives up. */
 #define FAST_NESTING 50
 #define FAST_NESTING_MAX 10000
 
@@ -26,7 +26,7 @@ int prp_before_foreign_code(prp_saver *s)
             s->restart = true;
             return -1;
         }
-        s->elide = false; /* nothing to do over */
+        s->elide = false; /* nothing was elided: no restart needed */
     }
     prp_memo_own_all(s);
     prp_epoch++;
@@ -120,7 +120,7 @@ static inline uint8_t *put_utf8(uint8_t *p, Py_UCS4 c)
         *p++ = (uint8_t)(0xc0 | c >> 6);
         *p++ = (uint8_t)(0x80 | (c & 0x3f));
     } else if (c < 0x10000) {
-        /* Lone surrogates too: three bytes, as "surrogatepass" has it. */
+        /* Lone surrogates too: three bytes, as with "surrogatepass". */
         *p++ = (uint8_t)(0xe0 | c >> 12);
         *p++ = (uint8_t)(0x80 | (c >> 6 & 0x3f));
         *p++ = (uint8_t)(0x80 | (c & 0x3f));
@@ -179,7 +179,8 @@ static int write_str_header(prp_saver *s, size_t n, uint8_t *header, size_t *hea
     return 0;
 }
 
-/* Protocol 1 and up. Never asks for the string's cached UTF-8 form: that would leave a copy of the data in the object. */
+/* Protocol 1 and up. Never request the string's cached UTF-8 form: that would leave a copy of the data in the
+ * object. */
 int prp_write_str(prp_saver *s, PyObject *str)
 {
 #if PY_VERSION_HEX < 0x030C0000
@@ -194,7 +195,7 @@ int prp_write_str(prp_saver *s, PyObject *str)
     if (ascii)
         return prp_out_large(s, header, header_len, PyUnicode_DATA(str), n, str);
     if (n < PRP_FRAME_SIZE || (s->write && !s->elide) || !s->framing) {
-        /* Encoded straight into the scratch buffer. */
+        /* Encode straight into the scratch buffer. */
         if (n < PRP_FRAME_SIZE || !s->framing) {
             if (prp_room(s, header_len + n) < 0)
                 return -1;
@@ -221,7 +222,7 @@ int prp_write_int(prp_saver *s, long value)
     return 0;
 }
 
-/* An int that prp_long_small does not take. */
+/* Write an int that prp_long_small does not accept. */
 static PRP_COLD int write_wide_int(prp_saver *s, PyObject *obj)
 {
     int overflow;
@@ -243,7 +244,7 @@ PRP_COLD void prp_note(prp_saver *s, const char *kind, PyObject *holder, PyObjec
     if (s->step_count == s->step_room) {
         size_t room = s->step_room ? s->step_room * 2 : 16;
         prp_step *steps = room <= 4096 ? realloc(s->steps, room * sizeof *steps) : NULL;
-        if (!steps) /* so deep that nobody reads it; the innermost steps are the ones that count */
+        if (!steps) /* too deep to read; the innermost steps are the ones that count */
             return;
         s->steps = steps;
         s->step_room = room;
@@ -261,7 +262,7 @@ PRP_COLD void prp_note_index(prp_saver *s, const char *kind, PyObject *holder, P
     PyErr_Restore(type, error, trace);
 }
 
-/* Notes what the frame was at when it failed. What it holds may have changed since: nothing is taken for granted. */
+/* Note what the frame was saving when it failed. Its content may have changed since: assume nothing. */
 static PRP_COLD void note_step(prp_saver *s, const prp_frame *f)
 {
     PyObject *key = NULL, *value = NULL, *dict;
@@ -389,7 +390,8 @@ static PRP_COLD int save_persistent(prp_saver *s, PyObject *obj)
         if (PRP_UNLIKELY(s->end - p < (n))) \
             TRY(prp_out_grow(s, n));        \
     } while (0)
-/* GET if obj has been written, else what follows; `noted` says that MEMOIZE (or PUT) is due once the object exists. */
+/* GET if obj has been written, else what follows; `noted` says that MEMOIZE (or PUT) must follow once the object
+ * exists. */
 #define RECALL(obj)                                                                                            \
     do {                                                                                                       \
         noted = false;                                                                                         \
@@ -417,11 +419,12 @@ static PRP_COLD int save_persistent(prp_saver *s, PyObject *obj)
         }                                                 \
     } while (0)
 
-/* A short ASCII string with nothing else to look at: the one case worth inlining everywhere. */
+/* A short ASCII string with nothing else to check: the one case worth inlining everywhere. */
 #define SHORT_ASCII(obj) (PyUnicode_IS_COMPACT_ASCII(obj) && PyUnicode_GET_LENGTH(obj) < 256)
 
-/* Writes `item` if it is an atom, or has been written before, and does `next` (a plain block, so that `next` may be continue); falls
- * through otherwise. A string that was in the memo is handed to `found` first, with its index. Needs s->proto >= 4. */
+/* Write `item` if it is an atom, or has been written before, and do `next` (a plain block, so that `next` may be
+ * continue); fall through otherwise. A string that was in the memo is passed to `found` first, with its index.
+ * Needs s->proto >= 4. */
 #define NOTHING(item, index) ((void)0)
 #define WRITE_ATOM(item, found, next)                             \
     {                                                             \
@@ -479,13 +482,13 @@ static PRP_COLD int save_persistent(prp_saver *s, PyObject *obj)
         p += n_;                                       \
     } while (0)
 
-/* Runs: lists and tuples often hold one type throughout. Each writes the items from `i` on as long as they are of its type and
- * the frame has room, and returns the index of the first one it did not write. */
+/* Runs: lists and tuples often hold one type throughout. Each function writes the items from `i` on while they are
+ * of its type and the frame has room, and returns the index of the first item it did not write. */
 
 #define GROUP 8
 
-/* GROUP ints of at most 32 bits, in whatever forms they have. Most groups are of one form: then all of them are written without
- * one waiting for the end of another. */
+/* Write GROUP ints of at most 32 bits, in any forms. Most groups have one form: then all of them are written
+ * independently, none waiting for the end of another. */
 static inline uint8_t *put_int_group(uint8_t *p, const uint32_t *bits)
 {
     uint32_t any = 0, short_ones = 0;
@@ -495,7 +498,7 @@ static inline uint8_t *put_int_group(uint8_t *p, const uint32_t *bits)
     }
     if (!short_ones) {
         for (int k = 0; k < GROUP; k++)
-            prp_put_u64(p + 5 * k, OP_BININT | (uint64_t)bits[k] << 8); /* five bytes count */
+            prp_put_u64(p + 5 * k, OP_BININT | (uint64_t)bits[k] << 8); /* five of the eight bytes count */
         return p + 5 * GROUP;
     }
     if (any <= 0xff) {
@@ -513,7 +516,7 @@ static inline Py_ssize_t run_of_ints(uint8_t **out, uint8_t *const limit, PyObje
 {
     uint8_t *p = *out;
     int64_t value;
-    /* As long as the end of no frame can lie within a group. After a group of tiny ints the next one is taken for one, too. */
+    /* Write groups while no frame can end within one. After tiny ints, assume that the next group is tiny too. */
     bool tiny = true;
     while (stop - i >= GROUP && limit - p >= 5 * GROUP) {
         uint32_t bits[GROUP];
@@ -528,7 +531,7 @@ static inline Py_ssize_t run_of_ints(uint8_t **out, uint8_t *const limit, PyObje
                     goto singly;
                 bits[k] = (uint32_t)value;
             }
-            /* Half of them say it well enough: x ^ x << 1 has the top bit where sign and next bit differ. */
+            /* Checking half of them is enough: x ^ x << 1 has the top bit where sign and next bit differ. */
             tiny = !(((bits[0] ^ bits[0] << 1) | (bits[2] ^ bits[2] << 1) | (bits[5] ^ bits[5] << 1) |
                       (bits[7] ^ bits[7] << 1)) >>
                      31);
@@ -557,7 +560,7 @@ static inline Py_ssize_t run_of_floats(uint8_t **out, uint8_t *const limit, PyOb
     return i;
 }
 
-/* Short ASCII strings that nobody else refers to. */
+/* Short ASCII strings that nothing else refers to. */
 static inline Py_ssize_t run_of_strs(uint8_t **out, uint8_t *const limit, PyObject *const *items, Py_ssize_t i,
                                      Py_ssize_t stop)
 {
@@ -597,7 +600,7 @@ static inline Py_ssize_t run(prp_saver *s, uint8_t **out, PyObject *const *items
 static int save(prp_saver *s, PyObject *obj, bool ask_id)
 {
     const size_t floor = s->depth;
-    /* The loops over containers write atoms themselves only if nobody has to be asked and no old format is wanted. */
+    /* The loops over containers write atoms themselves only if there is no persistent_id and no old format. */
     const bool plain = !s->persistent_id && s->proto >= 4 && !s->fast;
     uint8_t *p = s->p;
     prp_frame *f;
@@ -613,7 +616,7 @@ save:
                    Py_NewRef(obj)); /* a flush runs the file's write(), which may drop obj from its container */
         TRY(prp_out_boundary(s));
         if (s->elide)
-            Py_CLEAR(s->guard); /* nothing ran; and obj may not look shared */
+            Py_CLEAR(s->guard); /* nothing ran; and obj must not look shared */
     }
     if (PRP_UNLIKELY(s->persistent_id != NULL) && ask_id) {
         Py_XSETREF(s->guard, Py_NewRef(obj));
@@ -812,7 +815,7 @@ done:
         break;
     }
     {
-        /* The rarer frames are carried on elsewhere, on the same terms. */
+        /* Other functions continue the rarer frames, with the same return values. */
         SYNC();
         int what = prp_plan_resume(s);
         LOAD();
@@ -864,7 +867,7 @@ list: {
                 goto save;
             }
         }
-        f->i = i; /* for the path, should the next step fail */
+        f->i = i; /* for the path, in case the next step fails */
         ROOM(PRP_ROOM);
         *p++ = OP_APPENDS;
         if (i >= size)
@@ -907,7 +910,7 @@ tuple: {
         if (PRP_UNLIKELY(index == PRP_MEMO_ERROR))
             goto error;
         if (PRP_UNLIKELY(index >= 0)) {
-            /* It contains itself, and was finished in there: drop this copy. */
+            /* It contains itself, and was finished inside: drop this copy. */
             if (prp_restart_if_cyclic(s))
                 goto error;
             if (n <= 3 && s->proto >= 2) {
@@ -940,7 +943,7 @@ dict: {
         if (f->flags & FRAME_IN_KEY) {
             f->flags &= (uint8_t)~FRAME_IN_KEY;
             obj = f->held;
-            if (s->elide && Py_REFCNT(obj) > 1) { /* the dict still has it, and it may not look shared */
+            if (s->elide && Py_REFCNT(obj) > 1) { /* the dict still has it, and it must not look shared */
                 f->held = NULL;
                 Py_DECREF(obj);
             }
@@ -1000,7 +1003,7 @@ dict: {
             changed_size("dictionary");
             goto error;
         }
-        /* A full batch is followed by another one, if need be an empty one, as the standard pickler does. */
+        /* As in the standard pickler, another batch follows a full one, even if it is empty. */
         if (f->batch < BATCH)
             break;
         f->batch = 0;
@@ -1113,7 +1116,7 @@ set: {
             if (PRP_LIKELY(plain && p < s->limit))
                 WRITE_ATOM(item, NOTHING, continue);
             if (!s->elide)
-                f->held = Py_NewRef(item); /* foreign code may take it out of the set */
+                f->held = Py_NewRef(item); /* foreign code may remove it from the set */
             obj = item;
             goto save;
         }
