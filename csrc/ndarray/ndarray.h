@@ -105,7 +105,7 @@ typedef struct {
 
 int prp_strings_measure(PyObject *array, prp_strings *found);
 /* Copy text and lengths (little endian, `width` bytes each: 1, 2, 4 or 8) of all elements in C or Fortran order;
- * `missing` may be NULL if there are none. Fails if the array is not what was measured. */
+ * `missing` may be NULL if there are none. Fails if the array has changed since it was measured. */
 int prp_strings_copy(PyObject *array, bool fortran, const prp_strings *found, char *text, uint8_t *lengths, int width,
                      uint8_t *missing);
 /* Set all elements of a contiguous array, in their order in memory. Checks all its input. */

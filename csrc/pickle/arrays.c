@@ -1,8 +1,8 @@
 /* Exact ndarrays and numpy scalars in the standard form, without the detour through __reduce_ex__.
  *
- *     ndarray    numpy's _frombuffer(buffer, dtype, shape, order), the buffer as this pickler writes a PickleBuffer of the
- *                array: passed to the callback, or bytes in the stream. C and Fortran order, plain numbers; numpy reduces
- *                the rest.
+ *     ndarray    numpy's _frombuffer(buffer, dtype, shape, order), the buffer as this pickler writes a PickleBuffer of
+ *                the array: passed to the callback, or bytes in the stream. C and Fortran order, plain numbers; numpy
+ *                reduces the rest.
  *     scalar     numpy's scalar(dtype, bytes)
  *
  * We take the functions that numpy's own reduction names from a sample, so the stream is what this numpy would write.

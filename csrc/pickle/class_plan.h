@@ -46,7 +46,7 @@ struct prp_plan {
     unsigned version;
     uint8_t kind;
     bool trusted;  /* its __reduce_ex__ is C code that runs nothing else */
-    bool by_table; /* its own reduction makes nothing of use: use cloudpickle's */
+    bool by_table; /* its own reduction is useless: use cloudpickle's */
     bool odd;      /* a metaclass with a __hash__ or __eq__: even a table lookup runs foreign code */
     bool has_attrs;
     uint64_t epoch;

@@ -1,5 +1,5 @@
 /* Everything that is neither an atom nor a container of the walk: bytes and buffers, and the order in which the
- * pickler looks for an object's reducer (design, section 3).
+ * pickler looks for an object's reducer (docs/internals/pickler.md, "The walk").
  *
  * prp_save_other() returns SAVE_DONE; SAVE_RESUME if it has pushed frames and the walk continues with the topmost one;
  * or SAVE_NEXT if the walk saves the object in s->next first.
@@ -61,7 +61,7 @@ static int offer_buffer(prp_saver *s, PyObject *buffer)
     if (!s->buffer_callback)
         return 1;
     if (s->append_to) {
-        /* The callback is a list's own append: it runs nothing and returns None. */
+        /* The callback is a list's own append: it runs no other code and returns None. */
         return PRP_FOREIGN(PyList_Append(s->append_to, buffer)) < 0 ? -1 : 0;
     }
     if (prp_before_foreign_code(s) < 0)

@@ -20,7 +20,7 @@
 #define FRAME_HEADER 9
 #define FRAME_MIN 4
 #define HOLDER_MIN (64u << 10)
-#define HOLDER_GUESS (4u << 20) /* the most that the last result's size adds at first */
+#define HOLDER_GUESS (4u << 20) /* limit of a first size guessed from the last result */
 /* A stream to a file is collected up to this size before the first flush ends elision (see
  * prp_before_foreign_code). */
 #define HOLD_BYTES (16u << 20)

@@ -177,8 +177,8 @@ void prp_saver_protocol(prp_saver *s, int proto)
 
 /* ---- the path to what failed ---- */
 
-/* The pending exception says more than a repr or a note that failed, also for lack of stack: drop theirs. But an
- * interrupt, or a lack of memory, is more than a detail of the report. */
+/* Drop the exception of a repr or note that failed, also for lack of stack: the pending exception says more. Keep
+ * an interrupt, or a lack of memory. */
 static int forgive_while_reporting(void)
 {
     if (PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_MemoryError))

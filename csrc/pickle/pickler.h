@@ -132,13 +132,13 @@ struct prp_saver {
     bool letter;
     bool fast; /* Pickler.fast: nothing is memoized */
     bool fix_imports;
-    bool put; /* put mode: section 3's table */
+    bool put; /* put mode, see put.c */
     bool put_small_root;
     bool restart; /* set together with -1: not an error, start over without elision */
 
     /* hooks; borrowed from the caller during the dump, NULL if absent */
     PyObject *persistent_id, *reducer_override, *dispatch_table, *buffer_callback;
-    PyObject *append_to; /* the exact list whose append() the buffer_callback is; not foreign */
+    PyObject *append_to; /* the exact list if buffer_callback is its append(); not foreign */
     Py_ssize_t append_from;
     PyObject *by_value;      /* owned: this dump's cloudpickle.CloudPickler, once one was needed */
     PyObject *by_value_maps; /* owned: the list of dicts in its dispatch_table; NULL if that is built otherwise */

@@ -41,7 +41,7 @@ typedef struct {
     const void *data; /* contiguous bytes, or NULL: call prp_put_gather */
     size_t len;
     PyObject *owner;    /* owned: the exporter */
-    Py_buffer *view;    /* acquired, or NULL for arrays, which are held by `owner` alone */
+    Py_buffer *view;    /* acquired, or NULL for arrays, which `owner` alone keeps alive */
     void *source;       /* prp_array_source of a strided array, or NULL */
     int64_t memo_index; /* of the buffer in the stream, -1 if it has none */
     bool readonly;
