@@ -1,15 +1,15 @@
-/* Arrays: the calls by which numpy's arrays are written, done without Python code.
+/* Arrays: executes the calls that pickles make for numpy arrays without running Python code.
  *
- *     numpy.ndarray(shape, dtype, buffer, offset, strides)         what this package writes
- *     numpy._core.numeric._frombuffer(buffer, dtype, shape, order)    what numpy writes with protocol 5
+ *     numpy.ndarray(shape, dtype, buffer, offset, strides)         written by this package
+ *     numpy._core.numeric._frombuffer(buffer, dtype, shape, order)    written by numpy with protocol 5
  *
- * The array lies over the buffer: over foreign memory with the owner as its base, over anything else with what keeps that alive.
- * In store mode arrays are read-only and stay so. Nothing here imports numpy: a callable of numpy on the stack means that it is
- * imported already. Whatever does not fit is left to the call itself.
+ * The array uses the buffer's memory. Its base is the owner of foreign memory, or whatever object keeps other memory
+ * alive. In store mode arrays are read-only and stay so. Nothing here imports numpy: a numpy callable on the stack
+ * means that it is imported already. Calls with other arguments are executed normally.
  */
 #include "unpickler.h"
 
-static PyObject *from_buffer; /* numpy's _frombuffer; owned, for good */
+static PyObject *from_buffer; /* numpy's _frombuffer; owned, never released */
 PyObject *prp_load_array_callables[2];
 
 bool prp_load_array_known(PyObject *callable)
@@ -46,7 +46,7 @@ int prp_load_array_memory(prp_loader *L, PyObject *buffer, prp_array_memory *mem
         return 1;
     }
     if (PyBytes_CheckExact(buffer) && L->array_flags & PRP_ARRAY_WRITABLE) {
-        /* Mode "c": what travelled inside the stream is as private and writable as the rest. */
+        /* Mode "c": arrays with in-band data are private and writable like the others. */
         memory->base = PyByteArray_FromObject(buffer);
         if (!memory->base)
             return -1;
@@ -66,7 +66,7 @@ int prp_load_array_memory(prp_loader *L, PyObject *buffer, prp_array_memory *mem
         view = PyPickleBuffer_GetBuffer(buffer);
         if (!view)
             return -1;
-        /* An exporter that does not count its exports (ndarray, bytes) is kept by a reference alone. */
+        /* A reference is enough to keep the memory of an exporter that does not count exports (ndarray, bytes). */
         if (view->obj && all_bytes(view) && Py_TYPE(view->obj)->tp_as_buffer &&
             !Py_TYPE(view->obj)->tp_as_buffer->bf_releasebuffer) {
             memory->data = view->buf;
@@ -78,7 +78,7 @@ int prp_load_array_memory(prp_loader *L, PyObject *buffer, prp_array_memory *mem
     }
     if (!PyObject_CheckBuffer(buffer))
         return 0;
-    /* Exporting a buffer may run code. */
+    /* Exporting a buffer may run foreign code. */
     bool paused = L->collector_paused;
     PyObject *base = prp_load_foreign(L) < 0 ? NULL : PRP_FOREIGN(PyMemoryView_FromObject(buffer));
     if (base && L->owner && !(L->array_flags & PRP_ARRAY_WRITABLE) && !PyMemoryView_GET_BUFFER(base)->readonly)
@@ -139,8 +139,8 @@ PyObject *prp_load_array_new(prp_loader *L, PyObject *callable, PyObject *const 
     return build(L, argv[0], argv[1], argv[2], offset, n > 4 ? argv[4] : NULL, false, 0);
 }
 
-/* The opcodes by which numpy gives the dtype of a number its byte order, with or without memo opcodes: (3, order, None, None,
- * None, -1, -1, 0) and BUILD. Length, 0 if that is not what follows. */
+/* Match the opcodes with which numpy sets the byte order of a numeric dtype, with or without memo opcodes: (3, order,
+ * None, None, None, -1, -1, 0) and BUILD. Returns their length, 0 if something else follows. */
 static Py_ssize_t match_order(const uint8_t *p, const uint8_t *end, char *order, bool memo[3])
 {
     static const uint8_t head[] = {0x28, 0x4b, 3, 0x8c, 1};
@@ -148,7 +148,7 @@ static Py_ssize_t match_order(const uint8_t *p, const uint8_t *end, char *order,
                                    0x4a, 0xff, 0xff, 0xff, 0xff, 0x4b, 0,    0x74};
     const uint8_t *start = p;
     if (end - p < (Py_ssize_t)(sizeof(head) + 1 + sizeof(tail) + 1 + 3))
-        return 0; /* a complete pickle goes on for more than three bytes */
+        return 0; /* a complete pickle has more than three further bytes */
     p += memo[0] = *p == 0x94;
     if (memcmp(p, head, sizeof(head)) != 0)
         return 0;
@@ -205,7 +205,7 @@ int prp_load_array_seal(prp_loader *L, PyObject *array)
 {
     if (L->array_flags & PRP_ARRAY_WRITABLE)
         return 0;
-    /* Only an extension of numpy gives its instances a buffer and these names. */
+    /* Only an extension of numpy gives its instances a buffer and this type name. */
     for (PyTypeObject *type = Py_TYPE(array); type; type = type->tp_base)
         if (strcmp(type->tp_name, "numpy.ndarray") == 0) {
             const prp_ndarray_api *numpy = PRP_FOREIGN(prp_ndarray());

@@ -1,4 +1,4 @@
-/* ASCII text of a few bytes, read once and judged in registers: most strings, and the one case worth inlining. */
+/* Short ASCII text, read once and checked in registers: most strings, and the one case worth inlining. */
 #ifndef PRP_LOAD_SHORT_H
 #define PRP_LOAD_SHORT_H
 
@@ -7,7 +7,7 @@
 
 #define PRP_NOT_ASCII 0x8080808080808080ull
 
-/* 2 to 16 bytes in two registers, both ends of the string, which overlap or meet. */
+/* 2 to 16 bytes in two registers: both ends of the string, which overlap or meet. */
 typedef struct {
     uint64_t head, tail;
 } prp_short_text;
@@ -28,7 +28,7 @@ static inline prp_short_text prp_read_short(const uint8_t *data, size_t n)
         memcpy(&head, data, 2);
         text = (prp_short_text){head, data[n - 1]};
     }
-    __asm__ volatile("" : "+r"(text.head), "+r"(text.tail)); /* not to be read at the source again */
+    __asm__ volatile("" : "+r"(text.head), "+r"(text.tail)); /* forbids a second read of the source */
     return text;
 }
 
@@ -59,7 +59,7 @@ static inline PyObject *prp_short_str(prp_short_text ascii, size_t n)
     return text;
 }
 
-/* As prp_load_utf8. */
+/* The same as prp_load_utf8. */
 static inline PyObject *prp_load_text(const uint8_t *data, size_t n)
 {
     if (PRP_LIKELY(n > 1 && n <= sizeof(prp_short_text))) {
@@ -67,7 +67,7 @@ static inline PyObject *prp_load_text(const uint8_t *data, size_t n)
         if (PRP_LIKELY(prp_short_is_ascii(own)))
             return prp_short_str(own, n);
     }
-    return prp_load_utf8(data, n); /* reads it anew, and judges that */
+    return prp_load_utf8(data, n); /* reads and checks it again */
 }
 
 #endif

@@ -1,7 +1,8 @@
 /* Out-of-band buffers: from the caller's iterator, or, for the store, from a table of foreign memory.
  *
- * A buffer of foreign memory is a light object that holds the owner (the pin of the stored object) and exports the bytes,
- * read-only unless the memory is private. Arrays do not keep it: they are built over the bytes with the owner as their base.
+ * A buffer of foreign memory is a light object that holds the owner (the pin of the stored object) and exports the
+ * bytes, read-only unless the memory is private. Arrays do not keep it: they use the bytes and have the owner as
+ * their base.
  */
 #include "unpickler.h"
 
@@ -104,7 +105,7 @@ static PyObject *new_buffer(PyObject *owner, const prp_buffer *source, bool writ
     return (PyObject *)buffer;
 }
 
-/* The next of the caller's buffers: new reference, or NULL with an exception. */
+/* Take the next of the caller's buffers: new reference, or NULL with an exception. */
 static PyObject *given_buffer(prp_loader *L)
 {
     PyObject *all = L->buffers;
@@ -116,7 +117,7 @@ static PyObject *given_buffer(prp_loader *L)
         }
         L->buffer_next = -1;
     } else {
-        /* Iterators of lists and tuples run no code of others. */
+        /* Iterators of lists and tuples run no foreign code. */
         bool inert = Py_IS_TYPE(all, &PyListIter_Type) || Py_IS_TYPE(all, &PyTupleIter_Type);
         PyObject *buffer = inert || prp_load_foreign(L) == 0 ? PRP_FOREIGN(PyIter_Next(all)) : NULL;
         if (!inert)
@@ -157,10 +158,10 @@ int prp_load_readonly_buffer(prp_loader *L)
     if (L->sp <= L->fence)
         return prp_load_underflow(L);
     PyObject *buffer = L->sp[-1];
-    /* Foreign memory is read-only as far as it is shared; a private copy of it is meant to be written. */
+    /* Shared foreign memory is read-only already; a private copy is writable on purpose. */
     if (Py_IS_TYPE(buffer, &stored_buffer_type))
         return 0;
-    /* Exporting a buffer may run code. */
+    /* Exporting a buffer may run foreign code. */
     PyObject *view = prp_load_foreign(L) < 0 ? NULL : PRP_FOREIGN(PyMemoryView_FromObject(buffer));
     if (!view)
         return -1;

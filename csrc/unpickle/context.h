@@ -1,11 +1,11 @@
-/* What the unpickler keeps from one load to the next.
+/* The context: caches of the unpickler that outlive a load.
  *
- * A context belongs to one call at a time: prp_loader_acquire() takes an idle one or makes one, prp_loader_release() puts it back. So
- * its tables change only by the load that owns it. Python code that runs in the middle of the load cannot change them: if it loads
- * something, it uses another context.
+ * A context belongs to one call at a time: prp_loader_acquire() takes an idle one or creates one,
+ * prp_loader_release() puts it back. So only the load that owns it changes its tables. Python code that runs in the
+ * middle of the load cannot: if it loads something, it uses another context.
  *
- * What the tables say about the rest of the process (versions of classes and dicts, borrowed pointers) can be out of date after any
- * such code, and is checked each time it is used.
+ * Facts in the tables about the rest of the process (versions of classes and dicts, borrowed pointers) can be stale
+ * after such code ran, and are checked at each use.
  */
 #ifndef PRP_CONTEXT_H
 #define PRP_CONTEXT_H
@@ -19,7 +19,7 @@
 #define PRP_PLAN_SETS 256
 #define PRP_PATTERNS 256
 
-/* strings.c: a str met as a key. */
+/* strings.c: a str that was used as a key. */
 typedef struct {
     uint32_t hash;
     uint32_t len;
@@ -29,12 +29,12 @@ typedef struct {
 /* globals.c: the two strings of a global name, by their bytes. */
 typedef struct {
     uint32_t hash;
-    bool settled;            /* found once, and interned since: names that lead nowhere are not made immortal */
+    bool settled;            /* was found, and is interned; names that were never found are not */
     PyObject *module, *name; /* owned */
-    /* What quick() found in these versions of sys.modules and the module's dict, which keeps it alive. */
+    /* The result of quick() for these versions of sys.modules and the module's dict, which keeps it alive. */
     PyObject *found, *dict; /* borrowed */
     uint64_t modules_version, dict_version;
-    uint32_t allowed[PRP_KEPT_SETS]; /* number of the kept set that allowed the name, one per place of a set */
+    uint32_t allowed[PRP_KEPT_SETS]; /* per kept set: number of the set that allowed the name */
 } prp_name_slot;
 
 /* globals.c: "module:name". */
@@ -42,8 +42,8 @@ typedef struct {
     PyObject *module, *name, *full; /* owned */
 } prp_full_slot;
 
-/* globals.c: the frozensets last used for `allow`. Each gets a number from 1 up when it comes, and numbers are not used twice. What a
- * name has been allowed by is 0 until it has been; PRP_NO_SET, the number of any other `allow`, equals neither. */
+/* globals.c: the frozensets last used for `allow`. Each new one gets a number from 1 up, and no number is reused. A
+ * name's `allowed` is 0 until a set allowed it; PRP_NO_SET, the number of any other `allow`, differs from both. */
 typedef struct {
     PyObject *set; /* owned, NULL: none yet */
     uint32_t number;
@@ -51,20 +51,20 @@ typedef struct {
 
 /* dicts.c: a sequence of keys. */
 typedef struct {
-    PyObject *dict;           /* owned, NULL until the sequence was met twice */
+    PyObject *dict;           /* owned, NULL until the sequence occurred twice */
     const void *first, *last; /* addresses of keys, only ever compared */
     Py_ssize_t n;
-    unsigned strikes; /* how often it was kept and then did not fit: not worth keeping again for a while */
+    unsigned strikes; /* how often it was kept and then did not fit; many suspend keeping for a while */
 } prp_dict_pattern;
 
 struct prp_context {
-    prp_loader machine; /* of the module functions; an Unpickler has its own */
+    prp_loader machine; /* for the module functions; an Unpickler has its own */
 
     prp_kept_set sets[PRP_KEPT_SETS];
-    uint32_t last_set; /* the place of the one last used */
+    uint32_t last_set; /* index of the one last used */
     uint32_t next_set, set_numbers;
-    prp_class_plan unknown; /* the plan that knows nothing */
-    prp_name_slot no_name;  /* of names that have no slot */
+    prp_class_plan unknown; /* the empty plan */
+    prp_name_slot no_name;  /* for names that have no slot */
 
     prp_key_slot keys[PRP_KEY_SLOTS];
     prp_name_slot names[PRP_NAME_SLOTS];

@@ -1,18 +1,20 @@
-/* The unpickler: what its files share, and what the extension module uses.
+/* The unpickler: declarations shared by its files, and the interface of the extension module.
  *
- * One `prp_loader` is one unpickling machine: input, stack, marks, memo, options. It is made by prp_loader_new(), given its
- * input by prp_loader_memory() or prp_loader_file(), and run by prp_load().
+ * A `prp_loader` is an unpickling machine: input, stack, marks, memo, options. prp_loader_new() creates it,
+ * prp_loader_memory() or prp_loader_file() sets its input, and prp_load() runs it.
  *
- * What is kept from one load to the next (names, classes, strings, patterns of dicts) lies in a context (context.h). A call owns
- * one context from its start to its end. A nested call and another thread's call each use another one. So nothing but this load
- * changes its caches, whatever Python code runs meanwhile.
+ * Caches that outlive a load (names, classes, strings, patterns of dicts) belong to a context (context.h). A call
+ * owns one context from its start to its end; nested calls and calls of other threads each use another one. So only
+ * this load changes its caches, whatever Python code runs meanwhile.
  *
- * Ownership: the stack and the memo own what they hold. A stack slot may be NULL for a container that is still "pending"
- * (pending.c), and a memo entry may be a tagged number for the same reason; nothing outside memo.c and
+ * Ownership: the stack and the memo own their objects. A stack slot may be NULL for a container that is still
+ * "pending" (pending.c), and a memo entry may be a tagged number for the same reason; nothing outside memo.c and
  * pending.c sees either.
  *
- * Everything in a stream is untrusted. A failure is a Python exception and a return value of -1 or NULL; the machine can be
- * run again or freed after it.
+ * "Foreign code" is all code that is not ours: Python code, destructors, hooks.
+ *
+ * Everything in a stream is untrusted. A failure sets a Python exception and returns -1 or NULL; the machine can then
+ * be run again or freed.
  */
 #ifndef PRP_LOAD_H
 #define PRP_LOAD_H
@@ -23,13 +25,13 @@
 
 #define PRP_NO_SET UINT32_MAX
 
-/* ---- marks, and containers whose creation waits for their number of elements ------------------------------------------ */
+/* ---- marks, and containers that are created when their size is known --------------------------------------------- */
 
 typedef enum {
-    PRP_MARK_PLAIN, /* a MARK, no more */
-    PRP_MARK_LIST,  /* the slot below is a list that is made at APPENDS */
-    PRP_MARK_DICT,  /* the slot below is a dict that is made at SETITEMS */
-    PRP_MARK_STATE, /* the same, and below it lies the instance that it is most likely the state of */
+    PRP_MARK_PLAIN, /* only a MARK */
+    PRP_MARK_LIST,  /* the slot below is a list that APPENDS creates */
+    PRP_MARK_DICT,  /* the slot below is a dict that SETITEMS creates */
+    PRP_MARK_STATE, /* the same; it is probably the state of the instance below it */
     PRP_MARK_SLOTS, /* the same, but the state is (None, dict); below the dict lie None and the instance */
 } prp_mark_kind;
 
@@ -41,13 +43,13 @@ typedef struct {
     prp_mark_kind kind;
     Py_ssize_t memo; /* the pending container's memo index, -1 if it has none */
     const prp_class_plan
-        *plan; /* STATE, SLOTS: a place in the table of plans, which may hold another class by now: prp_plan_knows() */
+        *plan; /* STATE, SLOTS: entry of the table of plans; check with prp_plan_knows() that it still has this class */
 } prp_mark;
 
-/* ---- the memo --------------------------------------------------------------------------------------------------------- */
+/* ---- the memo ---------------------------------------------------------------------------------------------------- */
 
-/* An entry is an owned object, or a tagged number: of the mark of a pending container, or of a record of a state dict that
- * was written into its instance without ever existing. */
+/* An entry is an owned object or a tagged number: of the mark of a pending container, or of the record of a state dict
+ * that was never created because its values went directly into the instance. */
 enum { PRP_MEMO_TAG_PENDING = 1, PRP_MEMO_TAG_UNMADE = 2, PRP_MEMO_TAGS = 3 };
 
 typedef struct {
@@ -55,40 +57,39 @@ typedef struct {
     Py_ssize_t capacity;
     Py_ssize_t top;   /* no entry at or above it is set */
     Py_ssize_t used;  /* distinct indices set, here and in `sparse`: the index of the next MEMOIZE */
-    PyObject *sparse; /* dict for indices that no honest pickler would have reached yet; NULL until needed */
+    PyObject *sparse; /* dict for indices that no real pickler can have reached yet; NULL until needed */
 } prp_load_memo;
 
 typedef struct {
-    PyObject *obj;   /* owned: the instance whose attributes the dict had */
+    PyObject *obj;   /* owned: the instance that got the dict's values */
     PyObject *names; /* owned: tuple of its slots' names, in order; NULL: all its attributes */
     Py_ssize_t memo; /* the entry that is tagged with this record, or -1 */
     Py_ssize_t pair; /* SLOTS: the entry of the tuple (None, dict), -1 if it has none */
 } prp_unmade;
 
-/* Out-of-band buffers that lie in foreign memory (the store), as an array. */
+/* One of an array of out-of-band buffers in foreign memory (the store). */
 typedef struct {
     const uint8_t *ptr;
     size_t len;
 } prp_buffer;
 
-/* ---- the machine ------------------------------------------------------------------------------------------------------- */
+/* ---- the machine ------------------------------------------------------------------------------------------------- */
 
 typedef struct prp_loader {
     prp_context *context; /* owned while a load runs */
 
-    /* input: [p, end) is what has been read and not consumed */
+    /* input: [p, end) has been read but not consumed */
     const uint8_t *p, *end;
-    const uint8_t *chunk; /* start of the present chunk */
-    const uint8_t
-        *beyond; /* NULL, or `end` is that of a frame, which no opcode may cross, and this is that of the chunk */
-    bool peeked; /* the chunk was peeked: what is consumed of it must still be read from the file */
-    PyObject *chunk_owner; /* keeps the chunk; NULL when the caller does */
+    const uint8_t *chunk;  /* start of the current chunk */
+    const uint8_t *beyond; /* end of the chunk while `end` is that of a frame, which no opcode may cross; else NULL */
+    bool peeked;           /* the chunk was peeked: the consumed bytes must still be read from the file */
+    PyObject *chunk_owner; /* keeps the chunk alive; NULL if the caller does */
     Py_buffer chunk_view;  /* held if chunk_owner is a buffer other than bytes; .obj is NULL otherwise */
     PyObject *read, *readline, *readinto, *peek; /* NULL for memory input */
 
     /* stack */
     PyObject **stack, **sp, **limit;
-    PyObject **fence; /* at or below it nothing may be popped */
+    PyObject **fence; /* opcodes may pop only what lies above it */
     prp_mark *marks;
     Py_ssize_t mark_count, mark_capacity;
 
@@ -100,15 +101,15 @@ typedef struct prp_loader {
     int proto;
     bool fix_imports;
     bool raw_strings;       /* encoding="bytes" */
-    bool custom_find_class; /* `self` is of a subclass: look up find_class for each global */
+    bool custom_find_class; /* `self` is an instance of a subclass: look up find_class for each global */
     bool running;
     const char *encoding, *errors; /* NULL: "ASCII", "strict"; else owned by the strings below */
     PyObject *encoding_text, *errors_text;
     PyObject *buffers;      /* exact list or tuple, or an iterator; NULL if none were given */
-    Py_ssize_t buffer_next; /* list or tuple: the next one; -1 once it has been at its end, as its iterator would be */
+    Py_ssize_t buffer_next; /* list or tuple: the next index; -1 once exhausted, as an iterator stays exhausted */
     PyObject *allow;        /* NULL, a frozenset of "module:qualname", or a callable */
-    uint32_t allow_number, allow_place; /* of `allow` among the sets whose verdicts are kept; or PRP_NO_SET */
-    PyObject *shared; /* safe mode: dict from address to object, of what this load did not make; NULL until needed */
+    uint32_t allow_number, allow_place; /* of `allow` among the kept sets; or PRP_NO_SET */
+    PyObject *shared; /* safe mode: objects that this load did not create, by address; NULL until needed */
     PyObject *self;   /* borrowed: the Unpickler, or NULL in the module functions */
 
     /* the store */
@@ -121,12 +122,13 @@ typedef struct prp_loader {
     bool may_pause, collector_paused;
 } prp_loader;
 
-/* ---- loop.c, machine.c: interface of the extension module --------------------------------------------------------- */
+/* ---- loop.c, machine.c: interface of the extension module -------------------------------------------------------- */
 
 int prp_load_init(PyObject *unpickling_error, PyObject *unpickler_type);
 prp_loader *prp_loader_new(void);
 void prp_loader_free(prp_loader *L);
-/* The machine of an idle context, with default options and its context; prp_loader_release() puts both back. NULL with an exception. */
+/* Return the machine of an idle context, with default options; prp_loader_release() puts both back. NULL with an
+ * exception. */
 prp_loader *prp_loader_acquire(void);
 void prp_loader_release(prp_loader *L);
 int prp_loader_set_strings(prp_loader *L, PyObject *encoding, PyObject *errors);
@@ -134,15 +136,15 @@ int prp_loader_set_buffers(prp_loader *L, PyObject *buffers);
 int prp_loader_set_allow(prp_loader *L, PyObject *allow);
 void prp_loader_memory(prp_loader *L, const uint8_t *data, size_t len);
 int prp_loader_file(prp_loader *L, PyObject *file);
-/* Runs the machine up to STOP: new reference, or NULL with an exception. */
+/* Run the machine up to STOP: new reference, or NULL with an exception. */
 PyObject *prp_load(prp_loader *L);
-PyObject *prp_loads_function(PyObject *module_name); /* loads.c: loads(), once */
-/* loads.c: prp_loader_memory() of any buffer, and prp_load(). */
+PyObject *prp_loads_function(PyObject *module_name); /* loads.c: create loads(); call it once */
+/* loads.c: load from any buffer object. */
 PyObject *prp_load_data(prp_loader *L, PyObject *data);
 int prp_loader_traverse(prp_loader *L, visitproc visit, void *arg);
 void prp_loader_clear(prp_loader *L);
 
-/* Drops what may be the last reference to an object that no stack or memo of the machine has. */
+/* Drop a reference, perhaps the last, to an object that is not on the machine's stack or in its memo. */
 static inline void prp_load_clear(PyObject **slot)
 {
     PyObject *old = *slot;
@@ -150,30 +152,30 @@ static inline void prp_load_clear(PyObject **slot)
     PRP_FOREIGN_VOID(Py_XDECREF(old));
 }
 
-/* ---- errors ------------------------------------------------------------------------------------------------------------ */
+/* ---- errors ------------------------------------------------------------------------------------------------------ */
 
 extern PyObject *prp_unpickling_error;
 PyObject *prp_load_malformed(const char *format, ...); /* always NULL */
 int prp_load_underflow(prp_loader *L);                 /* always -1 */
 int prp_load_truncated(void);                          /* always -1 */
 
-/* ---- input.c ------------------------------------------------------------------------------------------------------- */
+/* ---- input.c ----------------------------------------------------------------------------------------------------- */
 
-/* Makes [p, p + need) available, or -1. */
+/* Make [p, p + need) available, or return -1. */
 int prp_load_refill(prp_loader *L, size_t need);
-/* A frame of `length` bytes begins at p: makes sure of them, and where frames are strict, of its end. */
+/* A frame of `length` bytes begins at p: make it available and, if frames are strict, set `end` to its end. */
 int prp_load_frame(prp_loader *L, uint64_t length);
 extern bool prp_load_strict_frames; /* no opcode may cross the end of its frame, as in recent releases of CPython */
-extern int prp_load_int_base;       /* of INT and LONG: 10, or 0 for what int(text, 0) reads */
-/* A line with its newline, consumed: its length, or -1. The pointer is valid until the next read. */
+extern int prp_load_int_base;       /* of INT and LONG: 10, or 0 to read them as int(text, 0) does */
+/* Consume a line with its newline: its length, or -1. The pointer is valid until the next read. */
 Py_ssize_t prp_load_line(prp_loader *L, const char **line);
-/* bytes or bytearray of `n` bytes, from what is left of the chunk and then from the file. */
+/* bytes or bytearray of `n` bytes, from the rest of the chunk and then from the file. */
 PyObject *prp_load_bytes(prp_loader *L, size_t n, bool mutable_);
-/* At the end of a load: the file is left behind the last byte consumed. */
+/* At the end of a load, advance the file to just after the last byte consumed. */
 int prp_load_settle(prp_loader *L);
 void prp_load_drop_chunk(prp_loader *L);
 
-/* ---- stack.c -------------------------------------------------------------------------------------------------------- */
+/* ---- stack.c ----------------------------------------------------------------------------------------------------- */
 
 int prp_load_grow_stack(prp_loader *L);
 int prp_load_grow_marks(prp_loader *L);
@@ -185,27 +187,26 @@ static inline int prp_load_push_mark(prp_loader *L, prp_mark_kind kind, Py_ssize
     L->fence = L->sp;
     return 0;
 }
-/* Removes the last mark, after making a container that waits for it: stack height at the mark, or -1. */
+/* Remove the last mark, creating its container first if pending: stack height at the mark, or -1. */
 Py_ssize_t prp_load_pop_mark(prp_loader *L);
-/* Drops what lies above `height`: 0, or -1 with an exception. */
+/* Drop everything above `height`: 0, or -1 with an exception. */
 int prp_load_clear_stack(prp_loader *L, Py_ssize_t height);
-/* The same at the end of a load, whatever happened: keeps the exception that is set. */
+/* Empty the stack at the end of a load; keeps the exception that is set. */
 void prp_load_discard_stack(prp_loader *L);
 
-/* ---- memo.c ---------------------------------------------------------------------------------------------------------- */
+/* ---- memo.c ------------------------------------------------------------------------------------------------------ */
 
-/* A length or an index that is checked and then used is read once: the stream may lie in shared memory, where it can change after the
- * check. */
+/* Read once any length or index that is checked and then used: a stream in shared memory can change after the check. */
 static inline uint8_t prp_load_byte(const uint8_t *p)
 {
     return *(const volatile uint8_t *)p;
 }
 
 int prp_load_memo_put(prp_loader *L, size_t index, PyObject *value); /* borrows `value` */
-/* Makes room for an entry that was never set, without running any code: the caller sets it and counts it in `used`. False: it has
- * been set, belongs to the dict, or memory is out; no exception is set. */
+/* Make room for an entry that was never set, without running foreign code: the caller sets it and counts it in `used`.
+ * False without an exception: it is set already, belongs to the dict, or memory ran out. */
 bool prp_load_memo_reserve(prp_load_memo *memo, size_t index);
-/* MEMOIZE: under the next index. */
+/* MEMOIZE: store under the next index. */
 static inline int prp_load_memoize(prp_loader *L, PyObject *value)
 {
     prp_load_memo *memo = &L->memo;
@@ -226,26 +227,26 @@ static inline bool prp_load_tagged(PyObject *entry)
     return ((uintptr_t)entry & PRP_MEMO_TAGS) != 0;
 }
 
-/* ---- pending.c --------------------------------------------------------------------------------------------------------- */
+/* ---- pending.c --------------------------------------------------------------------------------------------------- */
 
-/* Makes the container of a mark. 0: the mark is plain now, or the machine has gone on meanwhile; -1. */
+/* Create the container of a mark. 0: the mark is plain now, or the load continued meanwhile; -1. */
 int prp_load_make_pending(prp_loader *L, Py_ssize_t mark);
 int prp_load_make_unmade(prp_loader *L, Py_ssize_t record); /* as above */
 int prp_load_all_unmade(prp_loader *L);
-/* Room for one more record: 0 or -1. Runs no code. */
+/* Make room for one more record: 0 or -1. Runs no foreign code. */
 int prp_load_reserve_unmade(prp_loader *L);
-/* Enters a record, for which there is room, and its tags in the memo, whose entries are reserved. */
+/* Add a record, and its tags to the memo; the caller reserved the room for both. */
 void prp_load_note_unmade(prp_loader *L, PyObject *obj, PyObject *names, Py_ssize_t memo, Py_ssize_t pair);
 void prp_load_drop_unmade(prp_loader *L);
 
-/* ---- pause.c ------------------------------------------------------------------------------------------------------------ */
+/* ---- pause.c ----------------------------------------------------------------------------------------------------- */
 
-/* While only our own code runs, the collector rests: see there. */
+/* The garbage collector is off while only our own code runs: see pause.c. */
 void prp_load_pause_collector(prp_loader *L);
 void prp_load_resume_collector(prp_loader *L);
 
-/* To be called before any code that is not ours may run: it may look at objects of this stream and change them, and must find
- * the collector as the process set it. */
+/* Call this before foreign code may run: that code may read and change objects of this stream, and must find the
+ * collector as the process set it. */
 static inline int prp_load_foreign(prp_loader *L)
 {
     int failed = PRP_UNLIKELY(L->unmade_count > 0) ? prp_load_all_unmade(L) : 0;
@@ -254,15 +255,15 @@ static inline int prp_load_foreign(prp_loader *L)
     return failed;
 }
 
-/* After it. */
+/* Call this after foreign code has run. */
 static inline void prp_load_own(prp_loader *L)
 {
     if (PRP_UNLIKELY(L->may_pause && !L->collector_paused))
         prp_load_pause_collector(L);
 }
 
-/* Drops the machine's reference to an object. If it is the last one, its destructor is code that is not ours. 0, or -1 with an
- * exception; the reference is gone either way. */
+/* Drop the machine's reference to an object. If it is the last one, the destructor is foreign code. 0, or -1 with an
+ * exception; the reference is dropped either way. */
 int prp_load_drop_last(prp_loader *L, PyObject *value);
 static inline int prp_load_drop(prp_loader *L, PyObject *value)
 {
@@ -272,7 +273,7 @@ static inline int prp_load_drop(prp_loader *L, PyObject *value)
     return 0;
 }
 
-/* ---- class_plan.c, state.c, calls.c ------------------------------------------------------------------------------- */
+/* ---- class_plan.c, state.c, calls.c ------------------------------------------------------------------------------ */
 
 typedef enum { PRP_MAKE_CALL, PRP_MAKE_PLAIN, PRP_MAKE_TUPLE } prp_make;
 typedef enum { PRP_LEARNED_NOTHING, PRP_LEARNED_DICT, PRP_LEARNED_SLOTS } prp_learned;
@@ -283,82 +284,82 @@ typedef enum {
     PRP_CALL_DATE,
     PRP_CALL_TIME,
     PRP_CALL_TIMEDELTA,
-    PRP_CALL_NEW_ONLY, /* tp_new alone gives the object: tp_init is object's */
+    PRP_CALL_NEW_ONLY, /* calling it only calls tp_new: tp_init is object's */
     PRP_CALL_NDARRAY,
     PRP_CALL_DTYPE,
 } prp_call;
 
-/* What is known about a class in its present state; dropped when its version tag changes. */
+/* Facts about a class that hold for one version tag of it. */
 struct prp_class_plan {
-    PyTypeObject *type; /* borrowed; the same class if and only if `version` is that of the type at this address */
+    PyTypeObject *type; /* borrowed; valid only if the type at this address has `version` */
     unsigned version;   /* 0: nothing is known */
     prp_make make;
     prp_call call;
-    bool dict_state;       /* BUILD with a dict only fills the instance's own dict */
-    bool slot_state;       /* setting a slot runs no code but the slot's descriptor */
-    prp_learned learned;   /* which kind of state `names` and `where` are for */
+    bool dict_state;       /* BUILD with a dict only fills the instance's __dict__ */
+    bool slot_state;       /* setting a slot runs only the slot's descriptor */
+    prp_learned learned;   /* the kind of state that `names` and `where` describe */
     Py_ssize_t fields;     /* MAKE_TUPLE: length of the namedtuple */
     PyObject *function;    /* MAKE_TUPLE: owned, its generated __new__ ... */
     PyObject *code;        /* ... and owned, the code that was checked */
     PyObject *members;     /* CALL_ENUM: owned, _value2member_map_ */
     unsigned meta_version; /* CALL_ENUM: of the metaclass */
     PyObject **
-        by_int; /* CALL_ENUM: the members whose value is their index here, NULL for none; borrowed from `members`, ... */
+        by_int; /* CALL_ENUM: the members, indexed by their int value, NULL if there is none; borrowed from `members`, ... */
     uint32_t by_int_count;
-    bool inert_members;      /* their values are compared by no code of others ... */
-    uint64_t by_int_version; /* ... as long as it has this version */
+    bool inert_members;      /* comparing their values runs no foreign code ... */
+    uint64_t by_int_version; /* ... while it has this version */
     PyObject *names;         /* owned tuple of interned names in the order last seen, or NULL */
     Py_ssize_t *where;       /* one per name: index into the instance's values, or offset of the slot */
-    void *keys;              /* LEARNED_DICT: the shared keys the indices are for */
-    unsigned relearned;      /* a class whose instances all look different is not worth learning */
+    void *keys;              /* LEARNED_DICT: the shared keys that the indices refer to */
+    unsigned relearned;      /* limits learning, in case each instance has other names */
 };
 
-/* The plan for a class. NULL with an exception. The first one runs code that is not ours; the result is good until the next call that
- * may run such code. */
+/* Return the plan for a class, or NULL with an exception. The first call for a class runs foreign code; the result is
+ * valid until the next call that may run foreign code. */
 const prp_class_plan *prp_plan_for(prp_loader *L, PyTypeObject *type);
 static inline bool prp_plan_holds(const prp_class_plan *plan, PyTypeObject *type)
 {
     return plan->type == type && plan->version != 0 && prp_type_version_now(type) == plan->version;
 }
-/* Whether this place of the table has what was learned about the state of a class: the one way to use a plan that was looked up before
- * code ran that is not ours. */
+/* Return whether this entry of the table still has what was learned about the state of a class. Any plan that was
+ * looked up before foreign code ran must pass this check. */
 static inline bool prp_plan_knows(const prp_class_plan *plan, PyTypeObject *type, prp_learned kind)
 {
     return plan && prp_plan_holds(plan, type) && plan->learned == kind;
 }
 int prp_plan_init(void);
 extern PyObject *prp_text_setstate; /* "__setstate__", interned */
-/* Remembers where the names of a state go, after `obj` has got it the slow way: 0 or -1. */
+/* Remember where the names of a state belong, after `obj` got it the slow way: 0 or -1. */
 int prp_plan_learn(prp_loader *L, PyObject *obj, PyObject *state, prp_learned kind);
 
 int prp_load_build(prp_loader *L);
-/* The elements above the last mark, which is of kind STATE or SLOTS, go into the instance below it, and they and what stands
- * for the state leave the stack. `pair` is the memo index of the tuple (None, dict), or -1. 1: done, the mark is gone;
- * 0: not possible, nothing was changed; -1. */
+/* Move the elements above the last mark, of kind STATE or SLOTS, into the instance below it, and remove them and the
+ * placeholder of the state from the stack. `pair` is the memo index of the tuple (None, dict), or -1. 1: done, the
+ * mark is removed; 0: not possible, nothing was changed; -1. */
 int prp_load_build_pending(prp_loader *L, Py_ssize_t pair);
 #if PRP_INTERNALS
-/* Writes the values of all names the plan has learned into an instance that has none yet, and takes them over; false: not possible.
- * The plan holds for the instance's class, and its `learned` says what state it is. */
+/* Write the values of all names the plan has learned into an instance that has none yet, stealing the references;
+ * false: not possible. The plan must hold for the instance's class, and its `learned` must match the state. */
 bool prp_load_fill(const prp_class_plan *plan, PyObject *obj, PyObject *const *values);
-/* fields.c: behind the MARK of a state whose plan holds, which has just been pushed: reads fields as long as they are the expected
- * ones. The bytes taken: either the state is complete, the instance on top of the stack and the mark gone, or the pairs read are on
- * the stack. -1: failed. */
+/* fields.c: after pushing the MARK of a state whose plan holds, read fields as long as they are the expected ones.
+ * Returns the bytes consumed: either the state is complete, the instance on top of the stack and the mark removed, or
+ * the pairs read are on the stack. -1: failed. */
 Py_ssize_t prp_load_fields(prp_loader *L, const uint8_t *start, const uint8_t *end);
 #endif
 PyObject *prp_load_new(prp_loader *L, PyObject *cls, PyObject *args, PyObject *kwargs, bool ex);
-/* cls.__new__(cls, *argv): steals nothing. `args` is the tuple of the same, if there is one already, else NULL. */
+/* cls.__new__(cls, *argv): steals nothing. `args` is argv as a tuple if one exists already, else NULL. */
 PyObject *prp_load_new_fused(prp_loader *L, PyObject *cls, PyObject *const *argv, Py_ssize_t n, PyObject *args);
-/* The member of an unmodified Enum with this int for its value: new reference, or NULL without an exception if a plan does not know it
- * yet. */
+/* Return the member of an unmodified Enum that has this int as its value: new reference, or NULL without an exception
+ * if the plan does not know it yet. */
 PyObject *prp_load_enum_member(prp_loader *L, PyTypeObject *type, uint32_t value);
 /* callable(*argv) for REDUCE. */
 PyObject *prp_load_call(prp_loader *L, PyObject *callable, PyObject *const *argv, Py_ssize_t n);
 PyObject *prp_load_reduce(prp_loader *L, PyObject *callable, PyObject *args);
 PyObject *prp_load_instantiate(prp_loader *L, PyObject *cls, PyObject *args);
 
-/* ---- containers.c: elements into containers ---------------------------------------------------------------------------------- */
+/* ---- containers.c: adding elements to containers ----------------------------------------------------------------- */
 
-/* A list of n items, which it takes over; NULL with an exception. */
+/* A list of n items, whose references it steals; NULL with an exception. */
 static inline PyObject *prp_load_list_of(PyObject **items, Py_ssize_t n)
 {
     PyObject *list = PyList_New(n);
@@ -376,11 +377,11 @@ bool prp_load_inert_keys(PyObject *const *pairs, Py_ssize_t n);
 
 /* ---- dicts.c ---- */
 
-/* A new dict of n pairs, which stay where they are; *moved: the dict has taken over their values, else it has its own references. NULL
- * without an exception: their keys are not inert, nothing was done. */
+/* Create a dict of n pairs without removing them from the stack. *moved: the dict stole the references to the values;
+ * otherwise it has its own. NULL without an exception: the keys are not inert, nothing was done. */
 PyObject *prp_load_dict_of(prp_loader *L, PyObject *const *pairs, Py_ssize_t n, bool *moved);
 
-/* ---- protocol_0_1.c: numbers and strings in text, and strings of Python 2 -------------------------------------------------------- */
+/* ---- protocol_0_1.c: numbers and strings in text, and strings of Python 2 ---------------------------------------- */
 
 PyObject *prp_load_text_int(prp_loader *L);
 PyObject *prp_load_text_long(prp_loader *L);
@@ -391,44 +392,44 @@ PyObject *prp_load_old_string(prp_loader *L, const char *data, size_t n);
 PyObject *prp_load_text_name(prp_loader *L, bool ascii);
 int prp_load_text_index(prp_loader *L, Py_ssize_t *index);
 
-/* ---- strings.c --------------------------------------------------------------------------------------------------------------- */
+/* ---- strings.c --------------------------------------------------------------------------------------------------- */
 
 int prp_load_string_init(void);
-extern PyObject *prp_load_characters[128]; /* the str of each ASCII character: those the interpreter keeps */
+extern PyObject *prp_load_characters[128]; /* the interpreter's own str of each ASCII character */
 PyObject *prp_load_utf8(const uint8_t *data, size_t n);
-/* The same for a dict key or attribute name: repeated ones come from a cache. */
+/* The same for a dict key or attribute name, with a cache for repeated ones. */
 PyObject *prp_load_key(prp_loader *L, const uint8_t *data, size_t n);
-/* The same, where the name is most likely the one that the last instance of the class had in its place. */
+/* The same for an attribute name: tries first the one that the last instance of the class had at this position. */
 PyObject *prp_load_name(prp_loader *L, const prp_mark *mark, Py_ssize_t height, const uint8_t *data, size_t n);
 
-/* ---- globals.c ------------------------------------------------------------------------------------------------------------------ */
+/* ---- globals.c --------------------------------------------------------------------------------------------------- */
 
 int prp_load_global_init(PyObject *unpickler_type);
-/* Gives L the number under which verdicts of `set` are kept in its context, or PRP_NO_SET. */
+/* Set L's number for `set`, under which its context keeps the names it allowed, or PRP_NO_SET. */
 void prp_load_know_set(prp_loader *L, PyObject *set);
-/* By two names that lie in the stream; NULL with an exception. */
+/* Look up a global by the bytes of its two names; NULL with an exception. */
 PyObject *prp_load_global_bytes(prp_loader *L, const uint8_t *module, size_t module_len, const uint8_t *name,
                                 size_t name_len, PyObject **module_text, PyObject **name_text);
 PyObject *prp_load_global(prp_loader *L, PyObject *module, PyObject *name);
-/* The same for names that lie elsewhere than in the stream, and are not those of an overridden find_class. */
+/* The same for names that do not come from the stream; not for use with an overridden find_class. */
 PyObject *prp_load_known_global(prp_loader *L, const char *module, const char *name);
 PyObject *prp_load_extension(prp_loader *L, long code);
-/* What Unpickler.find_class itself does. */
+/* The implementation of Unpickler.find_class. */
 PyObject *prp_load_find_class(prp_loader *L, PyObject *module, PyObject *name);
 PyObject *prp_load_persistent(prp_loader *L, PyObject *pid);
 
-/* ---- buffers.c ------------------------------------------------------------------------------------------------------------------- */
+/* ---- buffers.c --------------------------------------------------------------------------------------------------- */
 
 int prp_load_buffer_init(void);
 PyObject *prp_load_take_buffer(prp_loader *L); /* the next out-of-band buffer: new reference, NULL with an exception */
-int prp_load_next_buffer(prp_loader *L);       /* pushes it */
+int prp_load_next_buffer(prp_loader *L);       /* push the next buffer */
 int prp_load_readonly_buffer(prp_loader *L);
-/* If `obj` is one of our buffers of foreign memory: its bytes, borrowed owner. */
+/* Return whether `obj` is one of our buffers of foreign memory; if so, its bytes and the borrowed owner. */
 bool prp_load_foreign_buffer(PyObject *obj, const uint8_t **ptr, size_t *len, PyObject **owner);
 
-/* ---- arrays.c --------------------------------------------------------------------------------------------------------------------- */
+/* ---- arrays.c ---------------------------------------------------------------------------------------------------- */
 
-/* Where the bytes of an array lie, and what keeps them. */
+/* The bytes of an array, and the object that keeps them alive. */
 typedef struct {
     const uint8_t *data;
     size_t len;
@@ -436,47 +437,47 @@ typedef struct {
     int flags;
 } prp_array_memory;
 
-/* The bytes of a buffer object. 1; 0: not for us; -1. */
+/* Get the bytes of a buffer object. 1; 0: not usable; -1. */
 int prp_load_array_memory(prp_loader *L, PyObject *buffer, prp_array_memory *memory);
-/* numpy's _frombuffer and ndarray, NULL until they have been met. */
+/* numpy's _frombuffer and ndarray, NULL until a stream used them. */
 extern PyObject *prp_load_array_callables[2];
-/* whole_arrays.c: the call of one of them, from behind its MARK to its REDUCE, if the bytes there are what picklers write. 1: done,
- * the array has taken the callable's place on the stack; 0: not possible, nothing was changed; -1. */
+/* whole_arrays.c: execute the call of one of them, from after its MARK to its REDUCE, if the opcodes are the usual
+ * ones. 1: done, the array replaced the callable on the stack; 0: not possible, nothing was changed; -1. */
 int prp_load_array_whole(prp_loader *L);
-/* The call of a numpy callable with known meaning. NULL without an exception: not for us, call it. */
+/* Call a known numpy callable without Python code. NULL without an exception: not possible, call it normally. */
 PyObject *prp_load_array_call(prp_loader *L, PyObject *callable, PyObject *const *argv, Py_ssize_t n);
-/* True if `callable` may be one for prp_load_array_call(). */
+/* Return whether `callable` may be one for prp_load_array_call(). */
 bool prp_load_array_known(PyObject *callable);
-/* numpy.dtype(*argv) and the BUILD that numpy writes behind it, which is consumed too; as above. */
+/* numpy.dtype(*argv) and the BUILD that numpy writes after it, which is consumed too; as above. */
 PyObject *prp_load_array_dtype(prp_loader *L, PyObject *const *argv, Py_ssize_t n);
 /* numpy.ndarray(*argv); as above. */
 PyObject *prp_load_array_new(prp_loader *L, PyObject *callable, PyObject *const *argv, Py_ssize_t n);
-/* The store promises read-only arrays: seals what foreign code built. 0 or -1. */
+/* Make an array that foreign code built read-only, as the store promises. 0 or -1. */
 int prp_load_array_seal(prp_loader *L, PyObject *array);
 
-/* ---- safe_mode.c ---------------------------------------------------------------------------------------------------------- */
+/* ---- safe_mode.c ------------------------------------------------------------------------------------------------- */
 
-/* Notes an object that the load did not make: 0 or -1. */
+/* Note an object that this load did not create: 0 or -1. */
 int prp_load_note_shared(prp_loader *L, PyObject *obj);
-/* 0: an opcode may change the object; -1 with an exception. Call it in safe mode only. */
+/* Return 0 if an opcode may change the object, else -1 with an exception. Call it in safe mode only. */
 int prp_load_refuse_shared(prp_loader *L, PyObject *obj);
 static inline int prp_load_may_change(prp_loader *L, PyObject *obj)
 {
     return PRP_LIKELY(!L->allow) ? 0 : prp_load_refuse_shared(L, obj);
 }
-/* The result of a call with these arguments, if safe mode allows it; takes over the reference and gives it back. */
+/* Return `value`, the result of a call with these arguments, if safe mode allows it. Steals the reference to it. */
 PyObject *prp_load_guard(prp_loader *L, PyObject *const *argv, Py_ssize_t n, PyObject *value);
 static inline PyObject *prp_load_guarded(prp_loader *L, PyObject *const *argv, Py_ssize_t n, PyObject *value)
 {
     return PRP_LIKELY(!L->allow) ? value : prp_load_guard(L, argv, n, value);
 }
-/* Whether a dtype or array of NumPy can have this state: 0 or -1. Anything else can. `obj` is on top of the stack and the caller's own
- * reference too. */
+/* Check that a NumPy dtype or array can have this state: 0 or -1. Other objects always pass. The stack and the caller
+ * each hold a reference to `obj`. */
 int prp_load_check_state(prp_loader *L, PyObject *obj, PyObject *state);
-/* The name of what loads a stream inside a stream, and that function with the restrictions of L. */
+/* Is this the name of the loader of nested streams? The second function is that loader with the restrictions of L. */
 bool prp_load_is_nested_stream(PyObject *module, PyObject *name);
 PyObject *prp_load_nested_stream(prp_loader *L);
-/* What stands for _codecs.encode: new reference. NULL without an exception: another name. */
+/* The replacement for _codecs.encode: new reference. NULL without an exception: another name. */
 PyObject *prp_load_safe_codec(PyObject *module, PyObject *name);
 
 #endif
