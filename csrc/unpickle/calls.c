@@ -1,8 +1,8 @@
-/* NEWOBJ, REDUCE and the old INST and OBJ: calls that the stream asks for.
+/* NEWOBJ, REDUCE and the old INST and OBJ: calls that the stream requests.
  *
- * Arguments lie on the stack, and most calls can take them from there. A few callables have a meaning that is known, and a result
- * that can be made without the call: members of an unmodified Enum, namedtuples whose generated __new__ is still there,
- * datetime objects, arrays. Each such way gives exactly what the call would give, or leaves it to the call.
+ * Arguments are on the stack, and most calls can take them from there. For a few known callables the result is
+ * created without the call: members of an unmodified Enum, namedtuples that still have their generated __new__,
+ * datetime objects, arrays. Each such shortcut gives exactly the result of the call, or falls back to the call.
  */
 #include "context.h"
 
@@ -16,7 +16,7 @@ static PyObject *tuple_of(PyObject *const *argv, Py_ssize_t n)
     return tuple;
 }
 
-/* ---- NEWOBJ --------------------------------------------------------------------------------------------------------------- */
+/* ---- NEWOBJ ------------------------------------------------------------------------------------------------------ */
 
 PyObject *prp_load_new(prp_loader *L, PyObject *cls, PyObject *args, PyObject *kwargs, bool ex)
 {
@@ -36,7 +36,7 @@ PyObject *prp_load_new(prp_loader *L, PyObject *cls, PyObject *args, PyObject *k
     return prp_load_guarded(L, ((PyTupleObject *)args)->ob_item, PyTuple_GET_SIZE(args), value);
 }
 
-/* A namedtuple of a class whose __new__ was checked to be the generated one, and still is. */
+/* Create a namedtuple of a class that still has its generated __new__. */
 static PyObject *new_tuple(PyTypeObject *type, Py_ssize_t n, PyObject *const *argv)
 {
     PyObject *tuple = PRP_FOREIGN(type->tp_alloc(type, n));
@@ -53,7 +53,7 @@ PyObject *prp_load_new_fused(prp_loader *L, PyObject *cls, PyObject *const *argv
         if (!plan)
             return NULL;
         if (plan->make == PRP_MAKE_PLAIN && n == 0) {
-            /* object.__new__ itself: it runs no code but the allocator's. */
+            /* object.__new__ runs no code but the allocator's. */
             PyObject *none = PyTuple_New(0), *instance = none ? PRP_FOREIGN(type->tp_new(type, none, NULL)) : NULL;
             Py_XDECREF(none);
             return instance;
@@ -67,7 +67,7 @@ PyObject *prp_load_new_fused(prp_loader *L, PyObject *cls, PyObject *const *argv
     return instance;
 }
 
-/* ---- datetime --------------------------------------------------------------------------------------------------------------- */
+/* ---- datetime ---------------------------------------------------------------------------------------------------- */
 
 static PyDateTime_CAPI *datetime_api(void)
 {
@@ -79,7 +79,7 @@ static PyDateTime_CAPI *datetime_api(void)
     return PyDateTimeAPI;
 }
 
-/* The tzinfo that may follow a state; false if it is none. */
+/* Get the tzinfo that may follow a state; false if the argument there is no tzinfo. */
 static bool zone(PyObject *const *argv, Py_ssize_t n, PyObject **tzinfo)
 {
     *tzinfo = n > 1 ? argv[1] : Py_None;
@@ -127,7 +127,7 @@ static PyObject *call_datetime(prp_loader *L, prp_call call, PyTypeObject *type,
                 part[i] = PyLong_AsLongAndOverflow(argv[i], &overflow);
                 fits = fits && !overflow;
             }
-            /* Normalised already, as every timedelta writes itself; the rest is for the constructor. */
+            /* Only normalised values, as every timedelta pickles them; the constructor handles the others. */
             if (fits && part[0] >= -999999999 && part[0] <= 999999999 && part[1] >= 0 && part[1] < 86400 &&
                 part[2] >= 0 && part[2] < 1000000)
                 value = api->Delta_FromDelta((int)part[0], (int)part[1], (int)part[2], 0, type);
@@ -135,13 +135,13 @@ static PyObject *call_datetime(prp_loader *L, prp_call call, PyTypeObject *type,
         break;
     }
     if (!value)
-        (void)prp_forgive_refusal(); /* values out of range: the call finds its own words */
+        (void)prp_forgive_refusal(); /* values out of range: the call raises the right exception */
     return value;
 }
 
-/* ---- REDUCE -------------------------------------------------------------------------------------------------------------------- */
+/* ---- REDUCE ------------------------------------------------------------------------------------------------------ */
 
-/* An array from ints to the members they are the values of, if the ints are small for the number of members. */
+/* Build an array from int value to member, if the values are small compared to the number of members. */
 static void index_members(prp_class_plan *plan, uint64_t version)
 {
     PyMem_Free(plan->by_int);
@@ -167,7 +167,7 @@ static void index_members(prp_class_plan *plan, uint64_t version)
     plan->by_int = table;
 }
 
-/* Whether the plan's table of members and what is known about their values are those of now. */
+/* Bring the plan's table of members up to date; false if dicts have no version. */
 static bool members_known(const prp_class_plan *plan)
 {
     uint64_t version = prp_dict_version(plan->members);
@@ -187,8 +187,8 @@ PyObject *prp_load_enum_member(prp_loader *L, PyTypeObject *type, uint32_t value
     return value < plan->by_int_count ? Py_XNewRef(plan->by_int[value]) : NULL;
 }
 
-/* The member of an unmodified Enum for an int or str: new reference, or NULL with an exception only if a value of the Enum that it was
- * compared with raised it. */
+/* Return the member of an unmodified Enum for an int or str: new reference, or NULL; with an exception only if
+ * comparing with a value of the Enum raised it. */
 static PyObject *enum_member(prp_loader *L, const prp_class_plan *plan, PyTypeObject *type, PyObject *const *argv,
                              Py_ssize_t n)
 {
@@ -196,18 +196,18 @@ static PyObject *enum_member(prp_loader *L, const prp_class_plan *plan, PyTypeOb
         prp_type_version_now(Py_TYPE(type)) != plan->meta_version)
         return NULL;
     PyObject *members = Py_NewRef(plan->members);
-    /* Other values than plain ones have a comparison of their own. */
+    /* Comparing with a value of another type may run foreign code. */
     PyObject *member = NULL;
     if ((members_known(plan) && plan->inert_members) || prp_load_foreign(L) == 0)
         member = Py_XNewRef(PRP_FOREIGN(PyDict_GetItemWithError(members, argv[0])));
     PRP_FOREIGN_VOID(Py_DECREF(members));
-    /* What Enum itself takes for "not among them": the call goes on to search. */
+    /* Enum treats these as "not found": the call then searches. */
     if (!member && prp_forgive(PyExc_KeyError) < 0)
         (void)prp_forgive(PyExc_TypeError);
     return member;
 }
 
-/* The shortcuts. NULL without an exception: none fits. */
+/* Try the shortcuts. NULL without an exception: none fits. */
 static PyObject *known_call(prp_loader *L, PyObject *callable, PyObject *const *argv, Py_ssize_t n)
 {
     if (!PyType_Check(callable))
@@ -233,7 +233,7 @@ static PyObject *known_call(prp_loader *L, PyObject *callable, PyObject *const *
     }
 }
 
-/* Whether calling this is calling its tp_new, and nothing else. NULL-safe: -1 with an exception. */
+/* Return whether calling this only calls its tp_new; -1 with an exception. */
 static int is_new_only(prp_loader *L, PyObject *callable)
 {
     if (!PyType_Check(callable))
@@ -252,7 +252,7 @@ static PyObject *call_tuple(prp_loader *L, PyObject *callable, PyObject *args)
     return PRP_FOREIGN(PyObject_Call(callable, args, NULL));
 }
 
-/* What foreign code returned for these arguments, as the stream gets it. */
+/* Check what foreign code returned for these arguments before the stream gets it. */
 static PyObject *checked(prp_loader *L, PyObject *const *argv, Py_ssize_t n, PyObject *value)
 {
     value = prp_load_guarded(L, argv, n, value);
@@ -290,14 +290,14 @@ PyObject *prp_load_reduce(prp_loader *L, PyObject *callable, PyObject *args)
     return checked(L, argv, n, call_tuple(L, callable, args));
 }
 
-/* ---- INST and OBJ ---------------------------------------------------------------------------------------------------------- */
+/* ---- INST and OBJ ------------------------------------------------------------------------------------------------ */
 
 PyObject *prp_load_instantiate(prp_loader *L, PyObject *cls, PyObject *args)
 {
     if (prp_load_foreign(L) < 0)
         return NULL;
     if (PyTuple_GET_SIZE(args) == 0 && PyType_Check(cls)) {
-        /* An old-style class without __getinitargs__ was made without its __init__. */
+        /* Python 2 did not call __init__ of an old-style class without __getinitargs__. */
         PyObject *method = PRP_FOREIGN(PyObject_GetAttrString(cls, "__getinitargs__"));
         if (!method) {
             if (!PyErr_ExceptionMatches(PyExc_AttributeError))

@@ -1,8 +1,8 @@
-/* What is known about a class: how its instances are made, where their attributes go, which shortcut its call has.
+/* Plans: how to create instances of a class, where their attributes belong, which shortcut replaces its call.
  *
- * A plan holds for one version of a type, and version tags are never used twice, so a plan cannot outlive a change of the class
- * or of its bases, and needs no reference to it. Plans sit in a fixed table of the context, two places per hash; a class that finds no
- * version gets the plan that knows nothing.
+ * A plan holds for one version of a type. Version tags are never reused, so a plan cannot outlive a change of the
+ * class or of its bases, and needs no reference to it. Plans are in a fixed table of the context, two entries per
+ * hash; a class without a version gets the empty plan.
  */
 #include "context.h"
 
@@ -13,7 +13,7 @@
 
 PyObject *prp_text_setstate;
 static PyObject *text_dict, *text_new, *text_members, *text_tuple_new;
-static getter own_dict_getter;  /* of the __dict__ that every class statement makes */
+static getter own_dict_getter;  /* of the __dict__ that every class statement creates */
 static PyObject *own_tuple_new; /* tuple.__new__ */
 
 int prp_plan_init(void)
@@ -26,7 +26,7 @@ int prp_plan_init(void)
     own_tuple_new = prp_type_lookup(&PyTuple_Type, text_new);
     if (!own_tuple_new)
         return PyErr_Occurred() ? -1 : 0;
-    /* The getter of __dict__ is not exported; the descriptor of a class made here has it. */
+    /* The getter of __dict__ is not exported; take it from the descriptor of a new class. */
     PyObject *sample = PyObject_CallFunction((PyObject *)&PyType_Type, "s(){}", "sample");
     if (!sample)
         return -1;
@@ -57,7 +57,7 @@ void prp_plan_forget(prp_class_plan *plan)
     PRP_FOREIGN_VOID(Py_XDECREF(old.members));
 }
 
-/* ---- how it is made ---------------------------------------------------------------------------------------------------- */
+/* ---- creating instances ------------------------------------------------------------------------------------------ */
 
 static PyObject *unwrap_static(PyObject *found)
 {
@@ -70,8 +70,8 @@ static PyObject *unwrap_static(PyObject *found)
     return found;
 }
 
-/* The code that collections.namedtuple gives the __new__ of `n` fields, made by compiling the same expression. It is taken from
- * the constants of what was compiled: nothing is run. */
+/* Return the code that collections.namedtuple gives the __new__ of `n` fields: compile the same expression and take the
+ * code from its constants, without running anything. */
 static PyObject *reference_code(Py_ssize_t n)
 {
     PyObject *names = PRP_FOREIGN(PyList_New(0)), *comma = PyUnicode_FromString(", "), *source = NULL;
@@ -105,7 +105,7 @@ static bool same_attribute(PyObject *a, PyObject *b, const char *name)
     PyObject *x = PyObject_GetAttrString(a, name), *y = PyObject_GetAttrString(b, name);
     bool same = x && y && Py_TYPE(x) == Py_TYPE(y);
     if (same && PyTuple_CheckExact(x)) {
-        /* Constants and names. Anything else than the same objects, or equal str, may have an __eq__ of its own. */
+        /* Constants and names. Accept only identical objects and equal str: others may have a foreign __eq__. */
         same = PyTuple_GET_SIZE(x) == PyTuple_GET_SIZE(y);
         for (Py_ssize_t i = 0; same && i < PyTuple_GET_SIZE(x); i++) {
             PyObject *one = PyTuple_GET_ITEM(x, i), *other = PyTuple_GET_ITEM(y, i);
@@ -120,7 +120,7 @@ static bool same_attribute(PyObject *a, PyObject *b, const char *name)
     return same;
 }
 
-/* True if `new` is the __new__ that namedtuple generates, for any number of fields. */
+/* Return whether `new` is the __new__ that namedtuple generates for any number of fields. */
 static bool is_generated_new(PyObject *new, Py_ssize_t *fields)
 {
     if (!PyFunction_Check(new))
@@ -146,7 +146,7 @@ static void plan_making(prp_class_plan *plan, PyTypeObject *type)
     if (type->tp_alloc != PyType_GenericAlloc)
         return;
     if (type->tp_new == PyBaseObject_Type.tp_new) {
-        /* Of an abstract class it runs code to say why not. */
+        /* For an abstract class it runs code that composes the error. */
         plan->make = type->tp_flags & Py_TPFLAGS_IS_ABSTRACT ? PRP_MAKE_CALL : PRP_MAKE_PLAIN;
     } else if (PyType_FastSubclass(type, Py_TPFLAGS_TUPLE_SUBCLASS) && (type->tp_flags & Py_TPFLAGS_HEAPTYPE)) {
         PyObject *new = unwrap_static(prp_type_lookup(type, text_new));
@@ -159,7 +159,7 @@ static void plan_making(prp_class_plan *plan, PyTypeObject *type)
     }
 }
 
-/* ---- how its state is set ---------------------------------------------------------------------------------------------- */
+/* ---- setting the state ------------------------------------------------------------------------------------------- */
 
 static void plan_state(prp_class_plan *plan, PyTypeObject *type)
 {
@@ -177,7 +177,7 @@ static void plan_state(prp_class_plan *plan, PyTypeObject *type)
     plan->slot_state = type->tp_setattro == PyObject_GenericSetAttr;
 }
 
-/* ---- which shortcut its call has --------------------------------------------------------------------------------------- */
+/* ---- shortcuts for the call -------------------------------------------------------------------------------------- */
 
 static PyObject *imported_attribute(const char *module, const char *name)
 {
@@ -194,7 +194,7 @@ static bool text_is(PyObject *obj, const char *attribute, const char *expected)
     return same;
 }
 
-/* An Enum whose lookup by value is what the standard library wrote. */
+/* Fill the plan of an Enum if its lookup by value is that of the standard library. */
 static void plan_enum(prp_class_plan *plan, PyTypeObject *type, PyTypeObject *meta)
 {
     PyObject *enum_type = imported_attribute("enum", "EnumType"), *base = imported_attribute("enum", "Enum");
@@ -246,13 +246,13 @@ static void plan_call(prp_class_plan *plan, PyTypeObject *type)
             plan->call = known[i].call;
             return;
         }
-    /* object.__init__ accepts anything once __new__ is another one, so calling the type is calling its __new__. */
+    /* object.__init__ ignores arguments if __new__ is overridden, so calling the type only calls __new__. */
     if (meta == &PyType_Type && type->tp_init == PyBaseObject_Type.tp_init && type->tp_new &&
         type->tp_new != PyBaseObject_Type.tp_new && type != &PyType_Type)
         plan->call = PRP_CALL_NEW_ONLY;
 }
 
-/* A plan for a type of which none is known: NULL with an exception. Runs code: allocations, destructors. */
+/* Create the plan of a type that has none: NULL with an exception. Runs foreign code: allocations, destructors. */
 static PRP_COLD const prp_class_plan *make_plan(prp_loader *L, PyTypeObject *type, prp_class_plan *set)
 {
     prp_class_plan *unknown = &L->context->unknown;
@@ -264,17 +264,17 @@ static PRP_COLD const prp_class_plan *make_plan(prp_loader *L, PyTypeObject *typ
         return NULL;
     Py_INCREF(type);
     prp_class_plan made = {.type = type, .version = version};
-    /* Each of them needs to begin without an exception, which it might swallow. */
+    /* Call each only without an exception set: it might swallow that. */
     plan_making(&made, type);
     if (!PyErr_Occurred())
         plan_state(&made, type);
     if (!PyErr_Occurred())
         plan_call(&made, type);
-    /* What could not be found out is not known. An interruption is none of that. */
+    /* Ignore errors of these lookups, but not an interruption. */
     int failed = prp_forgive_refusal();
     if (!failed)
         prp_plan_forget(
-            &set[1]); /* the older of the two goes; types in the table may be dead: only addresses are compared */
+            &set[1]); /* the older of the two; its type may be freed already: only the address is ever compared */
     bool kept = !failed && prp_type_version_now(type) == version;
     if (kept) {
         set[1] = set[0];
@@ -299,10 +299,10 @@ const prp_class_plan *prp_plan_for(prp_loader *L, PyTypeObject *type)
     return make_plan(L, type, set);
 }
 
-/* ---- learning ---------------------------------------------------------------------------------------------------------- */
+/* ---- learning ---------------------------------------------------------------------------------------------------- */
 
 #if PRP_INTERNALS
-/* Where the names of a state go; false if that cannot be used. Runs no code: what was looked up stays true. */
+/* Find where the names of a state belong; false if not usable. Runs no foreign code, so the plan stays valid. */
 static bool find_places(PyTypeObject *type, PyObject *state, prp_learned kind, void *keys, PyObject *names,
                         Py_ssize_t *where)
 {

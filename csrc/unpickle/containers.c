@@ -1,12 +1,12 @@
-/* Elements into containers: APPENDS, SETITEMS, ADDITEMS and their single forms.
+/* Adding elements to containers: APPENDS, SETITEMS, ADDITEMS and their single forms.
  *
- * Exact built-in containers take the elements straight from the stack. Anything else gets its own methods called, as PEP 307
- * says: extend or append, __setitem__, add.
+ * Exact built-in containers take the elements directly from the stack. For other objects we call their methods, as
+ * PEP 307 requires: extend or append, __setitem__, add.
  */
 #include "unpickler.h"
 
 static PyObject *text_extend, *text_append; /* interned */
-static bool bytes_warn; /* python -b: comparing bytes with str is a warning, whose filters are anybody's */
+static bool bytes_warn; /* python -b: comparing bytes with str warns, which may run foreign filters */
 
 int prp_load_items_init(void)
 {
@@ -21,7 +21,7 @@ int prp_load_items_init(void)
     return text_extend && text_append ? 0 : -1;
 }
 
-/* Keys whose hash and comparison run no code of others. */
+/* Return whether hashing and comparing this key runs no foreign code. */
 static inline bool inert_key(PyObject *key)
 {
     PyTypeObject *type = Py_TYPE(key);
@@ -39,7 +39,7 @@ bool prp_load_inert_keys(PyObject *const *pairs, Py_ssize_t n)
 
 int prp_load_dict_fill(prp_loader *L, PyObject *dict, PyObject **pairs, Py_ssize_t n)
 {
-    /* A key that is there already may drop the last reference to its value. New values are held by the stack. */
+    /* Replacing the value of an existing key may free that value. The stack keeps new values alive. */
     bool foreign = PyDict_GET_SIZE(dict) > 0;
     if (foreign && prp_load_foreign(L) < 0)
         return -1;
@@ -57,7 +57,7 @@ int prp_load_dict_fill(prp_loader *L, PyObject *dict, PyObject **pairs, Py_ssize
     return 0;
 }
 
-/* append() for each of the elements from `at` on. */
+/* Call append() with each of the elements from `at` on. */
 static int append_each(prp_loader *L, PyObject *list, Py_ssize_t at, Py_ssize_t n)
 {
     PyObject *method = PRP_FOREIGN(PyObject_GetAttr(list, text_append));
@@ -71,12 +71,12 @@ static int append_each(prp_loader *L, PyObject *list, Py_ssize_t at, Py_ssize_t 
     return failed ? -1 : prp_load_clear_stack(L, at);
 }
 
-/* The n elements from `at` on into what is no exact list: extend() if it has that, else append(). */
+/* Add the n elements from `at` on to an object that is no exact list: with extend() if it has that, or append(). */
 static int extend_other(prp_loader *L, PyObject *list, Py_ssize_t at, Py_ssize_t n)
 {
     PyTypeObject *type = Py_TYPE(list);
     PyObject *method = NULL, *result;
-    /* With the usual lookup, what the type has need not be bound to be called. */
+    /* With the standard lookup the type's method can be called without binding it. */
     PyObject *known = type->tp_getattro == PyObject_GenericGetAttr ? prp_type_lookup(type, text_extend) : NULL;
     if (!known) {
         int has = PRP_FOREIGN(prp_optional_attr(list, text_extend, &method));

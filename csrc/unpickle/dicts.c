@@ -1,9 +1,10 @@
-/* Dicts with keys that came before.
+/* Dicts with repeated sequences of keys.
  *
- * Records of a document, rows, configurations: the same few keys in the same order, again and again. The second time a sequence of
- * str keys is met, a dict with these keys and None for values is kept as a pattern. From then on such a dict is a copy of the
- * pattern, whose hash table is copied as memory, and the values are written over the Nones. Keys are compared by identity,
- * which the memo and the key cache make the rule. The table holds at most PRP_PATTERNS patterns of at most PATTERN_KEYS keys.
+ * Records of a document, rows and configurations repeat the same few keys in the same order. When a sequence of str
+ * keys occurs the second time, we keep a dict with these keys and None as values as a pattern. Each further dict is a
+ * copy of the pattern, whose hash table is copied as memory, with its Nones overwritten. Keys are compared by
+ * identity; thanks to the memo and the key cache, equal keys are usually identical. The table has at most
+ * PRP_PATTERNS patterns of at most PATTERN_KEYS keys.
  */
 #include "context.h"
 
@@ -20,7 +21,8 @@ static prp_dict_pattern *pattern_for(prp_loader *L, PyObject *const *pairs, Py_s
     return &L->context->patterns[(mixed ^ mixed >> 8 ^ mixed >> 16) % PRP_PATTERNS];
 }
 
-/* A dict of the pattern's keys and the pairs' values, which it takes over; NULL without an exception if they are not of this pattern. */
+/* Create a dict of the pattern's keys and the pairs' values, stealing the latter; NULL without an exception if the keys
+ * differ. */
 static PyObject *from_pattern(const prp_dict_pattern *known, PyObject *const *pairs, Py_ssize_t n)
 {
     const prp_dict_entry *model = prp_dict_entries(known->dict, n);
@@ -42,12 +44,12 @@ static PyObject *from_pattern(const prp_dict_pattern *known, PyObject *const *pa
         entries[i].me_value = value;
         Py_DECREF(Py_None);
     }
-    if (track && !PyObject_GC_IsTracked(dict)) /* from 3.14 on every dict is tracked from the start */
+    if (track && !PyObject_GC_IsTracked(dict)) /* 3.14 and later track every dict from the start */
         PyObject_GC_Track(dict);
     return dict;
 }
 
-/* Remembers a sequence; the second time, keeps it. `dict` has just been filled with the pairs. 0 or -1. */
+/* Remember a sequence, and keep a pattern the second time. `dict` was just filled with the pairs. 0 or -1. */
 static int remember(prp_dict_pattern *known, PyObject *const *pairs, PyObject *dict, Py_ssize_t n)
 {
     if (known->first != pairs[0] || known->last != pairs[2 * n - 2] || known->n != n) {
@@ -97,7 +99,7 @@ PyObject *prp_load_dict_of(prp_loader *L, PyObject *const *pairs, Py_ssize_t n, 
     PyObject *dict = PRP_FOREIGN(PyDict_New());
     if (!dict)
         return NULL;
-    /* Keys are inert, and the pairs hold every value: no other code runs. */
+    /* Keys are inert, and the pairs keep every value alive: no foreign code runs. */
     for (Py_ssize_t i = 0; i < n; i++)
         if (PyDict_SetItem(dict, pairs[2 * i], pairs[2 * i + 1]) < 0) {
             Py_DECREF(dict);

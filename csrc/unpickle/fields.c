@@ -1,9 +1,9 @@
-/* The attributes of an instance, taken from the stream in one go.
+/* Reads all attributes of an instance in one loop.
  *
- * Instances of one class come with the same names in the same order, as GETs of the first one's, and most values are atoms. Behind the
- * MARK of a pending state (state.c) such fields are read in a tight loop, values only; if they come out even, they go straight
- * into the instance. A field that is different ends the loop: names and values read so far are pushed as the opcodes would have
- * pushed them, and the opcode loop goes on from there.
+ * Instances of one class have the same names in the same order, as GETs of the first one's, and most values are
+ * atoms. After the MARK of a pending state (state.c) a tight loop reads such fields, values only; if all of them
+ * match, they go directly into the instance. A different field ends the loop: the names and values read so far are
+ * pushed as the opcodes would have pushed them, and the opcode loop continues there.
  */
 #include "unpickler.h"
 #include "opcodes.h"
@@ -29,12 +29,12 @@ static inline PyObject *be_float(const uint8_t *p)
     return PyFloat_FromDouble(value);
 }
 
-/* The atom at *p, which is moved behind it. NULL without an exception: there is none, or not all of it. */
+/* Read the atom at *p and advance *p. NULL without an exception: there is none, or it is incomplete. */
 static inline PyObject *atom(prp_loader *L, const uint8_t **p, const uint8_t *end)
 {
     const uint8_t *q = *p;
     if (end - q < 10)
-        return NULL; /* the last bytes of a stream are for the opcode loop */
+        return NULL; /* leave the last bytes of a stream to the opcode loop */
     switch (*q) {
     case OP_BININT1:
         *p = q + 2;
@@ -60,7 +60,7 @@ static inline PyObject *atom(prp_loader *L, const uint8_t **p, const uint8_t *en
     case OP_SHORT_BINUNICODE: {
         size_t n = prp_load_byte(q + 1);
         const uint8_t *next = q + 2 + n;
-        /* Behind a str, another one or a memo opcode may make the name of a global of it. */
+        /* A str followed by another one or by a memo opcode may be the name of a global. */
         if ((size_t)(end - q) < n + 3 || *next == OP_SHORT_BINUNICODE || *next == OP_MEMOIZE)
             return NULL;
         *p = next;
@@ -79,7 +79,7 @@ static inline PyObject *atom(prp_loader *L, const uint8_t **p, const uint8_t *en
     }
 }
 
-/* Whether the opcode at `p` is GET of this name. */
+/* Return whether the opcode at `p` is GET of this name. */
 static inline bool gets_name(prp_loader *L, const uint8_t *p, const uint8_t *end, PyObject *name)
 {
     if (end - p < 2 || *p != OP_BINGET)
@@ -93,7 +93,7 @@ static inline bool gets_name(prp_loader *L, const uint8_t *p, const uint8_t *end
            memcmp(PyUnicode_1BYTE_DATA(entry), PyUnicode_1BYTE_DATA(name), (size_t)PyUnicode_GET_LENGTH(name)) == 0;
 }
 
-/* The length of what hands the state to BUILD, or 0. */
+/* Length of the opcodes that pass the state to BUILD, or 0. */
 static inline int build_follows(const uint8_t *p, const uint8_t *end, prp_mark_kind kind)
 {
     if (end - p < 3 || *p != OP_SETITEMS)
@@ -103,7 +103,7 @@ static inline int build_follows(const uint8_t *p, const uint8_t *end, prp_mark_k
     return p[1] == OP_TUPLE2 && p[2] == OP_BUILD ? 3 : 0;
 }
 
-/* The names and values read so far, as opcodes would have pushed them: 0 or -1, the values are gone from `values` either way. */
+/* Push the names and values read so far as the opcodes would have: 0 or -1. Consumes `values` either way. */
 static int push_pairs(prp_loader *L, PyObject *names, PyObject **values, Py_ssize_t n)
 {
     for (Py_ssize_t i = 0; i < n; i++) {
@@ -121,7 +121,7 @@ static int push_pairs(prp_loader *L, PyObject *names, PyObject **values, Py_ssiz
 
 Py_ssize_t prp_load_fields(prp_loader *L, const uint8_t *const start, const uint8_t *end)
 {
-    /* Since the plan was looked up and the mark pushed no code has run but ours, and none runs below. */
+    /* No foreign code has run since the plan was looked up and the mark pushed, and none runs below. */
     Py_ssize_t number = L->mark_count - 1, below;
     const prp_mark *mark = &L->marks[number];
     const prp_class_plan *plan = mark->plan;
@@ -138,7 +138,7 @@ Py_ssize_t prp_load_fields(prp_loader *L, const uint8_t *const start, const uint
     }
     if (PyErr_Occurred()) {
         while (i > 0)
-            Py_DECREF(values[--i]); /* atoms, or objects that the memo has */
+            Py_DECREF(values[--i]); /* atoms, or objects that the memo keeps alive */
         return -1;
     }
     int tail = i == n && mark->memo < 0 ? build_follows(p, end, mark->kind) : 0;
@@ -148,7 +148,7 @@ Py_ssize_t prp_load_fields(prp_loader *L, const uint8_t *const start, const uint
     PyObject *obj = L->stack[mark->at - below];
     if (!prp_load_fill(plan, obj, values))
         return push_pairs(L, names, values, i) < 0 ? -1 : p - start;
-    L->sp = L->stack + mark->at - below + 1; /* the instance is on top; None and the dict that never was are gone */
+    L->sp = L->stack + mark->at - below + 1; /* the instance is on top; None and the dict's empty slot are removed */
     if (below == 3)
         Py_DECREF(Py_None);
     L->mark_count = number;

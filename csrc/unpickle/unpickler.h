@@ -304,7 +304,7 @@ struct prp_class_plan {
     PyObject *members;     /* CALL_ENUM: owned, _value2member_map_ */
     unsigned meta_version; /* CALL_ENUM: of the metaclass */
     PyObject **
-        by_int; /* CALL_ENUM: the members, indexed by their int value, NULL if there is none; borrowed from `members`, ... */
+        by_int; /* CALL_ENUM: the members, indexed by their int value, or NULL; borrowed from `members`, and valid ... */
     uint32_t by_int_count;
     bool inert_members;      /* comparing their values runs no foreign code ... */
     uint64_t by_int_version; /* ... while it has this version */
