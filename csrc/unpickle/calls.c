@@ -297,7 +297,7 @@ PyObject *prp_load_instantiate(prp_loader *L, PyObject *cls, PyObject *args)
     if (prp_load_foreign(L) < 0)
         return NULL;
     if (PyTuple_GET_SIZE(args) == 0 && PyType_Check(cls)) {
-        /* Python 2 did not call __init__ of an old-style class without __getinitargs__. */
+        /* Pickle in Python 2 skipped __init__ of old-style classes without __getinitargs__. */
         PyObject *method = PRP_FOREIGN(PyObject_GetAttrString(cls, "__getinitargs__"));
         if (!method) {
             if (!PyErr_ExceptionMatches(PyExc_AttributeError))

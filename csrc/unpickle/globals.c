@@ -1,15 +1,15 @@
-/* Names into objects: find_class, extension codes, persistent ids; and safe mode.
+/* Resolving names: find_class, extension codes, persistent ids; and safe mode.
  *
- * The usual name is an attribute of a module that is already imported: two lookups in dicts. What is cached are the strings, by
- * their bytes in the stream, because making and hashing them costs more than the lookups; and what the lookups found, for as long
- * as both dicts have the version they had then (versions are never used twice, so nothing can be stale; where the interpreter keeps
- * none, the lookups are repeated for every opcode). Everything else goes through the import system, also a module that another thread
- * is still importing: the import system waits for it.
+ * The usual name is an attribute of a module that is already imported: two dict lookups. We cache the strings, by
+ * their bytes in the stream, because creating and hashing them costs more than the lookups. We cache the results of
+ * the lookups too, as long as both dicts keep their version (versions are never reused, so no result can be stale; if
+ * the interpreter has no versions, every opcode repeats the lookups). Everything else uses the import system,
+ * including a module that another thread is still importing: the import system waits for it.
  *
- * The audit event pickle.find_class fires for every name, before anything is looked up. In safe mode a name is compared whole,
- * as "module:qualname", after the renaming of Python 2 names; what is not allowed is neither imported nor looked up. That an
- * exact frozenset allows a name is remembered with the name: such a set never changes, and the last few are kept alive, so that
- * none of them can be mistaken for another.
+ * The audit event pickle.find_class fires for every name, before any lookup. Safe mode compares the whole name,
+ * "module:qualname", after renaming Python 2 names; a name that is not allowed is neither imported nor looked up. The
+ * cache of names remembers that an exact frozenset allowed a name: such a set never changes, and the last few are
+ * kept alive, so that none of them can be mistaken for another.
  */
 #include "context.h"
 
@@ -51,9 +51,9 @@ int prp_load_global_init(PyObject *unpickler_type)
     return PyErr_Occurred() ? -1 : 0;
 }
 
-/* ---- safe mode --------------------------------------------------------------------------------------------------------- */
+/* ---- safe mode --------------------------------------------------------------------------------------------------- */
 
-/* "module:name" as a new reference; made once for names that come again as the same objects. NULL with an exception. */
+/* "module:name" as a new reference, cached by the identity of both names. NULL with an exception. */
 static PyObject *full_name(prp_context *context, PyObject *module, PyObject *name)
 {
     uintptr_t mixed = (uintptr_t)module / 16 * 31 + (uintptr_t)name / 16;
@@ -94,14 +94,14 @@ void prp_load_know_set(prp_loader *L, PyObject *set)
     L->allow_number = sets[place].number;
 }
 
-/* `context`: of the load that asks, or NULL. */
+/* `context`: that of the calling load, or NULL. */
 static int check_allowed(prp_loader *L, prp_context *context, PyObject *module, PyObject *name)
 {
     int allowed;
     if (context && prp_load_foreign(L) < 0)
         return -1;
     if (PyFrozenSet_CheckExact(L->allow)) {
-        /* A colon in the module's part would make two names look like one. */
+        /* With a colon in the module's name, two names could give the same string. */
         Py_ssize_t colon = PyUnicode_FindChar(module, ':', 0, PyUnicode_GET_LENGTH(module), 1);
         PyObject *full = colon == -1 ? full_name(context, module, name) : NULL;
         allowed = full ? PRP_FOREIGN(PySet_Contains(L->allow, full)) : colon == -1 ? -1 : 0;
@@ -116,7 +116,7 @@ static int check_allowed(prp_loader *L, prp_context *context, PyObject *module, 
     return allowed > 0 ? 0 : -1;
 }
 
-/* The same for names that have a slot (or NULL). */
+/* The same, remembering the result in `slot` if that is not NULL. */
 static inline int check_slot(prp_loader *L, prp_context *context, PyObject *module, PyObject *name, prp_name_slot *slot)
 {
     uint32_t number = L->allow_number, place = L->allow_place;
@@ -128,9 +128,9 @@ static inline int check_slot(prp_loader *L, prp_context *context, PyObject *modu
     return refused;
 }
 
-/* ---- names ---------------------------------------------------------------------------------------------------------------- */
+/* ---- names ------------------------------------------------------------------------------------------------------- */
 
-/* The names Python 3 has for what Python 2 called (module, name): new references. */
+/* Replace (module, name) of Python 2 by the names in Python 3: new references. */
 static int rename_python2(PyObject **module, PyObject **name)
 {
     PyObject *pair = PRP_FOREIGN(PyTuple_Pack(2, *module, *name));
@@ -164,7 +164,7 @@ static int rename_python2(PyObject **module, PyObject **name)
 }
 
 #if PY_VERSION_HEX >= 0x030E0000
-/* Turns the AttributeError of one step into one of the whole name, as its context. */
+/* Raise an AttributeError for the whole name, with that of one step as its context. */
 static void unresolved(PyObject *module, PyObject *name)
 {
     PyObject *cause = PyErr_GetRaisedException();
@@ -184,7 +184,7 @@ static void unresolved(PyObject *module, PyObject *name)
 #endif
 
 #if PY_VERSION_HEX < 0x030E0000
-/* AttributeError with the repr of both. */
+/* Raise an AttributeError with the repr of both. */
 static void unreachable(const char *format, PyObject *name, PyObject *from)
 {
     PyObject *shown = prp_repr(name), *whence = shown ? prp_repr(from) : NULL;
@@ -195,7 +195,7 @@ static void unreachable(const char *format, PyObject *name, PyObject *from)
 }
 #endif
 
-/* Attribute by attribute along a dotted name, which may not lead through a function's locals. */
+/* Resolve a dotted name attribute by attribute; it must not pass through a function's locals. */
 static PyObject *walk(PyObject *from, PyObject *name)
 {
     PyObject *dot = PyUnicode_FromOrdinal('.'), *path = dot ? PyUnicode_Split(name, dot, -1) : NULL;
@@ -233,14 +233,14 @@ static PyObject *walk(PyObject *from, PyObject *name)
     return value;
 }
 
-/* Whether a module with this dict may still be in the middle of its import, by this or another thread. */
+/* Return whether this or another thread may still be importing the module with this dict. */
 static bool is_initializing(PyObject *dict)
 {
     PyObject *spec = PyDict_GetItemWithError(dict, text_spec);
     if (!spec || spec == Py_None)
         return PyErr_Occurred() != NULL;
     if ((PyObject *)Py_TYPE(spec) != module_spec)
-        return true; /* its attributes may be anybody's code: the import system asks */
+        return true; /* its attributes may run foreign code: leave them to the import system */
     PyObject *initializing;
     Py_INCREF(spec);
     int has = prp_optional_attr(spec, text_initializing, &initializing);
@@ -250,7 +250,7 @@ static bool is_initializing(PyObject *dict)
     return is;
 }
 
-/* Borrowed value of a plain attribute of an imported module; NULL without an exception if it is none. */
+/* Borrowed value of a plain attribute of an imported module; NULL without an exception for anything else. */
 static inline PyObject *quick(PyObject *module, PyObject *name, prp_name_slot *slot)
 {
     PyObject *modules = PyImport_GetModuleDict(); /* borrowed */
@@ -275,7 +275,7 @@ static inline PyObject *quick(PyObject *module, PyObject *name, prp_name_slot *s
     return value;
 }
 
-/* The event that a name is about to be looked up. Hooks are anybody's code. */
+/* Announce the lookup of a name to the audit hooks, which are foreign code. */
 static int audit(prp_loader *L, prp_context *context, PyObject *module, PyObject *name)
 {
     bool paused = context && L->collector_paused;
@@ -287,7 +287,7 @@ static int audit(prp_loader *L, prp_context *context, PyObject *module, PyObject
     return refused;
 }
 
-/* `slot` is the context's place for exactly these names, or NULL. `context` is NULL if the load, if one is running, did not ask. */
+/* `slot` is the context's entry for exactly these names, or NULL. `context` is NULL if the caller is not the load. */
 static PyObject *find_class(prp_loader *L, prp_context *context, PyObject *module, PyObject *name, prp_name_slot *slot)
 {
     if (audit(L, context, module, name) < 0)
@@ -299,7 +299,7 @@ static PyObject *find_class(prp_loader *L, prp_context *context, PyObject *modul
         slot = NULL;
     PyObject *value = NULL;
     if (L->allow && prp_load_is_nested_stream(module, name)) {
-        value = prp_load_nested_stream(L); /* no way around what is allowed, so nobody needs to allow it */
+        value = prp_load_nested_stream(L); /* it applies the same restrictions, so `allow` need not name it */
     } else if (!L->allow || check_slot(L, context, module, name, slot) == 0) {
         value = L->allow ? prp_load_safe_codec(module, name) : NULL;
         if (!value && !PyErr_Occurred())
@@ -323,7 +323,7 @@ PyObject *prp_load_find_class(prp_loader *L, PyObject *module, PyObject *name)
     return find_class(L, NULL, module, name, NULL);
 }
 
-/* A find_class that is not ours, bound; NULL without an exception if it is ours. */
+/* Return the bound find_class if it is overridden; NULL without an exception if it is ours. */
 static PyObject *overridden(prp_loader *L)
 {
     PyObject *method = prp_load_foreign(L) < 0 ? NULL : PRP_FOREIGN(PyObject_GetAttr(L->self, text_find_class));
@@ -340,7 +340,7 @@ static PyObject *find_global(prp_loader *L, PyObject *module, PyObject *name, pr
         if (method) {
             PyObject *value = NULL, *m = module, *n = name;
             bool renamed = L->allow && L->proto < 3 && L->fix_imports;
-            /* Safe mode holds whatever the override does with the names. */
+            /* Safe mode checks the name whatever the override does with it. */
             if (!renamed || rename_python2(&m, &n) == 0) {
                 if (!L->allow || check_allowed(L, L->context, m, n) == 0)
                     value = PRP_FOREIGN(PyObject_CallFunctionObjArgs(method, module, name, NULL));
@@ -366,7 +366,7 @@ static inline PyObject *load_global(prp_loader *L, PyObject *module, PyObject *n
     return value;
 }
 
-/* The bytes of a name mixed in, eight at a time, the last ones perhaps twice. */
+/* Mix the bytes of a name into a hash, eight at a time; the last word may overlap the one before. */
 static inline uint64_t mix(uint64_t mixed, const uint8_t *text, size_t n)
 {
     uint64_t word = 0;
@@ -383,7 +383,7 @@ static inline uint64_t mix(uint64_t mixed, const uint8_t *text, size_t n)
     return (mixed ^ word) * 0x9E3779B97F4A7C15ull;
 }
 
-/* The place of this context for the names of these bytes, or NULL with an exception. */
+/* Return the context's entry for the names with these bytes, or NULL with an exception. */
 static prp_name_slot *names_for(prp_context *context, const uint8_t *module, size_t module_len, const uint8_t *name,
                                 size_t name_len)
 {
@@ -417,7 +417,7 @@ PyObject *prp_load_global_bytes(prp_loader *L, const uint8_t *module, size_t mod
     prp_name_slot *slot = names_for(L->context, module, module_len, name, name_len);
     if (!slot)
         return NULL;
-    /* No other load uses this context, so the slot keeps these names. */
+    /* Only this load uses the context, so the slot keeps these names. */
     PyObject *m = slot->module, *n = slot->name, *value = load_global(L, m, n, slot);
     assert(slot->module == m && slot->name == n);
     if (value && module_text)
@@ -439,7 +439,7 @@ static bool has_slot(PyObject *text)
 
 PyObject *prp_load_global(prp_loader *L, PyObject *module, PyObject *name)
 {
-    /* Strings of the stream, the module's mostly from the memo: what is known about names lies under their bytes. */
+    /* The cache finds names by their bytes, so it also serves str objects from the stream or the memo. */
     if (PRP_LIKELY(has_slot(module) && has_slot(name)))
         return prp_load_global_bytes(L, PyUnicode_1BYTE_DATA(module), (size_t)PyUnicode_GET_LENGTH(module),
                                      PyUnicode_1BYTE_DATA(name), (size_t)PyUnicode_GET_LENGTH(name), NULL, NULL);
@@ -460,7 +460,7 @@ PyObject *prp_load_extension(prp_loader *L, long code)
     if (!key)
         return NULL;
     PyObject *value = NULL, *pair = NULL;
-    /* The cache holds objects, not names; with safe mode, or a find_class that may be overridden, the name is asked again. */
+    /* The cache holds objects, not names; safe mode and an overridden find_class must see each name. */
     bool cached = !L->allow && !L->custom_find_class;
     if (cached)
         value = Py_XNewRef(PRP_FOREIGN(PyDict_GetItemWithError(extension_cache, key)));

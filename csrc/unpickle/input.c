@@ -1,9 +1,9 @@
-/* Where the bytes come from: memory, or a file object.
+/* Input from memory or from a file object.
  *
- * A file is never read beyond the last byte of the pickle, because what follows belongs to the caller: without peek() exactly
- * what the next opcode needs is read (whole frames, since protocol 4), with peek() a large piece is looked at and only what was
- * consumed of it is read. Large objects are read in pieces that double, so a length that lies costs no more memory than
- * twice the bytes that are there.
+ * We never read a file beyond the last byte of the pickle, because the rest belongs to the caller. Without peek() we
+ * read exactly what the next opcode needs (whole frames, since protocol 4); with peek() we get a large piece and then
+ * read only the bytes consumed. We read large objects in pieces of doubling size, so a wrong length costs at most
+ * twice the memory of the bytes that exist.
  */
 #include "unpickler.h"
 
@@ -23,7 +23,7 @@ void prp_load_drop_chunk(prp_loader *L)
     PRP_FOREIGN_VOID(Py_XDECREF(owner));
 }
 
-/* Takes over `data`, what a method of the file returned, as the chunk. */
+/* Make `data`, returned by a method of the file, the chunk; steals the reference. */
 static int take_chunk(prp_loader *L, PyObject *data, bool peeked)
 {
     Py_buffer view;
@@ -50,7 +50,7 @@ static PyObject *call_read(prp_loader *L, size_t n)
     return data;
 }
 
-/* Reads from the file what was consumed of a peeked chunk, and drops the chunk. */
+/* Read the consumed bytes of a peeked chunk from the file, and drop the chunk. */
 static int skip_consumed(prp_loader *L)
 {
     if (!L->peeked)
@@ -69,7 +69,7 @@ int prp_load_settle(prp_loader *L)
     return L->read ? skip_consumed(L) : 0;
 }
 
-/* `n` bytes as a new object, in pieces; less only at the end of the file. */
+/* Read `n` bytes in pieces, fewer only at the end of the file: new object. */
 static PyObject *read_in_pieces(prp_loader *L, size_t n)
 {
     PyObject *parts = PRP_FOREIGN(PyList_New(0));
@@ -105,7 +105,7 @@ static PyObject *read_exactly(prp_loader *L, size_t n)
     return n <= FIRST_PIECE ? call_read(L, n) : read_in_pieces(L, n);
 }
 
-/* The bytes of the frame do not suffice: what comes next must begin exactly behind it. */
+/* The frame has too few bytes left: the next opcode must begin exactly at its end. */
 static int leave_frame(prp_loader *L)
 {
     if (!L->beyond)
@@ -144,12 +144,12 @@ int prp_load_refill(prp_loader *L, size_t need)
     if (!L->read || need > PY_SSIZE_T_MAX)
         return prp_load_truncated();
     if (L->peeked) {
-        left = 0; /* not read yet: it comes again */
+        left = 0; /* not read yet: the next read returns it again */
         if (skip_consumed(L) < 0)
             return -1;
     }
     if (left) {
-        /* An opcode that crosses the end of its frame. */
+        /* The opcode crosses the end of its frame. */
         PyObject *rest = PyBytes_FromStringAndSize((const char *)L->p, (Py_ssize_t)left);
         PyObject *data = rest ? read_exactly(L, need - left) : NULL;
         if (data)
@@ -234,7 +234,7 @@ static int resize(PyObject **obj, size_t n)
     return 0;
 }
 
-/* Reads up to `n` bytes of the file to `to`, which is memory of `owner`; how many, or -1. */
+/* Read up to `n` bytes of the file into `to`, which is memory of `owner`: their number, or -1. */
 static Py_ssize_t read_into(prp_loader *L, PyObject *owner, char *to, size_t n)
 {
     if (L->readinto) {
@@ -247,7 +247,7 @@ static Py_ssize_t read_into(prp_loader *L, PyObject *owner, char *to, size_t n)
             prp_load_clear(&L->readinto);
         } else {
             Py_ssize_t got = count ? PRP_FOREIGN(PyNumber_AsSsize_t(count, PyExc_ValueError)) : -1;
-            /* No view may outlive the memory that it shows. Where the file kept one, the memory stays for good. */
+            /* No view may outlive its memory. If the file kept one, we leak the memory. */
             if (view && ((PyMemoryViewObject *)view)->mbuf->exports > 1) {
                 Py_INCREF(owner);
                 if (!PyErr_Occurred())

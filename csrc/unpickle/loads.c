@@ -1,7 +1,7 @@
-/* loads(): the module function, which reads its arguments by hand.
+/* loads(): the module function, which parses its arguments itself.
  *
- * Loading a small object takes no longer than a general parser of keyword arguments does, so names are compared by identity first
- * (the compiler interns them at the call) and options that are not given cost nothing.
+ * A general parser of keyword arguments would take as long as loading a small object. So we compare names by identity
+ * first (the compiler interns them at the call), and omitted options cost nothing.
  */
 #include "context.h"
 
@@ -9,7 +9,7 @@ enum { FIX_IMPORTS, ENCODING, ERRORS, BUFFERS, ALLOW, OPTIONS };
 
 static PyObject *option_names[OPTIONS]; /* interned */
 
-/* Which option a keyword names, or -1 with an exception. */
+/* Return the option with this keyword, or -1 with an exception. */
 static PRP_COLD int option_of(PyObject *name)
 {
     for (int i = 0; i < OPTIONS; i++)
@@ -38,7 +38,7 @@ static int set_text(prp_loader *L, PyObject *encoding, PyObject *errors)
     return prp_loader_set_strings(L, given(encoding) ? encoding : NULL, given(errors) ? errors : NULL);
 }
 
-/* All keywords, whatever they are: 0 or -1. */
+/* Set options from any keywords: 0 or -1. */
 static PRP_COLD int set_options(prp_loader *L, PyObject *const *given_values, PyObject *kwnames)
 {
     PyObject *values[OPTIONS] = {NULL};
@@ -60,8 +60,8 @@ static PRP_COLD int set_options(prp_loader *L, PyObject *const *given_values, Py
     return values[ENCODING] || values[ERRORS] ? set_text(L, values[ENCODING], values[ERRORS]) : 0;
 }
 
-/* The usual keywords with the usual values: a list or tuple of buffers, the set that was allowed last. The machine borrows them:
- * whoever called keeps its arguments until the call is over. False: something else, nothing is set. */
+/* Set options from the usual keywords and values: a list or tuple of buffers, the `allow` set last used. The machine
+ * borrows them, because the caller keeps its arguments alive during the call. False: something else, nothing is set. */
 static inline bool set_usual(prp_loader *L, PyObject *const *values, PyObject *kwnames)
 {
     Py_ssize_t n = PyTuple_GET_SIZE(kwnames), i = 0;

@@ -1,14 +1,15 @@
 /* The memo of an unpickler: an array, because picklers number their objects from zero without gaps.
  *
- * An index far beyond what the stream can have stored so far goes to a dict instead, so a hostile stream cannot ask for
- * gigabytes with five bytes. Entries are owned objects, or tagged numbers of objects that do not exist yet (pending.c).
+ * An index far beyond what the stream can have stored so far goes to a dict instead, so a hostile stream cannot
+ * allocate gigabytes with five bytes. Entries are owned objects, or tagged numbers of objects that do not exist yet
+ * (pending.c).
  */
 #include "unpickler.h"
 
 #define FIRST_ENTRIES 64
 #define KEEP_ENTRIES 16384
 
-/* How far an index may lie beyond the entries in use. */
+/* Return whether an index is close enough to the entries in use to belong to the array. */
 static bool plausible(const prp_load_memo *memo, size_t index)
 {
     return index < FIRST_ENTRIES || index / 4 <= (size_t)memo->used;
@@ -33,12 +34,12 @@ static int grow(prp_load_memo *memo, size_t index)
 bool prp_load_memo_reserve(prp_load_memo *memo, size_t index)
 {
     if (memo->sparse)
-        return false; /* it may be there */
+        return false; /* the dict may have this index */
     if (index >= (size_t)memo->capacity) {
         if (!plausible(memo, index))
             return false;
         if (grow(memo, index) < 0) {
-            PyErr_Clear(); /* what is left undone says so when it is done the usual way */
+            PyErr_Clear(); /* the usual way reports the error if it fails too */
             return false;
         }
     }
@@ -47,7 +48,7 @@ bool prp_load_memo_reserve(prp_load_memo *memo, size_t index)
     return !memo->entries[index];
 }
 
-/* What the dict has under an index, taken out of it: 1, *value is the object; 0: nothing; -1. */
+/* Remove the object with this index from the dict: 1, *value is the object; 0: none; -1. */
 static int take_sparse(prp_load_memo *memo, PyObject *key, PyObject **value)
 {
     *value = Py_XNewRef(PyDict_GetItemWithError(memo->sparse, key));
@@ -60,7 +61,7 @@ static int take_sparse(prp_load_memo *memo, PyObject *key, PyObject **value)
     return 1;
 }
 
-/* Sets an entry; *old is the object that had been there, or NULL: the caller drops it once all is in order. 0 or -1. */
+/* Set an entry: 0 or -1. *old is the previous object or NULL; the caller drops it when the memo is consistent. */
 static int replace(prp_load_memo *memo, size_t index, PyObject *value, PyObject **old)
 {
     PyObject *key = NULL;
@@ -81,7 +82,7 @@ static int replace(prp_load_memo *memo, size_t index, PyObject *value, PyObject 
     } else if (!memo->sparse && !(memo->sparse = PRP_FOREIGN(PyDict_New()))) {
         return -1;
     }
-    /* It is in the dict, or was, when the array was shorter. Keys are ints, so no code of others runs. */
+    /* The dict has it, or may have it from when the array was shorter. Keys are ints, so no foreign code runs. */
     int had = (key = PyLong_FromSize_t(index)) ? take_sparse(memo, key, old) : -1;
     int failed = had < 0 || (!array && PyDict_SetItem(memo->sparse, key, value) < 0);
     Py_XDECREF(key);
@@ -106,7 +107,7 @@ int prp_load_memo_put(prp_loader *L, size_t index, PyObject *value)
 
 PyObject *prp_load_memo_get_slow(prp_loader *L, size_t index)
 {
-    /* Making an object may run code, and the load may go on meanwhile, in another thread: look again each time. */
+    /* Creating an object may run foreign code, and another thread may continue the load: reread the entry each time. */
     while (index < (size_t)L->memo.top) {
         PyObject *entry = L->memo.entries[index];
         if (!entry)
@@ -129,7 +130,7 @@ PyObject *prp_load_memo_get_slow(prp_loader *L, size_t index)
     return prp_load_malformed("Memo value not found at index %zu", index);
 }
 
-/* Drops what a memo holds that no machine has any more. */
+/* Drop all entries of a memo that no machine uses any more. */
 static void drop_entries(prp_load_memo *memo)
 {
     PyObject **entries = memo->entries;
@@ -144,7 +145,7 @@ static void drop_entries(prp_load_memo *memo)
 
 void prp_load_memo_clear(prp_loader *L, bool keep_memory)
 {
-    /* Dropping an object may run code that uses this memo: it finds an empty one. */
+    /* Dropping an object may run code that uses this memo: it must find an empty one. */
     prp_load_memo old = L->memo;
     L->memo = (prp_load_memo){0};
     PyObject *type = NULL, *value, *traceback;
@@ -161,7 +162,7 @@ void prp_load_memo_clear(prp_loader *L, bool keep_memory)
     }
 }
 
-/* All entries as a dict from index to object. */
+/* Return all entries as a dict from index to object. */
 PyObject *prp_load_memo_copy(prp_loader *L)
 {
     PyObject *copy = L->memo.sparse ? PRP_FOREIGN(PyDict_Copy(L->memo.sparse)) : PRP_FOREIGN(PyDict_New());
@@ -181,7 +182,7 @@ int prp_load_memo_replace(prp_loader *L, PyObject *dict)
 {
     prp_load_memo made = {0};
     PyObject *key, *value, *old,
-        *kept = PRP_FOREIGN(PyDict_Copy(dict)); /* nobody else changes a copy while it is read */
+        *kept = PRP_FOREIGN(PyDict_Copy(dict)); /* no other code can change a copy while we read it */
     if (!kept)
         return -1;
     int failed = 0;
@@ -193,7 +194,7 @@ int prp_load_memo_replace(prp_loader *L, PyObject *dict)
             PyErr_SetString(PyExc_ValueError, "memo key must be positive integers.");
         failed = index < 0 ? -1 : replace(&made, (size_t)index, value, &old);
         if (!failed && L->allow)
-            failed = prp_load_note_shared(L, value); /* another load made it */
+            failed = prp_load_note_shared(L, value); /* another load created it */
         if (!failed)
             Py_XDECREF(old);
     }

@@ -1,10 +1,10 @@
 /* The garbage collector during a load.
  *
- * Each few hundred containers made trigger a collection that visits all of them, some several times, and can find nothing: what a
- * load makes is reachable from its stack. So while only this code runs, the collector is switched off, and it is switched on
- * again before any other code runs (prp_load_foreign, prp_load_drop), before the GIL can be given up, and at the end. Nobody can see
- * it off, nobody's own switching is undone, and a process that has switched it off keeps it off. The first collection after it makes
- * up for those that were left out.
+ * Every few hundred new containers trigger a collection that visits all of them, some several times, and can free
+ * nothing: all objects of a load are reachable from its stack. So we disable the collector while only our code runs,
+ * and enable it before foreign code runs (prp_load_foreign, prp_load_drop), before the GIL can be released, and at
+ * the end. No other code can see it disabled, we never undo its own gc.enable() or gc.disable(), and a process that
+ * disabled the collector keeps it disabled. The next collection makes up for those that were skipped.
  *
  * In small streams the collector stays on, so each allocation of a container may run finalizers.
  */
@@ -15,7 +15,7 @@ void prp_load_pause_collector(prp_loader *L)
     if (PyGC_Disable())
         L->collector_paused = true;
     else
-        L->may_pause = false; /* off already, and not by us: leave it alone */
+        L->may_pause = false; /* the process disabled it: leave it so */
 }
 
 void prp_load_resume_collector(prp_loader *L)
