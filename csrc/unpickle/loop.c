@@ -1,23 +1,25 @@
 /* The opcode loop.
  *
- * One pass, one loop, no recursion: the stream is a program for a stack machine, and this runs it. Position and stack pointer
- * live in registers; they are written back (SAVE) before anything that may look at the machine, and read again (RELOAD) after
- * anything that may have moved them. Common sequences are taken together where the bytes are already there:
+ * The stream is a program for a stack machine; one loop without recursion executes it in one pass. Position and stack
+ * pointer are in registers. We write them back (SAVE) before any code that may read the machine, and reload them
+ * (RELOAD) after any code that may have changed them. We handle common sequences together if their bytes are
+ * available:
  *
- *     EMPTY_LIST / EMPTY_DICT [memo] MARK      the container is made when its size is known (pending.c)
+ *     EMPTY_LIST / EMPTY_DICT [memo] MARK      the container is created when its size is known (pending.c)
  *     NEWOBJ [memo] EMPTY_DICT [memo] MARK     ... and its contents go into the instance (state.c)
  *     name name STACK_GLOBAL                   looked up by bytes (globals.c)
  *     callable MARK ... TUPLE REDUCE           numpy's arrays as a whole (whole_arrays.c)
  *     TUPLE REDUCE, TUPLE NEWOBJ               arguments stay on the stack (calls.c)
  *
- * Each is only a faster way to the same result: a stream that breaks off or goes on differently is handled opcode by opcode.
+ * Each is only a faster way to the same result: a stream that ends early or continues differently is handled opcode
+ * by opcode.
  */
 #include "unpickler.h"
 #include "ascii.h"
 #include "opcodes.h"
 
 #define HIGHEST_PROTOCOL 5
-#define SMALL_STREAM 1024 /* bytes that cannot make enough containers to start a collection */
+#define SMALL_STREAM 1024 /* bytes; too few to create enough containers for a collection */
 
 static inline uint32_t le16(const uint8_t *p)
 {
@@ -51,7 +53,7 @@ static inline double be_double(const uint8_t *p)
     return d;
 }
 
-/* The opcode MEMOIZE or BINPUT at `p`, if it is there: its length, and the index it will use; -1 if there is none. */
+/* Length of the MEMOIZE or BINPUT opcode at `p`, 0 if it is another one; sets *index to its memo index or -1. */
 static inline int peek_memo(prp_loader *L, const uint8_t *p, const uint8_t *end, Py_ssize_t used, Py_ssize_t *index)
 {
     *index = -1;
@@ -70,8 +72,8 @@ static inline int peek_memo(prp_loader *L, const uint8_t *p, const uint8_t *end,
     return 0;
 }
 
-/* Container opcodes: after EMPTY_LIST or EMPTY_DICT at `p`, if a MARK follows, pushes the pending container and the mark, and
- * returns the length of what was taken; 0 if it is to be made at once; -1. */
+/* If a MARK follows EMPTY_LIST or EMPTY_DICT, push the pending container and the mark, and return the length
+ * consumed; 0 if the caller must create the container now; -1. `p` is after the opcode. */
 static inline int push_pending(prp_loader *L, const uint8_t *p, const uint8_t *end, prp_mark_kind kind,
                                const prp_class_plan *plan)
 {
@@ -81,7 +83,7 @@ static inline int push_pending(prp_loader *L, const uint8_t *p, const uint8_t *e
         return 0;
     prp_load_memo *m = &L->memo;
     bool next = memo == m->top && memo == m->used && memo < m->capacity && !m->sparse;
-    /* An index that is used again drops an object, which may run code: that is for the opcodes. */
+    /* Reusing an index drops an object, which may run foreign code: leave that to the opcodes. */
     if (memo >= 0 && PRP_UNLIKELY(!next) && !prp_load_memo_reserve(m, (size_t)memo))
         return 0;
     if (PRP_UNLIKELY(L->sp == L->limit) && prp_load_grow_stack(L) < 0)
@@ -99,8 +101,8 @@ static inline int push_pending(prp_loader *L, const uint8_t *p, const uint8_t *e
     return taken + 1;
 }
 
-/* After an instance was made and pushed: if its state follows, the state becomes pending, and what can be read of it at once
- * is. Length taken, or -1. */
+/* After an instance was created and pushed: if its state follows, make the state pending and read as many fields as
+ * possible. Length consumed, or -1. */
 static inline Py_ssize_t push_state(prp_loader *L, const uint8_t *p, const uint8_t *end, PyObject *obj)
 {
     Py_ssize_t memo;
@@ -130,7 +132,7 @@ static inline Py_ssize_t push_state(prp_loader *L, const uint8_t *p, const uint8
     if (more < 0)
         return -1;
     if (more == 0) {
-        /* No MARK behind it: nothing is pending, the dict is made as usual. */
+        /* No MARK follows: nothing is pending, the opcode creates the dict. */
         if (slots) {
             L->sp--;
             Py_DECREF(Py_None);
@@ -146,7 +148,7 @@ static inline Py_ssize_t push_state(prp_loader *L, const uint8_t *p, const uint8
 #endif
 }
 
-/* After SETITEMS on a pending state: the rest of what hands it to BUILD. Length, 0 if something else follows. */
+/* After SETITEMS on a pending state: length of the opcodes that pass it to BUILD, 0 if something else follows. */
 static inline int peek_build(prp_loader *L, const uint8_t *p, const uint8_t *end, prp_mark_kind kind, Py_ssize_t *pair)
 {
     *pair = -1;
@@ -160,7 +162,7 @@ static inline int peek_build(prp_loader *L, const uint8_t *p, const uint8_t *end
     return taken + 1;
 }
 
-/* The container of the last mark, which is pending, is `made`: it takes its place on the stack and in the memo. */
+/* Put `made`, the pending container of the last mark, into its place on the stack and in the memo. */
 static inline void finish_pending(prp_loader *L, PyObject *made)
 {
     Py_ssize_t number = L->mark_count - 1;
@@ -173,7 +175,7 @@ static inline void finish_pending(prp_loader *L, PyObject *made)
     L->fence = L->stack + (number ? L->marks[number - 1].at : 0);
 }
 
-/* APPENDS on a list that is real. */
+/* APPENDS on a list that exists. */
 static int append_above_mark(prp_loader *L)
 {
     Py_ssize_t at = prp_load_pop_mark(L);
@@ -188,7 +190,7 @@ static int finish_list(prp_loader *L)
     if (!list)
         return -1;
     if (PRP_UNLIKELY(mark->kind != PRP_MARK_LIST)) {
-        /* Making it ran code that asked the memo for it. */
+        /* Creating it ran code that got it from the memo first. */
         Py_DECREF(list);
         return append_above_mark(L);
     }
@@ -198,7 +200,7 @@ static int finish_list(prp_loader *L)
     return 0;
 }
 
-/* The elements from `at` on are the pairs of a dict that is real: they go into it, one after the other. */
+/* Add the pairs from `at` on to the dict below them, which exists. */
 static int fill_below(prp_loader *L, Py_ssize_t at)
 {
     if (prp_load_dict_fill(L, L->stack[at - 1], L->stack + at, (L->sp - L->stack - at) / 2) < 0)
@@ -221,7 +223,7 @@ static int finish_dict(prp_loader *L)
     PyObject *dict = prp_load_dict_of(L, first, n / 2, &moved);
     if (dict && PRP_LIKELY(mark->kind == kind)) {
         finish_pending(L, dict);
-        /* Keys are str and the like; a value dies here only if its key came twice. */
+        /* Keys are inert; this frees a value only if its key occurred twice. */
         for (Py_ssize_t i = 0; i < n; i += 2)
             Py_DECREF(first[i]);
         int failed = 0;
@@ -230,14 +232,14 @@ static int finish_dict(prp_loader *L)
         return failed;
     }
     if (dict) {
-        /* Making it ran code that asked the memo for it. */
+        /* Creating it ran code that got it from the memo first. */
         for (Py_ssize_t i = 1; moved && i < n; i += 2)
             Py_INCREF(first[i]);
         Py_DECREF(dict);
     } else if (PyErr_Occurred()) {
         return -1;
     }
-    /* Real from here on: filling runs code of the keys, and it may be found in the memo. */
+    /* Create the dict first: filling it runs code of the keys, which may find it in the memo. */
     return prp_load_pop_mark(L) < 0 ? -1 : fill_below(L, at);
 }
 
@@ -254,11 +256,11 @@ static PyObject *stack_tuple(PyObject **first, Py_ssize_t n)
     return tuple;
 }
 
-/* The index of a GET or PUT in text, the opcode being consumed. */
+/* PUT with its index in text; the opcode is consumed already. */
 static int text_put(prp_loader *L)
 {
     Py_ssize_t index;
-    if (L->sp <= L->fence) /* before the index is read as a number: the kind of exception is pickle's */
+    if (L->sp <= L->fence) /* check before parsing the index, to raise the same exception as pickle */
         return prp_load_underflow(L);
     if (prp_load_text_index(L, &index) < 0)
         return -1;
@@ -365,7 +367,7 @@ static PyObject *load_dict(prp_loader *L)
 static PyObject *load_newobj(prp_loader *L, bool ex)
 {
     if (L->sp - L->fence < (ex ? 3 : 2)) {
-        /* What is there goes, as it does when popped one after the other. */
+        /* The rest of the stack is dropped with the failed load. */
         prp_load_underflow(L);
         return NULL;
     }
@@ -398,8 +400,8 @@ static PyObject *load_stack_global(prp_loader *L)
     return value;
 }
 
-/* If the string of `n` bytes at `p` is followed by another short one and STACK_GLOBAL: the object, with everything consumed.
- * *next is NULL if that is not what follows; else a result of NULL is an exception. */
+/* If another short string and STACK_GLOBAL follow the string of `n` bytes at `p`, consume all and return the object,
+ * or NULL with an exception. *next is NULL if something else follows. */
 static PyObject *fused_global(prp_loader *L, const uint8_t *p, const uint8_t *end, size_t n, const uint8_t **next)
 {
     const uint8_t *q = p + n;
@@ -426,8 +428,8 @@ static PyObject *fused_global(prp_loader *L, const uint8_t *p, const uint8_t *en
     return value;
 }
 
-/* The member that `type(int)` is, if the opcodes of that call follow and it is known at once: 1, *member is a new reference, and *at is
- * moved; 0: it is not known; -1. */
+/* If the opcodes of `type(int)` follow and the plan knows that Enum member: 1, *member is a new reference, and *at is
+ * advanced; 0: not known; -1. */
 static inline int whole_enum(prp_loader *L, PyTypeObject *type, const uint8_t **at, const uint8_t *end,
                              PyObject **member)
 {
@@ -466,7 +468,7 @@ static inline int whole_enum(prp_loader *L, PyTypeObject *type, const uint8_t **
             RELOAD();                                        \
         }                                                    \
     } while (0)
-/* Pushes an owned object, which may be NULL: failed. */
+/* Push an owned object; NULL means failure. */
 #define PUSH(object)                          \
     do {                                      \
         PyObject *pushed = (object);          \
@@ -482,7 +484,7 @@ static inline int whole_enum(prp_loader *L, PyTypeObject *type, const uint8_t **
         }                                     \
         *sp++ = pushed;                       \
     } while (0)
-/* More of the same: as long as complete opcodes of `size` bytes and room for their objects are there. */
+/* Handle further complete opcodes of this kind, of `size` bytes, while the stack has room. */
 #define RUN(opcode, size, object)                                                                        \
     do {                                                                                                 \
         Py_ssize_t room_ = L->limit - sp, there_ = (end - p) / (size);                                   \
@@ -495,7 +497,7 @@ static inline int whole_enum(prp_loader *L, PyTypeObject *type, const uint8_t **
         }                                                                                                \
     } while (0)
 #define PUSH_BORROWED(object) PUSH(Py_NewRef(object))
-/* A function that may do anything with the machine, returning int. */
+/* Call a function that returns int and may change the machine. */
 #define CALL(expression)      \
     do {                      \
         SAVE();               \
@@ -503,7 +505,7 @@ static inline int whole_enum(prp_loader *L, PyTypeObject *type, const uint8_t **
             goto failed;      \
         RELOAD();             \
     } while (0)
-/* The same, returning an object to be pushed. */
+/* Call one that returns an object, and push it. */
 #define CALL_PUSH(expression)            \
     do {                                 \
         SAVE();                          \
@@ -609,7 +611,7 @@ static PyObject *run(prp_loader *L)
             size_t n = *p++;
             NEED(n);
             if (n == 1) {
-                uint8_t one = prp_load_byte(p); /* read once: it may change, and the table has 128 */
+                uint8_t one = prp_load_byte(p); /* read once: it may change, and the table has 128 entries */
                 if (one < 128) {
                     PUSH_BORROWED(prp_load_characters[one]);
                     p++;
@@ -621,7 +623,7 @@ static PyObject *run(prp_loader *L)
                 p += n;
                 continue;
             }
-            /* Two strings in a row may be the name of a global. */
+            /* Two consecutive strings may be the name of a global. */
             if ((size_t)(end - p) > n && (p[n] == OP_SHORT_BINUNICODE || p[n] == OP_MEMOIZE)) {
                 const uint8_t *next;
                 SAVE();
@@ -636,7 +638,7 @@ static PyObject *run(prp_loader *L)
             }
             PUSH(prp_load_utf8(p, n));
             p += n;
-            /* More of them, as in a list of strings: none of these may be the first name of a global. */
+            /* Further strings, as in a list of strings; stop at one that may be the first name of a global. */
             while (keyed < 0 && sp < L->limit && end - p > 2 && *p == OP_SHORT_BINUNICODE) {
                 n = prp_load_byte(p + 1);
                 const uint8_t *next = p + 2 + n;
@@ -846,7 +848,7 @@ static PyObject *run(prp_loader *L)
                 HAVE(n);
             }
             if (p < end && (*p == OP_REDUCE || *p == OP_NEWOBJ) && sp - n > L->fence) {
-                /* The callable lies below its arguments, all of them above the fence. */
+                /* The callable is below its arguments; all of them are above the fence. */
                 bool reduce = *p++ == OP_REDUCE;
                 SAVE();
                 PyObject **argv = sp - n;
@@ -1141,7 +1143,7 @@ failed:
     return NULL;
 }
 
-/* The memo of an Unpickler outlives the load: no entry may be a promise. */
+/* The memo of an Unpickler outlives the load, so no entry may stay tagged. */
 static int settle_memo(prp_loader *L, bool failed)
 {
     for (Py_ssize_t i = 0; !failed && i < L->mark_count; i++)
@@ -1154,7 +1156,7 @@ static int settle_memo(prp_loader *L, bool failed)
                 L->memo.entries[i] = NULL;
                 L->memo.used--;
             }
-        L->mark_count = 0; /* no entry is a mark's any more: nothing below makes it one */
+        L->mark_count = 0; /* no memo entry refers to a mark any more */
         PyObject *type, *value, *traceback;
         PyErr_Fetch(&type, &value, &traceback);
         prp_load_drop_unmade(L);
