@@ -1,7 +1,7 @@
-/* The life of an unpickling machine and of a context: made, given options and input, cleared, kept, freed.
+/* Life cycle of an unpickling machine and of a context: create, set options and input, clear, keep, free.
  *
- * A few idle contexts are kept, the last used on top, so that loading a small object allocates nothing but the object. A machine that
- * goes back keeps its stack and memo if they are small; nothing of the last load stays referenced.
+ * We keep a few idle contexts, the last used on top, so that loading a small object allocates nothing but the object. A
+ * released machine keeps its stack and memo if they are small, but no reference of the last load.
  */
 #include "context.h"
 
@@ -21,8 +21,8 @@ static int idle_count;
 bool prp_load_strict_frames;
 int prp_load_int_base;
 
-/* Releases of CPython differ in what they make of two kinds of stream that no pickler writes: opcodes that cross the end of their
- * frame, and decimal integers with leading zeros. Ours reads as the interpreter it runs in does. */
+/* Releases of CPython differ in how they read two kinds of stream that no pickler writes: opcodes that cross the end of
+ * their frame, and decimal integers with leading zeros. Find out what this interpreter does, to do the same. */
 static int ask_the_interpreter(void)
 {
     static const char crossing[] = "\x80\x04\x95\x02\0\0\0\0\0\0\0J\1\0\0\0.", padded[] = "I010\n.";
@@ -91,7 +91,7 @@ static void set_defaults(prp_loader *L)
     L->array_flags = 0;
 }
 
-/* A zeroed machine gets its scratch memory: 0, or -1 with an exception. */
+/* Allocate the scratch memory of a zeroed machine: 0, or -1 with an exception. */
 static int make_machine(prp_loader *L)
 {
     L->stack = PyMem_Malloc(STACK_SLOTS * sizeof(PyObject *));
@@ -133,11 +133,11 @@ prp_loader *prp_loader_new(void)
     return L;
 }
 
-/* Drops every reference. Safe if dropping one runs code that looks at the machine again. */
+/* Drop every reference. Dropping one may run code that uses the machine again. */
 void prp_loader_clear(prp_loader *L)
 {
     prp_load_discard_stack(L);
-    prp_load_memo_clear(L, false); /* before the records its tags refer to */
+    prp_load_memo_clear(L, false); /* before the records that its tags refer to */
     prp_load_drop_unmade(L);
     prp_load_drop_chunk(L);
     Py_CLEAR(L->read);
@@ -175,7 +175,7 @@ static prp_context *new_context(void)
     return context;
 }
 
-/* Nobody else can reach the context: destructors that run here may load what they like. */
+/* No other code can reach the context, so destructors that run here may use the unpickler. */
 static void free_context(prp_context *context)
 {
     free_machine(&context->machine);
@@ -210,7 +210,7 @@ prp_loader *prp_loader_acquire(void)
     return context ? &context->machine : NULL;
 }
 
-/* Gives back what a large load made the scratch memory of an empty machine grow to. */
+/* Shrink the scratch memory of an empty machine after a large load. */
 static PRP_COLD void shrink_machine(prp_loader *L)
 {
     PyObject **stack = PyMem_Realloc(L->stack, STACK_SLOTS * sizeof(PyObject *));
@@ -231,7 +231,7 @@ static PRP_COLD void shrink_machine(prp_loader *L)
 void prp_loader_release(prp_loader *L)
 {
     prp_context *context = L->context;
-    /* The common load leaves nothing behind but itself. */
+    /* After most loads there is nothing to drop. */
     if (L->sp != L->stack || L->mark_count)
         prp_load_discard_stack(L);
     if (L->memo.top || L->memo.sparse)
@@ -291,7 +291,7 @@ int prp_loader_set_buffers(prp_loader *L, PyObject *buffers)
     if (!buffers || buffers == Py_None)
         kept = NULL;
     else if (PyList_CheckExact(buffers) || PyTuple_CheckExact(buffers))
-        kept = Py_NewRef(buffers); /* what their iterators do is done by an index */
+        kept = Py_NewRef(buffers); /* an index does the work of an iterator */
     else if (!(kept = PRP_FOREIGN(PyObject_GetIter(buffers))))
         return -1;
     L->buffer_next = 0;
@@ -361,7 +361,7 @@ failed:
 
 int prp_loader_traverse(prp_loader *L, visitproc visit, void *arg)
 {
-    /* The opcode loop keeps the height of the stack to itself. A machine that runs is reachable, and so is what its stack holds. */
+    /* L->sp can be stale during a load. A running machine is reachable, and so is everything on its stack. */
     for (PyObject **slot = L->stack; !L->running && slot < L->sp; slot++)
         Py_VISIT(*slot);
     for (Py_ssize_t i = 0; i < L->memo.top; i++)

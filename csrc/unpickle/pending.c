@@ -1,14 +1,14 @@
 /* Containers that do not exist yet.
  *
- * Pending: `EMPTY_LIST MARK` or `EMPTY_DICT MARK`, with or without a memo opcode between, does not make the container. Its
- * stack slot stays NULL under the MARK, out of reach of every opcode, and its memo entry is a tagged number. APPENDS or
- * SETITEMS makes it with all its elements at once. A GET of it before (a container that holds itself), or any other opcode that
- * takes the MARK, makes it empty and real first.
+ * Pending: `EMPTY_LIST MARK` or `EMPTY_DICT MARK`, with or without a memo opcode between, does not create the
+ * container. Its stack slot stays NULL under the MARK, out of reach of every opcode, and its memo entry is a tagged
+ * number. APPENDS or SETITEMS creates it with all its elements. An earlier GET of it (a container that contains
+ * itself), or any other opcode that uses the MARK, creates it empty first.
  *
- * Unmade: the dict of an instance's state, if nobody but BUILD wants it, is never made at all: the values go from the stack into
- * the instance. If it has a memo index, the entry becomes a record of the instance and its names, and the dict is made from
- * the attributes if a GET asks for it. That is right as long as nobody changed an attribute meanwhile, so all records are made
- * real before any foreign code runs (prp_load_foreign) and before any BUILD that does not go to a fresh instance.
+ * Unmade: the dict of an instance's state is never created if only BUILD uses it: its values go from the stack into
+ * the instance. If it has a memo index, the entry refers to a record of the instance and its names, and a GET creates
+ * the dict from the attributes. That is correct only while the attributes are unchanged, so we create the dicts of
+ * all records before foreign code runs (prp_load_foreign) and before any BUILD on an instance that is not fresh.
  */
 #include "unpickler.h"
 
@@ -27,7 +27,7 @@ int prp_load_make_pending(prp_loader *L, Py_ssize_t number)
     PyObject *container = kind == PRP_MARK_LIST ? PRP_FOREIGN(PyList_New(0)) : PRP_FOREIGN(PyDict_New());
     if (!container)
         return -1;
-    /* The allocation may have run code that made this one, or that let another thread go on with the load. */
+    /* The allocation may have run code that created it already, or that let another thread continue the load. */
     prp_mark *mark = &L->marks[number];
     if (number >= L->mark_count || mark->kind != kind || L->stack[mark->at - 1]) {
         Py_DECREF(container);
@@ -55,10 +55,11 @@ int prp_load_reserve_unmade(prp_loader *L)
     return 0;
 }
 
-/* `memo` and `pair` are indices within the memo's array, or -1. `names` is NULL if the attributes lie in the instance's dict. */
+/* `memo` and `pair` are indices within the memo's array, or -1. `names` is NULL if the attributes lie in the
+ * instance's dict. */
 void prp_load_note_unmade(prp_loader *L, PyObject *obj, PyObject *names, Py_ssize_t memo, Py_ssize_t pair)
 {
-    /* The attributes are the dict only as long as no other code can run: in a small stream the collector rests from here on. */
+    /* The attributes equal the dict only while no foreign code can run: disable the collector in small streams too. */
     L->may_pause = true;
     prp_load_own(L);
     Py_ssize_t number = L->unmade_count;
@@ -71,7 +72,7 @@ void prp_load_note_unmade(prp_loader *L, PyObject *obj, PyObject *names, Py_ssiz
     L->unmade[L->unmade_count++] = (prp_unmade){Py_NewRef(obj), Py_XNewRef(names), memo, pair};
 }
 
-/* The attributes of an instance as a new dict, in order, without its __dict__ being made. */
+/* Return the attributes of an instance as a new dict, in order, without creating its __dict__. */
 static PyObject *instance_attributes(PyObject *obj)
 {
     PyObject *made = PRP_FOREIGN(PyDict_New()), *dict = NULL;
@@ -101,7 +102,7 @@ static PyObject *instance_attributes(PyObject *obj)
     return made;
 }
 
-/* The dict of a record, and the pair with it if `pair` is not NULL: 0 or -1. */
+/* Create the dict of a record, and the pair with it if `pair` is not NULL: 0 or -1. */
 static int state_of(const prp_unmade *record, PyObject **dict, PyObject **pair)
 {
     *dict = record->names ? PRP_FOREIGN(PyDict_New()) : instance_attributes(record->obj);
@@ -129,7 +130,7 @@ int prp_load_make_unmade(prp_loader *L, Py_ssize_t number)
     Py_INCREF(record.obj);
     Py_XINCREF(record.names);
     int failed = state_of(&record, &dict, record.pair >= 0 ? &pair : NULL);
-    /* The record may be gone, and its number another one's. */
+    /* The record may have been dropped, and its number reused. */
     if (!failed && number < L->unmade_count && L->unmade[number].obj == record.obj) {
         if (has_tag(L, record.memo, number))
             L->memo.entries[record.memo] = Py_NewRef(dict);
@@ -154,7 +155,7 @@ int prp_load_all_unmade(prp_loader *L)
     return 0;
 }
 
-/* Only when no memo entry carries the tag of a record any more, or the memo is dropped too. */
+/* Call it only if no memo entry has the tag of a record any more, or if the memo is dropped too. */
 void prp_load_drop_unmade(prp_loader *L)
 {
     while (L->unmade_count > 0) {

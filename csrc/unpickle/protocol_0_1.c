@@ -3,8 +3,7 @@
 
 #include <errno.h>
 
-/* A line of at least one character and its newline, copied so that it ends in a zero byte and no read can move it. Small ones go
- * to `small`. NULL with an exception. */
+/* A line with its newline, copied so that it ends in a zero byte and no read can move it; short ones in `small`. */
 typedef struct {
     char *text;
     Py_ssize_t len; /* with the newline */
@@ -94,9 +93,9 @@ PyObject *prp_load_old_string(prp_loader *L, const char *data, size_t n)
 {
     if (L->raw_strings)
         return PyBytes_FromStringAndSize(data, (Py_ssize_t)n);
-    if (L->encoding && prp_load_foreign(L) < 0) /* a codec or an error handler may be anybody's */
+    if (L->encoding && prp_load_foreign(L) < 0) /* a codec or error handler may be foreign code */
         return NULL;
-    /* Decoders measure before they write, and the bytes may lie in shared memory. */
+    /* Decode a copy: decoders measure before they write, and bytes in shared memory can change between. */
     PyObject *own = PyBytes_FromStringAndSize(data, (Py_ssize_t)n);
     if (!own)
         return NULL;
@@ -140,7 +139,7 @@ PyObject *prp_load_text_unicode(prp_loader *L)
     return value;
 }
 
-/* A module's or class's name, or a persistent id (`ascii`, which may be empty). */
+/* Read the name of a module or class, or, with `ascii`, a persistent id, which may be empty. */
 PyObject *prp_load_text_name(prp_loader *L, bool ascii)
 {
     text_line line;
@@ -152,7 +151,7 @@ PyObject *prp_load_text_name(prp_loader *L, bool ascii)
     return value;
 }
 
-/* The decimal index of GET and PUT. */
+/* Read the decimal index of GET and PUT. */
 int prp_load_text_index(prp_loader *L, Py_ssize_t *index)
 {
     text_line line;

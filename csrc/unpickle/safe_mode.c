@@ -1,19 +1,19 @@
-/* Safe mode: what a stream of allowed names may do besides making values (docs/safe-loading.md).
+/* Safe mode: restrictions on a stream whose names are all allowed (docs/safe-loading.md).
  *
- * - It changes only what this load made. Objects reached by a name, by a persistent id or by a call that returned what somebody else
- *   already had are noted, and no opcode may change them.
- * - No array takes bytes for addresses: arrays that hold objects own their memory, and no other array lies over it.
+ * - Opcodes change only objects that this load created. We note objects that a name, a persistent id or a call
+ *   returned and that existed before, and no opcode may change them.
+ * - No array uses bytes as addresses: arrays of objects own their memory, and no other array shares it.
  * - A stream inside the stream is loaded under the same restrictions.
- * - `_codecs.encode` is a function of our own that knows one encoding.
+ * - We replace `_codecs.encode` by a function that supports one encoding.
  *
- * States of NumPy's dtypes and arrays that would crash NumPy are refused in every mode, by pyray_ser.pickling.numpy_states.
+ * pyray_ser.pickling.numpy_states refuses states of dtypes and arrays that would crash NumPy, in every mode.
  */
 #include "c_stack.h"
 #include "context.h"
 
 #define NESTED_RESERVE (256 * 1024) /* bytes of C stack for one nested load */
 
-/* ---- objects that the load did not make --------------------------------------------------------------------------------- */
+/* ---- objects that the load did not create ------------------------------------------------------------------------ */
 
 static bool never_changes(PyObject *obj)
 {
@@ -21,7 +21,7 @@ static bool never_changes(PyObject *obj)
            PyTuple_CheckExact(obj) || PyBool_Check(obj) || PyPickleBuffer_Check(obj) || obj == Py_None;
 }
 
-/* Code is nobody's to change, whoever made it. */
+/* No opcode may change code, even if this load created it. */
 static bool is_code(PyObject *obj)
 {
     return PyType_Check(obj) || PyFunction_Check(obj) || PyModule_Check(obj) || PyCFunction_Check(obj);
@@ -34,7 +34,7 @@ int prp_load_note_shared(prp_loader *L, PyObject *obj)
     if (!L->shared && !(L->shared = PRP_FOREIGN(PyDict_New())))
         return -1;
     PyObject *key = PyLong_FromVoidPtr(obj);
-    int failed = key ? PyDict_SetItem(L->shared, key, obj) : -1; /* ints as keys: no other code runs */
+    int failed = key ? PyDict_SetItem(L->shared, key, obj) : -1; /* int keys: no foreign code runs */
     Py_XDECREF(key);
     return failed;
 }
@@ -53,9 +53,9 @@ int prp_load_refuse_shared(prp_loader *L, PyObject *obj)
     return shared ? -1 : 0;
 }
 
-/* ---- results of calls ------------------------------------------------------------------------------------------------------ */
+/* ---- results of calls -------------------------------------------------------------------------------------------- */
 
-/* Whether the type is one of NumPy's, or derived from it, by the name of a static type. */
+/* Return whether `obj` is an instance of the static NumPy type with this name, or of a subclass. */
 static bool is_numpy(PyObject *obj, const char *name)
 {
     for (PyTypeObject *type = Py_TYPE(obj); type; type = type->tp_base)
@@ -83,7 +83,7 @@ PyObject *prp_load_guard(prp_loader *L, PyObject *const *argv, Py_ssize_t n, PyO
     if (!value)
         return NULL;
     bool shared = Py_REFCNT(value) > 1;
-    /* What came in as an argument is what it was. */
+    /* An argument that is returned keeps its status. */
     for (Py_ssize_t i = 0; shared && i < n; i++)
         shared = argv[i] != value;
     if (refuse_addresses(value) < 0 || (shared && prp_load_note_shared(L, value) < 0))
@@ -91,9 +91,9 @@ PyObject *prp_load_guard(prp_loader *L, PyObject *const *argv, Py_ssize_t n, PyO
     return value;
 }
 
-/* ---- states of NumPy's objects ------------------------------------------------------------------------------------------------ */
+/* ---- states of NumPy's objects ----------------------------------------------------------------------------------- */
 
-/* Whether anything but the stack, the memo and the caller has the object. */
+/* Return whether anything but the stack, the memo and the caller refers to the object. */
 static bool is_in_use(prp_loader *L, PyObject *obj)
 {
     Py_ssize_t others = Py_REFCNT(obj) - 2;
@@ -118,7 +118,7 @@ int prp_load_check_state(prp_loader *L, PyObject *obj, PyObject *state)
     return result ? 0 : -1;
 }
 
-/* ---- names with a meaning of their own ----------------------------------------------------------------------------------------- */
+/* ---- names with a special meaning -------------------------------------------------------------------------------- */
 
 static PyObject *latin1_encode(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {

@@ -1,13 +1,14 @@
-/* BUILD: a state into an instance.
+/* BUILD: sets the state of an instance.
  *
- * The rules are those of the standard library: __setstate__ if there is one, else a dict into the instance's __dict__, past all
- * descriptors, and slots by setattr. Where a class leaves all that as it is, the values are written where they end up: from
- * the stack into a fresh instance if the state was still pending, or from the state dict.
+ * The rules are those of the standard library: call __setstate__ if it exists; otherwise put a dict into the
+ * instance's __dict__, bypassing descriptors, and set slots with setattr. If a class overrides none of this, we write
+ * the values directly to their final places in a fresh instance: from the stack if the state is still pending, or
+ * from the state dict.
  */
 #include "unpickler.h"
 
 #if PRP_INTERNALS
-/* True if the last learned names are the keys of n pairs, `step` apart from each other, in order. */
+/* Return whether the learned names are the keys of n pairs, in order. */
 static inline bool keys_are(const prp_class_plan *plan, PyObject *const *pairs, Py_ssize_t n)
 {
     if (PyTuple_GET_SIZE(plan->names) != n)
@@ -16,7 +17,7 @@ static inline bool keys_are(const prp_class_plan *plan, PyObject *const *pairs, 
         PyObject *name = PyTuple_GET_ITEM(plan->names, i), *key = pairs[2 * i];
         if (key == name)
             continue;
-        /* An equal string that is another object: the same name, if it is a str at all. */
+        /* Another object is the same name only if it is an equal str. */
         if (!PyUnicode_CheckExact(key) || PyUnicode_GET_LENGTH(key) != PyUnicode_GET_LENGTH(name) ||
             PyUnicode_Compare(key, name) != 0)
             return false;
@@ -29,7 +30,7 @@ static inline PyDictValues *fresh_values(const prp_class_plan *plan, PyObject *o
     void *keys;
     PyDictValues *values = prp_values_fresh(obj, type, &keys);
     Py_ssize_t n = PyTuple_GET_SIZE(plan->names);
-    /* The shared keys of a class only grow: as long as it is the same object, its indices mean the same names. */
+    /* The shared keys of a class only grow: while they are the same object, their indices keep their names. */
     if (!values || keys != plan->keys || prp_values_room(values) < n)
         return NULL;
     for (Py_ssize_t i = 0; i < n; i++)
@@ -87,18 +88,18 @@ int prp_load_build_pending(prp_loader *L, Py_ssize_t pair)
         return 0;
     if ((memo >= 0 || pair >= 0) && prp_load_reserve_unmade(L) < 0)
         return -1;
-    /* From here on no code runs but ours, and nothing fails. */
+    /* From here on no foreign code runs, and nothing fails. */
     for (Py_ssize_t i = 0; i < n; i++) {
         PyObject *value = pairs[2 * i + 1];
         if (values)
             prp_values_set(values, plan->where[i], value);
         else
             *(PyObject **)((char *)obj + plan->where[i]) = value;
-        Py_DECREF(pairs[2 * i]); /* a name: nothing but a str dies here */
+        Py_DECREF(pairs[2 * i]); /* a name: this frees at most a str */
     }
     if (memo >= 0 || pair >= 0)
         prp_load_note_unmade(L, obj, values ? NULL : plan->names, memo, pair);
-    L->sp = pairs - below + 1; /* the instance is on top; None and the dict that never was are gone */
+    L->sp = pairs - below + 1; /* the instance is on top; None and the dict's empty slot are removed */
     if (below == 3)
         Py_DECREF(Py_None);
     L->mark_count = number;
@@ -110,10 +111,10 @@ int prp_load_build_pending(prp_loader *L, Py_ssize_t pair)
 #endif
 }
 
-/* ---- the general way ----------------------------------------------------------------------------------------------------- */
+/* ---- the general rules ------------------------------------------------------------------------------------------- */
 
 #if PRP_INTERNALS
-/* 1 if the whole dict state went to a fresh instance, 0 if that is not possible. */
+/* Write the whole dict state into a fresh instance: 1, or 0 if that is not possible. */
 static int fill_fresh(const prp_class_plan *plan, PyObject *obj, PyObject *state)
 {
     Py_ssize_t n = PyDict_GET_SIZE(state), i = 0;
@@ -132,7 +133,7 @@ static int fill_fresh(const prp_class_plan *plan, PyObject *obj, PyObject *state
 }
 #endif
 
-/* A dict state into the instance's dict, as `mapping[name] = value`; names of attributes are interned. */
+/* Put a dict state into the instance's dict with `mapping[name] = value`; interns the names. */
 static int fill(PyObject *mapping, PyObject *state)
 {
     PyObject *key, *value;
@@ -170,7 +171,7 @@ static int call_setstate(PyObject *setstate, PyObject *state)
     return result ? 0 : -1;
 }
 
-/* `state` and `obj` are the caller's own references. Plans are looked up each time, because each step may run code. */
+/* The caller owns references to `state` and `obj`. Each step may run foreign code, so plans are looked up each time. */
 static int build_by_rules(prp_loader *L, PyObject *obj, PyObject *state)
 {
     PyObject *slots = NULL;
@@ -217,11 +218,11 @@ int prp_load_build(prp_loader *L)
 {
     if (L->sp - 2 < L->fence)
         return prp_load_underflow(L);
-    /* Owned by us from here on: what is called below may run anything. */
+    /* Own both from here on: the calls below may run any code. */
     PyObject *state = *--L->sp, *obj = Py_NewRef(L->sp[-1]), *setstate = NULL;
     int failed = -1;
     if (prp_load_may_change(L, obj) < 0)
-        goto done; /* an allowed name is allowed to be used, not to be changed */
+        goto done; /* the stream may use the object of an allowed name, but not change it */
     if (prp_load_foreign(L) < 0 || prp_load_check_state(L, obj, state) < 0)
         goto done;
     int found = PRP_FOREIGN(prp_optional_attr(obj, prp_text_setstate, &setstate));

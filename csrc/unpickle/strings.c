@@ -1,8 +1,8 @@
 /* Strings from UTF-8, and the cache of short strings used as keys.
  *
- * Documents and instances repeat few names many times. A string in the position of a key is looked up by its bytes in a small
- * direct-mapped table first; values are not, because most of them are different. If keys turn out to be different too, the
- * stream stops asking. The table holds at most PRP_KEY_SLOTS strings of at most KEY_BYTES bytes.
+ * Documents and instances repeat few names many times. We look a string in the position of a key up by its bytes in a
+ * small direct-mapped table first, but not values, because most of them differ. If most keys differ too, the load
+ * stops using the table. It has at most PRP_KEY_SLOTS strings of at most KEY_BYTES bytes.
  */
 #include "context.h" /* first: Python.h comes before the system's headers */
 
@@ -12,7 +12,7 @@
 #define KEY_BYTES 40
 #define BLOCK 256
 #define SHORT 32
-/* What was copied is not read at its source again: the compiler must take the copy for changed. */
+/* Keeps the compiler from reading the source of a copy again: it must assume that the copy has changed. */
 #define PRP_READ_ONCE(copy) __asm__ volatile("" : : "r"(&(copy)) : "memory")
 
 PyObject *prp_load_characters[128];
@@ -25,12 +25,12 @@ int prp_load_string_init(void)
     return 0;
 }
 
-/* Two or more bytes, read as words of which the last may overlap the one before. */
+/* At least two bytes, read as words; the last may overlap the one before. */
 static inline bool is_ascii(const uint8_t *data, size_t n)
 {
     uint64_t word, seen = 0;
     if (n >= 8) {
-        /* Long ones in blocks, so that the loop is made of vectors, and the first other character ends it. */
+        /* Long strings in blocks, so that the compiler vectorises the loop and we stop early if not ASCII. */
         for (; n > BLOCK && !(seen & PRP_NOT_ASCII); n -= BLOCK, data += BLOCK)
             for (size_t i = 0; i < BLOCK; i += 8) {
                 memcpy(&word, data + i, 8);
@@ -65,8 +65,8 @@ static PyObject *decode_short(prp_short_text text, size_t n)
     return decode(own, n);
 }
 
-/* The bytes may lie in shared memory and change. So they are copied first, and the copy is judged and decoded: an ASCII str must not
- * get other bytes, and the interpreter's decoder measures before it writes. */
+/* Bytes in shared memory can change, so we copy them first, and check and decode the copy: an ASCII str must not get
+ * other bytes, and the interpreter's decoder measures before it writes. */
 PyObject *prp_load_utf8(const uint8_t *data, size_t n)
 {
     if (PRP_LIKELY(n > 1 && n <= sizeof(prp_short_text))) {
@@ -96,7 +96,7 @@ PyObject *prp_load_utf8(const uint8_t *data, size_t n)
     PRP_READ_ONCE(*own);
     if (PRP_LIKELY(is_ascii(own, n)))
         return text;
-    PyObject *wide = decode(own, n); /* `text` is no str: nobody sees it */
+    PyObject *wide = decode(own, n); /* `text` is not valid, but no other code sees it */
     Py_DECREF(text);
     return wide;
 }

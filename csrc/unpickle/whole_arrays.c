@@ -1,14 +1,15 @@
-/* An array's call taken from the stream as a whole.
+/* Reads the whole call that creates an array from the stream.
  *
- * Picklers write plain arrays with the same opcodes every time; only dtype, shape and bytes differ. Behind the callable and a MARK:
+ * Picklers write plain arrays with the same opcodes every time; only dtype, shape and bytes differ. After the
+ * callable and a MARK:
  *
- *     _frombuffer   NEXT_BUFFER, the dtype (GET, or the opcodes that make it), the shape's ints and TUPLE, 'C' or 'F', TUPLE, REDUCE
+ *     _frombuffer   NEXT_BUFFER, the dtype (GET or its opcodes), the shape's ints and TUPLE, 'C' or 'F', TUPLE, REDUCE
  *     ndarray       the shape, the dtype's name, the bytes (in the stream, or NEXT_BUFFER), 0, None, TUPLE, REDUCE
  *
- * as this package's pickler writes them: only what other arrays may share is memoized (numpy's name, the class dtype, the dtype, the
- * letters of byte order and of memory order), and comes by GET the next time. If the bytes are these, the array is made of them
- * without the objects that the opcodes would make. Nothing is consumed before it exists; whatever does not fit is left to the opcode
- * loop, which gives the result or the error.
+ * as this package's pickler writes them: it memoizes only objects that arrays can share (numpy's name, the class
+ * dtype, the dtype, the letters of byte order and of memory order), and uses GET for them the next time. If the
+ * opcodes match, we create the array without the intermediate objects. Nothing is consumed before the array exists;
+ * the opcode loop handles anything else and gives the result or the error.
  */
 #include "unpickler.h"
 #include "opcodes.h"
@@ -22,10 +23,10 @@ typedef struct {
     const uint8_t *inband; /* the bytes, or NULL: NEXT_BUFFER */
     size_t inband_len;
     PyObject *dtype; /* borrowed from the memo, or NULL */
-    PyObject *cls;   /* the class dtype, borrowed from the memo, or NULL: by its name, both memoized */
-    bool made;       /* the dtype's name comes from the opcodes that make it; it is memoized */
-    uint8_t sign;    /* byte order, to be memoized; 0: it came by GET */
-    uint8_t order;   /* memory order, to be memoized; 0: it came by GET */
+    PyObject *cls;   /* the class dtype, borrowed from the memo, or NULL: looked up by name, both memoized */
+    bool made;       /* the opcodes create the dtype, from which its name comes; memoize it */
+    uint8_t sign;    /* byte order, if it must be memoized; 0: it came by GET */
+    uint8_t order;   /* memory order, if it must be memoized; 0: it came by GET */
     bool fortran;
 } array_call;
 
@@ -75,7 +76,7 @@ static bool read_shape(array_call *c)
     return marked ? op == OP_TUPLE : c->nd >= 1 && c->nd <= 3 && op == OP_TUPLE1 - 1 + c->nd;
 }
 
-/* `n` bytes behind an opcode and its length of `width` bytes; false if they are not all there. */
+/* Read the `n` bytes after an opcode and its `width` bytes of length; false if they are incomplete. */
 static bool read_run(array_call *c, size_t width, size_t n, const uint8_t **bytes, size_t *len)
 {
     if ((size_t)(c->end - c->p) - 1 - width < n)
@@ -91,7 +92,7 @@ static bool read_text(array_call *c, const uint8_t **text, size_t *len)
     return c->end - c->p >= 2 && *c->p == OP_SHORT_BINUNICODE && read_run(c, 1, prp_load_byte(c->p + 1), text, len);
 }
 
-/* What a GET of one byte's index gives, borrowed; NULL: it is for the opcodes. */
+/* The object of a GET with a one-byte index, borrowed; NULL: leave it to the opcode loop. */
 static PyObject *read_get(const prp_loader *L, array_call *c)
 {
     if (c->end - c->p < 2 || *c->p != OP_BINGET)
@@ -104,7 +105,8 @@ static PyObject *read_get(const prp_loader *L, array_call *c)
     return entry;
 }
 
-/* One of `letters`, by GET, or in the stream with MEMOIZE behind it: then `*made` is it, too.  0: it is for the opcodes. */
+/* Read one of `letters`, from a GET or from the stream before a MEMOIZE; sets *made to it in the latter case. 0:
+ * leave it to the opcode loop. */
 static uint8_t read_letter(const prp_loader *L, array_call *c, const char *letters, uint8_t *made)
 {
     uint8_t letter;
@@ -128,7 +130,7 @@ static uint8_t read_letter(const prp_loader *L, array_call *c, const char *lette
     return letter && strchr(letters, letter) ? letter : 0;
 }
 
-/* GET, or numpy.dtype(kind and size, False, True) with the state that sets its byte order. `name` has room for 8 bytes. */
+/* Read a GET, or numpy.dtype(kind and size, False, True) with the state that sets its byte order. `name`: 8 bytes. */
 static bool read_dtype(const prp_loader *L, array_call *c, uint8_t *name)
 {
     static const uint8_t head[] = "\x8c\x05numpy\x94\x8c\x05"
@@ -182,7 +184,7 @@ static bool read_call(prp_loader *L, array_call *c, bool frombuffer, uint8_t *na
     return order && literal(c, "tR", 2);
 }
 
-/* The memory of the call; an out-of-band buffer is looked at, not yet taken. 1; 0: leave it to the opcodes; -1. */
+/* Get the memory of the call, without consuming an out-of-band buffer. 1; 0: leave it to the opcode loop; -1. */
 static int memory_of(prp_loader *L, const array_call *c, prp_array_memory *memory)
 {
     PyObject *buffer;
@@ -204,7 +206,7 @@ static int memory_of(prp_loader *L, const array_call *c, prp_array_memory *memor
             return 0;
         buffer = Py_NewRef(list ? PyList_GET_ITEM(all, L->buffer_next) : PyTuple_GET_ITEM(all, L->buffer_next));
         if (!PyPickleBuffer_Check(buffer) && !PyBytes_CheckExact(buffer)) {
-            Py_DECREF(buffer); /* exporting it may run code */
+            Py_DECREF(buffer); /* exporting it may run foreign code */
             return 0;
         }
     }
@@ -213,13 +215,13 @@ static int memory_of(prp_loader *L, const array_call *c, prp_array_memory *memor
     return status;
 }
 
-/* The dtype as a new reference. NULL without an exception: leave it to the opcodes. */
+/* The dtype as a new reference. NULL without an exception: leave it to the opcode loop. */
 static PyObject *dtype_of(prp_loader *L, const prp_ndarray_api *numpy, const array_call *c)
 {
     if (c->dtype)
         return Py_NewRef(c->dtype);
     if (c->made) {
-        /* The name is asked for as the opcodes would: audited, and refused if it is not allowed. */
+        /* Look the name up as the opcodes would: audited, and refused if it is not allowed. */
         PyObject *type = c->cls ? Py_NewRef(c->cls) : prp_load_known_global(L, "numpy", "dtype");
         Py_XDECREF(type);
         if (type != numpy->dtype_type)
@@ -230,7 +232,7 @@ static PyObject *dtype_of(prp_loader *L, const prp_ndarray_api *numpy, const arr
     return numpy->shared_dtype((const char *)c->name, c->name_len);
 }
 
-/* What the opcodes would have memoized, in their order. */
+/* Memoize what the opcodes would have memoized, in their order. */
 static int memoize(prp_loader *L, const prp_ndarray_api *numpy, const array_call *c, PyObject *dtype)
 {
     static PyObject *module;
@@ -258,7 +260,7 @@ int prp_load_array_whole(prp_loader *L)
     bool frombuffer = L->sp[-1] == prp_load_array_callables[0];
     if (!read_call(L, &c, frombuffer, name) || (c.made && L->custom_find_class))
         return 0;
-    /* What was read by GET is the memo's, which only this load changes. */
+    /* Objects read by GET are borrowed from the memo, which only this load changes. */
     const prp_ndarray_api *numpy = PRP_FOREIGN(prp_ndarray());
     prp_array_memory memory;
     if (!numpy)
