@@ -1,9 +1,9 @@
 /*
- * operations.h - what a victim is made to do, one engine call each, and how the stage is set for it.
+ * operations.h - operations during which a victim is killed, one engine call each, with their setup.
  *
- * `arrange` runs in the survivor before the victim is forked and makes what the operation works on; the victim
- * inherits it. `ready` runs in the victim, unwatched; `act` is what it dies in. `restore` runs in the survivor when the
- * victim is dead and reaped: what `arrange` made goes, whatever became of it.
+ * `arrange` runs in the survivor before it forks the victim, and creates the objects of the operation; the victim
+ * inherits them. `ready` runs in the victim and is not stepped; the victim is killed during `act`. `restore` runs in
+ * the survivor after it reaped the victim, and removes what `arrange` created, whatever its state.
  */
 #ifndef PRS_TEST_OPERATIONS_H
 #define PRS_TEST_OPERATIONS_H
@@ -14,7 +14,7 @@ enum { FILLERS = 40 };
 
 struct stage {
     prs_store *s;
-    prs_oid id, inner; /* what the operation is about */
+    prs_oid id, inner; /* objects of the operation */
     prs_oid filler[FILLERS];
     int fillers;
     prs_draft draft;
@@ -26,7 +26,7 @@ struct stage {
 
 typedef struct operation {
     const char *name;
-    bool spills, cold; /* wants a store with a spill directory; must be the victim's first call */
+    bool spills, cold; /* needs a store with a spill directory; must be the victim's first call */
     void (*arrange)(struct stage *);
     void (*ready)(struct stage *);
     void (*act)(struct stage *);
@@ -35,7 +35,7 @@ typedef struct operation {
 
 static prs_error ignored;
 
-/* ---- making ---------------------------------------------------------------------------------------------- */
+/* ---- creating -------------------------------------------------------------------------------------------- */
 
 static void make_small(struct stage *c)
 {
@@ -54,7 +54,7 @@ static void drop_id(struct stage *c)
     prs_unref(c->s, &c->id);
 }
 
-/* A forked process has none of its parent's: what the operations allocate is made and dropped once. */
+/* A forked process inherits no magazines: allocate and drop once what the operations allocate. */
 static void fill_magazines(struct stage *c)
 {
     static const uint64_t sizes[] = {64, 200, 300, 500};
@@ -101,9 +101,9 @@ static void write_large(struct stage *c)
     (void)prs_write(c->s, &c->draft, 0, bytes, sizeof bytes, &ignored);
 }
 
-/* ---- holding, letting go ------------------------------------------------------------------------------------- */
+/* ---- acquiring and releasing --------------------------------------------------------------------------------- */
 
-static void let_go(struct stage *c) /* of the ref that came with the fork */
+static void let_go(struct stage *c) /* releases the ref inherited by fork() */
 {
     prs_unref(c->s, &c->id);
 }
@@ -129,7 +129,7 @@ static void ref(struct stage *c)
     (void)prs_ref(c->s, &c->id);
 }
 
-/* The victim's own object: its last holder lets go. */
+/* The victim's own object, of which it is the last holder. */
 static void own_small(struct stage *c)
 {
     c->id = put(c->s, 200, 5);
@@ -151,7 +151,7 @@ static void end_for_all(struct stage *c)
     (void)prs_free(c->s, &c->id, &ignored);
 }
 
-/* Freed under the feet of one that asks for it. */
+/* An object that is freed before another process requests it. */
 static void make_and_free(struct stage *c)
 {
     make_small(c);
@@ -192,7 +192,7 @@ static void add_edge(struct stage *c)
     (void)prs_add_edge(c->s, &c->draft, &c->id, &ignored);
 }
 
-/* A chain of three whose end is the survivor's object: it goes at one stroke. */
+/* A chain of three objects that ends in the survivor's object: one unref frees the chain. */
 static void own_chain(struct stage *c)
 {
     prs_oid last = c->id;
@@ -236,7 +236,7 @@ static void drop_named(struct stage *c)
     prs_unref(c->s, &c->id);
 }
 
-/* ---- a full store -------------------------------------------------------------------------------------------------- */
+/* ---- a full store ------------------------------------------------------------------------------------------------ */
 
 static void fill(struct stage *c)
 {
@@ -250,20 +250,20 @@ static void fill(struct stage *c)
 static void empty(struct stage *c)
 {
     for (int i = 0; i < c->fillers; i++) {
-        int rc = verify(c->s, &c->filler[i], 100000, (uint64_t)i); /* wherever it lies now */
+        int rc = verify(c->s, &c->filler[i], 100000, (uint64_t)i); /* in memory or in a file */
         CHECK(rc == PRS_OK || (rc == PRS_E_FREED && c->ended && c->filler[i].serial == c->id.serial));
         prs_unref(c->s, &c->filler[i]);
     }
     prs_deferred_run_all(c->s);
 }
 
-/* Others' reserves go back, what is free is not enough. */
+/* Reclaims the magazines of other clients, and still finds too little space. */
 static void alloc_too_much(struct stage *c)
 {
     (void)prs_alloc(c->s, prs_capacity(c->s), 0, &c->draft, &ignored);
 }
 
-static void overflow(struct stage *c) /* moves objects to files; a spill of each kind of victim */
+static void overflow(struct stage *c) /* moves objects to files; spills victims of each kind */
 {
     (void)prs_alloc(c->s, 250000, 0, &c->draft, &ignored);
 }
@@ -295,9 +295,9 @@ static void nothing(struct stage *c)
     (void)c;
 }
 
-/* ---- recovery ---------------------------------------------------------------------------------------------------------- */
+/* ---- recovery ---------------------------------------------------------------------------------------------------- */
 
-/* A process with drafts, objects, pins and an empty magazine behind it; nobody has looked at it yet. */
+/* Leave a dead client with drafts, objects, pins and an empty magazine, whose death no client has noticed yet. */
 static void leave_corpse(struct stage *c)
 {
     make_small(c);
@@ -315,7 +315,7 @@ static void leave_corpse(struct stage *c)
     CHECK_KILLED(status, SIGKILL);
 }
 
-/* The same, in the middle of cutting an extent, with the store lock in hand. */
+/* The same for a client that died while it held the store lock and was splitting an extent. */
 static void leave_thiefs_prey(struct stage *c)
 {
     make_small(c);

@@ -1,13 +1,13 @@
 /*
- * stepper.h - running a child for exactly n instructions.
+ * stepper.h - runs a child for exactly n instructions.
  *
  * Purpose    Kill a process after any chosen instruction of an operation, thousands of times.
- * Algorithm  Single steps cost some 20 us each.  So one run over the whole operation records where each step was; after
- *            that a run to step n sets a breakpoint on the last instruction before n that had not been executed
- *            earlier (a landmark), lets the child run into it, and steps from there.  Without landmarks (another
+ * Algorithm  A single step costs about 20 us.  So one run over the whole operation records the address of each step;
+ *            later, a run to step n sets a breakpoint on the last instruction before n that had not been executed
+ *            earlier (a landmark), lets the child run to it, and steps from there.  Without landmarks (on another
  *            architecture) it steps all the way.
- * Guarantee  The child executed n instructions of the operation, as far as it takes the same path each time; a path
- *            that never meets its landmark ends with the operation.
+ * Guarantee  The child executed n instructions of the operation, if it takes the same path each time; if it never
+ *            reaches its landmark, it runs to the end of the operation.
  */
 #ifndef PRS_TEST_STEPPER_H
 #define PRS_TEST_STEPPER_H
@@ -20,8 +20,8 @@
 
 typedef struct trace {
     uint64_t length;    /* steps of the whole operation */
-    uint32_t *landmark; /* of each step: the step at which the nearest landmark lies */
-    uintptr_t *where;   /* of each step: the address of the instruction that comes next */
+    uint32_t *landmark; /* of each step: the step of the nearest landmark before it */
+    uintptr_t *where;   /* of each step: the address of the next instruction */
     uint64_t capacity, limit;
 } trace;
 
@@ -35,7 +35,7 @@ static int step_wait(pid_t pid)
     return WSTOPSIG(status);
 }
 
-/* One instruction; false when the operation is over. */
+/* Execute one instruction; false if the operation is over. */
 static bool step_once(pid_t pid)
 {
     CHECK_EQ(ptrace(PTRACE_SINGLESTEP, pid, NULL, NULL), 0);
@@ -50,7 +50,7 @@ static uintptr_t step_where(pid_t pid)
     return (uintptr_t)ptrace(PTRACE_PEEKUSER, pid, offsetof(struct user_regs_struct, rip), NULL);
 }
 
-/* Let the child run until it is about to execute `at`; false when the operation ended first. */
+/* Let the child run until it is about to execute `at`; false if the operation ended first. */
 static bool step_run_to(pid_t pid, uintptr_t at)
 {
     long text = ptrace(PTRACE_PEEKTEXT, pid, at, NULL);
@@ -105,7 +105,7 @@ static void step_record(pid_t pid, trace *t)
     free(seen);
 }
 
-/* Run for n instructions, or to the end; how many were single steps. False in *ended: it ended before. */
+/* Run n instructions, or to the end of the operation: number of single steps. *ended: it ended before n. */
 static uint64_t step_to(pid_t pid, const trace *t, uint64_t n, bool *ended)
 {
     uint64_t done = 0, steps = 0;
