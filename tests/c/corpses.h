@@ -1,12 +1,12 @@
 /*
- * corpses.h - processes that die or stop where a test wants them to, and what is left of them.
+ * corpses.h - child processes that die or stop where a test wants, and checks of what they leave behind.
  */
 #ifndef PRS_TEST_CORPSES_H
 #define PRS_TEST_CORPSES_H
 
 #include "engine.h"
 
-/* What a child and its test tell each other. */
+/* Shared memory through which a child and its test communicate. */
 struct told {
     prs_oid id[8];
     prs_token token;
@@ -35,7 +35,7 @@ __attribute__((unused)) static void await(prs_atomic_u32 *flag)
 
 typedef void child_work(prs_store *s, struct told *told);
 
-/* A child that does `work` and exits with 0, having left the store. */
+/* Fork a child that does `work`, closes the store and exits with 0. */
 __attribute__((unused)) static pid_t child_of(prs_store *s, struct told *told, child_work *work)
 {
     fflush(NULL);
@@ -51,14 +51,14 @@ __attribute__((unused)) static pid_t child_of(prs_store *s, struct told *told, c
     return pid;
 }
 
-/* One that is killed by what it does, and collected. */
+/* Run a child whose work kills it, and reap it. */
 __attribute__((unused)) static void dies(prs_store *s, struct told *told, child_work *work)
 {
     int status = reap_child(child_of(s, told, work));
     CHECK_KILLED(status, SIGKILL);
 }
 
-/* One that stops itself on the way. */
+/* Start a child that stops itself during its work. */
 __attribute__((unused)) static pid_t stops(prs_store *s, struct told *told, child_work *work)
 {
     pid_t pid = child_of(s, told, work);
@@ -89,7 +89,7 @@ __attribute__((unused)) static void die_locked(prs_store *s, struct told *told)
     kill(getpid(), SIGKILL);
 }
 
-/* Somebody dies with the store lock in hand, and `s` is the thief. */
+/* Let a child die while it holds the store lock, and steal the lock with `s`. */
 __attribute__((unused)) static int steal_with(prs_store *s, prs_error *e)
 {
     struct told *told = new_told();
@@ -110,7 +110,7 @@ __attribute__((unused)) static void steal(prs_store *s)
     CHECK_EQ(prs_load_relaxed(&s->super->stolen), before + 1);
 }
 
-/* An object that names others. */
+/* Put an object that refers to others. */
 __attribute__((unused)) static prs_oid naming(prs_store *s, const prs_oid *inner, int n, uint64_t seed)
 {
     prs_draft d;
@@ -129,7 +129,7 @@ __attribute__((unused)) static void drop(prs_store *s, const prs_oid *id)
     prs_deferred_run_all(s);
 }
 
-/* An object in this very slot: some are made and dropped until it comes around. */
+/* Put an object into exactly this slot: allocate others until the slot is reused, then drop them. */
 __attribute__((unused)) static prs_oid put_in_slot(prs_store *s, uint32_t slot, uint64_t size, uint64_t seed)
 {
     enum { TRIES = 4096 };
@@ -151,7 +151,7 @@ __attribute__((unused)) static uint32_t state_of_client(prs_store *s, uint32_t c
     return (uint32_t)prs_load_acquire(&s->clients[client].state) & 0xFF;
 }
 
-/* Slots that are RESERVED with this client's name on them. */
+/* Count the slots that are RESERVED by this client. */
 __attribute__((unused)) static int reserved_by(prs_store *s, uint32_t client)
 {
     int n = 0;
@@ -162,7 +162,7 @@ __attribute__((unused)) static int reserved_by(prs_store *s, uint32_t client)
     return n;
 }
 
-/* Cases with several processes: one of ThreadSanitizer's own sees nothing in them. */
+/* Skip a case with several processes under ThreadSanitizer, which cannot see races between processes. */
 #define SEVERAL_PROCESSES() \
     if (SANITIZED_THREADS)  \
     SKIP("nothing here for this sanitizer to see")

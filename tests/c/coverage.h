@@ -1,10 +1,10 @@
 /*
- * coverage.h - included before everything else in the build that counts lines and branches.
+ * coverage.h - the coverage build includes this before everything else.
  *
- * Counters are written when a process exits. Those of the tests leave by _exit() or are killed, most of them at a place that
- * matters: they write before that. gcov's own fork() empties the counters of the child when it returns, and with them those of
- * what ran in the child until then, the handlers of pthread_atfork: the plain one is called, so that a child counts twice what
- * its parent had counted. How often something was reached is not asked.
+ * gcov writes counters when a process exits. Processes of the tests call _exit() or are killed, most of them at a
+ * place that matters, so they write the counters before. gcov's own fork() clears the counters of the child when it
+ * returns, and with them those of the pthread_atfork handlers that ran in the child. So we call the plain fork(); the
+ * child then counts again what its parent had counted. That is harmless: we never use how often a line ran.
  */
 #ifndef PRS_TEST_COVERAGE_H
 #define PRS_TEST_COVERAGE_H
@@ -30,7 +30,7 @@ __attribute__((noreturn)) static inline void coverage_exit(int status)
 
 static inline pid_t coverage_fork(void)
 {
-    pid_t (*volatile plain)(void) = fork; /* a call by this name would become gcov's */
+    pid_t (*volatile plain)(void) = fork; /* the compiler would replace a direct call by gcov's fork() */
     return plain();
 }
 

@@ -1,8 +1,8 @@
 /*
- * engine.h - what the tests of the store engine share: stores, objects of known content, children.
+ * engine.h - helpers of the store engine's tests: stores, objects of known content, children.
  *
- * Every object's bytes follow from its seed, so that any process can verify any object. Checks of a
- * whole store go further than prs_check(): counts of links are recomputed from the records.
+ * The seed of an object determines its bytes, so any process can verify any object. Checks of a
+ * whole store do more than prs_check(): they recompute counts of links from the records.
  */
 #ifndef PRS_TEST_ENGINE_H
 #define PRS_TEST_ENGINE_H
@@ -26,14 +26,15 @@
 #else
 #define SANITIZED 0
 #endif
-/* ThreadSanitizer sees threads of one process: what is about several processes alone is not for it. */
+/* ThreadSanitizer sees only the threads of one process: it skips tests that concern several processes only. */
 #if defined(__SANITIZE_THREAD__)
 #define SANITIZED_THREADS 1
 #else
 #define SANITIZED_THREADS 0
 #endif
 
-/* Under ThreadSanitizer the handles of a store share their tables (tsan/one_address.c), unless a test wants them apart. */
+/* Under ThreadSanitizer the handles of a store share their tables (tsan/one_address.c), unless a test wants separate
+ * ones. */
 #if SANITIZED_THREADS
 void tables_apart(bool yes);
 #else
@@ -63,7 +64,7 @@ __attribute__((unused)) static prs_store *store_of(uint64_t capacity)
     return store_with((prs_options){.capacity = capacity});
 }
 
-/* A second client on the same store, in this process. */
+/* Attach a second client to the same store, in this process. */
 __attribute__((unused)) static prs_store *client_of(prs_store *s)
 {
     prs_store *other = NULL;
@@ -82,7 +83,7 @@ __attribute__((unused)) static void close_store(prs_store *s)
     prs_dispose(s);
 }
 
-/* Does the slot of every link count it, and nothing else?  For a store at rest. */
+/* Return what is wrong with the counts of links and the states of slots, or NULL. Only for an idle store. */
 __attribute__((unused)) static const char *wrong_links(prs_store *s)
 {
     uint32_t slots = prs_load_acquire(&s->super->published);
@@ -112,7 +113,7 @@ __attribute__((unused)) static const char *wrong_links(prs_store *s)
     return wrong;
 }
 
-/* fsck of a store at rest: no other process is in the middle of a call. */
+/* Check an idle store: no other process may be in the middle of a call. */
 #define CHECK_STORE(s)                                              \
     do {                                                            \
         prs_error e_ = {0};                                         \
@@ -130,7 +131,7 @@ __attribute__((unused)) static prs_stats stats_of(prs_store *s)
     return stats;
 }
 
-/* Nothing is left but magazines, and those can be taken back to the last byte. */
+/* Check that only magazines are left, and that every byte of them can be reclaimed. */
 #define CHECK_EMPTY(s)                                       \
     do {                                                     \
         CHECK_STORE(s);                                      \
@@ -162,7 +163,7 @@ __attribute__((unused)) static void content(uint8_t *to, uint64_t n, uint64_t se
         to[i] = content_at(seed, i);
 }
 
-/* Every byte of small objects; ends and every 61st byte of large ones. */
+/* Compare every byte of a small object; both ends and every 61st byte of a large one. */
 __attribute__((unused)) static bool content_right(const uint8_t *data, uint64_t n, uint64_t seed)
 {
     uint64_t step = n > 65536 ? 61 : 1;
@@ -203,12 +204,12 @@ __attribute__((unused)) static prs_oid put(prs_store *s, uint64_t size, uint64_t
     return id;
 }
 
-/* Pin, verify, unpin. PRS_OK, an error of prs_pin, or 1 for wrong bytes. */
+/* Pin, compare, unpin: PRS_OK, an error of prs_pin, or 1 for wrong bytes. */
 __attribute__((unused)) static int verify(prs_store *s, const prs_oid *id, uint64_t size, uint64_t seed)
 {
     prs_view v;
     int rc = prs_pin(s, id, &v);
-    for (int i = 0; i < 50 && rc == PRS_E_AGAIN; i++) { /* being spilled, perhaps by a corpse */
+    for (int i = 0; i < 50 && rc == PRS_E_AGAIN; i++) { /* being spilled, perhaps by a dead process */
         prs_wait(s, id, -1);
         rc = prs_pin(s, id, &v);
     }
@@ -221,11 +222,11 @@ __attribute__((unused)) static int verify(prs_store *s, const prs_oid *id, uint6
 
 /* ---- children --------------------------------------------------------------------------------------- */
 
-/* Ends with the parent; a child that hangs is killed by SIGALRM, which no test expects. */
+/* Make the child die with its parent; SIGALRM, which no test expects, kills a child that hangs. */
 __attribute__((unused)) static void child_setup(unsigned seconds)
 {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
-    alarm(seconds * 10); /* of an idle machine */
+    alarm(seconds * 10); /* `seconds` are those of an idle machine */
 }
 
 __attribute__((unused)) static int reap_child(pid_t pid)

@@ -1,12 +1,12 @@
 /*
- * harness.h - the whole of the C test framework: one header, no dependency.
+ * harness.h - the complete C test framework: one header, no dependencies.
  *
- * A test program includes this once and looks like
+ * A test program includes this once and has this form:
  *
  *     TEST(name_of_the_case) { CHECK(1 + 1 == 2); CHECK_EQ(f(), 0); }
  *     TEST_MAIN()
  *
- * Cases run in the order in which they stand in the file; each prints a line `ok`, `FAIL` or `skip`
+ * Cases run in the order of the file; each prints a line `ok`, `FAIL` or `skip`
  * with its name and time. A failed CHECK prints file, line and values and ends the case; the program
  * then exits with 1. Arguments select cases by substring; `-l` lists them. The last line is
  * "N passed, M failed", with ", K skipped" when cases were skipped.
@@ -35,7 +35,7 @@ typedef struct test_case {
 
 static test_case *test_first_;
 static test_case **test_last_ = &test_first_;
-static jmp_buf test_out_; /* main thread of the test only: see CHECK */
+static jmp_buf test_out_; /* only for the test's main thread: see CHECK */
 static pid_t test_pid_;
 
 enum { TEST_FAILED_ = 1, TEST_SKIPPED_ = 2 };
@@ -50,7 +50,7 @@ enum { TEST_FAILED_ = 1, TEST_SKIPPED_ = 2 };
     }                                                                      \
     static void test_##name##_(void)
 
-/* In a forked child there is no case to end: say why and leave with 101, which the parent must check. */
+/* Fail the case. A forked child cannot end it: it prints why and exits with 101, which the parent must check. */
 __attribute__((format(printf, 3, 4), noreturn, unused)) static void test_fail_(const char *file, int line,
                                                                                const char *format, ...)
 {
@@ -65,7 +65,7 @@ __attribute__((format(printf, 3, 4), noreturn, unused)) static void test_fail_(c
     longjmp(test_out_, TEST_FAILED_);
 }
 
-/* Checks belong in the case's own thread or in a forked child; other threads hand their result over. */
+/* Use checks only in the case's own thread or in a forked child; other threads must pass their results there. */
 #define CHECK(cond)                                                    \
     do {                                                               \
         if (!(cond))                                                   \
@@ -78,7 +78,7 @@ __attribute__((format(printf, 3, 4), noreturn, unused)) static void test_fail_(c
             test_fail_(__FILE__, __LINE__, __VA_ARGS__); \
     } while (0)
 
-/* Integers of any type, compared as long long (unsigned 64-bit values included, printed as signed). */
+/* Compare integers of any type as long long (including unsigned 64-bit values, printed as signed). */
 #define CHECK_EQ(a, b)                                                                \
     do {                                                                              \
         long long a_ = (long long)(a), b_ = (long long)(b);                           \
@@ -97,7 +97,7 @@ __attribute__((format(printf, 3, 4), noreturn, unused)) static void test_fail_(c
                        a_[i_], b_[i_]);                                                                         \
     } while (0)
 
-/* End the case as skipped; for what this machine cannot do, never for what fails. */
+/* End the case as skipped: only for features that this machine lacks, never for failures. */
 #define SKIP(why)                            \
     do {                                     \
         printf("     skipped: %s\n", (why)); \
@@ -111,7 +111,7 @@ __attribute__((unused)) static uint64_t test_now_ns(void)
     return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
 }
 
-/* xorshift64*: reproducible; PRS_TEST_SEED overrides the seed given. */
+/* xorshift64*: reproducible; PRS_TEST_SEED overrides the given seed. */
 __attribute__((unused)) static uint64_t test_random(uint64_t *state)
 {
     uint64_t x = *state ? *state : 0x9e3779b97f4a7c15u;

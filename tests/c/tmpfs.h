@@ -1,4 +1,4 @@
-/* tmpfs.h - a file on a small file system of its own, for tests of what happens when that is full. */
+/* tmpfs.h - a file on its own small file system, for tests of a full file system. */
 #ifndef PRS_TEST_TMPFS_H
 #define PRS_TEST_TMPFS_H
 
@@ -9,8 +9,8 @@
 #include <sys/mount.h>
 #include <unistd.h>
 
-/* The file, empty. Its file system lives behind the descriptor and ends with it, whatever fails. -1 where none can be
- * mounted. */
+/* Return an empty file on a new tmpfs, or -1 if mounting is not possible. The kernel removes the file system when the
+ * descriptor is closed. */
 static inline int file_on_tmpfs(const char *options)
 {
     char dir[] = "/tmp/prs-test-tmpfs-XXXXXX", path[64];
