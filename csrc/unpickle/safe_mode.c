@@ -1,7 +1,7 @@
 /* Safe mode: restrictions on a stream whose names are all allowed (docs/safe-loading.md).
  *
- * - Opcodes change only objects that this load created. We note objects that a name, a persistent id or a call
- *   returned and that existed before, and no opcode may change them.
+ * - Opcodes change only objects that this load created. We note objects that come from a name or a persistent id,
+ *   and results of calls that existed before the call; no opcode may change them.
  * - No array uses bytes as addresses: arrays of objects own their memory, and no other array shares it.
  * - A stream inside the stream is loaded under the same restrictions.
  * - We replace `_codecs.encode` by a function that supports one encoding.

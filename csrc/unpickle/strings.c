@@ -1,8 +1,8 @@
 /* Strings from UTF-8, and the cache of short strings used as keys.
  *
- * Documents and instances repeat few names many times. We look a string in the position of a key up by its bytes in a
- * small direct-mapped table first, but not values, because most of them differ. If most keys differ too, the load
- * stops using the table. It has at most PRP_KEY_SLOTS strings of at most KEY_BYTES bytes.
+ * Documents and instances repeat few names many times. A small direct-mapped table caches strings in the position of
+ * a key by their bytes, but not values, because most of them differ. If most keys differ too, the load stops using the
+ * table. It has at most PRP_KEY_SLOTS strings of at most KEY_BYTES bytes.
  */
 #include "context.h" /* first: Python.h comes before the system's headers */
 
