@@ -32,7 +32,7 @@ typedef enum {
     PRP_MARK_LIST,  /* the slot below is a list that APPENDS creates */
     PRP_MARK_DICT,  /* the slot below is a dict that SETITEMS creates */
     PRP_MARK_STATE, /* the same; it is probably the state of the instance below it */
-    PRP_MARK_SLOTS, /* the same, but the state is (None, dict); below the dict lie None and the instance */
+    PRP_MARK_SLOTS, /* the same, but the state is (None, dict); below the dict are None and the instance */
 } prp_mark_kind;
 
 typedef struct prp_class_plan prp_class_plan;
@@ -474,7 +474,7 @@ static inline PyObject *prp_load_guarded(prp_loader *L, PyObject *const *argv, P
 /* Check that a NumPy dtype or array can have this state: 0 or -1. Other objects always pass. The stack and the caller
  * each hold a reference to `obj`. */
 int prp_load_check_state(prp_loader *L, PyObject *obj, PyObject *state);
-/* Is this the name of the loader of nested streams? The second function is that loader with the restrictions of L. */
+/* Whether this is the name of the loader of nested streams, and that loader with the restrictions of L. */
 bool prp_load_is_nested_stream(PyObject *module, PyObject *name);
 PyObject *prp_load_nested_stream(prp_loader *L);
 /* The replacement for _codecs.encode: new reference. NULL without an exception: another name. */

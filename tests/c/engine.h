@@ -26,7 +26,7 @@
 #else
 #define SANITIZED 0
 #endif
-/* ThreadSanitizer sees only the threads of one process: it skips tests that concern several processes only. */
+/* ThreadSanitizer sees only the threads of one process: skip tests that concern several processes only. */
 #if defined(__SANITIZE_THREAD__)
 #define SANITIZED_THREADS 1
 #else
