@@ -5,8 +5,8 @@
  * Algorithm  Under the store lock, in batches: walk the table of links from a cursor, so that each hold of the
  *            lock is bounded however long the table is.  A sender is alive while its client slot has the
  *            incarnation of the link and no proof of death.
- * Guarantee  No token of a living sender is ended.  If a process dies between ending a record and freeing the
- *            object, its reaper frees it, as everywhere.
+ * Guarantee  No token of a living sender is ended while its object exists.  If a process dies between ending
+ *            a record and freeing the object, its reaper frees it, as everywhere.
  */
 #include "store.h"
 

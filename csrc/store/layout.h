@@ -293,7 +293,7 @@ typedef struct prs_super {
 
     /* From here on pages are writable in every client; the first page is not. */
     _Alignas(4096) prs_atomic_u32 lock; /* owner << 20 ... see lock.c                      */
-    prs_atomic_u32 corrupt;             /* sticky: rebuild found overlapping extents          */
+    prs_atomic_u32 corrupt;             /* sticky: damage was found in the tables              */
     prs_atomic_u64 stolen, reaped;
 
     _Alignas(64) prs_atomic_u64 serial; /* next serial to hand out                          */
