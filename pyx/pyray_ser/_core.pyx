@@ -1,33 +1,34 @@
 """The compiled core: stores, references, the paths of `put` and `get`, windows and frames.
 
-What runs per operation is here: a small value or an array is written into its extent and read from it without a Python
-frame in between. Policy is elsewhere: which store is found (`pyray_ser.store.discovery`), how a reference travels
-(`pyray_ser.store.references`), which exception a status becomes (`pyray_ser.store.statuses`). `policy` alone calls these
-modules, on slow paths, and imports each when it is first needed.
+This module holds the code that runs per operation: `put` writes a small value or an array into its extent, and `get`
+reads it, without a Python frame in between. The Python layer decides the rest: how a store is found
+(`pyray_ser.store.discovery`), how a reference is pickled (`pyray_ser.store.references`), and which exception is raised
+for a status (`pyray_ser.store.statuses`). Only `policy` calls these modules. It does so on slow paths, and imports each
+on first use.
 
-The parts, each a file of `_core/`, stand in their order of use: a part uses only those before it, and its first line says
-which. `prelude` declares the types that have to be known earlier. All parts are one module, so that the engine is linked
-once and a put or a get is one piece of C.
+The parts are the files of `_core/` that are included below. A part uses only those before it, and its first line lists
+them; `prelude` declares the types that earlier parts need. All parts form one module, so that the engine is linked once
+and the C compiler sees a put or a get as a whole.
 
-    prelude   names of Python and C, constants, deadlines, calls of the engine
-    policy    every call into the Python layer: errors, finding stores, scopes
+    prelude   C declarations, constants, deadlines, `begin` and `end` around calls of the engine
+    policy    every call into the Python layer: errors, finding stores, scopes, picklers
     spill     spill files that are compressed or carry a digest
-    ledger    debug builds: each byte is written once
-    store     the Store of this process: allocations, names and records in it
-    views     what holds bytes in place: pins, private copies, buffers
-    pickling  the pickler and the unpickler; what `put` gathers from a value
-    refs      ObjectRef, and how a reference travels
+    ledger    debug builds: check that each byte of an object is written once
+    store     `Store`: its allocations, statistics, records and tokens in flight
+    views     objects that keep bytes in place: pins, private copies, buffers
+    pickling  the pickler and the unpickler; `Gathered`, the pickled form before it is stored
+    refs      `ObjectRef`, and how messages carry it
     names     named objects
-    forms     the stored form, checked; values that skip pickling
-    write     put
-    read      get, get_buffer
-    window    create, empty, seal, abort
-    frames    serialize, dumps_frames and their inverses
-    wait      free, and waiting for objects
-    admin     create and attach stores, snapshots, checks
+    forms     checks of the stored form; values that skip pickling
+    write     `put`
+    read      `get`, `get_buffer`
+    window    `create`, `empty`, `seal`, `abort`
+    frames    `serialize`, `dumps_frames` and their inverses
+    wait      `free`, and waiting for objects
+    admin     creating and attaching stores, snapshots, queries of the command-line tools, file locks
 
-No lock of ours is ever held here; the engine's own are taken and left within one call of it. Destructors call only
-functions of the engine that never block.
+This module has no locks; the engine acquires and releases its locks within one call. Destructors call only functions of
+the engine that never block.
 """
 
 include "_core/prelude.pxi"

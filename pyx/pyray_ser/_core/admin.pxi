@@ -1,11 +1,11 @@
 # uses: prelude, policy, spill, store, views, refs, forms, write, read
 #
-# Opening stores, and what tools ask for.
+# Opening stores, and functions for the command-line tools.
 
 def create_store(path=None, *, capacity=0, max_clients=0, max_objects=0, lock_timeout=0.0, warm_reserve=0, spill_dir=None,
                  flags=0):
-    """A new store with this process as its first client; `path` None makes an anonymous one."""
-    # A package that is missing is to be known now: not when the store is full, and not when there is a file of its name.
+    """Make a store with this process as its first client; it is anonymous if `path` is None."""
+    # A missing package raises here, before the store has a file, and not when the store is full.
     form = new_form(flags & PRS_OPEN_SPILL_FORM) if flags & PRS_OPEN_SPILL_FORM else None
     return _open(0, path, 0, -1, 0, capacity, max_clients, max_objects, lock_timeout, warm_reserve, spill_dir, flags, form)
 
@@ -14,24 +14,29 @@ def attach_path(path, *, lock_timeout=0.0, flags=0, tables_only=False):
     """
     Attach to the store in the file `path`.
 
-    With `tables_only` no package that its spill files need is asked for: to look at what there is, not at contents.
+    With `tables_only` the packages that its spill files need may be missing: objects can be listed, but not read.
     """
     return _open(1, path, 0, -1, 0, 0, 0, 0, lock_timeout, 0, None, flags, None, tables_only)
 
 
 def attach_pid(pid, fd=-1, store=0, *, lock_timeout=0.0, flags=0, tables_only=False):
-    """Attach to a store (0: any) that process `pid` has open; None if it has no such store."""
+    """Attach to the store (0: any) that process `pid` has open; return None if it has no such store."""
     return _open(2, None, pid, fd, store, 0, 0, 0, lock_timeout, 0, None, flags, None, tables_only)
 
 
 def snapshot(path):
     """
-    A copy of the tables of the store in the file `path`, to look at one that nobody uses any more without changing it.
+    Copy the tables of the store in the file `path`, to inspect a store that no process uses without changing it.
 
     Returns
     -------
     tuple of (Store, str or None)
-        The copy, good for `stats`, `records`, `check` and `names_of` only, and the spill directory of the original.
+        The copy, which supports `stats`, `records`, `check` and `names_of` only, and the original's spill directory.
+
+    Raises
+    ------
+    ValueError
+        If this process has that store open.
     """
     cdef char[PRS_SPILL_DIR_MAX] directory
     cdef prs_error error
@@ -120,12 +125,12 @@ cdef bytes path_bytes(object path):
 
 
 def default_capacity():
-    """int : bytes that a store gets when nobody says; 0 if nothing tells how much memory there is."""
+    """Return the default capacity in bytes; 0 if the size of the memory is unknown."""
     return prs_default_capacity()
 
 
 def stores_of(int32_t pid):
-    """list of (int, int) : id and descriptor of each store that process `pid` has open."""
+    """Return a list of (int, int): id and descriptor of each store that process `pid` has open."""
     cdef uint64_t[64] ids
     cdef int[64] fds
     cdef int n = prs_list_pid(pid, ids, fds, 64)
@@ -133,17 +138,17 @@ def stores_of(int32_t pid):
 
 
 def start_time(int32_t pid):
-    """int : when process `pid` started, in clock ticks; 0 if it is gone."""
+    """Return the start time of process `pid` in clock ticks; 0 if it has ended."""
     return prs_start_time(pid)
 
 
 def fork_count():
-    """int : differs in every forked child."""
+    """Return a number that differs between a process and its forked child."""
     return prs_fork_count()
 
 
 def spill_clean(path, dry=True):
-    """int : how many directories of stores that are gone lie in a spill directory; removed unless `dry`."""
+    """Count the directories of ended stores in a spill directory, and remove them unless `dry`."""
     cdef bytes encoded = path_bytes(path)
     cdef const char *text = encoded
     cdef bint count_only = dry
@@ -158,19 +163,19 @@ def spill_clean(path, dry=True):
 
 
 def failpoint(name, int action, int after=1, int value=0):
-    """Arm a point of fault injection (debug builds only): 1 kills, 2 stops, 3 fails with the errno `value`, 4 holds."""
+    """Arm a failpoint (debug builds only); `action` is 1 kill, 2 stop, 3 fail with the errno `value`, 4 hold."""
     cdef bytes encoded = name.encode()
     return bool(prs_failpoint_arm(encoded, action, after, value))
 
 
 def check_spilled(Store store):
     """
-    Read every spilled object of `store` and see whether its file holds what was written.
+    Read every spilled object of `store` and check that its file is intact.
 
     Returns
     -------
     tuple of (int, list of dict)
-        How many were read; and of those that are lost or damaged the ``id``, ``name``, ``size`` and ``error``.
+        How many were read, and the ``id``, ``name``, ``size`` and ``error`` of each that is lost or damaged.
     """
     cdef ObjectRef ref
     cdef bytes identity
@@ -180,7 +185,7 @@ def check_spilled(Store store):
     cdef int n = 0
     cdef prs_header header
     cdef Pin pin
-    form_of(store)  # a package that is missing is no damage
+    form_of(store)  # raises if a package is missing, which is no damage
     for record in store.records():
         if not record["spilled"] or record["freed"] or record["state"] == "creating":  # its file is not finished
             continue
@@ -192,7 +197,7 @@ def check_spilled(Store store):
             pin = pin_by(ref, deadline, 10)
             check_header(pin.view.data, pin.view.size, pin.view.size, &header, ref)
         except Exception as error:
-            if ref.state != "sealed":  # let go of meanwhile
+            if ref.state != "sealed":  # released meanwhile
                 n -= 1
                 continue
             damaged.append({"id": record["id"], "name": record["name"], "size": record["size"],
@@ -201,7 +206,7 @@ def check_spilled(Store store):
 
 
 def find_address(Store store, size_t address, uint64_t size):
-    """(bytes, int) or None : which object of `store` these bytes lie in, and at which offset."""
+    """Return the object of `store` that these bytes lie in and their offset, as (bytes, int), or None."""
     cdef prs_oid id
     cdef uint64_t at
     store.check_open()
@@ -211,7 +216,7 @@ def find_address(Store store, size_t address, uint64_t size):
 
 
 def refers(Store store, size_t address, uint64_t size):
-    """bool : whether `put` refers to these bytes, because they are an object's of `store` already, and does not copy them."""
+    """Return whether `put` would refer to these bytes, because they lie in an object of `store`, and not copy them."""
     cdef prs_oid id
     cdef uint64_t at
     store.check_open()
@@ -228,7 +233,7 @@ cdef extern from *:
         return prs_above_standard(open(path, flags | O_CLOEXEC));
     }
 
-    /* Closing alone does not end the lock of an open file that a forked child has as well. */
+    /* Closing alone does not release a lock if a forked child has the same open file. */
     static void prx_close(int fd, int unlock)
     {
         if (unlock)
@@ -243,12 +248,12 @@ cdef extern from *:
 @cython.final
 cdef class Opened:
     """
-    An open file or directory and its lock, if it has one: both end with this object, wherever a signal handler raises.
+    An open file or directory and its lock, if any. Both end with this object, even if a signal handler raises.
 
     Attributes
     ----------
     thread : int
-        The thread that opened it, if it was told.
+        The thread that opened it, as given; 0 if it was not.
     """
 
     cdef int fd
@@ -269,7 +274,7 @@ cdef class Opened:
         self.close()
 
     cpdef void close(self) noexcept:
-        """Unlock and close it. A forked child closes what is its own, and leaves the lock to its parent."""
+        """Unlock and close the file. A forked child closes its descriptor, and leaves the lock to its parent."""
         cdef int fd = self.fd
         self.fd = -1
         if fd >= 0:
@@ -282,5 +287,5 @@ cdef class Opened:
         self.close()
 
     def fileno(self):
-        """int : its descriptor."""
+        """Return the descriptor, -1 once it is closed."""
         return self.fd

@@ -1,9 +1,9 @@
 # uses: prelude, policy, views
 #
-# The stored form, checked before use; and the values that skip pickling, in both directions.
+# Checks of the stored form before use; writing and reading values that skip pickling.
 
 cdef int check_header(const void *data, uint64_t have, uint64_t total, prs_header *header, object ref) except -1:
-    """Copy and check a header of which `have` bytes are there; the whole form must have `total` bytes (0: any)."""
+    """Copy and check a header that has `have` bytes; the whole form must have `total` bytes (0: any number)."""
     cdef const char *why = prs_format_check_header(data, have, header)
     if why is NULL and total and header.total != total:
         why = b"its length is not the one its header tells"
@@ -26,7 +26,7 @@ cdef int place(uint64_t *end, uint64_t size, uint64_t *off) except -1:
 
 
 cdef Py_ssize_t scalar_stream(object value, uint8_t *out) except -1:
-    """Write the stream of None, a bool, int, float or short ASCII str to `out` (280 bytes); 0 if it is something else."""
+    """Write the stream of None, a bool, int, float or short ASCII str to `out` (280 bytes); return its length or 0."""
     cdef long long number
     cdef int overflow, n
     cdef Py_ssize_t length
@@ -47,7 +47,7 @@ cdef Py_ssize_t scalar_stream(object value, uint8_t *out) except -1:
             n = 4
         else:
             n = 8
-            # drop bytes that only repeat the sign
+            # Drop bytes that only repeat the sign.
             while (number >> (8 * (n - 1) - 1)) == (-1 if number < 0 else 0):
                 n -= 1
             out[2] = 0x8a
@@ -95,7 +95,7 @@ cdef Py_ssize_t ARRAY_TYPECODE = ARRAY_STREAM.index(b"?")
 
 
 cdef object load_scalar(const uint8_t *stream, uint64_t n, bint *done):
-    """The value of a stream that `scalar_stream` wrote. Each byte is read once: shared bytes may change."""
+    """Return the value of a stream that `scalar_stream` wrote. Shared bytes may change, so each is read once."""
     cdef uint8_t op
     cdef uint64_t length
     cdef long long number
@@ -122,11 +122,11 @@ cdef object load_scalar(const uint8_t *stream, uint64_t n, bint *done):
         return True
     if op == 0x89 and n == 4:
         return False
-    # The length that counts is the stream's own: the byte that must agree with it is looked at and not used.
+    # The length comes from the size of the stream: the length byte must agree with it, but is not used.
     length = n - 5
     if op == 0x8c:
         if stream[3] == length:
-            memcpy(text, stream + 4, length)  # the decoder measures before it writes
+            memcpy(text, stream + 4, length)  # the decoder reads its input twice
             return PyUnicode_DecodeUTF8(<const char *>text, length, "surrogatepass")
     if op == 0x8a:
         if 0 < length <= 8 and stream[3] == length:
@@ -139,7 +139,7 @@ cdef object load_scalar(const uint8_t *stream, uint64_t n, bint *done):
 
 
 cdef object load_memory(const uint8_t *stream, uint64_t n, object owner, const uint8_t *data, uint64_t size, bint writable):
-    """The value of a stream that `put_memory` wrote, or None."""
+    """Return the value of a stream that `put_memory` wrote, or None."""
     cdef object array
     if n == <uint64_t>PyBytes_GET_SIZE(BYTES_STREAM) and memcmp(stream, PyBytes_AS_STRING(BYTES_STREAM), n) == 0:
         return copied_bytes(data, size)

@@ -2,11 +2,11 @@
 #
 # The stored form outside of a store: in one piece (`serialize`), or as frames for sockets and files.
 #
-# The bytes are those that `put` writes, with one difference: nothing refers to another object, so they can be read anywhere.
+# The bytes are those that `put` writes, except that no buffer refers to another object, so any process can read them.
 
 def pack(value):
     """
-    The whole form of a value in one bytes object.
+    Return the whole form of a value as one bytes object.
 
     Parameters
     ----------
@@ -21,14 +21,14 @@ def pack(value):
 
 def pack_or_put(value, uint64_t limit):
     """
-    The whole form of a small value, or a reference to a large one, which is put into the default store.
+    Return the whole form of a small value; put a large one into the default store and return its reference.
 
     Parameters
     ----------
     value : object
     limit : int
-        How many bytes of stream and buffers are small. A value that names stored objects is put, whatever its size: the
-        new object holds them.
+        The maximum size of stream and buffers of a small value. A value that contains references is put in any case,
+        so that the new object holds their objects.
 
     Returns
     -------
@@ -47,7 +47,7 @@ def pack_or_put(value, uint64_t limit):
 
 
 cdef bytes pack_gathered(Gathered gathered):
-    # The gaps that alignment leaves are zero: equal values give equal bytes.
+    # Padding is zero, so that equal values give equal bytes.
     cdef Layout layout
     cdef Writer writer
     cdef bytes out
@@ -67,7 +67,7 @@ cdef bytes pack_gathered(Gathered gathered):
 
 
 def pickled(value):
-    """bytes : the stream of a value without buffers, without frames."""
+    """Return the stream of a value that has no buffers, without header and table."""
     cdef Gathered gathered = gather(value, 0)
     cdef Span span
     cdef Py_ssize_t i
@@ -80,13 +80,24 @@ def pickled(value):
 
 def unpack(blob, allow=None):
     """
-    The value of what `pack` made; arrays lie over `blob` and are read-only.
+    Return the value that `pack` packed; arrays lie over `blob` and are read-only.
 
     Parameters
     ----------
     blob : bytes-like
     allow : collection of str or callable, optional
         As for `get`.
+
+    Returns
+    -------
+    object
+
+    Raises
+    ------
+    CorruptObjectError
+        If `blob` is no result of `pack`.
+    UnpicklingError
+        If it needs a global that `allow` rejects.
     """
     cdef Export owner = Export.__new__(Export, blob)
     cdef const uint8_t *data = <const uint8_t *>owner.view.buf
@@ -94,14 +105,14 @@ def unpack(blob, allow=None):
 
 
 def unpack_private(blob):
-    """The value of what `pack` made, over a copy of its own: arrays are writable."""
+    """Return the value that `pack` packed, over a copy of `blob`; arrays are writable."""
     cdef Export owner = Export.__new__(Export, bytearray(blob))
     return decode(owner, <const uint8_t *>owner.view.buf, <const uint8_t *>owner.view.buf, owner.view.len, True, None, None)
 
 
 def pack_frames(value):
     """
-    The whole form of a value as a list of memoryviews, without a copy of its buffers.
+    Return the whole form of a value as a list of memoryviews, without copying its buffers.
 
     Parameters
     ----------
@@ -110,8 +121,8 @@ def pack_frames(value):
     Returns
     -------
     list of memoryview
-        Header and table, stream, then one frame per buffer. The buffers belong to the value: it must not be changed until
-        they are sent. What a frame lies over cannot be resized, but for arrays with `refcheck=False`.
+        Header and table, stream, then one frame per buffer. The buffers belong to the value: do not change it before
+        they are sent. The owner of a buffer cannot be resized meanwhile, except an array with ``refcheck=False``.
     """
     cdef Gathered gathered = gather(value, 0)
     cdef Py_ssize_t n = gathered.nbuffers, i
@@ -145,13 +156,24 @@ def pack_frames(value):
 
 def unpack_frames(frames, allow=None):
     """
-    The value of what `pack_frames` made; arrays lie over the frames and are read-only.
+    Return the value that `pack_frames` packed; arrays lie over the frames and are read-only.
 
     Parameters
     ----------
     frames : sequence of bytes-like
     allow : collection of str or callable, optional
         As for `get`.
+
+    Returns
+    -------
+    object
+
+    Raises
+    ------
+    CorruptObjectError
+        If `frames` is no result of `pack_frames`.
+    UnpicklingError
+        If it needs a global that `allow` rejects.
     """
     cdef prs_header header
     cdef prs_buffer_entry entry
@@ -191,7 +213,7 @@ def unpack_frames(frames, allow=None):
 @cython.final
 @cython.no_gc
 cdef class Frames:
-    """What loaded arrays lie over. Exports nothing, least of all to write."""
+    """The owner of the frames of a loaded value. Exports no buffer, so none is writable."""
 
     cdef list held
 

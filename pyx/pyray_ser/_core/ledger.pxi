@@ -1,9 +1,9 @@
 # uses: prelude
 #
-# Debug builds only: which bytes of an object under construction were written, checked when the object is sealed.
+# Debug builds only: record which bytes of an unsealed object were written, and check them at the seal.
 #
-# Every writer reports the spans that it fills. Two writers of one place, or a place that nobody wrote, raise SystemError at the seal
-# and name the offset. New bytes that are mapped start as a pattern, so that a missing write also shows in the values.
+# Every writer reports the spans that it fills. If a byte was written twice or not at all, the seal raises SystemError
+# with its offset. New bytes that are mapped start as a pattern, so that a missing write also shows in the values.
 
 cdef extern from *:
     """
@@ -40,7 +40,7 @@ cdef void forget_ledger(Store store, const prs_draft *draft) noexcept:
 
 
 cdef inline int ledger_seal(Store store, const prs_draft *draft) except -1:
-    """Raise unless each byte was written exactly once. Windows have no ledger: their user fills them."""
+    """Raise unless each byte was written exactly once. Windows have no ledger, because the user fills them."""
     if prx_ledger:
         found = ledgers.pop((store.id, draft.id.serial), None)
         if found is not None:
@@ -62,7 +62,7 @@ def check_spans(size, spans):
     Raises
     ------
     SystemError
-        If two spans overlap, or a byte belongs to none.
+        If two spans overlap, or a byte is in none of them.
     """
     done = 0
     for at, n in sorted(spans):

@@ -5,7 +5,7 @@
 cdef bytes name_bytes(object name):
     if not isinstance(name, str):
         raise TypeError(f"the name of an object is a str, not {type(name).__name__!r}")
-    # What UTF-8 cannot say (lone surrogates) cannot be a name either: UnicodeEncodeError is a ValueError.
+    # A name with lone surrogates raises UnicodeEncodeError, which is a ValueError.
     cdef bytes encoded = (<str>name).encode()
     if not 0 < PyBytes_GET_SIZE(encoded) <= PRS_NAME_MAX:
         raise ValueError(f"the name of an object has 1 to {PRS_NAME_MAX} bytes of UTF-8, not {len(encoded)}")
@@ -36,13 +36,13 @@ cdef int bind_encoded(ObjectRef ref, bytes encoded, object name) except -1:
 
 
 cdef ObjectRef find_encoded(Store store, bytes encoded):
-    """The object of a name, or None. Takes the store's lock, so the GIL is released."""
+    """Return the object of a name, or None. The engine takes the store's lock, so this releases the GIL."""
     cdef prs_oid id
     cdef int status
     cdef prs_store *handle
     cdef const char *text = encoded
     cdef size_t length = PyBytes_GET_SIZE(encoded)
-    # Made first: once the engine has given a reference, nothing may fail.
+    # Allocated first: once the engine has given a reference, nothing may fail.
     memset(&id, 0, sizeof(id))
     cdef ObjectRef ref = new_ref(store, NULL, &id)
     while True:
@@ -70,13 +70,13 @@ def bind_name(ObjectRef ref not None, name):
 
 
 def find_name(Store store not None, name):
-    """ObjectRef or None : the object of that name in `store`."""
+    """Return a reference to the object of that name in `store`, or None."""
     return find_encoded(store, name_bytes(name))
 
 
 def wait_name(Store store not None, name, timeout=None):
     """
-    The object of a name, waiting for somebody to give it.
+    Return a reference to the object of a name; wait until there is one.
 
     Returns
     -------
@@ -85,11 +85,9 @@ def wait_name(Store store not None, name, timeout=None):
     Raises
     ------
     NameNotFoundError
-        If there is none and `timeout` is 0.
+        If there is none and `timeout` is 0, or if the wait has no limit and no process can still put such an object.
     GetTimeoutError
         If there is none in time.
-    NameNotFoundError
-        If the wait is without limit, and nobody can give the name any more.
     """
     cdef int64_t deadline = deadline_of(timeout), left, ask = FOREVER
     cdef bytes encoded = name_bytes(name)
@@ -98,7 +96,7 @@ def wait_name(Store store not None, name, timeout=None):
     cdef prs_store *handle
     cdef ObjectRef ref
     while True:
-        # The counter is read before the look: a name given after it ends the sleep at once.
+        # Read the counter before the lookup: binding a name later ends the sleep immediately.
         store.check_open()
         seen = prs_epoch(store.handle)
         ref = find_encoded(store, encoded)

@@ -1,12 +1,12 @@
 # uses: prelude, policy
 #
-# The one place that knows the pickler and the unpickler.
+# The interface to the pickler and the unpickler; no other part calls them.
 #
-# `Gathered` is the form between pickling and storing: where each byte lies, nothing copied yet.
+# `Gathered` is the form between pickling and storing: it records where each byte lies and copies nothing.
 #
-# `_pickle` and `_unpickle` are imported by the first value that needs them: small values and single arrays do not.
+# The first value that needs `_pickle` or `_unpickle` imports it; small values and single arrays do not need them.
 
-# A run of bytes. `data` NULL with a size: a strided array, see Gathered.write.
+# A run of bytes. If `data` is NULL and `size` is not 0, it is a strided array, see Gathered.write.
 cdef struct Span:
     const void *data
     size_t size
@@ -31,7 +31,7 @@ cdef load_stored_type load_stored = NULL
 
 
 cdef void *exported(object module, str name, const char *signature) except NULL:
-    """A C function of another extension, from the table that Cython's own cimport reads as soon as this module is imported."""
+    """Return a C function of another extension. Unlike a cimport, this imports the extension only when it is needed."""
     capsule = module.__pyx_capi__[name]
     cdef const char *found = PyCapsule_GetName(capsule)
     if strcmp(found, signature) != 0:
@@ -61,10 +61,10 @@ cdef int connect_unpickler() except -1:
 @cython.final
 @cython.no_gc
 cdef class Gathered:
-    """The stream in pieces, the buffers it asks for, and the references it met."""
+    """The pickle of a value, not copied yet: pieces of the stream, out-of-band buffers, and references."""
 
-    # What the pickler made of a value: the stream in pieces, the out-of-band buffers in the order the stream asks for
-    # them, and the references to objects of `store` that it met (0: none are collected). Nothing is copied yet.
+    # The buffers are in the order of the stream. `edges` are the references to objects of `store` in the value (0: none
+    # are collected).
     cdef prp_put_result result
     cdef bint held
     cdef list edges
@@ -90,14 +90,14 @@ cdef class Gathered:
         return span
 
     cdef int check(self) except -1:
-        """Raise if an array was resized since: what its bytes were is gone."""
+        """Raise if an array was resized since it was pickled, because that frees its bytes."""
         return put_check(&self.result)
 
     cdef int write(self, Py_ssize_t i, void *to) except -1:
         """Write buffer i, whose data is NULL, to `to`; needs the GIL."""
         return put_gather(&self.result.buffers[i], to)
 
-    # The same buffer as an array and how it lies.
+    # The array of such a buffer, and its layout.
     cdef object array(self, Py_ssize_t i):
         return <object>(<const strided *>&self.result.buffers[i]).owner
 
@@ -107,14 +107,14 @@ cdef class Gathered:
 
 cdef extern from *:
     """
-    /* Borrowed: the call that made it current keeps it alive. */
+    /* Borrowed: `gather` keeps it alive. */
     static _Thread_local PyObject *prx_gathering;
     """
     PyObject *prx_gathering
 
 
 cdef Gathered current_gathering():
-    """The gathering under way in this thread, or None: an ObjectRef that is reduced looks here."""
+    """Return the Gathered that this thread is filling, or None; `ObjectRef.__reduce_ex__` adds its edges to it."""
     if prx_gathering is NULL:
         return None
     return <Gathered>prx_gathering
@@ -124,8 +124,8 @@ cdef Gathered gather(object value, uint64_t store):
     """
     Pickle `value` in put mode.
 
-    References to objects of `store` (0: none) are collected as edges; the others pickle themselves. The result must not
-    outlive changes to `value`.
+    References to objects of `store` (0: none) are collected as edges; other references pickle themselves. The result is
+    invalid once `value` changes.
     """
     global prx_gathering
     cdef Gathered into = Gathered.__new__(Gathered)
@@ -147,7 +147,7 @@ cdef Gathered gather(object value, uint64_t store):
 
 
 cdef Gathered gather_or_explain(object value, uint64_t store):
-    """As `gather`; an error says where in the value it lies."""
+    """As `gather`, but errors say which part of the value failed."""
     try:
         return gather(value, store)
     except Exception as error:
@@ -160,9 +160,9 @@ cdef Gathered gather_or_explain(object value, uint64_t store):
 cdef object load(const uint8_t *stream, size_t size, const Span *buffers, size_t count, object owner, object allow,
                  bint writable):
     """
-    The value of a stream whose out-of-band buffers are `buffers[0..count)`, in memory that `owner` keeps.
+    Return the value of a stream whose out-of-band buffers are `buffers[0..count)`, in memory that `owner` keeps alive.
 
-    `allow` is None, or what `loads` takes; `writable` says that the memory is private to this process.
+    `allow` is None, or as for `loads`; `writable` says that the memory is private to this process.
     """
     if load_stored is NULL:
         connect_unpickler()

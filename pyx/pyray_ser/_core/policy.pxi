@@ -1,13 +1,13 @@
 # uses: prelude
 #
-# The calls into the Python layer. All of them stand here: the other parts import nothing of pyray_ser.
+# Every call into the Python layer. The other parts import no Python module of pyray_ser.
 #
-# Each is made on a slow path, and imports its module when it is first called.
+# All of these calls are on slow paths, and each imports its module on first use.
 
 # ---- errors --------------------------------------------------------------------------------------------------------
 
 cdef int fail(int status, const prs_error *error, object store=None, object ref=None, object timeout=None) except -1:
-    """The one place that raises what the engine reported."""
+    """Raise the exception for a status of the engine; no other function does."""
     from pyray_ser.store.statuses import exception
 
     if error is NULL or error.code != status:
@@ -40,7 +40,7 @@ cdef bint is_store_full(object error) except -1:
 
 
 cdef object not_refs(str function, object given):
-    """The exception for an argument that is no reference, nor a list of references."""
+    """Return the exception for an argument that is neither a reference nor a list of references."""
     from pyray_ser.store.references import not_refs as error_for
 
     return error_for(function, given)
@@ -71,7 +71,7 @@ cdef int names_full() except -1:
 
 
 cdef object explain_failure(object value, object error):
-    """The exception that says where in `value` pickling failed, or `error` itself."""
+    """Return an exception that says where in `value` pickling failed, or `error` itself."""
     from pyray_ser.pickling.serialization import unpicklable
 
     return unpicklable(value, error)
@@ -86,14 +86,14 @@ cdef object open_default_store():
 
 
 cdef object find_store(const prs_oid *id, int32_t pid, uint64_t start_time, int32_t fd):
-    """The store of a reference from the process that these name, or None."""
+    """Return the store of a reference that the process `pid` sent, or None."""
     from pyray_ser.store.discovery import find
 
     return find(id.store, pid, start_time, fd)
 
 
 cdef object unreachable_store(object ref, bytes node):
-    """The exception for a reference whose store `find_store` does not find."""
+    """Return the exception for a reference whose store `find_store` cannot find."""
     from pyray_ser.store.discovery import unreachable
 
     return unreachable(ref, node)
@@ -115,7 +115,7 @@ cdef int warn_of_shrunk_store(uint64_t wanted, uint64_t capacity) except -1:
 
 
 cdef object new_form(uint32_t flags):
-    """How spill files are written."""
+    """Return the `Form` that describes how spill files are written."""
     from pyray_ser.store.spill_codec import Form
 
     return Form(flags)
@@ -123,10 +123,10 @@ cdef object new_form(uint32_t flags):
 
 # ---- references ----------------------------------------------------------------------------------------------------
 
-# The context variable of `pyray_ser.store.scopes` and the name of this node, once a reference was sent.
+# The context variable of `pyray_ser.store.scopes` and the name of this node; set when the first reference is sent.
 cdef object scope_variable = None
 cdef bytes node_name = None
-# `pyray_ser._load_ref`: what pickled references call.
+# `pyray_ser._load_ref`, which pickled references call.
 cdef object ref_loader = None
 
 
@@ -150,7 +150,7 @@ cdef int find_scope_variable() except -1:
 
 
 cdef bytes hold_in_scope(object ref, int kind):
-    """What `load_ref` takes; the scope of the caller holds the object."""
+    """Return bytes for `load_ref`, and let the scope of the caller hold the object."""
     from pyray_ser.store.scopes import hold
 
     return hold(ref, kind, node_name)
@@ -196,7 +196,7 @@ cdef object future_of_ref(object ref):
 # ---- waiting without limit -----------------------------------------------------------------------------------------
 
 cdef int check_endless_get(object ref) except -1:
-    """Raise if only this thread could seal the object that it waits for."""
+    """Raise if no other thread or process can seal the object that this thread waits for."""
     from pyray_ser.store.endless import check_seal
 
     check_seal(ref)
@@ -204,14 +204,14 @@ cdef int check_endless_get(object ref) except -1:
 
 
 cdef int64_t patience_for_name() except -1:
-    """How long a wait for a name lasts, in ns, before `check_endless_name` is asked."""
+    """Return how many ns a wait for a name lasts before it calls `check_endless_name`."""
     from pyray_ser.store.endless import PATIENCE
 
     return <int64_t>(PATIENCE * 1e9)
 
 
 cdef int check_endless_name(Store store, object name) except -1:
-    """Raise if nobody can give the name any more."""
+    """Raise if no process can still put an object of that name."""
     from pyray_ser.store.endless import check_name
 
     check_name(store, name)
@@ -221,7 +221,7 @@ cdef int check_endless_name(Store store, object name) except -1:
 # ---- pickling ------------------------------------------------------------------------------------------------------
 
 cdef object pickler_module():
-    # Imported by way of the module that connects it with the registered serializers and the reducers of third-party types.
+    # This module connects the pickler with the registered serializers and the reducers of third-party types.
     from pyray_ser.pickling.serialization import _pickle
 
     return _pickle
@@ -234,7 +234,7 @@ cdef object unpickler_module():
 
 
 cdef object call_of_memoryview(bytes stream, object view):
-    """The stream of a memoryview and what its buffer is, or None if that cannot be written down."""
+    """Return the stream of a memoryview and the object to store as its buffer, or None if it needs a pickler."""
     from pyray_ser.pickling.serialization import memoryview_call
 
     return memoryview_call(stream, view)

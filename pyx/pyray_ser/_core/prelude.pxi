@@ -1,6 +1,6 @@
 # uses: nothing
 #
-# What every part uses: names of Python and C, constants, deadlines, and how a call of the engine keeps its handle.
+# Declarations of Python and C, constants, deadlines, and `begin` and `end`, which keep a handle during a call.
 
 from copyreg import dispatch_table as _copyreg_table
 
@@ -74,9 +74,9 @@ cdef extern from *:
     Py_ssize_t prx_ascii_len(object s) noexcept
     const char *prx_ascii(object s) noexcept
     bint prx_is_array(object o) noexcept
-    # A new reference that came as a plain pointer becomes an object of Cython's.
+    # Turns a new reference that C returned as a pointer into an object that Cython owns.
     object prx_steal(void *p)
-    # For two lines of cache; any address will do.
+    # Prefetches two cache lines; the address may be invalid.
     void prx_prefetch(const void *p) noexcept
     void prx_set_dealloc(type of, void (*function)(PyObject *) noexcept) noexcept
     void prx_free(PyObject *dead) noexcept
@@ -95,7 +95,7 @@ cdef extern from "Python.h":
     Py_ssize_t PY_SSIZE_T_MAX
 
 
-# What every part may name before its own part defines it.
+# Forward declarations for parts that precede the definition.
 cdef class Store
 cdef class ObjectRef
 
@@ -103,10 +103,10 @@ cdef class ObjectRef
 # Copies longer than this are made without the GIL.
 cdef enum:
     LONG_COPY = 64 * 1024
-    COW_FROM = 256 * 1024           # mode "c": a mapping from here on, below a copy
-    REFERENCE_FROM = 64 * 1024      # re-put by reference: from this size on,
-    REFERENCE_SHARE = 16            # and only if it is at least this part of the object it would keep alive
-    PAD = 4096                      # room for the padding in front of one buffer: a page at most
+    COW_FROM = 256 * 1024           # mode "c" maps objects of at least this size and copies smaller ones
+    REFERENCE_FROM = 64 * 1024      # minimum size of a buffer that is re-put by reference
+    REFERENCE_SHARE = 16            # and it must be at least 1/16 of the object that it keeps alive
+    PAD = 4096                      # maximum padding before a buffer: one page
     HEAD = 64 + 1024                # header, one entry and the stream of one array or scalar
 
 cdef int64_t FOREVER = INT64_MAX
@@ -121,7 +121,7 @@ STATUS = {
 
 
 cdef int64_t deadline_of(object timeout) except -1:
-    """Absolute time in ns: FOREVER for None, 0 for "do not wait"."""
+    """Return the deadline in ns of the monotonic clock: FOREVER for None, 0 for "do not wait"."""
     if timeout is None:
         return FOREVER
     cdef double seconds = timeout
@@ -135,14 +135,14 @@ cdef int64_t deadline_of(object timeout) except -1:
 
 
 cdef inline prs_store *begin(Store store) noexcept:
-    """Before the GIL is released around the engine: keeps the handle from being closed. NULL if it is closed."""
+    """Keep the handle open during a call of the engine without the GIL; return it, or NULL if it is closed."""
     if store.handle is not NULL:
         prs_use(store.handle)
     return store.handle
 
 
 cdef inline void end(prs_store *handle) noexcept:
-    """After it, with what `begin` gave; the last one out of a store that was closed meanwhile closes its handle."""
+    """End the use that `begin` started; the last use of a store that was closed meanwhile releases its handle."""
     if handle is not NULL and prs_unuse(handle):
         with nogil:
             prs_release(handle)

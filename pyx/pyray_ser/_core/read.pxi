@@ -9,10 +9,10 @@ cdef object decode(object owner, const uint8_t *form, const uint8_t *data, uint6
 
 cdef object decode_allowed(object owner, const uint8_t *form, const uint8_t *data, uint64_t size, bint writable,
                            Store store, ObjectRef ref, object allow):
-    """The value of a whole form at `data`, which `owner` keeps alive; `store` (None: none) holds the objects it names.
+    """Return the value of a form at `data`, which `owner` keeps alive; `store` (None: none) holds objects it refers to.
 
-    Header, table and stream are read at `form`: the same bytes, where reading them is cheap. A private mapping has no
-    pages yet, and the first look at it would cost as much as making it.
+    Header, table and stream are read at `form`, which has the same bytes. If `data` is a new private mapping, reading
+    it would cost a page fault, as much as making it.
     """
     cdef prs_header header
     cdef prs_buffer_entry entry
@@ -35,7 +35,7 @@ cdef object decode_allowed(object owner, const uint8_t *form, const uint8_t *dat
         else:
             owner = named_object(store, &entry, writable, ref, &data)
         if allow is not None:
-            pass  # the unpickler looks at every name, also at those of the short ways
+            pass  # the unpickler checks every global, also those of the templates below
         elif prp_array_template_looks(stream, header.stream_len):
             array = prp_ndarray().from_stream(stream, header.stream_len, data, entry.len, owner,
                                               PRP_ARRAY_WRITABLE if writable else 0)
@@ -79,7 +79,7 @@ cdef object decode_allowed(object owner, const uint8_t *form, const uint8_t *dat
 
 
 cdef object named_object(Store store, const prs_buffer_entry *entry, bint writable, ObjectRef ref, const uint8_t **start):
-    """Hold the other object that a buffer lies in; `start` gets the buffer's first byte."""
+    """Return an owner of the other object that a buffer lies in; `start` gets the address of the buffer."""
     cdef Pin pin = new_pin()
     cdef int status
     cdef prs_store *handle
@@ -90,7 +90,7 @@ cdef object named_object(Store store, const prs_buffer_entry *entry, bint writab
     pin.id.serial = entry.serial
     pin.id.slot = entry.slot
     pin.id.generation = entry.generation
-    # Python code runs in between, and another thread may close the store: what pins is what the pin remembers.
+    # Python code runs below, and another thread may close the store: the pin keeps the handle that pinned.
     store.check_open()
     handle = store.handle
     status = prs_pin_named(handle, &pin.id, &pin.view)
@@ -99,11 +99,11 @@ cdef object named_object(Store store, const prs_buffer_entry *entry, bint writab
             status = restore(store, &pin.id, True, &pin.view, ref, &handle)
             if status == PRS_OK:
                 break
-        else:  # sealed long ago: somebody spills it just now
+        else:  # it is sealed, so a process is spilling it
             store.check_open()
             handle = begin(store)
             with nogil:
-                if prs_wait(handle, &pin.id, -1) == PRS_E_FREED:  # it ended for all but the outer object
+                if prs_wait(handle, &pin.id, -1) == PRS_E_FREED:  # freed, but the outer object still holds it
                     prx_nap(1000000)
             end(handle)
         PyErr_CheckSignals()
@@ -111,8 +111,7 @@ cdef object named_object(Store store, const prs_buffer_entry *entry, bint writab
         handle = store.handle
         status = prs_pin_named(handle, &pin.id, &pin.view)
     if status != PRS_OK:
-        # The outer object holds it: that it is not there means that the table does not tell the truth, or that it was
-        # spilled and its file is gone.
+        # The outer object holds it. If it is missing, the table is corrupt, or it was spilled and its file was deleted.
         if status in (PRS_E_CLOSED, PRS_E_FREED, PRS_E_SYS, PRS_E_NOMEM):
             fail(status, NULL, store, ref)
         if status == PRS_E_LOST and prs_state(handle, &pin.id) == PRS_OK:
@@ -140,7 +139,7 @@ cdef const uint8_t *within(object owner, const prs_buffer_entry *entry, ObjectRe
 
 
 cdef inline Pin pin_now(ObjectRef ref, int *status):
-    """A pin, or None with `status` telling why not."""
+    """Return a pin, or None and the reason in `status`."""
     cdef Pin pin = new_pin()
     status[0] = prs_pin(ref.handle, &ref.id, &pin.view)
     if status[0] != PRS_OK:
@@ -151,7 +150,7 @@ cdef inline Pin pin_now(ObjectRef ref, int *status):
 
 
 cdef Pin pin_by(ObjectRef ref, int64_t deadline, object timeout):
-    """A pin, after waiting for the object to be sealed if it must be."""
+    """Return a pin; wait until the object is sealed if necessary."""
     cdef int status = PRS_OK
     cdef Pin pin
     cdef prs_store *handle
@@ -195,7 +194,7 @@ cdef Pin pin_by(ObjectRef ref, int64_t deadline, object timeout):
 
 
 cdef inline void *array_in_place(Pin pin) except? NULL:
-    """The array (a new reference) if the object is one array and nothing else; NULL: the general way says what it is."""
+    """Return the array (a new reference) if the object is one plain array; NULL: use `decode_allowed`."""
     cdef prs_header header
     cdef prs_buffer_entry entry
     cdef const uint8_t *form = pin.view.data
@@ -220,7 +219,7 @@ cdef object get_one(ObjectRef ref, int64_t deadline, object timeout, bint writab
         ref.lay = pin.view.data
     if writable:
         copy = privately(pin, ref)
-        # A mapping keeps the pin, so its stream may be read, and kept, through the pin's bytes.
+        # A mapping keeps the pin, so the stream may be read through the pin's bytes.
         return decode_allowed(copy, pin.view.data if copy.pin is not None else copy.data, copy.data, copy.size, True,
                               ref.store, ref, allow)
     if allow is None:
@@ -233,21 +232,22 @@ cdef object get_one(ObjectRef ref, int64_t deadline, object timeout, bint writab
 @cython.binding(False)
 def get(refs, *, timeout=None, mmap_mode="r", allow=None):
     """
-    The value of an object, or the list of values of a list of objects.
+    Return the value of an object, or a list of values for a list of references.
 
-    Arrays and other buffers lie in the store itself: nothing is copied, and nothing can be written to.
+    Arrays and other buffers lie in the store itself: they are read-only and not copied.
 
     Parameters
     ----------
     refs : ObjectRef or list of ObjectRef
+        References to results of tasks are accepted too.
     timeout : float, optional
-        How many seconds to wait for objects that are still being made; default is without limit.
+        How many seconds to wait for objects that are not sealed yet; default is no limit.
     mmap_mode : {"r", "c"}
-        "r" reads in place. "c" gives writable values over a private copy-on-write mapping: the stored object is not
-        changed.
+        "r" reads in place. "c" returns writable values in a private copy-on-write mapping, which does not change the
+        stored object.
     allow : collection of str or callable, optional
-        The globals that may be loaded: names ``"module:qualname"`` or a predicate ``(module, qualname) -> bool``. Default is
-        any. Classes that are allowed still run their own code.
+        The globals that may be loaded: names ``"module:qualname"`` or a predicate ``(module, qualname) -> bool``.
+        Default is any. Allowed classes still run their own code.
 
     Returns
     -------
@@ -256,11 +256,29 @@ def get(refs, *, timeout=None, mmap_mode="r", allow=None):
     Raises
     ------
     GetTimeoutError
-        If an object is not ready in time.
+        If an object is not sealed in time, or if only the calling thread could seal it.
     ObjectLostError, ObjectFreedError
         If an object is gone.
+    ForeignStoreError
+        If this process cannot find the store.
+    StoreClosedError
+        If the store was closed by `shutdown`.
     CorruptObjectError
-        If its bytes do not check out.
+        If the bytes of an object are damaged.
+    TaskError, TaskCancelledError, WorkerDiedError
+        If a task has no result.
+    UnpicklingError
+        If an object needs a global that `allow` rejects.
+    TypeError
+        If `refs` is neither a reference nor a list of references.
+    ValueError
+        If `mmap_mode` is neither "r" nor "c", or `timeout` is negative.
+
+    Examples
+    --------
+    >>> ref = pyray_ser.put([1, "two"])
+    >>> pyray_ser.get(ref)
+    [1, 'two']
     """
     cdef int64_t deadline = FOREVER
     cdef bint writable = False
@@ -286,7 +304,7 @@ cdef object READ = "r"
 
 def get_buffer(ref, *, timeout=None):
     """
-    The buffers of an object, without loading it.
+    Return the buffers of an object, without unpickling it.
 
     Parameters
     ----------
@@ -297,8 +315,22 @@ def get_buffer(ref, *, timeout=None):
     Returns
     -------
     memoryview or list of memoryview
-        For an object that is one buffer (bytes, an array, what `create` made) that buffer; else the out-of-band buffers
-        in the order of the stream, after the stream itself. All read-only, nothing is copied.
+        The buffer of an object that is one buffer (bytes, an array, a result of `create`). For other objects, a list of
+        the pickle stream and the out-of-band buffers in its order. All are read-only, and nothing is copied.
+
+    Raises
+    ------
+    GetTimeoutError, ObjectLostError, ObjectFreedError, ForeignStoreError, StoreClosedError, CorruptObjectError
+        As for `get`.
+    TypeError
+        If `ref` is no `ObjectRef`.
+    ValueError
+        If `timeout` is negative.
+
+    Examples
+    --------
+    >>> bytes(pyray_ser.get_buffer(pyray_ser.put(b"bytes")))
+    b'bytes'
     """
     if type(ref) is not ObjectRef:
         raise not_refs("get_buffer", ref)
@@ -326,7 +358,7 @@ def get_buffer(ref, *, timeout=None):
 
 
 cdef bint is_one_buffer(const uint8_t *stream, uint64_t n):
-    """Whether the stream only says what its one buffer is."""
+    """Return whether the value of the stream is its one buffer."""
     cdef bytes head = PyBytes_FromStringAndSize(<const char *>stream, min(n, 64))
     return (prp_array_template_looks(stream, n)
             or head.startswith((BYTES_STREAM, BYTEARRAY_STREAM, ARRAY_STREAM[:ARRAY_TYPECODE]))

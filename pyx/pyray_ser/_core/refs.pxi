@@ -1,6 +1,6 @@
 # uses: prelude, policy, store, pickling
 #
-# ObjectRef: one reference of this process to one object; and how it travels in a message.
+# ObjectRef: one reference of this process to one object; and how messages carry it.
 
 cdef inline ObjectRef new_ref(Store store, prs_store *handle, const prs_oid *id):
     cdef ObjectRef ref = ObjectRef.__new__(ObjectRef)
@@ -17,12 +17,12 @@ cdef class ObjectRef:
     """
     A reference to an object in a store.
 
-    Made by `put` and `seal`. The object lives while any process holds a reference or a view. A reference can be sent to
-    another process in any way that pickles it; it is awaitable, hashable and ordered (by store, then by age).
+    `put` and `seal` make it. The object lives while any process holds a reference or a view. A reference can be sent to
+    another process by anything that pickles it; it is awaitable, hashable and ordered (by store, then by age).
     """
 
-    # handle is the one that holds our reference, NULL if none does (lost, or not yet found). `lay`: where the object's bytes
-    # were at the last get (NULL: not known), to be prefetched and nothing else.
+    # `handle` holds our reference (NULL: none does, because it is lost or not yet found). `lay` is where the object's
+    # bytes were at the last get (NULL: not known); it serves prefetching only.
     cdef prs_oid id
     cdef prs_store *handle
     cdef Store store
@@ -34,7 +34,7 @@ cdef class ObjectRef:
         raise TypeError("references are made by put() and seal(); ObjectRef.from_hex() reads one written down")
 
     def __dealloc__(self):
-        # A handle that was closed, or that a fork orphaned and another replaced, has given its references back already.
+        # A handle that was closed, or that was replaced after a fork, has already released its references.
         if self.handle is not NULL and self.handle == self.store.handle:
             prs_unref(self.handle, &self.id)
 
@@ -77,19 +77,37 @@ cdef class ObjectRef:
         return self
 
     def binary(self):
-        """bytes : the 24 bytes that identify the object."""
+        """Return the 24 bytes that identify the object."""
         return oid_bytes(&self.id)
 
     def hex(self):
-        """str : the same as 48 hexadecimal digits."""
+        """Return the result of `binary` as 48 hexadecimal digits."""
         return oid_bytes(&self.id).hex()
 
     @staticmethod
     def from_binary(data):
         """
-        The reference with the identity that `binary` gave.
+        Return a reference with the identity that `binary` returned.
 
-        The store must be open in this process or findable through its parents, and the object alive.
+        The store must be open in this process or in one that it can find, such as a parent, and the object alive.
+
+        Parameters
+        ----------
+        data : bytes-like
+            24 bytes.
+
+        Returns
+        -------
+        ObjectRef
+
+        Raises
+        ------
+        ValueError
+            If `data` has another length.
+        ObjectLostError, ObjectFreedError
+            If the object is gone.
+        ForeignStoreError
+            If this process cannot find the store.
         """
         cdef bytes identity = bytes(data)
         if len(identity) != sizeof(prs_oid):
@@ -100,12 +118,12 @@ cdef class ObjectRef:
 
     @staticmethod
     def from_hex(text):
-        """The reference with the identity that `hex` gave; see `from_binary`."""
+        """Return a reference with the identity that `hex` returned; see `from_binary`."""
         return ObjectRef.from_binary(bytes.fromhex(text))
 
     @property
     def size(self):
-        """int or None : bytes of the stored form, header included; None while it is being made."""
+        """int or None : Bytes of the stored form, header included; None until it is sealed."""
         cdef prs_view view
         adopt(self)
         cdef int status = prs_pin(self.handle, &self.id, &view)
@@ -120,17 +138,17 @@ cdef class ObjectRef:
 
     @property
     def serial(self):
-        """int : number of the object in its store; later objects have larger ones."""
+        """int : Number of the object in its store; later objects have larger numbers."""
         return self.id.serial
 
     @property
     def store_id(self):
-        """int : identity of the store."""
+        """int : Identity of the store."""
         return self.id.store
 
     @property
     def state(self):
-        """str : "sealed", "creating", "freed", "lost" or, after `shutdown`, "closed"."""
+        """str : One of "sealed", "creating", "freed", "lost" and, after `shutdown`, "closed"."""
         cdef int status
         if self.store is None:
             return "lost"
@@ -152,7 +170,7 @@ cdef class ObjectRef:
 
     def future(self):
         """
-        A future that gets the value.
+        Return a future for the value.
 
         Returns
         -------
@@ -172,15 +190,22 @@ cdef class ObjectRef:
 
     def to_message(self):
         """
-        The reference as bytes for a message of your own, on a pipe, a socket or a queue between processes of this machine.
+        Return the reference as bytes for one message to another process of this machine, by pipe, socket or queue.
 
-        What pickles a reference cannot know how often it will be loaded; who calls this says: once. The object is held until
-        `from_message` has taken over in the receiver.
+        Use it for a message that is loaded once, which pickling cannot know. The object is held until the receiver
+        calls `from_message`.
 
         Returns
         -------
         bytes
-            At most 88.
+            At most 88 bytes.
+
+        Raises
+        ------
+        ObjectLostError, ObjectFreedError
+            If the object is gone.
+        StoreClosedError
+            If the store was closed by `shutdown`.
 
         Examples
         --------
@@ -192,7 +217,7 @@ cdef class ObjectRef:
     @staticmethod
     def from_message(data):
         """
-        The reference that `to_message` wrote.
+        Return the reference that `to_message` wrote, and take over its hold on the object.
 
         Parameters
         ----------
@@ -201,20 +226,20 @@ cdef class ObjectRef:
         Returns
         -------
         ObjectRef
-            Also if the object is gone: `get` says what became of it.
+            Also if the object is gone: `get` then raises.
 
         Raises
         ------
         CorruptObjectError
-            If these bytes are no reference.
+            If `data` is no reference.
         """
         return load_ref(data if PyBytes_CheckExact(data) else bytes(data))
 
     def travel(self, int kind, bytes node, uint32_t note=0):
         """
-        What goes into a message: identity, locator and a token of `kind` (1: loaded once, 2: any number of times).
+        Take a token of `kind` (1: loaded once, 2: any number of times), and write it with identity and locator.
 
-        `note` is for whoever finds the token in `Store.flights` after this process has died.
+        `Store.flights` shows `note`, also after this process has died.
 
         Returns
         -------
@@ -225,13 +250,13 @@ cdef class ObjectRef:
         return message_of(self, kind, node, &token, note), (token.index, token.serial)
 
     def drop_token(self, tuple token):
-        """End a token that `travel` took; may be repeated."""
+        """End a token that `travel` took. Ending it twice is harmless."""
         if self.store is not None:
             drop_token(self.store, oid_bytes(&self.id), token)
 
 
-# References to what is not in any store yet: results of tasks (`pyray_ser.tasks`), which registers their type when it is
-# first used, and the function that gets a list which holds such.
+# The type of references to results of tasks that are not in a store yet, and the function that gets a list with such
+# references. `pyray_ser.tasks` registers both on first use.
 cdef object promise_type = None
 cdef object promise_get = None
 
@@ -244,7 +269,7 @@ def set_promises(type promises, getter):
 
 
 def is_promise(ref):
-    """Whether this is a reference to something that a task is making."""
+    """Return whether `ref` is a reference to the result of a task."""
     return promise_type is not None and isinstance(ref, promise_type)
 
 
@@ -264,10 +289,10 @@ cdef int check_refs(str function, object refs) except -1:
     return 0
 
 
-# How a reference travels in a message: locator and token out, claim and adoption in.
+# References in messages: the sender takes a token, the receiver claims it.
 
-# How a reference travels: everything a receiver needs to find the store and take over. Little endian and without padding.
-# Behind it come up to NODE_MAX bytes: the name of the node.
+# A reference in a message: all that a receiver needs to find the store and take over. Little endian, without padding.
+# Up to NODE_MAX bytes follow: the name of the node.
 cdef struct Travel:
     prs_oid id
     uint64_t start_time     # of the sender; with pid and fd its locator
@@ -282,7 +307,7 @@ cdef enum:
 
 
 cdef int take_token(ObjectRef ref, int kind, uint32_t note, prs_token *token) except 1:
-    """The engine's status. It takes the store's lock, so the GIL is released."""
+    """Return the engine's status. The engine takes the store's lock, so this releases the GIL."""
     cdef prs_store *handle
     cdef int status
     adopt(ref)
@@ -294,11 +319,11 @@ cdef int take_token(ObjectRef ref, int kind, uint32_t note, prs_token *token) ex
 
 
 cdef bytes message_of(ObjectRef ref, int kind, bytes node, prs_token *token, uint32_t note=0):
-    """What `travel` returns first; `token` gets what it took."""
+    """Return the bytes of a message; `token` gets the token that it takes."""
     cdef Travel out
     cdef int status
     cdef size_t length = min(PyBytes_GET_SIZE(node), NODE_MAX)
-    # Made first: once there is a token, nothing may fail.
+    # Allocated first: once the token is taken, nothing may fail.
     cdef bytes text = PyBytes_FromStringAndSize(NULL, sizeof(out) + length)
     memset(&out, 0, sizeof(out))
     memset(token, 0, sizeof(prs_token))
@@ -321,7 +346,7 @@ cdef bytes message_of(ObjectRef ref, int kind, bytes node, prs_token *token, uin
 
 
 cdef bytes once(ObjectRef ref):
-    """What `load_ref` takes, to be loaded once: a token holds the object until then, or to the end of the scope."""
+    """Return bytes for one `load_ref`. A token holds the object until then, or to the end of the scope."""
     cdef prs_token token
     if scope_variable is None:
         find_scope_variable()
@@ -335,25 +360,25 @@ def reduce_for_message(ObjectRef ref not None):
     """
     Reduce a reference for multiprocessing's own pickler: a token holds the object until the message is loaded.
 
-    Compiled, because it runs once per message between two processes that have just woken up, where every line of Python
-    costs several times what it costs in a loop.
+    It is compiled, because it runs once per message in a process that just woke up, where a line of Python takes
+    several times as long as in a loop.
     """
     return loader(), (once(ref),)
 
 
-# PROTO 4, 'pyray_ser', '_load_ref', STACK_GLOBAL, SHORT_BINBYTES; behind the bytes: TUPLE1, REDUCE, STOP
+# PROTO 4, 'pyray_ser', '_load_ref', STACK_GLOBAL, SHORT_BINBYTES; after the bytes: TUPLE1, REDUCE, STOP
 cdef bytes MESSAGE_HEAD = b"\x80\x04\x8c\x09pyray_ser\x8c\x09_load_ref\x93C"
 
 
 @cython.binding(False)
 def pickle_for_message(ObjectRef ref not None):
-    """What multiprocessing's own pickler makes of a reference, without a pickler."""
+    """Return the pickle of a reference as multiprocessing's own pickler would write it, without a pickler."""
     cdef bytes travel = once(ref)
     return b"%b%c%b\x85R." % (MESSAGE_HEAD, len(travel), travel)
 
 
 def drop_token(Store store, bytes identity, tuple token):
-    """End a token by the store, the object's `binary` and the token; may be repeated."""
+    """End a token, given the store, the object's `binary` and the token. Ending it twice is harmless."""
     cdef prs_token t
     cdef prs_oid id
     t.index, t.serial = token
@@ -385,7 +410,7 @@ def load_ref(bytes blob not None):
     """
     Take over a reference that was pickled.
 
-    Never fails because of the object: a reference to what is gone loads, and `get` says what became of it.
+    This does not fail if the object is gone: the reference loads, and `get` raises.
     """
     cdef Travel message
     cdef prs_token token
@@ -420,7 +445,7 @@ def load_ref(bytes blob not None):
 
 
 cdef int adopt(ObjectRef ref) except -1:
-    """Make sure that this process holds the object through the store's present handle."""
+    """Make sure that this process holds the object through the store's current handle."""
     cdef Travel message
     cdef int status
     if ref.handle is not NULL and ref.handle == ref.store.handle:
@@ -438,7 +463,7 @@ cdef int adopt(ObjectRef ref) except -1:
         ref.store.check_open()
         status = prs_ref(ref.store.handle, &ref.id)
     if status != PRS_OK:
-        # prs_ref may not tell "freed" from "lost"; the slot may still know.
+        # prs_ref cannot always distinguish "freed" from "lost"; the slot may still say so.
         if prs_state(ref.store.handle, &ref.id) == PRS_E_FREED:
             status = PRS_E_FREED
         fail(status, NULL, ref.store, ref)

@@ -1,10 +1,10 @@
 # uses: prelude, policy
 #
-# Spill files that this process writes and reads: compressed, or with a digest. What goes into them is a matter of
-# `pyray_ser.store.spill_codec`; which objects, which files, and what if somebody dies, of the engine.
+# Spill files that are compressed or have a digest; this process writes and reads them. `pyray_ser.store.spill_codec`
+# defines their contents; the engine chooses objects and files, and recovers when a process dies.
 #
-# No lock of the engine is held here. Garbage may be collected between two pieces, and a finalizer may ask for the object that
-# is just being written: the engine gives it to this thread, and the spill comes to nothing.
+# This code holds no lock of the engine. A garbage collection between two pieces may run a finalizer that gets the
+# object being written: the engine then gives it to this thread, and the spill is cancelled.
 
 cdef enum:
     SPILL_PIECE = 1 << 20             # bytes compressed at a time
@@ -12,7 +12,7 @@ cdef enum:
 
 
 cdef object form_of(Store store):
-    """How this store's spill files are written; None if the engine does that alone."""
+    """Return how this store's spill files are written, or None if the engine writes them alone."""
     if store.spill_form is None:
         store.check_open()
         flags = prs_spill_form(store.handle)
@@ -23,7 +23,7 @@ cdef object form_of(Store store):
 
 
 cdef bint make_room(Store store, uint64_t size) except -1:
-    """Move objects to files until `size` bytes may fit; whether it is worth another try."""
+    """Move objects to files until `size` bytes may fit; return whether another attempt to allocate makes sense."""
     cdef prs_oid[PRS_SPILL_VICTIMS] victims
     cdef prs_error error
     cdef int n, i, turn
@@ -79,7 +79,7 @@ cdef bint spill_one(Store store, prs_store *handle, const prs_oid *victim, form)
 
 
 cdef uint64_t write_pieces(Store store, prs_store *handle, prs_spill_job *job, form, int codec) except? 0:
-    """Write what the file holds; the digest of the object, if there shall be one."""
+    """Write the contents of the file; return the digest of the object, or 0 if the store has no digests."""
     cdef prs_error error
     cdef uint64_t at = 0
     cdef size_t n
@@ -115,7 +115,7 @@ cdef object bytes_at(const void *data, uint64_t size):
 
 
 cdef int finish_file(Store store, prs_draft *draft) except -1:
-    """Before the seal of an object that was made in its file: what the file must say about it."""
+    """Write the trailer of an object that was made in its file, before it is sealed."""
     cdef const uint8_t *data
     cdef prs_error error
     cdef int status, algorithm
@@ -140,7 +140,7 @@ cdef int finish_file(Store store, prs_draft *draft) except -1:
 
 
 cdef int restore(Store store, const prs_oid *id, bint named, prs_view *view, ObjectRef ref, prs_store **through) except 1:
-    """PRS_OK: pinned through a handle, with its bytes checked; PRS_E_AGAIN: look again. Raises what is wrong with its file."""
+    """Read a spilled object back. PRS_OK: pinned through a handle, bytes checked; PRS_E_AGAIN: pin it again."""
     cdef prs_restore job
     cdef prs_error error
     cdef int status
@@ -165,14 +165,14 @@ cdef int restore(Store store, const prs_oid *id, bint named, prs_view *view, Obj
         status = prs_restore_end(handle, &job, view)
         if status != PRS_OK:
             fail(status, NULL, store, ref)
-        through[0] = handle  # Python code has run: the store may have another by now, or none
+        through[0] = handle  # Python code has run: the store may have another handle by now, or none
         return PRS_OK
     finally:
         end(handle)
 
 
 cdef object read_back(form, prs_restore *job):
-    """Fill in what was compressed and compare the digest; None, or what is wrong."""
+    """Decompress the object and compare its digest; return None, or what is wrong with the file."""
     cdef uint64_t at = 0, done = 0, size = job.trailer.size
     cdef uint32_t length
     cdef size_t want

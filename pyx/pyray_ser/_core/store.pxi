@@ -1,23 +1,23 @@
 # uses: prelude, policy, spill, ledger
 #
-# The Store: one open handle of this process, its allocations, and what it tells about itself.
+# `Store`: one open handle of this process, its allocations, statistics and records.
 
 cdef bint exit_registered = False
 
 
 cdef void close_at_exit() noexcept:
-    # Runs after the interpreter is gone. A daemon thread may still be inside a call without the GIL: what it uses is left
-    # to the kernel.
+    # Runs after the interpreter has ended. A daemon thread may still be inside a call without the GIL; the kernel
+    # reclaims what it uses.
     prs_close_all()
 
 
-# Every open store of this process by its id, and the one that put() uses.
+# The open stores of this process by id, and the one that put() uses.
 cdef dict stores = {}
 cdef Store default_store = None
 
 
 def names_of(Store store not None):
-    """list of (str, bytes) : every name and the `binary` of its object."""
+    """Return a list of (str, bytes): every name and the `binary` of its object."""
     cdef char[PRS_NAME_MAX + 1] text
     cdef uint32_t cursor = 0
     cdef prs_oid id
@@ -32,12 +32,12 @@ def names_of(Store store not None):
         end(handle)
         if not more:
             return found
-        # The bytes were written by another process: shown whatever they are.
+        # Another process wrote the bytes: they may be no UTF-8.
         found.append(((<const char *>text).decode("utf-8", "replace"), oid_bytes(&id)))
 
 
 cdef int revive(Store store) except -1:
-    """Make a store usable again in a forked child that got no client slot; raises if it cannot be."""
+    """Make a forked child that got no client slot a client again; raise if that fails."""
     if store.handle is NULL or not prs_is_orphan(store.handle) or not reattach_store(store):
         store.check_open()
         fail(PRS_E_CLOSED, NULL, store)
@@ -49,7 +49,7 @@ cdef class Store:
     """
     One open store.
 
-    Made by `init`, or when the first `put` or the first reference needs it; `shutdown` closes it.
+    `init` makes it, or the first `put` or reference that needs it; `shutdown` closes it.
 
     Attributes
     ----------
@@ -59,18 +59,18 @@ cdef class Store:
         The file of a named store.
     """
 
-    # NULL from close() on. The engine's handle outlives it until the last call, draft, view and window is gone.
+    # NULL after close(). The engine keeps the handle until the last call, draft, view and window has ended.
     cdef prs_store *handle
     cdef readonly uint64_t id
     cdef readonly object path
-    cdef object spill_form  # pyray_ser.store.spill_codec.Form, once it is needed
+    cdef object spill_form  # pyray_ser.store.spill_codec.Form, set on first use
     cdef object __weakref__
 
     def __init__(self):
         raise TypeError("stores are opened by init()")
 
     def __dealloc__(self):
-        # Only when the interpreter tears the modules down: an open store is in `stores`.
+        # The handle is open only when the interpreter tears the modules down: `stores` keeps open stores alive.
         if self.handle is not NULL and prs_end(self.handle):
             prs_release(self.handle)
 
@@ -78,7 +78,7 @@ cdef class Store:
         global exit_registered
         if not exit_registered:
             exit_registered = True
-            Py_AtExit(close_at_exit)  # 32 others are registered: the other clients notice the end of the process instead
+            Py_AtExit(close_at_exit)  # fails if all 32 entries are taken; other clients then notice the exit themselves
         self.id = prs_id(handle)
         try:
             stores[self.id] = self
@@ -96,18 +96,18 @@ cdef class Store:
 
     @property
     def closed(self):
-        """Whether `shutdown` has closed it."""
+        """bool : Whether `shutdown` has closed the store."""
         return self.handle is NULL
 
     @property
     def capacity(self):
-        """Bytes it may hold."""
+        """int : Bytes that the store may hold."""
         self.check_open()
         return prs_capacity(self.handle)
 
     @property
     def options(self):
-        """dict : what it was made with, by the names of `init`; `lock_timeout` and `liveness` are this process's."""
+        """dict : The options that the store was made with; `lock_timeout` and `liveness` are those of this process."""
         cdef prs_options chosen
         self.check_open()
         prs_chosen(self.handle, &chosen)
@@ -120,7 +120,7 @@ cdef class Store:
 
     @property
     def locator(self):
-        """tuple of int : pid, start time and descriptor under which others find it."""
+        """tuple of int : Pid, start time and descriptor by which other processes find the store."""
         cdef int32_t pid, fd
         cdef uint64_t start
         self.check_open()
@@ -129,27 +129,27 @@ cdef class Store:
 
     @property
     def spill_dir(self):
-        """str or None : the directory for objects that do not fit."""
+        """str or None : The directory for objects that do not fit."""
         self.check_open()
         cdef bytes directory = prs_spill_directory(self.handle)
         return directory.decode("utf-8", "surrogateescape") or None
 
     @property
     def spill_compress(self):
-        """str or None : how spilled objects are compressed."""
+        """str or None : How spilled objects are compressed."""
         self.check_open()
         cdef uint32_t flags = prs_spill_form(self.handle)
         return "lz4" if flags & PRS_OPEN_SPILL_LZ4 else "zstd" if flags & PRS_OPEN_SPILL_ZSTD else None
 
     @property
     def spill_checksum(self):
-        """bool : whether spilled objects carry a digest."""
+        """bool : Whether spilled objects have a digest."""
         self.check_open()
         return bool(prs_spill_form(self.handle) & PRS_OPEN_SPILL_DIGEST)
 
     @property
     def orphaned(self):
-        """Whether a fork left this process without a client slot in it."""
+        """bool : Whether a fork left this process without a client slot in the store."""
         return self.handle is not NULL and prs_is_orphan(self.handle)
 
     def __repr__(self):
@@ -159,7 +159,7 @@ cdef class Store:
         return f"<Store {self.id:016x} {where}, {prs_capacity(self.handle)} bytes>"
 
     def close(self):
-        """Stop being a client. Views stay valid, references do not. May be repeated."""
+        """Stop being a client. Views stay valid, references do not. Closing twice is harmless."""
         global default_store
         cdef prs_store *handle = self.handle
         if handle is NULL:
@@ -174,7 +174,7 @@ cdef class Store:
                 prs_release(handle)
 
     def stats(self):
-        """The engine's counters, as a dict of int."""
+        """Return the engine's counters, as a dict of int."""
         cdef prs_stats s
         self.check_open()
         cdef int status
@@ -193,7 +193,7 @@ cdef class Store:
         }
 
     def records(self):
-        """One dict per object, oldest slot first."""
+        """Return one dict per object, in the order of the slots."""
         cdef dict named = {identity: name for name, identity in names_of(self)}
         cdef prs_record[64] found
         cdef uint32_t cursor = 0
@@ -222,9 +222,9 @@ cdef class Store:
 
     def flights(self):
         """
-        One dict per reference in flight, in no order.
+        Return one dict per reference in flight, in no order.
 
-        A sender that is no client any more is not alive; its pid is that of its own pid namespace.
+        `sender_alive` is false for a sender that is no longer a client; its pid is that of its own pid namespace.
         """
         cdef prs_flight[64] found
         cdef prs_error error
@@ -254,10 +254,11 @@ cdef class Store:
 
     def end_flights(self, int32_t pid=0, double min_age=0):
         """
-        End the references in flight whose sender is gone, and return how many there were.
+        End the references in flight whose sender is no longer a client, and return how many there were.
 
-        For who knows that their messages will not be received any more: of the process `pid` alone, if given, and only those
-        sent at least `min_age` seconds ago. What may be loaded any number of times stays, unless its object is gone.
+        Call this only if nobody will receive those messages any more. It ends references that were sent at least
+        `min_age` seconds ago, and only those of the process `pid` if given. References that may be loaded any number of
+        times stay, unless their object is freed.
         """
         cdef prs_error error
         cdef int n
@@ -273,7 +274,7 @@ cdef class Store:
         return n
 
     def client_pids(self):
-        """Pids of the processes that are attached."""
+        """Return the pids of the attached processes."""
         cdef int32_t[4096] pids
         self.check_open()
         cdef int n = prs_client_pids(self.handle, pids, 4096)
@@ -282,12 +283,12 @@ cdef class Store:
         return [pids[i] for i in range(n)]
 
     def leave(self):
-        """Announce that this process leaves; returns whether everybody else that lives has done so, too."""
+        """Announce that this process leaves; return whether every other live client has done so too."""
         self.check_open()
         return bool(prs_leave(self.handle))
 
     def check(self):
-        """Verify every invariant of the store; raises `CorruptObjectError` that says which one is broken."""
+        """Verify every invariant of the store; raise a `CorruptObjectError` that names the broken one."""
         cdef prs_error error
         cdef int status
         self.check_open()
@@ -300,7 +301,7 @@ cdef class Store:
             fail(status, &error, self)
 
     def look(self, double min_age=0):
-        """Clean up after dead clients, unless somebody did within `min_age` seconds."""
+        """Clean up after dead clients, unless a client did so within the last `min_age` seconds."""
         cdef int status
         cdef int64_t age = <int64_t>(min_age * 1e9)
         self.check_open()
@@ -312,7 +313,7 @@ cdef class Store:
             fail(status, NULL, self)
 
     def trim(self, uint64_t keep=0):
-        """Give freed pages beyond `keep` bytes back to the kernel; returns how many bytes went."""
+        """Return freed pages beyond `keep` bytes to the kernel; return how many bytes that were."""
         cdef uint64_t given
         self.check_open()
         cdef prs_store *handle = begin(self)
@@ -323,7 +324,7 @@ cdef class Store:
 
     cdef int alloc(self, uint64_t size, unsigned flags, prs_draft *draft, int64_t deadline) except -1:
         """
-        Allocate; while the store is full, try again until `deadline` (0: once).
+        Allocate; while the store is full, retry until `deadline` (0: try once).
 
         The draft is a use of the handle, which `seal_or_abort` or `abort` ends.
         """
@@ -356,7 +357,7 @@ cdef class Store:
                     # The disk is full; it may have room later.
                     if not is_store_full(problem) or deadline == 0 or prx_now() >= deadline:
                         raise
-            # What is larger than the whole store never fits.
+            # An object larger than the whole store never fits.
             hopeless = status == PRS_E_FULL and error.sys_errno == 0 and error.want > error.capacity
             if (status not in (PRS_E_FULL, PRS_E_BACKING, PRS_E_OBJECTS) or hopeless or deadline == 0
                     or prx_now() >= deadline):
@@ -364,7 +365,7 @@ cdef class Store:
             with nogil:
                 prx_nap(nap)
             nap = min(nap * 2, 20000000)
-            rounds = 0  # counts those without a pause
+            rounds = 0  # counts rounds without a pause
             PyErr_CheckSignals()
 
     cdef int write(self, prs_draft *draft, uint64_t at, const void *src, size_t n) except -1:
@@ -389,7 +390,7 @@ cdef class Store:
         end(draft.store)
 
     def attach_again(self, int32_t pid, int fd):
-        """In a forked child without a client slot: become a client anew. False if `pid` does not have this store."""
+        """In a forked child without a client slot: become a client again; return False if `pid` lacks this store."""
         cdef prs_store *handle = NULL
         cdef prs_options options
         memset(&options, 0, sizeof(options))
@@ -401,16 +402,16 @@ cdef class Store:
             status = prs_attach_pid(&handle, pid, fd, ident, &options, NULL)
         if status != PRS_OK:
             return False
-        # The old handle stays for the views taken through it.
+        # Views that were taken through the old handle keep it.
         self.opened(handle)
         return True
 
     def renew(self):
         """
-        In a forked child: become a client that holds nothing of what its parent held; False if no slot was to be had.
+        In a forked child: become a client that holds nothing its parent held; return False if no slot is free.
 
-        References made before the fork name their objects still, and take hold of them when they are used. Views made before
-        it keep their pins.
+        References made before the fork still identify their objects, and hold them again on first use. Views made
+        before it keep their pins.
         """
         cdef prs_store *handle = NULL
         cdef prs_store *inherited
@@ -430,7 +431,7 @@ cdef class Store:
             return False
         inherited = self.handle
         self.opened(handle)
-        # Its address is not used again: references compare the handle they were made by with the store's.
+        # Closed but not freed, so that its address is not reused: references compare handles by address.
         if prs_end(inherited):
             with nogil:
                 prs_close(inherited)
@@ -444,17 +445,17 @@ STATES = {
 
 
 def open_stores():
-    """list of Store : those open in this process."""
+    """Return a list of the stores that this process has open."""
     return list(stores.values())
 
 
 def default():
-    """Store or None : the one that `put` uses."""
+    """Return the store that `put` uses, or None."""
     return default_store
 
 
 def set_default(Store store):
-    """Make `store` (None: none) the one that `put` uses."""
+    """Let `put` use `store`; None: the store that it finds or opens."""
     global default_store
     default_store = store
 
@@ -462,6 +463,6 @@ def set_default(Store store):
 cdef Store default_or_open():
     cdef Store store = default_store
     if store is None:
-        # What it returns, for another thread may have closed the default store again: None has no handle.
+        # Not `default_store`: another thread may have closed it again, and None has no handle.
         store = open_default_store()
     return store

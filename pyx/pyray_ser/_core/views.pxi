@@ -1,6 +1,6 @@
 # uses: prelude, policy
 #
-# What keeps bytes in place: a pin on a stored object, private memory over one, somebody's buffer; and buffers over them.
+# Objects that keep bytes in place (pins on stored objects, private copies, foreign buffers), and buffers over them.
 
 @cython.final
 @cython.no_gc
@@ -8,7 +8,7 @@
 cdef class Block:
     """Bytes that another object keeps alive, as a buffer."""
 
-    # `size` bytes at `data`, which stay where they are as long as `owner` lives.
+    # `size` bytes at `data`, which stay in place as long as `owner` lives.
     cdef object owner
     cdef const uint8_t *data
     cdef Py_ssize_t size
@@ -24,7 +24,7 @@ cdef class Block:
         return f"<{self.size} {'read-only' if self.readonly else 'writable'} bytes of {self.owner!r}>"
 
 
-# A buffer of no bytes still needs an address: numpy takes NULL for "allocate".
+# An empty buffer needs an address too: numpy takes NULL for "allocate".
 cdef const uint8_t nothing = 0
 
 
@@ -40,9 +40,8 @@ cdef Block block(object owner, const uint8_t *data, Py_ssize_t size, bint readon
 @cython.final
 @cython.no_gc
 cdef class Export:
-    """Somebody's contiguous buffer, held open as long as this object lives; read-only, whatever it was."""
+    """A contiguous buffer of another object, exported as long as this lives; read-only even if that one is writable."""
 
-    # Somebody's buffer, held open.
     cdef Py_buffer view
     cdef bint held
 
@@ -62,8 +61,8 @@ cdef class Export:
         return self.view.len
 
 
-# Pins come and go with every array. The destructor that Cython makes saves and restores the exception under way, which the
-# engine never touches; so there is one of our own (`drop_pin`), and a list of dead pins for it.
+# Every array makes and drops a pin. Cython's destructor saves and restores the current exception, which the engine
+# never changes; `drop_pin` replaces it, and keeps dead pins in a free list.
 cdef enum:
     SPARE_PINS = 256
 
@@ -83,7 +82,7 @@ cdef void drop_pin(PyObject *dead) noexcept:
 
 
 cdef inline Pin new_pin():
-    """A pin of nothing yet: no handle."""
+    """Return a pin without a handle, which pins nothing yet."""
     global spare_count
     cdef Pin pin
     if spare_count == 0:
@@ -97,9 +96,9 @@ cdef inline Pin new_pin():
 
 @cython.final
 cdef class Pin:
-    """The bytes of one stored object, read-only, as long as this lives. The base of arrays that `get` returns."""
+    """The bytes of one sealed object, read-only and pinned; the base of arrays that `get` returns."""
 
-    # The bytes of one sealed object, in the read-only mapping. `twin` (borrowed, NULL: none): the Private made by twin_of.
+    # `view` lies in the read-only mapping. `twin` (borrowed, NULL: none) is the Private that twin_of made.
     cdef prs_store *handle
     cdef prs_oid id
     cdef prs_view view
@@ -121,9 +120,9 @@ prx_set_dealloc(Pin, drop_pin)
 @cython.final
 @cython.no_gc
 cdef class Private:
-    """Writable bytes that only this process sees: what mode "c" gives."""
+    """Writable bytes that only this process sees, for mode "c"."""
 
-    # Writable memory of our own: a copy, or a copy-on-write mapping that still needs its pin. `origin`: whose twin it is.
+    # A copy, or a copy-on-write mapping that still needs its pin. `origin` is the pin whose twin this is.
     cdef void *memory
     cdef size_t length
     cdef Pin pin
@@ -178,7 +177,7 @@ cdef Private privately(Pin pin, ObjectRef ref):
 @cython.final
 @cython.no_gc
 cdef class Owners:
-    """Everything that a value's buffers lie in, when that is more than one object. Exports nothing, least of all to write."""
+    """All objects that contain buffers of a value, if there are several. Exports no buffer, so none is writable."""
 
     cdef object own
     cdef dict others
@@ -191,12 +190,12 @@ cdef class Owners:
         return f"<{self.own!r} and {len(self.others)} objects that it refers to>"
 
 
-# Stored buffers for libraries that know no read-only memory: the same bytes, copy-on-write.
+# Copy-on-write views of stored buffers, for libraries that do not support read-only memory.
 #
-# One private mapping serves all buffers that one `get` took from an object, however many; it lives as long as any of them.
+# All buffers that one `get` took from an object share one private mapping, which lives as long as any of them.
 
 cdef Private twin_of(Pin pin):
-    """The private memory that belongs to this pin; made when it is first asked for."""
+    """Return the private memory that belongs to this pin; the first call makes it."""
     cdef Private made
     if pin.twin is not NULL:
         return <Private>pin.twin
@@ -217,18 +216,18 @@ cdef inline bint lies_in(object owner, const uint8_t *data, uint64_t size) noexc
 
 def writable_twin(buffer):
     """
-    The same bytes, writable, and private to this process.
+    Return the same bytes, writable and private to this process.
 
     Parameters
     ----------
     buffer : StoredBuffer
-        What a function named by a stream gets for an out-of-band buffer.
+        The out-of-band buffer that a function in a stream receives.
 
     Returns
     -------
     buffer or None
-        Over a copy-on-write mapping of the stored object (of a small one: a copy), which all buffers of one `get` share:
-        what was one memory stays one. None if the bytes are not an object's.
+        Lies in a copy-on-write mapping of the stored object (in a copy, if it is small). All buffers of one `get` share
+        it, so that buffers that overlapped still do. None if the bytes do not lie in an object.
     """
     cdef Py_buffer view
     cdef const uint8_t *data

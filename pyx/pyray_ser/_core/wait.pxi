@@ -2,12 +2,12 @@
 #
 # Freeing objects, and waiting for them.
 
-# Whether a reference was pickled so that a scope holds its object: only then has free() something to forget.
+# True once a scope held an object; until then, free() need not release objects from scopes.
 cdef bint scopes_hold = False
 
 
 def scope_holds():
-    """Say that a scope holds an object from now on."""
+    """Record that a scope holds an object, so that `free` releases it there."""
     global scopes_hold
     scopes_hold = True
 
@@ -35,15 +35,29 @@ cdef int free_one(ObjectRef ref) except -1:
 @cython.binding(False)
 def free(refs):
     """
-    End objects for everyone.
+    Free objects in all processes.
 
-    Values that were taken stay valid, and their memory returns with the last of them; a later `get` raises
-    `ObjectFreedError`. The object's name, if it has one, is free again. Freeing twice is harmless.
+    Values that `get` returned stay valid, and the memory is released with the last of them. A later `get` raises
+    `ObjectFreedError`. The name of the object, if any, can be used again. Freeing twice is harmless.
 
     Parameters
     ----------
     refs : ObjectRef or list of ObjectRef
-        Or of references to the results of tasks: one that is not there yet is freed when it is.
+        References to results of tasks are accepted too: a result that is not ready yet is freed when it is.
+
+    Raises
+    ------
+    TypeError
+        If `refs` is neither a reference nor a list of references.
+    StoreClosedError
+        If the store was closed by `shutdown`.
+
+    Examples
+    --------
+    >>> ref = pyray_ser.put("text")
+    >>> pyray_ser.free(ref)
+    >>> ref.state
+    'freed'
     """
     if type(refs) is ObjectRef:
         free_one(<ObjectRef>refs)
@@ -64,12 +78,12 @@ def free(refs):
 
 
 def is_ready(ObjectRef ref not None):
-    """Whether waiting for the object is over: it is sealed, or it is lost."""
+    """Return whether a wait for the object would end: it is sealed, freed or lost."""
     return ref.store is None or ref.store.handle is NULL or prs_state(ref.store.handle, &ref.id) != PRS_E_AGAIN
 
 
 def scan(list refs):
-    """list of int : indices of the references that `is_ready` is true for."""
+    """Return the indices of the references for which `is_ready` is true."""
     cdef ObjectRef ref
     cdef Py_ssize_t i = 0
     cdef list found = []
@@ -81,24 +95,24 @@ def scan(list refs):
 
 
 def watch(list refs):
-    """Tell the store that somebody waits for these; `epoch` changes when one of them gets ready."""
+    """Mark these objects as waited for, so that `epoch` changes when one of them is ready."""
     cdef ObjectRef ref
     cdef prs_store *handle
     for ref in refs:
         handle = begin(ref.store) if ref.store is not None else NULL
         if handle is not NULL:
-            with nogil:  # it cleans up after a dead creator
+            with nogil:  # this may clean up after a dead creator
                 prs_wait_any(handle, &ref.id)
             end(handle)
 
 
 def epoch(Store store):
-    """int : a counter that changes when an object somebody waits for gets ready."""
+    """Return a counter that changes when an object that is waited for is ready."""
     return prs_epoch(store.handle) if store.handle is not NULL else 0
 
 
 def wait_epoch(Store store, uint32_t seen, double timeout):
-    """Sleep until `epoch` is not `seen`, at most `timeout` seconds and at most 0.1."""
+    """Sleep until `epoch` differs from `seen`, but at most `timeout` seconds and at most 0.1."""
     cdef int64_t left = <int64_t>(min(timeout, 1.0) * 1e9)
     cdef int status
     if store.handle is NULL:
@@ -106,7 +120,7 @@ def wait_epoch(Store store, uint32_t seen, double timeout):
     cdef prs_store *handle = begin(store)
     with nogil:
         status = prs_wait_epoch(handle, seen, left)
-        # Death of a creator is found by looking.
+        # A dead creator does not change the counter: reap it here.
         if status != PRS_OK:
             prs_reap_dead(handle, 1000000000)
     end(handle)

@@ -1,11 +1,11 @@
 # uses: prelude, policy, store, refs, forms, write
 #
-# Objects that are filled in place: what `create` and `empty` give, until `seal` or `abort`.
+# Objects that are filled in place: results of `create` and `empty`, until `seal` or `abort`.
 #
-# A window is a writable mapping of one unsealed object. Sealing replaces it, at the same address, by a read-only one, so
-# arrays and memoryviews over it stay valid. It belongs to the process that made it: in a forked child it refuses to export.
+# A window is a writable mapping of one unsealed object. Sealing replaces it at the same address by a read-only mapping,
+# so arrays and memoryviews over it stay valid. It belongs to the process that made it; a forked child cannot export it.
 
-# Room for the stream: it is written last, when the array that is sealed is known.
+# Room for the stream, which is written at the seal: only then the shape of the array is known.
 cdef enum:
     STREAM_ROOM = 1024
 
@@ -15,19 +15,19 @@ cdef enum State:
     ABORTED
     GONE        # no window was ever mapped
 
-cdef object open_windows = None  # a WeakSet, from the first window on
+cdef object open_windows = None  # a WeakSet; made with the first window
 
 
 @cython.final
 @cython.no_gc
 cdef class Window:
     """
-    The writable bytes of an object that is being made.
+    The writable bytes of an unsealed object.
 
     Attributes
     ----------
     ref : ObjectRef
-        Reference to the object; others can wait for it before it is sealed.
+        A reference to the object; other processes can wait for it before it is sealed.
     """
 
     cdef Store store
@@ -48,8 +48,7 @@ cdef class Window:
     def __dealloc__(self):
         if self.state == GONE:
             return
-        # Its handle stays until the window is closed, also when its store was closed meanwhile. In a forked child the object
-        # is the parent's.
+        # The window keeps its handle, even if the store was closed meanwhile. A forked child does not own the object.
         if self.state == OPEN and self.forks == prs_fork_count() and self.store.handle == self.draft.store:
             prs_abort(self.draft.store, &self.draft, True)
         prs_window_close(self.draft.store, &self.draft)
@@ -73,7 +72,7 @@ cdef class Window:
 
     @property
     def sealed(self):
-        """Whether it can no longer be written."""
+        """bool : Whether the object is sealed, so that it cannot be written any more."""
         return self.state == SEALED
 
     cdef int check_open(self) except -1:
@@ -86,7 +85,7 @@ cdef class Window:
 
 
 cdef ObjectRef reference_to(Store store, const prs_oid *id):
-    """One more reference to an object that this process is making or has just made."""
+    """Return another reference to an object of this process, sealed or not."""
     store.check_open()
     cdef ObjectRef ref = new_ref(store, NULL, id)
     cdef int status = prs_ref(store.handle, id)
@@ -97,7 +96,7 @@ cdef ObjectRef reference_to(Store store, const prs_oid *id):
 
 
 cdef ObjectRef seal_window(Store store, prs_draft *draft):
-    """Seal what a window holds. If that fails, the window is as it was, unless its object is lost."""
+    """Seal the object of a window. If that fails, the window is unchanged, unless its object is lost."""
     cdef prs_error error
     cdef int status
     cdef ObjectRef ref = new_ref(store, NULL, &draft.id)
@@ -124,7 +123,7 @@ cdef Window open_window(uint64_t size, int64_t deadline):
     made.data = <uint8_t *>made.draft.window + made.off
     made.size = size
     made.state = OPEN
-    end(made.draft.store)  # an open window is no use of the handle: it only keeps its memory
+    end(made.draft.store)  # an open window does not count as a use: it only keeps the handle's memory
     if open_windows is None:
         from weakref import WeakSet
 
@@ -134,7 +133,7 @@ cdef Window open_window(uint64_t size, int64_t deadline):
 
 
 def create(size, timeout=None):
-    """A window of `size` bytes; `timeout` as for put."""
+    """Return a window of `size` bytes; `timeout` is that of `put`."""
     size = PyNumber_Index(size)
     if size < 0 or size >= 1 << 63:
         raise ValueError(f"an object cannot have {size} bytes")
@@ -142,7 +141,7 @@ def create(size, timeout=None):
 
 
 def array_over(Window window not None, shape, dtype, order):
-    """A writable array over a window."""
+    """Return a writable array over a window."""
     import numpy
 
     array = numpy.ndarray(shape, dtype, window, 0, order=order)
@@ -151,11 +150,16 @@ def array_over(Window window not None, shape, dtype, order):
 
 def window_of(value):
     """
-    The window that a buffer or array lies in.
+    Return the window that a buffer or array lies in.
 
     Parameters
     ----------
     value : Window, memoryview or numpy.ndarray
+
+    Raises
+    ------
+    ValueError
+        If `value` is no result of `create` or `empty`, nor a view of one.
     """
     seen = value
     for _ in range(64):
@@ -171,7 +175,29 @@ def window_of(value):
 
 
 def seal(value):
-    """Publish the object that `value` lies in, as what `value` is, and make it read-only for its writer too."""
+    """
+    Publish the object that `value` lies in, with the type and shape of `value`, and make it read-only.
+
+    Parameters
+    ----------
+    value : Window, memoryview or numpy.ndarray
+        The whole memory of the object.
+
+    Returns
+    -------
+    ObjectRef
+
+    Raises
+    ------
+    ValueError
+        If `value` is a part of the object, or lies in none that this process can seal.
+    TypeError
+        If the type of `value` cannot be stored without the pickler.
+    ObjectLostError
+        If the object was reclaimed meanwhile.
+    StoreClosedError
+        If the store was closed.
+    """
     cdef Window window = window_of(value)
     cdef uint8_t[1024] stream
     cdef prp_array_source source
@@ -215,7 +241,7 @@ def seal(value):
 
 
 cdef int freeze(value) except -1:
-    """Let arrays say what the page tables say."""
+    """Mark the array and its bases read-only, as the mapping is."""
     while getattr(value, "flags", None) is not None and hasattr(value, "setflags"):
         value.setflags(write=False)
         value = value.base
@@ -223,7 +249,20 @@ cdef int freeze(value) except -1:
 
 
 def abort(value):
-    """Give an object up. Views of it stay valid and read as zeros from now on."""
+    """
+    Discard an unsealed object. Its views stay valid, and read as zeros.
+
+    Parameters
+    ----------
+    value : Window, memoryview or numpy.ndarray
+
+    Raises
+    ------
+    ValueError
+        If `value` lies in no unsealed object of this process.
+    StoreClosedError
+        If the store was closed.
+    """
     cdef Window window = window_of(value)
     window.check_open()
     prs_abort(window.draft.store, &window.draft, True)
@@ -232,10 +271,10 @@ def abort(value):
 
 
 def is_ours(ObjectRef ref not None):
-    """bool : whether this process is making the object of `ref`, so that nobody else can seal it."""
+    """Return whether this process has the object of `ref` unsealed, so that no other process can seal it."""
     cdef Window window
     for window in list(open_windows or ()):
-        # By its identity: a window of a store that was closed gives no reference any more.
+        # Compare identities: a window of a closed store has no reference.
         if (window.state == OPEN and window.forks == prs_fork_count() and window.draft.id.store == ref.id.store
                 and window.draft.id.serial == ref.id.serial):
             return True
@@ -243,7 +282,7 @@ def is_ours(ObjectRef ref not None):
 
 
 def abort_all():
-    """Give up what this process is making: its stores are about to be closed."""
+    """Discard all unsealed objects of this process, before its stores are closed."""
     cdef Window window
     for window in list(open_windows or ()):
         if window.state == OPEN and window.forks == prs_fork_count():

@@ -1,20 +1,20 @@
 # uses: prelude, policy, spill, ledger, store, pickling, refs, names, forms
 #
-# `put`: where the bytes of an object go, which way a value takes, and writing it from the first byte to the last.
+# `put`: lay out an object, choose how to write the value, and write it from the first byte to the last.
 
-# Where the bytes of an object go. One function decides it, before anything is written.
+# `lay_out` places all bytes of an object before the first is written.
 #
-# The parts of a layout ascend and do not overlap. Writers walk through them from the first byte to the last and pad as they go, so
-# padding never covers what another part fills.
+# The parts of a layout ascend and do not overlap. Writers fill them in order and pad between them, so padding never
+# overwrites a part.
 
-# Where each buffer of a Gathered lies in the stored form.
+# The place of one buffer in the stored form.
 cdef struct Place:
     uint64_t off
-    bint foreign       # the entry names another object
+    bint foreign       # the buffer lies in the object `other`
     prs_oid other
 
 
-# Bytes that are written as one: `size` bytes at `data`, or, if that is NULL, what buffer `index` gathers.
+# Bytes that are written in one piece: `size` bytes at `data`, or, if that is NULL, the strided array of buffer `index`.
 cdef struct Part:
     uint64_t off
     uint64_t size
@@ -22,7 +22,7 @@ cdef struct Part:
     Py_ssize_t index
 
 
-# The whole form: a place for each buffer, and `count` parts that ascend and do not overlap.
+# The whole form: a place for each buffer, and `count` parts.
 cdef struct Layout:
     uint64_t total
     Place *places
@@ -37,7 +37,7 @@ cdef struct Range:
     Py_ssize_t index
 
 
-# Buffers that overlap in memory: stored once, as they lie.
+# Buffers that overlap in memory are stored once, with their relative positions.
 cdef struct Group:
     const uint8_t *start
     uint64_t size
@@ -57,10 +57,11 @@ cdef int by_start(const void *a, const void *b) noexcept nogil:
 
 cdef int lay_out(Layout *layout, Gathered gathered, Store store) except -1:
     """
-    Decide where each buffer goes.
+    Place each buffer.
 
-    Buffers that overlap in memory, such as several views of one array, become one part, as they lie there. Buffers that
-    lie in an object of `store` (None: look for none) are referred to. `free_layout` frees what this allocates.
+    Buffers that overlap in memory, such as several views of one array, become one part and keep their relative
+    positions. Buffers that lie in an object of `store` (None: do not check) are stored as references to it.
+    `free_layout` frees the result.
     """
     cdef Py_ssize_t n = gathered.nbuffers
     cdef Range *ranges
@@ -116,7 +117,7 @@ cdef int place_parts(Layout *layout, Gathered gathered, Store store, Range *rang
         qsort(ranges, count, sizeof(Range), by_start)
     i = 0
     while i < count:
-        # ranges[i:j] overlap, one after the other; `stop` is where they end.
+        # Each of ranges[i:j] overlaps an earlier one; `stop` is the end of them all.
         stop = ranges[i].stop
         j = i + 1
         while j < count and ranges[j].start < stop:
@@ -129,13 +130,13 @@ cdef int place_parts(Layout *layout, Gathered gathered, Store store, Range *rang
             places[ranges[i].index].off = ngroups
             i += 1
         ngroups += 1
-    # In the order of the stream, whatever that of the addresses: readers load in that order.
+    # In the order of the stream, not of addresses, because readers load in that order.
     for i in range(n):
         at = &places[i]
         span = gathered.buffer(i)
         if span.size == 0 or at.foreign:
             continue
-        if span.data is NULL:  # gathered from a strided array: it lies nowhere in one piece
+        if span.data is NULL:  # a strided array: not contiguous in memory
             place(&end, span.size, &at.off)
             add_part(layout, at.off, span.size, NULL, i)
             continue
@@ -161,7 +162,7 @@ cdef inline void add_part(Layout *layout, uint64_t off, uint64_t size, const uin
 # Writing an object of one stream and at most one buffer.
 
 cdef inline int alloc_small(Store store, uint64_t total, prs_draft *draft, int64_t deadline) except -1:
-    """`Store.alloc`, without releasing the GIL if the size is small and nothing has to be waited for."""
+    """Allocate as `Store.alloc` does, but keep the GIL if the size is small and the call need not wait."""
     if (total > PRS_SMALL_MAX or store.handle is NULL
             or prs_alloc(store.handle, total, PRS_ALLOC_TRY, draft, NULL) != PRS_OK):
         return store.alloc(total, 0, draft, deadline)
@@ -170,7 +171,7 @@ cdef inline int alloc_small(Store store, uint64_t total, prs_draft *draft, int64
 
 
 cdef object put_stream(Store store, const uint8_t *stream, Py_ssize_t stream_size, int64_t deadline):
-    """An object that is its stream, at most HEAD bytes."""
+    """Put an object that has no buffers and a short stream: the form has at most HEAD bytes."""
     cdef uint64_t total = sizeof(prs_header) + stream_size
     cdef prs_draft draft
     cdef uint8_t[HEAD] head
@@ -194,12 +195,12 @@ cdef int write_or_abort(Store store, prs_draft *draft, uint64_t at, const void *
         raise
 
 
-# Told of every object that is made here, if somebody asked for that.
+# Called for every object that this process makes, if set.
 cdef object note_origin = None
 
 
 def set_note_origin(function):
-    """Let ``function(store id, serial)`` be called for every object that this process makes; None ends it."""
+    """Call ``function(store id, serial)`` for every object that this process makes; None: no longer call any."""
     global note_origin
     note_origin = function
 
@@ -209,7 +210,7 @@ cdef inline ObjectRef seal_or_abort(Store store, prs_draft *draft):
     cdef int status
     cdef ObjectRef ref
     error.code = 0
-    # The reference is made first: once the object is published, nothing may fail.
+    # Allocated first: once the object is published, nothing may fail.
     try:
         ref = new_ref(store, NULL, &draft.id)
         if note_origin is not None:
@@ -225,7 +226,7 @@ cdef inline ObjectRef seal_or_abort(Store store, prs_draft *draft):
         except BaseException:
             store.abort(draft)
             raise
-    # Another thread may have closed the store during the copy: the draft goes with it.
+    # Another thread may have closed the store during the copy, which ends the draft.
     status = prs_seal(draft.store, draft, &error) if store.handle == draft.store else PRS_E_CLOSED
     if status != PRS_OK:
         store.abort(draft)
@@ -239,7 +240,7 @@ cdef inline ObjectRef seal_or_abort(Store store, prs_draft *draft):
 
 cdef object put_buffer(Store store, const uint8_t *stream, Py_ssize_t stream_size, const void *data, uint64_t size,
                        object array, const prp_array_source *source, int64_t deadline):
-    """An object of one buffer: `size` bytes at `data`, or gathered from `array` if `source` says so."""
+    """Put an object of one buffer: `size` bytes at `data`, or the strided `array` if `source` says so."""
     cdef uint64_t body = sizeof(prs_header) + sizeof(prs_buffer_entry) + stream_size
     cdef uint64_t total = body, off = 0
     cdef prs_draft draft
@@ -286,7 +287,7 @@ cdef object put_buffer(Store store, const uint8_t *stream, Py_ssize_t stream_siz
 
 
 cdef int gather_array(Store store, prs_draft *draft, uint64_t off, object array, const prp_array_source *source) except -1:
-    """Write a strided array to where it belongs, once, without a copy in between."""
+    """Write a strided array to its place in the draft, without an intermediate copy."""
     cdef Py_ssize_t[PRP_ARRAY_MAX_DIMS] shape
     cdef Py_ssize_t[PRP_ARRAY_MAX_DIMS] strides
     cdef prs_error error
@@ -307,7 +308,7 @@ cdef int gather_array(Store store, prs_draft *draft, uint64_t off, object array,
     total = itemsize = array.dtype.itemsize
     for i in range(nd):
         strides[i] = array_strides[i]
-        # Axes of stride 0 carry no data: the layout sets them aside.
+        # The layout omits the data of axes of stride 0, which repeat one element.
         shape[i] = 1 if strides[i] == 0 and source.layout.shape[i] > 1 else source.layout.shape[i]
         total *= shape[i]
     if total != source.nbytes:
@@ -321,9 +322,9 @@ cdef int gather_array(Store store, prs_draft *draft, uint64_t off, object array,
 
 
 cdef bint worth_referring(Store store, const void *data, uint64_t size, prs_oid *inner, uint64_t *at) noexcept:
-    """Whether these bytes are an object's of this store, and enough of it to keep it alive for them."""
+    """Return whether these bytes lie in an object of this store, and are a large enough part to keep it alive."""
     cdef prs_view view
-    if store.handle is NULL:  # closed by what ran since the put began: the allocation says so
+    if store.handle is NULL:  # closed since the put began: the allocation raises
         return False
     if prs_find(store.handle, data, size, inner, at) != PRS_OK or prs_pin(store.handle, inner, &view) != PRS_OK:
         return False
@@ -332,7 +333,7 @@ cdef bint worth_referring(Store store, const void *data, uint64_t size, prs_oid 
 
 
 cdef int add_edge(Store store, prs_draft *draft, const prs_oid *inner, bint refers) except -1:
-    """Let the draft hold `inner`; if it refers to its bytes, also against `free`."""
+    """Let the draft hold `inner`; if it refers to bytes of `inner`, these stay even after `free`."""
     cdef prs_error error
     cdef int status
     error.code = 0
@@ -346,18 +347,18 @@ cdef int add_edge(Store store, prs_draft *draft, const prs_oid *inner, bint refe
     return 0
 
 
-# Writing what a pickler gathered, from the first byte to the last.
+# Writing a Gathered from the first byte to the last.
 
 cdef enum:
     SCRATCH = 256 * 1024
-    PIECE = 32 * 1024   # larger pieces go on their own
+    PIECE = 32 * 1024   # larger pieces bypass the scratch memory
 
 
-# A sink that is filled in ascending order: memory at `dst`, or a draft. Small pieces for a draft are collected first, so that
-# the engine is called once for many of them. [0, at) is written; `fill` bytes more are in the scratch memory.
+# Writes to memory at `dst` or to a draft, in ascending order. Small pieces for a draft are collected in scratch memory,
+# so that one call of the engine writes many. [0, at) is written; another `fill` bytes are in the scratch memory.
 cdef struct Writer:
-    prs_draft *draft    # NULL: `dst` is memory that no store knows
-    uint8_t *dst        # NULL: by way of the scratch memory
+    prs_draft *draft    # NULL: `dst` is memory outside of stores
+    uint8_t *dst        # NULL: write through the scratch memory
     uint8_t *scratch
     uint64_t at
     size_t fill
@@ -398,7 +399,7 @@ cdef int writer_flush(Writer *w, Store store) except -1:
 
 
 cdef uint8_t *writer_room(Writer *w, Store store, uint64_t at, size_t size) except? NULL:
-    """Pad up to offset `at`; return where `size` bytes go that the caller writes now, or NULL if they go to the draft alone."""
+    """Pad up to offset `at`; return memory for `size` bytes, or NULL if the caller must write them to the draft."""
     cdef uint64_t gap = at - w.at - w.fill
     cdef uint8_t *room
     if at < w.at + w.fill or gap > PRS_PAGE_ALIGN:
@@ -449,7 +450,7 @@ cdef int writer_array(Writer *w, Store store, uint64_t at, size_t size, Gathered
 
 
 cdef int write_form(Writer *w, Store store, Gathered gathered, const Layout *layout) except -1:
-    """Write the whole form: header, table, stream, parts, and zeros between them."""
+    """Write the whole form: header, table, stream and parts, with zeros between them."""
     cdef Py_ssize_t n = gathered.nbuffers, i
     cdef uint64_t at = sizeof(prs_header) + n * sizeof(prs_buffer_entry)
     cdef uint8_t[HEAD] few
@@ -526,25 +527,25 @@ cdef ObjectRef put_gathered(Store store, Gathered gathered, int64_t deadline):
         free_layout(&layout)
 
 
-# `put`: which way a value takes into the store.
+# `put`: choose how to write a value.
 
-# What `pyray_ser.pickling.registry` has, once it is imported: the reducer of a class or None, and a list of the number of changes.
+# `pyray_ser.pickling.registry` sets these: find(cls) returns the reducer or None; the list holds the number of changes.
 cdef object registry_find = None
 cdef list registry_version = None
 cdef dict copyreg_table = _copyreg_table
-# {type: the number of changes when it had no serializer}
+# {type: the number of changes at which it had no serializer}
 cdef dict unregistered = {}
 
 
 def set_registry(find, list version):
-    """Ask `find(cls)` for the serializer of a class that `put` would write by itself; again once `version[0]` has changed."""
+    """Let `find(cls)` override how `put` writes a class; it is called again whenever `version[0]` has changed."""
     global registry_find, registry_version
     registry_version = version
     registry_find = find
 
 
 cdef bint has_reducer(object value) except -1:
-    """Whether somebody registered how values of this type are pickled."""
+    """Return whether a reducer is registered for the type of this value."""
     cls = type(value)
     if cls in copyreg_table:
         return True
@@ -563,7 +564,7 @@ cdef object array_type = None
 
 
 cdef ObjectRef put_memory(Store store, object value, int64_t deadline):
-    """bytes, bytearray, array.array and memoryview: one copy, no pickling. None if it is something else."""
+    """Put bytes, bytearray, array.array or memoryview with one copy and no pickling; None for other values."""
     cdef Py_buffer view
     cdef bytes stream
     global array_type
@@ -587,7 +588,7 @@ cdef ObjectRef put_memory(Store store, object value, int64_t deadline):
         stream = ARRAY_STREAM[:ARRAY_TYPECODE] + value.typecode.encode() + ARRAY_STREAM[ARRAY_TYPECODE + 1:]
     else:
         return None
-    # The buffer stays exported during the copy, so its owner cannot resize it under us.
+    # The buffer stays exported during the copy, so its owner cannot resize it.
     PyObject_GetBuffer(value, &view, PyBUF_SIMPLE)
     try:
         return put_buffer(store, <const uint8_t *>PyBytes_AS_STRING(stream), PyBytes_GET_SIZE(stream), view.buf, view.len,
@@ -620,7 +621,7 @@ cdef ObjectRef put_value(Store store, object value, int64_t deadline):
 
 cdef ObjectRef put_named(Store store, object value, object name, int64_t deadline):
     cdef bytes encoded = name_bytes(name)
-    # A taken name is found before the value is copied; binding decides.
+    # Fail before copying the value if the name is taken; bind_encoded checks again.
     if find_encoded(store, encoded) is not None:
         name_taken(name)
     cdef ObjectRef ref = put_value(store, value, deadline)
@@ -638,28 +639,42 @@ def put(value, *, timeout=None, name=None, explain=False):
     value : object
         Anything that can be pickled. Large buffers are copied once, into the store.
     timeout : float, optional
-        How many seconds to wait for room while the store is full; default is not to wait.
+        How many seconds to wait for room while the store is full. None, the default, means not to wait.
     name : str, optional
-        A name under which `get_by_name` finds the object, in any process that uses this store. It then lives until it is
-        freed or the store ends.
+        A name of 1 to 215 bytes of UTF-8, by which `get_by_name` finds the object in any process that uses this store.
+        The object then lives until it is freed or the store ends.
     explain : bool, optional
-        Also tell what became of each part: the value is visited a second time for that.
+        Also return how each part was stored. This visits the value a second time.
 
     Returns
     -------
     ObjectRef
-        With `explain`, a tuple ``(ref, explanation)``: a `pyray_ser.inspection.Explanation`, which prints as a tree, tells by
-        path how many bytes are read in place (zero-copy), are copied by readers, stay in the stream (in-band), or were in
-        the store already and are referred to.
+        With `explain`, a tuple ``(ref, explanation)``. The `pyray_ser.inspection.Explanation` prints as a tree. It
+        lists by path how many bytes readers use in place (zero-copy), how many they copy, how many stay in the stream
+        (in-band), and how many were in the store already and are referred to.
 
     Raises
     ------
+    SerializationError
+        If a part of the value cannot be pickled; the message has its path. It is a `TypeError`.
     TypeError
-        If something inside cannot be pickled; the message tells where. Also for an `ObjectRef`.
+        If `value` is an `ObjectRef`, or `name` is not a str.
+    ValueError
+        If `timeout` is negative, or `name` is no valid name.
     ObjectStoreFullError
         If there is no room.
+    StoreFullError
+        If a table of the store is full, not its memory.
+    StoreBusyError
+        If a process that is alive but stopped holds the store's lock.
     NameExistsError
-        If the name is taken; nothing is stored then.
+        If the name is taken; the object is not kept then.
+
+    Examples
+    --------
+    >>> ref = pyray_ser.put({"a": numpy.zeros(1000)})
+    >>> pyray_ser.get(ref)["a"].flags.writeable
+    False
     """
     cdef int64_t deadline = 0
     cdef Store store = default_store
