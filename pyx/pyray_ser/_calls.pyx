@@ -1,9 +1,9 @@
-"""Calls under way through the pipe to one worker process, and the descriptors that they need.
+"""Calls in progress through the pipe to one worker process, and the descriptors that they need.
 
 Python runs signal handlers and finalizers between any two steps of Python code, in the thread that they interrupt.
-If that code holds a lock, a handler that makes a call waits for its own thread.
-So the state of a pipe has no lock: each method here is one step. It keeps the GIL, runs no Python code and allocates nothing
-that the garbage collector tracks while the state is incomplete. Reading and writing never block.
+If that code holds a lock, a handler that makes a call deadlocks with its own thread.
+So the state of a pipe has no lock: each method here is one step. While the state is incomplete, a method keeps the GIL,
+runs no Python code and allocates nothing that the garbage collector tracks. Reading and writing never block.
 Only `wait` lets other code run, and it holds no state.
 """
 
@@ -39,27 +39,27 @@ cdef extern from "<unistd.h>" nogil:
     int c_close "close"(int fd)
 
 
-# What `Calls.wait` returns: the pipe can be read, the process has ended.
+# Flags in the result of `Calls.wait`: the pipe is readable, the process has ended.
 READABLE = 1
 ENDED = 2
 
 cdef enum:
-    # A socket takes this without blocking, with a margin: the kernel counts some 800 bytes for each message.
+    # A socket accepts this much without blocking, with a margin: the kernel adds about 800 bytes per message.
     WINDOW_BYTES = 64 * 1024
     WINDOW_CALLS = 100
     FIRST_ROOM = 40 * 1024
-    # Frames carry at most 32 KiB of a value, so a longer one is damage.
+    # Frames contain at most 32 KiB of a value, so a longer one is corrupt.
     LONGEST = 64 << 20
 
 # Numbers of all descriptors owned by this module's objects, for `close_inherited`.
 cdef dict _open = {}
-# Counts forks: an object made before one owns nothing in the child.
+# Counts forks: an object made before a fork owns nothing in the child.
 cdef unsigned long _generation = 0
 
 
 def close_inherited(keep):
     """
-    Close, in a child that was just forked, what the parent's objects own.
+    Close the descriptors that objects of the parent own, in a child that was just forked.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ cdef class Descriptor:
     Parameters
     ----------
     fd : int
-        A descriptor that nothing else owns; -1 for none. One of 0 to 2 is moved above them, see `_descriptors`.
+        A descriptor without another owner; -1 for none. A descriptor of 0 to 2 is moved above 2, see `_descriptors`.
     """
 
     cdef int fd
@@ -119,19 +119,19 @@ cdef class Descriptor:
         try:
             _open.pop(fd, None)
         except BaseException:
-            pass  # no memory for a number; a child may close one descriptor of its own
+            pass  # no memory for a number; a child may then close a descriptor that it owns
         c_close(fd)
 
     def fileno(self):
-        """Return the number, -1 once it is closed or in a forked child."""
+        """Return the number, or -1 if it is closed or in a forked child."""
         return self.fd if self.generation == _generation else -1
 
     def close(self):
-        """Close it, if it is open."""
+        """Close the descriptor, if it is open."""
         self.let_go()
 
     cdef int give(self) except -1:
-        """Return the number to another owner."""
+        """Give up ownership and return the number."""
         cdef int fd = self.fd if self.generation == _generation else -1
         if fd >= 0:
             _open.pop(fd, None)
@@ -143,24 +143,24 @@ cdef class Descriptor:
 @cython.freelist(64)
 cdef class Job:
     """
-    One call until it is answered.
+    One call that is not answered yet.
 
     Attributes
     ----------
     ref : TaskRef
     frame, before : bytes
-        What is sent for it, and a frame that must come first.
+        The frame of the call, and one that must be sent before it.
     number : int
     held : object
-        Keeps the objects that the arguments name until the worker has answered, and so holds them itself.
+        Keeps the objects that the arguments refer to until the worker has answered, and then holds them itself.
     items : collections.deque or None
-        Outcomes that have come, of a call with several results.
+        Outcomes received so far, for a call with several results.
     ended : bool
-        No more items will come.
+        Whether no more items will come.
     stream : object or None
         Has ``notice()``, to be called after a change of `items` or `ended`.
     worker, function, retries
-        For the pool.
+        Used by the pool.
     """
 
     cdef public object ref, held, items, stream, worker, function
@@ -178,12 +178,12 @@ cdef class Job:
 
 
 cdef class Turn:
-    """The right to read a pipe. It ends with the object, or before that with `end`."""
+    """The right to read a pipe, until `end` or the end of this object."""
 
     cdef Calls calls
 
     def end(self):
-        """Let somebody else read."""
+        """Give up the right to read."""
         cdef Calls calls = self.calls
         self.calls = None
         if calls is not None:
@@ -202,20 +202,20 @@ cdef class Calls(Descriptor):
     Parameters
     ----------
     pipe : Descriptor, optional
-        A connected socket, owned by this object from now on. Without one, calls are queued until `attach`.
+        A connected socket, which this object takes over. Without one, calls are queued until `attach`.
     """
 
     # number -> Job: sent and not answered
     cdef readonly dict sent
     # Jobs that are not sent yet
     cdef readonly object queued
-    # arrival -> frame that nobody has dealt with yet
+    # arrival -> frame that is not processed yet
     cdef dict frames
     cdef long long first, next
     cdef Py_ssize_t sent_bytes
     # The pipe has ended, or there is none yet.
     cdef readonly bint dead
-    # No more calls are taken.
+    # No more calls are accepted.
     cdef readonly bint closed
     # Thread that reads.
     cdef readonly unsigned long reader
@@ -241,12 +241,12 @@ cdef class Calls(Descriptor):
 
     def submit(self, Job job not None):
         """
-        Send a call, or queue it behind those before it.
+        Send a call, or queue it after earlier calls.
 
         Returns
         -------
         bool
-            False if no calls are taken any more.
+            False if no more calls are accepted.
         """
         if self.closed:
             return False
@@ -261,7 +261,7 @@ cdef class Calls(Descriptor):
         Returns
         -------
         bool or None
-            None if another call is there by now; else as `submit`.
+            None if another call is in front by now; otherwise as `submit`.
         """
         if not take_first(waiting, call):
             return None
@@ -307,25 +307,25 @@ cdef class Calls(Descriptor):
             elif errno == EAGAIN:
                 return 0
             elif errno != EINTR:
-                break  # it has ended: the reader finds out, and knows what it had
+                break  # the pipe has ended: the reader notices that and handles what came before
         self.backlog.clear()
         self.written = 0
         return 0
 
     @property
     def blocked(self):
-        """bool : Whether something could not be written yet; `wait` and `resume` go on with it."""
+        """bool : Whether some bytes could not be written yet; `wait` and `resume` write them."""
         return len(self.backlog) > 0
 
     def resume(self):
-        """Write what could not be written before."""
+        """Write the bytes that could not be written before."""
         if not self.dead:
             self.write()
 
     # ---- reading
 
     def turn(self, unsigned long thread):
-        """Return the right to read, None if somebody has it."""
+        """Return the right to read, or None if another thread has it."""
         cdef Turn turn = Turn.__new__(Turn)
         if self.reader:
             return None
@@ -335,19 +335,19 @@ cdef class Calls(Descriptor):
 
     def wait(self, int watch, int patience):
         """
-        Wait until there is something to do.
+        Wait until the pipe is ready or the process has ended.
 
         Parameters
         ----------
         watch : int
-            Becomes readable with the end of the process.
+            A descriptor that becomes readable when the process ends.
         patience : int
-            Milliseconds.
+            Timeout in milliseconds.
 
         Returns
         -------
         int
-            Sum of READABLE and ENDED. 0 may also come early, after a signal handler ran.
+            Sum of READABLE and ENDED. 0 may also mean that a signal handler ran.
         """
         cdef pollfd[2] fds
         cdef int found, failed
@@ -368,12 +368,12 @@ cdef class Calls(Descriptor):
 
     def receive(self):
         """
-        Read what is there.
+        Read the bytes that have arrived.
 
         Returns
         -------
         bool
-            False if there was nothing, because the pipe is empty or because it has ended: `at_end` tells.
+            False if there were none, because the pipe is empty or, if `at_end` is true, because it has ended.
         """
         cdef ssize_t got
         if self.dead:
@@ -403,7 +403,7 @@ cdef class Calls(Descriptor):
         return 0
 
     cdef int cut(self) except -1:
-        """Make frames of the bytes that have come."""
+        """Split the received bytes into frames."""
         cdef Py_ssize_t at = 0, length
         cdef uint8_t *data
         try:
@@ -426,10 +426,10 @@ cdef class Calls(Descriptor):
 
     def frame(self):
         """
-        Return the oldest frame that nobody has dealt with, and its arrival number; None if there is none.
+        Return the arrival number and the bytes of the oldest unprocessed frame, or None if there is none.
 
-        It stays there until `took` or `finish` is called for it. Whoever comes in between, a signal handler say, gets it as
-        well: only the first of those calls counts.
+        The frame stays until `took` or `finish` is called for it. Until then other callers, such as a signal handler,
+        get it too: only the first `took` or `finish` has an effect.
         """
         while self.first < self.next:
             found = self.frames.get(self.first)
@@ -440,16 +440,16 @@ cdef class Calls(Descriptor):
 
     def took(self, arrival, Job job, outcome, bytes reply):
         """
-        Deal with a frame that does not end its call.
+        Process a frame that does not end its call.
 
         Parameters
         ----------
         arrival : int
         job : Job or None
-            Gets the item.
+            Receives the item.
         outcome : object
         reply : bytes or None
-            Is sent.
+            A frame to send.
         """
         if arrival not in self.frames:
             return
@@ -461,7 +461,7 @@ cdef class Calls(Descriptor):
 
     def finish(self, arrival, Job job, outcome, bytes reply):
         """
-        Deal with the last frame of a call. Parameters are those of `took`; `outcome` is an item unless it is None.
+        Process the last frame of a call. Parameters are those of `took`; `outcome` is an item unless it is None.
         """
         if arrival not in self.frames:
             return
@@ -479,7 +479,7 @@ cdef class Calls(Descriptor):
     # ---- cancelling, and the end
 
     def withdraw(self, Job job not None, bytes otherwise):
-        """Take back a call that was not sent, and return True; else send `otherwise` and return False."""
+        """Remove a call that was not sent, and return True; otherwise send `otherwise` and return False."""
         if job in self.queued:
             self.queued.remove(job)
             return True
@@ -489,16 +489,16 @@ cdef class Calls(Descriptor):
 
     @property
     def busy(self):
-        """bool : Whether calls are under way."""
+        """bool : Whether calls are in progress."""
         return len(self.sent) > 0 or len(self.queued) > 0
 
     @property
     def pending(self):
-        """bool : Whether frames have come that nobody has dealt with."""
+        """bool : Whether there are unprocessed frames."""
         return len(self.frames) > 0
 
     def lose(self):
-        """Close the pipe, which has ended. Calls are queued from now on, until `attach` or `refuse`."""
+        """Close the pipe, which has ended. Later calls are queued until `attach` or `refuse`."""
         self.dead = True
         self.let_go()
         self.frames.clear()
@@ -507,19 +507,19 @@ cdef class Calls(Descriptor):
 
     def attach(self, Descriptor pipe not None, again):
         """
-        Go on through a new pipe.
+        Continue with a new pipe.
 
         Parameters
         ----------
         pipe : Descriptor
-            Owned by this object from now on.
+            A connected socket, which this object takes over.
         again : list of Job
-            Sent before those that are queued; what else was sent and not answered is forgotten.
+            Sent before those that are queued; other calls that were sent and not answered are forgotten.
 
         Returns
         -------
         bool
-            False if no calls are taken any more.
+            False if no more calls are accepted.
         """
         cdef Py_ssize_t i
         if self.closed:
@@ -534,18 +534,18 @@ cdef class Calls(Descriptor):
         return True
 
     def refuse(self):
-        """Close the pipe and take no more calls. Those that are not answered are kept for `oldest`."""
+        """Close the pipe and accept no more calls. `oldest` still returns those that are not answered."""
         self.closed = True
         self.lose()
 
     def oldest(self):
-        """Return the oldest call that is not answered, None if there is none."""
+        """Return the oldest call that is not answered, or None."""
         for job in self.sent.values():
             return job
         return self.queued[0] if self.queued else None
 
     def forget(self, Job job not None, outcome):
-        """Take a call out that will not be answered; `outcome` becomes the last item of one with several results."""
+        """Remove a call that will not be answered; `outcome` becomes its last item if it has several results."""
         if self.sent.pop(job.number, None) is None:
             if not take_first(self.queued, job):
                 return
@@ -560,7 +560,7 @@ cdef class Calls(Descriptor):
         self.sent_bytes = 0
 
     def close_if_idle(self):
-        """Close the pipe and take no more calls, unless some are under way. Return whether this did it."""
+        """Close the pipe and accept no more calls, unless some are in progress. Return whether this closed it."""
         if self.closed or self.sent or self.queued:
             return False
         self.refuse()
@@ -568,7 +568,7 @@ cdef class Calls(Descriptor):
 
 
 def take_first(waiting, call):
-    """Remove `call` from the front of a deque and return True, unless something else is there."""
+    """Remove `call` from the front of a deque and return True; return False if it is not in front."""
     if not waiting or waiting[0] is not call:
         return False
     waiting.popleft()
