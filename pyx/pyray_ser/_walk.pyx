@@ -1,18 +1,18 @@
-"""One pass over everything a pickler would visit, with the way to it.
+"""One pass over all objects that a pickler would visit, with the path to each.
 
-Purpose: tell which objects cannot be pickled, where they are, and how many bytes each
-part would take, for graphs of millions of objects.
+Purpose: find the objects that cannot be pickled, their paths, and the pickled size of each
+part, for graphs of millions of objects.
 
 Algorithm: the order of visits, the memo and the opcodes are those of pickle protocol 5,
-but nothing is written. Built-in types and containers are walked here, on an explicit
-stack; for anything else the reduction is asked from the caller's function (or from
-``__reduce_ex__`` directly where the caller has said that this is what it would do) and its
-parts are walked in the order in which a pickler saves them. An object that refuses is
-reported together with the stack, and the walk goes on without it.
+but nothing is written. The walker visits built-in types and containers itself, on an
+explicit stack. For other objects it gets the reduction from the caller's function (or from
+``__reduce_ex__`` directly, if the caller says that its function would only call that) and
+walks the parts in the order in which a pickler saves them. It reports an object that
+cannot be pickled together with the stack, and goes on without it.
 
-Guarantee: each object is asked for its reduction as often as a pickler asks, so once; no
-attribute is read beyond that. Depth is bounded by memory only. What is visited is kept
-alive until the end of the walk, so that an address names one object.
+Guarantee: the walker reduces each object as often as a pickler does, which is once, and
+reads no other attribute. Only memory limits the depth. Visited objects are kept alive
+until the end of the walk, so that no two of them have the same address.
 """
 
 cimport cython
@@ -32,8 +32,8 @@ from types import FunctionType
 
 cdef extern from *:
     """
-    /* Bytes of the UTF-8 form with surrogates passed through, as pickle writes it; the object is not
-       given a cached copy of that form, which PyUnicode_AsUTF8AndSize would do. */
+    /* Length of the UTF-8 form with surrogates, as pickle writes it. Unlike PyUnicode_AsUTF8AndSize, this
+       does not cache that form in the object. */
     static Py_ssize_t prs_utf8_length(PyObject *text)
     {
         Py_ssize_t n = PyUnicode_GET_LENGTH(text), bytes = 0;
@@ -52,13 +52,13 @@ cdef extern from *:
     int PyIter_Check(object)
 
 cdef extern from "Python.h":
-    # As PyObject *, so that Cython does not raise what is only asked for.
+    # Declared PyObject *, so that Cython does not raise on NULL.
     PyObject *PyObject_GenericGetDict(PyObject *obj, void *context)
     void PyErr_Clear()
     PyTypeObject PyLong_Type, PyFloat_Type, PyBool_Type, PyUnicode_Type, PyBytes_Type, PyList_Type
     PyTypeObject PyTuple_Type, PyDict_Type, PySet_Type, PyFrozenSet_Type, PyByteArray_Type
 
-# What a frame walks. The reduction's parts come in the order in which they are saved.
+# What a frame walks. The parts of a reduction are in the order in which a pickler saves them.
 cdef enum Kind:
     LIST
     TUPLE
@@ -77,22 +77,22 @@ cdef enum Part:
     STATE
     FINISHED
 
-# How far an object's reduction may contain the object itself before a pickler would give up.
+# How deeply an object's reduction may contain the object itself before the walk fails, as a pickler would.
 cdef enum:
     SELF_NESTING = 50
-# Nesting of reductions (not of containers, not of plain instances) taken for endless.
+# Nesting of reductions (not of containers or plain instances) that counts as endless.
 cdef enum:
     REDUCTION_DEPTH = 100_000
 
-# Answers of `classify`, see Walker.
+# Results of `classify`, see Walker.
 ASK, PLAIN = 0, 1
 
 
 def instance_dict(obj):
-    """Return the ``__dict__`` that an instance really has, whatever its class says, or None."""
+    """Return the real ``__dict__`` of an instance, even if its class overrides the attribute, or None."""
     cdef PyObject *found = PyObject_GenericGetDict(<PyObject *>obj, NULL)
     if found == NULL:
-        PyErr_Clear()                   # AttributeError: C code alone has run
+        PyErr_Clear()                   # an AttributeError, because only C code has run
         return None
     attributes = <object>found
     Py_DECREF(attributes)
@@ -101,7 +101,7 @@ def instance_dict(obj):
 
 @cython.final
 cdef class Node:
-    """Bytes below one step of the way; kept only where they are many."""
+    """The bytes below one step of a path; kept only if there are many."""
 
     cdef readonly tuple step
     cdef readonly object obj
@@ -127,7 +127,7 @@ cdef class Frame:
     cdef Py_ssize_t size
     cdef int part
     cdef bint foreign
-    cdef bint copying           # what it calls on loading copies the buffers it is given
+    cdef bint copying           # the function that the reduction calls copies its buffers
     cdef bint of_key            # child is a key, not a value
     cdef object pending         # value that follows the key
     cdef long long inband, zero_copy, copied, referenced
@@ -137,39 +137,42 @@ cdef class Frame:
 
 cdef struct Entry:
     PyObject *obj       # owned
-    Py_ssize_t index    # memo index, or -1 - n while n reductions of it are under way
+    Py_ssize_t index    # memo index, or -1 - n while n reductions of it are in progress
 
 
 cdef inline Py_ssize_t length_prefix(Py_ssize_t n) noexcept:
-    """Opcode and length of a string of n bytes."""
+    """Return the size of opcode and length before a string of n bytes."""
     return 2 if n < 256 else 5 if n <= 0xFFFFFFFF else 9
 
 
 @cython.final
 cdef class Walker:
-    """A walk; use one per object.
+    """One walk over the objects below a root.
 
     Parameters
     ----------
     reduce : callable
-        ``reduce(obj)`` gives ``(value, name)``: the reduction (a tuple), or a string for what goes by
-        reference, with the global's ``(module, qualname)`` in `name`; raises if it cannot be pickled.
+        ``reduce(obj)`` returns ``(value, name)``: the reduction (a tuple), or a string for an object that
+        is pickled by reference, with the global's ``(module, qualname)`` in `name`. It raises if the object
+        cannot be pickled.
     classify : callable
-        ``classify(cls)`` gives `PLAIN` where `reduce` would do no more than ``obj.__reduce_ex__(5)``.
+        ``classify(cls)`` returns `PLAIN` if `reduce` would only call ``obj.__reduce_ex__(5)``.
     on_failure : callable
-        ``on_failure(steps, skipped, obj, error)``; the steps lead from the root to the object. Where there are more than twice
-        `half`, only the first and the last `half` are given, and `skipped` is how many lie between them.
+        ``on_failure(steps, skipped, obj, error)``; the steps lead from the root to the object. If there are
+        more than twice `half`, only the first and the last `half` are given, and `skipped` is how many are
+        omitted.
     threshold : int
-        Buffers of at least so many bytes leave the stream; -1 keeps bytes and bytearrays in it, as
-        the standard pickler does, and lets PickleBuffers of any size out.
+        Buffers of at least this size are out-of-band; -1 keeps bytes and bytearrays in the stream, as the
+        standard pickler does, and makes PickleBuffers of any size out-of-band.
     keep : int
-        Keep nodes of at least so many bytes.
+        Keep nodes of at least this size.
     max_failures : int
-        Report so many; the rest are counted.
+        Report this many failures; further ones are only counted.
     copying : frozenset of function
-        Functions that reductions call and that copy the buffers they are given.
+        Functions in reductions that copy the buffers in their arguments.
     refers : callable, optional
-        ``refers(address, size)`` tells whether these bytes are in the store already and are not copied.
+        ``refers(address, size)`` returns whether these bytes are in the store already, so that `put` does
+        not copy them.
     half : int, optional
         See `on_failure`.
     """
@@ -180,7 +183,7 @@ cdef class Walker:
     cdef long long keep
     cdef list stack
     cdef dict classes, ranges
-    cdef list starts, stops           # the bytes of buffers counted so far: intervals that do not touch, in order
+    cdef list starts, stops           # addresses of buffers counted so far: sorted intervals that do not touch
     cdef Py_ssize_t half
     cdef Entry *table
     cdef size_t mask, used
@@ -248,7 +251,7 @@ cdef class Walker:
         return entry
 
     cdef int memoize(self, PyObject *obj, Frame frame) except -1:
-        """Give an object the next memo index: from now on it is a reference."""
+        """Give an object the next memo index: later visits are references."""
         cdef Entry *entry = self.slot(obj)
         if entry.obj == NULL:
             self.enter(obj, self.memo_size)
@@ -263,7 +266,7 @@ cdef class Walker:
     # ---- values without inner structure ------------------------------------------------------
 
     cdef bint leaf(self, PyObject *obj, Frame frame) except -1:
-        """Count what is done with at once; False for what has to be walked."""
+        """Count an object that need not be walked and return True; return False for others."""
         cdef PyTypeObject *cls = Py_TYPE(<object>obj)
         cdef long long value
         cdef int overflow = 0
@@ -334,7 +337,7 @@ cdef class Walker:
         return node
 
     cdef int add(self, Frame frame, Node node) except -1:
-        """Hang a node under the frame at its present step; the many small ones are summed up."""
+        """Add a node to the frame at its current step; if there are many, sum up the small ones."""
         node.step = self.step(frame)
         if frame.children is None:
             frame.children = []
@@ -357,7 +360,7 @@ cdef class Walker:
         return node
 
     cdef tuple step(self, Frame frame):
-        """Where a frame is: ``(object, kind of step, key, child)``."""
+        """Return the position of a frame: ``(object, kind of step, key, child)``."""
         cdef object kind, key = frame.key
         if frame.kind == LIST or frame.kind == TUPLE:
             kind, key = "item", frame.position - 1
@@ -379,7 +382,7 @@ cdef class Walker:
         cdef Py_ssize_t skipped
         self.failures += 1
         if self.failures <= self.max_failures:
-            # The last frame is the one whose child is `obj`; a frame that fails itself passes its own object.
+            # `obj` is the child of the last frame; fail_frame removes the frame of `obj` itself first.
             stack = self.stack
             skipped = max(len(stack) - 2 * self.half, 0)
             if skipped:
@@ -388,7 +391,7 @@ cdef class Walker:
         return 0
 
     cdef int fail_frame(self, Frame frame, error) except -1:
-        """The object of the top frame turned out to be no good in the middle of its walk."""
+        """Report the object of the top frame, which failed in the middle of its walk."""
         self.stack.pop()
         try:
             self.fail(frame.obj, error)
@@ -399,13 +402,13 @@ cdef class Walker:
     # ---- the walk --------------------------------------------------------------------------
 
     def walk(self, obj):
-        """Walk everything below `obj`, once."""
+        """Walk all objects below `obj` and return the root Node; a Walker walks once."""
         cdef Frame frame = Frame.__new__(Frame)
         cdef Frame top
         if self.table == NULL or self.root is not None:
             raise RuntimeError("a Walker walks once")
         try:
-            # The outermost frame is not on the stack: it only adds up.
+            # The outermost frame is not on the stack: it only sums up.
             frame.obj = None
             frame.kind = TUPLE
             if not self.leaf(<PyObject *>obj, frame):
@@ -443,7 +446,7 @@ cdef class Walker:
         return 0
 
     cdef bint advance(self, Frame frame) except -1:
-        """Go to the next child that has to be walked; False when the frame is done."""
+        """Go to the next child that must be walked; return False if there is none."""
         cdef PyObject *item
         cdef object keep
         if frame.kind == LIST:
@@ -497,7 +500,7 @@ cdef class Walker:
         return False
 
     cdef bint advance_items(self, Frame frame) except -1:
-        """Sets, and the list items of a reduction."""
+        """Advance in a set, or in the list items of a reduction."""
         while True:
             try:
                 frame.child = next(frame.iterator)
@@ -511,7 +514,7 @@ cdef class Walker:
                 return True
 
     cdef bint advance_pairs(self, Frame frame) except -1:
-        """The dict items of a reduction."""
+        """Advance in the dict items of a reduction."""
         cdef object pair
         while True:
             if frame.pending is not None:
@@ -569,7 +572,7 @@ cdef class Walker:
                 return True
 
     cdef int descend(self, obj, Frame parent) except -1:
-        """Push a frame for an object that `leaf` has declined."""
+        """Push a frame for an object for which `leaf` returned False."""
         cdef PyTypeObject *cls = Py_TYPE(obj)
         cdef Frame frame = Frame.__new__(Frame)
         cdef Entry *entry
@@ -591,7 +594,7 @@ cdef class Walker:
             frame.inband += 1 if frame.size <= 3 else 2
             entry = self.slot(<PyObject *>obj)
             if entry.obj != NULL:
-                # A tuple that contains itself by way of something memoized: the inner visit is a reference.
+                # A tuple that contains itself through a memoized object: the inner visit is a reference.
                 parent.inband += 2
                 return 0
             self.enter(<PyObject *>obj, -1)
@@ -633,7 +636,7 @@ cdef class Walker:
                 if self.foreign_depth >= REDUCTION_DEPTH:
                     raise RecursionError("deep recursion: reductions nest without end")
             if type(value) is str:
-                # By reference: module and name, each a memoized string.
+                # Pickled by reference: module and name, each a memoized string.
                 n = prs_utf8_length(<PyObject *>name[0]) + prs_utf8_length(<PyObject *>name[1]) + 8
                 parent.inband += n
                 self.memoize(<PyObject *>obj, parent)
@@ -655,7 +658,7 @@ cdef class Walker:
         return 0
 
     cdef list parts_of(self, obj, value, bint plain):
-        """Check a reduction as a pickler does, and lay its parts out in the order of saving."""
+        """Check a reduction as a pickler does, and return its parts in the order of saving."""
         cdef Py_ssize_t n
         cdef tuple reduced
         cdef object function, args, kwargs = None, function_name
@@ -681,7 +684,7 @@ cdef class Walker:
             if not args or not hasattr(args[0], "__new__"):
                 raise PicklingError("args[0] from __newobj__ args has no __new__")
             if not plain and getattr(obj, "__class__", type(obj)) is not args[0]:
-                # Refused for what it says it is; what it holds may be in the way besides.
+                # Its class is wrong, but its parts may fail too: go on.
                 self.fail(obj, PicklingError("args[0] from __newobj__ args has the wrong class"))
             function, args = args[0], args[1:]
         elif function_name == "__newobj_ex__":
@@ -697,7 +700,7 @@ cdef class Walker:
         ]
 
     cdef int buffer(self, obj, Frame parent) except -1:
-        """A PickleBuffer: bytes that leave the stream where they are large enough."""
+        """Count a PickleBuffer, which is out-of-band if it is large enough."""
         cdef Py_buffer view
         cdef Py_ssize_t n, new
         cdef bint contiguous, copying
@@ -722,8 +725,8 @@ cdef class Walker:
         parent.inband += 2
         if key in self.ranges:
             return 0
-        self.ranges[key] = obj          # alive, so that the address stays this buffer's
-        # The frame of the argument tuple is on top, that of the reduction below it.
+        self.ranges[key] = obj          # kept alive, so that no other buffer gets the address
+        # The top frame is that of the argument tuple; that of the reduction is below it.
         copying = len(self.stack) > 1 and (<Frame>self.stack[len(self.stack) - 2]).copying
         node = self.leaf_node(<PyObject *>obj, 2, 0, 0)
         if self.refers is not None and self.refers(key[0], n):
@@ -731,7 +734,7 @@ cdef class Walker:
             parent.referenced += n
             self.add(parent, node)
             return 0
-        # What another buffer covers is stored once, where it is met first.
+        # Bytes of several buffers are stored once, and count for the first of them.
         new = self.cover(key[0], key[0] + n)
         if new == 0:
             return 0
@@ -745,7 +748,7 @@ cdef class Walker:
         return 0
 
     cdef Py_ssize_t cover(self, start, stop) except -1:
-        """Add the addresses from `start` to `stop`; returns how many of them no earlier buffer covers."""
+        """Add the addresses from `start` to `stop`; return how many of them no earlier buffer covers."""
         cdef Py_ssize_t first = bisect_left(self.stops, start), last = bisect_right(self.starts, stop), i
         cdef Py_ssize_t known = 0
         for i in range(first, last):
@@ -759,10 +762,10 @@ cdef class Walker:
 
 
 cdef Py_ssize_t batches(Py_ssize_t n) noexcept:
-    """Opcodes around n items: MARK and APPENDS or SETITEMS for each thousand."""
+    """Return how many opcodes surround n items: MARK and APPENDS or SETITEMS per thousand."""
     return 0 if n == 0 else 1 if n == 1 else 2 * ((n + 999) // 1000)
 
 
 def total_of(Node node):
-    """Sort key of nodes."""
+    """Return the sort key of a node."""
     return node.inband + node.zero_copy + node.copied + node.referenced
