@@ -1,1 +1,1 @@
-# Marks this directory as the package's declarations, so that `cimport pyray_ser._core` finds _core.pxd here.
+# Makes this directory a package for Cython, so that `cimport pyray_ser._prs` finds _prs.pxd here.

@@ -1,5 +1,5 @@
-# The table of csrc/ndarray/api.h. `cimport pyray_ser._ndarray` declares it and imports nothing: call `prp_ndarray()` for it,
-# which imports the extension (and numpy) the first time.
+# The function table of csrc/ndarray/api.h. `cimport pyray_ser._ndarray` only declares it. `prp_ndarray()` returns it,
+# and imports the extension and numpy on the first call.
 
 from libc.stdint cimport int64_t, uint8_t
 
@@ -38,8 +38,8 @@ cdef extern from "ndarray/api.h" nogil:
     size_t prp_array_template_write(uint8_t *out, const prp_array_template *t) noexcept
 
 cdef extern from "ndarray/api.h":
-    # Pointers to functions that raise: -1 (describe, template_put, gather) or NULL with an exception set (the others, where
-    # NULL without one means "not for this way"; they are declared PyObject* so that Cython leaves that to the caller).
+    # These functions raise by returning -1, or NULL with an exception set. NULL without one means that the input does
+    # not fit; such functions return void *, so that Cython leaves the check to the caller.
     ctypedef struct prp_ndarray_api:
         int version
         int (*describe)(object obj, prp_array_source *source) except -1

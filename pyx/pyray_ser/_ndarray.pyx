@@ -1,8 +1,7 @@
-"""Arrays in and out of streams and buffers (`csrc/ndarray`).
+"""Conversion of arrays to and from streams and buffers (`csrc/ndarray`).
 
-The only extension that uses numpy's C API. It is imported when the first array is met, by `prp_ndarray()` of
-``csrc/ndarray/api.h``; its users take the table in the capsule ``_api``. The functions below are the same table for Python:
-tests and tools use them, the hot paths do not.
+No other extension uses numpy's C API. `prp_ndarray()` of ``csrc/ndarray/api.h`` imports this one for the first array; C
+code uses the table in the capsule ``_api``. The functions below wrap that table for tests and tools, not for hot paths.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -32,7 +31,7 @@ _api = PyCapsule_New(<void *>table, PRP_NDARRAY_CAPSULE, NULL)
 
 def template_put(array):
     """
-    Stream and data of one array, as `put` writes them.
+    Return stream and data of one array, as `put` writes them.
 
     Parameters
     ----------
@@ -42,7 +41,7 @@ def template_put(array):
     Returns
     -------
     tuple of (bytes, bytes) or None
-        The pickle stream, and the buffer it asks for; None if `array` is for the general pickler.
+        The pickle stream and its out-of-band buffer; None if `array` needs the general pickler.
     """
     cdef uint8_t[1024] out
     cdef prp_array_source source
@@ -58,16 +57,16 @@ def template_put(array):
 
 def from_stream(const uint8_t[::1] stream not None, data, *, bint writable=False):
     """
-    The array that a template stream describes, over `data` and without a copy.
+    Return the array that a template stream describes, over `data` and without a copy.
 
     Parameters
     ----------
     stream : bytes-like
-        What `template_put` gave.
+        A stream from `template_put`.
     data : bytes-like
         The buffer; it becomes the base of the array.
     writable : bool
-        Whether the array may be written to; `data` must be writable then.
+        True makes the array writable; `data` must be writable then.
 
     Returns
     -------
@@ -76,7 +75,7 @@ def from_stream(const uint8_t[::1] stream not None, data, *, bint writable=False
     """
     cdef Py_buffer view
     cdef void *array
-    # The exporter stays locked as long as the array: the memoryview is its base.
+    # The memoryview is the base of the array, so the buffer stays exported as long as the array lives.
     owner = memoryview(data)
     PyObject_GetBuffer(owner, &view, PyBUF_WRITABLE if writable else PyBUF_SIMPLE)
     try:
@@ -88,27 +87,27 @@ def from_stream(const uint8_t[::1] stream not None, data, *, bint writable=False
     if array is NULL:
         return None
     result = <object>array
-    # The table's functions give a new reference, which a void pointer does not carry.
+    # The table's function returned a new reference as a void pointer, and the cast has added another.
     decref(result)
     return result
 
 
 def strings_out(array, bint fortran=False):
     """
-    What the strings of an array are made of.
+    Return the contents of an array of strings.
 
     Parameters
     ----------
     array : numpy.ndarray
         Of `numpy.dtypes.StringDType`.
     fortran : bool
-        Take the elements in Fortran order, not in C order.
+        Read the elements in Fortran order, not in C order.
 
     Returns
     -------
     tuple of (bytes, bytes, int, bytes or None)
-        The UTF-8 text of all strings; their lengths in bytes, little endian; how many bytes each length takes; and for each
-        string 1 if it is missing, None if none is.
+        The UTF-8 text of all strings; their lengths in bytes, little endian; the size of each length in bytes; and one
+        byte per string, 1 if it is missing, or None if none is missing.
     """
     cdef prp_strings found
     prp_strings_measure(array, &found)
@@ -124,7 +123,7 @@ def strings_out(array, bint fortran=False):
 def strings_in(array, const uint8_t[::1] text not None, const uint8_t[::1] lengths not None, int width,
                const uint8_t[::1] missing=None):
     """
-    Set the strings of a contiguous array, in their order in memory, to what `strings_out` gave.
+    Set the strings of a contiguous array, in memory order, to the result of `strings_out`.
 
     Parameters
     ----------
@@ -133,6 +132,11 @@ def strings_in(array, const uint8_t[::1] text not None, const uint8_t[::1] lengt
     text, lengths, missing : bytes-like
     width : int
         1, 2, 4 or 8.
+
+    Raises
+    ------
+    ValueError
+        If `width`, `lengths` and `missing` do not match.
     """
     if width not in (1, 2, 4, 8) or lengths.shape[0] % width:
         raise ValueError("lengths of strings take 1, 2, 4 or 8 bytes")
@@ -142,7 +146,7 @@ def strings_in(array, const uint8_t[::1] text not None, const uint8_t[::1] lengt
     cdef const uint8_t *marks = NULL
     if missing is not None:
         marks = &missing[0]
-    # Nothing is read through the address of what is empty.
+    # prp_strings_fill reads nothing through the address of an empty buffer.
     prp_strings_fill(array, &text[0], text.shape[0], &lengths[0], width, count, marks)
 
 

@@ -1,4 +1,4 @@
-# The put interface of the pickler, for `cimport` by the store: csrc/pickle/put.h says what holds when.
+# The put interface of the pickler, for the core; csrc/pickle/put.h documents the lifetimes.
 
 from libc.stdint cimport int64_t
 

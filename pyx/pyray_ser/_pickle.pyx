@@ -1,6 +1,6 @@
-"""The pickler: `Pickler`, `dump` and `dumps` with the standard library's contract.
+"""The pickler: `Pickler`, `dump` and `dumps`, compatible with the standard library's.
 
-The work is done in csrc/pickle; here are the types, the arguments and what is rare.
+csrc/pickle does the work; this module has the types, checks arguments and handles rare cases.
 """
 
 cimport cython
@@ -90,14 +90,14 @@ cdef size_t KEEP_SLOTS = 1 << 16
 cdef object NO_HOOK = object()  # None as a hook is an error, as in _pickle
 
 
-# ---- what the C part asks for -------------------------------------------------------------------------------------------
+# ---- callbacks of the C code -----------------------------------------------------------------------------------------
 
 cdef object _cloud_pickler = None
-cdef object _no_file = io.BytesIO()  # nothing is ever written to it
+cdef object _no_file = io.BytesIO()  # never written to
 
 
 def _new_by_value():
-    """What reduces the functions and classes that cannot go by reference, for the time of one dump."""
+    """Return a pickler that reduces functions and classes by value, for one dump."""
     global _cloud_pickler
     if _cloud_pickler is None:
         from pyray_ser.pickling.class_by_value import ByValuePickler
@@ -114,7 +114,7 @@ cdef object _kept_registry = None, _kept_put_reducers = None, _kept_path_text = 
 def _set_registry(find, version):
     """Use registered serializers.
 
-    `find(cls)` gives the reducer for a class or None; it is asked again once `version[0]` has changed.
+    `find(cls)` returns the reducer for a class or None; it is called again after `version[0]` has changed.
     """
     global _kept_registry
     if not callable(find) or type(version) is not list or len(version) != 1:
@@ -125,7 +125,7 @@ def _set_registry(find, version):
 
 
 def _set_put_reducers(reducers):
-    """Reducers for put mode: a dict from exact type to a callable that returns what `__reduce__` would, or NotImplemented."""
+    """Set the reducers of put mode: {exact type: callable that reduces like `__reduce__` or returns NotImplemented}."""
     global _kept_put_reducers
     if type(reducers) is not dict:
         raise TypeError("reducers must be a dict")
@@ -134,7 +134,7 @@ def _set_put_reducers(reducers):
 
 
 def _set_path_text(function):
-    """Name the way to what could not be pickled: `function` makes a str of steps, as `_walk.Walker` gives them."""
+    """Set the function that formats the path to an object that cannot be pickled, from steps as in `_walk.Walker`."""
     global _kept_path_text
     if not callable(function):
         raise TypeError("a callable is needed")
@@ -184,7 +184,25 @@ def dumps(obj, protocol=None, *, bint fix_imports=True, buffer_callback=None):
     fix_imports : bool, optional
         Below protocol 3, map names to those of Python 2.
     buffer_callback : callable, optional
-        Called with each `PickleBuffer` met; a false result means that the buffer stays out of the pickle.
+        Called with each `PickleBuffer`; a false result keeps the buffer out of the pickle. Needs protocol 5.
+
+    Returns
+    -------
+    bytes
+
+    Raises
+    ------
+    PicklingError, TypeError, AttributeError
+        If a part of `obj` cannot be pickled.
+    DeepRecursionError
+        If code outside of the pickler nests too deeply.
+    ValueError
+        If `protocol` is above 5, or below 5 with a `buffer_callback`.
+
+    Examples
+    --------
+    >>> pyray_ser.loads(pyray_ser.dumps([1, "two"]))
+    [1, 'two']
     """
     cdef int number = 5
     if protocol is not None:
@@ -205,6 +223,11 @@ def dump(obj, file, protocol=None, *, bint fix_imports=True, buffer_callback=Non
     file : object with a ``write(bytes)`` method
     protocol, fix_imports, buffer_callback
         As for `dumps`.
+
+    Raises
+    ------
+    PicklingError, TypeError, AttributeError, DeepRecursionError, ValueError
+        As for `dumps`; also TypeError if `file` has no ``write``.
     """
     cdef int number = _protocol(protocol)
     cdef PyObject *callback = _callback(buffer_callback, number)
@@ -230,9 +253,22 @@ cdef class Pickler:
     """Pickler(file, protocol=None, *, fix_imports=True, buffer_callback=None)
 --
 
-    Write pickled objects to a file; the contract of `pickle.Pickler`, which see.
+    Write pickled objects to a file; compatible with `pickle.Pickler`.
 
-    A subclass, or an instance, may define `persistent_id`, `reducer_override` and `dispatch_table`.
+    A subclass or an instance may define `persistent_id`, `reducer_override` and `dispatch_table`.
+
+    Parameters
+    ----------
+    file : object with a ``write(bytes)`` method
+    protocol, fix_imports, buffer_callback
+        As for `dumps`.
+
+    Raises
+    ------
+    TypeError
+        If `file` has no ``write``.
+    ValueError
+        As for `dumps`.
     """
 
     cdef prp_saver saver
@@ -261,7 +297,20 @@ cdef class Pickler:
         self._buffer_callback = buffer_callback
 
     def dump(self, obj, /):
-        """Write a pickled representation of the given object to the open file."""
+        """
+        Write the pickled representation of an object to the open file.
+
+        Parameters
+        ----------
+        obj : object
+
+        Raises
+        ------
+        PicklingError, TypeError, AttributeError, DeepRecursionError
+            As for `dumps`; PicklingError also if a subclass did not call ``Pickler.__init__``.
+        RuntimeError
+            If this Pickler is pickling already.
+        """
         cdef prp_saver *s = &self.saver
         if self._write is None:
             raise PicklingError(f"Pickler.__init__() was not called by {type(self).__name__}.__init__()")
@@ -291,17 +340,17 @@ cdef class Pickler:
             self.running = False
 
     def persistent_id(self, obj, /):
-        """To be overridden: return an id for `obj`, or None to pickle it as usual."""
+        """Return a persistent id for `obj`, or None to pickle it as usual; subclasses override this."""
         return None
 
     def clear_memo(self):
-        """Clear the memo, so that objects pickled before are written anew."""
+        """Clear the memo, so that objects that were pickled before are written again."""
         prp_memo_clear(&self.saver.memo, KEEP_SLOTS)
         prp_memo_own_all(&self.saver)
 
     @property
     def memo(self):
-        """What has been pickled: a proxy with ``copy()`` and ``clear()``; can be assigned from a proxy or a dict."""
+        """PicklerMemoProxy : The objects pickled so far; assign the memo of another Pickler, or a dict."""
         return PicklerMemoProxy.__new__(PicklerMemoProxy, self)
 
     @memo.setter
@@ -323,7 +372,7 @@ cdef class Pickler:
 
     @property
     def bin(self):
-        """Whether opcodes are binary: protocol 1 and up."""
+        """int : 1 if opcodes are binary, from protocol 1 on, else 0."""
         return int(self.saver.bin)
 
     @bin.setter
@@ -332,7 +381,7 @@ cdef class Pickler:
 
     @property
     def fast(self):
-        """If true, nothing is memoized. Deprecated; ends without a result on objects that contain themselves."""
+        """int : If true, objects are not memoized. Deprecated; objects that contain themselves raise ValueError."""
         return int(self.saver.fast)
 
     @fast.setter
@@ -358,7 +407,7 @@ cdef bint _has_persistent_id(Pickler self):
 
 @cython.final
 cdef class PicklerMemoProxy:
-    """The memo of a Pickler, as a black box: `clear`, `copy`, and assignable to another Pickler's memo."""
+    """The memo of a Pickler: can be cleared, copied, and assigned to another Pickler."""
 
     cdef Pickler pickler
 
@@ -368,11 +417,11 @@ cdef class PicklerMemoProxy:
     __hash__ = None
 
     def clear(self):
-        """Remove all items from memo."""
+        """Remove all items."""
         self.pickler.clear_memo()
 
     def copy(self):
-        """Copy the memo to a dict: id of the object to (index, object)."""
+        """Return the memo as a dict from id of the object to (index, object)."""
         result = {}
         for index, obj in prp_memo_entries(&self.pickler.saver.memo):
             result[<size_t><PyObject *>obj] = (index, obj)
@@ -402,7 +451,7 @@ cdef void put_release(prp_put_result *result) noexcept:
 
 @cython.binding(False)
 def _put(obj, unsigned int flags=0):
-    """What `put` would store: the stream and a list of its buffers, all copied to bytes."""
+    """Return what `put` would store: the stream and the list of its buffers, all copied to bytes."""
     cdef prp_put_result result
     cdef size_t i
     prp_put(obj, flags, &result)
@@ -425,12 +474,12 @@ def _put(obj, unsigned int flags=0):
 # ---- debugging ----------------------------------------------------------------------------------------------------------
 
 def _allow_calls(int calls):
-    """Let this thread, and no other, nest `calls` more calls from here; return how many it could nest."""
+    """Let this thread nest `calls` more calls from here; return how many it could nest before."""
     return prp_allow_calls(calls)
 
 
 def _set_intruder(intruder):
-    """Run `intruder(file, line, may_raise)` before every call that can run Python code; None ends that.
+    """Run `intruder(file, line, may_raise)` before every call that can run Python code; None: run nothing.
 
     Only in a build with PYRAY_SER_INTRUDER=1.
     """

@@ -1,5 +1,5 @@
-# The store engine as Cython sees it: the only extern of csrc/store/prs.h and format.h. Comments are there, not here.
-# Everything is `noexcept nogil`: the engine knows no Python and never calls back.
+# Declarations of the store engine. No other file declares csrc/store/prs.h and format.h, whose comments describe them.
+# All functions are `noexcept nogil`: the engine does not use Python and never calls back.
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libcpp cimport bool as cbool

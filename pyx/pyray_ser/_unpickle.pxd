@@ -1,4 +1,4 @@
-# The unpickler for other extensions: `cimport` of this module imports pyray_ser._unpickle, which imports no numpy.
+# The unpickler for other extensions. A `cimport` of this module imports pyray_ser._unpickle, but not numpy.
 
 from libc.stdint cimport uint8_t
 
@@ -17,18 +17,18 @@ cdef extern from "unpickler.h":
         size_t table_len
         int array_flags
 
-# The value of a stream in foreign memory.
+# Return the value of a stream in memory of another object.
 #
 # stream, len    the pickle; need not outlive the call
-# table, count   the out-of-band buffers in the order of the stream; the array need not outlive the call, the memory must live
-#                as long as `owner`
-# owner          keeps the memory: a pin, a memoryview, ... It becomes the base of every array over the memory, and is held by
-#                every other buffer handed out. It must refuse writable buffers (or export none), else arrays can be made writable
+# table, count   the out-of-band buffers in the order of the stream; the array need not outlive the call, but the memory
+#                must live as long as `owner`
+# owner          keeps the memory alive: a pin, a memoryview, ... It becomes the base of every array over the memory,
+#                and every other buffer holds it. It must not export writable buffers, or arrays could be made writable
 # allow          None, or as in `loads`
 # flags          0, or PRP_ARRAY_WRITABLE if the memory is private to this process and may be written (mmap_mode "c")
 #
-# Without PRP_ARRAY_WRITABLE every array in the value that holds no objects is read-only and cannot be made writable, wherever its
-# bytes lie.
+# Without PRP_ARRAY_WRITABLE every array in the value that holds no objects is read-only and cannot be made writable,
+# wherever its bytes lie.
 cdef object load_stored(const uint8_t *stream, size_t len, const prp_buffer *table, size_t count, object owner, object allow,
                         int flags)
 

@@ -1,5 +1,5 @@
 # cython: binding=False
-"""The unpickler (`csrc/unpickle`): types and functions with the contract of the standard library's `pickle`."""
+"""The unpickler (`csrc/unpickle`): types and functions compatible with the standard library's `pickle`."""
 
 cimport cython
 from cpython.buffer cimport PyBUF_CONTIG_RO, PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
@@ -36,7 +36,7 @@ cdef extern from "foreign.h":
 
 cdef extern from *:
     """
-    /* A Cython class cannot say what its C members refer to; its slots are extended before anything can subclass it. */
+    /* Cython does not traverse objects that C members refer to: these slots do, set before the class is subclassed. */
     static traverseproc prp_base_traverse;
     static inquiry prp_base_clear;
     static Py_ssize_t prp_loader_offset;
@@ -73,7 +73,7 @@ __all__ = ["Unpickler", "UnpicklingError", "load", "loads"]
 
 cdef object DEFAULT_BUFFERS = ()
 
-# Since Python 3.13 the base class has the method, so that super().persistent_load(pid) can be called; it refuses.
+# Since Python 3.13 the base class has a persistent_load that raises, so that super().persistent_load(pid) exists.
 cdef bint BASE_REFUSES = sys.version_info >= (3, 13)
 
 
@@ -96,7 +96,7 @@ cdef int set_options(prp_loader *loader, bint fix_imports, encoding, errors, buf
     return 0
 
 
-# By hand in C (loads.c): its arguments cost as much as a small object does.
+# Written in C (loads.c), because Cython's parsing of arguments takes as long as loading a small object.
 loads = prp_loads_function(__name__)
 
 
@@ -107,8 +107,8 @@ def load(file, *, bint fix_imports=True, encoding=None, errors=None, buffers=DEF
     Parameters
     ----------
     file : file object
-        Opened for reading bytes: has `read` and `readline`; `readinto` and `peek` are used if they are there. It is left
-        behind the last byte of the pickle.
+        A binary file with `read` and `readline`; `readinto` and `peek` are used if it has them. Its position is then
+        after the last byte of the pickle.
     fix_imports, encoding, errors, buffers, allow
         As in `loads`.
 
@@ -116,6 +116,22 @@ def load(file, *, bint fix_imports=True, encoding=None, errors=None, buffers=DEF
     -------
     object
         The object.
+
+    Raises
+    ------
+    UnpicklingError
+        If the data is no pickle, or names a global that `allow` rejects.
+    EOFError
+        If the file ends before the pickle does.
+    ImportError, AttributeError
+        If a global in the pickle does not exist.
+    TypeError
+        If `file` lacks a method, or `encoding` or `errors` is not a str.
+
+    Examples
+    --------
+    >>> with open("value.pickle", "rb") as file:
+    ...     value = pyray_ser.load(file)
     """
     cdef prp_loader *loader = prp_loader_acquire()
     try:
@@ -151,11 +167,11 @@ def loads_in_place(stream, buffers, *, allow=None, bint writable=False):
     stream : bytes-like
         The pickle.
     buffers : iterable of bytes-like
-        The out-of-band buffers in the order of the stream. They stay exported as long as anything of the value refers to one.
+        The out-of-band buffers in the order of the stream. They stay exported as long as a part of the value uses one.
     allow
         As in `loads`.
     writable : bool
-        Whether arrays over the buffers may be written to, which all buffers must allow then. Otherwise every array of the
+        Whether arrays over the buffers are writable; all buffers must be writable then. Otherwise every array of the
         value that holds no objects is read-only and cannot be made writable.
 
     Returns
@@ -163,7 +179,7 @@ def loads_in_place(stream, buffers, *, allow=None, bint writable=False):
     object
         The object.
     """
-    # The views keep the memory; a tuple exports no buffer itself, so no array can be made writable through its base.
+    # The views keep the memory alive; a tuple exports no buffer, so no array can be made writable through its base.
     cdef tuple owner = tuple([memoryview(buffer) for buffer in buffers])
     cdef Py_ssize_t i, count = len(owner)
     cdef prp_buffer *table = <prp_buffer *>PyMem_Malloc((count + 1) * sizeof(prp_buffer))
@@ -200,7 +216,7 @@ cdef class UnpicklerMemoProxy:
         prp_load_memo_clear(self.unpickler.loader, False)
 
     def copy(self):
-        """The memo as a dict from index to object."""
+        """Return the memo as a dict from index to object."""
         return prp_load_memo_copy(self.unpickler.loader)
 
     def __reduce__(self):
@@ -225,9 +241,9 @@ cdef class Unpickler:
     Attributes
     ----------
     memo
-        The objects read so far, by number; lasts from one `load` to the next. Can be assigned a dict or the memo of another.
+        The objects read so far, by number; kept between calls of `load`. Assign a dict or another Unpickler's memo.
     persistent_load : callable
-        Called with a persistent id, returns the object; a method of a subclass, or assigned. There is none by default.
+        Returns the object of a persistent id. Define it in a subclass, or assign it; by default there is none.
     """
 
     def __cinit__(self):
@@ -237,7 +253,7 @@ cdef class Unpickler:
                  allow=None):
         self.check_idle()
         self.ready = False
-        # The file's attributes may be code that uses this object.
+        # Attributes of the file may run code that uses this object.
         self.loader.running = True
         try:
             prp_loader_clear(self.loader)
@@ -264,6 +280,13 @@ cdef class Unpickler:
         -------
         object
             The object.
+
+        Raises
+        ------
+        UnpicklingError, EOFError
+            As for `load`; UnpicklingError also if a subclass did not call ``Unpickler.__init__``.
+        RuntimeError
+            If this Unpickler is loading already.
         """
         if not self.ready:
             raise UnpicklingError(f"Unpickler.__init__() was not called by {type(self).__name__}.__init__()")
@@ -273,17 +296,24 @@ cdef class Unpickler:
 
     def find_class(self, module_name, global_name, /):
         """
-        The object of a global name; subclasses override this to decide themselves.
+        Return the object of a global name; subclasses may override this.
 
         Parameters
         ----------
         module_name, global_name : str
-            As in the stream: names of Python 2 are mapped here, and `allow` is asked here.
+            As in the stream. This method maps names of Python 2 and checks `allow`.
 
         Returns
         -------
         object
             Usually a class or function.
+
+        Raises
+        ------
+        UnpicklingError
+            If `allow` rejects the name.
+        ImportError, AttributeError
+            If there is no such module or name.
         """
         if not isinstance(module_name, str) or not isinstance(global_name, str):
             raise TypeError("find_class() takes two str")
@@ -346,7 +376,7 @@ prp_load_init(UnpicklingError, Unpickler)
 # ---- debugging ----------------------------------------------------------------------------------------------------------
 
 def _set_intruder(intruder):
-    """Run `intruder(file, line, may_raise)` before every call that can run Python code; None ends that.
+    """Run `intruder(file, line, may_raise)` before every call that can run Python code; None: run nothing.
 
     Only in a build with PYRAY_SER_INTRUDER=1.
     """
