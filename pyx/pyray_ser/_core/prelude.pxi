@@ -100,7 +100,7 @@ cdef class Store
 cdef class ObjectRef
 
 
-# Copies longer than this are made without the GIL.
+# Copies of at least LONG_COPY bytes release the GIL.
 cdef enum:
     LONG_COPY = 64 * 1024
     COW_FROM = 256 * 1024           # mode "c" maps objects of at least this size and copies smaller ones

@@ -258,7 +258,7 @@ def get(refs, *, timeout=None, mmap_mode="r", allow=None):
     GetTimeoutError
         If an object is not sealed in time, or if only the calling thread could seal it.
     ObjectLostError, ObjectFreedError
-        If an object is gone.
+        If an object is lost or was freed.
     ForeignStoreError
         If this process cannot find the store.
     StoreClosedError

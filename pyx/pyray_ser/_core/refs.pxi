@@ -105,7 +105,7 @@ cdef class ObjectRef:
         ValueError
             If `data` has another length.
         ObjectLostError, ObjectFreedError
-            If the object is gone.
+            If the object is lost or was freed.
         ForeignStoreError
             If this process cannot find the store.
         """
@@ -203,7 +203,7 @@ cdef class ObjectRef:
         Raises
         ------
         ObjectLostError, ObjectFreedError
-            If the object is gone.
+            If the object is lost or was freed.
         StoreClosedError
             If the store was closed by `shutdown`.
 
@@ -226,7 +226,7 @@ cdef class ObjectRef:
         Returns
         -------
         ObjectRef
-            Also if the object is gone: `get` then raises.
+            Also if the object is lost or freed: `get` then raises.
 
         Raises
         ------
@@ -410,7 +410,7 @@ def load_ref(bytes blob not None):
     """
     Take over a reference that was pickled.
 
-    This does not fail if the object is gone: the reference loads, and `get` raises.
+    This does not fail if the object is lost or freed: the reference loads, and `get` raises.
     """
     cdef Travel message
     cdef prs_token token

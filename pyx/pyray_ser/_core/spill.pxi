@@ -115,7 +115,7 @@ cdef object bytes_at(const void *data, uint64_t size):
 
 
 cdef int finish_file(Store store, prs_draft *draft) except -1:
-    """Write the trailer of an object that was made in its file, before it is sealed."""
+    """Write the trailer of an object that was created in its file, before it is sealed."""
     cdef const uint8_t *data
     cdef prs_error error
     cdef int status, algorithm
