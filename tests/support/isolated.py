@@ -42,14 +42,20 @@ def run(script: str, *, timeout: float = 90, status: int = 0, errors: bool = Fal
         path = os.path.join(folder, "script.py")
         with open(path, "w") as file:
             file.write(textwrap.dedent(script))
-        done = subprocess.run(
-            [sys.executable, "-P", path],
-            capture_output=True,
-            text=True,
-            timeout=patience(timeout),
-            env=environment(),
-            cwd=folder,
-        )
+        try:
+            done = subprocess.run(
+                [sys.executable, "-P", path],
+                capture_output=True,
+                text=True,
+                timeout=patience(timeout),
+                env=environment(),
+                cwd=folder,
+            )
+        except subprocess.TimeoutExpired as error:
+            told = b"".join(part for part in (error.stdout, error.stderr) if isinstance(part, bytes)).decode(
+                errors="replace"
+            )
+            raise AssertionError(f"not over after {error.timeout:.0f} s, told until then:\n{told}") from None
     assert done.returncode == status, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert errors or not done.stderr, done.stderr
     return done.stdout.strip()

@@ -15,7 +15,7 @@ cdef enum State:
     ABORTED
     GONE        # no window was ever mapped
 
-cdef object open_windows = None  # a WeakSet; made with the first window
+cdef object open_windows = None  # a WeakValueDictionary by id; made with the first window
 
 
 @cython.final
@@ -111,6 +111,18 @@ cdef ObjectRef seal_window(Store store, prs_draft *draft):
     return ref
 
 
+cdef list all_open():
+    """The open windows. Other threads may open and close some meanwhile."""
+    if open_windows is None:
+        return []
+    return [window for window in [found() for found in open_windows.valuerefs()] if window is not None]
+
+
+cdef int forget(Window window) except -1:
+    open_windows.pop(<size_t><void *>window, None)
+    return 0
+
+
 cdef Window open_window(uint64_t size, int64_t deadline):
     global open_windows
     cdef Window made = Window.__new__(Window)
@@ -125,10 +137,12 @@ cdef Window open_window(uint64_t size, int64_t deadline):
     made.state = OPEN
     end(made.draft.store)  # an open window does not count as a use: it only keeps the handle's memory
     if open_windows is None:
-        from weakref import WeakSet
+        from weakref import WeakValueDictionary
 
-        open_windows = WeakSet()
-    open_windows.add(made)
+        empty_table = WeakValueDictionary()
+        if open_windows is None:  # another thread may have made it meanwhile
+            open_windows = empty_table
+    open_windows[<size_t><void *>made] = made
     return made
 
 
@@ -235,7 +249,7 @@ def seal(value):
     memcpy(<uint8_t *>window.draft.window + sizeof(prs_header) + sizeof(prs_buffer_entry), stream, n)
     ref = seal_window(window.store, &window.draft)
     window.state = SEALED
-    open_windows.discard(window)
+    forget(window)
     freeze(value)
     return ref
 
@@ -267,13 +281,13 @@ def abort(value):
     window.check_open()
     prs_abort(window.draft.store, &window.draft, True)
     window.state = ABORTED
-    open_windows.discard(window)
+    forget(window)
 
 
 def is_ours(ObjectRef ref not None):
     """Return whether this process has the object of `ref` unsealed, so that no other process can seal it."""
     cdef Window window
-    for window in list(open_windows or ()):
+    for window in all_open():
         # Compare identities: a window of a closed store has no reference.
         if (window.state == OPEN and window.forks == prs_fork_count() and window.draft.id.store == ref.id.store
                 and window.draft.id.serial == ref.id.serial):
@@ -284,10 +298,9 @@ def is_ours(ObjectRef ref not None):
 def abort_all():
     """Discard all unsealed objects of this process, before its stores are closed."""
     cdef Window window
-    for window in list(open_windows or ()):
+    for window in all_open():
         if window.state == OPEN and window.forks == prs_fork_count():
             if window.store.handle == window.draft.store:
                 prs_abort(window.draft.store, &window.draft, True)
             window.state = ABORTED
-    if open_windows is not None:
-        open_windows.clear()
+        forget(window)
