@@ -55,7 +55,7 @@ Reasons for copies:
   and so are values that `deserialize` reads.
 - pandas turns numpy's error about a read-only array into its own.
 
-`put(value, explain=True)` and `util.inspect_size(value)` show the same for your value, by path.
+`put(value, explain=True)` and `util.inspect_size(value)` give the same information for your own value, listed by path.
 
 Measured with {versions}.
 """

@@ -5,9 +5,9 @@
  * Algorithm  One futex word: owner's client index : 12 | its incarnation : 19 | waiters : 1, zero
  *            when free.  A private mutex serializes the threads of a process; its owner spins, then
  *            sleeps in slices of 20 ms.  After each slice it checks whether the owner of the word
- *            is dead.  If that is proven, one waiter replaces that owner and incarnation by its own
- *            (CAS), so it cannot rob a successor in the same client slot; this thief then rebuilds
- *            everything that the lock guards before any other client gets the lock.
+ *            is dead.  If that is proven, one waiter swaps in its own index and incarnation (CAS),
+ *            so it cannot steal the lock from a successor in the same client slot.  Before any other
+ *            client gets the lock, that waiter rebuilds everything that it guards.
  * Guarantee  While we hold the word, we make no system call but futex and the proof of death, touch
  *            no page for the first time, and allocate nothing.
  */

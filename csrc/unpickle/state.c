@@ -222,7 +222,7 @@ int prp_load_build(prp_loader *L)
     PyObject *state = *--L->sp, *obj = Py_NewRef(L->sp[-1]), *setstate = NULL;
     int failed = -1;
     if (prp_load_may_change(L, obj) < 0)
-        goto done; /* the stream may use the object of an allowed name, but not change it */
+        goto done; /* the stream may use the object that an allowed name refers to, but not change it */
     if (prp_load_foreign(L) < 0 || prp_load_check_state(L, obj, state) < 0)
         goto done;
     int found = PRP_FOREIGN(prp_optional_attr(obj, prp_text_setstate, &setstate));

@@ -127,7 +127,7 @@ class Client:
     def __init__(self, name: str) -> None:
         self.name = name
         self.killed = False
-        # The reason for failing calls after its final end.
+        # Why calls fail once the actor has ended for good.
         self.ended: WorkerDiedError | None = None
         # Calls in the order in which they were made; the first one waits for arguments.
         self._waiting: deque[Call] = deque()

@@ -150,7 +150,7 @@ def make(
 def argument_error(
     name: str, args: tuple[Any, ...], kwargs: dict[str, Any], error: SerializationError
 ) -> SerializationError:
-    """Return the error for an argument that cannot be pickled, with its name."""
+    """Return an error that names the argument that cannot be pickled."""
     named = [(f"argument {i}", arg) for i, arg in enumerate(args)]
     named += [(f"argument {key!r}", arg) for key, arg in kwargs.items()]
     for which, arg in named:

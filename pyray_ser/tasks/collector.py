@@ -28,7 +28,7 @@ __all__ = ["Collector", "collector", "end_collector", "ending"]
 
 
 class Collector:
-    """Reads for channels, reaps processes, and repeats chores."""
+    """Reads on behalf of channels, reaps processes, and runs periodic chores."""
 
     def __init__(self) -> None:
         self._epoll = epoll_above_standard(select.epoll())

@@ -27,7 +27,7 @@
 #define TILE_COLS 16
 #define TILE_ROWS 64
 
-/* Items from this size on use whole cache lines anyway. */
+/* Items larger than this are not tiled: each one already uses most of a cache line. */
 #define TILE_ITEM_MAX 32
 
 /* Contiguous runs from this size on are streamed past the cache. */

@@ -115,7 +115,7 @@ static void *fill_downwards(void *arg)
 {
     fill_job *job = arg;
     uint64_t ticket;
-    /* Per byte this costs more than pwrite: do it on another CPU, but not on the caller's own. */
+    /* This costs more per byte than pwrite, so it pays off only on a CPU other than the caller's. */
     while (prs_load_relaxed(&job->caller_cpu) != this_cpu() && claim(job, &ticket)) {
         size_t from, to;
         bounds(job, job->pieces - 1 - prs_fetch_add_relaxed(&job->from_back, 1u), &from, &to);

@@ -177,7 +177,7 @@ cdef Private privately(Pin pin, ObjectRef ref):
 @cython.final
 @cython.no_gc
 cdef class Owners:
-    """All objects that contain buffers of a value, if there are several. Exports no buffer, so none is writable."""
+    """All objects that contain buffers of a value, if there are several. It exports no buffer, so no array over it can be made writable."""
 
     cdef object own
     cdef dict others
