@@ -150,9 +150,14 @@ static void install(void)
     pthread_atfork(before_fork, in_parent, in_child);
 }
 
-int prs_atfork_register(prs_store *s)
+void prs_count_forks(void)
 {
     pthread_once(&installed, install);
+}
+
+int prs_atfork_register(prs_store *s)
+{
+    prs_count_forks();
     pthread_mutex_lock(&handles_lock);
     s->next = handles;
     handles = s;

@@ -55,11 +55,11 @@ static int check_locked(prs_store *s, prs_error *error)
 {
     prs_arena *a = &s->super->arena;
     uint32_t published = prs_load_acquire(&s->super->published), limit = published;
-    if (published > s->max_slots || prs_load_relaxed(&s->super->links_published) > s->super->max_links ||
+    if (published > s->max_slots || prs_load_relaxed(&s->super->links_published) > s->max_links ||
         prs_load_relaxed(&s->super->client_high) > s->super->max_clients)
         return prs_fail(error, PRS_E_CORRUPT, 0, "a table is longer than its room");
     if (prs_load_relaxed(&s->super->corrupt))
-        return prs_fail(error, PRS_E_CORRUPT, 0, "a recovery found overlapping extents earlier");
+        return prs_fail(error, PRS_E_CORRUPT, 0, "damage was found in the tables earlier");
     if (a->extent_bump > 2 * published + 8)
         return prs_fail(error, PRS_E_CORRUPT, 0, "the table of extents is longer than its room");
     uint32_t free_slots = 0;

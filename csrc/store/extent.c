@@ -23,7 +23,7 @@ prs_extent *prs_extent_at(const prs_store *s, uint32_t i)
 {
     static __thread prs_extent nowhere;
     /* unreached: damage */
-    if (PRS_LIKELY(i < s->super->max_extents))
+    if (PRS_LIKELY(i < prs_extents_max(s)))
         return &s->extents[i];
     prs_store_relaxed(&s->super->corrupt, 1);
     nowhere = (prs_extent){.prev = PRS_NIL, .next = PRS_NIL, .bin_next = PRS_NIL, .bin_prev = PRS_NIL};
@@ -215,7 +215,7 @@ static uint32_t find(prs_store *s, uint64_t size, bool paged)
     /* unreached: cannot: both bins are known ones */
     /* unreached: untested: the page more that is asked for crosses a power of two */
     while (fl < PRS_FL_COUNT && (fl < last_fl || (fl == last_fl && sl <= last_sl))) {
-        uint32_t left = s->super->max_extents; /* a damaged chain may have no end */
+        uint32_t left = prs_extents_max(s); /* a damaged chain may have no end */
         for (uint32_t i = a->bins[fl][sl]; i != PRS_NIL && left--; i = prs_extent_at(s, i)->bin_next)
             if (fits(prs_extent_at(s, i), size, paged))
                 return i;
@@ -354,7 +354,7 @@ uint64_t prs_extent_largest(const prs_store *s)
         return 0;
     uint32_t sl = 31 - (uint32_t)__builtin_clz(a->sl_bitmap[fl]);
     uint64_t largest = 0;
-    uint32_t left = s->super->max_extents;
+    uint32_t left = prs_extents_max(s);
     for (uint32_t i = a->bins[fl][sl]; i != PRS_NIL && left--; i = prs_extent_at(s, i)->bin_next)
         if (prs_extent_at(s, i)->size > largest)
             largest = prs_extent_at(s, i)->size;

@@ -32,7 +32,8 @@ static bool lives(const prs_slot *slot, const prs_link *link)
 
 /* ---- records; under the lock --------------------------------------------------------------------- */
 
-static uint32_t record_take(prs_store *s)
+/* Return the first free record; PRS_NIL if there is none, or if the stack of them is damaged. */
+static uint32_t first_free(prs_store *s)
 {
     prs_arena *a = arena_of(s);
     uint32_t i = a->link_free;
@@ -41,6 +42,13 @@ static uint32_t record_take(prs_store *s)
         prs_store_relaxed(&s->super->corrupt, 1);
         a->link_free = i = PRS_NIL;
     }
+    return i;
+}
+
+static uint32_t record_take(prs_store *s)
+{
+    prs_arena *a = arena_of(s);
+    uint32_t i = first_free(s);
     if (i != PRS_NIL) {
         a->link_free = s->links[i].next;
         return i;
@@ -112,7 +120,7 @@ int prs_link_lock(prs_store *s, prs_error *error)
         if (rc < 0)
             return rc;
         uint32_t published = prs_links_published(s);
-        if (arena_of(s)->link_free != PRS_NIL || arena_of(s)->link_bump < published)
+        if (first_free(s) != PRS_NIL || arena_of(s)->link_bump < published)
             return PRS_OK;
         prs_unlock(s);
         rc = prs_links_grow(s, published, error);

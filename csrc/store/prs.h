@@ -400,6 +400,8 @@ void prs_deferred_run_all(prs_store *store);
  * or descriptor was free: then prs_is_orphan() is true, views stay valid, and the handle
  * only serves prs_unpin and prs_unref. */
 bool prs_is_orphan(const prs_store *store);
+/* Count forks from now on; the first open does so as well. */
+void prs_count_forks(void);
 /* Return a number that differs in every forked child. */
 uint32_t prs_fork_count(void);
 

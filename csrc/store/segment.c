@@ -173,6 +173,7 @@ static int map_all(prs_store *s, const prs_super *p, prs_error *error)
     s->holder_words = p->holder_words;
     s->slot_stride = p->slot_stride;
     s->max_slots = p->max_slots;
+    s->max_links = p->max_links;
     s->fd_ro = reopen(s, false);
     s->fd_lock = reopen(s, true);
     if (s->fd_ro < 0 || s->fd_lock < 0)
@@ -210,7 +211,7 @@ static int enter(prs_store *s, prs_error *error)
     if (rc < 0)
         return prs_fail(error, PRS_E_SYS, -rc, "mapping the superblock failed");
     if (prs_load_acquire(&s->super->published) > s->max_slots ||
-        prs_load_acquire(&s->super->links_published) > s->super->max_links ||
+        prs_load_acquire(&s->super->links_published) > s->max_links ||
         prs_load_acquire(&s->super->client_high) > s->super->max_clients)
         return prs_fail(error, PRS_E_CORRUPT, 0, "a table of the store is longer than its room");
     s->pid = (int32_t)getpid();

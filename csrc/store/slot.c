@@ -153,11 +153,11 @@ int prs_slots_grow(prs_store *s, uint32_t had, prs_error *error)
 int prs_links_grow(prs_store *s, uint32_t had, prs_error *error)
 {
     /* unreached: untested: a million of tokens and edges */
-    if (had >= s->super->max_links) {
+    if (had >= s->max_links) {
         prs_fail(error, PRS_E_OBJECTS, 0, "the table of references in flight and between objects is full");
         return PRS_E_OBJECTS;
     }
-    uint32_t to = had + PRS_LINK_CHUNK < s->super->max_links ? had + PRS_LINK_CHUNK : s->super->max_links;
+    uint32_t to = had + PRS_LINK_CHUNK < s->max_links ? had + PRS_LINK_CHUNK : s->max_links;
     int rc = prs_headroom_reserve(&s->headroom, (uint64_t)(to - had) * sizeof(prs_link), NULL);
     if (rc == 0)
         rc = touch_links(s, had, to);

@@ -517,7 +517,7 @@ static uint32_t choose(prs_store *s, uint64_t size, bool idle_only, prs_oid *vic
     uint32_t n = 0, start = a->clock != PRS_NIL ? a->clock : a->extent_first, i = start;
     uint64_t run = 0;
     bool wrapped = false;
-    uint32_t left = 2 * s->super->max_extents; /* a damaged chain may be endless */
+    uint32_t left = 2 * prs_extents_max(s); /* a damaged chain may be endless */
     do {
         const prs_extent *e = prs_extent_at(s, i);
         /* unreached: damage */

@@ -106,7 +106,7 @@ struct prs_store {
     prs_link *links;
     uint8_t *ro; /* data area, read-only, from a read-only descriptor     */
     uint64_t capacity, id, shrunk_from;
-    uint32_t holder_words, slot_stride, max_slots;
+    uint32_t holder_words, slot_stride, max_slots, max_links;
     prs_private *priv; /* one per possible slot, zero pages until used           */
     size_t priv_len;
     int64_t lock_timeout;
@@ -215,7 +215,11 @@ static inline uint32_t prs_slots_published(const prs_store *s)
 static inline uint32_t prs_links_published(const prs_store *s)
 {
     uint32_t n = prs_load_acquire(&s->super->links_published);
-    return n < s->super->max_links ? n : s->super->max_links;
+    return n < s->max_links ? n : s->max_links;
+}
+static inline uint32_t prs_extents_max(const prs_store *s)
+{
+    return 2 * s->max_slots + 8;
 }
 /* Return whether a run of bytes lies in the data area. */
 static inline bool prs_in_data(const prs_store *s, uint64_t off, uint64_t size)

@@ -269,6 +269,7 @@ cdef extern from "store/prs.h" nogil:
     int prs_check(prs_store *store, prs_error *error) noexcept
     void prs_deferred_run_all(prs_store *store) noexcept
     cbool prs_is_orphan(const prs_store *store) noexcept
+    void prs_count_forks() noexcept
     uint32_t prs_fork_count() noexcept
 
     enum:

@@ -133,7 +133,7 @@ static const char *damage_slot(struct scene *c, int which)
     case 15:
         SAYS("longer than its room", prs_store_relaxed(&c->p->client_high, c->p->max_clients + 1));
     case 16:
-        SAYS("found overlapping extents earlier", prs_store_relaxed(&c->p->corrupt, 1));
+        SAYS("damage was found in the tables earlier", prs_store_relaxed(&c->p->corrupt, 1));
     case 17:
         SAYS("the table of extents is longer", c->a->extent_bump = 2 * published + 9);
     case 18:

@@ -614,6 +614,26 @@ def test_a_child_forked_while_a_named_store_is_opened_does_not_lock_its_director
     assert run(script).split() == ["free", "0"]
 
 
+def test_a_child_forked_before_any_store_is_open_leaves_the_lock_of_a_directory_to_its_parent(tmp_path):
+    script = f"""
+    import fcntl, os
+    from pyray_ser import _core
+    ours = _core.Opened({str(tmp_path)!r}, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(ours, fcntl.LOCK_EX)
+    pid = os.fork()
+    if pid == 0:
+        ours.close()
+        os._exit(0)
+    os.waitpid(pid, 0)
+    other = os.open({str(tmp_path)!r}, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print("held")
+    """
+    assert run(script) == "held"
+
+
 def test_stores_are_opened_and_closed_while_the_lock_of_logging_is_taken():
     """As it stays if a signal handler raises within `logging.getLogger`."""
     script = """

@@ -245,6 +245,10 @@ cdef extern from *:
     void prx_close(int fd, bint unlock) noexcept
 
 
+# A lock is taken before the first store is opened, and a child forked meanwhile must leave it to its parent.
+prs_count_forks()
+
+
 @cython.final
 cdef class Opened:
     """
@@ -267,6 +271,9 @@ cdef class Opened:
         self.thread = thread
         self.forks = prs_fork_count()
         self.fd = prx_open(encoded, flags)
+        while self.fd < 0 and errno == EINTR:
+            PyErr_CheckSignals()
+            self.fd = prx_open(encoded, flags)
         if self.fd < 0:
             PyErr_SetFromErrnoWithFilenameObject(OSError, path)
 

@@ -16,6 +16,7 @@ from cpython.number cimport PyNumber_Index
 from cpython.object cimport Py_EQ, Py_GT, Py_LE, Py_LT, Py_NE
 from cpython.pycapsule cimport PyCapsule_GetName, PyCapsule_GetPointer
 from cpython.ref cimport PyObject
+from libc.errno cimport EINTR, errno
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free as c_free, qsort
 from libc.string cimport memcmp, memcpy, memset, strcmp

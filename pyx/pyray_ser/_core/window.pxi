@@ -298,9 +298,11 @@ def is_ours(ObjectRef ref not None):
 def abort_all():
     """Discard all unsealed objects of this process, before its stores are closed."""
     cdef Window window
-    for window in all_open():
+    cdef list windows = all_open()
+    for window in windows:
         if window.state == OPEN and window.forks == prs_fork_count():
             if window.store.handle == window.draft.store:
                 prs_abort(window.draft.store, &window.draft, True)
             window.state = ABORTED
+    for window in windows:  # runs Python code, which a signal handler can end
         forget(window)
