@@ -25,7 +25,7 @@ def _mended(cls: type, value: tuple[Any, ...]) -> tuple[Any, ...]:
     attributes = state[0]
     # cloudpickle leaves out slots by the names in `__slots__`, where private ones are not mangled.
     for name, slot in list(attributes.items()):
-        if type(slot) is MemberDescriptorType and slot.__objclass__ is cls:
+        if type(slot) is MemberDescriptorType and slot.__objclass__ is cls and slot.__name__ == name:
             del attributes[name]
     if issubclass(cls, enum.Flag):
         # cloudpickle iterates over the class, which gives members of one bit only.

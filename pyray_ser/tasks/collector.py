@@ -85,12 +85,14 @@ class Collector:
             self._registered[channel] = turn
         if channel.calls.reader != self.thread or found != _descriptors(channel):
             # It was let go since this began.
-            self._drop(channel, found)
+            self._drop_unless_new(channel, found)
 
     def has(self, channel: Channel) -> bool:
         """Tell whether it watches a channel's pipe. Not yet if `add` was interrupted before the kernel knew."""
         turn = self._turns.get(channel)
-        return turn is not None and self._registered.get(channel) is turn
+        # Its descriptor may be another channel's by now.
+        watched = self._channels.get(channel.calls.fileno()) is channel
+        return turn is not None and self._registered.get(channel) is turn and watched
 
     def resume(self, channel: Channel) -> None:
         """Go on writing for a channel that it reads for."""
@@ -229,7 +231,7 @@ class Collector:
         calls = channel.calls
         if calls.reader != self.thread:
             # It was removed while somebody was about to add it; whoever reads now finds what has come.
-            self._drop(channel)
+            self._drop_unless_new(channel)
             return
         try:
             if calls.blocked:
@@ -254,6 +256,12 @@ class Collector:
         turn = self._turns.pop(channel, None)
         if turn is not None:
             turn.end()
+
+    def _drop_unless_new(self, channel: Channel, descriptors: tuple[int, ...] | None = None) -> None:
+        self._drop(channel, descriptors)
+        if channel.calls.reader == self.thread and not self.has(channel):
+            # Another thread has added the channel again between the check of our caller and this.
+            self.register(channel)
 
     def _drop(self, channel: Channel, descriptors: tuple[int, ...] | None = None) -> None:
         self._registered.pop(channel, None)

@@ -107,8 +107,8 @@ cdef class Descriptor:
             if fd < 0:
                 raise OSError(failed, f"a descriptor could not be moved above 2: {strerror(failed).decode()}")
         if fd >= 0:
-            _open[fd] = None
             self.fd = fd
+            _open[fd] = None
         return 0
 
     cdef void let_go(self) noexcept:
