@@ -239,10 +239,15 @@ _ASKING = (
     "PyDict_GetItemWithError(prp_g.sys_modules, module_str)",
     "PyDict_GetItemWithError(PyModule_GetDict(module), name)",
     "PyObject_GetAttr(module, name)",
+    "PyImport_Import(module_str)",
     "PyUnicode_Split(name, separator, -1)",
     "PyObject_GetAttr(here, part)",
     "PyObject_GetBuffer(obj, &view, PyBUF_SIMPLE)",
     "PyPickleBuffer_FromObject(shown)",
+    'Py_CompileString(text, "<namedtuple>", Py_eval_input)',  # an audit hook may refuse: then no shortcut is taken
+    # An allocation raises nothing but MemoryError, whatever its collection runs.
+    "PyList_New(",
+    "PyTuple_New(",
 )
 
 
