@@ -72,7 +72,7 @@ class Counter:
         return ray.get(getattr(self.kept, method).remote(*args))
 
 
-def gone(pid: int, patience: float = 5.0) -> bool:
+def gone(pid: int, patience: float = 60.0) -> bool:
     end = time.monotonic() + patience
     while time.monotonic() < end:
         if pid not in descendants(os.getpid()):
