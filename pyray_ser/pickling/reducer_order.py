@@ -145,7 +145,7 @@ class Reduction:
     table : mapping, optional
         A `dispatch_table` in place of `copyreg`'s.
     buffers : bool, optional
-        Whether to use the reducers of `reducers`, as `put` does.
+        Whether to use the reducers of `pickling.reducers`, as `put` does.
     """
 
     def __init__(

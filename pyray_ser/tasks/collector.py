@@ -88,7 +88,7 @@ class Collector:
             self._drop_unless_new(channel, found)
 
     def has(self, channel: Channel) -> bool:
-        """Tell whether it watches a channel's pipe. Not yet if `add` was interrupted before the kernel knew."""
+        """Return whether it watches a channel's pipe. Not yet if `add` was interrupted before the kernel knew."""
         turn = self._turns.get(channel)
         # Its descriptor may be another channel's by now.
         watched = self._channels.get(channel.calls.fileno()) is channel
