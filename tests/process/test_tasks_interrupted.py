@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from isolated import run
+
+from pyray_ser.tasks.collector import Collector
 
 COMMON = """
 import faulthandler, gc, signal, threading, time
@@ -159,3 +163,41 @@ def test_a_handler_may_get_a_result_before_the_pool_is_told_of_the_call_it_inter
         print([ray.get(ref) for ref in numbers.remote(100)] == list(range(100)))
     """
     assert run(script) == "True"
+
+
+class _Registered:
+    """What a collector needs of a channel, and of epoll."""
+
+    def __init__(self, thread):
+        descriptor = SimpleNamespace(fileno=lambda: 1001)
+        self.calls = SimpleNamespace(fileno=lambda: 1000, reader=thread, blocked=False)
+        self.process = SimpleNamespace(watch=descriptor)
+
+
+def _collector(channel):
+    made = Collector.__new__(Collector)
+    made.thread = channel.calls.reader
+    made._epoll = SimpleNamespace(register=lambda fd, events: None, modify=None, unregister=lambda fd: None)
+    turn = object()
+    made._turns, made._registered, made._channels, made._watched = {channel: turn}, {channel: turn}, {}, {}
+    return made
+
+
+def test_a_channel_whose_descriptor_another_one_got_is_not_watched():
+    channel = _Registered(7)
+    made = _collector(channel)
+    made._channels = {1000: channel}
+    assert made.has(channel)
+    made._channels = {1000: _Registered(7)}
+    assert not made.has(channel)
+
+
+def test_a_channel_that_was_added_again_while_it_was_dropped_is_watched():
+    channel = _Registered(7)
+    made = _collector(channel)
+    made._channels = {1000: channel, 1001: channel}
+    made._drop_unless_new(channel)
+    assert made.has(channel) and made._channels == {1000: channel, 1001: channel}
+    channel.calls.reader = 0
+    made._drop_unless_new(channel)
+    assert not made.has(channel) and made._channels == {}
