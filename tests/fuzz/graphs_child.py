@@ -1,12 +1,24 @@
 """The other process of the random graphs: it gets what it is sent and puts it again."""
 
 import os
+import pickle
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import graphs_ways
 
 import pyray_ser
+
+
+def error_to_send(error):
+    """Return an error of the same type, so that the asker can compare it with what the standard library raises."""
+    text = f"in the other process: {type(error).__name__}: {error}"
+    try:
+        copy = pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(text)
+    copy.add_note(text)
+    return copy
 
 
 def main():
@@ -20,7 +32,7 @@ def main():
         try:
             answer = [pyray_ser.put(pyray_ser.get(ref)) for ref in refs]
         except Exception as error:
-            answer = RuntimeError(f"in the other process: {type(error).__name__}: {error}")
+            answer = error_to_send(error)
         del refs
         graphs_ways.send(answers, answer)
         last = answer  # held until the next question, so that the answer is taken over in time
