@@ -103,7 +103,8 @@ int prp_save_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
     PyArray_Descr *descr = PyArray_DESCR(array);
     int nd = PyArray_NDIM(array);
     npy_intp dims[NPY_MAXDIMS];
-    memcpy(dims, PyArray_DIMS(array), (size_t)nd * sizeof *dims);
+    if (nd > 0) /* an array without dimensions has none, not even a pointer to them */
+        memcpy(dims, PyArray_DIMS(array), (size_t)nd * sizeof *dims);
     Py_INCREF(descr);
     if (prp_save(s, plan->extra) < 0 || prp_op(s, OP_MARK) < 0 || prp_save_picklebuffer(s, buffer, true) < 0 ||
         prp_save_dtype(s, (PyObject *)descr) < 0)

@@ -786,6 +786,8 @@ def partial_of_lambda(b):
 
 # ---- other libraries -------------------------------------------------------------------------------------------------------
 
+IMPORTED = ("pandas", "pyarrow")  # by the makers below, when they are first called
+
 
 @maker(LIBRARIES)
 def data_frame(b):

@@ -17,6 +17,7 @@ import ctypes
 import dataclasses
 import faulthandler
 import gc
+import importlib
 import os
 import random
 import re
@@ -187,6 +188,10 @@ def run(start, count, threads=1, only=None, disturb=True, most=5, child=None, sp
     if threads == 1:
         work()
         return faults
+    # Import them before there are threads: up to Python 3.11 a finalizer that imports while its thread waits for an import
+    # leaves the lock of the module taken for ever.
+    for name in graphs_make.IMPORTED:
+        importlib.import_module(name)
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     workers = [threading.Thread(target=work, args=(i,)) for i in range(threads)]
