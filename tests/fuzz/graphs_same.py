@@ -170,17 +170,16 @@ def same_bytes(a, b):
 
 def _ndarray(a, b, push):
     plain = type(a) is np.ndarray and a.flags.forc
+    mine, its = a.flags, b.flags
     if not plain and not a.dtype.isnative and b.dtype == a.dtype.newbyteorder("="):
-        a = a.astype(
-            b.dtype
-        )  # NumPy writes strided arrays and subclasses in a form that is read in the machine's byte order
+        # NumPy writes strided arrays and subclasses in a form that is read in the machine's byte order.
+        a = a.astype(b.dtype)
     if a.dtype != b.dtype:
         raise Different(f"dtype {a.dtype} became {b.dtype}")
     if a.dtype.isnative != b.dtype.isnative:
         raise Different("byte order")
     if a.shape != b.shape:
         raise Different(f"shape {a.shape} became {b.shape}")
-    mine, its = a.flags, b.flags
     if (mine.c_contiguous and not its.c_contiguous) or (mine.f_contiguous and not its.f_contiguous):
         raise Different(f"strides {a.strides} became {b.strides}")
     if a.dtype.hasobject:

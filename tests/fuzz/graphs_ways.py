@@ -273,6 +273,27 @@ def _nested(r, things):
     return work
 
 
+def make_dicts(things, plain):
+    """
+    Make the ``__dict__`` of instances now, where Python code will read it while finalizers run.
+
+    Up to Python 3.11 an instance gets two dicts, and the process crashes later, when a finalizer reads ``__dict__`` while it is
+    being made. Our picklers read the attributes of plain instances without it.
+
+    Parameters
+    ----------
+    things : sequence
+    plain : bool
+        Whether that of plain instances will be read, too.
+    """
+    if sys.version_info >= (3, 12):
+        return
+    for thing in things:
+        cls = type(thing)
+        if plain or cls.__reduce_ex__ is not object.__reduce_ex__ or cls.__getstate__ is not object.__getstate__:
+            getattr(thing, "__dict__", None)
+
+
 @contextlib.contextmanager
 def disturbed(r, things):
     """Let finalizers that use the picklers run at allocations of what happens inside."""
