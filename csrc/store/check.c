@@ -193,7 +193,8 @@ int prs_list(prs_store *s, uint32_t *cursor, prs_record *out, int cap)
             r->id.serial >=
                 prs_load_relaxed(&s->clients[client].first_serial)) /* not by an earlier client in that slot */
             r->creator_pid = (int32_t)prs_load_relaxed(&s->clients[client].pid);
-        r->created = (int64_t)(s->super->born + prs_load_relaxed(&slot->created));
+        uint32_t now = prs_age(s), created = prs_load_relaxed(&slot->created);
+        r->age = now > created ? now - created : 0;
         r->freed = word & PRS_WORD_FREED;
         r->spilled = word & PRS_WORD_FILE;
         r->orphaned = (prs_load_relaxed(prs_refs(slot)) | prs_load_relaxed(prs_pins(s, slot))) & 1;

@@ -61,6 +61,7 @@ int prs_flights(prs_store *s, uint32_t *cursor, prs_flight *out, int cap, prs_er
         uint32_t limit = links_in_use(s), stop = limit - *cursor > WALK ? *cursor + WALK : limit;
         if (*cursor > limit)
             stop = *cursor;
+        uint32_t now = prs_age(s);
         for (; *cursor < stop && n < cap; ++*cursor) {
             const prs_link *l = &s->links[*cursor];
             if (!is_token(l))
@@ -74,7 +75,7 @@ int prs_flights(prs_store *s, uint32_t *cursor, prs_flight *out, int cap, prs_er
                                     .note = l->next,
                                     .size = size_of(s, l),
                                     .object_gone = !holds(s, l),
-                                    .created = (int64_t)(s->super->born + l->created)};
+                                    .age = now > l->created ? now - l->created : 0};
         }
         more = *cursor < limit;
         prs_unlock(s);
@@ -112,24 +113,24 @@ static int end_batch(prs_store *s, const prs_flight *flight, uint32_t n, prs_err
     return ended;
 }
 
-static bool is_lost(const prs_flight *f, int32_t pid, int64_t before)
+static bool is_lost(const prs_flight *f, int32_t pid, int64_t min_age)
 {
     if (f->object_gone)
         return true; /* nothing is left to receive */
-    return f->kind == PRS_TOKEN_ONCE && !f->sender_alive && (pid == 0 || f->sender_pid == pid) && f->created <= before;
+    return f->kind == PRS_TOKEN_ONCE && !f->sender_alive && (pid == 0 || f->sender_pid == pid) && f->age >= min_age;
 }
 
 int prs_flights_end(prs_store *s, int32_t pid, int64_t min_age, prs_error *error)
 {
     prs_flight flight[BATCH];
     uint32_t cursor = 0;
-    int64_t before = (int64_t)(s->super->born + prs_age(s)) - (min_age + PRS_SECOND - 1) / PRS_SECOND;
+    int64_t seconds = (min_age + PRS_SECOND - 1) / PRS_SECOND;
     for (int n, total = 0;;) {
         if ((n = prs_flights(s, &cursor, flight, BATCH, error)) <= 0)
             return n < 0 ? n : total;
         uint32_t lost = 0;
         for (int k = 0; k < n; k++)
-            if (is_lost(&flight[k], pid, before))
+            if (is_lost(&flight[k], pid, seconds))
                 flight[lost++] = flight[k];
         int rc = lost ? end_batch(s, flight, lost, error) : 0;
         /* unreached: race */

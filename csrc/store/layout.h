@@ -285,7 +285,6 @@ typedef struct prs_super {
     uint64_t file_size, capacity;
     uint64_t clients_off, names_off, slots_off, extents_off, links_off, backed_off, data_off;
     uint32_t max_clients, holder_words, max_slots, slot_stride, max_extents, max_links;
-    uint64_t born;         /* CLOCK_REALTIME seconds, for display                         */
     uint64_t born_ns;      /* CLOCK_MONOTONIC ns, for ages                                */
     uint64_t warm_reserve; /* freed bytes that stay backed                                */
     uint32_t flags, uid;

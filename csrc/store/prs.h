@@ -230,7 +230,7 @@ typedef struct prs_flight {
     uint32_t note;                /* the sender's note about the message's route, 0: none               */
     bool sender_alive;            /* false: that client has left or is proven dead                      */
     bool object_gone;             /* the object was freed for all clients: the token holds nothing      */
-    int64_t created;              /* seconds since the epoch                                           */
+    uint32_t age;                 /* seconds, whatever the wall clock did meanwhile                     */
 } prs_flight;
 
 /* List at most `cap` tokens from *cursor on; return how many (0: no more), or an error. */
@@ -358,7 +358,7 @@ typedef struct prs_record {
     uint32_t ref_holders, pin_holders; /* clients                                     */
     uint32_t tokens_and_edges;         /* messages and objects that hold it                   */
     int32_t creator_pid;               /* 0 when the creator is gone                          */
-    int64_t created;                   /* seconds since the epoch                             */
+    uint32_t age;                      /* seconds, whatever the wall clock did meanwhile      */
     bool freed, orphaned, spilled;
 } prs_record;
 

@@ -289,7 +289,6 @@ static int create(prs_store **out, const prs_options *options, uint64_t capacity
     if (rc < 0)
         return prs_fail(error, PRS_E_SYS, -rc, "no random number for the store");
     plan.store_id |= 1;
-    plan.born = prs_seconds();
     plan.born_ns = (uint64_t)prs_now();
     plan.uid = (uint32_t)geteuid();
     if (options && options->spill_dir) {

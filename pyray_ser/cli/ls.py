@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import time
 from typing import Any
 
 from .. import _core
@@ -37,13 +36,13 @@ def records(store: _core.Store) -> list[dict[str, Any]]:
     ]
 
 
-def row(record: dict[str, Any], now: float) -> list[str]:
+def row(record: dict[str, Any]) -> list[str]:
     """Return one object as cells of a table."""
     state = "freed" if record["freed"] else "orphaned" if record["orphaned"] else record["state"]
     return [
         str(record["serial"]),
         bytes_text(record["size"]),
-        age(now - record["created"]),
+        age(record["age"]),
         "spilled" if record["spilled"] else state,
         str(record["creator_pid"]) if record["creator_alive"] else "gone",
         str(record["ref_holders"]),
@@ -56,12 +55,12 @@ def row(record: dict[str, Any], now: float) -> list[str]:
 HEADS = ("SERIAL", "SIZE", "AGE", "STATE", "OWNER", "REFS", "VIEWS", "HELD", "NAME")
 
 
-def flight_row(flight: dict[str, Any], now: float) -> list[str]:
+def flight_row(flight: dict[str, Any]) -> list[str]:
     """Return one reference in flight as cells of a table."""
     return [
         str(flight["serial"]),
         str(flight["sender_pid"]) + ("" if flight["sender_alive"] else " (gone)"),
-        age(now - flight["created"]),
+        age(flight["age"]),
         "message" if flight["once"] else "bytes kept",
         "freed" if flight["object_gone"] else "held",
     ]
@@ -75,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     answers, status = each(arguments, _ask)
     for answer in answers:
         answer.setdefault("objects", [])
-        answer.setdefault("in_flight", []).sort(key=lambda flight: flight["created"])
+        answer.setdefault("in_flight", []).sort(key=lambda flight: -flight["age"])
         answer["objects"].sort(key=ORDERS[arguments.sort])
         # As stat and top count: an object exists once it is sealed.
         unsealed = sum(record["state"] == "creating" for record in answer["objects"])
@@ -85,7 +84,6 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         write_json({"stores": answers})
         return status
-    now = time.time()
     for answer in answers:
         number = len(answer.get("clients", answer["pids"]))
         use = count(number, "process", "processes") if answer["used"] else "no process left"
@@ -96,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
         if "error" in answer:
             print(f"  {printable(answer['error'])}")
         elif answer["objects"]:
-            rows = [row(record, now) for record in answer["objects"]]
+            rows = [row(record) for record in answer["objects"]]
             heads, sides = list(HEADS), "rrrlrrrrl"
             if any(record["origin"] for record in answer["objects"]):
                 heads, sides = [*heads, "MADE AT"], sides + "l"
@@ -104,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
                     cells.append(printable(record["origin"] or ""))
             print(table(heads, rows, sides))
         if flights := answer["in_flight"][: arguments.limit if arguments.limit is None else max(0, arguments.limit)]:
-            print(table(FLIGHT_HEADS, [flight_row(flight, now) for flight in flights], "rrrll"))
+            print(table(FLIGHT_HEADS, [flight_row(flight) for flight in flights], "rrrll"))
         print()
     if not answers and not status:
         print("no stores")

@@ -60,8 +60,7 @@ def _show(answer: dict[str, Any], rates: tuple[float, float] | None, limit: int)
             f"  {rates[0]:.0f} new objects/s, {'+' if rates[1] >= 0 else '-'}{bytes_text(int(abs(rates[1])))}/s"
         )
     if answer["objects"]:
-        now = time.time()
-        cells = table(HEADS, [row(record, now) for record in answer["objects"][:limit]], "rrrlrrrrl")
+        cells = table(HEADS, [row(record) for record in answer["objects"][:limit]], "rrrlrrrrl")
         lines += ["  " + line for line in cells.splitlines()]
     return "\n".join(lines) + "\n"
 

@@ -153,7 +153,7 @@ cdef extern from "store/prs.h" nogil:
         uint64_t size
         bint sender_alive
         bint object_gone
-        int64_t created
+        uint32_t age
 
     int prs_flights(prs_store *store, uint32_t *cursor, prs_flight *out, int cap, prs_error *error) noexcept
     int prs_flights_end(prs_store *store, int32_t pid, int64_t min_age, prs_error *error) noexcept
@@ -244,7 +244,7 @@ cdef extern from "store/prs.h" nogil:
         uint32_t pin_holders
         uint32_t tokens_and_edges
         int32_t creator_pid
-        int64_t created
+        uint32_t age
         cbool freed
         cbool orphaned
         cbool spilled

@@ -44,7 +44,6 @@ TEST(a_token_shows_its_sender_object_and_age)
     CHECK_EQ(list(s, f, 4), 0);
     prs_oid id = put(s, 100, 1);
     prs_token once, sticky;
-    int64_t before = (int64_t)prs_seconds();
     CHECK_EQ(prs_token_take_noted(s, &id, PRS_TOKEN_ONCE, 77, &once), PRS_OK);
     CHECK_EQ(prs_token_take(s, &id, PRS_TOKEN_STICKY, &sticky), PRS_OK);
     CHECK_EQ(list(s, f, 4), 2);
@@ -54,7 +53,7 @@ TEST(a_token_shows_its_sender_object_and_age)
     CHECK_EQ(f[1].kind, PRS_TOKEN_STICKY);
     CHECK_EQ(f[0].sender_pid, getpid());
     CHECK(f[0].sender_alive && !f[0].object_gone);
-    CHECK(f[0].created >= before && f[0].created <= before + 2);
+    CHECK(f[0].age <= 2);
     CHECK_EQ(end_of(s, 0, 0), 0); /* its sender lives */
     prs_token_drop(s, &id, &sticky);
     CHECK_EQ(list(s, f, 4), 1);

@@ -64,13 +64,6 @@ int64_t prs_now(void)
     return (int64_t)ts.tv_sec * PRS_SECOND + ts.tv_nsec;
 }
 
-uint64_t prs_seconds(void)
-{
-    struct timespec ts;
-    clock_gettime(CLOCK_REALTIME_COARSE, &ts);
-    return (uint64_t)ts.tv_sec;
-}
-
 uint64_t prs_uptime(void)
 {
     struct timespec ts;

@@ -21,8 +21,7 @@ typedef struct prs_file {
 } prs_file;
 
 int64_t prs_now(void);
-uint64_t prs_seconds(void); /* since the epoch: for display, never for waiting */
-uint64_t prs_uptime(void);  /* seconds of CLOCK_MONOTONIC, cheaply */
+uint64_t prs_uptime(void); /* seconds of CLOCK_MONOTONIC, cheaply */
 int prs_os_memfd(uint64_t id, prs_error *error);
 int prs_os_create_file(const char *path, prs_error *error);
 int prs_os_publish_file(int fd, const char *path, prs_error *error);

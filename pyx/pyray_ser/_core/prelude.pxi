@@ -42,6 +42,12 @@ cdef extern from *:
         return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
     }
 
+    /* For people only: it jumps when somebody sets the clock. */
+    static int64_t prx_wall_seconds(void)
+    {
+        return (int64_t)time(NULL);
+    }
+
     static void prx_nap(int64_t ns)
     {
         struct timespec t = {ns / 1000000000, ns % 1000000000};
@@ -69,6 +75,7 @@ cdef extern from *:
     #define prx_reborn(dead) PyObject_Init((dead), Py_TYPE(dead))
     """
     int64_t prx_now() noexcept nogil
+    int64_t prx_wall_seconds() noexcept nogil
     void prx_nap(int64_t ns) noexcept nogil
     void *prx_aligned(size_t n) noexcept nogil
     bint prx_is_ascii(object s) noexcept

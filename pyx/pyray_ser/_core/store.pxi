@@ -200,6 +200,7 @@ cdef class Store:
         cdef int n, i
         cdef prs_store *handle
         cdef list out = []
+        cdef int64_t now = prx_wall_seconds()
         while True:
             self.check_open()
             handle = begin(self)
@@ -214,7 +215,7 @@ cdef class Store:
                     "extent": found[i].extent, "offset": found[i].off, "state": STATES.get(found[i].state, "unknown"),
                     "ref_holders": found[i].ref_holders, "pin_holders": found[i].pin_holders,
                     "tokens_and_edges": found[i].tokens_and_edges, "creator_pid": found[i].creator_pid or None,
-                    "created": found[i].created, "freed": bool(found[i].freed), "orphaned": bool(found[i].orphaned),
+                    "created": now - found[i].age, "age": found[i].age, "freed": bool(found[i].freed), "orphaned": bool(found[i].orphaned),
                     "spilled": bool(found[i].spilled), "name": named.get(oid_bytes(&found[i].id)),
                 })
             if n < 64:
@@ -232,6 +233,7 @@ cdef class Store:
         cdef int n, i
         cdef prs_store *handle
         cdef list out = []
+        cdef int64_t now = prx_wall_seconds()
         while True:
             self.check_open()
             error.code = 0
@@ -246,7 +248,7 @@ cdef class Store:
                     "id": oid_bytes(&found[i].id).hex(), "serial": found[i].id.serial,
                     "once": found[i].kind == PRS_TOKEN_ONCE, "sender_pid": found[i].sender_pid,
                     "sender_alive": bool(found[i].sender_alive), "object_gone": bool(found[i].object_gone),
-                    "created": found[i].created, "note": found[i].note, "size": found[i].size,
+                    "created": now - found[i].age, "age": found[i].age, "note": found[i].note, "size": found[i].size,
                     "token": (found[i].token.index, found[i].token.serial),
                 })
             if n < 64:
