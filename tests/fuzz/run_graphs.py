@@ -207,11 +207,11 @@ def run(start, count, threads=1, only=None, disturb=True, most=5, child=None, sp
 
 
 @contextlib.contextmanager
-def store(spill):
-    """Give this process a store: a small one that spills, or one of the usual size."""
+def store(spill, threads=1):
+    """Give this process a store: a small one that spills, with room for what each thread reads at a time, or a usual one."""
     with tempfile.TemporaryDirectory(prefix="graphs-") as folder:
         if spill:
-            pyray_ser.init(capacity=12 << 20, spill_dir=folder)
+            pyray_ser.init(capacity=max(12, 6 * threads) << 20, spill_dir=folder)
         else:
             pyray_ser.init(capacity=1 << 30)
         try:
@@ -224,7 +224,7 @@ def store(spill):
 def run_with_store(start, count, threads=1, only=None, disturb=True, most=5, spill=False, child=True, progress=None):
     """Check many graphs with a store and another process."""
     faulthandler.enable()
-    with store(spill):
+    with store(spill, threads):
         other = graphs_ways.Child() if child else None
         try:
             faults = run(start, count, threads, only, disturb, most, other, spill, progress)
