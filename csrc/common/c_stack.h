@@ -64,7 +64,8 @@ static inline bool prp_on_stack(prp_stack_range range, uintptr_t here)
  * another stack, such as some coroutines, is not limited. */
 static inline uintptr_t prp_stack_limit(uintptr_t reserve)
 {
-    static __thread prp_stack_range range;
+    static __thread prp_stack_range kept;
+    prp_stack_range range = kept; /* finding a variable of the thread costs a call, each time */
     uintptr_t here = (uintptr_t)__builtin_frame_address(0);
     if (__builtin_expect(!range.high, 0)) {
         range = prp_main_stack();
@@ -72,6 +73,7 @@ static inline uintptr_t prp_stack_limit(uintptr_t reserve)
             range = prp_thread_stack();
         if (!range.high)
             range.high = 1; /* unknown */
+        kept = range;
     }
     if (!prp_on_stack(range, here))
         return 0;

@@ -124,12 +124,17 @@ void prp_numbers_clear(prp_saver *s)
     prp_numbers *entry = table->first;
     prp_numbers_chunk *kept = table->chunks;
     table->first = NULL;
-    table->count = 0;
     table->chunks = NULL;
-    memset(table->recent, 0, sizeof table->recent);
-    free(table->slots);
-    table->slots = NULL;
-    table->mask = 0;
+    if (table->count == 1) /* most dumps of a small object */
+        table->recent[entry->plan->id % PRP_RECENT_NUMBERS] = NULL;
+    else
+        memset(table->recent, 0, sizeof table->recent);
+    table->count = 0;
+    if (table->slots) {
+        free(table->slots);
+        table->slots = NULL;
+        table->mask = 0;
+    }
     for (; entry; entry = entry->next) {
         PyTypeObject *type = entry->plan->type;
         prp_plan_drop(entry->plan);
