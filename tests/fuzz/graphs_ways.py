@@ -273,25 +273,18 @@ def _nested(r, things):
     return work
 
 
-def make_dicts(things, plain):
+def _copies(things):
     """
-    Make the ``__dict__`` of instances now, where Python code will read it while finalizers run.
+    Return copies of those objects that can be copied.
 
-    Up to Python 3.11 an instance gets two dicts, and the process crashes later, when a finalizer reads ``__dict__`` while it is
-    being made. Our picklers read the attributes of plain instances without it.
-
-    Parameters
-    ----------
-    things : sequence
-    plain : bool
-        Whether that of plain instances will be read, too.
+    Up to Python 3.11 an instance whose ``__dict__`` a finalizer reads while it is being made gets two dicts that share the
+    attributes, and the process crashes when one of them is collected. Python 3.12 runs finalizers at other times.
     """
-    if sys.version_info >= (3, 12):
-        return
+    copies = []
     for thing in things:
-        cls = type(thing)
-        if plain or cls.__reduce_ex__ is not object.__reduce_ex__ or cls.__getstate__ is not object.__getstate__:
-            getattr(thing, "__dict__", None)
+        with contextlib.suppress(Exception):
+            copies.append(pyray_ser.loads(pyray_ser.dumps(thing)))
+    return copies
 
 
 @contextlib.contextmanager
@@ -301,6 +294,8 @@ def disturbed(r, things):
     small = [
         thing for thing in things if type(thing).__module__ == classes.__name__ or type(thing) in classes.Namespaces
     ]
+    if sys.version_info < (3, 12):
+        small = _copies(small)
     budget = [r.choice((3, 10, 30))]
     Garbage(_nested(r, small), budget)
     gc.set_threshold(r.choice((1, 1, 2, 3, 7, 20, 50)), 2, 2)

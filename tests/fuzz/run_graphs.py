@@ -123,7 +123,6 @@ def check(seed, context, only=None, disturb=True):
                 *(graphs_ways.WAYS["serialize"][i] for i in (0, 2, 3)),
             )
         things = builder.pool if builder is not None else ()
-        graphs_ways.make_dicts(things, context.by_value or name in ("standard", "debug"))
         inside = (
             graphs_ways.disturbed(context.r, things)
             if disturb and context.r.random() < 0.25
