@@ -192,6 +192,8 @@ def run(start, count, threads=1, only=None, disturb=True, most=5, child=None, sp
     # leaves the lock of the module taken for ever.
     for name in graphs_make.IMPORTED:
         importlib.import_module(name)
+    for name in pyray_ser.__all__:
+        getattr(pyray_ser, name)  # imports what it lies in
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     workers = [threading.Thread(target=work, args=(i,)) for i in range(threads)]
