@@ -306,8 +306,10 @@ uint64_t prs_trim(prs_store *s, uint64_t keep)
         const prs_slot *slot = prs_slot_at(s, i);
         uint64_t off = prs_load_relaxed(&slot->off), cap = prs_load_relaxed(&slot->cap), warm = 0;
         /* unreached: damage */
-        if (!prs_in_data(s, off, cap))
+        if (!prs_in_data(s, off, cap)) {
+            prs_slot_return(s, i, word);
             break;
+        }
         uint64_t first = prs_round_up(off, PRS_PAGE) / PRS_PAGE, end = (off + cap) / PRS_PAGE, from = end;
         while (from > first && warm * PRS_PAGE < before - wanted) {
             uint64_t step = from % TRIM_PAGES ? from % TRIM_PAGES : TRIM_PAGES;

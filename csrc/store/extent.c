@@ -95,7 +95,9 @@ static uint32_t descriptor_take(prs_store *s)
     uint32_t i = a->extent_free;
     if (i != PRS_NIL) {
         a->extent_free = prs_extent_at(s, i)->bin_next;
-        return i;
+        if (i < prs_extents_max(s))
+            return i;
+        a->extent_free = PRS_NIL; /* a rebuild finds the rest of the stack */
     }
     if (a->extent_bump >= 2 * prs_slots_published(s) + 8)
         return PRS_NIL;
@@ -285,14 +287,25 @@ static void merge(prs_store *s, uint32_t i, uint32_t j)
     PRS_POINT(extent_merged);
 }
 
-void prs_extent_free(prs_store *s, uint32_t i)
+/* Return whether a neighbour is free; not if its index is damaged: it has no bytes then. */
+static bool is_free(const prs_store *s, uint32_t i)
+{
+    const prs_extent *e = i != PRS_NIL ? prs_extent_at(s, i) : NULL;
+    return e && !prs_extent_used(e) && e->size;
+}
+
+void prs_extent_free(prs_store *s, uint32_t i, uint32_t slot)
 {
     prs_extent *e = prs_extent_at(s, i);
+    if (PRS_UNLIKELY(!prs_extent_used(e) || e->slot != slot || !prs_in_data(s, e->off, e->size))) {
+        prs_store_relaxed(&s->super->corrupt, 1);
+        return;
+    }
     prs_store_relaxed(&arena_of(s)->used, prs_load_relaxed(&arena_of(s)->used) - e->size);
     e->bin_next = PRS_NIL;
-    if (e->next != PRS_NIL && !prs_extent_used(prs_extent_at(s, e->next)))
+    if (is_free(s, e->next))
         merge(s, i, e->next);
-    if (e->prev != PRS_NIL && !prs_extent_used(prs_extent_at(s, e->prev))) {
+    if (is_free(s, e->prev)) {
         uint32_t low = e->prev;
         bin_remove(s, low);
         bin_push(s, i); /* merge() takes the higher one out of its bin */

@@ -40,7 +40,7 @@ static uint32_t first_free(prs_store *s)
     /* unreached: damage 2 */
     if (i != PRS_NIL && (i >= prs_load_relaxed(&s->links_seen) || s->links[i].kind != PRS_LINK_FREE)) {
         prs_store_relaxed(&s->super->corrupt, 1);
-        a->link_free = i = PRS_NIL;
+        a->link_free = i = PRS_NIL; /* the caller publishes new records; a rebuild finds the rest of the stack */
     }
     return i;
 }
@@ -98,6 +98,7 @@ uint32_t prs_link_end(prs_store *s, uint32_t i)
 {
     prs_link *l = &s->links[i];
     uint32_t held = PRS_NIL;
+    /* Otherwise nobody knows which object it held: that one stays counted until a rebuild. */
     /* unreached: damage */
     if (l->slot < prs_load_relaxed(&s->slots_seen)) {
         prs_slot *slot = prs_slot_at(s, l->slot);
@@ -301,7 +302,7 @@ void prs_link_splice(prs_store *s, uint32_t outer)
         prs_link *l = &s->links[i];
         uint32_t next = l->next;
         if (!prs_link_is_edge(l->kind) || l->owner != outer)
-            break;
+            break; /* damaged bytes: a rebuild finds the rest of the chain, which holds its objects until then */
         adopt(s, i);
         i = next;
     }

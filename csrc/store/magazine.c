@@ -83,7 +83,7 @@ static bool give(prs_store *s, uint32_t i, uint64_t word)
     prs_store_seqcst(&slot->links, 0);
     PRS_POINT(give_edges);
     if (prs_load_relaxed(&slot->extent) != PRS_NIL)
-        prs_extent_free(s, prs_load_relaxed(&slot->extent));
+        prs_extent_free(s, prs_load_relaxed(&slot->extent), i);
     prs_store_relaxed(&slot->extent, PRS_NIL);
     prs_store_relaxed(&slot->cap, 0);
     PRS_POINT(give_extent);
@@ -424,6 +424,15 @@ void prs_magazines_flush(prs_store *s)
             pending_push(s, items[i].slot, items[i].generation);
         prs_deferred_run(s, true);
     }
+}
+
+void prs_slot_return(prs_store *s, uint32_t i, uint64_t word)
+{
+    prs_store_relaxed(&s->super->corrupt, 1);
+    uint32_t generation = prs_word_generation(word) + 1;
+    /* unreached: race: taken for dead */
+    if (prs_cas_seqcst(&prs_slot_at(s, i)->word, &word, prs_word(generation, s->me, PRS_STATE_RESERVED)))
+        prs_deferred_push(s, i, generation);
 }
 
 /* In a forked child: forget the slots that the parent reserved; they stay the parent's. */

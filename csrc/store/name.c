@@ -55,6 +55,7 @@ static uint32_t clear(prs_store *s, uint32_t i)
     uint32_t link = e->link;
     e->serial = 0;
     PRS_POINT(name_cleared);
+    /* A link that is not this entry's holds for another: a rebuild ends ours, and the object stays until then. */
     /* unreached: damage 3 */
     if (link < prs_load_relaxed(&s->links_seen) && s->links[link].kind == PRS_LINK_NAME && s->links[link].owner == i)
         return prs_link_end(s, link);

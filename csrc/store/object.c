@@ -572,8 +572,8 @@ int prs_alloc(prs_store *s, uint64_t size, unsigned flags, prs_draft *draft, prs
     PRS_POINT(alloc_creating);
     prs_slot *slot = prs_slot_at(s, i);
     uint64_t off = prs_load_relaxed(&slot->off), cap = prs_load_relaxed(&slot->cap);
-    if (PRS_UNLIKELY(!file && (!prs_in_data(s, off, cap) || size > cap))) { /* leave it: reading it may do harm */
-        prs_store_relaxed(&s->super->corrupt, 1);
+    if (PRS_UNLIKELY(!file && (!prs_in_data(s, off, cap) || size > cap))) {
+        prs_slot_return(s, i, word);
         return prs_fail(error, PRS_E_CORRUPT, 0, "the extent of slot %u lies outside of the store", i);
     }
     uint64_t serial = prs_serial(s, flags & PRS_ALLOC_ORDERED);

@@ -183,7 +183,7 @@ uint32_t prs_slot_take(prs_store *s)
     if (PRS_UNLIKELY(i >= prs_load_relaxed(&s->slots_seen) ||
                      prs_word_state(prs_load_relaxed(&prs_slot_at(s, i)->word)) != PRS_STATE_FREE)) {
         prs_store_relaxed(&s->super->corrupt, 1);
-        a->slot_free = PRS_NIL; /* the caller publishes new slots */
+        a->slot_free = PRS_NIL; /* the caller publishes new slots; a rebuild finds the rest of the stack */
         return PRS_NIL;
     }
     a->slot_free = prs_load_relaxed(&prs_slot_at(s, i)->next_free);

@@ -464,7 +464,7 @@ int prs_spill_commit(prs_store *s, prs_spill_job *job, prs_error *error)
         filed = (word & ~(uint64_t)(PRS_STATE_MASK | PRS_WORD_WAITERS)) | PRS_STATE_SEALED | PRS_WORD_FILE;
     } while (!prs_cas_seqcst(&slot->word, &word, filed));
     PRS_POINT(spill_committed);
-    prs_extent_free(s, prs_load_relaxed(&slot->extent));
+    prs_extent_free(s, prs_load_relaxed(&slot->extent), i);
     prs_store_relaxed(&slot->extent, PRS_NIL);
     prs_store_relaxed(&slot->cap, 0);
     PRS_POINT(spill_extent);

@@ -255,7 +255,9 @@ void prs_extent_init(prs_store *s);
 prs_extent *prs_extent_at(const prs_store *s, uint32_t i);
 /* Return the index of a used extent of at least `size` bytes, or PRS_NIL. */
 uint32_t prs_extent_alloc(prs_store *s, uint64_t size, bool paged, uint32_t slot);
-void prs_extent_free(prs_store *s, uint32_t extent);
+/* Free the extent of a slot.  One that is not the slot's, or lies outside of the data area, stays taken until a
+ * rebuild: its bytes may be those of another object. */
+void prs_extent_free(prs_store *s, uint32_t extent, uint32_t slot);
 #define PRS_WARM_MIN (64u * 1024u) /* smaller free extents are left warm */
 #define PRS_WARM_LOOKS 4096u       /* free extents checked per hold of the lock */
 uint32_t prs_extent_warm(const prs_store *s);
@@ -320,6 +322,9 @@ int prs_slot_alloc_warm(prs_store *s, uint32_t *slot, uint64_t *word);
 /* Take a slot in state CREATING without an extent. */
 int prs_slot_alloc_spilled(prs_store *s, uint32_t *slot, uint64_t *word, prs_error *error);
 int prs_slot_alloc_large(prs_store *s, uint64_t size, bool paged, uint32_t *slot, uint64_t *word, prs_error *error);
+/* Give back a damaged slot in state CREATING whose id nobody knows yet.  It goes into no magazine, from which the next
+ * put would take it, and its pages are not punched: they may be those of another object. */
+void prs_slot_return(prs_store *s, uint32_t slot, uint64_t word);
 /* Store a slot that this process has just retired (RESERVED). Never blocks. */
 void prs_magazine_put(prs_store *s, uint32_t slot, uint32_t generation);
 /* The same, but never into a magazine. */

@@ -349,4 +349,107 @@ TEST(a_slot_that_points_elsewhere_is_not_read)
     close_store(s);
 }
 
+/* ---- what damage leaves taken ------------------------------------------------------------------- */
+
+static uint32_t state_of(prs_store *s, uint32_t i)
+{
+    return prs_word_state(prs_load_seqcst(&prs_slot_at(s, i)->word));
+}
+
+/* Check that a rebuild, as after a stolen lock, brings back everything that was left taken. */
+static void rebuild_and_expect_empty(prs_store *s)
+{
+    prs_error e = {0};
+    prs_deferred_run_all(s);
+    CHECK_EQ(prs_check(s, &e), PRS_E_CORRUPT);
+    prs_store_relaxed(&s->super->corrupt, 0);
+    CHECK_EQ(prs_lock_tables(s, &e), PRS_OK);
+    CHECK_EQ(prs_rebuild(s, &e), PRS_OK);
+    prs_unlock(s);
+    CHECK_EMPTY(s);
+}
+
+TEST(a_put_gives_back_a_slot_that_points_elsewhere)
+{
+    const uint64_t sizes[] = {3000, 100000};
+    for (size_t k = 0; k < 2; k++) {
+        prs_store *s = store_of(8 * MIB);
+        prs_error e = {0};
+        prs_oid id = put(s, 3000, 1), next;
+        prs_slot *slot = prs_slot_at(s, id.slot);
+        prs_unref(s, &id); /* into a magazine */
+        CHECK_EQ(state_of(s, id.slot), PRS_STATE_RESERVED);
+        if (k == 0)
+            prs_store_relaxed(&slot->off, 1ull << 60);
+        else
+            prs_store_relaxed(&slot->cap, 64);
+        CHECK_EQ(try_put(s, 3000, 2, &next, &e), PRS_E_CORRUPT);
+        prs_deferred_run_all(s);
+        CHECK_EQ(state_of(s, id.slot), PRS_STATE_FREE);
+        CHECK_EQ(try_put(s, sizes[k], 3, &next, &e), PRS_OK);
+        CHECK_EQ(verify(s, &next, sizes[k], 3), PRS_OK);
+        prs_unref(s, &next);
+        CHECK_EQ(prs_check(s, &e), PRS_E_CORRUPT);
+        prs_store_relaxed(&s->super->corrupt, 0);
+        CHECK_EMPTY(s); /* nothing else is wrong */
+        close_store(s);
+    }
+}
+
+TEST(an_extent_that_lies_elsewhere_is_never_free_again)
+{
+    prs_store *s = store_of(8 * MIB);
+    prs_error e = {0};
+    prs_oid first = put(s, 100000, 1), id;
+    uint32_t used = prs_load_relaxed(&prs_slot_at(s, first.slot)->extent);
+    uint32_t gap = s->extents[used].prev != PRS_NIL ? s->extents[used].prev : s->extents[used].next;
+    s->extents[gap].off = 1ull << 50;
+    CHECK_EQ(try_put(s, 100000, 2, &id, &e), PRS_E_CORRUPT);
+    prs_deferred_run_all(s);
+    CHECK_EQ(stats_of(s).unsealed, 0);            /* the slot is free */
+    CHECK_EQ(s->extents[gap].bin_next, PRS_USED); /* the bytes are not */
+    prs_unref(s, &first);
+    rebuild_and_expect_empty(s);
+    close_store(s);
+}
+
+TEST(an_extent_of_another_slot_is_not_freed)
+{
+    prs_store *s = store_of(8 * MIB);
+    prs_oid a = put(s, 100000, 1), b = put(s, 100000, 2);
+    uint32_t own = prs_load_relaxed(&prs_slot_at(s, a.slot)->extent);
+    prs_store_relaxed(&prs_slot_at(s, a.slot)->extent, prs_load_relaxed(&prs_slot_at(s, b.slot)->extent));
+    prs_unref(s, &a);
+    prs_deferred_run_all(s);
+    CHECK_EQ(state_of(s, a.slot), PRS_STATE_FREE);
+    CHECK_EQ(s->extents[own].bin_next, PRS_USED);
+    prs_oid c = put(s, 100000, 3);
+    CHECK_EQ(verify(s, &b, 100000, 2), PRS_OK);
+    CHECK_EQ(verify(s, &c, 100000, 3), PRS_OK);
+    prs_unref(s, &b), prs_unref(s, &c);
+    rebuild_and_expect_empty(s);
+    close_store(s);
+}
+
+TEST(indices_outside_of_the_table_of_extents_lose_nothing_more)
+{
+    prs_store *s = store_of(8 * MIB);
+    prs_error e = {0};
+    prs_oid a = put(s, 100000, 1), b;
+    s->super->arena.extent_free = 1u << 30; /* the stack of unused descriptors */
+    uint64_t before = prs_load_relaxed(&s->super->arena.used);
+    CHECK_EQ(try_put(s, 100000, 2, &b, &e), PRS_OK);
+    uint32_t used = prs_load_relaxed(&prs_slot_at(s, b.slot)->extent);
+    CHECK_MSG(used < prs_extents_max(s) && s->extents[used].size == prs_load_relaxed(&s->super->arena.used) - before,
+              "the put got extent %u", used);
+    s->extents[used].prev = s->extents[used].next = 1u << 30; /* neighbours */
+    prs_unref(s, &b);
+    prs_deferred_run_all(s);
+    CHECK(s->super->arena.extent_free == PRS_NIL || s->super->arena.extent_free < prs_extents_max(s));
+    CHECK_EQ(verify(s, &a, 100000, 1), PRS_OK);
+    prs_unref(s, &a);
+    rebuild_and_expect_empty(s);
+    close_store(s);
+}
+
 TEST_MAIN()

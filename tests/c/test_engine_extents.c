@@ -60,7 +60,7 @@ static void piece_free(prs_store *s, struct piece *p)
     prs_slot *slot = prs_slot_at(s, p->slot);
     uint32_t e = prs_load_relaxed(&slot->extent); /* a rebuild may have renamed it */
     prs_store_seqcst(&slot->word, prs_word(prs_word_generation(slot->word), 0, PRS_STATE_FREE));
-    prs_extent_free(s, e);
+    prs_extent_free(s, e, p->slot);
     prs_store_relaxed(&slot->extent, PRS_NIL);
     prs_slot_give(s, p->slot);
     p->size = 0;
