@@ -18,8 +18,8 @@ import struct
 import sys
 import time
 from _thread import get_ident
-from contextlib import ExitStack, contextmanager, suppress
-from weakref import WeakSet
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from weakref import ref
 
 from .. import _core, _log
 
@@ -114,12 +114,22 @@ def check_directory(folder: str) -> None:
 
 @contextmanager
 def guard(folder: str, timeout: float = 1.0) -> Iterator[None]:
-    """Exclude other processes from opening and removing stores in `folder`; wait at most `timeout` seconds for them."""
+    """
+    Exclude other processes and threads from opening and removing stores in `folder`; wait at most `timeout` seconds for them.
+
+    A signal handler or finalizer is not kept waiting by the call that it interrupts: it shares that call's lock. So a call
+    cannot rely on what it saw in the directory before: the handler may have opened or removed a store since.
+    """
     until = time.monotonic() + timeout
     while True:
-        with _core.Opened(folder, os.O_RDONLY | os.O_DIRECTORY, get_ident()) as opened:
-            _guards.add(opened)
-            if _locked(opened) and os.path.samestat(os.fstat(opened.fileno()), os.stat(folder)):
+        interrupted = _opened_by_this_thread(folder)
+        with (
+            nullcontext(interrupted)
+            if interrupted is not None
+            else _core.Opened(folder, os.O_RDONLY | os.O_DIRECTORY, get_ident())
+        ) as opened:
+            _guards.append(ref(opened, _guards.remove))
+            if _locked(opened) and _leads_to(opened, folder):
                 yield
                 return
             if time.monotonic() > until:
@@ -131,16 +141,30 @@ def guard(folder: str, timeout: float = 1.0) -> Iterator[None]:
         time.sleep(0.002)
 
 
-# What is open in `guard`.
-_guards: WeakSet[_core.Opened] = WeakSet()
+# What is open in `guard`. A list, because other threads add to it while it is copied.
+_guards: list[ref[_core.Opened]] = []
+
+
+def _opened_by_this_thread(folder: str) -> _core.Opened | None:
+    """Return what a call that a handler interrupted in this thread has open of a directory, locked by now or not."""
+    own = get_ident()
+    for opened in [found() for found in _guards.copy()]:
+        if opened is not None and opened.thread == own and opened.fileno() >= 0 and _leads_to(opened, folder):
+            return opened
+    return None
+
+
+def _leads_to(opened: _core.Opened, folder: str) -> bool:
+    return os.path.samestat(os.fstat(opened.fileno()), os.stat(folder))
 
 
 def _after_fork_in_child() -> None:
-    """Close what the parent's other threads have in use: they do not go on here."""
+    """Close what the parent's other threads have in use: they do not go on here. The lock of this one is the parent's."""
     own = get_ident()
-    for opened in list(_guards):
-        if opened.thread != own:
+    for opened in [found() for found in _guards.copy()]:
+        if opened is not None and opened.thread != own:
             opened.close()
+    _guards.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
@@ -181,12 +205,13 @@ def _guard_made(folder: str, timeout: float) -> Iterator[None]:
                     _give_owner_rights(folder)
                 check_directory(folder)
                 stack.enter_context(guard(folder, timeout))
+                check_directory(folder)  # it is locked now, so it stays the same
             except FileNotFoundError:
                 if folder != directory():
                     raise
+                stack.close()
             else:
                 break
-        check_directory(folder)  # it is locked now, so it stays the same
         yield
 
 
@@ -277,17 +302,27 @@ def open_named(path: str, options: dict[str, Any]) -> tuple[_core.Store, bool]:
         The store, and whether another process had made it.
     """
     folder = os.path.dirname(path)
-    attach = {key: options[key] for key in ("lock_timeout", "flags") if key in options}
-    with _guard_made(folder, options.get("lock_timeout", 1.0)):
-        try:
-            _remove_others_that_are_dead(folder, path)
-            if os.path.lexists(path) and not remove_dead(path):
-                return _core.attach_path(path, **attach), True
-            from .options import for_new_store
+    while True:
+        with _guard_made(folder, options.get("lock_timeout", 1.0)):
+            there = False
+            try:
+                _remove_others_that_are_dead(folder, path)
+                there = os.path.lexists(path) and not remove_dead(path)
+                return _attach_or_make(path, folder, options, there), there
+            except (FileNotFoundError, FileExistsError):
+                # Try again if a handler or finalizer of this thread made or removed the store or the directory.
+                if os.path.lexists(path) == there and os.path.isdir(folder):
+                    raise
+            finally:
+                remove_directory(folder)  # no store was made
 
-            return _core.create_store(path, **for_new_store(options, folder)), False
-        finally:
-            remove_directory(folder)  # no store was made
+
+def _attach_or_make(path: str, folder: str, options: dict[str, Any], there: bool) -> _core.Store:
+    if there:
+        return _core.attach_path(path, **{key: options[key] for key in ("lock_timeout", "flags") if key in options})
+    from .options import for_new_store
+
+    return _core.create_store(path, **for_new_store(options, folder))
 
 
 def attach_existing(path: str, ident: int, timeout: float = 1.0, flags: int = 0) -> _core.Store | None:

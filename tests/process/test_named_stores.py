@@ -480,3 +480,80 @@ def test_a_child_of_multiprocessing_may_be_the_last(named):
     print(os.path.exists(path))
     """
     assert named(text) == "False"
+
+
+@pytest.mark.parametrize("intruder", ["init", "shutdown", "init and shutdown"])
+@pytest.mark.parametrize("interrupted", ["init", "shutdown"])
+def test_a_handler_may_open_and_close_a_named_store_at_each_line_of_a_call(named, interrupted, intruder):
+    """As a signal handler or a finalizer does, which Python runs between any two lines, the lock of the directory taken or not."""
+    text = f"""
+    from pyray_ser.exceptions import StoreClosedError
+    import faulthandler
+    faulthandler.dump_traceback_later(80, exit=True)
+    FOLDER = os.path.dirname(named_stores.__file__)
+
+    def opens():
+        pyray_ser.init(name=name)
+
+    def both():
+        opens()
+        pyray_ser.shutdown()
+
+    calls = {{"init": opens, "shutdown": pyray_ser.shutdown, "init and shutdown": both}}
+    state = {{}}
+
+    def trace(frame, event, arg):
+        if not frame.f_code.co_filename.startswith(FOLDER):
+            return None
+        if event == "line":
+            state["lines"] += 1
+            if state["lines"] == state["strike"]:
+                sys.settrace(None)
+                calls[{intruder!r}]()
+        return trace
+
+    both()  # imports what they need
+    strike = 0
+    while strike == 0 or state["lines"] >= strike:
+        strike += 1
+        if {interrupted!r} == "shutdown":
+            opens()
+        state.update(lines=0, strike=strike)
+        sys.settrace(trace)
+        try:
+            calls[{interrupted!r}]()
+        except StoreClosedError:  # by the handler
+            assert "shutdown" in {intruder!r}
+        finally:
+            sys.settrace(None)
+        if {interrupted!r} == {intruder!r} == "init":
+            assert pyray_ser.is_initialized() and os.path.exists(path)
+        pyray_ser.shutdown()
+        assert not os.path.exists(path), strike
+    print("fine" if strike > 20 else strike)
+    """
+    assert named(text) == "fine"
+
+
+def test_a_child_forked_by_a_handler_waits_for_the_lock_that_its_parent_holds(named):
+    text = """
+    from pyray_ser.exceptions import StoreBusyError
+    folder = named_stores.directory()
+    os.makedirs(folder, 0o700, exist_ok=True)
+    with named_stores.guard(folder):
+        with named_stores.guard(folder):
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    with named_stores.guard(folder, 0.1):
+                        os._exit(1)
+                except StoreBusyError:
+                    os._exit(0)
+            print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        # The end of the inner one leaves the lock to the outer one.
+        print(stranger("from pyray_ser.store import named_stores\\n"
+                       "try:\\n    named_stores.guard(sys.argv[1], 0.1).__enter__()\\n"
+                       "except pyray_ser.exceptions.StoreBusyError: print('busy')", folder))
+    named_stores.remove_directory(folder)
+    """
+    assert named(text).split() == ["0", "busy"]
