@@ -33,17 +33,41 @@ ORIGINS = "PYRAY_SER_ORIGINS"
 # Only opening takes this lock. No other lock is held with it, and nothing but the allocations of opening can free a reference
 # under it.
 _lock = RLock()
-_options: dict[str, Any] = {}
-# The arguments of `init` in this process.
-_explicit: dict[str, Any] = {}
+
+
+class _Asked:
+    """
+    The options that this process asked for.
+
+    Attributes
+    ----------
+    store : Store or None
+        The store they were for.
+    options : dict
+        The options for opening a store.
+    explicit : dict
+        The arguments of `init` in this process.
+    """
+
+    __slots__ = ("explicit", "options", "store")
+
+    def __init__(self, store: _core.Store | None, options: dict[str, Any], explicit: dict[str, Any]) -> None:
+        self.store = store
+        self.options = options
+        self.explicit = explicit
+
+
+_NOTHING = _Asked(None, {}, {})
+# Replaced as a whole, in an expression without a call, which no handler or finalizer interrupts: they open and close stores, too.
+_asked = _NOTHING
 # Stores that this process closed on purpose: a hint must not bring one back as the default.
 _closed: set[int] = set()
 
 
 def _after_fork_in_child() -> None:
-    global _lock
+    global _lock, _asked
     _lock = RLock()
-    _explicit.clear()
+    _asked = _Asked(_asked.store, _asked.options, {})
     store = _core.default()
     if store is not None and not store.closed and not store.orphaned:
         _set_hint(store)
@@ -112,18 +136,18 @@ def _multiprocessing_parent() -> int:
     return parent.pid if parent is not None and parent.pid is not None else 0
 
 
-def _attach(pid: int, fd: int, ident: int) -> _core.Store | None:
+def _attach(pid: int, fd: int, ident: int, options: dict[str, Any]) -> _core.Store | None:
     """Attach to a store of another process; return None if that is impossible."""
     try:
         return _core.attach_pid(
-            pid, fd, ident, lock_timeout=_options.get("lock_timeout", 0.0), flags=_options.get("flags", 0)
+            pid, fd, ident, lock_timeout=options.get("lock_timeout", 0.0), flags=options.get("flags", 0)
         )
     except (OSError, ValueError):
         # It has ended, or may not be examined: try the next candidate.
         return None
 
 
-def _inherited() -> _core.Store | None:
+def _inherited(options: dict[str, Any]) -> _core.Store | None:
     """Find the store of the process that started this one."""
     hint = _read_hint()
     if hint is not None and hint[0] not in _closed:
@@ -132,13 +156,11 @@ def _inherited() -> _core.Store | None:
         if path:
             from . import named_stores
 
-            found = named_stores.attach_existing(
-                path, ident, _options.get("lock_timeout", 1.0), _options.get("flags", 0)
-            )
+            found = named_stores.attach_existing(path, ident, options.get("lock_timeout", 1.0), options.get("flags", 0))
             if found is not None:
                 return found
         if pid != os.getpid():
-            found = _attach(pid, fd, ident)
+            found = _attach(pid, fd, ident, options)
             if found is not None:
                 return found
     parent = _multiprocessing_parent()
@@ -147,7 +169,7 @@ def _inherited() -> _core.Store | None:
     for pid in dict.fromkeys((parent, *_ancestors(os.getppid()))):
         for ident, fd in _core.stores_of(pid):
             if ident not in _closed:
-                found = _attach(pid, fd, ident)
+                found = _attach(pid, fd, ident, options)
                 if found is not None:
                     return found
     return None
@@ -172,8 +194,9 @@ def find(ident: int, pid: int = 0, start: int = 0, fd: int = -1) -> _core.Store 
         for store in _core.open_stores():
             if store.id == ident:
                 return store
+        options = _asked.options
         if pid and pid != os.getpid():
-            found = _attach(pid, fd, ident)
+            found = _attach(pid, fd, ident, options)
             if found is not None:
                 return found
         hint = _read_hint()
@@ -183,14 +206,14 @@ def find(ident: int, pid: int = 0, start: int = 0, fd: int = -1) -> _core.Store 
             candidates += store.client_pids()
         for candidate in dict.fromkeys(candidates):
             if candidate and candidate != os.getpid():
-                found = _attach(candidate, -1, ident)
+                found = _attach(candidate, -1, ident, options)
                 if found is not None:
                     return found
         if hint is not None and hint[0] == ident and hint[4]:
             from . import named_stores
 
             return named_stores.attach_existing(
-                hint[4], ident, _options.get("lock_timeout", 1.0), _options.get("flags", 0)
+                hint[4], ident, options.get("lock_timeout", 1.0), options.get("flags", 0)
             )
     return None
 
@@ -265,11 +288,12 @@ def open_store(name: str | None = None, *, inherit: bool = True, **options: Any)
     -------
     Store
     """
+    global _asked
     with _lock:
         if options:
             from .options import check_repeated
 
-            check_repeated(_explicit, options)
+            check_repeated(_asked.explicit, options)
         path = None
         if name is not None:
             from . import named_stores
@@ -282,9 +306,11 @@ def open_store(name: str | None = None, *, inherit: bool = True, **options: Any)
                 raise ValueError(
                     f"this process uses {store!r} already; hint: shutdown() before init(name={name!r}), or leave the name out"
                 )
+            # What a handler or finalizer has asked for since the check, when it opened the store, comes first.
+            asked = _Asked(store, _asked.options, {**options, **_asked.explicit})
+            _asked = _asked if store.closed else asked
         else:
             store, joined = _open(path, inherit, options)
-        _explicit.update(options)
     problem = _ignored(store, options, joined) if late or joined else ""
     if problem:
         import warnings
@@ -296,14 +322,12 @@ def open_store(name: str | None = None, *, inherit: bool = True, **options: Any)
 
 def _open(path: str | None, inherit: bool, options: dict[str, Any]) -> tuple[_core.Store, bool]:
     """Open a store and make it the default of this process; also return whether another process had made it."""
-    before = dict(_options)
-    _options.update(options)
-    try:
-        store, joined = _find_or_make(path, inherit, options)
-    except BaseException:
-        _options.clear()
-        _options.update(before)
-        raise
+    global _asked
+    before = _asked
+    wanted = {**before.options, **options}
+    store, joined = _find_or_make(path, inherit, options, wanted)
+    asked = _Asked(store, wanted, {**before.explicit, **options})
+    _asked = _asked if store.closed else asked
     _use(store)
     if os.environ.get(ORIGINS):
         from . import allocation_sites
@@ -320,12 +344,14 @@ def _use(store: _core.Store) -> None:
     _set_hint(store)
 
 
-def _find_or_make(path: str | None, inherit: bool, options: dict[str, Any]) -> tuple[_core.Store, bool]:
+def _find_or_make(
+    path: str | None, inherit: bool, options: dict[str, Any], wanted: dict[str, Any]
+) -> tuple[_core.Store, bool]:
     if path is not None:
         from . import named_stores
 
         return named_stores.open_named(path, options)
-    found = _inherited() if inherit else None
+    found = _inherited(wanted) if inherit else None
     if found is not None:
         return found, True
     from .options import for_new_store
@@ -351,7 +377,7 @@ def _ignored(store: _core.Store, options: dict[str, Any], joined: bool) -> str:
 def open_inherited() -> _core.Store | None:
     """Open the store of the process that started this one; return None if there is none that this one can attach."""
     with _lock:
-        store = _core.default() or _inherited()
+        store = _core.default() or _inherited(_asked.options)
         if store is not None:
             _use(store)
         return store
@@ -359,13 +385,14 @@ def open_inherited() -> _core.Store | None:
 
 def open_default() -> _core.Store:
     """Open the store for a `put` that comes before any `init`."""
-    return open_store(**_options)
+    return open_store(**_asked.options)
 
 
 def close_all() -> None:
     """Close every store of this process."""
     from .scopes import forget
 
+    global _asked
     _core.abort_all()
     with _lock:
         for store in _core.open_stores():
@@ -380,6 +407,5 @@ def close_all() -> None:
             if "pyray_ser.store.allocation_sites" in sys.modules:
                 sys.modules["pyray_ser.store.allocation_sites"].forget(store.id)
         forget()
-        _core.set_default(None)
-        _options.clear()
-        _explicit.clear()
+        # A handler or finalizer may have opened a store meanwhile: that one and its options stay.
+        _asked = _NOTHING if _asked.store is None or _asked.store.closed else _asked

@@ -559,6 +559,77 @@ def test_a_handler_may_call_at_each_line_of_a_call(interrupted, intruder):
     assert run(script) == "fine"
 
 
+@pytest.mark.parametrize("intruder", ["shutdown", "init", "both"])
+@pytest.mark.parametrize("interrupted", ["shutdown", "init"])
+def test_options_are_those_of_the_store_that_is_left_when_a_handler_opens_or_closes_one(interrupted, intruder):
+    script = f"""
+    import faulthandler, os, pyray_ser, sys, warnings
+    from pyray_ser import _core
+    from pyray_ser.exceptions import StoreClosedError
+    faulthandler.dump_traceback_later(80, exit=True)
+    warnings.simplefilter("ignore")
+    FOLDER = os.path.join(os.path.dirname(pyray_ser.__file__), "store")
+    state = {{}}
+
+    def init(size):
+        pyray_ser.init(capacity=size << 20)
+
+    def both():
+        pyray_ser.shutdown()
+        init(32)
+
+    calls = dict(shutdown=pyray_ser.shutdown, init=lambda: init(32), both=both)
+
+    def trace(frame, event, arg):
+        if not frame.f_code.co_filename.startswith(FOLDER):
+            return None
+        if event == "line":
+            state["lines"] += 1
+            if state["lines"] == state["strike"]:
+                sys.settrace(None)
+                attempt(calls[{intruder!r}])
+        return trace
+
+    def attempt(call):
+        try:
+            call()
+        except StoreClosedError:
+            pass
+        except ValueError as error:  # the handler comes while the store is open
+            assert "first init() said" in str(error), error
+
+    strike = 0
+    both(), pyray_ser.shutdown()  # imports what they need
+    while strike == 0 or state["lines"] >= strike:
+        strike += 1
+        if {interrupted!r} == "shutdown":
+            init(16)
+        state.update(lines=0, strike=strike)
+        sys.settrace(trace)
+        try:
+            attempt(pyray_ser.shutdown if {interrupted!r} == "shutdown" else lambda: init(16))
+        finally:
+            sys.settrace(None)
+        store = _core.default()
+        if store is None:
+            assert not _core.open_stores(), "a store is open that put() does not use"
+            assert pyray_ser.get(pyray_ser.put(1)) == 1
+            assert _core.default().capacity > 48 << 20, "the options of a store that is closed came back"
+            pyray_ser.shutdown()
+            init(48)
+        else:
+            init(store.capacity >> 20)
+            try:
+                init(48)
+                raise SystemExit("the options of the open store were forgotten")
+            except ValueError:
+                pass
+        pyray_ser.shutdown()
+    print("fine" if strike > 3 else strike)
+    """
+    assert run(script) == "fine"
+
+
 def test_a_window_of_a_closed_store_does_not_disturb_the_next_store():
     script = """
     import os, pyray_ser
