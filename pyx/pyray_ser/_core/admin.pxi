@@ -241,7 +241,7 @@ cdef extern from *:
         close(fd);
     }
     """
-    int prx_open(const char *path, int flags) noexcept
+    int prx_open(const char *path, int flags) noexcept nogil
     void prx_close(int fd, bint unlock) noexcept
 
 
@@ -268,12 +268,15 @@ cdef class Opened:
     def __cinit__(self, path, int flags, thread=0):
         self.fd = -1
         cdef bytes encoded = path_bytes(path)
+        cdef const char *name = encoded
         self.thread = thread
         self.forks = prs_fork_count()
-        self.fd = prx_open(encoded, flags)
-        while self.fd < 0 and errno == EINTR:
+        while True:
+            with nogil:
+                self.fd = prx_open(name, flags)
+            if self.fd >= 0 or errno != EINTR:
+                break
             PyErr_CheckSignals()
-            self.fd = prx_open(encoded, flags)
         if self.fd < 0:
             PyErr_SetFromErrnoWithFilenameObject(OSError, path)
 

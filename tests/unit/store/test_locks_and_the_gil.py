@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from isolated import run
 
 ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.skipif(not (ROOT / "csrc").exists(), reason="the sources are not here")
@@ -81,3 +82,60 @@ def test_no_call_waits_for_the_store_lock_with_the_gil_held():
         if path.suffix in (".pyx", ".pxi"):
             found += [f"{path.name}:{place}" for place in calls_with_the_gil(path.read_text(), waiting)]
     assert not found, "\n".join(found)
+
+
+def test_other_threads_run_while_a_file_is_opened(tmp_path):
+    """A FIFO is open for reading when somebody opens it for writing: here, another thread."""
+    script = f"""
+    import os, threading, time
+    from pyray_ser import _core
+    path = {str(tmp_path / "fifo")!r}
+    os.mkfifo(path)
+
+    def write():
+        while True:
+            time.sleep(0.001)
+            try:  # an error until the other thread is opening it
+                os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+                return
+            except OSError:
+                pass
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    with _core.Opened(path, os.O_RDONLY) as opened:
+        print(os.read(opened.fileno(), 1))
+    writer.join()
+    """
+    assert run(script, timeout=30) == "b''"
+
+
+@pytest.mark.parametrize("handler", ["returns", "raises"])
+def test_a_signal_interrupts_the_opening_of_a_file(tmp_path, handler):
+    script = f"""
+    import os, signal
+    from pyray_ser import _core
+    path = {str(tmp_path / "fifo")!r}
+    os.mkfifo(path)
+    seen = []
+
+    def handler(number, frame):
+        seen.append(number)
+        if {handler!r} == "raises":
+            raise InterruptedError("by the handler")
+        if len(seen) == 3:  # it has been opened again twice
+            seen.append(os.open(path, os.O_RDWR))
+
+    signal.signal(signal.SIGALRM, handler)
+    before = len(os.listdir("/proc/self/fd"))
+    # Again and again: a signal that comes before the call interrupts nothing.
+    signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+    try:
+        with _core.Opened(path, os.O_RDONLY) as opened:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            print(opened.fileno() > 2, len(seen) > 3)
+    except InterruptedError as error:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        print(error, len(os.listdir("/proc/self/fd")) - before)
+    """
+    assert run(script, timeout=30) == ("True True" if handler == "returns" else "by the handler 0")
