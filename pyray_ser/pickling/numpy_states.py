@@ -91,7 +91,7 @@ def _check_composed(dtype: Any, state: tuple[Any, ...], strict: bool) -> None:
     try:
         if not strict:
             names, fields = _decoded(names, fields)
-        made = _sub_array(base) if names is None else _record(names, fields, dtype, itemsize, alignment, flags)
+        made = _sub_array(base) if names is None else _record(names, fields, dtype, itemsize, alignment, flags, strict)
     except UnpicklingError:
         raise
     except Exception as error:
@@ -130,11 +130,11 @@ def _decoded(names: Any, fields: Any) -> tuple[Any, Any]:
         or any(type(name) is not bytes for name in names)
     ):
         return names, fields
-    # NumPy drops what no name leads to.
+    # NumPy drops what no name leads to, so that titles stay in their fields alone.
     return tuple(name.decode("ascii") for name in names), {name.decode("ascii"): fields[name] for name in names}
 
 
-def _record(names: Any, fields: Any, dtype: Any, itemsize: int, alignment: int, flags: int) -> Any:
+def _record(names: Any, fields: Any, dtype: Any, itemsize: int, alignment: int, flags: int, strict: bool) -> Any:
     if type(names) is not tuple or type(fields) is not dict or len(set(map(id, names))) != len(names):
         _refuse("dtype has names or fields of another type than NumPy gives them")
     parts: dict[str, list[Any]] = {"names": [], "formats": [], "offsets": [], "titles": []}
@@ -146,9 +146,13 @@ def _record(names: Any, fields: Any, dtype: Any, itemsize: int, alignment: int, 
         kind, offset, title = (*field, None)[:3]
         if not isinstance(kind, numpy.dtype) or not _is_int(offset, 0):
             _refuse("dtype has a field that is no dtype at an offset")
-        if title is not None and (type(title) is not str or fields.get(title) != field):
+        if strict and title is not None and type(title) not in (str, bytes):
+            _refuse("dtype has a title that is neither str nor bytes")
+        # A title leads to its field if it is a str, but not after NumPy has decoded names of Python 2.
+        leads = isinstance(title, str) and (strict or title in fields)
+        if leads and fields.get(title) != field:
             _refuse("dtype has a title that is no name of its field")
-        known += 1 + (title is not None)
+        known += 1 + leads
         for key, value in zip(parts, (name, kind, offset, title), strict=True):
             parts[key].append(value)
     if known != len(fields):

@@ -168,3 +168,58 @@ def test_records_of_python_2_load_with_their_names_as_bytes():
     for damaged in (b"(dS'\\xe9'", b"(dS'other'"):
         with pytest.raises(pickle.UnpicklingError, match="NumPy cannot make"):
             _unpickle.loads(stream.replace(b"(dS'name'", damaged), encoding="bytes")
+
+
+@pytest.mark.parametrize("title", [b"S'title'\n", b"Vtitle\n"], ids=["str", "unicode"])
+def test_titles_of_python_2_load_with_their_names_as_bytes(title):
+    field = b"(cnumpy\ndtype\n(S'i4'\nI0\nI1\ntR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntbI0\n" + title + b"t"
+    stream = (
+        b"cnumpy\ndtype\n(S'V4'\nI0\nI1\ntR(I3\nS'|'\nN(S'name'\nt"
+        b"(dS'name'\n" + field + b"s" + title + field + b"sI4\nI1\nI16\ntb."
+    )
+    wanted = pickle.loads(stream, encoding="bytes")
+    ours = _unpickle.loads(stream, encoding="bytes")
+    assert ours == wanted and ours.names == ("name",) and dict(ours.fields) == dict(wanted.fields)
+    assert np.zeros(3, ours)["name"].tolist() == [0, 0, 0]
+    again = _unpickle.loads(_unpickle_dumps(ours))
+    assert dict(again.fields) == dict(ours.fields)
+    assert _unpickle.loads(stream, encoding="latin1").fields["title"] == wanted.fields["name"][:2] + ("title",)
+
+
+@pytest.mark.parametrize("title", [b"title", "title", 3, ("a", "title")], ids=repr)
+def test_titles_of_any_type_load(title):
+    wanted = np.dtype({"names": ["a", "b"], "formats": ["i4", "f8"], "titles": [title, None]})
+    assert dict(_unpickle.loads(_unpickle_dumps(wanted)).fields) == dict(wanted.fields)
+    if isinstance(title, str | bytes):
+        assert dict(_unpickle.loads(_unpickle_dumps(wanted), allow=ONLY_DTYPE).fields) == dict(wanted.fields)
+    else:
+        with pytest.raises(pickle.UnpicklingError, match="neither str nor bytes"):
+            _unpickle.loads(_unpickle_dumps(wanted), allow=ONLY_DTYPE)
+
+
+def test_a_title_that_leads_elsewhere_is_refused():
+    wanted = np.dtype({"names": ["a", "b"], "formats": ["i4", "i4"], "titles": ["one", "two"]})
+    stream = pickle.dumps(wanted, 2)
+    assert _unpickle.loads(stream) == wanted
+    # The title of `a` becomes that of `b`; then one that no field has, which is fine outside of safe mode alone.
+    state = wanted.__reduce__()[2]
+    for one, strict_only in (("two", False), ("three", True)):
+        fields = {**state[4], "a": (*state[4]["a"][:2], one)}
+        if strict_only:
+            fields.pop("one")
+        forged = pickle.dumps(_Forged(wanted, (*state[:4], fields, *state[5:])), 2)
+        with pytest.raises(pickle.UnpicklingError, match="no name of its field"):
+            _unpickle.loads(forged, allow=ONLY_DTYPE)
+        if strict_only:
+            assert _unpickle.loads(forged) == pickle.loads(forged)
+        else:
+            with pytest.raises(pickle.UnpicklingError, match="no name of its field"):
+                _unpickle.loads(forged)
+
+
+class _Forged:
+    def __init__(self, dtype, state):
+        self.reduced = (*dtype.__reduce__()[:2], state)
+
+    def __reduce__(self):
+        return self.reduced
