@@ -279,9 +279,16 @@ class Channel:
         """Take no more calls, and fail the unanswered ones with ``error(task)``."""
         if error is not None:
             self._error = error
+        self._refuse()
+        self._fail_rest()
+
+    def _refuse(self) -> None:
         self.calls.refuse()
         _channels.discard(self)
-        self._fail_rest()
+        reader = self._collected
+        if reader is not None:
+            # It reads no end from a pipe that another thread has closed.
+            reader.look_at(self)
 
     def fail_sent(self) -> None:
         """Fail the calls that were sent to a dead process; the others continue after `revive`."""
@@ -316,9 +323,8 @@ class Channel:
 
     def abandon(self) -> None:
         """Take no more calls; other code decides about the unanswered ones."""
-        self.calls.refuse()
+        self._refuse()
         self.calls.drop()
-        _channels.discard(self)
 
     def _fail_rest(self) -> None:
         while (job := self.calls.oldest()) is not None:

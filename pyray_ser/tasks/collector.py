@@ -66,11 +66,15 @@ class Collector:
         self._turns[channel] = turn
         self.register(channel)
         if channel.calls.pending or not channel.calls.busy or channel.calls.fileno() < 0:
-            self._fresh.append(channel)
-            self._ring()
+            self.look_at(channel)
         if self.over:
             self.remove(channel)
             channel.collect_later()
+
+    def look_at(self, channel: Channel) -> None:
+        """Look at a channel soon, although none of its descriptors is ready."""
+        self._fresh.append(channel)
+        self._ring()
 
     def register(self, channel: Channel) -> None:
         """Watch the descriptors of a channel. Can be repeated: `add` may be interrupted by what waits for it."""
@@ -242,8 +246,7 @@ class Collector:
         finally:
             if calls.pending:
                 # An error came out of the middle: the rest is there, and the pipe will not tell.
-                self._fresh.append(channel)
-                self._ring()
+                self.look_at(channel)
             if calls.dead or not (calls.busy or calls.blocked or calls.pending):
                 self.remove(channel)
                 channel._after_reading()
@@ -265,7 +268,11 @@ class Collector:
 
     def _drop(self, channel: Channel, descriptors: tuple[int, ...] | None = None) -> None:
         self._registered.pop(channel, None)
-        for fd in descriptors or _descriptors(channel):
+        known = descriptors or _descriptors(channel)
+        if min(known) < 0:
+            # Another thread has closed one already: find its number. Others change the table meanwhile.
+            known = tuple(fd for fd, found in list(self._channels.items()) if found is channel)
+        for fd in known:
             # Of one that has died they are gone already.
             if self._channels.get(fd) is channel:
                 del self._channels[fd]

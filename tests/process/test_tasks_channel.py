@@ -6,6 +6,7 @@ import fcntl
 import os
 import socket
 import threading
+import time
 from multiprocessing.connection import Connection
 
 import pytest
@@ -94,3 +95,24 @@ def test_a_new_process_may_get_the_numbers_of_one_that_has_just_died():
     assert settled.wait(240) and type(calls[1].ref.outcome) is bytes
     successor.close()
     second.end()
+
+
+@pytest.mark.parametrize("how", ["give_up", "abandon"])
+@pytest.mark.parametrize("lives", [True, False], ids=["lives", "reaped"])
+def test_the_collector_forgets_a_channel_that_another_thread_gives_up(how, lives):
+    peer = Peer()
+    channel = Channel(peer, peer.pipe)
+    channel.submit(job())
+    channel.collect_later()
+    reader = collector()
+    assert reader.has(channel)
+    getattr(channel, how)()
+    if not lives:
+        peer.end()
+        peer.reap()
+    left = time.monotonic() + 240
+    while channel in list(reader._channels.values()) or channel in list(reader._turns):
+        assert time.monotonic() < left, "it is watched although it is closed"
+        time.sleep(0.01)
+    if lives:
+        peer.end()
