@@ -1,7 +1,8 @@
 /* check.c - inspecting a store: consistency check, statistics, list of objects.
  *
  * Guarantee  prs_check takes the store lock and verifies every invariant of layout.h that other
- *            clients cannot be changing lock-free at that moment.  Statistics count by walking the
+ *            clients cannot be changing lock-free at that moment.  prs_check_in_slices lets others have
+ *            the lock in between, so that a long table stalls nobody.  Statistics count by walking the
  *            table: put and get maintain no counters.
  */
 #include "store.h"
@@ -51,20 +52,30 @@ static int check_holders(prs_store *s, uint32_t i, prs_error *error)
     return PRS_OK;
 }
 
-static int check_locked(prs_store *s, prs_error *error)
+/* Check what all other checks rely on. */
+static int check_lengths(prs_store *s, prs_error *error)
 {
-    prs_arena *a = &s->super->arena;
-    uint32_t published = prs_load_acquire(&s->super->published), limit = published;
+    uint32_t published = prs_load_acquire(&s->super->published);
     if (published > s->max_slots || prs_load_relaxed(&s->super->links_published) > s->max_links ||
         prs_load_relaxed(&s->super->client_high) > s->super->max_clients)
         return prs_fail(error, PRS_E_CORRUPT, 0, "a table is longer than its room");
     if (prs_load_relaxed(&s->super->corrupt))
         return prs_fail(error, PRS_E_CORRUPT, 0, "damage was found in the tables earlier");
-    if (a->extent_bump > 2 * published + 8)
+    if (s->super->arena.extent_bump > 2 * published + 8)
         return prs_fail(error, PRS_E_CORRUPT, 0, "the table of extents is longer than its room");
+    return PRS_OK;
+}
+
+static int check_locked(prs_store *s, prs_error *error)
+{
+    prs_arena *a = &s->super->arena;
+    uint32_t published = prs_load_acquire(&s->super->published), limit = published;
+    int rc = check_lengths(s, error);
+    if (rc < 0)
+        return rc;
     uint32_t free_slots = 0;
     for (uint32_t i = 0; i < published; i++) {
-        int rc = check_slot(s, i, error);
+        rc = check_slot(s, i, error);
         if (rc == PRS_OK)
             rc = check_holders(s, i, error);
         if (rc < 0)
@@ -81,7 +92,7 @@ static int check_locked(prs_store *s, prs_error *error)
     if (stacked != free_slots || stacked != a->slot_free_count)
         return prs_fail(error, PRS_E_CORRUPT, 0, "%u slots are free, %u on the stack, %u counted", free_slots, stacked,
                         a->slot_free_count);
-    int rc = prs_extent_check(s, error);
+    rc = prs_extent_check(s, error);
     if (rc == PRS_OK)
         rc = prs_links_check(s, error);
     return rc < 0 ? rc : prs_names_check(s, error);
@@ -97,6 +108,81 @@ int prs_check(prs_store *s, prs_error *error)
     rc = check_locked(s, error);
     prs_unlock(s);
     return rc;
+}
+
+/* ---- in slices ---------------------------------------------------------------------------------- */
+
+#define SLICE 4096u /* entries checked per hold of the lock */
+#define BREATH (50 * (PRS_MS / 1000))
+
+/* Return whether an index is on the stack of free slots by its looks: a free slot, or the end. */
+static bool may_be_free(const prs_store *s, uint32_t i)
+{
+    return i == PRS_NIL ||
+           (i < prs_slots_published(s) && prs_word_state(prs_load_seqcst(&prs_slot_at(s, i)->word)) == PRS_STATE_FREE);
+}
+
+static int check_one_slot(prs_store *s, uint32_t i, prs_error *error)
+{
+    const prs_slot *slot = prs_slot_at(s, i);
+    uint32_t next = prs_load_relaxed(&slot->next_free);
+    bool unused = prs_word_state(prs_load_seqcst(&slot->word)) == PRS_STATE_FREE;
+    if (unused && (next == i || !may_be_free(s, next)))
+        return prs_fail(error, PRS_E_CORRUPT, 0, "the stack of free slots is broken");
+    int rc = check_slot(s, i, error);
+    return rc < 0 ? rc : check_holders(s, i, error);
+}
+
+/* Check the heads of all chains, and the names. */
+static int check_heads(prs_store *s, uint32_t i, prs_error *error)
+{
+    if (!may_be_free(s, s->super->arena.slot_free))
+        return prs_fail(error, PRS_E_CORRUPT, 0, "the stack of free slots is broken");
+    if (!prs_link_may_be_free(s, s->super->arena.link_free))
+        return prs_fail(error, PRS_E_CORRUPT, 0, "the stack of free links is broken");
+    int rc = prs_extent_check_heads(s, error);
+    return rc < 0 ? rc : prs_names_check(s, error);
+}
+
+static uint32_t one(const prs_store *s)
+{
+    return 1;
+}
+
+static uint32_t extents_in_use(const prs_store *s)
+{
+    return s->super->arena.extent_bump;
+}
+
+int prs_check_in_slices(prs_store *s, prs_error *error)
+{
+    static const struct {
+        uint32_t (*length)(const prs_store *s);
+        int (*check)(prs_store *s, uint32_t i, prs_error *error);
+    } tables[] = {{one, check_heads},
+                  {prs_slots_published, check_one_slot},
+                  {extents_in_use, prs_extent_check_one},
+                  {prs_links_in_use, prs_link_check_one}};
+    if (prs_slots_published(s) <= SLICE && prs_links_published(s) <= SLICE)
+        return prs_check(s, error);
+    for (size_t t = 0; t < sizeof tables / sizeof *tables; t++)
+        for (uint32_t i = 0, length = 1; i < length;) {
+            int rc = prs_lock_tables(s, error);
+            if (rc < 0)
+                return rc;
+            rc = check_lengths(s, error);
+            length = rc < 0 ? 0 : tables[t].length(s);
+            uint32_t end = i + SLICE < length ? i + SLICE : length;
+            for (; rc == PRS_OK && i < end; i++)
+                rc = tables[t].check(s, i, error);
+            bool wanted = prs_lock_wanted(s);
+            prs_unlock(s);
+            if (rc < 0)
+                return rc;
+            if (wanted)
+                prs_os_sleep(BREATH); /* whoever waits has to wake up first */
+        }
+    return PRS_OK;
 }
 
 int prs_get_stats(prs_store *s, prs_stats *out)

@@ -526,3 +526,80 @@ int prs_extent_check(prs_store *s, prs_error *error)
         return prs_fail(error, PRS_E_CORRUPT, 0, "%u free extents are in no bin", free_count);
     return PRS_OK;
 }
+
+int prs_extent_check_heads(prs_store *s, prs_error *error)
+{
+    const prs_arena *a = arena_of(s);
+    uint32_t limit = a->extent_bump;
+    if (a->extent_first >= limit)
+        return prs_fail(error, PRS_E_CORRUPT, 0, "the chain of extents leaves its table");
+    if (a->extent_free != PRS_NIL && (a->extent_free >= limit || s->extents[a->extent_free].size))
+        return prs_fail(error, PRS_E_CORRUPT, 0, "the stack of unused extents is broken");
+    for (uint32_t fl = 0; fl < PRS_FL_COUNT; fl++) {
+        if (!!(a->fl_bitmap >> fl & 1) != !!a->sl_bitmap[fl])
+            return prs_fail(error, PRS_E_CORRUPT, 0, "bitmap of power %u is wrong", fl);
+        for (uint32_t sl = 0; sl < PRS_SL_COUNT; sl++) {
+            uint32_t head = a->bins[fl][sl], f, l;
+            if ((head != PRS_NIL) != !!(a->sl_bitmap[fl] >> sl & 1))
+                return prs_fail(error, PRS_E_CORRUPT, 0, "bitmap of bin %u.%u is wrong", fl, sl);
+            if (head == PRS_NIL)
+                continue;
+            if (head >= limit || prs_extent_used(&s->extents[head]) || s->extents[head].bin_prev != PRS_NIL)
+                return prs_fail(error, PRS_E_CORRUPT, 0, "bin %u.%u holds what is not free", fl, sl);
+            bin_of(s->extents[head].size, &f, &l);
+            if (f != fl || l != sl)
+                return prs_fail(error, PRS_E_CORRUPT, 0, "extent %u is in the wrong bin", head);
+        }
+    }
+    return PRS_OK;
+}
+
+/* Return whether a free extent has its place in the chain of its bin. */
+static bool in_its_bin(const prs_store *s, uint32_t i)
+{
+    const prs_arena *a = arena_of(s);
+    const prs_extent *e = &s->extents[i];
+    uint32_t limit = a->extent_bump, fl, sl, next = e->bin_next, prev = e->bin_prev;
+    bin_of(e->size, &fl, &sl);
+    if (next != PRS_NIL && (next >= limit || prs_extent_used(&s->extents[next]) || s->extents[next].bin_prev != i))
+        return false;
+    if (prev == PRS_NIL)
+        return a->bins[fl][sl] == i;
+    return prev < limit && !prs_extent_used(&s->extents[prev]) && s->extents[prev].bin_next == i;
+}
+
+/* Offsets rise along the chain, so that it holds every byte once if each extent follows its neighbour. */
+int prs_extent_check_one(prs_store *s, uint32_t i, prs_error *error)
+{
+    const prs_arena *a = arena_of(s);
+    const prs_extent *e = &s->extents[i];
+    uint32_t limit = a->extent_bump;
+    bool used = prs_extent_used(e);
+    if (e->size == 0 && !used) {
+        if (e->bin_next != PRS_NIL && (e->bin_next >= limit || s->extents[e->bin_next].size))
+            return prs_fail(error, PRS_E_CORRUPT, 0, "the stack of unused extents is broken");
+        return PRS_OK;
+    }
+    const prs_extent *prev = e->prev < limit ? &s->extents[e->prev] : NULL;
+    const prs_extent *next = e->next < limit ? &s->extents[e->next] : NULL;
+    bool follows = prev ? prev->next == i && prev->off + prev->size == e->off
+                        : e->prev == PRS_NIL && e->off == 0 && a->extent_first == i;
+    bool leads =
+        next ? next->prev == i && next->off == e->off + e->size : e->next == PRS_NIL && e->off + e->size == s->capacity;
+    if (e->size == 0 || e->size % PRS_UNIT || !prs_in_data(s, e->off, e->size) || !follows || !leads)
+        return prs_fail(error, PRS_E_CORRUPT, 0, "extent %u does not follow its neighbour", i);
+    if (used) {
+        if (e->slot >= prs_slots_published(s))
+            return prs_fail(error, PRS_E_CORRUPT, 0, "extent %u belongs to no slot", i);
+        const prs_slot *slot = prs_slot_at(s, e->slot);
+        if (prs_load_relaxed(&slot->extent) != i || prs_load_relaxed(&slot->off) != e->off ||
+            prs_load_relaxed(&slot->cap) != e->size)
+            return prs_fail(error, PRS_E_CORRUPT, 0, "slot %u and extent %u disagree", e->slot, i);
+        return PRS_OK;
+    }
+    if (next && !prs_extent_used(next))
+        return prs_fail(error, PRS_E_CORRUPT, 0, "extents %u and %u are free neighbours", i, e->next);
+    if (!in_its_bin(s, i))
+        return prs_fail(error, PRS_E_CORRUPT, 0, "extent %u is not in the chain of its bin", i);
+    return PRS_OK;
+}

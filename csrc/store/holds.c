@@ -421,29 +421,72 @@ bool prs_links_reap(prs_store *s, uint32_t client, uint32_t incarnation)
 
 /* ---- checking ------------------------------------------------------------------------------------------------ */
 
+/* Check where a record leads. */
+static int check_record(prs_store *s, uint32_t i, prs_error *error)
+{
+    uint32_t slots = prs_slots_published(s);
+    const prs_link *l = &s->links[i];
+    if (l->kind == PRS_LINK_FREE)
+        return PRS_OK;
+    if (l->kind > PRS_LINK_LAST || l->slot >= slots)
+        return prs_fail(error, PRS_E_CORRUPT, 0, "link %u is of no known kind or holds no slot", i);
+    if (prs_link_is_edge(l->kind)) {
+        if (l->owner >= slots)
+            return prs_fail(error, PRS_E_CORRUPT, 0, "link %u belongs to no object", i);
+        const prs_slot *outer = prs_slot_at(s, l->owner);
+        /* unreached: race: an object that lost its last holder a moment ago */
+        if (owner_lives(s, l) && prs_word_state(prs_load_seqcst(&outer->word)) == PRS_STATE_SEALED &&
+            l->inner >= prs_load_relaxed(&outer->serial))
+            return prs_fail(error, PRS_E_CORRUPT, 0, "object of slot %u names a younger object", l->owner);
+    }
+    return PRS_OK;
+}
+
+/* Check that a record is counted in its slot. */
+static int check_counted(prs_store *s, uint32_t i, prs_error *error)
+{
+    const prs_link *l = &s->links[i];
+    if (l->kind == PRS_LINK_FREE || !lives(prs_slot_at(s, l->slot), l))
+        return PRS_OK;
+    uint32_t count = prs_load_seqcst(&prs_slot_at(s, l->slot)->links);
+    if (prs_links_all(count) == 0 || (prs_link_holds_bytes(l->kind) && !(count & PRS_LINKS_BYTES)))
+        return prs_fail(error, PRS_E_CORRUPT, 0, "slot %u is held by link %u and counts none", l->slot, i);
+    return PRS_OK;
+}
+
+uint32_t prs_links_in_use(const prs_store *s)
+{
+    uint32_t links = prs_links_published(s), bump = arena_of(s)->link_bump;
+    return bump < links ? bump : links;
+}
+
+/* Return whether an index is on the stack of free records by its looks: a free record, or the end. */
+bool prs_link_may_be_free(const prs_store *s, uint32_t i)
+{
+    return i == PRS_NIL || (i < prs_links_in_use(s) && s->links[i].kind == PRS_LINK_FREE);
+}
+
+int prs_link_check_one(prs_store *s, uint32_t i, prs_error *error)
+{
+    const prs_link *l = &s->links[i];
+    if (l->kind == PRS_LINK_FREE && (l->next == i || !prs_link_may_be_free(s, l->next)))
+        return prs_fail(error, PRS_E_CORRUPT, 0, "the stack of free links is broken");
+    int rc = check_record(s, i, error);
+    return rc < 0 ? rc : check_counted(s, i, error);
+}
+
 int prs_links_check(prs_store *s, prs_error *error)
 {
     prs_arena *a = arena_of(s);
-    uint32_t slots = prs_slots_published(s), links = prs_links_published(s);
-    uint32_t tokens = 0, edges = 0, unused = 0, limit = a->link_bump < links ? a->link_bump : links;
+    uint32_t tokens = 0, edges = 0, unused = 0, limit = prs_links_in_use(s);
     for (uint32_t i = 0; i < limit; i++) {
         const prs_link *l = &s->links[i];
-        if (l->kind == PRS_LINK_FREE) {
+        int rc = check_record(s, i, error);
+        if (rc < 0)
+            return rc;
+        if (l->kind == PRS_LINK_FREE)
             unused++;
-            continue;
-        }
-        if (l->kind > PRS_LINK_LAST || l->slot >= slots)
-            return prs_fail(error, PRS_E_CORRUPT, 0, "link %u is of no known kind or holds no slot", i);
-        if (prs_link_is_edge(l->kind)) {
-            if (l->owner >= slots)
-                return prs_fail(error, PRS_E_CORRUPT, 0, "link %u belongs to no object", i);
-            const prs_slot *outer = prs_slot_at(s, l->owner);
-            /* unreached: race: an object that lost its last holder a moment ago */
-            if (owner_lives(s, l) && prs_word_state(prs_load_seqcst(&outer->word)) == PRS_STATE_SEALED &&
-                l->inner >= prs_load_relaxed(&outer->serial))
-                return prs_fail(error, PRS_E_CORRUPT, 0, "object of slot %u names a younger object", l->owner);
-        }
-        if (l->kind == PRS_LINK_ONCE || l->kind == PRS_LINK_STICKY)
+        else if (l->kind == PRS_LINK_ONCE || l->kind == PRS_LINK_STICKY)
             tokens++;
         else if (l->kind != PRS_LINK_NAME)
             edges++;
@@ -459,11 +502,9 @@ int prs_links_check(prs_store *s, prs_error *error)
         return prs_fail(error, PRS_E_CORRUPT, 0, "%u free links are not on the stack", unused);
     /* Counts: visit each link once, without memory for a full recount. */
     for (uint32_t i = 0; i < limit; i++) {
-        const prs_link *l = &s->links[i];
-        if (l->kind != PRS_LINK_FREE && lives(prs_slot_at(s, l->slot), l) &&
-            (prs_links_all(prs_load_seqcst(&prs_slot_at(s, l->slot)->links)) == 0 ||
-             (prs_link_holds_bytes(l->kind) && !(prs_load_seqcst(&prs_slot_at(s, l->slot)->links) & PRS_LINKS_BYTES))))
-            return prs_fail(error, PRS_E_CORRUPT, 0, "slot %u is held by link %u and counts none", l->slot, i);
+        int rc = check_counted(s, i, error);
+        if (rc < 0)
+            return rc;
     }
     return PRS_OK;
 }

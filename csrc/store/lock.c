@@ -187,6 +187,11 @@ bool prs_trylock(prs_store *s)
     return false;
 }
 
+bool prs_lock_wanted(const prs_store *s)
+{
+    return prs_load_relaxed(&s->super->lock) & WAITERS;
+}
+
 void prs_unlock(prs_store *s)
 {
     PRS_POINT(lock_released);

@@ -4,7 +4,7 @@
  * Algorithm  A new segment has no name until its superblock is complete: a memfd, or an unnamed file on
  *            tmpfs that we link to its path last, so that no process can open an incomplete one.  To
  *            attach, we copy the superblock to private memory, recompute the layout from its numbers and
- *            compare, before we map anything; then we check the tables under the store lock.
+ *            compare, before we map anything; then we check the tables under the store lock, a slice at a time.
  * Guarantee  No size or offset from the file is used before it is checked.  The page of constants and the
  *            data area are mapped read-only, from a descriptor that cannot write.
  */
@@ -430,7 +430,7 @@ static int attach(prs_store **out, int fd, uint64_t store, const prs_options *op
     if ((rc = map_all(s, head, error)) < 0 || (rc = enter(s, error)) < 0)
         goto fail;
     free(head);
-    rc = prs_check(s, error);
+    rc = prs_check_in_slices(s, error);
     if (rc < 0) { /* do not call prs_close(): it would work on corrupt tables */
         prs_atfork_unregister(s);
         prs_client_release(s);

@@ -246,6 +246,8 @@ int prs_lock(prs_store *s, int64_t timeout, prs_error *error);
 /* Try once, with a short spin: for destructors. */
 bool prs_trylock(prs_store *s);
 void prs_unlock(prs_store *s);
+/* Return whether other clients sleep until we unlock. */
+bool prs_lock_wanted(const prs_store *s);
 
 /* ---- extent.c: all under the store lock --------------------------------------------------------- */
 
@@ -266,6 +268,8 @@ void prs_extent_take(prs_store *s, uint32_t extent, uint32_t slot);
 int prs_extent_rebuild(prs_store *s);
 uint64_t prs_extent_largest(const prs_store *s);
 int prs_extent_check(prs_store *s, prs_error *error);
+int prs_extent_check_heads(prs_store *s, prs_error *error);                /* the bins, and where the chains begin */
+int prs_extent_check_one(prs_store *s, uint32_t extent, prs_error *error); /* an extent and its neighbours */
 bool prs_extent_size_fits(uint64_t size);
 
 /* ---- slot.c --------------------------------------------------------------------------------------- */
@@ -345,6 +349,9 @@ bool prs_edges_release(prs_store *s, bool block);  /* end some of our DYING link
 void prs_links_rebuild(prs_store *s);              /* under the lock */
 bool prs_links_reap(prs_store *s, uint32_t client, uint32_t incarnation); /* false: no lock */
 int prs_links_check(prs_store *s, prs_error *error);
+int prs_link_check_one(prs_store *s, uint32_t link, prs_error *error);
+uint32_t prs_links_in_use(const prs_store *s);
+bool prs_link_may_be_free(const prs_store *s, uint32_t link);
 
 /* Lock, with a free record ensured; make one that holds `id` (PRS_NIL: it is gone; `undone`: try to free it after
  * unlocking); end one (returns the slot to try to free after unlocking, or PRS_NIL). */
@@ -397,6 +404,12 @@ bool prs_spill_by_us(const prs_store *s, uint32_t slot); /* this thread is spill
 int prs_spill_write(prs_store *s, const prs_draft *draft, uint64_t at, const void *src, size_t n, prs_error *error);
 int prs_spill_create(prs_store *s, const prs_draft *draft, prs_error *error);
 int prs_spill_seal(prs_store *s, const prs_draft *draft, prs_error *error);
+
+/* ---- check.c ---- */
+
+/* Check the tables of a store that we attach to, with the lock held for a slice of them at a time.  Every entry is checked,
+ * with those it leads to; sums and whole chains only if the store is small. */
+int prs_check_in_slices(prs_store *s, prs_error *error);
 
 /* ---- recover.c --------------------------------------------------------------------------------------------------- */
 

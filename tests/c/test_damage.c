@@ -4,7 +4,7 @@
  * One table after the other is damaged in one place, as a wild write or a bug of the engine would; the check names it, nobody
  * can attach to such a store, and the check passes when the bytes are as before.
  */
-#include "engine.h"
+#include "corpses.h"
 
 static struct scene {
     prs_store *s;
@@ -32,12 +32,17 @@ static void bin_with_one(struct scene *c)
     CHECK_MSG(false, "no bin holds a single extent");
 }
 
-static void set_up(struct scene *c)
+/* `crowd` objects more than the scene needs: an attach checks the tables of so many in slices. */
+#define CROWD 5000
+
+static void set_up(struct scene *c, int crowd)
 {
     prs_error e;
     prs_draft d;
     prs_token token, ended;
-    c->s = store_with((prs_options){.capacity = 8 * MIB, .max_objects = 4096});
+    c->s = store_with((prs_options){.capacity = 8 * MIB, .max_objects = 8192});
+    for (int i = 0; i < crowd; i++)
+        (void)put(c->s, 64, (uint64_t)i);
     c->p = c->s->super, c->a = &c->p->arena;
     c->inner = put(c->s, 3000, 1);
     CHECK_EQ(prs_alloc(c->s, 100000, PRS_ALLOC_ORDERED, &d, &e), PRS_OK);
@@ -275,10 +280,16 @@ static void heal(struct scene *c)
     prs_store_relaxed(&c->s->links_seen, prs_load_relaxed(&c->p->links_published));
 }
 
-static void try_all(const char *damage(struct scene *, int))
+/* Return whether only a look at a whole chain or table finds the damage: an attach to a large store does not take one. */
+static bool is_sum(const char *says)
+{
+    return strstr(says, "on the stack") || strstr(says, "used bytes are") || strstr(says, "are counted as");
+}
+
+static void try_with(const char *damage(struct scene *, int), int crowd)
 {
     struct scene *c = &at;
-    set_up(c);
+    set_up(c, crowd);
     prs_error e = {0};
     CHECK_EQ(prs_check(c->s, &e), PRS_OK);
     const char *says;
@@ -287,8 +298,8 @@ static void try_all(const char *damage(struct scene *, int))
         int rc = prs_check(c->s, &e);
         CHECK_MSG(rc == PRS_E_CORRUPT && strstr(e.what, says), "damage %d should say \"%s\": %d \"%s\"", which, says,
                   rc, e.what);
-        prs_store *t;
-        rc = prs_attach_pid(&t, getpid(), -1, prs_id(c->s), NULL, &e);
+        prs_store *t = NULL;
+        rc = crowd && is_sum(says) ? PRS_E_CORRUPT : prs_attach_pid(&t, getpid(), -1, prs_id(c->s), NULL, &e);
         CHECK_MSG(rc == PRS_E_CORRUPT && t == NULL, "damage %d: attached to all the same: %d", which, rc);
         CHECK_EQ(live_clients(c), 1); /* who was refused is none */
         heal(c);
@@ -301,6 +312,12 @@ static void try_all(const char *damage(struct scene *, int))
     CHECK_STORE(c->s);
     close_store(c->s);
     free(c->before);
+}
+
+static void try_all(const char *damage(struct scene *, int))
+{
+    try_with(damage, 0);
+    try_with(damage, CROWD);
 }
 
 TEST(slots)
@@ -316,6 +333,50 @@ TEST(extents)
 TEST(links_and_names)
 {
     try_all(damage_link);
+}
+
+/* An attach that stands between two slices of its check keeps nobody from the lock, and finds tables that changed meanwhile in
+ * order. */
+TEST(others_put_and_free_while_a_large_store_is_checked)
+{
+    SEVERAL_PROCESSES();
+    prs_store *s = store_with((prs_options){.capacity = 64 * MIB, .max_objects = 32768});
+    static prs_oid id[2 * CROWD];
+    for (int i = 0; i < 2 * CROWD; i++)
+        id[i] = put(s, 64, (uint64_t)i);
+    pid_t parent = getpid();
+    for (int slice = 2; slice < 7; slice++) {
+        pid_t pid = fork();
+        if (pid == 0) {
+            prs_store *t;
+            prs_error e = {0};
+            prs_failpoint_arm("tables_looked", PRS_FAIL_STOP, slice, 0);
+            int rc = prs_attach_pid(&t, parent, -1, prs_id(s), NULL, &e);
+            if (rc < 0)
+                fprintf(stderr, "%s\n", e.what);
+            _exit(rc == PRS_OK ? 0 : 1);
+        }
+        int status;
+        CHECK_EQ(waitpid(pid, &status, WUNTRACED), pid);
+        CHECK_MSG(WIFSTOPPED(status), "slice %d: the check was over at once", slice);
+        CHECK(prs_trylock(s));
+        prs_unlock(s);
+        for (int i = slice; i < 2 * CROWD; i += 7) /* before and behind it */
+            prs_unref(s, &id[i]);
+        prs_magazines_flush(s);
+        prs_oid large = put(s, MIB, 1);
+        for (int i = slice; i < 2 * CROWD; i += 7)
+            id[i] = put(s, 64u + 64u * (uint64_t)(i % 5), (uint64_t)i);
+        CHECK_EQ(kill(pid, SIGCONT), 0);
+        CHECK_EQ(waitpid(pid, &status, 0), pid);
+        CHECK_MSG(WIFEXITED(status) && WEXITSTATUS(status) == 0, "slice %d: the attach failed", slice);
+        prs_unref(s, &large);
+    }
+    for (int i = 0; i < 2 * CROWD; i++)
+        prs_unref(s, &id[i]);
+    prs_reap_dead(s, 0);
+    CHECK_EMPTY(s);
+    close_store(s);
 }
 
 /* Where a slot lies is not believed: no view leads out of the data area. */
