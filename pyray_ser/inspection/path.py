@@ -10,6 +10,7 @@ one another without a gap; the other edges (``closure 'cfg'``) are set off by ar
     task -> closure 'cfg' -> .model.cache['k'][1]
 """
 
+from collections.abc import Iterator
 from types import CellType, CodeType, FunctionType, MappingProxyType, MemberDescriptorType, MethodType
 from typing import Any
 
@@ -19,7 +20,7 @@ from . import frames
 from .part import Part
 from .text import class_name, key_text
 
-__all__ = ["HALF", "Part", "Way", "describe", "describe_long", "path_text"]
+__all__ = ["HALF", "Part", "Way", "attributes", "describe", "describe_long", "path_text"]
 
 # (object, kind of step, key, child), see _walk.Walker; the compiled pickler has "attribute" for state and value in one
 Step = tuple[Any, str, Any, Any]
@@ -327,21 +328,22 @@ def _held(obj: Any, child: Any) -> Part | None:
         for name in ("fget", "fset", "fdel"):
             if getattr(obj, name) is child:
                 return Part(f".{name}", name, obj)
-    attributes = instance_dict(obj)
-    if attributes is not None:
-        for name, value in attributes.items():
-            if value is child:
-                return Part(f".{name}", str(name), obj)
-    for base in vars(type)["__mro__"].__get__(cls):
+    for name, value in attributes(obj):
+        if value is child:
+            return Part(f".{name}", str(name), obj)
+    return None
+
+
+def attributes(obj: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield names and values of an object's attributes, without running code of its class."""
+    yield from (instance_dict(obj) or {}).items()
+    for base in vars(type)["__mro__"].__get__(type(obj)):
         for name, descriptor in vars(type)["__dict__"].__get__(base).items():
             if type(descriptor) is MemberDescriptorType:
                 try:
-                    value = descriptor.__get__(obj)
+                    yield name, descriptor.__get__(obj)
                 except AttributeError:  # a slot that is not set
                     continue
-                if value is child:
-                    return Part(f".{name}", name, obj)
-    return None
 
 
 def root_text(obj: Any) -> str | None:

@@ -27,18 +27,20 @@ def _end(steps: list[Step]) -> int:
     return len(steps)
 
 
-def way_to_failure(steps: list[Step]) -> str:
+def way_to_failure(steps: list[Step], skipped: int = 0) -> str:
     """Return the inspector's path to the object that a pickler could not write; empty for the root.
 
     Parameters
     ----------
     steps : list of (object, str, key, child)
         As from `_walk.Walker`, outermost first.
+    skipped : int, optional
+        See `describe_long`.
     """
     steps = steps[: _end(steps)]
     if not steps:
         return ""
-    return path_text(describe_long(steps), root_text(steps[0][0]))
+    return path_text(describe_long(steps, skipped), root_text(steps[0][0]))
 
 
 class Trace:

@@ -16,7 +16,7 @@ from typing import Any
 
 from . import registry
 
-__all__ = ["Reduction", "find_global", "plain_reduce_ex"]
+__all__ = ["Reduction", "find_global", "is_standard", "plain_reduce_ex"]
 
 # Types of the standard library whose own reduction is useless: a set of weak references, which cannot be pickled, and the markers of
 # fields in dataclasses, which are compared by identity.
@@ -54,7 +54,8 @@ def _cloudpickle() -> Any:
 
 
 @cache
-def _is_standard(module: str) -> bool:
+def is_standard(module: str) -> bool:
+    """Return whether a module is one of the standard library."""
     return module.partition(".")[0] in sys.stdlib_module_names
 
 
@@ -173,7 +174,7 @@ class Reduction:
             and find_in_mro(cls, "__class__") is object.__dict__["__class__"]
             and registry.find(cls) is None
             and self._table_rule(cls) is NO_RULE
-            and self._cloudpickle_rule(cls) is None
+            and self.cloudpickle_rule(cls) is None
             and self._integration(cls) is None
         )
 
@@ -199,7 +200,7 @@ class Reduction:
             value = reducer(obj)
             if value is not NotImplemented:
                 return "integration", value
-        by_value = self._cloudpickle_rule(cls)
+        by_value = self.cloudpickle_rule(cls)
         # cloudpickle's table applies to objects inside a function that is pickled by value; otherwise the type's own reduction has
         # priority.
         if by_value is not None and self._by_value is not None:
@@ -254,9 +255,10 @@ class Reduction:
         except KeyError:
             return NO_RULE  # type: ignore[no-any-return]
 
-    def _cloudpickle_rule(self, cls: type) -> Callable[[Any], Any] | None:
+    def cloudpickle_rule(self, cls: type) -> Callable[[Any], Any] | None:
+        """Return cloudpickle's own reducer for a type of the standard library, or None."""
         # Its table has only types of the standard library; do not import cloudpickle for others.
-        if not _is_standard(getattr(cls, "__module__", None) or ""):
+        if not is_standard(getattr(cls, "__module__", None) or ""):
             return None
         reducer = _cloudpickle().Pickler.dispatch_table.get(cls)
         # After cloudpickle's own entries this mapping shows those of copyreg.

@@ -15,6 +15,7 @@ __all__ = ["everything", "numpy"]
 _PACKAGE = __name__.partition(".")[0]
 _NEEDED = (
     "exceptions",
+    "inspection.message_failure",
     "pickling.registry",
     "pickling.serialization",
     "store.discovery",

@@ -26,12 +26,13 @@ def _hook_dumps(original: Function) -> Function:
     @functools.wraps(original)
     def dumps(obj: object, reducers: dict[type, Function] | None = None, protocol: int | None = None) -> Any:
         sending = patches.sending() if write is not None and (protocol is None or protocol >= 4) else None
-        if sending is None:
-            return original(obj, reducers=reducers, protocol=protocol)
-        with sending as taker:
-            out = message.Output(taker)
-            write(obj, out, reducers=_with_arrays(reducers, taker, protocol), protocol=protocol)
-            return message.seal(out, taker.blobs)
+        with message.PathOfFailure(obj, reducers, by_value=True):
+            if sending is None:
+                return original(obj, reducers=reducers, protocol=protocol)
+            with sending as taker:
+                out = message.Output(taker)
+                write(obj, out, reducers=_with_arrays(reducers, taker, protocol), protocol=protocol)
+                return message.seal(out, taker.blobs)
 
     return dumps
 

@@ -27,7 +27,9 @@ from . import imported, load
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Output", "Taker", "array_reducer", "dumps", "keep", "loads", "seal"]
+    from ..inspection.message_failure import Reducers
+
+__all__ = ["Output", "PathOfFailure", "Taker", "array_reducer", "dumps", "keep", "loads", "seal"]
 
 # From this size on the C pickler writes a payload in a separate call (FRAME_SIZE_TARGET).
 DIRECT = 64 * 1024
@@ -164,6 +166,37 @@ def _exports(array: Any) -> bool:
 
 
 # ---- sending ------------------------------------------------------------------------------------------------------------
+
+
+class PathOfFailure:
+    """
+    Context manager around the pickling of a message: an error gets the path to what was refused, as a note.
+
+    Parameters
+    ----------
+    obj : object
+        The message.
+    reducers : mapping, optional
+        What the pickler has in addition to the tables of `copyreg` and multiprocessing.
+    by_value : bool, optional
+        Whether the pickler is cloudpickle's.
+    """
+
+    __slots__ = ("_by_value", "_obj", "_reducers")
+
+    def __init__(self, obj: object, reducers: Reducers | None = None, *, by_value: bool = False) -> None:
+        self._obj = obj
+        self._reducers = reducers
+        self._by_value = by_value
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception):
+            from ..inspection.message_failure import add_path
+
+            add_path(error, self._obj, self._reducers, by_value=self._by_value)
 
 
 def dumps(obj: object, taker: Taker) -> Output:

@@ -273,9 +273,11 @@ class MessagePickler(ForkingPickler):
                 _local.to = None
                 return _core.pickle_for_message(obj)
             taking = sending()
-            if taking is not None:
-                with taking as taker:
-                    return message.seal(message.dumps(obj, taker), taker.blobs)
+            with message.PathOfFailure(obj):
+                if taking is not None:
+                    with taking as taker:
+                        return message.seal(message.dumps(obj, taker), taker.blobs)
+                return ForkingPickler.dumps(obj)
         return ForkingPickler.dumps(obj, protocol)
 
     @staticmethod

@@ -111,10 +111,13 @@ def hook_dump(original: Callable[..., Any]) -> Callable[..., Any]:
         options = arguments.options
         limit = -1 if options.max_in_flight is None else options.max_in_flight
         file.write(_before(options.min_bytes, options.mmap_mode == "c", limit))
-        if args or kwargs or original.__module__ != "multiprocessing.reduction":
-            original(obj, file, *args, **kwargs)
+        standard = original.__module__ == "multiprocessing.reduction"
+        if args or kwargs or not standard:
+            with message.PathOfFailure(obj, by_value=not standard):
+                original(obj, file, *args, **kwargs)
             return
-        out = message.dumps(obj, arguments)
+        with message.PathOfFailure(obj):
+            out = message.dumps(obj, arguments)
         if arguments.fd < 0:
             file.write(out.getbuffer())
             return
