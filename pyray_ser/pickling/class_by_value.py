@@ -1,7 +1,13 @@
-"""Classes by value: what cloudpickle makes of them, without what a copy of the class brings itself."""
+"""Classes by value: what cloudpickle makes of them, without what a copy of the class brings itself; none of compiled code."""
 
 import enum
-from types import MemberDescriptorType
+from types import (
+    BuiltinFunctionType,
+    ClassMethodDescriptorType,
+    MemberDescriptorType,
+    MethodDescriptorType,
+    WrapperDescriptorType,
+)
 from typing import Any
 
 from cloudpickle import CloudPickler
@@ -13,11 +19,31 @@ class ByValuePickler(CloudPickler):  # type: ignore[misc]
     """Reduce functions and classes that cannot go by reference."""
 
     def reducer_override(self, obj: Any) -> Any:
-        """Return what cloudpickle does; of a class without its slots, of a Flag with all its members."""
+        """Return what cloudpickle does; of a class without its slots, of a Flag with all its members.
+
+        Return `NotImplemented` for a class from compiled code: a copy would have none of that code.
+        """
         value = super().reducer_override(obj)
         if issubclass(type(obj), type) and type(value) is tuple and len(value) > 2:
-            return _mended(obj, value)
+            return NotImplemented if _is_compiled(obj) else _mended(obj, value)
         return value
+
+
+# Methods of a class that is written in C.
+_METHODS = (MethodDescriptorType, WrapperDescriptorType, ClassMethodDescriptorType)
+_IMMUTABLE = 1 << 8  # Py_TPFLAGS_IMMUTABLETYPE
+
+
+def _is_compiled(cls: type) -> bool:
+    """Return whether a class has code in C: it is immutable, or has methods of that kind."""
+    if vars(type)["__flags__"].__get__(cls) & _IMMUTABLE:
+        return True
+    for found in vars(type)["__dict__"].__get__(cls).values():
+        if type(found) in _METHODS and found.__objclass__ is cls:
+            return True
+        if type(found) is BuiltinFunctionType and found.__self__ is cls:  # its __new__
+            return True
+    return False
 
 
 def _mended(cls: type, value: tuple[Any, ...]) -> tuple[Any, ...]:
