@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 from . import _core
 from ._core import ObjectRef, free, get, get_buffer, put
+from .exceptions import ObjectFreedError
 from .store import discovery as _stores
 from .store.scopes import scope
 from .store.waiting import wait
@@ -199,7 +201,15 @@ def get_by_name(name: str, *, timeout: float | None = None, mmap_mode: MmapMode 
     >>> pyray_ser.get_by_name("settings")
     {'lr': 0.1}
     """
-    return get(_core.wait_name(_current(), name, timeout), mmap_mode=mmap_mode)
+    end = time.monotonic() + (timeout or 0)
+    ref = _core.wait_name(_current(), name, timeout)
+    while True:
+        try:
+            return get(ref, mmap_mode=mmap_mode)
+        except ObjectFreedError:
+            # Somebody freed it since it was found, perhaps to give its name to another object.
+            rest = timeout and max(end - time.monotonic(), 1e-9)
+            ref = _core.wait_name(_current(), name, rest)
 
 
 def names() -> dict[str, ObjectRef[Any]]:

@@ -11,6 +11,7 @@ import pytest
 from isolated import run
 
 import pyray_ser
+from pyray_ser import api
 from pyray_ser import exceptions as exc
 
 
@@ -78,6 +79,61 @@ def test_waiting_for_a_name(name):
     assert pyray_ser.get_by_name(name) == "late"
     threading.Timer(0.1, lambda: pyray_ser.put("later", name=name + "2")).start()
     assert pyray_ser.get_by_name(name + "2", timeout=60) == "later"
+
+
+@pytest.mark.parametrize("timeout", [None, 60, 0])
+def test_an_object_that_is_replaced_after_it_was_found_is_looked_for_again(name, timeout, monkeypatch):
+    pyray_ser.put("old", name=name)
+    found = replace_when_found(name, monkeypatch, lambda: pyray_ser.put("new", name=name))
+    assert pyray_ser.get_by_name(name, timeout=timeout) == "new"
+    assert found == ["old", "new"]
+
+
+@pytest.mark.parametrize(("timeout", "error"), [(0, exc.NameNotFoundError), (0.1, exc.GetTimeoutError)])
+def test_an_object_that_is_freed_after_it_was_found_counts_as_absent(name, timeout, error, monkeypatch):
+    pyray_ser.put("old", name=name)
+    replace_when_found(name, monkeypatch, lambda: None)
+    with pytest.raises(error, match="named"):
+        pyray_ser.get_by_name(name, timeout=timeout)
+
+
+def replace_when_found(name, monkeypatch, put):
+    """Free the first object that `get_by_name` finds, and call `put`, before its value is read; return what it finds."""
+    found, wait_name = [], api._core.wait_name
+
+    def finding(*arguments):
+        ref = wait_name(*arguments)
+        found.append(pyray_ser.get(ref))
+        if len(found) == 1:
+            pyray_ser.free(ref)
+            put()
+        return ref
+
+    monkeypatch.setattr(api._core, "wait_name", finding)
+    return found
+
+
+def test_readers_never_miss_an_object_that_others_replace(name):
+    pyray_ser.put(-1, name=name)
+    failed = []
+
+    def read():
+        try:
+            while pyray_ser.get_by_name(name, timeout=60) < 99:
+                pass
+        except Exception as error:
+            failed.append(error)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for i in range(100):
+        pyray_ser.free(pyray_ser.names()[name])
+        pyray_ser.put(i, name=name)
+        time.sleep(0.002)
+    for reader in readers:
+        reader.join()
+    assert not failed, failed
 
 
 def test_a_signal_ends_the_wait(name):
