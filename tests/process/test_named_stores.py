@@ -105,11 +105,39 @@ def test_a_crashed_store_is_made_anew(named):
     assert named(text) == "{}"
 
 
-@pytest.mark.parametrize("number", ["SIGTERM", "SIGKILL"])
-def test_what_a_signal_left_goes_with_the_next_store_of_any_name(named, number):
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [
+        ("sys.exit(3)", 3),
+        ("raise ValueError", 1),
+        ("os.kill(os.getpid(), signal.SIGINT); time.sleep(60)", -2),
+        ("signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(4)); os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)", 4),
+    ],
+    ids=["exit", "error", "interrupt", "handled"],
+)  # fmt: skip
+def test_an_end_that_runs_atexit_removes_the_file(named, end, status):
     text = f"""
-    code = "pyray_ser.init(name=sys.argv[1], capacity=1 << 24); pyray_ser.put(b'x' * 1000000); import signal; os.kill(os.getpid(), signal.{number})"
-    stranger(code, name + "-left", status=-signal.{number})
+    code = "import signal, time; pyray_ser.init(name=sys.argv[1]); pyray_ser.put(b'x' * 1000000, name='value'); {end}"
+    stranger(code, name, status={status})
+    print(os.path.exists(path))
+    """
+    assert named(text) == "False"
+
+
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [
+        ("os.kill(os.getpid(), signal.SIGTERM)", -15),
+        ("os.kill(os.getpid(), signal.SIGKILL)", -9),
+        ("os.kill(os.getpid(), signal.SIGHUP)", -1),
+        ("os._exit(0)", 0),
+    ],
+    ids=["SIGTERM", "SIGKILL", "SIGHUP", "_exit"],
+)
+def test_what_a_sudden_end_left_goes_with_the_next_store_of_any_name(named, end, status):
+    text = f"""
+    code = "pyray_ser.init(name=sys.argv[1], capacity=1 << 24); pyray_ser.put(b'x' * 1000000); import signal; {end}"
+    stranger(code, name + "-left", status={status})
     left = named_stores.path_of(name + "-left")
     assert os.path.exists(left)
     keeper = subprocess.Popen(
