@@ -13,7 +13,7 @@ from isolated import environment
 from patience import patience
 
 LIGHT = ["Pool", "Pipe"]
-HEAVY = ["Pool of spawned workers", "Queue", "joblib", "loky"]
+HEAVY = ["Pool of spawned workers", "Queue", "joblib", "joblib, multiprocessing", "loky"]
 # Other channels, and all values (two minutes for each channel), are run by hand:
 # python tests/support/pool_zoo.py CHANNEL all with | without
 
