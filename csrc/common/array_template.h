@@ -42,7 +42,7 @@
 #define PRP_ARRAY_MAX_DIMS 32
 #define PRP_ARRAY_MAX_DTYPE 31
 
-/* Always enough room: prefix, two tuples of 10-byte ints, dtype, the rest. */
+/* Enough for any stream: prefix, two tuples of 10-byte ints, dtype, the rest. */
 #define PRP_ARRAY_STREAM_MAX (PRP_ARRAY_PREFIX_LEN + 2 * (2 + 10 * PRP_ARRAY_MAX_DIMS) + 2 + PRP_ARRAY_MAX_DTYPE + 8)
 
 typedef struct {
@@ -50,7 +50,7 @@ typedef struct {
     bool has_strides;
     bool readonly;
     uint8_t dtype_len;
-    const char *dtype; /* not terminated; points into the stream when read */
+    const char *dtype; /* without a terminating NUL; points into the stream that was read */
     int64_t shape[PRP_ARRAY_MAX_DIMS];
     int64_t strides[PRP_ARRAY_MAX_DIMS];
 } prp_array_template;
@@ -74,7 +74,7 @@ static inline uint8_t *prp_array_put_int(uint8_t *p, int64_t value)
     } else {
         uint64_t u = (uint64_t)value;
         int n = 8;
-        /* drop bytes that only repeat the sign */
+        /* drops bytes that only repeat the sign */
         while (n > 1 && (value >> (8 * (n - 1) - 1)) == (value < 0 ? -1 : 0))
             n--;
         *p++ = 0x8a;
@@ -100,7 +100,7 @@ static inline uint8_t *prp_array_put_ints(uint8_t *p, const int64_t *values, int
 }
 
 /* Write everything after the prefix up to and including the offset and strides, that is all five arguments. The
- * general pickler uses it too, between its own way to write the global and its own memo opcodes. */
+ * general pickler calls this too, after it has written the global and before its memo opcodes. */
 static inline uint8_t *prp_array_put_arguments(uint8_t *p, const prp_array_template *t)
 {
     p = prp_array_put_ints(p, t->shape, t->nd);

@@ -17,9 +17,9 @@
 #include <sys/auxv.h>
 #include <sys/resource.h>
 
-/* Stack left for foreign code and error handling. */
+/* Bytes of the stack left for foreign code and error handling. */
 #define PRP_STACK_RESERVE ((uintptr_t)96 * 1024)
-/* The most we use of a main stack without a limit; the kernel keeps more than this free below it. */
+/* The most we use of a main stack without a limit; the kernel keeps more than this free below the stack. */
 #define PRP_STACK_UNLIMITED ((uintptr_t)64 << 20)
 
 typedef struct {

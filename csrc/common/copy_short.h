@@ -6,7 +6,7 @@
 #include <stdint.h>
 #include <string.h>
 
-/* memcpy for mostly small lengths, as two overlapping words; reads nothing beyond the end. */
+/* memcpy for lengths that are mostly small: copies two overlapping words and reads nothing beyond the end. */
 static inline void prp_copy_short(uint8_t *to, const void *data, size_t n)
 {
     const uint8_t *from = data;

@@ -32,7 +32,7 @@ typedef int (*prp_intruder_function)(const char *file, int line, int may_raise);
 /* One per extension: every object file defines it, the linker keeps one. */
 typedef struct {
     prp_intruder_function function;
-    PyObject *object; /* owned: the callable, or the capsule that keeps `function` valid */
+    PyObject *object; /* owned reference: the callable, or the capsule that keeps `function` valid */
 } prp_intruder_state;
 __attribute__((weak, visibility("hidden"))) prp_intruder_state prp_intruder;
 
@@ -86,7 +86,7 @@ static inline int prp_has_intruder(void)
 #endif
 }
 
-/* Sets the intruder of this extension: a callable `(file, line, may_raise)`, a capsule, or None. 0 or -1. */
+/* Set the intruder of this extension: a callable `(file, line, may_raise)`, a capsule, or None. 0 or -1. */
 static inline int prp_set_intruder(PyObject *object)
 {
 #ifdef PRP_INTRUDER

@@ -67,10 +67,11 @@ static inline int prp_check_interpreter(void)
 
 /* ---- exceptions -----------------------------------------------------------------------------------------------------
  *
- * Where foreign code may have run, drop only an exception that is an answer. KeyboardInterrupt, SystemExit, MemoryError
- * and the like are always for the caller of the pickler. */
+ * Where foreign code may have run, drop only an exception that the caller expects as a result. KeyboardInterrupt,
+ * SystemExit, MemoryError and the like are always for the caller of the pickler. */
 
-/* 0: there is no exception, or one of `expected`, which is dropped. -1: another one, which stays set. */
+/* Returns 0 if there is no exception, or one of `expected`, which is dropped; -1 if there is another one, which stays
+ * set. */
 static inline int prp_forgive(PyObject *expected)
 {
     if (!PyErr_Occurred())
@@ -81,8 +82,8 @@ static inline int prp_forgive(PyObject *expected)
     return 0;
 }
 
-/* As prp_forgive, for code that may refuse with any exception: drops any Exception but MemoryError and
- * RecursionError. */
+/* As prp_forgive, for code that may refuse with any exception: drops every Exception except
+ * MemoryError and RecursionError. */
 static inline int prp_forgive_refusal(void)
 {
     if (PyErr_Occurred() && (PyErr_ExceptionMatches(PyExc_MemoryError) || PyErr_ExceptionMatches(PyExc_RecursionError)))
@@ -120,7 +121,7 @@ static inline int prp_imported(PyObject *modules, const char *module, const char
 
 /* Let this thread, and no other, nest `calls` more calls from here; return how many it could nest.
  * sys.setrecursionlimit() applies to all threads: another thread that nests through C would exhaust its stack.
- * Public form: changes nothing. */
+ * The public form changes nothing. */
 static inline int prp_allow_calls(int calls)
 {
 #if !PRP_INTERNALS
@@ -141,7 +142,7 @@ static inline int prp_allow_calls(int calls)
 /* ---- types ------------------------------------------------------------------------------------------------------- */
 
 /* A number that identifies this type in its present state: it changes whenever the type or a base is modified, and
- * no other type ever gets the same. 0: unknown; keep nothing about the type. */
+ * no other type ever gets the same. 0: unknown; cache nothing about the type. */
 static inline unsigned prp_type_version(PyTypeObject *type)
 {
 #if !PRP_INTERNALS
@@ -201,7 +202,7 @@ static inline PyObject *prp_type_lookup(PyTypeObject *type, PyObject *name)
 typedef struct {
     PyObject *const *values;
     const uint8_t *order;
-    Py_ssize_t step; /* +1 or -1: direction in which `order` grows */
+    Py_ssize_t step; /* +1 or -1: the direction in which `order` grows */
     Py_ssize_t count;
     void *keys;
 } prp_attrs;
@@ -363,7 +364,7 @@ static inline PyObject *prp_set_next(PyObject *set, Py_ssize_t *pos)
 static inline bool prp_long_small(PyObject *obj, int64_t *value)
 {
 #if PRP_INTERNALS && PY_VERSION_HEX < 0x030C0000
-    /* Without branches: the sizes of ints in one list are often nearly random. */
+    /* No branches, because the sizes of ints in one list are often nearly random. */
     int64_t size = Py_SIZE(obj), sign = size >> 63;
     uint64_t n = (uint64_t)((size ^ sign) - sign), two = n >> 1;
     const digit *digits = ((PyLongObject *)obj)->ob_digit;

@@ -19,7 +19,7 @@ static inline unsigned prp_type_version_now(PyTypeObject *type)
 #endif
 }
 
-/* 1: *value is the attribute (new reference); 0: there is none; -1: exception. No exception object is made for 0. */
+/* 1: *value is the attribute (new reference); 0: there is none; -1: exception. For 0, no exception object is made. */
 static inline int prp_optional_attr(PyObject *obj, PyObject *name, PyObject **value)
 {
 #if PY_VERSION_HEX >= 0x030D0000
@@ -74,7 +74,7 @@ static inline PyDictValues *prp_values_fresh(PyObject *obj, PyTypeObject *type, 
 static inline Py_ssize_t prp_values_room(PyDictValues *values)
 {
 #if PY_VERSION_HEX < 0x030D0000
-    return ((uint8_t *)values)[-1] - 2; /* prefix bytes after its two counters: at least one per attribute */
+    return ((uint8_t *)values)[-1] - 2; /* the prefix has two counters, then at least one byte per attribute */
 #else
     return values->capacity;
 #endif
@@ -99,7 +99,7 @@ static inline bool prp_keys_has(void *keys_, Py_ssize_t index, PyObject *name)
     return index < keys->dk_nentries && DK_UNICODE_ENTRIES(keys)[index].me_key == name;
 }
 
-/* Sets an attribute that was not set; steals the value. The caller has checked index, name and room. */
+/* Set an attribute that was not set; steals the value. The caller has checked index, name and room. */
 static inline void prp_values_set(PyDictValues *values, Py_ssize_t index, PyObject *value)
 {
     values->values[index] = value;
@@ -129,7 +129,7 @@ static inline bool prp_may_be_tracked(PyObject *value)
 }
 #endif
 
-/* Appends n items to an exact list; steals them, also on failure (-1). */
+/* Append n items to an exact list; steals them, also on failure (-1). */
 static inline int prp_list_extend_stealing(PyObject *list, PyObject **items, Py_ssize_t n)
 {
 #if !defined(Py_GIL_DISABLED) && !defined(Py_LIMITED_API)
@@ -225,7 +225,7 @@ static inline PyObject *prp_int32_new(int32_t value)
 {
 #if PRP_INTERNALS && PY_VERSION_HEX < 0x030C0000 && PYLONG_BITS_IN_DIGIT == 30
     if (value >= -5 && value <= 256)
-        return PyLong_FromLong(value); /* the interpreter keeps these */
+        return PyLong_FromLong(value); /* the interpreter keeps these ints alive */
     uint32_t magnitude = value < 0 ? 0 - (uint32_t)value : (uint32_t)value, high = magnitude >> PyLong_SHIFT;
     PyLongObject *number = PyObject_Malloc(offsetof(PyLongObject, ob_digit) + 2 * sizeof(digit));
     if (!number)

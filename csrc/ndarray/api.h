@@ -31,15 +31,15 @@ typedef enum {
  * pass it by pointer and do not copy it. */
 typedef struct {
     prp_array_kind kind;
-    const void *data; /* DIRECT only: borrowed from the array */
+    const void *data; /* DIRECT only; borrowed from the array */
     size_t nbytes;
     prp_array_template layout;
     char dtype[PRP_ARRAY_MAX_DTYPE + 1];
 } prp_array_source;
 
 enum {
-    PRP_ARRAY_WRITABLE = 1,    /* the memory is private and writable (mmap_mode "c"); default is read-only */
-    PRP_ARRAY_EXACT = 2,       /* from_parts: the elements must fill the buffer to its last byte */
+    PRP_ARRAY_WRITABLE = 1,    /* the memory is private and writable (mmap_mode "c"); default: read-only arrays */
+    PRP_ARRAY_EXACT = 2,       /* for from_parts: the elements must fill the buffer to its last byte */
     PRP_ARRAY_PLAIN_OWNER = 4, /* `owner` is known not to be an array */
 };
 

@@ -173,8 +173,8 @@ PyArray_Descr *prp_dtype_find(const char *given, size_t len)
         return NULL;
     memcpy(name, given, len); /* `given` may lie in shared memory: validate the copy that we keep */
     __asm__("" : "+m"(name));
-    /* Order, kind, size or unit. numpy may take anything else for an expression ("f8,f8") or warn, both in Python
-     * code. */
+    /* Accept only order, kind, size or unit. numpy may read anything else as an expression ("f8,f8") or warn, and
+     * both run Python code. */
     if (!memchr("<>|", name[0], 3) || !memchr("biufcmMSUV", name[1], 10))
         return NULL;
     for (size_t i = 2; i < len; i++)
@@ -200,7 +200,7 @@ PyArray_Descr *prp_dtype_find(const char *given, size_t len)
         Py_CLEAR(descr);
     }
     Py_XDECREF(text);
-    /* A name that numpy refuses is not ours; the general unpickler raises the error. */
+    /* If numpy refuses the name, leave the error to the general unpickler. */
     if (PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_Exception) && !PyErr_ExceptionMatches(PyExc_MemoryError) &&
         !PyErr_ExceptionMatches(PyExc_RecursionError))
         PyErr_Clear();

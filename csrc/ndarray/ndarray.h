@@ -20,14 +20,14 @@ const prp_ndarray_api *prp_ndarray_init(void);
 /* dtype.c */
 int prp_dtype_ready(void);
 bool prp_dtype_is_plain(PyArray_Descr *descr);
-/* What a kept dtype looked like, beyond being plain. Code that has the array has its dtype, and may set its state. */
+/* How a cached dtype looked when it was checked. Code that has an array also has its dtype and may set its state. */
 typedef struct {
     npy_intp elsize, alignment;
     uint64_t flags;
     NPY_DATETIMEUNIT base;
     int num;
     char order;
-    bool singleton; /* numpy's own; numpy refuses to set its state */
+    bool singleton; /* one of numpy's singletons; numpy refuses to set its state */
 } prp_dtype_marks;
 void prp_dtype_mark(PyArray_Descr *descr, prp_dtype_marks *marks);
 bool prp_dtype_unchanged(PyArray_Descr *descr, const prp_dtype_marks *marks);
@@ -81,7 +81,7 @@ static inline PyObject *prp_array_over(PyArray_Descr *descr, int nd, const npy_i
     if (!owner)
         return array;
     Py_INCREF(owner);
-    if (flags & PRP_ARRAY_PLAIN_OWNER || !PyArray_Check(owner)) { /* all that PyArray_SetBaseObject would do */
+    if (flags & PRP_ARRAY_PLAIN_OWNER || !PyArray_Check(owner)) { /* PyArray_SetBaseObject would do no more */
         ((PyArrayObject_fields *)array)->base = owner;
     } else if (PyArray_SetBaseObject((PyArrayObject *)array, owner) < 0) {
         Py_DECREF(array);
@@ -99,8 +99,8 @@ PyObject *prp_array_from_ints(int nd, const int64_t *shape, PyObject *dtype, boo
 /* strings.c: arrays of numpy's StringDType. 0, or -1 with an exception. */
 typedef struct {
     size_t count;
-    uint64_t bytes, longest; /* of the text, in UTF-8 */
-    bool missing;            /* some are the dtype's na_object */
+    uint64_t bytes, longest; /* bytes of the text in UTF-8 */
+    bool missing;            /* whether some elements are the dtype's na_object */
 } prp_strings;
 
 int prp_strings_measure(PyObject *array, prp_strings *found);
@@ -108,7 +108,7 @@ int prp_strings_measure(PyObject *array, prp_strings *found);
  * `missing` may be NULL if there are none. Fails if the array has changed since it was measured. */
 int prp_strings_copy(PyObject *array, bool fortran, const prp_strings *found, char *text, uint8_t *lengths, int width,
                      uint8_t *missing);
-/* Set all elements of a contiguous array, in their order in memory. Checks all its input. */
+/* Set all elements of a contiguous array, in memory order. Checks its whole input. */
 int prp_strings_fill(PyObject *array, const uint8_t *text, size_t bytes, const uint8_t *lengths, int width,
                      size_t count, const uint8_t *missing);
 

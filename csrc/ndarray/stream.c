@@ -18,8 +18,8 @@
 typedef struct {
     PyArray_Descr *descr;
     prp_dtype_marks marks;
-    size_t end;     /* bytes that the buffer must have        */
-    uint64_t stamp; /* differs each time the entry is written */
+    size_t end;     /* how many bytes the buffer must have        */
+    uint64_t stamp; /* changes each time the entry is written */
     uint8_t len, nd;
     bool has_strides;
     npy_intp shape[FEW_DIMS], strides[FEW_DIMS];
@@ -52,7 +52,7 @@ static inline bool same(const reading *r, const uint8_t *stream, size_t len)
            memcmp(r->key + len - KEY_MIN, stream + len - KEY_MIN, KEY_MIN) == 0;
 }
 
-/* Enter a stream into the table. `read` is what the private copy `key` says. */
+/* Enter a stream into the table. `read` is the parsed form of the private copy `key`. */
 static void keep(const uint8_t *key, size_t len, const prp_array_template *read, PyArray_Descr *descr)
 {
     const npy_intp *shape = (const npy_intp *)read->shape;
@@ -85,7 +85,7 @@ static inline int audit(void)
     return PRP_FOREIGN(PySys_Audit("pickle.find_class", "ss", "numpy", "ndarray"));
 }
 
-/* Read a stream that is not in the table; `audited`: its event has been fired. */
+/* Read a stream that is not in the table; `audited` says that its event has been fired. */
 static __attribute__((noinline)) PyObject *read_stream(const uint8_t *stream, size_t len, bool audited,
                                                        const uint8_t *data, size_t data_len, PyObject *owner, int flags)
 {

@@ -7,7 +7,7 @@
  * No Python code runs under the lock. Each string from a stream is checked to be UTF-8, because numpy does not check
  * it. We check numpy's copy, because the stream may lie in shared memory and change.
  */
-#define NPY_TARGET_VERSION NPY_2_0_API_VERSION /* reached only where there is a StringDType, hence numpy 2 */
+#define NPY_TARGET_VERSION NPY_2_0_API_VERSION /* called only if there is a StringDType, hence numpy 2 */
 #include "ndarray.h"
 
 /* Iterate over all elements in C or Fortran order, whatever the strides. */
@@ -90,7 +90,7 @@ int prp_strings_copy(PyObject *array, bool fortran, const prp_strings *found, ch
     elements e;
     elements_of(&e, (PyArrayObject *)array, fortran);
     size_t at = 0;
-    /* Code without the GIL may have written to the array since it was measured. */
+    /* Code that does not hold the GIL may have written to the array since it was measured. */
     bool same = (size_t)e.size == found->count;
     npy_string_allocator *allocator = NpyString_acquire_allocator(dtype);
     for (npy_intp i = 0; i < e.size && same; i++) {

@@ -26,7 +26,7 @@ typedef struct {
     PyObject_VAR_HEAD     /* ob_size: 2 * nd */
     PyArrayObject *array; /* owned */
     const char *format;   /* static */
-    void *data;           /* the array's, when this was made */
+    void *data;           /* the array's values when this exporter was made */
     Py_ssize_t len, itemsize;
     int nd;
     bool readonly;

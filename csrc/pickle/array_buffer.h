@@ -4,8 +4,8 @@
 
 #include "interp.h"
 
-/* Of a contiguous array; for Fortran order, the PickleBuffer of its transpose. NULL with an exception, also if the
- * array refuses. */
+/* Return the PickleBuffer of a contiguous array; for Fortran order, that of its transpose. NULL with an exception,
+ * also if the array refuses. */
 PyObject *prp_array_picklebuffer(PyObject *array);
 /* Return whether this is an exporter of ours whose array has other memory now. */
 bool prp_array_buffer_moved(PyObject *exporter);

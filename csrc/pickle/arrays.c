@@ -103,7 +103,7 @@ int prp_save_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
     PyArray_Descr *descr = PyArray_DESCR(array);
     int nd = PyArray_NDIM(array);
     npy_intp dims[NPY_MAXDIMS];
-    if (nd > 0) /* an array without dimensions has none, not even a pointer to them */
+    if (nd > 0) /* an array without dimensions has no shape, not even a pointer to one */
         memcpy(dims, PyArray_DIMS(array), (size_t)nd * sizeof *dims);
     Py_INCREF(descr);
     if (prp_save(s, plan->extra) < 0 || prp_op(s, OP_MARK) < 0 || prp_save_picklebuffer(s, buffer, true) < 0 ||
@@ -120,8 +120,8 @@ int prp_save_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
             s->p = prp_append_int64(s->p, dims[i]);
         *s->p++ = nd > 3 ? OP_TUPLE : (uint8_t)(OP_TUPLE1 - 1 + nd);
     }
-    /* As numpy makes them: the one object of that letter. No hook sees it: arrays reach this code only without
-     * hooks. */
+    /* As in numpy's own reduction, this is the shared str object of that letter. No hook sees it: arrays reach this
+     * code only without hooks. */
     static PyObject *orders[2];
     if (!orders[fortran] && !(orders[fortran] = PyUnicode_FromStringAndSize(fortran ? "F" : "C", 1)))
         goto end;
@@ -143,7 +143,8 @@ end:
     return status;
 }
 
-/* At most 255 bytes that nothing else refers to; single bytes are shared objects, which others may hold. */
+/* True for at most 255 bytes that nothing else refers to; single bytes are shared objects, which other code may hold.
+ * */
 static int save_short_bytes(prp_saver *s, const void *data, Py_ssize_t len)
 {
     if (len <= 1) {

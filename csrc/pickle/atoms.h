@@ -27,8 +27,8 @@ static inline uint8_t *prp_put_u64(uint8_t *p, uint64_t v)
     return p + 8;
 }
 
-/* A value that fits 32 bits, any protocol from 1 on. Computes the length without branches: it is often nearly
- * random. */
+/* Write a value that fits 32 bits, for any protocol from 1 on. Computes the length without branches: it is often
+ * nearly random. */
 static inline uint8_t *prp_put_int32(uint8_t *p, long value)
 {
     static const uint8_t ops[3] = {OP_BININT1, OP_BININT2, OP_BININT};
@@ -45,10 +45,10 @@ static inline uint8_t *prp_append_int64(uint8_t *p, int64_t value)
     if (value == (int32_t)value)
         return prp_put_int32(p, (long)value);
     uint64_t magnitude = (uint64_t)(value < 0 ? ~value : value);
-    int bytes = (64 - __builtin_clzll(magnitude)) / 8 + 1; /* one bit more for the sign */
+    int bytes = (64 - __builtin_clzll(magnitude)) / 8 + 1; /* plus one bit for the sign */
     *p++ = OP_LONG1;
     *p++ = (uint8_t)bytes;
-    prp_put_u64(p, (uint64_t)value); /* writes eight bytes, keeps `bytes`; what follows overwrites the rest */
+    prp_put_u64(p, (uint64_t)value); /* writes eight bytes, keeps `bytes`; the next opcode overwrites the rest */
     if (bytes == 9)
         p[8] = 0;
     return p + bytes;

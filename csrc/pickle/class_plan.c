@@ -14,7 +14,7 @@
 static struct {
     prp_plan **table; /* open addressing */
     size_t mask, count;
-    prp_plan *last; /* borrowed from the table: the one most recently asked for */
+    prp_plan *last; /* borrowed from the table: the plan most recently asked for */
 } plans;
 
 static size_t plan_hash(const PyTypeObject *type)
@@ -203,7 +203,7 @@ static bool all_visible(PyTypeObject *type, Py_ssize_t slots)
  * exception. */
 static int generated_getnewargs(PyTypeObject *type)
 {
-    static PyObject *code; /* of one such function, made for comparison; all of them share it */
+    static PyObject *code; /* code of one such function, made for comparison; all such functions share it */
     if (!code) {
         PyObject *collections = PRP_FOREIGN(PyImport_ImportModule("collections"));
         PyObject *cls = collections ? PRP_FOREIGN(PyObject_CallMethod(collections, "namedtuple", "s()", "_")) : NULL;
@@ -472,7 +472,7 @@ static int check_tables(prp_saver *s, prp_plan *plan)
             PyObject *found = PRP_FOREIGN(PyObject_CallOneArg(prp_g.registry_find, type));
             if (!found)
                 return -1;
-            plan->registry_version = version; /* from before the call: if it has changed meanwhile, we ask again */
+            plan->registry_version = version; /* the number before the call: if it has changed, we ask again */
             PyObject *older = plan->registered;
             plan->registered = found == Py_None ? NULL : Py_NewRef(found);
             Py_DECREF(found);

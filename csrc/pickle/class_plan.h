@@ -45,17 +45,17 @@ struct prp_plan {
     unsigned id; /* plans are numbered as they are made */
     unsigned version;
     uint8_t kind;
-    bool trusted;  /* its __reduce_ex__ is C code that runs nothing else */
-    bool by_table; /* its own reduction is useless: use cloudpickle's */
+    bool trusted;  /* the type's __reduce_ex__ is C code that runs no other code */
+    bool by_table; /* the type's own reduction is useless: use cloudpickle's */
     bool odd;      /* a metaclass with a __hash__ or __eq__: even a table lookup runs foreign code */
     bool has_attrs;
     uint64_t epoch;
     PyObject *registered, *table, *put_reducer; /* owned or NULL: reducers found for this type */
     long registry_version;
-    uint64_t table_version; /* of copyreg's table when `table` was looked up; 0: look up again */
+    uint64_t table_version; /* version of copyreg's table when `table` was looked up; 0: look up again */
 
     void *keys;              /* the shared keys of the class */
-    Py_ssize_t keys_checked; /* how many of them are known not to be hooks */
+    Py_ssize_t keys_checked; /* how many of these keys are known not to be hooks */
     Py_ssize_t nslots;
     prp_slot *slots; /* owned */
     PyObject *extra; /* owned: numpy's scalar function and the like; set once */
@@ -65,7 +65,7 @@ struct prp_plan {
 struct prp_numbers {
     prp_plan *plan; /* owned, and its type */
     prp_numbers *next;
-    uint64_t lives; /* of the memo that the indices belong to */
+    uint64_t lives; /* generation of the memo that the indices belong to */
     uint32_t class_index;
     void *keys; /* the shared keys that index `names` */
     uint32_t names[PRP_PLAN_NAMES];
@@ -98,7 +98,7 @@ static inline prp_numbers *prp_numbers_for(prp_saver *s, prp_plan *plan)
  * all. */
 enum { SAVE_GENERIC = 3 };
 int prp_plan_save(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided);
-int prp_plan_resume(prp_saver *s); /* the topmost frame, of a kind walk.c does not know */
+int prp_plan_resume(prp_saver *s); /* continues the topmost frame, of a kind that walk.c does not handle */
 /* Return whether the instance of a frame has another class now; then set a RuntimeError: offsets and names are of
  * the old one. */
 static inline bool prp_instance_changed(const prp_frame *frame)

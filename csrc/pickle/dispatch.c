@@ -1,5 +1,5 @@
-/* Everything that is neither an atom nor a container of the walk: bytes and buffers, and the order in which the
- * pickler looks for an object's reducer (docs/internals/pickler.md, "The walk").
+/* Saves objects that are neither atoms nor containers of the walk: bytes and buffers, and any object by its
+ * reducer, in the order of search (docs/internals/pickler.md, "The walk").
  *
  * prp_save_other() returns SAVE_DONE; SAVE_RESUME if it has pushed frames and the walk continues with the topmost one;
  * or SAVE_NEXT if the walk saves the object in s->next first.
@@ -30,7 +30,7 @@ static int save_contiguous(prp_saver *s, PyObject *owner, const void *data, size
                         "serializing a bytes object larger than 4 GiB requires pickle protocol 4 or higher");
         return -1;
     }
-    /* Mutable data may be gathered at the end only if no code can run before. */
+    /* Mutable data may be collected at the end only if no other code can run before that. */
     if (!PyBytes_CheckExact(owner) && !s->elide && !s->write)
         owner = NULL;
     return prp_out_large(s, header, (size_t)(h - header), data, len, owner);
@@ -259,7 +259,7 @@ static int save_reduced(prp_saver *s, prp_plan **held, PyObject *obj, PyTypeObje
             return SAVE_ERROR;
     } else if (plan->table && !(plan->kind == PLAN_COMPLEX && plan->table == prp_g.pickle_complex && !s->letter)) {
         if (plan->extra == obj && !s->letter && from_numpy(plan->table))
-            return prp_save_global(s, obj, NULL); /* numpy.dtype itself, which numpy's reducer of dtype classes names */
+            return prp_save_global(s, obj, NULL); /* numpy.dtype, which numpy's reducer for dtype classes uses */
         return reduce_with(s, plan->table, obj, false);
     }
     if (plan->kind == PLAN_CLASS)
@@ -289,7 +289,8 @@ static int save_reduced(prp_saver *s, prp_plan **held, PyObject *obj, PyTypeObje
             return SAVE_ERROR;
         by_table = !named;
     }
-    /* cloudpickle reduced an object that contains this one: its tables apply too; or only they know how. */
+    /* cloudpickle reduced an object that contains this one, so its tables apply too; or only these tables can reduce
+     * this one. */
     if (s->by_value || by_table) {
         if (by_table && prp_before_foreign_code(s) < 0)
             return SAVE_ERROR;

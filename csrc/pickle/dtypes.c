@@ -1,9 +1,9 @@
 /* numpy's dtypes of plain numbers in the standard form.
  *
- * Each has the same bytes in every stream. We make them once per number, by pickling numpy's own dtype with nothing
- * memoized, and cut them at objects that the rest of the stream may share: the module's name, the class, the dtype
- * itself, the sign of the byte order. So the stream is the standard pickler's except for memo entries that nothing
- * uses.
+ * A dtype has the same bytes in every stream. We make these bytes once per number, by pickling numpy's own dtype with
+ * nothing memoized, and cut them at objects that the rest of the stream may share: the module's name, the class, the
+ * dtype itself, the sign of the byte order. So the stream is the standard pickler's except for memo entries that
+ * nothing uses.
  */
 #include "dtypes.h"
 #include "atoms.h"
@@ -23,7 +23,7 @@ typedef struct {
     PyObject *own;                  /* owned: numpy's; NULL before the first array of that number */
     PyObject *module, *cls, *order; /* owned: numpy's name, the class dtype, '<' or '|' */
     size_t name, called, made, sign,
-        rest; /* offsets of the name of the class; arguments; state; byte order; what follows it */
+        rest; /* offsets of the class's name, the arguments, the state, the byte order, and the end of the byte order */
     uint8_t *bytes;
     size_t len;
 } kept_dtype;
@@ -83,7 +83,7 @@ static bool cut(kept_dtype *kept)
         PyUnicode_InternInPlace(&kept->module);
     kept->cls = prp_numpy_attribute("dtype");
     kept->order =
-        PyUnicode_FromStringAndSize((const char *)bytes + kept->sign + 2, 1); /* the one object of that letter */
+        PyUnicode_FromStringAndSize((const char *)bytes + kept->sign + 2, 1); /* the shared str object of that letter */
     return kept->module && kept->cls && kept->order;
 }
 

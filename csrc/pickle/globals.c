@@ -259,7 +259,7 @@ static int write_reference(prp_saver *s, PyObject *obj, PyObject *module, PyObje
 {
     int extension = save_extension(s, obj, module, name);
     if (extension)
-        return extension < 0 ? -1 : 0; /* codes are not memoized */
+        return extension < 0 ? -1 : 0; /* extension codes are not memoized */
     if (s->proto >= 4) {
         if (prp_save(s, module) < 0 || (s->letter ? prp_save(s, name) : prp_write_str(s, name)) < 0 ||
             prp_op(s, OP_STACK_GLOBAL) < 0)
@@ -324,8 +324,8 @@ static int make_by_value(prp_saver *s)
     Py_XDECREF(table);
     if (!s->by_value)
         return -1;
-    if (prp_forgive(PyExc_AttributeError) < 0) { /* this version has none: use its own lookup */
-        Py_CLEAR(s->by_value);                   /* a caller that goes on makes it again */
+    if (prp_forgive(PyExc_AttributeError) < 0) { /* this version has no such dict: use its own lookup */
+        Py_CLEAR(s->by_value);                   /* a caller that continues makes it again */
         return -1;
     }
     if (maps && PyList_CheckExact(maps))
@@ -464,7 +464,7 @@ static int save_named(prp_saver *s, PyObject *obj, PyObject *given, bool may_go_
 {
     PyObject *name = NULL, *module_str = NULL, *module = NULL, *parent = NULL, *last = NULL, *found = NULL;
     int status = -1;
-    /* If cloudpickle is in use already, take the value kept for a type that it needs often. */
+    /* If cloudpickle is in use already, use the cached reduction of a type that it needs often. */
     if (s->by_value && may_go_by_value && own_type_count && PyType_CheckExact(obj)) {
         PyObject *value = own_type_value(obj);
         if (value)
@@ -494,7 +494,7 @@ static int save_named(prp_saver *s, PyObject *obj, PyObject *given, bool may_go_
     if (dot == -2)
         goto end;
     if (dot >= 0 && may_go_by_value) {
-        /* A local name never resolves; only the error would say so. */
+        /* A local name never resolves; looking it up would only give another error. */
         Py_ssize_t local = PyUnicode_Find(name, prp_g.str_locals, 0, PyUnicode_GET_LENGTH(name), 1);
         int written = local >= 0 ? save_by_value(s, obj) : 0;
         if (written || local == -2) {
@@ -587,7 +587,7 @@ int prp_method_has_name(prp_saver *s, PyObject *method)
     PyObject *name = PRP_FOREIGN(PyObject_GetAttr(function, prp_g.str_name));
     PyObject *found = name && PyUnicode_Check(name) ? PRP_FOREIGN(PyObject_GetAttr(self, name)) : NULL;
     Py_XDECREF(name);
-    if (!found && prp_forgive_refusal() < 0) /* whatever it raises, the name leads nowhere */
+    if (!found && prp_forgive_refusal() < 0) /* whatever the lookup raises, the name is not usable */
         return -1;
     bool same = found && (found == method || (PyMethod_Check(found) && PyMethod_GET_SELF(found) == self &&
                                               PyMethod_GET_FUNCTION(found) == function));

@@ -100,7 +100,7 @@ static bool names_have_hook(prp_plan *plan, const prp_attrs *view)
         Py_ssize_t slot = prp_attrs_slot(view, i);
         if (PRP_LIKELY(slot < plan->keys_checked))
             continue;
-        /* Shared keys only grow, in order: check all up to this one. */
+        /* Shared keys are only appended: check all up to this one. */
         for (Py_ssize_t j = 0; j < view->count; j++)
             if (is_hook(prp_attrs_name(view, j)))
                 return true;
@@ -281,7 +281,7 @@ static int save_fields(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
 {
     bool again;
     if (!s->elide || slots_set(plan, obj) != plan->nslots)
-        return SAVE_GENERIC; /* if a field is unset, the class's own __getstate__ raises the right error */
+        return SAVE_GENERIC; /* a field is unset: the class's own __getstate__ raises the right error */
     if (prp_plan_class(s, plan) < 0)
         return SAVE_ERROR;
     *s->p++ = OP_EMPTY_TUPLE;

@@ -91,7 +91,7 @@ void prp_memo_clear(prp_memo *memo, size_t keep_slots)
         } else {
             free(old.slots);
             if (old.owned && count && !dying)
-                dying = old.keys; /* no memory for a copy: release from the array that is freed anyway */
+                dying = old.keys; /* no memory for a copy: use the array, which is freed anyway */
             else
                 free(old.keys);
         }

@@ -25,8 +25,8 @@ typedef struct {
     size_t mask;     /* slots - 1; a power of two */
     PyObject **keys; /* in order of entry; room for (mask + 1) / 2 */
     uint32_t count;
-    uint32_t generation; /* of the slots; restarts with a new table, in the middle of a dump */
-    uint64_t lives;      /* how often it was cleared: an index is valid as long as this is the same */
+    uint32_t generation; /* generation of the slots; restarts with a new table, even in the middle of a dump */
+    uint64_t lives;      /* how often the memo was cleared: an index is valid as long as this number is the same */
     bool owned;
 } prp_memo;
 

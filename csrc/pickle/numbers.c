@@ -8,7 +8,7 @@
 #include <string.h>
 
 #define CHUNK_BYTES 4096
-#define FEW 16 /* no table up to this many */
+#define FEW 16 /* up to this many entries there is no table */
 #define FIRST_SLOTS 64
 
 struct prp_numbers_chunk {
@@ -90,7 +90,7 @@ static prp_numbers *add(prp_numbers_table *table, prp_plan *plan)
     if (!entry)
         return NULL;
     plan->refs++;
-    Py_INCREF(plan->type); /* so that no other class gets its address during this dump */
+    Py_INCREF(plan->type); /* held so that no other class gets its address during this dump */
     entry->plan = plan;
     entry->next = table->first;
     table->first = entry;

@@ -20,7 +20,7 @@
 #define FRAME_HEADER 9
 #define FRAME_MIN 4
 #define HOLDER_MIN (64u << 10)
-#define HOLDER_GUESS (4u << 20) /* limit of a first size guessed from the last result */
+#define HOLDER_GUESS (4u << 20) /* upper limit of the initial size, which is guessed from the last result */
 /* A stream to a file is collected up to this size before the first flush ends elision (see
  * prp_before_foreign_code). */
 #define HOLD_BYTES (16u << 20)
@@ -112,7 +112,7 @@ static int grow_holder(prp_saver *s, size_t used, size_t size)
         s->small = s->base;
         s->small_end = s->end;
     } else if (_PyBytes_Resize(&s->holder, (Py_ssize_t)size) < 0) {
-        prp_out_unhold(s); /* the output so far is lost */
+        prp_out_unhold(s); /* the output written so far is lost */
         return -1;
     }
     s->base = (uint8_t *)PyBytes_AS_STRING(s->holder);
@@ -257,7 +257,7 @@ PRP_COLD int prp_out_boundary(prp_saver *s)
     return 0;
 }
 
-/* Leave the bytes in their owner; a mutable owner exports them until they are written. */
+/* Do not copy the bytes; a mutable owner exports them until they are written. */
 static int add_piece(prp_saver *s, const void *data, size_t len, PyObject *owner)
 {
     prp_piece piece = {(size_t)(s->p - s->base), data, len, owner, {0}};

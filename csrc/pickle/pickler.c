@@ -233,7 +233,7 @@ static PRP_COLD void report(prp_saver *s)
         PyErr_Restore(type, error, trace);
         return;
     }
-    /* Interrupted: raise that, with the failure as its context. */
+    /* We were interrupted: raise the interrupt, with the failure as its context. */
     PyObject *new_type, *new_error, *new_trace;
     PyErr_Fetch(&new_type, &new_error, &new_trace);
     PyErr_NormalizeException(&new_type, &new_error, &new_trace);

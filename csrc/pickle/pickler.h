@@ -4,8 +4,8 @@
  * progress; it uses the C stack only for foreign code (a nested call saves a __reduce__ result). So data of any depth
  * needs a C stack of constant depth, and measuring the C stack bounds the rest.
  *
- * Three degrees of faithfulness to the opcodes of the standard library's pickler; all give the same objects on
- * loading:
+ * There are three modes, which differ in how closely the opcodes follow the standard library's pickler; all
+ * give the same objects on loading:
  *     letter   a Pickler object, and protocols below 5: every opcode as _pickle writes it, MEMOIZE included
  *     full     module functions once foreign code has run: every object that can be met again is memoized
  *     elide    module functions at protocol 5 until then: objects with one reference get no memo entry at all
@@ -69,7 +69,7 @@ enum {
 typedef struct {
     PyObject *obj;        /* owned */
     PyObject *held;       /* owned or NULL */
-    prp_numbers *numbers; /* of the class, where the kind needs them; they last as long as the dump */
+    prp_numbers *numbers; /* memo indices of the class, if the kind needs them; valid until the end of the dump */
     Py_ssize_t i;         /* next item, or position in a dict or set */
     Py_ssize_t n;         /* list: end of the batch; dict, set: size at the start */
     int32_t batch;
@@ -83,13 +83,13 @@ typedef struct {
     const void *data;
     size_t len;
     PyObject *owner; /* owned */
-    Py_buffer view;  /* of a mutable owner: keeps the bytes where they are; `obj` is NULL if there is none */
+    Py_buffer view;  /* export of a mutable owner; keeps the bytes where they are; `obj` is NULL if there is none */
 } prp_piece;
 
 /* One step of the path from the root to the object that failed, innermost first; pyray_ser.inspection.path makes
  * text of them. All owned; a step without a child leads to the holder of the next step inwards. */
 typedef struct {
-    const char *kind; /* as in _walk.Walker, and "attribute" */
+    const char *kind; /* a kind of step of _walk.Walker, or "attribute" */
     PyObject *holder, *key, *child;
 } prp_step;
 
@@ -138,14 +138,14 @@ struct prp_saver {
 
     /* hooks; borrowed from the caller during the dump, NULL if absent */
     PyObject *persistent_id, *reducer_override, *dispatch_table, *buffer_callback;
-    PyObject *append_to; /* the exact list if buffer_callback is its append(); not foreign */
+    PyObject *append_to; /* the exact list if buffer_callback is its append(), which runs no foreign code */
     Py_ssize_t append_from;
     PyObject *by_value;      /* owned: this dump's cloudpickle.CloudPickler, once one was needed */
     PyObject *by_value_maps; /* owned: the list of dicts in its dispatch_table; NULL if that is built otherwise */
 
     prp_put_buffer *buffers;
     size_t buffer_count, buffer_room;
-    void *segments; /* owned: of the result of prp_put */
+    void *segments; /* owned by the result of prp_put */
 
     prp_step *steps;
     size_t step_count, step_room;

@@ -183,8 +183,8 @@ int prp_put_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
         return SAVE_GENERIC;
     if (prp_plan_class(s, plan) < 0 || prp_room(s, PRP_ARRAY_STREAM_MAX) < 0)
         return SAVE_ERROR;
-    /* Writing the class may have run code that changed the array. From here on no code runs until its bytes are
-     * taken. */
+    /* Writing the class may have run code that changed the array. From here on no other code runs until the
+     * array's bytes are recorded. */
     if (api->describe(obj, &source) <= 0 || source.nbytes > (size_t)PY_SSIZE_T_MAX) {
         if (!PyErr_Occurred())
             PyErr_SetString(PyExc_RuntimeError, "an array changed while it was pickled");
@@ -256,7 +256,7 @@ int prp_put_root(prp_saver *s, PyObject *root)
                 return -1;
             if (len > 0 && (source.nbytes >= PRP_PUT_THRESHOLD || s->put_small_root)) {
                 source.layout.dtype = source.dtype;
-                s->p = s->base + len - 1; /* STOP comes from the caller */
+                s->p = s->base + len - 1; /* the caller writes STOP */
                 return add_array(s, root, &source);
             }
         }

@@ -43,7 +43,7 @@ typedef struct {
     PyObject *owner;    /* owned: the exporter */
     Py_buffer *view;    /* acquired, or NULL for arrays, which `owner` alone keeps alive */
     void *source;       /* prp_array_source of a strided array, or NULL */
-    int64_t memo_index; /* of the buffer in the stream, -1 if it has none */
+    int64_t memo_index; /* memo index of the buffer in the stream, -1 if it has none */
     bool readonly;
 } prp_put_buffer;
 

@@ -216,7 +216,7 @@ enum { NOT_NEWOBJ, NEWOBJ, NEWOBJ_EX };
 static int stands_for_opcode(PyObject *callable)
 {
     if (PyCFunction_CheckExact(callable))
-        return NOT_NEWOBJ; /* its name is set in C */
+        return NOT_NEWOBJ; /* C code sets the name */
     if (PyType_Check(callable) && Py_TYPE(callable)->tp_getattro == PyType_Type.tp_getattro &&
         strncmp(((PyTypeObject *)callable)->tp_name, "__newobj", 8) != 0)
         return NOT_NEWOBJ;
@@ -278,7 +278,7 @@ int prp_save_reduce(prp_saver *s, PyObject *value, PyObject *obj)
         int64_t index = prp_memo_get(&s->memo, obj);
         if (index >= 0)
             return prp_op(s, OP_POP) < 0 ? -1 : prp_write_get(s, (uint32_t)index);
-        if (s->elide && Py_REFCNT(obj) <= 2) /* our reference, and that of its only holder */
+        if (s->elide && Py_REFCNT(obj) <= 2) /* 2: our reference, and that of its only holder */
             s->elided = true;
         else if (prp_memoize(s, obj) < 0)
             return -1;

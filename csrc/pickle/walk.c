@@ -26,7 +26,7 @@ int prp_before_foreign_code(prp_saver *s)
             s->restart = true;
             return -1;
         }
-        s->elide = false; /* nothing was elided: no restart needed */
+        s->elide = false; /* nothing was left out of the memo: no restart is needed */
     }
     prp_memo_own_all(s);
     prp_epoch++;
@@ -120,7 +120,7 @@ static inline uint8_t *put_utf8(uint8_t *p, Py_UCS4 c)
         *p++ = (uint8_t)(0xc0 | c >> 6);
         *p++ = (uint8_t)(0x80 | (c & 0x3f));
     } else if (c < 0x10000) {
-        /* Lone surrogates too: three bytes, as with "surrogatepass". */
+        /* A lone surrogate takes three bytes, as with "surrogatepass". */
         *p++ = (uint8_t)(0xe0 | c >> 12);
         *p++ = (uint8_t)(0x80 | (c >> 6 & 0x3f));
         *p++ = (uint8_t)(0x80 | (c & 0x3f));
@@ -262,7 +262,7 @@ PRP_COLD void prp_note_index(prp_saver *s, const char *kind, PyObject *holder, P
     PyErr_Restore(type, error, trace);
 }
 
-/* Note what the frame was saving when it failed. Its content may have changed since: assume nothing. */
+/* Note what the frame was saving when it failed. Its content may have changed since, so assume nothing. */
 static PRP_COLD void note_step(prp_saver *s, const prp_frame *f)
 {
     PyObject *key = NULL, *value = NULL, *dict;
@@ -390,8 +390,8 @@ static PRP_COLD int save_persistent(prp_saver *s, PyObject *obj)
         if (PRP_UNLIKELY(s->end - p < (n))) \
             TRY(prp_out_grow(s, n));        \
     } while (0)
-/* GET if obj has been written, else what follows; `noted` says that MEMOIZE (or PUT) must follow once the object
- * exists. */
+/* Write GET if obj has been written, else run the code that follows; `noted` says that MEMOIZE (or PUT) must follow
+ * once the object exists. */
 #define RECALL(obj)                                                                                            \
     do {                                                                                                       \
         noted = false;                                                                                         \
@@ -487,8 +487,8 @@ static PRP_COLD int save_persistent(prp_saver *s, PyObject *obj)
 
 #define GROUP 8
 
-/* Write GROUP ints of at most 32 bits, in any forms. Most groups have one form: then all of them are written
- * independently, none waiting for the end of another. */
+/* Write GROUP ints of at most 32 bits, in any forms. In most groups all ints have one form: then each is
+ * written to a known place, without waiting for the one before. */
 static inline uint8_t *put_int_group(uint8_t *p, const uint32_t *bits)
 {
     uint32_t any = 0, short_ones = 0;
@@ -616,7 +616,7 @@ save:
                    Py_NewRef(obj)); /* a flush runs the file's write(), which may drop obj from its container */
         TRY(prp_out_boundary(s));
         if (s->elide)
-            Py_CLEAR(s->guard); /* nothing ran; and obj must not look shared */
+            Py_CLEAR(s->guard); /* no code ran, and a reference of ours would make obj look shared */
     }
     if (PRP_UNLIKELY(s->persistent_id != NULL) && ask_id) {
         Py_XSETREF(s->guard, Py_NewRef(obj));
@@ -832,7 +832,7 @@ list: {
     PyObject *list = f->obj;
     Py_ssize_t i = f->i;
     if (PRP_UNLIKELY(f->kind != FRAME_LIST)) {
-        /* One item, or protocol 0: APPEND after each. */
+        /* A single item, or any item in protocol 0: APPEND after each. */
         if (i > 0) {
             ROOM(PRP_ROOM);
             *p++ = OP_APPEND;
@@ -910,7 +910,7 @@ tuple: {
         if (PRP_UNLIKELY(index == PRP_MEMO_ERROR))
             goto error;
         if (PRP_UNLIKELY(index >= 0)) {
-            /* It contains itself, and was finished inside: drop this copy. */
+            /* The tuple contains itself, and was completed while its items were saved: drop this copy. */
             if (prp_restart_if_cyclic(s))
                 goto error;
             if (n <= 3 && s->proto >= 2) {
@@ -943,7 +943,7 @@ dict: {
         if (f->flags & FRAME_IN_KEY) {
             f->flags &= (uint8_t)~FRAME_IN_KEY;
             obj = f->held;
-            if (s->elide && Py_REFCNT(obj) > 1) { /* the dict still has it, and it must not look shared */
+            if (s->elide && Py_REFCNT(obj) > 1) { /* the dict still holds it; our reference would make it look shared */
                 f->held = NULL;
                 Py_DECREF(obj);
             }

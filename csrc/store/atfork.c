@@ -40,9 +40,9 @@ static void copy_hold(prs_store *s, uint32_t i, uint32_t word_index, uint64_t bi
     if (prs_load_relaxed(&p->refs))
         prs_fetch_or_seqcst(refs, bit);
     /* A freeing process may have read the child's bits before this, and may read ours after we release them. */
-    /* unreached: race: the object was ended while its holds were copied */
+    /* unreached: race: the object ended while its holds were copied */
     if (!prs_hold_confirm(slot, p->serial) || (prs_load_seqcst(&slot->word) & PRS_WORD_FREED))
-        /* unreached: race: the object was ended while its holds were copied */
+        /* unreached: race: the object ended while its holds were copied */
         if (prs_load_relaxed(&p->refs))
             prs_fetch_and_seqcst(refs, ~bit); /* a ref to a freed object: another object may have the slot by now */
     if (sticky)
@@ -169,10 +169,10 @@ void prs_atfork_unregister(prs_store *s)
 {
     pthread_mutex_lock(&handles_lock);
     prs_store **at = &handles;
-    /* unreached: cannot: a handle that leaves is in the list */
+    /* unreached: cannot: the list always contains a handle that leaves */
     while (*at && *at != s)
         at = &(*at)->next;
-    /* unreached: cannot: a handle that leaves is in the list */
+    /* unreached: cannot: the list always contains a handle that leaves */
     if (*at)
         *at = s->next;
     pthread_mutex_unlock(&handles_lock);

@@ -2,10 +2,10 @@
  *
  * Purpose    A put that the machine has no memory for fails with an error, never by SIGBUS or the
  *            OOM killer; memory once used is reused warm, but not kept forever.
- * Algorithm  Before we ask the kernel for pages, we check the headroom of cgroups and machine
- *            (headroom.h); then fill.h chooses how to fill them.  Freed extents stay backed up to a
- *            reserve: the largest of warm_reserve, a quarter of the bytes in use, and the largest
- *            extent freed within the last seconds, so that put, drop, put of any size stays warm.
+ * Algorithm  Before we ask the kernel for pages, we check the headroom of cgroups and machine (headroom.h); then
+ *            fill.h chooses how to fill them.  Freed extents stay backed up to a reserve: the largest of
+ *            warm_reserve, a quarter of the bytes in use, and the largest extent freed within the last seconds, so
+ *            that a loop that puts and drops objects of any size finds warm pages.
  * Guarantee  We punch pages only while this client owns their extent (FREEING), so no other process
  *            can be writing there.
  */
@@ -30,7 +30,7 @@ static int reopen(prs_store *s, bool writable)
     if (s->path) {
         prs_error ignored;
         if (prs_os_open_file(s->path, &fd, &ignored) == PRS_OK) {
-            /* unreached: untested: another file has the name by now */
+            /* unreached: untested: the name belongs to another file by now */
             if (prs_os_same(fd, &s->file)) {
                 /* unreached: kernel: without /proc the read-only descriptor is found by name, too */
                 int out = writable ? fd : prs_os_reopen(fd, false);
@@ -53,7 +53,7 @@ static int reopen(prs_store *s, bool writable)
             if (ids[k] != s->id)
                 continue;
             fd = prs_os_reopen_of(pids[i], numbers[k], writable);
-            /* unreached: race 2: the peer closed it between the look and the opening */
+            /* unreached: race 2: the peer closed it between the check and the open */
             if (fd >= 0 && prs_os_same(fd, &s->file))
                 return fd;
             prs_os_close(fd);
@@ -107,7 +107,7 @@ static int no_pages(prs_error *error, int rc, uint64_t want)
              rc == -ENOSPC  ? "the file system of the store is full"
              : rc == -EFBIG ? "the file size limit of this process (RLIMIT_FSIZE, ulimit -f) ends before the store does"
                             : "the system gave no memory");
-    /* unreached: untested: a caller that wants no error */
+    /* unreached: untested: the caller passes no error record */
     if (error)
         error->want = want;
     return code;
@@ -121,7 +121,7 @@ int prs_reserve(prs_store *s, uint64_t bytes, prs_error *error)
     return PRS_OK;
 }
 
-/* Reserve for growth that takes a while; settle with the same number. */
+/* Reserve bytes for growth that takes a while; the caller settles the same number afterwards. */
 static int hold(prs_store *s, uint64_t bytes, prs_error *error)
 {
     prs_headroom_limit limit;
@@ -135,11 +135,11 @@ int prs_map_writable(prs_store *s, prs_error *error)
     if (PRS_LIKELY(prs_load_acquire(&s->wr)))
         return PRS_OK;
     int rc = prs_fds_repair(s, error);
-    /* unreached: untested: closed by others before the first put, and none to be had */
+    /* unreached: untested: other code closed the descriptor before the first put, and reopening fails */
     if (rc < 0)
         return rc;
     (void)prs_mutex_lock(&s->mutex, -1);
-    /* unreached: race: two first puts */
+    /* unreached: race: two threads make their first put */
     if (!prs_load_acquire(&s->wr)) {
         uint8_t *wr = prs_os_map(s->fd_rw, s->super->data_off, s->capacity, true);
         size_t len = prs_pages_bytes(s->capacity / PRS_PAGE);
@@ -161,7 +161,8 @@ int prs_map_writable(prs_store *s, prs_error *error)
     return rc;
 }
 
-/* Back the pages of a small object, and neighbouring ones, so that this is rarely necessary. */
+/* Back the pages of a small object and some neighbouring pages, so that most small objects find their pages backed.
+ * */
 int prs_back(prs_store *s, uint64_t off, uint64_t len, prs_error *error)
 {
     /* unreached: damage */
@@ -177,9 +178,9 @@ int prs_back(prs_store *s, uint64_t off, uint64_t len, prs_error *error)
     /* unreached: cannot: the capacity is a multiple of the grain */
     if (end > s->capacity)
         end = s->capacity;
-    bool plenty = prs_os_has_room(s->fd_rw, ROOM); /* if not, neighbours would take pages that others need */
+    bool plenty = prs_os_has_room(s->fd_rw, ROOM); /* otherwise neighbours would use memory that others need */
     for (int attempt = !plenty;; attempt++) {
-        if (attempt) { /* little room is left: back only the pages needed */
+        if (attempt) { /* little space is left: back only the pages needed */
             begin = off & ~(uint64_t)(PRS_PAGE - 1);
             end = prs_round_up(off + len, PRS_PAGE);
         }
@@ -195,7 +196,8 @@ int prs_back(prs_store *s, uint64_t off, uint64_t len, prs_error *error)
     }
 }
 
-/* The file system is full, perhaps of other files: punch warm pages, then those of objects that we spill. */
+/* The file system is full, perhaps with other files: punch warm pages first, then the pages of objects that we spill.
+ * */
 static bool free_pages(prs_store *s, uint64_t n, int round)
 {
     if (round == 0 && prs_trim(s, 0))
@@ -213,7 +215,7 @@ static int fill(prs_store *s, uint64_t off, const void *src, size_t n, prs_error
         return rc;
     uint64_t missing = prs_area_missing(&s->area, off, n);
     rc = hold(s, missing, error);
-    /* unreached: untested: warm memory elsewhere helps */
+    /* unreached: untested: punching warm memory elsewhere was enough */
     if (rc < 0 && prs_trim(s, 0)) /* warm pages elsewhere are memory that we can free */
         rc = hold(s, missing, error);
     if (rc < 0)
@@ -228,7 +230,7 @@ static int fill(prs_store *s, uint64_t off, const void *src, size_t n, prs_error
 
 int prs_fill_range(prs_store *s, uint64_t off, const void *src, size_t n, prs_error *error)
 {
-    prs_fetch_add_seqcst(&s->filling, 1); /* makes prs_close() wait: the descriptor must stay ours */
+    prs_fetch_add_seqcst(&s->filling, 1); /* prs_close() waits for this count, so the descriptor stays ours */
     int rc = prs_load_seqcst(&s->closed) ? PRS_E_CLOSED : fill(s, off, src, n, error);
     prs_fetch_sub_seqcst(&s->filling, 1);
     return rc;
@@ -258,7 +260,7 @@ static uint64_t data_backed(prs_store *s)
 bool prs_beyond_reserve(prs_store *s, uint64_t size)
 {
     uint64_t now = (uint64_t)prs_now(), until = prs_load_relaxed(&s->super->warm_until);
-    /* unreached: untested: ten seconds after the last large free; the longer runs get there */
+    /* unreached: untested: ten seconds after the last large free; only longer runs last that long */
     if (size >= prs_load_relaxed(&s->super->warm_floor) || now >= until) {
         prs_store_relaxed(&s->super->warm_floor, size);
         prs_store_relaxed(&s->super->warm_until, now + WARM_SECONDS * (uint64_t)PRS_SECOND);
@@ -284,7 +286,7 @@ void prs_pages_punch(prs_store *s, uint64_t off, uint64_t len)
 void prs_trim_excess(prs_store *s)
 {
     uint64_t keep = reserve_bytes(s);
-    /* unreached: untested: a look a second after more was freed than is kept; the longer runs get there */
+    /* unreached: untested: a check a second after more was freed than we keep; only longer runs last that long */
     if (prs_load_acquire(&s->wr) && data_backed(s) > prs_load_relaxed(&s->super->arena.used) + keep)
         prs_trim(s, keep);
 }
@@ -292,7 +294,7 @@ void prs_trim_excess(prs_store *s)
 uint64_t prs_trim(prs_store *s, uint64_t keep)
 {
     uint64_t given = 0;
-    /* unreached: unmade: no address space for a first writable mapping */
+    /* unreached: unmade: no address space for the first writable mapping */
     if (prs_load_relaxed(&s->closed) || s->orphan || prs_map_writable(s, NULL) < 0)
         return 0;
     prs_magazines_flush(s);
@@ -320,7 +322,7 @@ uint64_t prs_trim(prs_store *s, uint64_t keep)
         prs_pages_punch(s, from * PRS_PAGE, (end - from) * PRS_PAGE);
         prs_slot_adopt(s, i, word);
         uint64_t after = data_backed(s);
-        /* unreached: race: others fill as fast, or a file system that gives nothing back */
+        /* unreached: race: others fill as fast, or the file system frees nothing */
         if (after >= before)
             break; /* the file system frees nothing, or others fill as fast */
         given += before - after;

@@ -19,7 +19,7 @@ static int check_slot(prs_store *s, uint32_t i, prs_error *error)
     if (client >= s->super->max_clients)
         return prs_fail(error, PRS_E_CORRUPT, 0, "slot %u belongs to no client", i);
     if (word & PRS_WORD_FILE) {
-        /* unreached: death 2: between commit of a spilled object and the end of its extent, and freed since */
+        /* unreached: death 2: between the commit of a spill and the end of its extent; the object was freed since */
         if (prs_load_relaxed(&slot->extent) != PRS_NIL && state != PRS_STATE_RESERVED && state != PRS_STATE_FREEING)
             return prs_fail(error, PRS_E_CORRUPT, 0, "slot %u is spilled and has an extent", i);
         return PRS_OK;
@@ -226,7 +226,7 @@ int prs_get_stats(prs_store *s, prs_stats *out)
     out->used = used;
     out->reserved = reserved;
     out->overhead = overhead;
-    /* unreached: untested: closed by others */
+    /* unreached: untested: other code closed the descriptor */
     out->backed = prs_os_same(s->fd_rw, &s->file)
                       ? prs_os_blocks(s->fd_rw)
                       : prs_pages_count(s->area.backed, 0, s->capacity / PRS_PAGE) * PRS_PAGE;
@@ -277,7 +277,7 @@ int prs_list(prs_store *s, uint32_t *cursor, prs_record *out, int cap)
         r->tokens_and_edges = prs_links_all(prs_load_relaxed(&slot->links));
         if (client < s->super->max_clients && (prs_load_acquire(&s->clients[client].state) & 0xFF) == PRS_CLIENT_LIVE &&
             r->id.serial >=
-                prs_load_relaxed(&s->clients[client].first_serial)) /* not by an earlier client in that slot */
+                prs_load_relaxed(&s->clients[client].first_serial)) /* not the earlier client in that client slot */
             r->creator_pid = (int32_t)prs_load_relaxed(&s->clients[client].pid);
         uint32_t now = prs_age(s), created = prs_load_relaxed(&slot->created);
         r->age = now > created ? now - created : 0;

@@ -36,15 +36,15 @@ static uint32_t janitor_of(const prs_store *s)
     return s->super->max_clients - 1;
 }
 
-/* Claim slot i, whose state is expected to be `state`, for the open file description `fd`.  The byte does not
- * exclude processes that share the description of fd_rw: among them the state alone decides, and the byte stays
- * locked for the winner. */
+/* Claim slot i, which should be in `state`, for the open file description of `fd`.  The byte does not exclude
+ * processes that share the description of fd_rw: among them the state alone decides, and the byte stays locked
+ * for the winner. */
 static bool claim_slot(prs_store *s, int fd, uint32_t i, uint64_t state, uint32_t *incarnation)
 {
     prs_client *c = &s->clients[i];
-    /* unreached: race: another claimer has the byte */
+    /* unreached: race: another process locked the byte first */
     if (prs_os_lock_byte(fd, byte_of(i)) < 0)
-        return false; /* another process is claiming it, or a child that has not exited yet */
+        return false; /* another process is claiming the slot, or a child that has not exited yet */
     PRS_POINT(client_locked);
     /* Raise the mark before we can set our first bit: scanners read up to it. */
     uint32_t high = prs_load_seqcst(&s->super->client_high);
@@ -55,7 +55,7 @@ static bool claim_slot(prs_store *s, int fd, uint32_t i, uint64_t state, uint32_
     uint64_t unborn = in_state(PRS_CLIENT_UNBORN, mine), was = state;
     bool claimed = prs_cas_seqcst(&c->state, &state, unborn);
     /* unreached: race */
-    if (claimed && prs_load_seqcst(&c->incarnation) + 1 != mine) /* another client came and left meanwhile */
+    if (claimed && prs_load_seqcst(&c->incarnation) + 1 != mine) /* the slot was claimed and released meanwhile */
         claimed = !prs_cas_seqcst(&c->state, &unborn, was);
     /* unreached: race */
     if (!claimed) {
@@ -107,7 +107,7 @@ static bool foreign_namespace(prs_store *s)
     uint32_t high = prs_load_acquire(&s->super->client_high);
     /* unreached: damage */
     for (uint32_t i = 1; i < high && i < s->super->max_clients; i++)
-        /* unreached: untested: a slot that became free again among the living */
+        /* unreached: untested: a slot between used ones became free again */
         if ((prs_load_acquire(&s->clients[i].state) & 0xFF) == PRS_CLIENT_LIVE &&
             prs_load_relaxed(&s->clients[i].pid_ns) != s->pid_ns)
             return true;
@@ -127,7 +127,7 @@ static bool clean_as_janitor(prs_store *s)
         return false;
     become(s, i, incarnation);
     prs_client_born(s);
-    /* unreached: unmade: no memory for a janitor that follows a dead one */
+    /* unreached: unmade: backing the tables fails in a janitor that follows a dead one */
     if (state != PRS_CLIENT_FREE && prs_tables_prefault(s) == 0)
         prs_client_recover_slots(s, i); /* an earlier janitor died at work */
     prs_reap_dead(s, 0);
@@ -158,7 +158,7 @@ int prs_client_claim(prs_store *s, prs_error *error)
     if (i == PRS_NIL) {
         prs_fail(error, PRS_E_CLIENTS, 0, "all %u client slots of the store are taken by living processes",
                  s->super->max_clients - 2);
-        /* unreached: untested: a caller that wants no error */
+        /* unreached: untested: the caller passes no error record */
         if (error)
             error->want = 1, error->capacity = error->used = s->super->max_clients - 2;
         return PRS_E_CLIENTS;
@@ -175,8 +175,9 @@ void prs_client_unanchor(prs_store *s)
     s->anchor = NULL;
 }
 
-/* The child has no description of its own: wait until it runs.  The pipe ends when the child is born, when it dies
- * before that, and when fork failed.  Wait for at most a second: a debugger may hold the child back. */
+/* The child has no description of its own: wait until it runs.  The pipe ends when the child has become a client,
+ * when it dies before that, and when fork failed.  Wait for at most a second: a debugger may hold the child back.
+ * */
 static void await_birth(prs_store *s)
 {
     prs_os_close(s->birth[1]);
@@ -196,7 +197,7 @@ int prs_client_claim_child(prs_store *s)
 {
     s->child = PRS_NIL;
     s->birth[0] = s->birth[1] = -1;
-    /* unreached: untested: closed by others before a fork */
+    /* unreached: untested: other code closed the descriptor before a fork */
     if (!prs_os_same(s->fd_rw, &s->file))
         return -EBADF;
     int rc = s->child_fd = PRS_POINT_ERRNO(fork_reopened) ? -EACCES : prs_os_reopen(s->fd_rw, true);
@@ -234,13 +235,13 @@ void prs_client_inherited(prs_store *s)
         prs_os_close(s->fd_lock);
     s->fd_lock = s->child_fd;
     s->child_fd = -1;
-    if (getppid() != s->pid) /* 0 if the parent is in another namespace, another pid if it has exited */
+    if (getppid() != s->pid) /* getppid() gives 0 if the parent is in another namespace, another pid if it has exited */
         s->pid_ns = prs_os_pid_ns();
     s->pid = (int32_t)getpid();
-    s->anchor = s->child_anchor; /* fork does not copy the parent's anchor */
+    s->anchor = s->child_anchor; /* fork does not copy the parent's anchor mapping */
     s->child_anchor = NULL;
     if (s->anchor)
-        (void)prs_os_keep_from_children(s->anchor); /* it cannot fail: a mapping of one page is not split */
+        (void)prs_os_keep_from_children(s->anchor); /* this cannot fail: a mapping of one page is not split */
 }
 
 /* In the child, once its slot is published: end the pipe on which the parent waits. */
@@ -258,11 +259,11 @@ void prs_client_release(prs_store *s)
     /* The pid stays: without it a client that is just leaving would look dead. */
     uint64_t live = in_state(PRS_CLIENT_LIVE, s->incarnation);
     /* If a busy lock kept us from releasing edges or returning slots, keep the state: a reaper will do it. */
-    /* unreached: race 2: leaves while the lock is busy, with edges that nobody could end */
+    /* unreached: race 2: the client leaves while the lock is busy, with edges it could not end */
     if ((s->dying == PRS_NIL && !prs_load_relaxed(&s->has_pending)) || s->me == janitor_of(s))
         prs_cas_seqcst(&s->clients[s->me].state, &live, PRS_CLIENT_FREE);
     int fd = s->fd_lock >= 0 ? s->fd_lock : s->fd_rw; /* a forked child may have only the shared description */
-    /* unreached: untested: closed by others before the end */
+    /* unreached: untested: other code closed the descriptor before prs_close */
     if (prs_os_same(fd, &s->file))
         prs_os_unlock_byte(fd, byte_of(s->me));
 }
@@ -270,7 +271,7 @@ void prs_client_release(prs_store *s)
 /* The slot of a dead client is about to become free: drop the lock that a shared description may still hold on it. */
 void prs_client_forget(prs_store *s, uint32_t client)
 {
-    /* unreached: untested: closed by others before a look */
+    /* unreached: untested: other code closed the descriptor before a check for dead clients */
     if (prs_os_same(s->fd_rw, &s->file))
         prs_os_unlock_byte(s->fd_rw, byte_of(client));
 }
@@ -306,8 +307,8 @@ bool prs_client_proven_dead(prs_store *s, uint32_t client, uint64_t *found)
         return false;
     case PRS_CLIENT_REAPING:
         return true;
-    case PRS_CLIENT_UNBORN: /* a fork or an attach in progress: only its byte is evidence */
-        /* unreached: race: it was born while we looked */
+    case PRS_CLIENT_UNBORN: /* a fork or an attach is in progress: only the lock byte is evidence */
+        /* unreached: race: the client appeared while we checked */
         return byte_free(s, client) && prs_load_acquire(&c->state) == state;
     default:
         break;
@@ -315,16 +316,16 @@ bool prs_client_proven_dead(prs_store *s, uint32_t client, uint64_t *found)
     /* unreached: cannot: an orphan's own slot is the sticky holder's, which was excluded */
     if (client == s->me && !s->orphan)
         return false;
-    /* A namespace that we could not read is 0, and equals no other. */
+    /* A namespace that we could not read is 0 and never counts as equal. */
     bool neighbour = s->pid_ns != 0 && prs_load_relaxed(&c->pid_ns) == s->pid_ns;
     if (!(neighbour && prs_os_process_gone((int32_t)pid)) && !byte_free(s, client))
         return false;
     /* The client may have left and another come while we looked. */
-    /* unreached: race 2: it left and another came while we looked */
+    /* unreached: race 2: the client left and another came while we checked */
     return prs_load_acquire(&c->state) == state && prs_load_acquire(&c->pid) == pid;
 }
 
-/* The mark is the incarnation, so it is void once that incarnation has ended, however it ended. */
+/* The mark holds the incarnation, so it is void once that incarnation has ended, however it ended. */
 bool prs_leave(prs_store *s)
 {
     if (s->orphan)
@@ -333,7 +334,7 @@ bool prs_leave(prs_store *s)
     uint32_t high = prs_load_acquire(&s->super->client_high);
     /* unreached: damage */
     for (uint32_t i = 1; i < high && i < s->super->max_clients; i++) {
-        uint64_t state = prs_load_seqcst(&s->clients[i].state); /* a child that is being forked also stays */
+        uint64_t state = prs_load_seqcst(&s->clients[i].state); /* a child that is being forked also stays a client */
         if (i == s->me || (state & 0xFF) == PRS_CLIENT_FREE || prs_load_seqcst(&s->clients[i].leaving) == state >> 32)
             continue;
         if (!prs_client_dead(s, i))
@@ -350,7 +351,7 @@ int prs_client_pids(prs_store *s, int32_t *pids, int cap)
     for (uint32_t i = 1; i < high && i < s->super->max_clients && n < cap; i++) {
         if ((prs_load_acquire(&s->clients[i].state) & 0xFF) != PRS_CLIENT_LIVE)
             continue;
-        /* unreached: death: beside a client that must find its descriptors again */
+        /* unreached: death: a client dies while another reopens its descriptors */
         if (i == s->me || !prs_client_dead(s, i))
             pids[n++] = (int32_t)prs_load_acquire(&s->clients[i].pid);
     }

@@ -38,7 +38,7 @@ bool prs_format_one_buffer(const void *data, uint64_t size, prs_header *header, 
         uint32_t magic;
         uint16_t version, flags;
     } begins = {PRS_FORMAT_MAGIC, PRS_FORMAT_VERSION, 0};
-    const uint64_t ends = 1; /* one buffer, nothing reserved */
+    const uint64_t ends = 1; /* flags for one buffer and no reserved bits */
     if (size < before)
         return false;
     memcpy(header, data, sizeof(*header));

@@ -2,10 +2,11 @@
  *
  * Purpose    A process may open and close stores any number of times: a handle must leave nothing behind, and must keep
  *            what a call, a view or a window still uses.
- * Algorithm  Three counts, each of which outlives the one before.  `users`: calls and drafts in progress, counted by
- *            the caller under its own lock; the last of them closes an ending handle.  `pinned_slots`: objects with
- *            pins, counted by prs_close, and unpins in progress; the last of them tears the handle down.  `keeps`:
- *            windows, plus one until the handle is torn down; the last one frees it.
+ * Algorithm  A handle has three counts, each of which reaches 0 after the one before.  `users`: calls and drafts in
+ *            progress, counted by the caller under its own lock; the last of them closes an ending handle.
+ *            `pinned_slots`: objects with pins, counted by prs_close, and unpins in progress; the last of them
+ *            tears the handle down.  `keeps`: windows, plus one until the handle is torn down; the last one frees
+ *            it.
  *
  *              open --prs_end--> ending --last use--> closed --last pin--> torn --last window--> freed
  *

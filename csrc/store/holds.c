@@ -2,13 +2,12 @@
  *
  * Purpose    A pickled ref in flight, and an object that refers to another, keep that object alive
  *            even if no process holds it.
- * Algorithm  Records in a separate table, made and ended under the store lock, counted in the slot
- *            they hold.  A receiver sets its own bit first and then ends the token.  The edges of an
- *            object form a chain at its slot; the client that retires the object turns them into its
- *            own DYING links and ends them one by one, in a loop, because that may free further
- *            objects, however long the chain.
- *            An edge of kind BYTES stands for a buffer that lies in the other object: it holds those bytes
- *            even after prs_free.
+ * Algorithm  Such holds are records in a separate table, made and ended under the store lock, and counted
+ *            in the slot they hold.  A receiver sets its own bit first and then ends the token.  The edges
+ *            of an object form a chain at its slot; the client that retires the object turns them into its
+ *            own DYING links and ends them one by one, in a loop, because that may free further objects,
+ *            however long the chain.  An edge of kind BYTES stands for a buffer that lies in the other
+ *            object: it holds those bytes even after prs_free.
  * Guarantee  After a stolen lock prs_links_rebuild recounts the records; meanwhile every object
  *            counts as held.  An object refers only to older ones (smaller serial), so that no
  *            cycle can form.
@@ -130,8 +129,9 @@ int prs_link_lock(prs_store *s, prs_error *error)
     }
 }
 
-/* Make a record that holds `id`; return its index, PRS_NIL when the object is gone.  `undone`: the count changed
- * briefly; try a free after unlocking.  A BYTES link can hold freed bytes: the caller has them pinned. */
+/* Make a record that holds `id`; return its index, PRS_NIL when the object is gone.  `undone` says that the
+ * count changed briefly: try a free after unlocking.  A BYTES link can hold the bytes of a freed object,
+ * because the caller has them pinned. */
 uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t owner, uint32_t owner_tag,
                        uint32_t next, bool *undone)
 {
@@ -195,7 +195,7 @@ int prs_token_take_noted(prs_store *s, const prs_oid *id, int kind, uint32_t not
             prs_fetch_add_relaxed(&s->super->orphaned, 1);
         (void)prs_hold_confirm(prs_slot_at(s, id->slot), id->serial);
         rc = prs_state(s, id);
-        /* unreached: untested: the sticky holder has a draft */
+        /* unreached: untested: the object is a draft that the sticky holder owns */
         return rc == PRS_E_AGAIN ? PRS_OK : rc;
     }
     bool undone;
@@ -206,7 +206,7 @@ int prs_token_take_noted(prs_store *s, const prs_oid *id, int kind, uint32_t not
     if (undone) {
         prs_try_free(s, id->slot);
         rc = prs_state(s, id);
-        /* unreached: race: freed for everyone meanwhile */
+        /* unreached: race: prs_free ran meanwhile */
         return rc < 0 ? rc : PRS_E_LOST;
     }
     return PRS_OK;
@@ -233,7 +233,7 @@ static void end_token(prs_store *s, const prs_token *token)
 int prs_token_claim(prs_store *s, const prs_oid *id, const prs_token *token)
 {
     int rc = prs_ref(s, id);
-    if (rc == PRS_OK || rc == PRS_E_FREED || rc == PRS_E_LOST) /* if the object is gone, only the record is left */
+    if (rc == PRS_OK || rc == PRS_E_FREED || rc == PRS_E_LOST) /* only the record is left of a missing object */
         end_token(s, token);
     return rc;
 }
@@ -319,7 +319,7 @@ bool prs_edges_release(prs_store *s, bool block)
         uint32_t i = s->dying;
         if (i >= prs_load_relaxed(&s->links_seen) || !prs_link_is_dying(s->links[i].kind) ||
             s->links[i].owner != s->me) {
-            s->dying = PRS_NIL; /* damaged bytes: a rebuild or a reaper finds the rest of the chain */
+            s->dying = PRS_NIL; /* the bytes are damaged: a rebuild or a reaper finds the rest of the chain */
             break;
         }
         s->dying = s->links[i].next;
@@ -344,7 +344,7 @@ static bool owner_lives(const prs_store *s, const prs_link *l)
         return false;
     uint64_t word = prs_load_seqcst(&prs_slot_at(s, l->owner)->word);
     uint32_t state = prs_word_state(word);
-    /* Not if it was retired: its slot may be in a magazine by now, where no code looks for edges. */
+    /* Not if the object was retired: its slot may be in a magazine by now, where no code looks for edges. */
     return state != PRS_STATE_FREE && state != PRS_STATE_RESERVED && prs_word_generation(word) == l->owner_tag;
 }
 
@@ -353,7 +353,7 @@ void prs_links_rebuild(prs_store *s)
     prs_arena *a = arena_of(s);
     uint32_t slots = prs_slots_published(s), links = prs_links_published(s);
     uint32_t epoch = prs_load_seqcst(&s->super->recount);
-    prs_store_seqcst(&s->super->recount, epoch | 1); /* everything counts as held from here */
+    prs_store_seqcst(&s->super->recount, epoch | 1); /* from here on every object counts as held */
     for (uint32_t i = 0; i < slots; i++) {
         prs_store_seqcst(&prs_slot_at(s, i)->links, 0);
         prs_store_relaxed(&prs_slot_at(s, i)->edges, PRS_NIL);
@@ -365,14 +365,14 @@ void prs_links_rebuild(prs_store *s)
     PRS_POINT(rebuild_counting);
     for (uint32_t i = links; i-- > 0;) {
         prs_link *l = &s->links[i];
-        /* unreached: damage: a serial ahead of its counter */
+        /* unreached: damage: a serial above its counter */
         if (l->serial > a->link_serial)
             a->link_serial = l->serial;
         /* unreached: damage 3 */
         bool known = l->kind != PRS_LINK_FREE && l->kind <= PRS_LINK_LAST && l->serial != 0 && l->slot < slots;
         bool holds = known && lives(prs_slot_at(s, l->slot), l);
-        /* In the dying chain of a client, living or not yet reaped: keep it, even if its object was freed, because that
-         * client will follow the chain through it. */
+        /* The link is in the dying chain of a client, living or not yet reaped: keep it even if its object was freed,
+         * because that client will follow the chain through it. */
         bool others =
             known && prs_link_is_dying(l->kind) && l->owner != s->me && prs_client_is(s, l->owner, l->owner_tag);
         bool valid = others || (holds && (l->kind != PRS_LINK_NAME || prs_name_has(s, l->owner, i)));
@@ -500,7 +500,7 @@ int prs_links_check(prs_store *s, prs_error *error)
     }
     if (unused)
         return prs_fail(error, PRS_E_CORRUPT, 0, "%u free links are not on the stack", unused);
-    /* Counts: visit each link once, without memory for a full recount. */
+    /* To check the counts, visit each link once, without memory for a full recount. */
     for (uint32_t i = 0; i < limit; i++) {
         int rc = check_counted(s, i, error);
         if (rc < 0)

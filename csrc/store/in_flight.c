@@ -1,7 +1,8 @@
 /* in_flight.c - references in flight: list the tokens, and end those of lost messages.
  *
- * Purpose    A lost message leaves its token behind.  Only a caller can know that (it has drained the pipe of
- *            a dead worker); it needs a list of tokens, and a call that ends those of such a sender.
+ * Purpose    A lost message leaves its token behind.  Only a caller can know that a message is lost (for
+ *            example, it has drained the pipe of a dead worker); it needs a list of tokens and a call that
+ *            ends those of a dead sender.
  * Algorithm  Under the store lock, in batches: walk the table of links from a cursor, so that each hold of the
  *            lock is bounded however long the table is.  A sender is alive while its client slot has the
  *            incarnation of the link and no proof of death.
@@ -10,7 +11,7 @@
  */
 #include "store.h"
 
-#define WALK 4096u /* links checked per hold of the lock */
+#define WALK 4096u /* links checked each time we hold the lock */
 #define BATCH 64u
 
 static bool is_token(const prs_link *l)
@@ -80,7 +81,7 @@ int prs_flights(prs_store *s, uint32_t *cursor, prs_flight *out, int cap, prs_er
         more = *cursor < limit;
         prs_unlock(s);
     }
-    /* Not under the lock: a proof of death makes system calls. */
+    /* Do this without the lock: a proof of death makes system calls. */
     for (int i = 0; i < n; i++)
         out[i].sender_alive = prs_client_is(s, out[i].sender, out[i].incarnation) &&
                               (out[i].sender == s->me || !prs_client_dead(s, out[i].sender));
@@ -92,13 +93,13 @@ static int end_batch(prs_store *s, const prs_flight *flight, uint32_t n, prs_err
 {
     uint32_t held[BATCH], frees = 0;
     int ended = 0, rc = lock_open(s, error);
-    /* unreached: race: the lock was had a moment ago */
+    /* unreached: race: the lock was free a moment ago */
     if (rc < 0)
         return rc;
     for (uint32_t k = 0; k < n; k++) {
         uint32_t i = flight[k].token.index - 1;
         const prs_link *l = &s->links[i];
-        /* unreached: race 3: claimed meanwhile */
+        /* unreached: race 3: the receiver claimed it meanwhile */
         if (i >= links_in_use(s) || !is_token(l) || l->serial != flight[k].token.serial)
             continue; /* the receiver claimed it meanwhile */
         uint32_t slot = prs_link_end(s, i);

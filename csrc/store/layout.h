@@ -35,11 +35,11 @@ _Static_assert(sizeof(void *) == 8,
 #define PRS_LAYOUT_VERSION 1u
 #define PRS_UNIT 64u /* granularity and alignment of extents              */
 #define PRS_CLIENTS_DEFAULT 512u
-#define PRS_CLIENTS_MAX 4096u /* the first is the sticky holder, the last the janitor */
+#define PRS_CLIENTS_MAX 4096u /* the first slot is the sticky holder's, the last the janitor's */
 #define PRS_SLOT_CHUNK 1024u  /* slots published at a time                          */
 #define PRS_LINK_CHUNK 1024u
 #define PRS_NIL UINT32_MAX   /* "no slot, no extent, no link"                      */
-#define PRS_STICKY_CLIENT 0u /* bit 0: holds what a fork could not hand over       */
+#define PRS_STICKY_CLIENT 0u /* bit 0: holds the objects that a fork could not hand over       */
 
 /* ---- the word of a slot ------------------------------------------------------------
  *
@@ -101,8 +101,8 @@ static inline uint32_t prs_word_state(uint64_t word)
  * statistics and magazine claims read other clients' slots, and then check the word to see if the values count. */
 typedef struct prs_slot {
     prs_atomic_u64 word;
-    prs_atomic_u64 serial;    /* never repeats in a store; confirms the generation         */
-    prs_atomic_u64 off;       /* of the extent, from data_off                              */
+    prs_atomic_u64 serial;    /* never repeats in a store; a match proves that the generation is right         */
+    prs_atomic_u64 off;       /* offset of the extent from data_off                              */
     prs_atomic_u64 cap;       /* bytes of the extent                                       */
     prs_atomic_u64 size;      /* bytes of the object                                       */
     prs_atomic_u32 extent;    /* index of its descriptor, or PRS_NIL                       */
@@ -187,7 +187,7 @@ static inline bool prs_link_holds_bytes(uint32_t kind)
 /* Written under the store lock.  Invariant: slot[i].links counts the links != FREE with slot == i and
  * generation of the slot's word == generation. */
 typedef struct prs_link {
-    uint64_t serial;     /* of this link: never repeats, 0 when free                   */
+    uint64_t serial;     /* serial of this link: never repeats, 0 when free                   */
     uint64_t inner;      /* serial of the object held                                  */
     uint32_t slot;       /* the object held                                            */
     uint32_t generation; /* its generation                                             */
@@ -209,7 +209,7 @@ _Static_assert(sizeof(prs_link) == 48, "a link is 48 bytes");
 /* Written under the store lock.  Invariant: serial != 0 => links[link] is a NAME link with owner == this
  * entry, as long as the object lives; text[len] == 0. */
 typedef struct prs_name {
-    uint64_t serial; /* of the object, 0 when unused: written last                  */
+    uint64_t serial; /* serial of the object, 0 when unused: written last                  */
     uint32_t slot, generation;
     uint32_t link, len;
     uint32_t hash;
@@ -280,7 +280,7 @@ typedef struct prs_super {
     prs_atomic_u64 ready; /* PRS_MAGIC when complete                                    */
     uint32_t version;
     uint32_t page;
-    uint64_t layout_hash; /* of sizes and offsets: catches what the version may miss     */
+    uint64_t layout_hash; /* hash of sizes and offsets: shows differences that the version may miss     */
     uint64_t store_id;    /* random, not 0                                               */
     uint64_t file_size, capacity;
     uint64_t clients_off, names_off, slots_off, extents_off, links_off, backed_off, data_off;
@@ -288,11 +288,11 @@ typedef struct prs_super {
     uint64_t born_ns;      /* CLOCK_MONOTONIC ns, for ages                                */
     uint64_t warm_reserve; /* freed bytes that stay backed                                */
     uint32_t flags, uid;
-    char spill_dir[PRS_SPILL_DIR]; /* absolute, NUL-terminated; empty: no spilling           */
+    char spill_dir[PRS_SPILL_DIR]; /* absolute path, NUL-terminated; empty: no spilling           */
 
     /* From here on pages are writable in every client; the first page is not. */
     _Alignas(4096) prs_atomic_u32 lock; /* owner << 20 ... see lock.c                      */
-    prs_atomic_u32 corrupt;             /* sticky: damage was found in the tables              */
+    prs_atomic_u32 corrupt;             /* never reset: damage was found in the tables              */
     prs_atomic_u64 stolen, reaped;
 
     _Alignas(64) prs_atomic_u64 serial; /* next serial to hand out                          */
@@ -300,11 +300,11 @@ typedef struct prs_super {
     _Alignas(64) prs_atomic_u32 published; /* slots that exist                            */
     prs_atomic_u32 links_published;
     prs_atomic_u32 client_high; /* clients from this index on were never claimed */
-    prs_atomic_u32 recount;     /* odd during a recount of links: all objects count as held */
+    prs_atomic_u32 recount;     /* odd while links are recounted: all objects count as held until then */
     prs_atomic_u32 swept;       /* value of recount at the last search for orphans */
     prs_atomic_u32 names_high;  /* names from this index on were never used      */
 
-    _Alignas(64) prs_atomic_u32 epoch; /* futex: something waited for has changed      */
+    _Alignas(64) prs_atomic_u32 epoch; /* futex: an object that a client waits for has changed      */
     prs_atomic_u32 epoch_waiters;
     prs_atomic_u64 last_look;  /* CLOCK_MONOTONIC ns                           */
     prs_atomic_u64 warm_floor; /* bytes recently freed in one piece             */

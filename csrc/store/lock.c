@@ -64,12 +64,12 @@ static bool owner_dead(prs_store *s, uint32_t word)
     if (client == s->me)
         return incarnation != (s->incarnation & 0x7FFFFu); /* an earlier incarnation of our slot */
     if (client == 0 || client >= s->super->max_clients)
-        return true; /* no client has this index: flipped bits */
+        return true; /* no client has this index: bits were flipped */
     prs_client *c = &s->clients[client];
     if ((prs_load_acquire(&c->incarnation) & 0x7FFFFu) != incarnation)
         return true; /* another client has claimed the slot: this one is dead */
     if ((prs_load_acquire(&c->state) & 0xFF) == PRS_CLIENT_FREE)
-        return true; /* a client that leaves has unlocked: it died, or the word was flipped */
+        return true; /* a client that leaves has unlocked, so it died or bits of the word were flipped */
     return prs_client_dead(s, client);
 }
 
@@ -140,7 +140,7 @@ int prs_lock(prs_store *s, int64_t timeout, prs_error *error)
             slice = deadline - now;
         if (prs_futex_wait(&s->super->lock, word, slice) != -ETIMEDOUT)
             continue;
-        /* unreached: race: it changed hands while we slept */
+        /* unreached: race: the lock changed owners while we slept */
         if (prs_load_relaxed(&s->super->lock) != word || !owner_dead(s, word))
             continue;
     dead:;
@@ -153,9 +153,9 @@ int prs_lock(prs_store *s, int64_t timeout, prs_error *error)
     }
 taken:
     PRS_POINT(lock_taken);
-    if (PRS_UNLIKELY(s->super->arena.dirty)) { /* a thief died between steal and the end of its rebuild */
+    if (PRS_UNLIKELY(s->super->arena.dirty)) { /* a thief died after the steal and before the end of its rebuild */
         int rc = prs_rebuild(s, error);
-        /* unreached: unmade: no memory for the one who finds an unfinished rebuild */
+        /* unreached: unmade: backing the tables fails in the client that finds an unfinished rebuild */
         if (rc < 0) {
             prs_unlock(s);
             return rc;

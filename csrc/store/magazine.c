@@ -1,7 +1,7 @@
 /* magazine.c - caches of slots with extents, so that small puts and frees take no lock.
  *
  * Purpose    put and free of a small object touch no cache line that another client writes.
- * Algorithm  Per client and size class a stack of slots in state RESERVED, filled from the shared
+ * Algorithm  Each client has one stack of RESERVED slots per size class, filled from the shared
  *            bins in batches (Bonwick and Adams, "Magazines and Vmem", 2001).  Slots that do not
  *            fit a magazine, and all with large extents, are queued as "pending" and return to the
  *            bins when the store lock is free.
@@ -35,7 +35,7 @@ uint64_t prs_class_size(uint32_t cls)
 static uint32_t refill_count(uint32_t cls)
 {
     uint64_t n = REFILL_BYTES / prs_class_size(cls);
-    /* unreached: cannot: the largest class fits once */
+    /* unreached: cannot: REFILL_BYTES hold an extent of any class */
     return n < 1 ? 1 : n > REFILL_MAX ? REFILL_MAX : (uint32_t)n;
 }
 
@@ -57,7 +57,7 @@ static void occupy(prs_store *s, uint32_t i, uint32_t extent, uint32_t state, pr
     PRS_POINT(slot_reserved);
 }
 
-/* Take a slot and an extent for it. PRS_E_OBJECTS or PRS_E_FULL when there is none. */
+/* Take a slot and an extent for it. PRS_E_OBJECTS when no slot is left, PRS_E_FULL when no extent is. */
 static int attach(prs_store *s, uint64_t size, bool paged, uint32_t state, prs_reserved *out)
 {
     uint32_t i = prs_slot_take(s), e = PRS_NIL;
@@ -128,8 +128,8 @@ static uint32_t magazine_of(const prs_slot *slot, uint64_t cap)
     return prs_class_size(cls) == cap ? cls : PRS_NIL;
 }
 
-/* Give back the slots that overflowed; under the lock.  Skip a slot that suits a magazine: it may be in one.  If not,
- * it keeps a little memory, but no other object, until the store is full. */
+/* Give back the slots that overflowed; under the lock.  Skip a slot that suits a magazine, because it may be in one.
+ * If it is in none, it wastes a little memory until the store is full, but holds no other object. */
 static void give_overflowed(prs_store *s)
 {
     prs_store_relaxed(&s->overflowed, 0);
@@ -202,7 +202,7 @@ void prs_magazine_put(prs_store *s, uint32_t i, uint32_t generation)
         prs_spin_unlock(&m->lock);
         return;
     }
-    /* Full: give back the older half together, so that this does not happen on each free. */
+    /* The magazine is full: return its older half in one go, so that not every free has to. */
     prs_reserved old[PRS_MAG_CAP];
     uint32_t half = m->count / 2;
     memcpy(old, m->item, half * sizeof *old);
@@ -220,7 +220,7 @@ void prs_magazine_put(prs_store *s, uint32_t i, uint32_t generation)
 static int full(prs_store *s, uint64_t size, prs_error *error)
 {
     prs_fail(error, PRS_E_FULL, 0, "no free extent of %llu bytes", (unsigned long long)size);
-    /* unreached: untested: a caller that wants no error */
+    /* unreached: untested: the caller passes no error record */
     if (error) {
         error->want = size;
         error->capacity = s->capacity;
@@ -245,7 +245,7 @@ static bool relieve(prs_store *s, uint64_t size, int *stage, prs_error *error)
         prs_deferred_run(s, true);
         return true;
     default:
-        /* unreached: untested: sixty rounds of spilling for one put */
+        /* unreached: untested: one put needs sixty rounds of spilling */
         return *stage < 64 && prs_spill_for(s, size, error) == PRS_OK;
     }
 }
@@ -254,7 +254,7 @@ static bool relieve(prs_store *s, uint64_t size, int *stage, prs_error *error)
 static int take(prs_store *s, uint64_t size, bool paged, uint32_t state, prs_reserved *out, uint32_t want,
                 uint32_t *got, prs_error *error)
 {
-    /* unreached: cannot: an object in its file asks for no bytes */
+    /* unreached: cannot: an object in a file needs no extent */
     if (size > s->capacity && !(state & PRS_WORD_FILE))
         return full(s, size, error);
     for (int stage = 0;;) {
@@ -272,14 +272,14 @@ static int take(prs_store *s, uint64_t size, bool paged, uint32_t state, prs_res
         }
         if (rc == PRS_E_OBJECTS) {
             rc = prs_slots_grow(s, published, error);
-            /* unreached: cannot: the first three stages are always worth another try */
+            /* unreached: cannot: after each of the first three stages we try again */
             if (rc < 0 && (rc != PRS_E_OBJECTS || stage > 2 || !relieve(s, size, &stage, error)))
                 return rc;
         } else {
             prs_error why = {0};
             if (!relieve(s, size, &stage, &why))
                 /* unreached: failing 2: the disk */
-                /* unreached: untested: a caller that wants no error */
+                /* unreached: untested: the caller passes no error record */
                 return why.code ? (error ? *error = why : why).code : full(s, size, error);
         }
     }
@@ -322,7 +322,7 @@ static int refill(prs_store *s, uint32_t cls, prs_error *error)
     prs_magazine *m = &s->magazines[cls];
     uint32_t kept = 0;
     prs_spin_lock(&m->lock);
-    /* Lowest address on top. */
+    /* The slot with the lowest address is on top. */
     /* unreached: race: other threads filled it meanwhile */
     for (uint32_t i = n; i-- > 0 && m->count < PRS_MAG_CAP;) {
         m->item[m->count++] = batch[i];
@@ -369,7 +369,7 @@ int prs_slot_alloc_large(prs_store *s, uint64_t size, bool paged, uint32_t *out,
     prs_reserved one;
     uint32_t n = 0;
     int rc = prs_map_writable(s, error);
-    /* unreached: unmade: no address space for a first writable mapping */
+    /* unreached: unmade: no address space for the first writable mapping */
     if (rc < 0)
         return rc;
     prs_reap_dead(s, PRS_SECOND);
@@ -460,7 +460,7 @@ uint64_t prs_magazines_reclaim(prs_store *s)
     for (uint32_t i = 0; i < seen; i++) {
         prs_slot *slot = prs_slot_at(s, i);
         uint64_t word = prs_load_seqcst(&slot->word), cap = prs_load_relaxed(&slot->cap);
-        /* unreached: race: its owner took it */
+        /* unreached: race: its owner took it from the magazine */
         if (prs_word_state(word) == PRS_STATE_RESERVED && give(s, i, word)) {
             gained += cap;
             PRS_POINT(take_back_taken);

@@ -32,7 +32,7 @@ static prs_oid object_of(const prs_store *s, const prs_name *e)
 static bool alive(prs_store *s, const prs_name *e)
 {
     prs_oid id = object_of(s, e);
-    /* unreached: untested: a cleared entry in a list */
+    /* unreached: untested: listing passes a cleared entry */
     return e->serial != 0 && prs_state(s, &id) == PRS_OK;
 }
 
@@ -41,7 +41,7 @@ static uint32_t search(const prs_store *s, const char *text, size_t len)
     uint32_t hash = hash_of(text, len), n = entries(s);
     for (uint32_t i = 0; i < n; i++) {
         const prs_name *e = &s->names[i];
-        /* unreached: untested 2: two names of one hash */
+        /* unreached: untested 2: two names with the same hash */
         if (e->serial && e->hash == hash && e->len == len && memcmp(e->text, text, len) == 0)
             return i;
     }
@@ -112,7 +112,7 @@ int prs_name_bind(prs_store *s, const char *name, size_t len, const prs_oid *id,
         goto out;
     }
     uint32_t link = prs_link_make(s, id, PRS_LINK_NAME, i, (uint32_t)id->serial, PRS_NIL, &undone);
-    /* unreached: race: freed for everyone between the look and the lock */
+    /* unreached: race: prs_free ran between the check and the lock */
     if (link == PRS_NIL) {
         rc = prs_fail(error, PRS_E_LOST, 0, "the object to be named is gone");
         goto out;
@@ -132,12 +132,12 @@ out:
     prs_unlock(s);
     if (orphan != PRS_NIL)
         prs_try_free(s, orphan);
-    /* unreached: race: freed for everyone between the look and the lock */
+    /* unreached: race: prs_free ran between the check and the lock */
     if (undone)
         prs_try_free(s, id->slot);
-    if (rc == PRS_OK) { /* wake clients that wait for this name */
+    if (rc == PRS_OK) { /* wake clients that wait for the name */
         prs_fetch_add_seqcst(&s->super->epoch, 1);
-        /* unreached: untested: somebody waits for a name */
+        /* unreached: untested: a client waits for the name */
         if (prs_load_seqcst(&s->super->epoch_waiters))
             prs_futex_wake(&s->super->epoch, INT32_MAX);
     }
@@ -158,7 +158,7 @@ int prs_name_find(prs_store *s, const char *name, size_t len, prs_oid *id)
     if (i == PRS_NIL)
         return PRS_E_NOTFOUND;
     rc = prs_ref(s, id);
-    if (rc == PRS_OK && (rc = prs_state(s, id)) != PRS_OK) /* freed, but still held by us */
+    if (rc == PRS_OK && (rc = prs_state(s, id)) != PRS_OK) /* the object was freed, but we still hold it */
         prs_unref(s, id);
     return rc == PRS_E_LOST || rc == PRS_E_FREED ? PRS_E_NOTFOUND : rc;
 }
@@ -187,7 +187,7 @@ int prs_name_next(prs_store *s, uint32_t *cursor, char text[PRS_NAME_MAX + 1], p
 bool prs_name_has(const prs_store *s, uint32_t i, uint32_t link)
 {
     /* unreached: damage: an entry that is not in the table */
-    /* unreached: death: the entry got another link */
+    /* unreached: death: the entry has another link by now */
     return i < entries(s) && s->names[i].serial != 0 && s->names[i].link == link;
 }
 

@@ -30,11 +30,11 @@ static int lost_status(const prs_slot *slot, const prs_oid *id)
     return ended >> 2 == (id->generation & 0x3FFFFFFFu) && (ended & 3) == PRS_ENDED_FREED ? PRS_E_FREED : PRS_E_LOST;
 }
 
-/* The word still belongs to the id, but is FREED: return whether by prs_free (FREED) or by an abort (LOST). */
+/* The word still belongs to the id, but is FREED: return PRS_E_FREED after prs_free, PRS_E_LOST after an abort. */
 static int freed_status(const prs_slot *slot, const prs_oid *id)
 {
     uint32_t how = prs_load_relaxed(&slot->ended);
-    /* unreached: race 2: between the mark and the end of what it marks */
+    /* unreached: race 2: between marking the object FREED and its end */
     return how >> 2 == (id->generation & 0x3FFFFFFFu) && (how & 3) == PRS_ENDED_UNSEALED ? PRS_E_LOST : PRS_E_FREED;
 }
 
@@ -75,7 +75,7 @@ bool prs_held(prs_store *s, prs_slot *slot, bool freed)
     uint32_t epoch = prs_load_seqcst(&s->super->recount);
     if (prs_load_seqcst(&slot->links) & (freed ? PRS_LINKS_BYTES : ~0u))
         return true;
-    /* unreached: race: a rebuild came in between */
+    /* unreached: race: a rebuild began meanwhile */
     return (epoch & 1) || prs_load_seqcst(&s->super->recount) != epoch;
 }
 
@@ -107,7 +107,7 @@ static bool reclaim_slot(prs_store *s, uint32_t i, uint64_t *word)
     uint64_t cap = prs_load_relaxed(&slot->cap);
     bool punch = !file && cap >= PRS_SMALL_MAX && prs_load_relaxed(&slot->size) && /* size 0: from prs_trim */
                  prs_beyond_reserve(s, cap);
-    bool first = file || punch; /* work that no other client may see half done, or undo */
+    bool first = file || punch; /* from here on, no other client may see the work half done, or undo it */
     uint64_t next = first ? prs_word(generation, s->me, PRS_STATE_FREEING | PRS_WORD_FREED) | file : reserved;
     uint64_t old = *word;
     if (!prs_cas_seqcst(&slot->word, word, next))
@@ -118,7 +118,7 @@ static bool reclaim_slot(prs_store *s, uint32_t i, uint64_t *word)
             prs_pages_punch(s, prs_load_relaxed(&slot->off), cap);
         if (file)
             prs_spill_remove(s, slot, i);
-        /* unreached: race: taken for dead */
+        /* unreached: race: this client was declared dead */
         if (!prs_cas_seqcst(&slot->word, &next, reserved))
             return true; /* another client declared us dead and took over */
     }
@@ -137,11 +137,11 @@ void prs_free_finish(prs_store *s, uint32_t i, uint64_t word)
 {
     prs_slot *slot = prs_slot_at(s, i);
     for (;;) {
-        /* unreached: race 2: taken for dead */
+        /* unreached: race 2: this client was declared dead */
         if (prs_word_state(word) != PRS_STATE_FREEING || prs_word_client(word) != s->me)
             return; /* another client declared us dead and took over */
         PRS_POINT(freeing);
-        if (word & PRS_WORD_HELD) { /* clear it before the scan: a later holder sets it again */
+        if (word & PRS_WORD_HELD) { /* clear HELD before the scan: a later holder sets it again */
             /* unreached: race */
             if (!prs_cas_seqcst(&slot->word, &word, word & ~(uint64_t)PRS_WORD_HELD))
                 continue;
@@ -158,7 +158,7 @@ void prs_free_finish(prs_store *s, uint32_t i, uint64_t word)
         if (!prs_cas_seqcst(&slot->word, &word, sealed))
             continue;
         PRS_POINT(freeing_rolled_back);
-        /* Who let go while the word said FREEING has left the freeing to us. */
+        /* A holder that released during FREEING has left the freeing to us. */
         if (prs_held(s, slot, sealed & PRS_WORD_FREED))
             return;
         word = (prs_word(prs_word_generation(sealed), s->me, PRS_STATE_FREEING)) | (sealed & PRS_FLAGS_MASK);
@@ -190,7 +190,7 @@ bool prs_slot_adopt(prs_store *s, uint32_t i, uint64_t word)
     prs_slot *slot = prs_slot_at(s, i);
     uint32_t generation = prs_word_generation(word);
     uint64_t flags = word & PRS_FLAGS_MASK, ours;
-    /* unreached: cannot: callers have looked at the state */
+    /* unreached: cannot: callers have checked the state */
     switch (prs_word_state(word)) {
     case PRS_STATE_RESERVED:
         /* unreached: race: another reaper was quicker */
@@ -221,16 +221,16 @@ bool prs_slot_adopt(prs_store *s, uint32_t i, uint64_t word)
 /* ---- holding ------------------------------------------------------------------------------------ */
 
 /* We set a bit in a slot that another client may be freeing, and may have scanned before: make it scan
- * again.  True: the object exists, and no client can free it without seeing the bit.  *word is updated
+ * again.  If true, the object exists and no client can free it without seeing the bit.  *word is updated
  * to the slot's last known word. */
 static bool mark_held(prs_slot *slot, uint64_t *word)
 {
-    /* unreached: race: a freer is at it */
+    /* unreached: race: another client is freeing it */
     while (prs_word_state(*word) == PRS_STATE_FREEING)
-        /* unreached: race 4: a freer is at it */
+        /* unreached: race 4: another client is freeing it */
         if ((*word & PRS_WORD_HELD) || prs_cas_seqcst(&slot->word, word, *word | PRS_WORD_HELD))
             return true;
-    /* unreached: race: the object was ended before */
+    /* unreached: race: the object ended before */
     return prs_word_state(*word) != PRS_STATE_FREE && prs_word_state(*word) != PRS_STATE_RESERVED;
 }
 
@@ -250,8 +250,8 @@ static inline void prefetch_slot(const prs_slot *slot, const prs_private *p, con
     __builtin_prefetch(bits, 1);
 }
 
-/* Set this client's bit in `bits` and check that the object still exists.
- * The shard is locked. */
+/* Set this client's bit in `bits` and check that the object still exists. The caller has locked the
+ * shard. */
 static inline __attribute__((always_inline)) int hold(prs_store *s, prs_slot *slot, prs_atomic_u64 *bits,
                                                       const prs_oid *id, bool may_create, bool named, uint64_t *seen)
 {
@@ -262,7 +262,7 @@ static inline __attribute__((always_inline)) int hold(prs_store *s, prs_slot *sl
         return lost_status(slot, id);
     if (word & freed)
         return freed_status(slot, id);
-    /* unreached: compiler 2: for refs the answer is known */
+    /* unreached: compiler 2: the result is known for refs */
     if (prs_word_state(word) == PRS_STATE_CREATING && !may_create)
         return PRS_E_AGAIN;
     prs_fetch_or_seqcst(&bits[s->my_word], s->my_bit);
@@ -270,29 +270,29 @@ static inline __attribute__((always_inline)) int hold(prs_store *s, prs_slot *sl
     word = prs_load_seqcst(&slot->word);
     while (PRS_LIKELY(matches(slot, word, id) && !(word & freed))) {
         *seen = word;
-        /* unreached: race 3: ended or being freed at the second look */
+        /* unreached: race 3: ended or being freed at the second read */
         switch (prs_word_state(word)) {
         case PRS_STATE_SEALED:
             return PRS_OK;
         case PRS_STATE_CREATING:
-            /* unreached: compiler: for pins or refs the answer is known */
+            /* unreached: compiler: the result is known for pins or for refs */
             /* unreached: race 2 */
             return may_create ? PRS_OK : PRS_E_AGAIN;
         case PRS_STATE_FREEING:
-            /* unreached: race 3: a freer is at it */
+            /* unreached: race 3: another client is freeing it */
             if ((word & PRS_WORD_HELD) || prs_cas_seqcst(&slot->word, &word, word | PRS_WORD_HELD))
                 return PRS_OK; /* the freer must scan again, sees our bit and goes back to SEALED */
             break;
-        case PRS_STATE_SPILLING: /* a ref, or we are the spilling thread: the spiller checks for holders at its end */
-            /* unreached: compiler 2: for pins or refs the answer is known */
-            /* unreached: race 3: being spilled at the second look */
+        case PRS_STATE_SPILLING: /* a ref, or a pin of the spilling thread: the spiller checks for holders */
+            /* unreached: compiler 2: the result is known for pins or for refs */
+            /* unreached: race 3: being spilled at the second read */
             return may_create || prs_spill_by_us(s, id->slot) ? PRS_OK : PRS_E_AGAIN;
         default:
             return lost_status(slot, id);
         }
     }
     *seen = word;
-    /* unreached: race 3: ended between the two looks */
+    /* unreached: race 3: ended between the two reads */
     return matches(slot, word, id) ? freed_status(slot, id) : lost_status(slot, id);
 }
 
@@ -308,7 +308,7 @@ static int view_of(prs_store *s, const prs_slot *slot, const prs_private *p, uin
 {
     uint64_t off = prs_load_relaxed(&slot->off), size = prs_load_relaxed(&slot->size);
     if (PRS_UNLIKELY(word & PRS_WORD_FILE)) {
-        view->data = p->map ? p->map->at : NULL; /* NULL: the caller maps the file */
+        view->data = p->map ? p->map->at : NULL; /* NULL if the caller must map the file */
         view->size = size;
         return PRS_OK;
     }
@@ -325,7 +325,7 @@ void prs_pin_file(prs_store *s, const prs_oid *id, prs_file_map *map, prs_view *
     prs_private *p = &s->priv[id->slot];
     prs_file_map *twice = NULL;
     prs_spin_lock(shard);
-    /* unreached: race: two threads map one file */
+    /* unreached: race: two threads map the file at the same time */
     if (p->map)
         twice = map; /* another thread was quicker */
     else
@@ -359,7 +359,7 @@ static inline __attribute__((always_inline)) int pin(prs_store *s, const prs_oid
     uint64_t word;
     prefetch_slot(slot, p, prs_pins(s, slot));
     prs_spin_lock(shard);
-    /* unreached: race: closed between the two looks */
+    /* unreached: race: closed between the two checks */
     if (PRS_UNLIKELY(prs_load_relaxed(&s->closed))) {
         prs_spin_unlock(shard);
         return PRS_E_CLOSED;
@@ -383,7 +383,7 @@ static inline __attribute__((always_inline)) int pin(prs_store *s, const prs_oid
     if (PRS_LIKELY(rc == PRS_OK))
         rc = view_of(s, slot, p, word, view);
     if (PRS_LIKELY(rc == PRS_OK)) {
-        /* unreached: untested: void refs to what was in the slot before */
+        /* unreached: untested: refs to an earlier object of the slot */
         if (!(prs_load_relaxed(&p->refs) && p->serial == id->serial)) {
             p->serial = id->serial; /* refs to an earlier object of the slot are void */
             prs_store_relaxed(&p->refs, 0);
@@ -432,7 +432,8 @@ void prs_unpin(prs_store *s, const prs_oid *id)
     if (last && !s->orphan)
         prs_fetch_and_seqcst(&prs_pins(s, slot)[s->my_word], ~s->my_bit);
     bool closed = prs_load_relaxed(&s->closed);
-    /* While we have a ref, the thread that drops it frees the object; but once FREED, refs hold nothing. */
+    /* While this process has a ref, the thread that drops the ref frees the object; but once the word is FREED, refs
+     * hold nothing. */
     bool ours = last && prs_load_relaxed(&p->refs) && !(prs_load_seqcst(&slot->word) & PRS_WORD_FREED);
     prs_file_map *map = last ? p->map : NULL;
     if (map)
@@ -463,7 +464,7 @@ int prs_ref(prs_store *s, const prs_oid *id)
     uint64_t word;
     prefetch_slot(slot, p, slot->holders);
     prs_spin_lock(shard);
-    /* unreached: race: closed between the two looks */
+    /* unreached: race: closed between the two checks */
     if (PRS_UNLIKELY(prs_load_relaxed(&s->closed))) {
         prs_spin_unlock(shard);
         return PRS_E_CLOSED;
@@ -486,18 +487,18 @@ int prs_ref(prs_store *s, const prs_oid *id)
         return PRS_OK;
     }
     /* The bit may rightly be there for the object now in the slot. */
-    /* unreached: race 4: a ref that came too late */
+    /* unreached: race 4: the ref was set after the object ended */
     bool ours = prs_load_relaxed(&p->refs) && p->serial == prs_load_relaxed(&slot->serial) &&
                 !(word & PRS_WORD_FREED) && prs_word_state(word) != PRS_STATE_FREE &&
                 prs_word_state(word) != PRS_STATE_RESERVED;
-    /* unreached: race: a ref that came too late */
+    /* unreached: race: the ref was set after the object ended */
     bool touched = !ours && (prs_load_relaxed(&slot->holders[s->my_word]) & s->my_bit);
-    /* unreached: race: a ref that came too late */
+    /* unreached: race: the ref was set after the object ended */
     if (touched)
         undo(s, slot, slot->holders);
     prs_spin_unlock(shard);
     PRS_POINT(ref_undo);
-    /* unreached: race: a ref that came too late */
+    /* unreached: race: the ref was set after the object ended */
     if (touched)
         prs_try_free(s, id->slot);
     return rc;
@@ -562,7 +563,7 @@ int prs_alloc(prs_store *s, uint64_t size, unsigned flags, prs_draft *draft, prs
     uint64_t word;
     bool window = flags & PRS_ALLOC_WINDOW, small = size <= PRS_SMALL_MAX && !window;
     if (!prs_extent_size_fits(size))
-        size = INT64_MAX; /* cannot fit: reported as such below */
+        size = INT64_MAX; /* it cannot fit: reported as such below */
     bool file = PRS_UNLIKELY(size > s->capacity) && !window && s->super->spill_dir[0];
     int rc = PRS_LIKELY(small) ? prs_magazine_take(s, size, flags & PRS_ALLOC_TRY, &i, &word, error)
              : file            ? prs_slot_alloc_spilled(s, &i, &word, error)
@@ -634,8 +635,8 @@ int prs_write_strided(prs_store *s, prs_draft *draft, uint64_t at, const void *s
     if (at > draft->size || n > draft->size - at)
         return prs_fail(error, PRS_E_INVAL, 0, "write past the end of the object");
     uint8_t *to = draft->dst ? draft->dst : draft->window;
-    if (!to && draft->size > s->capacity) { /* into a file: gather in memory first */
-        /* unreached: untested: no bytes into a file */
+    if (!to && draft->size > s->capacity) { /* the draft is in a file: gather in memory first */
+        /* unreached: untested: a write of no bytes to a draft in a file */
         to = malloc(n ? n : 1);
         /* unreached: unmade: malloc */
         if (!to)
@@ -679,7 +680,7 @@ int prs_seal(prs_store *s, prs_draft *draft, prs_error *error)
     PRS_POINT(seal_ready);
     uint64_t sealed;
     do {
-        /* unreached: race 2: taken for dead */
+        /* unreached: race 2: this client was declared dead */
         if (PRS_UNLIKELY(prs_word_state(word) != PRS_STATE_CREATING || prs_word_client(word) != s->me))
             return prs_fail(error, PRS_E_LOST, 0, "this object was taken from us: we were taken for dead");
         sealed = (word & ~(uint64_t)(PRS_STATE_MASK | PRS_WORD_WAITERS)) | PRS_STATE_SEALED | window;
@@ -715,7 +716,7 @@ void prs_abort(prs_store *s, prs_draft *draft, bool keep_window)
     prs_spin *shard = prs_shard(s, draft->id.slot);
     prs_spin_lock(shard);
     prs_private *p = &s->priv[draft->id.slot];
-    /* unreached: cannot: who makes it has a ref */
+    /* unreached: cannot: the caller has a ref to it */
     if (p->serial == draft->id.serial)
         (void)prs_count_down(&p->refs);
     prs_spin_unlock(shard);
@@ -765,8 +766,8 @@ int prs_find(prs_store *s, const void *ptr, uint64_t n, prs_oid *id, uint64_t *a
         uint64_t first = prs_load_relaxed(&slot->off), size = prs_load_relaxed(&slot->size);
         uint64_t word = prs_load_seqcst(&slot->word);
         /* While being restored, an object has pins, but no map yet and no extent. */
-        /* unreached: untested 2: spilled objects beside it */
-        /* unreached: race: let go meanwhile */
+        /* unreached: untested 2: other objects of the store are spilled */
+        /* unreached: race: the last holder released it meanwhile */
         if (prs_load_relaxed(&s->priv[i].pins) && !s->priv[i].map && !(word & PRS_WORD_FILE) && first <= off &&
             off - first <= size && n <= size - (off - first)) {
             bool live = !(word & PRS_WORD_FREED);

@@ -55,13 +55,13 @@ typedef struct prs_options {
     uint32_t max_objects;  /* 0: chosen from capacity (at least 1 << 20)           */
     int64_t lock_timeout;  /* 0: 1 s                                               */
     uint64_t warm_reserve; /* 0: 256 MiB; freed bytes that stay backed             */
-    const char *spill_dir; /* creating: where a full store spills objects, or NULL */
+    const char *spill_dir; /* when creating: where a full store spills objects, or NULL */
     uint32_t flags;        /* PRS_OPEN_*                                           */
 } prs_options;
 
 enum {
     PRS_OPEN_PID_LIVENESS = 1u << 0, /* refuse clients of other pid namespaces */
-    PRS_OPEN_SPILL_DIGEST = 1u << 1, /* creating: see "spill files in the caller's format" */
+    PRS_OPEN_SPILL_DIGEST = 1u << 1, /* when creating: see "spill files in the caller's format" */
     PRS_OPEN_SPILL_LZ4 = 1u << 2,
     PRS_OPEN_SPILL_ZSTD = 1u << 3,
     PRS_OPEN_SPILL_FORM = PRS_OPEN_SPILL_DIGEST | PRS_OPEN_SPILL_LZ4 | PRS_OPEN_SPILL_ZSTD
@@ -83,16 +83,16 @@ void prs_close(prs_store *store);
 /* Lifetime of a handle, for callers with a global lock that they drop only to wait (an interpreter).  They call these
  * functions under that lock, prs_release without it.  A use is a call or draft that lasts while other threads run.
  * prs_end: no new use may begin; true when there is none.  prs_unuse: true when it ended the last use of an ended
- * handle.  After true from either, the caller must call prs_release. */
+ * handle.  If either returns true, the caller must call prs_release. */
 void prs_use(prs_store *store);
 bool prs_unuse(prs_store *store);
 bool prs_end(prs_store *store);
-/* Close, and free the handle once its last pin is dropped and its last window closed; those two calls stay valid until
- * then. Only close when a fork has left uses that no thread can end. */
+/* Close, and free the handle once its last pin is dropped and its last window closed; those two calls stay valid
+ * until then. If a fork has left uses that no thread can end, only close. */
 void prs_release(prs_store *store);
 /* At process exit: close every handle that is not in use. */
 void prs_close_all(void);
-/* Close and free the handle, which is invalid afterwards.  While pins are left, only close. */
+/* Close and free the handle, which is invalid afterwards.  Only close while pins are left. */
 void prs_dispose(prs_store *store);
 
 uint64_t prs_id(const prs_store *store);
@@ -119,7 +119,7 @@ bool prs_leave(prs_store *store);
 
 /* An object being made.  Belongs to one thread at a time. */
 typedef struct prs_draft {
-    prs_oid id;       /* valid immediately; others may wait for it                    */
+    prs_oid id;       /* valid immediately; other clients may wait for the object                    */
     uint64_t size;    /* bytes asked for                                              */
     uint64_t off;     /* where it lies in the data area                               */
     void *dst;        /* writable, mapped and backed; NULL: use prs_write           */
@@ -150,7 +150,7 @@ int prs_add_bytes_edge(prs_store *store, prs_draft *draft, const prs_oid *inner,
 /* Publish.  The caller then owns one private reference (as after prs_ref).  Windows stay
  * mapped, read-only from now on, until prs_window_close. */
 int prs_seal(prs_store *store, prs_draft *draft, prs_error *error);
-/* Discard the draft: waiters get PRS_E_LOST.  Unmap its window unless `keep_window`
+/* Discard the draft: clients that wait for it get PRS_E_LOST.  Unmap its window unless `keep_window`
  * (then it becomes private zero pages: views stay valid). */
 void prs_abort(prs_store *store, prs_draft *draft, bool keep_window);
 /* Unmap a sealed object's window and drop the pin it kept. Never blocks. */
@@ -188,7 +188,7 @@ int prs_wait(prs_store *store, const prs_oid *id, int64_t timeout);
 uint32_t prs_epoch(prs_store *store);
 int prs_wait_any(prs_store *store, const prs_oid *id);
 int prs_wait_epoch(prs_store *store, uint32_t seen, int64_t timeout);
-/* Free the object for all clients: only views keep its bytes. PRS_OK also when already gone. */
+/* Free the object for all clients: only views keep its bytes. Returns PRS_OK also if the object no longer exists. */
 int prs_free(prs_store *store, const prs_oid *id, prs_error *error);
 /* Map the object's own pages copy-on-write at a new address; the caller keeps a pin on the
  * object until prs_cow_close.  `map` is the mapping to close, `data` the first byte of the object. */
@@ -223,10 +223,10 @@ void prs_token_drop(prs_store *store, const prs_oid *id, const prs_token *token)
 typedef struct prs_flight {
     prs_oid id; /* the object it holds                                               */
     prs_token token;
-    uint64_t size;                /* bytes of the object, 0 when it is gone                             */
+    uint64_t size;                /* bytes of the object, 0 if it no longer exists                             */
     int kind;                     /* PRS_TOKEN_*                                                       */
     uint32_t sender, incarnation; /* the client that took it                                            */
-    int32_t sender_pid;           /* in its own pid namespace; known even when it has ended             */
+    int32_t sender_pid;           /* pid in its own pid namespace; known even after it has ended             */
     uint32_t note;                /* the sender's note about the message's route, 0: none               */
     bool sender_alive;            /* false: that client has left or is proven dead                      */
     bool object_gone;             /* the object was freed for all clients: the token holds nothing      */
@@ -235,9 +235,9 @@ typedef struct prs_flight {
 
 /* List at most `cap` tokens from *cursor on; return how many (0: no more), or an error. */
 int prs_flights(prs_store *store, uint32_t *cursor, prs_flight *out, int cap, prs_error *error);
-/* End the tokens of lost messages: of kind ONCE, at least `min_age` ns old (to the second), from a sender that is gone
- * (only from process `pid` unless 0); and any whose object is gone.  Return how many, or an error.  Call this only when
- * those messages can no longer be received. */
+/* End the tokens of lost messages: of kind ONCE, at least `min_age` ns old (to the second), from a sender that is no
+ * longer a client (only from process `pid` unless 0), and any whose object no longer exists.  Return how many, or an
+ * error.  Call this only when those messages can no longer be received. */
 int prs_flights_end(prs_store *store, int32_t pid, int64_t min_age, prs_error *error);
 
 /* ---- names --------------------------------------------------------------------------------- */
@@ -272,7 +272,7 @@ typedef struct prs_spill_trailer {
     uint64_t store, serial;
     uint64_t size;   /* bytes of the object             */
     uint64_t stored; /* bytes before this trailer        */
-    uint64_t digest; /* of the object's bytes            */
+    uint64_t digest; /* digest of the object's bytes            */
     uint64_t unused[2];
 } prs_spill_trailer;
 
@@ -310,13 +310,14 @@ int prs_draft_finish(prs_store *store, const prs_draft *draft, int algorithm, ui
 /* A spilled object that is being restored; it is pinned. */
 typedef struct prs_restore {
     prs_oid id;
-    prs_spill_trailer trailer; /* checked against the object and the file                 */
+    prs_spill_trailer trailer; /* already checked against the object and the file                 */
     uint8_t *at;               /* RAW: the object's bytes, read-only; else space for them */
     uint64_t len;
-    int fd; /* unless RAW: for prs_restore_read */
+    int fd; /* for prs_restore_read, unless RAW */
 } prs_restore;
 
-/* PRS_E_EXISTS: it is already restored, pin it again.  PRS_E_LOST, PRS_E_CORRUPT: error->what tells what is wrong. */
+/* PRS_E_EXISTS: it is already restored, pin it again.  For PRS_E_LOST and PRS_E_CORRUPT, error->what says what is
+ * wrong. */
 /* `named` as for prs_pin_named. */
 int prs_restore_begin(prs_store *store, const prs_oid *id, bool named, prs_restore *restore, prs_error *error);
 /* Copy stored bytes; PRS_E_CORRUPT when the file was truncated. */
@@ -329,7 +330,7 @@ void prs_restore_cancel(prs_store *store, prs_restore *restore);
 
 typedef struct prs_stats {
     uint64_t capacity;               /* bytes of the data area                                  */
-    uint64_t used;                   /* bytes in extents of objects, reserves not counted       */
+    uint64_t used;                   /* bytes in extents of objects, without reserved slots       */
     uint64_t reserved;               /* bytes in clients' magazines                             */
     uint64_t backed;                 /* bytes the kernel holds for the whole file               */
     uint64_t overhead;               /* bytes of control area backed                            */

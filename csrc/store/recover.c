@@ -48,7 +48,7 @@ static void sweep(prs_store *s)
 {
     uint32_t epoch = prs_load_seqcst(&s->super->recount), swept = prs_load_relaxed(&s->super->swept);
     /* unreached: death: a rebuild is under way */
-    /* unreached: unmade: no memory for the tables */
+    /* unreached: unmade: backing the tables fails */
     if (swept == epoch || (epoch & 1) || prs_tables_prefault(s) < 0)
         return;
     uint32_t seen = prs_load_relaxed(&s->slots_seen);
@@ -75,7 +75,7 @@ void prs_client_recover_slots(prs_store *s, uint32_t client)
             prs_fetch_and_seqcst(pins, ~bit);
             PRS_POINT(reap_bits);
         }
-        prs_try_free(s, i); /* also without its bit: it may have died between clearing the last bit and freeing */
+        prs_try_free(s, i); /* also without its bit: it may have died after clearing the bit, before freeing */
     }
 }
 
@@ -84,16 +84,16 @@ int prs_reap(prs_store *s, uint32_t client, uint64_t state)
     prs_client *c = &s->clients[client];
     uint64_t ours = reaping(s);
     uint32_t incarnation = prs_load_seqcst(&c->incarnation);
-    /* unreached: cannot: callers have found a corpse */
+    /* unreached: cannot: callers have proven that it is dead */
     switch (state & 0xFF) {
     case PRS_CLIENT_FREE:
         return PRS_OK;
     case PRS_CLIENT_REAPING: {
         uint32_t reaper = (uint32_t)(state >> 8) & 0xFFFFu;
-        /* unreached: race: another thread is at it */
+        /* unreached: race: another thread is reaping it */
         if (reaper == s->me && state == ours)
             return PRS_OK; /* another thread of ours is reaping it */
-        /* unreached: race: another one is at it */
+        /* unreached: race: another client is reaping it */
         if (prs_client_is(s, reaper, (uint32_t)(state >> 32)) && !prs_client_dead(s, reaper))
             return PRS_OK;
         break;
@@ -101,11 +101,11 @@ int prs_reap(prs_store *s, uint32_t client, uint64_t state)
     default:
         break;
     }
-    /* unreached: race: another one was quicker */
+    /* unreached: race: another client was quicker */
     if (!prs_cas_seqcst(&c->state, &state, ours))
         return PRS_OK;
     PRS_POINT(reap_begun);
-    /* unreached: unmade: no memory for the tables */
+    /* unreached: unmade: backing the tables fails */
     if (prs_tables_prefault(s) < 0) {
         prs_cas_seqcst(&c->state, &ours, state); /* the next prs_reap_dead() tries again */
         return PRS_E_BACKING;
@@ -118,7 +118,7 @@ int prs_reap(prs_store *s, uint32_t client, uint64_t state)
     PRS_POINT(reap_links);
     prs_deferred_run(s, true);
     prs_client_forget(s, client);
-    /* unreached: race: taken for dead */
+    /* unreached: race: this client was declared dead */
     if (prs_cas_seqcst(&c->state, &ours, PRS_CLIENT_FREE))
         prs_fetch_add_relaxed(&s->super->reaped, 1);
     PRS_POINT(reap_done);
@@ -129,10 +129,10 @@ int prs_reap_dead(prs_store *s, int64_t min_age)
 {
     uint64_t now = (uint64_t)prs_now(), last = prs_load_relaxed(&s->super->last_look);
     if (min_age > 0) {
-        /* unreached: damage: a time that lies ahead */
+        /* unreached: damage: a time in the future */
         if (last <= now && now - last < (uint64_t)min_age)
             return PRS_OK;
-        /* unreached: race: another one looks */
+        /* unreached: race: another client is checking */
         if (!prs_cas_relaxed(&s->super->last_look, &last, now))
             return PRS_OK; /* another client is looking */
     } else {

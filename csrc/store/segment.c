@@ -18,10 +18,10 @@
 
 #define CAPACITY_GRAIN (1024u * 1024u)
 #define CAPACITY_MAX ((uint64_t)1 << 43)
-#define CAPACITY_LEAST (16u * 1024 * 1024) /* a default shrinks no further */
+#define CAPACITY_LEAST (16u * 1024 * 1024) /* defaults do not shrink below this */
 #define ROOM_LEFT ((size_t)64 << 20)
 #define SLOTS_MIN (1u << 20)
-#define SLOTS_LEAST (1u << 14) /* if a limit leaves no room for more */
+#define SLOTS_LEAST (1u << 14) /* used if a limit leaves no room for more */
 #define SLOTS_MAX (1u << 24)
 
 /* ---- layout ------------------------------------------------------------------------------------- */
@@ -150,13 +150,13 @@ void prs_discard(prs_store *s)
 static int reopen(const prs_store *s, bool writable)
 {
     int fd = prs_os_reopen(s->fd_rw, writable);
-    if (fd < 0 && s->path) { /* no /proc: open by path */
+    if (fd < 0 && s->path) { /* without /proc: open by path */
         prs_error ignored;
         /* unreached: kernel: no /proc */
         if (prs_os_open_file(s->path, &fd, &ignored) < 0)
             return -EBADF;
     }
-    /* unreached: race: the number leads elsewhere by now */
+    /* unreached: race: the descriptor number refers to another file by now */
     if (fd >= 0 && !prs_os_same(fd, &s->file)) {
         prs_os_close(fd);
         return -ESTALE;
@@ -249,7 +249,7 @@ static int refuse_pages(prs_error *error)
 
 static void choose(prs_super *p, const prs_options *options, uint64_t capacity, uint64_t slots_min)
 {
-    /* unreached: untested: more than 8 TiB */
+    /* unreached: untested: a store of more than 8 TiB */
     if (capacity > CAPACITY_MAX)
         capacity = CAPACITY_MAX;
     p->capacity = prs_round_up(capacity, CAPACITY_GRAIN);
@@ -316,7 +316,7 @@ static int create(prs_store **out, const prs_options *options, uint64_t capacity
         goto fail;
     }
     if (!s->path)
-        (void)prs_os_seal(fd); /* some kernels cannot: only our own code could shrink the file anyway */
+        (void)prs_os_seal(fd); /* some kernels cannot do this, but only our own code could shrink the file anyway */
     PRS_POINT(segment_sized);
     /* unreached: unmade: fstat */
     if ((rc = prs_os_inspect(fd, &s->file, &size, error)) < 0 || (rc = map_all(s, &plan, error)) < 0)
@@ -361,7 +361,7 @@ int prs_create(prs_store **out, const prs_options *options, prs_error *error)
 {
     bool given = options && options->capacity;
     uint64_t first = given ? options->capacity : prs_default_capacity();
-    /* unreached: kernel: nothing says how much memory there is */
+    /* unreached: kernel: neither /proc nor a cgroup tells the size of memory */
     if (first == 0) /* neither /proc nor a cgroup says how much memory there is */
         first = (uint64_t)1 << 30;
     uint64_t capacity = first, slots_min = SLOTS_MIN;
@@ -422,7 +422,7 @@ static int attach(prs_store **out, int fd, uint64_t store, const prs_options *op
     }
     if ((rc = validate(head, size, error)) < 0)
         goto fail;
-    /* unreached: race: the number leads elsewhere by now */
+    /* unreached: race: the descriptor number refers to another file by now */
     if (store && head->store_id != store) {
         rc = prs_fail(error, PRS_E_FOREIGN, 0, "the file is another store");
         goto fail;
@@ -468,7 +468,7 @@ static uint64_t id_behind(int fd)
     /* unreached: failing */
     if (prs_os_inspect(fd, &file, &size, NULL) < 0 || prs_os_pread(fd, &head, sizeof head, 0) < 0)
         return 0;
-    /* unreached: untested: a file with our name that is no store */
+    /* unreached: untested: a file with the name of a store that is no store */
     return head.ready == PRS_MAGIC ? head.store_id : 0;
 }
 
@@ -480,14 +480,14 @@ int prs_list_pid(int32_t pid, uint64_t *ids, int *fds, int cap)
     DIR *directory = prs_open_listing(path);
     if (!directory)
         return 0;
-    /* unreached: untested: more stores than asked for */
+    /* unreached: untested: the process has more stores than the caller has room for */
     for (struct dirent *entry; n < cap && (entry = readdir(directory));) {
         /* Open only files whose name a store can have: opening others may have side effects. */
         ssize_t len = readlinkat(dirfd(directory), entry->d_name, link, sizeof link - 1);
         if (len < 0)
             continue;
         link[len] = 0;
-        /* unreached: untested: a store by its path */
+        /* unreached: untested: the process has the store open under its path */
         if (strncmp(link, "/memfd:pyray_ser:", 17) != 0 && !strstr(link, "pyray_ser"))
             continue;
         int number = atoi(entry->d_name), fd = prs_os_reopen_of(pid, number, false);
@@ -512,10 +512,10 @@ int prs_attach_pid(prs_store **out, int32_t pid, int fd, uint64_t store, const p
     int mine = fd >= 0 ? prs_os_reopen_of(pid, fd, true) : -1;
     if (mine >= 0) {
         uint64_t id = id_behind(mine);
-        /* unreached: untested: any store */
-        /* unreached: untested: the number leads to another store by now */
+        /* unreached: untested: the caller accepts any store */
+        /* unreached: untested: the descriptor number refers to another store by now */
         if (id == 0 || (store && id != store)) {
-            prs_os_close(mine); /* the number refers to another file by now */
+            prs_os_close(mine); /* the descriptor number refers to another file by now */
             mine = -1;
         }
     }
@@ -523,7 +523,7 @@ int prs_attach_pid(prs_store **out, int32_t pid, int fd, uint64_t store, const p
         uint64_t ids[64];
         int fds[64], n = prs_list_pid(pid, ids, fds, 64);
         for (int i = 0; i < n && mine < 0; i++)
-            /* unreached: untested 2: any store, or one of several */
+            /* unreached: untested 2: the caller accepts any store, or the process has several */
             if (store == 0 || ids[i] == store)
                 mine = prs_os_reopen_of(pid, fds[i], true);
     }
@@ -576,7 +576,7 @@ static void unlock_shards(prs_store *s)
         prs_spin_unlock(&s->shards[i]);
 }
 
-/* Drop every ref this process has. */
+/* Drop every ref that this process has. */
 static void drop_refs(prs_store *s)
 {
     uint32_t published = prs_slots_published(s);
@@ -588,11 +588,11 @@ static void drop_refs(prs_store *s)
         prs_spin_lock(shard);
         bool had = prs_load_relaxed(&p->refs) != 0;
         prs_store_relaxed(&p->refs, 0);
-        /* unreached: race: two threads close */
+        /* unreached: race: two threads close the handle */
         if (had)
             prs_fetch_and_seqcst(&prs_slot_at(s, i)->holders[s->my_word], ~s->my_bit);
         prs_spin_unlock(shard);
-        /* unreached: race: two threads close */
+        /* unreached: race: two threads close the handle */
         if (had)
             prs_try_free(s, i);
     }
@@ -610,7 +610,7 @@ void prs_tear_down(prs_store *s)
     if (prs_load_relaxed(&s->wr))
         prs_os_map_zero_fixed(prs_load_relaxed(&s->wr), s->capacity);
     if (!s->orphan)
-        prs_client_recover_slots(s, s->me); /* also reserved slots that a full list had no room for */
+        prs_client_recover_slots(s, s->me); /* also returns reserved slots that a full list had no room for */
     (void)prs_mutex_lock(&s->mutex, -1);    /* a thread that holds the store lock unlocks first */
     if (!s->orphan)
         prs_client_release(s);
@@ -622,7 +622,7 @@ void prs_tear_down(prs_store *s)
     prs_mutex_unlock(&s->mutex);
     int fds[] = {s->fd_rw, s->fd_ro, s->fd_lock};
     for (int i = 0; i < 3; i++)
-        if (prs_os_same(fds[i], &s->file)) /* otherwise the number belongs to another file by now */
+        if (prs_os_same(fds[i], &s->file)) /* otherwise the descriptor number belongs to another file by now */
             prs_os_close(fds[i]);
     if (s->released)
         prs_keep_end(s);
@@ -640,7 +640,7 @@ void prs_close(prs_store *s)
     uint64_t pinned = 0;
     lock_shards(s);
     bool again = prs_exchange_seqcst(&s->closed, 1);
-    /* unreached: race: two threads close */
+    /* unreached: race: two threads close the handle */
     if (!again) {
         uint32_t published = prs_slots_published(s);
         for (uint32_t i = 0; i < published; i++)
@@ -648,10 +648,10 @@ void prs_close(prs_store *s)
         prs_fetch_add_seqcst(&s->pinned_slots, PRS_PINS_COUNTED + pinned + 1); /* one for us */
     }
     unlock_shards(s);
-    /* unreached: race: two threads close */
+    /* unreached: race: two threads close the handle */
     if (again)
         return;
-    /* unreached: race: closed while another thread writes */
+    /* unreached: race: the handle was closed while another thread writes */
     while (prs_load_seqcst(&s->filling))
         prs_os_sleep(PRS_MS);
     if (prs_fetch_sub_acqrel(&s->pinned_slots, 1) == (PRS_PINS_COUNTED | 1))

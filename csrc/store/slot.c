@@ -43,7 +43,7 @@ static int touch_links(prs_store *s, uint32_t from, uint32_t to)
 static void raise_mark(prs_atomic_u32 *mark, uint32_t to)
 {
     uint32_t seen = prs_load_relaxed(mark);
-    /* unreached: race: another thread raised it meanwhile */
+    /* unreached: race: another thread raised the mark meanwhile */
     while (seen < to && !prs_cas_weak_relaxed(mark, &seen, to))
         continue;
 }
@@ -77,7 +77,7 @@ static int no_backing(int rc, prs_error *error)
 /* Under the lock: return whether no process published more since we mapped the tables. */
 static bool all_mapped(const prs_store *s)
 {
-    /* unreached: race: another one published a chunk between the touch and the lock */
+    /* unreached: race: another client published a chunk before we had the lock */
     return prs_load_relaxed(&s->slots_seen) >= prs_slots_published(s) &&
            prs_load_relaxed(&s->links_seen) >= prs_links_published(s);
 }
@@ -99,13 +99,13 @@ int prs_lock_tables(prs_store *s, prs_error *error)
 bool prs_trylock_tables(prs_store *s)
 {
     for (;;) {
-        /* unreached: unmade: no memory for the tables */
+        /* unreached: unmade: backing the tables fails */
         if (prs_tables_prefault(s) < 0)
             return false;
         PRS_POINT(tables_looked);
         if (!prs_trylock(s))
             return false;
-        /* unreached: race: another one published a chunk between the touch and the lock */
+        /* unreached: race: another client published a chunk before we had the lock */
         if (PRS_LIKELY(all_mapped(s)))
             return true;
         prs_unlock(s);
@@ -116,10 +116,10 @@ int prs_slots_grow(prs_store *s, uint32_t had, prs_error *error)
 {
     uint32_t to = had + PRS_SLOT_CHUNK;
     if (to > s->max_slots) {
-        /* unreached: cannot: the table ends with a chunk */
+        /* unreached: cannot: the table is a whole number of chunks */
         if (had >= s->max_slots) {
             prs_fail(error, PRS_E_OBJECTS, 0, "the store holds as many objects as its table allows");
-            /* unreached: untested: a caller that wants no error */
+            /* unreached: untested: the caller passes no error record */
             if (error)
                 error->want = 1, error->capacity = error->used = s->max_slots;
             return PRS_E_OBJECTS;
@@ -152,7 +152,7 @@ int prs_slots_grow(prs_store *s, uint32_t had, prs_error *error)
 
 int prs_links_grow(prs_store *s, uint32_t had, prs_error *error)
 {
-    /* unreached: untested: a million of tokens and edges */
+    /* unreached: untested: a million tokens and edges */
     if (had >= s->max_links) {
         prs_fail(error, PRS_E_OBJECTS, 0, "the table of references in flight and between objects is full");
         return PRS_E_OBJECTS;

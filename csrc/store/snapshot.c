@@ -42,13 +42,13 @@ static int copy_tables(int to, int from, uint64_t end)
     /* unreached: unmade: malloc */
     int rc = buffer ? 0 : -ENOMEM;
     /* unreached: unmade: the copy fails */
-    /* unreached: untested: tables without a hole at their end */
+    /* unreached: untested: tables that do not end with a hole */
     for (uint64_t at = 0; rc == 0 && at < end;) {
         off_t data = lseek(from, (off_t)at, SEEK_DATA);
         if (data < 0)
             /* unreached: unmade: lseek */
             rc = errno == ENXIO ? 0 : -errno;
-        /* unreached: untested: tables with a hole at their end, and data behind */
+        /* unreached: untested: tables that end with a hole, with data after them */
         if (data < 0 || (uint64_t)data >= end)
             break;
         off_t hole = lseek(from, data, SEEK_HOLE);

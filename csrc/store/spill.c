@@ -73,7 +73,7 @@ int prs_spill_clean(const char *directory, bool dry)
     prs_error error = {0};
     struct cleaning c = {prs_os_open_directory(-1, directory, &error), 0, dry};
     if (c.fd < 0)
-        /* unreached: cannot: the error says which */
+        /* unreached: cannot: the error always has an errno */
         return error.sys_errno ? -error.sys_errno : -EINVAL;
     int rc = prs_os_each_name(c.fd, clean_one, &c);
     prs_os_close(c.fd);
@@ -126,7 +126,7 @@ static int enter_directory(prs_store *s, int top, bool create, prs_error *error)
         }
     }
     if (rc == 0) {
-        prs_os_unmap(s->spill_anchor, PRS_PAGE); /* of an earlier opening of the directory */
+        prs_os_unmap(s->spill_anchor, PRS_PAGE); /* from an earlier opening of the directory */
         s->spill_anchor = prs_os_anchor(lock);
         if (!s->spill_anchor) {
             rc = -ENOMEM;
@@ -134,7 +134,7 @@ static int enter_directory(prs_store *s, int top, bool create, prs_error *error)
             prs_os_close(fd);
         }
     }
-    /* unreached: untested: a spill directory that may not be written to */
+    /* unreached: untested: the spill directory is not writable */
     if (rc < 0)
         return prs_fail(error, PRS_E_SYS, -rc, "cannot make or lock the store's directory in %.150s",
                         s->super->spill_dir);
@@ -172,14 +172,14 @@ void prs_spill_close(prs_store *s)
     bool entered = prs_os_same(s->fd_spill, &s->spill_file);
     int fresh = -1;
     if (prs_os_same(s->fd_spill_lock, &s->spill_lock_file)) {
-        /* unreached: untested: the directory alone was closed by others */
+        /* unreached: untested: other code closed only the descriptor of the directory */
         if (entered && !s->orphan)
             fresh = prs_os_open_at(s->fd_spill, LOCK_NAME, O_RDWR | O_CREAT);
         prs_os_close(s->fd_spill_lock);
     }
     prs_os_unmap(s->spill_anchor, PRS_PAGE);
     s->spill_anchor = NULL;
-    /* unreached: untested: somebody removed the lock file */
+    /* unreached: untested: another process removed the lock file */
     if (fresh >= 0 && prs_os_same(fresh, &s->spill_lock_file) && prs_os_lock_file(fresh, true) == 0) {
         char name[NAME_LEN];
         directory_name(name, s->id);
@@ -202,7 +202,7 @@ void prs_spill_close(prs_store *s)
 static void lock_again(prs_store *s)
 {
     int fd = prs_os_open_at(s->fd_spill, LOCK_NAME, O_RDWR);
-    /* unreached: unmade 3: no descriptor to be had, or the file is another one */
+    /* unreached: unmade 3: no descriptor is left, or the file is another one */
     if (fd >= 0 && prs_os_same(fd, &s->spill_lock_file) && prs_os_lock_file(fd, false) == 0)
         s->fd_spill_lock = fd;
     else
@@ -255,7 +255,7 @@ static void remove_file(prs_store *s, uint32_t slot, uint64_t serial)
     file_name(name, slot, serial);
     /* unreached: failing */
     if (at >= 0)
-        (void)prs_os_remove_at(at, name, false); /* no such file: its writer died before creating it */
+        (void)prs_os_remove_at(at, name, false); /* the file does not exist: its writer died before creating it */
     PRS_POINT(spill_removed);
 }
 
@@ -282,7 +282,7 @@ int prs_spill_disk(prs_store *s, int rc, uint64_t want, prs_error *error)
              : barred ? "the spill directory %.120s cannot be written"
                       : "writing to the spill directory %.120s failed",
              s->super->spill_dir);
-    /* unreached: untested: a caller that wants no error */
+    /* unreached: untested: the caller passes no error record */
     if (error) {
         error->want = want;
         error->capacity = s->capacity;
@@ -297,7 +297,7 @@ static void roll_back(prs_store *s, uint32_t i, uint64_t word)
     prs_slot *slot = prs_slot_at(s, i);
     uint64_t sealed;
     do {
-        /* unreached: race: taken for dead */
+        /* unreached: race: this client was declared dead */
         if (prs_word_state(word) != PRS_STATE_SPILLING)
             return;
         sealed = (word & ~(uint64_t)(PRS_STATE_MASK | PRS_WORD_WAITERS)) | PRS_STATE_SEALED;
@@ -308,13 +308,14 @@ static void roll_back(prs_store *s, uint32_t i, uint64_t word)
     prs_try_free(s, i);
 }
 
-/* The word first: once it is ours, a spiller wrongly taken for dead can no longer commit to the file. */
+/* Change the word first: once it is ours, a spiller that was wrongly declared dead can no longer commit to the file.
+ * */
 void prs_spill_undo(prs_store *s, uint32_t i, uint64_t word)
 {
     prs_slot *slot = prs_slot_at(s, i);
     uint64_t who = ~(uint64_t)PRS_FLAGS_MASK, was = word & who, ours;
     do {
-        /* unreached: race 2: taken for dead */
+        /* unreached: race 2: this client was declared dead */
         if ((word & who) != was || prs_word_state(word) != PRS_STATE_SPILLING)
             return;
         ours = prs_word(prs_word_generation(word), s->me, PRS_STATE_SPILLING) | (word & PRS_FLAGS_MASK);
@@ -337,7 +338,7 @@ static __thread prs_spill_job *writing;
 bool prs_spill_by_us(const prs_store *s, uint32_t slot)
 {
     for (const prs_spill_job *job = writing; job; job = job->outer)
-        /* unreached: untested: one store spills inside of another's spilling */
+        /* unreached: untested: a store spills while this thread spills from another store */
         if (job->id.store == s->id && job->id.slot == slot && prs_spill_job_ours(s, job)) /* not in a forked child */
             return true;
     return false;
@@ -347,9 +348,9 @@ static void leave(prs_spill_job *job)
 {
     prs_os_close(job->fd);
     job->fd = -1;
-    /* unreached: cannot: what is left was begun */
+    /* unreached: cannot: the list always contains the job */
     for (prs_spill_job **at = &writing; *at; at = &(*at)->outer)
-        /* unreached: untested: one object is spilled inside of another's spilling */
+        /* unreached: untested: an object is spilled while this thread spills another */
         if (*at == job) {
             *at = job->outer;
             break;
@@ -361,7 +362,7 @@ bool prs_spill_job_ours(const prs_store *s, const prs_spill_job *job)
     return prs_word_client(job->word) == s->me;
 }
 
-/* Return whether we still own the slot: not if we were taken for dead, nor in a forked child of the spiller. */
+/* Return whether we still own the slot: not if we were declared dead, nor in a forked child of the spiller. */
 static bool still(const prs_store *s, const prs_spill_job *job, uint64_t word)
 {
     uint64_t who = ~(uint64_t)PRS_FLAGS_MASK;
@@ -376,13 +377,14 @@ void prs_spill_cancel(prs_store *s, prs_spill_job *job)
         prs_spill_undo(s, job->id.slot, word);
 }
 
-/* Create a new file, so that a spiller taken for dead cannot write to it through a file it opened under that name. */
+/* Create a new file, so that a spiller that was declared dead cannot write to it through a file it opened under that
+ * name. */
 static int create_file(prs_store *s, prs_spill_job *job, prs_error *error)
 {
     uint32_t i = job->id.slot;
     for (int tries = 0;; tries++) {
         job->fd = prs_spill_open_file(s, i, job->id.serial, O_RDWR | O_CREAT | O_EXCL);
-        /* unreached: race: two of the same name */
+        /* unreached: race: another process created a file of this name */
         if (job->fd != -EEXIST || tries)
             break;
         if (!still(s, job, prs_load_seqcst(&prs_slot_at(s, i)->word)))
@@ -391,8 +393,8 @@ static int create_file(prs_store *s, prs_spill_job *job, prs_error *error)
     }
     /* unreached: failing */
     int failed = job->fd < 0 ? job->fd : PRS_POINT_ERRNO(spill_created) ? -ENOSPC : 0;
-    /* unreached: race: two of the same name */
-    if (failed == -EEXIST) /* another spiller was taken for dead, or we were */
+    /* unreached: race: another process created a file of this name */
+    if (failed == -EEXIST) /* another spiller was wrongly declared dead, or we were */
         return PRS_E_AGAIN;
     return failed < 0 ? prs_spill_disk(s, failed, job->size, error) : PRS_OK;
 }
@@ -405,7 +407,7 @@ int prs_spill_begin(prs_store *s, const prs_oid *id, prs_spill_job *job, prs_err
     prs_slot *slot = prs_slot_at(s, i);
     uint64_t word = prs_load_seqcst(&slot->word);
     uint32_t never = PRS_WORD_FILE | PRS_WORD_WINDOW;
-    /* unreached: race: freed between choice and start */
+    /* unreached: race: freed after it was chosen and before the job began */
     if (prs_word_state(word) != PRS_STATE_SEALED || prs_word_generation(word) != id->generation || (word & never))
         return PRS_E_AGAIN;
     uint64_t ours = prs_word(id->generation, s->me, PRS_STATE_SPILLING) | (word & PRS_FLAGS_MASK);
@@ -446,7 +448,7 @@ int prs_spill_commit(prs_store *s, prs_spill_job *job, prs_error *error)
 {
     uint32_t i = job->id.slot;
     prs_slot *slot = prs_slot_at(s, i);
-    prs_os_protect(job->fd); /* guard against truncation by mistake while others map it */
+    prs_os_protect(job->fd); /* guards against truncation by mistake while others map the file */
     PRS_POINT(spill_written);
     int rc = PRS_E_AGAIN;
     if (prs_pinned(s, slot))
@@ -478,7 +480,7 @@ undo:
     return rc;
 }
 
-/* Spill one object.  PRS_E_AGAIN: it is in use.  Other errors: the disk. */
+/* Spill one object.  PRS_E_AGAIN if the object is in use; other errors come from the disk. */
 static int spill_one(prs_store *s, const prs_oid *id, prs_error *error)
 {
     prs_spill_job job;
@@ -556,7 +558,7 @@ static uint32_t choose(prs_store *s, uint64_t size, bool idle_only, prs_oid *vic
 int prs_spill_choose(prs_store *s, uint64_t size, int round, prs_oid victims[PRS_SPILL_VICTIMS], prs_error *error)
 {
     uint64_t want = size + 2 * PRS_PAGE;
-    /* unreached: untested: a small object asks for room; the longer runs get there */
+    /* unreached: untested: a small object needs room; only longer runs reach this */
     if (want < WINDOW_MIN)
         want = WINDOW_MIN;
     int rc = prs_lock_tables(s, error);
@@ -598,7 +600,7 @@ int prs_spill_map(prs_store *s, const prs_oid *id, uint64_t size, bool cow, prs_
     *out = NULL;
     int fd = prs_spill_open_file(s, id->slot, id->serial, O_RDONLY);
     if (fd < 0)
-        /* unreached: unmade: a file that is there and cannot be opened */
+        /* unreached: unmade: the file exists and cannot be opened */
         return fd == -ENOENT ? PRS_E_LOST : PRS_E_SYS;
     prs_file_map *map = malloc(sizeof *map);
     /* unreached: unmade: malloc */
@@ -608,7 +610,7 @@ int prs_spill_map(prs_store *s, const prs_oid *id, uint64_t size, bool cow, prs_
         rc = PRS_E_CORRUPT; /* truncated: reading its pages would raise SIGBUS */
     if (rc == PRS_OK) {
         map->restored = false;
-        /* unreached: cannot: what has no bytes is not spilled */
+        /* unreached: cannot: an object without bytes is never spilled */
         map->len = size ? size : 1;
         map->at = cow ? prs_os_map_private(fd, 0, map->len) : prs_os_map(fd, 0, map->len, false);
         /* unreached: unmade: mmap of a spilled object */

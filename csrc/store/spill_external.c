@@ -48,9 +48,9 @@ static const char *check_trailer(const prs_store *s, const prs_oid *id, uint64_t
     /* unreached: damage */
     if (t->size != size || t->stored != length - sizeof *t || (t->codec == PRS_SPILL_RAW && t->stored != size))
         return "its spill file is not as long as it says";
-    /* An object created in its file is not compressed.  A digest that the store promises must not be missing. */
+    /* An object created in its file is not compressed.  In a store with digests, none may be missing. */
     /* unreached: damage: a codec the store does not use */
-    /* unreached: untested 3: the C tests compress with one codec */
+    /* unreached: untested 3: the C tests use only one codec */
     bool known = t->codec == PRS_SPILL_RAW || (t->codec == PRS_SPILL_LZ4 && (form & PRS_OPEN_SPILL_LZ4)) ||
                  (t->codec == PRS_SPILL_ZSTD && (form & PRS_OPEN_SPILL_ZSTD));
     int promised = form & PRS_OPEN_SPILL_DIGEST ? PRS_SPILL_XXH3 : PRS_SPILL_UNDIGESTED;
@@ -78,7 +78,7 @@ int prs_spill_finish(prs_store *s, prs_spill_job *job, int codec, int algorithm,
 
 bool prs_draft_in_file(const prs_store *s, const prs_draft *draft)
 {
-    /* unreached: cannot: a window is not larger than the store */
+    /* unreached: cannot: a window is never larger than the store */
     return draft->size > s->capacity && !draft->window;
 }
 
@@ -114,7 +114,7 @@ static int open_restore(prs_store *s, prs_restore *r, uint64_t size, prs_error *
 {
     int fd = prs_spill_open_file(s, r->id.slot, r->id.serial, O_RDONLY);
     if (fd < 0)
-        /* unreached: unmade: a file that is there and cannot be opened */
+        /* unreached: unmade: the file exists and cannot be opened */
         return fd == -ENOENT ? prs_fail(error, PRS_E_LOST, 0, "it was spilled, and its file is gone")
                              : prs_fail(error, PRS_E_SYS, -fd, "cannot open the spill file of the object");
     uint64_t length = prs_os_length(fd);
@@ -134,7 +134,7 @@ static int open_restore(prs_store *s, prs_restore *r, uint64_t size, prs_error *
         rc = prs_fail(error, PRS_E_CORRUPT, 0, "%s", why);
     if (rc == PRS_OK) {
         bool raw = r->trailer.codec == PRS_SPILL_RAW;
-        /* unreached: cannot: what has no bytes is not spilled */
+        /* unreached: cannot: an object without bytes is never spilled */
         r->len = raw ? length : size ? size : 1;
         r->at = raw ? prs_os_map(fd, 0, r->len, false) : prs_os_memory(r->len);
         /* unreached: unmade: mmap of a spilled object */
@@ -142,7 +142,7 @@ static int open_restore(prs_store *s, prs_restore *r, uint64_t size, prs_error *
             rc = prs_fail(error, PRS_E_NOMEM, errno, "no memory to restore an object of %llu bytes",
                           (unsigned long long)size);
         else if (!raw)
-            r->fd = fd; /* read, not mapped: if another process truncates it, that is an error, not a signal */
+            r->fd = fd; /* read, not mapped: if another process truncates the file, we get an error, not a signal */
     }
     if (r->fd < 0)
         prs_os_close(fd);
@@ -156,7 +156,7 @@ int prs_restore_begin(prs_store *s, const prs_oid *id, bool named, prs_restore *
     r->id = *id;
     r->fd = -1;
     int rc = prs_pin_bare(s, id, named, &view);
-    /* unreached: race: freed between the two looks */
+    /* unreached: race: freed between the two checks */
     if (rc < 0)
         return prs_fail(error, rc, 0, "the object is gone");
     if (view.data) {
@@ -171,11 +171,11 @@ int prs_restore_begin(prs_store *s, const prs_oid *id, bool named, prs_restore *
 
 int prs_restore_read(const prs_restore *r, uint64_t at, void *to, size_t n)
 {
-    /* unreached: untested: begins behind the end */
+    /* unreached: untested: the read begins after the end */
     if (at > r->trailer.stored || n > r->trailer.stored - at)
         return PRS_E_CORRUPT;
     int rc = prs_os_pread(r->fd, to, n, at);
-    /* unreached: untested: a file that is shorter than it was */
+    /* unreached: untested: the file was truncated */
     /* unreached: unmade 2: pread */
     return rc == 0 ? PRS_OK : rc == -ENODATA ? PRS_E_CORRUPT : PRS_E_SYS;
 }

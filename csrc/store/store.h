@@ -52,19 +52,19 @@
 #define PRS_LIKELY(x) __builtin_expect(!!(x), 1)
 #define PRS_UNLIKELY(x) __builtin_expect(!!(x), 0)
 
-/* How often this process holds the object in a slot.  `refs` count for the object `serial`;
- * pins > 0 implies that the slot still has that object. Guarded by the slot's shard. */
+/* How often this process holds the object in a slot.  `refs` is valid for the object with `serial`;
+ * pins > 0 implies that the slot still has that object.  The slot's shard guards it. */
 typedef struct prs_private {
     uint64_t serial;
     prs_atomic_u32 refs; /* atomic: also read without the shard */
     prs_atomic_u32 pins;
-    struct prs_file_map *map; /* of a pinned, spilled object: its mapped file */
+    struct prs_file_map *map; /* the mapped file of a pinned, spilled object */
 } prs_private;
 
 typedef struct prs_file_map {
     uint8_t *at;
     size_t len;
-    bool restored; /* not a mapping of the file, but private memory with its contents */
+    bool restored; /* private memory with the file's contents, not a mapping */
 } prs_file_map;
 
 /* A slot this process owns (state RESERVED): taken by CAS on generation, because a full
@@ -97,21 +97,21 @@ typedef struct prs_window {
 
 struct prs_store {
     /* constant after opening */
-    prs_super *super; /* control area, read-write; also its length            */
+    prs_super *super; /* control area, mapped read-write, and its length            */
     size_t control_len;
     prs_client *clients;
     prs_name *names;
     uint8_t *slots;
     prs_extent *extents;
     prs_link *links;
-    uint8_t *ro; /* data area, read-only, from a read-only descriptor     */
+    uint8_t *ro; /* data area, mapped read-only from a read-only descriptor     */
     uint64_t capacity, id, shrunk_from;
     uint32_t holder_words, slot_stride, max_slots, max_links;
     prs_private *priv; /* one per possible slot, zero pages until used           */
     size_t priv_len;
     int64_t lock_timeout;
     uint32_t flags;
-    char *path; /* named stores; else NULL                                */
+    char *path; /* path of a named store; else NULL                                */
     prs_file file;
 
     /* identity of this client: changes at fork only */
@@ -121,7 +121,7 @@ struct prs_store {
     uint32_t my_word; /* holder word and bit of this client                     */
     uint64_t my_bit;
     int fd_rw, fd_ro;
-    int fd_lock;                 /* its description carries our lock; -1: that of fd_rw does (client.c)       */
+    int fd_lock;                 /* its file description carries our lock; -1: fd_rw's does (client.c)       */
     void *anchor;                /* a mapping that keeps the lock when descriptors are closed                */
     prs_spin spill_again;        /* held while the two descriptors below are reopened */
     int fd_spill, fd_spill_lock; /* this store's spill directory; its lock file, locked shared */
@@ -129,15 +129,15 @@ struct prs_store {
     prs_file spill_file, spill_lock_file;
     char *spill_dir;        /* copy of the superblock's: needed after that is unmapped */
     bool orphan;            /* a forked child without a client slot                   */
-    prs_atomic_u32 closed;  /* changes with every shard held                          */
+    prs_atomic_u32 closed;  /* changed while every shard is held                          */
     prs_atomic_u32 filling; /* calls that are using fd_rw                             */
     bool torn;              /* mappings replaced by zero pages, descriptors closed     */
 
     /* the writable mapping of the data area, made at the first put */
     _Atomic(uint8_t *) wr;
-    prs_area area;                         /* how wr is filled; guarded by wr being set               */
+    prs_area area;                         /* how to fill wr; valid once wr is set               */
     size_t mapped_len;                     /* bytes of area.mapped                                    */
-    prs_atomic_u32 slots_seen, links_seen; /* chunks already mapped here               */
+    prs_atomic_u32 slots_seen, links_seen; /* chunks already mapped in this process               */
     prs_headroom headroom;
 
     prs_atomic_u32 mutex; /* taken before the store lock                            */
@@ -155,16 +155,16 @@ struct prs_store {
     prs_magazine magazines[PRS_CLASSES];
     prs_atomic_u64 pinned_slots; /* running unpins; from prs_close on also objects with pins, and PRS_PINS_COUNTED */
 
-    /* the lifetime of the handle: see handle.c */
+    /* lifetime of the handle, see handle.c */
     uint32_t users, users_forks; /* running calls and drafts; the fork count when the first began */
     bool ending, released;
     prs_atomic_u32 keeps; /* 1 until torn down, and one for each window */
 
     /* fork: the slot prepared for the child */
     uint32_t child, child_incarnation;
-    int child_fd;       /* its open file description; -1: it shares that of fd_rw           */
+    int child_fd;       /* that slot's open file description; -1: shared with fd_rw           */
     int birth[2];       /* if shared: a pipe, closed when the child is born or fork failed  */
-    void *child_anchor; /* keeps the child's lock until it is the child's                  */
+    void *child_anchor; /* keeps the child's lock until the child has taken it over                  */
 
     prs_store *next; /* all handles of the process                             */
 };
@@ -243,7 +243,7 @@ void prs_mutex_unlock(prs_atomic_u32 *mutex);
 /* Take the store lock, waiting at most `timeout` for a living owner.  Steal it from a dead
  * one and rebuild.  PRS_E_BUSY, PRS_E_CORRUPT (rebuild failed). */
 int prs_lock(prs_store *s, int64_t timeout, prs_error *error);
-/* Try once, with a short spin: for destructors. */
+/* Try once, with a short spin; for destructors. */
 bool prs_trylock(prs_store *s);
 void prs_unlock(prs_store *s);
 /* Return whether other clients sleep until we unlock. */
@@ -261,7 +261,7 @@ uint32_t prs_extent_alloc(prs_store *s, uint64_t size, bool paged, uint32_t slot
  * rebuild: its bytes may be those of another object. */
 void prs_extent_free(prs_store *s, uint32_t extent, uint32_t slot);
 #define PRS_WARM_MIN (64u * 1024u) /* smaller free extents are left warm */
-#define PRS_WARM_LOOKS 4096u       /* free extents checked per hold of the lock */
+#define PRS_WARM_LOOKS 4096u       /* free extents checked each time we hold the lock */
 uint32_t prs_extent_warm(const prs_store *s);
 void prs_extent_take(prs_store *s, uint32_t extent, uint32_t slot);
 /* Recompute bins, neighbours and free extents from the extents of live slots. */
@@ -283,12 +283,12 @@ int prs_tables_prefault(prs_store *s);
 int prs_lock_tables(prs_store *s, prs_error *error);
 bool prs_trylock_tables(prs_store *s);
 uint32_t prs_slot_take(prs_store *s);            /* under the lock; PRS_NIL: none    */
-void prs_slot_give(prs_store *s, uint32_t slot); /* under the lock; its word is FREE  */
+void prs_slot_give(prs_store *s, uint32_t slot); /* call under the lock; the slot's word is FREE  */
 uint64_t prs_serial(prs_store *s, bool ordered);
 
 /* ---- backing.c -------------------------------------------------------------------------------------- */
 
-int prs_map_writable(prs_store *s, prs_error *error); /* map the data area for writing, once */
+int prs_map_writable(prs_store *s, prs_error *error); /* maps the data area for writing, once */
 /* Back and map every page of the range for writing through wr. */
 int prs_back(prs_store *s, uint64_t off, uint64_t len, prs_error *error);
 int prs_fill_range(prs_store *s, uint64_t off, const void *src, size_t n, prs_error *error);
@@ -312,7 +312,7 @@ void prs_client_release(prs_store *s);
 bool prs_client_dead(prs_store *s, uint32_t client);
 /* The same; *state is the state that the proof is about: prs_reap() acts on no other. */
 bool prs_client_proven_dead(prs_store *s, uint32_t client, uint64_t *state);
-bool prs_client_is(prs_store *s, uint32_t client, uint32_t incarnation); /* same client, alive or not */
+bool prs_client_is(prs_store *s, uint32_t client, uint32_t incarnation); /* the same client, alive or not */
 
 /* ---- magazine.c ------------------------------------------------------------------------------------------- */
 
@@ -345,7 +345,7 @@ void prs_magazines_forget(prs_store *s);
 /* ---- holds.c --------------------------------------------------------------------------------------------------- */
 
 void prs_link_splice(prs_store *s, uint32_t slot); /* under the lock: edges of a dead slot become our DYING links */
-bool prs_edges_release(prs_store *s, bool block);  /* end some of our DYING links; false: no lock */
+bool prs_edges_release(prs_store *s, bool block);  /* ends some of our DYING links; false if the lock is taken */
 void prs_links_rebuild(prs_store *s);              /* under the lock */
 bool prs_links_reap(prs_store *s, uint32_t client, uint32_t incarnation); /* false: no lock */
 int prs_links_check(prs_store *s, prs_error *error);
@@ -399,7 +399,7 @@ void prs_spill_undo(prs_store *s, uint32_t slot, uint64_t word); /* SPILLING of 
 void prs_spill_remove(prs_store *s, const prs_slot *slot, uint32_t i);
 int prs_spill_map(prs_store *s, const prs_oid *id, uint64_t size, bool cow, prs_file_map **out);
 void prs_spill_unmap(prs_file_map *map);
-bool prs_spill_by_us(const prs_store *s, uint32_t slot); /* this thread is spilling it */
+bool prs_spill_by_us(const prs_store *s, uint32_t slot); /* whether this thread is spilling it */
 /* An object too large for the store is written directly to a file. */
 int prs_spill_write(prs_store *s, const prs_draft *draft, uint64_t at, const void *src, size_t n, prs_error *error);
 int prs_spill_create(prs_store *s, const prs_draft *draft, prs_error *error);
@@ -413,7 +413,7 @@ int prs_check_in_slices(prs_store *s, prs_error *error);
 
 /* ---- recover.c --------------------------------------------------------------------------------------------------- */
 
-int prs_rebuild(prs_store *s, prs_error *error); /* under a stolen lock */
+int prs_rebuild(prs_store *s, prs_error *error); /* call under a stolen lock */
 int prs_reap(prs_store *s, uint32_t client, uint64_t state);
 /* Finish or undo what a client was doing with slots, and clear its bits. */
 void prs_client_recover_slots(prs_store *s, uint32_t client);
@@ -433,7 +433,7 @@ void prs_windows_detach(prs_store *s);
 
 uint32_t prs_age(const prs_store *s); /* seconds since the store was made */
 void prs_tear_down(prs_store *s);
-void prs_discard(prs_store *s);  /* undo any half-built state of the handle, and free it */
+void prs_discard(prs_store *s);  /* undoes any half-built state of the handle, and frees it */
 void prs_keep_end(prs_store *s); /* the last one frees a released handle */
 
 int prs_atfork_register(prs_store *s);

@@ -15,7 +15,7 @@
 
 static bool pending(uint64_t word)
 {
-    /* unreached: race: being spilled */
+    /* unreached: race: the object is being spilled */
     return prs_word_state(word) == PRS_STATE_CREATING || prs_word_state(word) == PRS_STATE_SPILLING;
 }
 
@@ -29,7 +29,7 @@ static int mark(prs_store *s, const prs_oid *id, uint32_t *low)
     prs_slot *slot = prs_slot_at(s, id->slot);
     uint64_t word = prs_load_seqcst(&slot->word);
     for (;;) {
-        /* unreached: race: retired between the two looks */
+        /* unreached: race: retired between the two reads of the word */
         if (prs_word_generation(word) != id->generation || !pending(word))
             return prs_state(s, id);
         /* unreached: race */

@@ -56,7 +56,7 @@ int prs_window_open(prs_store *s, prs_draft *draft, prs_error *error)
     }
     prs_area area = s->area; /* complete: prs_map_writable() ran before the extent was allocated */
     area.map = (char *)w->addr - draft->off;
-    area.mapped.words = NULL; /* this bitmap describes the store's own mapping */
+    area.mapped.words = NULL; /* this bitmap describes the mapping of the store, not of the window */
     rc = prs_area_populate(&area, draft->off, len, 0, NULL);
     if (rc < 0) {
         (void)prs_area_punch(&s->area, draft->off, len, NULL);
@@ -92,7 +92,7 @@ int prs_window_seal(prs_store *s, const prs_draft *draft, prs_error *error)
     prs_spin *shard = prs_shard(s, draft->id.slot);
     prs_spin_lock(shard);
     prs_private *p = &s->priv[draft->id.slot];
-    /* unreached: cannot: nobody can pin it before */
+    /* unreached: cannot: no other client can pin it before */
     if (prs_count_up(&p->pins) == 0)
         prs_fetch_or_seqcst(&prs_pins(s, prs_slot_at(s, draft->id.slot))[s->my_word], s->my_bit);
     prs_spin_unlock(shard);
@@ -158,7 +158,7 @@ void prs_windows_after_fork(prs_store *s)
         if (w->state != PRS_WINDOW_OPEN)
             continue;
         w->state = PRS_WINDOW_INHERITED;
-        /* unreached: unmade: mmap in the place of a window, in a child */
+        /* unreached: unmade: mmap in place of a window, in a forked child */
         if (prs_os_map_fixed(w->addr, s->fd_ro, w->off, w->len) < 0)
             (void)forsake(w);
     }
@@ -170,26 +170,26 @@ int prs_cow_open(prs_store *s, const prs_oid *id, const prs_view *view, void **m
     int rc = prs_fds_repair(s, error);
     if (rc < 0)
         return rc;
-    /* unreached: kernel: files are mapped below the store */
-    if (view->data < s->ro || view->data >= s->ro + s->capacity) { /* spilled: map its file */
+    /* unreached: kernel: this kernel maps files below the store */
+    if (view->data < s->ro || view->data >= s->ro + s->capacity) { /* the object is spilled: map its file */
         prs_file_map *file;
         prs_spin *shard = prs_shard(s, id->slot);
         prs_spin_lock(shard);
-        /* unreached: cannot: what is pinned and spilled has a map */
+        /* unreached: cannot: a pinned, spilled object has a mapping */
         bool restored = s->priv[id->slot].map && s->priv[id->slot].map->restored;
         prs_spin_unlock(shard);
-        if (restored) { /* its file does not hold these bytes as they are */
-            /* unreached: cannot: what has no bytes is not spilled */
+        if (restored) { /* the file does not hold these bytes as they are */
+            /* unreached: cannot: an object without bytes is never spilled */
             /* unreached: unmade: mmap */
             if (!(*map = prs_os_memory(view->size ? view->size : 1)))
                 return no_map(error, errno, "memory for a private copy");
             prs_copy_parallel(*map, view->data, view->size, 0);
             *data = *map;
-            /* unreached: cannot: what has no bytes is not spilled */
+            /* unreached: cannot: an object without bytes is never spilled */
             *map_len = view->size ? view->size : 1;
             return PRS_OK;
         }
-        /* unreached: untested: the file has gone meanwhile */
+        /* unreached: untested: the file was removed meanwhile */
         if ((rc = prs_spill_map(s, id, view->size, true, &file)) < 0)
             return prs_fail(error, rc, 0, "the spill file of the object cannot be mapped");
         *map = *data = file->at;
@@ -198,7 +198,7 @@ int prs_cow_open(prs_store *s, const prs_oid *id, const prs_view *view, void **m
         return PRS_OK;
     }
     uint64_t off = (uint64_t)(view->data - s->ro), begin = off & ~(uint64_t)(PRS_PAGE - 1);
-    /* unreached: untested: a private copy of no bytes */
+    /* unreached: untested: a private copy of an empty object */
     size_t len = prs_round_up(off - begin + (view->size ? view->size : 1), PRS_PAGE);
     uint8_t *at = prs_os_map_private(s->fd_ro, s->super->data_off + begin, len);
     /* unreached: failing */

@@ -9,7 +9,7 @@
  */
 #include "unpickler.h"
 
-static PyObject *from_buffer; /* numpy's _frombuffer; owned, never released */
+static PyObject *from_buffer; /* numpy's _frombuffer: an owned reference that is never released */
 PyObject *prp_load_array_callables[2];
 
 bool prp_load_array_known(PyObject *callable)

@@ -28,7 +28,7 @@ static inline prp_short_text prp_read_short(const uint8_t *data, size_t n)
         memcpy(&head, data, 2);
         text = (prp_short_text){head, data[n - 1]};
     }
-    __asm__ volatile("" : "+r"(text.head), "+r"(text.tail)); /* forbids a second read of the source */
+    __asm__ volatile("" : "+r"(text.head), "+r"(text.tail)); /* keeps the compiler from reading the source twice */
     return text;
 }
 
@@ -67,7 +67,7 @@ static inline PyObject *prp_load_text(const uint8_t *data, size_t n)
         if (PRP_LIKELY(prp_short_is_ascii(own)))
             return prp_short_str(own, n);
     }
-    return prp_load_utf8(data, n); /* reads and checks it again */
+    return prp_load_utf8(data, n); /* this reads and checks the text again */
 }
 
 #endif

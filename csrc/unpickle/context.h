@@ -29,7 +29,7 @@ typedef struct {
 /* globals.c: the two strings of a global name, by their bytes. */
 typedef struct {
     uint32_t hash;
-    bool settled;            /* was found, and is interned; names that were never found are not */
+    bool settled;            /* the name was found and is interned; other names are not interned */
     PyObject *module, *name; /* owned */
     /* The result of quick() for these versions of sys.modules and the module's dict, which keeps it alive. */
     PyObject *found, *dict; /* borrowed */
@@ -58,13 +58,13 @@ typedef struct {
 } prp_dict_pattern;
 
 struct prp_context {
-    prp_loader machine; /* for the module functions; an Unpickler has its own */
+    prp_loader machine; /* for the module functions; an Unpickler has a separate one */
 
     prp_kept_set sets[PRP_KEPT_SETS];
     uint32_t last_set; /* index of the one last used */
     uint32_t next_set, set_numbers;
     prp_class_plan unknown; /* the empty plan */
-    prp_name_slot no_name;  /* for names that have no slot */
+    prp_name_slot no_name;  /* for names without a slot */
 
     prp_key_slot keys[PRP_KEY_SLOTS];
     prp_name_slot names[PRP_NAME_SLOTS];

@@ -44,7 +44,7 @@ static PyObject *from_pattern(const prp_dict_pattern *known, PyObject *const *pa
         entries[i].me_value = value;
         Py_DECREF(Py_None);
     }
-    if (track && !PyObject_GC_IsTracked(dict)) /* 3.14 and later track every dict from the start */
+    if (track && !PyObject_GC_IsTracked(dict)) /* Python 3.14 and later track every dict from the start */
         PyObject_GC_Track(dict);
     return dict;
 }
@@ -99,7 +99,7 @@ PyObject *prp_load_dict_of(prp_loader *L, PyObject *const *pairs, Py_ssize_t n, 
     PyObject *dict = PRP_FOREIGN(PyDict_New());
     if (!dict)
         return NULL;
-    /* Keys are inert, and the pairs keep every value alive: no foreign code runs. */
+    /* Keys run no foreign code, and the pairs keep every value alive. */
     for (Py_ssize_t i = 0; i < n; i++)
         if (PyDict_SetItem(dict, pairs[2 * i], pairs[2 * i + 1]) < 0) {
             Py_DECREF(dict);

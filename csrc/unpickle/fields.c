@@ -29,7 +29,7 @@ static inline PyObject *be_float(const uint8_t *p)
     return PyFloat_FromDouble(value);
 }
 
-/* Read the atom at *p and advance *p. NULL without an exception: there is none, or it is incomplete. */
+/* Read the atom at *p and advance *p. Returns NULL without an exception if there is no atom, or an incomplete one. */
 static inline PyObject *atom(prp_loader *L, const uint8_t **p, const uint8_t *end)
 {
     const uint8_t *q = *p;

@@ -61,7 +61,8 @@ static PRP_COLD int set_options(prp_loader *L, PyObject *const *given_values, Py
 }
 
 /* Set options from the usual keywords and values: a list or tuple of buffers, the `allow` set last used. The machine
- * borrows them, because the caller keeps its arguments alive during the call. False: something else, nothing is set. */
+ * borrows them, because the caller keeps its arguments alive during the call. Returns false, and sets nothing, for
+ * any other arguments. */
 static inline bool set_usual(prp_loader *L, PyObject *const *values, PyObject *kwnames)
 {
     Py_ssize_t n = PyTuple_GET_SIZE(kwnames), i = 0;

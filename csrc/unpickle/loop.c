@@ -190,7 +190,7 @@ static int finish_list(prp_loader *L)
     if (!list)
         return -1;
     if (PRP_UNLIKELY(mark->kind != PRP_MARK_LIST)) {
-        /* Creating it ran code that got it from the memo first. */
+        /* Creating the container ran code that found it in the memo. */
         Py_DECREF(list);
         return append_above_mark(L);
     }
@@ -223,7 +223,7 @@ static int finish_dict(prp_loader *L)
     PyObject *dict = prp_load_dict_of(L, first, n / 2, &moved);
     if (dict && PRP_LIKELY(mark->kind == kind)) {
         finish_pending(L, dict);
-        /* Keys are inert; this frees a value only if its key occurred twice. */
+        /* Keys run no foreign code; this frees a value only if its key occurred twice. */
         for (Py_ssize_t i = 0; i < n; i += 2)
             Py_DECREF(first[i]);
         int failed = 0;
@@ -232,7 +232,7 @@ static int finish_dict(prp_loader *L)
         return failed;
     }
     if (dict) {
-        /* Creating it ran code that got it from the memo first. */
+        /* Creating the container ran code that found it in the memo. */
         for (Py_ssize_t i = 1; moved && i < n; i += 2)
             Py_INCREF(first[i]);
         Py_DECREF(dict);
@@ -260,7 +260,7 @@ static PyObject *stack_tuple(PyObject **first, Py_ssize_t n)
 static int text_put(prp_loader *L)
 {
     Py_ssize_t index;
-    if (L->sp <= L->fence) /* check before parsing the index, to raise the same exception as pickle */
+    if (L->sp <= L->fence) /* checked before the index is parsed, to raise the same exception as pickle */
         return prp_load_underflow(L);
     if (prp_load_text_index(L, &index) < 0)
         return -1;

@@ -137,7 +137,7 @@ prp_loader *prp_loader_new(void)
 void prp_loader_clear(prp_loader *L)
 {
     prp_load_discard_stack(L);
-    prp_load_memo_clear(L, false); /* before the records that its tags refer to */
+    prp_load_memo_clear(L, false); /* the memo first, then the records that its tags refer to */
     prp_load_drop_unmade(L);
     prp_load_drop_chunk(L);
     Py_CLEAR(L->read);
@@ -291,7 +291,7 @@ int prp_loader_set_buffers(prp_loader *L, PyObject *buffers)
     if (!buffers || buffers == Py_None)
         kept = NULL;
     else if (PyList_CheckExact(buffers) || PyTuple_CheckExact(buffers))
-        kept = Py_NewRef(buffers); /* an index does the work of an iterator */
+        kept = Py_NewRef(buffers); /* here an index is used in place of an iterator */
     else if (!(kept = PRP_FOREIGN(PyObject_GetIter(buffers))))
         return -1;
     L->buffer_next = 0;

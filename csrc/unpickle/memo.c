@@ -34,12 +34,12 @@ static int grow(prp_load_memo *memo, size_t index)
 bool prp_load_memo_reserve(prp_load_memo *memo, size_t index)
 {
     if (memo->sparse)
-        return false; /* the dict may have this index */
+        return false; /* the dict may have an entry with this index */
     if (index >= (size_t)memo->capacity) {
         if (!plausible(memo, index))
             return false;
         if (grow(memo, index) < 0) {
-            PyErr_Clear(); /* the usual way reports the error if it fails too */
+            PyErr_Clear(); /* the usual way reports an error if it fails too */
             return false;
         }
     }
@@ -82,7 +82,7 @@ static int replace(prp_load_memo *memo, size_t index, PyObject *value, PyObject 
     } else if (!memo->sparse && !(memo->sparse = PRP_FOREIGN(PyDict_New()))) {
         return -1;
     }
-    /* The dict has it, or may have it from when the array was shorter. Keys are ints, so no foreign code runs. */
+    /* The dict may have the entry: the array was shorter before. Keys are ints, so no foreign code runs. */
     int had = (key = PyLong_FromSize_t(index)) ? take_sparse(memo, key, old) : -1;
     int failed = had < 0 || (!array && PyDict_SetItem(memo->sparse, key, value) < 0);
     Py_XDECREF(key);

@@ -5,8 +5,8 @@
  * number. APPENDS or SETITEMS creates it with all its elements. An earlier GET of it (a container that contains
  * itself), or any other opcode that uses the MARK, creates it empty first.
  *
- * Unmade: the dict of an instance's state is never created if only BUILD uses it: its values go from the stack into
- * the instance. If it has a memo index, the entry refers to a record of the instance and its names, and a GET creates
+ * The dict of an instance's state is not created at all if only BUILD uses it: its values go from the stack into the
+ * instance. If it has a memo index, the entry refers to a record of the instance and its names, and a GET creates
  * the dict from the attributes. That is correct only while the attributes are unchanged, so we create the dicts of
  * all records before foreign code runs (prp_load_foreign) and before any BUILD on an instance that is not fresh.
  */

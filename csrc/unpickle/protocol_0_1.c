@@ -3,7 +3,8 @@
 
 #include <errno.h>
 
-/* A line with its newline, copied so that it ends in a zero byte and no read can move it; short ones in `small`. */
+/* A line with its newline, copied so that it ends in a zero byte and no read can move it; short lines are in `small`.
+ * */
 typedef struct {
     char *text;
     Py_ssize_t len; /* with the newline */

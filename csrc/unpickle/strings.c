@@ -96,7 +96,7 @@ PyObject *prp_load_utf8(const uint8_t *data, size_t n)
     PRP_READ_ONCE(*own);
     if (PRP_LIKELY(is_ascii(own, n)))
         return text;
-    PyObject *wide = decode(own, n); /* `text` is not valid, but no other code sees it */
+    PyObject *wide = decode(own, n); /* `text` is not valid UTF-8, but no other code sees it */
     Py_DECREF(text);
     return wide;
 }

@@ -108,7 +108,7 @@ typedef struct prp_loader {
     PyObject *buffers;      /* exact list or tuple, or an iterator; NULL if none were given */
     Py_ssize_t buffer_next; /* list or tuple: the next index; -1 once exhausted, as an iterator stays exhausted */
     PyObject *allow;        /* NULL, a frozenset of "module:qualname", or a callable */
-    uint32_t allow_number, allow_place; /* of `allow` among the kept sets; or PRP_NO_SET */
+    uint32_t allow_number, allow_place; /* number of `allow` among the cached sets, or PRP_NO_SET */
     PyObject *shared; /* safe mode: objects that this load did not create, by address; NULL until needed */
     PyObject *self;   /* borrowed: the Unpickler, or NULL in the module functions */
 
@@ -165,8 +165,8 @@ int prp_load_truncated(void);                          /* always -1 */
 int prp_load_refill(prp_loader *L, size_t need);
 /* A frame of `length` bytes begins at p: make it available and, if frames are strict, set `end` to its end. */
 int prp_load_frame(prp_loader *L, uint64_t length);
-extern bool prp_load_strict_frames; /* no opcode may cross the end of its frame, as in recent releases of CPython */
-extern int prp_load_int_base;       /* of INT and LONG: 10, or 0 to read them as int(text, 0) does */
+extern bool prp_load_strict_frames; /* opcodes may not cross the end of a frame, as in recent releases of CPython */
+extern int prp_load_int_base;       /* base of INT and LONG: 10, or 0 to read them as int(text, 0) does */
 /* Consume a line with its newline: its length, or -1. The pointer is valid until the next read. */
 Py_ssize_t prp_load_line(prp_loader *L, const char **line);
 /* bytes or bytearray of `n` bytes, from the rest of the chunk and then from the file. */
@@ -300,7 +300,7 @@ struct prp_class_plan {
     prp_learned learned;   /* the kind of state that `names` and `where` describe */
     Py_ssize_t fields;     /* MAKE_TUPLE: length of the namedtuple */
     PyObject *function;    /* MAKE_TUPLE: owned, its generated __new__ ... */
-    PyObject *code;        /* ... and owned, the code that was checked */
+    PyObject *code;        /* ... and, owned, the code of it that was checked */
     PyObject *members;     /* CALL_ENUM: owned, _value2member_map_ */
     unsigned meta_version; /* CALL_ENUM: of the metaclass */
     PyObject **
@@ -378,7 +378,7 @@ bool prp_load_inert_keys(PyObject *const *pairs, Py_ssize_t n);
 /* ---- dicts.c ---- */
 
 /* Create a dict of n pairs without removing them from the stack. *moved: the dict stole the references to the values;
- * otherwise it has its own. NULL without an exception: the keys are not inert, nothing was done. */
+ * otherwise it has its own. NULL without an exception if a key may run foreign code; then nothing was done. */
 PyObject *prp_load_dict_of(prp_loader *L, PyObject *const *pairs, Py_ssize_t n, bool *moved);
 
 /* ---- protocol_0_1.c: numbers and strings in text, and strings of Python 2 ---------------------------------------- */

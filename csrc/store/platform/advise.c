@@ -11,7 +11,7 @@
 
 uintptr_t prs_page_size(void)
 {
-    long size = sysconf(_SC_PAGESIZE); /* from the auxiliary vector, no system call */
+    long size = sysconf(_SC_PAGESIZE); /* reads the auxiliary vector, makes no system call */
     /* unreached: unmade: sysconf */
     return size > 0 ? (uintptr_t)size : 4096;
 }
@@ -23,12 +23,12 @@ bool prs_advice_is_honest(void)
     if (known == 0) {
         int saved = errno;
         void *barred = mmap(NULL, prs_page_size(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        /* unreached: unmade: no page of address space */
+        /* unreached: unmade: no address space for one page */
         if (barred == MAP_FAILED) { /* try again at the next call */
             errno = saved;
             return false;
         }
-        /* unreached: kernel: an emulator that ignores advice */
+        /* unreached: kernel: an emulator that ignores madvise */
         known = madvise(barred, prs_page_size(), MADV_POPULATE_WRITE) == 0 ? 2 : 1;
         munmap(barred, prs_page_size());
         prs_store_relaxed(&verdict, known);
@@ -39,7 +39,7 @@ bool prs_advice_is_honest(void)
 
 int prs_advise(char *at, size_t n, int advice)
 {
-    /* unreached: kernel: an emulator that ignores advice */
+    /* unreached: kernel: an emulator that ignores madvise */
     if (!prs_advice_is_honest())
         return -EOPNOTSUPP;
     int saved = errno, rc = 0;

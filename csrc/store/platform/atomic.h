@@ -3,8 +3,8 @@
  *
  * Purpose    One vocabulary for every word that threads or processes share. The order is part of the
  *            name, so that a reader sees it at the call and never gets C11's default by accident.
- * Algorithm  Type-generic macros over <stdatomic.h>; futexes of the shared kind (no PRIVATE flag), so
- *            that they work between processes which map the word at different addresses.
+ * Algorithm  Type-generic macros over <stdatomic.h>, and shared futexes (no PRIVATE flag), which work
+ *            between processes that map the word at different addresses.
  * Guarantee  No stand-alone fences: ThreadSanitizer does not see them. Where store-buffering matters
  *            (pin against free), both sides use seq_cst read-modify-writes and seq_cst loads.
  *            All atomics here are lock-free, hence address-free and usable in shared memory.
@@ -77,7 +77,7 @@ _Static_assert(sizeof(prs_atomic_u64) == 8 && _Alignof(prs_atomic_u64) == 8, "la
     atomic_compare_exchange_strong_explicit((p), (expected), (desired), memory_order_acq_rel, memory_order_acquire)
 #define prs_cas_seqcst(p, expected, desired) \
     atomic_compare_exchange_strong_explicit((p), (expected), (desired), memory_order_seq_cst, memory_order_seq_cst)
-/* May fail spuriously: for loops only. */
+/* May fail spuriously: use it in loops only. */
 #define prs_cas_weak_relaxed(p, expected, desired) \
     atomic_compare_exchange_weak_explicit((p), (expected), (desired), memory_order_relaxed, memory_order_relaxed)
 #define prs_cas_weak_seqcst(p, expected, desired) \
@@ -132,7 +132,7 @@ static inline int prs_futex_wait(const volatile void *addr, uint32_t expected, i
     int64_t ts[2];
 #endif
     const void *timeout = NULL;
-    /* unreached: untested: every wait of the engine has an end */
+    /* unreached: untested: a wait without limit, which the engine never makes */
     if (timeout_ns >= 0) {
         int64_t seconds = timeout_ns / 1000000000;
 #if defined(SYS_futex)
@@ -158,7 +158,7 @@ static inline int prs_futex_wake(const volatile void *addr, int count)
 {
     int saved = errno;
     long rc = prs_futex_call_((void *)(uintptr_t)addr, 1 /* FUTEX_WAKE */, (uint32_t)count, NULL);
-    /* unreached: cannot: the word is mapped and aligned */
+    /* unreached: cannot: the word is always mapped and aligned */
     int out = rc < 0 ? -errno : (int)rc;
     errno = saved;
     return out;
@@ -167,7 +167,7 @@ static inline int prs_futex_wake(const volatile void *addr, int count)
 /* ---- a spinlock for private data: short critical sections, no system call while held ----------- */
 
 /*
- * Private memory only: an owner that dies is not detected. Zero-initialized is unlocked. Not
+ * For private memory only: nothing detects an owner that dies. Zero-initialized is unlocked. Not
  * recursive, not fair. Waits by pause, then sched_yield, then short sleeps, so that an owner which
  * lost its CPU gets it back even from waiters of a higher real-time priority.
  */
@@ -195,7 +195,7 @@ __attribute__((noinline, unused)) static void prs_spin_wait_(prs_spin *lock)
         while (prs_load_relaxed(&lock->held) != 0) {
             if (round < 128) {
                 prs_pause();
-                /* unreached: race: whoever has the lock does not run */
+                /* unreached: race: the owner of the lock has lost its CPU */
             } else if (round < 256) {
                 sched_yield();
             } else {

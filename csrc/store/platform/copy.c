@@ -2,10 +2,10 @@
  * copy.c - contiguous copies into shared memory.
  *
  * Purpose    The one copy a put makes, at the rate the memory allows.
- * Algorithm  Small: the C library's memcpy, which leaves the data in the cache for a reader nearby.
- *            Big: non-temporal stores (AVX2, else SSE2), which save reading each line before writing
- *            it. Bigger: pieces handed out by an atomic counter to the caller and its helpers, so
- *            that a helper without a CPU delays only the piece it holds.
+ * Algorithm  Small copies use the C library's memcpy, which leaves the data in the cache for a reader nearby.
+ *            Big copies use non-temporal stores (AVX2, else SSE2), which save reading each line before
+ *            writing it. Even bigger copies are cut into pieces, which an atomic counter hands out to the
+ *            caller and its helpers, so that a helper without a CPU delays only its own piece.
  * Guarantee  dst holds src when the call returns, visible to every thread that synchronizes with the
  *            caller: each thread that used non-temporal stores fences them itself.
  */
@@ -77,7 +77,7 @@ void prs_copy_nt(void *dst_, const void *src_, size_t n)
     src += head;
     n -= head;
     size_t body = n & ~(size_t)127;
-    /* unreached: kernel: a processor without AVX2; the other way is tested by a switch */
+    /* unreached: kernel: a processor without AVX2; a switch tests the other kernel */
     if (prs_copy_use_avx2_ && __builtin_cpu_supports("avx2"))
         stream_avx2(dst, src, body);
     else
@@ -170,7 +170,7 @@ int prs_copy_to_file(int fd, uint64_t offset, const void *src_, size_t n, size_t
         ssize_t got = pwrite(fd, src + done, n - done, (off_t)(offset + done));
         if (got > 0)
             done += (size_t)got;
-        /* unreached: kernel: a file system that takes nothing and says nothing */
+        /* unreached: kernel: a file system that writes nothing and reports no error */
         else if (got == 0)
             rc = -ENOSPC; /* the file system writes nothing and reports no error */
         else if (errno != EINTR)

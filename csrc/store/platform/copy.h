@@ -40,7 +40,7 @@ uint64_t prs_file_limit(void);
 
 /*
  * Write `n` bytes at `offset`, continuing after short writes and signals. Returns 0 or -errno: -ENOSPC when the
- * file system is full, -EFBIG past its limit. Never raises SIGXFSZ, nor SIGBUS for the file's side. Keeps
+ * file system is full, -EFBIG past its limit. Never causes SIGXFSZ, nor SIGBUS on pages of the file. Keeps
  * errno. `written` (may be NULL) gets the number of bytes written, also on failure.
  */
 int prs_copy_to_file(int fd, uint64_t offset, const void *src, size_t n, size_t *written);

@@ -66,7 +66,7 @@ static int normalize(strided *a, int ndim, const ptrdiff_t *shape, const ptrdiff
         if (shape[i] == 1)
             continue;
         ptrdiff_t span;
-        /* unreached: untested: a stride no memory has */
+        /* unreached: untested: a stride larger than any memory */
         if (a->ndim > 0 && !__builtin_mul_overflow(shape[i], strides[i], &span) && a->strides[a->ndim - 1] == span) {
             a->shape[a->ndim - 1] *= (size_t)shape[i];
             a->strides[a->ndim - 1] = strides[i];
@@ -115,7 +115,7 @@ static void copy_row(char *dst, const char *src, size_t n, ptrdiff_t stride, siz
     default:
         if (item < STREAM_ITEM_MIN) {
             ROW_LOOP(item)
-        } else { /* rows of a big matrix: as for any big copy, do not read the lines to overwrite */
+        } else { /* rows of a big matrix: as in any big copy, avoid reading the lines that we overwrite */
             for (size_t i = 0; i < n; i++, dst += item, src += stride)
                 prs_copy_nt(dst, src, item);
         }
@@ -179,7 +179,7 @@ static void gather(char *dst, const char *src, const strided *a)
         else
             copy_row(dst, src, a->shape[last], a->strides[last], a->item);
         int d = last - 1;
-        for (; d >= 0; d--) { /* the odometer, without the dimensions looped over inside */
+        for (; d >= 0; d--) { /* indices of the outer dimensions only */
             if (d == p)
                 continue;
             src += a->strides[d];
@@ -212,7 +212,7 @@ typedef struct parallel_gather {
     char *dst;
     const char *src;
     int dim;     /* the dimension to split */
-    size_t step; /* its extent in one piece */
+    size_t step; /* length of that dimension in one piece */
     prs_atomic_u64 next;
 } parallel_gather;
 
@@ -254,7 +254,7 @@ int prs_copy_strided_parallel(void *dst, const void *src, int ndim, const ptrdif
         return 0;
     }
     size_t pieces = a.total / PIECE_BYTES;
-    /* unreached: cannot: a thread has 2 MiB at least */
+    /* unreached: cannot: a thread copies at least 2 MiB */
     if (pieces < threads)
         pieces = threads;
     size_t step = a.shape[dim] / pieces;

@@ -19,7 +19,7 @@ static const char *const names[] = {
 
 static struct {
     prs_atomic_u32 action;
-    prs_atomic_u32 left; /* crossings until it fires */
+    prs_atomic_u32 left; /* crossings until the point fires */
     prs_atomic_u32 value;
 } armed[PRS_POINT_COUNT];
 
@@ -30,7 +30,7 @@ int prs_point_hit(enum prs_point point)
         return 0;
     uint32_t left = prs_fetch_sub_relaxed(&armed[point].left, 1);
     if (action == PRS_FAIL_ERRNO_ON && left <= 1)
-        prs_store_relaxed(&armed[point].left, 1); /* fire at the next crossing, too */
+        prs_store_relaxed(&armed[point].left, 1); /* fires at the next crossing, too */
     else if (left != 1)
         return 0;
     switch (action) {
@@ -41,7 +41,7 @@ int prs_point_hit(enum prs_point point)
     case PRS_FAIL_STOP:
         kill(getpid(), SIGSTOP);
         break;
-    case PRS_FAIL_HOLD: { /* stay here `value` milliseconds: widens a race */
+    case PRS_FAIL_HOLD: { /* sleeps `value` milliseconds, which widens a race */
         uint32_t ms = prs_load_relaxed(&armed[point].value);
         struct timespec nap = {ms / 1000, (long)(ms % 1000) * 1000000};
         nanosleep(&nap, NULL);
@@ -58,7 +58,7 @@ bool prs_failpoint_arm(const char *name, int action, int after, int value)
     for (int i = 0; names[i]; i++) {
         if (strcmp(names[i], name) == 0) {
             prs_store_relaxed(&armed[i].value, (uint32_t)value);
-            /* unreached: untested: tests count from 1 */
+            /* unreached: untested: tests always count crossings from 1 */
             prs_store_relaxed(&armed[i].left, (uint32_t)(after < 1 ? 1 : after));
             prs_store_release(&armed[i].action, (uint32_t)action);
             return true;

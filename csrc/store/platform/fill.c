@@ -48,16 +48,16 @@ typedef struct fill_job {
     size_t pieces;
     int advice;
     prs_atomic_u64 claimed;    /* pieces handed out */
-    prs_atomic_u64 from_back;  /* of these, to helpers that work downwards */
+    prs_atomic_u64 from_back;  /* of these claims, those of helpers, which work downwards */
     prs_atomic_u64 failed_end; /* end (byte) of the highest piece that could not be mapped */
-    prs_atomic_u32 error;      /* a positive errno; the first one stays */
+    prs_atomic_u32 error;      /* a positive errno; later ones do not replace it */
     prs_atomic_u32 caller_cpu; /* where the caller wrote its last piece */
 } fill_job;
 
 static void job_init(fill_job *job, size_t piece)
 {
     job->piece = piece;
-    /* unreached: cannot: nothing to fill was answered before */
+    /* unreached: cannot: the caller has returned if there is nothing to fill */
     job->pieces = job->n == 0 ? 0 : (size_t)((job->off + job->n - 1) / piece - job->off / piece) + 1;
     atomic_init(&job->claimed, 0);
     atomic_init(&job->from_back, 0);
@@ -70,7 +70,7 @@ static void job_init(fill_job *job, size_t piece)
 static uint32_t this_cpu(void)
 {
     int cpu = sched_getcpu();
-    /* unreached: kernel: one that cannot tell the CPU */
+    /* unreached: kernel: a kernel that cannot tell the CPU */
     return cpu < 0 ? UINT32_MAX : (uint32_t)cpu;
 }
 
@@ -121,7 +121,7 @@ static void *fill_downwards(void *arg)
         bounds(job, job->pieces - 1 - prs_fetch_add_relaxed(&job->from_back, 1u), &from, &to);
         if (prs_advise(job->map + from, to - from, job->advice) == 0) {
             prs_copy(job->map + from, job->src + from, to - from);
-        } else { /* old kernel, full file system: the caller continues alone */
+        } else { /* an old kernel or a full file system: the caller continues alone */
             note_unmapped(job, to);
             write_piece(job, from, to);
             return NULL;
@@ -167,7 +167,7 @@ static void *map_and_copy(void *arg)
         size_t from, to;
         bounds(job, k, &from, &to);
         if (prs_advise(job->map + from, to - from, job->advice) == 0) {
-            prs_copy_nt(job->map + from, job->src + from, to - from); /* pages of another process: not in our cache */
+            prs_copy_nt(job->map + from, job->src + from, to - from); /* filled by another process: not in our cache */
         } else {
             note_unmapped(job, job->n);
             write_piece(job, from, to);
@@ -259,7 +259,7 @@ int prs_populate(int fd, uint64_t off, void *map, size_t n, enum prs_page_state 
     /* On a full file system populate fails with a mere EFAULT, and kernels before 5.14 lack it: fallocate backs the
      * pages or returns the reason; after it a plain touch is safe. */
     int saved = errno, rc = 0;
-    /* unreached: untested 2: below a limit of the size of files, where the kernel does not populate */
+    /* unreached: untested 2: a kernel that does not populate, under a file size limit */
     if (n > prs_file_limit() || off > prs_file_limit() - n)
         return -EFBIG;
     while (fallocate(fd, 0, (off_t)off, (off_t)n) != 0) {
@@ -320,7 +320,7 @@ static void punch_failed(const prs_area *area, uint64_t off, uint64_t end)
 {
     uint64_t from = (off + PRS_PAGE - 1) & ~(PRS_PAGE - 1), to = end & ~(PRS_PAGE - 1);
     int saved = errno;
-    /* unreached: untested: less than a page fails */
+    /* unreached: untested: the failed range has no whole page */
     if (from < to) /* best effort: only the first error matters */
         (void)fallocate(area->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(area->base + from),
                         (off_t)(to - from));
@@ -348,7 +348,7 @@ static int fill_alike(const prs_area *area, uint64_t off, const char *src, size_
     return rc;
 }
 
-/* The same for unbacked pages: back whole blocks by huge pages, if the kernel has them. */
+/* As fill_run for unbacked pages, but back whole blocks by huge pages if the kernel has them. */
 static int fill_fresh(const prs_area *area, uint64_t off, const char *src, size_t n, unsigned max_threads)
 {
     uint64_t at = area->base + off, limit = n < PRS_HUGE ? 0 : prs_file_limit();
@@ -363,7 +363,7 @@ static int fill_fresh(const prs_area *area, uint64_t off, const char *src, size_
     int rc = skip ? fill_alike(area, off, src, skip, PRS_PAGES_UNBACKED, max_threads) : 0;
     size_t rest = skip + huge;
     if (rc == 0 && rest < n)
-        /* unreached: untested: pages behind whole blocks are populated, and nothing written */
+        /* unreached: untested: populating without writing, with pages after the last whole block */
         rc = fill_alike(area, off + rest, src ? src + rest : NULL, n - rest, PRS_PAGES_UNBACKED, max_threads);
     return rc;
 }
@@ -380,7 +380,7 @@ static int area_walk(const prs_area *area, uint64_t off, const char *src, size_t
     uint64_t last = off + n, page_end = prs_pages_end(off, n);
     for (uint64_t page = prs_pages_first(off), run_end; page < page_end; page = run_end) {
         enum prs_page_state state = run_state(area, page, page_end, &run_end);
-        /* unreached: race: bits change under the walk */
+        /* unreached: race: bits change while we walk over them */
         if (run_end <= page) /* bits changed meanwhile: advance by one page */
             run_end = page + 1;
         uint64_t from = page << PRS_PAGE_SHIFT, to = run_end << PRS_PAGE_SHIFT;
@@ -428,10 +428,10 @@ int prs_area_punch(const prs_area *area, uint64_t off, size_t n, uint64_t *shrun
     uint64_t from = (off + PRS_PAGE - 1) & ~(PRS_PAGE - 1), to = (off + n) & ~(PRS_PAGE - 1);
     if (from >= to)
         return 0;
-    /* Clear the bits first: a marked page must be backed. */
+    /* Clear the bits before punching: a marked page must be backed. */
     uint64_t first = from >> PRS_PAGE_SHIFT, pages = (to - from) >> PRS_PAGE_SHIFT;
     uint64_t cleared = prs_pages_clear(area->backed, first, pages);
-    /* unreached: untested: an area without a bitmap gives pages back */
+    /* unreached: untested: an area without a bitmap returns pages */
     if (area->mapped.words)
         prs_pages_clear(area->mapped, first, pages);
     int saved = errno, rc = 0;

@@ -49,8 +49,8 @@ typedef struct prs_area {
     int fd;           /* open for writing */
     uint64_t base;    /* where page 0 of the bitmaps lies in the file, a multiple of the page size */
     char *map;        /* writable shared mapping of the area in this process, or NULL */
-    prs_pages backed; /* shared by all processes */
-    prs_pages mapped; /* of this process alone; words NULL when map is */
+    prs_pages backed; /* shared with all processes */
+    prs_pages mapped; /* of this process alone; `words` is NULL when `map` is */
 } prs_area;
 
 /* Return the bytes that a fill of this range would allocate: whole pages not backed yet. */
@@ -72,8 +72,8 @@ int prs_area_populate(const prs_area *area, uint64_t off, size_t n, unsigned max
 
 /*
  * Punch the whole pages inside [off, off + n); the caller owns the range, nobody reads it. Returns 0 or -errno
- * (-EOPNOTSUPP if the file system cannot); `*shrunk` (may be NULL) gets the bytes unmarked, also on failure: pages
- * still backed but unmarked are merely written the slower way next time.
+ * (-EOPNOTSUPP if the file system cannot); `*shrunk` (may be NULL) gets the bytes unmarked, also on failure: the
+ * next write to a page that is still backed but unmarked is merely slower.
  */
 int prs_area_punch(const prs_area *area, uint64_t off, size_t n, uint64_t *shrunk);
 

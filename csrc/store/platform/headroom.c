@@ -26,7 +26,7 @@
 #define MIB ((uint64_t)1 << 20)
 #define NO_LIMIT UINT64_MAX
 
-/* v1 writes "no limit" as the biggest multiple of its page size; nobody has an exbibyte. */
+/* cgroup v1 writes "no limit" as the largest multiple of the page size; no machine has an exbibyte. */
 #define V1_NO_LIMIT ((uint64_t)1 << 60)
 
 /* For a deeper cgroup we ignore the outermost levels; the kernel's own default is 254 at most. */
@@ -34,7 +34,7 @@
 
 /* ---- files ------------------------------------------------------------------------------------- */
 
-/* A line reader on a stack buffer; lines longer than it are cut. */
+/* A line reader with a buffer on the stack; longer lines are cut. */
 typedef struct reader {
     int fd;
     size_t begin, end;
@@ -100,11 +100,11 @@ static bool parse_u64(const char *text, uint64_t *value)
 {
     while (*text == ' ' || *text == '\t')
         text++;
-    /* unreached: damage: what stands there sorts before the digits */
+    /* unreached: damage: the first character is below "0" */
     if (*text < '0' || *text > '9')
         return false;
     *value = 0;
-    /* unreached: damage: what ends a number sorts after the digits */
+    /* unreached: damage: a character above "9" ends the number */
     for (; *text >= '0' && *text <= '9'; text++) {
         uint64_t digit = (uint64_t)(*text - '0');
         if (*value > (UINT64_MAX - digit) / 10) {
@@ -148,7 +148,7 @@ static uint64_t read_sum(const char *dir, const char *name, const char *key1, co
     unsigned missing = 2;
     /* unreached: damage: a cgroup without statistics */
     if (reader_open(&r, "", dir, name) == 0) {
-        /* unreached: damage: statistics without one of the two */
+        /* unreached: damage: statistics without one of the two keys */
         for (char *line; missing && (line = reader_line(&r));) {
             size_t len = strcspn(line, " ");
             bool hit = (len == len1 && memcmp(line, key1, len) == 0) || (len == len2 && memcmp(line, key2, len) == 0);
@@ -192,7 +192,7 @@ static bool has_word(const char *list, const char *word)
     size_t len = strlen(word);
     for (const char *at = list; at; at = strchr(at, ',')) {
         at += *at == ',';
-        /* unreached: untested: memory as the first of several controllers */
+        /* unreached: untested: "memory" is the first of several controllers */
         if (strncmp(at, word, len) == 0 && (at[len] == ',' || at[len] == 0))
             return true;
     }
@@ -216,7 +216,7 @@ static void unescape(char *text)
     *out = 0;
 }
 
-/* Cut the next field off a line of fields separated by spaces; NULL when there is none. */
+/* Split the next field off a line of fields separated by spaces; NULL when there is none. */
 static char *next_field(char **line)
 {
     char *field = *line;
@@ -244,7 +244,7 @@ static bool parse_mount(char *line, mount_line *m)
     m->point = next_field(&rest);
     if (!m->point)
         return false;
-    do /* options and optional fields, up to the separator */
+    do /* skip options and optional fields, up to the separator */
         field = next_field(&rest);
     while (field && strcmp(field, "-") != 0);
     char *type = next_field(&rest);
@@ -266,7 +266,7 @@ static const char *below(const char *path, const char *root)
     size_t len = strlen(root);
     if (len == 1) /* "/" */
         len = 0;
-    /* unreached: untested: a mount of somebody else's cgroup */
+    /* unreached: untested: a mount of another cgroup */
     if (strncmp(path, root, len) != 0 || (path[len] != '/' && path[len] != 0))
         return NULL;
     return path[len] == '/' && path[len + 1] == 0 ? path + len + 1 : path + len;
@@ -276,7 +276,7 @@ static const char *below(const char *path, const char *root)
 static bool leaves_namespace(const char *path)
 {
     for (const char *at = path; (at = strstr(at, "/..")); at += 3)
-        /* unreached: untested 3: a path that ends with two dots, a name that begins with them */
+        /* unreached: untested 3: a path that ends with "..", a name that begins with ".." */
         if (at[3] == '/' || at[3] == 0)
             return true;
     return false;
@@ -289,20 +289,20 @@ static void add_tree(prs_headroom *h, const mount_line *m, const char *own)
     bool exact = tail != NULL;
     if (!tail)
         tail = ""; /* inside a container: only the mounted part is visible */
-    /* unreached: untested 3: a second mount of a hierarchy */
+    /* unreached: untested 3: a hierarchy is mounted twice */
     if (h->trees[slot].version != 0 && !exact)
         return; /* a bind mount of some other cgroup does not replace one that fits */
     char path[PRS_HEADROOM_PATH];
     int n = snprintf(path, sizeof path, "%s%s%s", h->root, m->point, tail);
     /* unreached: cannot: snprintf */
-    /* unreached: untested: a path longer than its room */
+    /* unreached: untested: a path longer than the buffer */
     if (n < 0 || (size_t)n >= sizeof path)
         return;
     size_t top = strlen(h->root) + strlen(m->point);
     struct stat st;
-    /* unreached: untested: a file where a cgroup should be */
+    /* unreached: untested: a file in place of a cgroup directory */
     while (strlen(path) > top && (stat(path, &st) != 0 || !S_ISDIR(st.st_mode)))
-        *strrchr(path, '/') = 0; /* the name is the host's: this level is not visible here */
+        *strrchr(path, '/') = 0; /* the name is of the host: this level is not visible here */
     h->trees[slot].version = m->version;
     h->trees[slot].top = top;
     memcpy(h->trees[slot].path, path, strlen(path) + 1);
@@ -332,7 +332,7 @@ int prs_headroom_open_at(prs_headroom *h, const char *root)
             *path++ = 0;
             *controllers++ = 0;
             int slot = has_word(controllers, "memory") ? 0 : *controllers == 0 && strcmp(line, "0") == 0 ? 1 : -1;
-            /* unreached: untested: a path longer than its room */
+            /* unreached: untested: a path longer than the buffer */
             if (slot >= 0 && path[0] == '/' && strlen(path) < PRS_HEADROOM_PATH) {
                 memcpy(own[slot], path, strlen(path) + 1);
                 known[slot] = true;
@@ -370,7 +370,7 @@ static uint64_t margin_of(uint64_t limit)
 static void set_path(prs_headroom_limit *which, const char *path)
 {
     size_t len = strlen(path), room = sizeof which->path - 1;
-    /* unreached: untested: a path longer than its room */
+    /* unreached: untested: a path longer than the buffer */
     const char *tail = len > room ? path + (len - room) : path;
     memcpy(which->path, tail, strlen(tail) + 1);
 }
@@ -399,7 +399,7 @@ static void each_limit(const prs_headroom *h, visit *f, void *arg)
             continue;
         char dir[PRS_HEADROOM_PATH];
         memcpy(dir, h->trees[t].path, sizeof dir);
-        /* unreached: untested: 256 levels of cgroups */
+        /* unreached: untested: cgroups nested 256 levels deep */
         for (int level = 0; level < MAX_LEVELS; level++) {
             uint64_t limit = limit_of(dir, h->trees[t].version);
             if (limit != NO_LIMIT)
@@ -421,7 +421,7 @@ typedef struct tightest {
 static void consider(tightest *best, const char *path, uint64_t limit, uint64_t usage, uint64_t free)
 {
     uint64_t margin = margin_of(limit), headroom = free > margin ? free - margin : 0;
-    /* unreached: untested: without its cache it is not the tightest */
+    /* unreached: untested: the limit is not the tightest without the file cache */
     if (best->known && headroom >= best->headroom)
         return;
     best->known = true;
@@ -444,10 +444,10 @@ static void visit_usage(const char *dir, int version, uint64_t limit, void *arg)
     uint64_t free = limit > usage ? limit - usage : 0;
     /* The cache matters only if this limit would be the tightest without it. */
     uint64_t margin = margin_of(limit);
-    /* unreached: untested: a cgroup without a machine around it */
+    /* unreached: untested: a cgroup limit without /proc/meminfo */
     if (best->known && free > margin && free - margin >= best->headroom)
         return;
-    /* Neither counter includes shared memory: it cannot be dropped. */
+    /* Neither counter includes shared memory, which cannot be dropped. */
     cache = version == 1 ? read_sum(dir, "/memory.stat", "total_inactive_file", "total_active_file")
                          : read_sum(dir, "/memory.stat", "inactive_file", "active_file");
     if (cache > usage)
@@ -483,7 +483,7 @@ uint64_t prs_headroom_bytes(prs_headroom *h, prs_headroom_limit *which)
 static uint64_t coarse_now(void)
 {
     struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &ts); /* no system call; ticks of some ms are fine enough */
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &ts); /* makes no system call; a resolution of some ms is enough */
     return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
 }
 
@@ -499,7 +499,7 @@ static bool take_from_budget(prs_headroom *h, uint64_t bytes, uint64_t now)
     return false;
 }
 
-/* `held` bytes are part of h->pending already. */
+/* `held` bytes are already part of h->pending. */
 static int ask(prs_headroom *h, uint64_t bytes, uint64_t held, prs_headroom_limit *why)
 {
     uint64_t now = coarse_now();
@@ -543,7 +543,7 @@ void prs_headroom_settle(prs_headroom *h, uint64_t bytes)
 
 void prs_headroom_after_fork(prs_headroom *h)
 {
-    prs_store_relaxed(&h->budget, 0u); /* parent and child must not both spend it */
+    prs_store_relaxed(&h->budget, 0u); /* parent and child must not both use the remaining budget */
     prs_store_relaxed(&h->pending, 0u);
 }
 

@@ -1,13 +1,14 @@
 /*
  * headroom.h - how much memory may be allocated before the kernel kills processes.
  *
- * Purpose    At a reached cgroup limit the kernel answers pwrite, fallocate and page faults on shared memory alike
- *            with SIGKILL. So code that is about to back new pages asks here first and fails with an error.
+ * Purpose    At a cgroup's limit, the kernel sends SIGKILL to a process that backs more shared memory, be it by
+ *            pwrite, fallocate or a page fault. So code that is about to back new pages asks here first and
+ *            fails with an error.
  * Algorithm  Take the tightest of MemAvailable and, for every memory cgroup from the process's own up to the visible
  *            root (v1, v2 or both mounted), limit - usage + file cache that can be dropped. A margin stays free. A
  *            measurement costs some 50 us, so it serves for 16 MiB of growth and 100 ms.
- * Guarantee  No heap, no lock, any thread. The margin covers what other processes allocate between measurement and
- *            use. A limit that cannot be read is ignored.
+ * Guarantee  No function here uses the heap or a lock; any thread may call. The margin covers what other processes
+ *            allocate between measurement and use. A limit that cannot be read is ignored.
  */
 #ifndef PRS_HEADROOM_H
 #define PRS_HEADROOM_H
@@ -26,12 +27,12 @@
 
 /* Which limit is or would be hit; sizes in bytes. */
 typedef struct prs_headroom_limit {
-    char path[256];   /* the cgroup's directory or "/proc/meminfo"; its end if it is longer */
+    char path[256];   /* the cgroup's directory or "/proc/meminfo"; the end of the path if it is longer */
     uint64_t limit;   /* of the cgroup; MemTotal */
     uint64_t usage;   /* of the cgroup; MemTotal - MemAvailable */
     uint64_t free;    /* limit - usage + what can be reclaimed, before the margin */
-    uint64_t margin;  /* kept free of that */
-    uint64_t pending; /* held by puts of this process in progress */
+    uint64_t margin;  /* how much of that is kept free */
+    uint64_t pending; /* held by puts in progress in this process */
 } prs_headroom_limit;
 
 typedef struct prs_headroom {
@@ -39,12 +40,12 @@ typedef struct prs_headroom {
     char root[256];
     struct {
         int version;                  /* 1, 2; 0: absent */
-        size_t top;                   /* length of the part of `path` that is the mount point */
+        size_t top;                   /* length of the mount point, the first part of `path` */
         char path[PRS_HEADROOM_PATH]; /* the process's own directory, root included */
     } trees[PRS_HEADROOM_TREES];
-    prs_atomic_u64 budget;   /* growth that needs no new measurement */
+    prs_atomic_u64 budget;   /* bytes of growth that need no new measurement */
     prs_atomic_u64 measured; /* when the budget was set, CLOCK_MONOTONIC_COARSE */
-    prs_atomic_u64 pending;  /* held, not yet settled */
+    prs_atomic_u64 pending;  /* bytes held and not yet settled */
 } prs_headroom;
 
 /*

@@ -32,7 +32,7 @@
 /* Measured, see docs/internals/copying.md. */
 #define WORTH ((size_t)4 << 20) /* bytes for each thread */
 #define SECOND 1000000000ull
-#define PAUSE_MAX (64 * SECOND) /* also when the system does not know the advice or refuses it */
+#define PAUSE_MAX (64 * SECOND) /* also after the system refused the advice or did not know it */
 
 /* See huge.h. */
 struct prs_huge_limits prs_huge_limits_ = {.cpu = 1500000, .real = 50000000};
@@ -52,7 +52,7 @@ static void leave_alone(uint64_t now, int rc)
 {
     uint64_t next = 2 * prs_load_relaxed(&paused);
     /* EINVAL can also mean a full file system. */
-    /* unreached: kernel: an emulator that ignores advice */
+    /* unreached: kernel: an emulator that ignores madvise */
     bool never = rc == -EOPNOTSUPP || (rc == -EINVAL && !prs_load_relaxed(&worked));
     next = next < SECOND ? SECOND : next;
     if (never || next > PAUSE_MAX)
@@ -81,14 +81,14 @@ static int back(char *at)
 {
     int rc = prs_advise(at, PRS_PAGE, MADV_POPULATE_WRITE);
     if (rc == 0 && madvise(at, PRS_HUGE, MADV_COLLAPSE) != 0)
-        rc = -errno; /* also EAGAIN: the caller has another method */
+        rc = -errno; /* the same for EAGAIN: the caller has another method */
     return rc == 0 ? prs_advise(at, PRS_HUGE, MADV_POPULATE_WRITE) : rc;
 }
 
 static void note_failed(huge_job *job, uint64_t block)
 {
     uint64_t seen = prs_load_relaxed(&job->failed);
-    /* unreached: race 2: two threads are refused at once */
+    /* unreached: race 2: two threads are refused at the same time */
     while (block < seen && !prs_cas_weak_relaxed(&job->failed, &seen, block))
         continue;
 }
@@ -111,7 +111,7 @@ static void *work(void *arg)
                 prs_copy_nt(at, job->src + k * PRS_HUGE, PRS_HUGE);
         }
         if (rc != 0 || cpu > prs_huge_limits_.cpu || ended - real > prs_huge_limits_.real) {
-            if (prs_exchange_relaxed(&job->stop, 1) == 0) /* one pause, however many threads met it */
+            if (prs_exchange_relaxed(&job->stop, 1) == 0) /* one pause, however many threads met the slow block */
                 leave_alone(ended, rc);
         }
     }
@@ -123,10 +123,10 @@ bool prs_huge_blocks(uint64_t off, const char *map, size_t n, size_t *skip, size
     if (n < PRS_HUGE)
         return false;
     uint64_t until = prs_load_relaxed(&resume), time = now(CLOCK_MONOTONIC);
-    if (time < until && until - time <= PAUSE_MAX) /* otherwise the clock was set back: restored on another machine */
+    if (time < until && until - time <= PAUSE_MAX) /* otherwise the clock was set back (restored elsewhere) */
         return false;
     *skip = (size_t)(-off & (PRS_HUGE - 1));
-    /* unreached: kernel: pages of another size */
+    /* unreached: kernel: huge pages of another size */
     if (!map || (((uintptr_t)map ^ off) & (PRS_HUGE - 1)) != 0 || prs_page_size() != PRS_PAGE)
         return false;
     *bytes = (n - *skip) & ~(size_t)(PRS_HUGE - 1);

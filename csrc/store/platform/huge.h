@@ -1,7 +1,7 @@
 /*
  * huge.h - backing whole blocks of a shared file that have no page yet, each by one huge page.
  *
- * Guarantee  As fill.h: a full file system or a reached limit is no error here, the block is merely left undone. No
+ * Guarantee  As in fill.h; but a full file system or a reached limit is no error here: the block is left unbacked. No
  *            byte beyond the given blocks is backed. System switches are honoured: shmem_enabled "deny",
  *            PR_SET_THP_DISABLE.
  */

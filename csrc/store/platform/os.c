@@ -148,7 +148,7 @@ int prs_os_publish_file(int fd, const char *path, prs_error *error)
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
     /* unreached: unmade: fchmod */
     if (fchmod(fd, 0600) < 0 || linkat(AT_FDCWD, link, AT_FDCWD, path, AT_SYMLINK_FOLLOW) < 0)
-        /* unreached: untested: the directory has gone since the file was made */
+        /* unreached: untested: the directory was removed after the file was created */
         return prs_fail(error, PRS_E_SYS, errno, errno == EEXIST ? "%.150s exists already" : "cannot name %.150s",
                         path);
     return PRS_OK;
@@ -193,23 +193,23 @@ int prs_os_reopen_mapping(const void *at, bool writable, const prs_file *file)
     if (!maps)
         return -errno;
     char line[512], path[96] = "";
-    /* unreached: cannot: the mapping is in the list */
+    /* unreached: cannot: the list always contains the mapping */
     while (!path[0] && fgets(line, sizeof line, maps)) {
         unsigned long begin, end;
-        /* unreached: untested: a line longer than its room */
-        /* unreached: cannot: the list is in order */
+        /* unreached: untested: a line longer than the buffer */
+        /* unreached: cannot: the list is sorted */
         if (sscanf(line, "%lx-%lx", &begin, &end) == 2 && (uintptr_t)at >= begin && (uintptr_t)at < end)
             snprintf(path, sizeof path, "/proc/self/map_files/%lx-%lx", begin, end);
     }
     fclose(maps);
-    /* unreached: cannot: the mapping is in the list */
+    /* unreached: cannot: the list always contains the mapping */
     if (!path[0])
         return -ENOENT;
     int fd = prs_above_standard(open(path, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC));
-    /* unreached: kernel: without the capability that root has */
+    /* unreached: kernel: without a capability that only root has */
     if (fd < 0)
         return -errno;
-    /* unreached: kernel: the file behind a mapping is the mapping's */
+    /* unreached: kernel: another file behind the mapping */
     if (prs_os_same(fd, file))
         return fd;
     close(fd);
@@ -276,7 +276,7 @@ int prs_os_pread(int fd, void *buffer, size_t n, uint64_t off)
         /* unreached: failing */
         if (got <= 0)
             /* unreached: failing */
-            /* unreached: untested: a file that is shorter than it was */
+            /* unreached: untested: the file was truncated */
             return got < 0 ? -errno : -ENODATA;
         at += got;
         off += (uint64_t)got;
@@ -326,7 +326,7 @@ int prs_os_make_directory(int at, const char *name)
 {
     if (mkdirat(at, name, 0700) < 0)
         return -errno;
-    (void)fchmodat(at, name, 0700, 0); /* undo the umask; a file system without modes may refuse */
+    (void)fchmodat(at, name, 0700, 0); /* undo the umask; a file system without modes may refuse this */
     return 0;
 }
 
@@ -352,7 +352,7 @@ uint64_t prs_os_length(int fd)
 
 void prs_os_protect(int fd)
 {
-    (void)fchmod(fd, 0400); /* a file system without modes may refuse: this only guards against mistakes */
+    (void)fchmod(fd, 0400); /* a file system without modes may refuse this, which only guards against mistakes */
 }
 
 int prs_os_identify(int fd, prs_file *file)
@@ -375,7 +375,7 @@ int prs_os_each_name(int fd, int (*each)(void *, const char *), void *arg)
         prs_os_close(copy);
         return rc;
     }
-    /* unreached: cannot: who is called for each name returns 0 */
+    /* unreached: cannot: the function called for each name returns 0 */
     for (struct dirent *entry; rc == 0 && (entry = readdir(directory));)
         if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
             rc = each(arg, entry->d_name);
@@ -399,7 +399,7 @@ static void *no_dump(void *at, size_t len)
 static void *map_congruent(int fd, uint64_t off, size_t len, int prot, int flags)
 {
     char *place = NULL;
-    /* unreached: cannot: no mapping is as long as the address space */
+    /* unreached: cannot: no mapping is that long */
     if (len >= PRS_HUGE && len <= SIZE_MAX - 2 * PRS_HUGE) {
         size_t room = len + 2 * PRS_HUGE;
         char *found = mmap(NULL, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -432,14 +432,15 @@ int prs_os_map_zero_fixed(void *at, size_t len)
     return got == MAP_FAILED ? -errno : 0;
 }
 
-/* The same, read-only: it counts against no memory limit. */
+/* The same, read-only, so the mapping counts against no memory limit. */
 int prs_os_map_nothing_fixed(void *at, size_t len)
 {
     void *got = mmap(at, len, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
     return got == MAP_FAILED ? -errno : 0;
 }
 
-/* Each get() makes and drops such a mapping: the address of the last one that had to search saves system calls. */
+/* Each get() makes and drops such a mapping: remembering the address of the last one that needed a search saves
+ * system calls. */
 void *prs_os_map_private(int fd, uint64_t off, size_t len)
 {
     static prs_atomic_u64 last;
@@ -449,10 +450,10 @@ void *prs_os_map_private(int fd, uint64_t off, size_t len)
         place = (place & ~(PRS_HUGE - 1)) + (off & (PRS_HUGE - 1));
         void *at = mmap((void *)(uintptr_t)place, len, prot, flags, fd, (off_t)off);
         /* unreached: unmade: mmap of a private copy */
-        /* unreached: untested: the place of the last one is taken */
+        /* unreached: untested: the address of the last mapping is in use */
         if (at == MAP_FAILED || (((uintptr_t)at ^ off) & (PRS_HUGE - 1)) == 0)
             return no_dump(at, len);
-        munmap(at, len); /* the place is taken */
+        munmap(at, len); /* the address is in use */
     }
     void *at = no_dump(map_congruent(fd, off, len, prot, flags), len);
     /* unreached: unmade: mmap of a private copy */
@@ -498,7 +499,7 @@ int prs_os_populate(void *at, size_t len, int fd, uint64_t off)
         /* unreached: unmade 2: madvise interrupted */
         if (errno == EINTR || errno == EAGAIN)
             continue;
-        /* unreached: untested: a full file system when a table grows */
+        /* unreached: untested: the file system is full when a table grows */
         if (errno == EFAULT)
             return -ENOSPC; /* the fault met a full file system */
         /* unreached: kernel: before Linux 5.14 */
@@ -538,9 +539,9 @@ static struct flock byte_lock(uint64_t byte, short type)
 int prs_os_lock_byte(int fd, uint64_t byte)
 {
     struct flock lk = byte_lock(byte, F_WRLCK);
-    /* unreached: race: another claimer has the byte */
+    /* unreached: race: another process locked the byte first */
     while (fcntl(fd, F_OFD_SETLK, &lk) < 0)
-        /* unreached: race: another claimer has the byte */
+        /* unreached: race: another process locked the byte first */
         /* unreached: unmade: fcntl interrupted */
         if (errno != EINTR)
             return -errno;
@@ -591,17 +592,18 @@ uint64_t prs_start_time(int32_t pid)
         return 0;
     text[n] = 0;
     char *at = strrchr(text, ')');
-    /* unreached: kernel: /proc in another form */
+    /* unreached: kernel: /proc in an unknown format */
     for (int field = 2; at && field < 22; field++) {
         at = strchr(at, ' ');
-        /* unreached: kernel: /proc in another form */
+        /* unreached: kernel: /proc in an unknown format */
         at = at ? at + 1 : NULL;
     }
-    /* unreached: kernel: /proc in another form */
+    /* unreached: kernel: /proc in an unknown format */
     return at ? strtoull(at, NULL, 10) : 0;
 }
 
-/* Return whether our pid namespace has no such process.  Only ESRCH proves it: one that we may not signal exists. */
+/* Return whether our pid namespace has no such process.  Only ESRCH proves it: a process that we may not signal
+ * exists. */
 bool prs_os_process_gone(int32_t pid)
 {
     return pid > 0 && kill(pid, 0) < 0 && errno == ESRCH;

@@ -1,8 +1,8 @@
 /*
  * pages.c - range operations on a bitmap of pages; see pages.h.
  *
- * Algorithm  Word by word under a mask. A write first checks whether it would change anything, so that
- *            marking marked pages (the warm case) leaves the cache line shared.
+ * Algorithm  Bits are handled word by word under a mask. A write first checks whether it would change anything, so
+ *            that marking marked pages (the warm case) leaves the cache line shared.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE 1
@@ -15,7 +15,7 @@ static inline uint64_t mask_of(uint64_t w, uint64_t first, uint64_t end)
     uint64_t mask = ~(uint64_t)0;
     if (w == first / 64)
         mask &= ~(uint64_t)0 << (first % 64);
-    if (w == end / 64) /* only reached with end % 64 != 0 */
+    if (w == end / 64) /* reached only with end % 64 != 0 */
         mask &= ((uint64_t)1 << (end % 64)) - 1;
     return mask;
 }

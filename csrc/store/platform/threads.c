@@ -21,7 +21,7 @@
 
 #include "atomic.h"
 
-/* Room for static TLS of a process with many libraries; glibc takes that out of the stack. */
+/* Room for the static TLS of a process with many libraries, which glibc takes from the stack. */
 #define CREW_STACK ((size_t)256 << 10)
 
 /* If the caller sets no maximum: in our measurements more threads never helped one copy. */
@@ -44,7 +44,7 @@ void prs_crew_start(prs_crew *crew, unsigned helpers, void *(*work)(void *), voi
     sigfillset(&all);
     /* unreached: unmade 2: pthread_attr_setstacksize, pthread_sigmask */
     if (pthread_attr_setstacksize(&attr, CREW_STACK) == 0 && pthread_sigmask(SIG_SETMASK, &all, &old) == 0) {
-        /* unreached: uncounted: test_copy, as another user */
+        /* unreached: uncounted: test_copy reaches it in a process of another user */
         while (crew->count < helpers && pthread_create(&crew->thread[crew->count], &attr, work, arg) == 0)
             crew->count++;
         pthread_sigmask(SIG_SETMASK, &old, NULL);
@@ -62,13 +62,13 @@ void prs_crew_join(prs_crew *crew)
 
 unsigned prs_cpu_count(void)
 {
-    cpu_set_t set[8]; /* 8192 CPUs; the kernel refuses a set that is too small */
+    cpu_set_t set[8]; /* a set for 8192 CPUs; the kernel refuses one that is too small */
     CPU_ZERO_S(sizeof set, set);
     /* unreached: unmade: sched_getaffinity */
     if (sched_getaffinity(0, sizeof set, set) != 0)
         return 1;
     int count = CPU_COUNT_S(sizeof set, set);
-    /* unreached: cannot: the caller runs somewhere */
+    /* unreached: cannot: the caller itself runs on a CPU */
     return count > 0 ? (unsigned)count : 1;
 }
 
@@ -78,11 +78,11 @@ unsigned prs_cpu_count(void)
  */
 unsigned prs_cpu_idle(void)
 {
-    static prs_atomic_u32 online; /* sysconf reads it from a file each time */
+    static prs_atomic_u32 online; /* sysconf reads the number from a file each time */
     uint32_t all = prs_load_relaxed(&online);
     if (all == 0) {
         long found = sysconf(_SC_NPROCESSORS_ONLN);
-        /* unreached: kernel: a machine with one CPU */
+        /* unreached: kernel: a machine with a single CPU */
         all = found > 1 ? (uint32_t)found : 1;
         prs_store_relaxed(&online, all);
     }
@@ -96,13 +96,13 @@ unsigned prs_cpu_idle(void)
         return all - 1;
     text[n] = 0;
     const char *at = text;
-    /* unreached: damage: /proc/loadavg in another form */
+    /* unreached: damage: /proc/loadavg in an unknown format */
     for (int field = 0; field < 3 && at; field++)
         at = strchr(at + (field > 0), ' ');
-    /* unreached: damage: /proc/loadavg in another form */
+    /* unreached: damage: /proc/loadavg in an unknown format */
     unsigned long running = at ? strtoul(at, NULL, 10) : 1;
-    /* unreached: kernel: nobody counted as running, though we are */
-    /* unreached: race: whether a CPU stands idle */
+    /* unreached: kernel: /proc/loadavg counts no running thread, not even ours */
+    /* unreached: race: depends on whether a CPU is idle */
     return running >= all ? 0 : running == 0 ? all - 1 : all - (unsigned)running;
 }
 
@@ -111,7 +111,7 @@ unsigned prs_crew_size(size_t n, size_t per_thread, unsigned max_threads)
     unsigned limit = max_threads ? max_threads : CREW_DEFAULT;
     if (limit > PRS_COPY_MAX_THREADS)
         limit = PRS_COPY_MAX_THREADS;
-    /* unreached: cannot: every caller says what a thread is worth */
+    /* unreached: cannot: every caller passes the bytes per thread */
     if (per_thread != 0 && n / per_thread < limit)
         limit = (unsigned)(n / per_thread);
     if (limit <= 1)
@@ -121,6 +121,6 @@ unsigned prs_crew_size(size_t n, size_t per_thread, unsigned max_threads)
     if (limit <= 1 || max_threads != 0)
         return limit;
     unsigned idle = prs_cpu_idle();
-    /* unreached: kernel: more CPUs idle than a copy takes */
+    /* unreached: kernel: more idle CPUs than a copy uses */
     return limit - 1 < idle ? limit : idle + 1;
 }
