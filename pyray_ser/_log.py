@@ -21,7 +21,7 @@ _logger: "Logger | None" = None
 
 def _write(level: int, message: str, arguments: tuple[object, ...], exc_info: bool = False) -> None:
     if level < _WARNING and "logging" not in sys.modules:
-        return  # the program cannot have asked for it
+        return  # the program cannot have configured logging
     global _logger
     if _logger is None:
         import logging

@@ -69,7 +69,7 @@ class StoreCollector:
             try:
                 figures = {"up": 1, **store.stats()}
             except exceptions.StoreClosedError:
-                continue  # another thread has closed it
+                continue  # another thread has closed the store
             except (exceptions.PyraySerError, OSError) as error:
                 _log.warning("the counters of %r cannot be read: %s", store, error)
                 figures = {"up": 0}

@@ -83,7 +83,7 @@ def _run(argv: list[str], asked: str | None) -> int:
             command.set_defaults(run=module.run)
     arguments = parser.parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # for any names of objects
+        sys.stdout.reconfigure(errors="backslashreplace")  # for names of objects that the encoding cannot express
     try:
         return int(arguments.run(arguments))
     except CommandError as error:
@@ -96,7 +96,7 @@ def _complain(text: str) -> None:
         try:
             print(text, file=sys.stderr, flush=True)
         except OSError:
-            pass  # it cannot be reported
+            pass  # the error cannot be reported
 
 
 def _let_go_of_output() -> None:

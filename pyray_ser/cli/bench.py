@@ -69,7 +69,7 @@ def memory_of(pid: int) -> int:
                     status = os.stat(path)
                     files[status.st_dev, status.st_ino] = status.st_blocks * 512
         except OSError:
-            continue  # it has ended, or closed a file
+            continue  # the process has ended, or closed a file
     return total + sum(files.values())
 
 
@@ -107,7 +107,7 @@ class _Program:
         self.start()
         largest = 0
         while True:
-            # At least once, even if it ends quickly.
+            # Measure at least once, even if the program ends quickly.
             largest = max(largest, memory_of(self.process.pid))
             if select.select([self.process.stdout], [], [], 0.03)[0]:
                 break

@@ -43,7 +43,7 @@ def spill_directories(stores: list[Found], more: list[str]) -> list[str]:
                 if spill_dir:
                     found.append(spill_dir)
         except (OSError, ValueError, RuntimeError, MemoryError):
-            continue  # damaged, of another version, or gone: `check` reports it
+            continue  # the store is damaged, of another version, or no longer exists: `check` reports it
     return list(dict.fromkeys(found))
 
 

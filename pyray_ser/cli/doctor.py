@@ -112,7 +112,7 @@ def cgroup_limits(root: str = "/sys/fs/cgroup", membership: str | None = None) -
         while True:
             folder = base + path.rstrip("/")
             limit = _number(f"{folder}/{limit_name}")
-            # "max" is no number, and version 1 writes "no limit" as a huge one.
+            # "max" is no number, and cgroup v1 writes "no limit" as a huge number.
             if limit is not None and limit < 1 << 60:
                 found.append((folder, limit, _number(f"{folder}/{usage_name}")))
             if path in ("", "/"):
@@ -247,7 +247,7 @@ def removes_ipc(folders: tuple[str, ...] = ("/etc/systemd", "/run/systemd", "/us
 
 
 def _logout() -> Iterator[Finding]:
-    # It concerns ordinary users only, and only if logind runs.
+    # The setting concerns ordinary users only, and only if logind runs.
     if os.getuid() < 1000 or not os.path.isdir("/run/systemd/seats"):
         yield Finding("RemoveIPC", OK, "does not concern this user")
     elif removes_ipc():

@@ -41,7 +41,7 @@ def find(target: str) -> Any:
     module, colon, path = target.partition(":")
     if not module or not colon or not path:
         raise CommandError(f"{target!r} is not of the form package.module:object")
-    # As `python -m` does: modules in the current directory can be named.
+    # As with `python -m`, modules in the current directory can be named.
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:

@@ -59,7 +59,7 @@ def cells_of(records: list[dict[str, Any]], capacity: int, count: int) -> list[s
         kind = kind_of(record)
         start, end = record["offset"], min(record["offset"] + record["extent"], capacity)
         if kind == "spilled":
-            continue  # it is not in memory
+            continue  # the object is not in memory
         while start < end:
             cell = start // size
             stop = min(end, (cell + 1) * size)

@@ -49,7 +49,7 @@ def own_pids() -> list[int]:
             if os.stat(f"/proc/{entry}").st_uid == os.geteuid() and int(entry) != os.getpid():
                 found.append(int(entry))
         except FileNotFoundError:
-            continue  # it has just ended
+            continue  # the process has just ended
     return sorted(found)
 
 
@@ -135,7 +135,7 @@ def selected(words: list[str]) -> list[Found]:
 
 def _attach(found: Found) -> _core.Store:
     if found.path is not None:
-        # By its file: if this process becomes its last one, it must know which file to remove.
+        # Attach by the file: if this process becomes the last one, it must know which file to remove.
         return _core.attach_path(found.path, tables_only=True)
     for pid, fd in found.holders.items():
         store = _core.attach_pid(pid, fd, int(found.id or "0", 16), tables_only=True)

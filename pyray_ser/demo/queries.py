@@ -74,9 +74,9 @@ def fingerprint(value: Any) -> int:
         if value.dtype.hasobject:
             return zlib.crc32(repr(value.tolist()).encode("utf-8", "surrogatepass"))
         if value.dtype.itemsize == 8 and value.flags.c_contiguous and value.nbytes > 1 << 20:
-            words = value.view(np.uint64).reshape(-1)  # a sum is ten times faster than a CRC
+            words = value.view(np.uint64).reshape(-1)  # a sum, because it is ten times faster than a CRC
             return int(words.sum(dtype=np.uint64)) & 0xFFFFFFFF
-        # Values, not bytes: numpy's own pickles come back in the machine's byte order.
+        # Sum values, not bytes: arrays from numpy's own pickles are in the machine's byte order.
         native = value.astype(value.dtype.newbyteorder("="), copy=False)
         return zlib.crc32(np.ascontiguousarray(native).view(np.uint8).data)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Progress while it runs, a table when it is done."""
+"""Prints progress while the demo runs, and a table at the end."""
 
 from __future__ import annotations
 

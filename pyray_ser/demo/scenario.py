@@ -17,7 +17,7 @@ from .report import Progress
 from .ways import Way
 from .workers import SILENCE, Replacement, Worker
 
-# Questions that a worker has at a time: one in work, and one so that it never waits.
+# Questions that a worker has at a time: one that it answers, and one so that it never waits.
 DEPTH = 2
 
 
@@ -70,7 +70,7 @@ class Scenario:
     def hand_over(self) -> None:
         """Start the workers, and measure from the first byte sent until all have the value."""
         with Progress(f"{self.way.name}: starting {self.count} workers", self.count) as progress:
-            # Append one at a time, so that `close` finds every worker that exists.
+            # Append each worker when it exists, so that `close` finds it.
             for _ in range(self.count):
                 self.workers.append(Worker(self.way, self.payload))
             for worker in self.workers:
@@ -142,7 +142,7 @@ class Scenario:
                     except (EOFError, OSError):
                         if worker is not victim:
                             raise
-                        # It is dead and its pipe is drained: other workers get its open questions.
+                        # The worker is dead and its pipe is drained: other workers get its open questions.
                         outcome.noticed = time.perf_counter() - killed_at
                         outcome.asked_again = len(worker.outstanding)
                         todo.extendleft(worker.outstanding)

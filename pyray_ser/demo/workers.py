@@ -14,7 +14,7 @@ from typing import Any
 from . import queries
 from .ways import Way
 
-# Longer than any step takes; a worker that is silent for so long has a bug.
+# Seconds; no step takes so long, so a worker that is silent for this time has a bug.
 SILENCE = 300.0
 
 
@@ -37,7 +37,7 @@ def serve(connection: Connection, way: Way) -> None:
             else:
                 break
     except EOFError:
-        pass  # the parent is gone
+        pass  # the parent has ended
     way.close()
 
 
@@ -89,7 +89,7 @@ class Worker:
         try:
             self.connection.send(("stop",))
         except OSError:
-            pass  # it is dead already
+            pass  # the worker is dead already
         self.process.join(30)
         self.discard()
 

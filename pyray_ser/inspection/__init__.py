@@ -2,8 +2,8 @@
 
 One pass (`tracing`) visits what the pickler would visit, by the same rules
 (`reducer_order`), on a compiled walk (`_walk`) that has the path to each object.
-`path` turns that path into what a user would write, `hints` has remedies,
-`report` prints, `sizes` and `html` show bytes by path, `explanation` serves `put`.
+`path` turns that path into what a user would write, `hints` contains remedies, `report` prints,
+`sizes` and `html` show bytes by path, `explanation` serves `put`.
 """
 
 from .explanation import Explanation, explain, explain_failure, explain_put, serialization_error

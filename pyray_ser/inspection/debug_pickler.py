@@ -47,7 +47,7 @@ _FRAMES = 1_200_000
 # Nesting of users' reducers (not of containers, not of plain instances) that is considered infinite.
 _REDUCTIONS = 20_000
 
-# Its private parts are not in the stubs.
+# The stubs do not contain its private parts.
 _StandardPickler: Any = pickle._Pickler
 
 _logger = logging.getLogger("pyray_ser.pickle")
@@ -144,7 +144,7 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
                 error.add_note(f"at {path} of the object being pickled")
             raise
         finally:
-            # Foreign code or another thread may have set another limit meanwhile.
+            # Foreign code or another thread may have changed the limit meanwhile.
             _allow_calls(self._calls + sys.getrecursionlimit() - limit)
             self._steps = []
             self._reduction = None
@@ -229,7 +229,7 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
             self._save_child(obj, "item", index, item)
         known = self.memo.get(id(obj))
         if known is not None:
-            # It contains itself through a mutable object, and was written meanwhile.
+            # The tuple contains itself through a mutable object, and was written meanwhile.
             if short:
                 self.write(pickle.POP * len(obj))
             else:
@@ -295,7 +295,7 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
                 self.write(header + data)
             else:
                 self._write_large_bytes(header, data)
-            # As the compiled picklers do: equal bytes may be in the memo already.
+            # Look in the memo, as the compiled picklers do: equal bytes may be there already.
             self.memoize(obj)
 
     def _list_item(self, holder: Any, item: tuple[int, Any]) -> None:
@@ -365,7 +365,8 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
         self._save_call(obj, function, args)
         known = self.memo.get(id(obj))
         if known is not None:
-            # Its arguments referred to it, so it was written completely meanwhile; the compiled picklers stop here, too.
+            # The arguments referred to the object, so it was written completely meanwhile; the compiled picklers stop
+            # here, too.
             self.write(pickle.POP + self.get(known[0]))
             return
         self.memoize(obj)
@@ -489,7 +490,7 @@ class Written:
             return small
 
         Pickler(file, buffer_callback=take, put=True).dump(self.value)
-        # As a buffer: long bytes are a call of `bytes`, which safe mode would have to allow.
+        # Pass it as a buffer: long bytes are written as a call of `bytes`, which safe mode would have to allow.
         return reconstruct.load_stream, (pickle.PickleBuffer(file.getvalue()), *buffers)
 
 
@@ -523,6 +524,6 @@ def install() -> None:
         replacements[name] = _writing(getattr(module, name))
     for name, function in replacements.items():
         for module in (package, api, serialization):
-            # Not hasattr: the package imports some names lazily, and these must be replaced, too.
+            # Do not use hasattr: the package imports some names lazily, and these must be replaced, too.
             if name in getattr(module, "__all__", ()):
                 setattr(module, name, function)

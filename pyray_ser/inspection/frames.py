@@ -44,7 +44,8 @@ def describe(obj: Any, steps: list[Step]) -> Found | None:
             return _in_frame(obj, steps)
         if issubclass(type(obj), pandas.Index):
             return _in_index(obj, steps)
-    except Exception:  # a version of pandas or a subclass with other attributes: the raw path is correct, too
+    except Exception:
+        # This version of pandas, or a subclass, has other attributes: use the raw path, which is correct, too.
         return None
     return None
 
@@ -127,7 +128,7 @@ def _in_frame(frame: Any, steps: list[Step]) -> Found | None:
         row = _position(values, steps[used + 2][2])[-1]
         return [*parts, Part(f"[{row}]", str(row), frame)], used + 3
     if inside is None or not inside[0]:
-        return [], used + (inside[1] if inside is not None else 0)  # several columns so far
+        return [], used + (inside[1] if inside is not None else 0)  # the steps so far lead to several columns
     at, row = _position(values, steps[used + 2][2])
     return [_column(frame, places[at]), Part(f"[{row}]", str(row), frame)], used + 3
 

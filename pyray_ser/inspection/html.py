@@ -86,7 +86,7 @@ def _draw(size: "Size", x: float, y: float, width: float, height: float, cells: 
     cells.append("</g>")
     inner = (x + 2, y + 16, width - 4, height - 18)
     if size.children and inner[2] > _LEAST and inner[3] > _LEAST:
-        # The share of small parts that are not listed stays empty.
+        # The area of small parts that are not listed stays empty.
         share = sum(child.total for child in size.children) / max(size.total, 1)
         for child, box in _squarify(size.children, inner[0], inner[1], inner[2], inner[3] * min(share, 1.0)):
             if box[2] > _LEAST / 2 and box[3] > _LEAST / 2:

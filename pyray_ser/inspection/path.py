@@ -198,7 +198,7 @@ def _reconstructor(obj: Any, child: Any) -> Part:
 def _function(obj: FunctionType, steps: list[Step]) -> Found:
     """Describe a step in a function by value: code, then a state of ``(attributes, {'__globals__': ..., '__closure__': ...})``."""
     if steps[0][1] != "state":
-        # Code, an empty namespace, empty cells.
+        # The arguments are code, an empty namespace and empty cells.
         return None, min(2, len(steps))
     if len(steps) < 3 or steps[1][1] != "item":
         return None, len(steps)
@@ -213,7 +213,7 @@ def _function(obj: FunctionType, steps: list[Step]) -> Found:
         return Part(f"global {inner!r}", str(inner), obj), 4
     if key == "__closure__":
         name = code.co_freevars[inner]
-        used = min(6, len(steps))  # the cell, its arguments, the item
+        used = min(6, len(steps))  # steps: the cell, its arguments, the item
         if len(steps) < 6:
             return None, used
         return Part(f"closure {name!r}", name, obj), used

@@ -66,7 +66,7 @@ def brief(obj: Any, limit: int = _LIMIT) -> str:
         text = _described(obj, class_name(cls))
         if text is not None:
             return shorten(text, limit)
-    except Exception:  # if a repr fails, use the default one
+    except Exception:  # if a repr fails, use the default repr
         pass
     return shorten(f"<{class_name(cls)} object at {id(obj):#x}>", limit)
 

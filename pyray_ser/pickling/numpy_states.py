@@ -1,4 +1,4 @@
-"""Which states of dtypes and arrays the unpickler passes to NumPy.
+"""Decides which states of dtypes and arrays the unpickler passes to NumPy.
 
 NumPy trusts the state that a pickle gives to a dtype or an array. A forged state makes it read past a buffer, use bytes as
 addresses, or free memory that is in use. The unpickler (``csrc/unpickle/safe_mode.c``) calls the two functions here before each
@@ -68,7 +68,7 @@ def check_dtype(dtype: Any, state: Any, in_use: bool, strict: bool) -> None:
 
 def _check_plain(dtype: Any, itemsize: int, alignment: int, flags: int, strict: bool) -> None:
     own = numpy.dtype(dtype.type)
-    extended = dtype.kind in "SUV"  # and those that other packages registered
+    extended = dtype.kind in "SUV"  # and the types that other packages registered
     if (flags & _REFERENCES) != (own.flags & _REFERENCES):
         _refuse("dtype says that it holds references, or that it does not, and the opposite is true")
     if extended and (itemsize < 0 or (dtype.kind == "U" and itemsize % 4)):

@@ -18,8 +18,8 @@ from . import registry
 
 __all__ = ["Reduction", "find_global", "is_standard", "plain_reduce_ex"]
 
-# Types of the standard library whose own reduction is useless: a set of weak references, which cannot be pickled, and the markers of
-# fields in dataclasses, which are compared by identity.
+# Types of the standard library whose own reduction cannot be used: a set of weak references, which cannot be pickled,
+# and the markers of fields in dataclasses, which are compared by identity.
 _BY_TABLE = frozenset({("_weakrefset", "WeakSet"), ("dataclasses", "_FIELD_BASE")})
 
 _mro = vars(type)["__mro__"].__get__
@@ -80,7 +80,7 @@ def find_global(obj: Any, name: str | None = None) -> tuple[str, str]:
         name = getattr(obj, "__qualname__", None) or obj.__name__
     module = getattr(obj, "__module__", None)
     if module is None:
-        # As pickle does: any module that has it. A copy, because the search may import modules.
+        # Search all modules for the name, as pickle does. Iterate over a copy, because the search may import modules.
         for candidate, loaded in sys.modules.copy().items():
             if candidate in ("__main__", "__mp_main__") or loaded is None:
                 continue

@@ -38,7 +38,7 @@ GROUP = "pyray_ser.reducers"
 
 serializers: dict[type, Callable[[Any], tuple[Any, ...]]] = {}
 inherited: dict[type, Callable[[Any], tuple[Any, ...]]] = {}
-# Not 0, which means "never looked up" to the compiled pickler.
+# Starts above 0, which means "never looked up" to the compiled pickler.
 version: list[int] = [1]
 
 # Every pickler saves these before it consults any table.
@@ -223,14 +223,14 @@ def find(cls: type) -> Callable[[Any], tuple[Any, ...]] | None:
 _roots_seen = {"__main__", "__mp_main__", "pyray_ser", "numpy", "pandas", "pyarrow", "polars", "scipy", "torch"}
 _roots_seen.update(sys.stdlib_module_names)
 
-# {root: entry points}, or None before the first look.
+# {root: entry points}, or None before the first search.
 _entry_points: dict[str, list[Any]] | None = None
 
 
 def _load_entry_points(root: str) -> None:
     """Load the entry points named after a package: each is called without arguments and registers."""
     global _entry_points
-    # Not under the lock: importing takes import locks, and the imported code calls register_serializer.
+    # Do not hold the lock here: importing takes import locks, and the imported code calls register_serializer.
     # If two threads load the package at the same time, the second may continue before the first has finished.
     _roots_seen.add(root)
     if _entry_points is None:

@@ -1,4 +1,4 @@
-"""Ready sets of names for safe mode (``allow=``)."""
+"""Predefined sets of names for safe mode (``allow=``)."""
 
 from __future__ import annotations
 

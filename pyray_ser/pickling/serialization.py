@@ -197,7 +197,7 @@ def memoryview_call(stream: bytes, view: memoryview) -> tuple[bytes, memoryview]
         arguments = _core.pickled((view.format, view.shape))[2:-1]
         head = b"\x80\x05\x8c\x08builtins\x8c\x07getattr\x93"
         return head + call + b"\x8c\x04cast\x86R" + arguments + b"R.", flat
-    # As the memoryview of an array.
+    # Write the memoryview of an array.
     import numpy
 
     from .. import _ndarray

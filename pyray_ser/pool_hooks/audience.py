@@ -15,12 +15,12 @@ from . import pipes
 
 __all__ = ["all_can_attach", "changed", "failed", "launching", "started"]
 
-# Seconds for which a result is valid while this process starts no other and the readers stay clients.
+# Seconds for which a result stays valid if this process starts no other process and the readers stay clients.
 HOLDS = 1.0
 # Seconds until pipes with readers that are no clients are checked again: at first, and at most.
 AGAIN, AT_MOST = 0.05, 5.0
 
-# Counts the processes that this one started.
+# Counts the processes that this process has started.
 _generation = 0
 # Inode of the reading side -> (generation, store, readers, until when the result is valid)
 _known: dict[int, tuple[int, int, frozenset[int], float]] = {}
@@ -162,7 +162,7 @@ def _is_of(pid: int, family: set[int]) -> bool:
                 # The name is in parentheses and may contain any character.
                 fields = file.read().rpartition(b")")[2].split()
         except OSError:
-            return True  # it has ended, or is hidden
+            return True  # the process has ended, or /proc hides it
         if int(fields[3]) == os.getsid(0):
             return True
         pid = int(fields[1])

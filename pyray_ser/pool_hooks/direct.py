@@ -23,7 +23,7 @@ __all__ = ["hook_setrlimit", "place", "read"]
 _STORE = struct.Struct("<Q")
 _SENDER = struct.Struct("<Qii")
 _SENDER_AT = 24
-# Bytes of memory that a process needs in addition.
+# Bytes of memory that a process needs apart from the buffers.
 _SLACK = 64 << 20
 
 # Store -> (first address, last, offset in the file) of each mapping of its file

@@ -64,7 +64,7 @@ class _Sent:
         # None if another process sent it.
         self.connection = None if connection is None else weakref.ref(connection)
         self.empty_since: float | None = None
-        # Until then the message may wait for the lock of a queue, and an empty pipe proves nothing.
+        # Until the message is written it may wait for the lock of a queue, and an empty pipe proves nothing.
         self.written = connection is None
 
     def lives(self) -> bool:
@@ -80,7 +80,7 @@ class _Sent:
             try:
                 return pipes.unread_here(connection)
             except OSError:
-                pass  # it was just closed
+                pass  # the connection was just closed
         return readers.unread(self.note)
 
 
@@ -188,7 +188,7 @@ def _under_way(store: _core.Store) -> int:
 
 def _prune(store: _core.Store) -> list[dict[str, Any]]:
     """Remove what has arrived from the list, except objects that count until they are gone; return all flights of the store."""
-    # In this order, because the entries do not contain messages that are sent meanwhile.
+    # List the flights after copying the entries, which do not contain messages that are sent meanwhile.
     with _lock:
         entries = list(_sent)
     flights = store.flights()

@@ -67,7 +67,7 @@ class Output(io.BytesIO):
 
     def write(self, data: Any, /) -> int:
         """Write bytes of the pickler; a large payload may become a reference."""
-        if type(data) is pickle.PickleBuffer:  # from protocol 5 on, of what exports its memory
+        if type(data) is pickle.PickleBuffer:  # from protocol 5 on, for types that export their memory
             data = data.raw()
         size = len(data)
         if size >= self._least:
@@ -265,7 +265,7 @@ def keep(data: Any) -> None:
     try:
         refs = _take_over(table)
     except Exception as error:
-        # It is no such message, or the store cannot be reached: loading the message raises the error.
+        # The bytes are no such message, or the store cannot be reached: loading the message raises the error.
         _log.debug("cannot hold the buffers of a message: %r", error)
         return
     _kept.setdefault(table, []).extend(refs)

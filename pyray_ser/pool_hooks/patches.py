@@ -76,7 +76,8 @@ def install(options: Options) -> Options | None:
     options.check()
     _opens = True
     if _core.default() is None:
-        # Before any worker starts: a worker without a store would make its own, which ends with it.
+        # Make the store before any worker starts: a worker without a store would make its own, which ends with the
+        # worker.
         discovery.open_default()
     return _apply(options)
 
@@ -87,7 +88,7 @@ def join(options: Options) -> None:
         if _core.default() is None:
             discovery.open_inherited()
     except Exception as error:
-        # Then messages go by value.
+        # Without a store, messages contain their buffers.
         _log.debug("cannot attach to the parent's store: %r", error)
     _apply(options.check())
 

@@ -1,7 +1,7 @@
 """The pipes of messages, as the kernel shows them: which processes can read from one, and how much is unread.
 
 The inode of its reading side identifies a pipe; it outlives the process that wrote to it. For a pair of sockets that is the other
-end, from the kernel's socket diagnosis. If this does not answer, pairs of sockets are not used.
+end, from the kernel's socket diagnosis. If the kernel does not provide this, pairs of sockets are not used.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def reading_side(connection: Connection) -> int:
         if not stat.S_ISSOCK(status.st_mode):
             return 0
         with socket.socket(fileno=above_standard(os.dup(fd))) as end:
-            # With a name anybody could have connected: only the two ends of socketpair() have none.
+            # Any process could have connected to a socket with a name; only the two ends of socketpair() have none.
             if end.family != socket.AF_UNIX or end.getsockname() or end.getpeername():
                 return 0
     except OSError:
@@ -96,7 +96,7 @@ def unread_here(connection: Connection) -> int | None:
     fd = connection.fileno()
     poller = select.poll()
     poller.register(fd, 0)
-    # For a pipe without readers, and a socket whose other end is closed.
+    # The kernel reports this for a pipe without readers, and for a socket whose other end is closed.
     if poller.poll(0):
         return None
     return _count(fd, termios.FIONREAD if stat.S_ISFIFO(os.fstat(fd).st_mode) else termios.TIOCOUTQ)
@@ -115,7 +115,7 @@ class Readers:
             try:
                 self._found = _scan()
             except OSError:
-                return 1  # unknown without /proc: treat it as unread
+                return 1  # unknown without /proc: treat the message as unread
         path = self._found.get(note)
         if path is None:
             return 1 if _hidden_clients() else None
@@ -125,7 +125,7 @@ class Readers:
         try:
             fd = above_standard(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
         except OSError as error:
-            # A socket without facts from the kernel; or its process has just ended.
+            # The kernel has no facts about the socket, or the process has just ended.
             return None if error.errno == errno.ENOENT else 1
         try:
             return _count(fd, termios.FIONREAD)
@@ -163,7 +163,7 @@ def _readable(pid: int, complain: bool = False) -> Iterator[tuple[int, str]]:
     except PermissionError:
         if complain:
             raise
-        return  # it belongs to another user
+        return  # the process belongs to another user
     except OSError:
         return  # it has ended
     for fd in fds:
@@ -174,4 +174,4 @@ def _readable(pid: int, complain: bool = False) -> Iterator[tuple[int, str]]:
             if kind in ("pipe", "socket") and os.lstat(path).st_mode & stat.S_IRUSR:
                 yield int(inode[:-1]), path
         except OSError:
-            continue  # closed meanwhile, as the descriptor of listdir itself
+            continue  # closed meanwhile, like the descriptor that listdir itself used

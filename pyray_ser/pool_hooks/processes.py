@@ -121,7 +121,7 @@ def hook_dump(original: Callable[..., Any]) -> Callable[..., Any]:
         if arguments.fd < 0:
             file.write(out.getbuffer())
             return
-        # Instead of STOP: close the descriptor, and leave the process on the stack.
+        # In place of STOP, write opcodes that close the descriptor and leave the process on the stack.
         file.write(out.getbuffer()[:-1])
         file.write(pickle.NONE + pickle.POP)
         file.write(message._call("close", (arguments.number, arguments.server)) + pickle.POP + pickle.STOP)

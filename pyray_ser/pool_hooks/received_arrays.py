@@ -1,4 +1,5 @@
-"""Arrays that arrived copy-on-write. An unwritten one that is sent on goes as its original object, without a copy.
+"""Arrays that arrived copy-on-write. If such an array was not written to and is sent on, its original object is sent,
+without a copy.
 
 The kernel shows whether an array was written to: such a page belongs to the process, other pages belong to the store.
 """
@@ -83,5 +84,5 @@ def _is_unwritten(address: int, nbytes: int) -> bool:
                 if (pages & _SWAPPED).any() or (there == _PRESENT).any():
                     return False
     except OSError:
-        return False  # the kernel does not show it
+        return False  # the kernel does not show the page tables
     return True

@@ -1,4 +1,4 @@
-"""Arrays that are sent again as the object of the first time:
+"""Arrays that need not be stored again, because an object with their bytes exists:
 
 - an array that arrived and was not written to (`received_arrays`),
 - an array that no code can write to: its memory is a `bytes` object or read-only pages of the store. If its owner or an older view
@@ -96,7 +96,7 @@ def _constant_owner(view: memoryview) -> tuple[Array | None, bool]:
             return None, False
         owner, found = found, found.base
     if owner is None or found is None:
-        # It owns its memory: the flag can be set again, and older views keep theirs.
+        # The array owns its memory: its flag can be set again, and older views keep their own flags.
         return owner, False
     if type(found).__module__.startswith("pyray_ser."):
         return owner, _is_readonly(found)
@@ -108,7 +108,8 @@ def _constant_owner(view: memoryview) -> tuple[Array | None, bool]:
 def _is_readonly(block: Any) -> bool:
     try:
         return memoryview(block).readonly
-    except (BufferError, ValueError):  # the window of another process: the bytes that a forked child sees are compared
+    except (BufferError, ValueError):
+        # The window belongs to another process: compare the bytes that this forked child sees.
         return False
 
 
@@ -118,7 +119,7 @@ def _unchanged(view: memoryview, ref: Ref) -> bool:
 
     try:
         stored = numpy.frombuffer(_core.get(ref), numpy.uint8)
-    except PyraySerError:  # it is gone or cannot be read: store it again
+    except PyraySerError:  # the object no longer exists or cannot be read: store the bytes again
         return False
     ours = numpy.frombuffer(view, numpy.uint8)
     return len(stored) == len(ours) and all(

@@ -95,7 +95,7 @@ def _renumbering(theirs: Any, mine: Any) -> Callable[[Any], Any]:
     size = (theirs.max() or 0) + 1
     if size > 65_536 + 16 * len(theirs):
         return lambda expr: expr.replace_strict(theirs, mine, return_dtype=mine.dtype)
-    # A table is several times as fast. A code without a string becomes null.
+    # A lookup table is several times as fast. A code without a string becomes null.
     table = polars.Series([None], dtype=mine.dtype).new_from_index(0, size).scatter(theirs, mine)
     return lambda expr: polars.lit(table).gather(expr)
 

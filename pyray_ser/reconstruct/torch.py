@@ -38,7 +38,7 @@ def whole(buffer: Any, dtype: Any, size: tuple[int, ...]) -> Any:
     if known is not None:
         return _from_numpy(ndarray(size, known, _writable(buffer)))
     made = torch.frombuffer(_writable(buffer), dtype=dtype)
-    # In place and with the same number of elements: it keeps its storage and is not a view.
+    # This changes the tensor in place, with the same number of elements, so it keeps its storage and is not a view.
     return made if len(size) == 1 else made.resize_(size)
 
 

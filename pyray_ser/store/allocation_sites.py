@@ -1,8 +1,8 @@
 """Where objects were made, for ``pyray-ser ls``; recorded if the environment variable ``PYRAY_SER_ORIGINS`` is set.
 
 Each process keeps its own list, one line per object, in a file without a name (a memfd) that other processes of the same
-user can read through ``/proc`` while the process lives. The store contains nothing of it. The list shows which code fills a store;
-it costs a few microseconds per object and grows with each one.
+user can read through ``/proc`` while the process lives. The store contains nothing of this list. The lists show which
+code fills a store; they cost a few microseconds per object and grow with each one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["ENVIRONMENT", "enable", "forget", "read"]
 
 ENVIRONMENT = "PYRAY_SER_ORIGINS"
 _NAME = "pyray_ser-origins:{:016x}"
-# The most that is read of one process's list.
+# The maximum number of bytes that are read of one process's list.
 _READ_MAX = 64 << 20
 # Store -> descriptor, and the file it must still be: code that closes all descriptors lets others reuse the number.
 _lists: dict[int, tuple[int, tuple[int, int]]] = {}
@@ -87,7 +87,7 @@ def read(ident: int, pids: list[int]) -> dict[int, str]:
         try:
             paths = [f"{folder}/{fd}" for fd in os.listdir(folder)]
         except OSError:
-            continue  # it has ended, or may not be examined
+            continue  # the process has ended, or may not be examined
         for path in paths:
             try:
                 if os.readlink(path) != link:

@@ -82,14 +82,14 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 def _set_hint(store: _core.Store) -> None:
     pid, start, fd = store.locator
     os.environ[HINT] = f"{store.id:016x}:{pid}:{start}:{fd}:{store.path or ''}"
-    if store.closed:  # by a handler or finalizer, after the first line
+    if store.closed:  # a handler or finalizer made the store after the first line
         _clear_hint(store)
 
 
 def _clear_hint(store: _core.Store) -> None:
     hint = _read_hint()
     if hint is not None and hint[0] == store.id:
-        # A handler or finalizer that closes stores may have come between.
+        # A handler or finalizer may have closed stores meanwhile.
         with suppress(KeyError):
             del os.environ[HINT]
 
@@ -143,7 +143,7 @@ def _attach(pid: int, fd: int, ident: int, options: dict[str, Any]) -> _core.Sto
             pid, fd, ident, lock_timeout=options.get("lock_timeout", 0.0), flags=options.get("flags", 0)
         )
     except (OSError, ValueError):
-        # It has ended, or may not be examined: try the next candidate.
+        # The process has ended, or may not be examined: try the next candidate.
         return None
 
 
@@ -152,7 +152,7 @@ def _inherited(options: dict[str, Any]) -> _core.Store | None:
     hint = _read_hint()
     if hint is not None and hint[0] not in _closed:
         ident, pid, _, fd, path = hint
-        # By its name, if it has one: the last process that leaves must know which file to remove.
+        # Attach by its name, if it has one: the last process that leaves must know which file to remove.
         if path:
             from . import named_stores
 
@@ -236,7 +236,7 @@ def reattach(store: _core.Store) -> bool:
 def renew(store: _core.Store) -> None:
     """In a forked child: release the inherited references, but not the views, and stay a client of the store."""
     with _lock:
-        # Without a free slot for a second client it keeps what it inherited.
+        # If no slot is free for a second client, the process keeps what it inherited.
         if store.renew() and store is _core.default():
             _set_hint(store)
 
@@ -339,7 +339,7 @@ def _open(path: str | None, inherit: bool, options: dict[str, Any]) -> tuple[_co
 
 def _use(store: _core.Store) -> None:
     """Make a store the one that `put` uses, unless a handler or finalizer has closed it by now."""
-    # In one expression, which nothing interrupts.
+    # A single expression, which nothing interrupts.
     _core.set_default(_core.default() if store.closed else store)
     _set_hint(store)
 

@@ -225,7 +225,7 @@ def mapped_by(device: int, inode: int) -> list[int]:
                 if any(where in line for line in maps):
                     found.append(int(entry))
         except OSError:
-            continue  # it has ended, or belongs to another user
+            continue  # the process has ended, or belongs to another user
     return found
 
 
@@ -271,7 +271,7 @@ def remove_dead(path: str) -> bool:
 def remove_directory(folder: str) -> None:
     """Remove this user's directory of named stores if it is empty. The caller holds its `guard`."""
     if folder == directory():
-        with suppress(OSError):  # it is not empty
+        with suppress(OSError):  # the directory is not empty
             os.rmdir(folder)
 
 

@@ -73,7 +73,7 @@ def size_of(value: object, what: str) -> int:
 
 
 def _integer(value: Any, must: str) -> int:
-    if isinstance(value, bool):  # an int by inheritance only
+    if isinstance(value, bool):  # bool is an int by inheritance only
         raise TypeError(f"{must}, not {value!r}")
     try:
         return index(value)
@@ -239,7 +239,7 @@ def _room_in(folder: str) -> int:
     if size == 0:  # a tmpfs without a limit
         return 0
     default = _core.default_capacity()
-    # The tables of the store need pages, too.
+    # The store needs pages for its tables, too.
     room = max(_CAPACITY_MIN, size - max(size // 16, 2 << 20))
     return room if room < default else 0
 

@@ -20,7 +20,7 @@ __all__ = ["Scope", "forget", "hold", "release", "scope"]
 
 
 class Scope:
-    """The tokens taken while it is the current scope. Made by `scope`."""
+    """The tokens taken while this is the current scope. Made by `scope`."""
 
     def __init__(self) -> None:
         # identity of the object -> its sticky token: one is enough, however often the reference is pickled
@@ -53,7 +53,8 @@ class Scope:
 
     def forget(self) -> None:
         left = {store.id for store in _core.open_stores()}
-        # One step at a time over a copy: other threads, handlers and finalizers pickle references meanwhile.
+        # Iterate over a copy and end one token per step: other threads, handlers and finalizers pickle references
+        # meanwhile.
         for identity, held in self._sticky.copy().items():
             if held[0] not in left:
                 self._sticky.pop(identity, None)
@@ -62,7 +63,7 @@ class Scope:
                 self._once.pop(sent, None)
 
     def end(self) -> None:
-        """End the tokens. A forked child leaves those of its parent alone."""
+        """End the tokens. A forked child does not end the tokens of its parent."""
         sticky, once = self._sticky, self._once
         self._sticky, self._once = {}, {}
         if _core.fork_count() != self._forks:
@@ -155,6 +156,6 @@ def release(identity: bytes) -> None:
 
 
 def forget() -> None:
-    """Forget what was taken of stores that are closed by now."""
+    """Forget the tokens of stores that are closed by now."""
     current().forget()
     _outermost.forget()

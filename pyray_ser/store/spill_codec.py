@@ -151,7 +151,8 @@ def check_files(store: Store, spill_dir: str) -> tuple[int, list[dict[str, Any]]
     damaged: list[dict[str, Any]] = []
     count = 0
     for record in store.records():
-        if not record["spilled"] or record["freed"] or record["state"] == "creating":  # its file was never finished
+        if not record["spilled"] or record["freed"] or record["state"] == "creating":
+            # The file of the object was never finished.
             continue
         count += 1
         slot = int.from_bytes(bytes.fromhex(record["id"])[16:20], "little")

@@ -31,11 +31,11 @@ __all__ = ["future", "wait", "wait_async"]
 
 class _Watcher:
     """
-    The watching thread, and what it watches.
+    The thread that watches references, and these references.
 
     It has no lock, because a signal handler or finalizer that interrupts the holder could not get it. Each entry is added and
-    taken in one step. Two threads may run for a while; each entry is in one of them. Before a thread ends it says so, and then
-    takes what was added before.
+    taken in one step. Two threads may run for a while; each entry is in one of them. Before a thread ends it sets a
+    flag, and then takes the entries that were added before.
     """
 
     def __init__(self) -> None:
@@ -112,7 +112,7 @@ class _Watcher:
             try:
                 loop.call_soon_threadsafe(_resolve_batch, loop, batch)
             except RuntimeError:
-                # The loop was closed: nothing waits any more.
+                # The event loop was closed, so nothing waits any more.
                 continue
 
 
@@ -132,7 +132,7 @@ def _resolve(ref: Ref, target: Target) -> None:
 
 
 def _resolve_batch(loop: Loop, batch: list[tuple[Ref, Target]]) -> None:
-    # In slices, so that other tasks run in between.
+    # Work in slices, so that other tasks run in between.
     until = time.perf_counter() + 0.002
     for i, (ref, target) in enumerate(batch):
         if not target.done():

@@ -127,7 +127,7 @@ class Client:
     def __init__(self, name: str) -> None:
         self.name = name
         self.killed = False
-        # Why calls fail once the actor has ended for good.
+        # The reason why calls fail after the actor's final end.
         self.ended: WorkerDiedError | None = None
         # Calls in the order in which they were made; the first one waits for arguments.
         self._waiting: deque[Call] = deque()
@@ -156,7 +156,7 @@ class Client:
         elif self._waiting or call.pending:
             self._waiting.append(call)
             after(list(call.pending), self._advance)
-            # It may have ended meanwhile.
+            # The actor may have ended meanwhile.
             self._fail_if_ended()
         else:
             self.channel.submit(call.job)
@@ -190,7 +190,7 @@ class Client:
             elif channel.submit_first(waiting, call):
                 sent = True
         if sent:
-            # A thread may already sleep until it is answered, because there was nothing to read.
+            # A thread may already be sleeping until the call is answered, because there was nothing to read.
             channel.collect_later()
         if self._released and not waiting:
             channel.close()
@@ -254,7 +254,7 @@ class Client:
         job = ref.job
         if job is None or not any(call.job is job for call in list(self._waiting)):
             return self.channel.cancel(ref, force)
-        # It stays in the queue until its turn and is dropped then.
+        # The call stays in the queue until its turn and is dropped then.
         job.ref.cancelled = True
         stop(job, TaskCancelledError(task=job.ref.name))
         # Later calls may be ready already.
@@ -330,7 +330,7 @@ class Owner(Client):
         """Decide about the calls of a dead process."""
         process = channel.process
         assert isinstance(process, Process)
-        # Its pipe may have closed before its end.
+        # Its pipe may have closed before the process ended.
         end_process(process.process)
         ended = process.died(None)
         while not self.killed and self._restarts != 0:
@@ -384,7 +384,7 @@ class ActorHandle:
     after the calls made until then, and with the process that made it. Handles can be sent to other processes.
     """
 
-    # In the instance's dict, because attribute access is for methods.
+    # Stored in the instance's dict, because attribute access on a handle returns methods.
     _grip: Grip
     _client: Client
     _name: str

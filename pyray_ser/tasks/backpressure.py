@@ -15,9 +15,9 @@ __all__ = ["AHEAD", "AHEAD_BYTES", "Flow", "everything", "nothing", "taken"]
 AHEAD, AHEAD_BYTES = 16, 64 << 20
 
 _count = Struct("<Q")
-# A process waits for the end: the stream runs freely.
+# Means that a process waits for the end, so the stream runs without limit.
 _ALL = 0xFFFFFFFFFFFFFFFF
-# The stream was dropped: it ends.
+# Means that the stream was dropped, so it ends.
 _NONE = 0xFFFFFFFFFFFFFFFE
 
 

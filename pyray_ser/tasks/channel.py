@@ -5,8 +5,8 @@ If no thread waits, or several do, or a callback is due, one thread per process 
 At most one thread reads a channel: it holds the `Turn` of its `Calls`.
 
 No lock is held here. Each change of state is one step of `Calls`, and what follows a step can be repeated.
-So a signal handler or finalizer that interrupts the reading thread reads on in its place, and the thread below it finds that done.
-docs/internals/waits.md lists what ends each wait.
+So a signal handler or finalizer that interrupts the reading thread continues reading in its place, and the
+interrupted code finds that done. docs/internals/waits.md lists what ends each wait.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ SLICE = 500
 _numbers = count(1)
 # The outcome of a stream's reference.
 _NOTHING = pack(None)
-# All open channels. The references are strong: if the last handle is collected in a cycle, Python runs the destructors of all
-# objects in it, and the pipe, on which answers may still come, would be one of them.
+# All open channels. The references are strong: if the last handle is collected in a cycle, Python runs the
+# destructors of all objects in the cycle, also of the pipe, through which answers may still come.
 _channels: set[Channel] = set()
 
 
@@ -54,7 +54,7 @@ class Peer(Protocol):
 
     # Readable once the process has ended.
     watch: Descriptor
-    # It has reported that it takes calls.
+    # Whether the process has reported that it takes calls.
     ready: bool
 
     def kill(self) -> None:
@@ -87,9 +87,9 @@ class Channel:
         self.process = process
         self.calls = Calls(pipe)
         self._on_death = on_death
-        # Makes the error of a call that is refused.
+        # Returns the error for a call that is refused.
         self._error: Callable[[str], BaseException] = lambda task: self.process.died(task)
-        self._followed = False  # another thread waits, too: the reader hands over to the collector
+        self._followed = False  # another thread waits, too, so the reader hands over to the collector
         self._collected: Collector | None = None  # the collector reads
         self._closing = False
         self._burying = 0  # the thread that handles the death
@@ -144,9 +144,10 @@ class Channel:
                 continue
             if calls.dead:
                 self._see_to_death()
-                # It may continue in another process and be answered later.
+                # The call may continue in another process and be answered later.
                 return ref._outcome is not None
-            # In slices: a cancel() in another thread may settle it, too, which does not come through the pipe.
+            # Wait in slices: cancel() in another thread may also settle the call, and that does not come through the
+            # pipe.
             patience = SLICE
             if deadline is not None:
                 patience = min(SLICE, int((deadline - time.monotonic()) * 1000) + 1)
@@ -188,7 +189,7 @@ class Channel:
             self._followed = True
             if calls.reader == reader.thread:
                 if not reader.has(self):
-                    # This interrupts the thread that is just about to do it.
+                    # This code interrupts the thread that is about to do the same.
                     reader.register(self)
                 elif calls.blocked:
                     reader.resume(self)
@@ -217,7 +218,8 @@ class Channel:
             if kind == protocol.ITEM:
                 calls.took(arrival, job, outcome, reply)
             else:
-                # First the outcome, then the bookkeeping: code that interrupts this finds the first or can do both.
+                # Set the outcome first, then update the bookkeeping: code that interrupts this finds the outcome or
+                # can do both.
                 if job is not None:
                     job.ref.settle(_NOTHING if outcome is None else outcome)
                 calls.finish(arrival, job, outcome if kind == protocol.FAILURE else None, reply)
@@ -241,7 +243,7 @@ class Channel:
         self._burying = thread
         try:
             if self._collected is not None:
-                # Before its descriptors are closed: after that, another channel may get their numbers.
+                # Do this before the descriptors are closed: after that, another channel may get their numbers.
                 self._collected.remove(self)
             calls.lose()
             if self._on_death is not None:
@@ -303,7 +305,7 @@ class Channel:
         """Handle the death of a process, also if no thread waits for an answer from it."""
         turn = self.calls.turn(get_ident())
         if turn is None:
-            return  # its reader handles it
+            return  # the thread that reads handles the end
         try:
             while self.calls.receive():
                 self.serve()
@@ -394,7 +396,7 @@ def _decode(kind: int, payload: memoryview) -> tuple[int, Any]:
             outcome = _load(kind, payload)
         except Exception:
             return protocol.FAILURE, error
-        # It came from a signal handler and belongs to the program.
+        # The exception came from a signal handler and belongs to the program.
         del outcome
         raise
 
@@ -442,7 +444,7 @@ def number() -> int:
 
 def _after_fork_in_child() -> None:
     for channel in list(_channels):
-        # They belong to the parent; references in the child must not wait for an answer.
+        # The channels belong to the parent; references in the child must not wait for an answer.
         channel.calls.refuse()
         channel._closing = False
     _channels.clear()

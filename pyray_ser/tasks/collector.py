@@ -1,7 +1,8 @@
-"""The thread that reads where nobody else does, and sees off processes that were let go.
+"""The thread that reads for channels that no other thread reads, and reaps processes that are no longer needed.
 
-It has no lock: finalizers and signal handlers ask for it in the middle of anything, its own code included.
-What others change is one step of a dict or deque each, and the thread looks again after it is told.
+It has no lock, because finalizers and signal handlers may call it at any point, also inside its own code.
+Other threads change its state in single steps of a dict or deque, and the thread checks again after they
+wake it.
 """
 
 from __future__ import annotations
@@ -35,15 +36,15 @@ class Collector:
         self._bell = Descriptor(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         self._epoll.register(self._bell.fileno(), select.EPOLLIN)
         self._ending = False
-        # The thread is over; what is added later must go to another one.
+        # The thread has ended; channels and chores that are added later must go to another collector.
         self.over = False
-        # Descriptor -> whose it is.
+        # Descriptor -> the channel that owns it.
         self._channels: dict[int, Channel] = {}
         self._turns: dict[Channel, Turn] = {}
         # The turn for which all descriptors of a channel were registered.
         self._registered: dict[Channel, Turn] = {}
         self._watched: dict[int, tuple[Descriptor, Callable[[], object]]] = {}
-        # Channels to be looked at without their descriptors being ready.
+        # Channels to be read although none of their descriptors is ready.
         self._fresh: deque[Channel] = deque()
         # Called four times a second, for as long as they return True.
         self._chores: list[Callable[[], bool]] = []
@@ -51,18 +52,19 @@ class Collector:
         self._ended.acquire()
         self.thread = -1
         try:
-            # Not threading's: its start takes locks that the code below a signal handler may hold.
+            # Not a threading.Thread: its start takes locks, which the code that a signal handler interrupted may
+            # hold.
             self.thread = start_new_thread(self._run, ())
         except RuntimeError:
-            # From 3.12 on an interpreter that ends starts no more threads: `end` does its work then. At any other time
-            # nobody would.
+            # Since Python 3.12 an interpreter that is ending starts no more threads: then `end` does the thread's
+            # work. At any other time no code would, so the error is raised.
             if not _ending:
                 self.close()
                 raise
             self.thread = 1
 
     def add(self, channel: Channel, turn: Turn) -> None:
-        """Read for a channel until it has no call under way."""
+        """Read for a channel until it has no calls in progress."""
         self._turns[channel] = turn
         self.register(channel)
         if channel.calls.pending or not channel.calls.busy or channel.calls.fileno() < 0:
@@ -77,7 +79,8 @@ class Collector:
         self._ring()
 
     def register(self, channel: Channel) -> None:
-        """Watch the descriptors of a channel. Can be repeated: `add` may be interrupted by what waits for it."""
+        """Watch the descriptors of a channel. May be called twice: code that interrupts `add` and waits for the
+        channel calls it, too."""
         turn = self._turns.get(channel)
         found = _descriptors(channel)
         writes = select.EPOLLOUT if channel.calls.blocked else 0
@@ -88,22 +91,23 @@ class Collector:
         if turn is not None:
             self._registered[channel] = turn
         if channel.calls.reader != self.thread or found != _descriptors(channel):
-            # It was let go since this began.
+            # The channel was removed since this method began.
             self._drop_unless_new(channel, found)
 
     def has(self, channel: Channel) -> bool:
-        """Return whether it watches a channel's pipe. Not yet if `add` was interrupted before the kernel knew."""
+        """Return whether this collector watches a channel's pipe; False while `add` is interrupted before the
+        registration."""
         turn = self._turns.get(channel)
-        # Its descriptor may be another channel's by now.
+        # The number of the descriptor may belong to another channel by now.
         watched = self._channels.get(channel.calls.fileno()) is channel
         return turn is not None and self._registered.get(channel) is turn and watched
 
     def resume(self, channel: Channel) -> None:
-        """Go on writing for a channel that it reads for."""
+        """Write the remaining bytes of a channel for which this collector reads."""
         try:
             self._epoll.modify(channel.calls.fileno(), select.EPOLLIN | select.EPOLLOUT)
         except (OSError, ValueError):
-            return  # it was removed meanwhile; who removes it looks whether something is left
+            return  # the channel was removed meanwhile; the code that removes it checks whether bytes are left
 
     def watch(self, descriptor: Descriptor, act: Callable[[], object]) -> None:
         """Call ``act()`` once when a descriptor becomes readable."""
@@ -116,7 +120,7 @@ class Collector:
             collector().watch(descriptor, act)
 
     def forget(self, descriptor: Descriptor) -> None:
-        """Watch a descriptor no more."""
+        """Stop watching a descriptor."""
         fd = descriptor.fileno()
         if fd >= 0 and self._watched.pop(fd, None) is not None:
             self._unregister(fd)
@@ -138,9 +142,9 @@ class Collector:
                 try:
                     change(fd, events)
                 except (FileExistsError, FileNotFoundError):
-                    continue  # the other one, then; both if others change it at the same time
+                    continue  # try the other call; repeat both if another thread changes the registration meanwhile
                 except (OSError, ValueError):
-                    # Either the descriptor was closed meanwhile, by what was to be done with it, or this is over.
+                    # Either the descriptor was closed meanwhile, or this collector was.
                     return
                 return
 
@@ -148,16 +152,16 @@ class Collector:
         try:
             self._epoll.unregister(fd)
         except (OSError, ValueError):
-            return  # closed by somebody else, who closes all there are; the kernel forgot it then
+            return  # other code closed every copy of the descriptor, and the kernel dropped the registration
 
     def _ring(self) -> None:
         try:
             os.eventfd_write(self._bell.fileno(), 1)
         except OSError:
-            return  # closed, or rung already as often as can be counted
+            return  # the eventfd is closed, or its counter is at its maximum
 
     def end(self) -> None:
-        """End the thread, once every process that it watches has ended; wait 5 s for that at most."""
+        """End the thread once every process that it watches has ended; wait at most 5 s for that."""
         global _collector
         self._ending = True
         self._ring()
@@ -168,7 +172,7 @@ class Collector:
                 # The thread itself ended this wait.
                 self._ended.release()
             elif _collector is self:
-                # It ends with what it still watches. The next one that ends a collector must not wait for it again.
+                # The thread still watches something, and ends after that. The next call must not wait for it again.
                 _collector = None
 
     def close(self) -> None:
@@ -180,7 +184,7 @@ class Collector:
         limit = time.monotonic() + seconds
         try:
             while not self._is_over() and time.monotonic() < limit:
-                # Others append meanwhile.
+                # Other threads may append meanwhile.
                 for chore in list(self._chores):
                     if not self._guarded(chore):
                         self._chores.remove(chore)
@@ -191,12 +195,13 @@ class Collector:
                 self._ended.release()
 
     def _guarded(self, act: Callable[..., Any], *arguments: object) -> Any:
-        """Call something; what it raises is logged and does not end the thread, which everybody relies on."""
+        """Call a function and log what it raises: an exception must not end the thread, which all channels rely
+        on."""
         try:
             return act(*arguments)
         except BaseException:
             if self.thread == 1:
-                raise  # this is the thread of somebody who wants to hear of Ctrl-C
+                raise  # this is the program's own thread, which must get Ctrl-C
             _log.exception("the thread that reads the answers of workers goes on after an error in %r", act)
             return None
 
@@ -206,7 +211,7 @@ class Collector:
             return False
         self.over = True
         if self._channels or self._watched:
-            # Added before `over` could be seen.
+            # Something was added before `over` was set.
             self.over = False
             return False
         if _collector is self:
@@ -215,8 +220,8 @@ class Collector:
         return True
 
     def _handle(self, readable: list[int]) -> None:
-        # Whose they are is looked up for all of them first: a channel that dies of the first has closed the second by then,
-        # whose number may be a new channel's.
+        # Look up the channels of all ready descriptors first: handling one descriptor may close others, and a new
+        # channel may get their numbers.
         for fd, channel, watched in [(fd, self._channels.get(fd), self._watched.get(fd)) for fd in readable]:
             if fd == self._bell.fileno():
                 os.eventfd_read(fd)
@@ -234,7 +239,8 @@ class Collector:
     def _read(self, channel: Channel, state: int) -> None:
         calls = channel.calls
         if calls.reader != self.thread:
-            # It was removed while somebody was about to add it; whoever reads now finds what has come.
+            # The channel was removed while other code was adding it. The thread that reads it now finds the bytes
+            # that have arrived.
             self._drop_unless_new(channel)
             return
         try:
@@ -253,7 +259,7 @@ class Collector:
                 channel.close_if_idle()
 
     def remove(self, channel: Channel) -> None:
-        """Read for a channel no more. Before its descriptors are closed."""
+        """Stop reading for a channel. Call this before its descriptors are closed."""
         channel._collected = None
         self._drop(channel)
         turn = self._turns.pop(channel, None)
@@ -263,7 +269,7 @@ class Collector:
     def _drop_unless_new(self, channel: Channel, descriptors: tuple[int, ...] | None = None) -> None:
         self._drop(channel, descriptors)
         if channel.calls.reader == self.thread and not self.has(channel):
-            # Another thread has added the channel again between the check of our caller and this.
+            # Another thread has added the channel again since our caller's check.
             self.register(channel)
 
     def _drop(self, channel: Channel, descriptors: tuple[int, ...] | None = None) -> None:
@@ -278,7 +284,7 @@ class Collector:
                 del self._channels[fd]
                 self._unregister(fd)
                 if fd in self._watched:
-                    # The process is let go, and to be reaped: `bury` watches the same descriptor.
+                    # The process is still to be reaped: `bury` watches the same descriptor.
                     self._register(fd, select.EPOLLIN)
 
 
@@ -287,7 +293,7 @@ def _descriptors(channel: Channel) -> tuple[int, ...]:
 
 
 _collector: Collector | None = None
-# Inside `ending`.
+# Whether the program is inside `ending`.
 _ending = False
 
 
@@ -298,7 +304,7 @@ def collector() -> Collector:
         found = _collector
         if found is not None and not found.over:
             return found
-        # Two that come at the same time make two; the one that is not kept has nothing to do, and ends.
+        # Two threads may each make a collector; the one that is not kept has nothing to do and ends.
         made = Collector()
         if _collector is None or _collector.over:
             _collector = made
@@ -308,7 +314,7 @@ def collector() -> Collector:
 
 @contextmanager
 def ending() -> Iterator[None]:
-    """Inside, the collector may be without a thread: `end_collector`, which must be called there, does its work."""
+    """Inside the block a collector may have no thread: the block must call `end_collector`, which does its work."""
     global _ending
     _ending = True
     try:
@@ -318,7 +324,7 @@ def ending() -> Iterator[None]:
 
 
 def end_collector() -> None:
-    """End the thread that reads, after everything that it reads from."""
+    """End the thread that reads, after all channels that it reads."""
     last = _collector
     if last is not None:
         last.end()

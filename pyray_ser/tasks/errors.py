@@ -115,7 +115,7 @@ def task_error(cause: BaseException | None, failure: Failure) -> TaskError:
         try:
             setattr(error, name, getattr(cause, name))
         except Exception:
-            continue  # it is not set, read-only, or a property that fails
+            continue  # the attribute is not set, read-only, or a property that fails
     error.__dict__.update(facts)
     try:
         error.args = arguments
@@ -140,7 +140,7 @@ def arguments_of(error: BaseException) -> tuple[Any, ...]:
 
 def _blank(cls: Any, kind: Any, arguments: tuple[Any, ...]) -> TaskError | None:
     """Return an uninitialized instance; None if its original type cannot be combined with `TaskError`."""
-    # Its own __new__ may need other arguments, and that of MemoryError refuses derived classes.
+    # The type's own __new__ may need other arguments, and MemoryError's refuses derived classes.
     for maker in (cls.__new__, kind.__new__, Exception.__new__):
         try:
             made: TaskError = maker(cls, *arguments)

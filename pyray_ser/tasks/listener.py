@@ -102,12 +102,12 @@ def listen(address: str) -> Descriptor:
 def leave_word(address: str) -> None:
     """Let the owner of an actor know that this process kills it."""
     with socket_above_standard(socket.socket(socket.AF_UNIX)) as end:
-        # With no room left in its line, others have left word.
+        # If the backlog of the socket is full, other processes have connected already.
         end.setblocking(False)
         try:
             end.connect(address + KILLED)
         except OSError:
-            return  # it has ended already
+            return  # the actor has ended already
 
 
 def word_is_left(killers: Descriptor) -> bool:

@@ -68,7 +68,7 @@ class _Promised:
         except GetTimeoutError:
             return True
         except PyraySerError as error:
-            # But not an exception of a signal handler, which belongs to the program.
+            # Do not catch an exception of a signal handler, which belongs to the program.
             ref.settle(error)
             return True
         ref.settle(_outcome(form))
@@ -211,7 +211,7 @@ _promises = _Promises()
 
 
 def _after_fork_in_child() -> None:
-    # The parent fulfils them.
+    # The promises belong to the parent, which fulfils them.
     global _promises
     _promises = _Promises()
 

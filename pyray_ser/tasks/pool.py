@@ -29,9 +29,9 @@ class Worker:
 
     def __init__(self, number: int, share: int) -> None:
         self.process = Process(f"pyray_ser-worker-{number}", settings.start_method(), settings.passed_on(share))
-        # Its call may run again: its thread decides.
+        # The call of a dead worker may run again: the worker's thread decides.
         self.channel = Channel(self.process, self.process.pipe, Channel.abandon)
-        # Numbers of the functions that it has.
+        # Numbers of the functions that the worker has loaded.
         self.known: set[int] = set()
 
     def lives(self) -> bool:
@@ -50,11 +50,11 @@ class Pool:
     def __init__(self) -> None:
         self._size = settings.num_workers()
         # Calls that no thread has begun, by number, in order.
-        # Each is in a list, and the thread that takes it out of the list runs it. The list stays until the call is over:
-        # code that interrupts `submit` may complete it before `submit` continues.
+        # Each call is in a list of its own, and the thread that takes it out of the list runs it. The list stays
+        # until the call is over: code that interrupts `submit` may complete the call before `submit` continues.
         self._waiting: dict[int, list[tuple[Function, Call, int]]] = {}
         self._order: deque[int] = deque()
-        # One entry for each submitted call; None ends a thread. It is written in C, so finalizers can use it.
+        # One entry for each submitted call; None ends a thread. The queue is written in C, so finalizers can use it.
         self._tokens: SimpleQueue[bool] = SimpleQueue()
         self._threads: set[int] = set()
         self._idle: set[int] = set()
@@ -80,7 +80,7 @@ class Pool:
             self._take_back(job)
 
     def _start_thread(self) -> None:
-        # Not by threading, whose start takes locks that the code below a signal handler may hold.
+        # Not a threading.Thread: its start takes locks, which the code that a signal handler interrupted may hold.
         number = next(self._numbers)
         self._threads.add(number)
         try:
@@ -112,7 +112,7 @@ class Pool:
                 # All calls in the queue: `submit` may be interrupted between a call and its token.
                 while (found := self._next()) is not None:
                     if self._order and self._tokens.empty():
-                        # The call behind it has no token yet, and must not wait until this one is over.
+                        # The next call has no token yet, and must not wait until this one is over.
                         self._tokens.put(True)
                     self._run(*found)
                     del found
@@ -132,7 +132,7 @@ class Pool:
             try:
                 return self._waiting[number].pop()
             except (KeyError, IndexError):
-                continue  # it was cancelled or taken
+                continue  # the call was cancelled, or another thread took it
 
     def _run(self, function: Function, call: Call, max_retries: int) -> None:
         job = call.job
@@ -215,7 +215,7 @@ class Pool:
         job = ref.job
         if job is None or get_ident() not in self._serving:
             return False
-        # A finalizer that runs in a thread of the pool.
+        # The caller is a finalizer that runs in a thread of the pool.
         worker = job.worker
         if worker is not None:
             return bool(worker.channel.reads_here())
@@ -240,7 +240,7 @@ class Pool:
         if self._take_back(job):
             return True
         if job.function is None:
-            # Waiting for its arguments.
+            # The call is waiting for its arguments.
             job.ref.cancelled = True
             stop(job, TaskCancelledError(task=job.ref.name))
             return True

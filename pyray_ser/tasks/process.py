@@ -85,7 +85,7 @@ class Process:
 
         made: Any = context(method)
         self.process: BaseProcess
-        # It has reported that it takes calls; this process has ended it.
+        # Whether the process has reported that it takes calls, and whether this process has ended it.
         self.ready = self._ended_here = False
         # The children attach to this store, so it must exist first.
         if _core.default() is None:
@@ -97,7 +97,7 @@ class Process:
 
         self.pipe, theirs = _calls.pipe()
         ends = [theirs] if listener is None else [theirs, listener]
-        # Only for multiprocessing to pass them on: the descriptors own the numbers.
+        # These objects only let multiprocessing pass the descriptors on; `Descriptor` objects own the numbers.
         sockets = [socket.socket(fileno=end.fileno()) for end in ends]
         try:
             # multiprocessing joins non-daemons at exit. Workers end before that, and daemons could have no children.
@@ -324,7 +324,7 @@ def ignore_interrupts() -> None:
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     except ValueError:
-        # This is not the main thread, as with a start method of another package.
+        # This is not the main thread, which happens with a start method of another package.
         print("pyray_ser: a worker was started outside of its main thread", file=sys.stderr)
-    # Blocked since before the fork; interrupts that came meanwhile are ignored, too.
+    # SIGINT has been blocked since before the fork; interrupts that came meanwhile are ignored, too.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

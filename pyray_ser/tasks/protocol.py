@@ -40,7 +40,7 @@ __all__ = [
 
 # To a worker:
 FUNCTION = 1  # number of a function, and the function
-CREATE = 2  # number of a call; class, arguments: makes the actor
+CREATE = 2  # number of a call; class and arguments: makes the actor
 CALL = 3  # number of a call; function number or method name, arguments, whether to stream
 CANCEL = 4  # number of a call
 ACK = 5  # number of an answer's call: the caller holds the object that it named

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SLICE", "Outcome", "Repeatable", "Source", "TaskRef", "get", "patience", "wait"]
 
-# A small value in serialized form, a large one in the store, an error of the task, an error on the way.
+# A small value in serialized form, a large one in the store, an error of the task, or an error in transit.
 Outcome: TypeAlias = "bytes | ObjectRef[Any] | Failure | BaseException"
 
 
@@ -76,11 +76,11 @@ class TaskRef:
     def __init__(self, name: str, source: Source | None = None) -> None:
         self.name = name
         self.source = source
-        # Data of the source about this call.
+        # Private data of the source about this call.
         self.job: Job | None = None
         self.cancelled = False
         self._outcome: Outcome | None = None
-        # Their keys serve only to remove them.
+        # The keys serve only to remove callbacks.
         self._callbacks: dict[object, Callable[[TaskRef], object]] = {}
         self._forks = fork_count()
 
@@ -92,7 +92,8 @@ class TaskRef:
             self._outcome = outcome
             self.source = None
             self.job = None
-        # Also if it was settled before: the code that settled it may have been interrupted by this call.
+        # Run the callbacks even if the reference was settled before: this call may have interrupted the code that
+        # settled it.
         if self._callbacks:
             self._run_callbacks()
 
@@ -123,7 +124,7 @@ class TaskRef:
             try:
                 key = next(reversed(callbacks))
             except (StopIteration, RuntimeError):
-                continue  # another thread runs them, too
+                continue  # another thread takes out callbacks, too
             repeats = type(key) is Repeatable
             callback = callbacks.get(key) if repeats else callbacks.pop(key, None)
             if callback is None:
@@ -136,7 +137,7 @@ class TaskRef:
                         callbacks.pop(key, None)
             except BaseException as error:
                 if _is_for_the_program(error):
-                    # It must not prevent the others from running.
+                    # An exception must not prevent the other callbacks from running.
                     self._run_some()
                     raise
                 _log.exception("a callback of %r failed", self)
@@ -151,7 +152,7 @@ class TaskRef:
     def done(self) -> bool:
         """Return whether `get` would return or raise immediately."""
         if self._outcome is None and self.source is not None and self._forks == fork_count():
-            # A caller that polls waits, too.
+            # A caller that polls does not read the pipe: make sure that the answer is read.
             self._ask()
         return self._outcome is not None
 
@@ -323,7 +324,7 @@ _later: dict[int, deque[TaskRef]] = {}
 
 
 def _is_for_the_program(error: BaseException) -> bool:
-    """Return whether it is Ctrl-C or sys.exit() in the main thread; in another thread it would be lost."""
+    """Return whether the exception is Ctrl-C or sys.exit() in the main thread; in another thread it would be lost."""
     from threading import main_thread
 
     return not isinstance(error, Exception) and get_ident() == main_thread().ident
@@ -417,11 +418,11 @@ def wait(refs: list[Any], num_returns: int, deadline: float | None) -> list[int]
         asks = True
         while True:
             if asks:
-                # Again after each slice: the reading thread may have stopped.
+                # Check again after each slice: the reading thread may have stopped.
                 for ref in [ref for ref in pending if ref._outcome is None and ref._ask()]:
                     slice_ = 0.005
                     ref.join(time.monotonic())
-            # Also those that were settled before their callback was added.
+            # Include references that were settled before their callback was added.
             ready = _ready(refs)
             if len(ready) >= num_returns or (deadline is not None and deadline <= time.monotonic()):
                 return ready

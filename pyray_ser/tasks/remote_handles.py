@@ -82,7 +82,7 @@ class _Remote:
             return  # it has ended
 
     def died(self, task: str | None) -> WorkerDiedError:
-        # Only its owner knows how.
+        # Only the actor's owner knows how the process ended.
         return WorkerDiedError(pid=self.pid, task=task)
 
     def reap(self) -> None:
@@ -143,7 +143,7 @@ class Visitor(Client):
                     self._end(self._gone("it has ended"))
                     return
                 except (OSError, EOFError) as error:
-                    # It ended meanwhile, and may be restarted: its owner closes the address if it is not.
+                    # The actor ended meanwhile and may be restarted; if not, its owner closes the address.
                     if not _is_passing(error):
                         self._end(self._gone(f"it does not answer: {error}"))
                         return
@@ -162,7 +162,7 @@ class Visitor(Client):
         finally:
             self._right.append(True)
             if self.channel.calls.dead and not self.channel.dead:
-                # It died again before another thread could connect.
+                # The actor died again before another thread could connect.
                 self._connect_later()
 
     def _watch(self, process: _Remote) -> None:
@@ -191,7 +191,7 @@ class Visitor(Client):
     def kill(self) -> None:
         """End the actor now and for good."""
         self.killed = True
-        # Its owner must not restart it.
+        # The owner must not restart the actor.
         leave_word(self.address)
         self.channel.process.kill()
         self._end(WorkerDiedError(pid=self.pid))

@@ -33,14 +33,14 @@ class Items:
         self._job: Job | None = job
         assert job.items is not None
         self._ready = job.items
-        # Each is called once, at the next change.
+        # Each callback is called once, at the next change.
         self.waiters: dict[object, Callable[[], object]] = {}
         self._numbers = count()
         self._counts = count(1)
         self.taken = 0
-        # The number that was reported to the worker.
+        # The number of taken items that was reported to the worker.
         self._told = 0
-        # The rest will not be taken.
+        # Whether the remaining items will not be taken.
         self._abandoned = False
         # The payload that replaces counts from now on, and whether the worker had begun when it was sent.
         self._last: bytes | None = None
@@ -66,7 +66,7 @@ class Items:
             self._last_told = True
             self._send(self._last)
         if self.ended:
-            # They refer to each other: the cycle would keep the items until the next collection.
+            # Job and stream refer to each other: the cycle would keep the items until the next garbage collection.
             self._job = None
         while self.waiters:
             try:
@@ -84,7 +84,7 @@ class Items:
         item = TaskRef(f"{self.ref.name}[{next(self._numbers)}]")
         item.settle(outcome)
         self.taken = next(self._counts)
-        # Report small ones several at a time.
+        # Report several small items at a time.
         if self.taken - self._told >= backpressure.AHEAD // 2 or type(outcome) is ObjectRef:
             self.tell()
         return item
@@ -133,11 +133,11 @@ class Items:
             if not self.waits:
                 return True
             if self.ask():
-                # This interrupts the thread that reads.
+                # This code interrupts the thread that reads.
                 until = time.monotonic() + 0.005
                 self.ref.join(until if deadline is None else min(until, deadline))
             else:
-                # In slices: the reading thread may have stopped.
+                # Wait in slices: the reading thread may have stopped.
                 waiter.acquire(timeout=SLICE if deadline is None else min(SLICE, patience(deadline)))
         finally:
             self.waiters.pop(waiter, None)
@@ -169,7 +169,7 @@ def _wake(loop: asyncio.AbstractEventLoop, moved: asyncio.Future[None]) -> None:
             moved.set_result(None)
 
     if loop.is_closed():
-        return  # the loop is closed, nothing waits
+        return  # the event loop is closed, so nothing waits
     try:
         loop.call_soon_threadsafe(wake)
     except RuntimeError:
@@ -273,12 +273,12 @@ class Parts:
         self._job = job
 
     def notice(self) -> None:
-        """Settle those whose outcome has arrived; may be repeated."""
+        """Settle the references whose outcome has arrived; may be repeated."""
         job = self._job
         outcomes = list(job.items or ())
         for part, outcome in zip(self.refs, outcomes, strict=False):
             part.settle(outcome)
         if job.ended and outcomes:
-            # An error ends them all.
+            # An error settles all remaining references.
             for part in self.refs[len(outcomes) :]:
                 part.settle(outcomes[-1])

@@ -58,7 +58,8 @@ def main(ends: list[socket.socket], owner: tuple[int, int], settings: dict[str, 
     try:
         server.run()
     finally:
-        # As at the end of an interpreter: first the objects of the program, while tasks and the store still work.
+        # As at the end of an interpreter, release the objects of the program first, while tasks and the store still
+        # work.
         server.close()
         finalizing.run()
         from . import shutdown
@@ -99,7 +100,7 @@ class Server:
         self.functions: dict[int, Callable[..., Any] | _Unloadable] = {}
         # Settled arguments of a call, which are sent before it: (caller, number of the call) -> list
         self.arguments: dict[tuple[Peer, int], list[Any]] = {}
-        # Running streams: (caller, number of the call) -> how far ahead they are
+        # Running streams: (caller, number of the call) -> how far its stream is ahead of the reader
         self.flows: dict[tuple[Peer, int], Flow] = {}
         self.actor: Any = None
         self.actor_name = ""
@@ -128,7 +129,7 @@ class Server:
     def close(self) -> None:
         """Release the actor and the functions, so that they are finalized."""
         self.actor = None
-        # It is a method of this server, or of the loop that refers to it: a cycle.
+        # The hook is a method of this server, or of the loop that refers to it, which is a cycle.
         self.cancel = _nothing
         self.functions.clear()
         self.arguments.clear()
@@ -220,7 +221,8 @@ class Server:
             return False
         if self.visitors is not None and self.visitors.waiting():
             return False
-        # A handle whose message was lost does not keep the actor: its receiver has had time to connect.
+        # A handle whose message was lost does not keep the actor alive: after this time its receiver would have
+        # connected.
         now = time.monotonic()
         self.expected = {token: since for token, since in self.expected.items() if now - since < protocol.GRACE}
         return not self.expected

@@ -43,7 +43,8 @@ class _Loop:
             while server.inbox:
                 peer, kind, number, payload = server.inbox.popleft()
                 if kind == protocol.CALL:
-                    # Run it to its first await immediately, so that calls start in the order in which they came.
+                    # Run the call to its first await immediately, so that calls start in the order in which they
+                    # came.
                     task = loop.create_task(self.call(peer, number, payload))
                     self.tasks[peer, number] = task
                     task.add_done_callback(functools.partial(self.forget, peer, number))

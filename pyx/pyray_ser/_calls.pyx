@@ -119,7 +119,8 @@ cdef class Descriptor:
         try:
             _open.pop(fd, None)
         except BaseException:
-            pass  # no memory for a number; a child may then close a descriptor that it owns
+            # There is no memory: the number stays in `_open`, and a forked child may close an unrelated descriptor.
+            pass
         c_close(fd)
 
     def fileno(self):
@@ -209,17 +210,17 @@ cdef class Calls(Descriptor):
     cdef readonly dict sent
     # Jobs that are not sent yet
     cdef readonly object queued
-    # arrival -> frame that is not processed yet
+    # number in order of arrival -> frame that is not processed yet
     cdef dict frames
     cdef long long first, next
     cdef Py_ssize_t sent_bytes
-    # The pipe has ended, or there is none yet.
+    # Whether the pipe has ended, or does not exist yet.
     cdef readonly bint dead
-    # No more calls are accepted.
+    # Whether no more calls are accepted.
     cdef readonly bint closed
     # Thread that reads.
     cdef readonly unsigned long reader
-    # Not written yet, from `written` on.
+    # Bytes that are not written yet, from `written` on.
     cdef bytearray backlog
     cdef Py_ssize_t written
     cdef uint8_t *room

@@ -92,7 +92,7 @@ def instance_dict(obj):
     """Return the real ``__dict__`` of an instance, even if its class overrides the attribute, or None."""
     cdef PyObject *found = PyObject_GenericGetDict(<PyObject *>obj, NULL)
     if found == NULL:
-        PyErr_Clear()                   # an AttributeError, because only C code has run
+        PyErr_Clear()                   # this is an AttributeError, because only C code has run
         return None
     attributes = <object>found
     Py_DECREF(attributes)
@@ -107,7 +107,7 @@ cdef class Node:
     cdef readonly object obj
     cdef readonly long long inband, zero_copy, copied, referenced
     cdef readonly list children
-    cdef readonly long long others          # children too many or too small to keep
+    cdef readonly long long others          # children that are too many or too small to keep
     cdef readonly long long others_bytes
 
     @property
@@ -122,7 +122,7 @@ cdef class Frame:
     cdef object obj             # the container, or the object being reduced
     cdef object parts           # REDUCE: [callable, args, kwargs, listitems, dictitems, setter, state]
     cdef object iterator        # SET and the item iterators
-    cdef object key, child      # where the walk is now
+    cdef object key, child      # the current step of the walk
     cdef Py_ssize_t position
     cdef Py_ssize_t size
     cdef int part
@@ -684,7 +684,7 @@ cdef class Walker:
             if not args or not hasattr(args[0], "__new__"):
                 raise PicklingError("args[0] from __newobj__ args has no __new__")
             if not plain and getattr(obj, "__class__", type(obj)) is not args[0]:
-                # Its class is wrong, but its parts may fail too: go on.
+                # The class of this part is wrong, but its parts may fail, too: continue.
                 self.fail(obj, PicklingError("args[0] from __newobj__ args has the wrong class"))
             function, args = args[0], args[1:]
         elif function_name == "__newobj_ex__":
@@ -725,7 +725,7 @@ cdef class Walker:
         parent.inband += 2
         if key in self.ranges:
             return 0
-        self.ranges[key] = obj          # kept alive, so that no other buffer gets the address
+        self.ranges[key] = obj          # kept alive, so that no other buffer gets the same address
         # The top frame is that of the argument tuple; that of the reduction is below it.
         copying = len(self.stack) > 1 and (<Frame>self.stack[len(self.stack) - 2]).copying
         node = self.leaf_node(<PyObject *>obj, 2, 0, 0)

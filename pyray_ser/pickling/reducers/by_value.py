@@ -17,7 +17,7 @@ __all__ = ["install", "reduce_cached", "reduce_type_parameter"]
 def _goes_by_name(obj: Any) -> bool:
     try:
         module, _ = find_global(obj, getattr(obj, "__qualname__", None) or obj.__name__)
-    except Exception:  # its name leads nowhere, or to another object
+    except Exception:  # its name leads to no object, or to another one
         return False
     return module not in ("__main__", "__mp_main__")
 

@@ -17,8 +17,9 @@ def reduce_arrow_column(column: Any) -> Any:
     """Reduce a column to its chunks, without merging them."""
     data = column.__dict__.get("_pa_array")
     if data is None:
-        return NotImplemented  # a pandas with other names
-    # pandas says what else belongs to the state, caches do not: asked of a column without rows, whose chunks merge at no cost.
+        return NotImplemented  # this version of pandas uses other names
+    # pandas knows what else belongs to the state (caches do not): ask it for the state of a column without rows,
+    # whose chunks merge at no cost.
     empty = object.__new__(type(column))
     empty.__dict__.update(column.__dict__, _pa_array=data.slice(0, 0))
     return reconstruct.pandas_arrow_column, (type(column), {**empty.__getstate__(), "_pa_array": data})

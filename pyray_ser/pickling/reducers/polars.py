@@ -1,10 +1,10 @@
 """polars: frames and series as Arrow data, whose buffers the reader uses in place.
 
-This needs pyarrow. Without it, and for types that Arrow does not have (`Object` columns), polars' own reduction applies,
-which writes everything into one bytes object.
+This needs pyarrow. Without pyarrow, and for types that Arrow does not have (`Object` columns), polars' own reduction
+applies, which writes everything into one bytes object.
 
-Categories travel as their codes, also nested ones (see `reconstruct.polars`). As Arrow dictionaries, polars would number
-them again on both sides.
+Categories travel as their codes, also nested ones (see `reconstruct.polars`). If they travelled as Arrow
+dictionaries, polars would number them again on both sides.
 """
 
 import sys
@@ -86,7 +86,7 @@ def _known_to_arrow(dtype: Any) -> bool:
     """Return whether this pyarrow has a type; tried with an empty series."""
     try:
         _arrow(polars.Series("", [], dtype=dtype))
-    except Exception:  # from polars or pyarrow
+    except Exception:  # raised by polars or pyarrow
         return False
     return True
 

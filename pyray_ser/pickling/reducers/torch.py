@@ -45,7 +45,7 @@ def _memory_of(storage: Any) -> Any:
     if memory is not None:
         return memory
     whole = _wholes.get(key)
-    # The tensor belongs to the user, who may have changed it since.
+    # The user may have changed the tensor since.
     if whole is not None and _is_plain(whole) and _is_whole(whole, whole.untyped_storage(), key):
         return whole
     memory = _memories[key] = _Memory(storage)
@@ -89,7 +89,7 @@ def reduce_memory(memory: _Memory) -> Any:
 def reduce_tensor(tensor: Any) -> Any:
     """Reduce a plain, strided CPU tensor to its storage and its place there."""
     if not _is_plain(tensor):
-        return NotImplemented  # torch reduces it, or refuses
+        return NotImplemented  # torch reduces the tensor itself, or refuses
     storage = tensor.untyped_storage()
     key = storage._cdata
     size = tuple(tensor.size())

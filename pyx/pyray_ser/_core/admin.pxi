@@ -185,7 +185,7 @@ def check_spilled(Store store):
     cdef int n = 0
     cdef prs_header header
     cdef Pin pin
-    form_of(store)  # raises if a package is missing, which is no damage
+    form_of(store)  # raises if a package is missing, which does not mean damage
     for record in store.records():
         if not record["spilled"] or record["freed"] or record["state"] == "creating":  # its file is not finished
             continue

@@ -47,7 +47,7 @@ cdef Py_ssize_t scalar_stream(object value, uint8_t *out) except -1:
             n = 4
         else:
             n = 8
-            # Drop bytes that only repeat the sign.
+            # Remove bytes that only repeat the sign.
             while (number >> (8 * (n - 1) - 1)) == (-1 if number < 0 else 0):
                 n -= 1
             out[2] = 0x8a

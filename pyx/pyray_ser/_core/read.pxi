@@ -99,11 +99,12 @@ cdef object named_object(Store store, const prs_buffer_entry *entry, bint writab
             status = restore(store, &pin.id, True, &pin.view, ref, &handle)
             if status == PRS_OK:
                 break
-        else:  # it is sealed, so a process is spilling it
+        else:  # the object is sealed, so a process is spilling it
             store.check_open()
             handle = begin(store)
             with nogil:
-                if prs_wait(handle, &pin.id, -1) == PRS_E_FREED:  # freed, but the outer object still holds it
+                if prs_wait(handle, &pin.id, -1) == PRS_E_FREED:
+                    # The object was freed, but the outer object still holds it.
                     prx_nap(1000000)
             end(handle)
         PyErr_CheckSignals()
@@ -111,7 +112,8 @@ cdef object named_object(Store store, const prs_buffer_entry *entry, bint writab
         handle = store.handle
         status = prs_pin_named(handle, &pin.id, &pin.view)
     if status != PRS_OK:
-        # The outer object holds it. If it is missing, the table is corrupt, or it was spilled and its file was deleted.
+        # The outer object holds it. If the object is missing, the table is corrupt, or it was spilled and its file
+        # was deleted.
         if status in (PRS_E_CLOSED, PRS_E_FREED, PRS_E_SYS, PRS_E_NOMEM):
             fail(status, NULL, store, ref)
         if status == PRS_E_LOST and prs_state(handle, &pin.id) == PRS_OK:

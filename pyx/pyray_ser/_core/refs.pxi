@@ -21,8 +21,8 @@ cdef class ObjectRef:
     another process by anything that pickles it; it is awaitable, hashable and ordered (by store, then by age).
     """
 
-    # `handle` holds our reference (NULL: none does, because it is lost or not yet found). `lay` is where the object's
-    # bytes were at the last get (NULL: not known); it serves prefetching only.
+    # `handle` holds our reference (NULL: no handle does, because the object is lost or not yet found). `lay` is where
+    # the object's bytes were at the last get (NULL: not known); it serves prefetching only.
     cdef prs_oid id
     cdef prs_store *handle
     cdef Store store
@@ -295,7 +295,7 @@ cdef int check_refs(str function, object refs) except -1:
 # Up to NODE_MAX bytes follow: the name of the node.
 cdef struct Travel:
     prs_oid id
-    uint64_t start_time     # of the sender; with pid and fd its locator
+    uint64_t start_time     # start time of the sender; with pid and fd its locator
     int32_t pid
     int32_t fd
     uint32_t kind           # 0, PRS_TOKEN_ONCE or PRS_TOKEN_STICKY

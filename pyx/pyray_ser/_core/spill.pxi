@@ -34,7 +34,7 @@ cdef bint make_room(Store store, uint64_t size) except -1:
     form = form_of(store)
     if form is None:
         return False
-    store.check_open()  # the import may have let another thread close it
+    store.check_open()  # during the import another thread may have closed the store
     handle = begin(store)
     try:
         for turn in range(PRS_SPILL_ROUNDS):
@@ -146,7 +146,7 @@ cdef int restore(Store store, const prs_oid *id, bint named, prs_view *view, Obj
     cdef int status
     cdef prs_store *handle
     form = form_of(store)
-    store.check_open()  # the import may have let another thread close it
+    store.check_open()  # during the import another thread may have closed the store
     error.code = 0
     handle = begin(store)
     try:

@@ -6,8 +6,8 @@ cdef bint exit_registered = False
 
 
 cdef void close_at_exit() noexcept:
-    # Runs after the interpreter has ended. A daemon thread may still be inside a call without the GIL; the kernel
-    # reclaims what it uses.
+    # This runs after the interpreter has ended. A daemon thread may still be inside a call without the GIL; the
+    # kernel reclaims what that thread uses.
     prs_close_all()
 
 
@@ -32,7 +32,7 @@ def names_of(Store store not None):
         end(handle)
         if not more:
             return found
-        # Another process wrote the bytes: they may be no UTF-8.
+        # Another process wrote the bytes, which may not be valid UTF-8.
         found.append(((<const char *>text).decode("utf-8", "replace"), oid_bytes(&id)))
 
 
@@ -367,7 +367,7 @@ cdef class Store:
             with nogil:
                 prx_nap(nap)
             nap = min(nap * 2, 20000000)
-            rounds = 0  # counts rounds without a pause
+            rounds = 0  # counts attempts without a pause
             PyErr_CheckSignals()
 
     cdef int write(self, prs_draft *draft, uint64_t at, const void *src, size_t n) except -1:
@@ -465,6 +465,6 @@ def set_default(Store store):
 cdef Store default_or_open():
     cdef Store store = default_store
     if store is None:
-        # Not `default_store`: another thread may have closed it again, and None has no handle.
+        # Do not use `default_store`: another thread may have closed it again, and None has no handle.
         store = open_default_store()
     return store

@@ -135,12 +135,12 @@ cdef Window open_window(uint64_t size, int64_t deadline):
     made.data = <uint8_t *>made.draft.window + made.off
     made.size = size
     made.state = OPEN
-    end(made.draft.store)  # an open window does not count as a use: it only keeps the handle's memory
+    end(made.draft.store)  # an open window does not count as a use of the handle: it only keeps its memory
     if open_windows is None:
         from weakref import WeakValueDictionary
 
         empty_table = WeakValueDictionary()
-        if open_windows is None:  # another thread may have made it meanwhile
+        if open_windows is None:  # another thread may have made the dict meanwhile
             open_windows = empty_table
     open_windows[<size_t><void *>made] = made
     return made
@@ -304,5 +304,5 @@ def abort_all():
             if window.store.handle == window.draft.store:
                 prs_abort(window.draft.store, &window.draft, True)
             window.state = ABORTED
-    for window in windows:  # runs Python code, which a signal handler can end
+    for window in windows:  # runs Python code, in which a signal handler can raise
         forget(window)

@@ -324,7 +324,7 @@ cdef int gather_array(Store store, prs_draft *draft, uint64_t off, object array,
 cdef bint worth_referring(Store store, const void *data, uint64_t size, prs_oid *inner, uint64_t *at) noexcept:
     """Return whether these bytes lie in an object of this store, and are a large enough part to keep it alive."""
     cdef prs_view view
-    if store.handle is NULL:  # closed since the put began: the allocation raises
+    if store.handle is NULL:  # the store was closed since the put began: the allocation raises
         return False
     if prs_find(store.handle, data, size, inner, at) != PRS_OK or prs_pin(store.handle, inner, &view) != PRS_OK:
         return False
