@@ -209,7 +209,7 @@ __attribute__((unused)) static int verify(prs_store *s, const prs_oid *id, uint6
 {
     prs_view v;
     int rc = prs_pin(s, id, &v);
-    for (int i = 0; i < 50 && rc == PRS_E_AGAIN; i++) { /* being spilled, perhaps by a dead process */
+    for (int i = 0; i < 50 && rc == PRS_E_AGAIN; i++) { /* the object is being spilled, perhaps by a dead process */
         prs_wait(s, id, -1);
         rc = prs_pin(s, id, &v);
     }

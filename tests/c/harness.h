@@ -130,7 +130,7 @@ __attribute__((unused)) static uint64_t test_seed(uint64_t fallback)
 
 __attribute__((unused)) static int test_main_(int argc, char **argv)
 {
-    /* volatile: they change between setjmp and longjmp */
+    /* volatile, because they change between setjmp and longjmp */
     volatile int passed = 0, failed = 0, skipped = 0;
     test_pid_ = getpid();
     setvbuf(stdout, NULL, _IOLBF, 0);

@@ -81,14 +81,14 @@ TEST(futex_wakes_another_process_through_another_mapping)
     fflush(stdout);
     pid_t child = fork();
     CHECK(child >= 0);
-    if (child == 0) { /* waits through the read-only mapping */
+    if (child == 0) { /* this one waits through the read-only mapping */
         while (prs_load_seqcst(other) == 0) {
             int rc = prs_futex_wait(prs_low_half(other), 0, 10000000000);
             CHECK_MSG(rc == 0 || rc == -EAGAIN, "wait: %d", rc);
         }
         _exit(prs_load_seqcst(other) == 7 ? 0 : 1);
     }
-    usleep(20000); /* most likely asleep by now; right either way */
+    usleep(20000); /* the waiter is most likely asleep by now; the test is valid either way */
     prs_store_seqcst(mine, 7u);
     CHECK(prs_futex_wake(prs_low_half(mine), INT_MAX) >= 0);
     int status;
@@ -100,7 +100,7 @@ TEST(futex_wakes_another_process_through_another_mapping)
 }
 
 static prs_spin lock = PRS_SPIN_INIT;
-static uint64_t guarded; /* plain on purpose: TSan sees it when the lock does not order */
+static uint64_t guarded; /* plain on purpose: TSan reports a race if the lock does not order the accesses */
 
 static void *count_up(void *arg)
 {
@@ -151,7 +151,7 @@ TEST(spinlock_waiter_survives_an_owner_that_sleeps)
     CHECK_EQ(guarded, 1);
 }
 
-/* Store buffering (Dekker): with seq_cst on both sides, never do both threads miss the other. */
+/* Store buffering (Dekker): with seq_cst on both sides, the two threads never both miss each other's write. */
 static prs_atomic_u64 sb_x, sb_y;
 static prs_atomic_u32 sb_gate;
 enum { SB_ROUNDS = 20000 };
@@ -168,7 +168,7 @@ static void *sb_side(void *arg)
         prs_fetch_or_seqcst(mine, (uint64_t)i + 1);
         sb_saw[me][i] = prs_load_seqcst(theirs) != 0;
         prs_fetch_add_seqcst(&sb_gate, 0u);
-        /* second gate: both have looked before either clears */
+        /* second gate: both threads have read before either clears */
         static prs_atomic_u32 done;
         prs_fetch_add_seqcst(&done, 1u);
         for (unsigned spins = 0; prs_load_seqcst(&done) < 2 * (i + 1); spins++)

@@ -39,7 +39,7 @@ TEST(freed_bytes_stay_while_an_object_refers_to_them)
         prs_oid inner = put(s, size, 1), outer = refer(s, &inner), second = refer(s, &inner);
         CHECK_EQ(prs_free(s, &inner, &e), PRS_OK);
         prs_unref(s, &inner);
-        for (int i = 0; i < 20; i++) { /* what would be reused if it was given back */
+        for (int i = 0; i < 20; i++) { /* takes the memory that would be reused if it had been freed */
             prs_oid other = put(s, size, 9);
             prs_unref(s, &other);
         }
@@ -69,7 +69,7 @@ TEST(an_edge_that_only_names_an_object_does_not_keep_freed_bytes)
     CHECK_EQ(prs_seal(s, &d, &e), PRS_OK);
     CHECK_EQ(prs_free(s, &inner, &e), PRS_OK);
     check_named(s, &inner, 100000, 1);
-    prs_unref(s, &outer); /* the last that refers; the other one only names it */
+    prs_unref(s, &outer); /* the last object that uses the bytes; the other one only refers to the object */
     prs_deferred_run_all(s);
     prs_view v;
     CHECK(prs_pin_named(s, &inner, &v) < 0);
@@ -100,7 +100,7 @@ TEST(more_edges_than_the_count_holds)
     close_store(s);
 }
 
-/* The caller holds the bytes by a pin: that they were freed a moment ago changes nothing. */
+/* The caller pins the bytes, so it does not matter that the object was freed a moment ago. */
 TEST(freed_bytes_that_are_pinned_can_be_referred_to)
 {
     prs_error e;
@@ -123,7 +123,8 @@ TEST(freed_bytes_that_are_pinned_can_be_referred_to)
     close_store(s);
 }
 
-/* The freer, the referrer or the holder of the referrer dies; or the store lock is stolen and counts are made anew. */
+/* The freeing process, the referring process or its holder dies; or the store lock is stolen and links are recounted.
+ * */
 TEST(deaths_neither_lose_nor_leak_the_bytes)
 {
     SEVERAL_PROCESSES();
@@ -145,7 +146,7 @@ TEST(deaths_neither_lose_nor_leak_the_bytes)
             prs_oid more = put(s, 300000, 6);
             prs_unref(s, &more);
             prs_deferred_run_all(s);
-            kill(getpid(), SIGKILL); /* points that this does not cross */
+            kill(getpid(), SIGKILL); /* failpoints that this operation does not cross */
         }
         int status = reap_child(pid);
         CHECK_KILLED(status, SIGKILL);

@@ -5,7 +5,7 @@
 
 #include "../../csrc/store/platform/copy.h"
 
-/* The definition: visit the index tuples in C order. */
+/* The model: visit the index tuples in C order. */
 static void model(unsigned char *dst, const unsigned char *src, int ndim, const ptrdiff_t *shape,
                   const ptrdiff_t *strides, size_t item)
 {
@@ -145,7 +145,7 @@ TEST(nonsense_is_refused)
     CHECK_EQ(prs_copy_strided(&byte, &byte, 2, shape, strides, 8), -EINVAL);
     shape[1] = -2;
     CHECK_EQ(prs_copy_strided(&byte, &byte, 2, shape, strides, 1), -EINVAL);
-    shape[0] = 0; /* empty, and still nonsense */
+    shape[0] = 0; /* an empty array, but the arguments are still invalid */
     CHECK_EQ(prs_copy_strided_parallel(&byte, &byte, 2, shape, strides, 1, 0), -EINVAL);
     CHECK_EQ(byte, 0);
 }
@@ -162,7 +162,7 @@ TEST(long_rows_with_gaps)
         check(src + 4 * (widths[i] + 100), 2, shape, back, 1);
     }
     free(src);
-    src = pattern(7 << 20); /* rows longer than the pieces that threads take */
+    src = pattern(7 << 20); /* rows longer than the pieces that threads copy */
     check(src, 2, (ptrdiff_t[]){3, 2 << 20}, (ptrdiff_t[]){(2 << 20) + 100, 1}, 1);
     free(src);
 }

@@ -1,8 +1,8 @@
 /*
- * test_damage.c - every sentence that prs_check() can say, said.
+ * test_damage.c - makes prs_check() report each damage that it can detect.
  *
- * One table after the other is damaged in one place, as a wild write or a bug of the engine would; the check names it, nobody
- * can attach to such a store, and the check passes when the bytes are as before.
+ * Each case damages one table in one place, as a wild write or a bug of the engine would. The check names the damage,
+ * no process can attach to such a store, and the check passes once the bytes are restored.
  */
 #include "corpses.h"
 
@@ -11,10 +11,10 @@ static struct scene {
     prs_super *p;
     prs_arena *a;
     prs_oid inner, outer;
-    prs_slot *slot, *held; /* of the outer and of the inner object */
+    prs_slot *slot, *held; /* slots of the outer and of the inner object */
     prs_extent *used;      /* the outer's */
     uint32_t free_extent;
-    uint32_t fl, sl; /* the bin of free_extent, in which it is alone */
+    uint32_t fl, sl; /* the bin that contains only free_extent */
     uint32_t edge, free_link, token;
     prs_name *name;
     uint8_t *before; /* all tables but the constants */
@@ -53,7 +53,7 @@ static void set_up(struct scene *c, int crowd)
     CHECK_EQ(prs_seal(c->s, &d, &e), PRS_OK);
     c->outer = d.id;
     prs_oid hole = put(c->s, 200000, 2), last = put(c->s, MIB, 3);
-    prs_unref(c->s, &hole); /* free extents on both sides of what is used */
+    prs_unref(c->s, &hole); /* free extents on both sides of the used ones */
     (void)last;
     CHECK_EQ(prs_token_take(c->s, &c->inner, PRS_TOKEN_ONCE, &token), PRS_OK);
     CHECK_EQ(prs_name_bind(c->s, "name", 4, &c->outer, &e), PRS_OK);
@@ -83,7 +83,7 @@ static void flags_of_bin(prs_arena *a, uint32_t fl, uint32_t sl, uint32_t head)
     a->fl_bitmap = a->sl_bitmap[fl] ? a->fl_bitmap | 1ull << fl : a->fl_bitmap & ~(1ull << fl);
 }
 
-/* A descriptor that no chain knows, as a free extent of 64 bytes. */
+/* Make an unused descriptor, which is in no chain, a free extent of 64 bytes. */
 static uint32_t stray(struct scene *c)
 {
     uint32_t i = c->a->extent_bump;
@@ -179,7 +179,7 @@ static const char *damage_extent(struct scene *c, int which)
         SAYS("disagree", prs_store_relaxed(&c->slot->off, prs_load_relaxed(&c->slot->off) - 64));
     case 8:
         SAYS("disagree", prs_store_relaxed(&c->slot->cap, prs_load_relaxed(&c->slot->cap) + 64));
-    case 9: /* one gap as two */
+    case 9: /* one gap becomes two free extents */
         i = stray(c);
         c->s->extents[i].off = gap->off + gap->size - 64;
         c->s->extents[i].prev = c->free_extent;
@@ -203,7 +203,7 @@ static const char *damage_extent(struct scene *c, int which)
         SAYS("holds what is not free", c->a->bins[c->fl][c->sl] = limit);
     case 16:
         SAYS("holds what is not free", gap->bin_prev = c->free_extent);
-    case 17: /* one more than there are */
+    case 17: /* a count that is one too high */
         SAYS("holds what is not free", flags_of_bin(c->a, 0, 1, stray(c)));
     case 18:
         flags_of_bin(c->a, c->fl, c->sl, PRS_NIL);
@@ -213,7 +213,7 @@ static const char *damage_extent(struct scene *c, int which)
         SAYS("is in the wrong bin", flags_of_bin(c->a, 39, c->sl, c->free_extent));
     case 20:
         SAYS("are in no bin", flags_of_bin(c->a, c->fl, c->sl, PRS_NIL));
-    case 21: /* as many as there are, but not of their bytes */
+    case 21: /* the right count, but a wrong number of bytes */
         flags_of_bin(c->a, c->fl, c->sl, PRS_NIL);
         SAYS("are in no bin", flags_of_bin(c->a, 0, 1, stray(c)));
     default:
@@ -301,12 +301,12 @@ static void try_with(const char *damage(struct scene *, int), int crowd)
         prs_store *t = NULL;
         rc = crowd && is_sum(says) ? PRS_E_CORRUPT : prs_attach_pid(&t, getpid(), -1, prs_id(c->s), NULL, &e);
         CHECK_MSG(rc == PRS_E_CORRUPT && t == NULL, "damage %d: attached to all the same: %d", which, rc);
-        CHECK_EQ(live_clients(c), 1); /* who was refused is none */
+        CHECK_EQ(live_clients(c), 1); /* a process that was refused is no client */
         heal(c);
         rc = prs_check(c->s, &e);
         CHECK_MSG(rc == PRS_OK, "damage %d was to be undone: %s", which, e.what);
     }
-    prs_store *t = client_of(c->s); /* none of those refused has left anything */
+    prs_store *t = client_of(c->s); /* no refused process has left anything */
     CHECK_EQ(stats_of(t).clients, 2);
     close_store(t);
     CHECK_STORE(c->s);

@@ -1,13 +1,13 @@
 /*
- * Every failpoint crossed with death.
+ * Kills a process at every failpoint.
  *
- * A case is a process of its own, the survivor. It makes a store with objects of known content and
- * forks a victim, which arms one failpoint and runs a driver that crosses it. The victim must die there:
- * a driver that ends alive fails the case. Then the survivor looks, and everything must be as if the
- * victim had never been: fsck clean, own objects and views intact, the victim's memory back to the last
- * byte. Scenarios: alone; beside a client that puts and frees all the time; with an earlier corpse, lock
- * in hand, still lying about; with a forked heir of the victim that lives on. In each, the victim may also stop at
- * the point and die only after the others have lived beside it for a while.
+ * A case is a process of its own, the survivor. It makes a store with objects of known content and forks a victim,
+ * which arms one failpoint and runs a driver that crosses it. The victim must die there: a driver that ends alive
+ * fails the case. Then the survivor checks that no trace of the victim is left: the store is consistent, the
+ * survivor's objects and views are intact, and every byte of the victim's memory is free again. Scenarios: alone;
+ * next to a client that puts and frees all the time; after an earlier client died with the lock and was not
+ * reaped; with a forked child of the victim that survives it. In each scenario the victim may also stop at the
+ * failpoint, and die only after the others have worked for a while.
  */
 #include "engine.h"
 
@@ -18,7 +18,7 @@ struct scene {
     prs_store *s;
     prs_oid kept[KEPT];  /* the survivor holds a ref on each */
     prs_view view[KEPT]; /* and a pin on every other */
-    prs_oid loose;       /* held by a token alone, claimed by nobody */
+    prs_oid loose;       /* held only by a token that no process claims */
     prs_draft draft;     /* unsealed */
     prs_token token;
     char *spill_dir;
@@ -95,7 +95,7 @@ static void hold(struct scene *c)
 {
     prs_oid gone = put(c->s, 64, 1);
     prs_unref(c->s, &gone);
-    prs_unref(c->s, &c->kept[1]); /* the copy that came with the fork, so that the next sets the bit */
+    prs_unref(c->s, &c->kept[1]); /* drops the ref inherited by the fork, so that the next call sets the bit */
     arm(c);
     for (int i = 0; i < 20; i++) {
         CHECK_EQ(prs_ref(c->s, &c->kept[1]), PRS_OK);
@@ -156,7 +156,7 @@ static void tokens(struct scene *c)
     }
 }
 
-/* What three dead senders left, ended by the victim. */
+/* The victim ends what three dead senders left. */
 static void flights(struct scene *c)
 {
     for (int i = 0; i < 3; i++) {
@@ -237,7 +237,7 @@ static void die_holding_the_lock(prs_store *s)
 
 static void rebuild(struct scene *c)
 {
-    /* A busy client may be the one that steals the lock, nearly always where it is the faster. */
+    /* A busy client may steal the lock instead, and nearly always does where it is faster. */
     for (int i = 0; i < 30; i++) {
         die_holding_the_lock(c->s);
         if (i == 0)
@@ -283,14 +283,14 @@ static void forks(struct scene *c)
     }
 }
 
-/* The child cannot have a description of its own, as after setuid. */
+/* The child cannot have a separate file description, as after setuid. */
 static void forks_sharing(struct scene *c)
 {
     prs_failpoint_arm("fork_reopened", PRS_FAIL_ERRNO_ON, 1, EACCES);
     forks(c);
 }
 
-/* The newborn dies, and its parent after it. */
+/* The new child dies, and its parent dies after it. */
 static void birth(struct scene *c)
 {
     arm(c);
@@ -368,7 +368,7 @@ static void race(struct scene *c, const char *at, void *(*one)(void *), void (*o
 static void pin_other(prs_store *t, prs_oid *id)
 {
     prs_view v;
-    CHECK_EQ(prs_pin(t, id, &v), PRS_OK); /* while somebody decides to free it: it waits for nobody */
+    CHECK_EQ(prs_pin(t, id, &v), PRS_OK); /* while another process decides to free it: no wait */
     CHECK(content_right(v.data, 100, 1));
 }
 
@@ -490,7 +490,7 @@ static int contend(struct scene *c, prs_atomic_u32 *stop)
     return 0;
 }
 
-/* Inherits the victim's views, outlives it. */
+/* Inherits the victim's views and outlives the victim. */
 static int inherit(struct scene *c, int go)
 {
     char byte;
@@ -526,7 +526,7 @@ static void verify_kept(struct scene *c)
     }
 }
 
-/* While the victim is stopped somewhere: reading goes on, putting goes on or says who is in the way. */
+/* While the victim is stopped at any point, reads work, and puts work or name the stopped process. */
 static void live_beside_the_stopped(struct scene *c, pid_t victim)
 {
     verify_kept(c);
@@ -546,11 +546,11 @@ static void live_beside_the_stopped(struct scene *c, pid_t victim)
             prs_unref(c->s, &id);
         }
     }
-    prs_reap_dead(c->s, 0); /* it is not dead */
+    prs_reap_dead(c->s, 0); /* the victim is not dead */
     verify_kept(c);
 }
 
-/* What is in the store beyond the survivor's own must be held by a message, a name or an object. */
+/* Every other object in the store must be held by a message, a name or an object. */
 static void dismiss_strangers(struct scene *c)
 {
     for (int again = 1; again;) {
@@ -577,7 +577,7 @@ static void dismiss_strangers(struct scene *c)
     }
 }
 
-/* Returns true when the point was crossed `after` times. */
+/* Return whether the failpoint was crossed `after` times. */
 static bool play(struct scene *c, enum scenario scenario)
 {
     int d = driver_of(c->point);
@@ -600,7 +600,7 @@ static bool play(struct scene *c, enum scenario scenario)
     CHECK_EQ(before.clients, 1);
 
     prs_atomic_u32 *stop = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    prctl(PR_SET_CHILD_SUBREAPER, 1); /* not every init reaps orphans */
+    prctl(PR_SET_CHILD_SUBREAPER, 1); /* some init processes do not reap orphans */
     pid_t contender = -1, heir = -1;
     int go[2], born[2];
     CHECK(pipe(go) == 0 && pipe(born) == 0);
@@ -645,7 +645,7 @@ static bool play(struct scene *c, enum scenario scenario)
         CHECK_KILLED(status, SIGKILL);
     }
 
-    verify_kept(c); /* also before anybody cleans up */
+    verify_kept(c); /* also before any process cleans up */
     prs_reap_dead(c->s, 0);
     int rc = prs_check(c->s, &e);
     CHECK_MSG(rc == PRS_OK, "prs_check: %s", e.what);
@@ -662,7 +662,7 @@ static bool play(struct scene *c, enum scenario scenario)
         status = reap_child(contender);
         CHECK_EXITED(status);
     }
-    /* A child whose parent was killed right after the fork is ours now, and may still be on its way out. */
+    /* A child whose parent was killed right after the fork is our child now, and may still be exiting. */
     while (waitpid(-1, NULL, 0) > 0)
         ;
     prs_reap_dead(c->s, 0);
@@ -676,12 +676,12 @@ static bool play(struct scene *c, enum scenario scenario)
     CHECK_EQ(now.objects, before.objects);
     CHECK_EQ(now.unsealed, 1);
     CHECK(now.in_flight >= 1 &&
-          now.in_flight <= (drivers[d].drive == flights ? 31 : 3)); /* ours, and what the victim died on */
+          now.in_flight <= (drivers[d].drive == flights ? 31 : 3)); /* ours, and the one that the victim died with */
     CHECK_EQ(now.orphaned, 0);
-    if (!drivers[d].spills) /* else some of ours lie in files now */
+    if (!drivers[d].spills) /* otherwise some of our objects are in files now */
         CHECK_EQ(now.used, before.used);
 
-    content(c->draft.dst, 100, 5); /* the survivor goes on */
+    content(c->draft.dst, 100, 5); /* the survivor continues */
     CHECK_EQ(prs_seal(c->s, &c->draft, &e), PRS_OK);
     CHECK_EQ(verify(c->s, &c->draft.id, 100, 5), PRS_OK);
     CHECK_EQ(prs_token_claim(c->s, &c->loose, &c->token), PRS_OK);
@@ -742,13 +742,13 @@ static void run(enum scenario scenario, int action, int after, int value)
             continue;
         CHECK_MSG(driver_of(*point) >= 0, "failpoint %s has no driver here", *point);
         if (action == PRS_FAIL_STOP && strcmp(*point, "fork_born") == 0)
-            continue; /* the one that would stop is not the one waited for */
+            continue; /* the process that would stop is not the one that we wait for */
         if (drivers[driver_of(*point)].spills && !spill_dir[0])
-            continue; /* no file system but tmpfs */
+            continue; /* only tmpfs is mounted */
         int status = 0;
         bool hit = false, miss = true;
-        /* Beside a busy client, or on a busy machine, whether a race is lost is up to the scheduler: some points need
-         * another go. */
+        /* With a busy client or on a busy machine the scheduler decides a race, so some failpoints need another
+         * attempt. */
         for (int go = 0; miss && go < (after == 1 ? 8 : 1); go++) {
             fflush(NULL);
             pid_t pid = fork();
@@ -773,7 +773,7 @@ static void run(enum scenario scenario, int action, int after, int value)
     }
     printf("     %d cases, %d died at the point\n", cases, crossed);
     if (spill_dir[0]) {
-        CHECK_EQ(rmdir(spill_dir), 0); /* empty: nothing of the stores is left */
+        CHECK_EQ(rmdir(spill_dir), 0); /* the directory is empty: nothing of the stores is left */
         spill_dir[0] = 0;
     }
     CHECK_EQ(failed, 0);
@@ -842,11 +842,11 @@ TEST(errors_are_reported_and_leave_nothing)
     prs_oid id;
     prs_draft d;
     CHECK(prs_failpoint_arm("backing", PRS_FAIL_ERRNO, 1, ENOSPC));
-    CHECK_EQ(try_put(s, 100, 1, &id, &e), PRS_E_BACKING); /* growing the table of slots */
+    CHECK_EQ(try_put(s, 100, 1, &id, &e), PRS_E_BACKING); /* this grows the table of slots */
     CHECK(e.sys_errno == ENOMEM && e.what[0]);
     prs_oid small_one = put(s, 100, 1);
     CHECK(prs_failpoint_arm("backing", PRS_FAIL_ERRNO, 1, ENOSPC));
-    for (int i = 0; i < 20 && e.sys_errno != ENOSPC; i++) /* the next refill that needs pages: it asks for fewer */
+    for (int i = 0; i < 20 && e.sys_errno != ENOSPC; i++) /* the next refill that needs pages takes fewer slots */
         CHECK_EQ(try_put(s, 50000, 1, &id, &e), PRS_OK);
     CHECK_EQ(e.sys_errno, ENOSPC);
     CHECK(prs_failpoint_arm("backing", PRS_FAIL_ERRNO, 1, ENOSPC));
@@ -856,9 +856,9 @@ TEST(errors_are_reported_and_leave_nothing)
     CHECK_EQ(prs_alloc(s, MIB, PRS_ALLOC_WINDOW, &d, &e), PRS_OK);
     content(d.window, MIB, 4);
     CHECK(prs_failpoint_arm("window_revoked", PRS_FAIL_ERRNO, 1, ENOMEM));
-    CHECK_EQ(prs_seal(s, &d, &e), PRS_E_NOMEM); /* an error before anything is sealed: */
+    CHECK_EQ(prs_seal(s, &d, &e), PRS_E_NOMEM); /* an error before the object is sealed: */
     CHECK_EQ(prs_state(s, &d.id), PRS_E_AGAIN);
-    CHECK_EQ(prs_seal(s, &d, &e), PRS_OK); /* it can be tried again */
+    CHECK_EQ(prs_seal(s, &d, &e), PRS_OK); /* the put can be repeated */
     CHECK_EQ(verify(s, &d.id, MIB, 4), PRS_OK);
     prs_window_close(s, &d);
     CHECK_EQ(verify(s, &small_one, 100, 1), PRS_OK);

@@ -1,11 +1,11 @@
 /*
- * Every system call of the engine crossed with failure.
+ * Makes every system call of the engine fail.
  *
- * The calls by which the engine asks the kernel for anything are replaced here by ones that can be told to fail: the first
- * that is made while a driver runs, then the second, until a driver gets through untouched. Each case is a process of its
- * own. A call of the engine may fail then, with a code and a sentence; it may not crash, hang, lose or leave anything.
- * Scenarios: alone; beside a process that puts and frees all the time; in a recovery after a death with the store lock in
- * hand; around a fork, in the parent and in the child.
+ * The system calls of the engine are replaced by functions that fail on request: first the first call that a driver
+ * makes, then the second, until a driver ends without a failure. Each case is a process of its own. The call of the
+ * engine may then fail with a code and a message; it must not crash, hang, lose an object or leave anything behind.
+ * Scenarios: alone; next to a process that puts and frees all the time; in a recovery after a client died with the
+ * store lock; around a fork, in the parent and in the child.
  *
  * PRS_TORTURE=1 tries every error at every call; without it one error, in two of the scenarios at every fifth call.
  */
@@ -117,7 +117,7 @@ struct scene {
     int countdown, error;
 };
 
-/* A failure has a code and says why. */
+/* Check that a failure has a code and a message. */
 static void told(int rc, const prs_error *e)
 {
     CHECK(rc >= PRS_E_EXISTS && rc < 0);
@@ -204,7 +204,7 @@ static void windows(struct scene *c)
 
 static void spill(struct scene *c)
 {
-    puts_of(c, MIB, 30); /* the store has 12 MiB; verified while most of them lie in files */
+    puts_of(c, MIB, 30); /* the store has 12 MiB; the objects are verified while most of them are in files */
     puts_of(c, 14 * MIB, 1);
 }
 
@@ -272,7 +272,7 @@ static void look(struct scene *c)
         told(rc, &e);
 }
 
-/* Both sides of a fork go on; the child may have no client, then it says so. */
+/* Both sides of a fork continue; if the child has no client slot, it reports that. */
 static void forks(struct scene *c)
 {
     pid_t pid = fork();
@@ -295,7 +295,7 @@ static void forks(struct scene *c)
     puts_of(c, 100, 3);
 }
 
-static void forks_then_fails(struct scene *c) /* what fails, fails in the child */
+static void forks_then_fails(struct scene *c) /* the failure is in the child */
 {
     disarm();
     pid_t pid = fork();
@@ -372,7 +372,7 @@ static int contend(prs_store *s, const prs_atomic_u32 *stop)
     return 0;
 }
 
-/* True when something failed. */
+/* Return whether a call failed. */
 static bool play(const struct driver *d, enum scenario scenario, int countdown, int error)
 {
     struct scene c = {.spill_dir = d->spills ? spill_dir : NULL, .countdown = countdown, .error = error};
@@ -408,7 +408,7 @@ static bool play(const struct driver *d, enum scenario scenario, int countdown, 
     puts_of(&c, 2000, 3);
     puts_of(&c, 500000, 2);
     CHECK_EQ(stats_of(c.s).objects, KEPT);
-    /* A fork that could not hand over leaves what was held to the sticky holder, to the end of the store. */
+    /* If a fork could not hand over the holds, the sticky holder keeps the objects until the end of the store. */
     bool orphaned = stats_of(c.s).orphaned != 0;
     CHECK(!orphaned || d->drive == forks || d->drive == links);
     for (int i = 0; i < KEPT; i++) {
@@ -427,7 +427,7 @@ static void run(enum scenario scenario)
 {
     static const int errors[] = {ENOMEM, ENOSPC, EMFILE, EIO};
     int cases = 0, failed = 0;
-    const char *torture = getenv("PRS_TORTURE"); /* all errors at all calls; else one, at some */
+    const char *torture = getenv("PRS_TORTURE"); /* all errors at all calls; otherwise one error at some calls */
     bool all = torture && *torture;
     int stride = all || scenario == ALONE ? 1 : 5;
     if (SANITIZED)

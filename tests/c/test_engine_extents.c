@@ -1,6 +1,6 @@
 /*
- * Memory of a store: extents against a model, where they lie, that warm ones come back first; a full store;
- * pages given back to the kernel.
+ * Memory of a store: extents compared with a model, their places, reuse of warm ones first; a full store;
+ * pages returned to the kernel.
  */
 #include "engine.h"
 
@@ -22,7 +22,7 @@ static void check_extents(prs_store *s)
     CHECK_MSG(rc == PRS_OK, "prs_extent_check: %s", e.what);
 }
 
-/* Slots stand behind extents, so that prs_extent_check can compare. */
+/* Each extent gets a slot, so that prs_extent_check can compare. */
 static uint32_t bare_slot(prs_store *s)
 {
     uint32_t i = prs_slot_take(s);
@@ -58,7 +58,7 @@ static bool piece_alloc(prs_store *s, uint64_t size, bool paged, struct piece *p
 static void piece_free(prs_store *s, struct piece *p)
 {
     prs_slot *slot = prs_slot_at(s, p->slot);
-    uint32_t e = prs_load_relaxed(&slot->extent); /* a rebuild may have renamed it */
+    uint32_t e = prs_load_relaxed(&slot->extent); /* a rebuild may have given it another descriptor */
     prs_store_seqcst(&slot->word, prs_word(prs_word_generation(slot->word), 0, PRS_STATE_FREE));
     prs_extent_free(s, e, p->slot);
     prs_store_relaxed(&slot->extent, PRS_NIL);
@@ -91,7 +91,7 @@ static void against_the_model(uint64_t capacity, bool paged_too, uint64_t seed, 
                     CHECK(&live[i] == p || !live[i].size || live[i].off + live[i].size <= p->off ||
                           p->off + p->size <= live[i].off);
                 used += p->size;
-            } else { /* only when nothing free is large enough */
+            } else { /* allowed only if no free extent is large enough */
                 uint64_t need = prs_round_up(size ? size : 1, paged ? PRS_PAGE : PRS_UNIT);
                 CHECK_MSG(prs_extent_largest(s) < need + (paged ? PRS_PAGE : 0),
                           "%llu bytes refused, %llu are free in one piece", (unsigned long long)need,
@@ -102,7 +102,7 @@ static void against_the_model(uint64_t capacity, bool paged_too, uint64_t seed, 
         CHECK_EQ(used, s->super->arena.used);
         if (step % 7 == 0 || step > steps - 50)
             check_extents(s);
-        if (step % 1500 == 1499) { /* made anew from the slots: the same */
+        if (step % 1500 == 1499) { /* rebuilt from the slots, the extents are the same */
             prs_unlock(s);
             CHECK_EQ(prs_lock(s, PRS_SECOND, &e), PRS_OK);
             CHECK_EQ(prs_rebuild(s, &e), PRS_OK);
@@ -117,7 +117,7 @@ static void against_the_model(uint64_t capacity, bool paged_too, uint64_t seed, 
     CHECK_EQ(s->super->arena.used, 0);
     CHECK_EQ(prs_extent_largest(s), capacity);
     prs_unlock(s);
-    CHECK(failed > 0); /* it was tight at times */
+    CHECK(failed > 0); /* the store was full at times */
     CHECK_EMPTY(s);
     close_store(s);
 }
@@ -133,7 +133,8 @@ TEST(mixed_extents_against_a_model)
         against_the_model(2 * MIB, true, test_seed(seed), SANITIZED ? 2000 : 8000);
 }
 
-/* A store filled with small ones, every other freed, has no room for two; all freed, it is one again. */
+/* In a store full of small objects of which every other one is freed, no extent of twice the size is free; once all
+ * are freed, the space is one free extent again. */
 TEST(fragments_are_merged)
 {
     prs_store *s = store_of(4 * MIB);
@@ -151,7 +152,7 @@ TEST(fragments_are_merged)
     CHECK(e.want >= 300 * 1024 && e.capacity == 4 * MIB && e.used >= (uint64_t)n / 2 * 100 * 1024);
     for (int i = 1; i < n; i += 2)
         CHECK_EQ(verify(s, &id[i], 100 * 1024, (uint64_t)i), PRS_OK);
-    for (int i = 0; i < n; i += 2) /* what was freed can be had again, to the last */
+    for (int i = 0; i < n; i += 2) /* all freed memory can be allocated again */
         id[i] = put(s, 100 * 1024, (uint64_t)i + 500);
     for (int i = 0; i < n; i++)
         prs_unref(s, &id[i]);
@@ -189,7 +190,7 @@ TEST(what_was_freed_last_comes_back_first)
         prs_draft a, b, c;
         prs_oid keep = put(s, sizes[k], 1);
         CHECK_EQ(prs_alloc(s, sizes[k], 0, &a, &e), PRS_OK);
-        prs_oid between = put(s, sizes[k], 1); /* so that the freed ones do not merge */
+        prs_oid between = put(s, sizes[k], 1); /* so that the freed extents do not merge */
         CHECK_EQ(prs_alloc(s, sizes[k], 0, &b, &e), PRS_OK);
         prs_oid behind = put(s, sizes[k], 1);
         uint64_t first = a.off, last = b.off;
@@ -235,7 +236,7 @@ TEST(reserves_of_others_are_taken_back_when_full)
     prs_oid big;
     for (int i = 0; i < 4; i++) {
         t[i] = client_of(s);
-        for (uint32_t cls = 0; cls < PRS_CLASSES; cls++) { /* magazines of every class */
+        for (uint32_t cls = 0; cls < PRS_CLASSES; cls++) { /* fills magazines of every class */
             prs_oid id;
             if (try_put(t[i], prs_class_size(cls), 1, &id, &e) == PRS_OK)
                 prs_unref(t[i], &id);
@@ -247,7 +248,7 @@ TEST(reserves_of_others_are_taken_back_when_full)
     big = put(s, 2 * MIB, 1); /* all there is */
     CHECK_EQ(stats_of(s).reserved, 0);
     prs_oid one;
-    for (int i = 0; i < 4; i++) /* what the magazines claim is not theirs any more */
+    for (int i = 0; i < 4; i++) /* the slots in the magazines belong to others now */
         CHECK_EQ(try_put(t[i], 64, 2, &one, &e), PRS_E_FULL);
     CHECK_EQ(verify(t[0], &big, 2 * MIB, 1), PRS_OK);
     prs_unref(s, &big);
@@ -309,7 +310,7 @@ TEST(a_corpses_memory_is_found_when_needed)
     kill(pid, SIGKILL);
     int status = reap_child(pid);
     CHECK_KILLED(status, SIGKILL);
-    id = put(s, 8 * MIB, 2); /* without anybody asking for a look */
+    id = put(s, 8 * MIB, 2); /* although no caller asked for a check */
     CHECK_EQ(verify(s, &id, 8 * MIB, 2), PRS_OK);
     prs_unref(s, &id);
     CHECK_EMPTY(s);
@@ -327,7 +328,7 @@ TEST(trim_gives_back_what_is_free_wherever_it_lies)
         id[i] = put(s, 4 * MIB, (uint64_t)i);
     uint64_t all = stats_of(s).backed;
     CHECK(all >= 32 * MIB);
-    for (int i = 0; i < 8; i += 2) /* holes between living ones; the largest free extent was never used */
+    for (int i = 0; i < 8; i += 2) /* holes between live extents; the largest free extent was never used */
         prs_unref(s, &id[i]);
     CHECK(stats_of(s).backed > all - MIB); /* kept warm */
     uint64_t given = prs_trim(s, 0);
@@ -355,12 +356,12 @@ TEST(beyond_the_warm_reserve_pages_go_at_once)
         id[i] = put(s, 8 * MIB, 1);
     for (int i = 0; i < 10; i++)
         prs_unref(s, &id[i]);
-    CHECK(stats_of(s).backed < 40 * MIB); /* what was freed in one piece lately stays, the rest went */
+    CHECK(stats_of(s).backed < 40 * MIB); /* what was recently freed in one piece stays warm */
     CHECK_EMPTY(s);
     close_store(s);
 }
 
-/* Bytes the file takes and the store does not know of, tables included. */
+/* Return the bytes that the file takes, tables included, and the store does not count. */
 static uint64_t unmarked(prs_store *s)
 {
     struct stat st;
@@ -368,7 +369,7 @@ static uint64_t unmarked(prs_store *s)
     return (uint64_t)st.st_blocks * 512 - stats_of(s).backed;
 }
 
-/* With 80 KiB left, each page is for who needs it, not for its neighbours. */
+/* With 80 KiB left, only needed pages are backed, not neighbouring ones. */
 static void leave_little(prs_store *s, const char *dir)
 {
     char path[64];
@@ -405,7 +406,7 @@ TEST(a_tiny_tmpfs_is_an_error_not_a_signal)
         prs_draft d;
         CHECK_EQ(try_put(s, 300, 0, &ids[n++], &e), PRS_OK);
         leave_little(s, dir);
-        uint64_t tables = unmarked(s); /* what is tried in vain is not kept from others */
+        uint64_t tables = unmarked(s); /* a failed attempt does not keep memory from others */
         CHECK_EQ(prs_alloc(s, 8 * MIB, PRS_ALLOC_WINDOW, &d, &e), PRS_E_BACKING);
         const uint64_t sizes[] = {MIB, 50000, 300};
         for (int k = 0; k < 3; k++) {
@@ -424,7 +425,7 @@ TEST(a_tiny_tmpfs_is_an_error_not_a_signal)
             CHECK_EQ(verify(s, &ids[i], prs_load_relaxed(&prs_slot_at(s, ids[i].slot)->size), (uint64_t)i), PRS_OK);
         for (int i = 0; i < n; i++)
             prs_unref(s, &ids[i]);
-        CHECK_EQ(try_put(s, 2 * MIB, 5, &id, &e), PRS_OK); /* room again: pages elsewhere are given back for it */
+        CHECK_EQ(try_put(s, 2 * MIB, 5, &id, &e), PRS_OK); /* there is room again: pages elsewhere are returned */
         CHECK_EQ(verify(s, &id, 2 * MIB, 5), PRS_OK);
         prs_unref(s, &id);
         CHECK_EMPTY(s);

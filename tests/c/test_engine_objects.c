@@ -1,5 +1,5 @@
 /*
- * Objects: their bytes, who holds them, how they end; windows, edges, tokens, waiting, names of places.
+ * Objects: bytes, holders and end; windows, edges, tokens, waiting, addresses.
  */
 #include "corpses.h"
 #include <sys/time.h>
@@ -70,7 +70,7 @@ TEST(strided_writes_gather)
     enum { R = 700, C = 300 };
     for (int big = 0; big < 2; big++) {
         ptrdiff_t rows = big ? R : 30, shape[2] = {rows, C}, strides[2] = {(ptrdiff_t)sizeof(uint32_t), 0};
-        strides[1] = rows * (ptrdiff_t)sizeof(uint32_t); /* Fortran order in, C order out */
+        strides[1] = rows * (ptrdiff_t)sizeof(uint32_t); /* the source is in Fortran order, the result in C order */
         uint32_t *src = malloc((size_t)rows * C * sizeof *src);
         for (ptrdiff_t i = 0; i < rows * C; i++)
             src[i] = (uint32_t)(i * 2654435761u);
@@ -136,7 +136,7 @@ TEST(refs_and_pins_hold)
     CHECK_EQ(prs_pin(t, &id, &v), PRS_OK);
     CHECK_EQ(prs_pin(t, &id, &w), PRS_OK);
     CHECK(v.data == w.data);
-    prs_unref(s, &id); /* only views of t are left */
+    prs_unref(s, &id); /* only the views of t are left */
     CHECK_EQ(verify(s, &id, 300, 7), PRS_OK);
     prs_unpin(t, &id);
     CHECK(content_right(v.data, 300, 7));
@@ -147,7 +147,7 @@ TEST(refs_and_pins_hold)
     CHECK_EQ(prs_state(s, &id), PRS_E_LOST);
     CHECK_EQ(prs_pin(s, &id, &v), PRS_E_LOST);
     CHECK_EQ(prs_ref(s, &id), PRS_E_LOST);
-    prs_unref(s, &id); /* too many are void */
+    prs_unref(s, &id); /* superfluous drops have no effect */
     prs_unpin(s, &id);
     CHECK_EMPTY(s);
     close_store(t);
@@ -157,7 +157,7 @@ TEST(refs_and_pins_hold)
 TEST(free_ends_for_everyone_but_views)
 {
     prs_store *s = store_of(8 * MIB), *t = client_of(s);
-    for (int round = 0; round < 2; round++) { /* the second time in used slots */
+    for (int round = 0; round < 2; round++) { /* the second time the slots were used before */
         prs_oid id = put(s, 5000, 3);
         prs_view v;
         prs_error e = {0};
@@ -169,7 +169,7 @@ TEST(free_ends_for_everyone_but_views)
         CHECK_EQ(prs_pin(t, &id, &none), PRS_E_FREED);
         CHECK_EQ(prs_pin(s, &id, &none), PRS_E_FREED);
         CHECK_EQ(prs_state(t, &id), PRS_E_FREED);
-        prs_oid other = put(s, 5000, 4); /* must not land in the bytes still viewed */
+        prs_oid other = put(s, 5000, 4); /* must not reuse the bytes that are still viewed */
         CHECK(content_right(v.data, 5000, 3));
         prs_unpin(t, &id);
         CHECK_EQ(prs_state(s, &id), PRS_E_FREED);
@@ -187,7 +187,7 @@ TEST(free_ends_for_everyone_but_views)
     close_store(s);
 }
 
-/* A reused slot: what was held of the object before counts for nothing, and takes nothing away. */
+/* In a reused slot, holds of the earlier object do not count, and dropping them has no effect. */
 TEST(slots_are_reused_and_old_refs_are_void)
 {
     prs_store *s = store_of(8 * MIB), *t = client_of(s);
@@ -197,12 +197,12 @@ TEST(slots_are_reused_and_old_refs_are_void)
     CHECK_EQ(prs_ref(t, &old), PRS_OK);
     CHECK_EQ(prs_free(s, &old, &e), PRS_OK);
     prs_oid now = put(s, 64, 2);
-    CHECK_EQ(now.slot, old.slot); /* last in, first out */
+    CHECK_EQ(now.slot, old.slot); /* slots are reused last in, first out */
     CHECK(now.generation != old.generation && now.serial > old.serial);
     CHECK_EQ(prs_state(t, &old), PRS_E_FREED);
     prs_unref(t, &old);
     CHECK_EQ(prs_ref(t, &now), PRS_OK);
-    prs_unref(t, &old); /* must not take the ref to `now` */
+    prs_unref(t, &old); /* must not drop the ref to `now` */
     prs_unref(s, &now);
     CHECK_EQ(verify(t, &now, 64, 2), PRS_OK);
     prs_unref(t, &now);
@@ -219,7 +219,7 @@ TEST(generation_wraps)
     prs_unref(s, &first);
     prs_magazines_flush(s);
     CHECK_EMPTY(s);
-    for (uint32_t i = 0; i < s->super->published; i++) { /* at rest: all slots are FREE */
+    for (uint32_t i = 0; i < s->super->published; i++) { /* idle: all slots are FREE */
         prs_slot *slot = prs_slot_at(s, i);
         CHECK_EQ(prs_word_state(slot->word), PRS_STATE_FREE);
         slot->word = prs_word(UINT32_MAX - 1, 0, PRS_STATE_FREE);
@@ -237,7 +237,7 @@ TEST(generation_wraps)
         CHECK_EQ(ids[round].generation, (uint32_t)(UINT32_MAX + (uint32_t)round));
         prs_unref(s, &ids[round]);
     }
-    /* The same slot and generation again, four billion objects later: the serial tells. */
+    /* After four billion objects slot and generation repeat; the serial tells the objects apart. */
     prs_slot *slot = prs_slot_at(s, ids[0].slot);
     prs_oid last = put(s, 64, 9);
     CHECK_EQ(last.slot, ids[0].slot);
@@ -292,7 +292,7 @@ TEST(closed_handles_keep_views)
     prs_unref(s, &id);
     prs_close(t);
     prs_close(t);
-    prs_dispose(t); /* does nothing while pins are left */
+    prs_dispose(t); /* has no effect while pins are left */
     CHECK(content_right(v.data, MIB, 5));
     CHECK_EQ(prs_pin(t, &id, &v), PRS_E_CLOSED);
     CHECK_EQ(prs_ref(t, &id), PRS_E_CLOSED);
@@ -315,7 +315,7 @@ TEST(closing_gives_everything_back)
     prs_draft d[3];
     prs_error e = {0};
     for (int i = 0; i < 200; i++)
-        put(t, (uint64_t)i * 700, (uint64_t)i); /* refs dropped by closing */
+        put(t, (uint64_t)i * 700, (uint64_t)i); /* closing dropped the refs */
     CHECK_EQ(prs_alloc(t, 100, 0, &d[0], &e), PRS_OK);
     CHECK_EQ(prs_alloc(t, MIB, 0, &d[1], &e), PRS_OK);
     CHECK_EQ(prs_alloc(t, MIB, PRS_ALLOC_WINDOW, &d[2], &e), PRS_OK);
@@ -323,7 +323,7 @@ TEST(closing_gives_everything_back)
     window[0] = 1;
     prs_close(t);
     prs_oid fresh = put(s, 2 * MIB, 8);
-    memset(window, 0xEE, MIB); /* a window never sealed: still writable, but nobody's memory any more */
+    memset(window, 0xEE, MIB); /* a window that was never sealed: still writable, but private memory now */
     memset(d[0].dst, 0xEE, 100);
     CHECK_EQ(verify(s, &fresh, 2 * MIB, 8), PRS_OK);
     prs_unref(s, &fresh);
@@ -356,7 +356,8 @@ static void stops_again(pid_t pid)
     CHECK_MSG(WIFSTOPPED(status), "the child should stop: status %x", (unsigned)status);
 }
 
-/* The freer looks at the pins, then at the refs. Held all the time, but never by a ref when it looks at refs. */
+/* The freeing client reads the pins, then the refs. The object is held all the time, but never by a ref when the
+ * client reads refs. */
 TEST(a_hold_traded_behind_the_freers_look_counts)
 {
     SEVERAL_PROCESSES();
@@ -367,17 +368,17 @@ TEST(a_hold_traded_behind_the_freers_look_counts)
     prs_oid id = told->id[0] = put(t, 640, 5);
     prs_view v;
     pid_t freer = child_of(t, told, let_go_in_steps);
-    prs_unref(t, &id); /* held by the child alone */
+    prs_unref(t, &id); /* only the child holds it */
     say(&told->go);
-    stops_again(freer); /* its first look has passed the pins: */
+    stops_again(freer); /* its first scan has passed the pins: */
     CHECK_EQ(prs_pin(s, &id, &v), PRS_OK);
     kill(freer, SIGCONT);
-    stops_again(freer); /* nothing seen, FREEING, before its second look: */
+    stops_again(freer); /* it saw no holder and is before the second scan, in FREEING: */
     CHECK_EQ(prs_word_state(prs_load_seqcst(&prs_slot_at(s, id.slot)->word)), PRS_STATE_FREEING);
     CHECK_EQ(prs_ref(s, &id), PRS_OK);
     prs_unpin(s, &id);
     kill(freer, SIGCONT);
-    stops_again(freer); /* no pin seen; before it looks at the refs: */
+    stops_again(freer); /* it saw no pin and has not read the refs yet: */
     CHECK_EQ(prs_pin(s, &id, &v), PRS_OK);
     prs_unref(s, &id);
     int status;
@@ -433,10 +434,10 @@ TEST(sealing_revokes_the_window)
         CHECK_EQ(mprotect(window, 4096, PROT_READ | PROT_WRITE), -1);
         CHECK_EQ(errno, EACCES);
         dies_of_writing(window);
-        prs_reap_dead(s, 0); /* the child held what we hold */
+        prs_reap_dead(s, 0); /* the child held the same objects as we do */
         CHECK_EQ(verify(t, &d.id, sizes[k], k), PRS_OK);
         prs_unref(s, &d.id);
-        CHECK_EQ(verify(t, &d.id, sizes[k], k), PRS_OK); /* the window holds it */
+        CHECK_EQ(verify(t, &d.id, sizes[k], k), PRS_OK); /* the window holds the object */
         prs_window_close(s, &d);
         CHECK_EQ(prs_state(t, &d.id), PRS_E_LOST);
     }
@@ -471,7 +472,7 @@ TEST(aborted_windows_show_zeros_or_nothing)
     close_store(s);
 }
 
-/* A forked child sees the parent's open windows read-only and can neither seal nor keep their drafts. */
+/* In a forked child the parent's open windows are read-only, and the child can neither seal nor keep the drafts. */
 TEST(windows_belong_to_the_parent)
 {
     prs_store *s = store_of(32 * MIB);
@@ -503,7 +504,7 @@ TEST(windows_belong_to_the_parent)
     close_store(s);
 }
 
-/* ... and giving up its copy of the draft lets go of the ref that came with it, at once. */
+/* ... and aborting its copy of the draft immediately releases the ref that came with it. */
 TEST(child_lets_go_of_the_parents_draft)
 {
     prs_store *s = store_of(32 * MIB);
@@ -554,7 +555,7 @@ TEST(find_names_the_pinned_object_around_an_address)
     CHECK_MEM(&found, &b, sizeof b);
     CHECK_EQ(prs_find(s, va.data + 10, 991, &found, &at), PRS_E_NOTFOUND); /* past its end */
     CHECK_EQ(prs_find(s, va.data - 1, 2, &found, &at), PRS_E_NOTFOUND);
-    CHECK_EQ(prs_find(s, &at, 8, &found, &at), PRS_E_NOTFOUND); /* not of the store */
+    CHECK_EQ(prs_find(s, &at, 8, &found, &at), PRS_E_NOTFOUND); /* not an address of the store */
     CHECK_EQ(prs_find(s, va.data, UINT64_MAX, &found, &at), PRS_E_NOTFOUND);
     CHECK_EQ(prs_pin(t, &a, &vt), PRS_OK);
     CHECK_EQ(prs_find(s, vt.data, 8, &found, &at), PRS_E_NOTFOUND); /* another handle's mapping */
@@ -668,7 +669,7 @@ TEST(edges_and_free)
     prs_error e = {0};
     prs_oid inner = put(s, 100, 1), outer = put_naming(s, &inner, 1);
     prs_unref(s, &inner);
-    CHECK_EQ(prs_free(s, &inner, &e), PRS_OK); /* an edge does not resist */
+    CHECK_EQ(prs_free(s, &inner, &e), PRS_OK); /* a plain edge does not keep the object */
     CHECK_EQ(prs_state(s, &inner), PRS_E_FREED);
     prs_deferred_run_all(s);
     CHECK_STORE(s);
@@ -682,7 +683,7 @@ TEST(edges_and_free)
     CHECK_EQ(prs_add_edge(s, &younger, &outer, &e), PRS_OK);
     prs_unref(s, &outer);
     CHECK_EQ(prs_state(s, &outer), PRS_OK);
-    prs_abort(s, &younger, false); /* a draft's edges end with it */
+    prs_abort(s, &younger, false); /* the edges of a draft end with the draft */
     prs_deferred_run_all(s);
     CHECK_EQ(prs_state(s, &outer), PRS_E_LOST);
     prs_abort(s, &d, false);
@@ -724,12 +725,12 @@ TEST(tokens_hold_until_claimed)
     CHECK_EQ(stats_of(s).in_flight, 1);
     CHECK_EQ(prs_token_claim(t, &id, &token), PRS_OK);
     CHECK_EQ(stats_of(s).in_flight, 0);
-    CHECK_EQ(prs_token_claim(t, &id, &token), PRS_OK); /* the same bytes loaded twice: a ref, no more */
+    CHECK_EQ(prs_token_claim(t, &id, &token), PRS_OK); /* loading the same bytes twice gives a ref and no more */
     prs_token other;
     CHECK_EQ(prs_token_take(t, &id, PRS_TOKEN_ONCE, &other), PRS_OK);
     CHECK_EQ(other.index, token.index); /* the record is reused, */
     CHECK_EQ(prs_token_claim(t, &id, &token), PRS_OK);
-    CHECK_EQ(stats_of(s).in_flight, 1); /* but a stale token does not end another message's */
+    CHECK_EQ(stats_of(s).in_flight, 1); /* but a stale token does not end the token of another message */
     for (int i = 0; i < 3; i++)
         prs_unref(t, &id);
     CHECK_EQ(verify(s, &id, 500, 9), PRS_OK);
@@ -752,7 +753,7 @@ TEST(tokens_of_a_freed_object_leave_no_record)
         prs_token token;
         CHECK_EQ(prs_token_take(s, &id, PRS_TOKEN_ONCE, &token), PRS_OK);
         CHECK_EQ(prs_free(s, &id, &e), PRS_OK);
-        CHECK_EQ(prs_token_claim(t, &id, &token), PRS_E_FREED); /* the message arrives all the same */
+        CHECK_EQ(prs_token_claim(t, &id, &token), PRS_E_FREED); /* the message still arrives */
         prs_unref(s, &id);
     }
     CHECK_EQ(stats_of(s).in_flight, 0);
@@ -781,7 +782,8 @@ static void *wait_for_it(void *arg)
 TEST(waiters_are_woken_by_seal_and_abort)
 {
     prs_store *s = store_of(8 * MIB), *t = client_of(s);
-    /* Woken, not found by the next look: on a busy machine some goes take longer than a slice of a wait. */
+    /* Check that the waiter is woken and does not wait for its next slice; on a busy machine some attempts take
+     * longer than a slice. */
     for (int aborts = 0, goes = 0; aborts < 2; goes++) {
         prs_draft d;
         prs_error e = {0};
@@ -837,7 +839,8 @@ TEST(the_epoch_wakes_who_waits_for_many)
 {
     prs_store *s = store_of(8 * MIB), *t = client_of(s);
     bool woken = false;
-    /* Woken, not found by the next look: on a busy machine some goes take longer than a slice of a wait. */
+    /* Check that the waiter is woken and does not wait for its next slice; on a busy machine some attempts take
+     * longer than a slice. */
     for (int goes = 0; goes < 200 && !woken; goes++) {
         prs_draft d;
         prs_error e = {0};
@@ -873,7 +876,7 @@ TEST(a_signal_ends_the_wait)
     CHECK_EQ(prs_alloc(s, 64, 0, &d, &e), PRS_OK);
     struct sigaction action = {.sa_handler = nothing}, old;
     sigaction(SIGALRM, &action, &old);
-    /* Again and again: the first signal may come before the wait begins. */
+    /* Send signals repeatedly: the first one may come before the wait begins. */
     struct itimerval timer = {.it_value = {0, 20000}, .it_interval = {0, 20000}}, none = {0};
     setitimer(ITIMER_REAL, &timer, NULL);
     CHECK_EQ(prs_wait(s, &d.id, -1), PRS_E_INTR);

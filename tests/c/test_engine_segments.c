@@ -1,5 +1,5 @@
 /*
- * Segments: what may be attached to and what is refused, damaged files, lost descriptors, client slots.
+ * Segments: which files can be attached and which are refused, damaged files, lost descriptors, client slots.
  */
 #include "engine.h"
 
@@ -40,7 +40,7 @@ TEST(named_stores_are_shared_by_path)
     prs_oid id = put(s, 5000, 1);
     CHECK_EQ(verify(t, &id, 5000, 1), PRS_OK);
     CHECK_EQ(prs_id(s), prs_id(t));
-    close_store(s); /* the maker goes, the store stays */
+    close_store(s); /* the creator leaves, the store stays */
     CHECK_EQ(prs_state(t, &id), PRS_E_LOST);
     CHECK_EMPTY(t);
     close_store(t);
@@ -108,7 +108,7 @@ TEST(others_files_are_refused)
 
 enum { KEPT = 12 };
 static prs_oid kept[KEPT];
-static uint8_t *image; /* of a store in use: its creator lives, objects are held, named and in flight */
+static uint8_t *image; /* a store in use: its creator lives, objects are held, named and in flight */
 static size_t image_size, image_control;
 
 static uint64_t kept_size(int i)
@@ -155,7 +155,7 @@ static prs_store *make_image(void)
     return s;
 }
 
-/* Everything one does with a store. Any error is fine, a crash, a hang or wrong bytes are not. */
+/* Use a store in every way. Any error is allowed; a crash, a hang or wrong bytes are not. */
 static void exercise(prs_store *s)
 {
     prs_error e = {0};
@@ -209,7 +209,8 @@ static void exercise(prs_store *s)
     (void)prs_check(s, &e);
 }
 
-/* 0: refused; 1: attached, as good as new; 2: attached, some objects reported lost. Others are failures. */
+/* Return 0 if the store was refused, 1 if it works without loss, 2 if some objects are reported lost. Others are
+ * failures. */
 static int try_image(const char *path, uint8_t *bytes)
 {
     int fd = open(path, O_CREAT | O_RDWR | O_TRUNC, 0600);
@@ -242,7 +243,7 @@ static int try_image(const char *path, uint8_t *bytes)
                 continue;
             }
             if (v.size != kept_size(i))
-                lost++; /* a flipped size cannot be told from another one */
+                lost++; /* a size with a flipped bit cannot be recognized as wrong */
             else if (!content_right(v.data, v.size, (uint64_t)i))
                 _exit(5);
             prs_unpin(s, &kept[i]);
@@ -361,7 +362,7 @@ TEST(random_bits_of_the_control_area_flipped)
     int trials = text && *text ? atoi(text) : SANITIZED ? 60 : 300, count[3] = {0}, bad = 0;
     uint64_t seed = test_seed(4711), rng;
     uint8_t *bytes = malloc(image_size);
-    /* Where something is: most of the tables is zero. */
+    /* Return whether these bytes are not zero, as most of the tables are. */
     size_t *used = malloc(image_control / 8 * sizeof *used), n = 0;
     for (size_t at = 0; at < image_control; at += 8)
         if (memcmp(image + at, "\0\0\0\0\0\0\0", 8) != 0)
@@ -374,7 +375,7 @@ TEST(random_bits_of_the_control_area_flipped)
         for (int i = 0; i < flips; i++) {
             uint64_t r = test_random(&rng);
             last = r % 5 ? used[(r >> 8) % n] + (r >> 40) % 8 : (size_t)((r >> 8) % image_control);
-            if (last < offsetof(prs_super, lock)) /* the constants have their own test */
+            if (last < offsetof(prs_super, lock)) /* another test covers the constants */
                 last += offsetof(prs_super, lock);
             bytes[last] ^= (uint8_t)(1 << (r >> 3) % 8);
             if (r % 11 == 0)
@@ -434,7 +435,7 @@ TEST(several_stores_in_one_process)
     }
     int status = reap_child(pid);
     CHECK_EXITED(status);
-    for (int i = 0; i < N; i++) { /* found by id, whatever the order */
+    for (int i = 0; i < N; i++) { /* found by its id, in any order */
         prs_store *t;
         prs_error e = {0};
         CHECK_EQ(prs_attach_pid(&t, getpid(), -1, prs_id(s[i]), NULL, &e), PRS_OK);
@@ -485,7 +486,7 @@ TEST(descriptors_closed_by_other_code)
     prs_view v;
     CHECK_EQ(prs_pin(s, &id, &v), PRS_OK);
     int ready[2], go[2];
-    for (int first = 0; first < 2; first++) { /* the child has put before, or not */
+    for (int first = 0; first < 2; first++) { /* with and without an earlier put in the child */
         CHECK(pipe(ready) == 0 && pipe(go) == 0);
         pid_t pid = fork();
         if (pid == 0) {
@@ -496,7 +497,7 @@ TEST(descriptors_closed_by_other_code)
             close_all();
             char mine[] = "/tmp/prs-ctest-XXXXXX";
             int fd[24];
-            fd[0] = mkstemp(mine); /* the numbers are somebody else's now */
+            fd[0] = mkstemp(mine); /* other files have the descriptor numbers now */
             CHECK(fd[0] >= 0);
             unlink(mine);
             for (int i = 1; i < 24; i++)
@@ -525,9 +526,9 @@ TEST(descriptors_closed_by_other_code)
         }
         char c;
         CHECK(read(ready[0], &c, 1) == 1);
-        prs_reap_dead(s, 0); /* alive, although it had lost its lock */
+        prs_reap_dead(s, 0); /* it is alive, although it had lost its lock */
         CHECK_EQ(stats_of(s).clients, 2);
-        CHECK_EQ(stats_of(s).reaped, (unsigned)first); /* a grandchild of the round before */
+        CHECK_EQ(stats_of(s).reaped, (unsigned)first); /* a grandchild of the previous round */
         CHECK(write(go[1], "x", 1) == 1);
         int status = reap_child(pid);
         CHECK_EXITED(status);
@@ -613,12 +614,12 @@ TEST(a_newcomer_gets_in_past_corpses)
     prs_store *s = few_clients(&id);
     for (int round = 0; round < 3; round++) {
         fill_with_corpses(s, 3);
-        prs_store *t = client_of(s); /* as janitor it makes itself room */
+        prs_store *t = client_of(s); /* as janitor it frees a slot for itself */
         CHECK_EQ(verify(t, &id, 5000, 1), PRS_OK);
         CHECK_EQ(stats_of(t).clients, 2);
         CHECK_EQ(stats_of(t).objects, 1);
         CHECK_STORE(t);
-        prs_oid mine = put(t, 3000, 2); /* with magazines of its own */
+        prs_oid mine = put(t, 3000, 2); /* with its own magazines */
         CHECK_EQ(verify(s, &mine, 3000, 2), PRS_OK);
         close_store(t);
         CHECK_STORE(s);
@@ -636,7 +637,7 @@ TEST(a_janitor_that_dies_is_replaced)
                                          "reap_links",     "client_releasing", "give_extent", "retired"};
     for (size_t i = 0; i < sizeof points / sizeof *points; i++) {
         fill_with_corpses(s, 3);
-        pid_t pid = fork(); /* an orphan, as no slot is free: it comes in anew */
+        pid_t pid = fork(); /* an orphan, because no slot is free: it attaches again */
         if (pid == 0) {
             child_setup(20);
             CHECK(prs_is_orphan(s));
@@ -703,7 +704,7 @@ TEST(many_newcomers_at_once_past_corpses)
     close_store(s);
 }
 
-/* A forked child that runs another program is a client no more, though its pid lives on. */
+/* A forked child that runs another program is no longer a client, although its pid still exists. */
 TEST(exec_ends_a_client)
 {
     prs_store *s = store_of(8 * MIB);
@@ -723,7 +724,7 @@ TEST(exec_ends_a_client)
     CHECK_EQ(read(ends[0], &c, 1), 0); /* closed by exec */
     prs_unpin(s, &id);
     prs_unref(s, &id);
-    CHECK_EQ(prs_state(s, &id), PRS_OK); /* the child had copies */
+    CHECK_EQ(prs_state(s, &id), PRS_OK); /* the child had copies of the descriptors */
     prs_reap_dead(s, 0);
     CHECK_EQ(prs_state(s, &id), PRS_E_LOST);
     CHECK_EQ(stats_of(s).clients, 1);
@@ -774,7 +775,7 @@ TEST(a_fork_without_a_slot_leaves_views_valid)
         prs_draft d;
         CHECK(prs_is_orphan(s));
         CHECK(content_right(v.data, 5000, 1));
-        CHECK(read(go[0], &c, 1) == 1); /* the parent has let go and put others */
+        CHECK(read(go[0], &c, 1) == 1); /* the parent has released these objects and put others */
         CHECK(content_right(v.data, 5000, 1));
         CHECK_EQ(prs_alloc(s, 10, 0, &d, &e), PRS_E_CLOSED);
         CHECK(e.what[0]);
@@ -792,7 +793,7 @@ TEST(a_fork_without_a_slot_leaves_views_valid)
     int status = reap_child(pid);
     CHECK_EXITED(status);
     close(go[0]), close(go[1]);
-    CHECK_EQ(verify(s, &id, 5000, 1), PRS_OK); /* to the end of the store, as documented */
+    CHECK_EQ(verify(s, &id, 5000, 1), PRS_OK); /* until the end of the store, as documented */
     prs_record r[8];
     uint32_t cursor = 0;
     int n = prs_list(s, &cursor, r, 8);
@@ -801,7 +802,7 @@ TEST(a_fork_without_a_slot_leaves_views_valid)
         seen |= r[i].orphaned && r[i].id.serial == id.serial;
     CHECK(seen);
     prs_error e;
-    CHECK_EQ(prs_free(s, &id, &e), PRS_OK); /* a pin by nobody keeps even then */
+    CHECK_EQ(prs_free(s, &id, &e), PRS_OK); /* a pin without an owner keeps the object even then */
     for (int i = 0; i < 3; i++)
         close_store(t[i]);
     CHECK_STORE(s);

@@ -1,17 +1,17 @@
 /*
- * A storm: processes put, get, hand over, name each other's objects, fork and free, with every content verified,
- * while they are killed at random. At the end nothing is wrong and nothing is left.
+ * A storm: processes put, get, send and free objects, refer to each other's, and fork, and verify all contents,
+ * while they are killed at random. At the end the store is consistent and nothing is left.
  *
- * The store is smaller than what its processes put, so that objects go to files and are read from there. PRS_TEST_KILLS
- * sets how many die. Without it 2000, but no more than there are in 60 seconds. SIGINT or SIGTERM ends a long run early:
- * what it has shown until then is checked and said as at its end.
+ * The store is smaller than what its processes put, so that objects go to files and are read from there.
+ * PRS_TEST_KILLS sets how many die. The default is 2000, or as many as die within 60 seconds. SIGINT or SIGTERM ends
+ * a long run early, with the same checks and report as at its end.
  */
 #include "engine.h"
 
 enum { WORKERS = 32, PLACES = 48, MINE = 24, KEPT = 8, DYING = 32 };
 
-/* Objects handed from process to process; `state` is claimed by CAS. BUSY has the pid of who is at it above it: the killer
- * clears up after who dies then, as if its message had been lost. */
+/* Objects handed from process to process; `state` is claimed by CAS. Above BUSY it has the pid of the process that
+ * works on it: if that process dies, the killer cleans up as if the message had been lost. */
 enum { EMPTY, BUSY, FULL, PID_SHIFT = 8 };
 struct place {
     prs_atomic_u32 state;
@@ -38,7 +38,7 @@ struct mine {
     prs_oid id;
     uint64_t size, seed;
     bool there, pinned;
-    bool shared; /* other processes may hold it: it is not ours to end for everyone */
+    bool shared; /* other processes may hold it: we must not free it for all of them */
     prs_view view;
 };
 
@@ -102,7 +102,7 @@ static void step(prs_store *s, struct mine *mine, uint64_t *rng, int depth)
         prs_store_release(&p->state, FULL);
         if (m->pinned)
             prs_unpin(s, &m->id);
-        prs_unref(s, &m->id); /* and let go: it lives on its message alone */
+        prs_unref(s, &m->id); /* and release it: only the message holds it */
         m->there = m->pinned = false;
         return;
     case 5: /* receive */
@@ -120,7 +120,7 @@ static void step(prs_store *s, struct mine *mine, uint64_t *rng, int depth)
         if ((rc = verify(s, &m->id, m->size, m->seed)) != PRS_OK)
             fail("an object received", rc, NULL);
         return;
-    case 6: { /* an object that names another and outlives its maker's ref on it */
+    case 6: { /* an object that refers to another one and outlives its maker's ref to that one */
         struct mine *to = &mine[(r >> 24) % MINE];
         prs_draft d;
         if (!m->there || to->there)
@@ -136,7 +136,7 @@ static void step(prs_store *s, struct mine *mine, uint64_t *rng, int depth)
         *to = (struct mine){.id = d.id, .size = 64, .seed = r, .there = true};
         return;
     }
-    default: { /* the parent's objects, a look, a window, a draft given up */
+    default: { /* uses the parent's objects, reads, makes a window, aborts a draft */
         int k = (int)((r >> 24) % KEPT);
         if ((rc = verify(s, &kept[k], kept_size(k), (uint64_t)k)) != PRS_OK)
             fail("an object of the first process", rc, NULL);
@@ -175,7 +175,7 @@ static void work(prs_store *s, uint64_t seed, int depth)
             for (int i = 0; i < MINE; i++)
                 mine[i].shared = true;
             pid_t pid = fork();
-            if (pid == 0) { /* goes on with all that its parent holds */
+            if (pid == 0) { /* continues with everything that its parent holds */
                 alarm(600 * (SANITIZED ? 6 : 1));
                 rng ^= 0xABCDEF;
                 depth++;
@@ -217,8 +217,8 @@ static void tell(prs_store *s, int kills, uint64_t begun)
            (unsigned long long)shared->forks, (unsigned long long)t.reaped, (unsigned long long)t.stolen);
 }
 
-/* Those who were sent SIGKILL and whose end has not been seen yet. A process needs its turn on a processor to die; nobody
- * waits for that, or the storm would be as slow as the machine is busy. */
+/* The processes that were sent SIGKILL and were not reaped yet. A process needs CPU time to die; we do not wait
+ * for that, or a busy machine would slow the storm down. */
 static pid_t dying[DYING];
 static int dying_count;
 
@@ -228,14 +228,14 @@ static void clear_up_after(prs_store *s, pid_t pid)
         struct place *p = &shared->place[i];
         uint32_t busy = BUSY | (uint32_t)pid << PID_SHIFT;
         if (prs_load_acquire(&p->state) == busy) {
-            prs_token_drop(s, &p->id, &p->token); /* unless it was claimed or never taken: then it names nothing */
+            prs_token_drop(s, &p->id, &p->token); /* unless the token was claimed or never taken */
             p->token = (prs_token){0, 0, 0};
             prs_cas_acqrel(&p->state, &busy, EMPTY);
         }
     }
 }
 
-/* Collect one process; false when none is there. `bad` counts those that ended otherwise than they should. */
+/* Reap one process; return false if there is none. `bad` counts the processes that ended in a wrong way. */
 static bool collect(prs_store *s, int flags, int *bad)
 {
     int status;
@@ -289,13 +289,13 @@ TEST(killed_at_random)
         worker[i] = fork();
         if (worker[i] == 0) {
             child_setup(600);
-            signal(SIGINT, SIG_IGN); /* of a terminal: the killer's affair */
+            signal(SIGINT, SIG_IGN); /* Ctrl-C of a terminal is handled by the killer */
             signal(SIGTERM, SIG_DFL);
-            (void)!nice(10); /* the killer comes first */
+            (void)!nice(10); /* the killer ends first */
             work(s, seed, 0);
         }
         prs_os_sleep((int64_t)(test_random(&rng) % 3000) * 1000);
-        if (n % 50 == 0) { /* fsck in the middle of it all */
+        if (n % 50 == 0) { /* check the store in the middle of the storm */
             prs_error e = {0};
             int rc = prs_check(s, &e);
             if (rc != PRS_OK) {
@@ -304,7 +304,7 @@ TEST(killed_at_random)
                 break;
             }
         }
-        while (collect(s, WNOHANG, &bad)) /* orphaned grandchildren are ours as well */
+        while (collect(s, WNOHANG, &bad)) /* orphaned grandchildren are our children, too */
             ;
         if (test_now_ns() - said > 60000000000ull) {
             tell(s, n, begun);
@@ -330,7 +330,7 @@ TEST(killed_at_random)
         CHECK_EQ(verify(s, &kept[i], kept_size(i), (uint64_t)i), PRS_OK);
         prs_unref(s, &kept[i]);
     }
-    /* Left are objects on lost messages, and those that they name. */
+    /* Only the objects of lost messages are left, and those that they refer to. */
     for (int again = 1; again;) {
         prs_record r[64];
         uint32_t cursor = 0;
@@ -349,7 +349,7 @@ TEST(killed_at_random)
     CHECK_EMPTY(s);
     CHECK(n >= 50 && shared->puts > (uint64_t)n && shared->takes > 0 && shared->spilled > 0);
     close_store(s);
-    CHECK_EQ(rmdir(disk), 0); /* not a file is left */
+    CHECK_EQ(rmdir(disk), 0); /* no spill file is left */
     munmap(shared, sizeof *shared);
 }
 

@@ -1,21 +1,22 @@
 /*
- * Many threads: several handles, each a client at other addresses, several threads per handle, all on the
- * same objects, at random; contents checked all the time. Made for ThreadSanitizer, useful without.
+ * Many threads: several handles, each a client with other addresses, and several threads per handle use
+ * the same objects at random and check their contents all the time. Written for ThreadSanitizer, but
+ * also useful without it.
  *
- * ThreadSanitizer knows addresses, not pages: for it alone the handles share the tables (tsan/one_address.c), so that
- * between handles, too, it sees what is ordered and what is not. The data is at an address per handle.
+ * ThreadSanitizer orders accesses by address, not by page. So under it the handles share one mapping of the tables
+ * (tsan/one_address.c), and it also sees races between handles. Each handle still maps the data at its own address.
  */
 #include "engine.h"
 
 enum { HANDLES = 3, THREADS = 3, BOARD = 64 };
 
-/* Ids hung out for others to take; each place has a lock so that an id and its size belong together. */
+/* Places at which threads publish ids for others; a lock per place keeps an id and its size together. */
 struct board {
     pthread_mutex_t lock;
     prs_oid id;
     prs_token token;
     uint64_t size, seed; /* size + 1; 0: empty */
-    bool draft;          /* not sealed yet, on no token: only to wait for */
+    bool draft;          /* not sealed yet and without a token: threads can only wait for it */
 };
 
 static struct board board[BOARD];
@@ -43,7 +44,7 @@ static bool fine(int rc)
     return rc == PRS_OK || rc == PRS_E_LOST || rc == PRS_E_FREED || rc == PRS_E_AGAIN;
 }
 
-/* What hangs at a place; with `take`, off it, so that nobody else gets its token. */
+/* Return what a place contains; with `take`, remove it, so that no other thread gets its token. */
 static struct board look(struct board *b, bool take)
 {
     pthread_mutex_lock(&b->lock);
@@ -102,7 +103,7 @@ static void step(struct worker *w)
     switch ((r >> 6) % 10) {
     case 0:
     case 1:
-    case 2: /* put and hang out */
+    case 2: /* put and publish */
         rc = try_put(w->s, size, seed, &id, &e);
         if (rc == PRS_E_FULL)
             return;
@@ -115,7 +116,7 @@ static void step(struct worker *w)
     case 4:
         take(w, b);
         return;
-    case 5: { /* look at it without taking it: it may go at any moment */
+    case 5: { /* use it without taking it: it may end at any moment */
         struct board seen = look(b, false);
         prs_view v;
         if (!seen.size)
@@ -144,7 +145,7 @@ static void step(struct worker *w)
         prs_unpin(w->s, &seen.id);
         return;
     }
-    case 6: { /* end it for everyone */
+    case 6: { /* free it for all clients */
         struct board got = look(b, true);
         if (!got.size)
             return;
@@ -153,7 +154,7 @@ static void step(struct worker *w)
         prs_token_drop(w->s, &got.id, &got.token);
         return;
     }
-    case 7: { /* an object that names what hangs here */
+    case 7: { /* an object that refers to the one at this place */
         struct board seen = look(b, false);
         if (!seen.size || prs_ref(w->s, &seen.id) != PRS_OK)
             return;
@@ -179,7 +180,7 @@ static void step(struct worker *w)
         }
         return;
     }
-    case 8: /* made slowly, while others wait for it; sometimes given up */
+    case 8: /* filled slowly, while others wait for it; sometimes aborted */
         rc = prs_alloc(w->s, size % 5000, 0, &d, &e);
         if (rc == PRS_E_FULL)
             return;
@@ -206,7 +207,7 @@ static void step(struct worker *w)
             prs_unref(w->s, &id);
         }
         return;
-    default: { /* wait for whatever is there */
+    default: { /* wait for the object at any place */
         pthread_mutex_lock(&b->lock);
         id = b->id;
         bool some = b->size != 0;
@@ -274,7 +275,7 @@ static void run(uint64_t capacity, int handles, double seconds, bool forks)
             prs_os_sleep(2 * PRS_MS);
             continue;
         }
-        pid_t pid = fork(); /* other threads are anywhere */
+        pid_t pid = fork(); /* other threads may be at any point */
         if (pid == 0) {
             child_setup(30);
             prs_oid id;
@@ -288,7 +289,7 @@ static void run(uint64_t capacity, int handles, double seconds, bool forks)
                     prs_unref(s[i], &id);
                 }
             for (int i = 0; i < handles && children % 2; i++)
-                prs_close(s[i]); /* else it leaves as a corpse */
+                prs_close(s[i]); /* otherwise it leaves like a dead client */
             _exit(0);
         }
         children++;
@@ -370,9 +371,9 @@ static void *give_up(void *arg)
     prs_error e;
     await(1);
     CHECK_EQ(prs_alloc(arg, 30000, 0, &d, &e), PRS_OK);
-    memset(d.dst, 1, 30000); /* one access: what is not in its short history ThreadSanitizer does not report */
+    memset(d.dst, 1, 30000); /* only one access, because ThreadSanitizer reports only races in its short history */
     given_up = d.off;
-    prs_abort(arg, &d, false); /* into the magazine: no lock is taken */
+    prs_abort(arg, &d, false); /* this goes into the magazine and takes no lock */
     prs_store_relaxed(&done, 2);
     return NULL;
 }
@@ -399,11 +400,11 @@ TEST(memory_that_came_by_another_handle_is_in_order)
     prs_store_relaxed(&done, 1);
     await(2);
     CHECK(prs_magazines_reclaim(other) >= 30000);
-    prs_oid id = put(other, 1, 3); /* its slots are the first on the stack */
+    prs_oid id = put(other, 1, 3); /* its slots are on top of the stack */
     prs_store_relaxed(&done, 3);
     for (int i = 0; i < 2; i++)
         pthread_join(thread[i], NULL);
-    CHECK(taken < given_up + 30000 && given_up < taken + 20000); /* the very same bytes */
+    CHECK(taken < given_up + 30000 && given_up < taken + 20000); /* exactly the same bytes */
     prs_unref(other, &id);
     close_store(other);
     CHECK_EMPTY(s);
@@ -453,7 +454,7 @@ TEST(clients_come_and_go)
     }
     uint64_t until = test_now_ns() + (uint64_t)(seconds(1.5) * 1e9);
     while (test_now_ns() < until)
-        prs_reap_dead(s, 0); /* nobody may ever be taken for dead */
+        prs_reap_dead(s, 0); /* no client may be declared dead */
     prs_store_release(&stop, 1);
     uint64_t steps = 0;
     for (int i = 0; i < 4; i++) {

@@ -16,8 +16,8 @@
 #include "../../csrc/store/platform/fill.h"
 
 /*
- * The engine's calls go through these. With `lame` set, the caller's writes take a while, so that a helper is sure to get
- * most of the work, on however busy a machine; `cpus` says whether the threads seem to run on different CPUs.
+ * These functions replace the engine's calls. With `lame` set, the caller's writes take a while, so that a helper
+ * gets most of the work even on a busy machine; `cpus` says whether the threads seem to run on different CPUs.
  */
 static int lame;
 static enum { CPUS_AS_THEY_ARE, CPUS_DIFFER, CPUS_SAME } cpus;
@@ -32,7 +32,7 @@ ssize_t pwrite(int fd, const void *from, size_t n, off_t offset)
 /* With `unwilling` set, populate fails in each thread after so many calls, as it does on kernels that lack it. */
 static int unwilling;
 static _Thread_local int populates;
-static void (*meanwhile)(void); /* once, before a populate: what another process does */
+static void (*meanwhile)(void); /* called once before a populate: acts as another process */
 
 int madvise(void *at, size_t n, int advice)
 {
@@ -172,7 +172,7 @@ static void check_fill(enum prs_page_state state, bool with_map, size_t skew, si
 TEST(fill_in_every_state)
 {
     static const size_t sizes[] = {0, 1, 4095, 4096, 100001, 300000, ((size_t)5 << 20) + 77};
-    pthread_t first; /* makes a sanitizer start its own thread */
+    pthread_t first; /* this makes a sanitizer start its own thread */
     CHECK_EQ(pthread_create(&first, NULL, return_arg, NULL), 0);
     pthread_join(first, NULL);
     usleep(50000);
@@ -212,7 +212,7 @@ static size_t fill_cold(size_t n, unsigned threads)
     return mapped_from;
 }
 
-/* The same until what is left lies between the limits: a busy machine may run either thread late. */
+/* Repeat until the rest lies between the limits: a busy machine may run either thread late. */
 static size_t fill_cold_within(size_t n, unsigned threads, size_t least, size_t most)
 {
     size_t left = fill_cold(n, threads);
@@ -257,7 +257,7 @@ TEST(fill_and_populate_without_the_kernels_help)
             int rc = prs_fill(fd, 0, map, from + limit, n - 2, (enum prs_page_state)state, 1, &mapped_from);
             unwilling = 0;
             CHECK_EQ(rc, 0);
-            CHECK_EQ(mapped_from, n - 2); /* what is mapped is not one range, so nothing is said to be */
+            CHECK_EQ(mapped_from, n - 2); /* the mapped pages are not one range, so none is reported */
             CHECK_MEM(map, from + limit, n - 2);
             munmap(map, n);
         }
@@ -313,7 +313,7 @@ TEST(populate_backs_and_maps_and_keeps_contents)
     close(fd);
 }
 
-/* What makes the second put of a place fast: the entries made by populate-for-reading can be written. */
+/* Page table entries made by populating for reading can be written, which makes the second put to a place fast. */
 TEST(backed_pages_are_mapped_writable)
 {
     size_t n = (size_t)4 << 20;
@@ -326,7 +326,7 @@ TEST(backed_pages_are_mapped_writable)
     CHECK(zero >= 0);
     struct rusage before, after;
     getrusage(RUSAGE_THREAD, &before);
-    for (size_t i = 0; i < n; i += 4096) /* the kernel writes: no shadow memory of sanitizers is touched */
+    for (size_t i = 0; i < n; i += 4096) /* the kernel writes, so no shadow memory of sanitizers is touched */
         CHECK_EQ(syscall(SYS_read, zero, map + i, 1), 1);
     getrusage(RUSAGE_THREAD, &after);
     long faults = after.ru_minflt - before.ru_minflt;
@@ -340,7 +340,7 @@ TEST(backed_pages_are_mapped_writable)
 #if defined(__x86_64__)
     CHECK_MSG(faults < (long)(n / 4096 / 8), "%ld write faults", faults);
 #else
-    printf("     %ld write faults in %zu pages\n", faults, n / 4096); /* a matter of speed alone */
+    printf("     %ld write faults in %zu pages\n", faults, n / 4096); /* this only affects the speed */
 #endif
 }
 
@@ -348,7 +348,7 @@ TEST(backed_pages_are_mapped_writable)
 
 typedef struct test_area {
     prs_area area;
-    size_t size; /* of the area; the file has one page more in front */
+    size_t size; /* pages of the area; the file has one more page before them */
     unsigned char *view;
 } test_area;
 
@@ -378,7 +378,7 @@ static void drop_area(test_area *t)
     free((void *)t->area.mapped.words);
 }
 
-/* What the bitmaps say is what the kernel says. */
+/* Check that the bitmaps agree with the kernel. */
 static void check_marks(const test_area *t)
 {
     uint64_t pages = t->size / 4096;
@@ -542,10 +542,10 @@ TEST(who_populates_in_vain_takes_nothing_from_others)
         SKIP("no tmpfs can be mounted here");
     CHECK_EQ(ftruncate(fd, (off_t)size + 4096), 0);
     test_area t = new_area_on(fd, size);
-    beside = t; /* another process: its own marks of what it has mapped */
+    beside = t; /* another process, which has its own bitmap of mapped pages */
     beside.area.mapped = prs_pages_at(calloc(1, prs_pages_bytes(size / 4096)), size / 4096);
     memset(neighbours, 0xA5, sizeof neighbours);
-    meanwhile = a_neighbour_writes; /* between our look and our failure */
+    meanwhile = a_neighbour_writes; /* after we read the bitmap and before we fail */
     CHECK_EQ(prs_area_populate(&t.area, 0, size, 1, NULL), -ENOSPC);
     CHECK(meanwhile == NULL);
     CHECK_EQ(prs_pages_count(t.area.backed, 0, size / 4096), 1);
@@ -567,14 +567,14 @@ TEST(a_full_file_system_is_an_error_and_keeps_nothing)
     CHECK_EQ(prs_area_fill(&t.area, 0, from, 1 << 20, 0, &grown), 0);
     rc[0] = prs_area_fill(&t.area, 4096, from, 12 << 20, 0, &grown); /* partly backed, partly not */
     rc[1] = prs_area_fill(&t.area, 1 << 20, from, 12 << 20, 1, &grown);
-    lame = 1; /* the helper is the one that meets the end */
+    lame = 1; /* the helper meets the end of the file system */
     cpus = CPUS_DIFFER;
     rc[4] = prs_area_fill(&t.area, 1 << 20, from, 12 << 20, 2, &grown);
     lame = 0;
     cpus = CPUS_AS_THEY_ARE;
-    rc[2] = prs_area_populate(&t.area, 0, 12 << 20, 0, &grown); /* who knows that it is all his gives it back */
+    rc[2] = prs_area_populate(&t.area, 0, 12 << 20, 0, &grown); /* a caller that owns the whole range returns it */
     CHECK_EQ(prs_area_punch(&t.area, 1 << 20, 11 << 20, NULL), 0);
-    /* Marked as backed, and not there: an error all the same. */
+    /* Pages that are marked as backed but do not exist still cause an error. */
     prs_pages_set(t.area.backed, 512, 2048);
     rc[3] = prs_area_fill(&t.area, 2 << 20, from, 8 << 20, 0, &grown);
     prs_pages_clear(t.area.backed, 512, 2048);
@@ -583,7 +583,7 @@ TEST(a_full_file_system_is_an_error_and_keeps_nothing)
         CHECK_MSG(rc[i] == -ENOSPC, "case %d: %d", i, rc[i]);
     check_marks(&t);
     CHECK(backed_bytes(fd) <= (2 << 20) + 4096);
-    /* And there is room again for what fits. */
+    /* Afterwards there is room again. */
     CHECK_EQ(prs_area_fill(&t.area, 1 << 20, from, 2 << 20, 0, &grown), 0);
     CHECK_EQ(grown, 2 << 20);
     CHECK_MEM(t.view + (1 << 20), from, 2 << 20);

@@ -1,4 +1,5 @@
-/* test_format.c - headers and tables of stored objects: what is refused, and that the short look refuses the same. */
+/* test_format.c - headers and tables of stored objects: which are refused, and that the fast check refuses the same
+ * ones. */
 #include "format.h"
 #include "harness.h"
 
@@ -12,7 +13,7 @@ static union {
     } at;
 } form;
 
-/* One buffer of its own, behind the stream. */
+/* A form with one own buffer, after the stream. */
 static void make(void)
 {
     memset(&form, 0, sizeof form);
@@ -30,7 +31,8 @@ static const char *look(uint64_t size, prs_header *h, prs_buffer_entry *e)
     return why ? why : prs_format_check_entry(h, form.bytes + PRS_HEADER_SIZE, 0, e);
 }
 
-/* The `which`-th change of a form; false when there are no more. `other`: it is a sound form, but not one with a buffer of its own. */
+/* Apply the `which`-th change to a form; return false if there are no more. `other`: the form is valid, but has no
+ * own buffer. */
 static bool change(int which, bool *other)
 {
     prs_header *h = &form.at.header;
@@ -100,7 +102,7 @@ TEST(the_edges_fit)
     prs_buffer_entry e;
     static const struct {
         uint64_t off, len;
-    } fits[] = {{164, 1}, {192, SIZE - 192}, {SIZE - 1, 1}, {0, 0}, {SIZE, 0}}; /* an empty buffer lies anywhere */
+    } fits[] = {{164, 1}, {192, SIZE - 192}, {SIZE - 1, 1}, {0, 0}, {SIZE, 0}}; /* an empty buffer may be anywhere */
     for (size_t i = 0; i < sizeof fits / sizeof *fits; i++) {
         make();
         form.at.entry.off = fits[i].off, form.at.entry.len = fits[i].len;
@@ -111,8 +113,7 @@ TEST(the_edges_fit)
         CHECK(look(size, &h, &e) != NULL);
     }
     make();
-    form.at.header.total = form.at.header.stream_len =
-        64; /* as long as header and table, which leave a stream no room */
+    form.at.header.total = form.at.header.stream_len = 64; /* as long as header and table, without room for a stream */
     CHECK(!prs_format_one_buffer(&form, 64, &h, &e));
     form.at.header.stream_len = form.at.entry.off = form.at.entry.len = 0;
     CHECK(prs_format_one_buffer(&form, 64, &h, &e));

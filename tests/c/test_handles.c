@@ -1,5 +1,5 @@
 /*
- * Until when a handle stays: uses, pins and windows, in every order; also beside a fork.
+ * The lifetime of a handle: uses, pins and windows end in every order, also around a fork.
  */
 #include "corpses.h"
 
@@ -24,7 +24,7 @@ static void release(prs_store *s)
 
 TEST(a_released_handle_takes_its_addresses_along)
 {
-    prs_store *first = store_of(256 * MIB); /* what libraries and threads keep from their first use */
+    prs_store *first = store_of(256 * MIB); /* libraries and threads keep memory from their first use */
     release(first);
     uint64_t before = status("VmSize");
     for (int i = 0; i < 50; i++) {
@@ -34,7 +34,7 @@ TEST(a_released_handle_takes_its_addresses_along)
         release(s);
     }
     if (!SANITIZED)
-        CHECK(status("VmSize") < before + 256 * 1024); /* 50 handles have 25 GiB */
+        CHECK(status("VmSize") < before + 256 * 1024); /* 50 handles map 25 GiB */
 }
 
 TEST(a_pin_keeps_a_released_handle)
@@ -62,7 +62,7 @@ TEST(a_use_defers_the_release)
     prs_use(t);
     CHECK(!prs_unuse(t));
     CHECK(!prs_end(t));
-    prs_oid id = put(t, 100, 1); /* the call that goes on */
+    prs_oid id = put(t, 100, 1); /* the call that is still running */
     CHECK_EQ(verify(t, &id, 100, 1), PRS_OK);
     CHECK(prs_unuse(t));
     prs_release(t);
@@ -134,7 +134,7 @@ TEST(a_seal_that_fails_leaves_the_window_as_it_was)
     release(s);
 }
 
-/* A child has the uses of threads that it has not: it closes, and keeps the addresses. */
+/* A child inherits uses by threads that do not exist in it: it closes the handle and keeps the addresses. */
 TEST(a_child_closes_what_a_thread_of_its_parent_used)
 {
     SEVERAL_PROCESSES();

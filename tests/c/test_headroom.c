@@ -1,4 +1,4 @@
-/* test_headroom.c - cgroup limits: on made-up trees, and for real in a cgroup made here. */
+/* test_headroom.c - cgroup limits: in simulated directory trees, and in a real cgroup that the test makes. */
 #include "harness.h"
 
 #include <errno.h>
@@ -34,13 +34,13 @@ static void new_root(void)
 {
     static int registered;
     if (!registered)
-        registered = atexit(drop_root) == 0; /* a case that fails leaves its tree to the next or to the exit */
+        registered = atexit(drop_root) == 0; /* the next case or the exit removes the tree of a case that fails */
     drop_root();
     strcpy(root, "/tmp/prs-test-headroom-XXXXXX");
     CHECK(mkdtemp(root) != NULL);
 }
 
-/* Write a file of the tree, its directories made on the way. */
+/* Write a file of the tree and make its directories. */
 __attribute__((format(printf, 2, 3))) static void put(const char *path, const char *format, ...)
 {
     char full[512];
@@ -314,7 +314,7 @@ TEST(reserve_looks_once_per_budget)
     prs_headroom h;
     small_tree(&h, 1 * GIB, 0);
     CHECK_EQ(prs_headroom_reserve(&h, 1 * MIB, NULL), 0);
-    small_tree(&(prs_headroom){.root = ""}, 1 * GIB, 1 * GIB); /* full now, and nobody looked yet */
+    small_tree(&(prs_headroom){.root = ""}, 1 * GIB, 1 * GIB); /* full now, and not measured yet */
     int granted = 0;
     uint64_t start = test_now_ns();
     while (granted < 100 && prs_headroom_reserve(&h, 1 * MIB, NULL) == 0)
@@ -471,7 +471,8 @@ static void drop_cgroup(void)
         write_text(delegated, "cgroup.subtree_control", "-memory");
 }
 
-/* In the child: fill a memfd 1 MiB at a time, asking first or not. Exits with 0 after -ENOMEM, 1 at the end. */
+/* In the child: fill a memfd 1 MiB at a time, with or without asking for headroom first. Exits with 0 after -ENOMEM,
+ * 1 at the end. */
 static void fill_in_cgroup(int ask, unsigned threads)
 {
     enum { STEP_MIB = 4 };
@@ -532,7 +533,7 @@ TEST(a_real_cgroup_limit_is_an_error_and_not_a_kill)
     drop_cgroup();
     CHECK_MSG(WIFEXITED(asked) && WEXITSTATUS(asked) == 0, "asking: status %x", (unsigned)asked);
     CHECK_MSG(WIFEXITED(threaded) && WEXITSTATUS(threaded) == 0, "asking, threads: status %x", (unsigned)threaded);
-    /* Without asking the kernel kills: what this is all about, and proof that the limit was in force. */
+    /* Without asking, the kernel kills the child, which proves that the limit was in force. */
     CHECK_MSG(WIFSIGNALED(blind) && WTERMSIG(blind) == SIGKILL, "not asking: status %x", (unsigned)blind);
     CHECK(access(cgroup, F_OK) != 0);
 }

@@ -1,4 +1,4 @@
-/* test_huge.c - huge pages for what is put into pages that nobody used: that they come, and what happens when they do not. */
+/* test_huge.c - huge pages for puts into unused pages: that we get them, and what happens if we do not. */
 #include "corpses.h"
 
 #include "huge.h"
@@ -8,8 +8,9 @@
 
 #define BLOCK ((size_t)PRS_HUGE)
 
-/* The engine's wishes for huge pages go through this: counted, refused or slow from a certain one on, deadly, or answered by a
- * lie. Its clock is `ahead` of the true one, or of `frozen`. */
+/* Replaces the engine's requests for huge pages: counts them, and from a given one on refuses them, delays them,
+ * kills the process, or reports success without doing anything. Its clock is `ahead` of the real one, or of `frozen`.
+ * */
 static prs_atomic_u32 wishes;
 static uint32_t refuse, slow, asleep, deadly;
 static int refusal;
@@ -57,7 +58,7 @@ int madvise(void *at, size_t n, int advice)
     return (int)syscall(SYS_madvise, at, n, advice);
 }
 
-/* All goes well, as often as asked; slow is what takes 50 ms of a CPU or 200 in all. */
+/* Let all requests succeed; a request is slow if it takes 50 ms of CPU time or 200 ms in all. */
 static void begin(void)
 {
     prs_store_relaxed(&wishes, 0);
@@ -81,7 +82,7 @@ typedef struct test_area {
     size_t size;
 } test_area;
 
-/* The file begins with a block that is not the area's, as a store's does. */
+/* As in a store, the file begins with a block that does not belong to the area. */
 static test_area area_of(int fd, size_t size, size_t skew)
 {
     test_area t = {.area = {.fd = fd, .base = BLOCK}, .size = size};
@@ -147,7 +148,7 @@ static unsigned char *bytes(size_t n, uint64_t seed)
     return (unsigned char *)p;
 }
 
-/* A fill that must succeed, however it is done, and the marks it must leave. */
+/* Fill a range, which must succeed by any method, and check the marks that it leaves. */
 static void fill(test_area *t, size_t off, size_t n, unsigned threads)
 {
     unsigned char *from = bytes(n, off + n);
@@ -160,7 +161,7 @@ static void fill(test_area *t, size_t off, size_t n, unsigned threads)
     free(from);
 }
 
-/* Whether this kernel has them at all: from Linux 6.1 on, unless shmem_enabled is "deny". */
+/* Return whether this kernel has huge pages for us: from Linux 6.1 on, unless shmem_enabled is "deny". */
 static bool to_be_had(void)
 {
     int fd = memfd_create("test", MFD_CLOEXEC);
@@ -259,7 +260,7 @@ TEST(who_is_refused_does_without)
             CHECK_EQ(errno, 77);
             uint32_t seen = prs_load_relaxed(&wishes);
             CHECK(threads == 1 ? seen == cases[i].wishes : seen < 14);
-            fill(&t, 16 * BLOCK, 3 * BLOCK, threads); /* and asks no more for a while */
+            fill(&t, 16 * BLOCK, 3 * BLOCK, threads); /* and makes no request for a while */
             if (prs_now() - begun < 1000000000)       /* the shortest pause: a busy machine may take longer */
                 CHECK_EQ(prs_load_relaxed(&wishes), seen);
             drop_area(&t);
@@ -267,7 +268,7 @@ TEST(who_is_refused_does_without)
     }
 }
 
-/* Seconds until the next wish, which is made. */
+/* Return the seconds until the next request, and make it. */
 static uint64_t pause_of(unsigned threads)
 {
     uint64_t begun = ahead;
@@ -284,7 +285,7 @@ static uint64_t pause_of(unsigned threads)
 
 TEST(pauses_get_longer_until_all_goes_well)
 {
-    SEVERAL_PROCESSES(); /* nor here: time is the subject */
+    SEVERAL_PROCESSES(); /* not here either: this test is about time */
     HUGE_PAGES();
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
@@ -308,7 +309,7 @@ TEST(pauses_get_longer_until_all_goes_well)
         CHECK_EQ(pause_of(threads), 64); /* and no longer */
     }
     without_limits();
-    refuse = 1, refusal = EINVAL; /* the first answer ever */
+    refuse = 1, refusal = EINVAL; /* the first answer of the process */
     pause_of(1);
     CHECK_EQ(pause_of(1), 64);
     ahead = 0; /* the clock was set back by more than any pause */
@@ -346,7 +347,7 @@ TEST(beyond_the_limit_of_a_file_nothing_is_backed)
     CHECK(waitpid(pid, &status, 0) == pid && status == 0);
 }
 
-/* Some say they did and have not: what they believe to be there would be SIGBUS. */
+/* Some kernels report success without doing anything: using such pages would raise SIGBUS. */
 TEST(a_lie_is_found_out)
 {
     int fd = file_on_tmpfs("size=5m");
@@ -375,7 +376,7 @@ static void fill_up(int fd)
         CHECK_EQ(grown, 0);
         CHECK_EQ(prs_pages_count(t.area.backed, 0, t.area.backed.count), BLOCK / PRS_PAGE);
         CHECK_EQ(prs_pages_count(t.area.mapped, 0, t.area.mapped.count), BLOCK / PRS_PAGE);
-        CHECK(backed_bytes(fd) <= BLOCK + 2 * PRS_PAGE); /* pages that hold other bytes as well stay */
+        CHECK(backed_bytes(fd) <= BLOCK + 2 * PRS_PAGE); /* pages that also hold other bytes stay */
     }
     CHECK_EQ(prs_area_punch(&t.area, 0, 16 * BLOCK, NULL), 0);
     CHECK_EQ(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)(17 * BLOCK)), 0);
@@ -387,7 +388,7 @@ static void fill_up(int fd)
 
 TEST(a_full_file_system_keeps_nothing)
 {
-    static const char *const sizes[] = {"size=15m", "size=14m"}; /* full within a block, and between two */
+    static const char *const sizes[] = {"size=15m", "size=14m"}; /* full within a block, and between two blocks */
     for (int i = 0; i < 2; i++) {
         int fd = file_on_tmpfs(sizes[i]);
         if (fd < 0)
@@ -464,13 +465,13 @@ TEST(readers_map_them_by_one_entry_each)
     CHECK(huge_at(reader->ro) >= n[0] + n[1] - 6 * BLOCK);
 
     size_t before = 0;
-    for (int round = 0; round < 20; round++) { /* the place of the last one is free, or taken, by one of another size */
+    for (int round = 0; round < 20; round++) { /* the last address is free, or used by another size */
         copy c[4];
         for (int i = 0; i < 4; i++) {
             c[i] = copy_of(reader, &id[i % 2]);
             CHECK(content_right(c[i].data, n[i % 2], (uint64_t)(4 + i % 2)));
             CHECK(huge_at(c[i].data) >= n[i % 2] - 3 * BLOCK);
-            c[i].data[n[1] / 2] ^= 0xFF; /* a copy of a page from here on, for nobody else */
+            c[i].data[n[1] / 2] ^= 0xFF; /* from here on a private copy of a page */
         }
         for (int i = 0; i < 4; i++) {
             c[i].data[n[1] / 2] ^= 0xFF;

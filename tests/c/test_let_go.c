@@ -1,6 +1,6 @@
 /*
- * An object let go while another process is deciding about it: whoever decides owes the free. The other stops at each
- * decision, and stands still again when it is done, so that nobody frees what it forgot on its way out.
+ * An object is released while another process decides about it: the deciding process must free it. That process stops
+ * at each decision, and again at the end, so that its exit does not free what it forgot.
  */
 #include "corpses.h"
 
@@ -16,7 +16,7 @@ static void unref_slowly(prs_store *s, struct told *told)
     say(&told->ready);
     await(&told->go);
     prs_failpoint_arm("freeing", PRS_FAIL_STOP, 1, 0);
-    prs_failpoint_arm("freeing_scanned", PRS_FAIL_STOP, 2, 0); /* the first look ends with the mark of who came */
+    prs_failpoint_arm("freeing_scanned", PRS_FAIL_STOP, 2, 0); /* the first scan ends at the new holder's mark */
     prs_unref(s, &told->id[0]);
     raise(SIGSTOP);
 }
@@ -35,7 +35,7 @@ TEST(while_its_freer_rolls_back)
     wait_for_stop(pid); /* FREEING, nobody seen */
     CHECK_EQ(prs_pin(s, &told->id[0], &v), PRS_OK);
     kill(pid, SIGCONT);
-    wait_for_stop(pid); /* our pin was seen */
+    wait_for_stop(pid); /* it saw our pin */
     prs_unpin(s, &told->id[0]);
     kill(pid, SIGCONT);
     wait_for_stop(pid); /* done */
@@ -67,7 +67,7 @@ TEST(while_it_is_being_spilled)
     SEVERAL_PROCESSES();
     char disk[] = "/var/tmp/prs-let-go-XXXXXX";
     CHECK(mkdtemp(disk));
-    for (int how = 0; how < 2; how++) { /* to its file; or not, for the disk is full */
+    for (int how = 0; how < 2; how++) { /* the object goes to its file, or not, if the disk is full */
         disk_error = how ? ENOSPC : 0;
         prs_store *s = store_with((prs_options){.capacity = 8 * MIB, .spill_dir = disk});
         struct told *told = new_told();

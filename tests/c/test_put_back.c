@@ -1,5 +1,5 @@
 /*
- * What becomes of the slot of an object that is gone: kept for the next put, or given back, now or when the lock is free.
+ * What happens to the slot of a freed object: kept for the next put, or returned, now or when the lock is free.
  */
 #include "corpses.h"
 
@@ -20,7 +20,8 @@ TEST(who_only_read_and_freed_can_put)
     close_store(s);
 }
 
-/* Objects that name others, of both kinds: large, and such as would suit a magazine but for their edge. */
+/* Objects that refer to others, of both kinds: large ones, and small ones that would suit a magazine without their
+ * edge. */
 enum { MANY = 2 * PRS_PENDING_CAP + 40 };
 
 static void make(prs_store *s, prs_oid *outer)
@@ -52,14 +53,14 @@ TEST(what_is_freed_while_the_lock_is_held_goes_when_it_is_free)
         prs_deferred_run_all(s);
         CHECK_EQ(stats_of(s).objects, 0);
         CHECK_EQ(stats_of(s).edges, 0);
-        CHECK(stats_of(s).reserved < MIB); /* of 40,000 bytes none is left over */
+        CHECK(stats_of(s).reserved < MIB); /* no extent of 40,000 bytes is left over */
     }
     close_store(holder);
     CHECK_EMPTY(s);
     close_store(s);
 }
 
-/* The lock stays busy until it has left: who leaves so is a corpse to the others, and its slots are given back for it. */
+/* The lock stays busy until the client has left: it then counts as dead, and another client returns its slots. */
 TEST(who_leaves_while_the_lock_is_held_leaves_nothing_behind)
 {
     SEVERAL_PROCESSES();

@@ -1,6 +1,6 @@
 /*
- * Who is dead, who lives, and what passes from the one to the other: single, constructed situations of clients, reapers, locks
- * left behind and forks.
+ * Which clients are dead and which are alive, and what a reaper takes over: constructed cases with clients, reapers,
+ * abandoned locks and forks.
  */
 #include "corpses.h"
 #include <sys/syscall.h>
@@ -89,7 +89,7 @@ static void stop_reaping(prs_store *s, struct told *told)
     prs_reap_dead(s, 0);
 }
 
-/* A reaper that stands still is at work; one that is dead is not. */
+/* A stopped reaper is still at work; a dead one is not. */
 TEST(a_stopped_reaper_keeps_its_work_and_a_dead_one_is_replaced)
 {
     SEVERAL_PROCESSES();
@@ -117,7 +117,7 @@ TEST(a_stopped_reaper_keeps_its_work_and_a_dead_one_is_replaced)
     munmap(victim, sizeof *victim);
 }
 
-/* The reaper's slot has another owner by now, who knows nothing of that work. */
+/* The reaper's slot belongs to another client by now, which does not continue the work. */
 TEST(a_reaper_that_dies_and_is_succeeded_is_replaced)
 {
     SEVERAL_PROCESSES();
@@ -188,7 +188,7 @@ static void draft_and_die(prs_store *s, struct told *told)
     kill(getpid(), SIGKILL);
 }
 
-/* Somebody waits for it and holds it; that does not make an object of what was never written. */
+/* A client waits for the object and holds it, but it was never written, so it is lost. */
 TEST(drafts_of_the_dead_become_nothing)
 {
     SEVERAL_PROCESSES();
@@ -219,7 +219,8 @@ static void attach_and_die(prs_store *s, struct told *told)
     (void)told;
 }
 
-/* All slots are taken: whoever comes cleans under the janitor's name, and leaves nothing with that name on it, dead or alive. */
+/* All slots are taken: an attaching process cleans up as the janitor, and leaves nothing that belongs to the janitor,
+ * whether it dies or not. */
 TEST(a_janitor_leaves_nothing_in_its_name)
 {
     SEVERAL_PROCESSES();
@@ -267,8 +268,8 @@ TEST(pids_of_other_namespaces_prove_nothing)
         prs_client *c = &s->clients[told->client];
         prs_store_relaxed(&c->pid_ns, unknown ? 0 : s->pid_ns + 1);
         if (unknown == 2)
-            s->pid_ns = 0;                               /* both could not be read: that makes no neighbours */
-        prs_store_relaxed(&c->pid, (uint32_t)INT32_MAX); /* nobody here has it */
+            s->pid_ns = 0;                               /* both unknown does not mean equal */
+        prs_store_relaxed(&c->pid, (uint32_t)INT32_MAX); /* no process here has this pid */
         CHECK(!prs_client_dead(s, told->client));
         is_killed(pid);
         CHECK(prs_client_dead(s, told->client));
@@ -280,7 +281,7 @@ TEST(pids_of_other_namespaces_prove_nothing)
     }
 }
 
-/* Damage: kill() takes such numbers for groups of processes, and for all there are. */
+/* Damage: kill() would take such numbers for process groups, or for all processes. */
 TEST(numbers_that_no_process_has_prove_nothing)
 {
     SEVERAL_PROCESSES();
@@ -301,7 +302,7 @@ TEST(numbers_that_no_process_has_prove_nothing)
     munmap(told, sizeof *told);
 }
 
-/* Another process has its pid by now: that does not keep it alive. */
+/* Another process has the client's pid by now; that does not keep the client alive. */
 TEST(a_pid_that_is_used_again_is_no_life)
 {
     SEVERAL_PROCESSES();
@@ -317,7 +318,7 @@ TEST(a_pid_that_is_used_again_is_no_life)
     munmap(told, sizeof *told);
 }
 
-/* Without a descriptor to look at bytes through nothing is known but who has no pid any more. */
+/* Without a descriptor the lock bytes cannot be tested; only missing pids prove a death. */
 TEST(an_observer_without_descriptors_knows_nothing_of_bytes)
 {
     SEVERAL_PROCESSES();
@@ -350,7 +351,7 @@ static void close_all(prs_store *s, struct told *told)
     kill(getpid(), SIGKILL);
 }
 
-/* A daemon's way to begin: its descriptors are gone, its mappings are not, and its lock goes with those. */
+/* As a starting daemon does: it closes all descriptors, but its mappings remain, and the lock with them. */
 TEST(closed_descriptors_are_no_death)
 {
     SEVERAL_PROCESSES();
@@ -376,7 +377,7 @@ TEST(closed_descriptors_are_no_death)
     }
 }
 
-/* A child that the engine did not hear of (a raw system call) has neither its parent's lock nor its parent's name. */
+/* A child made by a raw system call, without the fork handlers, has neither its parent's lock nor its client slot. */
 static void bear_unheard(prs_store *s, struct told *told)
 {
     told->id[0] = put(s, 100, 1);
@@ -418,7 +419,8 @@ static void bear_and_live(prs_store *s, struct told *told)
     put(s, 100, 1);
 }
 
-/* After setuid the file cannot be opened again; the fault stands for that here. The child is a client all the same, and dies as one. */
+/* After setuid the file cannot be opened again; an injected fault simulates that. The child is still a client, and
+ * dies as one. */
 TEST(children_without_an_own_description_are_clients)
 {
     SEVERAL_PROCESSES();
@@ -438,7 +440,7 @@ TEST(children_without_an_own_description_are_clients)
         if (killed) {
             is_killed(pid);
             CHECK_EQ(prs_os_byte_held(s->fd_ro, PRS_CLIENT_BYTE + told->client),
-                     1); /* the family's description has it */
+                     1); /* the description that the family shares has the lock */
             CHECK(prs_client_dead(s, told->client) && prs_client_dead(t, told->client));
             prs_reap_dead(s, 0);
         } else {
@@ -446,7 +448,7 @@ TEST(children_without_an_own_description_are_clients)
             int status = reap_child(pid);
             CHECK_EXITED(status);
         }
-        CHECK_EQ(prs_os_byte_held(s->fd_ro, PRS_CLIENT_BYTE + told->client), 0); /* others can have the slot */
+        CHECK_EQ(prs_os_byte_held(s->fd_ro, PRS_CLIENT_BYTE + told->client), 0); /* other clients can claim the slot */
         CHECK_EQ(state_of_client(s, told->client), PRS_CLIENT_FREE);
         CHECK(prs_state(s, &id) < 0);
         munmap(told, sizeof *told);
@@ -456,7 +458,7 @@ TEST(children_without_an_own_description_are_clients)
     close_store(s);
 }
 
-/* Its parent ends first: the description is the child's alone then. */
+/* The parent ends first: then only the child has the description. */
 static void bear_without_description(prs_store *s, struct told *told)
 {
     prs_failpoint_arm("fork_reopened", PRS_FAIL_ERRNO, 1, EACCES);
@@ -545,7 +547,7 @@ TEST(a_main_thread_that_left_is_no_death)
 static void bear_and_die(prs_store *s, struct told *told)
 {
     told->id[0] = put(s, 100, 1);
-    if (fork() == 0) { /* outlives it, with the copies of its descriptors */
+    if (fork() == 0) { /* this child outlives it, with copies of its descriptors */
         alarm(300);
         prs_unref(s, &told->id[0]);
         say(&told->ready);
@@ -557,7 +559,7 @@ static void bear_and_die(prs_store *s, struct told *told)
     kill(getpid(), SIGKILL);
 }
 
-/* Nobody has collected it, and a child of its lives on. */
+/* No process has reaped it, and a child of it is alive. */
 TEST(a_zombie_is_dead_whoever_was_forked_from_it)
 {
     SEVERAL_PROCESSES();
@@ -654,7 +656,7 @@ TEST(unborn_clients_whose_process_died_before_birth_are_corpses)
     close_store(s);
 }
 
-/* The same where the child shares its parent's description: the parent says that there is nobody. */
+/* The same where the child shares its parent's description: the parent reports that the slot has no process. */
 TEST(the_unborn_without_an_own_description_are_corpses_when_they_die)
 {
     SEVERAL_PROCESSES();
@@ -688,11 +690,11 @@ TEST(a_lock_left_by_a_predecessor_in_the_slot_is_stolen)
         dies(s, told, die_locked);
         uint32_t word = prs_load_relaxed(&s->super->lock);
         CHECK_EQ(word >> 20, told->client);
-        /* Forgotten by hand: who reaps takes the lock, and would steal it. */
+        /* Release the lock by hand: a reaper takes the lock, and would steal it. */
         prs_store_seqcst(&s->clients[told->client].state, PRS_CLIENT_FREE);
         pid_t pid = 0;
         prs_store *t = s;
-        if (how == 1) { /* a living successor, who has nothing to do with it */
+        if (how == 1) { /* a living successor in the slot, which is not involved */
             pid = child_of(s, other, live_on);
             await(&other->ready);
             CHECK_EQ(other->client, told->client);
@@ -769,7 +771,7 @@ static void keep_all(prs_store *s, struct told *told)
     prs_unpin(s, &told->id[1]);
 }
 
-/* One object by a ref alone, one by a pin alone. */
+/* One object is held only by a ref, one only by a pin. */
 TEST(a_child_holds_what_its_parent_held)
 {
     SEVERAL_PROCESSES();
@@ -827,7 +829,7 @@ TEST(serials_never_repeat_across_a_fork)
     munmap(told, sizeof *told);
 }
 
-/* The object was ended by somebody else and its slot has another's in it. */
+/* Another client freed the object, and its slot has another object. */
 TEST(a_void_ref_is_not_handed_to_the_child)
 {
     SEVERAL_PROCESSES();
@@ -838,7 +840,7 @@ TEST(a_void_ref_is_not_handed_to_the_child)
     CHECK_EQ(prs_free(t, &old, &e), PRS_OK);
     prs_magazines_flush(t);
     prs_oid young = put_in_slot(t, old.slot, 100, 2);
-    pid_t pid = child_of(s, told, live_on); /* also a client in t's name: it holds what t does */
+    pid_t pid = child_of(s, told, live_on); /* also a client, a copy of t that holds the same objects */
     await(&told->ready);
     uint64_t child = 1ull << told->client;
     CHECK_EQ(prs_load_seqcst(prs_refs(prs_slot_at(s, young.slot))) & child, 0);
@@ -855,18 +857,19 @@ TEST(a_void_ref_is_not_handed_to_the_child)
     munmap(told, sizeof *told);
 }
 
-/* For who removes the file of a store: two that end at once must not wait for each other's close. */
+/* Decides which process removes the file of a store: two that end at the same time must not wait for each other's
+ * close. */
 TEST(who_announced_its_end_stays_no_more)
 {
     prs_store *s = store_of(8 * MIB);
     CHECK(prs_leave(s)); /* alone */
     prs_store *t = client_of(s);
-    CHECK(prs_leave(t));          /* the other is leaving */
-    prs_oid id = put(s, 1000, 1); /* and goes on until it is gone */
+    CHECK(prs_leave(t));          /* the other client is leaving */
+    prs_oid id = put(s, 1000, 1); /* and works until it has left */
     CHECK_EQ(verify(t, &id, 1000, 1), PRS_OK);
     prs_unref(s, &id);
     close_store(t);
-    t = client_of(s); /* in the slot of one that had announced it */
+    t = client_of(s); /* in the slot of a client that had announced its end */
     CHECK(!prs_leave(s));
     uint64_t live = prs_load_seqcst(&t->clients[t->me].state); /* between a fork and the child's first step */
     prs_store_seqcst(&t->clients[t->me].state, (live & ~(uint64_t)0xFF) | PRS_CLIENT_UNBORN);

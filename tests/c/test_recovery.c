@@ -1,15 +1,16 @@
 /*
- * What a rebuild and a thief owe in single, constructed situations: each case is one interleaving that a storm meets once in
- * thousands of deaths, or one check whose absence no random death would show. Who has died is test_reaping.c's subject.
+ * What a rebuild and a lock thief must do, in constructed cases: each is an interleaving that a storm meets once in
+ * thousands of deaths, or a check whose absence no random death would show. test_reaping.c tests which clients count
+ * as dead.
  */
 #include "corpses.h"
 #include <sys/syscall.h>
 
 /* ---- a thief and others ---------------------------------------------------------------------------------------- */
 
-/* Edges that a living client has in hand to bury are its own, whatever happened to what they held. The thief that freed their
- * records had them ended a second time, as somebody else's token by then (found by the storm: "the stack of free links is
- * broken" after 3,650 kills). */
+/* Edges that a living client is about to end belong to it, whatever happened to the objects that they held. A thief
+ * that freed their records caused them to be ended a second time, when they were another client's token (found by the
+ * storm: "the stack of free links is broken" after 3,650 kills). */
 TEST(a_thief_leaves_the_edges_that_others_bury)
 {
     SEVERAL_PROCESSES();
@@ -20,7 +21,7 @@ TEST(a_thief_leaves_the_edges_that_others_bury)
     int ready[2], go[2];
     CHECK(pipe(ready) == 0 && pipe(go) == 0);
     pid_t pid = fork();
-    if (pid == 0) { /* lets go of the outer object last, and stops between retiring it and ending its edges */
+    if (pid == 0) { /* releases the outer object last, and stops between retiring it and ending its edges */
         char byte = 'x';
         child_setup(30);
         for (int i = 0; i < 3; i++)
@@ -41,7 +42,7 @@ TEST(a_thief_leaves_the_edges_that_others_bury)
     CHECK(write(go[1], "x", 1) == 1);
     CHECK_EQ(waitpid(pid, &status, WUNTRACED), pid);
     CHECK(WIFSTOPPED(status));
-    CHECK_EQ(prs_free(s, &inner[1], &e), PRS_OK); /* ended for everyone: gone at once, its edge is not */
+    CHECK_EQ(prs_free(s, &inner[1], &e), PRS_OK); /* freed for all clients: it ends, its edge does not */
     CHECK(prs_state(s, &inner[1]) < 0);
     CHECK_EQ(prs_state(s, &inner[0]), PRS_OK);
     steal(s);
@@ -69,7 +70,8 @@ TEST(a_thief_leaves_the_edges_that_others_bury)
     close(ready[0]), close(ready[1]), close(go[0]), close(go[1]);
 }
 
-/* A client died with edges to bury while a stopped process has the lock: it stays known until they are somebody's. */
+/* A client died with edges to end while a stopped process has the lock: its slot stays until another client adopts
+ * them. */
 TEST(edges_of_the_dead_are_not_forgotten_while_the_lock_is_taken)
 {
     SEVERAL_PROCESSES();
@@ -101,7 +103,7 @@ TEST(edges_of_the_dead_are_not_forgotten_while_the_lock_is_taken)
     CHECK(WIFSTOPPED(status));
     prs_reap_dead(s, 0);
     uint64_t reaped = prs_load_relaxed(&s->super->reaped);
-    CHECK_EQ(prs_state(s, &inner), PRS_OK); /* held by the edge that nobody could end yet */
+    CHECK_EQ(prs_state(s, &inner), PRS_OK); /* held by the edge that no client could end yet */
     goes_on(pid);
     prs_reap_dead(s, 0);
     CHECK_EQ(prs_load_relaxed(&s->super->reaped), reaped + 1);
@@ -112,8 +114,8 @@ TEST(edges_of_the_dead_are_not_forgotten_while_the_lock_is_taken)
 
 /* ---- rebuild --------------------------------------------------------------------------------------------------- */
 
-static int populate_errors;     /* while this is not 0, no page is to be had */
-static void (*meanwhile)(void); /* once, before a populate: what another thread does */
+static int populate_errors;     /* while this is not 0, no page can be backed */
+static void (*meanwhile)(void); /* called once before a populate: acts as another thread */
 
 int madvise(void *at, size_t len, int advice)
 {
@@ -138,7 +140,7 @@ static void die_splitting(prs_store *s, struct told *told)
     (void)prs_alloc(s, 3 * MIB, 0, &d, &e);
 }
 
-/* No memory for the thief to see all tables: the lock is free again, and whoever takes it next rebuilds. */
+/* The thief has no memory to map all tables: the lock is free again, and the next client that takes it rebuilds. */
 TEST(a_rebuild_that_fails_is_done_by_the_next_owner)
 {
     SEVERAL_PROCESSES();
@@ -147,7 +149,7 @@ TEST(a_rebuild_that_fails_is_done_by_the_next_owner)
     prs_store *s = store_of(16 * MIB), *t = client_of(s);
     struct told *told = new_told();
     prs_error e = {0};
-    for (int i = 0; i < N; i++) /* a second chunk of slots, which t has not seen */
+    for (int i = 0; i < N; i++) /* a second chunk of slots, which t has not mapped */
         id[i] = put(s, 40, (uint64_t)i);
     CHECK(prs_load_relaxed(&t->slots_seen) < prs_load_relaxed(&s->super->published));
     dies(s, told, die_splitting);
@@ -156,7 +158,7 @@ TEST(a_rebuild_that_fails_is_done_by_the_next_owner)
     populate_errors = 0;
     CHECK(e.what[0]);
     CHECK_EQ(s->super->arena.dirty, 1);
-    CHECK(!prs_trylock(s)); /* a destructor's: it never rebuilds */
+    CHECK(!prs_trylock(s)); /* the call of a destructor, which never rebuilds */
     CHECK_EQ(prs_check(s, &e), PRS_OK);
     CHECK_EQ(s->super->arena.dirty, 0);
     CHECK(prs_trylock(s));
@@ -184,12 +186,12 @@ TEST(overlapping_extents_are_refused_and_remembered)
         if (how == 0)
             prs_store_relaxed(&slot->off, prs_load_relaxed(&prs_slot_at(s, a.slot)->off));
         else
-            prs_store_relaxed(&slot->cap, PRS_UNIT - off); /* off + cap begins anew at the first unit */
+            prs_store_relaxed(&slot->cap, PRS_UNIT - off); /* off + cap wraps around to the first unit */
         CHECK_EQ(steal_with(s, &e), PRS_E_CORRUPT);
         CHECK(e.what[0]);
         prs_store_relaxed(&slot->off, off);
         prs_store_relaxed(&slot->cap, cap);
-        CHECK_EQ(prs_check(s, &e), PRS_E_CORRUPT); /* who knows what was written meanwhile */
+        CHECK_EQ(prs_check(s, &e), PRS_E_CORRUPT); /* unknown bytes may have been written meanwhile */
         close_store(s);
     }
 }
@@ -197,15 +199,15 @@ TEST(overlapping_extents_are_refused_and_remembered)
 static void stop_counting(prs_store *s, struct told *told)
 {
     (void)told;
-    CHECK_EQ(prs_lock(s, PRS_SECOND, NULL), PRS_OK); /* as a thief would find it */
+    CHECK_EQ(prs_lock(s, PRS_SECOND, NULL), PRS_OK); /* the state that a thief would find */
     prs_failpoint_arm("rebuild_counting", PRS_FAIL_STOP, 1, 0);
     CHECK_EQ(prs_rebuild(s, NULL), PRS_OK);
     prs_unlock(s);
-    raise(SIGSTOP); /* who leaves tries to free everything: not yet */
+    raise(SIGSTOP); /* a client that leaves tries to free everything, but not yet */
 }
 
-/* Counts of links are zero for a moment: what only they hold must outlive it, and what was let go then must not outlive the
- * sweep that follows. */
+/* Counts of links are zero for a moment: objects that only links hold must survive it, and objects released meanwhile
+ * must not survive the sweep that follows. */
 TEST(what_was_let_go_during_a_rebuild_is_swept_and_nothing_else)
 {
     SEVERAL_PROCESSES();
@@ -287,7 +289,7 @@ TEST(a_rebuild_keeps_tokens_names_and_edges)
     close_store(s);
 }
 
-/* The outer object's slot is free or another's by now: its edges hang on nobody and are the thief's to bury. */
+/* The outer object's slot is free or reused by now: its edges belong to no object, and the thief must end them. */
 TEST(edges_of_a_slot_that_was_retired_or_used_again_are_buried_by_the_thief)
 {
     SEVERAL_PROCESSES();
@@ -297,11 +299,11 @@ TEST(edges_of_a_slot_that_was_retired_or_used_again_are_buried_by_the_thief)
         prs_oid outer = naming(s, &inner, 1, 2), again = {0};
         prs_slot *slot = prs_slot_at(s, outer.slot);
         uint32_t edge = prs_load_relaxed(&slot->edges);
-        CHECK_EQ(prs_lock(s, PRS_SECOND, NULL), PRS_OK); /* as if its edges had been overlooked */
+        CHECK_EQ(prs_lock(s, PRS_SECOND, NULL), PRS_OK); /* as if its edges had not been ended */
         prs_store_relaxed(&slot->edges, PRS_NIL);
         prs_unlock(s);
         prs_unref(s, &outer);
-        if (how == 0) { /* in a magazine: what a rebuild hangs on it there, nobody looks for */
+        if (how == 0) { /* in a magazine, where no code would look for edges that a rebuild adds */
             CHECK_EQ(prs_word_state(prs_load_seqcst(&slot->word)), PRS_STATE_RESERVED);
             s->links[edge].owner_tag = prs_word_generation(prs_load_seqcst(&slot->word));
         } else if (how == 1) {
@@ -313,7 +315,7 @@ TEST(edges_of_a_slot_that_was_retired_or_used_again_are_buried_by_the_thief)
         steal(s);
         prs_deferred_run_all(s);
         CHECK_EQ(stats_of(s).edges, 0);
-        prs_reap_dead(s, 0); /* the one that died held it, too */
+        prs_reap_dead(s, 0); /* the dead client held it, too */
         prs_unref(s, &inner);
         CHECK(prs_state(s, &inner) < 0);
         if (how == 2)
@@ -334,7 +336,7 @@ TEST(a_thief_goes_on_with_its_own_edges)
     uint32_t torn = prs_load_relaxed(&prs_slot_at(s, outer.slot)->edges);
     CHECK_EQ(prs_lock(s, PRS_SECOND, NULL), PRS_OK);
     prs_link_splice(s, outer.slot);
-    s->dying = s->links[torn].next; /* adopted half way by somebody who died */
+    s->dying = s->links[torn].next; /* partly adopted by a client that died */
     s->links[torn].owner = PRS_NIL;
     prs_unlock(s);
     steal(s);
@@ -350,7 +352,8 @@ TEST(a_thief_goes_on_with_its_own_edges)
     close_store(s);
 }
 
-/* The object an edge held was ended for everyone and its slot is another's: the edge has no hold on that one. */
+/* The object that an edge held was freed for all clients, and its slot is reused: the edge does not hold the new
+ * object. */
 TEST(an_edge_of_a_slot_that_was_used_again_counts_nothing)
 {
     prs_store *s = store_of(16 * MIB);
@@ -404,7 +407,7 @@ TEST(a_name_without_a_link_and_a_link_without_a_name_end_with_a_rebuild)
     CHECK_EQ(prs_name_bind(s, "b", 1, &b, &e), PRS_OK);
     CHECK_EQ(prs_free(s, &a, &e), PRS_OK);
     prs_unref(s, &a);
-    s->names[1].serial = 0; /* as a death between name and link leaves it */
+    s->names[1].serial = 0; /* the state after a death between name and link */
     CHECK_EQ(prs_load_relaxed(&prs_slot_at(s, b.slot)->links), 1);
     steal(s);
     CHECK_EQ(s->names[0].serial, 0);
@@ -417,7 +420,8 @@ TEST(a_name_without_a_link_and_a_link_without_a_name_end_with_a_rebuild)
     close_store(s);
 }
 
-/* A name whose object was ended, while somebody looks at it still, is bound anew: the old link must go with the old name. */
+/* A name is bound again after its object was freed, while a client still has a view of that: the old link must end
+ * with the old name. */
 TEST(a_name_gives_its_object_up_when_it_is_bound_anew)
 {
     prs_store *s = store_of(16 * MIB);
@@ -451,7 +455,7 @@ TEST(two_grow_the_tables_at_once)
     prs_oid id = put(s, 100, 1);
     uint32_t had = prs_load_relaxed(&s->super->published);
     CHECK_EQ(prs_slots_grow(s, had, &e), PRS_OK);
-    CHECK_EQ(prs_slots_grow(s, had, &e), PRS_OK); /* by one who had looked before the first was done */
+    CHECK_EQ(prs_slots_grow(s, had, &e), PRS_OK); /* by a client that had checked before the first one was done */
     CHECK_EQ(prs_load_relaxed(&s->super->published), had + PRS_SLOT_CHUNK);
     CHECK_STORE(s);
     uint32_t links = prs_load_relaxed(&s->super->links_published);
@@ -479,8 +483,8 @@ static void end_flights_where_others_published(prs_store *s, struct told *told)
     CHECK_EQ(prs_flights_end(s, 0, 0, &e), 0);
 }
 
-/* A process that stands between its look at the tables and the lock, while others publish more slots, maps those as well
- * before it uses them. */
+/* If others publish more slots after a process has mapped the tables and before it has the lock, it maps these slots,
+ * too, before it uses them. */
 TEST(slots_published_before_the_lock_is_taken_are_mapped)
 {
     SEVERAL_PROCESSES();
@@ -493,7 +497,7 @@ TEST(slots_published_before_the_lock_is_taken_are_mapped)
     prs_token_drop(s, &id[0], &told->token); /* there are links */
     pid_t pid[2] = {stops(s, told, put_where_others_published), 0};
     for (int n = 1; n < 2 * N; n++) {
-        if (n == N) { /* the first has its slots to see; a second one for those that follow, and for a message */
+        if (n == N) { /* the first one maps the new slots; the second is for the following slots and for a message */
             goes_on(pid[0]);
             pid[1] = stops(s, told, end_flights_where_others_published);
         }
@@ -533,7 +537,8 @@ static void another_maps_more_links(void)
     CHECK_EQ(prs_tables_prefault(grows), 0);
 }
 
-/* A thread that looked at the tables early and is late to say so does not take back what another one has said since. */
+/* A thread that mapped the tables early and records that late must not lower the mark that another thread has raised
+ * since. */
 TEST(what_was_mapped_stays_known)
 {
     prs_store *s = store_of(16 * MIB), *t = client_of(s);
@@ -554,7 +559,7 @@ TEST(what_was_mapped_stays_known)
     close_store(s);
 }
 
-/* Entries of a magazine whose slots were taken back, and came back with smaller extents. */
+/* Entries of a magazine whose slots were reclaimed and are RESERVED again with smaller extents. */
 TEST(an_entry_that_was_taken_back_is_no_claim_any_more)
 {
     enum { N = 64 };
@@ -563,7 +568,7 @@ TEST(an_entry_that_was_taken_back_is_no_claim_any_more)
     prs_unref(t, &one);
     CHECK(prs_magazines_reclaim(s) > 0);
     CHECK_STORE(s);
-    small[0] = put(t, 40, 0); /* the others of its refill lie in the same slots as those entries say */
+    small[0] = put(t, 40, 0); /* the other slots of its refill are those that the entries name */
     for (int i = 0; i < N; i++) {
         large[i] = put(t, 1000, (uint64_t)i + N);
         CHECK(prs_load_relaxed(&prs_slot_at(s, large[i].slot)->cap) >= 1000);
@@ -600,7 +605,7 @@ TEST(reserves_that_could_not_be_backed_are_given_back)
     close_store(s);
 }
 
-/* A spilled object has no bytes in the data area: there is nothing for a rebuild to find. */
+/* A spilled object has no bytes in the data area, so a rebuild finds no extent for it. */
 TEST(spilled_objects_have_no_extent_after_a_rebuild)
 {
     SEVERAL_PROCESSES();

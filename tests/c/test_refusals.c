@@ -1,6 +1,6 @@
 /*
- * test_refusals.c - calls that must say no, and leave everything as it was: of closed and orphaned handles, with arguments
- * that make no sense, without memory, without descriptors, under limits of the process.
+ * test_refusals.c - calls that must fail and change nothing: with closed and orphaned handles, with invalid
+ * arguments, without memory, without descriptors, under limits of the process.
  */
 #include "corpses.h"
 
@@ -12,7 +12,7 @@
 
 /* ---- handles that are no client any more --------------------------------------------------------------------------- */
 
-/* Everything a handle can be asked that needs a client. `held` has a ref or a pin here, `other` has none. */
+/* All calls on a handle that need a client. `held` has a ref or a pin here, `other` has none. */
 static void refuses_all(prs_store *s, const prs_oid *held, const prs_oid *other)
 {
     prs_error e = {0};
@@ -59,11 +59,11 @@ TEST(a_closed_handle_with_views_serves_nothing_else)
     CHECK_EQ(prs_get_stats(t, &stats), PRS_E_CLOSED);
     CHECK_EQ(prs_name_bind(t, "new", 3, &id, &e), PRS_E_CLOSED);
     CHECK_EQ(prs_write(t, &large, 0, &id, sizeof id, &e), PRS_E_CLOSED);
-    prs_token_drop(t, &id, &token); /* not by this handle any more */
+    prs_token_drop(t, &id, &token); /* this handle no longer holds it */
     CHECK_EQ(stats_of(s).in_flight, 1);
     CHECK(content_right(v.data, 5000, 1));
     prs_unpin(t, &id);
-    /* With the last view its mappings went: who still comes by finds the lock closed, and no store behind it. */
+    /* The mappings ended with the last view: a later call finds the lock closed, and no store. */
     CHECK_EQ(prs_lock(t, 0, &e), PRS_E_CLOSED);
     CHECK(!prs_trylock(t));
     prs_tear_down(t);
@@ -82,7 +82,7 @@ TEST(an_orphan_only_lets_go)
     SEVERAL_PROCESSES();
     CHECK(mkdtemp(strcpy(spill_dir, "/var/tmp/prs-refusals-XXXXXX")));
     prs_store *s = store_with((prs_options){.capacity = 16 * MIB, .max_clients = 4, .spill_dir = spill_dir});
-    prs_store *t = client_of(s); /* the second and last */
+    prs_store *t = client_of(s); /* the second and last pin */
     prs_oid id = put(s, 5000, 1), unpinned = put(s, 300, 3), other = put(t, 100, 2);
     prs_view v;
     prs_error e = {0};
@@ -102,12 +102,12 @@ TEST(an_orphan_only_lets_go)
         refuses_all(s, &id, &other);
         prs_token_drop(s, &id, &token);
         CHECK_EQ(prs_client_dead(s, s->me), false); /* the sticky holder never dies */
-        CHECK_EQ(prs_ref(s, &unpinned), PRS_OK);    /* one more of what is held already */
+        CHECK_EQ(prs_ref(s, &unpinned), PRS_OK);    /* one more hold on an object that is held already */
         prs_unref(s, &unpinned), prs_unref(s, &unpinned);
-        CHECK_EQ(stats_of(s).largest_free, 0); /* what needs the lock is left out */
+        CHECK_EQ(stats_of(s).largest_free, 0); /* calls that need the lock are left out */
         CHECK_EQ(prs_seal(s, &mine, &e), PRS_E_INVAL);
         prs_abort(s, &mine, false);
-        close(s->fd_rw), close(s->fd_ro), close(s->fd_lock); /* found again, without becoming anybody */
+        close(s->fd_rw), close(s->fd_ro), close(s->fd_lock); /* found again, without becoming a client */
         void *map;
         size_t len;
         uint8_t *data;
@@ -132,7 +132,7 @@ TEST(an_orphan_only_lets_go)
     CHECK_EXITED(status);
     CHECK_EQ(stats_of(s).in_flight, 1);
     CHECK_EQ(stats_of(s).unsealed, 2);
-    memset(window.window, 7, 8192); /* it was the child's to read alone */
+    memset(window.window, 7, 8192); /* the child could only read it */
     CHECK_EQ(prs_seal(s, &window, &e), PRS_OK);
     CHECK_EQ(prs_seal(s, &mine, &e), PRS_OK);
     prs_window_close(s, &window);
@@ -146,7 +146,7 @@ TEST(an_orphan_only_lets_go)
 
 /* ---- arguments -------------------------------------------------------------------------------------------------------- */
 
-/* The walk over windows comes to the end of the data area a second time, and stops. */
+/* The walk over windows reaches the end of the data area a second time, and stops. */
 TEST(no_window_is_large_enough)
 {
     SEVERAL_PROCESSES();
@@ -217,7 +217,7 @@ TEST(what_makes_no_sense_is_refused)
     gone = d;
     gone.id.generation++;
     CHECK_EQ(prs_seal(s, &gone, &e), PRS_E_INVAL);
-    prs_abort(s, &d, false); /* sealed: too late for that */
+    prs_abort(s, &d, false); /* it is sealed: too late for edges */
     prs_abort(s, &gone, false);
     CHECK_EQ(prs_state(s, &d.id), PRS_OK);
 
@@ -238,7 +238,7 @@ TEST(what_makes_no_sense_is_refused)
     close_store(t);
 }
 
-/* Ended before it was complete: sealing it is no error, and leaves nothing. */
+/* The object was freed before it was complete: sealing it is no error, and leaves nothing. */
 TEST(what_was_freed_while_it_was_made_goes_with_its_seal)
 {
     prs_store *s = store_of(8 * MIB), *t = client_of(s);
@@ -260,7 +260,7 @@ TEST(what_was_freed_while_it_was_made_goes_with_its_seal)
     close_store(s);
 }
 
-/* A slot that is pinned here serves its object alone, and no new views of what was ended. */
+/* A slot that this process has pinned serves only its object, and gives no new views of a freed one. */
 TEST(old_ids_of_a_pinned_slot)
 {
     prs_store *s = store_of(8 * MIB);
@@ -348,14 +348,14 @@ TEST(options_are_brought_into_range)
         CHECK_MSG(rc == refused[i].code && s == NULL && e.what[0], "options %zu: %d \"%s\"", i, rc, e.what);
         CHECK_EQ(prs_create(&s, &refused[i].options, NULL), rc);
     }
-    if (chdir("/proc/self") == 0) { /* names without a directory: the one we are in, and the root */
+    if (chdir("/proc/self") == 0) { /* names without a directory: the current directory, and the root */
         CHECK_EQ(prs_create(&s, &(prs_options){.capacity = MIB, .path = "x"}, &e), PRS_E_FOREIGN);
         CHECK(strstr(e.what, ". is not"));
         CHECK_EQ(chdir("/"), 0);
     }
 }
 
-/* The pid alone proves nothing across pid namespaces: who relies on it stays out. */
+/* Across pid namespaces the pid proves nothing: a process that relies on pids is refused. */
 TEST(liveness_by_pid_refuses_other_namespaces)
 {
     prs_store *s = store_of(8 * MIB), *t;
@@ -385,7 +385,7 @@ static void say_available(const char *root, unsigned kib)
     fclose(f);
 }
 
-/* A machine without memory, made up: each way to ask for some says so, names the limit, and keeps nothing. */
+/* Simulates a machine without memory: each call that needs some fails, names the limit, and keeps nothing. */
 TEST(without_memory_every_put_is_an_error)
 {
     char root[] = "/tmp/prs-refusals-XXXXXX", path[64];
@@ -407,7 +407,7 @@ TEST(without_memory_every_put_is_an_error)
         int rc, n = 0;
         if (asked[i].flags)
             rc = prs_alloc(s, asked[i].size, asked[i].flags, &d, &e);
-        else /* small ones may find pages that are there already */
+        else /* small objects may find pages that are backed already */
             while ((rc = try_put(s, asked[i].size, 3, &fits[n], &e)) == PRS_OK && n < 7)
                 n++;
         while (n > 0)
@@ -417,12 +417,12 @@ TEST(without_memory_every_put_is_an_error)
         if (asked[i].flags)
             CHECK_EQ(prs_alloc(s, asked[i].size, asked[i].flags, &d, NULL), PRS_E_BACKING);
     }
-    CHECK_EQ(prs_alloc(s, 8 * MIB, 0, &d, &e), PRS_OK); /* longer than what is warm, at the other end */
+    CHECK_EQ(prs_alloc(s, 8 * MIB, 0, &d, &e), PRS_OK); /* longer than the warm memory, at the other end */
     static const ptrdiff_t shape = 131072, stride = 8;
     uint8_t *bytes = calloc(8, 131072);
     CHECK_EQ(prs_write_strided(s, &d, 0, bytes, 1, &shape, &stride, 8, &e), PRS_E_BACKING);
     prs_abort(s, &d, false);
-    prs_token token; /* the first link needs a table: the sticky holder takes its place */
+    prs_token token; /* the first link needs a table: the sticky holder is used instead */
     CHECK_EQ(prs_token_take(s, &kept, PRS_TOKEN_ONCE, &token), PRS_OK);
     CHECK(token.index == 0 && prs_load_seqcst(&prs_slot_at(s, kept.slot)->holders[0]) & 1);
     CHECK_EQ(prs_name_bind(s, "n", 1, &kept, &e), PRS_E_BACKING);
@@ -431,7 +431,7 @@ TEST(without_memory_every_put_is_an_error)
     prs_abort(s, &d, false);
     prs_store *t = store_with((prs_options){.capacity = MIB});
     (void)prs_headroom_open_at(&t->headroom, root);
-    CHECK_EQ(try_put(t, 10, 1, &id, &e), PRS_E_BACKING); /* not even for slots */
+    CHECK_EQ(try_put(t, 10, 1, &id, &e), PRS_E_BACKING); /* no memory even for slots */
     say_available(root, 7u << 20);
     (void)prs_headroom_open_at(&t->headroom, root);
     (void)prs_headroom_open_at(&s->headroom, root);
@@ -454,7 +454,7 @@ TEST(without_memory_every_put_is_an_error)
 
 /* ---- what needs the store lock, or the tables ---------------------------------------------------------------------------- */
 
-static bool no_pages; /* while this is set, no page of a table is to be had */
+static bool no_pages; /* while this is set, no page of a table can be backed */
 
 int madvise(void *at, size_t len, int advice)
 {
@@ -473,7 +473,8 @@ struct asked {
     prs_spill_job job;
 };
 
-/* The `which`-th call; false when there are no more. Those that cannot say why say only that they did nothing. */
+/* Make the `which`-th call; return false if there are no more. Calls without an error record only report that they
+ * did nothing. */
 static bool ask(struct asked *a, int which, int *rc, bool *silent)
 {
     prs_store *s = a->s;
@@ -494,7 +495,7 @@ static bool ask(struct asked *a, int which, int *rc, bool *silent)
     case 2:
         return *rc = prs_alloc(s, MIB, 0, &d, &e), true;
     case 3:
-        return *rc = prs_alloc(s, 64 * MIB, 0, &d, &e), true; /* in its file from the start */
+        return *rc = prs_alloc(s, 64 * MIB, 0, &d, &e), true; /* created in its file */
     case 4:
         return *rc = prs_add_edge(s, &a->outer, &a->inner, &e), true;
     case 5:
@@ -531,7 +532,7 @@ static bool ask(struct asked *a, int which, int *rc, bool *silent)
     case 16:
         *silent = true;
         return *rc = (int)stats_of(s).largest_free, true;
-    case 17: /* the sticky holder has it from now on */
+    case 17: /* from now on the sticky holder holds it */
         *silent = true;
         return *rc = prs_token_take(s, &a->inner, PRS_TOKEN_ONCE, &token), true;
     default:
@@ -539,7 +540,7 @@ static bool ask(struct asked *a, int which, int *rc, bool *silent)
     }
 }
 
-/* Nobody waits longer than agreed for a lock that is held, and nothing is touched that is not mapped here. */
+/* No call waits longer than the timeout for a lock that is held, or touches a page that is not mapped here. */
 TEST(without_the_lock_or_the_tables_nothing_changes)
 {
     CHECK(mkdtemp(strcpy(spill_dir, "/var/tmp/prs-refusals-XXXXXX")));
@@ -594,7 +595,7 @@ static void limit(int what, rlim_t to)
     CHECK_EQ(setrlimit(what, &r), 0);
 }
 
-/* In a child, whose limits die with it. */
+/* Run in a child, because its limits end with it. */
 static void in_child(void work(void))
 {
     fflush(NULL);
@@ -619,7 +620,7 @@ static void small_files(void)
     CHECK_STORE(s);
     CHECK_EQ(prs_create(&t, &(prs_options){.capacity = 16 * MIB}, &e), PRS_E_SYS);
     CHECK_EQ(e.sys_errno, EFBIG);
-    CHECK_EQ(prs_create(&t, NULL, &e), PRS_E_SYS); /* not even the least default */
+    CHECK_EQ(prs_create(&t, NULL, &e), PRS_E_SYS); /* not even the smallest default fits */
     CHECK(t == NULL && e.sys_errno == EFBIG);
     limit(RLIMIT_FSIZE, 640 * MIB);
     CHECK_EQ(prs_create(&t, NULL, &e), PRS_OK);
@@ -680,7 +681,7 @@ static int lowest_free(void)
     return fd;
 }
 
-/* With k descriptors to be had, for every k until it works: an error each time, and none is kept. */
+/* With k free descriptors, for every k until it works: an error each time, and no descriptor is kept. */
 static void few_descriptors_for(int attempt(prs_store *, prs_error *), prs_store *s)
 {
     int base = lowest_free(), rc = -1;
@@ -742,7 +743,7 @@ static void few_descriptors(void)
     few_descriptors_for(creates_spilling, s);
     few_descriptors_for(attaches, s);
 
-    /* A child that got no descriptor is an orphan.  The proof of death needs none. */
+    /* A child that got no descriptor is an orphan.  The proof of death needs no descriptor. */
     struct told *told = new_told();
     limit(RLIMIT_NOFILE, (rlim_t)lowest_free());
     pid_t pid = fork();
@@ -777,13 +778,14 @@ TEST(without_descriptors_nothing_is_made_and_nothing_kept)
     SEVERAL_PROCESSES();
     CHECK(mkdtemp(strcpy(spill_dir, "/var/tmp/prs-refusals-XXXXXX")));
     in_child(few_descriptors);
-    prs_spill_clean(spill_dir, false); /* what a failed creation left is the next one's to remove */
+    prs_spill_clean(spill_dir, false); /* the next creation removes what a failed one left */
     CHECK_EQ(rmdir(spill_dir), 0);
 }
 
 static char named[64];
 
-/* Descriptors that other code closed, one or all, are opened again by name, unless somebody else has the name by now. */
+/* Descriptors that other code closed, one or all, are opened again by name, unless another file has the name by now.
+ * */
 static void closed_by_others(void)
 {
     snprintf(named, sizeof named, "/dev/shm/pyray_ser-ctest-%d-closed", (int)getpid());
@@ -803,7 +805,7 @@ static void closed_by_others(void)
         unlink(named);
         close_store(s);
     }
-    /* None to be had: an error of each call, and the next one finds them again. */
+    /* No descriptor is free: each call fails, and the next one after that opens them again. */
     prs_store *s = store_with((prs_options){.capacity = 16 * MIB, .path = named, .warm_reserve = 4096});
     prs_error e = {0};
     prs_draft window, d;
@@ -824,9 +826,9 @@ static void closed_by_others(void)
     CHECK_EQ(prs_cow_open(s, &id, &v, &map, &len, &data, &e), PRS_E_SYS);
     int rc = PRS_OK;
     for (int n = 0; rc == PRS_OK && n < 100; n++)
-        rc = try_put(s, 60000, 4, &none, &e); /* until it needs pages that are not there */
+        rc = try_put(s, 60000, 4, &none, &e); /* until it needs pages that are not backed */
     CHECK_EQ(rc, PRS_E_SYS);
-    prs_unref(s, &large); /* its pages cannot be given back now */
+    prs_unref(s, &large); /* its pages cannot be returned to the kernel now */
     CHECK_EQ(prs_trim(s, 0), 0);
     limit(RLIMIT_NOFILE, (rlim_t)base + 1); /* one of the two */
     CHECK_EQ(try_put(s, MIB, 3, &none, &e), PRS_E_SYS);
@@ -855,16 +857,17 @@ TEST(a_lock_in_nobodys_name_is_taken_and_a_busy_one_named)
     prs_store *s = store_of(8 * MIB);
     prs_oid id = put(s, 100, 1);
     prs_error e = {0};
-    static const uint32_t nobody[] = {0, 600, 4095}; /* flipped bits: no client can be that */
+    static const uint32_t nobody[] = {0, 600, 4095}; /* flipped bits: no client has this index */
     for (size_t i = 0; i < sizeof nobody / sizeof *nobody; i++) {
         uint32_t word = nobody[i] << 20 | 2;
         prs_store_relaxed(&s->super->lock, word);
-        /* While another thread is inside, its word is not looked at; who is to blame, then? */
+        /* While another thread of this process has the lock, the word is not examined; which process is reported
+         * then? */
         CHECK(prs_mutex_lock(&s->mutex, -1));
         CHECK_EQ(prs_lock(s, 5 * PRS_MS, &e), PRS_E_BUSY);
         CHECK_EQ(e.pid, 0);
         prs_mutex_unlock(&s->mutex);
-        CHECK_EQ(prs_lock(s, -1, &e), PRS_OK); /* for ever, which is soon */
+        CHECK_EQ(prs_lock(s, -1, &e), PRS_OK); /* without limit, which is short here */
         prs_unlock(s);
         CHECK_EQ(prs_load_relaxed(&s->super->stolen), i + 1);
     }
@@ -897,7 +900,7 @@ TEST(a_wait_is_as_long_as_asked_and_a_slice_at_most)
     close_store(s);
 }
 
-/* The first put would fault: maps and the bitmap of pages are in pages of 4 KiB. */
+/* The first put would fault, because mappings and the bitmap of pages use pages of 4 KiB. */
 TEST(a_kernel_with_other_pages_is_refused_before_anything_is_made)
 {
     prs_store *s = store_of(16 * MIB), *t = s;
@@ -915,7 +918,8 @@ TEST(a_kernel_with_other_pages_is_refused_before_anything_is_made)
     close_store(s);
 }
 
-/* An ordinary user cannot open what the umask closed; root can, so it becomes one. */
+/* An ordinary user cannot open a file whose rights the umask removed; root can, so the test becomes an ordinary user.
+ * */
 static void with_a_closing_umask(void)
 {
     char path[64];
@@ -932,7 +936,7 @@ static void with_a_closing_umask(void)
     CHECK_MSG(prs_attach_path(&t, path, NULL, &e) == PRS_OK, "%s", e.what);
     CHECK_EQ(unlink(path), 0);
     prs_oid kept = put(s, 6 * MIB, 1);
-    id = put(s, 6 * MIB, 2); /* the other one is in a file now */
+    id = put(s, 6 * MIB, 2); /* the other object is in a file now */
     CHECK_EQ(prs_pin(t, &kept, &v), PRS_OK);
     CHECK(content_right(v.data, 6 * MIB, 1));
     prs_unpin(t, &kept);

@@ -315,7 +315,7 @@ static void leave_corpse(struct stage *c)
     CHECK_KILLED(status, SIGKILL);
 }
 
-/* The same for a client that died while it held the store lock and was splitting an extent. */
+/* Leave a dead client that held the store lock and was splitting an extent. */
 static void leave_thiefs_prey(struct stage *c)
 {
     make_small(c);

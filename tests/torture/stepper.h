@@ -20,8 +20,8 @@
 
 typedef struct trace {
     uint64_t length;    /* steps of the whole operation */
-    uint32_t *landmark; /* of each step: the step of the nearest landmark before it */
-    uintptr_t *where;   /* of each step: the address of the next instruction */
+    uint32_t *landmark; /* for each step, the step of the nearest landmark before it */
+    uintptr_t *where;   /* for each step, the address of the next instruction */
     uint64_t capacity, limit;
 } trace;
 
@@ -105,7 +105,8 @@ static void step_record(pid_t pid, trace *t)
     free(seen);
 }
 
-/* Run n instructions, or to the end of the operation: number of single steps. *ended: it ended before n. */
+/* Run n instructions, or to the end of the operation: number of single steps. *ended says that the operation ended
+ * before n. */
 static uint64_t step_to(pid_t pid, const trace *t, uint64_t n, bool *ended)
 {
     uint64_t done = 0, steps = 0;

@@ -1,4 +1,5 @@
-"""Storm over the life of a store: every operation beside `shutdown`, `fork`, finalizers, signals and a stopped peer.
+"""Storm over the life of a store: every operation while `shutdown`, `fork`, finalizers, signals and a stopped peer
+interfere.
 
 Usage: python -P storm_lifetime.py SECONDS SEED
 
@@ -43,7 +44,7 @@ from pyray_ser import util
 
 # Seconds that a call may take beyond its timeout on a busy machine.
 GRACE = float(os.environ.get("STORM_GRACE", "30"))
-# What any operation on a store may raise while others close, fill, free and stop.
+# Exceptions that any operation on a store may raise while other threads close, fill, free and stop.
 COMMON = (
     exc.StoreClosedError,
     exc.ObjectLostError,
@@ -53,7 +54,8 @@ COMMON = (
     exc.StoreFullError,
 )
 NAMED = (exc.NameNotFoundError, exc.NameExistsError)
-# A plain ValueError must say one of these: what `seal` and `abort` say of a window that was closed, and `init` of another store.
+# A plain ValueError must have one of these messages: those of `seal` and `abort` for a closed window, and that of
+# `init` for another store.
 REFUSALS = ("aborted", "closed", "sealed already", "gone", "not to its forked children", "uses <Store")
 SIZES = (0, 3, 60, 700, 5_000, 40_000, 200_000)
 KINDS = ("none", "int", "text", "bytes", "array", "strided", "nested")
@@ -91,10 +93,10 @@ def make(kind, n):
 
 
 def wrong(kind, n, got):
-    """Say what is wrong with a value, None if it is right."""
+    """Return what is wrong with a value, or None."""
     want = make(kind, n)
     if kind == "window":
-        # In-band pickles make bytes of it.
+        # In-band pickles return bytes.
         fine = isinstance(got, memoryview | bytes) and bytes(got) == want
     elif isinstance(want, np.ndarray):
         fine = isinstance(got, np.ndarray) and got.shape == want.shape and bool((got == want).all())
@@ -111,7 +113,7 @@ def wrong_array(got, want):
 
 
 class Garbage:
-    """Makes calls when the collector finds it, with a view that it holds."""
+    """An object whose finalizer makes calls, with a view that it holds."""
 
     def __init__(self, storm, entry, value):
         self.cycle, self.storm, self.entry, self.value = self, storm, entry, value
@@ -325,7 +327,7 @@ class Storm:
             self.fail(f"wrong buffer of {kind} {n}")
 
     def op_views(self, rng):
-        """Look at a view that was kept, perhaps of a store that is closed by now."""
+        """Check a view that was kept, perhaps of a store that is closed by now."""
         i = rng.randrange(len(self.views))
         found = self.views[i]
         if found is not None:
@@ -360,7 +362,7 @@ class Storm:
         elif act < 0.75:
             self.call("abort", pyray_ser.abort, window)
         elif act < 0.9:
-            # Others wait for it meanwhile.
+            # Other threads wait for the object meanwhile.
             self.windows[rng.randrange(len(self.windows))] = window
             if ref is not None:
                 self.call("get unsealed", pyray_ser.get, ref, timeout=0.005, limit=0.005)
@@ -485,7 +487,8 @@ class Storm:
 
     def op_await(self, rng):
         entry = self.entry(rng)
-        # Its loop would take over the signal handlers' way of waking up; and a Struck inside of it says nothing of this library.
+        # An event loop would replace the wake-up descriptor of signals, and a Struck inside of asyncio does not test
+        # this library.
         if entry is None or self.inside or threading.current_thread() is self.main:
             return
 
@@ -512,7 +515,7 @@ class Storm:
             self.call("is_initialized", pyray_ser.is_initialized)
 
     def op_engine(self, rng):
-        """What the tools call on a handle, which others close meanwhile."""
+        """Make the calls of the command-line tools on a handle that others may close meanwhile."""
         found = pyray_ser._core.default()
         if found is not None:
             what = rng.choice(
@@ -771,7 +774,7 @@ class Storm:
         flag.close()
         self.settle()
         if folder is not None:
-            pyray_ser._core.spill_clean(folder, False)  # what killed processes left
+            pyray_ser._core.spill_clean(folder, False)  # these are left by killed processes
             left = [os.path.join(top, name) for top, _, names in os.walk(folder) for name in names]
             if left:
                 self.fail(f"files are left in the spill directory: {left}")
@@ -785,7 +788,7 @@ class Storm:
             self.fail(threading.current_thread().name, error)
 
     def settle(self):
-        """Drop everything: what remains of the store must be clean and empty, and then nothing of it."""
+        """Drop everything: the store must be consistent and empty, and then disappear."""
         for kind_n_value in self.views:
             if kind_n_value is not None:
                 self.check(*kind_n_value)
@@ -863,7 +866,7 @@ def compare(storm, before, number):
         storm.fail(f"descriptors: {sorted(set(after[0].items()) ^ set(before[0].items()))}")
     if len(after[1]) > len(before[1]):
         storm.fail(f"maps of stores are left: {after[1]}")
-    # Arenas and stacks of threads come and stay; maps that every round leaves add up.
+    # Arenas and stacks of threads remain once; maps that each round leaves add up.
     if after[2] > before[2] + 150:
         storm.fail(f"{after[2]} maps, {before[2]} at the start")
     if after[3] > before[3]:
@@ -888,7 +891,7 @@ def main():
         if isinstance(seen.exc_value, Struck)
         else storm.fail(f"unraisable in {seen.object!r:.100}", seen.exc_value)
     )
-    # What stays for the life of the program is there before anything is counted.
+    # Make everything that stays until the end of the program before anything is counted.
     rng = random.Random(0)
     storm.open()
     for _ in range(5):

@@ -1,4 +1,5 @@
-"""Storm over tasks and actors: finalizers, signals, forks, kills and exceptions strike at random lines of the package.
+"""Storm over tasks and actors: finalizers, signals, forks, kills and exceptions interfere at random lines of the
+package.
 
 Usage: python -P storm_tasks.py SECONDS SEED
 
@@ -54,7 +55,7 @@ class Actor:
 
 
 class Garbage:
-    """Makes a call when the collector finds it."""
+    """An object whose finalizer makes a call."""
 
     def __init__(self, storm):
         self.cycle, self.storm = self, storm
@@ -100,7 +101,7 @@ class Storm:
             try:
                 assert ray.get(call.remote(7), timeout=PATIENCE) == 7
             except WorkerDiedError:
-                return  # its worker was killed by another stroke
+                return  # an earlier event killed its worker
         elif kind == "garbage":
             Garbage(self)
             gc.collect(0)
@@ -237,7 +238,7 @@ def children():
 def main():
     seconds, seed = float(sys.argv[1]), int(sys.argv[2])
     ray.init(num_workers=2)
-    # What stays for the life of the program is there before anything is counted.
+    # Make everything that stays until the end of the program before anything is counted.
     ray.get(same.remote(0))
     ray.tasks.shutdown()
     gc.collect()

@@ -1,7 +1,7 @@
 /*
- * Damaged bytes: whatever shared memory, a message or a locator says, it is an error or an answer, never a crash.
+ * Damaged bytes in shared memory, a message or a locator cause an error or give a result, never a crash.
  *
- * Three targets, each fed by mutations of something valid; meant to run under the address sanitizer.
+ * Three targets, each of which gets mutations of valid bytes; meant to run under the address sanitizer.
  *   form     the stored form of an object (header, table of buffers), read while another thread flips its bytes
  *   ids      object ids, tokens and locators that a message may carry, against a healthy store
  *   tables   a whole segment with damaged tables: attaching refuses it, or it can be listed, checked, read and freed
@@ -80,7 +80,7 @@ static void make_form(uint8_t *to)
     prs_format_write_header(to, FORM_SIZE, 100, BUFFERS);
 }
 
-/* Read as a get does: what passes the checks is touched, every byte of it. */
+/* Read as a get does: touch every byte of whatever passes the checks. */
 static uint64_t read_form(const uint8_t *bytes, uint64_t have)
 {
     prs_header h;
@@ -101,7 +101,7 @@ static uint64_t read_form(const uint8_t *bytes, uint64_t have)
     return sum + 1;
 }
 
-/* The quick look at a form of one buffer must say no more than the two long ones. */
+/* The fast check of a form with one buffer must accept no more than the two full checks. */
 TEST(one_buffer)
 {
     uint8_t valid[256] = {0}, *bytes = malloc(sizeof valid);
@@ -120,7 +120,7 @@ TEST(one_buffer)
         bool quick = prs_format_one_buffer(bytes, have, &h, &e);
         bool slow = !prs_format_check_header(bytes, have, &h2) && h2.total == have && h2.nbuffers == 1 &&
                     !prs_format_check_entry(&h2, bytes + PRS_HEADER_SIZE, 0, &e2) && e2.slot == PRS_NO_SLOT;
-        /* An empty buffer may be said to lie anywhere: only the long way reads that. */
+        /* An empty buffer may have any offset: only the full checks accept that. */
         CHECK(quick == (slow && e2.off <= have));
         if (quick)
             CHECK(memcmp(&h, &h2, sizeof h) == 0 && memcmp(&e, &e2, sizeof e) == 0);
@@ -135,7 +135,7 @@ TEST(damaged_forms)
 {
     if (SANITIZED_THREADS)
         SKIP("the race is the subject");
-    uint8_t valid[FORM_SIZE] = {0}, *bytes = malloc(FORM_SIZE); /* on the heap: the sanitizer watches its ends */
+    uint8_t valid[FORM_SIZE] = {0}, *bytes = malloc(FORM_SIZE); /* on the heap, where the sanitizer guards both ends */
     make_form(valid);
     CHECK(read_form(valid, FORM_SIZE) == 1);
     memcpy(bytes, valid, FORM_SIZE);
@@ -215,7 +215,7 @@ TEST(damaged_ids)
             CHECK(prs_flights(s, &cursor, flight, 2, &e) <= 1);
             cursor = (uint32_t)nasty(&rng);
             CHECK(prs_list(s, &cursor, record, 2) <= 1);
-            if (n % 1024 == 7) { /* processes that are not there, descriptors that are not ours */
+            if (n % 1024 == 7) { /* processes that do not exist, descriptors that are not ours */
                 prs_store *none = NULL;
                 int rc = prs_attach_pid(&none, (int32_t)nasty(&rng), (int)nasty(&rng), nasty(&rng), NULL, &e);
                 CHECK(rc < 0 && !none);
@@ -287,7 +287,7 @@ static void build(const char *path, uint64_t *data_off)
     _exit(0); /* as a crash leaves it */
 }
 
-/* What matters of the tables: much of them is room that was never used. */
+/* The used parts of the tables: much of them was never used. */
 static uint64_t somewhere(const prs_super *p, uint64_t *rng)
 {
     const struct {
@@ -310,7 +310,7 @@ static void one_segment(const char *path, uint8_t *map, const uint8_t *image, ui
     uint64_t rng = seed * 0x9e3779b97f4a7c15u + 1;
     memcpy(map, image, tables);
     const prs_super *p = (const prs_super *)image;
-    bool behind = seed % 4 == 0; /* the back of one who is attached */
+    bool behind = seed % 4 == 0; /* damage behind an attached client */
     prs_store *s = NULL;
     prs_error e = {0};
     prs_options o = {.lock_timeout = 20 * PRS_MS};
@@ -323,7 +323,7 @@ static void one_segment(const char *path, uint8_t *map, const uint8_t *image, ui
         _exit(7);
     }
     use(s, &rng);
-    _exit(0); /* not closed: what a forged list of extents says is the next one's to refuse */
+    _exit(0); /* not closed: the next client must refuse a forged list of extents */
 }
 
 TEST(damaged_tables)

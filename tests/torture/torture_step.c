@@ -1,13 +1,13 @@
 /*
- * Death after every single instruction.
+ * Kills a process after every single instruction.
  *
  * A victim is forked, runs one operation of the engine under ptrace for n instructions, and is killed there; then for
- * n + 1. After each kill the survivor looks, and all must be as if the victim had never been: fsck clean, counts of
- * links right, not a byte of the victim's left, put and get work. A witness, a process of its own that holds views and
- * pins, compares hashes of what it sees before and after the recovery.
+ * n + 1. After each kill the survivor checks that no trace of the victim is left: the store is consistent, counts of
+ * links are right, no byte of the victim is left, put and get work. A witness, a process of its own that holds views
+ * and pins, compares hashes of what it sees before and after the recovery.
  *
- * The store is in one of several states: magazines filled or empty; an earlier corpse not yet buried; another client
- * stopped at one of its own failpoints, which goes on (or dies) afterwards.
+ * The store is in one of several states: magazines filled or empty; an earlier dead client not reaped yet; another
+ * client stopped at one of its own failpoints, which continues (or dies) afterwards.
  *
  * PRS_TORTURE=1 steps through everything; without it a few points of each operation are tried.
  */
@@ -25,7 +25,7 @@ static const char *const state_name[] = {"magazines filled", "magazines empty", 
 static char spill_dir[64];
 static struct {
     uint64_t kills, steps, wrong;
-    uint64_t longest; /* ns, of any one call of the survivor after a death */
+    uint64_t longest; /* limit in ns for any single call of the survivor after a death */
 } total;
 
 /* ---- the witness ---------------------------------------------------------------------------------------------- */
@@ -49,7 +49,7 @@ static uint64_t hash(const uint8_t *at, uint64_t n)
     return h;
 }
 
-/* Holds views on what the survivor keeps; says on request whether they are as they were. */
+/* Holds views of the survivor's objects; reports on request whether they are unchanged. */
 static struct witness call_witness(prs_store *s, const prs_oid *seen)
 {
     int ask[2], answer[2];
@@ -62,7 +62,7 @@ static struct witness call_witness(prs_store *s, const prs_oid *seen)
         uint64_t was[SEEN];
         for (int i = 0; i < SEEN; i++) {
             CHECK_EQ(prs_pin(s, &seen[i], &view[i]), PRS_OK);
-            prs_unref(s, &seen[i]); /* nothing but the view */
+            prs_unref(s, &seen[i]); /* keeps only the view */
             was[i] = hash(view[i].data, view[i].size);
         }
         char verdict = 'y';
@@ -109,7 +109,7 @@ static pid_t make_victim(struct stage *c, const operation *op, bool warm)
         op->ready(c);
         if (ptrace(PTRACE_TRACEME, 0, NULL, NULL) < 0)
             _exit(9);
-        raise(SIGSTOP); /* from here on instructions count */
+        raise(SIGSTOP); /* instructions are counted from here on */
         op->act(c);
         raise(SIGSTOP);
         _exit(8);
@@ -118,7 +118,8 @@ static pid_t make_victim(struct stage *c, const operation *op, bool warm)
     return pid;
 }
 
-/* Let it run for `n` instructions and kill it; with `record`, all of them, written down.  True when it got that far. */
+/* Let the child run for `n` instructions and kill it; with `record`, run and record all of them. Return whether it
+ * got that far. */
 static bool step_and_kill(pid_t pid, trace *t, uint64_t n, bool record)
 {
     bool ended = false;
@@ -145,7 +146,7 @@ struct scene {
 
 static const char *wrong;
 
-/* Time a call of the survivor: none may take more than a second. */
+/* Time a call of the survivor: no call may take more than a second. */
 #define TIMED(call)                                   \
     do {                                              \
         uint64_t start_ = test_now_ns();              \
@@ -172,7 +173,7 @@ static void leave_unburied(prs_store *s)
     CHECK_KILLED(status, SIGKILL);
 }
 
-/* Works until it stops itself at the point; 0 when it never gets there. */
+/* Start a child that works until it stops itself at the failpoint; return 0 if it never gets there. */
 static pid_t stop_another(struct scene *c)
 {
     prs_store *s = c->stage.s;
@@ -222,7 +223,7 @@ static void survive(struct scene *c, const operation *op, pid_t stopped)
     int rc;
     if (!witness_agrees(&c->witness))
         wrong = "bytes under a view changed";
-    if (stopped) { /* life beside one that does not run; whoever waits for it is told */
+    if (stopped) { /* work next to a stopped client; a call that waits for it reports that */
         prs_oid id;
         TIMED(rc = try_put(s, 500, 3, &id, &e));
         if (rc == PRS_OK && (verify(s, &id, 500, 3) != PRS_OK))
@@ -231,7 +232,7 @@ static void survive(struct scene *c, const operation *op, pid_t stopped)
             prs_unref(s, &id);
         else if (rc != PRS_E_BUSY || e.pid != stopped)
             wrong = "put beside a stopped client";
-        kill(stopped, total.kills % 2 ? SIGKILL : SIGCONT); /* goes on, or never does */
+        kill(stopped, total.kills % 2 ? SIGKILL : SIGCONT); /* continues, or never does */
         int status = reap_child(stopped);
         if (!(WIFEXITED(status) && WEXITSTATUS(status) == 0) && !WIFSIGNALED(status))
             wrong = "the stopped client failed when it went on";
@@ -241,7 +242,7 @@ static void survive(struct scene *c, const operation *op, pid_t stopped)
     TIMED(rc = prs_check(s, &e));
     if (rc != PRS_OK)
         wrong = e.what[0] ? strdup(e.what) : "prs_check failed";
-    TIMED(rc = prs_flights_end(s, 0, 0, &e)); /* the victim's messages will not be read */
+    TIMED(rc = prs_flights_end(s, 0, 0, &e)); /* no process will read the victim's messages */
     if (rc < 0)
         wrong = "prs_flights_end failed";
     prs_oid id, large;
@@ -340,13 +341,13 @@ static void close_scene(struct scene *c)
     close_store(s);
 }
 
-/* Is it worth the steps from its landmark?  Later rounds of long loops are left to chance. */
+/* Return whether this step is worth stepping from its landmark; later rounds of long loops are chosen at random. */
 static bool cheap(const trace *t, uint64_t n)
 {
     return t->length <= 1500 || (n && t->landmark[n - 1] && n - t->landmark[n - 1] < 200);
 }
 
-/* Kill `points` times, spread over the operation; everywhere when that is more than its length. */
+/* Kill `points` times, spread over the operation; at every step if it has fewer. */
 static void walk(const operation *op, enum state state, const char *stopped_at, uint64_t points)
 {
     struct scene c;
@@ -371,7 +372,7 @@ static void prepare(void)
 {
     if (SANITIZED)
         SKIP("a sanitizer's instructions are not the engine's");
-    /* Survivor and victim take turns: on one processor that costs a tenth. */
+    /* Survivor and victim take turns: on a single processor this takes a tenth of the time. */
     cpu_set_t one;
     CPU_ZERO(&one);
     CPU_SET(sched_getcpu(), &one);

@@ -1,6 +1,7 @@
 /*
- * Every word of the tables of a store, one at a time, set to what it cannot be: the store is used then, and may refuse, but neither
- * crash nor hang.  Short here: the words at which searches begin, and every few others; all under PRS_TORTURE=1.
+ * Sets each word of the tables of a store to an impossible value, one at a time, and uses the store: calls may fail,
+ * but neither crash nor hang.  By default only the words at which searches begin and a sample of the others; all of
+ * them under PRS_TORTURE=1.
  */
 #include "corpses.h"
 
@@ -121,7 +122,7 @@ static void try_value(const char *what, uint8_t *base, uint64_t at, uint32_t val
     }
 }
 
-/* Every `step`th word, with the values in turn. */
+/* Change every `step`th word, with the values in turn. */
 static void damage(const char *what, void *base, uint64_t len, uint64_t step)
 {
     static uint32_t turn;
@@ -129,7 +130,7 @@ static void damage(const char *what, void *base, uint64_t len, uint64_t step)
         try_value(what, base, at, values[turn++ % VALUES]);
 }
 
-/* Every word with every value: those at which all searches begin. */
+/* Change every word at which searches begin, with every value. */
 static void damage_fully(const char *what, void *base, uint64_t len)
 {
     for (uint64_t at = 0; at + 4 <= len; at += 4)

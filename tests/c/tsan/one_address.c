@@ -1,12 +1,13 @@
 /*
- * one_address.c - the handles of one store in a process share the mapping of its tables.
+ * one_address.c - lets the handles of one store in a process share the mapping of its tables.
  *
- * Purpose    ThreadSanitizer knows addresses, not pages.  An order made through one handle's mapping (the store lock, a
- *            slot's word) is none to it through another's: races between handles stay unseen, and memory that went from
- *            one thread of a handle through another handle to a second thread of the first is reported as one.
+ * Purpose    ThreadSanitizer knows addresses, not pages.  It does not see that the same word (the store lock, a
+ *            slot's word) orders accesses through two mappings: races between handles stay unseen, and memory that
+ *            went from one thread of a handle through another handle to a second thread of the first is reported as
+ *            one.
  * Algorithm  The linker puts these in place of prs_os_map() and its kin (--wrap), in the programs made for
  *            ThreadSanitizer alone.  The first handle's mapping of a store's tables serves all, and is counted.
- * Guarantee  The data stays at an address per handle.  What cannot be shared is mapped as ever.
+ * Guarantee  The data stays at an address per handle.  Mappings that cannot be shared are made as usual.
  */
 #include "store.h"
 #include <sys/mman.h>
@@ -24,7 +25,7 @@ static struct {
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
-/* What it takes to be torn down beside threads that are still in a call is a mapping of one's own. */
+/* A handle that is torn down while other threads are in a call needs its own mapping. */
 static bool apart;
 
 void tables_apart(bool yes); /* engine.h */
@@ -57,7 +58,7 @@ static int find(const void *at)
     return -1;
 }
 
-/* Behind ThreadSanitizer's back: it takes a mapping for a write to all of it. */
+/* Hide this from ThreadSanitizer, which takes a mapping for a write to all of it. */
 static int protect(void *at, size_t len, int prot, int fd, uint64_t off)
 {
     return syscall(SYS_mmap, at, len, prot, MAP_SHARED | MAP_FIXED, fd, (off_t)off) == -1 ? -errno : 0;
@@ -87,7 +88,7 @@ void *__wrap_prs_os_map(int fd, uint64_t off, size_t len, bool writable)
         } else if (shared[i].dev == st.st_dev && shared[i].ino == st.st_ino && shared[i].len == len) {
             shared[i].handles++;
             at = shared[i].at;
-            protect(at, PRS_PAGE, PROT_READ | PROT_WRITE, fd, 0); /* a newcomer touches it once */
+            protect(at, PRS_PAGE, PROT_READ | PROT_WRITE, fd, 0); /* a new handle touches it once */
         }
     }
     if (!at) {
@@ -125,7 +126,7 @@ int __wrap_prs_os_map_zero_fixed(void *at, size_t len)
     if (i < 0 || shared[i].handles == 1)
         rc = __real_prs_os_map_zero_fixed(at, len);
     if (i >= 0 && shared[i].handles == 1)
-        shared[i].ino = 0; /* not for a newcomer any more */
+        shared[i].ino = 0; /* no longer used for a new handle */
     leave();
     return rc;
 }
