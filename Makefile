@@ -81,6 +81,9 @@ define make_venv
 	@$(1)/bin/python $(PIP) install --upgrade "pip>=24"
 endef
 
+# group NAME: the packages of a dependency group, which pip itself can read since 25.1 only.
+group = $$("$(PYTHON)" -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["$(1)"])')
+
 $(STAMP)/venv: $(STAMP)/python
 	@echo "venv: $(VENV)"
 	$(call make_venv,$(VENV))
@@ -178,8 +181,7 @@ LINT_C       = $(shell find csrc tests/c tests/fuzz tests/torture -name '*.[ch]'
 $(STAMP)/lint-tools: pyproject.toml $(STAMP)/python
 	@echo "venv: $(LINT)"
 	$(call make_venv,$(LINT))
-	@$(LINT)/bin/python $(PIP) install $$($(LINT)/bin/python -c \
-	  'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["lint"])') numpy
+	@packages=$(call group,lint) && $(LINT)/bin/python $(PIP) install $$packages numpy
 	@touch $@
 
 $(STAMP)/lint: $(STAMP)/lint-tools $(STAMP)/wheel
@@ -234,8 +236,8 @@ $(STAMP)/bench-venv: $(STAMP)/python
 	@touch $@
 
 $(STAMP)/bench: $(STAMP)/wheel $(STAMP)/bench-venv
-	@wheel=$$(echo $(BUILD)/release/*.whl) && \
-	  $(BENCH)/bin/python $(PIP) install "$$wheel[bench]" && \
+	@wheel=$$(echo $(BUILD)/release/*.whl) && packages=$(call group,bench) && \
+	  $(BENCH)/bin/python $(PIP) install "$$wheel" $$packages && \
 	  $(BENCH)/bin/python $(PIP) install --no-deps --force-reinstall "$$wheel"
 	@touch $@
 

@@ -2,9 +2,11 @@
 
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pyray_ser
@@ -39,6 +41,15 @@ def test_runtime_needs_numpy_and_cloudpickle_only():
     needed = importlib.metadata.requires("pyray_ser") or []
     always = {line.split(">")[0].strip() for line in needed if "extra ==" not in line}
     assert always == {"numpy", "cloudpickle"}
+
+
+def test_dependency_groups_name_extras_that_exist():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = settings["project"]["optional-dependencies"]
+    groups = settings["dependency-groups"]
+    assert {"test", "lint", "bench", "docs"} <= set(groups)
+    own = [match for items in groups.values() for item in items if (match := re.fullmatch(r"pyray_ser\[(.*)\]", item))]
+    assert {name for match in own for name in match[1].split(",")} == {"test", "test-heavy"} <= set(extras)
 
 
 def test_every_extension_and_stub_of_the_source_is_installed():
