@@ -1,4 +1,4 @@
-"""What holds for every test: nothing is left behind, and the wheel is what is tested."""
+"""Checks for every test: nothing is left behind, and the installed wheel is tested."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def nothing_left_behind():
 
 @pytest.fixture(scope="module", autouse=True)
 def no_shm_entry_left_by_this_file(nothing_left_behind):
-    """Name the file of tests whose /dev/shm entries outlive it."""
+    """Name the test file whose /dev/shm entries outlive it."""
     before = shm_entries()
     yield
     new = shm_entries() - before
@@ -47,7 +47,7 @@ def no_shm_entry_left_by_this_file(nothing_left_behind):
 
 @pytest.fixture(scope="session")
 def debug_build() -> str:
-    """The folder of the debug build, to be first on PYTHONPATH of a child whose failpoints are pulled."""
+    """Return the folder of the debug build, which must be first on PYTHONPATH of a child that uses failpoints."""
     path = os.environ.get("PYRAY_SER_DEBUG_PATH")
     if not path:
         pytest.skip("PYRAY_SER_DEBUG_PATH names no debug build; `make test` makes one")

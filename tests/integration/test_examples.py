@@ -1,4 +1,4 @@
-"""Every program in examples/ and every program on the README, the pages of tasks and pools runs as it stands."""
+"""Every program in examples/, in the README and on the pages about tasks and pools runs unchanged."""
 
 import re
 import subprocess
@@ -15,7 +15,7 @@ def _blocks(page):
     return re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
 
 
-# The blocks of a page that are programs by themselves, and pages whose blocks make up one program.
+# Pages with blocks that are complete programs, and pages whose blocks together make one program.
 PROGRAMS = {
     f"{page}-{number}": text
     for page in ("README.md", "docs/how-to/pools.md", "docs/how-to/dataloader.md")
@@ -48,7 +48,7 @@ def without_unlinked_semaphores(stderr):
 
     A DataLoader closes its queues and does not wait for their threads. Such a thread may hold a queue's semaphores last: it
     unlinks them, and tells the resource tracker. At the end of the program CPython may stop it between the two.
-    A semaphore that is there still is not unlinked, and its warning stays.
+    If the semaphore still exists, it was not unlinked, and its warning stays.
     """
     rest = LEAKED.sub("", stderr)
     leaked = sum(int(found[1]) for found in LEAKED.finditer(stderr))
@@ -67,7 +67,7 @@ def test_example(path):
         assert done.stderr == ""
 
 
-# A queue whose thread holds its semaphores last, and never gets past the function `{stopped}`.
+# A queue whose thread holds its semaphores last, and never returns from the function `{stopped}`.
 QUEUE = """
 import multiprocessing, threading
 from multiprocessing import queues, resource_tracker, synchronize
@@ -119,7 +119,7 @@ def test_program_of_a_page(tmp_path, text):
     script.write_text(text)
     done = run(script)
     assert done.returncode == 0, done.stderr
-    if "import torch" not in text:  # torch warns about the number of CPUs
+    if "import torch" not in text:  # because torch warns about the number of CPUs
         assert done.stderr == ""
 
 

@@ -11,7 +11,7 @@ import pytest
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "web-workers.md"
 APPLICATION, LIFESPAN, *_ = re.findall(r"^```python\n# \w+\.py\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
 
-# What gunicorn does with preloading: import, then fork, then call.
+# Do what gunicorn does with preloading: import, then fork, then call.
 MASTER = r"""
 import os, pyray_ser, app
 
@@ -29,7 +29,7 @@ for _ in range(3):
     os.wait()
 """
 
-# What uvicorn does in each worker: enter the lifespan, serve, leave it. FastAPI's part is to keep both functions.
+# Do what uvicorn does in each worker: enter the lifespan, serve, leave it. FastAPI only stores both functions.
 FASTAPI = """
 class FastAPI:
     def __init__(self, lifespan):

@@ -1,4 +1,4 @@
-"""A million dumps leave memory as it was; what was dumped has no reference left and no cycle."""
+"""A million dumps do not grow the memory; dumped objects are left without extra references and without cycles."""
 
 import ctypes
 import gc
@@ -18,7 +18,7 @@ from pyray_ser import _pickle
 
 
 def resident():
-    """Memory of this process, without what only malloc holds."""
+    """Return the memory of this process, without what only malloc holds."""
     ctypes.CDLL(None).malloc_trim(0)
     return psutil.Process().memory_info().rss
 
@@ -60,7 +60,7 @@ def test_no_reference_is_left(dumps):
     before = [sys.getrefcount(x) for x in names]
     for _ in range(100):
         dumps(obj)
-    gc.collect()  # what cloudpickle made for the lambda holds cycles of its own
+    gc.collect()  # what cloudpickle made for the lambda contains cycles
     assert [sys.getrefcount(x) for x in names] == before
 
 
@@ -130,7 +130,7 @@ def test_a_million_dumps_leave_memory_flat():
 
 @pytest.mark.skipif("PYRAY_SER_UNDER_SANITIZER" in os.environ, reason="a sanitizer keeps what was freed")
 def test_scratch_of_a_large_dump_is_given_back():
-    # A fresh interpreter: what other tests left in the allocator would be counted, too.
+    # Use a fresh interpreter, because memory that other tests left in the allocator would be counted, too.
     isolated.run("""
         import gc, os
         from pyray_ser import _pickle

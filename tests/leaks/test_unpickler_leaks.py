@@ -1,4 +1,5 @@
-"""Loads leave nothing behind: a million of a small value, fewer of everything else, and of what fails half way.
+"""Loads leave nothing behind: a million loads of a small value, fewer of other values, and of streams that fail
+half-way.
 
 Each case runs in a fresh interpreter and counts the blocks the allocator has given out, exactly, before and after.
 """

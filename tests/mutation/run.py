@@ -2,12 +2,12 @@
 
     run.py --objects build/ctest/plain --build build/mutation [--only WORDS] [--jobs N]
 
-Called by ``make mutation``, which has compiled the engine and the tests before: a mutant costs one C file, one link for each
-program and the time until the first test fails. A test that does not end within its limit has caught the bug, too. Each
-command must pass on the engine as it is, once, before it may say anything about a mutant.
+``make mutation`` calls this after it has compiled the engine and the tests, so a mutant costs one C file, one link
+for each program and the time until the first test fails. A test that does not end within its limit has caught the
+bug, too. Each command must pass once on the unchanged engine before it runs on a mutant.
 
-Runs are walled off where the system allows it (own /dev/shm, /var/tmp, processes), so that what a mutant leaves is gone with it.
-Exits with 1 when a bug survived or the table no longer fits the sources.
+Where the system allows it, each run has its own /dev/shm, /var/tmp and processes, so that whatever a mutant leaves
+ends with the run. Exits with 1 when a bug survived or the table no longer fits the sources.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Runner:
         self.build = build
         self.cc = shlex.split(os.environ.get("CC_TEST", "cc"))
         self.flags = shlex.split(os.environ["CTEST_FLAGS"])
-        # Objects of files that were moved or removed may lie there, too.
+        # The folder may also contain objects of files that were moved or removed.
         sources = sorted(path.relative_to(ROOT) for path in STORE.rglob("*.c"))
         self.engine = [objects / path.with_suffix(".o") for path in sources]
         self.wall = self._wall()
@@ -77,7 +77,7 @@ class Runner:
         self.lock = threading.Lock()
 
     def _wall(self) -> list[str]:
-        """The words to put before a command, empty when namespaces are not to be had."""
+        """Return the words to put before a command; empty if namespaces are not available."""
         user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
         words = ["unshare", *user, "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", WALL, "sh"]
         try:
@@ -94,7 +94,7 @@ class Runner:
         subprocess.run([*self.cc, "-pthread", str(test), *map(str, objects), "-o", str(out)], check=True)
 
     def run(self, command: Command, program: pathlib.Path, limit: float, folder: pathlib.Path) -> tuple[str, str]:
-        """Returns ``passed``, ``failed`` or ``hung``, and what the program said."""
+        """Return ``passed``, ``failed`` or ``hung``, and the output of the program."""
         files = folder / "var-tmp"
         files.mkdir(exist_ok=True)
         words = [str(program), *command.cases]
@@ -117,7 +117,7 @@ class Runner:
         except subprocess.TimeoutExpired:
             verdict, said = "hung", ""
         finally:
-            # The group is ours alone: it began with this process.
+            # The group contains only our processes: it began with this one.
             try:
                 os.killpg(process.pid, signal.SIGKILL)
             except ProcessLookupError:
@@ -127,7 +127,7 @@ class Runner:
         return verdict, said
 
     def prove(self, command: Command) -> str | None:
-        """Run a command on the engine as it is; None when it passes, else what it said."""
+        """Run a command on the unchanged engine; return None if it passes, else its output."""
         with self.lock:
             if command.text in self.seconds:
                 return None
@@ -144,7 +144,7 @@ class Runner:
         return None
 
     def judge(self, mutant: Mutant, number: int) -> tuple[str, str]:
-        """Returns ``caught``, ``SURVIVED`` or ``BROKEN``, and by what or why."""
+        """Return ``caught``, ``SURVIVED`` or ``BROKEN``, and the command that caught it or the reason."""
         text = (STORE / mutant.file).read_text()
         if text.count(mutant.old) != 1:
             return "BROKEN", f"its old text occurs {text.count(mutant.old)} times in {mutant.file}"

@@ -1,4 +1,4 @@
-"""Replace the functions of `pickle`, so that the tests of other projects use ours without knowing."""
+"""Replace the functions of `pickle`, so that the unchanged tests of other projects use ours."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import pickle
 import pyray_ser
 
 _dumps, _loads, _load = pickle.dumps, pickle.loads, pickle.load
-# What begins a pickle that stands for an object of the store.
+# The first bytes of a pickle that stands for an object of the store.
 _MARK = b"\x80\x05\x95pyray_ser:"
 _refs = []
 
 
 def by_our_pickler() -> None:
-    """Let ``pickle.dumps`` and the like be ours."""
+    """Replace ``pickle.dumps`` and the like by our functions."""
     pickle.dumps, pickle.loads = pyray_ser.dumps, pyray_ser.loads
     pickle.dump, pickle.load = pyray_ser.dump, pyray_ser.load
 

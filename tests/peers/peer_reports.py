@@ -1,4 +1,4 @@
-"""A plugin for pytest in the runs of `suites.py`: what became of each test, and which tests are run.
+"""A plugin for pytest in the runs of `suites.py`: records the outcome of each test, and selects the tests to run.
 
 ``PEER_RESULTS`` names the file that gets a line for each test.  ``PEER_WORD`` is a word that a test's source must have to be run,
 ``PEER_ONLY`` names a file of the names of the tests to be run.
@@ -11,7 +11,7 @@ import os
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out the tests that were not asked for."""
+    """Deselect the tests that were not requested."""
     word, only = os.environ.get("PEER_WORD"), os.environ.get("PEER_ONLY")
     if word:
         items[:] = [item for item in items if word in _source(item).lower()]
@@ -30,7 +30,7 @@ def _source(item) -> str:
 
 
 def pytest_runtest_logreport(report):
-    """Write a line when a phase of a test tells how the test ended."""
+    """Write a line when a phase of a test determines its outcome."""
     if report.when == "call" or report.outcome != "passed":
         with open(os.environ["PEER_RESULTS"], "a", encoding="utf-8") as file:
             outcome = "xfailed" if hasattr(report, "wasxfail") else report.outcome

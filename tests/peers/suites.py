@@ -3,8 +3,8 @@
     python tests/peers/suites.py [--sources FOLDER] [--timeout SECONDS] [SUITE ...]
 
 Suites of pools run with and without `install` in all of their processes; suites of types run with `pickle`, with our pickler in
-its place, and with ``put`` and ``get`` in its place.  A test that ends one way only runs again, together with the others of its
-kind, and is a difference when it does so again.
+its place, and with ``put`` and ``get`` in its place.  A test that succeeds in only one way runs again, together with
+the others like it, and counts as a difference if the result is the same.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from typing import NamedTuple
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parents[1] / "build" / "peers"
 
-# What the interpreter does first: way -> text of sitecustomize.
+# Code that the interpreter runs first: way -> text of sitecustomize.
 INSTALL = "import pyray_ser; pyray_ser.install({})\n"
 POOLS = {"without": "", "with": INSTALL.format(""), "with min_bytes=64": INSTALL.format("min_bytes=64")}
-# The same text in a file that ends in ".pth": it runs earlier, when half of the paths are missing.
+# The same text in a ".pth" file: it runs earlier, when half of the paths are missing.
 PTH = "with, from a .pth"
 PICKLES = {
     "without": "",
@@ -56,8 +56,8 @@ class Suite(NamedTuple):
 
 
 def cpython(module: str) -> Callable[[Path], list[str]]:
-    """Return what runs a module that `write_modules` wrote."""
-    # Its tests look at the standard streams.
+    """Return the arguments to run a module that `write_modules` wrote."""
+    # The tests of this suite examine the standard streams.
     return lambda sources: ["-s", f"{module}.py"]
 
 
@@ -76,7 +76,7 @@ def loky(sources: Path) -> list[str]:
 def distributed(sources: Path) -> list[str]:
     """Return the tests of distributed's serialization, of its source distribution."""
     folder = unpacked("distributed", sources)
-    # Its conftest asks for plugins that are not distributed.
+    # Its conftest needs plugins that are not distributed.
     return [
         "--noconftest",
         "-p",
@@ -94,7 +94,8 @@ def package(name: str) -> Path:
 
 
 def about_pickles(name: str, *options: str, leave: str = "") -> Callable[[Path], list[str]]:
-    """Return what runs the test files of an installed package that name pickles, but for those with a word in their path."""
+    """Return the arguments to run the test files of an installed package that mention pickle, except those with a
+    given word in their path."""
 
     def arguments(sources: Path) -> list[str]:
         folder = package(name)
@@ -122,7 +123,7 @@ SUITES = {
     "distributed": Suite(("distributed",), distributed, PICKLES),
     # Without PyTables its folder ends the whole run.
     "pandas": types("pandas", "--no-strict-data-files", leave="pytables"),
-    # They wait for servers.
+    # These tests wait for servers.
     "pyarrow": types("pyarrow", leave="test_fs.py"),
     "numpy": types("numpy"),
     "scipy": types("scipy"),
@@ -145,7 +146,7 @@ def unpacked(project: str, sources: Path) -> Path:
 
 
 def write_modules(folder: Path, first: str) -> None:
-    """Write what the interpreter imports first, and the modules that stand for CPython's suites."""
+    """Write the module that the interpreter imports first, and modules that run CPython's suites."""
     (folder / "sitecustomize.py").write_text(first)
     (folder / "pytest.ini").write_text("[pytest]\n")
     for method in ("fork", "spawn", "forkserver"):
@@ -199,7 +200,7 @@ def run(suite: Suite, way: str, options: argparse.Namespace, only: list[str] | N
         command += ["--continue-on-collection-errors", "--tb=short", "--disable-warnings"]
         command += ["-p", "peer_reports", f"--timeout={options.test_timeout}", *suite.arguments(options.sources)]
         if only is not None:
-            # The tests are chosen by name after collection: names may hold what a command line cannot.
+            # The tests are chosen by name after collection: names may contain characters that a command line cannot.
             (folder / "only").write_text("\n".join(map(repr, only)), encoding="utf-8")
             environment["PEER_ONLY"] = str(folder / "only")
         start = time.monotonic()
@@ -209,7 +210,7 @@ def run(suite: Suite, way: str, options: argparse.Namespace, only: list[str] | N
             )
             try:
                 process.wait(options.timeout)
-                # 1: tests failed. 5: none was collected.
+                # Status 1: tests failed; 5: no test was collected.
                 ended = f"exit status {process.returncode}" if process.returncode not in (0, 1, 5) else ""
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -248,7 +249,7 @@ def bad(outcome: str) -> bool:
 
 
 def differing(without: Run, other: Run) -> list[str]:
-    """Return the tests that end well one way only."""
+    """Return the tests that succeed in only one way."""
     tests = sorted({*without.outcomes, *other.outcomes})
     return [t for t in tests if bad(without.outcomes.get(t, "missing")) != bad(other.outcomes.get(t, "missing"))]
 
@@ -288,7 +289,7 @@ def compare(name: str, options: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    """Compare the suites that are asked for; 1 if anything differs."""
+    """Compare the requested suites; return 1 if anything differs."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sources", type=Path, default=BUILD, help="folder of unpacked source distributions")
     parser.add_argument("--timeout", type=float, default=1800, help="seconds for one run of one suite")

@@ -18,7 +18,7 @@ def opened():
 
 
 def send_and_die(count):
-    """The pid of a child that sent references to objects of its own and was killed."""
+    """Return the pid of a child that sent references to its own objects and was killed."""
     pid = os.fork()
     if pid == 0:
         for i in range(count):

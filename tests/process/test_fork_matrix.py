@@ -10,8 +10,9 @@ from isolated import run
 METHODS = ["fork", "vfork", "posix_spawn", "spawn", "forkserver"]
 HELD = ["views", "refs", "unsealed"]
 
-# The parent is a fork of the observer that holds nothing of its; the child is made by the method. What a program executed
-# anew cannot inherit (views, references) it gets by the id of the object: the parent waits until it has.
+# The parent is a fork of the observer that holds nothing of it; the tested method makes the child. A child that
+# executes a new program cannot inherit views and references: it gets them by the id of the object, and the parent
+# waits until it has them.
 MATRIX = """
     import gc, multiprocessing as mp, os, signal, subprocess, sys, threading, time
     import numpy as np
@@ -279,7 +280,7 @@ def test_double_fork():
 
 
 def test_a_daemon_without_descriptors_in_another_pid_namespace(tmp_path):
-    """It closed everything it had, its lock byte with that; calls now and then are all that shows that it lives."""
+    """The process closed all its descriptors and lost its lock byte; only occasional calls show that it lives."""
     script = """
     import os, pathlib, subprocess, sys, time
     import numpy as np

@@ -1,4 +1,4 @@
-"""A store that is closed: nothing of it stays, and nothing goes that a thread, a view or a window still uses."""
+"""Closing a store frees everything except what a thread, a view or a window still uses."""
 
 import pytest
 from isolated import run

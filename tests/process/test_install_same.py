@@ -8,7 +8,7 @@ import sys
 import pytest
 from isolated import run
 
-# Long: the machine may be busy with much else.
+# A long timeout, because the machine may be busy.
 PATIENCE = 300
 
 HEAD = """

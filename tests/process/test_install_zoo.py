@@ -19,7 +19,7 @@ HEAVY = ["Pool of spawned workers", "Queue", "joblib", "joblib, multiprocessing"
 
 
 def lines(channel: str, which: str, way: str) -> list[str]:
-    """Run the values through a channel, in a fresh interpreter, and return a line for each of them and each role it had."""
+    """Send the values through a channel, in a fresh interpreter, and return a line for each value and each role."""
     variables = environment()
     paths = [os.path.dirname(os.path.abspath(pool_zoo.__file__)), *(path for path in sys.path if path)]
     with tempfile.TemporaryDirectory(prefix="pyray_ser-test-") as folder:

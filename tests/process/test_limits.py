@@ -1,4 +1,4 @@
-"""Limits of the machine, made here: each is an error that says so, never a signal, and nothing is lost."""
+"""Simulated limits of the machine: each causes an error that names it, never a signal, and nothing is lost."""
 
 import os
 import pathlib
@@ -12,7 +12,7 @@ import pytest
 from hygiene import run_path
 from isolated import environment, run
 
-# A user namespace of one's own: whoever runs the tests may mount there, and start a process as pid 1.
+# A new user namespace, in which the user of the tests may mount file systems and start a process as pid 1.
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount", "--propagation", "private"]
 
 
@@ -37,7 +37,7 @@ def finish(process: subprocess.Popen, timeout: float = 90) -> str:
 
 
 def test_a_tiny_tmpfs(tmp_path):
-    """What Docker gives: 16 MiB of shared memory, and a capacity that knows nothing of it."""
+    """As in Docker: 16 MiB of shared memory, and a larger capacity."""
     script = f"""
         import subprocess
         import numpy as np
@@ -94,7 +94,7 @@ MEMORY_CGROUP = pathlib.Path("/sys/fs/cgroup")
 
 @pytest.mark.parametrize("form", [{}, {"spill_checksum": True}, {"spill_compress": "lz4", "spill_checksum": True}])
 def test_a_full_disk(tmp_path, form):
-    """The spill directory's file system is full: so is the store then, and nothing is lost, there or here."""
+    """If the spill directory's file system is full, so is the store, and nothing is lost in either."""
     script = f"""
         import os
         import subprocess
@@ -149,7 +149,7 @@ def test_a_full_disk(tmp_path, form):
 
 @pytest.fixture
 def memory_limit():
-    """A cgroup of 400 MiB; the file to which a process writes its pid to join."""
+    """Make a cgroup of 400 MiB; return the file to which a process writes its pid to join."""
     limit = str(400 << 20)
     name = f"pyray_ser-test-{os.getpid()}"
     legacy = MEMORY_CGROUP / "memory"
@@ -206,7 +206,8 @@ def test_a_cgroup_limit(memory_limit):
 
 
 def test_no_address_space():
-    """Under a limit of the address space a put, a get and a private mapping fail with MemoryError, and only they."""
+    """Under a limit of the address space a put, a get and a private mapping fail with MemoryError, and other calls
+    work."""
     body = """
         import resource
         import numpy as np
@@ -253,7 +254,8 @@ def test_no_address_space():
 
 
 def test_a_default_capacity_shrinks_until_it_fits():
-    """Under a limit of the address space, or of the size of files, a store whose capacity nobody gave is smaller, and says so."""
+    """Under a limit of the address space, or of the size of files, a store without a given capacity is smaller, and
+    warns about that."""
     body = """
         import logging, resource, sys
         import numpy as np
@@ -312,7 +314,7 @@ def test_a_limit_of_private_memory_is_none_of_the_stores_capacity():
 
 
 def test_a_limit_of_the_size_of_files():
-    """RLIMIT_FSIZE set while the store is in use: an error of the puts that would go beyond it, and no signal."""
+    """If RLIMIT_FSIZE is set while the store is in use, puts beyond it raise an error, without a signal."""
     body = """
         import resource, signal
         import numpy as np
@@ -390,7 +392,7 @@ def test_no_memory_inside_a_put():
 
 
 def test_no_descriptor():
-    """Opening a store, and finding another process's, with the table of descriptors full."""
+    """Open a store, and find that of another process, while the table of descriptors is full."""
     body = """
         import os, resource
         import pyray_ser
@@ -431,7 +433,7 @@ def test_no_descriptor():
 
 @pytest.fixture
 def two_namespaces(tmp_path):
-    """Two processes that are both pid 1, of one store in a file; answers Python expressions, each in its own."""
+    """Two processes that are both pid 1 use one named store and evaluate Python expressions."""
     path = pathlib.Path(run_path() + f"-{os.getpid()}")
     path.mkdir(mode=0o700)
     script = f"""
@@ -476,7 +478,7 @@ def two_namespaces(tmp_path):
 
 
 def kill_in_namespace(process: subprocess.Popen) -> None:
-    """Kill what `unshare` started: its only child."""
+    """Kill the only child of `unshare`."""
     children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(children) == 1
     os.kill(int(children[0]), signal.SIGKILL)
@@ -489,12 +491,12 @@ def test_two_pid_namespaces(two_namespaces):
     assert ask(1, "view = pyray_ser.get_by_name('shared'); answer = int(view.sum())") == "4999950000"
     assert ask(1, "mine = pyray_ser.put(np.ones(50_000), name='other'); answer = pyray_ser.stats()['clients']") == "2"
     assert ask(0, "held = pyray_ser.get_by_name('other'); answer = float(held.sum())") == "50000.0"
-    # Each is pid 1 to itself: neither takes the other for itself, or for dead while it only sleeps.
+    # Each process is pid 1 in its namespace: neither takes the other for itself, or for dead while it only sleeps.
     for which in (0, 1):
         assert (
             ask(which, "_core.default().look(); _core.default().check(); answer = pyray_ser.stats()['clients']") == "2"
         )
-    # What one leaves half made, and what it holds, goes with it; what the other holds does not.
+    # What one process left unfinished or held is released at its end; what the other holds is not.
     assert ask(1, "window = pyray_ser.create(1_000_000); answer = len(window)") == "1000000"
     assert (
         ask(0, "ref = None; pyray_ser.free(_core.find_name(_core.default(), 'other')); answer = float(held[-1])")

@@ -1,7 +1,7 @@
-"""A living client is never taken for dead, whatever /proc says; a dead one always is.
+"""A living client is never declared dead, whatever /proc shows; a dead one always is.
 
-The rows of docs/internals/liveness.md that need real processes, users and namespaces. Those that a record in shared memory can
-stand for are in tests/c/test_reaping.c.
+The rows of docs/internals/liveness.md that need real processes, users and namespaces. Rows that a record in shared
+memory can simulate are in tests/c/test_reaping.c.
 """
 
 import os
@@ -16,7 +16,7 @@ from isolated import environment, run
 from patience import patience
 
 ROOT = os.geteuid() == 0
-# Where the tests run as an ordinary user, a user namespace makes them root of what they need.
+# If the tests run as an ordinary user, a user namespace makes them root where they need it.
 AS_ROOT = [] if ROOT else ["--user", "--map-root-user"]
 
 PAIR = """
@@ -116,7 +116,7 @@ NO_PROC = 'assert __import__("ctypes").CDLL(None).mount(b"none", b"/proc", b"tmp
 
 
 def unshared(flags: list[str], script: str, before: str = "") -> None:
-    """Run a script in namespaces of its own, after a line of shell; skip where the system makes none."""
+    """Run a script in new namespaces, after a line of shell; skip if the system does not allow them."""
     words = ["unshare", *AS_ROOT, *flags, "--fork", "--kill-child"]
     tried = subprocess.run([*words, "sh", "-c", before or "true"], capture_output=True, text=True)
     if tried.returncode:
@@ -148,7 +148,7 @@ def test_workers_that_are_not_dumpable_live(before):
 
 
 def test_processes_of_a_pid_namespace_with_the_proc_of_another_live():
-    # Some processes first, so that numbers of the one namespace mean others in the other.
+    # Start some processes first, so that pids mean different processes in the two namespaces.
     unshared(["--pid"], PAIR.format(drop="pass", blind="pass"), "true; sleep 0; sleep 0; sleep 0")
 
 
@@ -163,7 +163,7 @@ def test_workers_that_close_every_descriptor_live():
 
 @pytest.fixture
 def name():
-    """Of a named store; a run that fails may leave its file to the next opener, the test removes it."""
+    """For a named store: a run that fails may leave its file, so the test removes it."""
     name = f"test-liveness-{uuid.uuid4().hex}"
     yield name
     path = os.path.join(run_path(), name)
@@ -239,7 +239,7 @@ def test_a_client_of_another_namespace_lives(flags, name):
 
 @pytest.mark.skipif(not ROOT, reason="only root may become another user")
 def test_forks_of_a_process_that_became_another_user_are_clients():
-    """Such a process cannot open the store again: its children share its descriptor, and are told apart all the same."""
+    """Such a process cannot open the store again: its children share its descriptor, but are still told apart."""
     script = """
         import os, threading  # before modules are out of its reach, as they are in a virtual environment of root's
         import numpy as np
@@ -287,7 +287,8 @@ def test_forks_of_a_process_that_became_another_user_are_clients():
 
 
 def test_a_program_executed_in_place_of_a_client_is_no_client():
-    """Same pid, same start time, and its /proc may be closed to the observer: the lock went with the address space."""
+    """Pid and start time are the same, and the observer may not read its /proc: the lock ended with the address
+    space."""
     script = """
         import os, sys
         import pyray_ser
@@ -316,7 +317,7 @@ def test_a_program_executed_in_place_of_a_client_is_no_client():
 
 
 def test_a_pipe_that_a_hidden_client_may_read_is_not_taken_for_closed():
-    """The token of a message to a process that cannot be looked into is kept: it may still be received."""
+    """The token of a message to a process that cannot be examined is kept: the message may still be received."""
     script = """
         import os, signal
         import pyray_ser

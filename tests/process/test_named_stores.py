@@ -1,4 +1,4 @@
-"""Stores with a name: found by strangers, refused to intruders, gone with their last process."""
+"""Named stores: unrelated processes find them, other users are refused, and they end with their last process."""
 
 import contextlib
 import os

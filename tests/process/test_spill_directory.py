@@ -1,4 +1,5 @@
-"""Directories of spill files: made and cleaned up by several processes at once, removed or barred while a store uses them."""
+"""Directories of spill files: several processes make and clean them up at the same time, and they are removed or
+locked while a store uses them."""
 
 from isolated import run
 

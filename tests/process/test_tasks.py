@@ -46,7 +46,7 @@ def nap(seconds, value=None):
 
 @ray.remote
 def hold(path):
-    """Say that it runs, and run until told otherwise."""
+    """Report that the call runs, and run until a file appears."""
     path.with_suffix(".runs").touch()
     while not path.exists():
         time.sleep(0.005)
@@ -258,7 +258,7 @@ def test_errors_are_of_both_types():
 
 
 class Peculiar(Exception):
-    """Its instances cannot be made from their `args` alone, nor told as text."""
+    """Instances cannot be made from their `args` alone, and have no text."""
 
     def __new__(cls, code, hint):
         return super().__new__(cls, code)
@@ -445,7 +445,7 @@ def test_streams():
             time.sleep(0.01)
             yield np.full(10_000, i)
 
-    # More than it may be ahead, so that it cannot have ended by then.
+    # More items than it may be ahead, so that it cannot have ended by then.
     stream = count.remote(40)
     first = ray.get(next(stream))
     assert first[0] == 0 and repr(stream).startswith("ResultStream") and "ended" not in repr(stream)
@@ -486,7 +486,7 @@ def test_a_stream_is_only_so_far_ahead_of_its_reader(tmp_path, size, ahead):
         seen.append(int(ray.get(ref)[0]))
         if i in (0, 20):
             time.sleep(0.5)
-            # The one that waits to be sent is made already; small ones are reported in eights.
+            # One more item is made and waits to be sent; small items are reported eight at a time.
             assert i < path.stat().st_size <= i + 1 + ahead + 8, path.stat().st_size
         del ref
     assert seen == list(range(60))
@@ -565,7 +565,7 @@ def test_options_are_checked():
 
 
 def test_no_object_is_left():
-    # Forked before: no worker has inherited references of earlier tests.
+    # The workers were forked before this, so none has inherited references of earlier tests.
     script = """
     import time, numpy as np, pyray_ser as ray
     @ray.remote
@@ -637,7 +637,8 @@ def test_start_methods(method):
 
 
 def test_without_new_threads_the_workers_end_all_the_same():
-    """From 3.12 on an interpreter that ends starts none, and the thread that sees off processes may not be there yet."""
+    """Since Python 3.12 an interpreter that is ending starts no threads, and the thread that reaps processes may not
+    exist yet."""
     script = """
     import os, threading, pyray_ser as ray
     from pyray_ser.tasks import collector

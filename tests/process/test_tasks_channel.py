@@ -20,11 +20,11 @@ from pyray_ser.tasks.refs import TaskRef
 
 
 class Peer:
-    """A process that is a pipe, and another pipe for its end."""
+    """A stand-in for a process: a pipe, and another pipe that shows its end."""
 
     def __init__(self, take: tuple[int, int] | None = None) -> None:
         ends = [end.detach() for end in socket.socketpair()] + [*os.pipe()]
-        # High numbers at first, and for who takes those of another one still higher ones.
+        # Use high numbers at first, and even higher ones for a thread that takes those of another.
         numbers = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 200 if take is None else 300) for end in ends]
         for end in ends:
             os.close(end)
@@ -70,7 +70,7 @@ def test_a_new_process_may_get_the_numbers_of_one_that_has_just_died():
     made = []
 
     def succeed(channel: Channel) -> None:
-        # In the middle of what the collector does about the first: its descriptors are closed, and forgotten.
+        # This runs while the collector handles the first channel: its descriptors are closed and no longer watched.
         assert list(channel.calls.sent.values()) == [calls[0]]
         channel.abandon()
         assert not {*numbers} & {*collector()._channels}
@@ -83,13 +83,13 @@ def test_a_new_process_may_get_the_numbers_of_one_that_has_just_died():
     channel = Channel(first, first.pipe, succeed)
     channel.submit(calls[0])
     calls[1].ref.add_done_callback(lambda _: settled.set())
-    # Both of its descriptors get ready before the collector looks.
+    # Both of its descriptors become ready before the collector checks.
     first.end()
     channel.collect_later()
     while not made:
         assert not settled.wait(0.01)
     second, successor = made[0]
-    # What was known of the first must not be taken for news of the second.
+    # Events of the first channel must not be taken for events of the second.
     assert not settled.wait(0.3) and not successor.dead
     second.theirs.send_bytes(protocol.write(protocol.END, calls[1].number))
     assert settled.wait(240) and type(calls[1].ref.outcome) is bytes

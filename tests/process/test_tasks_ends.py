@@ -1,4 +1,4 @@
-"""Actors that have ended, seen from every process that has a handle; waits whose end is an error or a timeout."""
+"""Actors that have ended, seen from every process that has a handle; waits that end with an error or a timeout."""
 
 from __future__ import annotations
 

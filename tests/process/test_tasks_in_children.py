@@ -1,4 +1,4 @@
-"""Tasks and actors in children of multiprocessing and executors, which must end as they would without."""
+"""Tasks and actors in children of multiprocessing and executors, which must end as they do without tasks."""
 
 from __future__ import annotations
 

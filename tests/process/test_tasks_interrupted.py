@@ -90,7 +90,7 @@ def test_a_finalizer_may_call(how, of):
     assert run(script) == "fine"
 
 
-# What interrupts the main thread when it tells the kernel to watch the pipe to an actor.
+# Code that interrupts the main thread when it registers the pipe of an actor with the kernel.
 INTERRUPTED = """
     import time
     import pyray_ser as ray
@@ -166,7 +166,7 @@ def test_a_handler_may_get_a_result_before_the_pool_is_told_of_the_call_it_inter
 
 
 class _Registered:
-    """What a collector needs of a channel, and of epoll."""
+    """A stand-in with the methods of a channel and of epoll that a collector needs."""
 
     def __init__(self, thread):
         descriptor = SimpleNamespace(fileno=lambda: 1001)

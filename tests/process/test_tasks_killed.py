@@ -38,7 +38,7 @@ if __name__ == "__main__":
 def start(tmp_path, wait: str = "ray.get(refs)") -> subprocess.Popen:
     path = tmp_path / "driver.py"
     path.write_text(textwrap.dedent(DRIVER).format(wait=wait))
-    # A shell starts what runs in the background with Ctrl-C ignored, and that is inherited.
+    # A shell starts background programs with SIGINT ignored, and children inherit that.
     ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-P", str(path)],
@@ -74,7 +74,7 @@ def test_nothing_is_left_of_a_driver(tmp_path, number):
         children = set(descendants(process.pid))
         assert len(children) >= 3
         if number == signal.SIGINT:
-            # As the terminal does: to everybody.
+            # Send the signal to all processes of the group, as the terminal does.
             os.killpg(process.pid, number)
         else:
             process.send_signal(number)
@@ -153,7 +153,7 @@ def test_workers_and_actors_killed_at_any_moment():
 
 
 def test_installed_pools_after_kills():
-    # 100 here, 1,000 in the heavy one: what was under way to a killed worker is freed.
+    # 100 kills here, 1,000 in the heavy test: objects in flight to a killed worker are freed.
     kills(100)
 
 
@@ -163,7 +163,7 @@ def test_installed_pools_after_a_thousand_kills():
 
 
 def kills(count: int) -> None:
-    # Both ways: what the killed one had not read, and what it had sent that nobody reads.
+    # In both directions: messages that the killed process had not read, and messages from it that no process reads.
     script = f"""
     import multiprocessing as mp, os, random, signal, time, numpy as np, pyray_ser
     def child(end, queue):

@@ -1,7 +1,8 @@
 """Death at the n-th line of our own code, on each side of a call: the caller gets an error within a second, nothing is left.
 
-A trace function counts the lines of the package that a process runs from a known moment on, and kills it at one of them. So
-each moment of submit, receive, run and reply has its turn. That nothing is left in /dev/shm is looked at after every file.
+A trace function counts the lines of the package that a process runs from a known moment on, and kills it at one of
+them. So every moment of submit, receive, run and reply is tested. conftest.py checks after every file that nothing is
+left in /dev/shm.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def equal(one, other):
     return bool(np.all(one == other))
 """
 
-# The worker, and the actor. What is measured is the time from its death until the caller knows.
+# Kill the worker, or the actor, and measure the time from its death until the caller notices.
 WORKERS = (
     COMMON
     + """
@@ -195,7 +196,7 @@ def test_a_worker_dies_at_each_line(of, hows, workers, step, least):
     assert done >= least and died >= done - 2 * len(hows), (done, died)
 
 
-# The driver: a child of the one who looks, which becomes the parent of whatever is left.
+# The driver is a child of the observer, which becomes the parent of any process that is left.
 DRIVERS = (
     COMMON
     + """

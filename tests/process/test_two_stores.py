@@ -1,4 +1,4 @@
-"""Workers whose parent has no store are told that what they put is theirs alone."""
+"""Workers whose parent has no store log that their objects end with them."""
 
 import pytest
 from isolated import run

@@ -1,4 +1,4 @@
-"""Every lock and every wait of the package has a row in docs/internals/waits.md, and every row stands for one."""
+"""Every lock and every wait of the package has a row in docs/internals/waits.md, and every row belongs to one."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def is_wait(call: ast.Call) -> bool:
         return False
     of = ast.unparse(function.value)
     if function.attr == "join":
-        # Not that of text and of paths.
+        # The join() of text and of paths does not count.
         return not isinstance(function.value, ast.Constant) and of not in (
             "os.path",
             "os.pathsep",
             "call[:-len(b'\\x97\\x85R')]",
         )
     if function.attr == "get":
-        # Of a queue, or of an object; not of a dict.
+        # The get() of a queue or an object counts, not that of a dict.
         return (not call.args and not call.keywords) or of in ("_core", "pyray_ser")
     return function.attr in MAKERS | WAITERS and of != "polars" and "alias" not in of
 

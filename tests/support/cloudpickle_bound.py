@@ -1,4 +1,4 @@
-"""Put our functions in the place of cloudpickle's and pickle's, for cloudpickle's own test suite.
+"""Replace the functions of cloudpickle and pickle by ours, for cloudpickle's own test suite.
 
 A plugin of the pytest that runs the suite, which writes the outcome of each test to the file named by CLOUDPICKLE_OUTCOMES; and,
 copied as ``sitecustomize.py`` to the folder that the suite puts on the path of its child processes, the same for those.
@@ -22,7 +22,7 @@ outcomes = {}
 
 def pytest_runtest_logreport(report):
     name = report.nodeid.split("/")[-1]
-    # A failure outweighs what the other phases of the same test say; a skip is said by the set-up alone.
+    # A failure overrides the outcome of the other phases of a test; only the set-up reports a skip.
     if report.failed:
         outcomes[name] = ("failed", str(report.longrepr))
     elif report.skipped:

@@ -1,4 +1,4 @@
-"""What a run of the tests must not leave: /dev/shm entries, descriptors, maps, children."""
+"""Things that a run of the tests must not leave: /dev/shm entries, descriptors, maps, children."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def name_this_run() -> None:
     """
     Give this run, children included, a directory of named stores that no other run or program uses.
 
-    What tests make in /dev/shm beside it has `run_path` at the beginning of its name, so that what others leave there meanwhile
-    is not taken for ours.
+    Other entries of tests in /dev/shm begin with `run_path`, so that entries of other programs are not taken for
+    ours.
     """
     os.environ.setdefault("PYRAY_SER_STORE_DIR", f"{SHM}/pyray_ser-test-{uuid.uuid4().hex[:12]}")
 
 
 def run_path() -> str:
-    """Return what the paths of everything in /dev/shm that this run makes begin with."""
+    """Return the prefix of the paths of everything that this run makes in /dev/shm."""
     return os.environ["PYRAY_SER_STORE_DIR"]
 
 
@@ -41,13 +41,13 @@ def shm_entries() -> set[str]:
 
 
 def descriptors() -> dict[int, str]:
-    """Open descriptors and what they point at."""
+    """Return the open descriptors and the files behind them."""
     found = {}
     for fd in os.listdir("/proc/self/fd"):
         try:
             found[int(fd)] = os.readlink(f"/proc/self/fd/{fd}")
         except FileNotFoundError:
-            continue  # the one listdir itself used
+            continue  # the descriptor that listdir itself used
     return found
 
 
@@ -78,7 +78,7 @@ def descendants(pid: int) -> dict[int, str]:
 
 
 class Watch:
-    """Remembers what there is at its creation; `new()` tells what came since."""
+    """Records what exists at its creation; `new()` returns what was added since."""
 
     def __init__(self) -> None:
         self.shm = shm_entries()
@@ -101,7 +101,7 @@ class Watch:
             tracker._resource_tracker._stop()
 
     def new(self, seconds: float = 20.0) -> list[str]:
-        """One line per thing that is new; processes on their way out are waited for."""
+        """Return one line per new thing, after waiting for processes that are ending."""
         end = time.monotonic() + patience(seconds)
         while (children := self._new_children()) and time.monotonic() < end:
             time.sleep(0.05)
@@ -120,7 +120,7 @@ class Watch:
 
     @staticmethod
     def _is_foreign(target: str) -> bool:
-        """Temporary files of pytest's own capturing; what polars' runtime, which nobody can end, waits with."""
+        """Temporary files of pytest's capturing; descriptors of polars' runtime, which cannot be ended."""
         if "polars" in sys.modules and target in ("anon_inode:[eventpoll]", "anon_inode:[eventfd]"):
             return True
         return target.startswith("/tmp/") and target.endswith("(deleted)")

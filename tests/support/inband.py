@@ -1,4 +1,4 @@
-"""What of a value stays in the stream and what leaves it, by the rules of `put`, with each of the picklers."""
+"""Which bytes of a value stay in the stream and which leave it, by the rules of `put`, with each of the picklers."""
 
 import io
 import pickle
@@ -41,7 +41,7 @@ def put(value):
 
 
 def load(stream, buffers):
-    """Load over buffers as the store gives them out: other memory, which nobody can write."""
+    """Load over buffers like those of the store: other memory, which no code can write to."""
     buffers = [memoryview(bytes(buffer)) for buffer in buffers]
     if _engine == "compiled":
         from pyray_ser import _unpickle

@@ -1,9 +1,10 @@
 """Programs that run Python code inside a dump or a load, and what interrupts each of them at each of its lines.
 
 An interrupt is an exception raised by a trace function at the n-th line that is run, for n = 1, 2, ... until the program ends
-without it. Each attempt is a process of its own, forked from one that has pickled nothing, so that what is found out once per
-process is interrupted, too. The exception must come out of the call; what Python code itself catches on its way is not held against
-us: the interpreter reports what ends in a weakref callback, and `except Exception` of other libraries is found by their frames.
+without it. Each attempt runs in a new process, forked from one that has pickled nothing, so that work done once per
+process is interrupted, too. The call must raise the exception, unless other Python code catches it on its way: the
+interpreter reports what ends in a weakref callback, and `except Exception` of other libraries is found by their
+frames.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 import cloudpickle
 import numpy as np
 
-import pyray_ser._ndarray  # what is imported once, by numpy's or our own code, is not interrupted
+import pyray_ser._ndarray  # imports that happen once, in numpy's or our own code, are not interrupted
 import pyray_ser.util
 from pyray_ser import _pickle, _unpickle
 
@@ -66,7 +67,7 @@ def set_state(obj, state):
 
 
 class OldReduced:
-    """Has no `__reduce_ex__` that could be found."""
+    """A class whose `__reduce_ex__` cannot be found."""
 
     def __getattribute__(self, name):
         if name == "__reduce_ex__":
@@ -96,7 +97,7 @@ class Sequence(list):
 
 
 class Key:
-    """Hashed and compared in Python."""
+    """A class with __hash__ and __eq__ in Python."""
 
     def __init__(self, name):
         self.name = name
@@ -140,7 +141,7 @@ class TypeRefusal(TypeError):
 
 
 class Unnamed:
-    """Names something that is not there."""
+    """Refers to a name that does not exist."""
 
     def __reduce__(self):
         return "nowhere.to.be.found"
@@ -195,7 +196,7 @@ class Name(str):
 
 
 class Odd(enum.Enum):
-    """Its value is compared in Python."""
+    """An enum whose value is compared in Python."""
 
     ONE = Name("one")
 
@@ -343,7 +344,7 @@ PROGRAMS: dict[str, Callable[[], Callable[[], Any]]] = {}
 
 
 def program(function):
-    """The function prepares, and returns what is interrupted."""
+    """The function prepares, and returns the function that is interrupted."""
     PROGRAMS[function.__name__] = function
     return function
 
@@ -402,7 +403,7 @@ def _for_each_object():
 
 
 def install():
-    """What the objects by name need."""
+    """Names that the objects by name need."""
     sys.modules["made"] = LazyModule("made")
     sys.meta_path.append(Finder)
 
@@ -443,7 +444,7 @@ def dumps_asks_cloudpickle():
         return registered.copy()
 
     cloudpickle.list_registry_pickle_by_value = list_registry
-    cloudpickle.cloudpickle._PICKLE_BY_VALUE_MODULES = None  # as in a version that has no such set
+    cloudpickle.cloudpickle._PICKLE_BY_VALUE_MODULES = None  # as in a version of cloudpickle without this set
     return lambda: _pickle.dumps(Record)
 
 
@@ -506,7 +507,7 @@ def loads_persistent():
 
 
 def refused(value):
-    """Programs that end in a refusal: an interrupt while it is put into words must come out."""
+    """Programs that end in a refusal: an interrupt while its message is composed must be raised."""
 
     def call(dumps):
         try:
@@ -628,7 +629,7 @@ def attempt(run: Callable[[], Any], n: int, error: type[BaseException], skip_cat
 
 
 def in_a_child(function: Callable[[], str]) -> str:
-    """What the function returns, from a process of its own."""
+    """Return the result of the function, run in a new process."""
     receiving, sending = os.pipe()
     pid = os.fork()
     if not pid:
@@ -649,7 +650,7 @@ def in_a_child(function: Callable[[], str]) -> str:
 
 
 def interrupt(name: str, error: type[BaseException], every_line_up_to: int) -> str:
-    """Interrupt one program; a line for each interrupt that was lost, and last how many came out."""
+    """Interrupt one program; print a line for each interrupt that was lost, and then how many were raised."""
     run = PROGRAMS[name]()
     said = []
     came_out = n = 0
@@ -665,15 +666,16 @@ def interrupt(name: str, error: type[BaseException], every_line_up_to: int) -> s
 
 
 def main(error: type[BaseException], names: list[str] | None = None, every_line_up_to: int = 10**9) -> None:
-    """Interrupt all programs; print those that went on, and how many times the exception came out.
+    """Interrupt all programs; print those that continued, and how many times the exception was raised.
 
-    Long programs are other libraries at work, mostly: behind `every_line_up_to` lines, one of 29 is interrupted.
+    Long programs mostly run code of other libraries: after `every_line_up_to` lines only one line in 29 is
+    interrupted.
     """
     install()
     total = 0
     for name in names or PROGRAMS:
         if error is RecursionError and name.startswith("refused"):
-            continue  # that a repr has no stack left is no reason to lose what is being reported
+            continue  # if repr has no stack left, the reported error must not be lost
         *said, came_out = in_a_child(lambda name=name: interrupt(name, error, every_line_up_to)).splitlines()
         total += int(came_out)
         for line in said:

@@ -1,4 +1,4 @@
-"""Scripts in fresh interpreters that have nothing to do with the store of the test run."""
+"""Scripts in fresh interpreters that do not use the store of the test run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from patience import patience
 
 
 def environment() -> dict[str, str]:
-    """The environment without the hint at this process's store, nor 3.12's word about forks beside threads."""
+    """Return the environment without the hint to this process's store, and without Python 3.12's warning about forks
+    with threads."""
     kept = {key: value for key, value in os.environ.items() if key != "PYRAY_SER_STORE"}
     return {**kept, "PYTHONWARNINGS": "ignore:This process (pid:DeprecationWarning"}
 
@@ -26,16 +27,16 @@ def run(script: str, *, timeout: float = 90, status: int = 0, errors: bool = Fal
     timeout : float
         In seconds, on an idle machine.
     status : int
-        The exit status that it must end with; negative for a signal.
+        The expected exit status; negative for a signal.
     errors : bool
-        Whether it may write to stderr.
+        Whether the script may write to stderr.
 
     Returns
     -------
     str
         What it printed.
     """
-    # A file, because spawned children must be able to import the main module.
+    # Write the script to a file, because spawned children must be able to import the main module.
     import tempfile
 
     with tempfile.TemporaryDirectory(prefix="pyray_ser-test-") as folder:

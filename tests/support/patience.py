@@ -1,4 +1,4 @@
-"""How long a test waits before it calls something hung: longer on a machine that has more to do than it can."""
+"""How long a test waits before it reports a hang: longer on an overloaded machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _MOST = 20.0
 
 def patience(seconds: float) -> float:
     """
-    Return a limit of time for what takes less than `seconds` on an idle machine.
+    Return a time limit for work that takes less than `seconds` on an idle machine.
 
     Parameters
     ----------
@@ -18,6 +18,6 @@ def patience(seconds: float) -> float:
     Returns
     -------
     float
-        `seconds`, times the processes that wait for each CPU at the moment.
+        `seconds` times the current number of runnable processes per CPU.
     """
     return seconds * min(_MOST, max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0))))

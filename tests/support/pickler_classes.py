@@ -46,7 +46,7 @@ class Colour(enum.Enum):
 
 
 class Changing:
-    """Its reduction calls whatever was given."""
+    """Its reduction calls a given function."""
 
     def __init__(self, action=None):
         self.action = action

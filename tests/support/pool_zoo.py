@@ -1,4 +1,4 @@
-"""Values of many kinds, what a program can see of each, and the channels of pools that they go through."""
+"""Values of many kinds, a description of what a program can see of each, and the channels of pools."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Stateful(np.ndarray):
 
 
 class Box:
-    """Has attributes, and equal parts that are one object."""
+    """Has attributes, and parts that are the same object."""
 
     def __init__(self, value):
         self.first = self.second = value
@@ -304,11 +304,12 @@ def _digest(data):
 
 
 def look(value, seen=None):
-    """Return what a program can tell of a value, as text; parts that are one object show."""
+    """Return everything that a program can observe about a value, as text, including which parts are the same
+    object."""
     seen = {} if seen is None else seen
     if id(value) in seen and not isinstance(value, (int, str, float, type(None))):
         return f"#{seen[id(value)][0]}"
-    # The value is kept: another one must not take its address.
+    # Keep the value, so that no other one gets its address.
     seen[id(value)] = len(seen), value
     kind = type(value).__qualname__
     if isinstance(value, np.ndarray):
@@ -378,7 +379,7 @@ def _look_pandas(value, seen):
 
 
 def spoil(value):
-    """Write into every array of a value that lets us: nobody else may see that."""
+    """Write into every writable array of a value; no other process may see that."""
     if isinstance(value, np.ndarray) and value.flags.writeable and value.dtype.kind in "iufbc" and value.size:
         value.flat[0] = 77
     elif isinstance(value, bytearray) and value:
@@ -396,7 +397,7 @@ def spoil(value):
 
 
 def work(name, value):
-    """Run in a worker: tell of the argument, send it back as it came, and a value made there."""
+    """Run in a worker: describe the argument, return it, and a value made there."""
     seen = look(value)
     return name, seen, value, make(name)
 
@@ -535,7 +536,7 @@ def main():
 
 
 if __name__ == "__main__":
-    # The workers find its classes in the module, not in the main one.
+    # The workers find the classes in this module, not in the main module.
     import pool_zoo
 
     pool_zoo.main()

@@ -1,4 +1,4 @@
-"""What is said of failures when the run itself does not come to its end: a crash, or a test that nothing interrupts.
+"""Reports failures even if the run does not reach its end because of a crash or a test that cannot be interrupted.
 
 `make test` reads the file that PYRAY_SER_TEST_LOG names when pytest ends without a summary.
 """
@@ -16,7 +16,7 @@ from patience import patience
 
 _failed: list[str] = []
 _timers: dict[str, threading.Timer] = {}
-# The signal that ends a test is seen between two steps of Python: after this much more, the test is stuck in C.
+# Python handles the signal that ends a test between two steps; after this many more seconds the test is stuck in C.
 _GRACE = 60.0
 
 
@@ -28,7 +28,7 @@ def _log(text: str) -> None:
 
 
 def pytest_runtest_logstart(nodeid: str, location: Any) -> None:
-    """Note which test runs: a crash tells nobody."""
+    """Log which test runs, because a crash reports nothing."""
     _log(f"running {nodeid}")
 
 
@@ -47,11 +47,11 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
 def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> Any:
-    """Fail a test that takes too long for this machine, and go on with the next; end the run if the test cannot be ended."""
+    """Fail a test that takes too long for this machine, and continue; end the run if the test cannot be ended."""
     import pytest_timeout
 
     settings = settings._replace(timeout=patience(settings.timeout))
-    # A test that holds the interpreter in C lets no thread of Python run.
+    # While a test is stuck in C with the GIL, no Python thread runs.
     faulthandler.dump_traceback_later(settings.timeout + 2 * _GRACE, exit=True, file=_stderr(item.config))
     timer = threading.Timer(settings.timeout + _GRACE, _give_up, (item,))
     timer.daemon = True

@@ -162,7 +162,7 @@ class NewargsEx:
 
 
 class Navigator:
-    """Its reduction hands out an object that is reached by another way too: what it holds, of somebody else."""
+    """Its reduction returns an object that another object also holds."""
 
     def __init__(self, holder=None, found=None):
         self.holder = holder
@@ -245,7 +245,7 @@ class Getattr:
 
 
 class Lying:
-    """Says it is somebody else; pickled as what it is."""
+    """Claims to be of another class; pickled as its real class."""
 
     def __init__(self, value=None):
         self.value = value

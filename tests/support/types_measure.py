@@ -4,8 +4,8 @@
 
 A copy is counted by the pages that it touches for the first time: every large piece of memory comes from the kernel (the
 allocators are told so by the environment, see `ENVIRONMENT`), huge pages are off, and the kernel counts page faults per
-thread group. What is measured has run before, so that the store's own pages are in place. The copy into the store, or
-into the file, is one that leaves no such mark, and is added.
+thread group. Each call has run once before, so that the store's own pages exist. The copy into the store or
+the file causes no such faults and is added.
 
 Prints one JSON object: row -> figures.
 """
@@ -38,7 +38,7 @@ _PAGE = resource.getpagesize()
 
 
 def faults(function: Callable[[], Any]) -> tuple[int, Any]:
-    """Bytes of memory that a call touches for the first time, and what it returns."""
+    """Return how many bytes of memory a call touches for the first time, and its result."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     kept = function()
     return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * _PAGE, kept
@@ -108,7 +108,7 @@ class Pickle:
 
 
 class Ray:
-    """What Ray does with a value: its cloudpickle, buffers apart, both copied into its store."""
+    """As Ray stores a value: its cloudpickle with out-of-band buffers, both copied into its store."""
 
     def __init__(self) -> None:
         from ray import cloudpickle
@@ -123,7 +123,7 @@ class Ray:
         stream = self.dump(value, buffers)
         raw = [bytes(buffer.raw()) for buffer in buffers]
         size = len(stream) + sum(map(len, raw))
-        # What reads from its store is read-only.
+        # Values read from this store are read-only.
         views = [memoryview(data) for data in raw]
         return {
             "in_band": len(stream),
@@ -173,7 +173,7 @@ def main() -> None:
             continue
         try:
             found[key] = library.measure(value, row)
-        except Exception as error:  # some of the others cannot take some of the types: that is what the page tells
+        except Exception as error:  # some libraries cannot store some types, which the page shows
             found[key] = {"error": f"{type(error).__name__}: {error}"[:200]}
         del value
         gc.collect()

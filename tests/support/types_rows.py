@@ -1,6 +1,6 @@
 """The rows of docs/types.md: a value of about 8 MB of each type, and an attempt to write into what comes back.
 
-`write` returns nothing, or raises; where it does neither in place (text, bytes) a row has None: the type is immutable.
+`write` returns nothing or raises; a row of an immutable type (text, bytes) has None.
 """
 
 from __future__ import annotations

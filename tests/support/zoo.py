@@ -165,7 +165,7 @@ def assert_same(got, expected):
         assert got.flags.c_contiguous == expected.flags.c_contiguous
         assert got.flags.f_contiguous == expected.flags.f_contiguous
     if expected.dtype.names:
-        # Padding between fields is not part of a value: a copy may leave anything there.
+        # Padding between fields is not part of a value: a copy may change it.
         for name in expected.dtype.names:
             assert got[name].tolist() == expected[name].tolist()
     elif expected.dtype.hasobject or expected.dtype.char == "T":

@@ -1,4 +1,5 @@
-"""Which interpreters are refused: a clear ImportError, no crash, and the main interpreter is none the worse for it."""
+"""Unsupported interpreters are refused by a clear ImportError, without a crash and without harm to the main
+interpreter."""
 
 import re
 import subprocess
@@ -67,7 +68,7 @@ def test_subinterpreter_is_refused(kind, main_first):
 
 
 def test_without_the_gil_is_refused():
-    """Builds without the GIL cannot be had everywhere: what such a one answers is put in the place of this one's answer."""
+    """A build without the GIL is not available everywhere, so this replaces the answer of the current one."""
     source = "import sys; sys._is_gil_enabled = lambda: False; import pyray_ser"
     child = subprocess.run([sys.executable, "-P", "-c", source], capture_output=True, text=True, timeout=120)
     assert child.returncode == 1

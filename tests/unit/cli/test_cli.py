@@ -79,7 +79,7 @@ def owner(folder):
 
 
 def command(*arguments, status=0):
-    """What the command printed, in a process of its own."""
+    """Run the command in a new process and return its output."""
     done = subprocess.run(
         [sys.executable, "-P", "-m", "pyray_ser", *arguments],
         capture_output=True, text=True, timeout=90, env={**environment(), "PYTHONIOENCODING": "utf-8"},
@@ -90,7 +90,7 @@ def command(*arguments, status=0):
 
 
 def answer(*arguments, status=0):
-    """The one store that the command answered for, from JSON."""
+    """Return the only store in the JSON output of the command."""
     (store,) = json.loads(command(*arguments, "--json", status=status))["stores"]
     return store
 
@@ -396,7 +396,7 @@ def test_bench_pool_measures_both(capsys):
     figures = json.loads(capsys.readouterr().out)
     assert figures["mb"] == 16 and set(figures["seconds"]) == set(figures["memory"]) == {"before", "after"}
     assert all(seconds > 0 for seconds in figures["seconds"].values())
-    # The table at least.
+    # Wait at least for the table.
     assert all(memory > 16 << 20 for memory in figures["memory"].values())
     assert cli.main("bench pool --workers 0".split()) == 2
     assert "--workers" in capsys.readouterr().err

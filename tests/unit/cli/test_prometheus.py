@@ -101,7 +101,7 @@ def test_two_collectors_need_two_prefixes():
 
 
 def test_a_store_that_cannot_be_read_is_down():
-    # The class is the engine's own and cannot be changed: a stand-in says what a stopped process makes it say.
+    # The extension class cannot be changed, so a stand-in raises the error that a stopped process causes.
     script = """
     from pyray_ser import _core
     from pyray_ser.exceptions import StoreBusyError, StoreClosedError

@@ -1,4 +1,5 @@
-"""What says where a store is comes from the environment or from elsewhere: nothing of it is believed, nothing of it harms."""
+"""Hints about the place of a store come from the environment or other sources: none is trusted, and none does
+harm."""
 
 import os
 import subprocess
@@ -61,7 +62,7 @@ def test_a_hint_that_makes_no_sense_is_passed_over(hint):
 
 
 def test_a_hint_with_one_part_wrong_finds_nothing_else():
-    """Right but for one part: the identity decides, whatever the rest says."""
+    """A hint with one wrong part: only the identity decides."""
     script = """
         import os, subprocess, sys
         import pyray_ser
@@ -78,7 +79,8 @@ def test_a_hint_with_one_part_wrong_finds_nothing_else():
         print(child(f"{other}:{pid}:{start}:{fd}:{path}"), child(f"{ident}:{pid}:{int(start) + 1}:{fd}:{path}"),
               child(f"{ident}:1:{start}:{fd}:{path}"), child(f"{ident}:{pid}:{start}:0:{path}"))
     """
-    # A start time differs in another time namespace. A wrong descriptor is looked for among the others of that process.
+    # A start time differs in another time namespace. If the descriptor is wrong, the other descriptors of that
+    # process are searched.
     assert run(script) == "False True False True"
 
 
@@ -105,7 +107,7 @@ def test_a_path_of_another_store_is_not_taken_for_it(tmp_path):
 
 
 def test_core_dumps_leave_the_data_out():
-    """Every mapping of a store, of a spill file and of a private copy over one says so to the kernel."""
+    """Every mapping of a store, of a spill file and of a private copy of one is excluded from core dumps."""
     script = """
         import os, tempfile
         import numpy as np

@@ -1,4 +1,5 @@
-"""The inspector: every offender, its exact path, name and parent; never a raise, never a property fired."""
+"""The inspector: it finds every offender with its exact path, name and parent, never raises, and evaluates no
+property."""
 
 import asyncio
 import collections
@@ -418,7 +419,7 @@ def test_getattr_that_lies():
         def __getattr__(self, name):
             raise RuntimeError(name)
 
-    # The pickler asks the class, not the instance, so neither does harm.
+    # The pickler asks the class, not the instance, so neither attribute has an effect.
     assert not inspect([Liar(), Raiser()])
     liar, raiser = Liar(), Raiser()
     liar.held = raiser.held = LOCK
@@ -626,7 +627,7 @@ def test_weak_proxy():
 
 
 class Proxy:
-    """As many libraries make them: everything is asked of the object behind, its class too."""
+    """A proxy as in many libraries: forwards every attribute, also __class__, to the object behind it."""
 
     def __init__(self, behind):
         object.__setattr__(self, "_behind", behind)
@@ -640,7 +641,7 @@ class Proxy:
 
 
 def test_proxy_that_gives_itself_out_as_another_class():
-    """Every pickler refuses it; what stands behind may be in the way besides."""
+    """A proxy that every pickler refuses; the object behind it may also fail."""
     import pyray_ser
 
     for behind, paths in (Box(), ["[0]"]), (Box(lock=LOCK), ["[0]", "[0]._behind.lock"]):
@@ -831,7 +832,7 @@ def test_serialization_error_gives_the_path_once():
         task, TypeError("cannot pickle '_thread.lock' object (at .__closure__[0].__reduce__()[0].cache[0])")
     )
     assert str(error) == "cannot pickle '_thread.lock' object (at task -> closure 'cfg' -> .cache[0])"
-    # When nothing fails the second time, what the pickler said stands.
+    # If nothing fails the second time, the pickler's own message is used.
     error = serialization_error([1], TypeError("cannot pickle '_thread.lock' object (at [3])"))
     assert str(error) == "cannot pickle '_thread.lock' object (at [3])"
     assert error.path == "[3]"

@@ -1,6 +1,6 @@
 """CPython's own suite for picklers, bound to the pure-Python one.
 
-What is left out asserts that something cannot be pickled which goes by value here.
+The omitted tests assert that objects cannot be pickled which are pickled by value here.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""What belongs to ``__main__`` alone is read in a process with another ``__main__``."""
+"""Objects of ``__main__`` are loaded in a process with another ``__main__``."""
 
 import pytest
 from isolated import run

@@ -1,4 +1,4 @@
-"""Every value of the corpus comes back exactly, by each way out and in."""
+"""Every value of the corpus comes back exactly, with each way of writing and reading."""
 
 import functools
 import pickle
@@ -34,7 +34,7 @@ def by_store_copy_on_write(value):
 
 
 def twice_by_store(value):
-    return by_store([by_store(value)])[0]  # of the second, large buffers are the first one's
+    return by_store([by_store(value)])[0]  # the second value's large buffers are those of the first
 
 
 def by_bytes(value):
@@ -90,7 +90,7 @@ def check(family, way):
             same(way(value), value)
         except Exception as error:
             if way in (by_dumps, by_loads) and not survives_pickle(value, same):
-                continue  # dumps is the standard pickler to the letter
+                continue  # dumps writes exactly the opcodes of the standard pickler
             failed.append(f"{name}: {type(error).__name__}: {error}"[:300])
     assert not failed, f"{len(failed)} of {len(cases(family))}:\n" + "\n".join(failed)
 
@@ -114,7 +114,7 @@ def test_the_corpus_is_of_several_hundred():
 
 
 def test_comparisons_see_differences():
-    """The corpus is worth no more than the functions that compare."""
+    """Test the functions that compare: the corpus depends on them."""
     for family in FAMILIES:
         names = list(cases(family))
         compared = refused = 0

@@ -1,4 +1,4 @@
-"""Whoever has an array or a dtype may give the dtype a state: other arrays of that kind must not notice."""
+"""Code that has an array or a dtype may set the state of the dtype; other arrays of that dtype must not change."""
 
 import pickle
 
@@ -73,7 +73,7 @@ def _unpickle_dumps(value):
         ("<U4", (3, "<", None, None, None, 16, 1, 0)),
         ("<U4", (3, ">", None, None, None, 16, 4, 0)),
         ("|S10", (3, "|", None, None, None, 10, 1, 0x3F)),
-        ("<f8", (3, ">", None, None, None, -1, -1, 0)),  # numpy's own: nothing happens
+        ("<f8", (3, ">", None, None, None, -1, -1, 0)),  # a dtype of numpy itself: nothing happens
         ("<f8", (3, "<", None, ("a",), {"a": (np.dtype("O"), 0)}, -1, -1, 0x3F)),
         ("|b1", (3, ">", (np.dtype("?"), (1000,)), None, None, -1, -1, 0x3F)),
         (">f8", (3, "<", None, None, None, -1, -1, 0)),

@@ -1,7 +1,7 @@
 """Every call of the pickler's C code that can run Python code is marked, so that an intruder build can visit it.
 
-A call counts as marked if it is the argument of `PRP_FOREIGN` or `PRP_FOREIGN_VOID` (csrc/common/foreign.h). `Py_DECREF` is left
-to a rule that reviewers apply: nothing borrowed is used after the reference that kept it is dropped.
+A call counts as marked if it is the argument of `PRP_FOREIGN` or `PRP_FOREIGN_VOID` (csrc/common/foreign.h).
+`Py_DECREF` is not checked; reviewers make sure that no borrowed object is used after its owner was dropped.
 """
 
 import re

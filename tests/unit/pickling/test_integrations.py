@@ -1,4 +1,4 @@
-"""Reducers of `put`: exact in both directions, and what should leave the stream does leave it."""
+"""Reducers of `put`: exact in both directions, and with all large data outside of the stream."""
 
 import array
 import builtins
@@ -16,7 +16,7 @@ from pyray_ser import reconstruct
 from pyray_ser.inspection.debug_pickler import Pickler
 from pyray_ser.pickling import reducers
 
-SMALL = 4096  # what a stream may hold in-band, beside the data
+SMALL = 4096  # bytes that a stream may hold in-band, apart from the data
 
 
 def round_trip(value, out_of_band=None):

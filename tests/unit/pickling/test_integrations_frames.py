@@ -314,7 +314,7 @@ def categories():
     enum = pl.Series("x", words, pl.Enum(["blue", "green", "red", "unused"]))
     keep = pl.Series(
         [f"category {i}" for i in range(5000)], dtype=pl.Categorical(large)
-    )  # its numbers last as long as it
+    )  # its numbers last as long as the value
     table = pl.DataFrame({"key": np.arange(N) // 5, "a": plain, "b": enum, "n": np.arange(N)})
     struct = table.select(
         pl.when(pl.col("n") % 7 != 0).then(pl.struct("a", "n", "b", pl.struct(pl.col("a").alias("deep")).alias("s")))
@@ -413,7 +413,7 @@ for (stream, buffers), values in zip(saved, expected):
         assert done.returncode == 0, done.stderr
         return done.stdout.split()
 
-    # Of many categories only those in use have come along, so their numbers are others in any other process.
+    # Of many categories only those in use are sent, so their numbers differ in other processes.
     assert run("none") == ["True", "False", "True", "True", "True"]
     assert run("others") == ["False", "False", "True", "False", "False"]
 

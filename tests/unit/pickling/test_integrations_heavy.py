@@ -71,7 +71,7 @@ def test_tensors(kind):
         before = value.detach().clone()
         if kind != "expanded":
             back.add_(1) if back.dtype != torch.bool else back.logical_not_()
-        assert torch.equal(value, before)  # a write reaches nobody else
+        assert torch.equal(value, before)  # no other process sees a write
 
 
 def test_views_share_one_storage_and_separate_ones_stay_separate():

@@ -1,4 +1,4 @@
-"""The stream of one array: what is written is read by `pickle` and by us alike, and nothing hostile gets an array."""
+"""The stream of one array: `pickle` and our unpickler read it alike, and hostile streams give no array."""
 
 import pickle
 import pickletools
@@ -242,7 +242,7 @@ def test_many_dtype_names_do_not_confuse_the_cache():
 
 
 def test_many_kinds_of_arrays_do_not_confuse_what_is_kept_about_streams():
-    # More than are kept, each met again after others have taken its place, and again at once.
+    # More streams than the cache keeps; each is read again after others have replaced it, and once more immediately.
     kinds = [
         np.arange(n * m, dtype=dtype).reshape(n, m) for n in range(1, 8) for m in (1, 2, 300) for dtype in ("f8", ">i2")
     ]

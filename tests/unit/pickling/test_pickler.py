@@ -1,4 +1,4 @@
-"""What the pickler promises beyond the standard library's own tests."""
+"""Properties of the pickler that the standard library's tests do not cover."""
 
 import copyreg
 import io
@@ -580,7 +580,7 @@ def test_the_garbage_collector_is_left_alone():
 
 
 def test_keys_seen_in_a_dump_before_the_memo_grew_are_forgotten():
-    """Where a key was in an earlier stream says nothing about the next one, whatever the memo's table went through."""
+    """The place of a key in an earlier stream must not affect the next one, whatever happened to the memo's table."""
     names, keys = [f"name {i}" for i in range(300_000)], ["first", "second", "third"]
     for count in (0, 300_000, 0, 200_000, 5, 100_000, 300_000):
         document = [dict.fromkeys(keys, 0), *names[:count], *(dict.fromkeys(keys, i) for i in range(3))]

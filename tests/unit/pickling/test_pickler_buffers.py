@@ -1,4 +1,4 @@
-"""The buffers of arrays are, to whoever takes them, what `pickle` hands out: PickleBuffers of the same views."""
+"""The buffers of arrays are the same as those of `pickle`: PickleBuffers of the same views."""
 
 import ctypes
 import gc
@@ -45,7 +45,7 @@ REQUESTS = {
 }
 
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # what they are about is what is tried here
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # this test triggers the warnings on purpose
 
 
 class Buffer(ctypes.Structure):
@@ -114,7 +114,7 @@ def test_views_are_those_of_pickle(name):
 @pytest.mark.parametrize("name", ALL)
 def test_each_request_is_answered_as_by_pickle(name):
     def answers(dumps, flags):
-        array = ALL[name]()  # anew: asking may change it
+        array = ALL[name]()  # made again, because a request may change it
         got = [answer(buffer, flags) for buffer in buffers_of(dumps, array)[0]]
         start = array.__array_interface__["data"][0]
         return [fields if fields == "refused" else [fields[0] - start, *fields[1:]] for fields in got]

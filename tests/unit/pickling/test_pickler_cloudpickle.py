@@ -2,7 +2,7 @@
 
 `make test` fetches it; cloudpickle_bound.py does the replacing, in the pytest that
 runs it and in the children that its tests start. Tests that must differ are named below, each with its reason; one that passes all
-the same, and any other failure, fails here. Behind it, one test of each thing that the suite has brought to light.
+the same, and any other failure, fails here. After it, one test for each fault that the suite has shown.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ FAILING = {
     "cloudpickle_test.py::CloudPickleTest::test_recursion_during_pickling": RECURSION,
     "cloudpickle_test.py::Protocol2CloudPickleTest::test_recursion_during_pickling": RECURSION,
 }
-# It fails with cloudpickle's own functions, too: later releases of numpy answer otherwise what the module of a ufunc is.
+# This test fails with cloudpickle's own functions, too: later releases of numpy report another module for a ufunc.
 LEFT_OUT = "test_importing_multiprocessing_does_not_impact_whichmodule"
 # Skipped or expected to fail by the suite itself.
 SET_ASIDE = {
@@ -202,7 +202,7 @@ def test_bound_methods_go_by_name(protocol):
         assert again(method, protocol)() == method()
         data = pyray_ser.dumps(method, protocol)
         assert b"cloudpickle.cloudpickle" not in data
-        # From 5 on opcodes that nobody needs are left out.
+        # From protocol 5 on, unneeded opcodes are left out.
         assert protocol == 5 or data == pickle.dumps(method, protocol)
 
 
@@ -227,7 +227,7 @@ def test_module_that_raises_is_no_obstacle(protocol, monkeypatch):
     monkeypatch.setattr(homeless, "__module__", None)
     assert again(homeless, protocol)() == "it works"
     assert any(home.encode() in pyray_ser.dumps(homeless, protocol) for home in homes)
-    # Found nowhere: by value.
+    # A class that no module has is pickled by value.
     monkeypatch.setattr(homeless, "__qualname__", "nowhere")
     assert again(homeless, protocol)() == "it works"
 

@@ -70,7 +70,7 @@ def test_dumps_below_protocol_5_is_to_the_letter():
 
 
 def test_what_a_reduction_fetches_from_elsewhere_is_shared():
-    """`held` is written before anybody can know that a reduction will hand it out again."""
+    """`held` is written before the pickler can know that a reduction will return it again."""
     holder = Plain()
     holder.only = ["held"]
     copy = pickle.loads(_pickle.dumps([holder, Navigator(holder)]))

@@ -1,4 +1,4 @@
-"""No exception is swallowed: what interrupts Python code inside a dump or a load comes out of it."""
+"""No exception is swallowed: a dump or a load raises what interrupted Python code inside it."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Large results: written into the bytes object they become, whatever comes between."""
+"""Large results are written directly into the final bytes object, whatever happens meanwhile."""
 
 import os
 import pickle

@@ -1,4 +1,4 @@
-"""The registry: effect at once, replacement, inheritance, refusals, entry points, threads, fork."""
+"""The registry: immediate effect, replacement, inheritance, refusals, entry points, threads, fork."""
 
 import copyreg
 import io

@@ -1,4 +1,4 @@
-"""Streams that an attacker with our source at hand would write against ``allow=``: what they tried, and what they get.
+"""Streams that an attacker with our source at hand would write against ``allow=``: the attacks and their results.
 
 Each attack is an exception or a harmless value. None runs code that was not allowed, changes an object that the stream did not make,
 or makes NumPy read memory that is not the array's. docs/safe-loading.md has the table of what safe mode promises.
@@ -427,7 +427,7 @@ def use(value):
 
 
 def test_no_attack_on_numpy_does_more_than_raise():
-    """All in one process, which lives through them, and uses what comes out."""
+    """All streams are loaded in one process, which must survive and use the results."""
     pytest.importorskip("numpy")
     cases = "\n".join(f"    ({title!r}, lambda: {code})," for title, code in NUMPY_ATTACKS.items())
     script = (

@@ -43,7 +43,7 @@ def test_a_name_that_stands_in_streams_can_be_found(module, name):
 
 
 def test_every_function_that_rebuilds_is_frozen():
-    """Whoever adds one decides here that its name stays."""
+    """Adding a function here means that its name never changes."""
     functions = [name for name in reconstruct.__all__ if callable(getattr(reconstruct, name))]
     assert sorted(functions) == FROZEN["pyray_ser.reconstruct"]
 

@@ -1,4 +1,4 @@
-"""What our unpickler promises beyond, and around, the standard library's own tests."""
+"""Properties of our unpickler that the standard library's tests do not cover."""
 
 import collections
 import copyreg
@@ -49,7 +49,7 @@ Point = collections.namedtuple("Point", "x y")
 
 def _alike(value, protocol=5):
     data = pickle.dumps(value, protocol)
-    for _ in range(3):  # the first time teaches, later ones use what was learned
+    for _ in range(3):  # the first load fills the plan, later ones use it
         ours, theirs = loads(data), pickle.loads(data)
     return ours, theirs
 

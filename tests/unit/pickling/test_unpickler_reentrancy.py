@@ -1,7 +1,8 @@
 """Python code that runs in the middle of a load: finalizers, hooks, predicates, other threads. It must not change what is loaded.
 
 Where the unpickler keeps something (a class, a name, a container that waits for its elements), such code may load other things, start
-the collector, look at the memo or switch the collector off. Every test here made a crash, a wrong value or a wrong class possible.
+the collector, look at the memo or switch the collector off. Every test here once caused a crash, a wrong value or a
+wrong class.
 """
 
 import collections
@@ -92,7 +93,7 @@ def test_a_predicate_that_loads_does_not_change_which_class_is_returned(zoo, kin
 
 
 class Cycle:
-    """Garbage that only the collector finds; then it does something."""
+    """Garbage that runs a function when the collector finds it."""
 
     def __init__(self, action):
         self.me = self

@@ -1,4 +1,4 @@
-"""What the unpickler takes from the stream as a whole, arrays' calls and instances' fields: the same as opcode by opcode."""
+"""Array calls and instance fields that the unpickler reads as a whole give the same result as opcode by opcode."""
 
 import enum
 import io
@@ -116,7 +116,7 @@ def test_a_list_of_buffers_that_has_been_at_its_end_stays_there():
     given += buffers * 2
     with pytest.raises((UnpicklingError, EOFError)):
         unpickler.load()
-    # as an iterator does: at its end is at its end
+    # an exhausted iterator stays exhausted
     stream = pickle.dumps([pickle.PickleBuffer(b"a")], 5, buffer_callback=lambda b: None)
     given = [b"x"]
     unpickler = Unpickler(io.BytesIO(stream * 3), buffers=given)
@@ -346,7 +346,7 @@ VALUES = [None, True, False, 0, 255, 256, 65535, 65536, -1, 2**31, 2**70, 1.5, -
 @pytest.mark.parametrize("dumps", [_pickle.dumps, pickle.dumps], ids=["ours", "theirs"])
 def test_every_kind_of_value_in_every_place(cls, dumps):
     rows = [cls(*(VALUES[(i + j * k) % len(VALUES)] for j in range(4))) for k in (1, 3) for i in range(len(VALUES))]
-    for _ in range(3):  # nothing learned, half learned, learned
+    for _ in range(3):  # the plan is empty, half filled, complete
         assert loads(dumps(rows, 5)) == rows == pickle.loads(dumps(rows, 5))
 
 

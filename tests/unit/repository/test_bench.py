@@ -1,4 +1,5 @@
-"""The benchmarks run, refuse wrong output, and compute what they say they compute. No figure is believed here."""
+"""The benchmarks run, refuse wrong output, and compute what they say they compute. The figures are not checked
+here."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ def run(*arguments):
         capture_output=True,
         text=True,
         timeout=240,
-        env=isolated.environment(),  # a store of its own: the rows count what is in it
+        env=isolated.environment(),  # a separate store, because the rows count its contents
     )
 
 

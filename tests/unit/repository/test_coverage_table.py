@@ -38,7 +38,7 @@ def script(monkeypatch):
 
 @pytest.fixture
 def run(script, tmp_path, capsys):
-    """Reasons of the three conditions, counts of their branches, options -> status and output."""
+    """From reasons of the three conditions, branch counts and options, return status and output."""
 
     def run(
         *reasons, condition=(2, 0, 0, 2), last=(1, 1), options=()

@@ -1,4 +1,4 @@
-"""tools/download_size.py: speaks where an index has no CPU build of torch, and only there."""
+"""tools/download_size.py prints a size only if an index has no CPU build of torch."""
 
 import importlib.util
 from pathlib import Path

@@ -87,7 +87,7 @@ def core_parts() -> list[str]:
 def code_of(part: str) -> str:
     """A part without its comments and strings."""
     text = re.sub(r'"""(?:.|\n)*?"""', "", (PYX / "_core" / f"{part}.pxi").read_text())
-    # What f-strings name counts: their fields stay.
+    # Names inside f-strings count, so their fields stay.
     text = re.sub(
         r'([rbf]*)"(?:[^"\\\n]|\\.)*"',
         lambda found: " ".join(re.findall(r"\{([^{}!:]*)", found[0])) if found[1] == "f" else "",

@@ -81,7 +81,8 @@ def test_attach_and_creation_are_refused(debug_build):
 
 
 def test_one_version_of_the_compiler_of_cython_sources_is_named():
-    """A release of it frees an object twice when memory runs out (a list comprehension in 3.3.1): what is shipped is what was tested."""
+    """A release of Cython frees an object twice when memory runs out (a list comprehension in 3.3.1), so builds use
+    the tested version."""
     import tomllib
 
     if not (ROOT / "pyproject.toml").exists():

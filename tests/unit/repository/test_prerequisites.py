@@ -1,4 +1,4 @@
-"""What `make` says before anything else, on machines where something is missing."""
+"""The first message of `make` on machines where something is missing."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ def check(python, **env):
 
 @pytest.fixture
 def crippled(tmp_path):
-    """Make a `python` that lacks what the given source, run at its start, takes away."""
+    """Make a `python` that runs the given source at its start, which removes something."""
 
     def make(takes_away, name="python3"):
         (tmp_path / "sitecustomize.py").write_text(takes_away)

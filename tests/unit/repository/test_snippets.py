@@ -1,4 +1,4 @@
-"""What users of Ray write works with one line changed: ``import pyray_ser as ray``. Each runs as a program of its own."""
+"""Programs for Ray work with one line changed: ``import pyray_ser as ray``. Each runs as a program of its own."""
 
 import subprocess
 import sys

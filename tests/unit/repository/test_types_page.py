@@ -1,4 +1,4 @@
-"""docs/types.md says what is measured."""
+"""docs/types.md agrees with the measurements."""
 
 import importlib.util
 import json
@@ -63,7 +63,7 @@ def check(page, recorded, names):
 SLOW = ("String", "strings", "objects", "text", "categories", "Lazy", "Table", "intervals")
 
 
-@pytest.mark.timing  # under a sanitizer memory is another
+@pytest.mark.timing  # a sanitizer uses memory differently
 def test_figures_hold(page, recorded):
     check(page, recorded, [name for name in rows(False) if not any(word in name for word in SLOW)])
 

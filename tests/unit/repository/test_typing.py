@@ -169,7 +169,7 @@ def test_pyright_knows_names_that_are_imported_late_and_what_is_remote(program):
 
 def test_jedi_completes_names_that_are_imported_late():
     pytest.importorskip("jedi")
-    # In a process of its own, because jedi starts one more, which stays.
+    # Run in a separate process, because jedi starts another one, which stays.
     run("""
         import jedi, pyray_ser
         def completions(code):

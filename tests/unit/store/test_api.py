@@ -432,7 +432,7 @@ class TestFrames:
             except (exc.CorruptObjectError, pickle.UnpicklingError):
                 continue
             except (TypeError, ValueError) as error:
-                # A buffer that is shorter now: numpy's own words.
+                # For a buffer that is too short, numpy's own message.
                 assert "buffer" in str(error)
                 continue
             # Table entries may point elsewhere within the object; that is all that damage can do.
@@ -454,7 +454,7 @@ class TestFrames:
 
 
 class TestAllow:
-    """Only what is allowed is loaded, by the short ways too."""
+    """Only allowed names are loaded, also by the short ways."""
 
     ARRAY = frozenset({"numpy:ndarray", "numpy:dtype"})
 

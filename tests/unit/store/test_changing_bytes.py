@@ -1,4 +1,4 @@
-"""Bytes in shared memory may change while they are read: what was judged must be what is used.
+"""Bytes in shared memory may change while they are read: the checked bytes must be the used ones.
 
 Another process flips one byte of a mapping as fast as it can, while this one reads the mapping again and again for a short time.
 """
@@ -91,7 +91,7 @@ def test_a_str_is_ascii_or_not(tmp_path, length, load):
 
 @pytest.mark.parametrize("length", [2, 5, 12, 20])
 def test_a_str_among_others_is_ascii_or_not(tmp_path, length):
-    # Those of a list that nobody else has are read in a loop of their own.
+    # Strings that only a list holds are read in a separate loop.
     texts = [letter * length for letter in "bcdaef"]
     stream = _pickle.dumps([letter * length for letter in "bcdaef"])
     at = stream.index(b"a" * length) + length - 1
@@ -136,7 +136,7 @@ def test_strings_of_an_array_are_utf8(tmp_path):
             try:
                 _ndarray.strings_in(array, view, n.to_bytes(4, "little"), 4)
             except ValueError:
-                assert array[0] == ""  # what was refused does not stay
+                assert array[0] == ""  # a refused stream is not cached
                 seen.add("refused")
                 continue
             assert _ndarray.strings_out(array)[0] == b"a" * n

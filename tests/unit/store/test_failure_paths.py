@@ -1,4 +1,5 @@
-"""What could not be pickled has the same name everywhere: in the notes of `dumps`, in the message of `put`, for the inspector."""
+"""An object that cannot be pickled has the same path everywhere: in the notes of `dumps`, in the message of `put`,
+for the inspector."""
 
 import collections
 import dataclasses

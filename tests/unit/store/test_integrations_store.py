@@ -1,4 +1,4 @@
-"""Values of other libraries in a store: two gets show the same bytes, which nobody can write."""
+"""Values of other libraries in a store: two gets show the same bytes, which no code can write to."""
 
 import os
 import pickle
@@ -184,7 +184,7 @@ def test_what_is_in_the_store_already_is_referenced():
     assert "400 kB referenced" in explanation.to_text()
     assert pyray_ser.stats()["used"] - before < 12 * N  # as it says: one of the two was copied
     assert explained(array)[1].referenced == 8 * N
-    # Too small a part of the object it would keep alive, and too small at all.
+    # Too small a part of the object that it would keep alive, and too small a buffer.
     assert explained([array[:100]])[1].referenced == 0
 
 
@@ -239,7 +239,7 @@ def test_polars_without_pyarrow_is_explained_as_copied_or_in_band(monkeypatch):
 
     frame = pl.DataFrame({"a": np.arange(N)})
     assert explained(frame)[1].zero_copy >= 8 * N
-    # What install() does where pyarrow is not to be found.
+    # What install() does if pyarrow is missing.
     monkeypatch.delitem(reducers.reducers, pl.DataFrame)
     _, explanation = explained([frame])
     assert explanation.zero_copy == 0 and explanation.copied + explanation.in_band >= 8 * N
@@ -249,7 +249,7 @@ def test_polars_without_pyarrow_is_explained_as_copied_or_in_band(monkeypatch):
 
 
 class Twins:
-    """Stands for a library without read-only memory: what it gets back are the twins of its buffers."""
+    """A stand-in for a library without read-only memory: readers get the twins of its buffers."""
 
     def __init__(self, *arrays):
         self.arrays = arrays

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.skipif(not (ROOT / "csrc").exists(), reason="the sources are not here")
 
 FUNCTION = re.compile(r"^[a-z_][\w \*]*?\b(\w+)\([^;{}]*\)\s*\{(.*?)^\}", re.M | re.S)
-# With these arguments a function only tries, and leaves at once what it cannot have.
+# With these arguments a function only tries, and returns immediately if it would have to wait.
 TRIES = re.compile(
     r"\b(prs_deferred_run|prs_edges_release|lock_as)\([^;]*?,\s*false\)|\bprs_alloc\([^;]*?PRS_ALLOC_TRY"
 )
@@ -24,7 +24,7 @@ def engine_calls_that_wait() -> set[str]:
     for path in (ROOT / "csrc/store").rglob("*.c"):
         text = re.sub(r"/\*.*?\*/|\"(?:\\.|[^\"\\])*\"", "", path.read_text(), flags=re.S)
         for name, body in FUNCTION.findall(text):
-            # Functions of the same name in several files are taken for one: rather one too many.
+            # Functions of the same name in several files count as one, which can only find too many.
             calls.setdefault(name, set()).update(re.findall(r"\b(\w+)\s*\(", TRIES.sub("", body)))
     waiting = {"prs_lock"}
     while more := {name for name, called in calls.items() if name not in waiting and called & waiting}:

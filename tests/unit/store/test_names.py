@@ -17,7 +17,7 @@ from pyray_ser import exceptions as exc
 
 @pytest.fixture
 def name(request):
-    """A name of this test's own; what has it afterwards is ended."""
+    """A name for this test; the object that has it afterwards is freed."""
     made = f"{request.node.name}-{os.getpid()}"
     yield made
     for taken, ref in pyray_ser.names().items():

@@ -1,4 +1,5 @@
-"""Each allocation fails once, of every call: an error, and nothing is freed twice. `make asan` sees what a release build may miss."""
+"""Each allocation of every call fails once: the call raises, and nothing is freed twice. `make asan` sees what a
+release build may miss."""
 
 import os
 

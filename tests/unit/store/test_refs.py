@@ -378,7 +378,8 @@ class TestWaiting:
         assert [value for value in values[::2]] == list(range(0, count, 2))
         assert all(len(value) == 8 for value in values[1::2])
         assert most <= threads + 1
-        assert worst < 2.0  # of CPU: 10,000 tasks are started in one go by asyncio itself; the rest comes in slices
+        # Seconds of CPU time: asyncio itself starts 10,000 tasks in one go; the rest runs in slices.
+        assert worst < 2.0
 
 
 def test_signal_during_a_wait():
@@ -397,7 +398,7 @@ def test_signal_during_a_wait():
 
 
 class TestMessages:
-    """References in messages that somebody sends himself."""
+    """References in messages that the program sends itself."""
 
     def test_round_trip(self):
         before = in_flight()

@@ -1,4 +1,4 @@
-"""More than fits: objects in files, what they cost nobody, and what a disk can do wrong."""
+"""Full stores: objects in files, and faults of the disk."""
 
 import pytest
 from isolated import run

@@ -1,4 +1,4 @@
-"""Spill files with a digest, and compressed ones: what they hold, what damage does, and who may die in between."""
+"""Spill files with a digest, and compressed ones: their contents, the effect of damage, and deaths at each step."""
 
 import json
 import os
@@ -124,7 +124,7 @@ def test_an_object_larger_than_the_store(form):
         print(damaged)
     store.check()
     """
-    # What is made in its file is not compressed: without a digest, nobody notices one byte.
+    # An object made in its file is not compressed: without a digest, a changed byte is not noticed.
     assert in_store(script, 24, **form) == ("True" if "spill_checksum" in form else "1")
 
 
@@ -398,7 +398,7 @@ def test_a_fork_in_the_middle_of_a_file(form):
 
 
 def test_a_finalizer_may_ask_for_the_object_that_is_being_written():
-    # Without care it would wait for its own thread for ever.
+    # Without special handling it would wait for its own thread without end.
     script = """
     from pyray_ser.store.spill_codec import Form
     make, seen, inside = Form.compressor, [], []

@@ -55,7 +55,7 @@ def equal(a, b):
 
 
 class Box:
-    """What a bundle holds: hypothesis keeps the values of bundles alive, this lets go of them."""
+    """A value in a bundle: hypothesis keeps such values alive, and this object can release its own."""
 
     def __init__(self, content):
         self.content = content

@@ -1,4 +1,4 @@
-"""torch in a store: tensors lie over a copy-on-write mapping, and a write reaches nobody else."""
+"""torch in a store: tensors lie over a copy-on-write mapping, and no other process sees a write."""
 
 import io
 import pickle
@@ -130,7 +130,7 @@ def test_tied_parameters_and_aliases_share_a_storage_whatever_comes_first():
 def test_what_has_stood_for_a_storage_may_become_another_tensor():
     def fresh():
         base = torch.arange(float(MANY))
-        pyray_ser.put(base)  # from now on views of it are written as views of `base`, as long as that is right
+        pyray_ser.put(base)  # from now on views of it are written as views of `base`, as long as that is correct
         return base, base[100:200].detach()
 
     base, view = fresh()
@@ -289,10 +289,10 @@ def test_state_dict_of_500_mb_in_1000_tensors_comes_in_4_ms():
     ref = pyray_ser.put(state)
     taken = []
     for _ in range(40):
-        start = time.thread_time()  # what others do to the machine does not count
+        start = time.thread_time()  # load of other programs does not count
         back = pyray_ser.get(ref)
         taken.append(time.thread_time() - start)
         assert back["layers.7.weight"][0, 0] == 7
         del back
-    # The best of many: neighbours share the caches, which no clock of this thread leaves out.
+    # Take the best of many: neighbours share the caches, which affects even the clock of this thread.
     assert min(taken) < 4e-3, taken

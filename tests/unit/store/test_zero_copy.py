@@ -1,4 +1,4 @@
-"""Read-only by page table, shared, and alive as long as somebody looks."""
+"""Values are read-only by page table, shared, and alive as long as a view exists."""
 
 import ctypes
 import gc
@@ -135,7 +135,8 @@ class TestCopyOnWrite:
 
 
 class TestReputByReference:
-    """What already lies in the store is referred to; each condition would show the wrong bytes if it did not hold."""
+    """Bytes that are in the store already are referred to; without one of the conditions a reader would see wrong
+    bytes."""
 
     def large(self):
         ref = pyray_ser.put(np.arange(100_000.0))
