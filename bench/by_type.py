@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""put and get of each type, beside pickle and the type's own best way without copies.
+"""put and get of each type, compared with pickle and the type's own best way without copies.
 
     python bench/by_type.py                    all types whose library is installed
     python bench/by_type.py numpy torch --json figures.json

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure every promised figure and say which are kept.
+"""Measure the figures of all rows and compare each with its limit.
 
     python bench/claims.py                  all of them, as a table
     python bench/claims.py get-small startup --json figures.json

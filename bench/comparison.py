@@ -1,4 +1,5 @@
-"""Several libraries at the same work: a process per library, rounds in turns, output checked before it is timed."""
+"""Several libraries do the same work: a process per library, alternating rounds, output checked before it is
+timed."""
 
 from __future__ import annotations
 
@@ -103,7 +104,7 @@ def _pss(pid: int) -> int:
 
 
 def environment(title: str, folder: Path, python: str) -> str:
-    """The interpreter of a library's own environment, made by pip when it is not there yet."""
+    """Return the interpreter of a library's own environment; pip makes the environment if it is missing."""
     adapter = import_module(f"libraries.{PEERS[title]}")
     home = folder / PEERS[title]
     stamp = home / "packages.json"

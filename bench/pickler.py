@@ -56,7 +56,7 @@ def equal(a, b):
     return a == b
 
 
-sink = []  # takes the buffers; the same bound method for both sides
+sink = []  # collects the buffers; both sides use the same bound method
 
 
 def loop_of(expression, **names):
@@ -81,7 +81,7 @@ def pickle_loops(obj, theirs=pickle.dumps):
         if not equal(result, obj):
             raise AssertionError(what)
     dumps, loads = "dumps(obj, 5, buffer_callback=callback)", "loads(stream, buffers=buffers)"
-    if buffers:  # a program has done with those of one dump before the next: else it is the collector that is measured
+    if buffers:  # as in a program, drop the buffers before the next dump; otherwise the collector would be measured
         dumps += "; clear()"
     callback = sink.append
     return {
@@ -104,7 +104,7 @@ def fory_loops(obj):
         data = fory.serialize(obj)
         if not equal(fory.deserialize(data), obj):
             return {}
-    except Exception:  # whatever it raises for what it does not support
+    except Exception:  # any exception means that it does not support the value
         return {}
     return {
         ("dumps", "fory"): loop_of("serialize(obj)", serialize=fory.serialize, obj=obj),
@@ -113,7 +113,7 @@ def fory_loops(obj):
 
 
 def seconds(loop, count):
-    """CPU time of one turn of a loop: what else runs on the machine does not count."""
+    """Return the CPU time of one turn of a loop, which other load on the machine hardly affects."""
     start = time.thread_time()
     loop(count)
     elapsed = time.thread_time() - start
@@ -143,7 +143,7 @@ def compare(loops, rounds, target):
 def measure(name, make, rounds, target, fory=False):
     """{side: {whose: (ratio, seconds)}} of one row."""
     obj = make()
-    gc.freeze()  # else the standard pickler's temporary objects make the collector walk the data again and again
+    gc.freeze()  # otherwise the standard pickler's temporary objects make the collector walk the data repeatedly
     theirs = pickle.dumps
     if name == "lambda":
         import cloudpickle
@@ -162,14 +162,15 @@ def measure(name, make, rounds, target, fory=False):
 
 
 def python_share(loop):
-    """Share of one turn that is spent in Python code (hooks of the objects, the same for both picklers), by a profile of calls."""
+    """Return the share of one turn that is spent in Python code (hooks of the objects, the same for both picklers),
+    by a profile of calls."""
     inside, depth, entered = 0.0, 0, 0.0
 
     def watch(frame, event, arg):
         nonlocal inside, depth, entered
         if event == "call":
             depth += 1
-            if depth == 3:  # the lambda and the loop itself are frames, too
+            if depth == 3:  # the lambda and the loop are frames, too
                 entered = time.thread_time()
         elif event == "return":
             if depth == 3:
@@ -197,7 +198,7 @@ def bytes_of_text(obj):
 
 
 def remark(value, side, obj):
-    """What to say of a median below 0.95: nothing, or why it does not count."""
+    """Return a remark on a median below 0.95: empty, or the reason why it does not count."""
     if value >= 0.95:
         return ""
     if bytes_of_text(obj) > 64 << 20:

@@ -7,10 +7,10 @@
     python bench/pickler_instructions.py --safe          loads with allow= beside loads without
     python bench/pickler_instructions.py --profile dumps,ours one    where they go, for rows that contain a word
 
-Instructions do not depend on what else the machine does, so two runs give the same figures to a few in a thousand (addresses
+Instructions do not depend on other load, so two runs differ by a few in a thousand (addresses
 decide on hash collisions). One process runs all rows under callgrind; before and after each measurement it asks callgrind, by
-client requests of a few lines of C compiled on the spot, to zero its counters and to write them out. What the loop itself costs is
-measured the same way and taken off. Needs valgrind with its headers, and a C compiler.
+client requests of a few lines of C compiled on the spot, to zero its counters and to write them out. The cost of the
+loop itself is measured the same way and subtracted. Needs valgrind with its headers, and a C compiler.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ void end(const char *name)
 
 
 def elements(name):
-    """What a row's instructions are divided by: its leading number."""
+    """Return the divisor of a row's instructions, which is its leading number."""
     found = re.match(r"([\d,]+) ", name)
     return int(found[1].replace(",", "")) if found else 1
 

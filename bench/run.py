@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""All benchmarks: a comparison of libraries, the promised figures, single operations.
+"""All benchmarks: a comparison of libraries, the figures with limits, single operations.
 
     python bench/run.py --out DIR                       in the environment that pyray_ser is installed in
     python bench/run.py --out DIR --peers --python PY   also Ray, Plasma and vineyard, each in an environment of its own
@@ -101,7 +101,8 @@ def main() -> int:
     if "operations" in parts:
         print()
         good &= run_operations(options)
-    # A figure that is missed on some other machine is a finding, no failure; one that could not be measured is.
+    # A figure that misses its limit on another machine is a finding, not a failure; a figure that could not be
+    # measured is a failure.
     return 0 if good and not any(claim.detail.get("failed") for claim in claims) else 1
 
 

@@ -4,7 +4,7 @@
     python bench/tasks.py            everything, about a minute
     python bench/tasks.py --quick    fewer rounds and 20 MB instead of 100
 
-Each line: what was promised, what was measured (the median of the rounds' ratios), and the times themselves.
+Each line shows the limit, the measured figure (the median of the rounds' ratios), and the times.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class Side:
     """A library in a process; `cold` is how long it took from the start of the interpreter to the first result."""
 
     def __init__(self, python: str, library: str) -> None:
-        # Our package may be on PYTHONPATH; Ray's environment has its own of everything.
+        # Our package may be on PYTHONPATH; Ray's environment has its own packages.
         environment = {key: value for key, value in os.environ.items() if library != "ray" or key != "PYTHONPATH"}
         began = perf_counter()
         self.process = subprocess.Popen(

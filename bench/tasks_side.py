@@ -45,13 +45,13 @@ def main() -> None:
     task, measured, actor = library.remote(nothing), library.remote(length), library.remote(Actor).remote()
     library.get(task.remote())
     print("first", flush=True)
-    # Only now: the first result is what a cold start is timed by.
+    # Not earlier, because a cold start is timed until the first result.
     import numpy as np
 
     array = np.zeros(125_000)
 
     def megabyte():
-        # A new array each time, as programs have it: none is remembered from before.
+        # A new array each time, as in programs, so that none is known from before.
         assert library.get(measured.remote(array + 1)) == 125_000
 
     operations = {

@@ -1,7 +1,7 @@
 """The process in which one library is measured: takes commands as lines of JSON, answers each with one line.
 
-Needs Python and numpy besides the library, because it also runs in the peers' own environments. What libraries print goes
-to stderr. `worker.py MODULE --cold` measures the start alone and ends.
+Needs Python and numpy besides the library, because it also runs in the peers' own environments. Output of the
+libraries goes to stderr. `worker.py MODULE --cold` measures the start alone and ends.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Worker:
         return {"seconds": taken, "versions": versions("numpy", *self._adapter.DISTRIBUTIONS)}
 
     def prepare(self, name: str) -> dict:
-        """Put a value, see that it comes back, and find out how many operations make a round."""
+        """Put a value, check that it comes back, and determine how many operations make a round."""
         if name in self._adapter.SKIPS:
             return {"skipped": self._adapter.SKIPS[name]}
         value = data.VALUES[name]()
@@ -56,7 +56,7 @@ class Worker:
         numbers = {}
         for operation in ("put", "get"):
             number = 1
-            # What get gives is dropped at once; what put makes is there until the round is over.
+            # The result of get is dropped immediately; the objects of put stay until the round is over.
             most = max(1, min(MOST, MOST_BYTES // size)) if operation == "put" else MOST
             self._values[name] = (value, handle, {operation: number})
             while number < most:
@@ -105,7 +105,7 @@ class Worker:
 
 
 def main() -> None:
-    # Children of the libraries write wherever they like, but not between our lines.
+    # Children of the libraries may write to stdout, but must not write between our lines.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     worker = Worker(sys.argv[1])

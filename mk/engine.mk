@@ -6,10 +6,10 @@
 ## failpoints   every failpoint and every failing system call, in every scenario, counted
 ## mutation     bugs planted in the engine, one at a time: each must be caught (MUTATION_ARGS="--only lock.c")
 ## model        the Spin models of the engine's protocols and the errors planted in them (needs spin)
-## coverage-c   lines and branches of the engine under the C tests alone, and what is unreached without a reason
+## coverage-c   lines and branches of the engine under the C tests alone, and unreached branches without a reason
 
-# Every tests/c/test_*.c and tests/torture/torture_*.c is a program of its own; the torture programs run short here and
-# at full length under `make torture`.
+# Every tests/c/test_*.c and tests/torture/torture_*.c is a separate program; the torture programs run briefly here
+# and at full length under `make torture`.
 CC_TEST      ?= $(if $(filter-out default undefined,$(origin CC)),$(CC),cc)
 CTEST_PROGS  := $(patsubst tests/c/%.c,%,$(wildcard tests/c/test_*.c))
 TORTURE_PROGS := $(patsubst tests/torture/%.c,%,$(wildcard tests/torture/torture_*.c))
@@ -20,7 +20,7 @@ CTEST_FLAGS  := -std=gnu11 -g -pthread -fno-strict-aliasing -UNDEBUG -DPRS_DEBUG
 CTEST_plain  := -O2
 CTEST_asan   := -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined
 CTEST_tsan   := -O1 -fno-omit-frame-pointer -fsanitize=thread
-# Tables of a store at one address for all its handles in a process: tests/c/tsan/one_address.c says why.
+# All handles of a store in a process map its tables at one address; tests/c/tsan/one_address.c says why.
 CTEST_tsan_also := $(BUILD)/ctest/tsan/tests/c/tsan/one_address.o
 CTEST_tsan_link := -Wl,--wrap=prs_os_map,--wrap=prs_os_map_fixed,--wrap=prs_os_map_zero_fixed,--wrap=prs_os_unmap
 CTEST_cover  := -O0 --coverage -fprofile-update=atomic -D_GNU_SOURCE=1 -include tests/c/coverage.h
@@ -65,7 +65,7 @@ torture: $(TORTURE_PROGS:%=$(BUILD)/ctest/plain/%) $(BUILD)/ctest/plain/test_eng
 	@echo "run: test_engine_errors"; PRS_TORTURE=1 $(BUILD)/ctest/plain/test_engine_errors
 	@echo "run: test_engine_storm"; PRS_TEST_KILLS=100000 $(BUILD)/ctest/plain/test_engine_storm
 
-# Cases that repeat what others have reached, only later or longer, are left out: this is for every run of CI.
+# Cases that only reach the same code again, later or longer, are left out, because every run of CI runs this.
 COVER_PROGS := $(filter-out test_engine_storm test_engine_errors,$(CTEST_PROGS)) torture_fuzz
 COVER_test_engine_crash    := killed_alone errors_are
 COVER_test_engine_segments := named no_store others image truncated versions several descriptors newcomer janitor exec living fork

@@ -1,11 +1,11 @@
-# The picklers on random and on changed input, and with an intruder wherever foreign code can run.
+# The picklers with random and with changed input, and with an intruder at each point where foreign code can run.
 
 ## fuzz         change pickles for FUZZ_SECONDS, guided by coverage, and compare, under the sanitizers (needs clang)
 ## graphs       random graphs of objects through every pickler and the store (GRAPHS_ARGS="--count 1000000 --threads 8")
 ## intruder     what foreign code may do at each point of the picklers, for INTRUDER_GRAPHS graphs; then under the sanitizers
 
-# Guided by coverage: what unpickles, compiled by clang over an installed release, and libFuzzer. What aborts is kept as
-# build/guided/crash-..., what reaches new code in build/guided/pickles and arrays.
+# Guided by coverage: what unpickles, compiled by clang over an installed release, and libFuzzer. Input that aborts is
+# kept as build/guided/crash-..., input that reaches new code in build/guided/pickles and arrays.
 CLANG        ?= clang
 FUZZ_SECONDS ?= 60
 FUZZ_ARGS    ?=

@@ -31,5 +31,5 @@ $(STAMP)/coverage: $(SOURCES) $(STAMP)/sources $(STAMP)/venv
 coverage: $(STAMP)/installed $(STAMP)/coverage
 	@find $(BUILD)/coverage -name '*.gcda' -delete
 	@PYTHONPATH=$(COVER) PYRAY_SER_DEBUG_PATH=$(COVER) $(PYTEST) -m "not heavy and not timing" $(PYTEST_ARGS)
-	@# The isolated environment with numpy's headers is gone: their inline functions have no source any more.
+	@# The isolated build environment with numpy's headers no longer exists, so their inline functions have no source.
 	@$(VENV)/bin/gcovr --root $(ROOT) --filter 'csrc/' --gcov-ignore-errors=source_not_found $(BUILD)/coverage

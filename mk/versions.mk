@@ -4,7 +4,7 @@
 ## test-versions  the tests on other Pythons (VERSIONS="python3.12 /srv/python/sid ..."), and without CPython's internals
 
 PEERS ?=
-# The packages of the other tests, and what only these suites need.
+# The packages of the other tests, and packages that only these suites need.
 PEERS_VENV := $(BUILD)/peers/venv
 $(STAMP)/peers: $(STAMP)/installed-heavy
 	@echo "install: $(PEERS_VENV)"
@@ -17,8 +17,8 @@ $(STAMP)/peers: $(STAMP)/installed-heavy
 test-peers: $(STAMP)/peers
 	@$(PEERS_VENV)/bin/python -P tests/peers/suites.py --sources $(BUILD)/peers $(PEERS)
 
-# Interpreters by name or path, or folders with another Debian in them (tools/make_python_root.sh). Each has a build folder of its
-# own, so what is up to date is not built again. Every one of them speaks, even when an earlier one has failed.
+# Interpreters by name or path, or folders with another Debian in them (tools/make_python_root.sh). Each has its own
+# build folder, so nothing is built twice. All of them run and report, even when an earlier one has failed.
 VERSIONS ?= $(shell for v in python3.12 python3.13 python3.14; do command -v $$v; done)
 VERSIONS_TARGET ?= test
 
@@ -37,7 +37,7 @@ test-versions: test-public-api
 	done; \
 	test -z "$$failed" || { echo "test-versions: failed:$$failed" >&2; exit 1; }
 
-# What an unknown version of Python would get: the public form of every entry of csrc/common/interp.h.
+# As on an unknown version of Python: the public form of every entry of csrc/common/interp.h.
 PUBLIC_TESTS := $(wildcard tests/unit/pickling/test_pickler*.py tests/unit/pickling/test_unpickler*.py) tests/unit/pickling/test_ndarray_template.py tests/fuzz
 $(STAMP)/public: $(SOURCES) $(STAMP)/sources $(STAMP)/venv
 	$(call build_wheel,public,PYRAY_SER_PUBLIC_API=1)

@@ -7,12 +7,12 @@ explains:
 
     /* unreached: race 2: the owner died meanwhile */
 
-It has a kind (KINDS), of how many branches it is true (1 if nothing is said), and words where the kind does not say
-it; several such comments may follow each other.  What is a race is marked although some runs meet it.
+It has a kind (KINDS), the number of branches that it explains (default 1), and words if the kind alone does not
+explain them; several such comments may follow each other.  Races are marked although some runs reach them.
 
-Printed are lines and branches of every file, how many of its unreached branches have a reason and how many have none; then
-the latter by line.  Only a comment that makes no sense is an error: what is reached differs a little from run to run.
-`--reached` names the reasons that this run did not need.
+The table shows lines and branches of every file, and how many unreached branches have a reason and how many have
+none; then it lists the latter by line.  Only an invalid comment is an error, because the reached branches differ
+a little from run to run. `--reached` names the reasons that this run did not need.
 """
 
 import argparse
@@ -70,8 +70,8 @@ class Reason:
 @dataclasses.dataclass
 class Report:
     excused: dict[str, int]  # unreached branches with a reason, by file
-    unexplained: list[tuple[Line, int]]  # and how many branches of the line have none
-    reached: list[Reason]  # not needed, all or in part
+    unexplained: list[tuple[Line, int]]  # and how many branches of the line have no reason
+    reached: list[Reason]  # reasons that were not needed, completely or partly
 
 
 def read_coverage(data: dict[str, list[dict[str, object]]]) -> list[File]:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Say how much pip is about to download, where an index offers no CPU build of torch.
+"""Print how much pip is about to download, if an index has no CPU build of torch.
 
     python tools/download_size.py REQUIREMENT ...
 
@@ -18,23 +18,23 @@ from urllib.request import Request, urlopen
 
 
 def plan(requirements: list[str]) -> list[dict]:
-    """What pip would install, as its report has it."""
+    """Return the packages that pip would install, from its report."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--report", "-", *requirements]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)["install"]
 
 
 def gpu_build(items: list[dict]) -> str | None:
-    """The version of torch, if it is there and no CPU build."""
+    """Return the version of torch if pip would install one that is not a CPU build."""
     versions = {item["metadata"]["name"].lower(): item["metadata"]["version"] for item in items}
     version = versions.get("torch")
-    # Some indexes mark their CPU builds by the version; others by nothing but that no part of CUDA comes along.
+    # Some indexes mark their CPU builds in the version; others do not, but such builds need no part of CUDA.
     if version is None or "+cpu" in version or not any("nvidia" in name for name in versions):
         return None
     return version
 
 
 def size_of(url: str) -> int:
-    """Bytes of a file; 0 for one that is on this machine already."""
+    """Return the size of a file; 0 if it is on this machine already."""
     parts = urlsplit(url)
     if parts.scheme == "file":
         if not Path(unquote(parts.path)).exists():

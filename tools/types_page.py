@@ -4,7 +4,7 @@
     python tools/types_page.py                              the page, from the figures that are recorded
     python tools/types_page.py --measure [--ray PYTHON]     measure again first; PYTHON: of an environment with Ray
 
-Measuring needs what `make test-heavy` installs; Ray's figures stay as they are where no environment is named.
+Measuring needs what `make test-heavy` installs; Ray's figures stay unchanged if no environment is given.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@
  *        csrc/store/platform/fill.c csrc/store/platform/copy_strided.c csrc/store/platform/pages.c -o copy_bench
  *     ./copy_bench [fill|reuse|cross|gather] [MB] [rounds]
  *
- * Every round runs every candidate once, in an order that rotates; what is printed are medians of the
- * rounds, and of the ratio within each round, so that a neighbour on the machine disturbs all alike.
+ * Every round runs every candidate once, in rotating order; the output is the medians of the rounds
+ * and of the ratios within each round, so that other load on the machine affects all candidates
+ * alike.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE 1
@@ -132,8 +133,8 @@ static void way_fill_1(const place *p)
 typedef struct way {
     const char *name;
     void (*run)(const place *);
-    unsigned states; /* bit per page state: where it makes sense */
-    bool base;       /* one of those that prs_fill must keep up with */
+    unsigned states; /* one bit per page state in which the candidate makes sense */
+    bool base;       /* a candidate that prs_fill must not be slower than */
 } way;
 
 #define WARM 1u
@@ -223,7 +224,7 @@ static void bench_fill(size_t n, int rounds)
     free(src);
 }
 
-/* The same extent put again and again by one process, as the store does it. */
+/* One process fills the same extent repeatedly, as the store does. */
 static void bench_reuse(size_t n, int rounds)
 {
     enum { PUTS = 6 };
@@ -257,7 +258,7 @@ static void bench_reuse(size_t n, int rounds)
     free(src);
 }
 
-/* Where one way overtakes another: the destination rotates through 256 MB, the source stays. */
+/* Find the size at which one way overtakes another: the destination rotates through 256 MB, the source stays. */
 static void bench_cross(int rounds)
 {
     enum { SPAN = 256 << 20 };

@@ -1,8 +1,9 @@
-"""One adapter per library; each runs in a process, and where need be in an environment, of its own.
+"""One adapter per library; each runs in a separate process, and if necessary in a separate environment.
 
 An adapter is a module with
 
-    PACKAGES       what pip installs into an environment of its own; empty: nothing, it runs where the benchmarks do
+    PACKAGES       what pip installs into a separate environment; empty: nothing, it runs in the environment of the
+    benchmarks
     DISTRIBUTIONS  whose versions are written down
     SKIPS          values that it cannot take, with the reason
     Library        start()               import the library and bring up whatever must run; part of the cold start

@@ -50,7 +50,7 @@ class Library:
 
 
 class _Attached(np.ndarray):
-    """An array that keeps its block mapped: what everybody writes who returns one from a function."""
+    """An array that keeps its block mapped, as programs need to return one from a function."""
 
     def __new__(cls, shape: tuple, dtype: np.dtype, block: shared_memory.SharedMemory) -> np.ndarray:
         array = super().__new__(cls, shape, dtype, block.buf)

@@ -12,11 +12,11 @@ class Library:
         import pyray_ser
 
         self._package = pyray_ser
-        # Nothing may stand between the clock and the function that a program would call.
+        # The timed call is the function that a program would call, without a wrapper.
         self.put, self.get = pyray_ser.put, pyray_ser.get
 
     def free(self, ref: object) -> None:
-        """The last reference is the caller's, who drops it."""
+        """The caller has the last reference and drops it."""
 
     def stop(self) -> None:
         self._package.shutdown()

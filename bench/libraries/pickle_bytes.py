@@ -1,4 +1,4 @@
-"""pickle in memory, shared with nobody: what serializing alone costs, twice for a large array."""
+"""pickle in memory, not shared: the cost of serializing alone, twice for a large array."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class Library:
         self.put, self.get = ray.put, ray.get
 
     def free(self, ref: object) -> None:
-        """The last reference is the caller's, who drops it."""
+        """The caller has the last reference and drops it."""
 
     def stop(self) -> None:
         self._ray.shutdown()

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 PACKAGES = ["vineyard", "numpy"]
 DISTRIBUTIONS = ["vineyard"]
-# An object of its own with metadata for every element, and the list comes back as a tuple.
+# Every element becomes a separate object with metadata, and the list comes back as a tuple.
 SKIPS = {"10,000 small arrays": "takes a minute and comes back as a tuple"}
 
 

@@ -1,1 +1,1 @@
-"""What every benchmark here is made of: timing, verdicts, references to compare with, the machine."""
+"""Common parts of all benchmarks: timing, verdicts, reference copies, the machine."""

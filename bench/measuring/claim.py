@@ -1,4 +1,4 @@
-"""A figure that was promised, beside the one that was measured."""
+"""A measured figure and its limit."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 /*
- * copyrate.c - the fastest copies known, written apart from the store's own, to hold the store against.
+ * copyrate.c - the fastest known copies, written separately from the store's code, as references for it.
  *
- * Plain memcpy and non-temporal stores, each in one thread or in several that take an equal part. Compiled by copyrate.py
- * when it is needed; no part of the package.
+ * Plain memcpy and non-temporal stores, each in one thread or in several threads with equal shares. Compiled by
+ * copyrate.py when it is needed; no part of the package.
  */
 #define _GNU_SOURCE
 #include <pthread.h>

@@ -1,4 +1,4 @@
-"""How fast this machine copies: the references that `put` of large arrays is held against."""
+"""How fast this machine copies: the references for `put` of large arrays."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _library() -> ctypes.CDLL:
 
 
 def copy(dst: int, src: int, size: int, *, streaming: bool, threads: int) -> None:
-    """Copy between two addresses; the GIL is free meanwhile."""
+    """Copy between two addresses without the GIL."""
     status = _library().copyrate_copy(dst, src, size, streaming, threads)
     if status:
         raise OSError(status, os.strerror(status))
@@ -55,7 +55,7 @@ def _kernels() -> dict[str, tuple[bool, int]]:
 
 class Copy:
     """
-    Copies of `array` by every kernel into memory that is mapped and was used before, private and shared.
+    Measure copies of `array` by every kernel into mapped memory that was used before, private and shared.
 
     The functions that `kernels` gives must not be called after `close`.
     """
@@ -72,7 +72,7 @@ class Copy:
         self._shared[:] = 1
 
     def kernels(self) -> dict[str, Callable[[], None]]:
-        """By name, functions that copy the array once."""
+        """Return functions by name that copy the array once."""
         src, size = self._array.ctypes.data, self._array.nbytes
 
         def kernel(dst: int, streaming: bool, threads: int) -> Callable[[], None]:
@@ -100,7 +100,7 @@ def _write(file: int, data: memoryview) -> None:
 
 
 class Cold:
-    """Three ways to bring an array into shared memory whose pages do not exist yet, each into a new file."""
+    """Measure three ways to copy an array into shared memory whose pages do not exist yet, each into a new file."""
 
     def __init__(self, array: np.ndarray):
         _library()
@@ -138,7 +138,7 @@ class Cold:
         return mapping
 
     def rounds(self) -> dict[str, Callable[[], float]]:
-        """By name, functions that do it once and return the seconds."""
+        """Return functions by name that copy once and return the seconds."""
         return {
             "pwrite": self._timed(lambda file: _write(file, self._bytes)),
             "populate, then non-temporal copy": self._timed(lambda file: self._mapped(file, True)),
@@ -147,7 +147,7 @@ class Cold:
 
 
 class SecondHand(Cold):
-    """The same into a file whose pages exist, but were never mapped by this process."""
+    """Measure the same for a file whose pages exist, but were never mapped by this process."""
 
     def _file(self) -> int:
         file = super()._file()

@@ -1,4 +1,4 @@
-"""The values that are measured, and whether what comes back is equal to them."""
+"""The values that are measured, and their comparison with the results."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def small() -> np.ndarray:
 
 
 def large(nbytes: int) -> np.ndarray:
-    """An array of that many bytes with no two pages alike; every page is written, so that it really exists."""
+    """Return an array of that many bytes with no two equal pages; every page is written, so that it really exists."""
     return np.arange(nbytes // 8, dtype=np.float64)
 
 
 def mapping() -> dict:
-    """A dict as programs pass them around, 1 KB pickled: settings, a few numbers, a few texts, one more level."""
+    """Return a typical dict, 1 KB pickled: settings, a few numbers, a few texts, one more level."""
     return {
         "name": "experiment-0173",
         "created": 1712345678.25,
@@ -37,7 +37,7 @@ def mapping() -> dict:
 
 
 def small_arrays() -> list[np.ndarray]:
-    """10,000 arrays of 10 float64."""
+    """Return 10,000 arrays of 10 float64."""
     return [np.arange(i, i + 10, dtype=np.float64) for i in range(10_000)]
 
 
@@ -52,7 +52,7 @@ VALUES = {
 
 
 def equal(a: object, b: object) -> bool:
-    """Equality that looks into arrays and containers, and at types."""
+    """Return whether two values are equal, including arrays, contents of containers, and types."""
     if isinstance(a, np.ndarray):
         return isinstance(b, np.ndarray) and a.dtype == b.dtype and a.shape == b.shape and bool((a == b).all())
     if type(a) is not type(b):
@@ -65,6 +65,6 @@ def equal(a: object, b: object) -> bool:
 
 
 def check(name: str, value: object, got: object) -> None:
-    """Refuse to time what does not give the value back."""
+    """Raise if a library does not return an equal value: then its time does not count."""
     if not equal(value, got):
         raise AssertionError(f"{name}: what came back is not what went in")

@@ -1,4 +1,4 @@
-"""What a figure depends on and must be written down beside it: machine, kernel, versions, date."""
+"""Facts to record with each figure: machine, kernel, versions, date."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["describe", "versions"]
 
 
 def describe() -> dict:
-    """The machine in general terms: enough to compare figures by, nothing that names it."""
+    """Describe the machine in general terms: enough to compare figures, nothing that identifies it."""
     with open("/proc/meminfo") as file:
         kib = int(next(line for line in file if line.startswith("MemTotal")).split()[1])
     return {
@@ -32,7 +32,7 @@ def _is_virtual() -> bool:
 
 
 def _own_word(package: str) -> str | None:
-    """What a package that no installer put there says of itself."""
+    """Return the version that a package without installer metadata states itself."""
     try:
         return getattr(import_module(package), "__version__", None)
     except ImportError:
@@ -40,7 +40,7 @@ def _own_word(package: str) -> str | None:
 
 
 def versions(*packages: str) -> dict[str, str | None]:
-    """Versions of Python and of these packages as installed; None for one that is not."""
+    """Return the versions of Python and of these packages; None for one that is not installed."""
     found: dict[str, str | None] = {"python": sys.version.split()[0]}
     for package in packages:
         try:

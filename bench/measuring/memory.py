@@ -10,7 +10,8 @@ __all__ = ["do_nothing", "pss"]
 
 
 def pss(pid: int | str = "self", kind: str = "Pss") -> int:
-    """Proportional set size in bytes: shared pages are divided by the number of processes that map them."""
+    """Return the proportional set size in bytes: shared pages are divided by the number of processes that map
+    them."""
     with open(f"/proc/{pid}/smaps_rollup") as file:
         for line in file:
             if line.startswith(f"{kind}:"):

@@ -1,8 +1,8 @@
 """Timing in short interleaved rounds.
 
-A figure alone tells little on a machine that does other things too: its clock changes, neighbours come and go. Hence
-everything that is compared is measured in turns, many short ones, and a ratio is the median of the ratios of the rounds:
-what disturbs one round disturbs both sides of it, and what disturbs one side only is an outlier.
+A single figure means little on a machine with other load: its clock changes, neighbours come and go. So contenders
+take turns in many short rounds, and a ratio is the median of the ratios of the rounds: a disturbance either affects
+both sides of a round, or makes that round an outlier.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Round = Callable[[], float]
 
 class Loop:
     """
-    A statement in a tight loop; calling it gives the seconds that one execution took, averaged over one round.
+    A statement in a tight loop; a call returns the seconds per execution, averaged over one round.
 
     The collector stays on, unlike timeit's default: an allocation that sets it off is part of the cost.
 
@@ -50,7 +50,7 @@ class Loop:
 
 
 def once(function: Callable[[], object]) -> Round:
-    """A round that is a single timed call; what it returns is dropped outside of the time."""
+    """A round of one timed call; its result is dropped after the time is taken."""
 
     def call() -> float:
         start = perf_counter()
@@ -100,7 +100,7 @@ def ratios(numerators: Iterable[float], denominators: Iterable[float]) -> list[f
 
 
 def median_ratio(numerators: Iterable[float], denominators: Iterable[float]) -> float:
-    """The median of the ratios of the rounds, which is not the ratio of the medians."""
+    """Return the median of the ratios of the rounds, which is not the ratio of the medians."""
     return median(ratios(numerators, denominators))
 
 

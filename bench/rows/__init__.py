@@ -1,6 +1,6 @@
-"""The promised figures, one module per subject; each function here measures one group of them.
+"""The figures with limits, one module per subject; each function measures one group of them.
 
-A row runs in a process of its own, so that none inherits another's warm pages, and returns a list of claims.
+A row runs in a new process, so that it inherits no warm pages of another row, and returns a list of claims.
 """
 
 from __future__ import annotations

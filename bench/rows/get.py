@@ -1,4 +1,4 @@
-"""`get`: a view in a fraction of a microsecond, whatever the size and however many objects there are."""
+"""`get`: a view in a fraction of a microsecond, for any size and number of objects."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _put(nbytes: int) -> pyray_ser.ObjectRef:
 
 
 def small(quick: bool) -> list[Claim]:
-    """Every size, result dropped at once and while another view of the object is held."""
+    """Measure every size, with the result dropped immediately, and while another view of the object is held."""
     sizes = {name: size for name, size in SIZES.items() if not quick or size <= 10**6}
     refs = {name: _put(size) for name, size in sizes.items()}
     loops = {f"{name}, dropped": Loop("get(ref)", {"get": pyray_ser.get, "ref": ref}) for name, ref in refs.items()}
@@ -60,7 +60,7 @@ class _Parts:
     """
     Rounds of `get` over the next part of `refs`, again and again from end to end; the seconds that one took.
 
-    One pass over very many is too long for a round, which somebody else's work would then always be part of. Each object still
+    One pass over very many objects is too long for a round: other load would always disturb it. Each object still
     waits until all others have had their turn.
     """
 

@@ -1,4 +1,4 @@
-"""A reference through a pipe: what it costs beyond the pipe, and what it saves."""
+"""A reference through a pipe: its cost beyond that of the pipe, and its gain."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _serve(pipe: Connection) -> None:
         elif kind == ARRAY:
             array = np.frombuffer(message, np.float64)
             pipe.send_bytes(BOTH.pack(array[0], array[-1]))
-            # Giving 100 MB back takes 10 ms: here, and not within the time of the message that comes next.
+            # Freeing 100 MB takes 10 ms: do it here, outside of the time of the next message.
             del array, message
         elif kind in (OBJECT, SHAPE):
             pipe.send_bytes(ForkingPickler.loads(message)[: FIRST.size])
@@ -91,7 +91,7 @@ def reference(quick: bool) -> list[Claim]:
     A reference to an existing object, `get`, first element, answer.
 
     Twice, each against as many bytes on the same way: raw, by `send_bytes`, and as an object that the pipe pickles, by `send`.
-    Beside the second, how an object fares that has nothing to it but a pickle of the same form.
+    Next to the second, an object that consists only of a pickle of the same form.
     """
     array = data.small()
     ref = pyray_ser.put(array)

@@ -66,7 +66,7 @@ def warm(quick: bool) -> list[Claim]:
 
 
 def cold(quick: bool) -> list[Claim]:
-    """Into pages that nobody ever used: every object is kept, so that the next one needs new pages."""
+    """Put into pages that were never used: every object is kept, so that the next one needs new pages."""
     claims = []
     pyray_ser.put(0)  # opens the store
     for name, size in _sizes(quick).items():
@@ -101,16 +101,16 @@ def _against_best(what: str, size: int, results: dict[str, list[float]]) -> Clai
 
 
 def second_hand(quick: bool) -> list[Claim]:
-    """Into pages that another process wrote and freed: the pipeline's normal case."""
+    """Put into pages that another process wrote and freed, the normal case of a pipeline."""
     context = multiprocessing.get_context("spawn")
-    # The pages must still be there when the child is: however long it takes to start on a busy machine.
+    # The pages must still exist when the child has started, however long that takes on a busy machine.
     pyray_ser.init(warm_reserve=2 * 10**9)
     claims = []
     for name, size in _sizes(quick).items():
         array = data.large(size)
         results: dict[str, list[float]] = {}
         with context.Pool(1, maxtasksperchild=1) as pool:
-            # Each child may look at the pages once only: then they are mapped.
+            # Each child can use the pages only once, because then they are mapped.
             for _ in range(2 if quick else 7 if size < 10**9 else 3):
                 # What this process keeps mapped does not matter to the child; the pages only have to exist.
                 kept = pyray_ser.put(array)

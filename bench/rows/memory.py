@@ -1,4 +1,4 @@
-"""What an object costs beside its bytes, and what several readers of one object cost together."""
+"""The cost of an object in addition to its bytes, and the cost of several readers of one object together."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def bookkeeping(quick: bool) -> list[Claim]:
 
 
 def _read(pipe: Connection) -> None:
-    """Read all of the object; report the shares of memory when everybody is there."""
+    """Read the whole object; report the shares of memory once all readers have read it."""
     array = pyray_ser.get(pipe.recv())
     pipe.send(_digest(array))
     pipe.recv()
@@ -80,7 +80,7 @@ def _sum(work: Callable, message: object, expected: int) -> tuple[int, int]:
     for pipe in pipes:
         pipe.send(None)
     shares = [pipe.recv() for pipe in pipes]
-    # This process maps the object as well, and so bears a share of it that no reader is charged with.
+    # This process maps the object, too, so a share of it is not charged to any reader.
     own = pss(kind="Pss_Shmem")
     for pipe in pipes:
         pipe.send(None)

@@ -1,4 +1,5 @@
-"""What was promised against the other stores, judged from a comparison. Not in `rows.NAMES`: it needs their environments."""
+"""The claims about other stores, checked with the figures of a comparison. Not in `rows.NAMES`: it needs their
+environments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`put` and `get` of small values, beside what plain pickling of them costs."""
+"""`put` and `get` of small values, compared with plain pickling."""
 
 from __future__ import annotations
 

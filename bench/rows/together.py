@@ -1,4 +1,5 @@
-"""Two processes at once: small objects must not get in each other's way, large ones share the machine's memory."""
+"""Two processes at the same time: small objects must not slow each other down, large ones share the memory
+bandwidth."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ def _small(array, seconds: float) -> int:
 
 
 def _spin(array, seconds: float) -> int:
-    """Work of the same kind that shares nothing: what two processes get done on this machine at best."""
+    """Work of the same kind that shares nothing: the best that two processes reach on this machine."""
     count, end = 0, perf_counter() + seconds
     while perf_counter() < end:
         for _ in range(200):
@@ -49,7 +50,7 @@ def _repeat(work, seconds: float) -> float:
 
 
 def _serve(pipe: Connection, size: int) -> None:
-    """Do what is asked, for as long as is asked, and answer how often it was done."""
+    """Do the requested work for the requested time, and answer how often it was done."""
     array = data.large(size) if size else data.small()
     if size:
         works = {name: partial(_repeat, kernel) for name, kernel in Copy(array).kernels().items()}
@@ -124,7 +125,7 @@ def small(quick: bool) -> list[Claim]:
             note=f"work that shares nothing: {median(limit):.2f} x",
             million_per_second={str(count): median(rates[SMALL, count]) / 1e6 for count in (1, 2)},
         ),
-        # The same without what neighbours on the machine take from the second process.
+        # The same, without the CPU time that neighbours on the machine take from the second process.
         at_least(
             "two processes", "the same, share of work that shares nothing", 100 * median_ratio(scaling, limit), 80, "%"
         ),

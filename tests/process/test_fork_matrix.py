@@ -1,7 +1,7 @@
-"""Every way to make a process, times what its parent has in hand, times who ends first and how.
+"""Every combination of a way to make a process, of what its parent holds, and of which process ends first and how.
 
-In each cell an observer keeps the store, a parent holds something and makes a child, and one of the two ends while the other
-goes on with what it had. When both are gone nothing may be left.
+In each case an observer keeps the store, a parent holds something and makes a child, and one of the two ends while
+the other continues. When both have ended, nothing may be left.
 """
 
 import pytest
