@@ -5,7 +5,7 @@
     python bench/claims.py get-small startup --json figures.json
     python bench/claims.py --list
 
-Each row runs in a process of its own. Figures are ratios of interleaved rounds wherever something is compared.
+Each row runs in a separate process. Figures are ratios of interleaved rounds wherever something is compared.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rows import NAMES, measure
 
 
 def measure_apart(name: str, quick: bool = False, timeout: float = 900) -> list[Claim]:
-    """Measure one row in a fresh process; a failure becomes a claim without a figure that says why."""
+    """Measure one row in a fresh process; if that fails, return a claim without a figure, with the reason."""
     command = [sys.executable, "-P", str(Path(__file__).resolve()), "--row", name, *(["--quick"] if quick else [])]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
@@ -41,7 +41,7 @@ def measure_apart(name: str, quick: bool = False, timeout: float = 900) -> list[
 
 
 def document(claims: list[Claim]) -> dict:
-    """What is written as JSON."""
+    """Return the data for the JSON file."""
     return {
         "machine": describe(),
         "versions": versions("numpy", "cloudpickle", "pyray_ser"),

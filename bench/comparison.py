@@ -136,7 +136,7 @@ def installed() -> dict[str, str]:
 
 @dataclass
 class Comparison:
-    """What was measured: seconds per operation and round, by library, value and operation."""
+    """The measurements: seconds per operation and round, by library, value and operation."""
 
     seconds: dict[str, dict[str, dict[str, list[float]]]] = field(default_factory=dict)
     cold: dict[str, list[float]] = field(default_factory=dict)

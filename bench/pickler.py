@@ -10,7 +10,7 @@
 Protocol 5 with a buffer callback, through the public functions, called as a program calls them. A ratio above 1 means that ours
 is faster; it is the median of the ratios of the rounds, in CPU time. The row with a lambda is compared with cloudpickle. Where
 Apache Fory (`pip install pyfory`) is installed, the last column of each side is its time over ours, "-" if it fails or does not
-give back what went in. What comes back is compared with what went in before anything is timed.
+give back what went in. Results are compared with the input before anything is timed.
 """
 
 from __future__ import annotations
@@ -245,7 +245,7 @@ def safe_loops(obj):
 
 
 def safe_mode(options):
-    """What `allow=` costs, in a plain load of the same stream."""
+    """Return the cost of `allow=`, relative to a plain load of the same stream."""
     print(f"{'allow=frozenset over none':<28}{'ratio':>8}")
     for name, make, *_ in rows():
         if name not in SAFE_ROWS:

@@ -102,7 +102,7 @@ def json_document(size=1 << 20):
 
 
 def rows():
-    """(name, object, promised ratio of dumps, of loads); objects are made when asked for."""
+    """(name, object, promised ratio of dumps, of loads); each object is made when it is needed."""
     import numpy as np
 
     rng = random.Random(1)

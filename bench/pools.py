@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""joblib's Parallel over 1 GB, with results of 100 MB: its own memmapping beside the same code under `install()`.
+"""joblib's Parallel over 1 GB, with results of 100 MB: its own memmapping compared with the same code under
+`install()`.
 
     python bench/pools.py [--quick] [--jobs N]
 
-Three contenders, each a process of its own with its own workers, in turns: joblib as it is; the same array under `install()`;
-and under `install()` an array that lives in the store. Time is that of the whole call, results consumed as they come. Memory
-is the largest total of the proportional set sizes of the process and its workers, looked at from outside during a call that
-is not timed; at its largest it is split by who has it mapped and by what it is: private memory, the store, joblib's files.
+Three contenders take turns, each a separate process with its own workers: joblib as it is; the same array under
+`install()`; and under `install()` an array that lives in the store. Time is that of the whole call, results consumed
+as they come. Memory is the largest total of the proportional set sizes of the process and its workers, looked at from
+outside during a call that is not timed; at its largest it is split by who has it mapped and by what it is: private
+memory, the store, joblib's files.
 """
 
 from __future__ import annotations

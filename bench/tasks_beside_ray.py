@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Tasks and actors beside Ray's, each in an environment of its own, taking turns.
+"""Tasks and actors compared with Ray's, in separate environments and in turns.
 
     python bench/tasks_beside_ray.py --ray PYTHON [--quick]
 

@@ -14,12 +14,12 @@ from time import perf_counter
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-import numpy  # noqa: F401 - every program that shares arrays has it; its import is nobody's cold start
+import numpy  # noqa: F401 - every program that shares arrays imports numpy, so that does not count as cold start
 from measuring import data
 from measuring.machine import versions
 
 ROUND = 0.01  # seconds that one round should take
-MOST = 1000  # objects alive at once at most
+MOST = 1000  # the most objects that are alive at the same time
 MOST_BYTES = 200_000_000  # and their bytes
 
 

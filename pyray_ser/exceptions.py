@@ -409,7 +409,7 @@ class NameNotFoundError(PyraySerError, FileNotFoundError):
     Attributes
     ----------
     name : str or None
-        The name asked for.
+        The requested name.
     """
 
     name: str | None = None
@@ -425,7 +425,7 @@ class NameExistsError(PyraySerError, FileExistsError):
     Attributes
     ----------
     name : str or None
-        The name asked for.
+        The requested name.
     """
 
     name: str | None = None

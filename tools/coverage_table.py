@@ -2,8 +2,8 @@
 
 coverage_table.py COVERAGE.json [ROOT] [--reached]
 
-COVERAGE.json is gcovr's `--json`.  A reason is a comment on a line of its own in front of the statement whose branches it
-explains:
+COVERAGE.json is gcovr's `--json`.  A reason is a comment on a separate line in front of the statement whose branches
+it explains:
 
     /* unreached: race 2: the owner died meanwhile */
 

@@ -101,7 +101,7 @@ def render(data: dict) -> str:
 
 
 def measure(library: str, python: str = sys.executable, rows: tuple[str, ...] = ()) -> dict:
-    """Figures of one library, measured in a process of its own."""
+    """Measure one library in a separate process; return its figures."""
     sys.path.insert(0, str(SUPPORT))
     from types_measure import ENVIRONMENT
 

@@ -1,4 +1,4 @@
-"""vineyard: a server process with metadata of its own."""
+"""vineyard: a server process with its own metadata."""
 
 from __future__ import annotations
 

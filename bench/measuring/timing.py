@@ -85,7 +85,7 @@ def interleaved(rounds: int, contenders: Mapping[str, Round], *, warm_up: int = 
 
 def typical(results: Iterable[float]) -> float:
     """
-    What a round takes when nothing disturbs it: the lower quartile.
+    Return the lower quartile, which is the time of an undisturbed round.
 
     For times that stand alone. Neighbours on the machine only ever add to a round, and on a busy one to most of them;
     the fastest round of all, on the other hand, may owe something to luck.

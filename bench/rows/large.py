@@ -112,7 +112,7 @@ def second_hand(quick: bool) -> list[Claim]:
         with context.Pool(1, maxtasksperchild=1) as pool:
             # Each child can use the pages only once, because then they are mapped.
             for _ in range(2 if quick else 7 if size < 10**9 else 3):
-                # What this process keeps mapped does not matter to the child; the pages only have to exist.
+                # Mappings of this process do not affect the child; the pages only have to exist.
                 kept = pyray_ser.put(array)
                 pool.apply(_ready)
                 del kept

@@ -14,7 +14,7 @@ ROW = "put"
 
 
 def small(quick: bool) -> list[Claim]:
-    """put + free of an 80 B array and of an int: the reference is dropped at once, which frees the object."""
+    """put + free of an 80 B array and of an int: the reference is dropped immediately, which frees the object."""
     array, number = data.small(), 7
     data.check("array", array, pyray_ser.get(pyray_ser.put(array)))
     data.check("int", number, pyray_ser.get(pyray_ser.put(number)))

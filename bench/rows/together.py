@@ -133,7 +133,8 @@ def small(quick: bool) -> list[Claim]:
 
 
 def large(quick: bool) -> list[Claim]:
-    """Two processes putting 100 MB at once over the best that copies by one or two processes reach together."""
+    """Two processes that put 100 MB at the same time, over the best rate that copies by one or two processes reach
+    together."""
     size = 10**7 if quick else 10**8
     rounds, seconds = (3, 0.05) if quick else (9, 0.2)
     rates: dict[tuple[str, int], list[float]] = {}

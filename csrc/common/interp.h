@@ -376,7 +376,7 @@ static inline bool prp_long_small(PyObject *obj, int64_t *value)
 #elif PRP_INTERNALS
     const struct _PyLongValue *v = &((PyLongObject *)obj)->long_value;
     uint64_t n = v->lv_tag >> 3, two = n >> 1;
-    int64_t sign = 1 - (int64_t)(v->lv_tag & 3); /* 0 is 1 - 1 */
+    int64_t sign = 1 - (int64_t)(v->lv_tag & 3); /* the sign of 0 is 1 - 1 */
     if (PRP_UNLIKELY(n > 2))
         return false;
     *value = sign * (int64_t)((uint64_t)v->ob_digit[0] | ((uint64_t)v->ob_digit[two] & -two) << PyLong_SHIFT);

@@ -1,5 +1,5 @@
-/* What `pyray_ser._ndarray` offers to the other extensions: it describes, writes, gathers and builds arrays over
- * foreign memory.
+/* The functions of `pyray_ser._ndarray` for the other extensions: it describes, writes, gathers and builds arrays
+ * over foreign memory.
  *
  * `_ndarray` is the only extension that links against numpy's C API. The others must not pull numpy in at import, so
  * they do not cimport it: they take this table from a capsule at the first array they meet (prp_ndarray()). A process

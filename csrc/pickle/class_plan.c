@@ -14,7 +14,7 @@
 static struct {
     prp_plan **table; /* open addressing */
     size_t mask, count;
-    prp_plan *last; /* borrowed from the table: the plan most recently asked for */
+    prp_plan *last; /* borrowed from the table: the plan that was used last */
 } plans;
 
 static size_t plan_hash(const PyTypeObject *type)

@@ -61,7 +61,7 @@ struct prp_plan {
     PyObject *extra; /* owned: numpy's scalar function and the like; set once */
 };
 
-/* What one dump has assigned for a class: memo indices plus one, 0 if there is none yet. */
+/* Memo indices that one dump has assigned for a class, plus one; 0 if there is none yet. */
 struct prp_numbers {
     prp_plan *plan; /* owned, and its type */
     prp_numbers *next;

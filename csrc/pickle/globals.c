@@ -232,7 +232,7 @@ static int save_dotted(prp_saver *s, PyObject *module, PyObject *name, PyObject 
     Py_XDECREF(call);
     return status;
 #else
-    /* Do not look at objects on the way: one may be obj itself, under a name that leads back to it. */
+    /* Do not check objects on the way: one may be obj itself, under a name that leads back to it. */
     PyObject *separator = PyUnicode_FromString("."),
              *parts = separator ? PRP_FOREIGN(PyUnicode_Split(name, separator, -1)) : NULL;
     Py_XDECREF(separator);
@@ -391,8 +391,8 @@ int prp_by_value(prp_saver *s, PyObject *obj, PyObject **value)
 
 #define OWN_TYPES 16
 
-/* What cloudpickle makes of the interpreter's own types without a name in `builtins` (code, cell, ...): always the
- * same. */
+/* Cloudpickle's reductions of the interpreter's own types without a name in `builtins` (code, cell, ...), which
+ * are always the same. */
 static struct {
     PyObject *type;  /* static: never freed */
     PyObject *value; /* owned */

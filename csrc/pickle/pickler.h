@@ -159,7 +159,8 @@ enum { SAVE_ERROR = -1, SAVE_DONE = 0, SAVE_RESUME = 1, SAVE_NEXT = 2 };
 
 int prp_save(prp_saver *s, PyObject *obj);
 int prp_save_pid(prp_saver *s, PyObject *pid); /* as prp_save, but persistent_id is not asked about `pid` itself */
-/* Call before running foreign code. 0: go on, epoch advanced, everything owned. -1: give up and return (restart). */
+/* Call before running foreign code. Returns 0 to continue, with a new epoch and every memo entry owned; -1 to give up
+ * and return (restart). */
 int prp_before_foreign_code(prp_saver *s);
 extern uint64_t prp_epoch; /* grows whenever foreign code may have run, in any pickler */
 /* Call before anything that may start the garbage collector: memo entries become owned. */

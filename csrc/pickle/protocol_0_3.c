@@ -1,4 +1,4 @@
-/* What protocols below 4 write differently: text forms, memo opcodes with a number, sets and bytes as calls. */
+/* Opcodes that differ in protocols below 4: text forms, memo opcodes with a number, sets and bytes as calls. */
 #include "pickler.h"
 #include "atoms.h"
 

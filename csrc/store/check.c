@@ -37,7 +37,7 @@ static int check_slot(prs_store *s, uint32_t i, prs_error *error)
     return PRS_OK;
 }
 
-/* Reject bits of clients that never existed: nobody would ever clear them. */
+/* Reject bits of clients that never existed: no process would ever clear them. */
 static int check_holders(prs_store *s, uint32_t i, prs_error *error)
 {
     prs_slot *slot = prs_slot_at(s, i);

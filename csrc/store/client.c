@@ -131,7 +131,7 @@ static bool clean_as_janitor(prs_store *s)
     if (state != PRS_CLIENT_FREE && prs_tables_prefault(s) == 0)
         prs_client_recover_slots(s, i); /* an earlier janitor died at work */
     prs_reap_dead(s, 0);
-    prs_deferred_run(s, true); /* nobody reaps a janitor that has left */
+    prs_deferred_run(s, true); /* no client reaps a janitor that has left */
     prs_client_release(s);
     return true;
 }
@@ -175,7 +175,7 @@ void prs_client_unanchor(prs_store *s)
     s->anchor = NULL;
 }
 
-/* The child has no description of its own: wait until it runs.  The pipe ends when the child has become a client,
+/* The child has no separate file description: wait until it runs.  The pipe ends when the child has become a client,
  * when it dies before that, and when fork failed.  Wait for at most a second: a debugger may hold the child back.
  * */
 static void await_birth(prs_store *s)

@@ -54,7 +54,7 @@ static void sweep(prs_store *s)
     uint32_t seen = prs_load_relaxed(&s->slots_seen);
     for (uint32_t i = 0; i < seen; i++)
         prs_try_free(s, i);
-    prs_cas_seqcst(&s->super->swept, &swept, epoch); /* after a later rebuild `recount` differs again */
+    prs_cas_seqcst(&s->super->swept, &swept, epoch); /* `recount` differs again after a later rebuild */
 }
 
 void prs_client_recover_slots(prs_store *s, uint32_t client)

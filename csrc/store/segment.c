@@ -605,7 +605,7 @@ void prs_tear_down(prs_store *s)
     if (s->torn)
         return;
     prs_atfork_unregister(s);
-    /* We free unfinished drafts below: nobody may reach their memory by then. */
+    /* We free unfinished drafts below: no process may reach their memory by then. */
     prs_windows_detach(s);
     if (prs_load_relaxed(&s->wr))
         prs_os_map_zero_fixed(prs_load_relaxed(&s->wr), s->capacity);

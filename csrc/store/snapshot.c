@@ -2,7 +2,7 @@
  *
  * Purpose    Tools show the contents of a store whose processes have all crashed, without changing it.
  * Algorithm  We copy the tables (everything before the data area), except holes, to a private file; the caller
- *            becomes a client of the copy.  The copy has no spill directory, and its time of the last look for
+ *            becomes a client of the copy.  The copy has no spill directory, and the time of its last check for
  *            dead clients is now, so nothing is reaped, freed or removed.  It has the size of the original, but no
  *            data: objects pinned in it read as zeros.
  * Guarantee  We open the original read-only.  The copy is validated like any store on attach; if other processes

@@ -45,7 +45,7 @@ struct cleaning {
     bool dry;
 };
 
-/* Remove the directory of a store if nobody holds its lock; on a dry run just count it. */
+/* Remove the directory of a store if no process holds its lock; on a dry run just count it. */
 static int clean_one(void *arg, const char *name)
 {
     struct cleaning *c = arg;

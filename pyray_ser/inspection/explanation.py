@@ -43,7 +43,8 @@ def find_failure(obj: Any, error: BaseException, *, put: bool = True) -> tuple[F
     try:
         failures = trace(obj, put=put).failures
     except Exception:
-        # Reporting an error must not replace it: foreign code may raise another one when it runs again.
+        # A failure to describe an error must not replace the error: foreign code may raise another one when it runs
+        # again.
         return None, []
     said, _ = _split(error)
     for failure in failures:

@@ -147,7 +147,7 @@ class _Promises:
         try:
             held, record = _record(outcome)
         except BaseException as error:
-            # Waiting processes must get the error, whatever it is.
+            # Waiting processes must get the error, of any type.
             held, record = _record(_reason(ref, error))
             self._write(ref, window, record, held)
             if not isinstance(error, Exception):

@@ -50,7 +50,7 @@ class Pool:
     def __init__(self) -> None:
         self._size = settings.num_workers()
         # Calls that no thread has begun, by number, in order.
-        # Each call is in a list of its own, and the thread that takes it out of the list runs it. The list stays
+        # Each call is in a separate list, and the thread that takes it out of the list runs it. The list stays
         # until the call is over: code that interrupts `submit` may complete the call before `submit` continues.
         self._waiting: dict[int, list[tuple[Function, Call, int]]] = {}
         self._order: deque[int] = deque()

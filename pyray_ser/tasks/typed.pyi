@@ -1,4 +1,5 @@
-"""What type checkers see of `tasks`: the same classes, generic over the signature and the result of what is remote.
+"""The types of `tasks` for type checkers: the same classes, generic over the signature and the result of the remote
+function.
 
 There is no module of this name at run time. A reference can stand for any argument, so `.remote` takes the arguments of the
 function itself, and anything else as soon as one of the first four is a reference.
@@ -104,7 +105,7 @@ class ActorClass(Generic[_P, _T]):
     def remote(self, first: Any, second: _Ref, /, *args: Any, **kwargs: Any) -> ActorHandle[_T]: ...
 
 class _Decorator(Protocol):
-    """What ``@remote(max_retries=...)`` and the like give; a class may have only the options of actors."""
+    """The result of ``@remote(max_retries=...)`` and the like; a class may have only the options of actors."""
 
     @overload
     def __call__(self, thing: type[_T], /) -> ActorClass[..., _T]: ...

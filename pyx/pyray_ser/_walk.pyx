@@ -7,8 +7,8 @@ Algorithm: the order of visits, the memo and the opcodes are those of pickle pro
 but nothing is written. The walker visits built-in types and containers itself, on an
 explicit stack. For other objects it gets the reduction from the caller's function (or from
 ``__reduce_ex__`` directly, if the caller says that its function would only call that) and
-walks the parts in the order in which a pickler saves them. It reports an object that
-cannot be pickled together with the stack, and goes on without it.
+walks the parts in the order in which a pickler saves them. It reports an object that cannot be
+pickled together with the stack, and continues without it.
 
 Guarantee: the walker reduces each object as often as a pickler does, which is once, and
 reads no other attribute. Only memory limits the depth. Visited objects are kept alive
@@ -58,7 +58,7 @@ cdef extern from "Python.h":
     PyTypeObject PyLong_Type, PyFloat_Type, PyBool_Type, PyUnicode_Type, PyBytes_Type, PyList_Type
     PyTypeObject PyTuple_Type, PyDict_Type, PySet_Type, PyFrozenSet_Type, PyByteArray_Type
 
-# What a frame walks. The parts of a reduction are in the order in which a pickler saves them.
+# The kind of object that a frame walks. The parts of a reduction are in the order in which a pickler saves them.
 cdef enum Kind:
     LIST
     TUPLE

@@ -1,13 +1,13 @@
 /*
  * Kills a process at every failpoint.
  *
- * A case is a process of its own, the survivor. It makes a store with objects of known content and forks a victim,
- * which arms one failpoint and runs a driver that crosses it. The victim must die there: a driver that ends alive
- * fails the case. Then the survivor checks that no trace of the victim is left: the store is consistent, the
+ * Each case runs in a separate process, the survivor. It makes a store with objects of known content and forks a
+ * victim, which arms one failpoint and runs a driver that crosses it. The victim must die there: a driver that ends
+ * alive fails the case. Then the survivor checks that no trace of the victim is left: the store is consistent, the
  * survivor's objects and views are intact, and every byte of the victim's memory is free again. Scenarios: alone;
- * next to a client that puts and frees all the time; after an earlier client died with the lock and was not
- * reaped; with a forked child of the victim that survives it. In each scenario the victim may also stop at the
- * failpoint, and die only after the others have worked for a while.
+ * next to a client that puts and frees all the time; after an earlier client died with the lock and was not reaped;
+ * with a forked child of the victim that survives it. In each scenario the victim may also stop at the failpoint, and
+ * die only after the others have worked for a while.
  */
 #include "engine.h"
 

@@ -2,10 +2,10 @@
  * Makes every system call of the engine fail.
  *
  * The system calls of the engine are replaced by functions that fail on request: first the first call that a driver
- * makes, then the second, until a driver ends without a failure. Each case is a process of its own. The call of the
- * engine may then fail with a code and a message; it must not crash, hang, lose an object or leave anything behind.
- * Scenarios: alone; next to a process that puts and frees all the time; in a recovery after a client died with the
- * store lock; around a fork, in the parent and in the child.
+ * makes, then the second, until a driver ends without a failure. Each case runs in a separate process. The call of
+ * the engine may then fail with a code and a message; it must not crash, hang, lose an object or leave anything
+ * behind. Scenarios: alone; next to a process that puts and frees all the time; in a recovery after a client died
+ * with the store lock; around a fork, in the parent and in the child.
  *
  * PRS_TORTURE=1 tries every error at every call; without it one error, in two of the scenarios at every fifth call.
  */

@@ -411,7 +411,7 @@ TEST(memory_that_came_by_another_handle_is_in_order)
     close_store(s);
 }
 
-/* ---- opening and closing beside others -------------------------------------------------------------- */
+/* ---- opening and closing while others work -------------------------------------------------------------- */
 
 static void *come_and_go(void *arg)
 {

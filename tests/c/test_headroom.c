@@ -431,7 +431,7 @@ static int write_text(const char *dir, const char *name, const char *text)
     return n == (ssize_t)strlen(text) ? 0 : -1;
 }
 
-/* A child cgroup of our own with a limit; its directory in `cgroup`. */
+/* Make a child cgroup with a limit; `cgroup` gets its directory. */
 static int make_cgroup(void)
 {
     prs_headroom h;

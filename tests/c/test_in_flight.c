@@ -74,7 +74,7 @@ TEST(tokens_of_dead_senders_are_ended_by_pid_and_age)
     prs_oid mine = put(s, 10, 7);
     prs_token token;
     CHECK_EQ(prs_token_take(s, &mine, PRS_TOKEN_ONCE, &token), PRS_OK);
-    prs_reap_dead(s, 0); /* the senders' client slots are free again: their pids are known all the same */
+    prs_reap_dead(s, 0); /* the senders' client slots are free again: their pids are still known */
     prs_flight f[128];
     CHECK_EQ(list(s, f, 128), 104);
     int of_first = 0;

@@ -1,4 +1,4 @@
-"""References in flight: listed with their sender, ended when nobody will receive them."""
+"""References in flight: listed with their sender, ended when they can no longer be received."""
 
 import os
 import signal

@@ -11,7 +11,7 @@ from isolated import environment
 
 
 def run_with_small_shm(script: str) -> str:
-    """Run a script where /dev/shm has 64 MB, in a mount namespace of its own."""
+    """Run a script where /dev/shm has 64 MB, in a new mount namespace."""
     if os.geteuid() != 0 or shutil.which("unshare") is None:
         pytest.skip("needs root and unshare")
     command = 'mount -t tmpfs -o size=64m tmpfs /dev/shm && exec "$@"'

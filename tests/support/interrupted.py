@@ -79,7 +79,7 @@ class OldReduced:
 
 
 class Items(dict):
-    """A dict and a list with iterations of their own."""
+    """A dict and a list that define their own iteration."""
 
     def items(self):
         yield from list(dict.items(self))
@@ -116,7 +116,7 @@ class Key:
 
 
 class Unpicklable:
-    """Refuses, with an exception that has code of its own."""
+    """Refuses with an exception whose class has Python code."""
 
     def __reduce__(self):
         raise Refusal("no")
@@ -235,7 +235,7 @@ class Failing(enum.Enum):
 
 
 class LazyModule(types.ModuleType):
-    """A module whose attributes are made when they are asked for."""
+    """A module whose attributes are made on first access."""
 
     def __getattr__(self, name):
         if name == "made":
@@ -450,7 +450,7 @@ def dumps_asks_cloudpickle():
 
 @program
 def dumps_cloudpickle_with_properties():
-    """A CloudPickler whose dispatch_table is made when it is asked for."""
+    """A CloudPickler whose dispatch_table is a property."""
 
     class Pickler(cloudpickle.CloudPickler):
         @property

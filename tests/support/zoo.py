@@ -9,7 +9,7 @@ NESTED = np.dtype([("at", POINT), ("when", "<M8[ns]"), ("grid", "<f4", (2, 3))],
 
 
 class Tagged(np.ndarray):
-    """A subclass with state of its own, as the numpy manual shows it."""
+    """A subclass with additional state, as in the numpy manual."""
 
     def __new__(cls, values, tag=None):
         made = np.asarray(values).view(cls)

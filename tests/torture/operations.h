@@ -21,7 +21,7 @@ struct stage {
     prs_token token;
     prs_view view;
     uint64_t size;
-    bool ended; /* the operation may have ended `id` for everyone */
+    bool ended; /* the operation may have freed `id` for all clients */
 };
 
 typedef struct operation {

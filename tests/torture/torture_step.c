@@ -3,8 +3,8 @@
  *
  * A victim is forked, runs one operation of the engine under ptrace for n instructions, and is killed there; then for
  * n + 1. After each kill the survivor checks that no trace of the victim is left: the store is consistent, counts of
- * links are right, no byte of the victim is left, put and get work. A witness, a process of its own that holds views
- * and pins, compares hashes of what it sees before and after the recovery.
+ * links are right, no byte of the victim is left, put and get work. A witness, a separate process that holds views
+ * and pins, compares hashes of the bytes before and after the recovery.
  *
  * The store is in one of several states: magazines filled or empty; an earlier dead client not reaped yet; another
  * client stopped at one of its own failpoints, which continues (or dies) afterwards.

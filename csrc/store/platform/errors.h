@@ -32,7 +32,7 @@ typedef struct prs_error {
     int code;          /* the status returned                                  */
     int sys_errno;     /* 0 or the errno of the system call                    */
     int32_t pid;       /* the process concerned, or 0                          */
-    uint64_t want;     /* bytes (or entries) asked for                         */
+    uint64_t want;     /* bytes (or entries) requested                         */
     uint64_t capacity; /* bytes (or entries) in total                          */
     uint64_t used;     /* bytes (or entries) in use                            */
     char what[232];    /* one sentence without trailing period, never empty    */

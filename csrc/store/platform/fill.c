@@ -398,7 +398,7 @@ static int area_walk(const prs_area *area, uint64_t off, const char *src, size_t
         if (rc != 0) {
             if (area->mapped.words)
                 prs_pages_clear(area->mapped, page, run_end - page);
-            if (src) /* whole pages that we only populate may belong to others, who may be writing there by now */
+            if (src) /* whole pages that we only populate may belong to other processes, which may be using them */
                 punch_failed(area, from, to);
             return rc;
         }

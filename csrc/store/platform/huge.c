@@ -3,8 +3,8 @@
  *
  * Purpose    A page fault or a pwrite allocates, clears, charges and maps 512 pages one by one; a huge page takes one
  *            of each step, and every reader maps it by one fault.  Systems ship with huge pages of shared memory off
- *            (shmem_enabled "never"), but that only affects page faults: the kernel honours an explicit MADV_COLLAPSE
- *            all the same.
+ *            (shmem_enabled "never"), but that only affects page faults: the kernel still honours an explicit
+ *            MADV_COLLAPSE.
  * Algorithm  The kernel cannot collapse an empty block, but it can collapse one with a single page, so we create that
  *            page first.  After a successful collapse we populate the block, because some kernels report success but do
  *            nothing.  A counter hands out blocks to the caller and its helpers.  A machine with fragmented memory may

@@ -609,8 +609,8 @@ bool prs_os_process_gone(int32_t pid)
     return pid > 0 && kill(pid, 0) < 0 && errno == ESRCH;
 }
 
-/* Map a page that nobody touches: it keeps the open file description, and its locks, as long as this address space
- * lasts. Closing descriptors does not end it; exit and exec do. */
+/* Map a page that no code touches: the mapping keeps the open file description, and its locks, as long as this
+ * address space lasts. Closing descriptors does not end it; exit and exec do. */
 void *prs_os_anchor(int fd)
 {
     void *at = mmap(NULL, PRS_PAGE, PROT_NONE, MAP_SHARED | MAP_NORESERVE, fd, 0);
@@ -636,7 +636,8 @@ int prs_os_pipe(int fd[2])
     return 0;
 }
 
-/* Wait until no process has the other end of a pipe open, to which nobody writes; return false after `timeout`. */
+/* Wait until no process has the other end of a pipe open, to which no process writes; return false after `timeout`.
+ * */
 bool prs_os_await_end(int fd, int64_t timeout)
 {
     struct pollfd p = {fd, POLLIN, 0};

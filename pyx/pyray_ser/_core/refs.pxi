@@ -463,7 +463,7 @@ cdef int adopt(ObjectRef ref) except -1:
         ref.store.check_open()
         status = prs_ref(ref.store.handle, &ref.id)
     if status != PRS_OK:
-        # prs_ref cannot always distinguish "freed" from "lost"; the slot may still say so.
+        # prs_ref cannot always distinguish "freed" from "lost"; the slot may still show which.
         if prs_state(ref.store.handle, &ref.id) == PRS_E_FREED:
             status = PRS_E_FREED
         fail(status, NULL, ref.store, ref)

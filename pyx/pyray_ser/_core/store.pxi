@@ -258,7 +258,7 @@ cdef class Store:
         """
         End the references in flight whose sender is no longer a client, and return how many there were.
 
-        Call this only if nobody will receive those messages any more. It ends references that were sent at least
+        Call this only if those messages can no longer be received. It ends references that were sent at least
         `min_age` seconds ago, and only those of the process `pid` if given. References that may be loaded any number of
         times stay, unless their object is freed.
         """

@@ -117,7 +117,7 @@ int __wrap_prs_os_map_fixed(void *at, int fd, uint64_t off, size_t len)
     return rc;
 }
 
-/* A handle is torn down: the others go on with what is there. */
+/* A handle is torn down: the others continue with the shared mapping. */
 int __wrap_prs_os_map_zero_fixed(void *at, size_t len)
 {
     int rc = 0;

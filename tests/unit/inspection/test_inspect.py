@@ -569,7 +569,7 @@ def test_the_zoo_is_named_by_the_animals_and_not_by_their_innards():
             assert failure.parent is holder.it, kind
             assert failure.hint, kind
             if kind != "handler" and kind != "weak dict":
-                assert "register_serializer(" not in failure.hint, kind  # a hint of its own, not the general one
+                assert "register_serializer(" not in failure.hint, kind  # a specific hint, not the general one
         assert {f.obj for f in inspect(list(animals.values())) if f.obj is animals["socket"]}
         assert len(inspect(list(animals.values()))) == len(animals)
     finally:

@@ -12,7 +12,7 @@ lock = threading.Lock()
 
 
 def paths(value):
-    """What `put`, `dumps` and the inspector call the place of the lock in `value`."""
+    """Return the paths of the lock in `value` according to `put`, `dumps` and the inspector."""
     with pytest.raises(TypeError) as caught:
         pyray_ser.put(value)
     said = str(caught.value).partition(" (at ")[2].removesuffix(")")

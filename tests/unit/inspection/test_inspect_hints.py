@@ -1,4 +1,4 @@
-"""What the inspector proposes can be done."""
+"""The hints of the inspector work."""
 
 import itertools
 import select

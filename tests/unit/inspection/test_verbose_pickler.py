@@ -510,7 +510,7 @@ def test_log_is_seen_without_any_configuration():
 
 
 def test_a_tracer_steps_into_it():
-    """What a debugger relies on: Python frames of `save`, nested as the data is."""
+    """A debugger relies on this: Python frames of `save`, nested as the data is."""
     depths = []
 
     def trace(frame, event, arg):

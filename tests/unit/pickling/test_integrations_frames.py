@@ -1,4 +1,4 @@
-"""Reducers of `put` for pandas, pyarrow, polars and scipy: exact, and the data beside the stream."""
+"""Reducers of `put` for pandas, pyarrow, polars and scipy: exact, and with the data outside of the stream."""
 
 import datetime
 import decimal

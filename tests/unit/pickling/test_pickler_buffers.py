@@ -77,7 +77,7 @@ def _frozen(array):
 
 
 def answer(exporter, flags):
-    """What a request with these flags gets: every field, or the type of the error."""
+    """Return the result of a request with these flags: every field, or the type of the error."""
     view = Buffer()
     try:
         get_buffer(exporter, ctypes.byref(view), flags)

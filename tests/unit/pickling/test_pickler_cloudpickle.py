@@ -1,8 +1,8 @@
 """cloudpickle's own test suite, run with our functions in the place of its and pickle's.
 
 `make test` fetches it; cloudpickle_bound.py does the replacing, in the pytest that
-runs it and in the children that its tests start. Tests that must differ are named below, each with its reason; one that passes all
-the same, and any other failure, fails here. After it, one test for each fault that the suite has shown.
+runs it and in the children that its tests start. Tests that must differ are named below, each with its reason; a
+named test that passes, and any other failure, fails here. After it, one test for each fault that the suite has shown.
 """
 
 import dataclasses
@@ -233,7 +233,7 @@ def test_module_that_raises_is_no_obstacle(protocol, monkeypatch):
 
 
 def test_interrupt_while_modules_are_searched(monkeypatch):
-    # First of all modules, so that it is asked before the function is found.
+    # The first of all modules, so that the search reaches it before it finds the function.
     modules = dict(sys.modules)
     sys.modules.clear()
     sys.modules["_interrupting_module"] = Interrupting("_interrupting_module")

@@ -40,7 +40,7 @@ def written(value):
 
 
 class Overriding(Unpickler):
-    """Names are asked for one by one, so nothing is taken as a whole."""
+    """find_class is called for each name, so nothing is read as a whole."""
 
     def find_class(self, module, name):
         return super().find_class(module, name)

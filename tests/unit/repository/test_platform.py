@@ -1,4 +1,4 @@
-"""What this package does not run on is refused in one sentence, when it is built and when it is imported."""
+"""On unsupported platforms, building and importing the package fails with one sentence."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""Programs for Ray work with one line changed: ``import pyray_ser as ray``. Each runs as a program of its own."""
+"""Programs for Ray work with one line changed: ``import pyray_ser as ray``. Each runs as a separate program."""
 
 import subprocess
 import sys

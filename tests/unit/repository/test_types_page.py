@@ -75,7 +75,7 @@ def test_all_figures_hold(page, recorded):
 
 
 def test_promises_of_the_design_hold_by_the_figures(recorded):
-    """Section 3 of the design: one copy in, none out, for everything made of arrays."""
+    """One copy in and none out for every type that consists of arrays."""
     ours = recorded["ours"]
     once = [name for name, figures in ours.items() if figures["in"] < 1.15 and figures["out"] < 0.15]
     assert len(once) >= 38

@@ -1,4 +1,4 @@
-"""What type checkers and editors see: names that are imported late, and the types of what is remote."""
+"""Type checkers and editors see names that are imported lazily, and the types of remote functions and classes."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""What errors say: what happened, to which object, what keeps it alive, and what to do next."""
+"""Error messages say what happened, to which object, what keeps it alive, and what to do next."""
 
 import os
 import subprocess
