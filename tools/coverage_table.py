@@ -24,16 +24,16 @@ import re
 import sys
 
 KINDS = {
-    "failing": "A system call fails: `make failpoints` makes each fail in turn, and takes longer than this run has.",
-    "unmade": "A system or library call fails or is interrupted that no test makes fail at this place.",
-    "kernel": "Another kernel, C library, file system, processor or size of machine than the one that runs the tests.",
+    "failing": "A system call fails: `make failpoints` makes each call fail in turn, which takes longer than this run.",
+    "uninjected": "A system or library call fails or is interrupted, and no test injects that at this place.",
+    "kernel": "Needs another kernel, C library, file system, processor or size of machine than the tests have.",
     "damage": "A defence against damaged tables or texts; torture_fuzz flips bits at random, no test aims at this branch.",
-    "race": "Two threads or processes between the same two instructions; storms and tests of threads meet some in some runs.",
-    "death": "A death, and what others did since; `make failpoints` and the storm look for every combination.",
-    "cannot": "Excluded by what was checked before, or by the callers there are: a second fence.",
+    "race": "Two threads or processes meet between the same two instructions; storms and tests of threads reach some in some runs.",
+    "death": "A death followed by actions of others; `make failpoints` and the storm try every combination.",
+    "impossible": "Excluded by an earlier check or by the present callers: a second defence.",
     "compiler": "Not a path of the source: an inlined function whose arguments the compiler knows.",
     "uncounted": "Reached, but by a process that cannot write its counters.",
-    "untested": "A case that can be, and has no test here.",
+    "untested": "A case that is possible and has no test here.",
 }
 MARKER = re.compile(r"\s*/\* unreached: (?P<entry>.*?) \*/\s*")
 ENTRY = re.compile(r"(?P<kind>[a-z]+)(?: (?P<count>[1-9]\d*))?(?:: (?P<words>\S.*))?")

@@ -169,10 +169,10 @@ void prs_atfork_unregister(prs_store *s)
 {
     pthread_mutex_lock(&handles_lock);
     prs_store **at = &handles;
-    /* unreached: cannot: the list always contains a handle that leaves */
+    /* unreached: impossible: the list always contains a handle that leaves */
     while (*at && *at != s)
         at = &(*at)->next;
-    /* unreached: cannot: the list always contains a handle that leaves */
+    /* unreached: impossible: the list always contains a handle that leaves */
     if (*at)
         *at = s->next;
     pthread_mutex_unlock(&handles_lock);

@@ -47,7 +47,7 @@ static int reopen(prs_store *s, bool writable)
     for (int i = 0; i < n; i++) {
         uint64_t ids[16];
         int numbers[16], found = prs_list_pid(pids[i], ids, numbers, 16);
-        /* unreached: cannot: prs_list_pid finds 16 at most */
+        /* unreached: impossible: prs_list_pid finds 16 at most */
         for (int k = 0; k < found && k < 16; k++) {
             /* unreached: untested: the peer has other stores open as well */
             if (ids[k] != s->id)
@@ -175,7 +175,7 @@ int prs_back(prs_store *s, uint64_t off, uint64_t len, prs_error *error)
     if (rc < 0)
         return rc;
     uint64_t begin = off & ~(uint64_t)(BACK_GRAIN - 1), end = prs_round_up(off + len, BACK_GRAIN);
-    /* unreached: cannot: the capacity is a multiple of the grain */
+    /* unreached: impossible: the capacity is a multiple of the grain */
     if (end > s->capacity)
         end = s->capacity;
     bool plenty = prs_os_has_room(s->fd_rw, ROOM); /* otherwise neighbours would use memory that others need */
@@ -294,7 +294,7 @@ void prs_trim_excess(prs_store *s)
 uint64_t prs_trim(prs_store *s, uint64_t keep)
 {
     uint64_t given = 0;
-    /* unreached: unmade: no address space for the first writable mapping */
+    /* unreached: uninjected: no address space for the first writable mapping */
     if (prs_load_relaxed(&s->closed) || s->orphan || prs_map_writable(s, NULL) < 0)
         return 0;
     prs_magazines_flush(s);

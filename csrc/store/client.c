@@ -127,7 +127,7 @@ static bool clean_as_janitor(prs_store *s)
         return false;
     become(s, i, incarnation);
     prs_client_born(s);
-    /* unreached: unmade: backing the tables fails in a janitor that follows a dead one */
+    /* unreached: uninjected: backing the tables fails in a janitor that follows a dead one */
     if (state != PRS_CLIENT_FREE && prs_tables_prefault(s) == 0)
         prs_client_recover_slots(s, i); /* an earlier janitor died at work */
     prs_reap_dead(s, 0);
@@ -142,7 +142,7 @@ int prs_client_claim(prs_store *s, prs_error *error)
         return prs_fail(error, PRS_E_FOREIGN, 0, "the store is used from another pid namespace and liveness is 'pid'");
     /* unreached: failing */
     s->anchor = PRS_POINT_ERRNO(client_anchored) ? NULL : prs_os_anchor(s->fd_lock);
-    /* unreached: unmade 2: no mapping left; madvise refused */
+    /* unreached: uninjected 2: no mapping left; madvise refused */
     if (!s->anchor || prs_os_keep_from_children(s->anchor) < 0)
         return prs_fail(error, PRS_E_NOMEM, ENOMEM, "no address space for the mapping that keeps the client's lock");
     uint32_t incarnation;
@@ -203,7 +203,7 @@ int prs_client_claim_child(prs_store *s)
     int rc = s->child_fd = PRS_POINT_ERRNO(fork_reopened) ? -EACCES : prs_os_reopen(s->fd_rw, true);
     if (rc < 0)
         rc = prs_os_pipe(s->birth);
-    /* unreached: unmade: no mapping left */
+    /* unreached: uninjected: no mapping left */
     if (rc >= 0 && !(s->child_anchor = prs_os_anchor(s->child_fd < 0 ? s->fd_rw : s->child_fd)))
         rc = -ENOMEM;
     if (rc >= 0) {
@@ -313,7 +313,7 @@ bool prs_client_proven_dead(prs_store *s, uint32_t client, uint64_t *found)
     default:
         break;
     }
-    /* unreached: cannot: an orphan's own slot is the sticky holder's, which was excluded */
+    /* unreached: impossible: an orphan's own slot is the sticky holder's, which was excluded */
     if (client == s->me && !s->orphan)
         return false;
     /* A namespace that we could not read is 0 and never counts as equal. */

@@ -42,7 +42,7 @@ static void bin_of(uint64_t size, uint32_t *fl, uint32_t *sl)
     uint32_t log = 63 - (uint32_t)__builtin_clzll(units);
     *sl = (uint32_t)(units >> (log - PRS_SL_BITS)) ^ PRS_SL_COUNT;
     *fl = log - PRS_SL_BITS + 1;
-    /* unreached: cannot */
+    /* unreached: impossible */
     if (PRS_UNLIKELY(*fl >= PRS_FL_COUNT)) /* an extent cannot have this size */
         *fl = PRS_FL_COUNT - 1;
 }
@@ -142,7 +142,7 @@ void prs_extent_init(prs_store *s)
 static uint32_t split(prs_store *s, uint32_t i, uint64_t at)
 {
     uint32_t j = descriptor_take(s);
-    /* unreached: cannot: a free descriptor always exists */
+    /* unreached: impossible: a free descriptor always exists */
     if (j == PRS_NIL)
         return PRS_NIL;
     prs_extent *low = prs_extent_at(s, i), *high = prs_extent_at(s, j);
@@ -182,7 +182,7 @@ static uint32_t find(prs_store *s, uint64_t size, bool paged)
     uint32_t fl, sl;
     /* First try the head of the exact bin: an extent of the same size that was just freed is warm. */
     bin_of(size, &fl, &sl);
-    /* unreached: cannot: bin_of() stays below the last power */
+    /* unreached: impossible: bin_of() stays below the last power */
     uint32_t exact = fl < PRS_FL_COUNT ? a->bins[fl][sl] : PRS_NIL;
     if (exact != PRS_NIL && fits(prs_extent_at(s, exact), size, paged))
         return exact;
@@ -193,11 +193,11 @@ static uint32_t find(prs_store *s, uint64_t size, bool paged)
         sl = 0;
         fl++;
     }
-    /* unreached: cannot: every size is below the last power */
+    /* unreached: impossible: every size is below the last power */
     if (fl < PRS_FL_COUNT) {
         uint32_t steps = a->sl_bitmap[fl] & (~0u << sl);
         if (!steps) {
-            /* unreached: cannot: 40 powers cover every size */
+            /* unreached: impossible: 40 powers cover every size */
             uint64_t powers = fl + 1 < 64 ? a->fl_bitmap & FL_ALL & (~0ull << (fl + 1)) : 0;
             if (powers) {
                 fl = (uint32_t)__builtin_ctzll(powers);
@@ -214,7 +214,7 @@ static uint32_t find(prs_store *s, uint64_t size, bool paged)
     uint32_t last_fl, last_sl;
     bin_of(want, &last_fl, &last_sl);
     bin_of(size, &fl, &sl);
-    /* unreached: cannot: both bins are valid */
+    /* unreached: impossible: both bins are valid */
     /* unreached: untested: the extra page makes the size cross a power of two */
     while (fl < PRS_FL_COUNT && (fl < last_fl || (fl == last_fl && sl <= last_sl))) {
         uint32_t left = prs_extents_max(s); /* a damaged chain may have no end */
@@ -243,14 +243,14 @@ uint32_t prs_extent_alloc(prs_store *s, uint64_t size, bool paged, uint32_t slot
         prs_extent *e = prs_extent_at(s, i);
         if (e->off + e->size > start + size) { /* a tail shorter than a page stays free */
             uint32_t tail = split(s, i, start + size - e->off);
-            /* unreached: cannot: a free descriptor always exists */
+            /* unreached: impossible: a free descriptor always exists */
             if (tail == PRS_NIL)
                 goto none;
             bin_push(s, tail);
         }
         if (start > prs_extent_at(s, i)->off) {
             uint32_t high = split(s, i, start - prs_extent_at(s, i)->off);
-            /* unreached: cannot: a free descriptor always exists */
+            /* unreached: impossible: a free descriptor always exists */
             if (high == PRS_NIL)
                 goto none;
             bin_push(s, i);
@@ -258,7 +258,7 @@ uint32_t prs_extent_alloc(prs_store *s, uint64_t size, bool paged, uint32_t slot
         }
     } else if (prs_extent_at(s, i)->size > size) {
         uint32_t rest = split(s, i, size);
-        /* unreached: cannot: a free descriptor always exists */
+        /* unreached: impossible: a free descriptor always exists */
         if (rest == PRS_NIL)
             goto none;
         bin_push(s, rest);
@@ -323,7 +323,7 @@ static uint64_t warm_bytes(const prs_store *s, const prs_extent *e)
     if (!prs_in_data(s, e->off, e->size))
         return 0;
     uint64_t first = prs_round_up(e->off, PRS_PAGE) / PRS_PAGE, end = (e->off + e->size) / PRS_PAGE;
-    /* unreached: cannot: called only for extents of at least 64 KiB */
+    /* unreached: impossible: called only for extents of at least 64 KiB */
     return first < end ? prs_pages_count(s->area.backed, first, end - first) * PRS_PAGE : 0;
 }
 
@@ -430,7 +430,7 @@ int prs_extent_rebuild(prs_store *s)
     /* The gaps become free extents, with descriptors above the used ones. */
     uint32_t next = n, last = PRS_NIL;
     uint64_t at = 0;
-    /* unreached: cannot: the loop breaks after the last gap */
+    /* unreached: impossible: the loop breaks after the last gap */
     for (uint32_t i = 0; i <= n; i++) {
         uint64_t start = i < n ? prs_extent_at(s, i)->off : s->capacity;
         if (start < at)
@@ -474,7 +474,7 @@ int prs_extent_check(prs_store *s, prs_error *error)
     uint32_t free_count = 0, steps = 0, prev = PRS_NIL;
     bool before_free = false;
     for (uint32_t i = a->extent_first; i != PRS_NIL; prev = i, i = prs_extent_at(s, i)->next) {
-        /* unreached: cannot: an extent in a ring fails the check of its neighbours first */
+        /* unreached: impossible: an extent in a ring fails the check of its neighbours first */
         if (i >= limit || ++steps > limit)
             return prs_fail(error, PRS_E_CORRUPT, 0, "the chain of extents leaves its table");
         const prs_extent *e = prs_extent_at(s, i);

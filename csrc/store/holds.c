@@ -25,7 +25,7 @@ static bool lives(const prs_slot *slot, const prs_link *link)
 {
     uint64_t word = prs_load_seqcst(&slot->word);
     uint32_t state = prs_word_state(word);
-    /* unreached: cannot: the generation rises before the state does */
+    /* unreached: impossible: the generation rises before the state does */
     return prs_word_generation(word) == link->generation && state != PRS_STATE_FREE && state != PRS_STATE_RESERVED;
 }
 

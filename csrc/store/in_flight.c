@@ -28,7 +28,7 @@ static bool holds(prs_store *s, const prs_link *l)
     const prs_slot *slot = prs_slot_at(s, l->slot);
     uint64_t word = prs_load_seqcst(&slot->word);
     uint32_t state = prs_word_state(word);
-    /* unreached: cannot 2: the generation rises before the state does */
+    /* unreached: impossible 2: the generation rises before the state does */
     return prs_word_generation(word) == l->generation && state != PRS_STATE_FREE && state != PRS_STATE_RESERVED &&
            prs_load_relaxed(&slot->serial) == l->inner;
 }

@@ -155,7 +155,7 @@ taken:
     PRS_POINT(lock_taken);
     if (PRS_UNLIKELY(s->super->arena.dirty)) { /* a thief died after the steal and before the end of its rebuild */
         int rc = prs_rebuild(s, error);
-        /* unreached: unmade: backing the tables fails in the client that finds an unfinished rebuild */
+        /* unreached: uninjected: backing the tables fails in the client that finds an unfinished rebuild */
         if (rc < 0) {
             prs_unlock(s);
             return rc;

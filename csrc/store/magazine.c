@@ -35,7 +35,7 @@ uint64_t prs_class_size(uint32_t cls)
 static uint32_t refill_count(uint32_t cls)
 {
     uint64_t n = REFILL_BYTES / prs_class_size(cls);
-    /* unreached: cannot: REFILL_BYTES hold an extent of any class */
+    /* unreached: impossible: REFILL_BYTES hold an extent of any class */
     return n < 1 ? 1 : n > REFILL_MAX ? REFILL_MAX : (uint32_t)n;
 }
 
@@ -254,7 +254,7 @@ static bool relieve(prs_store *s, uint64_t size, int *stage, prs_error *error)
 static int take(prs_store *s, uint64_t size, bool paged, uint32_t state, prs_reserved *out, uint32_t want,
                 uint32_t *got, prs_error *error)
 {
-    /* unreached: cannot: an object in a file needs no extent */
+    /* unreached: impossible: an object in a file needs no extent */
     if (size > s->capacity && !(state & PRS_WORD_FILE))
         return full(s, size, error);
     for (int stage = 0;;) {
@@ -272,7 +272,7 @@ static int take(prs_store *s, uint64_t size, bool paged, uint32_t state, prs_res
         }
         if (rc == PRS_E_OBJECTS) {
             rc = prs_slots_grow(s, published, error);
-            /* unreached: cannot: after each of the first three stages we try again */
+            /* unreached: impossible: after each of the first three stages we try again */
             if (rc < 0 && (rc != PRS_E_OBJECTS || stage > 2 || !relieve(s, size, &stage, error)))
                 return rc;
         } else {
@@ -369,7 +369,7 @@ int prs_slot_alloc_large(prs_store *s, uint64_t size, bool paged, uint32_t *out,
     prs_reserved one;
     uint32_t n = 0;
     int rc = prs_map_writable(s, error);
-    /* unreached: unmade: no address space for the first writable mapping */
+    /* unreached: uninjected: no address space for the first writable mapping */
     if (rc < 0)
         return rc;
     prs_reap_dead(s, PRS_SECOND);

@@ -190,7 +190,7 @@ bool prs_slot_adopt(prs_store *s, uint32_t i, uint64_t word)
     prs_slot *slot = prs_slot_at(s, i);
     uint32_t generation = prs_word_generation(word);
     uint64_t flags = word & PRS_FLAGS_MASK, ours;
-    /* unreached: cannot: callers have checked the state */
+    /* unreached: impossible: callers have checked the state */
     switch (prs_word_state(word)) {
     case PRS_STATE_RESERVED:
         /* unreached: race: another reaper was quicker */
@@ -638,7 +638,7 @@ int prs_write_strided(prs_store *s, prs_draft *draft, uint64_t at, const void *s
     if (!to && draft->size > s->capacity) { /* the draft is in a file: gather in memory first */
         /* unreached: untested: a write of no bytes to a draft in a file */
         to = malloc(n ? n : 1);
-        /* unreached: unmade: malloc */
+        /* unreached: uninjected: malloc */
         if (!to)
             return prs_fail(error, PRS_E_NOMEM, ENOMEM, "no memory to gather %zu bytes", (size_t)n);
         prs_copy_strided_parallel(to, src, ndim, shape, strides, itemsize, 0);
@@ -701,7 +701,7 @@ void prs_abort(prs_store *s, prs_draft *draft, bool keep_window)
         return; /* its window is still writable: the object stays unsealed until this process ends */
     draft->window = NULL;
     do {
-        /* unreached: cannot: an orphan's drafts are its parent's */
+        /* unreached: impossible: an orphan's drafts are its parent's */
         if (prs_word_generation(word) == draft->id.generation && (prs_word_client(word) != s->me || s->orphan)) {
             prs_unref(s, &draft->id); /* our parent's draft, copied by fork: only the inherited ref is ours */
             return;
@@ -716,7 +716,7 @@ void prs_abort(prs_store *s, prs_draft *draft, bool keep_window)
     prs_spin *shard = prs_shard(s, draft->id.slot);
     prs_spin_lock(shard);
     prs_private *p = &s->priv[draft->id.slot];
-    /* unreached: cannot: the caller has a ref to it */
+    /* unreached: impossible: the caller has a ref to it */
     if (p->serial == draft->id.serial)
         (void)prs_count_down(&p->refs);
     prs_spin_unlock(shard);

@@ -48,7 +48,7 @@ static void sweep(prs_store *s)
 {
     uint32_t epoch = prs_load_seqcst(&s->super->recount), swept = prs_load_relaxed(&s->super->swept);
     /* unreached: death: a rebuild is under way */
-    /* unreached: unmade: backing the tables fails */
+    /* unreached: uninjected: backing the tables fails */
     if (swept == epoch || (epoch & 1) || prs_tables_prefault(s) < 0)
         return;
     uint32_t seen = prs_load_relaxed(&s->slots_seen);
@@ -84,7 +84,7 @@ int prs_reap(prs_store *s, uint32_t client, uint64_t state)
     prs_client *c = &s->clients[client];
     uint64_t ours = reaping(s);
     uint32_t incarnation = prs_load_seqcst(&c->incarnation);
-    /* unreached: cannot: callers have proven that it is dead */
+    /* unreached: impossible: callers have proven that it is dead */
     switch (state & 0xFF) {
     case PRS_CLIENT_FREE:
         return PRS_OK;
@@ -105,7 +105,7 @@ int prs_reap(prs_store *s, uint32_t client, uint64_t state)
     if (!prs_cas_seqcst(&c->state, &state, ours))
         return PRS_OK;
     PRS_POINT(reap_begun);
-    /* unreached: unmade: backing the tables fails */
+    /* unreached: uninjected: backing the tables fails */
     if (prs_tables_prefault(s) < 0) {
         prs_cas_seqcst(&c->state, &ours, state); /* the next prs_reap_dead() tries again */
         return PRS_E_BACKING;

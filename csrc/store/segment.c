@@ -106,7 +106,7 @@ static int validate(prs_super *p, uint64_t file_size, prs_error *error)
 static prs_store *new_handle(int fd, const prs_options *options)
 {
     prs_store *s = NULL;
-    /* unreached: unmade: posix_memalign */
+    /* unreached: uninjected: posix_memalign */
     if (posix_memalign((void **)&s, 64, sizeof *s) != 0)
         return NULL;
     memset(s, 0, sizeof *s);
@@ -285,7 +285,7 @@ static int create(prs_store **out, const prs_options *options, uint64_t capacity
     choose(&plan, options, capacity, slots_min);
     lay_out(&plan);
     int rc = prs_os_random(&plan.store_id, sizeof plan.store_id);
-    /* unreached: unmade: getrandom */
+    /* unreached: uninjected: getrandom */
     if (rc < 0)
         return prs_fail(error, PRS_E_SYS, -rc, "no random number for the store");
     plan.store_id |= 1;
@@ -302,7 +302,7 @@ static int create(prs_store **out, const prs_options *options, uint64_t capacity
         return fd;
     PRS_POINT(segment_created);
     prs_store *s = new_handle(fd, options);
-    /* unreached: unmade: posix_memalign */
+    /* unreached: uninjected: posix_memalign */
     if (!s) {
         prs_os_close(fd);
         return prs_fail(error, PRS_E_NOMEM, ENOMEM, "no memory for a store handle");
@@ -318,7 +318,7 @@ static int create(prs_store **out, const prs_options *options, uint64_t capacity
     if (!s->path)
         (void)prs_os_seal(fd); /* some kernels cannot do this, but only our own code could shrink the file anyway */
     PRS_POINT(segment_sized);
-    /* unreached: unmade: fstat */
+    /* unreached: uninjected: fstat */
     if ((rc = prs_os_inspect(fd, &s->file, &size, error)) < 0 || (rc = map_all(s, &plan, error)) < 0)
         goto fail;
     if (!given && !roomy(s)) {
@@ -400,7 +400,7 @@ static int attach(prs_store **out, int fd, uint64_t store, const prs_options *op
         return refuse_pages(error);
     }
     prs_store *s = new_handle(fd, options);
-    /* unreached: unmade: posix_memalign */
+    /* unreached: uninjected: posix_memalign */
     if (!s) {
         prs_os_close(fd);
         return prs_fail(error, PRS_E_NOMEM, ENOMEM, "no memory for a store handle");
@@ -409,7 +409,7 @@ static int attach(prs_store **out, int fd, uint64_t store, const prs_options *op
     int rc = prs_os_inspect(fd, &s->file, &size, error);
     if (rc < 0)
         goto fail;
-    /* unreached: unmade: posix_memalign */
+    /* unreached: uninjected: posix_memalign */
     if (posix_memalign((void **)&head, _Alignof(prs_super), sizeof *head) != 0) {
         head = NULL;
         rc = prs_fail(error, PRS_E_NOMEM, ENOMEM, "no memory to read the superblock");

@@ -99,7 +99,7 @@ int prs_lock_tables(prs_store *s, prs_error *error)
 bool prs_trylock_tables(prs_store *s)
 {
     for (;;) {
-        /* unreached: unmade: backing the tables fails */
+        /* unreached: uninjected: backing the tables fails */
         if (prs_tables_prefault(s) < 0)
             return false;
         PRS_POINT(tables_looked);
@@ -116,7 +116,7 @@ int prs_slots_grow(prs_store *s, uint32_t had, prs_error *error)
 {
     uint32_t to = had + PRS_SLOT_CHUNK;
     if (to > s->max_slots) {
-        /* unreached: cannot: the table is a whole number of chunks */
+        /* unreached: impossible: the table is a whole number of chunks */
         if (had >= s->max_slots) {
             prs_fail(error, PRS_E_OBJECTS, 0, "the store holds as many objects as its table allows");
             /* unreached: untested: the caller passes no error record */

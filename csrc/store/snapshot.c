@@ -22,13 +22,13 @@
 static int copy_piece(int to, int from, uint64_t at, size_t n, void *buffer)
 {
     int rc = prs_os_pread(from, buffer, n, at);
-    /* unreached: unmade: pread of the tables */
+    /* unreached: uninjected: pread of the tables */
     for (size_t done = 0; rc == 0 && done < n;) {
         ssize_t written = pwrite(to, (const char *)buffer + done, n - done, (off_t)(at + done));
-        /* unreached: unmade 3: pwrite to the copy */
+        /* unreached: uninjected 3: pwrite to the copy */
         if (written < 0 && errno != EINTR)
             rc = -errno;
-        /* unreached: unmade: pwrite to the copy */
+        /* unreached: uninjected: pwrite to the copy */
         else if (written > 0)
             done += (size_t)written;
     }
@@ -39,26 +39,26 @@ static int copy_piece(int to, int from, uint64_t at, size_t n, void *buffer)
 static int copy_tables(int to, int from, uint64_t end)
 {
     void *buffer = malloc(PIECE);
-    /* unreached: unmade: malloc */
+    /* unreached: uninjected: malloc */
     int rc = buffer ? 0 : -ENOMEM;
-    /* unreached: unmade: the copy fails */
+    /* unreached: uninjected: the copy fails */
     /* unreached: untested: tables that do not end with a hole */
     for (uint64_t at = 0; rc == 0 && at < end;) {
         off_t data = lseek(from, (off_t)at, SEEK_DATA);
         if (data < 0)
-            /* unreached: unmade: lseek */
+            /* unreached: uninjected: lseek */
             rc = errno == ENXIO ? 0 : -errno;
         /* unreached: untested: tables that end with a hole, with data after them */
         if (data < 0 || (uint64_t)data >= end)
             break;
         off_t hole = lseek(from, data, SEEK_HOLE);
-        /* unreached: unmade: lseek */
+        /* unreached: uninjected: lseek */
         if (hole < 0) {
             rc = -errno;
             break;
         }
         uint64_t stop = (uint64_t)hole < end ? (uint64_t)hole : end;
-        /* unreached: unmade: the copy fails */
+        /* unreached: uninjected: the copy fails */
         for (at = (uint64_t)data; rc == 0 && at < stop;) {
             size_t n = stop - at < PIECE ? (size_t)(stop - at) : PIECE;
             rc = copy_piece(to, from, at, n, buffer);
@@ -77,7 +77,7 @@ static int read_head(int fd, prs_super *head, prs_error *error)
     int rc = prs_os_inspect(fd, &file, &size, error);
     if (rc < 0)
         return rc;
-    /* unreached: unmade: pread of the superblock */
+    /* unreached: uninjected: pread of the superblock */
     if (size < sizeof *head || prs_os_pread(fd, head, sizeof *head, 0) < 0)
         return prs_fail(error, PRS_E_FOREIGN, 0, "the file is too short for a store");
     if (prs_load_relaxed(&head->ready) != PRS_MAGIC)
@@ -95,20 +95,20 @@ static int read_head(int fd, prs_super *head, prs_error *error)
 static int make_copy(int fd, prs_super *head, prs_error *error)
 {
     int copy = prs_os_memfd(head->store_id, error);
-    /* unreached: unmade: memfd_create for the copy */
+    /* unreached: uninjected: memfd_create for the copy */
     if (copy < 0)
         return copy;
     char none[PRS_SPILL_DIR] = {0};
     uint64_t now = (uint64_t)prs_now();
     int rc = prs_os_size(copy, head->file_size);
-    /* unreached: unmade: ftruncate of the copy */
+    /* unreached: uninjected: ftruncate of the copy */
     if (rc == 0)
         rc = copy_tables(copy, fd, head->data_off);
-    /* unreached: unmade 3: pwrite to the copy */
+    /* unreached: uninjected 3: pwrite to the copy */
     if (rc == 0 && (pwrite(copy, none, sizeof none, offsetof(prs_super, spill_dir)) != (ssize_t)sizeof none ||
                     pwrite(copy, &now, sizeof now, offsetof(prs_super, last_look)) != (ssize_t)sizeof now))
         rc = -errno;
-    /* unreached: unmade: the copy fails */
+    /* unreached: uninjected: the copy fails */
     if (rc == 0)
         return copy;
     prs_os_close(copy);
@@ -127,7 +127,7 @@ int prs_snapshot(prs_store **out, const char *path, char spill_dir[PRS_SPILL_DIR
                                          : PRS_E_SYS,
                         errno, "cannot open %.150s", path);
     prs_super *head = NULL;
-    /* unreached: unmade: posix_memalign */
+    /* unreached: uninjected: posix_memalign */
     int rc = posix_memalign((void **)&head, _Alignof(prs_super), sizeof *head) == 0
                  ? read_head(fd, head, error)
                  : prs_fail(error, PRS_E_NOMEM, ENOMEM, "no memory to read the superblock");

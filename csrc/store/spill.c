@@ -73,7 +73,7 @@ int prs_spill_clean(const char *directory, bool dry)
     prs_error error = {0};
     struct cleaning c = {prs_os_open_directory(-1, directory, &error), 0, dry};
     if (c.fd < 0)
-        /* unreached: cannot: the error always has an errno */
+        /* unreached: impossible: the error always has an errno */
         return error.sys_errno ? -error.sys_errno : -EINVAL;
     int rc = prs_os_each_name(c.fd, clean_one, &c);
     prs_os_close(c.fd);
@@ -183,7 +183,7 @@ void prs_spill_close(prs_store *s)
     if (fresh >= 0 && prs_os_same(fresh, &s->spill_lock_file) && prs_os_lock_file(fresh, true) == 0) {
         char name[NAME_LEN];
         directory_name(name, s->id);
-        /* unreached: unmade: strdup */
+        /* unreached: uninjected: strdup */
         int top = s->spill_dir ? prs_os_open_directory(-1, s->spill_dir, NULL) : -1;
         /* unreached: failing */
         if (top >= 0) {
@@ -202,7 +202,7 @@ void prs_spill_close(prs_store *s)
 static void lock_again(prs_store *s)
 {
     int fd = prs_os_open_at(s->fd_spill, LOCK_NAME, O_RDWR);
-    /* unreached: unmade 3: no descriptor is left, or the file is another one */
+    /* unreached: uninjected 3: no descriptor is left, or the file is another one */
     if (fd >= 0 && prs_os_same(fd, &s->spill_lock_file) && prs_os_lock_file(fd, false) == 0)
         s->fd_spill_lock = fd;
     else
@@ -348,7 +348,7 @@ static void leave(prs_spill_job *job)
 {
     prs_os_close(job->fd);
     job->fd = -1;
-    /* unreached: cannot: the list always contains the job */
+    /* unreached: impossible: the list always contains the job */
     for (prs_spill_job **at = &writing; *at; at = &(*at)->outer)
         /* unreached: untested: an object is spilled while this thread spills another */
         if (*at == job) {
@@ -600,20 +600,20 @@ int prs_spill_map(prs_store *s, const prs_oid *id, uint64_t size, bool cow, prs_
     *out = NULL;
     int fd = prs_spill_open_file(s, id->slot, id->serial, O_RDONLY);
     if (fd < 0)
-        /* unreached: unmade: the file exists and cannot be opened */
+        /* unreached: uninjected: the file exists and cannot be opened */
         return fd == -ENOENT ? PRS_E_LOST : PRS_E_SYS;
     prs_file_map *map = malloc(sizeof *map);
-    /* unreached: unmade: malloc */
+    /* unreached: uninjected: malloc */
     int rc = map ? PRS_OK : PRS_E_NOMEM;
-    /* unreached: unmade: malloc */
+    /* unreached: uninjected: malloc */
     if (rc == PRS_OK && prs_os_length(fd) < size)
         rc = PRS_E_CORRUPT; /* truncated: reading its pages would raise SIGBUS */
     if (rc == PRS_OK) {
         map->restored = false;
-        /* unreached: cannot: an object without bytes is never spilled */
+        /* unreached: impossible: an object without bytes is never spilled */
         map->len = size ? size : 1;
         map->at = cow ? prs_os_map_private(fd, 0, map->len) : prs_os_map(fd, 0, map->len, false);
-        /* unreached: unmade: mmap of a spilled object */
+        /* unreached: uninjected: mmap of a spilled object */
         if (!map->at)
             rc = PRS_E_NOMEM;
     }
@@ -639,10 +639,10 @@ void prs_spill_unmap(prs_file_map *map)
 int prs_spill_create(prs_store *s, const prs_draft *draft, prs_error *error)
 {
     int fd = prs_spill_open_file(s, draft->id.slot, draft->id.serial, O_RDWR | O_CREAT);
-    /* unreached: unmade: openat for an object larger than the store */
+    /* unreached: uninjected: openat for an object larger than the store */
     int rc = fd < 0 ? fd : prs_os_size(fd, draft->size);
     prs_os_close(fd);
-    /* unreached: unmade: openat or ftruncate for an object larger than the store */
+    /* unreached: uninjected: openat or ftruncate for an object larger than the store */
     return rc < 0 ? prs_spill_disk(s, rc, draft->size, error) : PRS_OK;
 }
 

@@ -69,7 +69,7 @@ int prs_spill_finish(prs_store *s, prs_spill_job *job, int codec, int algorithm,
     }
     prs_spill_trailer t = trailer_of(&job->id, job->size, job->stored, codec, algorithm, digest);
     int rc = prs_spill_append(s, job, &t, sizeof t, error);
-    /* unreached: unmade: the disk is full when the trailer comes */
+    /* unreached: uninjected: the disk is full when the trailer comes */
     if (rc == PRS_OK)
         return prs_spill_commit(s, job, error);
     prs_spill_cancel(s, job);
@@ -78,7 +78,7 @@ int prs_spill_finish(prs_store *s, prs_spill_job *job, int codec, int algorithm,
 
 bool prs_draft_in_file(const prs_store *s, const prs_draft *draft)
 {
-    /* unreached: cannot: a window is never larger than the store */
+    /* unreached: impossible: a window is never larger than the store */
     return draft->size > s->capacity && !draft->window;
 }
 
@@ -114,7 +114,7 @@ static int open_restore(prs_store *s, prs_restore *r, uint64_t size, prs_error *
 {
     int fd = prs_spill_open_file(s, r->id.slot, r->id.serial, O_RDONLY);
     if (fd < 0)
-        /* unreached: unmade: the file exists and cannot be opened */
+        /* unreached: uninjected: the file exists and cannot be opened */
         return fd == -ENOENT ? prs_fail(error, PRS_E_LOST, 0, "it was spilled, and its file is gone")
                              : prs_fail(error, PRS_E_SYS, -fd, "cannot open the spill file of the object");
     uint64_t length = prs_os_length(fd);
@@ -124,20 +124,20 @@ static int open_restore(prs_store *s, prs_restore *r, uint64_t size, prs_error *
         why = "its spill file is shorter than a trailer";
     } else {
         rc = prs_os_pread(fd, &r->trailer, sizeof r->trailer, length - sizeof r->trailer);
-        /* unreached: unmade: pread of a trailer */
+        /* unreached: uninjected: pread of a trailer */
         why = rc == 0 ? check_trailer(s, &r->id, size, length, &r->trailer) : NULL;
     }
-    /* unreached: unmade: pread of a trailer */
+    /* unreached: uninjected: pread of a trailer */
     if (rc < 0)
         rc = prs_fail(error, PRS_E_SYS, -rc, "cannot read the spill file of the object");
     else if (why)
         rc = prs_fail(error, PRS_E_CORRUPT, 0, "%s", why);
     if (rc == PRS_OK) {
         bool raw = r->trailer.codec == PRS_SPILL_RAW;
-        /* unreached: cannot: an object without bytes is never spilled */
+        /* unreached: impossible: an object without bytes is never spilled */
         r->len = raw ? length : size ? size : 1;
         r->at = raw ? prs_os_map(fd, 0, r->len, false) : prs_os_memory(r->len);
-        /* unreached: unmade: mmap of a spilled object */
+        /* unreached: uninjected: mmap of a spilled object */
         if (!r->at)
             rc = prs_fail(error, PRS_E_NOMEM, errno, "no memory to restore an object of %llu bytes",
                           (unsigned long long)size);
@@ -176,7 +176,7 @@ int prs_restore_read(const prs_restore *r, uint64_t at, void *to, size_t n)
         return PRS_E_CORRUPT;
     int rc = prs_os_pread(r->fd, to, n, at);
     /* unreached: untested: the file was truncated */
-    /* unreached: unmade 2: pread */
+    /* unreached: uninjected 2: pread */
     return rc == 0 ? PRS_OK : rc == -ENODATA ? PRS_E_CORRUPT : PRS_E_SYS;
 }
 
@@ -190,7 +190,7 @@ void prs_restore_cancel(prs_store *s, prs_restore *r)
 int prs_restore_end(prs_store *s, prs_restore *r, prs_view *view)
 {
     prs_file_map *map = malloc(sizeof *map);
-    /* unreached: unmade: malloc */
+    /* unreached: uninjected: malloc */
     if (!map) {
         prs_restore_cancel(s, r);
         return PRS_E_NOMEM;

@@ -40,7 +40,7 @@ int prs_window_open(prs_store *s, prs_draft *draft, prs_error *error)
     size_t len = prs_round_up(draft->size ? draft->size : 1, PRS_PAGE);
     uint64_t off = s->super->data_off + draft->off;
     prs_window *w = calloc(1, sizeof *w);
-    /* unreached: unmade: calloc */
+    /* unreached: uninjected: calloc */
     if (!w)
         return no_map(error, ENOMEM, "allocating a window");
     rc = prs_reserve(s, prs_area_missing(&s->area, draft->off, len), error);
@@ -92,7 +92,7 @@ int prs_window_seal(prs_store *s, const prs_draft *draft, prs_error *error)
     prs_spin *shard = prs_shard(s, draft->id.slot);
     prs_spin_lock(shard);
     prs_private *p = &s->priv[draft->id.slot];
-    /* unreached: cannot: no other client can pin it before */
+    /* unreached: impossible: no other client can pin it before */
     if (prs_count_up(&p->pins) == 0)
         prs_fetch_or_seqcst(&prs_pins(s, prs_slot_at(s, draft->id.slot))[s->my_word], s->my_bit);
     prs_spin_unlock(shard);
@@ -158,7 +158,7 @@ void prs_windows_after_fork(prs_store *s)
         if (w->state != PRS_WINDOW_OPEN)
             continue;
         w->state = PRS_WINDOW_INHERITED;
-        /* unreached: unmade: mmap in place of a window, in a forked child */
+        /* unreached: uninjected: mmap in place of a window, in a forked child */
         if (prs_os_map_fixed(w->addr, s->fd_ro, w->off, w->len) < 0)
             (void)forsake(w);
     }
@@ -175,17 +175,17 @@ int prs_cow_open(prs_store *s, const prs_oid *id, const prs_view *view, void **m
         prs_file_map *file;
         prs_spin *shard = prs_shard(s, id->slot);
         prs_spin_lock(shard);
-        /* unreached: cannot: a pinned, spilled object has a mapping */
+        /* unreached: impossible: a pinned, spilled object has a mapping */
         bool restored = s->priv[id->slot].map && s->priv[id->slot].map->restored;
         prs_spin_unlock(shard);
         if (restored) { /* the file does not hold these bytes as they are */
-            /* unreached: cannot: an object without bytes is never spilled */
-            /* unreached: unmade: mmap */
+            /* unreached: impossible: an object without bytes is never spilled */
+            /* unreached: uninjected: mmap */
             if (!(*map = prs_os_memory(view->size ? view->size : 1)))
                 return no_map(error, errno, "memory for a private copy");
             prs_copy_parallel(*map, view->data, view->size, 0);
             *data = *map;
-            /* unreached: cannot: an object without bytes is never spilled */
+            /* unreached: impossible: an object without bytes is never spilled */
             *map_len = view->size ? view->size : 1;
             return PRS_OK;
         }

@@ -12,7 +12,7 @@
 uintptr_t prs_page_size(void)
 {
     long size = sysconf(_SC_PAGESIZE); /* reads the auxiliary vector, makes no system call */
-    /* unreached: unmade: sysconf */
+    /* unreached: uninjected: sysconf */
     return size > 0 ? (uintptr_t)size : 4096;
 }
 
@@ -23,7 +23,7 @@ bool prs_advice_is_honest(void)
     if (known == 0) {
         int saved = errno;
         void *barred = mmap(NULL, prs_page_size(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        /* unreached: unmade: no address space for one page */
+        /* unreached: uninjected: no address space for one page */
         if (barred == MAP_FAILED) { /* try again at the next call */
             errno = saved;
             return false;
@@ -45,7 +45,7 @@ int prs_advise(char *at, size_t n, int advice)
     int saved = errno, rc = 0;
     uintptr_t skew = (uintptr_t)at & (prs_page_size() - 1);
     while (madvise(at - skew, n + skew, advice) != 0) {
-        /* unreached: unmade 2: madvise interrupted */
+        /* unreached: uninjected 2: madvise interrupted */
         if (errno != EINTR && errno != EAGAIN) {
             rc = -errno;
             break;

@@ -158,7 +158,7 @@ static inline int prs_futex_wake(const volatile void *addr, int count)
 {
     int saved = errno;
     long rc = prs_futex_call_((void *)(uintptr_t)addr, 1 /* FUTEX_WAKE */, (uint32_t)count, NULL);
-    /* unreached: cannot: the word is always mapped and aligned */
+    /* unreached: impossible: the word is always mapped and aligned */
     int out = rc < 0 ? -errno : (int)rc;
     errno = saved;
     return out;

@@ -151,7 +151,7 @@ void prs_copy_parallel(void *dst, const void *src, size_t n, unsigned max_thread
 uint64_t prs_file_limit(void)
 {
     struct rlimit limit;
-    /* unreached: unmade: getrlimit */
+    /* unreached: uninjected: getrlimit */
     return getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur < INT64_MAX ? limit.rlim_cur : INT64_MAX;
 }
 

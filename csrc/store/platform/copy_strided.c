@@ -254,7 +254,7 @@ int prs_copy_strided_parallel(void *dst, const void *src, int ndim, const ptrdif
         return 0;
     }
     size_t pieces = a.total / PIECE_BYTES;
-    /* unreached: cannot: a thread copies at least 2 MiB */
+    /* unreached: impossible: a thread copies at least 2 MiB */
     if (pieces < threads)
         pieces = threads;
     size_t step = a.shape[dim] / pieces;

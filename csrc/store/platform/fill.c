@@ -57,7 +57,7 @@ typedef struct fill_job {
 static void job_init(fill_job *job, size_t piece)
 {
     job->piece = piece;
-    /* unreached: cannot: the caller has returned if there is nothing to fill */
+    /* unreached: impossible: the caller has returned if there is nothing to fill */
     job->pieces = job->n == 0 ? 0 : (size_t)((job->off + job->n - 1) / piece - job->off / piece) + 1;
     atomic_init(&job->claimed, 0);
     atomic_init(&job->from_back, 0);
@@ -263,7 +263,7 @@ int prs_populate(int fd, uint64_t off, void *map, size_t n, enum prs_page_state 
     if (n > prs_file_limit() || off > prs_file_limit() - n)
         return -EFBIG;
     while (fallocate(fd, 0, (off_t)off, (off_t)n) != 0) {
-        /* unreached: unmade: fallocate interrupted */
+        /* unreached: uninjected: fallocate interrupted */
         if (errno != EINTR) {
             rc = -errno;
             break;
@@ -439,7 +439,7 @@ int prs_area_punch(const prs_area *area, uint64_t off, size_t n, uint64_t *shrun
     while (fallocate(area->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(area->base + from),
                      (off_t)(to - from)) != 0) {
         /* unreached: failing */
-        /* unreached: unmade: fallocate interrupted */
+        /* unreached: uninjected: fallocate interrupted */
         if (errno != EINTR) {
             rc = -errno;
             break;

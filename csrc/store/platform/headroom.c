@@ -46,14 +46,14 @@ static int reader_open(reader *r, const char *root, const char *dir, const char 
 {
     char path[PRS_HEADROOM_PATH + 300];
     int n = snprintf(path, sizeof path, "%s%s%s", root, dir, name);
-    /* unreached: cannot 2: the buffer has room for root, directory and name */
+    /* unreached: impossible 2: the buffer has room for root, directory and name */
     if (n < 0 || (size_t)n >= sizeof path)
         return -ENAMETOOLONG;
     r->begin = r->end = 0;
     r->eof = false;
     do
         r->fd = prs_above_standard(open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY));
-    /* unreached: unmade: open interrupted */
+    /* unreached: uninjected: open interrupted */
     while (r->fd < 0 && errno == EINTR);
     return r->fd < 0 ? -errno : 0;
 }
@@ -89,7 +89,7 @@ static char *reader_line(reader *r)
         ssize_t got = read(r->fd, r->buffer + r->end, sizeof r->buffer - 1 - r->end);
         if (got > 0)
             r->end += (size_t)got;
-        /* unreached: unmade 3: read fails or is interrupted */
+        /* unreached: uninjected 3: read fails or is interrupted */
         else if (got == 0 || errno != EINTR)
             r->eof = true;
     }
@@ -294,7 +294,7 @@ static void add_tree(prs_headroom *h, const mount_line *m, const char *own)
         return; /* a bind mount of some other cgroup does not replace one that fits */
     char path[PRS_HEADROOM_PATH];
     int n = snprintf(path, sizeof path, "%s%s%s", h->root, m->point, tail);
-    /* unreached: cannot: snprintf */
+    /* unreached: impossible: snprintf */
     /* unreached: untested: a path longer than the buffer */
     if (n < 0 || (size_t)n >= sizeof path)
         return;

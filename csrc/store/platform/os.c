@@ -82,9 +82,9 @@ int prs_os_random(void *buffer, size_t n)
     ssize_t got;
     do
         got = getrandom(buffer, n, 0);
-    /* unreached: unmade 3: getrandom */
+    /* unreached: uninjected 3: getrandom */
     while (got < 0 && errno == EINTR);
-    /* unreached: unmade: getrandom */
+    /* unreached: uninjected: getrandom */
     return got == (ssize_t)n ? 0 : -EIO;
 }
 
@@ -100,7 +100,7 @@ int prs_os_memfd(uint64_t id, prs_error *error)
         fd = prs_above_standard(memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING));
     if (fd < 0)
         return prs_fail(error, PRS_E_SYS, errno, "memfd_create failed");
-    /* unreached: unmade: fchmod */
+    /* unreached: uninjected: fchmod */
     if (fchmod(fd, 0600) < 0) {
         int err = errno;
         close(fd);
@@ -146,7 +146,7 @@ int prs_os_publish_file(int fd, const char *path, prs_error *error)
 {
     char link[64];
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-    /* unreached: unmade: fchmod */
+    /* unreached: uninjected: fchmod */
     if (fchmod(fd, 0600) < 0 || linkat(AT_FDCWD, link, AT_FDCWD, path, AT_SYMLINK_FOLLOW) < 0)
         /* unreached: untested: the directory was removed after the file was created */
         return prs_fail(error, PRS_E_SYS, errno, errno == EEXIST ? "%.150s exists already" : "cannot name %.150s",
@@ -193,16 +193,16 @@ int prs_os_reopen_mapping(const void *at, bool writable, const prs_file *file)
     if (!maps)
         return -errno;
     char line[512], path[96] = "";
-    /* unreached: cannot: the list always contains the mapping */
+    /* unreached: impossible: the list always contains the mapping */
     while (!path[0] && fgets(line, sizeof line, maps)) {
         unsigned long begin, end;
         /* unreached: untested: a line longer than the buffer */
-        /* unreached: cannot: the list is sorted */
+        /* unreached: impossible: the list is sorted */
         if (sscanf(line, "%lx-%lx", &begin, &end) == 2 && (uintptr_t)at >= begin && (uintptr_t)at < end)
             snprintf(path, sizeof path, "/proc/self/map_files/%lx-%lx", begin, end);
     }
     fclose(maps);
-    /* unreached: cannot: the list always contains the mapping */
+    /* unreached: impossible: the list always contains the mapping */
     if (!path[0])
         return -ENOENT;
     int fd = prs_above_standard(open(path, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC));
@@ -223,7 +223,7 @@ int prs_os_size(int fd, uint64_t size)
     /* unreached: failing */
     while (ftruncate(fd, (off_t)size) < 0)
         /* unreached: failing */
-        /* unreached: unmade: ftruncate interrupted */
+        /* unreached: uninjected: ftruncate interrupted */
         if (errno != EINTR)
             return -errno;
     return 0;
@@ -247,7 +247,7 @@ bool prs_os_same(int fd, const prs_file *file)
 int prs_os_inspect(int fd, prs_file *file, uint64_t *size, prs_error *error)
 {
     struct stat st;
-    /* unreached: unmade: fstat */
+    /* unreached: uninjected: fstat */
     if (fstat(fd, &st) < 0)
         return prs_fail(error, PRS_E_SYS, errno, "fstat of the store failed");
     if (!S_ISREG(st.st_mode))
@@ -270,7 +270,7 @@ int prs_os_pread(int fd, void *buffer, size_t n, uint64_t off)
     while (n) {
         ssize_t got = pread(fd, at, n, (off_t)off);
         /* unreached: failing 2 */
-        /* unreached: unmade: pread interrupted */
+        /* unreached: uninjected: pread interrupted */
         if (got < 0 && errno == EINTR)
             continue;
         /* unreached: failing */
@@ -288,7 +288,7 @@ int prs_os_pread(int fd, void *buffer, size_t n, uint64_t off)
 uint64_t prs_os_blocks(int fd)
 {
     struct stat st;
-    /* unreached: unmade: fstat */
+    /* unreached: uninjected: fstat */
     return fstat(fd, &st) == 0 ? (uint64_t)st.st_blocks * 512 : 0;
 }
 
@@ -310,7 +310,7 @@ int prs_os_open_directory(int at, const char *path, prs_error *error)
 bool prs_os_in_memory(int fd)
 {
     struct statfs fs;
-    /* unreached: unmade: fstatfs */
+    /* unreached: uninjected: fstatfs */
     return fstatfs(fd, &fs) == 0 && memory_type(&fs);
 }
 
@@ -318,7 +318,7 @@ bool prs_os_in_memory(int fd)
 bool prs_os_has_room(int fd, uint64_t bytes)
 {
     struct statfs fs;
-    /* unreached: unmade: fstatfs */
+    /* unreached: uninjected: fstatfs */
     return fstatfs(fd, &fs) != 0 || fs.f_blocks == 0 || (uint64_t)fs.f_bavail * (uint64_t)fs.f_bsize >= bytes;
 }
 
@@ -346,7 +346,7 @@ int prs_os_remove_at(int at, const char *name, bool directory)
 uint64_t prs_os_length(int fd)
 {
     struct stat st;
-    /* unreached: unmade: fstat */
+    /* unreached: uninjected: fstat */
     return fstat(fd, &st) == 0 ? (uint64_t)st.st_size : 0;
 }
 
@@ -358,7 +358,7 @@ void prs_os_protect(int fd)
 int prs_os_identify(int fd, prs_file *file)
 {
     struct stat st;
-    /* unreached: unmade: fstat */
+    /* unreached: uninjected: fstat */
     if (fstat(fd, &st) < 0)
         return -errno;
     file->dev = st.st_dev;
@@ -375,7 +375,7 @@ int prs_os_each_name(int fd, int (*each)(void *, const char *), void *arg)
         prs_os_close(copy);
         return rc;
     }
-    /* unreached: cannot: the function called for each name returns 0 */
+    /* unreached: impossible: the function called for each name returns 0 */
     for (struct dirent *entry; rc == 0 && (entry = readdir(directory));)
         if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
             rc = each(arg, entry->d_name);
@@ -399,7 +399,7 @@ static void *no_dump(void *at, size_t len)
 static void *map_congruent(int fd, uint64_t off, size_t len, int prot, int flags)
 {
     char *place = NULL;
-    /* unreached: cannot: no mapping is that long */
+    /* unreached: impossible: no mapping is that long */
     if (len >= PRS_HUGE && len <= SIZE_MAX - 2 * PRS_HUGE) {
         size_t room = len + 2 * PRS_HUGE;
         char *found = mmap(NULL, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -449,14 +449,14 @@ void *prs_os_map_private(int fd, uint64_t off, size_t len)
     if (len >= PRS_HUGE && place) {
         place = (place & ~(PRS_HUGE - 1)) + (off & (PRS_HUGE - 1));
         void *at = mmap((void *)(uintptr_t)place, len, prot, flags, fd, (off_t)off);
-        /* unreached: unmade: mmap of a private copy */
+        /* unreached: uninjected: mmap of a private copy */
         /* unreached: untested: the address of the last mapping is in use */
         if (at == MAP_FAILED || (((uintptr_t)at ^ off) & (PRS_HUGE - 1)) == 0)
             return no_dump(at, len);
         munmap(at, len); /* the address is in use */
     }
     void *at = no_dump(map_congruent(fd, off, len, prot, flags), len);
-    /* unreached: unmade: mmap of a private copy */
+    /* unreached: uninjected: mmap of a private copy */
     if (at && len >= PRS_HUGE)
         prs_store_relaxed(&last, (uintptr_t)at);
     return at;
@@ -496,7 +496,7 @@ void prs_os_unmap(void *at, size_t len)
 int prs_os_populate(void *at, size_t len, int fd, uint64_t off)
 {
     while (madvise(at, len, MADV_POPULATE_WRITE) < 0) {
-        /* unreached: unmade 2: madvise interrupted */
+        /* unreached: uninjected 2: madvise interrupted */
         if (errno == EINTR || errno == EAGAIN)
             continue;
         /* unreached: untested: the file system is full when a table grows */
@@ -542,7 +542,7 @@ int prs_os_lock_byte(int fd, uint64_t byte)
     /* unreached: race: another process locked the byte first */
     while (fcntl(fd, F_OFD_SETLK, &lk) < 0)
         /* unreached: race: another process locked the byte first */
-        /* unreached: unmade: fcntl interrupted */
+        /* unreached: uninjected: fcntl interrupted */
         if (errno != EINTR)
             return -errno;
     return 0;
@@ -552,7 +552,7 @@ int prs_os_lock_file(int fd, bool exclusive)
 {
     struct flock lk = byte_lock(0, exclusive ? F_WRLCK : F_RDLCK);
     while (fcntl(fd, F_OFD_SETLK, &lk) < 0)
-        /* unreached: unmade: fcntl interrupted */
+        /* unreached: uninjected: fcntl interrupted */
         if (errno != EINTR)
             return -errno;
     return 0;
@@ -619,7 +619,7 @@ void *prs_os_anchor(int fd)
 
 int prs_os_keep_from_children(void *anchor)
 {
-    /* unreached: unmade: madvise refused */
+    /* unreached: uninjected: madvise refused */
     return madvise(anchor, PRS_PAGE, MADV_DONTFORK) < 0 ? -errno : 0;
 }
 
@@ -646,7 +646,7 @@ bool prs_os_await_end(int fd, int64_t timeout)
         int rc = poll(&p, 1, left > 0 ? (int)((left + PRS_MS - 1) / PRS_MS) : 0);
         if (rc > 0)
             return true;
-        /* unreached: unmade 3: poll interrupted, or timed out */
+        /* unreached: uninjected 3: poll interrupted, or timed out */
         if (rc == 0 || errno != EINTR || left <= 0)
             return false;
     }

@@ -31,18 +31,18 @@ void prs_crew_start(prs_crew *crew, unsigned helpers, void *(*work)(void *), voi
 {
     crew->count = 0;
     pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &crew->cancel_state);
-    /* unreached: cannot: prs_crew_size() gives no more */
+    /* unreached: impossible: prs_crew_size() gives no more */
     if (helpers > PRS_COPY_MAX_THREADS - 1)
         helpers = PRS_COPY_MAX_THREADS - 1;
     if (helpers == 0)
         return;
     pthread_attr_t attr;
-    /* unreached: unmade: pthread_attr_init */
+    /* unreached: uninjected: pthread_attr_init */
     if (pthread_attr_init(&attr) != 0)
         return;
     sigset_t all, old;
     sigfillset(&all);
-    /* unreached: unmade 2: pthread_attr_setstacksize, pthread_sigmask */
+    /* unreached: uninjected 2: pthread_attr_setstacksize, pthread_sigmask */
     if (pthread_attr_setstacksize(&attr, CREW_STACK) == 0 && pthread_sigmask(SIG_SETMASK, &all, &old) == 0) {
         /* unreached: uncounted: test_copy reaches it in a process of another user */
         while (crew->count < helpers && pthread_create(&crew->thread[crew->count], &attr, work, arg) == 0)
@@ -64,11 +64,11 @@ unsigned prs_cpu_count(void)
 {
     cpu_set_t set[8]; /* a set for 8192 CPUs; the kernel refuses one that is too small */
     CPU_ZERO_S(sizeof set, set);
-    /* unreached: unmade: sched_getaffinity */
+    /* unreached: uninjected: sched_getaffinity */
     if (sched_getaffinity(0, sizeof set, set) != 0)
         return 1;
     int count = CPU_COUNT_S(sizeof set, set);
-    /* unreached: cannot: the caller itself runs on a CPU */
+    /* unreached: impossible: the caller itself runs on a CPU */
     return count > 0 ? (unsigned)count : 1;
 }
 
@@ -111,7 +111,7 @@ unsigned prs_crew_size(size_t n, size_t per_thread, unsigned max_threads)
     unsigned limit = max_threads ? max_threads : CREW_DEFAULT;
     if (limit > PRS_COPY_MAX_THREADS)
         limit = PRS_COPY_MAX_THREADS;
-    /* unreached: cannot: every caller passes the bytes per thread */
+    /* unreached: impossible: every caller passes the bytes per thread */
     if (per_thread != 0 && n / per_thread < limit)
         limit = (unsigned)(n / per_thread);
     if (limit <= 1)
