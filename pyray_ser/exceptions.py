@@ -168,7 +168,7 @@ class ObjectStoreFullError(PyraySerError, MemoryError):
 
     def _advice(self) -> str:
         if self.size is not None and self.capacity is not None and self.size > self.capacity:
-            return "it is larger than the whole store: init(capacity=...) with more, or give a spill_dir"
+            return "it is larger than the whole store: raise init(capacity=...), or give a spill_dir"
         advice = "drop refs and views that are not needed, free() objects, or raise init(capacity=...)"
         return advice if self.spills else f"{advice}, or give a spill_dir"
 
@@ -191,7 +191,7 @@ class StoreFullError(PyraySerError, RuntimeError):
         limit = "" if self.limit is None else f" (limit {self.limit})"
         text = f"the store's table of {self.table} is full{limit}"
         if self.table == "clients":
-            return text + "; end processes that no longer need the store, or init(max_clients=...) with more"
+            return text + "; end processes that no longer need the store, or raise init(max_clients=...)"
         return text + "; drop what is no longer needed"
 
 
@@ -275,7 +275,8 @@ class GetTimeoutError(PyraySerError, TimeoutError):
             what = f"{self.pending} objects ({self.ref}, ...)" if self.ref else f"{self.pending} objects"
         verb = "were" if self.pending is not None and self.pending != 1 else "was"
         after = "in time" if self.timeout is None else f"after {_seconds(self.timeout)}"
-        return f"{what} {verb} not ready {after}; ask again with a longer timeout, or see who is to make it"
+        hint = "repeat the call with a longer timeout, or check the process that makes it"
+        return f"{what} {verb} not ready {after}; {hint}"
 
 
 class StoreBusyError(PyraySerError, TimeoutError):
@@ -296,7 +297,7 @@ class StoreBusyError(PyraySerError, TimeoutError):
         who = "a process" if self.pid is None else f"process {self.pid}"
         after = "" if self.timeout is None else f" after {_seconds(self.timeout)}"
         hint = "continue or end it" if self.pid is None else f"continue it (kill -CONT {self.pid}) or end it"
-        return f"{who} holds the store's lock and does not run{after}; {hint}, then repeat the call"
+        return f"{who} holds the store's lock but is stopped{after}; {hint}, then repeat the call"
 
 
 class CorruptObjectError(PyraySerError, ValueError):
@@ -362,9 +363,7 @@ class StoreClosedError(PyraySerError, ValueError):
 
     def _compose(self) -> str:
         what = "the store" if self.store is None else f"store {self.store}"
-        return (
-            f"{what} is closed in this process; values already taken stay valid, but refs do not: get before shutdown()"
-        )
+        return f"{what} is closed in this process; its values stay valid, but refs do not: call get() before shutdown()"
 
 
 class StoreNotFoundError(PyraySerError, FileNotFoundError):
@@ -568,7 +567,7 @@ class WorkerDiedError(PyraySerError, RuntimeError):
         hint = "see its output for the cause"
         if not self.began:
             hint = (
-                "its output says why; hint: under spawn and forkserver, what starts tasks must stand behind "
+                "its output says why; hint: under spawn and forkserver, code that starts tasks must be behind "
                 "`if __name__ == '__main__':`"
             )
         if self.signal is not None:
@@ -578,10 +577,10 @@ class WorkerDiedError(PyraySerError, RuntimeError):
                 name = f"signal {self.signal}"
             how = f"was killed by {name}"
             if name == "SIGKILL":
-                hint = "probably by the kernel for lack of memory (see dmesg), or by somebody's kill -9"
+                hint = "probably by the kernel for lack of memory (see dmesg), or by kill -9"
             elif name in ("SIGSEGV", "SIGBUS"):
                 hint = (
-                    "probably by code that writes into a read-only array without looking at its flags. hint: arrays that a "
+                    "probably by code that writes into a read-only array without checking its flags. hint: arrays that a "
                     "task gets are read-only, and ufunc.at (numpy.add.at) ignores that: copy the array before"
                 )
         elif self.exitcode is None:

@@ -47,7 +47,7 @@ static int check_holders(prs_store *s, uint32_t i, prs_error *error)
         uint32_t first = w % s->holder_words * 64;
         uint64_t known = high <= first ? 0 : high - first >= 64 ? ~0ull : (1ull << (high - first)) - 1;
         if (bits & ~(known | (first == 0)))
-            return prs_fail(error, PRS_E_CORRUPT, 0, "slot %u is held by a client that never was", i);
+            return prs_fail(error, PRS_E_CORRUPT, 0, "slot %u is held by a client that never existed", i);
     }
     return PRS_OK;
 }

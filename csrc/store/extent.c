@@ -514,7 +514,7 @@ int prs_extent_check(prs_store *s, prs_error *error)
                 uint32_t f, l;
                 if (i >= limit || prs_extent_used(prs_extent_at(s, i)) || prs_extent_at(s, i)->bin_prev != back ||
                     free_count-- == 0)
-                    return prs_fail(error, PRS_E_CORRUPT, 0, "bin %u.%u holds what is not free", fl, sl);
+                    return prs_fail(error, PRS_E_CORRUPT, 0, "bin %u.%u contains an extent that is not free", fl, sl);
                 bin_of(prs_extent_at(s, i)->size, &f, &l);
                 if (f != fl || l != sl)
                     return prs_fail(error, PRS_E_CORRUPT, 0, "extent %u is in the wrong bin", i);

@@ -264,7 +264,7 @@ static int add_edge(prs_store *s, prs_draft *draft, const prs_oid *inner, uint32
     prs_unlock(s);
     if (undone) {
         prs_try_free(s, inner->slot);
-        return prs_fail(error, PRS_E_LOST, 0, "an object named by this one is gone");
+        return prs_fail(error, PRS_E_LOST, 0, "an object that this one refers to no longer exists");
     }
     return PRS_OK;
 }

@@ -79,7 +79,7 @@ static int busy(prs_store *s, uint32_t word, prs_error *error)
     int32_t pid = 0;
     if (client && client < s->super->max_clients)
         pid = (int32_t)prs_load_relaxed(&s->clients[client].pid);
-    prs_fail(error, PRS_E_BUSY, 0, "process %d holds the store lock and does not run", (int)pid);
+    prs_fail(error, PRS_E_BUSY, 0, "process %d holds the store lock but is stopped", (int)pid);
     if (error)
         error->pid = pid;
     return PRS_E_BUSY;

@@ -114,7 +114,7 @@ int prs_name_bind(prs_store *s, const char *name, size_t len, const prs_oid *id,
     uint32_t link = prs_link_make(s, id, PRS_LINK_NAME, i, (uint32_t)id->serial, PRS_NIL, &undone);
     /* unreached: race: prs_free ran between the check and the lock */
     if (link == PRS_NIL) {
-        rc = prs_fail(error, PRS_E_LOST, 0, "the object to be named is gone");
+        rc = prs_fail(error, PRS_E_LOST, 0, "the object to be named no longer exists");
         goto out;
     }
     PRS_POINT(name_linked);

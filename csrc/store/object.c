@@ -682,7 +682,7 @@ int prs_seal(prs_store *s, prs_draft *draft, prs_error *error)
     do {
         /* unreached: race 2: this client was declared dead */
         if (PRS_UNLIKELY(prs_word_state(word) != PRS_STATE_CREATING || prs_word_client(word) != s->me))
-            return prs_fail(error, PRS_E_LOST, 0, "this object was taken from us: we were taken for dead");
+            return prs_fail(error, PRS_E_LOST, 0, "another process declared this client dead and reclaimed the object");
         sealed = (word & ~(uint64_t)(PRS_STATE_MASK | PRS_WORD_WAITERS)) | PRS_STATE_SEALED | window;
         /* unreached: race */
     } while (PRS_UNLIKELY(!prs_cas_weak_seqcst(&slot->word, &word, sealed)));

@@ -115,7 +115,7 @@ static int open_restore(prs_store *s, prs_restore *r, uint64_t size, prs_error *
     int fd = prs_spill_open_file(s, r->id.slot, r->id.serial, O_RDONLY);
     if (fd < 0)
         /* unreached: uninjected: the file exists and cannot be opened */
-        return fd == -ENOENT ? prs_fail(error, PRS_E_LOST, 0, "it was spilled, and its file is gone")
+        return fd == -ENOENT ? prs_fail(error, PRS_E_LOST, 0, "it was spilled, and its file was removed")
                              : prs_fail(error, PRS_E_SYS, -fd, "cannot open the spill file of the object");
     uint64_t length = prs_os_length(fd);
     const char *why = NULL;
@@ -158,7 +158,7 @@ int prs_restore_begin(prs_store *s, const prs_oid *id, bool named, prs_restore *
     int rc = prs_pin_bare(s, id, named, &view);
     /* unreached: race: freed between the two checks */
     if (rc < 0)
-        return prs_fail(error, rc, 0, "the object is gone");
+        return prs_fail(error, rc, 0, "the object no longer exists");
     if (view.data) {
         prs_unpin(s, id);
         return PRS_E_EXISTS;

@@ -62,7 +62,7 @@ int prs_window_open(prs_store *s, prs_draft *draft, prs_error *error)
         (void)prs_area_punch(&s->area, draft->off, len, NULL);
         prs_os_unmap(w->addr, len);
         free(w);
-        return prs_fail(error, PRS_E_BACKING, -rc, "no memory behind a window of %zu bytes", len);
+        return prs_fail(error, PRS_E_BACKING, -rc, "no memory for a window of %zu bytes", len);
     }
     w->id = draft->id;
     w->len = len;

@@ -273,7 +273,7 @@ static Py_ssize_t read_into(prp_loader *L, PyObject *owner, char *to, size_t n)
             if (got < 0 && !PyErr_Occurred())
                 PyErr_SetString(PyExc_ValueError, "readinto() returned negative size");
             if (got > (Py_ssize_t)n) {
-                PyErr_SetString(PyExc_ValueError, "readinto() returned more bytes than there was room for");
+                PyErr_SetString(PyExc_ValueError, "readinto() returned more bytes than the buffer holds");
                 return -1;
             }
             return got;

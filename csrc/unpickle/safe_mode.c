@@ -141,7 +141,7 @@ static PyObject *load_nested(PyObject *allow, PyObject *const *args, Py_ssize_t 
         return NULL;
     }
     if (prp_stack_low(NESTED_RESERVE)) {
-        PyErr_SetString(PyExc_RecursionError, "streams inside each other are nested too deep");
+        PyErr_SetString(PyExc_RecursionError, "streams are nested too deeply inside each other");
         return NULL;
     }
     if (Py_EnterRecursiveCall(" while loading a stream inside a stream"))

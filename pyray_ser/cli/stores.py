@@ -128,7 +128,7 @@ def selected(words: list[str]) -> list[Found]:
         if not found and named_stores.is_store(word):
             found = [_of_file(os.path.abspath(word), {store.id: store for store in stores if store.id})]
         if not found:
-            raise LookupError(f"no store {word!r} of this user is to be seen; pyray-ser stat lists those there are")
+            raise LookupError(f"no store of this user matches {word!r}; pyray-ser stat lists all of them")
         chosen += [store for store in found if store not in chosen]
     return chosen
 
@@ -141,7 +141,7 @@ def _attach(found: Found) -> _core.Store:
         store = _core.attach_pid(pid, fd, int(found.id or "0", 16), tables_only=True)
         if store is not None:
             return store
-    raise ProcessLookupError("its last process has just ended, or may not be looked into")
+    raise ProcessLookupError("its last process has just ended, or this user may not examine it")
 
 
 @contextmanager

@@ -121,7 +121,7 @@ class Sending:
             return self._take(view)
         except Exception as error:
             # The store is full, closed, busy, or cannot be made, or the kernel does not answer: never raise an error.
-            _log.debug("a buffer of a message goes by value: %r", error)
+            _log.debug("a buffer stays in its message: %r", error)
             return None
 
     def _take(self, view: memoryview) -> tuple[Any, ...] | None:
@@ -209,7 +209,7 @@ def reaped() -> None:
         if store is not None and not store.closed and store.stats()["in_flight"]:
             _find_orphans(store.flights(), store)
     except (PyraySerError, OSError) as error:
-        _log.debug("cannot look after messages of a process that ended: %r", error)
+        _log.debug("cannot check the messages of a process that ended: %r", error)
     tick()
 
 
@@ -240,7 +240,7 @@ def tick() -> None:
     except StoreBusyError:
         pass  # a stopped process holds the lock: try later
     except Exception as error:
-        _log.debug("cannot look after messages: %r", error)
+        _log.debug("cannot check the messages in flight: %r", error)
     finally:
         _lock.release()
 

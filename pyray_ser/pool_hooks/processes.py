@@ -54,7 +54,7 @@ class _Arguments:
             os.ftruncate(self.fd, offset + view.nbytes)
             _write(self.fd, view, offset)
         except Exception as error:
-            _log.debug("an argument of a process goes by value: %r", error)
+            _log.debug("an argument of a process is pickled: %r", error)
             return None
         self._size = offset + view.nbytes
         return self.number, self.server, offset, view.nbytes

@@ -58,8 +58,8 @@ def check_seal(ref: _core.ObjectRef[Any]) -> None:
     if not _core.is_ours(ref) or _other_threads():
         return
     raise GetTimeoutError(
-        f"object {ref!r} is not sealed, and nobody but this thread could seal it, so that get() would wait without end; "
-        "hint: seal() what create() or empty() returned before get()",
+        f"object {ref!r} is not sealed, and only this thread could seal it, so that get() would wait without end; "
+        "hint: seal() the result of create() or empty() before get()",
         ref=repr(ref),
     )
 
@@ -79,7 +79,7 @@ def check_name(store: _core.Store, name: str) -> None:
     alone = store.path is None and not [pid for pid in store.client_pids() if pid != os.getpid()]
     if alone and not _other_threads() and not _children():
         raise NameNotFoundError(
-            f"no object named {name!r}, and nobody is left who could put one: this process alone uses {store!r}, which has no "
+            f"no object named {name!r}, and no process is left that could put one: only this one uses {store!r}, which has no "
             f"name for others to find it by, and {there}; hint: put(..., name={name!r}) first, or init(name=...) here and where "
             "it is put",
             name=name,

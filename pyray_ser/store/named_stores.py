@@ -333,7 +333,7 @@ def attach_existing(path: str, ident: int, timeout: float = 1.0, flags: int = 0)
         with guard(folder, timeout):
             store = _core.attach_path(path, lock_timeout=timeout, flags=flags)
     except (OSError, ValueError) as error:
-        _log.debug("the store %016x is looked for elsewhere than at %s: %s", ident, path, error)
+        _log.debug("the store %016x is not at %s, and is searched for elsewhere: %s", ident, path, error)
         return None
     if store.id == ident:
         return store

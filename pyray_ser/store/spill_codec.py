@@ -174,7 +174,7 @@ def _check_file(path: str, size: int, store: int, serial: int, form: Form | None
             else:
                 reason, head = _check_contents(file, length, size, store, serial, form)
     except FileNotFoundError:
-        return "ObjectLostError: it was spilled, and its file is gone"
+        return "ObjectLostError: it was spilled, and its file was removed"
     except OSError as error:
         return f"OSError: {error}"
     if reason is None and head != _HEADER:

@@ -109,10 +109,9 @@ def _flights(store: Store) -> tuple[dict[int, int], dict[int, int]]:
 
 
 def _made(record: dict[str, Any]) -> str:
-    maker = record["creator_pid"]
-    return (
-        f"{exc.bytes_text(record['size'])}, made by {'a process that is gone' if maker is None else f'process {maker}'}"
-    )
+    pid = record["creator_pid"]
+    maker = "a process that has ended" if pid is None else f"process {pid}"
+    return f"{exc.bytes_text(record['size'])}, made by {maker}"
 
 
 def _keepers(record: dict[str, Any], kept: dict[int, int], sent: dict[int, int]) -> str:
@@ -140,7 +139,7 @@ def _keepers(record: dict[str, Any], kept: dict[int, int], sent: dict[int, int])
         found.append(f"views in {_count(record['pin_holders'], 'process')}")
     if record["orphaned"]:
         found.append("a forked child that could not join the store")
-    return ", ".join(found) or "nothing: it goes with the next put"
+    return ", ".join(found) or "nothing: the next put frees it"
 
 
 def _count(number: int, noun: str) -> str:
@@ -149,7 +148,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _no_pages(facts: _Facts) -> exc.ObjectStoreFullError:
-    reason = facts.what or "the machine has no pages to give"
+    reason = facts.what or "the machine has no free pages"
     hint = None
     if facts.errno == ENOSPC and facts.path is not None:
         reason, hint = _full_file_system(facts.path)
@@ -181,7 +180,7 @@ def _full_file_system(path: str) -> tuple[str, str]:
 
 
 def _lost(facts: _Facts) -> exc.ObjectLostError:
-    reason = facts.what or ("it was spilled, and its file is gone" if facts.spilled else None)
+    reason = facts.what or ("it was spilled, and its file was removed" if facts.spilled else None)
     return exc.ObjectLostError(ref=facts.ref, store=facts.store, reason=reason)
 
 
@@ -207,7 +206,7 @@ _TABLE: dict[str, Callable[[_Facts], BaseException]] = {
     "FOREIGN": lambda facts: exc.StoreAccessError(path=facts.path, reason=facts.what),
     "CLOSED": lambda facts: exc.StoreClosedError(store=facts.store),
     "INTR": lambda facts: InterruptedError(facts.what or "interrupted by a signal"),
-    "INVAL": lambda facts: ValueError(facts.what or "the store engine was called with arguments that make no sense"),
+    "INVAL": lambda facts: ValueError(facts.what or "the store engine was called with invalid arguments"),
     "NOTFOUND": lambda facts: exc.StoreNotFoundError(store=facts.path),
     "EXISTS": lambda facts: exc.NameExistsError(facts.what),
 }

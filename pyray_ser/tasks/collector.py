@@ -202,7 +202,7 @@ class Collector:
         except BaseException:
             if self.thread == 1:
                 raise  # this is the program's own thread, which must get Ctrl-C
-            _log.exception("the thread that reads the answers of workers goes on after an error in %r", act)
+            _log.exception("the thread that reads the answers of workers continues after an error in %r", act)
             return None
 
     def _is_over(self) -> bool:

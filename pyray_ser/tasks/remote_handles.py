@@ -150,7 +150,7 @@ class Visitor(Client):
                     time.sleep(0.02)
                     continue
                 except Exception as error:
-                    self._end(self._gone(f"it does not let this process in: {error}"))
+                    self._end(self._gone(f"it refuses this process: {error}"))
                     return
                 if self.killed:
                     process.kill()

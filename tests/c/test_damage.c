@@ -130,7 +130,7 @@ static const char *damage_slot(struct scene *c, int which)
     case 11:
         SAYS("size or serial", prs_store_relaxed(&slot->serial, prs_load_relaxed(&c->p->serial)));
     case 12:
-        SAYS("a client that never was", prs_store_relaxed(&slot->holders[0], 1ull << 40));
+        SAYS("a client that never existed", prs_store_relaxed(&slot->holders[0], 1ull << 40));
     case 13:
         SAYS("longer than its room", prs_store_relaxed(&c->p->published, c->s->max_slots + 1));
     case 14:
@@ -198,13 +198,13 @@ static const char *damage_extent(struct scene *c, int which)
         SAYS("bitmap of bin",
              c->a->sl_bitmap[c->fl] ^= c->a->bins[c->fl][c->sl ^ 1] == PRS_NIL ? 1u << (c->sl ^ 1) : 0);
     case 14:
-        SAYS("holds what is not free", c->a->bins[c->fl][c->sl] = prs_load_relaxed(&c->slot->extent));
+        SAYS("contains an extent that is not free", c->a->bins[c->fl][c->sl] = prs_load_relaxed(&c->slot->extent));
     case 15:
-        SAYS("holds what is not free", c->a->bins[c->fl][c->sl] = limit);
+        SAYS("contains an extent that is not free", c->a->bins[c->fl][c->sl] = limit);
     case 16:
-        SAYS("holds what is not free", gap->bin_prev = c->free_extent);
+        SAYS("contains an extent that is not free", gap->bin_prev = c->free_extent);
     case 17: /* a count that is one too high */
-        SAYS("holds what is not free", flags_of_bin(c->a, 0, 1, stray(c)));
+        SAYS("contains an extent that is not free", flags_of_bin(c->a, 0, 1, stray(c)));
     case 18:
         flags_of_bin(c->a, c->fl, c->sl, PRS_NIL);
         SAYS("is in the wrong bin", flags_of_bin(c->a, c->fl, c->sl ^ 1, c->free_extent));

@@ -185,7 +185,7 @@ def window_of(value):
             seen = getattr(seen, "base", None)
         if seen is None:
             break
-    raise ValueError("this is not what create() or empty() returned, nor a view of it")
+    raise ValueError("this is neither a result of create() or empty(), nor a view of one")
 
 
 def seal(value):
@@ -223,7 +223,7 @@ def seal(value):
     if type(value).__module__ == "numpy" and type(value).__name__ == "ndarray":
         n = prp_ndarray().template_put(value, stream, &source)
         if n == 0 or n > STREAM_ROOM:
-            raise TypeError(f"seal() cannot write down an array of dtype {value.dtype}; fill one from create() instead")
+            raise TypeError(f"seal() cannot store an array of dtype {value.dtype}; fill one from create() instead")
         if source.nbytes != window.size or (source.nbytes and source.data != window.data):
             raise ValueError("seal() takes the whole array that empty() returned, not a part of it")
     else:
@@ -234,7 +234,7 @@ def seal(value):
         n = PyBytes_GET_SIZE(written[0]) if written is not None else 0
         if n == 0 or n > STREAM_ROOM:
             raise TypeError(
-                f"seal() cannot write down a {type(value).__name__!r} of this kind; give it what create() or empty() returned, "
+                f"seal() cannot store a {type(value).__name__!r} of this kind; give it a result of create() or empty(), "
                 "or an array by view(numpy.ndarray)")
         PyObject_GetBuffer(value, &view, PyBUF_SIMPLE)
         whole = <uint8_t *>view.buf == window.data and <uint64_t>view.len == window.size

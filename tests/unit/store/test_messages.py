@@ -110,7 +110,7 @@ def test_get_of_an_object_that_only_this_thread_could_seal_says_so():
         try:
             pyray_ser.get(ref)
         except pyray_ser.exceptions.GetTimeoutError as error:
-            assert "nobody but this thread could seal it" in str(error) and "hint: seal()" in str(error), error
+            assert "only this thread could seal it" in str(error) and "hint: seal()" in str(error), error
         # Another thread could.
         thread = threading.Timer(0.5, pyray_ser.seal, [window])
         thread.start()
@@ -141,7 +141,7 @@ def test_a_name_that_nobody_can_put_is_not_waited_for():
             pyray_ser.get_by_name("typo")
         except pyray_ser.exceptions.NameNotFoundError as error:
             text = str(error)
-        assert "nobody is left who could put one" in text and "'there'" in text and "hint: put(..., name='typo')" in text, text
+        assert "no process is left that could put one" in text and "'there'" in text and "hint: put(..., name='typo')" in text, text
     """)
 
 
