@@ -46,11 +46,9 @@ _Static_assert(sizeof(prs_atomic_u64) == 8 && _Alignof(prs_atomic_u64) == 8, "la
 #define prs_exchange_relaxed(p, v) atomic_exchange_explicit((p), (v), memory_order_relaxed)
 #define prs_exchange_acquire(p, v) atomic_exchange_explicit((p), (v), memory_order_acquire)
 #define prs_exchange_release(p, v) atomic_exchange_explicit((p), (v), memory_order_release)
-#define prs_exchange_acqrel(p, v) atomic_exchange_explicit((p), (v), memory_order_acq_rel)
 #define prs_exchange_seqcst(p, v) atomic_exchange_explicit((p), (v), memory_order_seq_cst)
 
 #define prs_fetch_add_relaxed(p, v) atomic_fetch_add_explicit((p), (v), memory_order_relaxed)
-#define prs_fetch_add_acqrel(p, v) atomic_fetch_add_explicit((p), (v), memory_order_acq_rel)
 #define prs_fetch_add_seqcst(p, v) atomic_fetch_add_explicit((p), (v), memory_order_seq_cst)
 
 #define prs_fetch_sub_relaxed(p, v) atomic_fetch_sub_explicit((p), (v), memory_order_relaxed)
@@ -61,7 +59,6 @@ _Static_assert(sizeof(prs_atomic_u64) == 8 && _Alignof(prs_atomic_u64) == 8, "la
 #define prs_fetch_or_acqrel(p, v) atomic_fetch_or_explicit((p), (v), memory_order_acq_rel)
 #define prs_fetch_or_seqcst(p, v) atomic_fetch_or_explicit((p), (v), memory_order_seq_cst)
 
-#define prs_fetch_and_relaxed(p, v) atomic_fetch_and_explicit((p), (v), memory_order_relaxed)
 #define prs_fetch_and_acqrel(p, v) atomic_fetch_and_explicit((p), (v), memory_order_acq_rel)
 #define prs_fetch_and_seqcst(p, v) atomic_fetch_and_explicit((p), (v), memory_order_seq_cst)
 
@@ -71,8 +68,6 @@ _Static_assert(sizeof(prs_atomic_u64) == 8 && _Alignof(prs_atomic_u64) == 8, "la
     atomic_compare_exchange_strong_explicit((p), (expected), (desired), memory_order_relaxed, memory_order_relaxed)
 #define prs_cas_acquire(p, expected, desired) \
     atomic_compare_exchange_strong_explicit((p), (expected), (desired), memory_order_acquire, memory_order_acquire)
-#define prs_cas_release(p, expected, desired) \
-    atomic_compare_exchange_strong_explicit((p), (expected), (desired), memory_order_release, memory_order_relaxed)
 #define prs_cas_acqrel(p, expected, desired) \
     atomic_compare_exchange_strong_explicit((p), (expected), (desired), memory_order_acq_rel, memory_order_acquire)
 #define prs_cas_seqcst(p, expected, desired) \
