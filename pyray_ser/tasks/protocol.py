@@ -39,11 +39,11 @@ __all__ = [
 ]  # fmt: skip
 
 # To a worker:
-FUNCTION = 1  # number of a function, and the function
+FUNCTION = 1  # payload: number of a function, and the function
 CREATE = 2  # number of a call; class and arguments: makes the actor
 CALL = 3  # number of a call; function number or method name, arguments, whether to stream
 CANCEL = 4  # number of a call
-ACK = 5  # number of an answer's call: the caller holds the object that it named
+ACK = 5  # number of the answered call: the caller now holds the object in the answer
 EXPECT = 6  # token: a handle was pickled, another process will connect with it
 HELLO = 7  # token: the handle was loaded
 ARGUMENTS = 12  # number of a call that follows: list of its arguments that were pending when it was made
@@ -51,7 +51,7 @@ TAKEN = 13  # number of a call that streams; how many of its items were taken, s
 # From a worker:
 RESULT = 8  # number of a call, value
 FAILURE = 9  # number of a call, Failure
-ITEM = 10  # number of a call, value: one of several
+ITEM = 10  # number of a call, and one of its several values
 END = 11  # number of a call: no more items
 READY = 14  # 0: the worker has started, and takes calls from now on
 
