@@ -380,3 +380,28 @@ def crowded(number):
 def crowd_of(cls):
     """Return the classes, with their attributes' names, that share the place of a class."""
     return _BY_PLACE.get(_place(cls), ())
+
+
+def _mix(mixed, text):
+    spread, most = 0x9E3779B97F4A7C15, 2**64 - 1
+    for i in range(0, len(text) - 8, 8):
+        mixed = (mixed ^ int.from_bytes(text[i : i + 8], "little")) * spread & most
+        mixed ^= mixed >> 29
+    word = int.from_bytes(text[-8:], "little") if len(text) >= 8 else int.from_bytes(text, "big")
+    return (mixed ^ word) * spread & most
+
+
+def _place_of_name(cls):
+    """Return where the name of a class falls in a table of 512 places; as with `_place`, it is the unpickler's."""
+    module, name = cls.__module__.encode(), cls.__qualname__.encode()
+    return (_mix(_mix(len(module), name), module) * 0x9E3779B97F4A7C15 >> 32) % 512
+
+
+_BY_PLACE_OF_NAME = collections.defaultdict(list)
+for _cls, _ in PLAIN:
+    _BY_PLACE_OF_NAME[_place_of_name(_cls)].append(_cls)
+
+
+def namesakes(cls):
+    """Return other classes whose names share the place of the name of a class."""
+    return [other for other in _BY_PLACE_OF_NAME.get(_place_of_name(cls), ()) if other is not cls]

@@ -1,8 +1,8 @@
 """Do, at every point of the picklers where foreign code can run, what foreign code may do.
 
 A build with ``PYRAY_SER_INTRUDER=1`` calls an intruder at each ``PRP_FOREIGN`` point (``csrc/common/foreign.h``). Here the intruder
-collects garbage, dumps and loads objects of the same classes and of others, changes the class, evicts caches, uses the memo of the
-pickler at work, lets another thread run, or raises. Afterwards the result must be the undisturbed one, or the intruder's exception.
+collects garbage, dumps and loads objects of the same classes and of others, changes the class, evicts caches, copies or uses the memo
+of the pickler at work, lets another thread run, or raises. Afterwards the result must be the undisturbed one, or the intruder's exception.
 
     python tests/fuzz/intruder.py                          every maker of objects, every action, every point
     python tests/fuzz/intruder.py --graphs 1000            random graphs, points at random
@@ -16,7 +16,9 @@ import collections
 import faulthandler
 import gc
 import io
+import itertools
 import linecache
+import mmap
 import os
 import pickle
 import random
@@ -31,11 +33,13 @@ import graphs_classes as classes
 import graphs_layouts
 import graphs_make
 import graphs_same
+import numpy as np
 
 import pyray_ser
 from pyray_ser import _pickle, _unpickle
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+RECORD = 256
 POINTS = 40  # for objects with more points than this, so many are chosen at random
 
 
@@ -60,16 +64,27 @@ class Intruder:
     action : callable
         A function of the intruder; may raise `Intrusion` or `Refusal`.
     points, acted : int
-        Points met and actions done.
+        Points met and actions done in this call.
+    counts : memoryview
+        Points met and actions done in all calls: the start of the record.
+    copies : list of dict
+        Copies of the memo that actions made in this call.
+
+    Parameters
+    ----------
+    record : mmap, optional
+        `RECORD` bytes that hold the counts and what is being done; in a file, they outlive a crash.
     """
 
-    def __init__(self, seed=0):
+    def __init__(self, seed=0, record=None):
         self.r = random.Random(seed)
         self.at = 0
         self.rate = 0.0
         self.action = None
         self.points = self.acted = 0
-        self.total = self.total_acted = 0
+        self.record = bytearray(RECORD) if record is None else record
+        self.counts = memoryview(self.record)[:16].cast("Q")
+        self.copies = []
         self.raised = False
         self.busy = False
         self.places = collections.Counter()
@@ -84,6 +99,7 @@ class Intruder:
         if self.busy:
             return
         self.points += 1
+        self.counts[0] += 1
         if self.at:
             if self.points != self.at:
                 return
@@ -92,6 +108,7 @@ class Intruder:
         if self.action in _RAISING and not may_raise:
             return
         self.acted += 1
+        self.counts[1] += 1
         self.where = (file, line)
         self.places[self.where] += 1
         # What the intruder does itself is not intruded upon; it would be met by thousands of points.
@@ -104,15 +121,15 @@ class Intruder:
             self.install()
             self.busy = False
 
-    def start(self, action=None, at=0, rate=0.0):
+    def start(self, action=None, at=0, rate=0.0, doing=""):
         self.action, self.at, self.rate = action, at, rate
         self.points = self.acted = 0
         self.raised = False
+        self.copies.clear()
+        self.record[16:] = doing.encode()[: RECORD - 16].ljust(RECORD - 16)
 
     def stop(self):
-        """Stop acting, and add up what was done."""
-        self.total += self.points
-        self.total_acted += self.acted
+        """Stop acting."""
         self.at, self.rate = 0, 0.0
 
     def install(self):
@@ -169,7 +186,7 @@ def intrude_evict(intruder):
             pyray_ser.loads(stream)
         pyray_ser.dumps(_MANY_OBJECTS)
         return
-    for stream in intruder.rivals:
+    for stream in intruder.r.choice(intruder.rivals) if intruder.rivals else ():
         pyray_ser.loads(stream)
     pyray_ser.loads(intruder.r.choice(_PARTS))
 
@@ -214,6 +231,14 @@ def intrude_memo(intruder):
         raise
     except Exception:
         return  # refused: that is an answer
+
+
+def intrude_copy(intruder):
+    """Copy the memo of the pickler at work, and change nothing."""
+    if intruder.running is not None:
+        copy = intruder.running.memo.copy()
+        # A dtype that other code holds gets no state any more.
+        intruder.copies.append({index: thing for index, thing in copy.items() if not isinstance(thing, np.dtype)})
 
 
 def intrude_anyhow(intruder):
@@ -327,6 +352,7 @@ ACTIONS = {
     "classes": (intrude_classes, True),
     "warm": (intrude_warm, True),
     "thread": (intrude_thread, True),
+    "copy": (intrude_copy, True),
     "memo": (intrude_memo, False),
     "raise": (intrude_raise, True),
     "refuse": (intrude_refuse, True),
@@ -367,11 +393,17 @@ def _loads(intruder, obj, stream):
 
 def _unpickler(intruder, obj, stream):
     def work():
-        intruder.running = pyray_ser.Unpickler(io.BytesIO(stream))
+        intruder.running = unpickler = pyray_ser.Unpickler(io.BytesIO(stream))
         try:
-            return intruder.running.load()
+            result = unpickler.load()
         finally:
             intruder.running = None
+        memo = unpickler.memo.copy() if intruder.copies else {}
+        for index, thing in (pair for copy in intruder.copies for pair in copy.items()):
+            # The streams that use an index again replace such an object there.
+            if thing is not memo.get(index) and type(thing) is not classes.Plain:
+                raise AssertionError(f"a copy of the memo had {thing!r} at {index}, which is not what was loaded")
+        return result
 
     return work, None
 
@@ -395,6 +427,7 @@ WORKS = {
     "deserialize": _deserialize,
     "loads allowed": _allowed,
 }
+READS = ("loads", "Unpickler", "loads allowed")  # those that use the stream as it is
 
 
 def _from_intruder(error):
@@ -431,7 +464,7 @@ def _outcome(intruder, work, read, expected, exact):
     return graphs_same.difference(expected, copy)
 
 
-def intrude(intruder, name, obj, pool, works=None, actions=None, points=POINTS):
+def intrude(intruder, name, obj, pool, works=None, actions=None, points=POINTS, stream=None):
     """
     Disturb each kind of call for one object, at every point in turn or at some of them.
 
@@ -448,20 +481,22 @@ def intrude(intruder, name, obj, pool, works=None, actions=None, points=POINTS):
         Names; default is all.
     points : int
         How many points are tried for each pair of call and action.
+    stream : bytes, optional
+        What is loaded; by default cloudpickle's stream of the object.
 
-    Returns
-    -------
-    list of str
+    Yields
+    ------
+    str
         What was wrong.
     """
-    faults = []
-    stream = cloudpickle.dumps(obj)
+    if stream is None:
+        stream = cloudpickle.dumps(obj)
     intruder.things = [obj]
     intruder.streams = [stream]
     intruder.classes = list({type(x) for x in (obj, *pool) if type(x).__module__ == classes.__name__})[:8]
     intruder.rivals = _rivals(intruder.classes)
-    for work_name in works or WORKS:
-        intruder.start()
+    for work_name in WORKS if works is None else works:
+        intruder.start(doing=f"{name}, {work_name}, undisturbed")
         intruder.busy = True
         try:
             work, read = WORKS[work_name](intruder, obj, stream)
@@ -480,34 +515,35 @@ def intrude(intruder, name, obj, pool, works=None, actions=None, points=POINTS):
             intruder.stop()
             numbers = range(1, found + 1) if found <= points else sorted(intruder.r.sample(range(1, found + 1), points))
             for at in numbers:
-                intruder.start(action, at)
+                doing = f"{name}, {work_name}, {action_name} at point {at}"
+                intruder.start(action, at, doing=doing)
                 wrong = _outcome(intruder, work, read, expected, exact)
                 if wrong:
-                    faults.append(f"{name}, {work_name}, {action_name} at point {at}, {intruder.where}: {wrong}")
+                    yield f"{doing}, {intruder.where}: {wrong}"
             if exact and action not in _RAISING and numbers:
-                intruder.start(action, rate=0.3)
+                doing = f"{name}, {work_name}, {action_name} at random"
+                intruder.start(action, rate=0.3, doing=doing)
                 wrong = _outcome(intruder, work, read, expected, exact)
                 if wrong:
-                    faults.append(f"{name}, {work_name}, {action_name} at random: {wrong}")
-            if len(faults) > 20:
-                return faults
-    return faults
+                    yield f"{doing}, last at {intruder.where}: {wrong}"
 
 
 def _rivals(found):
-    """Return streams of classes that share a place of a table with the given ones."""
-    streams = []
+    """Return two lists of streams of classes that share a place of a table with the given ones: with attributes, and without."""
+    namesakes = [pickle.dumps(classes.namesakes(cls)[:3], 4) for cls in found[:3]]
+    filled, bare = [], []
     for cls in found[:3]:
-        rivals = [entry for entry in classes.crowd_of(cls) if entry[0] is not cls][:3]
-        if rivals:
-            objects = []
-            for rival, names in rivals:
-                obj = rival()
-                for name in names:
-                    setattr(obj, name, 1)
-                objects.append(obj)
-            streams.append(pickle.dumps(objects, 5))
-    return streams
+        rivals = [entry for entry in classes.crowd_of(cls) if entry[0] is not cls]
+        objects = []
+        for rival, names in rivals[:3]:
+            obj = rival()
+            for name in names:
+                setattr(obj, name, 1)
+            objects.append(obj)
+        filled.append(pickle.dumps(objects, 5))
+        # What is known about a class without attributes is almost nothing.
+        bare.append(pickle.dumps([rival() for rival, _ in rivals[-3:]], 5))
+    return [filled + namesakes, bare + namesakes] if filled else []
 
 
 def _twin(obj):
@@ -555,10 +591,11 @@ def intrude_at_random(intruder, name, obj, pool):
             (intrude_anyhow, intruder.r.choice((0.02, 0.1, 0.4))),
             (intruder.r.choice(_RAISING), 0.1),
         ):
-            intruder.start(action, rate=rate)
+            doing = f"{name}, {work_name}, at random"
+            intruder.start(action, rate=rate, doing=doing)
             wrong = _outcome(intruder, work, read, expected, True)
             if wrong:
-                faults.append(f"{name}, {work_name}, at random, last at {intruder.where}: {wrong}")
+                faults.append(f"{doing}, last at {intruder.where}: {wrong}")
     return faults
 
 
@@ -575,7 +612,58 @@ def corpus(seed, only=None):
         yield name, ["alpha", "beta", "gamma", made, made], [made]
 
 
-def run(seed=0, rounds=1, graphs=0, start=0, only=None, works=None, actions=None, points=POINTS, most=20, report=print):
+def _streams():
+    """
+    Return what no pickler writes: streams that use a memo index again, so that the object that had it dies.
+
+    Returns
+    -------
+    dict
+        Name -> (stream, instances of a class in it).
+    """
+    cls, names = classes.crowded(0.5)[0]
+
+    def text(name):
+        return pickle.BINUNICODE + len(name.encode()).to_bytes(4, "little") + name.encode()
+
+    def framed(opcodes):
+        # In a frame, the unpickler sees which opcodes follow, whatever file it reads.
+        return pickle.PROTO + b"\4" + pickle.FRAME + len(opcodes).to_bytes(8, "little") + opcodes
+
+    def instance(of):
+        return f"c{of.__module__}\n{of.__qualname__}\n".encode() + pickle.EMPTY_TUPLE + pickle.NEWOBJ
+
+    put = pickle.BINPUT + b"\0"
+    old = instance(classes.Plain) + put + pickle.POP
+    state = b"}(" + b"".join(text(name) + b"K\1" for name in names) + b"ub"
+    bodies = {
+        "instance at a used index": instance(cls) + put + state,
+        "state at a used index": instance(cls) + state.replace(b"}", b"}" + put, 1),
+        "list at a used index": b"]" + put + b"(K\1K\2e",
+        "dict at a used index": b"}" + put + b"(K\1K\2K\3K\4u",
+    }
+    made = cls()
+    for name in names:
+        setattr(made, name, 1)
+    return {name: (framed(b"](" + old + body + b"h\0e."), [made]) for name, body in bodies.items()}
+
+
+STREAMS = _streams()
+
+
+def run(
+    seed=0,
+    rounds=1,
+    graphs=0,
+    start=0,
+    only=None,
+    works=None,
+    actions=None,
+    points=POINTS,
+    most=20,
+    report=print,
+    record=None,
+):
     """
     Intrude upon the corpus, then upon random graphs.
 
@@ -584,16 +672,27 @@ def run(seed=0, rounds=1, graphs=0, start=0, only=None, works=None, actions=None
     tuple of (list of str, Intruder)
         Faults, and the intruder with its counts.
     """
-    intruder = Intruder(seed)
+    intruder = Intruder(seed, record)
     gc.collect()
     gc.freeze()
     intruder.install()
     faults = []
+
+    def add(found):
+        faults.extend(itertools.islice(found, most - len(faults)))
+        return len(faults) >= most
+
     try:
+        for name, (stream, pool) in STREAMS.items():
+            if only and name not in only:
+                continue
+            reading = [work for work in works or READS if work in READS]
+            # One point of each stream is the death of the object: try all points.
+            if add(intrude(intruder, name, pickle.loads(stream), pool, reading, actions, 1000, stream)):
+                return faults, intruder
         for number in range(rounds):
             for name, obj, pool in corpus(seed + number, only):
-                faults += intrude(intruder, name, obj, pool, works, actions, points)
-                if len(faults) >= most:
+                if add(intrude(intruder, name, obj, pool, works, actions, points)):
                     return faults, intruder
         for number in range(start, start + graphs):
             if number % 8 == 7:
@@ -609,7 +708,7 @@ def run(seed=0, rounds=1, graphs=0, start=0, only=None, works=None, actions=None
             if len(faults) >= most:
                 break
             if report and number % 1000 == 999:
-                report(f"{number + 1} graphs, {intruder.total} points, {intruder.total_acted} intruded", flush=True)
+                report("{} graphs, {} points, {} intruded".format(number + 1, *intruder.counts), flush=True)
     finally:
         intruder.remove()
         gc.unfreeze()
@@ -622,11 +721,12 @@ def main(arguments=None):
     parser.add_argument("--rounds", type=int, default=1, help="how often each maker makes an object")
     parser.add_argument("--graphs", type=int, default=0)
     parser.add_argument("--start", type=int, default=0, help="the first graph")
-    parser.add_argument("--only", help=f"only these makers: {', '.join(graphs_make.MAKERS)}")
+    parser.add_argument("--only", help=f"only these: {', '.join((*STREAMS, *graphs_make.MAKERS))}")
     parser.add_argument("--calls", help=f"only these: {', '.join(WORKS)}")
     parser.add_argument("--actions", help=f"only these: {', '.join(ACTIONS)}")
     parser.add_argument("--points", type=int, default=POINTS)
     parser.add_argument("--most", type=int, default=20, help="stop after so many faults")
+    parser.add_argument("--record", help="a file for the numbers of points and what is being done, for after a crash")
     parser.add_argument("--places", action="store_true", help="print how often each place was intruded")
     options = parser.parse_args(arguments)
     faulthandler.enable()
@@ -637,6 +737,11 @@ def main(arguments=None):
     def words(text):
         return text.split(",") if text else None
 
+    record = None
+    if options.record:
+        with open(options.record, "w+b") as file:
+            file.truncate(RECORD)
+            record = mmap.mmap(file.fileno(), RECORD)
     faults, intruder = run(
         options.seed,
         options.rounds,
@@ -647,6 +752,7 @@ def main(arguments=None):
         words(options.actions),
         options.points,
         options.most,
+        record=record,
     )
     for fault in faults:
         print(fault)
@@ -654,7 +760,7 @@ def main(arguments=None):
         for (file, line), count in sorted(intruder.places.items()):
             print(f"{count:9} {file}:{line}")
     print(
-        f"{len(faults)} faults; {intruder.total} points met, {intruder.total_acted} intruded at {len(intruder.places)} places, "
+        f"{len(faults)} faults; {intruder.counts[0]} points met, {intruder.counts[1]} intruded at {len(intruder.places)} places, "
         f"{time.perf_counter() - began:.1f} s"
     )
     return 1 if faults else 0

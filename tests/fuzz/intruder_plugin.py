@@ -39,4 +39,4 @@ def pytest_runtest_call(item):
 
 
 def pytest_terminal_summary(terminalreporter):
-    terminalreporter.write_line(f"intruder: {_intruder.total} points met, {_intruder.total_acted} intruded")
+    terminalreporter.write_line("intruder: {} points met, {} intruded".format(*_intruder.counts))
