@@ -3,6 +3,7 @@
 ## fuzz         change pickles for FUZZ_SECONDS, guided by coverage, and compare, under the sanitizers (needs clang)
 ## graphs       random graphs of objects through every pickler and the store (GRAPHS_ARGS="--count 1000000 --threads 8")
 ## intruder     what foreign code may do at each point of the picklers, for INTRUDER_GRAPHS graphs; then under the sanitizers
+## mutation-picklers  faults planted in the picklers, one at a time: the intruder must find each (MUTATION_ARGS="--only f03")
 
 # Guided by coverage: what unpickles, compiled by clang over an installed release, and libFuzzer. Input that aborts is
 # kept as build/guided/crash-..., input that reaches new code in build/guided/pickles and arrays.
@@ -56,3 +57,9 @@ intruder: $(STAMP)/installed $(STAMP)/intruder $(STAMP)/intruder-asan
 	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 	  PYTHONMALLOC=malloc PYTHONPATH=$(INTRUDER_ASAN) \
 	  $(VENV)/bin/python -P tests/fuzz/intruder.py --points 10 --graphs $$(( $(INTRUDER_GRAPHS) / 10 ))
+
+# Faults planted in the picklers: tests/mutation/picklers.toml. A mutant reuses the objects of the intruder's build.
+.PHONY: mutation-picklers
+mutation-picklers: $(STAMP)/installed $(STAMP)/intruder
+	@CC="$(CC_TEST)" $(VENV)/bin/python -P tests/mutation/run_picklers.py --build $(BUILD)/intruder --site $(INTRUDER) \
+	  --out $(BUILD)/mutation-picklers --jobs $(JOBS) $(MUTATION_ARGS)
