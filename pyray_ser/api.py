@@ -8,7 +8,6 @@ import time
 
 from . import _core
 from ._core import ObjectRef, free, get, get_buffer, put
-from .exceptions import ObjectFreedError
 from .store import discovery as _stores
 from .store.scopes import scope
 from .store.waiting import wait
@@ -206,8 +205,12 @@ def get_by_name(name: str, *, timeout: float | None = None, mmap_mode: MmapMode 
     while True:
         try:
             return get(ref, mmap_mode=mmap_mode)
-        except ObjectFreedError:
-            # Somebody freed it since it was found, perhaps to give its name to another object.
+        except LookupError as error:
+            from .exceptions import ObjectFreedError
+
+            # Another process may have freed it since it was found, perhaps to give its name to another object.
+            if not isinstance(error, ObjectFreedError):
+                raise
             rest = timeout and max(end - time.monotonic(), 1e-9)
             ref = _core.wait_name(_current(), name, rest)
 
