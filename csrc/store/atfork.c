@@ -7,8 +7,8 @@
  *            unlock.  child: close the parent's descriptor first, become the second client, forget the
  *            slots that the parent had reserved, make its unsealed windows read-only, unlock.
  * Guarantee  Never waits for the store lock, never fails.  If no slot or descriptor is free, the sticky
- *            holder holds the objects of this process, so views stay valid on both sides, and the child's
- *            handle can only release them.
+ *            holder holds the objects of this process: views stay valid in both processes, and the
+ *            child's handle can only release them.
  */
 #include "store.h"
 
@@ -34,17 +34,18 @@ static void copy_hold(prs_store *s, uint32_t i, uint32_t word_index, uint64_t bi
     const prs_private *p = &s->priv[i];
     prs_atomic_u64 *refs = prs_refs(slot) + word_index, *pins = prs_pins(s, slot) + word_index;
     if (prs_load_relaxed(&slot->serial) != p->serial)
-        return; /* refs to an object that was freed */
+        return; /* these refs belong to an object that was freed */
     if (prs_load_relaxed(&p->pins))
         prs_fetch_or_seqcst(pins, bit);
     if (prs_load_relaxed(&p->refs))
         prs_fetch_or_seqcst(refs, bit);
-    /* A freeing process may have read the child's bits before this, and may read ours after we release them. */
+    /* A process that frees the object may have read the child's bits before we set them, and may read ours after we
+     * have cleared them. */
     /* unreached: race: the object ended while its holds were copied */
     if (!prs_hold_confirm(slot, p->serial) || (prs_load_seqcst(&slot->word) & PRS_WORD_FREED))
         /* unreached: race: the object ended while its holds were copied */
         if (prs_load_relaxed(&p->refs))
-            prs_fetch_and_seqcst(refs, ~bit); /* a ref to a freed object: another object may have the slot by now */
+            prs_fetch_and_seqcst(refs, ~bit); /* the object was freed: another one may be in the slot by now */
     if (sticky)
         prs_fetch_add_relaxed(&s->super->orphaned, 1);
 }
@@ -86,7 +87,7 @@ static void child_one(prs_store *s)
     prs_headroom_after_fork(&s->headroom);
     prs_store_relaxed(&s->filling, 0);
     if (!prs_load_relaxed(&s->closed))
-        prs_store_relaxed(&s->pinned_slots, 0); /* unpins in progress, by threads that the child does not have */
+        prs_store_relaxed(&s->pinned_slots, 0); /* the child does not have the threads that were unpinning */
     prs_magazines_forget(s);
     if (s->child == PRS_NIL) {
         s->orphan = true;

@@ -1,7 +1,7 @@
 /* backing.c - pages of the data area: mapping, filling, punching.
  *
- * Purpose    A put that the machine has no memory for fails with an error, never by SIGBUS or the
- *            OOM killer; memory once used is reused warm, but not kept forever.
+ * Purpose    If the machine has no memory for a put, the put returns an error, and no process gets SIGBUS or is
+ *            killed by the OOM killer.  Used memory is reused while it is warm, but not kept forever.
  * Algorithm  Before we ask the kernel for pages, we check the headroom of cgroups and machine (headroom.h); then
  *            fill.h chooses how to fill them.  Freed extents stay backed up to a reserve: the largest of
  *            warm_reserve, a quarter of the bytes in use, and the largest extent freed within the last seconds, so
@@ -17,7 +17,7 @@
 #define SPILL_ROUNDS 16 /* attempts to make room in a full file system */
 #define BACK_GRAIN (128u * 1024u)
 #define ROOM (16u * BACK_GRAIN)
-#define TRIM_PAGES (PRS_HUGE / PRS_PAGE) /* trim whole blocks: split no huge page needlessly */
+#define TRIM_PAGES (PRS_HUGE / PRS_PAGE) /* trim whole blocks, to avoid splitting huge pages */
 
 /* Code that closes all descriptors closed ours as well: open the store again through a peer, or through /proc/self
  * where the kernel allows it, before we use a number that now belongs to another file. */
@@ -178,7 +178,7 @@ int prs_back(prs_store *s, uint64_t off, uint64_t len, prs_error *error)
     /* unreached: impossible: the capacity is a multiple of the grain */
     if (end > s->capacity)
         end = s->capacity;
-    bool plenty = prs_os_has_room(s->fd_rw, ROOM); /* otherwise neighbours would use memory that others need */
+    bool plenty = prs_os_has_room(s->fd_rw, ROOM); /* if not, leave the memory of neighbouring pages to others */
     for (int attempt = !plenty;; attempt++) {
         if (attempt) { /* little space is left: back only the pages needed */
             begin = off & ~(uint64_t)(PRS_PAGE - 1);
@@ -216,7 +216,7 @@ static int fill(prs_store *s, uint64_t off, const void *src, size_t n, prs_error
     uint64_t missing = prs_area_missing(&s->area, off, n);
     rc = hold(s, missing, error);
     /* unreached: untested: punching warm memory elsewhere was enough */
-    if (rc < 0 && prs_trim(s, 0)) /* warm pages elsewhere are memory that we can free */
+    if (rc < 0 && prs_trim(s, 0)) /* warm pages elsewhere can be freed */
         rc = hold(s, missing, error);
     if (rc < 0)
         return rc;
@@ -230,7 +230,7 @@ static int fill(prs_store *s, uint64_t off, const void *src, size_t n, prs_error
 
 int prs_fill_range(prs_store *s, uint64_t off, const void *src, size_t n, prs_error *error)
 {
-    prs_fetch_add_seqcst(&s->filling, 1); /* prs_close() waits for this count, so the descriptor stays ours */
+    prs_fetch_add_seqcst(&s->filling, 1); /* prs_close() waits until this is 0, so the descriptor stays open */
     int rc = prs_load_seqcst(&s->closed) ? PRS_E_CLOSED : fill(s, off, src, n, error);
     prs_fetch_sub_seqcst(&s->filling, 1);
     return rc;
@@ -266,7 +266,7 @@ bool prs_beyond_reserve(prs_store *s, uint64_t size)
         prs_store_relaxed(&s->super->warm_until, now + WARM_SECONDS * (uint64_t)PRS_SECOND);
     }
     if (size <= s->super->warm_reserve / 16 && now < until)
-        return false; /* many small extents: the periodic trim handles them */
+        return false; /* after many small extents the periodic trim returns the memory */
     uint64_t used = prs_load_relaxed(&s->super->arena.used), backed = data_backed(s);
     uint64_t live = used > size ? used - size : 0;
     return backed > live && backed - live > reserve_bytes(s) + size;
@@ -324,7 +324,7 @@ uint64_t prs_trim(prs_store *s, uint64_t keep)
         uint64_t after = data_backed(s);
         /* unreached: race: others fill as fast, or the file system frees nothing */
         if (after >= before)
-            break; /* the file system frees nothing, or others fill as fast */
+            break; /* the file system freed nothing, or other processes fill it as fast */
         given += before - after;
     }
     return given;

@@ -1,9 +1,9 @@
 /* check.c - inspecting a store: consistency check, statistics, list of objects.
  *
  * Guarantee  prs_check takes the store lock and verifies every invariant of layout.h that other
- *            clients cannot be changing lock-free at that moment.  prs_check_in_slices lets others have
- *            the lock in between, so that a long table stalls nobody.  Statistics count by walking the
- *            table: put and get maintain no counters.
+ *            clients cannot be changing lock-free at that moment.  prs_check_in_slices releases the
+ *            lock after each slice, so that a long table does not delay other clients.  Statistics
+ *            count by walking the table: put and get maintain no counters.
  */
 #include "store.h"
 
@@ -37,7 +37,7 @@ static int check_slot(prs_store *s, uint32_t i, prs_error *error)
     return PRS_OK;
 }
 
-/* Reject bits of clients that never existed: no process would ever clear them. */
+/* Reject bits of clients that never existed, because no process would ever clear these bits. */
 static int check_holders(prs_store *s, uint32_t i, prs_error *error)
 {
     prs_slot *slot = prs_slot_at(s, i);
@@ -52,7 +52,7 @@ static int check_holders(prs_store *s, uint32_t i, prs_error *error)
     return PRS_OK;
 }
 
-/* Check what all other checks rely on. */
+/* Check the lengths of the tables, on which all other checks rely. */
 static int check_lengths(prs_store *s, prs_error *error)
 {
     uint32_t published = prs_load_acquire(&s->super->published);
@@ -112,10 +112,10 @@ int prs_check(prs_store *s, prs_error *error)
 
 /* ---- in slices ---------------------------------------------------------------------------------- */
 
-#define SLICE 4096u /* entries checked per hold of the lock */
+#define SLICE 4096u /* entries checked per acquisition of the lock */
 #define BREATH (50 * (PRS_MS / 1000))
 
-/* Return whether an index is on the stack of free slots by its looks: a free slot, or the end. */
+/* Return whether an index could be on the stack of free slots: it is that of a free slot, or PRS_NIL. */
 static bool may_be_free(const prs_store *s, uint32_t i)
 {
     return i == PRS_NIL ||
@@ -180,7 +180,7 @@ int prs_check_in_slices(prs_store *s, prs_error *error)
             if (rc < 0)
                 return rc;
             if (wanted)
-                prs_os_sleep(BREATH); /* whoever waits has to wake up first */
+                prs_os_sleep(BREATH); /* the waiting client has to wake up first */
         }
     return PRS_OK;
 }
@@ -277,7 +277,7 @@ int prs_list(prs_store *s, uint32_t *cursor, prs_record *out, int cap)
         r->tokens_and_edges = prs_links_all(prs_load_relaxed(&slot->links));
         if (client < s->super->max_clients && (prs_load_acquire(&s->clients[client].state) & 0xFF) == PRS_CLIENT_LIVE &&
             r->id.serial >=
-                prs_load_relaxed(&s->clients[client].first_serial)) /* not the earlier client in that client slot */
+                prs_load_relaxed(&s->clients[client].first_serial)) /* this client, not an earlier one in its slot */
             r->creator_pid = (int32_t)prs_load_relaxed(&s->clients[client].pid);
         uint32_t now = prs_age(s), created = prs_load_relaxed(&slot->created);
         r->age = now > created ? now - created : 0;

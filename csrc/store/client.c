@@ -1,21 +1,22 @@
 /* client.c - client slots and the proof that a client is dead.
  *
  * Purpose    A client slot represents one process: its bit in every object's holders, its index in
- *            locks and words.  A client that dies must be recognized; a living one must never be
- *            taken for dead.
+ *            locks and words.  Dead clients must be detected, and a living client must never be
+ *            declared dead.
  * Algorithm  The owner keeps an OFD lock on its own byte, past the end of the file.  A mapping, the
  *            anchor, holds the locked open file description: the kernel drops the lock when the
  *            address space ends (exit, exec), but not when other code closes the descriptors.
  *            A client is dead when its byte is free, or when its pid does not exist in a pid
  *            namespace that it shares with the observer.  Nothing else is evidence: /proc may hide a
  *            process, show another namespace, or be missing (docs/internals/liveness.md).
- *            A process that may not open the file again (after setuid) locks the byte of a forked
- *            child on the description that both share.
- *            Reaping needs a client slot as well: when every slot is taken, an attaching process
- *            becomes the janitor (the last slot) while it looks for dead clients.
- * Guarantee  The proof never takes the lock that it tests: we use F_OFD_SETLK on free slots only, so
- *            an observer stopped half-way cannot make a dead client look alive.  The proof uses
- *            fd_ro, whose description never carries a lock: a description does not see its own locks.
+ *            If a process may not reopen the file (after setuid), it shares its open file description
+ *            with a forked child and locks the child's byte through that.  A reaper needs a client
+ *            slot as well: if every slot is taken, an attaching process uses the last slot, the
+ *            janitor's, while it checks for dead clients.
+ * Guarantee  The proof never acquires the lock that it tests: F_OFD_SETLK is used on free slots only,
+ *            so a process that is stopped during a proof cannot make a dead client look alive.  The
+ *            proof tests the lock through fd_ro, whose open file description never holds one, because
+ *            a test ignores the locks of its own description.
  */
 #include "store.h"
 #include <errno.h>
@@ -36,17 +37,17 @@ static uint32_t janitor_of(const prs_store *s)
     return s->super->max_clients - 1;
 }
 
-/* Claim slot i, which should be in `state`, for the open file description of `fd`.  The byte does not exclude
- * processes that share the description of fd_rw: among them the state alone decides, and the byte stays locked
- * for the winner. */
+/* Claim slot i, which should be in `state`, for the open file description of `fd`.  The byte lock does not
+ * exclude processes that share the open file description of fd_rw: among these the compare-and-swap of the
+ * state decides, and the byte stays locked for the one that succeeds. */
 static bool claim_slot(prs_store *s, int fd, uint32_t i, uint64_t state, uint32_t *incarnation)
 {
     prs_client *c = &s->clients[i];
     /* unreached: race: another process locked the byte first */
     if (prs_os_lock_byte(fd, byte_of(i)) < 0)
-        return false; /* another process is claiming the slot, or a child that has not exited yet */
+        return false; /* another process is claiming the slot, or a child of its last client has not exited yet */
     PRS_POINT(client_locked);
-    /* Raise the mark before we can set our first bit: scanners read up to it. */
+    /* Raise client_high before we set our first holder bit: scans of the bits end at this index. */
     uint32_t high = prs_load_seqcst(&s->super->client_high);
     /* unreached: race */
     while (high <= i && !prs_cas_seqcst(&s->super->client_high, &high, i + 1))
@@ -129,9 +130,9 @@ static bool clean_as_janitor(prs_store *s)
     prs_client_born(s);
     /* unreached: uninjected: backing the tables fails in a janitor that follows a dead one */
     if (state != PRS_CLIENT_FREE && prs_tables_prefault(s) == 0)
-        prs_client_recover_slots(s, i); /* an earlier janitor died at work */
+        prs_client_recover_slots(s, i); /* an earlier janitor died while reaping */
     prs_reap_dead(s, 0);
-    prs_deferred_run(s, true); /* no client reaps a janitor that has left */
+    prs_deferred_run(s, true); /* after it has left, no client reaps a janitor */
     prs_client_release(s);
     return true;
 }
@@ -153,7 +154,7 @@ int prs_client_claim(prs_store *s, prs_error *error)
         /* unreached: race 3: another janitor is at work */
         if (cleaned || prs_now() > deadline)
             break;
-        prs_os_sleep(PRS_MS); /* another janitor is at work: it may free a slot for us as well */
+        prs_os_sleep(PRS_MS); /* another process is the janitor: it may free a slot for us as well */
     }
     if (i == PRS_NIL) {
         prs_fail(error, PRS_E_CLIENTS, 0, "all %u client slots of the store are taken by living processes",
@@ -168,16 +169,16 @@ int prs_client_claim(prs_store *s, prs_error *error)
     return PRS_OK;
 }
 
-/* The lock of this client ends with this mapping, at the latest. */
+/* The kernel releases this client's lock no later than this mapping. */
 void prs_client_unanchor(prs_store *s)
 {
     prs_os_unmap(s->anchor, PRS_PAGE);
     s->anchor = NULL;
 }
 
-/* The child has no separate file description: wait until it runs.  The pipe ends when the child has become a client,
- * when it dies before that, and when fork failed.  Wait for at most a second: a debugger may hold the child back.
- * */
+/* The child shares our open file description: wait until it runs.  The pipe is closed when the child has become a
+ * client, when it dies before that, or when fork fails.  Wait for at most a second, because a debugger may have
+ * stopped the child. */
 static void await_birth(prs_store *s)
 {
     prs_os_close(s->birth[1]);
@@ -191,8 +192,8 @@ static void await_birth(prs_store *s)
         prs_os_unlock_byte(s->fd_rw, byte_of(s->child)); /* any client may reap it now */
 }
 
-/* Before a fork: claim a second slot, whose lock the child inherits on its own description, or else on the shared
- * one. */
+/* Before a fork: claim a second client slot, whose lock the child inherits with a separate open file description
+ * or, if that cannot be opened, with ours. */
 int prs_client_claim_child(prs_store *s)
 {
     s->child = PRS_NIL;
@@ -215,7 +216,7 @@ int prs_client_claim_child(prs_store *s)
     return rc < 0 ? rc : 0;
 }
 
-/* In the parent, after a fork: close and unmap what belongs to the child. */
+/* In the parent, after a fork: close the child's descriptors and unmap its anchor. */
 void prs_client_forked(prs_store *s)
 {
     if (s->child != PRS_NIL && s->birth[0] >= 0)
@@ -228,7 +229,7 @@ void prs_client_forked(prs_store *s)
     s->birth[0] = s->birth[1] = s->child_fd = -1;
 }
 
-/* In the child: take over what the parent prepared. */
+/* In the child: take over the client slot, descriptor and anchor that the parent prepared. */
 void prs_client_inherited(prs_store *s)
 {
     if (prs_os_same(s->fd_lock, &s->file))
@@ -244,7 +245,7 @@ void prs_client_inherited(prs_store *s)
         (void)prs_os_keep_from_children(s->anchor); /* this cannot fail: a mapping of one page is not split */
 }
 
-/* In the child, once its slot is published: end the pipe on which the parent waits. */
+/* In the child, once its slot is published: close the pipe on which the parent waits. */
 void prs_client_tell_birth(prs_store *s)
 {
     prs_os_close(s->birth[0]);
@@ -256,19 +257,20 @@ void prs_client_tell_birth(prs_store *s)
 void prs_client_release(prs_store *s)
 {
     PRS_POINT(client_releasing);
-    /* The pid stays: without it a client that is just leaving would look dead. */
+    /* Keep the pid: without it a client that is leaving would look dead. */
     uint64_t live = in_state(PRS_CLIENT_LIVE, s->incarnation);
     /* If a busy lock kept us from releasing edges or returning slots, keep the state: a reaper will do it. */
     /* unreached: race 2: the client leaves while the lock is busy, with edges it could not end */
     if ((s->dying == PRS_NIL && !prs_load_relaxed(&s->has_pending)) || s->me == janitor_of(s))
         prs_cas_seqcst(&s->clients[s->me].state, &live, PRS_CLIENT_FREE);
-    int fd = s->fd_lock >= 0 ? s->fd_lock : s->fd_rw; /* a forked child may have only the shared description */
+    int fd = s->fd_lock >= 0 ? s->fd_lock : s->fd_rw; /* a forked child may have no separate one */
     /* unreached: untested: other code closed the descriptor before prs_close */
     if (prs_os_same(fd, &s->file))
         prs_os_unlock_byte(fd, byte_of(s->me));
 }
 
-/* The slot of a dead client is about to become free: drop the lock that a shared description may still hold on it. */
+/* The slot of a dead client is about to become free: release the lock that an open file description shared with it may
+ * still hold. */
 void prs_client_forget(prs_store *s, uint32_t client)
 {
     /* unreached: untested: other code closed the descriptor before a check for dead clients */
@@ -320,12 +322,12 @@ bool prs_client_proven_dead(prs_store *s, uint32_t client, uint64_t *found)
     bool neighbour = s->pid_ns != 0 && prs_load_relaxed(&c->pid_ns) == s->pid_ns;
     if (!(neighbour && prs_os_process_gone((int32_t)pid)) && !byte_free(s, client))
         return false;
-    /* The client may have left and another come while we looked. */
+    /* Meanwhile the client may have left and another one may have claimed its slot. */
     /* unreached: race 2: the client left and another came while we checked */
     return prs_load_acquire(&c->state) == state && prs_load_acquire(&c->pid) == pid;
 }
 
-/* The mark holds the incarnation, so it is void once that incarnation has ended, however it ended. */
+/* `leaving` contains the incarnation, so it becomes invalid when that incarnation ends for any reason. */
 bool prs_leave(prs_store *s)
 {
     if (s->orphan)
@@ -334,7 +336,7 @@ bool prs_leave(prs_store *s)
     uint32_t high = prs_load_acquire(&s->super->client_high);
     /* unreached: damage */
     for (uint32_t i = 1; i < high && i < s->super->max_clients; i++) {
-        uint64_t state = prs_load_seqcst(&s->clients[i].state); /* a child that is being forked also stays a client */
+        uint64_t state = prs_load_seqcst(&s->clients[i].state); /* a child that is being forked counts, too */
         if (i == s->me || (state & 0xFF) == PRS_CLIENT_FREE || prs_load_seqcst(&s->clients[i].leaving) == state >> 32)
             continue;
         if (!prs_client_dead(s, i))

@@ -1,14 +1,15 @@
 /* extent.c - two-level segregated fit over the data area.
  *
- * Purpose    Allocate runs of bytes of the data area in constant time, however many are live.
+ * Purpose    Allocate runs of bytes of the data area in constant time, independent of their number.
  * Algorithm  TLSF (Masmano et al., "TLSF: a new dynamic memory allocator for real-time systems",
- *            2004): free extents sit in bins by power of two and 32 steps within; two bitmaps find
- *            a fitting bin with two bit scans; free neighbours are merged immediately.  Unlike in
- *            the paper the descriptors lie outside the memory they describe, so that readers of
- *            the data area cannot see them.  Bins are last in, first out: the extent freed last is
- *            warm.  Small extents are cut from the low end of a free one, paged ones from the high end.
- * Guarantee  Everything here runs under the store lock; prs_extent_rebuild() recomputes it from
- *            the slots, so a death in the middle does no harm.
+ *            2004): free extents are in bins by power of two and by 32 steps within each; two bit scans
+ *            of two bitmaps find a suitable bin; free neighbours are merged immediately.  Unlike in the
+ *            paper, descriptors are stored outside the memory that they describe, so that readers of
+ *            the data area cannot see them.  A bin is last in, first out, because the extent freed last
+ *            is warm.  Small extents are cut from the low end of a free one, paged ones from the high
+ *            end.
+ * Guarantee  Everything here runs under the store lock; if a client dies during a change,
+ *            prs_extent_rebuild() recomputes the extents from the slots.
  */
 #include "store.h"
 
@@ -30,7 +31,7 @@ prs_extent *prs_extent_at(const prs_store *s, uint32_t i)
     return &nowhere;
 }
 
-/* Compute the bin of an extent of this size: its power of two, and which of 32 steps within. */
+/* Compute the bin of an extent of this size: its power of two, and the step (of 32) within that. */
 static void bin_of(uint64_t size, uint32_t *fl, uint32_t *sl)
 {
     uint64_t units = size / PRS_UNIT;
@@ -87,8 +88,9 @@ static void bin_remove(prs_store *s, uint32_t i)
     }
 }
 
-/* Free descriptors are a stack of returned ones, then those never used.  One is always free: there are
- * at most as many used extents as slots, and at most one more free ones. */
+/* Free descriptors are those on a stack of returned ones and, after these, those never used.  There is
+ * always a free one: there are at most as many used extents as slots, and at most one more free extent
+ * than used ones. */
 static uint32_t descriptor_take(prs_store *s)
 {
     prs_arena *a = arena_of(s);
@@ -160,7 +162,7 @@ static uint32_t split(prs_store *s, uint32_t i, uint64_t at)
     return j;
 }
 
-/* Find where a paged run of `size` bytes would start at the high end of e; false: it does not fit. */
+/* Compute where a paged run of `size` bytes at the high end of e would start; return false if it does not fit. */
 static bool paged_start(const prs_extent *e, uint64_t size, uint64_t *start)
 {
     uint64_t end = (e->off + e->size) & ~(uint64_t)(PRS_PAGE - 1);
@@ -210,7 +212,7 @@ static uint32_t find(prs_store *s, uint64_t size, bool paged)
                 return head;
         }
     }
-    /* As a last resort, search bins whose extents may or may not fit. */
+    /* As a last resort, search the bins that may also have extents that are too small. */
     uint32_t last_fl, last_sl;
     bin_of(want, &last_fl, &last_sl);
     bin_of(size, &fl, &sl);
@@ -287,7 +289,7 @@ static void merge(prs_store *s, uint32_t i, uint32_t j)
     PRS_POINT(extent_merged);
 }
 
-/* Return whether a neighbour is free; not if its index is damaged: it has no bytes then. */
+/* Return whether a neighbour is free; return false if its index is damaged. */
 static bool is_free(const prs_store *s, uint32_t i)
 {
     const prs_extent *e = i != PRS_NIL ? prs_extent_at(s, i) : NULL;
@@ -308,7 +310,7 @@ void prs_extent_free(prs_store *s, uint32_t i, uint32_t slot)
     if (is_free(s, e->prev)) {
         uint32_t low = e->prev;
         bin_remove(s, low);
-        bin_push(s, i); /* merge() takes the higher one out of its bin */
+        bin_push(s, i); /* merge() removes the higher extent from its bin */
         merge(s, low, i);
         i = low;
     }
@@ -327,7 +329,8 @@ static uint64_t warm_bytes(const prs_store *s, const prs_extent *e)
     return first < end ? prs_pages_count(s->area.backed, first, end - first) * PRS_PAGE : 0;
 }
 
-/* Find a free extent with enough backed pages to return to the kernel, largest sizes first; PRS_NIL: none. */
+/* Search the free extents, largest sizes first, for one with enough backed pages to return to the kernel; return
+ * PRS_NIL if there is none. */
 uint32_t prs_extent_warm(const prs_store *s)
 {
     const prs_arena *a = arena_of(s);
@@ -554,7 +557,7 @@ int prs_extent_check_heads(prs_store *s, prs_error *error)
     return PRS_OK;
 }
 
-/* Return whether a free extent has its place in the chain of its bin. */
+/* Return whether a free extent is correctly linked in the chain of its bin. */
 static bool in_its_bin(const prs_store *s, uint32_t i)
 {
     const prs_arena *a = arena_of(s);
@@ -568,7 +571,7 @@ static bool in_its_bin(const prs_store *s, uint32_t i)
     return prev < limit && !prs_extent_used(&s->extents[prev]) && s->extents[prev].bin_next == i;
 }
 
-/* Offsets rise along the chain, so that it holds every byte once if each extent follows its neighbour. */
+/* Check that the extent begins where its neighbour ends: if all do, the chain contains every byte once. */
 int prs_extent_check_one(prs_store *s, uint32_t i, prs_error *error)
 {
     const prs_arena *a = arena_of(s);

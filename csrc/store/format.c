@@ -2,8 +2,8 @@
  *
  * Purpose    Validate headers and entries in shared memory before any use; write new ones.
  * Algorithm  Copy each struct to private memory by one memcpy and check the copy, with
- *            overflow-checked sums.  Bytes that change during the read can only make one copy
- *            differ from the next, never get past a check.
+ *            overflow-checked sums.  If another process changes the bytes meanwhile, one copy may
+ *            differ from the next, but every copy is checked before it is used.
  * Guarantee  A header that passes describes no byte beyond its own total; an entry that passes lies
  *            behind the stream and within the total, or refers to another object.
  */
@@ -22,7 +22,7 @@ const char *prs_format_check_header(const void *data, uint64_t have, prs_header 
         return "its format version is unknown";
     if (header->flags != 0 || header->reserved != 0)
         return "flags are set that this version does not know";
-    /* 32 bits times 32 cannot overflow 64 bits. */
+    /* The product of a 32-bit count and 32 cannot overflow 64 bits. */
     uint64_t table_end = PRS_HEADER_SIZE + PRS_ENTRY_SIZE * header->nbuffers;
     if (table_end > header->total)
         return "its table of buffers is longer than the object";
@@ -38,7 +38,7 @@ bool prs_format_one_buffer(const void *data, uint64_t size, prs_header *header, 
         uint32_t magic;
         uint16_t version, flags;
     } begins = {PRS_FORMAT_MAGIC, PRS_FORMAT_VERSION, 0};
-    const uint64_t ends = 1; /* flags for one buffer and no reserved bits */
+    const uint64_t ends = 1; /* nbuffers is 1, reserved is 0 */
     if (size < before)
         return false;
     memcpy(header, data, sizeof(*header));

@@ -58,15 +58,16 @@ _Static_assert(sizeof(prs_buffer_entry) == 32, "entry is 32 bytes");
 
 /* ---- reading ----------------------------------------------------------------- */
 
-/* Copy the header from `have` bytes at `data` and check it, and that table and stream fit into its `total`.
- * The caller compares `total` with the number of bytes it has. */
+/* Copy the header from the `have` bytes at `data`, check it, and check that table and stream fit into its
+ * `total`. The caller compares `total` with the number of bytes it has. */
 const char *prs_format_check_header(const void *data, uint64_t have, prs_header *header);
 /* Copy entry `index` < nbuffers out of `table` and check it.  An entry that refers to another object
- * is checked for shape only: the caller compares its range with that object's size. */
+ * is only checked for consistency: the caller compares its range with that object's size. */
 const char *prs_format_check_entry(const prs_header *header, const void *table, uint32_t index,
                                    prs_buffer_entry *entry);
-/* Fast path for the most common form: `size` bytes in all, with one own buffer.  If true, header and entry are
- * checked copies, as after the two functions above.  If false, the form is another one or damaged. */
+/* Fast path for the most common form: `size` bytes in total, with one buffer that belongs to this object.
+ * Return true if `header` and `entry` are checked copies, as after the two functions above; return false for
+ * other or damaged forms. */
 bool prs_format_one_buffer(const void *data, uint64_t size, prs_header *header, prs_buffer_entry *entry);
 /* Return the offset of the first byte after the stream of a checked header. */
 uint64_t prs_format_body(const prs_header *header);

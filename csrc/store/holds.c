@@ -6,7 +6,7 @@
  *            in the slot they hold.  A receiver sets its own bit first and then ends the token.  The edges
  *            of an object form a chain at its slot; the client that retires the object turns them into its
  *            own DYING links and ends them one by one, in a loop, because that may free further objects,
- *            however long the chain.  An edge of kind BYTES stands for a buffer that lies in the other
+ *            however long the chain.  An edge of kind BYTES represents a buffer that lies in the other
  *            object: it holds those bytes even after prs_free.
  * Guarantee  After a stolen lock prs_links_rebuild recounts the records; meanwhile every object
  *            counts as held.  An object refers only to older ones (smaller serial), so that no
@@ -92,12 +92,12 @@ static bool uncount(prs_slot *slot, uint32_t kind)
     return gone == links || (bytes && !((links - gone) & PRS_LINKS_BYTES));
 }
 
-/* End a record and its hold; return the slot to try to free after unlocking, or PRS_NIL. */
+/* Free a record and drop its hold; return the slot to try to free after unlocking, or PRS_NIL. */
 uint32_t prs_link_end(prs_store *s, uint32_t i)
 {
     prs_link *l = &s->links[i];
     uint32_t held = PRS_NIL;
-    /* Otherwise nobody knows which object it held: that one stays counted until a rebuild. */
+    /* If the record is damaged, the object that it held is unknown and stays counted until a rebuild. */
     /* unreached: damage */
     if (l->slot < prs_load_relaxed(&s->slots_seen)) {
         prs_slot *slot = prs_slot_at(s, l->slot);
@@ -129,9 +129,9 @@ int prs_link_lock(prs_store *s, prs_error *error)
     }
 }
 
-/* Make a record that holds `id`; return its index, PRS_NIL when the object is gone.  `undone` says that the
- * count changed briefly: try a free after unlocking.  A BYTES link can hold the bytes of a freed object,
- * because the caller has them pinned. */
+/* Make a record that holds `id`; return its index, or PRS_NIL if the object no longer exists.  If
+ * *undone is set, the count was raised and lowered again: the caller must try to free the object after
+ * unlocking.  A BYTES link may hold the bytes of a freed object, because the caller has pinned them. */
 uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t owner, uint32_t owner_tag,
                        uint32_t next, bool *undone)
 {
@@ -152,7 +152,8 @@ uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t 
                     .created = prs_age(s),
                     .pid = (uint32_t)s->pid};
     PRS_POINT(link_filled);
-    /* Count, then read the word: a client that retires the object changes the word, then reads the count. */
+    /* First count, then read the word: a client that retires the object first changes the word, then reads the
+     * count. */
     count(slot, kind);
     uint64_t word = prs_load_seqcst(&slot->word);
     bool freed = (word & PRS_WORD_FREED) && !prs_link_holds_bytes(kind);
@@ -233,7 +234,7 @@ static void end_token(prs_store *s, const prs_token *token)
 int prs_token_claim(prs_store *s, const prs_oid *id, const prs_token *token)
 {
     int rc = prs_ref(s, id);
-    if (rc == PRS_OK || rc == PRS_E_FREED || rc == PRS_E_LOST) /* only the record is left of a missing object */
+    if (rc == PRS_OK || rc == PRS_E_FREED || rc == PRS_E_LOST) /* a missing object may leave its record */
         end_token(s, token);
     return rc;
 }
@@ -279,8 +280,8 @@ int prs_add_bytes_edge(prs_store *s, prs_draft *draft, const prs_oid *inner, prs
     return add_edge(s, draft, inner, PRS_LINK_BYTES, error);
 }
 
-/* Make a link ours to end.  `owner` means a slot before and a client after: a death in between must leave neither,
- * or a rebuild would mistake one for the other. */
+/* Make this client the one that ends the link.  `owner` changes from a slot to a client: it is PRS_NIL in between,
+ * so that after a death a rebuild cannot mistake one for the other. */
 static void adopt(prs_store *s, uint32_t i)
 {
     prs_link *l = &s->links[i];
@@ -344,7 +345,7 @@ static bool owner_lives(const prs_store *s, const prs_link *l)
         return false;
     uint64_t word = prs_load_seqcst(&prs_slot_at(s, l->owner)->word);
     uint32_t state = prs_word_state(word);
-    /* Not if the object was retired: its slot may be in a magazine by now, where no code looks for edges. */
+    /* A retired object does not count: its slot may be in a magazine by now, where no code searches for edges. */
     return state != PRS_STATE_FREE && state != PRS_STATE_RESERVED && prs_word_generation(word) == l->owner_tag;
 }
 
@@ -402,8 +403,8 @@ void prs_links_rebuild(prs_store *s)
     prs_store_seqcst(&s->super->recount, (epoch | 1) + 1);
 }
 
-/* Adopt the dying edges of a dead client.  Its tokens stay: their messages may still arrive.  False: the lock is not
- * available, so the caller must not forget the client. */
+/* Adopt the dying edges of a dead client, but keep its tokens, because their messages may still arrive.  Return
+ * false if the lock is not available: the caller must then keep the client's state. */
 bool prs_links_reap(prs_store *s, uint32_t client, uint32_t incarnation)
 {
     if (prs_lock_tables(s, NULL) < 0)
@@ -421,7 +422,7 @@ bool prs_links_reap(prs_store *s, uint32_t client, uint32_t incarnation)
 
 /* ---- checking ------------------------------------------------------------------------------------------------ */
 
-/* Check where a record leads. */
+/* Check the slot and the owner that a record refers to. */
 static int check_record(prs_store *s, uint32_t i, prs_error *error)
 {
     uint32_t slots = prs_slots_published(s);
@@ -460,7 +461,7 @@ uint32_t prs_links_in_use(const prs_store *s)
     return bump < links ? bump : links;
 }
 
-/* Return whether an index is on the stack of free records by its looks: a free record, or the end. */
+/* Return whether an index could be on the stack of free records: it is that of a free record, or PRS_NIL. */
 bool prs_link_may_be_free(const prs_store *s, uint32_t i)
 {
     return i == PRS_NIL || (i < prs_links_in_use(s) && s->links[i].kind == PRS_LINK_FREE);
@@ -500,7 +501,7 @@ int prs_links_check(prs_store *s, prs_error *error)
     }
     if (unused)
         return prs_fail(error, PRS_E_CORRUPT, 0, "%u free links are not on the stack", unused);
-    /* To check the counts, visit each link once, without memory for a full recount. */
+    /* Check the counts by visiting each link once, because there is no memory for a full recount. */
     for (uint32_t i = 0; i < limit; i++) {
         int rc = check_counted(s, i, error);
         if (rc < 0)

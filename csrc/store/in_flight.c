@@ -1,17 +1,17 @@
 /* in_flight.c - references in flight: list the tokens, and end those of lost messages.
  *
  * Purpose    A lost message leaves its token behind.  Only a caller can know that a message is lost (for
- *            example, it has drained the pipe of a dead worker); it needs a list of tokens and a call that
- *            ends those of a dead sender.
- * Algorithm  Under the store lock, in batches: walk the table of links from a cursor, so that each hold of the
- *            lock is bounded however long the table is.  A sender is alive while its client slot has the
- *            incarnation of the link and no proof of death.
+ *            example, it has drained the pipe of a dead worker), so it needs a list of tokens and a call
+ *            that ends the tokens of a dead sender.
+ * Algorithm  Walk the table of links from a cursor, one batch per acquisition of the store lock, so that the
+ *            time for which the lock is held does not depend on the length of the table.  A sender is alive
+ *            while its client slot has the incarnation of the link and the client is not proven dead.
  * Guarantee  No token of a living sender is ended while its object exists.  If a process dies between ending
- *            a record and freeing the object, its reaper frees it, as everywhere.
+ *            a record and freeing the object, its reaper frees the object, as it does in any other call.
  */
 #include "store.h"
 
-#define WALK 4096u /* links checked each time we hold the lock */
+#define WALK 4096u /* links checked per acquisition of the lock */
 #define BATCH 64u
 
 static bool is_token(const prs_link *l)
@@ -88,7 +88,7 @@ int prs_flights(prs_store *s, uint32_t *cursor, prs_flight *out, int cap, prs_er
     return n;
 }
 
-/* End those tokens of `flight[0..n)` that still exist; return how many. */
+/* End the tokens of `flight[0..n)` that still exist; return their number. */
 static int end_batch(prs_store *s, const prs_flight *flight, uint32_t n, prs_error *error)
 {
     uint32_t held[BATCH], frees = 0;
@@ -101,7 +101,7 @@ static int end_batch(prs_store *s, const prs_flight *flight, uint32_t n, prs_err
         const prs_link *l = &s->links[i];
         /* unreached: race 3: the receiver claimed it meanwhile */
         if (i >= links_in_use(s) || !is_token(l) || l->serial != flight[k].token.serial)
-            continue; /* the receiver claimed it meanwhile */
+            continue; /* the receiver has claimed the token meanwhile */
         uint32_t slot = prs_link_end(s, i);
         PRS_POINT(flight_ended);
         if (slot != PRS_NIL)

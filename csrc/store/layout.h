@@ -46,9 +46,9 @@ _Static_assert(sizeof(void *) == 8,
  *   63 ........ 32 31 ....... 16 15 .. 12 11 ..... 4 3 ... 0
  *   generation     client        -        flags      state
  *
- * The low half is the futex.  `client` put the slot into its present state: it owns a
- * RESERVED or CREATING slot, frees a FREEING one, and created a SEALED one.
- * Transitions, each one compare-and-swap or exchange:
+ * The low half is the futex.  `client` is the one that last changed the state: it owns a RESERVED or
+ * CREATING slot, frees a FREEING one, and created a SEALED one.  Transitions, each one compare-and-swap or
+ * exchange:
  *
  *   FREE -> RESERVED                   under the store lock (an extent is attached)
  *   RESERVED -> CREATING               its owner
@@ -148,9 +148,9 @@ static inline bool prs_extent_used(const prs_extent *e)
 enum {
     PRS_LINK_FREE = 0,
     PRS_LINK_ONCE = 1,        /* a message in flight, ended by its receiver                */
-    PRS_LINK_STICKY = 2,      /* bytes that may be loaded any number of times              */
+    PRS_LINK_STICKY = 2,      /* a message whose bytes may be loaded any number of times   */
     PRS_LINK_EDGE = 3,        /* object `owner` refers to this object                      */
-    PRS_LINK_DYING = 4,       /* an edge whose outer object is retired; client `owner` ends it */
+    PRS_LINK_DYING = 4,       /* an edge whose outer object was retired; client `owner` ends it */
     PRS_LINK_NAME = 5,        /* entry `owner` of the table of names                        */
     PRS_LINK_BYTES = 6,       /* an EDGE whose owner uses bytes of this object: keeps them even after prs_free */
     PRS_LINK_BYTES_DYING = 7, /* such an edge, DYING */
@@ -158,7 +158,8 @@ enum {
 };
 
 /* `links` of a slot: how many links hold the object (low 24 bits), and how many of those are of kind BYTES or
- * BYTES_DYING (high 8 bits).  255 means 255 or more: such a count drops only when no link is left. */
+ * BYTES_DYING (high 8 bits).  255 means 255 or more: such a count is not decremented, but becomes 0 when no
+ * link is left. */
 #define PRS_LINKS_ALL 0xFFFFFFu
 #define PRS_LINKS_BYTES 0xFF000000u
 #define PRS_LINKS_BYTES_ONE 0x1000000u
@@ -238,8 +239,8 @@ typedef struct prs_client {
     prs_atomic_u32 pid;          /* 0: unborn                                            */
     prs_atomic_u64 pid_ns;       /* inode of its pid namespace, 0: unknown               */
     prs_atomic_u64 first_serial; /* objects with a smaller serial belong to earlier clients of the slot */
-    prs_atomic_u32 fd;           /* number of its descriptor, for others to attach       */
-    prs_atomic_u32 leaving;      /* the incarnation that is leaving: prs_leave                 */
+    prs_atomic_u32 fd;           /* its descriptor, through which others attach          */
+    prs_atomic_u32 leaving;      /* the incarnation that is leaving, see prs_leave             */
     uint32_t unused[22];
 } prs_client;
 

@@ -41,7 +41,7 @@ static uint32_t refill_count(uint32_t cls)
 
 /* ---- under the store lock ------------------------------------------------------------------ */
 
-/* Give a taken slot an extent (PRS_NIL: none) and a state. */
+/* Store an extent (PRS_NIL: none) and a state in an allocated slot. */
 static void occupy(prs_store *s, uint32_t i, uint32_t extent, uint32_t state, prs_reserved *out)
 {
     prs_slot *slot = prs_slot_at(s, i);
@@ -57,7 +57,8 @@ static void occupy(prs_store *s, uint32_t i, uint32_t extent, uint32_t state, pr
     PRS_POINT(slot_reserved);
 }
 
-/* Take a slot and an extent for it. PRS_E_OBJECTS when no slot is left, PRS_E_FULL when no extent is. */
+/* Allocate a slot and an extent for it. Return PRS_E_OBJECTS if no slot is left, PRS_E_FULL if no extent is large
+ * enough. */
 static int attach(prs_store *s, uint64_t size, bool paged, uint32_t state, prs_reserved *out)
 {
     uint32_t i = prs_slot_take(s), e = PRS_NIL;
@@ -71,11 +72,11 @@ static int attach(prs_store *s, uint64_t size, bool paged, uint32_t state, prs_r
     return PRS_OK;
 }
 
-/* Return a RESERVED slot to the shared structures, if its word is still `word`, apart from FILE. */
+/* Return a RESERVED slot to the shared structures if its word is still `word`, except for the FILE flag. */
 static bool give(prs_store *s, uint32_t i, uint64_t word)
 {
     prs_slot *slot = prs_slot_at(s, i);
-    word |= prs_load_relaxed(&slot->word) & PRS_WORD_FILE; /* a retired spilled object: no extent */
+    word |= prs_load_relaxed(&slot->word) & PRS_WORD_FILE; /* a spilled object was retired: no extent */
     if (!prs_cas_seqcst(&slot->word, &word, prs_word(prs_word_generation(word), 0, PRS_STATE_FREE)))
         return false;
     PRS_POINT(give_slot_free);
@@ -128,8 +129,8 @@ static uint32_t magazine_of(const prs_slot *slot, uint64_t cap)
     return prs_class_size(cls) == cap ? cls : PRS_NIL;
 }
 
-/* Give back the slots that overflowed; under the lock.  Skip a slot that suits a magazine, because it may be in one.
- * If it is in none, it wastes a little memory until the store is full, but holds no other object. */
+/* Under the lock: return the slots for which `pending` had no room.  Skip a slot whose size fits a magazine, because
+ * it may be in one.  If it is in none, it wastes a little memory until the store is full. */
 static void give_overflowed(prs_store *s)
 {
     prs_store_relaxed(&s->overflowed, 0);
@@ -202,7 +203,7 @@ void prs_magazine_put(prs_store *s, uint32_t i, uint32_t generation)
         prs_spin_unlock(&m->lock);
         return;
     }
-    /* The magazine is full: return its older half in one go, so that not every free has to. */
+    /* The magazine is full: return its older half in one batch, so that not every free has to take the lock. */
     prs_reserved old[PRS_MAG_CAP];
     uint32_t half = m->count / 2;
     memcpy(old, m->item, half * sizeof *old);
@@ -229,7 +230,7 @@ static int full(prs_store *s, uint64_t size, prs_error *error)
     return PRS_E_FULL;
 }
 
-/* Take the next step to gain space; return whether another try is worthwhile. */
+/* Take the next step to make space; return whether it is worth trying again. */
 static bool relieve(prs_store *s, uint64_t size, int *stage, prs_error *error)
 {
     switch ((*stage)++) {
@@ -250,7 +251,7 @@ static bool relieve(prs_store *s, uint64_t size, int *stage, prs_error *error)
     }
 }
 
-/* Take up to `want` slots of `size` bytes each: at least one, or an error. */
+/* Allocate up to `want` slots of `size` bytes each; return an error if there is not even one. */
 static int take(prs_store *s, uint64_t size, bool paged, uint32_t state, prs_reserved *out, uint32_t want,
                 uint32_t *got, prs_error *error)
 {

@@ -4,8 +4,8 @@
  *            having received a ref.
  * Algorithm  A small table, searched by hash under the store lock; each entry holds its object through a NAME
  *            link.  A bind writes the link first, then the entry, its serial last.  The next rebuild ends a
- *            link without entry; the next bind reuses an entry whose object is gone.
- * Guarantee  A name leads to at most one living object.  A death at any step leaves the name either
+ *            link without an entry; the next bind reuses an entry whose object no longer exists.
+ * Guarantee  A name leads to at most one living object.  If a process dies at any step, the name is either
  *            bound or unbound.
  */
 #include "store.h"
@@ -55,14 +55,15 @@ static uint32_t clear(prs_store *s, uint32_t i)
     uint32_t link = e->link;
     e->serial = 0;
     PRS_POINT(name_cleared);
-    /* A link that is not this entry's holds for another: a rebuild ends ours, and the object stays until then. */
+    /* If this link belongs to another entry, leave it: a rebuild ends the link of our entry, which holds the object
+     * until then. */
     /* unreached: damage 3 */
     if (link < prs_load_relaxed(&s->links_seen) && s->links[link].kind == PRS_LINK_NAME && s->links[link].owner == i)
         return prs_link_end(s, link);
     return PRS_NIL;
 }
 
-/* Return an entry to write: an unused one, or one whose object is gone; PRS_NIL: the table is full. */
+/* Return an entry to write: an unused one, or one whose object no longer exists; PRS_NIL if the table is full. */
 static uint32_t vacant(prs_store *s)
 {
     uint32_t n = entries(s);

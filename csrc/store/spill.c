@@ -1,13 +1,13 @@
 /* spill.c - moving objects to files when the store is full.
  *
  * Purpose    A put that does not fit moves other objects to files instead of failing; no live object is dropped.
- * Algorithm  CLOCK over the extents in address order finds the first window of neighbours that are free, or
- *            sealed, unpinned and not pinned lately, and together large enough.  We write each object to
- *            <spill_dir>/<store id>/<slot>-<serial>; then, under the store lock, we set its word to SEALED+FILE
- *            and free its extent.  Readers map the file of a spilled object, which never returns to the store.
- *            An object larger than the whole store is created in its file.
- *            If a store's files are compressed or carry a digest, its caller writes and reads them: see
- *            spill_external.c.
+ * Algorithm  A CLOCK search over the extents in address order finds the first run of neighbours that is large
+ *            enough and whose extents are free or contain sealed objects that are not pinned and were not pinned
+ *            recently.  We write each object to <spill_dir>/<store id>/<slot>-<serial>; then, under the store
+ *            lock, we set its word to SEALED+FILE and free its extent.  Readers map the file of a spilled
+ *            object, which never returns to the store.  An object larger than the whole store is created in its
+ *            file.  If the files of a store are compressed or contain digests, the caller writes and reads them:
+ *            see spill_external.c.
  * Guarantee  The word is the commit: a file whose slot does not say FILE is garbage, and the process that reaps
  *            the spiller removes it.  Every client holds a shared lock on the directory's lock file; a directory
  *            whose lock is free belongs to a store that no longer exists.
@@ -80,8 +80,8 @@ int prs_spill_clean(const char *directory, bool dry)
     return rc < 0 ? rc : c.found;
 }
 
-/* Open the directory and lock it, shared.  -EAGAIN: between two of these calls a cleaning process took it for one of
- * a dead store; the directory, and the lock file that we have locked, may have no name any more. */
+/* Open the directory and lock it, shared.  -EAGAIN: between two of these calls a process that cleans up took the
+ * directory for that of a dead store; the directory and the lock file that we have locked may have been unlinked. */
 static int open_locked(int top, const char *name, bool create, int *fd, int *lock)
 {
     int rc = create ? prs_os_make_directory(top, name) : 0;
@@ -126,7 +126,7 @@ static int enter_directory(prs_store *s, int top, bool create, prs_error *error)
         }
     }
     if (rc == 0) {
-        prs_os_unmap(s->spill_anchor, PRS_PAGE); /* from an earlier opening of the directory */
+        prs_os_unmap(s->spill_anchor, PRS_PAGE); /* left from an earlier time that we opened the directory */
         s->spill_anchor = prs_os_anchor(lock);
         if (!s->spill_anchor) {
             rc = -ENOMEM;
@@ -165,8 +165,8 @@ int prs_spill_open(prs_store *s, bool create, prs_error *error)
     return rc;
 }
 
-/* The last client removes the directory.  It tests for other clients through a new descriptor: the description of
- * the old one may be shared with our parent process, so locking it would prove nothing. */
+/* The last client removes the directory.  It tests for other clients through a new descriptor: our parent process
+ * may share the open file description of the old one, so locking that would prove nothing. */
 void prs_spill_close(prs_store *s)
 {
     bool entered = prs_os_same(s->fd_spill, &s->spill_file);
@@ -198,7 +198,8 @@ void prs_spill_close(prs_store *s)
     s->fd_spill = s->fd_spill_lock = -1;
 }
 
-/* Other code closed only the lock: without it a cleaning process would remove the directory of a living store. */
+/* Lock the file again after other code closed only its descriptor: without the lock a process that cleans up would
+ * remove the directory of a store in use. */
 static void lock_again(prs_store *s)
 {
     int fd = prs_os_open_at(s->fd_spill, LOCK_NAME, O_RDWR);
@@ -308,8 +309,8 @@ static void roll_back(prs_store *s, uint32_t i, uint64_t word)
     prs_try_free(s, i);
 }
 
-/* Change the word first: once it is ours, a spiller that was wrongly declared dead can no longer commit to the file.
- * */
+/* Change the word first: once it has our client number, a spiller that was wrongly declared dead can no longer
+ * commit the file. */
 void prs_spill_undo(prs_store *s, uint32_t i, uint64_t word)
 {
     prs_slot *slot = prs_slot_at(s, i);
@@ -331,8 +332,8 @@ void prs_spill_remove(prs_store *s, const prs_slot *slot, uint32_t i)
     remove_file(s, i, prs_load_relaxed(&slot->serial));
 }
 
-/* Objects that calls of this thread are writing to files, innermost first.  Code that runs inside such a call, such
- * as the caller's own that writes the files, may get one of them: waiting for it would never end. */
+/* Objects that calls of this thread are writing to files, innermost first.  Code that runs during such a call (for
+ * example the caller's file writer) may get one of these objects, and waiting for it would never end. */
 static __thread prs_spill_job *writing;
 
 bool prs_spill_by_us(const prs_store *s, uint32_t slot)
@@ -362,7 +363,7 @@ bool prs_spill_job_ours(const prs_store *s, const prs_spill_job *job)
     return prs_word_client(job->word) == s->me;
 }
 
-/* Return whether we still own the slot: not if we were declared dead, nor in a forked child of the spiller. */
+/* Return whether we still own the slot. We do not if we were declared dead or are a forked child of the spiller. */
 static bool still(const prs_store *s, const prs_spill_job *job, uint64_t word)
 {
     uint64_t who = ~(uint64_t)PRS_FLAGS_MASK;
@@ -394,7 +395,7 @@ static int create_file(prs_store *s, prs_spill_job *job, prs_error *error)
     /* unreached: failing */
     int failed = job->fd < 0 ? job->fd : PRS_POINT_ERRNO(spill_created) ? -ENOSPC : 0;
     /* unreached: race: another process created a file of this name */
-    if (failed == -EEXIST) /* another spiller was wrongly declared dead, or we were */
+    if (failed == -EEXIST) /* another spiller, or this one, was wrongly declared dead */
         return PRS_E_AGAIN;
     return failed < 0 ? prs_spill_disk(s, failed, job->size, error) : PRS_OK;
 }
@@ -448,7 +449,7 @@ int prs_spill_commit(prs_store *s, prs_spill_job *job, prs_error *error)
 {
     uint32_t i = job->id.slot;
     prs_slot *slot = prs_slot_at(s, i);
-    prs_os_protect(job->fd); /* guards against truncation by mistake while others map the file */
+    prs_os_protect(job->fd); /* prevents accidental truncation while others map the file */
     PRS_POINT(spill_written);
     int rc = PRS_E_AGAIN;
     if (prs_pinned(s, slot))
@@ -512,7 +513,7 @@ static bool spillable(prs_store *s, uint32_t i, bool idle_only)
     return true;
 }
 
-/* Under the lock: find the next window of extents that could become one free run of `size` bytes. */
+/* Under the lock: find the next adjacent extents that could become one free run of `size` bytes. */
 static uint32_t choose(prs_store *s, uint64_t size, bool idle_only, prs_oid *victims)
 {
     prs_arena *a = &s->super->arena;
@@ -540,7 +541,7 @@ static uint32_t choose(prs_store *s, uint64_t size, bool idle_only, prs_oid *vic
             a->clock = i;
             return n;
         }
-        if (i == PRS_NIL) { /* the end of the data area also ends a window */
+        if (i == PRS_NIL) { /* a run also ends at the end of the data area */
             if (wrapped)
                 break;
             wrapped = true;
@@ -554,7 +555,7 @@ static uint32_t choose(prs_store *s, uint64_t size, bool idle_only, prs_oid *vic
     return 0;
 }
 
-/* Try idle objects first, then any; a generous window first, then one just large enough. */
+/* Try idle objects first, then any; try a run larger than needed first, then one that is just large enough. */
 int prs_spill_choose(prs_store *s, uint64_t size, int round, prs_oid victims[PRS_SPILL_VICTIMS], prs_error *error)
 {
     uint64_t want = size + 2 * PRS_PAGE;

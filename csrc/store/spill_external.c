@@ -5,9 +5,9 @@
  * Algorithm  Every file ends with a trailer of 64 bytes that describes the bytes before it.  To restore an object,
  *            we check the trailer and the caller checks the bytes; then the object is served from a mapping of the
  *            file (RAW), or from private memory that the caller has filled.
- * Guarantee  We hold no lock between begin and finish, so the caller may take its time, fail, or die: the word says
- *            SPILLING, and the process that reaps the caller removes the file.  A trailer that passes describes no
- *            byte beyond its file, and states the object's own size.
+ * Guarantee  We hold no lock between begin and finish, so the caller may be slow, fail or die: the state is
+ *            SPILLING, and the process that reaps the caller removes the file.  A valid trailer describes no byte
+ *            beyond its file, and contains the size of the object.
  */
 #include "spill.h"
 #include <errno.h>
@@ -34,7 +34,7 @@ static prs_spill_trailer trailer_of(const prs_oid *id, uint64_t size, uint64_t s
                                .digest = digest};
 }
 
-/* Return NULL, or what is wrong. */
+/* Return NULL, or a sentence that describes the error. */
 static const char *check_trailer(const prs_store *s, const prs_oid *id, uint64_t size, uint64_t length,
                                  const prs_spill_trailer *t)
 {
@@ -48,7 +48,7 @@ static const char *check_trailer(const prs_store *s, const prs_oid *id, uint64_t
     /* unreached: damage */
     if (t->size != size || t->stored != length - sizeof *t || (t->codec == PRS_SPILL_RAW && t->stored != size))
         return "its spill file is not as long as it says";
-    /* An object created in its file is not compressed.  In a store with digests, none may be missing. */
+    /* An object created in its file is not compressed.  In a store with digests, every trailer needs one. */
     /* unreached: damage: a codec the store does not use */
     /* unreached: untested 3: the C tests use only one codec */
     bool known = t->codec == PRS_SPILL_RAW || (t->codec == PRS_SPILL_LZ4 && (form & PRS_OPEN_SPILL_LZ4)) ||
@@ -109,7 +109,8 @@ int prs_draft_finish(prs_store *s, const prs_draft *draft, int algorithm, uint64
 
 /* ---- reading ----------------------------------------------------------------------------------- */
 
-/* Check the trailer of the file, then map the file or allocate memory.  After a failure call prs_restore_cancel(). */
+/* Check the trailer of the file, then map the file or allocate memory.  If this fails, the caller must call
+ * prs_restore_cancel(). */
 static int open_restore(prs_store *s, prs_restore *r, uint64_t size, prs_error *error)
 {
     int fd = prs_spill_open_file(s, r->id.slot, r->id.serial, O_RDONLY);

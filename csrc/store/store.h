@@ -67,8 +67,8 @@ typedef struct prs_file_map {
     bool restored; /* private memory with the file's contents, not a mapping */
 } prs_file_map;
 
-/* A slot this process owns (state RESERVED): taken by CAS on generation, because a full
- * store reclaims idle ones. */
+/* A slot that this process has reserved (state RESERVED). A put claims it by a CAS that compares
+ * the generation, because a full store reclaims reserved slots. */
 typedef struct prs_reserved {
     uint32_t slot, generation;
 } prs_reserved;
@@ -79,11 +79,10 @@ typedef struct prs_magazine {
     prs_reserved item[PRS_MAG_CAP];
 } prs_magazine;
 
-/* A mapping that create() or empty() handed out; it stays until prs_window_close.
- *   OPEN       writable, over an unsealed object of this process
- *   INHERITED  read-only, over an unsealed object of the process that forked this one
- *   SEALED     read-only, with a pin
- *   FORSAKEN   private zeros: the object was aborted, or its store closed */
+/* A mapping that create() or empty() returned; it exists until prs_window_close. OPEN
+ *   writable, over an unsealed object of this process INHERITED  read-only, over an unsealed object
+ *   of the process that forked this one SEALED     read-only, with a pin FORSAKEN   private zeros:
+ *   the object was aborted, or its store closed */
 enum prs_window_state { PRS_WINDOW_OPEN, PRS_WINDOW_INHERITED, PRS_WINDOW_SEALED, PRS_WINDOW_FORSAKEN };
 
 typedef struct prs_window {
@@ -121,15 +120,15 @@ struct prs_store {
     uint32_t my_word; /* holder word and bit of this client                     */
     uint64_t my_bit;
     int fd_rw, fd_ro;
-    int fd_lock;                 /* its file description carries our lock; -1: fd_rw's does (client.c)       */
+    int fd_lock;                 /* its file description holds our lock; -1: that of fd_rw does (client.c)   */
     void *anchor;                /* a mapping that keeps the lock when descriptors are closed                */
     prs_spin spill_again;        /* held while the two descriptors below are reopened */
-    int fd_spill, fd_spill_lock; /* this store's spill directory; its lock file, locked shared */
+    int fd_spill, fd_spill_lock; /* this store's spill directory, and its lock file with a shared lock */
     void *spill_anchor;          /* a mapping that keeps the lock when descriptors are closed */
     prs_file spill_file, spill_lock_file;
-    char *spill_dir;        /* copy of the superblock's: needed after that is unmapped */
+    char *spill_dir;        /* a copy, for use after the superblock is unmapped */
     bool orphan;            /* a forked child without a client slot                   */
-    prs_atomic_u32 closed;  /* changed while every shard is held                          */
+    prs_atomic_u32 closed;  /* changed while all shards are locked                        */
     prs_atomic_u32 filling; /* calls that are using fd_rw                             */
     bool torn;              /* mappings replaced by zero pages, descriptors closed     */
 
@@ -145,25 +144,25 @@ struct prs_store {
     uint64_t serial_next, serial_end;
     prs_spin pending_lock;
     uint32_t pending_count;
-    prs_reserved pending[PRS_PENDING_CAP]; /* slots to give back when the lock is free */
+    prs_reserved pending[PRS_PENDING_CAP]; /* slots to return when the lock is free */
     prs_atomic_u32 has_pending, has_dying;
-    prs_atomic_u32 overflowed; /* `pending` was full: some slots are RESERVED by us and in no list */
+    prs_atomic_u32 overflowed; /* `pending` was full: we have RESERVED slots that are in no list */
     uint32_t dying;            /* chain of our DYING links; guarded by the store lock */
     prs_spin window_lock;
     prs_window *windows;
     _Alignas(64) prs_spin shards[PRS_SHARDS];
     prs_magazine magazines[PRS_CLASSES];
-    prs_atomic_u64 pinned_slots; /* running unpins; from prs_close on also objects with pins, and PRS_PINS_COUNTED */
+    prs_atomic_u64 pinned_slots; /* unpins in progress; after prs_close also pinned objects, and PRS_PINS_COUNTED */
 
     /* lifetime of the handle, see handle.c */
-    uint32_t users, users_forks; /* running calls and drafts; the fork count when the first began */
+    uint32_t users, users_forks; /* calls and drafts in progress; the fork count when the first began */
     bool ending, released;
     prs_atomic_u32 keeps; /* 1 until torn down, and one for each window */
 
     /* fork: the slot prepared for the child */
     uint32_t child, child_incarnation;
     int child_fd;       /* that slot's open file description; -1: shared with fd_rw           */
-    int birth[2];       /* if shared: a pipe, closed when the child is born or fork failed  */
+    int birth[2];       /* if shared: a pipe, closed when the child is a client or fork failed */
     void *child_anchor; /* keeps the child's lock until the child has taken it over                  */
 
     prs_store *next; /* all handles of the process                             */
@@ -227,7 +226,7 @@ static inline bool prs_in_data(const prs_store *s, uint64_t off, uint64_t size)
     /* unreached: damage 2 */
     return off <= s->capacity && size <= s->capacity - off;
 }
-/* Return how many words of the holder bitmaps any client ever used. */
+/* Return the number of words of the holder bitmaps that clients have ever used. */
 static inline uint32_t prs_words_in_use(const prs_store *s)
 {
     uint32_t words = (prs_load_seqcst(&s->super->client_high) + 63) / 64;
@@ -246,7 +245,7 @@ int prs_lock(prs_store *s, int64_t timeout, prs_error *error);
 /* Try once, with a short spin; for destructors. */
 bool prs_trylock(prs_store *s);
 void prs_unlock(prs_store *s);
-/* Return whether other clients sleep until we unlock. */
+/* Return whether other clients are waiting for the lock. */
 bool prs_lock_wanted(const prs_store *s);
 
 /* ---- extent.c: all under the store lock --------------------------------------------------------- */
@@ -257,18 +256,18 @@ void prs_extent_init(prs_store *s);
 prs_extent *prs_extent_at(const prs_store *s, uint32_t i);
 /* Return the index of a used extent of at least `size` bytes, or PRS_NIL. */
 uint32_t prs_extent_alloc(prs_store *s, uint64_t size, bool paged, uint32_t slot);
-/* Free the extent of a slot.  One that is not the slot's, or lies outside of the data area, stays taken until a
- * rebuild: its bytes may be those of another object. */
+/* Free the extent of a slot.  An extent that does not belong to the slot, or lies outside of the data area,
+ * stays allocated until a rebuild, because its bytes may belong to another object. */
 void prs_extent_free(prs_store *s, uint32_t extent, uint32_t slot);
 #define PRS_WARM_MIN (64u * 1024u) /* smaller free extents are left warm */
-#define PRS_WARM_LOOKS 4096u       /* free extents checked each time we hold the lock */
+#define PRS_WARM_LOOKS 4096u       /* free extents checked per acquisition of the lock */
 uint32_t prs_extent_warm(const prs_store *s);
 void prs_extent_take(prs_store *s, uint32_t extent, uint32_t slot);
 /* Recompute bins, neighbours and free extents from the extents of live slots. */
 int prs_extent_rebuild(prs_store *s);
 uint64_t prs_extent_largest(const prs_store *s);
 int prs_extent_check(prs_store *s, prs_error *error);
-int prs_extent_check_heads(prs_store *s, prs_error *error);                /* the bins, and where the chains begin */
+int prs_extent_check_heads(prs_store *s, prs_error *error);                /* the heads of bins and chains */
 int prs_extent_check_one(prs_store *s, uint32_t extent, prs_error *error); /* an extent and its neighbours */
 bool prs_extent_size_fits(uint64_t size);
 
@@ -310,7 +309,7 @@ void prs_client_unanchor(prs_store *s);
 void prs_client_forget(prs_store *s, uint32_t client);
 void prs_client_release(prs_store *s);
 bool prs_client_dead(prs_store *s, uint32_t client);
-/* The same; *state is the state that the proof is about: prs_reap() acts on no other. */
+/* The same; *state gets the state for which the proof is valid: prs_reap() changes a client only in this state. */
 bool prs_client_proven_dead(prs_store *s, uint32_t client, uint64_t *state);
 bool prs_client_is(prs_store *s, uint32_t client, uint32_t incarnation); /* the same client, alive or not */
 
@@ -318,23 +317,23 @@ bool prs_client_is(prs_store *s, uint32_t client, uint32_t incarnation); /* the 
 
 uint32_t prs_class_of(uint64_t size);
 uint64_t prs_class_size(uint32_t cls);
-/* Take a slot in state CREATING with an extent of at least `size` bytes. */
+/* Allocate a slot in state CREATING with an extent of at least `size` bytes. */
 /* `try`: PRS_E_AGAIN instead of a call that may wait. */
 int prs_magazine_take(prs_store *s, uint64_t size, bool try, uint32_t *slot, uint64_t *word, prs_error *error);
 /* The same with a whole free extent that has pages to return to the kernel. */
 int prs_slot_alloc_warm(prs_store *s, uint32_t *slot, uint64_t *word);
-/* Take a slot in state CREATING without an extent. */
+/* Allocate a slot in state CREATING without an extent. */
 int prs_slot_alloc_spilled(prs_store *s, uint32_t *slot, uint64_t *word, prs_error *error);
 int prs_slot_alloc_large(prs_store *s, uint64_t size, bool paged, uint32_t *slot, uint64_t *word, prs_error *error);
-/* Give back a damaged slot in state CREATING whose id nobody knows yet.  It goes into no magazine, from which the next
- * put would take it, and its pages are not punched: they may be those of another object. */
+/* Return a damaged slot in state CREATING whose id no other code knows yet.  It is not put into a magazine, where the
+ * next put would find it, and its pages are not punched, because they may belong to another object. */
 void prs_slot_return(prs_store *s, uint32_t slot, uint64_t word);
 /* Store a slot that this process has just retired (RESERVED). Never blocks. */
 void prs_magazine_put(prs_store *s, uint32_t slot, uint32_t generation);
 /* The same, but never into a magazine. */
 void prs_deferred_push(prs_store *s, uint32_t slot, uint32_t generation);
-/* Give pending slots back to the shared bins and end dying edges, until neither is left.
- * Without `block`, give up when the store lock is taken. */
+/* Return pending slots to the shared bins and end dying edges, until neither is left. Without
+ * `block`, give up when the store lock is taken. */
 void prs_deferred_run(prs_store *s, bool block);
 /* Empty the magazines too. */
 void prs_magazines_flush(prs_store *s);
@@ -344,7 +343,7 @@ void prs_magazines_forget(prs_store *s);
 
 /* ---- holds.c --------------------------------------------------------------------------------------------------- */
 
-void prs_link_splice(prs_store *s, uint32_t slot); /* under the lock: edges of a dead slot become our DYING links */
+void prs_link_splice(prs_store *s, uint32_t slot); /* under the lock: edges of a retired slot become DYING links */
 bool prs_edges_release(prs_store *s, bool block);  /* ends some of our DYING links; false if the lock is taken */
 void prs_links_rebuild(prs_store *s);              /* under the lock */
 bool prs_links_reap(prs_store *s, uint32_t client, uint32_t incarnation); /* false: no lock */
@@ -353,8 +352,9 @@ int prs_link_check_one(prs_store *s, uint32_t link, prs_error *error);
 uint32_t prs_links_in_use(const prs_store *s);
 bool prs_link_may_be_free(const prs_store *s, uint32_t link);
 
-/* Lock, with a free record ensured; make one that holds `id` (PRS_NIL: it is gone; `undone`: try to free it after
- * unlocking); end one (returns the slot to try to free after unlocking, or PRS_NIL). */
+/* Take the store lock and ensure a free record; make a record that holds `id` (PRS_NIL: the object no longer
+ * exists; `undone`: try to free the object after unlocking); end a record (returns the slot to try to free after
+ * unlocking, or PRS_NIL). */
 int prs_link_lock(prs_store *s, prs_error *error);
 uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t owner, uint32_t owner_tag,
                        uint32_t next, bool *undone);
@@ -372,19 +372,20 @@ int prs_names_check(prs_store *s, prs_error *error);
 void prs_try_free(prs_store *s, uint32_t slot);
 /* Finish a FREEING slot this client owns: return it to SEALED, or retire it. */
 void prs_free_finish(prs_store *s, uint32_t slot, uint64_t word);
-/* Take over a slot that a dead client was working on, and retire or settle it. */
+/* Take over a slot that a dead client was working on, and finish or undo that work. */
 bool prs_slot_adopt(prs_store *s, uint32_t slot, uint64_t word);
 void prs_wake(prs_store *s, prs_slot *slot, uint64_t old_word);
 bool prs_held(prs_store *s, prs_slot *slot, bool freed);
 bool prs_pinned(const prs_store *s, prs_slot *slot);
 /* Pin; data == NULL when the object is in a file that is not mapped here.  prs_pin_file then sets the mapping
- * (and owns it: the slot keeps it, or it was not needed). */
+ * and owns it, whether or not the slot needs it. */
 int prs_pin_bare(prs_store *s, const prs_oid *id, bool named, prs_view *view);
 void prs_pin_file(prs_store *s, const prs_oid *id, prs_file_map *map, prs_view *view);
-/* Call after setting a bit for another holder while holding the object: a running free must see the bit. */
+/* Call this after setting a bit for another holder, while this client holds the object, so that a concurrent free sees
+ * the bit. */
 bool prs_hold_confirm(prs_slot *slot, uint64_t serial);
 
-static inline uint32_t prs_tick(const prs_store *s) /* about seconds; advances whenever a client checks for dead ones */
+static inline uint32_t prs_tick(const prs_store *s) /* about seconds; advances when a client checks for dead clients */
 {
     return (uint32_t)(prs_load_relaxed(&s->super->last_look) >> 30) | 1;
 }
@@ -407,8 +408,8 @@ int prs_spill_seal(prs_store *s, const prs_draft *draft, prs_error *error);
 
 /* ---- check.c ---- */
 
-/* Check the tables of a store that we attach to, with the lock held for a slice of them at a time.  Every entry is checked,
- * with those it leads to; sums and whole chains only if the store is small. */
+/* Check the tables of a store that we attach to, in slices, each under the store lock.  Every entry is checked together
+ * with the entries that it refers to; sums and whole chains are checked only in a small store. */
 int prs_check_in_slices(prs_store *s, prs_error *error);
 
 /* ---- recover.c --------------------------------------------------------------------------------------------------- */
@@ -422,7 +423,7 @@ void prs_client_recover_slots(prs_store *s, uint32_t client);
 
 int prs_window_open(prs_store *s, prs_draft *draft, prs_error *error);
 int prs_window_seal(prs_store *s, const prs_draft *draft, prs_error *error);
-/* The draft is aborted: map its window to zeros (`keep`), or unmap it.  False: neither is possible. */
+/* The draft is aborted: map its window to zeros (`keep`), or unmap it.  Return false if neither is possible. */
 bool prs_window_abandon(prs_store *s, const prs_draft *draft, bool keep);
 void prs_windows_after_fork(prs_store *s);
 void prs_windows_detach(prs_store *s);
@@ -433,8 +434,8 @@ void prs_windows_detach(prs_store *s);
 
 uint32_t prs_age(const prs_store *s); /* seconds since the store was made */
 void prs_tear_down(prs_store *s);
-void prs_discard(prs_store *s);  /* undoes any half-built state of the handle, and frees it */
-void prs_keep_end(prs_store *s); /* the last one frees a released handle */
+void prs_discard(prs_store *s);  /* undoes a partial initialization, and frees the handle */
+void prs_keep_end(prs_store *s); /* the last call frees a released handle */
 
 int prs_atfork_register(prs_store *s);
 void prs_atfork_unregister(prs_store *s);

@@ -5,8 +5,8 @@
  *            that seals or retires the object sees the mark in the value it replaces and wakes the
  *            waiters.  Waits on many objects use one more futex, the epoch, which changes with every
  *            such wake.
- * Guarantee  No lost wake-up: the CAS that sets the mark is on the very word that the sleep
- *            compares.  The death of the creator ends the wait at the next slice.
+ * Guarantee  No wake-up is lost: the CAS sets the mark in the same word that the futex compares.  If
+ *            the creator dies, the wait ends after the current slice.
  */
 #include "store.h"
 #include <errno.h>
@@ -20,7 +20,7 @@ static bool pending(uint64_t word)
 }
 
 /* Mark the word of an object that cannot be read yet (unsealed, or being spilled).  Return PRS_E_AGAIN if it is
- * marked: sleep while its low half is *low. */
+ * marked; the caller then sleeps while the low half of the word is *low. */
 static int mark(prs_store *s, const prs_oid *id, uint32_t *low)
 {
     int rc = prs_state(s, id);

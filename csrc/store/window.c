@@ -1,13 +1,13 @@
 /* window.c - writable windows of unsealed objects, copy-on-write maps of sealed ones.
  *
- * Purpose    create() and empty() return writable memory; after sealing no one may write to it, not
- *            even through arrays and pointers taken before.
- * Algorithm  Such an object has its own whole pages and its own writable mapping.  Sealing maps the
- *            read-only file over the window, in place and in one step (MAP_FIXED): views stay valid,
- *            writes through them fault.  A forked child does the same to its parent's windows before
- *            any other code runs in it.
- * Guarantee  No object is sealed before its window is read-only.  A window's object is pinned from
- *            seal to prs_window_close, so its pages are not reused under a view.
+ * Purpose    create() and empty() return writable memory; after sealing it is read-only, also
+ *            through arrays and pointers that were obtained before.
+ * Algorithm  Such an object occupies whole pages and has a separate writable mapping, the window.
+ *            Sealing replaces the window by a read-only mapping of the file at the same address in
+ *            one step (MAP_FIXED): views stay valid, and writes through them fault.  A forked child
+ *            does the same to its parent's windows before any other code runs in it.
+ * Guarantee  No object is sealed before its window is read-only.  The object is pinned from seal to
+ *            prs_window_close, so its pages are not reused while a view exists.
  */
 #include "store.h"
 #include <errno.h>
@@ -54,9 +54,9 @@ int prs_window_open(prs_store *s, prs_draft *draft, prs_error *error)
         free(w);
         return rc;
     }
-    prs_area area = s->area; /* complete: prs_map_writable() ran before the extent was allocated */
+    prs_area area = s->area; /* initialized: prs_map_writable() ran before the allocation of the extent */
     area.map = (char *)w->addr - draft->off;
-    area.mapped.words = NULL; /* this bitmap describes the mapping of the store, not of the window */
+    area.mapped.words = NULL; /* this bitmap describes another mapping, that of the store */
     rc = prs_area_populate(&area, draft->off, len, 0, NULL);
     if (rc < 0) {
         (void)prs_area_punch(&s->area, draft->off, len, NULL);
@@ -88,7 +88,7 @@ int prs_window_seal(prs_store *s, const prs_draft *draft, prs_error *error)
     if (rc < 0)
         return no_map(error, -rc, "making the window read-only");
     w->state = PRS_WINDOW_SEALED;
-    /* The window's own pin: counted like any other, set before any process can see SEALED. */
+    /* Pin the object for the window before other processes can see SEALED. This pin is counted like any other. */
     prs_spin *shard = prs_shard(s, draft->id.slot);
     prs_spin_lock(shard);
     prs_private *p = &s->priv[draft->id.slot];
@@ -99,7 +99,7 @@ int prs_window_seal(prs_store *s, const prs_draft *draft, prs_error *error)
     return PRS_OK;
 }
 
-/* Replace a window by private zero pages, writable unless the limit of private memory is reached. */
+/* Replace a window by private zero pages, which are writable unless the limit of private memory is reached. */
 static bool forsake(prs_window *w)
 {
     if (prs_os_map_zero_fixed(w->addr, w->len) < 0 && prs_os_map_nothing_fixed(w->addr, w->len) < 0)
@@ -178,7 +178,7 @@ int prs_cow_open(prs_store *s, const prs_oid *id, const prs_view *view, void **m
         /* unreached: impossible: a pinned, spilled object has a mapping */
         bool restored = s->priv[id->slot].map && s->priv[id->slot].map->restored;
         prs_spin_unlock(shard);
-        if (restored) { /* the file does not hold these bytes as they are */
+        if (restored) { /* the file contains these bytes in another form */
             /* unreached: impossible: an object without bytes is never spilled */
             /* unreached: uninjected: mmap */
             if (!(*map = prs_os_memory(view->size ? view->size : 1)))
