@@ -1,17 +1,18 @@
 /* handle.c - the lifetime of a handle.
  *
- * Purpose    A process may open and close stores any number of times: a handle must leave nothing behind, and must keep
- *            what a call, a view or a window still uses.
- * Algorithm  A handle has three counts, each of which reaches 0 after the one before.  `users`: calls and drafts in
- *            progress, counted by the caller under its own lock; the last of them closes an ending handle.
- *            `pinned_slots`: objects with pins, counted by prs_close, and unpins in progress; the last of them
- *            tears the handle down.  `keeps`: windows, plus one until the handle is torn down; the last one frees
- *            it.
+ * Purpose    A process may open and close stores any number of times.  A closed handle must free all its resources, but
+ *            not before calls, views and windows have stopped using them.
+ * Algorithm  A handle has three counts, which reach 0 in this order.  `users`: calls and drafts in progress, counted by
+ *            the caller under its own lock; when the last one ends, an ending handle is closed.  `pinned_slots`:
+ *            objects with pins, counted by prs_close, and unpins in progress; when the last one ends, the handle is
+ *            torn down.  `keeps`: windows, plus one until the handle is torn down; when the last one ends, the handle
+ *            is freed.
  *
  *              open --prs_end--> ending --last use--> closed --last pin--> torn --last window--> freed
  *
- * Guarantee  A pin or a window may be dropped at any time, before and after each step.  In a forked child, uses by the
- *            parent's other threads never end: such a handle is closed and torn down, but its address ranges stay.
+ * Guarantee  A pin may be dropped or a window closed at any time, before or after each step.  In a forked child, uses
+ *            by the parent's other threads never end: such a handle is closed and torn down, but its address ranges
+ *            stay reserved.
  */
 #include "store.h"
 
@@ -49,5 +50,5 @@ void prs_keep_end(prs_store *s)
 uint32_t prs_age(const prs_store *s)
 {
     uint64_t born = s->super->born_ns / (uint64_t)PRS_SECOND, now = prs_uptime();
-    return now > born ? (uint32_t)(now - born) : 0; /* the clock of another time namespace may be behind */
+    return now > born ? (uint32_t)(now - born) : 0; /* the clock may be behind in another time namespace */
 }

@@ -2,14 +2,14 @@
  *
  * Purpose    Guards structures that have no lock-free protocol: bins of free extents, the stacks of
  *            free slots and links, counts of links.
- * Algorithm  One futex word: owner's client index : 12 | its incarnation : 19 | waiters : 1, zero
- *            when free.  A private mutex serializes the threads of a process; its owner spins, then
- *            sleeps in slices of 20 ms.  After each slice it checks whether the owner of the word
- *            is dead.  If that is proven, one waiter swaps in its own index and incarnation (CAS),
- *            so it cannot steal the lock from a successor in the same client slot.  Before any other
- *            client gets the lock, that waiter rebuilds everything that it guards.
- * Guarantee  While we hold the word, we make no system call but futex and the proof of death, touch
- *            no page for the first time, and allocate nothing.
+ * Algorithm  One futex word: client index of the owner : 12 | its incarnation : 19 | waiters : 1;
+ *            zero if free.  A private mutex serializes the threads of a process; its owner spins,
+ *            then sleeps in slices of 20 ms.  After each slice it checks whether the owner of the
+ *            word is dead.  If that is proven, one waiter replaces the word by its own index and
+ *            incarnation (CAS), so it cannot steal the lock from a later client of the same slot.
+ *            Before it unlocks, that waiter rebuilds everything that the lock guards.
+ * Guarantee  While we hold the lock, we make no system calls except futex and those of the proof of
+ *            death, touch no page for the first time, and allocate no memory.
  */
 #include "store.h"
 #include <errno.h>
@@ -62,14 +62,14 @@ static bool owner_dead(prs_store *s, uint32_t word)
 {
     uint32_t client = word >> 20, incarnation = word >> 1 & 0x7FFFFu;
     if (client == s->me)
-        return incarnation != (s->incarnation & 0x7FFFFu); /* an earlier incarnation of our slot */
+        return incarnation != (s->incarnation & 0x7FFFFu); /* an earlier client of our slot */
     if (client == 0 || client >= s->super->max_clients)
-        return true; /* no client has this index: bits were flipped */
+        return true; /* no client has this index: the word is damaged */
     prs_client *c = &s->clients[client];
     if ((prs_load_acquire(&c->incarnation) & 0x7FFFFu) != incarnation)
         return true; /* another client has claimed the slot: this one is dead */
     if ((prs_load_acquire(&c->state) & 0xFF) == PRS_CLIENT_FREE)
-        return true; /* a client that leaves has unlocked, so it died or bits of the word were flipped */
+        return true; /* a leaving client unlocks, so this one died, or the word is damaged */
     return prs_client_dead(s, client);
 }
 

@@ -1,19 +1,20 @@
 /* object.c - alloc, seal, pin, ref and free: the protocol of the slot word.
  *
  * Purpose    An object lives exactly as long as a client holds it, whichever clients die meanwhile.
- * Algorithm  Holders are bits, one per client, for refs and for pins: setting or clearing one twice
- *            does no harm, so a death between two steps does none either.  Private counts keep
- *            repeated holds off shared memory.  To hold, a client sets its bit, then reads the
- *            word; to free, it moves the word from SEALED to FREEING, then reads the bits.  All
- *            four are seq_cst, so at least one of the two sees the other (the store-buffering
- *            pattern).  But a scan of many bits is not atomic: a holder that trades one bit for
- *            another (a ref for a pin, its own for its forked child's) may do so behind the scan.
- *            So a new holder that reads FREEING marks the word (HELD); the freer ends its scan by a
- *            compare-and-swap of the word it began with, and scans again if the word is marked.  A
- *            freer that sees a bit goes back to SEALED and scans once more, because the last
- *            holder may have released meanwhile and left the freeing to it.
- * Guarantee  A pinned object's bytes do not move or change.  Holding and releasing never wait for
- *            another client, stopped or dead.
+ * Algorithm  Each client has one bit per slot for refs and one for pins.  Setting or clearing a bit
+ *            twice has no further effect, so a reaper can repeat a step of a dead client.  Repeated
+ *            holds change only private counts, not shared memory.  To hold, a client sets its bit,
+ *            then reads the word; to free, it moves the word from SEALED to FREEING, then reads the
+ *            bits.  All four are seq_cst, so at least one of the two sees the other (the
+ *            store-buffering pattern).  But a scan of many bits is not atomic: it may miss a holder
+ *            that replaces one bit by another (a ref by a pin, its own bit by that of its forked
+ *            child).  So a new holder that reads FREEING marks the word (HELD); the freer ends its
+ *            scan by a compare-and-swap of the word it began with, and scans again if the word is
+ *            marked.  A freer that sees a bit sets the word back to SEALED and scans once more,
+ *            because meanwhile the last holder may have released the object and relied on this
+ *            client to free it.
+ * Guarantee  The bytes of a pinned object do not move or change.  Holding and releasing never wait
+ *            for another client, stopped or dead.
  */
 #include "store.h"
 #include <errno.h>
@@ -23,7 +24,7 @@ static bool matches(const prs_slot *slot, uint64_t word, const prs_oid *id)
     return prs_word_generation(word) == id->generation && prs_load_relaxed(&slot->serial) == id->serial;
 }
 
-/* Return why an id no longer leads to its object. */
+/* Return the reason why the object of an id no longer exists. */
 static int lost_status(const prs_slot *slot, const prs_oid *id)
 {
     uint32_t ended = prs_load_relaxed(&slot->ended);
@@ -89,8 +90,8 @@ void prs_wake(prs_store *s, prs_slot *slot, uint64_t old_word)
         prs_futex_wake(&s->super->epoch, INT32_MAX);
 }
 
-/* Retire our FREEING slot, for which we saw no holder, unless its word has changed since we read it: then
- * return false and the current word in *word. */
+/* Retire our FREEING slot, for which we saw no holder. If its word has changed since we read it, store
+ * the current word in *word and return false. */
 static bool reclaim_slot(prs_store *s, uint32_t i, uint64_t *word)
 {
     prs_slot *slot = prs_slot_at(s, i);
@@ -105,9 +106,9 @@ static bool reclaim_slot(prs_store *s, uint32_t i, uint64_t *word)
     PRS_POINT(retire_cleared);
     uint64_t reserved = prs_word(generation, s->me, PRS_STATE_RESERVED) | file;
     uint64_t cap = prs_load_relaxed(&slot->cap);
-    bool punch = !file && cap >= PRS_SMALL_MAX && prs_load_relaxed(&slot->size) && /* size 0: from prs_trim */
+    bool punch = !file && cap >= PRS_SMALL_MAX && prs_load_relaxed(&slot->size) && /* prs_trim uses size 0 */
                  prs_beyond_reserve(s, cap);
-    bool first = file || punch; /* from here on, no other client may see the work half done, or undo it */
+    bool first = file || punch; /* no other client may see or undo this work before it is done */
     uint64_t next = first ? prs_word(generation, s->me, PRS_STATE_FREEING | PRS_WORD_FREED) | file : reserved;
     uint64_t old = *word;
     if (!prs_cas_seqcst(&slot->word, word, next))
@@ -141,7 +142,7 @@ void prs_free_finish(prs_store *s, uint32_t i, uint64_t word)
         if (prs_word_state(word) != PRS_STATE_FREEING || prs_word_client(word) != s->me)
             return; /* another client declared us dead and took over */
         PRS_POINT(freeing);
-        if (word & PRS_WORD_HELD) { /* clear HELD before the scan: a later holder sets it again */
+        if (word & PRS_WORD_HELD) { /* clear HELD before the scan, so that a later holder sets it again */
             /* unreached: race */
             if (!prs_cas_seqcst(&slot->word, &word, word & ~(uint64_t)PRS_WORD_HELD))
                 continue;
@@ -152,7 +153,7 @@ void prs_free_finish(prs_store *s, uint32_t i, uint64_t word)
         if (!held) {
             if (reclaim_slot(s, i, &word))
                 return;
-            continue; /* FREED, WAITERS or HELD were set meanwhile: decide again */
+            continue; /* FREED, WAITERS or HELD was set meanwhile: decide again */
         }
         uint64_t sealed = (word & ~(uint64_t)PRS_STATE_MASK) | PRS_STATE_SEALED;
         if (!prs_cas_seqcst(&slot->word, &word, sealed))
@@ -220,9 +221,9 @@ bool prs_slot_adopt(prs_store *s, uint32_t i, uint64_t word)
 
 /* ---- holding ------------------------------------------------------------------------------------ */
 
-/* We set a bit in a slot that another client may be freeing, and may have scanned before: make it scan
- * again.  If true, the object exists and no client can free it without seeing the bit.  *word is updated
- * to the slot's last known word. */
+/* After we have set a bit in a slot, make a client that is freeing the slot scan the bits again.  Return
+ * true if the object exists; no client can then free it without seeing the bit. *word is set to the
+ * latest word of the slot. */
 static bool mark_held(prs_slot *slot, uint64_t *word)
 {
     /* unreached: race: another client is freeing it */
@@ -234,7 +235,7 @@ static bool mark_held(prs_slot *slot, uint64_t *word)
     return prs_word_state(*word) != PRS_STATE_FREE && prs_word_state(*word) != PRS_STATE_RESERVED;
 }
 
-/* The same for a bit set for another holder, while we hold the object `serial`. */
+/* The same for a bit that we have set for another holder, while we hold the object `serial`. */
 bool prs_hold_confirm(prs_slot *slot, uint64_t serial)
 {
     uint64_t word = prs_load_seqcst(&slot->word);
@@ -242,7 +243,8 @@ bool prs_hold_confirm(prs_slot *slot, uint64_t serial)
     return mark_held(slot, &word) && prs_load_relaxed(&slot->serial) == serial;
 }
 
-/* With many objects each line is a cache miss: prefetch all before the first locked instruction serializes them. */
+/* With many objects each access is a cache miss: prefetch all lines, because the first locked instruction serializes
+ * the accesses. */
 static inline void prefetch_slot(const prs_slot *slot, const prs_private *p, const prs_atomic_u64 *bits)
 {
     __builtin_prefetch(p, 1);
@@ -281,9 +283,9 @@ static inline __attribute__((always_inline)) int hold(prs_store *s, prs_slot *sl
         case PRS_STATE_FREEING:
             /* unreached: race 3: another client is freeing it */
             if ((word & PRS_WORD_HELD) || prs_cas_seqcst(&slot->word, &word, word | PRS_WORD_HELD))
-                return PRS_OK; /* the freer must scan again, sees our bit and goes back to SEALED */
+                return PRS_OK; /* the freer must scan again, and then sees our bit */
             break;
-        case PRS_STATE_SPILLING: /* a ref, or a pin of the spilling thread: the spiller checks for holders */
+        case PRS_STATE_SPILLING: /* allow refs, and pins of the spilling thread */
             /* unreached: compiler 2: the result is known for pins or for refs */
             /* unreached: race 3: being spilled at the second read */
             return may_create || prs_spill_by_us(s, id->slot) ? PRS_OK : PRS_E_AGAIN;
@@ -385,7 +387,7 @@ static inline __attribute__((always_inline)) int pin(prs_store *s, const prs_oid
     if (PRS_LIKELY(rc == PRS_OK)) {
         /* unreached: untested: refs to an earlier object of the slot */
         if (!(prs_load_relaxed(&p->refs) && p->serial == id->serial)) {
-            p->serial = id->serial; /* refs to an earlier object of the slot are void */
+            p->serial = id->serial; /* refs to an earlier object of the slot are invalid */
             prs_store_relaxed(&p->refs, 0);
         }
         prs_store_relaxed(&p->pins, 1);
@@ -438,7 +440,7 @@ void prs_unpin(prs_store *s, const prs_oid *id)
     prs_file_map *map = last ? p->map : NULL;
     if (map)
         p->map = NULL;
-    /* prs_close no longer sees this pin: count the work below like a pin. */
+    /* prs_close no longer counts this pin: count the rest of this call like a pin. */
     bool counted = last && (closed || map || (!s->orphan && !ours));
     if (counted && !closed)
         prs_fetch_add_seqcst(&s->pinned_slots, 1);
@@ -481,12 +483,12 @@ int prs_ref(prs_store *s, const prs_oid *id)
     rc = hold(s, slot, slot->holders, id, true, false, &word);
     if (rc == PRS_OK) {
         PRS_POINT(ref_set);
-        p->serial = id->serial; /* refs to an earlier object of the slot are void */
+        p->serial = id->serial; /* refs to an earlier object of the slot are invalid */
         prs_store_relaxed(&p->refs, 1);
         prs_spin_unlock(shard);
         return PRS_OK;
     }
-    /* The bit may rightly be there for the object now in the slot. */
+    /* The bit may be valid for the object that is in the slot now. */
     /* unreached: race 4: the ref was set after the object ended */
     bool ours = prs_load_relaxed(&p->refs) && p->serial == prs_load_relaxed(&slot->serial) &&
                 !(word & PRS_WORD_FREED) && prs_word_state(word) != PRS_STATE_FREE &&
@@ -510,9 +512,9 @@ void prs_unref(prs_store *s, const prs_oid *id)
     prs_spin *shard = prs_shard(s, id->slot);
     prs_private *p = &s->priv[id->slot];
     prefetch_slot(slot, p, slot->holders);
-    __builtin_prefetch(prs_pins(s, slot)); /* dropping the last ref scans the pins */
+    __builtin_prefetch(prs_pins(s, slot)); /* needed if this is the last ref */
     prs_spin_lock(shard);
-    if (PRS_UNLIKELY(prs_load_relaxed(&s->closed))) { /* closing dropped all refs */
+    if (PRS_UNLIKELY(prs_load_relaxed(&s->closed))) { /* prs_close has dropped all refs */
         prs_spin_unlock(shard);
         return;
     }
@@ -563,7 +565,7 @@ int prs_alloc(prs_store *s, uint64_t size, unsigned flags, prs_draft *draft, prs
     uint64_t word;
     bool window = flags & PRS_ALLOC_WINDOW, small = size <= PRS_SMALL_MAX && !window;
     if (!prs_extent_size_fits(size))
-        size = INT64_MAX; /* it cannot fit: reported as such below */
+        size = INT64_MAX; /* too large for any store: the calls below report this */
     bool file = PRS_UNLIKELY(size > s->capacity) && !window && s->super->spill_dir[0];
     int rc = PRS_LIKELY(small) ? prs_magazine_take(s, size, flags & PRS_ALLOC_TRY, &i, &word, error)
              : file            ? prs_slot_alloc_spilled(s, &i, &word, error)
@@ -635,7 +637,7 @@ int prs_write_strided(prs_store *s, prs_draft *draft, uint64_t at, const void *s
     if (at > draft->size || n > draft->size - at)
         return prs_fail(error, PRS_E_INVAL, 0, "write past the end of the object");
     uint8_t *to = draft->dst ? draft->dst : draft->window;
-    if (!to && draft->size > s->capacity) { /* the draft is in a file: gather in memory first */
+    if (!to && draft->size > s->capacity) { /* the draft is in a file, so gather in memory first */
         /* unreached: untested: a write of no bytes to a draft in a file */
         to = malloc(n ? n : 1);
         /* unreached: uninjected: malloc */
@@ -703,7 +705,7 @@ void prs_abort(prs_store *s, prs_draft *draft, bool keep_window)
     do {
         /* unreached: impossible: an orphan's drafts are its parent's */
         if (prs_word_generation(word) == draft->id.generation && (prs_word_client(word) != s->me || s->orphan)) {
-            prs_unref(s, &draft->id); /* our parent's draft, copied by fork: only the inherited ref is ours */
+            prs_unref(s, &draft->id); /* this is our parent's draft: drop only the inherited ref */
             return;
         }
         if (prs_word_generation(word) != draft->id.generation || prs_word_state(word) != PRS_STATE_CREATING)
@@ -765,7 +767,7 @@ int prs_find(prs_store *s, const void *ptr, uint64_t n, prs_oid *id, uint64_t *a
         prs_slot *slot = prs_slot_at(s, i);
         uint64_t first = prs_load_relaxed(&slot->off), size = prs_load_relaxed(&slot->size);
         uint64_t word = prs_load_seqcst(&slot->word);
-        /* While being restored, an object has pins, but no map yet and no extent. */
+        /* An object that is being restored has pins, but no extent and no mapping yet. */
         /* unreached: untested 2: other objects of the store are spilled */
         /* unreached: race: the last holder released it meanwhile */
         if (prs_load_relaxed(&s->priv[i].pins) && !s->priv[i].map && !(word & PRS_WORD_FILE) && first <= off &&

@@ -73,26 +73,27 @@ uint64_t prs_default_capacity(void);
 int prs_create(prs_store **out, const prs_options *options, prs_error *error);
 /* Attach to the file at `path`. */
 int prs_attach_path(prs_store **out, const char *path, const prs_options *options, prs_error *error);
-/* Attach through /proc/<pid>/fd: try `fd` first (-1: none), then every descriptor of
- * that process; `store` (0: any) must match.  PRS_E_NOTFOUND when pid has no such store. */
+/* Attach through /proc/<pid>/fd: try `fd` first (-1: none), then every descriptor of that process;
+ * `store` (0: any) must match.  Return PRS_E_NOTFOUND if the process has no such store open. */
 int prs_attach_pid(prs_store **out, int32_t pid, int fd, uint64_t store, const prs_options *options, prs_error *error);
-/* Stop being a client: release the refs and magazines of this handle.  The mapping stays until
- * the last pin taken through it is dropped (prs_unpin may still be called); all other calls
- * return PRS_E_CLOSED.  Idempotent. */
+/* Leave the store: release the refs and magazines of this handle.  The mapping exists until the
+ * last pin of this handle is dropped (prs_unpin may still be called); all other calls return
+ * PRS_E_CLOSED.  Idempotent. */
 void prs_close(prs_store *store);
-/* Lifetime of a handle, for callers with a global lock that they drop only to wait (an interpreter).  They call these
- * functions under that lock, prs_release without it.  A use is a call or draft that lasts while other threads run.
- * prs_end: no new use may begin; true when there is none.  prs_unuse: true when it ended the last use of an ended
- * handle.  If either returns true, the caller must call prs_release. */
+/* Lifetime of a handle, for callers with a global lock that they release only to wait (an interpreter).  They call
+ * these functions with that lock held, but prs_release without it.  A use is a call or draft during which other
+ * threads may run. prs_end: from now on no use may begin; return true if there is none. prs_unuse: end a use; return
+ * true if it was the last one of an ended handle.  If either returns true, the caller must call prs_release. */
 void prs_use(prs_store *store);
 bool prs_unuse(prs_store *store);
 bool prs_end(prs_store *store);
-/* Close, and free the handle once its last pin is dropped and its last window closed; those two calls stay valid
- * until then. If a fork has left uses that no thread can end, only close. */
+/* Close, and free the handle when its last pin is dropped and its last window is closed; prs_unpin and
+ * prs_window_close are valid until then. If uses remain that no thread of this forked child can end, close the
+ * handle, but do not free it. */
 void prs_release(prs_store *store);
 /* At process exit: close every handle that is not in use. */
 void prs_close_all(void);
-/* Close and free the handle, which is invalid afterwards.  Only close while pins are left. */
+/* Close and free the handle, which is invalid afterwards. If pins are left, close it, but do not free it. */
 void prs_dispose(prs_store *store);
 
 uint64_t prs_id(const prs_store *store);
@@ -100,19 +101,21 @@ uint64_t prs_capacity(const prs_store *store);
 /* Get the options that the store was created with, and the lock_timeout and flags of this handle.  `path` and
  * `spill_dir` are NULL: see prs_spill_directory. */
 void prs_chosen(const prs_store *store, prs_options *out);
-/* Return the default capacity before limits reduced it; 0 if they did not, or another process created the store. */
+/* Return the default capacity before limits reduced it; return 0 if they did not, or if another process created the
+ * store. */
 uint64_t prs_shrunk_from(const prs_store *store);
-/* Get what other processes need to attach: this process's pid, its start time, a descriptor number. */
+/* Get the pid of this process, its start time and a descriptor number, with which other processes can attach. */
 void prs_locator(prs_store *store, int32_t *pid, uint64_t *start_time, int32_t *fd);
-/* Return the start time of a process in clock ticks, 0 when it has ended. */
+/* Return the start time of a process in clock ticks, or 0 if it has ended. */
 uint64_t prs_start_time(int32_t pid);
 /* List the ids of the stores that process `pid` has open; return how many (at most cap). */
 int prs_list_pid(int32_t pid, uint64_t *ids, int *fds, int cap);
 /* List the pids of the living clients; return how many (at most cap). */
 int prs_client_pids(prs_store *store, int32_t *pids, int cap);
 
-/* Mark this client as leaving; it may work until it closes.  Return whether every other living client is leaving too:
- * then the caller can remove the store's file.  Two clients that leave together do not wait for each other's close. */
+/* Mark this client as leaving; it may still use the store until it closes it.  Return whether all other living clients
+ * are leaving, too, in which case the caller can remove the store's file.  Two clients that leave at the same time do
+ * not wait for each other to close. */
 bool prs_leave(prs_store *store);
 
 /* ---- putting ------------------------------------------------------------------ */
@@ -120,17 +123,17 @@ bool prs_leave(prs_store *store);
 /* An object being made.  Belongs to one thread at a time. */
 typedef struct prs_draft {
     prs_oid id;       /* valid immediately; other clients may wait for the object                    */
-    uint64_t size;    /* bytes asked for                                              */
+    uint64_t size;    /* bytes requested                                              */
     uint64_t off;     /* where it lies in the data area                               */
     void *dst;        /* writable, mapped and backed; NULL: use prs_write           */
-    void *window;     /* PRS_ALLOC_WINDOW: a writable mapping of this object alone     */
+    void *window;     /* PRS_ALLOC_WINDOW: a writable mapping of this object           */
     prs_store *store; /* the handle that allocated it */
 } prs_draft;
 
 enum {
     PRS_ALLOC_WINDOW = 1u << 0,  /* whole pages and a writable window: create(), empty() */
-    PRS_ALLOC_ORDERED = 1u << 1, /* the object will refer to others: take a serial above theirs */
-    PRS_ALLOC_TRY = 1u << 2      /* a small size: PRS_E_AGAIN instead of a call that may wait */
+    PRS_ALLOC_ORDERED = 1u << 1, /* the object will refer to others: allocate a serial above theirs */
+    PRS_ALLOC_TRY = 1u << 2      /* for small sizes: return PRS_E_AGAIN rather than wait */
 };
 
 /* Allocate `size` bytes.  The draft is CREATING: no process can read it, and it is freed if this
@@ -144,16 +147,16 @@ int prs_write_strided(prs_store *store, prs_draft *draft, uint64_t at, const voi
 /* Record that the draft refers to another object of this store, which must be alive and held
  * by the caller; the draft holds it from now on.  Needs PRS_ALLOC_ORDERED. */
 int prs_add_edge(prs_store *store, prs_draft *draft, const prs_oid *inner, prs_error *error);
-/* The same for a draft that uses bytes of `inner`, which the caller has pinned: they stay even after prs_free, until
- * the draft's object is gone. */
+/* The same for a draft that uses bytes of `inner`, which the caller has pinned: the bytes are kept until the draft's
+ * object is freed, even after prs_free of `inner`. */
 int prs_add_bytes_edge(prs_store *store, prs_draft *draft, const prs_oid *inner, prs_error *error);
-/* Publish.  The caller then owns one private reference (as after prs_ref).  Windows stay
- * mapped, read-only from now on, until prs_window_close. */
+/* Publish.  The caller then owns one private reference (as after prs_ref).  Windows become
+ * read-only and stay mapped until prs_window_close. */
 int prs_seal(prs_store *store, prs_draft *draft, prs_error *error);
-/* Discard the draft: clients that wait for it get PRS_E_LOST.  Unmap its window unless `keep_window`
- * (then it becomes private zero pages: views stay valid). */
+/* Discard the draft: clients that wait for it get PRS_E_LOST.  Unmap its window or, with
+ * `keep_window`, replace it by private zero pages, so that views stay valid. */
 void prs_abort(prs_store *store, prs_draft *draft, bool keep_window);
-/* Unmap a sealed object's window and drop the pin it kept. Never blocks. */
+/* Unmap the window of a sealed object and drop its pin. Never blocks. */
 void prs_window_close(prs_store *store, const prs_draft *draft);
 
 #define PRS_SMALL_MAX (64u * 1024u) /* largest object served from the magazines */
@@ -165,33 +168,36 @@ typedef struct prs_view {
     uint64_t size;
 } prs_view;
 
-/* Pin: the bytes stay until an equal number of prs_unpin. Fast. PRS_E_AGAIN while not sealed. */
+/* Pin an object: its bytes are kept until prs_unpin was called as often as prs_pin. Fast. PRS_E_AGAIN if it is not
+ * sealed. */
 int prs_pin(prs_store *store, const prs_oid *id, prs_view *view);
-/* The same for an object whose bytes another object, pinned by the caller, uses (prs_add_bytes_edge): works even after
- * prs_free. */
+/* The same for an object whose bytes are used by another object (prs_add_bytes_edge) that the caller has pinned. This
+ * works even after prs_free. */
 int prs_pin_named(prs_store *store, const prs_oid *id, prs_view *view);
 /* Drop one pin.  Never blocks. */
 void prs_unpin(prs_store *store, const prs_oid *id);
-/* Add a private reference to an object; the first sets this client's bit.  Fails with
- * PRS_E_LOST when the object is gone. Works for drafts of other clients too. */
+/* Add a private reference to an object; the first sets this client's bit.  Return PRS_E_LOST if the
+ * object no longer exists.  This works for drafts of other clients, too. */
 int prs_ref(prs_store *store, const prs_oid *id);
 /* Drop a reference.  Never blocks. */
 void prs_unref(prs_store *store, const prs_oid *id);
 /* Return PRS_OK (sealed), PRS_E_AGAIN (unsealed), PRS_E_FREED or PRS_E_LOST. Fast. */
 int prs_state(prs_store *store, const prs_oid *id);
-/* Wait until sealed; detect the creator's death.  Wait at most `timeout` and at most one slice
- * of 100 ms: PRS_E_TIMEOUT after either, PRS_E_INTR on a signal, so that callers can check
- * their own signals and deadline. */
+/* Wait until sealed; detect the creator's death.  Wait for at most `timeout` or one slice of 100
+ * ms, whichever is shorter, then return PRS_E_TIMEOUT; return PRS_E_INTR after a signal.  Callers
+ * can thus check for signals and for their own deadline. */
 int prs_wait(prs_store *store, const prs_oid *id, int64_t timeout);
-/* Return a counter that changes whenever an object with waiters is sealed or lost.
- * prs_wait_any: mark the object as waited for; prs_wait_epoch: sleep until the counter differs. */
+/* prs_epoch returns a counter that changes whenever an object with waiters is sealed or lost.
+ * prs_wait_any marks the object as having waiters; prs_wait_epoch sleeps until the counter is no
+ * longer `seen`. */
 uint32_t prs_epoch(prs_store *store);
 int prs_wait_any(prs_store *store, const prs_oid *id);
 int prs_wait_epoch(prs_store *store, uint32_t seen, int64_t timeout);
-/* Free the object for all clients: only views keep its bytes. Returns PRS_OK also if the object no longer exists. */
+/* Free the object for all clients; its bytes are kept only while views exist. Return PRS_OK also if the object no
+ * longer exists. */
 int prs_free(prs_store *store, const prs_oid *id, prs_error *error);
-/* Map the object's own pages copy-on-write at a new address; the caller keeps a pin on the
- * object until prs_cow_close.  `map` is the mapping to close, `data` the first byte of the object. */
+/* Map the object's pages copy-on-write at a new address; the caller must keep the object pinned until
+ * prs_cow_close.  `map` is the mapping to close, `data` the first byte of the object. */
 int prs_cow_open(prs_store *store, const prs_oid *id, const prs_view *view, void **map, size_t *map_len, uint8_t **data,
                  prs_error *error);
 void prs_cow_close(void *map, size_t map_len);
@@ -209,54 +215,57 @@ typedef struct prs_token {
 
 enum { PRS_TOKEN_ONCE = 1, PRS_TOKEN_STICKY = 2 };
 
-/* Hold the object for a message (ONCE: the receiver's prs_token_claim ends the token; STICKY:
- * prs_token_drop, prs_free or the end of the store does). The caller holds a ref. */
+/* Hold the object for a message. A token of kind ONCE is ended by the receiver's prs_token_claim,
+ * one of kind STICKY by prs_token_drop, prs_free or the end of the store. The caller must hold a
+ * ref. */
 int prs_token_take(prs_store *store, const prs_oid *id, int kind, prs_token *token);
-/* The same with a note for a process that finds the token after the sender's death, see prs_flights. */
+/* The same with a note for processes that find the token after the sender's death, see prs_flights. */
 int prs_token_take_noted(prs_store *store, const prs_oid *id, int kind, uint32_t note, prs_token *token);
 /* Take a reference like prs_ref, then end the token if it still exists. */
 int prs_token_claim(prs_store *store, const prs_oid *id, const prs_token *token);
 /* End a token that this caller took. Idempotent. May free the object. */
 void prs_token_drop(prs_store *store, const prs_oid *id, const prs_token *token);
 
-/* One token, as its sender left it. */
+/* A token and its sender, as listed by prs_flights. */
 typedef struct prs_flight {
     prs_oid id; /* the object it holds                                               */
     prs_token token;
     uint64_t size;                /* bytes of the object, 0 if it no longer exists                             */
     int kind;                     /* PRS_TOKEN_*                                                       */
-    uint32_t sender, incarnation; /* the client that took it                                            */
-    int32_t sender_pid;           /* pid in its own pid namespace; known even after it has ended             */
+    uint32_t sender, incarnation; /* the client that made the token                                     */
+    int32_t sender_pid;           /* its pid in its own pid namespace, also after it has ended               */
     uint32_t note;                /* the sender's note about the message's route, 0: none               */
     bool sender_alive;            /* false: that client has left or is proven dead                      */
     bool object_gone;             /* the object was freed for all clients: the token holds nothing      */
-    uint32_t age;                 /* seconds, whatever the wall clock did meanwhile                     */
+    uint32_t age;                 /* seconds, by the monotonic clock                                    */
 } prs_flight;
 
 /* List at most `cap` tokens from *cursor on; return how many (0: no more), or an error. */
 int prs_flights(prs_store *store, uint32_t *cursor, prs_flight *out, int cap, prs_error *error);
-/* End the tokens of lost messages: of kind ONCE, at least `min_age` ns old (to the second), from a sender that is no
- * longer a client (only from process `pid` unless 0), and any whose object no longer exists.  Return how many, or an
- * error.  Call this only when those messages can no longer be received. */
+/* End the tokens of lost messages, that is, tokens of kind ONCE that are at least `min_age` ns old (to the second)
+ * and whose sender is no longer a client (if `pid` is not 0, only those sent by that process), and all tokens whose
+ * object no longer exists.  Return their number, or an error.  Call this only if those messages can no longer be
+ * received. */
 int prs_flights_end(prs_store *store, int32_t pid, int64_t min_age, prs_error *error);
 
 /* ---- names --------------------------------------------------------------------------------- */
 
 #define PRS_NAME_MAX 215 /* bytes of UTF-8 */
 
-/* Give a sealed object a name: the object then lives until it is freed or the store ends.  PRS_E_EXISTS
- * when a living object has the name. The caller holds a ref. */
+/* Bind a name to a sealed object, which is then kept until it is freed or the store ends.  Return
+ * PRS_E_EXISTS if a living object has the name.  The caller must hold a ref. */
 int prs_name_bind(prs_store *store, const char *name, size_t len, const prs_oid *id, prs_error *error);
-/* Find the object of a name; the caller gets a reference as from prs_ref.  PRS_E_NOTFOUND. */
+/* Find the object of a name and take a reference as prs_ref does. Return PRS_E_NOTFOUND if there is none. */
 int prs_name_find(prs_store *store, const char *name, size_t len, prs_oid *id);
-/* Get the next name from *cursor on: return 1, its NUL-terminated text and object, or 0 at the end. */
+/* Get the next name from *cursor on, NUL-terminated, and its object; return 1, or 0 at the end. */
 int prs_name_next(prs_store *store, uint32_t *cursor, char text[PRS_NAME_MAX + 1], prs_oid *id);
 
 /* ---- spill files in the caller's format ------------------------------------------------------- */
 
-/* The engine has no compressor and no hash.  In a store created with a PRS_OPEN_SPILL_* flag the caller spills and
- * restores: prs_alloc returns PRS_E_FULL, prs_pin PRS_E_SPILLED, and the caller does the work between the calls below,
- * none of which keeps a lock when it returns.  Each file then ends with a prs_spill_trailer. */
+/* The engine contains no compressor and no hash function.  In a store created with a PRS_OPEN_SPILL_* flag the caller
+ * spills and restores objects: when prs_alloc returns PRS_E_FULL or prs_pin returns PRS_E_SPILLED, the caller writes
+ * or reads the bytes between the calls below, none of which holds a lock after it has returned.  In such a store each
+ * file ends with a prs_spill_trailer. */
 
 #define PRS_SPILL_MAGIC 0x46535250u /* "PRSF" */
 #define PRS_SPILL_VERSION 1
@@ -292,16 +301,18 @@ typedef struct prs_spill_job {
 
 /* Return the PRS_OPEN_SPILL_* flags that the store was created with; 0: the engine itself writes spill files. */
 uint32_t prs_spill_form(const prs_store *store);
-/* Choose objects to spill to free `size` bytes, in rounds of growing urgency; return how many, or an error. */
+/* Choose objects to spill, so that `size` bytes become free; later rounds accept more objects. Return their number, or
+ * an error. */
 int prs_spill_choose(prs_store *store, uint64_t size, int round, prs_oid victims[PRS_SPILL_VICTIMS], prs_error *error);
-/* PRS_E_AGAIN: the object is in use.  The thread that begins a job must also finish or cancel it. */
+/* Begin to spill an object; return PRS_E_AGAIN if it is in use. The same thread must finish or cancel the job. */
 int prs_spill_begin(prs_store *store, const prs_oid *victim, prs_spill_job *job, prs_error *error);
 int prs_spill_append(prs_store *store, prs_spill_job *job, const void *src, size_t n, prs_error *error);
-/* Write the trailer and hand the object over to its file; on failure the job is cancelled. */
+/* Write the trailer and mark the object as stored in its file; on failure the job is cancelled. */
 int prs_spill_finish(prs_store *store, prs_spill_job *job, int codec, int algorithm, uint64_t digest, prs_error *error);
 void prs_spill_cancel(prs_store *store, prs_spill_job *job);
 
-/* A draft larger than the store is written to a file: before sealing, the caller can map it and must add a trailer. */
+/* A draft larger than the store is written to a file. Before sealing, the caller can map the file, and must add a
+ * trailer. */
 bool prs_draft_in_file(const prs_store *store, const prs_draft *draft);
 int prs_draft_map(prs_store *store, const prs_draft *draft, const uint8_t **bytes, prs_error *error);
 void prs_draft_unmap(const uint8_t *bytes, uint64_t size);
@@ -316,13 +327,12 @@ typedef struct prs_restore {
     int fd; /* for prs_restore_read, unless RAW */
 } prs_restore;
 
-/* PRS_E_EXISTS: it is already restored, pin it again.  For PRS_E_LOST and PRS_E_CORRUPT, error->what says what is
- * wrong. */
-/* `named` as for prs_pin_named. */
+/* Begin to restore an object; `named` as for prs_pin_named.  Return PRS_E_EXISTS if it is restored already: pin it
+ * again.  For PRS_E_LOST and PRS_E_CORRUPT, error->what describes the error. */
 int prs_restore_begin(prs_store *store, const prs_oid *id, bool named, prs_restore *restore, prs_error *error);
-/* Copy stored bytes; PRS_E_CORRUPT when the file was truncated. */
+/* Read stored bytes; return PRS_E_CORRUPT if the file was truncated. */
 int prs_restore_read(const prs_restore *restore, uint64_t at, void *to, size_t n);
-/* Accept the bytes: they serve the object as long as this process has it pinned. */
+/* Use the restored bytes as those of the object while this process has it pinned. */
 int prs_restore_end(prs_store *store, prs_restore *restore, prs_view *view);
 void prs_restore_cancel(prs_store *store, prs_restore *restore);
 
@@ -341,7 +351,7 @@ typedef struct prs_stats {
     uint64_t in_flight;              /* tokens                                                  */
     uint64_t edges;                  /* links by which objects hold objects                     */
     uint64_t spilled, spilled_bytes; /* objects in spill files                           */
-    uint64_t orphaned;               /* objects with the sticky holder "orphaned by fork"       */
+    uint64_t orphaned;               /* objects that the sticky holder keeps                    */
     uint64_t serial;                 /* next serial                                             */
     uint32_t clients;                /* living                                                  */
     uint32_t max_clients;
@@ -357,9 +367,9 @@ typedef struct prs_record {
     uint64_t off;                      /* where the extent lies in the data area              */
     uint32_t state;                    /* PRS_STATE_*                                         */
     uint32_t ref_holders, pin_holders; /* clients                                     */
-    uint32_t tokens_and_edges;         /* messages and objects that hold it                   */
-    int32_t creator_pid;               /* 0 when the creator is gone                          */
-    uint32_t age;                      /* seconds, whatever the wall clock did meanwhile      */
+    uint32_t tokens_and_edges;         /* number of messages and objects that hold it         */
+    int32_t creator_pid;               /* 0 if the creator has left or is dead                */
+    uint32_t age;                      /* seconds, by the monotonic clock                     */
     bool freed, orphaned, spilled;
 } prs_record;
 
@@ -372,34 +382,34 @@ enum {
     PRS_STATE_SPILLING = 5
 };
 
-/* Walk the table: fill up to `cap` records of objects from slot *cursor on and advance it. */
+/* Walk the table from slot *cursor on: fill at most `cap` records of objects, and advance *cursor. */
 int prs_list(prs_store *store, uint32_t *cursor, prs_record *out, int cap);
 
 /* Reap dead clients unless a client has checked within `min_age` ns (0: check now). */
 int prs_reap_dead(prs_store *store, int64_t min_age);
-/* Return freed pages beyond `keep` bytes to the kernel; return how many bytes. */
+/* Return freed pages beyond `keep` bytes to the kernel; return the number of bytes. */
 uint64_t prs_trim(prs_store *store, uint64_t keep);
-/* Remove the leftovers of stores that are provably gone from a spill directory; return how many there
- * were (`dry`: only count), or -errno. */
+/* Remove from a spill directory the files of stores that provably no longer exist (`dry`: only count
+ * them). Return the number of these stores, or -errno. */
 int prs_spill_clean(const char *directory, bool dry);
 #define PRS_SPILL_DIR_MAX 4096 /* bytes, with the NUL */
 /* The store's spill directory, "" if it has none. Valid until prs_dispose. */
 const char *prs_spill_directory(const prs_store *store);
-/* Become the client of a copy of the tables of the store at `path`, which stays unchanged: to inspect a store without
- * clients.  The copy has no data and no spill directory (`spill_dir` gets the original's); only prs_get_stats,
- * prs_list, prs_name_next and prs_check are meaningful on it. */
+/* Copy the tables of the store at `path` and become a client of the copy, to inspect a store without changing it.
+ * The copy has no data and no spill directory (`spill_dir` gets the original's); only prs_get_stats, prs_list,
+ * prs_name_next and prs_check are meaningful on it. */
 int prs_snapshot(prs_store **out, const char *path, char spill_dir[PRS_SPILL_DIR_MAX], prs_error *error);
-/* Verify every invariant (takes the store lock). PRS_E_CORRUPT with error->what. */
+/* Verify every invariant, under the store lock. Return PRS_E_CORRUPT and set error->what if one is violated. */
 int prs_check(prs_store *store, prs_error *error);
 /* Do the work that destructors deferred. */
 void prs_deferred_run_all(prs_store *store);
 
 /* ---- fork ----------------------------------------------------------------------------- */
 
-/* The first open installs the fork handlers, for all open handles of the process.  After a
- * fork the child's handle is a separate client, with every bit its parent had, unless no slot
- * or descriptor was free: then prs_is_orphan() is true, views stay valid, and the handle
- * only serves prs_unpin and prs_unref. */
+/* The first open installs the fork handlers, for all open handles of the process.  After a fork the
+ * child's handle is a separate client that has every bit its parent had.  If no slot or descriptor
+ * was free, prs_is_orphan() returns true instead: views stay valid, but the handle supports only
+ * prs_unpin and prs_unref. */
 bool prs_is_orphan(const prs_store *store);
 /* Count forks from now on; the first open does so as well. */
 void prs_count_forks(void);

@@ -1,15 +1,15 @@
 /* recover.c - recovery from dead clients: rebuild, reap, detect.
  *
- * Purpose    Any client may die at any instruction.  The first client that notices cleans up, while
- *            all others continue.
+ * Purpose    Any client may die at any instruction.  The first client that detects the death cleans
+ *            up, while all others continue.
  * Algorithm  rebuild: the client that stole the store lock reconstructs everything that the lock
- *            guards from slots and links.  reap, lock-free except for returning extents: finishes,
- *            slot by slot, what the dead client was working on, clears its bits, and tries to free
- *            the objects of which it was the last holder.
- *            prs_reap_dead: detects dead clients, at most once a second for the whole store, in any
- *            client that calls it.
- * Guarantee  Each may die at any step, and another client starts it again: rebuild marks the arena
- *            dirty first; a reaper records itself in the dead client's state and is itself a client.
+ *            guards from slots and links.  reap, lock-free except for returning extents: in each
+ *            slot, finishes or undoes the dead client's work, clears its bits, and tries to free the
+ *            object if it was the last holder.  prs_reap_dead: detects dead clients, at most once a
+ *            second for the whole store, in any client that calls it.
+ * Guarantee  If a client dies during a rebuild or a reap, another client repeats it: rebuild first
+ *            marks the arena dirty; a reaper records itself in the dead client's state, and is a
+ *            client that can be reaped itself.
  */
 #include "store.h"
 
@@ -54,7 +54,7 @@ static void sweep(prs_store *s)
     uint32_t seen = prs_load_relaxed(&s->slots_seen);
     for (uint32_t i = 0; i < seen; i++)
         prs_try_free(s, i);
-    prs_cas_seqcst(&s->super->swept, &swept, epoch); /* `recount` differs again after a later rebuild */
+    prs_cas_seqcst(&s->super->swept, &swept, epoch); /* a later rebuild changes `recount` again */
 }
 
 void prs_client_recover_slots(prs_store *s, uint32_t client)
@@ -75,7 +75,7 @@ void prs_client_recover_slots(prs_store *s, uint32_t client)
             prs_fetch_and_seqcst(pins, ~bit);
             PRS_POINT(reap_bits);
         }
-        prs_try_free(s, i); /* also without its bit: it may have died after clearing the bit, before freeing */
+        prs_try_free(s, i); /* also if its bit is clear: it may have died between clearing the bit and freeing */
     }
 }
 
@@ -145,7 +145,7 @@ int prs_reap_dead(prs_store *s, int64_t min_age)
     /* unreached: damage */
     for (uint32_t i = 1; i < high && i < s->super->max_clients; i++)
         if (i != s->me && prs_client_proven_dead(s, i, &state) && prs_reap(s, i, state) == PRS_E_BUSY)
-            break; /* wait for the lock only once: the next call continues */
+            break; /* wait for the lock only once; the next call continues */
     sweep(s);
     if (min_age > 0)
         prs_trim_excess(s);

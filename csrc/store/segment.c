@@ -1,10 +1,10 @@
 /* segment.c - creating, finding, validating and leaving a segment.
  *
  * Purpose    Turn a file into a store and a process into its client.
- * Algorithm  A new segment has no name until its superblock is complete: a memfd, or an unnamed file on
- *            tmpfs that we link to its path last, so that no process can open an incomplete one.  To
- *            attach, we copy the superblock to private memory, recompute the layout from its numbers and
- *            compare, before we map anything; then we check the tables under the store lock, a slice at a time.
+ * Algorithm  A new segment is a memfd, or an unnamed file on tmpfs that we link to its path as the last step,
+ *            so that no process can open a segment whose superblock is incomplete.  To attach, we copy the
+ *            superblock to private memory, recompute the layout from its sizes and compare both before we map
+ *            anything; then we check the tables under the store lock, a slice at a time.
  * Guarantee  No size or offset from the file is used before it is checked.  The page of constants and the
  *            data area are mapped read-only, from a descriptor that cannot write.
  */
@@ -21,7 +21,7 @@
 #define CAPACITY_LEAST (16u * 1024 * 1024) /* defaults do not shrink below this */
 #define ROOM_LEFT ((size_t)64 << 20)
 #define SLOTS_MIN (1u << 20)
-#define SLOTS_LEAST (1u << 14) /* used if a limit leaves no room for more */
+#define SLOTS_LEAST (1u << 14) /* used if a limit does not allow more */
 #define SLOTS_MAX (1u << 24)
 
 /* ---- layout ------------------------------------------------------------------------------------- */
@@ -164,7 +164,7 @@ static int reopen(const prs_store *s, bool writable)
     return fd;
 }
 
-/* Map everything by the validated numbers of `p`. */
+/* Map all parts according to the validated sizes and offsets in `p`. */
 static int map_all(prs_store *s, const prs_super *p, prs_error *error)
 {
     s->control_len = p->data_off;
@@ -233,7 +233,8 @@ static int enter(prs_store *s, prs_error *error)
     return PRS_OK;
 }
 
-/* Return whether the kernel's pages have another size: mapping offsets and the bitmap of pages would not fit. */
+/* Return whether the kernel's page size differs from PRS_PAGE, on which mapping offsets and the bitmap of pages
+ * depend. */
 static bool other_pages(void)
 {
     return PRS_POINT_ERRNO(page_size) || prs_page_size() != PRS_PAGE;
@@ -268,7 +269,8 @@ static void choose(prs_super *p, const prs_options *options, uint64_t capacity, 
     p->flags = options ? options->flags : 0;
 }
 
-/* Return whether there is address space for the writable mapping that the first put makes, and some for the rest. */
+/* Return whether there is address space for the writable mapping, which the first put makes, and for other
+ * allocations. */
 static bool roomy(const prs_store *s)
 {
     return prs_os_room(s->capacity + s->capacity / 2 + ROOM_LEFT);
@@ -316,7 +318,7 @@ static int create(prs_store **out, const prs_options *options, uint64_t capacity
         goto fail;
     }
     if (!s->path)
-        (void)prs_os_seal(fd); /* some kernels cannot do this, but only our own code could shrink the file anyway */
+        (void)prs_os_seal(fd); /* may fail on some kernels; only our own code could shrink the file */
     PRS_POINT(segment_sized);
     /* unreached: uninjected: fstat */
     if ((rc = prs_os_inspect(fd, &s->file, &size, error)) < 0 || (rc = map_all(s, &plan, error)) < 0)
@@ -362,7 +364,7 @@ int prs_create(prs_store **out, const prs_options *options, prs_error *error)
     bool given = options && options->capacity;
     uint64_t first = given ? options->capacity : prs_default_capacity();
     /* unreached: kernel: neither /proc nor a cgroup tells the size of memory */
-    if (first == 0) /* neither /proc nor a cgroup says how much memory there is */
+    if (first == 0) /* the size of memory is unknown */
         first = (uint64_t)1 << 30;
     uint64_t capacity = first, slots_min = SLOTS_MIN;
     prs_error why = {0};
@@ -431,7 +433,7 @@ static int attach(prs_store **out, int fd, uint64_t store, const prs_options *op
         goto fail;
     free(head);
     rc = prs_check_in_slices(s, error);
-    if (rc < 0) { /* do not call prs_close(): it would work on corrupt tables */
+    if (rc < 0) { /* do not call prs_close(), which would use the corrupt tables */
         prs_atfork_unregister(s);
         prs_client_release(s);
         prs_discard(s);
@@ -454,7 +456,7 @@ int prs_attach_path(prs_store **out, const char *path, const prs_options *option
     return rc < 0 ? rc : attach(out, fd, 0, &named, error);
 }
 
-/* Return the store id of the file behind `fd`, or 0 if it is no store that we may use. */
+/* Return the store id of the file behind `fd`, or 0 if the file is not a store that we may use. */
 static uint64_t id_behind(int fd)
 {
     struct {
@@ -598,20 +600,20 @@ static void drop_refs(prs_store *s)
     }
 }
 
-/* The last pin has been dropped.  The address ranges stay, as zero pages, until prs_dispose: a thread that is inside
- * a call must not fault. */
+/* Called after the last pin was dropped.  The address ranges stay mapped to zero pages until prs_dispose, so that a
+ * thread that is still in a call does not fault. */
 void prs_tear_down(prs_store *s)
 {
     if (s->torn)
         return;
     prs_atfork_unregister(s);
-    /* We free unfinished drafts below: no process may reach their memory by then. */
+    /* Detach the windows before the drafts are freed below, so that no thread can write to freed memory. */
     prs_windows_detach(s);
     if (prs_load_relaxed(&s->wr))
         prs_os_map_zero_fixed(prs_load_relaxed(&s->wr), s->capacity);
     if (!s->orphan)
-        prs_client_recover_slots(s, s->me); /* also returns reserved slots that a full list had no room for */
-    (void)prs_mutex_lock(&s->mutex, -1);    /* a thread that holds the store lock unlocks first */
+        prs_client_recover_slots(s, s->me); /* also returns the reserved slots that are in no list */
+    (void)prs_mutex_lock(&s->mutex, -1);    /* wait until no thread of ours holds the store lock */
     if (!s->orphan)
         prs_client_release(s);
     prs_client_unanchor(s);
@@ -622,7 +624,7 @@ void prs_tear_down(prs_store *s)
     prs_mutex_unlock(&s->mutex);
     int fds[] = {s->fd_rw, s->fd_ro, s->fd_lock};
     for (int i = 0; i < 3; i++)
-        if (prs_os_same(fds[i], &s->file)) /* otherwise the descriptor number belongs to another file by now */
+        if (prs_os_same(fds[i], &s->file)) /* otherwise it belongs to another file by now */
             prs_os_close(fds[i]);
     if (s->released)
         prs_keep_end(s);

@@ -1,12 +1,12 @@
 /* slot.c - the slot table: publishing chunks of it, the stack of free slots, serials.
  *
- * Purpose    Slots have fixed indices; the table may grow to millions, but uses memory only
- *            as objects are created.
+ * Purpose    Slots have fixed indices; the table may have millions of slots, but uses memory only
+ *            for those that were needed.
  * Algorithm  The table is a sparse range of the file.  A chunk of 1,024 slots, with the extent
- *            descriptors that go with it, is backed first (outside the lock: it can fail, it can
- *            fault), then published under the lock by raising `published`.
- * Guarantee  No client touches an unpublished entry: merely reading a hole of a shared mapping
- *            would allocate it.
+ *            descriptors that go with it, is first backed without the lock (because this can fail
+ *            or fault), then published under the lock by raising `published`.
+ * Guarantee  No client touches an unpublished entry, because even a read allocates the page of a
+ *            hole in a shared mapping.
  */
 #include "store.h"
 
@@ -39,7 +39,7 @@ static int touch_links(prs_store *s, uint32_t from, uint32_t to)
     return touch(s, s->super->links_off, (uint64_t)from * sizeof(prs_link), (uint64_t)to * sizeof(prs_link));
 }
 
-/* Never lower a mark: the thread that writes last may have read an older length. */
+/* Raise a mark, and never lower it: the thread that writes last may have read an older length. */
 static void raise_mark(prs_atomic_u32 *mark, uint32_t to)
 {
     uint32_t seen = prs_load_relaxed(mark);
@@ -137,8 +137,8 @@ int prs_slots_grow(prs_store *s, uint32_t had, prs_error *error)
     if (rc < 0)
         return rc;
     if (prs_slots_published(s) == had) {
-        /* New slots are zero bytes: FREE, generation 0.  Publish, then push: a death in between
-         * leaves slots on no stack, and the rebuild that follows finds them. */
+        /* New slots are zero bytes: FREE, generation 0.  Publish first, then push: if this client
+         * dies in between, the following rebuild finds the slots that are not on the stack. */
         prs_store_release(&s->super->published, to);
         PRS_POINT(slots_published);
         for (uint32_t i = to; i-- > had;) {
@@ -200,8 +200,9 @@ void prs_slot_give(prs_store *s, uint32_t i)
     a->slot_free_count++;
 }
 
-/* Each client takes serials in blocks, so that small puts share no cache line.  An object that refers
- * to others takes one directly from the counter, above every serial handed out so far. */
+/* Each client allocates serials in blocks, so that small puts of different clients do not write to
+ * the same cache line.  An object that refers to others gets a serial directly from the counter,
+ * above all serials allocated so far. */
 uint64_t prs_serial(prs_store *s, bool ordered)
 {
     if (ordered)
