@@ -1,4 +1,4 @@
-/* advise.c - madvise() whose result can be trusted (see advise.h). */
+/* advise.c - madvise() with a reliable result (see advise.h). */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE 1
 #endif

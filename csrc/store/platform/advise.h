@@ -1,4 +1,4 @@
-/* advise.h - madvise() whose result can be trusted. */
+/* advise.h - madvise() with a reliable result. */
 #ifndef PRS_ADVISE_H
 #define PRS_ADVISE_H
 
@@ -18,13 +18,14 @@
 uintptr_t prs_page_size(void);
 
 /*
- * Return whether a successful madvise() did what it was told. Emulators (qemu's user mode) ignore advice they do not
- * know and return 0, even for PROT_NONE pages, which a kernel must refuse; we test that once per process.
+ * Return whether madvise() returns 0 only if it followed the advice. Emulators (qemu's user mode) ignore unknown
+ * advice and return 0, even for PROT_NONE pages, for which a kernel must return an error; we test this once per
+ * process.
  */
 bool prs_advice_is_honest(void);
 
-/* Advise all pages under [at, at + n), again after signals. Return 0 or -errno (-EOPNOTSUPP: not honest); keep
- * errno. */
+/* Advise all pages in [at, at + n), and continue after signals. Return 0 or -errno (-EOPNOTSUPP if the advice
+ * is not honest); preserve errno. */
 int prs_advise(char *at, size_t n, int advice);
 
 #endif

@@ -1,13 +1,14 @@
 /*
  * atomic.h - named memory orders, futex wait and wake, a private spinlock.
  *
- * Purpose    One vocabulary for every word that threads or processes share. The order is part of the
- *            name, so that a reader sees it at the call and never gets C11's default by accident.
+ * Purpose    One set of operations for all words that threads or processes share. The memory order is
+ *            part of the name, so that it is visible in each call, and C11's default is never used by
+ *            accident.
  * Algorithm  Type-generic macros over <stdatomic.h>, and shared futexes (no PRIVATE flag), which work
  *            between processes that map the word at different addresses.
- * Guarantee  No stand-alone fences: ThreadSanitizer does not see them. Where store-buffering matters
- *            (pin against free), both sides use seq_cst read-modify-writes and seq_cst loads.
- *            All atomics here are lock-free, hence address-free and usable in shared memory.
+ * Guarantee  No stand-alone fences: ThreadSanitizer does not see them. Where store buffering matters
+ *            (between pin and free), both sides use seq_cst read-modify-writes and seq_cst loads. All
+ *            atomics here are lock-free, hence address-free and usable in shared memory.
  */
 #ifndef PRS_ATOMIC_H
 #define PRS_ATOMIC_H
@@ -122,7 +123,7 @@ static inline long prs_futex_call_(void *addr, int op, uint32_t value, const voi
 static inline int prs_futex_wait(const volatile void *addr, uint32_t expected, int64_t timeout_ns)
 {
 #if defined(SYS_futex)
-    long ts[2]; /* this system call takes two longs on every ABI */
+    long ts[2]; /* this system call expects two longs on every ABI */
 #else
     int64_t ts[2];
 #endif

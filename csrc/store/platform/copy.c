@@ -1,13 +1,13 @@
 /*
  * copy.c - contiguous copies into shared memory.
  *
- * Purpose    The one copy a put makes, at the rate the memory allows.
+ * Purpose    A put copies its bytes once, as fast as the memory allows.
  * Algorithm  Small copies use the C library's memcpy, which leaves the data in the cache for a reader nearby.
  *            Big copies use non-temporal stores (AVX2, else SSE2), which save reading each line before
- *            writing it. Even bigger copies are cut into pieces, which an atomic counter hands out to the
- *            caller and its helpers, so that a helper without a CPU delays only its own piece.
- * Guarantee  dst holds src when the call returns, visible to every thread that synchronizes with the
- *            caller: each thread that used non-temporal stores fences them itself.
+ *            writing it. Even bigger copies are cut into pieces, which an atomic counter assigns to the
+ *            caller and its helpers, so that a helper that gets no CPU delays only one piece.
+ * Guarantee  When the call returns, dst contains the bytes of src, visible to every thread that synchronizes
+ *            with the caller: each thread that used non-temporal stores executes a fence.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE 1
@@ -30,7 +30,7 @@
 
 #if defined(__x86_64__)
 
-/* Both take dst aligned to 64 and n a multiple of 128; src may have any alignment. */
+/* Both require that dst is aligned to 64 and n is a multiple of 128; src may have any alignment. */
 
 __attribute__((target("avx2"))) static void stream_avx2(char *dst, const char *src, size_t n)
 {
@@ -88,7 +88,8 @@ void prs_copy_nt(void *dst_, const void *src_, size_t n)
 
 #else
 
-/* Elsewhere the C library's memcpy is the best known kernel; it streams by itself where that pays. */
+/* On other architectures the C library's memcpy is the fastest known kernel; it uses non-temporal stores itself where
+ * they help. */
 void prs_copy_nt(void *dst, const void *src, size_t n)
 {
     memcpy(dst, src, n);

@@ -1,8 +1,8 @@
 /*
  * copy.h - copy kernels: one thread, several threads, into a file, out of a strided array.
  *
- * This code knows nothing of stores or bitmaps; see fill.h for which kernel suits which pages.
- * All functions may run without any lock, from any thread, also while other threads fork.
+ * This code does not depend on stores or bitmaps; fill.h explains which kernel suits which pages.
+ * All functions may be called without a lock and from any thread, also while other threads fork.
  */
 #ifndef PRS_COPY_H
 #define PRS_COPY_H
@@ -10,13 +10,15 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Most threads one call ever uses, the caller's included. */
+/* The maximum number of threads of one call, including the caller's. */
 #define PRS_COPY_MAX_THREADS 8u
 
-/* From this size on, stores bypass the cache: measured, see docs/internals/copying.md. */
+/* From this size on, copies use non-temporal stores, which bypass the cache. Measured, see
+ * docs/internals/copying.md. */
 #define PRS_COPY_NT_MIN ((size_t)2 << 20)
 
-/* From this size on, a second thread is worth its creation: measured, see docs/internals/copying.md. */
+/* From this size on, a second thread saves more time than its creation costs. Measured, see
+ * docs/internals/copying.md. */
 #define PRS_COPY_PARALLEL_MIN ((size_t)16 << 20)
 
 /* Return the number of CPUs this process may run on (its affinity mask), at least 1. */
@@ -29,8 +31,9 @@ void prs_copy(void *dst, const void *src, size_t n);
 void prs_copy_nt(void *dst, const void *src, size_t n);
 
 /*
- * The same on up to `max_threads` threads (0: as many as size and idle CPUs justify). They block all signals and are
- * joined before this call returns. If threads cannot be created, fewer copy, down to the caller alone.
+ * The same on up to `max_threads` threads (0: as many as size and idle CPUs justify). The helper threads block all
+ * signals and are joined before this call returns. If some threads cannot be created, the others copy everything; if
+ * none can, the caller does.
  */
 void prs_copy_parallel(void *dst, const void *src, size_t n, unsigned max_threads);
 
@@ -40,8 +43,8 @@ uint64_t prs_file_limit(void);
 
 /*
  * Write `n` bytes at `offset`, continuing after short writes and signals. Returns 0 or -errno: -ENOSPC when the
- * file system is full, -EFBIG past its limit. Never causes SIGXFSZ, nor SIGBUS on pages of the file. Keeps
- * errno. `written` (may be NULL) gets the number of bytes written, also on failure.
+ * file system is full, -EFBIG past its limit. Never causes SIGXFSZ, and never SIGBUS on pages of the file.
+ * Keeps errno. `written` (may be NULL) gets the number of bytes written, also on failure.
  */
 int prs_copy_to_file(int fd, uint64_t offset, const void *src, size_t n, size_t *written);
 
@@ -50,8 +53,8 @@ int prs_copy_to_file(int fd, uint64_t offset, const void *src, size_t n, size_t 
 
 /*
  * Gather a strided array into contiguous C order at `dst`. Strides are in bytes and may be negative or
- * zero; `src` is the address of element (0, ..., 0). No alignment is assumed. Returns 0, or -EINVAL for
- * ndim outside 0..64, a negative extent, or a size that overflows (nothing is copied then).
+ * zero; `src` is the address of element (0, ..., 0). No alignment is assumed. Returns 0, or -EINVAL if
+ * ndim is outside 0..64, an extent is negative or the size overflows; nothing is copied then.
  */
 int prs_copy_strided(void *dst, const void *src, int ndim, const ptrdiff_t *shape, const ptrdiff_t *strides,
                      size_t itemsize);

@@ -2,13 +2,13 @@
  * copy_strided.c - copying strided arrays once, into contiguous C order.
  *
  * Purpose    `put(a[::2])` gathers straight into the store, without an intermediate array.
- * Algorithm  Normalize (drop extents of 1, merge dimensions that are contiguous to each other, turn a
- *            contiguous innermost dimension into one bigger item), then loop with an odometer over the
- *            outer dimensions and a tight loop over the innermost. Where another dimension has a
- *            smaller stride than the innermost (transposed arrays), loop over both in tiles, so that
- *            each source line is fully used while it is in the cache.
- * Guarantee  Reads exactly the elements of the shape, writes exactly their number times itemsize
- *            bytes; needs no alignment; sizes that overflow are refused before anything is copied.
+ * Algorithm  Normalize the array (drop extents of 1, merge dimensions that are contiguous to each
+ *            other, turn a contiguous innermost dimension into one bigger item), then iterate over the
+ *            index tuples of the outer dimensions, with a tight loop over the innermost one. Where
+ *            another dimension has a smaller stride than the innermost (transposed arrays), loop over
+ *            both in tiles, so that each source line is fully used while it is in the cache.
+ * Guarantee  The functions read only the elements of the array, write as many bytes as these have,
+ *            need no alignment, and refuse sizes that overflow before they copy anything.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE 1
@@ -22,8 +22,8 @@
 #include "atomic.h"
 #include "threads.h"
 
-/* Columns are the source lines a tile keeps in use: few enough that a stride which puts all of them into one cache
-   set still leaves them in the second level. Measured, see docs/internals/copying.md. */
+/* Columns are the source lines that a tile uses at the same time: they are so few that they stay in the
+   second-level cache even if the stride maps all of them to one set. Measured, see docs/internals/copying.md. */
 #define TILE_COLS 16
 #define TILE_ROWS 64
 
@@ -91,7 +91,7 @@ static int normalize(strided *a, int ndim, const ptrdiff_t *shape, const ptrdiff
 
 /* ---- one row ----------------------------------------------------------------------------------- */
 
-/* A memcpy of constant size is one unaligned load and store. */
+/* The compiler turns a memcpy of constant size into one unaligned load and store. */
 #define ROW_LOOP(size)               \
     for (size_t i = 0; i < n; i++) { \
         memcpy(dst, src, (size));    \
@@ -115,7 +115,7 @@ static void copy_row(char *dst, const char *src, size_t n, ptrdiff_t stride, siz
     default:
         if (item < STREAM_ITEM_MIN) {
             ROW_LOOP(item)
-        } else { /* rows of a big matrix: as in any big copy, avoid reading the lines that we overwrite */
+        } else { /* rows of a big matrix: as in every big copy, do not read the lines that we overwrite */
             for (size_t i = 0; i < n; i++, dst += item, src += stride)
                 prs_copy_nt(dst, src, item);
         }
@@ -124,7 +124,7 @@ static void copy_row(char *dst, const char *src, size_t n, ptrdiff_t stride, siz
 
 /* ---- tiles over two dimensions ----------------------------------------------------------------- */
 
-/* Rows go down dimension p (small source stride), columns along the last one (big source stride). */
+/* Rows follow dimension p (small source stride), columns the last dimension (big source stride). */
 static void copy_tiles(char *dst, const char *src, const strided *a, int p)
 {
     int last = a->ndim - 1;
@@ -146,7 +146,7 @@ static size_t magnitude(ptrdiff_t stride)
     return stride < 0 ? (size_t)0 - (size_t)stride : (size_t)stride;
 }
 
-/* Return the dimension whose elements lie closest together in the source, or -1 if that is the last. */
+/* Return the dimension with the smallest source stride, or -1 if that is the last one. */
 static int tile_partner(const strided *a)
 {
     int best = -1;
@@ -212,7 +212,7 @@ typedef struct parallel_gather {
     char *dst;
     const char *src;
     int dim;     /* the dimension to split */
-    size_t step; /* length of that dimension in one piece */
+    size_t step; /* extent of that dimension in one piece */
     prs_atomic_u64 next;
 } parallel_gather;
 

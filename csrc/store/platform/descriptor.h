@@ -1,8 +1,8 @@
-/* descriptor.h - keeping our descriptors above 2.
+/* descriptor.h - functions that keep our descriptors above 2.
  *
- * A program that was started without descriptors 0 to 2, or closed them, gets one of these numbers for the next file
- * that it opens. Code that writes to standard error then writes into that file.  Every open, memfd, pipe and directory
- * of the engine goes through these functions; a test finds calls that do not.
+ * If a program was started without descriptors 0 to 2, or has closed them, the next file that it opens gets one of
+ * these numbers, and code that writes to standard error then writes to that file.  Every open, memfd, pipe and
+ * directory of the engine goes through these functions; a test finds calls that bypass them.
  */
 #ifndef PRS_DESCRIPTOR_H
 #define PRS_DESCRIPTOR_H

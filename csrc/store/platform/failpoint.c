@@ -19,7 +19,7 @@ static const char *const names[] = {
 
 static struct {
     prs_atomic_u32 action;
-    prs_atomic_u32 left; /* crossings until the point fires */
+    prs_atomic_u32 left; /* number of crossings until the point triggers */
     prs_atomic_u32 value;
 } armed[PRS_POINT_COUNT];
 
@@ -30,7 +30,7 @@ int prs_point_hit(enum prs_point point)
         return 0;
     uint32_t left = prs_fetch_sub_relaxed(&armed[point].left, 1);
     if (action == PRS_FAIL_ERRNO_ON && left <= 1)
-        prs_store_relaxed(&armed[point].left, 1); /* fires at the next crossing, too */
+        prs_store_relaxed(&armed[point].left, 1); /* triggers at the next crossing, too */
     else if (left != 1)
         return 0;
     switch (action) {

@@ -1,8 +1,8 @@
 /* failpoint.h - named places at which a test can make this process die, stop or fail.
  *
  * PRS_POINT(name) marks a step after which shared state has changed; PRS_POINT_ERRNO(name)
- * additionally returns an errno; the step must behave as if it had failed with it.  Compiled to nothing
- * unless PRS_DEBUG is defined.  The list of points is failpoints.def.
+ * additionally returns an errno, with which the step must then fail.  Both macros are empty unless
+ * PRS_DEBUG is defined.  The list of points is failpoints.def.
  */
 #ifndef PRS_FAILPOINT_H
 #define PRS_FAILPOINT_H
@@ -24,10 +24,10 @@ int prs_point_hit(enum prs_point point);
 #define PRS_POINT_ERRNO(name) 0
 #endif
 
-/* For tests; without PRS_DEBUG they do nothing and return false, or an empty list. */
+/* For tests. Without PRS_DEBUG these functions do nothing and return false, or an empty list. */
 
-/* Arm a named point: do the action at its `after`-th crossing; ERRNO_ON also at every later one, until the point is
- * armed with action 0. */
+/* Arm a named point: perform the action at its `after`-th crossing. ERRNO_ON is also performed at every later
+ * crossing, until the point is armed with action 0. */
 enum { PRS_FAIL_KILL = 1, PRS_FAIL_STOP = 2, PRS_FAIL_ERRNO = 3, PRS_FAIL_HOLD = 4, PRS_FAIL_ERRNO_ON = 5 };
 bool prs_failpoint_arm(const char *name, int action, int after, int value);
 /* Names of all points, NULL-terminated. */

@@ -1,15 +1,16 @@
 /*
  * fill.c - writing bytes to pages of a shared file, by the method that suits their state.
  *
- * Purpose    A put into pages that this process, or the kernel, has not touched yet pays for page
- *            allocation and page tables on top of the copy; spread over two cores the right way, it takes
- *            half the time.
- * Algorithm  Work is cut into pieces at fixed file offsets. Backed pages: any thread takes any piece.
- *            Unbacked pages: pwrite takes the inode's lock, so only the caller writes that way, upwards;
- *            helpers fault pages in (which needs no such lock) and copy, downwards. One counter hands out
- *            as many claims as there are pieces, so the two ends never overlap.
- * Guarantee  See fill.h. A helper that fails to populate a piece writes it by pwrite, which either
- *            succeeds or returns the reason.
+ * Purpose    If a put writes to pages that this process has not mapped or the kernel has not allocated,
+ *            page tables and page allocation take time in addition to the copy; distributed well over two
+ *            cores, such a put takes half the time.
+ * Algorithm  Work is cut into pieces at fixed file offsets. For backed pages, any thread processes any
+ *            piece. For unbacked pages, only the caller uses pwrite, from the first piece upwards,
+ *            because pwrite takes the inode's lock; helpers fault pages in, which needs no such lock, and
+ *            copy, from the last piece downwards. One counter limits the claims to the number of pieces,
+ *            so caller and helpers never get the same piece.
+ * Guarantee  See fill.h. If a helper cannot populate a piece, it uses pwrite, which either succeeds or
+ *            returns the reason.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE 1
@@ -32,7 +33,7 @@
 #define PIECE_BACKED ((size_t)2 << 20)
 #define PIECE_POPULATE ((size_t)2 << 20)
 
-/* Minimum bytes per thread: below that, creating a helper does not pay off. */
+/* Minimum number of bytes per thread; for fewer bytes, creating a helper costs more than it saves. */
 #define WORTH_UNBACKED ((size_t)2 << 20)
 #define WORTH_BACKED ((size_t)4 << 20)
 
@@ -48,10 +49,10 @@ typedef struct fill_job {
     size_t pieces;
     int advice;
     prs_atomic_u64 claimed;    /* pieces handed out */
-    prs_atomic_u64 from_back;  /* of these claims, those of helpers, which work downwards */
-    prs_atomic_u64 failed_end; /* end (byte) of the highest piece that could not be mapped */
+    prs_atomic_u64 from_back;  /* pieces claimed by helpers, from the last one downwards */
+    prs_atomic_u64 failed_end; /* end, in bytes, of the last piece that could not be mapped */
     prs_atomic_u32 error;      /* a positive errno; later ones do not replace it */
-    prs_atomic_u32 caller_cpu; /* where the caller wrote its last piece */
+    prs_atomic_u32 caller_cpu; /* the CPU on which the caller wrote its last piece */
 } fill_job;
 
 static void job_init(fill_job *job, size_t piece)
@@ -66,7 +67,7 @@ static void job_init(fill_job *job, size_t piece)
     atomic_init(&job->caller_cpu, UINT32_MAX - 1);
 }
 
-/* Return this thread's CPU, without a system call; if unknown, a value that never matches. */
+/* Return the number of this thread's CPU without a system call, or a value that matches no CPU if it is unknown. */
 static uint32_t this_cpu(void)
 {
     int cpu = sched_getcpu();
@@ -115,7 +116,7 @@ static void *fill_downwards(void *arg)
 {
     fill_job *job = arg;
     uint64_t ticket;
-    /* This costs more per byte than pwrite, so it pays off only on a CPU other than the caller's. */
+    /* This costs more per byte than pwrite, so it is worthwhile only on a CPU other than the caller's. */
     while (prs_load_relaxed(&job->caller_cpu) != this_cpu() && claim(job, &ticket)) {
         size_t from, to;
         bounds(job, job->pieces - 1 - prs_fetch_add_relaxed(&job->from_back, 1u), &from, &to);
@@ -167,7 +168,7 @@ static void *map_and_copy(void *arg)
         size_t from, to;
         bounds(job, k, &from, &to);
         if (prs_advise(job->map + from, to - from, job->advice) == 0) {
-            prs_copy_nt(job->map + from, job->src + from, to - from); /* filled by another process: not in our cache */
+            prs_copy_nt(job->map + from, job->src + from, to - from); /* another process filled it: not in our cache */
         } else {
             note_unmapped(job, job->n);
             write_piece(job, from, to);
@@ -256,8 +257,8 @@ int prs_populate(int fd, uint64_t off, void *map, size_t n, enum prs_page_state 
     if (run_alike(&job, populate_pieces, PIECE_POPULATE, WORTH_UNBACKED, max_threads) == 0)
         return 0;
 
-    /* On a full file system populate fails with a mere EFAULT, and kernels before 5.14 lack it: fallocate backs the
-     * pages or returns the reason; after it a plain touch is safe. */
+    /* On a full file system MADV_POPULATE fails with an unspecific EFAULT, and kernels before 5.14 do not have it.
+     * fallocate backs the pages or returns the reason; after it, touching the pages is safe. */
     int saved = errno, rc = 0;
     /* unreached: untested 2: a kernel that does not populate, under a file size limit */
     if (n > prs_file_limit() || off > prs_file_limit() - n)

@@ -9,11 +9,12 @@
  *                                              rest: the caller writes by pwrite from the front, helpers
  *                                              populate and copy pieces from the back, until they meet
  *
- * Every put to the same place is thus faster than the last: from the third on all pages are mapped.
+ * Thus the second put to the same pages is faster than the first, and the third is faster again, because all
+ * pages are mapped by then.
  *
- * Guarantee  A full file system is an error (-ENOSPC), never SIGBUS, as long as no page said to be mapped
- *            or backed is punched out meanwhile: that is, as long as the caller owns the range. Threads
- *            are joined before return. This code ignores limits of memory cgroups: see headroom.h.
+ * Guarantee  A full file system causes an error (-ENOSPC), never SIGBUS, if no page that is marked as mapped or
+ *            backed is punched meanwhile, which is true while the caller owns the range. Threads are joined
+ *            before a function returns. This code does not check the limits of memory cgroups: see headroom.h.
  */
 #ifndef PRS_FILL_H
 #define PRS_FILL_H
@@ -28,8 +29,8 @@ enum prs_page_state { PRS_PAGES_MAPPED, PRS_PAGES_BACKED, PRS_PAGES_UNBACKED };
 /*
  * Write `n` bytes from `src` to the file at `off`, all of whose pages are in `state`. `map` is where this
  * process has byte `off` mapped writable and shared, or NULL (then pwrite writes everything).
- * `max_threads` as in copy.h; 1 means no helpers, 0 as many as pay off. Returns 0 or -errno (-ENOSPC;
- * -EINVAL if `map` and `off` differ in their offset within a page). After success the pages of
+ * `max_threads` is as in copy.h; 1 means no helpers, 0 as many as make it faster. Returns 0 or -errno
+ * (-ENOSPC; -EINVAL if `map` and `off` differ in their offset within a page). After success the pages of
  * [*mapped_from, n) are mapped here and all pages are backed; `mapped_from` may be NULL. After a failure
  * any part may have been written and backed.
  */
@@ -44,29 +45,29 @@ int prs_populate(int fd, uint64_t off, void *map, size_t n, enum prs_page_state 
 
 /* ---- ranges of mixed states, tracked by two bitmaps ---------------------------------------------- */
 
-/* The data area as one process sees it. Private; copies are fine. */
+/* The data area as one process sees it. It is private to the process and may be copied. */
 typedef struct prs_area {
     int fd;           /* open for writing */
-    uint64_t base;    /* where page 0 of the bitmaps lies in the file, a multiple of the page size */
+    uint64_t base;    /* file offset of page 0 of the bitmaps, a multiple of the page size */
     char *map;        /* writable shared mapping of the area in this process, or NULL */
     prs_pages backed; /* shared with all processes */
     prs_pages mapped; /* of this process alone; `words` is NULL when `map` is */
 } prs_area;
 
-/* Return the bytes that a fill of this range would allocate: whole pages not backed yet. */
+/* Return the number of bytes that a fill of this range would allocate, in whole pages that are not backed yet. */
 uint64_t prs_area_missing(const prs_area *area, uint64_t off, size_t n);
 
 /*
- * Fill [off, off + n) of the area and mark its pages. `*grown` (may be NULL) gets the bytes newly backed,
- * each page counted for one process only. On failure the whole pages that were unbacked are punched and
- * stay unmarked.
+ * Fill [off, off + n) of the area and mark its pages. `*grown` (may be NULL) gets the number of newly
+ * backed bytes; if several processes back a page, only one counts it. On failure, whole pages that
+ * were unbacked before are punched and stay unmarked.
  */
 int prs_area_fill(const prs_area *area, uint64_t off, const void *src, size_t n, unsigned max_threads, uint64_t *grown);
 
 /*
- * Back and map [off, off + n) without writing to it; otherwise as prs_area_fill. Needs area->map. The range may
- * hold bytes of others: a failure leaves new pages backed but unmarked; a caller that owns the whole range may
- * punch them.
+ * Back and map [off, off + n) without writing to it; otherwise as prs_area_fill. Needs area->map. Other
+ * processes may own bytes in the range, so a failure leaves new pages backed but unmarked; a caller that owns
+ * the whole range may punch them.
  */
 int prs_area_populate(const prs_area *area, uint64_t off, size_t n, unsigned max_threads, uint64_t *grown);
 

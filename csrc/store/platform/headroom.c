@@ -1,11 +1,13 @@
 /*
  * headroom.c - how much memory may be allocated before the kernel kills processes; see headroom.h.
  *
- * Purpose    Turn a cgroup limit or exhausted memory into an error of one put instead of SIGKILL.
- * Algorithm  /proc/self/cgroup names the process's cgroup in each hierarchy, /proc/self/mountinfo where hierarchies are
- *            mounted and which part of them; both together give a directory, and each of its parents up to the mount
- *            point is a further limit. Every measurement reads the limits again: they change at run time.
- * Guarantee  See headroom.h. Reads are bounded; text that does not parse counts as absent.
+ * Purpose    If a put would exceed a cgroup limit or the machine's memory, let it fail with an error instead of
+ *            SIGKILL.
+ * Algorithm  /proc/self/cgroup contains the process's cgroup in each hierarchy, /proc/self/mountinfo the mount points
+ *            and the mounted parts of hierarchies. Together they give the directory of the cgroup; each of its parents
+ *            up to the mount point may have a further limit. Every measurement reads the limits again, because they may
+ *            change at run time.
+ * Guarantee  See headroom.h. Reads are bounded; text that cannot be parsed is treated as absent.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE 1
@@ -34,7 +36,7 @@
 
 /* ---- files ------------------------------------------------------------------------------------- */
 
-/* A line reader with a buffer on the stack; longer lines are cut. */
+/* A line reader with a buffer on the stack; lines that do not fit are truncated. */
 typedef struct reader {
     int fd;
     size_t begin, end;
@@ -95,7 +97,7 @@ static char *reader_line(reader *r)
     }
 }
 
-/* Parse decimal digits at `text`, saturating; return false when there are none. */
+/* Parse the decimal digits at `text`; too large numbers become UINT64_MAX. Return false if there are no digits. */
 static bool parse_u64(const char *text, uint64_t *value)
 {
     while (*text == ' ' || *text == '\t')
@@ -291,7 +293,7 @@ static void add_tree(prs_headroom *h, const mount_line *m, const char *own)
         tail = ""; /* inside a container: only the mounted part is visible */
     /* unreached: untested 3: a hierarchy is mounted twice */
     if (h->trees[slot].version != 0 && !exact)
-        return; /* a bind mount of some other cgroup does not replace one that fits */
+        return; /* do not replace the tree by a bind mount of another cgroup */
     char path[PRS_HEADROOM_PATH];
     int n = snprintf(path, sizeof path, "%s%s%s", h->root, m->point, tail);
     /* unreached: impossible: snprintf */
@@ -302,7 +304,7 @@ static void add_tree(prs_headroom *h, const mount_line *m, const char *own)
     struct stat st;
     /* unreached: untested: a file in place of a cgroup directory */
     while (strlen(path) > top && (stat(path, &st) != 0 || !S_ISDIR(st.st_mode)))
-        *strrchr(path, '/') = 0; /* the name is of the host: this level is not visible here */
+        *strrchr(path, '/') = 0; /* this level has a name of the host and is not visible here */
     h->trees[slot].version = m->version;
     h->trees[slot].top = top;
     memcpy(h->trees[slot].path, path, strlen(path) + 1);
@@ -360,7 +362,8 @@ int prs_headroom_open(prs_headroom *h)
 
 /* ---- measuring --------------------------------------------------------------------------------- */
 
-/* Return the bytes to keep free below `limit`: 64 MiB or 2 %, at most a quarter, or small containers store nothing. */
+/* Return the bytes to keep free below `limit`: 64 MiB or 2 %, whichever is more, but at most a quarter, so that stores
+ * also work in small containers. */
 static uint64_t margin_of(uint64_t limit)
 {
     uint64_t margin = limit / 50 > 64 * MIB ? limit / 50 : 64 * MIB;
@@ -383,7 +386,8 @@ static uint64_t limit_of(const char *dir, int version)
         return read_number(dir, "/memory.limit_in_bytes", &limit) && limit < V1_NO_LIMIT ? limit : NO_LIMIT;
     if (!read_number(dir, "/memory.max", &limit))
         limit = NO_LIMIT;
-    /* Above memory.high the kernel kills no process, but slows one that holds shared memory to a standstill. */
+    /* Above memory.high the kernel does not kill a process, but slows it down to a standstill if it has much shared
+     * memory. */
     if (read_number(dir, "/memory.high", &high) && high < limit)
         limit = high;
     return limit;
@@ -442,12 +446,12 @@ static void visit_usage(const char *dir, int version, uint64_t limit, void *arg)
     if (!known || usage == NO_LIMIT)
         return;
     uint64_t free = limit > usage ? limit - usage : 0;
-    /* The cache matters only if this limit would be the tightest without it. */
+    /* Read the size of the cache only if this would be the tightest limit without it. */
     uint64_t margin = margin_of(limit);
     /* unreached: untested: a cgroup limit without /proc/meminfo */
     if (best->known && free > margin && free - margin >= best->headroom)
         return;
-    /* Neither counter includes shared memory, which cannot be dropped. */
+    /* These counters do not include shared memory, which cannot be dropped. */
     cache = version == 1 ? read_sum(dir, "/memory.stat", "total_inactive_file", "total_active_file")
                          : read_sum(dir, "/memory.stat", "inactive_file", "active_file");
     if (cache > usage)
@@ -483,7 +487,7 @@ uint64_t prs_headroom_bytes(prs_headroom *h, prs_headroom_limit *which)
 static uint64_t coarse_now(void)
 {
     struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &ts); /* makes no system call; a resolution of some ms is enough */
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &ts); /* needs no system call; a resolution of a few ms is enough */
     return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
 }
 
@@ -528,7 +532,8 @@ int prs_headroom_reserve(prs_headroom *h, uint64_t bytes, prs_headroom_limit *wh
 
 int prs_headroom_hold(prs_headroom *h, uint64_t bytes, prs_headroom_limit *why)
 {
-    /* Announce, then measure: of two threads that ask at the same time, at least one sees the other. */
+    /* Add to `pending` first, then measure: of two threads that do this at the same time, at least one sees the other's
+     * bytes. */
     prs_fetch_add_seqcst(&h->pending, bytes);
     int rc = ask(h, bytes, bytes, why);
     if (rc != 0)
@@ -543,7 +548,7 @@ void prs_headroom_settle(prs_headroom *h, uint64_t bytes)
 
 void prs_headroom_after_fork(prs_headroom *h)
 {
-    prs_store_relaxed(&h->budget, 0u); /* parent and child must not both use the remaining budget */
+    prs_store_relaxed(&h->budget, 0u); /* the parent keeps the remaining budget */
     prs_store_relaxed(&h->pending, 0u);
 }
 

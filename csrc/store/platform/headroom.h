@@ -2,13 +2,13 @@
  * headroom.h - how much memory may be allocated before the kernel kills processes.
  *
  * Purpose    At a cgroup's limit, the kernel sends SIGKILL to a process that backs more shared memory, be it by
- *            pwrite, fallocate or a page fault. So code that is about to back new pages asks here first and
- *            fails with an error.
+ *            pwrite, fallocate or a page fault. So code that is about to back new pages must reserve the bytes here
+ *            first, which fails with an error.
  * Algorithm  Take the tightest of MemAvailable and, for every memory cgroup from the process's own up to the visible
- *            root (v1, v2 or both mounted), limit - usage + file cache that can be dropped. A margin stays free. A
- *            measurement costs some 50 us, so it serves for 16 MiB of growth and 100 ms.
- * Guarantee  No function here uses the heap or a lock; any thread may call. The margin covers what other processes
- *            allocate between measurement and use. A limit that cannot be read is ignored.
+ *            root (v1, v2 or both mounted), limit - usage + file cache that can be dropped. A margin is kept free. A
+ *            measurement takes some 50 us, so it is used for up to 16 MiB of growth and 100 ms.
+ * Guarantee  The functions use neither the heap nor locks, and may be called from any thread. The margin covers what
+ *            other processes allocate between measurement and use. A limit that cannot be read is ignored.
  */
 #ifndef PRS_HEADROOM_H
 #define PRS_HEADROOM_H
@@ -21,17 +21,17 @@
 #define PRS_HEADROOM_PATH 1024
 #define PRS_HEADROOM_TREES 2 /* at most one v1 and one v2 hierarchy */
 
-/* Growth that one measurement allows, and for how long. */
+/* The growth in bytes, and the time, for which one measurement is used. */
 #define PRS_HEADROOM_BUDGET ((uint64_t)16 << 20)
 #define PRS_HEADROOM_FRESH_NS ((uint64_t)100000000)
 
-/* Which limit is or would be hit; sizes in bytes. */
+/* The limit that is or would be reached; sizes in bytes. */
 typedef struct prs_headroom_limit {
     char path[256];   /* the cgroup's directory or "/proc/meminfo"; the end of the path if it is longer */
     uint64_t limit;   /* of the cgroup; MemTotal */
     uint64_t usage;   /* of the cgroup; MemTotal - MemAvailable */
     uint64_t free;    /* limit - usage + what can be reclaimed, before the margin */
-    uint64_t margin;  /* how much of that is kept free */
+    uint64_t margin;  /* the part of it that is kept free */
     uint64_t pending; /* held by puts in progress in this process */
 } prs_headroom_limit;
 
@@ -49,14 +49,15 @@ typedef struct prs_headroom {
 } prs_headroom;
 
 /*
- * Find the process's cgroups. Returns 0, or -errno when it cannot even read /proc; the struct is usable then, too, and
- * knows no limits. Call it again in a process that has moved to another cgroup (also after fork, if it may have).
+ * Find the process's cgroups. Returns 0, or -errno if /proc cannot be read; the struct can be used in that case, too,
+ * but contains no limits. Call it again in a process that has moved to another cgroup (also after fork, if it may
+ * have).
  */
 int prs_headroom_open(prs_headroom *h);
 int prs_headroom_open_at(prs_headroom *h, const char *root);
 
-/* Measure and return the bytes that may be allocated now, margin kept; `which` (may be NULL) gets the tightest
- * limit. */
+/* Measure and return the number of bytes that may be allocated now without using the margin; `which` (may be
+ * NULL) gets the tightest limit. */
 uint64_t prs_headroom_bytes(prs_headroom *h, prs_headroom_limit *which);
 
 /*
@@ -66,17 +67,18 @@ uint64_t prs_headroom_bytes(prs_headroom *h, prs_headroom_limit *which);
 int prs_headroom_reserve(prs_headroom *h, uint64_t bytes, prs_headroom_limit *why);
 
 /*
- * The same for big growth that takes a while: the bytes count against requests of other threads of this process until
- * prs_headroom_settle has been called for all of them, in one or more calls (their pages are backed by then, or will
- * not be).
+ * The same for large growth that takes a while. The bytes stay reserved against requests of other threads of this
+ * process until prs_headroom_settle has been called for all of them, in one or more calls, after their pages were
+ * backed or backing them failed.
  */
 int prs_headroom_hold(prs_headroom *h, uint64_t bytes, prs_headroom_limit *why);
 void prs_headroom_settle(prs_headroom *h, uint64_t bytes);
 
-/* In a forked child: forget what the parent's threads held. */
+/* In a forked child: reset the bytes that the parent's threads have reserved. */
 void prs_headroom_after_fork(prs_headroom *h);
 
-/* Return 30 % of the smaller of MemTotal and the tightest cgroup limit, in whole pages; 0 when neither is known. */
+/* Return 30 % of MemTotal or of the tightest cgroup limit, whichever is smaller, in whole pages; return 0 if neither is
+ * known. */
 uint64_t prs_headroom_capacity(prs_headroom *h);
 uint64_t prs_default_capacity(void);
 

@@ -1,19 +1,20 @@
 /*
  * huge.c - backing whole blocks of a shared file that have no page yet, each by one huge page.
  *
- * Purpose    A page fault or a pwrite allocates, clears, charges and maps 512 pages one by one; a huge page takes one
- *            of each step, and every reader maps it by one fault.  Systems ship with huge pages of shared memory off
- *            (shmem_enabled "never"), but that only affects page faults: the kernel still honours an explicit
- *            MADV_COLLAPSE.
+ * Purpose    For each block, page faults or a pwrite allocate, clear, charge and map 512 pages one by one; for a huge
+ *            page each of these steps is done once, and every reader maps it with one fault.  Systems ship with huge
+ *            pages of shared memory off (shmem_enabled "never"), but that only affects page faults: the kernel still
+ *            honours an explicit MADV_COLLAPSE.
  * Algorithm  The kernel cannot collapse an empty block, but it can collapse one with a single page, so we create that
  *            page first.  After a successful collapse we populate the block, because some kernels report success but do
  *            nothing.  A counter hands out blocks to the caller and its helpers.  A machine with fragmented memory may
- *            take long to find a huge page, and so may a virtual one that returns free huge pages to its host (4 to 7
- *            ms for a block here, 0.13 when it has them; pwrite takes 0.7 to 1.5): after a slow one this process avoids
- *            huge pages for a second, after the next for two, and so on.  Slow means CPU time, to which other threads
- *            do not add; a limit in real time covers sleeps in the kernel.
- * Guarantee  See huge.h.  A process that dies between the page and the copy leaves unmarked pages: the next owner of
- *            the range writes them as if they were not there.
+ *            take long to find a huge page, and so may a virtual machine that returns free huge pages to its host (4 to
+ *            7 ms per block here, 0.13 ms if it has them; pwrite takes 0.7 to 1.5 ms).  After a slow block this process
+ *            avoids huge pages for one second, after the next slow one for two seconds, and so on.  A block is slow by
+ *            its CPU time, which other threads do not increase; a second limit, in real time, covers sleeps in the
+ *            kernel.
+ * Guarantee  See huge.h.  If a process dies after creating the page and before the copy, it leaves unmarked pages,
+ *            which the next owner of the range writes like pages that do not exist.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE 1
@@ -32,7 +33,7 @@
 /* Measured, see docs/internals/copying.md. */
 #define WORTH ((size_t)4 << 20) /* bytes for each thread */
 #define SECOND 1000000000ull
-#define PAUSE_MAX (64 * SECOND) /* also after the system refused the advice or did not know it */
+#define PAUSE_MAX (64 * SECOND) /* also used if the system refuses or does not know the advice */
 
 /* See huge.h. */
 struct prs_huge_limits prs_huge_limits_ = {.cpu = 1500000, .real = 50000000};
@@ -81,7 +82,7 @@ static int back(char *at)
 {
     int rc = prs_advise(at, PRS_PAGE, MADV_POPULATE_WRITE);
     if (rc == 0 && madvise(at, PRS_HUGE, MADV_COLLAPSE) != 0)
-        rc = -errno; /* the same for EAGAIN: the caller has another method */
+        rc = -errno; /* do not retry after EAGAIN: the caller has another method */
     return rc == 0 ? prs_advise(at, PRS_HUGE, MADV_POPULATE_WRITE) : rc;
 }
 
@@ -111,7 +112,7 @@ static void *work(void *arg)
                 prs_copy_nt(at, job->src + k * PRS_HUGE, PRS_HUGE);
         }
         if (rc != 0 || cpu > prs_huge_limits_.cpu || ended - real > prs_huge_limits_.real) {
-            if (prs_exchange_relaxed(&job->stop, 1) == 0) /* one pause, however many threads met the slow block */
+            if (prs_exchange_relaxed(&job->stop, 1) == 0) /* one pause, even if several threads found slow blocks */
                 leave_alone(ended, rc);
         }
     }
@@ -123,7 +124,7 @@ bool prs_huge_blocks(uint64_t off, const char *map, size_t n, size_t *skip, size
     if (n < PRS_HUGE)
         return false;
     uint64_t until = prs_load_relaxed(&resume), time = now(CLOCK_MONOTONIC);
-    if (time < until && until - time <= PAUSE_MAX) /* otherwise the clock was set back (restored elsewhere) */
+    if (time < until && until - time <= PAUSE_MAX) /* otherwise the clock was set back (process restored) */
         return false;
     *skip = (size_t)(-off & (PRS_HUGE - 1));
     /* unreached: kernel: huge pages of another size */

@@ -1,8 +1,8 @@
 /* os.c - every system call the engine makes.
  *
- * Purpose    One place that knows the operating system; the code above it works with offsets.
+ * Purpose    The only file that depends on the operating system; the code above it uses offsets.
  * Guarantee  Functions that return int return 0 (or a descriptor) or -errno, and do not preserve
- *            errno.  No descriptor made here survives exec.
+ *            errno.  Descriptors are closed by exec.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -134,7 +134,7 @@ int prs_os_create_file(const char *path, prs_error *error)
     int fd = prs_above_standard(open(directory, O_RDWR | O_TMPFILE | O_CLOEXEC, 0600));
     if (fd < 0)
         return prs_fail(error, PRS_E_SYS, errno, "cannot create a file in %.150s", directory);
-    if (fchmod(fd, 0600) < 0) { /* undo the umask: we open the file again before it has a name */
+    if (fchmod(fd, 0600) < 0) { /* undo the umask, because we reopen the file before it has a name */
         int err = errno;
         close(fd);
         return prs_fail(error, PRS_E_SYS, err, "fchmod of the new store failed");
@@ -185,8 +185,8 @@ int prs_os_reopen_of(int32_t pid, int fd, bool writable)
     return out < 0 ? -errno : out;
 }
 
-/* Open the file behind one of our mappings after every descriptor of it was closed.  Needs a capability on most
- * systems; -errno if refused. */
+/* Open the file behind one of our mappings after every descriptor of it was closed.  On most systems this needs
+ * a capability; return -errno if it is refused. */
 int prs_os_reopen_mapping(const void *at, bool writable, const prs_file *file)
 {
     FILE *maps = prs_open_text("/proc/self/maps");
@@ -242,8 +242,8 @@ bool prs_os_same(int fd, const prs_file *file)
     return fd >= 0 && fstat(fd, &st) == 0 && st.st_dev == file->dev && st.st_ino == file->ino;
 }
 
-/* Before we read any byte of a file, refuse it if it cannot be a store: another user's file, other modes, anything
- * but a regular file in memory. */
+/* Before we read a file, refuse it if it cannot be a store: if it belongs to another user, has other modes, or is
+ * not a regular file in memory. */
 int prs_os_inspect(int fd, prs_file *file, uint64_t *size, prs_error *error)
 {
     struct stat st;
@@ -389,13 +389,13 @@ static void *no_dump(void *at, size_t len)
 {
     if (at == MAP_FAILED)
         return NULL;
-    madvise(at, len, MADV_DONTDUMP); /* core files stay small and free of data */
+    madvise(at, len, MADV_DONTDUMP); /* keeps core files small and without data */
     return at;
 }
 
 /* Map at an address congruent to the file offset modulo PRS_HUGE: otherwise the kernel never maps a huge page as
- * one.  We reserve a range, unmap it and pass its address as a hint: if another thread takes it meanwhile, we lose
- * speed, but replace no mapping. */
+ * one.  We reserve a range, unmap it and pass its address as a hint: if another thread maps this range meanwhile,
+ * we lose speed, but do not replace its mapping. */
 static void *map_congruent(int fd, uint64_t off, size_t len, int prot, int flags)
 {
     char *place = NULL;
@@ -439,7 +439,7 @@ int prs_os_map_nothing_fixed(void *at, size_t len)
     return got == MAP_FAILED ? -errno : 0;
 }
 
-/* Each get() makes and drops such a mapping: remembering the address of the last one that needed a search saves
+/* Each get() makes and drops such a mapping: caching the address of the last mapping that needed a search saves
  * system calls. */
 void *prs_os_map_private(int fd, uint64_t off, size_t len)
 {
@@ -470,7 +470,8 @@ void *prs_os_reserve(size_t len)
     return at == MAP_FAILED ? NULL : at;
 }
 
-/* Return whether `len` bytes of address space are left; PROT_NONE, as writable memory counts against limits, too. */
+/* Return whether `len` bytes of address space are left. The test mapping is PROT_NONE, because writable memory counts
+ * against other limits, too. */
 bool prs_os_room(size_t len)
 {
     void *at = mmap(NULL, len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -491,8 +492,8 @@ void prs_os_unmap(void *at, size_t len)
         munmap(at, len);
 }
 
-/* Back and map the pages of a shared mapping, or return why that fails: a missing page is an error now instead of
- * SIGBUS later. */
+/* Back and map the pages of a shared mapping, or return an error, so that a missing page does not raise SIGBUS
+ * later. */
 int prs_os_populate(void *at, size_t len, int fd, uint64_t off)
 {
     while (madvise(at, len, MADV_POPULATE_WRITE) < 0) {
@@ -564,7 +565,7 @@ void prs_os_unlock_byte(int fd, uint64_t byte)
     (void)fcntl(fd, F_OFD_SETLK, &lk);
 }
 
-/* Return 1 if another description holds the lock, 0 if it is free, or -errno. */
+/* Return 1 if another open file description holds the lock, 0 if it is free, or -errno. */
 int prs_os_byte_held(int fd, uint64_t byte)
 {
     struct flock lk = byte_lock(byte, F_WRLCK);
@@ -576,9 +577,9 @@ int prs_os_byte_held(int fd, uint64_t byte)
 
 /* ---- processes ------------------------------------------------------------------------------------ */
 
-/* Return field 22 of /proc/<pid>/stat; the name in field 2 may hold anything, so we count fields from its last
- * parenthesis. Clock ticks since boot in the reader's time namespace: they distinguish our own processes, but prove
- * nothing. */
+/* Return field 22 of /proc/<pid>/stat; the name in field 2 may contain any character, so we count fields from its
+ * last parenthesis. The value is in clock ticks since boot in the reader's time namespace, so it can distinguish
+ * our own processes, but is no proof. */
 uint64_t prs_start_time(int32_t pid)
 {
     char path[48], text[1024];
@@ -636,8 +637,8 @@ int prs_os_pipe(int fd[2])
     return 0;
 }
 
-/* Wait until no process has the other end of a pipe open, to which no process writes; return false after `timeout`.
- * */
+/* Wait until no process has the other end of a pipe open; return false after `timeout`. No process writes to this
+ * pipe. */
 bool prs_os_await_end(int fd, int64_t timeout)
 {
     struct pollfd p = {fd, POLLIN, 0};

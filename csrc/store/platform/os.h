@@ -14,7 +14,7 @@
 #define PRS_MS 1000000ll
 #define PRS_SECOND 1000000000ll
 
-/* The identity of a file.  Invariant: check that a stored descriptor still has it before use. */
+/* The identity of a file.  Before a stored descriptor is used, its file must be compared with this. */
 typedef struct prs_file {
     dev_t dev;
     ino_t ino;
@@ -42,7 +42,7 @@ void *prs_os_map_private(int fd, uint64_t off, size_t len);
 int prs_os_each_name(int fd, int (*each)(void *, const char *), void *arg);
 void *prs_os_reserve(size_t len);
 bool prs_os_room(size_t len);
-void *prs_os_memory(size_t len); /* the same, and left out of core dumps */
+void *prs_os_memory(size_t len); /* the same, and excluded from core dumps */
 void prs_os_unmap(void *at, size_t len);
 int prs_os_populate(void *at, size_t len, int fd, uint64_t off);
 int prs_os_pread(int fd, void *buffer, size_t n, uint64_t off);

@@ -1,15 +1,16 @@
 /*
  * pages.c - range operations on a bitmap of pages; see pages.h.
  *
- * Algorithm  Bits are handled word by word under a mask. A write first checks whether it would change anything, so
- *            that marking marked pages (the warm case) leaves the cache line shared.
+ * Algorithm  Bits are handled word by word under a mask. A write first checks whether any bit would change, so
+ *            that marking pages that are already marked (the warm case) does not take the cache line from other
+ *            CPUs.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE 1
 #endif
 #include "pages.h"
 
-/* The part of [first, end) that lies in word `w`, as a mask. */
+/* Return a mask of the bits of word `w` that are in [first, end). */
 static inline uint64_t mask_of(uint64_t w, uint64_t first, uint64_t end)
 {
     uint64_t mask = ~(uint64_t)0;
@@ -20,7 +21,7 @@ static inline uint64_t mask_of(uint64_t w, uint64_t first, uint64_t end)
     return mask;
 }
 
-/* The end of `n` pages from `first`, clipped; `first` itself when nothing is left. */
+/* Return the end of the `n` pages from `first`, clipped to the bitmap; return `first` if no page is left. */
 static inline uint64_t clip(prs_pages p, uint64_t first, uint64_t n)
 {
     if (first >= p.count)

@@ -4,13 +4,14 @@
  * Purpose    Record which pages of the data area the kernel holds ("backed", in shared memory, one
  *            bitmap for all processes), and which of them have page table entries in this process
  *            ("mapped", private).
- * Guarantee  The shared part is an array of 64-bit words and nothing else, no pointer and no length:
- *            the caller says how many pages there are. Every function clips its range to that number,
- *            so a wild page number from shared memory touches nothing. Words are atomic; a range that
- *            spans several is not. Setting or clearing twice is harmless.
+ * Guarantee  The shared part is only an array of 64-bit words, without pointers or a length: the
+ *            caller passes the number of pages. Every function clips its range to that number, so an
+ *            invalid page number from shared memory has no effect. Words are accessed atomically; a
+ *            range that spans several words is not. Setting or clearing a bit twice has no further
+ *            effect.
  *
  * Both bitmaps affect speed, never safety: a wrong bit makes a fill slower or makes it fail, but loses
- * no bytes (fill.h says how).
+ * no bytes (fill.h explains why).
  */
 #ifndef PRS_PAGES_H
 #define PRS_PAGES_H
@@ -30,7 +31,7 @@ typedef struct prs_pages {
     uint64_t count; /* pages, not words */
 } prs_pages;
 
-/* Return the bytes, a multiple of 8, that a bitmap of `count` pages takes; zero-filled is all clear. */
+/* Return the size in bytes, a multiple of 8, of a bitmap of `count` pages; a zero-filled bitmap has no page set. */
 static inline uint64_t prs_pages_bytes(uint64_t count)
 {
     return (count / 64 + (count % 64 != 0)) * 8;
@@ -49,7 +50,8 @@ static inline bool prs_pages_test(prs_pages p, uint64_t page)
     return page < p.count && (prs_load_acquire(&p.words[page / 64]) >> (page % 64) & 1) != 0;
 }
 
-/* Both return how many bits changed, so that callers racing for the same page count it once. */
+/* Both return the number of bits that changed, so that of several threads that change the same page only one counts
+ * it. */
 uint64_t prs_pages_set(prs_pages p, uint64_t first, uint64_t n);
 uint64_t prs_pages_clear(prs_pages p, uint64_t first, uint64_t n);
 
@@ -63,7 +65,7 @@ uint64_t prs_pages_next_clear(prs_pages p, uint64_t first, uint64_t end);
 /* Return whether all `n` pages exist and are set; true for n = 0. */
 bool prs_pages_all(prs_pages p, uint64_t first, uint64_t n);
 
-/* First page and end of the pages that contain `n` bytes at byte `off`, partial ones included. */
+/* The first page, and the end, of the pages that contain the `n` bytes at `off`, including partial pages. */
 static inline uint64_t prs_pages_first(uint64_t off)
 {
     return off >> PRS_PAGE_SHIFT;

@@ -1,9 +1,9 @@
 /*
  * threads.c - helper threads for the duration of one call; see threads.h for the guarantees.
  *
- * Purpose    Big copies and big first touches go faster on two cores.
- * Algorithm  Plain pthread_create and pthread_join around the caller's own share of the work. A pool
- *            would save some 50 us per call, and cost a thread that fork and exit would have to handle.
+ * Purpose    Large copies, and first accesses to many pages, are faster on two cores.
+ * Algorithm  Plain pthread_create and pthread_join around the caller's own share of the work. A thread
+ *            pool would save some 50 us per call, but fork and exit would have to handle its threads.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE 1
@@ -21,10 +21,10 @@
 
 #include "atomic.h"
 
-/* Room for the static TLS of a process with many libraries, which glibc takes from the stack. */
+/* Large enough for the static TLS of a process with many libraries, which glibc allocates on the stack. */
 #define CREW_STACK ((size_t)256 << 10)
 
-/* If the caller sets no maximum: in our measurements more threads never helped one copy. */
+/* The maximum if the caller sets none: in our measurements more threads never made a copy faster. */
 #define CREW_DEFAULT 4u
 
 void prs_crew_start(prs_crew *crew, unsigned helpers, void *(*work)(void *), void *arg)
@@ -73,12 +73,13 @@ unsigned prs_cpu_count(void)
 }
 
 /*
- * Return the number of idle CPUs, not counting the caller's. The kernel counts runnable threads in the fourth field
- * of /proc/loadavg ("1/80"). A helper without an idle CPU only costs: the caller has to wait for it at the end.
+ * Return the number of idle CPUs, without the caller's. The kernel counts runnable threads in the fourth field of
+ * /proc/loadavg ("1/80"). A helper without an idle CPU only costs time, because the caller has to wait for it at
+ * the end.
  */
 unsigned prs_cpu_idle(void)
 {
-    static prs_atomic_u32 online; /* sysconf reads the number from a file each time */
+    static prs_atomic_u32 online; /* cached, because sysconf reads a file each time */
     uint32_t all = prs_load_relaxed(&online);
     if (all == 0) {
         long found = sysconf(_SC_NPROCESSORS_ONLN);
