@@ -6,10 +6,10 @@
  *     TEST(name_of_the_case) { CHECK(1 + 1 == 2); CHECK_EQ(f(), 0); }
  *     TEST_MAIN()
  *
- * Cases run in the order of the file; each prints a line `ok`, `FAIL` or `skip`
- * with its name and time. A failed CHECK prints file, line and values and ends the case; the program
- * then exits with 1. Arguments select cases by substring; `-l` lists them. The last line is
- * "N passed, M failed", with ", K skipped" when cases were skipped.
+ * Cases run in the order in which they are defined; each prints a line with `ok`, `FAIL` or `skip`,
+ * its name and its time. A failed CHECK prints file, line and values and ends the case; the program
+ * then exits with 1. Arguments select cases by substring; `-l` lists them. The last line is "N
+ * passed, M failed", with ", K skipped" when cases were skipped.
  */
 #ifndef PRS_TEST_HARNESS_H
 #define PRS_TEST_HARNESS_H
@@ -35,7 +35,7 @@ typedef struct test_case {
 
 static test_case *test_first_;
 static test_case **test_last_ = &test_first_;
-static jmp_buf test_out_; /* only for the test's main thread: see CHECK */
+static jmp_buf test_out_; /* used only by the test's main thread, see CHECK */
 static pid_t test_pid_;
 
 enum { TEST_FAILED_ = 1, TEST_SKIPPED_ = 2 };
@@ -50,7 +50,8 @@ enum { TEST_FAILED_ = 1, TEST_SKIPPED_ = 2 };
     }                                                                      \
     static void test_##name##_(void)
 
-/* Fail the case. A forked child cannot end it: it prints why and exits with 101, which the parent must check. */
+/* Fail the case. A forked child cannot end the case: it prints the reason and exits with 101, for which the parent must
+ * check. */
 __attribute__((format(printf, 3, 4), noreturn, unused)) static void test_fail_(const char *file, int line,
                                                                                const char *format, ...)
 {
@@ -97,7 +98,7 @@ __attribute__((format(printf, 3, 4), noreturn, unused)) static void test_fail_(c
                        a_[i_], b_[i_]);                                                                         \
     } while (0)
 
-/* End the case as skipped: only for features that this machine lacks, never for failures. */
+/* End the case as skipped. Use this only for features that this machine lacks, never for failures. */
 #define SKIP(why)                            \
     do {                                     \
         printf("     skipped: %s\n", (why)); \

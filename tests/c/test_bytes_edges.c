@@ -1,9 +1,9 @@
 /*
- * An object that refers to bytes of another one holds them, also against prs_free.
+ * An object that refers to bytes of another object holds them, even after prs_free.
  */
 #include "corpses.h"
 
-/* An object that refers to `inner`, in a CREATING draft. */
+/* Make a CREATING draft that refers to bytes of `inner`. */
 static prs_draft referring(prs_store *s, const prs_oid *inner)
 {
     prs_draft d;
@@ -39,7 +39,7 @@ TEST(freed_bytes_stay_while_an_object_refers_to_them)
         prs_oid inner = put(s, size, 1), outer = refer(s, &inner), second = refer(s, &inner);
         CHECK_EQ(prs_free(s, &inner, &e), PRS_OK);
         prs_unref(s, &inner);
-        for (int i = 0; i < 20; i++) { /* takes the memory that would be reused if it had been freed */
+        for (int i = 0; i < 20; i++) { /* uses the memory of `inner`, if that was freed by mistake */
             prs_oid other = put(s, size, 9);
             prs_unref(s, &other);
         }
@@ -100,7 +100,7 @@ TEST(more_edges_than_the_count_holds)
     close_store(s);
 }
 
-/* The caller pins the bytes, so it does not matter that the object was freed a moment ago. */
+/* The caller has pinned the bytes, so an edge can be added even though the object was just freed. */
 TEST(freed_bytes_that_are_pinned_can_be_referred_to)
 {
     prs_error e;
@@ -146,7 +146,7 @@ TEST(deaths_neither_lose_nor_leak_the_bytes)
             prs_oid more = put(s, 300000, 6);
             prs_unref(s, &more);
             prs_deferred_run_all(s);
-            kill(getpid(), SIGKILL); /* failpoints that this operation does not cross */
+            kill(getpid(), SIGKILL); /* this operation did not cross the failpoint */
         }
         int status = reap_child(pid);
         CHECK_KILLED(status, SIGKILL);

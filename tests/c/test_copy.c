@@ -32,7 +32,7 @@ static unsigned char *pattern(size_t n, uint64_t seed)
     return p;
 }
 
-/* The bytes around the destination do not change. */
+/* Check that the bytes around the destination do not change. */
 static void check_kernel(void (*copy)(void *, const void *, size_t), size_t n, size_t dst_skew, size_t src_skew,
                          const unsigned char *from, unsigned char *to)
 {
@@ -115,7 +115,7 @@ TEST(number_of_threads)
     CHECK(prs_cpu_count() >= 1);
     CHECK((long)prs_cpu_idle() < sysconf(_SC_NPROCESSORS_ONLN));
     CHECK(prs_crew_size(1 << 30, 1, 0) <= 1 + prs_cpu_count());
-    CHECK_EQ(prs_crew_size(1 << 30, 1, 2), prs_cpu_count() < 2 ? 1 : 2); /* an explicit number is not changed */
+    CHECK_EQ(prs_crew_size(1 << 30, 1, 2), prs_cpu_count() < 2 ? 1 : 2); /* an explicit maximum is used */
     CHECK_EQ(prs_crew_size(100, 1000, 0), 1);
     CHECK_EQ(prs_crew_size(1 << 30, 1, 1), 1);
     CHECK(prs_crew_size(1 << 30, 1, 1000000) <= PRS_COPY_MAX_THREADS);
@@ -166,7 +166,7 @@ TEST(copy_without_threads_to_be_had)
         struct rlimit none = {0, 0};
         if (setrlimit(RLIMIT_NPROC, &none) != 0)
             _exit(2);
-        if (getuid() == 0 && (setgid(65534) != 0 || setuid(65534) != 0)) /* the limit does not apply to root */
+        if (getuid() == 0 && (setgid(65534) != 0 || setuid(65534) != 0)) /* RLIMIT_NPROC does not apply to root */
             _exit(2);
         pthread_t t;
         if (pthread_create(&t, NULL, mask_of_helper, malloc(sizeof(sigset_t))) == 0)
@@ -207,7 +207,8 @@ TEST(write_to_file_at_an_offset)
     free(back);
 }
 
-/* Replaces the engine's pwrite: of `awkward` calls, one is interrupted and one writes only a third. */
+/* Replaces the engine's pwrite: of every `awkward` calls, one is interrupted and one writes only a third of the
+ * bytes. */
 static int awkward, pwrites;
 
 ssize_t pwrite(int fd, const void *from, size_t n, off_t offset)
@@ -255,7 +256,7 @@ TEST(write_to_file_reports_what_was_written_before_a_limit)
     int fd = mkstemp(path);
     CHECK(fd >= 0);
     unlink(path);
-    signal(SIGXFSZ, SIG_DFL); /* as in a program that does not expect the signal */
+    signal(SIGXFSZ, SIG_DFL); /* the default of a program that does not handle the signal */
     struct rlimit old, small;
     getrlimit(RLIMIT_FSIZE, &old);
     small = old;

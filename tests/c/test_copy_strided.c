@@ -5,7 +5,7 @@
 
 #include "../../csrc/store/platform/copy.h"
 
-/* The model: visit the index tuples in C order. */
+/* The model, which visits the index tuples in C order. */
 static void model(unsigned char *dst, const unsigned char *src, int ndim, const ptrdiff_t *shape,
                   const ptrdiff_t *strides, size_t item)
 {
@@ -150,7 +150,7 @@ TEST(nonsense_is_refused)
     CHECK_EQ(byte, 0);
 }
 
-/* Rows long enough to be streamed past the cache. */
+/* These rows are long enough for stores that bypass the cache. */
 TEST(long_rows_with_gaps)
 {
     unsigned char *src = pattern(200 << 10);
@@ -162,7 +162,7 @@ TEST(long_rows_with_gaps)
         check(src + 4 * (widths[i] + 100), 2, shape, back, 1);
     }
     free(src);
-    src = pattern(7 << 20); /* rows longer than the pieces that threads copy */
+    src = pattern(7 << 20); /* rows that are longer than the pieces of one thread */
     check(src, 2, (ptrdiff_t[]){3, 2 << 20}, (ptrdiff_t[]){(2 << 20) + 100, 1}, 1);
     free(src);
 }

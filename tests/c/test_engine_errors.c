@@ -1,20 +1,21 @@
 /*
- * Makes every system call of the engine fail.
+ * Tests in which each system call of the engine fails.
  *
- * The system calls of the engine are replaced by functions that fail on request: first the first call that a driver
- * makes, then the second, until a driver ends without a failure. Each case runs in a separate process. The call of
- * the engine may then fail with a code and a message; it must not crash, hang, lose an object or leave anything
- * behind. Scenarios: alone; next to a process that puts and frees all the time; in a recovery after a client died
+ * The system calls of the engine are replaced by functions that fail on request: first the first call of a driver,
+ * then the second, and so on, until the driver ends without a failure. Each case runs in a separate process. The
+ * call of the engine may then fail with a code and a message; it must not crash, hang, lose an object or leak a
+ * resource. Scenarios: alone; next to a process that puts and frees all the time; in a recovery after a client died
  * with the store lock; around a fork, in the parent and in the child.
  *
- * PRS_TORTURE=1 tries every error at every call; without it one error, in two of the scenarios at every fifth call.
+ * With PRS_TORTURE=1 every error is injected at every call, otherwise only one error, and in two of the scenarios
+ * only at every fifth call.
  */
 #include "engine.h"
 
 #include <stdarg.h>
 #include <sys/syscall.h>
 
-/* ---- the kernel, as the engine sees it ------------------------------------------------------------------------- */
+/* ---- replacements of system calls ------------------------------------------------------------------------------ */
 
 static struct {
     int countdown, error, hits;
@@ -272,7 +273,7 @@ static void look(struct scene *c)
         told(rc, &e);
 }
 
-/* Both sides of a fork continue; if the child has no client slot, it reports that. */
+/* Both processes continue after a fork; a child without a client slot must report that. */
 static void forks(struct scene *c)
 {
     pid_t pid = fork();
@@ -408,7 +409,8 @@ static bool play(const struct driver *d, enum scenario scenario, int countdown, 
     puts_of(&c, 2000, 3);
     puts_of(&c, 500000, 2);
     CHECK_EQ(stats_of(c.s).objects, KEPT);
-    /* If a fork could not hand over the holds, the sticky holder keeps the objects until the end of the store. */
+    /* If a fork could not give the child a client slot, the sticky holder keeps the objects until the end of the
+     * store. */
     bool orphaned = stats_of(c.s).orphaned != 0;
     CHECK(!orphaned || d->drive == forks || d->drive == links);
     for (int i = 0; i < KEPT; i++) {
@@ -427,7 +429,7 @@ static void run(enum scenario scenario)
 {
     static const int errors[] = {ENOMEM, ENOSPC, EMFILE, EIO};
     int cases = 0, failed = 0;
-    const char *torture = getenv("PRS_TORTURE"); /* all errors at all calls; otherwise one error at some calls */
+    const char *torture = getenv("PRS_TORTURE"); /* all errors at all calls, or one error at some calls */
     bool all = torture && *torture;
     int stride = all || scenario == ALONE ? 1 : 5;
     if (SANITIZED)

@@ -1,6 +1,6 @@
 /*
- * Memory of a store: extents compared with a model, their places, reuse of warm ones first; a full store;
- * pages returned to the kernel.
+ * Tests of a store's memory: extents are compared with a model, warm extents are reused first, a full
+ * store makes space, and pages are returned to the kernel.
  */
 #include "engine.h"
 
@@ -22,7 +22,7 @@ static void check_extents(prs_store *s)
     CHECK_MSG(rc == PRS_OK, "prs_extent_check: %s", e.what);
 }
 
-/* Each extent gets a slot, so that prs_extent_check can compare. */
+/* Each extent gets a slot, with which prs_extent_check compares it. */
 static uint32_t bare_slot(prs_store *s)
 {
     uint32_t i = prs_slot_take(s);
@@ -210,7 +210,7 @@ TEST(what_was_freed_last_comes_back_first)
     close_store(s);
 }
 
-/* A loop of put and drop of one size stays on the same pages. */
+/* A loop that puts and drops objects of one size reuses the same pages. */
 TEST(put_drop_put_stays_warm)
 {
     prs_store *s = store_of(256 * MIB);
@@ -236,7 +236,7 @@ TEST(reserves_of_others_are_taken_back_when_full)
     prs_oid big;
     for (int i = 0; i < 4; i++) {
         t[i] = client_of(s);
-        for (uint32_t cls = 0; cls < PRS_CLASSES; cls++) { /* fills magazines of every class */
+        for (uint32_t cls = 0; cls < PRS_CLASSES; cls++) { /* fills the magazines of every class */
             prs_oid id;
             if (try_put(t[i], prs_class_size(cls), 1, &id, &e) == PRS_OK)
                 prs_unref(t[i], &id);
@@ -310,7 +310,7 @@ TEST(a_corpses_memory_is_found_when_needed)
     kill(pid, SIGKILL);
     int status = reap_child(pid);
     CHECK_KILLED(status, SIGKILL);
-    id = put(s, 8 * MIB, 2); /* although no caller asked for a check */
+    id = put(s, 8 * MIB, 2); /* no caller requested a check for dead clients */
     CHECK_EQ(verify(s, &id, 8 * MIB, 2), PRS_OK);
     prs_unref(s, &id);
     CHECK_EMPTY(s);
@@ -356,12 +356,12 @@ TEST(beyond_the_warm_reserve_pages_go_at_once)
         id[i] = put(s, 8 * MIB, 1);
     for (int i = 0; i < 10; i++)
         prs_unref(s, &id[i]);
-    CHECK(stats_of(s).backed < 40 * MIB); /* what was recently freed in one piece stays warm */
+    CHECK(stats_of(s).backed < 40 * MIB); /* an extent that was recently freed in one piece stays warm */
     CHECK_EMPTY(s);
     close_store(s);
 }
 
-/* Return the bytes that the file takes, tables included, and the store does not count. */
+/* Return the number of bytes that the file occupies, including tables, beyond those that the store counts. */
 static uint64_t unmarked(prs_store *s)
 {
     struct stat st;
@@ -369,7 +369,7 @@ static uint64_t unmarked(prs_store *s)
     return (uint64_t)st.st_blocks * 512 - stats_of(s).backed;
 }
 
-/* With 80 KiB left, only needed pages are backed, not neighbouring ones. */
+/* Fill the file system until 80 KiB are left, so that only needed pages are backed, and no neighbouring ones. */
 static void leave_little(prs_store *s, const char *dir)
 {
     char path[64];
@@ -406,7 +406,7 @@ TEST(a_tiny_tmpfs_is_an_error_not_a_signal)
         prs_draft d;
         CHECK_EQ(try_put(s, 300, 0, &ids[n++], &e), PRS_OK);
         leave_little(s, dir);
-        uint64_t tables = unmarked(s); /* a failed attempt does not keep memory from others */
+        uint64_t tables = unmarked(s); /* to check that a failed attempt frees its memory */
         CHECK_EQ(prs_alloc(s, 8 * MIB, PRS_ALLOC_WINDOW, &d, &e), PRS_E_BACKING);
         const uint64_t sizes[] = {MIB, 50000, 300};
         for (int k = 0; k < 3; k++) {
@@ -425,7 +425,7 @@ TEST(a_tiny_tmpfs_is_an_error_not_a_signal)
             CHECK_EQ(verify(s, &ids[i], prs_load_relaxed(&prs_slot_at(s, ids[i].slot)->size), (uint64_t)i), PRS_OK);
         for (int i = 0; i < n; i++)
             prs_unref(s, &ids[i]);
-        CHECK_EQ(try_put(s, 2 * MIB, 5, &id, &e), PRS_OK); /* there is room again: pages elsewhere are returned */
+        CHECK_EQ(try_put(s, 2 * MIB, 5, &id, &e), PRS_OK); /* fits, after other pages are returned */
         CHECK_EQ(verify(s, &id, 2 * MIB, 5), PRS_OK);
         prs_unref(s, &id);
         CHECK_EMPTY(s);

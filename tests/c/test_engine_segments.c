@@ -1,5 +1,6 @@
 /*
- * Segments: which files can be attached and which are refused, damaged files, lost descriptors, client slots.
+ * Tests of segments: files that can be attached or are refused, damaged files, lost descriptors, client
+ * slots.
  */
 #include "engine.h"
 
@@ -108,7 +109,7 @@ TEST(others_files_are_refused)
 
 enum { KEPT = 12 };
 static prs_oid kept[KEPT];
-static uint8_t *image; /* a store in use: its creator lives, objects are held, named and in flight */
+static uint8_t *image; /* a store in use: its creator is alive, and objects are held, named and in flight */
 static size_t image_size, image_control;
 
 static uint64_t kept_size(int i)
@@ -155,7 +156,7 @@ static prs_store *make_image(void)
     return s;
 }
 
-/* Use a store in every way. Any error is allowed; a crash, a hang or wrong bytes are not. */
+/* Use all operations of a store. Any error is allowed; a crash, a hang or wrong bytes are not. */
 static void exercise(prs_store *s)
 {
     prs_error e = {0};
@@ -209,8 +210,8 @@ static void exercise(prs_store *s)
     (void)prs_check(s, &e);
 }
 
-/* Return 0 if the store was refused, 1 if it works without loss, 2 if some objects are reported lost. Others are
- * failures. */
+/* Return 0 if the store was refused, 1 if it works without loss, 2 if some objects are reported as lost. Others
+ * are failures. */
 static int try_image(const char *path, uint8_t *bytes)
 {
     int fd = open(path, O_CREAT | O_RDWR | O_TRUNC, 0600);
@@ -243,7 +244,7 @@ static int try_image(const char *path, uint8_t *bytes)
                 continue;
             }
             if (v.size != kept_size(i))
-                lost++; /* a size with a flipped bit cannot be recognized as wrong */
+                lost++; /* a flipped bit of a size cannot be detected */
             else if (!content_right(v.data, v.size, (uint64_t)i))
                 _exit(5);
             prs_unpin(s, &kept[i]);
@@ -362,7 +363,7 @@ TEST(random_bits_of_the_control_area_flipped)
     int trials = text && *text ? atoi(text) : SANITIZED ? 60 : 300, count[3] = {0}, bad = 0;
     uint64_t seed = test_seed(4711), rng;
     uint8_t *bytes = malloc(image_size);
-    /* Return whether these bytes are not zero, as most of the tables are. */
+    /* Collect the offsets of the words that are not zero, because most of the tables is zero. */
     size_t *used = malloc(image_control / 8 * sizeof *used), n = 0;
     for (size_t at = 0; at < image_control; at += 8)
         if (memcmp(image + at, "\0\0\0\0\0\0\0", 8) != 0)
@@ -375,7 +376,7 @@ TEST(random_bits_of_the_control_area_flipped)
         for (int i = 0; i < flips; i++) {
             uint64_t r = test_random(&rng);
             last = r % 5 ? used[(r >> 8) % n] + (r >> 40) % 8 : (size_t)((r >> 8) % image_control);
-            if (last < offsetof(prs_super, lock)) /* another test covers the constants */
+            if (last < offsetof(prs_super, lock)) /* the constants have a separate test */
                 last += offsetof(prs_super, lock);
             bytes[last] ^= (uint8_t)(1 << (r >> 3) % 8);
             if (r % 11 == 0)
@@ -497,7 +498,7 @@ TEST(descriptors_closed_by_other_code)
             close_all();
             char mine[] = "/tmp/prs-ctest-XXXXXX";
             int fd[24];
-            fd[0] = mkstemp(mine); /* other files have the descriptor numbers now */
+            fd[0] = mkstemp(mine); /* now other files have the descriptor numbers */
             CHECK(fd[0] >= 0);
             unlink(mine);
             for (int i = 1; i < 24; i++)
@@ -526,9 +527,9 @@ TEST(descriptors_closed_by_other_code)
         }
         char c;
         CHECK(read(ready[0], &c, 1) == 1);
-        prs_reap_dead(s, 0); /* it is alive, although it had lost its lock */
+        prs_reap_dead(s, 0); /* the child is alive, although it had lost its lock */
         CHECK_EQ(stats_of(s).clients, 2);
-        CHECK_EQ(stats_of(s).reaped, (unsigned)first); /* a grandchild of the previous round */
+        CHECK_EQ(stats_of(s).reaped, (unsigned)first); /* the grandchild of the previous round was reaped */
         CHECK(write(go[1], "x", 1) == 1);
         int status = reap_child(pid);
         CHECK_EXITED(status);
@@ -614,7 +615,7 @@ TEST(a_newcomer_gets_in_past_corpses)
     prs_store *s = few_clients(&id);
     for (int round = 0; round < 3; round++) {
         fill_with_corpses(s, 3);
-        prs_store *t = client_of(s); /* as janitor it frees a slot for itself */
+        prs_store *t = client_of(s); /* becomes the janitor, which frees a slot for it */
         CHECK_EQ(verify(t, &id, 5000, 1), PRS_OK);
         CHECK_EQ(stats_of(t).clients, 2);
         CHECK_EQ(stats_of(t).objects, 1);
@@ -637,7 +638,7 @@ TEST(a_janitor_that_dies_is_replaced)
                                          "reap_links",     "client_releasing", "give_extent", "retired"};
     for (size_t i = 0; i < sizeof points / sizeof *points; i++) {
         fill_with_corpses(s, 3);
-        pid_t pid = fork(); /* an orphan, because no slot is free: it attaches again */
+        pid_t pid = fork(); /* no slot is free, so the child is an orphan and attaches again */
         if (pid == 0) {
             child_setup(20);
             CHECK(prs_is_orphan(s));
@@ -724,7 +725,7 @@ TEST(exec_ends_a_client)
     CHECK_EQ(read(ends[0], &c, 1), 0); /* closed by exec */
     prs_unpin(s, &id);
     prs_unref(s, &id);
-    CHECK_EQ(prs_state(s, &id), PRS_OK); /* the child had copies of the descriptors */
+    CHECK_EQ(prs_state(s, &id), PRS_OK); /* the dead client of the child still holds it */
     prs_reap_dead(s, 0);
     CHECK_EQ(prs_state(s, &id), PRS_E_LOST);
     CHECK_EQ(stats_of(s).clients, 1);
@@ -793,7 +794,7 @@ TEST(a_fork_without_a_slot_leaves_views_valid)
     int status = reap_child(pid);
     CHECK_EXITED(status);
     close(go[0]), close(go[1]);
-    CHECK_EQ(verify(s, &id, 5000, 1), PRS_OK); /* until the end of the store, as documented */
+    CHECK_EQ(verify(s, &id, 5000, 1), PRS_OK); /* the sticky holder keeps it until the end of the store */
     prs_record r[8];
     uint32_t cursor = 0;
     int n = prs_list(s, &cursor, r, 8);
@@ -802,7 +803,7 @@ TEST(a_fork_without_a_slot_leaves_views_valid)
         seen |= r[i].orphaned && r[i].id.serial == id.serial;
     CHECK(seen);
     prs_error e;
-    CHECK_EQ(prs_free(s, &id, &e), PRS_OK); /* a pin without an owner keeps the object even then */
+    CHECK_EQ(prs_free(s, &id, &e), PRS_OK); /* the sticky holder's pin keeps the object even then */
     for (int i = 0; i < 3; i++)
         close_store(t[i]);
     CHECK_STORE(s);

@@ -1,4 +1,4 @@
-/* test_headroom.c - cgroup limits: in simulated directory trees, and in a real cgroup that the test makes. */
+/* test_headroom.c - tests of cgroup limits, in simulated directory trees and in a real cgroup that the test creates. */
 #include "harness.h"
 
 #include <errno.h>
@@ -34,13 +34,13 @@ static void new_root(void)
 {
     static int registered;
     if (!registered)
-        registered = atexit(drop_root) == 0; /* the next case or the exit removes the tree of a case that fails */
+        registered = atexit(drop_root) == 0; /* if a case fails, the next case or the exit removes its tree */
     drop_root();
     strcpy(root, "/tmp/prs-test-headroom-XXXXXX");
     CHECK(mkdtemp(root) != NULL);
 }
 
-/* Write a file of the tree and make its directories. */
+/* Write a file of the tree and create its directories. */
 __attribute__((format(printf, 2, 3))) static void put(const char *path, const char *format, ...)
 {
     char full[512];
@@ -188,7 +188,7 @@ TEST(v2_max_high_and_parents)
     CHECK_EQ(prs_headroom_bytes(&h, &which), 1536 * MIB - 64 * MIB);
     CHECK_EQ(which.limit, 2 * GIB);
     put_v2("/sys/fs/cgroup/user.slice", "21474836480", "max", 20 * GIB, 100 * MIB);
-    CHECK_EQ(prs_headroom_bytes(&h, &which), 0); /* 100 MiB free, 2 % of 20 GiB is more */
+    CHECK_EQ(prs_headroom_bytes(&h, &which), 0); /* only 100 MiB are free, which is less than 2 % of 20 GiB */
     CHECK_EQ(which.free, 100 * MIB);
     CHECK_EQ(strcmp(which.path, "/sys/fs/cgroup/user.slice"), 0);
     drop_root();
@@ -268,7 +268,7 @@ TEST(broken_files_limit_nothing)
     CHECK_EQ(prs_headroom_open_at(&h, longer), -ENAMETOOLONG);
 }
 
-/* Lines far longer than the reader's buffer, before and after the ones that matter, numbers that overflow. */
+/* Lines before and after the relevant ones are far longer than the reader's buffer, and numbers overflow. */
 TEST(long_lines_and_huge_numbers)
 {
     new_root();
@@ -314,7 +314,7 @@ TEST(reserve_looks_once_per_budget)
     prs_headroom h;
     small_tree(&h, 1 * GIB, 0);
     CHECK_EQ(prs_headroom_reserve(&h, 1 * MIB, NULL), 0);
-    small_tree(&(prs_headroom){.root = ""}, 1 * GIB, 1 * GIB); /* full now, and not measured yet */
+    small_tree(&(prs_headroom){.root = ""}, 1 * GIB, 1 * GIB); /* full now, but not measured yet */
     int granted = 0;
     uint64_t start = test_now_ns();
     while (granted < 100 && prs_headroom_reserve(&h, 1 * MIB, NULL) == 0)
@@ -417,7 +417,7 @@ TEST(this_machine)
 
 enum { REAL_LIMIT_MIB = 256, REAL_TRIES_MIB = 400 };
 static char cgroup[PRS_HEADROOM_PATH + 64];
-static char delegated[PRS_HEADROOM_PATH]; /* the v2 cgroup whose children got the memory controller from us */
+static char delegated[PRS_HEADROOM_PATH]; /* the v2 cgroup in which we enabled the memory controller */
 
 static int write_text(const char *dir, const char *name, const char *text)
 {
@@ -445,7 +445,7 @@ static int make_cgroup(void)
         char path[PRS_HEADROOM_PATH + 64], now[256] = "";
         snprintf(path, sizeof path, "%s/cgroup.subtree_control", h.trees[t].path);
         FILE *f = h.trees[t].version == 2 ? fopen(path, "r") : NULL;
-        if (f) { /* allowed only where our own cgroup is the root or has no process */
+        if (f) { /* works only if our own cgroup is the root or has no process */
             if (fgets(now, sizeof now, f) == NULL)
                 now[0] = 0;
             fclose(f);
@@ -466,12 +466,12 @@ static int make_cgroup(void)
 static void drop_cgroup(void)
 {
     for (int i = 0; i < 100 && rmdir(cgroup) != 0; i++)
-        usleep(20000); /* until the last charge is gone */
+        usleep(20000); /* rmdir fails while memory is charged to the cgroup */
     if (delegated[0])
         write_text(delegated, "cgroup.subtree_control", "-memory");
 }
 
-/* In the child: fill a memfd 1 MiB at a time, with or without asking for headroom first. Exits with 0 after -ENOMEM,
+/* In the child: fill a memfd step by step, with or without reserving headroom first. Exit with 0 after -ENOMEM, with
  * 1 at the end. */
 static void fill_in_cgroup(int ask, unsigned threads)
 {
@@ -533,7 +533,7 @@ TEST(a_real_cgroup_limit_is_an_error_and_not_a_kill)
     drop_cgroup();
     CHECK_MSG(WIFEXITED(asked) && WEXITSTATUS(asked) == 0, "asking: status %x", (unsigned)asked);
     CHECK_MSG(WIFEXITED(threaded) && WEXITSTATUS(threaded) == 0, "asking, threads: status %x", (unsigned)threaded);
-    /* Without asking, the kernel kills the child, which proves that the limit was in force. */
+    /* If no headroom is reserved, the kernel kills the child, which proves that the limit was in force. */
     CHECK_MSG(WIFSIGNALED(blind) && WTERMSIG(blind) == SIGKILL, "not asking: status %x", (unsigned)blind);
     CHECK(access(cgroup, F_OK) != 0);
 }

@@ -1,6 +1,6 @@
 /*
- * Which clients are dead and which are alive, and what a reaper takes over: constructed cases with clients, reapers,
- * abandoned locks and forks.
+ * Constructed cases with clients, reapers, abandoned locks and forks: which clients count as dead, and what a reaper
+ * takes over.
  */
 #include "corpses.h"
 #include <sys/syscall.h>
@@ -55,7 +55,7 @@ TEST(client_slots_come_back_all_in_one_look)
     munmap(told, sizeof *told);
 }
 
-/* More clients than one word of bits. */
+/* There are more clients than bits in one holder word. */
 TEST(clients_beyond_the_first_word_are_reaped_like_others)
 {
     SEVERAL_PROCESSES();
@@ -89,7 +89,7 @@ static void stop_reaping(prs_store *s, struct told *told)
     prs_reap_dead(s, 0);
 }
 
-/* A stopped reaper is still at work; a dead one is not. */
+/* A stopped reaper keeps its task, which another client takes over only from a dead one. */
 TEST(a_stopped_reaper_keeps_its_work_and_a_dead_one_is_replaced)
 {
     SEVERAL_PROCESSES();
@@ -117,7 +117,7 @@ TEST(a_stopped_reaper_keeps_its_work_and_a_dead_one_is_replaced)
     munmap(victim, sizeof *victim);
 }
 
-/* The reaper's slot belongs to another client by now, which does not continue the work. */
+/* The reaper died, and its client slot belongs to another client, which does not continue the reaping. */
 TEST(a_reaper_that_dies_and_is_succeeded_is_replaced)
 {
     SEVERAL_PROCESSES();
@@ -188,7 +188,7 @@ static void draft_and_die(prs_store *s, struct told *told)
     kill(getpid(), SIGKILL);
 }
 
-/* A client waits for the object and holds it, but it was never written, so it is lost. */
+/* A client waits for the object and holds it, but the object was never sealed, so it is lost. */
 TEST(drafts_of_the_dead_become_nothing)
 {
     SEVERAL_PROCESSES();
@@ -213,14 +213,14 @@ TEST(drafts_of_the_dead_become_nothing)
 
 static void attach_and_die(prs_store *s, struct told *told)
 {
-    CHECK(prs_is_orphan(s)); /* no slot for a forked child either */
+    CHECK(prs_is_orphan(s)); /* there is no slot for a forked child */
     prs_failpoint_arm("retired", PRS_FAIL_KILL, 1, 0);
     (void)client_of(s);
     (void)told;
 }
 
-/* All slots are taken: an attaching process cleans up as the janitor, and leaves nothing that belongs to the janitor,
- * whether it dies or not. */
+/* If all slots are taken, an attaching process cleans up as the janitor. Whether it dies or not, nothing must be left
+ * that belongs to the janitor. */
 TEST(a_janitor_leaves_nothing_in_its_name)
 {
     SEVERAL_PROCESSES();
@@ -256,7 +256,7 @@ static void live_on(prs_store *s, struct told *told)
     (void)s;
 }
 
-/* A client of another pid namespace, or of one that could not be read: its pid means nothing here, its lock byte decides. */
+/* If a client's pid namespace is another one or unknown, its pid has no meaning here, and its lock byte decides. */
 TEST(pids_of_other_namespaces_prove_nothing)
 {
     SEVERAL_PROCESSES();
@@ -268,7 +268,7 @@ TEST(pids_of_other_namespaces_prove_nothing)
         prs_client *c = &s->clients[told->client];
         prs_store_relaxed(&c->pid_ns, unknown ? 0 : s->pid_ns + 1);
         if (unknown == 2)
-            s->pid_ns = 0;                               /* both unknown does not mean equal */
+            s->pid_ns = 0;                               /* two unknown namespaces do not count as equal */
         prs_store_relaxed(&c->pid, (uint32_t)INT32_MAX); /* no process here has this pid */
         CHECK(!prs_client_dead(s, told->client));
         is_killed(pid);
@@ -281,7 +281,7 @@ TEST(pids_of_other_namespaces_prove_nothing)
     }
 }
 
-/* Damage: kill() would take such numbers for process groups, or for all processes. */
+/* The pid is damaged: kill() would interpret such numbers as process groups or as all processes. */
 TEST(numbers_that_no_process_has_prove_nothing)
 {
     SEVERAL_PROCESSES();
@@ -302,7 +302,7 @@ TEST(numbers_that_no_process_has_prove_nothing)
     munmap(told, sizeof *told);
 }
 
-/* Another process has the client's pid by now; that does not keep the client alive. */
+/* Another process has the dead client's pid by now, which must not make the client count as alive. */
 TEST(a_pid_that_is_used_again_is_no_life)
 {
     SEVERAL_PROCESSES();
@@ -351,7 +351,7 @@ static void close_all(prs_store *s, struct told *told)
     kill(getpid(), SIGKILL);
 }
 
-/* As a starting daemon does: it closes all descriptors, but its mappings remain, and the lock with them. */
+/* A starting daemon closes all descriptors, but keeps its mappings, and with them the lock. */
 TEST(closed_descriptors_are_no_death)
 {
     SEVERAL_PROCESSES();
@@ -377,7 +377,7 @@ TEST(closed_descriptors_are_no_death)
     }
 }
 
-/* A child made by a raw system call, without the fork handlers, has neither its parent's lock nor its client slot. */
+/* A child that was made by a raw system call, without the fork handlers, has neither a lock nor a client slot. */
 static void bear_unheard(prs_store *s, struct told *told)
 {
     told->id[0] = put(s, 100, 1);
@@ -419,8 +419,8 @@ static void bear_and_live(prs_store *s, struct told *told)
     put(s, 100, 1);
 }
 
-/* After setuid the file cannot be opened again; an injected fault simulates that. The child is still a client, and
- * dies as one. */
+/* After setuid the file cannot be opened again; an injected fault simulates that. The child is a client until it
+ * dies. */
 TEST(children_without_an_own_description_are_clients)
 {
     SEVERAL_PROCESSES();
@@ -440,7 +440,7 @@ TEST(children_without_an_own_description_are_clients)
         if (killed) {
             is_killed(pid);
             CHECK_EQ(prs_os_byte_held(s->fd_ro, PRS_CLIENT_BYTE + told->client),
-                     1); /* the description that the family shares has the lock */
+                     1); /* the shared open file description holds the lock */
             CHECK(prs_client_dead(s, told->client) && prs_client_dead(t, told->client));
             prs_reap_dead(s, 0);
         } else {
@@ -458,7 +458,7 @@ TEST(children_without_an_own_description_are_clients)
     close_store(s);
 }
 
-/* The parent ends first: then only the child has the description. */
+/* The parent exits first, so only the child still has the open file description. */
 static void bear_without_description(prs_store *s, struct told *told)
 {
     prs_failpoint_arm("fork_reopened", PRS_FAIL_ERRNO, 1, EACCES);
@@ -547,7 +547,7 @@ TEST(a_main_thread_that_left_is_no_death)
 static void bear_and_die(prs_store *s, struct told *told)
 {
     told->id[0] = put(s, 100, 1);
-    if (fork() == 0) { /* this child outlives it, with copies of its descriptors */
+    if (fork() == 0) { /* this child outlives its parent, with copies of the descriptors */
         alarm(300);
         prs_unref(s, &told->id[0]);
         say(&told->ready);
@@ -559,7 +559,7 @@ static void bear_and_die(prs_store *s, struct told *told)
     kill(getpid(), SIGKILL);
 }
 
-/* No process has reaped it, and a child of it is alive. */
+/* No process has waited for the zombie, and a child of it is alive. */
 TEST(a_zombie_is_dead_whoever_was_forked_from_it)
 {
     SEVERAL_PROCESSES();
@@ -594,7 +594,7 @@ static void before_birth(void)
         kill(getpid(), SIGKILL);
 }
 
-/* Handlers in the child run in the order of registration: this one comes before the engine's. */
+/* Fork handlers run in the child in the order of their registration, so this one runs before the engine's. */
 __attribute__((constructor)) static void first_of_all(void)
 {
     pthread_atfork(NULL, NULL, before_birth);
@@ -656,7 +656,8 @@ TEST(unborn_clients_whose_process_died_before_birth_are_corpses)
     close_store(s);
 }
 
-/* The same where the child shares its parent's description: the parent reports that the slot has no process. */
+/* The same for a child that shares its parent's open file description: the parent reports that the slot has no
+ * process. */
 TEST(the_unborn_without_an_own_description_are_corpses_when_they_die)
 {
     SEVERAL_PROCESSES();
@@ -690,11 +691,11 @@ TEST(a_lock_left_by_a_predecessor_in_the_slot_is_stolen)
         dies(s, told, die_locked);
         uint32_t word = prs_load_relaxed(&s->super->lock);
         CHECK_EQ(word >> 20, told->client);
-        /* Release the lock by hand: a reaper takes the lock, and would steal it. */
+        /* Free the client slot directly, because a reaper would take the store lock and thereby steal it. */
         prs_store_seqcst(&s->clients[told->client].state, PRS_CLIENT_FREE);
         pid_t pid = 0;
         prs_store *t = s;
-        if (how == 1) { /* a living successor in the slot, which is not involved */
+        if (how == 1) { /* the slot has a living successor that is not involved */
             pid = child_of(s, other, live_on);
             await(&other->ready);
             CHECK_EQ(other->client, told->client);
@@ -840,7 +841,7 @@ TEST(a_void_ref_is_not_handed_to_the_child)
     CHECK_EQ(prs_free(t, &old, &e), PRS_OK);
     prs_magazines_flush(t);
     prs_oid young = put_in_slot(t, old.slot, 100, 2);
-    pid_t pid = child_of(s, told, live_on); /* also a client, a copy of t that holds the same objects */
+    pid_t pid = child_of(s, told, live_on); /* the child is also a client as a copy of t, with the same objects */
     await(&told->ready);
     uint64_t child = 1ull << told->client;
     CHECK_EQ(prs_load_seqcst(prs_refs(prs_slot_at(s, young.slot))) & child, 0);
@@ -857,21 +858,21 @@ TEST(a_void_ref_is_not_handed_to_the_child)
     munmap(told, sizeof *told);
 }
 
-/* Decides which process removes the file of a store: two that end at the same time must not wait for each other's
- * close. */
+/* prs_leave decides which process removes the file of a store: two processes that exit at the same time must not
+ * wait for each other to close the store. */
 TEST(who_announced_its_end_stays_no_more)
 {
     prs_store *s = store_of(8 * MIB);
     CHECK(prs_leave(s)); /* alone */
     prs_store *t = client_of(s);
     CHECK(prs_leave(t));          /* the other client is leaving */
-    prs_oid id = put(s, 1000, 1); /* and works until it has left */
+    prs_oid id = put(s, 1000, 1); /* a leaving client can still put */
     CHECK_EQ(verify(t, &id, 1000, 1), PRS_OK);
     prs_unref(s, &id);
     close_store(t);
-    t = client_of(s); /* in the slot of a client that had announced its end */
+    t = client_of(s); /* in the slot of the client that left */
     CHECK(!prs_leave(s));
-    uint64_t live = prs_load_seqcst(&t->clients[t->me].state); /* between a fork and the child's first step */
+    uint64_t live = prs_load_seqcst(&t->clients[t->me].state); /* as between a fork and the child's first step */
     prs_store_seqcst(&t->clients[t->me].state, (live & ~(uint64_t)0xFF) | PRS_CLIENT_UNBORN);
     CHECK(!prs_leave(s));
     prs_store_seqcst(&t->clients[t->me].state, live);
@@ -889,7 +890,7 @@ TEST(who_announced_its_end_and_died_stays_no_more)
         pid_t pid = fork();
         if (pid == 0) {
             if (announced)
-                (void)prs_leave(s); /* the handle is the child's own since the fork */
+                (void)prs_leave(s); /* since the fork the child has its own handle */
             pause();
         }
         while (prs_client_pids(s, (int32_t[8]){0}, 8) < 2)

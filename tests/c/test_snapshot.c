@@ -23,7 +23,7 @@ static prs_oid put(prs_store *s, size_t size)
     return d.id;
 }
 
-/* A store whose only client was killed while it held objects, a view and a name. */
+/* Leave a store whose only client was killed while it held objects, a view and a name. */
 static void crash(void)
 {
     snprintf(path, sizeof path, "/dev/shm/pyray_ser-ctest-inspect-%d", (int)getpid());
@@ -105,7 +105,7 @@ TEST(what_is_no_store_is_refused)
     CHECK_EQ(prs_snapshot(&s, "/proc/self/stat/x", spill_dir, &error), PRS_E_SYS);
     CHECK_EQ(prs_snapshot(&s, "/proc/self/fd", spill_dir, &error), PRS_E_FOREIGN);
     crash();
-    /* Changes every word of the superblock in turn: the result is an error or a valid store. */
+    /* Change every word of the superblock in turn: prs_snapshot must return an error or a valid store. */
     int refused = 0;
     for (off_t at = 0; at < 160; at += 8) {
         uint64_t word, wrong = ~(uint64_t)0;
