@@ -1,8 +1,8 @@
 /*
- * test_damage.c - makes prs_check() report each damage that it can detect.
+ * test_damage.c - each kind of damage that prs_check() can detect.
  *
- * Each case damages one table in one place, as a wild write or a bug of the engine would. The check names the damage,
- * no process can attach to such a store, and the check passes once the bytes are restored.
+ * Each case damages one table in one place, as a stray write or a bug of the engine would. The check must report this
+ * damage, no process may attach to such a store, and the check must pass after the bytes were restored.
  */
 #include "corpses.h"
 
@@ -32,7 +32,7 @@ static void bin_with_one(struct scene *c)
     CHECK_MSG(false, "no bin holds a single extent");
 }
 
-/* `crowd` objects more than the scene needs: an attach checks the tables of so many in slices. */
+/* Put `crowd` objects in addition to those of the scene, so that an attach checks the tables in slices. */
 #define CROWD 5000
 
 static void set_up(struct scene *c, int crowd)
@@ -83,7 +83,7 @@ static void flags_of_bin(prs_arena *a, uint32_t fl, uint32_t sl, uint32_t head)
     a->fl_bitmap = a->sl_bitmap[fl] ? a->fl_bitmap | 1ull << fl : a->fl_bitmap & ~(1ull << fl);
 }
 
-/* Make an unused descriptor, which is in no chain, a free extent of 64 bytes. */
+/* Turn an unused descriptor, which is in no chain, into a free extent of 64 bytes. */
 static uint32_t stray(struct scene *c)
 {
     uint32_t i = c->a->extent_bump;
@@ -179,7 +179,7 @@ static const char *damage_extent(struct scene *c, int which)
         SAYS("disagree", prs_store_relaxed(&c->slot->off, prs_load_relaxed(&c->slot->off) - 64));
     case 8:
         SAYS("disagree", prs_store_relaxed(&c->slot->cap, prs_load_relaxed(&c->slot->cap) + 64));
-    case 9: /* one gap becomes two free extents */
+    case 9: /* split one gap into two free extents */
         i = stray(c);
         c->s->extents[i].off = gap->off + gap->size - 64;
         c->s->extents[i].prev = c->free_extent;
@@ -213,7 +213,7 @@ static const char *damage_extent(struct scene *c, int which)
         SAYS("is in the wrong bin", flags_of_bin(c->a, 39, c->sl, c->free_extent));
     case 20:
         SAYS("are in no bin", flags_of_bin(c->a, c->fl, c->sl, PRS_NIL));
-    case 21: /* the right count, but a wrong number of bytes */
+    case 21: /* the count is right, but the number of bytes is wrong */
         flags_of_bin(c->a, c->fl, c->sl, PRS_NIL);
         SAYS("are in no bin", flags_of_bin(c->a, 0, 1, stray(c)));
     default:
@@ -280,7 +280,8 @@ static void heal(struct scene *c)
     prs_store_relaxed(&c->s->links_seen, prs_load_relaxed(&c->p->links_published));
 }
 
-/* Return whether only a look at a whole chain or table finds the damage: an attach to a large store does not take one. */
+/* Return whether the damage is found only by checking a whole chain or table, which an attach to a large store does not
+ * do. */
 static bool is_sum(const char *says)
 {
     return strstr(says, "on the stack") || strstr(says, "used bytes are") || strstr(says, "are counted as");
@@ -301,12 +302,12 @@ static void try_with(const char *damage(struct scene *, int), int crowd)
         prs_store *t = NULL;
         rc = crowd && is_sum(says) ? PRS_E_CORRUPT : prs_attach_pid(&t, getpid(), -1, prs_id(c->s), NULL, &e);
         CHECK_MSG(rc == PRS_E_CORRUPT && t == NULL, "damage %d: attached to all the same: %d", which, rc);
-        CHECK_EQ(live_clients(c), 1); /* a process that was refused is no client */
+        CHECK_EQ(live_clients(c), 1); /* the refused process must not stay a client */
         heal(c);
         rc = prs_check(c->s, &e);
         CHECK_MSG(rc == PRS_OK, "damage %d was to be undone: %s", which, e.what);
     }
-    prs_store *t = client_of(c->s); /* no refused process has left anything */
+    prs_store *t = client_of(c->s); /* refused processes must leave nothing behind */
     CHECK_EQ(stats_of(t).clients, 2);
     close_store(t);
     CHECK_STORE(c->s);
@@ -335,8 +336,8 @@ TEST(links_and_names)
     try_all(damage_link);
 }
 
-/* An attach that stands between two slices of its check keeps nobody from the lock, and finds tables that changed meanwhile in
- * order. */
+/* A process that attaches and is stopped between two slices of its check does not hold the lock, and then accepts the
+ * tables that were changed meanwhile. */
 TEST(others_put_and_free_while_a_large_store_is_checked)
 {
     SEVERAL_PROCESSES();
@@ -379,7 +380,7 @@ TEST(others_put_and_free_while_a_large_store_is_checked)
     close_store(s);
 }
 
-/* Where a slot lies is not believed: no view leads out of the data area. */
+/* The offset in a slot is checked, so that no view can lie outside of the data area. */
 TEST(a_slot_that_points_elsewhere_is_not_read)
 {
     prs_store *s = store_of(8 * MIB);
@@ -410,14 +411,14 @@ TEST(a_slot_that_points_elsewhere_is_not_read)
     close_store(s);
 }
 
-/* ---- what damage leaves taken ------------------------------------------------------------------- */
+/* ---- memory that stays allocated after damage --------------------------------------------------- */
 
 static uint32_t state_of(prs_store *s, uint32_t i)
 {
     return prs_word_state(prs_load_seqcst(&prs_slot_at(s, i)->word));
 }
 
-/* Check that a rebuild, as after a stolen lock, brings back everything that was left taken. */
+/* Check that a rebuild, as after stealing the lock, frees everything that stayed allocated. */
 static void rebuild_and_expect_empty(prs_store *s)
 {
     prs_error e = {0};

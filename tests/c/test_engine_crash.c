@@ -2,12 +2,12 @@
  * Kills a process at every failpoint.
  *
  * Each case runs in a separate process, the survivor. It makes a store with objects of known content and forks a
- * victim, which arms one failpoint and runs a driver that crosses it. The victim must die there: a driver that ends
- * alive fails the case. Then the survivor checks that no trace of the victim is left: the store is consistent, the
- * survivor's objects and views are intact, and every byte of the victim's memory is free again. Scenarios: alone;
- * next to a client that puts and frees all the time; after an earlier client died with the lock and was not reaped;
- * with a forked child of the victim that survives it. In each scenario the victim may also stop at the failpoint, and
- * die only after the others have worked for a while.
+ * victim, which arms one failpoint and runs a driver that crosses it. The victim must die there: if the driver
+ * reaches its end, the case fails. Then the survivor checks that nothing of the victim is left: the store is
+ * consistent, the survivor's objects and views are intact, and every byte of the victim's memory is free again.
+ * Scenarios: alone; next to a client that puts and frees all the time; after an earlier client died with the lock and
+ * was not reaped; with a forked child of the victim that survives it. In each scenario the victim may also stop at
+ * the failpoint and be killed only after the others have worked for a while.
  */
 #include "engine.h"
 
@@ -33,7 +33,7 @@ static void arm(const struct scene *c)
         _exit(9);
 }
 
-/* ---- drivers: each arms the point and then crosses it, if it is one of its own --------------------- */
+/* ---- drivers: each arms the point and crosses it if it can ----------------------------------------- */
 
 static void small(struct scene *c)
 {
@@ -156,7 +156,7 @@ static void tokens(struct scene *c)
     }
 }
 
-/* The victim ends what three dead senders left. */
+/* The victim ends the tokens that three dead senders left. */
 static void flights(struct scene *c)
 {
     for (int i = 0; i < 3; i++) {
@@ -237,7 +237,7 @@ static void die_holding_the_lock(prs_store *s)
 
 static void rebuild(struct scene *c)
 {
-    /* A busy client may steal the lock instead, and nearly always does where it is faster. */
+    /* Try repeatedly, because the busy client may steal the lock first, and nearly always does if it is faster. */
     for (int i = 0; i < 30; i++) {
         die_holding_the_lock(c->s);
         if (i == 0)
@@ -283,14 +283,14 @@ static void forks(struct scene *c)
     }
 }
 
-/* The child cannot have a separate file description, as after setuid. */
+/* As after setuid, the child cannot have a separate open file description. */
 static void forks_sharing(struct scene *c)
 {
     prs_failpoint_arm("fork_reopened", PRS_FAIL_ERRNO_ON, 1, EACCES);
     forks(c);
 }
 
-/* The new child dies, and its parent dies after it. */
+/* First the new child dies, then its parent. */
 static void birth(struct scene *c)
 {
     arm(c);
@@ -368,7 +368,7 @@ static void race(struct scene *c, const char *at, void *(*one)(void *), void (*o
 static void pin_other(prs_store *t, prs_oid *id)
 {
     prs_view v;
-    CHECK_EQ(prs_pin(t, id, &v), PRS_OK); /* while another process decides to free it: no wait */
+    CHECK_EQ(prs_pin(t, id, &v), PRS_OK); /* does not wait, even while another process decides to free it */
     CHECK(content_right(v.data, 100, 1));
 }
 
@@ -455,7 +455,7 @@ static int driver_of(const char *point)
     return -1;
 }
 
-/* ---- the others on the stage ------------------------------------------------------------------------ */
+/* ---- the other processes ---------------------------------------------------------------------------- */
 
 static int contend(struct scene *c, prs_atomic_u32 *stop)
 {
@@ -490,7 +490,7 @@ static int contend(struct scene *c, prs_atomic_u32 *stop)
     return 0;
 }
 
-/* Inherits the victim's views and outlives the victim. */
+/* The victim's child inherits its views and outlives it. */
 static int inherit(struct scene *c, int go)
 {
     char byte;
@@ -526,7 +526,7 @@ static void verify_kept(struct scene *c)
     }
 }
 
-/* While the victim is stopped at any point, reads work, and puts work or name the stopped process. */
+/* While the victim is stopped at any point, reads succeed, and puts succeed or report the stopped process. */
 static void live_beside_the_stopped(struct scene *c, pid_t victim)
 {
     verify_kept(c);
@@ -550,7 +550,7 @@ static void live_beside_the_stopped(struct scene *c, pid_t victim)
     verify_kept(c);
 }
 
-/* Every other object in the store must be held by a message, a name or an object. */
+/* Remove all other objects, which must be held by a message, a name or an object. */
 static void dismiss_strangers(struct scene *c)
 {
     for (int again = 1; again;) {
@@ -645,7 +645,7 @@ static bool play(struct scene *c, enum scenario scenario)
         CHECK_KILLED(status, SIGKILL);
     }
 
-    verify_kept(c); /* also before any process cleans up */
+    verify_kept(c); /* valid even before a process cleans up */
     prs_reap_dead(c->s, 0);
     int rc = prs_check(c->s, &e);
     CHECK_MSG(rc == PRS_OK, "prs_check: %s", e.what);
@@ -662,7 +662,7 @@ static bool play(struct scene *c, enum scenario scenario)
         status = reap_child(contender);
         CHECK_EXITED(status);
     }
-    /* A child whose parent was killed right after the fork is our child now, and may still be exiting. */
+    /* If a parent was killed right after the fork, its child is our child now and may still be exiting. */
     while (waitpid(-1, NULL, 0) > 0)
         ;
     prs_reap_dead(c->s, 0);
@@ -676,7 +676,7 @@ static bool play(struct scene *c, enum scenario scenario)
     CHECK_EQ(now.objects, before.objects);
     CHECK_EQ(now.unsealed, 1);
     CHECK(now.in_flight >= 1 &&
-          now.in_flight <= (drivers[d].drive == flights ? 31 : 3)); /* ours, and the one that the victim died with */
+          now.in_flight <= (drivers[d].drive == flights ? 31 : 3)); /* our token and that of the victim */
     CHECK_EQ(now.orphaned, 0);
     if (!drivers[d].spills) /* otherwise some of our objects are in files now */
         CHECK_EQ(now.used, before.used);
@@ -705,7 +705,7 @@ static bool play(struct scene *c, enum scenario scenario)
     return hit;
 }
 
-/* ---- all of them --------------------------------------------------------------------------------------- */
+/* ---- all failpoints ------------------------------------------------------------------------------------ */
 
 static char spill_dir[64];
 
@@ -742,13 +742,13 @@ static void run(enum scenario scenario, int action, int after, int value)
             continue;
         CHECK_MSG(driver_of(*point) >= 0, "failpoint %s has no driver here", *point);
         if (action == PRS_FAIL_STOP && strcmp(*point, "fork_born") == 0)
-            continue; /* the process that would stop is not the one that we wait for */
+            continue; /* this point stops another process than the one that we wait for */
         if (drivers[driver_of(*point)].spills && !spill_dir[0])
             continue; /* only tmpfs is mounted */
         int status = 0;
         bool hit = false, miss = true;
-        /* With a busy client or on a busy machine the scheduler decides a race, so some failpoints need another
-         * attempt. */
+        /* With a busy client or on a busy machine some failpoints depend on a race and need several
+         * attempts. */
         for (int go = 0; miss && go < (after == 1 ? 8 : 1); go++) {
             fflush(NULL);
             pid_t pid = fork();
@@ -773,7 +773,7 @@ static void run(enum scenario scenario, int action, int after, int value)
     }
     printf("     %d cases, %d died at the point\n", cases, crossed);
     if (spill_dir[0]) {
-        CHECK_EQ(rmdir(spill_dir), 0); /* the directory is empty: nothing of the stores is left */
+        CHECK_EQ(rmdir(spill_dir), 0); /* succeeds only if the directory is empty */
         spill_dir[0] = 0;
     }
     CHECK_EQ(failed, 0);
@@ -846,7 +846,7 @@ TEST(errors_are_reported_and_leave_nothing)
     CHECK(e.sys_errno == ENOMEM && e.what[0]);
     prs_oid small_one = put(s, 100, 1);
     CHECK(prs_failpoint_arm("backing", PRS_FAIL_ERRNO, 1, ENOSPC));
-    for (int i = 0; i < 20 && e.sys_errno != ENOSPC; i++) /* the next refill that needs pages takes fewer slots */
+    for (int i = 0; i < 20 && e.sys_errno != ENOSPC; i++) /* a refill that gets no pages takes fewer slots */
         CHECK_EQ(try_put(s, 50000, 1, &id, &e), PRS_OK);
     CHECK_EQ(e.sys_errno, ENOSPC);
     CHECK(prs_failpoint_arm("backing", PRS_FAIL_ERRNO, 1, ENOSPC));

@@ -16,8 +16,9 @@
 #include "../../csrc/store/platform/fill.h"
 
 /*
- * These functions replace the engine's calls. With `lame` set, the caller's writes take a while, so that a helper
- * gets most of the work even on a busy machine; `cpus` says whether the threads seem to run on different CPUs.
+ * These functions replace the engine's calls. With `lame` set, the caller's writes are slow, so that a helper
+ * gets most of the work even on a busy machine; `cpus` determines whether the threads seem to run on different
+ * CPUs.
  */
 static int lame;
 static enum { CPUS_AS_THEY_ARE, CPUS_DIFFER, CPUS_SAME } cpus;
@@ -29,10 +30,11 @@ ssize_t pwrite(int fd, const void *from, size_t n, off_t offset)
     return syscall(SYS_pwrite64, fd, from, n, offset);
 }
 
-/* With `unwilling` set, populate fails in each thread after so many calls, as it does on kernels that lack it. */
+/* If `unwilling` is set, MADV_POPULATE fails in each thread after this number of calls, as on kernels that do not have
+ * it. */
 static int unwilling;
 static _Thread_local int populates;
-static void (*meanwhile)(void); /* called once before a populate: acts as another process */
+static void (*meanwhile)(void); /* called once before MADV_POPULATE, to act as another process */
 
 int madvise(void *at, size_t n, int advice)
 {
@@ -172,7 +174,7 @@ static void check_fill(enum prs_page_state state, bool with_map, size_t skew, si
 TEST(fill_in_every_state)
 {
     static const size_t sizes[] = {0, 1, 4095, 4096, 100001, 300000, ((size_t)5 << 20) + 77};
-    pthread_t first; /* this makes a sanitizer start its own thread */
+    pthread_t first; /* the first thread makes a sanitizer start its own thread */
     CHECK_EQ(pthread_create(&first, NULL, return_arg, NULL), 0);
     pthread_join(first, NULL);
     usleep(50000);
@@ -183,7 +185,7 @@ TEST(fill_in_every_state)
                 for (int with_map = 0; with_map < 2; with_map++)
                     check_fill((enum prs_page_state)state, with_map, (size_t)(s + threads) * 1333, sizes[s], threads);
     for (int i = 0; i < 6000 && count_threads() > before; i++)
-        usleep(10000); /* a joined thread stays visible until the kernel has reaped it */
+        usleep(10000); /* a joined thread is visible until the kernel has removed it */
     CHECK_EQ(count_threads(), before);
 }
 
@@ -212,7 +214,7 @@ static size_t fill_cold(size_t n, unsigned threads)
     return mapped_from;
 }
 
-/* Repeat until the rest lies between the limits: a busy machine may run either thread late. */
+/* Repeat until the rest is between the limits, because a busy machine may delay either thread. */
 static size_t fill_cold_within(size_t n, unsigned threads, size_t least, size_t most)
 {
     size_t left = fill_cold(n, threads);
@@ -228,7 +230,7 @@ TEST(helpers_fill_unbacked_pages_from_the_back)
         SKIP("no second CPU, or no populate");
     cpus = CPUS_DIFFER;
     size_t with_1 = fill_cold_within(n, 2, 1, n / 2), with_2 = fill_cold_within(n, 3, 1, n / 2);
-    cpus = CPUS_SAME; /* a helper on the caller's CPU stops before its first piece, or once it finds out */
+    cpus = CPUS_SAME; /* a helper stops when it detects that it is on the caller's CPU */
     size_t beside = fill_cold_within(n, 2, n / 2 + 1, n);
     cpus = CPUS_AS_THEY_ARE;
     unwilling = 3;
@@ -257,7 +259,7 @@ TEST(fill_and_populate_without_the_kernels_help)
             int rc = prs_fill(fd, 0, map, from + limit, n - 2, (enum prs_page_state)state, 1, &mapped_from);
             unwilling = 0;
             CHECK_EQ(rc, 0);
-            CHECK_EQ(mapped_from, n - 2); /* the mapped pages are not one range, so none is reported */
+            CHECK_EQ(mapped_from, n - 2); /* the mapped pages are not contiguous, so none is reported */
             CHECK_MEM(map, from + limit, n - 2);
             munmap(map, n);
         }
@@ -313,7 +315,7 @@ TEST(populate_backs_and_maps_and_keeps_contents)
     close(fd);
 }
 
-/* Page table entries made by populating for reading can be written, which makes the second put to a place fast. */
+/* Page table entries made by MADV_POPULATE_READ are writable, which makes the second put to these pages fast. */
 TEST(backed_pages_are_mapped_writable)
 {
     size_t n = (size_t)4 << 20;
@@ -326,7 +328,7 @@ TEST(backed_pages_are_mapped_writable)
     CHECK(zero >= 0);
     struct rusage before, after;
     getrusage(RUSAGE_THREAD, &before);
-    for (size_t i = 0; i < n; i += 4096) /* the kernel writes, so no shadow memory of sanitizers is touched */
+    for (size_t i = 0; i < n; i += 4096) /* the kernel writes, so that the sanitizers' shadow memory is not touched */
         CHECK_EQ(syscall(SYS_read, zero, map + i, 1), 1);
     getrusage(RUSAGE_THREAD, &after);
     long faults = after.ru_minflt - before.ru_minflt;
@@ -542,10 +544,10 @@ TEST(who_populates_in_vain_takes_nothing_from_others)
         SKIP("no tmpfs can be mounted here");
     CHECK_EQ(ftruncate(fd, (off_t)size + 4096), 0);
     test_area t = new_area_on(fd, size);
-    beside = t; /* another process, which has its own bitmap of mapped pages */
+    beside = t; /* acts as another process, with a separate bitmap of mapped pages */
     beside.area.mapped = prs_pages_at(calloc(1, prs_pages_bytes(size / 4096)), size / 4096);
     memset(neighbours, 0xA5, sizeof neighbours);
-    meanwhile = a_neighbour_writes; /* after we read the bitmap and before we fail */
+    meanwhile = a_neighbour_writes; /* called after the bitmap was read and before the failure */
     CHECK_EQ(prs_area_populate(&t.area, 0, size, 1, NULL), -ENOSPC);
     CHECK(meanwhile == NULL);
     CHECK_EQ(prs_pages_count(t.area.backed, 0, size / 4096), 1);
@@ -567,14 +569,14 @@ TEST(a_full_file_system_is_an_error_and_keeps_nothing)
     CHECK_EQ(prs_area_fill(&t.area, 0, from, 1 << 20, 0, &grown), 0);
     rc[0] = prs_area_fill(&t.area, 4096, from, 12 << 20, 0, &grown); /* partly backed, partly not */
     rc[1] = prs_area_fill(&t.area, 1 << 20, from, 12 << 20, 1, &grown);
-    lame = 1; /* the helper meets the end of the file system */
+    lame = 1; /* so that the file system becomes full in the helper */
     cpus = CPUS_DIFFER;
     rc[4] = prs_area_fill(&t.area, 1 << 20, from, 12 << 20, 2, &grown);
     lame = 0;
     cpus = CPUS_AS_THEY_ARE;
-    rc[2] = prs_area_populate(&t.area, 0, 12 << 20, 0, &grown); /* a caller that owns the whole range returns it */
+    rc[2] = prs_area_populate(&t.area, 0, 12 << 20, 0, &grown); /* a caller that owns the whole range may punch it */
     CHECK_EQ(prs_area_punch(&t.area, 1 << 20, 11 << 20, NULL), 0);
-    /* Pages that are marked as backed but do not exist still cause an error. */
+    /* Pages that are marked as backed but do not exist also cause an error. */
     prs_pages_set(t.area.backed, 512, 2048);
     rc[3] = prs_area_fill(&t.area, 2 << 20, from, 8 << 20, 0, &grown);
     prs_pages_clear(t.area.backed, 512, 2048);
@@ -583,7 +585,7 @@ TEST(a_full_file_system_is_an_error_and_keeps_nothing)
         CHECK_MSG(rc[i] == -ENOSPC, "case %d: %d", i, rc[i]);
     check_marks(&t);
     CHECK(backed_bytes(fd) <= (2 << 20) + 4096);
-    /* Afterwards there is room again. */
+    /* After that a fill succeeds again. */
     CHECK_EQ(prs_area_fill(&t.area, 1 << 20, from, 2 << 20, 0, &grown), 0);
     CHECK_EQ(grown, 2 << 20);
     CHECK_MEM(t.view + (1 << 20), from, 2 << 20);

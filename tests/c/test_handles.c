@@ -1,5 +1,5 @@
 /*
- * The lifetime of a handle: uses, pins and windows end in every order, also around a fork.
+ * Tests of the lifetime of a handle: uses, pins and windows end in every order, also around a fork.
  */
 #include "corpses.h"
 
@@ -24,7 +24,7 @@ static void release(prs_store *s)
 
 TEST(a_released_handle_takes_its_addresses_along)
 {
-    prs_store *first = store_of(256 * MIB); /* libraries and threads keep memory from their first use */
+    prs_store *first = store_of(256 * MIB); /* libraries and threads allocate permanent memory at their first use */
     release(first);
     uint64_t before = status("VmSize");
     for (int i = 0; i < 50; i++) {
@@ -62,7 +62,7 @@ TEST(a_use_defers_the_release)
     prs_use(t);
     CHECK(!prs_unuse(t));
     CHECK(!prs_end(t));
-    prs_oid id = put(t, 100, 1); /* the call that is still running */
+    prs_oid id = put(t, 100, 1); /* part of the call that is still in progress */
     CHECK_EQ(verify(t, &id, 100, 1), PRS_OK);
     CHECK(prs_unuse(t));
     prs_release(t);
@@ -100,7 +100,7 @@ TEST(windows_outlive_their_handle_in_every_state)
     prs_abort(t, &aborted, true);
     aborted.window = at;
     CHECK(all(&aborted, SIZE, 0));
-    memset(at, 1, SIZE); /* private from now on */
+    memset(at, 1, SIZE); /* the memory is private now */
     release(t);
     CHECK(all(&sealed, SIZE, 7));
     prs_window_close(t, &sealed); /* the last pin: the handle is torn down */
@@ -134,7 +134,7 @@ TEST(a_seal_that_fails_leaves_the_window_as_it_was)
     release(s);
 }
 
-/* A child inherits uses by threads that do not exist in it: it closes the handle and keeps the addresses. */
+/* A child inherits uses by threads that do not exist in it, so it closes the handle, but keeps the address ranges. */
 TEST(a_child_closes_what_a_thread_of_its_parent_used)
 {
     SEVERAL_PROCESSES();

@@ -1,4 +1,4 @@
-/* test_in_flight.c - the list of references in flight, and the end of those whose message was lost. */
+/* test_in_flight.c - tests of the list of references in flight, and of ending those whose message was lost. */
 #include "engine.h"
 
 static prs_error error;
@@ -18,7 +18,7 @@ static int end_of(prs_store *s, int32_t pid, int64_t min_age)
     return n;
 }
 
-/* A child puts `count` objects, sends each and dies; its pid. */
+/* Fork a child that puts `count` objects, takes a token for each and dies; return its pid. */
 static pid_t send_and_die(prs_store *s, int count, int kind)
 {
     pid_t pid = fork();
@@ -74,7 +74,7 @@ TEST(tokens_of_dead_senders_are_ended_by_pid_and_age)
     prs_oid mine = put(s, 10, 7);
     prs_token token;
     CHECK_EQ(prs_token_take(s, &mine, PRS_TOKEN_ONCE, &token), PRS_OK);
-    prs_reap_dead(s, 0); /* the senders' client slots are free again: their pids are still known */
+    prs_reap_dead(s, 0); /* frees the senders' client slots, but their pids stay in the links */
     prs_flight f[128];
     CHECK_EQ(list(s, f, 128), 104);
     int of_first = 0;
@@ -109,7 +109,7 @@ TEST(bytes_that_may_be_loaded_again_outlive_their_sender)
     prs_deferred_run_all(s);
     CHECK_EQ(list(s, f, 4), 2);
     CHECK(f[0].object_gone && f[1].object_gone && f[0].size == 0);
-    CHECK_EQ(end_of(s, 0, 0), 2); /* there is nothing left to load */
+    CHECK_EQ(end_of(s, 0, 0), 2); /* their objects no longer exist */
     CHECK_EQ(stats_of(s).in_flight, 0);
     CHECK_EMPTY(s);
     close_store(s);
@@ -126,7 +126,7 @@ TEST(a_list_longer_than_one_look_is_walked)
     for (int i = 0; i < N - 1; i++)
         prs_token_drop(s, &id, &token[i]);
     prs_flight f[2];
-    CHECK_EQ(list(s, f, 2), 1); /* behind 4,999 records that are free */
+    CHECK_EQ(list(s, f, 2), 1); /* the token follows 4,999 free records */
     CHECK_EQ(f[0].token.serial, token[N - 1].serial);
     uint32_t cursor = UINT32_MAX - 1;
     CHECK_EQ(prs_flights(s, &cursor, f, 2, &error), 0);

@@ -1,6 +1,7 @@
 /*
- * An object is released while another process decides about it: the deciding process must free it. That process stops
- * at each decision, and again at the end, so that its exit does not free what it forgot.
+ * An object is released while another process checks whether to free it: that process must then free it. It stops at
+ * each of its decisions, and again at the end, so that its exit cannot free an object that it should have freed
+ * before.
  */
 #include "corpses.h"
 
@@ -16,7 +17,7 @@ static void unref_slowly(prs_store *s, struct told *told)
     say(&told->ready);
     await(&told->go);
     prs_failpoint_arm("freeing", PRS_FAIL_STOP, 1, 0);
-    prs_failpoint_arm("freeing_scanned", PRS_FAIL_STOP, 2, 0); /* the first scan ends at the new holder's mark */
+    prs_failpoint_arm("freeing_scanned", PRS_FAIL_STOP, 2, 0); /* the new holder's mark ends the first scan */
     prs_unref(s, &told->id[0]);
     raise(SIGSTOP);
 }
@@ -67,7 +68,7 @@ TEST(while_it_is_being_spilled)
     SEVERAL_PROCESSES();
     char disk[] = "/var/tmp/prs-let-go-XXXXXX";
     CHECK(mkdtemp(disk));
-    for (int how = 0; how < 2; how++) { /* the object goes to its file, or not, if the disk is full */
+    for (int how = 0; how < 2; how++) { /* the object is written to its file, or the disk is full */
         disk_error = how ? ENOSPC : 0;
         prs_store *s = store_with((prs_options){.capacity = 8 * MIB, .spill_dir = disk});
         struct told *told = new_told();

@@ -88,7 +88,7 @@ TEST(ranges_outside_are_clipped)
     CHECK_EQ(words[COUNT / 64 + 1], GUARD);
 }
 
-/* Threads set overlapping ranges: every page is counted as changed by exactly one of them. */
+/* Threads set overlapping ranges; each page must be counted as changed by exactly one of them. */
 static void *set_ranges(void *arg)
 {
     uint64_t seed = (uintptr_t)arg, changed = 0;

@@ -1,16 +1,16 @@
 /*
- * What a rebuild and a lock thief must do, in constructed cases: each is an interleaving that a storm meets once in
- * thousands of deaths, or a check whose absence no random death would show. test_reaping.c tests which clients count
- * as dead.
+ * Constructed cases for a rebuild and a process that steals the lock (the thief). Each is an interleaving that
+ * occurs in a storm once in thousands of deaths, or tests a check whose absence random deaths would not reveal.
+ * test_reaping.c tests which clients count as dead.
  */
 #include "corpses.h"
 #include <sys/syscall.h>
 
 /* ---- a thief and others ---------------------------------------------------------------------------------------- */
 
-/* Edges that a living client is about to end belong to it, whatever happened to the objects that they held. A thief
- * that freed their records caused them to be ended a second time, when they were another client's token (found by the
- * storm: "the stack of free links is broken" after 3,650 kills). */
+/* Edges that a living client is about to end belong to that client, even if the objects that they held were freed. If
+ * a thief freed their records, the client would end them a second time, when they may be tokens of another client
+ * (the storm found this: "the stack of free links is broken" after 3,650 kills). */
 TEST(a_thief_leaves_the_edges_that_others_bury)
 {
     SEVERAL_PROCESSES();
@@ -42,7 +42,7 @@ TEST(a_thief_leaves_the_edges_that_others_bury)
     CHECK(write(go[1], "x", 1) == 1);
     CHECK_EQ(waitpid(pid, &status, WUNTRACED), pid);
     CHECK(WIFSTOPPED(status));
-    CHECK_EQ(prs_free(s, &inner[1], &e), PRS_OK); /* freed for all clients: it ends, its edge does not */
+    CHECK_EQ(prs_free(s, &inner[1], &e), PRS_OK); /* this ends the object for all clients, but not its edge */
     CHECK(prs_state(s, &inner[1]) < 0);
     CHECK_EQ(prs_state(s, &inner[0]), PRS_OK);
     steal(s);
@@ -70,8 +70,8 @@ TEST(a_thief_leaves_the_edges_that_others_bury)
     close(ready[0]), close(ready[1]), close(go[0]), close(go[1]);
 }
 
-/* A client died with edges to end while a stopped process has the lock: its slot stays until another client adopts
- * them. */
+/* A client died before it had ended its edges, and a stopped process holds the lock: the client's slot stays until
+ * another client adopts the edges. */
 TEST(edges_of_the_dead_are_not_forgotten_while_the_lock_is_taken)
 {
     SEVERAL_PROCESSES();
@@ -103,7 +103,7 @@ TEST(edges_of_the_dead_are_not_forgotten_while_the_lock_is_taken)
     CHECK(WIFSTOPPED(status));
     prs_reap_dead(s, 0);
     uint64_t reaped = prs_load_relaxed(&s->super->reaped);
-    CHECK_EQ(prs_state(s, &inner), PRS_OK); /* held by the edge that no client could end yet */
+    CHECK_EQ(prs_state(s, &inner), PRS_OK); /* held by the edge, which no client could end yet */
     goes_on(pid);
     prs_reap_dead(s, 0);
     CHECK_EQ(prs_load_relaxed(&s->super->reaped), reaped + 1);
@@ -114,8 +114,8 @@ TEST(edges_of_the_dead_are_not_forgotten_while_the_lock_is_taken)
 
 /* ---- rebuild --------------------------------------------------------------------------------------------------- */
 
-static int populate_errors;     /* while this is not 0, no page can be backed */
-static void (*meanwhile)(void); /* called once before a populate: acts as another thread */
+static int populate_errors;     /* if this is not 0, no page can be backed */
+static void (*meanwhile)(void); /* called once before MADV_POPULATE, to act as another thread */
 
 int madvise(void *at, size_t len, int advice)
 {
@@ -140,7 +140,8 @@ static void die_splitting(prs_store *s, struct told *told)
     (void)prs_alloc(s, 3 * MIB, 0, &d, &e);
 }
 
-/* The thief has no memory to map all tables: the lock is free again, and the next client that takes it rebuilds. */
+/* The thief cannot map all tables for lack of memory: it must release the lock, and the next client that takes the lock
+ * rebuilds. */
 TEST(a_rebuild_that_fails_is_done_by_the_next_owner)
 {
     SEVERAL_PROCESSES();
@@ -158,7 +159,7 @@ TEST(a_rebuild_that_fails_is_done_by_the_next_owner)
     populate_errors = 0;
     CHECK(e.what[0]);
     CHECK_EQ(s->super->arena.dirty, 1);
-    CHECK(!prs_trylock(s)); /* the call of a destructor, which never rebuilds */
+    CHECK(!prs_trylock(s)); /* destructors use this call, which never rebuilds */
     CHECK_EQ(prs_check(s, &e), PRS_OK);
     CHECK_EQ(s->super->arena.dirty, 0);
     CHECK(prs_trylock(s));
@@ -191,7 +192,7 @@ TEST(overlapping_extents_are_refused_and_remembered)
         CHECK(e.what[0]);
         prs_store_relaxed(&slot->off, off);
         prs_store_relaxed(&slot->cap, cap);
-        CHECK_EQ(prs_check(s, &e), PRS_E_CORRUPT); /* unknown bytes may have been written meanwhile */
+        CHECK_EQ(prs_check(s, &e), PRS_E_CORRUPT); /* other bytes may have been damaged, too */
         close_store(s);
     }
 }
@@ -199,15 +200,15 @@ TEST(overlapping_extents_are_refused_and_remembered)
 static void stop_counting(prs_store *s, struct told *told)
 {
     (void)told;
-    CHECK_EQ(prs_lock(s, PRS_SECOND, NULL), PRS_OK); /* the state that a thief would find */
+    CHECK_EQ(prs_lock(s, PRS_SECOND, NULL), PRS_OK); /* as a thief has the lock */
     prs_failpoint_arm("rebuild_counting", PRS_FAIL_STOP, 1, 0);
     CHECK_EQ(prs_rebuild(s, NULL), PRS_OK);
     prs_unlock(s);
-    raise(SIGSTOP); /* a client that leaves tries to free everything, but not yet */
+    raise(SIGSTOP); /* stop here, because a leaving client tries to free all objects */
 }
 
-/* Counts of links are zero for a moment: objects that only links hold must survive it, and objects released meanwhile
- * must not survive the sweep that follows. */
+/* During a rebuild the counts of links are zero for a short time. Objects that only links hold must survive this, and
+ * objects that were released meanwhile must be freed by the following sweep. */
 TEST(what_was_let_go_during_a_rebuild_is_swept_and_nothing_else)
 {
     SEVERAL_PROCESSES();
@@ -289,7 +290,7 @@ TEST(a_rebuild_keeps_tokens_names_and_edges)
     close_store(s);
 }
 
-/* The outer object's slot is free or reused by now: its edges belong to no object, and the thief must end them. */
+/* The slot of the outer object is free or reused, so its edges belong to no object, and the thief must end them. */
 TEST(edges_of_a_slot_that_was_retired_or_used_again_are_buried_by_the_thief)
 {
     SEVERAL_PROCESSES();
@@ -299,11 +300,11 @@ TEST(edges_of_a_slot_that_was_retired_or_used_again_are_buried_by_the_thief)
         prs_oid outer = naming(s, &inner, 1, 2), again = {0};
         prs_slot *slot = prs_slot_at(s, outer.slot);
         uint32_t edge = prs_load_relaxed(&slot->edges);
-        CHECK_EQ(prs_lock(s, PRS_SECOND, NULL), PRS_OK); /* as if its edges had not been ended */
+        CHECK_EQ(prs_lock(s, PRS_SECOND, NULL), PRS_OK); /* so that its edges are not ended */
         prs_store_relaxed(&slot->edges, PRS_NIL);
         prs_unlock(s);
         prs_unref(s, &outer);
-        if (how == 0) { /* in a magazine, where no code would look for edges that a rebuild adds */
+        if (how == 0) { /* in a magazine, where no code searches for edges that a rebuild adds */
             CHECK_EQ(prs_word_state(prs_load_seqcst(&slot->word)), PRS_STATE_RESERVED);
             s->links[edge].owner_tag = prs_word_generation(prs_load_seqcst(&slot->word));
         } else if (how == 1) {
@@ -336,7 +337,7 @@ TEST(a_thief_goes_on_with_its_own_edges)
     uint32_t torn = prs_load_relaxed(&prs_slot_at(s, outer.slot)->edges);
     CHECK_EQ(prs_lock(s, PRS_SECOND, NULL), PRS_OK);
     prs_link_splice(s, outer.slot);
-    s->dying = s->links[torn].next; /* partly adopted by a client that died */
+    s->dying = s->links[torn].next; /* as if a dead client had adopted it only in part */
     s->links[torn].owner = PRS_NIL;
     prs_unlock(s);
     steal(s);
@@ -352,8 +353,8 @@ TEST(a_thief_goes_on_with_its_own_edges)
     close_store(s);
 }
 
-/* The object that an edge held was freed for all clients, and its slot is reused: the edge does not hold the new
- * object. */
+/* The object that an edge held was freed for all clients, and its slot was reused: the edge must not hold the
+ * new object. */
 TEST(an_edge_of_a_slot_that_was_used_again_counts_nothing)
 {
     prs_store *s = store_of(16 * MIB);
@@ -407,7 +408,7 @@ TEST(a_name_without_a_link_and_a_link_without_a_name_end_with_a_rebuild)
     CHECK_EQ(prs_name_bind(s, "b", 1, &b, &e), PRS_OK);
     CHECK_EQ(prs_free(s, &a, &e), PRS_OK);
     prs_unref(s, &a);
-    s->names[1].serial = 0; /* the state after a death between name and link */
+    s->names[1].serial = 0; /* as after a death between clearing the name and ending the link */
     CHECK_EQ(prs_load_relaxed(&prs_slot_at(s, b.slot)->links), 1);
     steal(s);
     CHECK_EQ(s->names[0].serial, 0);
@@ -420,8 +421,8 @@ TEST(a_name_without_a_link_and_a_link_without_a_name_end_with_a_rebuild)
     close_store(s);
 }
 
-/* A name is bound again after its object was freed, while a client still has a view of that: the old link must end
- * with the old name. */
+/* A name is bound again after its object was freed, while a client still has a view of the old object: the old
+ * link must end together with the old binding. */
 TEST(a_name_gives_its_object_up_when_it_is_bound_anew)
 {
     prs_store *s = store_of(16 * MIB);
@@ -446,7 +447,7 @@ TEST(a_name_gives_its_object_up_when_it_is_bound_anew)
     close_store(s);
 }
 
-/* ---- the tables and what is reserved ----------------------------------------------------------------------------------- */
+/* ---- tables and reserved slots ------------------------------------------------------------------------------------- */
 
 TEST(two_grow_the_tables_at_once)
 {
@@ -455,7 +456,7 @@ TEST(two_grow_the_tables_at_once)
     prs_oid id = put(s, 100, 1);
     uint32_t had = prs_load_relaxed(&s->super->published);
     CHECK_EQ(prs_slots_grow(s, had, &e), PRS_OK);
-    CHECK_EQ(prs_slots_grow(s, had, &e), PRS_OK); /* by a client that had checked before the first one was done */
+    CHECK_EQ(prs_slots_grow(s, had, &e), PRS_OK); /* as by a client that had read `had` before the first call */
     CHECK_EQ(prs_load_relaxed(&s->super->published), had + PRS_SLOT_CHUNK);
     CHECK_STORE(s);
     uint32_t links = prs_load_relaxed(&s->super->links_published);
@@ -483,8 +484,8 @@ static void end_flights_where_others_published(prs_store *s, struct told *told)
     CHECK_EQ(prs_flights_end(s, 0, 0, &e), 0);
 }
 
-/* If others publish more slots after a process has mapped the tables and before it has the lock, it maps these slots,
- * too, before it uses them. */
+/* If other clients publish slots after a process has mapped the tables and before it has the lock, it must map these
+ * slots, too, before it uses them. */
 TEST(slots_published_before_the_lock_is_taken_are_mapped)
 {
     SEVERAL_PROCESSES();
@@ -537,8 +538,8 @@ static void another_maps_more_links(void)
     CHECK_EQ(prs_tables_prefault(grows), 0);
 }
 
-/* A thread that mapped the tables early and records that late must not lower the mark that another thread has raised
- * since. */
+/* If a thread maps the tables early and records their length late, it must not lower the mark that another thread
+ * has raised meanwhile. */
 TEST(what_was_mapped_stays_known)
 {
     prs_store *s = store_of(16 * MIB), *t = client_of(s);
@@ -559,7 +560,7 @@ TEST(what_was_mapped_stays_known)
     close_store(s);
 }
 
-/* Entries of a magazine whose slots were reclaimed and are RESERVED again with smaller extents. */
+/* A magazine has entries whose slots were reclaimed and are RESERVED again, with smaller extents. */
 TEST(an_entry_that_was_taken_back_is_no_claim_any_more)
 {
     enum { N = 64 };
@@ -568,7 +569,7 @@ TEST(an_entry_that_was_taken_back_is_no_claim_any_more)
     prs_unref(t, &one);
     CHECK(prs_magazines_reclaim(s) > 0);
     CHECK_STORE(s);
-    small[0] = put(t, 40, 0); /* the other slots of its refill are those that the entries name */
+    small[0] = put(t, 40, 0); /* this refill reserves the slots of these entries */
     for (int i = 0; i < N; i++) {
         large[i] = put(t, 1000, (uint64_t)i + N);
         CHECK(prs_load_relaxed(&prs_slot_at(s, large[i].slot)->cap) >= 1000);
@@ -592,7 +593,7 @@ TEST(reserves_that_could_not_be_backed_are_given_back)
     prs_store *s = store_of(16 * MIB);
     prs_error e = {0};
     prs_oid id;
-    CHECK(prs_failpoint_arm("backing", PRS_FAIL_ERRNO_ON, 2, ENOSPC)); /* the first is for the table of slots */
+    CHECK(prs_failpoint_arm("backing", PRS_FAIL_ERRNO_ON, 2, ENOSPC)); /* the first grows the table of slots */
     CHECK_EQ(try_put(s, 20000, 1, &id, &e), PRS_E_BACKING);
     CHECK_EQ(e.sys_errno, ENOSPC);
     CHECK(prs_failpoint_arm("backing", 0, 0, 0));
@@ -605,7 +606,7 @@ TEST(reserves_that_could_not_be_backed_are_given_back)
     close_store(s);
 }
 
-/* A spilled object has no bytes in the data area, so a rebuild finds no extent for it. */
+/* A spilled object has no bytes in the data area, so it must have no extent after a rebuild. */
 TEST(spilled_objects_have_no_extent_after_a_rebuild)
 {
     SEVERAL_PROCESSES();
