@@ -51,7 +51,7 @@ __attribute__((unused)) static pid_t child_of(prs_store *s, struct told *told, c
     return pid;
 }
 
-/* Run a child whose work kills it, and reap it. */
+/* Fork a child that kills itself during its work, and wait for it. */
 __attribute__((unused)) static void dies(prs_store *s, struct told *told, child_work *work)
 {
     int status = reap_child(child_of(s, told, work));
@@ -129,7 +129,7 @@ __attribute__((unused)) static void drop(prs_store *s, const prs_oid *id)
     prs_deferred_run_all(s);
 }
 
-/* Put an object into exactly this slot: allocate others until the slot is reused, then drop them. */
+/* Put an object into this slot: put others until the slot is reused, then drop the others. */
 __attribute__((unused)) static prs_oid put_in_slot(prs_store *s, uint32_t slot, uint64_t size, uint64_t seed)
 {
     enum { TRIES = 4096 };

@@ -2,7 +2,7 @@
  * engine.h - helpers of the store engine's tests: stores, objects of known content, children.
  *
  * The seed of an object determines its bytes, so any process can verify any object. Checks of a
- * whole store do more than prs_check(): they recompute counts of links from the records.
+ * whole store include prs_check() and also recompute the counts of links from the records.
  */
 #ifndef PRS_TEST_ENGINE_H
 #define PRS_TEST_ENGINE_H
@@ -26,7 +26,7 @@
 #else
 #define SANITIZED 0
 #endif
-/* ThreadSanitizer sees only the threads of one process: skip tests that concern several processes only. */
+/* ThreadSanitizer sees only the threads of one process, so tests of several processes are skipped. */
 #if defined(__SANITIZE_THREAD__)
 #define SANITIZED_THREADS 1
 #else
@@ -83,7 +83,7 @@ __attribute__((unused)) static void close_store(prs_store *s)
     prs_dispose(s);
 }
 
-/* Return what is wrong with the counts of links and the states of slots, or NULL. Only for an idle store. */
+/* Check the counts of links and the states of slots in an idle store; return NULL, or a description of the error. */
 __attribute__((unused)) static const char *wrong_links(prs_store *s)
 {
     uint32_t slots = prs_load_acquire(&s->super->published);
@@ -163,7 +163,7 @@ __attribute__((unused)) static void content(uint8_t *to, uint64_t n, uint64_t se
         to[i] = content_at(seed, i);
 }
 
-/* Compare every byte of a small object; both ends and every 61st byte of a large one. */
+/* Compare every byte of a small object, but only both ends and every 61st byte of a large one. */
 __attribute__((unused)) static bool content_right(const uint8_t *data, uint64_t n, uint64_t seed)
 {
     uint64_t step = n > 65536 ? 61 : 1;
@@ -204,12 +204,12 @@ __attribute__((unused)) static prs_oid put(prs_store *s, uint64_t size, uint64_t
     return id;
 }
 
-/* Pin, compare, unpin: PRS_OK, an error of prs_pin, or 1 for wrong bytes. */
+/* Pin an object, compare its bytes and unpin it. Return PRS_OK, an error of prs_pin, or 1 if the bytes are wrong. */
 __attribute__((unused)) static int verify(prs_store *s, const prs_oid *id, uint64_t size, uint64_t seed)
 {
     prs_view v;
     int rc = prs_pin(s, id, &v);
-    for (int i = 0; i < 50 && rc == PRS_E_AGAIN; i++) { /* the object is being spilled, perhaps by a dead process */
+    for (int i = 0; i < 50 && rc == PRS_E_AGAIN; i++) { /* it is being spilled, perhaps by a dead process */
         prs_wait(s, id, -1);
         rc = prs_pin(s, id, &v);
     }
@@ -226,7 +226,7 @@ __attribute__((unused)) static int verify(prs_store *s, const prs_oid *id, uint6
 __attribute__((unused)) static void child_setup(unsigned seconds)
 {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
-    alarm(seconds * 10); /* `seconds` are those of an idle machine */
+    alarm(seconds * 10); /* `seconds` is for an idle machine */
 }
 
 __attribute__((unused)) static int reap_child(pid_t pid)

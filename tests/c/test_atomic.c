@@ -1,4 +1,4 @@
-/* test_atomic.c - the named orders, the futex between mappings and processes, the spinlock. */
+/* test_atomic.c - tests of the named memory orders, the futex between mappings and processes, and the spinlock. */
 #include "harness.h"
 
 #include <pthread.h>
@@ -81,7 +81,7 @@ TEST(futex_wakes_another_process_through_another_mapping)
     fflush(stdout);
     pid_t child = fork();
     CHECK(child >= 0);
-    if (child == 0) { /* this one waits through the read-only mapping */
+    if (child == 0) { /* the child waits through the read-only mapping */
         while (prs_load_seqcst(other) == 0) {
             int rc = prs_futex_wait(prs_low_half(other), 0, 10000000000);
             CHECK_MSG(rc == 0 || rc == -EAGAIN, "wait: %d", rc);
@@ -100,7 +100,7 @@ TEST(futex_wakes_another_process_through_another_mapping)
 }
 
 static prs_spin lock = PRS_SPIN_INIT;
-static uint64_t guarded; /* plain on purpose: TSan reports a race if the lock does not order the accesses */
+static uint64_t guarded; /* not atomic, so that TSan reports a race if the lock does not order the accesses */
 
 static void *count_up(void *arg)
 {
@@ -151,7 +151,7 @@ TEST(spinlock_waiter_survives_an_owner_that_sleeps)
     CHECK_EQ(guarded, 1);
 }
 
-/* Store buffering (Dekker): with seq_cst on both sides, the two threads never both miss each other's write. */
+/* Store buffering (Dekker): with seq_cst on both sides, at least one of the two threads sees the other's write. */
 static prs_atomic_u64 sb_x, sb_y;
 static prs_atomic_u32 sb_gate;
 enum { SB_ROUNDS = 20000 };
@@ -168,7 +168,7 @@ static void *sb_side(void *arg)
         prs_fetch_or_seqcst(mine, (uint64_t)i + 1);
         sb_saw[me][i] = prs_load_seqcst(theirs) != 0;
         prs_fetch_add_seqcst(&sb_gate, 0u);
-        /* second gate: both threads have read before either clears */
+        /* second gate, so that both threads have read before one clears its word */
         static prs_atomic_u32 done;
         prs_fetch_add_seqcst(&done, 1u);
         for (unsigned spins = 0; prs_load_seqcst(&done) < 2 * (i + 1); spins++)

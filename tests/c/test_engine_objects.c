@@ -1,5 +1,5 @@
 /*
- * Objects: bytes, holders and end; windows, edges, tokens, waiting, addresses.
+ * Tests of objects: their bytes, holders and end; windows, edges, tokens, waiting and addresses.
  */
 #include "corpses.h"
 #include <sys/time.h>
@@ -157,7 +157,7 @@ TEST(refs_and_pins_hold)
 TEST(free_ends_for_everyone_but_views)
 {
     prs_store *s = store_of(8 * MIB), *t = client_of(s);
-    for (int round = 0; round < 2; round++) { /* the second time the slots were used before */
+    for (int round = 0; round < 2; round++) { /* in the second round the slots are reused */
         prs_oid id = put(s, 5000, 3);
         prs_view v;
         prs_error e = {0};
@@ -187,7 +187,7 @@ TEST(free_ends_for_everyone_but_views)
     close_store(s);
 }
 
-/* In a reused slot, holds of the earlier object do not count, and dropping them has no effect. */
+/* After a slot was reused, holds of the earlier object do not count, and dropping them has no effect. */
 TEST(slots_are_reused_and_old_refs_are_void)
 {
     prs_store *s = store_of(8 * MIB), *t = client_of(s);
@@ -315,7 +315,7 @@ TEST(closing_gives_everything_back)
     prs_draft d[3];
     prs_error e = {0};
     for (int i = 0; i < 200; i++)
-        put(t, (uint64_t)i * 700, (uint64_t)i); /* closing dropped the refs */
+        put(t, (uint64_t)i * 700, (uint64_t)i); /* prs_close drops the refs */
     CHECK_EQ(prs_alloc(t, 100, 0, &d[0], &e), PRS_OK);
     CHECK_EQ(prs_alloc(t, MIB, 0, &d[1], &e), PRS_OK);
     CHECK_EQ(prs_alloc(t, MIB, PRS_ALLOC_WINDOW, &d[2], &e), PRS_OK);
@@ -323,7 +323,7 @@ TEST(closing_gives_everything_back)
     window[0] = 1;
     prs_close(t);
     prs_oid fresh = put(s, 2 * MIB, 8);
-    memset(window, 0xEE, MIB); /* a window that was never sealed: still writable, but private memory now */
+    memset(window, 0xEE, MIB); /* a window that was not sealed is now writable private memory */
     memset(d[0].dst, 0xEE, 100);
     CHECK_EQ(verify(s, &fresh, 2 * MIB, 8), PRS_OK);
     prs_unref(s, &fresh);
@@ -332,7 +332,7 @@ TEST(closing_gives_everything_back)
     close_store(s);
 }
 
-/* ---- trading one hold for another behind a freer's look ------------------------------------------- */
+/* ---- replacing a hold by another after the freer's scan ------------------------------------------- */
 
 static void look_at_the_pins_again(int sig)
 {
@@ -356,8 +356,8 @@ static void stops_again(pid_t pid)
     CHECK_MSG(WIFSTOPPED(status), "the child should stop: status %x", (unsigned)status);
 }
 
-/* The freeing client reads the pins, then the refs. The object is held all the time, but never by a ref when the
- * client reads refs. */
+/* The freeing client first reads the pins, then the refs. The object is held all the time, but not by a ref when
+ * that client reads the refs. */
 TEST(a_hold_traded_behind_the_freers_look_counts)
 {
     SEVERAL_PROCESSES();
@@ -370,15 +370,15 @@ TEST(a_hold_traded_behind_the_freers_look_counts)
     pid_t freer = child_of(t, told, let_go_in_steps);
     prs_unref(t, &id); /* only the child holds it */
     say(&told->go);
-    stops_again(freer); /* its first scan has passed the pins: */
+    stops_again(freer); /* its first scan has read the pins */
     CHECK_EQ(prs_pin(s, &id, &v), PRS_OK);
     kill(freer, SIGCONT);
-    stops_again(freer); /* it saw no holder and is before the second scan, in FREEING: */
+    stops_again(freer); /* it saw no holder; it is in FREEING, before the second scan */
     CHECK_EQ(prs_word_state(prs_load_seqcst(&prs_slot_at(s, id.slot)->word)), PRS_STATE_FREEING);
     CHECK_EQ(prs_ref(s, &id), PRS_OK);
     prs_unpin(s, &id);
     kill(freer, SIGCONT);
-    stops_again(freer); /* it saw no pin and has not read the refs yet: */
+    stops_again(freer); /* it saw no pin and has not read the refs yet */
     CHECK_EQ(prs_pin(s, &id, &v), PRS_OK);
     prs_unref(s, &id);
     int status;
@@ -434,7 +434,7 @@ TEST(sealing_revokes_the_window)
         CHECK_EQ(mprotect(window, 4096, PROT_READ | PROT_WRITE), -1);
         CHECK_EQ(errno, EACCES);
         dies_of_writing(window);
-        prs_reap_dead(s, 0); /* the child held the same objects as we do */
+        prs_reap_dead(s, 0); /* the child held the same objects as this process */
         CHECK_EQ(verify(t, &d.id, sizes[k], k), PRS_OK);
         prs_unref(s, &d.id);
         CHECK_EQ(verify(t, &d.id, sizes[k], k), PRS_OK); /* the window holds the object */
@@ -504,7 +504,7 @@ TEST(windows_belong_to_the_parent)
     close_store(s);
 }
 
-/* ... and aborting its copy of the draft immediately releases the ref that came with it. */
+/* If the child aborts its copy of the draft, this immediately releases the ref that it inherited. */
 TEST(child_lets_go_of_the_parents_draft)
 {
     prs_store *s = store_of(32 * MIB);
@@ -669,7 +669,7 @@ TEST(edges_and_free)
     prs_error e = {0};
     prs_oid inner = put(s, 100, 1), outer = put_naming(s, &inner, 1);
     prs_unref(s, &inner);
-    CHECK_EQ(prs_free(s, &inner, &e), PRS_OK); /* a plain edge does not keep the object */
+    CHECK_EQ(prs_free(s, &inner, &e), PRS_OK); /* an edge of kind EDGE does not keep a freed object */
     CHECK_EQ(prs_state(s, &inner), PRS_E_FREED);
     prs_deferred_run_all(s);
     CHECK_STORE(s);
@@ -725,12 +725,12 @@ TEST(tokens_hold_until_claimed)
     CHECK_EQ(stats_of(s).in_flight, 1);
     CHECK_EQ(prs_token_claim(t, &id, &token), PRS_OK);
     CHECK_EQ(stats_of(s).in_flight, 0);
-    CHECK_EQ(prs_token_claim(t, &id, &token), PRS_OK); /* loading the same bytes twice gives a ref and no more */
+    CHECK_EQ(prs_token_claim(t, &id, &token), PRS_OK); /* loading the same bytes again only takes a ref */
     prs_token other;
     CHECK_EQ(prs_token_take(t, &id, PRS_TOKEN_ONCE, &other), PRS_OK);
-    CHECK_EQ(other.index, token.index); /* the record is reused, */
+    CHECK_EQ(other.index, token.index); /* the record is reused */
     CHECK_EQ(prs_token_claim(t, &id, &token), PRS_OK);
-    CHECK_EQ(stats_of(s).in_flight, 1); /* but a stale token does not end the token of another message */
+    CHECK_EQ(stats_of(s).in_flight, 1); /* the stale token did not end that of another message */
     for (int i = 0; i < 3; i++)
         prs_unref(t, &id);
     CHECK_EQ(verify(s, &id, 500, 9), PRS_OK);
@@ -753,7 +753,7 @@ TEST(tokens_of_a_freed_object_leave_no_record)
         prs_token token;
         CHECK_EQ(prs_token_take(s, &id, PRS_TOKEN_ONCE, &token), PRS_OK);
         CHECK_EQ(prs_free(s, &id, &e), PRS_OK);
-        CHECK_EQ(prs_token_claim(t, &id, &token), PRS_E_FREED); /* the message still arrives */
+        CHECK_EQ(prs_token_claim(t, &id, &token), PRS_E_FREED); /* the message arrives after prs_free */
         prs_unref(s, &id);
     }
     CHECK_EQ(stats_of(s).in_flight, 0);

@@ -1,17 +1,18 @@
 /*
  * A storm: processes put, get, send and free objects, refer to each other's, and fork, and verify all contents,
- * while they are killed at random. At the end the store is consistent and nothing is left.
+ * while they are killed at random. At the end the store must be consistent and empty.
  *
  * The store is smaller than what its processes put, so that objects go to files and are read from there.
- * PRS_TEST_KILLS sets how many die. The default is 2000, or as many as die within 60 seconds. SIGINT or SIGTERM ends
- * a long run early, with the same checks and report as at its end.
+ * PRS_TEST_KILLS sets the number of kills. The default is 2000, or fewer if 60 seconds have passed. SIGINT or
+ * SIGTERM ends a long run early, with the same checks and report as at its end.
  */
 #include "engine.h"
 
 enum { WORKERS = 32, PLACES = 48, MINE = 24, KEPT = 8, DYING = 32 };
 
-/* Objects handed from process to process; `state` is claimed by CAS. Above BUSY it has the pid of the process that
- * works on it: if that process dies, the killer cleans up as if the message had been lost. */
+/* A place for an object that is handed from process to process. `state` is claimed by a CAS and, while it is BUSY,
+ * also contains the pid of the process that works on the place: if that process dies, the killer cleans up as if
+ * the message had been lost. */
 enum { EMPTY, BUSY, FULL, PID_SHIFT = 8 };
 struct place {
     prs_atomic_u32 state;
@@ -38,7 +39,7 @@ struct mine {
     prs_oid id;
     uint64_t size, seed;
     bool there, pinned;
-    bool shared; /* other processes may hold it: we must not free it for all of them */
+    bool shared; /* others may hold the object, so do not free it for all clients */
     prs_view view;
 };
 
@@ -102,7 +103,7 @@ static void step(prs_store *s, struct mine *mine, uint64_t *rng, int depth)
         prs_store_release(&p->state, FULL);
         if (m->pinned)
             prs_unpin(s, &m->id);
-        prs_unref(s, &m->id); /* and release it: only the message holds it */
+        prs_unref(s, &m->id); /* from now on only the message holds it */
         m->there = m->pinned = false;
         return;
     case 5: /* receive */
@@ -120,7 +121,7 @@ static void step(prs_store *s, struct mine *mine, uint64_t *rng, int depth)
         if ((rc = verify(s, &m->id, m->size, m->seed)) != PRS_OK)
             fail("an object received", rc, NULL);
         return;
-    case 6: { /* an object that refers to another one and outlives its maker's ref to that one */
+    case 6: { /* make an object that refers to another one, and drop the ref to that one */
         struct mine *to = &mine[(r >> 24) % MINE];
         prs_draft d;
         if (!m->there || to->there)
@@ -175,7 +176,7 @@ static void work(prs_store *s, uint64_t seed, int depth)
             for (int i = 0; i < MINE; i++)
                 mine[i].shared = true;
             pid_t pid = fork();
-            if (pid == 0) { /* continues with everything that its parent holds */
+            if (pid == 0) { /* continues with all objects that its parent holds */
                 alarm(600 * (SANITIZED ? 6 : 1));
                 rng ^= 0xABCDEF;
                 depth++;
@@ -217,8 +218,8 @@ static void tell(prs_store *s, int kills, uint64_t begun)
            (unsigned long long)shared->forks, (unsigned long long)t.reaped, (unsigned long long)t.stolen);
 }
 
-/* The processes that were sent SIGKILL and were not reaped yet. A process needs CPU time to die; we do not wait
- * for that, or a busy machine would slow the storm down. */
+/* The processes that were sent SIGKILL and were not reaped yet. A process needs CPU time to die, for which we
+ * do not wait, because that would slow the storm down on a busy machine. */
 static pid_t dying[DYING];
 static int dying_count;
 
@@ -228,14 +229,14 @@ static void clear_up_after(prs_store *s, pid_t pid)
         struct place *p = &shared->place[i];
         uint32_t busy = BUSY | (uint32_t)pid << PID_SHIFT;
         if (prs_load_acquire(&p->state) == busy) {
-            prs_token_drop(s, &p->id, &p->token); /* unless the token was claimed or never taken */
+            prs_token_drop(s, &p->id, &p->token); /* no effect if the token was claimed or not taken */
             p->token = (prs_token){0, 0, 0};
             prs_cas_acqrel(&p->state, &busy, EMPTY);
         }
     }
 }
 
-/* Reap one process; return false if there is none. `bad` counts the processes that ended in a wrong way. */
+/* Reap one process; return false if there is none. `bad` counts the processes that ended with an error. */
 static bool collect(prs_store *s, int flags, int *bad)
 {
     int status;
@@ -289,9 +290,9 @@ TEST(killed_at_random)
         worker[i] = fork();
         if (worker[i] == 0) {
             child_setup(600);
-            signal(SIGINT, SIG_IGN); /* Ctrl-C of a terminal is handled by the killer */
+            signal(SIGINT, SIG_IGN); /* the killer handles Ctrl-C of a terminal */
             signal(SIGTERM, SIG_DFL);
-            (void)!nice(10); /* the killer ends first */
+            (void)!nice(10); /* so that the killer gets the CPU first */
             work(s, seed, 0);
         }
         prs_os_sleep((int64_t)(test_random(&rng) % 3000) * 1000);
@@ -330,7 +331,7 @@ TEST(killed_at_random)
         CHECK_EQ(verify(s, &kept[i], kept_size(i), (uint64_t)i), PRS_OK);
         prs_unref(s, &kept[i]);
     }
-    /* Only the objects of lost messages are left, and those that they refer to. */
+    /* Only the objects of lost messages, and objects that these refer to, are left. */
     for (int again = 1; again;) {
         prs_record r[64];
         uint32_t cursor = 0;

@@ -1,5 +1,4 @@
-/* test_format.c - headers and tables of stored objects: which are refused, and that the fast check refuses the same
- * ones. */
+/* test_format.c - headers and tables of stored objects that must be refused, also by the fast check. */
 #include "format.h"
 #include "harness.h"
 
@@ -13,7 +12,7 @@ static union {
     } at;
 } form;
 
-/* A form with one own buffer, after the stream. */
+/* Make a form with one own buffer, which follows the stream. */
 static void make(void)
 {
     memset(&form, 0, sizeof form);
@@ -31,8 +30,8 @@ static const char *look(uint64_t size, prs_header *h, prs_buffer_entry *e)
     return why ? why : prs_format_check_entry(h, form.bytes + PRS_HEADER_SIZE, 0, e);
 }
 
-/* Apply the `which`-th change to a form; return false if there are no more. `other`: the form is valid, but has no
- * own buffer. */
+/* Apply the `which`-th change to a form; return false if there are no more. *other is set if the form is valid,
+ * but has no own buffer. */
 static bool change(int which, bool *other)
 {
     prs_header *h = &form.at.header;
@@ -102,7 +101,7 @@ TEST(the_edges_fit)
     prs_buffer_entry e;
     static const struct {
         uint64_t off, len;
-    } fits[] = {{164, 1}, {192, SIZE - 192}, {SIZE - 1, 1}, {0, 0}, {SIZE, 0}}; /* an empty buffer may be anywhere */
+    } fits[] = {{164, 1}, {192, SIZE - 192}, {SIZE - 1, 1}, {0, 0}, {SIZE, 0}}; /* empty ones may be anywhere */
     for (size_t i = 0; i < sizeof fits / sizeof *fits; i++) {
         make();
         form.at.entry.off = fits[i].off, form.at.entry.len = fits[i].len;
@@ -113,7 +112,8 @@ TEST(the_edges_fit)
         CHECK(look(size, &h, &e) != NULL);
     }
     make();
-    form.at.header.total = form.at.header.stream_len = 64; /* as long as header and table, without room for a stream */
+    form.at.header.total = form.at.header.stream_len =
+        64; /* filled by header and table: no room for a stream */
     CHECK(!prs_format_one_buffer(&form, 64, &h, &e));
     form.at.header.stream_len = form.at.entry.off = form.at.entry.len = 0;
     CHECK(prs_format_one_buffer(&form, 64, &h, &e));
@@ -126,9 +126,9 @@ TEST(buffers_are_placed_by_their_size)
     CHECK(prs_format_place(&end, 0, &off) && off == 138 && end == 138);
     CHECK(prs_format_place(&end, PRS_PAGE_ALIGN_FROM, &off) && off == 4096 && end == 4096 + PRS_PAGE_ALIGN_FROM);
     end = UINT64_MAX - 10;
-    CHECK(!prs_format_place(&end, 10, &off)); /* no room to align */
+    CHECK(!prs_format_place(&end, 10, &off)); /* aligning overflows */
     end = UINT64_MAX - 200;
-    CHECK(!prs_format_place(&end, 300, &off)); /* nor for the bytes */
+    CHECK(!prs_format_place(&end, 300, &off)); /* adding the bytes overflows */
     form.at.entry = (prs_buffer_entry){0};
     prs_format_write_entry(&form, 0, 1, 2, &(prs_oid){.store = 9, .serial = 3, .slot = 4, .generation = 5});
     CHECK(form.at.entry.serial == 3 && form.at.entry.slot == 4 && form.at.entry.generation == 5);

@@ -1,4 +1,4 @@
-/* test_huge.c - huge pages for puts into unused pages: that we get them, and what happens if we do not. */
+/* test_huge.c - tests of huge pages for puts into unused pages, also if the kernel has none. */
 #include "corpses.h"
 
 #include "huge.h"
@@ -8,9 +8,9 @@
 
 #define BLOCK ((size_t)PRS_HUGE)
 
-/* Replaces the engine's requests for huge pages: counts them, and from a given one on refuses them, delays them,
- * kills the process, or reports success without doing anything. Its clock is `ahead` of the real one, or of `frozen`.
- * */
+/* Replaces the engine's requests for huge pages: counts them, and from a certain request on refuses them, delays
+ * them, kills the process, or reports success without an effect. The replaced clock is `ahead` of the real one, or of
+ * `frozen`. */
 static prs_atomic_u32 wishes;
 static uint32_t refuse, slow, asleep, deadly;
 static int refusal;
@@ -82,7 +82,7 @@ typedef struct test_area {
     size_t size;
 } test_area;
 
-/* As in a store, the file begins with a block that does not belong to the area. */
+/* Make an area; as in a store, the file begins with a block that does not belong to it. */
 static test_area area_of(int fd, size_t size, size_t skew)
 {
     test_area t = {.area = {.fd = fd, .base = BLOCK}, .size = size};
@@ -113,7 +113,7 @@ static void drop_area(test_area *t)
     close(t->area.fd);
 }
 
-/* Bytes of the mapping at `at` that one entry each maps 2 MiB of. */
+/* Return the number of bytes of the mapping at `at` that are mapped as huge pages of 2 MiB. */
 static size_t huge_at(const void *at)
 {
     char line[512];
@@ -215,11 +215,11 @@ TEST(what_nobody_used_gets_huge_pages)
         CHECK_EQ(prs_load_relaxed(&wishes), 8);
         CHECK_EQ(huge_at(t.area.map), 8 * BLOCK);
         CHECK(prs_pages_all(t.area.mapped, BLOCK / PRS_PAGE, 8 * BLOCK / PRS_PAGE));
-        fill(&t, 0, 10 * BLOCK, threads); /* now it is there */
+        fill(&t, 0, 10 * BLOCK, threads); /* the range is already mapped */
         CHECK_EQ(prs_load_relaxed(&wishes), 8);
         CHECK_EQ(prs_area_punch(&t.area, 2 * BLOCK + 5 * PRS_PAGE, 3 * BLOCK, NULL), 0);
         fill(&t, 0, 10 * BLOCK, threads);
-        CHECK_EQ(prs_load_relaxed(&wishes), 10); /* of the hole, the two blocks that it holds whole */
+        CHECK_EQ(prs_load_relaxed(&wishes), 10); /* the hole contains two whole blocks */
         drop_area(&t);
     }
 }
@@ -260,8 +260,8 @@ TEST(who_is_refused_does_without)
             CHECK_EQ(errno, 77);
             uint32_t seen = prs_load_relaxed(&wishes);
             CHECK(threads == 1 ? seen == cases[i].wishes : seen < 14);
-            fill(&t, 16 * BLOCK, 3 * BLOCK, threads); /* and makes no request for a while */
-            if (prs_now() - begun < 1000000000)       /* the shortest pause: a busy machine may take longer */
+            fill(&t, 16 * BLOCK, 3 * BLOCK, threads); /* no request for a while */
+            if (prs_now() - begun < 1000000000)       /* the shortest pause, unless a busy machine took longer */
                 CHECK_EQ(prs_load_relaxed(&wishes), seen);
             drop_area(&t);
         }
@@ -285,7 +285,7 @@ static uint64_t pause_of(unsigned threads)
 
 TEST(pauses_get_longer_until_all_goes_well)
 {
-    SEVERAL_PROCESSES(); /* not here either: this test is about time */
+    SEVERAL_PROCESSES(); /* skipped under TSan, because this tests time */
     HUGE_PAGES();
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
@@ -309,7 +309,7 @@ TEST(pauses_get_longer_until_all_goes_well)
         CHECK_EQ(pause_of(threads), 64); /* and no longer */
     }
     without_limits();
-    refuse = 1, refusal = EINVAL; /* the first answer of the process */
+    refuse = 1, refusal = EINVAL; /* as the first result in this process */
     pause_of(1);
     CHECK_EQ(pause_of(1), 64);
     ahead = 0; /* the clock was set back by more than any pause */
@@ -337,7 +337,7 @@ TEST(beyond_the_limit_of_a_file_nothing_is_backed)
         struct rlimit limit = {5 * BLOCK, 5 * BLOCK};
         unsigned char *from = bytes(4 * BLOCK, 1);
         CHECK_EQ(setrlimit(RLIMIT_FSIZE, &limit), 0);
-        CHECK_EQ(prs_area_fill(&t.area, 2 * BLOCK, from, 4 * BLOCK, 1, NULL), -EFBIG); /* in the file: to the 7th */
+        CHECK_EQ(prs_area_fill(&t.area, 2 * BLOCK, from, 4 * BLOCK, 1, NULL), -EFBIG); /* ends at block 7 of the file */
         CHECK_EQ(prs_load_relaxed(&wishes), 0);
         CHECK_EQ(backed_bytes(t.area.fd), 0);
         CHECK_EQ(prs_area_fill(&t.area, 0, from, 4 * BLOCK, 1, NULL), 0);
@@ -376,7 +376,7 @@ static void fill_up(int fd)
         CHECK_EQ(grown, 0);
         CHECK_EQ(prs_pages_count(t.area.backed, 0, t.area.backed.count), BLOCK / PRS_PAGE);
         CHECK_EQ(prs_pages_count(t.area.mapped, 0, t.area.mapped.count), BLOCK / PRS_PAGE);
-        CHECK(backed_bytes(fd) <= BLOCK + 2 * PRS_PAGE); /* pages that also hold other bytes stay */
+        CHECK(backed_bytes(fd) <= BLOCK + 2 * PRS_PAGE); /* partial pages, which hold other bytes, stay */
     }
     CHECK_EQ(prs_area_punch(&t.area, 0, 16 * BLOCK, NULL), 0);
     CHECK_EQ(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)(17 * BLOCK)), 0);
@@ -388,7 +388,8 @@ static void fill_up(int fd)
 
 TEST(a_full_file_system_keeps_nothing)
 {
-    static const char *const sizes[] = {"size=15m", "size=14m"}; /* full within a block, and between two blocks */
+    static const char *const sizes[] = {"size=15m",
+                                        "size=14m"}; /* full inside a block, and between blocks */
     for (int i = 0; i < 2; i++) {
         int fd = file_on_tmpfs(sizes[i]);
         if (fd < 0)
@@ -456,7 +457,7 @@ TEST(readers_map_them_by_one_entry_each)
 {
     HUGE_PAGES();
     prs_store *s = store_of(128 * MIB), *reader = client_of(s);
-    prs_oid first = put(s, 300001, 3); /* so that what follows lies anywhere on its pages */
+    prs_oid first = put(s, 300001, 3); /* so that the next objects are not page-aligned */
     size_t n[2] = {20 * MIB, 12 * MIB + 5};
     prs_oid id[2] = {put(s, n[0], 4), put(s, n[1], 5)};
     CHECK(prs_load_relaxed(&wishes) >= (n[0] + n[1]) / BLOCK - 4);
@@ -465,13 +466,13 @@ TEST(readers_map_them_by_one_entry_each)
     CHECK(huge_at(reader->ro) >= n[0] + n[1] - 6 * BLOCK);
 
     size_t before = 0;
-    for (int round = 0; round < 20; round++) { /* the last address is free, or used by another size */
+    for (int round = 0; round < 20; round++) { /* the last address is free or in use by another size */
         copy c[4];
         for (int i = 0; i < 4; i++) {
             c[i] = copy_of(reader, &id[i % 2]);
             CHECK(content_right(c[i].data, n[i % 2], (uint64_t)(4 + i % 2)));
             CHECK(huge_at(c[i].data) >= n[i % 2] - 3 * BLOCK);
-            c[i].data[n[1] / 2] ^= 0xFF; /* from here on a private copy of a page */
+            c[i].data[n[1] / 2] ^= 0xFF; /* this makes a private copy of a page */
         }
         for (int i = 0; i < 4; i++) {
             c[i].data[n[1] / 2] ^= 0xFF;
@@ -523,7 +524,7 @@ TEST(windows_get_them_too)
     size_t n = 20 * MIB;
     prs_draft d;
     prs_error e;
-    for (int round = 0; round < 3; round++) { /* the second and third time the pages are there */
+    for (int round = 0; round < 3; round++) { /* the pages exist in rounds 2 and 3 */
         CHECK_EQ(prs_alloc(s, n, PRS_ALLOC_WINDOW, &d, &e), PRS_OK);
         CHECK(huge_at(d.window) >= n - 3 * BLOCK);
         content(d.window, n, 9);

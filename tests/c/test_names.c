@@ -1,4 +1,4 @@
-/* test_names.c - the index of names: bind, find, list, free, rebind, fill up, death. */
+/* test_names.c - tests of the index of names: bind, find, list, free, rebind, a full index and deaths. */
 #include "harness.h"
 #include "prs.h"
 #include <signal.h>

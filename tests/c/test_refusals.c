@@ -1,6 +1,6 @@
 /*
- * test_refusals.c - calls that must fail and change nothing: with closed and orphaned handles, with invalid
- * arguments, without memory, without descriptors, under limits of the process.
+ * test_refusals.c - calls that must fail and change nothing: on closed and orphaned handles, with invalid
+ * arguments, without memory, without descriptors, and under resource limits.
  */
 #include "corpses.h"
 
@@ -10,9 +10,9 @@
 #include <sys/resource.h>
 #include <sys/syscall.h>
 
-/* ---- handles that are no client any more --------------------------------------------------------------------------- */
+/* ---- handles that are no longer clients -------------------------------------------------------------------------- */
 
-/* All calls on a handle that need a client. `held` has a ref or a pin here, `other` has none. */
+/* Check all calls that need a client. This process has a ref or a pin on `held`, but not on `other`. */
 static void refuses_all(prs_store *s, const prs_oid *held, const prs_oid *other)
 {
     prs_error e = {0};
@@ -59,11 +59,11 @@ TEST(a_closed_handle_with_views_serves_nothing_else)
     CHECK_EQ(prs_get_stats(t, &stats), PRS_E_CLOSED);
     CHECK_EQ(prs_name_bind(t, "new", 3, &id, &e), PRS_E_CLOSED);
     CHECK_EQ(prs_write(t, &large, 0, &id, sizeof id, &e), PRS_E_CLOSED);
-    prs_token_drop(t, &id, &token); /* this handle no longer holds it */
+    prs_token_drop(t, &id, &token); /* no effect, as this handle no longer holds it */
     CHECK_EQ(stats_of(s).in_flight, 1);
     CHECK(content_right(v.data, 5000, 1));
     prs_unpin(t, &id);
-    /* The mappings ended with the last view: a later call finds the lock closed, and no store. */
+    /* The mappings were removed with the last view: later calls find that the handle is closed. */
     CHECK_EQ(prs_lock(t, 0, &e), PRS_E_CLOSED);
     CHECK(!prs_trylock(t));
     prs_tear_down(t);
@@ -102,12 +102,12 @@ TEST(an_orphan_only_lets_go)
         refuses_all(s, &id, &other);
         prs_token_drop(s, &id, &token);
         CHECK_EQ(prs_client_dead(s, s->me), false); /* the sticky holder never dies */
-        CHECK_EQ(prs_ref(s, &unpinned), PRS_OK);    /* one more hold on an object that is held already */
+        CHECK_EQ(prs_ref(s, &unpinned), PRS_OK);    /* adds a hold to an object that is already held */
         prs_unref(s, &unpinned), prs_unref(s, &unpinned);
-        CHECK_EQ(stats_of(s).largest_free, 0); /* calls that need the lock are left out */
+        CHECK_EQ(stats_of(s).largest_free, 0); /* not available without the lock */
         CHECK_EQ(prs_seal(s, &mine, &e), PRS_E_INVAL);
         prs_abort(s, &mine, false);
-        close(s->fd_rw), close(s->fd_ro), close(s->fd_lock); /* found again, without becoming a client */
+        close(s->fd_rw), close(s->fd_ro), close(s->fd_lock); /* reopened, without becoming a client */
         void *map;
         size_t len;
         uint8_t *data;
@@ -132,7 +132,7 @@ TEST(an_orphan_only_lets_go)
     CHECK_EXITED(status);
     CHECK_EQ(stats_of(s).in_flight, 1);
     CHECK_EQ(stats_of(s).unsealed, 2);
-    memset(window.window, 7, 8192); /* the child could only read it */
+    memset(window.window, 7, 8192); /* the child's window is read-only */
     CHECK_EQ(prs_seal(s, &window, &e), PRS_OK);
     CHECK_EQ(prs_seal(s, &mine, &e), PRS_OK);
     prs_window_close(s, &window);
@@ -146,7 +146,7 @@ TEST(an_orphan_only_lets_go)
 
 /* ---- arguments -------------------------------------------------------------------------------------------------------- */
 
-/* The walk over windows reaches the end of the data area a second time, and stops. */
+/* The search for a run of extents to spill reaches the end of the data area for the second time and stops. */
 TEST(no_window_is_large_enough)
 {
     SEVERAL_PROCESSES();
@@ -217,7 +217,7 @@ TEST(what_makes_no_sense_is_refused)
     gone = d;
     gone.id.generation++;
     CHECK_EQ(prs_seal(s, &gone, &e), PRS_E_INVAL);
-    prs_abort(s, &d, false); /* it is sealed: too late for edges */
+    prs_abort(s, &d, false); /* no effect, because the object is sealed */
     prs_abort(s, &gone, false);
     CHECK_EQ(prs_state(s, &d.id), PRS_OK);
 
@@ -238,7 +238,7 @@ TEST(what_makes_no_sense_is_refused)
     close_store(t);
 }
 
-/* The object was freed before it was complete: sealing it is no error, and leaves nothing. */
+/* The object was freed before it was sealed: sealing it is no error, and the object is then freed completely. */
 TEST(what_was_freed_while_it_was_made_goes_with_its_seal)
 {
     prs_store *s = store_of(8 * MIB), *t = client_of(s);
@@ -260,7 +260,8 @@ TEST(what_was_freed_while_it_was_made_goes_with_its_seal)
     close_store(s);
 }
 
-/* A slot that this process has pinned serves only its object, and gives no new views of a freed one. */
+/* A slot that this process has pinned accepts only the id of its current object, and a freed object gets no new
+ * views. */
 TEST(old_ids_of_a_pinned_slot)
 {
     prs_store *s = store_of(8 * MIB);
@@ -290,7 +291,7 @@ TEST(windows_that_are_not_there)
     uint8_t *bytes = malloc(36000);
     content(bytes, 36000, 5);
     CHECK_EQ(prs_write(s, &d[2], 0, bytes, 36000, &e), PRS_OK); /* through the window */
-    CHECK_EQ(prs_seal(s, &d[0], &e), PRS_OK);                   /* the last of the list */
+    CHECK_EQ(prs_seal(s, &d[0], &e), PRS_OK);                   /* the last window of the list */
     copy = d[1];
     prs_window_close(s, &copy); /* unmapped before it was sealed */
     CHECK_EQ(prs_seal(s, &d[1], &e), PRS_E_INVAL);
@@ -348,7 +349,7 @@ TEST(options_are_brought_into_range)
         CHECK_MSG(rc == refused[i].code && s == NULL && e.what[0], "options %zu: %d \"%s\"", i, rc, e.what);
         CHECK_EQ(prs_create(&s, &refused[i].options, NULL), rc);
     }
-    if (chdir("/proc/self") == 0) { /* names without a directory: the current directory, and the root */
+    if (chdir("/proc/self") == 0) { /* paths without a directory, in /proc/self and in the root */
         CHECK_EQ(prs_create(&s, &(prs_options){.capacity = MIB, .path = "x"}, &e), PRS_E_FOREIGN);
         CHECK(strstr(e.what, ". is not"));
         CHECK_EQ(chdir("/"), 0);
@@ -385,7 +386,8 @@ static void say_available(const char *root, unsigned kib)
     fclose(f);
 }
 
-/* Simulates a machine without memory: each call that needs some fails, names the limit, and keeps nothing. */
+/* Simulates a machine without free memory: each call that needs memory must fail, report the limit and keep no
+ * memory. */
 TEST(without_memory_every_put_is_an_error)
 {
     char root[] = "/tmp/prs-refusals-XXXXXX", path[64];
@@ -407,7 +409,7 @@ TEST(without_memory_every_put_is_an_error)
         int rc, n = 0;
         if (asked[i].flags)
             rc = prs_alloc(s, asked[i].size, asked[i].flags, &d, &e);
-        else /* small objects may find pages that are backed already */
+        else /* small objects may get pages that are already backed */
             while ((rc = try_put(s, asked[i].size, 3, &fits[n], &e)) == PRS_OK && n < 7)
                 n++;
         while (n > 0)
@@ -417,12 +419,12 @@ TEST(without_memory_every_put_is_an_error)
         if (asked[i].flags)
             CHECK_EQ(prs_alloc(s, asked[i].size, asked[i].flags, &d, NULL), PRS_E_BACKING);
     }
-    CHECK_EQ(prs_alloc(s, 8 * MIB, 0, &d, &e), PRS_OK); /* longer than the warm memory, at the other end */
+    CHECK_EQ(prs_alloc(s, 8 * MIB, 0, &d, &e), PRS_OK); /* at the other end, and larger than the warm memory */
     static const ptrdiff_t shape = 131072, stride = 8;
     uint8_t *bytes = calloc(8, 131072);
     CHECK_EQ(prs_write_strided(s, &d, 0, bytes, 1, &shape, &stride, 8, &e), PRS_E_BACKING);
     prs_abort(s, &d, false);
-    prs_token token; /* the first link needs a table: the sticky holder is used instead */
+    prs_token token; /* the table of links cannot be backed, so the sticky holder is used */
     CHECK_EQ(prs_token_take(s, &kept, PRS_TOKEN_ONCE, &token), PRS_OK);
     CHECK(token.index == 0 && prs_load_seqcst(&prs_slot_at(s, kept.slot)->holders[0]) & 1);
     CHECK_EQ(prs_name_bind(s, "n", 1, &kept, &e), PRS_E_BACKING);
@@ -452,9 +454,9 @@ TEST(without_memory_every_put_is_an_error)
     CHECK_EQ(rmdir(root), 0);
 }
 
-/* ---- what needs the store lock, or the tables ---------------------------------------------------------------------------- */
+/* ---- calls that need the store lock or the tables ---------------------------------------------------------------- */
 
-static bool no_pages; /* while this is set, no page of a table can be backed */
+static bool no_pages; /* if this is set, no page of a table can be backed */
 
 int madvise(void *at, size_t len, int advice)
 {
@@ -474,7 +476,7 @@ struct asked {
 };
 
 /* Make the `which`-th call; return false if there are no more. Calls without an error record only report that they
- * did nothing. */
+ * had no effect. */
 static bool ask(struct asked *a, int which, int *rc, bool *silent)
 {
     prs_store *s = a->s;
@@ -532,7 +534,7 @@ static bool ask(struct asked *a, int which, int *rc, bool *silent)
     case 16:
         *silent = true;
         return *rc = (int)stats_of(s).largest_free, true;
-    case 17: /* from now on the sticky holder holds it */
+    case 17: /* then the sticky holder keeps the object */
         *silent = true;
         return *rc = prs_token_take(s, &a->inner, PRS_TOKEN_ONCE, &token), true;
     default:
@@ -540,7 +542,8 @@ static bool ask(struct asked *a, int which, int *rc, bool *silent)
     }
 }
 
-/* No call waits longer than the timeout for a lock that is held, or touches a page that is not mapped here. */
+/* If the lock is held, no call waits longer than the timeout, and no call touches a page that is not mapped in this
+ * process. */
 TEST(without_the_lock_or_the_tables_nothing_changes)
 {
     CHECK(mkdtemp(strcpy(spill_dir, "/var/tmp/prs-refusals-XXXXXX")));
@@ -620,7 +623,7 @@ static void small_files(void)
     CHECK_STORE(s);
     CHECK_EQ(prs_create(&t, &(prs_options){.capacity = 16 * MIB}, &e), PRS_E_SYS);
     CHECK_EQ(e.sys_errno, EFBIG);
-    CHECK_EQ(prs_create(&t, NULL, &e), PRS_E_SYS); /* not even the smallest default fits */
+    CHECK_EQ(prs_create(&t, NULL, &e), PRS_E_SYS); /* even the smallest default is too large */
     CHECK(t == NULL && e.sys_errno == EFBIG);
     limit(RLIMIT_FSIZE, 640 * MIB);
     CHECK_EQ(prs_create(&t, NULL, &e), PRS_OK);
@@ -681,7 +684,7 @@ static int lowest_free(void)
     return fd;
 }
 
-/* With k free descriptors, for every k until it works: an error each time, and no descriptor is kept. */
+/* Try with k free descriptors, for every k until it succeeds: each failure must be an error and leak no descriptor. */
 static void few_descriptors_for(int attempt(prs_store *, prs_error *), prs_store *s)
 {
     int base = lowest_free(), rc = -1;
@@ -743,7 +746,7 @@ static void few_descriptors(void)
     few_descriptors_for(creates_spilling, s);
     few_descriptors_for(attaches, s);
 
-    /* A child that got no descriptor is an orphan.  The proof of death needs no descriptor. */
+    /* A child for which there was no descriptor is an orphan. The proof of death needs no descriptor. */
     struct told *told = new_told();
     limit(RLIMIT_NOFILE, (rlim_t)lowest_free());
     pid_t pid = fork();
@@ -778,14 +781,14 @@ TEST(without_descriptors_nothing_is_made_and_nothing_kept)
     SEVERAL_PROCESSES();
     CHECK(mkdtemp(strcpy(spill_dir, "/var/tmp/prs-refusals-XXXXXX")));
     in_child(few_descriptors);
-    prs_spill_clean(spill_dir, false); /* the next creation removes what a failed one left */
+    prs_spill_clean(spill_dir, false); /* the next creation would remove the files of a failed one */
     CHECK_EQ(rmdir(spill_dir), 0);
 }
 
 static char named[64];
 
-/* Descriptors that other code closed, one or all, are opened again by name, unless another file has the name by now.
- * */
+/* If other code closed one or all descriptors, they are reopened by name, unless another file has the name by
+ * now. */
 static void closed_by_others(void)
 {
     snprintf(named, sizeof named, "/dev/shm/pyray_ser-ctest-%d-closed", (int)getpid());
@@ -805,7 +808,8 @@ static void closed_by_others(void)
         unlink(named);
         close_store(s);
     }
-    /* No descriptor is free: each call fails, and the next one after that opens them again. */
+    /* If no descriptor is free, each call fails; when some are free again, the next call reopens the store's
+     * descriptors. */
     prs_store *s = store_with((prs_options){.capacity = 16 * MIB, .path = named, .warm_reserve = 4096});
     prs_error e = {0};
     prs_draft window, d;
@@ -826,11 +830,11 @@ static void closed_by_others(void)
     CHECK_EQ(prs_cow_open(s, &id, &v, &map, &len, &data, &e), PRS_E_SYS);
     int rc = PRS_OK;
     for (int n = 0; rc == PRS_OK && n < 100; n++)
-        rc = try_put(s, 60000, 4, &none, &e); /* until it needs pages that are not backed */
+        rc = try_put(s, 60000, 4, &none, &e); /* until a put needs pages that are not backed */
     CHECK_EQ(rc, PRS_E_SYS);
-    prs_unref(s, &large); /* its pages cannot be returned to the kernel now */
+    prs_unref(s, &large); /* now its pages cannot be returned to the kernel */
     CHECK_EQ(prs_trim(s, 0), 0);
-    limit(RLIMIT_NOFILE, (rlim_t)base + 1); /* one of the two */
+    limit(RLIMIT_NOFILE, (rlim_t)base + 1); /* enough for one of two descriptors */
     CHECK_EQ(try_put(s, MIB, 3, &none, &e), PRS_E_SYS);
     limit(RLIMIT_NOFILE, RLIM_INFINITY);
     CHECK_EQ(prs_seal(s, &window, &e), PRS_OK);
@@ -857,17 +861,17 @@ TEST(a_lock_in_nobodys_name_is_taken_and_a_busy_one_named)
     prs_store *s = store_of(8 * MIB);
     prs_oid id = put(s, 100, 1);
     prs_error e = {0};
-    static const uint32_t nobody[] = {0, 600, 4095}; /* flipped bits: no client has this index */
+    static const uint32_t nobody[] = {0, 600, 4095}; /* damage: no client has these indices */
     for (size_t i = 0; i < sizeof nobody / sizeof *nobody; i++) {
         uint32_t word = nobody[i] << 20 | 2;
         prs_store_relaxed(&s->super->lock, word);
-        /* While another thread of this process has the lock, the word is not examined; which process is reported
-         * then? */
+        /* While another thread of this process holds the lock, the word is not read, so no pid may be
+         * reported. */
         CHECK(prs_mutex_lock(&s->mutex, -1));
         CHECK_EQ(prs_lock(s, 5 * PRS_MS, &e), PRS_E_BUSY);
         CHECK_EQ(e.pid, 0);
         prs_mutex_unlock(&s->mutex);
-        CHECK_EQ(prs_lock(s, -1, &e), PRS_OK); /* without limit, which is short here */
+        CHECK_EQ(prs_lock(s, -1, &e), PRS_OK); /* without a timeout; returns soon */
         prs_unlock(s);
         CHECK_EQ(prs_load_relaxed(&s->super->stolen), i + 1);
     }
@@ -900,7 +904,7 @@ TEST(a_wait_is_as_long_as_asked_and_a_slice_at_most)
     close_store(s);
 }
 
-/* The first put would fault, because mappings and the bitmap of pages use pages of 4 KiB. */
+/* Without this check the first put would fault, because mappings and the bitmap of pages assume pages of 4 KiB. */
 TEST(a_kernel_with_other_pages_is_refused_before_anything_is_made)
 {
     prs_store *s = store_of(16 * MIB), *t = s;
