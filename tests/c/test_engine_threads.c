@@ -1,10 +1,11 @@
 /*
- * Many threads: several handles, each a client with other addresses, and several threads per handle use
- * the same objects at random and check their contents all the time. Written for ThreadSanitizer, but
- * also useful without it.
+ * Tests with many threads: several handles, each of which is a client with different addresses, have several
+ * threads each, which use the same objects at random and always check their contents. The tests are meant for
+ * ThreadSanitizer, but also useful without it.
  *
- * ThreadSanitizer orders accesses by address, not by page. So under it the handles share one mapping of the tables
- * (tsan/one_address.c), and it also sees races between handles. Each handle still maps the data at its own address.
+ * ThreadSanitizer identifies memory by its address. In its build the handles therefore share one mapping of the
+ * tables (tsan/one_address.c), so that it also detects races between handles. Each handle still maps the data at a
+ * separate address.
  */
 #include "engine.h"
 
@@ -16,7 +17,7 @@ struct board {
     prs_oid id;
     prs_token token;
     uint64_t size, seed; /* size + 1; 0: empty */
-    bool draft;          /* not sealed yet and without a token: threads can only wait for it */
+    bool draft;          /* unsealed and without a token: threads can only wait for it */
 };
 
 static struct board board[BOARD];
@@ -44,7 +45,7 @@ static bool fine(int rc)
     return rc == PRS_OK || rc == PRS_E_LOST || rc == PRS_E_FREED || rc == PRS_E_AGAIN;
 }
 
-/* Return what a place contains; with `take`, remove it, so that no other thread gets its token. */
+/* Return the contents of a place; with `take`, also clear the place, so that no other thread gets its token. */
 static struct board look(struct board *b, bool take)
 {
     pthread_mutex_lock(&b->lock);
@@ -116,7 +117,7 @@ static void step(struct worker *w)
     case 4:
         take(w, b);
         return;
-    case 5: { /* use it without taking it: it may end at any moment */
+    case 5: { /* use the object without a token: it may be freed at any time */
         struct board seen = look(b, false);
         prs_view v;
         if (!seen.size)
@@ -131,7 +132,7 @@ static void step(struct worker *w)
         rc = prs_ref(w->s, &seen.id);
         if (rc != PRS_OK && rc != PRS_E_FREED)
             WRONG(w, "ref of what is pinned", rc);
-        if (rc == PRS_OK) { /* trade the pin for the ref and back */
+        if (rc == PRS_OK) { /* replace the pin by the ref and back */
             prs_unpin(w->s, &seen.id);
             int again = prs_pin(w->s, &seen.id, &v);
             if (again != PRS_OK && again != PRS_E_FREED)
@@ -154,7 +155,7 @@ static void step(struct worker *w)
         prs_token_drop(w->s, &got.id, &got.token);
         return;
     }
-    case 7: { /* an object that refers to the one at this place */
+    case 7: { /* make an object that refers to the one at this place */
         struct board seen = look(b, false);
         if (!seen.size || prs_ref(w->s, &seen.id) != PRS_OK)
             return;
@@ -207,7 +208,7 @@ static void step(struct worker *w)
             prs_unref(w->s, &id);
         }
         return;
-    default: { /* wait for the object at any place */
+    default: { /* wait for the object, whatever its state */
         pthread_mutex_lock(&b->lock);
         id = b->id;
         bool some = b->size != 0;
@@ -275,7 +276,7 @@ static void run(uint64_t capacity, int handles, double seconds, bool forks)
             prs_os_sleep(2 * PRS_MS);
             continue;
         }
-        pid_t pid = fork(); /* other threads may be at any point */
+        pid_t pid = fork(); /* while other threads are in calls */
         if (pid == 0) {
             child_setup(30);
             prs_oid id;
@@ -289,7 +290,7 @@ static void run(uint64_t capacity, int handles, double seconds, bool forks)
                     prs_unref(s[i], &id);
                 }
             for (int i = 0; i < handles && children % 2; i++)
-                prs_close(s[i]); /* otherwise it leaves like a dead client */
+                prs_close(s[i]); /* otherwise it exits without closing */
             _exit(0);
         }
         children++;
@@ -355,8 +356,9 @@ TEST(threads_while_one_forks)
     run(64 * MIB, HANDLES, seconds(3), true);
 }
 
-/* Memory that one thread of a handle gave up comes to another by way of a second handle, to a slot and a class of sizes
- * the first has not touched: what orders the two is the word of a slot and the lock of the store, through two mappings. */
+/* Memory that one thread of a handle has freed is allocated by another thread, through a second handle, with a slot and
+ * a size class that the first thread has not used. Only a slot's word and the store lock, through two mappings, order
+ * the two threads. */
 static void await(uint32_t turn)
 {
     while (prs_load_relaxed(&done) != turn)
@@ -371,9 +373,9 @@ static void *give_up(void *arg)
     prs_error e;
     await(1);
     CHECK_EQ(prs_alloc(arg, 30000, 0, &d, &e), PRS_OK);
-    memset(d.dst, 1, 30000); /* only one access, because ThreadSanitizer reports only races in its short history */
+    memset(d.dst, 1, 30000); /* only one access, because ThreadSanitizer has a short history */
     given_up = d.off;
-    prs_abort(arg, &d, false); /* this goes into the magazine and takes no lock */
+    prs_abort(arg, &d, false); /* puts the slot into the magazine, without a lock */
     prs_store_relaxed(&done, 2);
     return NULL;
 }
@@ -400,11 +402,11 @@ TEST(memory_that_came_by_another_handle_is_in_order)
     prs_store_relaxed(&done, 1);
     await(2);
     CHECK(prs_magazines_reclaim(other) >= 30000);
-    prs_oid id = put(other, 1, 3); /* its slots are on top of the stack */
+    prs_oid id = put(other, 1, 3); /* takes the slots on top of the stack */
     prs_store_relaxed(&done, 3);
     for (int i = 0; i < 2; i++)
         pthread_join(thread[i], NULL);
-    CHECK(taken < given_up + 30000 && given_up < taken + 20000); /* exactly the same bytes */
+    CHECK(taken < given_up + 30000 && given_up < taken + 20000); /* the ranges overlap */
     prs_unref(other, &id);
     close_store(other);
     CHECK_EMPTY(s);
@@ -472,7 +474,7 @@ TEST(clients_come_and_go)
     close_store(s);
 }
 
-/* Views outlive the closing of their handle while other threads use it. */
+/* Views stay valid after their handle was closed while other threads use it. */
 static void *pin_till_closed(void *arg)
 {
     struct worker *w = arg;

@@ -1,12 +1,13 @@
 /*
- * What happens to the slot of a freed object: kept for the next put, or returned, now or when the lock is free.
+ * Tests of what happens to the slot of a freed object: it is kept for the next put, or returned immediately or
+ * when the lock is free.
  */
 #include "corpses.h"
 
 TEST(who_only_read_and_freed_can_put)
 {
     prs_store *s = store_of(16 * MIB), *reader = client_of(s);
-    prs_oid first = put(s, 100, 1), id = put(s, 100, 2); /* the first one lies at offset 0 */
+    prs_oid first = put(s, 100, 1), id = put(s, 100, 2); /* the first one is at offset 0 */
     CHECK_EQ(prs_ref(reader, &id), PRS_OK);
     prs_unref(s, &id);
     prs_unref(reader, &id); /* the last one */
@@ -20,7 +21,7 @@ TEST(who_only_read_and_freed_can_put)
     close_store(s);
 }
 
-/* Objects that refer to others, of both kinds: large ones, and small ones that would suit a magazine without their
+/* Make objects that refer to others, large ones and small ones; a small one would fit into a magazine if it had no
  * edge. */
 enum { MANY = 2 * PRS_PENDING_CAP + 40 };
 
@@ -53,14 +54,14 @@ TEST(what_is_freed_while_the_lock_is_held_goes_when_it_is_free)
         prs_deferred_run_all(s);
         CHECK_EQ(stats_of(s).objects, 0);
         CHECK_EQ(stats_of(s).edges, 0);
-        CHECK(stats_of(s).reserved < MIB); /* no extent of 40,000 bytes is left over */
+        CHECK(stats_of(s).reserved < MIB); /* all extents of 40,000 bytes were returned */
     }
     close_store(holder);
     CHECK_EMPTY(s);
     close_store(s);
 }
 
-/* The lock stays busy until the client has left: it then counts as dead, and another client returns its slots. */
+/* The lock is busy until the client has left: the client then counts as dead, and another client returns its slots. */
 TEST(who_leaves_while_the_lock_is_held_leaves_nothing_behind)
 {
     SEVERAL_PROCESSES();

@@ -1,4 +1,4 @@
-/* test_spill.c - full stores: spilled objects, objects larger than the store, deaths at each step. */
+/* test_spill.c - tests of full stores: spilled objects, objects larger than the store, deaths at each step. */
 #include "harness.h"
 #include "prs.h"
 #include <errno.h>
@@ -143,7 +143,7 @@ TEST(pinned_objects_stay_where_they_are)
     CHECK(v.data == w.data && v.data[4096] == 2);
     for (int i = 0; i < 20; i++)
         verify(s, &other[i], 4 * MB, (uint8_t)(i + 2));
-    /* If everything is pinned, there is no room, and nothing is lost. */
+    /* If all objects are pinned, a put fails, and nothing is lost. */
     prs_oid pinned[32];
     int n = 0, rc = PRS_OK;
     while (n < 32 && rc == PRS_OK) {
@@ -222,7 +222,7 @@ TEST(death_at_every_step_of_spilling)
             CHECK_MSG(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL, "%s was not hit", points[k]);
         CHECK_EQ(prs_reap_dead(s, 0), PRS_OK);
         CHECK_MSG(prs_check(s, &error) == PRS_OK, "%s: %s", points[k], error.what);
-        if (strcmp(points[k], "spill_removed") != 0) /* there the child had begun to free the objects */
+        if (strcmp(points[k], "spill_removed") != 0) /* at that point the child had begun to free the objects */
             for (int i = 0; i < 4; i++)
                 verify(s, &mine[i], 4 * MB, (uint8_t)i);
         prs_oid more[10];
@@ -266,7 +266,7 @@ TEST(what_a_killed_store_left_is_removed_by_the_next)
     strcpy(top, "/var/tmp/prs-spill-XXXXXX");
 }
 
-/* The client is idle and the only one: a cleaning process must not remove its files. */
+/* The only client is idle: a process that cleans up must not remove its files. */
 TEST(a_client_without_descriptors_keeps_its_spill_directory)
 {
     volatile int *said = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -308,7 +308,7 @@ TEST(a_forked_child_that_leaves_takes_nothing_along)
     prs_oid id[N];
     for (int i = 0; i < N; i++)
         id[i] = put(s, MB, (uint8_t)i);
-    for (int round = 0; round < 2; round++) { /* removed by prs_close, then a grandchild of a process that has ended */
+    for (int round = 0; round < 2; round++) { /* a child, then a grandchild whose parent has exited */
         pid_t pid = fork();
         if (pid == 0) {
             if (round && fork() > 0)
@@ -319,7 +319,7 @@ TEST(a_forked_child_that_leaves_takes_nothing_along)
         }
         int status;
         CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0);
-        while (waitpid(-1, NULL, 0) > 0) /* the grandchild is our child by now */
+        while (waitpid(-1, NULL, 0) > 0) /* by now the grandchild is our child */
             ;
     }
     for (int i = 0; i < N; i++)
@@ -334,7 +334,7 @@ static void file_of(char path[8192], prs_store *s, const prs_oid *id)
              (unsigned long long)id->serial);
 }
 
-/* Cleaning removes directories with names of stores, and nothing else in the folder. */
+/* Cleaning removes only directories that have names of stores. */
 TEST(cleaning_leaves_what_is_no_store_alone)
 {
     static const char *const others[] = {"notes", "0123456789ABCDEF", "0123456789abcdeg", "0123456789abcdef0"};
@@ -344,7 +344,7 @@ TEST(cleaning_leaves_what_is_no_store_alone)
         snprintf(path, sizeof path, "%s/%s", spill_dir(), others[i]);
         CHECK_EQ(mkdir(path, 0700), 0);
     }
-    snprintf(path, sizeof path, "%s/fedcba9876543210", spill_dir()); /* the name of a store, but a file */
+    snprintf(path, sizeof path, "%s/fedcba9876543210", spill_dir()); /* a file with the name of a store */
     int fd = open(path, O_CREAT | O_WRONLY, 0600);
     CHECK(fd >= 0);
     close(fd);
@@ -394,7 +394,7 @@ TEST(the_file_of_a_draft_disappears)
     CHECK_EQ(entries(spill_dir(), 0), 0);
 }
 
-/* Other code closes all descriptors that it finds, or some. */
+/* Other code closes some or all descriptors. */
 TEST(the_directory_is_found_again)
 {
     for (int which = 1; which <= 3; which++) { /* 1: the directory, 2: the lock in it */
@@ -417,7 +417,7 @@ TEST(the_directory_is_found_again)
         CHECK_EQ(closed, which);
         for (int i = 0; i < 8; i++)
             verify(s, &id[i], 4 * MB, (uint8_t)i);
-        for (int i = 0; i < 3; i++) { /* files are made and removed, so that the directory is used */
+        for (int i = 0; i < 3; i++) { /* uses the directory by creating and removing files */
             prs_oid more = put(s, 4 * MB, 9);
             prs_unref(s, &more);
         }

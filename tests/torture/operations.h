@@ -1,9 +1,9 @@
 /*
- * operations.h - operations during which a victim is killed, one engine call each, with their setup.
+ * operations.h - operations during which a victim is killed. Each consists of one engine call and its setup.
  *
  * `arrange` runs in the survivor before it forks the victim, and creates the objects of the operation; the victim
  * inherits them. `ready` runs in the victim and is not stepped; the victim is killed during `act`. `restore` runs in
- * the survivor after it reaped the victim, and removes what `arrange` created, whatever its state.
+ * the survivor after it reaped the victim, and removes the objects that `arrange` created, in any state.
  */
 #ifndef PRS_TEST_OPERATIONS_H
 #define PRS_TEST_OPERATIONS_H
@@ -54,7 +54,7 @@ static void drop_id(struct stage *c)
     prs_unref(c->s, &c->id);
 }
 
-/* A forked process inherits no magazines: allocate and drop once what the operations allocate. */
+/* A forked process inherits no magazines, so allocate and drop objects of all sizes that the operations use. */
 static void fill_magazines(struct stage *c)
 {
     static const uint64_t sizes[] = {64, 200, 300, 500};
@@ -129,7 +129,7 @@ static void ref(struct stage *c)
     (void)prs_ref(c->s, &c->id);
 }
 
-/* The victim's own object, of which it is the last holder. */
+/* Make an object of the victim, of which it is the only holder. */
 static void own_small(struct stage *c)
 {
     c->id = put(c->s, 200, 5);
@@ -151,7 +151,7 @@ static void end_for_all(struct stage *c)
     (void)prs_free(c->s, &c->id, &ignored);
 }
 
-/* An object that is freed before another process requests it. */
+/* Make an object that is freed before another process requests it. */
 static void make_and_free(struct stage *c)
 {
     make_small(c);
@@ -192,7 +192,7 @@ static void add_edge(struct stage *c)
     (void)prs_add_edge(c->s, &c->draft, &c->id, &ignored);
 }
 
-/* A chain of three objects that ends in the survivor's object: one unref frees the chain. */
+/* Make a chain of three objects that ends in the survivor's object; a single unref frees the chain. */
 static void own_chain(struct stage *c)
 {
     prs_oid last = c->id;
@@ -257,13 +257,13 @@ static void empty(struct stage *c)
     prs_deferred_run_all(c->s);
 }
 
-/* Reclaims the magazines of other clients, and still finds too little space. */
+/* Reclaims the magazines of other clients, but does not get enough space. */
 static void alloc_too_much(struct stage *c)
 {
     (void)prs_alloc(c->s, prs_capacity(c->s), 0, &c->draft, &ignored);
 }
 
-static void overflow(struct stage *c) /* moves objects to files; spills victims of each kind */
+static void overflow(struct stage *c) /* moves objects of each kind to files */
 {
     (void)prs_alloc(c->s, 250000, 0, &c->draft, &ignored);
 }
@@ -297,7 +297,7 @@ static void nothing(struct stage *c)
 
 /* ---- recovery ---------------------------------------------------------------------------------------------------- */
 
-/* Leave a dead client with drafts, objects, pins and an empty magazine, whose death no client has noticed yet. */
+/* Leave a dead client with drafts, objects, pins and an empty magazine, whose death no client has detected yet. */
 static void leave_corpse(struct stage *c)
 {
     make_small(c);

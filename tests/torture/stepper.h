@@ -1,13 +1,13 @@
 /*
  * stepper.h - runs a child for exactly n instructions.
  *
- * Purpose    Kill a process after any chosen instruction of an operation, thousands of times.
- * Algorithm  A single step costs about 20 us.  So one run over the whole operation records the address of each step;
- *            later, a run to step n sets a breakpoint on the last instruction before n that had not been executed
- *            earlier (a landmark), lets the child run to it, and steps from there.  Without landmarks (on another
- *            architecture) it steps all the way.
- * Guarantee  The child executed n instructions of the operation, if it takes the same path each time; if it never
- *            reaches its landmark, it runs to the end of the operation.
+ * Purpose    Kill a process after an arbitrary instruction of an operation, thousands of times.
+ * Algorithm  A single step takes about 20 us.  So a first run over the whole operation records the address of each
+ *            step.  A later run to step n sets a breakpoint at the last instruction before n that the operation had
+ *            not executed before (a landmark), lets the child run to it, and then steps.  Without landmarks (on
+ *            other architectures) it makes all steps singly.
+ * Guarantee  If the child takes the same path each time, it has executed n instructions of the operation; if it
+ *            does not reach its landmark, it runs to the end of the operation.
  */
 #ifndef PRS_TEST_STEPPER_H
 #define PRS_TEST_STEPPER_H
@@ -35,7 +35,7 @@ static int step_wait(pid_t pid)
     return WSTOPSIG(status);
 }
 
-/* Execute one instruction; false if the operation is over. */
+/* Execute one instruction; return false if the operation has ended. */
 static bool step_once(pid_t pid)
 {
     CHECK_EQ(ptrace(PTRACE_SINGLESTEP, pid, NULL, NULL), 0);
@@ -50,7 +50,7 @@ static uintptr_t step_where(pid_t pid)
     return (uintptr_t)ptrace(PTRACE_PEEKUSER, pid, offsetof(struct user_regs_struct, rip), NULL);
 }
 
-/* Let the child run until it is about to execute `at`; false if the operation ended first. */
+/* Let the child run until the next instruction is `at`; return false if the operation ended before. */
 static bool step_run_to(pid_t pid, uintptr_t at)
 {
     long text = ptrace(PTRACE_PEEKTEXT, pid, at, NULL);
@@ -79,7 +79,7 @@ static bool step_run_to(pid_t pid, uintptr_t at)
 }
 #endif
 
-/* Step over the whole operation, or its first `limit` instructions, and record it. */
+/* Step through the whole operation, or through its first `limit` instructions, and record the addresses. */
 static void step_record(pid_t pid, trace *t)
 {
     t->length = 0;
@@ -105,8 +105,8 @@ static void step_record(pid_t pid, trace *t)
     free(seen);
 }
 
-/* Run n instructions, or to the end of the operation: number of single steps. *ended says that the operation ended
- * before n. */
+/* Run n instructions, or to the end of the operation; return the number of single steps. Set *ended if the
+ * operation ended before n. */
 static uint64_t step_to(pid_t pid, const trace *t, uint64_t n, bool *ended)
 {
     uint64_t done = 0, steps = 0;

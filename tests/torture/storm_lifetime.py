@@ -3,13 +3,13 @@ interfere.
 
 Usage: python -P storm_lifetime.py SECONDS SEED
 
-Each round opens a store (anonymous, named, or small with a spill directory) and lets several threads use every operation, while
+Each round opens a store (anonymous, named, or small with a spill directory) and lets several threads use all operations, while
 others close and open the store, fork children that use it, drop it or are killed, and stop, continue or kill a peer process that
 is attached to it. A signal handler of the main thread makes calls and raises; finalizers of cycles make calls.
 
-An operation must succeed with the right value, or raise what its documentation allows. A watchdog ends the program with a
+An operation must return the right value, or raise a documented exception. A watchdog ends the program with a
 traceback of every thread if a call takes longer than its timeout and a generous grace. After each round descriptors, maps,
-threads, children and files must be what they were, and a store that is left must check clean and be empty.
+threads, children and files must be the same as before, and a store that still exists must be consistent and empty.
 
 STORM_GRACE sets the grace in seconds.
 """
@@ -42,7 +42,7 @@ import pyray_ser
 from pyray_ser import exceptions as exc
 from pyray_ser import util
 
-# Seconds that a call may take beyond its timeout on a busy machine.
+# Seconds by which a call may exceed its timeout on a busy machine.
 GRACE = float(os.environ.get("STORM_GRACE", "30"))
 # Exceptions that any operation on a store may raise while other threads close, fill, free and stop.
 COMMON = (
@@ -64,10 +64,10 @@ SHM = "/dev/shm"
 
 
 class Struck(Exception):
-    """What a signal handler with a timeout raises in the middle of a call."""
+    """An exception that a signal handler with a timeout raises during a call."""
 
 
-# ---- values that tell by themselves whether they are right
+# ---- values that can be verified without a reference copy
 
 
 def make(kind, n):
@@ -93,7 +93,7 @@ def make(kind, n):
 
 
 def wrong(kind, n, got):
-    """Return what is wrong with a value, or None."""
+    """Return a description of a wrong value, or None."""
     want = make(kind, n)
     if kind == "window":
         # In-band pickles return bytes.
@@ -113,7 +113,7 @@ def wrong_array(got, want):
 
 
 class Garbage:
-    """An object whose finalizer makes calls, with a view that it holds."""
+    """An object that holds a view and makes calls in its finalizer."""
 
     def __init__(self, storm, entry, value):
         self.cycle, self.storm, self.entry, self.value = self, storm, entry, value
@@ -180,7 +180,7 @@ class Storm:
             self.fail(f"wrong value: {said}")
 
     def call(self, what, function, *args, limit=0.0, allowed=(), **kwargs):
-        """Make one call under the watchdog; return whether it succeeded, and its result."""
+        """Make one call under the watchdog; return whether it succeeded, and the result."""
         self.count(what)
         self.serial += 1
         key = self.serial, threading.get_ident()
@@ -188,7 +188,7 @@ class Storm:
         main = threading.current_thread() is self.main
         exposed = self.exposed
         self.under_way[key] = what, began, limit
-        # The handler raises between these two lines only, and nothing that can be interrupted stands between call and assignment.
+        # The handler raises only between these two lines, and no instruction between call and assignment can be interrupted.
         try:
             if main:
                 self.exposed = not self.inside
@@ -216,7 +216,7 @@ class Storm:
             self.fail(what, error)
 
     def watch(self):
-        """Keep the C watchdog from ending the program while no call is over its time."""
+        """Prevent the C watchdog from ending the program while no call has exceeded its time."""
         while not self.stop.wait(0.5):
             now = time.monotonic()
             for what, began, limit in list(self.under_way.values()):
@@ -252,7 +252,7 @@ class Storm:
             self.keep(rng, (ref, kind, n))
 
     def op_put_of_views(self, rng):
-        """Put an array of the store, which the new object refers to."""
+        """Put an array that lies in the store, so that the new object refers to it."""
         found = self.views[rng.randrange(len(self.views))]
         if found is not None:
             kind, n, value = found
@@ -327,7 +327,7 @@ class Storm:
             self.fail(f"wrong buffer of {kind} {n}")
 
     def op_views(self, rng):
-        """Check a view that was kept, perhaps of a store that is closed by now."""
+        """Check a view from an earlier call, whose store may be closed by now."""
         i = rng.randrange(len(self.views))
         found = self.views[i]
         if found is not None:
@@ -362,7 +362,7 @@ class Storm:
         elif act < 0.75:
             self.call("abort", pyray_ser.abort, window)
         elif act < 0.9:
-            # Other threads wait for the object meanwhile.
+            # Let other threads wait for the object.
             self.windows[rng.randrange(len(self.windows))] = window
             if ref is not None:
                 self.call("get unsealed", pyray_ser.get, ref, timeout=0.005, limit=0.005)
@@ -397,7 +397,7 @@ class Storm:
                 self.check(*entry[1:], got)
 
     def op_pickle(self, rng):
-        """Pickle a reference outside of any scope: it holds its object until it is freed."""
+        """Pickle a reference outside of any scope, which holds the object until that is freed."""
         entry = self.entry(rng)
         if entry is None:
             return
@@ -487,7 +487,7 @@ class Storm:
 
     def op_await(self, rng):
         entry = self.entry(rng)
-        # An event loop would replace the wake-up descriptor of signals, and a Struck inside of asyncio does not test
+        # An event loop would replace the wake-up descriptor of signals, and a Struck raised in asyncio does not test
         # this library.
         if entry is None or self.inside or threading.current_thread() is self.main:
             return
@@ -515,7 +515,7 @@ class Storm:
             self.call("is_initialized", pyray_ser.is_initialized)
 
     def op_engine(self, rng):
-        """Make the calls of the command-line tools on a handle that others may close meanwhile."""
+        """Make the calls of the command-line tools on a handle that other threads may close meanwhile."""
         found = pyray_ser._core.default()
         if found is not None:
             what = rng.choice(
@@ -619,7 +619,7 @@ class Storm:
         os.waitpid(pid, 0)
 
     def child(self, act, rng):
-        """What a forked child does; it never returns."""
+        """Run the forked child; never return."""
         status = 1
         try:
             self.failures.clear()
@@ -676,7 +676,7 @@ class Storm:
         return pid, ours
 
     def peer(self, flag, link, serial):
-        """A process that is attached to the same store; it never returns."""
+        """Run a process that is attached to the same store; never return."""
         status = 1
         try:
             self.failures.clear()
@@ -774,7 +774,7 @@ class Storm:
         flag.close()
         self.settle()
         if folder is not None:
-            pyray_ser._core.spill_clean(folder, False)  # these are left by killed processes
+            pyray_ser._core.spill_clean(folder, False)  # removes files of killed processes
             left = [os.path.join(top, name) for top, _, names in os.walk(folder) for name in names]
             if left:
                 self.fail(f"files are left in the spill directory: {left}")
@@ -788,7 +788,7 @@ class Storm:
             self.fail(threading.current_thread().name, error)
 
     def settle(self):
-        """Drop everything: the store must be consistent and empty, and then disappear."""
+        """Drop all references: the store must be consistent and empty, and then be removed."""
         for kind_n_value in self.views:
             if kind_n_value is not None:
                 self.check(*kind_n_value)
@@ -797,7 +797,7 @@ class Storm:
         kind_n_value = None
         gc.collect()
         gc.collect()
-        # A put that came before `init` may have opened another store than the round's.
+        # A put before `init` may have opened another store than that of this round.
         found = pyray_ser._core.default()
         if found is not None:
             self.settle_store(found)
@@ -834,7 +834,7 @@ Storm.OPERATIONS = tuple(getattr(Storm, name) for name in sorted(dir(Storm)) if 
 Storm.CHILDS = tuple(op for op in Storm.OPERATIONS if op is not Storm.op_await)
 
 
-# ---- what must not be left
+# ---- resources that must not be leaked
 
 
 def measure():
@@ -860,13 +860,13 @@ def children():
 def compare(storm, before, number):
     end = time.monotonic() + 20
     while threading.active_count() > before[3] and time.monotonic() < end:
-        time.sleep(0.01)  # the watcher ends when it has nothing to watch
+        time.sleep(0.01)  # the watcher thread ends when it is no longer needed
     after = measure()
     if after[0] != before[0]:
         storm.fail(f"descriptors: {sorted(set(after[0].items()) ^ set(before[0].items()))}")
     if len(after[1]) > len(before[1]):
         storm.fail(f"maps of stores are left: {after[1]}")
-    # Arenas and stacks of threads remain once; maps that each round leaves add up.
+    # Arenas and thread stacks remain once, but maps that every round leaks accumulate.
     if after[2] > before[2] + 150:
         storm.fail(f"{after[2]} maps, {before[2]} at the start")
     if after[3] > before[3]:
@@ -891,7 +891,7 @@ def main():
         if isinstance(seen.exc_value, Struck)
         else storm.fail(f"unraisable in {seen.object!r:.100}", seen.exc_value)
     )
-    # Make everything that stays until the end of the program before anything is counted.
+    # Create all permanent resources before the first measurement.
     rng = random.Random(0)
     storm.open()
     for _ in range(5):

@@ -3,7 +3,7 @@ package.
 
 Usage: python -P storm_tasks.py SECONDS SEED
 
-A trace function counts the lines of `pyray_ser.tasks` that the main thread runs, and does something at a random one: it makes a
+A trace function counts the lines of `pyray_ser.tasks` that the main thread runs and interferes at a random one: it makes a
 call as a signal handler or finalizer would, forks, kills a worker or an actor, or raises as a handler with a timeout would.
 Each round checks that no result and no item is lost. A watchdog ends the program with a traceback if a call takes too long.
 At the end no descriptor, thread or process may be left.
@@ -26,13 +26,13 @@ import pyray_ser as ray
 from pyray_ser.exceptions import GetTimeoutError, TaskCancelledError, WorkerDiedError
 
 HERE = os.path.join(os.path.dirname(os.path.abspath(ray.__file__)), "tasks")
-# Seconds that one round may take on a busy machine.
+# Maximum duration of a round in seconds, on a busy machine.
 PATIENCE = 120
 DIED = (WorkerDiedError, TaskCancelledError)
 
 
 class Struck(Exception):
-    """What a signal handler with a timeout raises in the middle of a call."""
+    """An exception that a signal handler with a timeout raises during a call."""
 
 
 @ray.remote
@@ -238,7 +238,7 @@ def children():
 def main():
     seconds, seed = float(sys.argv[1]), int(sys.argv[2])
     ray.init(num_workers=2)
-    # Make everything that stays until the end of the program before anything is counted.
+    # Create all permanent resources before the first measurement.
     ray.get(same.remote(0))
     ray.tasks.shutdown()
     gc.collect()

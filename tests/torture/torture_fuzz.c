@@ -1,13 +1,13 @@
 /*
- * Damaged bytes in shared memory, a message or a locator cause an error or give a result, never a crash.
+ * Tests that damaged bytes in shared memory, a message or a locator cause an error or a result, but never a crash.
  *
- * Three targets, each of which gets mutations of valid bytes; meant to run under the address sanitizer.
+ * There are three targets, each of which gets mutations of valid bytes. Use the address sanitizer.
  *   form     the stored form of an object (header, table of buffers), read while another thread flips its bytes
  *   ids      object ids, tokens and locators that a message may carry, against a healthy store
  *   tables   a whole segment with damaged tables: attaching refuses it, or it can be listed, checked, read and freed
- *            from; the damage is also done behind the back of a client that is already attached
+ *            from; the damage is also done while a client is already attached
  *
- * PRS_TORTURE=1 makes 10 million runs; PRS_FUZZ_SEED=N repeats a run of `tables`, whose number is printed when it fails.
+ * PRS_TORTURE=1 makes 10 million runs; PRS_FUZZ_SEED=N repeats run N of `tables`, as printed when a run fails.
  */
 #include "engine.h"
 #include "format.h"
@@ -18,7 +18,7 @@ static uint64_t runs_wanted(uint64_t few, uint64_t many)
     return text && *text ? many : few;
 }
 
-/* Values that break comparisons and sums more often than random ones do. */
+/* Return a value that breaks comparisons and sums more often than a random value. */
 static uint64_t nasty(uint64_t *rng)
 {
     static const uint64_t edges[] = {0, 1, 31, 32, 63, 64, 4095, 4096, INT32_MAX, UINT32_MAX, INT64_MAX, UINT64_MAX};
@@ -80,7 +80,7 @@ static void make_form(uint8_t *to)
     prs_format_write_header(to, FORM_SIZE, 100, BUFFERS);
 }
 
-/* Read as a get does: touch every byte of whatever passes the checks. */
+/* Read the form as a get does: if it passes the checks, touch every byte. */
 static uint64_t read_form(const uint8_t *bytes, uint64_t have)
 {
     prs_header h;
@@ -101,7 +101,7 @@ static uint64_t read_form(const uint8_t *bytes, uint64_t have)
     return sum + 1;
 }
 
-/* The fast check of a form with one buffer must accept no more than the two full checks. */
+/* The fast check of a form with one buffer must not accept forms that the two full checks refuse. */
 TEST(one_buffer)
 {
     uint8_t valid[256] = {0}, *bytes = malloc(sizeof valid);
@@ -120,7 +120,7 @@ TEST(one_buffer)
         bool quick = prs_format_one_buffer(bytes, have, &h, &e);
         bool slow = !prs_format_check_header(bytes, have, &h2) && h2.total == have && h2.nbuffers == 1 &&
                     !prs_format_check_entry(&h2, bytes + PRS_HEADER_SIZE, 0, &e2) && e2.slot == PRS_NO_SLOT;
-        /* An empty buffer may have any offset: only the full checks accept that. */
+        /* Only the full checks accept any offset of an empty buffer. */
         CHECK(quick == (slow && e2.off <= have));
         if (quick)
             CHECK(memcmp(&h, &h2, sizeof h) == 0 && memcmp(&e, &e2, sizeof e) == 0);
@@ -187,7 +187,7 @@ TEST(damaged_ids)
             }
             break;
         case 1:
-            if (prs_ref(s, &id) == PRS_OK) { /* the serial alone says which object of a slot is meant */
+            if (prs_ref(s, &id) == PRS_OK) { /* the serial identifies the object of a slot */
                 found += id.serial != kept.serial || id.slot != kept.slot || id.store != kept.store;
                 prs_unref(s, &id);
             }
@@ -215,7 +215,7 @@ TEST(damaged_ids)
             CHECK(prs_flights(s, &cursor, flight, 2, &e) <= 1);
             cursor = (uint32_t)nasty(&rng);
             CHECK(prs_list(s, &cursor, record, 2) <= 1);
-            if (n % 1024 == 7) { /* processes that do not exist, descriptors that are not ours */
+            if (n % 1024 == 7) { /* pids without a process, descriptors of other files */
                 prs_store *none = NULL;
                 int rc = prs_attach_pid(&none, (int32_t)nasty(&rng), (int)nasty(&rng), nasty(&rng), NULL, &e);
                 CHECK(rc < 0 && !none);
@@ -235,7 +235,7 @@ TEST(damaged_ids)
 
 /* ---- whole segments ------------------------------------------------------------------------------------------------- */
 
-/* Runs that once found something. */
+/* Runs that found errors earlier. */
 static const uint64_t regressions[] = {1072, 1132, 1144};
 
 static void use(prs_store *s, uint64_t *rng)
@@ -284,10 +284,10 @@ static void build(const char *path, uint64_t *data_off)
     CHECK_EQ(prs_name_bind(s, "weights", 7, &b, &e), PRS_OK);
     CHECK_EQ(prs_token_take(s, &c, PRS_TOKEN_STICKY, &token), PRS_OK);
     *data_off = s->super->data_off;
-    _exit(0); /* as a crash leaves it */
+    _exit(0); /* without closing, as after a crash */
 }
 
-/* The used parts of the tables: much of them was never used. */
+/* Return a random offset in the used parts of the tables, because large parts were never used. */
 static uint64_t somewhere(const prs_super *p, uint64_t *rng)
 {
     const struct {
@@ -310,7 +310,7 @@ static void one_segment(const char *path, uint8_t *map, const uint8_t *image, ui
     uint64_t rng = seed * 0x9e3779b97f4a7c15u + 1;
     memcpy(map, image, tables);
     const prs_super *p = (const prs_super *)image;
-    bool behind = seed % 4 == 0; /* damage behind an attached client */
+    bool behind = seed % 4 == 0; /* damage the tables after the client has attached */
     prs_store *s = NULL;
     prs_error e = {0};
     prs_options o = {.lock_timeout = 20 * PRS_MS};

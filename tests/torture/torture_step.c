@@ -1,15 +1,15 @@
 /*
- * Kills a process after every single instruction.
+ * Tests that kill a process after every single instruction.
  *
- * A victim is forked, runs one operation of the engine under ptrace for n instructions, and is killed there; then for
- * n + 1. After each kill the survivor checks that no trace of the victim is left: the store is consistent, counts of
- * links are right, no byte of the victim is left, put and get work. A witness, a separate process that holds views
- * and pins, compares hashes of the bytes before and after the recovery.
+ * A forked victim runs one operation of the engine under ptrace for n instructions and is killed there; the next
+ * victim runs n + 1 instructions. After each kill the survivor checks that nothing of the victim is left: the store
+ * is consistent, counts of links are right, all memory of the victim is free, and put and get work. A witness, a
+ * separate process that holds views and pins, compares hashes of the bytes before and after the recovery.
  *
- * The store is in one of several states: magazines filled or empty; an earlier dead client not reaped yet; another
- * client stopped at one of its own failpoints, which continues (or dies) afterwards.
+ * The store is in one of several states: the magazines are filled or empty; an earlier dead client was not reaped
+ * yet; another client is stopped at a failpoint and continues (or dies) afterwards.
  *
- * PRS_TORTURE=1 steps through everything; without it a few points of each operation are tried.
+ * PRS_TORTURE=1 tests every instruction; otherwise a few points of each operation are tested.
  */
 #include "operations.h"
 #include "stepper.h"
@@ -25,7 +25,7 @@ static const char *const state_name[] = {"magazines filled", "magazines empty", 
 static char spill_dir[64];
 static struct {
     uint64_t kills, steps, wrong;
-    uint64_t longest; /* limit in ns for any single call of the survivor after a death */
+    uint64_t longest; /* ns of the longest call of the survivor after a death */
 } total;
 
 /* ---- the witness ---------------------------------------------------------------------------------------------- */
@@ -62,7 +62,7 @@ static struct witness call_witness(prs_store *s, const prs_oid *seen)
         uint64_t was[SEEN];
         for (int i = 0; i < SEEN; i++) {
             CHECK_EQ(prs_pin(s, &seen[i], &view[i]), PRS_OK);
-            prs_unref(s, &seen[i]); /* keeps only the view */
+            prs_unref(s, &seen[i]); /* only the view holds it */
             was[i] = hash(view[i].data, view[i].size);
         }
         char verdict = 'y';
@@ -98,7 +98,7 @@ static void dismiss_witness(const struct witness *w)
 
 /* ---- stepping --------------------------------------------------------------------------------------------------- */
 
-/* A child that has stopped itself before the operation. */
+/* Fork a child that stops itself before the operation. */
 static pid_t make_victim(struct stage *c, const operation *op, bool warm)
 {
     pid_t pid = fork();
@@ -118,8 +118,8 @@ static pid_t make_victim(struct stage *c, const operation *op, bool warm)
     return pid;
 }
 
-/* Let the child run for `n` instructions and kill it; with `record`, run and record all of them. Return whether it
- * got that far. */
+/* Let the child run for `n` instructions and kill it; with `record`, run and record all instructions. Return false
+ * if the operation ended before. */
 static bool step_and_kill(pid_t pid, trace *t, uint64_t n, bool record)
 {
     bool ended = false;
@@ -141,12 +141,12 @@ struct scene {
     struct witness witness;
     prs_stats before;
     enum state state;
-    const char *stopped_at; /* another client stops at this point meanwhile, or NULL */
+    const char *stopped_at; /* the point at which another client is stopped meanwhile, or NULL */
 };
 
 static const char *wrong;
 
-/* Time a call of the survivor: no call may take more than a second. */
+/* Measure the time of a call of the survivor, which must not take more than a second. */
 #define TIMED(call)                                   \
     do {                                              \
         uint64_t start_ = test_now_ns();              \
@@ -161,7 +161,7 @@ static const char *wrong;
 static void leave_unburied(prs_store *s)
 {
     pid_t pid = fork();
-    if (pid == 0) { /* in a full store some of this fails */
+    if (pid == 0) { /* in a full store some of these calls fail */
         prs_draft d;
         prs_oid id;
         (void)try_put(s, 100, 1, &id, &ignored);
@@ -173,7 +173,7 @@ static void leave_unburied(prs_store *s)
     CHECK_KILLED(status, SIGKILL);
 }
 
-/* Start a child that works until it stops itself at the failpoint; return 0 if it never gets there. */
+/* Start a child that works until it stops itself at the failpoint; return 0 if it does not reach the failpoint. */
 static pid_t stop_another(struct scene *c)
 {
     prs_store *s = c->stage.s;
@@ -223,7 +223,7 @@ static void survive(struct scene *c, const operation *op, pid_t stopped)
     int rc;
     if (!witness_agrees(&c->witness))
         wrong = "bytes under a view changed";
-    if (stopped) { /* work next to a stopped client; a call that waits for it reports that */
+    if (stopped) { /* another client is stopped; a call that waits for it must report it */
         prs_oid id;
         TIMED(rc = try_put(s, 500, 3, &id, &e));
         if (rc == PRS_OK && (verify(s, &id, 500, 3) != PRS_OK))
@@ -232,7 +232,7 @@ static void survive(struct scene *c, const operation *op, pid_t stopped)
             prs_unref(s, &id);
         else if (rc != PRS_E_BUSY || e.pid != stopped)
             wrong = "put beside a stopped client";
-        kill(stopped, total.kills % 2 ? SIGKILL : SIGCONT); /* continues, or never does */
+        kill(stopped, total.kills % 2 ? SIGKILL : SIGCONT); /* kill it or let it continue */
         int status = reap_child(stopped);
         if (!(WIFEXITED(status) && WEXITSTATUS(status) == 0) && !WIFSIGNALED(status))
             wrong = "the stopped client failed when it went on";
@@ -242,7 +242,7 @@ static void survive(struct scene *c, const operation *op, pid_t stopped)
     TIMED(rc = prs_check(s, &e));
     if (rc != PRS_OK)
         wrong = e.what[0] ? strdup(e.what) : "prs_check failed";
-    TIMED(rc = prs_flights_end(s, 0, 0, &e)); /* no process will read the victim's messages */
+    TIMED(rc = prs_flights_end(s, 0, 0, &e)); /* the victim's messages are lost */
     if (rc < 0)
         wrong = "prs_flights_end failed";
     prs_oid id, large;
@@ -292,7 +292,7 @@ static void die_at(struct scene *c, const operation *op, trace *t, uint64_t n, b
         total.wrong++;
         fprintf(stderr, "     %s, %s%s%s, killed after %llu instructions: %s\n", op->name, state_name[c->state],
                 stopped ? ", another stopped at " : "", stopped ? c->stopped_at : "", (unsigned long long)n, wrong);
-        if (!record && n && getenv("PRS_TORTURE_VERBOSE")) /* for addr2line; the executable's own addresses */
+        if (!record && n && getenv("PRS_TORTURE_VERBOSE")) /* relative addresses, for addr2line */
             fprintf(stderr, "     at +0x%llx\n",
                     (unsigned long long)(t->where[n - 1] - (uintptr_t)&__executable_start));
     }
@@ -341,13 +341,13 @@ static void close_scene(struct scene *c)
     close_store(s);
 }
 
-/* Return whether this step is worth stepping from its landmark; later rounds of long loops are chosen at random. */
+/* Return whether stepping to this step from its landmark is cheap. */
 static bool cheap(const trace *t, uint64_t n)
 {
     return t->length <= 1500 || (n && t->landmark[n - 1] && n - t->landmark[n - 1] < 200);
 }
 
-/* Kill `points` times, spread over the operation; at every step if it has fewer. */
+/* Kill at `points` steps, distributed over the operation, or at every step if it has fewer. */
 static void walk(const operation *op, enum state state, const char *stopped_at, uint64_t points)
 {
     struct scene c;
@@ -372,7 +372,7 @@ static void prepare(void)
 {
     if (SANITIZED)
         SKIP("a sanitizer's instructions are not the engine's");
-    /* Survivor and victim take turns: on a single processor this takes a tenth of the time. */
+    /* Survivor and victim alternate, which takes a tenth of the time if both use the same CPU. */
     cpu_set_t one;
     CPU_ZERO(&one);
     CPU_SET(sched_getcpu(), &one);

@@ -1,7 +1,7 @@
 /*
- * Sets each word of the tables of a store to an impossible value, one at a time, and uses the store: calls may fail,
- * but neither crash nor hang.  By default only the words at which searches begin and a sample of the others; all of
- * them under PRS_TORTURE=1.
+ * Tests that set one word of the tables of a store at a time to an impossible value and then use the store: calls
+ * may fail, but must neither crash nor hang.  PRS_TORTURE=1 tests all words; otherwise the words at which searches
+ * begin and a sample of the others are tested.
  */
 #include "corpses.h"
 
@@ -122,7 +122,7 @@ static void try_value(const char *what, uint8_t *base, uint64_t at, uint32_t val
     }
 }
 
-/* Change every `step`th word, with the values in turn. */
+/* Change every `step`th word, to each of the values in turn. */
 static void damage(const char *what, void *base, uint64_t len, uint64_t step)
 {
     static uint32_t turn;
@@ -130,7 +130,7 @@ static void damage(const char *what, void *base, uint64_t len, uint64_t step)
         try_value(what, base, at, values[turn++ % VALUES]);
 }
 
-/* Change every word at which searches begin, with every value. */
+/* Change every word at which searches begin, to each of the values. */
 static void damage_fully(const char *what, void *base, uint64_t len)
 {
     for (uint64_t at = 0; at + 4 <= len; at += 4)

@@ -1,18 +1,18 @@
 /* client.pml - client slots and the store lock (client.c, recover.c, lock.c), for Spin.
  *
- * One client slot that is claimed, left or lost by a death, reaped, and claimed anew by a successor; two others look
- * for corpses and take the store lock, or steal it.  Owners and lookers may die between any two steps; a looker may
- * also be slow: what it found may be long gone when it acts.  Each step is one access to shared memory, one system
- * call, or one compare-and-swap of the C code.
+ * One client slot is claimed, released or left by a death, reaped, and claimed again by a successor.  Two other
+ * processes (observers) check for dead clients and take or steal the store lock.  Owners and observers may die
+ * between any two steps.  An observer may also be slow, so that its observation is out of date when it acts.  Each
+ * step is one access to shared memory, one system call, or one compare-and-swap of the C code.
  *
- * Checked: nobody clears the bit of a living client (a view would lose its memory); never do two living processes
- * have the lock (double owner); a reaper never frees a slot it does not own.
+ * Verified: no process clears the bit of a living client (a view would lose its memory); at most one living
+ * process has the lock; a reaper frees only slots that it owns.
  *
  * Planted errors, each of which must be found (-DBUG_...):
- *   BUG_NO_RECHECK          the slot is reaped in whatever state it is now, not in the state the proof was for
+ *   BUG_NO_RECHECK          the slot is reaped in its present state, not only in the state for which the proof is valid
  *   BUG_STATE_INCARNATION   the state of a client does not carry its incarnation
  *   BUG_LOCK_INCARNATION    the lock word does not carry its owner's incarnation
- *   BUG_NO_BYTE             who claims a slot does not first lock its byte
+ *   BUG_NO_BYTE             a process claims a slot without locking its byte first
  *   BUG_FREE_FIRST          a reaper frees the slot before it has cleared the bits
  */
 
@@ -22,7 +22,7 @@
 #define REAPING 3
 
 #ifndef LIVES
-#define LIVES 2 /* how often each owner claims the slot */
+#define LIVES 2 /* number of times that each owner claims the slot */
 #endif
 #ifndef DEATHS
 #define DEATHS 2
@@ -30,22 +30,22 @@
 
 #define NOBODY 255
 
-/* Processes 0 and 1 own the slot in turn, 2 and 3 look.  */
+/* Processes 0 and 1 own the slot in turn; 2 and 3 are observers. */
 bool alive[4] = true;
 byte deaths;
 
 /* The slot.  `who`: the reaper while REAPING. */
-byte what = FREE, who, tag; /* one word: changed together, compared together */
+byte what = FREE, who, tag; /* one word, changed and compared as a unit */
 byte incarnation;
-byte owner_pid = NOBODY;   /* in the slot: which process */
-byte byte_lock = NOBODY; /* OFD lock: goes with its process */
+byte owner_pid = NOBODY;   /* pid in the slot */
+byte byte_lock = NOBODY; /* OFD lock, released when its process dies */
 bool mark;            /* its bit in the holders of an object */
 
-/* The store lock: owner and incarnation in one word. 0: free; 1: the slot above; 2, 3: the lookers. */
+/* The store lock: owner and incarnation in one word. 0: free; 1: the slot above; 2, 3: the observers. */
 byte lock, lock_tag;
-byte inside; /* ghost: living processes that have it */
+byte inside; /* ghost: number of living processes that have it */
 
-bool holding[2]; /* ghost: this owner believes in its bit */
+bool holding[2]; /* ghost: this owner believes that its bit is set */
 
 #ifdef BUG_STATE_INCARNATION
 #define TAG(i) 0
@@ -92,7 +92,7 @@ inline take_lock(name, t)
 
 inline give_lock()
 {
-    atomic { /* nobody takes it from the living */
+    atomic { /* it must not be stolen from a living owner */
         lock = 0;
         has = false;
         inside--
@@ -156,7 +156,7 @@ proctype Owner(byte p)
             give_lock()
         :: else
         fi;
-        assert(mark); /* nobody cleared it */
+        assert(mark); /* no process cleared it */
         atomic { holding[p] = false; mark = false }
         if
         :: die(p)
@@ -211,7 +211,7 @@ proctype Looker(byte p)
     :: n < 2 ->
         n++;
         if
-        :: /* look for a corpse and reap it */
+        :: /* check whether the client is dead, and reap it */
             corpse();
             if
             :: proof ->

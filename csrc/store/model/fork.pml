@@ -1,18 +1,20 @@
 /*
  * fork.pml - the handover of a hold to a forked child (../atfork.c, ../client.c).
  *
- * A parent takes hold of an object that another lets go of; it claims a second client slot on a descriptor that its child inherits, sets the child's bit
- * beside its own and forks. Parent and child may be killed at any step, let go at any time, and free the object when they were
- * the last. A third process frees, too, looks for corpses and takes over what they were doing. Byte and bits are the kernel's
- * and the segment's; who holds what by its own belief is kept aside, to be compared.
+ * A parent takes a hold on an object that another process releases. It claims a second client slot with a descriptor
+ * that its child inherits, sets the child's bit in addition to its own and forks. Parent and child may be killed at any
+ * step, may release their hold at any time, and free the object if they were the last holder. A third process also
+ * frees the object, checks for dead clients and takes over their work. The lock byte belongs to the kernel, the bits to
+ * the segment; each process's own belief whether it holds the object is a separate variable, for comparison.
  *
- * Shown: the object is retired only when neither a living parent nor a living child believes to hold it; when both have let go
- * or are dead, one look retires it. KILLS is how many may be killed (0 to 2). Planted errors, each found:
- *   BUG_NO_INSIST   who sets the child's bit does not mark a word that says FREEING
+ * Verified: the object is retired only if neither a living parent nor a living child believes that it holds the object;
+ * if both have released it or are dead, one scan retires it. KILLS is the maximum number of killed processes (0 to 2).
+ * Each of these planted errors is found:
+ *   BUG_NO_INSIST   after setting the child's bit, the parent does not mark a word in state FREEING
  *   BUG_LATE_COPY   the child sets its bit itself, after the fork
  *   BUG_NO_BYTE     the second slot is claimed without a lock byte
  *   BUG_KEEPS_FD    the parent does not close its copy of the child's descriptor
- *   BUG_OWN_FD      the child inherits no descriptor of its own slot: the byte ends with the parent's copy
+ *   BUG_OWN_FD      the child inherits no descriptor for its slot: the byte is unlocked with the parent's copy
  */
 #ifndef KILLS
 #define KILLS 2
@@ -35,16 +37,16 @@ byte state = SEALED, owner = OTHER; /* of the slot's word */
 bool mark = false;                  /* HELD */
 bool bits[2];                       /* set in the slot */
 byte client[2];                     /* the client slots */
-bool believes[2];                   /* holds, as it thinks itself */
+bool believes[2];                   /* believes that it holds the object */
 bool alive[2];
-bool fd[2];                         /* a descriptor that keeps the child's byte locked, in this process */
+bool fd[2];                         /* has a descriptor that keeps the child's byte locked */
 bool done[2];
 byte kills = 0;
 
 #define dead(p) (!alive[p])
 #define byte_held (fd[PARENT] || fd[CHILD])
 
-/* Two looks, in either order: bits of different words are not read at once. */
+/* Two reads, in either order, because bits of different words are not read at the same time. */
 inline scan(me, result)
 {
     if
@@ -55,7 +57,7 @@ inline scan(me, result)
     fi
 }
 
-/* FREEING is ours: retire, or go back to SEALED. A step of a killed process is none. */
+/* We own the FREEING state: retire the object, or set it back to SEALED. A step of a killed process has no effect. */
 inline settle(me, held)
 {
     do
@@ -133,7 +135,7 @@ inline try_free(me, held)
     fi
 }
 
-/* Let go: first the belief, then the bit, then what is owed. */
+/* Release the hold: clear the belief, then the bit, then try to free. */
 inline let_go(me, held)
 {
     atomic { if :: alive[me] -> believes[me] = false; :: else fi; }
@@ -166,7 +168,7 @@ over:
 proctype parent()
 {
     bool held, goto_again = false;
-    /* It takes hold while somebody else may be freeing already: bit, then word. */
+    /* Take a hold while another process may be freeing the object: set the bit, then read the word. */
     atomic { if :: alive[PARENT] -> bits[PARENT] = true; :: else -> goto over; fi; }
     atomic {
         if
@@ -176,7 +178,7 @@ proctype parent()
             :: state == FREEING -> mark = true;
             :: else
             fi;
-        :: else -> goto over; /* gone: there is nothing to hand over */
+        :: else -> goto over; /* the object no longer exists, so there is no hold to copy */
         fi;
     }
     /* prepare */
@@ -212,7 +214,7 @@ over:
     done[PARENT] = true;
 }
 
-/* What the kernel does with the killed: nothing of theirs runs any more, their descriptors are closed. */
+/* A kill: the process makes no further steps, and the kernel closes its descriptors. */
 proctype killer()
 {
     do /* at any moment, or not at all */
@@ -249,10 +251,10 @@ inline reap(who, held)
 proctype other()
 {
     bool held, goto_again = false;
-    try_free(OTHER, held); /* it has let go of the object a moment ago */
+    try_free(OTHER, held); /* this process has just released the object */
     reap(CHILD, held);
     reap(PARENT, held);
-    /* The end of both, and one look. */
+    /* After both have ended, one scan. */
     (done[PARENT] || dead(PARENT)) && (done[CHILD] || dead(CHILD));
     reap(PARENT, held);
     reap(CHILD, held);

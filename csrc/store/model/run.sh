@@ -1,8 +1,8 @@
 #!/bin/sh
-# run.sh [FOLDER]: explore the models exhaustively; each planted error must be found, the protocols must have none.
+# run.sh [FOLDER]: explore the models exhaustively. Each planted error must be found; the protocols must have no errors.
 #
-# A line per run: model, options, what was to come out, states, seconds. Exits 1 when anything came out differently, 77 when
-# there is no spin. MODEL_LIMIT (s) ends a run that takes longer, which counts as failed.
+# Prints a line per run: model, options, expected result, states, seconds. Exits with 1 if a result is not as expected, 77 if
+# spin is not installed. A run that takes longer than MODEL_LIMIT seconds is stopped and counts as failed.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 work=${1:-$(mktemp -d)}
@@ -15,7 +15,7 @@ explore() { # error|none, model, options...
     shift 2
     rm -f pan pan.* out
     spin "$@" -a "$here/$model.pml" >out 2>&1 || { cat out; failed=1; return; }
-    level=-O0 # an error is found sooner than a better program is compiled
+    level=-O0 # finding an error takes less time than optimizing the program
     [ "$want" = none ] && level=-O2
     # shellcheck disable=SC2086
     ${CC:-cc} $level -w -DSAFETY -DCOLLAPSE -DMEMLIM=${MODEL_MEMORY:-6000} -DVECTORSZ=2048 -o pan pan.c || { failed=1; return; }
@@ -34,7 +34,7 @@ explore() { # error|none, model, options...
     echo "$verdict  $model $*: wanted ${want} found ${errors:-no answer}, ${states:-?} states, $took s"
 }
 
-for bug in NO_RECHECK STATE_INCARNATION LOCK_INCARNATION NO_BYTE FREE_FIRST; do # two deaths are allowed to these
+for bug in NO_RECHECK STATE_INCARNATION LOCK_INCARNATION NO_BYTE FREE_FIRST; do # these allow two deaths
     explore error client -DLIVES=1 "-DBUG_$bug"
 done
 for bug in CLEAR_NO_SCAN LOAD_BEFORE_SET NO_ROLLBACK_SCAN NO_HELD BLIND_RETIRE TOKEN_AFTER; do

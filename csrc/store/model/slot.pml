@@ -1,29 +1,29 @@
 /* slot.pml - the protocol of the slot word (object.c, magazine.c, recover.c), for Spin.
  *
- * Three clients, two slots.  Any client may die between any two steps: what it had done so far stays in shared memory, and its
- * private memory is forgotten, so that states of the dead do not differ.  A client holds objects by bits in refs and
- * pins, trades refs for pins, hands refs over by tokens, frees, ends objects for everyone, reuses slots, and
- * reaps the dead.  Each step below is one access to shared memory that the C code makes as one atomic
- * operation (or a section under the store lock).
+ * Three clients use two slots.  Any client may die between any two steps: its writes to shared memory remain, and its
+ * private memory is reset, so that states of dead clients do not differ.  A client holds objects by bits in refs and
+ * pins, replaces refs by pins, passes refs on by tokens, frees objects, also for all clients, reuses slots, and reaps
+ * dead clients.  Each step below is one access to shared memory that the C code makes as one atomic operation (or a
+ * section under the store lock).
  *
- * Checked: a pinned object is never reused (no use after free); a slot has one owner (no double owner); when
- * everybody is done and the dead are reaped, no sealed object is left without a holder and no slot in hands
- * that are no more (no orphan).
+ * Verified: the slot of a pinned object is not reused (no use after free); a slot has at most one owner; after all
+ * clients have left and dead ones were reaped, there is no sealed object without a holder and no slot that belongs to
+ * a client that no longer exists.
  *
  * Planted errors, each of which must be found (-DBUG_...):
- *   BUG_CLEAR_NO_SCAN     letting go does not try to free
+ *   BUG_CLEAR_NO_SCAN     releasing a hold does not try to free the object
  *   BUG_LOAD_BEFORE_SET   the word is read before the bit is set, not after
- *   BUG_NO_ROLLBACK_SCAN  a rolled back freer does not look again
+ *   BUG_NO_ROLLBACK_SCAN  a freer does not scan again after its rollback
  *   BUG_NO_HELD           a hold taken while FREEING does not mark the word
  *   BUG_BLIND_RETIRE      the freer's last step is a store, not a compare-and-swap
  *   BUG_NO_GENERATION     taking from a magazine does not compare the generation
- *   BUG_TOKEN_AFTER       the sender lets go of its ref before the token counts
- *   BUG_TOKEN_TWICE       a token is ended by its index alone, without its serial
- *   BUG_REAP_BITS_ONLY    a reaper clears bits and leaves what was in the dead one's hands
+ *   BUG_TOKEN_AFTER       the sender drops its ref before the token is counted
+ *   BUG_TOKEN_TWICE       a token is identified by its index, without its serial
+ *   BUG_REAP_BITS_ONLY    a reaper clears bits, but does not finish the dead client's work
  *   BUG_UNDO_WRONG        an undone hold clears a bit that another thread's count still needs
  *
- * The whole alphabet of operations is explored exhaustively. For errors that need long stories, -DONLY_MESSAGES and
- * -DONLY_RESERVES leave operations out. run.sh has the list.
+ * All sequences of operations are explored.  For errors that need long sequences, -DONLY_MESSAGES and -DONLY_RESERVES
+ * leave out some operations; run.sh lists the options.
  */
 
 #ifndef CLIENTS
@@ -55,7 +55,7 @@ typedef Slot {
     byte client;
     bool freed, held;
     byte links;      /* tokens that hold it */
-    byte owners;     /* ghost: how many believe that this slot is theirs */
+    byte owners;     /* ghost: number of clients that believe that they own the slot */
 };
 
 Slot slot[SLOTS];
@@ -64,18 +64,18 @@ byte bits[2 * SLOTS]; /* holders: refs of each slot, then pins; a bit per client
 #define PINS(s) bits[SLOTS + s]
 bool alive[CLIENTS] = true;
 bool finished[CLIENTS];
-byte deaths, dying = CLIENTS; /* whose next step is its death; CLIENTS: nobody's */
+byte deaths, dying = CLIENTS; /* the client that dies at its next step; CLIENTS: none */
 
-/* One token in flight at most: its serial, what it names. */
+/* There is at most one token in flight, with its serial and its object. */
 byte token_serial, token_slot, token_generation, next_serial = 1;
 bool token_valid;
-bool token_ended; /* ghost: its object was ended for everyone */
-/* The message: bytes that may be read by anybody, any number of times; and the one before it. */
+bool token_ended; /* ghost: its object was freed for all clients */
+/* The current message, whose bytes any process may read any number of times, and the previous message. */
 byte message_serial, message_slot, message_generation;
 byte old_serial, old_slot, old_generation;
 byte owed; /* ghost: the serial of a message that must still find its object, or 0 */
 
-/* What each client believes: private memory. */
+/* The private memory of each client. */
 typedef Private {
     byte refs[SLOTS];       /* 0 or 1 */
     byte pins[SLOTS];
@@ -88,7 +88,7 @@ Private mine[CLIENTS + 1]; /* the last is the reaper's, whose magazine counts as
 
 /* ---- freeing ---------------------------------------------------------------------------------------- */
 
-inline look(s, seen) /* pins, then refs, then links: each a step of its own */
+inline look(s, seen) /* pins, then refs, then links, each in a separate step */
 {
     if
     :: PINS(s) != 0 -> seen = true
@@ -264,7 +264,7 @@ inline hold(c, s, g, b, ok)
 #endif
         if
         :: ok -> skip
-        :: else -> /* undo: as every clear, it may be the last */
+        :: else -> /* undo; like any clear, it may clear the last bit */
             if
             :: mine[c].refs[s] == 0 || mine[c].generation[s] != slot[s].generation || slot[s].state != SEALED ->
                 bits[b + s] = bits[b + s] & ~BIT(c)
@@ -302,7 +302,7 @@ inline put(c)
             if
             :: slot[0].state == FREE -> s = 0
             :: slot[0].state != FREE && slot[1].state == FREE -> s = 1
-            /* a full store takes back what others have reserved */
+            /* a full store reclaims slots that other clients have reserved */
             :: slot[0].state == RESERVED && slot[1].state != FREE -> s = 0
             :: slot[0].state != FREE && slot[0].state != RESERVED && slot[1].state == RESERVED -> s = 1
             :: else
@@ -359,7 +359,7 @@ inline read_it(c, s) /* pin, drop the ref while reading, use, unpin */
         :: unref(c, s)
         :: true
         fi;
-#ifdef BUG_UNDO_WRONG /* another thread pins as well, and does not know of the first one's count */
+#ifdef BUG_UNDO_WRONG /* another thread also pins, without reading the first one's count */
         hold(c, s, g, SLOTS, ok);
 #endif
         /* the use: the bytes are those of the object pinned */
@@ -476,7 +476,7 @@ inline receive(c)
             :: else
             fi
         :: else ->
-            /* a message that nobody has received yet leads to its object, unless that was ended for all */
+            /* a message that was not received yet must lead to its object, unless that was freed for all clients */
             assert(owed != serial || token_ended)
         fi
     :: else
@@ -538,7 +538,7 @@ inline reap(c, d) /* c cleans up after the dead d */
 
 /* ---- the processes --------------------------------------------------------------------------------------- */
 
-/* What nobody reads again must not make states differ. */
+/* Reset variables that are not read again, so that they do not make states differ. */
 inline forget()
 {
     s = 0; g = 0; gen = 0; serial = 0; k = 0;
@@ -588,7 +588,7 @@ proctype Client(byte c)
             fi
         :: else -> break
         od;
-        /* leaving: refs go, the magazine goes */
+        /* leave: drop the refs and return the magazine */
         k = 0;
         unref(c, k);
         k = 1;
@@ -626,7 +626,7 @@ proctype Client(byte c)
     }
 }
 
-proctype Reaper(byte c) /* a client of its own name, which only cleans up; it may meet living freers */
+proctype Reaper(byte c) /* a separate client that only cleans up, also while other clients are freeing */
 {
     byte s, gen, d;
     bool ours, seen, frd;
@@ -638,7 +638,7 @@ proctype Reaper(byte c) /* a client of its own name, which only cleans up; it ma
         fi
     :: else -> break
     od;
-    /* the token in flight may never arrive: its scope ends it */
+    /* the token in flight may never arrive; its scope then ends it */
     atomic {
         ours = false;
         if

@@ -1,13 +1,14 @@
 /*
  * one_address.c - lets the handles of one store in a process share the mapping of its tables.
  *
- * Purpose    ThreadSanitizer knows addresses, not pages.  It does not see that the same word (the store lock, a
- *            slot's word) orders accesses through two mappings: races between handles stay unseen, and memory that
- *            went from one thread of a handle through another handle to a second thread of the first is reported as
- *            one.
- * Algorithm  The linker puts these in place of prs_os_map() and its kin (--wrap), in the programs made for
- *            ThreadSanitizer alone.  The first handle's mapping of a store's tables serves all, and is counted.
- * Guarantee  The data stays at an address per handle.  Mappings that cannot be shared are made as usual.
+ * Purpose    ThreadSanitizer identifies memory by its address, not by its page.  It does not see that one word (the
+ *            store lock, a slot's word) orders accesses through two mappings.  So it misses races between handles,
+ *            and reports a false race if memory passes from one thread of a handle through another handle to a
+ *            second thread of the first.
+ * Algorithm  Only in programs built for ThreadSanitizer, the linker replaces prs_os_map() and related functions by
+ *            these (--wrap).  All handles use the first handle's mapping of a store's tables, with a reference
+ *            count.
+ * Guarantee  Each handle maps the data at a separate address.  Mappings that cannot be shared are made as usual.
  */
 #include "store.h"
 #include <sys/mman.h>
@@ -58,7 +59,7 @@ static int find(const void *at)
     return -1;
 }
 
-/* Hide this from ThreadSanitizer, which takes a mapping for a write to all of it. */
+/* Use the system call directly, because ThreadSanitizer treats mmap() as a write to the whole mapping. */
 static int protect(void *at, size_t len, int prot, int fd, uint64_t off)
 {
     return syscall(SYS_mmap, at, len, prot, MAP_SHARED | MAP_FIXED, fd, (off_t)off) == -1 ? -errno : 0;
@@ -73,7 +74,7 @@ int __wrap_prs_os_map_zero_fixed(void *at, size_t len);
 void __real_prs_os_unmap(void *at, size_t len);
 void __wrap_prs_os_unmap(void *at, size_t len);
 
-/* Only a store's tables are mapped for writing at the beginning of a file. */
+/* Share a writable mapping at the beginning of a file, which is always that of a store's tables. */
 void *__wrap_prs_os_map(int fd, uint64_t off, size_t len, bool writable)
 {
     struct stat st;
@@ -88,7 +89,7 @@ void *__wrap_prs_os_map(int fd, uint64_t off, size_t len, bool writable)
         } else if (shared[i].dev == st.st_dev && shared[i].ino == st.st_ino && shared[i].len == len) {
             shared[i].handles++;
             at = shared[i].at;
-            protect(at, PRS_PAGE, PROT_READ | PROT_WRITE, fd, 0); /* a new handle touches it once */
+            protect(at, PRS_PAGE, PROT_READ | PROT_WRITE, fd, 0); /* a new handle writes to it once */
         }
     }
     if (!at) {
@@ -105,7 +106,7 @@ void *__wrap_prs_os_map(int fd, uint64_t off, size_t len, bool writable)
     return at;
 }
 
-/* The first page becomes read-only; not while another handle may be about to touch it. */
+/* Make the first page read-only, but not while another handle may still write to it. */
 int __wrap_prs_os_map_fixed(void *at, int fd, uint64_t off, size_t len)
 {
     enter();
@@ -117,7 +118,7 @@ int __wrap_prs_os_map_fixed(void *at, int fd, uint64_t off, size_t len)
     return rc;
 }
 
-/* A handle is torn down: the others continue with the shared mapping. */
+/* When a handle is torn down, the others continue to use the shared mapping. */
 int __wrap_prs_os_map_zero_fixed(void *at, size_t len)
 {
     int rc = 0;
@@ -126,7 +127,7 @@ int __wrap_prs_os_map_zero_fixed(void *at, size_t len)
     if (i < 0 || shared[i].handles == 1)
         rc = __real_prs_os_map_zero_fixed(at, len);
     if (i >= 0 && shared[i].handles == 1)
-        shared[i].ino = 0; /* no longer used for a new handle */
+        shared[i].ino = 0; /* do not share it with new handles */
     leave();
     return rc;
 }
