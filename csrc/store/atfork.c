@@ -1,14 +1,15 @@
 /* atfork.c - handover to a forked child.
  *
  * Purpose    After fork, parent and child hold the same objects, as two clients.
- * Algorithm  pthread_atfork.  prepare: lock every shard, so that no thread pins or unpins in between;
- *            claim a second client slot on its own descriptor; set the second client's bit wherever ours
- *            is set.  parent: close that descriptor (if fork failed, the second client is thereby dead),
- *            unlock.  child: close the parent's descriptor first, become the second client, forget the
- *            slots that the parent had reserved, make its unsealed windows read-only, unlock.
- * Guarantee  Never waits for the store lock, never fails.  If no slot or descriptor is free, the sticky
- *            holder holds the objects of this process: views stay valid in both processes, and the
- *            child's handle can only release them.
+ * Algorithm  pthread_atfork.  prepare: lock all shards, so that no thread pins or unpins meanwhile;
+ *            claim a second client slot with a separate descriptor; set the second client's bit wherever
+ *            ours is set. parent: close that descriptor (if fork failed, the second client is dead from
+ *            then on), unlock. child: first close the parent's descriptor, become the second client,
+ *            clear the list of slots that the parent had reserved, make the parent's unsealed windows
+ *            read-only, unlock.
+ * Guarantee  These handlers never wait for the store lock and never fail.  If no slot or descriptor is
+ *            free, the sticky holder holds the objects of this process: views stay valid in both
+ *            processes, and the child's handle can only release them.
  */
 #include "store.h"
 
@@ -27,7 +28,7 @@ bool prs_is_orphan(const prs_store *s)
     return s->orphan;
 }
 
-/* Set another holder's bit next to ours; undo that if the object was freed meanwhile. */
+/* Set another holder's bit in addition to ours; clear it again if the object was freed meanwhile. */
 static void copy_hold(prs_store *s, uint32_t i, uint32_t word_index, uint64_t bit, bool sticky)
 {
     prs_slot *slot = prs_slot_at(s, i);

@@ -5,7 +5,7 @@
  * Algorithm  Before we ask the kernel for pages, we check the headroom of cgroups and machine (headroom.h); then
  *            fill.h chooses how to fill them.  Freed extents stay backed up to a reserve: the largest of
  *            warm_reserve, a quarter of the bytes in use, and the largest extent freed within the last seconds, so
- *            that a loop that puts and drops objects of any size finds warm pages.
+ *            that a loop that puts and drops objects of any size reuses warm pages.
  * Guarantee  We punch pages only while this client owns their extent (FREEING), so no other process
  *            can be writing there.
  */
@@ -14,13 +14,14 @@
 #include <errno.h>
 
 #define WARM_SECONDS 10
-#define SPILL_ROUNDS 16 /* attempts to make room in a full file system */
+#define SPILL_ROUNDS 16 /* attempts to free space in a full file system */
 #define BACK_GRAIN (128u * 1024u)
 #define ROOM (16u * BACK_GRAIN)
 #define TRIM_PAGES (PRS_HUGE / PRS_PAGE) /* trim whole blocks, to avoid splitting huge pages */
 
-/* Code that closes all descriptors closed ours as well: open the store again through a peer, or through /proc/self
- * where the kernel allows it, before we use a number that now belongs to another file. */
+/* Other code may have closed our descriptors together with all others. Reopen the store through another process,
+ * or through /proc/self where the kernel allows it, before we use a descriptor number that now belongs to another
+ * file. */
 static int reopen(prs_store *s, bool writable)
 {
     int fds[] = {s->fd_rw, s->fd_ro, s->fd_lock}, fd;
@@ -121,7 +122,7 @@ int prs_reserve(prs_store *s, uint64_t bytes, prs_error *error)
     return PRS_OK;
 }
 
-/* Reserve bytes for growth that takes a while; the caller settles the same number afterwards. */
+/* Reserve bytes for growth that takes a while; the caller must settle the same number of bytes afterwards. */
 static int hold(prs_store *s, uint64_t bytes, prs_error *error)
 {
     prs_headroom_limit limit;
@@ -196,8 +197,8 @@ int prs_back(prs_store *s, uint64_t off, uint64_t len, prs_error *error)
     }
 }
 
-/* The file system is full, perhaps with other files: punch warm pages first, then the pages of objects that we spill.
- * */
+/* Free pages after the file system became full, perhaps with other files: first punch warm pages, then spill objects
+ * and punch their pages. */
 static bool free_pages(prs_store *s, uint64_t n, int round)
 {
     if (round == 0 && prs_trim(s, 0))

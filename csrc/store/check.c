@@ -3,7 +3,7 @@
  * Guarantee  prs_check takes the store lock and verifies every invariant of layout.h that other
  *            clients cannot be changing lock-free at that moment.  prs_check_in_slices releases the
  *            lock after each slice, so that a long table does not delay other clients.  Statistics
- *            count by walking the table: put and get maintain no counters.
+ *            are counted by walking the table, because put and get maintain no counters.
  */
 #include "store.h"
 
@@ -284,7 +284,7 @@ int prs_list(prs_store *s, uint32_t *cursor, prs_record *out, int cap)
         r->freed = word & PRS_WORD_FREED;
         r->spilled = word & PRS_WORD_FILE;
         r->orphaned = (prs_load_relaxed(prs_refs(slot)) | prs_load_relaxed(prs_pins(s, slot))) & 1;
-        if (prs_load_acquire(&slot->word) == word) /* skip an object that changed while we read it */
+        if (prs_load_acquire(&slot->word) == word) /* skip objects that change while we read them */
             n++;
     }
     return n;

@@ -1,14 +1,14 @@
 /* client.c - client slots and the proof that a client is dead.
  *
- * Purpose    A client slot represents one process: its bit in every object's holders, its index in
- *            locks and words.  Dead clients must be detected, and a living client must never be
- *            declared dead.
- * Algorithm  The owner keeps an OFD lock on its own byte, past the end of the file.  A mapping, the
- *            anchor, holds the locked open file description: the kernel drops the lock when the
- *            address space ends (exit, exec), but not when other code closes the descriptors.
- *            A client is dead when its byte is free, or when its pid does not exist in a pid
- *            namespace that it shares with the observer.  Nothing else is evidence: /proc may hide a
- *            process, show another namespace, or be missing (docs/internals/liveness.md).
+ * Purpose    A client slot represents one process.  Its index determines the process's bit in the
+ *            holders of each object and identifies it in locks and words.  Dead clients must be
+ *            detected, and a living client must never be declared dead.
+ * Algorithm  The owner of a slot holds an OFD lock on the slot's byte, past the end of the file.  A
+ *            mapping, the anchor, holds the locked open file description: the kernel drops the lock
+ *            when the address space ends (exit, exec), but not when other code closes the
+ *            descriptors.  A client is dead when its byte is free, or when its pid does not exist in
+ *            a pid namespace that it shares with the observer.  Nothing else proves a death: /proc
+ *            may hide a process, show another namespace, or be missing (docs/internals/liveness.md).
  *            If a process may not reopen the file (after setuid), it shares its open file description
  *            with a forked child and locks the child's byte through that.  A reaper needs a client
  *            slot as well: if every slot is taken, an attaching process uses the last slot, the
@@ -115,7 +115,7 @@ static bool foreign_namespace(prs_store *s)
     return false;
 }
 
-/* Every slot is taken: reap dead clients as the janitor. */
+/* Reap dead clients as the janitor, because every slot is taken. */
 static bool clean_as_janitor(prs_store *s)
 {
     uint32_t i = janitor_of(s), incarnation;
@@ -242,7 +242,7 @@ void prs_client_inherited(prs_store *s)
     s->anchor = s->child_anchor; /* fork does not copy the parent's anchor mapping */
     s->child_anchor = NULL;
     if (s->anchor)
-        (void)prs_os_keep_from_children(s->anchor); /* this cannot fail: a mapping of one page is not split */
+        (void)prs_os_keep_from_children(s->anchor); /* cannot fail, because a mapping of one page is not split */
 }
 
 /* In the child, once its slot is published: close the pipe on which the parent waits. */
@@ -253,7 +253,7 @@ void prs_client_tell_birth(prs_store *s)
     s->birth[0] = s->birth[1] = -1;
 }
 
-/* Leave the store; we have cleared all our bits by now. */
+/* Leave the store, after all our bits were cleared. */
 void prs_client_release(prs_store *s)
 {
     PRS_POINT(client_releasing);
@@ -309,7 +309,7 @@ bool prs_client_proven_dead(prs_store *s, uint32_t client, uint64_t *found)
         return false;
     case PRS_CLIENT_REAPING:
         return true;
-    case PRS_CLIENT_UNBORN: /* a fork or an attach is in progress: only the lock byte is evidence */
+    case PRS_CLIENT_UNBORN: /* fork or attach in progress: only the lock byte counts */
         /* unreached: race: the client appeared while we checked */
         return byte_free(s, client) && prs_load_acquire(&c->state) == state;
     default:

@@ -188,7 +188,7 @@ static uint32_t find(prs_store *s, uint64_t size, bool paged)
     uint32_t exact = fl < PRS_FL_COUNT ? a->bins[fl][sl] : PRS_NIL;
     if (exact != PRS_NIL && fits(prs_extent_at(s, exact), size, paged))
         return exact;
-    /* Then try good fit: every extent of a higher bin is large enough (paged: plus a page). */
+    /* Then try a good fit: every extent of a higher bin is large enough (if paged, including an extra page). */
     uint64_t want = paged ? size + PRS_PAGE - PRS_UNIT : size;
     bin_of(want, &fl, &sl);
     if (++sl == PRS_SL_COUNT) {
@@ -396,7 +396,7 @@ static void sift_down(prs_extent *e, uint32_t root, uint32_t n)
     }
 }
 
-/* Heap sort in place: we cannot allocate memory under the lock. */
+/* Sort in place by heap sort, because we cannot allocate memory under the lock. */
 static void sort_by_offset(prs_extent *e, uint32_t n)
 {
     for (uint32_t i = n / 2; i-- > 0;)

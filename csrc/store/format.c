@@ -4,8 +4,8 @@
  * Algorithm  Copy each struct to private memory by one memcpy and check the copy, with
  *            overflow-checked sums.  If another process changes the bytes meanwhile, one copy may
  *            differ from the next, but every copy is checked before it is used.
- * Guarantee  A header that passes describes no byte beyond its own total; an entry that passes lies
- *            behind the stream and within the total, or refers to another object.
+ * Guarantee  A valid header describes no byte beyond its own `total`; the buffer of a valid entry
+ *            lies between the stream and `total`, or belongs to another object.
  */
 #include "format.h"
 

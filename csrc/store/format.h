@@ -5,10 +5,10 @@
  *   stream   the pickle stream (protocol 5, standard)
  *   buffers  each aligned to 64 bytes; to a page from PRS_PAGE_ALIGN_FROM bytes on
  *
- * The same bytes serve put (in an extent), serialize (in one bytes object) and
- * dumps_frames (header and table, stream, buffers).  All fields little endian.
- * A reader copies header and table to private memory first, checks them there,
- * and uses the copy, because the shared bytes may change meanwhile.
+ * put stores these bytes in an extent, serialize in one bytes object, and dumps_frames as a list of
+ * frames (header and table, stream, buffers).  All fields little endian.  A reader copies header
+ * and table to private memory first, checks them there, and uses the copy, because the shared bytes
+ * may change meanwhile.
  *
  * The functions below are the only code that reads or writes headers and tables.
  * A check returns NULL, or a sentence that describes the error.
@@ -78,7 +78,7 @@ uint64_t prs_format_body(const prs_header *header);
  * past it.  Return false on overflow.  Empty buffers take no space. */
 bool prs_format_place(uint64_t *end, uint64_t len, uint64_t *off);
 void prs_format_write_header(void *dst, uint64_t total, uint64_t stream_len, uint32_t nbuffers);
-/* `dst` is the start of the header; `other` NULL for a buffer of this object. */
+/* `dst` is the start of the header; `other` is NULL for a buffer of this object. */
 void prs_format_write_entry(void *dst, uint32_t index, uint64_t off, uint64_t len, const prs_oid *other);
 
 #endif

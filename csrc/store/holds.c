@@ -1,16 +1,16 @@
 /* holds.c - holds that do not belong to a process: tokens of messages, edges of objects.
  *
- * Purpose    A pickled ref in flight, and an object that refers to another, keep that object alive
- *            even if no process holds it.
- * Algorithm  Such holds are records in a separate table, made and ended under the store lock, and counted
- *            in the slot they hold.  A receiver sets its own bit first and then ends the token.  The edges
- *            of an object form a chain at its slot; the client that retires the object turns them into its
- *            own DYING links and ends them one by one, in a loop, because that may free further objects,
- *            however long the chain.  An edge of kind BYTES represents a buffer that lies in the other
- *            object: it holds those bytes even after prs_free.
+ * Purpose    The object of a pickled ref in flight, and an object to which another object refers, stay
+ *            alive even if no process holds them.
+ * Algorithm  Such holds are records (links) in a separate table, which are made and ended under the store
+ *            lock and counted in the slot of the object.  A receiver sets its own bit first and then ends
+ *            the token.  The edges of an object form a chain at its slot; the client that retires the
+ *            object turns them into its own DYING links and ends these in a loop, not by recursion,
+ *            because each may free a further object.  An edge of kind BYTES represents a buffer that lies
+ *            in the other object: it holds those bytes even after prs_free.
  * Guarantee  After a stolen lock prs_links_rebuild recounts the records; meanwhile every object
- *            counts as held.  An object refers only to older ones (smaller serial), so that no
- *            cycle can form.
+ *            counts as held.  An object refers only to older objects (with a smaller serial), so that
+ *            there are no cycles.
  */
 #include "store.h"
 
@@ -112,7 +112,7 @@ uint32_t prs_link_end(prs_store *s, uint32_t i)
     return held;
 }
 
-/* Take the store lock, with at least one free record. */
+/* Take the store lock, and ensure that there is a free record. */
 int prs_link_lock(prs_store *s, prs_error *error)
 {
     for (;;) {
@@ -303,7 +303,7 @@ void prs_link_splice(prs_store *s, uint32_t outer)
         prs_link *l = &s->links[i];
         uint32_t next = l->next;
         if (!prs_link_is_edge(l->kind) || l->owner != outer)
-            break; /* damaged bytes: a rebuild finds the rest of the chain, which holds its objects until then */
+            break; /* damage: a rebuild finds the rest of the chain, which holds its objects until then */
         adopt(s, i);
         i = next;
     }
@@ -320,7 +320,7 @@ bool prs_edges_release(prs_store *s, bool block)
         uint32_t i = s->dying;
         if (i >= prs_load_relaxed(&s->links_seen) || !prs_link_is_dying(s->links[i].kind) ||
             s->links[i].owner != s->me) {
-            s->dying = PRS_NIL; /* the bytes are damaged: a rebuild or a reaper finds the rest of the chain */
+            s->dying = PRS_NIL; /* damage: a rebuild or a reaper finds the rest of the chain */
             break;
         }
         s->dying = s->links[i].next;
@@ -372,8 +372,8 @@ void prs_links_rebuild(prs_store *s)
         /* unreached: damage 3 */
         bool known = l->kind != PRS_LINK_FREE && l->kind <= PRS_LINK_LAST && l->serial != 0 && l->slot < slots;
         bool holds = known && lives(prs_slot_at(s, l->slot), l);
-        /* The link is in the dying chain of a client, living or not yet reaped: keep it even if its object was freed,
-         * because that client will follow the chain through it. */
+        /* Keep a link that is in the dying chain of another client (alive or not yet reaped), even if its object was
+         * freed, because that client still follows the chain. */
         bool others =
             known && prs_link_is_dying(l->kind) && l->owner != s->me && prs_client_is(s, l->owner, l->owner_tag);
         bool valid = others || (holds && (l->kind != PRS_LINK_NAME || prs_name_has(s, l->owner, i)));

@@ -39,7 +39,7 @@ _Static_assert(sizeof(void *) == 8,
 #define PRS_SLOT_CHUNK 1024u  /* slots published at a time                          */
 #define PRS_LINK_CHUNK 1024u
 #define PRS_NIL UINT32_MAX   /* "no slot, no extent, no link"                      */
-#define PRS_STICKY_CLIENT 0u /* bit 0: holds the objects that a fork could not hand over       */
+#define PRS_STICKY_CLIENT 0u /* bit 0: the holder of objects for which a fork got no client slot */
 
 /* ---- the word of a slot ------------------------------------------------------------
  *
@@ -97,8 +97,9 @@ static inline uint32_t prs_word_state(uint64_t word)
 /* Invariant: state != FREE and not FILE  <=>  `extent` is the index of a used extent whose slot is this
  * one and whose off and size are `off` and `cap`.  Invariant: SEALED => serial != 0, size <= cap,
  * and every object it refers to through `edges` has a smaller serial.
- * off, cap and extent change under the store lock only; size before SEALED only.  Atomic (relaxed) because
- * statistics and magazine claims read other clients' slots, and then check the word to see if the values count. */
+ * off, cap and extent change under the store lock only; size before SEALED only.  They are atomic (relaxed)
+ * because statistics and magazine claims read other clients' slots, and then check by the word whether the values
+ * are valid. */
 typedef struct prs_slot {
     prs_atomic_u64 word;
     prs_atomic_u64 serial;    /* never repeats in a store; a match proves that the generation is right         */
@@ -152,7 +153,7 @@ enum {
     PRS_LINK_EDGE = 3,        /* object `owner` refers to this object                      */
     PRS_LINK_DYING = 4,       /* an edge whose outer object was retired; client `owner` ends it */
     PRS_LINK_NAME = 5,        /* entry `owner` of the table of names                        */
-    PRS_LINK_BYTES = 6,       /* an EDGE whose owner uses bytes of this object: keeps them even after prs_free */
+    PRS_LINK_BYTES = 6,       /* an EDGE that keeps the object's bytes even after prs_free */
     PRS_LINK_BYTES_DYING = 7, /* such an edge, DYING */
     PRS_LINK_LAST = PRS_LINK_BYTES_DYING
 };
@@ -255,13 +256,13 @@ _Static_assert(sizeof(prs_client) == 128, "a client is two cache lines");
 #define PRS_SL_BITS 5u
 #define PRS_SL_COUNT (1u << PRS_SL_BITS)
 
-/* Written by the owner of the store lock, rebuilt by a process that steals it. */
+/* Written by the owner of the store lock; rebuilt by a process that steals the lock. */
 typedef struct prs_arena {
     prs_atomic_u64 used; /* bytes of used extents                                     */
     uint32_t slot_free;  /* stack of FREE slots                                       */
     uint32_t slot_free_count;
     uint32_t extent_free;  /* stack of unused descriptors                               */
-    uint32_t extent_bump;  /* descriptors from here on were never used                  */
+    uint32_t extent_bump;  /* descriptors from this index on were never used            */
     uint32_t extent_first; /* the extent at offset 0                                    */
     uint32_t link_free;    /* stack of free links                                       */
     uint32_t link_bump;
@@ -281,7 +282,7 @@ typedef struct prs_super {
     prs_atomic_u64 ready; /* PRS_MAGIC when complete                                    */
     uint32_t version;
     uint32_t page;
-    uint64_t layout_hash; /* hash of sizes and offsets: shows differences that the version may miss     */
+    uint64_t layout_hash; /* hash of sizes and offsets, to detect differences that the version misses   */
     uint64_t store_id;    /* random, not 0                                               */
     uint64_t file_size, capacity;
     uint64_t clients_off, names_off, slots_off, extents_off, links_off, backed_off, data_off;
@@ -291,7 +292,7 @@ typedef struct prs_super {
     uint32_t flags, uid;
     char spill_dir[PRS_SPILL_DIR]; /* absolute path, NUL-terminated; empty: no spilling           */
 
-    /* From here on pages are writable in every client; the first page is not. */
+    /* The pages from here on are writable in every client; the first page is not. */
     _Alignas(4096) prs_atomic_u32 lock; /* owner << 20 ... see lock.c                      */
     prs_atomic_u32 corrupt;             /* never reset: damage was found in the tables              */
     prs_atomic_u64 stolen, reaped;

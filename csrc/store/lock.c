@@ -1,7 +1,7 @@
 /* lock.c - the store lock, and stealing it from a dead owner.
  *
- * Purpose    Guards structures that have no lock-free protocol: bins of free extents, the stacks of
- *            free slots and links, counts of links.
+ * Purpose    The lock guards structures that have no lock-free protocol: bins of free extents, the
+ *            stacks of free slots and links, counts of links.
  * Algorithm  One futex word: client index of the owner : 12 | its incarnation : 19 | waiters : 1;
  *            zero if free.  A private mutex serializes the threads of a process; its owner spins,
  *            then sleeps in slices of 20 ms.  After each slice it checks whether the owner of the
@@ -67,7 +67,7 @@ static bool owner_dead(prs_store *s, uint32_t word)
         return true; /* no client has this index: the word is damaged */
     prs_client *c = &s->clients[client];
     if ((prs_load_acquire(&c->incarnation) & 0x7FFFFu) != incarnation)
-        return true; /* another client has claimed the slot: this one is dead */
+        return true; /* another client has claimed the slot, so the owner is dead */
     if ((prs_load_acquire(&c->state) & 0xFF) == PRS_CLIENT_FREE)
         return true; /* a leaving client unlocks, so this one died, or the word is damaged */
     return prs_client_dead(s, client);

@@ -1,13 +1,13 @@
 /* magazine.c - caches of slots with extents, so that small puts and frees take no lock.
  *
- * Purpose    put and free of a small object touch no cache line that another client writes.
+ * Purpose    A put or free of a small object accesses no cache line that other clients write.
  * Algorithm  Each client has one stack of RESERVED slots per size class, filled from the shared
  *            bins in batches (Bonwick and Adams, "Magazines and Vmem", 2001).  Slots that do not
- *            fit a magazine, and all with large extents, are queued as "pending" and return to the
- *            bins when the store lock is free.
- * Guarantee  An entry is only a claim: a put takes its slot by CAS on word and generation,
- *            because a full store reclaims reserved slots from every client.  A process that dies
- *            leaves RESERVED slots under its client number; its reaper returns them.
+ *            fit into a magazine, and all slots with large extents, are queued as "pending" and are
+ *            returned to the bins when the store lock is free.
+ * Guarantee  An entry does not guarantee its slot: a put claims the slot by a CAS on word and
+ *            generation, because a full store reclaims reserved slots from all clients.  A process
+ *            that dies leaves RESERVED slots under its client number; its reaper returns them.
  */
 #include "store.h"
 
@@ -95,7 +95,7 @@ static bool give(prs_store *s, uint32_t i, uint64_t word)
 
 /* ---- pending ---------------------------------------------------------------------------------- */
 
-static __thread bool draining; /* freeing an object may free those it refers to: loop instead of recursion */
+static __thread bool draining; /* freeing an object may free others that it refers to: loop, to avoid recursion */
 
 static uint32_t pending_pop(prs_store *s, prs_reserved *batch)
 {
@@ -120,7 +120,8 @@ static void pending_push(prs_store *s, uint32_t slot, uint32_t generation)
     prs_spin_unlock(&s->pending_lock);
 }
 
-/* Return the class whose magazine may hold the slot, with an extent of `cap` bytes, ready for a put; PRS_NIL: none. */
+/* Return the size class whose magazine may contain the slot, which has an extent of `cap` bytes; return PRS_NIL if
+ * there is none. */
 static uint32_t magazine_of(const prs_slot *slot, uint64_t cap)
 {
     if (!cap || cap > PRS_SMALL_MAX || prs_load_relaxed(&slot->edges) != PRS_NIL || prs_load_seqcst(&slot->links))
@@ -436,7 +437,7 @@ void prs_slot_return(prs_store *s, uint32_t i, uint64_t word)
         prs_deferred_push(s, i, generation);
 }
 
-/* In a forked child: forget the slots that the parent reserved; they stay the parent's. */
+/* In a forked child: clear the lists of slots that the parent has reserved, which still belong to the parent. */
 void prs_magazines_forget(prs_store *s)
 {
     for (uint32_t cls = 0; cls < PRS_CLASSES; cls++) {

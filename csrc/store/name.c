@@ -3,8 +3,8 @@
  * Purpose    A named object outlives the processes that made or read it; a process can find it without
  *            having received a ref.
  * Algorithm  A small table, searched by hash under the store lock; each entry holds its object through a NAME
- *            link.  A bind writes the link first, then the entry, its serial last.  The next rebuild ends a
- *            link without an entry; the next bind reuses an entry whose object no longer exists.
+ *            link.  A bind first writes the link, then the entry, with the serial last.  The next rebuild
+ *            ends a link without an entry; the next bind reuses an entry whose object no longer exists.
  * Guarantee  A name leads to at most one living object.  If a process dies at any step, the name is either
  *            bound or unbound.
  */

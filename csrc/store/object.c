@@ -1,20 +1,21 @@
 /* object.c - alloc, seal, pin, ref and free: the protocol of the slot word.
  *
- * Purpose    An object lives exactly as long as a client holds it, whichever clients die meanwhile.
+ * Purpose    An object exists exactly as long as a client holds it, even if other clients die
+ *            meanwhile.
  * Algorithm  Each client has one bit per slot for refs and one for pins.  Setting or clearing a bit
  *            twice has no further effect, so a reaper can repeat a step of a dead client.  Repeated
  *            holds change only private counts, not shared memory.  To hold, a client sets its bit,
  *            then reads the word; to free, it moves the word from SEALED to FREEING, then reads the
- *            bits.  All four are seq_cst, so at least one of the two sees the other (the
- *            store-buffering pattern).  But a scan of many bits is not atomic: it may miss a holder
- *            that replaces one bit by another (a ref by a pin, its own bit by that of its forked
- *            child).  So a new holder that reads FREEING marks the word (HELD); the freer ends its
- *            scan by a compare-and-swap of the word it began with, and scans again if the word is
- *            marked.  A freer that sees a bit sets the word back to SEALED and scans once more,
- *            because meanwhile the last holder may have released the object and relied on this
- *            client to free it.
+ *            bits.  All four accesses are seq_cst, so at least one of the two clients sees the
+ *            other's write (the store-buffering pattern).  But a scan of many bits is not atomic:
+ *            it may miss a holder that replaces one bit by another (a ref by a pin, its own bit by
+ *            that of its forked child).  So a new holder that reads FREEING marks the word (HELD);
+ *            the freer ends its scan by a compare-and-swap of the word it began with, and scans
+ *            again if the word is marked.  A freer that sees a bit sets the word back to SEALED and
+ *            scans once more, because meanwhile the last holder may have released the object and
+ *            relied on this client to free it.
  * Guarantee  The bytes of a pinned object do not move or change.  Holding and releasing never wait
- *            for another client, stopped or dead.
+ *            for another client, even if that is stopped or dead.
  */
 #include "store.h"
 #include <errno.h>
@@ -298,7 +299,7 @@ static inline __attribute__((always_inline)) int hold(prs_store *s, prs_slot *sl
     return matches(slot, word, id) ? freed_status(slot, id) : lost_status(slot, id);
 }
 
-/* Clear a bit that was set in vain; like any clear, it may be the last. */
+/* Clear a bit that was set for a missing object; like any clear, this may release the last hold. */
 static void undo(prs_store *s, prs_slot *slot, prs_atomic_u64 *bits)
 {
     (void)slot;

@@ -8,10 +8,10 @@
  * platform/errors.h, failpoints in platform/failpoint.h.
  *
  * Conventions
- *   - Functions return PRS_OK (0) or a negative PRS_E_* code; on failure they fill
- *     the prs_error, if one is passed, with the facts for a message to the user.
- *   - Every function may be called from any thread and without the GIL.  None of
- *     them calls back.  Those marked "fast" make no system call on their usual path.
+ *   - Functions return PRS_OK (0) or a negative PRS_E_* code; on failure they fill the prs_error,
+ *     if it is not NULL, with the details for an error message.
+ *   - Every function may be called from any thread and without the GIL.  None of them calls back
+ *     into the caller's code.  Those marked "fast" make no system call on their usual path.
  *   - Functions marked "never blocks" are for destructors: they queue work that they
  *     cannot do immediately, and the next call that may block does it.
  *   - Offsets and sizes are bytes; times are nanoseconds; a negative timeout means
@@ -49,8 +49,8 @@ typedef struct prs_oid {
 
 typedef struct prs_options {
     const char *path;      /* NULL: anonymous (memfd); else a file to create      */
-    uint64_t capacity;     /* 0: prs_default_capacity(), or less where limits (address
-                            * space, file size) do not allow that                  */
+    uint64_t capacity;     /* 0: prs_default_capacity(), or less if a limit (address space, file
+                            * size) requires it */
     uint32_t max_clients;  /* 0: 512 (at most 4096)                                */
     uint32_t max_objects;  /* 0: chosen from capacity (at least 1 << 20)           */
     int64_t lock_timeout;  /* 0: 1 s                                               */
@@ -176,16 +176,16 @@ int prs_pin(prs_store *store, const prs_oid *id, prs_view *view);
 int prs_pin_named(prs_store *store, const prs_oid *id, prs_view *view);
 /* Drop one pin.  Never blocks. */
 void prs_unpin(prs_store *store, const prs_oid *id);
-/* Add a private reference to an object; the first sets this client's bit.  Return PRS_E_LOST if the
- * object no longer exists.  This works for drafts of other clients, too. */
+/* Add a private reference to an object; the first reference sets this client's bit.  Return
+ * PRS_E_LOST if the object no longer exists.  This works for drafts of other clients, too. */
 int prs_ref(prs_store *store, const prs_oid *id);
 /* Drop a reference.  Never blocks. */
 void prs_unref(prs_store *store, const prs_oid *id);
 /* Return PRS_OK (sealed), PRS_E_AGAIN (unsealed), PRS_E_FREED or PRS_E_LOST. Fast. */
 int prs_state(prs_store *store, const prs_oid *id);
-/* Wait until sealed; detect the creator's death.  Wait for at most `timeout` or one slice of 100
- * ms, whichever is shorter, then return PRS_E_TIMEOUT; return PRS_E_INTR after a signal.  Callers
- * can thus check for signals and for their own deadline. */
+/* Wait until the object is sealed, and detect the death of its creator.  Wait for at most `timeout`
+ * or one slice of 100 ms, whichever is shorter, then return PRS_E_TIMEOUT; return PRS_E_INTR after
+ * a signal.  Callers can thus check for signals and for their own deadline. */
 int prs_wait(prs_store *store, const prs_oid *id, int64_t timeout);
 /* prs_epoch returns a counter that changes whenever an object with waiters is sealed or lost.
  * prs_wait_any marks the object as having waiters; prs_wait_epoch sleeps until the counter is no
@@ -349,7 +349,7 @@ typedef struct prs_stats {
     uint64_t largest_free;           /* bytes of the largest free extent                        */
     uint64_t slots;                  /* published                                               */
     uint64_t in_flight;              /* tokens                                                  */
-    uint64_t edges;                  /* links by which objects hold objects                     */
+    uint64_t edges;                  /* links by which objects hold other objects               */
     uint64_t spilled, spilled_bytes; /* objects in spill files                           */
     uint64_t orphaned;               /* objects that the sticky holder keeps                    */
     uint64_t serial;                 /* next serial                                             */
@@ -413,7 +413,7 @@ void prs_deferred_run_all(prs_store *store);
 bool prs_is_orphan(const prs_store *store);
 /* Count forks from now on; the first open does so as well. */
 void prs_count_forks(void);
-/* Return a number that differs in every forked child. */
+/* Return a counter that every fork increments in the child. */
 uint32_t prs_fork_count(void);
 
 #ifdef __cplusplus

@@ -55,7 +55,7 @@ static uint64_t layout_hash(void)
     return hash;
 }
 
-/* Fill in everything that follows from capacity, max_clients, max_slots and max_links. */
+/* Fill in all sizes and offsets that follow from capacity, max_clients, max_slots and max_links. */
 static void lay_out(prs_super *p)
 {
     p->version = PRS_LAYOUT_VERSION;
@@ -484,7 +484,7 @@ int prs_list_pid(int32_t pid, uint64_t *ids, int *fds, int cap)
         return 0;
     /* unreached: untested: the process has more stores than the caller has room for */
     for (struct dirent *entry; n < cap && (entry = readdir(directory));) {
-        /* Open only files whose name a store can have: opening others may have side effects. */
+        /* Open only files with a name that a store can have, because opening other files may have side effects. */
         ssize_t len = readlinkat(dirfd(directory), entry->d_name, link, sizeof link - 1);
         if (len < 0)
             continue;
@@ -578,7 +578,7 @@ static void unlock_shards(prs_store *s)
         prs_spin_unlock(&s->shards[i]);
 }
 
-/* Drop every ref that this process has. */
+/* Drop all refs of this process. */
 static void drop_refs(prs_store *s)
 {
     uint32_t published = prs_slots_published(s);

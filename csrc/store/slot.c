@@ -74,7 +74,7 @@ static int no_backing(int rc, prs_error *error)
     return prs_fail(error, PRS_E_BACKING, -rc, "no memory for the tables of the store");
 }
 
-/* Under the lock: return whether no process published more since we mapped the tables. */
+/* Under the lock: return whether all published chunks are mapped in this process. */
 static bool all_mapped(const prs_store *s)
 {
     /* unreached: race: another client published a chunk before we had the lock */

@@ -8,9 +8,9 @@
  *            object, which never returns to the store.  An object larger than the whole store is created in its
  *            file.  If the files of a store are compressed or contain digests, the caller writes and reads them:
  *            see spill_external.c.
- * Guarantee  The word is the commit: a file whose slot does not say FILE is garbage, and the process that reaps
- *            the spiller removes it.  Every client holds a shared lock on the directory's lock file; a directory
- *            whose lock is free belongs to a store that no longer exists.
+ * Guarantee  The change of the word commits the file: a file whose slot does not have the FILE flag is garbage,
+ *            which the process that reaps the spiller removes.  Every client holds a shared lock on the
+ *            directory's lock file; a directory whose lock is free belongs to a store that no longer exists.
  */
 #include "spill.h"
 #include <errno.h>
@@ -481,7 +481,7 @@ undo:
     return rc;
 }
 
-/* Spill one object.  PRS_E_AGAIN if the object is in use; other errors come from the disk. */
+/* Spill one object.  Return PRS_E_AGAIN if the object is in use, or an error of the disk. */
 static int spill_one(prs_store *s, const prs_oid *id, prs_error *error)
 {
     prs_spill_job job;

@@ -205,7 +205,7 @@ static inline bool prs_count_down(prs_atomic_u32 *count)
         prs_store_relaxed(count, n - 1);
     return n == 1;
 }
-/* Return the length of a table, at most its maximum, whatever the shared words say. */
+/* Return the length of a table, limited to its maximum in case the shared words are damaged. */
 static inline uint32_t prs_slots_published(const prs_store *s)
 {
     uint32_t n = prs_load_acquire(&s->super->published);
@@ -242,7 +242,7 @@ void prs_mutex_unlock(prs_atomic_u32 *mutex);
 /* Take the store lock, waiting at most `timeout` for a living owner.  Steal it from a dead
  * one and rebuild.  PRS_E_BUSY, PRS_E_CORRUPT (rebuild failed). */
 int prs_lock(prs_store *s, int64_t timeout, prs_error *error);
-/* Try once, with a short spin; for destructors. */
+/* Try to take the lock once, with a short spin; for destructors. */
 bool prs_trylock(prs_store *s);
 void prs_unlock(prs_store *s);
 /* Return whether other clients are waiting for the lock. */
@@ -318,7 +318,7 @@ bool prs_client_is(prs_store *s, uint32_t client, uint32_t incarnation); /* the 
 uint32_t prs_class_of(uint64_t size);
 uint64_t prs_class_size(uint32_t cls);
 /* Allocate a slot in state CREATING with an extent of at least `size` bytes. */
-/* `try`: PRS_E_AGAIN instead of a call that may wait. */
+/* `try`: return PRS_E_AGAIN instead of making a call that may wait. */
 int prs_magazine_take(prs_store *s, uint64_t size, bool try, uint32_t *slot, uint64_t *word, prs_error *error);
 /* The same with a whole free extent that has pages to return to the kernel. */
 int prs_slot_alloc_warm(prs_store *s, uint32_t *slot, uint64_t *word);
@@ -394,7 +394,7 @@ static inline uint32_t prs_tick(const prs_store *s) /* about seconds; advances w
 
 int prs_spill_open(prs_store *s, bool create, prs_error *error);
 void prs_spill_close(prs_store *s);
-/* Write objects to files until `size` contiguous bytes may be free.  PRS_OK: try again. */
+/* Spill objects until `size` contiguous bytes may be free.  PRS_OK: try again. */
 int prs_spill_for(prs_store *s, uint64_t size, prs_error *error);
 void prs_spill_undo(prs_store *s, uint32_t slot, uint64_t word); /* SPILLING of a dead client */
 void prs_spill_remove(prs_store *s, const prs_slot *slot, uint32_t i);
@@ -416,14 +416,15 @@ int prs_check_in_slices(prs_store *s, prs_error *error);
 
 int prs_rebuild(prs_store *s, prs_error *error); /* call under a stolen lock */
 int prs_reap(prs_store *s, uint32_t client, uint64_t state);
-/* Finish or undo what a client was doing with slots, and clear its bits. */
+/* Finish or undo a client's work on slots, and clear its bits. */
 void prs_client_recover_slots(prs_store *s, uint32_t client);
 
 /* ---- window.c ---------------------------------------------------------------------------------------------------- */
 
 int prs_window_open(prs_store *s, prs_draft *draft, prs_error *error);
 int prs_window_seal(prs_store *s, const prs_draft *draft, prs_error *error);
-/* The draft is aborted: map its window to zeros (`keep`), or unmap it.  Return false if neither is possible. */
+/* For an aborted draft: replace its window by zero pages (`keep`), or unmap it.  Return false if neither is
+ * possible. */
 bool prs_window_abandon(prs_store *s, const prs_draft *draft, bool keep);
 void prs_windows_after_fork(prs_store *s);
 void prs_windows_detach(prs_store *s);

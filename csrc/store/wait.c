@@ -3,8 +3,8 @@
  * Purpose    A get of an unsealed object sleeps until it is sealed or lost.
  * Algorithm  The waiter marks the word (WAITERS) and sleeps on its low half in slices; a process
  *            that seals or retires the object sees the mark in the value it replaces and wakes the
- *            waiters.  Waits on many objects use one more futex, the epoch, which changes with every
- *            such wake.
+ *            waiters.  Waits on many objects use one more futex, the epoch, which changes whenever
+ *            such waiters are woken.
  * Guarantee  No wake-up is lost: the CAS sets the mark in the same word that the futex compares.  If
  *            the creator dies, the wait ends after the current slice.
  */

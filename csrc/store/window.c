@@ -5,7 +5,7 @@
  * Algorithm  Such an object occupies whole pages and has a separate writable mapping, the window.
  *            Sealing replaces the window by a read-only mapping of the file at the same address in
  *            one step (MAP_FIXED): views stay valid, and writes through them fault.  A forked child
- *            does the same to its parent's windows before any other code runs in it.
+ *            does the same with its parent's windows before it runs other code.
  * Guarantee  No object is sealed before its window is read-only.  The object is pinned from seal to
  *            prs_window_close, so its pages are not reused while a view exists.
  */
@@ -150,7 +150,7 @@ void prs_window_close(prs_store *s, const prs_draft *draft)
     prs_keep_end(s);
 }
 
-/* In the child, before anything else runs: revoke the windows that the parent is still writing to. */
+/* In the child, before other code runs: make the windows that the parent is still writing to read-only. */
 void prs_windows_after_fork(prs_store *s)
 {
     prs_spin_init(&s->window_lock);

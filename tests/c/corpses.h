@@ -35,7 +35,7 @@ __attribute__((unused)) static void await(prs_atomic_u32 *flag)
 
 typedef void child_work(prs_store *s, struct told *told);
 
-/* Fork a child that does `work`, closes the store and exits with 0. */
+/* Fork a child that runs `work`, closes the store and exits with 0. */
 __attribute__((unused)) static pid_t child_of(prs_store *s, struct told *told, child_work *work)
 {
     fflush(NULL);

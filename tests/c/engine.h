@@ -222,7 +222,7 @@ __attribute__((unused)) static int verify(prs_store *s, const prs_oid *id, uint6
 
 /* ---- children --------------------------------------------------------------------------------------- */
 
-/* Make the child die with its parent; SIGALRM, which no test expects, kills a child that hangs. */
+/* Let the child be killed when its parent dies. SIGALRM, which no test handles, kills a child that hangs. */
 __attribute__((unused)) static void child_setup(unsigned seconds)
 {
     prctl(PR_SET_PDEATHSIG, SIGKILL);

@@ -1,13 +1,13 @@
 /*
- * Kills a process at every failpoint.
+ * Tests that kill a process at every failpoint.
  *
  * Each case runs in a separate process, the survivor. It makes a store with objects of known content and forks a
  * victim, which arms one failpoint and runs a driver that crosses it. The victim must die there: if the driver
  * reaches its end, the case fails. Then the survivor checks that nothing of the victim is left: the store is
  * consistent, the survivor's objects and views are intact, and every byte of the victim's memory is free again.
- * Scenarios: alone; next to a client that puts and frees all the time; after an earlier client died with the lock and
- * was not reaped; with a forked child of the victim that survives it. In each scenario the victim may also stop at
- * the failpoint and be killed only after the others have worked for a while.
+ * There are four scenarios: the victim is alone; another client puts and frees all the time; an earlier client has
+ * died with the lock and was not reaped; a forked child of the victim survives it. In each scenario the victim may
+ * also stop at the failpoint and be killed only after the others have worked for a while.
  */
 #include "engine.h"
 
@@ -678,7 +678,7 @@ static bool play(struct scene *c, enum scenario scenario)
     CHECK(now.in_flight >= 1 &&
           now.in_flight <= (drivers[d].drive == flights ? 31 : 3)); /* our token and that of the victim */
     CHECK_EQ(now.orphaned, 0);
-    if (!drivers[d].spills) /* otherwise some of our objects are in files now */
+    if (!drivers[d].spills) /* otherwise some of our objects may be in files */
         CHECK_EQ(now.used, before.used);
 
     content(c->draft.dst, 100, 5); /* the survivor continues */

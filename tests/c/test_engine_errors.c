@@ -4,8 +4,9 @@
  * The system calls of the engine are replaced by functions that fail on request: first the first call of a driver,
  * then the second, and so on, until the driver ends without a failure. Each case runs in a separate process. The
  * call of the engine may then fail with a code and a message; it must not crash, hang, lose an object or leak a
- * resource. Scenarios: alone; next to a process that puts and frees all the time; in a recovery after a client died
- * with the store lock; around a fork, in the parent and in the child.
+ * resource. There are four scenarios: the process is alone; another process puts and frees all the time; the
+ * process recovers after a client has died with the store lock; the process forks, with failures in the parent or
+ * in the child.
  *
  * With PRS_TORTURE=1 every error is injected at every call, otherwise only one error, and in two of the scenarios
  * only at every fifth call.
@@ -296,7 +297,7 @@ static void forks(struct scene *c)
     puts_of(c, 100, 3);
 }
 
-static void forks_then_fails(struct scene *c) /* the failure is in the child */
+static void forks_then_fails(struct scene *c) /* the call fails in the child */
 {
     disarm();
     pid_t pid = fork();

@@ -237,7 +237,7 @@ TEST(generation_wraps)
         CHECK_EQ(ids[round].generation, (uint32_t)(UINT32_MAX + (uint32_t)round));
         prs_unref(s, &ids[round]);
     }
-    /* After four billion objects slot and generation repeat; the serial tells the objects apart. */
+    /* After four billion objects slot and generation repeat, but the serials differ. */
     prs_slot *slot = prs_slot_at(s, ids[0].slot);
     prs_oid last = put(s, 64, 9);
     CHECK_EQ(last.slot, ids[0].slot);
@@ -876,7 +876,7 @@ TEST(a_signal_ends_the_wait)
     CHECK_EQ(prs_alloc(s, 64, 0, &d, &e), PRS_OK);
     struct sigaction action = {.sa_handler = nothing}, old;
     sigaction(SIGALRM, &action, &old);
-    /* Send signals repeatedly: the first one may come before the wait begins. */
+    /* Send signals repeatedly, because the first one may arrive before the wait begins. */
     struct itimerval timer = {.it_value = {0, 20000}, .it_interval = {0, 20000}}, none = {0};
     setitimer(ITIMER_REAL, &timer, NULL);
     CHECK_EQ(prs_wait(s, &d.id, -1), PRS_E_INTR);

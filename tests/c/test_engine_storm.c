@@ -1,6 +1,6 @@
 /*
- * A storm: processes put, get, send and free objects, refer to each other's, and fork, and verify all contents,
- * while they are killed at random. At the end the store must be consistent and empty.
+ * A storm: processes put, get, send and free objects, make objects that refer to others, fork, and verify all
+ * contents, while they are killed at random. At the end the store must be consistent and empty.
  *
  * The store is smaller than what its processes put, so that objects go to files and are read from there.
  * PRS_TEST_KILLS sets the number of kills. The default is 2000, or fewer if 60 seconds have passed. SIGINT or

@@ -772,7 +772,7 @@ static void keep_all(prs_store *s, struct told *told)
     prs_unpin(s, &told->id[1]);
 }
 
-/* One object is held only by a ref, one only by a pin. */
+/* One object is held only by a ref, the other only by a pin. */
 TEST(a_child_holds_what_its_parent_held)
 {
     SEVERAL_PROCESSES();

@@ -598,7 +598,7 @@ static void limit(int what, rlim_t to)
     CHECK_EQ(setrlimit(what, &r), 0);
 }
 
-/* Run in a child, because its limits end with it. */
+/* Run this in a child, so that the limits apply only to the child. */
 static void in_child(void work(void))
 {
     fflush(NULL);
@@ -922,8 +922,8 @@ TEST(a_kernel_with_other_pages_is_refused_before_anything_is_made)
     close_store(s);
 }
 
-/* An ordinary user cannot open a file whose rights the umask removed; root can, so the test becomes an ordinary user.
- * */
+/* An ordinary user cannot open a file whose permissions the umask has removed, but root can, so the test switches to
+ * an ordinary user. */
 static void with_a_closing_umask(void)
 {
     char path[64];

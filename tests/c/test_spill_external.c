@@ -1,4 +1,4 @@
-/* test_spill_external.c - spill files that the caller writes and reads, with a codec made up here: every byte is negated. */
+/* test_spill_external.c - spill files that the caller writes and reads, with a test codec that negates every byte. */
 #include "harness.h"
 #include "prs.h"
 #include "store.h"

@@ -3,8 +3,8 @@
  *
  * A forked victim runs one operation of the engine under ptrace for n instructions and is killed there; the next
  * victim runs n + 1 instructions. After each kill the survivor checks that nothing of the victim is left: the store
- * is consistent, counts of links are right, all memory of the victim is free, and put and get work. A witness, a
- * separate process that holds views and pins, compares hashes of the bytes before and after the recovery.
+ * is consistent, counts of links are right, all memory of the victim is free, and put and get work. A separate
+ * process, the witness, holds views and pins, and compares hashes of the bytes before and after the recovery.
  *
  * The store is in one of several states: the magazines are filled or empty; an earlier dead client was not reaped
  * yet; another client is stopped at a failpoint and continues (or dies) afterwards.
@@ -49,7 +49,7 @@ static uint64_t hash(const uint8_t *at, uint64_t n)
     return h;
 }
 
-/* Holds views of the survivor's objects; reports on request whether they are unchanged. */
+/* The witness holds views of the survivor's objects and reports on request whether they are unchanged. */
 static struct witness call_witness(prs_store *s, const prs_oid *seen)
 {
     int ask[2], answer[2];

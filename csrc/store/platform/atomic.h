@@ -6,9 +6,10 @@
  *            accident.
  * Algorithm  Type-generic macros over <stdatomic.h>, and shared futexes (no PRIVATE flag), which work
  *            between processes that map the word at different addresses.
- * Guarantee  No stand-alone fences: ThreadSanitizer does not see them. Where store buffering matters
- *            (between pin and free), both sides use seq_cst read-modify-writes and seq_cst loads. All
- *            atomics here are lock-free, hence address-free and usable in shared memory.
+ * Guarantee  There are no stand-alone fences, which ThreadSanitizer does not support. Where store
+ *            buffering matters (between pin and free), both sides use seq_cst read-modify-writes and
+ *            seq_cst loads. All atomics here are lock-free, hence address-free and usable in shared
+ *            memory.
  */
 #ifndef PRS_ATOMIC_H
 #define PRS_ATOMIC_H
@@ -149,7 +150,7 @@ static inline int prs_futex_wait(const volatile void *addr, uint32_t expected, i
     return err;
 }
 
-/* Wake at most `count` waiters on `addr` (INT_MAX: all). Returns how many were woken, or -errno. */
+/* Wake at most `count` waiters on `addr` (INT_MAX: all). Returns the number of woken waiters, or -errno. */
 static inline int prs_futex_wake(const volatile void *addr, int count)
 {
     int saved = errno;
@@ -163,9 +164,9 @@ static inline int prs_futex_wake(const volatile void *addr, int count)
 /* ---- a spinlock for private data: short critical sections, no system call while held ----------- */
 
 /*
- * For private memory only: nothing detects an owner that dies. Zero-initialized is unlocked. Not
- * recursive, not fair. Waits by pause, then sched_yield, then short sleeps, so that an owner which
- * lost its CPU gets it back even from waiters of a higher real-time priority.
+ * Use it for private memory only, because the death of an owner is not detected. Zero-initialized
+ * is unlocked. Not recursive, not fair. Waits by pause, then sched_yield, then short sleeps, so
+ * that an owner which lost its CPU gets it back even from waiters of a higher real-time priority.
  */
 typedef struct prs_spin {
     prs_atomic_u32 held;
@@ -184,7 +185,7 @@ static inline bool prs_spin_trylock(prs_spin *lock)
     return prs_load_relaxed(&lock->held) == 0 && prs_exchange_acquire(&lock->held, 1) == 0;
 }
 
-/* The slow path, kept apart so that prs_spin_lock inlines to one exchange and a branch. */
+/* The slow path is a separate function, so that prs_spin_lock inlines to one exchange and a branch. */
 __attribute__((noinline, unused)) static void prs_spin_wait_(prs_spin *lock)
 {
     for (unsigned round = 0;; round++) {

@@ -1,7 +1,7 @@
 /*
  * copy_strided.c - copying strided arrays once, into contiguous C order.
  *
- * Purpose    `put(a[::2])` gathers straight into the store, without an intermediate array.
+ * Purpose    `put(a[::2])` gathers directly into the store, without an intermediate array.
  * Algorithm  Normalize the array (drop extents of 1, merge dimensions that are contiguous to each
  *            other, turn a contiguous innermost dimension into one bigger item), then iterate over the
  *            index tuples of the outer dimensions, with a tight loop over the innermost one. Where
@@ -30,7 +30,7 @@
 /* Items larger than this are not tiled: each one already uses most of a cache line. */
 #define TILE_ITEM_MAX 32
 
-/* Contiguous runs from this size on are streamed past the cache. */
+/* Contiguous runs from this size on are copied by stores that bypass the cache. */
 #define STREAM_ITEM_MIN ((size_t)8 << 10)
 
 #define PIECE_BYTES ((size_t)512 << 10)

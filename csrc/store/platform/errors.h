@@ -9,7 +9,7 @@ enum prs_status {
     PRS_E_SYS = -1,     /* a system call failed: error->sys_errno                     */
     PRS_E_NOMEM = -2,   /* no private memory or address space (vm.max_map_count) left */
     PRS_E_FULL = -3,    /* no room in the store: error->want, ->capacity, ->used       */
-    PRS_E_BACKING = -4, /* the machine (tmpfs, cgroup, memory) has no pages left        */
+    PRS_E_BACKING = -4, /* no pages are left (tmpfs, cgroup or machine)                 */
     PRS_E_CLIENTS = -5, /* every client slot is taken by a living process               */
     PRS_E_OBJECTS = -6, /* the object table is full                                     */
     PRS_E_LOST = -7,    /* the object is lost: never sealed, or its last holder left    */
@@ -17,7 +17,7 @@ enum prs_status {
     PRS_E_AGAIN = -9,   /* not sealed yet: wait with prs_wait                           */
     PRS_E_TIMEOUT = -10,
     PRS_E_BUSY = -11,    /* a stopped process holds the store lock: error->pid           */
-    PRS_E_CORRUPT = -12, /* shared data is invalid: error->what says which               */
+    PRS_E_CORRUPT = -12, /* shared data is invalid: error->what describes it             */
     PRS_E_VERSION = -13, /* made by another layout version                               */
     PRS_E_FOREIGN = -14, /* wrong owner, mode, type of file, or another store's id       */
     PRS_E_CLOSED = -15,  /* this handle was closed                                        */

@@ -72,9 +72,9 @@ int prs_area_fill(const prs_area *area, uint64_t off, const void *src, size_t n,
 int prs_area_populate(const prs_area *area, uint64_t off, size_t n, unsigned max_threads, uint64_t *grown);
 
 /*
- * Punch the whole pages inside [off, off + n); the caller owns the range, and no process reads it. Returns 0 or
- * -errno (-EOPNOTSUPP if the file system cannot); `*shrunk` (may be NULL) gets the bytes unmarked, also on failure:
- * the next write to a page that is still backed but unmarked is merely slower.
+ * Punch the whole pages in [off, off + n), which the caller must own and no process may read. Returns 0 or -errno
+ * (-EOPNOTSUPP if the file system cannot); `*shrunk` (may be NULL) gets the bytes unmarked, also on failure: the
+ * next write to a page that is still backed but unmarked is merely slower.
  */
 int prs_area_punch(const prs_area *area, uint64_t off, size_t n, uint64_t *shrunk);
 

@@ -2,12 +2,12 @@
  * huge.c - backing whole blocks of a shared file that have no page yet, each by one huge page.
  *
  * Purpose    For each block, page faults or a pwrite allocate, clear, charge and map 512 pages one by one; for a huge
- *            page each of these steps is done once, and every reader maps it with one fault.  Systems ship with huge
- *            pages of shared memory off (shmem_enabled "never"), but that only affects page faults: the kernel still
- *            honours an explicit MADV_COLLAPSE.
+ *            page each of these steps is done once, and every reader maps it with one fault.  By default, systems
+ *            disable huge pages of shared memory (shmem_enabled "never"), but that only affects page faults: the kernel
+ *            still honours an explicit MADV_COLLAPSE.
  * Algorithm  The kernel cannot collapse an empty block, but it can collapse one with a single page, so we create that
  *            page first.  After a successful collapse we populate the block, because some kernels report success but do
- *            nothing.  A counter hands out blocks to the caller and its helpers.  A machine with fragmented memory may
+ *            nothing.  A counter assigns blocks to the caller and its helpers.  A machine with fragmented memory may
  *            take long to find a huge page, and so may a virtual machine that returns free huge pages to its host (4 to
  *            7 ms per block here, 0.13 ms if it has them; pwrite takes 0.7 to 1.5 ms).  After a slow block this process
  *            avoids huge pages for one second, after the next slow one for two seconds, and so on.  A block is slow by

@@ -1,8 +1,8 @@
 /*
  * huge.h - backing whole blocks of a shared file that have no page yet, each by one huge page.
  *
- * Guarantee  As in fill.h; but a full file system or a reached limit is no error here: the block is left unbacked. No
- *            byte beyond the given blocks is backed. System switches are honoured: shmem_enabled "deny",
+ * Guarantee  As in fill.h, except that a full file system or a reached limit is not an error: the block is left
+ *            unbacked. No byte beyond the given blocks is backed. System switches are honoured: shmem_enabled "deny",
  *            PR_SET_THP_DISABLE.
  */
 #ifndef PRS_HUGE_H
@@ -23,8 +23,8 @@ bool prs_huge_blocks(uint64_t off, const char *map, size_t n, size_t *skip, size
 
 /*
  * Back and map `n` bytes at `map`, whole blocks, and copy `src` there (NULL: contents stay, new pages read as zero).
- * Returns how many bytes from the front are done, a multiple of PRS_HUGE; the rest may be partly backed, and the caller
- * must fill it another way. `max_threads` as in copy.h.
+ * Returns the number of bytes from the front that are done, a multiple of PRS_HUGE; the rest may be partly backed, and
+ * the caller must fill it by another method. `max_threads` as in copy.h.
  */
 size_t prs_huge_fill(char *map, const char *src, size_t n, unsigned max_threads);
 
@@ -32,6 +32,6 @@ size_t prs_huge_fill(char *map, const char *src, size_t n, unsigned max_threads)
 extern struct prs_huge_limits {
     uint64_t cpu, real; /* ns; a block that takes longer ends the attempt */
 } prs_huge_limits_;
-void prs_huge_forget_(void); /* forget all attempts made so far */
+void prs_huge_forget_(void); /* reset the history of attempts */
 
 #endif /* PRS_HUGE_H */

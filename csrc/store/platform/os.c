@@ -417,7 +417,7 @@ void *prs_os_map(int fd, uint64_t off, size_t len, bool writable)
         map_congruent(fd, off, len, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED | MAP_NORESERVE), len);
 }
 
-/* Replace the mapping at `at` by a read-only one of the file, in place and in one step. */
+/* Replace the mapping at `at` by a read-only mapping of the file in one step. */
 int prs_os_map_fixed(void *at, int fd, uint64_t off, size_t len)
 {
     void *got = mmap(at, len, PROT_READ, MAP_SHARED | MAP_FIXED, fd, (off_t)off);
@@ -603,7 +603,7 @@ uint64_t prs_start_time(int32_t pid)
     return at ? strtoull(at, NULL, 10) : 0;
 }
 
-/* Return whether our pid namespace has no such process.  Only ESRCH proves it: a process that we may not signal
+/* Return whether our pid namespace has no such process.  Only ESRCH proves this; EPERM means that the process
  * exists. */
 bool prs_os_process_gone(int32_t pid)
 {
