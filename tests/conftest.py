@@ -1,4 +1,4 @@
-"""Checks for every test: nothing is left behind, and the installed wheel is tested."""
+"""Check for every test that nothing is left behind and that the installed wheel is tested."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def pytest_report_header(config):
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_left_behind():
-    """After the whole suite: no entry of this run in /dev/shm, no new descriptor, map of a store or child process is left."""
+    """Check after the whole suite that it left no /dev/shm entry, new descriptor, map of a store or child process."""
     watch = Watch()
     yield
     watch.shut_down_everything()
@@ -38,7 +38,7 @@ def nothing_left_behind():
 
 @pytest.fixture(scope="module", autouse=True)
 def no_shm_entry_left_by_this_file(nothing_left_behind):
-    """Name the test file whose /dev/shm entries outlive it."""
+    """Report the test file that leaves entries in /dev/shm."""
     before = shm_entries()
     yield
     new = shm_entries() - before

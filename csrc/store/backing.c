@@ -162,8 +162,8 @@ int prs_map_writable(prs_store *s, prs_error *error)
     return rc;
 }
 
-/* Back the pages of a small object and some neighbouring pages, so that most small objects find their pages backed.
- * */
+/* Back the pages of a small object and some neighbouring pages, so that the pages of most small objects are already
+ * backed when they are put. */
 int prs_back(prs_store *s, uint64_t off, uint64_t len, prs_error *error)
 {
     /* unreached: damage */

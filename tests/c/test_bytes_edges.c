@@ -123,8 +123,8 @@ TEST(freed_bytes_that_are_pinned_can_be_referred_to)
     close_store(s);
 }
 
-/* The freeing process, the referring process or its holder dies; or the store lock is stolen and links are recounted.
- * */
+/* The freeing process, the referring process or its holder dies, or the store lock is stolen and links are
+ * recounted. */
 TEST(deaths_neither_lose_nor_leak_the_bytes)
 {
     SEVERAL_PROCESSES();

@@ -112,8 +112,7 @@ TEST(the_edges_fit)
         CHECK(look(size, &h, &e) != NULL);
     }
     make();
-    form.at.header.total = form.at.header.stream_len =
-        64; /* filled by header and table: no room for a stream */
+    form.at.header.total = form.at.header.stream_len = 64; /* filled by header and table: no room for a stream */
     CHECK(!prs_format_one_buffer(&form, 64, &h, &e));
     form.at.header.stream_len = form.at.entry.off = form.at.entry.len = 0;
     CHECK(prs_format_one_buffer(&form, 64, &h, &e));

@@ -388,8 +388,7 @@ static void fill_up(int fd)
 
 TEST(a_full_file_system_keeps_nothing)
 {
-    static const char *const sizes[] = {"size=15m",
-                                        "size=14m"}; /* full inside a block, and between blocks */
+    static const char *const sizes[] = {"size=15m", "size=14m"}; /* full inside a block, and between blocks */
     for (int i = 0; i < 2; i++) {
         int fd = file_on_tmpfs(sizes[i]);
         if (fd < 0)
