@@ -32,7 +32,7 @@
 extern "C" {
 #endif
 
-typedef struct prs_store prs_store; /* one client's handle on one store */
+typedef struct prs_store prs_store; /* a client's handle of a store */
 
 /* ---- identity --------------------------------------------------------------- */
 
@@ -67,7 +67,8 @@ enum {
     PRS_OPEN_SPILL_FORM = PRS_OPEN_SPILL_DIGEST | PRS_OPEN_SPILL_LZ4 | PRS_OPEN_SPILL_ZSTD
 };
 
-/* Return 30 % of total memory or of the cgroup limit, in whole pages; 0 if neither is known. */
+/* Return 30 % of total memory or of the cgroup limit, whichever is less, in whole pages; return 0 if neither is
+ * known. */
 uint64_t prs_default_capacity(void);
 /* Create a store and become its first client. */
 int prs_create(prs_store **out, const prs_options *options, prs_error *error);
@@ -98,8 +99,8 @@ void prs_dispose(prs_store *store);
 
 uint64_t prs_id(const prs_store *store);
 uint64_t prs_capacity(const prs_store *store);
-/* Get the options that the store was created with, and the lock_timeout and flags of this handle.  `path` and
- * `spill_dir` are NULL: see prs_spill_directory. */
+/* Get the options with which the store was created, and the lock_timeout and flags of this handle.  `path`
+ * and `spill_dir` are NULL: see prs_spill_directory. */
 void prs_chosen(const prs_store *store, prs_options *out);
 /* Return the default capacity before limits reduced it; return 0 if they did not, or if another process created the
  * store. */
@@ -108,9 +109,9 @@ uint64_t prs_shrunk_from(const prs_store *store);
 void prs_locator(prs_store *store, int32_t *pid, uint64_t *start_time, int32_t *fd);
 /* Return the start time of a process in clock ticks, or 0 if it has ended. */
 uint64_t prs_start_time(int32_t pid);
-/* List the ids of the stores that process `pid` has open; return how many (at most cap). */
+/* List the ids of the stores that process `pid` has open; return their number (at most cap). */
 int prs_list_pid(int32_t pid, uint64_t *ids, int *fds, int cap);
-/* List the pids of the living clients; return how many (at most cap). */
+/* List the pids of the living clients; return their number (at most cap). */
 int prs_client_pids(prs_store *store, int32_t *pids, int cap);
 
 /* Mark this client as leaving; it may still use the store until it closes it.  Return whether all other living clients
@@ -120,11 +121,11 @@ bool prs_leave(prs_store *store);
 
 /* ---- putting ------------------------------------------------------------------ */
 
-/* An object being made.  Belongs to one thread at a time. */
+/* An object being made.  Only one thread may use it at a time. */
 typedef struct prs_draft {
     prs_oid id;       /* valid immediately; other clients may wait for the object                    */
     uint64_t size;    /* bytes requested                                              */
-    uint64_t off;     /* where it lies in the data area                               */
+    uint64_t off;     /* its offset in the data area                                  */
     void *dst;        /* writable, mapped and backed; NULL: use prs_write           */
     void *window;     /* PRS_ALLOC_WINDOW: a writable mapping of this object           */
     prs_store *store; /* the handle that allocated it */
@@ -139,7 +140,7 @@ enum {
 /* Allocate `size` bytes.  The draft is CREATING: no process can read it, and it is freed if this
  * process dies.  Small sizes: fast. `dst` is set for objects below PRS_SMALL_MAX. */
 int prs_alloc(prs_store *store, uint64_t size, unsigned flags, prs_draft *draft, prs_error *error);
-/* Copy `n` bytes to offset `at` of the draft, in the fastest way for the pages there. */
+/* Copy `n` bytes to offset `at` of the draft, by the fastest method for the pages there. */
 int prs_write(prs_store *store, prs_draft *draft, uint64_t at, const void *src, size_t n, prs_error *error);
 /* Gather a strided array (C order result) to offset `at` of the draft. */
 int prs_write_strided(prs_store *store, prs_draft *draft, uint64_t at, const void *src, int ndim,
@@ -159,7 +160,7 @@ void prs_abort(prs_store *store, prs_draft *draft, bool keep_window);
 /* Unmap the window of a sealed object and drop its pin. Never blocks. */
 void prs_window_close(prs_store *store, const prs_draft *draft);
 
-#define PRS_SMALL_MAX (64u * 1024u) /* largest object served from the magazines */
+#define PRS_SMALL_MAX (64u * 1024u) /* maximum size of objects allocated from magazines */
 
 /* ---- holding and reading ------------------------------------------------------- */
 
@@ -240,7 +241,7 @@ typedef struct prs_flight {
     uint32_t age;                 /* seconds, by the monotonic clock                                    */
 } prs_flight;
 
-/* List at most `cap` tokens from *cursor on; return how many (0: no more), or an error. */
+/* List at most `cap` tokens from *cursor on; return their number (0: no more), or an error. */
 int prs_flights(prs_store *store, uint32_t *cursor, prs_flight *out, int cap, prs_error *error);
 /* End the tokens of lost messages, that is, tokens of kind ONCE that are at least `min_age` ns old (to the second)
  * and whose sender is no longer a client (if `pid` is not 0, only those sent by that process), and all tokens whose
@@ -342,7 +343,7 @@ typedef struct prs_stats {
     uint64_t capacity;               /* bytes of the data area                                  */
     uint64_t used;                   /* bytes in extents of objects, without reserved slots       */
     uint64_t reserved;               /* bytes in clients' magazines                             */
-    uint64_t backed;                 /* bytes the kernel holds for the whole file               */
+    uint64_t backed;                 /* bytes that the kernel has allocated for the file        */
     uint64_t overhead;               /* bytes of control area backed                            */
     uint64_t objects;                /* sealed                                                  */
     uint64_t unsealed;               /* drafts                                                  */
@@ -356,15 +357,15 @@ typedef struct prs_stats {
     uint32_t clients;                /* living                                                  */
     uint32_t max_clients;
     uint64_t reaped; /* dead clients reaped since the store was created         */
-    uint64_t stolen; /* times the lock was taken from a dead owner              */
+    uint64_t stolen; /* number of times that the lock was stolen                */
 } prs_stats;
 
 int prs_get_stats(prs_store *store, prs_stats *out);
 
 typedef struct prs_record {
     prs_oid id;
-    uint64_t size, extent;             /* bytes of the object, of its extent (0: spilled)     */
-    uint64_t off;                      /* where the extent lies in the data area              */
+    uint64_t size, extent;             /* bytes of the object and of its extent (0: spilled)  */
+    uint64_t off;                      /* offset of the extent in the data area               */
     uint32_t state;                    /* PRS_STATE_*                                         */
     uint32_t ref_holders, pin_holders; /* clients                                     */
     uint32_t tokens_and_edges;         /* number of messages and objects that hold it         */
@@ -411,7 +412,7 @@ void prs_deferred_run_all(prs_store *store);
  * was free, prs_is_orphan() returns true instead: views stay valid, but the handle supports only
  * prs_unpin and prs_unref. */
 bool prs_is_orphan(const prs_store *store);
-/* Count forks from now on; the first open does so as well. */
+/* Start to count forks; the first open does this, too. */
 void prs_count_forks(void);
 /* Return a counter that every fork increments in the child. */
 uint32_t prs_fork_count(void);

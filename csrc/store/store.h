@@ -1,6 +1,6 @@
 /* store.h - one client's private side of a store, and the engine's internal functions.
  *
- * Nothing here lives in shared memory.  The files, lowest first:
+ * None of these structs is in shared memory.  The files, lowest first:
  *
  *   atomic.h layout.h failpoint.h   words, structs, injected deaths
  *   os          every system call the engine makes
@@ -47,13 +47,14 @@
 #define PRS_PENDING_CAP 128u
 #define PRS_SERIAL_BLOCK 1024u
 
-#define PRS_PINS_COUNTED (1ull << 63) /* in pinned_slots: the handle is closed, the last unpin tears it down */
+#define PRS_PINS_COUNTED (1ull << 63) /* in pinned_slots: the handle is closed, and the last unpin tears it down */
 
 #define PRS_LIKELY(x) __builtin_expect(!!(x), 1)
 #define PRS_UNLIKELY(x) __builtin_expect(!!(x), 0)
 
-/* How often this process holds the object in a slot.  `refs` is valid for the object with `serial`;
- * pins > 0 implies that the slot still has that object.  The slot's shard guards it. */
+/* The number of refs and pins of this process on the object in a slot.  `refs` is valid for the
+ * object with `serial`; pins > 0 implies that the slot still has that object.  The slot's shard
+ * guards it. */
 typedef struct prs_private {
     uint64_t serial;
     prs_atomic_u32 refs; /* atomic: also read without the shard */
@@ -113,7 +114,7 @@ struct prs_store {
     char *path; /* path of a named store; else NULL                                */
     prs_file file;
 
-    /* identity of this client: changes at fork only */
+    /* identity of this client, changed only by a fork */
     uint32_t me, incarnation;
     int32_t pid;
     uint64_t start_time, pid_ns;
@@ -163,7 +164,7 @@ struct prs_store {
     uint32_t child, child_incarnation;
     int child_fd;       /* that slot's open file description; -1: shared with fd_rw           */
     int birth[2];       /* if shared: a pipe, closed when the child is a client or fork failed */
-    void *child_anchor; /* keeps the child's lock until the child has taken it over                  */
+    void *child_anchor; /* keeps the child's lock until the child has its own anchor                 */
 
     prs_store *next; /* all handles of the process                             */
 };
@@ -197,7 +198,7 @@ static inline uint32_t prs_count_up(prs_atomic_u32 *count)
     prs_store_relaxed(count, n + 1);
     return n;
 }
-/* Decrement; return whether that was the last one. */
+/* Decrement a private count; return whether it is now 0. */
 static inline bool prs_count_down(prs_atomic_u32 *count)
 {
     uint32_t n = prs_load_relaxed(count);
@@ -220,7 +221,7 @@ static inline uint32_t prs_extents_max(const prs_store *s)
 {
     return 2 * s->max_slots + 8;
 }
-/* Return whether a run of bytes lies in the data area. */
+/* Return whether a range of bytes is inside the data area. */
 static inline bool prs_in_data(const prs_store *s, uint64_t off, uint64_t size)
 {
     /* unreached: damage 2 */
@@ -235,12 +236,12 @@ static inline uint32_t prs_words_in_use(const prs_store *s)
 
 /* ---- lock.c ---------------------------------------------------------------------------------- */
 
-/* A lock between threads; waits at most `timeout` (negative: without limit). */
+/* A lock between threads of this process; wait for at most `timeout` (negative: without limit). */
 bool prs_mutex_trylock(prs_atomic_u32 *mutex);
 bool prs_mutex_lock(prs_atomic_u32 *mutex, int64_t timeout);
 void prs_mutex_unlock(prs_atomic_u32 *mutex);
-/* Take the store lock, waiting at most `timeout` for a living owner.  Steal it from a dead
- * one and rebuild.  PRS_E_BUSY, PRS_E_CORRUPT (rebuild failed). */
+/* Take the store lock.  Wait for at most `timeout` if its owner is alive; if it is dead, steal the
+ * lock and rebuild.  PRS_E_BUSY, PRS_E_CORRUPT (rebuild failed). */
 int prs_lock(prs_store *s, int64_t timeout, prs_error *error);
 /* Try to take the lock once, with a short spin; for destructors. */
 bool prs_trylock(prs_store *s);
@@ -251,8 +252,8 @@ bool prs_lock_wanted(const prs_store *s);
 /* ---- extent.c: all under the store lock --------------------------------------------------------- */
 
 void prs_extent_init(prs_store *s);
-/* Return the extent at an index read from shared memory.  For an index outside the table: mark the store corrupt and
- * return a private, empty extent. */
+/* Return the extent at an index read from shared memory.  If the index is outside the table, mark the store as
+ * corrupt and return a private, empty extent. */
 prs_extent *prs_extent_at(const prs_store *s, uint32_t i);
 /* Return the index of a used extent of at least `size` bytes, or PRS_NIL. */
 uint32_t prs_extent_alloc(prs_store *s, uint64_t size, bool paged, uint32_t slot);
@@ -288,7 +289,7 @@ uint64_t prs_serial(prs_store *s, bool ordered);
 /* ---- backing.c -------------------------------------------------------------------------------------- */
 
 int prs_map_writable(prs_store *s, prs_error *error); /* maps the data area for writing, once */
-/* Back and map every page of the range for writing through wr. */
+/* Back every page of the range and map it for writing through wr. */
 int prs_back(prs_store *s, uint64_t off, uint64_t len, prs_error *error);
 int prs_fill_range(prs_store *s, uint64_t off, const void *src, size_t n, prs_error *error);
 void prs_pages_punch(prs_store *s, uint64_t off, uint64_t len);
@@ -328,12 +329,12 @@ int prs_slot_alloc_large(prs_store *s, uint64_t size, bool paged, uint32_t *slot
 /* Return a damaged slot in state CREATING whose id no other code knows yet.  It is not put into a magazine, where the
  * next put would find it, and its pages are not punched, because they may belong to another object. */
 void prs_slot_return(prs_store *s, uint32_t slot, uint64_t word);
-/* Store a slot that this process has just retired (RESERVED). Never blocks. */
+/* Put a slot that this process has just retired (RESERVED) into a magazine or the pending list. Never blocks. */
 void prs_magazine_put(prs_store *s, uint32_t slot, uint32_t generation);
 /* The same, but never into a magazine. */
 void prs_deferred_push(prs_store *s, uint32_t slot, uint32_t generation);
 /* Return pending slots to the shared bins and end dying edges, until neither is left. Without
- * `block`, give up when the store lock is taken. */
+ * `block`, return if the store lock is held by another client. */
 void prs_deferred_run(prs_store *s, bool block);
 /* Empty the magazines too. */
 void prs_magazines_flush(prs_store *s);
@@ -370,15 +371,15 @@ int prs_names_check(prs_store *s, prs_error *error);
 
 /* Free the object of a slot if it has no holder.  Lock-free; never blocks. */
 void prs_try_free(prs_store *s, uint32_t slot);
-/* Finish a FREEING slot this client owns: return it to SEALED, or retire it. */
+/* Finish a FREEING slot that this client owns: set it back to SEALED, or retire it. */
 void prs_free_finish(prs_store *s, uint32_t slot, uint64_t word);
 /* Take over a slot that a dead client was working on, and finish or undo that work. */
 bool prs_slot_adopt(prs_store *s, uint32_t slot, uint64_t word);
 void prs_wake(prs_store *s, prs_slot *slot, uint64_t old_word);
 bool prs_held(prs_store *s, prs_slot *slot, bool freed);
 bool prs_pinned(const prs_store *s, prs_slot *slot);
-/* Pin; data == NULL when the object is in a file that is not mapped here.  prs_pin_file then sets the mapping
- * and owns it, whether or not the slot needs it. */
+/* Pin an object; view->data is NULL if it is in a file that is not mapped in this process. prs_pin_file then
+ * sets the mapping and owns it, whether or not the slot needs it. */
 int prs_pin_bare(prs_store *s, const prs_oid *id, bool named, prs_view *view);
 void prs_pin_file(prs_store *s, const prs_oid *id, prs_file_map *map, prs_view *view);
 /* Call this after setting a bit for another holder, while this client holds the object, so that a concurrent free sees

@@ -127,7 +127,7 @@ bool prs_window_abandon(prs_store *s, const prs_draft *draft, bool keep)
     return true;
 }
 
-/* On close, replace unsealed windows by private zero pages. */
+/* Called on close: replace unsealed windows by private zero pages. */
 void prs_windows_detach(prs_store *s)
 {
     prs_spin_lock(&s->window_lock);

@@ -1,4 +1,4 @@
-/* test_copy.c - contiguous copies and writes: every alignment, both vector widths, threads, full files. */
+/* test_copy.c - tests of contiguous copies and writes: all alignments, both vector widths, threads, full files. */
 #include "harness.h"
 #include "tmpfs.h"
 

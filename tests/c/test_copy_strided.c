@@ -1,4 +1,4 @@
-/* test_copy_strided.c - strided copies against an element-by-element model. */
+/* test_copy_strided.c - compares strided copies with an element-by-element model. */
 #include "harness.h"
 
 #include <errno.h>

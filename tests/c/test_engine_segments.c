@@ -156,7 +156,7 @@ static prs_store *make_image(void)
     return s;
 }
 
-/* Use all operations of a store. Any error is allowed; a crash, a hang or wrong bytes are not. */
+/* Use all operations of a store. Errors are allowed, but no crash, hang or wrong bytes. */
 static void exercise(prs_store *s)
 {
     prs_error e = {0};

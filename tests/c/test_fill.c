@@ -1,4 +1,4 @@
-/* test_fill.c - filling mapped, backed and unbacked pages; areas of mixed states; full file systems. */
+/* test_fill.c - tests of filling mapped, backed and unbacked pages, areas of mixed states, and full file systems. */
 #include "harness.h"
 #include "tmpfs.h"
 

@@ -161,7 +161,7 @@ static void fill(test_area *t, size_t off, size_t n, unsigned threads)
     free(from);
 }
 
-/* Return whether this kernel has huge pages for us: from Linux 6.1 on, unless shmem_enabled is "deny". */
+/* Return whether this kernel can back the file by huge pages: from Linux 6.1 on, unless shmem_enabled is "deny". */
 static bool to_be_had(void)
 {
     int fd = memfd_create("test", MFD_CLOEXEC);
@@ -268,7 +268,7 @@ TEST(who_is_refused_does_without)
     }
 }
 
-/* Return the seconds until the next request, and make it. */
+/* Advance the clock to the next request, make the request, and return the seconds until then. */
 static uint64_t pause_of(unsigned threads)
 {
     uint64_t begun = ahead;

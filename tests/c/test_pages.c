@@ -1,4 +1,4 @@
-/* test_pages.c - the page bitmap against a plain array of bytes, its bounds, and racing threads. */
+/* test_pages.c - compares the page bitmap with an array of bytes, and tests its bounds and concurrent threads. */
 #include "harness.h"
 
 #include <pthread.h>

@@ -1,4 +1,4 @@
-/* test_snapshot.c - inspecting a store that no process uses, without changing it. */
+/* test_snapshot.c - tests of inspecting a store that no process uses, without changing it. */
 #include "harness.h"
 #include "prs.h"
 #include <fcntl.h>
