@@ -1,11 +1,11 @@
-/* Arrays: executes the calls that pickles make for numpy arrays without running Python code.
+/* Executes the calls by which pickles create numpy arrays, without running Python code.
  *
  *     numpy.ndarray(shape, dtype, buffer, offset, strides)         written by this package
  *     numpy._core.numeric._frombuffer(buffer, dtype, shape, order)    written by numpy with protocol 5
  *
- * The array uses the buffer's memory. Its base is the owner of foreign memory, or whatever object keeps other memory
- * alive. In store mode arrays are read-only and stay so. Nothing here imports numpy: a numpy callable on the stack
- * means that it is imported already. Calls with other arguments are executed normally.
+ * The array uses the buffer's memory. Its base is the object that keeps this memory alive: for foreign memory, the
+ * owner. In store mode arrays are permanently read-only. Nothing here imports numpy: a numpy callable on the stack
+ * implies that numpy is already imported. Calls with other arguments are executed normally.
  */
 #include "unpickler.h"
 
@@ -46,7 +46,7 @@ int prp_load_array_memory(prp_loader *L, PyObject *buffer, prp_array_memory *mem
         return 1;
     }
     if (PyBytes_CheckExact(buffer) && L->array_flags & PRP_ARRAY_WRITABLE) {
-        /* Mode "c": arrays with in-band data are private and writable like the others. */
+        /* Mode "c": arrays with in-band data are private and writable, as all arrays are in this mode. */
         memory->base = PyByteArray_FromObject(buffer);
         if (!memory->base)
             return -1;
@@ -140,7 +140,7 @@ PyObject *prp_load_array_new(prp_loader *L, PyObject *callable, PyObject *const 
 }
 
 /* Match the opcodes with which numpy sets the byte order of a numeric dtype, with or without memo opcodes: (3, order,
- * None, None, None, -1, -1, 0) and BUILD. Returns their length, 0 if something else follows. */
+ * None, None, None, -1, -1, 0) and BUILD. Returns the length of these opcodes, or 0 if other opcodes follow. */
 static Py_ssize_t match_order(const uint8_t *p, const uint8_t *end, char *order, bool memo[3])
 {
     static const uint8_t head[] = {0x28, 0x4b, 3, 0x8c, 1};
@@ -148,7 +148,7 @@ static Py_ssize_t match_order(const uint8_t *p, const uint8_t *end, char *order,
                                    0x4a, 0xff, 0xff, 0xff, 0xff, 0x4b, 0,    0x74};
     const uint8_t *start = p;
     if (end - p < (Py_ssize_t)(sizeof(head) + 1 + sizeof(tail) + 1 + 3))
-        return 0; /* a complete pickle has more than three further bytes */
+        return 0; /* a complete pickle has more than three bytes after this */
     p += memo[0] = *p == 0x94;
     if (memcmp(p, head, sizeof(head)) != 0)
         return 0;
@@ -205,7 +205,7 @@ int prp_load_array_seal(prp_loader *L, PyObject *array)
 {
     if (L->array_flags & PRP_ARRAY_WRITABLE)
         return 0;
-    /* Only an extension of numpy gives its instances a buffer and this type name. */
+    /* Only numpy has a type of this name whose instances export a buffer. */
     for (PyTypeObject *type = Py_TYPE(array); type; type = type->tp_base)
         if (strcmp(type->tp_name, "numpy.ndarray") == 0) {
             const prp_ndarray_api *numpy = PRP_FOREIGN(prp_ndarray());

@@ -1,4 +1,5 @@
-/* Short ASCII text, read once and checked in registers: most strings, and the one case worth inlining. */
+/* Reads short ASCII text once and checks it in registers. Most strings are of this kind, and only this case is worth
+ * inlining. */
 #ifndef PRP_LOAD_SHORT_H
 #define PRP_LOAD_SHORT_H
 
@@ -7,7 +8,7 @@
 
 #define PRP_NOT_ASCII 0x8080808080808080ull
 
-/* 2 to 16 bytes in two registers: both ends of the string, which overlap or meet. */
+/* 2 to 16 bytes in two registers: the start and the end of the string, which overlap or are adjacent. */
 typedef struct {
     uint64_t head, tail;
 } prp_short_text;
@@ -28,7 +29,7 @@ static inline prp_short_text prp_read_short(const uint8_t *data, size_t n)
         memcpy(&head, data, 2);
         text = (prp_short_text){head, data[n - 1]};
     }
-    __asm__ volatile("" : "+r"(text.head), "+r"(text.tail)); /* keeps the compiler from reading the source twice */
+    __asm__ volatile("" : "+r"(text.head), "+r"(text.tail)); /* prevents the compiler from reading the source twice */
     return text;
 }
 

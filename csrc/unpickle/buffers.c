@@ -1,8 +1,8 @@
-/* Out-of-band buffers: from the caller's iterator, or, for the store, from a table of foreign memory.
+/* Supplies out-of-band buffers from the caller's iterator or, for the store, from a table of foreign memory.
  *
- * A buffer of foreign memory is a light object that holds the owner (the pin of the stored object) and exports the
- * bytes, read-only unless the memory is private. Arrays do not keep it: they use the bytes and have the owner as
- * their base.
+ * A buffer of foreign memory is a lightweight object. It holds a reference to the owner (the pin of the stored object)
+ * and exports the bytes, read-only unless the memory is private. Arrays do not reference this object: they use the
+ * bytes directly, and their base is the owner.
  */
 #include "unpickler.h"
 
@@ -105,7 +105,7 @@ static PyObject *new_buffer(PyObject *owner, const prp_buffer *source, bool writ
     return (PyObject *)buffer;
 }
 
-/* Take the next of the caller's buffers: new reference, or NULL with an exception. */
+/* Return the next of the caller's buffers as a new reference, or NULL with an exception. */
 static PyObject *given_buffer(prp_loader *L)
 {
     PyObject *all = L->buffers;

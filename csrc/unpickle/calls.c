@@ -1,8 +1,8 @@
-/* NEWOBJ, REDUCE and the old INST and OBJ: calls that the stream requests.
+/* Executes the calls that a stream requests: NEWOBJ, REDUCE and the old INST and OBJ.
  *
- * Arguments are on the stack, and most calls can take them from there. For a few known callables the result is
- * created without the call: members of an unmodified Enum, namedtuples that still have their generated __new__,
- * datetime objects, arrays. Each such shortcut gives exactly the result of the call, or falls back to the call.
+ * Arguments are on the stack, and most calls can use them from there. For a few known callables we create the result
+ * without the call: members of an unmodified Enum, namedtuples that still have their generated __new__, datetime
+ * objects, arrays. Each such shortcut returns exactly the result of the call, or falls back to the call.
  */
 #include "context.h"
 
@@ -53,7 +53,7 @@ PyObject *prp_load_new_fused(prp_loader *L, PyObject *cls, PyObject *const *argv
         if (!plan)
             return NULL;
         if (plan->make == PRP_MAKE_PLAIN && n == 0) {
-            /* object.__new__ runs no code but the allocator's. */
+            /* object.__new__ runs no code except the allocator's. */
             PyObject *none = PyTuple_New(0), *instance = none ? PRP_FOREIGN(type->tp_new(type, none, NULL)) : NULL;
             Py_XDECREF(none);
             return instance;
@@ -135,7 +135,7 @@ static PyObject *call_datetime(prp_loader *L, prp_call call, PyTypeObject *type,
         break;
     }
     if (!value)
-        (void)prp_forgive_refusal(); /* values out of range: the call raises the right exception */
+        (void)prp_forgive_refusal(); /* values out of range: the normal call raises the right exception */
     return value;
 }
 
@@ -201,13 +201,13 @@ static PyObject *enum_member(prp_loader *L, const prp_class_plan *plan, PyTypeOb
     if ((members_known(plan) && plan->inert_members) || prp_load_foreign(L) == 0)
         member = Py_XNewRef(PRP_FOREIGN(PyDict_GetItemWithError(members, argv[0])));
     PRP_FOREIGN_VOID(Py_DECREF(members));
-    /* Enum treats these as "not found": the call then searches. */
+    /* Enum treats these errors as "not found", and the normal call then searches. */
     if (!member && prp_forgive(PyExc_KeyError) < 0)
         (void)prp_forgive(PyExc_TypeError);
     return member;
 }
 
-/* Try the shortcuts. NULL without an exception: none fits. */
+/* Try the shortcuts. NULL without an exception: no shortcut applies. */
 static PyObject *known_call(prp_loader *L, PyObject *callable, PyObject *const *argv, Py_ssize_t n)
 {
     if (!PyType_Check(callable))
@@ -252,7 +252,7 @@ static PyObject *call_tuple(prp_loader *L, PyObject *callable, PyObject *args)
     return PRP_FOREIGN(PyObject_Call(callable, args, NULL));
 }
 
-/* Check what foreign code returned for these arguments before the stream gets it. */
+/* Check the result of foreign code for these arguments before the stream can use it. */
 static PyObject *checked(prp_loader *L, PyObject *const *argv, Py_ssize_t n, PyObject *value)
 {
     value = prp_load_guarded(L, argv, n, value);
@@ -297,7 +297,7 @@ PyObject *prp_load_instantiate(prp_loader *L, PyObject *cls, PyObject *args)
     if (prp_load_foreign(L) < 0)
         return NULL;
     if (PyTuple_GET_SIZE(args) == 0 && PyType_Check(cls)) {
-        /* Pickle in Python 2 skipped __init__ of old-style classes without __getinitargs__. */
+        /* Python 2's pickle did not call __init__ for old-style classes without __getinitargs__. */
         PyObject *method = PRP_FOREIGN(PyObject_GetAttrString(cls, "__getinitargs__"));
         if (!method) {
             if (!PyErr_ExceptionMatches(PyExc_AttributeError))

@@ -1,8 +1,9 @@
-/* Plans: how to create instances of a class, where their attributes belong, which shortcut replaces its call.
+/* A plan records how to create instances of a class, where their attributes belong, and which shortcut replaces a call
+ * of the class.
  *
- * A plan holds for one version of a type. Version tags are never reused, so a plan cannot outlive a change of the
- * class or of its bases, and needs no reference to it. Plans are in a fixed table of the context, two entries per
- * hash; a class without a version gets the empty plan.
+ * A plan is valid for one version of a type. Version tags are never reused, so a plan cannot outlive a change of the
+ * class or of its bases, and needs no reference to it. Plans are in a fixed table of the context, two entries per hash;
+ * a class without a version gets the empty plan.
  */
 #include "context.h"
 
@@ -13,7 +14,7 @@
 
 PyObject *prp_text_setstate;
 static PyObject *text_dict, *text_new, *text_members, *text_tuple_new;
-static getter own_dict_getter;  /* of the __dict__ that every class statement creates */
+static getter own_dict_getter;  /* getter of the __dict__ that every class statement creates */
 static PyObject *own_tuple_new; /* tuple.__new__ */
 
 int prp_plan_init(void)
@@ -105,7 +106,8 @@ static bool same_attribute(PyObject *a, PyObject *b, const char *name)
     PyObject *x = PyObject_GetAttrString(a, name), *y = PyObject_GetAttrString(b, name);
     bool same = x && y && Py_TYPE(x) == Py_TYPE(y);
     if (same && PyTuple_CheckExact(x)) {
-        /* Constants and names. Accept only identical objects and equal str: others may have a foreign __eq__. */
+        /* Constants and names. Accept only identical objects and equal str, because the __eq__ of other objects may be
+         * foreign code. */
         same = PyTuple_GET_SIZE(x) == PyTuple_GET_SIZE(y);
         for (Py_ssize_t i = 0; same && i < PyTuple_GET_SIZE(x); i++) {
             PyObject *one = PyTuple_GET_ITEM(x, i), *other = PyTuple_GET_ITEM(y, i);
@@ -146,7 +148,7 @@ static void plan_making(prp_class_plan *plan, PyTypeObject *type)
     if (type->tp_alloc != PyType_GenericAlloc)
         return;
     if (type->tp_new == PyBaseObject_Type.tp_new) {
-        /* For an abstract class it runs code that composes the error. */
+        /* For an abstract class, object.__new__ runs Python code to compose the error. */
         plan->make = type->tp_flags & Py_TPFLAGS_IS_ABSTRACT ? PRP_MAKE_CALL : PRP_MAKE_PLAIN;
     } else if (PyType_FastSubclass(type, Py_TPFLAGS_TUPLE_SUBCLASS) && (type->tp_flags & Py_TPFLAGS_HEAPTYPE)) {
         PyObject *new = unwrap_static(prp_type_lookup(type, text_new));
@@ -264,7 +266,7 @@ static PRP_COLD const prp_class_plan *make_plan(prp_loader *L, PyTypeObject *typ
         return NULL;
     Py_INCREF(type);
     prp_class_plan made = {.type = type, .version = version};
-    /* Call each only without an exception set: it might swallow that. */
+    /* Call each function only if no exception is set, because it might clear that exception. */
     plan_making(&made, type);
     if (!PyErr_Occurred())
         plan_state(&made, type);
@@ -282,7 +284,7 @@ static PRP_COLD const prp_class_plan *make_plan(prp_loader *L, PyTypeObject *typ
     } else {
         prp_plan_forget(&made);
     }
-    Py_DECREF(type); /* not the last one: an object of the stream has it */
+    Py_DECREF(type); /* not the last reference: an object of the stream holds one */
     if (paused)
         prp_load_own(L);
     return failed ? NULL : kept ? &set[0] : unknown;

@@ -1,12 +1,12 @@
-/* Adding elements to containers: APPENDS, SETITEMS, ADDITEMS and their single forms.
+/* Adds elements to containers: APPENDS, SETITEMS, ADDITEMS and their single-item forms.
  *
- * Exact built-in containers take the elements directly from the stack. For other objects we call their methods, as
+ * We move elements directly from the stack into exact built-in containers. For other objects we call the methods that
  * PEP 307 requires: extend or append, __setitem__, add.
  */
 #include "unpickler.h"
 
 static PyObject *text_extend, *text_append; /* interned */
-static bool bytes_warn; /* python -b: comparing bytes with str warns, which may run foreign filters */
+static bool bytes_warn; /* python -b: comparing bytes with str emits a warning, which may run foreign code */
 
 int prp_load_items_init(void)
 {
@@ -21,7 +21,7 @@ int prp_load_items_init(void)
     return text_extend && text_append ? 0 : -1;
 }
 
-/* Return whether hashing and comparing this key runs no foreign code. */
+/* Return whether this key can be hashed and compared without running foreign code. */
 static inline bool inert_key(PyObject *key)
 {
     PyTypeObject *type = Py_TYPE(key);
@@ -57,7 +57,7 @@ int prp_load_dict_fill(prp_loader *L, PyObject *dict, PyObject **pairs, Py_ssize
     return 0;
 }
 
-/* Call append() with each of the elements from `at` on. */
+/* Call append() for each element from `at` on. */
 static int append_each(prp_loader *L, PyObject *list, Py_ssize_t at, Py_ssize_t n)
 {
     PyObject *method = PRP_FOREIGN(PyObject_GetAttr(list, text_append));
@@ -71,12 +71,13 @@ static int append_each(prp_loader *L, PyObject *list, Py_ssize_t at, Py_ssize_t 
     return failed ? -1 : prp_load_clear_stack(L, at);
 }
 
-/* Add the n elements from `at` on to an object that is no exact list: with extend() if it has that, or append(). */
+/* Add the n elements from `at` on to an object that is not an exact list, with extend() if it exists, else with
+ * append(). */
 static int extend_other(prp_loader *L, PyObject *list, Py_ssize_t at, Py_ssize_t n)
 {
     PyTypeObject *type = Py_TYPE(list);
     PyObject *method = NULL, *result;
-    /* With the standard lookup the type's method can be called without binding it. */
+    /* If attribute lookup is the standard one, we can call the type's method without binding it. */
     PyObject *known = type->tp_getattro == PyObject_GenericGetAttr ? prp_type_lookup(type, text_extend) : NULL;
     if (!known) {
         int has = PRP_FOREIGN(prp_optional_attr(list, text_extend, &method));

@@ -1,8 +1,8 @@
 /* The context: caches of the unpickler that outlive a load.
  *
- * A context belongs to one call at a time: prp_loader_acquire() takes an idle one or creates one,
- * prp_loader_release() puts it back. So only the load that owns it changes its tables. Python code that runs in the
- * middle of the load cannot: if it loads something, it uses another context.
+ * A context belongs to one call at a time: prp_loader_acquire() returns an idle context or creates one, and
+ * prp_loader_release() makes it idle again. So only the load that owns a context changes its tables. If Python code
+ * that runs in the middle of this load starts another load, that load uses a different context.
  *
  * Facts in the tables about the rest of the process (versions of classes and dicts, borrowed pointers) can be stale
  * after such code ran, and are checked at each use.
@@ -31,10 +31,11 @@ typedef struct {
     uint32_t hash;
     bool settled;            /* the name was found and is interned; other names are not interned */
     PyObject *module, *name; /* owned */
-    /* The result of quick() for these versions of sys.modules and the module's dict, which keeps it alive. */
+    /* The result of quick() for these versions of sys.modules and of the module's dict. That dict keeps the result
+     * alive. */
     PyObject *found, *dict; /* borrowed */
     uint64_t modules_version, dict_version;
-    uint32_t allowed[PRP_KEPT_SETS]; /* per kept set: number of the set that allowed the name */
+    uint32_t allowed[PRP_KEPT_SETS]; /* for each kept set: number of the set if it allowed the name */
 } prp_name_slot;
 
 /* globals.c: "module:name". */
@@ -42,8 +43,9 @@ typedef struct {
     PyObject *module, *name, *full; /* owned */
 } prp_full_slot;
 
-/* globals.c: the frozensets last used for `allow`. Each new one gets a number from 1 up, and no number is reused. A
- * name's `allowed` is 0 until a set allowed it; PRP_NO_SET, the number of any other `allow`, differs from both. */
+/* globals.c: the frozensets last used for `allow`. Each new set gets the next number, starting at 1, and no number is
+ * reused. A name's `allowed` is 0 until a set allowed it; PRP_NO_SET, the number of any other `allow`, differs from
+ * both. */
 typedef struct {
     PyObject *set; /* owned, NULL: none yet */
     uint32_t number;

@@ -1,10 +1,10 @@
-/* Dicts with repeated sequences of keys.
+/* Creates dicts whose sequence of keys has occurred before.
  *
- * Records of a document, rows and configurations repeat the same few keys in the same order. When a sequence of str
- * keys occurs the second time, we keep a dict with these keys and None as values as a pattern. Each further dict is a
- * copy of the pattern, whose hash table is copied as memory, with its Nones overwritten. Keys are compared by
- * identity; thanks to the memo and the key cache, equal keys are usually identical. The table has at most
- * PRP_PATTERNS patterns of at most PATTERN_KEYS keys.
+ * Document records, rows and configurations repeat the same few keys in the same order. When a sequence of str keys
+ * occurs the second time, we keep a template dict, the "pattern", with these keys and with None as each value. Each
+ * further dict begins as a copy of the pattern, which copies the hash table as one block of memory; we then overwrite
+ * the Nones. Keys are compared by identity; thanks to the memo and the key cache, equal keys are usually identical. The
+ * table has at most PRP_PATTERNS patterns of at most PATTERN_KEYS keys.
  */
 #include "context.h"
 
@@ -49,7 +49,7 @@ static PyObject *from_pattern(const prp_dict_pattern *known, PyObject *const *pa
     return dict;
 }
 
-/* Remember a sequence, and keep a pattern the second time. `dict` was just filled with the pairs. 0 or -1. */
+/* Record a sequence of keys, and create its pattern the second time. `dict` was just filled with the pairs. 0 or -1. */
 static int remember(prp_dict_pattern *known, PyObject *const *pairs, PyObject *dict, Py_ssize_t n)
 {
     if (known->first != pairs[0] || known->last != pairs[2 * n - 2] || known->n != n) {
@@ -99,7 +99,7 @@ PyObject *prp_load_dict_of(prp_loader *L, PyObject *const *pairs, Py_ssize_t n, 
     PyObject *dict = PRP_FOREIGN(PyDict_New());
     if (!dict)
         return NULL;
-    /* Keys run no foreign code, and the pairs keep every value alive. */
+    /* Hashing these keys runs no foreign code, and the pairs keep every value alive. */
     for (Py_ssize_t i = 0; i < n; i++)
         if (PyDict_SetItem(dict, pairs[2 * i], pairs[2 * i + 1]) < 0) {
             Py_DECREF(dict);

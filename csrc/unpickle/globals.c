@@ -1,15 +1,15 @@
-/* Resolving names: find_class, extension codes, persistent ids; and safe mode.
+/* Resolves names (find_class, extension codes, persistent ids) and checks them in safe mode.
  *
- * The usual name is an attribute of a module that is already imported: two dict lookups. We cache the strings, by
- * their bytes in the stream, because creating and hashing them costs more than the lookups. We cache the results of
- * the lookups too, as long as both dicts keep their version (versions are never reused, so no result can be stale; if
- * the interpreter has no versions, every opcode repeats the lookups). Everything else uses the import system,
- * including a module that another thread is still importing: the import system waits for it.
+ * Most names are attributes of a module that is already imported, and need two dict lookups. We cache the strings by
+ * their bytes in the stream, because creating and hashing them costs more than the lookups. We cache the results of the
+ * lookups too, as long as both dicts keep their version (versions are never reused, so no result can be stale; if the
+ * interpreter has no versions, every opcode repeats the lookups). All other names go through the import system, also
+ * those in a module that another thread is still importing: the import system waits for that thread.
  *
  * The audit event pickle.find_class fires for every name, before any lookup. Safe mode compares the whole name,
  * "module:qualname", after renaming Python 2 names; a name that is not allowed is neither imported nor looked up. The
- * cache of names remembers that an exact frozenset allowed a name: such a set never changes, and the last few are
- * kept alive, so that none of them can be mistaken for another.
+ * cache also records that an exact frozenset allowed a name. Such a set never changes, and we keep the last few sets
+ * alive, so that a new set cannot reuse the address of a recorded one.
  */
 #include "context.h"
 
@@ -53,7 +53,7 @@ int prp_load_global_init(PyObject *unpickler_type)
 
 /* ---- safe mode --------------------------------------------------------------------------------------------------- */
 
-/* "module:name" as a new reference, cached by the identity of both names. NULL with an exception. */
+/* Return "module:name" as a new reference, cached by the identity of both names. NULL with an exception. */
 static PyObject *full_name(prp_context *context, PyObject *module, PyObject *name)
 {
     uintptr_t mixed = (uintptr_t)module / 16 * 31 + (uintptr_t)name / 16;
@@ -94,14 +94,14 @@ void prp_load_know_set(prp_loader *L, PyObject *set)
     L->allow_number = sets[place].number;
 }
 
-/* `context`: that of the calling load, or NULL. */
+/* `context` is the context of the calling load, or NULL. */
 static int check_allowed(prp_loader *L, prp_context *context, PyObject *module, PyObject *name)
 {
     int allowed;
     if (context && prp_load_foreign(L) < 0)
         return -1;
     if (PyFrozenSet_CheckExact(L->allow)) {
-        /* With a colon in the module's name, two names could give the same string. */
+        /* If a module name could contain a colon, two different pairs could have the same string. */
         Py_ssize_t colon = PyUnicode_FindChar(module, ':', 0, PyUnicode_GET_LENGTH(module), 1);
         PyObject *full = colon == -1 ? full_name(context, module, name) : NULL;
         allowed = full ? PRP_FOREIGN(PySet_Contains(L->allow, full)) : colon == -1 ? -1 : 0;
@@ -116,7 +116,7 @@ static int check_allowed(prp_loader *L, prp_context *context, PyObject *module, 
     return allowed > 0 ? 0 : -1;
 }
 
-/* The same, remembering the result in `slot` if that is not NULL. */
+/* As above, but caches the result in `slot` if it is not NULL. */
 static inline int check_slot(prp_loader *L, prp_context *context, PyObject *module, PyObject *name, prp_name_slot *slot)
 {
     uint32_t number = L->allow_number, place = L->allow_place;
@@ -130,7 +130,7 @@ static inline int check_slot(prp_loader *L, prp_context *context, PyObject *modu
 
 /* ---- names ------------------------------------------------------------------------------------------------------- */
 
-/* Replace (module, name) of Python 2 by the names in Python 3: new references. */
+/* Replace a Python 2 (module, name) by the Python 3 names: new references. */
 static int rename_python2(PyObject **module, PyObject **name)
 {
     PyObject *pair = PRP_FOREIGN(PyTuple_Pack(2, *module, *name));
@@ -164,7 +164,7 @@ static int rename_python2(PyObject **module, PyObject **name)
 }
 
 #if PY_VERSION_HEX >= 0x030E0000
-/* Raise an AttributeError for the whole name, with that of one step as its context. */
+/* Raise an AttributeError for the whole dotted name; its context is the error of the failed step. */
 static void unresolved(PyObject *module, PyObject *name)
 {
     PyObject *cause = PyErr_GetRaisedException();
@@ -240,7 +240,7 @@ static bool is_initializing(PyObject *dict)
     if (!spec || spec == Py_None)
         return PyErr_Occurred() != NULL;
     if ((PyObject *)Py_TYPE(spec) != module_spec)
-        return true; /* reading its attributes may run foreign code: leave that to the import system */
+        return true; /* reading its attributes may run foreign code, so leave that to the import system */
     PyObject *initializing;
     Py_INCREF(spec);
     int has = prp_optional_attr(spec, text_initializing, &initializing);
@@ -275,7 +275,7 @@ static inline PyObject *quick(PyObject *module, PyObject *name, prp_name_slot *s
     return value;
 }
 
-/* Announce the lookup of a name to the audit hooks, which are foreign code. */
+/* Fire the audit event for the lookup of a name. Audit hooks are foreign code. */
 static int audit(prp_loader *L, prp_context *context, PyObject *module, PyObject *name)
 {
     bool paused = context && L->collector_paused;
@@ -287,7 +287,7 @@ static int audit(prp_loader *L, prp_context *context, PyObject *module, PyObject
     return refused;
 }
 
-/* `slot` is the context's entry for exactly these names, or NULL. `context` is NULL if the caller is not the load. */
+/* `slot` is the context's entry for exactly these names, or NULL. `context` is NULL if the caller is not a load. */
 static PyObject *find_class(prp_loader *L, prp_context *context, PyObject *module, PyObject *name, prp_name_slot *slot)
 {
     if (audit(L, context, module, name) < 0)
@@ -340,7 +340,7 @@ static PyObject *find_global(prp_loader *L, PyObject *module, PyObject *name, pr
         if (method) {
             PyObject *value = NULL, *m = module, *n = name;
             bool renamed = L->allow && L->proto < 3 && L->fix_imports;
-            /* Safe mode checks the name whatever the override does with it. */
+            /* Safe mode checks the name even if find_class is overridden. */
             if (!renamed || rename_python2(&m, &n) == 0) {
                 if (!L->allow || check_allowed(L, L->context, m, n) == 0)
                     value = PRP_FOREIGN(PyObject_CallFunctionObjArgs(method, module, name, NULL));
@@ -417,7 +417,7 @@ PyObject *prp_load_global_bytes(prp_loader *L, const uint8_t *module, size_t mod
     prp_name_slot *slot = names_for(L->context, module, module_len, name, name_len);
     if (!slot)
         return NULL;
-    /* Only this load uses the context, so the slot keeps these names. */
+    /* Only this load uses the context, so nothing else can replace the names in the slot. */
     PyObject *m = slot->module, *n = slot->name, *value = load_global(L, m, n, slot);
     assert(slot->module == m && slot->name == n);
     if (value && module_text)

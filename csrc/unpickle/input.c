@@ -1,4 +1,4 @@
-/* Input from memory or from a file object.
+/* Reads input from memory or from a file object.
  *
  * We never read a file beyond the last byte of the pickle, because the rest belongs to the caller. Without peek() we
  * read exactly what the next opcode needs (whole frames, since protocol 4); with peek() we get a large piece and then
@@ -105,7 +105,7 @@ static PyObject *read_exactly(prp_loader *L, size_t n)
     return n <= FIRST_PIECE ? call_read(L, n) : read_in_pieces(L, n);
 }
 
-/* The frame has too few bytes left: the next opcode must begin exactly at its end. */
+/* The frame has too few bytes left for this opcode: the next opcode must begin exactly at the frame's end. */
 static int leave_frame(prp_loader *L)
 {
     if (!L->beyond)
@@ -144,7 +144,7 @@ int prp_load_refill(prp_loader *L, size_t need)
     if (!L->read || need > PY_SSIZE_T_MAX)
         return prp_load_truncated();
     if (L->peeked) {
-        left = 0; /* not read yet: the next read returns it again */
+        left = 0; /* peeked only: the next read returns the same bytes again */
         if (skip_consumed(L) < 0)
             return -1;
     }
@@ -234,7 +234,7 @@ static int resize(PyObject **obj, size_t n)
     return 0;
 }
 
-/* Read up to `n` bytes of the file into `to`, which is memory of `owner`: their number, or -1. */
+/* Read up to `n` bytes of the file into `to`, which is memory of `owner`. Return the number of bytes, or -1. */
 static Py_ssize_t read_into(prp_loader *L, PyObject *owner, char *to, size_t n)
 {
     if (L->readinto) {
@@ -247,7 +247,7 @@ static Py_ssize_t read_into(prp_loader *L, PyObject *owner, char *to, size_t n)
             prp_load_clear(&L->readinto);
         } else {
             Py_ssize_t got = count ? PRP_FOREIGN(PyNumber_AsSsize_t(count, PyExc_ValueError)) : -1;
-            /* No view may outlive its memory. If the file kept one, we leak the memory. */
+            /* A view must not outlive its memory, so if the file kept the view, we leak the memory. */
             if (view && ((PyMemoryViewObject *)view)->mbuf->exports > 1) {
                 Py_INCREF(owner);
                 if (!PyErr_Occurred())

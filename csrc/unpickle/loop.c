@@ -1,9 +1,9 @@
 /* The opcode loop.
  *
- * The stream is a program for a stack machine; one loop without recursion executes it in one pass. Position and stack
- * pointer are in registers. We write them back (SAVE) before any code that may read the machine, and reload them
- * (RELOAD) after any code that may have changed them. We handle common sequences together if their bytes are
- * available:
+ * The stream is a program for a stack machine; one loop without recursion executes it in one pass. The input position
+ * and the stack pointer are in registers. We write them back (SAVE) before any code that may read the machine, and
+ * reload them (RELOAD) after any code that may have changed them. We handle common sequences together if their bytes
+ * are available:
  *
  *     EMPTY_LIST / EMPTY_DICT [memo] MARK      the container is created when its size is known (pending.c)
  *     NEWOBJ [memo] EMPTY_DICT [memo] MARK     ... and its contents go into the instance (state.c)
@@ -11,8 +11,8 @@
  *     callable MARK ... TUPLE REDUCE           numpy's arrays as a whole (whole_arrays.c)
  *     TUPLE REDUCE, TUPLE NEWOBJ               arguments stay on the stack (calls.c)
  *
- * Each is only a faster way to the same result: a stream that ends early or continues differently is handled opcode
- * by opcode.
+ * Each is only a faster way to the same result: if a stream ends early or continues differently, the loop executes it
+ * opcode by opcode.
  */
 #include "unpickler.h"
 #include "ascii.h"
@@ -83,7 +83,7 @@ static inline int push_pending(prp_loader *L, const uint8_t *p, const uint8_t *e
         return 0;
     prp_load_memo *m = &L->memo;
     bool next = memo == m->top && memo == m->used && memo < m->capacity && !m->sparse;
-    /* Reusing an index drops an object, which may run foreign code: leave that to the opcodes. */
+    /* Reusing an index releases an object, which may run foreign code: leave that case to the opcodes. */
     if (memo >= 0 && PRP_UNLIKELY(!next) && !prp_load_memo_reserve(m, (size_t)memo))
         return 0;
     if (PRP_UNLIKELY(L->sp == L->limit) && prp_load_grow_stack(L) < 0)
@@ -132,7 +132,7 @@ static inline Py_ssize_t push_state(prp_loader *L, const uint8_t *p, const uint8
     if (more < 0)
         return -1;
     if (more == 0) {
-        /* No MARK follows: nothing is pending, the opcode creates the dict. */
+        /* No MARK follows: nothing is pending, and EMPTY_DICT creates the dict. */
         if (slots) {
             L->sp--;
             Py_DECREF(Py_None);
@@ -148,7 +148,8 @@ static inline Py_ssize_t push_state(prp_loader *L, const uint8_t *p, const uint8
 #endif
 }
 
-/* After SETITEMS on a pending state: length of the opcodes that pass it to BUILD, 0 if something else follows. */
+/* After SETITEMS on a pending state: return the length of the opcodes that pass the state to BUILD, or 0 if other
+ * opcodes follow. */
 static inline int peek_build(prp_loader *L, const uint8_t *p, const uint8_t *end, prp_mark_kind kind, Py_ssize_t *pair)
 {
     *pair = -1;
@@ -162,7 +163,7 @@ static inline int peek_build(prp_loader *L, const uint8_t *p, const uint8_t *end
     return taken + 1;
 }
 
-/* Put `made`, the pending container of the last mark, into its place on the stack and in the memo. */
+/* Store `made`, the container that was pending at the last mark, in its stack slot and memo entry. */
 static inline void finish_pending(prp_loader *L, PyObject *made)
 {
     Py_ssize_t number = L->mark_count - 1;
@@ -175,7 +176,7 @@ static inline void finish_pending(prp_loader *L, PyObject *made)
     L->fence = L->stack + (number ? L->marks[number - 1].at : 0);
 }
 
-/* APPENDS on a list that exists. */
+/* Execute APPENDS on an existing list. */
 static int append_above_mark(prp_loader *L)
 {
     Py_ssize_t at = prp_load_pop_mark(L);
@@ -190,7 +191,7 @@ static int finish_list(prp_loader *L)
     if (!list)
         return -1;
     if (PRP_UNLIKELY(mark->kind != PRP_MARK_LIST)) {
-        /* Creating the container ran code that found it in the memo. */
+        /* Creating the container ran code that read its memo entry and so created it first. */
         Py_DECREF(list);
         return append_above_mark(L);
     }
@@ -200,7 +201,7 @@ static int finish_list(prp_loader *L)
     return 0;
 }
 
-/* Add the pairs from `at` on to the dict below them, which exists. */
+/* Add the pairs from `at` on to the existing dict below them. */
 static int fill_below(prp_loader *L, Py_ssize_t at)
 {
     if (prp_load_dict_fill(L, L->stack[at - 1], L->stack + at, (L->sp - L->stack - at) / 2) < 0)
@@ -232,14 +233,14 @@ static int finish_dict(prp_loader *L)
         return failed;
     }
     if (dict) {
-        /* Creating the container ran code that found it in the memo. */
+        /* Creating the container ran code that read its memo entry and so created it first. */
         for (Py_ssize_t i = 1; moved && i < n; i += 2)
             Py_INCREF(first[i]);
         Py_DECREF(dict);
     } else if (PyErr_Occurred()) {
         return -1;
     }
-    /* Create the dict first: filling it runs code of the keys, which may find it in the memo. */
+    /* Create the dict first: filling it runs methods of the keys, which may read the dict from the memo. */
     return prp_load_pop_mark(L) < 0 ? -1 : fill_below(L, at);
 }
 
@@ -260,7 +261,7 @@ static PyObject *stack_tuple(PyObject **first, Py_ssize_t n)
 static int text_put(prp_loader *L)
 {
     Py_ssize_t index;
-    if (L->sp <= L->fence) /* checked before the index is parsed, to raise the same exception as pickle */
+    if (L->sp <= L->fence) /* check this before parsing the index, to raise the same exception as pickle */
         return prp_load_underflow(L);
     if (prp_load_text_index(L, &index) < 0)
         return -1;
@@ -363,11 +364,11 @@ static PyObject *load_dict(prp_loader *L)
     return dict;
 }
 
-/* NEWOBJ and NEWOBJ_EX whose arguments are objects on the stack. */
+/* Execute NEWOBJ or NEWOBJ_EX with arguments that are objects on the stack. */
 static PyObject *load_newobj(prp_loader *L, bool ex)
 {
     if (L->sp - L->fence < (ex ? 3 : 2)) {
-        /* The rest of the stack is dropped with the failed load. */
+        /* The cleanup after the failed load releases the rest of the stack. */
         prp_load_underflow(L);
         return NULL;
     }
@@ -400,8 +401,8 @@ static PyObject *load_stack_global(prp_loader *L)
     return value;
 }
 
-/* If another short string and STACK_GLOBAL follow the string of `n` bytes at `p`, consume all and return the object,
- * or NULL with an exception. *next is NULL if something else follows. */
+/* If another short string and STACK_GLOBAL follow the string of `n` bytes at `p`, consume all and return the object, or
+ * NULL with an exception. *next is NULL if other opcodes follow. */
 static PyObject *fused_global(prp_loader *L, const uint8_t *p, const uint8_t *end, size_t n, const uint8_t **next)
 {
     const uint8_t *q = p + n;
@@ -505,7 +506,7 @@ static inline int whole_enum(prp_loader *L, PyTypeObject *type, const uint8_t **
             goto failed;      \
         RELOAD();             \
     } while (0)
-/* Call one that returns an object, and push it. */
+/* Call a function that returns an object, and push the object. */
 #define CALL_PUSH(expression)            \
     do {                                 \
         SAVE();                          \
@@ -611,7 +612,7 @@ static PyObject *run(prp_loader *L)
             size_t n = *p++;
             NEED(n);
             if (n == 1) {
-                uint8_t one = prp_load_byte(p); /* read once: it may change, and the table has 128 entries */
+                uint8_t one = prp_load_byte(p); /* read once: the byte may change, and the table has 128 entries */
                 if (one < 128) {
                     PUSH_BORROWED(prp_load_characters[one]);
                     p++;

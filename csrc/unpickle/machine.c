@@ -1,7 +1,7 @@
-/* Life cycle of an unpickling machine and of a context: create, set options and input, clear, keep, free.
+/* Manages the life cycle of machines and contexts: create, set options and input, clear, cache, free.
  *
- * We keep a few idle contexts, the last used on top, so that loading a small object allocates nothing but the object. A
- * released machine keeps its stack and memo if they are small, but no reference of the last load.
+ * We keep a few idle contexts, the most recently used first, so that loading a small object allocates only that object.
+ * A released machine keeps its stack and memo memory if they are small, but no reference from the last load.
  */
 #include "context.h"
 
@@ -21,8 +21,8 @@ static int idle_count;
 bool prp_load_strict_frames;
 int prp_load_int_base;
 
-/* Releases of CPython differ in how they read two kinds of stream that no pickler writes: opcodes that cross the end of
- * their frame, and decimal integers with leading zeros. Find out what this interpreter does, to do the same. */
+/* CPython releases differ in two cases that no pickler writes: opcodes that cross the end of their frame, and decimal
+ * integers with leading zeros. Find out how this interpreter handles them, so that we do the same. */
 static int ask_the_interpreter(void)
 {
     static const char crossing[] = "\x80\x04\x95\x02\0\0\0\0\0\0\0J\1\0\0\0.", padded[] = "I010\n.";
@@ -133,11 +133,11 @@ prp_loader *prp_loader_new(void)
     return L;
 }
 
-/* Drop every reference. Dropping one may run code that uses the machine again. */
+/* Drop every reference. Releasing a reference may run code that uses the machine again. */
 void prp_loader_clear(prp_loader *L)
 {
     prp_load_discard_stack(L);
-    prp_load_memo_clear(L, false); /* the memo first, then the records that its tags refer to */
+    prp_load_memo_clear(L, false); /* clear the memo first, then the records that its tags refer to */
     prp_load_drop_unmade(L);
     prp_load_drop_chunk(L);
     Py_CLEAR(L->read);
@@ -231,7 +231,7 @@ static PRP_COLD void shrink_machine(prp_loader *L)
 void prp_loader_release(prp_loader *L)
 {
     prp_context *context = L->context;
-    /* After most loads there is nothing to drop. */
+    /* After most loads the stack and the memo are already empty. */
     if (L->sp != L->stack || L->mark_count)
         prp_load_discard_stack(L);
     if (L->memo.top || L->memo.sparse)
@@ -291,7 +291,7 @@ int prp_loader_set_buffers(prp_loader *L, PyObject *buffers)
     if (!buffers || buffers == Py_None)
         kept = NULL;
     else if (PyList_CheckExact(buffers) || PyTuple_CheckExact(buffers))
-        kept = Py_NewRef(buffers); /* here an index is used in place of an iterator */
+        kept = Py_NewRef(buffers); /* for these types we use an index, not an iterator */
     else if (!(kept = PRP_FOREIGN(PyObject_GetIter(buffers))))
         return -1;
     L->buffer_next = 0;

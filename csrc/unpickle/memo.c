@@ -1,8 +1,8 @@
-/* The memo of an unpickler: an array, because picklers number their objects from zero without gaps.
+/* The memo of an unpickler is an array, because picklers assign consecutive indices from zero.
  *
- * An index far beyond what the stream can have stored so far goes to a dict instead, so a hostile stream cannot
- * allocate gigabytes with five bytes. Entries are owned objects, or tagged numbers of objects that do not exist yet
- * (pending.c).
+ * An entry with an index far beyond the number of objects stored so far goes to a dict instead, so a hostile stream
+ * cannot allocate gigabytes with five bytes. Entries are owned objects, or tagged integers that stand for objects not
+ * created yet (pending.c).
  */
 #include "unpickler.h"
 
@@ -39,7 +39,7 @@ bool prp_load_memo_reserve(prp_load_memo *memo, size_t index)
         if (!plausible(memo, index))
             return false;
         if (grow(memo, index) < 0) {
-            PyErr_Clear(); /* the usual way reports an error if it fails too */
+            PyErr_Clear(); /* prp_load_memo_put() reports the error if it fails too */
             return false;
         }
     }
@@ -82,7 +82,8 @@ static int replace(prp_load_memo *memo, size_t index, PyObject *value, PyObject 
     } else if (!memo->sparse && !(memo->sparse = PRP_FOREIGN(PyDict_New()))) {
         return -1;
     }
-    /* The dict may have the entry: the array was shorter before. Keys are ints, so no foreign code runs. */
+    /* The entry may be in the dict, if it was set when the array was shorter. Keys are ints, so no foreign code
+     * runs. */
     int had = (key = PyLong_FromSize_t(index)) ? take_sparse(memo, key, old) : -1;
     int failed = had < 0 || (!array && PyDict_SetItem(memo->sparse, key, value) < 0);
     Py_XDECREF(key);
@@ -145,7 +146,7 @@ static void drop_entries(prp_load_memo *memo)
 
 void prp_load_memo_clear(prp_loader *L, bool keep_memory)
 {
-    /* Dropping an object may run code that uses this memo: it must find an empty one. */
+    /* Releasing an object may run code that uses this memo, and that code must find the memo empty. */
     prp_load_memo old = L->memo;
     L->memo = (prp_load_memo){0};
     PyObject *type = NULL, *value, *traceback;

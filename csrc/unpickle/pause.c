@@ -1,12 +1,13 @@
-/* The garbage collector during a load.
+/* Disables the garbage collector during a load.
  *
- * Every few hundred new containers trigger a collection that visits all of them, some several times, and can free
- * nothing: all objects of a load are reachable from its stack. So we disable the collector while only our code runs,
- * and enable it before foreign code runs (prp_load_foreign, prp_load_drop), before the GIL can be released, and at
- * the end. No other code can see it disabled, we never undo its own gc.enable() or gc.disable(), and a process that
- * disabled the collector keeps it disabled. The next collection makes up for those that were skipped.
+ * Every few hundred new containers trigger a collection, which visits all of them and some several times. It can free
+ * nothing, because all objects of a load are reachable from its stack. So we disable the collector while only our code
+ * runs, and enable it before foreign code runs (prp_load_foreign, prp_load_drop), before the GIL can be released, and
+ * at the end. No other code can observe that the collector is disabled. We never undo another caller's gc.enable() or
+ * gc.disable(), and a process that disabled the collector keeps it disabled. The next collection visits the objects
+ * that the skipped ones would have visited.
  *
- * In small streams the collector stays on, so each allocation of a container may run finalizers.
+ * For small streams the collector stays enabled, so each allocation of a container may run finalizers.
  */
 #include "unpickler.h"
 
@@ -15,7 +16,7 @@ void prp_load_pause_collector(prp_loader *L)
     if (PyGC_Disable())
         L->collector_paused = true;
     else
-        L->may_pause = false; /* the process disabled it: leave it so */
+        L->may_pause = false; /* the process disabled it: leave it disabled */
 }
 
 void prp_load_resume_collector(prp_loader *L)

@@ -1,14 +1,14 @@
-/* Containers that do not exist yet.
+/* Handles containers that the stream has announced but that we have not created yet.
  *
- * Pending: `EMPTY_LIST MARK` or `EMPTY_DICT MARK`, with or without a memo opcode between, does not create the
- * container. Its stack slot stays NULL under the MARK, out of reach of every opcode, and its memo entry is a tagged
- * number. APPENDS or SETITEMS creates it with all its elements. An earlier GET of it (a container that contains
- * itself), or any other opcode that uses the MARK, creates it empty first.
+ * `EMPTY_LIST MARK` or `EMPTY_DICT MARK`, with or without a memo opcode in between, does not create the container: it
+ * is "pending". Its stack slot stays NULL below the MARK, where no opcode can reach it, and its memo entry is a tagged
+ * integer. APPENDS or SETITEMS creates the container with all its elements. If a GET reads the entry earlier (in a
+ * container that contains itself), or another opcode uses the MARK, we first create the container empty.
  *
  * The dict of an instance's state is not created at all if only BUILD uses it: its values go from the stack into the
- * instance. If it has a memo index, the entry refers to a record of the instance and its names, and a GET creates
- * the dict from the attributes. That is correct only while the attributes are unchanged, so we create the dicts of
- * all records before foreign code runs (prp_load_foreign) and before any BUILD on an instance that is not fresh.
+ * instance. If the dict has a memo index, its memo entry refers to a record of the instance and its names, and a GET
+ * creates the dict from the attributes. That is correct only while the attributes are unchanged, so we create the dicts
+ * of all records before foreign code runs (prp_load_foreign) and before any BUILD on an instance that is not fresh.
  */
 #include "unpickler.h"
 
@@ -27,7 +27,8 @@ int prp_load_make_pending(prp_loader *L, Py_ssize_t number)
     PyObject *container = kind == PRP_MARK_LIST ? PRP_FOREIGN(PyList_New(0)) : PRP_FOREIGN(PyDict_New());
     if (!container)
         return -1;
-    /* The allocation may have run code that created it already, or that let another thread continue the load. */
+    /* The allocation may have run code that already created the container, or that let another thread continue the
+     * load. */
     prp_mark *mark = &L->marks[number];
     if (number >= L->mark_count || mark->kind != kind || L->stack[mark->at - 1]) {
         Py_DECREF(container);
@@ -59,7 +60,8 @@ int prp_load_reserve_unmade(prp_loader *L)
  * instance's dict. */
 void prp_load_note_unmade(prp_loader *L, PyObject *obj, PyObject *names, Py_ssize_t memo, Py_ssize_t pair)
 {
-    /* The attributes equal the dict only while no foreign code can run: disable the collector in small streams too. */
+    /* The attributes equal the dict only while no foreign code runs, so disable the collector even for a small
+     * stream. */
     L->may_pause = true;
     prp_load_own(L);
     Py_ssize_t number = L->unmade_count;
@@ -102,7 +104,7 @@ static PyObject *instance_attributes(PyObject *obj)
     return made;
 }
 
-/* Create the dict of a record, and the pair with it if `pair` is not NULL: 0 or -1. */
+/* Create the dict of a record and, if `pair` is not NULL, the tuple (None, dict): 0 or -1. */
 static int state_of(const prp_unmade *record, PyObject **dict, PyObject **pair)
 {
     *dict = record->names ? PRP_FOREIGN(PyDict_New()) : instance_attributes(record->obj);
@@ -130,7 +132,7 @@ int prp_load_make_unmade(prp_loader *L, Py_ssize_t number)
     Py_INCREF(record.obj);
     Py_XINCREF(record.names);
     int failed = state_of(&record, &dict, record.pair >= 0 ? &pair : NULL);
-    /* The record may have been dropped, and its number reused. */
+    /* The record may have been removed, and its index reused. */
     if (!failed && number < L->unmade_count && L->unmade[number].obj == record.obj) {
         if (has_tag(L, record.memo, number))
             L->memo.entries[record.memo] = Py_NewRef(dict);
@@ -155,7 +157,7 @@ int prp_load_all_unmade(prp_loader *L)
     return 0;
 }
 
-/* Call it only if no memo entry has the tag of a record any more, or if the memo is dropped too. */
+/* Call this only if no memo entry has the tag of a record any more, or if the memo is cleared too. */
 void prp_load_drop_unmade(prp_loader *L)
 {
     while (L->unmade_count > 0) {

@@ -1,4 +1,4 @@
-/* Opcodes whose argument is a line of text (protocols 0 and 1), and the byte strings of Python 2. */
+/* Reads opcodes whose argument is a line of text (protocols 0 and 1), and byte strings written by Python 2. */
 #include "unpickler.h"
 
 #include <errno.h>
@@ -96,7 +96,7 @@ PyObject *prp_load_old_string(prp_loader *L, const char *data, size_t n)
         return PyBytes_FromStringAndSize(data, (Py_ssize_t)n);
     if (L->encoding && prp_load_foreign(L) < 0) /* a codec or error handler may be foreign code */
         return NULL;
-    /* Decode a copy: decoders measure before they write, and bytes in shared memory can change between. */
+    /* Decode a copy, because decoders measure before they write and bytes in shared memory can change in between. */
     PyObject *own = PyBytes_FromStringAndSize(data, (Py_ssize_t)n);
     if (!own)
         return NULL;
@@ -152,7 +152,7 @@ PyObject *prp_load_text_name(prp_loader *L, bool ascii)
     return value;
 }
 
-/* Read the decimal index of GET and PUT. */
+/* Read the decimal memo index of GET or PUT. */
 int prp_load_text_index(prp_loader *L, Py_ssize_t *index)
 {
     text_line line;

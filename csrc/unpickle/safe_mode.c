@@ -1,7 +1,7 @@
-/* Safe mode: restrictions on a stream whose names are all allowed (docs/safe-loading.md).
+/* Safe mode restricts even a stream whose names are all allowed (docs/safe-loading.md).
  *
- * - Opcodes change only objects that this load created. We note objects that come from a name or a persistent id,
- *   and results of calls that existed before the call; no opcode may change them.
+ * - Opcodes change only objects that this load created. We record objects that come from a name or a persistent id,
+ *   and call results that existed before the call; no opcode may change them.
  * - No array uses bytes as addresses: arrays of objects own their memory, and no other array shares it.
  * - A stream inside the stream is loaded under the same restrictions.
  * - We replace `_codecs.encode` by a function that supports one encoding.
@@ -11,7 +11,7 @@
 #include "c_stack.h"
 #include "context.h"
 
-#define NESTED_RESERVE (256 * 1024) /* bytes of C stack for one nested load */
+#define NESTED_RESERVE (256 * 1024) /* bytes of C stack that one nested load needs */
 
 /* ---- objects that the load did not create ------------------------------------------------------------------------ */
 
@@ -34,7 +34,7 @@ int prp_load_note_shared(prp_loader *L, PyObject *obj)
     if (!L->shared && !(L->shared = PRP_FOREIGN(PyDict_New())))
         return -1;
     PyObject *key = PyLong_FromVoidPtr(obj);
-    int failed = key ? PyDict_SetItem(L->shared, key, obj) : -1; /* int keys: no foreign code runs */
+    int failed = key ? PyDict_SetItem(L->shared, key, obj) : -1; /* the keys are ints, so no foreign code runs */
     Py_XDECREF(key);
     return failed;
 }
@@ -83,7 +83,7 @@ PyObject *prp_load_guard(prp_loader *L, PyObject *const *argv, Py_ssize_t n, PyO
     if (!value)
         return NULL;
     bool shared = Py_REFCNT(value) > 1;
-    /* An argument that is returned keeps its status. */
+    /* If the call returns one of its arguments, that object keeps its status. */
     for (Py_ssize_t i = 0; shared && i < n; i++)
         shared = argv[i] != value;
     if (refuse_addresses(value) < 0 || (shared && prp_load_note_shared(L, value) < 0))
@@ -133,7 +133,7 @@ static PyObject *latin1_encode(PyObject *module, PyObject *const *args, Py_ssize
 static PyMethodDef latin1_method = {"encode", (PyCFunction)(void (*)(void))latin1_encode, METH_FASTCALL,
                                     PyDoc_STR("Encode a str as latin-1: the only use of _codecs.encode in safe mode.")};
 
-/* load_stream(stream, *buffers) under the restrictions in `allow`. */
+/* Execute load_stream(stream, *buffers) under the restrictions of `allow`. */
 static PyObject *load_nested(PyObject *allow, PyObject *const *args, Py_ssize_t nargs)
 {
     if (nargs < 1) {

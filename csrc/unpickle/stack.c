@@ -1,5 +1,5 @@
-/* The stack of values and the stack of marks. Both are on the heap and grow by half, so nesting in a stream is
- * limited by memory and by the stream's length, never by the C stack. */
+/* Implements the value stack and the mark stack. Both are on the heap and grow by half, so the nesting depth of a
+ * stream is limited by memory and by the stream's length, never by the C stack. */
 #include "unpickler.h"
 
 int prp_load_grow_stack(prp_loader *L)
@@ -75,7 +75,7 @@ void prp_load_discard_stack(prp_loader *L)
     PyErr_Restore(type, value, traceback);
 }
 
-/* Return whether freeing the value runs no foreign code. */
+/* Return whether the value can be freed without running foreign code. */
 static inline bool inert(PyObject *value)
 {
     PyTypeObject *type = Py_TYPE(value);

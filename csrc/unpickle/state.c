@@ -1,9 +1,9 @@
-/* BUILD: sets the state of an instance.
+/* Implements BUILD, which sets the state of an instance.
  *
- * The rules are those of the standard library: call __setstate__ if it exists; otherwise put a dict into the
- * instance's __dict__, bypassing descriptors, and set slots with setattr. If a class overrides none of this, we write
- * the values directly to their final places in a fresh instance: from the stack if the state is still pending, or
- * from the state dict.
+ * The rules are those of the standard library: call __setstate__ if it exists; otherwise put a dict into the instance's
+ * __dict__, bypassing descriptors, and set slots with setattr. If a class overrides none of these, we write the values
+ * directly to their final places in a fresh instance. They come from the stack if the state is still pending, else from
+ * the state dict.
  */
 #include "unpickler.h"
 
@@ -30,7 +30,7 @@ static inline PyDictValues *fresh_values(const prp_class_plan *plan, PyObject *o
     void *keys;
     PyDictValues *values = prp_values_fresh(obj, type, &keys);
     Py_ssize_t n = PyTuple_GET_SIZE(plan->names);
-    /* The shared keys of a class only grow: while they are the same object, their indices keep their names. */
+    /* The shared keys of a class only grow: as long as they are the same object, each index keeps its name. */
     if (!values || keys != plan->keys || prp_values_room(values) < n)
         return NULL;
     for (Py_ssize_t i = 0; i < n; i++)
@@ -95,7 +95,7 @@ int prp_load_build_pending(prp_loader *L, Py_ssize_t pair)
             prp_values_set(values, plan->where[i], value);
         else
             *(PyObject **)((char *)obj + plan->where[i]) = value;
-        Py_DECREF(pairs[2 * i]); /* a name: this frees at most a str */
+        Py_DECREF(pairs[2 * i]); /* a name, so this frees at most a str */
     }
     if (memo >= 0 || pair >= 0)
         prp_load_note_unmade(L, obj, values ? NULL : plan->names, memo, pair);

@@ -1,10 +1,10 @@
-/* Strings from UTF-8, and the cache of short strings used as keys.
+/* Decodes strings from UTF-8 and caches short strings that are used as keys.
  *
- * Documents and instances repeat few names many times. A small direct-mapped table caches strings in the position of
- * a key by their bytes, but not values, because most of them differ. If most keys differ too, the load stops using the
- * table. It has at most PRP_KEY_SLOTS strings of at most KEY_BYTES bytes.
+ * Documents and instances repeat a few names many times. A small direct-mapped table, indexed by a hash of the bytes,
+ * caches strings that are keys. Values are not cached, because most of them differ. If most keys differ too, the load
+ * stops using the table. The table has at most PRP_KEY_SLOTS strings of at most KEY_BYTES bytes.
  */
-#include "context.h" /* first: Python.h comes before the system's headers */
+#include "context.h" /* must come first: Python.h must precede the system headers */
 
 #include "copy_short.h"
 #include "ascii.h"
@@ -12,7 +12,7 @@
 #define KEY_BYTES 40
 #define BLOCK 256
 #define SHORT 32
-/* Keeps the compiler from reading the source of a copy again: it must assume that the copy has changed. */
+/* Prevents the compiler from reading the source of a copy again, because it must assume that the copy has changed. */
 #define PRP_READ_ONCE(copy) __asm__ volatile("" : : "r"(&(copy)) : "memory")
 
 PyObject *prp_load_characters[128];
@@ -25,12 +25,13 @@ int prp_load_string_init(void)
     return 0;
 }
 
-/* At least two bytes, read as words; the last may overlap the one before. */
+/* Return whether `n` >= 2 bytes are ASCII. Reads them as words; the last word may overlap the one before it. */
 static inline bool is_ascii(const uint8_t *data, size_t n)
 {
     uint64_t word, seen = 0;
     if (n >= 8) {
-        /* Long strings in blocks, so that the compiler vectorises the loop and we stop early if not ASCII. */
+        /* Check long strings in blocks, so that the compiler vectorises the loop and we stop early at non-ASCII
+         * text. */
         for (; n > BLOCK && !(seen & PRP_NOT_ASCII); n -= BLOCK, data += BLOCK)
             for (size_t i = 0; i < BLOCK; i += 8) {
                 memcpy(&word, data + i, 8);
@@ -65,8 +66,8 @@ static PyObject *decode_short(prp_short_text text, size_t n)
     return decode(own, n);
 }
 
-/* Bytes in shared memory can change, so we copy them first, and check and decode the copy: an ASCII str must not get
- * other bytes, and the interpreter's decoder measures before it writes. */
+/* Bytes in shared memory can change, so we copy them first, and check and decode the copy: an ASCII str must not
+ * contain non-ASCII bytes, and the interpreter's decoder measures before it writes. */
 PyObject *prp_load_utf8(const uint8_t *data, size_t n)
 {
     if (PRP_LIKELY(n > 1 && n <= sizeof(prp_short_text))) {
@@ -96,7 +97,7 @@ PyObject *prp_load_utf8(const uint8_t *data, size_t n)
     PRP_READ_ONCE(*own);
     if (PRP_LIKELY(is_ascii(own, n)))
         return text;
-    PyObject *wide = decode(own, n); /* `text` is not valid UTF-8, but no other code sees it */
+    PyObject *wide = decode(own, n); /* `text` is not valid UTF-8, but no other code can access it */
     Py_DECREF(text);
     return wide;
 }

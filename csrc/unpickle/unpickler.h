@@ -3,13 +3,13 @@
  * A `prp_loader` is an unpickling machine: input, stack, marks, memo, options. prp_loader_new() creates it,
  * prp_loader_memory() or prp_loader_file() sets its input, and prp_load() runs it.
  *
- * Caches that outlive a load (names, classes, strings, patterns of dicts) belong to a context (context.h). A call
- * owns one context from its start to its end; nested calls and calls of other threads each use another one. So only
- * this load changes its caches, whatever Python code runs meanwhile.
+ * Caches that outlive a load (names, classes, strings, template dicts) belong to a context (context.h). A call owns one
+ * context from its start to its end; nested calls and calls in other threads each use a different context. So only this
+ * load changes its caches, even if Python code runs meanwhile.
  *
- * Ownership: the stack and the memo own their objects. A stack slot may be NULL for a container that is still
- * "pending" (pending.c), and a memo entry may be a tagged number for the same reason; nothing outside memo.c and
- * pending.c sees either.
+ * Ownership: the stack and the memo own their objects. A stack slot may be NULL for a container that is still "pending"
+ * (pending.c), and a memo entry may be a tagged integer for the same reason; code outside memo.c and pending.c never
+ * meets either.
  *
  * "Foreign code" is all code that is not ours: Python code, destructors, hooks.
  *
@@ -48,8 +48,8 @@ typedef struct {
 
 /* ---- the memo ---------------------------------------------------------------------------------------------------- */
 
-/* An entry is an owned object or a tagged number: of the mark of a pending container, or of the record of a state dict
- * that was never created because its values went directly into the instance. */
+/* An entry is an owned object or a tagged integer. The integer is the index of the mark of a pending container, or the
+ * index of the record of a state dict that was not created because its values went directly into the instance. */
 enum { PRP_MEMO_TAG_PENDING = 1, PRP_MEMO_TAG_UNMADE = 2, PRP_MEMO_TAGS = 3 };
 
 typedef struct {
@@ -81,7 +81,7 @@ typedef struct prp_loader {
     /* input: [p, end) has been read but not consumed */
     const uint8_t *p, *end;
     const uint8_t *chunk;  /* start of the current chunk */
-    const uint8_t *beyond; /* end of the chunk while `end` is that of a frame, which no opcode may cross; else NULL */
+    const uint8_t *beyond; /* chunk end, while `end` is the end of a frame, which no opcode may cross; else NULL */
     bool peeked;           /* the chunk was peeked: the consumed bytes must still be read from the file */
     PyObject *chunk_owner; /* keeps the chunk alive; NULL if the caller does */
     Py_buffer chunk_view;  /* held if chunk_owner is a buffer other than bytes; .obj is NULL otherwise */
@@ -89,7 +89,7 @@ typedef struct prp_loader {
 
     /* stack */
     PyObject **stack, **sp, **limit;
-    PyObject **fence; /* opcodes may pop only what lies above it */
+    PyObject **fence; /* opcodes may pop only values above it */
     prp_mark *marks;
     Py_ssize_t mark_count, mark_capacity;
 
@@ -108,7 +108,7 @@ typedef struct prp_loader {
     PyObject *buffers;      /* exact list or tuple, or an iterator; NULL if none were given */
     Py_ssize_t buffer_next; /* list or tuple: the next index; -1 once exhausted, as an iterator stays exhausted */
     PyObject *allow;        /* NULL, a frozenset of "module:qualname", or a callable */
-    uint32_t allow_number, allow_place; /* number of `allow` among the cached sets, or PRP_NO_SET */
+    uint32_t allow_number, allow_place; /* number of the set `allow` in the context, or PRP_NO_SET */
     PyObject *shared; /* safe mode: objects that this load did not create, by address; NULL until needed */
     PyObject *self;   /* borrowed: the Unpickler, or NULL in the module functions */
 
@@ -204,7 +204,7 @@ static inline uint8_t prp_load_byte(const uint8_t *p)
 
 int prp_load_memo_put(prp_loader *L, size_t index, PyObject *value); /* borrows `value` */
 /* Make room for an entry that was never set, without running foreign code: the caller sets it and counts it in `used`.
- * False without an exception: it is set already, belongs to the dict, or memory ran out. */
+ * False without an exception: the entry is already set, belongs to the dict, or memory ran out. */
 bool prp_load_memo_reserve(prp_load_memo *memo, size_t index);
 /* MEMOIZE: store under the next index. */
 static inline int prp_load_memoize(prp_loader *L, PyObject *value)
@@ -229,7 +229,7 @@ static inline bool prp_load_tagged(PyObject *entry)
 
 /* ---- pending.c --------------------------------------------------------------------------------------------------- */
 
-/* Create the container of a mark. 0: the mark is plain now, or the load continued meanwhile; -1. */
+/* Create the container of a mark. 0: the mark is plain now, or another thread continued the load meanwhile; -1. */
 int prp_load_make_pending(prp_loader *L, Py_ssize_t mark);
 int prp_load_make_unmade(prp_loader *L, Py_ssize_t record); /* as above */
 int prp_load_all_unmade(prp_loader *L);
@@ -245,8 +245,8 @@ void prp_load_drop_unmade(prp_loader *L);
 void prp_load_pause_collector(prp_loader *L);
 void prp_load_resume_collector(prp_loader *L);
 
-/* Call this before foreign code may run: that code may read and change objects of this stream, and must find the
- * collector as the process set it. */
+/* Call this before foreign code may run. That code may read and change objects of this stream, and must find the
+ * collector in the state that the process chose. */
 static inline int prp_load_foreign(prp_loader *L)
 {
     int failed = PRP_UNLIKELY(L->unmade_count > 0) ? prp_load_all_unmade(L) : 0;
@@ -284,14 +284,14 @@ typedef enum {
     PRP_CALL_DATE,
     PRP_CALL_TIME,
     PRP_CALL_TIMEDELTA,
-    PRP_CALL_NEW_ONLY, /* calling it only calls tp_new: tp_init is object's */
+    PRP_CALL_NEW_ONLY, /* calling the type only calls tp_new, because tp_init is object's */
     PRP_CALL_NDARRAY,
     PRP_CALL_DTYPE,
 } prp_call;
 
-/* Facts about a class that hold for one version tag of it. */
+/* Facts about a class that are valid for one of its version tags. */
 struct prp_class_plan {
-    PyTypeObject *type; /* borrowed; valid only if the type at this address has `version` */
+    PyTypeObject *type; /* borrowed; valid only if the type at this address has the version tag `version` */
     unsigned version;   /* 0: nothing is known */
     prp_make make;
     prp_call call;
@@ -300,9 +300,9 @@ struct prp_class_plan {
     prp_learned learned;   /* the kind of state that `names` and `where` describe */
     Py_ssize_t fields;     /* MAKE_TUPLE: length of the namedtuple */
     PyObject *function;    /* MAKE_TUPLE: owned, its generated __new__ ... */
-    PyObject *code;        /* ... and, owned, the code of it that was checked */
+    PyObject *code;        /* ... and its code object that was checked, owned */
     PyObject *members;     /* CALL_ENUM: owned, _value2member_map_ */
-    unsigned meta_version; /* CALL_ENUM: of the metaclass */
+    unsigned meta_version; /* CALL_ENUM: version tag of the metaclass */
     PyObject **
         by_int; /* CALL_ENUM: the members, indexed by their int value, or NULL; borrowed from `members`, and valid ... */
     uint32_t by_int_count;
@@ -311,7 +311,7 @@ struct prp_class_plan {
     PyObject *names;         /* owned tuple of interned names in the order last seen, or NULL */
     Py_ssize_t *where;       /* one per name: index into the instance's values, or offset of the slot */
     void *keys;              /* LEARNED_DICT: the shared keys that the indices refer to */
-    unsigned relearned;      /* limits learning, in case each instance has other names */
+    unsigned relearned;      /* limits learning, in case each instance has different names */
 };
 
 /* Return the plan for a class, or NULL with an exception. The first call for a class runs foreign code; the result is
@@ -321,15 +321,15 @@ static inline bool prp_plan_holds(const prp_class_plan *plan, PyTypeObject *type
 {
     return plan->type == type && plan->version != 0 && prp_type_version_now(type) == plan->version;
 }
-/* Return whether this entry of the table still has what was learned about the state of a class. Any plan that was
- * looked up before foreign code ran must pass this check. */
+/* Return whether this table entry still has the learned names of the state of this class. Call this for every plan that
+ * was looked up before foreign code ran. */
 static inline bool prp_plan_knows(const prp_class_plan *plan, PyTypeObject *type, prp_learned kind)
 {
     return plan && prp_plan_holds(plan, type) && plan->learned == kind;
 }
 int prp_plan_init(void);
 extern PyObject *prp_text_setstate; /* "__setstate__", interned */
-/* Remember where the names of a state belong, after `obj` got it the slow way: 0 or -1. */
+/* Record where the names of a state belong, after the general rules have set the state of `obj`: 0 or -1. */
 int prp_plan_learn(prp_loader *L, PyObject *obj, PyObject *state, prp_learned kind);
 
 int prp_load_build(prp_loader *L);
@@ -339,9 +339,9 @@ int prp_load_build(prp_loader *L);
 int prp_load_build_pending(prp_loader *L, Py_ssize_t pair);
 #if PRP_INTERNALS
 /* Write the values of all names the plan has learned into an instance that has none yet, stealing the references;
- * false: not possible. The plan must hold for the instance's class, and its `learned` must match the state. */
+ * false: not possible. The plan must be valid for the instance's class, and its `learned` must match the state. */
 bool prp_load_fill(const prp_class_plan *plan, PyObject *obj, PyObject *const *values);
-/* fields.c: after pushing the MARK of a state whose plan holds, read fields as long as they are the expected ones.
+/* fields.c: after pushing the MARK of a state whose plan is valid, read fields as long as they are the expected ones.
  * Returns the bytes consumed: either the state is complete, the instance on top of the stack and the mark removed, or
  * the pairs read are on the stack. -1: failed. */
 Py_ssize_t prp_load_fields(prp_loader *L, const uint8_t *start, const uint8_t *end);
@@ -397,21 +397,22 @@ int prp_load_text_index(prp_loader *L, Py_ssize_t *index);
 int prp_load_string_init(void);
 extern PyObject *prp_load_characters[128]; /* the interpreter's own str of each ASCII character */
 PyObject *prp_load_utf8(const uint8_t *data, size_t n);
-/* The same for a dict key or attribute name, with a cache for repeated ones. */
+/* As prp_load_utf8(), for a dict key or attribute name; repeated strings come from a cache. */
 PyObject *prp_load_key(prp_loader *L, const uint8_t *data, size_t n);
-/* The same for an attribute name: tries first the one that the last instance of the class had at this position. */
+/* As prp_load_key(), for an attribute name: first tries the name that the last instance of the class had at this
+ * position. */
 PyObject *prp_load_name(prp_loader *L, const prp_mark *mark, Py_ssize_t height, const uint8_t *data, size_t n);
 
 /* ---- globals.c --------------------------------------------------------------------------------------------------- */
 
 int prp_load_global_init(PyObject *unpickler_type);
-/* Set L's number for `set`, under which its context keeps the names it allowed, or PRP_NO_SET. */
+/* Set the number of `set` in L, or PRP_NO_SET. The context uses this number to cache which names the set allows. */
 void prp_load_know_set(prp_loader *L, PyObject *set);
 /* Look up a global by the bytes of its two names; NULL with an exception. */
 PyObject *prp_load_global_bytes(prp_loader *L, const uint8_t *module, size_t module_len, const uint8_t *name,
                                 size_t name_len, PyObject **module_text, PyObject **name_text);
 PyObject *prp_load_global(prp_loader *L, PyObject *module, PyObject *name);
-/* The same for names that do not come from the stream; not for use with an overridden find_class. */
+/* As prp_load_global(), for names that do not come from the stream; not for use with an overridden find_class. */
 PyObject *prp_load_known_global(prp_loader *L, const char *module, const char *name);
 PyObject *prp_load_extension(prp_loader *L, long code);
 /* The implementation of Unpickler.find_class. */
@@ -439,25 +440,27 @@ typedef struct {
 
 /* Get the bytes of a buffer object. 1; 0: not usable; -1. */
 int prp_load_array_memory(prp_loader *L, PyObject *buffer, prp_array_memory *memory);
-/* numpy's _frombuffer and ndarray, NULL until a stream used them. */
+/* numpy's _frombuffer and ndarray; each is NULL until a stream uses it. */
 extern PyObject *prp_load_array_callables[2];
 /* whole_arrays.c: execute the call of one of them, from after its MARK to its REDUCE, if the opcodes are the usual
  * ones. 1: done, the array replaced the callable on the stack; 0: not possible, nothing was changed; -1. */
 int prp_load_array_whole(prp_loader *L);
-/* Call a known numpy callable without Python code. NULL without an exception: not possible, call it normally. */
+/* Do the work of a known numpy callable without running Python code. NULL without an exception: not possible, call it
+ * normally. */
 PyObject *prp_load_array_call(prp_loader *L, PyObject *callable, PyObject *const *argv, Py_ssize_t n);
-/* Return whether `callable` may be one for prp_load_array_call(). */
+/* Return whether prp_load_array_call() may support `callable`. */
 bool prp_load_array_known(PyObject *callable);
-/* numpy.dtype(*argv) and the BUILD that numpy writes after it, which is consumed too; as above. */
+/* numpy.dtype(*argv) and the BUILD that numpy writes after it, which is also consumed; same result as
+ * prp_load_array_call(). */
 PyObject *prp_load_array_dtype(prp_loader *L, PyObject *const *argv, Py_ssize_t n);
-/* numpy.ndarray(*argv); as above. */
+/* numpy.ndarray(*argv); same result as prp_load_array_call(). */
 PyObject *prp_load_array_new(prp_loader *L, PyObject *callable, PyObject *const *argv, Py_ssize_t n);
-/* Make an array that foreign code built read-only, as the store promises. 0 or -1. */
+/* Make an array that foreign code created read-only, as arrays from the store must be. 0 or -1. */
 int prp_load_array_seal(prp_loader *L, PyObject *array);
 
 /* ---- safe_mode.c ------------------------------------------------------------------------------------------------- */
 
-/* Note an object that this load did not create: 0 or -1. */
+/* Record an object that this load did not create: 0 or -1. */
 int prp_load_note_shared(prp_loader *L, PyObject *obj);
 /* Return 0 if an opcode may change the object, else -1 with an exception. Call it in safe mode only. */
 int prp_load_refuse_shared(prp_loader *L, PyObject *obj);
@@ -474,10 +477,11 @@ static inline PyObject *prp_load_guarded(prp_loader *L, PyObject *const *argv, P
 /* Check that a NumPy dtype or array can have this state: 0 or -1. Other objects always pass. The stack and the caller
  * each hold a reference to `obj`. */
 int prp_load_check_state(prp_loader *L, PyObject *obj, PyObject *state);
-/* Whether this is the name of the loader of nested streams, and that loader with the restrictions of L. */
+/* Return whether this is the name of the function that loads nested streams. prp_load_nested_stream() returns this
+ * function with the restrictions of L. */
 bool prp_load_is_nested_stream(PyObject *module, PyObject *name);
 PyObject *prp_load_nested_stream(prp_loader *L);
-/* The replacement for _codecs.encode: new reference. NULL without an exception: another name. */
+/* Return the replacement for _codecs.encode as a new reference. NULL without an exception: it is a different name. */
 PyObject *prp_load_safe_codec(PyObject *module, PyObject *name);
 
 #endif

@@ -1,4 +1,4 @@
-/* Reads the whole call that creates an array from the stream.
+/* Reads from the stream, in one step, all opcodes of a call that creates an array.
  *
  * Picklers write plain arrays with the same opcodes every time; only dtype, shape and bytes differ. After the
  * callable and a MARK:
@@ -6,10 +6,10 @@
  *     _frombuffer   NEXT_BUFFER, the dtype (GET or its opcodes), the shape's ints and TUPLE, 'C' or 'F', TUPLE, REDUCE
  *     ndarray       the shape, the dtype's name, the bytes (in the stream, or NEXT_BUFFER), 0, None, TUPLE, REDUCE
  *
- * as this package's pickler writes them: it memoizes only objects that arrays can share (numpy's name, the class
- * dtype, the dtype, the letters of byte order and of memory order), and uses GET for them the next time. If the
- * opcodes match, we create the array without the intermediate objects. Nothing is consumed before the array exists;
- * the opcode loop handles anything else and gives the result or the error.
+ * This is the form that this package's pickler writes. It memoizes only objects that arrays can share (numpy's name,
+ * the class dtype, the dtype, the letters of byte order and of memory order), and writes a GET when one of them occurs
+ * again. If the opcodes match, we create the array without the intermediate objects. We consume nothing before the
+ * array exists. The opcode loop handles all other opcodes and returns the result or raises the error.
  */
 #include "unpickler.h"
 #include "opcodes.h"
@@ -20,10 +20,10 @@ typedef struct {
     int64_t shape[PRP_ARRAY_MAX_DIMS];
     const uint8_t *name; /* of the dtype, or NULL */
     size_t name_len;
-    const uint8_t *inband; /* the bytes, or NULL: NEXT_BUFFER */
+    const uint8_t *inband; /* the bytes, or NULL if they come from NEXT_BUFFER */
     size_t inband_len;
     PyObject *dtype; /* borrowed from the memo, or NULL */
-    PyObject *cls;   /* the class dtype, borrowed from the memo, or NULL: looked up by name, both memoized */
+    PyObject *cls;   /* the class dtype, borrowed from the memo, or NULL: looked up by name, then both are memoized */
     bool made;       /* the opcodes create the dtype, from which its name comes; memoize it */
     uint8_t sign;    /* byte order, if it must be memoized; 0: it came by GET */
     uint8_t order;   /* memory order, if it must be memoized; 0: it came by GET */
@@ -221,7 +221,7 @@ static PyObject *dtype_of(prp_loader *L, const prp_ndarray_api *numpy, const arr
     if (c->dtype)
         return Py_NewRef(c->dtype);
     if (c->made) {
-        /* Look the name up as the opcodes would: audited, and refused if it is not allowed. */
+        /* Look the name up as the opcodes would: with an audit event, and with an error if the name is not allowed. */
         PyObject *type = c->cls ? Py_NewRef(c->cls) : prp_load_known_global(L, "numpy", "dtype");
         Py_XDECREF(type);
         if (type != numpy->dtype_type)
@@ -260,7 +260,7 @@ int prp_load_array_whole(prp_loader *L)
     bool frombuffer = L->sp[-1] == prp_load_array_callables[0];
     if (!read_call(L, &c, frombuffer, name) || (c.made && L->custom_find_class))
         return 0;
-    /* Objects read by GET are borrowed from the memo, which only this load changes. */
+    /* Objects that GET returned are borrowed from the memo, which only this load changes. */
     const prp_ndarray_api *numpy = PRP_FOREIGN(prp_ndarray());
     prp_array_memory memory;
     if (!numpy)
