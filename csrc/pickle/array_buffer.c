@@ -1,14 +1,13 @@
-/* A PickleBuffer of an exact ndarray, as PickleBuffer(array) is, without numpy's description of it.
+/* Creates the PickleBuffer of an exact ndarray without the cost of numpy's own buffer export.
  *
- * numpy answers a buffer request by composing the format again, in a string it allocates, and comparing it with the
- * last one: half of the time it takes to write a small array. For plain numbers in native order the format is one of
- * 18, and shape and strides of a contiguous array follow from its shape. So we put our own exporter in between: it
- * holds the array, and the shape and strides that views point to (numpy may replace the array's own while a view
- * exists).
+ * For each buffer request, numpy builds the format string again in new memory and compares it with the previous one.
+ * This takes half of the time needed to write a small array. For plain numbers in native order the format is one of 18,
+ * and shape and strides of a contiguous array follow from its shape. So we put our own exporter in between: it holds
+ * the array, and the shape and strides that views point to (numpy may replace the array's own while a view exists).
  *
- * Guarantee: a view has the bytes, format, shape, strides and flags of numpy's; only its `obj` differs. An array that
- * code has changed in place since (another shape, dtype or memory) answers requests itself, unless the exporter shows
- * its transpose, which would not have changed with it.
+ * Guarantee: a view has the bytes, format, shape, strides and flags of numpy's; only its `obj` differs. If code has
+ * since changed the array in place (its shape, dtype or memory), the array itself handles the requests. The exception
+ * is an exporter of the transpose, because the transpose would not have changed with the array.
  *
  * The protocol is PEP 3118.
  */
@@ -26,11 +25,11 @@ typedef struct {
     PyObject_VAR_HEAD     /* ob_size: 2 * nd */
     PyArrayObject *array; /* owned */
     const char *format;   /* static */
-    void *data;           /* the array's values when this exporter was made */
+    void *data;           /* the array's values when this exporter was created */
     Py_ssize_t len, itemsize;
     int nd;
     bool readonly;
-    bool transposed;   /* shows the transpose of an array in Fortran order, as it was when this was made */
+    bool transposed;   /* exports the transpose of an array in Fortran order, as it was at creation */
     Py_ssize_t dims[]; /* shape, then strides in C order */
 } array_buffer;
 
@@ -61,10 +60,11 @@ static const struct {
 
 enum { ELEMENTS = sizeof elements / sizeof elements[0] };
 
-/* numpy's own flag, in no header, of arrays from broadcast_arrays: numpy warns when code writes to them. */
+/* A private numpy flag, which no header declares, of arrays from broadcast_arrays: numpy warns when code writes to
+ * them. */
 #define WARN_ON_WRITE ((int)(1u << 31))
 
-/* Return the format numpy would give; NULL if only numpy can tell. */
+/* Return the format that numpy would export, or NULL if only numpy can determine it. */
 static const char *format_of(PyArrayObject *array)
 {
     const PyArray_Descr *descr = PyArray_DESCR(array);

@@ -1,13 +1,13 @@
-/* A PickleBuffer of an exact ndarray, as PickleBuffer(array) is, without numpy's description of it. */
+/* Creates the PickleBuffer of an exact ndarray without the cost of numpy's own buffer export. */
 #ifndef PRP_ARRAY_BUFFER_H
 #define PRP_ARRAY_BUFFER_H
 
 #include "interp.h"
 
-/* Return the PickleBuffer of a contiguous array; for Fortran order, that of its transpose. NULL with an exception,
- * also if the array refuses. */
+/* Return the PickleBuffer of a contiguous array or, for Fortran order, of its transpose. NULL with an exception, also
+ * if the array does not support buffers. */
 PyObject *prp_array_picklebuffer(PyObject *array);
-/* Return whether this is an exporter of ours whose array has other memory now. */
+/* Return whether `exporter` is ours and its array now uses different memory. */
 bool prp_array_buffer_moved(PyObject *exporter);
 int prp_array_buffer_setup(void);
 

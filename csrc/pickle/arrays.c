@@ -1,8 +1,8 @@
-/* Exact ndarrays and numpy scalars in the standard form, without the detour through __reduce_ex__.
+/* Writes exact ndarrays and numpy scalars in the standard form without calling __reduce_ex__.
  *
  *     ndarray    numpy's _frombuffer(buffer, dtype, shape, order), the buffer as this pickler writes a PickleBuffer of
- *                the array: passed to the callback, or bytes in the stream. C and Fortran order, plain numbers; numpy
- *                reduces the rest.
+ *                the array: passed to the callback, or bytes in the stream. Only for C or Fortran order and plain
+ *                numbers; numpy reduces all other arrays.
  *     scalar     numpy's scalar(dtype, bytes)
  *
  * We take the functions that numpy's own reduction names from a sample, so the stream is what this numpy would write.
@@ -89,13 +89,13 @@ int prp_save_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
         PyObject *found = frombuffer_function();
         if (!found)
             return PyErr_Occurred() ? SAVE_ERROR : SAVE_GENERIC;
-        if (plan->extra) /* another thread has set it meanwhile */
+        if (plan->extra) /* another thread has set it in the meantime */
             Py_DECREF(found);
         else
             plan->extra = found;
     }
     PyObject *buffer = prp_array_picklebuffer(obj);
-    if (!buffer) /* numpy reduces these in another way */
+    if (!buffer) /* numpy reduces such arrays in a different way */
         return prp_forgive_refusal() < 0 ? SAVE_ERROR : SAVE_GENERIC;
     int status = SAVE_ERROR;
     bool again = false;
@@ -103,7 +103,7 @@ int prp_save_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
     PyArray_Descr *descr = PyArray_DESCR(array);
     int nd = PyArray_NDIM(array);
     npy_intp dims[NPY_MAXDIMS];
-    if (nd > 0) /* an array without dimensions has no shape, not even a pointer to one */
+    if (nd > 0) /* the shape pointer of a zero-dimensional array may be NULL */
         memcpy(dims, PyArray_DIMS(array), (size_t)nd * sizeof *dims);
     Py_INCREF(descr);
     if (prp_save(s, plan->extra) < 0 || prp_op(s, OP_MARK) < 0 || prp_save_picklebuffer(s, buffer, true) < 0 ||
@@ -120,8 +120,8 @@ int prp_save_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
             s->p = prp_append_int64(s->p, dims[i]);
         *s->p++ = nd > 3 ? OP_TUPLE : (uint8_t)(OP_TUPLE1 - 1 + nd);
     }
-    /* As in numpy's own reduction, this is the shared str object of that letter. No hook sees it: arrays reach this
-     * code only without hooks. */
+    /* As in numpy's own reduction, this is the interpreter's shared str of that letter. No hook receives it, because
+     * arrays reach this code only if there are no hooks. */
     static PyObject *orders[2];
     if (!orders[fortran] && !(orders[fortran] = PyUnicode_FromStringAndSize(fortran ? "F" : "C", 1)))
         goto end;
@@ -131,7 +131,7 @@ int prp_save_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
     *s->p++ = OP_TUPLE;
     *s->p++ = OP_REDUCE;
     if (!elided) {
-        int64_t index = prp_memo_get(&s->memo, obj); /* a callback may have pickled with this very saver's memo */
+        int64_t index = prp_memo_get(&s->memo, obj); /* a callback may have added to the memo of this saver */
         again = index >= 0;
         if (!again && prp_memoize(s, obj) < 0)
             goto end;
@@ -143,7 +143,8 @@ end:
     return status;
 }
 
-/* True for at most 255 bytes that nothing else refers to; single bytes are shared objects, which other code may hold.
+/* Return whether `value` has at most 255 bytes and nothing else refers to it. Single bytes are shared objects, to which
+ * other code may refer.
  * */
 static int save_short_bytes(prp_saver *s, const void *data, Py_ssize_t len)
 {

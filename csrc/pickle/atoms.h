@@ -1,5 +1,5 @@
 /* Inline writers of atoms. All take the output pointer and return it advanced; the caller has ensured PRP_ROOM free
- * bytes. Protocol 2 and up only, unless a comment says otherwise. */
+ * bytes. For protocol 2 and up only, unless a comment says otherwise. */
 #ifndef PRP_WRITE_H
 #define PRP_WRITE_H
 
@@ -27,8 +27,8 @@ static inline uint8_t *prp_put_u64(uint8_t *p, uint64_t v)
     return p + 8;
 }
 
-/* Write a value that fits 32 bits, for any protocol from 1 on. Computes the length without branches: it is often
- * nearly random. */
+/* Write a value that fits into 32 bits, for protocol 1 and up. Computes the length without branches, because the
+ * lengths of successive ints are often nearly random. */
 static inline uint8_t *prp_put_int32(uint8_t *p, long value)
 {
     static const uint8_t ops[3] = {OP_BININT1, OP_BININT2, OP_BININT};
@@ -39,7 +39,7 @@ static inline uint8_t *prp_put_int32(uint8_t *p, long value)
     return p + 2 + width + (width >> 1);
 }
 
-/* Any 64-bit value: a BININT form if it fits, else LONG1 with the fewest bytes. */
+/* Write any 64-bit value: as a BININT form if it fits, else as LONG1 with the fewest bytes. */
 static inline uint8_t *prp_append_int64(uint8_t *p, int64_t value)
 {
     if (value == (int32_t)value)
@@ -73,7 +73,7 @@ static inline uint8_t *prp_put_get(uint8_t *p, uint32_t index)
     return prp_put_u32(p, index);
 }
 
-/* Header of a string of `n` UTF-8 bytes below 4 GiB, protocol 4 and up. */
+/* Write the header of a string of `n` < 4 GiB UTF-8 bytes, for protocol 4 and up. */
 static inline uint8_t *prp_put_str_header(uint8_t *p, size_t n)
 {
     if (PRP_LIKELY(n <= 0xff)) {

@@ -1,4 +1,4 @@
-/* Makes and keeps plans: which types qualify, and when a plan is out of date. See class_plan.h. */
+/* Creates and caches plans: decides which types qualify, and when a plan is stale. See class_plan.h. */
 #include "class_plan.h"
 
 #include "interp_write.h"
@@ -53,7 +53,7 @@ static prp_plan *find(PyTypeObject *type)
     return NULL;
 }
 
-/* Drop the whole table; each plan lives until its last user drops it. */
+/* Clear the whole table; each plan is freed when its last user releases it. */
 static void trim(void)
 {
     prp_plan **old = plans.table;
@@ -93,7 +93,7 @@ static int grow(void)
     return 0;
 }
 
-/* Enter a plan into the table, in place of an older one of its type. */
+/* Insert a plan into the table, where it replaces an older plan of the same type. */
 static int publish(prp_plan *plan)
 {
     if (plans.count >= MAX_PLANS)
@@ -124,7 +124,7 @@ static bool inherits(PyTypeObject *type, PyTypeObject *base, PyObject *name)
     return same;
 }
 
-/* Return whether the type finds attributes of instances as object does, __getattr__ apart. */
+/* Return whether the type looks up instance attributes as object does; a __getattr__ is allowed. */
 static bool plain_getattribute(PyTypeObject *type)
 {
     return type->tp_getattro == PyObject_GenericGetAttr || inherits(type, &PyBaseObject_Type, prp_g.str_getattribute);
@@ -137,7 +137,7 @@ static bool defines(PyTypeObject *type, PyObject *name)
     return found != NULL;
 }
 
-/* Return `attribute` of `module` if that is loaded: new reference, or NULL with or without an exception. */
+/* Return `attribute` of `module` if the module is loaded: new reference, or NULL with or without an exception. */
 static PyObject *loaded(const char *module, const char *attribute)
 {
     PyObject *found;
@@ -145,7 +145,7 @@ static PyObject *loaded(const char *module, const char *attribute)
     return found;
 }
 
-/* Return whether the type is that attribute of a loaded module; false with or without an exception. */
+/* Return whether the type is the named attribute of a loaded module; false with or without an exception. */
 static bool is_loaded(PyTypeObject *type, const char *module, const char *attribute)
 {
     PyObject *found = loaded(module, attribute);
@@ -188,7 +188,7 @@ static int collect_slots(prp_plan *plan, PyTypeObject *type, Py_ssize_t *names_c
     return status;
 }
 
-/* object.__reduce_ex__ refuses types whose instances hold more than it can see. */
+/* object.__reduce_ex__ rejects types whose instances contain C data that it cannot access. */
 static bool all_visible(PyTypeObject *type, Py_ssize_t slots)
 {
     Py_ssize_t size = PyBaseObject_Type.tp_basicsize + slots * (Py_ssize_t)sizeof(PyObject *);
@@ -203,7 +203,7 @@ static bool all_visible(PyTypeObject *type, Py_ssize_t slots)
  * exception. */
 static int generated_getnewargs(PyTypeObject *type)
 {
-    static PyObject *code; /* code of one such function, made for comparison; all such functions share it */
+    static PyObject *code; /* code of one such function, created for comparison; all such functions share it */
     if (!code) {
         PyObject *collections = PRP_FOREIGN(PyImport_ImportModule("collections"));
         PyObject *cls = collections ? PRP_FOREIGN(PyObject_CallMethod(collections, "namedtuple", "s()", "_")) : NULL;
@@ -218,7 +218,7 @@ static int generated_getnewargs(PyTypeObject *type)
     PyObject *method = prp_type_lookup(type, prp_g.str_getnewargs);
     bool same = false;
     if (method && PyFunction_Check(method) && PyFunction_GET_CODE(method) == code) {
-        /* It calls tuple(self) through a cell. */
+        /* The function calls tuple(self) through a closure cell. */
         PyObject *cells = PyFunction_GET_CLOSURE(method);
         same = cells && PyTuple_GET_SIZE(cells) == 1 &&
                PyCell_GET(PyTuple_GET_ITEM(cells, 0)) == (PyObject *)&PyTuple_Type;
@@ -227,7 +227,7 @@ static int generated_getnewargs(PyTypeObject *type)
     return same && inherits(type, &PyTuple_Type, prp_g.str_iter);
 }
 
-/* Return whether the enum's reduction is the enum module's and gives (class, (value,)): 1, 0, or -1 with an
+/* Return whether the enum uses the enum module's reduction, which returns (class, (value,)): 1, 0, or -1 with an
  * exception. */
 static int plain_enum(PyTypeObject *type, PyObject *sample)
 {
@@ -283,11 +283,13 @@ static bool only_c_code(PyTypeObject *type)
     return good;
 }
 
-/* -1 with an exception only for what must stop the dump (MemoryError in copyreg, KeyboardInterrupt and the like). */
+/* Returns -1 with an exception only for errors that must end the dump (MemoryError in copyreg, KeyboardInterrupt and
+ * similar). */
 static int classify_heap(prp_plan *plan, PyTypeObject *type, PyObject *sample)
 {
     PyTypeObject *base = &PyBaseObject_Type;
-    /* A WeakSet holds weak references, which refuse pickling; a marker of dataclasses is compared by identity. */
+    /* A WeakSet contains weak references, which cannot be pickled; a sentinel of dataclasses is compared by
+     * identity. */
     if ((strcmp(type->tp_name, "WeakSet") == 0 && is_loaded(type, "_weakrefset", "WeakSet")) ||
         (strcmp(type->tp_name, "_FIELD_BASE") == 0 && is_loaded(type, "dataclasses", "_FIELD_BASE"))) {
         plan->by_table = true;
@@ -329,7 +331,7 @@ static int classify_heap(prp_plan *plan, PyTypeObject *type, PyObject *sample)
         plan->kind = PLAN_INSTANCE;
         return 0;
     }
-    /* A frozen dataclass with slots: dataclasses' own __getstate__ lists the fields. */
+    /* For a frozen dataclass with slots, the __getstate__ that dataclasses provides returns a list of the fields. */
     PyObject *method = prp_type_lookup(type, prp_g.str_getstate),
              *theirs = loaded("dataclasses", "_dataclass_getstate");
     if (method && method == theirs && !plan->has_attrs) {
@@ -443,8 +445,8 @@ static int classify(prp_plan *plan, PyTypeObject *type, PyObject *sample)
     } else if (classify_static(plan, type) < 0) {
         return -1;
     }
-    /* 0 if the version is unknown: such a plan is valid until foreign code runs. Read it last, because copyreg may
-     * have put __slotnames__ into the class. */
+    /* The version is 0 if unknown: such a plan is valid until foreign code runs. Read the version last, because copyreg
+     * may have added __slotnames__ to the class. */
     plan->version = prp_type_version(type);
     return 0;
 }
@@ -464,7 +466,7 @@ static int look_up(PyObject *table, PyObject *type, PyObject **kept)
 static int check_tables(prp_saver *s, prp_plan *plan)
 {
     PyObject *type = (PyObject *)plan->type;
-    /* Ask the registry first: that imports the reducers of the package the class comes from. */
+    /* Query the registry first, because the query imports the reducers for the package that defines the class. */
     if (prp_g.registry_find) {
         long version = PyLong_AsLong(PyList_GET_ITEM(prp_g.registry_version, 0));
         if (version != plan->registry_version) {
@@ -472,7 +474,7 @@ static int check_tables(prp_saver *s, prp_plan *plan)
             PyObject *found = PRP_FOREIGN(PyObject_CallOneArg(prp_g.registry_find, type));
             if (!found)
                 return -1;
-            plan->registry_version = version; /* the number before the call: if it has changed, we ask again */
+            plan->registry_version = version; /* the version before the call, so that a change in it is noticed */
             PyObject *older = plan->registered;
             plan->registered = found == Py_None ? NULL : Py_NewRef(found);
             Py_DECREF(found);
@@ -490,7 +492,7 @@ static int check_tables(prp_saver *s, prp_plan *plan)
     return PyErr_Occurred() ? -1 : 0;
 }
 
-/* Make a plan and enter it into the table. */
+/* Create a plan and insert it into the table. */
 static prp_plan *make_plan(prp_saver *s, PyTypeObject *type, PyObject *sample)
 {
     prp_plan *plan = calloc(1, sizeof *plan);
@@ -504,7 +506,7 @@ static prp_plan *make_plan(prp_saver *s, PyTypeObject *type, PyObject *sample)
     plan->id = made++;
     prp_memo_own_all(s);
     Py_INCREF(sample);
-    Py_INCREF(type); /* code that runs meanwhile may replace the sample's class */
+    Py_INCREF(type); /* code that runs in the meantime may replace the sample's class */
     int status = classify(plan, type, sample) < 0 || publish(plan) < 0 ? -1 : 0;
     Py_DECREF(type);
     Py_DECREF(sample);
@@ -520,7 +522,7 @@ static PRP_COLD prp_plan *plan_anew(prp_saver *s, prp_plan *plan, PyTypeObject *
         plan->refs++;
     else if (!(plan = make_plan(s, type, sample)))
         return NULL;
-    /* Take the epoch before asking the tables: asking may run code that changes them. */
+    /* Read the epoch before querying the tables, because a query may run code that changes them. */
     uint64_t epoch = 0;
     int status = plan->odd ? prp_before_foreign_code(s) : 0;
     if (status == 0) {
@@ -535,13 +537,13 @@ static PRP_COLD prp_plan *plan_anew(prp_saver *s, prp_plan *plan, PyTypeObject *
     return plan;
 }
 
-/* Return, within one epoch, whether the plan was made for `type` in its present state. */
+/* Return whether the plan was created for `type` in its current state; valid within one epoch. */
 static inline bool is_current(const prp_plan *plan, PyTypeObject *type)
 {
 #if PRP_INTERNALS
     return plan->version && plan->version == prp_type_version_now(type);
 #else
-    (void)plan, (void)type; /* prp_memo_own_all() begins an epoch */
+    (void)plan, (void)type; /* prp_memo_own_all() starts a new epoch */
     return true;
 #endif
 }

@@ -1,4 +1,4 @@
-/* Which saver a call uses: the context of its thread. */
+/* Selects the saver for a call from the context of its thread. */
 #include "pickler.h"
 
 #include <pthread.h>
@@ -6,17 +6,17 @@
 
 #define KEEP_SLOTS (64 * 1024)
 
-/* The saver that this thread keeps between calls. A call takes it and gives it back; a call that runs meanwhile
- * makes its own, so two calls never share a saver. */
+/* The saver that this thread keeps between calls. A call acquires and releases it. A nested call creates a new saver,
+ * so two calls never share one. */
 static _Thread_local struct {
     prp_saver *idle;
-    bool watched; /* the end of the thread frees it */
+    bool watched; /* the saver is freed when the thread ends */
 } context;
 static pthread_key_t thread_end;
 
 static void free_idle(void *unused)
 {
-    /* Runs without the GIL: an idle saver holds no object. */
+    /* This runs without the GIL, which is safe because an idle saver refers to no object. */
     prp_saver *s = context.idle;
     context.idle = NULL;
     if (s) {

@@ -30,7 +30,7 @@ static int save_contiguous(prp_saver *s, PyObject *owner, const void *data, size
                         "serializing a bytes object larger than 4 GiB requires pickle protocol 4 or higher");
         return -1;
     }
-    /* Mutable data may be collected at the end only if no other code can run before that. */
+    /* We may copy mutable data as late as the end of the dump only if no other code can run before that. */
     if (!PyBytes_CheckExact(owner) && !s->elide && !s->write)
         owner = NULL;
     return prp_out_large(s, header, (size_t)(h - header), data, len, owner);
@@ -61,7 +61,7 @@ static int offer_buffer(prp_saver *s, PyObject *buffer)
     if (!s->buffer_callback)
         return 1;
     if (s->append_to) {
-        /* The callback is a list's own append: it runs no other code and returns None. */
+        /* The callback is list.append, which runs no other code and returns None. */
         return PRP_FOREIGN(PyList_Append(s->append_to, buffer)) < 0 ? -1 : 0;
     }
     if (prp_before_foreign_code(s) < 0)
@@ -91,7 +91,7 @@ int prp_save_picklebuffer(prp_saver *s, PyObject *obj, bool elided)
     if (s->put)
         return prp_put_picklebuffer(s, obj, view);
     Py_INCREF(obj);
-    /* The callback may release the PickleBuffer and still have it written: our own view keeps the bytes. */
+    /* The callback may release the PickleBuffer and still request in-band data: our own view keeps the bytes alive. */
     Py_buffer own = {0};
     bool foreign = s->buffer_callback && !s->append_to;
     if (foreign && PRP_FOREIGN(PyObject_GetBuffer(obj, &own, PyBUF_FULL_RO)) < 0) {
@@ -116,8 +116,8 @@ int prp_save_picklebuffer(prp_saver *s, PyObject *obj, bool elided)
     return status;
 }
 
-/* Call obj.__reduce_ex__(protocol), or __reduce__() if it has only that. `trusted`: the type does it in C, so the
- * caller has not called prp_before_foreign_code; this function does if the instance itself has attributes of these
+/* Call obj.__reduce_ex__(protocol), or __reduce__() if obj has only the latter. `trusted`: the type does it in C, so
+ * the caller has not called prp_before_foreign_code; this function does if the instance itself has attributes of these
  * names. */
 static PyObject *ask(prp_saver *s, PyObject *obj, PyTypeObject *type, bool trusted)
 {
@@ -169,7 +169,8 @@ static PyObject *private_reducer(prp_saver *s, PyTypeObject *type)
     return reducer;
 }
 
-/* Call `reducer` on obj and save the result. SAVE_GENERIC if that is NotImplemented and `may_decline`. */
+/* Call `reducer` on obj and save the result. Return SAVE_GENERIC if the result is NotImplemented and `may_decline` is
+ * true. */
 static int reduce_with(prp_saver *s, PyObject *reducer, PyObject *obj, bool may_decline)
 {
     if (prp_before_foreign_code(s) < 0)
@@ -184,7 +185,7 @@ static int reduce_with(prp_saver *s, PyObject *reducer, PyObject *obj, bool may_
     return status;
 }
 
-/* cloudpickle can reduce some types that refuse on their own: code, cells, modules, views of dicts. */
+/* cloudpickle can reduce some types whose own __reduce_ex__ raises: code, cells, modules, dict views. */
 static int reduce_by_value(prp_saver *s, PyObject *obj)
 {
     PyObject *type, *error, *trace, *value = NULL;
@@ -214,7 +215,7 @@ static bool from_numpy(PyObject *function)
            strncmp((const char *)PyUnicode_DATA(module), "numpy", 5) == 0;
 }
 
-/* Look the plan up again; NULL with an exception. The caller keeps `type` alive. */
+/* Look up the plan again; NULL with an exception. The caller keeps `type` alive. */
 static prp_plan *renew(prp_saver *s, prp_plan **held, PyObject *obj, PyTypeObject *type)
 {
     if (PRP_UNLIKELY(Py_TYPE(obj) != type)) {
@@ -229,7 +230,7 @@ static prp_plan *renew(prp_saver *s, prp_plan **held, PyObject *obj, PyTypeObjec
     return plan;
 }
 
-/* The owner of *held drops the plan; an outdated plan is replaced there. */
+/* The owner of *held releases the plan. A stale plan is replaced in *held. */
 static int save_reduced(prp_saver *s, prp_plan **held, PyObject *obj, PyTypeObject *type, bool elided)
 {
     prp_plan *plan = *held;
@@ -289,8 +290,8 @@ static int save_reduced(prp_saver *s, prp_plan **held, PyObject *obj, PyTypeObje
             return SAVE_ERROR;
         by_table = !named;
     }
-    /* cloudpickle reduced an object that contains this one, so its tables apply too; or only these tables can reduce
-     * this one. */
+    /* Either cloudpickle reduced an object that contains obj, so that its tables apply here too, or only these tables
+     * can reduce obj. */
     if (s->by_value || by_table) {
         if (by_table && prp_before_foreign_code(s) < 0)
             return SAVE_ERROR;
@@ -342,7 +343,7 @@ int prp_save_other(prp_saver *s, PyObject *obj, PyTypeObject *type)
     if (type == &PyPickleBuffer_Type)
         return prp_save_picklebuffer(s, obj, elided);
     Py_INCREF(obj);
-    Py_INCREF(type); /* code that runs meanwhile may replace obj's class */
+    Py_INCREF(type); /* code that runs in the meantime may replace obj's class */
     int status;
     if ((type == &PySet_Type || type == &PyFrozenSet_Type) && s->proto < 4) {
         status = prp_save_old_set(s, obj);

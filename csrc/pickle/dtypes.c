@@ -1,9 +1,9 @@
-/* numpy's dtypes of plain numbers in the standard form.
+/* Writes numpy's dtypes of plain numbers in the standard form.
  *
- * A dtype has the same bytes in every stream. We make these bytes once per number, by pickling numpy's own dtype with
- * nothing memoized, and cut them at objects that the rest of the stream may share: the module's name, the class, the
- * dtype itself, the sign of the byte order. So the stream is the standard pickler's except for memo entries that
- * nothing uses.
+ * A dtype has the same bytes in every stream. We create these bytes once per number type, by pickling numpy's built-in
+ * dtype without memoization. We split them at the objects that the rest of the stream may share: the module's name, the
+ * class, the dtype itself, the byte-order character. So the stream equals the standard pickler's, except for unused
+ * memo entries.
  */
 #include "dtypes.h"
 #include "atoms.h"
@@ -20,7 +20,7 @@
 #define DTYPES 32
 
 typedef struct {
-    PyObject *own;                  /* owned: numpy's; NULL before the first array of that number */
+    PyObject *own;                  /* owned: numpy's dtype; NULL before the first array of that type */
     PyObject *module, *cls, *order; /* owned: numpy's name, the class dtype, '<' or '|' */
     size_t name, called, made, sign,
         rest; /* offsets of the class's name, the arguments, the state, the byte order, and the end of the byte order */
@@ -59,7 +59,7 @@ static size_t behind_string(const uint8_t *bytes, size_t len, size_t at)
     return at + 2 + bytes[at + 1];
 }
 
-/* Find the cuts: `numpy` `dtype` STACK_GLOBAL, `f8` False True TUPLE3 REDUCE, MARK 3 `<` ... */
+/* Find the split positions: `numpy` `dtype` STACK_GLOBAL, `f8` False True TUPLE3 REDUCE, MARK 3 `<` ... */
 static bool cut(kept_dtype *kept)
 {
     const uint8_t *bytes = kept->bytes;
@@ -83,7 +83,7 @@ static bool cut(kept_dtype *kept)
         PyUnicode_InternInPlace(&kept->module);
     kept->cls = prp_numpy_attribute("dtype");
     kept->order =
-        PyUnicode_FromStringAndSize((const char *)bytes + kept->sign + 2, 1); /* the shared str object of that letter */
+        PyUnicode_FromStringAndSize((const char *)bytes + kept->sign + 2, 1); /* the shared str of that letter */
     return kept->module && kept->cls && kept->order;
 }
 
@@ -97,8 +97,8 @@ static void drop(kept_dtype *kept)
     kept->bytes = NULL;
 }
 
-/* Return the kept form of numpy's own dtype of that number; without bytes if numpy writes it in a form that this
- * code does not know. NULL with an exception. */
+/* Return the cached form of numpy's built-in dtype of that number type. It has no bytes if numpy writes the dtype in a
+ * form that this code does not know. NULL with an exception. */
 static const kept_dtype *kept_for(const PyArray_Descr *descr)
 {
     kept_dtype *kept = &dtypes[descr->type_num], made = {0};
@@ -107,7 +107,7 @@ static const kept_dtype *kept_for(const PyArray_Descr *descr)
     PyObject *cls = prp_numpy_attribute("dtype");
     made.own = cls ? PRP_FOREIGN(PyObject_CallFunction(cls, "C", descr->type)) : NULL;
     Py_XDECREF(cls);
-    if (made.own && Py_IS_TYPE(made.own, Py_TYPE((PyObject *)descr))) /* each number has its own class */
+    if (made.own && Py_IS_TYPE(made.own, Py_TYPE((PyObject *)descr))) /* each number type has its own class */
         made.bytes = pickled(made.own, &made.len);
     if (made.bytes && !PyErr_Occurred() && !cut(&made)) {
         free(made.bytes);
@@ -117,15 +117,15 @@ static const kept_dtype *kept_for(const PyArray_Descr *descr)
         drop(&made);
         return NULL;
     }
-    if (kept->own || !made.own) /* another thread has made it meanwhile */
+    if (kept->own || !made.own) /* another thread has created it in the meantime */
         drop(&made);
     else
         *kept = made;
     return kept;
 }
 
-/* Return whether the bytes of numpy's own dtype describe this one fully. Code that holds any other may set its
- * state. */
+/* Return whether the bytes of numpy's built-in dtype describe `descr` completely. Code may have set the state of any
+ * other dtype object. */
 static int like_own(const kept_dtype *kept, PyObject *descr)
 {
     if (kept->own == descr)
@@ -136,7 +136,7 @@ static int like_own(const kept_dtype *kept, PyObject *descr)
     return numpy && numpy->dtype_like_own(descr);
 }
 
-/* Write a string or class that the stream may share, by its opcodes or from the memo. The caller has made room. */
+/* Write a string or class that the stream may share, as opcodes or as a GET. The caller has reserved the room. */
 int prp_put_shared(prp_saver *s, PyObject *obj, const uint8_t *bytes, size_t len)
 {
     int64_t index = prp_memo_add(&s->memo, obj);

@@ -1,9 +1,9 @@
-/* Functions, classes and other objects that are pickled by name, and those that must be pickled by value.
+/* Pickles functions, classes and other objects by name, or by value where that is necessary.
  *
- * A name is good if importing it gives this very object; we check that once per stream (afterwards the object is in
- * the memo). In the usual case, a loaded plain module and a name without dots, the check costs two dict lookups.
- * Functions and classes that fail it, those of __main__, and those of modules registered with cloudpickle are pickled
- * by value through cloudpickle's public CloudPickler.reducer_override.
+ * A name is valid if importing it returns the same object. We check this once per stream, because afterwards the object
+ * is in the memo. In the usual case, a loaded plain module and a name without dots, the check costs two dict lookups.
+ * We pickle by value functions and classes that fail the check, that are in __main__, or that are in modules registered
+ * with cloudpickle, through cloudpickle's public CloudPickler.reducer_override.
  */
 #include "pickler.h"
 
@@ -17,7 +17,8 @@ static bool quiet(PyObject *obj)
         return true;
     if (!PyType_Check(obj))
         return false;
-    /* A metaclass with __getattr__ only, such as Enum's: every class has these two names. */
+    /* The metaclass overrides only __getattr__, as Enum's does. It is not called for these two names, because every
+     * class has them. */
     PyObject *mine = prp_type_lookup(type, prp_g.str_getattribute);
     PyObject *theirs = prp_type_lookup(&PyType_Type, prp_g.str_getattribute);
     bool same = mine && mine == theirs;
@@ -34,7 +35,7 @@ static PyObject *optional_attribute(PyObject *obj, PyObject *name)
     return value;
 }
 
-/* Return the name of obj: `name` if a reduction gave one, else its own. New reference. */
+/* Return the name of obj: `name` if the reduction returned one, else obj's own name. New reference. */
 static PyObject *global_name(PyObject *obj, PyObject *name)
 {
     if (name)
@@ -72,7 +73,7 @@ static PyObject *which_module(prp_saver *s, PyObject *obj, PyObject *name)
     return failed || answer ? answer : Py_NewRef(prp_g.str_main);
 }
 
-/* Return the module that obj names as its own, else the first one that has it under this name. New reference. */
+/* Return obj's __module__ if it has one, else the first module in which obj has this name. New reference. */
 static PyObject *module_name(prp_saver *s, PyObject *obj, PyObject *name)
 {
     if (PyFunction_Check(obj) && ((PyFunctionObject *)obj)->func_module != Py_None &&
@@ -89,8 +90,9 @@ static PyObject *module_name(prp_saver *s, PyObject *obj, PyObject *name)
     return which_module(s, obj, name);
 }
 
-/* Return what `module`.`name` is now: new reference, NULL with or without an exception. *parent is the object with
- * the last part of a dotted name (new reference), NULL for an undotted one; *last (new reference) that last part. */
+/* Return the current value of `module`.`name`: new reference, or NULL with or without an exception. *last is the last
+ * part of the name (new reference). *parent is the object that has it as an attribute (new reference), or NULL for a
+ * name without dots. */
 static PyObject *resolve(prp_saver *s, PyObject *module, PyObject *name, bool dotted, PyObject **parent,
                          PyObject **last)
 {
@@ -114,7 +116,7 @@ static PyObject *resolve(prp_saver *s, PyObject *module, PyObject *name, bool do
     for (Py_ssize_t i = 0; here && i < PyList_GET_SIZE(parts); i++) {
         PyObject *part = PyList_GET_ITEM(parts, i), *next = NULL;
         if (PyUnicode_CompareWithASCIIString(part, "<locals>") == 0)
-            PyErr_SetString(PyExc_AttributeError, "local"); /* the caller writes its own message */
+            PyErr_SetString(PyExc_AttributeError, "local"); /* the caller replaces this message */
         else
             next = PRP_FOREIGN(PyObject_GetAttr(here, part));
         Py_XSETREF(*parent, here);
@@ -125,7 +127,7 @@ static PyObject *resolve(prp_saver *s, PyObject *module, PyObject *name, bool do
     return here;
 }
 
-/* Write an extension code of copyreg. 1: written, 0: none, -1. */
+/* Write the copyreg extension code, if there is one. 1: written; 0: none; -1. */
 static int save_extension(prp_saver *s, PyObject *obj, PyObject *module, PyObject *name)
 {
     if (s->proto < 2 || PyDict_GET_SIZE(prp_g.extensions) == 0)
@@ -168,7 +170,7 @@ static void refuse_identifier(const char *what, PyObject *name, int proto)
     PyErr_Restore(type, error, traceback);
 }
 
-/* Protocols below 4: GLOBAL module newline name newline. */
+/* For protocols below 4, write GLOBAL, module, newline, name, newline. */
 static int save_text(prp_saver *s, PyObject *module, PyObject *name)
 {
     PyObject *parts[2] = {Py_NewRef(module), Py_NewRef(name)};
@@ -222,8 +224,8 @@ end:
     return status;
 }
 
-/* Protocols below 4 write a dotted name as getattr(getattr(global, part), part), with the memo entries of the
- * interpreter's own pickler. */
+/* For protocols below 4, write a dotted name as getattr(getattr(global, part), part), with the same memo entries as the
+ * standard pickler. */
 static int save_dotted(prp_saver *s, PyObject *module, PyObject *name, PyObject *parent, PyObject *last)
 {
 #if PY_VERSION_HEX < 0x030D0000
@@ -232,7 +234,7 @@ static int save_dotted(prp_saver *s, PyObject *module, PyObject *name, PyObject 
     Py_XDECREF(call);
     return status;
 #else
-    /* Do not check objects on the way: one may be obj itself, under a name that leads back to it. */
+    /* Do not check the intermediate objects: one may be obj itself, if a part of the name refers back to it. */
     PyObject *separator = PyUnicode_FromString("."),
              *parts = separator ? PRP_FOREIGN(PyUnicode_Split(name, separator, -1)) : NULL;
     Py_XDECREF(separator);
@@ -279,7 +281,7 @@ static Py_ssize_t modules_by_value(prp_saver *s)
     PyObject *cloudpickle = PRP_FOREIGN(PyDict_GetItemWithError(prp_g.sys_modules, prp_g.str_cloudpickle));
     if (!cloudpickle)
         return PyErr_Occurred() ? -1 : 0;
-    /* Read its registry without a call: cloudpickle is often loaded, and a call would end elision. */
+    /* Read the registry without a call, because cloudpickle is often loaded and a call would end elision. */
     PyObject *module = PRP_FOREIGN(PyDict_GetItemWithError(prp_g.sys_modules, prp_g.str_cloudpickle_module)),
              *modules = NULL;
     if (module && PyModule_Check(module))
@@ -294,7 +296,7 @@ static Py_ssize_t modules_by_value(prp_saver *s)
                       ? NULL
                       : PRP_FOREIGN(PyObject_CallMethodNoArgs(cloudpickle, prp_g.str_list_by_value));
         Py_DECREF(cloudpickle);
-        if (!modules) /* a version without it, or half imported */
+        if (!modules) /* a cloudpickle version without this registry, or a module that is still being imported */
             return s->restart ? -1 : prp_forgive(PyExc_AttributeError);
     }
     Py_ssize_t n = PyAnySet_Check(modules) ? PySet_GET_SIZE(modules) : PRP_FOREIGN(PyObject_Size(modules));
@@ -302,8 +304,8 @@ static Py_ssize_t modules_by_value(prp_saver *s)
     return n;
 }
 
-/* Return whether any module is to be pickled by value; determined once per dump. 1, 0, or -1 with an exception or a
- * restart. */
+/* Return whether any module is registered for pickling by value; determined once per dump. 1, 0, or -1 with an
+ * exception or a restart. */
 static int by_value_wanted(prp_saver *s)
 {
     if (s->by_value_wanted < 0) {
@@ -315,7 +317,7 @@ static int by_value_wanted(prp_saver *s)
     return s->by_value_wanted;
 }
 
-/* Make the CloudPickler of this dump and find the dicts of its dispatch_table: 0 or -1. */
+/* Create the CloudPickler of this dump and find the dicts of its dispatch_table: 0 or -1. */
 static int make_by_value(prp_saver *s)
 {
     s->by_value = PRP_FOREIGN(PyObject_CallNoArgs(prp_g.new_by_value));
@@ -324,8 +326,8 @@ static int make_by_value(prp_saver *s)
     Py_XDECREF(table);
     if (!s->by_value)
         return -1;
-    if (prp_forgive(PyExc_AttributeError) < 0) { /* this version has no such dict: use its own lookup */
-        Py_CLEAR(s->by_value);                   /* a caller that continues makes it again */
+    if (prp_forgive(PyExc_AttributeError) < 0) { /* this version has no such dicts: use cloudpickle's lookup */
+        Py_CLEAR(s->by_value);                   /* a caller that continues creates it again */
         return -1;
     }
     if (maps && PyList_CheckExact(maps))
@@ -334,7 +336,8 @@ static int make_by_value(prp_saver *s)
     return 0;
 }
 
-/* Return what CloudPickler.dispatch_table has for `type`: new reference, NULL without an exception if nothing. */
+/* Return the reducer for `type` in CloudPickler.dispatch_table: new reference, or NULL without an exception if there is
+ * none. */
 static PyObject *cloudpickle_reducer(prp_saver *s, PyTypeObject *type)
 {
     PyObject *maps = s->by_value_maps, *found = NULL;
@@ -346,7 +349,7 @@ static PyObject *cloudpickle_reducer(prp_saver *s, PyTypeObject *type)
         Py_XDECREF(table);
         return found;
     }
-    /* A ChainMap of dicts, whose own lookup raises and catches an exception per map. */
+    /* The table is a ChainMap of dicts, whose lookup method would raise and catch an exception for each map. */
     for (Py_ssize_t i = 0; !found && i < PyList_GET_SIZE(maps); i++) {
         PyObject *map = PyList_GET_ITEM(maps, i);
         found = PyDict_CheckExact(map) ? Py_XNewRef(PRP_FOREIGN(PyDict_GetItemWithError(map, (PyObject *)type)))
@@ -371,7 +374,8 @@ int prp_by_value(prp_saver *s, PyObject *obj, PyObject **value)
     if (named) {
         *value = PRP_FOREIGN(PyObject_CallMethodOneArg(s->by_value, prp_g.str_reducer_override, obj));
     } else {
-        /* cloudpickle would read an open text file and send a copy: only allowed if a function carries it. */
+        /* cloudpickle would read an open text file and send a copy. We allow this only for a file that a function
+         * refers to. */
         if (!already && strcmp(type->tp_name, "_io.TextIOWrapper") == 0)
             return 0;
         PyObject *reducer = cloudpickle_reducer(s, type);
@@ -391,8 +395,8 @@ int prp_by_value(prp_saver *s, PyObject *obj, PyObject **value)
 
 #define OWN_TYPES 16
 
-/* Cloudpickle's reductions of the interpreter's own types without a name in `builtins` (code, cell, ...), which
- * are always the same. */
+/* Caches cloudpickle's reductions of interpreter types that have no name in `builtins` (code, cell, ...). These
+ * reductions never change. */
 static struct {
     PyObject *type;  /* static: never freed */
     PyObject *value; /* owned */
@@ -415,7 +419,7 @@ static void keep_own_type(PyObject *obj, PyObject *value)
     }
 }
 
-/* 1: written, 0: cloudpickle would pickle by reference too, -1 */
+/* Return 1: written; 0: cloudpickle would also pickle by reference; -1. */
 static int save_by_value(prp_saver *s, PyObject *obj)
 {
     if (prp_before_foreign_code(s) < 0)
@@ -426,7 +430,8 @@ static int save_by_value(prp_saver *s, PyObject *obj)
         return found;
     if (PyType_Check(obj) && !(((PyTypeObject *)obj)->tp_flags & Py_TPFLAGS_HEAPTYPE) &&
         !(PyTuple_Check(value) && PyTuple_GET_SIZE(value) == 2)) {
-        /* The interpreter's own types exist once per process; a reduction that builds another one is useless. */
+        /* The interpreter's own types exist once per process, so a reduction that creates a second one would be
+         * wrong. */
         Py_DECREF(value);
         return 0;
     }
@@ -443,14 +448,15 @@ static bool is_main(PyObject *module)
            (PyUnicode_GET_LENGTH(module) == 8 && PyUnicode_Compare(module, prp_g.str_main) == 0);
 }
 
-/* A TypeVar reduces itself to its name, even if nothing has that name. */
+/* A TypeVar reduces to its name, even if no object can be found under that name. */
 static bool is_type_variable(PyObject *obj)
 {
     const char *name = Py_TYPE(obj)->tp_name, *dot = strrchr(name, '.');
     return strcmp(dot ? dot + 1 : name, "TypeVar") == 0;
 }
 
-/* Raise PicklingError: obj cannot be pickled by name. Takes over `why`, NULL with an exception. */
+/* Raise PicklingError because obj cannot be pickled by name. Steals the reference to `why`, which is NULL if an
+ * exception is set. */
 static PRP_COLD void refuse(PyObject *obj, PyObject *why)
 {
     PyObject *shown = why ? prp_repr(obj) : NULL;
@@ -494,7 +500,7 @@ static int save_named(prp_saver *s, PyObject *obj, PyObject *given, bool may_go_
     if (dot == -2)
         goto end;
     if (dot >= 0 && may_go_by_value) {
-        /* A local name never resolves; looking it up would only give another error. */
+        /* A local name can never be looked up; trying it would only raise a different error. */
         Py_ssize_t local = PyUnicode_Find(name, prp_g.str_locals, 0, PyUnicode_GET_LENGTH(name), 1);
         int written = local >= 0 ? save_by_value(s, obj) : 0;
         if (written || local == -2) {
@@ -515,7 +521,7 @@ static int save_named(prp_saver *s, PyObject *obj, PyObject *given, bool may_go_
             goto end;
     }
     if (found == obj) {
-        if (PY_VERSION_HEX < 0x030E0000 && parent == module) { /* a dotted name that leads back to its module */
+        if (PY_VERSION_HEX < 0x030E0000 && parent == module) { /* a dotted name that refers back to its module */
             Py_CLEAR(parent);
             Py_SETREF(name, Py_NewRef(last));
         }
@@ -557,7 +563,8 @@ int prp_save_named(prp_saver *s, PyObject *obj)
     return save_named(s, obj, NULL, true);
 }
 
-/* Return the function that a bound method calls, or NULL, perhaps with an exception: borrowed from what defines it. */
+/* Return the function that a bound method calls, or NULL, perhaps with an exception: borrowed from the object that
+ * defines it. */
 static PyObject *behind(PyObject *found)
 {
     if (!found || PyFunction_Check(found))

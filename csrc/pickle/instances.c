@@ -1,8 +1,8 @@
-/* Writes instances by their plans: the opcodes that their __reduce_ex__ would lead to, without the intermediate
+/* Writes instances by their plans: the same opcodes as for the result of __reduce_ex__, without the intermediate
  * objects.
  *
- * Only objects that can be met again get memo entries here; where every opcode counts (letter mode), the kinds that
- * would differ are left to __reduce_ex__.
+ * Only objects that can occur again get memo entries here. In letter mode, where every opcode must match, we call
+ * __reduce_ex__ for the kinds that would differ.
  */
 #include "class_plan.h"
 #include "atoms.h"
@@ -39,7 +39,7 @@ int prp_plan_class(prp_saver *s, prp_plan *plan)
     return prp_room(s, PRP_ROOM);
 }
 
-/* The opcodes have created the object: give it its memo entry, unless saving its arguments has already done so. */
+/* The opcodes have created the object: add its memo entry, unless saving its arguments has already added one. */
 static int created(prp_saver *s, PyObject *obj, bool elided, bool *again)
 {
     *again = false;
@@ -55,7 +55,7 @@ static int created(prp_saver *s, PyObject *obj, bool elided, bool *again)
     return prp_memoize(s, obj);
 }
 
-/* __reduce_ex__ would use an attribute of the instance itself with one of these names. */
+/* Return whether this is a name that __reduce_ex__ would look up on the instance itself. */
 static bool is_hook(PyObject *name)
 {
     if (PRP_LIKELY(PyUnicode_CheckExact(name) && PyUnicode_IS_COMPACT_ASCII(name)) &&
@@ -89,7 +89,7 @@ static int dict_has_hook(PyObject *dict)
     return 0;
 }
 
-/* Return whether an attribute name of `view` is a hook; remember which of the class's shared keys are not. */
+/* Return whether an attribute name of `view` is a hook, and record which of the class's shared keys are not hooks. */
 static bool names_have_hook(prp_plan *plan, const prp_attrs *view)
 {
     if (PRP_UNLIKELY(plan->keys != view->keys)) {
@@ -100,7 +100,7 @@ static bool names_have_hook(prp_plan *plan, const prp_attrs *view)
         Py_ssize_t slot = prp_attrs_slot(view, i);
         if (PRP_LIKELY(slot < plan->keys_checked))
             continue;
-        /* Shared keys are only appended: check all up to this one. */
+        /* New shared keys are only appended, so check all keys up to this one. */
         for (Py_ssize_t j = 0; j < view->count; j++)
             if (is_hook(prp_attrs_name(view, j)))
                 return true;
@@ -136,7 +136,7 @@ int prp_plan_write_name(prp_saver *s, prp_numbers *numbers, Py_ssize_t slot)
     return prp_room(s, PRP_ROOM);
 }
 
-/* Push a frame for `count` attributes or slots, by the numbers of the class. NULL with an exception. */
+/* Push a frame for `count` attributes or slots, with the class's memo indices. NULL with an exception. */
 static prp_frame *push_numbered(prp_saver *s, prp_frame_kind kind, PyObject *obj, prp_plan *plan, Py_ssize_t count)
 {
     prp_numbers *numbers = prp_numbers_for(s, plan);
@@ -148,7 +148,7 @@ static prp_frame *push_numbered(prp_saver *s, prp_frame_kind kind, PyObject *obj
     return frame;
 }
 
-/* Begin the slots' part of the state: a dict, on the stack above the dict of the attributes or None. */
+/* Begin the part of the state for slots: a dict, on the stack above the dict of the attributes or None. */
 static int begin_slots(prp_saver *s, prp_plan *plan, PyObject *obj, int count)
 {
     if (prp_room(s, PRP_ROOM) < 0)
@@ -175,8 +175,8 @@ static PyObject *slots_state(const prp_plan *plan, PyObject *obj, PyObject *dict
     return state;
 }
 
-/* Write class, NEWOBJ and the state, if any: attributes in `view` or `dict`, or all of it in `state`. The caller
- * holds `dict` and `state`: writing the class may run code that drops them. */
+/* Write class, NEWOBJ and the state, if any: either the attributes in `view` or `dict`, or the complete `state`. The
+ * caller holds references to `dict` and `state`, because writing the class may run code that releases them. */
 static int write_instance(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided, const prp_attrs *view,
                           PyObject *dict, int slots, PyObject *state)
 {
@@ -191,7 +191,7 @@ static int write_instance(prp_saver *s, prp_plan *plan, PyObject *obj, bool elid
         return SAVE_DONE;
 
     if (view) {
-        /* Nothing refers to a dict that does not exist: no memo entry for it. */
+        /* Nothing refers to a dict that has not been created, so it needs no memo entry. */
         s->elided = true;
         if (view->count == 0)
             return SAVE_DONE;
@@ -219,13 +219,13 @@ static int write_instance(prp_saver *s, prp_plan *plan, PyObject *obj, bool elid
     if (!frame)
         return SAVE_ERROR;
     s->next = state ? state : dict;
-    /* While eliding, the instance holds it; a second reference would make it look shared. */
+    /* While eliding, the instance's reference suffices; a second reference would make the dict look shared. */
     if (!s->elide)
         frame->held = Py_NewRef(s->next);
     return SAVE_NEXT;
 }
 
-/* Return whether the instance still has its dict, which we held meanwhile; false with an exception. */
+/* Return whether the instance still has the dict to which we hold a reference; false with an exception. */
 static bool still_held(PyObject *dict)
 {
     if (Py_REFCNT(dict) > 1)
@@ -240,11 +240,11 @@ static int save_instance(prp_saver *s, prp_plan *plan, PyObject *obj, bool elide
     PyObject *dict = NULL;
     int where = plan->has_attrs ? prp_attrs_view(obj, plan->type, &view, &dict) : PRP_ATTRS_NONE;
     int slots = plan->nslots ? slots_set(plan, obj) : 0;
-    if (where == PRP_ATTRS_INLINE) { /* the attributes lie in an array, with or without a dict over it */
+    if (where == PRP_ATTRS_INLINE) { /* the attributes are in an array, with or without a dict that wraps it */
         if (names_have_hook(plan, &view))
             return SAVE_GENERIC;
         if (!s->elide || slots || (dict && Py_REFCNT(dict) != 1)) {
-            /* Code may run that changes the instance, or other code has the dict: use the dict. */
+            /* Use the dict if code may run that changes the instance, or if other code refers to the dict. */
             where = dict ? PRP_ATTRS_DICT : PRP_ATTRS_UNKNOWN;
         }
     }
@@ -263,8 +263,8 @@ static int save_instance(prp_saver *s, prp_plan *plan, PyObject *obj, bool elide
         if (hook)
             return hook < 0 ? SAVE_ERROR : SAVE_GENERIC;
     }
-    /* If foreign code may change the instance or its class meanwhile, and in letter mode, the slots go through the
-     * objects that object.__reduce_ex__ would make. */
+    /* If foreign code may change the instance or its class meanwhile, or in letter mode, we write the slots from the
+     * objects that object.__reduce_ex__ would create. */
     PyObject *state = !s->elide && slots ? slots_state(plan, obj, where == PRP_ATTRS_DICT ? dict : NULL) : NULL;
     if (!s->elide && slots && !state)
         return SAVE_ERROR;
@@ -281,7 +281,7 @@ static int save_fields(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
 {
     bool again;
     if (!s->elide || slots_set(plan, obj) != plan->nslots)
-        return SAVE_GENERIC; /* a field is unset: the class's own __getstate__ raises the right error */
+        return SAVE_GENERIC; /* a field is unset: the class's __getstate__ raises the right error */
     if (prp_plan_class(s, plan) < 0)
         return SAVE_ERROR;
     *s->p++ = OP_EMPTY_TUPLE;
@@ -347,7 +347,7 @@ int prp_plan_finish_tuple(prp_saver *s)
     return 0;
 }
 
-/* Write a tuple of the last `n` values on the stack, REDUCE, memo of obj. */
+/* Write opcodes for a tuple of the last `n` values on the stack, REDUCE, and the memo entry of obj. */
 static int finish_call(prp_saver *s, PyObject *obj, Py_ssize_t n, bool elided)
 {
     bool again;
@@ -358,7 +358,7 @@ static int finish_call(prp_saver *s, PyObject *obj, Py_ssize_t n, bool elided)
     return created(s, obj, elided, &again) < 0 ? SAVE_ERROR : SAVE_DONE;
 }
 
-/* The last argument may be any object: a frame waits for it. Takes over the reference to `argument`. */
+/* The last argument may be any object, so a frame waits until it is written. Steals the reference to `argument`. */
 static int call_after(prp_saver *s, PyObject *obj, Py_ssize_t n, bool elided, PyObject *argument)
 {
     prp_frame *frame = prp_push(s, FRAME_CALL, obj);

@@ -1,4 +1,4 @@
-/* Growing, clearing and ownership of the memo; see memo.h for the design. */
+/* Implements growth, clearing and ownership of the memo; see memo.h for the design. */
 #include "memo.h"
 
 #include <stdlib.h>
@@ -91,7 +91,7 @@ void prp_memo_clear(prp_memo *memo, size_t keep_slots)
         } else {
             free(old.slots);
             if (old.owned && count && !dying)
-                dying = old.keys; /* no memory for a copy: use the array, which is freed anyway */
+                dying = old.keys; /* no memory for a copy: use the array itself, which is freed in any case */
             else
                 free(old.keys);
         }
@@ -110,7 +110,7 @@ void prp_memo_clear(prp_memo *memo, size_t keep_slots)
             free(dying);
         return;
     }
-    /* Out of memory: an empty stand-in hides the keys from finalizers while they are released. */
+    /* Out of memory: put an empty memo in its place while we release the keys, so that finalizers cannot find them. */
     prp_memo old = *memo;
     if (allocate(memo, INITIAL_SLOTS) == 0) {
         release(old.keys, count);
@@ -136,7 +136,7 @@ void prp_memo_free(prp_memo *memo)
 
 PyObject *prp_memo_entries(const prp_memo *memo)
 {
-    /* Take all entries before anything that may run code, which may clear the memo. */
+    /* Copy all entries before any step that may run code, because that code may clear the memo. */
     uint32_t count = memo->count;
     struct {
         PyObject *key;

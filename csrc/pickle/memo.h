@@ -1,12 +1,13 @@
-/* The memo of a pickler: it maps each object to its number in the stream.
+/* The memo of a pickler maps each object to its memo index in the stream.
  *
- * Keyed by identity, open addressing, linear probing, at most half full. The hash keeps the order of addresses within
- * a page and scatters pages, so objects allocated one after the other, which is how the pickler mostly meets them, lie
- * in neighbouring slots: few cache misses and no clustering between pages. A slot belongs to the current dump if it
- * carries the current generation; one increment forgets everything.
+ * It is a hash table keyed by identity, with open addressing and linear probing, and at most half full. The hash keeps
+ * the order of addresses within a page and scatters pages. Objects that were allocated one after the other are usually
+ * pickled in this order too, and lie in neighbouring slots, so there are few cache misses and no clustering between
+ * pages. A slot belongs to the current dump if it has the current generation; incrementing the generation clears the
+ * table.
  *
  * Ownership: as long as only the pickler's own code has run, nothing can be freed, and entries are borrowed.
- * prp_memo_own() takes a reference to everything in it, and from then on each new entry is owned until
+ * prp_memo_own() takes a reference to every object in the memo, and from then on each new entry is owned until
  * prp_memo_clear(). This keeps an address from being reused by another object while the memo still contains it.
  */
 #ifndef PRP_MEMO_H
@@ -23,10 +24,10 @@ typedef struct {
 typedef struct {
     prp_memo_slot *slots;
     size_t mask;     /* slots - 1; a power of two */
-    PyObject **keys; /* in order of entry; room for (mask + 1) / 2 */
+    PyObject **keys; /* in insertion order; room for (mask + 1) / 2 */
     uint32_t count;
     uint32_t generation; /* generation of the slots; restarts with a new table, even in the middle of a dump */
-    uint64_t lives;      /* how often the memo was cleared: an index is valid as long as this number is the same */
+    uint64_t lives;      /* number of times the memo was cleared: an index is valid only while this is unchanged */
     bool owned;
 } prp_memo;
 
@@ -35,9 +36,9 @@ enum { PRP_MEMO_ABSENT = -1, PRP_MEMO_ERROR = -2 };
 int prp_memo_init(prp_memo *memo);
 void prp_memo_free(prp_memo *memo); /* clears first */
 void prp_memo_own(prp_memo *memo);
-/* Forget all entries and drop the references it owns; shrink to `keep_slots` if larger. May run code: finalizers. */
+/* Remove all entries and release the owned references; shrink to `keep_slots` if larger. May run finalizers. */
 void prp_memo_clear(prp_memo *memo, size_t keep_slots);
-/* Return a list of (index, object) as of now: new reference or NULL. May run code. */
+/* Return the current entries as a list of (index, object): new reference or NULL. May run code. */
 PyObject *prp_memo_entries(const prp_memo *memo);
 int prp_memo_grow(prp_memo *memo); /* -1: MemoryError, or 2**32 entries */
 
@@ -59,7 +60,7 @@ static inline int64_t prp_memo_get(const prp_memo *memo, const PyObject *key)
     }
 }
 
-/* Return the index of `key` if it has one; else give it `index` and return PRP_MEMO_ABSENT. */
+/* Return the index of `key` if it has one; else assign `index` to it and return PRP_MEMO_ABSENT. */
 static inline int64_t prp_memo_add_as(prp_memo *memo, PyObject *key, uint32_t index)
 {
     if (PRP_UNLIKELY((size_t)memo->count * 2 > memo->mask) && prp_memo_grow(memo) < 0)

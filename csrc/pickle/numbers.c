@@ -1,6 +1,7 @@
-/* The memo indices that one dump assigns for the classes it meets; see class_plan.h.
+/* Stores the memo indices that one dump assigns for the classes of its objects; see class_plan.h.
  *
- * The entries lie in chunks, which do not move; if there are more than a few, a table finds them by their plan.
+ * The entries are in chunks, which do not move. If there are more than a few entries, a hash table maps plans to
+ * entries.
  */
 #include "class_plan.h"
 
@@ -8,7 +9,7 @@
 #include <string.h>
 
 #define CHUNK_BYTES 4096
-#define FEW 16 /* up to this many entries there is no table */
+#define FEW 16 /* up to this number of entries there is no hash table */
 #define FIRST_SLOTS 64
 
 struct prp_numbers_chunk {
@@ -90,7 +91,7 @@ static prp_numbers *add(prp_numbers_table *table, prp_plan *plan)
     if (!entry)
         return NULL;
     plan->refs++;
-    Py_INCREF(plan->type); /* held so that no other class gets its address during this dump */
+    Py_INCREF(plan->type); /* so that no other class can reuse its address during this dump */
     entry->plan = plan;
     entry->next = table->first;
     table->first = entry;
@@ -120,7 +121,7 @@ prp_numbers *prp_numbers_find(prp_saver *s, prp_plan *plan)
 void prp_numbers_clear(prp_saver *s)
 {
     prp_numbers_table *table = &s->numbers;
-    /* Empty it before dropping anything: that may run finalizers. */
+    /* Empty the table before releasing references, because that may run finalizers. */
     prp_numbers *entry = table->first;
     prp_numbers_chunk *kept = table->chunks;
     table->first = NULL;

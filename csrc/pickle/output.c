@@ -1,13 +1,14 @@
-/* Output of the pickler: one scratch buffer, frames, and a list of large pieces that are never copied into it.
+/* Manages the pickler's output: one scratch buffer, frames, and a list of large pieces that are not copied into the
+ * buffer.
  *
  * Writers keep `p` below `end`. At the start of each object `p < limit` guarantees PRP_ROOM free bytes, so small items
  * are written without a further check; `limit` is also where the current frame is full, so one comparison serves both.
- * Frames follow the standard pickler byte for byte: closed at the first object boundary past 64 KiB, left out below 4
- * bytes, and data of 64 KiB and more stands outside of them.
+ * Frames are byte for byte those of the standard pickler: we close a frame at the first object boundary past 64 KiB,
+ * omit it below 4 bytes, and write data of 64 KiB and more outside of frames.
  *
- * We keep scratch memory between dumps up to PRP_KEEP_BYTES. From HOLDER_MIN on, output that becomes one bytes object
- * is written into one: it starts as large as the last such result and shrinks at the end, so only what came before it
- * is copied.
+ * We keep scratch memory between dumps up to PRP_KEEP_BYTES. If the result is one bytes object, output from HOLDER_MIN
+ * bytes on is written directly into a bytes object. This object starts as large as the last such result and shrinks at
+ * the end, so we copy only the first HOLDER_MIN bytes.
  */
 #include "pickler.h"
 #include "array_buffer.h"
@@ -186,7 +187,7 @@ int prp_out_begin(prp_saver *s)
     return open_frame(s);
 }
 
-/* Check that the bytes of all pieces have not moved. Only arrays can get other memory while they are exported. */
+/* Check that the bytes of all pieces have not moved. Only arrays can be reallocated while they are exported. */
 static int check_pieces(prp_saver *s)
 {
     for (size_t i = 0; i < s->piece_count; i++)
@@ -214,7 +215,7 @@ static int write_part(prp_saver *s, const void *data, size_t len)
     return status;
 }
 
-/* Write everything so far to the file: large pieces each by itself, bytes objects without a copy. */
+/* Write the output so far to the file: each large piece in a separate call, and bytes objects without a copy. */
 int prp_out_flush(prp_saver *s)
 {
     size_t from = 0;
@@ -240,11 +241,11 @@ int prp_out_flush(prp_saver *s)
     return status;
 }
 
-/* At the start of an object: close a full frame and pass it to the file; make room. */
+/* Called at the start of an object: close a full frame, pass it to the file, and make room. */
 PRP_COLD int prp_out_boundary(prp_saver *s)
 {
     if (s->frame != SIZE_MAX && (size_t)(s->p - s->base) - s->frame - FRAME_HEADER >= PRP_FRAME_SIZE) {
-        /* Writing to the file runs foreign code: while eliding, put it off up to HOLD_BYTES. */
+        /* Writing to the file runs foreign code, so while eliding we postpone it up to HOLD_BYTES. */
         bool flush = s->write && (!s->elide || prp_out_len(s) > HOLD_BYTES);
         if (flush && prp_before_foreign_code(s) < 0)
             return -1;
@@ -257,7 +258,7 @@ PRP_COLD int prp_out_boundary(prp_saver *s)
     return 0;
 }
 
-/* Do not copy the bytes; a mutable owner exports them until they are written. */
+/* Add a piece without copying its bytes; a mutable owner exports them until they are written. */
 static int add_piece(prp_saver *s, const void *data, size_t len, PyObject *owner)
 {
     prp_piece piece = {(size_t)(s->p - s->base), data, len, owner, {0}};

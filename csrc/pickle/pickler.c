@@ -1,4 +1,4 @@
-/* The life of a saver: set-up, dump, clean-up; and the objects that all savers share. */
+/* Implements the life cycle of a saver (setup, dump, cleanup), and sets up the objects that all savers share. */
 #include "pickler.h"
 #include "array_buffer.h"
 #include "c_stack.h"
@@ -125,7 +125,7 @@ static void drop_steps(prp_saver *s)
     }
 }
 
-/* Drop what belongs to one dump; the memo stays. */
+/* Release the data of one dump; keep the memo. */
 void prp_saver_finish(prp_saver *s)
 {
     if (s->numbers.first)
@@ -177,8 +177,8 @@ void prp_saver_protocol(prp_saver *s, int proto)
 
 /* ---- the path to what failed ---- */
 
-/* Drop the exception of a repr or note that failed, also for lack of stack: the pending exception says more. Keep
- * an interrupt, or a lack of memory. */
+/* Clear the exception of a repr or note that failed, even a RecursionError: the pending exception is more useful. Keep
+ * an interrupt or a MemoryError. */
 static int forgive_while_reporting(void)
 {
     if (PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_MemoryError))
@@ -186,7 +186,8 @@ static int forgive_while_reporting(void)
     return prp_forgive(PyExc_Exception);
 }
 
-/* Return the path as a str such as ".model.cache['k'][1]"; NULL if there is none, with an exception if that failed. */
+/* Return the path as a str such as ".model.cache['k'][1]". NULL without an exception if there is no path, with an
+ * exception on failure. */
 static PyObject *failure_path(const prp_saver *s)
 {
     size_t n = s->step_count;
@@ -211,7 +212,7 @@ static PyObject *failure_path(const prp_saver *s)
     return path;
 }
 
-/* Add the path to the exception that is set: as a note, or in put mode in the message. */
+/* Add the path to the current exception: as a note or, in put mode, in the message. */
 static PRP_COLD void report(prp_saver *s)
 {
     PyObject *type, *error, *trace;
@@ -233,7 +234,7 @@ static PRP_COLD void report(prp_saver *s)
         PyErr_Restore(type, error, trace);
         return;
     }
-    /* We were interrupted: raise the interrupt, with the failure as its context. */
+    /* An interrupt arrived: raise it, with the failure as its context. */
     PyObject *new_type, *new_error, *new_trace;
     PyErr_Fetch(&new_type, &new_error, &new_trace);
     PyErr_NormalizeException(&new_type, &new_error, &new_trace);
@@ -285,7 +286,7 @@ int prp_dump(prp_saver *s, PyObject *root)
     return -1;
 }
 
-/* Pickle a single atom without a saver; NULL without an exception if obj is none. Protocol 5. */
+/* Pickle a single atom at protocol 5 without a saver; NULL without an exception if obj is not an atom. */
 static PyObject *dumps_atom(PyObject *obj)
 {
     uint8_t out[PRP_ROOM], *p = out;

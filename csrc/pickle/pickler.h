@@ -1,23 +1,23 @@
-/* The writing half: one `prp_saver` is one pickler at work.
+/* The pickler: each `prp_saver` is the state of one pickler.
  *
  * How an object is written. prp_save() is a loop over an explicit stack of frames on the heap, one per container in
- * progress; it uses the C stack only for foreign code (a nested call saves a __reduce__ result). So data of any depth
- * needs a C stack of constant depth, and measuring the C stack bounds the rest.
+ * progress. It uses the C stack only for foreign code (a recursive call saves a __reduce__ result). So containers
+ * nested to any depth need constant C stack, and a check of the C stack limits the recursive calls.
  *
  * There are three modes, which differ in how closely the opcodes follow the standard library's pickler; all
  * give the same objects on loading:
  *     letter   a Pickler object, and protocols below 5: every opcode as _pickle writes it, MEMOIZE included
- *     full     module functions once foreign code has run: every object that can be met again is memoized
- *     elide    module functions at protocol 5 until then: objects with one reference get no memo entry at all
+ *     full     module functions once foreign code has run: every object that can occur again is memoized
+ *     elide    module functions at protocol 5 before that: objects with one reference get no memo entry
  *
- * Why `elide` is right: an object with one reference is reached from its only holder alone; a holder is visited twice
- * only if it has two references itself, and then it is memoized, so its content is not visited again. Only foreign
- * code (a hook, a __reduce__, a callback) can pass such an object a second time, by another way. So we call
- * prp_before_foreign_code() before each of them: the first call in a dump restarts the dump without elision. No code
- * has observed anything by then, so the restart is invisible.
+ * Why `elide` is correct: an object with one reference can be reached only through its single holder. A holder is
+ * visited twice only if it has two references itself, and then it is memoized, so its content is not visited again.
+ * Only foreign code (a hook, a __reduce__, a callback) can pass such an object to the pickler a second time. So we call
+ * prp_before_foreign_code() before any foreign code: the first such call in a dump restarts the dump without elision.
+ * No foreign code has run before that, so nothing can observe the restart.
  *
  * References: a frame owns its container. Objects taken from a container are borrowed; a function that runs foreign
- * code takes a reference to what it needs afterwards. Memo entries are borrowed until prp_memo_own_all().
+ * code takes references to the objects that it needs afterwards. Memo entries are borrowed until prp_memo_own_all().
  */
 #ifndef PRP_SAVE_H
 #define PRP_SAVE_H
@@ -44,18 +44,18 @@ typedef struct {
 /* What a frame does next; see resume in walk.c. */
 typedef enum {
     FRAME_LIST,
-    FRAME_LIST_ONE,  /* a single item: APPEND */
-    FRAME_LIST_EACH, /* protocol 0: APPEND after each */
+    FRAME_LIST_ONE,  /* a list with a single item: APPEND */
+    FRAME_LIST_EACH, /* protocol 0: APPEND after each item */
     FRAME_TUPLE,
     FRAME_DICT,
     FRAME_DICT_ONE,
     FRAME_DICT_EACH,
     FRAME_SET,
     FRAME_FROZENSET,
-    FRAME_ATTRS,      /* attributes that an instance stores in its array */
+    FRAME_ATTRS,      /* attributes that are stored in the instance's value array */
     FRAME_SLOTS,      /* values of __slots__ */
     FRAME_SLOTS_NEXT, /* between the dict and the slots of one instance */
-    FRAME_FIELDS,     /* list of the fields of a frozen dataclass with slots */
+    FRAME_FIELDS,     /* field list of a frozen dataclass with slots */
     FRAME_BUILD,      /* the state of `obj` has been written */
     FRAME_CALL,       /* the last of `n` arguments has been written: tuple, REDUCE, memo of `obj` */
 } prp_frame_kind;
@@ -77,24 +77,26 @@ typedef struct {
     uint8_t flags;
 } prp_frame;
 
-/* Large bytes that are not copied into the scratch buffer: they follow its first `at` bytes. */
+/* A large piece that is not copied into the scratch buffer; in the output it follows the first `at` bytes of that
+ * buffer. */
 typedef struct {
     size_t at;
     const void *data;
     size_t len;
     PyObject *owner; /* owned */
-    Py_buffer view;  /* export of a mutable owner; keeps the bytes where they are; `obj` is NULL if there is none */
+    Py_buffer view;  /* export of a mutable owner, which keeps the bytes in place; `obj` is NULL if there is none */
 } prp_piece;
 
-/* One step of the path from the root to the object that failed, innermost first; pyray_ser.inspection.path makes
- * text of them. All owned; a step without a child leads to the holder of the next step inwards. */
+/* One step of the path from the root to the object that failed; steps are stored innermost first, and
+ * pyray_ser.inspection.path formats them as text. All references are owned. The child of a step without `child` is the
+ * holder of the next inner step. */
 typedef struct {
-    const char *kind; /* a kind of step of _walk.Walker, or "attribute" */
+    const char *kind; /* a step kind of _walk.Walker, or "attribute" */
     PyObject *holder, *key, *child;
 } prp_step;
 
-/* Documents repeat the same keys in the same order, dict after dict: the last key at each position, and its memo
- * index. Valid until the memo is cleared. */
+/* The last key at each position of a dict, and its memo index, because the dicts of a document repeat the same keys in
+ * the same order. Valid until the memo is cleared. */
 enum { PRP_SEEN_KEYS = 64 };
 typedef struct {
     PyObject *key; /* only compared */
@@ -105,7 +107,7 @@ typedef struct {
 struct prp_saver {
     /* output: see output.c */
     uint8_t *p;     /* next byte */
-    uint8_t *limit; /* at an object's start: the frame is full or the buffer nearly so */
+    uint8_t *limit; /* `p` beyond it at the start of an object: the frame is full, or the buffer nearly full */
     uint8_t *base, *end;
     size_t frame;               /* offset of the open frame's header, SIZE_MAX if none */
     bool to_bytes;              /* the result is one bytes object: a large one is written directly into it */
@@ -128,20 +130,20 @@ struct prp_saver {
     bool bin;     /* protocol 1 and up */
     bool framing; /* protocol 4 and up, but not in put mode */
     bool elide;
-    bool elided; /* something has been left out of the memo */
+    bool elided; /* an object has been left out of the memo */
     bool letter;
     bool fast; /* Pickler.fast: nothing is memoized */
     bool fix_imports;
     bool put; /* put mode, see put.c */
     bool put_small_root;
-    bool restart; /* set together with -1: not an error, start over without elision */
+    bool restart; /* set when a function returns -1 not for an error, but to restart without elision */
 
     /* hooks; borrowed from the caller during the dump, NULL if absent */
     PyObject *persistent_id, *reducer_override, *dispatch_table, *buffer_callback;
-    PyObject *append_to; /* the exact list if buffer_callback is its append(), which runs no foreign code */
+    PyObject *append_to; /* the exact list if buffer_callback is the append() of a list, which runs no foreign code */
     Py_ssize_t append_from;
-    PyObject *by_value;      /* owned: this dump's cloudpickle.CloudPickler, once one was needed */
-    PyObject *by_value_maps; /* owned: the list of dicts in its dispatch_table; NULL if that is built otherwise */
+    PyObject *by_value;      /* owned: this dump's cloudpickle.CloudPickler; NULL until needed */
+    PyObject *by_value_maps; /* owned: the list of dicts in its dispatch_table; NULL if it has no such list */
 
     prp_put_buffer *buffers;
     size_t buffer_count, buffer_room;
@@ -158,23 +160,23 @@ enum { SAVE_ERROR = -1, SAVE_DONE = 0, SAVE_RESUME = 1, SAVE_NEXT = 2 };
 /* ---- walk.c ---- */
 
 int prp_save(prp_saver *s, PyObject *obj);
-int prp_save_pid(prp_saver *s, PyObject *pid); /* as prp_save, but persistent_id is not asked about `pid` itself */
-/* Call before running foreign code. Returns 0 to continue, with a new epoch and every memo entry owned; -1 to give up
- * and return (restart). */
+int prp_save_pid(prp_saver *s, PyObject *pid); /* as prp_save, but does not call persistent_id for `pid` itself */
+/* Call this before running foreign code. 0: continue; a new epoch has begun and every memo entry is owned. -1: return,
+ * so that the dump restarts. */
 int prp_before_foreign_code(prp_saver *s);
-extern uint64_t prp_epoch; /* grows whenever foreign code may have run, in any pickler */
-/* Call before anything that may start the garbage collector: memo entries become owned. */
+extern uint64_t prp_epoch; /* incremented whenever foreign code may have run, in any pickler */
+/* Call this before any step that may start the garbage collector: memo entries become owned. */
 static inline void prp_memo_own_all(prp_saver *s)
 {
 #if !PRP_INTERNALS
-    prp_epoch++; /* this build cannot tell types apart by a version */
+    prp_epoch++; /* this build has no version tags of types */
 #endif
     if (PRP_UNLIKELY(!s->memo.owned))
         prp_memo_own(&s->memo);
 }
-/* Saving the object's own content has already made the object, so its content has been written twice. Objects left
- * out of the memo now have two copies, one of which is dropped: not wrong, but not what the standard pickler
- * writes. True: give up and return (restart). */
+/* Called if saving an object's content has already written the object, so that the content has been written twice.
+ * Objects left out of the memo then have two copies, one of which is discarded: correct, but not the same as the
+ * standard pickler. True: return, so that the dump restarts. */
 static inline bool prp_restart_if_cyclic(prp_saver *s)
 {
     s->restart = s->elide && s->elided;
@@ -185,13 +187,13 @@ int prp_write_str(prp_saver *s, PyObject *str);                        /* opcode
 int prp_write_int(prp_saver *s, long value);                           /* protocol 1 and up */
 /* Write GET and return 1 if obj is in the memo; 0: it is not; -1. */
 int prp_write_memoized(prp_saver *s, PyObject *obj);
-/* Enter obj into the memo and write MEMOIZE or PUT (nothing in fast mode). */
+/* Add obj to the memo and write MEMOIZE or PUT (does nothing in fast mode). */
 int prp_memoize(prp_saver *s, PyObject *obj);
-/* Note a step of the path, on the way out; does nothing while the dump restarts. `holder`, `key` and `child` may be
- * NULL. */
+/* Record a step of the path while returning from an error; does nothing while the dump restarts. `holder`, `key` and
+ * `child` may be NULL. */
 void prp_note(prp_saver *s, const char *kind, PyObject *holder, PyObject *key, PyObject *child);
 void prp_note_index(prp_saver *s, const char *kind, PyObject *holder, Py_ssize_t index, PyObject *child);
-/* Return whether nothing else can reach obj, which while eliding means: no memo entry. */
+/* Return whether nothing else can reach obj, so that it needs no memo entry while eliding. */
 static inline bool prp_elidable(prp_saver *s, PyObject *obj)
 {
     if (!s->elide || Py_REFCNT(obj) != 1)
@@ -207,13 +209,13 @@ void prp_numbers_free(prp_saver *s);
 
 /* ---- output.c ---- */
 
-#define PRP_ROOM 64 /* bytes that are free at the start of every object */
+#define PRP_ROOM 64 /* number of free bytes at the start of every object */
 #define PRP_FRAME_SIZE (64 * 1024)
 #define PRP_KEEP_BYTES (1u << 20) /* of scratch kept between dumps */
 
 int prp_out_init(prp_saver *s);
 void prp_out_free(prp_saver *s);
-void prp_out_reset(prp_saver *s); /* drops content, keeps bounded scratch */
+void prp_out_reset(prp_saver *s); /* discards the content, keeps scratch memory up to a limit */
 int prp_out_begin(prp_saver *s);  /* PROTO, and the first frame */
 int prp_out_boundary(prp_saver *s);
 int prp_out_grow(prp_saver *s, size_t room);
@@ -221,7 +223,7 @@ int prp_out_large(prp_saver *s, const uint8_t *header, size_t header_len, const 
                   PyObject *owner);
 int prp_out_finish(prp_saver *s); /* STOP, closes the frame */
 PyObject *prp_out_bytes(prp_saver *s);
-void prp_out_unhold(prp_saver *s); /* after a dump with to_bytes: back to the scratch buffer */
+void prp_out_unhold(prp_saver *s); /* after a dump with to_bytes: return to the scratch buffer */
 int prp_out_flush(prp_saver *s);   /* to s->write */
 size_t prp_out_len(const prp_saver *s);
 
@@ -245,7 +247,7 @@ static inline int prp_out(prp_saver *s, const void *data, size_t len)
     return 0;
 }
 
-/* ---- dispatch.c: everything but atoms and built-in containers ---- */
+/* ---- dispatch.c: all objects except atoms and built-in containers ---- */
 
 int prp_save_other(prp_saver *s, PyObject *obj, PyTypeObject *type);
 int prp_save_bytes(prp_saver *s, PyObject *obj);
@@ -260,11 +262,12 @@ int prp_save_reduce_value(prp_saver *s, PyObject *value, PyObject *obj); /* a st
 
 int prp_save_global(prp_saver *s, PyObject *obj, PyObject *name);
 int prp_save_type(prp_saver *s, PyObject *obj); /* exact `type` */
-/* Return whether a bound method can be pickled by name: is it what its object has under that name? 1, 0 or -1. */
+/* Return whether a bound method can be pickled by name, that is, whether its object has this method under this name. 1,
+ * 0 or -1. */
 int prp_method_has_name(prp_saver *s, PyObject *method);
 int prp_save_named(prp_saver *s, PyObject *obj); /* function, or class with a metaclass: by reference, else by value */
-int prp_save_class(prp_saver *s, PyObject *cls); /* saves any class, from the memo if it is there */
-int prp_by_value(prp_saver *s, PyObject *obj, PyObject **value); /* cloudpickle's reduction: 1, 0 if it has none, -1 */
+int prp_save_class(prp_saver *s, PyObject *cls); /* saves any class, as a GET if it is in the memo */
+int prp_by_value(prp_saver *s, PyObject *obj, PyObject **value); /* get cloudpickle's reduction: 1; 0: none; -1 */
 
 /* ---- protocol_0_3.c: atoms of protocols 0 and 1, and other things below protocol 4 ---- */
 
@@ -294,7 +297,7 @@ typedef struct {
     PyObject *name_mapping, *import_mapping;    /* _compat_pickle, from 3 to 2 */
     PyObject *registry_version, *registry_find; /* pyray_ser.registry, or NULL */
     PyObject *put_reducers;                     /* {type: reducer} for put mode, or NULL */
-    PyObject *path_text;                        /* makes text of the steps of a path, or NULL */
+    PyObject *path_text;                        /* formats the steps of a path as text; or NULL */
     PyObject *new_by_value;                     /* () -> the cloudpickle.CloudPickler of one dump */
     PyObject *getattr, *partial, *codecs_encode, *pickle_complex, *slotnames, *sys_modules;
     PyCFunction list_append;
@@ -311,17 +314,17 @@ int prp_setup(void); /* once, at import */
 int prp_saver_init(prp_saver *s);
 void prp_saver_free(prp_saver *s);
 void prp_saver_protocol(prp_saver *s, int proto);
-void prp_saver_finish(prp_saver *s); /* drops what belongs to one dump; the memo stays */
-/* Write one whole pickle into the saver's output. The caller has set hooks and flags. 0, or -1 with an exception
- * that carries the path. */
+void prp_saver_finish(prp_saver *s); /* releases the data of one dump; keeps the memo */
+/* Write one complete pickle to the saver's output. The caller has set hooks and flags. 0, or -1 with an exception that
+ * carries the path. */
 int prp_dump(prp_saver *s, PyObject *root);
 PyObject *prp_dumps(PyObject *obj, int proto, bool fix_imports, PyObject *buffer_callback);
 
 /* ---- context.c ---- */
 
 int prp_context_setup(void); /* once, at import */
-/* Return a saver for one call: the one that this thread keeps, or a new one if an outer call has that. */
+/* Return a saver for one call: the thread's cached saver, or a new saver if an outer call is using the cached one. */
 prp_saver *prp_acquire(void);
-void prp_release(prp_saver *s); /* empties it; may run finalizers */
+void prp_release(prp_saver *s); /* empties the saver; may run finalizers */
 
 #endif

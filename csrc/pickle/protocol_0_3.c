@@ -1,4 +1,5 @@
-/* Opcodes that differ in protocols below 4: text forms, memo opcodes with a number, sets and bytes as calls. */
+/* Writes opcodes that differ in protocols below 4: text forms, memo opcodes with an explicit index, sets and bytes as
+ * calls. */
 #include "pickler.h"
 #include "atoms.h"
 
@@ -38,12 +39,12 @@ int prp_write_long(prp_saver *s, PyObject *obj)
     size_t n = prp_long_size(obj);
     if (!n || prp_room(s, n + PRP_ROOM) < 0)
         return -1;
-    /* The length comes first, but is known only afterwards. */
+    /* The length precedes the bytes, but is known only after they are written. */
     uint8_t *data = s->p + (n <= 0xff ? 2 : 5);
     if (prp_long_write(obj, data, n) < 0)
         return -1;
     if (n > 1 && data[n - 1] == 0xff && data[n - 2] & 0x80)
-        n--; /* -2**(8*j-1) carries its own sign: the last byte only repeats it */
+        n--; /* -2**(8*j-1) has its sign bit in byte j, so the last byte only repeats the sign */
     if (data == s->p + 5 && n <= 0xff) {
         memmove(s->p + 2, data, n);
         data = s->p + 2;
@@ -72,7 +73,7 @@ static int write_repr(prp_saver *s, uint8_t op, PyObject *obj, const char *end)
     return status;
 }
 
-/* UNICODE: raw-unicode-escape, with backslash, NUL, line ends and Ctrl-Z escaped too. */
+/* Write the argument of UNICODE as raw-unicode-escape, and also escape backslash, NUL, line ends and Ctrl-Z. */
 static int write_escaped(prp_saver *s, PyObject *str)
 {
     static const char digits[] = "0123456789abcdef";
@@ -137,7 +138,7 @@ int prp_save_old_set(prp_saver *s, PyObject *obj)
     return items ? save_call(s, PRP_FOREIGN(Py_BuildValue("(O(N))", Py_TYPE(obj), items)), obj) : -1;
 }
 
-/* bytes below protocol 3, bytearray below 5 */
+/* Write bytes below protocol 3, or bytearray below protocol 5. */
 int prp_save_old_bytes(prp_saver *s, PyObject *obj)
 {
     if (PyBytes_CheckExact(obj)) {

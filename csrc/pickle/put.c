@@ -1,11 +1,12 @@
-/* Put mode: which data is kept out of the stream, and how the reader gets it back. See put.h for the interface,
- * array_template.h for the stream of a single array.
+/* Implements put mode: decides which data is kept out of the stream, and how the reader restores it. See put.h for the
+ * interface, array_template.h for the stream of a single array.
  *
  *     bytes, bytearray of 1 KiB and more     bytes(buffer), bytearray(buffer)
- *     PickleBuffer of 1 KiB and more         the buffer; below, bytes in the stream, so arrays over it are read-only
+ *     PickleBuffer of 1 KiB and more the buffer; if smaller, bytes in the stream, so arrays over it are read-only
  *     exact ndarray, dtype with a name       numpy.ndarray(shape, dtype, buffer, offset, strides)
  *
- * Arrays that lie within bytes already sent in this object refer to them: one buffer for all views of one base.
+ * If the memory of an array lies within a buffer already written for this object, the array refers to that buffer: all
+ * views of one base share one buffer.
  */
 #include "class_plan.h"
 #include "atoms.h"
@@ -54,7 +55,7 @@ void prp_put_drop(prp_saver *s)
     s->segments = NULL;
 }
 
-/* Acquire what `obj` exports, contiguous in any order, as the next buffer. */
+/* Acquire the buffer that `obj` exports, contiguous in any order, as the next buffer. */
 static int acquire(prp_saver *s, PyObject *obj)
 {
     Py_buffer *view = malloc(sizeof *view);
@@ -89,7 +90,7 @@ static int write_next_buffer(prp_saver *s, bool readonly)
     return 0;
 }
 
-/* bytes or bytearray, as a call of its type on a buffer */
+/* Write bytes or bytearray as a call of the type with a buffer. */
 int prp_put_bytes(prp_saver *s, PyObject *obj, bool elided)
 {
     prp_memo_own_all(s);
@@ -127,7 +128,7 @@ int prp_put_picklebuffer(prp_saver *s, PyObject *obj, const Py_buffer *view)
 
 /* ---- arrays ---- */
 
-/* Return the earlier buffer that holds all `len` bytes at `data` and can be referred to again; or NULL. */
+/* Return an earlier buffer that contains all `len` bytes at `data` and can be referenced again, or NULL. */
 static const prp_put_buffer *sent_before(const prp_saver *s, const void *data, size_t len)
 {
     uintptr_t start = (uintptr_t)data;
@@ -183,8 +184,8 @@ int prp_put_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
         return SAVE_GENERIC;
     if (prp_plan_class(s, plan) < 0 || prp_room(s, PRP_ARRAY_STREAM_MAX) < 0)
         return SAVE_ERROR;
-    /* Writing the class may have run code that changed the array. From here on no other code runs until the
-     * array's bytes are recorded. */
+    /* Writing the class may have run code that changed the array. No other code runs between here and the point where
+     * the array's bytes are recorded. */
     if (api->describe(obj, &source) <= 0 || source.nbytes > (size_t)PY_SSIZE_T_MAX) {
         if (!PyErr_Occurred())
             PyErr_SetString(PyExc_RuntimeError, "an array changed while it was pickled");
@@ -212,7 +213,8 @@ int prp_put_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
         if (add_array(s, obj, &source) < 0 || write_next_buffer(s, layout->readonly) < 0)
             return SAVE_ERROR;
         if (source.kind == PRP_ARRAY_DIRECT && may_be_shared(obj)) {
-            /* Give the buffer a number: a new object stands for it in the memo, which keeps that object alive. */
+            /* Assign a memo index to the buffer: a new object represents it in the memo, which keeps that object
+             * alive. */
             PyObject *stand_in = PRP_FOREIGN(PyList_New(0));
             uint32_t index = s->memo.count;
             if (!stand_in || prp_memo_add(&s->memo, stand_in) != PRP_MEMO_ABSENT) {
@@ -342,8 +344,8 @@ void prp_put_release(prp_put_result *result)
     memset(result, 0, sizeof *result);
 }
 
-/* Add the path to the message of a TypeError or PicklingError, to others as a note; the exception stays the same
- * object. An exception raised meanwhile is set on return. */
+/* Add the path to the message of a TypeError or PicklingError, or as a note to other exceptions; the exception stays
+ * the same object. An exception raised in this function is set on return. */
 void prp_put_error(PyObject *error, PyObject *path)
 {
     PyObject *args = NULL;
@@ -356,7 +358,7 @@ void prp_put_error(PyObject *error, PyObject *path)
             (void)PRP_FOREIGN(PyObject_SetAttrString(error, "args", replaced));
         Py_XDECREF(longer);
         Py_XDECREF(replaced);
-    } else if (prp_forgive_refusal() == 0) { /* a note, also if reading `args` raised */
+    } else if (prp_forgive_refusal() == 0) { /* add a note, also if reading `args` raised */
         PyObject *note = PyUnicode_FromFormat("at %U of the object being put", path);
         PyObject *done = note ? PRP_FOREIGN(PyObject_CallMethod(error, "add_note", "O", note)) : NULL;
         Py_XDECREF(done);

@@ -1,8 +1,8 @@
-/* Put mode: an object pickled for the store.
+/* Put mode pickles an object for the store.
  *
- * The stream stays where it was written (scratch memory, and large str in place), data of 1 KiB and more stays in its
- * objects; the result refers to both, and the store copies each byte once, to its final place. Standard protocol 5
- * without frames.
+ * The stream stays where it was written (scratch memory, and large str in place), and data of 1 KiB and more stays in
+ * its objects. The result refers to both, and the store copies each byte once, to its final place. The stream is
+ * standard protocol 5 without frames.
  *
  * Usage:
  *
@@ -13,9 +13,9 @@
  *     for each r.buffers[i], len bytes: memcpy from .data (no GIL needed), or prp_put_gather() (GIL needed) if NULL
  *     prp_put_release(&r);                        always, GIL held; may run finalizers
  *
- * Everything the result refers to stays valid and unchanged in place until prp_put_release(); while the GIL is
- * released, other threads may write to what mutable exporters hold, as with any buffer. Results may be nested and
- * released in any order.
+ * All memory that the result refers to stays valid and in place until prp_put_release(). While the GIL is released,
+ * other threads may write to the memory of mutable exporters, as with any buffer. Several results may exist at a time,
+ * and be released in any order.
  */
 #ifndef PRP_PUT_H
 #define PRP_PUT_H
@@ -28,7 +28,7 @@
 typedef struct prp_saver prp_saver;
 
 enum {
-    PRP_PUT_SMALL_ROOT = 1, /* an array that is the whole object uses the template of array_template.h at any size */
+    PRP_PUT_SMALL_ROOT = 1, /* if the whole object is an array, use the template of array_template.h at any size */
 };
 
 typedef struct {
@@ -41,8 +41,8 @@ typedef struct {
     const void *data; /* contiguous bytes, or NULL: call prp_put_gather */
     size_t len;
     PyObject *owner;    /* owned: the exporter */
-    Py_buffer *view;    /* acquired, or NULL for arrays, which `owner` alone keeps alive */
-    void *source;       /* prp_array_source of a strided array, or NULL */
+    Py_buffer *view;    /* acquired; or NULL for arrays, which only `owner` keeps alive */
+    void *source;       /* the prp_array_source of a strided array, or NULL */
     int64_t memo_index; /* memo index of the buffer in the stream, -1 if it has none */
     bool readonly;
 } prp_put_buffer;
@@ -58,7 +58,8 @@ typedef struct {
 } prp_put_result;
 
 int prp_put(PyObject *obj, unsigned flags, prp_put_result *result);
-/* Call once no other code runs before the copies: -1 with an exception if an array has been resized since. */
+/* Call this when no other code can run before the copies. -1 with an exception if an array has been resized since it
+ * was pickled. */
 int prp_put_check(const prp_put_result *result);
 int prp_put_gather(const prp_put_buffer *buffer, void *to);
 void prp_put_release(prp_put_result *result);

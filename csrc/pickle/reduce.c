@@ -26,7 +26,7 @@ static int bad_type(const char *message, PyObject *value)
     return -1;
 }
 
-/* Save a part of the reduction of `obj`; `kind` is its name in the path of an error. */
+/* Save a part of the reduction of `obj`; `kind` is the name of the part in the path of an error. */
 static int save_part(prp_saver *s, const char *kind, PyObject *obj, PyObject *part)
 {
     int status = prp_save(s, part);
@@ -210,13 +210,13 @@ static int save_newobj(prp_saver *s, PyObject *argtup, PyObject *obj)
     return status < 0 ? -1 : prp_op(s, OP_NEWOBJ);
 }
 
-/* A callable named __newobj__ or __newobj_ex__ stands for an opcode. */
+/* A callable named __newobj__ or __newobj_ex__ represents an opcode. */
 enum { NOT_NEWOBJ, NEWOBJ, NEWOBJ_EX };
 
 static int stands_for_opcode(PyObject *callable)
 {
     if (PyCFunction_CheckExact(callable))
-        return NOT_NEWOBJ; /* C code sets the name */
+        return NOT_NEWOBJ; /* the name was set by C code */
     if (PyType_Check(callable) && Py_TYPE(callable)->tp_getattro == PyType_Type.tp_getattro &&
         strncmp(((PyTypeObject *)callable)->tp_name, "__newobj", 8) != 0)
         return NOT_NEWOBJ;
@@ -274,11 +274,11 @@ int prp_save_reduce(prp_saver *s, PyObject *value, PyObject *obj)
         return -1;
 
     if (obj) {
-        /* Saving its arguments has already saved obj: drop this copy and use that one. */
+        /* Saving the arguments has already saved obj: discard this copy and use the earlier one. */
         int64_t index = prp_memo_get(&s->memo, obj);
         if (index >= 0)
             return prp_op(s, OP_POP) < 0 ? -1 : prp_write_get(s, (uint32_t)index);
-        if (s->elide && Py_REFCNT(obj) <= 2) /* 2: our reference, and that of its only holder */
+        if (s->elide && Py_REFCNT(obj) <= 2) /* 2: our reference and its only holder's */
             s->elided = true;
         else if (prp_memoize(s, obj) < 0)
             return -1;
@@ -291,7 +291,7 @@ int prp_save_reduce(prp_saver *s, PyObject *value, PyObject *obj)
         return 0;
     if (!state_setter)
         return save_part(s, "state", obj, state) < 0 ? -1 : prp_op(s, OP_BUILD);
-    /* state_setter(obj, state), for its effect alone */
+    /* Write the call state_setter(obj, state), whose result is discarded. */
     if (save_part(s, "setter", obj, state_setter) < 0 || prp_save(s, obj) < 0 ||
         save_part(s, "state", obj, state) < 0 || prp_op(s, OP_TUPLE2) < 0 || prp_op(s, OP_REDUCE) < 0)
         return -1;

@@ -1,10 +1,10 @@
-/* The walk: atoms and built-in containers, on an explicit stack.
+/* Implements the walk, which writes atoms and built-in containers and keeps an explicit stack.
  *
- * prp_save() jumps to `save` with the current object. An atom is written and control goes to `done`; a container
- * pushes a frame. `done` continues the topmost frame where it stopped; when the stack is as deep as at entry, the
- * object is complete. Loops over containers write atoms in place and return to `save` only for what may push a frame.
+ * prp_save() jumps to `save` with the current object. `save` writes an atom and continues at `done`, or pushes a frame
+ * for a container. `done` resumes the topmost frame where it stopped; when the stack is as deep as at entry, the object
+ * is complete. Loops over containers write atoms in place and return to `save` only for objects that may push a frame.
  *
- * `p` is the output pointer, a copy of s->p; SYNC/LOAD surround everything that writes by itself.
+ * `p` is the output pointer, a copy of s->p; SYNC and LOAD surround calls of functions that write to s->p.
  */
 #include "pickler.h"
 #include "class_plan.h"
@@ -13,7 +13,7 @@
 #include <stdlib.h>
 
 #define BATCH 1000
-/* Depth up to which fast mode does not check for cycles, and at which it gives up. */
+/* Fast mode does not check for cycles up to the first depth, and raises an error at the second. */
 #define FAST_NESTING 50
 #define FAST_NESTING_MAX 10000
 
@@ -26,7 +26,7 @@ int prp_before_foreign_code(prp_saver *s)
             s->restart = true;
             return -1;
         }
-        s->elide = false; /* nothing was left out of the memo: no restart is needed */
+        s->elide = false; /* no object was left out of the memo, so no restart is needed */
     }
     prp_memo_own_all(s);
     prp_epoch++;
@@ -195,7 +195,7 @@ int prp_write_str(prp_saver *s, PyObject *str)
     if (ascii)
         return prp_out_large(s, header, header_len, PyUnicode_DATA(str), n, str);
     if (n < PRP_FRAME_SIZE || (s->write && !s->elide) || !s->framing) {
-        /* Encode straight into the scratch buffer. */
+        /* Encode directly into the scratch buffer. */
         if (n < PRP_FRAME_SIZE || !s->framing) {
             if (prp_room(s, header_len + n) < 0)
                 return -1;
@@ -244,7 +244,7 @@ PRP_COLD void prp_note(prp_saver *s, const char *kind, PyObject *holder, PyObjec
     if (s->step_count == s->step_room) {
         size_t room = s->step_room ? s->step_room * 2 : 16;
         prp_step *steps = room <= 4096 ? realloc(s->steps, room * sizeof *steps) : NULL;
-        if (!steps) /* too deep to read; the innermost steps are the ones that count */
+        if (!steps) /* too deep to read; the innermost steps matter most */
             return;
         s->steps = steps;
         s->step_room = room;
@@ -262,7 +262,8 @@ PRP_COLD void prp_note_index(prp_saver *s, const char *kind, PyObject *holder, P
     PyErr_Restore(type, error, trace);
 }
 
-/* Note what the frame was saving when it failed. Its content may have changed since, so assume nothing. */
+/* Record which item the frame was saving when it failed. The container may have changed since, so assume nothing about
+ * its content. */
 static PRP_COLD void note_step(prp_saver *s, const prp_frame *f)
 {
     PyObject *key = NULL, *value = NULL, *dict;
@@ -390,7 +391,7 @@ static PRP_COLD int save_persistent(prp_saver *s, PyObject *obj)
         if (PRP_UNLIKELY(s->end - p < (n))) \
             TRY(prp_out_grow(s, n));        \
     } while (0)
-/* Write GET if obj has been written, else run the code that follows; `noted` says that MEMOIZE (or PUT) must follow
+/* Write GET if obj has been written, else run the code that follows. If `noted` is true, MEMOIZE (or PUT) must follow
  * once the object exists. */
 #define RECALL(obj)                                                                                            \
     do {                                                                                                       \
@@ -419,7 +420,7 @@ static PRP_COLD int save_persistent(prp_saver *s, PyObject *obj)
         }                                                 \
     } while (0)
 
-/* A short ASCII string with nothing else to check: the one case worth inlining everywhere. */
+/* Write a short ASCII string that needs no other check. Only this case is worth inlining everywhere. */
 #define SHORT_ASCII(obj) (PyUnicode_IS_COMPACT_ASCII(obj) && PyUnicode_GET_LENGTH(obj) < 256)
 
 /* Write `item` if it is an atom, or has been written before, and do `next` (a plain block, so that `next` may be
@@ -482,13 +483,13 @@ static PRP_COLD int save_persistent(prp_saver *s, PyObject *obj)
         p += n_;                                       \
     } while (0)
 
-/* Runs: lists and tuples often hold one type throughout. Each function writes the items from `i` on while they are
- * of its type and the frame has room, and returns the index of the first item it did not write. */
+/* Lists and tuples often contain a single type. Each of these functions writes the items from `i` on while they have
+ * its type and the frame has room, and returns the index of the first item it did not write. */
 
 #define GROUP 8
 
-/* Write GROUP ints of at most 32 bits, in any forms. In most groups all ints have one form: then each is
- * written to a known place, without waiting for the one before. */
+/* Write GROUP ints of at most 32 bits, in any forms. In most groups all ints have the same form: then the position of
+ * each int is known without waiting for the previous one. */
 static inline uint8_t *put_int_group(uint8_t *p, const uint32_t *bits)
 {
     uint32_t any = 0, short_ones = 0;
@@ -516,7 +517,8 @@ static inline Py_ssize_t run_of_ints(uint8_t **out, uint8_t *const limit, PyObje
 {
     uint8_t *p = *out;
     int64_t value;
-    /* Write groups while no frame can end within one. After tiny ints, assume that the next group is tiny too. */
+    /* Write groups while no frame can end within a group. After a group of tiny ints, assume that the next group is
+     * tiny too. */
     bool tiny = true;
     while (stop - i >= GROUP && limit - p >= 5 * GROUP) {
         uint32_t bits[GROUP];
@@ -560,7 +562,7 @@ static inline Py_ssize_t run_of_floats(uint8_t **out, uint8_t *const limit, PyOb
     return i;
 }
 
-/* Short ASCII strings that nothing else refers to. */
+/* Write short ASCII strings that nothing else refers to. */
 static inline Py_ssize_t run_of_strs(uint8_t **out, uint8_t *const limit, PyObject *const *items, Py_ssize_t i,
                                      Py_ssize_t stop)
 {
@@ -600,7 +602,8 @@ static inline Py_ssize_t run(prp_saver *s, uint8_t **out, PyObject *const *items
 static int save(prp_saver *s, PyObject *obj, bool ask_id)
 {
     const size_t floor = s->depth;
-    /* The loops over containers write atoms themselves only if there is no persistent_id and no old format. */
+    /* The loops over containers write atoms themselves only at protocol 4 and up, without persistent_id and fast
+     * mode. */
     const bool plain = !s->persistent_id && s->proto >= 4 && !s->fast;
     uint8_t *p = s->p;
     prp_frame *f;
@@ -613,10 +616,10 @@ static int save(prp_saver *s, PyObject *obj, bool ask_id)
 save:
     if (PRP_UNLIKELY(p >= s->limit)) {
         Py_XSETREF(s->guard,
-                   Py_NewRef(obj)); /* a flush runs the file's write(), which may drop obj from its container */
+                   Py_NewRef(obj)); /* a flush runs the file's write(), which may remove obj from its container */
         TRY(prp_out_boundary(s));
         if (s->elide)
-            Py_CLEAR(s->guard); /* no code ran, and a reference of ours would make obj look shared */
+            Py_CLEAR(s->guard); /* no code ran, and our reference would make obj look shared */
     }
     if (PRP_UNLIKELY(s->persistent_id != NULL) && ask_id) {
         Py_XSETREF(s->guard, Py_NewRef(obj));
@@ -815,7 +818,7 @@ done:
         break;
     }
     {
-        /* Other functions continue the rarer frames, with the same return values. */
+        /* Other functions resume the rarer frames, with the same return values. */
         SYNC();
         int what = prp_plan_resume(s);
         LOAD();
@@ -910,7 +913,7 @@ tuple: {
         if (PRP_UNLIKELY(index == PRP_MEMO_ERROR))
             goto error;
         if (PRP_UNLIKELY(index >= 0)) {
-            /* The tuple contains itself, and was completed while its items were saved: drop this copy. */
+            /* The tuple contains itself and was completed while its items were saved: discard this copy. */
             if (prp_restart_if_cyclic(s))
                 goto error;
             if (n <= 3 && s->proto >= 2) {
@@ -943,7 +946,8 @@ dict: {
         if (f->flags & FRAME_IN_KEY) {
             f->flags &= (uint8_t)~FRAME_IN_KEY;
             obj = f->held;
-            if (s->elide && Py_REFCNT(obj) > 1) { /* the dict still holds it; our reference would make it look shared */
+            if (s->elide &&
+                Py_REFCNT(obj) > 1) { /* the dict still holds obj; our reference would make it look shared */
                 f->held = NULL;
                 Py_DECREF(obj);
             }
