@@ -1,15 +1,15 @@
-/* The stream of one array, byte for byte.
+/* Defines the stream of a single array, byte for byte.
  *
  * In put mode an exact ndarray is written as the call `numpy.ndarray(shape, dtype, buffer, 0, strides)`:
  *
  *     80 05                          PROTO 5
- *     8c 05 'numpy'                  SHORT_BINUNICODE     no MEMOIZE anywhere: nothing in here is shared
+ *     8c 05 'numpy'                  SHORT_BINUNICODE     no MEMOIZE: no part of the stream is shared
  *     8c 07 'ndarray'                SHORT_BINUNICODE
  *     93                             STACK_GLOBAL
  *     28                             MARK                 <- the arguments; PRP_ARRAY_PREFIX ends after it
  *     <ints>                         shape                tuple, see below
  *     8c n <dtype.str>               SHORT_BINUNICODE     '<f8', '|S5', '>i4', '<M8[ns]'; ASCII, n <= 31
- *     97                             NEXT_BUFFER          the elements, or the bytes the strides run over
+ *     97                             NEXT_BUFFER          the elements, or the bytes that the strides cover
  *     98                             READONLY_BUFFER      if and only if the array is not writeable
  *     4b 00                          BININT1 0            offset
  *     4e | <ints>                    NONE | strides       NONE for C order, else a tuple like the shape
@@ -20,12 +20,12 @@
  *     <ints> = 29                    EMPTY_TUPLE
  *            | i 85 | i i 86 | i i i 87                   TUPLE1, TUPLE2, TUPLE3
  *            | 28 i i i i ... 74                          MARK ... TUPLE
- *     i      = 4b u8 | 4d u16 | 4a i32 | 8a n <n bytes>   the shortest that holds the value, as the standard pickler
+ *     i      = 4b u8 | 4d u16 | 4a i32 | 8a n <n bytes>   the shortest form of the value, as the standard pickler
  *                                                         writes it (LONG1: two's complement, n <= 8)
  *
  * Plain `pickle.loads(stream, buffers=[data])` reads it. The reader below accepts exactly this grammar and checks every
- * byte before it reads it; it does not validate the numbers: the code that builds the array checks them.
- * This header uses neither Python nor numpy: the store reads streams without importing either.
+ * byte before it reads it; it does not validate the numbers: the code that builds the array checks them. This header
+ * uses neither Python nor numpy, because the store reads streams without importing either.
  */
 #ifndef PRP_ARRAY_TEMPLATE_H
 #define PRP_ARRAY_TEMPLATE_H
@@ -38,11 +38,11 @@
 #define PRP_ARRAY_PREFIX "\x80\x05\x8c\x05numpy\x8c\x07ndarray\x93("
 #define PRP_ARRAY_PREFIX_LEN (sizeof(PRP_ARRAY_PREFIX) - 1)
 
-/* More dimensions than this go through the general pickler. */
+/* The general pickler handles arrays with more dimensions than this. */
 #define PRP_ARRAY_MAX_DIMS 32
 #define PRP_ARRAY_MAX_DTYPE 31
 
-/* Enough for any stream: prefix, two tuples of 10-byte ints, dtype, the rest. */
+/* Upper bound for any stream: prefix, two tuples of 10-byte ints, dtype, remaining opcodes. */
 #define PRP_ARRAY_STREAM_MAX (PRP_ARRAY_PREFIX_LEN + 2 * (2 + 10 * PRP_ARRAY_MAX_DIMS) + 2 + PRP_ARRAY_MAX_DTYPE + 8)
 
 typedef struct {
@@ -74,7 +74,7 @@ static inline uint8_t *prp_array_put_int(uint8_t *p, int64_t value)
     } else {
         uint64_t u = (uint64_t)value;
         int n = 8;
-        /* drops bytes that only repeat the sign */
+        /* removes bytes that only repeat the sign */
         while (n > 1 && (value >> (8 * (n - 1) - 1)) == (value < 0 ? -1 : 0))
             n--;
         *p++ = 0x8a;
@@ -99,8 +99,8 @@ static inline uint8_t *prp_array_put_ints(uint8_t *p, const int64_t *values, int
     return p;
 }
 
-/* Write everything after the prefix up to and including the offset and strides, that is all five arguments. The
- * general pickler calls this too, after it has written the global and before its memo opcodes. */
+/* Write all five arguments, that is, the bytes after the prefix up to and including the strides. The general pickler
+ * also calls this, between writing the global and writing its memo opcodes. */
 static inline uint8_t *prp_array_put_arguments(uint8_t *p, const prp_array_template *t)
 {
     p = prp_array_put_ints(p, t->shape, t->nd);
@@ -134,7 +134,7 @@ static inline size_t prp_array_template_write(uint8_t *out, const prp_array_temp
 
 /* ---- reading: `end` is one past the last byte; NULL means "not the template" ---- */
 
-/* Cheap first test: true for every stream of the template, and for hardly any other. */
+/* A cheap first test: true for every stream that matches the template, and for very few others. */
 static inline bool prp_array_template_looks(const uint8_t *stream, size_t len)
 {
     return len > PRP_ARRAY_PREFIX_LEN && memcmp(stream, PRP_ARRAY_PREFIX, PRP_ARRAY_PREFIX_LEN) == 0;
@@ -177,7 +177,7 @@ static inline const uint8_t *prp_array_get_int(const uint8_t *p, const uint8_t *
     return NULL;
 }
 
-/* `*n` is the number of ints that must follow, or -1 if it is unknown. */
+/* `*n` is the expected number of ints, or -1 if it is unknown. */
 static inline const uint8_t *prp_array_get_ints(const uint8_t *p, const uint8_t *end, int64_t *values, int *n)
 {
     int count = 0;
@@ -208,7 +208,7 @@ static inline const uint8_t *prp_array_get_ints(const uint8_t *p, const uint8_t 
     return p;
 }
 
-/* True if the whole stream is the template; then `t` is filled. */
+/* Return whether the whole stream matches the template; if so, fill `t`. */
 static inline bool prp_array_template_read(const uint8_t *stream, size_t len, prp_array_template *t)
 {
     if (!prp_array_template_looks(stream, len))

@@ -1,8 +1,8 @@
-/* How far the C stack of the calling thread may grow.
+/* Determines how far the C stack of the calling thread may grow.
  *
- * The main thread's stack is found without /proc, which may not be mounted: it ends where the kernel stored the
- * program's name and may grow to RLIMIT_STACK. (pthread_getattr_np reads /proc/self/maps for it in glibc, and in musl
- * sees only what is mapped so far.) Other threads know their stacks.
+ * We locate the main thread's stack without /proc, which may not be mounted: the stack ends where the kernel stored the
+ * program's name and may grow to RLIMIT_STACK. (For the main thread, pthread_getattr_np reads /proc/self/maps in glibc,
+ * and in musl covers only the pages mapped so far.) For other threads, pthread_getattr_np returns the stack.
  */
 #ifndef PRP_C_STACK_H
 #define PRP_C_STACK_H
@@ -10,16 +10,16 @@
 #ifndef PY_SSIZE_T_CLEAN
 #define PY_SSIZE_T_CLEAN
 #endif
-#include <Python.h> /* first: it enables the C library's extensions */
+#include <Python.h> /* must come first: it enables the C library's extensions */
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/auxv.h>
 #include <sys/resource.h>
 
-/* Bytes of the stack left for foreign code and error handling. */
+/* Bytes of the stack reserved for foreign code and error handling. */
 #define PRP_STACK_RESERVE ((uintptr_t)96 * 1024)
-/* The most we use of a main stack without a limit; the kernel keeps more than this free below the stack. */
+/* The maximum that we use of an unlimited main stack; the kernel keeps more than this free below the stack. */
 #define PRP_STACK_UNLIMITED ((uintptr_t)64 << 20)
 
 typedef struct {
@@ -59,13 +59,13 @@ static inline bool prp_on_stack(prp_stack_range range, uintptr_t here)
     return range.low < here && here <= range.high;
 }
 
-/* Return the lowest address that the calling thread's stack may reach; `reserve` bytes, or a quarter of a small
- * stack, stay free below it. 0 if unknown. A thread's stack does not move, so we look it up once. Code that runs on
- * another stack, such as some coroutines, is not limited. */
+/* Return the lowest address that the calling thread's stack may reach; `reserve` bytes, or a quarter of a small stack,
+ * stay free below it. 0 if unknown. A thread's stack does not move, so we look it up once. Code that runs on a
+ * different stack, as some coroutines do, is not limited. */
 static inline uintptr_t prp_stack_limit(uintptr_t reserve)
 {
     static __thread prp_stack_range kept;
-    prp_stack_range range = kept; /* finding a variable of the thread costs a call, each time */
+    prp_stack_range range = kept; /* each access to a thread-local variable costs a call */
     uintptr_t here = (uintptr_t)__builtin_frame_address(0);
     if (__builtin_expect(!range.high, 0)) {
         range = prp_main_stack();

@@ -1,4 +1,4 @@
-/* Copies of mostly a few bytes: text written to a stream or read from one. */
+/* Fast copies of short text, which is written to or read from a stream. */
 #ifndef PRP_COPY_SHORT_H
 #define PRP_COPY_SHORT_H
 
@@ -6,7 +6,7 @@
 #include <stdint.h>
 #include <string.h>
 
-/* memcpy for lengths that are mostly small: copies two overlapping words and reads nothing beyond the end. */
+/* A memcpy for lengths that are mostly small: copies two overlapping words and never reads beyond the end. */
 static inline void prp_copy_short(uint8_t *to, const void *data, size_t n)
 {
     const uint8_t *from = data;

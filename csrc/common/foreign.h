@@ -4,13 +4,13 @@
  *     PRP_FOREIGN_VOID(call)   the same for a call that returns nothing or cannot fail
  *     PRP_FOREIGN_HERE()       a point inside one of our own helpers
  *
- * After such a point, look up again whatever you have borrowed or cached.
+ * After such a point, look up all borrowed or cached values again.
  *
- * A build with PRP_INTRUDER (PYRAY_SER_INTRUDER=1) runs the intruder first: a Python callable, or a C function in a
- * capsule named PRP_INTRUDER_CAPSULE, set by `_set_intruder` of each extension. The intruder does there whatever
- * Python code may do. Where `may_raise` is true it may also raise; then the macro skips the call and fails with that
- * exception. Every other build compiles the macros to the call itself. tests/unit/pickling/test_foreign_calls.py finds
- * calls that are not marked.
+ * A build with PRP_INTRUDER (PYRAY_SER_INTRUDER=1) runs the "intruder" before each such call. It is a Python callable,
+ * or a C function in a capsule named PRP_INTRUDER_CAPSULE, and `_set_intruder` of each extension sets it. The intruder
+ * may do anything that Python code may do at this point. If `may_raise` is true it may also raise; then the macro skips
+ * the call and fails with that exception. In every other build the macros expand to the call itself.
+ * tests/unit/pickling/test_foreign_calls.py finds calls that are not marked.
  */
 #ifndef PRP_FOREIGN_H
 #define PRP_FOREIGN_H
@@ -29,7 +29,7 @@ typedef int (*prp_intruder_function)(const char *file, int line, int may_raise);
 
 #ifdef PRP_INTRUDER
 
-/* One per extension: every object file defines it, the linker keeps one. */
+/* There is one intruder per extension: every object file defines it, and the linker keeps one definition. */
 typedef struct {
     prp_intruder_function function;
     PyObject *object; /* owned reference: the callable, or the capsule that keeps `function` valid */
@@ -76,7 +76,7 @@ static inline int prp_intrude(const char *file, int line, bool may_raise)
 
 #endif
 
-/* Whether this build has an intruder. */
+/* Return whether this build supports an intruder. */
 static inline int prp_has_intruder(void)
 {
 #ifdef PRP_INTRUDER

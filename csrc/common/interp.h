@@ -1,11 +1,11 @@
-/* Every use of CPython's internals by the pickler and the unpickler, for 3.11 to 3.14.
+/* Contains all uses of CPython's internals by the pickler and the unpickler, for 3.11 to 3.14.
  *
- * Each entry has two forms with one meaning: the fast one, which reads a structure CPython does not promise to keep,
- * and the public one, which is used on an unknown version or with -DPRP_PUBLIC_API_ONLY. The public form may be slower
- * or may answer "unknown" where the comment allows it; it is never wrong. Nothing outside this header includes
- * internal/ headers, tests PY_VERSION_HEX for the sake of an internal, or reads a structure of the interpreter.
+ * Each entry has two forms with the same meaning. The fast form reads a structure that CPython may change. The public
+ * form is used on an unknown version or with -DPRP_PUBLIC_API_ONLY; it may be slower, or return "unknown" where the
+ * comment allows it, but it is never wrong. No code outside this header includes internal/ headers, tests
+ * PY_VERSION_HEX because of an internal, or reads a structure of the interpreter.
  *
- * Everything here needs the GIL. Free-threaded builds are refused when the extension is imported.
+ * All functions need the GIL. On free-threaded builds the import of the extension fails.
  */
 #ifndef PRP_INTERP_H
 #define PRP_INTERP_H
@@ -50,7 +50,7 @@
 
 /* ---- what is supported ------------------------------------------------------------------------------------------- */
 
-/* 0, or -1 with ImportError: the caches of the picklers belong to one interpreter with a GIL. */
+/* Return 0, or -1 with ImportError, because the picklers' caches support only a single interpreter with a GIL. */
 static inline int prp_check_interpreter(void)
 {
 #ifdef Py_GIL_DISABLED
@@ -67,11 +67,11 @@ static inline int prp_check_interpreter(void)
 
 /* ---- exceptions -----------------------------------------------------------------------------------------------------
  *
- * Where foreign code may have run, drop only an exception that the caller expects as a result. KeyboardInterrupt,
- * SystemExit, MemoryError and the like are always for the caller of the pickler. */
+ * If foreign code may have run, clear only an exception that the caller expects as a result. KeyboardInterrupt,
+ * SystemExit, MemoryError and similar exceptions must always reach the caller of the pickler. */
 
-/* Returns 0 if there is no exception, or one of `expected`, which is dropped; -1 if there is another one, which stays
- * set. */
+/* Return 0 if there is no exception, or if it is one of `expected`, which is cleared; -1 if there is any other
+ * exception, which stays set. */
 static inline int prp_forgive(PyObject *expected)
 {
     if (!PyErr_Occurred())
@@ -82,8 +82,8 @@ static inline int prp_forgive(PyObject *expected)
     return 0;
 }
 
-/* As prp_forgive, for code that may refuse with any exception: drops every Exception except
- * MemoryError and RecursionError. */
+/* As prp_forgive, for code that may fail with any exception: clears every Exception except MemoryError and
+ * RecursionError. */
 static inline int prp_forgive_refusal(void)
 {
     if (PyErr_Occurred() && (PyErr_ExceptionMatches(PyExc_MemoryError) || PyErr_ExceptionMatches(PyExc_RecursionError)))
@@ -117,10 +117,10 @@ static inline int prp_imported(PyObject *modules, const char *module, const char
     return *value ? 1 : PyErr_Occurred() ? -1 : 0;
 }
 
-/* ---- nesting of calls -------------------------------------------------------------------------------------------- */
+/* ---- recursion limit --------------------------------------------------------------------------------------------- */
 
-/* Let this thread, and no other, nest `calls` more calls from here; return how many it could nest.
- * sys.setrecursionlimit() applies to all threads: another thread that nests through C would exhaust its stack.
+/* Allow only this thread to make `calls` more recursive calls from here; return how many it could make before.
+ * sys.setrecursionlimit() applies to all threads, so another thread that recurses through C would exhaust its stack.
  * The public form changes nothing. */
 static inline int prp_allow_calls(int calls)
 {
@@ -141,12 +141,12 @@ static inline int prp_allow_calls(int calls)
 
 /* ---- types ------------------------------------------------------------------------------------------------------- */
 
-/* A number that identifies this type in its present state: it changes whenever the type or a base is modified, and
- * no other type ever gets the same. 0: unknown; cache nothing about the type. */
+/* Return a number that identifies this type in its current state. It changes whenever the type or a base is modified,
+ * and no other type ever has the same number. 0: unknown; cache nothing about the type. */
 static inline unsigned prp_type_version(PyTypeObject *type)
 {
 #if !PRP_INTERNALS
-    return type->tp_flags & Py_TPFLAGS_HEAPTYPE ? 0 : 1; /* static types neither change nor go away */
+    return type->tp_flags & Py_TPFLAGS_HEAPTYPE ? 0 : 1; /* static types never change and are never freed */
 #elif PY_VERSION_HEX < 0x030C0000
     if (!(type->tp_flags & Py_TPFLAGS_VALID_VERSION_TAG)) {
         static PyObject *name;
@@ -162,14 +162,14 @@ static inline unsigned prp_type_version(PyTypeObject *type)
 #endif
 }
 
-/* Return what the type and its bases define under `name`, without calling descriptors: new reference, or NULL
- * without an exception if there is none (or, public form only, if it is unknown). */
+/* Look up `name` in the type and its bases, without calling descriptors: new reference, or NULL without an exception if
+ * there is no such attribute (or, in the public form, if that is unknown). */
 static inline PyObject *prp_type_lookup(PyTypeObject *type, PyObject *name)
 {
 #if PRP_INTERNALS
     return Py_XNewRef(_PyType_Lookup(type, name));
 #else
-    /* The getter that `type` itself has for __dict__: a metaclass may have its own code for that name. */
+    /* Use the getter of `type` itself for __dict__, because a metaclass may override this name. */
     static PyObject *dict_getter;
     if (!dict_getter) {
         PyObject *own = PyObject_GetAttrString((PyObject *)&PyType_Type, "__dict__");
@@ -192,7 +192,7 @@ static inline PyObject *prp_type_lookup(PyTypeObject *type, PyObject *name)
 
 /* ---- attribute storage of plain instances ---------------------------------------------------------------------------
  *
- * An ordinary instance keeps its attributes in an array until code reads its __dict__. Answers:
+ * An ordinary instance stores its attributes in an array until code reads its __dict__. Results:
  *     PRP_ATTRS_INLINE   the view is filled: `count` attributes in order of insertion; `dict` is NULL, or the dict
  *                        that still shares its keys with the class (borrowed)
  *     PRP_ATTRS_DICT     the instance has another kind of dict: `dict`, borrowed
@@ -253,7 +253,7 @@ static inline int prp_attrs_view(PyObject *obj, PyTypeObject *type, prp_attrs *v
     view->values = values->values;
 #if PY_VERSION_HEX < 0x030D0000
     const uint8_t *prefix =
-        (const uint8_t *)values; /* [-1] its length, [-2] attributes set, [-3], [-4].. their order */
+        (const uint8_t *)values; /* [-1] length, [-2] number of attributes set, [-3], [-4].. their order */
     view->count = prefix[-2];
     view->order = prefix - 3;
     view->step = -1;
@@ -266,7 +266,8 @@ static inline int prp_attrs_view(PyObject *obj, PyTypeObject *type, prp_attrs *v
 #endif
 }
 
-/* Name (borrowed) and value (borrowed, NULL if deleted meanwhile) of attribute `i` of a view. */
+/* Return the name or the value of attribute `i` of a view; both are borrowed, and the value is NULL if it has been
+ * deleted. */
 static inline PyObject *prp_attrs_name(const prp_attrs *view, Py_ssize_t i)
 {
 #if PRP_INTERNALS
@@ -283,7 +284,7 @@ static inline PyObject *prp_attrs_value(const prp_attrs *view, Py_ssize_t i)
     return view->values[view->order[i * view->step]];
 }
 
-/* Slot of attribute `i`; equal for the same attribute of all instances that share `keys`. */
+/* Return the slot index of attribute `i`, which is the same for all instances that share `keys`. */
 static inline Py_ssize_t prp_attrs_slot(const prp_attrs *view, Py_ssize_t i)
 {
     return view->order[i * view->step];
@@ -331,7 +332,7 @@ static inline int prp_dict_next(PyObject *dict, Py_ssize_t *pos, PyObject **key,
 #define prp_dict_next PyDict_Next
 #endif
 
-/* Return a number that changes with every change of the dict, or 0 if this version has none. */
+/* Return a version number that changes whenever the dict changes, or 0 if this CPython version has no such number. */
 static inline uint64_t prp_dict_version(PyObject *dict)
 {
 #if PRP_INTERNALS && PY_VERSION_HEX < 0x030C0000
@@ -344,8 +345,8 @@ static inline uint64_t prp_dict_version(PyObject *dict)
 
 /* ---- sets -------------------------------------------------------------------------------------------------------- */
 
-/* Return the next element at or after *pos (borrowed), or NULL at the end. The public headers declare PySetObject,
- * but not that a dummy has hash -1. Safe if the set changes between two calls. */
+/* Return the next element at or after *pos (borrowed), or NULL at the end. The public headers declare PySetObject, but
+ * not that a deleted entry has hash -1. This is safe if the set changes between two calls. */
 static inline PyObject *prp_set_next(PyObject *set, Py_ssize_t *pos)
 {
     PySetObject *s = (PySetObject *)set;
@@ -360,11 +361,11 @@ static inline PyObject *prp_set_next(PyObject *set, Py_ssize_t *pos)
 
 /* ---- ints -------------------------------------------------------------------------------------------------------- */
 
-/* True if the int has at most two digits, 60 bits; then *value holds it. */
+/* Return whether the int has at most two digits (60 bits); if so, set *value to it. */
 static inline bool prp_long_small(PyObject *obj, int64_t *value)
 {
 #if PRP_INTERNALS && PY_VERSION_HEX < 0x030C0000
-    /* No branches, because the sizes of ints in one list are often nearly random. */
+    /* Use no branches, because the sizes of the ints in a list are often nearly random. */
     int64_t size = Py_SIZE(obj), sign = size >> 63;
     uint64_t n = (uint64_t)((size ^ sign) - sign), two = n >> 1;
     const digit *digits = ((PyLongObject *)obj)->ob_digit;
@@ -391,7 +392,7 @@ static inline bool prp_long_small(PyObject *obj, int64_t *value)
 #endif
 }
 
-/* True if the int is quickly seen to have at most one digit, 30 bits; then *value holds it. */
+/* Return whether a fast check shows that the int has at most one digit (30 bits); if so, set *value to it. */
 static inline bool prp_long_tiny(PyObject *obj, int32_t *value)
 {
 #if PRP_INTERNALS && PY_VERSION_HEX < 0x030C0000
@@ -412,7 +413,7 @@ static inline bool prp_long_tiny(PyObject *obj, int32_t *value)
 #endif
 }
 
-/* Return how many bytes of two's complement hold the int, at most one more than needed; 0 with an exception. */
+/* Return how many bytes the int needs in two's complement; the result may be one too large. 0 with an exception. */
 static inline size_t prp_long_size(PyObject *obj)
 {
     size_t bits;

@@ -1,5 +1,6 @@
-/* The unpickler's uses of interpreter internals: the writing half of interp.h, with the same rules. Each entry has
- * a public form with the same meaning, or one that answers "not possible", which the caller must handle. */
+/* Contains the unpickler's uses of interpreter internals, which write to interpreter structures. The rules of interp.h
+ * apply. Each entry has a public form that has the same meaning or returns "not possible", which the caller must
+ * handle. */
 #ifndef PRP_LOAD_INTERP_H
 #define PRP_LOAD_INTERP_H
 
@@ -7,7 +8,7 @@
 
 #include "interp.h"
 
-/* Return the version of a type, without assigning one; 0: it has none. */
+/* Return the version tag of a type without assigning a tag; 0 if it has none. */
 static inline unsigned prp_type_version_now(PyTypeObject *type)
 {
 #if !PRP_INTERNALS
@@ -19,7 +20,8 @@ static inline unsigned prp_type_version_now(PyTypeObject *type)
 #endif
 }
 
-/* 1: *value is the attribute (new reference); 0: there is none; -1: exception. For 0, no exception object is made. */
+/* 1: *value is the attribute (new reference); 0: there is none; -1: exception. In case 0 no exception object is
+ * created. */
 static inline int prp_optional_attr(PyObject *obj, PyObject *name, PyObject **value)
 {
 #if PY_VERSION_HEX >= 0x030D0000
@@ -39,8 +41,8 @@ static inline int prp_optional_attr(PyObject *obj, PyObject *name, PyObject **va
 
 /* ---- attributes -------------------------------------------------------------------------------------------------- */
 
-/* Return the value table of an instance that has neither attributes nor a dict yet. NULL: write to its dict.
- * `*keys` identifies what the indices of the table mean. */
+/* Return the value table of an instance that has neither attributes nor a dict yet. NULL: write to its dict. `*keys`
+ * identifies the shared keys to which the indices of the table refer. */
 #if PRP_INTERNALS
 static inline PyDictValues *prp_values_fresh(PyObject *obj, PyTypeObject *type, void **keys)
 {
@@ -70,17 +72,17 @@ static inline PyDictValues *prp_values_fresh(PyObject *obj, PyTypeObject *type, 
     return values;
 }
 
-/* How many attributes the table has room for. */
+/* Return how many attributes the table has room for. */
 static inline Py_ssize_t prp_values_room(PyDictValues *values)
 {
 #if PY_VERSION_HEX < 0x030D0000
-    return ((uint8_t *)values)[-1] - 2; /* the prefix has two counters, then at least one byte per attribute */
+    return ((uint8_t *)values)[-1] - 2; /* the prefix has two counters and at least one byte per attribute */
 #else
     return values->capacity;
 #endif
 }
 
-/* Index of an interned name in the shared keys, or -1. */
+/* Return the index of an interned name in the shared keys, or -1. */
 static inline Py_ssize_t prp_keys_index(void *keys_, PyObject *name)
 {
     PyDictKeysObject *keys = keys_;
@@ -92,7 +94,7 @@ static inline Py_ssize_t prp_keys_index(void *keys_, PyObject *name)
     return -1;
 }
 
-/* True if attribute `index` of the shared keys is still called `name`. */
+/* Return whether attribute `index` of the shared keys still has the name `name`. */
 static inline bool prp_keys_has(void *keys_, Py_ssize_t index, PyObject *name)
 {
     PyDictKeysObject *keys = keys_;
@@ -109,8 +111,8 @@ static inline void prp_values_set(PyDictValues *values, Py_ssize_t index, PyObje
 
 /* ---- containers -------------------------------------------------------------------------------------------------- */
 
-/* Return the first entry of a dict of exactly `n` str keys; NULL if the dict is laid out differently. The entries
- * are in order, each holds key and value, and the caller may write the values in place. */
+/* Return the first entry of a dict of exactly `n` str keys; NULL if the dict is laid out differently. The entries are
+ * in insertion order. Each has a key and a value, and the caller may overwrite the values in place. */
 #if PRP_INTERNALS
 typedef PyDictUnicodeEntry prp_dict_entry;
 
@@ -122,7 +124,7 @@ static inline prp_dict_entry *prp_dict_entries(PyObject *dict, Py_ssize_t n)
     return DK_UNICODE_ENTRIES(d->ma_keys);
 }
 
-/* Return whether the value may be part of a cycle, so that the collector must track a dict that gets it. */
+/* Return whether the value may be part of a cycle, so that the collector must track a dict that contains it. */
 static inline bool prp_may_be_tracked(PyObject *value)
 {
     return PyObject_IS_GC(value) && (!PyTuple_CheckExact(value) || _PyObject_GC_IS_TRACKED(value));
@@ -225,7 +227,7 @@ static inline PyObject *prp_int32_new(int32_t value)
 {
 #if PRP_INTERNALS && PY_VERSION_HEX < 0x030C0000 && PYLONG_BITS_IN_DIGIT == 30
     if (value >= -5 && value <= 256)
-        return PyLong_FromLong(value); /* the interpreter keeps these ints alive */
+        return PyLong_FromLong(value); /* the interpreter caches these ints */
     uint32_t magnitude = value < 0 ? 0 - (uint32_t)value : (uint32_t)value, high = magnitude >> PyLong_SHIFT;
     PyLongObject *number = PyObject_Malloc(offsetof(PyLongObject, ob_digit) + 2 * sizeof(digit));
     if (!number)

@@ -1,4 +1,4 @@
-/* The opcodes of the pickle formats 0 to 5, as documented in the standard library's pickletools. */
+/* The opcodes of pickle protocols 0 to 5, as documented in the standard library's pickletools. */
 #ifndef PRP_OPCODES_H
 #define PRP_OPCODES_H
 

@@ -1,9 +1,10 @@
-/* The functions of `pyray_ser._ndarray` for the other extensions: it describes, writes, gathers and builds arrays
- * over foreign memory.
+/* The functions of `pyray_ser._ndarray` for the other extensions. They describe, write and gather arrays, and build
+ * arrays over foreign memory.
  *
- * `_ndarray` is the only extension that links against numpy's C API. The others must not pull numpy in at import, so
- * they do not cimport it: they take this table from a capsule at the first array they meet (prp_ndarray()). A process
- * that never imported numpy holds no array, and a stream that does not name numpy builds none.
+ * `_ndarray` is the only extension that links against numpy's C API. The others must not import numpy when they are
+ * imported, so they do not cimport `_ndarray`: they get this table from a capsule when they handle their first array
+ * (prp_ndarray()). A process that has not imported numpy has no arrays, and a stream that does not name numpy creates
+ * none.
  *
  * All functions need the GIL. -1 and NULL always come with a Python exception set, unless a function's comment says
  * otherwise.
@@ -21,10 +22,10 @@
 #define PRP_NDARRAY_CAPSULE "pyray_ser._ndarray._api"
 #define PRP_NDARRAY_VERSION 7
 
-/* Which bytes carry an array. */
+/* How the bytes of an array are obtained. */
 typedef enum {
     PRP_ARRAY_DIRECT, /* `nbytes` bytes at `data`, unchanged; the layout's shape and strides apply to them */
-    PRP_ARRAY_GATHER, /* `nbytes` bytes that `gather` writes; the layout applies to those */
+    PRP_ARRAY_GATHER, /* `nbytes` bytes that `gather` writes; the layout's shape and strides apply to those */
 } prp_array_kind;
 
 /* How an array is written to a stream and a buffer. The layout's dtype points to `dtype` of the same struct, so
@@ -39,30 +40,31 @@ typedef struct {
 
 enum {
     PRP_ARRAY_WRITABLE = 1,    /* the memory is private and writable (mmap_mode "c"); default: read-only arrays */
-    PRP_ARRAY_EXACT = 2,       /* for from_parts: the elements must fill the buffer to its last byte */
+    PRP_ARRAY_EXACT = 2,       /* for from_parts: the elements must fill the whole buffer */
     PRP_ARRAY_PLAIN_OWNER = 4, /* `owner` is known not to be an array */
 };
 
 typedef struct {
     int version;
 
-    /* Describe an exact ndarray whose dtype a string names without loss (numbers, S, U, V, M8, m8; any byte order;
-     * no metadata, no fields, no subclass of a scalar type; at most PRP_ARRAY_MAX_DIMS dimensions). 1: `source` is
-     * filled. 0: not such an array, nothing was set; use the general pickler. -1: exception. Copies nothing. */
+    /* Describe an exact ndarray whose dtype can be named by a string without loss (numbers, S, U, V, M8, m8; any byte
+     * order; no metadata, no fields, no subclass of a scalar type; at most PRP_ARRAY_MAX_DIMS dimensions). 1: `source`
+     * is filled. 0: not such an array, nothing was set; use the general pickler. -1: exception. Copies nothing. */
     int (*describe)(PyObject *obj, prp_array_source *source);
 
     /* Call describe and write the template of array_template.h to `out` (PRP_ARRAY_STREAM_MAX bytes of room).
      * Return its length; 0 as above, -1: exception. */
     Py_ssize_t (*template_put)(PyObject *obj, uint8_t *out, prp_array_source *source);
 
-    /* Write the `nbytes` of a source of kind GATHER to `dst`, once, in the layout that `describe` gave. 0 or -1. */
+    /* Write the `nbytes` bytes of a GATHER source to `dst`, each once, in the layout that `describe` returned. 0 or
+     * -1. */
     int (*gather)(PyObject *obj, const prp_array_source *source, void *dst, size_t dst_len);
 
     /* Build the array that a template stream describes, over `data`, with `owner` as its base. NULL without an
-     * exception: the stream is not the template, or does not fit the buffer; the general unpickler gives the result
-     * or the error. The array is read-only unless PRP_ARRAY_WRITABLE is in `flags`; it cannot be made writable as
-     * long as `owner` refuses a writable buffer. Fires the audit event pickle.find_class as the general unpickler
-     * would. */
+     * exception: the stream is not the template, or does not fit the buffer; the general unpickler then returns the
+     * result or raises the error. The array is read-only unless PRP_ARRAY_WRITABLE is in `flags`; it cannot be made
+     * writable, provided that `owner` exports no writable buffer. Fires the audit event pickle.find_class as the
+     * general unpickler would. */
     PyObject *(*from_stream)(const uint8_t *stream, size_t len, const uint8_t *data, size_t data_len, PyObject *owner,
                              int flags);
 
@@ -71,12 +73,12 @@ typedef struct {
     PyObject *(*from_parts)(PyObject *shape, PyObject *dtype, int64_t offset, PyObject *strides, bool fortran,
                             const uint8_t *data, size_t data_len, PyObject *owner, int flags);
 
-    /* Make any array, also of a subclass, permanently read-only: setflags(write=True) fails afterwards. Arrays that
-     * hold objects, and anything but arrays, stay as they are. 0 or -1. */
+    /* Make any array, also of a subclass, permanently read-only: setflags(write=True) fails afterwards. Does nothing
+     * for arrays of objects and for objects that are not arrays. 0 or -1. */
     int (*seal)(PyObject *obj);
 
-    /* Return the dtype of that canonical name ('<f8') if it is plain: new reference, NULL without an exception if
-     * not. It is a separate object, so a stream may reach it and set its state. */
+    /* Return the dtype with this canonical name ('<f8') if it is plain: new reference, NULL without an exception if
+     * not. It is a separate object, so a stream may access it and set its state. */
     PyObject *(*plain_dtype)(const char *name, size_t len);
 
     /* Return numpy.dtype(name) through a small cache; new reference. */
@@ -89,22 +91,24 @@ typedef struct {
     PyObject *(*from_ints)(int nd, const int64_t *shape, PyObject *dtype, bool fortran, const uint8_t *data,
                            size_t data_len, PyObject *owner, int flags);
 
-    /* As plain_dtype, but returns the object that arrays share: it must not reach an unpickler's stack or memo. */
+    /* As plain_dtype, but returns the object that arrays share, which must not be put on an unpickler's stack or into
+     * its memo. */
     PyObject *(*shared_dtype)(const char *name, size_t len);
 
-    /* Return whether a dtype of a built-in number pickles exactly as numpy's own dtype of that number. */
+    /* Return whether a dtype of a built-in number type has exactly the pickle of numpy's own dtype of that type. */
     bool (*dtype_like_own)(PyObject *descr);
 
-    /* Return whether arrays of objects own all references in the memory of an array: false for an array of objects
-     * over other bytes, and for any other array over the memory of an array of objects. */
+    /* Return whether arrays of objects own all references in the memory of an array. False for an array of objects over
+     * other bytes, and for any other kind of array over the memory of an array of objects. */
     bool (*owns_references)(PyObject *array);
 
-    /* Return whether the bytes that `describe` named are still the array's: an array can be resized in place.
+    /* Return whether the array still uses the bytes that `describe` returned, because an array can be resized in place.
      * `data` NULL: true. */
     bool (*lies_at)(PyObject *obj, const void *data, size_t nbytes);
 } prp_ndarray_api;
 
-/* True for an exact numpy.ndarray, without importing numpy. (Another class of that name fails in `describe`.) */
+/* Return whether `obj` is an exact numpy.ndarray, without importing numpy. (For a different class with that name,
+ * `describe` fails.) */
 static inline bool prp_ndarray_looks(PyObject *obj)
 {
     return strcmp(Py_TYPE(obj)->tp_name, "numpy.ndarray") == 0;
@@ -118,8 +122,7 @@ static inline const prp_ndarray_api *prp_ndarray(void)
     static PyObject *loaded; /* the module, kept permanently */
     if (!api) {
         PyObject *module = PyImport_ImportModule(name);
-        /* A signal handler or finalizer that interrupted this import has imported the module meanwhile: use that
-         * one. */
+        /* A signal handler or finalizer has interrupted this import and imported the module itself: use that module. */
         if (!module && loaded && PyErr_ExceptionMatches(PyExc_RuntimeError) &&
             !PyErr_ExceptionMatches(PyExc_RecursionError)) {
             PyErr_Clear();
@@ -127,7 +130,7 @@ static inline const prp_ndarray_api *prp_ndarray(void)
         }
         PyObject *capsule = module ? PyObject_GetAttrString(module, "_api") : NULL;
         const prp_ndarray_api *found = capsule ? PyCapsule_GetPointer(capsule, PRP_NDARRAY_CAPSULE) : NULL;
-        Py_XDECREF(capsule); /* the table is static and stays valid */
+        Py_XDECREF(capsule); /* the table is static, so it stays valid */
         if (found && found->version != PRP_NDARRAY_VERSION) {
             PyErr_SetString(PyExc_ImportError,
                             "pyray_ser._ndarray is of another build than the extension that uses it");

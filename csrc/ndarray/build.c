@@ -1,13 +1,13 @@
-/* Arrays over memory with another owner.
+/* Builds arrays over memory that another object owns.
  *
  * The numbers come from a stream, so they are untrusted: every element of the array must lie inside the buffer, which
- * we check with overflow-safe arithmetic before numpy sees a pointer. The general unpickler handles anything that does
- * not fit; its call of numpy.ndarray raises numpy's own error.
+ * we check with overflow-safe arithmetic before numpy sees a pointer. If the array does not fit, we leave it to the
+ * general unpickler, whose call of numpy.ndarray raises numpy's error.
  */
 #include "ndarray.h"
 
-/* Compute where the bytes of all elements end if the first one is at `offset`; false if they begin before 0, or if
- * there are more than numpy accepts. */
+/* Compute where the bytes of all elements end if the first element is at `offset`; false if the bytes begin before 0 or
+ * are more than numpy accepts. */
 bool prp_array_end(const npy_intp *shape, const npy_intp *strides, int nd, size_t itemsize, int64_t offset, size_t *end)
 {
     if (offset < 0)
@@ -20,7 +20,7 @@ bool prp_array_end(const npy_intp *shape, const npy_intp *strides, int nd, size_
         if (shape[i] == 0)
             empty = true;
         else if (__builtin_mul_overflow(total, (size_t)shape[i], &total) || total > PY_SSIZE_T_MAX)
-            return false; /* numpy refuses such a product too, even for broadcast arrays */
+            return false; /* numpy also rejects such a product, even for broadcast arrays */
     }
     *end = (size_t)offset;
     if (empty)
@@ -42,7 +42,7 @@ bool prp_array_end(const npy_intp *shape, const npy_intp *strides, int nd, size_
 
 const uint64_t prp_array_nothing;
 
-/* `descr` is the caller's own reference. NULL without an exception if the array does not fit. */
+/* The caller owns the reference to `descr`. NULL without an exception if the array does not fit. */
 PyObject *prp_array_build(PyArray_Descr *descr, int nd, const npy_intp *shape, const npy_intp *strides, int64_t offset,
                           const uint8_t *data, size_t data_len, PyObject *owner, int flags)
 {
@@ -52,7 +52,8 @@ PyObject *prp_array_build(PyArray_Descr *descr, int nd, const npy_intp *shape, c
     return prp_array_over(descr, nd, shape, strides, data ? data + offset : NULL, owner, flags);
 }
 
-/* Read the ints of an exact tuple; false without an exception if it is not one, too long, or holds anything else. */
+/* Read the ints of an exact tuple; false without an exception if it is not an exact tuple, is too long, or contains
+ * other objects. */
 static bool read_tuple(PyObject *tuple, npy_intp *out, int *nd)
 {
     if (!PyTuple_CheckExact(tuple) || PyTuple_GET_SIZE(tuple) > PRP_ARRAY_MAX_DIMS)
@@ -74,14 +75,14 @@ static bool read_tuple(PyObject *tuple, npy_intp *out, int *nd)
     return true;
 }
 
-/* A structured dtype is usable if it holds no references and needs no array subclass. */
+/* A structured dtype is usable if it contains no references and needs no array subclass. */
 static bool usable(PyArray_Descr *descr)
 {
     return !PyDataType_REFCHK(descr) && !PyDataType_HASSUBARRAY(descr) && PyDataType_ELSIZE(descr) > 0 &&
            descr->type_num >= 0 && descr->type_num <= NPY_HALF;
 }
 
-/* As prp_array_build(), with the strides of Fortran order if `fortran` and none are given, and the check of
+/* As prp_array_build(), but without explicit strides uses those of Fortran order if `fortran` is true, and supports
  * PRP_ARRAY_EXACT. */
 static PyObject *build_ordered(PyArray_Descr *descr, int nd, const npy_intp *shape, const npy_intp *strides,
                                bool fortran, int64_t offset, const uint8_t *data, size_t data_len, PyObject *owner,

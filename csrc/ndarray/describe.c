@@ -1,10 +1,11 @@
-/* How an array is written to a stream: which bytes carry it, with which shape and strides.
+/* Determines how an array is written to a stream: which bytes are sent, and with which shape and strides.
  *
- * C-contiguous arrays are sent as they are. For the rest, axes of stride 0 carry no data and are set aside. The others
- * are visited from the smallest stride up: as long as each stride is at most the extent covered so far, the array
- * touches every byte of one span, so we send that span with the array's own strides. This one rule covers Fortran
- * order, permuted axes, broadcast arrays and overlapping windows, and it never sends a byte outside the array. numpy's
- * own copy loops gather what is left (holes, negative strides) into C order once, without the axes of stride 0.
+ * C-contiguous arrays are sent as they are. For other arrays, we omit axes of stride 0, because they add no data. We
+ * visit the other axes in order of increasing stride: if each stride is at most the extent covered so far, the array
+ * uses every byte of one span, so we send that span with the array's own strides. This single rule covers Fortran
+ * order, permuted axes, broadcast arrays and overlapping sliding windows, and it never sends a byte outside the array.
+ * All remaining arrays (with holes or negative strides) are gathered into C order once by numpy's copy loops, without
+ * the axes of stride 0.
  */
 #include "ndarray.h"
 
@@ -60,7 +61,7 @@ int prp_array_describe(PyObject *obj, prp_array_source *source)
     size_t itemsize = (size_t)PyDataType_ELSIZE(descr);
     size_t nbytes;
     if (!total_bytes(shape, nd, itemsize, &nbytes))
-        nbytes = SIZE_MAX; /* a broadcast array can have more bytes than memory holds */
+        nbytes = SIZE_MAX; /* a broadcast array can have more bytes than the address space */
 
     layout->nd = nd;
     layout->readonly = !PyArray_ISWRITEABLE(array);
@@ -91,15 +92,15 @@ int prp_array_describe(PyObject *obj, prp_array_source *source)
             repeated |= set_aside;
             layout->strides[i] = set_aside ? 0 : (int64_t)step;
             if (!set_aside)
-                step *= (size_t)shape[i]; /* cannot overflow: at most the memory that holds the array */
+                step *= (size_t)shape[i]; /* cannot overflow: it is at most the size of the array's memory */
         }
         layout->has_strides = repeated;
         source->kind = PRP_ARRAY_GATHER;
         source->data = NULL;
         source->nbytes = step;
     }
-    /* Readers check strides against the buffer from its first byte; the stride of an axis of length 1 may lie far
-     * outside. */
+    /* Readers check that the strides stay inside the buffer, but the stride of an axis of length 1 may be far
+     * larger. */
     for (int i = 0; layout->has_strides && i < nd; i++)
         if (shape[i] == 1)
             layout->strides[i] = (int64_t)itemsize;
@@ -121,8 +122,8 @@ int prp_array_gather(PyObject *obj, const prp_array_source *source, void *dst, s
         PyErr_SetString(PyExc_ValueError, "the array is not the one that was described, or the buffer is too small");
         return -1;
     }
-    /* Both sides omit the axes set aside and keep the source strides. If another thread has changed dtype or shape,
-     * this only makes the two shapes differ, and CopyInto refuses that or broadcasts inside dst. */
+    /* Both sides omit the axes of stride 0 and keep the source strides. If another thread has changed dtype or shape,
+     * the two shapes differ, and CopyInto then fails or broadcasts inside dst. */
     npy_intp dims[PRP_ARRAY_MAX_DIMS];
     size_t product = (size_t)PyArray_ITEMSIZE(array);
     for (int i = 0; i < nd; i++) {

@@ -1,9 +1,9 @@
-/* Names of plain dtypes, from dtype to name and back.
+/* Converts plain dtypes to their names, and names to dtypes.
  *
- * A dtype is plain if its `str` names it without loss: a number, S, U, V, M8 or m8, without fields, sub-array,
- * metadata or its own scalar type (numpy.record). We compose the name from the descriptor's fields, because
- * `dtype.str` costs more than the rest of a put. numpy converts each name to a dtype once; then a small direct-mapped
- * cache has it. We check that the dtype is plain, so a stream cannot name a dtype that holds references.
+ * A dtype is plain if its `str` names it without loss: a number, S, U, V, M8 or m8, without fields, sub-array, metadata
+ * or its own scalar type (numpy.record). We compose the name from the descriptor's fields, because `dtype.str` costs
+ * more than the rest of a put. numpy converts each name to a dtype once; a small direct-mapped cache then stores the
+ * dtype. We check that the dtype is plain, so a stream cannot name a dtype that contains references.
  */
 #include "ndarray.h"
 
@@ -12,13 +12,13 @@
 typedef struct {
     uint8_t len;
     char name[PRP_ARRAY_MAX_DTYPE];
-    PyArray_Descr *descr; /* owned; lives as long as the process, like numpy's own singletons */
+    PyArray_Descr *descr; /* owned; kept until the process ends, like numpy's own singletons */
     prp_dtype_marks marks;
 } cache_slot;
 
 static cache_slot cache[CACHE_SLOTS];
 
-/* The standard scalar type of each built-in number; a dtype may have another one. */
+/* The standard scalar type of each built-in number type; a dtype may have a different scalar type. */
 static PyTypeObject *scalar_types[NPY_HALF + 1];
 
 int prp_dtype_ready(void)
@@ -64,7 +64,7 @@ void prp_dtype_mark(PyArray_Descr *descr, prp_dtype_marks *marks)
     Py_XDECREF(own);
 }
 
-/* When code sets the state of a dtype, numpy changes it in place, except for its own singletons. */
+/* When code sets the state of a dtype, numpy changes the dtype in place, unless it is one of numpy's singletons. */
 bool prp_dtype_unchanged(PyArray_Descr *descr, const prp_dtype_marks *marks)
 {
     if (PyDataType_ELSIZE(descr) != marks->elsize || PyDataType_ALIGNMENT(descr) != marks->alignment ||
@@ -165,16 +165,16 @@ size_t prp_dtype_name(PyArray_Descr *descr, char *out)
     return (size_t)(p - out);
 }
 
-/* Return the plain dtype of that name: new reference. NULL without an exception if no plain dtype has that name. */
+/* Return the plain dtype with this name: new reference. NULL without an exception if there is no such plain dtype. */
 PyArray_Descr *prp_dtype_find(const char *given, size_t len)
 {
     char name[PRP_ARRAY_MAX_DTYPE];
     if (len < 2 || len > sizeof(name))
         return NULL;
-    memcpy(name, given, len); /* `given` may lie in shared memory: validate the copy that we keep */
+    memcpy(name, given, len); /* `given` may be in shared memory, so validate the copy that we keep */
     __asm__("" : "+m"(name));
-    /* Accept only order, kind, size or unit. numpy may read anything else as an expression ("f8,f8") or warn, and
-     * both run Python code. */
+    /* Accept only names of byte order, kind, and size or unit. numpy may read anything else as an expression ("f8,f8")
+     * or warn, and both run Python code. */
     if (!memchr("<>|", name[0], 3) || !memchr("biufcmMSUV", name[1], 10))
         return NULL;
     for (size_t i = 2; i < len; i++)
@@ -188,7 +188,8 @@ PyArray_Descr *prp_dtype_find(const char *given, size_t len)
         prp_dtype_intact(slot->descr, &slot->marks))
         return (PyArray_Descr *)Py_NewRef(slot->descr);
 
-    /* Only names that `prp_dtype_name` writes: nothing here may parse expressions like "f8,f8" or "(3,)f8". */
+    /* Accept only names that `prp_dtype_name` writes: numpy must not parse expressions like "f8,f8" or "(3,)f8"
+     * here. */
     PyObject *text = PyUnicode_DecodeASCII(name, (Py_ssize_t)len, "strict");
     PyArray_Descr *descr = NULL;
     if (text && PRP_FOREIGN(PyArray_DescrConverter(text, &descr)) == NPY_SUCCEED && prp_dtype_is_plain(descr) &&
@@ -211,11 +212,12 @@ PyArray_Descr *prp_dtype_find(const char *given, size_t len)
     slot->len = (uint8_t)len;
     memcpy(slot->name, name, len);
     prp_dtype_mark(descr, &slot->marks);
-    PRP_FOREIGN_VOID(Py_XDECREF(evicted)); /* a stream may have given it metadata */
+    PRP_FOREIGN_VOID(Py_XDECREF(evicted)); /* a stream may have added metadata to it */
     return descr;
 }
 
-/* A separate object, as numpy.dtype(name, False, True) returns: a stream can set the state of any dtype it reaches. */
+/* Return a separate object, as numpy.dtype(name, False, True) does, because a stream can set the state of any dtype
+ * that it can access. */
 PyObject *prp_plain_dtype(const char *name, size_t len)
 {
     PyArray_Descr *descr = prp_dtype_find(name, len);

@@ -1,4 +1,4 @@
-/* The one place that imports numpy's C API, and the table that the other extensions use. */
+/* Imports numpy's C API (no other file does) and defines the function table for the other extensions. */
 #define PRP_NDARRAY_IMPORTS
 #include "ndarray.h"
 

@@ -1,4 +1,4 @@
-/* Internal to the extension `_ndarray`: one numpy C API for all its files. */
+/* Internal to the extension `_ndarray`: all its files share one import of numpy's C API. */
 #ifndef PRP_NDARRAY_H
 #define PRP_NDARRAY_H
 
@@ -14,13 +14,14 @@
 #endif
 #include <numpy/arrayobject.h>
 
-/* module.c: imports numpy, readies the caches, and returns the capsule's table. */
+/* module.c: imports numpy, initializes the caches, and returns the capsule's table. */
 const prp_ndarray_api *prp_ndarray_init(void);
 
 /* dtype.c */
 int prp_dtype_ready(void);
 bool prp_dtype_is_plain(PyArray_Descr *descr);
-/* How a cached dtype looked when it was checked. Code that has an array also has its dtype and may set its state. */
+/* The fields of a cached dtype when it was checked. Code that has an array can access the array's dtype and set its
+ * state. */
 typedef struct {
     npy_intp elsize, alignment;
     uint64_t flags;
@@ -59,7 +60,7 @@ PyObject *prp_array_from_stream(const uint8_t *stream, size_t len, const uint8_t
 /* build.c */
 bool prp_array_end(const npy_intp *shape, const npy_intp *strides, int nd, size_t itemsize, int64_t offset,
                    size_t *end);
-/* The address of arrays without elements: given NULL, numpy allocates. */
+/* The data address of arrays without elements, because numpy allocates memory if the address is NULL. */
 extern const uint64_t prp_array_nothing;
 
 /* Build an array over a checked range. `descr` is borrowed and must outlive the call. */
@@ -73,15 +74,15 @@ static inline PyObject *prp_array_over(PyArray_Descr *descr, int nd, const npy_i
                                            (void *)first, flags & PRP_ARRAY_WRITABLE ? NPY_ARRAY_WRITEABLE : 0, NULL);
     if (!array)
         return NULL;
-    /* numpy checks given strides itself (and the order of an array without them), but in some versions not the
-     * alignment of the memory. */
+    /* numpy checks explicit strides (and the order of an array without explicit strides), but some versions do not
+     * check the alignment of the memory. */
     bool aligned = ((uintptr_t)first & ((size_t)PyDataType_ALIGNMENT(descr) - 1)) == 0;
     if (strides || !aligned || !PyArray_CHKFLAGS((PyArrayObject *)array, NPY_ARRAY_ALIGNED))
         PyArray_UpdateFlags((PyArrayObject *)array, NPY_ARRAY_UPDATE_ALL);
     if (!owner)
         return array;
     Py_INCREF(owner);
-    if (flags & PRP_ARRAY_PLAIN_OWNER || !PyArray_Check(owner)) { /* PyArray_SetBaseObject would do no more */
+    if (flags & PRP_ARRAY_PLAIN_OWNER || !PyArray_Check(owner)) { /* PyArray_SetBaseObject would do the same */
         ((PyArrayObject_fields *)array)->base = owner;
     } else if (PyArray_SetBaseObject((PyArrayObject *)array, owner) < 0) {
         Py_DECREF(array);
@@ -100,7 +101,7 @@ PyObject *prp_array_from_ints(int nd, const int64_t *shape, PyObject *dtype, boo
 typedef struct {
     size_t count;
     uint64_t bytes, longest; /* bytes of the text in UTF-8 */
-    bool missing;            /* whether some elements are the dtype's na_object */
+    bool missing;            /* whether any element is the dtype's na_object */
 } prp_strings;
 
 int prp_strings_measure(PyObject *array, prp_strings *found);

@@ -1,8 +1,8 @@
-/* Permanently read-only arrays.
+/* Makes arrays permanently read-only.
  *
- * numpy lets `setflags(write=True)` undo a read-only flag if the array owns its memory, or if its base would give a
- * writable buffer. So we hand memory that an array owns to a second array that no code can reach, because only a
- * capsule holds it, and make the capsule the base. The bytes stay where they are.
+ * `setflags(write=True)` can clear a read-only flag if the array owns its memory, or if its base can export a writable
+ * buffer. So if an array owns its memory, we transfer the memory to a second array. Only a capsule refers to this
+ * holder, so no code can access it, and the capsule becomes the base. The bytes are not moved.
  */
 #include "ndarray.h"
 
@@ -37,12 +37,12 @@ int prp_array_seal(PyObject *obj)
         Py_XDECREF(holder);
         if (!capsule)
             return -1;
-        /* The holder now frees the memory, with the allocator that made it. */
+        /* The holder now owns the memory, and frees it with the allocator that allocated it. */
         ((PyArrayObject_fields *)holder)->mem_handler = fields->mem_handler;
         fields->mem_handler = NULL;
         PyArray_ENABLEFLAGS((PyArrayObject *)holder, NPY_ARRAY_OWNDATA);
         PyArray_CLEARFLAGS(array, NPY_ARRAY_OWNDATA);
-        Py_XSETREF(fields->base, capsule); /* an array that owns its memory has no base */
+        Py_XSETREF(fields->base, capsule); /* an array that owns its memory has no base yet */
         return 0;
     }
     if (fields->base && !PyCapsule_CheckExact(fields->base)) {
@@ -54,7 +54,7 @@ int prp_array_seal(PyObject *obj)
     return 0;
 }
 
-/* Return whether each element of `array` lies exactly on an element of `owner`, an array of objects. */
+/* Return whether each element of `array` is at the address of an element of `owner`, an array of objects. */
 static bool is_aligned_to(PyArrayObject *array, PyArrayObject *owner)
 {
     const npy_intp size = sizeof(PyObject *);

@@ -1,11 +1,11 @@
-/* Arrays from the streams that `put` writes (array_template.h).
+/* Creates arrays from the streams that `put` writes (array_template.h).
  *
- * A program gets many arrays of few kinds. So a small direct-mapped table keeps streams together with what they say,
- * and a stream of the same bytes is compared instead of parsed. The table keeps only what the bytes alone decide:
- * dtype, shape, strides, and how much of a buffer they need. Buffer, owner and array are new in each call.
+ * A program typically loads many arrays of a few kinds. So a small direct-mapped table caches streams and their parsed
+ * form, and a stream with the same bytes is compared instead of parsed. The table contains only values that depend on
+ * the bytes alone: dtype, shape, strides, and the required buffer size. Buffer, owner and array are new in each call.
  *
- * The bytes may lie in shared memory and change while we read them. A comparison that succeeds has seen, byte for
- * byte, what the table's copy says, and only the copy is used afterwards. A stream is copied before it is parsed.
+ * The bytes may be in shared memory and change while we read them. A successful comparison has read exactly the bytes
+ * of the table's copy, and afterwards we use only that copy. We copy a stream before we parse it.
  */
 #include "ndarray.h"
 
@@ -14,11 +14,12 @@
 #define KEY_MAX 64
 #define FEW_DIMS 4
 
-/* Invariant: descr != NULL => the rest is what the stream in key[0 .. len) says, and descr is owned. */
+/* Invariant: if descr != NULL, then descr is owned and the other fields are the parsed form of the stream in key[0 ..
+ * len). */
 typedef struct {
     PyArray_Descr *descr;
     prp_dtype_marks marks;
-    size_t end;     /* how many bytes the buffer must have        */
+    size_t end;     /* minimum size of the buffer in bytes        */
     uint64_t stamp; /* changes each time the entry is written */
     uint8_t len, nd;
     bool has_strides;
@@ -36,7 +37,7 @@ static inline uint64_t word_at(const uint8_t *p)
     return word;
 }
 
-/* Hash shape and dtype, which are all that differs between most streams. */
+/* Hash shape and dtype, because most streams differ only in these. */
 static inline reading *place(const uint8_t *stream, size_t len)
 {
     uint64_t mixed = word_at(stream + PRP_ARRAY_PREFIX_LEN) ^ word_at(stream + len - 14) * 0x9E3779B97F4A7C15u;
@@ -52,7 +53,7 @@ static inline bool same(const reading *r, const uint8_t *stream, size_t len)
            memcmp(r->key + len - KEY_MIN, stream + len - KEY_MIN, KEY_MIN) == 0;
 }
 
-/* Enter a stream into the table. `read` is the parsed form of the private copy `key`. */
+/* Insert a stream into the table. `read` is the parsed form of the private copy `key`. */
 static void keep(const uint8_t *key, size_t len, const prp_array_template *read, PyArray_Descr *descr)
 {
     const npy_intp *shape = (const npy_intp *)read->shape;
@@ -79,13 +80,13 @@ static void keep(const uint8_t *key, size_t len, const prp_array_template *read,
 
 _Static_assert(sizeof(npy_intp) == sizeof(int64_t), "the template's ints are used as numpy's");
 
-/* Fire the event that a general unpickler fires for the one name in the stream. Hooks may run any code. */
+/* Fire the audit event that the general unpickler fires for the only name in the stream. Hooks may run any code. */
 static inline int audit(void)
 {
     return PRP_FOREIGN(PySys_Audit("pickle.find_class", "ss", "numpy", "ndarray"));
 }
 
-/* Read a stream that is not in the table; `audited` says that its event has been fired. */
+/* Read a stream that is not in the table; `audited` means that the audit event has already been fired. */
 static __attribute__((noinline)) PyObject *read_stream(const uint8_t *stream, size_t len, bool audited,
                                                        const uint8_t *data, size_t data_len, PyObject *owner, int flags)
 {
@@ -122,11 +123,11 @@ PyObject *prp_array_from_stream(const uint8_t *stream, size_t len, const uint8_t
     uint64_t stamp = r->stamp;
     if (audit() < 0)
         return NULL;
-    /* The hook has read other arrays, or code that got an array has set the state of its dtype. */
+    /* Either the hook has read other arrays, or code has set the state of the dtype of an earlier array. */
     if (r->stamp != stamp || !prp_dtype_intact(r->descr, &r->marks))
         return read_stream(stream, len, true, data, data_len, owner, flags);
     if (r->end > data_len)
         return NULL;
-    /* Only numpy's code runs before numpy has its own reference to the dtype and its own copy of the shape. */
+    /* Until numpy has its own reference to the dtype and its own copy of the shape, only numpy's code runs. */
     return prp_array_over(r->descr, r->nd, r->shape, r->has_strides ? r->strides : NULL, data, owner, flags);
 }

@@ -1,16 +1,16 @@
-/* Arrays of numpy's StringDType as text and lengths, and back, without intermediate Python strings.
+/* Converts arrays of numpy's StringDType to text and lengths, and back, without intermediate Python strings.
  *
  * numpy keeps short strings inside the 16 bytes of an element and the others in an arena of the array, in a private
- * format. Its public functions load and pack one string at a time, under a lock of the array. So an array over foreign
- * memory is impossible: its text is copied once when it is written and once when it is read.
+ * format. Its public functions load and pack one string at a time, under a lock of the array. So these arrays cannot
+ * use foreign memory: their text is copied once when it is written and once when it is read.
  *
- * No Python code runs under the lock. Each string from a stream is checked to be UTF-8, because numpy does not check
- * it. We check numpy's copy, because the stream may lie in shared memory and change.
+ * No Python code runs under the lock. We check that each string from a stream is UTF-8, because numpy does not. We
+ * check numpy's copy, because the stream may be in shared memory and change.
  */
-#define NPY_TARGET_VERSION NPY_2_0_API_VERSION /* called only if there is a StringDType, hence numpy 2 */
+#define NPY_TARGET_VERSION NPY_2_0_API_VERSION /* called only if StringDType exists, that is, with numpy 2 */
 #include "ndarray.h"
 
-/* Iterate over all elements in C or Fortran order, whatever the strides. */
+/* Iterate over all elements in C or Fortran order, with any strides. */
 typedef struct {
     char *at;
     int nd;
@@ -90,7 +90,7 @@ int prp_strings_copy(PyObject *array, bool fortran, const prp_strings *found, ch
     elements e;
     elements_of(&e, (PyArrayObject *)array, fortran);
     size_t at = 0;
-    /* Code that does not hold the GIL may have written to the array since it was measured. */
+    /* Code without the GIL may have written to the array since it was measured. */
     bool same = (size_t)e.size == found->count;
     npy_string_allocator *allocator = NpyString_acquire_allocator(dtype);
     for (npy_intp i = 0; i < e.size && same; i++) {
@@ -115,7 +115,8 @@ int prp_strings_copy(PyObject *array, bool fortran, const prp_strings *found, ch
     return 0;
 }
 
-/* Well-formed UTF-8, as Unicode defines it: nothing overlong, no surrogates, nothing above U+10FFFF. */
+/* Return whether the text is well-formed UTF-8 as Unicode defines it: no overlong forms, no surrogates, nothing above
+ * U+10FFFF. */
 static bool is_utf8(const uint8_t *s, size_t n)
 {
     const uint8_t *end = s + n;
@@ -151,7 +152,8 @@ static bool is_utf8(const uint8_t *s, size_t n)
     return true;
 }
 
-/* Pack a copy and validate it; replace invalid text with "". 1; 0 if it is not UTF-8; -1 if memory is out. */
+/* Pack a copy and validate it; replace invalid text with "". 1; 0 if it is not UTF-8; -1 if there is not enough
+ * memory. */
 static int pack_utf8(npy_string_allocator *allocator, npy_packed_static_string *element, const char *text, size_t size)
 {
     npy_static_string packed = {0, NULL};

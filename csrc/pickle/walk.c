@@ -946,8 +946,7 @@ dict: {
         if (f->flags & FRAME_IN_KEY) {
             f->flags &= (uint8_t)~FRAME_IN_KEY;
             obj = f->held;
-            if (s->elide &&
-                Py_REFCNT(obj) > 1) { /* the dict still holds obj; our reference would make it look shared */
+            if (s->elide && Py_REFCNT(obj) > 1) { /* the dict still holds it; our reference would make it look shared */
                 f->held = NULL;
                 Py_DECREF(obj);
             }
