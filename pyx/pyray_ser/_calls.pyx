@@ -1,10 +1,10 @@
-"""Calls in progress through the pipe to one worker process, and the descriptors that they need.
+"""Tracks the calls in progress on the pipe to one worker process, and owns the file descriptors that they need.
 
-Python runs signal handlers and finalizers between any two steps of Python code, in the thread that they interrupt.
-If that code holds a lock, a handler that makes a call deadlocks with its own thread.
-So the state of a pipe has no lock: each method here is one step. While the state is incomplete, a method keeps the GIL,
-runs no Python code and allocates nothing that the garbage collector tracks. Reading and writing never block.
-Only `wait` lets other code run, and it holds no state.
+Python runs signal handlers and finalizers between any two steps of Python code, in the thread that they interrupt. If
+that code holds a lock, a handler that makes a call deadlocks with its own thread. So the state of a pipe has no lock:
+each method here is one uninterruptible step. While the state is incomplete, a method keeps the GIL, runs no Python code
+and allocates nothing that the garbage collector tracks. Reading and writing never block. Only `wait` lets other code
+run, and it does so while the state is complete.
 """
 
 cimport cython
@@ -44,22 +44,23 @@ READABLE = 1
 ENDED = 2
 
 cdef enum:
-    # A socket accepts this much without blocking, with a margin: the kernel adds about 800 bytes per message.
+    # A socket accepts this many bytes without blocking, including a margin for the 800 bytes or so that the kernel adds
+    # per message.
     WINDOW_BYTES = 64 * 1024
     WINDOW_CALLS = 100
     FIRST_ROOM = 40 * 1024
-    # Frames contain at most 32 KiB of a value, so a longer one is corrupt.
+    # Frames contain at most 32 KiB of a value, so a longer frame is corrupt.
     LONGEST = 64 << 20
 
-# Numbers of all descriptors owned by this module's objects, for `close_inherited`.
+# All file descriptors owned by this module's objects, for `close_inherited`.
 cdef dict _open = {}
-# Counts forks: an object made before a fork owns nothing in the child.
+# Number of forks, because an object created before a fork owns nothing in the child.
 cdef unsigned long _generation = 0
 
 
 def close_inherited(keep):
     """
-    Close the descriptors that objects of the parent own, in a child that was just forked.
+    Close the descriptors that the parent's objects own; call this in a child process right after the fork.
 
     Parameters
     ----------
@@ -76,12 +77,12 @@ def close_inherited(keep):
 
 cdef class Descriptor:
     """
-    The owner of a file descriptor: closes it exactly once, and never in a forked child.
+    The owner of a file descriptor, which closes the descriptor exactly once, and never in a forked child.
 
     Parameters
     ----------
     fd : int
-        A descriptor without another owner; -1 for none. A descriptor of 0 to 2 is moved above 2, see `_descriptors`.
+        A descriptor that has no other owner; -1 for none. A descriptor of 0 to 2 is moved above 2, see `_descriptors`.
     """
 
     cdef int fd
@@ -119,12 +120,13 @@ cdef class Descriptor:
         try:
             _open.pop(fd, None)
         except BaseException:
-            # There is no memory: the number stays in `_open`, and a forked child may close an unrelated descriptor.
+            # Out of memory: the descriptor stays in `_open`, so a forked child may close an unrelated descriptor with
+            # the same number.
             pass
         c_close(fd)
 
     def fileno(self):
-        """Return the number, or -1 if it is closed or in a forked child."""
+        """Return the descriptor, or -1 if it is closed or if this is a forked child."""
         return self.fd if self.generation == _generation else -1
 
     def close(self):
@@ -132,7 +134,7 @@ cdef class Descriptor:
         self.let_go()
 
     cdef int give(self) except -1:
-        """Give up ownership and return the number."""
+        """Release ownership and return the descriptor."""
         cdef int fd = self.fd if self.generation == _generation else -1
         if fd >= 0:
             _open.pop(fd, None)
@@ -144,20 +146,20 @@ cdef class Descriptor:
 @cython.freelist(64)
 cdef class Job:
     """
-    One call that is not answered yet.
+    A call that has not been answered yet.
 
     Attributes
     ----------
     ref : TaskRef
     frame, before : bytes
-        The frame of the call, and one that must be sent before it.
+        The frame of the call, and a frame that must be sent before it.
     number : int
     held : object
-        Keeps the objects that the arguments refer to until the worker has answered, and then holds them itself.
+        Keeps the objects that the arguments refer to alive until the worker has replied and holds them itself.
     items : collections.deque or None
         Outcomes received so far, for a call with several results.
     ended : bool
-        Whether no more items will come.
+        Whether all items have been received.
     stream : object or None
         Has ``notice()``, to be called after a change of `items` or `ended`.
     worker, function, retries
@@ -179,12 +181,12 @@ cdef class Job:
 
 
 cdef class Turn:
-    """The right to read a pipe, until `end` or the end of this object."""
+    """The right to read a pipe, which ends with `end` or when this object is freed."""
 
     cdef Calls calls
 
     def end(self):
-        """Give up the right to read."""
+        """Release the right to read."""
         cdef Calls calls = self.calls
         self.calls = None
         if calls is not None:
@@ -198,7 +200,7 @@ cdef class Turn:
 @cython.final
 cdef class Calls(Descriptor):
     """
-    Calls through one pipe, in the order in which they were submitted.
+    The calls on one pipe, in the order in which they were submitted.
 
     Parameters
     ----------
@@ -206,11 +208,11 @@ cdef class Calls(Descriptor):
         A connected socket, which this object takes over. Without one, calls are queued until `attach`.
     """
 
-    # number -> Job: sent and not answered
+    # number -> Job that was sent but not answered yet
     cdef readonly dict sent
     # Jobs that are not sent yet
     cdef readonly object queued
-    # number in order of arrival -> frame that is not processed yet
+    # arrival number -> frame that has not been processed yet
     cdef dict frames
     cdef long long first, next
     cdef Py_ssize_t sent_bytes
@@ -257,19 +259,19 @@ cdef class Calls(Descriptor):
 
     def submit_first(self, waiting, call, Job job not None):
         """
-        Take `call` from the front of a deque and send its job, in one step.
+        Remove `call` from the front of a deque and send its job, in one step.
 
         Returns
         -------
         bool or None
-            None if another call is in front by now; otherwise as `submit`.
+            None if a different call is now in front; otherwise as `submit`.
         """
         if not take_first(waiting, call):
             return None
         return self.submit(job)
 
     def send(self, bytes frame not None):
-        """Send a frame that needs no answer; drop it if the process has ended."""
+        """Send a frame that needs no reply; discard it if the process has ended."""
         if not self.dead:
             self.put(frame)
 
@@ -308,7 +310,7 @@ cdef class Calls(Descriptor):
             elif errno == EAGAIN:
                 return 0
             elif errno != EINTR:
-                break  # the pipe has ended: the reader notices that and handles what came before
+                break  # the pipe has ended: the reader detects this and processes the frames received before
         self.backlog.clear()
         self.written = 0
         return 0
@@ -326,7 +328,7 @@ cdef class Calls(Descriptor):
     # ---- reading
 
     def turn(self, unsigned long thread):
-        """Return the right to read, or None if another thread has it."""
+        """Return the right to read, or None if another thread already has it."""
         cdef Turn turn = Turn.__new__(Turn)
         if self.reader:
             return None
@@ -374,7 +376,7 @@ cdef class Calls(Descriptor):
         Returns
         -------
         bool
-            False if there were none, because the pipe is empty or, if `at_end` is true, because it has ended.
+            False if no bytes were read, because the pipe is empty or, if `at_end` is true, because it has ended.
         """
         cdef ssize_t got
         if self.dead:
@@ -429,8 +431,8 @@ cdef class Calls(Descriptor):
         """
         Return the arrival number and the bytes of the oldest unprocessed frame, or None if there is none.
 
-        The frame stays until `took` or `finish` is called for it. Until then other callers, such as a signal handler,
-        get it too: only the first `took` or `finish` has an effect.
+        The frame remains the oldest until `took` or `finish` is called for it. Until then `oldest` returns it to other
+        callers too, such as a signal handler, but only the first `took` or `finish` has an effect.
         """
         while self.first < self.next:
             found = self.frames.get(self.first)
@@ -441,7 +443,7 @@ cdef class Calls(Descriptor):
 
     def took(self, arrival, Job job, outcome, bytes reply):
         """
-        Process a frame that does not end its call.
+        Process a frame that is not the last of its call.
 
         Parameters
         ----------
@@ -462,7 +464,7 @@ cdef class Calls(Descriptor):
 
     def finish(self, arrival, Job job, outcome, bytes reply):
         """
-        Process the last frame of a call. Parameters are those of `took`; `outcome` is an item unless it is None.
+        Process the last frame of a call. Its parameters are those of `took`; `outcome` is an item unless it is None.
         """
         if arrival not in self.frames:
             return
@@ -515,7 +517,7 @@ cdef class Calls(Descriptor):
         pipe : Descriptor
             A connected socket, which this object takes over.
         again : list of Job
-            Sent before those that are queued; other calls that were sent and not answered are forgotten.
+            These jobs are sent before the queued ones. All other calls that were sent but not answered are discarded.
 
         Returns
         -------
@@ -535,12 +537,12 @@ cdef class Calls(Descriptor):
         return True
 
     def refuse(self):
-        """Close the pipe and accept no more calls. `oldest` still returns those that are not answered."""
+        """Close the pipe and accept no more calls. `oldest` still returns unanswered calls."""
         self.closed = True
         self.lose()
 
     def oldest(self):
-        """Return the oldest call that is not answered, or None."""
+        """Return the oldest unanswered call, or None."""
         for job in self.sent.values():
             return job
         return self.queued[0] if self.queued else None
@@ -555,13 +557,13 @@ cdef class Calls(Descriptor):
         job.ended = True
 
     def drop(self):
-        """Forget all calls."""
+        """Discard all calls."""
         self.sent.clear()
         self.queued.clear()
         self.sent_bytes = 0
 
     def close_if_idle(self):
-        """Close the pipe and accept no more calls, unless some are in progress. Return whether this closed it."""
+        """If no calls are in progress, close the pipe and accept no more calls. Return whether the pipe was closed."""
         if self.closed or self.sent or self.queued:
             return False
         self.refuse()

@@ -1,14 +1,14 @@
-"""The compiled core: stores, references, the paths of `put` and `get`, windows and frames.
+"""The compiled core: stores, references, the code of `put` and `get`, windows and frames.
 
 This module holds the code that runs per operation: `put` writes a small value or an array into its extent, and `get`
 reads it, without a Python frame in between. The Python layer decides the rest: how a store is found
 (`pyray_ser.store.discovery`), how a reference is pickled (`pyray_ser.store.references`), and which exception is raised
 for a status (`pyray_ser.store.statuses`). Only `policy` calls these modules. It does so on slow paths, and imports each
-on first use.
+module on first use.
 
 The parts are the files of `_core/` that are included below. A part uses only those before it, and its first line lists
 them; `prelude` declares the types that earlier parts need. All parts form one module, so that the engine is linked once
-and the C compiler sees a put or a get as a whole.
+and the C compiler can optimize a whole put or get.
 
     prelude   C declarations, constants, deadlines, `begin` and `end` around calls of the engine
     policy    every call into the Python layer: errors, finding stores, scopes, picklers

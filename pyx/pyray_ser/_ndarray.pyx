@@ -1,7 +1,8 @@
-"""Conversion of arrays to and from streams and buffers (`csrc/ndarray`).
+"""Converts arrays to and from streams and buffers (`csrc/ndarray`).
 
 No other extension uses numpy's C API. `prp_ndarray()` of ``csrc/ndarray/api.h`` imports this one for the first array; C
-code uses the table in the capsule ``_api``. The functions below wrap that table for tests and tools, not for hot paths.
+code uses the table in the capsule ``_api``. The functions below wrap that table for tests and tools; hot paths do not
+use them.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -31,12 +32,12 @@ _api = PyCapsule_New(<void *>table, PRP_NDARRAY_CAPSULE, NULL)
 
 def template_put(array):
     """
-    Return stream and data of one array, as `put` writes them.
+    Return the stream and the data of one array, as `put` writes them.
 
     Parameters
     ----------
     array : object
-        Anything; only exact `numpy.ndarray` objects of plain dtypes have a template.
+        Any object, but only exact `numpy.ndarray` objects of plain dtypes have a template.
 
     Returns
     -------
@@ -66,7 +67,7 @@ def from_stream(const uint8_t[::1] stream not None, data, *, bint writable=False
     data : bytes-like
         The buffer; it becomes the base of the array.
     writable : bool
-        True makes the array writable; `data` must be writable then.
+        Whether the array is writable; if so, `data` must be writable.
 
     Returns
     -------
@@ -87,7 +88,7 @@ def from_stream(const uint8_t[::1] stream not None, data, *, bint writable=False
     if array is NULL:
         return None
     result = <object>array
-    # The table's function returned a new reference as a void pointer, and the cast has added another.
+    # The table's function returned a new reference as a void pointer, and the cast has added a second reference.
     decref(result)
     return result
 
@@ -146,7 +147,7 @@ def strings_in(array, const uint8_t[::1] text not None, const uint8_t[::1] lengt
     cdef const uint8_t *marks = NULL
     if missing is not None:
         marks = &missing[0]
-    # prp_strings_fill reads nothing through the address of an empty buffer.
+    # prp_strings_fill does not dereference the address of an empty buffer.
     prp_strings_fill(array, &text[0], text.shape[0], &lengths[0], width, count, marks)
 
 

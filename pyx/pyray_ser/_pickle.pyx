@@ -1,6 +1,6 @@
-"""The pickler: `Pickler`, `dump` and `dumps`, compatible with the standard library's.
+"""The pickler: `Pickler`, `dump` and `dumps`, compatible with those of the standard library.
 
-csrc/pickle does the work; this module has the types, checks arguments and handles rare cases.
+csrc/pickle implements the pickler; this module defines the types, checks arguments and handles rare cases.
 """
 
 cimport cython
@@ -87,7 +87,7 @@ from pickle import PickleBuffer, PicklingError
 DeepRecursionError = <object>prp_g.deep_recursion_error
 
 cdef size_t KEEP_SLOTS = 1 << 16
-cdef object NO_HOOK = object()  # None as a hook is an error, as in _pickle
+cdef object NO_HOOK = object()  # None as a hook raises an error, as in _pickle
 
 
 # ---- callbacks of the C code -----------------------------------------------------------------------------------------
@@ -182,9 +182,10 @@ def dumps(obj, protocol=None, *, bint fix_imports=True, buffer_callback=None):
     protocol : int, optional
         0 to 5; None and negative numbers mean 5.
     fix_imports : bool, optional
-        Below protocol 3, map names to those of Python 2.
+        Below protocol 3, map names to their Python 2 equivalents.
     buffer_callback : callable, optional
-        Called with each `PickleBuffer`; a false result keeps the buffer out of the pickle. Needs protocol 5.
+        Called with each `PickleBuffer`. If it returns a false value, the buffer is not written to the pickle. Requires
+        protocol 5.
 
     Returns
     -------
@@ -195,7 +196,7 @@ def dumps(obj, protocol=None, *, bint fix_imports=True, buffer_callback=None):
     PicklingError, TypeError, AttributeError
         If a part of `obj` cannot be pickled.
     DeepRecursionError
-        If code outside of the pickler nests too deeply.
+        If code outside of the pickler recurses too deeply.
     ValueError
         If `protocol` is above 5, or below 5 with a `buffer_callback`.
 
@@ -344,7 +345,7 @@ cdef class Pickler:
         return None
 
     def clear_memo(self):
-        """Clear the memo, so that objects that were pickled before are written again."""
+        """Clear the memo, so that objects that have already been pickled are written again."""
         prp_memo_clear(&self.saver.memo, KEEP_SLOTS)
         prp_memo_own_all(&self.saver)
 
@@ -372,7 +373,7 @@ cdef class Pickler:
 
     @property
     def bin(self):
-        """int : 1 if opcodes are binary, from protocol 1 on, else 0."""
+        """int : 1 if opcodes are binary (protocol 1 and up), else 0."""
         return int(self.saver.bin)
 
     @bin.setter
@@ -407,7 +408,7 @@ cdef bint _has_persistent_id(Pickler self):
 
 @cython.final
 cdef class PicklerMemoProxy:
-    """The memo of a Pickler: can be cleared, copied, and assigned to another Pickler."""
+    """The memo of a Pickler, which can be cleared, copied, and assigned to another Pickler."""
 
     cdef Pickler pickler
 
@@ -451,7 +452,7 @@ cdef void put_release(prp_put_result *result) noexcept:
 
 @cython.binding(False)
 def _put(obj, unsigned int flags=0):
-    """Return what `put` would store: the stream and the list of its buffers, all copied to bytes."""
+    """Return the stream and the list of buffers that `put` would store, all copied to bytes."""
     cdef prp_put_result result
     cdef size_t i
     prp_put(obj, flags, &result)
@@ -474,7 +475,7 @@ def _put(obj, unsigned int flags=0):
 # ---- debugging ----------------------------------------------------------------------------------------------------------
 
 def _allow_calls(int calls):
-    """Let this thread nest `calls` more calls from here; return how many it could nest before."""
+    """Allow this thread to make `calls` more recursive calls from here; return how many it could make before."""
     return prp_allow_calls(calls)
 
 

@@ -36,10 +36,9 @@ cdef extern from "foreign.h":
 
 cdef extern from *:
     """
-    /* Cython does not traverse objects that C members refer to: these slots do, set before the class is subclassed. */
-    static traverseproc prp_base_traverse;
-    static inquiry prp_base_clear;
-    static Py_ssize_t prp_loader_offset;
+    /* Cython does not traverse objects that C members refer to. These slots do; they are set before any subclass
+    exists. */ static traverseproc prp_base_traverse; static inquiry prp_base_clear; static Py_ssize_t
+    prp_loader_offset;
 
     static prp_loader *prp_loader_of(PyObject *self) { return *(prp_loader **)((char *)self + prp_loader_offset); }
 
@@ -73,7 +72,8 @@ __all__ = ["Unpickler", "UnpicklingError", "load", "loads"]
 
 cdef object DEFAULT_BUFFERS = ()
 
-# Since Python 3.13 the base class has a persistent_load that raises, so that super().persistent_load(pid) exists.
+# Since Python 3.13 the base class has a persistent_load that raises an exception, so that super().persistent_load(pid)
+# works.
 cdef bint BASE_REFUSES = sys.version_info >= (3, 13)
 
 
@@ -107,8 +107,8 @@ def load(file, *, bint fix_imports=True, encoding=None, errors=None, buffers=DEF
     Parameters
     ----------
     file : file object
-        A binary file with `read` and `readline`; `readinto` and `peek` are used if it has them. Its position is then
-        after the last byte of the pickle.
+        A binary file with `read` and `readline`; `readinto` and `peek` are used if it has them. Afterwards its position
+        is after the last byte of the pickle.
     fix_imports, encoding, errors, buffers, allow
         As in `loads`.
 
@@ -120,7 +120,7 @@ def load(file, *, bint fix_imports=True, encoding=None, errors=None, buffers=DEF
     Raises
     ------
     UnpicklingError
-        If the data is no pickle, or names a global that `allow` rejects.
+        If the data is not a pickle, or names a global that `allow` rejects.
     EOFError
         If the file ends before the pickle does.
     ImportError, AttributeError
@@ -160,19 +160,20 @@ cdef object load_stored(const uint8_t *stream, size_t len, const prp_buffer *tab
 
 def loads_in_place(stream, buffers, *, allow=None, bint writable=False):
     """
-    Read one object whose arrays lie over the given buffers, as the store does over its memory.
+    Read one object whose arrays use the memory of the given buffers, as the store does with its memory.
 
     Parameters
     ----------
     stream : bytes-like
         The pickle.
     buffers : iterable of bytes-like
-        The out-of-band buffers in the order of the stream. They stay exported as long as a part of the value uses one.
+        The out-of-band buffers in the order of the stream. They stay exported as long as any part of the value uses
+        them.
     allow
         As in `loads`.
     writable : bool
-        Whether arrays over the buffers are writable; all buffers must be writable then. Otherwise every array of the
-        value that holds no objects is read-only and cannot be made writable.
+        Whether arrays over the buffers are writable; if so, all buffers must be writable. Otherwise every array in the
+        value, except arrays of objects, is read-only and cannot be made writable.
 
     Returns
     -------
@@ -203,7 +204,7 @@ def loads_in_place(stream, buffers, *, allow=None, bint writable=False):
 
 @cython.final
 cdef class UnpicklerMemoProxy:
-    """The memo of an `Unpickler`: can be copied, cleared, and assigned to another unpickler."""
+    """The memo of an `Unpickler`, which can be copied, cleared, and assigned to another unpickler."""
 
     cdef Unpickler unpickler
 
@@ -241,7 +242,7 @@ cdef class Unpickler:
     Attributes
     ----------
     memo
-        The objects read so far, by number; kept between calls of `load`. Assign a dict or another Unpickler's memo.
+        The objects read so far, by memo index; kept between calls of `load`. Assign a dict or another Unpickler's memo.
     persistent_load : callable
         Returns the object of a persistent id. Define it in a subclass, or assign it; by default there is none.
     """
@@ -253,7 +254,7 @@ cdef class Unpickler:
                  allow=None):
         self.check_idle()
         self.ready = False
-        # Attributes of the file may run code that uses this object.
+        # Reading attributes of the file may run code that uses this object.
         self.loader.running = True
         try:
             prp_loader_clear(self.loader)
@@ -296,12 +297,12 @@ cdef class Unpickler:
 
     def find_class(self, module_name, global_name, /):
         """
-        Return the object of a global name; subclasses may override this.
+        Return the object with a global name; subclasses may override this method.
 
         Parameters
         ----------
         module_name, global_name : str
-            As in the stream. This method maps names of Python 2 and checks `allow`.
+            As in the stream. This method maps Python 2 names and checks `allow`.
 
         Returns
         -------
@@ -333,7 +334,7 @@ cdef class Unpickler:
         elif not isinstance(value, dict):
             raise TypeError(
                 f"'memo' attribute must be an UnpicklerMemoProxy object or dict, not {type(value).__name__}")
-        self.check_idle()  # another thread may have begun a load meanwhile
+        self.check_idle()  # another thread may have started a load meanwhile
         self.loader.running = True
         try:
             prp_load_memo_replace(self.loader, value)

@@ -1,4 +1,4 @@
-"""One pass over all objects that a pickler would visit, with the path to each.
+"""Visits all objects that a pickler would visit, in one pass, and tracks the path to each.
 
 Purpose: find the objects that cannot be pickled, their paths, and the pickled size of each
 part, for graphs of millions of objects.
@@ -10,9 +10,9 @@ explicit stack. For other objects it gets the reduction from the caller's functi
 walks the parts in the order in which a pickler saves them. It reports an object that cannot be
 pickled together with the stack, and continues without it.
 
-Guarantee: the walker reduces each object as often as a pickler does, which is once, and
-reads no other attribute. Only memory limits the depth. Visited objects are kept alive
-until the end of the walk, so that no two of them have the same address.
+Guarantee: the walker reduces each object exactly once, as a pickler does, and reads no other attributes. Only memory
+limits the depth. Visited objects are kept alive until the end of the walk, so that no two of them have the same
+address.
 """
 
 cimport cython
@@ -52,13 +52,14 @@ cdef extern from *:
     int PyIter_Check(object)
 
 cdef extern from "Python.h":
-    # Declared PyObject *, so that Cython does not raise on NULL.
+    # These return PyObject *, so that Cython does not raise an exception for NULL.
     PyObject *PyObject_GenericGetDict(PyObject *obj, void *context)
     void PyErr_Clear()
     PyTypeObject PyLong_Type, PyFloat_Type, PyBool_Type, PyUnicode_Type, PyBytes_Type, PyList_Type
     PyTypeObject PyTuple_Type, PyDict_Type, PySet_Type, PyFrozenSet_Type, PyByteArray_Type
 
-# The kind of object that a frame walks. The parts of a reduction are in the order in which a pickler saves them.
+# The kind of object that a frame walks. The kinds for parts of a reduction are in the order in which a pickler saves
+# them.
 cdef enum Kind:
     LIST
     TUPLE
@@ -77,10 +78,11 @@ cdef enum Part:
     STATE
     FINISHED
 
-# How deeply an object's reduction may contain the object itself before the walk fails, as a pickler would.
+# Maximum depth at which an object's reduction may contain the object itself. Beyond it the walk fails, as a pickler
+# would.
 cdef enum:
     SELF_NESTING = 50
-# Nesting of reductions (not of containers or plain instances) that counts as endless.
+# Nesting depth of reductions (not of containers or plain instances) that is treated as infinite recursion.
 cdef enum:
     REDUCTION_DEPTH = 100_000
 
@@ -101,7 +103,7 @@ def instance_dict(obj):
 
 @cython.final
 cdef class Node:
-    """The bytes below one step of a path; kept only if there are many."""
+    """The number of bytes below one step of a path; kept only if it is large."""
 
     cdef readonly tuple step
     cdef readonly object obj
@@ -141,7 +143,7 @@ cdef struct Entry:
 
 
 cdef inline Py_ssize_t length_prefix(Py_ssize_t n) noexcept:
-    """Return the size of opcode and length before a string of n bytes."""
+    """Return the size of the opcode and length field before a string of n bytes."""
     return 2 if n < 256 else 5 if n <= 0xFFFFFFFF else 9
 
 
@@ -169,10 +171,10 @@ cdef class Walker:
     max_failures : int
         Report this many failures; further ones are only counted.
     copying : frozenset of function
-        Functions in reductions that copy the buffers in their arguments.
+        Functions that occur in reductions and copy the buffers in their arguments.
     refers : callable, optional
-        ``refers(address, size)`` returns whether these bytes are in the store already, so that `put` does
-        not copy them.
+        ``refers(address, size)`` returns whether these bytes are already in the store, so that `put` does not copy
+        them.
     half : int, optional
         See `on_failure`.
     """
@@ -251,7 +253,7 @@ cdef class Walker:
         return entry
 
     cdef int memoize(self, PyObject *obj, Frame frame) except -1:
-        """Give an object the next memo index: later visits are references."""
+        """Assign the next memo index to an object; later visits count as references."""
         cdef Entry *entry = self.slot(obj)
         if entry.obj == NULL:
             self.enter(obj, self.memo_size)
@@ -266,7 +268,7 @@ cdef class Walker:
     # ---- values without inner structure ------------------------------------------------------
 
     cdef bint leaf(self, PyObject *obj, Frame frame) except -1:
-        """Count an object that need not be walked and return True; return False for others."""
+        """Count an object that need not be walked and return True; return False for other objects."""
         cdef PyTypeObject *cls = Py_TYPE(<object>obj)
         cdef long long value
         cdef int overflow = 0
@@ -337,7 +339,7 @@ cdef class Walker:
         return node
 
     cdef int add(self, Frame frame, Node node) except -1:
-        """Add a node to the frame at its current step; if there are many, sum up the small ones."""
+        """Add a node to the frame at its current step; if there are many nodes, merge the small ones."""
         node.step = self.step(frame)
         if frame.children is None:
             frame.children = []
@@ -391,7 +393,7 @@ cdef class Walker:
         return 0
 
     cdef int fail_frame(self, Frame frame, error) except -1:
-        """Report the object of the top frame, which failed in the middle of its walk."""
+        """Report the object of the top frame, whose walk failed."""
         self.stack.pop()
         try:
             self.fail(frame.obj, error)
@@ -408,7 +410,7 @@ cdef class Walker:
         if self.table == NULL or self.root is not None:
             raise RuntimeError("a Walker walks once")
         try:
-            # The outermost frame is not on the stack: it only sums up.
+            # The outermost frame is not on the stack; it only adds up the sizes.
             frame.obj = None
             frame.kind = TUPLE
             if not self.leaf(<PyObject *>obj, frame):
@@ -500,7 +502,7 @@ cdef class Walker:
         return False
 
     cdef bint advance_items(self, Frame frame) except -1:
-        """Advance in a set, or in the list items of a reduction."""
+        """Advance to the next element of a set, or of the list items of a reduction."""
         while True:
             try:
                 frame.child = next(frame.iterator)
@@ -514,7 +516,7 @@ cdef class Walker:
                 return True
 
     cdef bint advance_pairs(self, Frame frame) except -1:
-        """Advance in the dict items of a reduction."""
+        """Advance to the next pair of the dict items of a reduction."""
         cdef object pair
         while True:
             if frame.pending is not None:
@@ -594,7 +596,7 @@ cdef class Walker:
             frame.inband += 1 if frame.size <= 3 else 2
             entry = self.slot(<PyObject *>obj)
             if entry.obj != NULL:
-                # A tuple that contains itself through a memoized object: the inner visit is a reference.
+                # This tuple contains itself through a memoized object, so the inner visit counts as a reference.
                 parent.inband += 2
                 return 0
             self.enter(<PyObject *>obj, -1)
@@ -636,7 +638,7 @@ cdef class Walker:
                 if self.foreign_depth >= REDUCTION_DEPTH:
                     raise RecursionError("deep recursion: reductions nest without end")
             if type(value) is str:
-                # Pickled by reference: module and name, each a memoized string.
+                # The object is pickled by reference, as module and name, each a memoized string.
                 n = prs_utf8_length(<PyObject *>name[0]) + prs_utf8_length(<PyObject *>name[1]) + 8
                 parent.inband += n
                 self.memoize(<PyObject *>obj, parent)
@@ -684,7 +686,7 @@ cdef class Walker:
             if not args or not hasattr(args[0], "__new__"):
                 raise PicklingError("args[0] from __newobj__ args has no __new__")
             if not plain and getattr(obj, "__class__", type(obj)) is not args[0]:
-                # The class of this part is wrong, but its parts may fail, too: continue.
+                # This part has the wrong class, but continue, because its own parts may fail too.
                 self.fail(obj, PicklingError("args[0] from __newobj__ args has the wrong class"))
             function, args = args[0], args[1:]
         elif function_name == "__newobj_ex__":
@@ -734,7 +736,7 @@ cdef class Walker:
             parent.referenced += n
             self.add(parent, node)
             return 0
-        # Bytes of several buffers are stored once, and count for the first of them.
+        # Bytes that several buffers share are stored once, and count for the first buffer.
         new = self.cover(key[0], key[0] + n)
         if new == 0:
             return 0

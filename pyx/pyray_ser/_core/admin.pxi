@@ -1,11 +1,11 @@
 # uses: prelude, policy, spill, store, views, refs, forms, write, read
 #
-# Opening stores, and functions for the command-line tools.
+# Functions that open stores, and functions for the command-line tools.
 
 def create_store(path=None, *, capacity=0, max_clients=0, max_objects=0, lock_timeout=0.0, warm_reserve=0, spill_dir=None,
                  flags=0):
-    """Make a store with this process as its first client; it is anonymous if `path` is None."""
-    # A missing package raises here, before the store has a file, and not when the store is full.
+    """Create a store with this process as its first client; the store is anonymous if `path` is None."""
+    # If a package is missing, raise the error here, before the store has a file, and not when the store is full.
     form = new_form(flags & PRS_OPEN_SPILL_FORM) if flags & PRS_OPEN_SPILL_FORM else None
     return _open(0, path, 0, -1, 0, capacity, max_clients, max_objects, lock_timeout, warm_reserve, spill_dir, flags, form)
 
@@ -14,13 +14,13 @@ def attach_path(path, *, lock_timeout=0.0, flags=0, tables_only=False):
     """
     Attach to the store in the file `path`.
 
-    With `tables_only` the packages that its spill files need may be missing: objects can be listed, but not read.
+    With `tables_only`, the packages that its spill files need may be missing; objects can then be listed, but not read.
     """
     return _open(1, path, 0, -1, 0, 0, 0, 0, lock_timeout, 0, None, flags, None, tables_only)
 
 
 def attach_pid(pid, fd=-1, store=0, *, lock_timeout=0.0, flags=0, tables_only=False):
-    """Attach to the store (0: any) that process `pid` has open; return None if it has no such store."""
+    """Attach to the given store (0: any) that process `pid` has open; return None if the process has no such store."""
     return _open(2, None, pid, fd, store, 0, 0, 0, lock_timeout, 0, None, flags, None, tables_only)
 
 
@@ -143,12 +143,12 @@ def start_time(int32_t pid):
 
 
 def fork_count():
-    """Return a number that differs between a process and its forked child."""
+    """Return a number that differs between a process and its forked children."""
     return prs_fork_count()
 
 
 def spill_clean(path, dry=True):
-    """Count the directories of ended stores in a spill directory, and remove them unless `dry`."""
+    """Count the directories of stores that have ended in a spill directory, and remove them unless `dry` is true."""
     cdef bytes encoded = path_bytes(path)
     cdef const char *text = encoded
     cdef bint count_only = dry
@@ -175,7 +175,8 @@ def check_spilled(Store store):
     Returns
     -------
     tuple of (int, list of dict)
-        How many were read, and the ``id``, ``name``, ``size`` and ``error`` of each that is lost or damaged.
+        The number of objects read, and the ``id``, ``name``, ``size`` and ``error`` of each object that is lost or
+        damaged.
     """
     cdef ObjectRef ref
     cdef bytes identity
@@ -185,7 +186,7 @@ def check_spilled(Store store):
     cdef int n = 0
     cdef prs_header header
     cdef Pin pin
-    form_of(store)  # raises if a package is missing, which does not mean damage
+    form_of(store)  # raises an exception if a package is missing, which is not damage
     for record in store.records():
         if not record["spilled"] or record["freed"] or record["state"] == "creating":  # its file is not finished
             continue
@@ -206,7 +207,7 @@ def check_spilled(Store store):
 
 
 def find_address(Store store, size_t address, uint64_t size):
-    """Return the object of `store` that these bytes lie in and their offset, as (bytes, int), or None."""
+    """Return the object of `store` that contains these bytes and their offset, as (bytes, int), or None."""
     cdef prs_oid id
     cdef uint64_t at
     store.check_open()
@@ -216,7 +217,7 @@ def find_address(Store store, size_t address, uint64_t size):
 
 
 def refers(Store store, size_t address, uint64_t size):
-    """Return whether `put` would refer to these bytes, because they lie in an object of `store`, and not copy them."""
+    """Return whether `put` would refer to these bytes, which are in an object of `store`, instead of copying them."""
     cdef prs_oid id
     cdef uint64_t at
     store.check_open()
@@ -245,19 +246,20 @@ cdef extern from *:
     void prx_close(int fd, bint unlock) noexcept
 
 
-# A lock is taken before the first store is opened, and a child forked meanwhile must leave it to its parent.
+# A lock is acquired before the first store is opened, and a child forked in the meantime must not release it.
 prs_count_forks()
 
 
 @cython.final
 cdef class Opened:
     """
-    An open file or directory and its lock, if any. Both end with this object, even if a signal handler raises.
+    An open file or directory and its lock, if any. When this object is freed, both are released, even if a signal
+    handler raises an exception.
 
     Attributes
     ----------
     thread : int
-        The thread that opened it, as given; 0 if it was not.
+        The thread that opened it, as passed by the caller; 0 if not passed.
     """
 
     cdef int fd
@@ -284,7 +286,7 @@ cdef class Opened:
         self.close()
 
     cpdef void close(self) noexcept:
-        """Unlock and close the file. A forked child closes its descriptor, and leaves the lock to its parent."""
+        """Unlock and close the file. A forked child only closes its descriptor; its parent keeps the lock."""
         cdef int fd = self.fd
         self.fd = -1
         if fd >= 0:
@@ -297,5 +299,5 @@ cdef class Opened:
         self.close()
 
     def fileno(self):
-        """Return the descriptor, -1 once it is closed."""
+        """Return the descriptor, or -1 if it is closed."""
         return self.fd

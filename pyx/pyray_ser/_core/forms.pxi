@@ -1,6 +1,6 @@
 # uses: prelude, policy, views
 #
-# Checks of the stored form before use; writing and reading values that skip pickling.
+# Checks the stored form before use, and writes and reads values that need no pickler.
 
 cdef int check_header(const void *data, uint64_t have, uint64_t total, prs_header *header, object ref) except -1:
     """Copy and check a header that has `have` bytes; the whole form must have `total` bytes (0: any number)."""
@@ -83,7 +83,7 @@ cdef Py_ssize_t scalar_stream(object value, uint8_t *out) except -1:
     return 0
 
 
-# Streams of values that are one buffer: the stream asks for the buffer and calls the type.
+# Streams of values that consist of one buffer: the stream requests the buffer and calls the type.
 #   PROTO 5, 'builtins', name, STACK_GLOBAL, NEXT_BUFFER, TUPLE1, REDUCE, STOP
 cdef bytes BYTES_STREAM = b"\x80\x05\x8c\x08builtins\x8c\x05bytes\x93\x97\x85R."
 cdef bytes BYTEARRAY_STREAM = b"\x80\x05\x8c\x08builtins\x8c\x09bytearray\x93\x97\x85R."
@@ -95,7 +95,7 @@ cdef Py_ssize_t ARRAY_TYPECODE = ARRAY_STREAM.index(b"?")
 
 
 cdef object load_scalar(const uint8_t *stream, uint64_t n, bint *done):
-    """Return the value of a stream that `scalar_stream` wrote. Shared bytes may change, so each is read once."""
+    """Return the value of a stream that `scalar_stream` wrote. Shared bytes may change, so each is read only once."""
     cdef uint8_t op
     cdef uint64_t length
     cdef long long number
@@ -122,7 +122,7 @@ cdef object load_scalar(const uint8_t *stream, uint64_t n, bint *done):
         return True
     if op == 0x89 and n == 4:
         return False
-    # The length comes from the size of the stream: the length byte must agree with it, but is not used.
+    # We use the length that follows from the size of the stream. The length byte must agree with it, but is not used.
     length = n - 5
     if op == 0x8c:
         if stream[3] == length:

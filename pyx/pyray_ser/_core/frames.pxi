@@ -1,12 +1,12 @@
 # uses: prelude, policy, store, views, pickling, forms, write, read
 #
-# The stored form outside of a store: in one piece (`serialize`), or as frames for sockets and files.
+# Functions for the stored form outside of a store: in one piece (`serialize`), or as frames for sockets and files.
 #
 # The bytes are those that `put` writes, except that no buffer refers to another object, so any process can read them.
 
 def pack(value):
     """
-    Return the whole form of a value as one bytes object.
+    Return the stored form of a value as one bytes object.
 
     Parameters
     ----------
@@ -21,14 +21,14 @@ def pack(value):
 
 def pack_or_put(value, uint64_t limit):
     """
-    Return the whole form of a small value; put a large one into the default store and return its reference.
+    Return the stored form of a small value; put a large value into the default store and return its reference.
 
     Parameters
     ----------
     value : object
     limit : int
-        The maximum size of stream and buffers of a small value. A value that contains references is put in any case,
-        so that the new object holds their objects.
+        The maximum size of stream and buffers of a small value. A value that contains references is always put, so that
+        the new object holds their objects.
 
     Returns
     -------
@@ -47,7 +47,7 @@ def pack_or_put(value, uint64_t limit):
 
 
 cdef bytes pack_gathered(Gathered gathered):
-    # Padding is zero, so that equal values give equal bytes.
+    # Padding is zero, so that equal values have equal bytes.
     cdef Layout layout
     cdef Writer writer
     cdef bytes out
@@ -80,7 +80,7 @@ def pickled(value):
 
 def unpack(blob, allow=None):
     """
-    Return the value that `pack` packed; arrays lie over `blob` and are read-only.
+    Return the value that `pack` packed; arrays use the memory of `blob` and are read-only.
 
     Parameters
     ----------
@@ -95,9 +95,9 @@ def unpack(blob, allow=None):
     Raises
     ------
     CorruptObjectError
-        If `blob` is no result of `pack`.
+        If `blob` is not a result of `pack`.
     UnpicklingError
-        If it needs a global that `allow` rejects.
+        If the value needs a global that `allow` rejects.
     """
     cdef Export owner = Export.__new__(Export, blob)
     cdef const uint8_t *data = <const uint8_t *>owner.view.buf
@@ -105,14 +105,14 @@ def unpack(blob, allow=None):
 
 
 def unpack_private(blob):
-    """Return the value that `pack` packed, over a copy of `blob`; arrays are writable."""
+    """Return the value that `pack` packed, using a copy of `blob`; arrays are writable."""
     cdef Export owner = Export.__new__(Export, bytearray(blob))
     return decode(owner, <const uint8_t *>owner.view.buf, <const uint8_t *>owner.view.buf, owner.view.len, True, None, None)
 
 
 def pack_frames(value):
     """
-    Return the whole form of a value as a list of memoryviews, without copying its buffers.
+    Return the stored form of a value as a list of memoryviews, without copying its buffers.
 
     Parameters
     ----------
@@ -121,8 +121,9 @@ def pack_frames(value):
     Returns
     -------
     list of memoryview
-        Header and table, stream, then one frame per buffer. The buffers belong to the value: do not change it before
-        they are sent. The owner of a buffer cannot be resized meanwhile, except an array with ``refcheck=False``.
+        One frame with header and table, one with the stream, then one per buffer. The buffers belong to the value, so
+        do not change it before they are sent. Until then the owner of a buffer cannot be resized, except an array with
+        ``refcheck=False``.
     """
     cdef Gathered gathered = gather(value, 0)
     cdef Py_ssize_t n = gathered.nbuffers, i
@@ -156,7 +157,7 @@ def pack_frames(value):
 
 def unpack_frames(frames, allow=None):
     """
-    Return the value that `pack_frames` packed; arrays lie over the frames and are read-only.
+    Return the value that `pack_frames` packed; arrays use the memory of the frames and are read-only.
 
     Parameters
     ----------
@@ -171,9 +172,9 @@ def unpack_frames(frames, allow=None):
     Raises
     ------
     CorruptObjectError
-        If `frames` is no result of `pack_frames`.
+        If `frames` is not a result of `pack_frames`.
     UnpicklingError
-        If it needs a global that `allow` rejects.
+        If the value needs a global that `allow` rejects.
     """
     cdef prs_header header
     cdef prs_buffer_entry entry
@@ -213,7 +214,7 @@ def unpack_frames(frames, allow=None):
 @cython.final
 @cython.no_gc
 cdef class Frames:
-    """The owner of the frames of a loaded value. Exports no buffer, so none is writable."""
+    """The owner of the frames of a loaded value. It exports no buffer, so no array over them can be made writable."""
 
     cdef list held
 

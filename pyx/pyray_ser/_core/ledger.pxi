@@ -1,9 +1,11 @@
 # uses: prelude
 #
-# Debug builds only: record which bytes of an unsealed object were written, and check them at the seal.
+# In debug builds only, records which bytes of an unsealed object were written, and checks them when the object is
+# sealed.
 #
-# Every writer reports the spans that it fills. If a byte was written twice or not at all, the seal raises SystemError
-# with its offset. New bytes that are mapped start as a pattern, so that a missing write also shows in the values.
+# Every writer reports the spans that it fills. If a byte was written twice or not at all, sealing raises SystemError
+# with the offset of the byte. Newly mapped bytes contain a pattern, so that a missing write is also visible in the
+# values.
 
 cdef extern from *:
     """
@@ -40,7 +42,7 @@ cdef void forget_ledger(Store store, const prs_draft *draft) noexcept:
 
 
 cdef inline int ledger_seal(Store store, const prs_draft *draft) except -1:
-    """Raise unless each byte was written exactly once. Windows have no ledger, because the user fills them."""
+    """Raise an error unless each byte was written exactly once. Windows have no ledger, because the user fills them."""
     if prx_ledger:
         found = ledgers.pop((store.id, draft.id.serial), None)
         if found is not None:
@@ -50,7 +52,7 @@ cdef inline int ledger_seal(Store store, const prs_draft *draft) except -1:
 
 def check_spans(size, spans):
     """
-    Raise unless the spans cover `size` bytes and do not overlap.
+    Raise an exception unless the spans cover `size` bytes and do not overlap.
 
     Parameters
     ----------

@@ -36,13 +36,13 @@ cdef int bind_encoded(ObjectRef ref, bytes encoded, object name) except -1:
 
 
 cdef ObjectRef find_encoded(Store store, bytes encoded):
-    """Return the object of a name, or None. The engine takes the store's lock, so this releases the GIL."""
+    """Return the object with a name, or None. The engine acquires the store's lock, so this releases the GIL."""
     cdef prs_oid id
     cdef int status
     cdef prs_store *handle
     cdef const char *text = encoded
     cdef size_t length = PyBytes_GET_SIZE(encoded)
-    # Allocated first: once the engine has given a reference, nothing may fail.
+    # Allocate this first, because no step may fail after the engine has returned a reference.
     memset(&id, 0, sizeof(id))
     cdef ObjectRef ref = new_ref(store, NULL, &id)
     while True:
@@ -70,13 +70,13 @@ def bind_name(ObjectRef ref not None, name):
 
 
 def find_name(Store store not None, name):
-    """Return a reference to the object of that name in `store`, or None."""
+    """Return a reference to the object with that name in `store`, or None."""
     return find_encoded(store, name_bytes(name))
 
 
 def wait_name(Store store not None, name, timeout=None):
     """
-    Return a reference to the object of a name; wait until there is one.
+    Return a reference to the object with a name; wait until there is such an object.
 
     Returns
     -------
@@ -85,9 +85,10 @@ def wait_name(Store store not None, name, timeout=None):
     Raises
     ------
     NameNotFoundError
-        If there is none and `timeout` is 0, or if the wait has no limit and no process can still put such an object.
+        If there is no such object and `timeout` is 0, or if the wait has no limit and no process can still put such an
+        object.
     GetTimeoutError
-        If there is none in time.
+        If there is no such object in time.
     """
     cdef int64_t deadline = deadline_of(timeout), left, ask = FOREVER
     cdef bytes encoded = name_bytes(name)
@@ -96,7 +97,7 @@ def wait_name(Store store not None, name, timeout=None):
     cdef prs_store *handle
     cdef ObjectRef ref
     while True:
-        # Read the counter before the lookup: binding a name later ends the sleep immediately.
+        # Read the counter before the lookup, so that a name bound after it ends the sleep immediately.
         store.check_open()
         seen = prs_epoch(store.handle)
         ref = find_encoded(store, encoded)

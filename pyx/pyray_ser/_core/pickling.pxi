@@ -2,11 +2,11 @@
 #
 # The interface to the pickler and the unpickler; no other part calls them.
 #
-# `Gathered` is the form between pickling and storing: it records where each byte lies and copies nothing.
+# `Gathered` is the form between pickling and storing: it records the address of each byte and copies nothing.
 #
 # The first value that needs `_pickle` or `_unpickle` imports it; small values and single arrays do not need them.
 
-# A run of bytes. If `data` is NULL and `size` is not 0, it is a strided array, see Gathered.write.
+# A contiguous range of bytes. If `data` is NULL and `size` is not 0, it is a strided array; see Gathered.write.
 cdef struct Span:
     const void *data
     size_t size
@@ -51,7 +51,7 @@ cdef int connect_pickler() except -1:
 
 cdef int connect_unpickler() except -1:
     global load_stored
-    # prp_buffer is a pointer and a length, as Span is.
+    # prp_buffer has the same layout as Span: a pointer and a length.
     load_stored = <load_stored_type>exported(
         unpickler_module(), "load_stored",
         b"PyObject *(uint8_t const *, size_t, prp_buffer const *, size_t, PyObject *, PyObject *, int)")
@@ -90,14 +90,14 @@ cdef class Gathered:
         return span
 
     cdef int check(self) except -1:
-        """Raise if an array was resized since it was pickled, because that frees its bytes."""
+        """Raise an exception if an array was resized since it was pickled, because resizing frees its bytes."""
         return put_check(&self.result)
 
     cdef int write(self, Py_ssize_t i, void *to) except -1:
         """Write buffer i, whose data is NULL, to `to`; needs the GIL."""
         return put_gather(&self.result.buffers[i], to)
 
-    # The array of such a buffer, and its layout.
+    # Return the array of such a buffer and its layout.
     cdef object array(self, Py_ssize_t i):
         return <object>(<const strided *>&self.result.buffers[i]).owner
 
@@ -124,8 +124,8 @@ cdef Gathered gather(object value, uint64_t store):
     """
     Pickle `value` in put mode.
 
-    References to objects of `store` (0: none) are collected as edges; other references pickle themselves. The result is
-    invalid once `value` changes.
+    References to objects of `store` (0: none) are collected as edges; other references are pickled as usual. The result
+    becomes invalid when `value` changes.
     """
     global prx_gathering
     cdef Gathered into = Gathered.__new__(Gathered)
@@ -147,7 +147,7 @@ cdef Gathered gather(object value, uint64_t store):
 
 
 cdef Gathered gather_or_explain(object value, uint64_t store):
-    """As `gather`, but errors say which part of the value failed."""
+    """As `gather`, but errors name the part of the value that failed."""
     try:
         return gather(value, store)
     except Exception as error:

@@ -1,6 +1,6 @@
 # uses: prelude
 #
-# Every call into the Python layer. The other parts import no Python module of pyray_ser.
+# Contains all calls into the Python layer. The other parts import no Python module of pyray_ser.
 #
 # All of these calls are on slow paths, and each imports its module on first use.
 
@@ -71,7 +71,7 @@ cdef int names_full() except -1:
 
 
 cdef object explain_failure(object value, object error):
-    """Return an exception that says where in `value` pickling failed, or `error` itself."""
+    """Return an exception that names the part of `value` that could not be pickled, or `error` itself."""
     from pyray_ser.pickling.serialization import unpicklable
 
     return unpicklable(value, error)
@@ -150,7 +150,7 @@ cdef int find_scope_variable() except -1:
 
 
 cdef bytes hold_in_scope(object ref, int kind):
-    """Return bytes for `load_ref`, and let the scope of the caller hold the object."""
+    """Return bytes for `load_ref`, and make the caller's scope hold the object."""
     from pyray_ser.store.scopes import hold
 
     return hold(ref, kind, node_name)
@@ -196,7 +196,7 @@ cdef object future_of_ref(object ref):
 # ---- waiting without limit -----------------------------------------------------------------------------------------
 
 cdef int check_endless_get(object ref) except -1:
-    """Raise if no other thread or process can seal the object that this thread waits for."""
+    """Raise an exception if no other thread or process can seal the object that this thread waits for."""
     from pyray_ser.store.endless import check_seal
 
     check_seal(ref)
@@ -211,7 +211,7 @@ cdef int64_t patience_for_name() except -1:
 
 
 cdef int check_endless_name(Store store, object name) except -1:
-    """Raise if no process can still put an object of that name."""
+    """Raise an exception if no process can still put an object with that name."""
     from pyray_ser.store.endless import check_name
 
     check_name(store, name)
@@ -234,7 +234,7 @@ cdef object unpickler_module():
 
 
 cdef object call_of_memoryview(bytes stream, object view):
-    """Return the stream of a memoryview and the object to store as its buffer, or None if it needs a pickler."""
+    """Return the stream of a memoryview and the object to store as its buffer, or None if a pickler is needed."""
     from pyray_ser.pickling.serialization import memoryview_call
 
     return memoryview_call(stream, view)

@@ -1,6 +1,6 @@
 # uses: nothing
 #
-# Declarations of Python and C, constants, deadlines, and `begin` and `end`, which keep a handle during a call.
+# Python and C declarations, constants, deadlines, and `begin` and `end`, which keep a handle open during a call.
 
 from copyreg import dispatch_table as _copyreg_table
 
@@ -42,7 +42,7 @@ cdef extern from *:
         return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
     }
 
-    /* For people only: it jumps when somebody sets the clock. */
+    /* For display only, because this clock jumps when it is set. */
     static int64_t prx_wall_seconds(void)
     {
         return (int64_t)time(NULL);
@@ -82,7 +82,7 @@ cdef extern from *:
     Py_ssize_t prx_ascii_len(object s) noexcept
     const char *prx_ascii(object s) noexcept
     bint prx_is_array(object o) noexcept
-    # Turns a new reference that C returned as a pointer into an object that Cython owns.
+    # Converts a new reference that C returned as a pointer to an object that Cython owns.
     object prx_steal(void *p)
     # Prefetches two cache lines; the address may be invalid.
     void prx_prefetch(const void *p) noexcept
@@ -103,7 +103,7 @@ cdef extern from "Python.h":
     Py_ssize_t PY_SSIZE_T_MAX
 
 
-# Forward declarations for parts that precede the definition.
+# Forward declarations for parts that are included before the definition.
 cdef class Store
 cdef class ObjectRef
 
@@ -112,7 +112,7 @@ cdef class ObjectRef
 cdef enum:
     LONG_COPY = 64 * 1024
     COW_FROM = 256 * 1024           # mode "c" maps objects of at least this size and copies smaller ones
-    REFERENCE_FROM = 64 * 1024      # minimum size of a buffer that is re-put by reference
+    REFERENCE_FROM = 64 * 1024      # minimum size of a buffer that `put` stores as a reference
     REFERENCE_SHARE = 16            # and it must be at least 1/16 of the object that it keeps alive
     PAD = 4096                      # maximum padding before a buffer: one page
     HEAD = 64 + 1024                # header, one entry and the stream of one array or scalar
@@ -150,7 +150,7 @@ cdef inline prs_store *begin(Store store) noexcept:
 
 
 cdef inline void end(prs_store *handle) noexcept:
-    """End the use that `begin` started; the last use of a store that was closed meanwhile releases its handle."""
+    """End the use that `begin` started; if the store was closed meanwhile, the last use releases its handle."""
     if handle is not NULL and prs_unuse(handle):
         with nogil:
             prs_release(handle)

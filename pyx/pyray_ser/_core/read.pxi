@@ -1,6 +1,6 @@
 # uses: prelude, policy, spill, store, views, pickling, refs, forms
 #
-# `get` and `get_buffer`: from the bytes of an object to its value.
+# `get` and `get_buffer`, which turn the bytes of an object into its value.
 
 cdef object decode(object owner, const uint8_t *form, const uint8_t *data, uint64_t size, bint writable, Store store,
                    ObjectRef ref):
@@ -9,10 +9,10 @@ cdef object decode(object owner, const uint8_t *form, const uint8_t *data, uint6
 
 cdef object decode_allowed(object owner, const uint8_t *form, const uint8_t *data, uint64_t size, bint writable,
                            Store store, ObjectRef ref, object allow):
-    """Return the value of a form at `data`, which `owner` keeps alive; `store` (None: none) holds objects it refers to.
+    """Return the value of the form at `data`, which `owner` keeps alive and which may refer to objects in `store`.
 
     Header, table and stream are read at `form`, which has the same bytes. If `data` is a new private mapping, reading
-    it would cost a page fault, as much as making it.
+    from it would cause a page fault, which costs as much as creating the mapping.
     """
     cdef prs_header header
     cdef prs_buffer_entry entry
@@ -79,7 +79,7 @@ cdef object decode_allowed(object owner, const uint8_t *form, const uint8_t *dat
 
 
 cdef object named_object(Store store, const prs_buffer_entry *entry, bint writable, ObjectRef ref, const uint8_t **start):
-    """Return an owner of the other object that a buffer lies in; `start` gets the address of the buffer."""
+    """Return an owner of the other object that contains a buffer; set `start` to the address of the buffer."""
     cdef Pin pin = new_pin()
     cdef int status
     cdef prs_store *handle
@@ -90,7 +90,8 @@ cdef object named_object(Store store, const prs_buffer_entry *entry, bint writab
     pin.id.serial = entry.serial
     pin.id.slot = entry.slot
     pin.id.generation = entry.generation
-    # Python code runs below, and another thread may close the store: the pin keeps the handle that pinned.
+    # Python code runs below, and another thread may close the store, so the pin keeps the handle through which it was
+    # pinned.
     store.check_open()
     handle = store.handle
     status = prs_pin_named(handle, &pin.id, &pin.view)
@@ -104,7 +105,7 @@ cdef object named_object(Store store, const prs_buffer_entry *entry, bint writab
             handle = begin(store)
             with nogil:
                 if prs_wait(handle, &pin.id, -1) == PRS_E_FREED:
-                    # The object was freed, but the outer object still holds it.
+                    # The object was freed, but the outer object still keeps it.
                     prx_nap(1000000)
             end(handle)
         PyErr_CheckSignals()
@@ -112,8 +113,8 @@ cdef object named_object(Store store, const prs_buffer_entry *entry, bint writab
         handle = store.handle
         status = prs_pin_named(handle, &pin.id, &pin.view)
     if status != PRS_OK:
-        # The outer object holds it. If the object is missing, the table is corrupt, or it was spilled and its file
-        # was deleted.
+        # The outer object keeps this object alive, so if it is missing, the table is corrupt, or it was spilled and its
+        # file was deleted.
         if status in (PRS_E_CLOSED, PRS_E_FREED, PRS_E_SYS, PRS_E_NOMEM):
             fail(status, NULL, store, ref)
         if status == PRS_E_LOST and prs_state(handle, &pin.id) == PRS_OK:
@@ -141,7 +142,7 @@ cdef const uint8_t *within(object owner, const prs_buffer_entry *entry, ObjectRe
 
 
 cdef inline Pin pin_now(ObjectRef ref, int *status):
-    """Return a pin, or None and the reason in `status`."""
+    """Return a pin, or return None and set `status` to the reason."""
     cdef Pin pin = new_pin()
     status[0] = prs_pin(ref.handle, &ref.id, &pin.view)
     if status[0] != PRS_OK:
@@ -196,7 +197,7 @@ cdef Pin pin_by(ObjectRef ref, int64_t deadline, object timeout):
 
 
 cdef inline void *array_in_place(Pin pin) except? NULL:
-    """Return the array (a new reference) if the object is one plain array; NULL: use `decode_allowed`."""
+    """Return the array (a new reference) if the object is a single plain array; NULL: use `decode_allowed`."""
     cdef prs_header header
     cdef prs_buffer_entry entry
     cdef const uint8_t *form = pin.view.data
@@ -221,7 +222,7 @@ cdef object get_one(ObjectRef ref, int64_t deadline, object timeout, bint writab
         ref.lay = pin.view.data
     if writable:
         copy = privately(pin, ref)
-        # A mapping keeps the pin, so the stream may be read through the pin's bytes.
+        # A mapping keeps the pin, so we may read the stream from the pinned bytes.
         return decode_allowed(copy, pin.view.data if copy.pin is not None else copy.data, copy.data, copy.size, True,
                               ref.store, ref, allow)
     if allow is None:
@@ -236,20 +237,20 @@ def get(refs, *, timeout=None, mmap_mode="r", allow=None):
     """
     Return the value of an object, or a list of values for a list of references.
 
-    Arrays and other buffers lie in the store itself: they are read-only and not copied.
+    Arrays and other buffers stay in the store: they are read-only and not copied.
 
     Parameters
     ----------
     refs : ObjectRef or list of ObjectRef
-        References to results of tasks are accepted too.
+        References to task results are also accepted.
     timeout : float, optional
         How many seconds to wait for objects that are not sealed yet; default is no limit.
     mmap_mode : {"r", "c"}
         "r" reads in place. "c" returns writable values in a private copy-on-write mapping, which does not change the
         stored object.
     allow : collection of str or callable, optional
-        The globals that may be loaded: names ``"module:qualname"`` or a predicate ``(module, qualname) -> bool``.
-        Default is any. Allowed classes still run their own code.
+        The globals that may be loaded: names ``"module:qualname"`` or a predicate ``(module, qualname) -> bool``. By
+        default all globals may be loaded. Allowed classes still run their own code.
 
     Returns
     -------
@@ -325,7 +326,7 @@ def get_buffer(ref, *, timeout=None):
     GetTimeoutError, ObjectLostError, ObjectFreedError, ForeignStoreError, StoreClosedError, CorruptObjectError
         As for `get`.
     TypeError
-        If `ref` is no `ObjectRef`.
+        If `ref` is not an `ObjectRef`.
     ValueError
         If `timeout` is negative.
 
@@ -360,7 +361,7 @@ def get_buffer(ref, *, timeout=None):
 
 
 cdef bint is_one_buffer(const uint8_t *stream, uint64_t n):
-    """Return whether the value of the stream is its one buffer."""
+    """Return whether the value of the stream is its only buffer."""
     cdef bytes head = PyBytes_FromStringAndSize(<const char *>stream, min(n, 64))
     return (prp_array_template_looks(stream, n)
             or head.startswith((BYTES_STREAM, BYTEARRAY_STREAM, ARRAY_STREAM[:ARRAY_TYPECODE]))

@@ -1,6 +1,6 @@
 # uses: prelude, policy, store, pickling
 #
-# ObjectRef: one reference of this process to one object; and how messages carry it.
+# Defines ObjectRef, a reference of this process to an object, and how messages carry references.
 
 cdef inline ObjectRef new_ref(Store store, prs_store *handle, const prs_oid *id):
     cdef ObjectRef ref = ObjectRef.__new__(ObjectRef)
@@ -17,12 +17,13 @@ cdef class ObjectRef:
     """
     A reference to an object in a store.
 
-    `put` and `seal` make it. The object lives while any process holds a reference or a view. A reference can be sent to
-    another process by anything that pickles it; it is awaitable, hashable and ordered (by store, then by age).
+    `put` and `seal` return it. The object exists as long as any process holds a reference or a view. Any mechanism that
+    uses pickle can send a reference to another process. References are awaitable, hashable and ordered (by store, then
+    by age).
     """
 
-    # `handle` holds our reference (NULL: no handle does, because the object is lost or not yet found). `lay` is where
-    # the object's bytes were at the last get (NULL: not known); it serves prefetching only.
+    # `handle` is the handle that holds our reference (NULL if the object is lost or not yet found). `lay` is the
+    # address of the object's bytes at the last get (NULL: unknown), and is used only for prefetching.
     cdef prs_oid id
     cdef prs_store *handle
     cdef Store store
@@ -34,7 +35,7 @@ cdef class ObjectRef:
         raise TypeError("references are made by put() and seal(); ObjectRef.from_hex() reads one written down")
 
     def __dealloc__(self):
-        # A handle that was closed, or that was replaced after a fork, has already released its references.
+        # A handle that was closed or replaced after a fork has already released its references.
         if self.handle is not NULL and self.handle == self.store.handle:
             prs_unref(self.handle, &self.id)
 
@@ -87,9 +88,10 @@ cdef class ObjectRef:
     @staticmethod
     def from_binary(data):
         """
-        Return a reference with the identity that `binary` returned.
+        Return a reference to the object that `binary` identified.
 
-        The store must be open in this process or in one that it can find, such as a parent, and the object alive.
+        The object must exist, and its store must be open in this process or in a process that this one can find, such
+        as a parent.
 
         Parameters
         ----------
@@ -103,7 +105,7 @@ cdef class ObjectRef:
         Raises
         ------
         ValueError
-            If `data` has another length.
+            If `data` has a different length.
         ObjectLostError, ObjectFreedError
             If the object is lost or was freed.
         ForeignStoreError
@@ -118,18 +120,18 @@ cdef class ObjectRef:
 
     @staticmethod
     def from_hex(text):
-        """Return a reference with the identity that `hex` returned; see `from_binary`."""
+        """Return a reference to the object that `hex` identified; see `from_binary`."""
         return ObjectRef.from_binary(bytes.fromhex(text))
 
     @property
     def size(self):
-        """int or None : Bytes of the stored form, header included; None until it is sealed."""
+        """int or None : Size of the stored form in bytes, including the header; None until the object is sealed."""
         cdef prs_view view
         adopt(self)
         cdef int status = prs_pin(self.handle, &self.id, &view)
         if status == PRS_E_AGAIN:
             return None
-        if status == PRS_E_SPILLED:  # the size is known without reading it back
+        if status == PRS_E_SPILLED:  # the size is known without reading the object back
             return view.size
         if status != PRS_OK:
             fail(status, NULL, self.store, self)
@@ -143,7 +145,7 @@ cdef class ObjectRef:
 
     @property
     def store_id(self):
-        """int : Identity of the store."""
+        """int : Id of the store."""
         return self.id.store
 
     @property
@@ -190,10 +192,10 @@ cdef class ObjectRef:
 
     def to_message(self):
         """
-        Return the reference as bytes for one message to another process of this machine, by pipe, socket or queue.
+        Return the reference as bytes for one message to another process on this machine, over a pipe, socket or queue.
 
-        Use it for a message that is loaded once, which pickling cannot know. The object is held until the receiver
-        calls `from_message`.
+        Use this for a message that is loaded exactly once; pickle cannot know whether that is the case. The object is
+        held until the receiver calls `from_message`.
 
         Returns
         -------
@@ -217,7 +219,7 @@ cdef class ObjectRef:
     @staticmethod
     def from_message(data):
         """
-        Return the reference that `to_message` wrote, and take over its hold on the object.
+        Return the reference that `to_message` wrote, and take over the message's hold on the object.
 
         Parameters
         ----------
@@ -226,20 +228,21 @@ cdef class ObjectRef:
         Returns
         -------
         ObjectRef
-            Also if the object is lost or freed: `get` then raises.
+            A reference even if the object is lost or freed; `get` then raises an exception.
 
         Raises
         ------
         CorruptObjectError
-            If `data` is no reference.
+            If `data` is not a reference.
         """
         return load_ref(data if PyBytes_CheckExact(data) else bytes(data))
 
     def travel(self, int kind, bytes node, uint32_t note=0):
         """
-        Take a token of `kind` (1: loaded once, 2: any number of times), and write it with identity and locator.
+        Acquire a token of `kind` (1: loaded once, 2: any number of times), and write it together with the object's id
+        and the sender's locator.
 
-        `Store.flights` shows `note`, also after this process has died.
+        `Store.flights` shows `note`, even after this process has ended.
 
         Returns
         -------
@@ -250,19 +253,19 @@ cdef class ObjectRef:
         return message_of(self, kind, node, &token, note), (token.index, token.serial)
 
     def drop_token(self, tuple token):
-        """End a token that `travel` took. Ending it twice is harmless."""
+        """Release a token that `travel` acquired. Releasing it twice is harmless."""
         if self.store is not None:
             drop_token(self.store, oid_bytes(&self.id), token)
 
 
-# The type of references to results of tasks that are not in a store yet, and the function that gets a list with such
-# references. `pyray_ser.tasks` registers both on first use.
+# The type of references to task results that are not in a store yet, and the function that gets the values of a list
+# with such references. `pyray_ser.tasks` registers both on first use.
 cdef object promise_type = None
 cdef object promise_get = None
 
 
 def set_promises(type promises, getter):
-    """Let `get` take instances of `promises`, alone or in lists, by calling ``getter(refs, timeout, mmap_mode)``."""
+    """Make `get` accept instances of `promises`, alone or in lists, by calling ``getter(refs, timeout, mmap_mode)``."""
     global promise_type, promise_get
     promise_type = promises
     promise_get = getter
@@ -289,13 +292,13 @@ cdef int check_refs(str function, object refs) except -1:
     return 0
 
 
-# References in messages: the sender takes a token, the receiver claims it.
+# References in messages: the sender acquires a token, and the receiver claims it.
 
-# A reference in a message: all that a receiver needs to find the store and take over. Little endian, without padding.
-# Up to NODE_MAX bytes follow: the name of the node.
+# A reference in a message, with all data that a receiver needs to find the store and claim the token. Little endian,
+# without padding. The name of the node follows, with up to NODE_MAX bytes.
 cdef struct Travel:
     prs_oid id
-    uint64_t start_time     # start time of the sender; with pid and fd its locator
+    uint64_t start_time     # start time of the sender; together with pid and fd its locator
     int32_t pid
     int32_t fd
     uint32_t kind           # 0, PRS_TOKEN_ONCE or PRS_TOKEN_STICKY
@@ -307,7 +310,7 @@ cdef enum:
 
 
 cdef int take_token(ObjectRef ref, int kind, uint32_t note, prs_token *token) except 1:
-    """Return the engine's status. The engine takes the store's lock, so this releases the GIL."""
+    """Return the engine's status. The engine acquires the store's lock, so this function releases the GIL."""
     cdef prs_store *handle
     cdef int status
     adopt(ref)
@@ -319,11 +322,11 @@ cdef int take_token(ObjectRef ref, int kind, uint32_t note, prs_token *token) ex
 
 
 cdef bytes message_of(ObjectRef ref, int kind, bytes node, prs_token *token, uint32_t note=0):
-    """Return the bytes of a message; `token` gets the token that it takes."""
+    """Return the bytes of a message; set `token` to the token that the message carries."""
     cdef Travel out
     cdef int status
     cdef size_t length = min(PyBytes_GET_SIZE(node), NODE_MAX)
-    # Allocated first: once the token is taken, nothing may fail.
+    # Allocate this first, because no step may fail after the token is acquired.
     cdef bytes text = PyBytes_FromStringAndSize(NULL, sizeof(out) + length)
     memset(&out, 0, sizeof(out))
     memset(token, 0, sizeof(prs_token))
@@ -346,7 +349,7 @@ cdef bytes message_of(ObjectRef ref, int kind, bytes node, prs_token *token, uin
 
 
 cdef bytes once(ObjectRef ref):
-    """Return bytes for one `load_ref`. A token holds the object until then, or to the end of the scope."""
+    """Return bytes for one `load_ref`. A token holds the object until that call, at most to the end of the scope."""
     cdef prs_token token
     if scope_variable is None:
         find_scope_variable()
@@ -360,8 +363,8 @@ def reduce_for_message(ObjectRef ref not None):
     """
     Reduce a reference for multiprocessing's own pickler: a token holds the object until the message is loaded.
 
-    It is compiled, because it runs once per message in a process that just woke up, where a line of Python takes
-    several times as long as in a loop.
+    This function is compiled, because it runs once per message in a process that has just woken up, where a line of
+    Python takes several times as long as in a loop.
     """
     return loader(), (once(ref),)
 
@@ -372,13 +375,13 @@ cdef bytes MESSAGE_HEAD = b"\x80\x04\x8c\x09pyray_ser\x8c\x09_load_ref\x93C"
 
 @cython.binding(False)
 def pickle_for_message(ObjectRef ref not None):
-    """Return the pickle of a reference as multiprocessing's own pickler would write it, without a pickler."""
+    """Return the pickle of a reference that multiprocessing's own pickler would write, without using a pickler."""
     cdef bytes travel = once(ref)
     return b"%b%c%b\x85R." % (MESSAGE_HEAD, len(travel), travel)
 
 
 def drop_token(Store store, bytes identity, tuple token):
-    """End a token, given the store, the object's `binary` and the token. Ending it twice is harmless."""
+    """Release a token, given the store, the object's `binary` and the token. Releasing it twice is harmless."""
     cdef prs_token t
     cdef prs_oid id
     t.index, t.serial = token
@@ -408,9 +411,9 @@ cdef int read_travel(bytes blob, Travel *out) except -1:
 
 def load_ref(bytes blob not None):
     """
-    Take over a reference that was pickled.
+    Load a pickled reference and claim its token.
 
-    This does not fail if the object is lost or freed: the reference loads, and `get` raises.
+    This does not fail if the object is lost or freed: it returns the reference, and `get` raises an exception.
     """
     cdef Travel message
     cdef prs_token token
@@ -463,7 +466,7 @@ cdef int adopt(ObjectRef ref) except -1:
         ref.store.check_open()
         status = prs_ref(ref.store.handle, &ref.id)
     if status != PRS_OK:
-        # prs_ref cannot always distinguish "freed" from "lost"; the slot may still show which.
+        # prs_ref cannot always distinguish "freed" from "lost", but the slot may still contain this information.
         if prs_state(ref.store.handle, &ref.id) == PRS_E_FREED:
             status = PRS_E_FREED
         fail(status, NULL, ref.store, ref)

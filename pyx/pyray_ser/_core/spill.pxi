@@ -3,8 +3,8 @@
 # Spill files that are compressed or have a digest; this process writes and reads them. `pyray_ser.store.spill_codec`
 # defines their contents; the engine chooses objects and files, and recovers when a process dies.
 #
-# This code holds no lock of the engine. A garbage collection between two pieces may run a finalizer that gets the
-# object being written: the engine then gives it to this thread, and the spill is cancelled.
+# This code holds no lock of the engine. A garbage collection between two pieces may run a finalizer that calls `get`
+# for the object being written. The engine then returns the object to this thread, and the spill is cancelled.
 
 cdef enum:
     SPILL_PIECE = 1 << 20             # bytes compressed at a time
@@ -12,7 +12,7 @@ cdef enum:
 
 
 cdef object form_of(Store store):
-    """Return how this store's spill files are written, or None if the engine writes them alone."""
+    """Return the format of this store's spill files, or None if the engine writes them without this module."""
     if store.spill_form is None:
         store.check_open()
         flags = prs_spill_form(store.handle)
@@ -34,7 +34,7 @@ cdef bint make_room(Store store, uint64_t size) except -1:
     form = form_of(store)
     if form is None:
         return False
-    store.check_open()  # during the import another thread may have closed the store
+    store.check_open()  # another thread may have closed the store during the import
     handle = begin(store)
     try:
         for turn in range(PRS_SPILL_ROUNDS):
@@ -140,13 +140,13 @@ cdef int finish_file(Store store, prs_draft *draft) except -1:
 
 
 cdef int restore(Store store, const prs_oid *id, bint named, prs_view *view, ObjectRef ref, prs_store **through) except 1:
-    """Read a spilled object back. PRS_OK: pinned through a handle, bytes checked; PRS_E_AGAIN: pin it again."""
+    """Read a spilled object back. PRS_OK: it is pinned through a handle and checked; PRS_E_AGAIN: pin it again."""
     cdef prs_restore job
     cdef prs_error error
     cdef int status
     cdef prs_store *handle
     form = form_of(store)
-    store.check_open()  # during the import another thread may have closed the store
+    store.check_open()  # another thread may have closed the store during the import
     error.code = 0
     handle = begin(store)
     try:
@@ -165,14 +165,14 @@ cdef int restore(Store store, const prs_oid *id, bint named, prs_view *view, Obj
         status = prs_restore_end(handle, &job, view)
         if status != PRS_OK:
             fail(status, NULL, store, ref)
-        through[0] = handle  # Python code has run: the store may have another handle by now, or none
+        through[0] = handle  # Python code has run, so the store may now have a different handle, or none
         return PRS_OK
     finally:
         end(handle)
 
 
 cdef object read_back(form, prs_restore *job):
-    """Decompress the object and compare its digest; return None, or what is wrong with the file."""
+    """Decompress the object and compare its digest; return None, or a description of the damage."""
     cdef uint64_t at = 0, done = 0, size = job.trailer.size
     cdef uint32_t length
     cdef size_t want

@@ -1,17 +1,17 @@
 # uses: prelude, policy, spill, ledger
 #
-# `Store`: one open handle of this process, its allocations, statistics and records.
+# Defines `Store`: an open handle of this process with its allocations, statistics and records.
 
 cdef bint exit_registered = False
 
 
 cdef void close_at_exit() noexcept:
-    # This runs after the interpreter has ended. A daemon thread may still be inside a call without the GIL; the
-    # kernel reclaims what that thread uses.
+    # This runs after the interpreter has ended. A daemon thread may still be inside a call without the GIL; the kernel
+    # reclaims that thread's resources.
     prs_close_all()
 
 
-# The open stores of this process by id, and the one that put() uses.
+# The open stores of this process by id, and the store that put() uses.
 cdef dict stores = {}
 cdef Store default_store = None
 
@@ -32,12 +32,12 @@ def names_of(Store store not None):
         end(handle)
         if not more:
             return found
-        # Another process wrote the bytes, which may not be valid UTF-8.
+        # The bytes come from another process and may not be valid UTF-8.
         found.append(((<const char *>text).decode("utf-8", "replace"), oid_bytes(&id)))
 
 
 cdef int revive(Store store) except -1:
-    """Make a forked child that got no client slot a client again; raise if that fails."""
+    """Register a forked child that has no client slot as a client again; raise an exception if that fails."""
     if store.handle is NULL or not prs_is_orphan(store.handle) or not reattach_store(store):
         store.check_open()
         fail(PRS_E_CLOSED, NULL, store)
@@ -49,17 +49,17 @@ cdef class Store:
     """
     One open store.
 
-    `init` makes it, or the first `put` or reference that needs it; `shutdown` closes it.
+    `init` creates it, or else the first `put` or reference that needs it; `shutdown` closes it.
 
     Attributes
     ----------
     id : int
-        Random identity of the store, part of every reference.
+        The random id of the store, which is part of every reference.
     path : str or None
         The file of a named store.
     """
 
-    # NULL after close(). The engine keeps the handle until the last call, draft, view and window has ended.
+    # NULL after close(). The engine keeps the handle until the last call, draft, view or window ends.
     cdef prs_store *handle
     cdef readonly uint64_t id
     cdef readonly object path
@@ -70,7 +70,7 @@ cdef class Store:
         raise TypeError("stores are opened by init()")
 
     def __dealloc__(self):
-        # The handle is open only when the interpreter tears the modules down: `stores` keeps open stores alive.
+        # The handle is still open here only during interpreter shutdown, because `stores` keeps open stores alive.
         if self.handle is not NULL and prs_end(self.handle):
             prs_release(self.handle)
 
@@ -78,7 +78,7 @@ cdef class Store:
         global exit_registered
         if not exit_registered:
             exit_registered = True
-            Py_AtExit(close_at_exit)  # fails if all 32 entries are taken; other clients then notice the exit themselves
+            Py_AtExit(close_at_exit)  # fails if all 32 entries are in use; other clients then detect the exit
         self.id = prs_id(handle)
         try:
             stores[self.id] = self
@@ -101,13 +101,13 @@ cdef class Store:
 
     @property
     def capacity(self):
-        """int : Bytes that the store may hold."""
+        """int : Capacity of the store in bytes."""
         self.check_open()
         return prs_capacity(self.handle)
 
     @property
     def options(self):
-        """dict : The options that the store was made with; `lock_timeout` and `liveness` are those of this process."""
+        """dict : The options used to create the store; `lock_timeout` and `liveness` are those of this process."""
         cdef prs_options chosen
         self.check_open()
         prs_chosen(self.handle, &chosen)
@@ -129,7 +129,7 @@ cdef class Store:
 
     @property
     def spill_dir(self):
-        """str or None : The directory for objects that do not fit."""
+        """str or None : The directory to which objects that do not fit are spilled."""
         self.check_open()
         cdef bytes directory = prs_spill_directory(self.handle)
         return directory.decode("utf-8", "surrogateescape") or None
@@ -159,7 +159,7 @@ cdef class Store:
         return f"<Store {self.id:016x} {where}, {prs_capacity(self.handle)} bytes>"
 
     def close(self):
-        """Stop being a client. Views stay valid, references do not. Closing twice is harmless."""
+        """Stop being a client. Views stay valid, but references become invalid. Closing twice is harmless."""
         global default_store
         cdef prs_store *handle = self.handle
         if handle is NULL:
@@ -193,7 +193,7 @@ cdef class Store:
         }
 
     def records(self):
-        """Return one dict per object, in the order of the slots."""
+        """Return one dict per object, in slot order."""
         cdef dict named = {identity: name for name, identity in names_of(self)}
         cdef prs_record[64] found
         cdef uint32_t cursor = 0
@@ -223,9 +223,9 @@ cdef class Store:
 
     def flights(self):
         """
-        Return one dict per reference in flight, in no order.
+        Return one dict per reference in flight, in arbitrary order.
 
-        `sender_alive` is false for a sender that is no longer a client; its pid is that of its own pid namespace.
+        `sender_alive` is false for a sender that is no longer a client; its pid is the one in its own pid namespace.
         """
         cdef prs_flight[64] found
         cdef prs_error error
@@ -258,9 +258,9 @@ cdef class Store:
         """
         End the references in flight whose sender is no longer a client, and return how many there were.
 
-        Call this only if those messages can no longer be received. It ends references that were sent at least
-        `min_age` seconds ago, and only those of the process `pid` if given. References that may be loaded any number of
-        times stay, unless their object is freed.
+        Call this only if those messages can no longer be received. It ends references that were sent at least `min_age`
+        seconds ago and, if `pid` is given, only those sent by that process. References that may be loaded any number of
+        times are kept, unless their object is freed.
         """
         cdef prs_error error
         cdef int n
@@ -285,7 +285,7 @@ cdef class Store:
         return [pids[i] for i in range(n)]
 
     def leave(self):
-        """Announce that this process leaves; return whether every other live client has done so too."""
+        """Announce that this process is leaving; return whether every other live client has also announced this."""
         self.check_open()
         return bool(prs_leave(self.handle))
 
@@ -315,7 +315,7 @@ cdef class Store:
             fail(status, NULL, self)
 
     def trim(self, uint64_t keep=0):
-        """Return freed pages beyond `keep` bytes to the kernel; return how many bytes that were."""
+        """Return freed pages beyond `keep` bytes to the kernel; return the number of bytes released."""
         cdef uint64_t given
         self.check_open()
         cdef prs_store *handle = begin(self)
@@ -328,7 +328,7 @@ cdef class Store:
         """
         Allocate; while the store is full, retry until `deadline` (0: try once).
 
-        The draft is a use of the handle, which `seal_or_abort` or `abort` ends.
+        The draft counts as a use of the handle until `seal_or_abort` or `abort`.
         """
         cdef prs_error error
         cdef int status
@@ -349,14 +349,14 @@ cdef class Store:
             if status == PRS_E_CLOSED:
                 revive(self)
                 continue
-            # Another thread may have closed the store meanwhile.
+            # Another thread may have closed the store in the meantime.
             if status == PRS_E_FULL and rounds < 64 and self.handle is not NULL and prs_spill_form(self.handle):
                 rounds += 1
                 try:
                     if make_room(self, size):
                         continue
                 except Exception as problem:
-                    # The disk is full; it may have room later.
+                    # The disk is full, but may have room later.
                     if not is_store_full(problem) or deadline == 0 or prx_now() >= deadline:
                         raise
             # An object larger than the whole store never fits.
@@ -392,7 +392,7 @@ cdef class Store:
         end(draft.store)
 
     def attach_again(self, int32_t pid, int fd):
-        """In a forked child without a client slot: become a client again; return False if `pid` lacks this store."""
+        """In a forked child without a client slot, become a client again; return False if `pid` lacks this store."""
         cdef prs_store *handle = NULL
         cdef prs_options options
         memset(&options, 0, sizeof(options))
@@ -404,13 +404,13 @@ cdef class Store:
             status = prs_attach_pid(&handle, pid, fd, ident, &options, NULL)
         if status != PRS_OK:
             return False
-        # Views that were taken through the old handle keep it.
+        # Views that were created through the old handle keep it.
         self.opened(handle)
         return True
 
     def renew(self):
         """
-        In a forked child: become a client that holds nothing its parent held; return False if no slot is free.
+        In a forked child, become a client that holds none of its parent's objects; return False if no slot is free.
 
         References made before the fork still identify their objects, and hold them again on first use. Views made
         before it keep their pins.
@@ -433,7 +433,8 @@ cdef class Store:
             return False
         inherited = self.handle
         self.opened(handle)
-        # Closed but not freed, so that its address is not reused: references compare handles by address.
+        # The old handle is closed but not freed, so that its address is not reused, because references compare handles
+        # by address.
         if prs_end(inherited):
             with nogil:
                 prs_close(inherited)
@@ -457,7 +458,7 @@ def default():
 
 
 def set_default(Store store):
-    """Let `put` use `store`; None: the store that it finds or opens."""
+    """Set the store that `put` uses; with None, `put` finds or opens a store."""
     global default_store
     default_store = store
 
@@ -465,6 +466,6 @@ def set_default(Store store):
 cdef Store default_or_open():
     cdef Store store = default_store
     if store is None:
-        # Do not use `default_store`: another thread may have closed it again, and None has no handle.
+        # Do not use `default_store` here: another thread may have closed it and set it to None, which has no handle.
         store = open_default_store()
     return store

@@ -6,9 +6,9 @@
 @cython.no_gc
 @cython.freelist(64)
 cdef class Block:
-    """Bytes that another object keeps alive, as a buffer."""
+    """A buffer over bytes that another object keeps alive."""
 
-    # `size` bytes at `data`, which stay in place as long as `owner` lives.
+    # The `size` bytes at `data` stay in place as long as `owner` is alive.
     cdef object owner
     cdef const uint8_t *data
     cdef Py_ssize_t size
@@ -24,7 +24,7 @@ cdef class Block:
         return f"<{self.size} {'read-only' if self.readonly else 'writable'} bytes of {self.owner!r}>"
 
 
-# An empty buffer needs an address too: numpy takes NULL for "allocate".
+# An empty buffer also needs an address, because numpy allocates memory if the address is NULL.
 cdef const uint8_t nothing = 0
 
 
@@ -40,7 +40,7 @@ cdef Block block(object owner, const uint8_t *data, Py_ssize_t size, bint readon
 @cython.final
 @cython.no_gc
 cdef class Export:
-    """A contiguous buffer of another object, exported as long as this lives; read-only even if that one is writable."""
+    """A contiguous buffer of another object, exported as long as this object is alive; always read-only."""
 
     cdef Py_buffer view
     cdef bint held
@@ -61,8 +61,8 @@ cdef class Export:
         return self.view.len
 
 
-# Every array makes and drops a pin. Cython's destructor saves and restores the current exception, which the engine
-# never changes; `drop_pin` replaces it, and keeps dead pins in a free list.
+# Every array creates and releases a pin. Cython's destructor saves and restores the current exception, although the
+# engine never changes it. `drop_pin` replaces this destructor, and keeps freed pins in a free list.
 cdef enum:
     SPARE_PINS = 256
 
@@ -98,7 +98,7 @@ cdef inline Pin new_pin():
 cdef class Pin:
     """The bytes of one sealed object, read-only and pinned; the base of arrays that `get` returns."""
 
-    # `view` lies in the read-only mapping. `twin` (borrowed, NULL: none) is the Private that twin_of made.
+    # `view` is in the read-only mapping. `twin` (borrowed; NULL if none) is the Private that twin_of created.
     cdef prs_store *handle
     cdef prs_oid id
     cdef prs_view view
@@ -120,9 +120,9 @@ prx_set_dealloc(Pin, drop_pin)
 @cython.final
 @cython.no_gc
 cdef class Private:
-    """Writable bytes that only this process sees, for mode "c"."""
+    """Writable bytes that are private to this process, for mode "c"."""
 
-    # A copy, or a copy-on-write mapping that still needs its pin. `origin` is the pin whose twin this is.
+    # `memory` is a copy, or a copy-on-write mapping that still needs its pin. `origin` is the pin whose twin this is.
     cdef void *memory
     cdef size_t length
     cdef Pin pin
@@ -177,7 +177,10 @@ cdef Private privately(Pin pin, ObjectRef ref):
 @cython.final
 @cython.no_gc
 cdef class Owners:
-    """All objects that contain buffers of a value, if there are several. It exports no buffer, so no array over it can be made writable."""
+    """Owns all objects that contain buffers of a value, if there are several.
+
+    It exports no buffer, so no array over it can be made writable.
+    """
 
     cdef object own
     cdef dict others
@@ -192,10 +195,10 @@ cdef class Owners:
 
 # Copy-on-write views of stored buffers, for libraries that do not support read-only memory.
 #
-# All buffers that one `get` took from an object share one private mapping, which lives as long as any of them.
+# All buffers that one `get` returned for an object share one private mapping, which exists as long as any of them.
 
 cdef Private twin_of(Pin pin):
-    """Return the private memory that belongs to this pin; the first call makes it."""
+    """Return the private memory that belongs to this pin; the first call creates it."""
     cdef Private made
     if pin.twin is not NULL:
         return <Private>pin.twin
@@ -216,7 +219,7 @@ cdef inline bint lies_in(object owner, const uint8_t *data, uint64_t size) noexc
 
 def writable_twin(buffer):
     """
-    Return the same bytes, writable and private to this process.
+    Return a buffer with the same bytes, writable and private to this process.
 
     Parameters
     ----------
@@ -226,8 +229,8 @@ def writable_twin(buffer):
     Returns
     -------
     buffer or None
-        Lies in a copy-on-write mapping of the stored object (in a copy, if it is small). All buffers of one `get` share
-        it, so that buffers that overlapped still do. None if the bytes do not lie in an object.
+        A buffer in a copy-on-write mapping of the stored object (in a copy, if the object is small). All buffers of one
+        `get` share this mapping, so buffers that overlapped still overlap. None if the bytes are not in an object.
     """
     cdef Py_buffer view
     cdef const uint8_t *data

@@ -1,13 +1,13 @@
 # uses: prelude, policy, store, refs
 #
-# Freeing objects, and waiting for them.
+# Functions that free objects and wait for them.
 
-# True once a scope held an object; until then, free() need not release objects from scopes.
+# True once any scope has held an object; until then, free() need not release objects from scopes.
 cdef bint scopes_hold = False
 
 
 def scope_holds():
-    """Record that a scope holds an object, so that `free` releases it there."""
+    """Record that a scope holds an object, so that `free` releases it from the scope."""
     global scopes_hold
     scopes_hold = True
 
@@ -37,13 +37,13 @@ def free(refs):
     """
     Free objects in all processes.
 
-    Values that `get` returned stay valid, and the memory is released with the last of them. A later `get` raises
-    `ObjectFreedError`. The name of the object, if any, can be used again. Freeing twice is harmless.
+    Values that `get` returned stay valid, and the memory is released when the last of them is released. A later `get`
+    raises `ObjectFreedError`. The name of the object, if any, can be used again. Freeing twice is harmless.
 
     Parameters
     ----------
     refs : ObjectRef or list of ObjectRef
-        References to results of tasks are accepted too: a result that is not ready yet is freed when it is.
+        References to task results are also accepted: a result that is not ready yet is freed as soon as it is.
 
     Raises
     ------
@@ -78,7 +78,7 @@ def free(refs):
 
 
 def is_ready(ObjectRef ref not None):
-    """Return whether a wait for the object would end: it is sealed, freed or lost."""
+    """Return whether a wait for the object would end, because it is sealed, freed or lost."""
     return ref.store is None or ref.store.handle is NULL or prs_state(ref.store.handle, &ref.id) != PRS_E_AGAIN
 
 
@@ -95,7 +95,7 @@ def scan(list refs):
 
 
 def watch(list refs):
-    """Mark these objects as waited for, so that `epoch` changes when one of them is ready."""
+    """Register a wait for these objects, so that `epoch` changes when one of them is ready."""
     cdef ObjectRef ref
     cdef prs_store *handle
     for ref in refs:
@@ -112,7 +112,7 @@ def epoch(Store store):
 
 
 def wait_epoch(Store store, uint32_t seen, double timeout):
-    """Sleep until `epoch` differs from `seen`, but at most `timeout` seconds and at most 0.1."""
+    """Sleep until `epoch` differs from `seen`, but for at most `timeout` seconds and at most 0.1 seconds."""
     cdef int64_t left = <int64_t>(min(timeout, 1.0) * 1e9)
     cdef int status
     if store.handle is NULL:
@@ -120,7 +120,7 @@ def wait_epoch(Store store, uint32_t seen, double timeout):
     cdef prs_store *handle = begin(store)
     with nogil:
         status = prs_wait_epoch(handle, seen, left)
-        # A dead creator does not change the counter: reap it here.
+        # A dead creator does not change the counter, so reap it here.
         if status != PRS_OK:
             prs_reap_dead(handle, 1000000000)
     end(handle)

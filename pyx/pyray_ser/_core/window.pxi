@@ -1,11 +1,12 @@
 # uses: prelude, policy, store, refs, forms, write
 #
-# Objects that are filled in place: results of `create` and `empty`, until `seal` or `abort`.
+# Objects that are filled in place: the results of `create` and `empty`, until `seal` or `abort`.
 #
 # A window is a writable mapping of one unsealed object. Sealing replaces it at the same address by a read-only mapping,
-# so arrays and memoryviews over it stay valid. It belongs to the process that made it; a forked child cannot export it.
+# so arrays and memoryviews over it stay valid. It belongs to the process that created it; a forked child cannot export
+# it.
 
-# Room for the stream, which is written at the seal: only then the shape of the array is known.
+# Room for the stream, which is written when the object is sealed, because the shape of the array is not known earlier.
 cdef enum:
     STREAM_ROOM = 1024
 
@@ -15,7 +16,7 @@ cdef enum State:
     ABORTED
     GONE        # no window was ever mapped
 
-cdef object open_windows = None  # a WeakValueDictionary by id; made with the first window
+cdef object open_windows = None  # a WeakValueDictionary by id; created with the first window
 
 
 @cython.final
@@ -48,7 +49,7 @@ cdef class Window:
     def __dealloc__(self):
         if self.state == GONE:
             return
-        # The window keeps its handle, even if the store was closed meanwhile. A forked child does not own the object.
+        # The window keeps its handle even if the store has been closed. A forked child does not own the object.
         if self.state == OPEN and self.forks == prs_fork_count() and self.store.handle == self.draft.store:
             prs_abort(self.draft.store, &self.draft, True)
         prs_window_close(self.draft.store, &self.draft)
@@ -72,7 +73,7 @@ cdef class Window:
 
     @property
     def sealed(self):
-        """bool : Whether the object is sealed, so that it cannot be written any more."""
+        """bool : Whether the object is sealed, so that it can no longer be written."""
         return self.state == SEALED
 
     cdef int check_open(self) except -1:
@@ -96,7 +97,7 @@ cdef ObjectRef reference_to(Store store, const prs_oid *id):
 
 
 cdef ObjectRef seal_window(Store store, prs_draft *draft):
-    """Seal the object of a window. If that fails, the window is unchanged, unless its object is lost."""
+    """Seal the object of a window. On failure the window is unchanged, unless its object is lost."""
     cdef prs_error error
     cdef int status
     cdef ObjectRef ref = new_ref(store, NULL, &draft.id)
@@ -112,7 +113,7 @@ cdef ObjectRef seal_window(Store store, prs_draft *draft):
 
 
 cdef list all_open():
-    """The open windows. Other threads may open and close some meanwhile."""
+    """Return the open windows. Other threads may open and close windows in the meantime."""
     if open_windows is None:
         return []
     return [window for window in [found() for found in open_windows.valuerefs()] if window is not None]
@@ -140,14 +141,14 @@ cdef Window open_window(uint64_t size, int64_t deadline):
         from weakref import WeakValueDictionary
 
         empty_table = WeakValueDictionary()
-        if open_windows is None:  # another thread may have made the dict meanwhile
+        if open_windows is None:  # another thread may have created the dict meanwhile
             open_windows = empty_table
     open_windows[<size_t><void *>made] = made
     return made
 
 
 def create(size, timeout=None):
-    """Return a window of `size` bytes; `timeout` is that of `put`."""
+    """Return a window of `size` bytes; `timeout` is as for `put`."""
     size = PyNumber_Index(size)
     if size < 0 or size >= 1 << 63:
         raise ValueError(f"an object cannot have {size} bytes")
@@ -164,7 +165,7 @@ def array_over(Window window not None, shape, dtype, order):
 
 def window_of(value):
     """
-    Return the window that a buffer or array lies in.
+    Return the window that contains a buffer or array.
 
     Parameters
     ----------
@@ -173,7 +174,7 @@ def window_of(value):
     Raises
     ------
     ValueError
-        If `value` is no result of `create` or `empty`, nor a view of one.
+        If `value` is neither a result of `create` or `empty` nor a view of such a result.
     """
     seen = value
     for _ in range(64):
@@ -190,7 +191,7 @@ def window_of(value):
 
 def seal(value):
     """
-    Publish the object that `value` lies in, with the type and shape of `value`, and make it read-only.
+    Publish the object that contains `value`, with the type and shape of `value`, and make it read-only.
 
     Parameters
     ----------
@@ -204,11 +205,11 @@ def seal(value):
     Raises
     ------
     ValueError
-        If `value` is a part of the object, or lies in none that this process can seal.
+        If `value` is only a part of the object, or is not in an object that this process can seal.
     TypeError
         If the type of `value` cannot be stored without the pickler.
     ObjectLostError
-        If the object was reclaimed meanwhile.
+        If the object has been reclaimed.
     StoreClosedError
         If the store was closed.
     """
@@ -255,7 +256,7 @@ def seal(value):
 
 
 cdef int freeze(value) except -1:
-    """Mark the array and its bases read-only, as the mapping is."""
+    """Mark the array and its bases read-only, because the mapping is now read-only."""
     while getattr(value, "flags", None) is not None and hasattr(value, "setflags"):
         value.setflags(write=False)
         value = value.base
@@ -273,7 +274,7 @@ def abort(value):
     Raises
     ------
     ValueError
-        If `value` lies in no unsealed object of this process.
+        If `value` is not in an unsealed object of this process.
     StoreClosedError
         If the store was closed.
     """
@@ -285,10 +286,10 @@ def abort(value):
 
 
 def is_ours(ObjectRef ref not None):
-    """Return whether this process has the object of `ref` unsealed, so that no other process can seal it."""
+    """Return whether `ref` refers to an unsealed object of this process, so that no other process can seal it."""
     cdef Window window
     for window in all_open():
-        # Compare identities: a window of a closed store has no reference.
+        # Compare ids, because a window of a closed store has no reference.
         if (window.state == OPEN and window.forks == prs_fork_count() and window.draft.id.store == ref.id.store
                 and window.draft.id.serial == ref.id.serial):
             return True
@@ -304,5 +305,5 @@ def abort_all():
             if window.store.handle == window.draft.store:
                 prs_abort(window.draft.store, &window.draft, True)
             window.state = ABORTED
-    for window in windows:  # runs Python code, in which a signal handler can raise
+    for window in windows:  # runs Python code, so a signal handler may raise here
         forget(window)

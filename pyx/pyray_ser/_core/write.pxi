@@ -2,15 +2,15 @@
 #
 # `put`: lay out an object, choose how to write the value, and write it from the first byte to the last.
 
-# `lay_out` places all bytes of an object before the first is written.
+# `lay_out` assigns an offset to all bytes of an object before the first byte is written.
 #
-# The parts of a layout ascend and do not overlap. Writers fill them in order and pad between them, so padding never
-# overwrites a part.
+# The parts of a layout are in ascending order and do not overlap. Writers fill them in order and pad between them, so
+# padding never overwrites a part.
 
-# The place of one buffer in the stored form.
+# The position of one buffer in the stored form.
 cdef struct Place:
     uint64_t off
-    bint foreign       # the buffer lies in the object `other`
+    bint foreign       # the buffer is in the object `other`
     prs_oid other
 
 
@@ -22,7 +22,7 @@ cdef struct Part:
     Py_ssize_t index
 
 
-# The whole form: a place for each buffer, and `count` parts.
+# The layout of the stored form: a position for each buffer, and `count` parts.
 cdef struct Layout:
     uint64_t total
     Place *places
@@ -57,10 +57,10 @@ cdef int by_start(const void *a, const void *b) noexcept nogil:
 
 cdef int lay_out(Layout *layout, Gathered gathered, Store store) except -1:
     """
-    Place each buffer.
+    Assign a position to each buffer.
 
     Buffers that overlap in memory, such as several views of one array, become one part and keep their relative
-    positions. Buffers that lie in an object of `store` (None: do not check) are stored as references to it.
+    positions. Buffers that are in an object of `store` (None: do not check) are stored as references to that object.
     `free_layout` frees the result.
     """
     cdef Py_ssize_t n = gathered.nbuffers
@@ -117,7 +117,7 @@ cdef int place_parts(Layout *layout, Gathered gathered, Store store, Range *rang
         qsort(ranges, count, sizeof(Range), by_start)
     i = 0
     while i < count:
-        # Each of ranges[i:j] overlaps an earlier one; `stop` is the end of them all.
+        # Each range in ranges[i:j] overlaps an earlier one; `stop` is the end of their union.
         stop = ranges[i].stop
         j = i + 1
         while j < count and ranges[j].start < stop:
@@ -130,7 +130,7 @@ cdef int place_parts(Layout *layout, Gathered gathered, Store store, Range *rang
             places[ranges[i].index].off = ngroups
             i += 1
         ngroups += 1
-    # In the order of the stream, not of addresses, because readers load in that order.
+    # Use the order of the stream, not of addresses, because readers load the buffers in that order.
     for i in range(n):
         at = &places[i]
         span = gathered.buffer(i)
@@ -159,10 +159,10 @@ cdef inline void add_part(Layout *layout, uint64_t off, uint64_t size, const uin
     layout.count += 1
 
 
-# Writing an object of one stream and at most one buffer.
+# Writes an object of one stream and at most one buffer.
 
 cdef inline int alloc_small(Store store, uint64_t total, prs_draft *draft, int64_t deadline) except -1:
-    """Allocate as `Store.alloc` does, but keep the GIL if the size is small and the call need not wait."""
+    """Allocate as `Store.alloc` does, but keep the GIL if the size is small and the call does not have to wait."""
     if (total > PRS_SMALL_MAX or store.handle is NULL
             or prs_alloc(store.handle, total, PRS_ALLOC_TRY, draft, NULL) != PRS_OK):
         return store.alloc(total, 0, draft, deadline)
@@ -195,12 +195,12 @@ cdef int write_or_abort(Store store, prs_draft *draft, uint64_t at, const void *
         raise
 
 
-# Called for every object that this process makes, if set.
+# If set, called for every object that this process creates.
 cdef object note_origin = None
 
 
 def set_note_origin(function):
-    """Call ``function(store id, serial)`` for every object that this process makes; None: no longer call any."""
+    """Call ``function(store id, serial)`` for every object that this process creates; None: stop calling it."""
     global note_origin
     note_origin = function
 
@@ -210,7 +210,7 @@ cdef inline ObjectRef seal_or_abort(Store store, prs_draft *draft):
     cdef int status
     cdef ObjectRef ref
     error.code = 0
-    # Allocated first: once the object is published, nothing may fail.
+    # Allocate this first, because no step may fail after the object is published.
     try:
         ref = new_ref(store, NULL, &draft.id)
         if note_origin is not None:
@@ -287,7 +287,7 @@ cdef object put_buffer(Store store, const uint8_t *stream, Py_ssize_t stream_siz
 
 
 cdef int gather_array(Store store, prs_draft *draft, uint64_t off, object array, const prp_array_source *source) except -1:
-    """Write a strided array to its place in the draft, without an intermediate copy."""
+    """Write a strided array to its position in the draft, without an intermediate copy."""
     cdef Py_ssize_t[PRP_ARRAY_MAX_DIMS] shape
     cdef Py_ssize_t[PRP_ARRAY_MAX_DIMS] strides
     cdef prs_error error
@@ -322,9 +322,9 @@ cdef int gather_array(Store store, prs_draft *draft, uint64_t off, object array,
 
 
 cdef bint worth_referring(Store store, const void *data, uint64_t size, prs_oid *inner, uint64_t *at) noexcept:
-    """Return whether these bytes lie in an object of this store, and are a large enough part to keep it alive."""
+    """Return whether an object of this store contains these bytes and they are a large enough part to keep it."""
     cdef prs_view view
-    if store.handle is NULL:  # the store was closed since the put began: the allocation raises
+    if store.handle is NULL:  # the store was closed after the put began; the allocation raises the error
         return False
     if prs_find(store.handle, data, size, inner, at) != PRS_OK or prs_pin(store.handle, inner, &view) != PRS_OK:
         return False
@@ -333,7 +333,7 @@ cdef bint worth_referring(Store store, const void *data, uint64_t size, prs_oid 
 
 
 cdef int add_edge(Store store, prs_draft *draft, const prs_oid *inner, bint refers) except -1:
-    """Let the draft hold `inner`; if it refers to bytes of `inner`, these stay even after `free`."""
+    """Let the draft hold `inner`; if it refers to bytes of `inner`, these stay allocated even after `free`."""
     cdef prs_error error
     cdef int status
     error.code = 0
@@ -347,7 +347,7 @@ cdef int add_edge(Store store, prs_draft *draft, const prs_oid *inner, bint refe
     return 0
 
 
-# Writing a Gathered from the first byte to the last.
+# Writes a Gathered from the first byte to the last.
 
 cdef enum:
     SCRATCH = 256 * 1024
@@ -355,7 +355,8 @@ cdef enum:
 
 
 # Writes to memory at `dst` or to a draft, in ascending order. Small pieces for a draft are collected in scratch memory,
-# so that one call of the engine writes many. [0, at) is written; another `fill` bytes are in the scratch memory.
+# so that one call of the engine writes many pieces. The bytes [0, at) are written; the next `fill` bytes are in the
+# scratch memory.
 cdef struct Writer:
     prs_draft *draft    # NULL: `dst` is memory outside of stores
     uint8_t *dst        # NULL: write through the scratch memory
@@ -529,11 +530,12 @@ cdef ObjectRef put_gathered(Store store, Gathered gathered, int64_t deadline):
 
 # `put`: choose how to write a value.
 
-# `pyray_ser.pickling.registry` sets these: find(cls) returns the reducer or None; the list holds the number of changes.
+# `pyray_ser.pickling.registry` sets these: find(cls) returns the reducer or None; the list contains the number of
+# registry changes so far.
 cdef object registry_find = None
 cdef list registry_version = None
 cdef dict copyreg_table = _copyreg_table
-# {type: the number of changes at which it had no serializer}
+# {type: the number of registry changes when it last had no serializer}
 cdef dict unregistered = {}
 
 
@@ -564,7 +566,7 @@ cdef object array_type = None
 
 
 cdef ObjectRef put_memory(Store store, object value, int64_t deadline):
-    """Put bytes, bytearray, array.array or memoryview with one copy and no pickling; None for other values."""
+    """Put bytes, bytearray, array.array or memoryview with one copy and no pickling; return None for other values."""
     cdef Py_buffer view
     cdef bytes stream
     global array_type
@@ -651,24 +653,24 @@ def put(value, *, timeout=None, name=None, explain=False):
     ObjectRef
         With `explain`, a tuple ``(ref, explanation)``. The `pyray_ser.inspection.Explanation` prints as a tree. It
         lists by path how many bytes readers use in place (zero-copy), how many they copy, how many stay in the stream
-        (in-band), and how many were in the store already and are referred to.
+        (in-band), and how many were already in the store and are stored as references.
 
     Raises
     ------
     SerializationError
-        If a part of the value cannot be pickled; the message has its path. It is a `TypeError`.
+        If a part of the value cannot be pickled; the message contains its path. It is a `TypeError`.
     TypeError
         If `value` is an `ObjectRef`, or `name` is not a str.
     ValueError
-        If `timeout` is negative, or `name` is no valid name.
+        If `timeout` is negative, or `name` is not a valid name.
     ObjectStoreFullError
         If there is no room.
     StoreFullError
-        If a table of the store is full, not its memory.
+        If a table of the store is full, although there may be free memory.
     StoreBusyError
         If a process that is alive but stopped holds the store's lock.
     NameExistsError
-        If the name is taken; the object is not kept then.
+        If the name is taken; the new object is then discarded.
 
     Examples
     --------
