@@ -36,9 +36,10 @@ cdef extern from "foreign.h":
 
 cdef extern from *:
     """
-    /* Cython does not traverse objects that C members refer to. These slots do; they are set before any subclass
-    exists. */ static traverseproc prp_base_traverse; static inquiry prp_base_clear; static Py_ssize_t
-    prp_loader_offset;
+    /* Cython does not traverse objects that C members refer to. These slots do; they are set before a subclass exists. */
+    static traverseproc prp_base_traverse;
+    static inquiry prp_base_clear;
+    static Py_ssize_t prp_loader_offset;
 
     static prp_loader *prp_loader_of(PyObject *self) { return *(prp_loader **)((char *)self + prp_loader_offset); }
 

@@ -1,4 +1,4 @@
-"""The other process of the random graphs: it gets what it is sent and puts it again."""
+"""The second process of the tests with random graphs: it gets each object that it receives and puts it again."""
 
 import os
 import pickle
@@ -11,7 +11,7 @@ import pyray_ser
 
 
 def error_to_send(error):
-    """Return an error of the same type, so that the asker can compare it with what the standard library raises."""
+    """Return an error of the same type, so that the parent can compare it with the standard library's error."""
     text = f"in the other process: {type(error).__name__}: {error}"
     try:
         copy = pickle.loads(pickle.dumps(error))
@@ -35,7 +35,7 @@ def main():
             answer = error_to_send(error)
         del refs
         graphs_ways.send(answers, answer)
-        last = answer  # held until the next question, so that the answer is taken over in time
+        last = answer  # held until the next request, so that the parent can claim the reply in time
     del last
     pyray_ser.shutdown()
 

@@ -1,7 +1,7 @@
-"""Classes of the random graphs: one of each protocol of pickling, and hundreds that share their caches.
+"""Classes for the random graphs: one for each way to customize pickling, and hundreds that share cache slots.
 
-Both picklers remember facts about classes in tables of fixed size. `FAMILIES` holds enough classes that several of them meet in
-one place of such a table; `crowded()` picks classes that do.
+Both picklers cache facts about classes in tables of fixed size. `FAMILIES` has so many classes that several of them collide in one
+slot of such a table; `crowded()` selects colliding classes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class SlotsAndDict(Slots):
 
 
 class State:
-    """`__getstate__` and `__setstate__` with a state that is no dict."""
+    """Has `__getstate__` and `__setstate__` with a state that is not a dict."""
 
     def __init__(self, payload=None):
         self.payload = payload
@@ -53,7 +53,7 @@ class State:
 
 
 class StateDict:
-    """`__getstate__` alone."""
+    """Has only `__getstate__`."""
 
     def __init__(self, payload=None):
         self.payload = payload
@@ -64,7 +64,7 @@ class StateDict:
 
 
 class SetsState:
-    """`__setstate__` alone, in Python: it runs while the object that holds this one is loaded."""
+    """Has only `__setstate__`, in Python, which runs while the containing object is being loaded."""
 
     def __setstate__(self, state):
         for name, value in state.items():
@@ -89,7 +89,7 @@ class ReducesWithState:
 
 
 class ReducesToItems:
-    """All five parts of a reduction."""
+    """Has a reduction with all five parts."""
 
     def __init__(self):
         self.items = []
@@ -322,7 +322,7 @@ _FORMS = {
 
 
 def _make_families():
-    """Make the classes of each form; the same ones in every process, because the numbers come from one seed."""
+    """Create the classes of each form; every process creates the same classes, because the random numbers come from one seed."""
     r = random.Random("families")
     families = {}
     for form, (make, count) in _FORMS.items():
@@ -344,9 +344,9 @@ PLAIN = [entry for form in ("plain", "slotted", "slotted and dict", "derived", "
 
 def _place(cls):
     """
-    Return where a class falls in a table of 256 places.
+    Return the slot of a class in a table with 256 slots.
 
-    The table of the unpickler uses this hash. If it changes, the classes of one graph meet less often, and the graphs stay valid.
+    The unpickler's table uses this hash. If the hash changes, the classes of a graph collide less often, but the graphs stay valid.
     """
     return (id(cls) >> 4 ^ id(cls) >> 12) % 256
 
@@ -365,9 +365,9 @@ _CROWDS = [crowd for crowd in _BY_PLACE.values() if len(crowd) >= 3]
 
 def crowded(number):
     """
-    Return classes with three attributes each that share one place of a table, and the attributes' names.
+    Return classes with three attributes each that share one slot of a table, and the attributes' names.
 
-    Which classes they are depends on their addresses; the rest of a graph does not.
+    The selection depends on the addresses of the classes; the rest of a graph does not.
 
     Parameters
     ----------
@@ -378,7 +378,7 @@ def crowded(number):
 
 
 def crowd_of(cls):
-    """Return the classes, with their attributes' names, that share the place of a class."""
+    """Return the classes that share the slot of a class, with their attributes' names."""
     return _BY_PLACE.get(_place(cls), ())
 
 
@@ -392,7 +392,7 @@ def _mix(mixed, text):
 
 
 def _place_of_name(cls):
-    """Return where the name of a class falls in a table of 512 places; as with `_place`, it is the unpickler's."""
+    """Return the slot of a class name in a table with 512 slots; as in `_place`, the hash is the unpickler's."""
     module, name = cls.__module__.encode(), cls.__qualname__.encode()
     return (_mix(_mix(len(module), name), module) * 0x9E3779B97F4A7C15 >> 32) % 512
 
@@ -403,5 +403,5 @@ for _cls, _ in PLAIN:
 
 
 def namesakes(cls):
-    """Return other classes whose names share the place of the name of a class."""
+    """Return other classes whose names share the slot of the name of a class."""
     return [other for other in _BY_PLACE_OF_NAME.get(_place_of_name(cls), ()) if other is not cls]

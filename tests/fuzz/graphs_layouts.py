@@ -1,7 +1,7 @@
-"""Random lists of buffers: every kind, on both sides of every size that the code decides by, in every order.
+"""Create random collections of buffers: of every kind, just below and above every size threshold of the code, in any order.
 
 `layout(seed)` returns a list, tuple or dict of arrays, bytes, bytearrays, memoryviews, text and frames. All bytes are random, so
-that one byte that is written by nobody, twice, or to another place is seen.
+that we detect each byte that is not written, written twice, or written to the wrong address.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ STRUCTURES = (
     np.dtype([("a", "<i2", (2, 3)), ("b", "S3"), ("c", [("d", "f4")])]),
 )
 
-# Bytes at which the code changes its way: units and magazines of the store, put's threshold, pages, pieces of write_many, copies,
-# frames of the pickler, alignment of large buffers, private mappings, parallel copies, pieces of a spill file, huge pages.
+# Sizes in bytes at which the code behaves differently: units and magazines of the store, put's threshold, pages, pieces of
+# write_many, copies, frames of the pickler, alignment of large buffers, private mappings, parallel copies, pieces of a spill file,
+# huge pages.
 THRESHOLDS = (16, 32, 64, 128, 256, 512, 1 << 10, 2 << 10, 4 << 10, 8 << 10, 16 << 10, 32 << 10, 64 << 10)
 LARGE_THRESHOLDS = (128 << 10, 256 << 10, 512 << 10, 1 << 20, 2 << 20)
 
@@ -69,7 +70,7 @@ def typed(r, kind, n):
         return noise(r, n) > 127
     if dtype.kind == "U":
         return (noise(r, n * dtype.itemsize // 4) % 90 + 32).astype("u4").view(dtype)
-    if dtype.kind in "fc":  # the bits of a signalling NaN need not survive a copy
+    if dtype.kind in "fc":  # a copy may change the bits of a signalling NaN
         return (noise(r, n) / 7).astype(dtype)
     return noise(r, n * dtype.itemsize).view(dtype)
 
@@ -83,7 +84,7 @@ def array(r, n, kind=None):
     r : random.Random
     n : int
     kind : str, optional
-        Its dtype; default is a random one.
+        The dtype of the array; by default a random dtype.
     """
     kind = kind or (r.choice(("<f8", "<i8", "u1", "<f4")) if r.random() < 0.6 else r.choice(PLAIN_TYPES))
     form = int(r.random() * 14)
@@ -115,7 +116,7 @@ def array(r, n, kind=None):
 
 
 def structured(r, n):
-    """Return an array of structures, some with padding, some seen through a stride or one field."""
+    """Return a structured array, which may have padding, be strided, or be a view of one field."""
     dtype = r.choice(STRUCTURES)
     made = np.zeros(n, dtype)
     for name in dtype.names[:1]:
@@ -124,7 +125,7 @@ def structured(r, n):
 
 
 def views(r, n):
-    """Return several views of one base, and perhaps the base, in a random order."""
+    """Return several views of one base, and possibly the base, in a random order."""
     base = typed(r, r.choice(("<f8", "<i4", "u1")), n)
     found = [base, base[: n // 2], base[n // 2 :], base[::2], base[1:-1], base[: n // 2 * 2].reshape(2, -1), base[::-1]]
     if r.random() < 0.3:
@@ -135,20 +136,20 @@ def views(r, n):
 
 
 def misaligned(r, n):
-    """Return an array whose elements do not lie at multiples of their size."""
+    """Return an array with unaligned elements."""
     return noise(r, 8 * n + 1)[1:].view("<f8" if r.random() < 0.1 else "<i8")
 
 
 def buffer(r, nbytes, memory_views=True):
     """
-    Return an object of some kind that holds about so many bytes.
+    Return an object of a random kind that contains about `nbytes` bytes.
 
     Parameters
     ----------
     r : random.Random
     nbytes : int
     memory_views : bool
-        Whether it may be a memoryview.
+        Whether the object may be a memoryview.
     """
     kind = int(r.random() * 20)
     if kind < 9:
@@ -178,16 +179,16 @@ def buffer(r, nbytes, memory_views=True):
 
 def layout(seed, large=0.02, memory_views=True, frames=True):
     """
-    Make a random collection of buffers.
+    Create a random collection of buffers.
 
     Parameters
     ----------
     seed : int or str
     large : float
-        Share of buffers from 128 KiB to 2 MiB.
+        Fraction of buffers with 128 KiB to 2 MiB.
     memory_views : bool
     frames : bool
-        Whether frames and series of pandas may be in it.
+        Whether it may contain pandas frames and series.
 
     Returns
     -------
@@ -196,7 +197,7 @@ def layout(seed, large=0.02, memory_views=True, frames=True):
     r = random.Random(seed)
     count = 1 + int(r.random() ** 2 * 12)
     if r.random() < 0.3:
-        # The sizes themselves in an order, not only at random.
+        # Use the sizes in a fixed order too, not only at random.
         sizes = sorted((size(r, large) for _ in range(count)), reverse=r.random() < 0.5)
     else:
         sizes = [size(r, large) for _ in range(count)]
@@ -209,7 +210,7 @@ def layout(seed, large=0.02, memory_views=True, frames=True):
     if frames and r.random() < 0.01:
         found.insert(int(r.random() * len(found)), _frame(r))
     if r.random() < 0.5:
-        # What makes the object large enough to be written into the store piece by piece.
+        # This makes the object so large that it is written into the store piece by piece.
         found.append(typed(r, "<f8", r.choice((1000, 8100, 8192, 10_000, 33_000))))
     form = r.random()
     if form < 0.5:

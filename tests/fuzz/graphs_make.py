@@ -1,7 +1,7 @@
-"""Random graphs of objects: more than a hundred kinds of makers, with sharing and cycles.
+"""Create random graphs of objects with more than a hundred makers, and with sharing and cycles.
 
-`graph(seed)` returns the same graph in every process. Each maker is a function of a `Builder`, which hands out random numbers and
-objects made before.
+`graph(seed)` returns the same graph in every process. Each maker is a function of a `Builder`, which supplies random numbers and
+objects created earlier.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import graphs_classes as classes
 import graphs_layouts as layouts
 import numpy as np
 
-# On both sides of each number that the picklers decide by: opcodes, caches of short strings, batches, put's threshold.
+# Sizes just below and above each threshold of the picklers: opcodes, caches of short strings, batches, put's threshold.
 LENGTHS = tuple(
     n + d for n in (1, 8, 16, 32, 40, 48, 64, 120, 128, 255, 256, 512, 1000, 1024, 4096) for d in (-1, 0, 1)
 )
@@ -48,33 +48,33 @@ def maker(family, weight=1):
 
 class Builder:
     """
-    What makers are given.
+    The argument of the makers.
 
     Parameters
     ----------
     seed : int
     libraries : bool
-        Whether objects of pandas and pyarrow may be made; they cost a hundred times as much.
+        Whether objects of pandas and pyarrow may be created, which is a hundred times slower.
     """
 
     def __init__(self, seed, libraries=True):
         self.r = r = random.Random(seed)
         self.random, self.choice = r.random, r.choice
         self.pool = []
-        self.by_value = False  # the standard pickler cannot write it
-        self.views = False  # it has memoryviews, which only the forms with buffers keep
+        self.by_value = False  # the standard pickler cannot write the graph
+        self.views = False  # the graph has memoryviews, which only the forms with buffers preserve
         self.libraries = libraries
         self.crowd = classes.crowded(r.random())
 
     def below(self, n):
-        """Return a random number from 0 to n - 1; `Random.randrange` costs five times as much."""
+        """Return a random number from 0 to n - 1; `Random.randrange` is five times slower."""
         return int(self.random() * n)
 
     def atom(self):
         return _choose(self, _VALUE_TABLE)(self)
 
     def child(self):
-        """Return an object made before, or a new value."""
+        """Return an object created earlier, or a new value."""
         pool = self.pool
         if pool and self.random() < 0.5:
             return pool[self.below(len(pool))]
@@ -100,7 +100,7 @@ class Builder:
         return [self.key() for _ in range(self.below(most))]
 
     def attributes(self, obj, names=None):
-        """Set some attributes: mostly all names of the class in its order, so that caches of names apply."""
+        """Set some attributes; usually all names of the class in their order, so that caches of names are used."""
         names = names or classes.NAMES[:6]
         if self.random() < 0.3:
             names = self.r.sample(names, self.below(len(names) + 1))
@@ -109,11 +109,11 @@ class Builder:
         return obj
 
     def of_crowd(self):
-        """Return a class that shares a place of a table with others, and the names of its attributes."""
+        """Return a class that shares a slot of a table with other classes, and the names of its attributes."""
         return self.crowd[self.below(len(self.crowd))]
 
     def entry(self, form=None):
-        """Return a class and the names of its attributes: often one that shares a place of a table with others."""
+        """Return a class and the names of its attributes; the class often shares a slot of a table with other classes."""
         if form is None and self.random() < 0.7:
             return self.of_crowd()
         return self.choice(classes.FAMILIES[form] if form else classes.PLAIN)
@@ -340,7 +340,7 @@ def long_dict(b):
 
 @maker(CONTAINERS)
 def records(b):
-    """Many dicts with the same keys."""
+    """Create many dicts with the same keys."""
     names = b.r.sample(classes.NAMES, 1 + b.below(5))
     return [{name: b.atom() for name in names} for _ in range(b.below(8))]
 
@@ -442,7 +442,7 @@ def plain_of_a_crowd(b):
 
 @maker(INSTANCES, 4)
 def parents_of_a_crowd(b):
-    """Instances whose attributes are instances of classes that share a place of the table."""
+    """Create instances whose attributes are instances of classes that share a slot of the table."""
     made = []
     for _ in range(1 + b.below(4)):
         cls, names = b.of_crowd()
@@ -456,7 +456,7 @@ def parents_of_a_crowd(b):
 
 @maker(INSTANCES, 2)
 def many_classes(b):
-    """One instance each of many classes: their number alone fills tables."""
+    """Create one instance each of many classes, enough to fill tables."""
     found = []
     for _ in range(b.choice((5, 20, 60))):
         cls, names = classes.PLAIN[b.below(len(classes.PLAIN))]
@@ -867,7 +867,7 @@ def _table(families):
             total += share * weight / whole
             functions.append(function)
             weights.append(total)
-    # A thousand entries, so that a choice is one index.
+    # The list has a thousand entries, so that a weighted choice needs only one index.
     steps = 4000
     found, at = [], 0
     for i in range(steps):
@@ -888,7 +888,7 @@ MAKERS = {name: function for family, _ in FAMILIES for name, (function, _) in fa
 
 
 def _close_a_cycle(b):
-    """Let an object refer to one that was made later, and so perhaps to itself."""
+    """Make an object refer to an object created later, and so possibly to itself."""
     target, other = b.choice(b.pool), b.choice(b.pool)
     if isinstance(target, list):
         target.append(other)
@@ -900,15 +900,15 @@ def _close_a_cycle(b):
 
 def graph(seed, size=14, libraries=True):
     """
-    Make a random graph.
+    Create a random graph.
 
     Parameters
     ----------
     seed : int or str
     size : int
-        The largest number of makers that are called for it; most make several objects.
+        The maximum number of calls of makers; most makers create several objects.
     libraries : bool
-        Whether objects of pandas and pyarrow may be in it.
+        Whether the graph may contain objects of pandas and pyarrow.
 
     Returns
     -------

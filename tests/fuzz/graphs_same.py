@@ -1,6 +1,6 @@
-"""Whether two graphs of objects are isomorphic: the same types, values, sharing, cycles, flags and memory layout.
+"""Check whether two object graphs are isomorphic: they have the same types, values, sharing, cycles, flags and memory layout.
 
-`difference(original, copy)` returns None, or a sentence that says where the two part.
+`difference(original, copy)` returns None, or a sentence that describes the first difference.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import zoneinfo
 
 import numpy as np
 
-# Characters or bytes from which on one str or bytes object met twice must stay one: shorter ones may be names of attributes, which
-# readers intern.
+# Minimum length from which a str or bytes object that occurs twice must stay one object: shorter strings may be attribute names,
+# which readers intern.
 SHARED_FROM = 64
 
 
 class Different(Exception):
-    """The two graphs part here."""
+    """Raised where the two graphs differ."""
 
 
 def _identical(a, b, push):
@@ -69,7 +69,7 @@ def _dict(a, b, push):
 def _set(a, b, push):
     if len(a) != len(b):
         raise Different(f"length {len(a)} became {len(b)}")
-    # Elements are values, but for at most one object that is hashed by its identity.
+    # The elements are values, except for at most one object that is hashed by identity.
     mine, its = ([x for x in s if type(x).__hash__ is object.__hash__] for s in (a, b))
     if len(mine) != len(its):
         raise Different("other elements")
@@ -162,7 +162,7 @@ def _scalar(a, b, push):
 
 
 def same_bytes(a, b):
-    """Return whether two arrays without Python objects have equal elements, bit by bit; padding of structures may differ."""
+    """Return whether two arrays without Python objects have equal elements, bit by bit; the padding of structures may differ."""
     if a.tobytes() == b.tobytes():
         return True
     return a.dtype.names is not None and bool((a == b).all())
@@ -172,7 +172,7 @@ def _ndarray(a, b, push):
     plain = type(a) is np.ndarray and a.flags.forc
     mine, its = a.flags, b.flags
     if not plain and not a.dtype.isnative and b.dtype == a.dtype.newbyteorder("="):
-        # NumPy writes strided arrays and subclasses in a form that is read in the machine's byte order.
+        # NumPy writes strided arrays and subclasses in a form that readers convert to the machine's byte order.
         a = a.astype(b.dtype)
     if a.dtype != b.dtype:
         raise Different(f"dtype {a.dtype} became {b.dtype}")
@@ -220,7 +220,7 @@ def _slot_names(cls):
 
 
 def _instance(a, b, push):
-    """Compare attributes, slots and what a base class holds."""
+    """Compare attributes, slots and the contents of a built-in base class."""
     cls = type(a)
     for base, compare in _BASES:
         if issubclass(cls, base):
@@ -248,7 +248,7 @@ class _Unset:
 
 _UNSET = _Unset()
 
-# How values that no identity belongs to are compared.
+# Comparison functions for values whose identity does not matter.
 _VALUES = {
     bool: _identical,
     type(None): _identical,
@@ -314,7 +314,7 @@ _BASES = (
     ((int, str, bytes, bytearray), lambda a, b, push: _base_value(a, b)),
     (float, _float),
 )
-# Immutable: the copy may have one object where the original had two.
+# Immutable types: the copy may have one object where the original had two.
 _MAY_MERGE = (tuple, frozenset, types.FunctionType, types.CellType, types.BuiltinMethodType)
 
 
@@ -372,7 +372,7 @@ def _kind(cls):
 
 def difference(original, copy):
     """
-    Say where a copy is not isomorphic to its original.
+    Describe the first position where a copy is not isomorphic to its original.
 
     Parameters
     ----------
@@ -381,7 +381,7 @@ def difference(original, copy):
     Returns
     -------
     str or None
-        The path of the first difference and what it is, or None.
+        The path and a description of the first difference, or None.
     """
     matched, back, kept = {}, {}, []
     entry = (original, copy, "", None)
@@ -438,12 +438,12 @@ def _path(entry):
 
 def overlapping(copy):
     """
-    Say which two writable arrays of a copy lie over the same memory.
+    Name two writable arrays of a copy that share memory.
 
     Parameters
     ----------
     copy : object
-        What `loads` returned for a stream that holds its buffers: each array has its own memory there.
+        The result of `loads` for a stream with in-band buffers, in which each array has its own memory.
 
     Returns
     -------

@@ -1,6 +1,6 @@
-"""The ways that a graph goes: each pickler, each form, the store and other processes; and what happens on the way.
+"""The ways on which a graph is copied: each pickler, each form, the store and other processes; and disturbances.
 
-A way is a function of an object and a `Context`; it returns copies, each with what must hold for it.
+A way is a function of an object and a `Context`; it returns copies, each with the properties that it must have.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ _names = itertools.count()
 
 class Context:
     """
-    What the ways of one thread share.
+    The objects that the ways of one thread share.
 
     Parameters
     ----------
     child : Child, optional
-        The process that objects are sent to.
+        The process to which objects are sent.
     spill : bool
         Whether the store is so small that objects are spilled.
     """
 
-    most_spilled = 0  # objects in files at one time, in any thread
+    most_spilled = 0  # maximum number of spilled objects at one time, in any thread
 
     def __init__(self, child=None, spill=False):
         self.child = child
@@ -53,7 +53,7 @@ class Context:
 
 
 class Child:
-    """A process that gets each object that it is sent and puts it again."""
+    """A process that gets each object whose reference it receives and puts the object again."""
 
     def __init__(self):
         path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "graphs_child.py")
@@ -61,7 +61,7 @@ class Child:
         self.lock = threading.Lock()
 
     def ask(self, refs):
-        """Return references to copies that the child has made."""
+        """Return references to copies that the child has created."""
         with self.lock:
             send(self.process.stdin, refs)
             answer = receive(self.process.stdout)
@@ -107,14 +107,14 @@ def through_an_older_protocol(obj, context):
 
 
 def through_the_standard_pickler(obj, context):
-    """The standard library writes, ours reads."""
+    """Write with the standard library and read with our unpickler."""
     dumps = cloudpickle.dumps if context.by_value else pickle.dumps
     context.protocol = context.r.choice((2, 4, 5))
     yield "pickle.dumps, loads", pyray_ser.loads(dumps(obj, protocol=context.protocol))
 
 
 def through_a_pickler(obj, context):
-    """Two values in one stream, with one memo."""
+    """Write two values into one stream, with one memo."""
     file = io.BytesIO()
     context.protocol = context.r.choice((2, 4, 5, 5))
     pickler = pyray_ser.Pickler(file, context.protocol)
@@ -162,7 +162,7 @@ def through_frames(obj, context):
 
 
 def _hold(context, ref, obj):
-    """Keep an object until the store must spill, and return one that was kept before."""
+    """Keep an object until the store must spill, and return an object that was kept earlier."""
     context.held.append((ref, obj))
     context.held_bytes += ref.size or 0
     if context.held_bytes < (24 << 20) and len(context.held) < 4000:
@@ -178,7 +178,7 @@ def through_put(obj, context):
     copy = pyray_ser.get(ref, mmap_mode=context.r.choice(("r", "r", "c")))
     yield "put, get", copy
     if context.r.random() < 0.2:
-        # What lies over the store is referred to, copied or written again, as its size says.
+        # Buffers in the store are stored as references, copied, or written again, depending on their size.
         yield "put of what get returned", pyray_ser.get(pyray_ser.put([copy, 1]))[0]
     if context.spill:
         older = _hold(context, ref, obj)
@@ -197,7 +197,7 @@ def through_another_process(obj, context):
     if context.child is None:
         return
     if context.by_value:
-        # A class or function by value is another one in another process.
+        # A class or function pickled by value becomes a different object in another process.
         return
     (ref,) = context.child.ask([pyray_ser.put(obj)])
     yield "another process", pyray_ser.get(ref)
@@ -207,7 +207,7 @@ def through_the_debug_pickler(obj, context):
     yield "debug pickler", pyray_ser.loads(debug_pickler.dumps(obj))
 
 
-# Name -> (function, weight, whether it keeps memoryviews, whether each array gets memory of its own).
+# Name -> (function, weight, whether it preserves memoryviews, whether each array has its own memory).
 WAYS = {
     "dumps": (through_dumps, 7, False, True),
     "written": (read_by_the_standard_library, 4, False, True),
@@ -224,11 +224,11 @@ WAYS = {
     "debug": (through_the_debug_pickler, 0.3, False, True),
 }
 
-# ---- what the standard library gives ---------------------------------------------------------------------------------------
+# ---- results of the standard library ----------------------------------------------------------------------------------------
 
 
 def standard_copy(obj, protocol=5):
-    """Return what the standard library, or else cloudpickle, makes of a graph; raise what it raises."""
+    """Return the copy of a graph by the standard library, or else by cloudpickle; raise the exceptions that they raise."""
     try:
         return pickle.loads(pickle.dumps(obj, protocol))
     except Exception:
@@ -239,7 +239,7 @@ def standard_copy(obj, protocol=5):
 
 
 class Garbage:
-    """An object in a cycle whose finalizer uses the picklers, and leaves the next such object."""
+    """An object in a cycle, whose finalizer uses the picklers and creates the next such object."""
 
     def __init__(self, work, budget):
         self.itself = self
@@ -254,7 +254,7 @@ class Garbage:
 
 
 def _nested(r, things):
-    """Return a function that a finalizer calls: dumps and loads of the same classes, with other memo numbers."""
+    """Return a function for finalizers, which dumps and loads objects of the same classes with different memo indices."""
     thing = r.choice(things) if things else None
     streams = []
 
@@ -275,10 +275,11 @@ def _nested(r, things):
 
 def _copies(things):
     """
-    Return copies of those objects that can be copied.
+    Return copies of the objects that can be copied.
 
-    Up to Python 3.11 an instance whose ``__dict__`` a finalizer reads while it is being made gets two dicts that share the
-    attributes, and the process crashes when one of them is collected. Python 3.12 runs finalizers at other times.
+    Up to Python 3.11, if a finalizer reads the ``__dict__`` of an instance while this dict is being created, the instance gets two
+    dicts that share the attributes, and the process crashes when one of them is freed. Python 3.12 runs finalizers at different
+    points.
     """
     copies = []
     for thing in things:
@@ -289,7 +290,7 @@ def _copies(things):
 
 @contextlib.contextmanager
 def disturbed(r, things):
-    """Let finalizers that use the picklers run at allocations of what happens inside."""
+    """Let finalizers that use the picklers run at allocations inside the `with` block."""
     before = gc.get_threshold()
     small = [
         thing for thing in things if type(thing).__module__ == classes.__name__ or type(thing) in classes.Namespaces

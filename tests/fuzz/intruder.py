@@ -1,11 +1,12 @@
-"""Do, at every point of the picklers where foreign code can run, what foreign code may do.
+"""Perform typical actions of foreign code at every point of the picklers where foreign code can run.
 
-A build with ``PYRAY_SER_INTRUDER=1`` calls an intruder at each ``PRP_FOREIGN`` point (``csrc/common/foreign.h``). Here the intruder
-collects garbage, dumps and loads objects of the same classes and of others, changes the class, evicts caches, copies or uses the memo
-of the pickler at work, lets another thread run, or raises. Afterwards the result must be the undisturbed one, or the intruder's exception.
+A build with ``PYRAY_SER_INTRUDER=1`` calls an intruder at each ``PRP_FOREIGN`` point (``csrc/common/foreign.h``). The intruder of
+this module collects garbage, dumps and loads objects of the same or of other classes, changes the class, evicts cache entries,
+copies or uses the memo of the running pickler, lets another thread run, or raises an exception. The call must then return the same
+result as without the intruder, or raise the intruder's exception.
 
     python tests/fuzz/intruder.py                          every maker of objects, every action, every point
-    python tests/fuzz/intruder.py --graphs 1000            random graphs, points at random
+    python tests/fuzz/intruder.py --graphs 1000            random graphs and random points
     python tests/fuzz/intruder.py --only reduces --actions collect,raise
 """
 
@@ -40,40 +41,40 @@ from pyray_ser import _pickle, _unpickle
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 RECORD = 256
-POINTS = 40  # for objects with more points than this, so many are chosen at random
+POINTS = 40  # for objects with more points, this number of points is chosen at random
 
 
 class Intrusion(BaseException):
-    """What an intruder raises: like KeyboardInterrupt, nothing may take it for a refusal and go on."""
+    """Raised by an intruder; like KeyboardInterrupt, no code may treat it as a failed attempt and continue."""
 
 
 class Refusal(ValueError):
-    """What an intruder raises, too: an ordinary exception, which only those may drop that ask code that may refuse."""
+    """Also raised by an intruder; an ordinary exception, which may be cleared only after a call that is allowed to fail."""
 
 
 class Intruder:
     """
-    What is called at each point.
+    The callable that the picklers call at each point.
 
     Attributes
     ----------
     at : int
-        The number of the point to act at; 0 is none.
+        The number of the point at which to act; 0 for none.
     rate : float
-        The share of points to act at when `at` is 0.
+        The fraction of points at which to act when `at` is 0.
     action : callable
         A function of the intruder; may raise `Intrusion` or `Refusal`.
     points, acted : int
-        Points met and actions done in this call.
+        Numbers of points passed and of actions executed in this call.
     counts : memoryview
-        Points met and actions done in all calls: the start of the record.
+        Numbers of points passed and of actions executed in all calls, at the start of the record.
     copies : list of dict
         Copies of the memo that actions made in this call.
 
     Parameters
     ----------
     record : mmap, optional
-        `RECORD` bytes that hold the counts and what is being done; in a file, they outlive a crash.
+        `RECORD` bytes with the counts and the current action; if they are in a file, they survive a crash.
     """
 
     def __init__(self, seed=0, record=None):
@@ -89,7 +90,7 @@ class Intruder:
         self.busy = False
         self.places = collections.Counter()
         self.where = None
-        self.running = None  # the Pickler or Unpickler at work
+        self.running = None  # the running Pickler or Unpickler
         self.things = []
         self.streams = []
         self.classes = []
@@ -111,7 +112,7 @@ class Intruder:
         self.counts[1] += 1
         self.where = (file, line)
         self.places[self.where] += 1
-        # What the intruder does itself is not intruded upon; it would be met by thousands of points.
+        # The intruder's own calls are not disturbed, because they pass thousands of points.
         self.busy = True
         _pickle._set_intruder(None)
         _unpickle._set_intruder(None)
@@ -155,13 +156,13 @@ class _Garbage:
 
 
 def intrude_collect(intruder):
-    """Collect, with garbage whose finalizer dumps an object of the graph."""
+    """Run a collection that frees garbage whose finalizer dumps an object of the graph."""
     _Garbage(intruder.things[-1] if intruder.things else None)
     gc.collect(0)
 
 
 def intrude_same(intruder):
-    """Dump and load the same objects, with other numbers in the memo."""
+    """Dump and load the same objects, with different memo indices."""
     for thing in intruder.things[-2:]:
         try:
             pyray_ser.dumps(["a", "b", "alpha", thing, "beta"])
@@ -180,7 +181,7 @@ def intrude_other(intruder):
 
 
 def intrude_evict(intruder):
-    """Use so many classes, names, keys and strings that the caches forget the others; mostly a part of them, which is quick."""
+    """Use enough classes, names, keys and strings to evict all others from the caches; usually only some of them, to be fast."""
     if intruder.r.random() < 0.02:
         for stream in _MANY:
             pyray_ser.loads(stream)
@@ -192,14 +193,14 @@ def intrude_evict(intruder):
 
 
 def intrude_classes(intruder):
-    """Change the classes of the graph, and change them back."""
+    """Change the classes of the graph, and undo the change."""
     for cls in intruder.classes:
         cls.changed_by_intruder = 1
         del cls.changed_by_intruder
 
 
 def intrude_warm(intruder):
-    """Change the classes, and let new plans be made for them."""
+    """Change the classes, and cause new plans to be created for them."""
     intrude_classes(intruder)
     intrude_same(intruder)
 
@@ -210,7 +211,7 @@ def intrude_thread(intruder):
 
 
 def intrude_memo(intruder):
-    """Copy, replace or clear the memo of the pickler at work, or use the pickler again."""
+    """Copy, replace or clear the memo of the running pickler, or use the pickler again."""
     running = intruder.running
     if running is None:
         return
@@ -230,22 +231,22 @@ def intrude_memo(intruder):
     except Intrusion:
         raise
     except Exception:
-        return  # refused: that is an answer
+        return  # an error is a valid result
 
 
 def intrude_copy(intruder):
-    """Copy the memo of the pickler at work, and change nothing."""
+    """Copy the memo of the running pickler without changing anything."""
     if intruder.running is not None:
         copy = intruder.running.memo.copy()
-        # A dtype that other code holds gets no state any more.
+        # A dtype to which other code refers no longer accepts a state.
         intruder.copies.append({index: thing for index, thing in copy.items() if not isinstance(thing, np.dtype)})
 
 
 def intrude_anyhow(intruder):
-    """Do one of the actions that must not change the result; the cheap ones are more frequent."""
+    """Execute one of the actions that must not change the result; cheap actions are more frequent."""
     number = intruder.r.random()
     if number < 0.003:
-        intrude_thread(intruder)  # two switches of threads take long
+        intrude_thread(intruder)  # two thread switches are slow
     else:
         _ANY[int(number * len(_ANY))](intruder)
 
@@ -258,8 +259,8 @@ def intrude_raise(intruder):
     raise Intrusion(intruder.where)
 
 
-# Where a refusal is an answer: a module that is imported and looked into may raise anything, and numpy writes an array or scalar
-# that gives no buffer in another way.
+# Calls that are allowed to fail: importing a module and reading its attributes may raise any exception, and numpy writes an array
+# or scalar that exports no buffer in a different form.
 _ASKING = (
     "PyDict_GetItemWithError(prp_g.sys_modules, module_str)",
     "PyDict_GetItemWithError(PyModule_GetDict(module), name)",
@@ -269,8 +270,8 @@ _ASKING = (
     "PyObject_GetAttr(here, part)",
     "PyObject_GetBuffer(obj, &view, PyBUF_SIMPLE)",
     "PyPickleBuffer_FromObject(shown)",
-    'Py_CompileString(text, "<namedtuple>", Py_eval_input)',  # an audit hook may refuse: then no shortcut is taken
-    # An allocation raises nothing but MemoryError, whatever its collection runs.
+    'Py_CompileString(text, "<namedtuple>", Py_eval_input)',  # an audit hook may raise an exception; then no shortcut is used
+    # An allocation raises only MemoryError, even if the collection that it triggers runs foreign code.
     "PyList_New(",
     "PyTuple_New(",
 )
@@ -288,7 +289,7 @@ _RAISING = (intrude_raise, intrude_refuse)
 
 
 class _Thread:
-    """A thread that works only while an intruder waits for it."""
+    """A thread that runs only while an intruder waits for it."""
 
     def __init__(self):
         self.go, self.done = threading.Semaphore(0), threading.Semaphore(0)
@@ -343,7 +344,7 @@ _PARTS = [
 ]
 _OTHERS = [pickle.dumps(_MANY_OBJECTS[i : i + 4], 5) for i in range(0, 400, 4)]
 
-# Name -> (action, whether the result must be the undisturbed one).
+# Name -> (action, whether the result must be the same as without a disturbance).
 ACTIONS = {
     "collect": (intrude_collect, True),
     "same": (intrude_same, True),
@@ -359,7 +360,7 @@ ACTIONS = {
 }
 
 
-# ---- what is intruded upon -------------------------------------------------------------------------------------------------
+# ---- disturbed calls -------------------------------------------------------------------------------------------------------
 
 
 def _dumps(intruder, obj, stream):
@@ -400,7 +401,7 @@ def _unpickler(intruder, obj, stream):
             intruder.running = None
         memo = unpickler.memo.copy() if intruder.copies else {}
         for index, thing in (pair for copy in intruder.copies for pair in copy.items()):
-            # The streams that use an index again replace such an object there.
+            # The streams that reuse a memo index replace such an object.
             if thing is not memo.get(index) and type(thing) is not classes.Plain:
                 raise AssertionError(f"a copy of the memo had {thing!r} at {index}, which is not what was loaded")
         return result
@@ -427,11 +428,11 @@ WORKS = {
     "deserialize": _deserialize,
     "loads allowed": _allowed,
 }
-READS = ("loads", "Unpickler", "loads allowed")  # those that use the stream as it is
+READS = ("loads", "Unpickler", "loads allowed")  # calls that use the stream unchanged
 
 
 def _from_intruder(error):
-    """Return whether an exception is the intruder's, or was raised because of it."""
+    """Return whether an exception is the intruder's, or was raised as a consequence of it."""
     while error is not None:
         if isinstance(error, (Intrusion, Refusal)):
             return True
@@ -440,7 +441,7 @@ def _from_intruder(error):
 
 
 def _outcome(intruder, work, read, expected, exact):
-    """Return what is wrong with one disturbed call, or None."""
+    """Return a description of what is wrong with one disturbed call, or None."""
     try:
         result = work()
     except BaseException as error:
@@ -466,28 +467,28 @@ def _outcome(intruder, work, read, expected, exact):
 
 def intrude(intruder, name, obj, pool, works=None, actions=None, points=POINTS, stream=None):
     """
-    Disturb each kind of call for one object, at every point in turn or at some of them.
+    Disturb each kind of call for one object, at each point in turn or at some points.
 
     Parameters
     ----------
     intruder : Intruder
-        Installed.
+        An installed intruder.
     name : str
-        What the object is called in reports.
+        The name of the object in reports.
     obj : object
     pool : list
         Objects of the same classes.
     works, actions : list of str, optional
         Names; default is all.
     points : int
-        How many points are tried for each pair of call and action.
+        The number of points to try for each pair of call and action.
     stream : bytes, optional
-        What is loaded; by default cloudpickle's stream of the object.
+        The stream to load; by default cloudpickle's stream of the object.
 
     Yields
     ------
     str
-        What was wrong.
+        A description of a fault.
     """
     if stream is None:
         stream = cloudpickle.dumps(obj)
@@ -504,7 +505,7 @@ def intrude(intruder, name, obj, pool, works=None, actions=None, points=POINTS, 
             expected = read(result) if read else result
             work()
         except Exception:
-            continue  # refused, as the standard library does; the graphs look into that
+            continue  # rejected, as by the standard library; the tests of graphs check this
         finally:
             intruder.busy = False
         for action_name in actions or ACTIONS:
@@ -529,7 +530,7 @@ def intrude(intruder, name, obj, pool, works=None, actions=None, points=POINTS, 
 
 
 def _rivals(found):
-    """Return two lists of streams of classes that share a place of a table with the given ones: with attributes, and without."""
+    """Return two lists of streams, with and without attributes, of classes that share a slot of a table with the given classes."""
     namesakes = [pickle.dumps(classes.namesakes(cls)[:3], 4) for cls in found[:3]]
     filled, bare = [], []
     for cls in found[:3]:
@@ -541,13 +542,13 @@ def _rivals(found):
                 setattr(obj, name, 1)
             objects.append(obj)
         filled.append(pickle.dumps(objects, 5))
-        # What is known about a class without attributes is almost nothing.
+        # Almost nothing is cached about a class without attributes.
         bare.append(pickle.dumps([rival() for rival, _ in rivals[-3:]], 5))
     return [filled + namesakes, bare + namesakes] if filled else []
 
 
 def _twin(obj):
-    """Return the stream of an object of the same class with the same attributes, whose values are small; None if there is none."""
+    """Return the stream of an object of the same class with the same attributes but small values; None if that is impossible."""
     try:
         twin = type(obj).__new__(type(obj))
         for name in list(getattr(obj, "__dict__", ()))[:5]:
@@ -566,12 +567,12 @@ def intrude_at_random(intruder, name, obj, pool):
     Returns
     -------
     list of str
-        What was wrong.
+        A description of a fault.
     """
     faults = []
     stream = cloudpickle.dumps(obj)
     intruder.classes = list({type(x) for x in (obj, *pool) if type(x).__module__ == classes.__name__})[:4]
-    # Small objects of the same classes: what is done at a point must be quick.
+    # Use small objects of the same classes, because the action at a point must be fast.
     twins = (_twin(x) for x in pool if type(x) in intruder.classes)
     intruder.streams = [twin for twin in twins if twin][-2:]
     intruder.things = [pickle.loads(twin) for twin in intruder.streams]
@@ -583,7 +584,7 @@ def intrude_at_random(intruder, name, obj, pool):
             result = work()
             expected = read(result) if read else result
         except Exception:
-            continue  # refused, as the standard library does; the graphs look into that
+            continue  # rejected, as by the standard library; the tests of graphs check this
         finally:
             intruder.busy = False
         for action, rate in (
@@ -600,7 +601,7 @@ def intrude_at_random(intruder, name, obj, pool):
 
 
 def corpus(seed, only=None):
-    """Yield (name, object, objects within it): what each maker makes, alone and in a list twice."""
+    """Yield (name, object, objects within it) for the object of each maker, once alone and once twice in a list."""
     for name, function in graphs_make.MAKERS.items():
         if only and name not in only:
             continue
@@ -614,7 +615,7 @@ def corpus(seed, only=None):
 
 def _streams():
     """
-    Return what no pickler writes: streams that use a memo index again, so that the object that had it dies.
+    Return streams that no pickler writes: they reuse a memo index, so that the object that had this index is freed.
 
     Returns
     -------
@@ -627,7 +628,7 @@ def _streams():
         return pickle.BINUNICODE + len(name.encode()).to_bytes(4, "little") + name.encode()
 
     def framed(opcodes):
-        # In a frame, the unpickler sees which opcodes follow, whatever file it reads.
+        # Within a frame the unpickler can look ahead to the next opcodes, whichever kind of file it reads.
         return pickle.PROTO + b"\4" + pickle.FRAME + len(opcodes).to_bytes(8, "little") + opcodes
 
     def instance(of):
@@ -665,7 +666,7 @@ def run(
     record=None,
 ):
     """
-    Intrude upon the corpus, then upon random graphs.
+    Disturb calls for the corpus, then for random graphs.
 
     Returns
     -------
@@ -687,7 +688,7 @@ def run(
             if only and name not in only:
                 continue
             reading = [work for work in works or READS if work in READS]
-            # One point of each stream is the death of the object: try all points.
+            # At one point of each stream the object is freed, so try all points.
             if add(intrude(intruder, name, pickle.loads(stream), pool, reading, actions, 1000, stream)):
                 return faults, intruder
         for number in range(rounds):

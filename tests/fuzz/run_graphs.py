@@ -1,12 +1,13 @@
-"""Send random graphs and layouts through the picklers and the store, and compare what comes back.
+"""Send random graphs and layouts through the picklers and the store, and compare the copies with the originals.
 
-    python tests/fuzz/run_graphs.py --seed 1234             one graph, with its way and disturbances
+    python tests/fuzz/run_graphs.py --seed 1234             one graph, with its ways and disturbances
     python tests/fuzz/run_graphs.py --start 0 --count 10000 --processes 2
     python tests/fuzz/run_graphs.py --count 1000000 --threads 8
-    python tests/fuzz/run_graphs.py --seed 1234 --show      print the graph, too
+    python tests/fuzz/run_graphs.py --seed 1234 --show      also print the graph
 
-A seed decides on the graph, on the ways it goes and on what disturbs them. A fault that needs what ran before it, such as a full
-cache or another thread, needs the same `--start`, too; the report of a failure says which.
+A seed determines the graph, its ways (the routes on which it is copied, see `graphs_ways`) and the disturbances on them. A fault
+that depends on earlier seeds, for example on a full cache or another thread, can only be reproduced with the same `--start`; the
+failure report contains it.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def make(seed):
 
 
 def ways(seed, only=None):
-    """Return the names of the ways that the graph of a seed goes, and the random numbers for them."""
+    """Return the names of the ways for the graph of a seed, and the random number generator for them."""
     r = random.Random(~seed)
     if only:
         return list(only), r
@@ -73,7 +74,7 @@ def ways(seed, only=None):
 
 
 def fault_of(seed, protocol, original, copy, own_memory):
-    """Return what is wrong with a copy, or None. What the standard library does, too, is right."""
+    """Return a description of what is wrong with a copy, or None. A copy like the standard library's is correct."""
     text = graphs_same.difference(original, copy)
     if text is None:
         return graphs_same.overlapping(copy) if own_memory and seed % 8 == 0 else None
@@ -85,7 +86,7 @@ def fault_of(seed, protocol, original, copy, own_memory):
 
 
 def same_refusal(obj, protocol, error):
-    """Return whether the standard library refuses an object with the same kind of error."""
+    """Return whether the standard library rejects an object with the same kind of error."""
     try:
         graphs_ways.standard_copy(obj, protocol)
     except Exception as expected:
@@ -95,16 +96,16 @@ def same_refusal(obj, protocol, error):
 
 def check(seed, context, only=None, disturb=True):
     """
-    Send the graph of one seed through its ways.
+    Copy the graph of one seed on each of its ways.
 
     Parameters
     ----------
     seed : int
     context : Context
     only : list of str, optional
-        Names of ways; default is what the seed says.
+        Names of ways; by default the seed determines them.
     disturb : bool
-        Whether finalizers may run meanwhile that use the picklers.
+        Whether finalizers that use the picklers may run in the meantime.
 
     Returns
     -------
@@ -151,17 +152,17 @@ def run(start, count, threads=1, only=None, disturb=True, most=5, child=None, sp
     Parameters
     ----------
     start, count : int
-        The first seed and how many.
+        The first seed and the number of seeds.
     threads : int
     only : list of str, optional
     disturb : bool
     most : int
-        Faults after which to stop.
+        The number of faults after which to stop.
     child : Child, optional
     spill : bool
         Whether the store is small and spills.
     progress : str, optional
-        A file into which each thread writes the seed that it works on.
+        A file into which each thread writes its current seed.
 
     Returns
     -------
@@ -188,12 +189,12 @@ def run(start, count, threads=1, only=None, disturb=True, most=5, child=None, sp
     if threads == 1:
         work()
         return faults
-    # Import them before there are threads: up to Python 3.11 a finalizer that imports while its thread waits for an import
-    # leaves the lock of the module taken for ever.
+    # Import them before threads start: up to Python 3.11, a finalizer that imports while its thread waits for an import never
+    # releases the module's lock.
     for name in graphs_make.IMPORTED:
         importlib.import_module(name)
     for name in pyray_ser.__all__:
-        getattr(pyray_ser, name)  # imports what it lies in
+        getattr(pyray_ser, name)  # imports the module that defines it
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     workers = [threading.Thread(target=work, args=(i,)) for i in range(threads)]
@@ -209,7 +210,7 @@ def run(start, count, threads=1, only=None, disturb=True, most=5, child=None, sp
 
 @contextlib.contextmanager
 def store(spill, threads=1):
-    """Give this process a store: a small one that spills, with room for what each thread reads at a time, or a usual one."""
+    """Open a store in this process: either a small one that spills but fits what all threads read at a time, or a normal one."""
     with tempfile.TemporaryDirectory(prefix="graphs-") as folder:
         if spill:
             pyray_ser.init(capacity=max(12, 6 * threads) << 20, spill_dir=folder)
@@ -223,7 +224,7 @@ def store(spill, threads=1):
 
 
 def run_with_store(start, count, threads=1, only=None, disturb=True, most=5, spill=False, child=True, progress=None):
-    """Check many graphs with a store and another process."""
+    """Check many graphs, using a store and another process."""
     faulthandler.enable()
     with store(spill, threads):
         other = graphs_ways.Child() if child else None
@@ -237,18 +238,18 @@ def run_with_store(start, count, threads=1, only=None, disturb=True, most=5, spi
                 other.close()
 
 
-# ---- supervising: a fault may be a crash, so graphs are checked in processes of their own ------------------------------------
+# ---- supervising: a fault may be a crash, so graphs are checked in separate processes ------------------------------------
 
 
 def _fixed_addresses():
-    """Turn the randomization of addresses off for what this process starts: which classes share a cache depends on them."""
+    """Disable address space randomization for child processes, because the addresses determine which classes share a cache slot."""
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None, use_errno=True)
         libc.personality(libc.personality(0xFFFFFFFF) | 0x0040000)
 
 
 def _worker(options, start, count, spill, extra=()):
-    """Start a process that checks some seeds; return (process, file that holds the seed at work)."""
+    """Start a process that checks some seeds; return (process, file that contains the current seed)."""
     progress = tempfile.NamedTemporaryFile(prefix="graphs-")
     command = [sys.executable, "-P", os.path.abspath(__file__), "--here", "--progress", progress.name]
     command += [
@@ -283,7 +284,7 @@ def _seeds_at_work(progress, threads):
 
 
 def _finish(process, progress, threads):
-    """Wait for a worker; return (failed, its output, the seeds at work when it ended)."""
+    """Wait for a worker; return (failed, its output, the seeds in progress when it ended)."""
     output, _ = process.communicate()
     with progress:
         seeds = _seeds_at_work(progress, threads)
@@ -300,7 +301,7 @@ def _first_seed(output, seeds):
 
 
 def _shortest(options, seed, start, spill):
-    """Return the shortest command that shows the fault again, or what to try."""
+    """Return the shortest command that reproduces the fault, or a suggestion what to try."""
     for before in (0, 10, 100, 1000):
         first = max(start, seed - before)
         failed, _, _ = _finish(*_worker(options, first, seed - first + 1, spill), options.threads)
@@ -314,7 +315,7 @@ def _shortest(options, seed, start, spill):
 
 def supervise(options, start, count):
     """
-    Check graphs in other processes, each with its own store, and report.
+    Check graphs in other processes, each with its own store, and report the faults.
 
     Parameters
     ----------
@@ -324,7 +325,7 @@ def supervise(options, start, count):
     Returns
     -------
     bool
-        Whether any of them failed.
+        Whether any process failed.
     """
     share = -(-count // options.processes)
     workers = []

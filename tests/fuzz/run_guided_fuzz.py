@@ -1,13 +1,13 @@
-"""Pickles changed with coverage for a guide, by libFuzzer: ``make fuzz`` says how this is started.
+"""Fuzz the unpickler with libFuzzer, guided by coverage; ``make fuzz`` starts this script.
 
     python run_guided_fuzz.py GUIDE [--arrays] CORPUS [libFuzzer's own options and folders]
 
-GUIDE is the library made of guide.c, CORPUS a folder that inputs which reach new code are added to; with -merge=1 CORPUS FOUND it gets
-the smallest of those in FOUND (and unpickler_corpus.py makes them part of the tests). Each input must end in a value or
-an exception that is not SystemError, the same in all our ways to read and in the standard library; our memory must stay below
-`allowance` at every moment. With ``--arrays``, arrays over buffers are what is read.
+GUIDE is the library built from guide.c. CORPUS is a folder to which inputs that reach new code are added; with -merge=1 CORPUS
+FOUND, the smallest inputs of FOUND are added to it (and unpickler_corpus.py makes them part of the tests). Each input must produce
+a value or an exception other than SystemError, which must be the same for all our ways to read and for the standard library; our
+memory must never exceed `allowance`. With ``--arrays``, the inputs are read as arrays over buffers.
 
-What aborts is kept by libFuzzer as ``crash-...`` in the folder of -artifact_prefix=.
+libFuzzer saves an input that causes an abort as ``crash-...`` in the folder given by -artifact_prefix=.
 """
 
 import ctypes
@@ -27,8 +27,12 @@ POOL = seeds.seeds()
 
 
 def allowance(size):
-    """How much memory a pickle of `size` bytes may take on the way. What is learned of a class is kept, 15 kB at most; an empty set
-    is 230 bytes for an opcode of one, a deque 800 for the four of a call."""
+    """
+    Return how much memory loading a pickle of `size` bytes may use at its peak.
+
+    Cached facts about a class stay allocated, up to 15 kB. An empty set needs 230 bytes for a one-byte opcode, and a deque needs 800
+    bytes for a call with four opcodes.
+    """
     return 40_000 + 300 * size
 
 
@@ -42,7 +46,7 @@ def try_input(data):
     try:
         _unpickle.loads(data, allow=seeds.allowed)
     except Exception:
-        pass  # which one it is, is compared below
+        pass  # the exceptions are compared below
     peak = guide.guide_peak()
     seconds = time.process_time() - start
     if peak > allowance(len(data)) or seconds > 2:
@@ -64,7 +68,7 @@ def change(data, seed):
 def main():
     global guide
     library, *options = sys.argv[1:]
-    # The GIL is kept: libFuzzer calls back into Python.
+    # Keep the GIL, because libFuzzer calls back into Python.
     guide = ctypes.PyDLL(library)
     guide.guide_peak.restype = ctypes.c_ssize_t
     arrays = "--arrays" in options
@@ -74,7 +78,7 @@ def main():
         for number, data in enumerate(corpus.arrays() + corpus.array_seeds() if arrays else corpus.pickles() + POOL):
             with open(os.path.join(folder, f"seed-{number}"), "wb") as file:
                 file.write(data)
-    # What it starts itself, for -merge, by a shell.
+    # The command that libFuzzer itself starts through a shell for -merge.
     program = " ".join([sys.executable, "-P", os.path.abspath(__file__), library, *(["--arrays"] if arrays else [])])
     words = [program.encode(), *(option.encode() for option in options)]
     argv = (ctypes.c_char_p * (len(words) + 1))(*words, None)

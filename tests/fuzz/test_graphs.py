@@ -1,6 +1,6 @@
-"""Random graphs and layouts through every pickler, the store and other processes: what comes back is isomorphic.
+"""Copy random graphs and layouts with every pickler, the store and other processes; the copies must be isomorphic.
 
-A failure prints its seed and a command that shows it again; see ``run_graphs.py``.
+A failure prints its seed and a command that reproduces it; see ``run_graphs.py``.
 """
 
 import os
@@ -14,7 +14,7 @@ SANITIZED = bool(os.environ.get("PYRAY_SER_UNDER_SANITIZER"))
 
 
 def run(count, *words, timeout=280):
-    """Check graphs in processes of their own, so that a crash is a failure with a seed."""
+    """Check graphs in separate processes, so that a crash is reported as a failure with a seed."""
     if SANITIZED:
         count //= 10
     done = subprocess.run(
@@ -45,7 +45,8 @@ def test_graphs_come_back_isomorphic_in_threads():
     run(1000, "--start", "6000", "--threads", "4", "--quiet")
 
 
-# Layouts with a strided array that later writes covered, and finalizers that dump instances of the class that is being dumped.
+# Seeds for layouts with a strided array that later writes overwrote, and for finalizers that dump instances of the class being
+# dumped.
 @pytest.mark.parametrize("seed", (56, 595, 632, 727, 1545, 202_870))
 def test_seeds_that_once_failed_come_back_isomorphic(seed):
     run(10 if SANITIZED else 1, "--start", str(seed))

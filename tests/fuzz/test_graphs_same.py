@@ -1,4 +1,4 @@
-"""The comparison of two graphs of objects sees each kind of difference; without that a run of random graphs proves nothing."""
+"""The comparison of two object graphs detects each kind of difference; otherwise runs of random graphs would prove nothing."""
 
 import copy
 import datetime

@@ -1,6 +1,6 @@
-"""The intruder disturbs each call at each point, and the result stays what it was; see ``intruder.py``.
+"""The intruder disturbs each call at each point, and the result must not change; see ``intruder.py``.
 
-`make test-heavy` sets PYRAY_SER_INTRUDER_PATH to a build that has the points; `make intruder` runs more of it.
+`make test-heavy` sets PYRAY_SER_INTRUDER_PATH to a build that has the points; `make intruder` runs more of these tests.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""Changed pickles, read by the standard library and by us: the same value or the same kind of exception, and nothing else.
+"""The standard library and our unpickler must return the same value or raise the same kind of exception for mutated pickles.
 
-The number of rounds is small here; ``make fuzz`` goes on for as long as it is told, guided by coverage, in a sanitizer build. What it
-has found worth keeping lies in ``corpus/`` and is read here.
+The number of rounds is small here; ``make fuzz`` runs for as long as requested, guided by coverage, in a sanitizer build. The
+useful inputs that it has found are in ``corpus/``, and the tests read them.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What the standard library and our unpickler make of the same bytes."""
+"""Compare the results of the standard library and of our unpickler for the same bytes."""
 
 import _pickle
 import io
@@ -34,7 +34,7 @@ class OurUnpickler(_unpickle.Unpickler):
 
 
 def _canon(value, seen, depth=0):
-    """Nested tuples that are equal if and only if two values are, with types, order, cycles and sharing of what can change."""
+    """Return nested tuples that are equal if and only if two values have the same types, order, cycles and sharing of mutables."""
     kind = type(value)
     if kind is float:
         return "float", struct.pack("<d", value)
@@ -78,7 +78,7 @@ def _canon(value, seen, depth=0):
 
 
 def _canon_array(array):
-    """Its bytes only if it lies over somebody's memory: others are what malloc found."""
+    """Include the bytes only if the array uses another object's memory: otherwise they are uninitialized."""
     owner = array
     while type(owner.base) is np.ndarray:
         owner = owner.base
@@ -87,7 +87,7 @@ def _canon_array(array):
 
 
 def outcome(read):
-    """('value', canon) or ('error', name of the exception)."""
+    """Return ('value', canon) or ('error', name of the exception)."""
     try:
         value = read()
     except Exception as error:
@@ -96,7 +96,7 @@ def outcome(read):
 
 
 def _asks_for_much(data):
-    """True for memo indices for which the standard library would allocate gigabytes."""
+    """Return whether the stream has memo indices for which the standard library would allocate gigabytes."""
     found, rest = corpus.opcodes(data)
     if any(name in ("LONG_BINPUT", "PUT") and argument > 100_000 for name, argument in found):
         return True
@@ -108,7 +108,7 @@ def _asks_for_much(data):
 
 
 def ours(data):
-    """The results of all our ways to read."""
+    """Return the results of all our ways to read."""
     return [
         outcome(lambda: _unpickle.loads(data, allow=seeds.allowed)),
         outcome(lambda: OurUnpickler(io.BytesIO(data)).load()),
@@ -117,25 +117,25 @@ def ours(data):
 
 
 def _unlike(expected, result):
-    """None, or the two outcomes, if they are not the same and not meant to differ."""
+    """Return None, or both results if they differ and are not expected to."""
     if result[0] == "error" and "in safe mode" in result[2]:
-        return None  # more is refused there than names
+        return None  # this mode rejects more than names
     if expected[:2] == ("error", "MemoryError"):
-        # It allocates what a length asks for; we look whether the bytes are there.
+        # The standard library allocates as much as a length requires; we first check whether the bytes exist.
         expected = ("error", "UnpicklingError")
     return (expected, result) if expected[:2] != result[:2] else None
 
 
 def difference(data):
-    """None, or what is not the same."""
+    """Return None, or a description of the difference."""
     results = ours(data)
     for result in results:
         if result[:2] == ("error", "SystemError"):
             return result
     if _asks_for_much(data):
         return None
-    # Through peek() the standard library sees all the bytes, as in memory; without it, it loses bytes where an opcode crosses
-    # the end of its frame.
+    # With peek() the standard library can read all bytes, as from memory; without peek() it loses bytes where an opcode crosses the
+    # end of its frame.
     expected = outcome(lambda: StandardUnpickler(io.BufferedReader(io.BytesIO(data), 1 << 20)).load())
     for result in results:
         if _unlike(expected, result):
@@ -144,7 +144,7 @@ def difference(data):
 
 
 def array_difference(data):
-    """Arrays over `corpus.BUFFERS`: None, or what is not the same for the standard library, or is a SystemError."""
+    """Read arrays over `corpus.BUFFERS`; return None, a SystemError, or the difference from the standard library."""
     if corpus.gives_state(data):
         return None
     in_place = outcome(lambda: _unpickle.loads_in_place(data, corpus.BUFFERS, allow=corpus.ARRAY_NAMES))

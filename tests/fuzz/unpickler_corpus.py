@@ -1,6 +1,7 @@
-"""The inputs that coverage-guided fuzzing has found worth keeping: one a line, in base64, in the files of ``corpus/``.
+"""The useful inputs that coverage-guided fuzzing has found: one per line, in base64, in the files of ``corpus/``.
 
-``python unpickler_corpus.py pickles|arrays FOLDER`` writes the files of a folder, which libFuzzer's -merge=1 has made small, to them.
+``python unpickler_corpus.py pickles|arrays FOLDER`` writes the inputs in a folder, which libFuzzer has minimized with -merge=1, to
+these files.
 """
 
 import base64
@@ -13,7 +14,7 @@ FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "corpus")
 ARRAY_NAMES = frozenset(
     {"numpy:ndarray", "numpy:dtype", "numpy._core.numeric:_frombuffer", "numpy.core.numeric:_frombuffer"}
 )
-# What `pickles` are given where `arrays` are read: over foreign memory, and out of band.
+# The buffers that are passed when `pickles` are read as `arrays`: over foreign memory, and out of band.
 BUFFERS = [bytes(range(256)), bytearray(4096), b""]
 
 
@@ -26,12 +27,12 @@ def _read(kind):
 
 
 def pickles():
-    """Read with the names that `unpickler_seeds.allowed` allows."""
+    """Pickles that are read with the names that `unpickler_seeds.allowed` allows."""
     return _read("pickles")
 
 
 def arrays():
-    """Read with `ARRAY_NAMES` and `BUFFERS`."""
+    """Pickles that are read with `ARRAY_NAMES` and `BUFFERS`."""
     return _read("arrays")
 
 
@@ -60,20 +61,20 @@ def array_seeds():
 
 
 def opcodes(data):
-    """[(name, argument)] as far as pickletools understands the stream, and where the rest begins."""
+    """Return [(name, argument)] as far as pickletools can parse the stream, and the offset of the rest."""
     found, start = [], -1
     try:
         for opcode, argument, at in pickletools.genops(data):
             found.append((opcode.name, argument))
             start = at
     except Exception:
-        # What comes behind the beginning of the last one found may still be run by an unpickler up to the place where it stops.
+        # An unpickler may still execute opcodes after the start of the last opcode found, up to the position where it stops.
         return found, start + 1
     return found, len(data)
 
 
 def gives_state(data):
-    """True if the stream may have a BUILD: numpy believes the states that its objects are given, and forged ones can crash it."""
+    """Return whether the stream may contain a BUILD. numpy trusts the states of its objects, and forged states can crash it."""
     if b"b" not in data:
         return False
     found, rest = opcodes(data)

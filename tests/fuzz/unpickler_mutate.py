@@ -1,4 +1,4 @@
-"""Changes to pickles: bytes, opcodes, splices. Deterministic from a `random.Random`."""
+"""Mutate pickles by changes of bytes, opcodes and splices, determined by a `random.Random`."""
 
 import struct
 
@@ -13,7 +13,7 @@ SNIPPETS = [
 
 
 def mutate(data, rng, others):
-    """A changed copy of `data`; `others` are pickles to take pieces from."""
+    """Return a mutated copy of `data`; `others` are pickles from which pieces may be copied."""
     data = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 3, 6))):
         at = rng.randrange(len(data) + 1)

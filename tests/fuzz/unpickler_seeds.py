@@ -1,6 +1,6 @@
-"""Pickles to start from, and the inert globals that a fuzzed stream may name.
+"""The seed pickles of the fuzz tests, and the harmless globals that a fuzzed stream may name.
 
-Imported by the fuzz tests, and run in the sanitizer build as well; needs nothing but the standard library.
+The fuzz tests import this module, and the sanitizer build runs it too; it needs only the standard library.
 """
 
 import collections
@@ -56,7 +56,7 @@ class Mapping(dict):
 
 
 class Property:
-    """An attribute in the state that the class hides behind a data descriptor."""
+    """The state has an attribute that a data descriptor of the class hides."""
 
     def __init__(self, value):
         self.__dict__["hidden"] = value
@@ -140,7 +140,7 @@ ALLOWED = (
     | {
         (module, name)
         for modules, names in (
-            # by the names of Python 3 and of Python 2
+            # by the Python 3 and the Python 2 names
             (("copyreg", "copy_reg"), ("_reconstructor", "__newobj_ex__")),
             (("builtins", "__builtin__"), ("object", "list", "dict", "set", "frozenset", "complex", "slice")),
         )
@@ -210,7 +210,7 @@ def _values():
 
 
 def seeds():
-    """One pickle of each value with each protocol, and one without memo opcodes that nobody needs; without repetition."""
+    """Return one pickle of each value for each protocol, and one without unused memo opcodes, without duplicates."""
     found = {}
     for value in _values():
         for protocol in range(6):
