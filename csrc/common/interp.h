@@ -92,7 +92,7 @@ static inline int prp_forgive_refusal(void)
 }
 
 /* Return repr(obj) for a message: new reference. If repr() raises, describe obj; NULL if it was interrupted.
- * (PyErr_Format would call repr itself, and 3.11 drops what that raises.) */
+ * (PyErr_Format would call repr itself, and 3.11 clears the exceptions that repr raises.) */
 static inline PyObject *prp_repr(PyObject *obj)
 {
     PyObject *text = PyObject_Repr(obj);
@@ -197,7 +197,7 @@ static inline PyObject *prp_type_lookup(PyTypeObject *type, PyObject *name)
  *                        that still shares its keys with the class (borrowed)
  *     PRP_ATTRS_DICT     the instance has another kind of dict: `dict`, borrowed
  *     PRP_ATTRS_NONE     no attribute is set
- *     PRP_ATTRS_UNKNOWN  use prp_attrs_dict(), which makes the dict
+ *     PRP_ATTRS_UNKNOWN  use prp_attrs_dict(), which creates the dict
  * A view is valid until code runs that may change the instance. */
 typedef struct {
     PyObject *const *values;

@@ -173,8 +173,8 @@ PyArray_Descr *prp_dtype_find(const char *given, size_t len)
         return NULL;
     memcpy(name, given, len); /* `given` may be in shared memory, so validate the copy that we keep */
     __asm__("" : "+m"(name));
-    /* Accept only names of byte order, kind, and size or unit. numpy may read anything else as an expression ("f8,f8")
-     * or warn, and both run Python code. */
+    /* Accept only names of byte order, kind, and size or unit. numpy may parse other names as an expression ("f8,f8")
+     * or emit a warning, and both run Python code. */
     if (!memchr("<>|", name[0], 3) || !memchr("biufcmMSUV", name[1], 10))
         return NULL;
     for (size_t i = 2; i < len; i++)
@@ -201,7 +201,7 @@ PyArray_Descr *prp_dtype_find(const char *given, size_t len)
         Py_CLEAR(descr);
     }
     Py_XDECREF(text);
-    /* If numpy refuses the name, leave the error to the general unpickler. */
+    /* If numpy rejects the name, leave the error to the general unpickler. */
     if (PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_Exception) && !PyErr_ExceptionMatches(PyExc_MemoryError) &&
         !PyErr_ExceptionMatches(PyExc_RecursionError))
         PyErr_Clear();

@@ -28,7 +28,7 @@ typedef struct {
     NPY_DATETIMEUNIT base;
     int num;
     char order;
-    bool singleton; /* one of numpy's singletons; numpy refuses to set its state */
+    bool singleton; /* one of numpy's singletons, whose state numpy never changes */
 } prp_dtype_marks;
 void prp_dtype_mark(PyArray_Descr *descr, prp_dtype_marks *marks);
 bool prp_dtype_unchanged(PyArray_Descr *descr, const prp_dtype_marks *marks);

@@ -187,7 +187,7 @@ static PyObject *exporter(PyArrayObject *array, const char *format)
     for (int i = nd; i-- > 0;) {
         self->dims[i] = shape[self->transposed ? nd - 1 - i : i];
         self->dims[nd + i] = step;
-        step *= self->dims[i]; /* cannot overflow: a contiguous array lies in memory, or an axis is 0 */
+        step *= self->dims[i]; /* cannot overflow: a contiguous array fits into memory, or an axis is 0 */
     }
     self->len = step;
     return (PyObject *)self;

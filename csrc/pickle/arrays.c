@@ -5,9 +5,9 @@
  *                numbers; numpy reduces all other arrays.
  *     scalar     numpy's scalar(dtype, bytes)
  *
- * We take the functions that numpy's own reduction names from a sample, so the stream is what this numpy would write.
- * This file never imports numpy; it reads the array struct through numpy's headers (ABI stable since 1.7) and does not
- * use its C API.
+ * We get the functions that numpy's own reduction uses from a sample, so the stream is the same as this numpy would
+ * write. This file never imports numpy; it reads the array struct through numpy's headers (ABI stable since 1.7) and
+ * does not use its C API.
  */
 #include "array_buffer.h"
 #include "dtypes.h"
@@ -37,7 +37,7 @@ bool prp_array_has_base(PyObject *array)
     return PyArray_BASE((PyArrayObject *)array) != NULL;
 }
 
-/* Return the first element of what `maker(argument).__reduce_ex__(5)` returns; NULL with or without an exception. */
+/* Return the first element of the result of `maker(argument).__reduce_ex__(5)`; NULL with or without an exception. */
 static PyObject *reducer_of(const char *maker, PyObject *argument)
 {
     PyObject *type = prp_numpy_attribute(maker),
@@ -99,7 +99,8 @@ int prp_save_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
         return prp_forgive_refusal() < 0 ? SAVE_ERROR : SAVE_GENERIC;
     int status = SAVE_ERROR;
     bool again = false;
-    /* Code that runs meanwhile may change shape or dtype of the array; write the old ones, which match the bytes. */
+    /* Code that runs meanwhile may change shape or dtype of the array; write the old shape and dtype, which match the
+     * bytes. */
     PyArray_Descr *descr = PyArray_DESCR(array);
     int nd = PyArray_NDIM(array);
     npy_intp dims[NPY_MAXDIMS];

@@ -1,5 +1,5 @@
-/* Inline writers of atoms. All take the output pointer and return it advanced; the caller has ensured PRP_ROOM free
- * bytes. For protocol 2 and up only, unless a comment says otherwise. */
+/* Inline writers of atoms. Each writer receives the output pointer and returns it advanced; the caller has ensured
+ * PRP_ROOM free bytes. For protocol 2 and up only, unless a comment says otherwise. */
 #ifndef PRP_WRITE_H
 #define PRP_WRITE_H
 

@@ -55,7 +55,7 @@ static int save_bytearray(prp_saver *s, PyObject *obj, bool elided)
     return elided ? 0 : prp_memoize(s, obj);
 }
 
-/* 1: the buffer goes into the stream; 0: the callback has taken it; -1: exception. */
+/* Return 1: write the buffer to the stream; 0: the callback has accepted it; -1: exception. */
 static int offer_buffer(prp_saver *s, PyObject *buffer)
 {
     if (!s->buffer_callback)
@@ -193,7 +193,7 @@ static int reduce_by_value(prp_saver *s, PyObject *obj)
     int found = prp_by_value(s, obj, &value), status;
     if (found <= 0) {
         if (found == 0 || prp_forgive_refusal() == 0) {
-            PyErr_Restore(type, error, trace); /* raise the first refusal */
+            PyErr_Restore(type, error, trace); /* raise the first error */
             return SAVE_ERROR;
         }
         status = SAVE_ERROR;

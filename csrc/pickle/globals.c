@@ -528,7 +528,7 @@ static int save_named(prp_saver *s, PyObject *obj, PyObject *given, bool may_go_
         status = write_reference(s, obj, module_str, name, parent, last);
         goto end;
     }
-    if (prp_forgive_refusal() < 0) /* importing or reading a module may raise anything */
+    if (prp_forgive_refusal() < 0) /* importing or reading a module may raise any exception */
         goto end;
     if (may_go_by_value) {
         int written = save_by_value(s, obj);
@@ -594,7 +594,7 @@ int prp_method_has_name(prp_saver *s, PyObject *method)
     PyObject *name = PRP_FOREIGN(PyObject_GetAttr(function, prp_g.str_name));
     PyObject *found = name && PyUnicode_Check(name) ? PRP_FOREIGN(PyObject_GetAttr(self, name)) : NULL;
     Py_XDECREF(name);
-    if (!found && prp_forgive_refusal() < 0) /* whatever the lookup raises, the name is not usable */
+    if (!found && prp_forgive_refusal() < 0) /* whichever exception the lookup raises, the name is not usable */
         return -1;
     bool same = found && (found == method || (PyMethod_Check(found) && PyMethod_GET_SELF(found) == self &&
                                               PyMethod_GET_FUNCTION(found) == function));

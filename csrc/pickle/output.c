@@ -8,7 +8,7 @@
  *
  * We keep scratch memory between dumps up to PRP_KEEP_BYTES. If the result is one bytes object, output from HOLDER_MIN
  * bytes on is written directly into a bytes object. This object starts as large as the last such result and shrinks at
- * the end, so we copy only the first HOLDER_MIN bytes.
+ * the end, so we copy only the output before it.
  */
 #include "pickler.h"
 #include "array_buffer.h"

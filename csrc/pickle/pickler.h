@@ -4,8 +4,8 @@
  * progress. It uses the C stack only for foreign code (a recursive call saves a __reduce__ result). So containers
  * nested to any depth need constant C stack, and a check of the C stack limits the recursive calls.
  *
- * There are three modes, which differ in how closely the opcodes follow the standard library's pickler; all
- * give the same objects on loading:
+ * There are three modes, which differ in how closely the opcodes follow the standard library's pickler; loading returns
+ * the same objects in all modes:
  *     letter   a Pickler object, and protocols below 5: every opcode as _pickle writes it, MEMOIZE included
  *     full     module functions once foreign code has run: every object that can occur again is memoized
  *     elide    module functions at protocol 5 before that: objects with one reference get no memo entry
@@ -31,7 +31,7 @@ typedef struct prp_plan prp_plan;
 typedef struct prp_numbers prp_numbers;
 typedef struct prp_numbers_chunk prp_numbers_chunk;
 
-/* The memo indices that this dump has assigned for the classes it met; see class_plan.h. */
+/* The memo indices that this dump has assigned for the classes of its objects; see class_plan.h. */
 enum { PRP_RECENT_NUMBERS = 16 };
 typedef struct {
     prp_numbers *recent[PRP_RECENT_NUMBERS]; /* by the plan's id */
@@ -41,7 +41,7 @@ typedef struct {
     prp_numbers_chunk *chunks;
 } prp_numbers_table;
 
-/* What a frame does next; see resume in walk.c. */
+/* The next step of a frame; see resume in walk.c. */
 typedef enum {
     FRAME_LIST,
     FRAME_LIST_ONE,  /* a list with a single item: APPEND */
@@ -111,7 +111,7 @@ struct prp_saver {
     uint8_t *base, *end;
     size_t frame;               /* offset of the open frame's header, SIZE_MAX if none */
     bool to_bytes;              /* the result is one bytes object: a large one is written directly into it */
-    PyObject *holder;           /* owned: the bytes object that `base` lies in, or NULL */
+    PyObject *holder;           /* owned: the bytes object that contains `base`, or NULL */
     uint8_t *small, *small_end; /* the scratch buffer while there is a holder */
     prp_piece *pieces;
     size_t piece_count, piece_room, piece_bytes;

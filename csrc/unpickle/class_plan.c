@@ -27,7 +27,7 @@ int prp_plan_init(void)
     own_tuple_new = prp_type_lookup(&PyTuple_Type, text_new);
     if (!own_tuple_new)
         return PyErr_Occurred() ? -1 : 0;
-    /* The getter of __dict__ is not exported; take it from the descriptor of a new class. */
+    /* The getter of __dict__ is not exported, so read it from the descriptor of a new class. */
     PyObject *sample = PyObject_CallFunction((PyObject *)&PyType_Type, "s(){}", "sample");
     if (!sample)
         return -1;
@@ -71,8 +71,8 @@ static PyObject *unwrap_static(PyObject *found)
     return found;
 }
 
-/* Return the code that collections.namedtuple gives the __new__ of `n` fields: compile the same expression and take the
- * code from its constants, without running anything. */
+/* Return the code that collections.namedtuple generates for the __new__ of `n` fields: compile the same expression and
+ * read the code from its constants, without running it. */
 static PyObject *reference_code(Py_ssize_t n)
 {
     PyObject *names = PRP_FOREIGN(PyList_New(0)), *comma = PyUnicode_FromString(", "), *source = NULL;
@@ -166,7 +166,7 @@ static void plan_making(prp_class_plan *plan, PyTypeObject *type)
 static void plan_state(prp_class_plan *plan, PyTypeObject *type)
 {
     if (type->tp_getattro != PyObject_GenericGetAttr)
-        return; /* __setstate__ and __dict__ may be anything */
+        return; /* __setstate__ and __dict__ may have any value */
     PyObject *setstate = prp_type_lookup(type, prp_text_setstate);
     if (setstate) {
         Py_DECREF(setstate);

@@ -1,10 +1,11 @@
 /* Resolves names (find_class, extension codes, persistent ids) and checks them in safe mode.
  *
  * Most names are attributes of a module that is already imported, and need two dict lookups. We cache the strings by
- * their bytes in the stream, because creating and hashing them costs more than the lookups. We cache the results of the
- * lookups too, as long as both dicts keep their version (versions are never reused, so no result can be stale; if the
- * interpreter has no versions, every opcode repeats the lookups). All other names go through the import system, also
- * those in a module that another thread is still importing: the import system waits for that thread.
+ * their bytes in the stream, because creating and hashing them costs more than the lookups. We also cache the results
+ * of the lookups, and use them while the versions of both dicts are unchanged. Versions are never reused, so no result
+ * can be stale. If the interpreter has no dict versions, every opcode repeats the lookups. All other names go through
+ * the import system, also those in a module that another thread is still importing: the import system waits for that
+ * thread.
  *
  * The audit event pickle.find_class fires for every name, before any lookup. Safe mode compares the whole name,
  * "module:qualname", after renaming Python 2 names; a name that is not allowed is neither imported nor looked up. The

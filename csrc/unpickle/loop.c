@@ -19,7 +19,7 @@
 #include "opcodes.h"
 
 #define HIGHEST_PROTOCOL 5
-#define SMALL_STREAM 1024 /* bytes; too few to create enough containers for a collection */
+#define SMALL_STREAM 1024 /* bytes; too few bytes to create enough containers for a collection */
 
 static inline uint32_t le16(const uint8_t *p)
 {

@@ -56,8 +56,8 @@ int prp_load_reserve_unmade(prp_loader *L)
     return 0;
 }
 
-/* `memo` and `pair` are indices within the memo's array, or -1. `names` is NULL if the attributes lie in the
- * instance's dict. */
+/* `memo` and `pair` are indices within the memo's array, or -1. `names` is NULL if the attributes are in the instance's
+ * dict. */
 void prp_load_note_unmade(prp_loader *L, PyObject *obj, PyObject *names, Py_ssize_t memo, Py_ssize_t pair)
 {
     /* The attributes equal the dict only while no foreign code runs, so disable the collector even for a small

@@ -6,7 +6,7 @@
  * - A stream inside the stream is loaded under the same restrictions.
  * - We replace `_codecs.encode` by a function that supports one encoding.
  *
- * pyray_ser.pickling.numpy_states refuses states of dtypes and arrays that would crash NumPy, in every mode.
+ * In every mode, pyray_ser.pickling.numpy_states rejects states of dtypes and arrays that would crash NumPy.
  */
 #include "c_stack.h"
 #include "context.h"

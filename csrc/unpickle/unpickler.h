@@ -9,7 +9,7 @@
  *
  * Ownership: the stack and the memo own their objects. A stack slot may be NULL for a container that is still "pending"
  * (pending.c), and a memo entry may be a tagged integer for the same reason; code outside memo.c and pending.c never
- * meets either.
+ * receives such slots or entries.
  *
  * "Foreign code" is all code that is not ours: Python code, destructors, hooks.
  *

@@ -228,11 +228,11 @@ static PyObject *dtype_of(prp_loader *L, const prp_ndarray_api *numpy, const arr
             return NULL;
     }
     if (c->made)
-        return numpy->plain_dtype((const char *)c->name, c->name_len); /* it goes into the memo */
+        return numpy->plain_dtype((const char *)c->name, c->name_len); /* it will be memoized */
     return numpy->shared_dtype((const char *)c->name, c->name_len);
 }
 
-/* Memoize what the opcodes would have memoized, in their order. */
+/* Memoize the objects that the opcodes would have memoized, in the same order. */
 static int memoize(prp_loader *L, const prp_ndarray_api *numpy, const array_call *c, PyObject *dtype)
 {
     static PyObject *module;

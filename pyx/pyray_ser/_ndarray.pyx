@@ -76,7 +76,7 @@ def from_stream(const uint8_t[::1] stream not None, data, *, bint writable=False
     """
     cdef Py_buffer view
     cdef void *array
-    # The memoryview is the base of the array, so the buffer stays exported as long as the array lives.
+    # The memoryview is the base of the array, so the buffer stays exported as long as the array exists.
     owner = memoryview(data)
     PyObject_GetBuffer(owner, &view, PyBUF_WRITABLE if writable else PyBUF_SIMPLE)
     try:

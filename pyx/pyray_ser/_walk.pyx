@@ -448,7 +448,7 @@ cdef class Walker:
         return 0
 
     cdef bint advance(self, Frame frame) except -1:
-        """Go to the next child that must be walked; return False if there is none."""
+        """Advance to the next child that must be walked; return False if there is none."""
         cdef PyObject *item
         cdef object keep
         if frame.kind == LIST:
@@ -728,7 +728,7 @@ cdef class Walker:
         if key in self.ranges:
             return 0
         self.ranges[key] = obj          # kept alive, so that no other buffer gets the same address
-        # The top frame is that of the argument tuple; that of the reduction is below it.
+        # The top frame belongs to the argument tuple; the frame of the reduction is below it.
         copying = len(self.stack) > 1 and (<Frame>self.stack[len(self.stack) - 2]).copying
         node = self.leaf_node(<PyObject *>obj, 2, 0, 0)
         if self.refers is not None and self.refers(key[0], n):

@@ -1,7 +1,8 @@
-/* libFuzzer within a Python process: run_guided_fuzz.py calls guide_run() with the Python functions that try an input and change one.
+/* Runs libFuzzer within a Python process: run_guided_fuzz.py calls guide_run() with two Python functions, which try and mutate an
+ * input.
  *
- * Linked with libclang_rt.fuzzer_no_main into a library that is preloaded together with the runtime of the sanitizers, so that the
- * extension module, compiled with -fsanitize=fuzzer-no-link, finds whom to report its coverage to. */
+ * This file is linked with libclang_rt.fuzzer_no_main into a library that is preloaded together with the sanitizer runtime, so that
+ * the extension module, compiled with -fsanitize=fuzzer-no-link, can report its coverage. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -53,7 +54,7 @@ Py_ssize_t guide_peak(void)
 
 /* ---- what libFuzzer calls -------------------------------------------------------------------------------------------------- */
 
-/* An exception is a finding: libFuzzer keeps the input of whatever aborts. */
+/* Abort on an exception, because libFuzzer saves the inputs that cause an abort. */
 static int one(const uint8_t *data, size_t size)
 {
     PyObject *result = PyObject_CallFunction(try_input, "y#", (const char *)data, (Py_ssize_t)size);
@@ -65,7 +66,7 @@ static int one(const uint8_t *data, size_t size)
     return 0;
 }
 
-/* Every other change is libFuzzer's own, every other one knows what a pickle looks like. */
+/* Alternate between libFuzzer's own mutations and mutations that use the structure of a pickle. */
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsigned seed)
 {
     if (seed & 1)

@@ -210,7 +210,7 @@ def run(start, count, threads=1, only=None, disturb=True, most=5, child=None, sp
 
 @contextlib.contextmanager
 def store(spill, threads=1):
-    """Open a store in this process: either a small one that spills but fits what all threads read at a time, or a normal one."""
+    """Open a small store that spills, with room for what each thread reads at a time, or a store of normal size."""
     with tempfile.TemporaryDirectory(prefix="graphs-") as folder:
         if spill:
             pyray_ser.init(capacity=max(12, 6 * threads) << 20, spill_dir=folder)
@@ -301,7 +301,7 @@ def _first_seed(output, seeds):
 
 
 def _shortest(options, seed, start, spill):
-    """Return the shortest command that reproduces the fault, or a suggestion what to try."""
+    """Return the shortest command that reproduces the fault, or a suggestion."""
     for before in (0, 10, 100, 1000):
         first = max(start, seed - before)
         failed, _, _ = _finish(*_worker(options, first, seed - first + 1, spill), options.threads)

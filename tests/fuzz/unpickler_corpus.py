@@ -27,17 +27,17 @@ def _read(kind):
 
 
 def pickles():
-    """Pickles that are read with the names that `unpickler_seeds.allowed` allows."""
+    """Return the pickles that are read with the names that `unpickler_seeds.allowed` allows."""
     return _read("pickles")
 
 
 def arrays():
-    """Pickles that are read with `ARRAY_NAMES` and `BUFFERS`."""
+    """Return the pickles that are read with `ARRAY_NAMES` and `BUFFERS`."""
     return _read("arrays")
 
 
 def array_seeds():
-    """Arrays as this package's picklers and the standard library write them, over `BUFFERS` and within the stream."""
+    """Return arrays as this package's picklers and the standard library write them, over `BUFFERS` and within the stream."""
     import pickle
 
     import numpy as np

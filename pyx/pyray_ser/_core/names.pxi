@@ -64,7 +64,7 @@ cdef ObjectRef find_encoded(Store store, bytes encoded):
 
 
 def bind_name(ObjectRef ref not None, name):
-    """Give a stored object a name."""
+    """Bind a name to a stored object."""
     adopt(ref)
     bind_encoded(ref, name_bytes(name), name)
 

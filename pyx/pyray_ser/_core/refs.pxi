@@ -140,7 +140,7 @@ cdef class ObjectRef:
 
     @property
     def serial(self):
-        """int : Number of the object in its store; later objects have larger numbers."""
+        """int : Serial number of the object in its store; later objects have larger serial numbers."""
         return self.id.serial
 
     @property

@@ -1,7 +1,7 @@
 # uses: prelude, policy
 #
 # Spill files that are compressed or have a digest; this process writes and reads them. `pyray_ser.store.spill_codec`
-# defines their contents; the engine chooses objects and files, and recovers when a process dies.
+# defines their contents; the engine chooses objects and files, and recovers if a process is killed.
 #
 # This code holds no lock of the engine. A garbage collection between two pieces may run a finalizer that calls `get`
 # for the object being written. The engine then returns the object to this thread, and the spill is cancelled.

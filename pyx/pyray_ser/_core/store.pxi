@@ -412,8 +412,8 @@ cdef class Store:
         """
         In a forked child, become a client that holds none of its parent's objects; return False if no slot is free.
 
-        References made before the fork still identify their objects, and hold them again on first use. Views made
-        before it keep their pins.
+        References created before the fork still identify their objects, and hold them again on first use. Views created
+        before the fork keep their pins.
         """
         cdef prs_store *handle = NULL
         cdef prs_store *inherited

@@ -644,7 +644,7 @@ def put(value, *, timeout=None, name=None, explain=False):
         How many seconds to wait for room while the store is full. None, the default, means not to wait.
     name : str, optional
         A name of 1 to 215 bytes of UTF-8, by which `get_by_name` finds the object in any process that uses this store.
-        The object then lives until it is freed or the store ends.
+        The object then exists until it is freed or the store ends.
     explain : bool, optional
         Also return how each part was stored. This visits the value a second time.
 
