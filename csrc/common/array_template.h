@@ -24,7 +24,7 @@
  *                                                         writes it (LONG1: two's complement, n <= 8)
  *
  * Plain `pickle.loads(stream, buffers=[data])` reads it. The reader below accepts exactly this grammar and checks every
- * byte before it reads it; it does not validate the numbers: the code that builds the array checks them. This header
+ * byte before it reads it; it does not validate the numbers, because the code that builds the array does. This header
  * uses neither Python nor numpy, because the store reads streams without importing either.
  */
 #ifndef PRP_ARRAY_TEMPLATE_H

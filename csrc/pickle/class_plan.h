@@ -37,7 +37,7 @@ typedef struct {
     Py_ssize_t offset;
 } prp_slot;
 
-#define PRP_PLAN_NAMES 32 /* shared keys of a class never hold more than 30 */
+#define PRP_PLAN_NAMES 32 /* the shared keys of a class have at most 30 entries */
 
 struct prp_plan {
     PyTypeObject *type; /* borrowed: do not dereference it before checking `version` */

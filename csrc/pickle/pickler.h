@@ -16,8 +16,9 @@
  * prp_before_foreign_code() before any foreign code: the first such call in a dump restarts the dump without elision.
  * No foreign code has run before that, so nothing can observe the restart.
  *
- * References: a frame owns its container. Objects taken from a container are borrowed; a function that runs foreign
- * code takes references to the objects that it needs afterwards. Memo entries are borrowed until prp_memo_own_all().
+ * References: a frame owns a reference to its container. Objects taken from a container are borrowed; a function that
+ * runs foreign code takes references to the objects that it needs afterwards. Memo entries are borrowed until
+ * prp_memo_own_all().
  */
 #ifndef PRP_SAVE_H
 #define PRP_SAVE_H

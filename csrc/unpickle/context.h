@@ -53,7 +53,7 @@ typedef struct {
 
 /* dicts.c: a sequence of keys. */
 typedef struct {
-    PyObject *dict;           /* owned, NULL until the sequence occurred twice */
+    PyObject *dict;           /* owned; NULL until the sequence has occurred twice */
     const void *first, *last; /* addresses of keys, only ever compared */
     Py_ssize_t n;
     unsigned strikes; /* how often it was kept and then did not fit; many suspend keeping for a while */

@@ -1,10 +1,10 @@
 """Tracks the calls in progress on the pipe to one worker process, and owns the file descriptors that they need.
 
 Python runs signal handlers and finalizers between any two steps of Python code, in the thread that they interrupt. If
-that code holds a lock, a handler that makes a call deadlocks with its own thread. So the state of a pipe has no lock:
-each method here is one uninterruptible step. While the state is incomplete, a method keeps the GIL, runs no Python code
-and allocates nothing that the garbage collector tracks. Reading and writing never block. Only `wait` lets other code
-run, and it does so while the state is complete.
+the interrupted code holds a lock that the handler needs, the thread deadlocks with itself. So the state of a pipe has
+no lock: each method here is one uninterruptible step. While the state is incomplete, a method keeps the GIL, runs no
+Python code and allocates nothing that the garbage collector tracks. Reading and writing never block. Only `wait` lets
+other code run, and it does so while the state is complete.
 """
 
 cimport cython

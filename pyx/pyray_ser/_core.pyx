@@ -6,9 +6,9 @@ reads it, without a Python frame in between. The Python layer decides the rest: 
 for a status (`pyray_ser.store.statuses`). Only `policy` calls these modules. It does so on slow paths, and imports each
 module on first use.
 
-The parts are the files of `_core/` that are included below. A part uses only those before it, and its first line lists
-them; `prelude` declares the types that earlier parts need. All parts form one module, so that the engine is linked once
-and the C compiler can optimize a whole put or get.
+The parts are the files of `_core/` that are included below. A part uses only parts that precede it, and lists them in
+its first line; `prelude` declares the types that earlier parts need. All parts form one module, so that the engine is
+linked once and the C compiler can optimize a whole put or get.
 
     prelude   C declarations, constants, deadlines, `begin` and `end` around calls of the engine
     policy    every call into the Python layer: errors, finding stores, scopes, picklers
