@@ -1,4 +1,4 @@
-"""The demo as a user runs it: in a separate process, with small data, and with every kind of unreadable file."""
+"""Test the demo as a user runs it, in a separate process, with small data and every kind of unreadable file."""
 
 import re
 import subprocess
@@ -16,7 +16,7 @@ def run(*arguments, timeout=240):
 
 
 def cells(output: str) -> dict[str, list[str]]:
-    """Return the rows of both tables by their first column."""
+    """Return the rows of both tables, keyed by their first column."""
     rows = {}
     for line in output.splitlines():
         first, *rest = re.split(r"\s{2,}", line.strip())

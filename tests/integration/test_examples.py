@@ -1,4 +1,4 @@
-"""Every program in examples/, in the README and on the pages about tasks and pools runs unchanged."""
+"""Test that every program in examples/, in the README and on the pages about tasks and pools runs unchanged."""
 
 import re
 import subprocess
@@ -15,7 +15,7 @@ def _blocks(page):
     return re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
 
 
-# Pages with blocks that are complete programs, and pages whose blocks together make one program.
+# On some pages each block is a complete program; on others all blocks together are one program.
 PROGRAMS = {
     f"{page}-{number}": text
     for page in ("README.md", "docs/how-to/pools.md", "docs/how-to/dataloader.md")
@@ -33,7 +33,7 @@ def _case(value, name, text):
     return pytest.param(value, id=name, marks=[pytest.mark.heavy] if "import torch" in text else [])
 
 
-# What the resource tracker of multiprocessing writes, and the source line that `warnings` adds.
+# This matches a warning of multiprocessing's resource tracker, and the source line that `warnings` adds.
 LEAKED = re.compile(
     r".*UserWarning: resource_tracker: There appear to be (\d+) leaked semaphore objects .*\n  warnings\.warn.*\n"
 )
@@ -44,10 +44,11 @@ GONE = re.compile(
 
 def without_unlinked_semaphores(stderr):
     """
-    Return what a program wrote to stderr, without warnings of semaphores that were unlinked and are reported as leaked.
+    Return a program's stderr without the warnings that report unlinked semaphores as leaked.
 
-    A DataLoader closes its queues and does not wait for their threads. Such a thread may hold a queue's semaphores last: it
-    unlinks them, and tells the resource tracker. At the end of the program CPython may stop it between the two.
+    A DataLoader closes its queues and does not wait for their threads.
+    If such a thread is the last holder of a queue's semaphores, it unlinks them and then informs the
+    resource tracker. At the end of the program, CPython may stop the thread between the two steps.
     If the semaphore still exists, it was not unlinked, and its warning stays.
     """
     rest = LEAKED.sub("", stderr)
@@ -67,7 +68,7 @@ def test_example(path):
         assert done.stderr == ""
 
 
-# A queue whose thread holds its semaphores last, and never returns from the function `{stopped}`.
+# The thread of this queue is the last holder of its semaphores, and never returns from the function `{stopped}`.
 QUEUE = """
 import multiprocessing, threading
 from multiprocessing import queues, resource_tracker, synchronize

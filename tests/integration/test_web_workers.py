@@ -1,4 +1,4 @@
-"""The programs in docs/how-to/web-workers.md share one object between workers, with the servers replaced by processes."""
+"""Test that the programs in docs/how-to/web-workers.md share one object; plain processes replace the servers."""
 
 import os
 import re
@@ -11,7 +11,7 @@ import pytest
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "web-workers.md"
 APPLICATION, LIFESPAN, *_ = re.findall(r"^```python\n# \w+\.py\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
 
-# Do what gunicorn does with preloading: import, then fork, then call.
+# Imitate gunicorn with preloading: import the application, fork, then call it.
 MASTER = r"""
 import os, pyray_ser, app
 
@@ -29,7 +29,8 @@ for _ in range(3):
     os.wait()
 """
 
-# Do what uvicorn does in each worker: enter the lifespan, serve, leave it. FastAPI only stores both functions.
+# Imitate a worker of uvicorn: enter the lifespan, serve, leave the lifespan. The fake FastAPI only stores both
+# functions.
 FASTAPI = """
 class FastAPI:
     def __init__(self, lifespan):

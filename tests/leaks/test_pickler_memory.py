@@ -1,4 +1,4 @@
-"""A million dumps do not grow the memory; dumped objects are left without extra references and without cycles."""
+"""Test that a million dumps do not increase memory use, and that dumped objects get no extra references or cycles."""
 
 import ctypes
 import gc
@@ -18,7 +18,7 @@ from pyray_ser import _pickle
 
 
 def resident():
-    """Return the memory of this process, without what only malloc holds."""
+    """Return the resident memory of this process after malloc has released its free memory."""
     ctypes.CDLL(None).malloc_trim(0)
     return psutil.Process().memory_info().rss
 
@@ -60,7 +60,7 @@ def test_no_reference_is_left(dumps):
     before = [sys.getrefcount(x) for x in names]
     for _ in range(100):
         dumps(obj)
-    gc.collect()  # what cloudpickle made for the lambda contains cycles
+    gc.collect()  # cloudpickle's objects for the lambda contain cycles
     assert [sys.getrefcount(x) for x in names] == before
 
 
@@ -161,5 +161,5 @@ def test_classes_that_come_and_go_are_forgotten():
             gc.collect()
         return ref
 
-    # cloudpickle keeps track of the classes it has sent, weakly.
+    # cloudpickle keeps weak references to the classes it has sent.
     assert all(work()() is None for _ in range(20))

@@ -1,7 +1,7 @@
-"""Loads leave nothing behind: a million loads of a small value, fewer of other values, and of streams that fail
+"""Test that loads leak no memory: a million loads of a small value, fewer of other values and of streams that fail
 half-way.
 
-Each case runs in a fresh interpreter and counts the blocks the allocator has given out, exactly, before and after.
+Each case runs in a fresh interpreter and counts exactly the allocated blocks before and after.
 """
 
 import os

@@ -2,12 +2,14 @@
 
     run.py --objects build/ctest/plain --build build/mutation [--only WORDS] [--jobs N]
 
-``make mutation`` calls this after it has compiled the engine and the tests, so a mutant costs one C file, one link
-for each program and the time until the first test fails. A test that does not end within its limit has caught the
-bug, too. Each command must pass once on the unchanged engine before it runs on a mutant.
+``make mutation`` calls this after it has compiled the engine and the tests, so a mutant costs the compilation of one C
+file, one link for each program and the time until the first test fails.
+A test that exceeds its time limit has also caught the bug.
+Each command must pass once on the unchanged engine before it runs on a mutant.
 
-Where the system allows it, each run has its own /dev/shm, /var/tmp and processes, so that whatever a mutant leaves
-ends with the run. Exits with 1 when a bug survived or the table no longer fits the sources.
+Where the system allows it, each run has its own /dev/shm, /var/tmp and processes, so that files and processes that a
+mutant leaves are removed with the run. The exit status is 1 if a bug survived or the table no longer matches the
+sources.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ class Mutant:
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """A line of a mutant's ``tests``: variables, a program, names of cases."""
+    """One line of a mutant's ``tests``: environment variables, a program, and names of test cases."""
 
     text: str
     program: str
@@ -77,7 +79,7 @@ class Runner:
         self.lock = threading.Lock()
 
     def _wall(self) -> list[str]:
-        """Return the words to put before a command; empty if namespaces are not available."""
+        """Return the command prefix that creates the namespaces; it is empty if namespaces are not available."""
         user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
         words = ["unshare", *user, "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", WALL, "sh"]
         try:
@@ -117,7 +119,7 @@ class Runner:
         except subprocess.TimeoutExpired:
             verdict, said = "hung", ""
         finally:
-            # The group contains only our processes: it began with this one.
+            # The group contains only processes of this run, because this process started it.
             try:
                 os.killpg(process.pid, signal.SIGKILL)
             except ProcessLookupError:

@@ -2,11 +2,15 @@
 
     run_picklers.py --build build/intruder --site build/intruder/site --out build/mutation-picklers [--only WORDS] [--jobs N]
 
-Called by ``make mutation-picklers``, which has made a build with ``PYRAY_SER_INTRUDER=1`` before: a mutant costs the C files it
-changes, one link of their extension, and the time until the intruder fails. A run that crashes or does not end within its limit has
-found the fault, too. Each line of arguments must pass on the picklers as they are, once, before it may say anything about a mutant.
+``make mutation-picklers`` calls this after a build with ``PYRAY_SER_INTRUDER=1``, so a mutant costs the compilation of
+the
+C files that it changes, one link of their extension, and the time until the intruder fails.
+A run that crashes or exceeds
+its time limit has also found the fault. Each line of arguments must pass once on the unchanged picklers before it runs
+on a
+mutant.
 
-Exits with 1 when the intruder did not find a fault or the table no longer fits the sources.
+The exit status is 1 if the intruder missed a fault or the table no longer matches the sources.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ import numpy
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 SHORTEST_LIMIT = 60.0
-# As setup.py compiles the picklers, with less optimization: compiling takes half the time.
+# These are the flags of setup.py with less optimization, which halves the compile time.
 FLAGS = (
     "-std=gnu11 -pthread -fvisibility=hidden -fno-strict-aliasing -O1 -g0 -DNDEBUG -fPIC -w"
     " -DPRP_INTRUDER=1 -DNPY_NO_DEPRECATED_API=NPY_1_7_API_VERSION"
@@ -60,7 +64,7 @@ class Mutant:
 
     @property
     def folder(self) -> str:
-        """The folder of csrc that all files are in."""
+        """The folder of csrc that contains all files of the mutant."""
         (folder,) = {edit.file.partition("/")[0] for edit in self.edits}
         return folder
 
@@ -91,19 +95,19 @@ class Runner:
         self.lock = threading.Lock()
 
     def objects(self, folder: str) -> dict[str, pathlib.Path]:
-        """Return the objects that an extension was linked from, by their sources; "pyx" is that of the Cython code."""
+        """Return the object files of an extension by their sources; the key "pyx" is for the Cython code."""
         temp = self.build / f"temp.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         found = {}
-        # Objects of files that were moved or removed may lie there, too.
+        # The folder may also contain object files of sources that were moved or removed.
         for source in sorted((ROOT / "csrc" / folder).rglob("*.c")):
             path = source.relative_to(ROOT)
             found[str(path)] = temp / path.with_suffix(".o")
-        # What Cython wrote lies there under its absolute path.
+        # The object file of Cython's output is there under the absolute path of its source.
         found["pyx"] = temp / temp.relative_to("/") / "cython" / "pyx" / "pyray_ser" / f"_{folder}.o"
         return found
 
     def copy(self, folder: pathlib.Path) -> None:
-        """Make a folder that looks like the checkout: the picklers' sources and the intruder, which reads them."""
+        """Create a folder laid out like the checkout, with the picklers' sources and the intruder, which reads them."""
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(ROOT / "csrc", folder / "csrc", ignore=shutil.ignore_patterns("store"))
         shutil.copytree(ROOT / "tests" / "fuzz", folder / "tests" / "fuzz", ignore=shutil.ignore_patterns("corpus"))
@@ -113,7 +117,7 @@ class Runner:
             (package / path.name).symlink_to(path)
 
     def compile(self, mutant: Mutant, folder: pathlib.Path) -> str | None:
-        """Compile the files that the edits change and link them with the other objects; None, or what the compiler said."""
+        """Compile the changed files and link them with the other objects; return None, or the compiler's output."""
         objects = self.objects(mutant.folder)
         commands = []
         for path in sorted({f"csrc/{edit.file}" for edit in mutant.edits}):
@@ -150,7 +154,7 @@ class Runner:
         except subprocess.TimeoutExpired:
             how, said = "hung", ""
         finally:
-            # The group is ours alone: it began with this process.
+            # The group contains only processes of this run, because this process started it.
             try:
                 os.killpg(process.pid, signal.SIGKILL)
             except ProcessLookupError:
@@ -163,7 +167,7 @@ class Runner:
         return Verdict(how, points, intruded, doing, said)
 
     def prove(self, arguments: str) -> str | None:
-        """Run the intruder on the picklers as they are; None when it passes, else what it said."""
+        """Run the intruder on the unchanged picklers; return None if it passes, else its output."""
         with self.lock:
             if arguments in self.passed:
                 return None
@@ -178,7 +182,7 @@ class Runner:
         return None
 
     def judge(self, mutant: Mutant, number: int) -> tuple[str, str]:
-        """Return ``caught``, ``SURVIVED`` or ``BROKEN``, and by what or why."""
+        """Return ``caught``, ``SURVIVED`` or ``BROKEN``, and the run that caught it or the reason."""
         folder = self.out / f"{number:03}"
         self.copy(folder)
         try:
@@ -199,7 +203,7 @@ class Runner:
                 if "exited" in verdict.how:
                     return "BROKEN", f"{arguments} {verdict}:\n{verdict.said}"
                 if verdict.how != "passed":
-                    fault = verdict.said.partition("\n")[0]  # where it crashed, this is not about the object
+                    fault = verdict.said.partition("\n")[0]  # after a crash, this line does not describe the object
                     if not fault.startswith(verdict.doing):
                         fault = verdict.doing
                     return "caught", f"{arguments}: {verdict}: {fault}"

@@ -1,4 +1,4 @@
-"""Replace the functions of `pickle`, so that the unchanged tests of other projects use ours."""
+"""Replace the functions of `pickle`, so that unchanged tests of other projects use the functions of this package."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import pickle
 import pyray_ser
 
 _dumps, _loads, _load = pickle.dumps, pickle.loads, pickle.load
-# The first bytes of a pickle that stands for an object of the store.
+# A pickle that represents an object of the store begins with these bytes.
 _MARK = b"\x80\x05\x95pyray_ser:"
 _refs = []
 
 
 def by_our_pickler() -> None:
-    """Replace ``pickle.dumps`` and the like by our functions."""
+    """Replace ``pickle.dumps`` and the related names by our functions."""
     pickle.dumps, pickle.loads = pyray_ser.dumps, pyray_ser.loads
     pickle.dump, pickle.load = pyray_ser.dump, pyray_ser.load
 
 
 def by_put_and_get() -> None:
-    """Let ``pickle.dumps`` put a value and ``pickle.loads`` get it."""
+    """Make ``pickle.dumps`` put a value and ``pickle.loads`` get it."""
     pickle.dumps, pickle.loads, pickle.dump, pickle.load = _put, _get, _put_into, _get_from
 
 

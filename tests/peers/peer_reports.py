@@ -1,7 +1,8 @@
-"""A plugin for pytest in the runs of `suites.py`: records the outcome of each test, and selects the tests to run.
+"""Record the outcome of each test and select the tests to run, as a pytest plugin in the runs of `suites.py`.
 
-``PEER_RESULTS`` names the file that gets a line for each test.  ``PEER_WORD`` is a word that a test's source must have to be run,
-``PEER_ONLY`` names a file of the names of the tests to be run.
+``PEER_RESULTS`` names the file to which the plugin writes a line for each test.
+If ``PEER_WORD`` is set, only tests whose source
+contains that word run. ``PEER_ONLY`` names a file that lists the tests to run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Run test suites of other projects with and without this library, and print only what differs.
+"""Run test suites of other projects with and without this library, and print only the differences.
 
     python tests/peers/suites.py [--sources FOLDER] [--timeout SECONDS] [SUITE ...]
 
@@ -29,10 +29,10 @@ from typing import NamedTuple
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parents[1] / "build" / "peers"
 
-# Code that the interpreter runs first: way -> text of sitecustomize.
+# The interpreter runs this code first: way -> text of sitecustomize.
 INSTALL = "import pyray_ser; pyray_ser.install({})\n"
 POOLS = {"without": "", "with": INSTALL.format(""), "with min_bytes=64": INSTALL.format("min_bytes=64")}
-# The same text in a ".pth" file: it runs earlier, when half of the paths are missing.
+# This way has the same text in a ".pth" file, which runs earlier, when half of the paths are still missing.
 PTH = "with, from a .pth"
 PICKLES = {
     "without": "",
@@ -47,7 +47,7 @@ _test_multiprocessing.install_tests_in_module_dict(globals(), {method!r})
 
 
 class Suite(NamedTuple):
-    """One suite: what it needs, and how pytest is told what to run."""
+    """One suite: the packages it needs, and the arguments that make pytest run it."""
 
     needs: tuple[str, ...]
     arguments: Callable[[Path], list[str]]
@@ -69,14 +69,14 @@ def joblib(sources: Path) -> list[str]:
 
 
 def loky(sources: Path) -> list[str]:
-    """Return the tests of loky, of its source distribution."""
+    """Return the tests in the source distribution of loky."""
     return ["--skip-high-memory", "--loky-verbosity=20", str(unpacked("loky", sources) / "tests")]
 
 
 def distributed(sources: Path) -> list[str]:
-    """Return the tests of distributed's serialization, of its source distribution."""
+    """Return the tests of serialization in the source distribution of distributed."""
     folder = unpacked("distributed", sources)
-    # Its conftest needs plugins that are not distributed.
+    # The suite's conftest needs plugins that are not part of the source distribution.
     return [
         "--noconftest",
         "-p",
@@ -121,7 +121,7 @@ SUITES = {
     "joblib": Suite(("joblib.test.test_parallel",), joblib, {**POOLS, PTH: INSTALL.format("")}),
     "loky": Suite(("loky",), loky, {**POOLS, PTH: INSTALL.format("")}),
     "distributed": Suite(("distributed",), distributed, PICKLES),
-    # Without PyTables its folder ends the whole run.
+    # Without PyTables, the folder of its tests would abort the whole run.
     "pandas": types("pandas", "--no-strict-data-files", leave="pytables"),
     # These tests wait for servers.
     "pyarrow": types("pyarrow", leave="test_fs.py"),
@@ -130,11 +130,11 @@ SUITES = {
 }
 
 
-# ---- where the tests come from -----------------------------------------------------------------------------------------
+# ---- sources of the tests -----------------------------------------------------------------------------------------
 
 
 def unpacked(project: str, sources: Path) -> Path:
-    """Return the folder of a project's source distribution, of the version that is installed; fetch it where it is missing."""
+    """Return the folder of the source distribution of a project's installed version; download it if it is missing."""
     version = importlib.metadata.version(project)
     folder = sources / f"{project}-{version}"
     if not folder.is_dir():
@@ -160,7 +160,7 @@ def write_modules(folder: Path, first: str) -> None:
 
 
 def interpreter_with_pth(folder: Path, first: str) -> str:
-    """Make an interpreter that runs a line at its start, with the packages of this one, and return its path."""
+    """Create an interpreter that has the packages of this one and runs a line at its start; return its path."""
     venv.create(folder / "venv", with_pip=False, symlinks=True)
     packages = next((folder / "venv" / "lib").glob("python*/site-packages"))
     paths = [path for path in sys.path if path.endswith("-packages")]
@@ -182,7 +182,7 @@ class Run(NamedTuple):
 
 
 def run(suite: Suite, way: str, options: argparse.Namespace, only: list[str] | None = None) -> Run:
-    """Run a suite one way, or only some of its tests."""
+    """Run a suite, or only some of its tests, in one of the ways."""
     with tempfile.TemporaryDirectory(prefix="pyray_ser-peers-") as name:
         folder = Path(name)
         first = suite.ways[way]
@@ -200,7 +200,8 @@ def run(suite: Suite, way: str, options: argparse.Namespace, only: list[str] | N
         command += ["--continue-on-collection-errors", "--tb=short", "--disable-warnings"]
         command += ["-p", "peer_reports", f"--timeout={options.test_timeout}", *suite.arguments(options.sources)]
         if only is not None:
-            # The tests are chosen by name after collection: names may contain characters that a command line cannot.
+            # Tests are selected by name after collection, because names may contain characters that a command line
+            # cannot.
             (folder / "only").write_text("\n".join(map(repr, only)), encoding="utf-8")
             environment["PEER_ONLY"] = str(folder / "only")
         start = time.monotonic()
@@ -244,7 +245,7 @@ def exists(module: str) -> bool:
 
 
 def bad(outcome: str) -> bool:
-    """Return whether a test did not end as it should."""
+    """Return whether a test had an unexpected outcome."""
     return outcome not in ("passed", "skipped", "xfailed")
 
 

@@ -1,4 +1,4 @@
-"""Actors: order, state, restarts, handles in other processes, coroutines, and what is left at their end."""
+"""Test actors: call order, state, restarts, handles in other processes, coroutines, and cleanup at their end."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def pool():
 
 @ray.remote
 class Counter:
-    """Counts."""
+    """Count calls."""
 
     def __init__(self, start=0):
         self.count = start
@@ -151,7 +151,7 @@ def test_a_call_that_waited_for_its_argument_is_answered_however_one_waits_for_i
             "argument": lambda: same.remote(ref).future(),
         }
         result = started[how]() if how in started else None
-    # Give the threads time to fall asleep; without it this would test less.
+    # Give the threads time to block; without the pause this would test less.
     time.sleep(0.2)
     argument.settle(pack(7))
     if how == "wait 0":
@@ -310,7 +310,7 @@ def test_an_argument_of_an_actor_that_fails_is_the_error_of_every_call(reason, t
     for ref in before:
         with pytest.raises(kind, match=match):
             ray.get(ref, timeout=60)
-    # Also elsewhere.
+    # Later calls fail in the same way, also from another process.
     for ref in (counter.add.remote(), use.remote(counter)):
         with pytest.raises(kind, match=match):
             ray.get(ref, timeout=60)
@@ -528,7 +528,7 @@ def test_cancelling_a_call_that_waits_lets_those_behind_it_go():
         with pytest.raises(TaskCancelledError):
             ray.get(ref, timeout=240)
     assert not ray.cancel(first) and ray.get(counter.add.remote(), timeout=240) == 4
-    # The end of the actor does not wait for the stream either.
+    # The actor also ends without waiting for the stream.
     pid, waits = ray.get(counter.pid.remote()), counter.add.remote(never)
     del counter
     assert ray.cancel(waits) and gone(pid, 30)
@@ -574,7 +574,7 @@ def test_an_actor_that_dies_while_its_argument_is_awaited_is_made_once():
     counter = Counter.options(max_restarts=1).remote(argument)
     ref = counter.add.remote()
     result = in_thread(lambda: ray.get(ref, timeout=60))
-    # The collector reads, so it notices the end.
+    # The collector thread reads the pipe, so it notices the end.
     poll(lambda: counter._client.channel.calls.reader)
     pid = counter._client.pid
     os.kill(pid, signal.SIGKILL)
@@ -724,7 +724,7 @@ def test_coroutines_run_at_the_same_time():
     ray.get(actor.open.remote())
     assert ray.get(waiting[:3] + waiting[4:], timeout=240) == [0, 1, 2, *range(4, 20)]
     assert [ray.get(ref) for ref in actor.stream.remote(3)] == [0, 1, 2]
-    # More items than it may be ahead; other calls run meanwhile.
+    # Request more items than the generator may be ahead; other calls run meanwhile.
     stream = actor.stream.remote(40)
     assert ray.get(next(stream)) == 0
     end = time.monotonic() + 240
@@ -764,7 +764,7 @@ def test_progress():
 
 
 def test_what_lives_until_the_end_of_the_interpreter_ends_silently():
-    # Destructors that run after the globals of our modules were cleared.
+    # These destructors run after the globals of our modules were cleared.
     script = """
     import os, threading, pyray_ser as ray
     from pyray_ser.tasks import actor, channel, remote_handles, process, streams

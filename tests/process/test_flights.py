@@ -1,4 +1,4 @@
-"""References in flight: listed with their sender, ended when they can no longer be received."""
+"""Test references in flight: they are listed with their sender, and ended when no process can receive them any more."""
 
 import os
 import signal

@@ -1,7 +1,7 @@
-"""Every combination of a way to make a process, of what its parent holds, and of which process ends first and how.
+"""Test all combinations of how a process is created, what its parent holds, which process ends first, and how.
 
 In each case an observer keeps the store, a parent holds something and makes a child, and one of the two ends while
-the other continues. When both have ended, nothing may be left.
+the other continues. After both have ended, no object may be left.
 """
 
 import pytest
@@ -10,9 +10,10 @@ from isolated import run
 METHODS = ["fork", "vfork", "posix_spawn", "spawn", "forkserver"]
 HELD = ["views", "refs", "unsealed"]
 
-# The parent is a fork of the observer that holds nothing of it; the tested method makes the child. A child that
-# executes a new program cannot inherit views and references: it gets them by the id of the object, and the parent
-# waits until it has them.
+# The parent is a fork of the observer and holds no objects of the observer; the tested method creates the child.
+# A child that
+# executes a new program cannot inherit views and references: the child gets them by the id of the object, and the
+# parent waits until the child has them.
 MATRIX = """
     import gc, multiprocessing as mp, os, signal, subprocess, sys, threading, time
     import numpy as np

@@ -1,4 +1,4 @@
-"""Closing a store frees everything except what a thread, a view or a window still uses."""
+"""Test that closing a store frees everything that no thread, view or window still uses."""
 
 import pytest
 from isolated import run

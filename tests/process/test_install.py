@@ -1,11 +1,11 @@
-"""Existing pools: the same code, with large arrays and bytes through the store."""
+"""Test that existing pool code works unchanged while large arrays and bytes travel through the store."""
 
 from __future__ import annotations
 
 import pytest
 from isolated import run
 
-# Each script with its requirements and a check of what went through the store.
+# Each entry is a script with its requirements and a check of the values that went through the store.
 HEAD = """
 import enum, multiprocessing as mp, os, signal, sys, threading, time
 import numpy as np
@@ -488,8 +488,8 @@ def test_joblib_goes_on_to_map_large_arguments_from_its_files(tmp_path):
 
 @pytest.mark.heavy
 def test_twenty_gigabytes_through_one():
-    # 200 arrays of 100 MB travel there and back as results through a store of 1 GB: memory stays bounded, and values
-    # are complete.
+    # 200 arrays of 100 MB travel there and back as results through a store of 1 GB:
+    # memory stays bounded, and the values are correct.
     body = """
     def smaller(array):
         return array[:1_250_000] + array[-1]
@@ -509,7 +509,7 @@ def test_twenty_gigabytes_through_one():
         del result
         print(wait_until(lambda: pyray_ser.stats()["in_flight"] == 0))
     """
-    # imap would make all its arguments immediately.
+    # Without a limit, imap would create all its arguments immediately.
     limit = """
     taken = threading.Semaphore(6)
     def limited(arrays):

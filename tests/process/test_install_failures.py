@@ -1,4 +1,4 @@
-"""With `install`, an error about what cannot be pickled says where it is; nothing else about the error changes."""
+"""Test that with `install` an error about an object that cannot be pickled has its path, and is otherwise the same."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import textwrap
 import pytest
 from isolated import run
 
-# `told` returns what a program sees of an error without notes, and the paths in its notes.
+# `told` returns the type and text of an error, and the paths in its notes.
 HEAD = """
 import collections, functools, multiprocessing as mp, os, pickle, sys, threading
 import pyray_ser
@@ -68,7 +68,8 @@ class Word(str):
     pass
 """
 
-# Expressions and the path to the culprit in them, "" if it is the value itself, None if the error says nothing.
+# Each expression has the path to the object that cannot be pickled: "" for the value itself, None for an error
+# without a path.
 CASES = [
     ("[1, {'a': lock}]", "[1]['a']"),
     ("Plain(inner=[1, Plain(lock=lock)])", ".inner[1].lock"),

@@ -1,4 +1,4 @@
-"""With `install` a program prints what it prints without: each script runs both ways."""
+"""Test that a program prints the same with `install` as without it: each script runs both ways."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ import pyray_ser
 
 def same(body: str, *, needs_store: bool = False, **options: object) -> str:
     """
-    Run a script without and with `install`, compare what it prints, and return that.
+    Run a script without and with `install`, compare the two outputs, and return the output.
 
     Parameters
     ----------
     body : str
-        ``start()`` in it stands for the call of `install`.
+        In the script, ``start()`` is the call of `install`, or does nothing.
     needs_store : bool
         Whether the script with `install` must have stored something.
     **options
-        For `install`.
+        Options for `install`.
     """
     import textwrap
 

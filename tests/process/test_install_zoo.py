@@ -1,4 +1,4 @@
-"""Values of all kinds go through each channel of pools as they do without `install`."""
+"""Test that values of all kinds arrive through each channel of pools as they do without `install`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from patience import patience
 
 LIGHT = ["Pool", "Pipe"]
 HEAVY = ["Pool of spawned workers", "Queue", "joblib", "joblib, multiprocessing", "loky"]
-# Other channels, and all values (two minutes for each channel), are run by hand:
+# Run the other channels, or all values (two minutes for each channel), by hand:
 # python tests/support/pool_zoo.py CHANNEL all with | without
 
 

@@ -1,4 +1,4 @@
-"""Lifetimes of refs, views, handles, processes and the interpreter, in every order of ends."""
+"""Test the lifetimes of refs, views, handles, processes and the interpreter, for every order in which they end."""
 
 import pytest
 from isolated import run
@@ -265,7 +265,7 @@ def test_interpreter_exit_with_views(how, threads):
     {ending}
     """
     out = run(script, status=0 if how == "exit" else 1, errors=True)
-    # With a daemon thread the interpreter itself does not collect cycles at its end.
+    # With a daemon thread, the interpreter does not collect cycles at exit.
     assert out.startswith("atexit") and (threads or out.count("del") == 2)
 
 
@@ -500,7 +500,7 @@ def test_init_arguments():
 @pytest.mark.parametrize("intruder", ["shutdown", "init", "pickle", "future"])
 @pytest.mark.parametrize("interrupted", ["shutdown", "init", "pickle", "future", "scope"])
 def test_a_handler_may_call_at_each_line_of_a_call(interrupted, intruder):
-    """Close as a signal handler or a finalizer does, which Python runs between any two lines."""
+    """Close the store between any two lines of a call, as a signal handler or a finalizer can."""
     script = f"""
     import faulthandler, os, pickle, pyray_ser, sys
     from pyray_ser.exceptions import ObjectLostError, StoreClosedError
@@ -706,7 +706,7 @@ def test_a_child_forked_before_any_store_is_open_leaves_the_lock_of_a_directory_
 
 
 def test_stores_are_opened_and_closed_while_the_lock_of_logging_is_taken():
-    """Leave the lock as it is after a signal handler raised within `logging.getLogger`."""
+    """Another thread holds the lock of logging, as if a signal handler had raised within `logging.getLogger`."""
     script = """
     import faulthandler, logging, pyray_ser, threading
     faulthandler.dump_traceback_later(60, exit=True)

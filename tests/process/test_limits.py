@@ -1,4 +1,4 @@
-"""Simulated limits of the machine: each causes an error that names it, never a signal, and nothing is lost."""
+"""Test that each simulated limit of the machine causes an error that names it, no signal, and no loss of objects."""
 
 import os
 import pathlib
@@ -37,7 +37,7 @@ def finish(process: subprocess.Popen, timeout: float = 90) -> str:
 
 
 def test_a_tiny_tmpfs(tmp_path):
-    """As in Docker: 16 MiB of shared memory, and a larger capacity."""
+    """The store has a capacity above the 16 MiB of its tmpfs, as can happen in Docker."""
     script = f"""
         import subprocess
         import numpy as np
@@ -94,7 +94,7 @@ MEMORY_CGROUP = pathlib.Path("/sys/fs/cgroup")
 
 @pytest.mark.parametrize("form", [{}, {"spill_checksum": True}, {"spill_compress": "lz4", "spill_checksum": True}])
 def test_a_full_disk(tmp_path, form):
-    """If the spill directory's file system is full, so is the store, and nothing is lost in either."""
+    """If the file system of the spill directory is full, puts fail with a full store, and no object is lost."""
     script = f"""
         import os
         import subprocess
@@ -351,7 +351,7 @@ def test_a_limit_of_the_size_of_files():
 
 
 def test_no_memory_inside_a_put():
-    """An allocation that fails anywhere inside put or get leaves neither object nor draft nor reference behind."""
+    """An allocation that fails anywhere in put or get leaves no object, no unsealed object and no reference behind."""
     body = """
         import numpy as np
         import _testcapi
@@ -392,7 +392,7 @@ def test_no_memory_inside_a_put():
 
 
 def test_no_descriptor():
-    """Open a store, and find that of another process, while the table of descriptors is full."""
+    """Open a store, and find the store of another process, while the table of descriptors is full."""
     body = """
         import os, resource
         import pyray_ser
@@ -491,12 +491,12 @@ def test_two_pid_namespaces(two_namespaces):
     assert ask(1, "view = pyray_ser.get_by_name('shared'); answer = int(view.sum())") == "4999950000"
     assert ask(1, "mine = pyray_ser.put(np.ones(50_000), name='other'); answer = pyray_ser.stats()['clients']") == "2"
     assert ask(0, "held = pyray_ser.get_by_name('other'); answer = float(held.sum())") == "50000.0"
-    # Each process is pid 1 in its namespace: neither takes the other for itself, or for dead while it only sleeps.
+    # Each process is pid 1 in its namespace: neither mistakes the other for itself, or for dead while it sleeps.
     for which in (0, 1):
         assert (
             ask(which, "_core.default().look(); _core.default().check(); answer = pyray_ser.stats()['clients']") == "2"
         )
-    # What one process left unfinished or held is released at its end; what the other holds is not.
+    # When one process ends, its unfinished objects and holds are released, those of the other process are not.
     assert ask(1, "window = pyray_ser.create(1_000_000); answer = len(window)") == "1000000"
     assert (
         ask(0, "ref = None; pyray_ser.free(_core.find_name(_core.default(), 'other')); answer = float(held[-1])")

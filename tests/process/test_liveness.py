@@ -1,7 +1,7 @@
-"""A living client is never declared dead, whatever /proc shows; a dead one always is.
+"""Test that a living client is never declared dead, whatever /proc shows, and that a dead client always is.
 
-The rows of docs/internals/liveness.md that need real processes, users and namespaces. Rows that a record in shared
-memory can simulate are in tests/c/test_reaping.c.
+These tests cover the rows of docs/internals/liveness.md that need real processes, users and namespaces.
+tests/c/test_reaping.c covers the rows that a record in shared memory can simulate.
 """
 
 import os
@@ -16,7 +16,7 @@ from isolated import environment, run
 from patience import patience
 
 ROOT = os.geteuid() == 0
-# If the tests run as an ordinary user, a user namespace makes them root where they need it.
+# If the tests run as an ordinary user, a user namespace gives them root rights where they need them.
 AS_ROOT = [] if ROOT else ["--user", "--map-root-user"]
 
 PAIR = """
@@ -163,7 +163,7 @@ def test_workers_that_close_every_descriptor_live():
 
 @pytest.fixture
 def name():
-    """For a named store: a run that fails may leave its file, so the test removes it."""
+    """Yield the name of a store, and remove its file afterwards: a run that fails may leave the file."""
     name = f"test-liveness-{uuid.uuid4().hex}"
     yield name
     path = os.path.join(run_path(), name)
@@ -239,7 +239,7 @@ def test_a_client_of_another_namespace_lives(flags, name):
 
 @pytest.mark.skipif(not ROOT, reason="only root may become another user")
 def test_forks_of_a_process_that_became_another_user_are_clients():
-    """Such a process cannot open the store again: its children share its descriptor, but are still told apart."""
+    """Such a process cannot open the store again. Its children share its descriptor, but are still distinguished."""
     script = """
         import os, threading  # before modules are out of its reach, as they are in a virtual environment of root's
         import numpy as np

@@ -1,4 +1,4 @@
-"""Docker's /dev/shm of 64 MB: a named store takes no more than there is, spills, and says which file system is full."""
+"""Test that a named store in Docker's 64 MB /dev/shm stays within it, spills, and names the full file system."""
 
 import os
 import shutil

@@ -1,5 +1,5 @@
-"""Directories of spill files: several processes make and clean them up at the same time, and they are removed or
-locked while a store uses them."""
+"""Test spill directories that several processes create and clean up at the same time, and that are removed or locked
+while a store uses them."""
 
 from isolated import run
 

@@ -1,4 +1,4 @@
-"""References through everything that multiprocessing offers, under every start method."""
+"""Test that references travel through all channels of multiprocessing under every start method."""
 
 import pytest
 from isolated import run

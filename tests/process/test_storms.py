@@ -1,4 +1,4 @@
-"""A short run of the storm over the life of a store; `tests/torture/storm_lifetime.py` says what it does."""
+"""Run the stress test of the life cycle of a store for a short time; `tests/torture/storm_lifetime.py` describes it."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Remote functions: results, references as arguments, errors, cancelling, dying workers."""
+"""Test remote functions: results, references as arguments, errors, cancellation, and workers that die."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def nap(seconds, value=None):
 
 @ray.remote
 def hold(path):
-    """Report that the call runs, and run until a file appears."""
+    """Report that the call has started, and return when a file appears."""
     path.with_suffix(".runs").touch()
     while not path.exists():
         time.sleep(0.005)
@@ -258,7 +258,7 @@ def test_errors_are_of_both_types():
 
 
 class Peculiar(Exception):
-    """Instances cannot be made from their `args` alone, and have no text."""
+    """An exception that cannot be created from its `args` alone, and whose `str` is empty."""
 
     def __new__(cls, code, hint):
         return super().__new__(cls, code)
@@ -445,7 +445,7 @@ def test_streams():
             time.sleep(0.01)
             yield np.full(10_000, i)
 
-    # More items than it may be ahead, so that it cannot have ended by then.
+    # The generator yields more items than it may be ahead, so it has not ended after its first result.
     stream = count.remote(40)
     first = ray.get(next(stream))
     assert first[0] == 0 and repr(stream).startswith("ResultStream") and "ended" not in repr(stream)
@@ -637,8 +637,8 @@ def test_start_methods(method):
 
 
 def test_without_new_threads_the_workers_end_all_the_same():
-    """Since Python 3.12 an interpreter that is ending starts no threads, and the thread that reaps processes may not
-    exist yet."""
+    """Since Python 3.12 an interpreter starts no threads during its exit, so the thread that reaps processes may not
+    exist then."""
     script = """
     import os, threading, pyray_ser as ray
     from pyray_ser.tasks import collector

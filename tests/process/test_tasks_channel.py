@@ -1,4 +1,4 @@
-"""The thread that reads answers, and descriptors whose numbers are used again."""
+"""Test the thread that reads answers, and channels whose descriptor numbers are reused."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from pyray_ser.tasks.refs import TaskRef
 
 
 class Peer:
-    """A stand-in for a process: a pipe, and another pipe that shows its end."""
+    """A fake process with two pipes: one for messages, and one whose end means that the process has ended."""
 
     def __init__(self, take: tuple[int, int] | None = None) -> None:
         ends = [end.detach() for end in socket.socketpair()] + [*os.pipe()]
-        # Use high numbers at first, and even higher ones for a thread that takes those of another.
+        # Use high descriptor numbers first, and higher ones for a peer that takes over the numbers of another one.
         numbers = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 200 if take is None else 300) for end in ends]
         for end in ends:
             os.close(end)
@@ -83,13 +83,13 @@ def test_a_new_process_may_get_the_numbers_of_one_that_has_just_died():
     channel = Channel(first, first.pipe, succeed)
     channel.submit(calls[0])
     calls[1].ref.add_done_callback(lambda _: settled.set())
-    # Both of its descriptors become ready before the collector checks.
+    # Both descriptors of the channel become ready before the collector checks them.
     first.end()
     channel.collect_later()
     while not made:
         assert not settled.wait(0.01)
     second, successor = made[0]
-    # Events of the first channel must not be taken for events of the second.
+    # The collector must not mistake events of the first channel for events of the second.
     assert not settled.wait(0.3) and not successor.dead
     second.theirs.send_bytes(protocol.write(protocol.END, calls[1].number))
     assert settled.wait(240) and type(calls[1].ref.outcome) is bytes

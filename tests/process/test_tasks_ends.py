@@ -1,4 +1,4 @@
-"""Actors that have ended, seen from every process that has a handle; waits that end with an error or a timeout."""
+"""Test calls of ended actors from every process with a handle, and waits that end with an error or a timeout."""
 
 from __future__ import annotations
 

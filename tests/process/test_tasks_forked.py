@@ -1,4 +1,4 @@
-"""Forked workers: they start with their parent's memory, and must not keep its objects for as long as they live."""
+"""Test that forked workers, which start with the memory of their parent, do not keep its objects alive."""
 
 from __future__ import annotations
 

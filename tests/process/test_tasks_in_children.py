@@ -1,4 +1,4 @@
-"""Tasks and actors in children of multiprocessing and executors, which must end as they do without tasks."""
+"""Test that children of multiprocessing and executors end normally if they have used tasks and actors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls made in signal handlers and finalizers, which interrupt calls of the same thread."""
+"""Test calls made in signal handlers and finalizers that interrupt other calls of the same thread."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_finalizer_may_call(how, of):
     assert run(script) == "fine"
 
 
-# Code that interrupts the main thread when it registers the pipe of an actor with the kernel.
+# This code interrupts the main thread when it registers the pipe of an actor with the kernel.
 INTERRUPTED = """
     import time
     import pyray_ser as ray
@@ -166,7 +166,7 @@ def test_a_handler_may_get_a_result_before_the_pool_is_told_of_the_call_it_inter
 
 
 class _Registered:
-    """A stand-in with the methods of a channel and of epoll that a collector needs."""
+    """A fake object with the methods of a channel and of epoll that a collector needs."""
 
     def __init__(self, thread):
         descriptor = SimpleNamespace(fileno=lambda: 1001)

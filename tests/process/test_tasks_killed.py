@@ -1,4 +1,4 @@
-"""Death at any moment of submit, run and return: callers get an error within a second, and nothing is left."""
+"""Test that callers get an error within a second after a death during submit, run or return, and nothing is left."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_installed_pools_after_a_thousand_kills():
 
 
 def kills(count: int) -> None:
-    # In both directions: messages that the killed process had not read, and messages from it that no process reads.
+    # This tests both directions: messages that the killed process had not read, and messages from it that are not read.
     script = f"""
     import multiprocessing as mp, os, random, signal, time, numpy as np, pyray_ser
     def child(end, queue):

@@ -1,4 +1,4 @@
-"""Workers whose parent has no store log that their objects end with them."""
+"""Test that workers log a message if their parent has no store, because their objects are then lost when they end."""
 
 import pytest
 from isolated import run

@@ -1,4 +1,4 @@
-"""Every lock and every wait of the package has a row in docs/internals/waits.md, and every row belongs to one."""
+"""Test that every lock and every wait of the package has a row in docs/internals/waits.md, and that no row is stale."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pyray_ser
 
 ROOT = Path(__file__).resolve().parents[2]
-# Calls that make a lock or may wait.
+# These calls create a lock or may wait.
 MAKERS = {"Lock", "RLock", "allocate_lock", "Condition", "Event", "Semaphore", "Barrier"}
 WAITERS = {
     "accept", "acquire", "answer_challenge", "connect", "deliver_challenge", "flock", "join", "lockf", "poll", "recv", "recv_bytes",
@@ -17,7 +17,7 @@ WAITERS = {
 
 
 def waits_in(path: Path) -> set[str]:
-    """Return ``module.function`` of all places in a file that make a lock or may wait."""
+    """Return ``module.function`` of all places in a file that create a lock or may wait."""
     found: set[str] = set()
 
     def look(node: ast.AST, scope: tuple[str, ...]) -> None:
@@ -39,14 +39,14 @@ def is_wait(call: ast.Call) -> bool:
         return False
     of = ast.unparse(function.value)
     if function.attr == "join":
-        # The join() of text and of paths does not count.
+        # The join() of strings and of paths does not count.
         return not isinstance(function.value, ast.Constant) and of not in (
             "os.path",
             "os.pathsep",
             "call[:-len(b'\\x97\\x85R')]",
         )
     if function.attr == "get":
-        # The get() of a queue or an object counts, not that of a dict.
+        # The get() of a queue or an object counts, the get() of a dict does not.
         return (not call.args and not call.keywords) or of in ("_core", "pyray_ser")
     return function.attr in MAKERS | WAITERS and of != "polars" and "alias" not in of
 

@@ -1,7 +1,8 @@
-"""Replace the functions of cloudpickle and pickle by ours, for cloudpickle's own test suite.
+"""Replace the functions of cloudpickle and pickle by those of this package, for cloudpickle's own test suite.
 
-A plugin of the pytest that runs the suite, which writes the outcome of each test to the file named by CLOUDPICKLE_OUTCOMES; and,
-copied as ``sitecustomize.py`` to the folder that the suite puts on the path of its child processes, the same for those.
+This is a plugin for the pytest process that runs the suite; it writes the outcome of each test to the file named by
+CLOUDPICKLE_OUTCOMES. The suite puts a folder on the path of its child processes; a copy of this file there, named
+``sitecustomize.py``, replaces the functions in these processes.
 """
 
 import json

@@ -1,6 +1,6 @@
-"""Several hundred values of other libraries, made as their users make them, with each library's own way to compare.
+"""Provide several hundred values of other libraries, built as users build them, each with the library's own comparison.
 
-`light()` and `heavy()` give ``{name: (value, compare)}``; ``compare(got, value)`` raises where the two differ.
+`light()` and `heavy()` return ``{name: (value, compare)}``; ``compare(got, value)`` raises if the two differ.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ def pyarrow_cases() -> dict[str, Case]:
     def same(got: Any, value: Any) -> None:
         assert type(got) is type(value) and len(got) == len(value) and got.type == value.type
         got.validate(full=True)
-        # In this library NaN is not equal to itself.
+        # In pyarrow, NaN is not equal to itself.
         assert got.equals(value) or got.to_pylist() == value.to_pylist() or "nan" in str(value)
 
     def same_table(got: Any, value: Any) -> None:
@@ -333,7 +333,7 @@ def scipy_cases() -> dict[str, Case]:
 
 
 def light() -> dict[str, Case]:
-    """Values of the libraries that `make test` installs."""
+    """Return values of the libraries that `make test` installs."""
     return numpy_cases() | pandas_cases() | pyarrow_cases() | polars_cases() | scipy_cases()
 
 
@@ -466,5 +466,5 @@ def pillow_cases() -> dict[str, Case]:
 
 
 def heavy() -> dict[str, Case]:
-    """Values of the libraries that only `make test-heavy` installs."""
+    """Return values of the libraries that only `make test-heavy` installs."""
     return torch_cases() | xarray_cases() | sklearn_cases() | pillow_cases()

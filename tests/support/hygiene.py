@@ -1,4 +1,4 @@
-"""Things that a run of the tests must not leave: /dev/shm entries, descriptors, maps, children."""
+"""Find what a test run must not leave: entries in /dev/shm, descriptors, mappings, child processes."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ SHM = "/dev/shm"
 
 def name_this_run() -> None:
     """
-    Give this run, children included, a directory of named stores that no other run or program uses.
+    Set a directory of named stores for this run and its children that no other run or program uses.
 
-    Other entries of tests in /dev/shm begin with `run_path`, so that entries of other programs are not taken for
-    ours.
+    Other entries of tests in /dev/shm begin with `run_path`, so that entries of other programs are not mistaken
+    for entries of this run.
     """
     os.environ.setdefault("PYRAY_SER_STORE_DIR", f"{SHM}/pyray_ser-test-{uuid.uuid4().hex[:12]}")
 
 
 def run_path() -> str:
-    """Return the prefix of the paths of everything that this run makes in /dev/shm."""
+    """Return the path prefix of all entries that this run creates in /dev/shm."""
     return os.environ["PYRAY_SER_STORE_DIR"]
 
 
 def shm_entries() -> set[str]:
-    """Files and folders in /dev/shm, at any depth, that this run made; of the directory of named stores only what is in it."""
+    """Return the files and folders that this run made in /dev/shm; the directory of named stores itself is left out."""
     found = set()
     for top in glob.glob(glob.escape(run_path()) + "*"):
         if top != run_path():
@@ -52,13 +52,13 @@ def descriptors() -> dict[int, str]:
 
 
 def store_maps() -> list[str]:
-    """Mappings of shared memory: a store's file in /dev/shm or a memfd."""
+    """Return the mappings of shared memory: files of stores in /dev/shm and memfds."""
     with open("/proc/self/maps") as maps:
         return [line.rstrip("\n") for line in maps if SHM in line or "memfd:" in line]
 
 
 def descendants(pid: int) -> dict[int, str]:
-    """Living processes below `pid`, with their names."""
+    """Return the living descendants of `pid`, with their names."""
     children: dict[int, list[tuple[int, str]]] = {}
     for entry in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -78,7 +78,7 @@ def descendants(pid: int) -> dict[int, str]:
 
 
 class Watch:
-    """Records what exists at its creation; `new()` returns what was added since."""
+    """Record the resources that exist now; `new()` returns those added later."""
 
     def __init__(self) -> None:
         self.shm = shm_entries()
@@ -87,7 +87,7 @@ class Watch:
         self.children = descendants(os.getpid())
 
     def shut_down_everything(self) -> None:
-        """End the store and the helper processes that multiprocessing keeps for itself."""
+        """Close the store and end the helper processes of multiprocessing."""
         gc.collect()
         package = sys.modules.get("pyray_ser")
         if package is not None and hasattr(package, "shutdown"):
@@ -101,7 +101,7 @@ class Watch:
             tracker._resource_tracker._stop()
 
     def new(self, seconds: float = 20.0) -> list[str]:
-        """Return one line per new thing, after waiting for processes that are ending."""
+        """Return one line per new resource, after waiting for processes that are ending."""
         end = time.monotonic() + patience(seconds)
         while (children := self._new_children()) and time.monotonic() < end:
             time.sleep(0.05)
@@ -120,7 +120,7 @@ class Watch:
 
     @staticmethod
     def _is_foreign(target: str) -> bool:
-        """Temporary files of pytest's capturing; descriptors of polars' runtime, which cannot be ended."""
+        """Return whether a descriptor belongs to pytest's capturing or to polars' runtime, which cannot be ended."""
         if "polars" in sys.modules and target in ("anon_inode:[eventpoll]", "anon_inode:[eventfd]"):
             return True
         return target.startswith("/tmp/") and target.endswith("(deleted)")

@@ -1,4 +1,4 @@
-"""Which bytes of a value stay in the stream and which leave it, by the rules of `put`, with each of the picklers."""
+"""Determine which bytes of a value stay in the stream under the rules of `put`, with each of the picklers."""
 
 import io
 import pickle
@@ -41,7 +41,7 @@ def put(value):
 
 
 def load(stream, buffers):
-    """Load over buffers like those of the store: other memory, which no code can write to."""
+    """Load over copies of the buffers in memory that no code can write to, like the memory of the store."""
     buffers = [memoryview(bytes(buffer)) for buffer in buffers]
     if _engine == "compiled":
         from pyray_ser import _unpickle

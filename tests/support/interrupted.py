@@ -1,10 +1,11 @@
-"""Programs that run Python code inside a dump or a load, and what interrupts each of them at each of its lines.
+"""Run programs with Python code inside a dump or a load, and interrupt each program at each of its lines.
 
-An interrupt is an exception raised by a trace function at the n-th line that is run, for n = 1, 2, ... until the program ends
-without it. Each attempt runs in a new process, forked from one that has pickled nothing, so that work done once per
-process is interrupted, too. The call must raise the exception, unless other Python code catches it on its way: the
-interpreter reports what ends in a weakref callback, and `except Exception` of other libraries is found by their
-frames.
+An interrupt is an exception raised by a trace function at the n-th line that is run, for n = 1, 2, ...
+until the program ends without the exception. Each attempt runs in a new process, forked from one that has pickled
+nothing, so that work done once per process is also interrupted.
+The call must raise the exception, unless other Python code catches it. The
+interpreter only reports an exception in a weakref callback, and an `except Exception` of another library is
+recognized by its frames.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from pyray_ser import _pickle, _unpickle
 
 
 class Hooks:
-    """Every method that a pickler or an unpickler may call on an instance."""
+    """A class with every method that a pickler or an unpickler may call on an instance."""
 
     def __init__(self, value=1):
         self.value = value
@@ -53,7 +54,7 @@ class Hooks:
 
 
 class Reduced:
-    """A reduction of six parts."""
+    """A class whose reduction has six parts."""
 
     def __init__(self):
         self.items = [1, 2]
@@ -67,7 +68,7 @@ def set_state(obj, state):
 
 
 class OldReduced:
-    """A class whose `__reduce_ex__` cannot be found."""
+    """A class whose lookup of `__reduce_ex__` fails."""
 
     def __getattribute__(self, name):
         if name == "__reduce_ex__":
@@ -79,7 +80,7 @@ class OldReduced:
 
 
 class Items(dict):
-    """A dict and a list that define their own iteration."""
+    """A dict that defines its own iteration."""
 
     def items(self):
         yield from list(dict.items(self))
@@ -97,7 +98,7 @@ class Sequence(list):
 
 
 class Key:
-    """A class with __hash__ and __eq__ in Python."""
+    """A class whose __hash__ and __eq__ are written in Python."""
 
     def __init__(self, name):
         self.name = name
@@ -116,7 +117,7 @@ class Key:
 
 
 class Unpicklable:
-    """Refuses with an exception whose class has Python code."""
+    """A class that raises an exception whose class has Python code."""
 
     def __reduce__(self):
         raise Refusal("no")
@@ -141,7 +142,7 @@ class TypeRefusal(TypeError):
 
 
 class Unnamed:
-    """Refers to a name that does not exist."""
+    """A class that refers to a name that does not exist."""
 
     def __reduce__(self):
         return "nowhere.to.be.found"
@@ -196,7 +197,7 @@ class Name(str):
 
 
 class Odd(enum.Enum):
-    """An enum whose value is compared in Python."""
+    """An enum whose values are compared by Python code."""
 
     ONE = Name("one")
 
@@ -226,7 +227,7 @@ class Tabled:
 
 
 class Failing(enum.Enum):
-    """Its members refuse."""
+    """An enum whose members cannot be pickled."""
 
     A = 1
 
@@ -235,7 +236,7 @@ class Failing(enum.Enum):
 
 
 class LazyModule(types.ModuleType):
-    """A module whose attributes are made on first access."""
+    """A module that creates its attributes on first access."""
 
     def __getattr__(self, name):
         if name == "made":
@@ -251,7 +252,7 @@ made.__module__ = made.__qualname__ = "made"
 
 
 class Finder:
-    """Imports the module `found_late`."""
+    """An import hook for the module `found_late`."""
 
     @staticmethod
     def find_spec(name, path=None, target=None):
@@ -278,7 +279,7 @@ late.__module__, late.__qualname__ = "found_late", "thing"
 
 
 class File:
-    """A file in Python, with all that an unpickler asks for."""
+    """A file in Python with all methods that an unpickler calls."""
 
     def __init__(self, data=b""):
         self.file = io.BytesIO(data)
@@ -344,7 +345,7 @@ PROGRAMS: dict[str, Callable[[], Callable[[], Any]]] = {}
 
 
 def program(function):
-    """The function prepares, and returns the function that is interrupted."""
+    """Register a function that prepares a program and returns the function to interrupt."""
     PROGRAMS[function.__name__] = function
     return function
 
@@ -403,7 +404,7 @@ def _for_each_object():
 
 
 def install():
-    """Names that the objects by name need."""
+    """Define the names of the objects that are pickled by name."""
     sys.modules["made"] = LazyModule("made")
     sys.meta_path.append(Finder)
 
@@ -437,7 +438,7 @@ def dumps_module_by_value():
 
 @program
 def dumps_asks_cloudpickle():
-    """The function that is asked whether modules go by value."""
+    """Interrupt cloudpickle's function that decides whether a module is pickled by value."""
     registered = cloudpickle.cloudpickle._PICKLE_BY_VALUE_MODULES
 
     def list_registry():
@@ -450,7 +451,7 @@ def dumps_asks_cloudpickle():
 
 @program
 def dumps_cloudpickle_with_properties():
-    """A CloudPickler whose dispatch_table is a property."""
+    """Pickle with a CloudPickler whose dispatch_table is a property."""
 
     class Pickler(cloudpickle.CloudPickler):
         @property
@@ -507,7 +508,7 @@ def loads_persistent():
 
 
 def refused(value):
-    """Programs that end in a refusal: an interrupt while its message is composed must be raised."""
+    """Test a value that cannot be pickled: an interrupt while the error message is composed must be raised."""
 
     def call(dumps):
         try:
@@ -594,7 +595,7 @@ def _catches(frame, skip_exceptions: bool) -> bool:
 
 
 def attempt(run: Callable[[], Any], n: int, error: type[BaseException], skip_catching: bool) -> tuple[int, str]:
-    """Run with `error` raised at line n."""
+    """Run the program and raise `error` at line n."""
     lines = 0
     at = ""
     caught = False

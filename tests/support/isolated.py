@@ -1,4 +1,4 @@
-"""Scripts in fresh interpreters that do not use the store of the test run."""
+"""Run scripts in fresh interpreters that do not use the store of the test run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(script: str, *, timeout: float = 90, status: int = 0, errors: bool = Fal
     Returns
     -------
     str
-        What it printed.
+        The output of the script.
     """
     # Write the script to a file, because spawned children must be able to import the main module.
     import tempfile

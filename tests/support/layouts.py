@@ -1,10 +1,11 @@
-"""Values of every mix of sizes and memory layouts, for tests of what writes them."""
+"""Build values with mixed sizes and memory layouts, for tests of the code that writes them."""
 
 import random
 
 import numpy as np
 
-# Both sides of every threshold: in-band data, small objects, copies by piece, frames, references, pages.
+# These sizes are on both sides of each threshold: in-band data, small objects, copies in pieces, frames, references,
+# pages.
 EDGES = [1, 900, 1023, 1024, 1600, 4095, 4096, 4097, 32 * 1024, 64 * 1024, 65 * 1024, 256 * 1024]
 SIZES = [n + d for n in EDGES for d in (-8, 0, 8) if n + d > 0]
 
@@ -55,7 +56,7 @@ MAKERS = [contiguous, strided, reverse, column, fortran, broadcast, frozen, blob
 
 
 def mix(seed):
-    """A list or dict of up to eight parts in random order; some overlap in memory, and some occur twice."""
+    """Return a list or dict of up to eight parts in random order; some overlap in memory, and some occur twice."""
     draw = random.Random(seed)
     parts = [draw.choice(MAKERS)(draw.choice(SIZES), draw.randrange(1000)) for _ in range(draw.randint(1, 8))]
     for array in [part for part in parts if isinstance(part, np.ndarray)]:

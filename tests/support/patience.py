@@ -1,4 +1,4 @@
-"""How long a test waits before it reports a hang: longer on an overloaded machine."""
+"""Compute how long a test waits before it reports a hang: longer on an overloaded machine."""
 
 from __future__ import annotations
 

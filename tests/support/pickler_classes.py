@@ -1,4 +1,4 @@
-"""Classes and functions of the pickler's tests that must go by name."""
+"""Define classes and functions that tests of the pickler need to pickle by name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class SlottedNode:
 
 
 class Nested:
-    """Nests through its own reduction."""
+    """A class whose reduction contains another instance."""
 
     def __init__(self, inner=None):
         self.inner = inner
@@ -46,7 +46,7 @@ class Colour(enum.Enum):
 
 
 class Changing:
-    """Its reduction calls a given function."""
+    """A class whose reduction calls a given function."""
 
     def __init__(self, action=None):
         self.action = action
@@ -58,7 +58,7 @@ class Changing:
 
 
 class Reentrant:
-    """Its reduction pickles."""
+    """A class whose reduction runs a pickler."""
 
     def __init__(self, payload, dumps):
         self.payload = payload
@@ -85,6 +85,6 @@ def chain(cls, length):
 
 
 def unchain(head):
-    """Take a chain apart without recursion."""
+    """Release a chain of objects without recursion."""
     while head is not None:
         head = head.next

@@ -1,4 +1,4 @@
-"""Values of many kinds, a description of what a program can see of each, and the channels of pools."""
+"""Define values of many kinds, a description of their observable properties, and the channels of pools."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ import uuid
 
 import numpy as np
 
-# Elements of an array: a large one has at least `MIN_BYTES`.
+# This is the number of elements of an array; a large array has at least `MIN_BYTES`.
 SIZES = {"small": 6, "large": 1200}
 MIN_BYTES = 1024
-# Elements of other types: from 64 KiB on the standard pickler hands a payload to its file in one call.
+# This is the number of elements of other types. The standard pickler writes a payload of 64 KiB or more to its file
+# in one call.
 OTHER_SIZES = {"small": 6, "large": 30_000}
 
 POINT = [("x", "<f8"), ("n", "<i4"), ("name", "S5")]
@@ -47,7 +48,7 @@ class Sub(np.ndarray):
 
 
 class Stateful(np.ndarray):
-    """A subclass whose state travels by its own reduction."""
+    """A subclass that pickles its state through its own reduction."""
 
     def __array_finalize__(self, origin):
         self.tag = getattr(origin, "tag", None)
@@ -62,7 +63,7 @@ class Stateful(np.ndarray):
 
 
 class Box:
-    """Has attributes, and parts that are the same object."""
+    """A class with attributes, some of which are the same object."""
 
     def __init__(self, value):
         self.first = self.second = value
@@ -84,7 +85,7 @@ Pair = collections.namedtuple("Pair", "left right")
 
 
 def fill(dtype, n):
-    """Return a writable array that owns its memory, with some variety."""
+    """Return a writable array that owns its memory and has varied elements."""
     dtype = np.dtype(dtype)
     made = np.zeros(n, dtype)
     if dtype.names:
@@ -108,7 +109,8 @@ def fill(dtype, n):
     return made
 
 
-# ---- forms of an array: a function returns None where a form does not exist ------------------------------------------------
+# ---- forms of an array: a function returns None if the form does not exist
+# -------------------------------------------------
 
 
 def _borrowed(found, kind):
@@ -289,14 +291,15 @@ def sample() -> list[tuple[str, str, str]]:
 
 
 def make(name):
-    """Return the value of a name, None where it does not exist."""
+    """Return the value with this name, or None if it does not exist."""
     kind, form, size = name
     if kind in DTYPES:
         return FORMS[form](fill(DTYPES[kind], SIZES[size]))
     return AROUND[form](OTHER[kind](OTHER_SIZES[size]))
 
 
-# ---- what a program sees -----------------------------------------------------------------------------------------------
+# ---- observable properties
+# ---------------------------------------------------------------------------------------------
 
 
 def _digest(data):
@@ -309,7 +312,7 @@ def look(value, seen=None):
     seen = {} if seen is None else seen
     if id(value) in seen and not isinstance(value, (int, str, float, type(None))):
         return f"#{seen[id(value)][0]}"
-    # Keep the value, so that no other one gets its address.
+    # Keep the value alive, so that no other value gets its address.
     seen[id(value)] = len(seen), value
     kind = type(value).__qualname__
     if isinstance(value, np.ndarray):
@@ -397,13 +400,13 @@ def spoil(value):
 
 
 def work(name, value):
-    """Run in a worker: describe the argument, return it, and a value made there."""
+    """In a worker, return a description of the argument, the argument, and a value made in the worker."""
     seen = look(value)
     return name, seen, value, make(name)
 
 
 def spoiling(name, value):
-    """Run in a worker: write into the argument."""
+    """In a worker, write into the argument."""
     spoil(value)
     return name, look(value)
 
@@ -505,12 +508,12 @@ CHANNELS = {
     "joblib, multiprocessing": _joblib(backend="multiprocessing"),
     "loky": _loky,
 }
-# joblib's queues for this backend have a pickler of their own, so all messages go as without.
+# joblib's queues for this backend have their own pickler, so `install` does not change their messages.
 NOT_HOOKED = {"joblib, multiprocessing"}
 
 
 def main():
-    """Print what each value looks like after each way; the arguments are the channel, which values, and "with" or "without"."""
+    """Print a description of each received value; the arguments are channel, values, and "with" or "without"."""
     channel, which, way = sys.argv[1:]
     if way == "with":
         import pyray_ser
@@ -536,7 +539,7 @@ def main():
 
 
 if __name__ == "__main__":
-    # The workers find the classes in this module, not in the main module.
+    # Workers import the classes from this module, not from the main module.
     import pool_zoo
 
     pool_zoo.main()

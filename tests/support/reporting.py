@@ -1,4 +1,4 @@
-"""Reports failures even if the run does not reach its end because of a crash or a test that cannot be interrupted.
+"""Report failures even if the run is cut short by a crash or by a test that cannot be interrupted.
 
 `make test` reads the file that PYRAY_SER_TEST_LOG names when pytest ends without a summary.
 """
@@ -16,7 +16,8 @@ from patience import patience
 
 _failed: list[str] = []
 _timers: dict[str, threading.Timer] = {}
-# Python handles the signal that ends a test between two steps; after this many more seconds the test is stuck in C.
+# Python handles the signal that ends a test between two bytecodes; a test that runs this many seconds longer is stuck
+# in C.
 _GRACE = 60.0
 
 
@@ -33,7 +34,7 @@ def pytest_runtest_logstart(nodeid: str, location: Any) -> None:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Note a failure."""
+    """Log a failure."""
     if report.failed:
         crash = getattr(report.longrepr, "reprcrash", None)
         _failed.append(f"{report.nodeid} ({report.when}): {crash.message.splitlines()[0] if crash else ''}")
@@ -41,7 +42,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Note that pytest prints its own summary."""
+    """Log that pytest prints its own summary."""
     _log("finished")
 
 
@@ -62,7 +63,7 @@ def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> Any:
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
 def pytest_timeout_cancel_timer(item: pytest.Item) -> None:
-    """Forget the test that has ended."""
+    """Cancel the timer of a test that has ended."""
     faulthandler.cancel_dump_traceback_later()
     timer = _timers.pop(item.nodeid, None)
     if timer is not None:

@@ -1,7 +1,8 @@
-"""Random object graphs for the picklers: shared references, cycles, every built-in, classes with each hook.
+"""Build random object graphs for the picklers: shared references, cycles, all built-in types, classes with each hook.
 
-`graph(seed)` builds one; `shape(obj)` describes it so that two graphs are equal if and only if they have the same values, types
-and sharing. Classes live here so that every pickler can name them.
+`graph(seed)` builds a graph. `shape(obj)` describes a graph;
+two descriptions are equal if and only if the graphs have the
+same values, types and sharing. The classes are defined here so that every pickler can pickle them by name.
 """
 
 from __future__ import annotations
@@ -162,7 +163,7 @@ class NewargsEx:
 
 
 class Navigator:
-    """Its reduction returns an object that another object also holds."""
+    """A class whose reduction returns an object that another object also holds."""
 
     def __init__(self, holder=None, found=None):
         self.holder = holder
@@ -181,7 +182,7 @@ class Navigator:
 
 
 class Iterators:
-    """Reduces to the five-element form."""
+    """A class whose reduction is a tuple of five elements."""
 
     def __init__(self):
         self.items = []
@@ -227,7 +228,7 @@ class WithMeta(metaclass=Meta):
 
 
 class InstanceHook:
-    """The hook sits on the instance."""
+    """A class whose hook is an attribute of the instance."""
 
     def __init__(self):
         self.value = 3
@@ -245,7 +246,7 @@ class Getattr:
 
 
 class Lying:
-    """Claims to be of another class; pickled as its real class."""
+    """A class that claims to be another class; instances are pickled as their real class."""
 
     def __init__(self, value=None):
         self.value = value
@@ -306,7 +307,7 @@ def _hashable(r):
 
 
 def graph(seed, size=30):
-    """A random graph of about `size` objects."""
+    """Return a random graph of about `size` objects."""
     r = random.Random(seed)
     pool = []
 
@@ -415,7 +416,7 @@ def _scale(factor):
 
 
 def rich_graph(seed):
-    """A list of what `graph` makes, and of arrays, numpy scalars, functions that go by value, and tuples that hold themselves."""
+    """Return a list with a `graph`, arrays, numpy scalars, functions pickled by value, and self-referential tuples."""
     import numpy as np
 
     r = random.Random(seed)
@@ -459,7 +460,7 @@ def rich_graph(seed):
 
 
 def _children(obj):
-    """(label, child) of everything that makes the object's value, atoms excepted."""
+    """Yield (label, child) for each part of the object's value that is not an atom."""
     t = type(obj)
     if isinstance(obj, (list, tuple, collections.deque)):
         yield from enumerate(obj)
@@ -468,7 +469,7 @@ def _children(obj):
             yield ("key", i), key
             yield ("value", i), value
     elif isinstance(obj, (set, frozenset)):
-        # Elements are compared by value: their order is not part of the set's.
+        # Elements are compared by value, because a set has no defined order.
         yield "elements", tuple(sorted(repr(shape(x)) for x in obj))
     if isinstance(obj, collections.defaultdict):
         yield "factory", obj.default_factory
@@ -488,7 +489,7 @@ _BY_REPR = (int, float, complex, str, bytes, bytearray, range, decimal.Decimal, 
 
 
 def shape(root):
-    """A flat description in which each object is its number in order of first visit."""
+    """Return a flat description in which each object is represented by its number in visiting order."""
     numbers = {}
     keep = []
     out = []

@@ -1,13 +1,14 @@
-"""Measure rows of docs/types.md in this process: copies in, copies out, bytes in-band, what a write does.
+"""Measure rows of docs/types.md in this process: copies in, copies out, bytes in-band, and the effect of a write.
 
     python types_measure.py LIBRARY [GROUP/NAME ...]
 
-A copy is counted by the pages that it touches for the first time: every large piece of memory comes from the kernel (the
-allocators are told so by the environment, see `ENVIRONMENT`), huge pages are off, and the kernel counts page faults per
-thread group. Each call has run once before, so that the store's own pages exist. The copy into the store or
-the file causes no such faults and is added.
+Copies are counted by the pages that they touch for the first time: every large block of memory comes from the kernel
+(environment variables configure the allocators, see `ENVIRONMENT`), huge pages are off, and the kernel counts page
+faults per
+thread group. Each call has run once before, so that the store's own pages exist.
+The copy into the store or the file causes no such faults and is added to the count.
 
-Prints one JSON object: row -> figures.
+The program prints one JSON object: row -> figures.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def faults(function: Callable[[], Any]) -> tuple[int, Any]:
 
 
 def least(function: Callable[[], Any], size: int) -> float:
-    """The fewest copies of `size` bytes that a call makes in three tries."""
+    """Return the smallest number of copies of `size` bytes that a call makes in three tries."""
     found = []
     for _ in range(3):
         taken, kept = faults(function)
@@ -89,13 +90,13 @@ class Ours:
         return found
 
     def stored(self, ref: Any) -> list[bytes]:
-        """The bytes of an object as they are in the store."""
+        """Return the bytes of an object as they are in the store."""
         views = self.package.get_buffer(ref)
         return [bytes(view) for view in (views if isinstance(views, list) else [views])]
 
 
 class Pickle:
-    """The standard pickler, everything in one stream."""
+    """The standard pickler, with all data in one stream."""
 
     def measure(self, value: Any, row: Any) -> dict[str, Any]:
         stream = pickle.dumps(value, 5)
@@ -108,7 +109,7 @@ class Pickle:
 
 
 class Ray:
-    """As Ray stores a value: its cloudpickle with out-of-band buffers, both copied into its store."""
+    """Ray's method: its cloudpickle with out-of-band buffers, with stream and buffers copied into its store."""
 
     def __init__(self) -> None:
         from ray import cloudpickle

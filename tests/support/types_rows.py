@@ -1,4 +1,4 @@
-"""The rows of docs/types.md: a value of about 8 MB of each type, and an attempt to write into what comes back.
+"""Define the rows of docs/types.md: a value of about 8 MB of each type, and a function that tries to write to it.
 
 `write` returns nothing or raises; a row of an immutable type (text, bytes) has None.
 """
@@ -75,7 +75,7 @@ def _pandas(change: Callable[[Any, Any, Any], Any], write: Callable[[Any], Any])
 
 
 def mixed_frame(pd: Any, np: Any, numbers: Any, rows: int = 200_000) -> Any:
-    """A frame with a column of each usual kind."""
+    """Return a frame with a column of each common type."""
     dates = pd.date_range("2000-01-01", periods=rows, freq="s")
     return pd.DataFrame(
         {

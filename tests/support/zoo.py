@@ -1,4 +1,4 @@
-"""The array zoo: one of each kind of ndarray, by name, and what "the same" means for them."""
+"""Define an array of each kind, by name, and the test of whether two arrays are the same."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ NESTED = np.dtype([("at", POINT), ("when", "<M8[ns]"), ("grid", "<f4", (2, 3))],
 
 
 class Tagged(np.ndarray):
-    """A subclass with additional state, as in the numpy manual."""
+    """A subclass with additional state, modelled on the example in the numpy manual."""
 
     def __new__(cls, values, tag=None):
         made = np.asarray(values).view(cls)
@@ -53,7 +53,7 @@ def _nested():
     return made
 
 
-# Arrays without Python objects: every one must come back over the store, read-only.
+# Arrays without Python objects: `get` must return each of them over memory of the store, read-only.
 PLAIN = {
     "float64": lambda: _grid(10),
     "one element": lambda: np.array([3.25]),
@@ -121,7 +121,7 @@ PLAIN = {
     "dtype with metadata": lambda: np.zeros(3, np.dtype("<i4", metadata={"unit": "m"})),
 }
 
-# Arrays that hold Python objects, and subclasses: exact, but by their own reducers.
+# Arrays that contain Python objects, and subclasses: these are restored exactly, but by their own reducers.
 OTHER = {
     "object": lambda: np.array([1, "a", None, [2]], dtype=object),
     "object 2-d Fortran": lambda: np.asfortranarray(np.array([[1, "b"], [None, 2.5]], dtype=object)),
@@ -150,7 +150,7 @@ def _readonly(array):
 
 
 def assert_same(got, expected):
-    """Same type, dtype, shape, order and every bit of every element."""
+    """Assert the same type, dtype, shape, order and the same bits of every element."""
     assert type(got) is type(expected)
     if isinstance(expected, np.ma.MaskedArray):
         assert_same(got.data, expected.data)
@@ -179,7 +179,7 @@ def assert_same(got, expected):
 
 
 def in_store(array, store_bytes) -> bool:
-    """Whether the array's memory lies within a view of the store."""
+    """Return whether the array's memory lies within a view of the store."""
     low, high = np.lib.array_utils.byte_bounds(array) if hasattr(np.lib, "array_utils") else np.byte_bounds(array)
     start, stop = store_bytes
     return start <= low and high <= stop
