@@ -3,9 +3,8 @@
     run.py --objects build/ctest/plain --build build/mutation [--only WORDS] [--jobs N]
 
 ``make mutation`` calls this after it has compiled the engine and the tests, so a mutant costs the compilation of one C
-file, one link for each program and the time until the first test fails.
-A test that exceeds its time limit has also caught the bug.
-Each command must pass once on the unchanged engine before it runs on a mutant.
+file, one link for each program and the time until the first test fails. A test that exceeds its time limit has also
+caught the bug. Each command must pass once on the unchanged engine before it runs on a mutant.
 
 Where the system allows it, each run has its own /dev/shm, /var/tmp and processes, so that files and processes that a
 mutant leaves are removed with the run. The exit status is 1 if a bug survived or the table no longer matches the

@@ -3,12 +3,9 @@
     run_picklers.py --build build/intruder --site build/intruder/site --out build/mutation-picklers [--only WORDS] [--jobs N]
 
 ``make mutation-picklers`` calls this after a build with ``PYRAY_SER_INTRUDER=1``, so a mutant costs the compilation of
-the
-C files that it changes, one link of their extension, and the time until the intruder fails.
-A run that crashes or exceeds
-its time limit has also found the fault. Each line of arguments must pass once on the unchanged picklers before it runs
-on a
-mutant.
+the C files that it changes, one link of their extension, and the time until the intruder fails. A run that crashes or
+exceeds its time limit has also found the fault. Each line of arguments must pass once on the unchanged picklers before
+it runs on a mutant.
 
 The exit status is 1 if the intruder missed a fault or the table no longer matches the sources.
 """

@@ -1,8 +1,7 @@
 """Record the outcome of each test and select the tests to run, as a pytest plugin in the runs of `suites.py`.
 
-``PEER_RESULTS`` names the file to which the plugin writes a line for each test.
-If ``PEER_WORD`` is set, only tests whose source
-contains that word run. ``PEER_ONLY`` names a file that lists the tests to run.
+``PEER_RESULTS`` names the file to which the plugin writes a line for each test. If ``PEER_WORD`` is set, only tests
+whose source contains that word run. ``PEER_ONLY`` names a file that lists the tests to run.
 """
 
 from __future__ import annotations

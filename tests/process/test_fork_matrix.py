@@ -10,10 +10,9 @@ from isolated import run
 METHODS = ["fork", "vfork", "posix_spawn", "spawn", "forkserver"]
 HELD = ["views", "refs", "unsealed"]
 
-# The parent is a fork of the observer and holds no objects of the observer; the tested method creates the child.
-# A child that
-# executes a new program cannot inherit views and references: the child gets them by the id of the object, and the
-# parent waits until the child has them.
+# The parent is a fork of the observer and holds no objects of the observer; the tested method creates the child. A
+# child that executes a new program cannot inherit views and references: the child gets them by the id of the object,
+# and the parent waits until the child has them.
 MATRIX = """
     import gc, multiprocessing as mp, os, signal, subprocess, sys, threading, time
     import numpy as np

@@ -488,8 +488,8 @@ def test_joblib_goes_on_to_map_large_arguments_from_its_files(tmp_path):
 
 @pytest.mark.heavy
 def test_twenty_gigabytes_through_one():
-    # 200 arrays of 100 MB travel there and back as results through a store of 1 GB:
-    # memory stays bounded, and the values are correct.
+    # 200 arrays of 100 MB travel there and back as results through a store of 1 GB: memory stays bounded, and the
+    # values are correct.
     body = """
     def smaller(array):
         return array[:1_250_000] + array[-1]

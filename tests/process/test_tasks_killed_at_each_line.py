@@ -1,9 +1,8 @@
 """Kill a process at its n-th line of our code, on either side of a call: the caller gets an error within a second.
 
 A trace function counts the lines of the package that a process runs from a known moment on, and kills it at one of
-them. So every step of submit, receive, run and reply is tested.
-conftest.py checks after every file that nothing is left
-in /dev/shm.
+them. So every step of submit, receive, run and reply is tested. conftest.py checks after every file that nothing is
+left in /dev/shm.
 """
 
 from __future__ import annotations

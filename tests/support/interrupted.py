@@ -1,10 +1,9 @@
 """Run programs with Python code inside a dump or a load, and interrupt each program at each of its lines.
 
-An interrupt is an exception raised by a trace function at the n-th line that is run, for n = 1, 2, ...
-until the program ends without the exception. Each attempt runs in a new process, forked from one that has pickled
-nothing, so that work done once per process is also interrupted.
-The call must raise the exception, unless other Python code catches it. The
-interpreter only reports an exception in a weakref callback, and an `except Exception` of another library is
+An interrupt is an exception raised by a trace function at the n-th line that is run, for n = 1, 2, ... until the
+program ends without the exception. Each attempt runs in a new process, forked from one that has pickled nothing, so
+that work done once per process is also interrupted. The call must raise the exception, unless other Python code catches
+it. The interpreter only reports an exception in a weakref callback, and an `except Exception` of another library is
 recognized by its frames.
 """
 

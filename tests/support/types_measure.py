@@ -4,9 +4,8 @@
 
 Copies are counted by the pages that they touch for the first time: every large block of memory comes from the kernel
 (environment variables configure the allocators, see `ENVIRONMENT`), huge pages are off, and the kernel counts page
-faults per
-thread group. Each call has run once before, so that the store's own pages exist.
-The copy into the store or the file causes no such faults and is added to the count.
+faults per thread group. Each call has run once before, so that the store's own pages exist. The copy into the store or
+the file causes no such faults and is added to the count.
 
 The program prints one JSON object: row -> figures.
 """
