@@ -14,8 +14,9 @@ from patience import patience
 
 LIGHT = ["Pool", "Pipe"]
 HEAVY = ["Pool of spawned workers", "Queue", "joblib", "joblib, multiprocessing", "loky"]
-# Run the other channels, or all values (two minutes for each channel), by hand: python tests/support/pool_zoo.py
-# CHANNEL all with | without
+# Run the other channels, or all values (two minutes for each channel), by hand:
+#
+# python tests/support/pool_zoo.py CHANNEL all with | without
 
 
 def lines(channel: str, which: str, way: str) -> list[str]:

@@ -437,7 +437,7 @@ def dumps_module_by_value():
 
 @program
 def dumps_asks_cloudpickle():
-    """Interrupt cloudpickle's function that decides whether a module is pickled by value."""
+    """Call cloudpickle's function that lists the modules whose contents are pickled by value."""
     registered = cloudpickle.cloudpickle._PICKLE_BY_VALUE_MODULES
 
     def list_registry():

@@ -109,8 +109,7 @@ def fill(dtype, n):
     return made
 
 
-# ---- forms of an array: a function returns None if the form does not exist
-# -------------------------------------------------
+# ---- forms of an array: a function returns None if the form does not exist ---------------------------------------------
 
 
 def _borrowed(found, kind):
@@ -298,8 +297,7 @@ def make(name):
     return AROUND[form](OTHER[kind](OTHER_SIZES[size]))
 
 
-# ---- observable properties
-# ---------------------------------------------------------------------------------------------
+# ---- observable properties ---------------------------------------------------------------------------------------------
 
 
 def _digest(data):

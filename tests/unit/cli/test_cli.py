@@ -1,4 +1,4 @@
-"""The command `pyray-ser`, on stores in use and on those whose processes have all crashed."""
+"""Test the command `pyray-ser` on stores in use and on stores whose processes have all crashed."""
 
 import json
 import os
@@ -31,7 +31,7 @@ PRIMER = f"import sys; sys.argv[:1] = ['-c']; exec({OWNER!r})"
 
 
 class Owner:
-    """A process with a named store: 10 objects of 4 MB in 32 MiB, one of them viewed, and a named one."""
+    """A process that has a named store with 10 objects of 4 MB in 32 MiB, one of them viewed, and a named object."""
 
     def __init__(self, spill_dir):
         self.name = f"test-{uuid.uuid4().hex}"
@@ -53,13 +53,13 @@ class Owner:
 
 
 def timeless(records):
-    """Return records of objects without when they were made: one call may round that to another second than the next."""
+    """Return records of objects without their creation time, which two calls may round to different seconds."""
     return [{key: value for key, value in record.items() if key not in ("age", "created")} for record in records]
 
 
 @pytest.fixture
 def folder():
-    """A directory that does not lie in memory, as /tmp may."""
+    """Return a directory on a disk; /tmp may be in memory."""
     import shutil
     import tempfile
 
@@ -131,7 +131,7 @@ def test_every_command_shows_the_store(owner, crashed):
     assert set(drawn["cells"]) >= {"live", "pinned"} and len(drawn["cells"]) == 320
     assert "\u2588" in command("map", owner.name)
     assert "weights" in command("top", owner.name, "-n", "1", "--objects", "20")
-    # Looking has changed nothing.
+    # The read-only commands have changed nothing.
     assert os.path.exists(owner.path) and timeless(answer("ls", owner.name)["objects"]) == timeless(objects)
 
 
@@ -216,7 +216,7 @@ def test_a_store_is_found_by_id_pid_and_path(owner):
     found = answer("stat", owner.name)
     for word in (found["id"], found["id"][:8].upper(), str(owner.pid), owner.path):
         assert answer("stat", word)["id"] == found["id"]
-    # All stores of this user: others may come and go, or be damaged, meanwhile.
+    # This command reads all stores of this user; other stores may appear, disappear or be damaged meanwhile.
     everything = subprocess.run(
         [sys.executable, "-P", "-m", "pyray_ser", "stat", "--json"], capture_output=True, env=environment()
     )
@@ -267,7 +267,7 @@ def test_clean_removes_what_is_dead(owner):
 
 
 def test_clean_touches_nothing_else(owner):
-    # A file that is no store, in the directory of stores and in a spill directory.
+    # Create a file that is not a store in the directory of stores and in a spill directory.
     other = owner.path + "-notes"
     kept = os.path.join(owner.spill_dir, "0123456789abcdeg")
     try:

@@ -1,4 +1,4 @@
-"""`pyray-ser inspect`: exit status, forms of output, errors in one line."""
+"""Test `pyray-ser inspect`: its exit status, the forms of its output, and errors of one line."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def test_what_cannot(folder):
     assert done.returncode == 1
     assert "service.cache['lock']" in done.stdout and "hint:" in done.stdout
     done = run(folder, "mine:task")
-    # The module can be imported, so the function goes by reference and its global is not looked at.
+    # The module can be imported, so the function is pickled by name and its global is not visited.
     assert done.returncode == 0
 
 

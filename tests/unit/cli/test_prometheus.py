@@ -1,4 +1,4 @@
-"""The Prometheus collector, as a registry and a scrape see it."""
+"""Test the Prometheus collector through a registry and through a scrape."""
 
 from isolated import run
 
@@ -101,7 +101,7 @@ def test_two_collectors_need_two_prefixes():
 
 
 def test_a_store_that_cannot_be_read_is_down():
-    # The extension class cannot be changed, so a stand-in raises the error that a stopped process causes.
+    # The extension class cannot be patched, so a fake class raises the error that a stopped process causes.
     script = """
     from pyray_ser import _core
     from pyray_ser.exceptions import StoreBusyError, StoreClosedError

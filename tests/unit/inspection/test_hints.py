@@ -1,4 +1,4 @@
-"""Hints about the place of a store come from the environment or other sources: none is trusted, and none does
+"""Test that wrong hints about the place of a store, from the environment or other sources, are not trusted and do no
 harm."""
 
 import os
@@ -62,7 +62,7 @@ def test_a_hint_that_makes_no_sense_is_passed_over(hint):
 
 
 def test_a_hint_with_one_part_wrong_finds_nothing_else():
-    """A hint with one wrong part: only the identity decides."""
+    """If one part of a hint is wrong, only the identity decides which store is found."""
     script = """
         import os, subprocess, sys
         import pyray_ser

@@ -1,5 +1,5 @@
-"""The inspector: it finds every offender with its exact path, name and parent, never raises, and evaluates no
-property."""
+"""Test that the inspector finds every object that cannot be pickled, with its exact path, name and parent, never raises,
+and evaluates no property."""
 
 import asyncio
 import collections
@@ -367,7 +367,7 @@ def test_endless_reductions_end():
     assert only(Fresh()).error_type == "RecursionError"
 
 
-# ---- objects that do not cooperate -------------------------------------------------------------
+# ---- objects with misleading attributes --------------------------------------------------------
 
 
 def test_properties_are_not_fired():
@@ -406,7 +406,7 @@ def test_properties_are_not_fired():
     assert failure.obj is LOCK
     assert failure.parent is obj
     repr(failure), hash(failure)
-    # pickle itself looks at __class__ (copyreg's object protocol does); nothing else may.
+    # pickle itself reads __class__ (in copyreg's object protocol); no other code may read it.
     assert "trap" not in fired
 
 
@@ -419,7 +419,7 @@ def test_getattr_that_lies():
         def __getattr__(self, name):
             raise RuntimeError(name)
 
-    # The pickler asks the class, not the instance, so neither attribute has an effect.
+    # The pickler looks hooks up on the class, not on the instance, so neither attribute has an effect.
     assert not inspect([Liar(), Raiser()])
     liar, raiser = Liar(), Raiser()
     liar.held = raiser.held = LOCK
@@ -485,7 +485,7 @@ def test_depth_is_no_limit():
     for _ in range(20_000):
         linked = Box(next=linked)
     assert only(linked).obj is LOCK
-    while obj is not LOCK:  # take it apart, or deallocation recurses
+    while obj is not LOCK:  # release it step by step, because deallocation would recurse
         obj = obj[0]
 
 
@@ -627,7 +627,7 @@ def test_weak_proxy():
 
 
 class Proxy:
-    """A proxy as in many libraries: forwards every attribute, also __class__, to the object behind it."""
+    """A proxy as in many libraries, which forwards every attribute, including __class__, to the wrapped object."""
 
     def __init__(self, behind):
         object.__setattr__(self, "_behind", behind)
@@ -641,7 +641,7 @@ class Proxy:
 
 
 def test_proxy_that_gives_itself_out_as_another_class():
-    """A proxy that every pickler refuses; the object behind it may also fail."""
+    """No pickler can pickle this proxy; the wrapped object may also fail."""
     import pyray_ser
 
     for behind, paths in (Box(), ["[0]"]), (Box(lock=LOCK), ["[0]", "[0]._behind.lock"]):
@@ -650,7 +650,7 @@ def test_proxy_that_gives_itself_out_as_another_class():
         assert [failure.path for failure in failures] == paths
         assert failures[0].obj is proxy and "wrong class" in failures[0].error
         for write in (pickle.dumps, pyray_ser.dumps):
-            # 3.14's own says it in other words.
+            # The pickler of 3.14 uses a different message.
             with pytest.raises(pickle.PicklingError, match=r"wrong class|must be <class '.*Box'>"):
                 write([proxy])
         with pytest.raises(TypeError, match=r"wrong class \(at \[0\]\)"):
@@ -795,7 +795,7 @@ def test_two_million_elements(kind):
     assert min(ratios) < 2
 
 
-# ---- what put and dumps ask --------------------------------------------------------------------
+# ---- the error messages of put and dumps -------------------------------------------------------
 
 
 def test_explain_failure_gives_the_path():

@@ -1,4 +1,4 @@
-"""Deep and large structures: answers without recursion and in linear time, and bytes that are counted once."""
+"""Test deep and large structures: the inspector uses no recursion and linear time, and counts bytes once."""
 
 import io
 import json
@@ -55,7 +55,7 @@ def test_the_way_from_the_top_to_the_bytes_is_found_however_deep_they_are():
 
 
 def test_the_work_grows_as_the_structure_does():
-    """Counted in steps of the walk and parts of paths, not in seconds."""
+    """The work is counted in steps of the walk and parts of paths, not in seconds."""
     from pyray_ser.inspection import path
 
     counted = []

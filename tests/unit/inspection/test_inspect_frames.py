@@ -1,4 +1,4 @@
-"""Paths into arrays of objects and pandas frames, as their users write them."""
+"""Test that paths into object arrays and pandas frames look like the indexing that users write."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""The hints of the inspector work."""
+"""Test that the advice in the inspector's hints works."""
 
 import itertools
 import select

@@ -1,4 +1,4 @@
-"""Sizes by path: sums that agree with the pickler, the three kinds, captures, and the three forms of output."""
+"""Test sizes by path: their sums match the pickler, with three kinds of bytes, captures, and three forms of output."""
 
 import html.parser
 import json
@@ -56,7 +56,7 @@ def test_the_three_kinds_by_path():
     assert found["value['w']"].zero_copy == array.nbytes
     assert found["value['raw']"].copied == 50_000
     assert found["value['text']"].in_band == pytest.approx(40_000, abs=20)
-    assert "value['again']" not in found  # the array is counted once, where it is met first
+    assert "value['again']" not in found  # the array is counted once, under the path that is visited first
     assert [child.total for child in sizes.root.children] == sorted(
         (child.total for child in sizes.root.children), reverse=True
     )
@@ -108,7 +108,7 @@ def test_json():
 
 
 class Checker(html.parser.HTMLParser):
-    """Notes what a page loads from elsewhere, and the rectangles with their areas."""
+    """An HTML parser that records external resources of a page, and its rectangles with their areas."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The pure-Python pickler: streams equal to the compiled picklers', the whole contract, log, notes, depth."""
+"""Test the pure-Python pickler: streams equal to those of the compiled picklers, full API, log, notes, depth."""
 
 import collections
 import copyreg
@@ -140,7 +140,7 @@ def values():
 def test_streams_equal_the_compiled_pickler(kind, protocol):
     value = values()[kind]
     if kind == "instances" and protocol < 2:
-        value = [item for item in value if type(item) is not Slots]  # refused there
+        value = [item for item in value if type(item) is not Slots]  # cannot be pickled there
     mine = dumps(value, protocol)
     theirs = pickle.dumps(value, protocol)
     assert pickletools.optimize(mine) == pickletools.optimize(theirs)
@@ -174,7 +174,7 @@ def test_streams_equal_our_compiled_pickler(kind):
 
 
 def optimized(function, value):
-    """The stream without unused memo entries, or the type of the error."""
+    """Return the stream without unused memo entries, or the type of the error."""
     try:
         stream = function(value)
     except Exception as error:
@@ -335,7 +335,7 @@ def test_deep_nesting():
 
 
 def reach(most):
-    """Return how many calls this thread can nest from here, at most `most`."""
+    """Return how deeply this thread can recurse from here, at most `most` calls."""
     try:
         return 1 + reach(most - 1) if most else 0
     except RecursionError:
@@ -343,7 +343,7 @@ def reach(most):
 
 
 class WhileWriting:
-    """A file that calls a function at its first write, so in the middle of a dump."""
+    """A file that calls a function at its first write, which happens in the middle of a dump."""
 
     def __init__(self, function):
         self.function = function
@@ -432,7 +432,7 @@ def test_a_recursion_limit_that_foreign_code_sets_stays():
 def test_endless_foreign_code_is_an_error_at_any_depth():
     class Endless:
         def __getattr__(self, name):
-            return getattr(self, name + "_")  # through C code, so it takes C stack
+            return getattr(self, name + "_")  # through C code, so it uses the C stack
 
         def __reduce__(self):
             return self.nothing
@@ -510,7 +510,7 @@ def test_log_is_seen_without_any_configuration():
 
 
 def test_a_tracer_steps_into_it():
-    """A debugger relies on this: Python frames of `save`, nested as the data is."""
+    """A debugger needs the Python frames of `save`, nested in the same way as the data."""
     depths = []
 
     def trace(frame, event, arg):

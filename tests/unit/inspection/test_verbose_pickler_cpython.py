@@ -1,6 +1,6 @@
-"""CPython's own suite for picklers, bound to the pure-Python one.
+"""Run CPython's own suite for picklers with the pure-Python pickler.
 
-The omitted tests assert that objects cannot be pickled which are pickled by value here.
+The omitted tests assert that certain objects cannot be pickled, which this pickler pickles by value.
 """
 
 import io
@@ -24,9 +24,9 @@ class PickleTests(suite.AbstractPickleTests, unittest.TestCase):
     bad_stack_errors = (pickle.UnpicklingError, IndexError)
     truncated_errors = (pickle.UnpicklingError, EOFError, AttributeError, ValueError)
 
-    # A staticmethod or classmethod object itself, and functions that cannot be imported, go by value.
+    # Objects of staticmethod and classmethod, and functions that cannot be imported, are pickled by value here.
     test_c_methods = test_py_methods = test_local_lookup_error = None
-    # Written for modules, which take the file's methods in other ways.
+    # This test is for the module functions, which get the file's methods in a different way.
     test_framed_write_sizes_with_delayed_writer = None
 
 

@@ -1,4 +1,4 @@
-"""Objects of ``__main__`` are loaded in a process with another ``__main__``."""
+"""Test that objects of ``__main__`` can be loaded in a process with a different ``__main__``."""
 
 import pytest
 from isolated import run

@@ -1,4 +1,4 @@
-"""Every value of the corpus comes back exactly, with each way of writing and reading."""
+"""Test that every value of the corpus is restored exactly by each way of writing and reading."""
 
 import functools
 import pickle
@@ -114,7 +114,7 @@ def test_the_corpus_is_of_several_hundred():
 
 
 def test_comparisons_see_differences():
-    """Test the functions that compare: the corpus depends on them."""
+    """Test the comparison functions, on which the corpus depends."""
     for family in FAMILIES:
         names = list(cases(family))
         compared = refused = 0

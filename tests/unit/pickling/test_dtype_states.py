@@ -1,4 +1,4 @@
-"""Code that has an array or a dtype may set the state of the dtype; other arrays of that dtype must not change."""
+"""Test that code that sets the state of an array's dtype does not change other arrays of that dtype."""
 
 import pickle
 
@@ -49,7 +49,7 @@ def test_a_second_state_stays_with_the_dtype_that_got_it(name):
 
 
 def test_the_dtype_of_a_whole_call_is_its_own():
-    # The dtype that an array's call brings along is in the memo, where the stream finds it again.
+    # The dtype in the call of an array is in the memo, where the stream can fetch it.
     array = np.arange(3.0).astype(">f8")
     stream = _unpickle_dumps(array)
     first, second = _unpickle.loads(stream), _unpickle.loads(stream)
@@ -89,7 +89,7 @@ def test_a_state_given_to_an_arrays_dtype_stays_there(name, given, times):
     dtype = np.dtype(name)
     buffer = bytes(dtype.itemsize)
     stream = stream_of(name)
-    for _ in range(times):  # read; and read from what is kept about the stream
+    for _ in range(times):  # the second read uses the cache of streams
         array = _ndarray.from_stream(stream, buffer)
     array.dtype.__setstate__(given)
     for _ in range(3):
@@ -201,7 +201,7 @@ def test_a_title_that_leads_elsewhere_is_refused():
     wanted = np.dtype({"names": ["a", "b"], "formats": ["i4", "i4"], "titles": ["one", "two"]})
     stream = pickle.dumps(wanted, 2)
     assert _unpickle.loads(stream) == wanted
-    # The title of `a` becomes that of `b`; then one that no field has, which is fine outside of safe mode alone.
+    # Give `a` the title of `b`, and then a title that no field has, which is allowed only outside safe mode.
     state = wanted.__reduce__()[2]
     for one, strict_only in (("two", False), ("three", True)):
         fields = {**state[4], "a": (*state[4]["a"][:2], one)}

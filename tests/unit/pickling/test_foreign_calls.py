@@ -1,4 +1,4 @@
-"""Every call of the pickler's C code that can run Python code is marked, so that an intruder build can visit it.
+"""Test that every call in the pickler's C code that can run Python code is marked for intruder builds.
 
 A call counts as marked if it is the argument of `PRP_FOREIGN` or `PRP_FOREIGN_VOID` (csrc/common/foreign.h).
 `Py_DECREF` is not checked; reviewers make sure that no borrowed object is used after its owner was dropped.
@@ -11,7 +11,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[3] / "csrc" / "pickle"
 
-# Calls that can run hooks, __getattr__, __hash__, __eq__ or imports, and those that allocate what the collector counts.
+# These calls can run hooks, __getattr__, __hash__, __eq__ or imports, or allocate objects that the collector counts.
 FOREIGN = re.compile(
     r"(?<!\w)(?:"
     r"PyObject_(?:Call\w*|GetAttr\w*|SetAttr\w*|GetItem|SetItem|DelItem|RichCompare\w*|Hash|IsInstance|IsSubclass|IsTrue|Size"
@@ -25,7 +25,7 @@ FOREIGN = re.compile(
 
 
 def without_comments(text):
-    """The text with comments and strings blanked out, every character in its place."""
+    """Return the text with comments and strings replaced by blanks, so that all offsets stay the same."""
     return re.sub(
         r'/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"', lambda m: re.sub(r"[^\n]", " ", m.group()), text, flags=re.DOTALL
     )

@@ -1,4 +1,4 @@
-"""Reducers of `put`: exact in both directions, and with all large data outside of the stream."""
+"""Test that reducers of `put` restore values exactly and keep all large data outside of the stream."""
 
 import array
 import builtins
@@ -20,7 +20,7 @@ SMALL = 4096  # bytes that a stream may hold in-band, apart from the data
 
 
 def round_trip(value, out_of_band=None):
-    """Return the value as it comes back, after checking how many bytes left the stream."""
+    """Return the loaded value, after checking how many bytes were stored outside the stream."""
     stream, buffers = put(value)
     moved = sum(buffer.nbytes for buffer in buffers)
     if out_of_band is not None:
@@ -402,7 +402,7 @@ def test_ctypes_arrays():
         back = round_trip(value, ctypes.sizeof(value))
         assert type(back) is cls
         assert bytes(back) == bytes(value)
-        ctypes.memset(back, 0, 1)  # of its own
+        ctypes.memset(back, 0, 1)  # `back` has its own memory
 
 
 def test_ctypes_arrays_over_arrays():
@@ -472,7 +472,7 @@ def test_a_class_that_is_met_inside_the_import_of_its_reducers_has_none_yet(monk
     real, found = builtins.__import__, []
 
     def importing(name, *args, **kwargs):
-        if name == "pandas.arrays" and not found:  # what a finalizer may do there
+        if name == "pandas.arrays" and not found:  # a finalizer may do this at that point
             found.append("inside")
             found.append(reducers.find(pandas.Series))
         return real(name, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""Reducers of `put` for pandas, pyarrow, polars and scipy: exact, and with the data outside of the stream."""
+"""Test that reducers of `put` for pandas, pyarrow, polars and scipy are exact and keep data outside of the stream."""
 
 import datetime
 import decimal
@@ -196,7 +196,7 @@ def test_arrow_slices_travel_alone(kind, start):
     parent = arrow_arrays()[kind]
     value = parent.slice(start, 500)
     part = parent.get_total_buffer_size() * 500 / N
-    # Beside the slice itself: dictionaries, and what pyarrow cannot cut.
+    # In addition to the slice, dictionaries and data that pyarrow cannot slice are sent.
     allowed = {"dense union": 20, "run-end encoded": 20}.get(kind, 2.5)
     stream, buffers = put(value)
     moved = sum(buffer.nbytes for buffer in buffers)
@@ -314,7 +314,7 @@ def categories():
     enum = pl.Series("x", words, pl.Enum(["blue", "green", "red", "unused"]))
     keep = pl.Series(
         [f"category {i}" for i in range(5000)], dtype=pl.Categorical(large)
-    )  # its numbers last as long as the value
+    )  # the numbers of the categories stay valid as long as the value exists
     table = pl.DataFrame({"key": np.arange(N) // 5, "a": plain, "b": enum, "n": np.arange(N)})
     struct = table.select(
         pl.when(pl.col("n") % 7 != 0).then(pl.struct("a", "n", "b", pl.struct(pl.col("a").alias("deep")).alias("s")))
@@ -340,7 +340,7 @@ def categories():
 
 
 def codes(series):
-    """The Arrow array of the codes in a series."""
+    """Return the Arrow array of the codes of a series."""
     import polars as pl
 
     series = series.alias("x")

@@ -1,4 +1,4 @@
-"""Reducers of `put` for torch, and what follows from arrays in scikit-learn, xarray and Pillow."""
+"""Test reducers of `put` for torch, and values of scikit-learn, xarray and Pillow that contain arrays."""
 
 import io
 import pickle
@@ -133,7 +133,7 @@ def test_what_torch_itself_has_to_pickle():
     assert type(round_trip(mine, in_band=50_000)).__name__ == "Mine"
     result = torch.arange(2000.0, requires_grad=True) * 2
     back = round_trip(result)
-    assert torch.equal(back, result) and back.requires_grad and back.is_leaf  # without its history, as with pickle
+    assert torch.equal(back, result) and back.requires_grad and back.is_leaf  # without history, as with pickle
 
 
 # ---- scikit-learn, xarray, Pillow ----------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Properties of the pickler that the standard library's tests do not cover."""
+"""Test properties of the pickler that the standard library's tests do not cover."""
 
 import copyreg
 import io
@@ -14,7 +14,7 @@ from pickler_classes import Box, Changing, Colour, Endless, Locked, Nested, Node
 
 from pyray_ser import _pickle
 from pyray_ser.pickling import (
-    reducers,  # it connects the pickler with registry and inspector
+    reducers,  # this import connects the pickler with registry and inspector
 )
 
 
@@ -46,7 +46,7 @@ def test_200000_nested_containers(dumps, wrap):
     stream = dumps(obj)
     opcode = {list: pickle.EMPTY_LIST, tuple: pickle.TUPLE1, dict: pickle.EMPTY_DICT}[type(inner)]
     assert 200_001 <= stream.count(opcode) < 200_050  # lengths of frames may hold the same byte
-    while not isinstance(obj, int):  # not by recursion
+    while not isinstance(obj, int):  # without recursion
         obj = obj[1] if isinstance(obj, dict) else obj[0]
 
 
@@ -107,7 +107,7 @@ def test_a_small_thread_stack_is_enough_to_fail_properly():
     assert isinstance(outcome[0], _pickle.DeepRecursionError)
 
 
-# ---- refusals -----------------------------------------------------------------------------------------------------------
+# ---- objects that cannot be pickled -------------------------------------------------------------------------------------
 
 
 def test_the_path_to_the_culprit_is_a_note():
@@ -198,7 +198,7 @@ def test_a_dict_that_grows_under_its_dump(dumps):
 
 @WAYS
 def test_an_object_dropped_by_a_hook_and_its_address_reused(dumps):
-    """The memo must keep what it names: else a new object at the old address would be written as the old one."""
+    """The memo must hold its objects, or a new object at the address of a freed one would be written as the old one."""
     victims = [[object.__new__(Box)] for _ in range(50)]
     fresh = []
 
@@ -208,7 +208,7 @@ def test_an_object_dropped_by_a_hook_and_its_address_reused(dumps):
             fresh.append(["fresh", i])
 
     obj = [victims, Changing(replace), fresh]
-    # A second reference, so that each victim enters the memo.
+    # A second reference to each victim makes the pickler memoize it.
     extra = [*victims]
     obj.insert(1, extra)
     obj[2].action = lambda: (replace(), extra.clear())
@@ -353,7 +353,7 @@ def test_an_interrupt_while_cloudpickle_is_asked_is_raised(monkeypatch):
     def interrupted():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cloudpickle.cloudpickle, "_PICKLE_BY_VALUE_MODULES", None)  # of an unknown version
+    monkeypatch.setattr(cloudpickle.cloudpickle, "_PICKLE_BY_VALUE_MODULES", None)  # unknown version
     monkeypatch.setattr(cloudpickle, "list_registry_pickle_by_value", interrupted)
     with pytest.raises(KeyboardInterrupt):
         _pickle.dumps(Box)
@@ -580,7 +580,7 @@ def test_the_garbage_collector_is_left_alone():
 
 
 def test_keys_seen_in_a_dump_before_the_memo_grew_are_forgotten():
-    """The place of a key in an earlier stream must not affect the next one, whatever happened to the memo's table."""
+    """The memo index of a key in one stream must not affect the next stream, even if the memo's table has grown."""
     names, keys = [f"name {i}" for i in range(300_000)], ["first", "second", "third"]
     for count in (0, 300_000, 0, 200_000, 5, 100_000, 300_000):
         document = [dict.fromkeys(keys, 0), *names[:count], *(dict.fromkeys(keys, i) for i in range(3))]

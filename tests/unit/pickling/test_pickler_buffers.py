@@ -1,4 +1,4 @@
-"""The buffers of arrays are the same as those of `pickle`: PickleBuffers of the same views."""
+"""Test that the buffers of arrays are the same as with `pickle`: PickleBuffer objects of the same views."""
 
 import ctypes
 import gc
@@ -77,7 +77,7 @@ def _frozen(array):
 
 
 def answer(exporter, flags):
-    """Return the result of a request with these flags: every field, or the type of the error."""
+    """Return all fields of the buffer that a request with these flags returns, or the type of the error."""
     view = Buffer()
     try:
         get_buffer(exporter, ctypes.byref(view), flags)
@@ -114,7 +114,7 @@ def test_views_are_those_of_pickle(name):
 @pytest.mark.parametrize("name", ALL)
 def test_each_request_is_answered_as_by_pickle(name):
     def answers(dumps, flags):
-        array = ALL[name]()  # made again, because a request may change it
+        array = ALL[name]()  # created for each request, because a request may change it
         got = [answer(buffer, flags) for buffer in buffers_of(dumps, array)[0]]
         start = array.__array_interface__["data"][0]
         return [fields if fields == "refused" else [fields[0] - start, *fields[1:]] for fields in got]
@@ -153,7 +153,7 @@ def test_an_array_changed_since_is_asked_itself(shape, order):
         before = old.tobytes()
         try:
             change(array)
-        except AttributeError:  # not without a copy
+        except AttributeError:  # not possible without a copy
             continue
         for flags in REQUESTS:
             assert answer(ours[0], flags) == answer(theirs[0], flags), (change.__name__, flags)

@@ -1,8 +1,10 @@
-"""cloudpickle's own test suite, run with our functions in the place of its and pickle's.
+"""Run cloudpickle's own test suite with our functions in place of those of cloudpickle and pickle.
 
-`make test` fetches it; cloudpickle_bound.py does the replacing, in the pytest that
-runs it and in the children that its tests start. Tests that must differ are named below, each with its reason; a
-named test that passes, and any other failure, fails here. After it, one test for each fault that the suite has shown.
+`make test` downloads the suite. cloudpickle_bound.py replaces the functions in the pytest process that runs the suite,
+and in the
+children that its tests start. Tests with a different result are named below, each with its reason;
+a named test that passes, or any
+other failure, is an error here. The tests after the suite cover the faults that the suite has revealed.
 """
 
 import dataclasses
@@ -40,7 +42,7 @@ FAILING = {
 }
 # This test fails with cloudpickle's own functions, too: later releases of numpy report another module for a ufunc.
 LEFT_OUT = "test_importing_multiprocessing_does_not_impact_whichmodule"
-# Skipped or expected to fail by the suite itself.
+# The suite itself skips these tests or expects them to fail.
 SET_ASIDE = {
     "cloudpickle_test.py::CloudPickleTest::test_builtin_classmethod_descriptor": "gone from Python 3.11 on",
     "cloudpickle_test.py::Protocol2CloudPickleTest::test_builtin_classmethod_descriptor": "gone from Python 3.11 on",
@@ -52,7 +54,7 @@ SET_ASIDE = {
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """{test: (outcome, what it said)} of one run of the suite."""
+    """Return {test: (outcome, output)} of one run of the suite."""
     folder = os.environ.get("PYRAY_SER_CLOUDPICKLE_SUITE")
     if not folder:
         pytest.skip("PYRAY_SER_CLOUDPICKLE_SUITE names no folder; `make test` makes one")
@@ -96,7 +98,7 @@ def test_nothing_else_is_set_aside(outcomes):
     assert {name for name, (outcome, _) in outcomes.items() if outcome == "skipped"} == expected
 
 
-# ---- what the suite has brought to light -------------------------------------------------------------------------------
+# ---- faults that the suite has revealed --------------------------------------------------------------------------------
 
 EVERY_PROTOCOL = pytest.mark.parametrize("protocol", range(6))
 
@@ -109,7 +111,7 @@ def again(value, protocol=5):
 def test_type_variable_of_a_function(protocol):
     T = typing.TypeVar("T", bound=int, covariant=True)
     first, second = again([T, T], protocol)
-    assert first is second is T  # in this process it is tracked, as classes are
+    assert first is second is T  # cloudpickle tracks it in this process, like a class
     assert again(typing.AnyStr, protocol) is typing.AnyStr
     assert b"cloudpickle" not in pyray_ser.dumps(typing.AnyStr, protocol)
 
@@ -125,7 +127,7 @@ def test_type_variable_of_main_travels():
     assert T.__constraints__ == (int, str) and generic.__parameters__ == (T,)
 
 
-@pytest.mark.parametrize("protocol", range(2, 6))  # below, slots cannot be pickled
+@pytest.mark.parametrize("protocol", range(2, 6))  # lower protocols cannot pickle slots
 def test_field_markers_of_dataclasses_keep_their_identity(protocol):
     @dataclasses.dataclass
     class Local:
@@ -197,7 +199,7 @@ def test_bound_methods_whose_name_leads_elsewhere(protocol):
 
 @EVERY_PROTOCOL
 def test_bound_methods_go_by_name(protocol):
-    """As the standard library writes them: no word of cloudpickle or of the function."""
+    """Bound methods are written as by the standard library, without references to cloudpickle or the function."""
     for method in (Methods().plain, Methods.of_class, Methods().of_class):
         assert again(method, protocol)() == method()
         data = pyray_ser.dumps(method, protocol)
@@ -227,13 +229,13 @@ def test_module_that_raises_is_no_obstacle(protocol, monkeypatch):
     monkeypatch.setattr(homeless, "__module__", None)
     assert again(homeless, protocol)() == "it works"
     assert any(home.encode() in pyray_ser.dumps(homeless, protocol) for home in homes)
-    # A class that no module has is pickled by value.
+    # A class that is in no module is pickled by value.
     monkeypatch.setattr(homeless, "__qualname__", "nowhere")
     assert again(homeless, protocol)() == "it works"
 
 
 def test_interrupt_while_modules_are_searched(monkeypatch):
-    # The first of all modules, so that the search reaches it before it finds the function.
+    # Put the module first, so that the search reaches it before it finds the function.
     modules = dict(sys.modules)
     sys.modules.clear()
     sys.modules["_interrupting_module"] = Interrupting("_interrupting_module")

@@ -1,4 +1,4 @@
-"""Random graphs: the same opcodes as the standard pickler from a Pickler object, the same objects from the module functions."""
+"""Test on random graphs that Pickler writes the standard pickler's opcodes and functions restore equal objects."""
 
 import io
 import pickle
@@ -13,7 +13,7 @@ SEEDS = range(240)
 
 
 def outcome(function, *args, **options):
-    """(result, None) or (None, the kind of exception)."""
+    """Return (result, None) or (None, the type of the exception)."""
     try:
         return function(*args, **options), None
     except RecursionError:

@@ -1,4 +1,4 @@
-"""No exception is swallowed: a dump or a load raises what interrupted Python code inside it."""
+"""Test that a dump or a load raises every exception that interrupts Python code inside it."""
 
 from pathlib import Path
 

@@ -1,6 +1,7 @@
-"""Types of the standard library in every protocol: refused as `pickle` refuses them, written as `pickle` writes them.
+"""Test that types of the standard library are written, or cannot be pickled, in every protocol as with `pickle`.
 
-Protocols 0 and 1 write the class of an object whose type has no reduction, so they meet classes that no other protocol does.
+Protocols 0 and 1 write the class of an object whose type has no reduction, so they write classes that no other protocol
+writes.
 """
 
 import _csv
@@ -66,7 +67,7 @@ MODULES = [
     "zlib",
 ]
 ARGUMENTS = [(), (5,), ("a",), (b"a",), ([1],), ({},), (int,), (5, 2), ("a", "b"), (len, [1])]
-# Pickled by value, which `pickle` refuses; or they hold functions and classes that are.
+# These objects are pickled by value, which `pickle` cannot do, or contain functions and classes pickled by value.
 BY_VALUE = (
     types.FunctionType,
     types.ModuleType,
@@ -88,7 +89,7 @@ BY_VALUE = (
     weakref.WeakKeyDictionary,
     weakref.WeakValueDictionary,
 )
-# Types whose instances would wait, or use descriptors and signals of the test run.
+# Instances of these types would block, or use descriptors and signals of the test run.
 NOT_MADE = {"FileIO", "socket", "fromfd", "Thread", "Timer", "open", "SocketIO"}
 
 
@@ -109,7 +110,7 @@ def instances(cls):
 
 
 def outcome(dumps, obj, protocol):
-    """Return the opcodes without what the memo numbers, which protocol 5 may leave out; or the class of the error."""
+    """Return the opcodes without memo opcodes, which protocol 5 may omit, or the class of the error."""
     try:
         stream = dumps(obj, protocol)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Large results are written directly into the final bytes object, whatever happens meanwhile."""
+"""Test that large results are written directly into the final bytes object, even if other code runs meanwhile."""
 
 import os
 import pickle

@@ -1,4 +1,4 @@
-"""A dump stays right while other dumps of the same classes run inside it, between its steps, and in other threads."""
+"""Test that a dump stays correct while other dumps of the same classes run inside it and in other threads."""
 
 import argparse
 import collections
@@ -35,7 +35,7 @@ class Slotted:
 
 
 class Cycle:
-    """Garbage that runs `action` when the collector finds it."""
+    """A garbage cycle whose finalizer runs `action` when the collector finds it."""
 
     def __init__(self, action):
         self.me = self
@@ -46,7 +46,7 @@ class Cycle:
 
 
 def collected_while(action, work):
-    """The result of `work()`, during which the collector runs `action` in a finalizer at the first allocation."""
+    """Return the result of `work()`; the collector runs `action` in a finalizer at the first allocation in it."""
     old = gc.get_threshold()
     gc.collect()
     gc.disable()

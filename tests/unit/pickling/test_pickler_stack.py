@@ -1,4 +1,4 @@
-"""Pickling on small stacks, and how the end of the C stack is found."""
+"""Test pickling on small stacks, and the search for the end of the C stack."""
 
 import collections
 import fractions
@@ -58,7 +58,7 @@ def test_reductions_are_pickled_on_a_small_thread_stack(kib):
 
 
 def without_proc():
-    """A command that runs another one where /proc is empty, or None if this user may not do that."""
+    """Return a command that runs another command with an empty /proc, or None if this user may not do that."""
     if not shutil.which("unshare"):
         return None
     for options in (["-m"], ["-rm"]):

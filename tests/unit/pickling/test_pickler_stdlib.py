@@ -1,6 +1,6 @@
-"""CPython's own pickle tests, bound to this pickler with the standard library's unpicklers.
+"""Run CPython's own pickle tests with this pickler and the standard library's unpicklers.
 
-The suite is that of the running interpreter. Tests that must differ are named in `DIFFERENT`, each with its reason.
+The suite is that of the running interpreter. `DIFFERENT` names the tests with a different result, each with its reason.
 """
 
 import collections
@@ -28,13 +28,13 @@ DIFFERENT = {
 
 
 def _bound(*bases, **attributes):
-    """A test class of the abstract ones, without the tests that must differ."""
+    """Return a test class derived from the abstract ones, without the tests in `DIFFERENT`."""
     attributes |= {name: None for name in DIFFERENT if any(hasattr(base, name) for base in bases)}
     return type(bases[0].__name__, (*bases, unittest.TestCase), attributes)
 
 
 class _ObjectDumps:
-    """Through a Pickler object."""
+    """Pickle through a Pickler object."""
 
     def dumps(self, arg, proto=None, **kwargs):
         f = io.BytesIO()
@@ -46,7 +46,7 @@ class _ObjectDumps:
 
 
 class _FunctionDumps:
-    """Through the module functions."""
+    """Pickle through the module functions."""
 
     # The delayed writer is passed to Pickler objects only.
     test_framed_write_sizes_with_delayed_writer = None
@@ -90,7 +90,7 @@ TestObjects = _bound(
 
 
 class _RaisesContext(type(unittest.TestCase().assertRaises(Exception))):
-    """An exception without notes, because it is the root object that is refused, has an empty list of them."""
+    """Give an exception without notes an empty list of notes; it has none if the root object cannot be pickled."""
 
     def __exit__(self, kind, error, traceback):
         if error is not None and not hasattr(error, "__notes__"):
@@ -99,9 +99,11 @@ class _RaisesContext(type(unittest.TestCase().assertRaises(Exception))):
 
 
 class _OwnWords:
-    """From 3.14 on the tests of refusals compare the wording of messages and of the notes that say where it happened.
+    """Compare only the class of an exception.
 
-    Ours say it in their own way (one note, the path to the culprit), so what is compared here is the class of the exception.
+    From 3.14 on, tests of objects that cannot be pickled compare the wording of messages and of notes about the
+    location. Our
+    messages differ (one note with the path to the object).
     """
 
     def assertRaises(self, *args, **kwargs):

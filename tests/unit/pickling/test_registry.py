@@ -1,4 +1,4 @@
-"""The registry: immediate effect, replacement, inheritance, refusals, entry points, threads, fork."""
+"""Test the registry: immediate effect, replacement, inheritance, rejected types, entry points, threads, fork."""
 
 import copyreg
 import io
@@ -46,7 +46,7 @@ def clean_tables():
 
 
 class Pickler(pickle.Pickler):
-    """The order of the real picklers, as far as the registry goes."""
+    """A pickler that consults the registry in the same order as the real picklers."""
 
     def reducer_override(self, obj):
         reducer = registry.find(type(obj))
@@ -127,7 +127,7 @@ def test_subclasses_are_left_alone_unless_asked():
         round_trip(Below(1))
     register(subclasses=True, deserializer=lambda value: Locked(value))
     assert registry.find(Below) is registry.find(Locked)
-    register()  # replaces the wider one
+    register()  # replaces the registration of the base class
     assert registry.find(Below) is None
 
 

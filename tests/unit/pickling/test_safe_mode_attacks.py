@@ -1,7 +1,9 @@
-"""Streams that an attacker with our source at hand would write against ``allow=``: the attacks and their results.
+"""Load streams that an attacker who knows our source code would write against ``allow=``.
 
-Each attack is an exception or a harmless value. None runs code that was not allowed, changes an object that the stream did not make,
-or makes NumPy read memory that is not the array's. docs/safe-loading.md has the table of what safe mode promises.
+Each attack ends with an exception or a harmless value. None runs code that was not allowed, changes an object that the
+stream did
+not create, or makes NumPy read memory outside of the array. docs/safe-loading.md has a table of the guarantees of safe
+mode.
 """
 
 import codecs
@@ -55,7 +57,7 @@ class Config:
 
 @pytest.fixture
 def app(monkeypatch):
-    """A module with what an application might allow by name."""
+    """Return a module with objects that an application might allow by name."""
     module = types.ModuleType("attacked_app")
     role = enum.Enum("Role", {"GUEST": 1, "ADMIN": 2}, module="attacked_app")
     config = type("Config", (), {"__module__": "attacked_app"})
@@ -298,7 +300,7 @@ def test_the_debugging_pickler_needs_no_name_and_opens_no_way():
     )
 
 
-# ---- the ready set of names -----------------------------------------------------------------------------------------------------
+# ---- the predefined set of names ------------------------------------------------------------------------------------------------
 
 
 def test_only_latin1_is_left_of_codecs():

@@ -1,4 +1,4 @@
-"""Names that stand in pickled streams: a stream written today must load tomorrow, so none of them may move."""
+"""Test that names that occur in pickled streams never move, so that streams of this version stay loadable."""
 
 import importlib
 import pickle
@@ -8,7 +8,7 @@ import pytest
 import pyray_ser
 from pyray_ser import reconstruct
 
-# module -> names that a stream may contain. Add to this table; never take from it.
+# module -> names that a stream may contain. Add names to this table, but never remove one.
 FROZEN = {
     "pyray_ser": ["_load_ref"],
     "pyray_ser.reconstruct": [
@@ -43,7 +43,7 @@ def test_a_name_that_stands_in_streams_can_be_found(module, name):
 
 
 def test_every_function_that_rebuilds_is_frozen():
-    """Adding a function here means that its name never changes."""
+    """A function that is added to the table must never be renamed."""
     functions = [name for name in reconstruct.__all__ if callable(getattr(reconstruct, name))]
     assert sorted(functions) == FROZEN["pyray_ser.reconstruct"]
 

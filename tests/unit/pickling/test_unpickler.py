@@ -1,4 +1,4 @@
-"""Properties of our unpickler that the standard library's tests do not cover."""
+"""Test properties of our unpickler that the standard library's tests do not cover."""
 
 import collections
 import copyreg
@@ -92,7 +92,7 @@ def test_state_that_contains_its_instance_and_itself():
 
 
 def test_second_build_on_the_same_instance():
-    # (instance, state, state of the instance built again while its first state is being read)
+    # (instance, state), where the state contains a second BUILD of the instance
     data = (
         b"\x80\x05\x8c" + bytes([len(__name__)]) + __name__.encode() + b"\x8c\x05Plain\x93)\x81\x94}\x94("
         b"\x8c\x01a" + b"h\x00}\x8c\x01zK\x07sb" + b"\x8c\x01bK\x02ubh\x01\x86."
@@ -203,7 +203,7 @@ def test_no_reference_is_left_on_what_was_read():
                 gc.enable()
 
 
-# ---- shortcuts keep to what the classes say ------------------------------------------------------------------------------
+# ---- shortcuts respect the definitions of classes ----------------------------------------------------------------------------
 
 
 def test_enum_whose_lookup_is_changed():
@@ -686,7 +686,7 @@ def test_sparse_memo_indices_are_kept():
     assert loads(data) == list(range(200))
 
 
-# ---- in place, as the store reads --------------------------------------------------------------------------------------------
+# ---- in-place loading, as in the store ---------------------------------------------------------------------------------------
 
 
 class TestInPlace:
@@ -722,7 +722,7 @@ class TestInPlace:
         else:
             data = pickle.dumps({"deep": [arrays]}, protocol)
         again = _unpickle.loads_in_place(data, buffers)["deep"][0]
-        # (numpy turns bytes in-band into its native order)
+        # numpy converts in-band bytes to its native order
         for one, other in zip(pickle.loads(data, buffers=buffers)["deep"][0], again):
             assert type(one) is type(other) and one.dtype == other.dtype and one.shape == other.shape
             assert one.tobytes() == other.tobytes()

@@ -1,7 +1,7 @@
-"""The standard library's own pickle tests, bound to our unpickler and the standard library's C pickler.
+"""Run the standard library's own pickle tests with our unpickler and the standard library's C pickler.
 
-No test of an unpickler is left out but ``SizeofTests``, which counts the bytes of the C structures of the standard library's own
-classes.
+The only omitted tests of unpicklers are ``SizeofTests``, which count the bytes of the C structures of the standard
+library's classes.
 """
 
 import collections
@@ -21,7 +21,7 @@ from pyray_ser import _unpickle  # noqa: E402
 
 @pytest.fixture(autouse=True)
 def no_module_that_answers_to_any_name(monkeypatch):
-    """Looking for a global, the standard library asks every module there is, and torch's raise what it does not expect."""
+    """Hide torch's modules, which raise unexpected exceptions when the standard library searches them for a global."""
     for name in [name for name in sys.modules if name.startswith("torch.")]:
         monkeypatch.delitem(sys.modules, name)
 
@@ -55,14 +55,14 @@ class InMemoryUnpicklerTests(pickletester.AbstractUnpickleTests, pickletester.Ab
 
 
 class PeekingUnpicklerTests(UnpicklerTests):
-    """Readers with peek()."""
+    """Run the tests with readers that have peek()."""
 
     def loads(self, buf, **kwds):
         return self.unpickler(io.BufferedReader(io.BytesIO(buf)), **kwds).load()
 
 
 class MinimalFile:
-    """A reader with read() and readline() alone."""
+    """A reader that has only read() and readline()."""
 
     def __init__(self, data):
         file = io.BytesIO(data)
@@ -70,7 +70,7 @@ class MinimalFile:
 
 
 class MinimalUnpicklerTests(UnpicklerTests):
-    """Readers without readinto() and peek()."""
+    """Run the tests with readers that have neither readinto() nor peek()."""
 
     def loads(self, buf, **kwds):
         return self.unpickler(MinimalFile(buf), **kwds).load()

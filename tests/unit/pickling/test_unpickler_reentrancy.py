@@ -1,8 +1,8 @@
-"""Python code that runs in the middle of a load: finalizers, hooks, predicates, other threads. It must not change what is loaded.
+"""Test that Python code inside a load (finalizers, hooks, predicates, other threads) does not change the result.
 
-Where the unpickler keeps something (a class, a name, a container that waits for its elements), such code may load other things, start
-the collector, look at the memo or switch the collector off. Every test here once caused a crash, a wrong value or a
-wrong class.
+While the unpickler keeps state (a class, a name, a pending container), such code may load other values, start the
+collector, read the
+memo or disable the collector. Each test covers a case that once caused a crash, a wrong value or a wrong class.
 """
 
 import collections
@@ -23,7 +23,7 @@ from pyray_ser._unpickle import UnpicklingError
 
 @pytest.fixture
 def zoo():
-    """Yield a module to which a test adds classes under their names."""
+    """Yield a module to which a test adds classes."""
     module = sys.modules["reentrancy_zoo"] = types.ModuleType("reentrancy_zoo")
     yield module
     del sys.modules["reentrancy_zoo"]
@@ -40,7 +40,7 @@ def by_name(name, module="reentrancy_zoo"):
 
 
 def make_many(zoo, n):
-    """Return streams of instances of many classes: loading them all fills every table."""
+    """Return streams of instances of so many classes that loading all of them fills every table."""
     for i in range(n):
         add(zoo, f"Other{i}")
     return [b"\x80\x04" + by_name(f"Other{i}") + b")\x81}\x8c\x01aK\x01sb." for i in range(n)]
@@ -93,7 +93,7 @@ def test_a_predicate_that_loads_does_not_change_which_class_is_returned(zoo, kin
 
 
 class Cycle:
-    """Garbage that runs a function when the collector finds it."""
+    """A garbage cycle whose finalizer runs a function when the collector finds it."""
 
     def __init__(self, action):
         self.me = self
@@ -104,7 +104,7 @@ class Cycle:
 
 
 def collecting(action, call):
-    """Return what `call` returns when the collector runs `action` at the first allocation that can start it."""
+    """Return the result of `call`; the collector runs `action` at the first allocation that can start a collection."""
     gc.collect()
     threshold = gc.get_threshold()
     gc.disable()
@@ -377,7 +377,7 @@ def test_loads_nest_as_deep_as_python_calls(zoo):
 
 
 class RaisesOnce:
-    """Equal to nothing, with the hash of 5; the first comparison raises."""
+    """A key that equals no other object and has the hash of 5; the first comparison raises."""
 
     error = None
 

@@ -1,4 +1,4 @@
-"""Array calls and instance fields that the unpickler reads as a whole give the same result as opcode by opcode."""
+"""Test that array calls and instance fields read as a whole give the same result as opcode by opcode."""
 
 import enum
 import io
@@ -40,7 +40,7 @@ def written(value):
 
 
 class Overriding(Unpickler):
-    """find_class is called for each name, so nothing is read as a whole."""
+    """An unpickler whose find_class is called for each name, so that nothing is read as a whole."""
 
     def find_class(self, module, name):
         return super().find_class(module, name)
@@ -64,7 +64,7 @@ def test_arrays_are_what_numpy_makes_of_them(array):
                 assert one.flags.writeable == other.flags.writeable
         again = loads(stream, buffers=iter(buffers))
         assert same(again if value is array else again[0], array)
-        # in the stream, where the bytes lie anywhere
+        # in-band bytes can have any alignment
         inside = _pickle.dumps(value)
         assert same(loads(inside) if value is array else loads(inside)[0], array, aligned=False)
 
@@ -305,7 +305,7 @@ def test_members_that_come_and_go():
         else:
             assert loads(stream) == expected
         cls._value2member_map_[1] = cls.B
-        # 3.11.0 to 3.11.3 name members in the stream, the others their values.
+        # 3.11.0 to 3.11.3 write the names of members into the stream, other versions their values.
         assert loads(stream) == pickle.loads(stream)
         cls._value2member_map_[1] = kept
         assert loads(stream) == [cls, cls.A, cls.B]
