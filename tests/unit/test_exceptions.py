@@ -1,4 +1,4 @@
-"""Exceptions: hierarchy as drawn, messages with what, which and what next, survival of pickling."""
+"""Test exceptions: the documented hierarchy, complete messages, and pickling."""
 
 import pickle
 import re
@@ -11,7 +11,7 @@ CLASSES = [getattr(exceptions, name) for name in exceptions.__all__]
 
 
 def drawn_hierarchy():
-    """Read name -> (parent, builtin bases) out of the module's docstring."""
+    """Return name -> (parent, builtin bases), read from the module's docstring."""
     drawn, above = {}, {}
     for line in exceptions.__doc__.splitlines():
         match = re.match(r"    ([ |]*(?:\+-- )?)(\w+Error)\b(?:\s+\(([\w, ]+)\))?", line)

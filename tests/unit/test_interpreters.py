@@ -1,4 +1,4 @@
-"""Unsupported interpreters are refused by a clear ImportError, without a crash and without harm to the main
+"""Test that unsupported interpreters raise a clear ImportError, without a crash and without harm to the main
 interpreter."""
 
 import re
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-# The module changed its name and its return values between 3.11 and 3.13; `run_string` is common to all.
+# The module changed its name and its return values between 3.11 and 3.13; all versions have `run_string`.
 CHILD = """
 import sys
 try:
@@ -68,7 +68,7 @@ def test_subinterpreter_is_refused(kind, main_first):
 
 
 def test_without_the_gil_is_refused():
-    """A build without the GIL is not available everywhere, so this replaces the answer of the current one."""
+    """A build without the GIL is not available everywhere, so the test patches the check of the current interpreter."""
     source = "import sys; sys._is_gil_enabled = lambda: False; import pyray_ser"
     child = subprocess.run([sys.executable, "-P", "-c", source], capture_output=True, text=True, timeout=120)
     assert child.returncode == 1

@@ -1,5 +1,7 @@
-"""Test that the inspector finds every object that cannot be pickled, with its exact path, name and parent, never raises,
-and evaluates no property."""
+"""Test that the inspector finds each object that cannot be pickled, never raises, and evaluates no property.
+
+It reports the exact path, name and parent of each such object.
+"""
 
 import asyncio
 import collections

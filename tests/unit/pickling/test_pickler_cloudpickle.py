@@ -1,10 +1,9 @@
 """Run cloudpickle's own test suite with our functions in place of those of cloudpickle and pickle.
 
 `make test` downloads the suite. cloudpickle_bound.py replaces the functions in the pytest process that runs the suite,
-and in the
-children that its tests start. Tests with a different result are named below, each with its reason;
-a named test that passes, or any
-other failure, is an error here. The tests after the suite cover the faults that the suite has revealed.
+and in the children that its tests start. Tests with a different result are named below, each with its reason; a named
+test that passes, or any other failure, is an error here. The tests after the suite cover the faults that the suite has
+revealed.
 """
 
 import dataclasses

@@ -102,8 +102,7 @@ class _OwnWords:
     """Compare only the class of an exception.
 
     From 3.14 on, tests of objects that cannot be pickled compare the wording of messages and of notes about the
-    location. Our
-    messages differ (one note with the path to the object).
+    location. Our messages differ (one note with the path to the object).
     """
 
     def assertRaises(self, *args, **kwargs):

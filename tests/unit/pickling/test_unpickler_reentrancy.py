@@ -1,8 +1,8 @@
 """Test that Python code inside a load (finalizers, hooks, predicates, other threads) does not change the result.
 
 While the unpickler keeps state (a class, a name, a pending container), such code may load other values, start the
-collector, read the
-memo or disable the collector. Each test covers a case that once caused a crash, a wrong value or a wrong class.
+collector, read the memo or disable the collector. Each test covers a case that once caused a crash, a wrong value or a
+wrong class.
 """
 
 import collections

@@ -1,5 +1,5 @@
-"""The benchmarks run, refuse wrong output, and compute what they say they compute. The figures are not checked
-here."""
+"""Test that the benchmarks run, reject wrong output, and compute their figures correctly. The measured values are not
+checked here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BENCH = Path(__file__).resolve().parents[3] / "bench"
 
 @pytest.fixture(scope="module", autouse=True)
 def bench_on_path():
-    """Import bench's modules as its scripts do, and leave no trace of them."""
+    """Import the modules of bench as its scripts do, and remove them from sys.modules afterwards."""
     before = set(sys.modules)
     sys.path.insert(0, str(BENCH))
     yield

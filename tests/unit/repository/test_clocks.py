@@ -1,4 +1,4 @@
-"""Nothing waits or ages by a clock that somebody can set."""
+"""Test that no wait and no age depends on a clock that can be set."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ WALL_CLOCK = re.compile(
     r"CLOCK_(REALTIME|TAI)|gettimeofday|\btime\((NULL|0|&\w+)\)|\btime\.time(_ns)?\(|datetime\.(now|today|utcnow)\(|PyTime_Time\b"
 )
 
-# Where people are told the time, and nothing else.
+# These places only show the time to a person.
 SHOWN = {
     "pyx/pyray_ser/_core/prelude.pxi": "when an object was made, for `records` and `flights`",
     "pyray_ser/cli/top.py": "when a line of `top --json` was written",

@@ -1,4 +1,4 @@
-"""tools/coverage_table.py: what the C tests do not reach has a reason next to it, or is named."""
+"""Test that tools/coverage_table.py lists code that the C tests do not reach and that has no reason next to it."""
 
 import importlib.util
 import json
@@ -31,18 +31,18 @@ SOURCE = """int f(int a)
 def script(monkeypatch):
     spec = importlib.util.spec_from_file_location("coverage_table", SCRIPT)
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "coverage_table", module)  # dataclasses look it up
+    monkeypatch.setitem(sys.modules, "coverage_table", module)  # dataclasses look the module up
     spec.loader.exec_module(module)
     return module
 
 
 @pytest.fixture
 def run(script, tmp_path, capsys):
-    """From reasons of the three conditions, branch counts and options, return status and output."""
+    """Return a function that runs the tool on given reasons, branch counts and options."""
 
     def run(
         *reasons, condition=(2, 0, 0, 2), last=(1, 1), options=()
-    ):  # a condition of two lines has its branches at the first
+    ):  # the branches of a condition on two lines belong to the first line
         source = SOURCE
         for place, reason in zip(["IF", "CONDITION", "LAST"], [*reasons, "", "", ""], strict=False):
             source = source.replace(
@@ -109,7 +109,7 @@ def test_a_reason_that_makes_no_sense_is_an_error(run, reason, said):
 
 
 def test_the_reasons_kept_here_make_sense(script):
-    """No coverage is measured for this."""
+    """This check needs no measurement of coverage."""
     found, kinds = [], set()
     for path in sorted((ROOT / "csrc" / "store").rglob("*.[ch]")):
         source = path.read_text()

@@ -1,4 +1,4 @@
-"""The examples in the documentation work as they are printed."""
+"""Test that the examples in the documentation produce the printed output."""
 
 import doctest
 from pathlib import Path
@@ -12,7 +12,7 @@ PAGES = ["customizing.md", "getting-started.md", "reference.md"]
 @pytest.mark.parametrize("name", PAGES)
 def test_page(name):
     page = (DOCS / name).read_text(encoding="utf-8")
-    # Only what is fenced as Python, on the lines where it stands.
+    # Keep only code fenced as Python, at its original line numbers.
     kept, inside = [], False
     for line in page.splitlines():
         if line.startswith("```"):

@@ -1,4 +1,4 @@
-"""The package under test is the installed one, whole, and not the source folder."""
+"""Test that the package under test is the complete installed one and not the source folder."""
 
 import importlib.metadata
 import os

@@ -1,4 +1,4 @@
-"""Which folder may use which: C includes, parts of the compiled core, imports of Python packages, and their maps."""
+"""Test which folders may use each other: C includes, parts of the compiled core, Python imports, and their maps."""
 
 import ast
 import re
@@ -13,7 +13,7 @@ PYX = ROOT / "pyx" / "pyray_ser"
 
 pytestmark = pytest.mark.skipif(not CSRC.is_dir(), reason="needs a source checkout")
 
-# A folder of csrc may include headers of itself and of these.
+# A folder of csrc may include its own headers and those of the folders listed here.
 C_MAY_USE = {
     "common": set(),
     "ndarray": {"common"},
@@ -23,7 +23,7 @@ C_MAY_USE = {
     "store": {"store/platform"},
 }
 
-# Imports at module level, from lower to higher. A package may import those before it, and itself.
+# The packages from lower to higher. At module level, a package may import itself and the packages before it.
 PYTHON_ORDER = [
     {"_descriptors", "_interpreter", "_log", "_platform", "_version", "typing", "exceptions"},
     {"reconstruct"},
@@ -50,7 +50,7 @@ def headers() -> dict[str, Path]:
 
 
 def c_edges() -> set[tuple[str, str, str]]:
-    """(folder, folder it includes, where)."""
+    """Return triples (folder, included folder, location)."""
     known, edges = headers(), set()
     for path in [*CSRC.rglob("*.c"), *CSRC.rglob("*.h")]:
         for name in re.findall(r'^\s*#\s*include\s+"([^"]+)"', path.read_text(), re.MULTILINE):
@@ -80,14 +80,14 @@ def test_the_map_of_the_store_names_every_file():
 
 
 def core_parts() -> list[str]:
-    """The parts of the core in the order in which `_core.pyx` includes them."""
+    """Return the parts of the core in the order in which `_core.pyx` includes them."""
     return re.findall(r'^include "_core/(\w+)\.pxi"$', (PYX / "_core.pyx").read_text(), re.MULTILINE)
 
 
 def code_of(part: str) -> str:
-    """A part without its comments and strings."""
+    """Return the code of a part without comments and strings."""
     text = re.sub(r'"""(?:.|\n)*?"""', "", (PYX / "_core" / f"{part}.pxi").read_text())
-    # Names inside f-strings count, so their fields stay.
+    # Keep the fields of f-strings, because the names in them count as used.
     text = re.sub(
         r'([rbf]*)"(?:[^"\\\n]|\\.)*"',
         lambda found: " ".join(re.findall(r"\{([^{}!:]*)", found[0])) if found[1] == "f" else "",
@@ -97,17 +97,17 @@ def code_of(part: str) -> str:
 
 
 def blocks_of(code: str) -> list[str]:
-    """The statements at module level, each with the lines that belong to it."""
+    """Return the statements at module level, each with all its lines."""
     return re.findall(r"^[^\s)}].*\n(?:(?:[ \t)}].*)?\n)*", code, re.MULTILINE)
 
 
 def split_names(text: str) -> set[str]:
-    """The last word of each item of a list of declarations: `int a=1, char *b` has a and b."""
+    """Return the last word of each item of a list of declarations: `int a=1, char *b` yields a and b."""
     return {found for item in text.split(",") for found in re.findall(r"(\w+)\s*(?:\[[^]]*\])*\s*(?:=|$)", item)[:1]}
 
 
 def names_defined_by(block: str) -> set[str]:
-    """The functions, classes, globals and imported names that a statement at module level defines."""
+    """Return the functions, classes, globals and imported names that a module-level statement defines."""
     first, _, rest = block.partition("\n")
     if " cimport " in first or first.startswith(("import ", "from ")):
         return {words.split()[-1] for words in re.split(r"c?import", block, maxsplit=1)[1].strip(" (\n)").split(",")}
@@ -123,7 +123,7 @@ def names_defined_by(block: str) -> set[str]:
 
 
 def names_used_by(block: str) -> set[str]:
-    """The names of a module-level statement that are neither attributes, nor keywords of calls, nor local."""
+    """Return the names in a module-level statement that are not attributes, keywords of calls or local names."""
     used: set[str] = set()
     if re.match(r".* cimport |import |from |cdef extern", block):
         return used
@@ -145,12 +145,12 @@ def names_used_by(block: str) -> set[str]:
 
 
 def declared_ahead() -> set[str]:
-    """The extension types that the prelude declares: all parts may name them."""
+    """Return the extension types that the prelude declares, which all parts may name."""
     return set(re.findall(r"^cdef class (\w+)$", code_of("prelude"), re.MULTILINE))
 
 
 def core_uses() -> dict[str, dict[str, set[str]]]:
-    """{part: {other part: the names of it that the part uses}}."""
+    """Return {part: {other part: the names of the other part that the part uses}}."""
     defined, used = {}, {}
     for part in core_parts():
         blocks = blocks_of(code_of(part))
@@ -204,7 +204,7 @@ def level(name: str) -> int:
 
 
 def module_level_imports(path: Path) -> set[str]:
-    """Top-level names under pyray_ser that a file imports when it is imported."""
+    """Return the top-level names under pyray_ser that a file imports at module level."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     package = parts[:-1]
     found = set()
@@ -228,7 +228,7 @@ def module_level_imports(path: Path) -> set[str]:
 
 
 def is_python(name: str) -> bool:
-    """Whether pyray_ser.name is a module or package of Python, not a compiled one or a name in the package itself."""
+    """Return whether pyray_ser.name is a Python module or package, not a compiled one or a name in the package."""
     return (PACKAGE / f"{name}.py").exists() or (PACKAGE / name).is_dir()
 
 
@@ -237,7 +237,7 @@ def test_python_packages_import_downwards_only():
     for path in PACKAGE.rglob("*.py"):
         mine = path.relative_to(PACKAGE).with_suffix("").parts[0]
         if mine == "__init__":
-            continue  # the face of the package stands above everything
+            continue  # the top-level module of the package may import everything
         upward += [
             f"{path.relative_to(ROOT)} imports pyray_ser.{name}"
             for name in sorted(module_level_imports(path))

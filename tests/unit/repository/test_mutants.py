@@ -1,4 +1,4 @@
-"""The tables of planted bugs (tests/mutation) fit the sources: a text that a bug replaces occurs exactly once in its file."""
+"""Test that each text that a planted bug (tests/mutation) replaces occurs exactly once in its file."""
 
 import tomllib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""On unsupported platforms, building and importing the package fails with one sentence."""
+"""Test that building and importing the package on unsupported platforms fails with a one-sentence error."""
 
 import os
 import pathlib
@@ -42,7 +42,7 @@ def test_import_is_refused(what):
 @pytest.mark.parametrize("what", PRETEND)
 def test_build_is_refused(what, tmp_path):
     pretend, reason = PRETEND[what]
-    # setuptools is not always there, and is not reached.
+    # Fake setuptools, which may not be installed and is not reached.
     code = f"""
 import os, runpy, struct, sys
 from unittest.mock import MagicMock
@@ -81,8 +81,8 @@ def test_attach_and_creation_are_refused(debug_build):
 
 
 def test_one_version_of_the_compiler_of_cython_sources_is_named():
-    """A release of Cython frees an object twice when memory runs out (a list comprehension in 3.3.1), so builds use
-    the tested version."""
+    """Builds use the tested version of Cython: 3.3.1 frees an object twice if a list comprehension runs out of
+    memory."""
     import tomllib
 
     if not (ROOT / "pyproject.toml").exists():

@@ -1,4 +1,4 @@
-"""The first message of `make` on machines where something is missing."""
+"""Test the first message of `make` on machines where a prerequisite is missing."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ def check(python, **env):
 
 @pytest.fixture
 def crippled(tmp_path):
-    """Make a `python` that runs the given source at its start, which removes something."""
+    """Create a `python` that runs the given source at its start, which removes a prerequisite."""
 
     def make(takes_away, name="python3"):
         (tmp_path / "sitecustomize.py").write_text(takes_away)

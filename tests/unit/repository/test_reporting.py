@@ -1,4 +1,4 @@
-"""A run of the tests says what failed, however it ends."""
+"""Test that a test run reports its failures even if the run is cut short."""
 
 import os
 import pathlib
@@ -13,7 +13,7 @@ TESTS = pathlib.Path(__file__).parents[2] / "support"
 
 
 def run(tmp_path, tests):
-    """Run pytest on some tests, as configured here; its exit status, what it printed and what the log holds."""
+    """Run pytest on some tests with this configuration; return its exit status, its output and its log."""
     log = tmp_path / "log"
     (tmp_path / "test_it.py").write_text("import os, time, pytest\n" + textwrap.dedent(tests))
     (tmp_path / "conftest.py").write_text(

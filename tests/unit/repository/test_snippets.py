@@ -1,4 +1,4 @@
-"""Programs for Ray work with one line changed: ``import pyray_ser as ray``. Each runs as a separate program."""
+"""Test that programs for Ray work with one line changed: ``import pyray_ser as ray``. Each program runs separately."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""docs/types.md agrees with the measurements."""
+"""Test that docs/types.md agrees with the measurements."""
 
 import importlib.util
 import json
@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture(scope="module")
 def page():
-    """The script that writes the page."""
+    """Return the module of the script that writes the page."""
     spec = importlib.util.spec_from_file_location("types_page", ROOT / "tools" / "types_page.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -49,7 +49,7 @@ def check(page, recorded, names):
         if "error" in now:
             wrong.append((name, now))
             continue
-        # Objects made one by one, and what a library does to itself, differ a little from one version to the next.
+        # Counts for objects created one by one, and for a library's own copies, differ slightly between versions.
         loose = 0.12 if max(then["in"], then["out"]) <= 2.1 else 0.35 * max(then["in"], then["out"])
         wrong += [(name, f, then[f], now[f]) for f in ("in", "out") if abs(then[f] - now[f]) > loose]
         if abs(then["in_band"] - now["in_band"]) > 200 + 0.05 * then["in_band"]:
@@ -59,7 +59,7 @@ def check(page, recorded, names):
     assert not wrong, "the page is out of date: tools/types_page.py --measure"
 
 
-# Their values are made one string at a time.
+# The values of these rows are created one string at a time.
 SLOW = ("String", "strings", "objects", "text", "categories", "Lazy", "Table", "intervals")
 
 
@@ -75,7 +75,7 @@ def test_all_figures_hold(page, recorded):
 
 
 def test_promises_of_the_design_hold_by_the_figures(recorded):
-    """One copy in and none out for every type that consists of arrays."""
+    """Every type that consists of arrays needs one copy in and no copy out."""
     ours = recorded["ours"]
     once = [name for name, figures in ours.items() if figures["in"] < 1.15 and figures["out"] < 0.15]
     assert len(once) >= 38

@@ -1,4 +1,4 @@
-"""Type checkers and editors see names that are imported lazily, and the types of remote functions and classes."""
+"""Test that type checkers and editors see lazily imported names, and the types of remote functions and classes."""
 
 import os
 import shutil
@@ -86,7 +86,7 @@ def program(tmp_path):
 
 
 def expected():
-    """Number of a line -> what it must be called there, without the modules of the names."""
+    """Return line number -> expected type on that line, without module names."""
     return {
         i: line.rpartition("# ")[2]
         for i, line in enumerate(PROGRAM.splitlines(), 1)
@@ -169,7 +169,7 @@ def test_pyright_knows_names_that_are_imported_late_and_what_is_remote(program):
 
 def test_jedi_completes_names_that_are_imported_late():
     pytest.importorskip("jedi")
-    # Run in a separate process, because jedi starts another one, which stays.
+    # Run in a separate process, because jedi starts a child process that does not end.
     run("""
         import jedi, pyray_ser
         def completions(code):

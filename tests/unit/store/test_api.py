@@ -1,4 +1,4 @@
-"""The public functions: values, arguments, errors."""
+"""Test the public functions: values, arguments, errors."""
 
 import array
 import decimal
@@ -321,7 +321,7 @@ class TestUnpicklable:
 
 
 class PutsInside:
-    """Puts, gets and pickles while it is being put."""
+    """An object that puts, gets and pickles while it is being put."""
 
     def __reduce__(self):
         inner = pyray_ser.put({"inner": np.arange(5000)})
@@ -432,10 +432,10 @@ class TestFrames:
             except (exc.CorruptObjectError, pickle.UnpicklingError):
                 continue
             except (TypeError, ValueError) as error:
-                # For a buffer that is too short, numpy's own message.
+                # If a buffer is too short, numpy raises its own message.
                 assert "buffer" in str(error)
                 continue
-            # Table entries may point elsewhere within the object; that is all that damage can do.
+            # The only undetected damage is a table entry that points elsewhere within the object.
             assert len(got) == 3
 
     @pytest.mark.parametrize("cut", [0, 1, 31, 32, 63, 64, 100])
@@ -454,7 +454,7 @@ class TestFrames:
 
 
 class TestAllow:
-    """Only allowed names are loaded, also by the short ways."""
+    """Only allowed names are loaded, also by the paths without an unpickler."""
 
     ARRAY = frozenset({"numpy:ndarray", "numpy:dtype"})
 
@@ -606,7 +606,8 @@ import pyray_ser
 pyray_ser.get(pyray_ser.put(numpy.arange(10)))
 print((time.process_time() - middle) / (middle - start))
 """
-        # The bench holds it to 0.04 s. Here CPU time is compared with that of importing numpy: this machine may be busy.
+        # The benchmark limits this to 0.04 s. This test compares CPU time with that of importing numpy, because the
+        # machine may be busy.
         assert min(float(run(script)) for _ in range(3)) < 3
 
 

@@ -1,4 +1,4 @@
-"""Every kind of array comes back exactly as it was, alone and inside of other things, in both modes."""
+"""Test that every kind of array is restored exactly, alone and inside other values, in both modes."""
 
 import pickle
 
@@ -70,7 +70,7 @@ def test_lies_in_the_store(name):
         return
     view = pyray_ser.get_buffer(ref)
     if isinstance(view, list):
-        if len(view) == 1:  # below 1 KiB, and no dtype that a short name tells: inside the stream
+        if len(view) == 1:  # the array is in the stream: it is below 1 KiB, and no short name describes its dtype
             assert got.nbytes < 1024
             return
         view = view[1]

@@ -1,6 +1,7 @@
-"""Bytes in shared memory may change while they are read: the checked bytes must be the used ones.
+"""Test that the bytes that are checked are the bytes that are used, even if shared memory changes during a read.
 
-Another process flips one byte of a mapping as fast as it can, while this one reads the mapping again and again for a short time.
+Another process flips one byte of a mapping as fast as it can, while this process reads the mapping repeatedly for a
+short time.
 """
 
 import contextlib
@@ -33,7 +34,7 @@ while time.monotonic() < end and os.getppid() == parent:
 
 @contextlib.contextmanager
 def flipped(path, at, one, other):
-    """The mapping of a page in which another process writes now `one`, now `other` to byte `at`."""
+    """Yield the mapping of a page; another process writes `one` and `other` in turn to byte `at`."""
     path.write_bytes(bytes(mmap.PAGESIZE * 2))
     with open(path, "r+b") as f:
         mapping = mmap.mmap(f.fileno(), 0)
@@ -56,14 +57,14 @@ def repeat(seconds=SECONDS):
 
 
 def fill(mapping, data, at):
-    """Write everything but byte `at`, which is the other process's."""
+    """Write all bytes except byte `at`, which the other process writes."""
     mapping[:at] = data[:at]
     mapping[at + 1 : len(data)] = data[at + 1 :]
 
 
 @contextlib.contextmanager
 def changing(path, stream, at):
-    """A view of a stream whose byte `at` is now `a`, now no ASCII (and, followed by ASCII, no UTF-8)."""
+    """Yield a view of a stream whose byte `at` alternates between `a` and a byte that is not valid ASCII or UTF-8."""
     with flipped(path, at, 0xE9, 0x61) as mapping:
         fill(mapping, stream, at)
         with memoryview(mapping)[: len(stream)].toreadonly() as view:
@@ -86,7 +87,7 @@ def test_a_str_is_ascii_or_not(tmp_path, length, load):
             assert not text.isascii() or ord(text[-1]) < 128
             assert text == "a" * length
             seen.add("read")
-    assert seen == {"refused", "read"}  # it did change
+    assert seen == {"refused", "read"}  # the byte changed during the test
 
 
 @pytest.mark.parametrize("length", [2, 5, 12, 20])
@@ -152,7 +153,7 @@ def test_the_name_of_a_dtype_is_kept_as_it_was_judged(tmp_path):
     def stream(name, shape):
         return b"\x80\x05\x8c\x05numpy\x8c\x07ndarray\x93(" + shape + b"\x8c\x06" + name.encode() + b"\x97K\0NtR."
 
-    many = b"(" + b"J\1\0\0\0" * 20 + b"t"  # longer than what is kept about streams
+    many = b"(" + b"J\1\0\0\0" * 20 + b"t"  # longer than a cache entry of streams can be
     at = stream("|S1000", many).index(b"|S1") + 1
     size = 1000
     with flipped(tmp_path / "bytes", at, ord("S"), ord("V")) as mapping:

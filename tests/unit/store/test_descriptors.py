@@ -1,4 +1,4 @@
-"""No descriptor of the library has the number of standard input, output or error."""
+"""Test that no descriptor of the library has the number of standard input, output or error."""
 
 import re
 from pathlib import Path
@@ -30,12 +30,12 @@ def bare(files, call, *helpers):
 def test_every_call_that_makes_a_descriptor_moves_it_above_the_standard_ones():
     sources = sorted((ROOT / "csrc/store").rglob("*.c"))
     found = list(bare(sources, C_CALL, "prs_above_standard("))
-    # A call that is broken over two lines starts on the line before.
+    # If a call is split over two lines, it starts on the line before.
     found = [line for line in found if "openat(at < 0" not in line]
     python = [
         path for part in ("store", "tasks", "pool_hooks") for path in sorted((ROOT / "pyray_ser" / part).rglob("*.py"))
     ]
-    # A Descriptor moves what it owns.
+    # A Descriptor moves its descriptor above the standard ones.
     found += bare(python, PYTHON_CALL, "above_standard(", "map(above_standard", "Descriptor(")
     assert not found, "\n".join(found)
 

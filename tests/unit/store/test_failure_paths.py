@@ -1,5 +1,5 @@
-"""An object that cannot be pickled has the same path everywhere: in the notes of `dumps`, in the message of `put`,
-for the inspector."""
+"""Test that an object that cannot be pickled has the same path in the notes of `dumps`, in the message of `put`, and in
+the inspector."""
 
 import collections
 import dataclasses
@@ -116,7 +116,7 @@ class Zone(datetime.tzinfo):
 class Odd(enum.Enum):
     LOCK = (LOCK,)
 
-    def __reduce_ex__(self, protocol):  # by value: up to 3.11.3 enum's own gives the name
+    def __reduce_ex__(self, protocol):  # by value, because enum's own method returns the name up to 3.11.3
         return type(self), (self._value_,)
 
 
@@ -133,7 +133,7 @@ def uses_global():
     return LOCK
 
 
-# By value, as in a notebook.
+# Pickle the function by value, as in a notebook.
 uses_global.__module__ = "__main__"
 
 
@@ -217,7 +217,7 @@ def test_every_pickler_names_it_as_the_inspector_does(kind):
     assert note_of(pyray_ser.dumps, value) == first.path
     assert note_of(debug_pickler.dumps, value) == first.path
     assert note_of(lambda value: _pickle.Pickler(io.BytesIO()).dump(value), value) == first.path
-    assert note_of(lambda value: _pickle.Pickler(io.BytesIO(), 2).dump(value), value)  # sets are reduced there
+    assert note_of(lambda value: _pickle.Pickler(io.BytesIO(), 2).dump(value), value)  # this protocol reduces sets
     with pytest.raises(TypeError) as caught:
         _pickle._put(value)
     assert str(caught.value).endswith(f" (at {first.path})")
@@ -260,7 +260,7 @@ def test_a_path_that_cannot_be_told_does_not_replace_the_error(monkeypatch):
 
 
 class Vanishes:
-    """Takes the rest out of its list while it is being reduced, and refuses."""
+    """An object whose reduction removes the other items from its list and then raises."""
 
     def __init__(self, holder):
         self.holder = holder

@@ -1,4 +1,4 @@
-"""An object that refers to bytes of another one holds them: `free` of that other one does not take them away."""
+"""Test that an object that refers to bytes of another object keeps them alive after `free` of the other object."""
 
 import gc
 import subprocess
@@ -131,7 +131,7 @@ def test_bytes_that_an_object_refers_to_are_spilled_and_freed(tmp_path_factory, 
     try:
         pyray_ser.init(capacity=16 << 20, spill_dir=directory, **options)
     except ValueError as error:
-        pytest.skip(str(error))  # it lies in memory
+        pytest.skip(str(error))  # the directory is in memory
     first = stored()
     second = pyray_ser.put([pyray_ser.get(first), "x"])
     gc.collect()

@@ -1,4 +1,4 @@
-"""Values of other libraries in a store: two gets show the same bytes, which no code can write to."""
+"""Test values of other libraries in a store: two gets return the same bytes, which no code can write to."""
 
 import os
 import pickle
@@ -182,9 +182,9 @@ def test_what_is_in_the_store_already_is_referenced():
     assert explanation["[1]"].zero_copy == 8 * N and explanation["[1]"].referenced == 0
     assert explanation.referenced == explanation.zero_copy == 8 * N
     assert "400 kB referenced" in explanation.to_text()
-    assert pyray_ser.stats()["used"] - before < 12 * N  # as it says: one of the two was copied
+    assert pyray_ser.stats()["used"] - before < 12 * N  # as reported, one of the two was copied
     assert explained(array)[1].referenced == 8 * N
-    # Too small a part of the object that it would keep alive, and too small a buffer.
+    # One slice is too small a part of the object that it would keep alive, the other is too small a buffer.
     assert explained([array[:100]])[1].referenced == 0
 
 
@@ -239,7 +239,7 @@ def test_polars_without_pyarrow_is_explained_as_copied_or_in_band(monkeypatch):
 
     frame = pl.DataFrame({"a": np.arange(N)})
     assert explained(frame)[1].zero_copy >= 8 * N
-    # What install() does if pyarrow is missing.
+    # Simulate install() without pyarrow.
     monkeypatch.delitem(reducers.reducers, pl.DataFrame)
     _, explanation = explained([frame])
     assert explanation.zero_copy == 0 and explanation.copied + explanation.in_band >= 8 * N
@@ -249,7 +249,7 @@ def test_polars_without_pyarrow_is_explained_as_copied_or_in_band(monkeypatch):
 
 
 class Twins:
-    """A stand-in for a library without read-only memory: readers get the twins of its buffers."""
+    """A fake library without read-only memory: readers get the twins of its buffers."""
 
     def __init__(self, *arrays):
         self.arrays = arrays
@@ -280,7 +280,7 @@ def test_twins_of_one_get_share_one_memory_and_reach_nobody(n):
     other, _ = pyray_ser.get(ref)
     assert np.frombuffer(other, np.int64)[3] == 3
     del one, two, first, other, _
-    assert private_maps() == before + (n == N)  # one of them is left
+    assert private_maps() == before + (n == N)  # one mapping is left
     assert second[4] == 9
     del second
     assert private_maps() == before
@@ -303,7 +303,7 @@ def test_twins_in_an_object_that_refers_to_others():
 def test_a_twin_outlives_its_reference_and_its_store_holds_the_bytes():
     before = pyray_ser.stats()["objects"]
     (twin,) = pyray_ser.get(pyray_ser.put(Twins(np.arange(N))))
-    assert pyray_ser.stats()["objects"] == before + 1  # pages not written yet are still the store's
+    assert pyray_ser.stats()["objects"] == before + 1  # pages that were not written still belong to the store
     filler = [pyray_ser.put(np.zeros(N)) for _ in range(20)]
     assert (np.frombuffer(twin, np.int64) == np.arange(N)).all()
     del twin, filler

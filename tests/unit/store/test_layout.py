@@ -1,4 +1,4 @@
-"""Every part of a value reaches its own bytes of the stored form, whatever the mix of sizes, strides and copies."""
+"""Test that each part of a value is stored at its own offset, for any mix of sizes, strides and copies."""
 
 import layouts
 import numpy as np

@@ -1,4 +1,4 @@
-"""docs/internals/liveness.md names a test for each row, and each of them exists."""
+"""Test that docs/internals/liveness.md names a test for each row, and that each of these tests exists."""
 
 import pathlib
 import re

@@ -1,4 +1,4 @@
-"""No call of the engine that may wait for the store lock is made while the GIL is held."""
+"""Test that no engine call that may wait for the store lock is made while the GIL is held."""
 
 import re
 from pathlib import Path
@@ -10,21 +10,21 @@ ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.skipif(not (ROOT / "csrc").exists(), reason="the sources are not here")
 
 FUNCTION = re.compile(r"^[a-z_][\w \*]*?\b(\w+)\([^;{}]*\)\s*\{(.*?)^\}", re.M | re.S)
-# With these arguments a function only tries, and returns immediately if it would have to wait.
+# With these arguments a function tries to acquire the lock, and returns immediately if it would have to wait.
 TRIES = re.compile(
     r"\b(prs_deferred_run|prs_edges_release|lock_as)\([^;]*?,\s*false\)|\bprs_alloc\([^;]*?PRS_ALLOC_TRY"
 )
-# Stores to be torn down with the interpreter: nothing else runs any more.
+# These functions close stores at the end of the interpreter, when no other code runs.
 AT_THE_END = {"__dealloc__", "close_at_exit"}
 
 
 def engine_calls_that_wait() -> set[str]:
-    """Functions from which `prs_lock` can be reached, by the text of the engine."""
+    """Return the functions from which `prs_lock` can be reached, according to the source of the engine."""
     calls: dict[str, set[str]] = {}
     for path in (ROOT / "csrc/store").rglob("*.c"):
         text = re.sub(r"/\*.*?\*/|\"(?:\\.|[^\"\\])*\"", "", path.read_text(), flags=re.S)
         for name, body in FUNCTION.findall(text):
-            # Functions of the same name in several files count as one, which can only find too many.
+            # Functions with the same name in several files are merged, which can only yield too many functions.
             calls.setdefault(name, set()).update(re.findall(r"\b(\w+)\s*\(", TRIES.sub("", body)))
     waiting = {"prs_lock"}
     while more := {name for name, called in calls.items() if name not in waiting and called & waiting}:
@@ -85,7 +85,7 @@ def test_no_call_waits_for_the_store_lock_with_the_gil_held():
 
 
 def test_other_threads_run_while_a_file_is_opened(tmp_path):
-    """A FIFO is open for reading when somebody opens it for writing: here, another thread."""
+    """Opening a FIFO for reading blocks until another thread opens it for writing."""
     script = f"""
     import os, threading, time
     from pyray_ser import _core

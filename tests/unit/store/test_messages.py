@@ -1,4 +1,4 @@
-"""Error messages say what happened, to which object, what keeps it alive, and what to do next."""
+"""Test that error messages name the event, the object, what keeps the object alive, and what to do next."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Objects with names: put(name=), get_by_name, names, free."""
+"""Test named objects: put(name=), get_by_name, names, free."""
 
 import gc
 import os
@@ -17,7 +17,7 @@ from pyray_ser import exceptions as exc
 
 @pytest.fixture
 def name(request):
-    """A name for this test; the object that has it afterwards is freed."""
+    """Yield a name for this test, and free the object that has the name afterwards."""
     made = f"{request.node.name}-{os.getpid()}"
     yield made
     for taken, ref in pyray_ser.names().items():
@@ -98,7 +98,7 @@ def test_an_object_that_is_freed_after_it_was_found_counts_as_absent(name, timeo
 
 
 def replace_when_found(name, monkeypatch, put):
-    """Free the first object that `get_by_name` finds, and call `put`, before its value is read; return what it finds."""
+    """Free the first object that `get_by_name` finds and call `put` before its value is read; return all values found."""
     found, wait_name = [], api._core.wait_name
 
     def finding(*arguments):

@@ -1,4 +1,4 @@
-"""The options of `init`: sizes as people write them, nonsense refused, and nothing ignored without a word."""
+"""Test the options of `init`: usual notations of sizes, errors for invalid values, and warnings for ignored options."""
 
 import pytest
 from isolated import run

@@ -1,5 +1,7 @@
-"""Each allocation of every call fails once: the call raises, and nothing is freed twice. `make asan` sees what a
-release build may miss."""
+"""Test that each call raises if any of its allocations fails, and frees nothing twice.
+
+`make asan` detects errors that a release build may miss.
+"""
 
 import os
 

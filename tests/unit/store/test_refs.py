@@ -1,4 +1,4 @@
-"""References: identity, text, pickling, tokens and scopes."""
+"""Test references: identity, text, pickling, tokens and scopes."""
 
 import asyncio
 import contextvars
@@ -264,7 +264,7 @@ class TestNested:
 
 class TestWaiting:
     def later(self, delay, size=10):
-        """An object that another thread seals after `delay` seconds."""
+        """Return a reference to an object that another thread seals after `delay` seconds."""
         buffer = pyray_ser.create(size)
         ref = buffer.obj.ref
         timer = threading.Timer(delay, pyray_ser.seal, (buffer,))
@@ -378,7 +378,7 @@ class TestWaiting:
         assert [value for value in values[::2]] == list(range(0, count, 2))
         assert all(len(value) == 8 for value in values[1::2])
         assert most <= threads + 1
-        # Seconds of CPU time: asyncio itself starts 10,000 tasks in one go; the rest runs in slices.
+        # `worst` is in seconds of CPU time: asyncio itself starts 10,000 tasks in one step; the rest runs in slices.
         assert worst < 2.0
 
 
@@ -398,7 +398,7 @@ def test_signal_during_a_wait():
 
 
 class TestMessages:
-    """References in messages that the program sends itself."""
+    """Test references in messages that the program sends itself."""
 
     def test_round_trip(self):
         before = in_flight()
@@ -409,7 +409,7 @@ class TestMessages:
         again = ObjectRef.from_message(memoryview(message))
         assert in_flight() == before and pyray_ser.get(again) == {"a": 5}
         del again
-        assert ObjectRef.from_message(message).state == "lost"  # it was to be loaded once
+        assert ObjectRef.from_message(message).state == "lost"  # a message may be loaded only once
 
     def test_the_scope_ends_what_is_not_loaded(self):
         before = in_flight()

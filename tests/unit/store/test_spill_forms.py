@@ -1,4 +1,4 @@
-"""Spill files with a digest, and compressed ones: their contents, the effect of damage, and deaths at each step."""
+"""Test spill files with a digest and compressed spill files: contents, effects of damage, and deaths at each step."""
 
 import json
 import os
@@ -124,7 +124,7 @@ def test_an_object_larger_than_the_store(form):
         print(damaged)
     store.check()
     """
-    # An object made in its file is not compressed: without a digest, a changed byte is not noticed.
+    # An object written to its file from the start is not compressed, so without a digest a changed byte is not noticed.
     assert in_store(script, 24, **form) == ("True" if "spill_checksum" in form else "1")
 
 
@@ -334,7 +334,7 @@ def test_an_interrupt_in_the_middle_of_a_file_loses_nothing():
 @pytest.mark.parametrize("outer", [False, True])
 @pytest.mark.parametrize("mode", ["r", "c"])
 def test_a_store_may_be_closed_while_an_object_is_read_back(outer, mode):
-    # The packages that read it back are Python code: another thread may run, and it may close the store.
+    # The packages that read the file are Python code, so another thread may run meanwhile and close the store.
     script = f"""
     from pyray_ser.store.spill_codec import Form
     digest_of, closed = Form.digest_of, []
@@ -398,7 +398,7 @@ def test_a_fork_in_the_middle_of_a_file(form):
 
 
 def test_a_finalizer_may_ask_for_the_object_that_is_being_written():
-    # Without special handling it would wait for its own thread without end.
+    # Without special handling, the thread would wait for itself and never continue.
     script = """
     from pyray_ser.store.spill_codec import Form
     make, seen, inside = Form.compressor, [], []
@@ -573,7 +573,8 @@ def test_a_put_that_waits_longer_than_the_tries_without_a_pause_spills_still():
 
 
 def test_a_put_waits_for_a_full_disk():
-    # A limit on the size of files, in force while a piece is written, stands for the disk: a store that is full, both.
+    # A limit on the file size, set while a piece is written, simulates a full disk: store and disk are full at the same
+    # time.
     script = """
     import resource, signal, time
     from pyray_ser.store.spill_codec import Form

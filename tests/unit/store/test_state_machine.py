@@ -1,4 +1,4 @@
-"""The store against a dict: any order of putting, getting, freeing, pickling, windows and re-putting, checked by the engine."""
+"""Compare the store with a dict for random sequences of puts, gets, frees, pickling and windows."""
 
 import gc
 import pickle
@@ -55,7 +55,7 @@ def equal(a, b):
 
 
 class Box:
-    """A value in a bundle: hypothesis keeps such values alive, and this object can release its own."""
+    """A container for a value in a bundle: hypothesis keeps it alive, but the container can release its value."""
 
     def __init__(self, content):
         self.content = content
@@ -65,7 +65,7 @@ class Box:
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """`model` is what each identity holds; FREED for what was ended."""
+    """`model` maps each identity to its expected value, or to FREED."""
 
     refs = Bundle("refs")
     views = Bundle("views")
@@ -116,7 +116,7 @@ class StoreMachine(RuleBasedStateMachine):
         if expected is self.FREED:
             try:
                 pyray_ser.get(box.content, mmap_mode=mode)
-            except exc.ObjectLostError:  # "freed" as long as anything holds it, "lost" after that
+            except exc.ObjectLostError:  # "freed" as long as any holder exists, "lost" after that
                 return multiple()
             raise AssertionError("a freed object was read")
         value = pyray_ser.get(box.content, mmap_mode=mode)

@@ -1,4 +1,4 @@
-"""torch in a store: tensors lie over a copy-on-write mapping, and no other process sees a write."""
+"""Test torch with a store: tensors use a copy-on-write mapping, and no other process sees a write."""
 
 import io
 import pickle
@@ -11,7 +11,7 @@ import pytest
 
 import pyray_ser
 
-try:  # not there in `make test`; in `make test-heavy` its absence is a failure
+try:  # torch is not installed in `make test`; in `make test-heavy` its absence is a failure
     import torch
 except ImportError:
     torch = None
@@ -40,7 +40,7 @@ def round_trip(value, **options):
 
 
 def map_of(address):
-    """The line of /proc/self/maps that an address lies in."""
+    """Return the line of /proc/self/maps that contains an address."""
     with open("/proc/self/maps") as file:
         for line in file:
             low, high = (int(part, 16) for part in line.split(None, 1)[0].split("-"))
@@ -100,7 +100,7 @@ def test_views_share_a_storage_and_separate_storages_stay_separate():
         file = io.BytesIO()
         torch.save(one, file)
         assert file.tell() < one.nbytes + 3000
-    # A view first, the whole afterwards.
+    # The view is pickled before the whole tensor.
     back = round_trip([base[100:200], base])
     back[0][0] = -1
     assert back[1][100] == -1 and back[1].untyped_storage().nbytes() == 4 * MANY
@@ -289,10 +289,10 @@ def test_state_dict_of_500_mb_in_1000_tensors_comes_in_4_ms():
     ref = pyray_ser.put(state)
     taken = []
     for _ in range(40):
-        start = time.thread_time()  # load of other programs does not count
+        start = time.thread_time()  # thread time excludes the load of other programs
         back = pyray_ser.get(ref)
         taken.append(time.thread_time() - start)
         assert back["layers.7.weight"][0, 0] == 7
         del back
-    # Take the best of many: neighbours share the caches, which affects even the clock of this thread.
+    # Take the minimum of many runs: other programs share the caches, which affects even the CPU time of this thread.
     assert min(taken) < 4e-3, taken

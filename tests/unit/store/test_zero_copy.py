@@ -1,4 +1,4 @@
-"""Values are read-only by page table, shared, and alive as long as a view exists."""
+"""Test that values are read-only by page table, shared, and alive as long as a view exists."""
 
 import ctypes
 import gc
@@ -135,8 +135,10 @@ class TestCopyOnWrite:
 
 
 class TestReputByReference:
-    """Bytes that are in the store already are referred to; without one of the conditions a reader would see wrong
-    bytes."""
+    """A put refers to bytes that are already in the store.
+
+    Without one of the conditions, a reader would see wrong bytes.
+    """
 
     def large(self):
         ref = pyray_ser.put(np.arange(100_000.0))
