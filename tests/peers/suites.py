@@ -153,7 +153,7 @@ def write_modules(folder: Path, first: str) -> None:
         (folder / f"peer_{method}.py").write_text(MULTIPROCESSING.format(method=method))
     futures = "test.test_concurrent_futures"
     lines = [f"from {futures} import *\n"]
-    if exists(futures) and getattr(find_spec(futures), "submodule_search_locations", None):  # from Python 3.12 on
+    if exists(futures) and getattr(find_spec(futures), "submodule_search_locations", None):  # since Python 3.12
         names = ("deadlock", "process_pool", "wait", "as_completed", "shutdown", "init")
         lines = [f"from {futures}.test_{name} import *\n" for name in names]
     (folder / "peer_futures.py").write_text("".join(lines))
@@ -250,7 +250,7 @@ def bad(outcome: str) -> bool:
 
 
 def differing(without: Run, other: Run) -> list[str]:
-    """Return the tests that succeed in only one way."""
+    """Return the tests that succeed in only one of the two runs."""
     tests = sorted({*without.outcomes, *other.outcomes})
     return [t for t in tests if bad(without.outcomes.get(t, "missing")) != bad(other.outcomes.get(t, "missing"))]
 

@@ -209,7 +209,7 @@ def test_a_callback_on_a_settled_reference_may_fail_too(caplog):
     assert ray.get(ref) == 1
     ref.add_done_callback(lambda _: 1 / 0)
     assert "ZeroDivisionError" in caplog.text
-    # Ctrl-C reaches the program once all callbacks have run.
+    # Ctrl-C reaches the program after all callbacks have run.
     others, other = [], TaskRef("other")
 
     def interrupt(_):
@@ -271,11 +271,11 @@ def test_a_call_from_elsewhere_that_comes_before_the_actor_is_made_waits(cancels
         refs = [handle.add.remote() for _ in range(3)]
         if cancels:
             taken = refs.pop(1)
-            ray.cancel(taken)  # the actor decides whether the request came in time
+            ray.cancel(taken)  # the actor decides whether the request arrived in time
             with pytest.raises(TaskCancelledError):
                 ray.get(taken)
         else:
-            time.sleep(0.3)  # so that they exist before the actor does
+            time.sleep(0.3)  # so that the references exist before the actor
         path.touch()
         return ray.get(refs)
 
@@ -544,7 +544,7 @@ def test_the_end_of_an_actor_is_that_of_the_calls_that_wait(how):
     if how == "kill":
         ray.kill(counter)
     elif how == "kill elsewhere":
-        # Use the handle as a process that received it would.
+        # Use the handle as in a process that received it.
         from pyray_ser import _core
         from pyray_ser.tasks import actor, remote_handles
 

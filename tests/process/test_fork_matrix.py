@@ -280,7 +280,7 @@ def test_double_fork():
 
 
 def test_a_daemon_without_descriptors_in_another_pid_namespace(tmp_path):
-    """The process closed all its descriptors and lost its lock byte; only occasional calls show that it lives."""
+    """The process closed all its descriptors and lost its lock byte; only its occasional calls show that it lives."""
     script = """
     import os, pathlib, subprocess, sys, time
     import numpy as np

@@ -12,7 +12,7 @@ import pytest
 from hygiene import run_path
 from isolated import environment, run
 
-# A new user namespace, in which the user of the tests may mount file systems and start a process as pid 1.
+# This creates a user namespace in which the user of the tests may mount file systems and start a process as pid 1.
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount", "--propagation", "private"]
 
 
@@ -254,8 +254,8 @@ def test_no_address_space():
 
 
 def test_a_default_capacity_shrinks_until_it_fits():
-    """Under a limit of the address space, or of the size of files, a store without a given capacity is smaller, and
-    warns about that."""
+    """Under a limit of the address space or of the file size, a store without a given capacity gets a smaller one and
+    warns."""
     body = """
         import logging, resource, sys
         import numpy as np
@@ -314,7 +314,7 @@ def test_a_limit_of_private_memory_is_none_of_the_stores_capacity():
 
 
 def test_a_limit_of_the_size_of_files():
-    """If RLIMIT_FSIZE is set while the store is in use, puts beyond it raise an error, without a signal."""
+    """If RLIMIT_FSIZE is set while the store is in use, puts that exceed it raise an error and cause no signal."""
     body = """
         import resource, signal
         import numpy as np

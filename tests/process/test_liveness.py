@@ -287,8 +287,7 @@ def test_forks_of_a_process_that_became_another_user_are_clients():
 
 
 def test_a_program_executed_in_place_of_a_client_is_no_client():
-    """Pid and start time are the same, and the observer may not read its /proc: the lock ended with the address
-    space."""
+    """Pid and start time are unchanged and /proc is unreadable, but the lock ended with the old address space."""
     script = """
         import os, sys
         import pyray_ser

@@ -486,7 +486,7 @@ def test_a_stream_is_only_so_far_ahead_of_its_reader(tmp_path, size, ahead):
         seen.append(int(ray.get(ref)[0]))
         if i in (0, 20):
             time.sleep(0.5)
-            # One more item is made and waits to be sent; small items are reported eight at a time.
+            # The generator makes one more item, which waits to be sent; small items are reported eight at a time.
             assert i < path.stat().st_size <= i + 1 + ahead + 8, path.stat().st_size
         del ref
     assert seen == list(range(60))

@@ -153,7 +153,7 @@ def test_workers_and_actors_killed_at_any_moment():
 
 
 def test_installed_pools_after_kills():
-    # 100 kills here, 1,000 in the heavy test: objects in flight to a killed worker are freed.
+    # Objects in flight to a killed worker must be freed. This test kills 100 workers, the heavy test 1,000.
     kills(100)
 
 

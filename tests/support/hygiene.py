@@ -41,7 +41,7 @@ def shm_entries() -> set[str]:
 
 
 def descriptors() -> dict[int, str]:
-    """Return the open descriptors and the files behind them."""
+    """Return the open descriptors and the files that they refer to."""
     found = {}
     for fd in os.listdir("/proc/self/fd"):
         try:

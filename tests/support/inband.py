@@ -13,7 +13,7 @@ _engine = ENGINES[0]
 
 @pytest.fixture(params=ENGINES, autouse=True)
 def engine(request):
-    """Run each test of the module that imports this with each pickler and unpickler."""
+    """Run each test of a module that imports this fixture with each pickler and unpickler."""
     global _engine
     _engine = request.param
     yield request.param

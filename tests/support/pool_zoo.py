@@ -276,7 +276,7 @@ AROUND = {"alone": lambda made: made, "nested": lambda made: {"a": [made, (made,
 
 
 def names() -> list[tuple[str, str, str]]:
-    """Return type, form and size of every value."""
+    """Return the type, form and size of every value."""
     arrays = [(dtype, form, size) for dtype in DTYPES for form in FORMS for size in SIZES]
     return arrays + [(kind, form, size) for kind in OTHER for form in AROUND for size in SIZES]
 

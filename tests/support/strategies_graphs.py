@@ -394,7 +394,7 @@ def graph(seed, size=30):
     )  # fmt: skip
     for _ in range(r.randrange(1, size)):
         pool.append(r.choice(makers)())
-        if r.random() < 0.15:  # a cycle, or a second way to an old object
+        if r.random() < 0.15:  # a cycle, or a second reference to an existing object
             target = r.choice(pool)
             if type(target) in (list, MyList):
                 target.append(r.choice(pool))
@@ -499,7 +499,7 @@ def shape(root):
             out.append((label, type(obj).__name__, repr(obj)))
             continue
         if (type(obj) is tuple and not obj) or (type(obj) is bytes and len(obj) < 2):
-            out.append((label, repr(obj)))  # one object for all
+            out.append((label, repr(obj)))  # a singleton: all equal values are the same object
             continue
         number = numbers.get(id(obj))
         if number is not None:

@@ -74,7 +74,7 @@ class Ours:
             package.put(value)
         found["in"] = 1 + least(lambda: package.put(value), size)
         ref = package.put(value)
-        before = self.stored(ref)  # the pages of the store are mapped here now
+        before = self.stored(ref)  # from now on, the pages of the store are mapped in this process
         package.get(ref)
         found["out"] = least(lambda: package.get(ref), size)
         if row.write is not None:
@@ -133,7 +133,7 @@ class Ray:
 
 
 class Joblib:
-    """joblib's dump to a file, and load with memory mapping."""
+    """joblib's method: dump to a file, load with memory mapping."""
 
     def __init__(self) -> None:
         import joblib

@@ -396,7 +396,7 @@ def test_bench_pool_measures_both(capsys):
     figures = json.loads(capsys.readouterr().out)
     assert figures["mb"] == 16 and set(figures["seconds"]) == set(figures["memory"]) == {"before", "after"}
     assert all(seconds > 0 for seconds in figures["seconds"].values())
-    # Wait at least for the table.
+    # The memory must include at least the table.
     assert all(memory > 16 << 20 for memory in figures["memory"].values())
     assert cli.main("bench pool --workers 0".split()) == 2
     assert "--workers" in capsys.readouterr().err

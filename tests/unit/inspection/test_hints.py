@@ -46,7 +46,7 @@ STRANGE = [
     "1:1:1:1:" + "x" * 5000,
     "1:1:1:1:relative",
     "1:1:1:1:\udcff\udcfe",
-    "\u0661:\u0662:\u0663:\u0664:",  # digits, as int() has it
+    "\u0661:\u0662:\u0663:\u0664:",  # int() accepts these digits
     "1:1:1:1e5:",
 ]
 
@@ -79,8 +79,8 @@ def test_a_hint_with_one_part_wrong_finds_nothing_else():
         print(child(f"{other}:{pid}:{start}:{fd}:{path}"), child(f"{ident}:{pid}:{int(start) + 1}:{fd}:{path}"),
               child(f"{ident}:1:{start}:{fd}:{path}"), child(f"{ident}:{pid}:{start}:0:{path}"))
     """
-    # A start time differs in another time namespace. If the descriptor is wrong, the other descriptors of that
-    # process are searched.
+    # The start time of a process differs in another time namespace. If the descriptor is wrong, the other descriptors
+    # of that process are searched.
     assert run(script) == "False True False True"
 
 

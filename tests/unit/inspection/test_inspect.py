@@ -834,7 +834,7 @@ def test_serialization_error_gives_the_path_once():
         task, TypeError("cannot pickle '_thread.lock' object (at .__closure__[0].__reduce__()[0].cache[0])")
     )
     assert str(error) == "cannot pickle '_thread.lock' object (at task -> closure 'cfg' -> .cache[0])"
-    # If nothing fails the second time, the pickler's own message is used.
+    # If the second attempt does not fail, the message of the pickler is used.
     error = serialization_error([1], TypeError("cannot pickle '_thread.lock' object (at [3])"))
     assert str(error) == "cannot pickle '_thread.lock' object (at [3])"
     assert error.path == "[3]"

@@ -73,7 +73,7 @@ def _unpickle_dumps(value):
         ("<U4", (3, "<", None, None, None, 16, 1, 0)),
         ("<U4", (3, ">", None, None, None, 16, 4, 0)),
         ("|S10", (3, "|", None, None, None, 10, 1, 0x3F)),
-        ("<f8", (3, ">", None, None, None, -1, -1, 0)),  # a dtype of numpy itself: nothing happens
+        ("<f8", (3, ">", None, None, None, -1, -1, 0)),  # one of numpy's singleton dtypes: the state has no effect
         ("<f8", (3, "<", None, ("a",), {"a": (np.dtype("O"), 0)}, -1, -1, 0x3F)),
         ("|b1", (3, ">", (np.dtype("?"), (1000,)), None, None, -1, -1, 0x3F)),
         (">f8", (3, "<", None, None, None, -1, -1, 0)),
@@ -153,7 +153,7 @@ def test_a_forged_state_does_not_reach_the_arrays_of_the_store(kind):
 
 
 def test_records_of_python_2_load_with_their_names_as_bytes():
-    # As NumPy wrote np.array([(9e123,)], [("name", float)]) under Python 2; it decodes names that are bytes.
+    # NumPy wrote this for np.array([(9e123,)], [("name", float)]) under Python 2; it decodes names that are bytes.
     stream = (
         b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR(I1\n(I1\ntcnumpy\ndtype\n(S'V8'\nI0\nI1\ntR(I3\n"
         b"S'|'\nN(S'name'\nt(dS'name'\n(cnumpy\ndtype\n(S'f8'\nI0\nI1\ntR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntbI0\ntsI8\nI1\nI0\ntb"

@@ -122,7 +122,7 @@ def test_pandas_caches_of_columns_stay_where_they_are():
     column = pd.array(range(5), dtype=pd.ArrowDtype(pa.duration("ns")))
     if not hasattr(column, "_dt_day_remainder"):
         pytest.skip("this pandas has no such cache")
-    column._dt_day_remainder  # fills it
+    column._dt_day_remainder  # fills the cache
     assert column._cache
     back = round_trip(column)
     assert back._cache == {} and back._cache is not column._cache

@@ -265,7 +265,7 @@ def test_a_pickler_refuses_to_be_used_twice_at_once():
     pickler = _pickle.Pickler(io.BytesIO())
     with pytest.raises(RuntimeError, match="while this Pickler is pickling"):
         pickler.dump(Changing(lambda: pickler.dump(1)))
-    pickler.dump([1, 2])  # and is usable afterwards
+    pickler.dump([1, 2])  # the pickler is usable afterwards
 
 
 # ---- hooks --------------------------------------------------------------------------------------------------------------

@@ -92,7 +92,8 @@ def test_what_fails_is_what_must_differ(outcomes):
 def test_nothing_else_is_set_aside(outcomes):
     expected = set(SET_ASIDE)
     if sys.version_info >= (3, 12):
-        # It reads pickles that older releases wrote with the same Python; there are none for these.
+        # These tests read pickles that older releases wrote with the same Python; no such pickles exist for these
+        # versions.
         expected |= {name for name in outcomes if name.startswith("test_backward_compat.py")}
     assert {name for name, (outcome, _) in outcomes.items() if outcome == "skipped"} == expected
 

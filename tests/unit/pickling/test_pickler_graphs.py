@@ -70,7 +70,7 @@ def test_dumps_below_protocol_5_is_to_the_letter():
 
 
 def test_what_a_reduction_fetches_from_elsewhere_is_shared():
-    """`held` is written before the pickler can know that a reduction will return it again."""
+    """The pickler writes `held` before a reduction returns the same object again."""
     holder = Plain()
     holder.only = ["held"]
     copy = pickle.loads(_pickle.dumps([holder, Navigator(holder)]))

@@ -122,7 +122,7 @@ def outcome(dumps, obj, protocol):
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_instances_of_the_standard_librarys_types(protocol, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # some open files
+    monkeypatch.chdir(tmp_path)  # some instances open files
     compared = 0
     for cls in dict.fromkeys(classes()):
         for obj in instances(cls):

@@ -103,7 +103,7 @@ def test_an_instance_that_changes_its_attributes_inside_a_finalizer_does_no_harm
     try:
         pickle.loads(collected_while(change, lambda: pyray_ser.dumps([value])))
     except RuntimeError:
-        pass  # told, too, is right
+        pass  # raising an error is also correct
 
 
 def test_an_instance_that_changes_its_class_inside_a_finalizer_does_no_harm():
@@ -243,7 +243,7 @@ def test_a_pickle_buffer_that_is_released_inside_a_finalizer_keeps_its_bytes():
     try:
         back = pickle.loads(collected_while(buffer.release, lambda: pyray_ser.dumps([buffer, collections.deque([1])])))
     except ValueError:
-        return  # released before its turn
+        return  # released before the pickler reached it
     assert back[0] == b"y" * 100_000
 
 

@@ -428,7 +428,7 @@ def use(value):
 
 
 def test_no_attack_on_numpy_does_more_than_raise():
-    """All streams are loaded in one process, which must survive and use the results."""
+    """One process loads all streams and uses the results, and must not crash."""
     pytest.importorskip("numpy")
     cases = "\n".join(f"    ({title!r}, lambda: {code})," for title, code in NUMPY_ATTACKS.items())
     script = (

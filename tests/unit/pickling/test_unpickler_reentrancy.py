@@ -263,7 +263,7 @@ def test_a_module_that_another_thread_is_importing_is_waited_for(tmp_path, monke
     def load():
         try:
             found.append(loads(data).kind)
-        except Exception as error:  # the test says which
+        except Exception as error:  # the test compares this text
             found.append(repr(error))
 
     importer = threading.Thread(target=load)

@@ -116,7 +116,7 @@ def test_a_list_of_buffers_that_has_been_at_its_end_stays_there():
     given += buffers * 2
     with pytest.raises((UnpicklingError, EOFError)):
         unpickler.load()
-    # an exhausted iterator stays exhausted
+    # an exhausted iterator of buffers stays exhausted
     stream = pickle.dumps([pickle.PickleBuffer(b"a")], 5, buffer_callback=lambda b: None)
     given = [b"x"]
     unpickler = Unpickler(io.BytesIO(stream * 3), buffers=given)
@@ -298,7 +298,7 @@ def test_members_that_come_and_go():
         assert loads(stream) == [cls, cls.A, cls.B]
         kept = cls._value2member_map_.pop(1)
         try:
-            expected = pickle.loads(stream)  # releases differ
+            expected = pickle.loads(stream)  # the result depends on the Python release
         except ValueError:
             with pytest.raises(ValueError):
                 loads(stream)
@@ -346,7 +346,7 @@ VALUES = [None, True, False, 0, 255, 256, 65535, 65536, -1, 2**31, 2**70, 1.5, -
 @pytest.mark.parametrize("dumps", [_pickle.dumps, pickle.dumps], ids=["ours", "theirs"])
 def test_every_kind_of_value_in_every_place(cls, dumps):
     rows = [cls(*(VALUES[(i + j * k) % len(VALUES)] for j in range(4))) for k in (1, 3) for i in range(len(VALUES))]
-    for _ in range(3):  # the plan is empty, half filled, complete
+    for _ in range(3):  # the plan is empty, then half filled, then complete
         assert loads(dumps(rows, 5)) == rows == pickle.loads(dumps(rows, 5))
 
 

@@ -63,7 +63,7 @@ def check(page, recorded, names):
 SLOW = ("String", "strings", "objects", "text", "categories", "Lazy", "Table", "intervals")
 
 
-@pytest.mark.timing  # a sanitizer uses memory differently
+@pytest.mark.timing  # sanitizers change the use of memory
 def test_figures_hold(page, recorded):
     check(page, recorded, [name for name in rows(False) if not any(word in name for word in SLOW)])
 

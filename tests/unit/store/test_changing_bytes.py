@@ -92,7 +92,7 @@ def test_a_str_is_ascii_or_not(tmp_path, length, load):
 
 @pytest.mark.parametrize("length", [2, 5, 12, 20])
 def test_a_str_among_others_is_ascii_or_not(tmp_path, length):
-    # Strings that only a list holds are read in a separate loop.
+    # Strings that are referenced only by a list are read in a separate loop.
     texts = [letter * length for letter in "bcdaef"]
     stream = _pickle.dumps([letter * length for letter in "bcdaef"])
     at = stream.index(b"a" * length) + length - 1

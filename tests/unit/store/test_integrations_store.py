@@ -313,7 +313,7 @@ def test_a_twin_outlives_its_reference_and_its_store_holds_the_bytes():
 def test_what_is_in_no_store_has_no_twin():
     value = Twins(np.arange(N))
     assert pyray_ser.deserialize(pyray_ser.serialize(value)) == [None]
-    assert pyray_ser.get(pyray_ser.put(value), mmap_mode="c") == [None]  # private and writable as it is
+    assert pyray_ser.get(pyray_ser.put(value), mmap_mode="c") == [None]  # already private and writable
     for foreign in (b"abc", memoryview(b"abc"), np.arange(3)):
         assert _core.writable_twin(foreign) is None
     with pytest.raises(TypeError):

@@ -113,7 +113,7 @@ class TestPickling:
         with pyray_ser.scope():
             ref = pyray_ser.put({"a": 5})
             blobs = [pickle.dumps(ref) for _ in range(10)]
-            assert in_flight() == before + 1  # one per ref and scope
+            assert in_flight() == before + 1  # one token per ref and scope
             del ref
             for blob in blobs:
                 assert pyray_ser.get(pickle.loads(blob)) == {"a": 5}

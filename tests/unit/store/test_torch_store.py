@@ -18,7 +18,7 @@ except ImportError:
 
 pytestmark = pytest.mark.heavy
 
-MANY = 100_000  # float32: larger than what mode "c" copies
+MANY = 100_000  # float32: larger than the values that mode "c" copies
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -182,9 +182,9 @@ class TestReputByReference:
 
     def test_small_view_is_copied(self):
         _, view = self.large()
-        assert pyray_ser.put(view[:8000]).size > 64_000  # under 64 KiB
+        assert pyray_ser.put(view[:8000]).size > 64_000  # smaller than 64 KiB
         big = pyray_ser.get(pyray_ser.put(np.arange(2_000_000.0)))
-        assert pyray_ser.put(big[:100_000]).size > 800_000  # under 1/16
+        assert pyray_ser.put(big[:100_000]).size > 800_000  # smaller than 1/16 of the object
 
     def test_mode_c_is_copied(self):
         ref, _ = self.large()
