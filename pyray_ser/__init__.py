@@ -39,7 +39,8 @@ from .api import (
     wait,
 )
 
-# Importing typing for this would take too long. Not the literal False, which jedi would believe.
+# Importing typing for this would take too long. The value is not the literal False, because jedi would then ignore the
+# block.
 TYPE_CHECKING = bool()  # noqa: UP018
 if TYPE_CHECKING:
     from typing import Any
@@ -141,8 +142,8 @@ def _load_ref(blob: bytes) -> "ObjectRef[Any]":
     """
     Load a pickled reference; its pickle calls this function.
 
-    It is a Python function in a module without a dot, because the standard pickler writes these faster, and imports their module
-    in half the time, which is most of the cost of a message with one reference.
+    It is a Python function in a top-level module, because the standard pickler writes such a function faster and
+    imports its module in half the time. That import is most of the cost of a message with one reference.
     """
     return _take_over(blob)
 

@@ -15,7 +15,7 @@ def _is_main() -> bool:
     try:
         import _xxsubinterpreters as interpreters  # type: ignore[import-not-found]
     except ImportError:
-        # This build has no such module: the extensions refuse all interpreters but the first one that loads them.
+        # This build has no such module. The extensions refuse every interpreter except the first one that loads them.
         return True
     return int(interpreters.get_current()) == int(interpreters.get_main())
 

@@ -3,8 +3,8 @@
 `logging` is imported only if the program has imported it, or for a warning, which is shown without any setup. The import would
 take longer than a first `put`.
 
-The logger is looked up once. `logging.getLogger` takes a lock, which stays taken if a signal handler raises there. Every thread
-that opens or closes a store would then wait for it.
+The logger is looked up once. `logging.getLogger` acquires a lock, which stays held if a signal handler raises an
+exception there. Every thread that opens or closes a store would then wait for it.
 """
 
 import sys
@@ -27,7 +27,7 @@ def _write(level: int, message: str, arguments: tuple[object, ...], exc_info: bo
         import logging
 
         _logger = logging.getLogger("pyray_ser")
-    # Two frames up: the record names the caller of `info`.
+    # A stack level of two frames makes the record name the caller of `info`.
     _logger.log(level, message, *arguments, exc_info=exc_info, stacklevel=3)
 
 
@@ -47,5 +47,5 @@ def warning(message: str, *arguments: object) -> None:
 
 
 def exception(message: str, *arguments: object) -> None:
-    """Write a record of level ERROR with the exception that is being handled, where it cannot be raised."""
+    """Write a record of level ERROR with the current exception, in code that cannot raise it."""
     _write(_ERROR, message, arguments, exc_info=True)

@@ -208,7 +208,7 @@ def get_by_name(name: str, *, timeout: float | None = None, mmap_mode: MmapMode 
         except LookupError as error:
             from .exceptions import ObjectFreedError
 
-            # Another process may have freed it since it was found, perhaps to give its name to another object.
+            # Another process may have freed the object after the lookup, perhaps to give its name to another object.
             if not isinstance(error, ObjectFreedError):
                 raise
             rest = timeout and max(end - time.monotonic(), 1e-9)
@@ -231,7 +231,7 @@ def names() -> dict[str, ObjectRef[Any]]:
     """
     store = _current()
     found = ((name, _core.find_name(store, name)) for name, _ in _core.names_of(store))
-    # Leave out an object that was freed between the two calls.
+    # Omit objects that were freed between the two calls.
     return {name: ref for name, ref in found if ref is not None}
 
 
@@ -327,7 +327,7 @@ def create(nbytes: int, *, timeout: float | None = None) -> memoryview:
     >>> view[:] = b"bytes"
     >>> ref = pyray_ser.seal(view)
     """
-    # Before Python 3.12 the type checker does not know that it has a buffer.
+    # Before Python 3.12 the type checker does not know that this object supports the buffer protocol.
     window: Any = _core.create(nbytes, timeout)
     return memoryview(window)
 

@@ -95,7 +95,7 @@ class PyraySerError(Exception):
         Values for the attributes of the class.
     """
 
-    # The keywords of a class: every public attribute that it or a base declares with a default.
+    # The keywords that a class accepts: every public attribute that the class or a base class declares with a default.
     _facts: frozenset[str] = frozenset()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -196,7 +196,7 @@ class StoreFullError(PyraySerError, RuntimeError):
 
 
 class ObjectLostError(PyraySerError, LookupError):
-    """An object is gone and cannot be brought back.
+    """An object was lost and cannot be recovered.
 
     Attributes
     ----------
@@ -455,13 +455,13 @@ class SerializationError(PyraySerError, TypeError):
         return f"cannot pickle the value{where}; see util.inspect_serializability"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The objects themselves cannot be pickled.
+        # The objects in `failures` cannot be pickled.
         state = {**self.__dict__, "failures": ()}
         return (type(self), self.args, state)
 
 
 class DeepRecursionError(PyraySerError, _PicklingError, RecursionError):
-    """Foreign code nests more deeply than the C stack allows.
+    """User code recurses more deeply than the C stack allows.
 
     Attributes
     ----------

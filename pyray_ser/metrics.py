@@ -1,4 +1,4 @@
-"""Prometheus: the counters of the stores that this process has open, at each scrape.
+"""Export the counters of the stores that this process has open to Prometheus, read at each scrape.
 
 Needs the package prometheus-client (the extra ``prometheus``). Any process that uses a store can show it; the figures describe
 the whole store, so one process is enough.
@@ -41,7 +41,7 @@ _COUNTERS = (
 
 class StoreCollector:
     """
-    A collector for `prometheus_client`: the counters of the stores that are open at each scrape.
+    A collector for `prometheus_client` that reads the counters of all open stores at each scrape.
 
     Every sample has the labels ``store`` (the identity) and ``path`` (the file of a named store, else empty). A process
     without a store has no samples, and a scrape never opens one. ``<prefix>_up`` is 0 for a store that could not be read.
@@ -89,7 +89,7 @@ class StoreCollector:
 
 def register(registry: Any = REGISTRY, prefix: str = "pyray_ser") -> StoreCollector:
     """
-    Show the stores of this process in a registry.
+    Register a collector for the stores of this process.
 
     Parameters
     ----------

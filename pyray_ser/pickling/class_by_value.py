@@ -16,12 +16,12 @@ __all__ = ["ByValuePickler"]
 
 
 class ByValuePickler(CloudPickler):  # type: ignore[misc]
-    """Reduce functions and classes that cannot go by reference."""
+    """Reduce functions and classes that cannot be pickled by reference."""
 
     def reducer_override(self, obj: Any) -> Any:
         """Return what cloudpickle does; of a class without its slots, of a Flag with all its members.
 
-        Return `NotImplemented` for a class from compiled code: a copy would have none of that code.
+        Return `NotImplemented` for a class from compiled code, because a copy would lack that code.
         """
         value = super().reducer_override(obj)
         if issubclass(type(obj), type) and type(value) is tuple and len(value) > 2:
@@ -35,7 +35,7 @@ _IMMUTABLE = 1 << 8  # Py_TPFLAGS_IMMUTABLETYPE
 
 
 def _is_compiled(cls: type) -> bool:
-    """Return whether a class has code in C: it is immutable, or has methods of that kind."""
+    """Return whether a class is implemented in C: it is immutable, or has methods of C types."""
     if vars(type)["__flags__"].__get__(cls) & _IMMUTABLE:
         return True
     for found in vars(type)["__dict__"].__get__(cls).values():
@@ -49,12 +49,12 @@ def _is_compiled(cls: type) -> bool:
 def _mended(cls: type, value: tuple[Any, ...]) -> tuple[Any, ...]:
     make, args, state, *rest = value
     attributes = state[0]
-    # cloudpickle leaves out slots by the names in `__slots__`, where private ones are not mangled.
+    # cloudpickle omits slots by the names in `__slots__`, in which private names are not mangled.
     for name, slot in list(attributes.items()):
         if type(slot) is MemberDescriptorType and slot.__objclass__ is cls and slot.__name__ == name:
             del attributes[name]
     if issubclass(cls, enum.Flag):
-        # cloudpickle iterates over the class, which gives members of one bit only.
+        # cloudpickle iterates over the class, which yields only the members with a single bit.
         members = {name: member.value for name, member in cls.__members__.items()}
         args = tuple(members if type(arg) is dict else arg for arg in args)
         for name in members:

@@ -1,4 +1,4 @@
-"""Decides which states of dtypes and arrays the unpickler passes to NumPy.
+"""Decide which states of dtypes and arrays the unpickler passes to NumPy.
 
 NumPy trusts the state that a pickle gives to a dtype or an array. A forged state makes it read past a buffer, use bytes as
 addresses, or free memory that is in use. The unpickler (``csrc/unpickle/safe_mode.c``) calls the two functions here before each
@@ -32,7 +32,7 @@ def _is_int(value: Any, low: int, high: int = _MOST_BYTES) -> bool:
 
 def check_dtype(dtype: Any, state: Any, in_use: bool, strict: bool) -> None:
     """
-    Raise `UnpicklingError` unless a dtype can get a state.
+    Raise `UnpicklingError` unless a state is valid for a dtype.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ def _sub_array(base: Any) -> Any:
 
 
 def _decoded(names: Any, fields: Any) -> tuple[Any, Any]:
-    """Return names and fields as NumPy decodes them, of a pickle of Python 2 that is loaded with ``encoding="bytes"``."""
+    """Return names and fields as NumPy decodes them from a Python 2 pickle that is loaded with ``encoding="bytes"``."""
     if (
         type(names) is not tuple
         or type(fields) is not dict
@@ -130,7 +130,7 @@ def _decoded(names: Any, fields: Any) -> tuple[Any, Any]:
         or any(type(name) is not bytes for name in names)
     ):
         return names, fields
-    # NumPy drops what no name leads to, so that titles stay in their fields alone.
+    # NumPy drops every entry that is not under a name, so titles remain only inside their fields.
     return tuple(name.decode("ascii") for name in names), {name.decode("ascii"): fields[name] for name in names}
 
 
@@ -148,7 +148,7 @@ def _record(names: Any, fields: Any, dtype: Any, itemsize: int, alignment: int, 
             _refuse("dtype has a field that is no dtype at an offset")
         if strict and title is not None and type(title) not in (str, bytes):
             _refuse("dtype has a title that is neither str nor bytes")
-        # A title leads to its field if it is a str, but not after NumPy has decoded names of Python 2.
+        # A title that is a str is also a key of its field, except after NumPy has decoded names of Python 2.
         leads = isinstance(title, str) and (strict or title in fields)
         if leads and fields.get(title) != field:
             _refuse("dtype has a title that is no name of its field")
@@ -185,7 +185,7 @@ def _check_metadata(dtype: Any, metadata: Any, strict: bool) -> None:
 
 def check_array(array: Any, state: Any, in_use: bool, strict: bool) -> None:
     """
-    Raise `UnpicklingError` unless an array can get a state.
+    Raise `UnpicklingError` unless a state is valid for an array.
 
     Parameters
     ----------
@@ -206,7 +206,7 @@ def check_array(array: Any, state: Any, in_use: bool, strict: bool) -> None:
     shape, dtype, _, data = state[-4:]
     if not isinstance(dtype, numpy.dtype):
         return
-    # NumPy checks the shape, and reads no more objects of a list than the shape says.
+    # NumPy checks the shape, and reads only as many objects of a list as the shape has elements.
     exact = type(shape) is tuple and all(_is_int(length, 0, 2**63 - 1) for length in shape)
     if strict and (not exact or len(shape) > _MOST_DIMENSIONS or type(data) not in (bytes, list, str)):
         _refuse("array has a shape or data that NumPy does not write")

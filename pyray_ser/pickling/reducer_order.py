@@ -1,6 +1,6 @@
-"""How a value finds its reducer: the order of the picklers, in Python.
+"""Select the reducer for a value, in the same order as the compiled pickler, but in Python.
 
-The compiled pickler does the same in C. Its pure-Python counterpart
+The compiled pickler implements these rules in C. Its pure-Python counterpart
 (`debug_pickler`) and the inspector use this module, and show the name of the
 rule that applied.
 """
@@ -18,8 +18,8 @@ from . import registry
 
 __all__ = ["Reduction", "find_global", "is_standard", "plain_reduce_ex"]
 
-# Types of the standard library whose own reduction cannot be used: a set of weak references, which cannot be pickled,
-# and the markers of fields in dataclasses, which are compared by identity.
+# Types of the standard library whose own reduction cannot be used: `WeakSet`, because weak references cannot be
+# pickled, and the field markers of dataclasses, because they are compared by identity.
 _BY_TABLE = frozenset({("_weakrefset", "WeakSet"), ("dataclasses", "_FIELD_BASE")})
 
 _mro = vars(type)["__mro__"].__get__
@@ -80,7 +80,8 @@ def find_global(obj: Any, name: str | None = None) -> tuple[str, str]:
         name = getattr(obj, "__qualname__", None) or obj.__name__
     module = getattr(obj, "__module__", None)
     if module is None:
-        # Search all modules for the name, as pickle does. Iterate over a copy, because the search may import modules.
+        # Search all modules for an object of this name, as pickle does. Iterate over a copy, because the search may
+        # import modules.
         for candidate, loaded in sys.modules.copy().items():
             if candidate in ("__main__", "__mp_main__") or loaded is None:
                 continue
@@ -132,7 +133,8 @@ def _is_reachable(method: MethodType) -> bool:
     return found is function or (type(found) is classmethod and found.__func__ is function)
 
 
-# A missing attribute. An attribute that is None is called, as the compiled pickler does, which raises TypeError.
+# A missing attribute. An attribute that is None is called nevertheless and raises TypeError, as in the compiled
+# pickler.
 NO_RULE: Any = object()
 
 
@@ -164,7 +166,7 @@ class Reduction:
         self._by_value: Any = None
 
     def is_plain(self, cls: type) -> bool:
-        """Return whether no rule but ``__reduce_ex__`` of `object` can apply to a class."""
+        """Return whether ``object.__reduce_ex__`` is the only rule that can apply to a class."""
         return (
             self.override is NO_RULE
             and not issubclass(cls, type)
@@ -218,8 +220,8 @@ class Reduction:
             try:
                 return "__reduce_ex__", reduce_ex(self.protocol)
             except TypeError:
-                # Modules, code, views of dictionaries: these types refuse, but cloudpickle can pickle them. An open text file
-                # would be read and sent as a copy, which is not what a user expects.
+                # Modules, code objects and dictionary views refuse to be pickled, but cloudpickle can pickle them. An
+                # open text file would be read and sent as a copy, which is not what a user expects.
                 if by_value is None or _is_heap_type(cls) or cls is TextIOWrapper:
                     raise
             return "cloudpickle", by_value(obj)
@@ -237,7 +239,7 @@ class Reduction:
                 pass
         value = self._pickler().reducer_override(obj)
         if value is NotImplemented or (issubclass(type(obj), type) and not _is_heap_type(obj) and len(value) != 2):
-            # A reduction that builds another of the interpreter's types is useless.
+            # A reduction that would build a second copy of one of the interpreter's own types is useless.
             return "global", find_global(obj)[1]
         return "by value (cloudpickle)", value
 
@@ -261,7 +263,7 @@ class Reduction:
         if not is_standard(getattr(cls, "__module__", None) or ""):
             return None
         reducer = _cloudpickle().Pickler.dispatch_table.get(cls)
-        # After cloudpickle's own entries this mapping shows those of copyreg.
+        # This mapping falls back to the entries of copyreg if cloudpickle has none of its own.
         return None if reducer is _copyreg_table.get(cls) else reducer
 
     def _integration(self, cls: type) -> Callable[[Any], Any] | None:

@@ -1,4 +1,4 @@
-"""Serializers that users register for classes they cannot change.
+"""Manage the serializers that users register for classes they cannot change.
 
 A registration is a reducer that has priority over everything but the built-in
 types: ``(deserializer, (serializer(obj),))``. That is plain pickle, and the
@@ -38,7 +38,7 @@ GROUP = "pyray_ser.reducers"
 
 serializers: dict[type, Callable[[Any], tuple[Any, ...]]] = {}
 inherited: dict[type, Callable[[Any], tuple[Any, ...]]] = {}
-# Starts above 0, which means "never looked up" to the compiled pickler.
+# The counter starts above 0, because 0 means "never looked up" to the compiled pickler.
 version: list[int] = [1]
 
 # Every pickler saves these before it consults any table.
@@ -64,7 +64,7 @@ UNREACHABLE = frozenset(
     }
 )
 
-# pickle has special opcodes with other arguments for functions of these names.
+# pickle writes calls of functions with these names by special opcodes, which have other arguments.
 _SPECIAL_NAMES = ("__newobj__", "__newobj_ex__")
 
 _lock = threading.Lock()
@@ -218,8 +218,8 @@ def find(cls: type) -> Callable[[Any], tuple[Any, ...]] | None:
     return None
 
 
-# Packages whose entry points, if any, have been loaded. Those of the standard library have none,
-# and the reducers of this package for large libraries are in `reducers`.
+# Packages whose entry points, if any, have been loaded. The standard library has no entry points, and this package's
+# reducers for large libraries are in `reducers`.
 _roots_seen = {"__main__", "__mp_main__", "pyray_ser", "numpy", "pandas", "pyarrow", "polars", "scipy", "torch"}
 _roots_seen.update(sys.stdlib_module_names)
 
@@ -286,5 +286,5 @@ def _name(cls: type) -> str:
     return qualname if module in (None, "builtins") else f"{module}.{qualname}"
 
 
-# `put` writes arrays and memoryviews without a pickler, so it asks the registry itself.
+# `put` writes arrays and memoryviews without a pickler, so it consults the registry itself.
 _core.set_registry(find, version)

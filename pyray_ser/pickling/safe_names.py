@@ -16,7 +16,7 @@ SAFE_NUMPY: frozenset[str] = frozenset(
         *(f"{core}.multiarray:_reconstruct" for core in _CORES),
         *(f"{core}.multiarray:scalar" for core in _CORES),
         *(f"{core}.numeric:_frombuffer" for core in _CORES),
-        # Bytes of arrays written in-band with protocol 2 and less.
+        # Protocols 0 to 2 write the in-band bytes of arrays by this function.
         "_codecs:encode",
     }
 )

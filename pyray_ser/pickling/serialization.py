@@ -1,4 +1,4 @@
-"""Values to bytes and back, in the stored form, and the choice of the pickler.
+"""Convert values to bytes and back, in the form in which the store keeps them, and choose the pickler.
 
 `serialize` and `dumps_frames` write what `put` writes, but self-contained: they copy arrays that lie in a store.
 """
@@ -34,7 +34,8 @@ __all__ = [
     "serialize",
 ]
 
-# The pickler calls these for objects that it has no rule for. It cannot import them, because they are layers above it.
+# The pickler calls these functions for objects that it has no rule for. It cannot import them, because they belong to a
+# higher layer.
 _pickle._set_registry(reducers.meet, registry.version)
 _pickle._set_put_reducers(reducers.reducers)
 
@@ -157,7 +158,7 @@ _NOT_PICKLABLE = (TypeError, PicklingError, AttributeError, RecursionError)
 
 
 def unpicklable(value: object, error: Exception) -> Exception:
-    """Return the error that `put` raises for one of the pickler, with the path to the object that was refused."""
+    """Return the error that `put` raises in place of the pickler's error, with the path to the refused object."""
     if not isinstance(error, _NOT_PICKLABLE):
         return error
     from ..inspection import serialization_error
@@ -167,7 +168,7 @@ def unpicklable(value: object, error: Exception) -> Exception:
 
 def memoryview_call(stream: bytes, view: memoryview) -> tuple[bytes, memoryview] | None:
     """
-    Return how to write a memoryview, or None if that needs a pickler.
+    Return the stream and the buffer for a memoryview, or None if a pickler must write it.
 
     Parameters
     ----------
@@ -197,7 +198,7 @@ def memoryview_call(stream: bytes, view: memoryview) -> tuple[bytes, memoryview]
         arguments = _core.pickled((view.format, view.shape))[2:-1]
         head = b"\x80\x05\x8c\x08builtins\x8c\x07getattr\x93"
         return head + call + b"\x8c\x04cast\x86R" + arguments + b"R.", flat
-    # Write the memoryview of an array.
+    # Write the view as the memoryview of an array.
     import numpy
 
     from .. import _ndarray

@@ -1,4 +1,4 @@
-"""Which processes may read a message. References are sent only if all of them are clients of the store.
+"""Determine which processes may read a message. References are sent only if all of them are clients of the store.
 
 A client has attached already, so neither rights, limits nor missing slots can prevent it from reading. The readers of a pipe are
 looked up in ``/proc``: every process that has its reading side open.
@@ -15,29 +15,30 @@ from . import pipes
 
 __all__ = ["all_can_attach", "changed", "failed", "launching", "started"]
 
-# Seconds for which a result stays valid if this process starts no other process and the readers stay clients.
+# Seconds for which a result stays valid, provided that this process starts no other process and the readers stay
+# clients.
 HOLDS = 1.0
-# Seconds until pipes with readers that are no clients are checked again: at first, and at most.
+# Seconds until a pipe with readers that are not clients is checked again: initial value and maximum.
 AGAIN, AT_MOST = 0.05, 5.0
 
-# Counts the processes that this process has started.
+# The number of processes that this process has started.
 _generation = 0
-# Inode of the reading side -> (generation, store, readers, until when the result is valid)
+# Inode of the reading side -> (generation, store, readers, time at which the result expires)
 _known: dict[int, tuple[int, int, frozenset[int], float]] = {}
-# Inode -> (generation, seconds to wait, until when no references are sent)
+# Inode -> (generation, seconds to wait, time until which no references are sent)
 _refused: dict[int, tuple[int, float, float]] = {}
-# Children that will install when they have started -> until when a message waits for that
+# Children that will install the hooks when they start -> time until which a message waits for that
 _starting: dict[int, float] = {}
-# Threads that are starting such a child
+# Threads that are currently starting such a child
 _launching: set[int] = set()
-# The maximum seconds that a message waits, and the seconds between two checks.
+# The maximum time that a message waits, and the time between two checks, in seconds.
 START, PAUSE = 20.0, 0.01
 # How many results are kept; more pipes are looked up again.
 _MOST = 1000
 
 
 def changed() -> None:
-    """Note that this process has started, or is about to start, another one."""
+    """Record that this process has started, or is about to start, another process."""
     global _generation
     _generation += 1
 
@@ -48,12 +49,12 @@ def launching() -> None:
 
 
 def failed() -> None:
-    """Note that the child was not started."""
+    """Record that the child was not started."""
     _launching.discard(get_ident())
 
 
 def started(pid: int) -> None:
-    """Note that a child was started that will install before it loads its work."""
+    """Record that a child was started that will install the hooks before it loads its work."""
     _launching.discard(get_ident())
     now = time.monotonic()
     for other in [other for other, until in _starting.items() if until < now]:
@@ -98,7 +99,7 @@ def all_can_attach(inode: int, store: _core.Store, blocks: bool) -> bool:
 
 
 def _waits_for_start(inode: int, store: _core.Store) -> bool:
-    """Return whether a reader is no client because it has not started yet."""
+    """Return whether some reader is not a client only because it is still starting."""
     clients = set(store.client_pids())
     if _launching - {get_ident()}:
         return True
@@ -153,7 +154,7 @@ def _readers(inode: int, clients: set[int]) -> set[int] | None:
 
 
 def _is_of(pid: int, family: set[int]) -> bool:
-    """Return whether a process that cannot be examined descends from these, or shares this one's session."""
+    """Return whether a process that cannot be examined descends from `family` or belongs to this process's session."""
     seen: set[int] = set()
     while pid > 1 and pid not in seen:
         seen.add(pid)

@@ -1,8 +1,9 @@
 """Read a buffer from the file of a store without being a client.
 
-A process may be a client when a message is sent to it, but not when it reads: it lowered its limit of address space, or no slot was
-free when it was forked. So a reference contains the place of its bytes in the file of the store. The token of the message holds
-them until the sender concludes that the message was read.
+A process may be a client when a message is sent to it, but no longer when it reads the message: it may have lowered its
+address space limit, or found no free slot after it was forked. So a reference contains the place of its bytes in the
+file of the store. The token of the message keeps these bytes allocated until the sender concludes that the message was
+read.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ __all__ = ["hook_setrlimit", "place", "read"]
 _STORE = struct.Struct("<Q")
 _SENDER = struct.Struct("<Qii")
 _SENDER_AT = 24
-# Bytes of memory that a process needs apart from the buffers.
+# Bytes of memory that a process needs in addition to the buffers.
 _SLACK = 64 << 20
 
-# Store -> (first address, last, offset in the file) of each mapping of its file
+# Store -> (first address, last address, offset in the file) of each mapping of the store's file
 _mappings: dict[int, list[tuple[int, int, int]]] = {}
 
 
@@ -121,8 +122,8 @@ def hook_setrlimit(original: Any) -> Any:
     """
     Return a replacement for ``resource.setrlimit``.
 
-    The address space that a store reserves counts against RLIMIT_AS. A process that lowers the limit below its present size leaves
-    the store, because it could not allocate anything.
+    The address space that a store reserves counts against RLIMIT_AS. A process that lowers the limit below its current
+    size detaches from the store, because otherwise it could not allocate any memory.
     """
     import functools
 
@@ -145,5 +146,5 @@ def _leave_if_above(limits: Any) -> None:
         if store is not None and 0 <= limit < size + _SLACK:
             discovery.close_all()
     except Exception as error:
-        # The original refuses wrong arguments.
+        # The original function rejects invalid arguments.
         _log.debug("the store stays: %r", error)

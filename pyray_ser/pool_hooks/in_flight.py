@@ -1,16 +1,17 @@
 """Objects in flight in messages.
 
-Each has a token in the store until its receiver holds the object, with a note about the pipe that it went through. The sender
-keeps a list for two reasons: the bytes in flight are bounded, and tokens of messages that will not be read must end. A message counts
-as lost if no process can read its pipe any more, or if the pipe has been empty, so that a process has read the message, for long
-enough to have loaded it. Ending the token of a message that did arrive has no effect, so the list need not know which did.
+Each object has a token in the store until its receiver holds it. The token records the pipe that the message went
+through. The sender keeps a list for two reasons: it bounds the bytes in flight, and it releases the tokens of messages
+that will not be read. A message counts as lost if no process can read its pipe any more. It also counts as lost if the
+pipe has been empty for so long that the process that read the message must have loaded it. Releasing the token of a
+message that did arrive has no effect, so the list need not know which messages arrived.
 
-The list ends with its process, but the tokens and their notes do not: a process that reaps a child finds them, and ends them by the
-same rules.
+The list ends with its process, but the tokens and their notes do not: a process that reaps a child finds them, and
+releases them by the same rules.
 
-No thread does this: it would take the program's signals, and Python 3.12 warns about a fork with threads. `tick` checks the list
-whenever a message may end: a message is sent, a child is polled or reaped, a pipe is closed, a process starts, or the program
-calls `stats`.
+There is no thread for this, because a thread would receive the program's signals, and Python 3.12 warns about a fork
+with threads. `tick` checks the list whenever a message may end: a message is sent, a child is polled or reaped, a pipe
+is closed, a process starts, or the program calls `stats`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ __all__ = ["Sending", "reaped", "tick"]
 # Seconds from the time when a pipe was empty until the message must have been loaded: if no process has the pipe open; if a
 # process has died meanwhile; otherwise.
 CLOSED, AFTER_DEATH, PATIENCE = 5.0, 5.0, 30.0
-# Seconds between checks of the list.
+# Minimum number of seconds between two checks of the list.
 LOOK = 0.25
 # The place of the token in a reference, see `_core`: kind, index and serial.
 _TOKEN = slice(40, 56)
@@ -61,10 +62,11 @@ class _Sent:
         # The note about the pipe.
         self.note = note
         self.nbytes = nbytes
-        # None if another process sent it.
+        # None if another process sent the message.
         self.connection = None if connection is None else weakref.ref(connection)
         self.empty_since: float | None = None
-        # Until the message is written it may wait for the lock of a queue, and an empty pipe proves nothing.
+        # Until the message is written it may wait for the lock of a queue, so an empty pipe does not show that it was
+        # read.
         self.written = connection is None
 
     def lives(self) -> bool:
@@ -157,7 +159,7 @@ class Sending:
         return sticky, direct.place(store, ref), view.nbytes
 
     def cancel(self) -> None:
-        """Release everything, because the message is not sent."""
+        """Release all objects and tokens, because the message will not be sent."""
         for entry in self._entries:
             _core.drop_token(entry.store, entry.identity, entry.token)
         self._entries = []
@@ -168,13 +170,13 @@ class Sending:
             _sent.extend(self._entries)
 
     def written(self) -> None:
-        """Note that the message is in its pipe, or that writing it failed."""
+        """Record that the message is in its pipe, or that writing it failed."""
         for entry in self._entries:
             entry.written = True
 
 
 def _under_way(store: _core.Store) -> int:
-    """Return the bytes in flight: objects of this process until they are gone, of others until they have arrived."""
+    """Return the bytes in flight: objects of this process until they are freed, those of others until they arrive."""
     tick()
     flights = _prune(store)
     me = os.getpid()
@@ -188,7 +190,8 @@ def _under_way(store: _core.Store) -> int:
 
 def _prune(store: _core.Store) -> list[dict[str, Any]]:
     """Remove what has arrived from the list, except objects that count until they are gone; return all flights of the store."""
-    # List the flights after copying the entries, which do not contain messages that are sent meanwhile.
+    # Copy the entries before listing the flights. Messages that are sent meanwhile are not among the entries, so they
+    # are not removed.
     with _lock:
         entries = list(_sent)
     flights = store.flights()
@@ -214,7 +217,7 @@ def reaped() -> None:
 
 
 def _find_orphans(flights: list[dict[str, Any]], store: _core.Store) -> None:
-    """List the messages of dead senders."""
+    """Add the messages of dead senders to the list."""
     found = {}
     for flight in flights:
         if flight["note"] and flight["once"] and not flight["sender_alive"]:
@@ -227,7 +230,7 @@ def _find_orphans(flights: list[dict[str, Any]], store: _core.Store) -> None:
 
 
 def tick() -> None:
-    """End the tokens of lost messages. Fast if nothing is in flight; never raise."""
+    """Release the tokens of lost messages. Fast if nothing is in flight; never raise."""
     global _looked
     if not _sent and not _orphans:
         return
@@ -264,7 +267,7 @@ def _look(now: float) -> None:
 
 
 def _death(now: float) -> float:
-    """Return the last time at which a child of this process was found to be gone."""
+    """Return the last time at which a child of this process was found to have ended."""
     global _deaths, _children
     try:
         with open(f"/proc/self/task/{os.getpid()}/children") as file:

@@ -25,7 +25,7 @@ _PROCESS = 4
 
 
 def _shared(found: tuple[Any, ...]) -> Any:
-    """Return the bytes of a buffer in shared memory, read-only or private to this process."""
+    """Return the bytes of a buffer in shared memory, either read-only or in memory private to this process."""
     if len(found) == _PROCESS:
         return _inherited(*found)
     try:
@@ -35,7 +35,7 @@ def _shared(found: tuple[Any, ...]) -> Any:
 
 
 def _private(found: tuple[Any, ...]) -> Any:
-    """Return a buffer writable, copy-on-write."""
+    """Return the bytes of a buffer as a writable copy-on-write mapping."""
     if len(found) == _PROCESS:
         return _inherited(*found)
     try:
@@ -43,7 +43,7 @@ def _private(found: tuple[Any, ...]) -> Any:
         try:
             return received_arrays.note(_core.get(ref, mmap_mode="c"), ref)
         except (MemoryError, OSError):
-            # Maps (vm.max_map_count) or address space have run out: a copy may still work.
+            # The process has run out of mappings (vm.max_map_count) or address space: a copy may still work.
             return bytearray(_core.get(ref))
     except (MemoryError, OSError, PyraySerError):
         return _copied(found)
@@ -105,7 +105,7 @@ def close(number: int, server: int) -> None:
 
 
 def start(min_bytes: int, copy_on_write: int, max_in_flight: int) -> None:
-    """Install in a new process, before it loads its work. A negative `max_in_flight` means the default."""
+    """Install the hooks in a new process, before it loads its work. A negative `max_in_flight` means the default."""
     from .patches import Options, join
 
     join(Options(min_bytes, "c" if copy_on_write else "r", None if max_in_flight < 0 else max_in_flight))

@@ -1,4 +1,4 @@
-"""loky, and joblib, which uses it: the same rules for their own queues and pickler."""
+"""Apply the same rules to the queues and the pickler of loky, and of joblib, which uses loky."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _hook_dumps(original: Function) -> Function:
 def _with_arrays(
     reducers: dict[type, Function] | None, taker: message.Taker, protocol: int | None
 ) -> dict[type, Function] | None:
-    """Return the reducers of a queue, with that of this package for arrays if the queue has none or one of joblib's."""
+    """Return the reducers of a queue. If it has no reducer for arrays, or joblib's, add the one of this package."""
     numpy = imported.numpy()
     if numpy is None or numpy.ndarray in copyreg.dispatch_table:
         return reducers
@@ -86,7 +86,7 @@ def _own(name: str) -> Function:
     return lambda module: getattr(module, name, None)
 
 
-# Module of loky -> the object in it, the attribute to replace, and the function that makes the replacement.
+# Module of loky -> the object in that module, the attribute to replace, and the function that makes the replacement.
 _HOOKS: tuple[tuple[str, Callable[[ModuleType], Any], str, Function], ...] = (
     ("queues", lambda module: module, "dumps", _hook_dumps),
     ("queues", _own("Queue"), "_feed", lambda feed: patches.hook_feed(feed)),

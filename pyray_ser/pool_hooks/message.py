@@ -8,8 +8,8 @@
 
 Each hook decides about its buffer immediately. A refused buffer stays in the stream, so nothing is pickled twice.
 A message without references is byte for byte what the standard library writes. A message with references is still
-a plain pickle that any process can load repeatedly. A trailer behind its end lists the references, for a receiver
-that takes the message off its pipe.
+a plain pickle that any process can load repeatedly. A trailer after its end lists the references, for a receiver that
+reads the message from its pipe.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Output", "PathOfFailure", "Taker", "array_reducer", "dumps", "keep", "loads", "seal"]
 
-# From this size on the C pickler writes a payload in a separate call (FRAME_SIZE_TARGET).
+# The C pickler writes payloads of at least this size in a separate call (FRAME_SIZE_TARGET).
 DIRECT = 64 * 1024
-# The end of a message with references: length of the table in front of it, then this.
+# A message with references ends with the length of its table, followed by this constant. The table precedes both.
 MAGIC = b"\xffpyray_ser:buffers"
 _TAIL = struct.Struct(f"<I{len(MAGIC)}s")
-# Opcode that announces a payload -> width of its length, and the function that loads the value.
+# Opcode that precedes a payload, the width of its length field, and the function that loads the value.
 _HEADERS = (
     (pickle.BINBYTES, 4, "to_bytes"),
     (pickle.BINBYTES8, 8, "to_bytes"),
@@ -83,7 +83,8 @@ class Output(io.BytesIO):
     def _header(self, data: Any, size: int) -> tuple[int, str] | None:
         """Return the length of the header that announces this payload, and its loader; None if it is no payload."""
         if type(data) is bytes and _starts_with_frame(data):
-            # The pickler flushes frames as bytes, too. A payload that looks like a frame stays in the stream.
+            # The pickler also flushes its frames as bytes objects. A payload that looks like a frame stays in the
+            # stream.
             return None
         for code, width, loader in _HEADERS:
             if size < 1 << (8 * width) and self._tail[-1 - width :] == code + size.to_bytes(width, "little"):
@@ -170,7 +171,7 @@ def _exports(array: Any) -> bool:
 
 class PathOfFailure:
     """
-    Context manager around the pickling of a message: an error gets the path to what was refused, as a note.
+    Context manager around the pickling of a message that adds the path to the refused object to an error, as a note.
 
     Parameters
     ----------
@@ -201,7 +202,7 @@ class PathOfFailure:
 
 def dumps(obj: object, taker: Taker) -> Output:
     """
-    Pickle a message as multiprocessing does, with large buffers taken out.
+    Pickle a message as multiprocessing does, with large buffers replaced by references.
 
     Parameters
     ----------
@@ -224,7 +225,7 @@ def dumps(obj: object, taker: Taker) -> Output:
 
 
 def seal(out: io.BytesIO, blobs: list[bytes]) -> memoryview:
-    """Append the table of references and return the message."""
+    """Append the table of references to the message, and return the message."""
     if blobs:
         table = b"".join(bytes([len(blob)]) + blob for blob in blobs)
         out.seek(0, io.SEEK_END)
@@ -234,12 +235,12 @@ def seal(out: io.BytesIO, blobs: list[bytes]) -> memoryview:
 
 # ---- receiving ----------------------------------------------------------------------------------------------------------
 
-# Table of a message that was read as raw bytes -> references that keep its objects alive in this process.
+# Table of a message that was read as raw bytes -> references that keep the message's objects alive in this process.
 _kept: dict[bytes, list[_core.ObjectRef[Any]]] = {}
 
 
 def _table(data: Any) -> bytes:
-    """Return the table of references of a message, empty if it has none."""
+    """Return the table of references of a message, or empty bytes if the message has no references."""
     if data[-len(MAGIC) :] != MAGIC or len(data) < _TAIL.size:
         return b""
     length = _TAIL.unpack(data[-_TAIL.size :])[0]
@@ -247,7 +248,7 @@ def _table(data: Any) -> bytes:
 
 
 def _take_over(table: bytes) -> list[_core.ObjectRef[Any]]:
-    """Hold the objects of a message in this process instead of its sender."""
+    """Let this process, instead of the sender, hold the objects of a message."""
     refs = []
     at = 0
     while at < len(table):
@@ -265,14 +266,15 @@ def keep(data: Any) -> None:
     try:
         refs = _take_over(table)
     except Exception as error:
-        # The bytes are no such message, or the store cannot be reached: loading the message raises the error.
+        # The bytes are not a message with references, or the store is unreachable. Loading the message raises the
+        # error.
         _log.debug("cannot hold the buffers of a message: %r", error)
         return
     _kept.setdefault(table, []).extend(refs)
 
 
 def loads(data: Any, /, **kwargs: Any) -> Any:
-    """Load a message that was taken off its pipe, so that no other process loads it."""
+    """Load a message that this process has read from its pipe, so that no other process loads it."""
     table = _table(data)
     refs = None
     if table:

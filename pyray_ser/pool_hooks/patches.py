@@ -49,13 +49,13 @@ class Options(NamedTuple):
 _options: Options | None = None
 # Whether this process makes a store if it has none, because it called `install` itself.
 _opens = False
-# [object, attribute, the original (`_NOTHING`: no own attribute), the replacement]
+# [object, attribute name, the original value (`_NOTHING` if the object itself had none), the replacement]
 _replaced: list[tuple[Any, str, object, object]] = []
 _NOTHING = object()
 
 
 def current() -> Options | None:
-    """Return the present options, None if nothing is installed."""
+    """Return the current options, or None if nothing is installed."""
     return _options
 
 
@@ -76,7 +76,7 @@ def install(options: Options) -> Options | None:
     options.check()
     _opens = True
     if _core.default() is None:
-        # Make the store before any worker starts: a worker without a store would make its own, which ends with the
+        # Make the store before any worker starts: a worker that finds no store would make its own, which ends with the
         # worker.
         discovery.open_default()
     return _apply(options)
@@ -88,7 +88,7 @@ def join(options: Options) -> None:
         if _core.default() is None:
             discovery.open_inherited()
     except Exception as error:
-        # Without a store, messages contain their buffers.
+        # Without a store, buffers travel inside the messages.
         _log.debug("cannot attach to the parent's store: %r", error)
     _apply(options.check())
 
@@ -117,7 +117,7 @@ def _apply(options: Options) -> Options | None:
 
 
 def uninstall() -> None:
-    """Undo the replacements, except those that other code has replaced since: there the replacement stays and does nothing."""
+    """Undo the replacements. If other code has wrapped a replacement since, it stays in place but has no effect."""
     global _options
     _options = None
     for entry in reversed(list(_replaced)):
@@ -148,7 +148,7 @@ def _hook_loky() -> None:
     loky: Any = sys.modules[f"{__package__}.loky"]
     for name, owner_of, attribute, hook in loky.HOOKS:
         module = sys.modules.get(name)
-        # A module that is being imported is not complete yet.
+        # A module is incomplete while it is being imported.
         owner = None if module is None else owner_of(module)
         if owner is not None and hasattr(owner, attribute):
             _replace(owner, attribute, hook)
@@ -158,12 +158,12 @@ def _hook_loky() -> None:
 
 
 class _Local(threading.local):
-    """The message that a thread is sending."""
+    """The state of the message that a thread is sending."""
 
     # The connection for the next message, from ``send`` or ``put``; and for all messages of a thread that feeds a queue.
     to: Connection | None = None
     feeds: Connection | None = None
-    # Whether a message is being pickled: values that a reducer pickles inside it are no messages.
+    # Whether a message is being pickled. Values that a reducer pickles meanwhile are not separate messages.
     pickling = False
     # The message that was pickled but not written yet.
     last: in_flight.Sending | None = None
@@ -321,7 +321,7 @@ def _hook_recv_bytes_into(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def hook_poll(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a replacement for ``Popen.poll`` that handles the messages of a process after its end."""
+    """Return a replacement for ``Popen.poll`` that handles the messages of a process that has ended."""
 
     @functools.wraps(original)
     def poll(self: Any, *args: Any, **kwargs: Any) -> Any:

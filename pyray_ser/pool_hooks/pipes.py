@@ -1,7 +1,8 @@
-"""The pipes of messages, as the kernel shows them: which processes can read from one, and how much is unread.
+"""Find out from the kernel which processes can read from a pipe, and how many of its bytes are unread.
 
-The inode of its reading side identifies a pipe; it outlives the process that wrote to it. For a pair of sockets that is the other
-end, from the kernel's socket diagnosis. If the kernel does not provide this, pairs of sockets are not used.
+The inode of its reading side identifies a pipe; it outlives the process that wrote to it. The reading side of a socket
+pair is the other end, which the kernel's socket diagnosis reports. If the kernel does not support this request, no
+references are sent through socket pairs.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .._descriptors import above_standard, socket_above_standard
 
 __all__ = ["Readers", "capacity", "note_of", "reading_side", "unread_here"]
 
-# NETLINK_SOCK_DIAG and its request about sockets of this host (linux/sock_diag.h, linux/unix_diag.h)
+# NETLINK_SOCK_DIAG and its request for the Unix sockets of this host (linux/sock_diag.h, linux/unix_diag.h)
 _SOCK_DIAG, _BY_FAMILY, _REQUEST = 4, 20, 1
 _SHOW_PEER, _SHOW_QUEUES = 4, 16
 _PEER, _QUEUES = 2, 4
@@ -49,7 +50,7 @@ def reading_side(connection: Connection) -> int:
 
 
 def capacity(connection: Connection) -> int:
-    """Return the most bytes that a connection takes while no process reads."""
+    """Return the maximum number of bytes that a connection buffers while no process reads."""
     fd = connection.fileno()
     if stat.S_ISFIFO(os.fstat(fd).st_mode):
         return fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)
@@ -58,7 +59,7 @@ def capacity(connection: Connection) -> int:
 
 
 def note_of(inode: int) -> int:
-    """Return the note of a token about the pipe of its message."""
+    """Return the number that a token records to identify the pipe of its message."""
     return inode & 0xFFFFFFFF
 
 
@@ -125,7 +126,7 @@ class Readers:
         try:
             fd = above_standard(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
         except OSError as error:
-            # The kernel has no facts about the socket, or the process has just ended.
+            # The kernel does not report on the socket, or the process has just ended.
             return None if error.errno == errno.ENOENT else 1
         try:
             return _count(fd, termios.FIONREAD)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["hook_dump", "hook_launch"]
 
-# The launch that this thread is doing.
+# The state of the launch that the current thread performs.
 _local = threading.local()
 
 
@@ -39,7 +39,7 @@ class _Arguments:
         self.popen = popen
         self.options = options
         self.fd = -1
-        # How the child finds the descriptor.
+        # How the child obtains the descriptor.
         self.number = -1
         self.server = int(getattr(popen, "method", "") == "forkserver")
         self._size = 0
@@ -130,7 +130,7 @@ def hook_dump(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _before(*args: int) -> bytes:
-    """Return the beginning of a pickle that installs in the process that loads it."""
+    """Return the beginning of a pickle that installs the hooks in the process that loads it."""
     out = io.BytesIO()
     out.write(pickle.PROTO + bytes([pickle.DEFAULT_PROTOCOL]))
     out.write(message._call("start", args) + pickle.POP)

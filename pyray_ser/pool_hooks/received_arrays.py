@@ -1,7 +1,8 @@
 """Arrays that arrived copy-on-write. If such an array was not written to and is sent on, its original object is sent,
 without a copy.
 
-The kernel shows whether an array was written to: such a page belongs to the process, other pages belong to the store.
+The kernel shows whether an array was written to: a written page is private to the process, all others are pages of the
+store.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ __all__ = ["note", "source"]
 # /proc/self/pagemap: 8 bytes a page
 _PRESENT, _SWAPPED, _FILE = 1 << 63, 1 << 62, 1 << 61
 _PAGE = os.sysconf("SC_PAGESIZE")
-# Pages that are checked together: a written page is often near the beginning.
+# Number of pages that are checked together. A written page is often near the beginning of the array.
 _BATCH = 4096
 
 # id of an array over a whole mapping -> (weak reference to it, identity of the mapped object)
@@ -29,7 +30,7 @@ _arrived: dict[int, tuple[weakref.ref[Any], bytes]] = {}
 
 
 def note(buffer: Any, ref: _core.ObjectRef[Any]) -> Any:
-    """Return a replacement for a copy-on-write buffer that `source` recognizes."""
+    """Return an array that replaces a copy-on-write buffer and that `source` recognizes later."""
     numpy = imported.numpy()
     if numpy is None:
         return buffer

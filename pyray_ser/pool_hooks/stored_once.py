@@ -1,4 +1,4 @@
-"""Arrays that need not be stored again, because an object with their bytes exists:
+"""Find arrays that need not be stored again, because an object with their bytes exists:
 
 - an array that arrived and was not written to (`received_arrays`),
 - an array that no code can write to: its memory is a `bytes` object or read-only pages of the store. If its owner or an older view
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 __all__ = ["find", "put"]
 
-# Bytes that are compared together.
+# Number of bytes that are compared together.
 _PIECE = 1 << 20
 
 _lock = RLock()
-# (address, bytes) -> (weak reference to the array that owns them, reference), the oldest first
+# (address, size in bytes) -> (weak reference to the array that owns the memory, reference to the object), oldest first
 _constant: dict[tuple[int, int], tuple[weakref.ref[Array], Ref]] = {}
 
 
@@ -96,7 +96,7 @@ def _constant_owner(view: memoryview) -> tuple[Array | None, bool]:
             return None, False
         owner, found = found, found.base
     if owner is None or found is None:
-        # The array owns its memory: its flag can be set again, and older views keep their own flags.
+        # The array owns its memory, so its `writeable` flag can be set again, and older views have their own flags.
         return owner, False
     if type(found).__module__.startswith("pyray_ser."):
         return owner, _is_readonly(found)
@@ -109,7 +109,8 @@ def _is_readonly(block: Any) -> bool:
     try:
         return memoryview(block).readonly
     except (BufferError, ValueError):
-        # The window belongs to another process: compare the bytes that this forked child sees.
+        # The memory belongs to an object that another process is filling: compare the bytes that this forked child
+        # sees.
         return False
 
 
