@@ -44,7 +44,7 @@ def changed() -> None:
 
 
 def launching() -> None:
-    """Note that this thread is starting a child; `started` or `failed` follows."""
+    """Record that this thread is starting a child. A call of `started` or `failed` follows."""
     _launching.add(get_ident())
 
 

@@ -1,8 +1,8 @@
-"""The functions that streams of `put` name, for types that no public callable of their package can reconstruct.
+"""Streams of `put` refer to these functions for types that no public callable of their package can reconstruct.
 
 They are part of the format: a function here never changes its name and arguments.
-The buffers may lie in the store and are read-only then, and so are the values
-over them. `reconstruct.torch` and `reconstruct.polars` have the functions for those packages.
+Buffers in the store are read-only, and so are the values that use them. `reconstruct.torch` and `reconstruct.polars`
+have the functions for those packages.
 """
 
 from typing import Any, Literal

@@ -1,10 +1,10 @@
 """The functions that streams of `put` name for polars' categories; part of the format.
 
-Each process numbers the categories of categorical columns in the order in which it meets them. So a column travels as its codes,
-which are used in place, and the strings that belong to these codes in the writer.
-The reader adds the strings to its own. If they get the same numbers, as in a process that has met no others and in children of the
-writer, the codes are right. Otherwise the reader translates them, which is a copy. The categories of an enum belong to its
-dtype, and so are the same everywhere.
+Each process numbers the categories of categorical columns in the order of their first occurrence. So a column is sent
+as its codes, which the reader uses in place, and the strings that belong to these codes in the writer. The reader adds
+the strings to its own. If the strings get the same numbers, as in a process without other categories and in children of
+the writer, the codes are valid. Otherwise the reader translates them, which is a copy. The categories of an enum belong
+to its dtype, and so are the same everywhere.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,9 +25,9 @@ def has_codes(dtype: Any) -> bool:
 
 
 def can_map(dtype: Any) -> bool:
-    """Return whether this polars has the expressions that `converted` needs for a dtype."""
+    """Return whether this version of polars has the expressions that `converted` needs for a dtype."""
     if isinstance(dtype, polars.Struct):
-        # An expression would read these names as patterns.
+        # polars expressions interpret such names as patterns.
         return all(can_map(field.dtype) and field.name[:1] not in ("^", "*") for field in dtype.fields)
     if isinstance(dtype, polars.Array):
         return hasattr(type(polars.col("x").arr), "eval") and can_map(dtype.inner)
@@ -38,7 +38,7 @@ def can_map(dtype: Any) -> bool:
 
 def converted(values: Any, dtype: Any, leaf: Callable[[Any, Any], Any]) -> Any:
     """Apply `leaf` to the codes or categories in a series that has, or will have, a dtype; copy nothing else."""
-    # An expression could read the name as a pattern.
+    # A polars expression could interpret the name as a pattern.
     changed = values.alias("x").to_frame().select(_mapped(polars.col("x"), dtype, leaf))
     return changed.to_series().alias(values.name)
 
@@ -73,10 +73,11 @@ def pool_key(dtype: Any) -> tuple[str, str, str]:
 
 
 def _decoder(pools: Any) -> tuple[Callable[[Any, Any], Any], list[Any]]:
-    """Return a function that makes categories from codes, and the objects that must live until it has run."""
+    """Return a function that makes categories from codes, and the objects that must stay alive until the function has
+    run."""
     renumber, kept = {}, []
     for dtype, codes, strings in pools:
-        # A number keeps its string only while a value of that dtype exists.
+        # polars keeps the string of a code only while a value of that dtype exists.
         kept.append(polars.Series(strings).cast(dtype))
         mine = kept[-1].to_physical()
         theirs = polars.Series(codes, dtype=mine.dtype)

@@ -24,7 +24,7 @@ _numpy_type = _NUMPY.get
 
 
 def _writable(buffer: Any) -> Any:
-    """Return the bytes of a buffer in memory that this process may write to."""
+    """Return the bytes of a buffer as memory that this process may write to."""
     twin = writable_twin(buffer)
     if twin is not None:
         return twin
@@ -38,7 +38,8 @@ def whole(buffer: Any, dtype: Any, size: tuple[int, ...]) -> Any:
     if known is not None:
         return _from_numpy(ndarray(size, known, _writable(buffer)))
     made = torch.frombuffer(_writable(buffer), dtype=dtype)
-    # This changes the tensor in place, with the same number of elements, so it keeps its storage and is not a view.
+    # `resize_` changes the tensor in place and keeps the number of elements, so the tensor keeps its storage and is not
+    # a view.
     return made if len(size) == 1 else made.resize_(size)
 
 
@@ -52,7 +53,7 @@ def view(
     conjugate: bool = False,
     negative: bool = False,
 ) -> Any:
-    """Make another tensor over the storage of `first`."""
+    """Make another tensor that shares the storage of `first`."""
     return _over(first.untyped_storage(), dtype, size, stride, offset, requires_grad, conjugate, negative)
 
 

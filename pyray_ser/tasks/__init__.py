@@ -12,7 +12,7 @@
     worker, worker_async         the worker's side
     listener, finalizing         other callers of an actor, and the end of a worker
 
-Nothing here is imported before it is used. `pyray_ser.pool_hooks` has `install`.
+The modules of this package are imported when they are first used. `pyray_ser.pool_hooks` has `install`.
 """
 
 from __future__ import annotations
@@ -148,7 +148,8 @@ def _end_at_exit() -> None:
     import atexit
     import threading
 
-    # concurrent.futures joins its threads here. atexit functions run later, which is too late for a running task.
+    # concurrent.futures joins its threads at this point. Functions of `atexit` run later, which is too late for a
+    # running task.
     register = getattr(threading, "_register_atexit", atexit.register)
     # The functions run in reverse order, so this one must be registered after those of concurrent.futures.
     import concurrent.futures.thread  # noqa: F401

@@ -1,6 +1,7 @@
-"""How far a stream of results may run ahead of its reader: the worker's side.
+"""Limit how far a stream of results runs ahead of its reader, on the worker's side.
 
-The caller reports which items were taken. Until then they count, and a generator that is too far ahead waits.
+The caller reports which items were taken. Unreported items count towards the limit, and a generator that has reached
+the limit waits.
 """
 
 from __future__ import annotations
@@ -11,18 +12,19 @@ from struct import Struct
 
 __all__ = ["AHEAD", "AHEAD_BYTES", "Flow", "everything", "nothing", "taken"]
 
-# The most unread items, and bytes of them. One item is always allowed.
+# The maximum number of unread items, and of their bytes. One item is always allowed.
 AHEAD, AHEAD_BYTES = 16, 64 << 20
 
 _count = Struct("<Q")
-# Means that a process waits for the end, so the stream runs without limit.
+# A count that means: a process waits for the end of the stream, so the stream runs without a limit.
 _ALL = 0xFFFFFFFFFFFFFFFF
-# Means that the stream was dropped, so it ends.
+# A count that means: the reader has dropped the stream, so the stream ends.
 _NONE = 0xFFFFFFFFFFFFFFFE
 
 
 def taken(count: int) -> bytes:
-    """Return the payload of TAKEN for so many items, counted from the first one."""
+    """Return the payload of TAKEN that reports how many items the caller has taken since the beginning of the
+    stream."""
     return _count.pack(count)
 
 
@@ -38,7 +40,7 @@ def nothing() -> bytes:
 
 class Flow:
     """
-    The items of one stream that were not taken yet.
+    The items of one stream that the caller has not taken yet.
 
     Parameters
     ----------
@@ -80,7 +82,7 @@ class Flow:
         self._changed()
 
     def stop(self) -> None:
-        """End the stream, because its items are not taken."""
+        """End the stream, because no process will take its items."""
         self.stopped = True
         self.end()
 

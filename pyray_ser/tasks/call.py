@@ -1,4 +1,4 @@
-"""From the arguments of ``.remote(...)`` to a job that can be sent when its arguments are ready."""
+"""Make a job from the arguments of ``.remote(...)``, to be sent when the arguments are ready."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Call:
         self.creates = creates
 
     def hand_over(self) -> Any:
-        """Return the result and forget it, so that the call does not keep its own stream alive."""
+        """Return the result and drop the reference to it, so that the call does not keep its own stream alive."""
         result, self.result = self.result, None
         return result
 
@@ -58,8 +58,8 @@ class Call:
         """Encode the awaited arguments; return the outcome to stop the call with if one of them failed."""
         if not self.pending:
             return None
-        # A call that creates an actor is sent nevertheless: loading the argument fails there, and the actor reports the reason to
-        # all its callers, also in other processes.
+        # A call that creates an actor is sent even then. Loading the argument fails in the actor's process, and the
+        # actor reports the reason to all its callers, including those in other processes.
         failed = None if self.creates else next((ref.outcome for ref in self.pending if _failed(ref)), None)
         if failed is not None:
             return failed
@@ -168,7 +168,7 @@ def after(refs: list[TaskRef], callback: Callable[[], object]) -> None:
     """
     Call ``callback()`` once all of `refs` are settled; immediately if they are.
 
-    The callback may be called several times, also at the same time in two threads, and must do its work once.
+    The callback may be called several times, even in two threads at the same time, so it must be idempotent.
     """
     if not refs:
         callback()

@@ -18,7 +18,8 @@ from ..exceptions import TaskError, text_of
 
 __all__ = ["Failure", "describe", "raise_failure", "task_error"]
 
-# An exception derived from these would end the caller's program, or confuse its event loop, instead of reporting an error.
+# An exception that derives from one of these would end the caller's program or confuse its event loop, instead of
+# reporting an error.
 _NEVER_DUAL = (KeyboardInterrupt, SystemExit, GeneratorExit, StopIteration, StopAsyncIteration)
 
 
@@ -55,7 +56,8 @@ def describe(error: BaseException, task: str) -> Failure:
         )
     try:
         pickled = pack(error)
-        # An __init__ that cannot take its own args fails only when it is loaded, where the reason is unknown: try it here.
+        # Load the exception here as a test: an `__init__` that does not accept the exception's own args would fail only
+        # in the caller, where the reason is unknown.
         unpack(pickled)
     except Exception:
         pickled = b""
@@ -109,7 +111,7 @@ def task_error(cause: BaseException | None, failure: Failure) -> TaskError:
     error = _blank(cls, kind, arguments)
     if error is None:
         return TaskError(**facts)
-    # Do not call __init__ of the original type: copy its result, the attributes.
+    # Copy the attributes of the original instead of calling the `__init__` of its type.
     error.__dict__.update(vars(cause))
     for name in _native_attributes(kind):
         try:
@@ -128,19 +130,19 @@ def task_error(cause: BaseException | None, failure: Failure) -> TaskError:
 
 
 def arguments_of(error: BaseException) -> tuple[Any, ...]:
-    """Return ``error.args``, also if its type has an own `args` that fails."""
+    """Return ``error.args``, even if the type overrides `args` with a property that fails."""
     try:
         arguments = error.args
     except Exception as problem:
         _log.debug("args of %s fails: %r", type(error).__name__, problem)
-        # The args that the interpreter keeps.
+        # The args that `BaseException` stores.
         arguments = vars(BaseException)["args"].__get__(error)
     return arguments if isinstance(arguments, tuple) else (arguments,)
 
 
 def _blank(cls: Any, kind: Any, arguments: tuple[Any, ...]) -> TaskError | None:
     """Return an uninitialized instance; None if its original type cannot be combined with `TaskError`."""
-    # The type's own __new__ may need other arguments, and MemoryError's refuses derived classes.
+    # The `__new__` of the type may need other arguments, and that of `MemoryError` refuses derived classes.
     for maker in (cls.__new__, kind.__new__, Exception.__new__):
         try:
             made: TaskError = maker(cls, *arguments)

@@ -1,11 +1,11 @@
 """How a TaskRef travels.
 
-A settled TaskRef travels as its outcome. A pending one becomes an unsealed object in the store, the promise: the receiver waits for
-it like for any other object, and the owner seals it when the answer is there. If the owner dies first, waiting processes get
-`ObjectLostError`.
+A settled TaskRef is pickled as its outcome. For a pending one, an unsealed object is made in the store, the promise.
+The receiver waits for it as for any other object, and the owner seals it when the answer has arrived. If the owner dies
+first, waiting processes get `ObjectLostError`.
 
-The promise is older than its result, so it cannot hold it (objects refer only to older ones, so that no cycle can form). The owner
-holds the result as long as the promise exists.
+The promise cannot hold its result, because the promise is older, and objects refer only to older objects so that no
+cycle can form. Therefore the owner holds the result as long as the promise exists.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["reduce"]
 
-# Bytes of a promise: enough for the reference to a result, or for a small result.
+# Size of a promise in bytes: enough for the reference to a result, or for a small result.
 ROOM = 2048
 
 
@@ -68,7 +68,7 @@ class _Promised:
         except GetTimeoutError:
             return True
         except PyraySerError as error:
-            # Do not catch an exception of a signal handler, which belongs to the program.
+            # Do not catch exceptions of signal handlers, because they belong to the program.
             ref.settle(error)
             return True
         ref.settle(_outcome(form))
@@ -93,7 +93,7 @@ def _settle(ref: TaskRef, future: Future[Any]) -> None:
 
 
 def _outcome(form: memoryview) -> Outcome:
-    """Return the outcome in a promise, or the error of reading it."""
+    """Return the outcome in a promise, or the error that reading it raised."""
     try:
         return cast("Outcome", _read(form))
     except Exception as error:
@@ -119,14 +119,15 @@ class _Promises:
     """The promises of this process."""
 
     def __init__(self) -> None:
-        # No lock, because a finalizer may pickle a reference at any point here. Each change is one step of a dict.
+        # No lock, because a finalizer may pickle a reference at any point here. Each change is one atomic step of a
+        # dict.
         self._made: dict[TaskRef, Ref] = {}
         # identity of a promise -> its result
         self._kept: dict[bytes, Ref] = {}
         self._sweeping = False
 
     def get(self, ref: TaskRef) -> Ref:
-        """Return the promise for a TaskRef that was just pending."""
+        """Return the promise for a TaskRef that was pending a moment ago."""
         promise = self._made.get(ref)
         if promise is not None:
             return promise
@@ -147,7 +148,7 @@ class _Promises:
         try:
             held, record = _record(outcome)
         except BaseException as error:
-            # Waiting processes must get the error, of any type.
+            # Waiting processes must receive the error, whatever its type.
             held, record = _record(_reason(ref, error))
             self._write(ref, window, record, held)
             if not isinstance(error, Exception):

@@ -1,6 +1,6 @@
-"""Tasks on this node: threads, each with one worker process.
+"""Run tasks on this node in threads, each with one worker process.
 
-A thread passes its calls on to its process. The death of a process fails one task: the next one gets a new process.
+Each thread forwards its calls to its process. The death of a process fails one task: the next one gets a new process.
 No lock is held here: the thread that takes a job out of `Pool._waiting`, in one step of a dict, runs it.
 """
 
@@ -29,9 +29,9 @@ class Worker:
 
     def __init__(self, number: int, share: int) -> None:
         self.process = Process(f"pyray_ser-worker-{number}", settings.start_method(), settings.passed_on(share))
-        # The call of a dead worker may run again: the worker's thread decides.
+        # A call may run again after its worker has died. The thread of the worker decides.
         self.channel = Channel(self.process, self.process.pipe, Channel.abandon)
-        # Numbers of the functions that the worker has loaded.
+        # Identifiers of the functions that the worker has loaded.
         self.known: set[int] = set()
 
     def lives(self) -> bool:
@@ -49,7 +49,7 @@ class Pool:
 
     def __init__(self) -> None:
         self._size = settings.num_workers()
-        # Calls that no thread has begun, by number, in order.
+        # Calls that no thread has started yet, by call number, in order.
         # Each call is in a separate list, and the thread that takes it out of the list runs it. The list stays
         # until the call is over: code that interrupts `submit` may complete the call before `submit` continues.
         self._waiting: dict[int, list[tuple[Function, Call, int]]] = {}
@@ -106,13 +106,14 @@ class Pool:
         try:
             while True:
                 self._idle.add(number)
-                # `submit` and `shutdown` end this wait.
+                # `submit` and `shutdown` wake this thread.
                 goes_on = self._tokens.get()
                 self._idle.discard(number)
-                # All calls in the queue: `submit` may be interrupted between a call and its token.
+                # Run all queued calls, because `submit` may be interrupted after it has queued a call and before it
+                # adds the token.
                 while (found := self._next()) is not None:
                     if self._order and self._tokens.empty():
-                        # The next call has no token yet, and must not wait until this one is over.
+                        # The next call has no token yet, and must not wait until the current call has ended.
                         self._tokens.put(True)
                     self._run(*found)
                     del found
@@ -168,7 +169,7 @@ class Pool:
     def _run_in(self, worker: Worker, function: Function, job: Job) -> None:
         job.worker = worker
         if job.ref.cancelled:
-            # A cancel() between the check above and this line did not see the worker.
+            # A `cancel()` between the caller's check and the assignment above did not find the worker.
             worker.end()
         channel = worker.channel
         if function.number not in worker.known:
@@ -177,7 +178,7 @@ class Pool:
         if channel.calls.submit(job):
             while job.ref.outcome is None and not channel.dead:
                 if not channel.collect(job.ref, None):
-                    # The collector reads, because it has frames to write.
+                    # The collector reads the answers, because it also has frames to write.
                     job.ref.sleep(None)
         job.worker = None
 
@@ -192,7 +193,8 @@ class Pool:
             worker.channel.abandon()
             worker.process.reap()
             self._all.discard(worker)
-        # The tasks of a worker share the machine with those of other workers.
+        # Tasks that this worker starts share the machine with those of other workers, so it may start only a share of
+        # the processes.
         worker = Worker(next(self._numbers), max(1, self._size // (len(self._all) + 1)))
         self._all.add(worker)
         if self._ended:
@@ -220,7 +222,7 @@ class Pool:
         if worker is not None:
             return bool(worker.channel.reads_here())
         if not self._idle:
-            # The task may wait for this thread: start another one in its place.
+            # The task may depend on this thread: start another thread in its place.
             self._start_thread()
         self._tokens.put(True)
         return False
@@ -264,7 +266,7 @@ class Pool:
                 worker.end()
         for _ in list(self._threads):
             self._tokens.put(False)
-        # Each thread ends by its token, because its call has ended with its worker.
+        # Each thread ends when it receives its token, because its call has ended with its worker.
         until = time.monotonic() + 30
         while self._threads and time.monotonic() < until:
             time.sleep(0.001)

@@ -13,7 +13,7 @@ __all__ = ["progress"]
 
 def progress(refs: list[Any], *, description: str | None = None, file: Any = None) -> list[Any]:
     """
-    Show how many of several references are ready, until all are.
+    Show how many of several references are ready, until all of them are ready.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def progress(refs: list[Any], *, description: str | None = None, file: Any = Non
             more, left = wait(left, num_returns=len(left), timeout=0) if left else ([], [])
             bar.update(len(ready) + len(more))
             if left:
-                # With many small tasks, one step of the bar covers several of them.
+                # If there are many small tasks, one step of the bar covers several tasks.
                 time.sleep(0 if len(left) < 10 else 0.01)
     finally:
         bar.close()

@@ -1,9 +1,10 @@
 """The messages between a caller and a worker process.
 
 A frame is one message of a `multiprocessing.connection.Connection`: a kind, the number of the call, and a payload. The payload of
-a value is either its serialized form, or the identity of an object in the store. In the latter case the sender holds the object
-until the receiver has reported that it holds it: an answer reports this for a call, ACK for an answer. So no tokens are needed,
-and if one of the two dies, its references in the store are reaped, and with them everything that was in flight.
+a value is either its serialized form, or the identity of an object in the store. In the latter case the sender holds
+the object until the receiver has reported that it holds the object. The answer is this report for a call, and ACK is
+the report for an answer. So no tokens are needed. If one of the two processes dies, the store reaps its references,
+which releases everything that was in flight.
 """
 
 from __future__ import annotations
@@ -55,9 +56,10 @@ ITEM = 10  # number of a call, and one of its several values
 END = 11  # number of a call: no more items
 READY = 14  # 0: the worker has started, and takes calls from now on
 
-# A value of up to so many bytes goes through the pipe, a larger one through the store. A pipe takes several before it blocks.
+# A value of at most this many bytes goes through the pipe, a larger one through the store. A pipe buffers several such
+# values before it blocks.
 INLINE = 32 * 1024
-# Seconds that an actor without callers waits for a handle that is in flight.
+# Seconds for which an actor without callers waits for a handle that is in flight.
 GRACE = 10.0
 
 
@@ -90,7 +92,7 @@ def read(frame: bytes) -> tuple[int, int, memoryview]:
 
 def encode(value: object) -> tuple[bytes, ObjectRef[Any] | None]:
     """
-    Return the payload of a value, and the object that the sender must hold meanwhile, or None.
+    Return the payload of a value, and the object that the sender must hold until the receiver holds it, or None.
 
     Parameters
     ----------
@@ -103,7 +105,8 @@ def encode(value: object) -> tuple[bytes, ObjectRef[Any] | None]:
 
 
 def outcome(payload: memoryview) -> bytes | ObjectRef[Any]:
-    """Return the outcome in a payload without loading it: a serialized form, or a reference that now holds the object."""
+    """Return the outcome in a payload without loading the value: its serialized form, or a reference that now holds the
+    object."""
     if payload[0] == ord("b"):
         return bytes(payload[1:])
     return load_ref(bytes(payload[1:]))

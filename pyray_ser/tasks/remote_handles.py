@@ -1,7 +1,8 @@
-"""Handles of actors in processes other than the owner.
+"""Handles of actors in processes other than the actor's owner.
 
-When a handle is pickled, it is announced to the actor, which then listens at its address and stays alive for a while, even if
-all other handles are gone. A process that loads the handle connects, and names the announcement.
+When a handle is pickled, it is announced to the actor. The actor then listens at its address and stays alive for a
+while, even if all other handles have been released. A process that loads the handle connects and sends the token of the
+announcement.
 
 Loading never waits and never fails because of the actor: a thread connects, and calls made meanwhile are queued.
 If the actor has ended, they fail. If its process has died and is restarted, the thread connects to the new one.
@@ -104,13 +105,13 @@ class Visitor(Client):
         self.pid = pid
         # Announcements to send after the connection is made.
         self._tokens: deque[int] = deque()
-        # The thread that takes this out connects.
+        # The right to connect: the thread that pops this item connects.
         self._right = [True]
         self.channel = Channel(_Remote(pid, start), None, self.lost)
         self._connect_later()
 
     def hello(self, token: int) -> None:
-        """Tell the actor that a handle has arrived."""
+        """Report to the actor that a handle has arrived."""
         self._tokens.append(token)
         self._greet()
 
@@ -189,7 +190,7 @@ class Visitor(Client):
         self._connect_later()
 
     def kill(self) -> None:
-        """End the actor now and for good."""
+        """End the actor immediately, without a restart."""
         self.killed = True
         # The owner must not restart the actor.
         leave_word(self.address)
@@ -212,7 +213,7 @@ def _call_on(address: str) -> tuple[_Remote, Descriptor]:
         connection = Connection(above_standard(os.dup(end.fileno())))
         try:
             key = bytes(multiprocessing.current_process().authkey)
-            # An answer or the end of the actor ends this wait.
+            # This read returns when the actor answers or ends.
             answer_challenge(connection, key)
             deliver_challenge(connection, key)
             pid, start = WELCOME.unpack(connection.recv_bytes(WELCOME.size))

@@ -1,4 +1,4 @@
-"""Calls with several results: a stream of any number, or a fixed number.
+"""Calls with several results: a stream of any length, or a fixed number of results.
 
 Nothing here takes a lock. Received items are in a deque of the call's `Job`. A waiting thread registers a callback for the next
 change, and checks again after it.
@@ -26,7 +26,8 @@ __all__ = ["Items", "Parts", "ResultStream"]
 
 
 class Items:
-    """The received items of a stream that were not taken yet. The call holds this object, not the stream, which may be dropped."""
+    """The received items of a stream that the reader has not taken yet. The call holds this object, not the stream,
+    which may be dropped."""
 
     def __init__(self, ref: TaskRef, job: Job) -> None:
         self.ref = ref
@@ -40,21 +41,22 @@ class Items:
         self.taken = 0
         # The number of taken items that was reported to the worker.
         self._told = 0
-        # Whether the remaining items will not be taken.
+        # Whether the reader has given up the remaining items.
         self._abandoned = False
-        # The payload that replaces counts from now on, and whether the worker had begun when it was sent.
+        # The payload that is sent instead of counts from now on, and whether the worker had started the call when it
+        # was sent.
         self._last: bytes | None = None
         self._last_told = False
 
     @property
     def ended(self) -> bool:
-        """bool : Whether no more will come."""
+        """bool : Whether no more items will arrive."""
         job = self._job
         return job is None or job.ended
 
     @property
     def waits(self) -> bool:
-        """bool : Whether there is nothing to be taken yet."""
+        """bool : Whether the reader must wait for the next item."""
         return not self.ended and not self._ready
 
     def notice(self) -> None:
@@ -62,7 +64,7 @@ class Items:
         if self._abandoned:
             self._ready.clear()
         if self._last is not None and not self._last_told:
-            # Before the first item the worker may not have begun the call, and ignores the message.
+            # Before the first item, the worker may not have started the call, and then ignores the message.
             self._last_told = True
             self._send(self._last)
         if self.ended:
@@ -90,7 +92,7 @@ class Items:
         return item
 
     def tell(self) -> None:
-        """Tell the worker how many items were taken."""
+        """Report to the worker how many items were taken."""
         if self._told != self.taken and self._last is None:
             self._told = self.taken
             self._send(backpressure.taken(self.taken))
@@ -133,11 +135,11 @@ class Items:
             if not self.waits:
                 return True
             if self.ask():
-                # This code interrupts the thread that reads.
+                # This code runs in a signal handler or finalizer that interrupts the reading thread.
                 until = time.monotonic() + 0.005
                 self.ref.join(until if deadline is None else min(until, deadline))
             else:
-                # Wait in slices: the reading thread may have stopped.
+                # Wait for a limited time, because the reading thread may have stopped.
                 waiter.acquire(timeout=SLICE if deadline is None else min(SLICE, patience(deadline)))
         finally:
             self.waiters.pop(waiter, None)
@@ -191,7 +193,7 @@ class ResultStream:
         self._items = items
 
     def __del__(self, is_finalizing: Callable[[], bool] = is_finalizing) -> None:
-        # Bound here, because the globals of the module are gone at the end of the interpreter.
+        # Bind the functions here, because the interpreter clears the globals of the module at its end.
         items = self._items
         if not items.ended and not is_finalizing():
             items.abandon()
@@ -199,9 +201,10 @@ class ResultStream:
     @property
     def ref(self) -> TaskRef:
         """
-        TaskRef : settled when the generator has ended.
+        TaskRef : A reference that is settled when the generator has ended.
 
-        After this the generator runs to its end, even if its items are not taken, because a process may wait for that.
+        After this access the generator runs to its end, even if no process takes its items, because a process may wait
+        for the end.
         """
         self._items.run_freely()
         return self._items.ref
@@ -251,7 +254,7 @@ class ResultStream:
         items = self._items
         while True:
             ended = items.ended
-            # No await follows after an item was taken, so a cancelled wait loses no item.
+            # There is no await after an item was taken, so cancelling the wait loses no item.
             item = items.take()
             if item is not None:
                 return item

@@ -1,4 +1,4 @@
-"""The worker's side: reads calls, runs them one after another, answers.
+"""The worker's side: a loop that reads calls, runs them one after another, and answers them.
 
 The same loop serves a worker of the pool, which gets functions, and an actor, which gets a class and then names of methods.
 `worker_async` serves an actor whose methods are coroutines.
@@ -58,8 +58,8 @@ def main(ends: list[socket.socket], owner: tuple[int, int], settings: dict[str, 
     try:
         server.run()
     finally:
-        # As at the end of an interpreter, release the objects of the program first, while tasks and the store still
-        # work.
+        # Release the objects of the program first, while tasks and the store still work, as an interpreter does at its
+        # end.
         server.close()
         finalizing.run()
         from . import shutdown
@@ -98,7 +98,7 @@ class Server:
 
     def __init__(self, connection: Connection, listener: socket.socket | None = None) -> None:
         self.functions: dict[int, Callable[..., Any] | _Unloadable] = {}
-        # Settled arguments of a call, which are sent before it: (caller, number of the call) -> list
+        # Settled arguments of a call, which the caller sends before the call: (caller, number of the call) -> list
         self.arguments: dict[tuple[Peer, int], list[Any]] = {}
         # Running streams: (caller, number of the call) -> how far its stream is ahead of the reader
         self.flows: dict[tuple[Peer, int], Flow] = {}
@@ -107,10 +107,11 @@ class Server:
         self.is_async = False
         # The action of CANCEL; in an event loop a running call can be cancelled, too.
         self.cancel: Callable[[Peer, int], None] = self.cancel_queued
-        # The error of the actor's __init__, if it raised.
+        # The error that the actor's `__init__` raised, if any.
         self.broken: Failure | None = None
         self.inbox: deque[tuple[Peer, int, int, memoryview]] = deque()
-        # Calls of other processes that came before the actor was made, because an argument of its constructor is still pending.
+        # Calls of other processes that arrived before the actor exists, because an argument of its constructor is still
+        # pending.
         self.unmade = listener is not None
         self.early: list[tuple[Peer, int, int, memoryview]] = []
         self.peers: dict[int, Peer] = {}
@@ -129,7 +130,8 @@ class Server:
     def close(self) -> None:
         """Release the actor and the functions, so that they are finalized."""
         self.actor = None
-        # The hook is a method of this server, or of the loop that refers to it, which is a cycle.
+        # Break a reference cycle: the hook is a method of this server, or of the event loop's object that refers to
+        # this server.
         self.cancel = _nothing
         self.functions.clear()
         self.arguments.clear()
@@ -216,13 +218,13 @@ class Server:
             patience = 0
 
     def finished(self) -> bool:
-        """Return whether no process can call any more."""
+        """Return whether no process can send any more calls."""
         if self.peers or self.inbox:
             return False
         if self.visitors is not None and self.visitors.waiting():
             return False
-        # A handle whose message was lost does not keep the actor alive: after this time its receiver would have
-        # connected.
+        # A handle whose message was lost does not keep the actor alive: its receiver would have connected within this
+        # time.
         now = time.monotonic()
         self.expected = {token: since for token, since in self.expected.items() if now - since < protocol.GRACE}
         return not self.expected
@@ -329,7 +331,7 @@ class Server:
             self.fail(peer, number, error, name)
 
     def stream(self, peer: Peer, number: int, result: Any) -> None:
-        """Send the items of a result, as fast as the caller takes them."""
+        """Send the items of a result, at the rate at which the caller takes them."""
         flow = self.flows[peer, number] = Flow()
         items = iter_anything(result)
         try:
@@ -386,7 +388,7 @@ def has_coroutines(cls: type) -> bool:
 
 
 def _nothing(peer: Peer, number: int) -> None:
-    """Cancel no call, because none is left."""
+    """Do nothing: there is no call left to cancel."""
 
 
 class _Unloadable(Exception):
@@ -415,7 +417,7 @@ def resolve(args: tuple[Any, ...], kwargs: dict[str, Any], pending: Sequence[Any
 
 
 def exactly(count: int, result: Any, name: str) -> tuple[Any, ...]:
-    """Return the several results of a call with ``num_returns=count``."""
+    """Return the results of a call with ``num_returns=count``."""
     items = tuple(result)
     if len(items) != count:
         raise ValueError(f"{name} was to return {count} values (num_returns), but returned {len(items)}")

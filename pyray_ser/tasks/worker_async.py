@@ -30,7 +30,7 @@ class _Loop:
         server = self.server
         loop = asyncio.get_running_loop()
         readable = asyncio.Event()
-        # One descriptor for all callers: a poll object would need one reader per caller.
+        # The descriptors of all callers that the event loop watches.
         watched: set[int] = set()
         server.cancel = self.cancel
         while True:

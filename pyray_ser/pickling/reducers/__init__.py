@@ -31,8 +31,8 @@ Reducer = Callable[[Any], Any]
 
 reducers: dict[type, Reducer] = {}
 
-# Package of a class -> module with its reducers. Each has `install(reducers)`, and `family(cls)` if classes are made at
-# run time: it returns the reducer for one of them, or None.
+# Package of a class -> module with the reducers for that package. Each module has `install(reducers)`. If the package
+# makes classes at run time, the module also has `family(cls)`, which returns the reducer for such a class, or None.
 _MODULES = {
     "numpy": "numpy",
     "pyarrow": "pyarrow",
@@ -79,12 +79,12 @@ def _install(name: str) -> None:
     install = getattr(module, "install", None)
     if install is None:
         return  # a finalizer runs inside the import of this module, whose caller installs it afterwards
-    # Two threads may do this twice without harm.
+    # It is harmless if two threads both do this.
     install(reducers)
     _installed.add(name)
 
 
 def _is_ctypes_data(cls: type) -> bool:
     ctypes = sys.modules.get("_ctypes")
-    # Classes of arrays are made at run time and have the module of their caller.
+    # ctypes makes its array classes at run time, and their `__module__` is that of the caller.
     return ctypes is not None and issubclass(cls, (ctypes.Array, ctypes.Structure, ctypes.Union))

@@ -1,6 +1,7 @@
-"""Type parameters and functions under `functools.lru_cache` that other processes cannot find by name.
+"""Reducers for type parameters and `functools.lru_cache` functions that other processes cannot find by name.
 
-Their own reduction is a name. Another process cannot use the name of an object of ``__main__``, or a name that leads nowhere.
+Their own reduction is a name. Another process cannot resolve the name of an object of ``__main__``, or a name that
+refers to nothing.
 """
 
 import functools

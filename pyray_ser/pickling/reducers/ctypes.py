@@ -1,4 +1,5 @@
-"""ctypes arrays, structures and unions: their bytes out-of-band, and classes of arrays by element and length."""
+"""Reducers for ctypes arrays, structures and unions: bytes are written out-of-band, array classes as element type and
+length."""
 
 import ctypes
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from ..reducer_order import find_in_mro
 
 __all__ = ["family"]
 
-# _type_ codes of types that hold an address.
+# `_type_` codes of types that contain an address.
 _POINTERS = frozenset("PzZOX")
 
 
@@ -25,7 +26,7 @@ def family(cls: Any) -> Callable[[Any], Any] | None:
 
         def reduce_array(obj: Any) -> Any:
             parts = (element, shape, _buffer(obj))
-            # numpy.ctypeslib.as_ctypes keeps the array as an attribute.
+            # `numpy.ctypeslib.as_ctypes` stores the array in an attribute of its result.
             return reconstruct.ctypes_array, (*parts, obj.__dict__) if obj.__dict__ else parts
 
         return reduce_array

@@ -1,4 +1,4 @@
-"""numpy: arrays whose own reduction copies, their subclasses, and StringDType.
+"""Reducers for numpy: arrays whose own reduction makes a copy, subclasses of arrays, and StringDType.
 
 The pickler writes plain arrays of plain dtypes itself. `reduce_ndarray` is for
 the others (records, and all arrays in the pure-Python pickler) and writes the
@@ -31,7 +31,7 @@ def reduce_ndarray(array: Any) -> Any:
     if not (core.flags.c_contiguous or core.flags.f_contiguous):
         core = core.copy(order="K")
     if not (core.flags.c_contiguous or core.flags.f_contiguous):
-        # Axes in another order: dense, and the strides give the order.
+        # The axes are in another order: the elements are dense, and the strides define the order.
         order = numpy.argsort(core.strides, kind="stable")[::-1]
         flat = core.transpose(order).reshape(-1)
     else:
@@ -48,7 +48,7 @@ def reduce_ndarray(array: Any) -> Any:
 
 
 def reduce_subclass(array: Any) -> Any:
-    """Reduce a recarray, matrix or memmap to the plain array below it."""
+    """Reduce a recarray, matrix or memmap to its underlying plain array."""
     plain = array.view(numpy.ndarray)
     return NotImplemented if plain.dtype.hasobject else (reconstruct.view, (plain, type(array)))
 
@@ -83,7 +83,7 @@ def _reduce_strings(array: Any) -> Any:
 
 
 class _Never:
-    """Replaces a dtype that this numpy does not have."""
+    """Stands in for a dtype that this version of numpy does not have."""
 
 
 _StringDType: type = getattr(getattr(numpy, "dtypes", None), "StringDType", _Never)

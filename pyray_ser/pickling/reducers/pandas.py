@@ -1,4 +1,4 @@
-"""pandas: columns of Arrow data, whose own reduction copies them into one chunk first.
+"""Reducers for pandas: columns of Arrow data, whose own reduction first copies them into one chunk.
 
 Everything else in pandas consists of arrays that the pickler writes without a reducer.
 """
@@ -18,8 +18,8 @@ def reduce_arrow_column(column: Any) -> Any:
     data = column.__dict__.get("_pa_array")
     if data is None:
         return NotImplemented  # this version of pandas uses other names
-    # pandas knows what else belongs to the state (caches do not): ask it for the state of a column without rows,
-    # whose chunks merge at no cost.
+    # Only pandas knows which other attributes belong to the state (caches do not). So call its `__getstate__` on a
+    # column without rows, whose chunks merge at no cost.
     empty = object.__new__(type(column))
     empty.__dict__.update(column.__dict__, _pa_array=data.slice(0, 0))
     return reconstruct.pandas_arrow_column, (type(column), {**empty.__getstate__(), "_pa_array": data})

@@ -1,10 +1,10 @@
-"""polars: frames and series as Arrow data, whose buffers the reader uses in place.
+"""Reducers for polars: frames and series are written as Arrow data, whose buffers the reader uses in place.
 
 This needs pyarrow. Without pyarrow, and for types that Arrow does not have (`Object` columns), polars' own reduction
 applies, which writes everything into one bytes object.
 
-Categories travel as their codes, also nested ones (see `reconstruct.polars`). If they travelled as Arrow
-dictionaries, polars would number them again on both sides.
+Categories are sent as their codes, including nested ones (see `reconstruct.polars`). If they were sent as Arrow
+dictionaries, polars would renumber them on both sides.
 """
 
 import sys
@@ -21,7 +21,8 @@ from ...reconstruct import polars as constructors
 __all__ = ["install", "reduce_frame", "reduce_series"]
 
 
-# If there are more categories, only those that a value uses travel along, unless it has many more items.
+# If there are more categories than this, only the ones that a value uses are sent with it, unless it has many more
+# items.
 _POOL = 1024
 _ITEMS = 16
 
@@ -74,7 +75,7 @@ def _pools(values: list[Any]) -> list[tuple[Any, Any, Any]]:
             codes = polars.concat([part.to_physical().unique() for part in parts]).drop_nulls().unique().sort()
             strings = strings.gather(codes)
         else:
-            # A number that another thread has reserved and not named yet is not used here.
+            # Another thread may have reserved a code that has no string yet. No value here uses such a code.
             codes = polars.Series(range(len(strings)), dtype=polars.UInt32).filter(strings.is_not_null())
             strings = strings.drop_nulls()
         pools.append((dtype, codes.to_numpy(), strings.to_arrow()))
@@ -92,7 +93,7 @@ def _known_to_arrow(dtype: Any) -> bool:
 
 
 def _travels(dtype: Any) -> bool:
-    """Return whether Arrow has the type and all types inside it."""
+    """Return whether Arrow supports a type and all types nested in it."""
     if dtype == polars.Object or dtype == polars.Unknown:
         return False
     if isinstance(dtype, polars.Struct):

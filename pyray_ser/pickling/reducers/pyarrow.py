@@ -1,4 +1,4 @@
-"""pyarrow: the buffers of an array out-of-band, and only the visible part of a slice.
+"""Reducers for pyarrow: the buffers of an array are written out-of-band, and only the visible part of a slice.
 
 Tables, batches and chunked arrays consist of arrays and need no reducer.
 """
@@ -10,7 +10,8 @@ import pyarrow
 
 __all__ = ["install", "reduce_array"]
 
-# A slice that shows at least this part of its parent's bytes travels with all of them: cutting it out would cost a copy.
+# A slice that covers at least this fraction of its parent's bytes is sent with all of them, because cutting it out
+# costs a copy.
 _WORTHWHILE = 0.9
 _SMALL = 1024
 
@@ -56,7 +57,8 @@ def _cut(array: Any) -> Any:
 
 
 def _cut_in_place(array: Any) -> Any:
-    """Cut an array of fixed width without copying: at a multiple of eight, where the bits of the mask begin."""
+    """Cut a fixed-width array without copying: at a multiple of eight, so that the bits of the validity mask begin at a
+    byte."""
     kind = array.type
     if not pyarrow.types.is_primitive(kind) or kind.bit_width % 8:
         return None

@@ -20,7 +20,7 @@ _CAST_FORMATS = frozenset("cbB?hHiIlLqQnNfdP")
 
 
 def castable(view: memoryview) -> bool:
-    """Return whether ``cast(format, shape)`` makes this view of plain bytes."""
+    """Return whether ``cast(format, shape)`` can make this view from a view of plain bytes."""
     if view.nbytes == 0:
         return view.format == "B" and view.ndim == 1
     return view.format.removeprefix("@") in _CAST_FORMATS and 0 < view.ndim < 16
@@ -54,8 +54,8 @@ def reduce_code(code: CodeType) -> tuple[Any, ...]:
     """
     Reduce the code of a function that is pickled by value.
 
-    As cloudpickle does, but with the name of the file, which newer versions of cloudpickle leave out: without it, the traceback
-    of an error in a worker shows no source lines.
+    This is cloudpickle's reduction with the file name, which newer versions of cloudpickle omit. Without the name, the
+    traceback of an error in a worker shows no source lines.
     """
     return CodeType, (
         code.co_argcount,

@@ -1,6 +1,6 @@
-"""torch: CPU tensors as views of storages, and storages as out-of-band bytes.
+"""Reducers for torch: CPU tensors are written as views of storages, and storages as out-of-band bytes.
 
-torch's own pickling copies storages through a bytes object. Here a storage is one buffer, which all its
+torch's own pickling copies storages through a bytes object. These reducers write a storage as one buffer that all its
 tensors share, so views stay views of one storage, and separate storages stay separate. The reader's tensors lie over a
 copy-on-write mapping (see `reconstruct.torch`), because torch has no read-only flag.
 """
@@ -23,7 +23,8 @@ _HAS_NAMES = hasattr(torch.Tensor, "has_names")
 
 
 class _Memory:
-    """Represents the bytes of a storage in a pickler's memo: one per storage while any pickler has it in its memo."""
+    """Represents the bytes of a storage in the memos of picklers. There is one instance per storage while it is in any
+    memo."""
 
     __slots__ = ("__weakref__", "storage")
 
@@ -31,21 +32,23 @@ class _Memory:
         self.storage = storage
 
 
-# Both map the address of torch's storage object, which the values keep alive, so that the address is not reused.
+# Both dicts have the address of torch's storage object as key. Their values keep the storage alive, so its address is
+# not reused.
 # `_wholes`: the tensor that is written as the whole storage; other tensors over the storage are written as views of it.
-# `_memories`: the object for the bytes, if no such tensor was written. The memo of the pickler decides how long both live.
+# `_memories`: the object for the bytes, if no such tensor was written. The pickler's memo keeps these tensors and
+# objects alive.
 _wholes: WeakValueDictionary[int, Any] = WeakValueDictionary()
 _memories: WeakValueDictionary[int, _Memory] = WeakValueDictionary()
 
 
 def _memory_of(storage: Any) -> Any:
-    """Return the object that represents a storage: a tensor that covers it, or a memory."""
+    """Return the object that represents a storage: a tensor that covers it entirely, or a `_Memory`."""
     key = storage._cdata
     memory = _memories.get(key)
     if memory is not None:
         return memory
     whole = _wholes.get(key)
-    # The user may have changed the tensor since.
+    # The user may have changed the tensor meanwhile.
     if whole is not None and _is_plain(whole) and _is_whole(whole, whole.untyped_storage(), key):
         return whole
     memory = _memories[key] = _Memory(storage)
@@ -87,7 +90,7 @@ def reduce_memory(memory: _Memory) -> Any:
 
 
 def reduce_tensor(tensor: Any) -> Any:
-    """Reduce a plain, strided CPU tensor to its storage and its place there."""
+    """Reduce a plain, strided CPU tensor to its storage and its position in the storage."""
     if not _is_plain(tensor):
         return NotImplemented  # torch reduces the tensor itself, or refuses
     storage = tensor.untyped_storage()
