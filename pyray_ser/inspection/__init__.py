@@ -1,4 +1,4 @@
-"""The inspector: which objects cannot be pickled, where they are, and where the bytes are.
+"""The inspector finds the objects that cannot be pickled, and shows where they and the bytes are.
 
 One pass (`tracing`) visits what the pickler would visit, by the same rules
 (`reducer_order`), on a compiled walk (`_walk`) that has the path to each object.

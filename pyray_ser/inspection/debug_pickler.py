@@ -1,4 +1,4 @@
-"""The pickler in pure Python: slow, the same streams, and a debugger can step through it.
+"""The pickler in pure Python, which is slow, writes the same streams, and can be stepped through in a debugger.
 
 With ``PYRAY_SER_PICKLE_VERBOSE_DEBUG=1`` or ``2`` in the environment before
 pyray_ser is imported (Ray's ``RAY_PICKLE_VERBOSE_DEBUG`` is understood too),
@@ -9,11 +9,11 @@ this pickler writes everything, and logs each step to the logger
 * 2: all objects.
 
 It nests as the data does, so the call stack of a debugger shows the path to the
-current object; each level is a call of `Pickler.save`. Calls between Python
-functions take no C stack, so its own do not count towards the recursion limit
-of its thread. The limit holds for the foreign code that it calls.
+current object; each level is a call of `Pickler.save`. Calls between Python functions use no C stack, so those of this
+pickler do not count towards the recursion limit of the thread. The limit still applies to the user code that the
+pickler calls.
 
-Reducers are asked in the order of `reducer_order.Reduction`. Batches are those
+Reducers are tried in the order of `reducer_order.Reduction`. Batches are those
 of the compiled picklers, so that streams are equal after unused memo entries
 were removed (``pickletools.optimize``).
 """
@@ -40,14 +40,14 @@ from .tracing import way_to_failure
 __all__ = ["Pickler", "Written", "dump", "dumps", "install", "level"]
 
 _BATCH = 1000
-# The size from which `put` takes data out of the stream.
+# The minimum size of data that `put` stores outside of the stream.
 _THRESHOLD = 1024
-# The most frames of this module on the stack: three for each level of a list.
+# The maximum number of stack frames of this module; each level of a list needs three.
 _FRAMES = 1_200_000
-# Nesting of users' reducers (not of containers, not of plain instances) that is considered infinite.
+# The recursion depth of users' reducers (not of containers or plain instances) that is considered infinite.
 _REDUCTIONS = 20_000
 
-# The stubs do not contain its private parts.
+# The type stubs of pickle do not contain this private class.
 _StandardPickler: Any = pickle._Pickler
 
 _logger = logging.getLogger("pyray_ser.pickle")
@@ -144,7 +144,7 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
                 error.add_note(f"at {path} of the object being pickled")
             raise
         finally:
-            # Foreign code or another thread may have changed the limit meanwhile.
+            # User code or another thread may have changed the limit meanwhile.
             _allow_calls(self._calls + sys.getrecursionlimit() - limit)
             self._steps = []
             self._reduction = None
@@ -197,7 +197,7 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
         self._steps.pop()
 
     def _foreign(self, function: Callable[[Any], Any], obj: Any) -> Any:
-        """Call foreign code, which may nest as many calls as the caller of `dump` could."""
+        """Call user code, which may recurse as deeply as the caller of `dump` could."""
         calls = _allow_calls(self._calls)
         try:
             return function(obj)
@@ -229,7 +229,7 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
             self._save_child(obj, "item", index, item)
         known = self.memo.get(id(obj))
         if known is not None:
-            # The tuple contains itself through a mutable object, and was written meanwhile.
+            # The tuple contains itself through a mutable object, so it has been written meanwhile.
             if short:
                 self.write(pickle.POP * len(obj))
             else:
@@ -295,7 +295,7 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
                 self.write(header + data)
             else:
                 self._write_large_bytes(header, data)
-            # Look in the memo, as the compiled picklers do: equal bytes may be there already.
+            # Check the memo, as the compiled picklers do: equal bytes may be in it already.
             self.memoize(obj)
 
     def _list_item(self, holder: Any, item: tuple[int, Any]) -> None:
@@ -317,7 +317,7 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
     def _in_full_batches(
         self, save: Callable[[Any, Any], None], holder: Any, items: Iterator[Any], opcode: bytes
     ) -> None:
-        # A full batch is followed by another one, even an empty one: the compiled pickler does not look ahead.
+        # Another batch follows each full one, even if it is empty, because the compiled pickler does not look ahead.
         count = _BATCH
         while count == _BATCH:
             self.write(pickle.MARK)
@@ -471,10 +471,10 @@ def dumps(
 
 
 class Written:
-    """A value that this pickler writes during a run of the compiled one.
+    """A value that this pickler writes while the compiled pickler runs.
 
-    `put` of it stores the inner stream and its buffers, and a reader gets the value. Because this happens inside a run of
-    the compiled pickler, the store sees the references in the value.
+    `put` of this object stores the inner stream and its buffers, and `get` returns the value. Because this happens
+    while the compiled pickler runs, the store registers the references in the value.
     """
 
     def __init__(self, value: Any) -> None:
@@ -490,7 +490,8 @@ class Written:
             return small
 
         Pickler(file, buffer_callback=take, put=True).dump(self.value)
-        # Pass it as a buffer: long bytes are written as a call of `bytes`, which safe mode would have to allow.
+        # Pass the data as a buffer: long bytes would be written as a call of `bytes`, which safe mode would have to
+        # allow.
         return reconstruct.load_stream, (pickle.PickleBuffer(file.getvalue()), *buffers)
 
 

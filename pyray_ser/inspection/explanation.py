@@ -1,4 +1,4 @@
-"""For other parts of the package: the path of a failure, and how `put` stored a value."""
+"""Functions for other parts of the package: they find the path of a failure, and show how `put` stored a value."""
 
 import re
 from typing import Any
@@ -18,7 +18,7 @@ _RAW_PATH = re.compile(r"(.*?) \(at (.*)\)", re.DOTALL)
 
 
 def _split(error: BaseException) -> tuple[str, str]:
-    """Return the pickler's message, and the path in it, if any."""
+    """Return the pickler's message, and the path that it contains, if any."""
     text = str(error) or type(error).__name__
     match = _RAW_PATH.fullmatch(text)
     return (match[1], match[2]) if match else (text, "")
@@ -30,7 +30,7 @@ def explain(obj: Any, name: str | None = None, *, threshold: int = 1024) -> Expl
 
 
 def explain_put(value: Any, store: Any) -> Explanation:
-    """Show how `put` has just stored a value: as `explain`, and which bytes were in the store already."""
+    """Show how `put` has just stored a value, as `explain` does, and which bytes were in the store before."""
 
     def refers(address: int, size: int) -> bool:
         return _core.refers(store, address, size)
@@ -43,7 +43,7 @@ def find_failure(obj: Any, error: BaseException, *, put: bool = True) -> tuple[F
     try:
         failures = trace(obj, put=put).failures
     except Exception:
-        # A failure to describe an error must not replace the error: foreign code may raise another one when it runs
+        # A failure to describe an error must not replace the error: user code may raise a different one when it runs
         # again.
         return None, []
     said, _ = _split(error)

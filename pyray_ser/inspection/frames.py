@@ -1,4 +1,4 @@
-"""Paths through numpy's object arrays and pandas frames in terms that users know: columns and positions.
+"""Describe paths through numpy's object arrays and pandas frames by columns and positions.
 
 A frame is pickled as managers, blocks, and arrays of several columns each. Users do not know these, so the steps from a frame to
 an item of a column become ``['column'][3]``, and those from an object array to an item become ``[3, 1]``.
@@ -45,7 +45,7 @@ def describe(obj: Any, steps: list[Step]) -> Found | None:
         if issubclass(type(obj), pandas.Index):
             return _in_index(obj, steps)
     except Exception:
-        # This version of pandas, or a subclass, has other attributes: use the raw path, which is correct, too.
+        # This version of pandas, or a subclass, has other attributes. Use the raw path, which is also correct.
         return None
     return None
 

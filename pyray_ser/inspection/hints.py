@@ -1,8 +1,7 @@
 """Hints for types that are known to fail.
 
-Types are matched by name along the MRO, so that nothing is imported. The second
-column says whether an instance is one resource: then the report names it, and
-not the lock or the thread inside it.
+Types are matched by name along the MRO, so that nothing is imported. The second column says whether an instance is one
+resource. If so, the report names the resource, not the lock or the thread inside it.
 """
 
 import sys

@@ -65,7 +65,7 @@ def page(sizes: "Sizes", failures: list[FailureTuple] | None = None) -> str:
 
 
 def _kind(size: "Size") -> str:
-    """Return the kind of most of a part's bytes."""
+    """Return the kind to which most bytes of a part belong."""
     return max(size.kinds.items(), key=lambda pair: pair[1])[0]
 
 

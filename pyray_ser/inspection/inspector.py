@@ -1,4 +1,4 @@
-"""Everything about one object in one result, as the command line shows it."""
+"""Collect all results about one object, as the command line shows them."""
 
 import json
 from html import escape

@@ -1,8 +1,8 @@
-"""The path to what the pickler of a message could not write.
+"""Find the path to the object that the pickler of a message could not write.
 
-The standard pickler says what it refused, but not where it was. A message is pickled once, so the search runs no code
-of the program again: a reduction written in Python is not called. What such objects hold is searched if nothing else
-in the message raises the same error; a culprit there counts if it is the only one.
+The standard pickler's error names the type of the object, but not its position. A message is pickled only once, so the
+search does not run code of the program again: it calls no reduction written in Python. What such objects hold is
+searched if nothing else in the message raises the same error; a culprit there counts if it is the only one.
 """
 
 import copyreg
@@ -33,22 +33,22 @@ __all__ = ["add_path"]
 
 Reducers = Mapping[type, Callable[[Any], Any]]
 
-# What pickling an instance calls, and the containers of which it calls "__iter__" and "items".
+# The methods that pickling an instance calls, and the containers whose "__iter__" and "items" it calls.
 _REDUCING = ("__reduce_ex__", "__reduce__")
 _HOOKS = (*_REDUCING, "__getstate__", "__getnewargs_ex__", "__getnewargs__", "__getattribute__", "__getattr__")
 _ITEMS = ("__iter__", "items")
 _CONTAINERS = (list, tuple, dict, set, frozenset, deque)
 # Code of the interpreter and of extensions.
 _COMPILED = (NoneType, WrapperDescriptorType, MethodDescriptorType, ClassMethodDescriptorType, GetSetDescriptorType)
-# Types whose reducers in the standard library's tables only look at the object.
+# Types whose reducers in the standard library's tables only read attributes of the object.
 _PURE = (MethodType, functools.partial, type(list.append), type(int.__add__))
 _NAMED_TUPLE = vars(namedtuple("_", ()))["__getnewargs__"].__code__
-# The reduction of an object that is not searched.
+# The reduction that stands for an object that is not searched.
 _LEAF = "", ("", "")
 
 
 def _runs_python(cls: type, names: tuple[str, ...]) -> bool:
-    """Return whether one of these attributes of a class is code of the program."""
+    """Return whether one of these attributes of a class is implemented by the program."""
     for name in names:
         found = find_in_mro(cls, name)
         if type(found) in _COMPILED:
@@ -70,7 +70,7 @@ def _is_pure(function: Any) -> bool:
 
 
 def _parts(obj: Any) -> tuple[Any, ...]:
-    """Return a reduction that has all that an object holds, found without its code."""
+    """Return a reduction with all contents of an object, found without running its code."""
     cls = type(obj)
     args: tuple[Any, ...] = ()
     listitems = dictitems = None
@@ -86,7 +86,7 @@ def _parts(obj: Any) -> tuple[Any, ...]:
 
 
 class _Search:
-    """One search for what raised an error."""
+    """One search for the object that raised an error."""
 
     def __init__(self, error: Exception, root: object, reducers: Reducers, by_value: bool) -> None:
         self._error = error
@@ -101,12 +101,12 @@ class _Search:
                 first = frame.f_locals.get(frame.f_code.co_varnames[0])
                 if first is not root and first is not None:
                     self._raising.append(first)
-        # Whether to search what an object holds whose own code says what is pickled of it.
+        # Whether to search the contents of an object whose own code determines its pickled state.
         self._guess = False
         self._found: list[str] = []
 
     def run(self) -> str:
-        """Return the path, empty if there is none or it is not clear."""
+        """Return the path, or an empty string if there is none or if it is ambiguous."""
         self._walk()
         if not self._found:
             self._guess = True
@@ -120,7 +120,7 @@ class _Search:
 
     def _failed(self, steps: list[Step], skipped: int, obj: Any, error: Exception) -> None:
         if type(error) is type(self._error) and str(error) == self._text:
-            # The message may be a resource itself: a process that is started.
+            # The message itself may be a resource, such as a process that is being started.
             self._found.append(way_to_failure(steps, skipped) or path_text(describe_long(steps, skipped)))
 
     def _reduce(self, obj: Any) -> tuple[Any, Any]:

@@ -1,8 +1,8 @@
-"""From the steps of a walk to a path as a user would write it.
+"""Convert the steps of a walk to a path as a user would write it.
 
 A walk goes through containers and through the parts of reductions: argument
-tuples, state dictionaries, closure cells. A user knows attributes, keys,
-indices, closures, globals and default arguments. `describe` translates.
+tuples, state dictionaries, closure cells. A user thinks in terms of attributes, keys, indices, closures, globals and
+default arguments. `describe` translates.
 
 A path is a sequence of `Part`. Accesses (``.model``, ``['k']``, ``[1]``) follow
 one another without a gap; the other edges (``closure 'cfg'``) are set off by arrows::
@@ -26,11 +26,11 @@ __all__ = ["HALF", "Part", "Way", "attributes", "describe", "describe_long", "pa
 Step = tuple[Any, str, Any, Any]
 
 
-# The longest sequence of steps that is described together: from a pandas frame to an item of a column, see `frames`.
+# The maximum number of steps that are described together: from a pandas frame to an item of a column, see `frames`.
 _WINDOW = 10
 # Of paths longer than twice this number, only the first and the last steps are described.
 HALF = 50
-# Kinds of steps to an object that is not part of a reduction.
+# Kinds of steps that lead to a complete object, not to a part of a reduction.
 _WHOLE = frozenset({"attribute", "state", "args", "listitem", "dictvalue"})
 
 
@@ -64,7 +64,7 @@ def describe_long(steps: list[Step], skipped: int = 0) -> list[Part]:
     """
     if len(steps) <= HALF or (not skipped and len(steps) <= 2 * HALF):
         return describe(steps)
-    # The rest begins at the next whole object, because steps inside a reduction make no sense alone.
+    # The last part begins at the next complete object, because steps inside a reduction make no sense alone.
     rest = steps[-HALF:] if not skipped else steps[HALF:]
     begin = next((i for i, step in enumerate(rest) if step[1] in _WHOLE and i < _WINDOW), 0)
     return [*describe(steps[:HALF]), Part("...", "...", rest[begin][0]), *describe(rest[begin:])]
@@ -95,7 +95,7 @@ class Way:
         made = Way()
         steps = [*self._steps, step]
         groups = _groups(steps)
-        # Steps farther back than a part can reach keep their description of one step ago.
+        # Steps that are too far back to belong to the newest part keep their previous description.
         settled = 0
         before = self._before
         for i, (start, parts) in enumerate(groups):
@@ -115,12 +115,13 @@ class Way:
         return self._steps
 
     def since(self, known: int) -> list[Part]:
-        """Return the parts from number `known` on, among those that are still near."""
+        """Return the parts from index `known` on, as far as they are still kept."""
         return self._tail[max(known - self._before, 0) :]
 
 
 def _groups(steps: list[Step]) -> list[tuple[int, list[Part]]]:
-    """Return the start of each run of steps that is described together, and its parts (any number)."""
+    """Return the start of each run of steps that are described together, and the parts that describe the run (any
+    number)."""
     groups: list[tuple[int, list[Part]]] = []
     i = 0
     while i < len(steps):
@@ -196,7 +197,8 @@ def _reconstructor(obj: Any, child: Any) -> Part:
 
 
 def _function(obj: FunctionType, steps: list[Step]) -> Found:
-    """Describe a step in a function by value: code, then a state of ``(attributes, {'__globals__': ..., '__closure__': ...})``."""
+    """Describe a step in a function pickled by value: code, then a state of ``(attributes, {'__globals__': ...,
+    '__closure__': ...})``."""
     if steps[0][1] != "state":
         # The arguments are code, an empty namespace and empty cells.
         return None, min(2, len(steps))
@@ -229,7 +231,8 @@ def _function(obj: FunctionType, steps: list[Step]) -> Found:
 
 
 def _class(obj: type, steps: list[Step]) -> Found:
-    """Describe a step in a class by value: bases in the arguments, its namespace in the state."""
+    """Describe a step in a class that is pickled by value: its bases are in the arguments, its namespace is in the
+    state."""
     if len(steps) < 3:
         return None, len(steps)
     if steps[0][1] == "state":
@@ -347,13 +350,13 @@ def attributes(obj: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def root_text(obj: Any) -> str | None:
-    """Return the beginning of a path from an object without a name."""
+    """Return the first part of a path that starts at an object without a name."""
     name = root_name(obj)
     return f"class {name}" if name is not None and type(obj) is not FunctionType else name
 
 
 def root_name(obj: Any) -> str | None:
-    """Return the user's name for the whole if the object has one: functions, classes and modules."""
+    """Return the name of the root object, if it has one: functions, classes and modules do."""
     if type(obj) is FunctionType:
         return obj.__name__
     if issubclass(type(obj), type):

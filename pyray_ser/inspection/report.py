@@ -127,7 +127,7 @@ def _details(failure: FailureTuple, indent: str, depth: int) -> list[str]:
 
 
 def _last_parts(path: str, depth: int) -> str:
-    """Keep the last `depth` arrows of a path, and not more than a few lines of it."""
+    """Keep the last `depth` arrows of a path, and shorten the result to a few lines."""
     parts = path.split(" -> ")
     if len(parts) > depth + 1 > 0:
         parts = [parts[0], "...", *parts[len(parts) - depth :]]

@@ -1,4 +1,4 @@
-"""Why is this 2 GB? Bytes by path, and how `put` stores them."""
+"""Why is this 2 GB? Show the bytes of an object by path, and how `put` stores them."""
 
 import json
 from collections.abc import Iterator
@@ -17,16 +17,16 @@ from .tracing import Trace, trace
 __all__ = ["Size", "Sizes", "inspect_size", "sizes_of"]
 
 
-# Deeper parts are left out of JSON: its readers nest calls, which limits the depth.
+# Deeper parts are omitted from JSON, because JSON parsers are recursive, which limits the depth.
 _JSON_DEPTH = 64
 # A run of parts, each of which holds only the next one, is shown in full up to this length.
 _RUN = 12
-# How many columns of one type are listed separately.
+# The maximum number of columns of one type that are listed separately.
 _COLUMNS = 128
 
 
 class _Path:
-    """A path that grows at its end and becomes text when it is needed."""
+    """A path that grows at its end and is converted to text on demand."""
 
     __slots__ = ("_before", "_gap", "_text")
 
@@ -43,7 +43,7 @@ class _Path:
         return bool(self._text) or self._before is not None
 
     def pieces(self) -> tuple[str, str]:
-        """Return the separator before the last piece, and that piece."""
+        """Return the separator before the last piece of the path, and that piece."""
         return self._gap, self._text
 
     def __str__(self) -> str:
@@ -56,7 +56,7 @@ class _Path:
 
 
 class Size:
-    """Bytes of one part of an object, with the parts below it.
+    """Bytes of one part of an object, including the parts that it contains.
 
     Attributes
     ----------
@@ -100,7 +100,7 @@ class Size:
 
     @property
     def path(self) -> str:
-        """Return the path to it from the whole."""
+        """Return the path from the root object to this part."""
         return str(self._path)
 
     @property
@@ -295,8 +295,8 @@ def sizes_of(result: Trace) -> Sizes:
     root = _size(node, _Path(None, "", name or ""), name or "")
     captures: list[Size] = []
     every = [root]
-    # A node, the path to it, the number of its parts that are in the path of `parent`, whether an access may follow there,
-    # and the parts that were passed since.
+    # A node, the path to the node, how many of the path's parts the path of `parent` contains, the parent, whether an
+    # access may follow the parent, and the parts between the parent and the node.
     waiting: list[tuple[Any, Way, int, Size, bool, list[Part]]] = [(node, Way(), 0, root, bool(name), [])]
     while waiting:
         node, way, known, parent, access, passed = waiting.pop()
@@ -309,8 +309,8 @@ def sizes_of(result: Trace) -> Sizes:
                 every += made
                 parent.children += made
             elif not parts or type(child.obj) is PickleBuffer or _is_ours(type(child.obj)):
-                # An argument tuple, a state, a cell: its parts belong to the same holder. A buffer in a
-                # reduction is the object's own data.
+                # The parts of an argument tuple, a state or a cell belong to the same holder. So does a buffer in a
+                # reduction, which contains the object's own data.
                 waiting.append((child, down, down.count, parent, access, passed + parts))
             else:
                 size = _size(child, parent._path.down(passed + parts, access), path_text(parts))
@@ -385,7 +385,7 @@ def _tree(root: Size, limit: int, least: int) -> tuple[list[str], int]:
                 break
             run += shown
         if len(run) > _RUN:
-            # Each holds only the next one: a linked list, or lists in lists.
+            # Each part holds only the next one, as in a linked list or in nested lists.
             hidden = len(run) - _RUN // 2 - 1
             run = [*run[: _RUN // 2], run[-1]]
         else:

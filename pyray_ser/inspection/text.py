@@ -1,8 +1,7 @@
-"""Short texts for objects, without running their code.
+"""Make short texts for objects without running their code.
 
-A report must not raise, must not be long, and must not evaluate properties. So
-``__repr__`` is called only if it is C code or the standard library's, and never
-on containers, which would call that of their elements.
+A report must not raise, must not be long, and must not evaluate properties. So ``__repr__`` is called only if it is C
+code or part of the standard library, and never on containers, which would call the ``__repr__`` of their elements.
 """
 
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
@@ -26,7 +25,8 @@ def shorten(text: str, limit: int = _LIMIT) -> str:
 
 def class_name(cls: type) -> str:
     """Return ``module.Qualname`` of a class, without the module for built-in ones."""
-    # Not cls.__module__: it may be a property of a metaclass, and a class may have none.
+    # Do not use attributes of the class: a metaclass may define them as properties, and a class may have no
+    # `__module__`.
     name = vars(type)["__qualname__"].__get__(cls)
     module = module_name(cls)
     return name if module in ("", "builtins") else f"{module}.{name}"
@@ -75,7 +75,7 @@ def _string(text: Any) -> str:
     return text if type(text) is str else "?"
 
 
-# Types whose repr is short and uses only the object itself, without subclasses.
+# Types whose repr is short and uses only the object itself. Subclasses are excluded.
 _TRUSTED = {
     "_thread.lock", "_thread.RLock", "generator", "coroutine", "async_generator", "code", "socket.socket",
     "range", "slice", "datetime.datetime", "datetime.date", "datetime.time", "datetime.timedelta",
@@ -86,7 +86,7 @@ _TRUSTED = {
 
 
 def _described(obj: Any, name: str) -> str | None:
-    """Return the text for a type that is known by name, or None."""
+    """Return the text for an object whose type is known by name, or None."""
     if name in _TRUSTED:
         return repr(obj)
     if name == "numpy.ndarray":

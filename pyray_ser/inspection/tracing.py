@@ -1,4 +1,4 @@
-"""One pass over an object, by the rules of the pickler: what fails, and where the bytes are."""
+"""Walk an object by the rules of the pickler, and record what fails and where the bytes are."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,14 +13,14 @@ from .text import shorten
 
 __all__ = ["Trace", "trace", "way_to_failure"]
 
-# Steps inside a reduction: their object has been reduced.
+# Kinds of steps inside a reduction: the object before such a step has been reduced.
 _IN_REDUCTION = frozenset(
     {"callable", "args", "kwargs", "state", "setter", "listitem", "dictkey", "dictvalue", "attribute"}
 )
 
 
 def _end(steps: list[Step]) -> int:
-    """Return the number of steps to the object to report: it may be a resource whose parts failed."""
+    """Return the number of steps to the object to report, which may be a resource with a failed part."""
     for i, (holder, kind, _, _) in enumerate(steps):
         if kind in _IN_REDUCTION and is_resource(holder):
             return i
@@ -73,7 +73,8 @@ class Trace:
         self._seen: set[int] = set()
 
     def add(self, steps: list[Step], skipped: int, obj: Any, error: Exception) -> None:
-        """Record a failure. The walk calls this with its stack: both ends, and how many steps between them were skipped."""
+        """Record a failure. The walk passes both ends of its stack, and the number of steps between them that were
+        skipped."""
         end = _end(steps)
         if end < len(steps):
             obj, steps = steps[end][0], steps[:end]
@@ -93,7 +94,7 @@ class Trace:
 
 
 def _message(error: BaseException) -> str:
-    # The str() of a foreign exception may raise.
+    # The `str()` of an exception from user code may raise.
     try:
         return shorten(str(error), 300) or type(error).__name__
     except Exception:

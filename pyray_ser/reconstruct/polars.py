@@ -73,8 +73,7 @@ def pool_key(dtype: Any) -> tuple[str, str, str]:
 
 
 def _decoder(pools: Any) -> tuple[Callable[[Any, Any], Any], list[Any]]:
-    """Return a function that makes categories from codes, and the objects that must stay alive until the function has
-    run."""
+    """Return a function that makes categories from codes, and the objects that must stay alive until it has run."""
     renumber, kept = {}, []
     for dtype, codes, strings in pools:
         # polars keeps the string of a code only while a value of that dtype exists.

@@ -1,4 +1,4 @@
-"""``remote`` on classes: an actor is an object in its own process.
+"""Actors, which ``remote`` makes from classes: an actor is an object in its own process.
 
 Its owner, the process that made it, has the pipe to it. A handle can be sent to other processes, which connect to the address
 where the actor listens. The calls of each caller run in the order in which they were made.
@@ -107,16 +107,16 @@ class Grip:
         self.client = client
 
     def __del__(self, is_finalizing: Callable[[], bool] = is_finalizing) -> None:
-        # Bound here, because the globals of modules are gone at the end of the interpreter.
+        # The function is bound as a default argument, because the interpreter clears the globals of modules at its end.
         if not is_finalizing():
             self.client.release()
 
 
 class Client:
     """
-    This process's side of one actor: the channel to it, and the calls that wait for their arguments.
+    The client side of one actor: the channel to the actor, and the calls that wait for their arguments.
 
-    No lock is held: a call leaves `_waiting` and enters the channel in one step, and may be prepared twice.
+    There is no lock: a call moves from `_waiting` to the channel in one atomic step, and may be prepared twice.
     """
 
     channel: Channel
@@ -135,7 +135,7 @@ class Client:
         self._forks = fork_count()
 
     def check_process(self) -> None:
-        """Raise if this process was forked since: the actor belongs to the parent, which gets the answers."""
+        """Raise if this process is a fork of the one that made the handle: that process receives the answers."""
         if self._forks != fork_count():
             raise ObjectLostError(
                 f"the handle of actor {self.name} belongs to the parent of this process, which was forked since: send the "
@@ -144,13 +144,13 @@ class Client:
             )
 
     def release(self) -> None:
-        """Release the actor once the calls made so far are done. Never wait: a destructor calls this."""
+        """Release the actor after the calls made so far. This method never waits, because a destructor calls it."""
         self._released = True
         if not self._waiting:
             self.channel.close()
 
     def submit(self, call: Call) -> None:
-        """Send a call, behind those before it."""
+        """Send a call after all earlier calls."""
         if self.ended is not None:
             fail([call.job], self._ended_error)
         elif self._waiting or call.pending:
@@ -190,7 +190,7 @@ class Client:
             elif channel.submit_first(waiting, call):
                 sent = True
         if sent:
-            # A thread may already be sleeping until the call is answered, because there was nothing to read.
+            # A thread may already be sleeping until the call is answered, because there was nothing to read before.
             channel.collect_later()
         if self._released and not waiting:
             channel.close()
@@ -219,15 +219,15 @@ class Client:
     # ---- the source of its references
 
     def kill(self) -> None:
-        """End the actor now and for good."""
+        """End the actor immediately, without a restart."""
         self.killed = True
         self.channel.process.kill()
 
     def collect(self, ref: TaskRef, deadline: float | None) -> bool:
-        """Read answers in the caller's thread, if no other reads."""
+        """Read answers in the caller's thread, unless another thread reads."""
         if not self._waiting:
             return self.channel.collect(ref, deadline)
-        # The caller may interrupt the code that sends the waiting calls: look again soon.
+        # This code may interrupt the code that sends the waiting calls, so check again soon.
         self._advance()
         soon = time.monotonic() + 0.05
         early = deadline is None or soon < deadline
@@ -280,7 +280,8 @@ class Owner(Client):
         call = make(f"{name}.__init__", cls, args, kwargs, False, self, protocol.CREATE)
         self._creation = call
         self.address = new_address()
-        # Open until the actor's final end: processes that connect during a restart wait in its queue.
+        # The socket stays open until the actor's final end: processes that connect during a restart wait in its
+        # backlog.
         self._listener = listen(self.address)
         # Other processes connect here to report that they killed the actor.
         self._killers = listen(self.address + KILLED)
@@ -310,7 +311,8 @@ class Owner(Client):
         return process
 
     def _watch(self, process: Process) -> None:
-        """Watch for the end of an actor without calls of this process: other processes may wait for its restart."""
+        """Watch for the end of an actor even without calls of this process: other processes may wait for the
+        restart."""
         client = weakref.ref(self)
         listener, killers = self._listener, self._killers
 
@@ -327,10 +329,10 @@ class Owner(Client):
         collector().watch(process.second_watch(), ended)
 
     def lost(self, channel: Channel) -> None:
-        """Decide about the calls of a dead process."""
+        """Decide which calls of a dead process are sent again and which fail."""
         process = channel.process
         assert isinstance(process, Process)
-        # Its pipe may have closed before the process ended.
+        # The pipe may have been closed before the process ended.
         end_process(process.process)
         ended = process.died(None)
         while not self.killed and self._restarts != 0:
@@ -358,12 +360,12 @@ class Owner(Client):
         self._listener.close()
 
     def _kill_again(self) -> None:
-        """End the new process if `kill` was called for the one before."""
+        """End the new process if `kill` was called for the previous one."""
         if self.killed:
             self.channel.process.kill()
 
     def _divide(self, jobs: list[Job]) -> tuple[list[Job], list[Job]]:
-        """Return the calls for the new process, and those that the old one had begun."""
+        """Return the calls to send to the new process, and the calls that the old process had started."""
         creation = self._creation.job
         made = creation not in jobs
         running = [job for job in jobs if job is not creation]
@@ -384,7 +386,7 @@ class ActorHandle:
     after the calls made until then, and with the process that made it. Handles can be sent to other processes.
     """
 
-    # Stored in the instance's dict, because attribute access on a handle returns methods.
+    # Store the client in the instance's `__dict__`, because attribute access on a handle returns methods.
     _grip: Grip
     _client: Client
     _name: str
@@ -461,7 +463,7 @@ class ActorMethod:
 
 def kill(actor: ActorHandle) -> None:
     """
-    End an actor immediately. Calls without a result fail with `WorkerDiedError`, and it is not restarted.
+    End an actor immediately. Calls without a result fail with `WorkerDiedError`, and the actor is not restarted.
 
     Parameters
     ----------

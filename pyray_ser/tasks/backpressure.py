@@ -23,8 +23,7 @@ _NONE = 0xFFFFFFFFFFFFFFFE
 
 
 def taken(count: int) -> bytes:
-    """Return the payload of TAKEN that reports how many items the caller has taken since the beginning of the
-    stream."""
+    """Return the payload of TAKEN that reports the number of items taken since the beginning of the stream."""
     return _count.pack(count)
 
 

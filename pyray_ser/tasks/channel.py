@@ -1,12 +1,12 @@
-"""The caller's end of a worker: calls out, answers in.
+"""The caller's end of a worker: sends calls and receives answers.
 
-A thread that waits for an answer reads the pipe itself, which saves a wake-up.
+A thread that waits for an answer reads the pipe itself, which saves waking another thread.
 If no thread waits, or several do, or a callback is due, one thread per process (`collector`) reads until the channel is idle.
 At most one thread reads a channel: it holds the `Turn` of its `Calls`.
 
-No lock is held here. Each change of state is one step of `Calls`, and what follows a step can be repeated.
-So a signal handler or finalizer that interrupts the reading thread continues reading in its place, and the
-interrupted code finds that done. docs/internals/waits.md lists what ends each wait.
+No lock is held here. Each change of state is one atomic step of `Calls`, and the code after a step can be repeated
+safely. So a signal handler or finalizer that interrupts the reading thread can read in its place, and the interrupted
+code then finds the work done. docs/internals/waits.md lists what ends each wait.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Channel", "Job", "Peer", "end_all", "fail", "number"]
 
-# Milliseconds that a reader sleeps at most.
+# The maximum time that a reader sleeps, in milliseconds.
 SLICE = 500
 
 _numbers = count(1)
-# The outcome of a stream's reference.
+# The outcome of the reference to a whole stream.
 _NOTHING = pack(None)
-# All open channels. The references are strong: if the last handle is collected in a cycle, Python runs the
-# destructors of all objects in the cycle, also of the pipe, through which answers may still come.
+# All open channels. These references are strong. If the last handle were collected as part of a cycle, Python would
+# also finalize the pipe in that cycle, although answers may still arrive through it.
 _channels: set[Channel] = set()
 
 
 class Peer(Protocol):
-    """The process at the other end of a channel, as the channel sees it."""
+    """The interface by which a channel uses the process at its other end."""
 
     # Readable once the process has ended.
     watch: Descriptor
@@ -61,7 +61,7 @@ class Peer(Protocol):
         """End the process."""
 
     def died(self, task: str | None) -> WorkerDiedError:
-        """Return the error for the call that it was running."""
+        """Return the error for the call that the process was running."""
 
     def reap(self) -> None:
         """Reap the process after its end."""
@@ -87,7 +87,7 @@ class Channel:
         self.process = process
         self.calls = Calls(pipe)
         self._on_death = on_death
-        # Returns the error for a call that is refused.
+        # Makes the error for a refused call.
         self._error: Callable[[str], BaseException] = lambda task: self.process.died(task)
         self._followed = False  # another thread waits, too, so the reader hands over to the collector
         self._collected: Collector | None = None  # the collector reads
@@ -98,7 +98,7 @@ class Channel:
 
     @property
     def dead(self) -> bool:
-        """bool : Whether no calls are taken any more."""
+        """bool : Whether the channel accepts no more calls."""
         return self.calls.closed
 
     # ---- sending
@@ -125,7 +125,7 @@ class Channel:
         """Read until `ref` is settled or time is over; return False if another thread reads, so that the caller must sleep."""
         calls, thread = self.calls, get_ident()
         while (turn := calls.turn(thread)) is None and calls.reader != thread:
-            # The reader checks this after its turn.
+            # The reader checks this flag after its turn.
             self._followed = True
             if calls.reader:
                 return False
@@ -146,8 +146,8 @@ class Channel:
                 self._see_to_death()
                 # The call may continue in another process and be answered later.
                 return ref._outcome is not None
-            # Wait in slices: cancel() in another thread may also settle the call, and that does not come through the
-            # pipe.
+            # Wait for a limited time: `cancel()` in another thread may also settle the call, and nothing arrives
+            # through the pipe then.
             patience = SLICE
             if deadline is not None:
                 patience = min(SLICE, int((deadline - time.monotonic()) * 1000) + 1)
@@ -166,11 +166,12 @@ class Channel:
             self.close_if_idle()
 
     def reads_here(self) -> bool:
-        """Return whether this very thread is the reader: it was interrupted, and its caller must read in its place."""
+        """Return whether the current thread is the reader, which the caller interrupts and in whose place it must
+        read."""
         return self.calls.reader == get_ident()
 
     def collect_later(self) -> None:
-        """Let the answers be read although no thread waits for them."""
+        """Have the collector read the answers if no thread waits for them."""
         calls = self.calls
         while calls.busy or calls.blocked or calls.pending:
             if calls.dead and not calls.pending:
@@ -189,7 +190,7 @@ class Channel:
             self._followed = True
             if calls.reader == reader.thread:
                 if not reader.has(self):
-                    # This code interrupts the thread that is about to do the same.
+                    # This code runs in a handler that interrupts the thread that is about to do the same.
                     reader.register(self)
                 elif calls.blocked:
                     reader.resume(self)
@@ -197,7 +198,7 @@ class Channel:
                 return
 
     def pump(self, state: int) -> None:
-        """Read the available frames, or notice the end. Only for the reader."""
+        """Read the available frames, or handle the end of the process. Only for the reader."""
         calls = self.calls
         if calls.receive():
             self.serve()
@@ -243,7 +244,7 @@ class Channel:
         self._burying = thread
         try:
             if self._collected is not None:
-                # Do this before the descriptors are closed: after that, another channel may get their numbers.
+                # Do this before the descriptors are closed, because another channel may reuse their numbers afterwards.
                 self._collected.remove(self)
             calls.lose()
             if self._on_death is not None:
@@ -278,7 +279,7 @@ class Channel:
         return True
 
     def give_up(self, error: Callable[[str], BaseException] | None = None) -> None:
-        """Take no more calls, and fail the unanswered ones with ``error(task)``."""
+        """Refuse further calls, and fail the unanswered ones with ``error(task)``."""
         if error is not None:
             self._error = error
         self._refuse()
@@ -289,7 +290,7 @@ class Channel:
         _channels.discard(self)
         reader = self._collected
         if reader is not None:
-            # It reads no end from a pipe that another thread has closed.
+            # The collector does not see the end of a pipe that another thread has closed.
             reader.look_at(self)
 
     def fail_sent(self) -> None:
@@ -302,7 +303,7 @@ class Channel:
                 job.stream.notice()
 
     def notice_end(self) -> None:
-        """Handle the death of a process, also if no thread waits for an answer from it."""
+        """Handle the death of a process, even if no thread waits for an answer from it."""
         turn = self.calls.turn(get_ident())
         if turn is None:
             return  # the thread that reads handles the end
@@ -355,7 +356,7 @@ class Channel:
         return False
 
     def close(self) -> None:
-        """Take no more calls; release the process after the present ones are answered."""
+        """Refuse further calls, and release the process after the current ones have been answered."""
         self._closing = True
         self.close_if_idle()
 
@@ -373,7 +374,7 @@ class Channel:
             self.close_if_idle()
 
     def close_if_idle(self) -> None:
-        """Close if that was requested. Never wait: finalizers call this."""
+        """Close if that was requested. This method never waits, because finalizers call it."""
         # In a forked child, a handle of the parent may be collected before our fork hooks have run, and the collector's
         # epoll is shared with the parent.
         if not self._closing or self._forks != fork_count() or is_finalizing():
@@ -396,7 +397,7 @@ def _decode(kind: int, payload: memoryview) -> tuple[int, Any]:
             outcome = _load(kind, payload)
         except Exception:
             return protocol.FAILURE, error
-        # The exception came from a signal handler and belongs to the program.
+        # A signal handler raised the exception, so it belongs to the program.
         del outcome
         raise
 
@@ -428,7 +429,7 @@ def fail(jobs: list[Job], error: Callable[[str], BaseException]) -> None:
 
 
 def stop(job: Job, outcome: Any) -> None:
-    """Settle a job that is in no channel and will not run."""
+    """Settle a job that was not given to a channel and will not run."""
     job.ref.settle(outcome)
     if job.items is not None and not job.ended:
         job.items.append(outcome)

@@ -1,8 +1,8 @@
 """The thread that reads for channels that no other thread reads, and reaps processes that are no longer needed.
 
-It has no lock, because finalizers and signal handlers may call it at any point, also inside its own code.
-Other threads change its state in single steps of a dict or deque, and the thread checks again after they
-wake it.
+The collector has no lock, because finalizers and signal handlers may call it at any point, even while its own code
+runs. Other threads change its state in single atomic steps of a dict or deque, and then wake the thread, which checks
+again.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ class Collector:
         self._ending = False
         # The thread has ended; channels and chores that are added later must go to another collector.
         self.over = False
-        # Descriptor -> the channel that owns it.
+        # Descriptor -> the channel that owns the descriptor.
         self._channels: dict[int, Channel] = {}
         self._turns: dict[Channel, Turn] = {}
-        # The turn for which all descriptors of a channel were registered.
+        # Channel -> the turn for which all descriptors of the channel were registered.
         self._registered: dict[Channel, Turn] = {}
         self._watched: dict[int, tuple[Descriptor, Callable[[], object]]] = {}
-        # Channels to be read although none of their descriptors is ready.
+        # Channels that must be read although none of their descriptors is ready.
         self._fresh: deque[Channel] = deque()
-        # Called four times a second, for as long as they return True.
+        # Functions that are called four times a second, as long as they return True.
         self._chores: list[Callable[[], bool]] = []
         self._ended = allocate_lock()
         self._ended.acquire()
@@ -56,8 +56,8 @@ class Collector:
             # hold.
             self.thread = start_new_thread(self._run, ())
         except RuntimeError:
-            # Since Python 3.12 an interpreter that is ending starts no more threads: then `end` does the thread's
-            # work. At any other time no code would, so the error is raised.
+            # Since Python 3.12 an interpreter that is shutting down starts no threads. In that case `end` does the
+            # thread's work. At any other time no code would do this work, so the error is raised.
             if not _ending:
                 self.close()
                 raise
@@ -74,13 +74,13 @@ class Collector:
             channel.collect_later()
 
     def look_at(self, channel: Channel) -> None:
-        """Look at a channel soon, although none of its descriptors is ready."""
+        """Read a channel soon, even if none of its descriptors is ready."""
         self._fresh.append(channel)
         self._ring()
 
     def register(self, channel: Channel) -> None:
-        """Watch the descriptors of a channel. May be called twice: code that interrupts `add` and waits for the
-        channel calls it, too."""
+        """Watch the descriptors of a channel. The method may be called twice, because code that interrupts `add` and
+        waits for the channel also calls it."""
         turn = self._turns.get(channel)
         found = _descriptors(channel)
         writes = select.EPOLLOUT if channel.calls.blocked else 0
@@ -91,7 +91,7 @@ class Collector:
         if turn is not None:
             self._registered[channel] = turn
         if channel.calls.reader != self.thread or found != _descriptors(channel):
-            # The channel was removed since this method began.
+            # Another thread has removed the channel since this method started.
             self._drop_unless_new(channel, found)
 
     def has(self, channel: Channel) -> bool:
@@ -144,7 +144,7 @@ class Collector:
                 except (FileExistsError, FileNotFoundError):
                     continue  # try the other call; repeat both if another thread changes the registration meanwhile
                 except (OSError, ValueError):
-                    # Either the descriptor was closed meanwhile, or this collector was.
+                    # Another thread has closed the descriptor or this collector meanwhile.
                     return
                 return
 
@@ -169,10 +169,10 @@ class Collector:
             self._run(5)
         elif self.thread != get_ident():
             if self._ended.acquire(timeout=5):
-                # The thread itself ended this wait.
+                # The thread released the lock at its end, so it has ended.
                 self._ended.release()
             elif _collector is self:
-                # The thread still watches something, and ends after that. The next call must not wait for it again.
+                # The thread still watches descriptors and will end later. The next call must not wait for it again.
                 _collector = None
 
     def close(self) -> None:
@@ -184,7 +184,7 @@ class Collector:
         limit = time.monotonic() + seconds
         try:
             while not self._is_over() and time.monotonic() < limit:
-                # Other threads may append meanwhile.
+                # Iterate over a copy, because other threads may append meanwhile.
                 for chore in list(self._chores):
                     if not self._guarded(chore):
                         self._chores.remove(chore)
@@ -195,8 +195,7 @@ class Collector:
                 self._ended.release()
 
     def _guarded(self, act: Callable[..., Any], *arguments: object) -> Any:
-        """Call a function and log what it raises: an exception must not end the thread, which all channels rely
-        on."""
+        """Call a function and log its exceptions, which must not end the thread that all channels rely on."""
         try:
             return act(*arguments)
         except BaseException:
@@ -211,7 +210,7 @@ class Collector:
             return False
         self.over = True
         if self._channels or self._watched:
-            # Something was added before `over` was set.
+            # Another thread added a channel or a descriptor before `over` was set.
             self.over = False
             return False
         if _collector is self:
@@ -239,7 +238,7 @@ class Collector:
     def _read(self, channel: Channel, state: int) -> None:
         calls = channel.calls
         if calls.reader != self.thread:
-            # The channel was removed while other code was adding it. The thread that reads it now finds the bytes
+            # Other code was adding the channel while it was removed. The thread that reads it now finds the bytes
             # that have arrived.
             self._drop_unless_new(channel)
             return
@@ -251,7 +250,8 @@ class Collector:
             channel.pump(state)
         finally:
             if calls.pending:
-                # An error came out of the middle: the rest is there, and the pipe will not tell.
+                # An exception interrupted the handling of frames: the remaining ones were read already, so the pipe
+                # will not become readable.
                 self.look_at(channel)
             if calls.dead or not (calls.busy or calls.blocked or calls.pending):
                 self.remove(channel)
@@ -276,15 +276,16 @@ class Collector:
         self._registered.pop(channel, None)
         known = descriptors or _descriptors(channel)
         if min(known) < 0:
-            # Another thread has closed one already: find its number. Others change the table meanwhile.
+            # Another thread has closed one of the descriptors already: find its number in the table. Other threads
+            # change the table meanwhile, so iterate over a copy.
             known = tuple(fd for fd, found in list(self._channels.items()) if found is channel)
         for fd in known:
-            # Of one that has died they are gone already.
+            # The entries of a channel that died were removed already.
             if self._channels.get(fd) is channel:
                 del self._channels[fd]
                 self._unregister(fd)
                 if fd in self._watched:
-                    # The process is still to be reaped: `bury` watches the same descriptor.
+                    # The process has not been reaped yet, and `bury` watches the same descriptor.
                     self._register(fd, select.EPOLLIN)
 
 
@@ -293,7 +294,7 @@ def _descriptors(channel: Channel) -> tuple[int, ...]:
 
 
 _collector: Collector | None = None
-# Whether the program is inside `ending`.
+# Whether the program executes a block of `ending`.
 _ending = False
 
 
@@ -314,7 +315,7 @@ def collector() -> Collector:
 
 @contextmanager
 def ending() -> Iterator[None]:
-    """Inside the block a collector may have no thread: the block must call `end_collector`, which does its work."""
+    """Allow collectors without a thread inside the block, which must call `end_collector` to do the thread's work."""
     global _ending
     _ending = True
     try:

@@ -1,4 +1,4 @@
-"""The interface for another engine.
+"""The interface that every engine implements.
 
 `remote`, references, `get` and `wait` call the engine that runs plain functions through the methods of `Engine`; those of `Source`
 bring in the answer of a reference. The engine of this package is `pool.Pool`. A distributed engine implements the same methods
@@ -24,7 +24,7 @@ class Engine(Source, Protocol):
     """An engine that runs tasks."""
 
     def submit(self, function: Function, call: Call, max_retries: int) -> None:
-        """Run a call whose arguments are ready, now or later, and settle its reference in any case."""
+        """Run a call whose arguments are ready, immediately or later, and settle its reference in every case."""
 
     def cancel(self, ref: TaskRef, force: bool) -> bool:
         """Prevent a task from running, or with `force` end it; return True if it will have no result."""
@@ -33,7 +33,7 @@ class Engine(Source, Protocol):
         """End everything; calls without a result fail."""
 
 
-# The key is "engine", if there is one: a dict can be read and changed in one step.
+# The engine, if any, under the key "engine". A dict is used because reading or changing it is one atomic step.
 _used: dict[str, Engine] = {}
 
 
@@ -43,7 +43,8 @@ def current() -> Engine:
     if engine is None:
         from .pool import Pool
 
-        # No lock, because a signal handler could wait for its own thread. A second pool has started nothing and is dropped.
+        # There is no lock here, because a signal handler could deadlock with the thread that it interrupts. A second
+        # pool has not started any process and is discarded.
         engine = _used.setdefault("engine", Pool())
     return engine
 

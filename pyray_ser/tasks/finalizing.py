@@ -1,7 +1,7 @@
-"""The end of a worker process: finalizers and exit functions run, as at the end of a program.
+"""Run finalizers and exit functions at the end of a worker process, as at the end of a program.
 
-multiprocessing ends a forked child by `os._exit`, which runs neither. Functions that the parent registered must not run in a child:
-they would remove the parent's temporary files.
+multiprocessing ends a forked child by `os._exit`, which runs neither. Functions that the parent registered must not run
+in a child, because they might remove the parent's temporary files.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class Function:
         self.frame = protocol.write(protocol.FUNCTION, self.number, payload)
 
 
-# Option -> its test, and the text for a value that fails.
+# Name of an option -> the test of its value, and the description of valid values for the error message.
 Tests: TypeAlias = "dict[str, tuple[Callable[[Any], bool], str]]"
 _OPTIONS: Tests = {
     "max_retries": (lambda value: _count(value) and value >= 0, "an int >= 0"),
@@ -69,7 +69,7 @@ class RemoteFunction:
     ``f.remote(...)`` returns a reference immediately; ``f.options(...)`` returns the same function with other options:
 
     ``num_returns``
-        Return so many references, for a function that returns so many values.
+        Return this number of references, for a function that returns as many values.
     ``stream``
         Return a `ResultStream`, for a function that returns an iterator. The default for generator functions.
     ``max_retries``
@@ -123,7 +123,8 @@ class RemoteFunction:
         function = self._pickled
         if function is None:
             made = Function(self._function)
-            # No lock: pickling runs foreign code, which may call this function. If it is made twice, one is dropped.
+            # There is no lock here, because pickling runs user code, which may call this method. If two are made, one
+            # is discarded.
             function = self._pickled
             if function is None:
                 function = self._pickled = made

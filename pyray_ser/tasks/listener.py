@@ -1,4 +1,4 @@
-"""The socket of an actor for processes that got its handle."""
+"""The socket at which an actor accepts processes that received its handle."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["KILLED", "WELCOME", "Visitors", "leave_word", "listen", "word_is_lef
 
 # The actor's message to a new caller: its process id and start time.
 WELCOME = struct.Struct("<QQ")
-# The end of the address to which another process connects to report that it killed the actor.
+# Suffix of the address to which another process connects to report that it killed the actor.
 KILLED = "-killed"
 
 
@@ -55,7 +55,7 @@ class Visitors:
                 # The caller closed the connection, or there are too many open files.
                 time.sleep(0.01)
                 continue
-            # A thread for each, so that a silent caller does not block the others.
+            # Use one thread for each connection, so that a silent caller does not block the others.
             threading.Thread(target=self._greet, args=(Connection(end.detach()),), daemon=True).start()
 
     def _greet(self, connection: Connection) -> None:
@@ -84,12 +84,12 @@ class Visitors:
         return found
 
     def waiting(self) -> bool:
-        """Return whether there are connections that were not taken yet."""
+        """Return whether there are connections that the server has not accepted yet."""
         return bool(self._taken)
 
 
 def listen(address: str) -> Descriptor:
-    """Return a socket that listens at an address, in the process that is about to start the actor."""
+    """Return a socket that listens at an address. The process that is about to start the actor calls this."""
     listener = socket_above_standard(socket.socket(socket.AF_UNIX))
     try:
         listener.bind(address)
@@ -100,7 +100,7 @@ def listen(address: str) -> Descriptor:
 
 
 def leave_word(address: str) -> None:
-    """Let the owner of an actor know that this process kills it."""
+    """Report to the owner of an actor that this process kills the actor."""
     with socket_above_standard(socket.socket(socket.AF_UNIX)) as end:
         # If the backlog of the socket is full, other processes have connected already.
         end.setblocking(False)
@@ -126,7 +126,7 @@ def word_is_left(killers: Descriptor) -> bool:
                 if _user_of(end) == os.getuid():
                     return True
     finally:
-        # The descriptor owns the number.
+        # The `Descriptor` object closes the file descriptor.
         listener.detach()
 
 

@@ -1,7 +1,7 @@
 """Worker processes: started by `multiprocessing`, watched through a pidfd.
 
-A pidfd shows the end of a worker. A pipe would not, because it stays open while any process has inherited its other end.
-Each worker also watches its owner, and ends with it, whatever it is running.
+A pidfd becomes readable when the worker ends. A pipe would not, because it stays open while any process has inherited
+its other end. Each worker also watches its owner and ends when the owner ends, whatever the worker is running.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Process", "context", "end_all", "end_with", "ignore_interrupts", "let_go_of_inherited", "new_address"]
 
-# Thread -> descriptors for the process that it is forking. The child closes all others of its parent.
+# Thread -> descriptors for the child that the thread is forking. The child closes all other descriptors of its parent.
 _passing: dict[int, tuple[int, ...]] = {}
-# Processes that multiprocessing would join at exit, also after their last handle is gone.
+# Processes that multiprocessing would join at exit, even after their last handle was released.
 _running: set[BaseProcess] = set()
 
 
@@ -100,7 +100,8 @@ class Process:
         # These objects only let multiprocessing pass the descriptors on; `Descriptor` objects own the numbers.
         sockets = [socket.socket(fileno=end.fileno()) for end in ends]
         try:
-            # multiprocessing joins non-daemons at exit. Workers end before that, and daemons could have no children.
+            # multiprocessing joins non-daemonic processes at exit. Workers end before that. They are not daemonic,
+            # because daemonic processes must not have children.
             self.process = made.Process(
                 target=main,
                 name=name,
@@ -136,7 +137,7 @@ class Process:
         kill(self.process)
 
     def died(self, task: str | None) -> WorkerDiedError:
-        """Return the error for the call that it was running."""
+        """Return the error for the call that the process was running."""
         join(self.process, 1.0)
         reason = "was ended by shutdown() or cancel(force=True) of this program" if self._ended_here else None
         return WorkerDiedError(pid=self.pid, exitcode=self.process.exitcode, task=task, reason=reason, began=self.ready)
@@ -154,8 +155,8 @@ def _end_before_joining() -> None:
     """
     Register `tasks.shutdown` to run before multiprocessing joins the children of this process.
 
-    Children of multiprocessing, executors, joblib and loky join their own children before threading's exit functions run.
-    Workers end only when their pipe is closed, so such a child would wait for them without end.
+    Child processes of multiprocessing, executors, joblib and loky join their own children before threading's exit
+    functions run. Workers end only when their pipe is closed, so such a child would wait for them without end.
     """
     global _registered
     if _registered:
@@ -212,7 +213,8 @@ def _interrupts_held_back(method: str) -> Iterator[None]:
     """
     Start a child with Ctrl-C blocked, until `ignore_interrupts` runs there.
 
-    An interrupt immediately after the fork would be raised inside Python's fork hooks in the child, which print and drop it.
+    An interrupt immediately after the fork would be raised inside Python's fork hooks in the child, which print and
+    discard the exception.
     """
     if method == "forkserver":
         # The fork server ignores interrupts itself, and all children would inherit this mask.
@@ -267,7 +269,7 @@ def end_all(patience: float = 2.0) -> None:
 
 
 def _after_fork_in_child() -> None:
-    # The parent's workers would wait for these inherited pipes after the end of the parent.
+    # If these inherited pipes stayed open, the parent's workers would not notice the end of the parent.
     global _running, _registered
     _calls.close_inherited(_passing.get(get_ident(), ()))
     _passing.clear()
@@ -291,7 +293,8 @@ def end_with(owner: tuple[int, int]) -> None:
     except (AttributeError, OSError):
         watch = None
     if watch is not None and _core.start_time(pid) != start:
-        # Another process may have the pid by now, or /proc may not show the owner: nothing is proven.
+        # The pid may belong to another process by now, or /proc may hide the owner, so the start time cannot be
+        # confirmed.
         os.close(watch)
         watch = None
     if watch is None:
@@ -303,7 +306,7 @@ def end_with(owner: tuple[int, int]) -> None:
         poller.register(watch, select.POLLIN)
         while not poller.poll():
             pass
-        # No process is left for results or errors, and finalizers could wait for the owner without end.
+        # No process is left to receive results or errors, and finalizers could wait for the owner indefinitely.
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=follow, name="pyray_ser-owner", daemon=True).start()
@@ -324,7 +327,7 @@ def ignore_interrupts() -> None:
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     except ValueError:
-        # This is not the main thread, which happens with a start method of another package.
+        # The current thread is not the main thread, which happens if another package provides the start method.
         print("pyray_ser: a worker was started outside of its main thread", file=sys.stderr)
     # SIGINT has been blocked since before the fork; interrupts that came meanwhile are ignored, too.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

@@ -105,8 +105,7 @@ def encode(value: object) -> tuple[bytes, ObjectRef[Any] | None]:
 
 
 def outcome(payload: memoryview) -> bytes | ObjectRef[Any]:
-    """Return the outcome in a payload without loading the value: its serialized form, or a reference that now holds the
-    object."""
+    """Return the outcome in a payload without loading it: a serialized form, or a reference that holds the object."""
     if payload[0] == ord("b"):
         return bytes(payload[1:])
     return load_ref(bytes(payload[1:]))

@@ -1,11 +1,13 @@
 """References to pending results.
 
-A `TaskRef` exists before its value. The process that called `.remote` owns it. The answer of the worker arrives there and settles
-it: with a small value in serialized form, with a reference to a large one in the store, or with an error.
-`get`, `wait`, `await` and `future` accept it like an `ObjectRef`; their code for ordinary references does not change.
+A `TaskRef` exists before its value. The process that called `.remote` owns it. The worker's answer arrives in that
+process and settles the reference: with a small value in serialized form, with a reference to a large value in the
+store, or with an error. `get`, `wait`, `await` and `future` accept it like an `ObjectRef`; their code for ordinary
+references does not change.
 
-Settling takes no lock: the outcome is written first, then the callbacks are taken out one by one. Code that adds a callback checks
-afterwards whether it came too late, and then takes the callback out itself. Either way each callback runs once.
+Settling acquires no lock: it first writes the outcome and then removes and runs the callbacks one by one. Code that
+adds a callback checks afterwards whether the reference was settled meanwhile. If so, it removes and runs the callback
+itself. In either case each callback runs once.
 """
 
 from __future__ import annotations
@@ -30,21 +32,22 @@ if TYPE_CHECKING:
 
 __all__ = ["SLICE", "Outcome", "Repeatable", "Source", "TaskRef", "get", "patience", "wait"]
 
-# A small value in serialized form, a large one in the store, an error of the task, or an error in transit.
+# A small value in serialized form, a large one in the store, an error of the task, or an error of the transfer.
 Outcome: TypeAlias = "bytes | ObjectRef[Any] | Failure | BaseException"
 
 
 class Source(Protocol):
-    """The object that brings in the answer of a call."""
+    """The object that receives the answer to a call."""
 
     def collect(self, ref: TaskRef, deadline: float | None) -> bool:
         """Wait for the answer, at most until `deadline`; return False if the caller must sleep until it comes."""
 
     def collect_later(self, ref: TaskRef) -> bool:
         """
-        Let the answer be read although no thread waits for it.
+        Have the answer read even if no thread waits for it.
 
-        Return True if no other thread can read it: the caller interrupts the reading thread and must call `collect`.
+        Return True if no other thread can read the answer, because the caller interrupts the reading thread. The caller
+        must then call `collect`.
         """
 
     def cancel(self, ref: TaskRef, force: bool) -> bool:
@@ -58,7 +61,8 @@ class Repeatable:
     """
     The key of a callback that may be called several times.
 
-    The callback is taken out after it has run: if a signal handler interrupts it and waits for its effect, it runs again.
+    The callback is removed only after it has run, so that it runs again if a signal handler interrupts it and waits for
+    its effect.
     """
 
     __slots__ = ()
@@ -76,11 +80,11 @@ class TaskRef:
     def __init__(self, name: str, source: Source | None = None) -> None:
         self.name = name
         self.source = source
-        # Private data of the source about this call.
+        # Data about this call that only the source uses.
         self.job: Job | None = None
         self.cancelled = False
         self._outcome: Outcome | None = None
-        # The keys serve only to remove callbacks.
+        # The keys are used only to remove callbacks.
         self._callbacks: dict[object, Callable[[TaskRef], object]] = {}
         self._forks = fork_count()
 
@@ -146,7 +150,7 @@ class TaskRef:
 
     @property
     def outcome(self) -> Outcome | None:
-        """Return the outcome, None before it is settled."""
+        """Return the outcome, or None if the reference is not settled yet."""
         return self._outcome
 
     def done(self) -> bool:
@@ -183,7 +187,7 @@ class TaskRef:
         self._callbacks.pop(key, None)
 
     def check_process(self) -> None:
-        """Raise if it is pending in the parent, and this process was forked since."""
+        """Raise if the reference was pending in the parent when this process was forked."""
         if self._forks != fork_count():
             raise ObjectLostError(
                 ref=repr(self),
@@ -208,14 +212,14 @@ class TaskRef:
         waiter.acquire()
         self.notify(waiter, lambda _: waiter.release())
         try:
-            # In slices: the reading thread may have stopped meanwhile because of an exception of the program.
+            # Wait for a limited time, because the reading thread may have stopped after an exception of the program.
             waiter.acquire(timeout=min(SLICE, patience(deadline)) if deadline is not None else SLICE)
         finally:
             self._forget(waiter)
         return deadline is None or time.monotonic() < deadline
 
     def value(self, mmap_mode: MmapMode = "r") -> Any:
-        """Return the value, or raise the error, of the outcome."""
+        """Return the value of the outcome, or raise its error."""
         outcome = self._outcome
         if type(outcome) is bytes:
             if mmap_mode == "c":
@@ -237,7 +241,7 @@ class TaskRef:
 
     def future(self) -> Future[Any]:
         """
-        Return a future that gets the value.
+        Return a future that receives the value.
 
         Returns
         -------
@@ -339,7 +343,7 @@ def unpack_writable(form: bytes) -> Any:
 
 
 def get(refs: Any, timeout: float | None = None, mmap_mode: MmapMode = "r") -> Any:
-    """Return the value of a TaskRef, or the values of a list of references with TaskRefs in it."""
+    """Return the value of a TaskRef, or the values of a list of references that contains TaskRefs."""
     deadline = _deadline(timeout)
     if type(refs) is TaskRef:
         return _get_one(refs, deadline, timeout, mmap_mode, 1)
@@ -402,7 +406,8 @@ def wait(refs: list[Any], num_returns: int, deadline: float | None) -> list[int]
     changed.acquire()
 
     def notice(_: TaskRef) -> None:
-        # Several may be settled before the waiter checks: the lock is a flag, and setting it twice is no error.
+        # Several references may be settled before the waiter checks. The lock serves as a flag, and setting it twice is
+        # not an error.
         if changed.locked():
             try:
                 changed.release()
@@ -410,7 +415,7 @@ def wait(refs: list[Any], num_returns: int, deadline: float | None) -> list[int]
                 pass  # another callback was faster
 
     pending = [ref for ref in refs if type(ref) is TaskRef and ref._outcome is None]
-    # There is no callback for objects that another process seals.
+    # Objects that another process seals cannot have callbacks.
     slice_ = 0.005 if any(type(ref) is ObjectRef for ref in refs) else SLICE
     try:
         for ref in pending:
@@ -418,7 +423,7 @@ def wait(refs: list[Any], num_returns: int, deadline: float | None) -> list[int]
         asks = True
         while True:
             if asks:
-                # Check again after each slice: the reading thread may have stopped.
+                # Check again after a limited time, because the reading thread may have stopped.
                 for ref in [ref for ref in pending if ref._outcome is None and ref._ask()]:
                     slice_ = 0.005
                     ref.join(time.monotonic())

@@ -1,4 +1,4 @@
-"""The number of workers, and their start method."""
+"""Settings of tasks: the number of workers, and their start method."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def start_method() -> str | None:
 
 
 def passed_on(share: int) -> dict[str, Any]:
-    """Return the settings for a worker that may start `share` processes."""
+    """Return the settings for a worker that may itself start `share` processes."""
     return {"num_workers": share, "start_method": start_method()}
 
 

@@ -193,7 +193,7 @@ class ResultStream:
         self._items = items
 
     def __del__(self, is_finalizing: Callable[[], bool] = is_finalizing) -> None:
-        # Bind the functions here, because the interpreter clears the globals of the module at its end.
+        # The function is bound as a default argument, because the interpreter clears the globals of modules at its end.
         items = self._items
         if not items.ended and not is_finalizing():
             items.abandon()

@@ -1,5 +1,4 @@
-"""Reducers for ctypes arrays, structures and unions: bytes are written out-of-band, array classes as element type and
-length."""
+"""Reducers for ctypes data: bytes are written out-of-band, and array classes by element type and length."""
 
 import ctypes
 from collections.abc import Callable

@@ -57,8 +57,7 @@ def _cut(array: Any) -> Any:
 
 
 def _cut_in_place(array: Any) -> Any:
-    """Cut a fixed-width array without copying: at a multiple of eight, so that the bits of the validity mask begin at a
-    byte."""
+    """Cut a fixed-width array without copying, at a multiple of eight, where the validity bits begin at a byte."""
     kind = array.type
     if not pyarrow.types.is_primitive(kind) or kind.bit_width % 8:
         return None

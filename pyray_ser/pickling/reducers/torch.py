@@ -23,8 +23,7 @@ _HAS_NAMES = hasattr(torch.Tensor, "has_names")
 
 
 class _Memory:
-    """Represents the bytes of a storage in the memos of picklers. There is one instance per storage while it is in any
-    memo."""
+    """Represents the bytes of a storage in the memos of picklers. A storage has at most one instance at a time."""
 
     __slots__ = ("__weakref__", "storage")
 
