@@ -35,7 +35,7 @@ class CommandError(Exception):
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that reports errors of writing, which argparse's own ignores."""
+    """A parser that reports errors of writing, which argparse's parser ignores."""
 
     def _print_message(self, message: str, file: Any = None) -> None:
         file = sys.stderr if file is None else file

@@ -55,8 +55,8 @@ def memory_of(pid: int) -> int:
     """
     Return the bytes that a process and its descendants use.
 
-    The sum of their proportional set sizes, with files in shared memory counted once and in full, because pages that no process
-    has mapped at the moment take memory, too.
+    This is the sum of their proportional set sizes. Files in shared memory are counted once and in full, because pages
+    that no process has currently mapped also use memory.
     """
     total = 0
     files: dict[tuple[int, int], int] = {}

@@ -11,7 +11,7 @@ COLUMNS = 8
 
 
 def column_mean(table: Any, column: int) -> float:
-    """Return the mean of one column."""
+    """Return the mean of a column."""
     return float(table[:, column].mean())
 
 

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def spill_directories(stores: list[Found], more: list[str]) -> list[str]:
-    """Return the spill directories of stores, of the environment and those given."""
+    """Return the spill directories of stores, that of the environment variable, and those given."""
     found = [os.path.abspath(path) for path in more]
     if os.environ.get("PYRAY_SER_SPILL_DIR"):
         found.append(os.path.abspath(os.environ["PYRAY_SER_SPILL_DIR"]))
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     for entry in left_behind(stores):
         folder = os.path.dirname(entry["path"])
         try:
-            # Check again under the lock that excludes processes which open it.
+            # Check again while holding the lock that keeps other processes from opening the store.
             with named_stores.guard(folder):
                 if arguments.dry_run:
                     removed.append(entry)

@@ -1,4 +1,4 @@
-"""``pyray-ser doctor``: what this machine offers, what does not work, and what to do about it."""
+"""``pyray-ser doctor``: check what this machine offers and what does not work, and say what to do about it."""
 
 from __future__ import annotations
 
@@ -247,7 +247,7 @@ def removes_ipc(folders: tuple[str, ...] = ("/etc/systemd", "/run/systemd", "/us
 
 
 def _logout() -> Iterator[Finding]:
-    # The setting concerns ordinary users only, and only if logind runs.
+    # The setting affects only ordinary users, and only if systemd-logind runs.
     if os.getuid() < 1000 or not os.path.isdir("/run/systemd/seats"):
         yield Finding("RemoveIPC", OK, "does not concern this user")
     elif removes_ipc():
@@ -337,7 +337,7 @@ def _free(path: str) -> int:
 def _trial() -> Iterator[Finding]:
     import subprocess
 
-    # In a separate process: a store that the kernel refuses may end it by a signal.
+    # Use a separate process, because the kernel may kill it by a signal if it refuses the store's memory.
     script = (
         "import pyray_ser, pyray_ser.store.discovery as s\n"
         "s.open_store(inherit=False, capacity=16 << 20)\n"

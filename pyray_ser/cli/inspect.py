@@ -37,11 +37,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def find(target: str) -> Any:
-    """Import the object that ``package.module:object`` names."""
+    """Import and return the object that ``package.module:object`` refers to."""
     module, colon, path = target.partition(":")
     if not module or not colon or not path:
         raise CommandError(f"{target!r} is not of the form package.module:object")
-    # As with `python -m`, modules in the current directory can be named.
+    # Allow modules in the current directory, as `python -m` does.
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:

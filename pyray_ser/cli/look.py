@@ -1,4 +1,5 @@
-"""The loop of several commands over stores: open each, query it, report those that could not be opened."""
+"""The loop over stores that several commands share: it opens and queries each store and reports those that could not be
+opened."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ def each(arguments: argparse.Namespace, ask: Ask) -> tuple[list[dict[str, Any]],
         try:
             answers.append(_one(found, ask))
         except ProcessLookupError as problem:
-            # If all stores were selected, leave out one that has just ended.
+            # If the user selected no particular stores, skip a store that has just ended.
             if arguments.store:
                 raise CommandError(f"{found.label}: {problem}") from problem
     return answers, int(any("error" in answer for answer in answers))
@@ -54,5 +55,5 @@ def _one(found: Found, ask: Ask) -> dict[str, Any]:
 
 
 def clients(store: _core.Store) -> list[int]:
-    """Return the pids of a store's clients, without this tool."""
+    """Return the pids of a store's clients, except that of this tool."""
     return sorted(pid for pid in store.client_pids() if pid != os.getpid())

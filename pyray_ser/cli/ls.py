@@ -27,7 +27,8 @@ def _ask(store: _core.Store, spill_dir: str | None) -> dict[str, Any]:
 
 
 def records(store: _core.Store) -> list[dict[str, Any]]:
-    """Return the records of a store's objects, with whether the creator is still a client, and where it was made if known."""
+    """Return the records of a store's objects. A record also says whether the creator is still a client, and where the
+    object was made, if known."""
     alive = set(clients(store))
     made = allocation_sites.read(store.id, sorted(alive))
     return [
@@ -37,7 +38,7 @@ def records(store: _core.Store) -> list[dict[str, Any]]:
 
 
 def row(record: dict[str, Any]) -> list[str]:
-    """Return one object as cells of a table."""
+    """Return the table cells for one object."""
     state = "freed" if record["freed"] else "orphaned" if record["orphaned"] else record["state"]
     return [
         str(record["serial"]),
@@ -56,7 +57,7 @@ HEADS = ("SERIAL", "SIZE", "AGE", "STATE", "OWNER", "REFS", "VIEWS", "HELD", "NA
 
 
 def flight_row(flight: dict[str, Any]) -> list[str]:
-    """Return one reference in flight as cells of a table."""
+    """Return the table cells for one reference in flight."""
     return [
         str(flight["serial"]),
         str(flight["sender_pid"]) + ("" if flight["sender_alive"] else " (gone)"),
@@ -76,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         answer.setdefault("objects", [])
         answer.setdefault("in_flight", []).sort(key=lambda flight: -flight["age"])
         answer["objects"].sort(key=ORDERS[arguments.sort])
-        # Count as stat and top do: an object exists once it is sealed.
+        # Count objects as stat and top do: only sealed ones.
         unsealed = sum(record["state"] == "creating" for record in answer["objects"])
         answer["count"], answer["unsealed"] = len(answer["objects"]) - unsealed, unsealed
         if arguments.limit is not None:

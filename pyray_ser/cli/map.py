@@ -14,8 +14,8 @@ from .look import each
 from .output import bytes_text, printable, write_json
 from .stores import add_selection
 
-# Kinds of cells, with the letter in the terminal and the colour in a picture. A cell shows the kind with most bytes in it, but
-# "free" only if nothing else is in it.
+# Kinds of cells, with the letter in the terminal and the colour in a picture. A cell shows the kind to which most of
+# its bytes belong, but "free" only if it contains nothing else.
 KINDS = {
     "free": ("\u00b7", "#e8e8e8"),
     "live": ("\u2592", "#5b8fc9"),

@@ -33,7 +33,7 @@ def age(seconds: float) -> str:
 
 
 def count(number: int, one: str, many: str) -> str:
-    """Return a number with its noun."""
+    """Return a number with its noun, in the plural if needed."""
     return f"{number} {one if number == 1 else many}"
 
 

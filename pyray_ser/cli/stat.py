@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def ask(store: _core.Store, spill_dir: str | None) -> dict[str, Any]:
-    """Return the counters, without this tool among the clients."""
+    """Return the counters of a store, without counting this tool as a client."""
     stats = store.stats()
     pids = clients(store)
     stats["clients"] = len(pids)

@@ -1,4 +1,4 @@
-"""The stores of this user: stores that processes have open, and files of named stores, in use or not."""
+"""Find the stores of this user: those that processes have open, and the files of named stores, in use or not."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ class Found:
     path: str | None = None
     """The file of a named store."""
     holders: dict[int, int] = field(default_factory=dict)
-    """Processes that have it open, and the descriptor there."""
+    """The processes that have the store open, and the descriptor in each process."""
     used: bool = True
     """Whether any process uses it; False only if that is proven."""
 
     @property
     def label(self) -> str:
-        """Return the user's name for it."""
+        """Return the name by which a user knows the store."""
         if self.path is None:
             return self.id or "?"
         folder, name = os.path.split(self.path)
         return name if folder == named_stores.directory() else self.path
 
     def describe(self) -> dict[str, Any]:
-        """Return what is known without opening it."""
+        """Return the facts that are known without opening the store."""
         return {"id": self.id, "path": self.path, "pids": sorted(self.holders), "used": self.used}
 
 
 def own_pids() -> list[int]:
-    """Return the processes of this user, without this one."""
+    """Return the pids of this user's other processes."""
     found = []
     for entry in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -135,7 +135,7 @@ def selected(words: list[str]) -> list[Found]:
 
 def _attach(found: Found) -> _core.Store:
     if found.path is not None:
-        # Attach by the file: if this process becomes the last one, it must know which file to remove.
+        # Attach by the path: if this process becomes the last client, it must know which file to remove.
         return _core.attach_path(found.path, tables_only=True)
     for pid, fd in found.holders.items():
         store = _core.attach_pid(pid, fd, int(found.id or "0", 16), tables_only=True)

@@ -9,9 +9,9 @@ class Part(NamedTuple):
     """One component of a path."""
 
     text: str
-    """The part as a path shows it: ``.model``, ``['k']``, ``[1]``, ``closure 'cfg'``."""
+    """As shown: ``.model``, ``['k']``, ``[1]``, ``closure 'cfg'``."""
     name: str
-    """The user's name for the part: variable, attribute, key or index."""
+    """The user's name for it: variable, attribute, key or index."""
     parent: Any
     """The object that holds it."""
 

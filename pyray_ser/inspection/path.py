@@ -120,8 +120,7 @@ class Way:
 
 
 def _groups(steps: list[Step]) -> list[tuple[int, list[Part]]]:
-    """Return the start of each run of steps that are described together, and the parts that describe the run (any
-    number)."""
+    """Return the start of each run of steps that are described together, and the parts for it (any number)."""
     groups: list[tuple[int, list[Part]]] = []
     i = 0
     while i < len(steps):
@@ -231,8 +230,7 @@ def _function(obj: FunctionType, steps: list[Step]) -> Found:
 
 
 def _class(obj: type, steps: list[Step]) -> Found:
-    """Describe a step in a class that is pickled by value: its bases are in the arguments, its namespace is in the
-    state."""
+    """Describe a step in a class pickled by value, with its bases in the arguments and its namespace in the state."""
     if len(steps) < 3:
         return None, len(steps)
     if steps[0][1] == "state":

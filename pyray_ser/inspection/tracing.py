@@ -73,8 +73,7 @@ class Trace:
         self._seen: set[int] = set()
 
     def add(self, steps: list[Step], skipped: int, obj: Any, error: Exception) -> None:
-        """Record a failure. The walk passes both ends of its stack, and the number of steps between them that were
-        skipped."""
+        """Record a failure. The walk passes both ends of its stack, and how many steps between them it skipped."""
         end = _end(steps)
         if end < len(steps):
             obj, steps = steps[end][0], steps[:end]

@@ -1,7 +1,7 @@
 """Where objects were made, for ``pyray-ser ls``; recorded if the environment variable ``PYRAY_SER_ORIGINS`` is set.
 
 Each process keeps its own list, one line per object, in a file without a name (a memfd) that other processes of the same
-user can read through ``/proc`` while the process lives. The store contains nothing of this list. The lists show which
+user can read through ``/proc`` while the process lives. The list is not part of the store. The lists show which
 code fills a store; they cost a few microseconds per object and grow with each one.
 """
 
@@ -17,9 +17,10 @@ __all__ = ["ENVIRONMENT", "enable", "forget", "read"]
 
 ENVIRONMENT = "PYRAY_SER_ORIGINS"
 _NAME = "pyray_ser-origins:{:016x}"
-# The maximum number of bytes that are read of one process's list.
+# The maximum number of bytes that are read from the list of one process.
 _READ_MAX = 64 << 20
-# Store -> descriptor, and the file it must still be: code that closes all descriptors lets others reuse the number.
+# Store -> descriptor, and the identity of its file. The identity is checked, because code that closes all descriptors
+# allows other files to reuse the number.
 _lists: dict[int, tuple[int, tuple[int, int]]] = {}
 
 
@@ -55,7 +56,7 @@ def _note(ident: int, serial: int) -> None:
 
 
 def forget(ident: int) -> None:
-    """End the list for a store that this process leaves."""
+    """Close the list for a store from which this process detaches."""
     fd, known = _lists.pop(ident, (-1, (0, 0)))
     try:
         if fd >= 0 and _identity(fd) == known:
@@ -66,7 +67,7 @@ def forget(ident: int) -> None:
 
 def read(ident: int, pids: list[int]) -> dict[int, str]:
     """
-    Return where objects were made, for creators that are alive and recorded it.
+    Return where objects were made, if their creators are alive and recorded it.
 
     Parameters
     ----------

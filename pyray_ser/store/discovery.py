@@ -1,4 +1,4 @@
-"""Which store is used: the default one, those of references, and how a process finds them.
+"""Select the store that a process uses: the default store, the stores of references, and how the process finds them.
 
 A process uses, for `put`, in this order: the store it already has (a forked child inherits its parent's), the one that
 the environment variable ``PYRAY_SER_STORE`` hints at, the one of the process that ``multiprocessing`` says is the
@@ -30,14 +30,14 @@ HINT = "PYRAY_SER_STORE"
 # If it is set, `pyray_ser.store.allocation_sites` records where objects are made.
 ORIGINS = "PYRAY_SER_ORIGINS"
 
-# Only opening takes this lock. No other lock is held with it, and nothing but the allocations of opening can free a reference
-# under it.
+# Only opening takes this lock. No other lock is held at the same time, and while it is held, only an allocation of the
+# opening code can trigger the release of a reference.
 _lock = RLock()
 
 
 class _Asked:
     """
-    The options that this process asked for.
+    The options that this process requested.
 
     Attributes
     ----------
@@ -58,9 +58,10 @@ class _Asked:
 
 
 _NOTHING = _Asked(None, {}, {})
-# Replaced as a whole, in an expression without a call, which no handler or finalizer interrupts: they open and close stores, too.
+# The value is replaced as a whole, in an expression without a call. No handler or finalizer, which may also open and
+# close stores, can interrupt such an expression.
 _asked = _NOTHING
-# Stores that this process closed on purpose: a hint must not bring one back as the default.
+# Stores that this process closed on purpose: a hint must not make one of them the default again.
 _closed: set[int] = set()
 
 
@@ -102,7 +103,7 @@ def _read_hint() -> tuple[int, int, int, int, str] | None:
         ident, pid, start, fd = int(parts[0], 16), int(parts[1]), int(parts[2]), int(parts[3])
     except ValueError:
         return None
-    # Numbers that no store, process or descriptor can have would overflow the engine's types.
+    # Reject numbers that are out of range, because they would overflow the engine's types.
     if not (0 < ident < 1 << 64 and 0 < pid < 1 << 31 and 0 <= start < 1 << 64 and -1 <= fd < 1 << 31):
         return None
     return ident, pid, start, fd, parts[4]
@@ -115,7 +116,7 @@ def _parent_of(pid: int) -> int:
     """Return the pid of the parent of a process, 0 if it has no visible parent."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            # The name is in parentheses and may contain any character, parentheses included.
+            # The command name is in parentheses and may contain any character, including parentheses.
             return int(file.read().rpartition(b")")[2].split()[1])
     except (OSError, ValueError, IndexError):
         return 0
@@ -130,7 +131,7 @@ def _ancestors(pid: int) -> Iterator[int]:
 
 
 def _multiprocessing_parent() -> int:
-    """Return the pid of the process that started this one by multiprocessing, else 0."""
+    """Return the pid of the process that started this one by multiprocessing, or 0."""
     process = sys.modules.get("multiprocessing.process")
     parent = process.parent_process() if process is not None else None
     return parent.pid if parent is not None and parent.pid is not None else 0
@@ -227,14 +228,15 @@ def reattach(store: _core.Store) -> bool:
             for ident, fd in _core.stores_of(pid):
                 if ident == store.id and store.attach_again(pid, fd):
                     return True
-        # The descriptor that it inherited by the fork leads to the store, too.
+        # The descriptor that the process inherited by the fork also refers to the store.
         return any(
             ident == store.id and store.attach_again(os.getpid(), fd) for ident, fd in _core.stores_of(os.getpid())
         )
 
 
 def renew(store: _core.Store) -> None:
-    """In a forked child: release the inherited references, but not the views, and stay a client of the store."""
+    """Release the inherited references, but not the views, in a forked child, and keep the child a client of the
+    store."""
     with _lock:
         # If no slot is free for a second client, the process keeps what it inherited.
         if store.renew() and store is _core.default():
@@ -242,7 +244,7 @@ def renew(store: _core.Store) -> None:
 
 
 def unreachable(ref: _core.ObjectRef[Any], node: bytes) -> Exception:
-    """Return the error for a reference whose store cannot be found, naming the node it came from."""
+    """Return the error for a reference whose store cannot be found. It names the node that the reference came from."""
     from ..exceptions import ForeignStoreError, ObjectLostError
 
     there = node.decode("utf-8", "replace")
@@ -306,7 +308,7 @@ def open_store(name: str | None = None, *, inherit: bool = True, **options: Any)
                 raise ValueError(
                     f"this process uses {store!r} already; hint: shutdown() before init(name={name!r}), or leave the name out"
                 )
-            # What a handler or finalizer has asked for since the check, when it opened the store, comes first.
+            # Options that a handler or finalizer requested when it opened the store after the check take precedence.
             asked = _Asked(store, _asked.options, {**options, **_asked.explicit})
             _asked = _asked if store.closed else asked
         else:
@@ -338,8 +340,8 @@ def _open(path: str | None, inherit: bool, options: dict[str, Any]) -> tuple[_co
 
 
 def _use(store: _core.Store) -> None:
-    """Make a store the one that `put` uses, unless a handler or finalizer has closed it by now."""
-    # A single expression, which nothing interrupts.
+    """Make a store the default for `put`, unless a handler or finalizer has closed it meanwhile."""
+    # No handler or finalizer can interrupt a single expression like this one.
     _core.set_default(_core.default() if store.closed else store)
     _set_hint(store)
 
@@ -407,5 +409,5 @@ def close_all() -> None:
             if "pyray_ser.store.allocation_sites" in sys.modules:
                 sys.modules["pyray_ser.store.allocation_sites"].forget(store.id)
         forget()
-        # A handler or finalizer may have opened a store meanwhile: that one and its options stay.
+        # A handler or finalizer may have opened a store meanwhile. If so, that store and its options stay.
         _asked = _NOTHING if _asked.store is None or _asked.store.closed else _asked

@@ -1,4 +1,5 @@
-"""Waits that cannot end: for a name that no process can put, or for an object that only the waiting thread could seal.
+"""Detect waits that cannot end: for a name that no process can put, or for an object that only the waiting thread could
+seal.
 
 An error is raised only if it is certain that nothing can end the wait: no other process uses the store, no other thread runs,
 and there is no child that could join. Otherwise the log says what the process waits for.
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PATIENCE", "check_name", "check_seal"]
 
-# Seconds that a wait for a name lasts before `check_name` is called.
+# Seconds for which a process waits for a name before `check_name` is called.
 PATIENCE = 3.0
 
 
@@ -36,7 +37,7 @@ def _other_threads() -> bool:
 
 
 def _children() -> bool:
-    """Return whether this process has a child, which could still join the store."""
+    """Return whether this process has a child process, which could still attach to the store."""
     try:
         for thread in os.listdir("/proc/self/task"):
             with open(f"/proc/self/task/{thread}/children") as file:
@@ -49,7 +50,7 @@ def _children() -> bool:
 
 def check_seal(ref: _core.ObjectRef[Any]) -> None:
     """
-    Raise if only this thread can seal an object that it waits for without a timeout.
+    Raise if this thread waits without a timeout for an object that only this thread can seal.
 
     Raises
     ------

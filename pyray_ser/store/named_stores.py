@@ -1,11 +1,11 @@
-"""Files of named stores: where they are, whether a process uses them, and how they end.
+"""Manage the files of named stores: their paths, whether a process uses them, and their removal.
 
 A named store is a file on which each client holds a record lock of one byte. The store is dead when no process holds a lock and
 no process has the file mapped. The next process that opens this name, or `pyray-ser clean`, then removes the file. The last
 process that exits normally removes it itself, and this user's directory with the last file in it.
 
-Opening and removing exclude each other by a lock (``flock``) on the directory, held while a store is opened. A process that waited
-for the lock of a directory that was removed meanwhile starts again.
+A lock (``flock``) on the directory, held while a store is opened, makes opening and removing mutually exclusive. If the
+directory was removed while a process waited for its lock, the process starts again.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ def guard(folder: str, timeout: float = 1.0) -> Iterator[None]:
     """
     Exclude other processes and threads from opening and removing stores in `folder`; wait at most `timeout` seconds for them.
 
-    A signal handler or finalizer is not kept waiting by the call that it interrupts: it shares that call's lock. So a call
-    cannot rely on what it saw in the directory before: the handler may have opened or removed a store since.
+    A signal handler or finalizer does not wait for the call that it interrupts, but shares that call's lock. So a call
+    cannot rely on an earlier state of the directory, because a handler may have opened or removed a store meanwhile.
     """
     until = time.monotonic() + timeout
     while True:
@@ -141,12 +141,12 @@ def guard(folder: str, timeout: float = 1.0) -> Iterator[None]:
         time.sleep(0.002)
 
 
-# What is open in `guard`. A list, because other threads add to it while it is copied.
+# What is open in `guard`. This is a list, because other threads may append to it while it is copied.
 _guards: list[ref[_core.Opened]] = []
 
 
 def _opened_by_this_thread(folder: str) -> _core.Opened | None:
-    """Return what a call that a handler interrupted in this thread has open of a directory, locked by now or not."""
+    """Return the directory that an interrupted call of this thread has open, whether or not it is locked yet."""
     own = get_ident()
     for opened in [found() for found in _guards.copy()]:
         if opened is not None and opened.thread == own and opened.fileno() >= 0 and _leads_to(opened, folder):
@@ -159,7 +159,8 @@ def _leads_to(opened: _core.Opened, folder: str) -> bool:
 
 
 def _after_fork_in_child() -> None:
-    """Close what the parent's other threads have in use: they do not go on here. The lock of this one is the parent's."""
+    """Close the directories that the parent's other threads have open, because these threads do not run here. The lock
+    of the current thread belongs to the parent."""
     own = get_ident()
     for opened in [found() for found in _guards.copy()]:
         if opened is not None and opened.thread != own:
@@ -342,7 +343,7 @@ def attach_existing(path: str, ident: int, timeout: float = 1.0, flags: int = 0)
 
 
 def leave(store: _core.Store) -> None:
-    """Remove the file of a named store if all its living clients are leaving. Call it before the store is closed."""
+    """Remove the file of a named store if all its living clients are detaching. Call it before the store is closed."""
     path = store.path
     if path is None or store.closed or store.orphaned:
         return
@@ -353,7 +354,7 @@ def leave(store: _core.Store) -> None:
                 os.unlink(path)
                 remove_directory(folder)
     except (OSError, ValueError) as error:
-        # Leaving must not fail: the file stays for the next process that opens the name.
+        # Detaching must not fail: the file stays until another process opens the name.
         _log.debug("left the file of the store %s where it is: %s", path, error)
 
 
@@ -365,7 +366,7 @@ def _is_file_of(store: _core.Store, path: str) -> bool:
 
 
 def leave_all() -> None:
-    """Leave all named stores at the end of the interpreter, so that the last process leaves no file."""
+    """Detach from all named stores at the end of the interpreter, so that the last process leaves no file."""
     for store in _core.open_stores():
         leave(store)
 

@@ -1,4 +1,4 @@
-"""The options of a store: valid values, and options that come too late.
+"""The options of a store: check their values, and detect options that come too late.
 
 `check` converts the arguments of `init` for the engine, or raises an error that says what is wrong with them. The options of a
 store are fixed when it is made. `ignored` words the warning for a process that asks for others later; `check_repeated` raises if
@@ -30,18 +30,18 @@ __all__ = [
     "spill_path",
 ]
 
-# Options of a store to be made, when the program gives none.
+# Environment variables with options for new stores, used if the program gives none.
 CAPACITY = "PYRAY_SER_CAPACITY"
 SPILL_DIR = "PYRAY_SER_SPILL_DIR"
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-# The engine's own limits: CAPACITY_GRAIN and CAPACITY_MAX, PRS_CLIENTS_MAX, SLOTS_MAX.
+# The limits of the engine: CAPACITY_GRAIN and CAPACITY_MAX, PRS_CLIENTS_MAX, SLOTS_MAX.
 _CAPACITY_MIN = 1 << 20
 _CAPACITY_MAX = 1 << 43
 _CLIENTS_MIN = 4
 _CLIENTS_MAX = 4096
 _OBJECTS_MAX = 1 << 24
-# The bits of `liveness`, as the engine knows them.
+# The bits of `liveness`, as the engine defines them.
 _LIVENESS_PID = 1
 
 
@@ -248,7 +248,7 @@ def _room_in(folder: str) -> int:
 
 # The engine rounds these up.
 _ROUNDED = {"capacity": 1 << 20, "max_objects": 1 << 10}
-# The names that the engine's options have in `init`.
+# The parameter names of `init` for the options of the engine.
 _FLAGS = (
     ("liveness", 1, "pid"),
     ("spill_checksum", 2, True),
@@ -282,7 +282,7 @@ def _same(name: str, asked: Any, actual: Any) -> bool:
 
 def check_repeated(earlier: dict[str, Any], options: dict[str, Any]) -> None:
     """
-    Raise if a call of `init` asks for another value than an earlier call in this process.
+    Raise if a call of `init` requests a different value than an earlier call in this process.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""How references are shown and pickled.
+"""Format and pickle references.
 
 A reference leaves a process in three ways, and each holds the object differently:
 
@@ -32,8 +32,8 @@ STICKY = 2
 # ---- pickling ---------------------------------------------------------------------------------------------------------
 
 _registered = False
-# The frame in which a pickler of multiprocessing was running when `_register` was called: picklers copy their table of
-# reducers when they are made, so this one does not have our reducer.
+# The frame in which a pickler of multiprocessing was running when `_register` was called. Picklers copy the table of
+# reducers when they are made, so that pickler does not have our reducer.
 _early: int = 0
 
 

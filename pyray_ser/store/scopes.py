@@ -1,8 +1,8 @@
-"""How long pickled references hold their objects.
+"""Control how long pickled references hold their objects.
 
-A reference in a message of multiprocessing's takes a token that its receiver ends. Any other pickle of a reference can
-be loaded any number of times, so its object is held until `free`, the end of the scope it was pickled in, or of the store.
-A scope is a context variable: each thread and each asyncio task has its own.
+A reference in a message of multiprocessing acquires a token that the receiver releases. Any other pickle of a reference
+can be loaded any number of times, so its object is held until `free`, the end of the scope it was pickled in, or of the
+store. A scope is a context variable: each thread and each asyncio task has its own.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ __all__ = ["Scope", "forget", "hold", "release", "scope"]
 
 
 class Scope:
-    """The tokens taken while this is the current scope. Made by `scope`."""
+    """The tokens that are acquired while this scope is the current one. Made by `scope`."""
 
     def __init__(self) -> None:
-        # identity of the object -> its sticky token: one is enough, however often the reference is pickled
+        # Identity of an object -> its sticky token. One token is enough, however often the reference is pickled.
         self._sticky: dict[bytes, tuple[int, tuple[int, int]]] = {}
         # tokens of messages; most are ended by their receivers, and ending one twice is harmless
         self._once: dict[tuple[int, bytes, tuple[int, int]], None] = {}
@@ -43,7 +43,7 @@ class Scope:
             self._once[store_id, identity, token] = None
 
     def discard(self, identity: bytes) -> None:
-        """End the token of an object that was freed, so that `stats` no longer counts it."""
+        """Release the token of an object that was freed, so that `stats` no longer counts it."""
         store_id, token = self._sticky.pop(identity, (0, None))
         if token is None or _core.fork_count() != self._forks:
             return
@@ -63,7 +63,7 @@ class Scope:
                 self._once.pop(sent, None)
 
     def end(self) -> None:
-        """End the tokens. A forked child does not end the tokens of its parent."""
+        """End the tokens. A forked child does not release the tokens of its parent."""
         sticky, once = self._sticky, self._once
         self._sticky, self._once = {}, {}
         if _core.fork_count() != self._forks:
@@ -83,7 +83,7 @@ _outermost = Scope()
 
 
 def _after_fork_in_child() -> None:
-    # The parent ends its own tokens.
+    # The parent releases its own tokens.
     global _outermost
     _outermost = Scope()
 
@@ -95,8 +95,8 @@ class scope:
     """
     Context manager that bounds how long pickled references hold their objects.
 
-    At exit, pickles that were made inside hold their objects no longer. Objects that something else holds (a reference, a
-    view, an object that refers to them) stay. Works in threads and asyncio tasks; may be nested.
+    At exit, pickles that were made inside hold their objects no longer. Objects that are held otherwise (by a
+    reference, a view, or an object that refers to them) stay alive. Works in threads and asyncio tasks; may be nested.
 
     Examples
     --------
@@ -121,14 +121,14 @@ class scope:
 
 
 def current() -> Scope:
-    """Return the scope that tokens taken now belong to."""
+    """Return the scope that newly acquired tokens belong to."""
     bound = _current.get()
     return _outermost if bound is None else bound
 
 
 def hold(ref: _core.ObjectRef[Any], kind: int, node: bytes) -> bytes:
     """
-    Take a token for a pickled reference and return the bytes that travel.
+    Acquire a token for a pickled reference, and return the bytes to send.
 
     Parameters
     ----------
@@ -150,12 +150,12 @@ def hold(ref: _core.ObjectRef[Any], kind: int, node: bytes) -> bytes:
 
 
 def release(identity: bytes) -> None:
-    """End the tokens of an object that was freed."""
+    """Release the tokens of an object that was freed."""
     current().discard(identity)
     _outermost.discard(identity)
 
 
 def forget() -> None:
-    """Forget the tokens of stores that are closed by now."""
+    """Drop the tokens of stores that have been closed."""
     current().forget()
     _outermost.forget()

@@ -1,4 +1,4 @@
-"""Spill files that are compressed or have a digest, by the options of `init`.
+"""Write and read spill files that are compressed or have a digest, depending on the options of `init`.
 
 The engine writes the bytes of objects unchanged. For a store made with ``spill_compress`` or ``spill_checksum`` the spilling
 process writes the files here, with the packages of the extra ``spill``: `xxhash` (XXH3, 64 bits), `lz4` or `zstandard`. Every process
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Form", "check_files", "flags"]
 
-# PRS_OPEN_SPILL_*, PRS_SPILL_* and the algorithm of csrc/store/prs.h.
+# The values of PRS_OPEN_SPILL_*, PRS_SPILL_* and the digest algorithm in csrc/store/prs.h.
 _DIGEST, _LZ4, _ZSTD = 2, 4, 8
 _XXH3 = 1
 # Bytes compressed at a time.
 PIECE = 1 << 20
-# The maximum length of such a piece after compression: SPILL_FRAME of the extension.
+# The maximum length of a compressed piece, the same as SPILL_FRAME in the extension.
 _FRAME = PIECE + PIECE // 64 + 4096
 
 
@@ -50,7 +50,7 @@ def _missing(package: str) -> ImportError:
 
 class Form:
     """
-    How the spill files of one store are written.
+    The form in which the spill files of one store are written.
 
     Parameters
     ----------
@@ -101,12 +101,14 @@ class Form:
         return made
 
     def expander(self) -> Callable[[memoryview, int], bytes | None]:
-        """Return a function that restores a piece from a frame, or returns None if it is damaged. For one thread."""
+        """Return a function that restores a piece from a frame, or returns None if the frame is damaged. For one
+        thread."""
         return self._expand_lz4 if self.codec == 1 else self._expand_zstd
 
     def _expand_lz4(self, frame: memoryview, size: int) -> bytes | None:
         try:
-            # Check the size first: a damaged frame may announce any size, and memory would be allocated for it.
+            # Check the size first: the header of a damaged frame may contain any size, and the decompressor would
+            # allocate that much memory.
             if self._codec.get_frame_info(frame)["content_size"] != size:
                 return None
             piece: bytes = self._codec.decompress(frame)
@@ -127,7 +129,7 @@ class Form:
 # ---- files of a store that is gone ------------------------------------------------------------------------------------
 
 _TRAILER = struct.Struct("<4sHBBQQQQQ16x")
-# The first bytes of an object: magic, version, flags.
+# The header of an object: magic, version, flags.
 _HEADER = b"PRSO\x01\x00\x00\x00"
 
 
@@ -164,7 +166,7 @@ def check_files(store: Store, spill_dir: str) -> tuple[int, list[dict[str, Any]]
 
 
 def _check_file(path: str, size: int, store: int, serial: int, form: Form | None) -> str | None:
-    """Return what is wrong with a file, or None."""
+    """Return a description of the damage to a file, or None if it is intact."""
     try:
         with open(path, "rb") as file:
             length = os.fstat(file.fileno()).st_size

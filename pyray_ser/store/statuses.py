@@ -1,4 +1,4 @@
-"""The exception for each status of the store engine: one table, used by the one place that raises."""
+"""The table of exceptions for the statuses of the store engine. Only one place raises them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["exception"]
 
 
 class _Facts:
-    """What the engine and the caller know about a failure."""
+    """The facts about a failure that the engine and the caller provide."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class _Facts:
         self.opened = store if isinstance(store, Store) and not store.closed else None
         self.ref = repr(ref) if isinstance(ref, ObjectRef) else None
         self.timeout = timeout
-        # It is alive in the table but cannot be read: it must be a spilled object.
+        # The object is alive in the table but cannot be read, so it must be a spilled object.
         self.spilled = self.opened is not None and isinstance(ref, ObjectRef) and ref.state == "sealed"
 
 
@@ -88,12 +88,12 @@ def _holders(store: Store | None) -> str | None:
     return "; ".join(shown) or None
 
 
-# How many objects a message names.
+# The maximum number of objects that a message lists.
 _NAMED = 3
 
 
 def _flights(store: Store) -> tuple[dict[int, int], dict[int, int]]:
-    """Return for each object how many pickled references to it can be loaded, and how many are in messages."""
+    """Return for each object the number of its pickled references that can be loaded, and the number in messages."""
     kept: dict[int, int] = {}
     sent: dict[int, int] = {}
     try:
@@ -101,7 +101,7 @@ def _flights(store: Store) -> tuple[dict[int, int], dict[int, int]]:
             counts = sent if flight["once"] else kept
             counts[flight["serial"]] = counts.get(flight["serial"], 0) + 1
     except exc.PyraySerError as error:
-        # A stopped process holds the lock: leave this part of the message out.
+        # A stopped process holds the lock: omit this part of the message.
         from .. import _log
 
         _log.debug("the references in flight are not known: %s", error)
@@ -115,7 +115,7 @@ def _made(record: dict[str, Any]) -> str:
 
 
 def _keepers(record: dict[str, Any], kept: dict[int, int], sent: dict[int, int]) -> str:
-    """Describe what keeps an object alive, and how to end that."""
+    """Describe what keeps an object alive, and how to release it."""
     serial = record["serial"]
     pickled, messages = kept.get(serial, 0), sent.get(serial, 0)
     # A reference that was pickled several times holds its object once.

@@ -1,7 +1,8 @@
-"""Waiting without a thread per reference: one thread per process watches everything that is awaited.
+"""Wait for references without a thread for each: one thread per process watches all awaited references.
 
-The store has a counter that changes when an awaited object becomes ready. The watcher sleeps on it, at most 0.1 s at a time,
-and checks what it watches when the counter has changed. Each event loop gets its ready objects in one call.
+The store has a counter that changes when an awaited object becomes ready. The watcher sleeps on this counter, at most
+0.1 s at a time, and checks its references when the counter has changed. Each event loop gets its ready objects in one
+call.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ class _Watcher:
     """
     The thread that watches references, and these references.
 
-    It has no lock, because a signal handler or finalizer that interrupts the holder could not get it. Each entry is added and
-    taken in one step. Two threads may run for a while; each entry is in one of them. Before a thread ends it sets a
-    flag, and then takes the entries that were added before.
+    The watcher has no lock, because a signal handler or finalizer that interrupts the holder would deadlock. Each entry
+    is added and taken in one step. Two threads may run for a while; each entry is in one of them. Before the thread
+    ends, it sets a flag and then processes the entries that were added before.
     """
 
     def __init__(self) -> None:
@@ -119,7 +120,7 @@ class _Watcher:
 def _resolve(ref: Ref, target: Target) -> None:
     if target.cancelled():
         return
-    # Only the future of a thread can be cancelled while it is being resolved.
+    # Only a `concurrent.futures.Future` can be cancelled by another thread while it is being resolved.
     starts = getattr(target, "set_running_or_notify_cancel", None)
     if starts is not None and not starts():
         return
@@ -132,7 +133,7 @@ def _resolve(ref: Ref, target: Target) -> None:
 
 
 def _resolve_batch(loop: Loop, batch: list[tuple[Ref, Target]]) -> None:
-    # Work in slices, so that other tasks run in between.
+    # Return to the event loop every 2 ms, so that other tasks can run.
     until = time.perf_counter() + 0.002
     for i, (ref, target) in enumerate(batch):
         if not target.done():
@@ -175,7 +176,7 @@ async def wait_async(ref: Ref) -> Any:
 
 def future(ref: Ref) -> Future[Any]:
     """
-    Return a future that gets the value of a reference.
+    Return a future that receives the value of a reference.
 
     Parameters
     ----------
