@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""put and get of each type, compared with pickle and the type's own best way without copies.
+"""Compare put and get of each type with pickle and with the best way without copies that the type's own library offers.
 
     python bench/by_type.py                    all types whose library is installed
     python bench/by_type.py numpy torch --json figures.json
@@ -35,7 +35,7 @@ Way = tuple[str, Callable[[], Any], Callable[[], Any]]
 
 
 def arrow_ipc(value: Any, path: str) -> Way:
-    """Arrow IPC to a file, opened by a memory map."""
+    """Write Arrow IPC to a file, and open the file as a memory map."""
     import pyarrow as pa
 
     def write() -> None:
@@ -70,7 +70,7 @@ def joblib_file(value: Any, path: str) -> Way:
 
 
 def own_way(row: Row, value: Any, path: str) -> Way | None:
-    """The type's own best way, None if it has none."""
+    """The best way of the type's own library, or None if there is none."""
     if row.group == "pyarrow" or (row.group == "polars" and hasattr(value, "to_arrow")):
         way = arrow_ipc(value, path)
     elif row.group == "torch":
@@ -87,7 +87,7 @@ def own_way(row: Row, value: Any, path: str) -> Way | None:
 
 
 def measure(row: Row, path: str, rounds: int) -> dict[str, Any]:
-    """Medians in ms, and ratios over ours."""
+    """Return medians in ms, and ratios to our times."""
     value = row.make()
     ref = pyray_ser.put(value)
     contenders = {"put": once(lambda: pyray_ser.put(value)), "get": once(lambda: pyray_ser.get(ref))}

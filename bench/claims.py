@@ -50,7 +50,7 @@ def document(claims: list[Claim]) -> dict:
 
 
 def measure_all(names: list[str], quick: bool = False) -> list[Claim]:
-    """Measure rows one after the other, showing on stderr which one is under way."""
+    """Measure rows one after another, and show the current row on stderr."""
     claims: list[Claim] = []
     for number, name in enumerate(names, 1):
         print(f"[{number}/{len(names)}] {name}", file=sys.stderr, flush=True)

@@ -1,5 +1,5 @@
-"""Several libraries do the same work: a process per library, alternating rounds, output checked before it is
-timed."""
+"""Compare libraries that do the same work, each in its own process, in alternating rounds. The output is checked before
+anything is timed."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class _Worker:
         return self.ask("round", name=value, operation=operation)["seconds"]
 
     def memory(self) -> int:
-        """Bytes of this process and of all below it."""
+        """Return the memory of the worker and its descendants, in bytes."""
         return sum(_pss(pid) for pid in _tree(self._process.pid))
 
     def close(self) -> None:
@@ -120,7 +120,7 @@ def environment(title: str, folder: Path, python: str) -> str:
 
 
 def installed() -> dict[str, str]:
-    """The libraries that can be measured in this environment, with its interpreter."""
+    """Return the libraries that can be measured in this environment, with the path of its interpreter."""
     found = {}
     for title, module in OWN.items():
         distributions = import_module(f"libraries.{module}").DISTRIBUTIONS
@@ -149,12 +149,12 @@ class Comparison:
         return list(self.cold)
 
     def time(self, library: str, value: str, operation: str) -> float | None:
-        """Median seconds of one operation."""
+        """Return the median time of one operation, in seconds."""
         rounds = self.seconds.get(library, {}).get(value, {}).get(operation)
         return median(rounds) if rounds else None
 
     def ratio(self, library: str, value: str, operation: str) -> float | None:
-        """How many times as long as ours it takes: the median of the ratios of the rounds."""
+        """Return the ratio of a library's time to ours: the median of the ratios of the rounds."""
         theirs = self.seconds.get(library, {}).get(value, {}).get(operation)
         ours = self.seconds.get(OURS, {}).get(value, {}).get(operation)
         return median_ratio(theirs, ours) if theirs and ours else None
@@ -186,7 +186,7 @@ class Comparison:
         )
 
     def table(self) -> str:
-        """Times, and in parentheses how many times as long as ours."""
+        """Return times, with the ratios to our times in parentheses."""
         rows = [("", *self.libraries())]
         values = dict.fromkeys(value for measured in self.seconds.values() for value in measured)
         for value in values:
@@ -221,7 +221,7 @@ def _version(versions: Mapping) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time with three digits and the unit that suits it."""
+    """Return a time with three digits and a suitable unit."""
     for unit, factor in (("us", 1e6), ("ms", 1e3), ("s", 1)):
         number = seconds * factor
         if number < 1000 or unit == "s":

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""The pickler against `_pickle` of the same interpreter: ratios of interleaved rounds, equal results checked first.
+"""Compare the pickler with `_pickle` of the same interpreter: check equal results first, then print ratios of
+interleaved rounds.
 
     python bench/pickler.py                 the table
     python bench/pickler.py ints lambda     rows whose name contains one of the words
@@ -8,9 +9,10 @@
     python bench/pickler.py --safe          loads with allow= over loads without
 
 Protocol 5 with a buffer callback, through the public functions, called as a program calls them. A ratio above 1 means that ours
-is faster; it is the median of the ratios of the rounds, in CPU time. The row with a lambda is compared with cloudpickle. Where
-Apache Fory (`pip install pyfory`) is installed, the last column of each side is its time over ours, "-" if it fails or does not
-give back what went in. Results are compared with the input before anything is timed.
+is faster; it is the median of the ratios of the rounds, in CPU time. The row with a lambda is compared with
+cloudpickle. If Apache Fory (`pip install pyfory`) is installed, the last column of each side is the ratio of its time
+to ours. The column shows "-" if Fory fails or its output differs from the input. Results are compared with the input
+before anything is timed.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from pyray_ser import _pickle, _unpickle
 
 
 def equal(a, b):
-    """Equality that looks into arrays and compares functions by what they return."""
+    """Return whether two values are equal, comparing arrays by element and functions by their results."""
     if type(a) is not type(b):
         return False
     if isinstance(a, np.ndarray):
@@ -60,7 +62,7 @@ sink = []  # collects the buffers; both sides use the same bound method
 
 
 def loop_of(expression, **names):
-    """A function of a count that evaluates `expression` so many times, written out as a program would write the call."""
+    """Return a function that evaluates `expression` `count` times, with the call written as in a program."""
     arguments = ", ".join(["repeat", *(f"{name}={name}" for name in names)])
     source = f"def loop({arguments}):\n    for _ in repeat:\n        {expression}\n"
     exec(source, names)
@@ -162,8 +164,8 @@ def measure(name, make, rounds, target, fory=False):
 
 
 def python_share(loop):
-    """Return the share of one turn that is spent in Python code (hooks of the objects, the same for both picklers),
-    by a profile of calls."""
+    """Return the fraction of one turn that is spent in Python code (hooks of the objects, the same for both picklers),
+    from a profile of calls."""
     inside, depth, entered = 0.0, 0, 0.0
 
     def watch(frame, event, arg):
@@ -189,7 +191,7 @@ def python_share(loop):
 
 
 def bytes_of_text(obj):
-    """Bytes of all bytes and str objects in lists and dicts of them."""
+    """Return the total size of the bytes and str objects in nested lists and dicts."""
     if isinstance(obj, (str, bytes)):
         return len(obj)
     if isinstance(obj, list):
@@ -198,7 +200,7 @@ def bytes_of_text(obj):
 
 
 def remark(value, side, obj):
-    """Return a remark on a median below 0.95: empty, or the reason why it does not count."""
+    """Return the reason why a median below 0.95 does not count, or an empty string."""
     if value >= 0.95:
         return ""
     if bytes_of_text(obj) > 64 << 20:
@@ -232,7 +234,7 @@ SAFE_ROWS = ("dict of 3", "function", "class", "10,000 plain", "10,000 enum memb
 
 
 def safe_loops(obj):
-    """Loads of one stream: without ``allow=``, with all its names allowed, and with ``allow=None``."""
+    """Return loops that load one stream: without ``allow=``, with all its names allowed, and with ``allow=None``."""
     buffers, names = [], set()
     stream = _pickle.dumps(obj, 5, buffer_callback=buffers.append)
     _unpickle.loads(stream, buffers=buffers, allow=lambda module, name: not names.add(f"{module}:{name}"))

@@ -62,7 +62,7 @@ def closure(scale=3):
 
 
 def _pyperformance(rng):
-    """Data of the shape pyperformance's pickle benchmark uses: a small mixed dict, a tuple, a group of dicts."""
+    """Return data like that of pyperformance's pickle benchmark: a small mixed dict, a tuple, a group of dicts."""
     mixed = {
         "ads_flags": 0, "age": 18, "birthday": datetime.date(1980, 5, 7), "bulletin_count": 0, "comment_count": 0,
         "country": "BR", "encrypted_id": "G9urXXAJwjE", "favorite_count": 9, "first_name": "", "flags": 412317970704,
@@ -79,7 +79,7 @@ def _pyperformance(rng):
 
 
 def json_document(size=1 << 20):
-    """About `size` bytes of JSON, as a parser returns it: keys shared, values not."""
+    """Return about `size` bytes of JSON, as parsed: equal keys are the same object, equal values are not."""
     import json
 
     rng = random.Random(3)
@@ -164,7 +164,7 @@ class OwnStr(str):
 
 
 def sweep():
-    """(name, maker) of every kind of element in every kind of container."""
+    """Yield (name, maker) for every kind of element in every kind of container."""
     import array
     import collections
     import fractions

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Instructions per element of the pickler's table, counted by callgrind: `_pickle`, ours, Apache Fory.
+"""Count the instructions per element for each row of the pickler's table by callgrind: `_pickle`, ours, Apache Fory.
 
     python bench/pickler_instructions.py                 the table (minutes: callgrind is 50 times slower)
     python bench/pickler_instructions.py ints lambda     rows whose name contains one of the words
@@ -10,7 +10,7 @@
 Instructions do not depend on other load, so two runs differ by a few in a thousand (addresses
 decide on hash collisions). One process runs all rows under callgrind; before and after each measurement it asks callgrind, by
 client requests of a few lines of C compiled on the spot, to zero its counters and to write them out. The cost of the
-loop itself is measured the same way and subtracted. Needs valgrind with its headers, and a C compiler.
+loop itself is measured the same way and subtracted. The script needs valgrind with its headers, and a C compiler.
 """
 
 from __future__ import annotations

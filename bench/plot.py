@@ -1,4 +1,4 @@
-"""The comparison as a picture: one panel per operation, times on a logarithmic axis."""
+"""Plot the comparison: one panel per operation, with times on a logarithmic axis."""
 
 from __future__ import annotations
 

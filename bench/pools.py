@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""joblib's Parallel over 1 GB, with results of 100 MB: its own memmapping compared with the same code under
+"""Run joblib's Parallel over 1 GB, with results of 100 MB: compare its own memmapping with the same code under
 `install()`.
 
     python bench/pools.py [--quick] [--jobs N]
 
 Three contenders take turns, each a separate process with its own workers: joblib as it is; the same array under
-`install()`; and under `install()` an array that lives in the store. Time is that of the whole call, results consumed
-as they come. Memory is the largest total of the proportional set sizes of the process and its workers, looked at from
-outside during a call that is not timed; at its largest it is split by who has it mapped and by what it is: private
-memory, the store, joblib's files.
+`install()`; and under `install()` an array that lives in the store. The time includes the whole call, with the results
+consumed as they arrive. Memory is the largest total of the proportional set sizes of the process and its workers,
+looked at from outside during a call that is not timed; at its largest it is split by who has it mapped and by what it
+is: private memory, the store, joblib's files.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CONTENDERS = {"joblib": "joblib's memmapping", "given": "install()", "stored": "
 
 
 def part(array, number: int, length: int):
-    """A result as large as a tenth of the array, which needs all of it to be there."""
+    """Return a result of a tenth of the array's size, whose computation needs the complete array."""
     return array[:length] + array[number * length : (number + 1) * length]
 
 
@@ -60,7 +60,8 @@ def serve(kind: str, nbytes: int, jobs: int) -> None:
     get_reusable_executor().shutdown(wait=True, kill_workers=True)
 
 
-# ---- the one who compares ------------------------------------------------------------------------------------------------
+# ---- the comparing process
+# ------------------------------------------------------------------------------------------------
 
 
 def descendants(pid: int) -> list[int]:
@@ -94,7 +95,7 @@ def kind_of(path: str) -> str:
 
 
 def split_pss(pid: int) -> dict[str, int]:
-    """Proportional set sizes by "caller" or "workers", and by what is mapped."""
+    """Return proportional set sizes for "caller" and "workers", by kind of mapping."""
     found: dict[str, int] = {}
     for one in descendants(pid):
         who, kind = "caller" if one == pid else "workers", "private"
@@ -108,7 +109,7 @@ def split_pss(pid: int) -> dict[str, int]:
                 if words[0] == "Pss:":
                     found[f"{who}: {kind}"] = found.get(f"{who}: {kind}", 0) + (int(words[1]) << 10)
                 elif words[0] == "Anonymous:" and kind != "private":
-                    # Pages of a copy-on-write mapping that were written to.
+                    # These are the written pages of a copy-on-write mapping.
                     found[f"{who}: {kind}"] -= int(words[1]) << 10
                     found[f"{who}: private"] = found.get(f"{who}: private", 0) + (int(words[1]) << 10)
             else:

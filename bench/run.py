@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""All benchmarks: a comparison of libraries, the figures with limits, single operations.
+"""Run all benchmarks: a comparison of libraries, the figures with limits, and single operations.
 
     python bench/run.py --out DIR                       in the environment that pyray_ser is installed in
     python bench/run.py --out DIR --peers --python PY   also Ray, Plasma and vineyard, each in an environment of its own

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Tasks, actors and installed pools against the standard library's, as ratios of interleaved rounds in one run.
+"""Compare tasks, actors and installed pools with the standard library's, as ratios of interleaved rounds in one run.
 
     python bench/tasks.py            everything, about a minute
     python bench/tasks.py --quick    fewer rounds and 20 MB instead of 100

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Tasks and actors compared with Ray's, in separate environments and in turns.
+"""Compare tasks and actors with Ray's, in separate environments and alternating rounds.
 
     python bench/tasks_beside_ray.py --ray PYTHON [--quick]
 
@@ -17,7 +17,7 @@ from statistics import median
 from time import perf_counter
 
 SIDE = Path(__file__).resolve().parent / "tasks_side.py"
-# Figure, what it is called, how many times a round, Ray over ours at least
+# Key of the figure, description, repetitions per round, minimum ratio of Ray's time to ours
 ROWS = [
     ("task", "no-op task", 100, 1.0),
     ("actor", "no-op actor call", 100, 1.0),

@@ -1,6 +1,7 @@
-"""One side of `tasks_beside_ray.py`: tasks and actors of one library, told over standard input what to time.
+"""One side of `tasks_beside_ray.py`: it times tasks and actors of one library, as commands on standard input request.
 
-Runs in the library's own environment, so it uses nothing of this project but, on its own side, the package.
+The script runs in the library's own environment, so it uses no code of this project, except the package on our own
+side.
 """
 
 from __future__ import annotations
@@ -45,13 +46,13 @@ def main() -> None:
     task, measured, actor = library.remote(nothing), library.remote(length), library.remote(Actor).remote()
     library.get(task.remote())
     print("first", flush=True)
-    # Not earlier, because a cold start is timed until the first result.
+    # Import numpy only here, because a cold start is timed until the first result.
     import numpy as np
 
     array = np.zeros(125_000)
 
     def megabyte():
-        # A new array each time, as in programs, so that none is known from before.
+        # Pass a new array each time, as programs do, so that no array is cached from an earlier call.
         assert library.get(measured.remote(array + 1)) == 125_000
 
     operations = {

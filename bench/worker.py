@@ -1,7 +1,7 @@
-"""The process in which one library is measured: takes commands as lines of JSON, answers each with one line.
+"""The process in which one library is measured. It reads commands as lines of JSON and answers each with one line.
 
-Needs Python and numpy besides the library, because it also runs in the peers' own environments. Output of the
-libraries goes to stderr. `worker.py MODULE --cold` measures the start alone and ends.
+The script needs only Python, numpy and the library, because it also runs in the environments of the compared libraries.
+Output of the libraries goes to stderr. `worker.py MODULE --cold` measures the start alone and ends.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Worker:
         self._values: dict[str, tuple[object, object, dict[str, int]]] = {}
 
     def start(self) -> dict:
-        """Until the first object was put and got."""
+        """Return the time from the start of the library until the first object was put and got."""
         begin = perf_counter()
         self._library.start()
         value = data.small()
@@ -70,7 +70,7 @@ class Worker:
         return {"numbers": numbers}
 
     def round(self, name: str, operation: str) -> dict:
-        """Seconds per operation. Ending objects is not timed: it is asynchronous in some of the libraries."""
+        """Seconds per operation. Freeing objects is not timed, because some of the libraries do it asynchronously."""
         value, handle, numbers = self._values[name]
         number = numbers[operation]
         if operation == "put":
@@ -105,7 +105,7 @@ class Worker:
 
 
 def main() -> None:
-    # Children of the libraries may write to stdout, but must not write between our lines.
+    # Child processes of the libraries may write to stdout, but their output must not mix with our lines.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     worker = Worker(sys.argv[1])

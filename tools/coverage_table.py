@@ -1,4 +1,4 @@
-"""Print what gcovr counted of csrc/store as one table, and compare what was not reached with the reasons in the source.
+"""Print gcovr's counts for csrc/store as one table, and compare the unreached branches with the reasons in the source.
 
 coverage_table.py COVERAGE.json [ROOT] [--reached]
 
@@ -8,7 +8,7 @@ it explains:
     /* unreached: race 2: the owner died meanwhile */
 
 It has a kind (KINDS), the number of branches that it explains (default 1), and words if the kind alone does not
-explain them; several such comments may follow each other.  Races are marked although some runs reach them.
+explain them; several such comments may follow each other.  Races are marked even if some runs reach them.
 
 The table shows lines and branches of every file, and how many unreached branches have a reason and how many have
 none; then it lists the latter by line.  Only an invalid comment is an error, because the reached branches differ
@@ -59,7 +59,7 @@ class File:
 
 @dataclasses.dataclass
 class Reason:
-    """Why `count` branches of the lines from `first` to `last` are not reached."""
+    """The reason why `count` branches in the lines from `first` to `last` are not reached."""
 
     file: str
     first: int
@@ -109,7 +109,7 @@ def statement(lines: list[str], first: int) -> int:
 
 
 def read_reasons(name: str, source: str) -> tuple[list[Reason], list[str]]:
-    """Return the reasons that a file gives, and what is wrong with them."""
+    """Return the reasons in a file, and descriptions of the invalid ones."""
     lines = source.splitlines()
     reasons, wrong, waiting = [], [], []
     for number, text in enumerate(lines, 1):

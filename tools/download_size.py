@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Print how much pip is about to download, if an index has no CPU build of torch.
+"""Print how much pip is going to download if the index has no CPU build of torch.
 
     python tools/download_size.py REQUIREMENT ...
 

@@ -116,7 +116,7 @@ def measure(library: str, python: str = sys.executable, rows: tuple[str, ...] = 
 
 
 def versions(python: str, names: tuple[str, ...]) -> dict:
-    """Versions of distributions in an environment."""
+    """Return the versions of distributions in an environment."""
     code = "import importlib.metadata as m, json, sys; print(json.dumps({n: m.version(n) for n in sys.argv[1:]}))"
     return json.loads(subprocess.run([python, "-P", "-c", code, *names], check=True, stdout=subprocess.PIPE).stdout)
 

@@ -13,7 +13,7 @@ An adapter is a module with
                    stop()                end everything
 """
 
-# Title -> module, in the order of the table.
+# Title of a library -> its module, in the order of the table.
 OWN = {
     "pyray_ser": "our_store",
     "shared_memory by hand": "by_hand",

@@ -1,4 +1,4 @@
-"""joblib: a file in /dev/shm, opened as a memory map."""
+"""joblib writes a file in /dev/shm and opens it as a memory map."""
 
 from __future__ import annotations
 

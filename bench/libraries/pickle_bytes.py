@@ -1,4 +1,4 @@
-"""pickle in memory, not shared: the cost of serializing alone, twice for a large array."""
+"""pickle in unshared memory: only the cost of serializing, which occurs twice for a large array."""
 
 from __future__ import annotations
 

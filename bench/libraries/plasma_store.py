@@ -1,4 +1,4 @@
-"""Plasma, as pyarrow 11 had it last: a server process, arrays through pyarrow's own serialization."""
+"""Plasma in its last release, in pyarrow 11: a server process, and arrays in pyarrow's own serialization."""
 
 from __future__ import annotations
 

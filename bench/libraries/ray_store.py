@@ -1,4 +1,4 @@
-"""Ray: a local cluster of one node, driver only."""
+"""Ray with a local cluster of one node, used only by the driver."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Common parts of all benchmarks: timing, verdicts, reference copies, the machine."""
+"""Common modules of all benchmarks: timing, verdicts, reference copies, facts about the machine."""

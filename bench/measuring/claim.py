@@ -64,7 +64,7 @@ def _number(value: float | None, unit: str) -> str:
 
 
 def table(claims: Iterable[Claim]) -> str:
-    """The claims as a text table, a note per line where there is one."""
+    """Return the claims as a text table, with a note at the end of a line if there is one."""
     lines = [("row", "what", "measured", "target", "kept", "note")]
     for claim in claims:
         note = claim.detail.get("skipped") or claim.detail.get("note") or ""
@@ -81,7 +81,7 @@ def table(claims: Iterable[Claim]) -> str:
 
 
 def markdown(claims: Iterable[Claim]) -> str:
-    """The claims as a table for a document."""
+    """Return the claims as a Markdown table."""
     lines = ["| | figure | promised | kept | |", "|---|---|---|---|---|"]
     for claim in claims:
         note = claim.detail.get("skipped") or claim.detail.get("note") or ""

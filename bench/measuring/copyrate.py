@@ -1,4 +1,4 @@
-"""How fast this machine copies: the references for `put` of large arrays."""
+"""Measure how fast this machine copies, as a reference for `put` of large arrays."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Copy:
     """
     Measure copies of `array` by every kernel into mapped memory that was used before, private and shared.
 
-    The functions that `kernels` gives must not be called after `close`.
+    The functions that `kernels` returns must not be called after `close`.
     """
 
     def __init__(self, array: np.ndarray):
@@ -72,7 +72,7 @@ class Copy:
         self._shared[:] = 1
 
     def kernels(self) -> dict[str, Callable[[], None]]:
-        """Return functions by name that copy the array once."""
+        """Return a dict of named functions, each of which copies the array once."""
         src, size = self._array.ctypes.data, self._array.nbytes
 
         def kernel(dst: int, streaming: bool, threads: int) -> Callable[[], None]:
@@ -138,7 +138,7 @@ class Cold:
         return mapping
 
     def rounds(self) -> dict[str, Callable[[], float]]:
-        """Return functions by name that copy once and return the seconds."""
+        """Return a dict of named functions, each of which copies once and returns the time in seconds."""
         return {
             "pwrite": self._timed(lambda file: _write(file, self._bytes)),
             "populate, then non-temporal copy": self._timed(lambda file: self._mapped(file, True)),

@@ -1,4 +1,4 @@
-"""The values that are measured, and their comparison with the results."""
+"""Make the values that are measured, and compare them with the results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def large(nbytes: int) -> np.ndarray:
 
 
 def mapping() -> dict:
-    """Return a typical dict, 1 KB pickled: settings, a few numbers, a few texts, one more level."""
+    """Return a typical dict of 1 KB when pickled: settings, a few numbers, a few strings, and a nested dict."""
     return {
         "name": "experiment-0173",
         "created": 1712345678.25,
@@ -65,6 +65,6 @@ def equal(a: object, b: object) -> bool:
 
 
 def check(name: str, value: object, got: object) -> None:
-    """Raise if a library does not return an equal value: then its time does not count."""
+    """Raise an error if a library does not return an equal value, because its time would not count."""
     if not equal(value, got):
         raise AssertionError(f"{name}: what came back is not what went in")

@@ -1,4 +1,4 @@
-"""Facts to record with each figure: machine, kernel, versions, date."""
+"""Collect the facts to record with each figure: machine, kernel, versions, date."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["describe", "versions"]
 
 
 def describe() -> dict:
-    """Describe the machine in general terms: enough to compare figures, nothing that identifies it."""
+    """Describe the machine in terms that suffice to compare figures but do not identify it."""
     with open("/proc/meminfo") as file:
         kib = int(next(line for line in file if line.startswith("MemTotal")).split()[1])
     return {
@@ -32,7 +32,7 @@ def _is_virtual() -> bool:
 
 
 def _own_word(package: str) -> str | None:
-    """Return the version that a package without installer metadata states itself."""
+    """Return the `__version__` of a package that has no installer metadata."""
     try:
         return getattr(import_module(package), "__version__", None)
     except ImportError:

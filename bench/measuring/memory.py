@@ -1,4 +1,4 @@
-"""Memory of processes as the kernel accounts for it."""
+"""Read the memory usage of processes as the kernel accounts for it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def pss(pid: int | str = "self", kind: str = "Pss") -> int:
 
 
 def do_nothing(pipe: Connection) -> None:
-    """A process that has numpy and no store, to be compared with one that reads an object. See rows/memory.py."""
+    """Run a process with numpy but without a store, as a baseline for one that reads an object. See
+    rows/memory.py."""
     pipe.recv()
     pipe.send(int(np.int64(0)))
     pipe.recv()

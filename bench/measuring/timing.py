@@ -1,8 +1,8 @@
 """Timing in short interleaved rounds.
 
-A single figure means little on a machine with other load: its clock changes, neighbours come and go. So contenders
-take turns in many short rounds, and a ratio is the median of the ratios of the rounds: a disturbance either affects
-both sides of a round, or makes that round an outlier.
+A single figure means little on a machine with other load: the clock rate changes, and other processes start and stop.
+So contenders take turns in many short rounds, and a ratio is the median of the ratios of the rounds: a disturbance
+either affects both sides of a round, or makes that round an outlier.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Loop:
     """
     A statement in a tight loop; a call returns the seconds per execution, averaged over one round.
 
-    The collector stays on, unlike timeit's default: an allocation that sets it off is part of the cost.
+    The garbage collector stays on, unlike timeit's default, because an allocation that triggers it is part of the cost.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def once(function: Callable[[], object]) -> Round:
 
 def interleaved(rounds: int, contenders: Mapping[str, Round], *, warm_up: int = 1) -> dict[str, list[float]]:
     """
-    Run all contenders in every round, each time beginning with another one.
+    Run all contenders in every round, and begin each round with a different contender.
 
     Returns
     -------
@@ -105,5 +105,5 @@ def median_ratio(numerators: Iterable[float], denominators: Iterable[float]) -> 
 
 
 def best(results: Mapping[str, list[float]], names: Iterable[str]) -> str:
-    """Which of `names` has the smallest median."""
+    """Return the one of `names` that has the smallest median."""
     return min(names, key=lambda name: median(results[name]))

@@ -11,7 +11,7 @@ from measuring.claim import Claim
 
 __all__ = ["NAMES", "measure"]
 
-# name on the command line -> module:function
+# Name on the command line -> module:function
 _ROWS = {
     "get-small": "rows.get:small",
     "get-many": "rows.get:many_live",

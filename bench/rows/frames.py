@@ -1,4 +1,4 @@
-"""Tables of 1 GB against a copy of their bytes, columns of objects against pickle, a state dict of torch."""
+"""Compare tables of 1 GB with a copy of their bytes, columns of objects with pickle; measure a torch state dict."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class _Bytes:
 
 
 def _against_a_copy(what: str, value: Any, equal: Callable[[Any, Any], bool], rounds: int) -> list[Claim]:
-    """put <= 1.3 x the copy, get <= 1 ms."""
+    """Check that put takes at most 1.3 times as long as the copy, and get at most 1 ms."""
     copied = _Bytes(value)
     ref = pyray_ser.put(value)
     got = pyray_ser.get(ref)
@@ -139,7 +139,7 @@ def polars(quick: bool) -> list[Claim]:
 
 
 def objects(quick: bool) -> list[Claim]:
-    """Columns of Python objects have no bytes to share: they cost what pickle costs."""
+    """Measure columns of Python objects, which have no bytes to share, so they cost as much as pickling."""
     try:
         import pandas as pd
     except ImportError as error:
@@ -170,7 +170,7 @@ def objects(quick: bool) -> list[Claim]:
 
 
 def state_dict(quick: bool) -> list[Claim]:
-    """500 MB of torch in 1,000 tensors."""
+    """Measure a state dict of 500 MB in 1,000 tensors."""
     try:
         import torch
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""`get`: a view in a fraction of a microsecond, for any size and number of objects."""
+"""Measure `get`, which makes a view in a fraction of a microsecond, for any size and number of objects."""
 
 from __future__ import annotations
 
@@ -58,10 +58,11 @@ def small(quick: bool) -> list[Claim]:
 
 class _Parts:
     """
-    Rounds of `get` over the next part of `refs`, again and again from end to end; the seconds that one took.
+    Rounds of `get` over consecutive parts of `refs`, which start again at the end. A round returns the seconds per
+    `get`.
 
-    One pass over very many objects is too long for a round: other load would always disturb it. Each object still
-    waits until all others have had their turn.
+    One pass over very many objects takes too long for a round, because other load would always disturb it. Each object
+    is still read again only after all others.
     """
 
     def __init__(self, refs: list[pyray_ser.ObjectRef], length: int = 1_000):
@@ -85,7 +86,8 @@ def many_live(quick: bool) -> list[Claim]:
     first = _put(80)
     alone = Loop("get(ref)", {"get": pyray_ser.get, "ref": first})
     rounds = 5 if quick else 41
-    # The number of live objects cannot be interleaved: a plain computation of the same length stands for the clock.
+    # Rounds with different numbers of live objects cannot be interleaved. A plain computation of the same duration
+    # shows changes of the clock rate.
     clock = Loop("len(data)", {"data": array})
     refs = [first]
     among: dict[int, float] = {}
@@ -122,7 +124,7 @@ def many_live(quick: bool) -> list[Claim]:
 
 
 def writable(quick: bool) -> list[Claim]:
-    """Mode "c" of a large object: a private mapping, not a copy."""
+    """Measure mode "c" for a large object, which makes a private mapping, not a copy."""
     size = 10**7 if quick else 10**9
     ref = _put(size)
     array = pyray_ser.get(ref, mmap_mode="c")

@@ -1,4 +1,4 @@
-"""A reference through a pipe: its cost beyond that of the pipe, and its gain."""
+"""Measure a reference that is sent through a pipe: its cost in addition to that of the pipe, and its gain."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BYTES, OBJECT, SHAPE, REF, MESSAGE, LARGE_REF, ARRAY, STOP = b"B", b"O", b"H", b
 
 
 class _Shape:
-    """An object that does nothing and is pickled as a reference is: a registered reducer, a callable by name, its bytes."""
+    """An empty object that a registered reducer pickles like a reference, as a named callable and bytes."""
 
     def __init__(self, content: bytes):
         self.content = content
@@ -60,7 +60,7 @@ def _serve(pipe: Connection) -> None:
         elif kind == ARRAY:
             array = np.frombuffer(message, np.float64)
             pipe.send_bytes(BOTH.pack(array[0], array[-1]))
-            # Freeing 100 MB takes 10 ms: do it here, outside of the time of the next message.
+            # Freeing 100 MB takes 10 ms, so free the array here, where the next message is not timed yet.
             del array, message
         elif kind in (OBJECT, SHAPE):
             pipe.send_bytes(ForkingPickler.loads(message)[: FIRST.size])
@@ -88,10 +88,11 @@ class _Child:
 
 def reference(quick: bool) -> list[Claim]:
     """
-    A reference to an existing object, `get`, first element, answer.
+    Measure a reference to an existing object: send it, `get` the object, read the first element, answer.
 
-    Twice, each against as many bytes on the same way: raw, by `send_bytes`, and as an object that the pipe pickles, by `send`.
-    Next to the second, an object that consists only of a pickle of the same form.
+    This is measured twice, each time compared with as many bytes sent in the same way: raw, by `send_bytes`, and as an
+    object that the pipe pickles, by `send`. The second measurement also includes an object that consists only of a
+    pickle of the same form.
     """
     array = data.small()
     ref = pyray_ser.put(array)

@@ -1,4 +1,4 @@
-"""`put` of large arrays against the fastest copies this machine is capable of, for pages in each state."""
+"""Compare `put` of large arrays with the fastest copies on this machine, for pages in each state."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _sizes(quick: bool) -> dict[str, int]:
 
 
 def warm(quick: bool) -> list[Claim]:
-    """A loop of put, drop, put, against memcpy and non-temporal copies into memory in use."""
+    """Compare a loop of put, drop, put with memcpy and non-temporal copies into memory that is in use."""
     claims = []
     for name, size in _sizes(quick).items():
         array = data.large(size)
@@ -66,7 +66,7 @@ def warm(quick: bool) -> list[Claim]:
 
 
 def cold(quick: bool) -> list[Claim]:
-    """Put into pages that were never used: every object is kept, so that the next one needs new pages."""
+    """Measure put into pages that were never used: every object is kept, so that the next one needs new pages."""
     claims = []
     pyray_ser.put(0)  # opens the store
     for name, size in _sizes(quick).items():
@@ -101,7 +101,7 @@ def _against_best(what: str, size: int, results: dict[str, list[float]]) -> Clai
 
 
 def second_hand(quick: bool) -> list[Claim]:
-    """Put into pages that another process wrote and freed, the normal case of a pipeline."""
+    """Measure put into pages that another process wrote and freed, which is the normal case in a pipeline."""
     context = multiprocessing.get_context("spawn")
     # The pages must still exist when the child has started, however long that takes on a busy machine.
     pyray_ser.init(warm_reserve=2 * 10**9)
@@ -110,7 +110,7 @@ def second_hand(quick: bool) -> list[Claim]:
         array = data.large(size)
         results: dict[str, list[float]] = {}
         with context.Pool(1, maxtasksperchild=1) as pool:
-            # Each child can use the pages only once, because then they are mapped.
+            # Each child can use the pages only once, because afterwards it has mapped them.
             for _ in range(2 if quick else 7 if size < 10**9 else 3):
                 # Mappings of this process do not affect the child; the pages only have to exist.
                 kept = pyray_ser.put(array)
@@ -128,7 +128,7 @@ def _ready() -> None:
 
 
 def _second_hand_round(size: int) -> dict[str, float]:
-    """In a new process: each way once, into pages that exist but are not mapped here."""
+    """Use each way once, in a new process, to copy into pages that exist but are not mapped in that process."""
     array = data.large(size)
     pyray_ser.put(0)  # attaches, and makes this process's writable mapping
     before = pyray_ser.stats()

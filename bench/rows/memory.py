@@ -1,4 +1,4 @@
-"""The cost of an object in addition to its bytes, and the cost of several readers of one object together."""
+"""Measure the memory of an object in addition to its bytes, and the total memory of several readers of one object."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ READERS = 8
 
 
 def bookkeeping(quick: bool) -> list[Claim]:
-    """Growth of the store's control area per live object, in a store with default options."""
+    """Measure the growth of the store's control area per live object, in a store with default options."""
     array = data.small()
     kept = [pyray_ser.put(array) for _ in range(100)]
     count = 10_000 if quick else 100_000
@@ -58,7 +58,7 @@ def _read(pipe: Connection) -> None:
 
 
 def _digest(array: np.ndarray) -> int:
-    """A sum that touches every page."""
+    """Return a sum whose computation reads every page."""
     return int(array.sum(dtype=np.int64))
 
 
@@ -80,7 +80,7 @@ def _sum(work: Callable, message: object, expected: int) -> tuple[int, int]:
     for pipe in pipes:
         pipe.send(None)
     shares = [pipe.recv() for pipe in pipes]
-    # This process maps the object, too, so a share of it is not charged to any reader.
+    # This process maps the object, too, so a share of the object is not charged to any reader.
     own = pss(kind="Pss_Shmem")
     for pipe in pipes:
         pipe.send(None)
@@ -90,7 +90,7 @@ def _sum(work: Callable, message: object, expected: int) -> tuple[int, int]:
 
 
 def readers(quick: bool) -> list[Claim]:
-    """8 spawned processes that each read all of the same 1 GiB, beyond the same 8 without a store."""
+    """Measure 8 spawned processes that each read all of the same 1 GiB, in addition to 8 processes without a store."""
     size = 2**24 if quick else 2**30
     array = np.arange(size // 8, dtype=np.int64)
     expected = _digest(array)

@@ -1,5 +1,5 @@
-"""The claims about other stores, checked with the figures of a comparison. Not in `rows.NAMES`: it needs their
-environments."""
+"""Check the claims about other stores by the figures of a comparison. This module is not in `rows.NAMES`, because it
+needs the environments of these stores."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SMALL, LARGE = "80 B array", "100 MB array"
 
 
 def judge(result: Comparison) -> list[Claim]:
-    """The claims that this comparison can decide."""
+    """Return the claims that a comparison can decide."""
     promised = [
         ("small put", SMALL, "put", {"Ray": 300, "Plasma": 150}),
         ("small get", SMALL, "get", {"Ray": 100, "Plasma": 100}),

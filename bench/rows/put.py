@@ -1,4 +1,4 @@
-"""`put` and `get` of small values, compared with plain pickling."""
+"""Measure `put` and `get` of small values, compared with plain pickling."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROW = "put"
 
 
 def small(quick: bool) -> list[Claim]:
-    """put + free of an 80 B array and of an int: the reference is dropped immediately, which frees the object."""
+    """Measure put + free of an 80 B array and of an int: dropping the reference frees the object immediately."""
     array, number = data.small(), 7
     data.check("array", array, pyray_ser.get(pyray_ser.put(array)))
     data.check("int", number, pyray_ser.get(pyray_ser.put(number)))
@@ -45,7 +45,7 @@ def small(quick: bool) -> list[Claim]:
 
 
 def mapping(quick: bool) -> list[Claim]:
-    """A 1 KB dict against `pickle` in memory."""
+    """Compare a 1 KB dict with `pickle` in memory."""
     value = data.mapping()
     ref = pyray_ser.put(value)
     stream = pickle.dumps(value, 5)
@@ -91,7 +91,7 @@ def mapping(quick: bool) -> list[Claim]:
 
 
 def small_arrays(quick: bool) -> list[Claim]:
-    """A list of 10,000 arrays of 10 float64."""
+    """Measure a list of 10,000 arrays of 10 float64."""
     value = data.small_arrays()
     kept = pyray_ser.put(value)
     data.check("list", value, pyray_ser.get(kept))

@@ -1,4 +1,4 @@
-"""From a fresh interpreter to the first object put and got."""
+"""Measure the time from the start of an interpreter until the first object was put and got."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Two processes at the same time: small objects must not slow each other down, large ones share the memory
-bandwidth."""
+"""Measure two processes at the same time: with small objects they must not slow each other down, with large ones they
+share the memory bandwidth."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _small(array, seconds: float) -> int:
 
 
 def _spin(array, seconds: float) -> int:
-    """Work of the same kind that shares nothing: the best that two processes reach on this machine."""
+    """Do similar work that shares nothing, which shows the best rate of two processes on this machine."""
     count, end = 0, perf_counter() + seconds
     while perf_counter() < end:
         for _ in range(200):
@@ -38,7 +38,7 @@ def _spin(array, seconds: float) -> int:
 
 
 def _repeat(work, seconds: float) -> float:
-    """How often `work` was done, with the fraction of the last that was within the time."""
+    """Return how often `work` ran within the time, including the fraction of the last run."""
     count, start = 0, perf_counter()
     while True:
         before = perf_counter()
@@ -50,7 +50,7 @@ def _repeat(work, seconds: float) -> float:
 
 
 def _serve(pipe: Connection, size: int) -> None:
-    """Do the requested work for the requested time, and answer how often it was done."""
+    """Do the requested work for the requested time, and reply with the number of runs."""
     array = data.large(size) if size else data.small()
     if size:
         works = {name: partial(_repeat, kernel) for name, kernel in Copy(array).kernels().items()}
@@ -97,7 +97,7 @@ class _Pair:
             process.join()
 
     def run(self, name: str, processes: int, seconds: float) -> float:
-        """Operations per second of that many of them together."""
+        """Return the total operations per second of `processes` processes that work together."""
         start = perf_counter() + 0.002
         for pipe in self._pipes[:processes]:
             pipe.send((name, start, seconds))
@@ -105,7 +105,7 @@ class _Pair:
 
 
 def small(quick: bool) -> list[Claim]:
-    """Rate of put + free of small objects by two processes over that of one."""
+    """Compare the rate of put + free of small objects by two processes with the rate of one process."""
     rounds, seconds = (3, 0.02) if quick else (25, 0.1)
     rates: dict[tuple[str, int], list[float]] = {}
     with _Pair(0) as pair:
@@ -125,7 +125,7 @@ def small(quick: bool) -> list[Claim]:
             note=f"work that shares nothing: {median(limit):.2f} x",
             million_per_second={str(count): median(rates[SMALL, count]) / 1e6 for count in (1, 2)},
         ),
-        # The same, without the CPU time that neighbours on the machine take from the second process.
+        # This is the same figure without the CPU time that other load on the machine takes from the second process.
         at_least(
             "two processes", "the same, share of work that shares nothing", 100 * median_ratio(scaling, limit), 80, "%"
         ),
@@ -133,8 +133,8 @@ def small(quick: bool) -> list[Claim]:
 
 
 def large(quick: bool) -> list[Claim]:
-    """Two processes that put 100 MB at the same time, over the best rate that copies by one or two processes reach
-    together."""
+    """Compare two processes that put 100 MB at the same time with the best total rate of copies by one or two
+    processes."""
     size = 10**7 if quick else 10**8
     rounds, seconds = (3, 0.05) if quick else (9, 0.2)
     rates: dict[tuple[str, int], list[float]] = {}

@@ -1,4 +1,4 @@
-"""The loop over stores that several commands share: it opens and queries each store and reports those that could not be
+"""The loop over stores that several commands share: open and query each store, and report those that cannot be
 opened."""
 
 from __future__ import annotations

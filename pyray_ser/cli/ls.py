@@ -27,8 +27,7 @@ def _ask(store: _core.Store, spill_dir: str | None) -> dict[str, Any]:
 
 
 def records(store: _core.Store) -> list[dict[str, Any]]:
-    """Return the records of a store's objects. A record also says whether the creator is still a client, and where the
-    object was made, if known."""
+    """Return the records of a store's objects, with the creation site and whether the creator is still a client."""
     alive = set(clients(store))
     made = allocation_sites.read(store.id, sorted(alive))
     return [

@@ -24,7 +24,7 @@ class Found:
     path: str | None = None
     """The file of a named store."""
     holders: dict[int, int] = field(default_factory=dict)
-    """The processes that have the store open, and the descriptor in each process."""
+    """Processes that have it open, and the descriptor there."""
     used: bool = True
     """Whether any process uses it; False only if that is proven."""
 

@@ -66,8 +66,7 @@ def _show(answer: dict[str, Any], rates: tuple[float, float] | None, limit: int)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Show the stores repeatedly. No store stays open between two updates, so a store without other processes can
-    end."""
+    """Show the stores repeatedly. Stores are closed between updates, so that a store can end."""
 
     def ask(store: _core.Store, spill_dir: str | None) -> dict[str, Any]:
         largest = sorted(records(store), key=lambda record: -record["size"])

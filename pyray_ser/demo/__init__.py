@@ -1,9 +1,10 @@
-"""A demonstration with data that every machine has: ``python -m pyray_ser.demo``.
+"""A demonstration with data that exists on every machine: ``python -m pyray_ser.demo``.
 
 The sources of the running interpreter's standard library are indexed (tokens as arrays, a frame of definitions, a
 nested dict of names), put into the store together with a large block, and queried by several processes through `get`.
-Then the demo does the same by passing the data through `multiprocessing`. In both runs it kills one worker.
+Then the demo repeats this, but passes the data through `multiprocessing`. In both runs it kills one worker.
 
-``indexing`` and ``loading`` make the data, ``queries`` has the questions, ``workers`` answers them in other processes,
-``scenario`` is the sequence of steps for both ways, ``measuring`` reads figures of the system, ``report`` prints.
+``indexing`` and ``loading`` make the data, ``queries`` defines the questions, and ``workers`` answers them in other
+processes. ``scenario`` runs the same steps for both ways, ``measuring`` reads system statistics, and ``report`` prints
+the results.
 """

@@ -49,7 +49,7 @@ def run_store(dataset: Dataset, workers: int, bytes_of_arrays: int) -> tuple[Out
     largest = max(dataset.value, key=lambda key: nbytes({key: dataset.value[key]}))
     try:
         scenario.publish(dataset.value)
-        # The value was put, so this process need not keep it.
+        # The value is in the store, so this process need not keep its own copy.
         dataset.value = {}
         gc.collect()
         scenario.hand_over()
@@ -184,14 +184,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def different(one: Outcome, other: Outcome) -> int:
-    """Return how many questions were answered in one run only, or differently."""
+    """Return the number of questions that were answered in only one run, or differently in the two runs."""
     numbers = one.answers.keys() | other.answers.keys()
     missing = object()
     return sum(one.answers.get(number, missing) != other.answers.get(number, missing) for number in numbers)
 
 
 def leftover_processes() -> set[int]:
-    """Return the children, without the tracker that multiprocessing keeps until the interpreter ends."""
+    """Return the child processes, except the tracker that multiprocessing keeps until the interpreter ends."""
     from multiprocessing import resource_tracker
 
     return measuring.children() - {getattr(resource_tracker._resource_tracker, "_pid", None)}

@@ -12,7 +12,7 @@ class DemoError(Exception):
 
 @dataclass
 class Dataset:
-    """A value that is shared, and questions about it.
+    """A value that the demo shares, and questions about the value.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""An index of the Python sources below a folder, as an editor or a code search keeps in memory."""
+"""Build an index of the Python sources below a folder, like those that editors and code search tools keep in memory."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Index:
         return found
 
     def finish(self) -> dict[str, Any]:
-        """Return the index as a user would put it: dicts and lists around columns of one array each."""
+        """Return the index in the form in which a user would put it: dicts and lists around one array per column."""
         return {
             "files": self.files,
             "vocabulary": self.vocabulary,

@@ -1,4 +1,5 @@
-"""``--input FILE``: a dataset from .npy, .npz, .csv or .parquet. A file that cannot be read gives an error of one line."""
+"""Load the dataset of ``--input FILE`` from .npy, .npz, .csv or .parquet. A file that cannot be read causes an error
+message of one line."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ Columns = dict[str, "np.ndarray[Any, Any]"]
 
 
 def load_dataset(path: Path, questions: int) -> Dataset:
-    """Read `path`, by its suffix, into named columns.
+    """Read `path` into named columns, in the format that its suffix indicates.
 
     Raises
     ------

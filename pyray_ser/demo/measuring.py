@@ -1,4 +1,4 @@
-"""Figures of the system about processes and shared memory, from /proc and /dev/shm."""
+"""Read the system's statistics about processes and shared memory from /proc and /dev/shm."""
 
 from __future__ import annotations
 

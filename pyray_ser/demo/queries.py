@@ -26,7 +26,7 @@ def count_word(value: dict[str, Any], word: str) -> int:
 
 
 def positions_of(value: dict[str, Any], word: str) -> np.ndarray:
-    """Return file and line of every occurrence of a word: an answer that is an array itself."""
+    """Return file and line of every occurrence of a word. The answer is itself an array."""
     index = value["index"]
     tokens = index["tokens"]
     rows = np.flatnonzero(tokens["word"] == index["vocabulary"][word])

@@ -1,4 +1,4 @@
-"""Prints progress while the demo runs, and a table at the end."""
+"""Print progress while the demo runs, and a table at the end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import TracebackType
 
 
 class Progress:
-    """One line per step on stderr: a bar that is rewritten on a terminal, else a line when the step is done."""
+    """Shows one line per step on stderr: on a terminal a progress bar, otherwise a line when the step is done."""
 
     WIDTH = 24
 
@@ -47,7 +47,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """Return a time with the unit that fits."""
+    """Return a time with a suitable unit."""
     if seconds >= 1:
         return f"{seconds:.2f} s"
     if seconds >= 1e-3:
@@ -56,7 +56,7 @@ def duration(seconds: float) -> str:
 
 
 def size(count: int) -> str:
-    """Return a number of bytes with the unit that fits."""
+    """Return a number of bytes with a suitable unit."""
     for unit, power in (("GB", 9), ("MB", 6), ("kB", 3)):
         if count >= 10**power:
             return f"{count / 10**power:,.2f} {unit}"
@@ -64,7 +64,7 @@ def size(count: int) -> str:
 
 
 def table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """Return columns side by side, the first flush left, the others flush right."""
+    """Return a table with the first column aligned left and the others aligned right."""
     lines = [heads, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
 

@@ -1,4 +1,4 @@
-"""The steps of a run, the same for both ways: hand over, ask, kill one worker, replace it."""
+"""Run the same steps for both ways: distribute the value, ask questions, kill one worker, and replace it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .report import Progress
 from .ways import Way
 from .workers import SILENCE, Replacement, Worker
 
-# Questions that a worker has at a time: one that it answers, and one so that it never waits.
+# Number of questions that a worker has at a time: one that it is answering, and the next one, so that it never waits.
 DEPTH = 2
 
 
@@ -68,9 +68,9 @@ class Scenario:
             progress.advance()
 
     def hand_over(self) -> None:
-        """Start the workers, and measure from the first byte sent until all have the value."""
+        """Start the workers, and measure the time from the first byte sent until all workers have the value."""
         with Progress(f"{self.way.name}: starting {self.count} workers", self.count) as progress:
-            # Append each worker when it exists, so that `close` finds it.
+            # Append each worker immediately, so that `close` finds it after an error.
             for _ in range(self.count):
                 self.workers.append(Worker(self.way, self.payload))
             for worker in self.workers:
@@ -103,7 +103,7 @@ class Scenario:
         self.outcome.own = max(measuring.memory(pid).own for pid in pids)
 
     def measure_again(self, key: str) -> None:
-        """Measure how long one worker takes to get one item again."""
+        """Measure how long one worker takes to get one item of the value again."""
         self.workers[0].connection.send(("again", key, 1000))
         self.outcome.again = self.workers[0].receive()[1]
 
@@ -142,7 +142,8 @@ class Scenario:
                     except (EOFError, OSError):
                         if worker is not victim:
                             raise
-                        # The worker is dead and its pipe is drained: other workers get its open questions.
+                        # The worker has died and its pipe has been read to the end: other workers get its unanswered
+                        # questions.
                         outcome.noticed = time.perf_counter() - killed_at
                         outcome.asked_again = len(worker.outstanding)
                         todo.extendleft(worker.outstanding)

@@ -1,7 +1,8 @@
 """Two ways to send a value to other processes: through the store, and pickled through a pipe.
 
-A way exists in the parent and, pickled, in each worker. `publish` converts a value to the payload for every worker, and
-`receive` converts the payload to the value. `wrap` and `unwrap` do the same for an answer that is an array.
+A way is an object in the parent, and each worker has a pickled copy of this object. `publish` converts a value to the
+payload for every worker, and `receive` converts the payload to the value. `wrap` and `unwrap` do the same for an answer
+that is an array.
 """
 
 from __future__ import annotations

@@ -66,15 +66,15 @@ class Worker:
         return self.connection.recv()
 
     def await_hello(self) -> None:
-        """Wait until the interpreter is up and numpy imported."""
+        """Wait until the interpreter has started and has imported numpy."""
         self.receive()
 
     def hand_over(self) -> None:
-        """Send the payload that the way has made of the value."""
+        """Send the payload that the way has made from the value."""
         self.connection.send(self._payload)
 
     def await_ready(self) -> None:
-        """Wait until the worker has the value."""
+        """Wait until the worker has received the value."""
         self.receive()
 
     def ask(self, number: int, question: tuple[str, Sequence[Any]], now: float) -> None:
@@ -102,7 +102,7 @@ class Worker:
 
 
 class Replacement(threading.Thread):
-    """Starts a worker in place of a dead one, while the others continue."""
+    """Starts a worker to replace a dead one, while the others continue."""
 
     def __init__(self, way: Way, payload: Any) -> None:
         super().__init__(daemon=True)

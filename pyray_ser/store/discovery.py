@@ -235,8 +235,7 @@ def reattach(store: _core.Store) -> bool:
 
 
 def renew(store: _core.Store) -> None:
-    """Release the inherited references, but not the views, in a forked child, and keep the child a client of the
-    store."""
+    """Release the inherited references but not the views in a forked child, which stays a client of the store."""
     with _lock:
         # If no slot is free for a second client, the process keeps what it inherited.
         if store.renew() and store is _core.default():

@@ -1,11 +1,11 @@
 """The types of `tasks` for type checkers: the same classes, generic over the signature and the result of the remote
 function.
 
-There is no module of this name at run time. A reference can stand for any argument, so `.remote` takes the arguments of the
-function itself, and anything else as soon as one of the first four is a reference.
+No module of this name exists at run time. A reference can replace any argument. So `.remote` accepts the arguments of
+the function itself, and arbitrary arguments if one of the first four is a reference.
 """
 
-# Overloads overlap on purpose: a class is callable, and a function of iterators is a function.
+# Overloads overlap on purpose: a class is also a callable, and a function that returns an iterator is also a function.
 # mypy: disable-error-code="overload-overlap"
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
