@@ -1,6 +1,5 @@
 #!/usr/bin/env python3
-"""Compare the pickler with `_pickle` of the same interpreter: check equal results first, then print ratios of
-interleaved rounds.
+"""Compare the pickler with `_pickle` of the same interpreter: first the results, then the times in interleaved rounds.
 
     python bench/pickler.py                 the table
     python bench/pickler.py ints lambda     rows whose name contains one of the words

@@ -20,7 +20,7 @@ def pss(pid: int | str = "self", kind: str = "Pss") -> int:
 
 
 def do_nothing(pipe: Connection) -> None:
-    """Run a process with numpy but without a store, as a baseline for one that reads an object. See
+    """Run a process with numpy but no store, as a baseline for one that reads an object. See
     rows/memory.py."""
     pipe.recv()
     pipe.send(int(np.int64(0)))

@@ -58,8 +58,7 @@ def small(quick: bool) -> list[Claim]:
 
 class _Parts:
     """
-    Rounds of `get` over consecutive parts of `refs`, which start again at the end. A round returns the seconds per
-    `get`.
+    Rounds of `get` over consecutive parts of `refs`, repeated cyclically. A round returns the seconds per `get`.
 
     One pass over very many objects takes too long for a round, because other load would always disturb it. Each object
     is still read again only after all others.

@@ -1,5 +1,4 @@
-"""The loop over stores that several commands share: open and query each store, and report those that cannot be
-opened."""
+"""The loop over stores that several commands share: query each store, and report those that cannot be opened."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Load the dataset of ``--input FILE`` from .npy, .npz, .csv or .parquet. A file that cannot be read causes an error
-message of one line."""
+"""Load the dataset of ``--input FILE`` from .npy, .npz, .csv or .parquet. A file that cannot be read gives a one-line
+error."""
 
 from __future__ import annotations
 

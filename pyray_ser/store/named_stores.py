@@ -159,7 +159,7 @@ def _leads_to(opened: _core.Opened, folder: str) -> bool:
 
 
 def _after_fork_in_child() -> None:
-    """Close the directories that the parent's other threads have open, since those threads do not run here. The lock
+    """Close the directories that the parent's other threads have open. The lock
     of the current thread belongs to the parent."""
     own = get_ident()
     for opened in [found() for found in _guards.copy()]:

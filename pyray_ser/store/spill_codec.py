@@ -101,7 +101,7 @@ class Form:
         return made
 
     def expander(self) -> Callable[[memoryview, int], bytes | None]:
-        """Return a function that restores a piece from a frame and returns None for a damaged frame. For one
+        """Return a function that restores a piece from a frame, or returns None if the frame is bad. For one
         thread."""
         return self._expand_lz4 if self.codec == 1 else self._expand_zstd
 

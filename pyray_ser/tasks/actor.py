@@ -311,8 +311,7 @@ class Owner(Client):
         return process
 
     def _watch(self, process: Process) -> None:
-        """Watch for the end of an actor even without calls of this process: other processes may wait for the
-        restart."""
+        """Watch for the end of an actor even if no call is pending: other processes may wait for the restart."""
         client = weakref.ref(self)
         listener, killers = self._listener, self._killers
 

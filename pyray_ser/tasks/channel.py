@@ -166,8 +166,7 @@ class Channel:
             self.close_if_idle()
 
     def reads_here(self) -> bool:
-        """Return whether the current thread is the reader, which the caller interrupts and in whose place it must
-        read."""
+        """Return whether the caller interrupts the reader in its own thread, and so must read in its place."""
         return self.calls.reader == get_ident()
 
     def collect_later(self) -> None:

@@ -26,7 +26,7 @@ __all__ = ["Items", "Parts", "ResultStream"]
 
 
 class Items:
-    """The received items of a stream that the reader has not taken yet. The call holds this object, not the stream,
+    """The received items of a stream that were not taken yet. The call holds this object, not the stream,
     which may be dropped."""
 
     def __init__(self, ref: TaskRef, job: Job) -> None:
