@@ -43,7 +43,7 @@ class Worker:
         return {"seconds": taken, "versions": versions("numpy", *self._adapter.DISTRIBUTIONS)}
 
     def prepare(self, name: str) -> dict:
-        """Put a value, check that it comes back, and determine how many operations make a round."""
+        """Put a value, check that `get` returns an equal value, and determine the number of operations per round."""
         if name in self._adapter.SKIPS:
             return {"skipped": self._adapter.SKIPS[name]}
         value = data.VALUES[name]()

@@ -1,7 +1,7 @@
 """Refuse unsupported interpreters before an extension module is loaded.
 
-An extension module of this package belongs to the interpreter that loads it first. If that is a subinterpreter, the main one
-can never load it in this process, so the extensions must not be loaded there.
+An extension module of this package belongs to the interpreter that loads it first. If a subinterpreter loads it first,
+the main interpreter of this process can never load it. So subinterpreters must not load the extensions.
 """
 
 import sys

@@ -4,7 +4,7 @@
 take longer than a first `put`.
 
 The logger is looked up once. `logging.getLogger` acquires a lock, which stays held if a signal handler raises an
-exception there. Every thread that opens or closes a store would then wait for it.
+exception there. Every thread that opens or closes a store would then wait for that lock.
 """
 
 import sys

@@ -23,10 +23,10 @@
      +-- TaskCancelledError                                a task was cancelled
      +-- WorkerDiedError              (RuntimeError)       a worker process is gone
 
-Where Python has a fitting exception, the class derives from it, too, so code that
-catches ``MemoryError``, ``TimeoutError`` or ``TypeError`` needs no change.
+Where Python has a matching exception, the class derives from that exception, too, so code that catches ``MemoryError``,
+``TimeoutError`` or ``TypeError`` needs no change.
 
-All take an optional message, and facts as keywords. The facts are attributes.
+All accept an optional message, and facts as keywords. The facts are attributes.
 Without a message, the text is composed from them: what happened, to which object
 or store, and what to do next. All can be pickled with their facts, because they
 travel between processes.
@@ -115,7 +115,7 @@ class PyraySerError(Exception):
 
 
 class ObjectStoreFullError(PyraySerError, MemoryError):
-    """The store has no room for an object, and nothing could be dropped or spilled.
+    """The store has no room for an object, and no other object could be dropped or spilled.
 
     Attributes
     ----------
@@ -531,7 +531,7 @@ class TaskCancelledError(PyraySerError):
 
 
 class WorkerDiedError(PyraySerError, RuntimeError):
-    """A worker process ended while it had work.
+    """A worker process ended before it had finished its work.
 
     Attributes
     ----------

@@ -15,7 +15,7 @@ from . import _core, _log, exceptions
 
 __all__ = ["StoreCollector", "register"]
 
-# Key of `Store.stats`, name of the metric, its description. The scraped names of counters end with "_total".
+# Key of `Store.stats`, name of the metric, description of the metric. The scraped names of counters end with "_total".
 _GAUGES = (
     ("capacity", "capacity_bytes", "Bytes that the store may hold."),
     ("used", "used_bytes", "Bytes in use by objects in memory."),

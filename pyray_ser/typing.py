@@ -1,6 +1,6 @@
 """Types for annotations: arguments and results of the package's functions, as protocols and aliases.
 
-Nothing here is needed at run time, and nothing of the package is imported.
+This module is not needed at run time, and it does not import any other module of the package.
 """
 
 from collections.abc import Callable, Collection, Sequence

@@ -1,4 +1,4 @@
-"""vineyard: a server process with its own metadata."""
+"""vineyard, which has a server process with its own metadata."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 PACKAGES = ["vineyard", "numpy"]
 DISTRIBUTIONS = ["vineyard"]
-# Every element becomes a separate object with metadata, and the list comes back as a tuple.
+# vineyard stores every element as a separate object with metadata, and returns the list as a tuple.
 SKIPS = {"10,000 small arrays": "takes a minute and comes back as a tuple"}
 
 

@@ -23,7 +23,7 @@ def _missing(what: str, error: ImportError) -> list[Claim]:
 
 
 class _Bytes:
-    """A copy of all buffers of a value by memcpy, one after the other, into memory that is in use."""
+    """Copies all buffers of a value by memcpy, one after another, into memory that is in use."""
 
     def __init__(self, value: Any) -> None:
         _, stream, *buffers = pyray_ser.dumps_frames(value)

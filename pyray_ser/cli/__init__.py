@@ -1,7 +1,8 @@
 """The command line: ``pyray-ser COMMAND``, one file per command.
 
 A command is a module of this package with ``HELP`` (one line), ``add_arguments(parser)`` and ``run(arguments)``, which
-returns the exit status: 0, 1 for a negative answer, 2 if the command could not run. It is imported when it is used.
+returns the exit status: 0, 1 for a negative answer, 2 if the command could not run. The module is imported when the
+command is used.
 """
 
 import argparse

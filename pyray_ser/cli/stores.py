@@ -147,7 +147,7 @@ def _attach(found: Found) -> _core.Store:
 @contextmanager
 def opened(found: Found) -> Iterator[tuple[_core.Store, str | None]]:
     """
-    Open a store: as one more client if a process uses it, otherwise a copy of its tables.
+    Open a store: attach as another client if a process uses the store, otherwise open a copy of its tables.
 
     Yields
     ------

@@ -41,7 +41,7 @@ def total(pids: Iterable[int]) -> int:
 
 
 def available() -> int:
-    """Return the bytes that the kernel could still give to new processes without swapping."""
+    """Return the number of bytes that the kernel can still allocate to new processes without swapping."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) << 10

@@ -27,7 +27,7 @@ class StoreWay:
         return dict(zip(payload, pyray_ser.get(list(payload.values())), strict=True))
 
     def again(self, payload: dict[str, Any], key: str, times: int) -> float | None:
-        """Return the average seconds of getting one item of the value again."""
+        """Return the average time of getting one item of the value again, in seconds."""
         ref = payload[key]
         start = time.perf_counter()
         for _ in range(times):

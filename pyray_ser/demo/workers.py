@@ -1,4 +1,4 @@
-"""A worker process: receives the value once, then answers questions until its pipe closes."""
+"""A worker process, which receives the value once and then answers questions until its pipe closes."""
 
 from __future__ import annotations
 

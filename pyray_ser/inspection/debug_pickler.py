@@ -8,14 +8,14 @@ this pickler writes everything, and logs each step to the logger
 * 1: each object that has a reducer: its path, its type, and the rule that applied;
 * 2: all objects.
 
-It nests as the data does, so the call stack of a debugger shows the path to the
-current object; each level is a call of `Pickler.save`. Calls between Python functions use no C stack, so those of this
-pickler do not count towards the recursion limit of the thread. The limit still applies to the user code that the
-pickler calls.
+It nests as the data does, so the call stack of a debugger shows the path to the current object;
+each level is a call of `Pickler.save`. Calls between Python functions use no C stack, so those of
+this pickler do not count towards the recursion limit of the thread. The limit still applies to the
+user code that the pickler calls.
 
-Reducers are tried in the order of `reducer_order.Reduction`. Batches are those
-of the compiled picklers, so that streams are equal after unused memo entries
-were removed (``pickletools.optimize``).
+Reducers are tried in the order of `reducer_order.Reduction`. Batches are those of the compiled
+picklers, so that streams are equal after unused memo entries were removed
+(``pickletools.optimize``).
 """
 
 import io
@@ -77,9 +77,8 @@ def _log_to_stderr() -> None:
 class Pickler(_StandardPickler):  # type: ignore[misc]
     """The contract of `pickle.Pickler`, in Python.
 
-    The standard library's Python pickler writes atoms, strings, globals and
-    frames. This class writes containers and reductions itself, because it has
-    to know its path.
+    The standard library's Python pickler writes atoms, strings, globals and frames. This class
+    writes containers and reductions itself, because it must know the path to each object.
 
     Parameters
     ----------

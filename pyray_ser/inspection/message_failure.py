@@ -180,5 +180,5 @@ def add_path(error: Exception, root: object, reducers: Reducers | None = None, *
         if path:
             error.add_note(f"at {path} of the object being pickled")
     except Exception as other:
-        # Reporting an error must not replace it.
+        # A failure to report an error must not replace the error.
         _log.debug("no path to what could not be pickled: %r", other)

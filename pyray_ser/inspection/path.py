@@ -1,8 +1,8 @@
 """Convert the steps of a walk to a path as a user would write it.
 
-A walk goes through containers and through the parts of reductions: argument
-tuples, state dictionaries, closure cells. A user thinks in terms of attributes, keys, indices, closures, globals and
-default arguments. `describe` translates.
+A walk goes through containers and through the parts of reductions: argument tuples, state
+dictionaries, closure cells. A user thinks in terms of attributes, keys, indices, closures, globals
+and default arguments. `describe` translates.
 
 A path is a sequence of `Part`. Accesses (``.model``, ``['k']``, ``[1]``) follow
 one another without a gap; the other edges (``closure 'cfg'``) are set off by arrows::
@@ -111,7 +111,7 @@ class Way:
         return made
 
     def near(self) -> list[Step]:
-        """Return the last steps that can still become one part."""
+        """Return the most recent steps, which can still be described as one part."""
         return self._steps
 
     def since(self, known: int) -> list[Part]:
@@ -160,9 +160,8 @@ def _element(obj: Any, child: Any) -> Part:
     return Part(name, name, obj)
 
 
-# Each of the following functions takes the object whose reduction is walked and the steps from there on, the first of
-# which is in that reduction. It returns the part (None if a user would see nothing) and the number of steps that
-# it describes.
+# Each of the following functions accepts the object whose reduction is walked and the steps that begin in this
+# reduction. It returns the part, or None if a user would see no part, and the number of steps that the part describes.
 Found = tuple[Part | None, int]
 
 
@@ -246,7 +245,7 @@ def _class(obj: type, steps: list[Step]) -> Found:
 def _state(obj: Any, steps: list[Step]) -> Found:
     state = steps[0][3]
     if len(steps) == 1:
-        # The state itself: a plain object that __getstate__ returned, or its dictionary.
+        # The child is the state itself: a plain object that `__getstate__` returned, or the dictionary of the object.
         if type(state) in (dict, tuple):
             return None, 1
         return _held(obj, state) or Part("state", "state", obj), 1

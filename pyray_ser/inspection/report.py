@@ -1,4 +1,4 @@
-"""The printed report, in the format of Ray's."""
+"""The printed report, in the format of Ray's report."""
 
 import sys
 from typing import Any, TextIO
@@ -18,7 +18,7 @@ _SHOWN = 20
 def inspect_serializability(
     obj: Any, name: str | None = None, depth: int = 3, print_file: TextIO | None = None
 ) -> tuple[bool, set[FailureTuple]]:
-    """Find everything that keeps an object from being pickled, and print a report.
+    """Find all parts of an object that prevent it from being pickled, and print a report.
 
     The object is visited once, exactly as the pickler would, but nothing is
     written. The visit continues after a failure, so it finds every object that

@@ -357,7 +357,7 @@ def _columns(node: Any, parent: Size, labels: list[str]) -> list[Size]:
 
 
 def _is_ours(cls: type) -> bool:
-    """Return whether a reducer of this package made the part: its bytes are data of the reduced object."""
+    """Return whether a reducer of this package made the part, so that its bytes are data of the reduced object."""
     return class_name(cls).startswith("pyray_ser.pickling.reducers.")
 
 
@@ -372,7 +372,7 @@ def _line(size: Size, lead: str, least: int) -> str:
 
 
 def _tree(root: Size, limit: int, least: int) -> tuple[list[str], int]:
-    """Return the lines of the tree, and how many were left out."""
+    """Return the lines of the tree, and the number of omitted lines."""
     lines: list[str] = []
     missing = 0
     waiting = [(root, "", "")]

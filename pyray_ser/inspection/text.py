@@ -120,7 +120,7 @@ def _item(obj: Any) -> str:
 
 
 def key_text(key: Any) -> str:
-    """Return a dictionary key, or an element of a set, as it is written in a path: without addresses."""
+    """Return the text of a dictionary key or a set element in a path, which contains no addresses."""
     cls = type(key)
     if cls in _ATOMS or cls in _BRACKETS:
         return brief(key, 40)

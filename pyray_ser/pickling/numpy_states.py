@@ -1,8 +1,9 @@
 """Decide which states of dtypes and arrays the unpickler passes to NumPy.
 
-NumPy trusts the state that a pickle gives to a dtype or an array. A forged state makes it read past a buffer, use bytes as
-addresses, or free memory that is in use. The unpickler (``csrc/unpickle/safe_mode.c``) calls the two functions here before each
-such state. Without safe mode they refuse states that would crash; in safe mode they refuse states that NumPy does not write itself.
+NumPy trusts the state that a pickle sets on a dtype or an array. A forged state makes it read past a buffer, use bytes
+as addresses, or free memory that is in use. The unpickler (``csrc/unpickle/safe_mode.c``) calls the two functions here
+before each such state. Without safe mode they refuse states that would crash; in safe mode they refuse states that
+NumPy does not write itself.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def _check_plain(dtype: Any, itemsize: int, alignment: int, flags: int, strict: 
 
 
 def _check_composed(dtype: Any, state: tuple[Any, ...], strict: bool) -> None:
-    """Check fields and sub-arrays: make the dtype by NumPy's public functions and compare its state."""
+    """Check fields and sub-arrays: make the same dtype by NumPy's public functions, and compare the states."""
     _, _, base, names, fields, itemsize, alignment, flags = state[:8]
     if (names is None) != (fields is None) or (base is not None and names is not None):
         _refuse("dtype has fields without names, names without fields, or a base besides them")

@@ -31,7 +31,7 @@ def _is_heap_type(cls: type) -> bool:
 
 
 def find_in_mro(cls: type, name: str) -> Any:
-    """Return what attribute lookup on instances finds in the class, without running its code."""
+    """Return the attribute that a lookup on instances finds in the class, without running code of the class."""
     for base in _mro(cls):
         if name in vars(type)["__dict__"].__get__(base):
             return vars(type)["__dict__"].__get__(base)[name]
@@ -55,7 +55,7 @@ def _cloudpickle() -> Any:
 
 @cache
 def is_standard(module: str) -> bool:
-    """Return whether a module is one of the standard library."""
+    """Return whether a module belongs to the standard library."""
     return module.partition(".")[0] in sys.stdlib_module_names
 
 

@@ -1,9 +1,9 @@
 """Manage the serializers that users register for classes they cannot change.
 
-A registration is a reducer that has priority over everything but the built-in
-types: ``(deserializer, (serializer(obj),))``. That is plain pickle, and the
-deserializer is in the stream, by reference if it can be imported and by value
-otherwise, so a reader need not register anything.
+A registration is a reducer that has priority over everything but the built-in types:
+``(deserializer, (serializer(obj),))``. The result is a plain pickle. The stream contains the
+deserializer, by reference if it can be imported and by value otherwise, so a reader need not
+register it.
 
 What the picklers use
 ---------------------
@@ -41,7 +41,7 @@ inherited: dict[type, Callable[[Any], tuple[Any, ...]]] = {}
 # The counter starts above 0, because 0 means "never looked up" to the compiled pickler.
 version: list[int] = [1]
 
-# Every pickler saves these before it consults any table.
+# Every pickler writes instances of these types before it consults any table.
 UNREACHABLE = frozenset(
     {
         type(None),

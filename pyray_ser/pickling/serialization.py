@@ -1,6 +1,6 @@
 """Convert values to bytes and back, in the form in which the store keeps them, and choose the pickler.
 
-`serialize` and `dumps_frames` write what `put` writes, but self-contained: they copy arrays that lie in a store.
+`serialize` and `dumps_frames` write the same form as `put`, but self-contained: they copy arrays that are in a store.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`install`: arguments and results of existing pools, in multiprocessing's pipes and queues, travel through the store.
+"""`install` sends arguments and results of existing pools, in multiprocessing's pipes and queues, through the store.
 
 ::
 
@@ -15,7 +15,7 @@
     patches     the replacements in multiprocessing; undone by `uninstall`
     loky        the same for loky, and joblib's copy of it, once they are imported
 
-These are patched, and `uninstall` undoes all of it:
+`install` patches the following, and `uninstall` undoes all patches:
 
 - the name ``_ForkingPickler`` in ``multiprocessing.queues`` and ``multiprocessing.connection``, by which every queue and
   pipe pickles (Pool, ProcessPoolExecutor, Queue, Pipe); `multiprocessing.reduction.ForkingPickler` itself, with which torch and
@@ -62,7 +62,7 @@ class _Installed:
 
 def install(*, min_bytes: int = 1 << 20, mmap_mode: str = "c", max_in_flight: int | None = None) -> _Installed:
     """
-    Let large arguments and results of process pools travel through the store.
+    Send large arguments and results of process pools through the store.
 
     This applies to `multiprocessing` (Pool, Process, Queue, Pipe), `concurrent.futures.ProcessPoolExecutor`, loky and joblib,
     in this process and in workers that start later. The call may be repeated with other options.

@@ -1,7 +1,7 @@
 """Determine which processes may read a message. References are sent only if all of them are clients of the store.
 
-A client has attached already, so neither rights, limits nor missing slots can prevent it from reading. The readers of a pipe are
-looked up in ``/proc``: every process that has its reading side open.
+A client has already attached, so missing permissions, limits or a lack of slots cannot prevent it from reading. The
+readers of a pipe are looked up in ``/proc``: every process that has its reading side open.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Read a buffer from the file of a store without being a client.
 
 A process may be a client when a message is sent to it, but no longer when it reads the message: it may have lowered its
-address space limit, or found no free slot after it was forked. So a reference contains the place of its bytes in the
+address space limit, or found no free slot after it was forked. So a reference contains the offset of its bytes in the
 file of the store. The token of the message keeps these bytes allocated until the sender concludes that the message was
 read.
 """

@@ -10,8 +10,8 @@ The list ends with its process, but the tokens and their notes do not: a process
 releases them by the same rules.
 
 There is no thread for this, because a thread would receive the program's signals, and Python 3.12 warns about a fork
-with threads. `tick` checks the list whenever a message may end: a message is sent, a child is polled or reaped, a pipe
-is closed, a process starts, or the program calls `stats`.
+with threads. `tick` checks the list when a message may have been read or lost: when a message is sent, a child is
+polled or reaped, a pipe is closed, a process starts, or the program calls `stats`.
 """
 
 from __future__ import annotations
@@ -122,7 +122,8 @@ class Sending:
         try:
             return self._take(view)
         except Exception as error:
-            # The store is full, closed, busy, or cannot be made, or the kernel does not answer: never raise an error.
+            # Never raise an error if the store is full, closed, busy, or cannot be made, or if the kernel does not
+            # answer.
             _log.debug("a buffer stays in its message: %r", error)
             return None
 

@@ -58,7 +58,7 @@ def _copied(found: tuple[Any, ...]) -> bytearray:
 
 
 def _inherited(number: int, server: int, offset: int, nbytes: int) -> Any:
-    """Map a buffer of a process's arguments, which came as a descriptor."""
+    """Map a buffer from the file of a process's arguments, whose descriptor the process has received."""
     return mmap.mmap(_descriptor(number, server), nbytes, mmap.MAP_PRIVATE, offset=offset)
 
 

@@ -1,15 +1,15 @@
-"""One message: pickled once, exactly as the standard library pickles it, with large buffers replaced by references.
+"""Pickle a message once, exactly as the standard library does, but with large buffers replaced by references.
 
-`dumps` runs the standard pickler once. Two hooks see the large buffers as the pickler meets them:
+`dumps` runs the standard pickler once. Two hooks receive the large buffers when the pickler reaches them:
 
 - a reducer for plain NumPy arrays, only if the program registered none;
 - the file that the pickler writes to. The C pickler passes a large `bytes`, `bytearray`, `str` or
   `PickleBuffer` to ``file.write`` in a separate call, immediately after the opcode that announces it.
 
 Each hook decides about its buffer immediately. A refused buffer stays in the stream, so nothing is pickled twice.
-A message without references is byte for byte what the standard library writes. A message with references is still
-a plain pickle that any process can load repeatedly. A trailer after its end lists the references, for a receiver that
-reads the message from its pipe.
+A message without references is identical to the one that the standard library writes. A message with references is
+still a plain pickle that any process can load repeatedly. A trailer after its end lists the references, for a receiver
+that reads the message from its pipe.
 """
 
 from __future__ import annotations

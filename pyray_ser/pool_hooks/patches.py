@@ -47,7 +47,7 @@ class Options(NamedTuple):
 
 
 _options: Options | None = None
-# Whether this process makes a store if it has none, because it called `install` itself.
+# Whether this process makes a store if it has none. This is the case if it called `install` itself.
 _opens = False
 # [object, attribute name, the original value (`_NOTHING` if the object itself had none), the replacement]
 _replaced: list[tuple[Any, str, object, object]] = []
@@ -83,7 +83,7 @@ def install(options: Options) -> Options | None:
 
 
 def join(options: Options) -> None:
-    """Install in a new process, with its parent's store or without one."""
+    """Install the hooks in a new process, with the store of its parent or without a store."""
     try:
         if _core.default() is None:
             discovery.open_inherited()
@@ -342,7 +342,7 @@ def _hook_start(original: Callable[..., Any]) -> Callable[..., Any]:
         if _options is not None:
             package, _, rest = type(self).__module__.rpartition(".backend.")
             if rest == "process" and f"{package}.backend.reduction" in _LOKY:
-                # loky imports it when it starts its first process.
+                # loky imports this module only when it starts its first process.
                 importlib.import_module(f"{package}.backend.popen_loky_posix")
             _hook_loky()
             audience.changed()

@@ -171,7 +171,7 @@ def _readable(pid: int, complain: bool = False) -> Iterator[tuple[int, str]]:
         path = f"{folder}/{fd}"
         try:
             kind, _, inode = os.readlink(path).partition(":[")
-            # The mode of the link shows whether it is open for reading.
+            # The mode of the link shows whether the descriptor is open for reading.
             if kind in ("pipe", "socket") and os.lstat(path).st_mode & stat.S_IRUSR:
                 yield int(inode[:-1]), path
         except OSError:

@@ -1,8 +1,8 @@
 """Arguments of processes that start with an empty interpreter (spawn, forkserver).
 
-The large buffers of one process go into one file without a name (a memfd).  The child gets its descriptor as
-multiprocessing passes every descriptor, so it needs neither a store nor the right to examine its parent.
-The child maps the buffers copy-on-write; the memory is freed with the last mapping.
+The large buffers of one process go into one file without a name (a memfd).  multiprocessing passes the file's
+descriptor to the child like any other, so the child needs neither a store nor permission to examine its parent. The
+child maps the buffers copy-on-write; the memory is freed with the last mapping.
 """
 
 from __future__ import annotations

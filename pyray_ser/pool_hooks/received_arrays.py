@@ -1,5 +1,5 @@
-"""Arrays that arrived copy-on-write. If such an array was not written to and is sent on, its original object is sent,
-without a copy.
+"""Arrays that arrived copy-on-write. If such an array was not modified and is sent to another process, a reference to
+its original object is sent, without a copy.
 
 The kernel shows whether an array was written to: a written page is private to the process, all others are pages of the
 store.
@@ -25,7 +25,7 @@ _PAGE = os.sysconf("SC_PAGESIZE")
 # Number of pages that are checked together. A written page is often near the beginning of the array.
 _BATCH = 4096
 
-# id of an array over a whole mapping -> (weak reference to it, identity of the mapped object)
+# `id()` of an array over a whole mapping -> (weak reference to the array, identity of the mapped object)
 _arrived: dict[int, tuple[weakref.ref[Any], bytes]] = {}
 
 

@@ -1,6 +1,6 @@
 """Streams of `put` refer to these functions for types that no public callable of their package can reconstruct.
 
-They are part of the format: a function here never changes its name and arguments.
+They are part of the format: the name and the arguments of a function here must never change.
 Buffers in the store are read-only, and so are the values that use them. `reconstruct.torch` and `reconstruct.polars`
 have the functions for those packages.
 """

@@ -55,7 +55,7 @@ def _mapped(expr: Any, dtype: Any, leaf: Callable[[Any, Any], Any]) -> Any:
 
 
 def leaves(values: Any, dtype: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield each series of categories in a series, and its dtype."""
+    """Yield each series of categories that a series contains, with its dtype."""
     if isinstance(dtype, (polars.List, polars.Array)):
         yield from leaves(values.alias("x").explode(), dtype.inner)
     elif isinstance(dtype, polars.Struct):

@@ -1,8 +1,8 @@
 """The functions that streams of `put` name for torch; part of the format.
 
-torch has no read-only flag, and a write into read-only memory ends the process. So tensors lie over a copy-on-write
-mapping of the stored object (`_core.writable_twin`): a page is copied when it is written to, and other processes and
-other calls of `get` do not see the change. Bytes that are not in a store are copied, unless they are writable.
+torch has no read-only flag, and a write into read-only memory ends the process. So tensors use a copy-on-write mapping
+of the stored object (`_core.writable_twin`): a page is copied when it is written to, and other processes and other
+calls of `get` do not see the change. Bytes that are not in a store are copied, unless they are writable.
 """
 
 from typing import Any

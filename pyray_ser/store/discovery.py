@@ -1,11 +1,11 @@
 """Select the store that a process uses: the default store, the stores of references, and how the process finds them.
 
-A process uses, for `put`, in this order: the store it already has (a forked child inherits its parent's), the one that
-the environment variable ``PYRAY_SER_STORE`` hints at, the one of the process that ``multiprocessing`` says is the
-parent, those of the ancestors of a multiprocessing child (a fork server stands between it and the process that matters),
-else a new anonymous one.
+For `put`, a process uses the first available of these: the store that it already has (a forked child inherits its
+parent's), the store that the environment variable ``PYRAY_SER_STORE`` hints at, the store of the process that
+``multiprocessing`` reports as the parent, the stores of the ancestors of a multiprocessing child (whose direct parent
+may be a fork server), or a new anonymous store.
 
-A hint is not trusted: the engine verifies owner, mode, identity and layout of what it attaches to.
+A hint is not trusted: the engine verifies owner, mode, identity and layout of the store to which it attaches.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _read_hint() -> tuple[int, int, int, int, str] | None:
 
 
 def _parent_of(pid: int) -> int:
-    """Return the pid of the parent of a process, 0 if it has no visible parent."""
+    """Return the pid of the parent of a process, or 0 if the process has no visible parent."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             # The command name is in parentheses and may contain any character, including parentheses.
@@ -153,7 +153,7 @@ def _inherited(options: dict[str, Any]) -> _core.Store | None:
     hint = _read_hint()
     if hint is not None and hint[0] not in _closed:
         ident, pid, _, fd, path = hint
-        # Attach by its name, if it has one: the last process that leaves must know which file to remove.
+        # Attach by the store's name, if it has one, because the last process to detach must know which file to remove.
         if path:
             from . import named_stores
 
@@ -220,7 +220,7 @@ def find(ident: int, pid: int = 0, start: int = 0, fd: int = -1) -> _core.Store 
 
 
 def reattach(store: _core.Store) -> bool:
-    """Make a forked child that got no client slot a client of its store again."""
+    """Make a forked child a client of its store again if no slot was free when it was forked."""
     with _lock:
         if not store.orphaned:
             return True
@@ -237,7 +237,7 @@ def reattach(store: _core.Store) -> bool:
 def renew(store: _core.Store) -> None:
     """Release the inherited references but not the views in a forked child, which stays a client of the store."""
     with _lock:
-        # If no slot is free for a second client, the process keeps what it inherited.
+        # If no slot is free for another client, the process keeps the mapping that it inherited.
         if store.renew() and store is _core.default():
             _set_hint(store)
 
@@ -258,7 +258,7 @@ def unreachable(ref: _core.ObjectRef[Any], node: bytes) -> Exception:
 
 
 def node_name() -> bytes:
-    """Return the name of the host, cut to the length that travels with a reference."""
+    """Return the name of the host, truncated to the length that a reference can contain."""
     global _node
     if _node is None:
         _node = os.uname().nodename.encode()[:32]

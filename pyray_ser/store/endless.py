@@ -1,7 +1,7 @@
 """Detect waits that cannot end: for a name that no process can put, or an object that only the waiting thread can seal.
 
 An error is raised only if it is certain that nothing can end the wait: no other process uses the store, no other thread runs,
-and there is no child that could join. Otherwise the log says what the process waits for.
+and there is no child that could join. Otherwise the log records the name or object that the process waits for.
 """
 
 from __future__ import annotations

@@ -54,7 +54,8 @@ def directory() -> str:
     """
     Return the directory of this user's named stores.
 
-    It is ``/dev/shm/pyray_ser-UID``, or what ``PYRAY_SER_STORE_DIR`` says: a directory of this user alone on a tmpfs.
+    It is ``/dev/shm/pyray_ser-UID``, or the value of ``PYRAY_SER_STORE_DIR``. It must be on a tmpfs and accessible only
+    to this user.
     """
     chosen = os.environ.get("PYRAY_SER_STORE_DIR")
     return os.path.abspath(chosen) if chosen else f"/dev/shm/pyray_ser-{os.geteuid()}"
@@ -159,8 +160,8 @@ def _leads_to(opened: _core.Opened, folder: str) -> bool:
 
 
 def _after_fork_in_child() -> None:
-    """Close the directories that the parent's other threads have open. The lock
-    of the current thread belongs to the parent."""
+    """Close the directories that the parent's other threads have open. The lock of the current
+    thread belongs to the parent."""
     own = get_ident()
     for opened in [found() for found in _guards.copy()]:
         if opened is not None and opened.thread != own:
@@ -343,7 +344,7 @@ def attach_existing(path: str, ident: int, timeout: float = 1.0, flags: int = 0)
 
 
 def leave(store: _core.Store) -> None:
-    """Remove the file of a named store if all its living clients are detaching. Call it before the store is closed."""
+    """Remove the file of a named store if all its living clients are detaching. Call this before the store is closed."""
     path = store.path
     if path is None or store.closed or store.orphaned:
         return
@@ -372,7 +373,7 @@ def leave_all() -> None:
 
 
 def _with_finalizers(_: object = None) -> None:
-    """Register `leave_all` for children of multiprocessing: they end by ``os._exit``, which runs only its finalizers."""
+    """Register `leave_all` for children of multiprocessing, which end by ``os._exit`` and run only its finalizers."""
     util = sys.modules.get("multiprocessing.util")
     if util is not None:
         util.Finalize(None, leave_all, exitpriority=-100)

@@ -239,7 +239,7 @@ def _room_in(folder: str) -> int:
     if size == 0:  # a tmpfs without a limit
         return 0
     default = _core.default_capacity()
-    # The store needs pages for its tables, too.
+    # The store also needs pages for its tables.
     room = max(_CAPACITY_MIN, size - max(size // 16, 2 << 20))
     return room if room < default else 0
 

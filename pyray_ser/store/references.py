@@ -1,6 +1,6 @@
 """Format and pickle references.
 
-A reference leaves a process in three ways, and each holds the object differently:
+A reference can leave a process in three ways, each of which holds the object differently:
 
 - inside a value that is put into the same store: the new object holds the old one (decided in `_core`);
 - by multiprocessing's own pickler (Queue, Pipe, Pool, arguments of a Process): loaded once, so a token in flight holds the

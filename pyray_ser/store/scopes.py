@@ -53,8 +53,8 @@ class Scope:
 
     def forget(self) -> None:
         left = {store.id for store in _core.open_stores()}
-        # Iterate over a copy and end one token per step: other threads, handlers and finalizers pickle references
-        # meanwhile.
+        # Iterate over a copy and release one token per step, because other threads, handlers and finalizers pickle
+        # references meanwhile.
         for identity, held in self._sticky.copy().items():
             if held[0] not in left:
                 self._sticky.pop(identity, None)

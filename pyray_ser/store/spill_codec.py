@@ -126,7 +126,8 @@ class Form:
         return piece
 
 
-# ---- files of a store that is gone ------------------------------------------------------------------------------------
+# ---- files of a store that has ended
+# ------------------------------------------------------------------------------------
 
 _TRAILER = struct.Struct("<4sHBBQQQQQ16x")
 # The header of an object: magic, version, flags.

@@ -118,7 +118,7 @@ def _keepers(record: dict[str, Any], kept: dict[int, int], sent: dict[int, int])
     """Describe what keeps an object alive, and how to release it."""
     serial = record["serial"]
     pickled, messages = kept.get(serial, 0), sent.get(serial, 0)
-    # A reference that was pickled several times holds its object once.
+    # A reference that was pickled several times has only one token.
     others = record["tokens_and_edges"] - pickled - messages
     found = []
     if record["state"] == "creating":
@@ -162,7 +162,7 @@ def _no_pages(facts: _Facts) -> exc.ObjectStoreFullError:
 
 
 def _full_file_system(path: str) -> tuple[str, str]:
-    """Describe the full file system, and what to do about it."""
+    """Describe which file system is full, and the remedy."""
     import os
 
     folder = os.path.dirname(path)

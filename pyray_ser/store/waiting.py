@@ -1,8 +1,8 @@
 """Wait for references without a thread for each: one thread per process watches all awaited references.
 
 The store has a counter that changes when an awaited object becomes ready. The watcher sleeps on this counter, at most
-0.1 s at a time, and checks its references when the counter has changed. Each event loop gets its ready objects in one
-call.
+0.1 s at a time, and checks its references when the counter has changed. Each event loop receives its ready objects in
+one call.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class _Watcher:
     The thread that watches references, and these references.
 
     The watcher has no lock, because a signal handler or finalizer that interrupts the holder would deadlock. Each entry
-    is added and taken in one step. Two threads may run for a while; each entry is in one of them. Before the thread
-    ends, it sets a flag and then processes the entries that were added before.
+    is added or removed in one atomic step. Two threads may run for a while; each entry is in one of them. Before the
+    thread ends, it sets a flag and then processes the entries that were added before.
     """
 
     def __init__(self) -> None:
@@ -113,7 +113,7 @@ class _Watcher:
             try:
                 loop.call_soon_threadsafe(_resolve_batch, loop, batch)
             except RuntimeError:
-                # The event loop was closed, so nothing waits any more.
+                # The event loop was closed, so no task waits any more.
                 continue
 
 

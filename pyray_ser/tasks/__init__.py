@@ -151,7 +151,7 @@ def _end_at_exit() -> None:
     # concurrent.futures joins its threads at this point. Functions of `atexit` run later, which is too late for a
     # running task.
     register = getattr(threading, "_register_atexit", atexit.register)
-    # The functions run in reverse order, so this one must be registered after those of concurrent.futures.
+    # The registered functions run in reverse order, so register this one after those of concurrent.futures.
     import concurrent.futures.thread  # noqa: F401
 
     register(shutdown)

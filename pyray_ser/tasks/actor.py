@@ -1,7 +1,7 @@
 """Actors, which ``remote`` makes from classes: an actor is an object in its own process.
 
-Its owner, the process that made it, has the pipe to it. A handle can be sent to other processes, which connect to the address
-where the actor listens. The calls of each caller run in the order in which they were made.
+The owner of an actor is the process that made it, and has the pipe to it. A handle can be sent to other processes,
+which connect to the address where the actor listens. The calls of each caller run in the order in which they were made.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class Client:
     def __init__(self, name: str) -> None:
         self.name = name
         self.killed = False
-        # The reason why calls fail after the actor's final end.
+        # The reason for failures of calls after the actor's final end.
         self.ended: WorkerDiedError | None = None
         # Calls in the order in which they were made; the first one waits for arguments.
         self._waiting: deque[Call] = deque()
@@ -241,7 +241,7 @@ class Client:
         return False
 
     def tell(self, ref: TaskRef, payload: bytes) -> None:
-        """Tell the actor which results of a stream were taken."""
+        """Report to the actor which results of a stream were taken."""
         job = ref.job
         if job is not None:
             self.channel.send(protocol.write(protocol.TAKEN, job.number, payload))
@@ -381,8 +381,9 @@ class ActorHandle:
     """
     Handle on an actor.
 
-    ``handle.method.remote(...)`` calls a method and returns a reference immediately. The actor ends with its last handle,
-    after the calls made until then, and with the process that made it. Handles can be sent to other processes.
+    ``handle.method.remote(...)`` calls a method and returns a reference immediately. The actor ends after the calls
+    made so far when its last handle is released, or when the process that made the actor ends. Handles can be sent to
+    other processes.
     """
 
     # Store the client in the instance's `__dict__`, because attribute access on a handle returns methods.
@@ -425,7 +426,7 @@ class ActorHandle:
 
 
 class ActorMethod:
-    """A method of an actor: call it with ``.remote(...)``."""
+    """A method of an actor, called with ``.remote(...)``."""
 
     __slots__ = ("_handle", "_method", "_several")
 

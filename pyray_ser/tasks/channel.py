@@ -54,7 +54,7 @@ class Peer(Protocol):
 
     # Readable once the process has ended.
     watch: Descriptor
-    # Whether the process has reported that it takes calls.
+    # Whether the process has reported that it accepts calls.
     ready: bool
 
     def kill(self) -> None:
@@ -72,7 +72,7 @@ OnDeath: TypeAlias = "Callable[[Channel], object]"
 
 class Channel:
     """
-    Calls to one worker process, answered in any order.
+    Calls to one worker process, which may answer them in any order.
 
     Parameters
     ----------
@@ -218,8 +218,8 @@ class Channel:
             if kind == protocol.ITEM:
                 calls.took(arrival, job, outcome, reply)
             else:
-                # Set the outcome first, then update the bookkeeping: code that interrupts this finds the outcome or
-                # can do both.
+                # Set the outcome first, then update the bookkeeping: code that interrupts this method finds the outcome
+                # or can do both steps.
                 if job is not None:
                     job.ref.settle(_NOTHING if outcome is None else outcome)
                 calls.finish(arrival, job, outcome if kind == protocol.FAILURE else None, reply)
@@ -351,7 +351,7 @@ class Channel:
         if self.calls.withdraw(job, protocol.write(protocol.CANCEL, job.number)):
             fail([job], lambda task: TaskCancelledError(task=task))
             return True
-        # The worker decides whether the request came in time.
+        # The worker decides whether the request arrived in time.
         return False
 
     def close(self) -> None:

@@ -52,8 +52,8 @@ class Collector:
         self._ended.acquire()
         self.thread = -1
         try:
-            # Not a threading.Thread: its start takes locks, which the code that a signal handler interrupted may
-            # hold.
+            # This is not a `threading.Thread`, because starting one acquires locks that code interrupted by a signal
+            # handler may hold.
             self.thread = start_new_thread(self._run, ())
         except RuntimeError:
             # Since Python 3.12 an interpreter that is shutting down starts no threads. In that case `end` does the
@@ -98,7 +98,7 @@ class Collector:
         """Return whether this collector watches a channel's pipe; False while `add` is interrupted before the
         registration."""
         turn = self._turns.get(channel)
-        # The number of the descriptor may belong to another channel by now.
+        # The descriptor's number may have been reused for another channel.
         watched = self._channels.get(channel.calls.fileno()) is channel
         return turn is not None and self._registered.get(channel) is turn and watched
 
@@ -238,8 +238,8 @@ class Collector:
     def _read(self, channel: Channel, state: int) -> None:
         calls = channel.calls
         if calls.reader != self.thread:
-            # Other code was adding the channel while it was removed. The thread that reads it now finds the bytes
-            # that have arrived.
+            # Other code was adding the channel while it was removed. The thread that now reads the channel finds the
+            # bytes that have arrived.
             self._drop_unless_new(channel)
             return
         try:

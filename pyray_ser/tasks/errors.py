@@ -1,8 +1,8 @@
-"""Errors that travel from a worker to the caller.
+"""Send errors from a worker to the caller.
 
 A worker describes an exception as a `Failure`: the pickled exception if possible, and always its type, text and traceback as
-text. The caller gets an instance of a class, made at run time, that derives from `TaskError` and from the type of the
-original, so that ``except TaskError`` and ``except ValueError`` both catch it.
+text. The caller receives an instance of a class, made at run time, that derives from `TaskError` and from the type of
+the original, so that ``except TaskError`` and ``except ValueError`` both catch it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NEVER_DUAL = (KeyboardInterrupt, SystemExit, GeneratorExit, StopIteration, Stop
 
 
 class Failure(NamedTuple):
-    """An exception that travels to the caller."""
+    """An exception in the form in which it is sent to the caller."""
 
     # The pickled exception, for unpack(); empty if it cannot be pickled.
     pickled: bytes
@@ -186,7 +186,7 @@ def _dual(cls: type) -> type[TaskError]:
             },
         )
     except TypeError:
-        # A type that cannot be a base, or whose layout conflicts with that of another exception.
+        # The type cannot be a base class, or its layout conflicts with that of `TaskError`.
         return TaskError
 
 

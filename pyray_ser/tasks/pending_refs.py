@@ -119,10 +119,10 @@ class _Promises:
     """The promises of this process."""
 
     def __init__(self) -> None:
-        # No lock, because a finalizer may pickle a reference at any point here. Each change is one atomic step of a
-        # dict.
+        # There is no lock, because a finalizer may pickle a reference at any point in this code. Each change is one
+        # atomic step of a dict.
         self._made: dict[TaskRef, Ref] = {}
-        # identity of a promise -> its result
+        # Identity of a promise -> the result of the promise
         self._kept: dict[bytes, Ref] = {}
         self._sweeping = False
 
@@ -202,7 +202,7 @@ def _reason(ref: TaskRef, error: BaseException) -> BaseException:
 
 
 class _Settled:
-    """An outcome that is too large for the promise itself: an error, or many bytes."""
+    """An outcome that is too large for the promise itself: an error, or a large value."""
 
     def __init__(self, outcome: Outcome) -> None:
         self.outcome = outcome

@@ -1,7 +1,7 @@
 """Run tasks on this node in threads, each with one worker process.
 
 Each thread forwards its calls to its process. The death of a process fails one task: the next one gets a new process.
-No lock is held here: the thread that takes a job out of `Pool._waiting`, in one step of a dict, runs it.
+There is no lock: the thread that removes a job from `Pool._waiting`, in one atomic step, runs the job.
 """
 
 from __future__ import annotations
@@ -50,11 +50,13 @@ class Pool:
     def __init__(self) -> None:
         self._size = settings.num_workers()
         # Calls that no thread has started yet, by call number, in order.
-        # Each call is in a separate list, and the thread that takes it out of the list runs it. The list stays
-        # until the call is over: code that interrupts `submit` may complete the call before `submit` continues.
+        # Each call is in a separate list, and the thread that pops the call from its list runs the call. The list stays
+        # until the call has ended, because code that interrupts `submit` may complete the call before `submit`
+        # continues.
         self._waiting: dict[int, list[tuple[Function, Call, int]]] = {}
         self._order: deque[int] = deque()
-        # One entry for each submitted call; None ends a thread. The queue is written in C, so finalizers can use it.
+        # One entry for each submitted call; None ends a thread. The queue is implemented in C, so finalizers can use it
+        # safely.
         self._tokens: SimpleQueue[bool] = SimpleQueue()
         self._threads: set[int] = set()
         self._idle: set[int] = set()
@@ -80,7 +82,8 @@ class Pool:
             self._take_back(job)
 
     def _start_thread(self) -> None:
-        # Not a threading.Thread: its start takes locks, which the code that a signal handler interrupted may hold.
+        # This is not a `threading.Thread`, because starting one acquires locks that code interrupted by a signal
+        # handler may hold.
         number = next(self._numbers)
         self._threads.add(number)
         try:
@@ -213,7 +216,7 @@ class Pool:
         return False
 
     def collect_later(self, ref: TaskRef) -> bool:
-        """Return whether the caller must read, because it interrupts the thread that runs the task."""
+        """Return whether the caller must read because it interrupts the thread that runs the task."""
         job = ref.job
         if job is None or get_ident() not in self._serving:
             return False
@@ -228,7 +231,7 @@ class Pool:
         return False
 
     def tell(self, ref: TaskRef, payload: bytes) -> None:
-        """Tell the worker which results of a stream were taken."""
+        """Report to the worker which results of a stream were taken."""
         job = ref.job
         worker = None if job is None else job.worker
         if job is not None and worker is not None:

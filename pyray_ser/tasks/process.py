@@ -1,7 +1,7 @@
 """Worker processes: started by `multiprocessing`, watched through a pidfd.
 
-A pidfd becomes readable when the worker ends. A pipe would not, because it stays open while any process has inherited
-its other end. Each worker also watches its owner and ends when the owner ends, whatever the worker is running.
+A pidfd becomes readable when the worker ends. A pipe would not, because it stays open while any process that inherited
+its other end is alive. Each worker also watches its owner and ends when the owner ends, whatever the worker is running.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def context(method: str | None = None) -> BaseContext:
 
 
 def new_address() -> str:
-    """Return an abstract address for an actor, so that no file is left."""
+    """Return an address in the abstract namespace for an actor, so that no file remains."""
     return f"\0pyray_ser-{os.getpid()}-{os.urandom(8).hex()}"
 
 
@@ -85,7 +85,7 @@ class Process:
 
         made: Any = context(method)
         self.process: BaseProcess
-        # Whether the process has reported that it takes calls, and whether this process has ended it.
+        # Whether the worker has reported that it accepts calls, and whether this process has ended the worker.
         self.ready = self._ended_here = False
         # The children attach to this store, so it must exist first.
         if _core.default() is None:
@@ -156,7 +156,7 @@ def _end_before_joining() -> None:
     Register `tasks.shutdown` to run before multiprocessing joins the children of this process.
 
     Child processes of multiprocessing, executors, joblib and loky join their own children before threading's exit
-    functions run. Workers end only when their pipe is closed, so such a child would wait for them without end.
+    functions run. Workers end only when their pipe is closed, so such a child would wait for them indefinitely.
     """
     global _registered
     if _registered:
@@ -211,7 +211,7 @@ def _children_allowed() -> Iterator[None]:
 @contextmanager
 def _interrupts_held_back(method: str) -> Iterator[None]:
     """
-    Start a child with Ctrl-C blocked, until `ignore_interrupts` runs there.
+    Start a child with SIGINT blocked until `ignore_interrupts` runs in the child.
 
     An interrupt immediately after the fork would be raised inside Python's fork hooks in the child, which print and
     discard the exception.

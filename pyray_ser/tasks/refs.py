@@ -54,7 +54,7 @@ class Source(Protocol):
         """Cancel the call; see `pyray_ser.cancel`."""
 
     def tell(self, ref: TaskRef, payload: bytes) -> None:
-        """Tell the worker which results of a stream were taken."""
+        """Report to the worker which results of a stream were taken."""
 
 
 class Repeatable:
@@ -72,7 +72,7 @@ class TaskRef:
     """
     Reference to the result of a task or of an actor's method. Made by ``.remote(...)``.
 
-    It is awaitable and hashable, can be an argument of other tasks, stored, and sent to other processes.
+    A reference is awaitable and hashable. It can be passed to other tasks, stored, and sent to other processes.
     """
 
     __slots__ = ("__weakref__", "_callbacks", "_forks", "_outcome", "cancelled", "job", "name", "source")
@@ -102,7 +102,8 @@ class TaskRef:
             self._run_callbacks()
 
     def _run_callbacks(self) -> None:
-        # A callback may settle the next reference of a long chain: the depth of the stack must not grow with the chain.
+        # A callback may settle the next reference of a long chain, but the depth of the stack must not grow with the
+        # chain.
         thread = get_ident()
         depth = _depths.get(thread, 0)
         if depth >= _DEEP:

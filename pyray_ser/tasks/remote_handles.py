@@ -5,7 +5,8 @@ while, even if all other handles have been released. A process that loads the ha
 announcement.
 
 Loading never waits and never fails because of the actor: a thread connects, and calls made meanwhile are queued.
-If the actor has ended, they fail. If its process has died and is restarted, the thread connects to the new one.
+If the actor has ended, these calls fail. If the actor's process has died and is restarted, the thread connects to the
+new process.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Calls with several results: a stream of any length, or a fixed number of results.
 
-Nothing here takes a lock. Received items are in a deque of the call's `Job`. A waiting thread registers a callback for the next
-change, and checks again after it.
+Nothing here takes a lock. Received items are in a deque of the call's `Job`. A waiting thread registers a callback for
+the next change, and then checks again.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Items:
             self._send(self._last)
 
     def abandon(self) -> bool:
-        """Drop the items and end the stream. Return False, for `collector().repeat`."""
+        """Discard the items and end the stream. Return False, for `collector().repeat`."""
         self._abandoned = True
         self._ready.clear()
         if self._last is None:
@@ -183,7 +183,7 @@ class ResultStream:
     """
     The results of a generator task, as references, in order, as they arrive.
 
-    Iterate over it, with ``for`` or ``async for``.
+    Iterate over this object with ``for`` or ``async for``.
     An error of the generator is raised by `get` of the reference that comes last.
     The generator is at most 16 results, or 64 MiB of them, ahead of its reader.
     If the stream is dropped, the worker closes the generator at its next item.

@@ -1,7 +1,7 @@
 """The worker's side: a loop that reads calls, runs them one after another, and answers them.
 
-The same loop serves a worker of the pool, which gets functions, and an actor, which gets a class and then names of methods.
-`worker_async` serves an actor whose methods are coroutines.
+The same loop serves a worker of the pool, which receives functions, and an actor, which receives a class and then names
+of methods. `worker_async` serves an actor whose methods are coroutines.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["Server", "main"]
 
 def main(ends: list[socket.socket], owner: tuple[int, int], settings: dict[str, Any]) -> None:
     """
-    Serve until the last caller has left. The target of a worker process.
+    Serve until the last caller has disconnected. The target of a worker process.
 
     Parameters
     ----------
@@ -100,7 +100,8 @@ class Server:
         self.functions: dict[int, Callable[..., Any] | _Unloadable] = {}
         # Settled arguments of a call, which the caller sends before the call: (caller, number of the call) -> list
         self.arguments: dict[tuple[Peer, int], list[Any]] = {}
-        # Running streams: (caller, number of the call) -> how far its stream is ahead of the reader
+        # Running streams: (caller, number of the call) -> the counts that show how far the stream is ahead of its
+        # reader
         self.flows: dict[tuple[Peer, int], Flow] = {}
         self.actor: Any = None
         self.actor_name = ""
@@ -357,7 +358,7 @@ class Server:
         size = len(payload)
         if held is not None:
             size = held.size or 0
-            # A caller that has ended will not acknowledge it.
+            # A caller that has ended will not acknowledge the result.
             if self.peers.get(peer.fd) is peer:
                 peer.held.setdefault(number, deque()).append(held)
         peer.send(protocol.write(kind, number, payload))

@@ -1,8 +1,7 @@
 """Reducers for types whose own reduction makes unnecessary copies, or fails.
 
-`put`, `serialize` and `dumps_frames` use them; `dumps` does not. There is one
-file for each package, imported with the first instance of a class of that
-package, so never before the user has imported it.
+`put`, `serialize` and `dumps_frames` use them; `dumps` does not. There is one file for each package. It is imported
+when the first instance of a class of that package is pickled, so never before the user has imported the package.
 
 A reducer takes an instance and returns what ``__reduce__`` would return, or
 `NotImplemented` to use the type's own reduction. Bytes that belong outside of

@@ -84,7 +84,7 @@ def _bytes_of(storage: Any) -> Any:
 
 
 def reduce_memory(memory: _Memory) -> Any:
-    """Reduce the memory of a storage to its bytes."""
+    """Reduce a `_Memory` to the bytes of its storage."""
     return constructors.Memory, (_bytes_of(memory.storage) if memory.storage.nbytes() else b"",)
 
 
@@ -117,7 +117,7 @@ def reduce_parameter(parameter: Any) -> Any:
 
 
 def reduce_storage(storage: Any) -> Any:
-    """Reduce a storage to its memory."""
+    """Reduce a storage to its `_Memory`."""
     if storage.device.type != "cpu":
         return NotImplemented
     return constructors.storage, (_memory_of(storage),)
