@@ -23,8 +23,8 @@
      +-- TaskCancelledError                                a task was cancelled
      +-- WorkerDiedError              (RuntimeError)       a worker process is gone
 
-Where Python has a matching exception, the class derives from that exception, too, so code that catches ``MemoryError``,
-``TimeoutError`` or ``TypeError`` needs no change.
+Where Python has a matching exception, the class derives from that exception, too, so
+code that catches ``MemoryError``, ``TimeoutError`` or ``TypeError`` needs no change.
 
 All accept an optional message, and facts as keywords. The facts are attributes.
 Without a message, the text is composed from them: what happened, to which object
@@ -115,7 +115,7 @@ class PyraySerError(Exception):
 
 
 class ObjectStoreFullError(PyraySerError, MemoryError):
-    """The store has no room for an object, and no other object could be dropped or spilled.
+    """The store has no room for an object, and nothing could be dropped or spilled.
 
     Attributes
     ----------
@@ -196,7 +196,7 @@ class StoreFullError(PyraySerError, RuntimeError):
 
 
 class ObjectLostError(PyraySerError, LookupError):
-    """An object was lost and cannot be recovered.
+    """An object is gone and cannot be brought back.
 
     Attributes
     ----------
@@ -461,7 +461,7 @@ class SerializationError(PyraySerError, TypeError):
 
 
 class DeepRecursionError(PyraySerError, _PicklingError, RecursionError):
-    """User code recurses more deeply than the C stack allows.
+    """Foreign code nests more deeply than the C stack allows.
 
     Attributes
     ----------
@@ -531,7 +531,7 @@ class TaskCancelledError(PyraySerError):
 
 
 class WorkerDiedError(PyraySerError, RuntimeError):
-    """A worker process ended before it had finished its work.
+    """A worker process ended while it had work.
 
     Attributes
     ----------
