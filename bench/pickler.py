@@ -70,7 +70,7 @@ def loop_of(expression, **names):
 
 
 def pickle_loops(obj, theirs=pickle.dumps):
-    """{(side, whose): loop} of `_pickle` (or what is given in its place) and ours; each result compared with `obj` first."""
+    """Return {(side, whose): loop} for `_pickle` (or `theirs`) and ours, after comparing each result with `obj`."""
     buffers, their_buffers = [], []
     stream = _pickle.dumps(obj, 5, buffer_callback=buffers.append)
     their_stream = theirs(obj, 5, buffer_callback=their_buffers.append)

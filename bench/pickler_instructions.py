@@ -8,9 +8,10 @@
     python bench/pickler_instructions.py --profile dumps,ours one    where they go, for rows that contain a word
 
 Instructions do not depend on other load, so two runs differ by a few in a thousand (addresses
-decide on hash collisions). One process runs all rows under callgrind; before and after each measurement it asks callgrind, by
-client requests of a few lines of C compiled on the spot, to zero its counters and to write them out. The cost of the
-loop itself is measured the same way and subtracted. The script needs valgrind with its headers, and a C compiler.
+decide on hash collisions). One process runs all rows under callgrind; before and after each measurement it tells
+callgrind to reset and to write its counters, by client requests in a few lines of C that are compiled on demand. The
+cost of the loop itself is measured the same way and subtracted. The script needs valgrind with its headers, and a C
+compiler.
 """
 
 from __future__ import annotations

@@ -4,11 +4,11 @@
 
     python bench/pools.py [--quick] [--jobs N]
 
-Three contenders take turns, each a separate process with its own workers: joblib as it is; the same array under
-`install()`; and under `install()` an array that lives in the store. The time includes the whole call, with the results
-consumed as they arrive. Memory is the largest total of the proportional set sizes of the process and its workers,
-looked at from outside during a call that is not timed; at its largest it is split by who has it mapped and by what it
-is: private memory, the store, joblib's files.
+Three contenders take turns, each a separate process with its own workers: joblib unchanged; the same array under
+`install()`; and an array in the store under `install()`. The time includes the whole call, with the results consumed as
+they arrive. Memory is the largest total of the proportional set sizes of the process and its workers, which another
+process samples during a call that is not timed. The largest total is divided by process and by kind of memory: private
+memory, the store, joblib's files.
 """
 
 from __future__ import annotations

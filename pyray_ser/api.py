@@ -1,4 +1,4 @@
-"""The functions of the package, apart from `put` and `get`, which are compiled."""
+"""The public functions of the package, except `put` and `get`, which are compiled."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def init(
     capacity : int or str, optional
         Maximum size in bytes, as a number or text such as ``"8G"``, from 1 MiB to 8 TiB. The default is the environment
         variable ``PYRAY_SER_CAPACITY``, otherwise 30 % of the memory; a named store takes no more than its file system
-        holds. Nothing is reserved: the store takes pages when it uses them.
+        holds. No memory is reserved: the store allocates pages when it uses them.
     spill_dir : str or path-like, optional
         Directory on a disk for objects that do not fit. The default is the environment variable ``PYRAY_SER_SPILL_DIR``,
         otherwise none: then a full store raises `ObjectStoreFullError`. The directory is made if its parent exists.
@@ -409,7 +409,7 @@ def seal(value: memoryview | NDArray[Any]) -> ObjectRef[Any]:
 
 def abort(value: memoryview | NDArray[Any]) -> None:
     """
-    Give up the result of `create` or `empty`. Processes that wait for it get `ObjectLostError`.
+    Discard the result of `create` or `empty`. Processes that wait for the object get `ObjectLostError`.
 
     Parameters
     ----------

@@ -1,10 +1,10 @@
 #!/bin/sh
-# Say in one line which packages of the distribution are missing before anything is built.
+# Report in one line which packages of the distribution are missing, before anything is built.
 #
 #   tools/check_prerequisites.sh [PYTHON]
 #
 # Looks for Python >= 3.11, its headers, venv with ensurepip, and a C compiler with the headers of libc.
-# Plain sh and nothing else, so that it can speak where Python is the thing that is missing.
+# The script uses only plain sh, so that it can report a missing Python.
 
 python=${1:-python3}
 debian=''
@@ -17,7 +17,7 @@ missing() { # reason, Debian package, Fedora package
     fedora="${fedora:+$fedora }$3"
 }
 
-# python3.12 asks for python3.12-dev, plain python3 for python3-dev.
+# python3.12 needs python3.12-dev, plain python3 needs python3-dev.
 base=${python##*/}
 case $base in
     python3.[0-9]*) deb=$base fed=$base ;;
@@ -46,7 +46,7 @@ compiles() {
         $1 -x c -c -o /dev/null - >/dev/null 2>&1
 }
 
-# The compiler the build will call: $CC, else the one this Python was built with, else cc.
+# The compiler that the build will call: $CC, else the one with which this Python was built, else cc.
 compiler=${CC:-$("$python" -c 'import sysconfig; print(sysconfig.get_config_var("CC") or "cc")' 2>/dev/null)}
 compiler=${compiler:-cc}
 if ! compiles "$compiler"; then

@@ -3,8 +3,9 @@
 
     python tools/download_size.py REQUIREMENT ...
 
-The builds for GPUs bring gigabytes of libraries. pip decides what it would install (nothing is downloaded for that but
-metadata); if a torch among it is not a CPU build, the sizes of all files are asked for and printed.
+The builds for GPUs require gigabytes of libraries. pip determines the packages that it would install, for which it
+downloads only metadata. If they include a torch that is not a CPU build, the script queries and prints the sizes of all
+files.
 """
 
 from __future__ import annotations

@@ -1,22 +1,24 @@
 #!/bin/sh
-# Run a command in a folder that holds another Debian, on this project's files.
+# Run a command in a folder that contains another Debian system, on this project's files.
 #
 #   tools/in_root.sh FOLDER COMMAND [ARGUMENT...]
 #
 # The command finds the current folder, /proc, /dev, /tmp, the resolver, the certificates and pip's settings of this machine
-# under the same names as outside, keeps the environment, and has a /dev/shm of its own. All mounts are the command's own and vanish with it. Needs root.
+# under the same paths as outside, inherits the environment, and has its own /dev/shm. All mounts belong to the command and
+# disappear when it ends. Needs root.
 
 set -eu
 folder=$(cd "$1" && pwd)
 shift
 
-# The script itself, once more, in a mount namespace of its own.
+# Run this script again, in its own mount namespace.
 if [ "${IN_ROOT:-}" != "$folder" ]; then
     IN_ROOT=$folder exec unshare --mount --propagation private /bin/sh "$0" "$folder" "$@"
 fi
 unset IN_ROOT
 
-# A mount point of its own, which becomes the root: who is in a mere chroot may not make user namespaces, as some tests do.
+# Make the folder a mount point, which becomes the root. In a plain chroot, a process cannot make user namespaces, as some
+# tests do.
 mount --bind "$folder" "$folder"
 
 bind() { # path: a folder or a file, if there is one

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Put another Debian with its Python into a folder, for `make test-versions`.
+# Install another Debian system with its Python in a folder, for `make test-versions`.
 #
 #   tools/make_python_root.sh FOLDER SUITE [MIRROR]
 #
@@ -25,7 +25,7 @@ if [ ! -e "$folder/usr/bin/python3" ]; then
     debootstrap --variant=minbase --include=python3,python3-dev,python3-venv,gcc,libc6-dev,make,ca-certificates \
         "$suite" "$folder" "$mirror"
 fi
-# The test suite's package carries the version in its name.
+# The name of the test suite's package contains the version.
 version=$(chroot "$folder" python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 if ! chroot "$folder" python3 -c 'import test.pickletester' 2>/dev/null; then
     DEBIAN_FRONTEND=noninteractive chroot "$folder" apt-get install -y "libpython$version-testsuite"

@@ -50,7 +50,7 @@ class Loop:
 
 
 def once(function: Callable[[], object]) -> Round:
-    """A round of one timed call; its result is dropped after the time is taken."""
+    """A round of one timed call, whose result is dropped after the time was measured."""
 
     def call() -> float:
         start = perf_counter()

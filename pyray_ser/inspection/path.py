@@ -48,7 +48,7 @@ def path_text(parts: list[Part], root: str | None = None) -> str:
 
 
 def describe(steps: list[Step]) -> list[Part]:
-    """Translate the steps that lead to an object; those inside a reduction disappear."""
+    """Translate the steps to an object into parts; steps inside a reduction disappear."""
     return [part for _, parts in _groups(steps) for part in parts]
 
 

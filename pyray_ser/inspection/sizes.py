@@ -123,7 +123,7 @@ class Size:
         return f"<Size of {self.path or self.type}: {size_text(self.total)} ({kinds})>"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as nested dictionaries, for JSON; ``deeper`` counts parts that are too deep for it."""
+        """Return the tree as nested dictionaries, for JSON; ``deeper`` counts the parts that are too deep for JSON."""
         root: dict[str, Any] = {}
         waiting: list[tuple[Size, dict[str, Any], int]] = [(self, root, 0)]
         while waiting:
@@ -268,7 +268,7 @@ def inspect_size(obj: Any, name: str | None = None, *, threshold: int = 1024) ->
     name : str, optional
         Its name in the result.
     threshold : int, optional
-        Buffers of at least so many bytes leave the stream, as in `put`.
+        Buffers of at least this many bytes are stored outside of the stream, as in `put`.
 
     Returns
     -------

@@ -110,7 +110,7 @@ def trace(
     max_failures: int = 1000,
     refers: Callable[[int, int], bool] | None = None,
 ) -> Trace:
-    """Visit everything a pickler would visit.
+    """Visit all objects that a pickler would visit.
 
     Parameters
     ----------

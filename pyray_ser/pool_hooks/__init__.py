@@ -2,13 +2,13 @@
 
 ::
 
-    message     pickles a message in one pass and takes large buffers out of it
+    message     pickles a message in one pass and replaces large buffers by references
     load        the functions that such a message calls when it is loaded
-    direct      reads a buffer of a store of which this process is no client
-    in_flight   objects in flight: the bound of their bytes, and the end of lost ones
+    direct      reads a buffer of a store of which this process is not a client
+    in_flight   objects in flight: the limit of their bytes, and the release of lost ones
     audience    which processes may read a message, and whether all of them are clients of the store
     received_arrays  arrays that are sent on as they were received
-    stored_once  arrays that need not be stored again
+    stored_once  arrays that are in the store already
     pipes       facts about a pipe from the kernel: which processes can read it, how much is unread
     processes   arguments of processes that start with an empty interpreter
     imported    modules that are imported before any process forks
@@ -70,13 +70,13 @@ def install(*, min_bytes: int = 1 << 20, mmap_mode: str = "c", max_in_flight: in
     Parameters
     ----------
     min_bytes : int
-        Buffers of at least this size travel through the store.
+        Buffers of at least this size are sent through the store.
     mmap_mode : {"c", "r"}
         "c": arrays arrive writable, over private copy-on-write memory, so that code which writes to its arguments works.
         "r": read-only, over the stored bytes.
     max_in_flight : int, optional
-        Bytes that may be in flight or held by receivers; buffers beyond it travel as without this library. Default is a
-        quarter of the store's capacity.
+        Bytes that may be in flight or held by receivers; buffers beyond this limit are sent as without this library.
+        Default is a quarter of the store's capacity.
 
     Returns
     -------

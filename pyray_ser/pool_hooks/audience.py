@@ -136,7 +136,7 @@ def _all_are_clients(inode: int, store: _core.Store) -> bool:
 
 
 def _readers(inode: int, clients: set[int]) -> set[int] | None:
-    """Return the processes that may read; None if that is unknown or there is none at the moment."""
+    """Return the processes that may read; None if they are unknown or if there is none at the moment."""
     found = set()
     me = os.getpid()
     family = {me, *clients}

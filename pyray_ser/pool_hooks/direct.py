@@ -32,7 +32,7 @@ _mappings: dict[int, list[tuple[int, int, int]]] = {}
 
 
 def place(store: _core.Store, ref: _core.ObjectRef[Any]) -> int:
-    """Return the place of an object's only buffer in the file of its store; -1 if that is unknown or may change."""
+    """Return the offset of an object's only buffer in the file of its store; -1 if it is unknown or may change."""
     numpy = imported.numpy()
     if numpy is None or store.spill_dir is not None:
         return -1

@@ -1,7 +1,7 @@
 """The modules that are imported before any process forks.
 
-In a forked child, a thread that does not exist there may hold a lock of the import system, so that an import waits without end.
-Therefore everything that a child needs to send and receive is imported before.
+A forked child inherits the locks of the import system. If another thread held one at the fork, an import in the child
+waits forever. Therefore the parent imports everything that a child needs to send and receive.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ class _Sent:
         return _core.load_ref(self.identity).state == "sealed"
 
     def unread(self, readers: pipes.Readers) -> int | None:
-        """Return how many bytes of its pipe are unread; None if no process can read it."""
+        """Return the number of unread bytes in the pipe of the message; None if no process can read the pipe."""
         connection = None if self.connection is None else self.connection()
         if connection is not None and not connection.closed:
             try:
@@ -190,7 +190,7 @@ def _under_way(store: _core.Store) -> int:
 
 
 def _prune(store: _core.Store) -> list[dict[str, Any]]:
-    """Remove what has arrived from the list, except objects that count until they are gone; return all flights of the store."""
+    """Remove arrived messages from the list, except those that count until freed; return all flights of the store."""
     # Copy the entries before listing the flights. Messages that are sent meanwhile are not among the entries, so they
     # are not removed.
     with _lock:
@@ -205,7 +205,7 @@ def _prune(store: _core.Store) -> list[dict[str, Any]]:
 
 
 def reaped() -> None:
-    """Handle the messages of children that have ended. Called when one was reaped; fast if there are none."""
+    """Handle the messages of ended children. Called when a child was reaped; fast if there are no messages."""
     global _deaths
     _deaths = time.monotonic()
     store = _core.default()

@@ -57,7 +57,7 @@ class Taker(Protocol):
 
 
 class Output(io.BytesIO):
-    """The file that the pickler writes to; it replaces large payloads by calls of `load`."""
+    """The file that the pickler writes to, which replaces large payloads by calls of `load`."""
 
     def __init__(self, taker: Taker) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Output(io.BytesIO):
         self._tail = b""
 
     def write(self, data: Any, /) -> int:
-        """Write bytes of the pickler; a large payload may become a reference."""
+        """Write bytes of the pickler. A large payload may be replaced by a reference."""
         if type(data) is pickle.PickleBuffer:  # from protocol 5 on, for types that export their memory
             data = data.raw()
         size = len(data)
@@ -104,7 +104,7 @@ def _starts_with_frame(data: bytes) -> bool:
 
 
 def _call(loader: str, args: tuple[Any, ...]) -> bytes:
-    """Return opcodes that call a function of `load`; they leave the memo alone."""
+    """Return opcodes that call a function of `load` and do not change the memo."""
     parts = [pickle.GLOBAL, f"{load.__name__}\n{loader}\n".encode(), pickle.MARK]
     for value in args:
         if isinstance(value, bytes):

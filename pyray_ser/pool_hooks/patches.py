@@ -195,7 +195,7 @@ class _Gather:
 
 
 def sending() -> _Gather | None:
-    """Return the gatherer for the buffers of the message that this thread is about to pickle; None if they stay in it."""
+    """Return the object that takes the buffers of the message to be pickled; None if they stay in the message."""
     connection = _local.to
     if connection is None:
         connection = _local.feeds

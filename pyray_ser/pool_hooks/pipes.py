@@ -64,7 +64,7 @@ def note_of(inode: int) -> int:
 
 
 def _ask(inode: int) -> dict[int, tuple[int, ...]]:
-    """Return the kernel's facts about a socket: kind of attribute -> numbers; empty if it is gone or unknown."""
+    """Return the kernel's data about a socket: kind of attribute -> numbers; empty if it is unknown or closed."""
     body = struct.pack(
         "=BBHIII2I", socket.AF_UNIX, 0, 0, 0xFFFFFFFF, note_of(inode), _SHOW_PEER | _SHOW_QUEUES, 0xFFFFFFFF, 0xFFFFFFFF
     )

@@ -41,7 +41,7 @@ def note(buffer: Any, ref: _core.ObjectRef[Any]) -> Any:
 
 
 def source(view: memoryview) -> _core.ObjectRef[Any] | None:
-    """Return the object all of whose bytes a view shows; None if the view did not arrive, or was written to."""
+    """Return the object that a view covers entirely; None if the view was not received, or was written to."""
     numpy = imported.numpy()
     if numpy is None or not _arrived:
         return None

@@ -54,7 +54,7 @@ def put(view: memoryview, limit: int) -> tuple[Ref, bool]:
     ----------
     view : memoryview
     limit : int
-        How many bytes may be kept for the next time; the oldest are released.
+        Maximum number of bytes to keep for the next time; the oldest objects are released.
 
     Returns
     -------
@@ -86,7 +86,7 @@ def _is_array(view: memoryview) -> bool:
 
 
 def _constant_owner(view: memoryview) -> tuple[Array | None, bool]:
-    """Return the array at the base of a view if no array up to it is writable, else None; and whether none can become so."""
+    """Return the base array of a view if no array up to it is writable, and whether none can become writable."""
     import numpy
 
     found: Any = view.obj

@@ -328,7 +328,7 @@ def _attach_or_make(path: str, folder: str, options: dict[str, Any], there: bool
 
 
 def attach_existing(path: str, ident: int, timeout: float = 1.0, flags: int = 0) -> _core.Store | None:
-    """Attach to the store in the file `path` if it has this identity; return None if it is gone."""
+    """Attach to the store in the file `path` if it has this identity; return None if it no longer exists."""
     folder = os.path.dirname(path)
     try:
         check_directory(folder)

@@ -1,8 +1,8 @@
 """The options of a store: check their values, and detect options that come too late.
 
 `check` converts the arguments of `init` for the engine, or raises an error that says what is wrong with them. The options of a
-store are fixed when it is made. `ignored` words the warning for a process that asks for others later; `check_repeated` raises if
-two calls of `init` in one process ask for different values.
+store are fixed when it is made. `ignored` makes the warning for a process that requests other options later.
+`check_repeated` raises if two calls of `init` in one process request different values.
 """
 
 from __future__ import annotations

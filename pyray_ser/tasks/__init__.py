@@ -2,10 +2,10 @@
 
 ::
 
-    refs, pending_refs, errors   references to pending results, and errors that travel to the caller
-    call, streams, protocol      one call: what is sent, what comes back
+    refs, pending_refs, errors   references to pending results, and errors that are sent to the caller
+    call, streams, protocol      one call: the messages to the worker and back
     backpressure                 how far a stream may run ahead of its reader
-    process, channel, collector  worker processes, the caller's end of the pipe to one, and the thread that reads for all
+    process, channel, collector  worker processes, the caller's end of a worker's pipe, the thread that reads all pipes
     engine, pool                 the interface for another engine, and the engine of this node
     function, actor              remote functions, actors
     remote_handles               actors' handles in other processes

@@ -99,7 +99,7 @@ class ActorClass:
 
 
 class Grip:
-    """Shared by the handles of one actor in this process, and released with the last of them; calls in flight do not hold it."""
+    """Shared by all handles of an actor in this process and released with the last one, even if calls are in flight."""
 
     __slots__ = ("__weakref__", "client")
 

@@ -80,7 +80,7 @@ def _failed(ref: TaskRef) -> bool:
 
 
 def _portable(ref: TaskRef) -> TaskRef:
-    """Return the reference; describe its error if that cannot be pickled."""
+    """Return the reference; describe its error if the error cannot be pickled."""
     if not _failed(ref) or isinstance(ref.outcome, Failure):
         return ref
     assert isinstance(ref.outcome, BaseException)

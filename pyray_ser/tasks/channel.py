@@ -122,7 +122,8 @@ class Channel:
     # ---- receiving
 
     def collect(self, ref: TaskRef, deadline: float | None) -> bool:
-        """Read until `ref` is settled or time is over; return False if another thread reads, so that the caller must sleep."""
+        """Read until `ref` is settled or the deadline passes; return False if the caller must sleep, as another thread
+        reads."""
         calls, thread = self.calls, get_ident()
         while (turn := calls.turn(thread)) is None and calls.reader != thread:
             # The reader checks this flag after its turn.
@@ -267,7 +268,7 @@ class Channel:
         Returns
         -------
         bool
-            False if no calls are taken any more.
+            False if the channel accepts no more calls.
         """
         self.process = process
         if not self.calls.attach(pipe, again):
@@ -315,7 +316,7 @@ class Channel:
             self._after_reading()
 
     def submit_first(self, waiting: deque[Any], call: Call) -> bool:
-        """Take a call from the front of a deque and send it, in one step; return False if it was gone."""
+        """Pop a call from the front of a deque and send it, in one atomic step; return False if it was not there."""
         taken = self.calls.submit_first(waiting, call, call.job)
         if taken is None:
             return False
@@ -324,7 +325,7 @@ class Channel:
         return True
 
     def abandon(self) -> None:
-        """Take no more calls; other code decides about the unanswered ones."""
+        """Refuse further calls; other code handles the unanswered ones."""
         self._refuse()
         self.calls.drop()
 

@@ -1,8 +1,8 @@
 """The interface that every engine implements.
 
-`remote`, references, `get` and `wait` call the engine that runs plain functions through the methods of `Engine`; those of `Source`
-bring in the answer of a reference. The engine of this package is `pool.Pool`. A distributed engine implements the same methods
-and is installed with `use`. Actors are processes on this node in either case.
+`remote`, references, `get` and `wait` use the methods of `Engine` to run plain functions, and those of `Source` to
+receive the answer of a reference. The engine of this package is `pool.Pool`. A distributed engine implements the same
+methods and is installed with `use`. Actors are processes on this node in either case.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Engine(Source, Protocol):
         """Run a call whose arguments are ready, immediately or later, and settle its reference in every case."""
 
     def cancel(self, ref: TaskRef, force: bool) -> bool:
-        """Prevent a task from running, or with `force` end it; return True if it will have no result."""
+        """Prevent a task from running, or end it if `force` is true; return True if the task will have no result."""
 
     def shutdown(self) -> None:
-        """End everything; calls without a result fail."""
+        """End all processes; calls without a result fail."""
 
 
 # The engine, if any, under the key "engine". A dict is used because reading or changing it is one atomic step.
@@ -50,7 +50,7 @@ def current() -> Engine:
 
 
 def use(engine: Engine | None) -> Engine | None:
-    """Let `engine` run tasks from now on, None for the local pool; return the one before."""
+    """Let `engine` (None for the local pool) run tasks from now on; return the previous engine."""
     before = _used.pop("engine", None)
     if engine is not None:
         _used["engine"] = engine

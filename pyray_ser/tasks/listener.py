@@ -27,7 +27,7 @@ KILLED = "-killed"
 
 class Visitors:
     """
-    A thread that accepts connections; `fd` is readable when there are some.
+    A thread that accepts connections; `fd` is readable if there are new ones.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
-"""How a TaskRef travels.
+"""Send a TaskRef to other processes.
 
 A settled TaskRef is pickled as its outcome. For a pending one, an unsealed object is made in the store, the promise.
 The receiver waits for it as for any other object, and the owner seals it when the answer has arrived. If the owner dies
-first, waiting processes get `ObjectLostError`.
+before that, waiting processes get `ObjectLostError`.
 
 The promise cannot hold its result, because the promise is older, and objects refer only to older objects so that no
 cycle can form. Therefore the owner holds the result as long as the promise exists.
@@ -171,7 +171,7 @@ class _Promises:
             collector().repeat(self._sweep)
 
     def _sweep(self) -> bool:
-        """Release results whose promises no process holds; return whether some are left."""
+        """Release results whose promises no process holds; return whether any results remain."""
         for identity in list(self._kept):
             if load_ref(identity).state != "sealed":
                 self._kept.pop(identity, None)

@@ -68,7 +68,7 @@ class Pool:
         self._ended = False
 
     def submit(self, function: Function, call: Call, max_retries: int) -> None:
-        """Run a call once, however often this is called for it; see `Engine`."""
+        """Run a call once, even if this method is called repeatedly for the same call; see `Engine`."""
         job = call.job
         if job.ref.outcome is not None:
             return
@@ -93,7 +93,7 @@ class Pool:
             raise
 
     def _take_back(self, job: Job) -> bool:
-        """Cancel a call that no thread has begun; return whether that succeeded."""
+        """Cancel a call that no thread has started; return whether this succeeded."""
         try:
             self._waiting[job.number].pop()
         except (KeyError, IndexError):

@@ -233,7 +233,7 @@ def _interrupts_held_back(method: str) -> Iterator[None]:
 
 
 def join(child: BaseProcess, patience: float) -> None:
-    """Wait for the end of a process. Several threads may wait; the one that does not reap it checks again."""
+    """Wait for the end of a process. Several threads may wait; those that do not reap the process check again."""
     until = time.monotonic() + patience
     while child.exitcode is None:
         left = until - time.monotonic()
@@ -313,7 +313,7 @@ def end_with(owner: tuple[int, int]) -> None:
 
 
 def let_go_of_inherited() -> None:
-    """Release the references that the owner had at the fork; otherwise this process would hold their objects until its end."""
+    """Release the references that the owner had at the fork, because they would hold their objects until the end."""
     if not _core.fork_count():
         return
     from ..store.discovery import renew

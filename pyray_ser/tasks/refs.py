@@ -40,7 +40,7 @@ class Source(Protocol):
     """The object that receives the answer to a call."""
 
     def collect(self, ref: TaskRef, deadline: float | None) -> bool:
-        """Wait for the answer, at most until `deadline`; return False if the caller must sleep until it comes."""
+        """Wait for the answer, at most until `deadline`; return False if the caller must sleep until then."""
 
     def collect_later(self, ref: TaskRef) -> bool:
         """
@@ -197,7 +197,7 @@ class TaskRef:
             )
 
     def join(self, deadline: float | None) -> bool:
-        """Wait until it is settled, at most until `deadline` on the monotonic clock; return False if that came first."""
+        """Wait until the reference is settled; return False if `deadline` (on the monotonic clock) passed before."""
         while self._outcome is None:
             self.check_process()
             source = self.source
@@ -208,7 +208,7 @@ class TaskRef:
         return self._outcome is not None
 
     def sleep(self, deadline: float | None) -> bool:
-        """Sleep until it is settled or something may have changed; return False after the deadline."""
+        """Sleep until the reference is settled or its state may have changed; return False after the deadline."""
         waiter = allocate_lock()
         waiter.acquire()
         self.notify(waiter, lambda _: waiter.release())
@@ -279,7 +279,7 @@ class TaskRef:
         return "sealed" if type(outcome) is bytes else "lost"
 
     def free(self) -> None:
-        """Delete the result, now or when it is there; see `pyray_ser.free`."""
+        """Delete the result, now or when it has arrived; see `pyray_ser.free`."""
         outcome = self._outcome
         if outcome is None:
             self.add_done_callback(TaskRef.free)

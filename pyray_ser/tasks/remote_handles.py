@@ -88,7 +88,7 @@ class _Remote:
         return WorkerDiedError(pid=self.pid, task=task)
 
     def reap(self) -> None:
-        """Stop watching it; its owner reaps it."""
+        """Stop watching the process, which its owner reaps."""
         self.watch.close()
 
     def second_watch(self) -> Descriptor:

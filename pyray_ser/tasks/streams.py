@@ -126,7 +126,7 @@ class Items:
         return source.collect_later(self.ref)
 
     def wait(self, deadline: float | None) -> bool:
-        """Sleep until something may have arrived; return False after the deadline."""
+        """Sleep until an item may have arrived; return False after the deadline."""
         self.tell()
         waiter = allocate_lock()
         waiter.acquire()
@@ -181,10 +181,10 @@ def _wake(loop: asyncio.AbstractEventLoop, moved: asyncio.Future[None]) -> None:
 
 class ResultStream:
     """
-    The results of a generator task, as references, in order, as they arrive.
+    An iterator over the results of a generator task, as references, in order, as they arrive.
 
     Iterate over this object with ``for`` or ``async for``.
-    An error of the generator is raised by `get` of the reference that comes last.
+    `get` of the last reference raises an error of the generator.
     The generator is at most 16 results, or 64 MiB of them, ahead of its reader.
     If the stream is dropped, the worker closes the generator at its next item.
     """
