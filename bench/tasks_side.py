@@ -1,4 +1,4 @@
-"""One side of `tasks_beside_ray.py`: it times tasks and actors of one library, as commands on standard input request.
+"""One side of `tasks_beside_ray.py`: times tasks and actors of one library, as requested on standard input.
 
 The script runs in the library's own environment, so it uses no code of this project, except the package on our own
 side.

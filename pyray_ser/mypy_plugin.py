@@ -79,7 +79,7 @@ def _make_remote(context: ClassDefContext) -> bool:
 
 
 class RemotePlugin(Plugin):
-    """The hooks for decorators of classes."""
+    """The hooks for class decorators."""
 
     def get_class_decorator_hook_2(self, fullname: str) -> Callable[[ClassDefContext], bool] | None:
         """Return the hook for the decorator of that name."""

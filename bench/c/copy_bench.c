@@ -1,5 +1,5 @@
 /*
- * copy_bench.c - what a copy into shared memory costs, by state of the pages and by kernel.
+ * copy_bench.c - measures copies into shared memory, by state of the pages and by kernel.
  *
  *     cc -std=gnu11 -O2 -pthread -Icsrc/store/platform bench/c/copy_bench.c csrc/store/platform/copy.c csrc/store/platform/threads.c \
  *        csrc/store/platform/fill.c csrc/store/platform/copy_strided.c csrc/store/platform/pages.c -o copy_bench
@@ -94,7 +94,7 @@ static void *run_half(void *arg)
     return NULL;
 }
 
-/* `way` on two threads, half the bytes each. */
+/* Run `way` on two threads, each with half of the bytes. */
 static void on_two(void (*way)(const place *), const place *p)
 {
     size_t half = p->n / 2 & ~(size_t)4095;
@@ -258,7 +258,7 @@ static void bench_reuse(size_t n, int rounds)
     free(src);
 }
 
-/* Find the size at which one way overtakes another: the destination rotates through 256 MB, the source stays. */
+/* Find the size from which one way is faster than another. The destination rotates through 256 MB, the source stays. */
 static void bench_cross(int rounds)
 {
     enum { SPAN = 256 << 20 };

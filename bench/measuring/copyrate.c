@@ -1,8 +1,8 @@
 /*
- * copyrate.c - the fastest known copies, written separately from the store's code, as references for it.
+ * copyrate.c - the fastest known copies, written separately from the store's code, as a reference for it.
  *
- * Plain memcpy and non-temporal stores, each in one thread or in several threads with equal shares. Compiled by
- * copyrate.py when it is needed; no part of the package.
+ * The copies use plain memcpy or non-temporal stores, in one thread or in several threads with equal shares.
+ * copyrate.py compiles this file on demand; it is not part of the package.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -70,7 +70,7 @@ static void *work(void *arg)
     return NULL;
 }
 
-/* Returns 0, or an errno when a thread cannot be made. */
+/* Returns 0, or an errno value if a thread cannot be started. */
 int copyrate_copy(void *dst, const void *src, size_t n, int streaming, int threads)
 {
     pthread_t thread[MOST_THREADS];

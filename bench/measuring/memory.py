@@ -20,8 +20,7 @@ def pss(pid: int | str = "self", kind: str = "Pss") -> int:
 
 
 def do_nothing(pipe: Connection) -> None:
-    """Run a process with numpy but no store, as a baseline for one that reads an object. See
-    rows/memory.py."""
+    """Run a process with numpy but no store, as the baseline of a reader. See rows/memory.py."""
     pipe.recv()
     pipe.send(int(np.int64(0)))
     pipe.recv()

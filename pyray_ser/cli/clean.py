@@ -1,8 +1,8 @@
 """``pyray-ser clean``: remove the files of dead stores.
 
-A named store is dead if no process holds a lock on its file, in any pid namespace and container, and no visible process has it
-mapped. A directory of spilled objects is dead if no process holds the lock that every client of its store holds. Nothing else is
-removed; memory of unnamed stores needs no cleaning.
+A named store is dead if no process in any pid namespace or container holds a lock on its file, and no visible process
+has the file mapped. A directory of spilled objects is dead if no process holds the lock that every client of its store
+holds. Nothing else is removed; memory of unnamed stores needs no cleaning.
 """
 
 from __future__ import annotations

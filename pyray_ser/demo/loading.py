@@ -1,4 +1,4 @@
-"""Load the dataset of ``--input FILE`` from .npy, .npz, .csv or .parquet. A file that cannot be read gives a one-line
+"""Load ``--input FILE``: a dataset from .npy, .npz, .csv or .parquet. A file that cannot be read gives a one-line
 error."""
 
 from __future__ import annotations

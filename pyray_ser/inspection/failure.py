@@ -1,4 +1,4 @@
-"""The report about one object that cannot be pickled."""
+"""The report on one object that cannot be pickled."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -158,7 +158,7 @@ def _is_heap_type(cls: type) -> bool:
 
 
 def _is_compiled(cls: type) -> bool:
-    """Return whether a class comes from compiled code, where a user cannot add a method."""
+    """Return whether a class is defined in compiled code, so that a user cannot add a method."""
     if not _is_heap_type(cls) or vars(type)["__flags__"].__get__(cls) & (1 << 8):  # immutable
         return True
     module = sys.modules.get(_module_name(cls))

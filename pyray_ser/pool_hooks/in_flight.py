@@ -38,7 +38,7 @@ __all__ = ["Sending", "reaped", "tick"]
 CLOSED, AFTER_DEATH, PATIENCE = 5.0, 5.0, 30.0
 # Minimum number of seconds between two checks of the list.
 LOOK = 0.25
-# The place of the token in a reference, see `_core`: kind, index and serial.
+# The position of the token in a reference, see `_core`: kind, index and serial.
 _TOKEN = slice(40, 56)
 
 
@@ -88,7 +88,7 @@ class _Sent:
 
 _lock = RLock()
 _sent: list[_Sent] = []
-# Messages of dead processes: serial of the token -> message
+# Messages of dead processes: serial number of the token -> message
 _orphans: dict[int, _Sent] = {}
 _looked = 0.0
 _deaths = 0.0

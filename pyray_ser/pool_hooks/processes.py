@@ -31,7 +31,7 @@ _local = threading.local()
 
 
 class _Arguments:
-    """Takes the large buffers of one process; implements `message.Taker`."""
+    """Collects the large buffers of one process; implements `message.Taker`."""
 
     def __init__(self, popen: Any, options: Options) -> None:
         self.min_bytes = options.min_bytes
@@ -60,7 +60,7 @@ class _Arguments:
         return self.number, self.server, offset, view.nbytes
 
     def close(self) -> None:
-        """Close the file here; the child has its own descriptor by now."""
+        """Close the file here, because the child has its own descriptor by now."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

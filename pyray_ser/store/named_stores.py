@@ -160,8 +160,7 @@ def _leads_to(opened: _core.Opened, folder: str) -> bool:
 
 
 def _after_fork_in_child() -> None:
-    """Close the directories that the parent's other threads have open. The lock of the current
-    thread belongs to the parent."""
+    """Close the directories that the parent's other threads have open. This thread's own lock is the parent's."""
     own = get_ident()
     for opened in [found() for found in _guards.copy()]:
         if opened is not None and opened.thread != own:

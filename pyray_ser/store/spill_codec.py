@@ -101,8 +101,7 @@ class Form:
         return made
 
     def expander(self) -> Callable[[memoryview, int], bytes | None]:
-        """Return a function that restores a piece from a frame, or returns None if the frame is bad. For one
-        thread."""
+        """Return a function, for one thread, that restores a piece from a frame or returns None for a damaged frame."""
         return self._expand_lz4 if self.codec == 1 else self._expand_zstd
 
     def _expand_lz4(self, frame: memoryview, size: int) -> bytes | None:

@@ -122,8 +122,8 @@ class Channel:
     # ---- receiving
 
     def collect(self, ref: TaskRef, deadline: float | None) -> bool:
-        """Read until `ref` is settled or the deadline passes; return False if the caller must sleep, as another thread
-        reads."""
+        """Read until `ref` is settled or the deadline passes; return False if another thread reads, so the caller
+        sleeps."""
         calls, thread = self.calls, get_ident()
         while (turn := calls.turn(thread)) is None and calls.reader != thread:
             # The reader checks this flag after its turn.

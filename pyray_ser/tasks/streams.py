@@ -26,8 +26,7 @@ __all__ = ["Items", "Parts", "ResultStream"]
 
 
 class Items:
-    """The received items of a stream that were not taken yet. The call holds this object, not the stream,
-    which may be dropped."""
+    """The received but not yet taken items of a stream. The call holds this object, so the stream may be dropped."""
 
     def __init__(self, ref: TaskRef, job: Job) -> None:
         self.ref = ref

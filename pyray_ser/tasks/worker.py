@@ -111,7 +111,7 @@ class Server:
         # The error that the actor's `__init__` raised, if any.
         self.broken: Failure | None = None
         self.inbox: deque[tuple[Peer, int, int, memoryview]] = deque()
-        # Calls of other processes that arrived before the actor exists, because an argument of its constructor is still
+        # Calls of other processes that arrived before the actor was made, because an argument of its constructor was
         # pending.
         self.unmade = listener is not None
         self.early: list[tuple[Peer, int, int, memoryview]] = []
