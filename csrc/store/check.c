@@ -149,11 +149,6 @@ static uint32_t one(const prs_store *s)
     return 1;
 }
 
-static uint32_t extents_in_use(const prs_store *s)
-{
-    return s->super->arena.extent_bump;
-}
-
 int prs_check_in_slices(prs_store *s, prs_error *error)
 {
     static const struct {
@@ -161,7 +156,7 @@ int prs_check_in_slices(prs_store *s, prs_error *error)
         int (*check)(prs_store *s, uint32_t i, prs_error *error);
     } tables[] = {{one, check_heads},
                   {prs_slots_published, check_one_slot},
-                  {extents_in_use, prs_extent_check_one},
+                  {prs_extents_in_use, prs_extent_check_one},
                   {prs_links_in_use, prs_link_check_one}};
     if (prs_slots_published(s) <= SLICE && prs_links_published(s) <= SLICE)
         return prs_check(s, error);

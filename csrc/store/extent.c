@@ -469,6 +469,18 @@ int prs_extent_rebuild(prs_store *s)
 
 /* ---- checking ---------------------------------------------------------------------------------- */
 
+/* Check that a used extent and the slot that it belongs to agree. */
+static int check_owner(const prs_store *s, uint32_t i, const prs_extent *e, prs_error *error)
+{
+    if (e->slot >= prs_slots_published(s))
+        return prs_fail(error, PRS_E_CORRUPT, 0, "extent %u belongs to no slot", i);
+    const prs_slot *slot = prs_slot_at(s, e->slot);
+    if (prs_load_relaxed(&slot->extent) != i || prs_load_relaxed(&slot->off) != e->off ||
+        prs_load_relaxed(&slot->cap) != e->size)
+        return prs_fail(error, PRS_E_CORRUPT, 0, "slot %u and extent %u disagree", e->slot, i);
+    return PRS_OK;
+}
+
 int prs_extent_check(prs_store *s, prs_error *error)
 {
     const prs_arena *a = arena_of(s);
@@ -485,12 +497,9 @@ int prs_extent_check(prs_store *s, prs_error *error)
             return prs_fail(error, PRS_E_CORRUPT, 0, "extent %u does not follow its neighbour", i);
         if (prs_extent_used(e)) {
             used += e->size;
-            if (e->slot >= prs_slots_published(s))
-                return prs_fail(error, PRS_E_CORRUPT, 0, "extent %u belongs to no slot", i);
-            const prs_slot *slot = prs_slot_at(s, e->slot);
-            if (prs_load_relaxed(&slot->extent) != i || prs_load_relaxed(&slot->off) != e->off ||
-                prs_load_relaxed(&slot->cap) != e->size)
-                return prs_fail(error, PRS_E_CORRUPT, 0, "slot %u and extent %u disagree", e->slot, i);
+            int rc = check_owner(s, i, e, error);
+            if (rc < 0)
+                return rc;
         } else {
             if (before_free)
                 return prs_fail(error, PRS_E_CORRUPT, 0, "extents %u and %u are free neighbours", prev, i);
@@ -530,10 +539,17 @@ int prs_extent_check(prs_store *s, prs_error *error)
     return PRS_OK;
 }
 
+/* Damaged tables may claim more descriptors than there is room for. */
+uint32_t prs_extents_in_use(const prs_store *s)
+{
+    uint32_t bump = arena_of(s)->extent_bump, room = prs_extents_max(s);
+    return bump < room ? bump : room;
+}
+
 int prs_extent_check_heads(prs_store *s, prs_error *error)
 {
     const prs_arena *a = arena_of(s);
-    uint32_t limit = a->extent_bump;
+    uint32_t limit = prs_extents_in_use(s);
     if (a->extent_first >= limit)
         return prs_fail(error, PRS_E_CORRUPT, 0, "the chain of extents leaves its table");
     if (a->extent_free != PRS_NIL && (a->extent_free >= limit || s->extents[a->extent_free].size))
@@ -548,7 +564,7 @@ int prs_extent_check_heads(prs_store *s, prs_error *error)
             if (head == PRS_NIL)
                 continue;
             if (head >= limit || prs_extent_used(&s->extents[head]) || s->extents[head].bin_prev != PRS_NIL)
-                return prs_fail(error, PRS_E_CORRUPT, 0, "bin %u.%u holds what is not free", fl, sl);
+                return prs_fail(error, PRS_E_CORRUPT, 0, "bin %u.%u contains an extent that is not free", fl, sl);
             bin_of(s->extents[head].size, &f, &l);
             if (f != fl || l != sl)
                 return prs_fail(error, PRS_E_CORRUPT, 0, "extent %u is in the wrong bin", head);
@@ -558,11 +574,10 @@ int prs_extent_check_heads(prs_store *s, prs_error *error)
 }
 
 /* Return whether a free extent is correctly linked in the chain of its bin. */
-static bool in_its_bin(const prs_store *s, uint32_t i)
+static bool in_its_bin(const prs_store *s, uint32_t i, const prs_extent *e)
 {
     const prs_arena *a = arena_of(s);
-    const prs_extent *e = &s->extents[i];
-    uint32_t limit = a->extent_bump, fl, sl, next = e->bin_next, prev = e->bin_prev;
+    uint32_t limit = prs_extents_in_use(s), fl, sl, next = e->bin_next, prev = e->bin_prev;
     bin_of(e->size, &fl, &sl);
     if (next != PRS_NIL && (next >= limit || prs_extent_used(&s->extents[next]) || s->extents[next].bin_prev != i))
         return false;
@@ -575,8 +590,8 @@ static bool in_its_bin(const prs_store *s, uint32_t i)
 int prs_extent_check_one(prs_store *s, uint32_t i, prs_error *error)
 {
     const prs_arena *a = arena_of(s);
-    const prs_extent *e = &s->extents[i];
-    uint32_t limit = a->extent_bump;
+    const prs_extent copy = *prs_extent_at(s, i), *e = &copy; /* what is checked is what is used */
+    uint32_t limit = prs_extents_in_use(s);
     bool used = prs_extent_used(e);
     if (e->size == 0 && !used) {
         if (e->bin_next != PRS_NIL && (e->bin_next >= limit || s->extents[e->bin_next].size))
@@ -591,18 +606,11 @@ int prs_extent_check_one(prs_store *s, uint32_t i, prs_error *error)
         next ? next->prev == i && next->off == e->off + e->size : e->next == PRS_NIL && e->off + e->size == s->capacity;
     if (e->size == 0 || e->size % PRS_UNIT || !prs_in_data(s, e->off, e->size) || !follows || !leads)
         return prs_fail(error, PRS_E_CORRUPT, 0, "extent %u does not follow its neighbour", i);
-    if (used) {
-        if (e->slot >= prs_slots_published(s))
-            return prs_fail(error, PRS_E_CORRUPT, 0, "extent %u belongs to no slot", i);
-        const prs_slot *slot = prs_slot_at(s, e->slot);
-        if (prs_load_relaxed(&slot->extent) != i || prs_load_relaxed(&slot->off) != e->off ||
-            prs_load_relaxed(&slot->cap) != e->size)
-            return prs_fail(error, PRS_E_CORRUPT, 0, "slot %u and extent %u disagree", e->slot, i);
-        return PRS_OK;
-    }
+    if (used)
+        return check_owner(s, i, e, error);
     if (next && !prs_extent_used(next))
         return prs_fail(error, PRS_E_CORRUPT, 0, "extents %u and %u are free neighbours", i, e->next);
-    if (!in_its_bin(s, i))
+    if (!in_its_bin(s, i, e))
         return prs_fail(error, PRS_E_CORRUPT, 0, "extent %u is not in the chain of its bin", i);
     return PRS_OK;
 }

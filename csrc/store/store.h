@@ -268,6 +268,7 @@ void prs_extent_take(prs_store *s, uint32_t extent, uint32_t slot);
 int prs_extent_rebuild(prs_store *s);
 uint64_t prs_extent_largest(const prs_store *s);
 int prs_extent_check(prs_store *s, prs_error *error);
+uint32_t prs_extents_in_use(const prs_store *s);                           /* at most as many as there is room for */
 int prs_extent_check_heads(prs_store *s, prs_error *error);                /* the heads of bins and chains */
 int prs_extent_check_one(prs_store *s, uint32_t extent, prs_error *error); /* an extent and its neighbours */
 bool prs_extent_size_fits(uint64_t size);
