@@ -6,6 +6,7 @@
 """
 
 from . import _interpreter  # noqa: F401  it refuses interpreters before an extension is loaded
+from ._fork import finish_imports as _finish_imports  # noqa: F401  from here on, a fork waits for imports
 
 try:
     from ._core import ObjectRef

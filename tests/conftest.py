@@ -45,6 +45,20 @@ def no_shm_entry_left_by_this_file(nothing_left_behind):
     assert not new, f"left in /dev/shm: {sorted(new)}"
 
 
+@pytest.fixture(autouse=True)
+def no_file_left_in_the_checkout():
+    """Report the test that leaves a file at the top of the checkout."""
+    before = checkout_entries()
+    yield
+    new = checkout_entries() - before
+    assert not new, f"left in {ROOT}: {sorted(new)}"
+
+
+def checkout_entries() -> set[str]:
+    """Return the names at the top of the checkout, without the hidden ones, which tools of tests make."""
+    return {name for name in os.listdir(ROOT) if not name.startswith(".")}
+
+
 @pytest.fixture(scope="session")
 def debug_build() -> str:
     """Return the folder of the debug build, which must be first on PYTHONPATH of a child that uses failpoints."""

@@ -393,20 +393,59 @@ class TestFork:
                 assert (pyray_ser.get(ref) == 3).all()
         threads = [threading.Thread(target=work) for _ in range(3)]
         for thread in threads: thread.start()
-        for _ in range(30):
-            pid = os.fork()
-            if pid == 0:
-                assert pyray_ser.get(pyray_ser.put("x")) == "x"
-                assert (pyray_ser.get(pyray_ser.put(np.zeros(50_000))) == 0).all()
-                os._exit(0)
-            assert os.waitpid(pid, 0)[1] == 0
-        stop.set()
+        try:
+            for _ in range(30):
+                pid = os.fork()
+                if pid == 0:
+                    assert pyray_ser.get(pyray_ser.put("x")) == "x"
+                    assert (pyray_ser.get(pyray_ser.put(np.zeros(50_000))) == 0).all()
+                    os._exit(0)
+                assert os.waitpid(pid, 0)[1] == 0
+        finally:
+            stop.set()
         for thread in threads: thread.join()
         del threads
         pyray_ser.init().look(); pyray_ser.init().check()
         print(pyray_ser.stats()["objects"], pyray_ser.stats()["clients"])
         """
         assert run(script) == "0 1"
+
+    def test_while_a_thread_imports(self):
+        script = """
+        import os, sys, threading, time
+        import pyray_ser
+        from importlib.abc import Loader, MetaPathFinder
+        from importlib.machinery import PathFinder
+
+        entered = threading.Event()
+
+        class SlowFinder(MetaPathFinder):
+            def find_spec(self, name, path, target=None):
+                if name != "pyray_ser.store.options":
+                    return None
+                spec = PathFinder.find_spec(name, path, target)
+                run = spec.loader.exec_module
+
+                def exec_module(module):
+                    entered.set()
+                    time.sleep(0.3)
+                    run(module)
+
+                spec.loader.exec_module = exec_module
+                return spec
+
+        assert "pyray_ser.store.options" not in sys.modules
+        sys.meta_path.insert(0, SlowFinder())
+        thread = threading.Thread(target=pyray_ser.put, args=(1,))
+        thread.start()
+        entered.wait()
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0 if pyray_ser.get(pyray_ser.put("x")) == "x" else 3)
+        thread.join()
+        print(os.waitpid(pid, 0)[1])
+        """
+        assert run(script, timeout=30) == "0"
 
     def test_watcher_in_a_child(self):
         script = """

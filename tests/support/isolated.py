@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -43,20 +44,27 @@ def run(script: str, *, timeout: float = 90, status: int = 0, errors: bool = Fal
         path = os.path.join(folder, "script.py")
         with open(path, "w") as file:
             file.write(textwrap.dedent(script))
-        try:
-            done = subprocess.run(
-                [sys.executable, "-P", path],
-                capture_output=True,
-                text=True,
-                timeout=patience(timeout),
-                env=environment(),
-                cwd=folder,
-            )
-        except subprocess.TimeoutExpired as error:
-            told = b"".join(part for part in (error.stdout, error.stderr) if isinstance(part, bytes)).decode(
-                errors="replace"
-            )
-            raise AssertionError(f"not over after {error.timeout:.0f} s, told until then:\n{told}") from None
-    assert done.returncode == status, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
-    assert errors or not done.stderr, done.stderr
-    return done.stdout.strip()
+        process = subprocess.Popen(
+            [sys.executable, "-P", path],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+            cwd=folder,
+            process_group=0,
+        )
+        with process:
+            try:
+                output, messages = process.communicate(timeout=patience(timeout))
+            except subprocess.TimeoutExpired as error:
+                os.killpg(process.pid, signal.SIGKILL)  # with the children that it waits for
+                output, messages = process.communicate()
+                raise AssertionError(
+                    f"not over after {error.timeout:.0f} s, told until then:\n{output}{messages}"
+                ) from None
+            except BaseException:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
+    assert process.returncode == status, f"status {process.returncode}\n{output}\n{messages}"
+    assert errors or not messages, messages
+    return output.strip()

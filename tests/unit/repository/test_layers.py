@@ -25,7 +25,7 @@ C_MAY_USE = {
 
 # The packages from lower to higher. At module level, a package may import itself and the packages before it.
 PYTHON_ORDER = [
-    {"_descriptors", "_interpreter", "_log", "_platform", "_version", "typing", "exceptions"},
+    {"_descriptors", "_fork", "_interpreter", "_log", "_platform", "_version", "typing", "exceptions"},
     {"reconstruct"},
     {"pickling"},
     {"store"},
