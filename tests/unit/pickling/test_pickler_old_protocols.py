@@ -95,6 +95,12 @@ NOT_MADE = {"FileIO", "socket", "fromfd", "open", "SocketIO"}
 USED_AT_EXIT = (threading.Thread, weakref.finalize)
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Use a temporary folder, because some instances (of sqlite3.Connection) make a file."""
+    monkeypatch.chdir(tmp_path)
+
+
 def classes():
     for name in MODULES:
         for cls in vars(importlib.import_module(name)).values():
