@@ -15,6 +15,7 @@
 #include "store.h"
 
 #define BURY_BATCH 32u
+#define SWEEP 4096u /* links checked per acquisition of the lock */
 
 static prs_arena *arena_of(const prs_store *s)
 {
@@ -112,7 +113,34 @@ uint32_t prs_link_end(prs_store *s, uint32_t i)
     return held;
 }
 
-/* Take the store lock, and ensure that there is a free record. */
+/* Free the records of tokens whose object was freed before their message arrived: if the message never arrives, no
+ * other call does.  Return their number, or an error. */
+static int64_t end_gone_tokens(prs_store *s, prs_error *error)
+{
+    int64_t ended = 0;
+    for (uint32_t i = 0, limit = 1; i < limit;) {
+        int rc = prs_lock_tables(s, error);
+        if (rc < 0)
+            return rc;
+        uint32_t seen = prs_load_relaxed(&s->links_seen), bump = arena_of(s)->link_bump;
+        limit = bump < seen ? bump : seen;
+        for (uint32_t stop = i + SWEEP; i < limit && i < stop; i++) {
+            const prs_link *l = &s->links[i];
+            /* unreached: damage: a slot beyond the table */
+            if ((l->kind == PRS_LINK_ONCE || l->kind == PRS_LINK_STICKY) &&
+                l->slot < prs_load_relaxed(&s->slots_seen) && !lives(prs_slot_at(s, l->slot), l)) {
+                (void)prs_link_end(s, i);
+                ended++;
+            }
+        }
+        prs_unlock(s);
+    }
+    return ended;
+}
+
+/* Take the store lock, and ensure that there is a free record.  A table that is as long as a power of two, or that
+ * cannot grow, is searched for records of tokens without an object first, so that it is never more than twice as long
+ * as needed; if that frees less than a quarter of it, it grows, so that the cost of a search is shared by as many calls. */
 int prs_link_lock(prs_store *s, prs_error *error)
 {
     for (;;) {
@@ -123,6 +151,12 @@ int prs_link_lock(prs_store *s, prs_error *error)
         if (first_free(s) != PRS_NIL || arena_of(s)->link_bump < published)
             return PRS_OK;
         prs_unlock(s);
+        bool full = published >= s->max_links;
+        int64_t ended = full || (published & (published - 1)) == 0 ? end_gone_tokens(s, error) : 0;
+        if (ended < 0)
+            return (int)ended;
+        if (ended > (full ? 0 : published / 4))
+            continue;
         rc = prs_links_grow(s, published, error);
         if (rc < 0)
             return rc;

@@ -65,6 +65,31 @@ TEST(a_token_shows_its_sender_object_and_age)
     close_store(s);
 }
 
+TEST(tokens_of_freed_objects_do_not_fill_the_table)
+{
+    prs_store *s = store_of(8 * MIB);
+    prs_oid kept = put(s, 100, 1);
+    prs_token token;
+    for (uint32_t i = 0; i < 64 * PRS_LINK_CHUNK; i++) {
+        if (i % 100 == 0)
+            CHECK_EQ(prs_token_take(s, &kept, PRS_TOKEN_STICKY, &token), PRS_OK);
+        prs_oid id = put(s, 64, 1);
+        CHECK_EQ(prs_token_take(s, &id, i % 2 ? PRS_TOKEN_ONCE : PRS_TOKEN_STICKY, &token), PRS_OK);
+        CHECK_EQ(prs_free(s, &id, &error), PRS_OK); /* the message was read elsewhere, or lost */
+        prs_unref(s, &id);
+    }
+    CHECK(prs_links_published(s) <= 2 * PRS_LINK_CHUNK);
+    uint32_t of_kept = 0, cursor = 0;
+    prs_flight f[64];
+    for (int n; (n = prs_flights(s, &cursor, f, 64, &error)) > 0;)
+        for (int k = 0; k < n; k++)
+            of_kept += f[k].id.serial == kept.serial && !f[k].object_gone;
+    CHECK_EQ(of_kept, (64 * PRS_LINK_CHUNK + 99) / 100);
+    CHECK_EQ(prs_free(s, &kept, &error), PRS_OK);
+    prs_unref(s, &kept);
+    close_store(s);
+}
+
 TEST(tokens_of_dead_senders_are_ended_by_pid_and_age)
 {
     if (SANITIZED_THREADS)

@@ -199,8 +199,13 @@ def through_another_process(obj, context):
     if context.by_value:
         # A class or function pickled by value becomes a different object in another process.
         return
-    (ref,) = context.child.ask([pyray_ser.put(obj)])
+    sent = pyray_ser.put(obj)
+    try:
+        (ref,) = context.child.ask([sent])
+    finally:
+        pyray_ser.free(sent)  # a pickled reference keeps the object until then
     yield "another process", pyray_ser.get(ref)
+    pyray_ser.free(ref)
 
 
 def through_the_debug_pickler(obj, context):

@@ -845,7 +845,8 @@ def measure():
     with open("/proc/self/maps") as file:
         maps = file.read().splitlines()
     shared = [line for line in maps if SHM in line or "memfd:" in line]
-    files = sorted(os.listdir(SHM))
+    store_directory = os.path.basename(os.environ["PYRAY_SER_STORE_DIR"])  # other programs use other entries
+    files = sorted(name for name in os.listdir(SHM) if name.startswith(store_directory))
     return descriptors, shared, len(maps), threading.active_count(), files
 
 
