@@ -173,7 +173,8 @@ int prs_os_reopen(int fd, bool writable)
 }
 
 /* Open the file behind another descriptor again, with its own open file description (OFD locks) and its own access
- * mode (read-only mappings). */
+ * mode (read-only mappings). A reference from another machine names a descriptor of an unrelated process: opening a
+ * pipe or a device of that process would have effects, so only regular files are opened. */
 int prs_os_reopen_of(int32_t pid, int fd, bool writable)
 {
     char path[64];
@@ -181,6 +182,9 @@ int prs_os_reopen_of(int32_t pid, int fd, bool writable)
         snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
     else
         snprintf(path, sizeof path, "/proc/%d/fd/%d", pid, fd);
+    struct stat found;
+    if (pid != 0 && (stat(path, &found) < 0 || !S_ISREG(found.st_mode)))
+        return -EBADF;
     int out = prs_above_standard(open(path, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
     return out < 0 ? -errno : out;
 }
