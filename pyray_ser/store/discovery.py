@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # `.exceptions` is imported where it is needed: the import takes longer than the rest of a first put.
 
-__all__ = ["close_all", "find", "open_default", "open_inherited", "open_store", "reattach", "renew", "unreachable"]
+__all__ = ["close_all", "find", "find_arrived", "open_default", "open_inherited", "open_store", "reattach", "renew"]
 
 HINT = "PYRAY_SER_STORE"
 # If it is set, `pyray_ser.store.allocation_sites` records where objects are made.
@@ -219,6 +219,30 @@ def find(ident: int, pid: int = 0, start: int = 0, fd: int = -1) -> _core.Store 
     return None
 
 
+# Processes of other machines whose stores this process searched for.
+_searched: dict[tuple[int, int, int], None] = {}
+
+
+def find_arrived(ident: int, pid: int, start: int, fd: int, node: bytes) -> _core.Store | None:
+    """
+    Find the store of a reference that has just arrived.
+
+    The search looks at every process of every open store. A process that receives many references from another machine
+    searches once for each sender.
+    """
+    if not node or node == node_name():
+        return find(ident, pid, start, fd)
+    sender = ident, pid, start
+    if sender in _searched:
+        return None
+    store = find(ident, pid, start, fd)
+    if store is None:
+        if len(_searched) >= 1024:
+            _searched.clear()
+        _searched[sender] = None
+    return store
+
+
 def reattach(store: _core.Store) -> bool:
     """Make a forked child a client of its store again if no slot was free when it was forked."""
     with _lock:
@@ -240,21 +264,6 @@ def renew(store: _core.Store) -> None:
         # If no slot is free for another client, the process keeps the mapping that it inherited.
         if store.renew() and store is _core.default():
             _set_hint(store)
-
-
-def unreachable(ref: _core.ObjectRef[Any], node: bytes) -> Exception:
-    """Return the error for a reference whose store cannot be found. It names the node that the reference came from."""
-    from ..exceptions import ForeignStoreError, ObjectLostError
-
-    there = node.decode("utf-8", "replace")
-    if there and there != node_name().decode("utf-8", "replace"):
-        return ForeignStoreError(ref=repr(ref), store=f"{ref.store_id:016x}", node=there)
-    return ObjectLostError(
-        ref=repr(ref),
-        store=f"{ref.store_id:016x}",
-        reason="no process is left that has its store open, or none that this one may look into (workers share a store only if the "
-        "process that starts them calls init() or put() first)",
-    )
 
 
 def node_name() -> bytes:

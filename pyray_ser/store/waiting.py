@@ -164,6 +164,8 @@ async def wait_async(ref: Ref) -> Any:
     ----------
     ref : ObjectRef
     """
+    if _core.is_foreign(ref):
+        ref = await _local(ref)
     if _core.is_ready(ref):
         return get(ref)
     import asyncio
@@ -172,6 +174,17 @@ async def wait_async(ref: Ref) -> Any:
     target = loop.create_future()
     _watcher.add(ref, loop, target)
     return await target
+
+
+async def _local(ref: Ref) -> Ref:
+    """Return the copy of a foreign object; the reference itself if there is none, so that `get` raises the error."""
+    from . import foreign
+
+    if foreign.asks(ref):
+        import asyncio
+
+        return await asyncio.wrap_future(foreign.arrival(ref))
+    return foreign.copy_of(ref) or ref
 
 
 def future(ref: Ref) -> Future[Any]:
@@ -189,11 +202,30 @@ def future(ref: Ref) -> Future[Any]:
     from concurrent.futures import Future
 
     target: Future[Any] = Future()
+    if _core.is_foreign(ref):
+        from . import foreign
+
+        if foreign.asks(ref):
+            foreign.arrival(ref).add_done_callback(lambda arrived: _fulfil_arrived(arrived, target))
+            return target
+        ref = foreign.copy_of(ref) or ref
+    _fulfil(ref, target)
+    return target
+
+
+def _fulfil(ref: Ref, target: Future[Any]) -> None:
     if _core.is_ready(ref):
         _resolve(ref, target)
     else:
         _watcher.add(ref, None, target)
-    return target
+
+
+def _fulfil_arrived(arrived: Future[Ref], target: Future[Any]) -> None:
+    error = arrived.exception()
+    if error is None:
+        _fulfil(arrived.result(), target)
+    elif target.set_running_or_notify_cancel():
+        target.set_exception(error)
 
 
 def wait(refs: list[Any], *, num_returns: int = 1, timeout: float | None = None) -> tuple[list[Any], list[Any]]:
@@ -234,27 +266,41 @@ def wait(refs: list[Any], *, num_returns: int = 1, timeout: float | None = None)
     if timeout is not None and not timeout >= 0:
         raise ValueError(f"timeout must be None or a number of seconds >= 0, not {timeout!r}")
     deadline = None if timeout is None else time.monotonic() + timeout
+    foreign = any(type(ref) is _core.ObjectRef and _core.is_foreign(ref) for ref in refs)
+    if foreign:
+        from .foreign import begin
+
+        begin(ref for ref in refs if type(ref) is _core.ObjectRef)
     if promised:
         from ..tasks import refs as tasks
 
         ready = tasks.wait(refs, num_returns, deadline)
         return _split(refs, ready[:num_returns])
-    marked = False
+    marked: list[Any] = []
     while True:
         stores = {store.id: store for store in _core.open_stores()}
-        live = [ident for ident in {ref.store_id for ref in refs} if ident in stores]
-        seen = {ident: _core.epoch(stores[ident]) for ident in live}
-        if not marked and timeout != 0:
-            _core.watch(refs)
-            marked = True
+        local = _copies(refs) if foreign else refs
+        # A call of a resolver that ends does not change the counter of a store.
+        live = [ident for ident in {ref.store_id for ref in local} if ident in stores or foreign]
+        seen = {ident: _core.epoch(stores[ident]) for ident in live if ident in stores}
+        if timeout != 0 and marked != local:
+            _core.watch(local)
+            marked = local
         ready = _core.scan(refs)
         left = 0.1 if deadline is None else deadline - time.monotonic()
         if len(ready) >= num_returns or left <= 0:
             return _split(refs, ready[:num_returns])
-        if len(live) == 1:
+        if len(live) == 1 and live[0] in stores:
             _core.wait_epoch(stores[live[0]], seen[live[0]], min(left, 0.1))
         else:
             time.sleep(min(left, 0.002))
+
+
+def _copies(refs: list[Any]) -> list[Any]:
+    """Return the references, with those of copies in place of foreign ones."""
+    from .foreign import copy_of
+
+    return [copy_of(ref) or ref if _core.is_foreign(ref) else ref for ref in refs]
 
 
 def _split(refs: list[Any], indices: list[int]) -> tuple[list[Any], list[Any]]:

@@ -92,11 +92,60 @@ cdef object find_store(const prs_oid *id, int32_t pid, uint64_t start_time, int3
     return find(id.store, pid, start_time, fd)
 
 
-cdef object unreachable_store(object ref, bytes node):
-    """Return the exception for a reference whose store `find_store` cannot find."""
-    from pyray_ser.store.discovery import unreachable
+cdef object find_arrived_store(const prs_oid *id, int32_t pid, uint64_t start_time, int32_t fd, bytes node):
+    """Like `find_store`, but do not search again for the store of a process on another machine."""
+    from pyray_ser.store.discovery import find_arrived
 
-    return unreachable(ref, node)
+    return find_arrived(id.store, pid, start_time, fd, node)
+
+
+cdef object unreachable_store(object ref):
+    """Return the exception for a reference whose store `find_store` cannot find."""
+    from pyray_ser.store.foreign import unreachable
+
+    return unreachable(ref)
+
+
+cdef object known_foreign(bytes identity):
+    """Return what this process knows about an object whose store it has not found."""
+    from pyray_ser.store.foreign import known
+
+    return known(identity)
+
+
+cdef object state_of_foreign(object ref):
+    from pyray_ser.store.foreign import state
+
+    return state(ref)
+
+
+cdef object copy_of_foreign(object ref):
+    """Return the reference of the copy that this process has of a foreign object, or None."""
+    from pyray_ser.store.foreign import copy_of
+
+    return copy_of(ref)
+
+
+cdef object resolve_foreign(object ref, object timeout):
+    """Return a reference with the same value whose store is open here."""
+    from pyray_ser.store.foreign import resolve
+
+    return resolve(ref, timeout)
+
+
+cdef int begin_foreign(list refs) except -1:
+    """Begin to resolve references in other threads."""
+    from pyray_ser.store.foreign import begin
+
+    begin(refs)
+    return 0
+
+
+cdef bint is_foreign_ready(object ref) except -1:
+    """Return whether a wait for a foreign object would end."""
+    from pyray_ser.store.foreign import is_ready
+
+    return is_ready(ref)
 
 
 cdef bint reattach_store(Store store) except -1:

@@ -196,6 +196,15 @@ cdef Pin pin_by(ObjectRef ref, int64_t deadline, object timeout):
             fail(status, NULL, store, ref)
 
 
+cdef ObjectRef resolved(ObjectRef ref, int64_t deadline):
+    """Return `ref`, or the reference of a copy in a store that is open here if this process cannot find its store."""
+    if ref.store is not None:
+        return ref
+    if deadline == FOREVER:
+        return resolve_foreign(ref, None)
+    return resolve_foreign(ref, (deadline - prx_now()) / 1e9 if deadline else 0)
+
+
 cdef inline void *array_in_place(Pin pin) except? NULL:
     """Return the array (a new reference) if the object is a single plain array; NULL: use `decode_allowed`."""
     cdef prs_header header
@@ -215,6 +224,7 @@ cdef object get_one(ObjectRef ref, int64_t deadline, object timeout, bint writab
     cdef void *array
     prx_prefetch(ref.lay)
     if ref.handle is NULL or ref.handle != ref.store.handle or prs_pin(ref.handle, &ref.id, &pin.view) != PRS_OK:
+        ref = resolved(ref, deadline)
         pin = pin_by(ref, deadline, timeout)
     else:
         pin.handle = ref.handle
@@ -298,7 +308,8 @@ def get(refs, *, timeout=None, mmap_mode="r", allow=None):
         return promise_get(refs, timeout, "c" if writable else "r")
     if not isinstance(refs, list):
         raise not_refs("get", refs)
-    check_refs("get", refs)
+    if check_refs("get", refs) > 1:
+        begin_foreign(refs)
     return [get_one(<ObjectRef>ref, deadline, timeout, writable, allow) for ref in tuple(refs)]
 
 
@@ -337,7 +348,9 @@ def get_buffer(ref, *, timeout=None):
     """
     if type(ref) is not ObjectRef:
         raise not_refs("get_buffer", ref)
-    cdef Pin pin = pin_by(<ObjectRef>ref, deadline_of(timeout), timeout)
+    cdef int64_t deadline = deadline_of(timeout)
+    ref = resolved(<ObjectRef>ref, deadline)
+    cdef Pin pin = pin_by(<ObjectRef>ref, deadline, timeout)
     cdef prs_header header
     cdef prs_buffer_entry entry
     cdef const uint8_t *data = pin.view.data

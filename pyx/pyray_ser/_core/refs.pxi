@@ -12,6 +12,22 @@ cdef inline ObjectRef new_ref(Store store, prs_store *handle, const prs_oid *id)
 
 @cython.final
 @cython.no_gc
+cdef class Foreign:
+    """The message that a reference came in, for a reference whose store this process has not found.
+
+    `known` belongs to `pyray_ser.store.foreign`, and all references of this process to the same object share it.
+    """
+
+    cdef bytes message
+    cdef object known
+
+    def __cinit__(self, bytes message not None, known):
+        self.message = message
+        self.known = known
+
+
+@cython.final
+@cython.no_gc
 @cython.freelist(256)
 cdef class ObjectRef:
     """
@@ -23,12 +39,13 @@ cdef class ObjectRef:
     """
 
     # `handle` is the handle that holds our reference (NULL if the object is lost or not yet found). `lay` is the
-    # address of the object's bytes at the last get (NULL: unknown), and is used only for prefetching.
+    # address of the object's bytes at the last get (NULL: unknown), and is used only for prefetching. `origin` is set
+    # if the store was not found when the reference arrived.
     cdef prs_oid id
     cdef prs_store *handle
     cdef Store store
     cdef const uint8_t *lay
-    cdef bytes origin
+    cdef Foreign origin
     cdef object __weakref__
 
     def __init__(self):
@@ -90,8 +107,8 @@ cdef class ObjectRef:
         """
         Return a reference to the object that `binary` identified.
 
-        The object must exist, and its store must be open in this process or in a process that this one can find, such
-        as a parent.
+        If this process finds the store, the object must exist. Otherwise the reference is returned as unpickling would
+        return it, and `get` raises the exception.
 
         Parameters
         ----------
@@ -107,15 +124,14 @@ cdef class ObjectRef:
         ValueError
             If `data` has a different length.
         ObjectLostError, ObjectFreedError
-            If the object is lost or was freed.
-        ForeignStoreError
-            If this process cannot find the store.
+            If the store is found, but the object is lost or was freed.
         """
         cdef bytes identity = bytes(data)
         if len(identity) != sizeof(prs_oid):
             raise ValueError("an object reference is 24 bytes, or 48 hexadecimal digits")
         cdef ObjectRef ref = load_ref(identity)
-        adopt(ref)
+        if ref.store is not None:
+            adopt(ref)
         return ref
 
     @staticmethod
@@ -127,6 +143,11 @@ cdef class ObjectRef:
     def size(self):
         """int or None : Size of the stored form in bytes, including the header; None until the object is sealed."""
         cdef prs_view view
+        cdef ObjectRef copy
+        if self.store is None:
+            copy = copy_of_foreign(self)
+            if copy is not None:
+                return copy.size
         adopt(self)
         cdef int status = prs_pin(self.handle, &self.id, &view)
         if status == PRS_E_AGAIN:
@@ -150,10 +171,14 @@ cdef class ObjectRef:
 
     @property
     def state(self):
-        """str : One of "sealed", "creating", "freed", "lost" and, after `shutdown`, "closed"."""
+        """
+        str : One of "sealed", "creating", "freed", "lost" and, after `shutdown`, "closed".
+
+        "foreign" if the reference comes from another machine or container, whose store this process cannot find.
+        """
         cdef int status
         if self.store is None:
-            return "lost"
+            return state_of_foreign(self)
         if self.store.handle is NULL:
             return "closed"
         status = prs_state(self.store.handle, &self.id)
@@ -185,10 +210,16 @@ cdef class ObjectRef:
         if gathering is not None and gathering.store == self.id.store and self.handle is not NULL:
             gathering.edges.append(self)
             return loader(), (oid_bytes(&self.id),)
+        if self.store is None:  # this process holds nothing, so the reference travels on as it came
+            return loader(), (message_it_came_in(self),)
         return reduce_ref(self)
 
     def __reduce__(self):
         return self.__reduce_ex__(4)
+
+    def __dask_tokenize__(self):
+        # Without it, Dask pickles the reference, and the object is held until `free`.
+        return "pyray_ser.ObjectRef", self.hex()
 
     def to_message(self):
         """
@@ -240,7 +271,7 @@ cdef class ObjectRef:
     def travel(self, int kind, bytes node, uint32_t note=0):
         """
         Acquire a token of `kind` (1: loaded once, 2: any number of times), and write it together with the object's id
-        and the sender's locator.
+        and the sender's locator. If this process has not found the store, return the message that the reference came in.
 
         `Store.flights` shows `note`, even after this process has ended.
 
@@ -286,10 +317,14 @@ cdef bint names_promise(object refs) except -1:
 
 
 cdef int check_refs(str function, object refs) except -1:
+    """Check the type of each reference; return how many of them are foreign, but at most 2."""
+    cdef int foreign = 0
     for ref in refs:
         if type(ref) is not ObjectRef:
             raise TypeError(f"{function}() takes ObjectRefs, but the list holds {type(ref).__name__!r}: {ref!r:.80}")
-    return 0
+        if foreign < 2 and (<ObjectRef>ref).store is None:
+            foreign += 1
+    return foreign
 
 
 # References in messages: the sender acquires a token, and the receiver claims it.
@@ -326,10 +361,12 @@ cdef bytes message_of(ObjectRef ref, int kind, bytes node, prs_token *token, uin
     cdef Travel out
     cdef int status
     cdef size_t length = min(PyBytes_GET_SIZE(node), NODE_MAX)
+    memset(token, 0, sizeof(prs_token))
+    if ref.store is None:
+        return message_it_came_in(ref)
     # Allocate this first, because no step may fail after the token is acquired.
     cdef bytes text = PyBytes_FromStringAndSize(NULL, sizeof(out) + length)
     memset(&out, 0, sizeof(out))
-    memset(token, 0, sizeof(prs_token))
     out.id = ref.id
     if kind:
         status = take_token(ref, kind, note, token)
@@ -338,7 +375,7 @@ cdef bytes message_of(ObjectRef ref, int kind, bytes node, prs_token *token, uin
             status = take_token(ref, kind, note, token)
         if status != PRS_OK:
             fail(status, NULL, ref.store, ref)
-    if ref.store is not None and ref.store.handle is not NULL:
+    if ref.store.handle is not NULL:
         prs_locator(ref.store.handle, &out.pid, &out.start_time, &out.fd)
     out.kind = kind
     out.token_index = token.index
@@ -351,6 +388,8 @@ cdef bytes message_of(ObjectRef ref, int kind, bytes node, prs_token *token, uin
 cdef bytes once(ObjectRef ref):
     """Return bytes for one `load_ref`. A token holds the object until that call, at most to the end of the scope."""
     cdef prs_token token
+    if ref.store is None:
+        return message_it_came_in(ref)
     if scope_variable is None:
         find_scope_variable()
     if get_value(scope_variable) is None:
@@ -396,6 +435,12 @@ def drop_token(Store store, bytes identity, tuple token):
         end(handle)
 
 
+cdef bytes message_it_came_in(ObjectRef ref):
+    if ref.origin is None:  # an instance that only __new__ made
+        corrupt(b"the reference was never loaded", None)
+    return ref.origin.message
+
+
 cdef int read_travel(bytes blob, Travel *out) except -1:
     cdef Py_ssize_t n = PyBytes_GET_SIZE(blob)
     memset(out, 0, sizeof(Travel))
@@ -409,22 +454,35 @@ cdef int read_travel(bytes blob, Travel *out) except -1:
     return 0
 
 
+cdef int hold_arrived(prs_store *handle, const prs_oid *id, const Travel *message) noexcept:
+    """Acquire a reference, and end the token of the message; return the engine's status."""
+    cdef prs_token token
+    cdef int status
+    if not message.token_index or message.kind != PRS_TOKEN_ONCE:
+        return prs_ref(handle, id)
+    token.index = message.token_index
+    token.unused = 0
+    token.serial = message.token_serial
+    with nogil:
+        status = prs_token_claim(handle, id, &token)
+    return status
+
+
 def load_ref(bytes blob not None):
     """
     Load a pickled reference and claim its token.
 
-    This does not fail if the object is lost or freed: it returns the reference, and `get` raises an exception.
+    This does not fail if the object is lost or freed, or if the store cannot be found: it returns the reference, and
+    `get` raises an exception.
     """
     cdef Travel message
-    cdef prs_token token
-    cdef int status
     read_travel(blob, &message)
     cdef Store store = stores.get(message.id.store)
     if store is None:
-        store = find_store(&message.id, message.pid, message.start_time, message.fd)
+        store = find_arrived_store(&message.id, message.pid, message.start_time, message.fd, blob[sizeof(Travel):])
     cdef ObjectRef ref = new_ref(store, NULL, &message.id)
     if store is None:
-        ref.origin = blob
+        ref.origin = Foreign.__new__(Foreign, blob, known_foreign(oid_bytes(&ref.id)))
         return ref
     if store.handle is NULL:
         return ref
@@ -433,32 +491,53 @@ def load_ref(bytes blob not None):
         if store.handle is NULL:  # closed meanwhile
             return ref
     cdef prs_store *handle = begin(store)
-    if message.kind == PRS_TOKEN_ONCE and message.token_index:
-        token.index = message.token_index
-        token.unused = 0
-        token.serial = message.token_serial
-        with nogil:
-            status = prs_token_claim(handle, &ref.id, &token)
-    else:
-        status = prs_ref(handle, &ref.id)
+    cdef int status = hold_arrived(handle, &ref.id, &message)
     end(handle)
     if status == PRS_OK:
         ref.handle = handle
     return ref
 
 
+def is_foreign(ObjectRef ref not None):
+    """Return whether this process has not found the store of a reference."""
+    return ref.store is None
+
+
+def foreign_parts(ObjectRef ref not None):
+    """Return the message that a foreign reference came in, and what this process knows about its object."""
+    return message_it_came_in(ref), ref.origin.known
+
+
+def find_foreign(ObjectRef ref not None):
+    """Search for the store of a foreign reference again; return whether this process has it open now."""
+    cdef Travel message
+    cdef Store store
+    cdef prs_store *handle
+    if ref.store is not None:
+        return True
+    read_travel(message_it_came_in(ref), &message)
+    store = find_store(&ref.id, message.pid, message.start_time, message.fd)
+    if store is None:
+        return False
+    if ref.store is None:  # another thread may have been faster
+        ref.store = store
+        handle = begin(store)
+        if handle is not NULL and hold_arrived(handle, &ref.id, &message) == PRS_OK:
+            if ref.handle is NULL:
+                ref.handle = handle
+            else:
+                prs_unref(handle, &ref.id)
+        end(handle)
+    return True
+
+
 cdef int adopt(ObjectRef ref) except -1:
     """Make sure that this process holds the object through the store's current handle."""
-    cdef Travel message
     cdef int status
     if ref.handle is not NULL and ref.handle == ref.store.handle:
         return 0
-    if ref.store is None:
-        read_travel(ref.origin, &message)
-        store = find_store(&ref.id, message.pid, message.start_time, message.fd)
-        if store is None:
-            raise unreachable_store(ref, ref.origin[sizeof(Travel):])
-        ref.store = store
+    if ref.store is None and not find_foreign(ref):
+        raise unreachable_store(ref)
     ref.store.check_open()
     status = prs_ref(ref.store.handle, &ref.id)
     if status == PRS_E_CLOSED:

@@ -77,9 +77,15 @@ def free(refs):
         free_one(<ObjectRef>ref)
 
 
+cdef inline bint ready_now(ObjectRef ref) except -1:
+    if ref.store is None:
+        return is_foreign_ready(ref)
+    return ref.store.handle is NULL or prs_state(ref.store.handle, &ref.id) != PRS_E_AGAIN
+
+
 def is_ready(ObjectRef ref not None):
     """Return whether a wait for the object would end, because it is sealed, freed or lost."""
-    return ref.store is None or ref.store.handle is NULL or prs_state(ref.store.handle, &ref.id) != PRS_E_AGAIN
+    return ready_now(ref)
 
 
 def scan(list refs):
@@ -88,7 +94,7 @@ def scan(list refs):
     cdef Py_ssize_t i = 0
     cdef list found = []
     for ref in refs:
-        if ref.store is None or ref.store.handle is NULL or prs_state(ref.store.handle, &ref.id) != PRS_E_AGAIN:
+        if ready_now(ref):
             found.append(i)
         i += 1
     return found

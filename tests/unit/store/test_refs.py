@@ -49,9 +49,13 @@ class TestIdentity:
         with pytest.raises(ValueError):
             ObjectRef.from_hex(text)
 
-    def test_unknown(self):
+    def test_of_an_unknown_store(self):
+        ref = ObjectRef.from_hex("ab" * 24)
+        assert ref.hex() == "ab" * 24 and ref.state == "lost"
         with pytest.raises(exc.ObjectLostError):
-            ObjectRef.from_hex("ab" * 24)
+            pyray_ser.get(ref)
+
+    def test_of_an_object_that_is_gone(self):
         ref = pyray_ser.put(1)
         text = ref.hex()
         del ref
