@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     Ref: TypeAlias = _core.ObjectRef[Any]
     Resolver: TypeAlias = Callable[[Ref], Ref | None]
 
-__all__ = ["set_resolver"]
+__all__ = ["create_stored", "export", "set_resolver"]
 
 # Messages begin with the id of the object, the locator of the sender and a token; the name of its machine follows.
 _HEAD = 56
@@ -338,3 +338,73 @@ def _arrive(ref: Ref, target: Future[Ref]) -> None:
     flight.future.add_done_callback(settle)
     if not flight.runner:
         _start(deque([(ref, flight)]))
+
+
+# ---- from store to store ----------------------------------------------------------------------------------------------
+
+
+def export(ref: Ref, *, timeout: float | None = None) -> list[memoryview]:
+    """
+    Return the bytes of an object for `create_stored` in another store, without copying or unpickling it.
+
+    Parameters
+    ----------
+    ref : ObjectRef
+    timeout : float, optional
+        As for `get`.
+
+    Returns
+    -------
+    list of memoryview
+        Read-only. The bytes of all views, in this order, are the stored form of the object. The views pin the object,
+        and any other object that contains a buffer of it, even if it is freed meanwhile.
+
+    Raises
+    ------
+    GetTimeoutError, ObjectLostError, ObjectFreedError, ForeignStoreError, StoreClosedError, CorruptObjectError
+        As for `get`.
+
+    Notes
+    -----
+    References inside the object stay references to objects of this store. The copy does not hold them, so keep the
+    object as long as the copy exists.
+
+    Examples
+    --------
+    >>> views = export(ref)
+    >>> connection.sendmsg(views)
+    """
+    return _core.export_stored(ref, timeout)
+
+
+def create_stored(nbytes: int, *, timeout: float | None = None) -> memoryview:
+    """
+    Make an object that is filled with the bytes of an exported object.
+
+    Parameters
+    ----------
+    nbytes : int
+        How many bytes all views of `export` have.
+    timeout : float, optional
+        As for `put`.
+
+    Returns
+    -------
+    memoryview
+        Writable until ``pyray_ser.seal`` publishes it. ``view.obj.ref`` is the reference that other processes can wait
+        for meanwhile.
+
+    Notes
+    -----
+    The bytes need not be trusted: ``seal`` raises `CorruptObjectError` if header or table are damaged or refer to other
+    objects. The object is then still unsealed, so that ``pyray_ser.abort`` can discard it. As always, `get` runs the
+    code that a pickle names.
+
+    Examples
+    --------
+    >>> view = create_stored(sum(map(len, views)))
+    >>> connection.recv_into(view)
+    >>> ref = pyray_ser.seal(view)
+    """
+    window: Any = _core.create_stored(nbytes, timeout)
+    return memoryview(window)

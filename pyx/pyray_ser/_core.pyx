@@ -23,6 +23,7 @@ linked once and the C compiler can optimize a whole put or get.
     write     `put`
     read      `get`, `get_buffer`
     window    `create`, `empty`, `seal`, `abort`
+    transfer  the stored form on its way from store to store
     frames    `serialize`, `dumps_frames` and their inverses
     wait      `free`, and waiting for objects
     admin     creating and attaching stores, snapshots, queries of the command-line tools, file locks
@@ -44,6 +45,7 @@ include "_core/forms.pxi"
 include "_core/write.pxi"
 include "_core/read.pxi"
 include "_core/window.pxi"
+include "_core/transfer.pxi"
 include "_core/frames.pxi"
 include "_core/wait.pxi"
 include "_core/admin.pxi"

@@ -37,6 +37,7 @@ cdef class Window:
     cdef uint64_t off
     cdef uint64_t size
     cdef State state
+    cdef bint stored        # the bytes are the stored form of an object, see create_stored
     cdef long forks
     cdef object __weakref__
 
@@ -124,13 +125,17 @@ cdef int forget(Window window) except -1:
     return 0
 
 
-cdef Window open_window(uint64_t size, int64_t deadline):
+cdef Window open_window(uint64_t size, int64_t deadline, bint stored=False):
     global open_windows
     cdef Window made = Window.__new__(Window)
     cdef uint64_t total = sizeof(prs_header) + sizeof(prs_buffer_entry) + STREAM_ROOM
     cdef Store store = default_or_open()
     made.forks = prs_fork_count()
-    place(&total, size, &made.off)
+    made.stored = stored
+    if stored:
+        total = size
+    else:
+        place(&total, size, &made.off)
     store.alloc(total, PRS_ALLOC_WINDOW, &made.draft, deadline)
     made.store = store
     made.data = <uint8_t *>made.draft.window + made.off
@@ -189,9 +194,36 @@ def window_of(value):
     raise ValueError("this is neither a result of create() or empty(), nor a view of one")
 
 
+cdef int check_whole(Window window, value) except -1:
+    cdef Py_buffer view
+    cdef bint whole
+    PyObject_GetBuffer(value, &view, PyBUF_SIMPLE)
+    whole = <uint8_t *>view.buf == window.data and <uint64_t>view.len == window.size
+    PyBuffer_Release(&view)
+    if not whole:
+        raise ValueError("seal() takes the whole buffer that create() returned, not a part of it")
+    return 0
+
+
+cdef int check_stored(Window window) except -1:
+    """Check header and table, which come from another store. Readers check them again."""
+    cdef prs_header header
+    cdef prs_buffer_entry entry
+    cdef uint32_t i
+    check_header(window.data, window.size, window.size, &header, None)
+    for i in range(header.nbuffers):
+        check_entry(&header, window.data + sizeof(prs_header), i, &entry, None)
+        # An object of another store. The new object would not keep the one that has this place here.
+        if entry.slot != PRS_NO_SLOT:
+            corrupt(b"a buffer refers to an object of another store", None)
+    return 0
+
+
 def seal(value):
     """
     Publish the object that contains `value`, with the type and shape of `value`, and make it read-only.
+
+    A result of `create_stored` keeps the value that its bytes describe.
 
     Parameters
     ----------
@@ -210,6 +242,8 @@ def seal(value):
         If the type of `value` cannot be stored without the pickler.
     ObjectLostError
         If the object has been reclaimed.
+    CorruptObjectError
+        If the bytes in a result of `create_stored` are not the stored form of an object.
     StoreClosedError
         If the store was closed.
     """
@@ -217,11 +251,13 @@ def seal(value):
     cdef uint8_t[1024] stream
     cdef prp_array_source source
     cdef Py_ssize_t n
-    cdef Py_buffer view
     cdef uint64_t total
     cdef ObjectRef ref
     window.check_open()
-    if type(value).__module__ == "numpy" and type(value).__name__ == "ndarray":
+    if window.stored:
+        check_whole(window, value)
+        check_stored(window)
+    elif type(value).__module__ == "numpy" and type(value).__name__ == "ndarray":
         n = prp_ndarray().template_put(value, stream, &source)
         if n == 0 or n > STREAM_ROOM:
             raise TypeError(f"seal() cannot store an array of dtype {value.dtype}; fill one from create() instead")
@@ -237,17 +273,14 @@ def seal(value):
             raise TypeError(
                 f"seal() cannot store a {type(value).__name__!r} of this kind; give it a result of create() or empty(), "
                 "or an array by view(numpy.ndarray)")
-        PyObject_GetBuffer(value, &view, PyBUF_SIMPLE)
-        whole = <uint8_t *>view.buf == window.data and <uint64_t>view.len == window.size
-        PyBuffer_Release(&view)
-        if not whole:
-            raise ValueError("seal() takes the whole buffer that create() returned, not a part of it")
+        check_whole(window, value)
         memcpy(stream, PyBytes_AS_STRING(written[0]), n)
     window.check_open()  # Python code ran meanwhile, perhaps another thread's seal()
-    total = window.off + window.size
-    prs_format_write_header(window.draft.window, total, n, 1)
-    prs_format_write_entry(window.draft.window, 0, window.off, window.size, NULL)
-    memcpy(<uint8_t *>window.draft.window + sizeof(prs_header) + sizeof(prs_buffer_entry), stream, n)
+    if not window.stored:
+        total = window.off + window.size
+        prs_format_write_header(window.draft.window, total, n, 1)
+        prs_format_write_entry(window.draft.window, 0, window.off, window.size, NULL)
+        memcpy(<uint8_t *>window.draft.window + sizeof(prs_header) + sizeof(prs_buffer_entry), stream, n)
     ref = seal_window(window.store, &window.draft)
     window.state = SEALED
     forget(window)
