@@ -250,14 +250,37 @@ static uint32_t count_bits(const prs_atomic_u64 *words, uint32_t n)
     return bits;
 }
 
+/* A client slot and its process, so that the proof of its death is not repeated for each of its objects. */
+struct maker {
+    uint32_t client;
+    uint64_t first_serial;
+    int32_t pid; /* 0: not alive */
+};
+
+/* Return the pid of the client that created an object, or 0 if it has left or died, even if it is not reaped yet: its
+ * pid may be that of another process by now. */
+static int32_t creator_pid(prs_store *s, uint32_t client, uint64_t serial, struct maker *known)
+{
+    if (client >= s->super->max_clients)
+        return 0;
+    if (client != known->client) {
+        prs_client *c = &s->clients[client];
+        bool live = (prs_load_acquire(&c->state) & 0xFF) == PRS_CLIENT_LIVE && !prs_client_dead(s, client);
+        *known =
+            (struct maker){client, prs_load_relaxed(&c->first_serial), live ? (int32_t)prs_load_relaxed(&c->pid) : 0};
+    }
+    return serial >= known->first_serial ? known->pid : 0; /* this client, not an earlier one in its slot */
+}
+
 int prs_list(prs_store *s, uint32_t *cursor, prs_record *out, int cap)
 {
     int n = 0;
+    struct maker known = {.client = PRS_NIL};
     uint32_t published = prs_slots_published(s);
     for (; *cursor < published && n < cap; ++*cursor) {
         prs_slot *slot = prs_slot_at(s, *cursor);
         uint64_t word = prs_load_acquire(&slot->word);
-        uint32_t state = prs_word_state(word), client = prs_word_client(word);
+        uint32_t state = prs_word_state(word);
         if (state == PRS_STATE_FREE || state == PRS_STATE_RESERVED)
             continue;
         prs_record *r = &out[n];
@@ -270,10 +293,7 @@ int prs_list(prs_store *s, uint32_t *cursor, prs_record *out, int cap)
         r->ref_holders = count_bits(prs_refs(slot), s->holder_words);
         r->pin_holders = count_bits(prs_pins(s, slot), s->holder_words);
         r->tokens_and_edges = prs_links_all(prs_load_relaxed(&slot->links));
-        if (client < s->super->max_clients && (prs_load_acquire(&s->clients[client].state) & 0xFF) == PRS_CLIENT_LIVE &&
-            r->id.serial >=
-                prs_load_relaxed(&s->clients[client].first_serial)) /* this client, not an earlier one in its slot */
-            r->creator_pid = (int32_t)prs_load_relaxed(&s->clients[client].pid);
+        r->creator_pid = creator_pid(s, prs_word_client(word), r->id.serial, &known);
         uint32_t now = prs_age(s), created = prs_load_relaxed(&slot->created);
         r->age = now > created ? now - created : 0;
         r->freed = word & PRS_WORD_FREED;

@@ -389,3 +389,32 @@ def test_the_creator_of_an_object_is_not_its_successor_in_the_slot():
         print("done")
     """
     assert run(script, timeout=120) == "done"
+
+
+def test_a_dead_creator_is_not_named_before_it_is_reaped():
+    """Its pid may be that of an unrelated process by then."""
+    script = """
+        import os, signal
+        import pyray_ser
+
+        store = pyray_ser.init(capacity=16 << 20)
+        told, tell = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            kept = pyray_ser.put(b"x" * 2000, name="kept")
+            os.write(tell, b"r")
+            signal.pause()
+        os.read(told, 1)
+        mine = pyray_ser.put(b"y" * 2000, name="mine")
+        reaped = store.stats()["reaped"]
+        assert {row["name"]: row["creator_pid"] for row in pyray_ser.objects()} == {"kept": pid, "mine": os.getpid()}
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        found = {row["name"]: row["creator_pid"] for row in pyray_ser.objects()}
+        assert store.stats()["reaped"] == reaped, "the test is about a client that is not reaped yet"
+        assert found == {"kept": None, "mine": os.getpid()}, found
+        for ref in pyray_ser.names().values():
+            pyray_ser.free(ref)
+        print("done")
+    """
+    assert run(script, timeout=120) == "done"
