@@ -144,15 +144,20 @@ class Frames:
 
 @overload
 def put(
-    value: _T, *, timeout: float | None = None, name: str | None = None, explain: Literal[False] = False
+    value: _T,
+    *,
+    timeout: float | None = None,
+    name: str | None = None,
+    ephemeral: bool = False,
+    explain: Literal[False] = False,
 ) -> ObjectRef[_T]: ...
 @overload
 def put(
-    value: _T, *, timeout: float | None = None, name: str | None = None, explain: Literal[True]
+    value: _T, *, timeout: float | None = None, name: str | None = None, ephemeral: bool = False, explain: Literal[True]
 ) -> tuple[ObjectRef[_T], Explanation]: ...
 @overload
 def put(
-    value: _T, *, timeout: float | None = None, name: str | None = None, explain: bool
+    value: _T, *, timeout: float | None = None, name: str | None = None, ephemeral: bool = False, explain: bool
 ) -> ObjectRef[_T] | tuple[ObjectRef[_T], Explanation]: ...
 def check_spans(size: int, spans: list[tuple[int, int]]) -> None: ...
 def writable_twin(buffer: Any) -> Any: ...

@@ -208,8 +208,8 @@ _Static_assert(sizeof(prs_link) == 48, "a link is 48 bytes");
 #define PRS_NAMES_MAX 4096u
 #define PRS_NAME_ROOM 216u
 
-/* Written under the store lock.  Invariant: serial != 0 => links[link] is a NAME link with owner == this
- * entry, as long as the object lives; text[len] == 0. */
+/* Written under the store lock.  Invariant: serial != 0 => link is PRS_NIL, or links[link] is a NAME link with owner ==
+ * this entry, as long as the object lives; text[len] == 0. */
 typedef struct prs_name {
     uint64_t serial; /* serial of the object, 0 when unused: written last                  */
     uint32_t slot, generation;

@@ -5,6 +5,7 @@
  * Algorithm  A small table, searched by hash under the store lock; each entry holds its object through a NAME
  *            link.  A bind first writes the link, then the entry, with the serial last.  The next rebuild
  *            ends a link without an entry; the next bind reuses an entry whose object no longer exists.
+ *            An ephemeral name has no link (PRS_NIL), so it ends with the last holder of its object.
  * Guarantee  A name leads to at most one living object.  If a process dies at any step, the name is either
  *            bound or unbound.
  */
@@ -57,7 +58,7 @@ static uint32_t clear(prs_store *s, uint32_t i)
     PRS_POINT(name_cleared);
     /* If this link belongs to another entry, leave it: a rebuild ends the link of our entry, which holds the object
      * until then. */
-    /* unreached: damage 3 */
+    /* unreached: damage 2 */
     if (link < prs_load_relaxed(&s->links_seen) && s->links[link].kind == PRS_LINK_NAME && s->links[link].owner == i)
         return prs_link_end(s, link);
     return PRS_NIL;
@@ -82,6 +83,11 @@ static uint32_t vacant(prs_store *s)
 }
 
 int prs_name_bind(prs_store *s, const char *name, size_t len, const prs_oid *id, prs_error *error)
+{
+    return prs_name_bind_as(s, name, len, id, true, error);
+}
+
+int prs_name_bind_as(prs_store *s, const char *name, size_t len, const prs_oid *id, bool keep, prs_error *error)
 {
     if (len == 0 || len > PRS_NAME_MAX)
         return prs_fail(error, PRS_E_INVAL, 0, "a name has 1 to %d bytes", PRS_NAME_MAX);
@@ -112,9 +118,9 @@ int prs_name_bind(prs_store *s, const char *name, size_t len, const prs_oid *id,
         rc = prs_fail(error, PRS_E_OBJECTS, 0, "the store has room for %u names, all are taken", PRS_NAMES_MAX);
         goto out;
     }
-    uint32_t link = prs_link_make(s, id, PRS_LINK_NAME, i, (uint32_t)id->serial, PRS_NIL, &undone);
+    uint32_t link = keep ? prs_link_make(s, id, PRS_LINK_NAME, i, (uint32_t)id->serial, PRS_NIL, &undone) : PRS_NIL;
     /* unreached: race: prs_free ran between the check and the lock */
-    if (link == PRS_NIL) {
+    if (keep && link == PRS_NIL) {
         rc = prs_fail(error, PRS_E_LOST, 0, "the object to be named no longer exists");
         goto out;
     }
@@ -198,7 +204,8 @@ void prs_names_rebuild(prs_store *s)
     for (uint32_t i = 0; i < n; i++) {
         prs_name *e = &s->names[i];
         /* unreached: damage 2 */
-        if (e->serial && (e->link >= links || s->links[e->link].kind != PRS_LINK_NAME || s->links[e->link].owner != i))
+        if (e->serial && e->link != PRS_NIL &&
+            (e->link >= links || s->links[e->link].kind != PRS_LINK_NAME || s->links[e->link].owner != i))
             e->serial = 0;
     }
 }
@@ -210,8 +217,9 @@ int prs_names_check(prs_store *s, prs_error *error)
         const prs_name *e = &s->names[i];
         if (e->serial == 0 || !alive(s, e))
             continue;
-        if (e->len > PRS_NAME_MAX || e->link >= links || s->links[e->link].kind != PRS_LINK_NAME ||
-            s->links[e->link].owner != i || s->links[e->link].inner != e->serial)
+        if (e->len > PRS_NAME_MAX ||
+            (e->link != PRS_NIL && (e->link >= links || s->links[e->link].kind != PRS_LINK_NAME ||
+                                    s->links[e->link].owner != i || s->links[e->link].inner != e->serial)))
             return prs_fail(error, PRS_E_CORRUPT, 0, "name %u does not hold its object", i);
         if (e->hash != hash_of(e->text, e->len))
             return prs_fail(error, PRS_E_CORRUPT, 0, "name %u is damaged", i);

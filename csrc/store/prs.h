@@ -256,6 +256,8 @@ int prs_flights_end(prs_store *store, int32_t pid, int64_t min_age, prs_error *e
 /* Bind a name to a sealed object, which is then kept until it is freed or the store ends.  Return
  * PRS_E_EXISTS if a living object has the name.  The caller must hold a ref. */
 int prs_name_bind(prs_store *store, const char *name, size_t len, const prs_oid *id, prs_error *error);
+/* The same with `keep`; without it, the name does not keep the object, and ends with the object's last holder. */
+int prs_name_bind_as(prs_store *store, const char *name, size_t len, const prs_oid *id, bool keep, prs_error *error);
 /* Find the object of a name and take a reference as prs_ref does. Return PRS_E_NOTFOUND if there is none. */
 int prs_name_find(prs_store *store, const char *name, size_t len, prs_oid *id);
 /* Get the next name from *cursor on, NUL-terminated, and its object; return 1, or 0 at the end. */

@@ -123,7 +123,7 @@ def _keepers(record: dict[str, Any], kept: dict[int, int], sent: dict[int, int])
     found = []
     if record["state"] == "creating":
         found.append("still being made: seal() or abort() it")
-    if record["name"]:
+    if record["name"] and record["tokens_and_edges"]:  # an ephemeral name holds nothing
         found.append(f"its name {record['name']!r}: free(names()[{record['name']!r}])")
     if pickled:
         found.append(f"{_count(pickled, 'pickled reference')}: free() it or use scope()")

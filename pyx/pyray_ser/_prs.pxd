@@ -161,7 +161,8 @@ cdef extern from "store/prs.h" nogil:
     enum:
         PRS_NAME_MAX
 
-    int prs_name_bind(prs_store *store, const char *name, size_t len, const prs_oid *id, prs_error *error) noexcept
+    int prs_name_bind_as(prs_store *store, const char *name, size_t len, const prs_oid *id, bint keep,
+                         prs_error *error) noexcept
     int prs_name_find(prs_store *store, const char *name, size_t len, prs_oid *id) noexcept
     int prs_name_next(prs_store *store, uint32_t *cursor, char *text, prs_oid *id) noexcept
 

@@ -125,4 +125,66 @@ TEST(death_while_naming_leaves_a_name_or_nothing)
     }
 }
 
+TEST(an_ephemeral_name_ends_with_the_last_holder_of_its_object)
+{
+    prs_store *s = open_store();
+    prs_oid id = put(s, "claim"), found;
+    prs_view view;
+    CHECK_EQ(prs_name_bind_as(s, "n", 1, &id, false, &error), PRS_OK);
+    CHECK_EQ(prs_check(s, &error), PRS_OK);
+    CHECK(reads(s, "n", "claim"));
+    CHECK_EQ(prs_name_bind(s, "n", 1, &id, &error), PRS_E_EXISTS);
+    CHECK_EQ(prs_pin(s, &id, &view), PRS_OK);
+    prs_unref(s, &id);
+    CHECK(reads(s, "n", "claim"));
+    prs_unpin(s, &id);
+    CHECK_EQ(prs_name_find(s, "n", 1, &found), PRS_E_NOTFOUND);
+    uint32_t cursor = 0;
+    char text[PRS_NAME_MAX + 1];
+    CHECK_EQ(prs_name_next(s, &cursor, text, &found), 0);
+    prs_oid next = put(s, "next");
+    CHECK_EQ(prs_name_bind_as(s, "n", 1, &next, false, &error), PRS_OK);
+    CHECK(reads(s, "n", "next"));
+    CHECK_EQ(prs_free(s, &next, &error), PRS_OK);
+    CHECK_EQ(prs_name_find(s, "n", 1, &found), PRS_E_NOTFOUND);
+    CHECK_EQ(prs_name_bind(s, "n", 1, &next, &error), PRS_E_FREED);
+    prs_stats stats;
+    prs_unref(s, &next);
+    CHECK_EQ(prs_check(s, &error), PRS_OK);
+    CHECK_EQ(prs_get_stats(s, &stats), PRS_OK);
+    CHECK_EQ(stats.objects, 0);
+    prs_dispose(s);
+}
+
+TEST(an_ephemeral_name_ends_with_its_killed_client_and_outlives_a_rebuild)
+{
+    static const char *const points[] = {"name_written", "none"};
+    for (size_t i = 0; i < sizeof points / sizeof *points; i++) {
+        prs_store *s = open_store();
+        prs_oid mine = put(s, "mine"), found;
+        CHECK_EQ(prs_name_bind_as(s, "mine", 4, &mine, false, &error), PRS_OK);
+        pid_t pid = fork();
+        if (pid == 0) {
+            prs_oid id = put(s, "theirs");
+            if (i == 0) /* dies with the store lock, so the next client rebuilds the tables */
+                prs_failpoint_arm(points[i], PRS_FAIL_KILL, 1, 0);
+            prs_name_bind_as(s, "theirs", 6, &id, false, &error);
+            kill(getpid(), SIGKILL);
+        }
+        int status;
+        waitpid(pid, &status, 0);
+        CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+        CHECK(reads(s, "mine", "mine"));
+        CHECK_EQ(prs_reap_dead(s, 0), PRS_OK);
+        CHECK_EQ(prs_check(s, &error), PRS_OK);
+        CHECK_EQ(prs_name_find(s, "theirs", 6, &found), PRS_E_NOTFOUND);
+        CHECK(reads(s, "mine", "mine"));
+        prs_unref(s, &mine);
+        prs_stats stats;
+        CHECK_EQ(prs_get_stats(s, &stats), PRS_OK);
+        CHECK_EQ(stats.objects, 0);
+        prs_dispose(s);
+    }
+}
+
 TEST_MAIN()

@@ -14,7 +14,7 @@ cdef bytes name_bytes(object name):
     return encoded
 
 
-cdef int bind_encoded(ObjectRef ref, bytes encoded, object name) except -1:
+cdef int bind_encoded(ObjectRef ref, bytes encoded, object name, bint keep=True) except -1:
     cdef prs_error error
     cdef int status
     cdef prs_store *handle
@@ -24,7 +24,7 @@ cdef int bind_encoded(ObjectRef ref, bytes encoded, object name) except -1:
     error.code = 0
     handle = begin(ref.store)
     with nogil:
-        status = prs_name_bind(handle, text, length, &ref.id, &error)
+        status = prs_name_bind_as(handle, text, length, &ref.id, keep, &error)
     end(handle)
     if status == PRS_E_EXISTS:
         name_taken(name)

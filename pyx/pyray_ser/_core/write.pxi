@@ -621,18 +621,21 @@ cdef ObjectRef put_value(Store store, object value, int64_t deadline):
     return put_general(store, value, deadline)
 
 
-cdef ObjectRef put_named(Store store, object value, object name, int64_t deadline):
+cdef ObjectRef put_named(Store store, object value, object name, bint keep, int64_t deadline):
     cdef bytes encoded = name_bytes(name)
     # Fail before copying the value if the name is taken; bind_encoded checks again.
     if find_encoded(store, encoded) is not None:
-        name_taken(name)
+        # A killed process may be the only holder of an object with an ephemeral name.
+        store.look()
+        if find_encoded(store, encoded) is not None:
+            name_taken(name)
     cdef ObjectRef ref = put_value(store, value, deadline)
-    bind_encoded(ref, encoded, name)
+    bind_encoded(ref, encoded, name, keep)
     return ref
 
 
 @cython.binding(False)
-def put(value, *, timeout=None, name=None, explain=False):
+def put(value, *, timeout=None, name=None, ephemeral=False, explain=False):
     """
     Store a value and return a reference to it.
 
@@ -645,6 +648,9 @@ def put(value, *, timeout=None, name=None, explain=False):
     name : str, optional
         A name of 1 to 215 bytes of UTF-8, by which `get_by_name` finds the object in any process that uses this store.
         The object then exists until it is freed or the store ends.
+    ephemeral : bool, optional
+        Whether the name does not keep the object: both then end when no process holds a reference or a view any more,
+        also because the processes were killed.
     explain : bool, optional
         Also return how each part was stored. This visits the value a second time.
 
@@ -662,7 +668,7 @@ def put(value, *, timeout=None, name=None, explain=False):
     TypeError
         If `value` is an `ObjectRef`, or `name` is not a str.
     ValueError
-        If `timeout` is negative, or `name` is not a valid name.
+        If `timeout` is negative, if `name` is not a valid name, or if `ephemeral` is given without a name.
     ObjectStoreFullError
         If there is no room.
     StoreFullError
@@ -685,9 +691,11 @@ def put(value, *, timeout=None, name=None, explain=False):
     if store is None:
         store = default_or_open()
     cdef ObjectRef ref
+    if ephemeral and name is None:
+        raise ValueError("ephemeral=True is about a name: give one")
     if explain:
-        ref = put_value(store, value, deadline) if name is None else put_named(store, value, name, deadline)
+        ref = put_value(store, value, deadline) if name is None else put_named(store, value, name, not ephemeral, deadline)
         return ref, explanation_of_put(value, store)
     if name is not None:
-        return put_named(store, value, name, deadline)
+        return put_named(store, value, name, not ephemeral, deadline)
     return put_value(store, value, deadline)

@@ -209,3 +209,64 @@ def test_the_table_of_names_fills():
     assert pyray_ser.stats()["objects"] == 4096
     """
     assert run(script) == "4096 names"
+
+
+def test_an_ephemeral_name_ends_with_the_last_holder(name):
+    ref = pyray_ser.put([1], name=name, ephemeral=True)
+    assert pyray_ser.get_by_name(name) == [1] and name in pyray_ser.names()
+    with pytest.raises(exc.NameExistsError):
+        pyray_ser.put([2], name=name)
+    array = pyray_ser.put(np.arange(1000), name=f"{name}-array", ephemeral=True)
+    view = pyray_ser.get_by_name(f"{name}-array")
+    before = pyray_ser.stats()["objects"]
+    del ref, array
+    assert name not in pyray_ser.names() and pyray_ser.stats()["objects"] == before - 1
+    assert f"{name}-array" in pyray_ser.names() and view[999] == 999
+    del view
+    assert pyray_ser.stats()["objects"] == before - 2
+    with pytest.raises(exc.NameNotFoundError):
+        pyray_ser.get_by_name(name, timeout=0)
+    again, explanation = pyray_ser.put([3], name=name, ephemeral=True, explain=True)
+    assert pyray_ser.get_by_name(name) == [3] and explanation
+    pyray_ser.free(again)
+    assert name not in pyray_ser.names()
+
+
+def test_ephemeral_needs_a_name():
+    with pytest.raises(ValueError, match="name"):
+        pyray_ser.put(1, ephemeral=True)
+
+
+def test_an_ephemeral_name_ends_with_a_killed_process():
+    script = """
+        import os, signal
+        import pyray_ser
+        from pyray_ser import exceptions as exc
+
+        store = pyray_ser.init(capacity=16 << 20)
+        told, tell = os.pipe()
+        for turn in range(20):
+            pid = os.fork()
+            if pid == 0:
+                window = pyray_ser.create(10)
+                claim = pyray_ser.put([window.obj.ref], name="claim", ephemeral=True)
+                os.write(tell, b"r")
+                signal.pause()
+            os.read(told, 1)
+            try:
+                pyray_ser.put([], name="claim", ephemeral=True)
+            except exc.NameExistsError:
+                pass
+            else:
+                raise AssertionError("the claim of a living process was ignored")
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            # No other call reaps the killed process.
+            mine = pyray_ser.put([turn], name="claim", ephemeral=True)
+            assert pyray_ser.get_by_name("claim") == [turn]
+            del mine
+        assert not pyray_ser.names() and pyray_ser.stats()["objects"] == 0
+        store.check()
+        print("done")
+    """
+    assert run(script) == "done"
