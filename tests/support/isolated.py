@@ -18,7 +18,9 @@ def environment() -> dict[str, str]:
     return {**kept, "PYTHONWARNINGS": "ignore:This process (pid:DeprecationWarning"}
 
 
-def run(script: str, *, timeout: float = 90, status: int = 0, errors: bool = False) -> str:
+def run(
+    script: str, *, timeout: float = 90, status: int = 0, errors: bool = False, prefix: tuple[str, ...] = ()
+) -> str:
     """
     Run a script in a fresh interpreter.
 
@@ -31,6 +33,8 @@ def run(script: str, *, timeout: float = 90, status: int = 0, errors: bool = Fal
         The expected exit status; negative for a signal.
     errors : bool
         Whether the script may write to stderr.
+    prefix : tuple of str
+        Command that runs the interpreter, for example in other namespaces.
 
     Returns
     -------
@@ -45,7 +49,7 @@ def run(script: str, *, timeout: float = 90, status: int = 0, errors: bool = Fal
         with open(path, "w") as file:
             file.write(textwrap.dedent(script))
         process = subprocess.Popen(
-            [sys.executable, "-P", path],
+            [*prefix, sys.executable, "-P", path],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -1,0 +1,135 @@
+#!/usr/bin/env python3
+"""Compare a Dask cluster whose workers share values with plain Dask, in alternating rounds of one run.
+
+    python -P bench/cluster.py [--rounds N]
+
+Both clusters run on this host, with four workers of one thread each. Times are from submission to the last result; their
+floor is Dask's own time for a task. A ratio above 1 is in favor of sharing. Memory is what the round adds: private pages and
+objects of the store, without the freed pages that the store keeps for the next objects.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from statistics import median
+from time import perf_counter, sleep
+
+import numpy
+from distributed import Client, LocalCluster, wait
+
+import pyray_ser.distributed
+
+READERS = 4
+
+
+def make(nbytes: int) -> numpy.ndarray:
+    return numpy.ones(nbytes // 8)
+
+
+def look(value: numpy.ndarray) -> float:
+    return float(value[0] + value[-1])
+
+
+def read_all(value: numpy.ndarray) -> float:
+    return float(value.sum())
+
+
+def nothing(number: int) -> int:
+    return number
+
+
+def private_bytes() -> int:
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("RssAnon")) << 10
+
+
+def shared_bytes() -> int:
+    return pyray_ser.stats()["used"] if pyray_ser.is_initialized() else 0
+
+
+class Side:
+    """One cluster and its client."""
+
+    def __init__(self, sharing: bool) -> None:
+        self.cluster = LocalCluster(n_workers=READERS, threads_per_worker=1, dashboard_address=None, memory_limit="4GB")
+        self.client = Client(self.cluster)
+        if sharing:
+            pyray_ser.distributed.enable(self.client)
+        self.workers = sorted(self.client.run(os.getpid))
+
+    def memory(self) -> int:
+        return sum(self.client.run(private_bytes).values()) + max(self.client.run(shared_bytes).values())
+
+    def timed(self, function, value, workers: list[str]) -> float:
+        began = perf_counter()
+        tasks = [self.client.submit(function, value, workers=[one], pure=False) for one in workers]
+        self.client.gather(tasks)
+        return perf_counter() - began
+
+    def made(self, nbytes: int):
+        value = self.client.submit(make, nbytes, workers=self.workers[:1], pure=False)
+        wait(value)
+        return value
+
+    def round(self) -> dict[str, float]:
+        """Return one figure for each row."""
+        found: dict[str, float] = {}
+        sleep(1)  # Dask releases the values of the previous round after a while
+        before = self.memory()
+        value = self.made(200_000_000)
+        found["200 MB to 4 readers, time"] = self.timed(read_all, value, self.workers)
+        found["200 MB to 4 readers, memory"] = self.memory() - before
+        del value
+        value = self.made(100_000_000)
+        found["100 MB, first reader"] = self.timed(look, value, self.workers[1:2])
+        found["100 MB, second reader"] = self.timed(look, value, self.workers[2:3])
+        del value
+        for size, text in ((16_000_000, "16 MB"), (4_000_000, "4 MB"), (1_000_000, "1 MB"), (10_000, "10 kB")):
+            values = [self.made(size) for _ in range(8)]
+            found[f"{text}, first reader"] = median(self.timed(look, one, self.workers[1:2]) for one in values)
+            found[f"{text}, second reader"] = median(self.timed(look, one, self.workers[2:3]) for one in values)
+            del values
+        began = perf_counter()
+        self.client.gather(self.client.map(nothing, range(1000), pure=False))
+        found["1,000 no-op tasks"] = perf_counter() - began
+        return found
+
+    def close(self) -> None:
+        self.client.close()
+        self.cluster.close()
+
+
+def ratio(plain: float, ours: float) -> str:
+    return f"{plain / ours:.2f}" if min(plain, ours) > 0 else "-"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    rounds = parser.parse_args().rounds
+    sides = {"plain": Side(sharing=False), "sharing": Side(sharing=True)}
+    figures: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+    try:
+        for number in range(rounds + 1):
+            for name, side in sides.items():
+                found = side.round()
+                if number:  # the first round imports modules and opens connections
+                    figures[name].append(found)
+    finally:
+        for side in sides.values():
+            side.close()
+    print(
+        f"{'':30} {'plain: best':>12} {'median':>10} {'sharing: best':>14} {'median':>10} {'ratio: best':>12} {'median':>8}"
+    )
+    for row in figures["plain"][0]:
+        unit, scale = ("MB", 1e-6) if row.endswith("memory") else ("ms", 1e3)
+        plain, ours = ([found[row] * scale for found in figures[name]] for name in ("plain", "sharing"))
+        print(
+            f"{row:30} {min(plain):9.1f} {unit} {median(plain):7.1f} {unit} {min(ours):11.1f} {unit} {median(ours):7.1f} {unit}"
+            f" {ratio(min(plain), min(ours)):>12} {ratio(median(plain), median(ours)):>8}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""The undocumented names of Dask distributed that this package uses, all in this file.
+
+`problems` compares them with what this package was written for. If one differs, the package leaves Dask as it is.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+    from types import MethodType
+
+__all__ = [
+    "OLDEST",
+    "close_idle_connections",
+    "closed_reply",
+    "comm_classes",
+    "get_data_with",
+    "peer_info",
+    "problems",
+    "set_comm_classes",
+    "store_bytes",
+    "stream_of",
+    "success",
+    "version",
+]
+
+OLDEST = (2025, 1)
+
+# The parameters of each function that this package calls, replaces or overrides.
+SIGNATURES = {
+    "distributed.worker:Worker.gather_dep": "self worker to_gather total_nbytes * stimulus_id",
+    "distributed.worker:Worker.get_data": "self comm keys who serializers",
+    "distributed.comm.core:Comm.handshake_info": "self",
+    "distributed.core:ConnectionPool.connect": "self addr timeout",
+    "distributed.core:ConnectionPool.reuse": "self addr comm",
+    "distributed.worker_state_machine:GatherDepSuccessEvent": "stimulus_id worker total_nbytes data",
+    "distributed.utils:offload": "func / *args **kwargs",
+}
+# Classes and the attributes that this package reads or sets.
+ATTRIBUTES = {
+    "distributed.comm.tcp:TCP": "stream",
+    "distributed.comm.tcp:TCPConnector": "comm_class",
+    "distributed.comm.tcp:TCPListener": "comm_class",
+    "distributed.comm.tcp:TLSConnector": "comm_class",
+    "distributed.comm.tcp:TLSListener": "comm_class",
+    "distributed.core:Status": "dont_reply running",
+    "distributed.worker:Worker": "data",
+    "distributed.worker_state_machine:TaskState": "nbytes",
+}
+
+
+def _find(name: str) -> Any:
+    module, _, path = name.partition(":")
+    # `import_module`, because `distributed.protocol.serialize` is both a module and a function that hides it.
+    found = importlib.import_module(module)
+    for part in path.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def _parameters(function: Any) -> str:
+    words, starred = [], False
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            words.append(f"*{parameter.name}")
+            starred = True
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            words.append(f"**{parameter.name}")
+        elif parameter.kind is parameter.KEYWORD_ONLY and not starred:
+            words += ["*", parameter.name]
+            starred = True
+        else:
+            words.append(parameter.name)
+            if parameter.kind is parameter.POSITIONAL_ONLY:
+                words.append("/")
+    return " ".join(words)
+
+
+def version() -> str:
+    """Return the version of the installed distributed."""
+    return str(importlib.import_module("distributed").__version__)
+
+
+def problems() -> list[str]:
+    """
+    Return how the installed distributed differs from the ones that this package knows.
+
+    Returns
+    -------
+    list of str
+        Empty if it can be used.
+    """
+    found = []
+    numbers = [int(part) for part in version().split(".")[:2] if part.isdigit()]
+    if tuple(numbers) < OLDEST:
+        found.append(f"distributed {version()} is older than {'.'.join(map(str, OLDEST))}")
+    for name, expected in SIGNATURES.items():
+        try:
+            parameters = _parameters(_find(name))
+        except (ImportError, AttributeError, TypeError, ValueError) as error:
+            found.append(f"{name} is missing: {error}")
+            continue
+        if parameters != expected:
+            found.append(f"{name} takes ({parameters}), not ({expected})")
+    for name, attributes in ATTRIBUTES.items():
+        try:
+            owner = _find(name)
+        except (ImportError, AttributeError) as error:
+            found.append(f"{name} is missing: {error}")
+            continue
+        known = {*dir(owner), *getattr(owner, "__annotations__", ())}
+        found += [f"{name} has no attribute {word!r}" for word in attributes.split() if word not in known]
+    return found
+
+
+# ---- connections ------------------------------------------------------------------------------------------------------
+
+_USERS = ("TCPConnector", "TCPListener", "TLSConnector", "TLSListener")
+
+
+def comm_classes() -> dict[str, type]:
+    """Return the class of connections that each connector and listener makes."""
+    tcp = importlib.import_module("distributed.comm.tcp")
+    return {name: getattr(tcp, name).comm_class for name in _USERS}
+
+
+def set_comm_classes(classes: Mapping[str, type]) -> None:
+    """Set the class of connections that each connector and listener makes from now on, in listeners that exist, too."""
+    tcp = importlib.import_module("distributed.comm.tcp")
+    for name, comm_class in classes.items():
+        getattr(tcp, name).comm_class = comm_class
+
+
+def peer_info(comm: Any) -> dict[str, Any]:
+    """Return what the peer of a connection said in the handshake."""
+    info: dict[str, Any] = comm.remote_info
+    return info
+
+
+def stream_of(comm: Any) -> Any:
+    """Return the Tornado stream of a connection."""
+    from distributed.comm.core import CommClosedError
+
+    if comm.stream is None:
+        raise CommClosedError("the connection is closed")
+    return comm.stream
+
+
+def close_idle_connections(worker: Any, address: str | None = None) -> None:
+    """
+    Close the pooled connections that no request uses, so that the next request makes a handshake.
+
+    Parameters
+    ----------
+    worker : distributed.Worker
+    address : str, optional
+        Of a peer; default is all peers except the scheduler.
+    """
+    pool = worker.rpc
+    scheduler = worker.scheduler.address
+    for peer in [address] if address is not None else [peer for peer in pool.available if peer != scheduler]:
+        # `connect` takes an idle connection out of this set and passes over a closed one. It then counts it out.
+        for comm in pool.available.get(peer, ()):
+            comm.abort()
+
+
+# ---- values and messages of a worker ----------------------------------------------------------------------------------
+
+
+class _WorkerWith:
+    """A worker in which some keys have other values. Everything else is read from the worker, and set there."""
+
+    __slots__ = ("data", "worker")
+
+    def __init__(self, worker: Any, values: Mapping[Any, Any]) -> None:
+        from collections import ChainMap
+
+        object.__setattr__(self, "worker", worker)
+        object.__setattr__(self, "data", ChainMap(values, worker.data))  # type: ignore[arg-type]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.worker, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.worker, name, value)
+
+
+def get_data_with(plain: MethodType, values: Mapping[Any, Any]) -> Callable[..., Awaitable[Any]]:
+    """
+    Return the worker's own handler of ``get_data``, which sends some keys with other values.
+
+    Parameters
+    ----------
+    plain : method
+        ``Worker.get_data`` of a worker.
+    values : mapping
+        From key to the value that is sent.
+    """
+    from functools import partial
+
+    return partial(plain.__func__, _WorkerWith(plain.__self__, values))
+
+
+def store_bytes(worker: Any, key: Any) -> int:
+    """Return the size of a result of a worker in bytes, or 0 if it has none."""
+    task = worker.state.tasks.get(key)
+    return (task.nbytes or 0) if task is not None else 0
+
+
+def success(address: str, total_nbytes: int, data: dict[Any, Any]) -> Any:
+    """Return the event that tells a worker that it has received values."""
+    from time import time
+
+    from distributed.worker_state_machine import GatherDepSuccessEvent
+
+    return GatherDepSuccessEvent(
+        worker=address, total_nbytes=total_nbytes, data=data, stimulus_id=f"gather-dep-success-{time()}"
+    )
+
+
+def closed_reply() -> Any:
+    """Return what a handler returns if it has answered by itself."""
+    from distributed.core import Status
+
+    return Status.dont_reply

@@ -1,0 +1,261 @@
+"""Values from other hosts: one transfer for each host, streamed from the socket into its store.
+
+The worker that has a value knows which worker of a host has asked for it first, and sends all others of that host there.
+Nothing in the store or in files records this, so a worker that is killed leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from typing import TYPE_CHECKING, Any
+
+from .. import _core, api
+from ..pickling.serialization import dumps
+from . import handshake, private_names
+from .handle import Handle, watchable
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from .sharing import Sharing
+
+__all__ = ["PULL", "SHARED", "Pulls"]
+
+# The names of the requests.
+PULL = "pyray_ser_pull"
+SHARED = "pyray_ser_shared"
+_PIECE = 1 << 30
+_ALIGN = 64
+
+
+def _frames_of(value: Any, least: int) -> list[memoryview] | None:
+    """Return the stream and the buffers of a value; None if the buffers are not most of it."""
+    buffers: list[pickle.PickleBuffer] = []
+    stream = memoryview(dumps(value, protocol=5, buffer_callback=buffers.append))
+    raw = [buffer.raw() for buffer in buffers]
+    if sum(view.nbytes for view in raw) < max(least, stream.nbytes):
+        return None
+    return [stream, *raw]
+
+
+def _layout_of(sizes: list[int]) -> tuple[int, ...]:
+    """Return where each frame begins and ends in a block, one pair after the other."""
+    bounds, at = [], 0
+    for size in sizes:
+        bounds += [at, at + size]
+        at += -(-size // _ALIGN) * _ALIGN
+    return tuple(bounds)
+
+
+class Pulls:
+    """
+    The transfers of one worker, in both directions.
+
+    Parameters
+    ----------
+    sharing : Sharing
+        The hooks of the worker.
+    """
+
+    def __init__(self, sharing: Sharing) -> None:
+        self.sharing = sharing
+        self.worker = sharing.worker
+        # For each key that this worker has: the first worker that asked for it, for each store.
+        self._first: dict[Any, tuple[Any, dict[str, str]]] = {}
+        self._arriving: dict[Any, asyncio.Future[Handle | None]] = {}
+
+    def begin(self) -> None:
+        """Answer the requests of other workers."""
+        self.worker.handlers |= {PULL: self.serve, SHARED: self.share}
+
+    def end(self) -> None:
+        """Answer no more requests."""
+        for name in (PULL, SHARED):
+            self.worker.handlers.pop(name, None)
+        self._first.clear()
+
+    # ---- the side that has the value -----------------------------------------------------------------------------------
+
+    async def serve(self, comm: Any, key: Any, who: str, again: bool = False) -> Any:
+        """
+        Send the bytes of a value to the first worker of a host that asks, and tell the others which worker that is.
+
+        Parameters
+        ----------
+        comm : distributed.comm.Comm
+        key : str or tuple
+        who : str
+            Address of the worker that asks.
+        again : bool
+            Whether it has not got the value from the first one.
+        """
+        from distributed.utils import offload
+
+        try:
+            store = private_names.peer_info(comm)[handshake.FIELD]
+            value = self.worker.data[key]
+            first = self._firsts(key, value)
+            if not again and first.get(store, who) != who:
+                return {"status": "elsewhere", "worker": first[store]}
+            first[store] = who
+            frames = await offload(_frames_of, value, self.sharing.settings.share)
+        except Exception as error:
+            # The key may be gone, or the value cannot be pickled. Dask reports either when it sends the value.
+            if not isinstance(error, KeyError):
+                self.sharing.fault("sending a value to another host", error)
+            frames = None
+        if frames is None:
+            return {"status": "plain"}
+        try:
+            await comm.write({"status": "OK", "sizes": [frame.nbytes for frame in frames]})
+            for frame in frames:
+                for at in range(0, frame.nbytes, _PIECE):
+                    await private_names.stream_of(comm).write(frame[at : at + _PIECE])
+            arrived = await comm.read() == "OK"
+        except Exception:
+            # The peer is gone, or stopped in the middle of the bytes: this connection is of no more use.
+            arrived = False
+            comm.abort()
+        if not arrived and first.get(store) == who:
+            del first[store]
+        return private_names.closed_reply()
+
+    def _firsts(self, key: Any, value: Any) -> dict[str, str]:
+        mark = watchable(value)
+        entry = self._first.get(key)
+        if entry is not None and entry[0]() is mark:
+            return entry[1]
+        found: dict[str, str] = {}
+        if mark is not None:
+            self._first[key] = (self.sharing.watch(key, mark, self._first), found)
+        return found
+
+    def replaced(self, key: Any, value: Any) -> None:
+        """Keep what is known about a key whose value got another place."""
+        entry, mark = self._first.pop(key, None), watchable(value)
+        if entry is not None and mark is not None:
+            self._first[key] = (self.sharing.watch(key, mark, self._first), entry[1])
+
+    async def share(self, comm: Any, key: Any) -> Any:
+        """Give another worker of this host the handle of a value that this worker has or is receiving."""
+        arriving = self._arriving.get(key)
+        try:
+            handle = await (self.sharing.handle_of(key) if arriving is None else asyncio.shield(arriving))
+        except Exception as error:
+            self.sharing.fault("sharing a value of another host", error)
+            handle = None
+        if handle is None or private_names.peer_info(comm).get(handshake.FIELD) != self.sharing.token:
+            return {"status": "plain"}
+        try:
+            await comm.write({"status": "OK", "handle": [handle.ref.binary(), handle.stream, list(handle.layout)]})
+            await comm.read()  # until the peer has opened the reference, this function holds it
+        except Exception:
+            comm.abort()
+        return private_names.closed_reply()
+
+    # ---- the side that asks --------------------------------------------------------------------------------------------
+
+    async def worth_pulling(self, address: str, keys: Collection[Any]) -> list[Any]:
+        """Return the keys that this host should get once, because they are large and the peer has another store."""
+        least = self.sharing.settings.pull
+        large = [key for key in keys if private_names.store_bytes(self.worker, key) >= least]
+        if not large:
+            return []
+        comm = await self.worker.rpc.connect(address)
+        store = private_names.peer_info(comm).get(handshake.FIELD)
+        self.worker.rpc.reuse(address, comm)
+        return [] if store in (None, self.sharing.token) else large
+
+    async def pull(self, address: str, key: Any) -> Handle | None:
+        """
+        Get a value of another host, or its handle from the worker of this host that gets it.
+
+        Parameters
+        ----------
+        address : str
+            Of a worker that has the value.
+        key : str or tuple
+
+        Returns
+        -------
+        Handle or None
+            None if Dask should fetch the value.
+        """
+        arriving: asyncio.Future[Handle | None] = asyncio.get_running_loop().create_future()
+        self._arriving[key] = arriving
+        handle = None
+        try:
+            handle, first = await self._receive(address, key, again=False)
+            if first is not None:
+                # Others must not wait for this worker while it waits for another.
+                self._arriving.pop(key, None)
+                handle = await self._ask_first(first, key)
+                if handle is None:
+                    self._arriving[key] = arriving
+                    handle, _ = await self._receive(address, key, again=True)
+        except Exception as error:
+            self.sharing.fault("getting a value of another host", error)
+        finally:
+            self._arriving.pop(key, None)
+            if not arriving.done():
+                arriving.set_result(handle)
+        return handle
+
+    async def _ask_first(self, first: str, key: Any) -> Handle | None:
+        # A worker that is stopped must not stop this one for ever: 10 s, and 1 s for each 10 MB.
+        patience = 10 + private_names.store_bytes(self.worker, key) / 10e6
+        comm = None
+        try:
+            async with asyncio.timeout(patience):
+                comm = await self.worker.rpc.connect(first)
+                await comm.write({"op": SHARED, "key": key})
+                answer = await comm.read()
+                if answer.get("status") != "OK":
+                    return None
+                binary, stream, layout = answer["handle"]
+                handle = Handle(_core.ObjectRef.from_binary(binary), stream, tuple(layout))
+                await comm.write("OK")
+                return handle
+        except Exception:
+            # It has been killed, is stopped, or has released the value: this worker gets the bytes.
+            if comm is not None:
+                comm.abort()
+            return None
+        finally:
+            if comm is not None:
+                self.worker.rpc.reuse(first, comm)
+
+    async def _receive(self, address: str, key: Any, again: bool) -> tuple[Handle | None, str | None]:
+        """Ask for the bytes of a value; return its handle, or the worker of this host that gets them."""
+        comm = await self.worker.rpc.connect(address)
+        try:
+            await comm.write({"op": PULL, "key": key, "who": self.worker.address, "again": again})
+            head = await comm.read()
+            if head.get("status") == "elsewhere":
+                return None, head["worker"]
+            if head.get("status") != "OK":
+                return None, None
+            handle = await self._fill(comm, list(head["sizes"]))
+            await comm.write("OK")
+            return handle, None
+        except BaseException:
+            comm.abort()
+            raise
+        finally:
+            self.worker.rpc.reuse(address, comm)
+
+    async def _fill(self, comm: Any, sizes: list[int]) -> Handle:
+        """Read the frames of a value from a connection into a block of the store."""
+        layout = _layout_of(sizes)
+        block = api.create(max(1, layout[-1]))
+        try:
+            for start, stop in zip(layout[::2], layout[1::2], strict=True):
+                for at in range(start, stop, _PIECE):
+                    await private_names.stream_of(comm).read_into(block[at : min(stop, at + _PIECE)])
+            return Handle(api.seal(block), sizes[0], layout)
+        except BaseException:
+            # First the connection, which writes into the block.
+            comm.abort()
+            api.abort(block)
+            raise

@@ -1,0 +1,256 @@
+"""What the package changes in one worker, so that values lie once in the store of its host.
+
+Every hook ends in Dask's own code: a fault is logged once, and the worker goes on as if this package were not there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from .. import _log
+from . import handshake, private_names
+from .handle import Handle, Unopened, closed_handles, is_copied_faithfully, put_value, watchable
+from .pulls import Pulls
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from .._core import Store
+    from .settings import Settings
+
+__all__ = ["Sharing"]
+
+
+class Sharing:
+    """
+    The hooks of one worker.
+
+    Parameters
+    ----------
+    worker : distributed.Worker
+    store : Store
+        The store of the host.
+    settings : Settings
+    """
+
+    def __init__(self, worker: Any, store: Store, settings: Settings) -> None:
+        self.worker = worker
+        self.settings = settings
+        self.token = f"{store.id:016x}"
+        # Keys whose value is in the store. The weak reference ends with the value, for example if Dask spills it. A handle
+        # counts only while its key still has this value.
+        self._handles: dict[Any, tuple[weakref.ref[Any], Handle]] = {}
+        # Keys whose value has no buffers worth sharing.
+        self._unshared: dict[Any, weakref.ref[Any]] = {}
+        self._pending: dict[Any, asyncio.Future[Handle | None]] = {}
+        self._logged: set[str] = set()
+        self._plain_get_data = worker.handlers["get_data"]
+        self._plain_gather_dep = worker.gather_dep
+        self.pulls = Pulls(self)
+
+    def begin(self) -> None:
+        """Put the hooks into the worker."""
+        self.pulls.begin()
+        handshake.begin(self.token)
+        self.worker.handlers["get_data"] = self.get_data
+        self.worker.gather_dep = self.gather_dep
+        private_names.close_idle_connections(self.worker)
+
+    def end(self) -> None:
+        """Restore the worker."""
+        self.worker.handlers["get_data"] = self._plain_get_data
+        self.worker.gather_dep = self._plain_gather_dep
+        handshake.end()
+        self.pulls.end()
+        self._handles.clear()
+        self._unshared.clear()
+        private_names.close_idle_connections(self.worker)
+
+    def fault(self, what: str, error: BaseException) -> None:
+        """Log a fault once. Dask's own code takes over."""
+        if what not in self._logged:
+            self._logged.add(what)
+            _log.warning(
+                "worker %s: %s failed, so plain Dask does it (this is reported once): %s: %s",
+                self.worker.address, what, type(error).__name__, error,
+            )  # fmt: skip
+
+    # ---- the side that has the values ----------------------------------------------------------------------------------
+
+    async def get_data(
+        self, comm: Any, keys: Collection[Any], who: str | None = None, serializers: list[str] | None = None
+    ) -> Any:
+        """Answer a request for values: with handles, if the peer has the same store."""
+        handles: dict[Any, Handle] = {}
+        try:
+            # Handles are pickled.
+            if private_names.peer_info(comm).get(handshake.FIELD) == self.token and "pickle" in (
+                serializers or ["pickle"]
+            ):
+                for key in keys:
+                    handle = await self.handle_of(key)
+                    if handle is not None:
+                        handles[key] = handle
+                handles = {key: handle for key, handle in handles.items() if key in self.worker.data}
+        except Exception as error:
+            self.fault("sharing values", error)
+            handles = {}
+        if not handles:
+            return await self._plain_get_data(comm, keys=keys, who=who, serializers=serializers)
+        # Dask returns after the peer has answered, and until then this function holds the handles.
+        answer = private_names.get_data_with(self._plain_get_data, handles)
+        try:
+            return await answer(comm, keys=keys, who=who, serializers=serializers)
+        finally:
+            # Dask's metrics keep their owner, and thereby this dictionary, as long as the connection.
+            handles.clear()
+
+    async def handle_of(self, key: Any) -> Handle | None:
+        """
+        Return the handle of a result of this worker, which is copied into the store at its first use.
+
+        Parameters
+        ----------
+        key : str or tuple
+
+        Returns
+        -------
+        Handle or None
+            None if the value is small, has no buffers, or does not fit into the store.
+        """
+        worker = self.worker
+        if key not in worker.data or private_names.store_bytes(worker, key) < self.settings.share:
+            return None
+        pending = self._pending.get(key)
+        if pending is None:
+            value = worker.data[key]
+            mark = watchable(value)
+            if mark is None:
+                return None
+            known = self._handles.get(key)
+            if known is not None and known[0]() is mark:
+                return known[1]
+            unshared = self._unshared.get(key)
+            if unshared is not None and unshared() is mark:
+                return None
+            pending = self._pending[key] = asyncio.ensure_future(self._promote(key, value))
+            pending.add_done_callback(lambda _: self._pending.pop(key, None))
+        # A request that is cancelled must not cancel the others that wait for the same copy.
+        return await asyncio.shield(pending)
+
+    async def _promote(self, key: Any, value: Any) -> Handle | None:
+        """Copy a value into the store, and let the view there take its place."""
+        from distributed.utils import offload
+
+        try:
+            handle = await offload(put_value, value, self.settings.share)
+        except Exception as error:
+            # The store is full, or the value cannot be pickled: Dask reports the latter when it sends the value.
+            self.fault("copying a value into the store", error)
+            handle = None
+        if handle is None:
+            self._unshared[key] = self.watch(key, watchable(value), self._unshared)
+            return None
+        view = value
+        if is_copied_faithfully(value):
+            opened = handle.open() if handle.is_quick else await offload(handle.open)
+            if type(opened) is type(value):
+                view = opened
+        data = self.worker.data
+        # The key may have been released, or have a new value.
+        if key in data and data[key] is value:
+            if view is not value:
+                data[key] = view
+                self.pulls.replaced(key, view)
+            self.remember(key, view, handle)
+        return handle
+
+    def remember(self, key: Any, value: Any, handle: Handle) -> None:
+        """Remember that the value of a key is in the store."""
+        mark = watchable(value)
+        if mark is not None:
+            self._handles[key] = (self.watch(key, mark, self._handles), handle)
+
+    def watch(self, key: Any, mark: Any, table: dict[Any, Any]) -> weakref.ref[Any]:
+        def forget(gone: weakref.ref[Any]) -> None:
+            entry = table.get(key)
+            if entry is gone or (isinstance(entry, tuple) and entry[0] is gone):
+                table.pop(key, None)
+
+        return weakref.ref(mark, forget)
+
+    # ---- the side that asks for values ---------------------------------------------------------------------------------
+
+    async def gather_dep(self, worker: str, to_gather: Collection[Any], total_nbytes: int, *, stimulus_id: str) -> Any:
+        """Fetch values from a peer. Dask's state machine stops if this raises an error."""
+        large: list[Any] = []
+        try:
+            large = await self.pulls.worth_pulling(worker, to_gather)
+        except Exception as error:
+            # Dask's own request reports what is wrong with the peer.
+            _log.debug("cannot connect to %s: %s", worker, error)
+        rest = [key for key in to_gather if key not in large] if large else to_gather
+        pulled: dict[Any, Any] = {}
+        event = None
+        if rest:
+            event = await self._gather(worker, rest, total_nbytes, stimulus_id)
+            if not hasattr(event, "data"):
+                return event
+        for key in large:
+            try:
+                handle = await self.pulls.pull(worker, key)
+                if handle is not None:
+                    pulled[key] = await self._open(key, handle)
+            except Exception as error:
+                self.fault("opening a value", error)
+        missing = [key for key in large if key not in pulled]
+        if missing:
+            last = await self._gather(worker, missing, total_nbytes, stimulus_id)
+            if not hasattr(last, "data"):
+                # Dask asks again for all keys. Those that have come are in the store of this host meanwhile.
+                return last
+            pulled |= last.data
+        if event is None:
+            return private_names.success(worker, total_nbytes, pulled)
+        event.data.update(pulled)
+        return event
+
+    async def _gather(self, address: str, keys: Collection[Any], total_nbytes: int, stimulus_id: str) -> Any:
+        """Fetch values as Dask does, and open the handles among them."""
+        arguments = {"worker": address, "to_gather": keys, "total_nbytes": total_nbytes, "stimulus_id": stimulus_id}
+        with closed_handles():
+            event = await self._plain_gather_dep(**arguments)
+        try:
+            if await self._open_all(getattr(event, "data", None)):
+                return event
+        except Exception as error:
+            self.fault("opening a value", error)
+        return await self._gather_plainly(address, arguments)
+
+    async def _open(self, key: Any, handle: Handle) -> Any:
+        from distributed.utils import offload
+
+        value = handle.open() if handle.is_quick else await offload(handle.open)
+        self.remember(key, value, handle)
+        return value
+
+    async def _open_all(self, data: dict[Any, Any] | None) -> bool:
+        """Replace the handles in received data by their values; return whether all could be opened."""
+        for key, handle in (data or {}).items():
+            if isinstance(handle, Handle):
+                assert data is not None
+                data[key] = await self._open(key, handle)
+            elif isinstance(handle, Unopened):
+                self.fault("opening a value", handle.error)
+                return False
+        return True
+
+    async def _gather_plainly(self, address: str, arguments: dict[str, Any]) -> Any:
+        """Fetch values over a connection that does not name the store."""
+        private_names.close_idle_connections(self.worker, address)
+        with handshake.silent():
+            event = await self._plain_gather_dep(**arguments)
+        private_names.close_idle_connections(self.worker, address)
+        return event

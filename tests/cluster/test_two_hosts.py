@@ -1,0 +1,133 @@
+"""Test values that go from one host to another."""
+
+import hosts
+import pytest
+from dask_programs import run
+
+pytest.importorskip("distributed")
+
+_HEAD = """
+        import signal
+        from collections import Counter
+
+        from hosts import Hosts, start_scheduler, start_workers
+
+        def host_of(worker):
+            return worker.split("//")[1].split(":")[0]
+
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def namespaces():
+    """Skip these tests where the kernel does not allow namespaces."""
+    reason = hosts.missing()
+    if reason:
+        pytest.skip(reason)
+
+
+def run_on_hosts(script: str) -> None:
+    run(_HEAD + script, prefix=hosts.PREFIX, timeout=180)
+
+
+def test_a_host_gets_a_value_once_for_all_its_workers():
+    run_on_hosts("""
+        def write(array):
+            array[0] = 5
+            return float(array.sum())
+
+        with Hosts(2) as (left, right):
+            scheduler = start_scheduler(left)
+            for host in (left, right):
+                start_workers(host, scheduler, 3, "--preload", "pyray_ser.distributed")
+            with Client(scheduler, timeout=60) as client:
+                workers = addresses(client, 6)
+                there = [one for one in workers if host_of(one) == right.address]
+                here = [one for one in workers if host_of(one) == left.address]
+                value = client.submit(make, 4_000_000, workers=here[:1])
+                small = client.submit(make, 40_000, workers=here[:1])
+                wait([value, small])
+                before = right.received()
+                sums = [client.submit(lambda a, b: total(a) + total(b), value, small, workers=[one], pure=False)
+                        for one in there]
+                expected = float(np.arange(4_000_000.0).sum() + np.arange(40_000.0).sum())
+                assert client.gather(sums) == [expected] * 3
+                came = right.received() - before
+                assert 32_000_000 < came < 45_000_000, came
+                seen = client.run(stats)
+                assert all(seen[one]["used"] < 36_000_000 for one in there), seen
+                # The value goes back, and to the others of its first host.
+                assert client.submit(total, value, workers=here[1:2], pure=False).result() == float(np.arange(4_000_000.0).sum())
+                # A worker that writes changes only its own copy.
+                assert client.submit(write, value, workers=there[:1]).result() == float(np.arange(4_000_000.0).sum()) + 5
+                for one in (there[1], here[0]):
+                    assert client.submit(total, value, workers=[one], pure=False).result() == float(np.arange(4_000_000.0).sum())
+                del value, small, sums
+                everything_freed(client)
+                client.shutdown()
+            until(lambda: not left.stores() and not right.stores())
+    """)
+
+
+@pytest.mark.heavy
+def test_a_killed_receiver_does_not_stop_the_others():
+    run_on_hosts("""
+        with Hosts(2) as (left, right):
+            scheduler = start_scheduler(left)
+            for host, count in ((left, 1), (right, 3)):
+                start_workers(host, scheduler, count, "--preload", "pyray_ser.distributed")
+            # A slow link, so that the transfer takes a second.
+            right.run("tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", "400mbit", "burst", "1mb", "latency", "50ms")
+            left.run("tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", "400mbit", "burst", "1mb", "latency", "50ms")
+            with Client(scheduler, timeout=60) as client:
+                workers = addresses(client, 4)
+                there = [one for one in workers if host_of(one) == right.address]
+                here = [one for one in workers if host_of(one) == left.address]
+                pids = client.run(os.getpid, workers=there)
+                value = client.submit(make, 6_000_000, workers=here)
+                wait(value)
+                sums = [client.submit(total, value, workers=there, pure=False) for one in there]
+                time.sleep(0.5)
+                right.run("kill", "-KILL", str(pids[there[0]]))
+                assert client.gather(sums) == [float(np.arange(6_000_000.0).sum())] * 3
+                del value, sums
+                everything_freed(client)
+    """)
+
+
+@pytest.mark.heavy
+def test_a_host_that_is_gone_does_not_stop_the_others():
+    run_on_hosts("""
+        with Hosts(2) as (left, right):
+            scheduler = start_scheduler(left)
+            for host in (left, right):
+                start_workers(host, scheduler, 2, "--preload", "pyray_ser.distributed")
+            with Client(scheduler, timeout=60) as client:
+                workers = addresses(client, 4)
+                there = [one for one in workers if host_of(one) == right.address]
+                here = [one for one in workers if host_of(one) == left.address]
+                value = client.submit(make, 4_000_000, workers=there, allow_other_workers=True)
+                assert client.submit(total, value, workers=here[:1]).result() == float(np.arange(4_000_000.0).sum())
+                other = client.submit(make, 4_000_000, 1, workers=there, allow_other_workers=True)
+                wait(other)
+                right.run("sh", "-c", "kill -KILL -1")
+                assert client.submit(total, value, workers=here[1:]).result() == float(np.arange(4_000_000.0).sum())
+                found = client.submit(total, other, workers=here[1:]).result()
+                assert found == float(np.arange(1, 4_000_001, dtype="f8").sum())
+    """)
+
+
+@pytest.mark.heavy
+def test_workers_without_the_plugin_get_plain_values():
+    run_on_hosts("""
+        with Hosts(2) as (left, right):
+            scheduler = start_scheduler(left)
+            start_workers(left, scheduler, 2, "--preload", "pyray_ser.distributed")
+            start_workers(right, scheduler, 1)
+            with Client(scheduler, timeout=60) as client:
+                workers = addresses(client, 3)
+                for maker in workers:
+                    value = client.submit(make, 4_000_000, workers=[maker], pure=False)
+                    sums = [client.submit(total, value, workers=[one], pure=False) for one in workers]
+                    assert client.gather(sums) == [float(np.arange(4_000_000.0).sum())] * 3
+    """)
