@@ -16,7 +16,7 @@ NAME = "pyray_ser"
 _warned = False
 
 
-class SharingPlugin(distributed.WorkerPlugin):
+class SharingPlugin(distributed.WorkerPlugin):  # type: ignore[misc]
     """Share the large values of a worker with the other workers of its host."""
 
     name = NAME

@@ -13,6 +13,7 @@ from .. import _log
 from . import handshake, private_names
 from .handle import Handle, Unopened, closed_handles, is_copied_faithfully, put_value, watchable
 from .pulls import Pulls
+from .references import References
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -49,10 +50,12 @@ class Sharing:
         self._plain_get_data = worker.handlers["get_data"]
         self._plain_gather_dep = worker.gather_dep
         self.pulls = Pulls(self)
+        self.references = References(self)
 
     def begin(self) -> None:
         """Put the hooks into the worker."""
         self.pulls.begin()
+        self.references.begin()
         handshake.begin(self.token)
         self.worker.handlers["get_data"] = self.get_data
         self.worker.gather_dep = self.gather_dep
@@ -63,6 +66,7 @@ class Sharing:
         self.worker.handlers["get_data"] = self._plain_get_data
         self.worker.gather_dep = self._plain_gather_dep
         handshake.end()
+        self.references.end()
         self.pulls.end()
         self._handles.clear()
         self._unshared.clear()
@@ -144,6 +148,7 @@ class Sharing:
         """Copy a value into the store, and let the view there take its place."""
         from distributed.utils import offload
 
+        handle: Handle | None
         try:
             handle = await offload(put_value, value, self.settings.share)
         except Exception as error:

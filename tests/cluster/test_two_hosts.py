@@ -69,6 +69,140 @@ def test_a_host_gets_a_value_once_for_all_its_workers():
     """)
 
 
+def test_references_are_read_on_other_hosts():
+    run_on_hosts("""
+        def store(n):
+            return pyray_ser.put({"array": np.arange(n, dtype="f8"), "name": "left"})
+
+        def read(ref):
+            return float(pyray_ser.get(ref)["array"].sum())
+
+        def keep(ref):
+            worker = get_worker()
+            worker.kept = ref, pyray_ser.get(ref)
+            return float(worker.kept[1]["array"].sum())
+
+        def drop(dask_worker):
+            del dask_worker.kept
+
+        async def read_in_the_loop(ref):
+            return float((await ref)["array"].sum())
+
+        async def read_badly(ref):
+            try:
+                pyray_ser.get(ref)
+            except RuntimeError as error:
+                return str(error)
+
+        from distributed import get_worker
+
+        # The scheduler has a host of its own, where no store is.
+        with Hosts(3) as (left, right, third):
+            scheduler = start_scheduler(third)
+            for host in (left, right):
+                start_workers(host, scheduler, 3, "--preload", "pyray_ser.distributed")
+            with Client(scheduler, timeout=60) as client:
+                workers = addresses(client, 6)
+                there = [one for one in workers if host_of(one) == right.address]
+                here = [one for one in workers if host_of(one) == left.address]
+                expected = float(np.arange(4_000_000.0).sum())
+                ref = client.submit(store, 4_000_000, workers=here[:1]).result()
+                assert ref.state == "foreign"
+                assert client.submit(read, ref, workers=here[1:2]).result() == expected
+                before = right.received()
+                kept = [client.submit(keep, ref, workers=[one], pure=False) for one in there]
+                assert client.gather(kept) == [expected] * 3
+                for one in there:
+                    assert client.submit(read, ref, workers=[one], pure=False).result() == expected
+                    assert client.submit(read_in_the_loop, ref, workers=[one], pure=False).result() == expected
+                came = right.received() - before
+                assert 32_000_000 < came < 45_000_000, came
+                assert all(one["used"] < 36_000_000 for one in client.run(stats, workers=there).values())
+                del kept
+                client.run(drop, workers=there)
+                until(lambda: not any(one["objects"] for one in client.run(stats, workers=there).values()))
+                other = client.submit(store, 40_000, workers=here[:1]).result()
+                assert "await" in client.submit(read_badly, other, workers=there[:1]).result()
+                assert client.submit(read, other, workers=there[1:2]).result() == float(np.arange(40_000.0).sum())
+    """)
+
+
+@pytest.mark.heavy
+def test_a_killed_receiver_of_a_reference_does_not_stop_the_others():
+    run_on_hosts("""
+        def store(n):
+            return pyray_ser.put(np.arange(n, dtype="f8"))
+
+        def read(ref):
+            return float(pyray_ser.get(ref).sum())
+
+        def read_late(ref):
+            time.sleep(0.3)
+            return read(ref)
+
+        def objects_left():
+            pyray_ser.init().look()  # for processes that were killed
+            return pyray_ser.stats()["objects"]
+
+        with Hosts(2) as (left, right):
+            scheduler = start_scheduler(left)
+            for host, count in ((left, 1), (right, 3)):
+                start_workers(host, scheduler, count, "--preload", "pyray_ser.distributed")
+            for host in (left, right):
+                host.run("tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", "400mbit", "burst", "1mb", "latency", "50ms")
+            with Client(scheduler, timeout=60) as client:
+                workers = addresses(client, 4)
+                there = [one for one in workers if host_of(one) == right.address]
+                here = [one for one in workers if host_of(one) == left.address]
+                pids = client.run(os.getpid, workers=there)
+                ref = client.submit(store, 6_000_000, workers=here).result()
+                sums = [client.submit(function, ref, workers=there[i:], pure=False)
+                        for i, function in enumerate((read, read_late, read_late))]
+                time.sleep(0.6)
+                right.run("kill", "-KILL", str(pids[there[0]]))
+                assert client.gather(sums) == [float(np.arange(6_000_000.0).sum())] * 3
+                del sums
+                until(lambda: client.run(objects_left, workers=there[1:2])[there[1]] == 0)
+    """)
+
+
+@pytest.mark.heavy
+def test_copies_of_references_outlive_the_host_of_the_original():
+    run_on_hosts("""
+        def store(n):
+            return pyray_ser.put(np.arange(n, dtype="f8"))
+
+        def keep(ref):
+            worker = get_worker()
+            worker.kept = ref, pyray_ser.get(ref)
+            return float(worker.kept[1].sum())
+
+        def fails(ref):
+            try:
+                pyray_ser.get(ref)
+            except pyray_ser.exceptions.ForeignStoreError as error:
+                return str(error)
+
+        from distributed import get_worker
+
+        os.environ["DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT"] = "12s"
+        with Hosts(3) as (left, right, third):
+            scheduler = start_scheduler(third)
+            for host in (left, right):
+                start_workers(host, scheduler, 2, "--preload", "pyray_ser.distributed")
+            with Client(scheduler, timeout=60) as client:
+                workers = addresses(client, 4)
+                there = [one for one in workers if host_of(one) == right.address]
+                here = [one for one in workers if host_of(one) == left.address]
+                refs = client.gather([client.submit(store, n, workers=here[:1]) for n in (4_000_000, 40_000)])
+                expected = float(np.arange(4_000_000.0).sum())
+                assert client.submit(keep, refs[0], workers=there[:1]).result() == expected
+                left.end()
+                assert client.submit(keep, refs[0], workers=there[1:], pure=False).result() == expected
+                assert "host1" in client.submit(fails, refs[1], workers=there[:1]).result()
+    """)
+
+
 @pytest.mark.heavy
 def test_a_killed_receiver_does_not_stop_the_others():
     run_on_hosts("""

@@ -1,0 +1,244 @@
+"""References to objects on other hosts: `get` copies such an object into the store of this host, once for all its workers.
+
+A worker finds the host of a reference by the identity of its store, which every worker reports to the scheduler with its
+metrics. The bytes go from store to store without unpickling.
+
+Several workers may ask for an object at the same time. The first one that is about to receive the bytes puts a named
+object that refers to the block. The name is ephemeral, so that it ends with the processes that use the copy, even if they
+are killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from .. import _core, _log, api
+from ..exceptions import NameExistsError, ObjectLostError
+from ..store import foreign
+from . import handshake, private_names
+
+if TYPE_CHECKING:
+    from .._core import ObjectRef
+    from .sharing import Sharing
+
+__all__ = ["OBJECT", "References"]
+
+# The name of the request.
+OBJECT = "pyray_ser_object"
+_PIECE = 1 << 30
+# Each piece must arrive within Dask's time limit for a connection.
+_RECEIVED = 16 << 20
+# How often to start again if the process that receives an object for this host dies.
+_TRIES = 10
+# How many workers of the other host to ask for an object. They share Dask's time limit for a connection, so that a host
+# without power costs no more time than in plain Dask.
+_WORKERS = 3
+# How many workers to ask for their store if the scheduler does not know it yet.
+_PROBES = 64
+
+
+class References:
+    """
+    The part of one worker that finds objects of other hosts, and sends objects to other hosts.
+
+    Parameters
+    ----------
+    sharing : Sharing
+        The hooks of the worker.
+    """
+
+    def __init__(self, sharing: Sharing) -> None:
+        self.sharing = sharing
+        self.worker = sharing.worker
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
+        self._previous: Any = None
+        # Address of a worker -> identity of its store.
+        self._stores: dict[str, str | None] = {}
+        # The record of a foreign object in this process -> the named object that keeps its copy.
+        self._claims: WeakKeyDictionary[Any, ObjectRef[Any]] = WeakKeyDictionary()
+
+    def begin(self) -> None:
+        """Answer the requests of other hosts, and resolve references from there."""
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self.worker.handlers[OBJECT] = self.serve
+        self.worker.metrics[handshake.FIELD] = lambda _: self.sharing.token
+        self._previous = foreign.set_resolver(self.resolve)
+
+    def end(self) -> None:
+        """Restore the worker."""
+        foreign.set_resolver(self._previous)
+        self.worker.metrics.pop(handshake.FIELD, None)
+        self.worker.handlers.pop(OBJECT, None)
+        self._claims.clear()
+
+    # ---- the side that has the object ----------------------------------------------------------------------------------
+
+    async def serve(self, comm: Any, identity: bytes) -> Any:
+        """
+        Send the stored form of an object.
+
+        Parameters
+        ----------
+        comm : distributed.comm.Comm
+        identity : bytes
+            ``ref.binary()``.
+        """
+        try:
+            views = foreign.export(_core.ObjectRef.from_binary(identity), timeout=0)
+        except Exception as error:
+            return {"status": "gone", "reason": str(error)}
+        try:
+            await comm.write({"status": "OK", "nbytes": sum(view.nbytes for view in views)})
+            if await comm.read() == "go":
+                for view in views:
+                    for at in range(0, view.nbytes, _PIECE):
+                        await private_names.stream_of(comm).write(view[at : at + _PIECE])
+                await comm.read()
+        except Exception:
+            # The peer is gone, or has the object from another worker of its host.
+            comm.abort()
+        return private_names.closed_reply()
+
+    # ---- the side that asks --------------------------------------------------------------------------------------------
+
+    def resolve(self, ref: ObjectRef[Any]) -> ObjectRef[Any] | None:
+        """
+        Return a reference to a copy in the store of this host; `pyray_ser.get` calls this in any thread.
+
+        Parameters
+        ----------
+        ref : ObjectRef
+            Of a store that this process cannot find.
+
+        Returns
+        -------
+        ObjectRef or None
+            None if no worker has the store or the object.
+
+        Raises
+        ------
+        RuntimeError
+            In the event loop of the worker, which must not wait.
+        ObjectLostError
+            If several processes that received the object for this host have ended meanwhile.
+        """
+        if threading.get_ident() == self._thread:
+            raise RuntimeError(
+                "the object is on another host, and get() would stop this worker's event loop: use `await ref`"
+            )
+        assert self._loop is not None
+        identity = ref.binary()
+        name = f"pyray_ser copy of {identity.hex()}"
+        for attempt in range(_TRIES):
+            # After a failure, only a new `put` finds out whether the name has ended.
+            claim = None if attempt else _find(name)
+            if claim is None:
+                fetching = asyncio.run_coroutine_threadsafe(self._fetch(ref.store_id, identity, name), self._loop)
+                try:
+                    claim = fetching.result()
+                except NameExistsError:
+                    claim = _find(name)
+                else:
+                    if claim is None:
+                        return None
+                finally:
+                    del fetching  # its error refers to this frame, which refers to the copy
+            if claim is not None:
+                copy: ObjectRef[Any] = api.get(claim)[0]
+                api.wait([copy])  # until it is complete, or its receiver has failed
+                if copy.state == "sealed":
+                    self._claims[_core.foreign_parts(ref)[1]] = claim
+                    return copy
+                del copy
+            # The name ends when the last process has let go of the copy that failed.
+            del claim
+            time.sleep(0.02 * (attempt + 1))
+        raise ObjectLostError(
+            ref=repr(ref), store=f"{ref.store_id:016x}", reason="each process that received it for this host has ended"
+        )
+
+    async def _fetch(self, store_id: int, identity: bytes, name: str) -> ObjectRef[Any] | None:
+        """Receive an object, or return the claim of the process that receives it; None if nobody has the object."""
+        tried: set[str] = set()
+        for fresh in (False, True):
+            for address in await self._workers_of(f"{store_id:016x}", fresh):
+                if address in tried or len(tried) == _WORKERS:
+                    continue
+                tried.add(address)
+                try:
+                    claim = await self._receive(address, identity, name)
+                except NameExistsError:
+                    raise  # an OSError, too
+                except OSError as error:
+                    # This worker is gone, but others of its host may have the object.
+                    _log.debug("cannot get an object from %s: %s", address, error)
+                    continue
+                if claim is not None:
+                    return claim
+        return None
+
+    async def _workers_of(self, token: str, fresh: bool) -> list[str]:
+        if fresh or token not in self._stores.values():
+            workers = (await self.worker.scheduler.identity())["workers"]
+            self._stores = {
+                address: info["metrics"].get(handshake.FIELD) or self._stores.get(address)
+                for address, info in workers.items()
+            }
+            unknown = [address for address, store in self._stores.items() if store is None]
+            for address in unknown[:_PROBES] if token not in self._stores.values() else ():
+                self._stores[address] = await self._probe(address)
+        return [address for address, store in self._stores.items() if store == token]
+
+    async def _probe(self, address: str) -> str:
+        try:
+            comm = await self.worker.rpc.connect(address)
+        except OSError:
+            return ""
+        self.worker.rpc.reuse(address, comm)
+        return str(private_names.peer_info(comm).get(handshake.FIELD, ""))
+
+    async def _receive(self, address: str, identity: bytes, name: str) -> ObjectRef[Any] | None:
+        import dask
+        from dask.utils import parse_timedelta
+
+        limit = parse_timedelta(dask.config.get("distributed.comm.timeouts.connect"))
+        comm = await self.worker.rpc.connect(address, timeout=limit / _WORKERS)
+        try:
+            # A worker that is stopped must not stop this one for ever.
+            async with asyncio.timeout(limit):
+                await comm.write({"op": OBJECT, "identity": identity})
+                head = await comm.read()
+            if head.get("status") != "OK":
+                return None
+            block: Any = foreign.create_stored(head["nbytes"])
+            try:
+                claim = api.put([block.obj.ref], name=name, ephemeral=True)
+                await comm.write("go")
+                for at in range(0, block.nbytes, _RECEIVED):
+                    async with asyncio.timeout(limit):
+                        await private_names.stream_of(comm).read_into(block[at : at + _RECEIVED])
+                api.seal(block)
+            except BaseException:
+                # First the connection, which writes into the block.
+                comm.abort()
+                api.abort(block)
+                raise
+            await comm.write("OK")
+            return claim
+        except BaseException:
+            comm.abort()
+            raise
+        finally:
+            self.worker.rpc.reuse(address, comm)
+
+
+def _find(name: str) -> ObjectRef[Any] | None:
+    """Return the reference of the named object that keeps a copy, or None."""
+    store = _core.default()
+    return None if store is None else _core.find_name(store, name)
