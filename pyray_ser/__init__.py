@@ -1,4 +1,4 @@
-"""Put Python objects into shared memory once, read them in place from every process.
+"""Put Python objects into shared memory once, and read them in place from every process.
 
 >>> import pyray_ser
 >>> ref = pyray_ser.put(data)  # in one process
@@ -40,13 +40,13 @@ from .api import (
     wait,
 )
 
-# Importing typing for this would take too long. The value is not the literal False, because jedi would then ignore the
-# block.
+# Importing typing to get TYPE_CHECKING would take too long. The value is not the literal False, because jedi would then
+# ignore the block.
 TYPE_CHECKING = bool()  # noqa: UP018
 if TYPE_CHECKING:
     from typing import Any
 
-    # The lazily imported names, for type checkers and editors.
+    # Import the lazy names eagerly for type checkers and editors.
     from . import exceptions, inspection, tasks, typing, util  # noqa: F401
     from .pickling.serialization import (
         PickleBuffer,
@@ -91,7 +91,7 @@ _LAZY |= {
     "remote": "tasks",
     "uninstall": "pool_hooks",
 }
-# `_ndarray` for PyCapsule_Import, which imports packages but does not import their modules.
+# Import `_ndarray` here for PyCapsule_Import, which imports packages but not the modules inside them.
 _MODULES = ("_ndarray", "exceptions", "inspection", "tasks", "typing", "util")
 
 __all__ = [
@@ -143,13 +143,13 @@ def _load_ref(blob: bytes) -> "ObjectRef[Any]":
     """
     Load a pickled reference; its pickle calls this function.
 
-    It is a Python function in a top-level module, because the standard pickler writes such a function faster and
-    imports its module in half the time. That import is most of the cost of a message with one reference.
+    It is a Python function in the top-level module, because the standard pickler writes such a function faster and
+    imports its module in half the time. This import accounts for most of the cost of a message with one reference.
     """
     return _take_over(blob)
 
 
-if not TYPE_CHECKING:  # type checkers would take any misspelled name for a lazy one
+if not TYPE_CHECKING:  # otherwise, type checkers would accept any misspelled name as a lazy one
 
     def __getattr__(name: str) -> "Any":
         from importlib import import_module

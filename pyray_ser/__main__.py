@@ -1,4 +1,4 @@
-"""``python -m pyray_ser`` is ``pyray-ser``."""
+"""Run the command line: ``python -m pyray_ser`` is the same as ``pyray-ser``."""
 
 import sys
 

@@ -1,8 +1,8 @@
-"""The library's descriptors never have the numbers of standard input, output and error.
+"""Keep the library's descriptors away from the numbers of standard input, output and error (0 to 2).
 
-If a program starts without descriptors 0 to 2, or closes them, the next file that it opens gets one of these numbers, and
-messages to standard error are written into that file. Every call that makes a descriptor goes through this module; a test finds
-calls that do not.
+If a program starts without descriptors 0 to 2, or closes them, the next file that it opens gets one of these numbers,
+and messages to standard error are written into that file. All code of the library that makes a descriptor calls this
+module; a test finds code that does not.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["above_standard", "epoll_above_standard", "socket_above_standard"]
 
 def above_standard(fd: int) -> int:
     """
-    Return a descriptor of the same open file with a number above 2.
+    Return a descriptor for the same open file with a number above 2.
 
     Parameters
     ----------

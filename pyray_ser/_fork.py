@@ -1,8 +1,9 @@
-"""Let no fork happen while another thread imports a module of this package.
+"""Delay each fork until no other thread is importing a module of this package.
 
 Many modules are imported at first use. A forked child inherits the lock of a module that another thread was importing
-at that moment, and nobody releases it: the child would wait for ever when it uses that module. CPython does not protect
-a program from this (bpo-6721 has the discussion), so a fork waits until such imports are over.
+at the time of the fork. No thread of the child releases this lock, so the child would wait forever when it imports that
+module. CPython does not protect a program from this (see the discussion in bpo-6721), so a fork waits until such
+imports have ended.
 """
 
 import os
@@ -13,8 +14,9 @@ from importlib import import_module
 def finish_imports() -> None:
     """Wait for the modules of this package that other threads are importing.
 
-    The import statement waits for them, returns at once for a module that this thread is importing itself, and
-    detects a deadlock. If the import fails, it fails here, too, and Python reports it as ignored: the fork goes on.
+    Importing a module again waits for the other thread, returns immediately if this thread is importing the module
+    itself, and detects deadlocks. If the import fails, it also raises here; Python reports the exception as ignored,
+    and the fork continues.
     """
     for name, module in list(sys.modules.items()):
         if name.startswith("pyray_ser") and getattr(getattr(module, "__spec__", None), "_initializing", False):

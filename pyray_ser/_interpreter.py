@@ -1,7 +1,7 @@
 """Refuse unsupported interpreters before an extension module is loaded.
 
-An extension module of this package belongs to the interpreter that loads it first. If a subinterpreter loads it first,
-the main interpreter of this process can never load it. So subinterpreters must not load the extensions.
+An extension module of this package can be used only by the interpreter that loads it first. If a subinterpreter loads
+it first, the main interpreter of this process can never load it. So subinterpreters must not load the extensions.
 """
 
 import sys
@@ -15,7 +15,8 @@ def _is_main() -> bool:
     try:
         import _xxsubinterpreters as interpreters  # type: ignore[import-not-found]
     except ImportError:
-        # This build has no such module. The extensions refuse every interpreter except the first one that loads them.
+        # This build of Python has no such module. The extensions then accept only the first interpreter that loads
+        # them.
         return True
     return int(interpreters.get_current()) == int(interpreters.get_main())
 

@@ -1,15 +1,15 @@
 """The logger of the package: ``logging.getLogger("pyray_ser")``.
 
-`logging` is imported only if the program has imported it, or for a warning, which is shown without any setup. The import would
-take longer than a first `put`.
+This module imports `logging` only if the program has imported it, or in order to show a warning, which needs no setup.
+The import takes longer than a first `put`.
 
-The logger is looked up once. `logging.getLogger` acquires a lock, which stays held if a signal handler raises an
-exception there. Every thread that opens or closes a store would then wait for that lock.
+The logger is looked up once. `logging.getLogger` acquires a lock, and if a signal handler raises an exception inside
+it, the lock stays held. Every thread that opens or closes a store would then wait for that lock.
 """
 
 import sys
 
-TYPE_CHECKING = False  # importing typing for this would cost more than the rest of this module
+TYPE_CHECKING = False  # `typing` is not imported for this, which would take longer than the rest of this module
 if TYPE_CHECKING:
     from logging import Logger
 
@@ -21,13 +21,13 @@ _logger: "Logger | None" = None
 
 def _write(level: int, message: str, arguments: tuple[object, ...], exc_info: bool = False) -> None:
     if level < _WARNING and "logging" not in sys.modules:
-        return  # the program cannot have configured logging
+        return  # the program has not imported logging, so it cannot have configured it
     global _logger
     if _logger is None:
         import logging
 
         _logger = logging.getLogger("pyray_ser")
-    # A stack level of two frames makes the record name the caller of `info`.
+    # With a stack level of two frames, the log record names the caller of `info`.
     _logger.log(level, message, *arguments, exc_info=exc_info, stacklevel=3)
 
 

@@ -1,4 +1,4 @@
-"""The supported platforms. The build reads this file, too, so this file imports no other module of the package."""
+"""The supported platforms. The build also reads this file, so it must not import other modules of the package."""
 
 import os
 import struct

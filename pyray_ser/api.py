@@ -12,7 +12,7 @@ from .store import discovery as _stores
 from .store.scopes import scope
 from .store.waiting import wait
 
-TYPE_CHECKING = False  # importing typing for this would cost more than the rest of this module
+TYPE_CHECKING = False  # `typing` is not imported for this, which would take longer than the rest of this module
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any, SupportsIndex
@@ -64,43 +64,45 @@ def init(
     Open the store of this process.
 
     This call is optional: `put` opens a store with the default options. Options take effect in the call that makes the
-    store. A later call, or one in a process that joins an existing store, warns about each option that the store does not
-    have. Children find their parent's store under every start method.
+    store. A later call, or a call in a process that joins an existing store, warns about each option that differs from
+    the store's. Child processes find their parent's store with every start method.
 
     Parameters
     ----------
     name : str, optional
-        Name of a store that unrelated processes of the same user can find (a file in ``/dev/shm/pyray_ser-<uid>/``), or, with
-        a slash in it, a path on a tmpfs that other containers may share. The store is made if no process uses one of this
-        name, and ends with its last process.
+        Name of a store that unrelated processes of the same user can find (a file in ``/dev/shm/pyray_ser-<uid>/``),
+        or, with a slash in it, a path on a tmpfs that other containers may share. The store is made if no process uses
+        a store of this name, and it ends when its last process ends.
     capacity : int or str, optional
         Maximum size in bytes, as a number or text such as ``"8G"``, from 1 MiB to 8 TiB. The default is the environment
-        variable ``PYRAY_SER_CAPACITY``, otherwise 30 % of the memory; a named store takes no more than its file system
-        holds. No memory is reserved: the store allocates pages when it uses them.
+        variable ``PYRAY_SER_CAPACITY``, otherwise 30 % of the memory; a named store is never larger than its file
+        system. No memory is reserved: the store allocates pages when it uses them.
     spill_dir : str or path-like, optional
-        Directory on a disk for objects that do not fit. The default is the environment variable ``PYRAY_SER_SPILL_DIR``,
-        otherwise none: then a full store raises `ObjectStoreFullError`. The directory is made if its parent exists.
+        Directory on a disk for objects that do not fit into the capacity. The default is the environment variable
+        ``PYRAY_SER_SPILL_DIR``, otherwise none. Without a directory, a full store raises `ObjectStoreFullError`. The
+        directory is made if its parent exists.
     spill_checksum : bool
-        Whether spilled objects get a digest (XXH3), which is compared whenever an object is mapped; needs the package xxhash.
+        Whether spilled objects get a digest (XXH3), which is verified whenever an object is mapped; needs the package
+        xxhash.
     spill_compress : {"lz4", "zstd"}, optional
-        How spilled objects are compressed; needs the package lz4 or zstandard. Compressed objects cannot be
-        mapped: each process that reads one restores it to private memory. The extra ``spill`` has all three packages, which
-        every process of the store needs.
+        How spilled objects are compressed; needs the package lz4 or zstandard. Compressed objects cannot be mapped:
+        each process that reads one restores it to private memory. The extra ``spill`` installs all three packages;
+        every process of the store needs them.
     max_clients : int, optional
         Maximum number of processes at the same time, from 4 to 4096; default 512.
     max_objects : int, optional
         Maximum number of objects; the default depends on the capacity.
     lock_timeout : float, optional
-        Seconds that a call waits for a lock held by a stopped process, default 1.
+        Maximum number of seconds that a call waits for a lock that a stopped process holds; default 1.
     warm_reserve : int or str, optional
-        Bytes of freed pages kept for the next objects, default 256 MiB.
+        Bytes of freed pages that are kept for later objects; default 256 MiB.
     liveness : {"auto", "pid"}
-        "pid" refuses processes of other pid namespaces.
+        With "pid", processes of other pid namespaces cannot join the store.
     num_workers : int, optional
-        Number of processes for tasks; default is the number of CPUs that this process may use. They start when they are
-        needed.
+        Number of processes for tasks; default is the number of CPUs that this process may use. Workers start when they
+        are needed.
     start_method : {"fork", "spawn", "forkserver"}, optional
-        How workers and actors are started; default is what multiprocessing uses.
+        The method for starting workers and actors; the default is that of multiprocessing.
 
     Returns
     -------
@@ -109,12 +111,12 @@ def init(
     Raises
     ------
     TypeError, ValueError
-        If an option is invalid, or differs from that of an earlier call in this process.
+        If an option is invalid, or differs from the value in an earlier call in this process.
 
     Warns
     -----
     RuntimeWarning
-        If the store exists already and does not have an option that is given.
+        If the store exists already with a different value for one of the given options.
 
     Examples
     --------
@@ -179,7 +181,7 @@ def get_by_name(name: str, *, timeout: float | None = None, mmap_mode: MmapMode 
     name : str
         The name that was given to `put`.
     timeout : float, optional
-        Seconds to wait for an object of this name; default is without limit, 0 does not wait.
+        Seconds to wait for an object of this name. By default, the call waits without limit; 0 means not to wait.
     mmap_mode : {"r", "c"}
         As for `get`.
 
@@ -190,9 +192,10 @@ def get_by_name(name: str, *, timeout: float | None = None, mmap_mode: MmapMode 
     Raises
     ------
     NameNotFoundError
-        If there is none and `timeout` is 0, or if no other thread or process could put one; also a `FileNotFoundError`.
+        If no object has this name and `timeout` is 0, or if no other thread or process exists that could put one. It is
+        also a `FileNotFoundError`.
     GetTimeoutError
-        If there is none in time.
+        If no object of this name appears in time.
 
     Examples
     --------
@@ -208,7 +211,8 @@ def get_by_name(name: str, *, timeout: float | None = None, mmap_mode: MmapMode 
         except LookupError as error:
             from .exceptions import ObjectFreedError
 
-            # Another process may have freed the object after the lookup, perhaps to give its name to another object.
+            # Another process may have freed the object after the lookup, perhaps in order to give its name to another
+            # object.
             if not isinstance(error, ObjectFreedError):
                 raise
             rest = timeout and max(end - time.monotonic(), 1e-9)
@@ -222,7 +226,7 @@ def names() -> dict[str, ObjectRef[Any]]:
     Returns
     -------
     dict of str to ObjectRef
-        In no particular order. ``free(names()[name])`` deletes a named object.
+        Maps each name to a reference, in no particular order. ``free(names()[name])`` deletes a named object.
 
     Examples
     --------
@@ -268,9 +272,9 @@ def stats() -> dict[str, int]:
     Returns
     -------
     dict of int
-        Bytes: ``capacity``; ``used`` by objects; ``reserved`` for future small objects; ``backed`` by the kernel;
-        ``overhead`` of bookkeeping; ``largest_free``; ``spilled_bytes`` in files. Counts: ``spilled``, ``objects``,
-        ``unsealed``, ``clients``, ``max_clients``, ``in_flight`` references, ``edges`` between objects,
+        Numbers of bytes: ``capacity``; ``used`` by objects; ``reserved`` for future small objects; ``backed`` by the
+        kernel; ``overhead`` of bookkeeping; ``largest_free``; ``spilled_bytes`` in files. Counts: ``spilled``,
+        ``objects``, ``unsealed``, ``clients``, ``max_clients``, ``in_flight`` references, ``edges`` between objects,
         ``orphaned`` by a fork, ``slots``, ``serial`` of the next object, ``reaped`` clients, ``stolen`` locks.
 
     Examples
@@ -292,9 +296,10 @@ def objects() -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        ``id``, ``serial``, ``size``, ``extent`` in bytes, ``state``, ``ref_holders`` and ``pin_holders`` (processes),
-        ``tokens_and_edges`` (messages and objects that hold it), ``creator_pid`` (None if gone), ``created`` (seconds since
-        the epoch), ``freed``, ``orphaned``, ``spilled`` (it is in a file), ``name`` (None if it has none).
+        ``id``, ``serial``, ``size``, ``extent`` in bytes, ``state``, ``ref_holders`` and ``pin_holders`` (numbers of
+        processes), ``tokens_and_edges`` (number of messages and objects that hold it), ``creator_pid`` (None if that
+        process has ended), ``created`` (seconds since the epoch), ``freed``, ``orphaned``, ``spilled`` (it is in a
+        file), ``name`` (None if the object has no name).
 
     Examples
     --------
@@ -305,7 +310,7 @@ def objects() -> list[dict[str, Any]]:
 
 def create(nbytes: int, *, timeout: float | None = None) -> memoryview:
     """
-    Make an object of `nbytes` bytes that is filled in place.
+    Make an object of `nbytes` bytes, for the caller to fill in place.
 
     Parameters
     ----------
@@ -317,9 +322,9 @@ def create(nbytes: int, *, timeout: float | None = None) -> memoryview:
     Returns
     -------
     memoryview
-        Writable until `seal` publishes it; the value is then a read-only memoryview. ``view.obj.ref`` is the reference that
-        other processes can wait for meanwhile. The memoryview keeps its writable flag: writing to it after `seal`, or in a
-        forked child, raises SIGSEGV.
+        Writable until `seal` publishes it; the value is then a read-only memoryview. ``view.obj.ref`` is the reference
+        to the object, which other processes can already wait for. The memoryview keeps its writable flag: writing to it
+        after `seal`, or in a forked child, raises SIGSEGV.
 
     Examples
     --------
@@ -327,7 +332,7 @@ def create(nbytes: int, *, timeout: float | None = None) -> memoryview:
     >>> view[:] = b"bytes"
     >>> ref = pyray_ser.seal(view)
     """
-    # Before Python 3.12 the type checker does not know that this object supports the buffer protocol.
+    # Before Python 3.12, type checkers do not know that this object supports the buffer protocol.
     window: Any = _core.create(nbytes, timeout)
     return memoryview(window)
 
@@ -340,13 +345,13 @@ def empty(
     timeout: float | None = None,
 ) -> NDArray[Any]:
     """
-    Make an array inside the store that is filled in place.
+    Make an array inside the store, for the caller to fill in place.
 
     Parameters
     ----------
     shape : int or tuple of int
     dtype : dtype-like
-        Without Python objects.
+        Any dtype that contains no Python objects.
     order : {"C", "F"}
     timeout : float, optional
         As for `put`.
@@ -386,12 +391,12 @@ def empty(
 
 def seal(value: memoryview | NDArray[Any]) -> ObjectRef[Any]:
     """
-    Publish the result of `create` or `empty` as an object, without a copy.
+    Publish the memory that `create` or `empty` returned as an object, without a copy.
 
     Parameters
     ----------
     value : memoryview or numpy.ndarray
-        The whole memory. It may be reshaped; `get` returns the same shape.
+        The whole memory that `create` or `empty` returned. It may be reshaped; `get` returns the new shape.
 
     Returns
     -------
@@ -409,7 +414,7 @@ def seal(value: memoryview | NDArray[Any]) -> ObjectRef[Any]:
 
 def abort(value: memoryview | NDArray[Any]) -> None:
     """
-    Discard the result of `create` or `empty`. Processes that wait for the object get `ObjectLostError`.
+    Discard the memory that `create` or `empty` returned. Processes that wait for the object get `ObjectLostError`.
 
     Parameters
     ----------

@@ -23,13 +23,13 @@
      +-- TaskCancelledError                                a task was cancelled
      +-- WorkerDiedError              (RuntimeError)       a worker process is gone
 
-Where Python has a matching exception, the class derives from that exception, too, so
-code that catches ``MemoryError``, ``TimeoutError`` or ``TypeError`` needs no change.
+Where Python has a matching exception, the class also derives from it, so existing code that catches
+``MemoryError``, ``TimeoutError`` or ``TypeError`` needs no change.
 
-All accept an optional message, and facts as keywords. The facts are attributes.
-Without a message, the text is composed from them: what happened, to which object
-or store, and what to do next. All can be pickled with their facts, because they
-travel between processes.
+All classes accept an optional message, and facts as keyword arguments, which become attributes.
+Without a message, the text is composed from the facts: what happened, to which object or store, and
+what to do next. Pickling an exception keeps its facts, because exceptions are sent between
+processes.
 """
 
 import signal as _signal
@@ -90,12 +90,12 @@ class PyraySerError(Exception):
     Parameters
     ----------
     message : str, optional
-        The text; default is a text composed from the facts.
+        The text of the error; the default is composed from the facts.
     **facts
         Values for the attributes of the class.
     """
 
-    # The keywords that a class accepts: every public attribute that the class or a base class declares with a default.
+    # The keyword arguments that a class accepts: the public attributes that it or a base class declares with a default.
     _facts: frozenset[str] = frozenset()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -126,13 +126,15 @@ class ObjectStoreFullError(PyraySerError, MemoryError):
     used : int or None
         Bytes of live objects.
     pinned : int or None
-        Bytes of these under views, which can be neither moved nor spilled.
+        Bytes of live objects with views, which can be neither moved nor spilled.
     holders : str or None
-        Text about what holds the memory: largest objects, owners, where created.
+        Text about the objects that use the memory: the largest ones, their owners, where they were
+        created.
     reason : str or None
-        The reason if it is not the capacity: a full tmpfs, a cgroup limit, a full spill disk.
+        Why there is no room, if not because of the capacity: a full tmpfs, a cgroup limit, a full
+        spill disk.
     hint : str or None
-        What to do, in special cases.
+        What the user can do, in special cases.
     spills : bool
         Whether the store has a spill directory.
     """
@@ -179,9 +181,9 @@ class StoreFullError(PyraySerError, RuntimeError):
     Attributes
     ----------
     table : str
-        The table; default ``"clients"``.
+        Name of the table; default ``"clients"``.
     limit : int or None
-        How many entries it has.
+        Maximum number of entries in the table.
     """
 
     table: str = "clients"
@@ -203,11 +205,12 @@ class ObjectLostError(PyraySerError, LookupError):
     ref : str or None
         The reference, as text.
     store : str or None
-        The store it belonged to.
+        The store that contained the object.
     pid : int or None
         The process that created it.
     reason : str or None
-        What happened: its creator died before sealing it, its store ended, its spill file is gone.
+        What happened to the object: its creator died before sealing it, its store ended, or its
+        spill file is gone.
     """
 
     ref: str | None = None
@@ -262,7 +265,7 @@ class GetTimeoutError(PyraySerError, TimeoutError):
     timeout : float or None
         Seconds waited.
     pending : int or None
-        How many of the references were not ready.
+        Number of awaited references that were not ready.
     """
 
     ref: str | None = None
@@ -285,9 +288,9 @@ class StoreBusyError(PyraySerError, TimeoutError):
     Attributes
     ----------
     pid : int or None
-        That process.
+        The process that holds the lock.
     timeout : float or None
-        Seconds waited for it.
+        Seconds that the caller waited for the lock.
     """
 
     pid: int | None = None
@@ -310,7 +313,7 @@ class CorruptObjectError(PyraySerError, ValueError):
     reason : str or None
         The check that failed.
     offset : int or None
-        Where in the bytes it failed.
+        Position in the bytes at which the check failed.
     """
 
     ref: str | None = None
@@ -390,7 +393,7 @@ class StoreAccessError(PyraySerError, PermissionError):
     path : str or None
         The path of the file or directory.
     reason : str or None
-        What is wrong with it.
+        What is wrong with the file or directory.
     """
 
     path: str | None = None
@@ -442,9 +445,9 @@ class SerializationError(PyraySerError, TypeError):
     Attributes
     ----------
     path : str or None
-        The path of that object, from the value given: ``.model.cache['k'][1]``.
+        The path from the given value to that object, such as ``.model.cache['k'][1]``.
     failures : tuple of FailureTuple
-        All objects that cannot be pickled, if they were searched for.
+        All objects that cannot be pickled, if a search for them was made.
     """
 
     path: str | None = None
@@ -455,7 +458,7 @@ class SerializationError(PyraySerError, TypeError):
         return f"cannot pickle the value{where}; see util.inspect_serializability"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The objects in `failures` cannot be pickled.
+        # Leave out `failures`, which contains objects that cannot be pickled.
         state = {**self.__dict__, "failures": ()}
         return (type(self), self.args, state)
 
@@ -538,13 +541,13 @@ class WorkerDiedError(PyraySerError, RuntimeError):
     pid : int or None
         The process.
     exitcode : int or None
-        As in ``multiprocessing``: negative numbers are signals.
+        The exit code as in ``multiprocessing``: a negative number means a signal.
     task : str or None
         The function or method that it was running.
     reason : str or None
-        Why this process ended it, if it did.
+        Why the current process ended the worker, if it did.
     began : bool
-        Whether it had begun with the task.
+        Whether the worker had begun to run the task.
     """
 
     pid: int | None = None

@@ -1,7 +1,7 @@
-"""Export the counters of the stores that this process has open to Prometheus, read at each scrape.
+"""Export the counters of the stores that this process has open to Prometheus. They are read at each scrape.
 
-Needs the package prometheus-client (the extra ``prometheus``). Any process that uses a store can show it; the figures describe
-the whole store, so one process is enough.
+This module needs the package prometheus-client (the extra ``prometheus``). Any process that uses a store can export its
+counters. They describe the whole store, so one process is enough.
 """
 
 import os
@@ -15,7 +15,8 @@ from . import _core, _log, exceptions
 
 __all__ = ["StoreCollector", "register"]
 
-# Key of `Store.stats`, name of the metric, description of the metric. The scraped names of counters end with "_total".
+# Each entry has the key in `Store.stats`, and the name and description of the metric. The scraped names of counters end
+# with "_total".
 _GAUGES = (
     ("capacity", "capacity_bytes", "Bytes that the store may hold."),
     ("used", "used_bytes", "Bytes in use by objects in memory."),
@@ -63,7 +64,7 @@ class StoreCollector:
         """Return the metrics as they are now."""
         families = self._families()
         for store in _core.open_stores():
-            # A path may be no valid text.
+            # The path may contain bytes that are not valid text.
             path = os.fsencode(store.path or "").decode("utf-8", "backslashreplace")
             labels = [f"{store.id:016x}", path]
             try:
@@ -94,7 +95,7 @@ def register(registry: Any = REGISTRY, prefix: str = "pyray_ser") -> StoreCollec
     Parameters
     ----------
     registry : prometheus_client.CollectorRegistry, optional
-        Default is the one that ``start_http_server`` serves.
+        The default is the registry that ``start_http_server`` serves.
     prefix : str
         The beginning of the names of the metrics.
 

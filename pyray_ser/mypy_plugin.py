@@ -1,11 +1,11 @@
-"""A plugin for mypy that gives classes under `remote` their ``.remote``; mypy ignores the types of class decorators.
+"""A mypy plugin that adds ``.remote`` to classes decorated with `remote`; mypy ignores the types of class decorators.
 
 ::
 
     [tool.mypy]
     plugins = ["pyray_ser.mypy_plugin"]
 
-pyright needs no plugin, and neither do decorated functions.
+No plugin is needed for pyright, or for decorated functions.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def _any() -> AnyType:
 
 
 def _anything() -> list[Argument]:
-    """Return the arguments of an unknown function."""
+    """Return the argument list that stands for an unknown function."""
     return [
         Argument(Var("args", _any()), _any(), None, ARG_STAR),
         Argument(Var("kwargs", _any()), _any(), None, ARG_STAR2),

@@ -1,4 +1,4 @@
-"""Serializers for your types, the inspector for values that cannot be pickled, and an allow-list for numpy.
+"""Serializers for your own types, the inspector for values that cannot be pickled, and an allow-list for numpy.
 
 The inspector is imported when it is first used.
 """

@@ -36,7 +36,7 @@ class CommandError(Exception):
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that reports errors of writing, which argparse's parser ignores."""
+    """A parser that reports errors when it writes its output; argparse's parser ignores them."""
 
     def _print_message(self, message: str, file: Any = None) -> None:
         file = sys.stderr if file is None else file
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = next((word for word in argv if word in COMMANDS), None)
     name = "pyray-ser" if asked is None else f"pyray-ser {asked}"
     if sys.stdout is None:
-        # Descriptor 1 is closed: the next file that a command opens would get this number.
+        # Descriptor 1 is closed, so the next file that a command opens would get this number.
         _complain(f"{name}: cannot write its output: standard output is closed")
         return 2
     try:
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             status = _run(argv, asked)
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:  # ... | head
+    except BrokenPipeError:  # the reader of a pipe has exited, as with ``| head``
         _let_go_of_output()
         return 141
     except OSError as error:
@@ -84,7 +84,7 @@ def _run(argv: list[str], asked: str | None) -> int:
             command.set_defaults(run=module.run)
     arguments = parser.parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # for names of objects that the encoding cannot express
+        sys.stdout.reconfigure(errors="backslashreplace")  # object names may contain characters that the encoding lacks
     try:
         return int(arguments.run(arguments))
     except CommandError as error:
@@ -101,7 +101,7 @@ def _complain(text: str) -> None:
 
 
 def _let_go_of_output() -> None:
-    """Discard buffered output, so that the interpreter does not fail again, with a traceback, when it ends."""
+    """Discard buffered output; otherwise the interpreter would fail again at its end, with a traceback."""
     nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.dup2(nowhere, 1)

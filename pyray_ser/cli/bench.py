@@ -36,12 +36,12 @@ def _tree(pid: int) -> list[int]:
                 with open(f"/proc/{one}/task/{task}/children") as file:
                     found += map(int, file.read().split())
         except OSError:
-            continue  # it has ended
+            continue  # the process has ended
     return found
 
 
 def _own(pid: int) -> int:
-    """Return the proportional set size of a process without shared memory."""
+    """Return the proportional set size (PSS) of a process, without shared memory."""
     sizes = {}
     with open(f"/proc/{pid}/smaps_rollup") as file:
         for line in file:
@@ -55,8 +55,8 @@ def memory_of(pid: int) -> int:
     """
     Return the bytes that a process and its descendants use.
 
-    This is the sum of their proportional set sizes. Files in shared memory are counted once and in full, because pages
-    that no process has currently mapped also use memory.
+    This is the sum of their proportional set sizes. Files in shared memory are counted once and completely, because
+    their pages use memory even while no process has them mapped.
     """
     total = 0
     files: dict[tuple[int, int], int] = {}
@@ -103,7 +103,7 @@ class _Program:
         return float(self._read())
 
     def memory(self) -> int:
-        """Run once more and measure memory; not timed, because measuring takes time, too."""
+        """Run once more to measure memory; this run is not timed, because measuring memory also takes time."""
         self.start()
         largest = 0
         while True:

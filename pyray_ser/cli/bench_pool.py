@@ -1,4 +1,4 @@
-"""The program that ``pyray-ser bench pool`` measures: the pool of the README, with or without its two lines."""
+"""The program that ``pyray-ser bench pool`` measures: the README's pool, with or without the lines for pyray_ser."""
 
 import multiprocessing
 import sys

@@ -1,4 +1,4 @@
-"""``pyray-ser check``: verify every invariant of each store, and on request every spill file."""
+"""``pyray-ser check``: verify every invariant of each store, and optionally every spill file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _ask(spill: bool, store: _core.Store, spill_dir: str | None) -> dict[str, An
     if not spill:
         return {"ok": True}
     if store.spill_dir is None and spill_dir is not None:
-        # This is a copy of the tables of a dead store, which has no spill directory.
+        # The opened store is a copy of the tables of a dead store, and a copy has no spill directory.
         from ..store.spill_codec import check_files
 
         count, damaged = check_files(store, spill_dir)

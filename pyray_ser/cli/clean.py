@@ -2,7 +2,7 @@
 
 A named store is dead if no process in any pid namespace or container holds a lock on its file, and no visible process
 has the file mapped. A directory of spilled objects is dead if no process holds the lock that every client of its store
-holds. Nothing else is removed; memory of unnamed stores needs no cleaning.
+holds. The command removes no other files. The kernel frees the memory of unnamed stores.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def spill_directories(stores: list[Found], more: list[str]) -> list[str]:
-    """Return the spill directories of stores, that of the environment variable, and those given."""
+    """Return the spill directories of the stores, of the environment variable, and of the arguments."""
     found = [os.path.abspath(path) for path in more]
     if os.environ.get("PYRAY_SER_SPILL_DIR"):
         found.append(os.path.abspath(os.environ["PYRAY_SER_SPILL_DIR"]))
@@ -43,7 +43,7 @@ def spill_directories(stores: list[Found], more: list[str]) -> list[str]:
                 if spill_dir:
                     found.append(spill_dir)
         except (OSError, ValueError, RuntimeError, MemoryError):
-            continue  # the store is damaged, of another version, or no longer exists: `check` reports it
+            continue  # the store is damaged, of another version, or gone, which `check` reports
     return list(dict.fromkeys(found))
 
 
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     for entry in left_behind(stores):
         folder = os.path.dirname(entry["path"])
         try:
-            # Check again while holding the lock that keeps other processes from opening the store.
+            # Check again with the lock held, so that no other process can open the store.
             with named_stores.guard(folder):
                 if arguments.dry_run:
                     removed.append(entry)

@@ -1,4 +1,4 @@
-"""``pyray-ser doctor``: check what this machine offers and what does not work, and say what to do about it."""
+"""``pyray-ser doctor``: check whether this machine meets the package's needs, and tell how to fix problems."""
 
 from __future__ import annotations
 
@@ -92,12 +92,12 @@ def _meminfo() -> dict[str, int]:
 
 def cgroup_limits(root: str = "/sys/fs/cgroup", membership: str | None = None) -> list[tuple[str, int, int | None]]:
     """
-    Return the memory limits of this process, from its own group up to the root.
+    Return the memory limits of this process, from its own cgroup up to the root.
 
     Returns
     -------
     list of (str, int, int or None)
-        Directory of the group, limit and usage in bytes.
+        For each cgroup: its directory, and its limit and usage in bytes.
     """
     found = []
     for line in (membership if membership is not None else _read("/proc/self/cgroup") or "").splitlines():
@@ -112,7 +112,7 @@ def cgroup_limits(root: str = "/sys/fs/cgroup", membership: str | None = None) -
         while True:
             folder = base + path.rstrip("/")
             limit = _number(f"{folder}/{limit_name}")
-            # "max" is no number, and cgroup v1 writes "no limit" as a huge number.
+            # Skip "max", which is not a number, and the huge number with which cgroup v1 expresses "no limit".
             if limit is not None and limit < 1 << 60:
                 found.append((folder, limit, _number(f"{folder}/{usage_name}")))
             if path in ("", "/"):
@@ -208,7 +208,7 @@ def _kernel() -> Iterator[Finding]:
         yield Finding("/proc", OK, "mounted")
     huge = _read("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
     chosen = huge[huge.find("[") + 1 : huge.find("]")] if huge and "[" in huge else "unknown"
-    asked = _at_least((6, 1))  # MADV_COLLAPSE, which does not depend on the setting for page faults
+    asked = _at_least((6, 1))  # MADV_COLLAPSE does not depend on the setting for page faults
     yield Finding(
         "huge pages for shared memory",
         OK if chosen not in ("deny", "unknown") and (asked or chosen != "never") else INFO,
@@ -247,7 +247,7 @@ def removes_ipc(folders: tuple[str, ...] = ("/etc/systemd", "/run/systemd", "/us
 
 
 def _logout() -> Iterator[Finding]:
-    # The setting affects only ordinary users, and only if systemd-logind runs.
+    # The setting affects only ordinary users, and has an effect only if systemd-logind runs.
     if os.getuid() < 1000 or not os.path.isdir("/run/systemd/seats"):
         yield Finding("RemoveIPC", OK, "does not concern this user")
     elif removes_ipc():
@@ -337,7 +337,7 @@ def _free(path: str) -> int:
 def _trial() -> Iterator[Finding]:
     import subprocess
 
-    # Use a separate process, because the kernel may kill it by a signal if it refuses the store's memory.
+    # Use a separate process, because the kernel may kill the process by a signal if it refuses memory for the store.
     script = (
         "import pyray_ser, pyray_ser.store.discovery as s\n"
         "s.open_store(inherit=False, capacity=16 << 20)\n"
@@ -363,7 +363,7 @@ CHECKS = (_versions, _kernel, _memory, _shared_memory, _limits, _logout, _direct
 
 
 def examine() -> list[Finding]:
-    """Run all checks; a check that cannot run is a finding, too."""
+    """Run all checks; a check that cannot run also counts as a finding."""
     found: list[Finding] = []
     for look in CHECKS:
         try:

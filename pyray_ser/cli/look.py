@@ -23,8 +23,8 @@ def each(arguments: argparse.Namespace, ask: Ask) -> tuple[list[dict[str, Any]],
     Returns
     -------
     tuple of (list of dict, int)
-        The results of `ask`, with ``id``, ``path``, ``pids``, ``used`` and, if a store could not be read, ``error``; and the
-        exit status.
+        The results of `ask`, with ``id``, ``path``, ``pids``, ``used`` and, if a store could not be read, ``error``.
+        The second item is the exit status.
     """
     try:
         stores = selected(arguments.store)
@@ -54,5 +54,5 @@ def _one(found: Found, ask: Ask) -> dict[str, Any]:
 
 
 def clients(store: _core.Store) -> list[int]:
-    """Return the pids of a store's clients, except that of this tool."""
+    """Return the pids of a store's clients, except the pid of this tool."""
     return sorted(pid for pid in store.client_pids() if pid != os.getpid())

@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
         answer.setdefault("objects", [])
         answer.setdefault("in_flight", []).sort(key=lambda flight: -flight["age"])
         answer["objects"].sort(key=ORDERS[arguments.sort])
-        # Count objects as stat and top do: only sealed ones.
+        # Count only sealed objects, as the commands stat and top do.
         unsealed = sum(record["state"] == "creating" for record in answer["objects"])
         answer["count"], answer["unsealed"] = len(answer["objects"]) - unsealed, unsealed
         if arguments.limit is not None:

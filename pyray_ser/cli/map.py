@@ -14,8 +14,8 @@ from .look import each
 from .output import bytes_text, printable, write_json
 from .stores import add_selection
 
-# Kinds of cells, with the letter in the terminal and the colour in a picture. A cell shows the kind to which most of
-# its bytes belong, but "free" only if it contains nothing else.
+# Kinds of cells, with the letter that is printed in a terminal and the colour in an image. A cell has the kind to which
+# most of its bytes belong, but it is "free" only if all of its bytes are free.
 KINDS = {
     "free": ("\u00b7", "#e8e8e8"),
     "live": ("\u2592", "#5b8fc9"),
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def kind_of(record: dict[str, Any]) -> str:
-    """Return the kind of an object's bytes."""
+    """Return the kind of cell that shows an object's bytes."""
     if record["spilled"]:
         return "spilled"
     if record["state"] == "creating":

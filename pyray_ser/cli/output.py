@@ -1,4 +1,4 @@
-"""How figures and tables are written."""
+"""Functions that format figures and tables for output."""
 
 import json
 import sys
@@ -21,7 +21,7 @@ def bytes_text(number: int) -> str:
 
 
 def age(seconds: float) -> str:
-    """Return a duration in its one or two largest units."""
+    """Return a duration as text with its one or two largest units."""
     seconds = max(0, int(seconds))
     if seconds < 60:
         return f"{seconds} s"
@@ -51,7 +51,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], right: str) -> st
     heads : sequence of str
     rows : iterable of sequence of str
     right : str
-        One letter per column: "r" for right, "l" for left.
+        The alignment of the columns, one letter each: "r" for right, "l" for left.
     """
     lines = [list(heads), *(list(row) for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
@@ -65,10 +65,10 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], right: str) -> st
 
 
 def write_json(value: Any) -> None:
-    """Print a value as JSON; on one line if the output is no terminal."""
+    """Print a value as JSON, on one line if the output is not a terminal."""
     print(json.dumps(value, indent=2 if sys.stdout.isatty() else None, default=str))
 
 
 def error(text: str) -> None:
-    """Print to stderr, marked with the program's name."""
+    """Print a message to stderr, preceded by the program's name."""
     print(f"pyray-ser: {text}", file=sys.stderr)

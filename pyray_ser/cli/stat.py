@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the counters."""
     answers, status = each(arguments, ask)
     for answer in answers:
-        if "stats" in answer and not answer["used"]:  # this is a copy of the tables; the data are in the file
+        if "stats" in answer and not answer["used"]:  # the segment is a copy of the tables; the data are in the file
             answer["stats"]["backed"] = os.stat(answer["path"]).st_blocks * 512
     if arguments.json:
         write_json({"stores": answers})

@@ -1,4 +1,4 @@
-"""Find the stores of this user: those that processes have open, and the files of named stores, in use or not."""
+"""Find this user's stores: those that processes have open, and the files of all named stores."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Found:
 
     @property
     def label(self) -> str:
-        """Return the name by which a user knows the store."""
+        """Return the name under which a user knows the store."""
         if self.path is None:
             return self.id or "?"
         folder, name = os.path.split(self.path)
@@ -70,7 +70,7 @@ def _of_file(path: str, by_id: dict[str, Found]) -> Found:
         try:
             used = named_stores.in_use(path)
         except OSError:
-            used = True  # it is not proven that no process uses it
+            used = True  # some process may still use the store
         found = Found(ident, used=used)
     found.path = path
     return found
@@ -89,7 +89,7 @@ def find() -> list[Found]:
         named_stores.check_directory(folder)
         names = sorted(os.listdir(folder))
     except OSError:
-        names = []  # there is no directory, or it belongs to another user: `doctor` reports it
+        names = []  # the directory does not exist or belongs to another user, which `doctor` reports
     for name in names:
         path = os.path.join(folder, name)
         if named_stores.is_store(path):
@@ -100,7 +100,7 @@ def find() -> list[Found]:
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
-    """Add the argument that selects stores."""
+    """Add the command-line argument that selects stores."""
     parser.add_argument(
         "store",
         nargs="*",
@@ -135,7 +135,7 @@ def selected(words: list[str]) -> list[Found]:
 
 def _attach(found: Found) -> _core.Store:
     if found.path is not None:
-        # Attach by the path: if this process becomes the last client, it must know which file to remove.
+        # Attach by the path, because this process must know which file to remove if it becomes the last client.
         return _core.attach_path(found.path, tables_only=True)
     for pid, fd in found.holders.items():
         store = _core.attach_pid(pid, fd, int(found.id or "0", 16), tables_only=True)
@@ -157,7 +157,8 @@ def opened(found: Found) -> Iterator[tuple[_core.Store, str | None]]:
     Raises
     ------
     OSError, ValueError, RuntimeError
-        If it cannot be opened: it is damaged, of another version, stopped, or just gone.
+        If the store cannot be opened, because it is damaged, has another version, is blocked by a stopped process, or
+        no longer exists.
     """
     if not found.used and found.path is not None:
         store, spill_dir = _core.snapshot(found.path)

@@ -1,4 +1,4 @@
-"""``pyray-ser top``: stores and their largest objects, live."""
+"""``pyray-ser top``: show stores and their largest objects, and update the display continuously."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _show(answer: dict[str, Any], rates: tuple[float, float] | None, limit: int)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Show the stores repeatedly. Stores are closed between updates, so that a store can end."""
+    """Show the stores repeatedly. Close them between updates, so that this tool does not keep a store alive."""
 
     def ask(store: _core.Store, spill_dir: str | None) -> dict[str, Any]:
         largest = sorted(records(store), key=lambda record: -record["size"])

@@ -2,9 +2,9 @@
 
 The sources of the running interpreter's standard library are indexed (tokens as arrays, a frame of definitions, a
 nested dict of names), put into the store together with a large block, and queried by several processes through `get`.
-Then the demo repeats this, but passes the data through `multiprocessing`. In both runs it kills one worker.
+Then the demo repeats these steps, but passes the data through `multiprocessing`. In both runs, it kills one worker.
 
 ``indexing`` and ``loading`` make the data, ``queries`` defines the questions, and ``workers`` answers them in other
-processes. ``scenario`` runs the same steps for both ways, ``measuring`` reads system statistics, and ``report`` prints
-the results.
+processes. ``scenario`` runs the same steps for both methods, ``measuring`` reads system statistics, and ``report``
+prints the results.
 """

@@ -101,7 +101,7 @@ def run_pipe(dataset: Dataset, workers: int) -> Outcome:
 
 
 def compare(store: Outcome, pipe: Outcome | None, workers: int, arrays: int) -> str:
-    """Return the table of both runs and the cost of the kill."""
+    """Return the table with the results of both runs and the cost of the kill."""
 
     def row(text: str, of_store: str, of_pipe: str = "-") -> tuple[str, str, str]:
         return text, of_store, of_pipe if pipe else "not run"
@@ -141,7 +141,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"  {name}: {fact}")
     sys.stdout.flush()
 
-    # Through pipes every process has its own copy, and for a moment the pickled bytes, too; the parent keeps its own.
+    # With pipes, every process has its own copy, and for a short time also the pickled bytes; the parent keeps its
+    # copy.
     needed = arrays * (chosen.workers + 3)
     room = measuring.available()
     pipe = None
@@ -198,7 +199,7 @@ def leftover_processes() -> set[int]:
 
 
 def run() -> int:
-    """Run `main`, and print failures of the environment as one line."""
+    """Run `main`, and print errors that are caused by the environment in one line."""
     try:
         return main()
     except (DemoError, pyray_ser.exceptions.PyraySerError, MemoryError) as error:

@@ -21,9 +21,10 @@ class Dataset:
     value : Any
         The value that is put or pickled: containers of arrays and plain Python objects.
     questions : list of (str, tuple)
-        Name of a function of `pyray_ser.demo.queries` and its arguments after the value.
+        Each question is the name of a function of `pyray_ser.demo.queries`, and the arguments that
+        follow the value.
     facts : dict of str to str
-        Lines for the report about what is in the value.
+        Lines for the report that describe the content of the value.
     """
 
     title: str

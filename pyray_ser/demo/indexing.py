@@ -1,4 +1,4 @@
-"""Build an index of the Python sources below a folder, like those that editors and code search tools keep in memory."""
+"""Build an index of the Python files in a folder, like those that editors and code search tools keep in memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 from .dataset import Dataset, DemoError
 from .report import Progress
 
-# Tests would triple the time; the others do not belong to the standard library.
+# Indexing the tests would take three times as long; the other folders do not belong to the standard library.
 SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
 MEGABYTE = 1 << 20
@@ -41,7 +41,7 @@ class Index:
         self.skipped = 0
 
     def add(self, path: Path, module: str) -> None:
-        """Index one file; one that Python itself cannot parse is counted and left out."""
+        """Index one file. A file that Python itself cannot parse is counted and left out."""
         try:
             with tokenize.open(path) as file:
                 text = file.read()
@@ -79,7 +79,7 @@ class Index:
         return found
 
     def finish(self) -> dict[str, Any]:
-        """Return the index in the form in which a user would put it: dicts and lists around one array per column."""
+        """Return the index as a user would put it into the store: dicts and lists around one array per column."""
         return {
             "files": self.files,
             "vocabulary": self.vocabulary,

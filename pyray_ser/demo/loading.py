@@ -86,7 +86,7 @@ def _csv(path: Path) -> Columns:
 
 
 def _typed(fields: list[str]) -> np.ndarray[Any, Any]:
-    """Return integers if all fields are, otherwise floats (an empty field is NaN), else text."""
+    """Return integers if all fields are integers, otherwise floats (an empty field is NaN) if possible, else text."""
     try:
         return np.array([int(field) for field in fields], dtype=np.int64)
     except (ValueError, OverflowError):

@@ -17,9 +17,10 @@ class Memory:
     Attributes
     ----------
     shared_out : int
-        Proportional set size: a page that n processes map counts 1/n in each, so that sums are true.
+        Proportional set size: a page that n processes map counts 1/n in each, so the sum over
+        processes is correct.
     own : int
-        Pages that no other process maps; the end of the process would free them.
+        Pages that no other process maps, which would be freed if the process ended.
     """
 
     shared_out: int
@@ -71,7 +72,7 @@ def children() -> set[int]:
         try:
             stat = Path(f"/proc/{entry}/stat").read_text()
         except OSError:
-            continue  # it ended meanwhile
+            continue  # the process ended meanwhile
         if int(stat[stat.rindex(")") + 2 :].split()[1]) == os.getpid():
             found.add(int(entry))
     return found

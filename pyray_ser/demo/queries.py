@@ -1,4 +1,4 @@
-"""The questions. Each function takes the shared value first and only reads it."""
+"""The questions of the demo. Each function takes the shared value as its first argument and only reads it."""
 
 from __future__ import annotations
 
@@ -74,9 +74,9 @@ def fingerprint(value: Any) -> int:
         if value.dtype.hasobject:
             return zlib.crc32(repr(value.tolist()).encode("utf-8", "surrogatepass"))
         if value.dtype.itemsize == 8 and value.flags.c_contiguous and value.nbytes > 1 << 20:
-            words = value.view(np.uint64).reshape(-1)  # a sum, because it is ten times faster than a CRC
+            words = value.view(np.uint64).reshape(-1)  # use a sum, because it is ten times faster than a CRC
             return int(words.sum(dtype=np.uint64)) & 0xFFFFFFFF
-        # Sum values, not bytes: arrays from numpy's own pickles are in the machine's byte order.
+        # Sum values instead of bytes, because arrays from numpy's own pickles are in the machine's byte order.
         native = value.astype(value.dtype.newbyteorder("="), copy=False)
         return zlib.crc32(np.ascontiguousarray(native).view(np.uint8).data)
     if isinstance(value, dict):

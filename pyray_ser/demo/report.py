@@ -9,7 +9,7 @@ from types import TracebackType
 
 
 class Progress:
-    """Shows one line per step on stderr: on a terminal a progress bar, otherwise a line when the step is done."""
+    """Shows one line per step on stderr: a progress bar on a terminal, otherwise a line when the step is done."""
 
     WIDTH = 24
 

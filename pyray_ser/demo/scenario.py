@@ -1,4 +1,4 @@
-"""Run the same steps for both ways: distribute the value, ask questions, kill one worker, and replace it."""
+"""Run the same steps for both methods: distribute the value, ask questions, kill one worker, and replace it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from .report import Progress
 from .ways import Way
 from .workers import SILENCE, Replacement, Worker
 
-# Number of questions that a worker has at a time: one that it is answering, and the next one, so that it never waits.
+# Number of questions that a worker has at a time: the one that it is answering and the next one, so that it never has
+# to wait.
 DEPTH = 2
 
 
 @dataclass
 class Outcome:
-    """All measurements of one way. Times are in seconds, sizes in bytes."""
+    """All measurements of one method. Times are in seconds, sizes in bytes."""
 
     publish: float = 0.0
     hand_over: float = 0.0
@@ -43,13 +44,13 @@ class Outcome:
 
 
 class Scenario:
-    """A run of one way with its workers.
+    """A run of one method with its workers.
 
     Parameters
     ----------
     way : StoreWay or PipeWay
     workers : int
-        How many processes answer.
+        Number of processes that answer questions.
     """
 
     def __init__(self, way: Way, workers: int) -> None:
@@ -60,7 +61,7 @@ class Scenario:
         self.payload: Any = None
 
     def publish(self, value: dict[str, Any]) -> None:
-        """Make the value ready to be sent; for the store this is the one copy."""
+        """Prepare the value for sending; with the store, this is the only copy."""
         with Progress(f"{self.way.name}: publishing", 1) as progress:
             start = time.perf_counter()
             self.payload = self.way.publish(value)
@@ -70,7 +71,7 @@ class Scenario:
     def hand_over(self) -> None:
         """Start the workers, and measure the time from the first byte sent until all workers have the value."""
         with Progress(f"{self.way.name}: starting {self.count} workers", self.count) as progress:
-            # Append each worker immediately, so that `close` finds it after an error.
+            # Append each worker to the list immediately, so that `close` finds it after an error.
             for _ in range(self.count):
                 self.workers.append(Worker(self.way, self.payload))
             for worker in self.workers:
@@ -86,7 +87,7 @@ class Scenario:
             self.outcome.hand_over = time.perf_counter() - start
 
     def read_everything(self) -> set[int]:
-        """Let every worker read every byte and return its checksum."""
+        """Have every worker read every byte and return its checksum."""
         seen = set()
         with Progress(f"{self.way.name}: reading every byte in every worker", len(self.workers)) as progress:
             for worker in self.workers:
@@ -103,12 +104,12 @@ class Scenario:
         self.outcome.own = max(measuring.memory(pid).own for pid in pids)
 
     def measure_again(self, key: str) -> None:
-        """Measure how long one worker takes to get one item of the value again."""
+        """Measure how long a worker takes to get an item of the value a second time."""
         self.workers[0].connection.send(("again", key, 1000))
         self.outcome.again = self.workers[0].receive()[1]
 
     def ask(self, questions: list[tuple[str, tuple[Any, ...]]]) -> None:
-        """Ask everything; SIGKILL one worker when half is answered, and have it replaced meanwhile."""
+        """Ask all questions; kill one worker when half of them are answered, and replace it meanwhile."""
         outcome = self.outcome
         todo = deque(range(len(questions)))
         replacement: Replacement | None = None
@@ -116,7 +117,7 @@ class Scenario:
         killed_at = 0.0
         start = time.perf_counter()
         with Progress(f"{self.way.name}: asking, and killing a worker in the middle", len(questions)) as progress:
-            # With little data all questions are answered before the death is noticed; it must be noticed nevertheless.
+            # With little data, all questions may be answered before the death is noticed. Wait until it is noticed.
             while len(outcome.answers) < len(questions) or victim in self.workers:
                 now = time.perf_counter()
                 if replacement and replacement.worker and replacement.worker not in self.workers:

@@ -1,8 +1,8 @@
 """Two ways to send a value to other processes: through the store, and pickled through a pipe.
 
-A way is an object in the parent, and each worker has a pickled copy of this object. `publish` converts a value to the
-payload for every worker, and `receive` converts the payload to the value. `wrap` and `unwrap` do the same for an answer
-that is an array.
+Each of these ways is an object in the parent, and each worker has a pickled copy of the object. `publish` converts a
+value to the payload for every worker, and `receive` converts the payload to the value. `wrap` and `unwrap` do the same
+for an answer that is an array.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class StoreWay:
         return dict(zip(payload, pyray_ser.get(list(payload.values())), strict=True))
 
     def again(self, payload: dict[str, Any], key: str, times: int) -> float | None:
-        """Return the average time of getting one item of the value again, in seconds."""
+        """Return the average time, in seconds, to get an item of the value again."""
         ref = payload[key]
         start = time.perf_counter()
         for _ in range(times):

@@ -14,7 +14,7 @@ from typing import Any
 from . import queries
 from .ways import Way
 
-# Seconds; no step takes so long, so a worker that is silent for this time has a bug.
+# Seconds. No step takes this long, so a worker that sends nothing for this time has a bug.
 SILENCE = 300.0
 
 
@@ -70,7 +70,7 @@ class Worker:
         self.receive()
 
     def hand_over(self) -> None:
-        """Send the payload that the way has made from the value."""
+        """Send the payload that the way object has made from the value."""
         self.connection.send(self._payload)
 
     def await_ready(self) -> None:

@@ -1,7 +1,7 @@
-"""One copy of each large value on each host of a Dask cluster, for programs that need no change.
+"""Keep one copy of each large value on each host of a Dask cluster, without changes to the program.
 
-Workers of a host keep large results in one store and hand each other references. Dask distributed schedules, connects,
-secures and recovers, as before.
+The workers of a host keep large results in one store and send each other references to them. Dask distributed remains
+responsible for scheduling, connections, security and recovery.
 
 >>> client = distributed.Client("tcp://scheduler:8786")
 >>> pyray_ser.distributed.enable(client)
@@ -21,12 +21,12 @@ __all__ = ["dask_setup", "enable"]
 
 def enable(client: distributed.Client) -> None:
     """
-    Let the workers of a cluster share large values, those that come later, too.
+    Let the workers of a cluster share large values, including workers that start later.
 
     Parameters
     ----------
     client : distributed.Client
-        A client of the cluster. It may be asynchronous: then await the result.
+        A client of the cluster. If it is asynchronous, the caller must await the result.
 
     Examples
     --------

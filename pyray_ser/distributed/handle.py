@@ -1,4 +1,4 @@
-"""`Handle`: what workers of a host send each other instead of a large value."""
+"""`Handle`, which workers of a host send each other instead of a large value."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Handle", "closed_handles", "is_copied_faithfully", "put_value", "watchable"]
 
-# Streams up to this size are unpickled in the event loop. A hop to another thread would take longer.
+# Streams up to this size are unpickled in the event loop, because passing them to another thread would take longer.
 IN_LOOP = 64 << 10
-# Packages whose values are equal to their copies, so that the view in the store can replace the original.
+# Packages whose values lose nothing when they are pickled, so that the view in the store can replace the original.
 _FAITHFUL = {"numpy", "pandas", "pyarrow", "polars"}
 _SCALARS = (int, float, complex, str, bytes, bool, type(None))
 
@@ -27,7 +27,7 @@ _keep_closed: ContextVar[bool] = ContextVar("pyray_ser_keep_closed", default=Fal
 
 @contextmanager
 def closed_handles() -> Iterator[None]:
-    """Let handles that this task receives arrive as handles. Otherwise they arrive as their values."""
+    """Make this task receive handles as handles. Outside of this block, they are opened to their values."""
     mark = _keep_closed.set(True)
     try:
         yield
@@ -45,9 +45,9 @@ class Handle:
     ----------
     ref : ObjectRef
     stream : int
-        Bytes of the value that must be unpickled, without its buffers.
+        Number of bytes of the value that must be unpickled, without its buffers.
     layout : tuple of int, optional
-        If the object holds the frames of a value that another host sent: the offsets between them.
+        Start and end offset of each frame, if the object holds the frames of a value that another host sent.
     """
 
     __slots__ = ("layout", "ref", "stream")
@@ -67,9 +67,9 @@ class Handle:
 
     def open(self) -> Any:
         """
-        Return the value. Its arrays lie in the store, copy-on-write.
+        Return the value. Its arrays are copy-on-write mappings of the store.
 
-        Dask makes arrays writable when they arrive, and programs write to them. A write copies the page for this process.
+        Dask makes received arrays writable, and programs write to them. A write copies the page for this process.
         """
         if not self.layout:
             return _core.get(self.ref, timeout=0, mmap_mode="c")
@@ -82,7 +82,7 @@ class Handle:
 
 
 class Unopened:
-    """A handle that could not be opened, and why."""
+    """Stands in for a handle that could not be opened, with the error that prevented it."""
 
     __slots__ = ("error",)
 
@@ -114,7 +114,7 @@ def put_value(value: Any, share: int) -> Handle | None:
     Returns
     -------
     Handle or None
-        None if most of the value is in the pickle stream: each reader would copy it, and nothing would be shared.
+        None if most of the value is in the pickle stream, because each reader would copy the stream and share nothing.
     """
     ref = _core.put(value)
     buffers = _core.get_buffer(ref)
@@ -126,18 +126,18 @@ def put_value(value: Any, share: int) -> Handle | None:
 
 def watchable(value: Any, depth: int = 3) -> Any:
     """
-    Return an object that lives as long as the value and can be weakly referenced.
+    Return an object that is alive as long as the value and can be weakly referenced.
 
     Parameters
     ----------
     value : object
     depth : int
-        How many levels of lists, tuples and dictionaries to look into.
+        Number of levels of lists, tuples and dictionaries to search.
 
     Returns
     -------
     object
-        The value, or a part of it; None if there is none. Such a value has no buffer to share.
+        The value, or a part of it. None if there is no such object; the value then has no buffer to share.
     """
     if isinstance(value, _SCALARS):
         return None
@@ -145,7 +145,7 @@ def watchable(value: Any, depth: int = 3) -> Any:
         if not depth:
             return None
         parts = value.values() if type(value) is dict else value
-        # The first parts are enough: a list of a million numbers has no arrays at its end.
+        # Searching the first parts is enough, because a list that begins with many numbers has no arrays at its end.
         for _, part in zip(range(100), parts, strict=False):
             found = watchable(part, depth - 1)
             if found is not None:
@@ -162,8 +162,8 @@ def is_copied_faithfully(value: Any, depth: int = 3) -> bool:
     """
     Return whether a copy of the value can take its place.
 
-    A class may leave out of its pickle what only the original has, such as caches or open files. Values of such classes
-    stay in the worker that made them.
+    A class may omit from its pickle state that only the original has, such as caches or open files. So values of
+    unknown classes stay unchanged in the worker that made them.
     """
     if type(value) in (list, tuple, dict):
         parts = list(value.values()) if type(value) is dict else value

@@ -1,7 +1,7 @@
-"""Connections that say in Dask's handshake which store this process has.
+"""Connections that tell the peer, in Dask's handshake, which store this process uses.
 
-Equal identities prove that both processes map the same memory. Host names, addresses and boot identities do not prove this:
-containers share some of them and not `/dev/shm`.
+If both processes have a store with the same identity, they map the same memory. Host names, addresses and boot
+identities do not prove this, because containers may share some of them without sharing `/dev/shm`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FIELD", "begin", "end", "silent"]
 
-# The name in the handshake.
+# The key in the handshake under which the store is named.
 FIELD = "pyray_ser"
 
 _token: str | None = None
@@ -32,7 +32,7 @@ def _telling(base: Any) -> type:
     class Telling(base):  # type: ignore[misc]
         def handshake_info(self) -> dict[str, Any]:
             info: dict[str, Any] = super().handshake_info()
-            # A scheduler only passes values on and does not deserialize: it must not get references.
+            # A scheduler must not get references, because it only passes values on and does not deserialize them.
             if _token is not None and self.deserialize and not _silent.get():
                 info[FIELD] = _token
             return info
@@ -43,7 +43,7 @@ def _telling(base: Any) -> type:
 
 def begin(token: str) -> None:
     """
-    Make new connections of this process name the store.
+    Make new connections of this process name the store in the handshake.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def begin(token: str) -> None:
 
 
 def end() -> None:
-    """Undo one `begin`; the last one restores Dask's connections."""
+    """Undo one call of `begin`; the last call restores Dask's connections."""
     global _token, _users
     _users -= 1
     if not _users:
@@ -70,7 +70,7 @@ def end() -> None:
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """Let connections that this task makes not name the store, so that the peer sends plain values."""
+    """Make connections of this task without naming the store, so that the peer sends plain values."""
     mark = _silent.set(True)
     try:
         yield

@@ -1,4 +1,4 @@
-"""The plugin that starts and ends the sharing in a worker."""
+"""The Dask plugin that starts and ends the sharing of values in a worker."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class SharingPlugin(distributed.WorkerPlugin):  # type: ignore[misc]
 
     async def setup(self, worker: Any) -> None:
         """
-        Attach to the store of the host. If that is impossible, warn once; the worker then works without it.
+        Attach to the store of the host. If that is impossible, warn once; the worker then works without the store.
 
         Parameters
         ----------
@@ -57,7 +57,7 @@ class SharingPlugin(distributed.WorkerPlugin):  # type: ignore[misc]
 
     def teardown(self, worker: Any) -> None:
         """
-        Restore the worker.
+        Remove the hooks from the worker.
 
         Parameters
         ----------
@@ -69,14 +69,14 @@ class SharingPlugin(distributed.WorkerPlugin):  # type: ignore[misc]
 
 
 async def _open_store(worker: Any) -> _core.Store:
-    """Open the store that all workers of this cluster and host use, or the one that this process uses already."""
+    """Open the store that all workers of this cluster on this host use, or the one that this process uses already."""
     store = _core.default()
     if store is not None:
         return store
     options = settings.read()
     name = options.store
     if name is None:
-        # All workers know the scheduler by the same identity, but not always by the same address.
+        # Use the scheduler's identity, which is the same for all workers; they may use different addresses for it.
         scheduler = await worker.scheduler.identity()
         name = f"dask-{scheduler['id'].removeprefix('Scheduler-')}"
     return api.init(name, capacity=options.capacity)

@@ -1,6 +1,7 @@
-"""The undocumented names of Dask distributed that this package uses, all in this file.
+"""All undocumented names of Dask distributed that this package uses.
 
-`problems` compares them with what this package was written for. If one differs, the package leaves Dask as it is.
+`problems` compares them with the versions for which this package was written. If one differs, the package does not
+change Dask.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ ATTRIBUTES = {
 
 def _find(name: str) -> Any:
     module, _, path = name.partition(":")
-    # `import_module`, because `distributed.protocol.serialize` is both a module and a function that hides it.
+    # Use `import_module`, because `distributed.protocol.serialize` is a module and also a function that hides the
+    # module.
     found = importlib.import_module(module)
     for part in path.split("."):
         found = getattr(found, part)
@@ -87,12 +89,12 @@ def version() -> str:
 
 def problems() -> list[str]:
     """
-    Return how the installed distributed differs from the ones that this package knows.
+    Return how the installed distributed differs from the versions that this package supports.
 
     Returns
     -------
     list of str
-        Empty if it can be used.
+        Descriptions of the differences; empty if the installed version can be used.
     """
     found = []
     numbers = [int(part) for part in version().split(".")[:2] if part.isdigit()]
@@ -123,20 +125,20 @@ _USERS = ("TCPConnector", "TCPListener", "TLSConnector", "TLSListener")
 
 
 def comm_classes() -> dict[str, type]:
-    """Return the class of connections that each connector and listener makes."""
+    """Return, for each connector and listener class, the class of the connections that it makes."""
     tcp = importlib.import_module("distributed.comm.tcp")
     return {name: getattr(tcp, name).comm_class for name in _USERS}
 
 
 def set_comm_classes(classes: Mapping[str, type]) -> None:
-    """Set the class of connections that each connector and listener makes from now on, in listeners that exist, too."""
+    """Set the class of new connections for each connector and listener class, including existing listeners."""
     tcp = importlib.import_module("distributed.comm.tcp")
     for name, comm_class in classes.items():
         getattr(tcp, name).comm_class = comm_class
 
 
 def peer_info(comm: Any) -> dict[str, Any]:
-    """Return what the peer of a connection said in the handshake."""
+    """Return the data that the peer of a connection sent in the handshake."""
     info: dict[str, Any] = comm.remote_info
     return info
 
@@ -158,12 +160,12 @@ def close_idle_connections(worker: Any, address: str | None = None) -> None:
     ----------
     worker : distributed.Worker
     address : str, optional
-        Of a peer; default is all peers except the scheduler.
+        Address of a peer; the default is all peers except the scheduler.
     """
     pool = worker.rpc
     scheduler = worker.scheduler.address
     for peer in [address] if address is not None else [peer for peer in pool.available if peer != scheduler]:
-        # `connect` takes an idle connection out of this set and passes over a closed one. It then counts it out.
+        # Leave the connections in this set: `connect` removes closed ones from it later, and then updates its counters.
         for comm in pool.available.get(peer, ()):
             comm.abort()
 
@@ -172,7 +174,7 @@ def close_idle_connections(worker: Any, address: str | None = None) -> None:
 
 
 class _WorkerWith:
-    """A worker in which some keys have other values. Everything else is read from the worker, and set there."""
+    """A proxy of a worker in which some keys have other values; all other attributes are those of the worker."""
 
     __slots__ = ("data", "worker")
 
@@ -191,14 +193,14 @@ class _WorkerWith:
 
 def get_data_with(plain: MethodType, values: Mapping[Any, Any]) -> Callable[..., Awaitable[Any]]:
     """
-    Return the worker's own handler of ``get_data``, which sends some keys with other values.
+    Return the worker's own handler for ``get_data``, changed to send other values for some keys.
 
     Parameters
     ----------
     plain : method
         ``Worker.get_data`` of a worker.
     values : mapping
-        From key to the value that is sent.
+        Maps a key to the value to send.
     """
     from functools import partial
 
@@ -206,13 +208,13 @@ def get_data_with(plain: MethodType, values: Mapping[Any, Any]) -> Callable[...,
 
 
 def store_bytes(worker: Any, key: Any) -> int:
-    """Return the size of a result of a worker in bytes, or 0 if it has none."""
+    """Return the size of a worker's result in bytes, or 0 if it is unknown."""
     task = worker.state.tasks.get(key)
     return (task.nbytes or 0) if task is not None else 0
 
 
 def success(address: str, total_nbytes: int, data: dict[Any, Any]) -> Any:
-    """Return the event that tells a worker that it has received values."""
+    """Return the event by which a worker learns that it has received values."""
     from time import time
 
     from distributed.worker_state_machine import GatherDepSuccessEvent
@@ -223,7 +225,7 @@ def success(address: str, total_nbytes: int, data: dict[Any, Any]) -> Any:
 
 
 def closed_reply() -> Any:
-    """Return what a handler returns if it has answered by itself."""
+    """Return the value that a handler returns if it has already sent the reply itself."""
     from distributed.core import Status
 
     return Status.dont_reply

@@ -1,7 +1,8 @@
-"""Values from other hosts: one transfer for each host, streamed from the socket into its store.
+"""Transfer values between hosts: each host gets a value once and streams it from the socket into its store.
 
-The worker that has a value knows which worker of a host has asked for it first, and sends all others of that host there.
-Nothing in the store or in files records this, so a worker that is killed leaves nothing behind.
+The worker that has a value remembers which worker of each host asked for it first, and refers the other workers of that
+host to this worker. This is recorded neither in the store nor in files, so a worker that is killed leaves nothing
+behind.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _ALIGN = 64
 
 
 def _frames_of(value: Any, least: int) -> list[memoryview] | None:
-    """Return the stream and the buffers of a value; None if the buffers are not most of it."""
+    """Return the stream and the buffers of a value, or None if the buffers are not the larger part."""
     buffers: list[pickle.PickleBuffer] = []
     stream = memoryview(dumps(value, protocol=5, buffer_callback=buffers.append))
     raw = [buffer.raw() for buffer in buffers]
@@ -40,7 +41,7 @@ def _frames_of(value: Any, least: int) -> list[memoryview] | None:
 
 
 def _layout_of(sizes: list[int]) -> tuple[int, ...]:
-    """Return where each frame begins and ends in a block, one pair after the other."""
+    """Return the start and end offset of each frame in a block, as a flat tuple."""
     bounds, at = [], 0
     for size in sizes:
         bounds += [at, at + size]
@@ -61,16 +62,16 @@ class Pulls:
     def __init__(self, sharing: Sharing) -> None:
         self.sharing = sharing
         self.worker = sharing.worker
-        # For each key that this worker has: the first worker that asked for it, for each store.
+        # For each key that this worker has: a reference to its value, and for each store the worker that asked first.
         self._first: dict[Any, tuple[Any, dict[str, str]]] = {}
         self._arriving: dict[Any, asyncio.Future[Handle | None]] = {}
 
     def begin(self) -> None:
-        """Answer the requests of other workers."""
+        """Start to answer the requests of other workers."""
         self.worker.handlers |= {PULL: self.serve, SHARED: self.share}
 
     def end(self) -> None:
-        """Answer no more requests."""
+        """Stop answering requests."""
         for name in (PULL, SHARED):
             self.worker.handlers.pop(name, None)
         self._first.clear()
@@ -79,16 +80,17 @@ class Pulls:
 
     async def serve(self, comm: Any, key: Any, who: str, again: bool = False) -> Any:
         """
-        Send the bytes of a value to the first worker of a host that asks, and tell the others which worker that is.
+        Send the bytes of a value to the first worker of a host that asks for it, and the address of that worker to the
+        others.
 
         Parameters
         ----------
         comm : distributed.comm.Comm
         key : str or tuple
         who : str
-            Address of the worker that asks.
+            Address of the worker that sent the request.
         again : bool
-            Whether it has not got the value from the first one.
+            Whether that worker failed to get the value from the first one.
         """
         from distributed.utils import offload
 
@@ -101,7 +103,7 @@ class Pulls:
             first[store] = who
             frames = await offload(_frames_of, value, self.sharing.settings.share)
         except Exception as error:
-            # The key may be gone, or the value cannot be pickled. Dask reports either when it sends the value.
+            # The key may be gone, or the value cannot be pickled. Dask reports both problems when it sends the value.
             if not isinstance(error, KeyError):
                 self.sharing.fault("sending a value to another host", error)
             frames = None
@@ -114,7 +116,7 @@ class Pulls:
                     await private_names.stream_of(comm).write(frame[at : at + _PIECE])
             arrived = await comm.read() == "OK"
         except Exception:
-            # The peer is gone, or stopped in the middle of the bytes: this connection is of no more use.
+            # The peer is gone, or stopped in the middle of the transfer, so this connection cannot be used again.
             arrived = False
             comm.abort()
         if not arrived and first.get(store) == who:
@@ -132,7 +134,7 @@ class Pulls:
         return found
 
     def replaced(self, key: Any, value: Any) -> None:
-        """Keep what is known about a key whose value got another place."""
+        """Keep the record about a key whose value was replaced by its copy in the store."""
         entry, mark = self._first.pop(key, None), watchable(value)
         if entry is not None and mark is not None:
             self._first[key] = (self.sharing.watch(key, mark, self._first), entry[1])
@@ -149,7 +151,7 @@ class Pulls:
             return {"status": "plain"}
         try:
             await comm.write({"status": "OK", "handle": [handle.ref.binary(), handle.stream, list(handle.layout)]})
-            await comm.read()  # until the peer has opened the reference, this function holds it
+            await comm.read()  # hold the reference until the peer has opened it
         except Exception:
             comm.abort()
         return private_names.closed_reply()
@@ -157,7 +159,7 @@ class Pulls:
     # ---- the side that asks --------------------------------------------------------------------------------------------
 
     async def worth_pulling(self, address: str, keys: Collection[Any]) -> list[Any]:
-        """Return the keys that this host should get once, because they are large and the peer has another store."""
+        """Return the keys that this host should fetch only once: large ones, if the peer uses another store."""
         least = self.sharing.settings.pull
         large = [key for key in keys if private_names.store_bytes(self.worker, key) >= least]
         if not large:
@@ -169,18 +171,18 @@ class Pulls:
 
     async def pull(self, address: str, key: Any) -> Handle | None:
         """
-        Get a value of another host, or its handle from the worker of this host that gets it.
+        Get a value from another host, or its handle from the worker of this host that is getting it.
 
         Parameters
         ----------
         address : str
-            Of a worker that has the value.
+            Address of a worker that has the value.
         key : str or tuple
 
         Returns
         -------
         Handle or None
-            None if Dask should fetch the value.
+            None if Dask must fetch the value.
         """
         arriving: asyncio.Future[Handle | None] = asyncio.get_running_loop().create_future()
         self._arriving[key] = arriving
@@ -188,7 +190,7 @@ class Pulls:
         try:
             handle, first = await self._receive(address, key, again=False)
             if first is not None:
-                # Others must not wait for this worker while it waits for another.
+                # Other workers must not wait for this worker while it waits for another one.
                 self._arriving.pop(key, None)
                 handle = await self._ask_first(first, key)
                 if handle is None:
@@ -203,7 +205,7 @@ class Pulls:
         return handle
 
     async def _ask_first(self, first: str, key: Any) -> Handle | None:
-        # A worker that is stopped must not stop this one for ever: 10 s, and 1 s for each 10 MB.
+        # Wait for a limited time, because the other worker may be stopped: 10 s, and 1 s for each 10 MB.
         patience = 10 + private_names.store_bytes(self.worker, key) / 10e6
         comm = None
         try:
@@ -218,7 +220,7 @@ class Pulls:
                 await comm.write("OK")
                 return handle
         except Exception:
-            # It has been killed, is stopped, or has released the value: this worker gets the bytes.
+            # The other worker was killed, is stopped, or has released the value, so this worker gets the bytes itself.
             if comm is not None:
                 comm.abort()
             return None
@@ -227,7 +229,7 @@ class Pulls:
                 self.worker.rpc.reuse(first, comm)
 
     async def _receive(self, address: str, key: Any, again: bool) -> tuple[Handle | None, str | None]:
-        """Ask for the bytes of a value; return its handle, or the worker of this host that gets them."""
+        """Ask for the bytes of a value; return its handle, or the address of the worker of this host that gets them."""
         comm = await self.worker.rpc.connect(address)
         try:
             await comm.write({"op": PULL, "key": key, "who": self.worker.address, "again": again})
@@ -255,7 +257,7 @@ class Pulls:
                     await private_names.stream_of(comm).read_into(block[at : min(stop, at + _PIECE)])
             return Handle(api.seal(block), sizes[0], layout)
         except BaseException:
-            # First the connection, which writes into the block.
+            # Close the connection first, because it writes into the block.
             comm.abort()
             api.abort(block)
             raise

@@ -1,4 +1,4 @@
-"""The settings, which Dask's configuration can hold under the key ``pyray-ser``."""
+"""The settings, which are read from Dask's configuration under the key ``pyray-ser``."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class Settings(NamedTuple):
     Attributes
     ----------
     share : int
-        Smallest value in bytes that workers of a host share (``pyray-ser.share``).
+        Minimum size in bytes of values that the workers of a host share (``pyray-ser.share``).
     pull : int
-        Smallest value in bytes that a host fetches once for all its workers (``pyray-ser.pull``).
+        Minimum size in bytes of values that a host fetches once for all its workers (``pyray-ser.pull``).
     capacity : str or None
-        Capacity of the store of a host (``pyray-ser.capacity``); default is that of `pyray_ser.init`.
+        Capacity of each host's store (``pyray-ser.capacity``); the default is that of `pyray_ser.init`.
     store : str or None
-        Name of the store (``pyray-ser.store``); default is a name made from the identity of the scheduler.
+        Name of the store (``pyray-ser.store``); the default is made from the scheduler's identity.
     """
 
     share: int

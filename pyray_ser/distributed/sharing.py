@@ -1,6 +1,7 @@
-"""What the package changes in one worker, so that values lie once in the store of its host.
+"""The hooks that the package installs in a worker, so that each host stores a large value only once.
 
-Every hook ends in Dask's own code: a fault is logged once, and the worker goes on as if this package were not there.
+If a hook fails, it logs the fault once and calls Dask's own code, so the worker continues as if this package were not
+installed.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class Sharing:
         self.worker = worker
         self.settings = settings
         self.token = f"{store.id:016x}"
-        # Keys whose value is in the store. The weak reference ends with the value, for example if Dask spills it. A handle
-        # counts only while its key still has this value.
+        # Keys whose value is in the store. The weak reference dies with the value, for example if Dask spills it. A
+        # handle is valid only while its key still has this value.
         self._handles: dict[Any, tuple[weakref.ref[Any], Handle]] = {}
         # Keys whose value has no buffers worth sharing.
         self._unshared: dict[Any, weakref.ref[Any]] = {}
@@ -53,7 +54,7 @@ class Sharing:
         self.references = References(self)
 
     def begin(self) -> None:
-        """Put the hooks into the worker."""
+        """Install the hooks in the worker."""
         self.pulls.begin()
         self.references.begin()
         handshake.begin(self.token)
@@ -62,7 +63,7 @@ class Sharing:
         private_names.close_idle_connections(self.worker)
 
     def end(self) -> None:
-        """Restore the worker."""
+        """Remove the hooks from the worker."""
         self.worker.handlers["get_data"] = self._plain_get_data
         self.worker.gather_dep = self._plain_gather_dep
         handshake.end()
@@ -73,7 +74,7 @@ class Sharing:
         private_names.close_idle_connections(self.worker)
 
     def fault(self, what: str, error: BaseException) -> None:
-        """Log a fault once. Dask's own code takes over."""
+        """Log a fault once. The caller then continues with Dask's own code."""
         if what not in self._logged:
             self._logged.add(what)
             _log.warning(
@@ -86,10 +87,10 @@ class Sharing:
     async def get_data(
         self, comm: Any, keys: Collection[Any], who: str | None = None, serializers: list[str] | None = None
     ) -> Any:
-        """Answer a request for values: with handles, if the peer has the same store."""
+        """Answer a request for values; send handles if the peer has the same store."""
         handles: dict[Any, Handle] = {}
         try:
-            # Handles are pickled.
+            # Handles can be sent only with the serializer "pickle".
             if private_names.peer_info(comm).get(handshake.FIELD) == self.token and "pickle" in (
                 serializers or ["pickle"]
             ):
@@ -103,17 +104,17 @@ class Sharing:
             handles = {}
         if not handles:
             return await self._plain_get_data(comm, keys=keys, who=who, serializers=serializers)
-        # Dask returns after the peer has answered, and until then this function holds the handles.
+        # Dask's handler returns after the peer has answered. Until then, this function holds the handles.
         answer = private_names.get_data_with(self._plain_get_data, handles)
         try:
             return await answer(comm, keys=keys, who=who, serializers=serializers)
         finally:
-            # Dask's metrics keep their owner, and thereby this dictionary, as long as the connection.
+            # Dask's metrics refer to their owner, and so to this dictionary, as long as the connection exists.
             handles.clear()
 
     async def handle_of(self, key: Any) -> Handle | None:
         """
-        Return the handle of a result of this worker, which is copied into the store at its first use.
+        Return the handle for a result of this worker, after copying the result into the store if this is the first use.
 
         Parameters
         ----------
@@ -141,18 +142,19 @@ class Sharing:
                 return None
             pending = self._pending[key] = asyncio.ensure_future(self._promote(key, value))
             pending.add_done_callback(lambda _: self._pending.pop(key, None))
-        # A request that is cancelled must not cancel the others that wait for the same copy.
+        # Cancelling one request must not cancel the other requests that wait for the same copy.
         return await asyncio.shield(pending)
 
     async def _promote(self, key: Any, value: Any) -> Handle | None:
-        """Copy a value into the store, and let the view there take its place."""
+        """Copy a value into the store, and replace the value in the worker by a view of the copy."""
         from distributed.utils import offload
 
         handle: Handle | None
         try:
             handle = await offload(put_value, value, self.settings.share)
         except Exception as error:
-            # The store is full, or the value cannot be pickled: Dask reports the latter when it sends the value.
+            # The store is full, or the value cannot be pickled. Dask reports the second problem when it sends the
+            # value.
             self.fault("copying a value into the store", error)
             handle = None
         if handle is None:
@@ -164,7 +166,7 @@ class Sharing:
             if type(opened) is type(value):
                 view = opened
         data = self.worker.data
-        # The key may have been released, or have a new value.
+        # Meanwhile the key may have been released, or have got a new value.
         if key in data and data[key] is value:
             if view is not value:
                 data[key] = view
@@ -173,7 +175,7 @@ class Sharing:
         return handle
 
     def remember(self, key: Any, value: Any, handle: Handle) -> None:
-        """Remember that the value of a key is in the store."""
+        """Record that the value of a key is in the store."""
         mark = watchable(value)
         if mark is not None:
             self._handles[key] = (self.watch(key, mark, self._handles), handle)
@@ -189,12 +191,12 @@ class Sharing:
     # ---- the side that asks for values ---------------------------------------------------------------------------------
 
     async def gather_dep(self, worker: str, to_gather: Collection[Any], total_nbytes: int, *, stimulus_id: str) -> Any:
-        """Fetch values from a peer. Dask's state machine stops if this raises an error."""
+        """Fetch values from a peer. This must not raise an error, because Dask's state machine would stop."""
         large: list[Any] = []
         try:
             large = await self.pulls.worth_pulling(worker, to_gather)
         except Exception as error:
-            # Dask's own request reports what is wrong with the peer.
+            # Dask's own request reports the problem with the peer.
             _log.debug("cannot connect to %s: %s", worker, error)
         rest = [key for key in to_gather if key not in large] if large else to_gather
         pulled: dict[Any, Any] = {}
@@ -214,7 +216,7 @@ class Sharing:
         if missing:
             last = await self._gather(worker, missing, total_nbytes, stimulus_id)
             if not hasattr(last, "data"):
-                # Dask asks again for all keys. Those that have come are in the store of this host meanwhile.
+                # Dask asks again for all keys. The values that have arrived are in the store of this host by then.
                 return last
             pulled |= last.data
         if event is None:

@@ -1,21 +1,18 @@
-"""The pickler in pure Python, which is slow, writes the same streams, and can be stepped through in a debugger.
+"""A slow pickler in pure Python that writes the same streams and can be stepped through in a debugger.
 
-With ``PYRAY_SER_PICKLE_VERBOSE_DEBUG=1`` or ``2`` in the environment before
-pyray_ser is imported (Ray's ``RAY_PICKLE_VERBOSE_DEBUG`` is understood too),
-this pickler writes everything, and logs each step to the logger
-``pyray_ser.pickle``:
+If ``PYRAY_SER_PICKLE_VERBOSE_DEBUG`` is set to ``1`` or ``2`` before pyray_ser is imported (Ray's
+``RAY_PICKLE_VERBOSE_DEBUG`` also works), the package uses this pickler for everything. It then logs each step to the
+logger ``pyray_ser.pickle``:
 
-* 1: each object that has a reducer: its path, its type, and the rule that applied;
-* 2: all objects.
+* 1: log each object that has a reducer, with its path, its type, and the rule that applied;
+* 2: log all objects.
 
-It nests as the data does, so the call stack of a debugger shows the path to the current object;
-each level is a call of `Pickler.save`. Calls between Python functions use no C stack, so those of
-this pickler do not count towards the recursion limit of the thread. The limit still applies to the
-user code that the pickler calls.
+`Pickler.save` calls itself for each level of the data, so the call stack in a debugger shows the path to the current
+object. Calls between Python functions use no C stack, so the recursion of this pickler does not count towards the
+thread's recursion limit. The limit still applies to the user code that the pickler calls.
 
-Reducers are tried in the order of `reducer_order.Reduction`. Batches are those of the compiled
-picklers, so that streams are equal after unused memo entries were removed
-(``pickletools.optimize``).
+Reducers are tried in the order of `reducer_order.Reduction`. This pickler groups items into the same batches as the
+compiled picklers, so both streams are equal after ``pickletools.optimize`` has removed unused memo entries.
 """
 
 import io
@@ -44,7 +41,8 @@ _BATCH = 1000
 _THRESHOLD = 1024
 # The maximum number of stack frames of this module; each level of a list needs three.
 _FRAMES = 1_200_000
-# The recursion depth of users' reducers (not of containers or plain instances) that is considered infinite.
+# User-defined reducers that recurse deeper than this count as infinite recursion; containers and plain instances do
+# not.
 _REDUCTIONS = 20_000
 
 # The type stubs of pickle do not contain this private class.
@@ -75,7 +73,7 @@ def _log_to_stderr() -> None:
 
 
 class Pickler(_StandardPickler):  # type: ignore[misc]
-    """The contract of `pickle.Pickler`, in Python.
+    """A Python implementation of the interface of `pickle.Pickler`.
 
     The standard library's Python pickler writes atoms, strings, globals and frames. This class
     writes containers and reductions itself, because it must know the path to each object.
@@ -87,7 +85,7 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
     protocol : int, optional
         0 to 5; None means 5.
     fix_imports : bool, optional
-        For protocols below 3, use Python 2's names of modules.
+        For protocols below 3, write the module names of Python 2.
     buffer_callback : callable, optional
         Takes buffers out of the stream (PEP 574).
     put : bool, optional
@@ -196,7 +194,7 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
         self._steps.pop()
 
     def _foreign(self, function: Callable[[Any], Any], obj: Any) -> Any:
-        """Call user code, which may recurse as deeply as the caller of `dump` could."""
+        """Call user code, with the same recursion depth available as in the caller of `dump`."""
         calls = _allow_calls(self._calls)
         try:
             return function(obj)
@@ -228,7 +226,7 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
             self._save_child(obj, "item", index, item)
         known = self.memo.get(id(obj))
         if known is not None:
-            # The tuple contains itself through a mutable object, so it has been written meanwhile.
+            # The tuple contains itself through a mutable object, so writing its items has already written the tuple.
             if short:
                 self.write(pickle.POP * len(obj))
             else:
@@ -294,7 +292,7 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
                 self.write(header + data)
             else:
                 self._write_large_bytes(header, data)
-            # Check the memo, as the compiled picklers do: equal bytes may be in it already.
+            # Check the memo, as the compiled picklers do, because it may already contain equal bytes.
             self.memoize(obj)
 
     def _list_item(self, holder: Any, item: tuple[int, Any]) -> None:
@@ -316,7 +314,8 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
     def _in_full_batches(
         self, save: Callable[[Any, Any], None], holder: Any, items: Iterator[Any], opcode: bytes
     ) -> None:
-        # Another batch follows each full one, even if it is empty, because the compiled pickler does not look ahead.
+        # Write another batch after each full one, even an empty batch, because the compiled pickler does not look
+        # ahead.
         count = _BATCH
         while count == _BATCH:
             self.write(pickle.MARK)
@@ -364,8 +363,8 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
         self._save_call(obj, function, args)
         known = self.memo.get(id(obj))
         if known is not None:
-            # The arguments referred to the object, so it was written completely meanwhile; the compiled picklers stop
-            # here, too.
+            # The arguments refer to the object, so writing them has already written the whole object. The compiled
+            # picklers stop here, too.
             self.write(pickle.POP + self.get(known[0]))
             return
         self.memoize(obj)
@@ -385,7 +384,7 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
             self.write(pickle.TUPLE2 + pickle.REDUCE + pickle.POP)
 
     def _save_call(self, obj: Any, function: Any, args: tuple[Any, ...]) -> None:
-        """Write the call that makes the object without state; pickle has special opcodes for ``cls.__new__``."""
+        """Write the call that makes the object, without its state; pickle has special opcodes for ``cls.__new__``."""
         name = getattr(function, "__name__", "") if self.proto >= 2 else ""
         if name == "__newobj_ex__":
             cls, args, kwargs = args
@@ -418,7 +417,7 @@ class Pickler(_StandardPickler):  # type: ignore[misc]
     # ---- where we are ------------------------------------------------------------------------
 
     def _path(self, tail: int = 100) -> str:
-        """Return the path to the current object; leave out the middle of a very long one."""
+        """Return the path to the current object; leave out the middle of a very long path."""
         if len(self._steps) <= 2 * tail:
             return path_text(describe(self._steps))
         return f"{path_text(describe(self._steps[:tail]))} ... {path_text(describe(self._steps[-tail:]))}"
@@ -472,8 +471,8 @@ def dumps(
 class Written:
     """A value that this pickler writes while the compiled pickler runs.
 
-    `put` of this object stores the inner stream and its buffers, and `get` returns the value. Because this happens
-    while the compiled pickler runs, the store registers the references in the value.
+    When `put` stores this object, it stores the stream of this pickler and its buffers, and `get` returns the value.
+    Because this pickler runs inside the compiled one, the store registers the references in the value.
     """
 
     def __init__(self, value: Any) -> None:
@@ -489,8 +488,8 @@ class Written:
             return small
 
         Pickler(file, buffer_callback=take, put=True).dump(self.value)
-        # Pass the data as a buffer: long bytes would be written as a call of `bytes`, which safe mode would have to
-        # allow.
+        # Pass the data as a buffer. The pickler would write a long `bytes` object as a call of `bytes`, which safe mode
+        # would have to allow.
         return reconstruct.load_stream, (pickle.PickleBuffer(file.getvalue()), *buffers)
 
 

@@ -13,7 +13,7 @@ __all__ = ["Explanation", "explain", "explain_failure", "explain_put", "serializ
 
 Explanation = Sizes
 
-# The compiled pickler ends its messages in put mode with the path.
+# In put mode, the error messages of the compiled pickler end with the path.
 _RAW_PATH = re.compile(r"(.*?) \(at (.*)\)", re.DOTALL)
 
 
@@ -30,7 +30,7 @@ def explain(obj: Any, name: str | None = None, *, threshold: int = 1024) -> Expl
 
 
 def explain_put(value: Any, store: Any) -> Explanation:
-    """Show how `put` has just stored a value, as `explain` does, and which bytes were in the store before."""
+    """Show how `put` has just stored a value, as `explain` does, and which bytes were already in the store."""
 
     def refers(address: int, size: int) -> bool:
         return _core.refers(store, address, size)
@@ -43,8 +43,8 @@ def find_failure(obj: Any, error: BaseException, *, put: bool = True) -> tuple[F
     try:
         failures = trace(obj, put=put).failures
     except Exception:
-        # A failure to describe an error must not replace the error: user code may raise a different one when it runs
-        # again.
+        # A failure to describe an error must not replace the error. User code may raise a different exception when it
+        # runs again.
         return None, []
     said, _ = _split(error)
     for failure in failures:
@@ -68,7 +68,8 @@ def explain_failure(obj: Any, exc: BaseException, *, put: bool = True) -> str:
     Returns
     -------
     str
-        Empty if the object itself cannot be pickled, or if nothing fails on the second attempt.
+        The path. It is empty if the object itself cannot be pickled, or if nothing fails on the
+        second attempt.
     """
     failure, _ = find_failure(obj, exc, put=put)
     return "" if failure is None or failure.parent is None else failure.path

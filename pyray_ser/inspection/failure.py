@@ -11,22 +11,21 @@ __all__ = ["FailureTuple"]
 class FailureTuple:
     """An object that cannot be pickled.
 
-    Unpacks as ``obj, name, parent``. Two are equal if they describe the same
-    object, held under the same name by the same parent; the objects themselves
-    are not compared.
+    It can be unpacked as ``obj, name, parent``. Two failures are equal if they describe the same
+    object, held under the same name by the same parent; the objects themselves are not compared.
 
     Attributes
     ----------
     obj : object
         The object itself.
     name : str
-        What the user calls it: variable, attribute, key or index.
+        The user's name for the object: a variable, attribute, key or index.
     parent : object
         The function, instance, class or container that holds it; None at top level.
     path : str
-        The path to it, ``task -> closure 'cfg' -> .model.cache['k'][1]``.
+        The path to the object, such as ``task -> closure 'cfg' -> .model.cache['k'][1]``.
     hint : str
-        What to do about it.
+        Advice on how to fix the failure.
     error : str
         The message of the pickler.
     """

@@ -1,7 +1,8 @@
 """Describe paths through numpy's object arrays and pandas frames by columns and positions.
 
-A frame is pickled as managers, blocks, and arrays of several columns each. Users do not know these, so the steps from a frame to
-an item of a column become ``['column'][3]``, and those from an object array to an item become ``[3, 1]``.
+pandas pickles a frame as managers, blocks, and arrays of several columns each. Users do not know these internals, so
+the steps from a frame to an item of a column become ``['column'][3]``, and those from an object array to an item become
+``[3, 1]``.
 """
 
 import sys
@@ -20,19 +21,19 @@ Found = tuple[list[Part], int]
 
 def describe(obj: Any, steps: list[Step]) -> Found | None:
     """
-    Describe the steps from an array, a frame, a series or an index on.
+    Describe the steps that start at an array, a frame, a series or an index.
 
     Parameters
     ----------
     obj : object
         The object that the first step starts from.
     steps : list of tuple
-        At most as many as `path` describes in one call.
+        The steps from this object on, at most as many as `path` describes in one call.
 
     Returns
     -------
     tuple of (list of Part, int) or None
-        The parts and how many steps they describe; None if the object has another type.
+        The parts and the number of steps that they describe; None if the object has another type.
     """
     try:
         if _is_array(obj):
@@ -45,13 +46,14 @@ def describe(obj: Any, steps: list[Step]) -> Found | None:
         if issubclass(type(obj), pandas.Index):
             return _in_index(obj, steps)
     except Exception:
-        # This version of pandas, or a subclass, has other attributes. Use the raw path, which is also correct.
+        # This version of pandas, or a subclass, has other attributes. Use the path with pandas' internals, which is
+        # also correct.
         return None
     return None
 
 
 def columns(steps: list[Step]) -> list[str] | None:
-    """Return the labels of the columns of a frame that share the array at the end of `steps`, or None."""
+    """Return the labels of those columns that share the array at the end of `steps`, or None."""
     try:
         pandas = sys.modules.get("pandas")
         if pandas is None:
@@ -95,7 +97,7 @@ def _in_array(array: Any, steps: list[Step]) -> Found | None:
 
 
 def _block(frame: Any, steps: list[Step]) -> tuple[Any, int]:
-    """Return the block to whose data a step leads, and the number of steps until then; (None, 0) if no step does."""
+    """Return the first block whose data a step leads to, and the number of steps to it; (None, 0) if there is none."""
     blocks = frame._mgr.blocks
     for i, (_, _, _, child) in enumerate(steps):
         for block in blocks:
@@ -115,7 +117,7 @@ def _in_frame(frame: Any, steps: list[Step]) -> Found | None:
                 return [Part(f".{name}", name, frame)], i + 1
     block, used = _block(frame, steps)
     if block is None:
-        return [], len(steps)  # still before it
+        return [], len(steps)  # the steps have not reached a block yet
     values = block.values
     inside = _in_array(values, steps[used:]) if _is_array(values) and len(steps) > used else None
     if len(axes) == 1:
@@ -135,7 +137,7 @@ def _in_frame(frame: Any, steps: list[Step]) -> Found | None:
 
 def _column(frame: Any, place: int) -> Part:
     label = frame.columns[place]
-    if hasattr(label, "dtype"):  # a numpy scalar, which users write as a plain number
+    if hasattr(label, "dtype"):  # a numpy scalar, which users would write as a plain number
         label = label.item()
     text = key_text(label)
     return Part(f"[{text}]", label if type(label) is str else text, frame)

@@ -1,7 +1,7 @@
 """Hints for types that are known to fail.
 
-Types are matched by name along the MRO, so that nothing is imported. The second column says whether an instance is one
-resource. If so, the report names the resource, not the lock or the thread inside it.
+Types are matched by name along the MRO, so that nothing is imported. The second column tells whether an instance is a
+single resource. If so, the report names the resource, not the lock or the thread inside it.
 """
 
 import sys
@@ -123,7 +123,7 @@ _HOOKS = ("__reduce__", "__reduce_ex__", "__getstate__")
 
 
 def _entry(cls: type, own_hooks: bool = True) -> tuple[str, bool] | None:
-    """Find the nearest known base; with `own_hooks` false, stop at a class that defines how it is pickled."""
+    """Find the nearest known base class; if `own_hooks` is false, stop at a class that defines how it is pickled."""
     for base in vars(type)["__mro__"].__get__(cls):
         name = class_name(base)
         if "." not in name:
@@ -169,7 +169,7 @@ def _is_compiled(cls: type) -> bool:
 
 
 def _is_own(cls: type) -> bool:
-    """Return whether the user can change a class: neither compiled, nor the standard library's, nor installed."""
+    """Return whether the user can change a class, which is neither compiled, nor installed, nor a standard one."""
     module = _module_name(cls)
     if module in ("__main__", "__mp_main__"):
         return _is_heap_type(cls)
@@ -181,6 +181,6 @@ def _is_own(cls: type) -> bool:
 
 
 def is_resource(obj: Any) -> bool:
-    """Return whether an object is one resource, which the report names as a whole."""
+    """Return whether an object is a single resource, which the report names as a whole."""
     found = _entry(type(obj), own_hooks=False)
     return found is not None and found[1]

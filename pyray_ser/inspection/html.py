@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["page"]
 
 _WIDTH, _HEIGHT = 1000.0, 560.0
-# Smaller rectangles than this (in pixels) are not drawn: a pointer could not hit them.
+# Rectangles smaller than this (in pixels) are not drawn, because a user could not point at them.
 _LEAST = 6.0
 _COLOURS = {"zero-copy": "#3b8f5a", "copied": "#d9a441", "referenced": "#4a78b5", "in-band": "#c4553f"}
 
@@ -97,7 +97,7 @@ Box = tuple[float, float, float, float]
 
 
 def _squarify(children: "list[Size]", x: float, y: float, width: float, height: float) -> "list[tuple[Size, Box]]":
-    """Divide a rectangle by size into rectangles that are not too long (Bruls, Huizing, van Wijk 2000)."""
+    """Divide a rectangle in proportion to the sizes, into near-squares (Bruls, Huizing, van Wijk 2000)."""
     found: list[tuple[Size, Box]] = []
     left = [child for child in children if child.total > 0]
     scale = width * height / max(sum(child.total for child in left), 1)

@@ -20,9 +20,9 @@ class Inspection:
     serializable : bool
         Whether `put` would store it.
     failures : list of FailureTuple
-        The objects that cannot be pickled, in the order in which a pickler meets them.
+        The objects that cannot be pickled, in the order in which a pickler reaches them.
     refusals : int
-        How many times an object refused, in all.
+        Total number of times that an object refused to be pickled.
     sizes : Sizes
         Where the bytes are.
     """
@@ -63,5 +63,5 @@ class Inspection:
 
 
 def inspect(obj: Any, name: str | None = None) -> Inspection:
-    """Inspect an object: whether it can be pickled, what fails, and where its bytes are."""
+    """Inspect an object: find out whether it can be pickled, what fails, and where its bytes are."""
     return Inspection(obj, name)

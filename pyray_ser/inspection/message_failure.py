@@ -1,8 +1,9 @@
 """Find the path to the object that the pickler of a message could not write.
 
 The standard pickler's error names the type of the object, but not its position. A message is pickled only once, so the
-search does not run code of the program again: it calls no reduction written in Python. What such objects hold is
-searched if nothing else in the message raises the same error; a culprit there counts if it is the only one.
+search must not run code of the program again, and calls no reduction written in Python. The contents of objects with
+such reductions are searched only if nothing else in the message raises the same error. An object found there is
+reported only if it is the only candidate.
 """
 
 import copyreg
@@ -38,17 +39,17 @@ _REDUCING = ("__reduce_ex__", "__reduce__")
 _HOOKS = (*_REDUCING, "__getstate__", "__getnewargs_ex__", "__getnewargs__", "__getattribute__", "__getattr__")
 _ITEMS = ("__iter__", "items")
 _CONTAINERS = (list, tuple, dict, set, frozenset, deque)
-# Code of the interpreter and of extensions.
+# Types of functions that are implemented by the interpreter or by extensions.
 _COMPILED = (NoneType, WrapperDescriptorType, MethodDescriptorType, ClassMethodDescriptorType, GetSetDescriptorType)
 # Types whose reducers in the standard library's tables only read attributes of the object.
 _PURE = (MethodType, functools.partial, type(list.append), type(int.__add__))
 _NAMED_TUPLE = vars(namedtuple("_", ()))["__getnewargs__"].__code__
-# The reduction that stands for an object that is not searched.
+# The reduction that is used for objects that are not searched.
 _LEAF = "", ("", "")
 
 
 def _runs_python(cls: type, names: tuple[str, ...]) -> bool:
-    """Return whether one of these attributes of a class is implemented by the program."""
+    """Return whether the program implements one of these attributes of a class."""
     for name in names:
         found = find_in_mro(cls, name)
         if type(found) in _COMPILED:
@@ -64,7 +65,7 @@ def _is_named(cls: type) -> bool:
 
 
 def _is_pure(function: Any) -> bool:
-    """Return whether a function is of the standard library and has no effect; multiprocessing hands descriptors over."""
+    """Return whether a function of the standard library has no side effects; those of multiprocessing do."""
     module = getattr(function, "__module__", None)
     return type(module) is str and is_standard(module) and not module.startswith("multiprocessing.")
 
@@ -93,7 +94,7 @@ class _Search:
         self._text = str(error)
         self._reducers = reducers
         self._by_value = Reduction() if by_value else None
-        # The objects whose own code raised the error are the first arguments of the functions in its traceback.
+        # If an object's own code raised the error, the object is the first argument of a function in the traceback.
         self._root = root
         self._raising = []
         for frame, _ in traceback.walk_tb(error.__traceback__):
@@ -128,7 +129,7 @@ class _Search:
             raise self._error
         cls = type(obj)
         if cls is ObjectRef:
-            return _LEAF  # its reduction would hold its object for a message that is never sent
+            return _LEAF  # its reduction would make the store hold its object for a message that is never sent
         reducer = self._reducers.get(cls)
         if reducer is not None:
             if cls not in _PURE or not getattr(reducer, "__module__", "").startswith("multiprocessing."):
@@ -158,16 +159,16 @@ class _Search:
 
 def add_path(error: Exception, root: object, reducers: Reducers | None = None, *, by_value: bool = False) -> None:
     """
-    Add the path to what could not be pickled to an error, as a note; add nothing if it is not found.
+    Add a note with the path to the object that could not be pickled to an error, if the object is found.
 
     Parameters
     ----------
     error : Exception
-        Of the pickler.
+        The error of the pickler.
     root : object
-        What was pickled.
+        The object that was being pickled.
     reducers : mapping, optional
-        What the pickler's dispatch table has in addition to `copyreg`'s and multiprocessing's.
+        Reducers in the pickler's dispatch table in addition to those of `copyreg` and multiprocessing.
     by_value : bool, optional
         Whether the pickler writes local functions and classes by value.
     """

@@ -1,11 +1,11 @@
-"""Convert the steps of a walk to a path as a user would write it.
+"""Convert the steps of a walk through an object to a path as a user would write it.
 
 A walk goes through containers and through the parts of reductions: argument tuples, state
 dictionaries, closure cells. A user thinks in terms of attributes, keys, indices, closures, globals
 and default arguments. `describe` translates.
 
-A path is a sequence of `Part`. Accesses (``.model``, ``['k']``, ``[1]``) follow
-one another without a gap; the other edges (``closure 'cfg'``) are set off by arrows::
+A path is a sequence of `Part`. Accesses (``.model``, ``['k']``, ``[1]``) directly follow one another; the other parts
+(``closure 'cfg'``) are separated by arrows::
 
     task -> closure 'cfg' -> .model.cache['k'][1]
 """
@@ -22,20 +22,22 @@ from .text import class_name, key_text
 
 __all__ = ["HALF", "Part", "Way", "attributes", "describe", "describe_long", "path_text"]
 
-# (object, kind of step, key, child), see _walk.Walker; the compiled pickler has "attribute" for state and value in one
+# (object, kind of step, key, child), see _walk.Walker. The compiled pickler uses the kind "attribute" in place of the
+# two steps state and value.
 Step = tuple[Any, str, Any, Any]
 
 
-# The maximum number of steps that are described together: from a pandas frame to an item of a column, see `frames`.
+# The maximum number of steps that are described together. The longest case is from a pandas frame to an item of a
+# column, see `frames`.
 _WINDOW = 10
-# Of paths longer than twice this number, only the first and the last steps are described.
+# If a path has more than twice this number of steps, only this many steps at each end are described.
 HALF = 50
 # Kinds of steps that lead to a complete object, not to a part of a reduction.
 _WHOLE = frozenset({"attribute", "state", "args", "listitem", "dictvalue"})
 
 
 def path_text(parts: list[Part], root: str | None = None) -> str:
-    """Write a path in one line; `root` is the user's name for the whole."""
+    """Write a path in one line; `root` is the user's name for the root object."""
     text = root or ""
     access = bool(root)  # whether the next access follows directly
     for part in parts:
@@ -48,23 +50,23 @@ def path_text(parts: list[Part], root: str | None = None) -> str:
 
 
 def describe(steps: list[Step]) -> list[Part]:
-    """Translate the steps to an object into parts; steps inside a reduction disappear."""
+    """Translate the steps to an object into parts; steps inside a reduction get no separate part."""
     return [part for _, parts in _groups(steps) for part in parts]
 
 
 def describe_long(steps: list[Step], skipped: int = 0) -> list[Part]:
     """
-    As `describe`; of a very long path only the beginning and the end, with ``...`` between them.
+    Act as `describe`, but describe only the beginning and the end of a very long path, with ``...`` between them.
 
     Parameters
     ----------
     steps : list of tuple
     skipped : int, optional
-        How many steps after the first `HALF` the walk has already dropped.
+        Number of steps after the first `HALF` that the walk has already dropped.
     """
     if len(steps) <= HALF or (not skipped and len(steps) <= 2 * HALF):
         return describe(steps)
-    # The last part begins at the next complete object, because steps inside a reduction make no sense alone.
+    # The end begins at the next complete object, because steps inside a reduction make no sense alone.
     rest = steps[-HALF:] if not skipped else steps[HALF:]
     begin = next((i for i, step in enumerate(rest) if step[1] in _WHOLE and i < _WINDOW), 0)
     return [*describe(steps[:HALF]), Part("...", "...", rest[begin][0]), *describe(rest[begin:])]
@@ -72,7 +74,7 @@ def describe_long(steps: list[Step], skipped: int = 0) -> list[Part]:
 
 class Way:
     """
-    A path that grows by one step at a time, described in constant time per step.
+    A path to which one step is added at a time; each step is described in constant time.
 
     Attributes
     ----------
@@ -95,7 +97,7 @@ class Way:
         made = Way()
         steps = [*self._steps, step]
         groups = _groups(steps)
-        # Steps that are too far back to belong to the newest part keep their previous description.
+        # Steps that are too old to belong to the newest part keep their previous description.
         settled = 0
         before = self._before
         for i, (start, parts) in enumerate(groups):
@@ -115,19 +117,19 @@ class Way:
         return self._steps
 
     def since(self, known: int) -> list[Part]:
-        """Return the parts from index `known` on, as far as they are still kept."""
+        """Return those parts from index `known` on that are still kept."""
         return self._tail[max(known - self._before, 0) :]
 
 
 def _groups(steps: list[Step]) -> list[tuple[int, list[Part]]]:
-    """Return the start of each run of steps that are described together, and the parts for it (any number)."""
+    """Group steps that are described together; return the start of each group and its parts (any number)."""
     groups: list[tuple[int, list[Part]]] = []
     i = 0
     while i < len(steps):
         obj, kind, key, child = steps[i]
         used = 1
         if i and issubclass(type(obj), type) and steps[i - 1][3] is not obj:
-            # The compiled pickler goes from an instance to the parts of its class in one step.
+            # The compiled pickler makes only one step from an instance to the parts of its class.
             groups.append((i, [_reconstructor(steps[i - 1][0], obj)]))
         if kind in ("item", "listitem"):
             parts = [Part(f"[{key}]", str(key), obj)]
@@ -160,8 +162,8 @@ def _element(obj: Any, child: Any) -> Part:
     return Part(name, name, obj)
 
 
-# Each of the following functions accepts the object whose reduction is walked and the steps that begin in this
-# reduction. It returns the part, or None if a user would see no part, and the number of steps that the part describes.
+# Each of the following functions takes an object and the steps that begin in the reduction of this object. It returns
+# the part, or None if users do not see these steps as a part, and the number of steps that the part describes.
 Found = tuple[Part | None, int]
 
 
@@ -213,7 +215,7 @@ def _function(obj: FunctionType, steps: list[Step]) -> Found:
         return Part(f"global {inner!r}", str(inner), obj), 4
     if key == "__closure__":
         name = code.co_freevars[inner]
-        used = min(6, len(steps))  # steps: the cell, its arguments, the item
+        used = min(6, len(steps))  # the three steps lead to the cell, its arguments, and the item
         if len(steps) < 6:
             return None, used
         return Part(f"closure {name!r}", name, obj), used
@@ -256,20 +258,20 @@ def _state(obj: Any, steps: list[Step]) -> Found:
         return _held(obj, child) or (_keyed(obj, key) if kind == "value" else None), 2
     if type(state) is tuple:
         if len(state) == 2 and all(part is None or type(part) is dict for part in state):
-            # The state of object for a class with slots: (__dict__, {slot: value}).
+            # For a class with slots, the state that `object` returns is (__dict__, {slot: value}).
             if len(steps) == 2:
                 return None, 2
             key = steps[2][2]
             return Part(f".{key}", str(key), obj), 3
         part = _held(obj, child)
         if part is None and len(steps) > 2 and type(child) is dict and steps[2][1] == "value":
-            # partial, deque and others put their __dict__ into a tuple.
+            # Types such as partial and deque put their __dict__ into a tuple.
             part = _held(obj, steps[2][3])
             if part is not None:
                 return part, 3
         return part or Part(f"state[{key}]", str(key), obj), 2
     if type(state) is list and kind == "item":
-        # The state of frozen dataclasses with slots: the values of their fields.
+        # The state of a frozen dataclass with slots is a list of the values of its fields.
         return _held(obj, child) or Part(f"state[{key}]", str(key), obj), 2
     return _held(obj, state) or Part("state", "state", obj), 1
 
@@ -278,7 +280,7 @@ def _arguments(obj: Any, steps: list[Step]) -> Found:
     if len(steps) == 1:
         return None, 1
     kind, key, child = steps[1][1:]
-    if kind in ("value", "key"):  # NEWOBJ_EX's keywords
+    if kind in ("value", "key"):  # the keyword arguments of NEWOBJ_EX
         return _held(obj, child) or Part(f"keyword {key!r}", str(key), obj), 2
     cls = type(obj)
     fields = find_in_mro(cls, "_fields")
@@ -311,7 +313,7 @@ def _arguments(obj: Any, steps: list[Step]) -> Found:
 
 
 def _is_copy(obj: Any, child: Any) -> bool:
-    """Return whether a reduction's argument is a container of the items of the object itself."""
+    """Return whether an argument of a reduction is a container with the object's own items."""
     if issubclass(type(obj), (dict, MappingProxyType)):
         return type(child) is dict
     if issubclass(type(obj), (set, frozenset)):
@@ -353,7 +355,7 @@ def root_text(obj: Any) -> str | None:
 
 
 def root_name(obj: Any) -> str | None:
-    """Return the name of the root object, if it has one: functions, classes and modules do."""
+    """Return the name of the root object if it has one, as functions, classes and modules do."""
     if type(obj) is FunctionType:
         return obj.__name__
     if issubclass(type(obj), type):

@@ -11,7 +11,7 @@ from .tracing import Trace, trace
 __all__ = ["inspect_serializability", "report_text"]
 
 _RULE = "=" * 80
-# How many failures a report describes; it counts the others.
+# Maximum number of failures that a report describes; the others are only counted.
 _SHOWN = 20
 
 
@@ -20,9 +20,8 @@ def inspect_serializability(
 ) -> tuple[bool, set[FailureTuple]]:
     """Find all parts of an object that prevent it from being pickled, and print a report.
 
-    The object is visited once, exactly as the pickler would, but nothing is
-    written. The visit continues after a failure, so it finds every object that
-    cannot be pickled: inside containers, closures, globals, default arguments,
+    The object is visited once, exactly as the pickler would visit it, but nothing is written. The visit continues after
+    a failure, so it finds every object that cannot be pickled: inside containers, closures, globals, default arguments,
     slots and the results of ``__reduce__`` and ``__getstate__``, at any depth.
 
     Parameters
@@ -30,10 +29,10 @@ def inspect_serializability(
     obj : object
         Anything.
     name : str, optional
-        Its name in the report; functions and classes have names.
+        Name of the object in the report; functions and classes have names already.
     depth : int, optional
-        How many holders on the path to a failure the report shows, the nearest
-        ones first. It limits the report, not the search.
+        Maximum number of holders on the path to a failure that the report shows, the nearest ones first. This limits
+        the report, not the search.
     print_file : file, optional
         Where to print; default is `sys.stdout`.
 
@@ -42,8 +41,8 @@ def inspect_serializability(
     serializable : bool
         Whether `put` would store the object.
     failures : set of FailureTuple
-        ``(obj, name, parent)`` for each object that cannot be pickled, with `.path`
-        and `.hint`. At most 1,000; the report has the number of all failures.
+        ``(obj, name, parent)`` for each object that cannot be pickled, with `.path` and `.hint`. At most 1,000 are
+        returned; the report contains the total number of failures.
 
     Examples
     --------
@@ -127,7 +126,7 @@ def _details(failure: FailureTuple, indent: str, depth: int) -> list[str]:
 
 
 def _last_parts(path: str, depth: int) -> str:
-    """Keep the last `depth` arrows of a path, and shorten the result to a few lines."""
+    """Keep the part of a path after its last `depth` arrows, and shorten the result to a few lines."""
     parts = path.split(" -> ")
     if len(parts) > depth + 1 > 0:
         parts = [parts[0], "...", *parts[len(parts) - depth :]]

@@ -1,4 +1,4 @@
-"""Why is this 2 GB? Show the bytes of an object by path, and how `put` stores them."""
+"""Show why an object is large: its bytes by path, and how `put` stores them."""
 
 import json
 from collections.abc import Iterator
@@ -17,16 +17,16 @@ from .tracing import Trace, trace
 __all__ = ["Size", "Sizes", "inspect_size", "sizes_of"]
 
 
-# Deeper parts are omitted from JSON, because JSON parsers are recursive, which limits the depth.
+# Deeper parts are omitted from JSON, because JSON parsers are recursive and so accept only a limited depth.
 _JSON_DEPTH = 64
-# A run of parts, each of which holds only the next one, is shown in full up to this length.
+# A chain of parts, each of which contains only the next one, is shown in full up to this length.
 _RUN = 12
 # The maximum number of columns of one type that are listed separately.
 _COLUMNS = 128
 
 
 class _Path:
-    """A path that grows at its end and is converted to text on demand."""
+    """A path to which parts are appended, and which is converted to text on demand."""
 
     __slots__ = ("_before", "_gap", "_text")
 
@@ -34,7 +34,7 @@ class _Path:
         self._before, self._gap, self._text = before, gap, text
 
     def down(self, parts: list[Part], access: bool) -> "_Path":
-        """Return the path with more parts; `access` says whether an access may follow directly."""
+        """Return the path with more parts; `access` tells whether an access may follow directly."""
         text = path_text(parts)
         follows = parts[0].is_access and (access or not self)
         return _Path(self, "" if follows or not self else " -> ", text)
@@ -61,25 +61,25 @@ class Size:
     Attributes
     ----------
     path : str
-        The path to it from the whole.
+        The path from the root object to this part.
     label : str
-        The last step of that path.
+        The last step of this path.
     type : str
         Its class.
     text : str
-        The object in short.
+        A short text for the object.
     in_band : int
-        Bytes in the pickle stream: copied in, and decoded by every reader.
+        Bytes in the pickle stream, which are copied into the store and decoded by every reader.
     zero_copy : int
-        Bytes of buffers that are copied in once and read in place.
+        Bytes of buffers that are copied into the store once and read in place.
     copied : int
         Bytes of out-of-band buffers that a reader copies once (``bytes``, ``bytearray``).
     referenced : int
-        Bytes that were in the store already: they are not copied, and the new object holds the old one.
+        Bytes that were in the store already. They are not copied; the new object keeps the old one alive.
     children : list of Size
-        The larger parts, largest first. The missing parts are small.
+        The larger parts, largest first. Small parts are left out.
     others : int
-        How many large parts are not listed.
+        Number of large parts that are not listed.
     """
 
     __slots__ = ("_path", "children", "copied", "in_band", "label", "others", "referenced", "text", "type", "zero_copy")
@@ -110,7 +110,7 @@ class Size:
 
     @property
     def kinds(self) -> dict[str, int]:
-        """Return the bytes by kind."""
+        """Return the numbers of bytes by kind."""
         return {
             "zero-copy": self.zero_copy,
             "copied": self.copied,
@@ -160,7 +160,7 @@ class Sizes:
     Attributes
     ----------
     root : Size
-        The whole, and its parts below it.
+        The whole object, with its parts as descendants.
     captures : list of Size
         Objects that functions capture by closures, globals and default arguments, largest first.
     """
@@ -190,7 +190,7 @@ class Sizes:
 
     @property
     def referenced(self) -> int:
-        """Bytes that were in the store already and are referred to."""
+        """Bytes that were in the store already, to which the object refers."""
         return self.root.referenced
 
     def __iter__(self) -> Iterator[Size]:
@@ -264,16 +264,16 @@ def inspect_size(obj: Any, name: str | None = None, *, threshold: int = 1024) ->
     Parameters
     ----------
     obj : object
-        Anything; parts that cannot be pickled count nothing.
+        Any object; parts that cannot be pickled count as 0 bytes.
     name : str, optional
-        Its name in the result.
+        Name of the object in the result.
     threshold : int, optional
         Buffers of at least this many bytes are stored outside of the stream, as in `put`.
 
     Returns
     -------
     Sizes
-        Prints as a tree; see also `Sizes.to_json` and `Sizes.to_html`.
+        Its text is a tree; see also `Sizes.to_json` and `Sizes.to_html`.
 
     Examples
     --------
@@ -295,8 +295,8 @@ def sizes_of(result: Trace) -> Sizes:
     root = _size(node, _Path(None, "", name or ""), name or "")
     captures: list[Size] = []
     every = [root]
-    # A node, the path to the node, how many of the path's parts the path of `parent` contains, the parent, whether an
-    # access may follow the parent, and the parts between the parent and the node.
+    # Each entry: a node, the path to the node, how many parts of this path also belong to the path of `parent`, the
+    # parent, whether an access may follow the parent, and the parts between the parent and the node.
     waiting: list[tuple[Any, Way, int, Size, bool, list[Part]]] = [(node, Way(), 0, root, bool(name), [])]
     while waiting:
         node, way, known, parent, access, passed = waiting.pop()
@@ -309,8 +309,8 @@ def sizes_of(result: Trace) -> Sizes:
                 every += made
                 parent.children += made
             elif not parts or type(child.obj) is PickleBuffer or _is_ours(type(child.obj)):
-                # The parts of an argument tuple, a state or a cell belong to the same holder. So does a buffer in a
-                # reduction, which contains the object's own data.
+                # The parts of an argument tuple, a state or a cell belong to the same holder. A buffer in a reduction
+                # also belongs to it, because it contains the object's own data.
                 waiting.append((child, down, down.count, parent, access, passed + parts))
             else:
                 size = _size(child, parent._path.down(passed + parts, access), path_text(parts))
@@ -343,7 +343,7 @@ def _size(node: Any, path: _Path, label: str) -> Size:
 
 
 def _columns(node: Any, parent: Size, labels: list[str]) -> list[Size]:
-    """Divide an array of several columns of one type into equal parts."""
+    """Divide an array that contains several columns of one type into equal parts."""
     shown = labels[:_COLUMNS]
     parent.others += len(labels) - len(shown)
     array = node.obj
@@ -357,7 +357,7 @@ def _columns(node: Any, parent: Size, labels: list[str]) -> list[Size]:
 
 
 def _is_ours(cls: type) -> bool:
-    """Return whether a reducer of this package made the part, so that its bytes are data of the reduced object."""
+    """Return whether a reducer of this package made the part; its bytes then belong to the reduced object."""
     return class_name(cls).startswith("pyray_ser.pickling.reducers.")
 
 
@@ -385,7 +385,7 @@ def _tree(root: Size, limit: int, least: int) -> tuple[list[str], int]:
                 break
             run += shown
         if len(run) > _RUN:
-            # Each part holds only the next one, as in a linked list or in nested lists.
+            # In this chain, each part contains only the next one, as in a linked list or in nested lists.
             hidden = len(run) - _RUN // 2 - 1
             run = [*run[: _RUN // 2], run[-1]]
         else:

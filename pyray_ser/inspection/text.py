@@ -1,7 +1,8 @@
 """Make short texts for objects without running their code.
 
-A report must not raise, must not be long, and must not evaluate properties. So ``__repr__`` is called only if it is C
-code or part of the standard library, and never on containers, which would call the ``__repr__`` of their elements.
+Making a report must not raise exceptions or evaluate properties, and the report must not be long. So ``__repr__`` is
+called only if it is C code or part of the standard library, and never on containers, which would call the ``__repr__``
+of their elements.
 """
 
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
@@ -33,7 +34,7 @@ def class_name(cls: type) -> str:
 
 
 def module_name(cls: type) -> str:
-    """Return the module in the attribute of a class; empty if it is no string."""
+    """Return the `__module__` attribute of a class, or an empty string if it is not a string."""
     try:
         module = vars(type)["__module__"].__get__(cls)
     except AttributeError:
@@ -42,7 +43,7 @@ def module_name(cls: type) -> str:
 
 
 def brief(obj: Any, limit: int = _LIMIT) -> str:
-    """Return a short text for any object; never raise, run no code of a user's class."""
+    """Return a short text for any object, without raising or running code of a user's class."""
     cls = type(obj)
     try:
         if cls is str or cls is bytes:

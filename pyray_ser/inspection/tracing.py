@@ -1,4 +1,4 @@
-"""Walk an object by the rules of the pickler, and record what fails and where the bytes are."""
+"""Walk through an object by the rules of the pickler, and record the failures and the bytes by path."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,14 +13,14 @@ from .text import shorten
 
 __all__ = ["Trace", "trace", "way_to_failure"]
 
-# Kinds of steps inside a reduction: the object before such a step has been reduced.
+# Kinds of steps inside a reduction. The object at which such a step starts has been reduced.
 _IN_REDUCTION = frozenset(
     {"callable", "args", "kwargs", "state", "setter", "listitem", "dictkey", "dictvalue", "attribute"}
 )
 
 
 def _end(steps: list[Step]) -> int:
-    """Return the number of steps to the object to report, which may be a resource with a failed part."""
+    """Return the number of steps to the object to report, which may be a resource that contains the failed object."""
     for i, (holder, kind, _, _) in enumerate(steps):
         if kind in _IN_REDUCTION and is_resource(holder):
             return i
@@ -33,7 +33,7 @@ def way_to_failure(steps: list[Step], skipped: int = 0) -> str:
     Parameters
     ----------
     steps : list of (object, str, key, child)
-        As from `_walk.Walker`, outermost first.
+        The steps in the form that `_walk.Walker` passes, outermost first.
     skipped : int, optional
         See `describe_long`.
     """
@@ -53,9 +53,10 @@ class Trace:
     name : str or None
         The user's name for it.
     failures : list of FailureTuple
-        One for each object that cannot be pickled, in the order in which a pickler meets them.
+        One entry for each object that cannot be pickled, in the order in which a pickler reaches
+        them.
     total_failures : int
-        The number of all failures, also those that are not listed.
+        Total number of failures, including those that are not listed.
     tree : Node
         Bytes, see `_walk`.
     visited : int
@@ -73,7 +74,7 @@ class Trace:
         self._seen: set[int] = set()
 
     def add(self, steps: list[Step], skipped: int, obj: Any, error: Exception) -> None:
-        """Record a failure. The walk passes both ends of its stack, and how many steps between them it skipped."""
+        """Record a failure. The walk passes both ends of its stack, and the number of skipped steps between them."""
         end = _end(steps)
         if end < len(steps):
             obj, steps = steps[end][0], steps[:end]
@@ -119,12 +120,12 @@ def trace(
     name : str, optional
         The user's name for it.
     put : bool, optional
-        Follow the rules of `put` (buffers of `threshold` bytes leave the stream, the reducers of
-        `pickling.reducers` apply), not those of `dumps`.
+        Follow the rules of `put` instead of those of `dumps`: buffers of at least `threshold` bytes
+        are stored outside of the stream, and the reducers of `pickling.reducers` apply.
     threshold, keep, max_failures : int
         See `_walk.Walker`.
     refers : callable, optional
-        Takes an address and a size, returns whether these bytes are in the store already.
+        Takes an address and a size, and returns whether these bytes are in the store already.
 
     Returns
     -------
@@ -135,7 +136,7 @@ def trace(
 
     def reduce(obj: Any) -> tuple[Any, Any]:
         if type(obj) is ObjectRef:
-            # The reduction of a reference would hold its object for a message that is never sent.
+            # The reduction of a reference would make the store hold the object for a message that is never sent.
             return (load_ref, (obj.binary(),)), None
         _, value = reduction(obj)
         if type(value) is str:

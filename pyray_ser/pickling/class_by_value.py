@@ -1,4 +1,4 @@
-"""Classes by value: what cloudpickle makes of them, without what a copy of the class brings itself; none of compiled code."""
+"""Pickle classes by value as cloudpickle does, with corrections for slots, Flag members and compiled classes."""
 
 import enum
 from types import (
@@ -19,7 +19,7 @@ class ByValuePickler(CloudPickler):  # type: ignore[misc]
     """Reduce functions and classes that cannot be pickled by reference."""
 
     def reducer_override(self, obj: Any) -> Any:
-        """Return what cloudpickle does; of a class without its slots, of a Flag with all its members.
+        """Return cloudpickle's reduction, but without the slots of a class, and with all members of a Flag.
 
         Return `NotImplemented` for a class from compiled code, because a copy would lack that code.
         """
@@ -41,7 +41,7 @@ def _is_compiled(cls: type) -> bool:
     for found in vars(type)["__dict__"].__get__(cls).values():
         if type(found) in _METHODS and found.__objclass__ is cls:
             return True
-        if type(found) is BuiltinFunctionType and found.__self__ is cls:  # its __new__
+        if type(found) is BuiltinFunctionType and found.__self__ is cls:  # the `__new__` of the class
             return True
     return False
 
@@ -49,7 +49,7 @@ def _is_compiled(cls: type) -> bool:
 def _mended(cls: type, value: tuple[Any, ...]) -> tuple[Any, ...]:
     make, args, state, *rest = value
     attributes = state[0]
-    # cloudpickle omits slots by the names in `__slots__`, in which private names are not mangled.
+    # cloudpickle omits slots by the names in `__slots__`, but there private names are not mangled.
     for name, slot in list(attributes.items()):
         if type(slot) is MemberDescriptorType and slot.__objclass__ is cls and slot.__name__ == name:
             del attributes[name]

@@ -1,8 +1,8 @@
 """Decide which states of dtypes and arrays the unpickler passes to NumPy.
 
-NumPy trusts the state that a pickle sets on a dtype or an array. A forged state makes it read past a buffer, use bytes
-as addresses, or free memory that is in use. The unpickler (``csrc/unpickle/safe_mode.c``) calls the two functions here
-before each such state. Without safe mode they refuse states that would crash; in safe mode they refuse states that
+NumPy trusts the state that a pickle sets on a dtype or an array. A forged state can make NumPy read past a buffer, use
+bytes as addresses, or free memory that is in use. The unpickler (``csrc/unpickle/safe_mode.c``) calls the two functions
+here before each such state. Without safe mode they refuse states that would crash; in safe mode they refuse states that
 NumPy does not write itself.
 """
 
@@ -15,7 +15,8 @@ import numpy
 
 __all__ = ["check_array", "check_dtype"]
 
-# Bits of dtype.flags that say how elements are handled: 1 and 2, they hold references; 8, they must be initialized.
+# Bits of dtype.flags about the handling of elements: 1 and 2 mean that they hold references, 8 that they must be
+# initialized.
 _REFERENCES = 0x03
 _HANDLING = 0x6F
 _UNITS = frozenset({b"Y", b"M", b"W", b"D", b"h", b"m", b"s", b"ms", b"us", b"ns", b"ps", b"fs", b"as", b"generic"})
@@ -41,7 +42,7 @@ def check_dtype(dtype: Any, state: Any, in_use: bool, strict: bool) -> None:
     state : object
         The argument of ``__setstate__``.
     in_use : bool
-        Whether anything but the stack and the memo of the load refers to the dtype, such as an array.
+        Whether any object refers to the dtype, such as an array, apart from the unpickler's stack and memo.
     strict : bool
         Whether safe mode is on.
     """
@@ -69,7 +70,7 @@ def check_dtype(dtype: Any, state: Any, in_use: bool, strict: bool) -> None:
 
 def _check_plain(dtype: Any, itemsize: int, alignment: int, flags: int, strict: bool) -> None:
     own = numpy.dtype(dtype.type)
-    extended = dtype.kind in "SUV"  # and the types that other packages registered
+    extended = dtype.kind in "SUV"  # and types that other packages have registered
     if (flags & _REFERENCES) != (own.flags & _REFERENCES):
         _refuse("dtype says that it holds references, or that it does not, and the opposite is true")
     if extended and (itemsize < 0 or (dtype.kind == "U" and itemsize % 4)):
@@ -85,7 +86,7 @@ def _check_plain(dtype: Any, itemsize: int, alignment: int, flags: int, strict: 
 
 
 def _check_composed(dtype: Any, state: tuple[Any, ...], strict: bool) -> None:
-    """Check fields and sub-arrays: make the same dtype by NumPy's public functions, and compare the states."""
+    """Check fields and sub-arrays: make the same dtype with NumPy's public functions, and compare the states."""
     _, _, base, names, fields, itemsize, alignment, flags = state[:8]
     if (names is None) != (fields is None) or (base is not None and names is not None):
         _refuse("dtype has fields without names, names without fields, or a base besides them")
@@ -131,7 +132,7 @@ def _decoded(names: Any, fields: Any) -> tuple[Any, Any]:
         or any(type(name) is not bytes for name in names)
     ):
         return names, fields
-    # NumPy drops every entry that is not under a name, so titles remain only inside their fields.
+    # NumPy drops every entry whose key is not a field name, so titles remain only inside their fields.
     return tuple(name.decode("ascii") for name in names), {name.decode("ascii"): fields[name] for name in names}
 
 
@@ -194,7 +195,8 @@ def check_array(array: Any, state: Any, in_use: bool, strict: bool) -> None:
     state : object
         The argument of ``__setstate__``.
     in_use : bool
-        Whether anything but the stack and the memo of the load refers to the array, such as another array over its memory.
+        Whether any object refers to the array, such as another array over its memory, apart from the unpickler's stack
+        and memo.
     strict : bool
         Whether safe mode is on.
     """

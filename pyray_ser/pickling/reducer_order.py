@@ -69,12 +69,12 @@ def _by_value_module(module: Any) -> bool:
 
 
 def find_global(obj: Any, name: str | None = None) -> tuple[str, str]:
-    """Return ``(module, qualname)`` under which an object can be imported.
+    """Return the ``(module, qualname)`` under which an object can be imported.
 
     Raises
     ------
     PicklingError
-        If nothing, or another object, is found there.
+        If no object, or a different one, is found under this name.
     """
     if name is None:
         name = getattr(obj, "__qualname__", None) or obj.__name__
@@ -113,7 +113,7 @@ def _resolve(module: Any, name: str) -> Any:
 
 
 def _is_global(variable: Any) -> bool:
-    """Return whether a type variable is what its module has under its name; it reduces to that name only."""
+    """Return whether its module has a type variable under its name, because the variable reduces to this name only."""
     try:
         find_global(variable, variable.__name__)
     except PicklingError:
@@ -122,7 +122,7 @@ def _is_global(variable: Any) -> bool:
 
 
 def _is_reachable(method: MethodType) -> bool:
-    """Return whether ``getattr(method.__self__, name)`` gives the method; the object's own code does not run."""
+    """Return whether ``getattr(method.__self__, name)`` gives the method, without running the object's own code."""
     holder: Any = method.__self__
     function = method.__func__
     name = getattr(function, "__name__", None)
@@ -133,13 +133,13 @@ def _is_reachable(method: MethodType) -> bool:
     return found is function or (type(found) is classmethod and found.__func__ is function)
 
 
-# A missing attribute. An attribute that is None is called nevertheless and raises TypeError, as in the compiled
-# pickler.
+# Stands for a missing attribute. An attribute that exists but is None is called and raises TypeError, as in the
+# compiled pickler.
 NO_RULE: Any = object()
 
 
 class Reduction:
-    """The rules for one dump.
+    """The rules that one call of `dump` uses.
 
     Parameters
     ----------
@@ -172,7 +172,7 @@ class Reduction:
             and not issubclass(cls, type)
             and cls is not FunctionType
             and plain_reduce_ex(cls)
-            # An object that claims to be of another class is refused.
+            # An object whose class overrides ``__class__`` is refused.
             and find_in_mro(cls, "__class__") is object.__dict__["__class__"]
             and registry.find(cls) is None
             and self._table_rule(cls) is NO_RULE
@@ -203,8 +203,8 @@ class Reduction:
             if value is not NotImplemented:
                 return "integration", value
         by_value = self.cloudpickle_rule(cls)
-        # cloudpickle's table applies to objects inside a function that is pickled by value; otherwise the type's own reduction has
-        # priority.
+        # cloudpickle's table has priority for objects inside a function that is pickled by value. Elsewhere the type's
+        # own reduction has priority.
         if by_value is not None and self._by_value is not None:
             return "cloudpickle", by_value(obj)
         if cls is FunctionType or issubclass(cls, type):
@@ -239,12 +239,12 @@ class Reduction:
                 pass
         value = self._pickler().reducer_override(obj)
         if value is NotImplemented or (issubclass(type(obj), type) and not _is_heap_type(obj) and len(value) != 2):
-            # A reduction that would build a second copy of one of the interpreter's own types is useless.
+            # Such a reduction is useless, because it would build a second copy of one of the interpreter's own types.
             return "global", find_global(obj)[1]
         return "by value (cloudpickle)", value
 
     def _pickler(self) -> Any:
-        """Return the cloudpickle pickler of this dump; functions made in one namespace share it."""
+        """Return the cloudpickle pickler of this dump. All functions use it, so a shared namespace stays shared."""
         if self._by_value is None:
             from .class_by_value import ByValuePickler
 
@@ -259,11 +259,11 @@ class Reduction:
 
     def cloudpickle_rule(self, cls: type) -> Callable[[Any], Any] | None:
         """Return cloudpickle's own reducer for a type of the standard library, or None."""
-        # Its table has only types of the standard library; do not import cloudpickle for others.
+        # cloudpickle's table has only types of the standard library, so do not import cloudpickle for others.
         if not is_standard(getattr(cls, "__module__", None) or ""):
             return None
         reducer = _cloudpickle().Pickler.dispatch_table.get(cls)
-        # This mapping falls back to the entries of copyreg if cloudpickle has none of its own.
+        # This mapping also returns copyreg's entries for types that cloudpickle has no entry for.
         return None if reducer is _copyreg_table.get(cls) else reducer
 
     def _integration(self, cls: type) -> Callable[[Any], Any] | None:
@@ -275,7 +275,7 @@ class Reduction:
 
 
 class _Nowhere:
-    """A file for a pickler that is used for reductions only."""
+    """The file of a pickler that is used only for its reductions."""
 
     def write(self, data: Any) -> int:
         return len(data)

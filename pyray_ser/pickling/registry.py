@@ -1,9 +1,8 @@
-"""Manage the serializers that users register for classes they cannot change.
+"""Manage the serializers that users register for classes that they cannot change.
 
-A registration is a reducer that has priority over everything but the built-in types:
-``(deserializer, (serializer(obj),))``. The result is a plain pickle. The stream contains the
-deserializer, by reference if it can be imported and by value otherwise, so a reader need not
-register it.
+A registration has priority over all other rules except those for built-in types. It is a reducer that returns
+``(deserializer, (serializer(obj),))``, so the result is a plain pickle. The stream contains the deserializer, by
+reference if it can be imported and by value otherwise, so a reader need not register it.
 
 What the picklers use
 ---------------------
@@ -12,12 +11,11 @@ What the picklers use
 ``inherited``
     ``{type: reducer}``, the registrations made with ``subclasses=True``.
 ``version``
-    A list of one integer that grows with each change. Data derived from the
-    two tables is stale if the number differs.
+    A list of one integer, which is incremented by each change. Data derived from the two tables is stale if the number
+    has changed.
 ``find(cls)``
-    The reducer for a class, from either table, or None. Also loads the entry
-    points of the package of the class, so call it once for each class, when
-    its plan is made.
+    Return the reducer for a class from either table, or None. It also loads the entry points for the package of the
+    class, so picklers call it once for each class.
 """
 
 import os
@@ -64,14 +62,14 @@ UNREACHABLE = frozenset(
     }
 )
 
-# pickle writes calls of functions with these names by special opcodes, which have other arguments.
+# pickle writes calls of functions with these names as special opcodes, which take other arguments.
 _SPECIAL_NAMES = ("__newobj__", "__newobj_ex__")
 
 _lock = threading.Lock()
 
 
 def _new_lock() -> None:
-    # A thread of the parent may have held the lock at the fork.
+    # Another thread of the parent may have held the lock at the time of the fork.
     global _lock
     _lock = threading.Lock()
 
@@ -105,24 +103,24 @@ def register_serializer(
     deserializer: Callable[[Any], Any],
     subclasses: bool = False,
 ) -> Any:
-    """Serialize the instances of a class by your own functions.
+    """Register your own functions to serialize the instances of a class.
 
-    The registration belongs to this process, takes effect immediately, with or
-    without a store, and replaces an earlier one for the same class.
+    The registration applies to this process, takes effect immediately, with or without a store, and replaces an earlier
+    one for the same class.
 
     Parameters
     ----------
     cls : type
-        The class. Without it, a decorator for a class is returned.
+        The class. If it is omitted, the function returns a class decorator.
     serializer : callable
         Takes an instance and returns something that can be pickled.
     deserializer : callable
-        Takes the result of `serializer` and returns an instance. It is in the
-        stream, so the reader need not register.
+        Takes the result of `serializer` and returns an instance. The stream contains this function, so readers need not
+        register it.
     subclasses : bool, optional
-        Extend it to subclasses: each uses the nearest such base in its MRO,
-        unless it has its own registration or `copyreg` entry, or defines
-        ``__reduce__`` or ``__reduce_ex__`` below that base.
+        Also apply the registration to subclasses. A subclass uses the nearest base in its MRO that is registered in
+        this way, unless it has its own registration or `copyreg` entry, or defines ``__reduce__`` or ``__reduce_ex__``
+        below that base.
 
     Raises
     ------
@@ -183,7 +181,7 @@ def deregister_serializer(cls: type) -> None:
     Parameters
     ----------
     cls : type
-        The class. A class that is not registered is no error.
+        The class. It need not be registered.
 
     Examples
     --------
@@ -218,17 +216,17 @@ def find(cls: type) -> Callable[[Any], tuple[Any, ...]] | None:
     return None
 
 
-# Packages whose entry points, if any, have been loaded. The standard library has no entry points, and this package's
-# reducers for large libraries are in `reducers`.
+# Packages whose entry points (if they have any) have been loaded. The standard library has no entry points, and this
+# package's reducers for large libraries are in `reducers`.
 _roots_seen = {"__main__", "__mp_main__", "pyray_ser", "numpy", "pandas", "pyarrow", "polars", "scipy", "torch"}
 _roots_seen.update(sys.stdlib_module_names)
 
-# {root: entry points}, or None before the first search.
+# Name of the package -> its entry points; None before the first search.
 _entry_points: dict[str, list[Any]] | None = None
 
 
 def _load_entry_points(root: str) -> None:
-    """Load the entry points named after a package: each is called without arguments and registers."""
+    """Load the entry points named after a package, and call each of them without arguments, to register its classes."""
     global _entry_points
     # Do not hold the lock here: importing takes import locks, and the imported code calls register_serializer.
     # If two threads load the package at the same time, the second may continue before the first has finished.
@@ -248,10 +246,10 @@ def _load_entry_points(root: str) -> None:
 
 
 def _scan() -> dict[str, list[Any]]:
-    """Find the entry points of our group in the installed distributions.
+    """Find the entry points of this package's group in the installed distributions.
 
-    The files are searched first, because the import of `importlib.metadata` is slow and few programs have
-    such an entry point. Distributions in zip files or behind other finders are not found.
+    The files are searched first, because the import of `importlib.metadata` is slow and few programs have such an entry
+    point. It does not find distributions in zip files or those that only other import finders know.
     """
     needle = GROUP.encode()
     if not any(needle in text for folder in sys.path for text in _entry_point_files(folder)):
@@ -269,13 +267,13 @@ def _entry_point_files(folder: str) -> list[bytes]:
     try:
         with os.scandir(folder or ".") as entries:
             names = [entry.name for entry in entries if entry.name.endswith((".dist-info", ".egg-info"))]
-    except OSError:  # an entry of sys.path may be missing, or a zip file
+    except OSError:  # an entry of sys.path may not exist, or be a zip file
         return []
     for name in names:
         try:
             with open(os.path.join(folder, name, "entry_points.txt"), "rb") as file:
                 texts.append(file.read())
-        except OSError:  # most distributions have none
+        except OSError:  # most distributions have no entry points
             continue
     return texts
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 __all__ = ["SAFE_NUMPY"]
 
-# Since numpy 2 its private modules are called numpy._core; older pickles, and older numpy, say numpy.core.
+# Since numpy 2, numpy's private modules are called numpy._core. Older pickles and older versions of numpy use
+# numpy.core.
 _CORES = ("numpy._core", "numpy.core")
 
 SAFE_NUMPY: frozenset[str] = frozenset(
@@ -16,7 +17,7 @@ SAFE_NUMPY: frozenset[str] = frozenset(
         *(f"{core}.multiarray:_reconstruct" for core in _CORES),
         *(f"{core}.multiarray:scalar" for core in _CORES),
         *(f"{core}.numeric:_frombuffer" for core in _CORES),
-        # Protocols 0 to 2 write the in-band bytes of arrays by this function.
+        # In protocols 0 to 2, the in-band bytes of arrays are written as calls of this function.
         "_codecs:encode",
     }
 )

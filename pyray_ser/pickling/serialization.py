@@ -1,6 +1,7 @@
 """Convert values to bytes and back, in the form in which the store keeps them, and choose the pickler.
 
-`serialize` and `dumps_frames` write the same form as `put`, but self-contained: they copy arrays that are in a store.
+`serialize` and `dumps_frames` write the same form as `put`, but their results are self-contained, because they copy
+arrays that are in a store.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from .._pickle import Pickler, dump, dumps
 from .._unpickle import Unpickler, load, loads
 from . import reducers, registry
 
-TYPE_CHECKING = False  # importing typing for this would cost more than the rest of this module
+TYPE_CHECKING = False  # `typing` is not imported for this, which would take longer than the rest of this module
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
@@ -66,7 +67,7 @@ def serialize(value: object) -> bytes:
     Raises
     ------
     TypeError
-        If something inside cannot be pickled; the message has its path.
+        If an object inside the value cannot be pickled; the message contains the path to this object.
 
     Examples
     --------
@@ -87,7 +88,7 @@ def deserialize(blob: BufferLike, *, allow: Allow | None = None) -> Any:
     Parameters
     ----------
     blob : bytes-like
-        Arrays in the value lie over it, read-only, and keep it alive.
+        Arrays in the value use these bytes in place, read-only, and keep the object alive.
     allow : collection of str or callable, optional
         The globals that may be loaded, as for `get`.
 
@@ -119,8 +120,8 @@ def dumps_frames(value: object) -> list[memoryview]:
     Returns
     -------
     list of memoryview
-        Header and table, stream, and one frame per buffer. Buffers are not copied: do not change the value before the
-        frames are sent.
+        The frames: header and table, then the stream, then one frame per buffer. Buffers are not copied: do not change
+        the value before the frames are sent.
 
     Examples
     --------
@@ -140,7 +141,7 @@ def loads_frames(frames: Sequence[BufferLike], *, allow: Allow | None = None) ->
     Parameters
     ----------
     frames : sequence of bytes-like
-        Arrays in the value lie over them, read-only, and keep them alive.
+        Arrays in the value use these frames in place, read-only, and keep them alive.
     allow : collection of str or callable, optional
         The globals that may be loaded, as for `get`.
 
@@ -179,10 +180,10 @@ def memoryview_call(stream: bytes, view: memoryview) -> tuple[bytes, memoryview]
     Returns
     -------
     tuple of (bytes, memoryview)
-        The stream that makes it, by ``memoryview(buffer).cast(format, shape)``, and its contiguous bytes.
+        The stream that makes the view with ``memoryview(buffer).cast(format, shape)``, and the view's contiguous bytes.
     """
     if not view.c_contiguous:
-        # cast() keeps format and shape; tobytes() is C order, as cast() reads it.
+        # cast() keeps format and shape; tobytes() returns the bytes in C order, the order that cast() expects.
         flat = memoryview(view.tobytes())
     elif view.nbytes == 0:
         flat = memoryview(b"")

@@ -1,4 +1,4 @@
-"""`install` sends arguments and results of existing pools, in multiprocessing's pipes and queues, through the store.
+"""`install` makes existing pools, pipes and queues of multiprocessing send large data through the store.
 
 ::
 
@@ -20,13 +20,14 @@
 - the name ``_ForkingPickler`` in ``multiprocessing.queues`` and ``multiprocessing.connection``, by which every queue and
   pipe pickles (Pool, ProcessPoolExecutor, Queue, Pipe); `multiprocessing.reduction.ForkingPickler` itself, with which torch and
   others register, is unchanged, and its table is used,
-- ``send``, ``recv_bytes`` and ``recv_bytes_into`` of connections, ``SimpleQueue.put`` and ``Queue._feed``: they show the pipe of
-  a message, and that a program has the raw bytes of one,
+- ``send``, ``recv_bytes`` and ``recv_bytes_into`` of connections, ``SimpleQueue.put`` and ``Queue._feed``: these show
+  which pipe a message goes to, and whether the program reads a message as raw bytes,
 - ``BaseProcess.start``, ``multiprocessing.reduction.dump`` and ``_launch`` of the start methods spawn and forkserver: a new
   process installs before it loads its work, and its large arguments are shared,
-- ``poll`` of ``multiprocessing.popen_fork.Popen`` and ``multiprocessing.popen_forkserver.Popen``: lost messages end,
-- ``resource.setrlimit``: a process that lowers its address space below what the store reserves leaves the store,
-- the same in ``loky.backend`` of loky itself and of the copy in joblib.
+- ``poll`` of ``multiprocessing.popen_fork.Popen`` and ``multiprocessing.popen_forkserver.Popen``: the objects of lost
+  messages are released,
+- ``resource.setrlimit``: a process that sets its address space limit below what the store reserves leaves the store,
+- the corresponding functions in ``loky.backend``, both in loky itself and in joblib's copy of it.
 """
 
 from __future__ import annotations
@@ -72,16 +73,16 @@ def install(*, min_bytes: int = 1 << 20, mmap_mode: str = "c", max_in_flight: in
     min_bytes : int
         Buffers of at least this size are sent through the store.
     mmap_mode : {"c", "r"}
-        "c": arrays arrive writable, over private copy-on-write memory, so that code which writes to its arguments works.
-        "r": read-only, over the stored bytes.
+        With "c", arrays arrive writable, in private copy-on-write memory, so that code can write to its arguments. With
+        "r", they arrive read-only and use the stored bytes.
     max_in_flight : int, optional
-        Bytes that may be in flight or held by receivers; buffers beyond this limit are sent as without this library.
-        Default is a quarter of the store's capacity.
+        Maximum number of bytes in flight or held by receivers; buffers beyond this limit are sent as if this library
+        were not installed. The default is a quarter of the store's capacity.
 
     Returns
     -------
     context manager
-        Its end restores the previous state. It need not be used as a context manager.
+        At the end of its ``with`` block, the previous state is restored. It need not be used as a context manager.
 
     Examples
     --------

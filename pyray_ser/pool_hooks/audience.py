@@ -1,7 +1,7 @@
 """Determine which processes may read a message. References are sent only if all of them are clients of the store.
 
-A client has already attached, so missing permissions, limits or a lack of slots cannot prevent it from reading. The
-readers of a pipe are looked up in ``/proc``: every process that has its reading side open.
+A client has already attached to the store, so missing permissions, limits or a lack of slots cannot prevent it from
+reading. The readers of a pipe are all processes that have its reading side open, according to ``/proc``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["all_can_attach", "changed", "failed", "launching", "started"]
 # Seconds for which a result stays valid, provided that this process starts no other process and the readers stay
 # clients.
 HOLDS = 1.0
-# Seconds until a pipe with readers that are not clients is checked again: initial value and maximum.
+# Initial and maximum number of seconds until a pipe is checked again, if some of its readers are not clients.
 AGAIN, AT_MOST = 0.05, 5.0
 
 # The number of processes that this process has started.
@@ -27,13 +27,13 @@ _generation = 0
 _known: dict[int, tuple[int, int, frozenset[int], float]] = {}
 # Inode -> (generation, seconds to wait, time until which no references are sent)
 _refused: dict[int, tuple[int, float, float]] = {}
-# Children that will install the hooks when they start -> time until which a message waits for that
+# Children that will install the hooks when they start -> time until which a message waits for them to do so
 _starting: dict[int, float] = {}
 # Threads that are currently starting such a child
 _launching: set[int] = set()
 # The maximum time that a message waits, and the time between two checks, in seconds.
 START, PAUSE = 20.0, 0.01
-# How many results are kept; more pipes are looked up again.
+# The maximum number of results that are kept; the results for other pipes are determined again.
 _MOST = 1000
 
 
@@ -54,7 +54,7 @@ def failed() -> None:
 
 
 def started(pid: int) -> None:
-    """Record that a child was started that will install the hooks before it loads its work."""
+    """Record that a child was started, which will install the hooks before it loads its work."""
     _launching.discard(get_ident())
     now = time.monotonic()
     for other in [other for other, until in _starting.items() if until < now]:
@@ -64,7 +64,7 @@ def started(pid: int) -> None:
 
 
 def _can_be_looked_into() -> bool:
-    """Return whether other processes of this user can open this process's descriptors; not after setuid(), for example."""
+    """Return whether other processes of this user can open this process's descriptors; after setuid() they cannot."""
     try:
         return os.stat("/proc/self/fd").st_uid == os.geteuid()
     except OSError:
@@ -81,7 +81,8 @@ def all_can_attach(inode: int, store: _core.Store, blocks: bool) -> bool:
         Inode of the reading side.
     store : Store
     blocks : bool
-        Whether writing the message would wait for a reader. Then this call waits, too, for readers that are just starting.
+        Whether writing the message would block until a process reads. If so, this call also waits for readers that are
+        just starting.
 
     Returns
     -------
@@ -136,7 +137,7 @@ def _all_are_clients(inode: int, store: _core.Store) -> bool:
 
 
 def _readers(inode: int, clients: set[int]) -> set[int] | None:
-    """Return the processes that may read; None if they are unknown or if there is none at the moment."""
+    """Return the processes that may read; None if they are unknown, or if no process may read at the moment."""
     found = set()
     me = os.getpid()
     family = {me, *clients}

@@ -1,9 +1,9 @@
 """Read a buffer from the file of a store without being a client.
 
-A process may be a client when a message is sent to it, but no longer when it reads the message: it may have lowered its
-address space limit, or found no free slot after it was forked. So a reference contains the offset of its bytes in the
-file of the store. The token of the message keeps these bytes allocated until the sender concludes that the message was
-read.
+A process may be a client when a message is sent to it, but no longer be one when it reads the message. It may have
+lowered its address space limit, or found no free slot after it was forked. Therefore a reference also contains the
+offset of its bytes in the file of the store. The token of the message keeps these bytes allocated until the sender
+concludes that the message was read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from . import imported
 
 __all__ = ["hook_setrlimit", "place", "read"]
 
-# The parts of a reference: the store; then, after the rest of the identity, start time and pid of the sender, and its descriptor.
+# The parts of a reference: first the store, then the rest of the identity, then the sender's start time, pid and
+# descriptor.
 _STORE = struct.Struct("<Q")
 _SENDER = struct.Struct("<Qii")
 _SENDER_AT = 24
@@ -78,7 +79,7 @@ def read(blob: bytes, offset: int, nbytes: int) -> bytearray | None:
     blob : bytes
         The reference.
     offset, nbytes : int
-        Its place; a negative offset means that it is unknown.
+        Position and size of the buffer in the file; a negative offset means that the position is unknown.
 
     Returns
     -------

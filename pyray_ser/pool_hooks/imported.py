@@ -41,7 +41,7 @@ _NEEDED_HERE = (
 
 
 def everything() -> None:
-    """Import all modules that sending and receiving need. May be repeated."""
+    """Import all modules that are needed to send and receive. The call may be repeated."""
     for name in _NEEDED:
         importlib.import_module(f"{_PACKAGE}.{name}")
     for name in _NEEDED_HERE:

@@ -1,16 +1,16 @@
 """Objects in flight in messages.
 
-Each object has a token in the store until its receiver holds it. The token records the pipe that the message went
-through. The sender keeps a list for two reasons: it bounds the bytes in flight, and it releases the tokens of messages
-that will not be read. A message counts as lost if no process can read its pipe any more. It also counts as lost if the
-pipe has been empty for so long that the process that read the message must have loaded it. Releasing the token of a
-message that did arrive has no effect, so the list need not know which messages arrived.
+Each such object has a token in the store until its receiver holds the object. The token records the pipe through which
+the message was sent. The sender keeps a list of these objects in order to limit the bytes in flight and to release the
+tokens of messages that will not be read. A message counts as lost if no process can read its pipe any more. It also
+counts as lost if the pipe has been empty for so long that its reader must have loaded the message by now. Releasing the
+token of a message that did arrive has no effect, so the list need not know which messages arrived.
 
-The list ends with its process, but the tokens and their notes do not: a process that reaps a child finds them, and
-releases them by the same rules.
+The list exists only as long as its process, but the tokens and the records in them remain. A process that reaps a child
+finds the child's tokens and releases them by the same rules.
 
-There is no thread for this, because a thread would receive the program's signals, and Python 3.12 warns about a fork
-with threads. `tick` checks the list when a message may have been read or lost: when a message is sent, a child is
+No thread does this work, because a thread would receive the program's signals, and Python 3.12 warns when a process
+with threads forks. `tick` checks the list when a message may have been read or lost: when a message is sent, a child is
 polled or reaped, a pipe is closed, a process starts, or the program calls `stats`.
 """
 
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Sending", "reaped", "tick"]
 
-# Seconds from the time when a pipe was empty until the message must have been loaded: if no process has the pipe open; if a
-# process has died meanwhile; otherwise.
+# Seconds after which a message must have been loaded, counted from the time when its pipe was empty. The three values
+# apply if no process has the pipe open, if a process has died meanwhile, and otherwise.
 CLOSED, AFTER_DEATH, PATIENCE = 5.0, 5.0, 30.0
 # Minimum number of seconds between two checks of the list.
 LOOK = 0.25
@@ -59,14 +59,14 @@ class _Sent:
         self.identity = identity
         self.store = store
         self.token = token
-        # The note about the pipe.
+        # The number that identifies the pipe, see `pipes`.
         self.note = note
         self.nbytes = nbytes
         # None if another process sent the message.
         self.connection = None if connection is None else weakref.ref(connection)
         self.empty_since: float | None = None
-        # Until the message is written it may wait for the lock of a queue, so an empty pipe does not show that it was
-        # read.
+        # The sender may wait for the lock of a queue before it writes the message. Until then, an empty pipe does not
+        # show that the message was read.
         self.written = connection is None
 
     def lives(self) -> bool:
@@ -88,7 +88,7 @@ class _Sent:
 
 _lock = RLock()
 _sent: list[_Sent] = []
-# Messages of dead processes: serial number of the token -> message
+# Messages that dead processes have sent: serial number of the token -> message
 _orphans: dict[int, _Sent] = {}
 _looked = 0.0
 _deaths = 0.0
@@ -113,7 +113,7 @@ class Sending:
         self._connection = connection
         self._limit = options.max_in_flight
         self._entries: list[_Sent] = []
-        # None: not determined yet; 0: buffers stay in the message.
+        # None means not determined yet; 0 means that buffers stay in the message.
         self._inode: int | None = None
         self._store: _core.Store | None = None
 
@@ -122,7 +122,7 @@ class Sending:
         try:
             return self._take(view)
         except Exception as error:
-            # Never raise an error if the store is full, closed, busy, or cannot be made, or if the kernel does not
+            # Do not raise an error if the store is full, closed, busy, or cannot be made, or if the kernel does not
             # answer.
             _log.debug("a buffer stays in its message: %r", error)
             return None
@@ -177,7 +177,7 @@ class Sending:
 
 
 def _under_way(store: _core.Store) -> int:
-    """Return the bytes in flight: objects of this process until they are freed, those of others until they arrive."""
+    """Return the bytes in flight. This process's own objects count until they are freed, others until they arrive."""
     tick()
     flights = _prune(store)
     me = os.getpid()
@@ -190,7 +190,7 @@ def _under_way(store: _core.Store) -> int:
 
 
 def _prune(store: _core.Store) -> list[dict[str, Any]]:
-    """Remove arrived messages from the list, except those that count until freed; return all flights of the store."""
+    """Remove arrived messages from the list, except those that count until freed; return all tokens of the store."""
     # Copy the entries before listing the flights. Messages that are sent meanwhile are not among the entries, so they
     # are not removed.
     with _lock:
@@ -205,7 +205,7 @@ def _prune(store: _core.Store) -> list[dict[str, Any]]:
 
 
 def reaped() -> None:
-    """Handle the messages of ended children. Called when a child was reaped; fast if there are no messages."""
+    """Handle the messages of ended children. Called after a child was reaped; fast if no messages are left."""
     global _deaths
     _deaths = time.monotonic()
     store = _core.default()
@@ -274,7 +274,7 @@ def _death(now: float) -> float:
         with open(f"/proc/self/task/{os.getpid()}/children") as file:
             children = set(map(int, file.read().split()))
     except OSError:
-        return now  # the kernel does not report it: use the shorter time
+        return now  # the kernel does not report this, so use the shorter time
     if _children - children:
         _deaths = now
     _children = children
@@ -299,7 +299,7 @@ def _is_lost(entry: _Sent, readers: pipes.Readers, now: float, died: float) -> b
 
 
 def _after_fork_in_child() -> None:
-    # The parent handles its own messages.
+    # Messages of the parent are not handled here, because the parent handles them.
     global _lock, _sent, _orphans, _children
     _lock = RLock()
     _sent = []

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["array", "close", "start", "to_bytearray", "to_bytes", "to_str"]
 
 
-# How many values describe a buffer of a process's arguments; one in a store takes three.
+# Number of values that describe a buffer in a process's arguments; a buffer in a store is described by three.
 _PROCESS = 4
 
 
@@ -43,7 +43,8 @@ def _private(found: tuple[Any, ...]) -> Any:
         try:
             return received_arrays.note(_core.get(ref, mmap_mode="c"), ref)
         except (MemoryError, OSError):
-            # The process has run out of mappings (vm.max_map_count) or address space: a copy may still work.
+            # The process has reached its limit of mappings (vm.max_map_count) or address space, but a copy may still
+            # work.
             return bytearray(_core.get(ref))
     except (MemoryError, OSError, PyraySerError):
         return _copied(found)
@@ -58,7 +59,7 @@ def _copied(found: tuple[Any, ...]) -> bytearray:
 
 
 def _inherited(number: int, server: int, offset: int, nbytes: int) -> Any:
-    """Map a buffer from the file of a process's arguments, whose descriptor the process has received."""
+    """Map a buffer from the file that contains this process's arguments; the process has received its descriptor."""
     return mmap.mmap(_descriptor(number, server), nbytes, mmap.MAP_PRIVATE, offset=offset)
 
 

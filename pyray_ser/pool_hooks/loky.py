@@ -40,7 +40,7 @@ def _hook_dumps(original: Function) -> Function:
 def _with_arrays(
     reducers: dict[type, Function] | None, taker: message.Taker, protocol: int | None
 ) -> dict[type, Function] | None:
-    """Return the reducers of a queue. If it has no reducer for arrays, or joblib's, add the one of this package."""
+    """Return the reducers of a queue; add this package's reducer for arrays if it has none, or has joblib's."""
     numpy = imported.numpy()
     if numpy is None or numpy.ndarray in copyreg.dispatch_table:
         return reducers
@@ -65,7 +65,7 @@ def _is_joblibs(reducer: Any) -> bool:
 
 
 def _is_by_value(reducer: Any, array: NDArray[Any]) -> bool:
-    """Return whether joblib pickles an array's bytes; otherwise it sends the name of a file, which is shared already."""
+    """Return whether joblib pickles an array's bytes. Otherwise it sends the name of a file, whose memory is shared."""
     numpy: Any = imported.numpy()
     found: Any = array
     while isinstance(found, numpy.ndarray):
@@ -86,7 +86,8 @@ def _own(name: str) -> Function:
     return lambda module: getattr(module, name, None)
 
 
-# Module of loky -> the object in that module, the attribute to replace, and the function that makes the replacement.
+# Name of a module of loky -> the object in that module, the attribute to replace, and the function that makes the
+# replacement.
 _HOOKS: tuple[tuple[str, Callable[[ModuleType], Any], str, Function], ...] = (
     ("queues", lambda module: module, "dumps", _hook_dumps),
     ("queues", _own("Queue"), "_feed", lambda feed: patches.hook_feed(feed)),

@@ -1,15 +1,15 @@
-"""Pickle a message once, exactly as the standard library does, but with large buffers replaced by references.
+"""Pickle a message in one pass, exactly as the standard library does, but replace large buffers by references.
 
 `dumps` runs the standard pickler once. Two hooks receive the large buffers when the pickler reaches them:
 
-- a reducer for plain NumPy arrays, only if the program registered none;
+- a reducer for plain NumPy arrays, which is used only if the program registered none;
 - the file that the pickler writes to. The C pickler passes a large `bytes`, `bytearray`, `str` or
   `PickleBuffer` to ``file.write`` in a separate call, immediately after the opcode that announces it.
 
-Each hook decides about its buffer immediately. A refused buffer stays in the stream, so nothing is pickled twice.
-A message without references is identical to the one that the standard library writes. A message with references is
-still a plain pickle that any process can load repeatedly. A trailer after its end lists the references, for a receiver
-that reads the message from its pipe.
+Each hook decides immediately whether to replace its buffer. A refused buffer stays in the stream, so nothing is pickled
+twice. A message without references is identical to the one that the standard library writes. A message with references
+is still a plain pickle that any process can load repeatedly. A table of the references is appended after the end of the
+pickle, for the receiver that reads the message from its pipe.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["Output", "PathOfFailure", "Taker", "array_reducer", "dumps", "keep",
 
 # The C pickler writes payloads of at least this size in a separate call (FRAME_SIZE_TARGET).
 DIRECT = 64 * 1024
-# A message with references ends with the length of its table, followed by this constant. The table precedes both.
+# A message with references ends with the table of references, the length of the table, and this constant.
 MAGIC = b"\xffpyray_ser:buffers"
 _TAIL = struct.Struct(f"<I{len(MAGIC)}s")
 # Opcode that precedes a payload, the width of its length field, and the function that loads the value.
@@ -47,7 +47,7 @@ _HEADERS = (
 
 
 class Taker(Protocol):
-    """Decides about the buffers of one message."""
+    """Decides which buffers of a message are replaced by references."""
 
     min_bytes: int
     mmap_mode: str
@@ -67,7 +67,7 @@ class Output(io.BytesIO):
 
     def write(self, data: Any, /) -> int:
         """Write bytes of the pickler. A large payload may be replaced by a reference."""
-        if type(data) is pickle.PickleBuffer:  # from protocol 5 on, for types that export their memory
+        if type(data) is pickle.PickleBuffer:  # in protocol 5, for types that export their memory
             data = data.raw()
         size = len(data)
         if size >= self._least:
@@ -81,7 +81,7 @@ class Output(io.BytesIO):
         return super().write(data)
 
     def _header(self, data: Any, size: int) -> tuple[int, str] | None:
-        """Return the length of the header that announces this payload, and its loader; None if it is no payload."""
+        """Return the length of the header before this payload, and its loader; None if it is not a payload."""
         if type(data) is bytes and _starts_with_frame(data):
             # The pickler also flushes its frames as bytes objects. A payload that looks like a frame stays in the
             # stream.
@@ -123,8 +123,8 @@ def array_reducer(taker: Taker, protocol: int) -> Callable[[NDArray[Any]], Any]:
     ----------
     taker : Taker
     protocol : int
-        Protocol of the pickler. Below 5, NumPy's arrays arrive writable and in native byte order; from 5 on, both stay
-        unchanged for arrays that export a buffer.
+        Protocol of the pickler. With protocols below 5, NumPy's arrays arrive writable and in native byte order. With
+        protocol 5, arrays that export a buffer keep their writable flag and byte order.
 
     Returns
     -------
@@ -144,7 +144,7 @@ def take_array(array: NDArray[Any], taker: Taker, protocol: int) -> tuple[Any, .
         return None
     exact = protocol >= 5 and _exports(array)
     if not exact and not dtype.isnative:
-        return None  # it arrives byte-swapped
+        return None  # the array arrives byte-swapped
     # None of these makes a copy, because the array is contiguous.
     flat: Any = (array if flags.c_contiguous else array.T).reshape(-1).view("u1")
     found = taker.take(memoryview(flat))
@@ -154,7 +154,8 @@ def take_array(array: NDArray[Any], taker: Taker, protocol: int) -> tuple[Any, .
     return load.array, (found, dtype, array.shape, "C" if flags.c_contiguous else "F", mode)
 
 
-# Type numbers of NumPy's types without separate memory; StringDType and foreign types have larger numbers.
+# Type numbers of those NumPy types whose items have no memory outside of the array; StringDType and foreign types have
+# larger numbers.
 _BUILTIN_TYPES = 24
 
 
@@ -171,14 +172,15 @@ def _exports(array: Any) -> bool:
 
 class PathOfFailure:
     """
-    Context manager around the pickling of a message that adds the path to the refused object to an error, as a note.
+    Context manager for pickling a message. If an object cannot be pickled, it adds a note with the path to the object
+    to the error.
 
     Parameters
     ----------
     obj : object
         The message.
     reducers : mapping, optional
-        What the pickler has in addition to the tables of `copyreg` and multiprocessing.
+        Reducers of the pickler in addition to the tables of `copyreg` and multiprocessing.
     by_value : bool, optional
         Whether the pickler is cloudpickle's.
     """
@@ -248,7 +250,7 @@ def _table(data: Any) -> bytes:
 
 
 def _take_over(table: bytes) -> list[_core.ObjectRef[Any]]:
-    """Let this process, instead of the sender, hold the objects of a message."""
+    """Make this process, instead of the sender, hold the objects of a message."""
     refs = []
     at = 0
     while at < len(table):
@@ -259,7 +261,7 @@ def _take_over(table: bytes) -> list[_core.ObjectRef[Any]]:
 
 
 def keep(data: Any) -> None:
-    """Hold the objects of a message that was read as raw bytes: the program may load them at any time, and repeatedly."""
+    """Hold the objects of a message that was read as raw bytes, which the program may load at any time, repeatedly."""
     table = _table(data)
     if not table:
         return

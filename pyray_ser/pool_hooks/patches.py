@@ -47,9 +47,10 @@ class Options(NamedTuple):
 
 
 _options: Options | None = None
-# Whether this process makes a store if it has none. This is the case if it called `install` itself.
+# Whether this process makes a store if it has none. It does so if it called `install` itself.
 _opens = False
-# [object, attribute name, the original value (`_NOTHING` if the object itself had none), the replacement]
+# Each entry: the object, the attribute's name, the original value (`_NOTHING` if the object itself had none), and the
+# replacement.
 _replaced: list[tuple[Any, str, object, object]] = []
 _NOTHING = object()
 
@@ -71,7 +72,7 @@ def _replace(owner: Any, name: str, hook: Callable[[Any], Any]) -> None:
 
 
 def install(options: Options) -> Options | None:
-    """Make the replacements; return the previous options, None if nothing was installed."""
+    """Make the replacements; return the previous options, or None if nothing was installed."""
     global _opens
     options.check()
     _opens = True
@@ -117,7 +118,7 @@ def _apply(options: Options) -> Options | None:
 
 
 def uninstall() -> None:
-    """Undo the replacements. If other code has wrapped a replacement since, it stays in place but has no effect."""
+    """Undo the replacements. A replacement that other code has wrapped meanwhile stays in place, but has no effect."""
     global _options
     _options = None
     for entry in reversed(list(_replaced)):
@@ -139,7 +140,7 @@ _LOKY = tuple(
 
 
 def _hook_loky() -> None:
-    """Make the replacements in loky if it was imported; called repeatedly, because that can happen at any time."""
+    """Make the replacements in loky if it was imported. Called repeatedly, because the import can come at any time."""
     for name in _LOKY:
         if name in sys.modules:
             break
@@ -160,7 +161,8 @@ def _hook_loky() -> None:
 class _Local(threading.local):
     """The state of the message that a thread is sending."""
 
-    # The connection for the next message, from ``send`` or ``put``; and for all messages of a thread that feeds a queue.
+    # The connection for the next message of ``send`` or ``put``, and the connection for all messages of a thread that
+    # feeds a queue.
     to: Connection | None = None
     feeds: Connection | None = None
     # Whether a message is being pickled. Values that a reducer pickles meanwhile are not separate messages.
@@ -173,7 +175,7 @@ _local = _Local()
 
 
 class _Gather:
-    """Context manager around the pickling of one message."""
+    """Context manager for pickling one message."""
 
     __slots__ = ("_taker",)
 

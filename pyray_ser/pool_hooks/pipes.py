@@ -1,8 +1,8 @@
-"""Find out from the kernel which processes can read from a pipe, and how many of its bytes are unread.
+"""Ask the kernel which processes can read from a pipe, and how many of its bytes are unread.
 
-The inode of its reading side identifies a pipe; it outlives the process that wrote to it. The reading side of a socket
-pair is the other end, which the kernel's socket diagnosis reports. If the kernel does not support this request, no
-references are sent through socket pairs.
+A pipe is identified by the inode of its reading side, which remains when the process that wrote to the pipe has ended.
+The reading side of a socket pair is the other end, whose inode the kernel's socket diagnosis reports. If the kernel
+does not support this request, no references are sent through socket pairs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ERROR = 2
 
 
 def reading_side(connection: Connection) -> int:
-    """Return the inode of the reading side; 0 if the message may leave the processes of this host."""
+    """Return the inode of the reading side; 0 if a process on another host may receive the message."""
     try:
         fd = connection.fileno()
         status = os.fstat(fd)
@@ -41,11 +41,12 @@ def reading_side(connection: Connection) -> int:
         if not stat.S_ISSOCK(status.st_mode):
             return 0
         with socket.socket(fileno=above_standard(os.dup(fd))) as end:
-            # Any process could have connected to a socket with a name; only the two ends of socketpair() have none.
+            # Any process could have connected to a socket that has a name. Only the two ends of socketpair() have no
+            # name.
             if end.family != socket.AF_UNIX or end.getsockname() or end.getpeername():
                 return 0
     except OSError:
-        return 0  # one of its ends is closed: writing the message raises the error
+        return 0  # one end of the pair is closed, so writing the message will raise the error
     return _ask(status.st_ino).get(_PEER, (0,))[0]
 
 
@@ -64,7 +65,7 @@ def note_of(inode: int) -> int:
 
 
 def _ask(inode: int) -> dict[int, tuple[int, ...]]:
-    """Return the kernel's data about a socket: kind of attribute -> numbers; empty if it is unknown or closed."""
+    """Return the kernel's data about a socket (kind of attribute -> numbers); empty if it is unknown or closed."""
     body = struct.pack(
         "=BBHIII2I", socket.AF_UNIX, 0, 0, 0xFFFFFFFF, note_of(inode), _SHOW_PEER | _SHOW_QUEUES, 0xFFFFFFFF, 0xFFFFFFFF
     )
@@ -93,7 +94,7 @@ def _count(fd: int, request: int) -> int:
 
 
 def unread_here(connection: Connection) -> int | None:
-    """Return the number of unread bytes, from the writing end; None if no process can read them any more."""
+    """Return the number of unread bytes, as seen from the writing end; None if no process can read them any more."""
     fd = connection.fileno()
     poller = select.poll()
     poller.register(fd, 0)
@@ -104,7 +105,7 @@ def unread_here(connection: Connection) -> int | None:
 
 
 class Readers:
-    """The readers of each pipe, among the processes that this one may examine; looked up once, at the first use."""
+    """The readers of each pipe, as far as this process may examine them; looked up once, at the first use."""
 
     def __init__(self) -> None:
         # note -> a path under /proc
@@ -116,7 +117,7 @@ class Readers:
             try:
                 self._found = _scan()
             except OSError:
-                return 1  # unknown without /proc: treat the message as unread
+                return 1  # without /proc the number is unknown, so treat the message as unread
         path = self._found.get(note)
         if path is None:
             return 1 if _hidden_clients() else None
@@ -135,7 +136,7 @@ class Readers:
 
 
 def _hidden_clients() -> list[int]:
-    """Return the living clients of the store that this process may not examine: they may read from any pipe."""
+    """Return the living clients that this process may not examine, because they could be reading from any pipe."""
     store = _core.default()
     if store is None or store.closed:
         return []
@@ -175,4 +176,4 @@ def _readable(pid: int, complain: bool = False) -> Iterator[tuple[int, str]]:
             if kind in ("pipe", "socket") and os.lstat(path).st_mode & stat.S_IRUSR:
                 yield int(inode[:-1]), path
         except OSError:
-            continue  # closed meanwhile, like the descriptor that listdir itself used
+            continue  # the descriptor was closed meanwhile; this is always so for the one that listdir used

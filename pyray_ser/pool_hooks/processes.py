@@ -1,8 +1,8 @@
 """Arguments of processes that start with an empty interpreter (spawn, forkserver).
 
-The large buffers of one process go into one file without a name (a memfd).  multiprocessing passes the file's
-descriptor to the child like any other, so the child needs neither a store nor permission to examine its parent. The
-child maps the buffers copy-on-write; the memory is freed with the last mapping.
+The large buffers in the arguments of one process are written to one unnamed file (a memfd). multiprocessing passes the
+file's descriptor to the child like other descriptors, so the child needs neither a store nor permission to examine its
+parent. The child maps the buffers copy-on-write; the memory is freed with the last mapping.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def hook_dump(original: Callable[..., Any]) -> Callable[..., Any]:
         if arguments.fd < 0:
             file.write(out.getbuffer())
             return
-        # In place of STOP, write opcodes that close the descriptor and leave the process on the stack.
+        # Replace STOP by opcodes that close the descriptor and leave the process object on the stack.
         file.write(out.getbuffer()[:-1])
         file.write(pickle.NONE + pickle.POP)
         file.write(message._call("close", (arguments.number, arguments.server)) + pickle.POP + pickle.STOP)

@@ -1,8 +1,8 @@
 """Arrays that arrived copy-on-write. If such an array was not modified and is sent to another process, a reference to
 its original object is sent, without a copy.
 
-The kernel shows whether an array was written to: a written page is private to the process, all others are pages of the
-store.
+The kernel's page tables show whether an array was written to: pages that were written to are private to the process,
+and all others are pages of the store.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ __all__ = ["note", "source"]
 # /proc/self/pagemap: 8 bytes a page
 _PRESENT, _SWAPPED, _FILE = 1 << 63, 1 << 62, 1 << 61
 _PAGE = os.sysconf("SC_PAGESIZE")
-# Number of pages that are checked together. A written page is often near the beginning of the array.
+# Number of pages that are checked together. Modified pages are often near the beginning of an array, so the first
+# groups often suffice.
 _BATCH = 4096
 
 # `id()` of an array over a whole mapping -> (weak reference to the array, identity of the mapped object)
@@ -41,7 +42,7 @@ def note(buffer: Any, ref: _core.ObjectRef[Any]) -> Any:
 
 
 def source(view: memoryview) -> _core.ObjectRef[Any] | None:
-    """Return the object that a view covers entirely; None if the view was not received, or was written to."""
+    """Return the object that a view covers entirely; None if the array was not received, or was written to."""
     numpy = imported.numpy()
     if numpy is None or not _arrived:
         return None

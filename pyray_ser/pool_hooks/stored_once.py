@@ -1,8 +1,9 @@
 """Find arrays that need not be stored again, because an object with their bytes exists:
 
 - an array that arrived and was not written to (`received_arrays`),
-- an array that no code can write to: its memory is a `bytes` object or read-only pages of the store. If its owner or an older view
-  could write to it, it is sent again only while its bytes are equal to the stored ones.
+- an array that no code can write to, because its memory is a `bytes` object or read-only pages of the store. If the
+  array's owner or an older view could write to the memory, the stored object is used again only while its bytes are
+  equal to the array's.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _constant: dict[tuple[int, int], tuple[weakref.ref[Array], Ref]] = {}
 
 
 def find(view: memoryview) -> Ref | None:
-    """Return the object that already contains these bytes, or None."""
+    """Return the stored object that already contains these bytes, or None."""
     if not _is_array(view):
         return None
     owner, for_good = _constant_owner(view)
@@ -54,12 +55,12 @@ def put(view: memoryview, limit: int) -> tuple[Ref, bool]:
     ----------
     view : memoryview
     limit : int
-        Maximum number of bytes to keep for the next time; the oldest objects are released.
+        Maximum number of bytes to keep for later messages; the oldest objects are released.
 
     Returns
     -------
     tuple of (ObjectRef, bool)
-        The object, and whether it is kept for the next time.
+        The object, and whether it is kept so that later messages can refer to it.
     """
     ref: Ref = _core.put(view)
     if not _is_array(view):
@@ -86,7 +87,7 @@ def _is_array(view: memoryview) -> bool:
 
 
 def _constant_owner(view: memoryview) -> tuple[Array | None, bool]:
-    """Return the base array of a view if no array up to it is writable, and whether none can become writable."""
+    """Return a view's base array if no array from the view to the base is writable, and whether none can become so."""
     import numpy
 
     found: Any = view.obj
@@ -109,8 +110,8 @@ def _is_readonly(block: Any) -> bool:
     try:
         return memoryview(block).readonly
     except (BufferError, ValueError):
-        # The memory belongs to an object that another process is filling: compare the bytes that this forked child
-        # sees.
+        # The memory belongs to an object that another process is still filling. This forked child compares the bytes
+        # that it sees.
         return False
 
 

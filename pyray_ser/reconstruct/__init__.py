@@ -1,8 +1,8 @@
-"""Streams of `put` refer to these functions for types that no public callable of their package can reconstruct.
+"""Functions that reconstruct values of types whose package has no public function for it, when `get` loads them.
 
-They are part of the format: the name and the arguments of a function here must never change.
-Buffers in the store are read-only, and so are the values that use them. `reconstruct.torch` and `reconstruct.polars`
-have the functions for those packages.
+Streams that `put` writes refer to these functions by name. They are part of the format, so the name and the arguments
+of such a function must never change. Buffers in the store are read-only, and so are the values that use them. The
+functions for torch and polars are in `reconstruct.torch` and `reconstruct.polars`.
 """
 
 from typing import Any, Literal
@@ -55,7 +55,7 @@ def array_of_bytes(typecode: str, buffer: Any) -> Any:
 
 
 def bytes_io(data: bytes, position: int, attributes: dict[str, Any] | None) -> Any:
-    """Make an `io.BytesIO`, which shares its bytes until it is written to."""
+    """Make an `io.BytesIO` that uses the given bytes without a copy until it is written to."""
     from io import BytesIO
 
     made = BytesIO(data)
@@ -66,7 +66,7 @@ def bytes_io(data: bytes, position: int, attributes: dict[str, Any] | None) -> A
 
 
 def ctypes_array(element: type, shape: tuple[int, ...], buffer: Any, attributes: dict[str, Any] | None = None) -> Any:
-    """Make a ctypes array and its class, which cannot be imported."""
+    """Make a ctypes array, and first its class, which cannot be imported."""
     cls: Any = element
     for length in reversed(shape):
         cls = cls * length
@@ -89,7 +89,7 @@ def view(array: Any, cls: type) -> Any:
 
 
 def masked_array(data: Any, mask: Any, fill_value: Any, hard_mask: bool, attributes: dict[str, Any]) -> Any:
-    """Make a `numpy.ma.MaskedArray`; `mask` is None if it has none."""
+    """Make a `numpy.ma.MaskedArray`; `mask` is None if the array has no mask."""
     from numpy import ma
 
     made: Any = ma.MaskedArray(data, ma.nomask if mask is None else mask, copy=False, hard_mask=hard_mask)

@@ -1,10 +1,10 @@
-"""The functions that streams of `put` name for polars' categories; part of the format.
+"""Functions that reconstruct categories of polars. Streams of `put` refer to them, so they are part of the format.
 
-Each process numbers the categories of categorical columns in the order of their first occurrence. So a column is sent
-as its codes, which the reader uses in place, and the strings that belong to these codes in the writer. The reader adds
-the strings to its own. If the strings get the same numbers, as in a process without other categories and in children of
-the writer, the codes are valid. Otherwise the reader translates them, which is a copy. The categories of an enum belong
-to its dtype, and so are the same everywhere.
+Each process numbers the categories of categorical columns in the order of their first occurrence. So `put` stores a
+column as its codes, which the reader uses in place, and the strings that belong to these codes in the writer. The
+reader adds these strings to its own categories. If the strings get the same numbers, as in a process without other
+categories and in children of the writer, the codes are valid. Otherwise the reader translates the codes, which requires
+a copy. The categories of an enum belong to its dtype, and so are the same everywhere.
 """
 
 from collections.abc import Callable, Iterator
@@ -37,7 +37,7 @@ def can_map(dtype: Any) -> bool:
 
 
 def converted(values: Any, dtype: Any, leaf: Callable[[Any, Any], Any]) -> Any:
-    """Apply `leaf` to the codes or categories in a series that has, or will have, a dtype; copy nothing else."""
+    """Apply `leaf` to the codes or categories in a series that has, or will get, `dtype`; copy nothing else."""
     # A polars expression could interpret the name as a pattern.
     changed = values.alias("x").to_frame().select(_mapped(polars.col("x"), dtype, leaf))
     return changed.to_series().alias(values.name)
@@ -95,7 +95,7 @@ def _renumbering(theirs: Any, mine: Any) -> Callable[[Any], Any]:
     size = (theirs.max() or 0) + 1
     if size > 65_536 + 16 * len(theirs):
         return lambda expr: expr.replace_strict(theirs, mine, return_dtype=mine.dtype)
-    # A lookup table is several times as fast. A code without a string becomes null.
+    # A lookup table is several times faster than other methods. A code without a string becomes null.
     table = polars.Series([None], dtype=mine.dtype).new_from_index(0, size).scatter(theirs, mine)
     return lambda expr: polars.lit(table).gather(expr)
 

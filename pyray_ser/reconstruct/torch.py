@@ -1,8 +1,9 @@
-"""The functions that streams of `put` name for torch; part of the format.
+"""Functions that reconstruct tensors of torch. Streams of `put` refer to them, so they are part of the format.
 
-torch has no read-only flag, and a write into read-only memory ends the process. So tensors use a copy-on-write mapping
-of the stored object (`_core.writable_twin`): a page is copied when it is written to, and other processes and other
-calls of `get` do not see the change. Bytes that are not in a store are copied, unless they are writable.
+torch has no read-only flag, so a write into read-only memory would crash the process. Therefore tensors use a
+copy-on-write mapping of the stored object (`_core.writable_twin`): a page is copied when the tensor is first written to
+there, and other processes and other calls of `get` do not see the change. Bytes that are not in a store are copied,
+unless they are writable.
 """
 
 from typing import Any
@@ -65,7 +66,7 @@ class Memory:
     bytes : buffer
         Writable.
     first : torch.Tensor or None
-        The tensor that was made first; all others share its storage.
+        The tensor that was made first, whose storage all others share.
     """
 
     __slots__ = ("bytes", "first")
@@ -76,7 +77,7 @@ class Memory:
 
 
 def storage(memory: Any) -> Any:
-    """Return the untyped storage over a memory, or of a tensor; the same one each time."""
+    """Return the untyped storage over a block of memory, or of a tensor; always the same one."""
     if type(memory) is not Memory:
         return memory.untyped_storage()
     if memory.first is None:
@@ -108,7 +109,7 @@ def tensor(
     conjugate: bool = False,
     negative: bool = False,
 ) -> Any:
-    """Make a tensor over a memory; without `stride` it is contiguous and covers the memory."""
+    """Make a tensor over a block of memory; without `stride`, the tensor is contiguous and covers the whole block."""
     if stride is None:
         if memory.first is None and dtype in _NUMPY and not (requires_grad or conjugate or negative):
             made = memory.first = _from_numpy(ndarray(size, _NUMPY[dtype], memory.bytes))

@@ -1,1 +1,1 @@
-"""The Python side of the store: discovery, references, names, waiting, and the content of spill files."""
+"""The Python part of the store: discovery, references, names, waiting, and the content of spill files."""

@@ -1,8 +1,8 @@
-"""Where objects were made, for ``pyray-ser ls``; recorded if the environment variable ``PYRAY_SER_ORIGINS`` is set.
+"""Record where objects are made, for ``pyray-ser ls``, if the environment variable ``PYRAY_SER_ORIGINS`` is set.
 
-Each process keeps its own list, one line per object, in a file without a name (a memfd) that other processes of the same
-user can read through ``/proc`` while the process lives. The list is not part of the store. The lists show which
-code fills a store; they cost a few microseconds per object and grow with each one.
+Each process keeps its own list, with one line per object, in an unnamed file (a memfd). Other processes of the same
+user can read this file through ``/proc`` while the process lives. The lists are not part of the store. They show which
+code fills a store; recording an object takes a few microseconds, and the lists grow with each object.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ ENVIRONMENT = "PYRAY_SER_ORIGINS"
 _NAME = "pyray_ser-origins:{:016x}"
 # The maximum number of bytes that are read from the list of one process.
 _READ_MAX = 64 << 20
-# Store -> descriptor, and the identity of its file. The identity is checked, because code that closes all descriptors
-# allows other files to reuse the number.
+# Store -> descriptor, and the identity of its file. The identity is checked, because if other code closes all
+# descriptors, another file may get the same number.
 _lists: dict[int, tuple[int, tuple[int, int]]] = {}
 
 
@@ -40,7 +40,7 @@ def _list_of(ident: int) -> int:
         if fd >= 0 and _identity(fd) == known:
             return fd
     except OSError:
-        pass  # other code closed it: begin a new list
+        pass  # other code closed the file, so begin a new list
     fd = above_standard(os.memfd_create(_NAME.format(ident), os.MFD_CLOEXEC))
     _lists[ident] = fd, _identity(fd)
     return fd
@@ -62,7 +62,7 @@ def forget(ident: int) -> None:
         if fd >= 0 and _identity(fd) == known:
             os.close(fd)
     except OSError:
-        pass  # other code has closed it
+        pass  # other code has closed the file
 
 
 def read(ident: int, pids: list[int]) -> dict[int, str]:
@@ -74,12 +74,12 @@ def read(ident: int, pids: list[int]) -> dict[int, str]:
     ident : int
         The store.
     pids : list of int
-        Its processes.
+        The processes that use the store.
 
     Returns
     -------
     dict of int to str
-        Serial number to ``file:line function``. The text comes from other processes.
+        Maps the serial number of an object to ``file:line function``. The text comes from other processes.
     """
     found: dict[int, str] = {}
     link = f"/memfd:{_NAME.format(ident)} (deleted)"

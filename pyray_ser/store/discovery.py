@@ -1,11 +1,11 @@
-"""Select the store that a process uses: the default store, the stores of references, and how the process finds them.
+"""Find the stores that a process uses: the default store for `put`, and the stores of references that it receives.
 
 For `put`, a process uses the first available of these: the store that it already has (a forked child inherits its
 parent's), the store that the environment variable ``PYRAY_SER_STORE`` hints at, the store of the process that
 ``multiprocessing`` reports as the parent, the stores of the ancestors of a multiprocessing child (whose direct parent
 may be a fork server), or a new anonymous store.
 
-A hint is not trusted: the engine verifies owner, mode, identity and layout of the store to which it attaches.
+A hint is not trusted: before the engine attaches to a store, it verifies the store's owner, mode, identity and layout.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextlib import suppress
 
 from .. import _core, _log
 
-TYPE_CHECKING = False  # importing typing for this would cost more than the rest of this module
+TYPE_CHECKING = False  # `typing` is not imported for this, which would take longer than the rest of this module
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 __all__ = ["close_all", "find", "find_arrived", "open_default", "open_inherited", "open_store", "reattach", "renew"]
 
 HINT = "PYRAY_SER_STORE"
-# If it is set, `pyray_ser.store.allocation_sites` records where objects are made.
+# If this environment variable is set, `pyray_ser.store.allocation_sites` records where objects are made.
 ORIGINS = "PYRAY_SER_ORIGINS"
 
-# Only opening takes this lock. No other lock is held at the same time, and while it is held, only an allocation of the
-# opening code can trigger the release of a reference.
+# Only code that opens a store takes this lock, and it holds no other lock meanwhile. While the lock is held, only an
+# allocation in that code can cause a reference to be released.
 _lock = RLock()
 
 
@@ -42,7 +42,7 @@ class _Asked:
     Attributes
     ----------
     store : Store or None
-        The store they were for.
+        The store to which the options apply.
     options : dict
         The options for opening a store.
     explicit : dict
@@ -58,10 +58,10 @@ class _Asked:
 
 
 _NOTHING = _Asked(None, {}, {})
-# The value is replaced as a whole, in an expression without a call. No handler or finalizer, which may also open and
-# close stores, can interrupt such an expression.
+# The value is replaced as a whole, in an expression that calls nothing. Signal handlers and finalizers may also open
+# and close stores, but they cannot interrupt such an expression.
 _asked = _NOTHING
-# Stores that this process closed on purpose: a hint must not make one of them the default again.
+# Stores that this process closed deliberately. A hint must not make one of them the default again.
 _closed: set[int] = set()
 
 
@@ -83,7 +83,7 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 def _set_hint(store: _core.Store) -> None:
     pid, start, fd = store.locator
     os.environ[HINT] = f"{store.id:016x}:{pid}:{start}:{fd}:{store.path or ''}"
-    if store.closed:  # a handler or finalizer made the store after the first line
+    if store.closed:  # a handler or finalizer made the store after the first check
         _clear_hint(store)
 
 
@@ -131,7 +131,7 @@ def _ancestors(pid: int) -> Iterator[int]:
 
 
 def _multiprocessing_parent() -> int:
-    """Return the pid of the process that started this one by multiprocessing, or 0."""
+    """Return the pid of the process that started this one with multiprocessing, or 0."""
     process = sys.modules.get("multiprocessing.process")
     parent = process.parent_process() if process is not None else None
     return parent.pid if parent is not None and parent.pid is not None else 0
@@ -153,7 +153,8 @@ def _inherited(options: dict[str, Any]) -> _core.Store | None:
     hint = _read_hint()
     if hint is not None and hint[0] not in _closed:
         ident, pid, _, fd, path = hint
-        # Attach by the store's name, if it has one, because the last process to detach must know which file to remove.
+        # Attach by the store's name, if it has one, because the last process that detaches must know which file to
+        # remove.
         if path:
             from . import named_stores
 
@@ -227,8 +228,8 @@ def find_arrived(ident: int, pid: int, start: int, fd: int, node: bytes) -> _cor
     """
     Find the store of a reference that has just arrived.
 
-    The search looks at every process of every open store. A process that receives many references from another machine
-    searches once for each sender.
+    The search examines every process of every open store. If a process receives many references from another machine,
+    it searches only once for each sender.
     """
     if not node or node == node_name():
         return find(ident, pid, start, fd)
@@ -259,7 +260,7 @@ def reattach(store: _core.Store) -> bool:
 
 
 def renew(store: _core.Store) -> None:
-    """Release the inherited references but not the views in a forked child, which stays a client of the store."""
+    """In a forked child, release the inherited references but not the views; the child stays a client of the store."""
     with _lock:
         # If no slot is free for another client, the process keeps the mapping that it inherited.
         if store.renew() and store is _core.default():
@@ -291,8 +292,8 @@ def open_store(name: str | None = None, *, inherit: bool = True, **options: Any)
     inherit : bool
         Whether to use the parent's store if there is one and no name is given.
     **options
-        For the engine: ``capacity``, ``max_clients``, ``max_objects``, ``lock_timeout``, ``warm_reserve``, ``spill_dir``,
-        ``flags``.
+        Options for the engine: ``capacity``, ``max_clients``, ``max_objects``, ``lock_timeout``, ``warm_reserve``,
+        ``spill_dir``, ``flags``.
 
     Returns
     -------
@@ -316,7 +317,7 @@ def open_store(name: str | None = None, *, inherit: bool = True, **options: Any)
                 raise ValueError(
                     f"this process uses {store!r} already; hint: shutdown() before init(name={name!r}), or leave the name out"
                 )
-            # Options that a handler or finalizer requested when it opened the store after the check take precedence.
+            # If a handler or finalizer opened the store after the check, the options that it requested take precedence.
             asked = _Asked(store, _asked.options, {**options, **_asked.explicit})
             _asked = _asked if store.closed else asked
         else:
@@ -325,13 +326,13 @@ def open_store(name: str | None = None, *, inherit: bool = True, **options: Any)
     if problem:
         import warnings
 
-        # The caller of `init`.
+        # Attribute the warning to the caller of `init`.
         warnings.warn(problem, RuntimeWarning, stacklevel=3)
     return store
 
 
 def _open(path: str | None, inherit: bool, options: dict[str, Any]) -> tuple[_core.Store, bool]:
-    """Open a store and make it the default of this process; also return whether another process had made it."""
+    """Open a store and make it the default of this process; also return whether another process made the store."""
     global _asked
     before = _asked
     wanted = {**before.options, **options}
@@ -385,7 +386,7 @@ def _ignored(store: _core.Store, options: dict[str, Any], joined: bool) -> str:
 
 
 def open_inherited() -> _core.Store | None:
-    """Open the store of the process that started this one; return None if there is none that this one can attach."""
+    """Open the store of the process that started this one; return None if this process cannot attach to any."""
     with _lock:
         store = _core.default() or _inherited(_asked.options)
         if store is not None:
@@ -394,7 +395,7 @@ def open_inherited() -> _core.Store | None:
 
 
 def open_default() -> _core.Store:
-    """Open the store for a `put` that comes before any `init`."""
+    """Open the store for a `put` without an earlier `init`."""
     return open_store(**_asked.options)
 
 
@@ -417,5 +418,5 @@ def close_all() -> None:
             if "pyray_ser.store.allocation_sites" in sys.modules:
                 sys.modules["pyray_ser.store.allocation_sites"].forget(store.id)
         forget()
-        # A handler or finalizer may have opened a store meanwhile. If so, that store and its options stay.
+        # A handler or finalizer may have opened a store meanwhile. Keep that store and its options.
         _asked = _NOTHING if _asked.store is None or _asked.store.closed else _asked

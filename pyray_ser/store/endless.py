@@ -1,7 +1,7 @@
 """Detect waits that cannot end: for a name that no process can put, or an object that only the waiting thread can seal.
 
-An error is raised only if it is certain that nothing can end the wait: no other process uses the store, no other thread runs,
-and there is no child that could join. Otherwise the log records the name or object that the process waits for.
+An error is raised only if it is certain that nothing can end the wait: no other process uses the store, no other thread
+runs, and there is no child that could join. Otherwise, the process logs the name or object that it waits for.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from .. import _core, _log
 from ..exceptions import GetTimeoutError, NameNotFoundError
 
-TYPE_CHECKING = False  # importing typing for this would cost more than the rest of this module
+TYPE_CHECKING = False  # `typing` is not imported for this, which would take longer than the rest of this module
 if TYPE_CHECKING:
     from typing import Any
 
@@ -24,7 +24,7 @@ PATIENCE = 3.0
 
 
 def _other_threads() -> bool:
-    """Return whether Python code may run in another thread; threads of this package neither seal nor name anything."""
+    """Return whether another thread may run Python code; this package's threads do not count, as they seal nothing."""
     threading = sys.modules.get("threading")
     if threading is None:
         return _thread._count() > 0
@@ -43,7 +43,7 @@ def _children() -> bool:
                 if file.read().strip():
                     return True
     except OSError:
-        return True  # unknown
+        return True  # it is unknown, so assume that it has
     return False
 
 

@@ -1,12 +1,12 @@
-"""References whose store this process cannot find: how they travel on, and how a resolver finds their values.
+"""References whose store this process cannot find: how they are pickled, and how a resolver finds their values.
 
-Such a reference comes from another machine or container. This process holds nothing for it, and pickles it as it came.
-A package that connects machines registers a resolver: a function that gets a copy of the object into a store of this
-machine. `get`, `get_buffer`, `wait` and `await` ask it, once per object.
+Such a reference comes from another machine or container. This process holds no object for it, and pickles it again in
+the form in which it arrived. A package that connects machines registers a resolver: a function that gets a copy of the
+object into a store of this machine. `get`, `get_buffer`, `wait` and `await` call the resolver once per object.
 
 `export` and `create_stored` copy objects from store to store without unpickling them.
 
-This module has one lock, which is held only for a lookup. The resolver runs without a lock, and never in a destructor.
+The only lock of this module is held just for a lookup. The resolver runs without the lock, and never in a destructor.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from weakref import WeakValueDictionary
 from .. import _core
 from .discovery import node_name
 
-TYPE_CHECKING = False  # importing typing for this would cost more than the rest of this module
+TYPE_CHECKING = False  # `typing` is not imported for this, which would take longer than the rest of this module
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from concurrent.futures import Future
@@ -31,14 +31,15 @@ if TYPE_CHECKING:
 
 __all__ = ["create_stored", "export", "set_resolver"]
 
-# Messages begin with the id of the object, the locator of the sender and a token; the name of its machine follows.
+# A message begins with the id of the object, the locator of the sender and a token; the name of the sender's machine
+# follows.
 _HEAD = 56
 _THREADS = 8
 
 
 class Known:
     """
-    What this process knows about a foreign object; shared by all of its references to the object.
+    The record of this process about a foreign object; all its references to the object share this record.
 
     Attributes
     ----------
@@ -54,14 +55,14 @@ class Known:
 
 class _Flight:
     """
-    A call of the resolver, from its request to its result.
+    A call of the resolver, from the request until the result is available.
 
     Attributes
     ----------
     future : concurrent.futures.Future
         The result: a reference whose store is open here, None, or `_AGAIN`.
     runner : dict
-        Empty until a thread runs the call; then 0 -> a tuple with the ident of that thread.
+        Empty until a thread runs the call. Then key 0 has a tuple with the ident of that thread.
     """
 
     __slots__ = ("future", "runner")
@@ -74,12 +75,12 @@ class _Flight:
         self.runner: dict[int, tuple[int]] = {}
 
 
-# The result of a call that was interrupted, by Ctrl-C for example.
+# The result of a call that was interrupted, for example by Ctrl-C.
 _AGAIN = object()
 
 _lock = RLock()
 _known: WeakValueDictionary[bytes, Known] = WeakValueDictionary()
-# `binary` of an object -> the call for it. Each change is one atomic step.
+# The value of `binary` for a reference -> the resolver's call for its object. Each change is one atomic step.
 _flights: dict[bytes, _Flight] = {}
 _resolver: Resolver | None = None
 
@@ -87,7 +88,7 @@ _resolver: Resolver | None = None
 def _after_fork_in_child() -> None:
     global _lock
     _lock = RLock()
-    _flights.clear()  # the threads that run these calls are in the parent
+    _flights.clear()  # the threads that run these calls exist only in the parent
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
@@ -101,10 +102,10 @@ def set_resolver(function: Resolver | None) -> Resolver | None:
     ----------
     function : callable or None
         ``function(ref)`` returns a reference to a copy in a store that is open in this process, or None if it does not
-        know the object. It may return the reference of an object that is not sealed yet, and then callers
-        wait for it with their own timeouts. Its exceptions are raised by the calls that wait for it. It may run in any
-        thread, and in several at a time for different objects; `get` without a timeout runs it in the calling thread.
-        None removes the resolver.
+        know the object. It may return the reference of an object that is not sealed yet; callers then wait for that
+        object with their own timeouts. If the function raises an exception, the calls that wait for it raise the same
+        exception. It may run in any thread, and in several at a time for different objects; `get` without a timeout
+        runs it in the calling thread. None removes the resolver.
 
     Returns
     -------
@@ -129,7 +130,7 @@ def set_resolver(function: Resolver | None) -> Resolver | None:
 
 
 def known(identity: bytes) -> Known:
-    """Return the record that all references of this process to a foreign object share."""
+    """Return the record about a foreign object, which all references of this process to the object share."""
     made = Known()
     with _lock:
         found = _known.get(identity)
@@ -139,7 +140,7 @@ def known(identity: bytes) -> Known:
 
 
 def copy_of(ref: Ref) -> Ref | None:
-    """Return the reference of the copy that the resolver returned, unless the copy is gone; else None."""
+    """Return the reference that the resolver returned, or None if there is none or its object is gone."""
     copy: Ref | None = _core.foreign_parts(ref)[1].copy
     return copy if copy is not None and copy.state in ("sealed", "creating") else None
 
@@ -159,7 +160,7 @@ def state(ref: Ref) -> str:
 
 
 def unreachable(ref: Ref) -> Exception:
-    """Return the error for a reference whose store cannot be found. It names the node that the reference came from."""
+    """Return the error for a reference whose store cannot be found; it names the node that sent the reference."""
     from ..exceptions import ForeignStoreError, ObjectLostError
 
     node = _node_of(ref)
@@ -177,7 +178,7 @@ def unreachable(ref: Ref) -> Exception:
 
 
 def _flight_of(ref: Ref) -> _Flight:
-    """Return the call for an object. A thread that needs its result runs it, unless another thread does so."""
+    """Return the call for an object. A thread that needs the result runs the call, unless another thread does so."""
     identity = ref.binary()
     return _flights.get(identity) or _flights.setdefault(identity, _Flight())
 
@@ -203,7 +204,7 @@ def _run(ref: Ref, flight: _Flight) -> None:
 
 
 def _find(ref: Ref) -> Ref | None:
-    # An earlier call may have ended after its result was looked for.
+    # An earlier call may have ended after this thread looked for its result.
     copy = copy_of(ref)
     if copy is not None:
         return copy
@@ -243,12 +244,12 @@ def asks(ref: Ref) -> bool:
 
 
 def begin(refs: Iterable[Ref]) -> None:
-    """Ask the resolver about the foreign ones of several references, in other threads."""
+    """Ask the resolver, in other threads, about those of several references that are foreign."""
     _start(deque([(ref, flight) for ref in refs if asks(ref) and not (flight := _flight_of(ref)).runner]))
 
 
 def is_ready(ref: Ref) -> bool:
-    """Return whether a wait would end: no call of the resolver runs, and its copy is complete or there is none."""
+    """Return whether a wait would end, because no resolver call runs, and its copy is complete or does not exist."""
     if ref.binary() in _flights:
         return False
     copy = copy_of(ref)
@@ -268,9 +269,9 @@ def resolve(ref: Ref, timeout: float | None) -> Ref:
     Raises
     ------
     GetTimeoutError
-        If the resolver is not ready in time; it continues.
+        If the resolver is not ready in time; it continues to run.
     ForeignStoreError, ObjectLostError
-        If there is no resolver, or it does not know the object.
+        If no resolver is registered, or if it does not know the object.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     while True:
@@ -356,8 +357,8 @@ def export(ref: Ref, *, timeout: float | None = None) -> list[memoryview]:
     Returns
     -------
     list of memoryview
-        Read-only. The bytes of all views, in this order, are the stored form of the object. The views pin the object,
-        and any other object that contains a buffer of it, even if it is freed meanwhile.
+        Read-only views. Their bytes, in this order, are the stored form of the object. The views pin the object and
+        every other object that contains one of its buffers, even after `free`.
 
     Raises
     ------
@@ -366,8 +367,8 @@ def export(ref: Ref, *, timeout: float | None = None) -> list[memoryview]:
 
     Notes
     -----
-    References inside the object stay references to objects of this store. The copy does not hold them, so keep the
-    object as long as the copy exists.
+    References inside the object stay references to objects of this store. The copy does not keep these
+    objects alive, so keep the exported object as long as the copy exists.
 
     Examples
     --------
@@ -384,21 +385,21 @@ def create_stored(nbytes: int, *, timeout: float | None = None) -> memoryview:
     Parameters
     ----------
     nbytes : int
-        How many bytes all views of `export` have.
+        Total number of bytes of the views that `export` returned.
     timeout : float, optional
         As for `put`.
 
     Returns
     -------
     memoryview
-        Writable until ``pyray_ser.seal`` publishes it. ``view.obj.ref`` is the reference that other processes can wait
-        for meanwhile.
+        Writable until ``pyray_ser.seal`` publishes it. ``view.obj.ref`` is the reference to the object, which other
+        processes can already wait for.
 
     Notes
     -----
-    The bytes need not be trusted: ``seal`` raises `CorruptObjectError` if header or table are damaged or refer to other
-    objects. The object is then still unsealed, so that ``pyray_ser.abort`` can discard it. As always, `get` runs the
-    code that a pickle names.
+    The bytes need not come from a trusted source: ``seal`` raises `CorruptObjectError` if header or table
+    are damaged or refer to other objects. The object is then still unsealed, so that ``pyray_ser.abort`` can discard
+    it. As for any pickle, `get` runs the code that the pickle names.
 
     Examples
     --------

@@ -1,10 +1,11 @@
 """Manage the files of named stores: their paths, whether a process uses them, and their removal.
 
-A named store is a file on which each client holds a record lock of one byte. The store is dead when no process holds a lock and
-no process has the file mapped. The next process that opens this name, or `pyray-ser clean`, then removes the file. The last
-process that exits normally removes it itself, and this user's directory with the last file in it.
+A named store is a file in which each client holds a record lock on one byte. The store is dead when no process holds
+such a lock and no process has the file mapped. The next process that opens this name, or `pyray-ser clean`, then
+removes the file. If the last process exits normally, it removes the file itself, and also this user's directory if no
+file is left in it.
 
-A lock (``flock``) on the directory, held while a store is opened, makes opening and removing mutually exclusive. If the
+A process holds a lock (``flock``) on the directory while it opens or removes a store, so that it does so alone. If the
 directory was removed while a process waited for its lock, the process starts again.
 """
 
@@ -23,7 +24,7 @@ from weakref import ref
 
 from .. import _core, _log
 
-TYPE_CHECKING = False  # importing typing takes longer than the rest of this module
+TYPE_CHECKING = False  # `typing` is not imported for this, which would take longer than the rest of this module
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
@@ -68,7 +69,7 @@ def path_of(name: str) -> str:
     Parameters
     ----------
     name : str
-        A plain name lies in `directory`; anything with a slash is a path.
+        A name without a slash is a file in `directory`; a name with a slash is a path.
     """
     if not isinstance(name, str):
         raise TypeError(f"the name of a store is a str, not {type(name).__name__!r}")
@@ -89,7 +90,8 @@ def check_directory(folder: str) -> None:
     Raises
     ------
     StoreAccessError
-        If another user owns or can write to the directory of named stores, or any user can write to another directory.
+        If another user owns the directory of named stores or can write to it, or if any user can write to a directory
+        given by path.
     """
     from ..exceptions import StoreAccessError
 
@@ -102,7 +104,8 @@ def check_directory(folder: str) -> None:
         if not stat.S_ISDIR(found.st_mode):
             reason = "it is not a directory"
         else:
-            # A sticky directory such as /dev/shm is fine: the file's own owner and mode are checked as well.
+            # A sticky directory such as /dev/shm is acceptable, because the owner and mode of the file itself are also
+            # checked.
             open_to_all = found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX
             reason = "its directory can be written to by other users" if open_to_all else None
     elif reason is None and found.st_uid != os.geteuid():
@@ -142,7 +145,7 @@ def guard(folder: str, timeout: float = 1.0) -> Iterator[None]:
         time.sleep(0.002)
 
 
-# What is open in `guard`. This is a list, because other threads may append to it while it is copied.
+# The directories that `guard` has open. This is a list, because other threads may append to it while it is copied.
 _guards: list[ref[_core.Opened]] = []
 
 
@@ -160,7 +163,7 @@ def _leads_to(opened: _core.Opened, folder: str) -> bool:
 
 
 def _after_fork_in_child() -> None:
-    """Close the directories that the parent's other threads have open. This thread's own lock is the parent's."""
+    """Close the directories that other threads of the parent have open. The parent keeps this thread's own lock."""
     own = get_ident()
     for opened in [found() for found in _guards.copy()]:
         if opened is not None and opened.thread != own:
@@ -197,7 +200,7 @@ def _give_owner_rights(folder: str) -> None:
 
 @contextmanager
 def _guard_made(folder: str, timeout: float) -> Iterator[None]:
-    """As `guard`, for a safe directory; make this user's directory if it is missing or is removed meanwhile."""
+    """Act as `guard` for a safe directory; make this user's directory if it is missing or is removed meanwhile."""
     with ExitStack() as stack:
         while True:
             made = folder == directory() and _made(folder)
@@ -206,7 +209,7 @@ def _guard_made(folder: str, timeout: float) -> Iterator[None]:
                     _give_owner_rights(folder)
                 check_directory(folder)
                 stack.enter_context(guard(folder, timeout))
-                check_directory(folder)  # it is locked now, so it stays the same
+                check_directory(folder)  # the directory is locked now, so no process can replace it
             except FileNotFoundError:
                 if folder != directory():
                     raise
@@ -246,8 +249,8 @@ def in_use(path: str) -> bool:
     """
     Return whether any process uses the store in the file `path`.
 
-    A client holds a record lock on the file, which is seen from other pid namespaces and containers too. Code that closes all
-    descriptors of a process drops that lock; such a process still has the file mapped.
+    A client holds a record lock on the file, which is also visible from other pid namespaces and containers. A process
+    that closes all its descriptors loses this lock, but still has the file mapped.
     """
     with _core.Opened(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK) as opened:
         lock = fcntl.fcntl(opened, _F_OFD_GETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
@@ -280,7 +283,8 @@ def _remove_others_that_are_dead(folder: str, path: str) -> None:
     """
     Remove the files of stores whose last process was ended by a signal. The caller holds the `guard`.
 
-    Otherwise their memory would stay in use until a process opens the same name. Only the user's own directory is examined.
+    Otherwise the memory of these stores would stay in use until a process opens the same name. Only the user's own
+    directory is examined.
     """
     if folder != directory():
         return
@@ -300,7 +304,7 @@ def open_named(path: str, options: dict[str, Any]) -> tuple[_core.Store, bool]:
     Returns
     -------
     tuple of (Store, bool)
-        The store, and whether another process had made it.
+        The store, and whether another process made it.
     """
     folder = os.path.dirname(path)
     while True:
@@ -354,7 +358,7 @@ def leave(store: _core.Store) -> None:
                 os.unlink(path)
                 remove_directory(folder)
     except (OSError, ValueError) as error:
-        # Detaching must not fail: the file stays until another process opens the name.
+        # Detaching must not fail. The file then stays until another process opens the name.
         _log.debug("left the file of the store %s where it is: %s", path, error)
 
 

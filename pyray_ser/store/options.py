@@ -1,8 +1,8 @@
-"""The options of a store: check their values, and detect options that come too late.
+"""Check the options of a store, and detect options that are given too late to have an effect.
 
-`check` converts the arguments of `init` for the engine, or raises an error that says what is wrong with them. The options of a
-store are fixed when it is made. `ignored` makes the warning for a process that requests other options later.
-`check_repeated` raises if two calls of `init` in one process request different values.
+`check` converts the arguments of `init` for the engine, or raises an error that describes what is wrong with them. The
+options of a store are fixed when it is made. `ignored` makes the warning for a process that requests other options
+later. `check_repeated` raises if two calls of `init` in one process request different values.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from operator import index
 
 from .. import _core
 
-TYPE_CHECKING = False  # importing typing for this would cost more than the rest of this module
+TYPE_CHECKING = False  # `typing` is not imported for this, which would take longer than the rest of this module
 if TYPE_CHECKING:
     from typing import Any
 
@@ -52,14 +52,14 @@ def size_of(value: object, what: str) -> int:
     Parameters
     ----------
     value : int, float or str
-        Such as ``500000000``, ``"512M"`` or ``"1.5 GiB"``; units are powers of 1024.
+        The size, such as ``500000000``, ``"512M"`` or ``"1.5 GiB"``; units are powers of 1024.
     what : str
         The name of the option or environment variable, for errors.
 
     Raises
     ------
     TypeError, ValueError
-        If it is not a size.
+        If the value is not a size.
     """
     if isinstance(value, str):
         return _size_in(value, what)
@@ -73,7 +73,7 @@ def size_of(value: object, what: str) -> int:
 
 
 def _integer(value: Any, must: str) -> int:
-    if isinstance(value, bool):  # bool is an int by inheritance only
+    if isinstance(value, bool):  # bool is a subclass of int, but not a size
         raise TypeError(f"{must}, not {value!r}")
     try:
         return index(value)
@@ -181,12 +181,12 @@ def check(
 
 def spill_path(directory: str | bytes | os.PathLike[str]) -> str:
     """
-    Return a spill directory as the engine takes it; make the last part of the path if it is missing.
+    Return a spill directory in the form that the engine expects; make the last directory of the path if it is missing.
 
     Raises
     ------
     OSError
-        If it is missing and cannot be made; the message names the option.
+        If the directory is missing and cannot be made; the message names the option.
     """
     path = os.path.abspath(os.fsdecode(directory))
     try:
@@ -218,7 +218,7 @@ def for_new_store(options: dict[str, Any], folder: str | None = None) -> dict[st
     Parameters
     ----------
     options : dict
-        The arguments of `init`; environment variables set the others.
+        The arguments of `init`; environment variables provide options that are not given.
     folder : str, optional
         The directory for the file of a named store.
     """
@@ -233,20 +233,20 @@ def for_new_store(options: dict[str, Any], folder: str | None = None) -> dict[st
 
 
 def _room_in(folder: str) -> int:
-    """Return the capacity for a named store whose file system is too small for the default; 0 if it is not."""
+    """Return the capacity for a named store if its file system is too small for the default; otherwise return 0."""
     found = os.statvfs(folder)
     size = found.f_blocks * found.f_frsize
     if size == 0:  # a tmpfs without a limit
         return 0
     default = _core.default_capacity()
-    # The store also needs pages for its tables.
+    # Leave room for the tables of the store.
     room = max(_CAPACITY_MIN, size - max(size // 16, 2 << 20))
     return room if room < default else 0
 
 
 # ---- too late ---------------------------------------------------------------------------------------------------------
 
-# The engine rounds these up.
+# The engine rounds the values of these options up.
 _ROUNDED = {"capacity": 1 << 20, "max_objects": 1 << 10}
 # The parameter names of `init` for the options of the engine.
 _FLAGS = (
@@ -287,7 +287,7 @@ def check_repeated(earlier: dict[str, Any], options: dict[str, Any]) -> None:
     Parameters
     ----------
     earlier, options : dict
-        The options of each call, for the engine.
+        The options of each call, as converted for the engine.
     """
     before = asked_for(earlier)
     for name, value in asked_for(options).items():
@@ -300,13 +300,13 @@ def check_repeated(earlier: dict[str, Any], options: dict[str, Any]) -> None:
 
 def ignored(store: Store, options: dict[str, Any], joined: bool) -> str:
     """
-    Return a warning about requested options that an existing store does not have; empty if it has all of them.
+    Return a warning about requested options that differ from those of an existing store; empty if none differs.
 
     Parameters
     ----------
     store : Store
     options : dict
-        The options of the call, for the engine.
+        The options of the call, as converted for the engine.
     joined : bool
         Whether this process has just joined the store of another process; otherwise it used the store before.
     """

@@ -2,10 +2,11 @@
 
 A reference can leave a process in three ways, each of which holds the object differently:
 
-- inside a value that is put into the same store: the new object holds the old one (decided in `_core`);
-- by multiprocessing's own pickler (Queue, Pipe, Pool, arguments of a Process): loaded once, so a token in flight holds the
-  object until the receiver has taken over;
-- by any other pickler: may be loaded any number of times, so the object is held until `free` or the end of the `scope`.
+- inside a value that is put into the same store: `_core` makes the new object hold the old one;
+- by multiprocessing's own pickler (Queue, Pipe, Pool, arguments of a Process): such a pickle is loaded once, so a token
+  in flight holds the object until the receiver holds it;
+- by any other pickler: such a pickle may be loaded any number of times, so the object is held until `free` or the end
+  of the `scope`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from .._core import ObjectRef, reduce_for_message
 from .discovery import node_name
 from .scopes import hold
 
-TYPE_CHECKING = False  # importing typing for this would cost more than the rest of this module
+TYPE_CHECKING = False  # `typing` is not imported for this, which would take longer than the rest of this module
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
@@ -33,7 +34,7 @@ STICKY = 2
 
 _registered = False
 # The frame in which a pickler of multiprocessing was running when `_register` was called. Picklers copy the table of
-# reducers when they are made, so that pickler does not have our reducer.
+# reducers when they are made, so the pickler in this frame does not have our reducer.
 _early: int = 0
 
 

@@ -1,8 +1,8 @@
 """Control how long pickled references hold their objects.
 
 A reference in a message of multiprocessing acquires a token that the receiver releases. Any other pickle of a reference
-can be loaded any number of times, so its object is held until `free`, the end of the scope it was pickled in, or of the
-store. A scope is a context variable: each thread and each asyncio task has its own.
+can be loaded any number of times, so its object is held until `free`, the end of the scope in which the reference was
+pickled, or the end of the store. A scope is a context variable: each thread and each asyncio task has its own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextvars import ContextVar
 
 from .. import _core
 
-TYPE_CHECKING = False  # importing typing for this would cost more than the rest of this module
+TYPE_CHECKING = False  # `typing` is not imported for this, which would take longer than the rest of this module
 if TYPE_CHECKING:
     from typing import Any
 
@@ -20,12 +20,13 @@ __all__ = ["Scope", "forget", "hold", "release", "scope"]
 
 
 class Scope:
-    """The tokens that are acquired while this scope is the current one. Made by `scope`."""
+    """The tokens that are acquired while this scope is the current one. The function `scope` makes instances."""
 
     def __init__(self) -> None:
-        # Identity of an object -> its sticky token. One token is enough, however often the reference is pickled.
+        # Identity of an object -> its sticky token. One token per object is enough, even if its reference is pickled
+        # several times.
         self._sticky: dict[bytes, tuple[int, tuple[int, int]]] = {}
-        # tokens of messages; most are ended by their receivers, and ending one twice is harmless
+        # Tokens of messages. Receivers release most of them, and releasing a token twice is harmless.
         self._once: dict[tuple[int, bytes, tuple[int, int]], None] = {}
         self._forks = _core.fork_count()
 
@@ -63,7 +64,7 @@ class Scope:
                 self._once.pop(sent, None)
 
     def end(self) -> None:
-        """End the tokens. A forked child does not release the tokens of its parent."""
+        """Release the tokens. A forked child does not release the tokens of its parent."""
         sticky, once = self._sticky, self._once
         self._sticky, self._once = {}, {}
         if _core.fork_count() != self._forks:
@@ -83,7 +84,7 @@ _outermost = Scope()
 
 
 def _after_fork_in_child() -> None:
-    # The parent releases its own tokens.
+    # The tokens belong to the parent, which releases them.
     global _outermost
     _outermost = Scope()
 
@@ -93,10 +94,11 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 
 class scope:
     """
-    Context manager that bounds how long pickled references hold their objects.
+    Context manager that limits how long pickled references hold their objects.
 
-    At exit, pickles that were made inside hold their objects no longer. Objects that are held otherwise (by a
-    reference, a view, or an object that refers to them) stay alive. Works in threads and asyncio tasks; may be nested.
+    When the block exits, references that were pickled inside it no longer hold their objects. Objects that are held in
+    another way (by a reference, a view, or an object that refers to them) stay alive. Scopes work in threads and
+    asyncio tasks, and may be nested.
 
     Examples
     --------
@@ -143,7 +145,7 @@ def hold(ref: _core.ObjectRef[Any], kind: int, node: bytes) -> bytes:
     if kind == 2 and holder.has(identity):
         return ref.travel(0, node)[0]
     blob, token = ref.travel(kind, node)
-    # Tokens of messages are listed only inside a scope: outside of one the list would grow without limit.
+    # Tokens of messages are listed only inside a scope, because outside of a scope the list would grow without limit.
     if kind == 2 or holder is not _outermost:
         holder.add(ref.store_id, identity, token, kind == 2)
     return blob

@@ -1,8 +1,8 @@
-"""Write and read spill files that are compressed or have a digest, depending on the options of `init`.
+"""Write and read spill files that are compressed or have a digest, as the options of `init` require.
 
-The engine writes the bytes of objects unchanged. For a store made with ``spill_compress`` or ``spill_checksum`` the spilling
-process writes the files here, with the packages of the extra ``spill``: `xxhash` (XXH3, 64 bits), `lz4` or `zstandard`. Every process
-that uses such a store needs them.
+By default, the engine writes the bytes of objects unchanged. If the store was made with ``spill_compress`` or
+``spill_checksum``, the spilling process uses this module to write the files. It needs packages of the extra ``spill``:
+`xxhash` (XXH3, 64 bits), `lz4` or `zstandard`. Every process that uses such a store needs them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import struct
 
-TYPE_CHECKING = False  # importing typing takes longer than the rest of this module
+TYPE_CHECKING = False  # `typing` is not imported for this, which would take longer than the rest of this module
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
@@ -22,7 +22,7 @@ __all__ = ["Form", "check_files", "flags"]
 # The values of PRS_OPEN_SPILL_*, PRS_SPILL_* and the digest algorithm in csrc/store/prs.h.
 _DIGEST, _LZ4, _ZSTD = 2, 4, 8
 _XXH3 = 1
-# Bytes compressed at a time.
+# Number of bytes that are compressed at a time.
 PIECE = 1 << 20
 # The maximum length of a compressed piece, the same as SPILL_FRAME in the extension.
 _FRAME = PIECE + PIECE // 64 + 4096
@@ -50,7 +50,7 @@ def _missing(package: str) -> ImportError:
 
 class Form:
     """
-    The form in which the spill files of one store are written.
+    The format of one store's spill files.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ class Form:
     codec, algorithm : int
         The values in the trailer of a file.
     hasher : callable
-        Returns a running digest; only if there is an algorithm.
+        Returns a digest object that can be updated; set only if there is an algorithm.
     """
 
     def __init__(self, flags: int) -> None:
@@ -93,7 +93,7 @@ class Form:
         return self._digest(data)
 
     def compressor(self) -> Callable[[memoryview], bytes]:
-        """Return a function that compresses a piece to a frame with a checksum. For one thread."""
+        """Return a function that compresses a piece to a frame with a checksum. Only one thread may use it."""
         if self.codec == 1:
             compress = self._codec.compress
             return lambda piece: compress(piece, content_checksum=True)
@@ -146,7 +146,7 @@ def check_files(store: Store, spill_dir: str) -> tuple[int, list[dict[str, Any]]
     Returns
     -------
     tuple of (int, list of dict)
-        As from ``_core.check_spilled``.
+        The same values as those of ``_core.check_spilled``.
     """
     given = (_DIGEST if store.spill_checksum else 0) | {None: 0, "lz4": _LZ4, "zstd": _ZSTD}[store.spill_compress]
     form = Form(given) if given else None
@@ -154,7 +154,7 @@ def check_files(store: Store, spill_dir: str) -> tuple[int, list[dict[str, Any]]
     count = 0
     for record in store.records():
         if not record["spilled"] or record["freed"] or record["state"] == "creating":
-            # The file of the object was never finished.
+            # The file of the object was never completed.
             continue
         count += 1
         slot = int.from_bytes(bytes.fromhex(record["id"])[16:20], "little")

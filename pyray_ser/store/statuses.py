@@ -1,4 +1,4 @@
-"""The table of exceptions for the statuses of the store engine. Only one place raises them."""
+"""The table of exceptions for the status codes of the store engine, which are raised in only one place."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from errno import ENOSPC
 from .. import exceptions as exc
 from .._core import STATUS, ObjectRef, Store
 
-TYPE_CHECKING = False  # importing typing for this would cost more than the rest of this module
+TYPE_CHECKING = False  # `typing` is not imported for this, which would take longer than the rest of this module
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
@@ -16,7 +16,7 @@ __all__ = ["exception"]
 
 
 class _Facts:
-    """The facts about a failure that the engine and the caller provide."""
+    """The facts about a failure, as provided by the engine and the caller."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class _Facts:
         self.opened = store if isinstance(store, Store) and not store.closed else None
         self.ref = repr(ref) if isinstance(ref, ObjectRef) else None
         self.timeout = timeout
-        # The object is alive in the table but cannot be read, so it must be a spilled object.
+        # The table says that the object is alive, but it cannot be read. So it must be a spilled object.
         self.spilled = self.opened is not None and isinstance(ref, ObjectRef) and ref.state == "sealed"
 
 
@@ -63,7 +63,7 @@ def _no_memory(facts: _Facts) -> MemoryError:
 def _full(facts: _Facts) -> exc.ObjectStoreFullError:
     import os
 
-    # With an errno, the disk of the spill directory is full.
+    # If an errno is given, the disk of the spill directory is full.
     reason = f"{facts.what}: {os.strerror(facts.errno)}" if facts.errno else None
     return exc.ObjectStoreFullError(
         size=facts.want,
@@ -93,7 +93,7 @@ _NAMED = 3
 
 
 def _flights(store: Store) -> tuple[dict[int, int], dict[int, int]]:
-    """Return for each object the number of its pickled references that can be loaded, and the number in messages."""
+    """Return for each object the number of its pickled references that can be loaded, and of those in messages."""
     kept: dict[int, int] = {}
     sent: dict[int, int] = {}
     try:
@@ -101,7 +101,7 @@ def _flights(store: Store) -> tuple[dict[int, int], dict[int, int]]:
             counts = sent if flight["once"] else kept
             counts[flight["serial"]] = counts.get(flight["serial"], 0) + 1
     except exc.PyraySerError as error:
-        # A stopped process holds the lock: omit this part of the message.
+        # A stopped process holds the lock, so omit this part of the message.
         from .. import _log
 
         _log.debug("the references in flight are not known: %s", error)
@@ -123,7 +123,7 @@ def _keepers(record: dict[str, Any], kept: dict[int, int], sent: dict[int, int])
     found = []
     if record["state"] == "creating":
         found.append("still being made: seal() or abort() it")
-    if record["name"] and record["tokens_and_edges"]:  # an ephemeral name holds nothing
+    if record["name"] and record["tokens_and_edges"]:  # an ephemeral name does not keep its object alive
         found.append(f"its name {record['name']!r}: free(names()[{record['name']!r}])")
     if pickled:
         found.append(f"{_count(pickled, 'pickled reference')}: free() it or use scope()")
@@ -162,7 +162,7 @@ def _no_pages(facts: _Facts) -> exc.ObjectStoreFullError:
 
 
 def _full_file_system(path: str) -> tuple[str, str]:
-    """Describe which file system is full, and the remedy."""
+    """Describe which file system is full, and what the user can do."""
     import os
 
     folder = os.path.dirname(path)
@@ -171,7 +171,7 @@ def _full_file_system(path: str) -> tuple[str, str]:
         found = os.statvfs(folder)
         size = f" ({exc.bytes_text(found.f_blocks * found.f_frsize)} in all, {exc.bytes_text(found.f_bavail * found.f_frsize)} free)"
     except OSError:
-        pass  # it was removed
+        pass  # the file system or directory was removed
     where = "run the container with a larger --shm-size" if folder.startswith("/dev/shm") else "give it more room"
     return (
         f"the file system of the store {path} is full{size}",
@@ -239,9 +239,9 @@ def exception(
     errno, pid, want, capacity, used : int
         Fields of a ``prs_error``.
     store : Store or str, optional
-        The store concerned, or its path.
+        The store that reported the status, or its path.
     ref : ObjectRef, optional
-        The object concerned.
+        The object for which the call was made.
     timeout : float, optional
         The caller's timeout.
     """

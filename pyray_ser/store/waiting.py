@@ -1,7 +1,7 @@
-"""Wait for references without a thread for each: one thread per process watches all awaited references.
+"""Wait for references without one thread for each of them: one thread per process watches all awaited references.
 
-The store has a counter that changes when an awaited object becomes ready. The watcher sleeps on this counter, at most
-0.1 s at a time, and checks its references when the counter has changed. Each event loop receives its ready objects in
+The store has a counter that changes when an awaited object becomes ready. The watcher sleeps until this counter
+changes, but at most 10 ms at a time, and then checks its references. Each event loop receives all its ready objects in
 one call.
 """
 
@@ -15,7 +15,7 @@ from contextlib import suppress
 from .. import _core
 from .._core import get
 
-TYPE_CHECKING = False  # importing typing for this would cost more than the rest of this module
+TYPE_CHECKING = False  # `typing` is not imported for this, which would take longer than the rest of this module
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterable
@@ -34,9 +34,9 @@ class _Watcher:
     """
     The thread that watches references, and these references.
 
-    The watcher has no lock, because a signal handler or finalizer that interrupts the holder would deadlock. Each entry
-    is added or removed in one atomic step. Two threads may run for a while; each entry is in one of them. Before the
-    thread ends, it sets a flag and then processes the entries that were added before.
+    The watcher has no lock, because a signal handler or finalizer that interrupts the holder of a lock would deadlock.
+    Each entry is added or removed in one atomic step. Two watching threads may run for a while, but each entry belongs
+    to only one of them. Before a thread ends, it sets a flag and then processes the entries that were added before.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class _Watcher:
         self._runs = False
 
     def add(self, ref: Ref, loop: Loop | None, target: Target) -> None:
-        """Resolve `target` with the value once the reference is ready: in `loop`, or in the thread if that is None."""
+        """Resolve `target` with the value once the reference is ready: in `loop`, or in the watcher if that is None."""
         self._new.append((ref, loop, target))
         if not self._runs:
             import threading
@@ -75,7 +75,7 @@ class _Watcher:
                 if not new:
                     return
                 self._runs = True
-            # Read the counters before checking: a later change ends the sleep immediately.
+            # Read the counters before checking the references, so that a later change ends the sleep immediately.
             stores = {store.id: store for store in _core.open_stores()}
             seen = {ident: _core.epoch(store) for ident, store in stores.items()}
             if new:
@@ -94,7 +94,8 @@ class _Watcher:
         waited_for = {entry[0].store_id for entry in watched}
         live = [ident for ident in waited_for if ident in stores]
         if len(live) == 1:
-            # New entries wait until the end of this short sleep; ready references never come here.
+            # New entries wait until this short sleep ends. References that are ready already are not passed to the
+            # watcher.
             _core.wait_epoch(stores[live[0]], seen[live[0]], 0.01)
         else:
             time.sleep(0.005)
@@ -177,7 +178,7 @@ async def wait_async(ref: Ref) -> Any:
 
 
 async def _local(ref: Ref) -> Ref:
-    """Return the copy of a foreign object; the reference itself if there is none, so that `get` raises the error."""
+    """Return the copy of a foreign object, or the reference itself if there is none; `get` then raises the error."""
     from . import foreign
 
     if foreign.asks(ref):
@@ -237,15 +238,15 @@ def wait(refs: list[Any], *, num_returns: int = 1, timeout: float | None = None)
     refs : list of ObjectRef
         Without duplicates.
     num_returns : int
-        How many must be ready.
+        Number of references that must be ready.
     timeout : float, optional
-        Seconds, after which the ready ones are returned. Default is without limit.
+        Seconds after which the call returns the references that are ready. By default, there is no limit.
 
     Returns
     -------
     tuple of (list, list)
-        The first `num_returns` ready ones and the rest, both in the order given. A lost object counts as ready:
-        `get` raises the error.
+        The first `num_returns` ready references and the rest, both in the given order. A lost object counts as ready,
+        because `get` raises its error immediately.
     """
     from .references import not_refs
 
@@ -280,7 +281,7 @@ def wait(refs: list[Any], *, num_returns: int = 1, timeout: float | None = None)
     while True:
         stores = {store.id: store for store in _core.open_stores()}
         local = _copies(refs) if foreign else refs
-        # A call of a resolver that ends does not change the counter of a store.
+        # The end of a resolver's call does not change the counter of any store.
         live = [ident for ident in {ref.store_id for ref in local} if ident in stores or foreign]
         seen = {ident: _core.epoch(stores[ident]) for ident in live if ident in stores}
         if timeout != 0 and marked != local:
@@ -297,7 +298,7 @@ def wait(refs: list[Any], *, num_returns: int = 1, timeout: float | None = None)
 
 
 def _copies(refs: list[Any]) -> list[Any]:
-    """Return the references, with those of copies in place of foreign ones."""
+    """Return the references, with foreign references replaced by those of their copies."""
     from .foreign import copy_of
 
     return [copy_of(ref) or ref if _core.is_foreign(ref) else ref for ref in refs]

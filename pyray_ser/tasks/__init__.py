@@ -1,4 +1,4 @@
-"""Tasks: functions and objects in other processes, with arguments and results in the store.
+"""Tasks: functions and objects that run in other processes, with arguments and results in the store.
 
 ::
 
@@ -33,7 +33,7 @@ __all__ = ["TaskRef", "cancel", "remote", "shutdown"]
 
 def remote(*args: Any, **options: Any) -> Any:
     """
-    Make a function or class remote. Use it as a decorator, with or without options.
+    Make a function or class remote. It can be used as a decorator, with or without options.
 
     Parameters
     ----------
@@ -81,13 +81,14 @@ def cancel(ref: TaskRef | ResultStream, *, force: bool = False) -> bool:
     ----------
     ref : TaskRef or ResultStream
     force : bool
-        End the worker of a task that is running already. Not for actors: see `kill`.
+        End the worker of a task that is already running. This is not possible for actors; see `kill`.
 
     Returns
     -------
     bool
-        True if the task is cancelled; False if it runs or has finished. For a call that was sent to an actor the result is
-        False, too: it is cancelled if the actor has not begun it, and `get` shows which.
+        True if the task is cancelled; False if it runs or has finished. For a call that was sent to an actor, the
+        result is also False. Such a call is cancelled only if the actor has not begun it, and only `get` shows whether
+        it was.
 
     Examples
     --------
@@ -127,7 +128,7 @@ def _import_all() -> None:
     """
     Import the modules that a call needs.
 
-    A finalizer that makes a call may run in the middle of an import, and would find incomplete modules.
+    Otherwise, a finalizer that makes a call might run during an import and find incomplete modules.
     """
     import multiprocessing.connection
     import multiprocessing.popen_fork
@@ -148,8 +149,8 @@ def _end_at_exit() -> None:
     import atexit
     import threading
 
-    # concurrent.futures joins its threads at this point. Functions of `atexit` run later, which is too late for a
-    # running task.
+    # At this point, concurrent.futures joins its threads. Functions registered with `atexit` run later, which is too
+    # late for a running task.
     register = getattr(threading, "_register_atexit", atexit.register)
     # The registered functions run in reverse order, so register this one after those of concurrent.futures.
     import concurrent.futures.thread  # noqa: F401

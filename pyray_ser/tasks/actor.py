@@ -1,7 +1,8 @@
-"""Actors, which ``remote`` makes from classes: an actor is an object in its own process.
+"""Actors: objects that live in their own process. ``remote`` turns a class into a class of actors.
 
-The owner of an actor is the process that made it, and has the pipe to it. A handle can be sent to other processes,
-which connect to the address where the actor listens. The calls of each caller run in the order in which they were made.
+The process that made an actor is its owner and communicates with it through a pipe. A handle can be sent to other
+processes, which connect to the address where the actor listens. The actor runs the calls of each caller in the order in
+which they were made.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ class ActorClass:
     immediately. ``Class.options(...)`` returns the same class with other options:
 
     ``max_restarts``
-        How often the process is started again, from the same arguments, if it dies; default 0, -1 is without limit. The call
-        that it was running fails; later calls run in the new process.
+        How many times the process is restarted with the same arguments if it dies; the default is 0, and -1 means no
+        limit. The call that the dead process was running fails; later calls run in the new process.
     ``name``
         The name in errors and in the list of processes.
     """
@@ -99,7 +100,7 @@ class ActorClass:
 
 
 class Grip:
-    """Shared by all handles of an actor in this process and released with the last one, even if calls are in flight."""
+    """Shared by all handles of an actor in this process; released with the last handle, even if calls are in flight."""
 
     __slots__ = ("__weakref__", "client")
 
@@ -107,16 +108,17 @@ class Grip:
         self.client = client
 
     def __del__(self, is_finalizing: Callable[[], bool] = is_finalizing) -> None:
-        # The function is bound as a default argument, because the interpreter clears the globals of modules at its end.
+        # The function is a default argument, because the interpreter clears module globals when it shuts down.
         if not is_finalizing():
             self.client.release()
 
 
 class Client:
     """
-    The client side of one actor: the channel to the actor, and the calls that wait for their arguments.
+    The client's part of an actor: the channel to the actor, and the calls that wait for their arguments.
 
-    There is no lock: a call moves from `_waiting` to the channel in one atomic step, and may be prepared twice.
+    This class needs no lock: a call moves from `_waiting` to the channel in one atomic step, and preparing a call twice
+    does no harm.
     """
 
     channel: Channel
@@ -127,7 +129,7 @@ class Client:
     def __init__(self, name: str) -> None:
         self.name = name
         self.killed = False
-        # The reason for failures of calls after the actor's final end.
+        # The reason that is reported for calls that fail because the actor has ended and will not be restarted.
         self.ended: WorkerDiedError | None = None
         # Calls in the order in which they were made; the first one waits for arguments.
         self._waiting: deque[Call] = deque()
@@ -135,7 +137,7 @@ class Client:
         self._forks = fork_count()
 
     def check_process(self) -> None:
-        """Raise if this process is a fork of the one that made the handle: that process receives the answers."""
+        """Raise if the handle was made before this process was forked: only the parent receives the answers."""
         if self._forks != fork_count():
             raise ObjectLostError(
                 f"the handle of actor {self.name} belongs to the parent of this process, which was forked since: send the "
@@ -144,7 +146,7 @@ class Client:
             )
 
     def release(self) -> None:
-        """Release the actor after the calls made so far. This method never waits, because a destructor calls it."""
+        """Release the actor after the calls made so far. This method never blocks, because a destructor calls it."""
         self._released = True
         if not self._waiting:
             self.channel.close()
@@ -190,13 +192,14 @@ class Client:
             elif channel.submit_first(waiting, call):
                 sent = True
         if sent:
-            # A thread may already be sleeping until the call is answered, because there was nothing to read before.
+            # A thread may already be sleeping until the call is answered, because it found nothing to read when it
+            # started.
             channel.collect_later()
         if self._released and not waiting:
             channel.close()
 
     def _end(self, ended: WorkerDiedError) -> None:
-        """Fail all calls after the actor's final end."""
+        """Fail all calls, because the actor has ended and will not be restarted."""
         if self.ended is None:
             self.ended = ended
         self.channel.give_up(self._ended_error)
@@ -227,14 +230,14 @@ class Client:
         """Read answers in the caller's thread, unless another thread reads."""
         if not self._waiting:
             return self.channel.collect(ref, deadline)
-        # This code may interrupt the code that sends the waiting calls, so check again soon.
+        # This code may have interrupted the code that sends the waiting calls, so check again soon.
         self._advance()
         soon = time.monotonic() + 0.05
         early = deadline is None or soon < deadline
         return self.channel.collect(ref, soon if early else deadline) and (not early or ref.outcome is not None)
 
     def collect_later(self, ref: TaskRef) -> bool:
-        """Let the answers be read."""
+        """Have another thread read the answers."""
         if self.channel.reads_here():
             return True
         self.channel.collect_later()
@@ -254,7 +257,7 @@ class Client:
         job = ref.job
         if job is None or not any(call.job is job for call in list(self._waiting)):
             return self.channel.cancel(ref, force)
-        # The call stays in the queue until its turn and is dropped then.
+        # The call stays in the queue until its turn comes, and is then dropped.
         job.ref.cancelled = True
         stop(job, TaskCancelledError(task=job.ref.name))
         # Later calls may be ready already.
@@ -280,8 +283,7 @@ class Owner(Client):
         call = make(f"{name}.__init__", cls, args, kwargs, False, self, protocol.CREATE)
         self._creation = call
         self.address = new_address()
-        # The socket stays open until the actor's final end: processes that connect during a restart wait in its
-        # backlog.
+        # The socket stays open across restarts, so processes that connect during a restart wait in its backlog.
         self._listener = listen(self.address)
         # Other processes connect here to report that they killed the actor.
         self._killers = listen(self.address + KILLED)
@@ -318,7 +320,7 @@ class Owner(Client):
         def ended() -> None:
             owner = client()
             if owner is None or owner.channel.dead:
-                # Processes that connect now must be refused instead of waiting.
+                # Connections from now on must be refused, so that no process waits for this actor.
                 collector().forget(killers)
                 killers.close()
                 listener.close()
@@ -370,7 +372,8 @@ class Owner(Client):
         running = [job for job in jobs if job is not creation]
         cancelled = [job for job in running if job.ref.cancelled]
         running = [job for job in running if not job.ref.cancelled]
-        # Without coroutines only the first call can have begun; with coroutines each one that was sent.
+        # Without coroutines, only the first call can have begun. With coroutines, any call that was sent may have
+        # begun.
         begun = [] if not made else running if self._async else running[:1]
         rest = [job for job in running if job not in begun]
         first = [] if self._creation in self._waiting else [creation]
@@ -381,8 +384,8 @@ class ActorHandle:
     """
     Handle on an actor.
 
-    ``handle.method.remote(...)`` calls a method and returns a reference immediately. The actor ends after the calls
-    made so far when its last handle is released, or when the process that made the actor ends. Handles can be sent to
+    ``handle.method.remote(...)`` calls a method and returns a reference immediately. The actor ends when its last
+    handle is released and the calls made so far are done, or when the process that made it ends. Handles can be sent to
     other processes.
     """
 

@@ -1,4 +1,4 @@
-"""Limit how far a stream of results runs ahead of its reader, on the worker's side.
+"""Limit, in the worker, how far a stream of results may run ahead of its reader.
 
 The caller reports which items were taken. Unreported items count towards the limit, and a generator that has reached
 the limit waits.
@@ -12,13 +12,14 @@ from struct import Struct
 
 __all__ = ["AHEAD", "AHEAD_BYTES", "Flow", "everything", "nothing", "taken"]
 
-# The maximum number of unread items, and of their bytes. One item is always allowed.
+# The maximum number of unread items and of their bytes. One unread item is always allowed.
 AHEAD, AHEAD_BYTES = 16, 64 << 20
 
 _count = Struct("<Q")
-# A count that means: a process waits for the end of the stream, so the stream runs without a limit.
+# This value instead of a count means that a process waits for the end of the stream, which therefore runs without a
+# limit.
 _ALL = 0xFFFFFFFFFFFFFFFF
-# A count that means: the reader has dropped the stream, so the stream ends.
+# This value instead of a count means that the reader has dropped the stream, which therefore ends.
 _NONE = 0xFFFFFFFFFFFFFFFE
 
 

@@ -1,4 +1,4 @@
-"""Make a job from the arguments of ``.remote(...)``, to be sent when the arguments are ready."""
+"""Make a job from the arguments of ``.remote(...)``; it is sent when all arguments are ready."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Call:
     result : TaskRef, list of TaskRef or ResultStream
         The value that ``.remote`` returns.
     creates : bool
-        Whether it makes an actor.
+        Whether the call makes an actor.
     """
 
     __slots__ = ("creates", "job", "pending", "result")
@@ -47,7 +47,7 @@ class Call:
         return result
 
     def ready(self) -> bool:
-        """Encode the awaited arguments; return False if there is nothing to run because one of them failed."""
+        """Encode the awaited arguments; return False if the call cannot run because one of them failed."""
         failure = self.prepare()
         if failure is None:
             return True
@@ -55,11 +55,11 @@ class Call:
         return False
 
     def prepare(self) -> Outcome | None:
-        """Encode the awaited arguments; return the outcome to stop the call with if one of them failed."""
+        """Encode the awaited arguments; if one of them failed, return the outcome with which to stop the call."""
         if not self.pending:
             return None
-        # A call that creates an actor is sent even then. Loading the argument fails in the actor's process, and the
-        # actor reports the reason to all its callers, including those in other processes.
+        # A call that creates an actor is sent even if an argument failed. Loading the argument then fails in the
+        # actor's process, and the actor reports the reason to all its callers, including those in other processes.
         failed = None if self.creates else next((ref.outcome for ref in self.pending if _failed(ref)), None)
         if failed is not None:
             return failed
@@ -99,19 +99,19 @@ def make(
     kind: int = protocol.CALL,
 ) -> Call:
     """
-    Make a call. The arguments may change afterwards.
+    Make a call. The caller may change the arguments afterwards.
 
     Parameters
     ----------
     name : str
-        For errors.
+        Name of the call, for errors.
     which : int, str or class
         Number of a function, name of a method, or the class of an actor.
     args, kwargs : tuple, dict
     several : bool or int
-        False for one result, True for a stream of them, else how many.
+        False for one result, True for a stream of results, otherwise the number of results.
     source : object
-        The source of the references' answers.
+        The object that receives the answers for the references.
     kind : int
         CALL or CREATE.
     """
@@ -166,7 +166,7 @@ def argument_error(
 
 def after(refs: list[TaskRef], callback: Callable[[], object]) -> None:
     """
-    Call ``callback()`` once all of `refs` are settled; immediately if they are.
+    Call ``callback()`` as soon as all of `refs` are settled, or immediately if they already are.
 
     The callback may be called several times, even in two threads at the same time, so it must be idempotent.
     """

@@ -1,12 +1,12 @@
-"""The caller's end of a worker: sends calls and receives answers.
+"""The caller's end of the connection to a worker: it sends calls and receives answers.
 
-A thread that waits for an answer reads the pipe itself, which saves waking another thread.
-If no thread waits, or several do, or a callback is due, one thread per process (`collector`) reads until the channel is idle.
-At most one thread reads a channel: it holds the `Turn` of its `Calls`.
+A thread that waits for an answer reads the pipe itself, so no other thread has to be woken. If no thread or several
+threads wait, or if a callback must run, one thread per process (`collector`) reads until the channel is idle. At most
+one thread reads a channel: it holds the `Turn` of its `Calls`.
 
 No lock is held here. Each change of state is one atomic step of `Calls`, and the code after a step can be repeated
-safely. So a signal handler or finalizer that interrupts the reading thread can read in its place, and the interrupted
-code then finds the work done. docs/internals/waits.md lists what ends each wait.
+safely. So a signal handler or finalizer that interrupts the reading thread can do the reading, and the interrupted code
+then finds that it is done. docs/internals/waits.md lists what ends each wait.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ __all__ = ["Channel", "Job", "Peer", "end_all", "fail", "number"]
 SLICE = 500
 
 _numbers = count(1)
-# The outcome of the reference to a whole stream.
+# The outcome that settles the reference to a whole stream.
 _NOTHING = pack(None)
-# All open channels. These references are strong. If the last handle were collected as part of a cycle, Python would
-# also finalize the pipe in that cycle, although answers may still arrive through it.
+# All open channels. These references are strong. Without them, a garbage collection that frees the last handle as part
+# of a cycle would also finalize the pipe, although answers may still arrive through it.
 _channels: set[Channel] = set()
 
 
 class Peer(Protocol):
-    """The interface by which a channel uses the process at its other end."""
+    """The interface through which a channel uses the process at its other end."""
 
     # Readable once the process has ended.
     watch: Descriptor
@@ -61,7 +61,7 @@ class Peer(Protocol):
         """End the process."""
 
     def died(self, task: str | None) -> WorkerDiedError:
-        """Return the error for the call that the process was running."""
+        """Return the error to raise for the call that the process was running."""
 
     def reap(self) -> None:
         """Reap the process after its end."""
@@ -78,9 +78,10 @@ class Channel:
     ----------
     process : Peer
     pipe : Descriptor, optional
-        The pipe to the process. Without one, calls wait until `revive`.
+        The pipe to the process. Without a pipe, calls wait until `revive` is called.
     on_death : callable, optional
-        Called with the channel after the end of the process; calls `revive` or `give_up`. Default is `give_up`.
+        Called with the channel after the process has ended; it must call `revive` or `give_up`. The default is
+        `give_up`.
     """
 
     def __init__(self, process: Peer, pipe: Descriptor | None, on_death: OnDeath | None = None) -> None:
@@ -89,10 +90,10 @@ class Channel:
         self._on_death = on_death
         # Makes the error for a refused call.
         self._error: Callable[[str], BaseException] = lambda task: self.process.died(task)
-        self._followed = False  # another thread waits, too, so the reader hands over to the collector
+        self._followed = False  # another thread also waits, so the reading thread lets the collector read
         self._collected: Collector | None = None  # the collector reads
         self._closing = False
-        self._burying = 0  # the thread that handles the death
+        self._burying = 0  # the thread that handles the death of the process
         self._forks = fork_count()
         _channels.add(self)
 
@@ -147,8 +148,8 @@ class Channel:
                 self._see_to_death()
                 # The call may continue in another process and be answered later.
                 return ref._outcome is not None
-            # Wait for a limited time: `cancel()` in another thread may also settle the call, and nothing arrives
-            # through the pipe then.
+            # Wait for a limited time, because `cancel()` in another thread may settle the call, and then nothing
+            # arrives through the pipe.
             patience = SLICE
             if deadline is not None:
                 patience = min(SLICE, int((deadline - time.monotonic()) * 1000) + 1)
@@ -167,7 +168,7 @@ class Channel:
             self.close_if_idle()
 
     def reads_here(self) -> bool:
-        """Return whether the caller interrupts the reader in its own thread, and so must read in its place."""
+        """Return whether this code has interrupted the reader in the same thread, and so must read instead."""
         return self.calls.reader == get_ident()
 
     def collect_later(self) -> None:
@@ -190,7 +191,7 @@ class Channel:
             self._followed = True
             if calls.reader == reader.thread:
                 if not reader.has(self):
-                    # This code runs in a handler that interrupts the thread that is about to do the same.
+                    # This code runs in a handler, and the thread that it interrupted is about to do the same.
                     reader.register(self)
                 elif calls.blocked:
                     reader.resume(self)
@@ -219,8 +220,8 @@ class Channel:
             if kind == protocol.ITEM:
                 calls.took(arrival, job, outcome, reply)
             else:
-                # Set the outcome first, then update the bookkeeping: code that interrupts this method finds the outcome
-                # or can do both steps.
+                # Set the outcome first, then update the bookkeeping. Code that interrupts this method then either finds
+                # the outcome or can do both steps itself.
                 if job is not None:
                     job.ref.settle(_NOTHING if outcome is None else outcome)
                 calls.finish(arrival, job, outcome if kind == protocol.FAILURE else None, reply)
@@ -244,7 +245,7 @@ class Channel:
         self._burying = thread
         try:
             if self._collected is not None:
-                # Do this before the descriptors are closed, because another channel may reuse their numbers afterwards.
+                # Do this before the descriptors are closed, because a new channel may reuse their numbers afterwards.
                 self._collected.remove(self)
             calls.lose()
             if self._on_death is not None:
@@ -263,7 +264,7 @@ class Channel:
         process : Peer
         pipe : Descriptor
         again : list of Job
-            Calls that it is sent before the queued ones.
+            Calls to send to the new process before the queued ones.
 
         Returns
         -------
@@ -306,7 +307,7 @@ class Channel:
         """Handle the death of a process, even if no thread waits for an answer from it."""
         turn = self.calls.turn(get_ident())
         if turn is None:
-            return  # the thread that reads handles the end
+            return  # the reading thread handles the end of the process
         try:
             while self.calls.receive():
                 self.serve()
@@ -316,7 +317,7 @@ class Channel:
             self._after_reading()
 
     def submit_first(self, waiting: deque[Any], call: Call) -> bool:
-        """Pop a call from the front of a deque and send it, in one atomic step; return False if it was not there."""
+        """Pop a call from the front of a deque and send it in one atomic step; return False if it was not there."""
         taken = self.calls.submit_first(waiting, call, call.job)
         if taken is None:
             return False
@@ -352,7 +353,7 @@ class Channel:
         if self.calls.withdraw(job, protocol.write(protocol.CANCEL, job.number)):
             fail([job], lambda task: TaskCancelledError(task=task))
             return True
-        # The worker decides whether the request arrived in time.
+        # The worker decides whether the request to cancel arrived in time.
         return False
 
     def close(self) -> None:
@@ -361,8 +362,8 @@ class Channel:
         self.close_if_idle()
 
     def end(self) -> None:
-        """Release the process if it is idle, otherwise end it: unanswered calls fail."""
-        # No call runs again.
+        """Release the process if it is idle; otherwise end it, so that unanswered calls fail."""
+        # From here on, no call may be restarted.
         self._on_death = None
         self._closing = True
         if self.calls.busy:
@@ -374,9 +375,9 @@ class Channel:
             self.close_if_idle()
 
     def close_if_idle(self) -> None:
-        """Close if that was requested. This method never waits, because finalizers call it."""
-        # In a forked child, a handle of the parent may be collected before our fork hooks have run, and the collector's
-        # epoll is shared with the parent.
+        """Close the channel if `close` was requested. This method never blocks, because finalizers call it."""
+        # In a forked child, a handle of the parent may be collected before the fork hooks of this package have run. At
+        # that time, the child still shares the collector's epoll with the parent.
         if not self._closing or self._forks != fork_count() or is_finalizing():
             return
         calls = self.calls
@@ -397,7 +398,7 @@ def _decode(kind: int, payload: memoryview) -> tuple[int, Any]:
             outcome = _load(kind, payload)
         except Exception:
             return protocol.FAILURE, error
-        # A signal handler raised the exception, so it belongs to the program.
+        # A signal handler raised the exception, so the program must receive it.
         del outcome
         raise
 
@@ -429,7 +430,7 @@ def fail(jobs: list[Job], error: Callable[[str], BaseException]) -> None:
 
 
 def stop(job: Job, outcome: Any) -> None:
-    """Settle a job that was not given to a channel and will not run."""
+    """Settle a job that was never passed to a channel and will not run."""
     job.ref.settle(outcome)
     if job.items is not None and not job.ended:
         job.items.append(outcome)
@@ -445,7 +446,7 @@ def number() -> int:
 
 def _after_fork_in_child() -> None:
     for channel in list(_channels):
-        # The channels belong to the parent; references in the child must not wait for an answer.
+        # The channels belong to the parent, so references in the child must not wait for an answer.
         channel.calls.refuse()
         channel._closing = False
     _channels.clear()

@@ -1,4 +1,4 @@
-"""The thread that reads for channels that no other thread reads, and reaps processes that are no longer needed.
+"""The thread that reads those channels that no other thread reads, and reaps processes that are no longer needed.
 
 The collector has no lock, because finalizers and signal handlers may call it at any point, even while its own code
 runs. Other threads change its state in single atomic steps of a dict or deque, and then wake the thread, which checks
@@ -29,7 +29,7 @@ __all__ = ["Collector", "collector", "end_collector", "ending"]
 
 
 class Collector:
-    """Reads on behalf of channels, reaps processes, and runs periodic chores."""
+    """Reads channels, reaps processes, and runs periodic chores."""
 
     def __init__(self) -> None:
         self._epoll = epoll_above_standard(select.epoll())
@@ -52,19 +52,19 @@ class Collector:
         self._ended.acquire()
         self.thread = -1
         try:
-            # This is not a `threading.Thread`, because starting one acquires locks that code interrupted by a signal
-            # handler may hold.
+            # Do not use `threading.Thread`: starting one acquires locks that may be held by code that a signal handler
+            # has interrupted.
             self.thread = start_new_thread(self._run, ())
         except RuntimeError:
             # Since Python 3.12 an interpreter that is shutting down starts no threads. In that case `end` does the
-            # thread's work. At any other time no code would do this work, so the error is raised.
+            # thread's work. At any other time no code would do it, so raise the error.
             if not _ending:
                 self.close()
                 raise
             self.thread = 1
 
     def add(self, channel: Channel, turn: Turn) -> None:
-        """Read for a channel until it has no calls in progress."""
+        """Read a channel until it has no calls in progress."""
         self._turns[channel] = turn
         self.register(channel)
         if channel.calls.pending or not channel.calls.busy or channel.calls.fileno() < 0:
@@ -103,11 +103,11 @@ class Collector:
         return turn is not None and self._registered.get(channel) is turn and watched
 
     def resume(self, channel: Channel) -> None:
-        """Write the remaining bytes of a channel for which this collector reads."""
+        """Write the remaining bytes of a channel that this collector reads."""
         try:
             self._epoll.modify(channel.calls.fileno(), select.EPOLLIN | select.EPOLLOUT)
         except (OSError, ValueError):
-            return  # the channel was removed meanwhile; the code that removes it checks whether bytes are left
+            return  # the channel was removed meanwhile; the removing code checks whether bytes are left
 
     def watch(self, descriptor: Descriptor, act: Callable[[], object]) -> None:
         """Call ``act()`` once when a descriptor becomes readable."""
@@ -142,7 +142,7 @@ class Collector:
                 try:
                     change(fd, events)
                 except (FileExistsError, FileNotFoundError):
-                    continue  # try the other call; repeat both if another thread changes the registration meanwhile
+                    continue  # try the other call, and repeat both if another thread changes the registration meanwhile
                 except (OSError, ValueError):
                     # Another thread has closed the descriptor or this collector meanwhile.
                     return
@@ -169,7 +169,7 @@ class Collector:
             self._run(5)
         elif self.thread != get_ident():
             if self._ended.acquire(timeout=5):
-                # The thread released the lock at its end, so it has ended.
+                # The thread releases this lock when it ends, so it has ended.
                 self._ended.release()
             elif _collector is self:
                 # The thread still watches descriptors and will end later. The next call must not wait for it again.
@@ -200,7 +200,7 @@ class Collector:
             return act(*arguments)
         except BaseException:
             if self.thread == 1:
-                raise  # this is the program's own thread, which must get Ctrl-C
+                raise  # this is a thread of the program, which must receive Ctrl-C
             _log.exception("the thread that reads the answers of workers continues after an error in %r", act)
             return None
 
@@ -219,8 +219,8 @@ class Collector:
         return True
 
     def _handle(self, readable: list[int]) -> None:
-        # Look up the channels of all ready descriptors first: handling one descriptor may close others, and a new
-        # channel may get their numbers.
+        # Look up the channels of all ready descriptors first, because handling one descriptor may close others, and a
+        # new channel may get their numbers.
         for fd, channel, watched in [(fd, self._channels.get(fd), self._watched.get(fd)) for fd in readable]:
             if fd == self._bell.fileno():
                 os.eventfd_read(fd)
@@ -250,8 +250,8 @@ class Collector:
             channel.pump(state)
         finally:
             if calls.pending:
-                # An exception interrupted the handling of frames: the remaining ones were read already, so the pipe
-                # will not become readable.
+                # An exception interrupted the handling of frames. The remaining frames were read already, so the pipe
+                # will not become readable for them.
                 self.look_at(channel)
             if calls.dead or not (calls.busy or calls.blocked or calls.pending):
                 self.remove(channel)
@@ -305,7 +305,7 @@ def collector() -> Collector:
         found = _collector
         if found is not None and not found.over:
             return found
-        # Two threads may each make a collector; the one that is not kept has nothing to do and ends.
+        # Two threads may each make a collector. The collector that is not kept has nothing to do and ends.
         made = Collector()
         if _collector is None or _collector.over:
             _collector = made
@@ -315,7 +315,7 @@ def collector() -> Collector:
 
 @contextmanager
 def ending() -> Iterator[None]:
-    """Allow collectors without a thread inside the block, which must call `end_collector` to do the thread's work."""
+    """Allow collectors without a thread inside the block; the block must call `end_collector` to do their work."""
     global _ending
     _ending = True
     try:
@@ -325,7 +325,7 @@ def ending() -> Iterator[None]:
 
 
 def end_collector() -> None:
-    """End the thread that reads, after all channels that it reads."""
+    """End the collector's thread after all channels that it reads have ended."""
     last = _collector
     if last is not None:
         last.end()

@@ -1,8 +1,8 @@
 """The interface that every engine implements.
 
-`remote`, references, `get` and `wait` use the methods of `Engine` to run plain functions, and those of `Source` to
-receive the answer of a reference. The engine of this package is `pool.Pool`. A distributed engine implements the same
-methods and is installed with `use`. Actors are processes on this node in either case.
+`remote`, references, `get` and `wait` call the methods of `Engine` to run plain functions, and the methods of `Source`
+to receive the answer for a reference. The engine of this package is `pool.Pool`. A distributed engine implements the
+same methods and is installed with `use`. With any engine, actors are processes on this node.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Engine(Source, Protocol):
     """An engine that runs tasks."""
 
     def submit(self, function: Function, call: Call, max_retries: int) -> None:
-        """Run a call whose arguments are ready, immediately or later, and settle its reference in every case."""
+        """Run a call whose arguments are ready, immediately or later, and settle its reference whatever happens."""
 
     def cancel(self, ref: TaskRef, force: bool) -> bool:
         """Prevent a task from running, or end it if `force` is true; return True if the task will have no result."""
@@ -43,8 +43,8 @@ def current() -> Engine:
     if engine is None:
         from .pool import Pool
 
-        # There is no lock here, because a signal handler could deadlock with the thread that it interrupts. A second
-        # pool has not started any process and is discarded.
+        # There is no lock here, because a signal handler could deadlock with the thread that it interrupts. If two
+        # pools are made, the second one is discarded; it has not started any process.
         engine = _used.setdefault("engine", Pool())
     return engine
 
@@ -58,7 +58,7 @@ def use(engine: Engine | None) -> Engine | None:
 
 
 def started() -> bool:
-    """Return whether there is an engine already."""
+    """Return whether an engine exists already."""
     return bool(_used)
 
 

@@ -1,8 +1,9 @@
 """Send errors from a worker to the caller.
 
-A worker describes an exception as a `Failure`: the pickled exception if possible, and always its type, text and traceback as
-text. The caller receives an instance of a class, made at run time, that derives from `TaskError` and from the type of
-the original, so that ``except TaskError`` and ``except ValueError`` both catch it.
+A worker describes an exception as a `Failure`. It always contains the exception's type, message and traceback as text,
+and also the pickled exception if possible. The caller receives an instance of a class, made at run time, that derives
+from `TaskError` and from the type of the original, so that ``except TaskError`` and ``except ValueError`` both catch
+it.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from ..exceptions import TaskError, text_of
 
 __all__ = ["Failure", "describe", "raise_failure", "task_error"]
 
-# An exception that derives from one of these would end the caller's program or confuse its event loop, instead of
-# reporting an error.
+# Exceptions that derive from one of these would end the caller's program or disturb its event loop instead of reporting
+# an error.
 _NEVER_DUAL = (KeyboardInterrupt, SystemExit, GeneratorExit, StopIteration, StopAsyncIteration)
 
 
@@ -45,7 +46,7 @@ def describe(error: BaseException, task: str) -> Failure:
     task : str
         The function that raised it.
     """
-    # Leave out the frames of this package, from serve() to the call.
+    # Leave out the frames of this package, which lead from serve() to the call.
     trace = error.__traceback__
     while trace is not None and _is_ours(trace.tb_frame.f_code.co_filename):
         trace = trace.tb_next
@@ -135,7 +136,7 @@ def arguments_of(error: BaseException) -> tuple[Any, ...]:
         arguments = error.args
     except Exception as problem:
         _log.debug("args of %s fails: %r", type(error).__name__, problem)
-        # The args that `BaseException` stores.
+        # Read the args that `BaseException` itself stores.
         arguments = vars(BaseException)["args"].__get__(error)
     return arguments if isinstance(arguments, tuple) else (arguments,)
 
@@ -195,5 +196,5 @@ def _reduce(error: TaskError) -> tuple[Any, ...]:
 
 
 def load_task_error(cause: BaseException | None, remote_traceback: str, task: str, pid: int) -> TaskError:
-    """Reconstruct a `TaskError` of two types from its parts."""
+    """Reconstruct an exception that is both a `TaskError` and of another type from its parts."""
     return task_error(cause, Failure(b"", "", "", remote_traceback, task, pid))

@@ -1,7 +1,7 @@
 """Run finalizers and exit functions at the end of a worker process, as at the end of a program.
 
-multiprocessing ends a forked child by `os._exit`, which runs neither. Functions that the parent registered must not run
-in a child, because they might remove the parent's temporary files.
+multiprocessing ends a forked child with `os._exit`, which runs neither of them. Functions that the parent registered
+must not run in a child, because they might remove the parent's temporary files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def forget_inherited() -> None:
     for finalizer in list(getattr(weakref.finalize, "_registry", ())):
         finalizer.atexit = False
     atexit._clear()
-    # The next finalizer registers weakref's exit function again.
+    # The next `weakref.finalize` object registers weakref's exit function again.
     if hasattr(weakref.finalize, "_registered_with_atexit"):
         weakref.finalize._registered_with_atexit = False
 

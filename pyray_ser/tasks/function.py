@@ -1,4 +1,4 @@
-"""``remote`` on functions."""
+"""Remote functions, which ``remote`` makes from functions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Function", "RemoteFunction"]
 
 
 class Function:
-    """A function in the form for workers: pickled once, at its first call; each worker loads it once."""
+    """A function as it is sent to workers: pickled once, at its first call, and loaded once by each worker."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.name = getattr(function, "__qualname__", None) or repr(function)
@@ -69,13 +69,13 @@ class RemoteFunction:
     ``f.remote(...)`` returns a reference immediately; ``f.options(...)`` returns the same function with other options:
 
     ``num_returns``
-        Return this number of references, for a function that returns as many values.
+        Return this number of references; the function must return as many values.
     ``stream``
-        Return a `ResultStream`, for a function that returns an iterator. The default for generator functions.
+        Return a `ResultStream`; the function must return an iterator. This is the default for generator functions.
     ``max_retries``
-        How often it runs again if its worker dies; default 0.
+        How many times the function is run again if its worker dies; default 0.
     ``name``
-        The name in errors.
+        The name that is shown in errors.
     """
 
     def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
@@ -115,7 +115,7 @@ class RemoteFunction:
         Returns
         -------
         TaskRef
-            Or a list of them, or a `ResultStream`, by the options.
+            With the corresponding options, a list of these, or a `ResultStream`.
         """
         if is_finalizing():
             raise RuntimeError(f"{self._name} cannot run: the interpreter is ending, and its workers have ended")
@@ -123,8 +123,8 @@ class RemoteFunction:
         function = self._pickled
         if function is None:
             made = Function(self._function)
-            # There is no lock here, because pickling runs user code, which may call this method. If two are made, one
-            # is discarded.
+            # No lock is held here, because pickling runs user code, which may call this method. If two pickled
+            # functions are made, one of them is discarded.
             function = self._pickled
             if function is None:
                 function = self._pickled = made

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KILLED", "WELCOME", "Visitors", "leave_word", "listen", "word_is_left"]
 
-# The actor's message to a new caller: its process id and start time.
+# Format of the actor's message to a new caller: the actor's process id and start time.
 WELCOME = struct.Struct("<QQ")
 # Suffix of the address to which another process connects to report that it killed the actor.
 KILLED = "-killed"
@@ -27,13 +27,13 @@ KILLED = "-killed"
 
 class Visitors:
     """
-    A thread that accepts connections; `fd` is readable if there are new ones.
+    A thread that accepts connections; `fd` is readable if there are new connections.
 
     Parameters
     ----------
     listener : socket.socket
-        Listens on an abstract address. Any process of this host can connect, so the kernel's credentials are checked first,
-        then multiprocessing's key.
+        A socket that listens on an abstract address. Any process of this host can connect, so the listener checks first
+        the credentials that the kernel reports, then multiprocessing's authentication key.
     """
 
     def __init__(self, listener: socket.socket) -> None:
@@ -100,9 +100,9 @@ def listen(address: str) -> Descriptor:
 
 
 def leave_word(address: str) -> None:
-    """Report to the owner of an actor that this process kills the actor."""
+    """Tell the owner of an actor that this process is killing the actor."""
     with socket_above_standard(socket.socket(socket.AF_UNIX)) as end:
-        # If the backlog of the socket is full, other processes have connected already.
+        # If the backlog of the socket is full, other processes have already reported this.
         end.setblocking(False)
         try:
             end.connect(address + KILLED)

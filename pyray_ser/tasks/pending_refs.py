@@ -1,11 +1,11 @@
 """Send a TaskRef to other processes.
 
-A settled TaskRef is pickled as its outcome. For a pending one, an unsealed object is made in the store, the promise.
-The receiver waits for it as for any other object, and the owner seals it when the answer has arrived. If the owner dies
-before that, waiting processes get `ObjectLostError`.
+A settled TaskRef is pickled as its outcome. For a pending TaskRef, its owner makes an unsealed object in the store,
+which is called the promise. The receiver waits for the promise as for any other object, and the owner seals it when the
+answer has arrived. If the owner dies before that, waiting processes get `ObjectLostError`.
 
-The promise cannot hold its result, because the promise is older, and objects refer only to older objects so that no
-cycle can form. Therefore the owner holds the result as long as the promise exists.
+The promise cannot keep its result alive: objects may refer only to older objects, so that no cycles can form, and the
+promise is older than its result. Therefore the owner holds the result as long as the promise exists.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class _Promised:
         except GetTimeoutError:
             return True
         except PyraySerError as error:
-            # Do not catch exceptions of signal handlers, because they belong to the program.
+            # Do not catch exceptions of signal handlers, because the program must receive them.
             ref.settle(error)
             return True
         ref.settle(_outcome(form))
@@ -127,7 +127,7 @@ class _Promises:
         self._sweeping = False
 
     def get(self, ref: TaskRef) -> Ref:
-        """Return the promise for a TaskRef that was pending a moment ago."""
+        """Return the promise for a TaskRef, which was still pending when the caller checked it."""
         promise = self._made.get(ref)
         if promise is not None:
             return promise
@@ -148,7 +148,7 @@ class _Promises:
         try:
             held, record = _record(outcome)
         except BaseException as error:
-            # Waiting processes must receive the error, whatever its type.
+            # Waiting processes must receive the error, so catch errors of every type.
             held, record = _record(_reason(ref, error))
             self._write(ref, window, record, held)
             if not isinstance(error, Exception):
@@ -194,7 +194,7 @@ def _record(outcome: Outcome) -> tuple[Ref | None, tuple[str, bytes]]:
 
 
 def _reason(ref: TaskRef, error: BaseException) -> BaseException:
-    """Return the error for a promise that cannot be fulfilled; short enough for the promise itself."""
+    """Return the error for a promise that cannot be fulfilled, short enough to be stored in the promise."""
     kind = ObjectStoreFullError if isinstance(error, ObjectStoreFullError) else ObjectLostError
     text = f"the result of {ref.name} could not be passed on by its owner (process {os.getpid()}): {error}"
     made: BaseException = kind(f"{text:.1000}")
@@ -202,7 +202,7 @@ def _reason(ref: TaskRef, error: BaseException) -> BaseException:
 
 
 class _Settled:
-    """An outcome that is too large for the promise itself: an error, or a large value."""
+    """An outcome that is too large to be stored in the promise: an error, or a large value."""
 
     def __init__(self, outcome: Outcome) -> None:
         self.outcome = outcome
@@ -212,7 +212,7 @@ _promises = _Promises()
 
 
 def _after_fork_in_child() -> None:
-    # The promises belong to the parent, which fulfils them.
+    # The promises belong to the parent process, which seals them.
     global _promises
     _promises = _Promises()
 

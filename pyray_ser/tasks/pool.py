@@ -1,7 +1,7 @@
 """Run tasks on this node in threads, each with one worker process.
 
-Each thread forwards its calls to its process. The death of a process fails one task: the next one gets a new process.
-There is no lock: the thread that removes a job from `Pool._waiting`, in one atomic step, runs the job.
+Each thread forwards its calls to its process. If a process dies, one task fails, and the next task gets a new process.
+No lock is needed: a thread removes a job from `Pool._waiting` in one atomic step, and then runs this job.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ class Worker:
 
     def __init__(self, number: int, share: int) -> None:
         self.process = Process(f"pyray_ser-worker-{number}", settings.start_method(), settings.passed_on(share))
-        # A call may run again after its worker has died. The thread of the worker decides.
+        # A call may be repeated after its worker has died, but the thread of the worker decides about that.
         self.channel = Channel(self.process, self.process.pipe, Channel.abandon)
         # Identifiers of the functions that the worker has loaded.
         self.known: set[int] = set()
 
     def lives(self) -> bool:
-        """Return whether it is alive; an idle worker sends nothing."""
+        """Return whether the worker is alive. An idle worker sends nothing, so its pipe is not ready while it lives."""
         calls = self.channel.calls
         return not calls.closed and not calls.wait(self.process.watch.fileno(), 0)
 
     def end(self) -> None:
-        """Kill it."""
+        """Kill the worker process."""
         self.process.kill()
 
 
@@ -60,7 +60,7 @@ class Pool:
         self._tokens: SimpleQueue[bool] = SimpleQueue()
         self._threads: set[int] = set()
         self._idle: set[int] = set()
-        # Their thread idents.
+        # The thread idents of these threads.
         self._serving: set[int] = set()
         self._numbers = count(1)
         self._resting: list[Worker] = []
@@ -116,7 +116,8 @@ class Pool:
                 # adds the token.
                 while (found := self._next()) is not None:
                     if self._order and self._tokens.empty():
-                        # The next call has no token yet, and must not wait until the current call has ended.
+                        # The token for the next call was not added yet, but this call must not wait until the current
+                        # one has ended.
                         self._tokens.put(True)
                     self._run(*found)
                     del found
@@ -160,7 +161,7 @@ class Pool:
                 worker.process.reap()
                 if job.ref.cancelled or self._ended:
                     break
-                # Results of a stream that have arrived must not arrive again.
+                # The results of a stream that have arrived must not be sent a second time.
                 if job.items is not None:
                     break
             fail([job], worker.process.died)
@@ -172,7 +173,7 @@ class Pool:
     def _run_in(self, worker: Worker, function: Function, job: Job) -> None:
         job.worker = worker
         if job.ref.cancelled:
-            # A `cancel()` between the caller's check and the assignment above did not find the worker.
+            # If `cancel()` was called between the caller's check and the assignment above, it did not find the worker.
             worker.end()
         channel = worker.channel
         if function.number not in worker.known:
@@ -196,8 +197,8 @@ class Pool:
             worker.channel.abandon()
             worker.process.reap()
             self._all.discard(worker)
-        # Tasks that this worker starts share the machine with those of other workers, so it may start only a share of
-        # the processes.
+        # The tasks that this worker starts share the machine with those of other workers, so the worker may start only
+        # some of the processes.
         worker = Worker(next(self._numbers), max(1, self._size // (len(self._all) + 1)))
         self._all.add(worker)
         if self._ended:
@@ -207,7 +208,7 @@ class Pool:
     # ---- the source of its references
 
     def collect(self, ref: TaskRef, deadline: float | None) -> bool:
-        """Leave the reading to the thread that runs the task, unless the caller interrupts that thread."""
+        """Let the thread that runs the task do the reading, unless the caller has interrupted that thread."""
         if self.collect_later(ref):
             job = ref.job
             worker = None if job is None else job.worker
@@ -216,7 +217,7 @@ class Pool:
         return False
 
     def collect_later(self, ref: TaskRef) -> bool:
-        """Return whether the caller must read because it interrupts the thread that runs the task."""
+        """Return whether the caller must read because it has interrupted the thread that runs the task."""
         job = ref.job
         if job is None or get_ident() not in self._serving:
             return False
@@ -225,7 +226,7 @@ class Pool:
         if worker is not None:
             return bool(worker.channel.reads_here())
         if not self._idle:
-            # The task may depend on this thread: start another thread in its place.
+            # No other thread may be free to run the task that this thread waits for, so start another thread.
             self._start_thread()
         self._tokens.put(True)
         return False
@@ -269,7 +270,7 @@ class Pool:
                 worker.end()
         for _ in list(self._threads):
             self._tokens.put(False)
-        # Each thread ends when it receives its token, because its call has ended with its worker.
+        # The call of each thread has ended with its worker, so the thread ends when it receives its token.
         until = time.monotonic() + 30
         while self._threads and time.monotonic() < until:
             time.sleep(0.001)

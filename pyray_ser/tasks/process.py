@@ -1,7 +1,8 @@
-"""Worker processes: started by `multiprocessing`, watched through a pidfd.
+"""Worker processes, which are started by `multiprocessing` and watched through a pidfd.
 
 A pidfd becomes readable when the worker ends. A pipe would not, because it stays open while any process that inherited
-its other end is alive. Each worker also watches its owner and ends when the owner ends, whatever the worker is running.
+its other end is alive. Each worker also watches its owner and ends when the owner ends, even while the worker is
+running a task.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Process", "context", "end_all", "end_with", "ignore_interrupts", "let_go_of_inherited", "new_address"]
 
-# Thread -> descriptors for the child that the thread is forking. The child closes all other descriptors of its parent.
+# Thread -> descriptors for the child that the thread is forking. The child closes its parent's other descriptors.
 _passing: dict[int, tuple[int, ...]] = {}
 # Processes that multiprocessing would join at exit, even after their last handle was released.
 _running: set[BaseProcess] = set()
@@ -40,7 +41,7 @@ def context(method: str | None = None) -> BaseContext:
     Parameters
     ----------
     method : str, optional
-        "fork", "spawn" or "forkserver"; default is what multiprocessing uses.
+        "fork", "spawn" or "forkserver"; the default is the method that multiprocessing uses.
     """
     import multiprocessing
 
@@ -48,7 +49,7 @@ def context(method: str | None = None) -> BaseContext:
 
 
 def new_address() -> str:
-    """Return an address in the abstract namespace for an actor, so that no file remains."""
+    """Return an address for an actor in the abstract namespace, which leaves no file behind."""
     return f"\0pyray_ser-{os.getpid()}-{os.urandom(8).hex()}"
 
 
@@ -64,12 +65,12 @@ class Process:
     settings : dict, optional
         Settings for the process, from `pyray_ser.tasks.settings`.
     listener : Descriptor, optional
-        Listening socket of an actor, for processes other than its owner.
+        Listening socket of an actor, to which processes other than the owner connect.
 
     Attributes
     ----------
     pipe : Descriptor
-        This end of the pipe, for a `Channel`.
+        The owner's end of the pipe, for a `Channel`.
     watch : Descriptor
         Readable once the process has ended.
     """
@@ -97,11 +98,12 @@ class Process:
 
         self.pipe, theirs = _calls.pipe()
         ends = [theirs] if listener is None else [theirs, listener]
-        # These objects only let multiprocessing pass the descriptors on; `Descriptor` objects own the numbers.
+        # These objects exist only so that multiprocessing passes on the descriptors; `Descriptor` objects own the
+        # descriptors.
         sockets = [socket.socket(fileno=end.fileno()) for end in ends]
         try:
-            # multiprocessing joins non-daemonic processes at exit. Workers end before that. They are not daemonic,
-            # because daemonic processes must not have children.
+            # Workers are not daemonic, because daemonic processes must not have children. multiprocessing joins
+            # non-daemonic processes at exit, but workers end before that.
             self.process = made.Process(
                 target=main,
                 name=name,
@@ -132,7 +134,7 @@ class Process:
         return Descriptor(os.dup(self.watch.fileno()))
 
     def kill(self) -> None:
-        """End it now."""
+        """End the process immediately."""
         self._ended_here = True
         kill(self.process)
 
@@ -163,7 +165,7 @@ def _end_before_joining() -> None:
         return
     from multiprocessing.util import Finalize
 
-    # multiprocessing runs finalizers of priority 0 and higher before it joins.
+    # multiprocessing runs finalizers of priority 0 and higher before it joins child processes.
     Finalize(None, _shutdown, exitpriority=1000)
     _registered = True
 
@@ -176,7 +178,7 @@ def _shutdown() -> None:
 
 @contextmanager
 def _passed(ends: list[Descriptor]) -> Iterator[None]:
-    """Let a child that this thread forks inside the block keep these descriptors."""
+    """Keep these descriptors open in a child that this thread forks inside the block."""
     thread = get_ident()
     before = _passing.get(thread, ())
     _passing[thread] = (*before, *(end.fileno() for end in ends))
@@ -194,8 +196,8 @@ def _children_allowed() -> Iterator[None]:
     """
     Let a daemonic process (a worker of `multiprocessing.Pool`) start a worker.
 
-    multiprocessing refuses this, because a daemonic process that is terminated leaves its children behind.
-    Workers end with their owner, however it ends.
+    multiprocessing does not allow this, because a daemonic process that is terminated leaves its children behind.
+    Workers, however, always end when their owner ends.
     """
     from multiprocessing import current_process
 
@@ -233,7 +235,7 @@ def _interrupts_held_back(method: str) -> Iterator[None]:
 
 
 def join(child: BaseProcess, patience: float) -> None:
-    """Wait for the end of a process. Several threads may wait; those that do not reap the process check again."""
+    """Wait for the end of a process. Several threads may wait; one reaps the process, and the others check again."""
     until = time.monotonic() + patience
     while child.exitcode is None:
         left = until - time.monotonic()
@@ -256,7 +258,7 @@ def kill(child: BaseProcess) -> None:
 
 
 def end_all(patience: float = 2.0) -> None:
-    """End all workers of this process: idle ones end when their pipe is closed, others are killed."""
+    """End all workers of this process. Idle workers end when their pipe is closed; the others are killed."""
     until = time.monotonic() + patience
     children = list(_running)
     for child in children:
@@ -284,7 +286,7 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def end_with(owner: tuple[int, int]) -> None:
-    """End this process when its owner ends, whatever it is running."""
+    """End this process when its owner ends, even while it is running a task."""
     import threading
 
     pid, start = owner
@@ -298,7 +300,7 @@ def end_with(owner: tuple[int, int]) -> None:
         os.close(watch)
         watch = None
     if watch is None:
-        # The end of the pipe still ends an idle worker.
+        # An idle worker still ends when its pipe is closed.
         return
 
     def follow() -> None:
@@ -327,7 +329,7 @@ def ignore_interrupts() -> None:
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     except ValueError:
-        # The current thread is not the main thread, which happens if another package provides the start method.
+        # The current thread is not the main thread. This happens if another package provides the start method.
         print("pyray_ser: a worker was started outside of its main thread", file=sys.stderr)
     # SIGINT has been blocked since before the fork; interrupts that came meanwhile are ignored, too.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

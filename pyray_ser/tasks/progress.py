@@ -58,7 +58,7 @@ def _bar(total: int, description: str | None, file: Any) -> Any:
 
 
 class _Line:
-    """The progress display if tqdm is missing: a line that is overwritten."""
+    """The progress display that is used without tqdm: one line that is overwritten."""
 
     def __init__(self, total: int, description: str | None, file: Any) -> None:
         self._total = total

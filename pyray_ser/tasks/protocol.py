@@ -1,10 +1,10 @@
 """The messages between a caller and a worker process.
 
-A frame is one message of a `multiprocessing.connection.Connection`: a kind, the number of the call, and a payload. The payload of
-a value is either its serialized form, or the identity of an object in the store. In the latter case the sender holds
-the object until the receiver has reported that it holds the object. The answer is this report for a call, and ACK is
-the report for an answer. So no tokens are needed. If one of the two processes dies, the store reaps its references,
-which releases everything that was in flight.
+A frame is one message of a `multiprocessing.connection.Connection`: a kind, the number of the call, and a payload. The
+payload of a value is either its serialized form, or the identity of an object in the store. In the latter case, the
+sender holds the object until the receiver has confirmed that it holds the object. The answer to a call confirms the
+objects in the call, and an ACK confirms the object in an answer. So no tokens are needed. If one of the two processes
+dies, the store reaps its references, which releases everything that was in flight.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ __all__ = [
 ]  # fmt: skip
 
 # To a worker:
-FUNCTION = 1  # payload: number of a function, and the function
-CREATE = 2  # number of a call; class and arguments: makes the actor
+FUNCTION = 1  # payload: number of a function, and the function itself
+CREATE = 2  # number of a call; class and arguments with which to make the actor
 CALL = 3  # number of a call; function number or method name, arguments, whether to stream
 CANCEL = 4  # number of a call
-ACK = 5  # number of the answered call: the caller now holds the object in the answer
-EXPECT = 6  # token: a handle was pickled, another process will connect with it
-HELLO = 7  # token: the handle was loaded
-ARGUMENTS = 12  # number of a call that follows: list of its arguments that were pending when it was made
-TAKEN = 13  # number of a call that streams; how many of its items were taken, see `backpressure`
+ACK = 5  # number of the answered call; the caller now holds the object in the answer
+EXPECT = 6  # token; a handle was pickled, and another process will connect with this token
+HELLO = 7  # token; the handle with this token was loaded
+ARGUMENTS = 12  # number of a call that follows; the list of its arguments that were pending when it was made
+TAKEN = 13  # number of a call that streams; number of items that were taken, see `backpressure`
 # From a worker:
 RESULT = 8  # number of a call, value
 FAILURE = 9  # number of a call, Failure
-ITEM = 10  # number of a call, and one of its several values
-END = 11  # number of a call: no more items
-READY = 14  # 0: the worker has started, and takes calls from now on
+ITEM = 10  # number of a call, and one of the values that it returns
+END = 11  # number of a call that will send no more items
+READY = 14  # 0; the worker has started, and accepts calls from now on
 
 # A value of at most this many bytes goes through the pipe, a larger one through the store. A pipe buffers several such
 # values before it blocks.
@@ -64,7 +64,7 @@ GRACE = 10.0
 
 
 class Placeholder:
-    """Replaces, in the arguments of a call, a reference that was pending when they were pickled."""
+    """In the arguments of a call, replaces a reference that was pending when the arguments were pickled."""
 
     __slots__ = ("index",)
 
@@ -85,7 +85,7 @@ def write(kind: int, number: int, payload: bytes = b"") -> bytes:
 
 
 def read(frame: bytes) -> tuple[int, int, memoryview]:
-    """Return kind, number and payload of a frame."""
+    """Return the kind, number and payload of a frame."""
     kind, number = _head.unpack_from(frame)
     return kind, number, memoryview(frame)[HEAD:]
 
@@ -112,7 +112,7 @@ def outcome(payload: memoryview) -> bytes | ObjectRef[Any]:
 
 
 def load(payload: memoryview) -> Any:
-    """Return the value of a payload."""
+    """Load and return the value in a payload."""
     held = outcome(payload)
     if type(held) is bytes:
         return unpack(held)

@@ -6,8 +6,8 @@ store, or with an error. `get`, `wait`, `await` and `future` accept it like an `
 references does not change.
 
 Settling acquires no lock: it first writes the outcome and then removes and runs the callbacks one by one. Code that
-adds a callback checks afterwards whether the reference was settled meanwhile. If so, it removes and runs the callback
-itself. In either case each callback runs once.
+adds a callback checks afterwards whether the reference was settled meanwhile. If so, that code removes and runs the
+callback itself. In either case, each callback runs once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SLICE", "Outcome", "Repeatable", "Source", "TaskRef", "get", "patience", "wait"]
 
-# A small value in serialized form, a large one in the store, an error of the task, or an error of the transfer.
+# In this order: a small value in serialized form, a reference to a large value in the store, an error that the task
+# raised, or an error of the transfer.
 Outcome: TypeAlias = "bytes | ObjectRef[Any] | Failure | BaseException"
 
 
@@ -40,7 +41,7 @@ class Source(Protocol):
     """The object that receives the answer to a call."""
 
     def collect(self, ref: TaskRef, deadline: float | None) -> bool:
-        """Wait for the answer, at most until `deadline`; return False if the caller must sleep until then."""
+        """Wait for the answer, at most until `deadline`; return False if the caller must sleep instead."""
 
     def collect_later(self, ref: TaskRef) -> bool:
         """
@@ -54,15 +55,15 @@ class Source(Protocol):
         """Cancel the call; see `pyray_ser.cancel`."""
 
     def tell(self, ref: TaskRef, payload: bytes) -> None:
-        """Report to the worker which results of a stream were taken."""
+        """Tell the worker which results of a stream were taken."""
 
 
 class Repeatable:
     """
-    The key of a callback that may be called several times.
+    The key under which a callback is registered that may be called several times.
 
-    The callback is removed only after it has run, so that it runs again if a signal handler interrupts it and waits for
-    its effect.
+    The callback is removed only after it has run. So if a signal handler interrupts it and waits for its effect, the
+    handler can run it again.
     """
 
     __slots__ = ()
@@ -91,7 +92,7 @@ class TaskRef:
     # ---- settling, by the source
 
     def settle(self, outcome: Outcome) -> None:
-        """Set the outcome: bytes, an ObjectRef, a Failure or an exception. Only the first one counts."""
+        """Set the outcome: bytes, an ObjectRef, a Failure or an exception. Later calls do not change the outcome."""
         if self._outcome is None:
             self._outcome = outcome
             self.source = None
@@ -102,8 +103,8 @@ class TaskRef:
             self._run_callbacks()
 
     def _run_callbacks(self) -> None:
-        # A callback may settle the next reference of a long chain, but the depth of the stack must not grow with the
-        # chain.
+        # A callback may settle the next reference in a long chain of references, and the stack must not get deeper with
+        # each of them.
         thread = get_ident()
         depth = _depths.get(thread, 0)
         if depth >= _DEEP:
@@ -129,7 +130,7 @@ class TaskRef:
             try:
                 key = next(reversed(callbacks))
             except (StopIteration, RuntimeError):
-                continue  # another thread takes out callbacks, too
+                continue  # another thread is removing callbacks, too
             repeats = type(key) is Repeatable
             callback = callbacks.get(key) if repeats else callbacks.pop(key, None)
             if callback is None:
@@ -157,7 +158,7 @@ class TaskRef:
     def done(self) -> bool:
         """Return whether `get` would return or raise immediately."""
         if self._outcome is None and self.source is not None and self._forks == fork_count():
-            # A caller that polls does not read the pipe: make sure that the answer is read.
+            # A caller that only polls does not read the pipe, so make sure that another thread reads the answer.
             self._ask()
         return self._outcome is not None
 
@@ -170,7 +171,8 @@ class TaskRef:
 
     def add_done_callback(self, callback: Callable[[TaskRef], object]) -> None:
         """
-        Call ``callback(ref)`` once it is settled, in the settling thread; immediately if it is settled already.
+        Call ``callback(ref)`` in the thread that settles the reference, or immediately if the reference is already
+        settled.
 
         Exceptions of the callback are logged.
         """
@@ -184,7 +186,7 @@ class TaskRef:
         self._ask()
 
     def _forget(self, key: object) -> None:
-        """Remove a callback; repeated waits would accumulate them."""
+        """Remove a callback, because callbacks of repeated waits would accumulate."""
         self._callbacks.pop(key, None)
 
     def check_process(self) -> None:
@@ -213,7 +215,7 @@ class TaskRef:
         waiter.acquire()
         self.notify(waiter, lambda _: waiter.release())
         try:
-            # Wait for a limited time, because the reading thread may have stopped after an exception of the program.
+            # Wait for a limited time, because the reading thread may have stopped after an exception in the program.
             waiter.acquire(timeout=min(SLICE, patience(deadline)) if deadline is not None else SLICE)
         finally:
             self._forget(waiter)
@@ -268,7 +270,7 @@ class TaskRef:
 
     @property
     def state(self) -> str:
-        """str : "creating", "sealed", "freed", or "lost" if it ended with an error."""
+        """str : "creating", "sealed", "freed", or "lost" if the task ended with an error."""
         outcome = self._outcome
         if outcome is None:
             return "creating"
@@ -279,7 +281,7 @@ class TaskRef:
         return "sealed" if type(outcome) is bytes else "lost"
 
     def free(self) -> None:
-        """Delete the result, now or when it has arrived; see `pyray_ser.free`."""
+        """Delete the result, either now or as soon as it arrives; see `pyray_ser.free`."""
         outcome = self._outcome
         if outcome is None:
             self.add_done_callback(TaskRef.free)
@@ -322,7 +324,8 @@ class TaskRef:
 
 # Seconds that a thread sleeps before it checks whether another thread still reads.
 SLICE = 0.5
-# The maximum depth of callbacks inside callbacks; and the callbacks that wait until fewer run, by thread.
+# The maximum nesting depth of callbacks, and, for each thread, the callbacks that are postponed until the depth is
+# lower.
 _DEEP = 20
 _depths: dict[int, int] = {}
 _later: dict[int, deque[TaskRef]] = {}
@@ -398,7 +401,7 @@ def wait(refs: list[Any], num_returns: int, deadline: float | None) -> list[int]
     Returns
     -------
     list of int
-        Indices of all that are ready: at least `num_returns`, unless the deadline has passed.
+        Indices of all references that are ready, at least `num_returns` unless the deadline has passed.
     """
     ready = _ready(refs)
     if len(ready) >= num_returns:
@@ -407,13 +410,13 @@ def wait(refs: list[Any], num_returns: int, deadline: float | None) -> list[int]
     changed.acquire()
 
     def notice(_: TaskRef) -> None:
-        # Several references may be settled before the waiter checks. The lock serves as a flag, and setting it twice is
-        # not an error.
+        # Several references may be settled before the waiting thread checks. The lock serves as a flag, so setting it
+        # twice is allowed.
         if changed.locked():
             try:
                 changed.release()
             except RuntimeError:
-                pass  # another callback was faster
+                pass  # another callback has already released the lock
 
     pending = [ref for ref in refs if type(ref) is TaskRef and ref._outcome is None]
     # Objects that another process seals cannot have callbacks.

@@ -4,9 +4,9 @@ When a handle is pickled, it is announced to the actor. The actor then listens a
 while, even if all other handles have been released. A process that loads the handle connects and sends the token of the
 announcement.
 
-Loading never waits and never fails because of the actor: a thread connects, and calls made meanwhile are queued.
-If the actor has ended, these calls fail. If the actor's process has died and is restarted, the thread connects to the
-new process.
+Loading a handle never waits for the actor or fails because of it: a thread connects, and calls made meanwhile are
+queued. If the actor has ended, these calls fail. If the actor's process has died and is restarted, the thread connects
+to the new process.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class _Remote:
         try:
             signal.pidfd_send_signal(self.watch.fileno(), signal.SIGKILL)
         except (ProcessLookupError, ValueError, OSError):
-            return  # it has ended
+            return  # the process has ended
 
     def died(self, task: str | None) -> WorkerDiedError:
         # Only the actor's owner knows how the process ended.
@@ -106,7 +106,7 @@ class Visitor(Client):
         self.pid = pid
         # Announcements to send after the connection is made.
         self._tokens: deque[int] = deque()
-        # The right to connect: the thread that pops this item connects.
+        # The thread that pops this item is the one that connects.
         self._right = [True]
         self.channel = Channel(_Remote(pid, start), None, self.lost)
         self._connect_later()
@@ -145,7 +145,8 @@ class Visitor(Client):
                     self._end(self._gone("it has ended"))
                     return
                 except (OSError, EOFError) as error:
-                    # The actor ended meanwhile and may be restarted; if not, its owner closes the address.
+                    # The actor has ended meanwhile and may be restarted. If it is not restarted, its owner closes the
+                    # address.
                     if not _is_passing(error):
                         self._end(self._gone(f"it does not answer: {error}"))
                         return
@@ -214,7 +215,7 @@ def _call_on(address: str) -> tuple[_Remote, Descriptor]:
         connection = Connection(above_standard(os.dup(end.fileno())))
         try:
             key = bytes(multiprocessing.current_process().authkey)
-            # This read returns when the actor answers or ends.
+            # This blocking read returns when the actor answers or ends.
             answer_challenge(connection, key)
             deliver_challenge(connection, key)
             pid, start = WELCOME.unpack(connection.recv_bytes(WELCOME.size))

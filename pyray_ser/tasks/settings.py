@@ -13,14 +13,14 @@ _settings: dict[str, Any] = {}
 
 def set_pool(num_workers: int | None = None, start_method: str | None = None) -> None:
     """
-    Set how tasks run, before the first one runs.
+    Set how tasks are run. This must be called before the first task runs.
 
     Parameters
     ----------
     num_workers : int, optional
         Number of processes for tasks; default is the number of CPUs that this process may use.
     start_method : {"fork", "spawn", "forkserver"}, optional
-        Default is what multiprocessing uses.
+        The default is the method that multiprocessing uses.
     """
     if num_workers is not None and (type(num_workers) is not int or num_workers < 1):
         raise ValueError(f"num_workers must be a positive int, not {num_workers!r}")
@@ -45,7 +45,7 @@ def num_workers() -> int:
 
 
 def start_method() -> str | None:
-    """Return how processes are started; None for multiprocessing's default."""
+    """Return the method by which processes are started; None means multiprocessing's default."""
     return _settings.get("start_method")
 
 
@@ -55,7 +55,7 @@ def passed_on(share: int) -> dict[str, Any]:
 
 
 def inherit(settings: dict[str, Any]) -> None:
-    """Apply the owner's settings, in a new worker."""
+    """Apply the owner's settings in a new worker."""
     _settings.clear()
     _settings.update(settings)
 

@@ -1,7 +1,7 @@
 """Calls with several results: a stream of any length, or a fixed number of results.
 
-Nothing here takes a lock. Received items are in a deque of the call's `Job`. A waiting thread registers a callback for
-the next change, and then checks again.
+This module uses no locks. Received items are in a deque of the call's `Job`. A waiting thread registers a callback for
+the next change, and then checks again for items.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["Items", "Parts", "ResultStream"]
 
 
 class Items:
-    """The received but not yet taken items of a stream. The call holds this object, so the stream may be dropped."""
+    """The items of a stream that were received but not taken. The call holds this object if the stream is dropped."""
 
     def __init__(self, ref: TaskRef, job: Job) -> None:
         self.ref = ref
@@ -40,7 +40,7 @@ class Items:
         self.taken = 0
         # The number of taken items that was reported to the worker.
         self._told = 0
-        # Whether the reader has given up the remaining items.
+        # Whether the reader no longer wants the remaining items.
         self._abandoned = False
         # The payload that is sent instead of counts from now on, and whether the worker had started the call when it
         # was sent.
@@ -63,11 +63,12 @@ class Items:
         if self._abandoned:
             self._ready.clear()
         if self._last is not None and not self._last_told:
-            # Before the first item, the worker may not have started the call, and then ignores the message.
+            # Before the first item, the worker may not have started the call. In that case it ignores the message.
             self._last_told = True
             self._send(self._last)
         if self.ended:
-            # Job and stream refer to each other: the cycle would keep the items until the next garbage collection.
+            # Job and stream refer to each other. This cycle would keep the items alive until the next garbage
+            # collection.
             self._job = None
         while self.waiters:
             try:
@@ -103,7 +104,7 @@ class Items:
             self._send(self._last)
 
     def abandon(self) -> bool:
-        """Discard the items and end the stream. Return False, for `collector().repeat`."""
+        """Discard the items and end the stream. Return False, so that `collector().repeat` does not call this again."""
         self._abandoned = True
         self._ready.clear()
         if self._last is None:
@@ -117,7 +118,7 @@ class Items:
             source.tell(self.ref, payload)
 
     def ask(self) -> bool:
-        """Let the answers be read; see `Source.collect_later`."""
+        """Have another thread read the answers; see `Source.collect_later`."""
         source = self.ref.source
         if source is None:
             return False
@@ -145,7 +146,7 @@ class Items:
         return deadline is None or time.monotonic() < deadline
 
     async def wait_async(self) -> None:
-        """Wait until something may have arrived, without a thread."""
+        """Wait until an item may have arrived, without using a thread."""
         import asyncio
 
         self.tell()
@@ -170,7 +171,7 @@ def _wake(loop: asyncio.AbstractEventLoop, moved: asyncio.Future[None]) -> None:
             moved.set_result(None)
 
     if loop.is_closed():
-        return  # the event loop is closed, so nothing waits
+        return  # the event loop is closed, so no code is waiting
     try:
         loop.call_soon_threadsafe(wake)
     except RuntimeError:
@@ -180,19 +181,18 @@ def _wake(loop: asyncio.AbstractEventLoop, moved: asyncio.Future[None]) -> None:
 
 class ResultStream:
     """
-    An iterator over the results of a generator task, as references, in order, as they arrive.
+    An iterator over references to the results of a generator task, in order, as they arrive.
 
-    Iterate over this object with ``for`` or ``async for``.
-    `get` of the last reference raises an error of the generator.
-    The generator is at most 16 results, or 64 MiB of them, ahead of its reader.
-    If the stream is dropped, the worker closes the generator at its next item.
+    Iterate over this object with ``for`` or ``async for``. If the generator raises an error, `get` of the last
+    reference raises it. The generator runs at most 16 results, or 64 MiB of results, ahead of its reader. If the stream
+    is dropped, the worker closes the generator at its next item.
     """
 
     def __init__(self, items: Items) -> None:
         self._items = items
 
     def __del__(self, is_finalizing: Callable[[], bool] = is_finalizing) -> None:
-        # The function is bound as a default argument, because the interpreter clears the globals of modules at its end.
+        # The function is a default argument, because the interpreter clears module globals when it shuts down.
         items = self._items
         if not items.ended and not is_finalizing():
             items.abandon()
@@ -233,7 +233,7 @@ class ResultStream:
         deadline = None if timeout is None else time.monotonic() + timeout
         in_time = True
         while True:
-            # Check this first: the last item and the end arrive in one step.
+            # Check this first, because the last item and the end of the stream may arrive in one step.
             ended = items.ended
             item = items.take()
             if item is not None:
@@ -253,7 +253,7 @@ class ResultStream:
         items = self._items
         while True:
             ended = items.ended
-            # There is no await after an item was taken, so cancelling the wait loses no item.
+            # No await follows after an item was taken, so no item is lost if the wait is cancelled.
             item = items.take()
             if item is not None:
                 return item
@@ -275,7 +275,7 @@ class Parts:
         self._job = job
 
     def notice(self) -> None:
-        """Settle the references whose outcome has arrived; may be repeated."""
+        """Settle the references whose outcome has arrived. The call may be repeated."""
         job = self._job
         outcomes = list(job.items or ())
         for part, outcome in zip(self.refs, outcomes, strict=False):

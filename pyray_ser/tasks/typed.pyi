@@ -1,11 +1,12 @@
 """The types of `tasks` for type checkers: the same classes, generic over the signature and the result of the remote
 function.
 
-No module of this name exists at run time. A reference can replace any argument. So `.remote` accepts the arguments of
-the function itself, and arbitrary arguments if one of the first four is a reference.
+No module of this name exists at run time. A reference can replace any argument, so `.remote` accepts the arguments of
+the function itself, and also arbitrary arguments if one of the first four is a reference.
 """
 
-# Overloads overlap on purpose: a class is also a callable, and a function that returns an iterator is also a function.
+# Overloads overlap intentionally: a class is also a callable, and a function that returns an iterator is also a
+# function.
 # mypy: disable-error-code="overload-overlap"
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
@@ -19,7 +20,7 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _T_co = TypeVar("_T_co", covariant=True)
 _C = TypeVar("_C")
-# What `.remote` returns.
+# The type of the result of `.remote`.
 _R_co = TypeVar("_R_co", covariant=True)
 
 class TaskRef(Generic[_T_co]):
@@ -105,7 +106,7 @@ class ActorClass(Generic[_P, _T]):
     def remote(self, first: Any, second: _Ref, /, *args: Any, **kwargs: Any) -> ActorHandle[_T]: ...
 
 class _Decorator(Protocol):
-    """The result of ``@remote(max_retries=...)`` and the like; a class may have only the options of actors."""
+    """The result of ``@remote(...)`` with options, such as ``max_retries``; a class may have only options of actors."""
 
     @overload
     def __call__(self, thing: type[_T], /) -> ActorClass[..., _T]: ...

@@ -1,7 +1,7 @@
-"""The worker's side: a loop that reads calls, runs them one after another, and answers them.
+"""The code of a worker process: a loop that reads calls, runs them one after another, and answers them.
 
-The same loop serves a worker of the pool, which receives functions, and an actor, which receives a class and then names
-of methods. `worker_async` serves an actor whose methods are coroutines.
+The same loop is used for workers of the pool, which receive functions, and for actors, which receive a class and then
+method names. Actors whose methods are coroutines use `worker_async`.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ __all__ = ["Server", "main"]
 
 def main(ends: list[socket.socket], owner: tuple[int, int], settings: dict[str, Any]) -> None:
     """
-    Serve until the last caller has disconnected. The target of a worker process.
+    Serve calls until the last caller has disconnected. This function is the target of a worker process.
 
     Parameters
     ----------
     ends : list of socket.socket
-        The pipe to the owner, and for an actor the socket for other callers.
+        The pipe to the owner, and for an actor also the socket for other callers.
     owner : tuple of (int, int)
         Process id and start time.
     settings : dict
@@ -52,14 +52,14 @@ def main(ends: list[socket.socket], owner: tuple[int, int], settings: dict[str, 
     process.let_go_of_inherited()
     finalizing.forget_inherited()
     connection = Connection(ends[0].detach())
-    with suppress(OSError):  # the owner has ended: the server notices
+    with suppress(OSError):  # the owner has ended, which the server will notice
         connection.send_bytes(protocol.write(protocol.READY, 0))
     server = Server(connection, ends[1] if len(ends) > 1 else None)
     try:
         server.run()
     finally:
-        # Release the objects of the program first, while tasks and the store still work, as an interpreter does at its
-        # end.
+        # Release the program's objects first, while tasks and the store still work. An interpreter does the same when
+        # it shuts down.
         server.close()
         finalizing.run()
         from . import shutdown
@@ -68,7 +68,7 @@ def main(ends: list[socket.socket], owner: tuple[int, int], settings: dict[str, 
 
 
 class Peer:
-    """A caller: the owner, or another process that was given the actor's handle."""
+    """A caller: the owner, or another process that received the actor's handle."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -100,19 +100,19 @@ class Server:
         self.functions: dict[int, Callable[..., Any] | _Unloadable] = {}
         # Settled arguments of a call, which the caller sends before the call: (caller, number of the call) -> list
         self.arguments: dict[tuple[Peer, int], list[Any]] = {}
-        # Running streams: (caller, number of the call) -> the counts that show how far the stream is ahead of its
-        # reader
+        # Running streams: (caller, number of the call) -> the counts that tell how many items the reader has not taken
+        # yet
         self.flows: dict[tuple[Peer, int], Flow] = {}
         self.actor: Any = None
         self.actor_name = ""
         self.is_async = False
-        # The action of CANCEL; in an event loop a running call can be cancelled, too.
+        # The function that handles CANCEL frames. In an event loop, it can also cancel a running call.
         self.cancel: Callable[[Peer, int], None] = self.cancel_queued
         # The error that the actor's `__init__` raised, if any.
         self.broken: Failure | None = None
         self.inbox: deque[tuple[Peer, int, int, memoryview]] = deque()
-        # Calls of other processes that arrived before the actor was made, because an argument of its constructor was
-        # pending.
+        # Calls of other processes that arrived before the actor was made, while an argument of its constructor was
+        # still pending.
         self.unmade = listener is not None
         self.early: list[tuple[Peer, int, int, memoryview]] = []
         self.peers: dict[int, Peer] = {}
@@ -129,7 +129,7 @@ class Server:
             self.poller.register(self.visitors.fd, select.POLLIN)
 
     def close(self) -> None:
-        """Release the actor and the functions, so that they are finalized."""
+        """Release the actor and the functions, so that their finalizers run."""
         self.actor = None
         # Break a reference cycle: the hook is a method of this server, or of the event loop's object that refers to
         # this server.
@@ -224,8 +224,8 @@ class Server:
             return False
         if self.visitors is not None and self.visitors.waiting():
             return False
-        # A handle whose message was lost does not keep the actor alive: its receiver would have connected within this
-        # time.
+        # If the message that contains a handle was lost, the handle must not keep the actor alive. A receiver would
+        # have connected within this time.
         now = time.monotonic()
         self.expected = {token: since for token, since in self.expected.items() if now - since < protocol.GRACE}
         return not self.expected
@@ -244,7 +244,7 @@ class Server:
             if self.inbox:
                 peer, kind, number, payload = self.inbox.popleft()
                 self.handle(peer, kind, number, payload)
-                # Keep no reference to the call: the arguments may be large.
+                # Keep no reference to the call, because its arguments may be large.
                 del peer, payload
             if self.is_async:
                 from .worker_async import run
@@ -332,14 +332,14 @@ class Server:
             self.fail(peer, number, error, name)
 
     def stream(self, peer: Peer, number: int, result: Any) -> None:
-        """Send the items of a result, at the rate at which the caller takes them."""
+        """Send the items of a result as fast as the caller takes them."""
         flow = self.flows[peer, number] = Flow()
         items = iter_anything(result)
         try:
             for item in items:
                 flow.sent(self.answer(peer, protocol.ITEM, number, item))
                 del item
-                # A dropped stream must end: check at each item.
+                # Check at each item whether the caller has dropped the stream, which then must end.
                 self.look(0)
                 while flow.full():
                     self.look(None)
@@ -389,11 +389,11 @@ def has_coroutines(cls: type) -> bool:
 
 
 def _nothing(peer: Peer, number: int) -> None:
-    """Do nothing: there is no call left to cancel."""
+    """Do nothing, because no call is left to cancel."""
 
 
 class _Unloadable(Exception):
-    """Carries the Failure of a function or class that could not be loaded here."""
+    """An exception that carries the Failure of a function or class that could not be loaded here."""
 
 
 def result_error(error: SerializationError, value: object) -> SerializationError:
@@ -407,7 +407,7 @@ def result_error(error: SerializationError, value: object) -> SerializationError
 
 
 def resolve(args: tuple[Any, ...], kwargs: dict[str, Any], pending: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
-    """Replace arguments that are references by their values; nested references stay."""
+    """Replace arguments that are references by their values; references inside other values stay."""
 
     def value(arg: Any) -> Any:
         if type(arg) is protocol.Placeholder:

@@ -1,4 +1,4 @@
-"""The server of an actor with coroutines: calls start in order, and waiting calls let others run."""
+"""The server of an actor with coroutines: calls start in order, and while one call waits, others can run."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class _Loop:
             except TimeoutError:
                 continue
             readable.clear()
-            # A closed descriptor must leave the loop before its number is reused.
+            # Remove a closed descriptor from the event loop before its number is reused.
             before = dict(server.peers)
             server.look(0)
             for fd, peer in before.items():
@@ -111,7 +111,7 @@ class _Loop:
             async for item in items:
                 flow.sent(server.answer(peer, protocol.ITEM, number, item))
                 del item
-                # A generator that never waits must not block the other callers.
+                # Yield to the event loop, because a generator that never waits must not block other callers.
                 await asyncio.sleep(0)
                 while flow.full():
                     moved.clear()

@@ -1,7 +1,8 @@
-"""Reducers for types whose own reduction makes unnecessary copies, or fails.
+"""Reducers for types whose own reduction fails or makes unnecessary copies.
 
-`put`, `serialize` and `dumps_frames` use them; `dumps` does not. There is one file for each package. It is imported
-when the first instance of a class of that package is pickled, so never before the user has imported the package.
+`put`, `serialize` and `dumps_frames` use them; `dumps` does not. Each supported package has its own file here, which is
+imported when the first instance of a class of that package is pickled. So it is never imported before the user has
+imported the package.
 
 A reducer takes an instance and returns what ``__reduce__`` would return, or
 `NotImplemented` to use the type's own reduction. Bytes that belong outside of
@@ -11,10 +12,10 @@ the stream are contiguous `pickle.PickleBuffer` objects in the result, or exact
 What the pickler uses
 ---------------------
 ``reducers``
-    ``{type: reducer}``, exact types, filled as packages are met.
+    ``{type: reducer}`` for exact types, filled when the first class of a package is pickled.
 ``meet(cls)``
-    Call it once for each class: it fills `reducers` for the class and returns
-    the registered serializer, as `registry.find` does.
+    Called once for each class. It fills `reducers` for the class and returns the registered serializer, as
+    `registry.find` does.
 """
 
 import sys
@@ -77,8 +78,8 @@ def _install(name: str) -> None:
     module = import_module(f".{name}", __name__)
     install = getattr(module, "install", None)
     if install is None:
-        return  # a finalizer runs inside the import of this module, whose caller installs it afterwards
-    # It is harmless if two threads both do this.
+        return  # a finalizer runs during the import of this module; the importing code installs it afterwards
+    # It does no harm if two threads both do this.
     install(reducers)
     _installed.add(name)
 

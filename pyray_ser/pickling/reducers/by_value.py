@@ -1,7 +1,7 @@
 """Reducers for type parameters and `functools.lru_cache` functions that other processes cannot find by name.
 
-Their own reduction is a name. Another process cannot resolve the name of an object of ``__main__``, or a name that
-refers to nothing.
+These objects reduce to their name. Another process cannot resolve a name in ``__main__``, or a name under which no
+object can be found.
 """
 
 import functools
@@ -18,7 +18,7 @@ __all__ = ["install", "reduce_cached", "reduce_type_parameter"]
 def _goes_by_name(obj: Any) -> bool:
     try:
         module, _ = find_global(obj, getattr(obj, "__qualname__", None) or obj.__name__)
-    except Exception:  # its name leads to no object, or to another one
+    except Exception:  # the name refers to no object, or to another one
         return False
     return module not in ("__main__", "__mp_main__")
 

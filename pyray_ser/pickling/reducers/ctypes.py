@@ -1,4 +1,4 @@
-"""Reducers for ctypes data: bytes are written out-of-band, and array classes by element type and length."""
+"""Reducers for ctypes data, which write the bytes out-of-band, and array classes as element type and length."""
 
 import ctypes
 from collections.abc import Callable
@@ -48,7 +48,7 @@ def _has_own_reduction(cls: Any) -> bool:
 
 
 def _dimensions(cls: Any) -> tuple[Any, tuple[int, ...]]:
-    """Return the element and lengths of a class of arrays; a class with its own name stays whole."""
+    """Return the element type and lengths of an array class; do not divide a class that has its own name."""
     shape: list[int] = []
     while issubclass(cls, ctypes.Array) and cls.__bases__ == (ctypes.Array,) and cls is cls._type_ * cls._length_:
         shape.append(cls._length_)

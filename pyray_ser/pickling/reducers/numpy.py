@@ -1,9 +1,8 @@
 """Reducers for numpy: arrays whose own reduction makes a copy, subclasses of arrays, and StringDType.
 
-The pickler writes plain arrays of plain dtypes itself. `reduce_ndarray` is for
-the others (records, and all arrays in the pure-Python pickler) and writes the
-same: the elements in memory order, gathered if they are not contiguous, and the
-axes of a broadcast once.
+The pickler writes plain arrays of plain dtypes itself. `reduce_ndarray` handles the other arrays (records, and all
+arrays in the pure-Python pickler) in the same way. It writes the elements in memory order, gathers them first if they
+are not contiguous, and writes repeated elements of a broadcast array only once.
 """
 
 from collections.abc import Callable
@@ -31,7 +30,7 @@ def reduce_ndarray(array: Any) -> Any:
     if not (core.flags.c_contiguous or core.flags.f_contiguous):
         core = core.copy(order="K")
     if not (core.flags.c_contiguous or core.flags.f_contiguous):
-        # The axes are in another order: the elements are dense, and the strides define the order.
+        # The elements are dense, but the axes are in another order, which the strides define.
         order = numpy.argsort(core.strides, kind="stable")[::-1]
         flat = core.transpose(order).reshape(-1)
     else:

@@ -1,6 +1,6 @@
-"""Reducers for pandas: columns of Arrow data, whose own reduction first copies them into one chunk.
+"""Reducers for pandas columns of Arrow data, because their own reduction first copies them into one chunk.
 
-Everything else in pandas consists of arrays that the pickler writes without a reducer.
+All other pandas objects consist of arrays, which the pickler writes without a reducer.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ def reduce_arrow_column(column: Any) -> Any:
     if data is None:
         return NotImplemented  # this version of pandas uses other names
     # Only pandas knows which other attributes belong to the state (caches do not). So call its `__getstate__` on a
-    # column without rows, whose chunks merge at no cost.
+    # column without rows, for which merging the chunks costs nothing.
     empty = object.__new__(type(column))
     empty.__dict__.update(column.__dict__, _pa_array=data.slice(0, 0))
     return reconstruct.pandas_arrow_column, (type(column), {**empty.__getstate__(), "_pa_array": data})

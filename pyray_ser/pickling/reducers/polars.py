@@ -1,7 +1,7 @@
 """Reducers for polars: frames and series are written as Arrow data, whose buffers the reader uses in place.
 
-This needs pyarrow. Without pyarrow, and for types that Arrow does not have (`Object` columns), polars' own reduction
-applies, which writes everything into one bytes object.
+This requires pyarrow. Without pyarrow, and for types that Arrow does not support (`Object` columns), polars' own
+reduction is used, which writes all data into one bytes object.
 
 Categories are sent as their codes, including nested ones (see `reconstruct.polars`). If they were sent as Arrow
 dictionaries, polars would renumber them on both sides.
@@ -21,8 +21,8 @@ from ...reconstruct import polars as constructors
 __all__ = ["install", "reduce_frame", "reduce_series"]
 
 
-# If there are more categories than this, only the ones that a value uses are sent with it, unless it has many more
-# items.
+# If there are more categories than this, a value is sent with only those that it uses, unless the value has many more
+# items than categories.
 _POOL = 1024
 _ITEMS = 16
 
@@ -84,7 +84,7 @@ def _pools(values: list[Any]) -> list[tuple[Any, Any, Any]]:
 
 @lru_cache(maxsize=256)
 def _known_to_arrow(dtype: Any) -> bool:
-    """Return whether this pyarrow has a type; tried with an empty series."""
+    """Return whether this version of pyarrow supports a type, by trying an empty series."""
     try:
         _arrow(polars.Series("", [], dtype=dtype))
     except Exception:  # raised by polars or pyarrow

@@ -1,4 +1,4 @@
-"""Reducers for pyarrow: the buffers of an array are written out-of-band, and only the visible part of a slice.
+"""Reducers for pyarrow, which write the buffers of an array out-of-band, and of a slice only the visible part.
 
 Tables, batches and chunked arrays consist of arrays and need no reducer.
 """
@@ -10,8 +10,8 @@ import pyarrow
 
 __all__ = ["install", "reduce_array"]
 
-# A slice that covers at least this fraction of its parent's bytes is sent with all of them, because cutting it out
-# costs a copy.
+# A slice that covers at least this fraction of its parent's bytes is sent with all these bytes, because cutting out the
+# slice requires a copy.
 _WORTHWHILE = 0.9
 _SMALL = 1024
 
@@ -45,7 +45,7 @@ def _cut(array: Any) -> Any:
         return fixed
     kind = array.type
     try:
-        # This copies the visible bytes only; for view types it would copy the views only.
+        # This copies only the visible bytes. For view types, it would copy only the views, not their data.
         if kind in (pyarrow.string_view(), pyarrow.binary_view()):
             plain = pyarrow.large_string() if kind == pyarrow.string_view() else pyarrow.large_binary()
             compact = array.cast(plain).cast(kind)
@@ -57,7 +57,7 @@ def _cut(array: Any) -> Any:
 
 
 def _cut_in_place(array: Any) -> Any:
-    """Cut a fixed-width array without copying, at a multiple of eight, where the validity bits begin at a byte."""
+    """Cut a fixed-width array without copying, at a multiple of eight items, where a byte of validity bits begins."""
     kind = array.type
     if not pyarrow.types.is_primitive(kind) or kind.bit_width % 8:
         return None

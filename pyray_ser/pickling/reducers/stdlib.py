@@ -1,4 +1,4 @@
-"""memoryview, array.array and io.BytesIO with one copy; code objects keep their file name.
+"""Reducers for memoryview, array.array and io.BytesIO, which copy the data once, and for code objects.
 
 The pickler writes ``bytes`` and ``bytearray`` itself.
 """
@@ -29,7 +29,7 @@ def castable(view: memoryview) -> bool:
 def reduce_memoryview(view: memoryview) -> tuple[Any, ...]:
     """Reduce a memoryview: its format and shape, and its bytes in C order."""
     if not castable(view):
-        # cast() cannot make structures, foreign byte orders, and views without dimensions or elements.
+        # cast() cannot make views of structures, of foreign byte orders, or without dimensions or elements.
         import numpy
 
         return reconstruct.memory_of_array, (numpy.asarray(view),)
@@ -40,12 +40,12 @@ def reduce_memoryview(view: memoryview) -> tuple[Any, ...]:
 def reduce_array(array: Any) -> Any:
     """Reduce an `array.array`: its type code and its bytes."""
     if array.typecode == "u":
-        return NotImplemented  # the width of its items differs between platforms; the array module converts them
+        return NotImplemented  # the item width differs between platforms; the array module converts the items
     return reconstruct.array_of_bytes, (array.typecode, PickleBuffer(memoryview(array).cast("B")) if array else b"")
 
 
 def reduce_bytes_io(file: Any) -> Any:
-    """Reduce a `BytesIO` to its bytes and its position: loading its own state would make another copy."""
+    """Reduce a `BytesIO` to its bytes and its position, because loading its own state would make another copy."""
     data, position, attributes = file.__getstate__()
     return reconstruct.bytes_io, (data, position, attributes)
 

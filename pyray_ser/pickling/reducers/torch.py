@@ -1,7 +1,7 @@
 """Reducers for torch: CPU tensors are written as views of storages, and storages as out-of-band bytes.
 
 torch's own pickling copies storages through a bytes object. These reducers write a storage as one buffer that all its
-tensors share, so views stay views of one storage, and separate storages stay separate. The reader's tensors lie over a
+tensors share, so views stay views of one storage, and separate storages stay separate. The reader's tensors use a
 copy-on-write mapping (see `reconstruct.torch`), because torch has no read-only flag.
 """
 
@@ -18,7 +18,7 @@ from ...reconstruct import torch as constructors
 __all__ = ["install", "reduce_memory", "reduce_parameter", "reduce_storage", "reduce_tensor"]
 
 
-# Named dimensions were an experiment that later releases removed.
+# Named dimensions were an experimental feature, which later releases of torch removed.
 _HAS_NAMES = hasattr(torch.Tensor, "has_names")
 
 
@@ -31,11 +31,10 @@ class _Memory:
         self.storage = storage
 
 
-# Both dicts have the address of torch's storage object as key. Their values keep the storage alive, so its address is
-# not reused.
-# `_wholes`: the tensor that is written as the whole storage; other tensors over the storage are written as views of it.
-# `_memories`: the object for the bytes, if no such tensor was written. The pickler's memo keeps these tensors and
-# objects alive.
+# The keys of both dicts are addresses of torch's storage objects. The values keep the storages alive, so that the
+# addresses are not reused. `_wholes` has the tensor that is written as the whole storage; other tensors over the
+# storage are written as views of this tensor. `_memories` has the object that represents the bytes, if no such tensor
+# was written. The pickler's memo keeps these tensors and objects alive.
 _wholes: WeakValueDictionary[int, Any] = WeakValueDictionary()
 _memories: WeakValueDictionary[int, _Memory] = WeakValueDictionary()
 
@@ -91,7 +90,7 @@ def reduce_memory(memory: _Memory) -> Any:
 def reduce_tensor(tensor: Any) -> Any:
     """Reduce a plain, strided CPU tensor to its storage and its position in the storage."""
     if not _is_plain(tensor):
-        return NotImplemented  # torch reduces the tensor itself, or refuses
+        return NotImplemented  # torch reduces such a tensor itself, or refuses to
     storage = tensor.untyped_storage()
     key = storage._cdata
     size = tuple(tensor.size())
