@@ -23,9 +23,9 @@
  *     i      = 4b u8 | 4d u16 | 4a i32 | 8a n <n bytes>   the shortest form of the value, as the standard pickler
  *                                                         writes it (LONG1: two's complement, n <= 8)
  *
- * Plain `pickle.loads(stream, buffers=[data])` reads it. The reader below accepts exactly this grammar and checks every
- * byte before it reads it; it does not validate the numbers, because the code that builds the array does. This header
- * uses neither Python nor numpy, because the store reads streams without importing either.
+ * The standard `pickle.loads(stream, buffers=[data])` can read this stream. The reader below accepts exactly this
+ * grammar and checks every byte before it reads it; it does not validate the numbers, because the code that builds the
+ * array does. This header uses neither Python nor numpy, because the store reads streams without importing either.
  */
 #ifndef PRP_ARRAY_TEMPLATE_H
 #define PRP_ARRAY_TEMPLATE_H
@@ -42,7 +42,7 @@
 #define PRP_ARRAY_MAX_DIMS 32
 #define PRP_ARRAY_MAX_DTYPE 31
 
-/* Upper bound for any stream: prefix, two tuples of 10-byte ints, dtype, remaining opcodes. */
+/* Upper bound for the length of any stream: prefix, two tuples of 10-byte ints, dtype and remaining opcodes. */
 #define PRP_ARRAY_STREAM_MAX (PRP_ARRAY_PREFIX_LEN + 2 * (2 + 10 * PRP_ARRAY_MAX_DIMS) + 2 + PRP_ARRAY_MAX_DTYPE + 8)
 
 typedef struct {
@@ -50,7 +50,7 @@ typedef struct {
     bool has_strides;
     bool readonly;
     uint8_t dtype_len;
-    const char *dtype; /* without a terminating NUL; points into the stream that was read */
+    const char *dtype; /* has no terminating NUL; points into the stream that was read */
     int64_t shape[PRP_ARRAY_MAX_DIMS];
     int64_t strides[PRP_ARRAY_MAX_DIMS];
 } prp_array_template;
@@ -134,7 +134,7 @@ static inline size_t prp_array_template_write(uint8_t *out, const prp_array_temp
 
 /* ---- reading: `end` is one past the last byte; NULL means "not the template" ---- */
 
-/* A cheap first test: true for every stream that matches the template, and for very few others. */
+/* This cheap first test returns true for every stream that matches the template, and for very few others. */
 static inline bool prp_array_template_looks(const uint8_t *stream, size_t len)
 {
     return len > PRP_ARRAY_PREFIX_LEN && memcmp(stream, PRP_ARRAY_PREFIX, PRP_ARRAY_PREFIX_LEN) == 0;

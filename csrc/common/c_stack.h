@@ -17,9 +17,10 @@
 #include <sys/auxv.h>
 #include <sys/resource.h>
 
-/* Bytes of the stack reserved for foreign code and error handling. */
+/* Number of bytes of the stack that we reserve for foreign code and error handling. */
 #define PRP_STACK_RESERVE ((uintptr_t)96 * 1024)
-/* The maximum that we use of an unlimited main stack; the kernel keeps more than this free below the stack. */
+/* The maximum number of bytes that we use of an unlimited main stack; the kernel keeps more than this free below the
+ * stack. */
 #define PRP_STACK_UNLIMITED ((uintptr_t)64 << 20)
 
 typedef struct {
@@ -60,8 +61,8 @@ static inline bool prp_on_stack(prp_stack_range range, uintptr_t here)
 }
 
 /* Return the lowest address that the calling thread's stack may reach; `reserve` bytes, or a quarter of a small stack,
- * stay free below it. 0 if unknown. A thread's stack does not move, so we look it up once. Code that runs on a
- * different stack, as some coroutines do, is not limited. */
+ * stay free below it. Return 0 if it is unknown. A thread's stack does not move, so we look it up once. Code that runs
+ * on a different stack, as some coroutines do, is not limited. */
 static inline uintptr_t prp_stack_limit(uintptr_t reserve)
 {
     static __thread prp_stack_range kept;
@@ -72,7 +73,7 @@ static inline uintptr_t prp_stack_limit(uintptr_t reserve)
         if (!prp_on_stack(range, here))
             range = prp_thread_stack();
         if (!range.high)
-            range.high = 1; /* unknown */
+            range.high = 1; /* the stack is unknown */
         kept = range;
     }
     if (!prp_on_stack(range, here))

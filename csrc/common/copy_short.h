@@ -6,7 +6,7 @@
 #include <stdint.h>
 #include <string.h>
 
-/* A memcpy for lengths that are mostly small: copies two overlapping words and never reads beyond the end. */
+/* A memcpy for lengths that are mostly small. It copies two overlapping words and never reads beyond the end. */
 static inline void prp_copy_short(uint8_t *to, const void *data, size_t n)
 {
     const uint8_t *from = data;

@@ -1,4 +1,5 @@
-/* Marks for every call that can run foreign Python code: a hook, a finalizer, the garbage collector, another thread.
+/* Macros that mark every call that can run foreign Python code: a hook, a finalizer, the garbage collector or another
+ * thread.
  *
  *     PRP_FOREIGN(call)        evaluates `call`, which returns a pointer (NULL: exception) or an int (-1: exception)
  *     PRP_FOREIGN_VOID(call)   the same for a call that returns nothing or cannot fail
@@ -6,10 +7,10 @@
  *
  * After such a point, look up all borrowed or cached values again.
  *
- * A build with PRP_INTRUDER (PYRAY_SER_INTRUDER=1) runs the "intruder" before each such call. It is a Python callable,
- * or a C function in a capsule named PRP_INTRUDER_CAPSULE, and `_set_intruder` of each extension sets it. The intruder
- * may do anything that Python code may do at this point. If `may_raise` is true it may also raise; then the macro skips
- * the call and fails with that exception. In every other build the macros expand to the call itself.
+ * A build with PRP_INTRUDER (PYRAY_SER_INTRUDER=1) runs the "intruder" before each such call. The intruder is a Python
+ * callable, or a C function in a capsule named PRP_INTRUDER_CAPSULE; `_set_intruder` of each extension sets it. It may
+ * do anything that Python code may do at this point. If `may_raise` is true it may also raise an exception; the macro
+ * then skips the call and fails with that exception. In every other build the macros expand to the call itself.
  * tests/unit/pickling/test_foreign_calls.py finds calls that are not marked.
  */
 #ifndef PRP_FOREIGN_H
@@ -24,12 +25,12 @@
 
 #define PRP_INTRUDER_CAPSULE "pyray_ser.intruder"
 
-/* Returns 0, or -1 with an exception if `may_raise`. Called with the GIL held and no exception set. */
+/* Return 0 or, if `may_raise` is true, -1 with an exception. The caller holds the GIL, and no exception is set. */
 typedef int (*prp_intruder_function)(const char *file, int line, int may_raise);
 
 #ifdef PRP_INTRUDER
 
-/* There is one intruder per extension: every object file defines it, and the linker keeps one definition. */
+/* Each extension has one intruder: every object file defines it, and the linker keeps one of the definitions. */
 typedef struct {
     prp_intruder_function function;
     PyObject *object; /* owned reference: the callable, or the capsule that keeps `function` valid */
@@ -86,7 +87,7 @@ static inline int prp_has_intruder(void)
 #endif
 }
 
-/* Set the intruder of this extension: a callable `(file, line, may_raise)`, a capsule, or None. 0 or -1. */
+/* Set the intruder of this extension: a callable `(file, line, may_raise)`, a capsule, or None. Return 0 or -1. */
 static inline int prp_set_intruder(PyObject *object)
 {
 #ifdef PRP_INTRUDER

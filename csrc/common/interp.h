@@ -1,8 +1,8 @@
 /* Contains all uses of CPython's internals by the pickler and the unpickler, for 3.11 to 3.14.
  *
- * Each entry has two forms with the same meaning. The fast form reads a structure that CPython may change. The public
- * form is used on an unknown version or with -DPRP_PUBLIC_API_ONLY; it may be slower, or return "unknown" where the
- * comment allows it, but it is never wrong. No code outside this header includes internal/ headers, tests
+ * Each function has two forms with the same meaning. The fast form reads a structure that CPython may change. The
+ * public form is used on an unknown version or with -DPRP_PUBLIC_API_ONLY; it may be slower, or return "unknown" where
+ * the comment allows it, but it is never wrong. No code outside this header includes internal/ headers, tests
  * PY_VERSION_HEX because of an internal, or reads a structure of the interpreter.
  *
  * All functions need the GIL. On free-threaded builds the import of the extension fails.
@@ -70,7 +70,7 @@ static inline int prp_check_interpreter(void)
  * If foreign code may have run, clear only an exception that the caller expects as a result. KeyboardInterrupt,
  * SystemExit, MemoryError and similar exceptions must always reach the caller of the pickler. */
 
-/* Return 0 if there is no exception, or if it is one of `expected`, which is cleared; -1 if there is any other
+/* Return 0 if no exception is set, or if it is one of `expected`, which we then clear. Return -1 for any other
  * exception, which stays set. */
 static inline int prp_forgive(PyObject *expected)
 {
@@ -82,7 +82,7 @@ static inline int prp_forgive(PyObject *expected)
     return 0;
 }
 
-/* As prp_forgive, for code that may fail with any exception: clears every Exception except MemoryError and
+/* The same as prp_forgive, for code that may raise any exception: clear every Exception except MemoryError and
  * RecursionError. */
 static inline int prp_forgive_refusal(void)
 {
@@ -91,8 +91,8 @@ static inline int prp_forgive_refusal(void)
     return prp_forgive(PyExc_Exception);
 }
 
-/* Return repr(obj) for a message: new reference. If repr() raises, describe obj; NULL if it was interrupted.
- * (PyErr_Format would call repr itself, and 3.11 clears the exceptions that repr raises.) */
+/* Return repr(obj) for a message, as a new reference. If repr() raises, describe obj instead; return NULL if it was
+ * interrupted. (PyErr_Format would call repr itself, and 3.11 clears the exceptions that repr raises.) */
 static inline PyObject *prp_repr(PyObject *obj)
 {
     PyObject *text = PyObject_Repr(obj);
@@ -101,8 +101,8 @@ static inline PyObject *prp_repr(PyObject *obj)
     return text;
 }
 
-/* Find an attribute of an imported module without calling __getattr__. 1: *value is a new reference; 0: there is
- * none; -1: exception. */
+/* Find an attribute of an imported module without calling __getattr__. Return 1 with a new reference in *value, 0 if
+ * there is none, or -1 with an exception. */
 static inline int prp_imported(PyObject *modules, const char *module, const char *name, PyObject **value)
 {
     PyObject *texts[2] = {PyUnicode_FromString(module), PyUnicode_FromString(name)};
@@ -142,7 +142,7 @@ static inline int prp_allow_calls(int calls)
 /* ---- types ------------------------------------------------------------------------------------------------------- */
 
 /* Return a number that identifies this type in its current state. It changes whenever the type or a base is modified,
- * and no other type ever has the same number. 0: unknown; cache nothing about the type. */
+ * and no other type ever has the same number. 0 means unknown: the caller must cache nothing about the type. */
 static inline unsigned prp_type_version(PyTypeObject *type)
 {
 #if !PRP_INTERNALS
@@ -154,7 +154,7 @@ static inline unsigned prp_type_version(PyTypeObject *type)
             PyErr_Clear();
             return 0;
         }
-        (void)_PyType_Lookup(type, name); /* assigns the tag */
+        (void)_PyType_Lookup(type, name); /* this call assigns the tag */
     }
     return type->tp_flags & Py_TPFLAGS_VALID_VERSION_TAG ? type->tp_version_tag : 0;
 #else
@@ -162,8 +162,8 @@ static inline unsigned prp_type_version(PyTypeObject *type)
 #endif
 }
 
-/* Look up `name` in the type and its bases, without calling descriptors: new reference, or NULL without an exception if
- * there is no such attribute (or, in the public form, if that is unknown). */
+/* Look up `name` in the type and its bases, without calling descriptors. Return a new reference, or NULL without an
+ * exception if there is no such attribute (or, in the public form, if we cannot tell). */
 static inline PyObject *prp_type_lookup(PyTypeObject *type, PyObject *name)
 {
 #if PRP_INTERNALS
@@ -184,7 +184,7 @@ static inline PyObject *prp_type_lookup(PyTypeObject *type, PyObject *name)
             Py_DECREF(dict);
         }
         if (!found)
-            PyErr_Clear(); /* no foreign code has run, except that of keys other than exact str; as in _PyType_Lookup */
+            PyErr_Clear(); /* as in _PyType_Lookup, ignore an error that a key other than an exact str has raised */
     }
     return found;
 #endif
@@ -284,13 +284,13 @@ static inline PyObject *prp_attrs_value(const prp_attrs *view, Py_ssize_t i)
     return view->values[view->order[i * view->step]];
 }
 
-/* Return the slot index of attribute `i`, which is the same for all instances that share `keys`. */
+/* Return the index of attribute `i` in the value array, which is the same for all instances that share `keys`. */
 static inline Py_ssize_t prp_attrs_slot(const prp_attrs *view, Py_ssize_t i)
 {
     return view->order[i * view->step];
 }
 
-/* Return the instance's dict, created if necessary: new reference, or NULL with an exception. */
+/* Return the instance's dict as a new reference, and create it if necessary; NULL with an exception. */
 static inline PyObject *prp_attrs_dict(PyObject *obj)
 {
     return PyObject_GenericGetDict(obj, NULL);
@@ -346,7 +346,7 @@ static inline uint64_t prp_dict_version(PyObject *dict)
 /* ---- sets -------------------------------------------------------------------------------------------------------- */
 
 /* Return the next element at or after *pos (borrowed), or NULL at the end. The public headers declare PySetObject, but
- * not that a deleted entry has hash -1. This is safe if the set changes between two calls. */
+ * do not document that a deleted entry has hash -1. The set may change between two calls. */
 static inline PyObject *prp_set_next(PyObject *set, Py_ssize_t *pos)
 {
     PySetObject *s = (PySetObject *)set;
@@ -413,7 +413,8 @@ static inline bool prp_long_tiny(PyObject *obj, int32_t *value)
 #endif
 }
 
-/* Return how many bytes the int needs in two's complement; the result may be one too large. 0 with an exception. */
+/* Return how many bytes the int needs in two's complement; the result may be one too large. Return 0 with an exception
+ * on failure. */
 static inline size_t prp_long_size(PyObject *obj)
 {
     size_t bits;
@@ -435,7 +436,7 @@ static inline size_t prp_long_size(PyObject *obj)
     return bits / 8 + 1;
 }
 
-/* Write the int as `n` bytes, little-endian. 0 or -1. */
+/* Write the int as `n` bytes, little-endian. Return 0 or -1. */
 static inline int prp_long_write(PyObject *obj, unsigned char *to, size_t n)
 {
 #if PRP_INTERNALS && PY_VERSION_HEX < 0x030D0000

@@ -1,6 +1,6 @@
 /* Contains the unpickler's uses of interpreter internals, which write to interpreter structures. The rules of interp.h
- * apply. Each entry has a public form that has the same meaning or returns "not possible", which the caller must
- * handle. */
+ * apply. Each function also has a public form, which has the same meaning or returns "not possible"; the caller must
+ * handle that result. */
 #ifndef PRP_LOAD_INTERP_H
 #define PRP_LOAD_INTERP_H
 
@@ -8,11 +8,11 @@
 
 #include "interp.h"
 
-/* Return the version tag of a type without assigning a tag; 0 if it has none. */
+/* Return the version tag of a type, or 0 if it has none, without assigning a tag. */
 static inline unsigned prp_type_version_now(PyTypeObject *type)
 {
 #if !PRP_INTERNALS
-    return type->tp_flags & Py_TPFLAGS_HEAPTYPE ? 0 : 1; /* as prp_type_version() */
+    return type->tp_flags & Py_TPFLAGS_HEAPTYPE ? 0 : 1; /* the same tag as prp_type_version() returns */
 #elif PY_VERSION_HEX < 0x030C0000
     return type->tp_flags & Py_TPFLAGS_VALID_VERSION_TAG ? type->tp_version_tag : 0;
 #else
@@ -20,8 +20,8 @@ static inline unsigned prp_type_version_now(PyTypeObject *type)
 #endif
 }
 
-/* 1: *value is the attribute (new reference); 0: there is none; -1: exception. In case 0 no exception object is
- * created. */
+/* Return 1 with the attribute in *value (new reference), 0 without creating an exception object if there is none, or -1
+ * with an exception. */
 static inline int prp_optional_attr(PyObject *obj, PyObject *name, PyObject **value)
 {
 #if PY_VERSION_HEX >= 0x030D0000
@@ -41,8 +41,8 @@ static inline int prp_optional_attr(PyObject *obj, PyObject *name, PyObject **va
 
 /* ---- attributes -------------------------------------------------------------------------------------------------- */
 
-/* Return the value table of an instance that has neither attributes nor a dict yet. NULL: write to its dict. `*keys`
- * identifies the shared keys to which the indices of the table refer. */
+/* Return the value table of an instance that has neither attributes nor a dict yet; NULL means that the caller must
+ * write to its dict. `*keys` identifies the shared keys to which the indices of the table refer. */
 #if PRP_INTERNALS
 static inline PyDictValues *prp_values_fresh(PyObject *obj, PyTypeObject *type, void **keys)
 {
@@ -101,7 +101,7 @@ static inline bool prp_keys_has(void *keys_, Py_ssize_t index, PyObject *name)
     return index < keys->dk_nentries && DK_UNICODE_ENTRIES(keys)[index].me_key == name;
 }
 
-/* Set an attribute that was not set; steals the value. The caller has checked index, name and room. */
+/* Set an attribute that was not set, and steal the value. The caller has checked index, name and room. */
 static inline void prp_values_set(PyDictValues *values, Py_ssize_t index, PyObject *value)
 {
     values->values[index] = value;
@@ -111,7 +111,7 @@ static inline void prp_values_set(PyDictValues *values, Py_ssize_t index, PyObje
 
 /* ---- containers -------------------------------------------------------------------------------------------------- */
 
-/* Return the first entry of a dict of exactly `n` str keys; NULL if the dict is laid out differently. The entries are
+/* Return the first entry of a dict of exactly `n` str keys, or NULL if the dict has a different layout. The entries are
  * in insertion order. Each has a key and a value, and the caller may overwrite the values in place. */
 #if PRP_INTERNALS
 typedef PyDictUnicodeEntry prp_dict_entry;
@@ -131,7 +131,7 @@ static inline bool prp_may_be_tracked(PyObject *value)
 }
 #endif
 
-/* Append n items to an exact list; steals them, also on failure (-1). */
+/* Append n items to an exact list, and steal them, also on failure (-1). */
 static inline int prp_list_extend_stealing(PyObject *list, PyObject **items, Py_ssize_t n)
 {
 #if !defined(Py_GIL_DISABLED) && !defined(Py_LIMITED_API)
@@ -169,8 +169,8 @@ failed:
 /* ---- new objects of static types --------------------------------------------------------------------------------- */
 
 #if PRP_INTERNALS && PY_VERSION_HEX < 0x030C0000
-/* PyObject_Init() for an object just returned by PyObject_Malloc(); debug builds call the original for its
- * bookkeeping. */
+/* The same as PyObject_Init() for an object that PyObject_Malloc() just returned; debug builds call the original for
+ * its bookkeeping. */
 static inline void prp_init_new(PyObject *obj, PyTypeObject *type)
 {
 #if defined(Py_DEBUG) || defined(Py_TRACE_REFS) || defined(Py_REF_DEBUG)

@@ -32,7 +32,7 @@ typedef enum {
  * pass it by pointer and do not copy it. */
 typedef struct {
     prp_array_kind kind;
-    const void *data; /* DIRECT only; borrowed from the array */
+    const void *data; /* used only for DIRECT; borrowed from the array */
     size_t nbytes;
     prp_array_template layout;
     char dtype[PRP_ARRAY_MAX_DTYPE + 1];
@@ -47,63 +47,65 @@ enum {
 typedef struct {
     int version;
 
-    /* Describe an exact ndarray whose dtype can be named by a string without loss (numbers, S, U, V, M8, m8; any byte
-     * order; no metadata, no fields, no subclass of a scalar type; at most PRP_ARRAY_MAX_DIMS dimensions). 1: `source`
-     * is filled. 0: not such an array, nothing was set; use the general pickler. -1: exception. Copies nothing. */
+    /* Describe an exact ndarray with at most PRP_ARRAY_MAX_DIMS dimensions and a dtype that a string describes
+     * completely (numbers, S, U, V, M8, m8; any byte order; no metadata, no fields, no subclass of a scalar type).
+     * Return 1 after filling `source`. Return 0, and set nothing, for any other object: the caller then uses the
+     * general pickler. Return -1 with an exception. No bytes of the array are copied. */
     int (*describe)(PyObject *obj, prp_array_source *source);
 
-    /* Call describe and write the template of array_template.h to `out` (PRP_ARRAY_STREAM_MAX bytes of room).
-     * Return its length; 0 as above, -1: exception. */
+    /* Call describe and write the template of array_template.h to `out` (PRP_ARRAY_STREAM_MAX bytes of room). Return
+     * its length, 0 as above, or -1 with an exception. */
     Py_ssize_t (*template_put)(PyObject *obj, uint8_t *out, prp_array_source *source);
 
-    /* Write the `nbytes` bytes of a GATHER source to `dst`, each once, in the layout that `describe` returned. 0 or
-     * -1. */
+    /* Write the `nbytes` bytes of a GATHER source to `dst`, each once, in the layout that `describe` returned. Return 0
+     * or -1. */
     int (*gather)(PyObject *obj, const prp_array_source *source, void *dst, size_t dst_len);
 
-    /* Build the array that a template stream describes, over `data`, with `owner` as its base. NULL without an
-     * exception: the stream is not the template, or does not fit the buffer; the general unpickler then returns the
+    /* Build the array that a template stream describes, over `data`, with `owner` as its base. Return NULL without an
+     * exception if the stream is not the template, or does not fit the buffer; the general unpickler then returns the
      * result or raises the error. The array is read-only unless PRP_ARRAY_WRITABLE is in `flags`; it cannot be made
-     * writable, provided that `owner` exports no writable buffer. Fires the audit event pickle.find_class as the
+     * writable, provided that `owner` exports no writable buffer. This fires the audit event pickle.find_class as the
      * general unpickler would. */
     PyObject *(*from_stream)(const uint8_t *stream, size_t len, const uint8_t *data, size_t data_len, PyObject *owner,
                              int flags);
 
-    /* numpy.ndarray(shape, dtype, <data>, offset, strides): for the general unpickler. `shape` and `strides` are tuples
-     * (strides may be None), dtype a str or a dtype. Same results and conditions as from_stream. */
+    /* Execute numpy.ndarray(shape, dtype, <data>, offset, strides) for the general unpickler. `shape` and `strides` are
+     * tuples (strides may be None), dtype is a str or a dtype. Results and conditions are those of from_stream. */
     PyObject *(*from_parts)(PyObject *shape, PyObject *dtype, int64_t offset, PyObject *strides, bool fortran,
                             const uint8_t *data, size_t data_len, PyObject *owner, int flags);
 
-    /* Make any array, also of a subclass, permanently read-only: setflags(write=True) fails afterwards. Does nothing
-     * for arrays of objects and for objects that are not arrays. 0 or -1. */
+    /* Make any array, also of a subclass, permanently read-only: setflags(write=True) fails afterwards. Do nothing for
+     * arrays of objects and for objects that are not arrays. Return 0 or -1. */
     int (*seal)(PyObject *obj);
 
-    /* Return the dtype with this canonical name ('<f8') if it is plain: new reference, NULL without an exception if
-     * not. It is a separate object, so a stream may access it and set its state. */
+    /* Return the dtype with this canonical name ('<f8') as a new reference if it is plain, else NULL without an
+     * exception. It is a separate object, so a stream may access it and set its state. */
     PyObject *(*plain_dtype)(const char *name, size_t len);
 
-    /* Return numpy.dtype(name) through a small cache; new reference. */
+    /* Return numpy.dtype(name) through a small cache, as a new reference. */
     PyObject *(*dtype_from_name)(const char *name, size_t len);
 
-    /* numpy's ndarray and dtype, borrowed permanently. */
+    /* The classes numpy.ndarray and numpy.dtype, borrowed permanently. */
     PyObject *array_type, *dtype_type;
 
-    /* As from_parts without strides and offset, the shape as ints and the dtype as an object (borrowed; checked). */
+    /* The same as from_parts without strides and offset; the shape consists of C ints, and the dtype is an object
+     * (borrowed), which is checked. */
     PyObject *(*from_ints)(int nd, const int64_t *shape, PyObject *dtype, bool fortran, const uint8_t *data,
                            size_t data_len, PyObject *owner, int flags);
 
-    /* As plain_dtype, but returns the object that arrays share, which must not be put on an unpickler's stack or into
-     * its memo. */
+    /* The same as plain_dtype, but return the object that arrays share. The caller must not put it on an unpickler's
+     * stack or into its memo. */
     PyObject *(*shared_dtype)(const char *name, size_t len);
 
     /* Return whether a dtype of a built-in number type has exactly the pickle of numpy's own dtype of that type. */
     bool (*dtype_like_own)(PyObject *descr);
 
-    /* Return whether arrays of objects own all references in the memory of an array. False for an array of objects over
-     * other bytes, and for any other kind of array over the memory of an array of objects. */
+    /* Return whether arrays of objects own all references in the memory of an array. The result is false for an array
+     * of objects over other bytes, and for any other kind of array over the memory of an array of objects. */
     bool (*owns_references)(PyObject *array);
 
     /* Return whether the array still uses the bytes that `describe` returned, because an array can be resized in place.
-     * `data` NULL: true. */
+     * If `data` is NULL, return true. */
     bool (*lies_at)(PyObject *obj, const void *data, size_t nbytes);
 } prp_ndarray_api;
 
@@ -114,15 +116,17 @@ static inline bool prp_ndarray_looks(PyObject *obj)
     return strcmp(Py_TYPE(obj)->tp_name, "numpy.ndarray") == 0;
 }
 
-/* Return the table; import `pyray_ser._ndarray` (and so numpy) at the first call. NULL with an exception. */
+/* Return the table; the first call imports `pyray_ser._ndarray`, and thereby numpy. Return NULL with an exception on
+ * failure. */
 static inline const prp_ndarray_api *prp_ndarray(void)
 {
     static const char name[] = "pyray_ser._ndarray";
     static const prp_ndarray_api *api;
-    static PyObject *loaded; /* the module, kept permanently */
+    static PyObject *loaded; /* the module, which we keep permanently */
     if (!api) {
         PyObject *module = PyImport_ImportModule(name);
-        /* A signal handler or finalizer has interrupted this import and imported the module itself: use that module. */
+        /* A signal handler or finalizer has interrupted this import and imported the module itself, so use that
+         * module. */
         if (!module && loaded && PyErr_ExceptionMatches(PyExc_RuntimeError) &&
             !PyErr_ExceptionMatches(PyExc_RecursionError)) {
             PyErr_Clear();

@@ -6,8 +6,8 @@
  */
 #include "ndarray.h"
 
-/* Compute where the bytes of all elements end if the first element is at `offset`; false if the bytes begin before 0 or
- * are more than numpy accepts. */
+/* Compute where the bytes of all elements end if the first element is at `offset`. Return false if the bytes begin
+ * before 0 or are more than numpy accepts. */
 bool prp_array_end(const npy_intp *shape, const npy_intp *strides, int nd, size_t itemsize, int64_t offset, size_t *end)
 {
     if (offset < 0)
@@ -20,7 +20,7 @@ bool prp_array_end(const npy_intp *shape, const npy_intp *strides, int nd, size_
         if (shape[i] == 0)
             empty = true;
         else if (__builtin_mul_overflow(total, (size_t)shape[i], &total) || total > PY_SSIZE_T_MAX)
-            return false; /* numpy also rejects such a product, even for broadcast arrays */
+            return false; /* numpy also rejects such a size, even for broadcast arrays */
     }
     *end = (size_t)offset;
     if (empty)
@@ -42,7 +42,7 @@ bool prp_array_end(const npy_intp *shape, const npy_intp *strides, int nd, size_
 
 const uint64_t prp_array_nothing;
 
-/* The caller owns the reference to `descr`. NULL without an exception if the array does not fit. */
+/* The caller owns the reference to `descr`. Return NULL without an exception if the array does not fit. */
 PyObject *prp_array_build(PyArray_Descr *descr, int nd, const npy_intp *shape, const npy_intp *strides, int64_t offset,
                           const uint8_t *data, size_t data_len, PyObject *owner, int flags)
 {
@@ -52,8 +52,8 @@ PyObject *prp_array_build(PyArray_Descr *descr, int nd, const npy_intp *shape, c
     return prp_array_over(descr, nd, shape, strides, data ? data + offset : NULL, owner, flags);
 }
 
-/* Read the ints of an exact tuple; false without an exception if it is not an exact tuple, is too long, or contains
- * other objects. */
+/* Read the ints of an exact tuple. Return false without an exception if it is not an exact tuple, is too long, or
+ * contains other objects. */
 static bool read_tuple(PyObject *tuple, npy_intp *out, int *nd)
 {
     if (!PyTuple_CheckExact(tuple) || PyTuple_GET_SIZE(tuple) > PRP_ARRAY_MAX_DIMS)
@@ -82,8 +82,8 @@ static bool usable(PyArray_Descr *descr)
            descr->type_num >= 0 && descr->type_num <= NPY_HALF;
 }
 
-/* As prp_array_build(), but without explicit strides uses those of Fortran order if `fortran` is true, and supports
- * PRP_ARRAY_EXACT. */
+/* The same as prp_array_build(), but without explicit strides use those of Fortran order if `fortran` is true, and
+ * support PRP_ARRAY_EXACT. */
 static PyObject *build_ordered(PyArray_Descr *descr, int nd, const npy_intp *shape, const npy_intp *strides,
                                bool fortran, int64_t offset, const uint8_t *data, size_t data_len, PyObject *owner,
                                int flags)

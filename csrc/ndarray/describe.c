@@ -9,7 +9,7 @@
  */
 #include "ndarray.h"
 
-/* Product of the shape and itemsize; false on overflow. */
+/* Compute the product of the shape and itemsize; return false on overflow. */
 static bool total_bytes(const npy_intp *shape, int nd, size_t itemsize, size_t *total)
 {
     size_t product = itemsize;
@@ -122,8 +122,8 @@ int prp_array_gather(PyObject *obj, const prp_array_source *source, void *dst, s
         PyErr_SetString(PyExc_ValueError, "the array is not the one that was described, or the buffer is too small");
         return -1;
     }
-    /* Both sides omit the axes of stride 0 and keep the source strides. If another thread has changed dtype or shape,
-     * the two shapes differ, and CopyInto then fails or broadcasts inside dst. */
+    /* Both views omit the axes of stride 0; only the source view keeps the array's strides. If another thread has
+     * changed dtype or shape, their shapes differ, and CopyInto then fails or broadcasts inside dst. */
     npy_intp dims[PRP_ARRAY_MAX_DIMS];
     size_t product = (size_t)PyArray_ITEMSIZE(array);
     for (int i = 0; i < nd; i++) {

@@ -1,9 +1,9 @@
 /* Converts plain dtypes to their names, and names to dtypes.
  *
- * A dtype is plain if its `str` names it without loss: a number, S, U, V, M8 or m8, without fields, sub-array, metadata
- * or its own scalar type (numpy.record). We compose the name from the descriptor's fields, because `dtype.str` costs
- * more than the rest of a put. numpy converts each name to a dtype once; a small direct-mapped cache then stores the
- * dtype. We check that the dtype is plain, so a stream cannot name a dtype that contains references.
+ * A dtype is plain if its `str` describes it completely: a number, S, U, V, M8 or m8, without fields, sub-array,
+ * metadata or its own scalar type (numpy.record). We compose the name from the descriptor's fields, because `dtype.str`
+ * costs more than the rest of a put. numpy converts each name to a dtype once; a small direct-mapped cache then stores
+ * the dtype. We check that the dtype is plain, so a stream cannot name a dtype that contains references.
  */
 #include "ndarray.h"
 
@@ -136,8 +136,8 @@ static const char *unit_name(NPY_DATETIMEUNIT unit)
     }
 }
 
-/* Write `dtype.str` of a plain dtype to `out` (PRP_ARRAY_MAX_DTYPE bytes of room); return its length, 0 if it has
- * none. */
+/* Write `dtype.str` of a plain dtype to `out` (PRP_ARRAY_MAX_DTYPE bytes of room); return its length, or 0 if the dtype
+ * is not plain. */
 size_t prp_dtype_name(PyArray_Descr *descr, char *out)
 {
     char *p = out;
@@ -165,13 +165,13 @@ size_t prp_dtype_name(PyArray_Descr *descr, char *out)
     return (size_t)(p - out);
 }
 
-/* Return the plain dtype with this name: new reference. NULL without an exception if there is no such plain dtype. */
+/* Return the plain dtype with this name as a new reference, or NULL without an exception if there is no such dtype. */
 PyArray_Descr *prp_dtype_find(const char *given, size_t len)
 {
     char name[PRP_ARRAY_MAX_DTYPE];
     if (len < 2 || len > sizeof(name))
         return NULL;
-    memcpy(name, given, len); /* `given` may be in shared memory, so validate the copy that we keep */
+    memcpy(name, given, len); /* `given` may be in shared memory, so we validate our private copy */
     __asm__("" : "+m"(name));
     /* Accept only names of byte order, kind, and size or unit. numpy may parse other names as an expression ("f8,f8")
      * or emit a warning, and both run Python code. */

@@ -97,7 +97,7 @@ PyObject *prp_array_from_parts(PyObject *shape, PyObject *dtype, int64_t offset,
 PyObject *prp_array_from_ints(int nd, const int64_t *shape, PyObject *dtype, bool fortran, const uint8_t *data,
                               size_t data_len, PyObject *owner, int flags);
 
-/* strings.c: arrays of numpy's StringDType. 0, or -1 with an exception. */
+/* strings.c: functions for arrays of numpy's StringDType. They return 0, or -1 with an exception. */
 typedef struct {
     size_t count;
     uint64_t bytes, longest; /* bytes of the text in UTF-8 */
@@ -106,10 +106,10 @@ typedef struct {
 
 int prp_strings_measure(PyObject *array, prp_strings *found);
 /* Copy text and lengths (little endian, `width` bytes each: 1, 2, 4 or 8) of all elements in C or Fortran order;
- * `missing` may be NULL if there are none. Fails if the array has changed since it was measured. */
+ * `missing` may be NULL if there are none. Fail if the array has changed since we measured it. */
 int prp_strings_copy(PyObject *array, bool fortran, const prp_strings *found, char *text, uint8_t *lengths, int width,
                      uint8_t *missing);
-/* Set all elements of a contiguous array, in memory order. Checks its whole input. */
+/* Set all elements of a contiguous array, in memory order, after checking the whole input. */
 int prp_strings_fill(PyObject *array, const uint8_t *text, size_t bytes, const uint8_t *lengths, int width,
                      size_t count, const uint8_t *missing);
 

@@ -1,8 +1,9 @@
 /* Makes arrays permanently read-only.
  *
  * `setflags(write=True)` can clear a read-only flag if the array owns its memory, or if its base can export a writable
- * buffer. So if an array owns its memory, we transfer the memory to a second array. Only a capsule refers to this
- * holder, so no code can access it, and the capsule becomes the base. The bytes are not moved.
+ * buffer. So if an array owns its memory, we transfer the memory to a second array, the holder. Only a capsule refers
+ * to the holder, so no code can access it, and the capsule becomes the base of the first array. The bytes are not
+ * moved.
  */
 #include "ndarray.h"
 

@@ -5,7 +5,7 @@
  * the bytes alone: dtype, shape, strides, and the required buffer size. Buffer, owner and array are new in each call.
  *
  * The bytes may be in shared memory and change while we read them. A successful comparison has read exactly the bytes
- * of the table's copy, and afterwards we use only that copy. We copy a stream before we parse it.
+ * of the table's copy, and afterwards we use only that copy. If we must parse a stream, we copy it first.
  */
 #include "ndarray.h"
 
@@ -37,7 +37,7 @@ static inline uint64_t word_at(const uint8_t *p)
     return word;
 }
 
-/* Hash shape and dtype, because most streams differ only in these. */
+/* Hash only shape and dtype, because most streams differ only in these. */
 static inline reading *place(const uint8_t *stream, size_t len)
 {
     uint64_t mixed = word_at(stream + PRP_ARRAY_PREFIX_LEN) ^ word_at(stream + len - 14) * 0x9E3779B97F4A7C15u;
@@ -123,7 +123,7 @@ PyObject *prp_array_from_stream(const uint8_t *stream, size_t len, const uint8_t
     uint64_t stamp = r->stamp;
     if (audit() < 0)
         return NULL;
-    /* Either the hook has read other arrays, or code has set the state of the dtype of an earlier array. */
+    /* Either the hook has read other arrays, or other code has set the state of the dtype of an earlier array. */
     if (r->stamp != stamp || !prp_dtype_intact(r->descr, &r->marks))
         return read_stream(stream, len, true, data, data_len, owner, flags);
     if (r->end > data_len)

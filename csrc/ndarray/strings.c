@@ -2,7 +2,7 @@
  *
  * numpy keeps short strings inside the 16 bytes of an element and the others in an arena of the array, in a private
  * format. Its public functions load and pack one string at a time, under a lock of the array. So these arrays cannot
- * use foreign memory: their text is copied once when it is written and once when it is read.
+ * use foreign memory: we copy their text once to write it and once to read it.
  *
  * No Python code runs under the lock. We check that each string from a stream is UTF-8, because numpy does not. We
  * check numpy's copy, because the stream may be in shared memory and change.
@@ -10,7 +10,7 @@
 #define NPY_TARGET_VERSION NPY_2_0_API_VERSION /* called only if StringDType exists, that is, with numpy 2 */
 #include "ndarray.h"
 
-/* Iterate over all elements in C or Fortran order, with any strides. */
+/* Iterate over all elements in C or Fortran order, for arrays with any strides. */
 typedef struct {
     char *at;
     int nd;
@@ -90,7 +90,7 @@ int prp_strings_copy(PyObject *array, bool fortran, const prp_strings *found, ch
     elements e;
     elements_of(&e, (PyArrayObject *)array, fortran);
     size_t at = 0;
-    /* Code without the GIL may have written to the array since it was measured. */
+    /* Code without the GIL may have written to the array since we measured it. */
     bool same = (size_t)e.size == found->count;
     npy_string_allocator *allocator = NpyString_acquire_allocator(dtype);
     for (npy_intp i = 0; i < e.size && same; i++) {
@@ -152,8 +152,8 @@ static bool is_utf8(const uint8_t *s, size_t n)
     return true;
 }
 
-/* Pack a copy and validate it; replace invalid text with "". 1; 0 if it is not UTF-8; -1 if there is not enough
- * memory. */
+/* Pack a copy of the text and validate the copy; replace invalid text with "". Return 1, 0 if it is not UTF-8, or -1 if
+ * there is not enough memory. */
 static int pack_utf8(npy_string_allocator *allocator, npy_packed_static_string *element, const char *text, size_t size)
 {
     npy_static_string packed = {0, NULL};

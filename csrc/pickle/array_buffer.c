@@ -2,12 +2,13 @@
  *
  * For each buffer request, numpy builds the format string again in new memory and compares it with the previous one.
  * This takes half of the time needed to write a small array. For plain numbers in native order the format is one of 18,
- * and shape and strides of a contiguous array follow from its shape. So we put our own exporter in between: it holds
- * the array, and the shape and strides that views point to (numpy may replace the array's own while a view exists).
+ * and the strides of a contiguous array follow from its shape. So an exporter of our own replaces numpy's: it holds the
+ * array, and the shape and strides that views point to (numpy may replace the array's own shape and strides while a
+ * view exists).
  *
- * Guarantee: a view has the bytes, format, shape, strides and flags of numpy's; only its `obj` differs. If code has
- * since changed the array in place (its shape, dtype or memory), the array itself handles the requests. The exception
- * is an exporter of the transpose, because the transpose would not have changed with the array.
+ * Guarantee: a view has the same bytes, format, shape, strides and flags as numpy's view; only its `obj` differs. If
+ * code has since changed the array in place (its shape, dtype or memory), the array itself handles the requests. An
+ * exporter of the transpose is an exception, because the transpose would not have changed with the array.
  *
  * The protocol is PEP 3118.
  */
@@ -60,8 +61,8 @@ static const struct {
 
 enum { ELEMENTS = sizeof elements / sizeof elements[0] };
 
-/* A private numpy flag, which no header declares, of arrays from broadcast_arrays: numpy warns when code writes to
- * them. */
+/* A private numpy flag that no header declares. Arrays from broadcast_arrays have it, and numpy warns when code writes
+ * to them. */
 #define WARN_ON_WRITE ((int)(1u << 31))
 
 /* Return the format that numpy would export, or NULL if only numpy can determine it. */
@@ -116,7 +117,7 @@ static int get_buffer(PyObject *object, Py_buffer *view, int flags)
         .len = self->len,
         .itemsize = self->itemsize,
         .readonly = self->readonly,
-        .ndim = shaped ? self->nd : 0, /* as numpy does */
+        .ndim = shaped ? self->nd : 0, /* this is what numpy does */
         .format = flags & PyBUF_FORMAT ? (char *)self->format : NULL,
         .shape = shaped && self->nd ? self->dims : NULL,
         .strides = strided && self->nd ? self->dims + self->nd : NULL,

@@ -4,10 +4,10 @@
 
 #include "interp.h"
 
-/* Return the PickleBuffer of a contiguous array or, for Fortran order, of its transpose. NULL with an exception, also
- * if the array does not support buffers. */
+/* Return the PickleBuffer of a contiguous array or, for Fortran order, of its transpose. Return NULL with an exception
+ * on failure, also if the array does not support buffers. */
 PyObject *prp_array_picklebuffer(PyObject *array);
-/* Return whether `exporter` is ours and its array now uses different memory. */
+/* Return whether `exporter` is such an exporter and its array now uses different memory. */
 bool prp_array_buffer_moved(PyObject *exporter);
 int prp_array_buffer_setup(void);
 

@@ -1,12 +1,12 @@
 /* Writes exact ndarrays and numpy scalars in the standard form without calling __reduce_ex__.
  *
- *     ndarray    numpy's _frombuffer(buffer, dtype, shape, order), the buffer as this pickler writes a PickleBuffer of
- *                the array: passed to the callback, or bytes in the stream. Only for C or Fortran order and plain
- *                numbers; numpy reduces all other arrays.
- *     scalar     numpy's scalar(dtype, bytes)
+ *     ndarray    a call of numpy's _frombuffer(buffer, dtype, shape, order). The buffer is a PickleBuffer of the array,
+ *                which goes to the callback or into the stream. Only for C or Fortran order and plain numbers; numpy
+ *                reduces all other arrays.
+ *     scalar     a call of numpy's scalar(dtype, bytes)
  *
- * We get the functions that numpy's own reduction uses from a sample, so the stream is the same as this numpy would
- * write. This file never imports numpy; it reads the array struct through numpy's headers (ABI stable since 1.7) and
+ * We take the functions from numpy's own reduction of a sample, so we write the same stream as the installed numpy
+ * would. This file never imports numpy; it reads the array struct through numpy's headers (ABI stable since 1.7) and
  * does not use its C API.
  */
 #include "array_buffer.h"
@@ -37,7 +37,7 @@ bool prp_array_has_base(PyObject *array)
     return PyArray_BASE((PyArrayObject *)array) != NULL;
 }
 
-/* Return the first element of the result of `maker(argument).__reduce_ex__(5)`; NULL with or without an exception. */
+/* Return element 0 of `maker(argument).__reduce_ex__(5)`; NULL with or without an exception. */
 static PyObject *reducer_of(const char *maker, PyObject *argument)
 {
     PyObject *type = prp_numpy_attribute(maker),
@@ -99,7 +99,7 @@ int prp_save_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
         return prp_forgive_refusal() < 0 ? SAVE_ERROR : SAVE_GENERIC;
     int status = SAVE_ERROR;
     bool again = false;
-    /* Code that runs meanwhile may change shape or dtype of the array; write the old shape and dtype, which match the
+    /* Other code that runs meanwhile may change the array's shape or dtype, so write the old values, which match the
      * bytes. */
     PyArray_Descr *descr = PyArray_DESCR(array);
     int nd = PyArray_NDIM(array);
@@ -121,8 +121,8 @@ int prp_save_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
             s->p = prp_append_int64(s->p, dims[i]);
         *s->p++ = nd > 3 ? OP_TUPLE : (uint8_t)(OP_TUPLE1 - 1 + nd);
     }
-    /* As in numpy's own reduction, this is the interpreter's shared str of that letter. No hook receives it, because
-     * arrays reach this code only if there are no hooks. */
+    /* As in numpy's own reduction, this is the str of one letter that the interpreter shares. No hook receives it,
+     * because arrays reach this code only if there are no hooks. */
     static PyObject *orders[2];
     if (!orders[fortran] && !(orders[fortran] = PyUnicode_FromStringAndSize(fortran ? "F" : "C", 1)))
         goto end;
@@ -132,7 +132,7 @@ int prp_save_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
     *s->p++ = OP_TUPLE;
     *s->p++ = OP_REDUCE;
     if (!elided) {
-        int64_t index = prp_memo_get(&s->memo, obj); /* a callback may have added to the memo of this saver */
+        int64_t index = prp_memo_get(&s->memo, obj); /* a callback may have added entries to this saver's memo */
         again = index >= 0;
         if (!again && prp_memoize(s, obj) < 0)
             goto end;
@@ -144,9 +144,8 @@ end:
     return status;
 }
 
-/* Return whether `value` has at most 255 bytes and nothing else refers to it. Single bytes are shared objects, to which
- * other code may refer.
- * */
+/* Write at most 255 bytes as a new object without a memo entry. Empty and single bytes are shared objects, to which
+ * other code may refer, so prp_save() writes them. */
 static int save_short_bytes(prp_saver *s, const void *data, Py_ssize_t len)
 {
     if (len <= 1) {

@@ -1,5 +1,5 @@
-/* Inline writers of atoms. Each writer receives the output pointer and returns it advanced; the caller has ensured
- * PRP_ROOM free bytes. For protocol 2 and up only, unless a comment says otherwise. */
+/* Inline writers of atoms. Each writer receives the output pointer and returns the advanced pointer; the caller has
+ * ensured PRP_ROOM free bytes. The writers are only for protocol 2 and up, unless a comment says otherwise. */
 #ifndef PRP_WRITE_H
 #define PRP_WRITE_H
 
@@ -27,8 +27,8 @@ static inline uint8_t *prp_put_u64(uint8_t *p, uint64_t v)
     return p + 8;
 }
 
-/* Write a value that fits into 32 bits, for protocol 1 and up. Computes the length without branches, because the
- * lengths of successive ints are often nearly random. */
+/* Write a value that fits into 32 bits, for protocol 1 and up. Compute the length without branches, because the lengths
+ * of successive ints are often nearly random. */
 static inline uint8_t *prp_put_int32(uint8_t *p, long value)
 {
     static const uint8_t ops[3] = {OP_BININT1, OP_BININT2, OP_BININT};
@@ -45,7 +45,7 @@ static inline uint8_t *prp_append_int64(uint8_t *p, int64_t value)
     if (value == (int32_t)value)
         return prp_put_int32(p, (long)value);
     uint64_t magnitude = (uint64_t)(value < 0 ? ~value : value);
-    int bytes = (64 - __builtin_clzll(magnitude)) / 8 + 1; /* plus one bit for the sign */
+    int bytes = (64 - __builtin_clzll(magnitude)) / 8 + 1; /* includes one bit for the sign */
     *p++ = OP_LONG1;
     *p++ = (uint8_t)bytes;
     prp_put_u64(p, (uint64_t)value); /* writes eight bytes, keeps `bytes`; the next opcode overwrites the rest */

@@ -10,7 +10,7 @@
 
 #define MAX_PLANS 4096
 
-/* Owns one reference to each plan in it. */
+/* The table owns one reference to each plan in it. */
 static struct {
     prp_plan **table; /* open addressing */
     size_t mask, count;
@@ -124,7 +124,7 @@ static bool inherits(PyTypeObject *type, PyTypeObject *base, PyObject *name)
     return same;
 }
 
-/* Return whether the type looks up instance attributes as object does; a __getattr__ is allowed. */
+/* Return whether the type looks up instance attributes as `object` does; the type may define __getattr__. */
 static bool plain_getattribute(PyTypeObject *type)
 {
     return type->tp_getattro == PyObject_GenericGetAttr || inherits(type, &PyBaseObject_Type, prp_g.str_getattribute);
@@ -137,7 +137,7 @@ static bool defines(PyTypeObject *type, PyObject *name)
     return found != NULL;
 }
 
-/* Return `attribute` of `module` if the module is loaded: new reference, or NULL with or without an exception. */
+/* If `module` is loaded, return its `attribute` as a new reference; otherwise NULL, with or without an exception. */
 static PyObject *loaded(const char *module, const char *attribute)
 {
     PyObject *found;
@@ -153,7 +153,8 @@ static bool is_loaded(PyTypeObject *type, const char *module, const char *attrib
     return found == (PyObject *)type;
 }
 
-/* Collect the slots that copyreg names, as member descriptors. 1: all of them are; 0: not; -1: exception. */
+/* Collect the slots that copyreg names. Return 1 if all of them are member descriptors, 0 if not, -1 with an
+ * exception. */
 static int collect_slots(prp_plan *plan, PyTypeObject *type, Py_ssize_t *names_count)
 {
     PyObject *names = PRP_FOREIGN(PyObject_CallOneArg(prp_g.slotnames, (PyObject *)type));
@@ -199,8 +200,7 @@ static bool all_visible(PyTypeObject *type, Py_ssize_t slots)
     return type->tp_itemsize == 0 && type->tp_basicsize <= size;
 }
 
-/* Return whether the class uses the __getnewargs__ that collections.namedtuple generates: 1, 0, or -1 with an
- * exception. */
+/* Return 1 if the class uses the __getnewargs__ that collections.namedtuple generates, else 0; -1 with an exception. */
 static int generated_getnewargs(PyTypeObject *type)
 {
     static PyObject *code; /* code of one such function, created for comparison; all such functions share it */
@@ -227,7 +227,7 @@ static int generated_getnewargs(PyTypeObject *type)
     return same && inherits(type, &PyTuple_Type, prp_g.str_iter);
 }
 
-/* Return whether the enum uses the enum module's reduction, which returns (class, (value,)): 1, 0, or -1 with an
+/* Return 1 if the enum uses the enum module's reduction, which returns (class, (value,)), else 0; -1 with an
  * exception. */
 static int plain_enum(PyTypeObject *type, PyObject *sample)
 {
@@ -264,8 +264,8 @@ static int plain_enum(PyTypeObject *type, PyObject *sample)
     return prp_forgive_refusal() < 0 ? -1 : good;
 }
 
-/* Return whether the interpreter itself defines every method that object.__reduce_ex__ would call on an instance.
- * (An attribute of the instance may still override one; that is checked each time.) */
+/* Return whether the interpreter itself defines every method that object.__reduce_ex__ would call on an instance. (An
+ * attribute of the instance may still override a method; we check this for each instance.) */
 static bool only_c_code(PyTypeObject *type)
 {
     PyTypeObject *base = &PyBaseObject_Type;
@@ -445,8 +445,8 @@ static int classify(prp_plan *plan, PyTypeObject *type, PyObject *sample)
     } else if (classify_static(plan, type) < 0) {
         return -1;
     }
-    /* The version is 0 if unknown: such a plan is valid until foreign code runs. Read the version last, because copyreg
-     * may have added __slotnames__ to the class. */
+    /* A plan whose version is unknown (0) is valid until foreign code runs. Read the version last, because copyreg may
+     * have added __slotnames__ to the class. */
     plan->version = prp_type_version(type);
     return 0;
 }
@@ -474,7 +474,7 @@ static int check_tables(prp_saver *s, prp_plan *plan)
             PyObject *found = PRP_FOREIGN(PyObject_CallOneArg(prp_g.registry_find, type));
             if (!found)
                 return -1;
-            plan->registry_version = version; /* the version before the call, so that a change in it is noticed */
+            plan->registry_version = version; /* read before the call, so that we notice a change that the call makes */
             PyObject *older = plan->registered;
             plan->registered = found == Py_None ? NULL : Py_NewRef(found);
             Py_DECREF(found);
@@ -537,7 +537,7 @@ static PRP_COLD prp_plan *plan_anew(prp_saver *s, prp_plan *plan, PyTypeObject *
     return plan;
 }
 
-/* Return whether the plan was created for `type` in its current state; valid within one epoch. */
+/* Return whether the plan was created for `type` in its current state. The answer is valid within one epoch. */
 static inline bool is_current(const prp_plan *plan, PyTypeObject *type)
 {
 #if PRP_INTERNALS

@@ -46,11 +46,11 @@ struct prp_plan {
     unsigned version;
     uint8_t kind;
     bool trusted;  /* the type's __reduce_ex__ is C code that runs no other code */
-    bool by_table; /* the type's own reduction cannot be loaded: use cloudpickle's */
+    bool by_table; /* the type's own reduction cannot be loaded, so use cloudpickle's */
     bool odd;      /* the metaclass has a __hash__ or __eq__, so even a table lookup runs foreign code */
     bool has_attrs;
     uint64_t epoch;
-    PyObject *registered, *table, *put_reducer; /* owned or NULL: reducers found for this type */
+    PyObject *registered, *table, *put_reducer; /* owned or NULL: the reducers that we found for this type */
     long registry_version;
     uint64_t table_version; /* version of copyreg's table when `table` was looked up; 0: look up again */
 
@@ -58,22 +58,22 @@ struct prp_plan {
     Py_ssize_t keys_checked; /* number of leading keys that are known not to be hooks */
     Py_ssize_t nslots;
     prp_slot *slots; /* owned */
-    PyObject *extra; /* owned: for example numpy's scalar function; set once */
+    PyObject *extra; /* owned, set once: for example numpy's scalar function */
 };
 
 /* The memo indices that one dump has assigned for a class, each plus one; 0 for no index yet. */
 struct prp_numbers {
-    prp_plan *plan; /* owned, and its type */
+    prp_plan *plan; /* we own the plan and its type */
     prp_numbers *next;
     uint64_t lives; /* generation of the memo that the indices belong to */
     uint32_t class_index;
     void *keys; /* the shared keys that index `names` */
     uint32_t names[PRP_PLAN_NAMES];
-    uint32_t slots[]; /* as plan->slots */
+    uint32_t slots[]; /* in the order of plan->slots */
 };
 
-/* Return the plan for `type`, of which `sample` is an instance, valid now: a new reference. NULL with an exception. The
- * first call for a type may run Python code (ours, and imports, but no code of the instance). */
+/* Return a plan for `type` that is valid now, as a new reference, or NULL with an exception. `sample` is an instance of
+ * `type`. The first call for a type may run Python code (ours, and imports, but no code of the instance). */
 prp_plan *prp_plan_for(prp_saver *s, PyTypeObject *type, PyObject *sample);
 void prp_plan_free(prp_plan *plan);
 static inline void prp_plan_drop(prp_plan *plan)
@@ -86,7 +86,7 @@ static inline void prp_plan_drop(prp_plan *plan)
 
 prp_numbers *prp_numbers_find(prp_saver *s, prp_plan *plan);
 /* Return this dump's memo indices for a plan. They keep the plan alive, and stay at this address until the dump ends.
- * NULL: MemoryError. */
+ * Return NULL with MemoryError on failure. */
 static inline prp_numbers *prp_numbers_for(prp_saver *s, prp_plan *plan)
 {
     prp_numbers *recent = s->numbers.recent[plan->id % PRP_RECENT_NUMBERS];
@@ -94,12 +94,12 @@ static inline prp_numbers *prp_numbers_for(prp_saver *s, prp_plan *plan)
                                                                                         : prp_numbers_find(s, plan);
 }
 
-/* Write the instance `obj` by its plan. Return as prp_save_other, or SAVE_GENERIC if the object's own __reduce_ex__ is
- * needed after all. */
+/* Write the instance `obj` by its plan. Return the same values as prp_save_other(), or SAVE_GENERIC if we must call the
+ * object's own __reduce_ex__ after all. */
 enum { SAVE_GENERIC = 3 };
 int prp_plan_save(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided);
-int prp_plan_resume(prp_saver *s); /* continues the topmost frame, of a kind that walk.c does not handle */
-/* Return whether the instance of a frame now has a different class, and if so set a RuntimeError, because offsets and
+int prp_plan_resume(prp_saver *s); /* continues the topmost frame, whose kind walk.c does not handle */
+/* Return whether the instance of a frame now has a different class. If so, set a RuntimeError, because the offsets and
  * names belong to the old class. */
 static inline bool prp_instance_changed(const prp_frame *frame)
 {
@@ -118,7 +118,7 @@ int prp_save_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided);
 int prp_save_scalar(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided);
 bool prp_array_has_base(PyObject *array);
 bool prp_is_numpy(PyTypeObject *type, const char *name); /* whether `type` is numpy's `name`; imports nothing */
-PyObject *prp_numpy_attribute(const char *name);         /* new reference, or NULL with or without an exception */
+PyObject *prp_numpy_attribute(const char *name); /* new reference, or NULL with or without an exception */
 PyObject *prp_scalar_function(void);
 
 #endif

@@ -1,4 +1,4 @@
-/* Selects the saver for a call from the context of its thread. */
+/* Selects the saver that a call uses; each thread caches one. */
 #include "pickler.h"
 
 #include <pthread.h>
@@ -6,8 +6,8 @@
 
 #define KEEP_SLOTS (64 * 1024)
 
-/* The saver that this thread keeps between calls. A call acquires and releases it. A nested call creates a new saver,
- * so two calls never share one. */
+/* The saver that this thread keeps between calls. A call acquires it and releases it at the end. A nested call creates
+ * a new saver, so two calls never share a saver. */
 static _Thread_local struct {
     prp_saver *idle;
     bool watched; /* the saver is freed when the thread ends */

@@ -1,5 +1,5 @@
-/* Saves objects that are neither atoms nor containers of the walk: bytes and buffers, and any object by its
- * reducer, in the order of search (docs/internals/pickler.md, "The walk").
+/* Saves objects that the walk does not write itself: bytes and buffers, and any other object by its reducer. The order
+ * in which we search for a reducer is in docs/internals/pickler.md, "The walk".
  *
  * prp_save_other() returns SAVE_DONE; SAVE_RESUME if it has pushed frames and the walk continues with the topmost one;
  * or SAVE_NEXT if the walk saves the object in s->next first.
@@ -30,7 +30,7 @@ static int save_contiguous(prp_saver *s, PyObject *owner, const void *data, size
                         "serializing a bytes object larger than 4 GiB requires pickle protocol 4 or higher");
         return -1;
     }
-    /* We may copy mutable data as late as the end of the dump only if no other code can run before that. */
+    /* We may delay the copy of mutable data until the end of the dump only if no other code can run before that. */
     if (!PyBytes_CheckExact(owner) && !s->elide && !s->write)
         owner = NULL;
     return prp_out_large(s, header, (size_t)(h - header), data, len, owner);
@@ -55,7 +55,7 @@ static int save_bytearray(prp_saver *s, PyObject *obj, bool elided)
     return elided ? 0 : prp_memoize(s, obj);
 }
 
-/* Return 1: write the buffer to the stream; 0: the callback has accepted it; -1: exception. */
+/* Return 1 if the buffer must be written to the stream, 0 if the callback has accepted it, -1 with an exception. */
 static int offer_buffer(prp_saver *s, PyObject *buffer)
 {
     if (!s->buffer_callback)
@@ -116,9 +116,9 @@ int prp_save_picklebuffer(prp_saver *s, PyObject *obj, bool elided)
     return status;
 }
 
-/* Call obj.__reduce_ex__(protocol), or __reduce__() if obj has only the latter. `trusted`: the type does it in C, so
- * the caller has not called prp_before_foreign_code; this function does if the instance itself has attributes of these
- * names. */
+/* Call obj.__reduce_ex__(protocol), or __reduce__() if obj has only the latter. `trusted` means that the type
+ * implements these methods in C, so the caller has not called prp_before_foreign_code. This function calls it if the
+ * instance itself has attributes of these names. */
 static PyObject *ask(prp_saver *s, PyObject *obj, PyTypeObject *type, bool trusted)
 {
     PyObject *method = PRP_FOREIGN(PyObject_GetAttr(obj, prp_g.str_reduce_ex)), *value;
@@ -159,7 +159,7 @@ static PyObject *ask(prp_saver *s, PyObject *obj, PyTypeObject *type, bool trust
     return NULL;
 }
 
-/* Return the reducer in the Pickler's own dispatch_table: new reference, NULL without an exception if there is
+/* Return the reducer in the Pickler's own dispatch_table as a new reference, or NULL without an exception if there is
  * none. */
 static PyObject *private_reducer(prp_saver *s, PyTypeObject *type)
 {
@@ -215,7 +215,7 @@ static bool from_numpy(PyObject *function)
            strncmp((const char *)PyUnicode_DATA(module), "numpy", 5) == 0;
 }
 
-/* Look up the plan again; NULL with an exception. The caller keeps `type` alive. */
+/* Look up the plan again; return NULL with an exception on failure. The caller keeps `type` alive. */
 static prp_plan *renew(prp_saver *s, prp_plan **held, PyObject *obj, PyTypeObject *type)
 {
     if (PRP_UNLIKELY(Py_TYPE(obj) != type)) {
@@ -230,7 +230,7 @@ static prp_plan *renew(prp_saver *s, prp_plan **held, PyObject *obj, PyTypeObjec
     return plan;
 }
 
-/* The owner of *held releases the plan. A stale plan is replaced in *held. */
+/* The owner of *held releases the plan. If the plan is stale, we replace it in *held. */
 static int save_reduced(prp_saver *s, prp_plan **held, PyObject *obj, PyTypeObject *type, bool elided)
 {
     prp_plan *plan = *held;
@@ -245,7 +245,7 @@ static int save_reduced(prp_saver *s, prp_plan **held, PyObject *obj, PyTypeObje
         return prp_save_type(s, obj);
     if (type == &PyFunction_Type)
         return prp_save_named(s, obj);
-    if (plan->epoch != prp_epoch && !(plan = renew(s, held, obj, type))) /* the override has run */
+    if (plan->epoch != prp_epoch && !(plan = renew(s, held, obj, type))) /* reducer_override has run */
         return SAVE_ERROR;
     if (s->dispatch_table) {
         if (prp_before_foreign_code(s) < 0)
@@ -290,8 +290,8 @@ static int save_reduced(prp_saver *s, prp_plan **held, PyObject *obj, PyTypeObje
             return SAVE_ERROR;
         by_table = !named;
     }
-    /* Either cloudpickle reduced an object that contains obj, so that its tables apply here too, or only these tables
-     * can reduce obj. */
+    /* Either cloudpickle has reduced an object that contains obj, so that cloudpickle's tables apply to obj too, or
+     * only these tables can reduce obj. */
     if (s->by_value || by_table) {
         if (by_table && prp_before_foreign_code(s) < 0)
             return SAVE_ERROR;

@@ -1,9 +1,9 @@
 /* Writes numpy's dtypes of plain numbers in the standard form.
  *
  * A dtype has the same bytes in every stream. We create these bytes once per number type, by pickling numpy's built-in
- * dtype without memoization. We split them at the objects that the rest of the stream may share: the module's name, the
- * class, the dtype itself, the byte-order character. So the stream equals the standard pickler's, except for unused
- * memo entries.
+ * dtype without memoization. We split these bytes at the objects that the rest of the stream may share: the module's
+ * name, the class, the dtype itself and the byte-order character. So the stream equals that of the standard pickler,
+ * except for unused memo entries.
  */
 #include "dtypes.h"
 #include "atoms.h"
@@ -30,7 +30,7 @@ typedef struct {
 
 static kept_dtype dtypes[DTYPES];
 
-/* Pickle `obj` with nothing memoized; return the opcodes without PROTO and STOP, which the caller frees. */
+/* Pickle `obj` without memoizing anything; return the opcodes without PROTO and STOP. The caller frees the result. */
 static uint8_t *pickled(PyObject *obj, size_t *len)
 {
     prp_saver *other = prp_acquire();
@@ -59,7 +59,8 @@ static size_t behind_string(const uint8_t *bytes, size_t len, size_t at)
     return at + 2 + bytes[at + 1];
 }
 
-/* Find the split positions: `numpy` `dtype` STACK_GLOBAL, `f8` False True TUPLE3 REDUCE, MARK 3 `<` ... */
+/* Find the split positions in the opcodes `numpy` `dtype` STACK_GLOBAL, `f8` False True TUPLE3 REDUCE, MARK 3 `<`
+ * ... */
 static bool cut(kept_dtype *kept)
 {
     const uint8_t *bytes = kept->bytes;
@@ -98,7 +99,7 @@ static void drop(kept_dtype *kept)
 }
 
 /* Return the cached form of numpy's built-in dtype of that number type. It has no bytes if numpy writes the dtype in a
- * form that this code does not know. NULL with an exception. */
+ * form that this code does not know. Return NULL with an exception on failure. */
 static const kept_dtype *kept_for(const PyArray_Descr *descr)
 {
     kept_dtype *kept = &dtypes[descr->type_num], made = {0};
@@ -124,8 +125,8 @@ static const kept_dtype *kept_for(const PyArray_Descr *descr)
     return kept;
 }
 
-/* Return whether the bytes of numpy's built-in dtype describe `descr` completely. Code may have set the state of any
- * other dtype object. */
+/* Return whether the bytes of numpy's built-in dtype describe `descr` completely. Other code may have set the state of
+ * any dtype except the built-in one. */
 static int like_own(const kept_dtype *kept, PyObject *descr)
 {
     if (kept->own == descr)
@@ -136,7 +137,8 @@ static int like_own(const kept_dtype *kept, PyObject *descr)
     return numpy && numpy->dtype_like_own(descr);
 }
 
-/* Write a string or class that the stream may share, as opcodes or as a GET. The caller has reserved the room. */
+/* Write a string or class that the stream may share: its opcodes the first time, then a GET. The caller has reserved
+ * the room. */
 int prp_put_shared(prp_saver *s, PyObject *obj, const uint8_t *bytes, size_t len)
 {
     int64_t index = prp_memo_add(&s->memo, obj);

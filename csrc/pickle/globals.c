@@ -17,8 +17,8 @@ static bool quiet(PyObject *obj)
         return true;
     if (!PyType_Check(obj))
         return false;
-    /* The metaclass overrides only __getattr__, as Enum's does. It is not called for these two names, because every
-     * class has them. */
+    /* The metaclass overrides only __getattr__, as Enum's does. Python does not call this method for the two names,
+     * because every class has them. */
     PyObject *mine = prp_type_lookup(type, prp_g.str_getattribute);
     PyObject *theirs = prp_type_lookup(&PyType_Type, prp_g.str_getattribute);
     bool same = mine && mine == theirs;
@@ -35,7 +35,7 @@ static PyObject *optional_attribute(PyObject *obj, PyObject *name)
     return value;
 }
 
-/* Return the name of obj: `name` if the reduction returned one, else obj's own name. New reference. */
+/* Return the name of obj as a new reference: `name` if the reduction returned one, else obj's own name. */
 static PyObject *global_name(PyObject *obj, PyObject *name)
 {
     if (name)
@@ -90,9 +90,9 @@ static PyObject *module_name(prp_saver *s, PyObject *obj, PyObject *name)
     return which_module(s, obj, name);
 }
 
-/* Return the current value of `module`.`name`: new reference, or NULL with or without an exception. *last is the last
- * part of the name (new reference). *parent is the object that has it as an attribute (new reference), or NULL for a
- * name without dots. */
+/* Return the current value of `module`.`name` as a new reference, or NULL with or without an exception. Set *last to
+ * the last part of the name (new reference), and *parent to the object that has this part as an attribute (new
+ * reference), or NULL for a name without dots. */
 static PyObject *resolve(prp_saver *s, PyObject *module, PyObject *name, bool dotted, PyObject **parent,
                          PyObject **last)
 {
@@ -127,7 +127,7 @@ static PyObject *resolve(prp_saver *s, PyObject *module, PyObject *name, bool do
     return here;
 }
 
-/* Write the copyreg extension code, if there is one. 1: written; 0: none; -1. */
+/* Write the copyreg extension code. Return 1, 0 if there is none, or -1. */
 static int save_extension(prp_saver *s, PyObject *obj, PyObject *module, PyObject *name)
 {
     if (s->proto < 2 || PyDict_GET_SIZE(prp_g.extensions) == 0)
@@ -155,7 +155,7 @@ static int save_extension(prp_saver *s, PyObject *obj, PyObject *module, PyObjec
     return prp_out(s, out, code <= 0xff ? 2 : code <= 0xffff ? 3 : 5) < 0 ? -1 : 1;
 }
 
-/* Turn the current UnicodeEncodeError into the context of a PicklingError. */
+/* Raise a PicklingError whose context is the current UnicodeEncodeError. */
 static void refuse_identifier(const char *what, PyObject *name, int proto)
 {
     PyObject *type, *error, *traceback, *cause;
@@ -234,7 +234,7 @@ static int save_dotted(prp_saver *s, PyObject *module, PyObject *name, PyObject 
     Py_XDECREF(call);
     return status;
 #else
-    /* Do not check the intermediate objects: one may be obj itself, if a part of the name refers back to it. */
+    /* Do not check the intermediate objects, because one may be obj itself if a part of the name refers back to it. */
     PyObject *separator = PyUnicode_FromString("."),
              *parts = separator ? PRP_FOREIGN(PyUnicode_Split(name, separator, -1)) : NULL;
     Py_XDECREF(separator);
@@ -275,7 +275,7 @@ static int write_reference(prp_saver *s, PyObject *obj, PyObject *module, PyObje
     return prp_memoize(s, obj);
 }
 
-/* Return how many modules are registered with cloudpickle.register_pickle_by_value; -1 for an exception. */
+/* Return how many modules are registered with cloudpickle.register_pickle_by_value, or -1 with an exception. */
 static Py_ssize_t modules_by_value(prp_saver *s)
 {
     PyObject *cloudpickle = PRP_FOREIGN(PyDict_GetItemWithError(prp_g.sys_modules, prp_g.str_cloudpickle));
@@ -296,7 +296,7 @@ static Py_ssize_t modules_by_value(prp_saver *s)
                       ? NULL
                       : PRP_FOREIGN(PyObject_CallMethodNoArgs(cloudpickle, prp_g.str_list_by_value));
         Py_DECREF(cloudpickle);
-        if (!modules) /* a cloudpickle version without this registry, or a module that is still being imported */
+        if (!modules) /* this cloudpickle version has no such registry, or the module is still being imported */
             return s->restart ? -1 : prp_forgive(PyExc_AttributeError);
     }
     Py_ssize_t n = PyAnySet_Check(modules) ? PySet_GET_SIZE(modules) : PRP_FOREIGN(PyObject_Size(modules));
@@ -304,7 +304,7 @@ static Py_ssize_t modules_by_value(prp_saver *s)
     return n;
 }
 
-/* Return whether any module is registered for pickling by value; determined once per dump. 1, 0, or -1 with an
+/* Return whether any module is registered for pickling by value, which we determine once per dump: 1, 0, or -1 with an
  * exception or a restart. */
 static int by_value_wanted(prp_saver *s)
 {
@@ -317,7 +317,7 @@ static int by_value_wanted(prp_saver *s)
     return s->by_value_wanted;
 }
 
-/* Create the CloudPickler of this dump and find the dicts of its dispatch_table: 0 or -1. */
+/* Create the CloudPickler of this dump and find the dicts of its dispatch_table. Return 0 or -1. */
 static int make_by_value(prp_saver *s)
 {
     s->by_value = PRP_FOREIGN(PyObject_CallNoArgs(prp_g.new_by_value));
@@ -326,8 +326,8 @@ static int make_by_value(prp_saver *s)
     Py_XDECREF(table);
     if (!s->by_value)
         return -1;
-    if (prp_forgive(PyExc_AttributeError) < 0) { /* this version has no such dicts: use cloudpickle's lookup */
-        Py_CLEAR(s->by_value);                   /* a caller that continues creates it again */
+    if (prp_forgive(PyExc_AttributeError) < 0) { /* if this version has no such dicts, use cloudpickle's lookup */
+        Py_CLEAR(s->by_value);                   /* a caller that continues creates the CloudPickler again */
         return -1;
     }
     if (maps && PyList_CheckExact(maps))
@@ -336,8 +336,8 @@ static int make_by_value(prp_saver *s)
     return 0;
 }
 
-/* Return the reducer for `type` in CloudPickler.dispatch_table: new reference, or NULL without an exception if there is
- * none. */
+/* Return the reducer for `type` in CloudPickler.dispatch_table as a new reference, or NULL without an exception if
+ * there is none. */
 static PyObject *cloudpickle_reducer(prp_saver *s, PyTypeObject *type)
 {
     PyObject *maps = s->by_value_maps, *found = NULL;
@@ -398,7 +398,7 @@ int prp_by_value(prp_saver *s, PyObject *obj, PyObject **value)
 /* Caches cloudpickle's reductions of interpreter types that have no name in `builtins` (code, cell, ...). These
  * reductions never change. */
 static struct {
-    PyObject *type;  /* static: never freed */
+    PyObject *type;  /* a static type, which is never freed */
     PyObject *value; /* owned */
 } own_types[OWN_TYPES];
 static int own_type_count;
@@ -419,7 +419,7 @@ static void keep_own_type(PyObject *obj, PyObject *value)
     }
 }
 
-/* Return 1: written; 0: cloudpickle would also pickle by reference; -1. */
+/* Return 1 if obj was written, 0 if cloudpickle would also pickle it by reference, or -1. */
 static int save_by_value(prp_saver *s, PyObject *obj)
 {
     if (prp_before_foreign_code(s) < 0)
@@ -455,7 +455,7 @@ static bool is_type_variable(PyObject *obj)
     return strcmp(dot ? dot + 1 : name, "TypeVar") == 0;
 }
 
-/* Raise PicklingError because obj cannot be pickled by name. Steals the reference to `why`, which is NULL if an
+/* Raise PicklingError because obj cannot be pickled by name. Steal the reference to `why`, which is NULL if an
  * exception is set. */
 static PRP_COLD void refuse(PyObject *obj, PyObject *why)
 {
@@ -470,7 +470,7 @@ static int save_named(prp_saver *s, PyObject *obj, PyObject *given, bool may_go_
 {
     PyObject *name = NULL, *module_str = NULL, *module = NULL, *parent = NULL, *last = NULL, *found = NULL;
     int status = -1;
-    /* If cloudpickle is in use already, use the cached reduction of a type that it needs often. */
+    /* If cloudpickle is in use already, use the cached reduction of types that cloudpickle needs often. */
     if (s->by_value && may_go_by_value && own_type_count && PyType_CheckExact(obj)) {
         PyObject *value = own_type_value(obj);
         if (value)
@@ -500,7 +500,7 @@ static int save_named(prp_saver *s, PyObject *obj, PyObject *given, bool may_go_
     if (dot == -2)
         goto end;
     if (dot >= 0 && may_go_by_value) {
-        /* A local name can never be looked up; trying it would only raise a different error. */
+        /* A local name cannot be looked up; an attempt would only raise a different error. */
         Py_ssize_t local = PyUnicode_Find(name, prp_g.str_locals, 0, PyUnicode_GET_LENGTH(name), 1);
         int written = local >= 0 ? save_by_value(s, obj) : 0;
         if (written || local == -2) {
@@ -563,15 +563,15 @@ int prp_save_named(prp_saver *s, PyObject *obj)
     return save_named(s, obj, NULL, true);
 }
 
-/* Return the function that a bound method calls, or NULL, perhaps with an exception: borrowed from the object that
- * defines it. */
+/* Return the function that a bound method calls, borrowed from the object that defines it, or NULL, perhaps with an
+ * exception. */
 static PyObject *behind(PyObject *found)
 {
     if (!found || PyFunction_Check(found))
         return found;
     PyObject *function =
         Py_IS_TYPE(found, &PyClassMethod_Type) ? PRP_FOREIGN(PyObject_GetAttr(found, prp_g.str_func)) : NULL;
-    Py_XDECREF(function); /* the classmethod keeps it */
+    Py_XDECREF(function); /* the classmethod keeps it alive */
     return function;
 }
 
@@ -594,7 +594,7 @@ int prp_method_has_name(prp_saver *s, PyObject *method)
     PyObject *name = PRP_FOREIGN(PyObject_GetAttr(function, prp_g.str_name));
     PyObject *found = name && PyUnicode_Check(name) ? PRP_FOREIGN(PyObject_GetAttr(self, name)) : NULL;
     Py_XDECREF(name);
-    if (!found && prp_forgive_refusal() < 0) /* whichever exception the lookup raises, the name is not usable */
+    if (!found && prp_forgive_refusal() < 0) /* if the lookup raises any exception, the name is not usable */
         return -1;
     bool same = found && (found == method || (PyMethod_Check(found) && PyMethod_GET_SELF(found) == self &&
                                               PyMethod_GET_FUNCTION(found) == function));

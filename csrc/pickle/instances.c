@@ -1,8 +1,8 @@
-/* Writes instances by their plans: the same opcodes as for the result of __reduce_ex__, without the intermediate
- * objects.
+/* Writes instances by their plans, with the opcodes that the result of __reduce_ex__ would need, but without creating
+ * that result.
  *
- * Only objects that can occur again get memo entries here. In letter mode, where every opcode must match, we call
- * __reduce_ex__ for the kinds that would differ.
+ * Only objects that can occur again get memo entries here. In letter mode, where every opcode must match the standard
+ * pickler's, we call __reduce_ex__ for the kinds of object that would differ.
  */
 #include "class_plan.h"
 #include "atoms.h"
@@ -136,7 +136,8 @@ int prp_plan_write_name(prp_saver *s, prp_numbers *numbers, Py_ssize_t slot)
     return prp_room(s, PRP_ROOM);
 }
 
-/* Push a frame for `count` attributes or slots, with the class's memo indices. NULL with an exception. */
+/* Push a frame for `count` attributes or slots, with the class's memo indices. Return NULL with an exception on
+ * failure. */
 static prp_frame *push_numbered(prp_saver *s, prp_frame_kind kind, PyObject *obj, prp_plan *plan, Py_ssize_t count)
 {
     prp_numbers *numbers = prp_numbers_for(s, plan);
@@ -148,19 +149,19 @@ static prp_frame *push_numbered(prp_saver *s, prp_frame_kind kind, PyObject *obj
     return frame;
 }
 
-/* Begin the part of the state for slots: a dict, on the stack above the dict of the attributes or None. */
+/* Begin the dict of the slots, which follows the dict of the attributes (or None) on the stack. */
 static int begin_slots(prp_saver *s, prp_plan *plan, PyObject *obj, int count)
 {
     if (prp_room(s, PRP_ROOM) < 0)
         return SAVE_ERROR;
-    s->elided = true; /* the names and the dict of the slots */
+    s->elided = true; /* the names and the dict of the slots get no memo entries */
     *s->p++ = OP_EMPTY_DICT;
     if (count > 1)
         *s->p++ = OP_MARK;
     return push_numbered(s, FRAME_SLOTS, obj, plan, count) ? SAVE_RESUME : SAVE_ERROR;
 }
 
-/* Return (dict or None, {name: value of each slot that is set}): new reference. */
+/* Return a new tuple (dict or None, {name: value of each slot that is set}). */
 static PyObject *slots_state(const prp_plan *plan, PyObject *obj, PyObject *dict)
 {
     PyObject *values = PRP_FOREIGN(PyDict_New());
@@ -175,8 +176,9 @@ static PyObject *slots_state(const prp_plan *plan, PyObject *obj, PyObject *dict
     return state;
 }
 
-/* Write class, NEWOBJ and the state, if any: either the attributes in `view` or `dict`, or the complete `state`. The
- * caller holds references to `dict` and `state`, because writing the class may run code that releases them. */
+/* Write the class, NEWOBJ and, if there is one, the state: either the attributes in `view` or `dict`, or the complete
+ * `state`. The caller holds references to `dict` and `state`, because writing the class may run code that releases
+ * them. */
 static int write_instance(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided, const prp_attrs *view,
                           PyObject *dict, int slots, PyObject *state)
 {
@@ -191,7 +193,7 @@ static int write_instance(prp_saver *s, prp_plan *plan, PyObject *obj, bool elid
         return SAVE_DONE;
 
     if (view) {
-        /* Nothing refers to a dict that has not been created, so it needs no memo entry. */
+        /* The instance has no dict object to which other objects could refer, so the dict needs no memo entry. */
         s->elided = true;
         if (view->count == 0)
             return SAVE_DONE;
@@ -219,7 +221,7 @@ static int write_instance(prp_saver *s, prp_plan *plan, PyObject *obj, bool elid
     if (!frame)
         return SAVE_ERROR;
     s->next = state ? state : dict;
-    /* While eliding, the instance's reference suffices; a second reference would make the dict look shared. */
+    /* While eliding, the instance's reference to the dict is enough; a second one would make the dict look shared. */
     if (!s->elide)
         frame->held = Py_NewRef(s->next);
     return SAVE_NEXT;
@@ -240,11 +242,11 @@ static int save_instance(prp_saver *s, prp_plan *plan, PyObject *obj, bool elide
     PyObject *dict = NULL;
     int where = plan->has_attrs ? prp_attrs_view(obj, plan->type, &view, &dict) : PRP_ATTRS_NONE;
     int slots = plan->nslots ? slots_set(plan, obj) : 0;
-    if (where == PRP_ATTRS_INLINE) { /* the attributes are in an array, with or without a dict that wraps it */
+    if (where == PRP_ATTRS_INLINE) { /* the attributes are in an array, which a dict may wrap */
         if (names_have_hook(plan, &view))
             return SAVE_GENERIC;
         if (!s->elide || slots || (dict && Py_REFCNT(dict) != 1)) {
-            /* Use the dict if code may run that changes the instance, or if other code refers to the dict. */
+            /* Use the dict if code that changes the instance may run, or if other code refers to the dict. */
             where = dict ? PRP_ATTRS_DICT : PRP_ATTRS_UNKNOWN;
         }
     }
@@ -253,7 +255,7 @@ static int save_instance(prp_saver *s, prp_plan *plan, PyObject *obj, bool elide
         dict = prp_attrs_dict(obj);
         if (!dict)
             return SAVE_ERROR;
-        Py_DECREF(dict); /* the instance holds it */
+        Py_DECREF(dict); /* the instance holds a reference to it */
         where = PRP_ATTRS_DICT;
     }
     if (where == PRP_ATTRS_DICT) {
@@ -308,7 +310,7 @@ static int save_namedtuple(prp_saver *s, prp_plan *plan, PyObject *obj, bool eli
         int where = prp_attrs_view(obj, plan->type, &view, &dict);
         if (where == PRP_ATTRS_UNKNOWN || (where == PRP_ATTRS_INLINE && view.count > 0) ||
             (where == PRP_ATTRS_DICT && PyDict_GET_SIZE(dict) > 0))
-            return SAVE_GENERIC; /* attributes of a subclass */
+            return SAVE_GENERIC; /* the subclass has attributes */
     }
     if (prp_plan_class(s, plan) < 0)
         return SAVE_ERROR;
@@ -358,7 +360,8 @@ static int finish_call(prp_saver *s, PyObject *obj, Py_ssize_t n, bool elided)
     return created(s, obj, elided, &again) < 0 ? SAVE_ERROR : SAVE_DONE;
 }
 
-/* The last argument may be any object, so a frame waits until it is written. Steals the reference to `argument`. */
+/* The last argument may be any object, so push a frame that continues after it has been written. Steal the reference to
+ * `argument`. */
 static int call_after(prp_saver *s, PyObject *obj, Py_ssize_t n, bool elided, PyObject *argument)
 {
     prp_frame *frame = prp_push(s, FRAME_CALL, obj);
@@ -405,7 +408,7 @@ static int save_datetime(prp_saver *s, prp_plan *plan, PyObject *obj, bool elide
         const uint8_t packed[10] = {
             (uint8_t)(year >> 8),
             (uint8_t)year,
-            /* protocol 4 and up: fold is the top bit of the month */
+            /* at protocol 4 and up, the top bit of the month contains `fold` */
             (uint8_t)(PyDateTime_GET_MONTH(obj) | (PyDateTime_DATE_GET_FOLD(obj) && s->proto > 3 ? 0x80 : 0)),
             (uint8_t)PyDateTime_GET_DAY(obj),
             (uint8_t)PyDateTime_DATE_GET_HOUR(obj),

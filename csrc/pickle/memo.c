@@ -91,7 +91,7 @@ void prp_memo_clear(prp_memo *memo, size_t keep_slots)
         } else {
             free(old.slots);
             if (old.owned && count && !dying)
-                dying = old.keys; /* no memory for a copy: use the array itself, which is freed in any case */
+                dying = old.keys; /* no memory for a copy: use the array itself, which we free in any case */
             else
                 free(old.keys);
         }
@@ -110,7 +110,8 @@ void prp_memo_clear(prp_memo *memo, size_t keep_slots)
             free(dying);
         return;
     }
-    /* Out of memory: put an empty memo in its place while we release the keys, so that finalizers cannot find them. */
+    /* There is no memory for a copy of the keys: replace the memo by an empty one while we release them, so that
+     * finalizers cannot find them. */
     prp_memo old = *memo;
     if (allocate(memo, INITIAL_SLOTS) == 0) {
         release(old.keys, count);

@@ -1,12 +1,12 @@
 /* The memo of a pickler maps each object to its memo index in the stream.
  *
- * It is a hash table keyed by identity, with open addressing and linear probing, and at most half full. The hash keeps
- * the order of addresses within a page and scatters pages. Objects that were allocated one after the other are usually
- * pickled in this order too, and lie in neighbouring slots, so there are few cache misses and no clustering between
- * pages. A slot belongs to the current dump if it has the current generation; incrementing the generation clears the
- * table.
+ * It is a hash table keyed by identity, with open addressing and linear probing, and at most half full. The hash
+ * function preserves the order of addresses within a page and scatters the pages. Objects that were allocated one after
+ * the other are usually pickled in this order too, and lie in neighbouring slots, so there are few cache misses and no
+ * clustering between pages. A slot belongs to the current dump if it has the current generation; incrementing the
+ * generation clears the table.
  *
- * Ownership: as long as only the pickler's own code has run, nothing can be freed, and entries are borrowed.
+ * Ownership: as long as only the pickler's own code has run, no object can have been freed, so entries are borrowed.
  * prp_memo_own() takes a reference to every object in the memo, and from then on each new entry is owned until
  * prp_memo_clear(). This keeps an address from being reused by another object while the memo still contains it.
  */
@@ -34,7 +34,7 @@ typedef struct {
 enum { PRP_MEMO_ABSENT = -1, PRP_MEMO_ERROR = -2 };
 
 int prp_memo_init(prp_memo *memo);
-void prp_memo_free(prp_memo *memo); /* clears first */
+void prp_memo_free(prp_memo *memo); /* clears the memo first */
 void prp_memo_own(prp_memo *memo);
 /* Remove all entries and release the owned references; shrink to `keep_slots` if larger. May run finalizers. */
 void prp_memo_clear(prp_memo *memo, size_t keep_slots);

@@ -1,7 +1,7 @@
 /* Stores the memo indices that one dump assigns for the classes of its objects; see class_plan.h.
  *
- * The entries are in chunks, which do not move. If there are more than a few entries, a hash table maps plans to
- * entries.
+ * The entries are stored in chunks, which do not move. Once there are more than a few entries, a hash table maps plans
+ * to entries.
  */
 #include "class_plan.h"
 
@@ -121,12 +121,12 @@ prp_numbers *prp_numbers_find(prp_saver *s, prp_plan *plan)
 void prp_numbers_clear(prp_saver *s)
 {
     prp_numbers_table *table = &s->numbers;
-    /* Empty the table before releasing references, because that may run finalizers. */
+    /* Empty the table before releasing the references, because their release may run finalizers. */
     prp_numbers *entry = table->first;
     prp_numbers_chunk *kept = table->chunks;
     table->first = NULL;
     table->chunks = NULL;
-    if (table->count == 1) /* most dumps of a small object */
+    if (table->count == 1) /* true for most dumps of a small object */
         table->recent[entry->plan->id % PRP_RECENT_NUMBERS] = NULL;
     else
         memset(table->recent, 0, sizeof table->recent);

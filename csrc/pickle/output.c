@@ -2,13 +2,13 @@
  * buffer.
  *
  * Writers keep `p` below `end`. At the start of each object `p < limit` guarantees PRP_ROOM free bytes, so small items
- * are written without a further check; `limit` is also where the current frame is full, so one comparison serves both.
- * Frames are byte for byte those of the standard pickler: we close a frame at the first object boundary past 64 KiB,
- * omit it below 4 bytes, and write data of 64 KiB and more outside of frames.
+ * are written without a further check; `limit` is also the position at which the current frame is full, so one
+ * comparison checks both. Frames are byte for byte those of the standard pickler: we close a frame at the first object
+ * boundary past 64 KiB, omit it below 4 bytes, and write data of 64 KiB and more outside of frames.
  *
- * We keep scratch memory between dumps up to PRP_KEEP_BYTES. If the result is one bytes object, output from HOLDER_MIN
- * bytes on is written directly into a bytes object. This object starts as large as the last such result and shrinks at
- * the end, so we copy only the output before it.
+ * We keep scratch memory between dumps up to PRP_KEEP_BYTES. If the result is one bytes object and has at least
+ * HOLDER_MIN bytes, we write the rest directly into a bytes object. This object starts as large as the last such result
+ * and shrinks at the end, so we copy only the first part of the output.
  */
 #include "pickler.h"
 #include "array_buffer.h"
@@ -21,9 +21,8 @@
 #define FRAME_HEADER 9
 #define FRAME_MIN 4
 #define HOLDER_MIN (64u << 10)
-#define HOLDER_GUESS (4u << 20) /* upper limit of the initial size, which is guessed from the last result */
-/* A stream to a file is collected up to this size before the first flush ends elision (see
- * prp_before_foreign_code). */
+#define HOLDER_GUESS (4u << 20) /* upper limit of the initial size, which we guess from the last result */
+/* We collect a stream to a file up to this size before the first flush ends elision (see prp_before_foreign_code). */
 #define HOLD_BYTES (16u << 20)
 
 static void set_limit(prp_saver *s)
@@ -187,7 +186,8 @@ int prp_out_begin(prp_saver *s)
     return open_frame(s);
 }
 
-/* Check that the bytes of all pieces have not moved. Only arrays can be reallocated while they are exported. */
+/* Check that the bytes of all pieces have not moved. Only an array can reallocate its memory while it exports a
+ * buffer. */
 static int check_pieces(prp_saver *s)
 {
     for (size_t i = 0; i < s->piece_count; i++)
@@ -215,7 +215,7 @@ static int write_part(prp_saver *s, const void *data, size_t len)
     return status;
 }
 
-/* Write the output so far to the file: each large piece in a separate call, and bytes objects without a copy. */
+/* Write the output so far to the file; pass each large piece in a separate call, and bytes objects without a copy. */
 int prp_out_flush(prp_saver *s)
 {
     size_t from = 0;
@@ -241,7 +241,7 @@ int prp_out_flush(prp_saver *s)
     return status;
 }
 
-/* Called at the start of an object: close a full frame, pass it to the file, and make room. */
+/* Call this at the start of an object: if the frame is full, close it and pass it to the file; then make room. */
 PRP_COLD int prp_out_boundary(prp_saver *s)
 {
     if (s->frame != SIZE_MAX && (size_t)(s->p - s->base) - s->frame - FRAME_HEADER >= PRP_FRAME_SIZE) {
@@ -258,7 +258,7 @@ PRP_COLD int prp_out_boundary(prp_saver *s)
     return 0;
 }
 
-/* Add a piece without copying its bytes; a mutable owner exports them until they are written. */
+/* Add a piece without copying its bytes; if the owner is mutable, it exports the bytes until they are written. */
 static int add_piece(prp_saver *s, const void *data, size_t len, PyObject *owner)
 {
     prp_piece piece = {(size_t)(s->p - s->base), data, len, owner, {0}};

@@ -1,4 +1,4 @@
-/* Implements the life cycle of a saver (setup, dump, cleanup), and sets up the objects that all savers share. */
+/* Sets up savers, runs dumps and cleans up afterwards; also sets up the objects that all savers share. */
 #include "pickler.h"
 #include "array_buffer.h"
 #include "c_stack.h"
@@ -177,8 +177,8 @@ void prp_saver_protocol(prp_saver *s, int proto)
 
 /* ---- the path to what failed ---- */
 
-/* Clear the exception of a repr or note that failed, even a RecursionError: the pending exception is more useful. Keep
- * an interrupt or a MemoryError. */
+/* Clear the exception that a repr or note raised, even a RecursionError, because the pending exception is more useful.
+ * Do not clear an interrupt or a MemoryError. */
 static int forgive_while_reporting(void)
 {
     if (PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_MemoryError))
@@ -186,8 +186,8 @@ static int forgive_while_reporting(void)
     return prp_forgive(PyExc_Exception);
 }
 
-/* Return the path as a str such as ".model.cache['k'][1]". NULL without an exception if there is no path, with an
- * exception on failure. */
+/* Return the path as a str such as ".model.cache['k'][1]". Return NULL without an exception if there is no path, and
+ * NULL with an exception on failure. */
 static PyObject *failure_path(const prp_saver *s)
 {
     size_t n = s->step_count;
@@ -212,7 +212,7 @@ static PyObject *failure_path(const prp_saver *s)
     return path;
 }
 
-/* Add the path to the current exception: as a note or, in put mode, in the message. */
+/* Add the path to the current exception, either as a note or, in put mode, in the message. */
 static PRP_COLD void report(prp_saver *s)
 {
     PyObject *type, *error, *trace;
@@ -234,7 +234,7 @@ static PRP_COLD void report(prp_saver *s)
         PyErr_Restore(type, error, trace);
         return;
     }
-    /* An interrupt arrived: raise it, with the failure as its context. */
+    /* An interrupt arrived: raise it, and make the original exception its context. */
     PyObject *new_type, *new_error, *new_trace;
     PyErr_Fetch(&new_type, &new_error, &new_trace);
     PyErr_NormalizeException(&new_type, &new_error, &new_trace);
@@ -272,7 +272,7 @@ int prp_dump(prp_saver *s, PyObject *root)
             return 0;
         if (!s->restart)
             break;
-        /* Foreign code is about to run for the first time: start over, without elision. */
+        /* Foreign code is about to run for the first time: start the dump again, without elision. */
         s->restart = false;
         s->elide = false;
         prp_saver_finish(s);
@@ -286,7 +286,7 @@ int prp_dump(prp_saver *s, PyObject *root)
     return -1;
 }
 
-/* Pickle a single atom at protocol 5 without a saver; NULL without an exception if obj is not an atom. */
+/* Pickle a single atom at protocol 5 without a saver; return NULL without an exception if obj is not an atom. */
 static PyObject *dumps_atom(PyObject *obj)
 {
     uint8_t out[PRP_ROOM], *p = out;

@@ -1,20 +1,20 @@
 /* The pickler: each `prp_saver` is the state of one pickler.
  *
- * How an object is written. prp_save() is a loop over an explicit stack of frames on the heap, one per container in
- * progress. It uses the C stack only for foreign code (a recursive call saves a __reduce__ result). So containers
- * nested to any depth need constant C stack, and a check of the C stack limits the recursive calls.
+ * How the pickler writes an object: prp_save() is a loop over an explicit stack of frames on the heap, one per
+ * container in progress. It uses the C stack only for foreign code (a recursive call saves a __reduce__ result). So
+ * containers nested to any depth need constant C stack, and a check of the C stack limits the recursive calls.
  *
- * There are three modes, which differ in how closely the opcodes follow the standard library's pickler; loading returns
- * the same objects in all modes:
+ * The three modes differ in how closely the opcodes follow the standard library's pickler. Streams of all modes load as
+ * the same objects:
  *     letter   a Pickler object, and protocols below 5: every opcode as _pickle writes it, MEMOIZE included
- *     full     module functions once foreign code has run: every object that can occur again is memoized
- *     elide    module functions at protocol 5 before that: objects with one reference get no memo entry
+ *     full     module functions, once foreign code has run: every object that can occur again is memoized
+ *     elide    module functions at protocol 5, before foreign code has run: objects with one reference are not memoized
  *
- * Why `elide` is correct: an object with one reference can be reached only through its single holder. A holder is
- * visited twice only if it has two references itself, and then it is memoized, so its content is not visited again.
- * Only foreign code (a hook, a __reduce__, a callback) can pass such an object to the pickler a second time. So we call
- * prp_before_foreign_code() before any foreign code: the first such call in a dump restarts the dump without elision.
- * No foreign code has run before that, so nothing can observe the restart.
+ * Why `elide` is correct: an object with one reference can be reached only through its single holder. The pickler
+ * reaches a holder twice only if the holder itself has two references; it is then memoized, so its content is not
+ * visited again. Only foreign code (a hook, a __reduce__, a callback) can pass such an object to the pickler a second
+ * time. So we call prp_before_foreign_code() before any foreign code: the first such call in a dump restarts the dump
+ * without elision. No foreign code has run before that, so nothing can observe the restart.
  *
  * References: a frame owns a reference to its container. Objects taken from a container are borrowed; a function that
  * runs foreign code takes references to the objects that it needs afterwards. Memo entries are borrowed until
@@ -35,18 +35,18 @@ typedef struct prp_numbers_chunk prp_numbers_chunk;
 /* The memo indices that this dump has assigned for the classes of its objects; see class_plan.h. */
 enum { PRP_RECENT_NUMBERS = 16 };
 typedef struct {
-    prp_numbers *recent[PRP_RECENT_NUMBERS]; /* by the plan's id */
+    prp_numbers *recent[PRP_RECENT_NUMBERS]; /* indexed by the plan's id */
     prp_numbers **slots;                     /* open addressing by plan; NULL while there are few */
     size_t mask, count;
-    prp_numbers *first; /* all entries */
+    prp_numbers *first; /* first of all entries */
     prp_numbers_chunk *chunks;
 } prp_numbers_table;
 
 /* The next step of a frame; see resume in walk.c. */
 typedef enum {
     FRAME_LIST,
-    FRAME_LIST_ONE,  /* a list with a single item: APPEND */
-    FRAME_LIST_EACH, /* protocol 0: APPEND after each item */
+    FRAME_LIST_ONE,  /* a list with a single item, written with APPEND */
+    FRAME_LIST_EACH, /* protocol 0: write APPEND after each item */
     FRAME_TUPLE,
     FRAME_DICT,
     FRAME_DICT_ONE,
@@ -62,7 +62,7 @@ typedef enum {
 } prp_frame_kind;
 
 enum {
-    FRAME_ELIDED = 1, /* no memo entry */
+    FRAME_ELIDED = 1, /* the object gets no memo entry */
     FRAME_IN_KEY = 2, /* dict: the key is being saved, `held` is the value */
     FRAME_NEWOBJ = 4, /* tuple: the arguments of a namedtuple; NEWOBJ follows, `obj` is the namedtuple */
 };
@@ -97,10 +97,10 @@ typedef struct {
 } prp_step;
 
 /* The last key at each position of a dict, and its memo index, because the dicts of a document repeat the same keys in
- * the same order. Valid until the memo is cleared. */
+ * the same order. An entry is valid until the memo is cleared. */
 enum { PRP_SEEN_KEYS = 64 };
 typedef struct {
-    PyObject *key; /* only compared */
+    PyObject *key; /* we only compare its address */
     uint64_t lives;
     uint32_t index;
 } prp_seen_key;
@@ -108,10 +108,10 @@ typedef struct {
 struct prp_saver {
     /* output: see output.c */
     uint8_t *p;     /* next byte */
-    uint8_t *limit; /* `p` beyond it at the start of an object: the frame is full, or the buffer nearly full */
+    uint8_t *limit; /* if `p` is beyond it at the start of an object, the frame is full or the buffer nearly full */
     uint8_t *base, *end;
     size_t frame;               /* offset of the open frame's header, SIZE_MAX if none */
-    bool to_bytes;              /* the result is one bytes object: a large one is written directly into it */
+    bool to_bytes;              /* the result is one bytes object; if it is large, we write directly into it */
     PyObject *holder;           /* owned: the bytes object that contains `base`, or NULL */
     uint8_t *small, *small_end; /* the scratch buffer while there is a holder */
     prp_piece *pieces;
@@ -137,7 +137,7 @@ struct prp_saver {
     bool fix_imports;
     bool put; /* put mode, see put.c */
     bool put_small_root;
-    bool restart; /* set when a function returns -1 not for an error, but to restart without elision */
+    bool restart; /* set together with a result of -1 that requests a restart without elision */
 
     /* hooks; borrowed from the caller during the dump, NULL if absent */
     PyObject *persistent_id, *reducer_override, *dispatch_table, *buffer_callback;
@@ -161,12 +161,12 @@ enum { SAVE_ERROR = -1, SAVE_DONE = 0, SAVE_RESUME = 1, SAVE_NEXT = 2 };
 /* ---- walk.c ---- */
 
 int prp_save(prp_saver *s, PyObject *obj);
-int prp_save_pid(prp_saver *s, PyObject *pid); /* as prp_save, but does not call persistent_id for `pid` itself */
-/* Call this before running foreign code. 0: continue; a new epoch has begun and every memo entry is owned. -1: return,
- * so that the dump restarts. */
+int prp_save_pid(prp_saver *s, PyObject *pid); /* like prp_save, but does not call persistent_id for `pid` itself */
+/* Call this before running foreign code. On 0, continue: a new epoch has begun and every memo entry is owned. On -1,
+ * return, so that the dump restarts. */
 int prp_before_foreign_code(prp_saver *s);
 extern uint64_t prp_epoch; /* incremented whenever foreign code may have run, in any pickler */
-/* Call this before any step that may start the garbage collector: memo entries become owned. */
+/* Call this before any step that may start the garbage collector; it makes all memo entries owned. */
 static inline void prp_memo_own_all(prp_saver *s)
 {
 #if !PRP_INTERNALS
@@ -175,22 +175,22 @@ static inline void prp_memo_own_all(prp_saver *s)
     if (PRP_UNLIKELY(!s->memo.owned))
         prp_memo_own(&s->memo);
 }
-/* Called if saving an object's content has already written the object, so that the content has been written twice.
- * Objects left out of the memo then have two copies, one of which is discarded: correct, but not the same as the
- * standard pickler. True: return, so that the dump restarts. */
+/* Call this if saving an object's content has already written the object, so that the stream contains its content
+ * twice. The reader then creates objects without a memo entry twice and discards one copy, which is correct, but
+ * differs from the standard pickler. If the result is true, return, so that the dump restarts. */
 static inline bool prp_restart_if_cyclic(prp_saver *s)
 {
     s->restart = s->elide && s->elided;
     return s->restart;
 }
-prp_frame *prp_push(prp_saver *s, prp_frame_kind kind, PyObject *obj); /* NULL: MemoryError */
-int prp_write_str(prp_saver *s, PyObject *str);                        /* opcodes only, no memo */
+prp_frame *prp_push(prp_saver *s, prp_frame_kind kind, PyObject *obj); /* returns NULL with MemoryError */
+int prp_write_str(prp_saver *s, PyObject *str);                        /* writes only the opcodes, no memo entry */
 int prp_write_int(prp_saver *s, long value);                           /* protocol 1 and up */
-/* Write GET and return 1 if obj is in the memo; 0: it is not; -1. */
+/* Write GET and return 1 if obj is in the memo; return 0 if it is not, or -1. */
 int prp_write_memoized(prp_saver *s, PyObject *obj);
-/* Add obj to the memo and write MEMOIZE or PUT (does nothing in fast mode). */
+/* Add obj to the memo and write MEMOIZE or PUT; do nothing in fast mode. */
 int prp_memoize(prp_saver *s, PyObject *obj);
-/* Record a step of the path while returning from an error; does nothing while the dump restarts. `holder`, `key` and
+/* Record a step of the path while returning from an error; do nothing while the dump restarts. `holder`, `key` and
  * `child` may be NULL. */
 void prp_note(prp_saver *s, const char *kind, PyObject *holder, PyObject *key, PyObject *child);
 void prp_note_index(prp_saver *s, const char *kind, PyObject *holder, Py_ssize_t index, PyObject *child);
@@ -205,27 +205,27 @@ static inline bool prp_elidable(prp_saver *s, PyObject *obj)
 
 /* ---- numbers.c ---- */
 
-void prp_numbers_clear(prp_saver *s); /* at the end of a dump; may run finalizers */
+void prp_numbers_clear(prp_saver *s); /* call it at the end of a dump; it may run finalizers */
 void prp_numbers_free(prp_saver *s);
 
 /* ---- output.c ---- */
 
 #define PRP_ROOM 64 /* number of free bytes at the start of every object */
 #define PRP_FRAME_SIZE (64 * 1024)
-#define PRP_KEEP_BYTES (1u << 20) /* of scratch kept between dumps */
+#define PRP_KEEP_BYTES (1u << 20) /* maximum scratch memory kept between dumps */
 
 int prp_out_init(prp_saver *s);
 void prp_out_free(prp_saver *s);
-void prp_out_reset(prp_saver *s); /* discards the content, keeps scratch memory up to a limit */
-int prp_out_begin(prp_saver *s);  /* PROTO, and the first frame */
+void prp_out_reset(prp_saver *s); /* discards the content, but keeps scratch memory up to a limit */
+int prp_out_begin(prp_saver *s);  /* writes PROTO and begins the first frame */
 int prp_out_boundary(prp_saver *s);
 int prp_out_grow(prp_saver *s, size_t room);
 int prp_out_large(prp_saver *s, const uint8_t *header, size_t header_len, const void *data, size_t len,
                   PyObject *owner);
-int prp_out_finish(prp_saver *s); /* STOP, closes the frame */
+int prp_out_finish(prp_saver *s); /* writes STOP and closes the frame */
 PyObject *prp_out_bytes(prp_saver *s);
-void prp_out_unhold(prp_saver *s); /* after a dump with to_bytes: return to the scratch buffer */
-int prp_out_flush(prp_saver *s);   /* to s->write */
+void prp_out_unhold(prp_saver *s); /* call it after a dump with to_bytes, to return to the scratch buffer */
+int prp_out_flush(prp_saver *s);   /* passes the output to s->write */
 size_t prp_out_len(const prp_saver *s);
 
 static inline int prp_room(prp_saver *s, size_t n)
@@ -262,8 +262,8 @@ int prp_save_reduce_value(prp_saver *s, PyObject *value, PyObject *obj); /* a st
 /* ---- globals.c ---- */
 
 int prp_save_global(prp_saver *s, PyObject *obj, PyObject *name);
-int prp_save_type(prp_saver *s, PyObject *obj); /* exact `type` */
-/* Return whether a bound method can be pickled by name, that is, whether its object has this method under this name. 1,
+int prp_save_type(prp_saver *s, PyObject *obj); /* for classes whose type is exactly `type` */
+/* Return whether a bound method can be pickled by name, that is, whether its object has this method under this name: 1,
  * 0 or -1. */
 int prp_method_has_name(prp_saver *s, PyObject *method);
 int prp_save_named(prp_saver *s, PyObject *obj); /* function, or class with a metaclass: by reference, else by value */
@@ -294,11 +294,11 @@ void prp_put_error(PyObject *error, PyObject *path); /* puts the path into the e
 
 typedef struct {
     PyObject *pickling_error, *deep_recursion_error;
-    PyObject *copyreg_table, *extensions;       /* copyreg's dicts */
-    PyObject *name_mapping, *import_mapping;    /* _compat_pickle, from 3 to 2 */
-    PyObject *registry_version, *registry_find; /* pyray_ser.registry, or NULL */
+    PyObject *copyreg_table, *extensions;       /* dicts of copyreg */
+    PyObject *name_mapping, *import_mapping;    /* mappings of _compat_pickle from Python 3 names to Python 2 names */
+    PyObject *registry_version, *registry_find; /* set by pyray_ser.registry, or NULL */
     PyObject *put_reducers;                     /* {type: reducer} for put mode, or NULL */
-    PyObject *path_text;                        /* formats the steps of a path as text; or NULL */
+    PyObject *path_text;                        /* formats the steps of a path as text, or NULL */
     PyObject *new_by_value;                     /* () -> the cloudpickle.CloudPickler of one dump */
     PyObject *getattr, *partial, *codecs_encode, *pickle_complex, *slotnames, *sys_modules;
     PyCFunction list_append;
@@ -316,8 +316,8 @@ int prp_saver_init(prp_saver *s);
 void prp_saver_free(prp_saver *s);
 void prp_saver_protocol(prp_saver *s, int proto);
 void prp_saver_finish(prp_saver *s); /* releases the data of one dump; keeps the memo */
-/* Write one complete pickle to the saver's output. The caller has set hooks and flags. 0, or -1 with an exception that
- * carries the path. */
+/* Write one complete pickle to the saver's output. The caller has set hooks and flags. Return 0, or -1 with an
+ * exception that contains the path. */
 int prp_dump(prp_saver *s, PyObject *root);
 PyObject *prp_dumps(PyObject *obj, int proto, bool fix_imports, PyObject *buffer_callback);
 
@@ -326,6 +326,6 @@ PyObject *prp_dumps(PyObject *obj, int proto, bool fix_imports, PyObject *buffer
 int prp_context_setup(void); /* once, at import */
 /* Return a saver for one call: the thread's cached saver, or a new saver if an outer call is using the cached one. */
 prp_saver *prp_acquire(void);
-void prp_release(prp_saver *s); /* empties the saver; may run finalizers */
+void prp_release(prp_saver *s); /* empties the saver, which may run finalizers */
 
 #endif

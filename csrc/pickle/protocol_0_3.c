@@ -1,5 +1,5 @@
-/* Writes opcodes that differ in protocols below 4: text forms, memo opcodes with an explicit index, sets and bytes as
- * calls. */
+/* Writes the opcodes that differ in protocols below 4: numbers and strings as text, memo opcodes with an explicit
+ * index, sets and bytes as calls. */
 #include "pickler.h"
 #include "atoms.h"
 
@@ -39,7 +39,7 @@ int prp_write_long(prp_saver *s, PyObject *obj)
     size_t n = prp_long_size(obj);
     if (!n || prp_room(s, n + PRP_ROOM) < 0)
         return -1;
-    /* The length precedes the bytes, but is known only after they are written. */
+    /* The length comes before the bytes, but we know it only after writing them. */
     uint8_t *data = s->p + (n <= 0xff ? 2 : 5);
     if (prp_long_write(obj, data, n) < 0)
         return -1;
@@ -73,7 +73,7 @@ static int write_repr(prp_saver *s, uint8_t op, PyObject *obj, const char *end)
     return status;
 }
 
-/* Write the argument of UNICODE as raw-unicode-escape, and also escape backslash, NUL, line ends and Ctrl-Z. */
+/* Write the argument of UNICODE as raw-unicode-escape, in which we also escape backslash, NUL, line ends and Ctrl-Z. */
 static int write_escaped(prp_saver *s, PyObject *str)
 {
     static const char digits[] = "0123456789abcdef";
@@ -138,7 +138,7 @@ int prp_save_old_set(prp_saver *s, PyObject *obj)
     return items ? save_call(s, PRP_FOREIGN(Py_BuildValue("(O(N))", Py_TYPE(obj), items)), obj) : -1;
 }
 
-/* Write bytes below protocol 3, or bytearray below protocol 5. */
+/* Write bytes for protocols below 3, or a bytearray for protocols below 5. */
 int prp_save_old_bytes(prp_saver *s, PyObject *obj)
 {
     if (PyBytes_CheckExact(obj)) {

@@ -1,12 +1,13 @@
-/* Implements put mode: decides which data is kept out of the stream, and how the reader restores it. See put.h for the
+/* Implements put mode: decides which data stays out of the stream, and how the reader gets it back. See put.h for the
  * interface, array_template.h for the stream of a single array.
  *
  *     bytes, bytearray of 1 KiB and more     bytes(buffer), bytearray(buffer)
- *     PickleBuffer of 1 KiB and more the buffer; if smaller, bytes in the stream, so arrays over it are read-only
+ *     PickleBuffer of 1 KiB and more         the buffer
+ *     smaller PickleBuffer                   bytes in the stream, so arrays over it are read-only
  *     exact ndarray, dtype with a name       numpy.ndarray(shape, dtype, buffer, offset, strides)
  *
- * If the memory of an array lies within a buffer already written for this object, the array refers to that buffer: all
- * views of one base share one buffer.
+ * If the memory of an array is part of a buffer that we have already written for this object, the array refers to that
+ * buffer. So all views of one base share one buffer.
  */
 #include "class_plan.h"
 #include "atoms.h"
@@ -164,7 +165,7 @@ static int add_array(prp_saver *s, PyObject *obj, const prp_array_source *source
     return 0;
 }
 
-/* Return whether another array may share this one's memory: it is a view, or has other references. */
+/* Return whether another array may share this array's memory, because it is a view or other code refers to it. */
 static bool may_be_shared(PyObject *obj)
 {
     return Py_REFCNT(obj) > 2 || prp_array_has_base(obj);
@@ -184,8 +185,8 @@ int prp_put_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
         return SAVE_GENERIC;
     if (prp_plan_class(s, plan) < 0 || prp_room(s, PRP_ARRAY_STREAM_MAX) < 0)
         return SAVE_ERROR;
-    /* Writing the class may have run code that changed the array. No other code runs between here and the point where
-     * the array's bytes are recorded. */
+    /* Code that ran while we wrote the class may have changed the array. No other code runs from here until we have
+     * recorded the array's bytes. */
     if (api->describe(obj, &source) <= 0 || source.nbytes > (size_t)PY_SSIZE_T_MAX) {
         if (!PyErr_Occurred())
             PyErr_SetString(PyExc_RuntimeError, "an array changed while it was pickled");
@@ -213,15 +214,15 @@ int prp_put_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
         if (add_array(s, obj, &source) < 0 || write_next_buffer(s, layout->readonly) < 0)
             return SAVE_ERROR;
         if (source.kind == PRP_ARRAY_DIRECT && may_be_shared(obj)) {
-            /* Assign a memo index to the buffer: a new object represents it in the memo, which keeps that object
-             * alive. */
+            /* Assign a memo index to the buffer. A new object represents the buffer in the memo, which keeps that
+             * object alive. */
             PyObject *stand_in = PRP_FOREIGN(PyList_New(0));
             uint32_t index = s->memo.count;
             if (!stand_in || prp_memo_add(&s->memo, stand_in) != PRP_MEMO_ABSENT) {
                 Py_XDECREF(stand_in);
                 return SAVE_ERROR;
             }
-            Py_DECREF(stand_in); /* owned by the memo */
+            Py_DECREF(stand_in); /* the memo now owns it */
             s->buffers[s->buffer_count - 1].memo_index = index;
             *s->p++ = OP_MEMOIZE;
         }
@@ -344,8 +345,8 @@ void prp_put_release(prp_put_result *result)
     memset(result, 0, sizeof *result);
 }
 
-/* Add the path to the message of a TypeError or PicklingError, or as a note to other exceptions; the exception stays
- * the same object. An exception raised in this function is set on return. */
+/* Add the path to the message of a TypeError or PicklingError, or add it as a note to other exceptions; the exception
+ * stays the same object. If this function itself fails, its exception is set on return. */
 void prp_put_error(PyObject *error, PyObject *path)
 {
     PyObject *args = NULL;

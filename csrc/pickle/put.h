@@ -1,6 +1,6 @@
 /* Put mode pickles an object for the store.
  *
- * The stream stays where it was written (scratch memory, and large str in place), and data of 1 KiB and more stays in
+ * The stream stays in scratch memory (the text of a large str stays in the str), and data of 1 KiB and more stays in
  * its objects. The result refers to both, and the store copies each byte once, to its final place. The stream is
  * standard protocol 5 without frames.
  *
@@ -38,10 +38,10 @@ typedef struct {
 
 /* An out-of-band buffer. */
 typedef struct {
-    const void *data; /* contiguous bytes, or NULL: call prp_put_gather */
+    const void *data; /* contiguous bytes; if NULL, call prp_put_gather */
     size_t len;
     PyObject *owner;    /* owned: the exporter */
-    Py_buffer *view;    /* acquired; or NULL for arrays, which only `owner` keeps alive */
+    Py_buffer *view;    /* the acquired view; NULL for arrays, which only `owner` keeps alive */
     void *source;       /* the prp_array_source of a strided array, or NULL */
     int64_t memo_index; /* memo index of the buffer in the stream, -1 if it has none */
     bool readonly;
@@ -51,15 +51,15 @@ typedef struct {
     const prp_put_segment *segments;
     size_t segment_count;
     size_t stream_len;
-    const prp_put_buffer *buffers; /* in the order of NEXT_BUFFER */
+    const prp_put_buffer *buffers; /* in the order of their NEXT_BUFFER opcodes */
     size_t buffer_count;
-    prp_saver *saver; /* private */
+    prp_saver *saver; /* private to the implementation */
     prp_put_segment one;
 } prp_put_result;
 
 int prp_put(PyObject *obj, unsigned flags, prp_put_result *result);
-/* Call this when no other code can run before the copies. -1 with an exception if an array has been resized since it
- * was pickled. */
+/* Call this at a point after which no other code can run before the copies. Return -1 with an exception if an array has
+ * been resized since it was pickled. */
 int prp_put_check(const prp_put_result *result);
 int prp_put_gather(const prp_put_buffer *buffer, void *to);
 void prp_put_release(prp_put_result *result);

@@ -43,7 +43,7 @@ static int save_item(prp_saver *s, PyObject *obj, PyObject *item, Py_ssize_t ind
     return status;
 }
 
-/* Write [append or mark, items, appends] from an iterator, in batches; the same opcodes as the standard pickler. */
+/* Write the items of an iterator in batches, with the same opcodes as the standard pickler. */
 static int save_listitems(prp_saver *s, PyObject *obj, PyObject *iterator)
 {
     Py_ssize_t index = 0;
@@ -144,7 +144,8 @@ static int save_dictitems(prp_saver *s, PyObject *obj, PyObject *iterator)
     }
 }
 
-/* cls, args, kwargs, NEWOBJ_EX; below protocol 4 a call of functools.partial(cls.__new__, cls, *args, **kwargs) */
+/* Write cls, args, kwargs and NEWOBJ_EX; below protocol 4, write a call of functools.partial(cls.__new__, cls, *args,
+ * **kwargs). */
 static int save_newobj_ex(prp_saver *s, PyObject *argtup, PyObject *obj)
 {
     if (PyTuple_GET_SIZE(argtup) != 3) {
@@ -196,7 +197,7 @@ static int save_newobj(prp_saver *s, PyObject *argtup, PyObject *obj)
             PyErr_Clear();
             own = Py_NewRef((PyObject *)Py_TYPE(obj));
         }
-        Py_DECREF(own); /* only compared */
+        Py_DECREF(own); /* we only compare its address */
         if (own != cls)
             return bad("args[0] from __newobj__ args has the wrong class");
     }
@@ -210,7 +211,7 @@ static int save_newobj(prp_saver *s, PyObject *argtup, PyObject *obj)
     return status < 0 ? -1 : prp_op(s, OP_NEWOBJ);
 }
 
-/* A callable named __newobj__ or __newobj_ex__ represents an opcode. */
+/* A callable named __newobj__ or __newobj_ex__ stands for an opcode. */
 enum { NOT_NEWOBJ, NEWOBJ, NEWOBJ_EX };
 
 static int stands_for_opcode(PyObject *callable)

@@ -1,8 +1,9 @@
-/* Implements the walk, which writes atoms and built-in containers and keeps an explicit stack.
+/* Implements the walk over an object, which writes atoms and built-in containers and uses an explicit stack.
  *
  * prp_save() jumps to `save` with the current object. `save` writes an atom and continues at `done`, or pushes a frame
- * for a container. `done` resumes the topmost frame where it stopped; when the stack is as deep as at entry, the object
- * is complete. Loops over containers write atoms in place and return to `save` only for objects that may push a frame.
+ * for a container. `done` resumes the topmost frame where that frame stopped; when the stack is as deep as at entry,
+ * the object is complete. Loops over containers write atoms in place and return to `save` only for objects that may
+ * push a frame.
  *
  * `p` is the output pointer, a copy of s->p; SYNC and LOAD surround calls of functions that write to s->p.
  */
@@ -13,7 +14,7 @@
 #include <stdlib.h>
 
 #define BATCH 1000
-/* Fast mode does not check for cycles up to the first depth, and raises an error at the second. */
+/* In fast mode we do not check for cycles up to depth FAST_NESTING, and raise an error at FAST_NESTING_MAX. */
 #define FAST_NESTING 50
 #define FAST_NESTING_MAX 10000
 
@@ -120,7 +121,7 @@ static inline uint8_t *put_utf8(uint8_t *p, Py_UCS4 c)
         *p++ = (uint8_t)(0xc0 | c >> 6);
         *p++ = (uint8_t)(0x80 | (c & 0x3f));
     } else if (c < 0x10000) {
-        /* A lone surrogate takes three bytes, as with "surrogatepass". */
+        /* A lone surrogate becomes three bytes, as with the error handler "surrogatepass". */
         *p++ = (uint8_t)(0xe0 | c >> 12);
         *p++ = (uint8_t)(0x80 | (c >> 6 & 0x3f));
         *p++ = (uint8_t)(0x80 | (c & 0x3f));
@@ -179,8 +180,8 @@ static int write_str_header(prp_saver *s, size_t n, uint8_t *header, size_t *hea
     return 0;
 }
 
-/* Protocol 1 and up. Never request the string's cached UTF-8 form: that would leave a copy of the data in the
- * object. */
+/* For protocol 1 and up. Never request the string's cached UTF-8 form, because that would store a copy of the data in
+ * the object. */
 int prp_write_str(prp_saver *s, PyObject *str)
 {
 #if PY_VERSION_HEX < 0x030C0000
@@ -342,7 +343,7 @@ static PRP_COLD int check_cycle(prp_saver *s, PyObject *obj)
     return 0;
 }
 
-/* 1: a persistent id was written. */
+/* Return 1 if a persistent id was written. */
 static PRP_COLD int save_persistent(prp_saver *s, PyObject *obj)
 {
     if (prp_before_foreign_code(s) < 0)
@@ -391,8 +392,8 @@ static PRP_COLD int save_persistent(prp_saver *s, PyObject *obj)
         if (PRP_UNLIKELY(s->end - p < (n))) \
             TRY(prp_out_grow(s, n));        \
     } while (0)
-/* Write GET if obj has been written, else run the code that follows. If `noted` is true, MEMOIZE (or PUT) must follow
- * once the object exists. */
+/* Write GET and jump to `done` if obj has been written already. Otherwise continue; if `noted` is then true, MEMOIZE
+ * (or PUT) must follow once the object exists. */
 #define RECALL(obj)                                                                                            \
     do {                                                                                                       \
         noted = false;                                                                                         \
@@ -420,12 +421,12 @@ static PRP_COLD int save_persistent(prp_saver *s, PyObject *obj)
         }                                                 \
     } while (0)
 
-/* Write a short ASCII string that needs no other check. Only this case is worth inlining everywhere. */
+/* Test for a short ASCII string. Only this case is worth inlining everywhere. */
 #define SHORT_ASCII(obj) (PyUnicode_IS_COMPACT_ASCII(obj) && PyUnicode_GET_LENGTH(obj) < 256)
 
-/* Write `item` if it is an atom, or has been written before, and do `next` (a plain block, so that `next` may be
- * continue); fall through otherwise. A string that was in the memo is passed to `found` first, with its index.
- * Needs s->proto >= 4. */
+/* If `item` is an atom, or has been written before, write it and execute `next` (which may be `continue`, because this
+ * is a plain block); otherwise fall through. A string that was in the memo is first passed to `found` with its index.
+ * This requires s->proto >= 4. */
 #define NOTHING(item, index) ((void)0)
 #define WRITE_ATOM(item, found, next)                             \
     {                                                             \
@@ -483,13 +484,14 @@ static PRP_COLD int save_persistent(prp_saver *s, PyObject *obj)
         p += n_;                                       \
     } while (0)
 
-/* Lists and tuples often contain a single type. Each of these functions writes the items from `i` on while they have
- * its type and the frame has room, and returns the index of the first item it did not write. */
+/* Lists and tuples often contain a single type. Each of these functions handles one type: it writes the items from `i`
+ * on while they have this type and the frame has room, and returns the index of the first item that it did not
+ * write. */
 
 #define GROUP 8
 
-/* Write GROUP ints of at most 32 bits, in any forms. In most groups all ints have the same form: then the position of
- * each int is known without waiting for the previous one. */
+/* Write GROUP ints of at most 32 bits. In most groups all ints have the same form (opcode and length); then we know the
+ * position of each int without waiting for the previous one. */
 static inline uint8_t *put_int_group(uint8_t *p, const uint32_t *bits)
 {
     uint32_t any = 0, short_ones = 0;
@@ -499,7 +501,7 @@ static inline uint8_t *put_int_group(uint8_t *p, const uint32_t *bits)
     }
     if (!short_ones) {
         for (int k = 0; k < GROUP; k++)
-            prp_put_u64(p + 5 * k, OP_BININT | (uint64_t)bits[k] << 8); /* five of the eight bytes count */
+            prp_put_u64(p + 5 * k, OP_BININT | (uint64_t)bits[k] << 8); /* only five of the eight bytes are kept */
         return p + 5 * GROUP;
     }
     if (any <= 0xff) {
@@ -517,8 +519,8 @@ static inline Py_ssize_t run_of_ints(uint8_t **out, uint8_t *const limit, PyObje
 {
     uint8_t *p = *out;
     int64_t value;
-    /* Write groups while no frame can end within a group. After a group of tiny ints, assume that the next group is
-     * tiny too. */
+    /* Write whole groups while no frame can end within a group. After a group of tiny ints, assume that the ints of the
+     * next group are tiny too. */
     bool tiny = true;
     while (stop - i >= GROUP && limit - p >= 5 * GROUP) {
         uint32_t bits[GROUP];
@@ -533,7 +535,8 @@ static inline Py_ssize_t run_of_ints(uint8_t **out, uint8_t *const limit, PyObje
                     goto singly;
                 bits[k] = (uint32_t)value;
             }
-            /* Checking half of them is enough: x ^ x << 1 has the top bit where sign and next bit differ. */
+            /* Checking half of the ints is enough. The top bit of x ^ x << 1 is set if the two highest bits of x
+             * differ. */
             tiny = !(((bits[0] ^ bits[0] << 1) | (bits[2] ^ bits[2] << 1) | (bits[5] ^ bits[5] << 1) |
                       (bits[7] ^ bits[7] << 1)) >>
                      31);
@@ -619,7 +622,7 @@ save:
                    Py_NewRef(obj)); /* a flush runs the file's write(), which may remove obj from its container */
         TRY(prp_out_boundary(s));
         if (s->elide)
-            Py_CLEAR(s->guard); /* no code ran, and our reference would make obj look shared */
+            Py_CLEAR(s->guard); /* no other code ran, and our reference would make obj look shared */
     }
     if (PRP_UNLIKELY(s->persistent_id != NULL) && ask_id) {
         Py_XSETREF(s->guard, Py_NewRef(obj));
@@ -818,7 +821,7 @@ done:
         break;
     }
     {
-        /* Other functions resume the rarer frames, with the same return values. */
+        /* prp_plan_resume() resumes the rarer kinds of frame, and returns the same values as prp_save_other(). */
         SYNC();
         int what = prp_plan_resume(s);
         LOAD();
@@ -835,7 +838,7 @@ list: {
     PyObject *list = f->obj;
     Py_ssize_t i = f->i;
     if (PRP_UNLIKELY(f->kind != FRAME_LIST)) {
-        /* A single item, or any item in protocol 0: APPEND after each. */
+        /* Write APPEND after a single item, and after each item in protocol 0. */
         if (i > 0) {
             ROOM(PRP_ROOM);
             *p++ = OP_APPEND;
@@ -870,7 +873,7 @@ list: {
                 goto save;
             }
         }
-        f->i = i; /* for the path, in case the next step fails */
+        f->i = i; /* needed for the path if the next step fails */
         ROOM(PRP_ROOM);
         *p++ = OP_APPENDS;
         if (i >= size)
@@ -913,7 +916,7 @@ tuple: {
         if (PRP_UNLIKELY(index == PRP_MEMO_ERROR))
             goto error;
         if (PRP_UNLIKELY(index >= 0)) {
-            /* The tuple contains itself and was completed while its items were saved: discard this copy. */
+            /* The tuple contains itself, and saving its items has already written it: discard this copy. */
             if (prp_restart_if_cyclic(s))
                 goto error;
             if (n <= 3 && s->proto >= 2) {
@@ -1006,7 +1009,7 @@ dict: {
             changed_size("dictionary");
             goto error;
         }
-        /* As in the standard pickler, another batch follows a full one, even if it is empty. */
+        /* As in the standard pickler, a full batch is followed by another one, which may be empty. */
         if (f->batch < BATCH)
             break;
         f->batch = 0;
@@ -1063,7 +1066,7 @@ attrs: {
 }
 
     slots:
-    { /* only while eliding */
+    { /* we reach this only while eliding */
         prp_numbers *numbers = f->numbers;
         const prp_plan *plan = numbers->plan;
         PyObject *owner = f->obj;

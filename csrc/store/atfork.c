@@ -4,9 +4,9 @@
  * Algorithm  pthread_atfork.  prepare: lock all shards, so that no thread pins or unpins meanwhile;
  *            claim a second client slot with a separate descriptor; set the second client's bit wherever
  *            ours is set. parent: close that descriptor (if fork failed, the second client is dead from
- *            then on), unlock. child: first close the parent's descriptor, become the second client,
- *            clear the list of slots that the parent had reserved, make the parent's unsealed windows
- *            read-only, unlock.
+ *            then on), unlock. child: first close the parent's descriptor; then become the second
+ *            client, clear the list of slots that the parent had reserved, make the parent's unsealed
+ *            windows read-only, and unlock.
  * Guarantee  These handlers never wait for the store lock and never fail.  If no slot or descriptor is
  *            free, the sticky holder holds the objects of this process: views stay valid in both
  *            processes, and the child's handle can only release them.
@@ -46,7 +46,7 @@ static void copy_hold(prs_store *s, uint32_t i, uint32_t word_index, uint64_t bi
     if (!prs_hold_confirm(slot, p->serial) || (prs_load_seqcst(&slot->word) & PRS_WORD_FREED))
         /* unreached: race: the object ended while its holds were copied */
         if (prs_load_relaxed(&p->refs))
-            prs_fetch_and_seqcst(refs, ~bit); /* the object was freed: another one may be in the slot by now */
+            prs_fetch_and_seqcst(refs, ~bit); /* the object was freed, so another object may be in the slot by now */
     if (sticky)
         prs_fetch_add_relaxed(&s->super->orphaned, 1);
 }

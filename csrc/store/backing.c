@@ -1,11 +1,12 @@
 /* backing.c - pages of the data area: mapping, filling, punching.
  *
  * Purpose    If the machine has no memory for a put, the put returns an error, and no process gets SIGBUS or is
- *            killed by the OOM killer.  Used memory is reused while it is warm, but not kept forever.
+ *            killed by the OOM killer.  Freed memory is reused while it is warm, but eventually returned to the
+ *            kernel.
  * Algorithm  Before we ask the kernel for pages, we check the headroom of cgroups and machine (headroom.h); then
- *            fill.h chooses how to fill them.  Freed extents stay backed up to a reserve: the largest of
- *            warm_reserve, a quarter of the bytes in use, and the largest extent freed within the last seconds, so
- *            that a loop that puts and drops objects of any size reuses warm pages.
+ *            fill.h chooses how to fill them.  Freed extents stay backed up to a reserve.  The reserve is the
+ *            largest of warm_reserve, a quarter of the bytes in use, and the largest extent freed within the last
+ *            seconds, so that a loop that puts and drops objects of any size reuses warm pages.
  * Guarantee  We punch pages only while this client owns their extent (FREEING), so no other process
  *            can be writing there.
  */
@@ -19,7 +20,7 @@
 #define ROOM (16u * BACK_GRAIN)
 #define TRIM_PAGES (PRS_HUGE / PRS_PAGE) /* trim whole blocks, to avoid splitting huge pages */
 
-/* Other code may have closed our descriptors together with all others. Reopen the store through another process,
+/* Other code may have closed all descriptors of the process, including ours. Reopen the store through another process,
  * or through /proc/self where the kernel allows it, before we use a descriptor number that now belongs to another
  * file. */
 static int reopen(prs_store *s, bool writable)
@@ -122,7 +123,7 @@ int prs_reserve(prs_store *s, uint64_t bytes, prs_error *error)
     return PRS_OK;
 }
 
-/* Reserve bytes for growth that takes a while; the caller must settle the same number of bytes afterwards. */
+/* Reserve memory for growth that takes a while; the caller must settle the same number of bytes afterwards. */
 static int hold(prs_store *s, uint64_t bytes, prs_error *error)
 {
     prs_headroom_limit limit;
@@ -179,7 +180,7 @@ int prs_back(prs_store *s, uint64_t off, uint64_t len, prs_error *error)
     /* unreached: impossible: the capacity is a multiple of the grain */
     if (end > s->capacity)
         end = s->capacity;
-    bool plenty = prs_os_has_room(s->fd_rw, ROOM); /* if not, leave the memory of neighbouring pages to others */
+    bool plenty = prs_os_has_room(s->fd_rw, ROOM); /* if that fails, do not back the neighbouring pages */
     for (int attempt = !plenty;; attempt++) {
         if (attempt) { /* little space is left: back only the pages needed */
             begin = off & ~(uint64_t)(PRS_PAGE - 1);
@@ -197,8 +198,8 @@ int prs_back(prs_store *s, uint64_t off, uint64_t len, prs_error *error)
     }
 }
 
-/* Free pages after the file system became full, perhaps with other files: first punch warm pages, then spill objects
- * and punch their pages. */
+/* Free pages because the file system is full, perhaps with other files: first punch warm pages, then spill objects and
+ * punch their pages. */
 static bool free_pages(prs_store *s, uint64_t n, int round)
 {
     if (round == 0 && prs_trim(s, 0))
@@ -217,7 +218,7 @@ static int fill(prs_store *s, uint64_t off, const void *src, size_t n, prs_error
     uint64_t missing = prs_area_missing(&s->area, off, n);
     rc = hold(s, missing, error);
     /* unreached: untested: punching warm memory elsewhere was enough */
-    if (rc < 0 && prs_trim(s, 0)) /* warm pages elsewhere can be freed */
+    if (rc < 0 && prs_trim(s, 0)) /* we can free warm pages elsewhere */
         rc = hold(s, missing, error);
     if (rc < 0)
         return rc;
@@ -257,7 +258,7 @@ static uint64_t data_backed(prs_store *s)
     return prs_pages_count(s->area.backed, 0, s->capacity / PRS_PAGE) * PRS_PAGE;
 }
 
-/* Return whether freeing an extent of `size` bytes would leave more warm memory than we keep. */
+/* Return whether, after freeing an extent of `size` bytes, there would be more warm memory than the reserve. */
 bool prs_beyond_reserve(prs_store *s, uint64_t size)
 {
     uint64_t now = (uint64_t)prs_now(), until = prs_load_relaxed(&s->super->warm_until);
@@ -267,7 +268,7 @@ bool prs_beyond_reserve(prs_store *s, uint64_t size)
         prs_store_relaxed(&s->super->warm_until, now + WARM_SECONDS * (uint64_t)PRS_SECOND);
     }
     if (size <= s->super->warm_reserve / 16 && now < until)
-        return false; /* after many small extents the periodic trim returns the memory */
+        return false; /* for many small extents, the periodic trim returns the memory */
     uint64_t used = prs_load_relaxed(&s->super->arena.used), backed = data_backed(s);
     uint64_t live = used > size ? used - size : 0;
     return backed > live && backed - live > reserve_bytes(s) + size;
@@ -325,7 +326,7 @@ uint64_t prs_trim(prs_store *s, uint64_t keep)
         uint64_t after = data_backed(s);
         /* unreached: race: others fill as fast, or the file system frees nothing */
         if (after >= before)
-            break; /* the file system freed nothing, or other processes fill it as fast */
+            break; /* the file system freed nothing, or other processes fill it equally fast */
         given += before - after;
     }
     return given;

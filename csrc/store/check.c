@@ -1,9 +1,9 @@
 /* check.c - inspecting a store: consistency check, statistics, list of objects.
  *
- * Guarantee  prs_check takes the store lock and verifies every invariant of layout.h that other
- *            clients cannot be changing lock-free at that moment.  prs_check_in_slices releases the
- *            lock after each slice, so that a long table does not delay other clients.  Statistics
- *            are counted by walking the table, because put and get maintain no counters.
+ * Guarantee  prs_check takes the store lock and verifies every invariant of layout.h, except those that
+ *            other clients may be changing without the lock at that moment.  prs_check_in_slices
+ *            releases the lock after each slice, so that a long table does not delay other clients.
+ *            Statistics are counted by walking the table, because put and get maintain no counters.
  */
 #include "store.h"
 
@@ -37,7 +37,7 @@ static int check_slot(prs_store *s, uint32_t i, prs_error *error)
     return PRS_OK;
 }
 
-/* Reject bits of clients that never existed, because no process would ever clear these bits. */
+/* Reject bits of clients that never existed, because no process would clear these bits. */
 static int check_holders(prs_store *s, uint32_t i, prs_error *error)
 {
     prs_slot *slot = prs_slot_at(s, i);
@@ -52,7 +52,7 @@ static int check_holders(prs_store *s, uint32_t i, prs_error *error)
     return PRS_OK;
 }
 
-/* Check the lengths of the tables, on which all other checks rely. */
+/* Check the lengths of the tables first, because all other checks rely on them. */
 static int check_lengths(prs_store *s, prs_error *error)
 {
     uint32_t published = prs_load_acquire(&s->super->published);
@@ -115,7 +115,8 @@ int prs_check(prs_store *s, prs_error *error)
 #define SLICE 4096u /* entries checked per acquisition of the lock */
 #define BREATH (50 * (PRS_MS / 1000))
 
-/* Return whether an index could be on the stack of free slots: it is that of a free slot, or PRS_NIL. */
+/* Return whether an index may occur on the stack of free slots, that is, whether it is PRS_NIL or the index of a free
+ * slot. */
 static bool may_be_free(const prs_store *s, uint32_t i)
 {
     return i == PRS_NIL ||
@@ -250,15 +251,15 @@ static uint32_t count_bits(const prs_atomic_u64 *words, uint32_t n)
     return bits;
 }
 
-/* A client slot and its process, so that the proof of its death is not repeated for each of its objects. */
+/* A cache of a client slot and its process, so that we do not repeat the proof of its death for each of its objects. */
 struct maker {
     uint32_t client;
     uint64_t first_serial;
-    int32_t pid; /* 0: not alive */
+    int32_t pid; /* 0 if it is not alive */
 };
 
-/* Return the pid of the client that created an object, or 0 if it has left or died, even if it is not reaped yet: its
- * pid may be that of another process by now. */
+/* Return the pid of the client that created an object. Return 0 if it has left or died, even if it has not been reaped
+ * yet, because another process may have its pid by now. */
 static int32_t creator_pid(prs_store *s, uint32_t client, uint64_t serial, struct maker *known)
 {
     if (client >= s->super->max_clients)

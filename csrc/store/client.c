@@ -5,14 +5,14 @@
  *            detected, and a living client must never be declared dead.
  * Algorithm  The owner of a slot holds an OFD lock on the slot's byte, past the end of the file.  A
  *            mapping, the anchor, holds the locked open file description: the kernel drops the lock
- *            when the address space ends (exit, exec), but not when other code closes the
- *            descriptors.  A client is dead when its byte is free, or when its pid does not exist in
- *            a pid namespace that it shares with the observer.  Nothing else proves a death: /proc
- *            may hide a process, show another namespace, or be missing (docs/internals/liveness.md).
- *            If a process may not reopen the file (after setuid), it shares its open file description
- *            with a forked child and locks the child's byte through that.  A reaper needs a client
- *            slot as well: if every slot is taken, an attaching process uses the last slot, the
- *            janitor's, while it checks for dead clients.
+ *            when the address space ends (exit, exec), but not when other code closes the descriptors.
+ *            A client is dead when its byte is free, or when its pid does not exist in a pid namespace
+ *            that it shares with the observer.  Nothing else proves a death: /proc may hide a process,
+ *            show another namespace, or be missing (docs/internals/liveness.md).  If a process has no
+ *            permission to reopen the file (after setuid), it shares its open file description with a
+ *            forked child and locks the child's byte through it.  A reaper needs a client slot as well:
+ *            if every slot is taken, an attaching process uses the last slot, the janitor's, while it
+ *            checks for dead clients.
  * Guarantee  The proof never acquires the lock that it tests: F_OFD_SETLK is used on free slots only,
  *            so a process that is stopped during a proof cannot make a dead client look alive.  The
  *            proof tests the lock through fd_ro, whose open file description never holds one, because
@@ -37,9 +37,9 @@ static uint32_t janitor_of(const prs_store *s)
     return s->super->max_clients - 1;
 }
 
-/* Claim slot i, which should be in `state`, for the open file description of `fd`.  The byte lock does not
- * exclude processes that share the open file description of fd_rw: among these the compare-and-swap of the
- * state decides, and the byte stays locked for the one that succeeds. */
+/* Claim slot i, which should be in `state`, for the open file description of `fd`.  The byte lock does not exclude
+ * processes that share the open file description of fd_rw.  Among these the compare-and-swap of the state decides, and
+ * the byte stays locked for the process that succeeds. */
 static bool claim_slot(prs_store *s, int fd, uint32_t i, uint64_t state, uint32_t *incarnation)
 {
     prs_client *c = &s->clients[i];
@@ -47,7 +47,7 @@ static bool claim_slot(prs_store *s, int fd, uint32_t i, uint64_t state, uint32_
     if (prs_os_lock_byte(fd, byte_of(i)) < 0)
         return false; /* another process is claiming the slot, or a child of its last client has not exited yet */
     PRS_POINT(client_locked);
-    /* Raise client_high before we set our first holder bit: scans of the bits end at this index. */
+    /* Raise client_high before we set our first holder bit, because scans of the bits end at this index. */
     uint32_t high = prs_load_seqcst(&s->super->client_high);
     /* unreached: race */
     while (high <= i && !prs_cas_seqcst(&s->super->client_high, &high, i + 1))
@@ -132,7 +132,7 @@ static bool clean_as_janitor(prs_store *s)
     if (state != PRS_CLIENT_FREE && prs_tables_prefault(s) == 0)
         prs_client_recover_slots(s, i); /* an earlier janitor died while reaping */
     prs_reap_dead(s, 0);
-    prs_deferred_run(s, true); /* after it has left, no client reaps a janitor */
+    prs_deferred_run(s, true); /* do this now, because no client reaps the janitor after it has left */
     prs_client_release(s);
     return true;
 }
@@ -154,7 +154,7 @@ int prs_client_claim(prs_store *s, prs_error *error)
         /* unreached: race 3: another janitor is at work */
         if (cleaned || prs_now() > deadline)
             break;
-        prs_os_sleep(PRS_MS); /* another process is the janitor: it may free a slot for us as well */
+        prs_os_sleep(PRS_MS); /* another process is the janitor, and may free a slot for us as well */
     }
     if (i == PRS_NIL) {
         prs_fail(error, PRS_E_CLIENTS, 0, "all %u client slots of the store are taken by living processes",
@@ -176,9 +176,9 @@ void prs_client_unanchor(prs_store *s)
     s->anchor = NULL;
 }
 
-/* The child shares our open file description: wait until it runs.  The pipe is closed when the child has become a
- * client, when it dies before that, or when fork fails.  Wait for at most a second, because a debugger may have
- * stopped the child. */
+/* The child shares our open file description, so wait until it runs.  The pipe is closed when the child has become a
+ * client, when it dies before that, or when fork fails.  Wait for at most a second, because a debugger may have stopped
+ * the child. */
 static void await_birth(prs_store *s)
 {
     prs_os_close(s->birth[1]);
@@ -192,8 +192,8 @@ static void await_birth(prs_store *s)
         prs_os_unlock_byte(s->fd_rw, byte_of(s->child)); /* any client may reap it now */
 }
 
-/* Before a fork: claim a second client slot, whose lock the child inherits with a separate open file description
- * or, if that cannot be opened, with ours. */
+/* Call this before a fork: claim a second client slot, whose lock the child inherits with a separate open file
+ * description or, if we cannot open one, with ours. */
 int prs_client_claim_child(prs_store *s)
 {
     s->child = PRS_NIL;
@@ -216,7 +216,7 @@ int prs_client_claim_child(prs_store *s)
     return rc < 0 ? rc : 0;
 }
 
-/* In the parent, after a fork: close the child's descriptors and unmap its anchor. */
+/* Call this in the parent after a fork: close the child's descriptors and unmap its anchor. */
 void prs_client_forked(prs_store *s)
 {
     if (s->child != PRS_NIL && s->birth[0] >= 0)
@@ -229,14 +229,14 @@ void prs_client_forked(prs_store *s)
     s->birth[0] = s->birth[1] = s->child_fd = -1;
 }
 
-/* In the child: take over the client slot, descriptor and anchor that the parent prepared. */
+/* Call this in the child: take over the client slot, descriptor and anchor that the parent prepared. */
 void prs_client_inherited(prs_store *s)
 {
     if (prs_os_same(s->fd_lock, &s->file))
         prs_os_close(s->fd_lock);
     s->fd_lock = s->child_fd;
     s->child_fd = -1;
-    if (getppid() != s->pid) /* getppid() gives 0 if the parent is in another namespace, another pid if it has exited */
+    if (getppid() != s->pid) /* 0 if the parent is in another namespace, another pid if it has exited */
         s->pid_ns = prs_os_pid_ns();
     s->pid = (int32_t)getpid();
     s->anchor = s->child_anchor; /* fork does not copy the parent's anchor mapping */
@@ -245,7 +245,7 @@ void prs_client_inherited(prs_store *s)
         (void)prs_os_keep_from_children(s->anchor); /* cannot fail, because a mapping of one page is not split */
 }
 
-/* In the child, once its slot is published: close the pipe on which the parent waits. */
+/* Call this in the child once its slot is published: close the pipe on which the parent waits. */
 void prs_client_tell_birth(prs_store *s)
 {
     prs_os_close(s->birth[0]);
@@ -253,24 +253,25 @@ void prs_client_tell_birth(prs_store *s)
     s->birth[0] = s->birth[1] = -1;
 }
 
-/* Leave the store, after all our bits were cleared. */
+/* Leave the store after all our bits have been cleared. */
 void prs_client_release(prs_store *s)
 {
     PRS_POINT(client_releasing);
-    /* Keep the pid: without it a client that is leaving would look dead. */
+    /* Keep the pid, because without it a client that is leaving would look dead. */
     uint64_t live = in_state(PRS_CLIENT_LIVE, s->incarnation);
-    /* If a busy lock kept us from releasing edges or returning slots, keep the state: a reaper will do it. */
+    /* If the store lock was busy and we could not release edges or return slots, keep the state, so that a reaper does
+     * it. */
     /* unreached: race 2: the client leaves while the lock is busy, with edges it could not end */
     if ((s->dying == PRS_NIL && !prs_load_relaxed(&s->has_pending)) || s->me == janitor_of(s))
         prs_cas_seqcst(&s->clients[s->me].state, &live, PRS_CLIENT_FREE);
-    int fd = s->fd_lock >= 0 ? s->fd_lock : s->fd_rw; /* a forked child may have no separate one */
+    int fd = s->fd_lock >= 0 ? s->fd_lock : s->fd_rw; /* a forked child may have no separate descriptor for the lock */
     /* unreached: untested: other code closed the descriptor before prs_close */
     if (prs_os_same(fd, &s->file))
         prs_os_unlock_byte(fd, byte_of(s->me));
 }
 
-/* The slot of a dead client is about to become free: release the lock that an open file description shared with it may
- * still hold. */
+/* Call this before the slot of a dead client becomes free: release its lock, which an open file description that we
+ * shared with it may still hold. */
 void prs_client_forget(prs_store *s, uint32_t client)
 {
     /* unreached: untested: other code closed the descriptor before a check for dead clients */
@@ -284,7 +285,7 @@ bool prs_client_is(prs_store *s, uint32_t client, uint32_t incarnation)
            (prs_load_acquire(&s->clients[client].state) & 0xFF) != PRS_CLIENT_FREE;
 }
 
-/* Return whether no living process holds the lock of this client; false when that is unknown. */
+/* Return whether no living process holds the lock of this client; return false if that is unknown. */
 static bool byte_free(prs_store *s, uint32_t client)
 {
     return prs_os_same(s->fd_ro, &s->file) && prs_os_byte_held(s->fd_ro, byte_of(client)) == 0;
@@ -327,7 +328,7 @@ bool prs_client_proven_dead(prs_store *s, uint32_t client, uint64_t *found)
     return prs_load_acquire(&c->state) == state && prs_load_acquire(&c->pid) == pid;
 }
 
-/* `leaving` contains the incarnation, so it becomes invalid when that incarnation ends for any reason. */
+/* `leaving` contains the incarnation, so it becomes invalid when this incarnation ends for any reason. */
 bool prs_leave(prs_store *s)
 {
     if (s->orphan)

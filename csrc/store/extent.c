@@ -1,13 +1,13 @@
 /* extent.c - two-level segregated fit over the data area.
  *
  * Purpose    Allocate runs of bytes of the data area in constant time, independent of their number.
- * Algorithm  TLSF (Masmano et al., "TLSF: a new dynamic memory allocator for real-time systems",
- *            2004): free extents are in bins by power of two and by 32 steps within each; two bit scans
- *            of two bitmaps find a suitable bin; free neighbours are merged immediately.  Unlike in the
- *            paper, descriptors are stored outside the memory that they describe, so that readers of
- *            the data area cannot see them.  A bin is last in, first out, because the extent freed last
- *            is warm.  Small extents are cut from the low end of a free one, paged ones from the high
- *            end.
+ * Algorithm  TLSF (Masmano et al., "TLSF: a new dynamic memory allocator for real-time systems", 2004):
+ *            free extents are in bins by power of two and by 32 steps within each; two bit scans of two
+ *            bitmaps find a suitable bin; free neighbours are merged immediately.  Unlike in the paper,
+ *            descriptors are stored outside the memory that they describe, so that readers of the data
+ *            area cannot see them.  A bin is last in, first out, because the extent freed last is warm.
+ *            Small extents are cut from the low end of a free extent, and extents of whole pages from
+ *            the high end.
  * Guarantee  Everything here runs under the store lock; if a client dies during a change,
  *            prs_extent_rebuild() recomputes the extents from the slots.
  */
@@ -88,9 +88,9 @@ static void bin_remove(prs_store *s, uint32_t i)
     }
 }
 
-/* Free descriptors are those on a stack of returned ones and, after these, those never used.  There is
- * always a free one: there are at most as many used extents as slots, and at most one more free extent
- * than used ones. */
+/* Free descriptors are those on the stack of returned descriptors and, after these, those that were
+ * never used. A free one always exists: there are at most as many used extents as slots, and at most
+ * one more free extent than used ones. */
 static uint32_t descriptor_take(prs_store *s)
 {
     prs_arena *a = arena_of(s);
@@ -140,7 +140,7 @@ void prs_extent_init(prs_store *s)
     bin_push(s, 0);
 }
 
-/* Split extent i (in no bin) at `at` bytes: i keeps the low part; return the high part. */
+/* Split extent i, which is in no bin, at `at` bytes. Extent i keeps the low part; return the high part. */
 static uint32_t split(prs_store *s, uint32_t i, uint64_t at)
 {
     uint32_t j = descriptor_take(s);
@@ -182,13 +182,14 @@ static uint32_t find(prs_store *s, uint64_t size, bool paged)
 {
     prs_arena *a = arena_of(s);
     uint32_t fl, sl;
-    /* First try the head of the exact bin: an extent of the same size that was just freed is warm. */
+    /* First try the head of the exact bin, because an extent of the same size that was just freed is warm. */
     bin_of(size, &fl, &sl);
     /* unreached: impossible: bin_of() stays below the last power */
     uint32_t exact = fl < PRS_FL_COUNT ? a->bins[fl][sl] : PRS_NIL;
     if (exact != PRS_NIL && fits(prs_extent_at(s, exact), size, paged))
         return exact;
-    /* Then try a good fit: every extent of a higher bin is large enough (if paged, including an extra page). */
+    /* Then try a good fit: every extent of a higher bin is large enough (even if whole pages need an extra page for
+     * alignment). */
     uint64_t want = paged ? size + PRS_PAGE - PRS_UNIT : size;
     bin_of(want, &fl, &sl);
     if (++sl == PRS_SL_COUNT) {
@@ -318,7 +319,7 @@ void prs_extent_free(prs_store *s, uint32_t i, uint32_t slot)
     PRS_POINT(extent_freed);
 }
 
-/* Return the bytes of whole backed pages within a free extent. */
+/* Return the number of bytes in whole backed pages within a free extent. */
 static uint64_t warm_bytes(const prs_store *s, const prs_extent *e)
 {
     /* unreached: damage */
@@ -396,7 +397,7 @@ static void sift_down(prs_extent *e, uint32_t root, uint32_t n)
     }
 }
 
-/* Sort in place by heap sort, because we cannot allocate memory under the lock. */
+/* Sort in place with heap sort, because we cannot allocate memory under the lock. */
 static void sort_by_offset(prs_extent *e, uint32_t n)
 {
     for (uint32_t i = n / 2; i-- > 0;)
@@ -430,7 +431,7 @@ int prs_extent_rebuild(prs_store *s)
         *prs_extent_at(s, n++) = (prs_extent){.off = off, .size = cap, .slot = i, .bin_next = PRS_USED};
     }
     sort_by_offset(s->extents, n);
-    /* The gaps become free extents, with descriptors above the used ones. */
+    /* Turn the gaps into free extents, with descriptors above the used ones. */
     uint32_t next = n, last = PRS_NIL;
     uint64_t at = 0;
     /* unreached: impossible: the loop breaks after the last gap */
@@ -590,7 +591,7 @@ static bool in_its_bin(const prs_store *s, uint32_t i, const prs_extent *e)
 int prs_extent_check_one(prs_store *s, uint32_t i, prs_error *error)
 {
     const prs_arena *a = arena_of(s);
-    const prs_extent copy = *prs_extent_at(s, i), *e = &copy; /* what is checked is what is used */
+    const prs_extent copy = *prs_extent_at(s, i), *e = &copy; /* use the same value that we check */
     uint32_t limit = prs_extents_in_use(s);
     bool used = prs_extent_used(e);
     if (e->size == 0 && !used) {

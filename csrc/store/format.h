@@ -10,8 +10,8 @@
  * and table to private memory first, checks them there, and uses the copy, because the shared bytes
  * may change meanwhile.
  *
- * The functions below are the only code that reads or writes headers and tables.
- * A check returns NULL, or a sentence that describes the error.
+ * The functions below are the only code that reads or writes headers and tables. A checking function returns NULL, or a
+ * sentence that describes the error.
  */
 #ifndef PRS_FORMAT_H
 #define PRS_FORMAT_H
@@ -61,8 +61,8 @@ _Static_assert(sizeof(prs_buffer_entry) == 32, "entry is 32 bytes");
 /* Copy the header from the `have` bytes at `data`, check it, and check that table and stream fit into its
  * `total`. The caller compares `total` with the number of bytes it has. */
 const char *prs_format_check_header(const void *data, uint64_t have, prs_header *header);
-/* Copy entry `index` < nbuffers out of `table` and check it.  An entry that refers to another object
- * is only checked for consistency: the caller compares its range with that object's size. */
+/* Copy entry `index` < nbuffers out of `table` and check it.  If the entry refers to another object,
+ * check only that it is consistent; the caller compares its range with that object's size. */
 const char *prs_format_check_entry(const prs_header *header, const void *table, uint32_t index,
                                    prs_buffer_entry *entry);
 /* Fast path for the most common form: `size` bytes in total, with one buffer that belongs to this object.

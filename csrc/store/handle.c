@@ -1,7 +1,7 @@
 /* handle.c - the lifetime of a handle.
  *
  * Purpose    A process may open and close stores any number of times.  A closed handle must free all its resources, but
- *            not before calls, views and windows have stopped using them.
+ *            only after calls, views and windows have stopped using them.
  * Algorithm  A handle has three counts, which reach 0 in this order.  `users`: calls and drafts in progress, counted by
  *            the caller under its own lock; when the last one ends, an ending handle is closed.  `pinned_slots`:
  *            objects with pins, counted by prs_close, and unpins in progress; when the last one ends, the handle is

@@ -1,16 +1,16 @@
 /* holds.c - holds that do not belong to a process: tokens of messages, edges of objects.
  *
- * Purpose    The object of a pickled ref in flight, and an object to which another object refers, stay
- *            alive even if no process holds them.
- * Algorithm  Such holds are records (links) in a separate table, which are made and ended under the store
- *            lock and counted in the slot of the object.  A receiver sets its own bit first and then ends
- *            the token.  The edges of an object form a chain at its slot; the client that retires the
- *            object turns them into its own DYING links and ends these in a loop, not by recursion,
- *            because each may free a further object.  An edge of kind BYTES represents a buffer that lies
- *            in the other object: it holds those bytes even after prs_free.
- * Guarantee  After a stolen lock prs_links_rebuild recounts the records; meanwhile every object
- *            counts as held.  An object refers only to older objects (with a smaller serial), so that
- *            there are no cycles.
+ * Purpose    An object whose pickled ref is in flight, and an object to which another object refers,
+ *            stay alive even if no process holds them.
+ * Algorithm  Such holds are records (links) in a separate table, which clients make and end under the
+ *            store lock, and which the slot of the object counts.  A receiver sets its own bit first and
+ *            then ends the token.  The edges of an object form a chain that starts at its slot.  The
+ *            client that retires the object turns them into its own DYING links; it ends these in a
+ *            loop, not by recursion, because each may free a further object.  An edge of kind BYTES is
+ *            for a buffer whose bytes are in the other object: it holds these bytes even after prs_free.
+ * Guarantee  After a stolen lock prs_links_rebuild recounts the records; meanwhile every object counts
+ *            as held.  An object refers only to older objects (with a smaller serial), so the
+ *            references form no cycles.
  */
 #include "store.h"
 
@@ -40,7 +40,7 @@ static uint32_t first_free(prs_store *s)
     /* unreached: damage 2 */
     if (i != PRS_NIL && (i >= prs_load_relaxed(&s->links_seen) || s->links[i].kind != PRS_LINK_FREE)) {
         prs_store_relaxed(&s->super->corrupt, 1);
-        a->link_free = i = PRS_NIL; /* the caller publishes new records; a rebuild finds the rest of the stack */
+        a->link_free = i = PRS_NIL; /* the caller publishes new records; a rebuild finds the lost ones */
     }
     return i;
 }
@@ -79,7 +79,7 @@ static void count(prs_slot *slot, uint32_t kind)
     prs_fetch_add_seqcst(&slot->links, 1 + (more ? PRS_LINKS_BYTES_ONE : 0));
 }
 
-/* Undo count(); return whether the object may have lost its last hold. */
+/* Undo count(), and return whether the object may have lost its last hold. */
 static bool uncount(prs_slot *slot, uint32_t kind)
 {
     uint32_t links = prs_load_relaxed(&slot->links), bytes = links & PRS_LINKS_BYTES, gone = 1;
@@ -113,8 +113,8 @@ uint32_t prs_link_end(prs_store *s, uint32_t i)
     return held;
 }
 
-/* Free the records of tokens whose object was freed before their message arrived: if the message never arrives, no
- * other call does.  Return their number, or an error. */
+/* Free the records of tokens whose object was freed before their message arrived: if a message never arrives, no other
+ * call frees its record.  Return their number, or an error. */
 static int64_t end_gone_tokens(prs_store *s, prs_error *error)
 {
     int64_t ended = 0;
@@ -138,9 +138,10 @@ static int64_t end_gone_tokens(prs_store *s, prs_error *error)
     return ended;
 }
 
-/* Take the store lock, and ensure that there is a free record.  A table that is as long as a power of two, or that
- * cannot grow, is searched for records of tokens without an object first, so that it is never more than twice as long
- * as needed; if that frees less than a quarter of it, it grows, so that the cost of a search is shared by as many calls. */
+/* Take the store lock, and ensure that there is a free record.  If the length of the table is a power of two, or the
+ * table cannot grow, we first search it for tokens whose object no longer exists, so it is never more than twice as
+ * long as needed.  If this frees less than a quarter of the table, the table grows, so that many calls share the cost
+ * of a search. */
 int prs_link_lock(prs_store *s, prs_error *error)
 {
     for (;;) {
@@ -164,8 +165,9 @@ int prs_link_lock(prs_store *s, prs_error *error)
 }
 
 /* Make a record that holds `id`; return its index, or PRS_NIL if the object no longer exists.  If
- * *undone is set, the count was raised and lowered again: the caller must try to free the object after
- * unlocking.  A BYTES link may hold the bytes of a freed object, because the caller has pinned them. */
+ * *undone is set, we raised the count and lowered it again, so the caller must try to free the object
+ * after unlocking.  A BYTES link may hold the bytes of a freed object, because the caller has pinned
+ * them. */
 uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t owner, uint32_t owner_tag,
                        uint32_t next, bool *undone)
 {
@@ -186,7 +188,7 @@ uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t 
                     .created = prs_age(s),
                     .pid = (uint32_t)s->pid};
     PRS_POINT(link_filled);
-    /* First count, then read the word: a client that retires the object first changes the word, then reads the
+    /* First count, then read the word, because a client that retires the object first changes the word, then reads the
      * count. */
     count(slot, kind);
     uint64_t word = prs_load_seqcst(&slot->word);
@@ -224,7 +226,7 @@ int prs_token_take_noted(prs_store *s, const prs_oid *id, int kind, uint32_t not
         return PRS_E_LOST;
     int rc = prs_link_lock(s, NULL);
     if (rc < 0) {
-        /* No free record: the sticky holder keeps the object until the end of the store. */
+        /* There is no free record, so the sticky holder keeps the object until the end of the store. */
         uint64_t sticky = 1ull << PRS_STICKY_CLIENT;
         if (!(prs_fetch_or_seqcst(&prs_slot_at(s, id->slot)->holders[0], sticky) & sticky))
             prs_fetch_add_relaxed(&s->super->orphaned, 1);
@@ -314,8 +316,8 @@ int prs_add_bytes_edge(prs_store *s, prs_draft *draft, const prs_oid *inner, prs
     return add_edge(s, draft, inner, PRS_LINK_BYTES, error);
 }
 
-/* Make this client the one that ends the link.  `owner` changes from a slot to a client: it is PRS_NIL in between,
- * so that after a death a rebuild cannot mistake one for the other. */
+/* Make this client the one that ends the link. `owner` changes from a slot to a client, and is PRS_NIL in between, so
+ * that after a death a rebuild cannot confuse the two. */
 static void adopt(prs_store *s, uint32_t i)
 {
     prs_link *l = &s->links[i];
@@ -337,7 +339,7 @@ void prs_link_splice(prs_store *s, uint32_t outer)
         prs_link *l = &s->links[i];
         uint32_t next = l->next;
         if (!prs_link_is_edge(l->kind) || l->owner != outer)
-            break; /* damage: a rebuild finds the rest of the chain, which holds its objects until then */
+            break; /* the chain is damaged: a rebuild finds the rest of it, which holds its objects until then */
         adopt(s, i);
         i = next;
     }
@@ -354,7 +356,7 @@ bool prs_edges_release(prs_store *s, bool block)
         uint32_t i = s->dying;
         if (i >= prs_load_relaxed(&s->links_seen) || !prs_link_is_dying(s->links[i].kind) ||
             s->links[i].owner != s->me) {
-            s->dying = PRS_NIL; /* damage: a rebuild or a reaper finds the rest of the chain */
+            s->dying = PRS_NIL; /* the chain is damaged: a rebuild or a reaper finds the rest of it */
             break;
         }
         s->dying = s->links[i].next;
@@ -379,7 +381,8 @@ static bool owner_lives(const prs_store *s, const prs_link *l)
         return false;
     uint64_t word = prs_load_seqcst(&prs_slot_at(s, l->owner)->word);
     uint32_t state = prs_word_state(word);
-    /* A retired object does not count: its slot may be in a magazine by now, where no code searches for edges. */
+    /* A retired object does not count as existing, because its slot may be in a magazine by now, where no code searches
+     * for edges. */
     return state != PRS_STATE_FREE && state != PRS_STATE_RESERVED && prs_word_generation(word) == l->owner_tag;
 }
 
@@ -495,7 +498,8 @@ uint32_t prs_links_in_use(const prs_store *s)
     return bump < links ? bump : links;
 }
 
-/* Return whether an index could be on the stack of free records: it is that of a free record, or PRS_NIL. */
+/* Return whether an index may occur on the stack of free records, that is, whether it is PRS_NIL or the index of a free
+ * record. */
 bool prs_link_may_be_free(const prs_store *s, uint32_t i)
 {
     return i == PRS_NIL || (i < prs_links_in_use(s) && s->links[i].kind == PRS_LINK_FREE);
@@ -535,7 +539,7 @@ int prs_links_check(prs_store *s, prs_error *error)
     }
     if (unused)
         return prs_fail(error, PRS_E_CORRUPT, 0, "%u free links are not on the stack", unused);
-    /* Check the counts by visiting each link once, because there is no memory for a full recount. */
+    /* Check the counts by visiting each link once, because we have no memory for a full recount. */
     for (uint32_t i = 0; i < limit; i++) {
         int rc = check_counted(s, i, error);
         if (rc < 0)

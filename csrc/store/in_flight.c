@@ -3,9 +3,9 @@
  * Purpose    A lost message leaves its token behind.  Only a caller can know that a message is lost (for
  *            example, it has drained the pipe of a dead worker), so it needs a list of tokens and a call
  *            that ends the tokens of a dead sender.
- * Algorithm  Walk the table of links from a cursor, one batch per acquisition of the store lock, so that the
- *            time for which the lock is held does not depend on the length of the table.  A sender is alive
- *            while its client slot has the incarnation of the link and the client is not proven dead.
+ * Algorithm  Walk the table of links from a cursor, one batch per acquisition of the store lock, so that we
+ *            hold the lock for a short time even if the table is long.  A sender is alive while its client
+ *            slot has the incarnation of the link and the client is not proven dead.
  * Guarantee  No token of a living sender is ended while its object exists.  If a process dies between ending
  *            a record and freeing the object, its reaper frees the object, as it does in any other call.
  */
@@ -38,7 +38,7 @@ static uint64_t size_of(prs_store *s, const prs_link *l)
     return holds(s, l) ? prs_load_relaxed(&prs_slot_at(s, l->slot)->size) : 0;
 }
 
-/* Lock an open store, with all tables mapped. */
+/* Lock the store, if it is open, with all tables mapped. */
 static int lock_open(prs_store *s, prs_error *error)
 {
     if (prs_load_relaxed(&s->closed) || s->orphan)
@@ -81,7 +81,7 @@ int prs_flights(prs_store *s, uint32_t *cursor, prs_flight *out, int cap, prs_er
         more = *cursor < limit;
         prs_unlock(s);
     }
-    /* Do this without the lock: a proof of death makes system calls. */
+    /* Do this without the lock, because a proof of death makes system calls. */
     for (int i = 0; i < n; i++)
         out[i].sender_alive = prs_client_is(s, out[i].sender, out[i].incarnation) &&
                               (out[i].sender == s->me || !prs_client_dead(s, out[i].sender));
@@ -117,7 +117,7 @@ static int end_batch(prs_store *s, const prs_flight *flight, uint32_t n, prs_err
 static bool is_lost(const prs_flight *f, int32_t pid, int64_t min_age)
 {
     if (f->object_gone)
-        return true; /* nothing is left to receive */
+        return true; /* the object no longer exists, so a receiver could not get it */
     return f->kind == PRS_TOKEN_ONCE && !f->sender_alive && (pid == 0 || f->sender_pid == pid) && f->age >= min_age;
 }
 

@@ -1,9 +1,9 @@
 /* layout.h - every struct that lives in shared memory.
  *
  * Purpose    The byte layout of a segment and the invariants of its parts.
- * Algorithm  One file: a superblock, then tables (clients, slots, extents, links, the
- *            bitmap of backed pages), then the data area.  All references are indices or
- *            offsets, never pointers; the tables are sparse and backed chunk by chunk.
+ * Algorithm  The segment is one file: a superblock, then tables (clients, slots, extents, links, the
+ *            bitmap of backed pages), then the data area.  All references are indices or offsets, never
+ *            pointers; the tables are sparse and backed chunk by chunk.
  * Guarantee  The slot table is authoritative.  Free lists, bins, counts of links and the
  *            chains of edges follow from slots, links and extents of live slots;
  *            prs_rebuild() recomputes them from there.
@@ -36,17 +36,17 @@ _Static_assert(sizeof(void *) == 8,
 #define PRS_UNIT 64u /* granularity and alignment of extents              */
 #define PRS_CLIENTS_DEFAULT 512u
 #define PRS_CLIENTS_MAX 4096u /* the first slot is the sticky holder's, the last the janitor's */
-#define PRS_SLOT_CHUNK 1024u  /* slots published at a time                          */
+#define PRS_SLOT_CHUNK 1024u  /* number of slots published at a time */
 #define PRS_LINK_CHUNK 1024u
-#define PRS_NIL UINT32_MAX   /* "no slot, no extent, no link"                      */
-#define PRS_STICKY_CLIENT 0u /* bit 0: the holder of objects for which a fork got no client slot */
+#define PRS_NIL UINT32_MAX   /* means "no slot", "no extent" or "no link" */
+#define PRS_STICKY_CLIENT 0u /* client 0: holds the objects for which a fork got no client slot */
 
 /* ---- the word of a slot ------------------------------------------------------------
  *
  *   63 ........ 32 31 ....... 16 15 .. 12 11 ..... 4 3 ... 0
  *   generation     client        -        flags      state
  *
- * The low half is the futex.  `client` is the one that last changed the state: it owns a RESERVED or
+ * The low half is the futex.  `client` is the client that last changed the state: it owns a RESERVED or
  * CREATING slot, frees a FREEING one, and created a SEALED one.  Transitions, each one compare-and-swap or
  * exchange:
  *
@@ -71,7 +71,7 @@ _Static_assert(sizeof(void *) == 8,
 #define PRS_WORD_WAITERS 0x20u /* a thread sleeps on the futex half                   */
 #define PRS_WORD_WINDOW 0x40u  /* whole pages with a writable window (create, empty)  */
 #define PRS_WORD_FILE 0x80u    /* the bytes are in a spill file; the slot has no extent */
-#define PRS_WORD_HELD 0x100u   /* FREEING: a holder arrived meanwhile, check again      */
+#define PRS_WORD_HELD 0x100u   /* FREEING: a new holder has set its bit, so check again */
 #define PRS_FLAGS_MASK 0xFF0u
 #define PRS_WORD_CLIENT_SHIFT 16
 
@@ -102,12 +102,12 @@ static inline uint32_t prs_word_state(uint64_t word)
  * are valid. */
 typedef struct prs_slot {
     prs_atomic_u64 word;
-    prs_atomic_u64 serial;    /* never repeats in a store; a match proves that the generation is right         */
+    prs_atomic_u64 serial;    /* never repeats in a store; if it matches, the generation is right, too         */
     prs_atomic_u64 off;       /* offset of the extent from data_off                              */
-    prs_atomic_u64 cap;       /* bytes of the extent                                       */
-    prs_atomic_u64 size;      /* bytes of the object                                       */
+    prs_atomic_u64 cap;       /* size of the extent in bytes */
+    prs_atomic_u64 size;      /* size of the object in bytes */
     prs_atomic_u32 extent;    /* index of its descriptor, or PRS_NIL                       */
-    prs_atomic_u32 next_free; /* FREE: the next on the stack of free slots; else: time of the
+    prs_atomic_u32 next_free; /* FREE: the next slot on the stack of free slots; else: time of the
                                * last pin, in ticks of prs_tick()                        */
     prs_atomic_u32 links;     /* live links that hold this object, see prs_links_all(); written under the lock */
     prs_atomic_u32 edges;     /* first link by which this object holds others, or PRS_NIL  */
@@ -122,16 +122,16 @@ enum { PRS_ENDED_DROPPED = 0, PRS_ENDED_FREED = 1, PRS_ENDED_UNSEALED = 2 };
 
 /* ---- extents ----------------------------------------------------------------------------- */
 
-/* A run of bytes of the data area, used by a slot or free.  Written under the store lock.
- * Invariant: following `next` from the first visits every byte of the data area once, in
- * order, and no two free extents are neighbours. */
+/* A run of bytes of the data area, which a slot uses or which is free.  Written under the store lock.  Invariant: the
+ * chain of `next` from the first extent contains every byte of the data area once, in order, and no two free extents
+ * are neighbours. */
 typedef struct prs_extent {
     uint64_t off, size;
     uint32_t prev, next; /* neighbours by address                                        */
     uint32_t bin_next;   /* PRS_USED; free: next in its bin; unused descriptor: next      */
     union {
-        uint32_t slot;     /* used: its owner                                             */
-        uint32_t bin_prev; /* free: previous in its bin                                   */
+        uint32_t slot;     /* if used: the slot that owns it */
+        uint32_t bin_prev; /* if free: previous extent in its bin */
     };
 } prs_extent;
 
@@ -154,17 +154,17 @@ enum {
     PRS_LINK_DYING = 4,       /* an edge whose outer object was retired; client `owner` ends it */
     PRS_LINK_NAME = 5,        /* entry `owner` of the table of names                        */
     PRS_LINK_BYTES = 6,       /* an EDGE that keeps the object's bytes even after prs_free */
-    PRS_LINK_BYTES_DYING = 7, /* such an edge, DYING */
+    PRS_LINK_BYTES_DYING = 7, /* a BYTES edge that is DYING */
     PRS_LINK_LAST = PRS_LINK_BYTES_DYING
 };
 
-/* `links` of a slot: how many links hold the object (low 24 bits), and how many of those are of kind BYTES or
- * BYTES_DYING (high 8 bits).  255 means 255 or more: such a count is not decremented, but becomes 0 when no
- * link is left. */
+/* `links` of a slot counts how many links hold the object (low 24 bits), and how many of those are of kind BYTES or
+ * BYTES_DYING (high 8 bits). 255 means 255 or more: we do not decrement such a count, but set it to 0 when no link is
+ * left. */
 #define PRS_LINKS_ALL 0xFFFFFFu
 #define PRS_LINKS_BYTES 0xFF000000u
 #define PRS_LINKS_BYTES_ONE 0x1000000u
-#define PRS_LINKS_MAX (PRS_LINKS_ALL & ~(PRS_LINK_CHUNK - 1)) /* of a store */
+#define PRS_LINKS_MAX (PRS_LINKS_ALL & ~(PRS_LINK_CHUNK - 1)) /* maximum number of links in a store */
 
 static inline uint32_t prs_links_all(uint32_t links)
 {
@@ -190,15 +190,15 @@ static inline bool prs_link_holds_bytes(uint32_t kind)
  * generation of the slot's word == generation. */
 typedef struct prs_link {
     uint64_t serial;     /* serial of this link: never repeats, 0 when free                   */
-    uint64_t inner;      /* serial of the object held                                  */
-    uint32_t slot;       /* the object held                                            */
-    uint32_t generation; /* its generation                                             */
+    uint64_t inner;      /* serial of the object that the link holds */
+    uint32_t slot;       /* slot of the object that the link holds */
+    uint32_t generation; /* generation of that slot */
     uint32_t kind;       /* PRS_LINK_*                                                 */
     uint32_t owner;      /* EDGE: the outer slot; else the client that made it         */
     uint32_t owner_tag;  /* EDGE: the outer generation; else the client's incarnation  */
     uint32_t next;       /* EDGE: next edge of the outer object; FREE: next free; tokens: the sender's note */
     uint32_t created;    /* seconds since the store was made                           */
-    uint32_t pid;        /* process that made it                                       */
+    uint32_t pid;        /* pid of the process that made the link */
 } prs_link;
 
 _Static_assert(sizeof(prs_link) == 48, "a link is 48 bytes");
@@ -223,24 +223,25 @@ _Static_assert(sizeof(prs_name) == 256, "a name is four cache lines");
 
 /* ---- clients ------------------------------------------------------------------------------------ */
 
-/* state: PRS_CLIENT_* | reaper << 8 | incarnation << 32 (the client's; the reaper's while REAPING), so that a
- * process that found a client dead cannot mistake the next client of the slot for it.  All zero when FREE. */
+/* state: PRS_CLIENT_* | reaper << 8 | incarnation << 32. The incarnation is the client's or, while REAPING, the
+ * reaper's, so that a process that found a client dead cannot confuse it with the next client of the slot. The state is
+ * zero when FREE. */
 enum {
     PRS_CLIENT_FREE = 0,
-    PRS_CLIENT_UNBORN = 1, /* claimed; pid not known yet (fork in progress)  */
+    PRS_CLIENT_UNBORN = 1, /* claimed, but the pid is not known yet (fork in progress) */
     PRS_CLIENT_LIVE = 2,
     PRS_CLIENT_REAPING = 3 /* dead; the reaper named in the word cleans up    */
 };
 
-/* Invariant: a client that is not FREE holds, while it lives, an OFD lock on byte
- * PRS_CLIENT_BYTE + its index, and a mapping that keeps the lock when descriptors are closed. */
+/* Invariant: a living client that is not FREE holds an OFD lock on byte PRS_CLIENT_BYTE + its index,
+ * and has a mapping that keeps the lock when descriptors are closed. */
 typedef struct prs_client {
     prs_atomic_u64 state;
     prs_atomic_u32 incarnation;  /* increases whenever the slot is claimed               */
-    prs_atomic_u32 pid;          /* 0: unborn                                            */
+    prs_atomic_u32 pid;          /* 0 while UNBORN */
     prs_atomic_u64 pid_ns;       /* inode of its pid namespace, 0: unknown               */
     prs_atomic_u64 first_serial; /* objects with a smaller serial belong to earlier clients of the slot */
-    prs_atomic_u32 fd;           /* its descriptor, through which others attach          */
+    prs_atomic_u32 fd;           /* its descriptor, through which other processes attach */
     prs_atomic_u32 leaving;      /* the incarnation that is leaving, see prs_leave             */
     uint32_t unused[22];
 } prs_client;
@@ -258,18 +259,18 @@ _Static_assert(sizeof(prs_client) == 128, "a client is two cache lines");
 
 /* Written by the owner of the store lock; rebuilt by a process that steals the lock. */
 typedef struct prs_arena {
-    prs_atomic_u64 used; /* bytes of used extents                                     */
+    prs_atomic_u64 used; /* total bytes of used extents */
     uint32_t slot_free;  /* stack of FREE slots                                       */
     uint32_t slot_free_count;
     uint32_t extent_free;  /* stack of unused descriptors                               */
-    uint32_t extent_bump;  /* descriptors from this index on were never used            */
+    uint32_t extent_bump;  /* descriptors from this index on have never been used            */
     uint32_t extent_first; /* the extent at offset 0                                    */
     uint32_t link_free;    /* stack of free links                                       */
     uint32_t link_bump;
-    uint32_t tokens; /* links of kind ONCE and STICKY                              */
-    uint32_t edges;  /* links of kind EDGE and DYING                               */
+    uint32_t tokens; /* number of links of kind ONCE and STICKY */
+    uint32_t edges;  /* number of links of kind EDGE and DYING */
     uint32_t clock;  /* extent at which the search for spill victims resumes      */
-    uint32_t dirty;  /* 1 during a rebuild: the next thief starts over            */
+    uint32_t dirty;  /* 1 during a rebuild; if it is 1, the next thief starts over            */
     uint64_t link_serial;
     uint64_t fl_bitmap;
     uint32_t sl_bitmap[PRS_FL_COUNT];
@@ -279,11 +280,11 @@ typedef struct prs_arena {
 /* Invariant: everything above `lock` is constant once `ready` is PRS_MAGIC, and that page is
  * mapped read-only from then on. */
 typedef struct prs_super {
-    prs_atomic_u64 ready; /* PRS_MAGIC when complete                                    */
+    prs_atomic_u64 ready; /* PRS_MAGIC when the segment is complete */
     uint32_t version;
     uint32_t page;
     uint64_t layout_hash; /* hash of sizes and offsets, to detect differences that the version misses   */
-    uint64_t store_id;    /* random, not 0                                               */
+    uint64_t store_id;    /* a random number, never 0 */
     uint64_t file_size, capacity;
     uint64_t clients_off, names_off, slots_off, extents_off, links_off, backed_off, data_off;
     uint32_t max_clients, holder_words, max_slots, slot_stride, max_extents, max_links;
@@ -292,26 +293,26 @@ typedef struct prs_super {
     uint32_t flags, uid;
     char spill_dir[PRS_SPILL_DIR]; /* absolute path, NUL-terminated; empty: no spilling           */
 
-    /* The pages from here on are writable in every client; the first page is not. */
+    /* The pages from here on are writable in every client, the first page is not. */
     _Alignas(4096) prs_atomic_u32 lock; /* owner << 20 ... see lock.c                      */
-    prs_atomic_u32 corrupt;             /* never reset: damage was found in the tables              */
+    prs_atomic_u32 corrupt;             /* set when damage is found in the tables, never reset */
     prs_atomic_u64 stolen, reaped;
 
-    _Alignas(64) prs_atomic_u64 serial; /* next serial to hand out                          */
+    _Alignas(64) prs_atomic_u64 serial; /* next serial to allocate */
 
-    _Alignas(64) prs_atomic_u32 published; /* slots that exist                            */
+    _Alignas(64) prs_atomic_u32 published; /* number of slots that exist */
     prs_atomic_u32 links_published;
     prs_atomic_u32 client_high; /* clients from this index on were never claimed */
-    prs_atomic_u32 recount;     /* odd while links are recounted: all objects count as held until then */
-    prs_atomic_u32 swept;       /* value of recount at the last search for orphans */
+    prs_atomic_u32 recount;     /* odd while a rebuild recounts the links; meanwhile all objects count as held */
+    prs_atomic_u32 swept;       /* value of recount at the last sweep for objects without holders */
     prs_atomic_u32 names_high;  /* names from this index on were never used      */
 
     _Alignas(64) prs_atomic_u32 epoch; /* futex: an object that a client waits for has changed      */
     prs_atomic_u32 epoch_waiters;
     prs_atomic_u64 last_look;  /* CLOCK_MONOTONIC ns                           */
-    prs_atomic_u64 warm_floor; /* bytes recently freed in one piece             */
+    prs_atomic_u64 warm_floor; /* size of the largest piece freed recently             */
     prs_atomic_u64 warm_until; /* CLOCK_MONOTONIC ns                            */
-    prs_atomic_u64 orphaned;   /* objects that the sticky holder keeps          */
+    prs_atomic_u64 orphaned;   /* number of objects that the sticky holder keeps */
 
     _Alignas(64) prs_arena arena;
 } prs_super;

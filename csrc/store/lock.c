@@ -2,12 +2,13 @@
  *
  * Purpose    The lock guards structures that have no lock-free protocol: bins of free extents, the
  *            stacks of free slots and links, counts of links.
- * Algorithm  One futex word: client index of the owner : 12 | its incarnation : 19 | waiters : 1;
- *            zero if free.  A private mutex serializes the threads of a process; its owner spins,
- *            then sleeps in slices of 20 ms.  After each slice it checks whether the owner of the
- *            word is dead.  If that is proven, one waiter replaces the word by its own index and
- *            incarnation (CAS), so it cannot steal the lock from a later client of the same slot.
- *            Before it unlocks, that waiter rebuilds everything that the lock guards.
+ * Algorithm  The lock is one futex word of three fields: client index of the owner (12 bits), its
+ *            incarnation (19 bits), waiters (1 bit).  The word is zero if the lock is free.  A private
+ *            mutex serializes the threads of a process; its owner spins, then sleeps in slices of 20
+ *            ms.  After each slice it checks whether the owner of the word is dead.  If the owner is
+ *            proven dead, one waiter replaces the word by its own index and incarnation (CAS), so it
+ *            cannot steal the lock from a later client of the same slot.  Before this waiter unlocks,
+ *            it rebuilds everything that the lock guards.
  * Guarantee  While we hold the lock, we make no system calls except futex and those of the proof of
  *            death, touch no page for the first time, and allocate no memory.
  */
@@ -62,14 +63,14 @@ static bool owner_dead(prs_store *s, uint32_t word)
 {
     uint32_t client = word >> 20, incarnation = word >> 1 & 0x7FFFFu;
     if (client == s->me)
-        return incarnation != (s->incarnation & 0x7FFFFu); /* an earlier client of our slot */
+        return incarnation != (s->incarnation & 0x7FFFFu); /* true if the owner is an earlier client of our slot */
     if (client == 0 || client >= s->super->max_clients)
         return true; /* no client has this index: the word is damaged */
     prs_client *c = &s->clients[client];
     if ((prs_load_acquire(&c->incarnation) & 0x7FFFFu) != incarnation)
         return true; /* another client has claimed the slot, so the owner is dead */
     if ((prs_load_acquire(&c->state) & 0xFF) == PRS_CLIENT_FREE)
-        return true; /* a leaving client unlocks, so this one died, or the word is damaged */
+        return true; /* a leaving client unlocks first, so the owner died or the word is damaged */
     return prs_client_dead(s, client);
 }
 
@@ -115,7 +116,7 @@ int prs_lock(prs_store *s, int64_t timeout, prs_error *error)
     for (;;) {
         uint32_t word = prs_load_relaxed(&s->super->lock);
         if (word == 0) {
-            /* Other waiters may be asleep: keep the WAITERS bit. */
+            /* Other waiters may be asleep, so keep the WAITERS bit. */
             uint32_t expected = 0;
             /* unreached: race */
             if (prs_cas_acquire(&s->super->lock, &expected, lock_word(s->me, s->incarnation) | WAITERS))
@@ -153,7 +154,7 @@ int prs_lock(prs_store *s, int64_t timeout, prs_error *error)
     }
 taken:
     PRS_POINT(lock_taken);
-    if (PRS_UNLIKELY(s->super->arena.dirty)) { /* a thief died after the steal and before the end of its rebuild */
+    if (PRS_UNLIKELY(s->super->arena.dirty)) { /* a thief died before it completed its rebuild */
         int rc = prs_rebuild(s, error);
         /* unreached: uninjected: backing the tables fails in the client that finds an unfinished rebuild */
         if (rc < 0) {

@@ -1,13 +1,14 @@
 /* magazine.c - caches of slots with extents, so that small puts and frees take no lock.
  *
  * Purpose    A put or free of a small object accesses no cache line that other clients write.
- * Algorithm  Each client has one stack of RESERVED slots per size class, filled from the shared
- *            bins in batches (Bonwick and Adams, "Magazines and Vmem", 2001).  Slots that do not
- *            fit into a magazine, and all slots with large extents, are queued as "pending" and are
- *            returned to the bins when the store lock is free.
- * Guarantee  An entry does not guarantee its slot: a put claims the slot by a CAS on word and
- *            generation, because a full store reclaims reserved slots from all clients.  A process
- *            that dies leaves RESERVED slots under its client number; its reaper returns them.
+ * Algorithm  Each client has one stack of RESERVED slots per size class, filled from the shared bins in
+ *            batches (Bonwick and Adams, "Magazines and Vmem", 2001).  A client queues slots that do
+ *            not fit into a magazine, and all slots with large extents, as "pending", and returns them
+ *            to the bins when the store lock is free.
+ * Guarantee  An entry of a magazine does not guarantee that the slot is still reserved: a put claims
+ *            the slot by a CAS on word and generation, because a full store reclaims reserved slots
+ *            from all clients.  A process that dies leaves RESERVED slots under its client number; its
+ *            reaper returns them.
  */
 #include "store.h"
 
@@ -15,7 +16,7 @@
 #define REFILL_MAX 32u
 #define FLUSH_BATCH 32u
 
-/* 64-byte steps up to 1 KiB, then four steps to each doubling up to PRS_SMALL_MAX. */
+/* Size classes grow in steps of 64 bytes up to 1 KiB, then in four steps per doubling up to PRS_SMALL_MAX. */
 uint32_t prs_class_of(uint64_t size)
 {
     if (size <= 1024)
@@ -76,7 +77,7 @@ static int attach(prs_store *s, uint64_t size, bool paged, uint32_t state, prs_r
 static bool give(prs_store *s, uint32_t i, uint64_t word)
 {
     prs_slot *slot = prs_slot_at(s, i);
-    word |= prs_load_relaxed(&slot->word) & PRS_WORD_FILE; /* a spilled object was retired: no extent */
+    word |= prs_load_relaxed(&slot->word) & PRS_WORD_FILE; /* the object was spilled, so it has no extent */
     if (!prs_cas_seqcst(&slot->word, &word, prs_word(prs_word_generation(word), 0, PRS_STATE_FREE)))
         return false;
     PRS_POINT(give_slot_free);
@@ -95,7 +96,7 @@ static bool give(prs_store *s, uint32_t i, uint64_t word)
 
 /* ---- pending ---------------------------------------------------------------------------------- */
 
-static __thread bool draining; /* freeing an object may free others that it refers to: loop, to avoid recursion */
+static __thread bool draining; /* freeing an object may free others that it refers to; this loop avoids recursion */
 
 static uint32_t pending_pop(prs_store *s, prs_reserved *batch)
 {
@@ -130,8 +131,8 @@ static uint32_t magazine_of(const prs_slot *slot, uint64_t cap)
     return prs_class_size(cls) == cap ? cls : PRS_NIL;
 }
 
-/* Under the lock: return the slots for which `pending` had no room.  Skip a slot whose size fits a magazine, because
- * it may be in one.  If it is in none, it wastes a little memory until the store is full. */
+/* Call this under the lock: return the slots for which `pending` had no room. Skip a slot whose size fits a magazine,
+ * because it may be in a magazine. If it is in none, it wastes a little memory until the store is full. */
 static void give_overflowed(prs_store *s)
 {
     prs_store_relaxed(&s->overflowed, 0);
@@ -191,7 +192,8 @@ void prs_magazine_put(prs_store *s, uint32_t i, uint32_t generation)
     prs_slot *slot = prs_slot_at(s, i);
     uint64_t cap = prs_load_relaxed(&slot->cap); /* read once: a full store may reclaim the slot at any time */
     uint32_t cls = magazine_of(slot, cap);
-    /* A put writes to a magazine's slots without checking `wr`: keep none before the store is mapped for writing. */
+    /* A put writes to the slots of a magazine without checking `wr`, so put no slot there before the store is mapped
+     * for writing. */
     if (cls == PRS_NIL || !prs_load_acquire(&s->wr)) {
         prs_deferred_push(s, i, generation);
         return;
@@ -204,7 +206,7 @@ void prs_magazine_put(prs_store *s, uint32_t i, uint32_t generation)
         prs_spin_unlock(&m->lock);
         return;
     }
-    /* The magazine is full: return its older half in one batch, so that not every free has to take the lock. */
+    /* The magazine is full: return its older half in one batch, so that only some frees have to take the lock. */
     prs_reserved old[PRS_MAG_CAP];
     uint32_t half = m->count / 2;
     memcpy(old, m->item, half * sizeof *old);
@@ -231,7 +233,7 @@ static int full(prs_store *s, uint64_t size, prs_error *error)
     return PRS_E_FULL;
 }
 
-/* Take the next step to make space; return whether it is worth trying again. */
+/* Take the next step to make space; return whether another attempt to allocate makes sense. */
 static bool relieve(prs_store *s, uint64_t size, int *stage, prs_error *error)
 {
     switch ((*stage)++) {
@@ -287,7 +289,7 @@ static int take(prs_store *s, uint64_t size, bool paged, uint32_t state, prs_res
     }
 }
 
-/* Back the extents of newly reserved slots; adjacent ones together. */
+/* Back the extents of newly reserved slots, adjacent ones in one call. */
 static int back_all(prs_store *s, const prs_reserved *batch, uint32_t n, prs_error *error)
 {
     for (uint32_t i = 0; i < n;) {
@@ -437,7 +439,8 @@ void prs_slot_return(prs_store *s, uint32_t i, uint64_t word)
         prs_deferred_push(s, i, generation);
 }
 
-/* In a forked child: clear the lists of slots that the parent has reserved, which still belong to the parent. */
+/* Call this in a forked child: clear the lists of slots that the parent has reserved, because these slots still belong
+ * to the parent. */
 void prs_magazines_forget(prs_store *s)
 {
     for (uint32_t cls = 0; cls < PRS_CLASSES; cls++) {

@@ -2,10 +2,11 @@
  *
  * Purpose    A named object outlives the processes that made or read it; a process can find it without
  *            having received a ref.
- * Algorithm  A small table, searched by hash under the store lock; each entry holds its object through a NAME
- *            link.  A bind first writes the link, then the entry, with the serial last.  The next rebuild
- *            ends a link without an entry; the next bind reuses an entry whose object no longer exists.
- *            An ephemeral name has no link (PRS_NIL), so it ends with the last holder of its object.
+ * Algorithm  The index is a small table that we search by hash under the store lock; each entry holds its
+ *            object through a NAME link.  A bind first writes the link, then the entry, and the entry's
+ *            serial last.  The next rebuild ends a link without an entry, and the next bind reuses an entry
+ *            whose object no longer exists.  An ephemeral name has no link (PRS_NIL), so it ends with the
+ *            last holder of its object.
  * Guarantee  A name leads to at most one living object.  If a process dies at any step, the name is either
  *            bound or unbound.
  */

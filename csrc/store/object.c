@@ -32,7 +32,8 @@ static int lost_status(const prs_slot *slot, const prs_oid *id)
     return ended >> 2 == (id->generation & 0x3FFFFFFFu) && (ended & 3) == PRS_ENDED_FREED ? PRS_E_FREED : PRS_E_LOST;
 }
 
-/* The word still belongs to the id, but is FREED: return PRS_E_FREED after prs_free, PRS_E_LOST after an abort. */
+/* Return the status of an id whose slot still contains its object, but is FREED: PRS_E_FREED after prs_free, PRS_E_LOST
+ * after an abort. */
 static int freed_status(const prs_slot *slot, const prs_oid *id)
 {
     uint32_t how = prs_load_relaxed(&slot->ended);
@@ -63,8 +64,8 @@ bool prs_pinned(const prs_store *s, prs_slot *slot)
     return false;
 }
 
-/* Return whether anything holds the object: if it was freed, only pins and BYTES links count.  Read links after the
- * bits, because a sender counts its link before it drops its ref. */
+/* Return whether anything holds the object. If the object was freed, only pins and BYTES links count.  Read links after
+ * the bits, because a sender counts its link before it drops its ref. */
 bool prs_held(prs_store *s, prs_slot *slot, bool freed)
 {
     if (prs_pinned(s, slot))
@@ -91,8 +92,8 @@ void prs_wake(prs_store *s, prs_slot *slot, uint64_t old_word)
         prs_futex_wake(&s->super->epoch, INT32_MAX);
 }
 
-/* Retire our FREEING slot, for which we saw no holder. If its word has changed since we read it, store
- * the current word in *word and return false. */
+/* Retire our slot, which is FREEING and for which we saw no holder. If its word has changed since we
+ * read it, store the current word in *word and return false. */
 static bool reclaim_slot(prs_store *s, uint32_t i, uint64_t *word)
 {
     prs_slot *slot = prs_slot_at(s, i);
@@ -107,9 +108,9 @@ static bool reclaim_slot(prs_store *s, uint32_t i, uint64_t *word)
     PRS_POINT(retire_cleared);
     uint64_t reserved = prs_word(generation, s->me, PRS_STATE_RESERVED) | file;
     uint64_t cap = prs_load_relaxed(&slot->cap);
-    bool punch = !file && cap >= PRS_SMALL_MAX && prs_load_relaxed(&slot->size) && /* prs_trim uses size 0 */
+    bool punch = !file && cap >= PRS_SMALL_MAX && prs_load_relaxed(&slot->size) && /* 0 for slots of prs_trim */
                  prs_beyond_reserve(s, cap);
-    bool first = file || punch; /* no other client may see or undo this work before it is done */
+    bool first = file || punch; /* do this work first, so that no other client sees or undoes it halfway */
     uint64_t next = first ? prs_word(generation, s->me, PRS_STATE_FREEING | PRS_WORD_FREED) | file : reserved;
     uint64_t old = *word;
     if (!prs_cas_seqcst(&slot->word, word, next))
@@ -154,7 +155,7 @@ void prs_free_finish(prs_store *s, uint32_t i, uint64_t word)
         if (!held) {
             if (reclaim_slot(s, i, &word))
                 return;
-            continue; /* FREED, WAITERS or HELD was set meanwhile: decide again */
+            continue; /* another client has set FREED, WAITERS or HELD meanwhile: decide again */
         }
         uint64_t sealed = (word & ~(uint64_t)PRS_STATE_MASK) | PRS_STATE_SEALED;
         if (!prs_cas_seqcst(&slot->word, &word, sealed))
@@ -222,9 +223,9 @@ bool prs_slot_adopt(prs_store *s, uint32_t i, uint64_t word)
 
 /* ---- holding ------------------------------------------------------------------------------------ */
 
-/* After we have set a bit in a slot, make a client that is freeing the slot scan the bits again.  Return
- * true if the object exists; no client can then free it without seeing the bit. *word is set to the
- * latest word of the slot. */
+/* Call this after setting a bit in a slot: if another client is freeing the slot, make it scan the bits again. Return
+ * true if the object exists; no client can then free it without seeing the bit. Set *word to the latest word of the
+ * slot. */
 static bool mark_held(prs_slot *slot, uint64_t *word)
 {
     /* unreached: race: another client is freeing it */
@@ -236,7 +237,7 @@ static bool mark_held(prs_slot *slot, uint64_t *word)
     return prs_word_state(*word) != PRS_STATE_FREE && prs_word_state(*word) != PRS_STATE_RESERVED;
 }
 
-/* The same for a bit that we have set for another holder, while we hold the object `serial`. */
+/* Do the same after setting a bit for another holder, while we hold the object `serial`. */
 bool prs_hold_confirm(prs_slot *slot, uint64_t serial)
 {
     uint64_t word = prs_load_seqcst(&slot->word);
@@ -244,8 +245,8 @@ bool prs_hold_confirm(prs_slot *slot, uint64_t serial)
     return mark_held(slot, &word) && prs_load_relaxed(&slot->serial) == serial;
 }
 
-/* With many objects each access is a cache miss: prefetch all lines, because the first locked instruction serializes
- * the accesses. */
+/* In a store with many objects each access is a cache miss, and the first locked instruction makes later accesses wait.
+ * So prefetch all lines. */
 static inline void prefetch_slot(const prs_slot *slot, const prs_private *p, const prs_atomic_u64 *bits)
 {
     __builtin_prefetch(p, 1);
@@ -299,7 +300,8 @@ static inline __attribute__((always_inline)) int hold(prs_store *s, prs_slot *sl
     return matches(slot, word, id) ? freed_status(slot, id) : lost_status(slot, id);
 }
 
-/* Clear a bit that was set for a missing object; like any clear, this may release the last hold. */
+/* Clear a bit that we set for an object that no longer exists. Like any cleared bit, it may have been the last hold on
+ * the slot's object. */
 static void undo(prs_store *s, prs_slot *slot, prs_atomic_u64 *bits)
 {
     (void)slot;
@@ -435,13 +437,13 @@ void prs_unpin(prs_store *s, const prs_oid *id)
     if (last && !s->orphan)
         prs_fetch_and_seqcst(&prs_pins(s, slot)[s->my_word], ~s->my_bit);
     bool closed = prs_load_relaxed(&s->closed);
-    /* While this process has a ref, the thread that drops the ref frees the object; but once the word is FREED, refs
-     * hold nothing. */
+    /* While this process has a ref, the thread that drops the ref frees the object. But once the word is FREED, refs no
+     * longer hold it. */
     bool ours = last && prs_load_relaxed(&p->refs) && !(prs_load_seqcst(&slot->word) & PRS_WORD_FREED);
     prs_file_map *map = last ? p->map : NULL;
     if (map)
         p->map = NULL;
-    /* prs_close no longer counts this pin: count the rest of this call like a pin. */
+    /* prs_close no longer counts this pin, so count the rest of this call as a pin. */
     bool counted = last && (closed || map || (!s->orphan && !ours));
     if (counted && !closed)
         prs_fetch_add_seqcst(&s->pinned_slots, 1);
@@ -513,7 +515,7 @@ void prs_unref(prs_store *s, const prs_oid *id)
     prs_spin *shard = prs_shard(s, id->slot);
     prs_private *p = &s->priv[id->slot];
     prefetch_slot(slot, p, slot->holders);
-    __builtin_prefetch(prs_pins(s, slot)); /* needed if this is the last ref */
+    __builtin_prefetch(prs_pins(s, slot)); /* used if this is the last ref */
     prs_spin_lock(shard);
     if (PRS_UNLIKELY(prs_load_relaxed(&s->closed))) { /* prs_close has dropped all refs */
         prs_spin_unlock(shard);
@@ -701,12 +703,12 @@ void prs_abort(prs_store *s, prs_draft *draft, bool keep_window)
     prs_slot *slot = prs_slot_at(s, draft->id.slot);
     uint64_t word = prs_load_relaxed(&slot->word), ours;
     if (draft->window && !prs_window_abandon(s, draft, keep_window))
-        return; /* its window is still writable: the object stays unsealed until this process ends */
+        return; /* its window is still writable, so the object stays unsealed until this process ends */
     draft->window = NULL;
     do {
         /* unreached: impossible: an orphan's drafts are its parent's */
         if (prs_word_generation(word) == draft->id.generation && (prs_word_client(word) != s->me || s->orphan)) {
-            prs_unref(s, &draft->id); /* this is our parent's draft: drop only the inherited ref */
+            prs_unref(s, &draft->id); /* this draft belongs to our parent: drop only the ref that we inherited */
             return;
         }
         if (prs_word_generation(word) != draft->id.generation || prs_word_state(word) != PRS_STATE_CREATING)
@@ -761,7 +763,7 @@ int prs_find(prs_store *s, const void *ptr, uint64_t n, prs_oid *id, uint64_t *a
     uint64_t off = p - base;
     uint32_t published = prs_slots_published(s);
     for (uint32_t i = 0; i < published; i++) {
-        if (prs_load_relaxed(&s->priv[i].pins) == 0) /* checked again under the shard */
+        if (prs_load_relaxed(&s->priv[i].pins) == 0) /* we check this again with the shard locked */
             continue;
         prs_spin *shard = prs_shard(s, i);
         prs_spin_lock(shard);

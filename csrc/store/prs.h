@@ -1,10 +1,9 @@
 /* prs.h - the public interface of the store engine.
  *
- * A store is one shared-memory file (a sealed memfd, or a file on tmpfs) that
- * holds immutable objects.  Every process that uses it is a client with its own
- * mappings; there is no daemon.  This header is the engine's complete interface:
- * it does not need Python, and files outside csrc/store include no other header
- * of it but atomic.h and format.h.  Status codes and prs_error are in
+ * A store is one shared-memory file (a sealed memfd, or a file on tmpfs) that holds immutable objects.
+ * Every process that uses it is a client with its own mappings; there is no daemon.  This header is the
+ * engine's complete interface.  It does not need Python, and files outside csrc/store include only two
+ * other headers of the engine, atomic.h and format.h.  Status codes and prs_error are in
  * platform/errors.h, failpoints in platform/failpoint.h.
  *
  * Conventions
@@ -12,12 +11,12 @@
  *     if it is not NULL, with the details for an error message.
  *   - Every function may be called from any thread and without the GIL.  None of them calls back
  *     into the caller's code.  Those marked "fast" make no system call on their usual path.
- *   - Functions marked "never blocks" are for destructors: they queue work that they
- *     cannot do immediately, and the next call that may block does it.
+ *   - Functions marked "never blocks" are for destructors: they queue work that they cannot do
+ *     immediately, and the next call that may block does that work.
  *   - Offsets and sizes are bytes; times are nanoseconds; a negative timeout means
  *     "without limit".
- *   - A client that dies at any instruction of these functions leaves a store that
- *     the others can continue to use; prs_check() proves it.
+ *   - If a client dies at any instruction of these functions, the other clients can continue to
+ *     use the store; prs_check() verifies its state.
  */
 #ifndef PRS_H
 #define PRS_H
@@ -36,8 +35,8 @@ typedef struct prs_store prs_store; /* a client's handle of a store */
 
 /* ---- identity --------------------------------------------------------------- */
 
-/* The permanent identity of an object.  24 bytes, no padding.  `serial` never
- * repeats in a store; slot and generation locate the object. */
+/* The permanent identity of an object: 24 bytes without padding.  `serial` never repeats in a store; slot and
+ * generation locate the object. */
 typedef struct prs_oid {
     uint64_t store;
     uint64_t serial;
@@ -48,13 +47,13 @@ typedef struct prs_oid {
 /* ---- opening and closing ----------------------------------------------------- */
 
 typedef struct prs_options {
-    const char *path;      /* NULL: anonymous (memfd); else a file to create      */
+    const char *path;      /* the file to create; NULL: anonymous (memfd) */
     uint64_t capacity;     /* 0: prs_default_capacity(), or less if a limit (address space, file
                             * size) requires it */
-    uint32_t max_clients;  /* 0: 512 (at most 4096)                                */
-    uint32_t max_objects;  /* 0: chosen from capacity (at least 1 << 20)           */
-    int64_t lock_timeout;  /* 0: 1 s                                               */
-    uint64_t warm_reserve; /* 0: 256 MiB; freed bytes that stay backed             */
+    uint32_t max_clients;  /* 0 means 512; at most 4096 */
+    uint32_t max_objects;  /* 0 means chosen from capacity, at least 1 << 20 */
+    int64_t lock_timeout;  /* 0 means 1 s */
+    uint64_t warm_reserve; /* freed bytes that stay backed; 0 means 256 MiB */
     const char *spill_dir; /* when creating: where a full store spills objects, or NULL */
     uint32_t flags;        /* PRS_OPEN_*                                           */
 } prs_options;
@@ -67,30 +66,31 @@ enum {
     PRS_OPEN_SPILL_FORM = PRS_OPEN_SPILL_DIGEST | PRS_OPEN_SPILL_LZ4 | PRS_OPEN_SPILL_ZSTD
 };
 
-/* Return 30 % of total memory or of the cgroup limit, whichever is less, in whole pages; return 0 if neither is
+/* Return 30 % of the total memory or of the cgroup limit, whichever is less, in whole pages; return 0 if neither is
  * known. */
 uint64_t prs_default_capacity(void);
 /* Create a store and become its first client. */
 int prs_create(prs_store **out, const prs_options *options, prs_error *error);
 /* Attach to the file at `path`. */
 int prs_attach_path(prs_store **out, const char *path, const prs_options *options, prs_error *error);
-/* Attach through /proc/<pid>/fd: try `fd` first (-1: none), then every descriptor of that process;
- * `store` (0: any) must match.  Return PRS_E_NOTFOUND if the process has no such store open. */
+/* Attach through /proc/<pid>/fd: try `fd` first (-1: none), then every descriptor of that process. The
+ * store's id must be `store` (0: any).  Return PRS_E_NOTFOUND if the process has no such store open. */
 int prs_attach_pid(prs_store **out, int32_t pid, int fd, uint64_t store, const prs_options *options, prs_error *error);
-/* Leave the store: release the refs and magazines of this handle.  The mapping exists until the
- * last pin of this handle is dropped (prs_unpin may still be called); all other calls return
- * PRS_E_CLOSED.  Idempotent. */
+/* Leave the store: release the refs and magazines of this handle. The mapping exists until the last pin
+ * of this handle is dropped (prs_unpin may still be called); all other calls return PRS_E_CLOSED. A
+ * second prs_close has no effect. */
 void prs_close(prs_store *store);
-/* Lifetime of a handle, for callers with a global lock that they release only to wait (an interpreter).  They call
- * these functions with that lock held, but prs_release without it.  A use is a call or draft during which other
- * threads may run. prs_end: from now on no use may begin; return true if there is none. prs_unuse: end a use; return
- * true if it was the last one of an ended handle.  If either returns true, the caller must call prs_release. */
+/* Functions for the lifetime of a handle.  They are for callers with a global lock that they release only to wait, such
+ * as an interpreter.  Call them with that lock held, but call prs_release without it.  A use is a call or draft during
+ * which other threads may run. prs_end: from now on no use may begin; return true if there is none. prs_unuse: end a
+ * use; return true if it was the last one of an ended handle.  If either returns true, the caller must call
+ * prs_release. */
 void prs_use(prs_store *store);
 bool prs_unuse(prs_store *store);
 bool prs_end(prs_store *store);
-/* Close, and free the handle when its last pin is dropped and its last window is closed; prs_unpin and
- * prs_window_close are valid until then. If uses remain that no thread of this forked child can end, close the
- * handle, but do not free it. */
+/* Close, and free the handle when its last pin is dropped and its last window is closed; prs_unpin and prs_window_close
+ * are valid until then. If, in a forked child, uses remain that no thread of the child can end, close the handle, but
+ * do not free it. */
 void prs_release(prs_store *store);
 /* At process exit: close every handle that is not in use. */
 void prs_close_all(void);
@@ -99,13 +99,13 @@ void prs_dispose(prs_store *store);
 
 uint64_t prs_id(const prs_store *store);
 uint64_t prs_capacity(const prs_store *store);
-/* Get the options with which the store was created, and the lock_timeout and flags of this handle.  `path`
- * and `spill_dir` are NULL: see prs_spill_directory. */
+/* Get the options that the store was created with, and the lock_timeout and flags of this handle.  `path` and
+ * `spill_dir` are NULL: see prs_spill_directory. */
 void prs_chosen(const prs_store *store, prs_options *out);
-/* Return the default capacity before limits reduced it; return 0 if they did not, or if another process created the
- * store. */
+/* Return the default capacity before limits of this process reduced it. Return 0 if no limit did, or if another process
+ * created the store. */
 uint64_t prs_shrunk_from(const prs_store *store);
-/* Get the pid of this process, its start time and a descriptor number, with which other processes can attach. */
+/* Get the pid of this process, its start time and a descriptor number. Other processes can attach with these. */
 void prs_locator(prs_store *store, int32_t *pid, uint64_t *start_time, int32_t *fd);
 /* Return the start time of a process in clock ticks, or 0 if it has ended. */
 uint64_t prs_start_time(int32_t pid);
@@ -123,36 +123,36 @@ bool prs_leave(prs_store *store);
 
 /* An object being made.  Only one thread may use it at a time. */
 typedef struct prs_draft {
-    prs_oid id;       /* valid immediately; other clients may wait for the object                    */
-    uint64_t size;    /* bytes requested                                              */
-    uint64_t off;     /* its offset in the data area                                  */
-    void *dst;        /* writable, mapped and backed; NULL: use prs_write           */
+    prs_oid id;       /* valid immediately, so other clients may wait for the object                    */
+    uint64_t size;    /* size in bytes, as requested */
+    uint64_t off;     /* offset of the object in the data area */
+    void *dst;        /* writable, mapped and backed memory; if NULL, use prs_write */
     void *window;     /* PRS_ALLOC_WINDOW: a writable mapping of this object           */
     prs_store *store; /* the handle that allocated it */
 } prs_draft;
 
 enum {
     PRS_ALLOC_WINDOW = 1u << 0,  /* whole pages and a writable window: create(), empty() */
-    PRS_ALLOC_ORDERED = 1u << 1, /* the object will refer to others: allocate a serial above theirs */
-    PRS_ALLOC_TRY = 1u << 2      /* for small sizes: return PRS_E_AGAIN rather than wait */
+    PRS_ALLOC_ORDERED = 1u << 1, /* the object will refer to others, so allocate a serial above theirs */
+    PRS_ALLOC_TRY = 1u << 2      /* for small sizes: return PRS_E_AGAIN instead of waiting */
 };
 
-/* Allocate `size` bytes.  The draft is CREATING: no process can read it, and it is freed if this
- * process dies.  Small sizes: fast. `dst` is set for objects below PRS_SMALL_MAX. */
+/* Allocate `size` bytes.  The draft is CREATING: no process can read it, and it is freed if this process dies.  Fast
+ * for small sizes.  `dst` is set for objects below PRS_SMALL_MAX. */
 int prs_alloc(prs_store *store, uint64_t size, unsigned flags, prs_draft *draft, prs_error *error);
 /* Copy `n` bytes to offset `at` of the draft, by the fastest method for the pages there. */
 int prs_write(prs_store *store, prs_draft *draft, uint64_t at, const void *src, size_t n, prs_error *error);
-/* Gather a strided array (C order result) to offset `at` of the draft. */
+/* Gather a strided array in C order to offset `at` of the draft. */
 int prs_write_strided(prs_store *store, prs_draft *draft, uint64_t at, const void *src, int ndim,
                       const ptrdiff_t *shape, const ptrdiff_t *strides, size_t itemsize, prs_error *error);
 /* Record that the draft refers to another object of this store, which must be alive and held
  * by the caller; the draft holds it from now on.  Needs PRS_ALLOC_ORDERED. */
 int prs_add_edge(prs_store *store, prs_draft *draft, const prs_oid *inner, prs_error *error);
-/* The same for a draft that uses bytes of `inner`, which the caller has pinned: the bytes are kept until the draft's
- * object is freed, even after prs_free of `inner`. */
+/* Do the same for a draft that uses bytes of `inner`, which the caller has pinned: these bytes stay allocated until the
+ * draft's object is freed, even after prs_free of `inner`. */
 int prs_add_bytes_edge(prs_store *store, prs_draft *draft, const prs_oid *inner, prs_error *error);
-/* Publish.  The caller then owns one private reference (as after prs_ref).  Windows become
- * read-only and stay mapped until prs_window_close. */
+/* Publish the draft. The caller then owns one private reference (as after prs_ref).  Windows become read-only and stay
+ * mapped until prs_window_close. */
 int prs_seal(prs_store *store, prs_draft *draft, prs_error *error);
 /* Discard the draft: clients that wait for it get PRS_E_LOST.  Unmap its window or, with
  * `keep_window`, replace it by private zero pages, so that views stay valid. */
@@ -169,11 +169,11 @@ typedef struct prs_view {
     uint64_t size;
 } prs_view;
 
-/* Pin an object: its bytes are kept until prs_unpin was called as often as prs_pin. Fast. PRS_E_AGAIN if it is not
- * sealed. */
+/* Pin an object: its bytes stay in place until prs_unpin has been called as often as prs_pin. Return PRS_E_AGAIN if the
+ * object is not sealed. Fast. */
 int prs_pin(prs_store *store, const prs_oid *id, prs_view *view);
-/* The same for an object whose bytes are used by another object (prs_add_bytes_edge) that the caller has pinned. This
- * works even after prs_free. */
+/* Do the same for an object whose bytes another object uses (prs_add_bytes_edge), if the caller has pinned that other
+ * object. This works even after prs_free. */
 int prs_pin_named(prs_store *store, const prs_oid *id, prs_view *view);
 /* Drop one pin.  Never blocks. */
 void prs_unpin(prs_store *store, const prs_oid *id);
@@ -184,9 +184,9 @@ int prs_ref(prs_store *store, const prs_oid *id);
 void prs_unref(prs_store *store, const prs_oid *id);
 /* Return PRS_OK (sealed), PRS_E_AGAIN (unsealed), PRS_E_FREED or PRS_E_LOST. Fast. */
 int prs_state(prs_store *store, const prs_oid *id);
-/* Wait until the object is sealed, and detect the death of its creator.  Wait for at most `timeout`
- * or one slice of 100 ms, whichever is shorter, then return PRS_E_TIMEOUT; return PRS_E_INTR after
- * a signal.  Callers can thus check for signals and for their own deadline. */
+/* Wait until the object is sealed, and detect the death of its creator. Wait for at most `timeout` or
+ * 100 ms, whichever is shorter, then return PRS_E_TIMEOUT; return PRS_E_INTR after a signal. So callers
+ * can check for signals and for their own deadline. */
 int prs_wait(prs_store *store, const prs_oid *id, int64_t timeout);
 /* prs_epoch returns a counter that changes whenever an object with waiters is sealed or lost.
  * prs_wait_any marks the object as having waiters; prs_wait_epoch sleeps until the counter is no
@@ -194,7 +194,7 @@ int prs_wait(prs_store *store, const prs_oid *id, int64_t timeout);
 uint32_t prs_epoch(prs_store *store);
 int prs_wait_any(prs_store *store, const prs_oid *id);
 int prs_wait_epoch(prs_store *store, uint32_t seen, int64_t timeout);
-/* Free the object for all clients; its bytes are kept only while views exist. Return PRS_OK also if the object no
+/* Free the object for all clients; its bytes stay allocated only while views exist. Return PRS_OK even if the object no
  * longer exists. */
 int prs_free(prs_store *store, const prs_oid *id, prs_error *error);
 /* Map the object's pages copy-on-write at a new address; the caller must keep the object pinned until
@@ -216,29 +216,29 @@ typedef struct prs_token {
 
 enum { PRS_TOKEN_ONCE = 1, PRS_TOKEN_STICKY = 2 };
 
-/* Hold the object for a message. A token of kind ONCE is ended by the receiver's prs_token_claim,
- * one of kind STICKY by prs_token_drop, prs_free or the end of the store. The caller must hold a
+/* Hold the object for a message. The receiver's prs_token_claim ends a token of kind ONCE;
+ * prs_token_drop, prs_free or the end of the store ends one of kind STICKY. The caller must hold a
  * ref. */
 int prs_token_take(prs_store *store, const prs_oid *id, int kind, prs_token *token);
-/* The same with a note for processes that find the token after the sender's death, see prs_flights. */
+/* Do the same, with a note for processes that find the token after the sender's death, see prs_flights. */
 int prs_token_take_noted(prs_store *store, const prs_oid *id, int kind, uint32_t note, prs_token *token);
 /* Take a reference like prs_ref, then end the token if it still exists. */
 int prs_token_claim(prs_store *store, const prs_oid *id, const prs_token *token);
-/* End a token that this caller took. Idempotent. May free the object. */
+/* End a token that this caller took, which may free the object. A second call has no effect. */
 void prs_token_drop(prs_store *store, const prs_oid *id, const prs_token *token);
 
 /* A token and its sender, as listed by prs_flights. */
 typedef struct prs_flight {
-    prs_oid id; /* the object it holds                                               */
+    prs_oid id; /* the object that the token holds */
     prs_token token;
-    uint64_t size;                /* bytes of the object, 0 if it no longer exists                             */
-    int kind;                     /* PRS_TOKEN_*                                                       */
+    uint64_t size; /* size of the object in bytes, 0 if it no longer exists                             */
+    int kind;      /* PRS_TOKEN_*                                                       */
     uint32_t sender, incarnation; /* the client that made the token                                     */
-    int32_t sender_pid;           /* its pid in its own pid namespace, also after it has ended               */
-    uint32_t note;                /* the sender's note about the message's route, 0: none               */
-    bool sender_alive;            /* false: that client has left or is proven dead                      */
-    bool object_gone;             /* the object was freed for all clients: the token holds nothing      */
-    uint32_t age;                 /* seconds, by the monotonic clock                                    */
+    int32_t sender_pid; /* the pid of that client in its own pid namespace, also after it has ended               */
+    uint32_t note;      /* the sender's note about the message's route, 0: none               */
+    bool sender_alive;  /* false if that client has left or is proven dead */
+    bool object_gone;   /* the object was freed for all clients: the token holds nothing      */
+    uint32_t age;       /* seconds, by the monotonic clock                                    */
 } prs_flight;
 
 /* List at most `cap` tokens from *cursor on; return their number (0: no more), or an error. */
@@ -251,14 +251,15 @@ int prs_flights_end(prs_store *store, int32_t pid, int64_t min_age, prs_error *e
 
 /* ---- names --------------------------------------------------------------------------------- */
 
-#define PRS_NAME_MAX 215 /* bytes of UTF-8 */
+#define PRS_NAME_MAX 215 /* in bytes of UTF-8 */
 
 /* Bind a name to a sealed object, which is then kept until it is freed or the store ends.  Return
  * PRS_E_EXISTS if a living object has the name.  The caller must hold a ref. */
 int prs_name_bind(prs_store *store, const char *name, size_t len, const prs_oid *id, prs_error *error);
-/* The same with `keep`; without it, the name does not keep the object, and ends with the object's last holder. */
+/* Do the same if `keep` is true. If it is false, the name does not keep the object, and ends with the object's last
+ * holder. */
 int prs_name_bind_as(prs_store *store, const char *name, size_t len, const prs_oid *id, bool keep, prs_error *error);
-/* Find the object of a name and take a reference as prs_ref does. Return PRS_E_NOTFOUND if there is none. */
+/* Find the object of a name and take a reference as prs_ref does. Return PRS_E_NOTFOUND if no object has the name. */
 int prs_name_find(prs_store *store, const char *name, size_t len, prs_oid *id);
 /* Get the next name from *cursor on, NUL-terminated, and its object; return 1, or 0 at the end. */
 int prs_name_next(prs_store *store, uint32_t *cursor, char text[PRS_NAME_MAX + 1], prs_oid *id);
@@ -283,7 +284,7 @@ typedef struct prs_spill_trailer {
     uint8_t codec, algorithm;
     uint64_t store, serial;
     uint64_t size;   /* bytes of the object             */
-    uint64_t stored; /* bytes before this trailer        */
+    uint64_t stored; /* number of bytes before this trailer */
     uint64_t digest; /* digest of the object's bytes            */
     uint64_t unused[2];
 } prs_spill_trailer;
@@ -293,7 +294,7 @@ typedef struct prs_spill_job {
     prs_oid id;
     const uint8_t *data;
     uint64_t size;
-    uint64_t stored; /* bytes appended so far */
+    uint64_t stored; /* number of bytes appended so far */
     int fd;
     uint64_t word;
     struct prs_spill_job *outer;
@@ -304,8 +305,8 @@ typedef struct prs_spill_job {
 
 /* Return the PRS_OPEN_SPILL_* flags that the store was created with; 0: the engine itself writes spill files. */
 uint32_t prs_spill_form(const prs_store *store);
-/* Choose objects to spill, so that `size` bytes become free; later rounds accept more objects. Return their number, or
- * an error. */
+/* Choose objects to spill, so that `size` bytes become free; later rounds also accept objects in recent use. Return the
+ * number of objects, or an error. */
 int prs_spill_choose(prs_store *store, uint64_t size, int round, prs_oid victims[PRS_SPILL_VICTIMS], prs_error *error);
 /* Begin to spill an object; return PRS_E_AGAIN if it is in use. The same thread must finish or cancel the job. */
 int prs_spill_begin(prs_store *store, const prs_oid *victim, prs_spill_job *job, prs_error *error);
@@ -327,38 +328,38 @@ typedef struct prs_restore {
     prs_spill_trailer trailer; /* already checked against the object and the file                 */
     uint8_t *at;               /* RAW: the object's bytes, read-only; else space for them */
     uint64_t len;
-    int fd; /* for prs_restore_read, unless RAW */
+    int fd; /* the file to read by prs_restore_read, unless RAW */
 } prs_restore;
 
-/* Begin to restore an object; `named` as for prs_pin_named.  Return PRS_E_EXISTS if it is restored already: pin it
- * again.  For PRS_E_LOST and PRS_E_CORRUPT, error->what describes the error. */
+/* Begin to restore an object; `named` selects the rules of prs_pin_named. Return PRS_E_EXISTS if it is restored
+ * already; the caller then pins it again.  For PRS_E_LOST and PRS_E_CORRUPT, error->what describes the error. */
 int prs_restore_begin(prs_store *store, const prs_oid *id, bool named, prs_restore *restore, prs_error *error);
 /* Read stored bytes; return PRS_E_CORRUPT if the file was truncated. */
 int prs_restore_read(const prs_restore *restore, uint64_t at, void *to, size_t n);
-/* Use the restored bytes as those of the object while this process has it pinned. */
+/* Use the restored bytes as the bytes of the object while this process has it pinned. */
 int prs_restore_end(prs_store *store, prs_restore *restore, prs_view *view);
 void prs_restore_cancel(prs_store *store, prs_restore *restore);
 
 /* ---- maintenance -------------------------------------------------------------------- */
 
 typedef struct prs_stats {
-    uint64_t capacity;               /* bytes of the data area                                  */
+    uint64_t capacity;               /* size of the data area in bytes */
     uint64_t used;                   /* bytes in extents of objects, without reserved slots       */
-    uint64_t reserved;               /* bytes in clients' magazines                             */
+    uint64_t reserved;               /* bytes reserved in clients' magazines */
     uint64_t backed;                 /* bytes that the kernel has allocated for the file        */
-    uint64_t overhead;               /* bytes of control area backed                            */
-    uint64_t objects;                /* sealed                                                  */
-    uint64_t unsealed;               /* drafts                                                  */
-    uint64_t largest_free;           /* bytes of the largest free extent                        */
-    uint64_t slots;                  /* published                                               */
-    uint64_t in_flight;              /* tokens                                                  */
-    uint64_t edges;                  /* links by which objects hold other objects               */
-    uint64_t spilled, spilled_bytes; /* objects in spill files                           */
-    uint64_t orphaned;               /* objects that the sticky holder keeps                    */
-    uint64_t serial;                 /* next serial                                             */
-    uint32_t clients;                /* living                                                  */
+    uint64_t overhead;               /* backed bytes of the control area */
+    uint64_t objects;                /* number of sealed objects */
+    uint64_t unsealed;               /* number of drafts */
+    uint64_t largest_free;           /* size of the largest free extent in bytes */
+    uint64_t slots;                  /* number of published slots */
+    uint64_t in_flight;              /* number of tokens */
+    uint64_t edges;                  /* number of links by which objects hold other objects */
+    uint64_t spilled, spilled_bytes; /* number and bytes of objects in spill files */
+    uint64_t orphaned;               /* number of objects that the sticky holder keeps */
+    uint64_t serial;                 /* the next serial */
+    uint32_t clients;                /* number of living clients */
     uint32_t max_clients;
-    uint64_t reaped; /* dead clients reaped since the store was created         */
+    uint64_t reaped; /* number of dead clients reaped since the store was created */
     uint64_t stolen; /* number of times that the lock was stolen                */
 } prs_stats;
 
@@ -370,8 +371,8 @@ typedef struct prs_record {
     uint64_t off;                      /* offset of the extent in the data area               */
     uint32_t state;                    /* PRS_STATE_*                                         */
     uint32_t ref_holders, pin_holders; /* clients                                     */
-    uint32_t tokens_and_edges;         /* number of messages and objects that hold it         */
-    int32_t creator_pid;               /* 0 if the creator has left or is dead                */
+    uint32_t tokens_and_edges;         /* number of messages and objects that hold this object */
+    int32_t creator_pid;               /* pid of the creator, 0 if it has left or is dead */
     uint32_t age;                      /* seconds, by the monotonic clock                     */
     bool freed, orphaned, spilled;
 } prs_record;
@@ -385,34 +386,33 @@ enum {
     PRS_STATE_SPILLING = 5
 };
 
-/* Walk the table from slot *cursor on: fill at most `cap` records of objects, and advance *cursor. */
+/* List objects from slot *cursor on: fill at most `cap` records, and advance *cursor. */
 int prs_list(prs_store *store, uint32_t *cursor, prs_record *out, int cap);
 
 /* Reap dead clients unless a client has checked within `min_age` ns (0: check now). */
 int prs_reap_dead(prs_store *store, int64_t min_age);
 /* Return freed pages beyond `keep` bytes to the kernel; return the number of bytes. */
 uint64_t prs_trim(prs_store *store, uint64_t keep);
-/* Remove from a spill directory the files of stores that provably no longer exist (`dry`: only count
- * them). Return the number of these stores, or -errno. */
+/* Find the stores with files in a spill directory that provably no longer exist, and remove their files
+ * unless `dry` is true. Return the number of these stores, or -errno. */
 int prs_spill_clean(const char *directory, bool dry);
-#define PRS_SPILL_DIR_MAX 4096 /* bytes, with the NUL */
+#define PRS_SPILL_DIR_MAX 4096 /* in bytes, including the NUL */
 /* The store's spill directory, "" if it has none. Valid until prs_dispose. */
 const char *prs_spill_directory(const prs_store *store);
 /* Copy the tables of the store at `path` and become a client of the copy, to inspect a store without changing it.
  * The copy has no data and no spill directory (`spill_dir` gets the original's); only prs_get_stats, prs_list,
  * prs_name_next and prs_check are meaningful on it. */
 int prs_snapshot(prs_store **out, const char *path, char spill_dir[PRS_SPILL_DIR_MAX], prs_error *error);
-/* Verify every invariant, under the store lock. Return PRS_E_CORRUPT and set error->what if one is violated. */
+/* Verify every invariant under the store lock. Return PRS_E_CORRUPT and set error->what if an invariant is violated. */
 int prs_check(prs_store *store, prs_error *error);
 /* Do the work that destructors deferred. */
 void prs_deferred_run_all(prs_store *store);
 
 /* ---- fork ----------------------------------------------------------------------------- */
 
-/* The first open installs the fork handlers, for all open handles of the process.  After a fork the
- * child's handle is a separate client that has every bit its parent had.  If no slot or descriptor
- * was free, prs_is_orphan() returns true instead: views stay valid, but the handle supports only
- * prs_unpin and prs_unref. */
+/* The first open installs the fork handlers, which serve all open handles of the process.  After a fork the child's
+ * handle is a separate client that holds every object that its parent held.  But if no slot or descriptor was free,
+ * prs_is_orphan() returns true: views stay valid, but the handle supports only prs_unpin and prs_unref. */
 bool prs_is_orphan(const prs_store *store);
 /* Start to count forks; the first open does this, too. */
 void prs_count_forks(void);

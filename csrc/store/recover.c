@@ -2,14 +2,14 @@
  *
  * Purpose    Any client may die at any instruction.  The first client that detects the death cleans
  *            up, while all others continue.
- * Algorithm  rebuild: the client that stole the store lock reconstructs everything that the lock
- *            guards from slots and links.  reap, lock-free except for returning extents: in each
- *            slot, finishes or undoes the dead client's work, clears its bits, and tries to free the
- *            object if it was the last holder.  prs_reap_dead: detects dead clients, at most once a
- *            second for the whole store, in any client that calls it.
- * Guarantee  If a client dies during a rebuild or a reap, another client repeats it: rebuild first
- *            marks the arena dirty; a reaper records itself in the dead client's state, and is a
- *            client that can be reaped itself.
+ * Algorithm  rebuild: the client that stole the store lock reconstructs everything that the lock guards
+ *            from slots and links. reap: for each slot, a client finishes or undoes the dead client's
+ *            work, clears its bits, and tries to free the object if it has no other holder; only the
+ *            return of extents takes the lock. prs_reap_dead: any client that calls it checks for dead
+ *            clients, at most once a second for the whole store.
+ * Guarantee  If a client dies during a rebuild or a reap, another client repeats it: a rebuild first
+ *            marks the arena dirty; a reaper records itself in the dead client's state, and can itself
+ *            be reaped.
  */
 #include "store.h"
 
@@ -43,7 +43,7 @@ int prs_rebuild(prs_store *s, prs_error *error)
     return PRS_OK;
 }
 
-/* After a rebuild: free sealed objects whose last holder released them while all objects counted as held. */
+/* Call this after a rebuild: free sealed objects whose last holder released them while all objects counted as held. */
 static void sweep(prs_store *s)
 {
     uint32_t epoch = prs_load_seqcst(&s->super->recount), swept = prs_load_relaxed(&s->super->swept);
@@ -134,7 +134,7 @@ int prs_reap_dead(prs_store *s, int64_t min_age)
             return PRS_OK;
         /* unreached: race: another client is checking */
         if (!prs_cas_relaxed(&s->super->last_look, &last, now))
-            return PRS_OK; /* another client is looking */
+            return PRS_OK; /* another client is checking */
     } else {
         prs_store_relaxed(&s->super->last_look, now);
     }
@@ -145,7 +145,7 @@ int prs_reap_dead(prs_store *s, int64_t min_age)
     /* unreached: damage */
     for (uint32_t i = 1; i < high && i < s->super->max_clients; i++)
         if (i != s->me && prs_client_proven_dead(s, i, &state) && prs_reap(s, i, state) == PRS_E_BUSY)
-            break; /* wait for the lock only once; the next call continues */
+            break; /* wait for the lock only once; the next call reaps the rest */
     sweep(s);
     if (min_age > 0)
         prs_trim_excess(s);

@@ -1,10 +1,10 @@
 /* segment.c - creating, finding, validating and leaving a segment.
  *
- * Purpose    Turn a file into a store and a process into its client.
+ * Purpose    Create a store or open an existing one, and make this process its client.
  * Algorithm  A new segment is a memfd, or an unnamed file on tmpfs that we link to its path as the last step,
  *            so that no process can open a segment whose superblock is incomplete.  To attach, we copy the
- *            superblock to private memory, recompute the layout from its sizes and compare both before we map
- *            anything; then we check the tables under the store lock, a slice at a time.
+ *            superblock to private memory, recompute the layout from its sizes and compare the two layouts
+ *            before we map anything; then we check the tables under the store lock, a slice at a time.
  * Guarantee  No size or offset from the file is used before it is checked.  The page of constants and the
  *            data area are mapped read-only, from a descriptor that cannot write.
  */
@@ -18,10 +18,10 @@
 
 #define CAPACITY_GRAIN (1024u * 1024u)
 #define CAPACITY_MAX ((uint64_t)1 << 43)
-#define CAPACITY_LEAST (16u * 1024 * 1024) /* defaults do not shrink below this */
+#define CAPACITY_LEAST (16u * 1024 * 1024) /* we do not shrink a default below this */
 #define ROOM_LEFT ((size_t)64 << 20)
 #define SLOTS_MIN (1u << 20)
-#define SLOTS_LEAST (1u << 14) /* used if a limit does not allow more */
+#define SLOTS_LEAST (1u << 14) /* used if a limit of the process does not allow more */
 #define SLOTS_MAX (1u << 24)
 
 /* ---- layout ------------------------------------------------------------------------------------- */
@@ -150,7 +150,7 @@ void prs_discard(prs_store *s)
 static int reopen(const prs_store *s, bool writable)
 {
     int fd = prs_os_reopen(s->fd_rw, writable);
-    if (fd < 0 && s->path) { /* without /proc: open by path */
+    if (fd < 0 && s->path) { /* open it by path if /proc is missing */
         prs_error ignored;
         /* unreached: kernel: no /proc */
         if (prs_os_open_file(s->path, &fd, &ignored) < 0)
@@ -202,7 +202,7 @@ static int map_all(prs_store *s, const prs_super *p, prs_error *error)
     return PRS_OK;
 }
 
-/* Become a client.  The page of constants becomes read-only in this mapping, too. */
+/* Become a client, and make the page of constants read-only in this mapping, too. */
 static int enter(prs_store *s, prs_error *error)
 {
     _Static_assert(offsetof(prs_super, lock) == 4096, "the constants fill the first page");
@@ -269,7 +269,7 @@ static void choose(prs_super *p, const prs_options *options, uint64_t capacity, 
     p->flags = options ? options->flags : 0;
 }
 
-/* Return whether there is address space for the writable mapping, which the first put makes, and for other
+/* Return whether enough address space is left for the writable mapping that the first put makes, and for other
  * allocations. */
 static bool roomy(const prs_store *s)
 {
@@ -364,12 +364,12 @@ int prs_create(prs_store **out, const prs_options *options, prs_error *error)
     bool given = options && options->capacity;
     uint64_t first = given ? options->capacity : prs_default_capacity();
     /* unreached: kernel: neither /proc nor a cgroup tells the size of memory */
-    if (first == 0) /* the size of memory is unknown */
+    if (first == 0) /* the size of the memory is unknown */
         first = (uint64_t)1 << 30;
     uint64_t capacity = first, slots_min = SLOTS_MIN;
     prs_error why = {0};
     int rc;
-    /* Shrink defaults that the caller did not choose, rather than fail on a limit of address space or file size. */
+    /* If the caller chose no sizes, shrink the defaults rather than fail on a limit of address space or file size. */
     while ((rc = create(out, options, capacity, slots_min, given, &why)) < 0 &&
            (rc == PRS_E_NOMEM || why.sys_errno == EFBIG)) {
         if (!given && capacity / 2 >= CAPACITY_LEAST)
@@ -612,7 +612,7 @@ void prs_tear_down(prs_store *s)
     if (prs_load_relaxed(&s->wr))
         prs_os_map_zero_fixed(prs_load_relaxed(&s->wr), s->capacity);
     if (!s->orphan)
-        prs_client_recover_slots(s, s->me); /* also returns the reserved slots that are in no list */
+        prs_client_recover_slots(s, s->me); /* this also returns the reserved slots that are in no list */
     (void)prs_mutex_lock(&s->mutex, -1);    /* wait until no thread of ours holds the store lock */
     if (!s->orphan)
         prs_client_release(s);
@@ -624,7 +624,7 @@ void prs_tear_down(prs_store *s)
     prs_mutex_unlock(&s->mutex);
     int fds[] = {s->fd_rw, s->fd_ro, s->fd_lock};
     for (int i = 0; i < 3; i++)
-        if (prs_os_same(fds[i], &s->file)) /* otherwise it belongs to another file by now */
+        if (prs_os_same(fds[i], &s->file)) /* otherwise the descriptor number belongs to another file by now */
             prs_os_close(fds[i]);
     if (s->released)
         prs_keep_end(s);
@@ -647,7 +647,7 @@ void prs_close(prs_store *s)
         uint32_t published = prs_slots_published(s);
         for (uint32_t i = 0; i < published; i++)
             pinned += prs_load_relaxed(&s->priv[i].pins) != 0;
-        prs_fetch_add_seqcst(&s->pinned_slots, PRS_PINS_COUNTED + pinned + 1); /* one for us */
+        prs_fetch_add_seqcst(&s->pinned_slots, PRS_PINS_COUNTED + pinned + 1); /* one pin stands for this call */
     }
     unlock_shards(s);
     /* unreached: race: two threads close the handle */

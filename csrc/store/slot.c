@@ -1,7 +1,7 @@
 /* slot.c - the slot table: publishing chunks of it, the stack of free slots, serials.
  *
- * Purpose    Slots have fixed indices; the table may have millions of slots, but uses memory only
- *            for those that were needed.
+ * Purpose    Slots have fixed indices. The table may have millions of slots, but uses memory only for
+ *            those that were needed.
  * Algorithm  The table is a sparse range of the file.  A chunk of 1,024 slots, with the extent
  *            descriptors that go with it, is first backed without the lock (because this can fail
  *            or fault), then published under the lock by raising `published`.
@@ -39,7 +39,7 @@ static int touch_links(prs_store *s, uint32_t from, uint32_t to)
     return touch(s, s->super->links_off, (uint64_t)from * sizeof(prs_link), (uint64_t)to * sizeof(prs_link));
 }
 
-/* Raise a mark, and never lower it: the thread that writes last may have read an older length. */
+/* Raise a mark, but never lower it, because the thread that writes last may have read an older length. */
 static void raise_mark(prs_atomic_u32 *mark, uint32_t to)
 {
     uint32_t seen = prs_load_relaxed(mark);
@@ -74,7 +74,7 @@ static int no_backing(int rc, prs_error *error)
     return prs_fail(error, PRS_E_BACKING, -rc, "no memory for the tables of the store");
 }
 
-/* Under the lock: return whether all published chunks are mapped in this process. */
+/* Call this under the lock: return whether all published chunks are mapped in this process. */
 static bool all_mapped(const prs_store *s)
 {
     /* unreached: race: another client published a chunk before we had the lock */
@@ -137,8 +137,9 @@ int prs_slots_grow(prs_store *s, uint32_t had, prs_error *error)
     if (rc < 0)
         return rc;
     if (prs_slots_published(s) == had) {
-        /* New slots are zero bytes: FREE, generation 0.  Publish first, then push: if this client
-         * dies in between, the following rebuild finds the slots that are not on the stack. */
+        /* New slots consist of zero bytes, which means FREE and generation 0. Publish first, then push:
+         * if this client dies in between, the following rebuild finds the slots that are not on the
+         * stack. */
         prs_store_release(&s->super->published, to);
         PRS_POINT(slots_published);
         for (uint32_t i = to; i-- > had;) {
@@ -183,7 +184,7 @@ uint32_t prs_slot_take(prs_store *s)
     if (PRS_UNLIKELY(i >= prs_load_relaxed(&s->slots_seen) ||
                      prs_word_state(prs_load_relaxed(&prs_slot_at(s, i)->word)) != PRS_STATE_FREE)) {
         prs_store_relaxed(&s->super->corrupt, 1);
-        a->slot_free = PRS_NIL; /* the caller publishes new slots; a rebuild finds the rest of the stack */
+        a->slot_free = PRS_NIL; /* the caller publishes new slots; a rebuild finds the lost ones */
         return PRS_NIL;
     }
     a->slot_free = prs_load_relaxed(&prs_slot_at(s, i)->next_free);

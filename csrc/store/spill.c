@@ -2,14 +2,14 @@
  *
  * Purpose    A put that does not fit moves other objects to files instead of failing; no live object is dropped.
  * Algorithm  A CLOCK search over the extents in address order finds the first run of neighbours that is large
- *            enough and whose extents are free or contain sealed objects that are not pinned and were not pinned
- *            recently.  We write each object to <spill_dir>/<store id>/<slot>-<serial>; then, under the store
- *            lock, we set its word to SEALED+FILE and free its extent.  Readers map the file of a spilled
- *            object, which never returns to the store.  An object larger than the whole store is created in its
- *            file.  If the files of a store are compressed or contain digests, the caller writes and reads them:
- *            see spill_external.c.
- * Guarantee  The change of the word commits the file: a file whose slot does not have the FILE flag is garbage,
- *            which the process that reaps the spiller removes.  Every client holds a shared lock on the
+ *            enough.  The extents of a run are free or contain sealed objects that are not pinned and were not
+ *            pinned recently.  We write each object to <spill_dir>/<store id>/<slot>-<serial>; then, under the
+ *            store lock, we set its word to SEALED+FILE and free its extent.  Readers map the file of a spilled
+ *            object; the object never returns to the store.  An object larger than the whole store is created in
+ *            its file.  If the files of a store are compressed or contain digests, the caller writes and reads
+ *            them: see spill_external.c.
+ * Guarantee  Changing the word commits the file. If a slot does not have the FILE flag, its file is garbage,
+ *            and the process that reaps the spiller removes it.  Every client holds a shared lock on the
  *            directory's lock file; a directory whose lock is free belongs to a store that no longer exists.
  */
 #include "spill.h"
@@ -45,7 +45,7 @@ struct cleaning {
     bool dry;
 };
 
-/* Remove the directory of a store if no process holds its lock; on a dry run just count it. */
+/* Remove the directory of a store if no process holds its lock; in a dry run only count it. */
 static int clean_one(void *arg, const char *name)
 {
     struct cleaning *c = arg;
@@ -80,8 +80,9 @@ int prs_spill_clean(const char *directory, bool dry)
     return rc < 0 ? rc : c.found;
 }
 
-/* Open the directory and lock it, shared.  -EAGAIN: between two of these calls a process that cleans up took the
- * directory for that of a dead store; the directory and the lock file that we have locked may have been unlinked. */
+/* Open the directory and take a shared lock on it. Return -EAGAIN if, between two of these calls, a process that cleans
+ * up may have removed the directory as that of a dead store, so that we may have locked a file that no longer has a
+ * name. */
 static int open_locked(int top, const char *name, bool create, int *fd, int *lock)
 {
     int rc = create ? prs_os_make_directory(top, name) : 0;
@@ -126,7 +127,7 @@ static int enter_directory(prs_store *s, int top, bool create, prs_error *error)
         }
     }
     if (rc == 0) {
-        prs_os_unmap(s->spill_anchor, PRS_PAGE); /* left from an earlier time that we opened the directory */
+        prs_os_unmap(s->spill_anchor, PRS_PAGE); /* this anchor is left from an earlier opening of the directory */
         s->spill_anchor = prs_os_anchor(lock);
         if (!s->spill_anchor) {
             rc = -ENOMEM;
@@ -165,8 +166,8 @@ int prs_spill_open(prs_store *s, bool create, prs_error *error)
     return rc;
 }
 
-/* The last client removes the directory.  It tests for other clients through a new descriptor: our parent process
- * may share the open file description of the old one, so locking that would prove nothing. */
+/* The last client removes the directory. It tests for other clients through a new descriptor, because our parent
+ * process may share the open file description of the old one, and a lock on that would prove nothing. */
 void prs_spill_close(prs_store *s)
 {
     bool entered = prs_os_same(s->fd_spill, &s->spill_file);
@@ -198,8 +199,8 @@ void prs_spill_close(prs_store *s)
     s->fd_spill = s->fd_spill_lock = -1;
 }
 
-/* Lock the file again after other code closed only its descriptor: without the lock a process that cleans up would
- * remove the directory of a store in use. */
+/* Lock the file again after other code has closed only its descriptor. Without the lock, a process that cleans up would
+ * remove the directory although the store is in use. */
 static void lock_again(prs_store *s)
 {
     int fd = prs_os_open_at(s->fd_spill, LOCK_NAME, O_RDWR);
@@ -256,11 +257,11 @@ static void remove_file(prs_store *s, uint32_t slot, uint64_t serial)
     file_name(name, slot, serial);
     /* unreached: failing */
     if (at >= 0)
-        (void)prs_os_remove_at(at, name, false); /* the file does not exist: its writer died before creating it */
+        (void)prs_os_remove_at(at, name, false); /* if the file does not exist, its writer died before creating it */
     PRS_POINT(spill_removed);
 }
 
-/* Return whether the directory no longer exists under its name. */
+/* Return whether the directory has been removed or renamed. */
 static bool removed(prs_store *s)
 {
     char name[NAME_LEN];
@@ -309,7 +310,7 @@ static void roll_back(prs_store *s, uint32_t i, uint64_t word)
     prs_try_free(s, i);
 }
 
-/* Change the word first: once it has our client number, a spiller that was wrongly declared dead can no longer
+/* Change the word first: once it contains our client number, a spiller that was wrongly declared dead can no longer
  * commit the file. */
 void prs_spill_undo(prs_store *s, uint32_t i, uint64_t word)
 {
@@ -333,14 +334,14 @@ void prs_spill_remove(prs_store *s, const prs_slot *slot, uint32_t i)
 }
 
 /* Objects that calls of this thread are writing to files, innermost first.  Code that runs during such a call (for
- * example the caller's file writer) may get one of these objects, and waiting for it would never end. */
+ * example the caller's file writer) may get one of these objects, and would wait for it forever. */
 static __thread prs_spill_job *writing;
 
 bool prs_spill_by_us(const prs_store *s, uint32_t slot)
 {
     for (const prs_spill_job *job = writing; job; job = job->outer)
         /* unreached: untested: a store spills while this thread spills from another store */
-        if (job->id.store == s->id && job->id.slot == slot && prs_spill_job_ours(s, job)) /* not in a forked child */
+        if (job->id.store == s->id && job->id.slot == slot && prs_spill_job_ours(s, job)) /* false in a forked child */
             return true;
     return false;
 }
@@ -449,7 +450,7 @@ int prs_spill_commit(prs_store *s, prs_spill_job *job, prs_error *error)
 {
     uint32_t i = job->id.slot;
     prs_slot *slot = prs_slot_at(s, i);
-    prs_os_protect(job->fd); /* prevents accidental truncation while others map the file */
+    prs_os_protect(job->fd); /* prevents accidental truncation while other processes map the file */
     PRS_POINT(spill_written);
     int rc = PRS_E_AGAIN;
     if (prs_pinned(s, slot))
@@ -513,7 +514,7 @@ static bool spillable(prs_store *s, uint32_t i, bool idle_only)
     return true;
 }
 
-/* Under the lock: find the next adjacent extents that could become one free run of `size` bytes. */
+/* Call this under the lock: find the next adjacent extents that could become one free run of `size` bytes. */
 static uint32_t choose(prs_store *s, uint64_t size, bool idle_only, prs_oid *victims)
 {
     prs_arena *a = &s->super->arena;
@@ -555,7 +556,7 @@ static uint32_t choose(prs_store *s, uint64_t size, bool idle_only, prs_oid *vic
     return 0;
 }
 
-/* Try idle objects first, then any; try a run larger than needed first, then one that is just large enough. */
+/* First try only idle objects, then all. First try a run larger than needed, then one that is just large enough. */
 int prs_spill_choose(prs_store *s, uint64_t size, int round, prs_oid victims[PRS_SPILL_VICTIMS], prs_error *error)
 {
     uint64_t want = size + 2 * PRS_PAGE;

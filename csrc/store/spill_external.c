@@ -1,13 +1,14 @@
 /* spill_external.c - spill files that the caller writes and reads: compressed, or with a digest.
  *
- * Purpose    Compressors and hashes are third-party libraries, which the engine does not link.  The engine chooses
- *            the objects, owns the files and runs the protocol; the caller writes and reads their contents.
+ * Purpose    Compressors and hash functions come from third-party libraries, which the engine does not link.  The
+ *            engine chooses the objects, owns the files and runs the protocol; the caller writes and reads their
+ *            contents.
  * Algorithm  Every file ends with a trailer of 64 bytes that describes the bytes before it.  To restore an object,
  *            we check the trailer and the caller checks the bytes; then the object is served from a mapping of the
  *            file (RAW), or from private memory that the caller has filled.
- * Guarantee  We hold no lock between begin and finish, so the caller may be slow, fail or die: the state is
- *            SPILLING, and the process that reaps the caller removes the file.  A valid trailer describes no byte
- *            beyond its file, and contains the size of the object.
+ * Guarantee  We hold no lock between begin and finish, so the caller may be slow, fail or die. Meanwhile the
+ *            state is SPILLING, and if the caller dies, its reaper removes the file.  A valid trailer describes
+ *            no byte beyond its file, and contains the size of the object.
  */
 #include "spill.h"
 #include <errno.h>
@@ -48,7 +49,8 @@ static const char *check_trailer(const prs_store *s, const prs_oid *id, uint64_t
     /* unreached: damage */
     if (t->size != size || t->stored != length - sizeof *t || (t->codec == PRS_SPILL_RAW && t->stored != size))
         return "its spill file is not as long as it says";
-    /* An object created in its file is not compressed.  In a store with digests, every trailer needs one. */
+    /* An object that was created in its file is not compressed. In a store with digests, every trailer needs a
+     * digest. */
     /* unreached: damage: a codec the store does not use */
     /* unreached: untested 3: the C tests use only one codec */
     bool known = t->codec == PRS_SPILL_RAW || (t->codec == PRS_SPILL_LZ4 && (form & PRS_OPEN_SPILL_LZ4)) ||

@@ -47,7 +47,7 @@
 #define PRS_PENDING_CAP 128u
 #define PRS_SERIAL_BLOCK 1024u
 
-#define PRS_PINS_COUNTED (1ull << 63) /* in pinned_slots: the handle is closed, and the last unpin tears it down */
+#define PRS_PINS_COUNTED (1ull << 63) /* flag in pinned_slots: the handle is closed, and the last unpin tears it down */
 
 #define PRS_LIKELY(x) __builtin_expect(!!(x), 1)
 #define PRS_UNLIKELY(x) __builtin_expect(!!(x), 0)
@@ -57,7 +57,7 @@
  * guards it. */
 typedef struct prs_private {
     uint64_t serial;
-    prs_atomic_u32 refs; /* atomic: also read without the shard */
+    prs_atomic_u32 refs; /* atomic, because it is also read without the shard's lock */
     prs_atomic_u32 pins;
     struct prs_file_map *map; /* the mapped file of a pinned, spilled object */
 } prs_private;
@@ -80,10 +80,11 @@ typedef struct prs_magazine {
     prs_reserved item[PRS_MAG_CAP];
 } prs_magazine;
 
-/* A mapping that create() or empty() returned; it exists until prs_window_close. OPEN
- *   writable, over an unsealed object of this process INHERITED  read-only, over an unsealed object
- *   of the process that forked this one SEALED     read-only, with a pin FORSAKEN   private zeros:
- *   the object was aborted, or its store closed */
+/* A mapping that create() or empty() returned; it exists until prs_window_close.
+ *   OPEN       writable, over an unsealed object of this process
+ *   INHERITED  read-only, over an unsealed object of the process that forked this one
+ *   SEALED     read-only, with a pin
+ *   FORSAKEN   private zeros: the object was aborted, or its store was closed */
 enum prs_window_state { PRS_WINDOW_OPEN, PRS_WINDOW_INHERITED, PRS_WINDOW_SEALED, PRS_WINDOW_FORSAKEN };
 
 typedef struct prs_window {
@@ -104,7 +105,7 @@ struct prs_store {
     uint8_t *slots;
     prs_extent *extents;
     prs_link *links;
-    uint8_t *ro; /* data area, mapped read-only from a read-only descriptor     */
+    uint8_t *ro; /* the data area, mapped read-only from a read-only descriptor */
     uint64_t capacity, id, shrunk_from;
     uint32_t holder_words, slot_stride, max_slots, max_links;
     prs_private *priv; /* one per possible slot, zero pages until used           */
@@ -121,33 +122,33 @@ struct prs_store {
     uint32_t my_word; /* holder word and bit of this client                     */
     uint64_t my_bit;
     int fd_rw, fd_ro;
-    int fd_lock;                 /* its file description holds our lock; -1: that of fd_rw does (client.c)   */
+    int fd_lock;                 /* its open file description holds our lock; -1: that of fd_rw does (client.c)   */
     void *anchor;                /* a mapping that keeps the lock when descriptors are closed                */
-    prs_spin spill_again;        /* held while the two descriptors below are reopened */
+    prs_spin spill_again;        /* held while a thread reopens the two descriptors below */
     int fd_spill, fd_spill_lock; /* this store's spill directory, and its lock file with a shared lock */
     void *spill_anchor;          /* a mapping that keeps the lock when descriptors are closed */
     prs_file spill_file, spill_lock_file;
     char *spill_dir;        /* a copy, for use after the superblock is unmapped */
     bool orphan;            /* a forked child without a client slot                   */
     prs_atomic_u32 closed;  /* changed while all shards are locked                        */
-    prs_atomic_u32 filling; /* calls that are using fd_rw                             */
-    bool torn;              /* mappings replaced by zero pages, descriptors closed     */
+    prs_atomic_u32 filling; /* number of calls that are using fd_rw */
+    bool torn;              /* mappings are replaced by zero pages, descriptors closed     */
 
     /* the writable mapping of the data area, made at the first put */
     _Atomic(uint8_t *) wr;
     prs_area area;                         /* how to fill wr; valid once wr is set               */
-    size_t mapped_len;                     /* bytes of area.mapped                                    */
-    prs_atomic_u32 slots_seen, links_seen; /* chunks already mapped in this process               */
+    size_t mapped_len;                     /* size of area.mapped in bytes */
+    prs_atomic_u32 slots_seen, links_seen; /* number of entries already mapped in this process */
     prs_headroom headroom;
 
-    prs_atomic_u32 mutex; /* taken before the store lock                            */
+    prs_atomic_u32 mutex; /* we take it before the store lock */
     prs_spin serial_lock;
     uint64_t serial_next, serial_end;
     prs_spin pending_lock;
     uint32_t pending_count;
-    prs_reserved pending[PRS_PENDING_CAP]; /* slots to return when the lock is free */
+    prs_reserved pending[PRS_PENDING_CAP]; /* slots to return as soon as the lock is free */
     prs_atomic_u32 has_pending, has_dying;
-    prs_atomic_u32 overflowed; /* `pending` was full: we have RESERVED slots that are in no list */
+    prs_atomic_u32 overflowed; /* `pending` was full, so we have RESERVED slots that are in no list */
     uint32_t dying;            /* chain of our DYING links; guarded by the store lock */
     prs_spin window_lock;
     prs_window *windows;
@@ -158,15 +159,15 @@ struct prs_store {
     /* lifetime of the handle, see handle.c */
     uint32_t users, users_forks; /* calls and drafts in progress; the fork count when the first began */
     bool ending, released;
-    prs_atomic_u32 keeps; /* 1 until torn down, and one for each window */
+    prs_atomic_u32 keeps; /* 1 until the handle is torn down, plus one for each window */
 
-    /* fork: the slot prepared for the child */
+    /* for a fork: the client slot prepared for the child */
     uint32_t child, child_incarnation;
     int child_fd;       /* that slot's open file description; -1: shared with fd_rw           */
-    int birth[2];       /* if shared: a pipe, closed when the child is a client or fork failed */
-    void *child_anchor; /* keeps the child's lock until the child has its own anchor                 */
+    int birth[2];       /* if it is shared: a pipe, closed when the child has become a client or fork has failed */
+    void *child_anchor; /* holds the child's lock until the child has its own anchor                 */
 
-    prs_store *next; /* all handles of the process                             */
+    prs_store *next; /* links all handles of the process */
 };
 
 /* ---- small helpers --------------------------------------------------------------------- */
@@ -191,14 +192,14 @@ static inline uint64_t prs_round_up(uint64_t n, uint64_t to)
 {
     return (n + to - 1) & ~(to - 1);
 }
-/* Increment a private count under the shard, which needs no locked instruction; return the old value. */
+/* Increment a private count with the shard locked, so that no locked instruction is needed; return the old value. */
 static inline uint32_t prs_count_up(prs_atomic_u32 *count)
 {
     uint32_t n = prs_load_relaxed(count);
     prs_store_relaxed(count, n + 1);
     return n;
 }
-/* Decrement a private count; return whether it is now 0. */
+/* Decrement a private count in the same way; return whether it is now 0. */
 static inline bool prs_count_down(prs_atomic_u32 *count)
 {
     uint32_t n = prs_load_relaxed(count);
@@ -236,12 +237,12 @@ static inline uint32_t prs_words_in_use(const prs_store *s)
 
 /* ---- lock.c ---------------------------------------------------------------------------------- */
 
-/* A lock between threads of this process; wait for at most `timeout` (negative: without limit). */
+/* Take a lock between the threads of this process; wait for at most `timeout` (negative: without limit). */
 bool prs_mutex_trylock(prs_atomic_u32 *mutex);
 bool prs_mutex_lock(prs_atomic_u32 *mutex, int64_t timeout);
 void prs_mutex_unlock(prs_atomic_u32 *mutex);
-/* Take the store lock.  Wait for at most `timeout` if its owner is alive; if it is dead, steal the
- * lock and rebuild.  PRS_E_BUSY, PRS_E_CORRUPT (rebuild failed). */
+/* Take the store lock.  Wait for at most `timeout` if its owner is alive; if it is dead, steal the lock
+ * and rebuild.  Return PRS_E_BUSY after a timeout, PRS_E_CORRUPT if the rebuild failed. */
 int prs_lock(prs_store *s, int64_t timeout, prs_error *error);
 /* Try to take the lock once, with a short spin; for destructors. */
 bool prs_trylock(prs_store *s);
@@ -257,10 +258,10 @@ void prs_extent_init(prs_store *s);
 prs_extent *prs_extent_at(const prs_store *s, uint32_t i);
 /* Return the index of a used extent of at least `size` bytes, or PRS_NIL. */
 uint32_t prs_extent_alloc(prs_store *s, uint64_t size, bool paged, uint32_t slot);
-/* Free the extent of a slot.  An extent that does not belong to the slot, or lies outside of the data area,
- * stays allocated until a rebuild, because its bytes may belong to another object. */
+/* Free the extent of a slot.  If the extent does not belong to the slot, or is outside of the data area, it stays
+ * allocated until a rebuild, because its bytes may belong to another object. */
 void prs_extent_free(prs_store *s, uint32_t extent, uint32_t slot);
-#define PRS_WARM_MIN (64u * 1024u) /* smaller free extents are left warm */
+#define PRS_WARM_MIN (64u * 1024u) /* smaller free extents stay backed */
 #define PRS_WARM_LOOKS 4096u       /* free extents checked per acquisition of the lock */
 uint32_t prs_extent_warm(const prs_store *s);
 void prs_extent_take(prs_store *s, uint32_t extent, uint32_t slot);
@@ -268,22 +269,23 @@ void prs_extent_take(prs_store *s, uint32_t extent, uint32_t slot);
 int prs_extent_rebuild(prs_store *s);
 uint64_t prs_extent_largest(const prs_store *s);
 int prs_extent_check(prs_store *s, prs_error *error);
-uint32_t prs_extents_in_use(const prs_store *s);                           /* at most as many as there is room for */
-int prs_extent_check_heads(prs_store *s, prs_error *error);                /* the heads of bins and chains */
-int prs_extent_check_one(prs_store *s, uint32_t extent, prs_error *error); /* an extent and its neighbours */
+uint32_t prs_extents_in_use(const prs_store *s);            /* at most as many as the table has room for */
+int prs_extent_check_heads(prs_store *s, prs_error *error); /* checks the heads of bins and chains */
+int prs_extent_check_one(prs_store *s, uint32_t extent, prs_error *error); /* checks an extent and its neighbours */
 bool prs_extent_size_fits(uint64_t size);
 
 /* ---- slot.c --------------------------------------------------------------------------------------- */
 
-/* Publish one more chunk of slots (backed first). The caller holds no lock. */
+/* Back one more chunk of slots, then publish it. The caller holds no lock. */
 int prs_slots_grow(prs_store *s, uint32_t had, prs_error *error);
 int prs_links_grow(prs_store *s, uint32_t had, prs_error *error);
 /* Map the chunks that other clients published, to avoid page faults under the lock. */
 int prs_tables_prefault(prs_store *s);
-/* Take the store lock with every published slot and link mapped here; publishing more needs the lock. */
+/* Take the store lock such that every published slot and link is mapped in this process; without the lock no client can
+ * publish more. */
 int prs_lock_tables(prs_store *s, prs_error *error);
 bool prs_trylock_tables(prs_store *s);
-uint32_t prs_slot_take(prs_store *s);            /* under the lock; PRS_NIL: none    */
+uint32_t prs_slot_take(prs_store *s);            /* call under the lock; returns PRS_NIL if there is none */
 void prs_slot_give(prs_store *s, uint32_t slot); /* call under the lock; the slot's word is FREE  */
 uint64_t prs_serial(prs_store *s, bool ordered);
 
@@ -296,8 +298,8 @@ int prs_fill_range(prs_store *s, uint64_t off, const void *src, size_t n, prs_er
 void prs_pages_punch(prs_store *s, uint64_t off, uint64_t len);
 bool prs_beyond_reserve(prs_store *s, uint64_t size);
 void prs_trim_excess(prs_store *s);
-int prs_reserve(prs_store *s, uint64_t bytes, prs_error *error); /* headroom, before backing */
-int prs_fds_repair(prs_store *s, prs_error *error);              /* reopen descriptors lost to closerange */
+int prs_reserve(prs_store *s, uint64_t bytes, prs_error *error); /* reserves headroom before backing */
+int prs_fds_repair(prs_store *s, prs_error *error);              /* reopen descriptors that other code has closed */
 
 /* ---- client.c ------------------------------------------------------------------------------------------ */
 
@@ -311,7 +313,8 @@ void prs_client_unanchor(prs_store *s);
 void prs_client_forget(prs_store *s, uint32_t client);
 void prs_client_release(prs_store *s);
 bool prs_client_dead(prs_store *s, uint32_t client);
-/* The same; *state gets the state for which the proof is valid: prs_reap() changes a client only in this state. */
+/* Do the same, and set *state to the state for which the proof is valid: prs_reap() changes a client only in this
+ * state. */
 bool prs_client_proven_dead(prs_store *s, uint32_t client, uint64_t *state);
 bool prs_client_is(prs_store *s, uint32_t client, uint32_t incarnation); /* the same client, alive or not */
 
@@ -322,22 +325,22 @@ uint64_t prs_class_size(uint32_t cls);
 /* Allocate a slot in state CREATING with an extent of at least `size` bytes. */
 /* `try`: return PRS_E_AGAIN instead of making a call that may wait. */
 int prs_magazine_take(prs_store *s, uint64_t size, bool try, uint32_t *slot, uint64_t *word, prs_error *error);
-/* The same with a whole free extent that has pages to return to the kernel. */
+/* Do the same with a whole free extent that has pages to return to the kernel. */
 int prs_slot_alloc_warm(prs_store *s, uint32_t *slot, uint64_t *word);
 /* Allocate a slot in state CREATING without an extent. */
 int prs_slot_alloc_spilled(prs_store *s, uint32_t *slot, uint64_t *word, prs_error *error);
 int prs_slot_alloc_large(prs_store *s, uint64_t size, bool paged, uint32_t *slot, uint64_t *word, prs_error *error);
-/* Return a damaged slot in state CREATING whose id no other code knows yet.  It is not put into a magazine, where the
- * next put would find it, and its pages are not punched, because they may belong to another object. */
+/* Return a damaged slot in state CREATING whose id no other code knows yet. Do not put it into a magazine, where the
+ * next put would find it, and do not punch its pages, because they may belong to another object. */
 void prs_slot_return(prs_store *s, uint32_t slot, uint64_t word);
 /* Put a slot that this process has just retired (RESERVED) into a magazine or the pending list. Never blocks. */
 void prs_magazine_put(prs_store *s, uint32_t slot, uint32_t generation);
-/* The same, but never into a magazine. */
+/* Do the same, but never put it into a magazine. */
 void prs_deferred_push(prs_store *s, uint32_t slot, uint32_t generation);
-/* Return pending slots to the shared bins and end dying edges, until neither is left. Without
- * `block`, return if the store lock is held by another client. */
+/* Return pending slots to the shared bins and end dying edges, until none of either is left. Without
+ * `block`, give up if another client holds the store lock. */
 void prs_deferred_run(prs_store *s, bool block);
-/* Empty the magazines too. */
+/* Do the same, and also empty the magazines. */
 void prs_magazines_flush(prs_store *s);
 /* Reclaim the reserved slots of every client. Takes the lock; returns bytes gained. */
 uint64_t prs_magazines_reclaim(prs_store *s);
@@ -345,18 +348,18 @@ void prs_magazines_forget(prs_store *s);
 
 /* ---- holds.c --------------------------------------------------------------------------------------------------- */
 
-void prs_link_splice(prs_store *s, uint32_t slot); /* under the lock: edges of a retired slot become DYING links */
+void prs_link_splice(prs_store *s, uint32_t slot); /* call under the lock: edges of a retired slot become DYING links */
 bool prs_edges_release(prs_store *s, bool block);  /* ends some of our DYING links; false if the lock is taken */
-void prs_links_rebuild(prs_store *s);              /* under the lock */
+void prs_links_rebuild(prs_store *s);              /* call under the lock */
 bool prs_links_reap(prs_store *s, uint32_t client, uint32_t incarnation); /* false: no lock */
 int prs_links_check(prs_store *s, prs_error *error);
 int prs_link_check_one(prs_store *s, uint32_t link, prs_error *error);
 uint32_t prs_links_in_use(const prs_store *s);
 bool prs_link_may_be_free(const prs_store *s, uint32_t link);
 
-/* Take the store lock and ensure a free record; make a record that holds `id` (PRS_NIL: the object no longer
- * exists; `undone`: try to free the object after unlocking); end a record (returns the slot to try to free after
- * unlocking, or PRS_NIL). */
+/* These functions take the store lock and ensure a free record; make a record that holds `id` (PRS_NIL: the object no
+ * longer exists; `undone`: try to free the object after unlocking); and end a record (return the slot to try to free
+ * after unlocking, or PRS_NIL). */
 int prs_link_lock(prs_store *s, prs_error *error);
 uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t owner, uint32_t owner_tag,
                        uint32_t next, bool *undone);
@@ -370,7 +373,7 @@ int prs_names_check(prs_store *s, prs_error *error);
 
 /* ---- object.c --------------------------------------------------------------------------------------------------- */
 
-/* Free the object of a slot if it has no holder.  Lock-free; never blocks. */
+/* Free the object of a slot if it has no holder. This function is lock-free and never blocks. */
 void prs_try_free(prs_store *s, uint32_t slot);
 /* Finish a FREEING slot that this client owns: set it back to SEALED, or retire it. */
 void prs_free_finish(prs_store *s, uint32_t slot, uint64_t word);
@@ -387,7 +390,7 @@ void prs_pin_file(prs_store *s, const prs_oid *id, prs_file_map *map, prs_view *
  * the bit. */
 bool prs_hold_confirm(prs_slot *slot, uint64_t serial);
 
-static inline uint32_t prs_tick(const prs_store *s) /* about seconds; advances when a client checks for dead clients */
+static inline uint32_t prs_tick(const prs_store *s) /* in about seconds; advances at each check for dead clients */
 {
     return (uint32_t)(prs_load_relaxed(&s->super->last_look) >> 30) | 1;
 }
@@ -396,37 +399,37 @@ static inline uint32_t prs_tick(const prs_store *s) /* about seconds; advances w
 
 int prs_spill_open(prs_store *s, bool create, prs_error *error);
 void prs_spill_close(prs_store *s);
-/* Spill objects until `size` contiguous bytes may be free.  PRS_OK: try again. */
+/* Spill objects until `size` contiguous bytes may be free. After PRS_OK the caller tries to allocate again. */
 int prs_spill_for(prs_store *s, uint64_t size, prs_error *error);
-void prs_spill_undo(prs_store *s, uint32_t slot, uint64_t word); /* SPILLING of a dead client */
+void prs_spill_undo(prs_store *s, uint32_t slot, uint64_t word); /* undo the SPILLING of a dead client */
 void prs_spill_remove(prs_store *s, const prs_slot *slot, uint32_t i);
 int prs_spill_map(prs_store *s, const prs_oid *id, uint64_t size, bool cow, prs_file_map **out);
 void prs_spill_unmap(prs_file_map *map);
-bool prs_spill_by_us(const prs_store *s, uint32_t slot); /* whether this thread is spilling it */
-/* An object too large for the store is written directly to a file. */
+bool prs_spill_by_us(const prs_store *s, uint32_t slot); /* returns whether this thread is spilling the object */
+/* An object that is too large for the store is written directly to a file. */
 int prs_spill_write(prs_store *s, const prs_draft *draft, uint64_t at, const void *src, size_t n, prs_error *error);
 int prs_spill_create(prs_store *s, const prs_draft *draft, prs_error *error);
 int prs_spill_seal(prs_store *s, const prs_draft *draft, prs_error *error);
 
 /* ---- check.c ---- */
 
-/* Check the tables of a store that we attach to, in slices, each under the store lock.  Every entry is checked together
- * with the entries that it refers to; sums and whole chains are checked only in a small store. */
+/* Check the tables of a store that we attach to, in slices, each under the store lock.  A slice checks each of its
+ * entries together with the entries that it refers to.  Sums and whole chains are checked only in a small store. */
 int prs_check_in_slices(prs_store *s, prs_error *error);
 
 /* ---- recover.c --------------------------------------------------------------------------------------------------- */
 
-int prs_rebuild(prs_store *s, prs_error *error); /* call under a stolen lock */
+int prs_rebuild(prs_store *s, prs_error *error); /* call it after stealing the lock */
 int prs_reap(prs_store *s, uint32_t client, uint64_t state);
-/* Finish or undo a client's work on slots, and clear its bits. */
+/* Finish or undo a dead client's work on slots, and clear its bits. */
 void prs_client_recover_slots(prs_store *s, uint32_t client);
 
 /* ---- window.c ---------------------------------------------------------------------------------------------------- */
 
 int prs_window_open(prs_store *s, prs_draft *draft, prs_error *error);
 int prs_window_seal(prs_store *s, const prs_draft *draft, prs_error *error);
-/* For an aborted draft: replace its window by zero pages (`keep`), or unmap it.  Return false if neither is
- * possible. */
+/* Call this for an aborted draft: replace its window by zero pages if `keep` is true, else unmap it.  Return false if
+ * neither is possible. */
 bool prs_window_abandon(prs_store *s, const prs_draft *draft, bool keep);
 void prs_windows_after_fork(prs_store *s);
 void prs_windows_detach(prs_store *s);
@@ -438,7 +441,7 @@ void prs_windows_detach(prs_store *s);
 uint32_t prs_age(const prs_store *s); /* seconds since the store was made */
 void prs_tear_down(prs_store *s);
 void prs_discard(prs_store *s);  /* undoes a partial initialization, and frees the handle */
-void prs_keep_end(prs_store *s); /* the last call frees a released handle */
+void prs_keep_end(prs_store *s); /* the last of these calls frees a released handle */
 
 int prs_atfork_register(prs_store *s);
 void prs_atfork_unregister(prs_store *s);

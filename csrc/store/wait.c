@@ -1,10 +1,10 @@
 /* wait.c - waiting for objects that are not sealed yet.
  *
- * Purpose    A get of an unsealed object sleeps until it is sealed or lost.
- * Algorithm  The waiter marks the word (WAITERS) and sleeps on its low half in slices; a process
- *            that seals or retires the object sees the mark in the value it replaces and wakes the
- *            waiters.  Waits on many objects use one more futex, the epoch, which changes whenever
- *            such waiters are woken.
+ * Purpose    A get of an unsealed object sleeps until the object is sealed or lost.
+ * Algorithm  The waiter marks the word (WAITERS) and sleeps on the word's low half in slices.  A
+ *            process that seals or retires the object sees the mark in the value that it replaces, and
+ *            wakes the waiters.  A wait for many objects uses another futex, the epoch, which changes
+ *            whenever such waiters are woken.
  * Guarantee  No wake-up is lost: the CAS sets the mark in the same word that the futex compares.  If
  *            the creator dies, the wait ends after the current slice.
  */

@@ -54,9 +54,9 @@ int prs_window_open(prs_store *s, prs_draft *draft, prs_error *error)
         free(w);
         return rc;
     }
-    prs_area area = s->area; /* initialized: prs_map_writable() ran before the allocation of the extent */
+    prs_area area = s->area; /* initialized, because prs_map_writable() ran before we allocated the extent */
     area.map = (char *)w->addr - draft->off;
-    area.mapped.words = NULL; /* this bitmap describes another mapping, that of the store */
+    area.mapped.words = NULL; /* this bitmap describes the store's mapping, not the window */
     rc = prs_area_populate(&area, draft->off, len, 0, NULL);
     if (rc < 0) {
         (void)prs_area_punch(&s->area, draft->off, len, NULL);
@@ -127,7 +127,7 @@ bool prs_window_abandon(prs_store *s, const prs_draft *draft, bool keep)
     return true;
 }
 
-/* Called on close: replace unsealed windows by private zero pages. */
+/* Call this when the handle closes: replace unsealed windows by private zero pages. */
 void prs_windows_detach(prs_store *s)
 {
     prs_spin_lock(&s->window_lock);
@@ -150,7 +150,7 @@ void prs_window_close(prs_store *s, const prs_draft *draft)
     prs_keep_end(s);
 }
 
-/* In the child, before other code runs: make the windows that the parent is still writing to read-only. */
+/* Call this in the child before other code runs: make the windows that the parent is still writing to read-only. */
 void prs_windows_after_fork(prs_store *s)
 {
     prs_spin_init(&s->window_lock);

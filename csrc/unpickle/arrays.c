@@ -46,7 +46,7 @@ int prp_load_array_memory(prp_loader *L, PyObject *buffer, prp_array_memory *mem
         return 1;
     }
     if (PyBytes_CheckExact(buffer) && L->array_flags & PRP_ARRAY_WRITABLE) {
-        /* Mode "c": arrays with in-band data are private and writable, as all arrays are in this mode. */
+        /* In mode "c", arrays with in-band data are private and writable, like all other arrays in this mode. */
         memory->base = PyByteArray_FromObject(buffer);
         if (!memory->base)
             return -1;
@@ -66,7 +66,8 @@ int prp_load_array_memory(prp_loader *L, PyObject *buffer, prp_array_memory *mem
         view = PyPickleBuffer_GetBuffer(buffer);
         if (!view)
             return -1;
-        /* A reference is enough to keep the memory of an exporter that does not count exports (ndarray, bytes). */
+        /* If an exporter does not count its exports (ndarray, bytes), a reference is enough to keep its memory
+         * valid. */
         if (view->obj && all_bytes(view) && Py_TYPE(view->obj)->tp_as_buffer &&
             !Py_TYPE(view->obj)->tp_as_buffer->bf_releasebuffer) {
             memory->data = view->buf;
@@ -140,7 +141,7 @@ PyObject *prp_load_array_new(prp_loader *L, PyObject *callable, PyObject *const 
 }
 
 /* Match the opcodes with which numpy sets the byte order of a numeric dtype, with or without memo opcodes: (3, order,
- * None, None, None, -1, -1, 0) and BUILD. Returns the length of these opcodes, or 0 if other opcodes follow. */
+ * None, None, None, -1, -1, 0) and BUILD. Return the length of these opcodes, or 0 if other opcodes follow. */
 static Py_ssize_t match_order(const uint8_t *p, const uint8_t *end, char *order, bool memo[3])
 {
     static const uint8_t head[] = {0x28, 0x4b, 3, 0x8c, 1};
@@ -205,7 +206,7 @@ int prp_load_array_seal(prp_loader *L, PyObject *array)
 {
     if (L->array_flags & PRP_ARRAY_WRITABLE)
         return 0;
-    /* Only numpy has a type of this name whose instances export a buffer. */
+    /* Only numpy has a type with this name whose instances export a buffer. */
     for (PyTypeObject *type = Py_TYPE(array); type; type = type->tp_base)
         if (strcmp(type->tp_name, "numpy.ndarray") == 0) {
             const prp_ndarray_api *numpy = PRP_FOREIGN(prp_ndarray());

@@ -8,7 +8,7 @@
 
 #define PRP_NOT_ASCII 0x8080808080808080ull
 
-/* 2 to 16 bytes in two registers: the start and the end of the string, which overlap or are adjacent. */
+/* A string of 2 to 16 bytes in two registers, its start and its end, which overlap or are adjacent. */
 typedef struct {
     uint64_t head, tail;
 } prp_short_text;
@@ -60,7 +60,7 @@ static inline PyObject *prp_short_str(prp_short_text ascii, size_t n)
     return text;
 }
 
-/* The same as prp_load_utf8. */
+/* This function does the same as prp_load_utf8. */
 static inline PyObject *prp_load_text(const uint8_t *data, size_t n)
 {
     if (PRP_LIKELY(n > 1 && n <= sizeof(prp_short_text))) {

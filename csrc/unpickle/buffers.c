@@ -161,7 +161,7 @@ int prp_load_readonly_buffer(prp_loader *L)
     /* Shared foreign memory is read-only already; a private copy is writable on purpose. */
     if (Py_IS_TYPE(buffer, &stored_buffer_type))
         return 0;
-    /* Exporting a buffer may run foreign code. */
+    /* An object that exports a buffer may run foreign code. */
     PyObject *view = prp_load_foreign(L) < 0 ? NULL : PRP_FOREIGN(PyMemoryView_FromObject(buffer));
     if (!view)
         return -1;

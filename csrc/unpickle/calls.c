@@ -79,7 +79,7 @@ static PyDateTime_CAPI *datetime_api(void)
     return PyDateTimeAPI;
 }
 
-/* Get the tzinfo that may follow a state; false if the argument there is no tzinfo. */
+/* Get the tzinfo that may follow a state; return false if the argument after the state is not a tzinfo. */
 static bool zone(PyObject *const *argv, Py_ssize_t n, PyObject **tzinfo)
 {
     *tzinfo = n > 1 ? argv[1] : Py_None;
@@ -127,7 +127,7 @@ static PyObject *call_datetime(prp_loader *L, prp_call call, PyTypeObject *type,
                 part[i] = PyLong_AsLongAndOverflow(argv[i], &overflow);
                 fits = fits && !overflow;
             }
-            /* Only normalised values, as every timedelta pickles them; the constructor handles the others. */
+            /* Accept only normalised values, which every timedelta pickles; the constructor handles all others. */
             if (fits && part[0] >= -999999999 && part[0] <= 999999999 && part[1] >= 0 && part[1] < 86400 &&
                 part[2] >= 0 && part[2] < 1000000)
                 value = api->Delta_FromDelta((int)part[0], (int)part[1], (int)part[2], 0, type);
@@ -135,13 +135,13 @@ static PyObject *call_datetime(prp_loader *L, prp_call call, PyTypeObject *type,
         break;
     }
     if (!value)
-        (void)prp_forgive_refusal(); /* values out of range: the normal call raises the right exception */
+        (void)prp_forgive_refusal(); /* the values are out of range, so let the normal call raise the right exception */
     return value;
 }
 
 /* ---- REDUCE ------------------------------------------------------------------------------------------------------ */
 
-/* Build an array from int value to member, if the values are small compared to the number of members. */
+/* Build an array that maps int values to members, if the values are small compared to the number of members. */
 static void index_members(prp_class_plan *plan, uint64_t version)
 {
     PyMem_Free(plan->by_int);
@@ -167,7 +167,7 @@ static void index_members(prp_class_plan *plan, uint64_t version)
     plan->by_int = table;
 }
 
-/* Bring the plan's table of members up to date; false if dicts have no version. */
+/* Update the plan's table of members; return false if this interpreter has no dict versions. */
 static bool members_known(const prp_class_plan *plan)
 {
     uint64_t version = prp_dict_version(plan->members);
@@ -187,8 +187,8 @@ PyObject *prp_load_enum_member(prp_loader *L, PyTypeObject *type, uint32_t value
     return value < plan->by_int_count ? Py_XNewRef(plan->by_int[value]) : NULL;
 }
 
-/* Return the member of an unmodified Enum for an int or str: new reference, or NULL; with an exception only if
- * comparing with a value of the Enum raised it. */
+/* Return the member of an unmodified Enum for an int or str as a new reference, or NULL. An exception is set only if a
+ * comparison with a value of the Enum raised it. */
 static PyObject *enum_member(prp_loader *L, const prp_class_plan *plan, PyTypeObject *type, PyObject *const *argv,
                              Py_ssize_t n)
 {
@@ -207,7 +207,7 @@ static PyObject *enum_member(prp_loader *L, const prp_class_plan *plan, PyTypeOb
     return member;
 }
 
-/* Try the shortcuts. NULL without an exception: no shortcut applies. */
+/* Try the shortcuts; return NULL without an exception if none applies. */
 static PyObject *known_call(prp_loader *L, PyObject *callable, PyObject *const *argv, Py_ssize_t n)
 {
     if (!PyType_Check(callable))
@@ -233,7 +233,7 @@ static PyObject *known_call(prp_loader *L, PyObject *callable, PyObject *const *
     }
 }
 
-/* Return whether calling this only calls its tp_new; -1 with an exception. */
+/* Return whether a call of this object only calls its tp_new; -1 with an exception. */
 static int is_new_only(prp_loader *L, PyObject *callable)
 {
     if (!PyType_Check(callable))
@@ -252,7 +252,7 @@ static PyObject *call_tuple(prp_loader *L, PyObject *callable, PyObject *args)
     return PRP_FOREIGN(PyObject_Call(callable, args, NULL));
 }
 
-/* Check the result of foreign code for these arguments before the stream can use it. */
+/* Check the object that foreign code returned for these arguments before the stream can use it. */
 static PyObject *checked(prp_loader *L, PyObject *const *argv, Py_ssize_t n, PyObject *value)
 {
     value = prp_load_guarded(L, argv, n, value);

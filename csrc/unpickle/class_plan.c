@@ -1,9 +1,9 @@
 /* A plan records how to create instances of a class, where their attributes belong, and which shortcut replaces a call
  * of the class.
  *
- * A plan is valid for one version of a type. Version tags are never reused, so a plan cannot outlive a change of the
- * class or of its bases, and needs no reference to it. Plans are in a fixed table of the context, two entries per hash;
- * a class without a version gets the empty plan.
+ * A plan is valid for one version of a type. Version tags are never reused, so a change of the class or its bases makes
+ * the plan invalid, and the plan needs no reference to the class. The context stores plans in a table of fixed size,
+ * with two entries per hash; a class without a version gets the empty plan.
  */
 #include "context.h"
 
@@ -14,7 +14,7 @@
 
 PyObject *prp_text_setstate;
 static PyObject *text_dict, *text_new, *text_members, *text_tuple_new;
-static getter own_dict_getter;  /* getter of the __dict__ that every class statement creates */
+static getter own_dict_getter;  /* getter of the __dict__ attribute that every class statement creates */
 static PyObject *own_tuple_new; /* tuple.__new__ */
 
 int prp_plan_init(void)
@@ -106,8 +106,8 @@ static bool same_attribute(PyObject *a, PyObject *b, const char *name)
     PyObject *x = PyObject_GetAttrString(a, name), *y = PyObject_GetAttrString(b, name);
     bool same = x && y && Py_TYPE(x) == Py_TYPE(y);
     if (same && PyTuple_CheckExact(x)) {
-        /* Constants and names. Accept only identical objects and equal str, because the __eq__ of other objects may be
-         * foreign code. */
+        /* Compare constants and names. Accept only identical objects and equal str, because the __eq__ of other objects
+         * may be foreign code. */
         same = PyTuple_GET_SIZE(x) == PyTuple_GET_SIZE(y);
         for (Py_ssize_t i = 0; same && i < PyTuple_GET_SIZE(x); i++) {
             PyObject *one = PyTuple_GET_ITEM(x, i), *other = PyTuple_GET_ITEM(y, i);
@@ -254,7 +254,8 @@ static void plan_call(prp_class_plan *plan, PyTypeObject *type)
         plan->call = PRP_CALL_NEW_ONLY;
 }
 
-/* Create the plan of a type that has none: NULL with an exception. Runs foreign code: allocations, destructors. */
+/* Create the plan of a type that has none; return NULL with an exception on failure. This runs foreign code (through
+ * allocations and destructors). */
 static PRP_COLD const prp_class_plan *make_plan(prp_loader *L, PyTypeObject *type, prp_class_plan *set)
 {
     prp_class_plan *unknown = &L->context->unknown;
@@ -276,7 +277,7 @@ static PRP_COLD const prp_class_plan *make_plan(prp_loader *L, PyTypeObject *typ
     int failed = prp_forgive_refusal();
     if (!failed)
         prp_plan_forget(
-            &set[1]); /* the older of the two; its type may be freed already: only the address is ever compared */
+            &set[1]); /* replace the older of the two; its type may be freed already, so we only compare its address */
     bool kept = !failed && prp_type_version_now(type) == version;
     if (kept) {
         set[1] = set[0];
@@ -284,7 +285,7 @@ static PRP_COLD const prp_class_plan *make_plan(prp_loader *L, PyTypeObject *typ
     } else {
         prp_plan_forget(&made);
     }
-    Py_DECREF(type); /* not the last reference: an object of the stream holds one */
+    Py_DECREF(type); /* this is not the last reference, because an object of the stream holds one */
     if (paused)
         prp_load_own(L);
     return failed ? NULL : kept ? &set[0] : unknown;
@@ -304,7 +305,8 @@ const prp_class_plan *prp_plan_for(prp_loader *L, PyTypeObject *type)
 /* ---- learning ---------------------------------------------------------------------------------------------------- */
 
 #if PRP_INTERNALS
-/* Find where the names of a state belong; false if not usable. Runs no foreign code, so the plan stays valid. */
+/* Find where the names of a state belong; return false if they are not usable. This runs no foreign code, so the plan
+ * stays valid. */
 static bool find_places(PyTypeObject *type, PyObject *state, prp_learned kind, void *keys, PyObject *names,
                         Py_ssize_t *where)
 {

@@ -1,4 +1,4 @@
-/* Adds elements to containers: APPENDS, SETITEMS, ADDITEMS and their single-item forms.
+/* Implements the opcodes that add elements to containers: APPENDS, SETITEMS, ADDITEMS and their single-item forms.
  *
  * We move elements directly from the stack into exact built-in containers. For other objects we call the methods that
  * PEP 307 requires: extend or append, __setitem__, add.
@@ -6,7 +6,7 @@
 #include "unpickler.h"
 
 static PyObject *text_extend, *text_append; /* interned */
-static bool bytes_warn; /* python -b: comparing bytes with str emits a warning, which may run foreign code */
+static bool bytes_warn; /* with python -b, comparing bytes with str emits a warning, which may run foreign code */
 
 int prp_load_items_init(void)
 {
@@ -39,7 +39,7 @@ bool prp_load_inert_keys(PyObject *const *pairs, Py_ssize_t n)
 
 int prp_load_dict_fill(prp_loader *L, PyObject *dict, PyObject **pairs, Py_ssize_t n)
 {
-    /* Replacing the value of an existing key may free that value. The stack keeps new values alive. */
+    /* Replacing the value of an existing key may free the old value. The stack keeps the new values alive. */
     bool foreign = PyDict_GET_SIZE(dict) > 0;
     if (foreign && prp_load_foreign(L) < 0)
         return -1;

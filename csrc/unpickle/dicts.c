@@ -21,8 +21,8 @@ static prp_dict_pattern *pattern_for(prp_loader *L, PyObject *const *pairs, Py_s
     return &L->context->patterns[(mixed ^ mixed >> 8 ^ mixed >> 16) % PRP_PATTERNS];
 }
 
-/* Create a dict of the pattern's keys and the pairs' values, stealing the latter; NULL without an exception if the keys
- * differ. */
+/* Create a dict of the pattern's keys and the pairs' values, and steal the values; return NULL without an exception if
+ * the keys differ. */
 static PyObject *from_pattern(const prp_dict_pattern *known, PyObject *const *pairs, Py_ssize_t n)
 {
     const prp_dict_entry *model = prp_dict_entries(known->dict, n);
@@ -49,7 +49,8 @@ static PyObject *from_pattern(const prp_dict_pattern *known, PyObject *const *pa
     return dict;
 }
 
-/* Record a sequence of keys, and create its pattern the second time. `dict` was just filled with the pairs. 0 or -1. */
+/* Record a sequence of keys; when it occurs the second time, create its pattern. `dict` was just filled with the pairs.
+ * Return 0 or -1. */
 static int remember(prp_dict_pattern *known, PyObject *const *pairs, PyObject *dict, Py_ssize_t n)
 {
     if (known->first != pairs[0] || known->last != pairs[2 * n - 2] || known->n != n) {

@@ -1,9 +1,9 @@
 /* Reads all attributes of an instance in one loop.
  *
- * Instances of one class have the same names in the same order, as GETs of the first one's, and most values are
- * atoms. After the MARK of a pending state (state.c) a tight loop reads such fields, values only; if all of them
- * match, they go directly into the instance. A different field ends the loop: the names and values read so far are
- * pushed as the opcodes would have pushed them, and the opcode loop continues there.
+ * Instances of one class have the same names in the same order (later ones as GETs of the first one's), and most values
+ * are atoms. After the MARK of a pending state (state.c) a tight loop reads the values of such fields; if all names
+ * match, the values go directly into the instance. A different field ends the loop: the names and values read so far
+ * are pushed as the opcodes would have pushed them, and the opcode loop continues there.
  */
 #include "unpickler.h"
 #include "opcodes.h"
@@ -29,7 +29,7 @@ static inline PyObject *be_float(const uint8_t *p)
     return PyFloat_FromDouble(value);
 }
 
-/* Read the atom at *p and advance *p. Returns NULL without an exception if there is no atom, or an incomplete one. */
+/* Read the atom at *p and advance *p. Return NULL without an exception if there is no complete atom. */
 static inline PyObject *atom(prp_loader *L, const uint8_t **p, const uint8_t *end)
 {
     const uint8_t *q = *p;
@@ -93,7 +93,7 @@ static inline bool gets_name(prp_loader *L, const uint8_t *p, const uint8_t *end
            memcmp(PyUnicode_1BYTE_DATA(entry), PyUnicode_1BYTE_DATA(name), (size_t)PyUnicode_GET_LENGTH(name)) == 0;
 }
 
-/* Length of the opcodes that pass the state to BUILD, or 0. */
+/* Return the length of the opcodes that pass the state to BUILD, or 0. */
 static inline int build_follows(const uint8_t *p, const uint8_t *end, prp_mark_kind kind)
 {
     if (end - p < 3 || *p != OP_SETITEMS)
@@ -103,7 +103,7 @@ static inline int build_follows(const uint8_t *p, const uint8_t *end, prp_mark_k
     return p[1] == OP_TUPLE2 && p[2] == OP_BUILD ? 3 : 0;
 }
 
-/* Push the names and values read so far as the opcodes would have: 0 or -1. Consumes `values` either way. */
+/* Push the names and values read so far as the opcodes would have, and return 0 or -1. Consume `values` either way. */
 static int push_pairs(prp_loader *L, PyObject *names, PyObject **values, Py_ssize_t n)
 {
     for (Py_ssize_t i = 0; i < n; i++) {
@@ -121,7 +121,7 @@ static int push_pairs(prp_loader *L, PyObject *names, PyObject **values, Py_ssiz
 
 Py_ssize_t prp_load_fields(prp_loader *L, const uint8_t *const start, const uint8_t *end)
 {
-    /* No foreign code has run since the plan was looked up and the mark pushed, and none runs below. */
+    /* No foreign code has run since we looked up the plan and pushed the mark, and none runs below. */
     Py_ssize_t number = L->mark_count - 1, below;
     const prp_mark *mark = &L->marks[number];
     const prp_class_plan *plan = mark->plan;

@@ -1,11 +1,11 @@
 /* Resolves names (find_class, extension codes, persistent ids) and checks them in safe mode.
  *
- * Most names are attributes of a module that is already imported, and need two dict lookups. We cache the strings by
- * their bytes in the stream, because creating and hashing them costs more than the lookups. We also cache the results
- * of the lookups, and use them while the versions of both dicts are unchanged. Versions are never reused, so no result
- * can be stale. If the interpreter has no dict versions, every opcode repeats the lookups. All other names go through
- * the import system, also those in a module that another thread is still importing: the import system waits for that
- * thread.
+ * Most names are attributes of a module that is already imported, so that two dict lookups find the object. We cache
+ * the strings by their bytes in the stream, because creating and hashing them costs more than the lookups. We also
+ * cache the results of the lookups, and use them while the versions of both dicts are unchanged. Versions are never
+ * reused, so no result can be stale. If the interpreter has no dict versions, every opcode repeats the lookups. The
+ * import system resolves all other names. These include names in a module that another thread is still importing,
+ * because the import system waits for that thread.
  *
  * The audit event pickle.find_class fires for every name, before any lookup. Safe mode compares the whole name,
  * "module:qualname", after renaming Python 2 names; a name that is not allowed is neither imported nor looked up. The
@@ -19,8 +19,8 @@
 static PyObject *text_find_class, *text_persistent_load, *text_spec, *text_initializing;
 static PyObject *module_spec; /* importlib.machinery.ModuleSpec */
 static PyCFunction own_find_class;
-static PyObject *name_mapping, *import_mapping;       /* of _compat_pickle */
-static PyObject *extension_cache, *inverted_registry; /* of copyreg */
+static PyObject *name_mapping, *import_mapping;       /* the mappings of _compat_pickle */
+static PyObject *extension_cache, *inverted_registry; /* the tables of copyreg */
 
 static PyObject *attribute(const char *module, const char *name)
 {
@@ -54,7 +54,8 @@ int prp_load_global_init(PyObject *unpickler_type)
 
 /* ---- safe mode --------------------------------------------------------------------------------------------------- */
 
-/* Return "module:name" as a new reference, cached by the identity of both names. NULL with an exception. */
+/* Return "module:name" as a new reference, cached by the identity of both names. Return NULL with an exception on
+ * failure. */
 static PyObject *full_name(prp_context *context, PyObject *module, PyObject *name)
 {
     uintptr_t mixed = (uintptr_t)module / 16 * 31 + (uintptr_t)name / 16;
@@ -102,7 +103,7 @@ static int check_allowed(prp_loader *L, prp_context *context, PyObject *module, 
     if (context && prp_load_foreign(L) < 0)
         return -1;
     if (PyFrozenSet_CheckExact(L->allow)) {
-        /* If a module name could contain a colon, two different pairs could have the same string. */
+        /* Reject a colon in the module's name, because two different pairs could then have the same string. */
         Py_ssize_t colon = PyUnicode_FindChar(module, ':', 0, PyUnicode_GET_LENGTH(module), 1);
         PyObject *full = colon == -1 ? full_name(context, module, name) : NULL;
         allowed = full ? PRP_FOREIGN(PySet_Contains(L->allow, full)) : colon == -1 ? -1 : 0;
@@ -117,7 +118,7 @@ static int check_allowed(prp_loader *L, prp_context *context, PyObject *module, 
     return allowed > 0 ? 0 : -1;
 }
 
-/* As above, but caches the result in `slot` if it is not NULL. */
+/* The same, but cache the result in `slot` if that is not NULL. */
 static inline int check_slot(prp_loader *L, prp_context *context, PyObject *module, PyObject *name, prp_name_slot *slot)
 {
     uint32_t number = L->allow_number, place = L->allow_place;
@@ -131,7 +132,7 @@ static inline int check_slot(prp_loader *L, prp_context *context, PyObject *modu
 
 /* ---- names ------------------------------------------------------------------------------------------------------- */
 
-/* Replace a Python 2 (module, name) by the Python 3 names: new references. */
+/* Replace the module and name of Python 2 by those of Python 3, as new references. */
 static int rename_python2(PyObject **module, PyObject **name)
 {
     PyObject *pair = PRP_FOREIGN(PyTuple_Pack(2, *module, *name));
@@ -165,7 +166,7 @@ static int rename_python2(PyObject **module, PyObject **name)
 }
 
 #if PY_VERSION_HEX >= 0x030E0000
-/* Raise an AttributeError for the whole dotted name; its context is the error of the failed step. */
+/* Raise an AttributeError for the whole dotted name; its context is the error that one step raised. */
 static void unresolved(PyObject *module, PyObject *name)
 {
     PyObject *cause = PyErr_GetRaisedException();
@@ -185,7 +186,7 @@ static void unresolved(PyObject *module, PyObject *name)
 #endif
 
 #if PY_VERSION_HEX < 0x030E0000
-/* Raise an AttributeError with the repr of both. */
+/* Raise an AttributeError whose message contains the repr of both. */
 static void unreachable(const char *format, PyObject *name, PyObject *from)
 {
     PyObject *shown = prp_repr(name), *whence = shown ? prp_repr(from) : NULL;
@@ -196,7 +197,7 @@ static void unreachable(const char *format, PyObject *name, PyObject *from)
 }
 #endif
 
-/* Resolve a dotted name attribute by attribute; it must not pass through a function's locals. */
+/* Resolve a dotted name attribute by attribute; no part may be "<locals>", the namespace of a function. */
 static PyObject *walk(PyObject *from, PyObject *name)
 {
     PyObject *dot = PyUnicode_FromOrdinal('.'), *path = dot ? PyUnicode_Split(name, dot, -1) : NULL;
@@ -251,7 +252,8 @@ static bool is_initializing(PyObject *dict)
     return is;
 }
 
-/* Borrowed value of a plain attribute of an imported module; NULL without an exception for anything else. */
+/* Return the value of a plain attribute of an imported module (borrowed), or NULL without an exception for anything
+ * else. */
 static inline PyObject *quick(PyObject *module, PyObject *name, prp_name_slot *slot)
 {
     PyObject *modules = PyImport_GetModuleDict(); /* borrowed */
@@ -440,7 +442,8 @@ static bool has_slot(PyObject *text)
 
 PyObject *prp_load_global(prp_loader *L, PyObject *module, PyObject *name)
 {
-    /* The cache finds names by their bytes, so it also serves str objects from the stream or the memo. */
+    /* The cache is indexed by the bytes of the names, so the names may also be str objects from the stream or the
+     * memo. */
     if (PRP_LIKELY(has_slot(module) && has_slot(name)))
         return prp_load_global_bytes(L, PyUnicode_1BYTE_DATA(module), (size_t)PyUnicode_GET_LENGTH(module),
                                      PyUnicode_1BYTE_DATA(name), (size_t)PyUnicode_GET_LENGTH(name), NULL, NULL);
@@ -461,7 +464,8 @@ PyObject *prp_load_extension(prp_loader *L, long code)
     if (!key)
         return NULL;
     PyObject *value = NULL, *pair = NULL;
-    /* The cache holds objects, not names; safe mode and an overridden find_class must see each name. */
+    /* This cache contains objects without their names, but safe mode and an overridden find_class must check each
+     * name. */
     bool cached = !L->allow && !L->custom_find_class;
     if (cached)
         value = Py_XNewRef(PRP_FOREIGN(PyDict_GetItemWithError(extension_cache, key)));

@@ -2,8 +2,8 @@
  *
  * We never read a file beyond the last byte of the pickle, because the rest belongs to the caller. Without peek() we
  * read exactly what the next opcode needs (whole frames, since protocol 4); with peek() we get a large piece and then
- * read only the bytes consumed. We read large objects in pieces of doubling size, so a wrong length costs at most
- * twice the memory of the bytes that exist.
+ * read only the bytes consumed. We read large objects in pieces of doubling size, so a wrong length makes us allocate
+ * at most twice as many bytes as exist.
  */
 #include "unpickler.h"
 
@@ -23,7 +23,7 @@ void prp_load_drop_chunk(prp_loader *L)
     PRP_FOREIGN_VOID(Py_XDECREF(owner));
 }
 
-/* Make `data`, returned by a method of the file, the chunk; steals the reference. */
+/* Use `data`, which a method of the file returned, as the chunk, and steal the reference. */
 static int take_chunk(prp_loader *L, PyObject *data, bool peeked)
 {
     Py_buffer view;
@@ -69,7 +69,7 @@ int prp_load_settle(prp_loader *L)
     return L->read ? skip_consumed(L) : 0;
 }
 
-/* Read `n` bytes in pieces, fewer only at the end of the file: new object. */
+/* Read `n` bytes in pieces into a new object; it has fewer bytes only if the file ends. */
 static PyObject *read_in_pieces(prp_loader *L, size_t n)
 {
     PyObject *parts = PRP_FOREIGN(PyList_New(0));
@@ -105,7 +105,8 @@ static PyObject *read_exactly(prp_loader *L, size_t n)
     return n <= FIRST_PIECE ? call_read(L, n) : read_in_pieces(L, n);
 }
 
-/* The frame has too few bytes left for this opcode: the next opcode must begin exactly at the frame's end. */
+/* The frame has too few bytes left for this opcode, which is valid only if the opcode begins exactly at the frame's
+ * end. */
 static int leave_frame(prp_loader *L)
 {
     if (!L->beyond)
@@ -144,7 +145,7 @@ int prp_load_refill(prp_loader *L, size_t need)
     if (!L->read || need > PY_SSIZE_T_MAX)
         return prp_load_truncated();
     if (L->peeked) {
-        left = 0; /* peeked only: the next read returns the same bytes again */
+        left = 0; /* these bytes were only peeked, so the next read returns them again */
         if (skip_consumed(L) < 0)
             return -1;
     }
@@ -234,7 +235,8 @@ static int resize(PyObject **obj, size_t n)
     return 0;
 }
 
-/* Read up to `n` bytes of the file into `to`, which is memory of `owner`. Return the number of bytes, or -1. */
+/* Read up to `n` bytes of the file into `to`, which is part of the memory of `owner`. Return the number of bytes, or
+ * -1. */
 static Py_ssize_t read_into(prp_loader *L, PyObject *owner, char *to, size_t n)
 {
     if (L->readinto) {

@@ -1,13 +1,13 @@
 /* Implements the module function loads(), which parses its arguments itself.
  *
- * A general parser of keyword arguments would take as long as loading a small object. So we compare names by identity
- * first (the compiler interns them at the call), and omitted options cost nothing.
+ * A general parser of keyword arguments would take as long as loading a small object. So we first compare names by
+ * identity (the compiler interns the names in a call), and omitted options cost nothing.
  */
 #include "context.h"
 
 enum { FIX_IMPORTS, ENCODING, ERRORS, BUFFERS, ALLOW, OPTIONS };
 
-static PyObject *option_names[OPTIONS]; /* interned */
+static PyObject *option_names[OPTIONS]; /* interned str objects */
 
 /* Return the index of the option with this keyword, or -1 with an exception. */
 static PRP_COLD int option_of(PyObject *name)
@@ -38,7 +38,7 @@ static int set_text(prp_loader *L, PyObject *encoding, PyObject *errors)
     return prp_loader_set_strings(L, given(encoding) ? encoding : NULL, given(errors) ? errors : NULL);
 }
 
-/* Set options from arbitrary keywords: 0 or -1. */
+/* Set options from arbitrary keywords. Return 0 or -1. */
 static PRP_COLD int set_options(prp_loader *L, PyObject *const *given_values, PyObject *kwnames)
 {
     PyObject *values[OPTIONS] = {NULL};
@@ -61,8 +61,8 @@ static PRP_COLD int set_options(prp_loader *L, PyObject *const *given_values, Py
 }
 
 /* Set options in the common case: `buffers` is a list or tuple, and `allow` is the set used last. The machine borrows
- * both, because the caller keeps its arguments alive during the call. Returns false, and sets nothing, for any other
- * arguments. */
+ * both, because the caller keeps its arguments alive during the call. For any other arguments, set nothing and return
+ * false. */
 static inline bool set_usual(prp_loader *L, PyObject *const *values, PyObject *kwnames)
 {
     Py_ssize_t n = PyTuple_GET_SIZE(kwnames), i = 0;

@@ -2,8 +2,8 @@
  *
  * The stream is a program for a stack machine; one loop without recursion executes it in one pass. The input position
  * and the stack pointer are in registers. We write them back (SAVE) before any code that may read the machine, and
- * reload them (RELOAD) after any code that may have changed them. We handle common sequences together if their bytes
- * are available:
+ * reload them (RELOAD) after any code that may have changed them. We execute each of these common sequences in one step
+ * if all its bytes are available:
  *
  *     EMPTY_LIST / EMPTY_DICT [memo] MARK      the container is created when its size is known (pending.c)
  *     NEWOBJ [memo] EMPTY_DICT [memo] MARK     ... and its contents go into the instance (state.c)
@@ -11,7 +11,7 @@
  *     callable MARK ... TUPLE REDUCE           numpy's arrays as a whole (whole_arrays.c)
  *     TUPLE REDUCE, TUPLE NEWOBJ               arguments stay on the stack (calls.c)
  *
- * Each is only a faster way to the same result: if a stream ends early or continues differently, the loop executes it
+ * Each step only reaches the same result faster: if a stream ends early or continues differently, the loop executes it
  * opcode by opcode.
  */
 #include "unpickler.h"
@@ -19,7 +19,7 @@
 #include "opcodes.h"
 
 #define HIGHEST_PROTOCOL 5
-#define SMALL_STREAM 1024 /* bytes; too few bytes to create enough containers for a collection */
+#define SMALL_STREAM 1024 /* in bytes; a smaller stream creates too few containers to trigger a collection */
 
 static inline uint32_t le16(const uint8_t *p)
 {
@@ -53,7 +53,8 @@ static inline double be_double(const uint8_t *p)
     return d;
 }
 
-/* Length of the MEMOIZE or BINPUT opcode at `p`, 0 if it is another one; sets *index to its memo index or -1. */
+/* Return the length of the MEMOIZE or BINPUT opcode at `p`, or 0 for any other opcode. Set *index to its memo index, or
+ * -1. */
 static inline int peek_memo(prp_loader *L, const uint8_t *p, const uint8_t *end, Py_ssize_t used, Py_ssize_t *index)
 {
     *index = -1;
@@ -72,8 +73,8 @@ static inline int peek_memo(prp_loader *L, const uint8_t *p, const uint8_t *end,
     return 0;
 }
 
-/* If a MARK follows EMPTY_LIST or EMPTY_DICT, push the pending container and the mark, and return the length
- * consumed; 0 if the caller must create the container now; -1. `p` is after the opcode. */
+/* If a MARK follows EMPTY_LIST or EMPTY_DICT, push the pending container and the mark, and return the length consumed.
+ * Return 0 if the caller must create the container now, -1 on failure. `p` points after the opcode. */
 static inline int push_pending(prp_loader *L, const uint8_t *p, const uint8_t *end, prp_mark_kind kind,
                                const prp_class_plan *plan)
 {
@@ -101,8 +102,8 @@ static inline int push_pending(prp_loader *L, const uint8_t *p, const uint8_t *e
     return taken + 1;
 }
 
-/* After an instance was created and pushed: if its state follows, make the state pending and read as many fields as
- * possible. Length consumed, or -1. */
+/* Call this after creating and pushing an instance: if its state follows, make the state pending and read as many
+ * fields as possible. Return the length consumed, or -1. */
 static inline Py_ssize_t push_state(prp_loader *L, const uint8_t *p, const uint8_t *end, PyObject *obj)
 {
     Py_ssize_t memo;
@@ -148,8 +149,8 @@ static inline Py_ssize_t push_state(prp_loader *L, const uint8_t *p, const uint8
 #endif
 }
 
-/* After SETITEMS on a pending state: return the length of the opcodes that pass the state to BUILD, or 0 if other
- * opcodes follow. */
+/* Call this after SETITEMS on a pending state: return the length of the opcodes that pass the state to BUILD, or 0 if
+ * other opcodes follow. */
 static inline int peek_build(prp_loader *L, const uint8_t *p, const uint8_t *end, prp_mark_kind kind, Py_ssize_t *pair)
 {
     *pair = -1;
@@ -191,7 +192,7 @@ static int finish_list(prp_loader *L)
     if (!list)
         return -1;
     if (PRP_UNLIKELY(mark->kind != PRP_MARK_LIST)) {
-        /* Creating the container ran code that read its memo entry and so created it first. */
+        /* While we created the container, other code read its memo entry and thereby already created it. */
         Py_DECREF(list);
         return append_above_mark(L);
     }
@@ -233,7 +234,7 @@ static int finish_dict(prp_loader *L)
         return failed;
     }
     if (dict) {
-        /* Creating the container ran code that read its memo entry and so created it first. */
+        /* While we created the container, other code read its memo entry and thereby already created it. */
         for (Py_ssize_t i = 1; moved && i < n; i += 2)
             Py_INCREF(first[i]);
         Py_DECREF(dict);
@@ -257,7 +258,7 @@ static PyObject *stack_tuple(PyObject **first, Py_ssize_t n)
     return tuple;
 }
 
-/* PUT with its index in text; the opcode is consumed already. */
+/* Execute PUT, whose index is text; the opcode itself has been consumed already. */
 static int text_put(prp_loader *L)
 {
     Py_ssize_t index;
@@ -401,8 +402,8 @@ static PyObject *load_stack_global(prp_loader *L)
     return value;
 }
 
-/* If another short string and STACK_GLOBAL follow the string of `n` bytes at `p`, consume all and return the object, or
- * NULL with an exception. *next is NULL if other opcodes follow. */
+/* If another short string and STACK_GLOBAL follow the string of `n` bytes at `p`, consume them all and return the
+ * object, or NULL with an exception. If other opcodes follow, set *next to NULL. */
 static PyObject *fused_global(prp_loader *L, const uint8_t *p, const uint8_t *end, size_t n, const uint8_t **next)
 {
     const uint8_t *q = p + n;
@@ -429,8 +430,8 @@ static PyObject *fused_global(prp_loader *L, const uint8_t *p, const uint8_t *en
     return value;
 }
 
-/* If the opcodes of `type(int)` follow and the plan knows that Enum member: 1, *member is a new reference, and *at is
- * advanced; 0: not known; -1. */
+/* If the opcodes of `type(int)` follow and the plan knows that Enum member, return 1, set *member to a new reference
+ * and advance *at. Return 0 if it is not known, -1 on failure. */
 static inline int whole_enum(prp_loader *L, PyTypeObject *type, const uint8_t **at, const uint8_t *end,
                              PyObject **member)
 {
@@ -485,7 +486,7 @@ static inline int whole_enum(prp_loader *L, PyTypeObject *type, const uint8_t **
         }                                     \
         *sp++ = pushed;                       \
     } while (0)
-/* Handle further complete opcodes of this kind, of `size` bytes, while the stack has room. */
+/* Execute further complete opcodes of the same kind, each of `size` bytes, while the stack has room. */
 #define RUN(opcode, size, object)                                                                        \
     do {                                                                                                 \
         Py_ssize_t room_ = L->limit - sp, there_ = (end - p) / (size);                                   \
@@ -529,7 +530,7 @@ static PyObject *run(prp_loader *L)
 {
     const uint8_t *p = L->p, *end = L->end;
     PyObject **sp = L->sp;
-    Py_ssize_t keyed = -1; /* where the pairs of the innermost pending dict begin, -1 if there is none */
+    Py_ssize_t keyed = -1; /* stack index at which the pairs of the innermost pending dict begin, -1 if there is none */
 
     for (;;) {
         if (PRP_UNLIKELY(p == end)) {
@@ -639,7 +640,8 @@ static PyObject *run(prp_loader *L)
             }
             PUSH(prp_load_utf8(p, n));
             p += n;
-            /* Further strings, as in a list of strings; stop at one that may be the first name of a global. */
+            /* Read further strings, as in a list of strings; stop at a string that may be the first name of a
+             * global. */
             while (keyed < 0 && sp < L->limit && end - p > 2 && *p == OP_SHORT_BINUNICODE) {
                 n = prp_load_byte(p + 1);
                 const uint8_t *next = p + 2 + n;

@@ -1,4 +1,4 @@
-/* Manages the life cycle of machines and contexts: create, set options and input, clear, cache, free.
+/* Manages the life cycle of machines and contexts: creates them, sets options and input, clears, caches and frees them.
  *
  * We keep a few idle contexts, the most recently used first, so that loading a small object allocates only that object.
  * A released machine keeps its stack and memo memory if they are small, but no reference from the last load.
@@ -91,7 +91,7 @@ static void set_defaults(prp_loader *L)
     L->array_flags = 0;
 }
 
-/* Allocate the scratch memory of a zeroed machine: 0, or -1 with an exception. */
+/* Allocate the scratch memory of a zeroed machine. Return 0, or -1 with an exception. */
 static int make_machine(prp_loader *L)
 {
     L->stack = PyMem_Malloc(STACK_SLOTS * sizeof(PyObject *));
@@ -361,7 +361,8 @@ failed:
 
 int prp_loader_traverse(prp_loader *L, visitproc visit, void *arg)
 {
-    /* L->sp can be stale during a load. A running machine is reachable, and so is everything on its stack. */
+    /* L->sp can be stale during a load, so skip a running machine: it is reachable, and so is everything on its
+     * stack. */
     for (PyObject **slot = L->stack; !L->running && slot < L->sp; slot++)
         Py_VISIT(*slot);
     for (Py_ssize_t i = 0; i < L->memo.top; i++)

@@ -1,8 +1,8 @@
 /* The memo of an unpickler is an array, because picklers assign consecutive indices from zero.
  *
- * An entry with an index far beyond the number of objects stored so far goes to a dict instead, so a hostile stream
- * cannot allocate gigabytes with five bytes. Entries are owned objects, or tagged integers that stand for objects not
- * created yet (pending.c).
+ * An entry with an index far beyond the number of objects stored so far goes to a dict instead, so that five bytes of a
+ * hostile stream cannot allocate gigabytes. Entries are owned objects, or tagged integers for objects that do not exist
+ * yet (pending.c).
  */
 #include "unpickler.h"
 
@@ -39,7 +39,7 @@ bool prp_load_memo_reserve(prp_load_memo *memo, size_t index)
         if (!plausible(memo, index))
             return false;
         if (grow(memo, index) < 0) {
-            PyErr_Clear(); /* prp_load_memo_put() reports the error if it fails too */
+            PyErr_Clear(); /* prp_load_memo_put() reports the error if it fails as well */
             return false;
         }
     }
@@ -48,7 +48,7 @@ bool prp_load_memo_reserve(prp_load_memo *memo, size_t index)
     return !memo->entries[index];
 }
 
-/* Remove the object with this index from the dict: 1, *value is the object; 0: none; -1. */
+/* Remove the object with this index from the dict. Return 1 with the object in *value, 0 if there is none, or -1. */
 static int take_sparse(prp_load_memo *memo, PyObject *key, PyObject **value)
 {
     *value = Py_XNewRef(PyDict_GetItemWithError(memo->sparse, key));
@@ -61,7 +61,8 @@ static int take_sparse(prp_load_memo *memo, PyObject *key, PyObject **value)
     return 1;
 }
 
-/* Set an entry: 0 or -1. *old is the previous object or NULL; the caller drops it when the memo is consistent. */
+/* Set an entry, and return 0 or -1. *old is the previous object or NULL; the caller drops it once the memo is
+ * consistent. */
 static int replace(prp_load_memo *memo, size_t index, PyObject *value, PyObject **old)
 {
     PyObject *key = NULL;

@@ -5,7 +5,7 @@
  * integer. APPENDS or SETITEMS creates the container with all its elements. If a GET reads the entry earlier (in a
  * container that contains itself), or another opcode uses the MARK, we first create the container empty.
  *
- * The dict of an instance's state is not created at all if only BUILD uses it: its values go from the stack into the
+ * If only BUILD uses the dict of an instance's state, we never create it: its values go from the stack into the
  * instance. If the dict has a memo index, its memo entry refers to a record of the instance and its names, and a GET
  * creates the dict from the attributes. That is correct only while the attributes are unchanged, so we create the dicts
  * of all records before foreign code runs (prp_load_foreign) and before any BUILD on an instance that is not fresh.
@@ -27,8 +27,8 @@ int prp_load_make_pending(prp_loader *L, Py_ssize_t number)
     PyObject *container = kind == PRP_MARK_LIST ? PRP_FOREIGN(PyList_New(0)) : PRP_FOREIGN(PyDict_New());
     if (!container)
         return -1;
-    /* The allocation may have run code that already created the container, or that let another thread continue the
-     * load. */
+    /* Code that ran during the allocation may have created the container already, or another thread may have continued
+     * the load. */
     prp_mark *mark = &L->marks[number];
     if (number >= L->mark_count || mark->kind != kind || L->stack[mark->at - 1]) {
         Py_DECREF(container);
@@ -60,8 +60,7 @@ int prp_load_reserve_unmade(prp_loader *L)
  * dict. */
 void prp_load_note_unmade(prp_loader *L, PyObject *obj, PyObject *names, Py_ssize_t memo, Py_ssize_t pair)
 {
-    /* The attributes equal the dict only while no foreign code runs, so disable the collector even for a small
-     * stream. */
+    /* The attributes equal the dict only until foreign code runs, so disable the collector even for a small stream. */
     L->may_pause = true;
     prp_load_own(L);
     Py_ssize_t number = L->unmade_count;
@@ -104,7 +103,7 @@ static PyObject *instance_attributes(PyObject *obj)
     return made;
 }
 
-/* Create the dict of a record and, if `pair` is not NULL, the tuple (None, dict): 0 or -1. */
+/* Create the dict of a record and, if `pair` is not NULL, the tuple (None, dict). Return 0 or -1. */
 static int state_of(const prp_unmade *record, PyObject **dict, PyObject **pair)
 {
     *dict = record->names ? PRP_FOREIGN(PyDict_New()) : instance_attributes(record->obj);
@@ -157,7 +156,7 @@ int prp_load_all_unmade(prp_loader *L)
     return 0;
 }
 
-/* Call this only if no memo entry has the tag of a record any more, or if the memo is cleared too. */
+/* Call this only if no memo entry is tagged with a record any more, or if the memo is cleared too. */
 void prp_load_drop_unmade(prp_loader *L)
 {
     while (L->unmade_count > 0) {

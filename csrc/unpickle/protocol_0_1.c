@@ -3,11 +3,11 @@
 
 #include <errno.h>
 
-/* A line with its newline, copied so that it ends in a zero byte and no read can move it; short lines are in `small`.
- * */
+/* A copy of a line with its newline. It ends in a zero byte, and no later read can move it; short lines are in
+ * `small`. */
 typedef struct {
     char *text;
-    Py_ssize_t len; /* with the newline */
+    Py_ssize_t len; /* length including the newline */
     char small[64];
 } text_line;
 
@@ -96,7 +96,7 @@ PyObject *prp_load_old_string(prp_loader *L, const char *data, size_t n)
         return PyBytes_FromStringAndSize(data, (Py_ssize_t)n);
     if (L->encoding && prp_load_foreign(L) < 0) /* a codec or error handler may be foreign code */
         return NULL;
-    /* Decode a copy, because decoders measure before they write and bytes in shared memory can change in between. */
+    /* Decode a copy, because decoders read their input twice and bytes in shared memory can change in between. */
     PyObject *own = PyBytes_FromStringAndSize(data, (Py_ssize_t)n);
     if (!own)
         return NULL;

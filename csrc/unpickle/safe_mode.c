@@ -1,7 +1,7 @@
 /* Safe mode restricts even a stream whose names are all allowed (docs/safe-loading.md).
  *
- * - Opcodes change only objects that this load created. We record objects that come from a name or a persistent id,
- *   and call results that existed before the call; no opcode may change them.
+ * - Opcodes change only objects that this load created. We record the objects that names and persistent ids returned,
+ *   and those results of calls that existed before the call; no opcode may change them.
  * - No array uses bytes as addresses: arrays of objects own their memory, and no other array shares it.
  * - A stream inside the stream is loaded under the same restrictions.
  * - We replace `_codecs.encode` by a function that supports one encoding.
@@ -83,7 +83,7 @@ PyObject *prp_load_guard(prp_loader *L, PyObject *const *argv, Py_ssize_t n, PyO
     if (!value)
         return NULL;
     bool shared = Py_REFCNT(value) > 1;
-    /* If the call returns one of its arguments, that object keeps its status. */
+    /* If the call returns one of its arguments, do not record that object here. */
     for (Py_ssize_t i = 0; shared && i < n; i++)
         shared = argv[i] != value;
     if (refuse_addresses(value) < 0 || (shared && prp_load_note_shared(L, value) < 0))
@@ -93,7 +93,7 @@ PyObject *prp_load_guard(prp_loader *L, PyObject *const *argv, Py_ssize_t n, PyO
 
 /* ---- states of NumPy's objects ----------------------------------------------------------------------------------- */
 
-/* Return whether anything but the stack, the memo and the caller refers to the object. */
+/* Return whether anything except the stack, the memo and the caller refers to the object. */
 static bool is_in_use(prp_loader *L, PyObject *obj)
 {
     Py_ssize_t others = Py_REFCNT(obj) - 2;

@@ -1,9 +1,9 @@
 /* Implements BUILD, which sets the state of an instance.
  *
  * The rules are those of the standard library: call __setstate__ if it exists; otherwise put a dict into the instance's
- * __dict__, bypassing descriptors, and set slots with setattr. If a class overrides none of these, we write the values
- * directly to their final places in a fresh instance. They come from the stack if the state is still pending, else from
- * the state dict.
+ * __dict__, bypassing descriptors, and set slots with setattr. If a class overrides none of these steps, we write the
+ * values directly to their final places in a fresh instance. They come from the stack if the state is still pending,
+ * else from the state dict.
  */
 #include "unpickler.h"
 
@@ -17,7 +17,7 @@ static inline bool keys_are(const prp_class_plan *plan, PyObject *const *pairs, 
         PyObject *name = PyTuple_GET_ITEM(plan->names, i), *key = pairs[2 * i];
         if (key == name)
             continue;
-        /* Another object is the same name only if it is an equal str. */
+        /* A different object counts as the same name only if it is an equal str. */
         if (!PyUnicode_CheckExact(key) || PyUnicode_GET_LENGTH(key) != PyUnicode_GET_LENGTH(name) ||
             PyUnicode_Compare(key, name) != 0)
             return false;
@@ -95,7 +95,7 @@ int prp_load_build_pending(prp_loader *L, Py_ssize_t pair)
             prp_values_set(values, plan->where[i], value);
         else
             *(PyObject **)((char *)obj + plan->where[i]) = value;
-        Py_DECREF(pairs[2 * i]); /* a name, so this frees at most a str */
+        Py_DECREF(pairs[2 * i]); /* this is a name, so at most a str is freed */
     }
     if (memo >= 0 || pair >= 0)
         prp_load_note_unmade(L, obj, values ? NULL : plan->names, memo, pair);
@@ -114,7 +114,7 @@ int prp_load_build_pending(prp_loader *L, Py_ssize_t pair)
 /* ---- the general rules ------------------------------------------------------------------------------------------- */
 
 #if PRP_INTERNALS
-/* Write the whole dict state into a fresh instance: 1, or 0 if that is not possible. */
+/* Write the whole dict state into a fresh instance. Return 1, or 0 if that is not possible. */
 static int fill_fresh(const prp_class_plan *plan, PyObject *obj, PyObject *state)
 {
     Py_ssize_t n = PyDict_GET_SIZE(state), i = 0;
@@ -133,7 +133,7 @@ static int fill_fresh(const prp_class_plan *plan, PyObject *obj, PyObject *state
 }
 #endif
 
-/* Put a dict state into the instance's dict with `mapping[name] = value`; interns the names. */
+/* Put a dict state into the instance's dict with `mapping[name] = value`, and intern the names. */
 static int fill(PyObject *mapping, PyObject *state)
 {
     PyObject *key, *value;
@@ -218,7 +218,7 @@ int prp_load_build(prp_loader *L)
 {
     if (L->sp - 2 < L->fence)
         return prp_load_underflow(L);
-    /* Own both from here on: the calls below may run any code. */
+    /* Hold references to both from here on, because the calls below may run any code. */
     PyObject *state = *--L->sp, *obj = Py_NewRef(L->sp[-1]), *setstate = NULL;
     int failed = -1;
     if (prp_load_may_change(L, obj) < 0)

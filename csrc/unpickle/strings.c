@@ -12,7 +12,7 @@
 #define KEY_BYTES 40
 #define BLOCK 256
 #define SHORT 32
-/* Prevents the compiler from reading the source of a copy again, because it must assume that the copy has changed. */
+/* Make the compiler assume that the copy has changed, so that it cannot read the source of the copy again. */
 #define PRP_READ_ONCE(copy) __asm__ volatile("" : : "r"(&(copy)) : "memory")
 
 PyObject *prp_load_characters[128];
@@ -25,7 +25,7 @@ int prp_load_string_init(void)
     return 0;
 }
 
-/* Return whether `n` >= 2 bytes are ASCII. Reads them as words; the last word may overlap the one before it. */
+/* Return whether `n` >= 2 bytes are ASCII. Read them as words; the last word may overlap the one before it. */
 static inline bool is_ascii(const uint8_t *data, size_t n)
 {
     uint64_t word, seen = 0;
@@ -67,7 +67,7 @@ static PyObject *decode_short(prp_short_text text, size_t n)
 }
 
 /* Bytes in shared memory can change, so we copy them first, and check and decode the copy: an ASCII str must not
- * contain non-ASCII bytes, and the interpreter's decoder measures before it writes. */
+ * contain non-ASCII bytes, and the interpreter's decoder reads its input twice. */
 PyObject *prp_load_utf8(const uint8_t *data, size_t n)
 {
     if (PRP_LIKELY(n > 1 && n <= sizeof(prp_short_text))) {

@@ -1,11 +1,11 @@
 /* The unpickler: declarations shared by its files, and the interface of the extension module.
  *
- * A `prp_loader` is an unpickling machine: input, stack, marks, memo, options. prp_loader_new() creates it,
- * prp_loader_memory() or prp_loader_file() sets its input, and prp_load() runs it.
+ * A `prp_loader` is an unpickling machine, which consists of input, stack, marks, memo and options. prp_loader_new()
+ * creates it, prp_loader_memory() or prp_loader_file() sets its input, and prp_load() runs it.
  *
  * Caches that outlive a load (names, classes, strings, template dicts) belong to a context (context.h). A call owns one
- * context from its start to its end; nested calls and calls in other threads each use a different context. So only this
- * load changes its caches, even if Python code runs meanwhile.
+ * context from its start to its end; nested calls and calls in other threads each use a different context. So no other
+ * load changes these caches, even if Python code runs meanwhile.
  *
  * Ownership: the stack and the memo own their objects. A stack slot may be NULL for a container that is still "pending"
  * (pending.c), and a memo entry may be a tagged integer for the same reason; code outside memo.c and pending.c never
@@ -28,11 +28,11 @@
 /* ---- marks, and containers that are created when their size is known --------------------------------------------- */
 
 typedef enum {
-    PRP_MARK_PLAIN, /* only a MARK */
+    PRP_MARK_PLAIN, /* only a MARK, without a pending container */
     PRP_MARK_LIST,  /* the slot below is a list that APPENDS creates */
     PRP_MARK_DICT,  /* the slot below is a dict that SETITEMS creates */
-    PRP_MARK_STATE, /* the same; it is probably the state of the instance below it */
-    PRP_MARK_SLOTS, /* the same, but the state is (None, dict); below the dict are None and the instance */
+    PRP_MARK_STATE, /* as DICT, but the dict is probably the state of the instance below it */
+    PRP_MARK_SLOTS, /* as STATE, but the state is (None, dict); below the dict are None and the instance */
 } prp_mark_kind;
 
 typedef struct prp_class_plan prp_class_plan;
@@ -53,21 +53,21 @@ typedef struct {
 enum { PRP_MEMO_TAG_PENDING = 1, PRP_MEMO_TAG_UNMADE = 2, PRP_MEMO_TAGS = 3 };
 
 typedef struct {
-    PyObject **entries; /* NULL, tagged, or owned */
+    PyObject **entries; /* each is NULL, tagged or owned */
     Py_ssize_t capacity;
     Py_ssize_t top;   /* no entry at or above it is set */
-    Py_ssize_t used;  /* distinct indices set, here and in `sparse`: the index of the next MEMOIZE */
+    Py_ssize_t used;  /* number of indices set, here and in `sparse`; also the index of the next MEMOIZE */
     PyObject *sparse; /* dict for indices that no real pickler can have reached yet; NULL until needed */
 } prp_load_memo;
 
 typedef struct {
     PyObject *obj;   /* owned: the instance that got the dict's values */
-    PyObject *names; /* owned: tuple of its slots' names, in order; NULL: all its attributes */
+    PyObject *names; /* owned: tuple of the names of its slots, in order; NULL means all its attributes */
     Py_ssize_t memo; /* the entry that is tagged with this record, or -1 */
     Py_ssize_t pair; /* SLOTS: the entry of the tuple (None, dict), -1 if it has none */
 } prp_unmade;
 
-/* One of an array of out-of-band buffers in foreign memory (the store). */
+/* One element of an array of out-of-band buffers in foreign memory (the store). */
 typedef struct {
     const uint8_t *ptr;
     size_t len;
@@ -81,11 +81,11 @@ typedef struct prp_loader {
     /* input: [p, end) has been read but not consumed */
     const uint8_t *p, *end;
     const uint8_t *chunk;  /* start of the current chunk */
-    const uint8_t *beyond; /* chunk end, while `end` is the end of a frame, which no opcode may cross; else NULL */
+    const uint8_t *beyond; /* the chunk's end while `end` is the end of a frame, which no opcode may cross; else NULL */
     bool peeked;           /* the chunk was peeked: the consumed bytes must still be read from the file */
     PyObject *chunk_owner; /* keeps the chunk alive; NULL if the caller does */
     Py_buffer chunk_view;  /* held if chunk_owner is a buffer other than bytes; .obj is NULL otherwise */
-    PyObject *read, *readline, *readinto, *peek; /* NULL for memory input */
+    PyObject *read, *readline, *readinto, *peek; /* all NULL for memory input */
 
     /* stack */
     PyObject **stack, **sp, **limit;
@@ -100,20 +100,20 @@ typedef struct prp_loader {
     /* options */
     int proto;
     bool fix_imports;
-    bool raw_strings;       /* encoding="bytes" */
+    bool raw_strings;       /* true for encoding="bytes" */
     bool custom_find_class; /* `self` is an instance of a subclass: look up find_class for each global */
     bool running;
-    const char *encoding, *errors; /* NULL: "ASCII", "strict"; else owned by the strings below */
+    const char *encoding, *errors; /* NULL means "ASCII" or "strict"; otherwise the strings below own them */
     PyObject *encoding_text, *errors_text;
     PyObject *buffers;      /* exact list or tuple, or an iterator; NULL if none were given */
-    Py_ssize_t buffer_next; /* list or tuple: the next index; -1 once exhausted, as an iterator stays exhausted */
+    Py_ssize_t buffer_next; /* list or tuple: the next index; -1 after the last one, even if the list grows later */
     PyObject *allow;        /* NULL, a frozenset of "module:qualname", or a callable */
     uint32_t allow_number, allow_place; /* number of the set `allow` in the context, or PRP_NO_SET */
     PyObject *shared; /* safe mode: objects that this load did not create, by address; NULL until needed */
     PyObject *self;   /* borrowed: the Unpickler, or NULL in the module functions */
 
     /* the store */
-    PyObject *owner; /* borrowed; not NULL: out-of-band buffers come from `table` and arrays are read-only */
+    PyObject *owner; /* borrowed; if not NULL, out-of-band buffers come from `table` and arrays are read-only */
     const prp_buffer *table;
     size_t table_len, table_next;
     int array_flags;
@@ -127,8 +127,8 @@ typedef struct prp_loader {
 int prp_load_init(PyObject *unpickling_error, PyObject *unpickler_type);
 prp_loader *prp_loader_new(void);
 void prp_loader_free(prp_loader *L);
-/* Return the machine of an idle context, with default options; prp_loader_release() puts both back. NULL with an
- * exception. */
+/* Return the machine of an idle context, with default options, or NULL with an exception; prp_loader_release() returns
+ * both. */
 prp_loader *prp_loader_acquire(void);
 void prp_loader_release(prp_loader *L);
 int prp_loader_set_strings(prp_loader *L, PyObject *encoding, PyObject *errors);
@@ -136,7 +136,7 @@ int prp_loader_set_buffers(prp_loader *L, PyObject *buffers);
 int prp_loader_set_allow(prp_loader *L, PyObject *allow);
 void prp_loader_memory(prp_loader *L, const uint8_t *data, size_t len);
 int prp_loader_file(prp_loader *L, PyObject *file);
-/* Run the machine up to STOP: new reference, or NULL with an exception. */
+/* Run the machine up to STOP. Return a new reference, or NULL with an exception. */
 PyObject *prp_load(prp_loader *L);
 PyObject *prp_loads_function(PyObject *module_name); /* loads.c: create loads(); call it once */
 /* loads.c: load from any buffer object. */
@@ -155,7 +155,7 @@ static inline void prp_load_clear(PyObject **slot)
 /* ---- errors ------------------------------------------------------------------------------------------------------ */
 
 extern PyObject *prp_unpickling_error;
-PyObject *prp_load_malformed(const char *format, ...); /* always NULL */
+PyObject *prp_load_malformed(const char *format, ...); /* always returns NULL */
 int prp_load_underflow(prp_loader *L);                 /* always -1 */
 int prp_load_truncated(void);                          /* always -1 */
 
@@ -163,13 +163,13 @@ int prp_load_truncated(void);                          /* always -1 */
 
 /* Make [p, p + need) available, or return -1. */
 int prp_load_refill(prp_loader *L, size_t need);
-/* A frame of `length` bytes begins at p: make it available and, if frames are strict, set `end` to its end. */
+/* Make the frame of `length` bytes that begins at p available and, if frames are strict, set `end` to its end. */
 int prp_load_frame(prp_loader *L, uint64_t length);
 extern bool prp_load_strict_frames; /* opcodes may not cross the end of a frame, as in recent releases of CPython */
-extern int prp_load_int_base;       /* base of INT and LONG: 10, or 0 to read them as int(text, 0) does */
-/* Consume a line with its newline: its length, or -1. The pointer is valid until the next read. */
+extern int prp_load_int_base;       /* base for INT and LONG: 10, or 0 to read them as int(text, 0) would */
+/* Consume a line with its newline, and return its length, or -1. The pointer is valid until the next read. */
 Py_ssize_t prp_load_line(prp_loader *L, const char **line);
-/* bytes or bytearray of `n` bytes, from the rest of the chunk and then from the file. */
+/* Read a bytes or bytearray of `n` bytes, from the rest of the chunk and then from the file. */
 PyObject *prp_load_bytes(prp_loader *L, size_t n, bool mutable_);
 /* At the end of a load, advance the file to just after the last byte consumed. */
 int prp_load_settle(prp_loader *L);
@@ -187,11 +187,11 @@ static inline int prp_load_push_mark(prp_loader *L, prp_mark_kind kind, Py_ssize
     L->fence = L->sp;
     return 0;
 }
-/* Remove the last mark, creating its container first if pending: stack height at the mark, or -1. */
+/* Remove the last mark; if its container is pending, create that first. Return the stack height at the mark, or -1. */
 Py_ssize_t prp_load_pop_mark(prp_loader *L);
-/* Drop everything above `height`: 0, or -1 with an exception. */
+/* Drop everything above `height`. Return 0, or -1 with an exception. */
 int prp_load_clear_stack(prp_loader *L, Py_ssize_t height);
-/* Empty the stack at the end of a load; keeps the exception that is set. */
+/* Empty the stack at the end of a load, and keep the exception that is set. */
 void prp_load_discard_stack(prp_loader *L);
 
 /* ---- memo.c ------------------------------------------------------------------------------------------------------ */
@@ -204,9 +204,9 @@ static inline uint8_t prp_load_byte(const uint8_t *p)
 
 int prp_load_memo_put(prp_loader *L, size_t index, PyObject *value); /* borrows `value` */
 /* Make room for an entry that was never set, without running foreign code: the caller sets it and counts it in `used`.
- * False without an exception: the entry is already set, belongs to the dict, or memory ran out. */
+ * Return false without an exception if the entry is already set, belongs to the dict, or memory ran out. */
 bool prp_load_memo_reserve(prp_load_memo *memo, size_t index);
-/* MEMOIZE: store under the next index. */
+/* Execute MEMOIZE: store the value under the next index. */
 static inline int prp_load_memoize(prp_loader *L, PyObject *value)
 {
     prp_load_memo *memo = &L->memo;
@@ -229,11 +229,12 @@ static inline bool prp_load_tagged(PyObject *entry)
 
 /* ---- pending.c --------------------------------------------------------------------------------------------------- */
 
-/* Create the container of a mark. 0: the mark is plain now, or another thread continued the load meanwhile; -1. */
+/* Create the container of a mark. Return 0 if the mark is plain now or another thread has continued the load, -1 on
+ * failure. */
 int prp_load_make_pending(prp_loader *L, Py_ssize_t mark);
-int prp_load_make_unmade(prp_loader *L, Py_ssize_t record); /* as above */
+int prp_load_make_unmade(prp_loader *L, Py_ssize_t record); /* has the same return values */
 int prp_load_all_unmade(prp_loader *L);
-/* Make room for one more record: 0 or -1. Runs no foreign code. */
+/* Make room for one more record, and return 0 or -1. This runs no foreign code. */
 int prp_load_reserve_unmade(prp_loader *L);
 /* Add a record, and its tags to the memo; the caller reserved the room for both. */
 void prp_load_note_unmade(prp_loader *L, PyObject *obj, PyObject *names, Py_ssize_t memo, Py_ssize_t pair);
@@ -262,8 +263,8 @@ static inline void prp_load_own(prp_loader *L)
         prp_load_pause_collector(L);
 }
 
-/* Drop the machine's reference to an object. If it is the last one, the destructor is foreign code. 0, or -1 with an
- * exception; the reference is dropped either way. */
+/* Drop the machine's reference to an object. If it is the last one, the destructor is foreign code. Return 0, or -1
+ * with an exception; the reference is dropped either way. */
 int prp_load_drop_last(prp_loader *L, PyObject *value);
 static inline int prp_load_drop(prp_loader *L, PyObject *value)
 {
@@ -284,34 +285,33 @@ typedef enum {
     PRP_CALL_DATE,
     PRP_CALL_TIME,
     PRP_CALL_TIMEDELTA,
-    PRP_CALL_NEW_ONLY, /* calling the type only calls tp_new, because tp_init is object's */
+    PRP_CALL_NEW_ONLY, /* a call of the type only calls tp_new, because tp_init is that of object */
     PRP_CALL_NDARRAY,
     PRP_CALL_DTYPE,
 } prp_call;
 
-/* Facts about a class that are valid for one of its version tags. */
+/* Facts about a class, which are valid while the class has one version tag. */
 struct prp_class_plan {
     PyTypeObject *type; /* borrowed; valid only if the type at this address has the version tag `version` */
-    unsigned version;   /* 0: nothing is known */
+    unsigned version;   /* 0 if nothing is known */
     prp_make make;
     prp_call call;
     bool dict_state;       /* BUILD with a dict only fills the instance's __dict__ */
     bool slot_state;       /* setting a slot runs only the slot's descriptor */
     prp_learned learned;   /* the kind of state that `names` and `where` describe */
     Py_ssize_t fields;     /* MAKE_TUPLE: length of the namedtuple */
-    PyObject *function;    /* MAKE_TUPLE: owned, its generated __new__ ... */
-    PyObject *code;        /* ... and its code object that was checked, owned */
-    PyObject *members;     /* CALL_ENUM: owned, _value2member_map_ */
+    PyObject *function;    /* MAKE_TUPLE: owned, its generated __new__ */
+    PyObject *code;        /* MAKE_TUPLE: owned, the code object of `function`, which was checked */
+    PyObject *members;     /* CALL_ENUM: owned, the Enum's _value2member_map_ */
     unsigned meta_version; /* CALL_ENUM: version tag of the metaclass */
-    PyObject **
-        by_int; /* CALL_ENUM: the members, indexed by their int value, or NULL; borrowed from `members`, and valid ... */
+    PyObject **by_int;     /* CALL_ENUM: the members, indexed by their int value, or NULL; borrowed from `members` */
     uint32_t by_int_count;
-    bool inert_members;      /* comparing their values runs no foreign code ... */
-    uint64_t by_int_version; /* ... while it has this version */
-    PyObject *names;         /* owned tuple of interned names in the order last seen, or NULL */
-    Py_ssize_t *where;       /* one per name: index into the instance's values, or offset of the slot */
+    bool inert_members;      /* CALL_ENUM: comparing the members' values runs no foreign code */
+    uint64_t by_int_version; /* CALL_ENUM: the version of `members` for which these fields are valid */
+    PyObject *names;         /* owned: tuple of interned names in the order of the last state, or NULL */
+    Py_ssize_t *where;       /* one entry per name: its index in the instance's values, or the offset of its slot */
     void *keys;              /* LEARNED_DICT: the shared keys that the indices refer to */
-    unsigned relearned;      /* limits learning, in case each instance has different names */
+    unsigned relearned;      /* counts how often we learned names, to limit this if each instance has different names */
 };
 
 /* Return the plan for a class, or NULL with an exception. The first call for a class runs foreign code; the result is
@@ -328,38 +328,40 @@ static inline bool prp_plan_knows(const prp_class_plan *plan, PyTypeObject *type
     return plan && prp_plan_holds(plan, type) && plan->learned == kind;
 }
 int prp_plan_init(void);
-extern PyObject *prp_text_setstate; /* "__setstate__", interned */
-/* Record where the names of a state belong, after the general rules have set the state of `obj`: 0 or -1. */
+extern PyObject *prp_text_setstate; /* the interned str "__setstate__" */
+/* Record where the names of a state belong, after the general rules have set the state of `obj`. Return 0 or -1. */
 int prp_plan_learn(prp_loader *L, PyObject *obj, PyObject *state, prp_learned kind);
 
 int prp_load_build(prp_loader *L);
 /* Move the elements above the last mark, of kind STATE or SLOTS, into the instance below it, and remove them and the
- * placeholder of the state from the stack. `pair` is the memo index of the tuple (None, dict), or -1. 1: done, the
- * mark is removed; 0: not possible, nothing was changed; -1. */
+ * placeholder of the state from the stack. `pair` is the memo index of the tuple (None, dict), or -1. Return 1 if done
+ * (the mark is removed), 0 if this is not possible (nothing has changed), -1 on failure. */
 int prp_load_build_pending(prp_loader *L, Py_ssize_t pair);
 #if PRP_INTERNALS
-/* Write the values of all names the plan has learned into an instance that has none yet, stealing the references;
- * false: not possible. The plan must be valid for the instance's class, and its `learned` must match the state. */
+/* Write the values of all names the plan has learned into an instance that has none yet, and steal the references.
+ * Return false if this is not possible. The plan must be valid for the instance's class, and its `learned` must match
+ * the state. */
 bool prp_load_fill(const prp_class_plan *plan, PyObject *obj, PyObject *const *values);
 /* fields.c: after pushing the MARK of a state whose plan is valid, read fields as long as they are the expected ones.
- * Returns the bytes consumed: either the state is complete, the instance on top of the stack and the mark removed, or
- * the pairs read are on the stack. -1: failed. */
+ * Return the number of bytes consumed, or -1. Afterwards either the state is complete, the instance is on top of the
+ * stack and the mark is removed, or the pairs read so far are on the stack. */
 Py_ssize_t prp_load_fields(prp_loader *L, const uint8_t *start, const uint8_t *end);
 #endif
 PyObject *prp_load_new(prp_loader *L, PyObject *cls, PyObject *args, PyObject *kwargs, bool ex);
-/* cls.__new__(cls, *argv): steals nothing. `args` is argv as a tuple if one exists already, else NULL. */
+/* Call cls.__new__(cls, *argv) without stealing references. `args` is argv as a tuple if one exists already, else
+ * NULL. */
 PyObject *prp_load_new_fused(prp_loader *L, PyObject *cls, PyObject *const *argv, Py_ssize_t n, PyObject *args);
-/* Return the member of an unmodified Enum that has this int as its value: new reference, or NULL without an exception
- * if the plan does not know it yet. */
+/* Return the member of an unmodified Enum that has this int as its value, as a new reference. Return NULL without an
+ * exception if the plan does not know it yet. */
 PyObject *prp_load_enum_member(prp_loader *L, PyTypeObject *type, uint32_t value);
-/* callable(*argv) for REDUCE. */
+/* Call callable(*argv) for REDUCE. */
 PyObject *prp_load_call(prp_loader *L, PyObject *callable, PyObject *const *argv, Py_ssize_t n);
 PyObject *prp_load_reduce(prp_loader *L, PyObject *callable, PyObject *args);
 PyObject *prp_load_instantiate(prp_loader *L, PyObject *cls, PyObject *args);
 
 /* ---- containers.c: adding elements to containers ----------------------------------------------------------------- */
 
-/* A list of n items, whose references it steals; NULL with an exception. */
+/* Return a list of n items, and steal their references; NULL with an exception. */
 static inline PyObject *prp_load_list_of(PyObject **items, Py_ssize_t n)
 {
     PyObject *list = PyList_New(n);
@@ -377,8 +379,8 @@ bool prp_load_inert_keys(PyObject *const *pairs, Py_ssize_t n);
 
 /* ---- dicts.c ---- */
 
-/* Create a dict of n pairs without removing them from the stack. *moved: the dict stole the references to the values;
- * otherwise it has its own. NULL without an exception if a key may run foreign code; then nothing was done. */
+/* Create a dict of n pairs without removing them from the stack. *moved tells whether the dict stole the references to
+ * the values or took new ones. If a key may run foreign code, do nothing and return NULL without an exception. */
 PyObject *prp_load_dict_of(prp_loader *L, PyObject *const *pairs, Py_ssize_t n, bool *moved);
 
 /* ---- protocol_0_1.c: numbers and strings in text, and strings of Python 2 ---------------------------------------- */
@@ -397,9 +399,9 @@ int prp_load_text_index(prp_loader *L, Py_ssize_t *index);
 int prp_load_string_init(void);
 extern PyObject *prp_load_characters[128]; /* the interpreter's own str of each ASCII character */
 PyObject *prp_load_utf8(const uint8_t *data, size_t n);
-/* As prp_load_utf8(), for a dict key or attribute name; repeated strings come from a cache. */
+/* The same as prp_load_utf8(), for a dict key or attribute name; repeated strings come from a cache. */
 PyObject *prp_load_key(prp_loader *L, const uint8_t *data, size_t n);
-/* As prp_load_key(), for an attribute name: first tries the name that the last instance of the class had at this
+/* The same as prp_load_key(), for an attribute name: first try the name that the last instance of the class had at this
  * position. */
 PyObject *prp_load_name(prp_loader *L, const prp_mark *mark, Py_ssize_t height, const uint8_t *data, size_t n);
 
@@ -408,14 +410,15 @@ PyObject *prp_load_name(prp_loader *L, const prp_mark *mark, Py_ssize_t height, 
 int prp_load_global_init(PyObject *unpickler_type);
 /* Set the number of `set` in L, or PRP_NO_SET. The context uses this number to cache which names the set allows. */
 void prp_load_know_set(prp_loader *L, PyObject *set);
-/* Look up a global by the bytes of its two names; NULL with an exception. */
+/* Look up a global by the bytes of its two names; return NULL with an exception on failure. */
 PyObject *prp_load_global_bytes(prp_loader *L, const uint8_t *module, size_t module_len, const uint8_t *name,
                                 size_t name_len, PyObject **module_text, PyObject **name_text);
 PyObject *prp_load_global(prp_loader *L, PyObject *module, PyObject *name);
-/* As prp_load_global(), for names that do not come from the stream; not for use with an overridden find_class. */
+/* The same as prp_load_global(), for names that do not come from the stream. Do not call it if find_class is
+ * overridden. */
 PyObject *prp_load_known_global(prp_loader *L, const char *module, const char *name);
 PyObject *prp_load_extension(prp_loader *L, long code);
-/* The implementation of Unpickler.find_class. */
+/* Implements Unpickler.find_class. */
 PyObject *prp_load_find_class(prp_loader *L, PyObject *module, PyObject *name);
 PyObject *prp_load_persistent(prp_loader *L, PyObject *pid);
 
@@ -425,7 +428,7 @@ int prp_load_buffer_init(void);
 PyObject *prp_load_take_buffer(prp_loader *L); /* the next out-of-band buffer: new reference, NULL with an exception */
 int prp_load_next_buffer(prp_loader *L);       /* push the next buffer */
 int prp_load_readonly_buffer(prp_loader *L);
-/* Return whether `obj` is one of our buffers of foreign memory; if so, its bytes and the borrowed owner. */
+/* Return whether `obj` is one of our buffers of foreign memory; if so, set its bytes and the borrowed owner. */
 bool prp_load_foreign_buffer(PyObject *obj, const uint8_t **ptr, size_t *len, PyObject **owner);
 
 /* ---- arrays.c ---------------------------------------------------------------------------------------------------- */
@@ -438,29 +441,30 @@ typedef struct {
     int flags;
 } prp_array_memory;
 
-/* Get the bytes of a buffer object. 1; 0: not usable; -1. */
+/* Get the bytes of a buffer object. Return 1, 0 if it is not usable, or -1. */
 int prp_load_array_memory(prp_loader *L, PyObject *buffer, prp_array_memory *memory);
 /* numpy's _frombuffer and ndarray; each is NULL until a stream uses it. */
 extern PyObject *prp_load_array_callables[2];
 /* whole_arrays.c: execute the call of one of them, from after its MARK to its REDUCE, if the opcodes are the usual
- * ones. 1: done, the array replaced the callable on the stack; 0: not possible, nothing was changed; -1. */
+ * ones. Return 1 if done (the array has replaced the callable on the stack), 0 if not possible (nothing has changed),
+ * or -1. */
 int prp_load_array_whole(prp_loader *L);
-/* Do the work of a known numpy callable without running Python code. NULL without an exception: not possible, call it
- * normally. */
+/* Do the work of a known numpy callable without running Python code. If this is not possible, return NULL without an
+ * exception; the caller then calls it normally. */
 PyObject *prp_load_array_call(prp_loader *L, PyObject *callable, PyObject *const *argv, Py_ssize_t n);
 /* Return whether prp_load_array_call() may support `callable`. */
 bool prp_load_array_known(PyObject *callable);
-/* numpy.dtype(*argv) and the BUILD that numpy writes after it, which is also consumed; same result as
- * prp_load_array_call(). */
+/* Execute numpy.dtype(*argv), and consume and execute the BUILD that numpy writes after it. Return as
+ * prp_load_array_call() does. */
 PyObject *prp_load_array_dtype(prp_loader *L, PyObject *const *argv, Py_ssize_t n);
-/* numpy.ndarray(*argv); same result as prp_load_array_call(). */
+/* Execute numpy.ndarray(*argv). Return as prp_load_array_call() does. */
 PyObject *prp_load_array_new(prp_loader *L, PyObject *callable, PyObject *const *argv, Py_ssize_t n);
-/* Make an array that foreign code created read-only, as arrays from the store must be. 0 or -1. */
+/* Make an array that foreign code created read-only, because arrays from the store must be. Return 0 or -1. */
 int prp_load_array_seal(prp_loader *L, PyObject *array);
 
 /* ---- safe_mode.c ------------------------------------------------------------------------------------------------- */
 
-/* Record an object that this load did not create: 0 or -1. */
+/* Record an object that this load did not create. Return 0 or -1. */
 int prp_load_note_shared(prp_loader *L, PyObject *obj);
 /* Return 0 if an opcode may change the object, else -1 with an exception. Call it in safe mode only. */
 int prp_load_refuse_shared(prp_loader *L, PyObject *obj);
@@ -474,14 +478,14 @@ static inline PyObject *prp_load_guarded(prp_loader *L, PyObject *const *argv, P
 {
     return PRP_LIKELY(!L->allow) ? value : prp_load_guard(L, argv, n, value);
 }
-/* Check that a NumPy dtype or array can have this state: 0 or -1. Other objects always pass. The stack and the caller
- * each hold a reference to `obj`. */
+/* Check that a NumPy dtype or array can have this state, and return 0 or -1. Other objects always pass. The stack and
+ * the caller each hold a reference to `obj`. */
 int prp_load_check_state(prp_loader *L, PyObject *obj, PyObject *state);
 /* Return whether this is the name of the function that loads nested streams. prp_load_nested_stream() returns this
  * function with the restrictions of L. */
 bool prp_load_is_nested_stream(PyObject *module, PyObject *name);
 PyObject *prp_load_nested_stream(prp_loader *L);
-/* Return the replacement for _codecs.encode as a new reference. NULL without an exception: it is a different name. */
+/* Return the replacement for _codecs.encode as a new reference, or NULL without an exception for any other name. */
 PyObject *prp_load_safe_codec(PyObject *module, PyObject *name);
 
 #endif

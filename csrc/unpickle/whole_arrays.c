@@ -1,12 +1,12 @@
 /* Reads from the stream, in one step, all opcodes of a call that creates an array.
  *
- * Picklers write plain arrays with the same opcodes every time; only dtype, shape and bytes differ. After the
- * callable and a MARK:
+ * Picklers write plain arrays with the same opcodes every time; only dtype, shape and bytes differ. These opcodes
+ * follow the callable and a MARK:
  *
  *     _frombuffer   NEXT_BUFFER, the dtype (GET or its opcodes), the shape's ints and TUPLE, 'C' or 'F', TUPLE, REDUCE
  *     ndarray       the shape, the dtype's name, the bytes (in the stream, or NEXT_BUFFER), 0, None, TUPLE, REDUCE
  *
- * This is the form that this package's pickler writes. It memoizes only objects that arrays can share (numpy's name,
+ * The pickler of this package writes this form. It memoizes only objects that several arrays can share (numpy's name,
  * the class dtype, the dtype, the letters of byte order and of memory order), and writes a GET when one of them occurs
  * again. If the opcodes match, we create the array without the intermediate objects. We consume nothing before the
  * array exists. The opcode loop handles all other opcodes and returns the result or raises the error.
@@ -18,15 +18,15 @@ typedef struct {
     const uint8_t *p, *end;
     int nd;
     int64_t shape[PRP_ARRAY_MAX_DIMS];
-    const uint8_t *name; /* of the dtype, or NULL */
+    const uint8_t *name; /* the name of the dtype, or NULL */
     size_t name_len;
     const uint8_t *inband; /* the bytes, or NULL if they come from NEXT_BUFFER */
     size_t inband_len;
     PyObject *dtype; /* borrowed from the memo, or NULL */
-    PyObject *cls;   /* the class dtype, borrowed from the memo, or NULL: looked up by name, then both are memoized */
-    bool made;       /* the opcodes create the dtype, from which its name comes; memoize it */
-    uint8_t sign;    /* byte order, if it must be memoized; 0: it came by GET */
-    uint8_t order;   /* memory order, if it must be memoized; 0: it came by GET */
+    PyObject *cls;   /* the class dtype, borrowed from the memo; if NULL, look it up by name and memoize both */
+    bool made;       /* whether the opcodes create the dtype (its name comes from them), so that we memoize it */
+    uint8_t sign;    /* the byte order if we must memoize it, 0 if a GET returned it */
+    uint8_t order;   /* the memory order if we must memoize it, 0 if a GET returned it */
     bool fortran;
 } array_call;
 
@@ -76,7 +76,8 @@ static bool read_shape(array_call *c)
     return marked ? op == OP_TUPLE : c->nd >= 1 && c->nd <= 3 && op == OP_TUPLE1 - 1 + c->nd;
 }
 
-/* Read the `n` bytes after an opcode and its `width` bytes of length; false if they are incomplete. */
+/* Read the `n` bytes that follow an opcode and its length field of `width` bytes; return false if they are
+ * incomplete. */
 static bool read_run(array_call *c, size_t width, size_t n, const uint8_t **bytes, size_t *len)
 {
     if ((size_t)(c->end - c->p) - 1 - width < n)
@@ -92,7 +93,7 @@ static bool read_text(array_call *c, const uint8_t **text, size_t *len)
     return c->end - c->p >= 2 && *c->p == OP_SHORT_BINUNICODE && read_run(c, 1, prp_load_byte(c->p + 1), text, len);
 }
 
-/* The object of a GET with a one-byte index, borrowed; NULL: leave it to the opcode loop. */
+/* Return the object of a GET with a one-byte index (borrowed); NULL means to leave it to the opcode loop. */
 static PyObject *read_get(const prp_loader *L, array_call *c)
 {
     if (c->end - c->p < 2 || *c->p != OP_BINGET)
@@ -105,8 +106,8 @@ static PyObject *read_get(const prp_loader *L, array_call *c)
     return entry;
 }
 
-/* Read one of `letters`, from a GET or from the stream before a MEMOIZE; sets *made to it in the latter case. 0:
- * leave it to the opcode loop. */
+/* Read one of `letters`, from a GET or from the stream before a MEMOIZE; in the latter case, set *made to it. 0 means
+ * to leave it to the opcode loop. */
 static uint8_t read_letter(const prp_loader *L, array_call *c, const char *letters, uint8_t *made)
 {
     uint8_t letter;
@@ -130,7 +131,8 @@ static uint8_t read_letter(const prp_loader *L, array_call *c, const char *lette
     return letter && strchr(letters, letter) ? letter : 0;
 }
 
-/* Read a GET, or numpy.dtype(kind and size, False, True) with the state that sets its byte order. `name`: 8 bytes. */
+/* Read a GET, or numpy.dtype(kind and size, False, True) with the state that sets its byte order. `name` has room for 8
+ * bytes. */
 static bool read_dtype(const prp_loader *L, array_call *c, uint8_t *name)
 {
     static const uint8_t head[] = "\x8c\x05numpy\x94\x8c\x05"
@@ -184,7 +186,8 @@ static bool read_call(prp_loader *L, array_call *c, bool frombuffer, uint8_t *na
     return order && literal(c, "tR", 2);
 }
 
-/* Get the memory of the call, without consuming an out-of-band buffer. 1; 0: leave it to the opcode loop; -1. */
+/* Get the memory that the call uses, without consuming an out-of-band buffer. Return 1, 0 to leave it to the opcode
+ * loop, or -1. */
 static int memory_of(prp_loader *L, const array_call *c, prp_array_memory *memory)
 {
     PyObject *buffer;
@@ -215,20 +218,20 @@ static int memory_of(prp_loader *L, const array_call *c, prp_array_memory *memor
     return status;
 }
 
-/* The dtype as a new reference. NULL without an exception: leave it to the opcode loop. */
+/* Return the dtype as a new reference. NULL without an exception means to leave it to the opcode loop. */
 static PyObject *dtype_of(prp_loader *L, const prp_ndarray_api *numpy, const array_call *c)
 {
     if (c->dtype)
         return Py_NewRef(c->dtype);
     if (c->made) {
-        /* Look the name up as the opcodes would: with an audit event, and with an error if the name is not allowed. */
+        /* Look the name up as the opcodes would: fire an audit event, and raise an error if the name is not allowed. */
         PyObject *type = c->cls ? Py_NewRef(c->cls) : prp_load_known_global(L, "numpy", "dtype");
         Py_XDECREF(type);
         if (type != numpy->dtype_type)
             return NULL;
     }
     if (c->made)
-        return numpy->plain_dtype((const char *)c->name, c->name_len); /* it will be memoized */
+        return numpy->plain_dtype((const char *)c->name, c->name_len); /* the caller memoizes this dtype */
     return numpy->shared_dtype((const char *)c->name, c->name_len);
 }
 

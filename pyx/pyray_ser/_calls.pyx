@@ -1,10 +1,10 @@
 """Tracks the calls in progress on the pipe to one worker process, and owns the file descriptors that they need.
 
 Python runs signal handlers and finalizers between any two steps of Python code, in the thread that they interrupt. If
-the interrupted code holds a lock that the handler needs, the thread deadlocks with itself. So the state of a pipe has
-no lock: each method here is one uninterruptible step. While the state is incomplete, a method keeps the GIL, runs no
-Python code and allocates nothing that the garbage collector tracks. Reading and writing never block. Only `wait` lets
-other code run, and it does so while the state is complete.
+the interrupted code holds a lock that the handler needs, the thread waits for itself forever. So the state of a pipe
+has no lock: each method here is one uninterruptible step. While the state is incomplete, a method keeps the GIL, runs
+no Python code and allocates nothing that the garbage collector tracks. Reading and writing never block. Only `wait`
+lets other code run, and only while the state is complete.
 """
 
 cimport cython
@@ -54,7 +54,7 @@ cdef enum:
 
 # All file descriptors owned by this module's objects, for `close_inherited`.
 cdef dict _open = {}
-# Number of forks, because an object created before a fork owns nothing in the child.
+# The number of forks; an object that was created before a fork owns nothing in the child.
 cdef unsigned long _generation = 0
 
 
@@ -155,13 +155,14 @@ cdef class Job:
         The frame of the call, and a frame that must be sent before it.
     number : int
     held : object
-        Keeps the objects that the arguments refer to alive until the worker has replied and holds them itself.
+        Keeps the objects that the arguments refer to alive until the worker has replied; by then the worker holds them
+        itself.
     items : collections.deque or None
         Outcomes received so far, for a call with several results.
     ended : bool
         Whether all items have been received.
     stream : object or None
-        Has ``notice()``, to be called after a change of `items` or `ended`.
+        An object whose ``notice()`` must be called after a change of `items` or `ended`.
     worker, function, retries
         Used by the pool.
     """
@@ -350,7 +351,7 @@ cdef class Calls(Descriptor):
         Returns
         -------
         int
-            Sum of READABLE and ENDED. 0 may also mean that a signal handler ran.
+            The sum of READABLE and ENDED, as far as they apply. 0 means a timeout, or that a signal handler ran.
         """
         cdef pollfd[2] fds
         cdef int found, failed

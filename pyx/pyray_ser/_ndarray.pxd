@@ -38,8 +38,8 @@ cdef extern from "ndarray/api.h" nogil:
     size_t prp_array_template_write(uint8_t *out, const prp_array_template *t) noexcept
 
 cdef extern from "ndarray/api.h":
-    # These functions raise by returning -1, or NULL with an exception set. NULL without one means that the input does
-    # not fit; such functions return void *, so that Cython leaves the check to the caller.
+    # These functions return -1, or NULL with an exception set, if they fail. NULL without an exception means that the
+    # input does not fit; such functions return void *, so that Cython leaves the check to the caller.
     ctypedef struct prp_ndarray_api:
         int version
         int (*describe)(object obj, prp_array_source *source) except -1

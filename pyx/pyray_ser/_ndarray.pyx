@@ -88,7 +88,7 @@ def from_stream(const uint8_t[::1] stream not None, data, *, bint writable=False
     if array is NULL:
         return None
     result = <object>array
-    # The table's function returned a new reference as a void pointer, and the cast has added a second reference.
+    # The function in the table returned a new reference as a void pointer, and the cast has added a second reference.
     decref(result)
     return result
 

@@ -93,7 +93,7 @@ cdef object NO_HOOK = object()  # None as a hook raises an error, as in _pickle
 # ---- callbacks of the C code -----------------------------------------------------------------------------------------
 
 cdef object _cloud_pickler = None
-cdef object _no_file = io.BytesIO()  # never written to
+cdef object _no_file = io.BytesIO()  # no code writes to it
 
 
 def _new_by_value():

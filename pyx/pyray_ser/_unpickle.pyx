@@ -181,7 +181,8 @@ def loads_in_place(stream, buffers, *, allow=None, bint writable=False):
     object
         The object.
     """
-    # The views keep the memory alive; a tuple exports no buffer, so no array can be made writable through its base.
+    # The views in the tuple keep the memory alive; a tuple exports no buffer, so no array can be made writable through
+    # its base.
     cdef tuple owner = tuple([memoryview(buffer) for buffer in buffers])
     cdef Py_ssize_t i, count = len(owner)
     cdef prp_buffer *table = <prp_buffer *>PyMem_Malloc((count + 1) * sizeof(prp_buffer))

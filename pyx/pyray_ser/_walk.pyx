@@ -3,15 +3,14 @@
 Purpose: find the objects that cannot be pickled, their paths, and the pickled size of each
 part, for graphs of millions of objects.
 
-Algorithm: the order of visits, the memo and the opcodes are those of pickle protocol 5,
-but nothing is written. The walker visits built-in types and containers itself, on an
-explicit stack. For other objects it gets the reduction from the caller's function (or from
-``__reduce_ex__`` directly, if the caller says that its function would only call that) and
-walks the parts in the order in which a pickler saves them. It reports an object that cannot be
-pickled together with the stack, and continues without it.
+Algorithm: the order of visits, the memo and the opcodes are those of pickle protocol 5, but nothing is written. The
+walker visits built-in types and containers itself, on an explicit stack. For other objects it gets the reduction from
+the caller's function (or directly from ``__reduce_ex__``, if the caller declares that its function would only call
+that) and walks the parts in the order in which a pickler saves them. If an object cannot be pickled, the walker reports
+it together with the stack, and continues without it.
 
 Guarantee: the walker reduces each object exactly once, as a pickler does, and reads no other attributes. Only memory
-limits the depth. Visited objects are kept alive until the end of the walk, so that no two of them have the same
+limits the depth. The walker keeps visited objects alive until the end of the walk, so that no two of them have the same
 address.
 """
 
@@ -58,8 +57,8 @@ cdef extern from "Python.h":
     PyTypeObject PyLong_Type, PyFloat_Type, PyBool_Type, PyUnicode_Type, PyBytes_Type, PyList_Type
     PyTypeObject PyTuple_Type, PyDict_Type, PySet_Type, PyFrozenSet_Type, PyByteArray_Type
 
-# The kind of object that a frame walks. The kinds for parts of a reduction are in the order in which a pickler saves
-# them.
+# `Kind` is the kind of object that a frame walks. `Part` lists the parts of a reduction in the order in which a pickler
+# saves them.
 cdef enum Kind:
     LIST
     TUPLE
@@ -78,15 +77,15 @@ cdef enum Part:
     STATE
     FINISHED
 
-# Maximum depth at which an object's reduction may contain the object itself. Beyond it the walk fails, as a pickler
-# would.
+# Maximum depth at which an object's reduction may contain the object itself. Beyond this depth the walk fails, as a
+# pickler would.
 cdef enum:
     SELF_NESTING = 50
-# Nesting depth of reductions (not of containers or plain instances) that is treated as infinite recursion.
+# Nesting depth of reductions (not of containers or plain instances) that we treat as infinite recursion.
 cdef enum:
     REDUCTION_DEPTH = 100_000
 
-# Results of `classify`, see Walker.
+# The results of `classify`, see Walker.
 ASK, PLAIN = 0, 1
 
 
@@ -103,13 +102,13 @@ def instance_dict(obj):
 
 @cython.final
 cdef class Node:
-    """The number of bytes below one step of a path; kept only if it is large."""
+    """The number of bytes below one step of a path. The walker keeps only large nodes."""
 
     cdef readonly tuple step
     cdef readonly object obj
     cdef readonly long long inband, zero_copy, copied, referenced
     cdef readonly list children
-    cdef readonly long long others          # children that are too many or too small to keep
+    cdef readonly long long others          # number of children that were not kept (too many or too small)
     cdef readonly long long others_bytes
 
     @property
@@ -123,15 +122,15 @@ cdef class Frame:
     cdef int kind
     cdef object obj             # the container, or the object being reduced
     cdef object parts           # REDUCE: [callable, args, kwargs, listitems, dictitems, setter, state]
-    cdef object iterator        # SET and the item iterators
+    cdef object iterator        # used by SET and for the item iterators
     cdef object key, child      # the current step of the walk
     cdef Py_ssize_t position
     cdef Py_ssize_t size
     cdef int part
     cdef bint foreign
-    cdef bint copying           # the function that the reduction calls copies its buffers
-    cdef bint of_key            # child is a key, not a value
-    cdef object pending         # value that follows the key
+    cdef bint copying           # whether the function that the reduction calls copies its buffers
+    cdef bint of_key            # whether `child` is a key, not a value
+    cdef object pending         # the value that follows the key
     cdef long long inband, zero_copy, copied, referenced
     cdef list children
     cdef long long others, others_bytes
@@ -139,7 +138,7 @@ cdef class Frame:
 
 cdef struct Entry:
     PyObject *obj       # owned
-    Py_ssize_t index    # memo index, or -1 - n while n reductions of it are in progress
+    Py_ssize_t index    # memo index, or -1 - n while n reductions of the object are in progress
 
 
 cdef inline Py_ssize_t length_prefix(Py_ssize_t n) noexcept:
@@ -154,22 +153,22 @@ cdef class Walker:
     Parameters
     ----------
     reduce : callable
-        ``reduce(obj)`` returns ``(value, name)``: the reduction (a tuple), or a string for an object that
-        is pickled by reference, with the global's ``(module, qualname)`` in `name`. It raises if the object
-        cannot be pickled.
+        ``reduce(obj)`` returns ``(value, name)``: the reduction (a tuple), or a string for an object that is pickled by
+        reference, with the global's ``(module, qualname)`` in `name`. It raises an exception if the object cannot be
+        pickled.
     classify : callable
         ``classify(cls)`` returns `PLAIN` if `reduce` would only call ``obj.__reduce_ex__(5)``.
     on_failure : callable
-        ``on_failure(steps, skipped, obj, error)``; the steps lead from the root to the object. If there are
-        more than twice `half`, only the first and the last `half` are given, and `skipped` is how many are
-        omitted.
+        Called as ``on_failure(steps, skipped, obj, error)``; the steps lead from the root to the object. If there are
+        more than twice `half` steps, only the first and the last `half` are passed, and `skipped` is the number of
+        omitted ones.
     threshold : int
         Buffers of at least this size are out-of-band; -1 keeps bytes and bytearrays in the stream, as the
         standard pickler does, and makes PickleBuffers of any size out-of-band.
     keep : int
         Keep nodes of at least this size.
     max_failures : int
-        Report this many failures; further ones are only counted.
+        Report this many failures; only count further ones.
     copying : frozenset of function
         Functions that occur in reductions and copy the buffers in their arguments.
     refers : callable, optional
@@ -193,8 +192,8 @@ cdef class Walker:
     cdef Py_ssize_t foreign_depth
     cdef Py_ssize_t max_failures
     cdef readonly Py_ssize_t failures
-    cdef readonly Py_ssize_t visited        # containers and reductions
-    cdef readonly object root               # Node
+    cdef readonly Py_ssize_t visited        # number of containers and reductions
+    cdef readonly object root               # the Node of the root
 
     def __cinit__(self, reduce, classify, on_failure, Py_ssize_t threshold=1024, long long keep=1024,
                   Py_ssize_t max_failures=1000, frozenset copying=frozenset(), refers=None, Py_ssize_t half=50):
@@ -268,7 +267,7 @@ cdef class Walker:
     # ---- values without inner structure ------------------------------------------------------
 
     cdef bint leaf(self, PyObject *obj, Frame frame) except -1:
-        """Count an object that need not be walked and return True; return False for other objects."""
+        """If an object has no parts to walk, count it and return True; return False for other objects."""
         cdef PyTypeObject *cls = Py_TYPE(<object>obj)
         cdef long long value
         cdef int overflow = 0
@@ -393,7 +392,7 @@ cdef class Walker:
         return 0
 
     cdef int fail_frame(self, Frame frame, error) except -1:
-        """Report the object of the top frame, whose walk failed."""
+        """Report the object of the top frame, because its walk failed."""
         self.stack.pop()
         try:
             self.fail(frame.obj, error)
@@ -404,13 +403,13 @@ cdef class Walker:
     # ---- the walk --------------------------------------------------------------------------
 
     def walk(self, obj):
-        """Walk all objects below `obj` and return the root Node; a Walker walks once."""
+        """Walk all objects below `obj` and return the root Node. A Walker can be used only once."""
         cdef Frame frame = Frame.__new__(Frame)
         cdef Frame top
         if self.table == NULL or self.root is not None:
             raise RuntimeError("a Walker walks once")
         try:
-            # The outermost frame is not on the stack; it only adds up the sizes.
+            # The outermost frame is not on the stack; it only sums up the sizes.
             frame.obj = None
             frame.kind = TUPLE
             if not self.leaf(<PyObject *>obj, frame):
@@ -596,7 +595,7 @@ cdef class Walker:
             frame.inband += 1 if frame.size <= 3 else 2
             entry = self.slot(<PyObject *>obj)
             if entry.obj != NULL:
-                # This tuple contains itself through a memoized object, so the inner visit counts as a reference.
+                # This tuple contains itself through a memoized object, so we count the inner visit as a reference.
                 parent.inband += 2
                 return 0
             self.enter(<PyObject *>obj, -1)
@@ -686,7 +685,7 @@ cdef class Walker:
             if not args or not hasattr(args[0], "__new__"):
                 raise PicklingError("args[0] from __newobj__ args has no __new__")
             if not plain and getattr(obj, "__class__", type(obj)) is not args[0]:
-                # This part has the wrong class, but continue, because its own parts may fail too.
+                # This part has the wrong class, but we continue, because its own parts may fail as well.
                 self.fail(obj, PicklingError("args[0] from __newobj__ args has the wrong class"))
             function, args = args[0], args[1:]
         elif function_name == "__newobj_ex__":
@@ -727,7 +726,7 @@ cdef class Walker:
         parent.inband += 2
         if key in self.ranges:
             return 0
-        self.ranges[key] = obj          # kept alive, so that no other buffer gets the same address
+        self.ranges[key] = obj          # keep it alive, so that no other buffer gets the same address
         # The top frame belongs to the argument tuple; the frame of the reduction is below it.
         copying = len(self.stack) > 1 and (<Frame>self.stack[len(self.stack) - 2]).copying
         node = self.leaf_node(<PyObject *>obj, 2, 0, 0)
@@ -736,7 +735,7 @@ cdef class Walker:
             parent.referenced += n
             self.add(parent, node)
             return 0
-        # Bytes that several buffers share are stored once, and count for the first buffer.
+        # Bytes that several buffers share are stored once, so they count only for the first buffer.
         new = self.cover(key[0], key[0] + n)
         if new == 0:
             return 0
@@ -764,7 +763,7 @@ cdef class Walker:
 
 
 cdef Py_ssize_t batches(Py_ssize_t n) noexcept:
-    """Return how many opcodes surround n items: MARK and APPENDS or SETITEMS per thousand."""
+    """Return how many opcodes surround n items: one MARK and one APPENDS or SETITEMS per thousand items."""
     return 0 if n == 0 else 1 if n == 1 else 2 * ((n + 999) // 1000)
 
 

@@ -1,5 +1,5 @@
 /*
- * corpses.h - child processes that die or stop where a test wants, and checks of what they leave behind.
+ * corpses.h - functions that make child processes die or stop at a chosen point, and check what they leave behind.
  */
 #ifndef PRS_TEST_CORPSES_H
 #define PRS_TEST_CORPSES_H
@@ -89,7 +89,7 @@ __attribute__((unused)) static void die_locked(prs_store *s, struct told *told)
     kill(getpid(), SIGKILL);
 }
 
-/* Let a child die while it holds the store lock, and steal the lock with `s`. */
+/* Let a child die while it holds the store lock, then steal the lock through `s`. */
 __attribute__((unused)) static int steal_with(prs_store *s, prs_error *e)
 {
     struct told *told = new_told();

@@ -1,8 +1,8 @@
 /*
  * engine.h - helpers of the store engine's tests: stores, objects of known content, children.
  *
- * The seed of an object determines its bytes, so any process can verify any object. Checks of a
- * whole store include prs_check() and also recompute the counts of links from the records.
+ * The seed of an object determines its bytes, so any process can verify any object. A check of a whole
+ * store calls prs_check() and also recomputes the counts of links from the records.
  */
 #ifndef PRS_TEST_ENGINE_H
 #define PRS_TEST_ENGINE_H
@@ -83,7 +83,7 @@ __attribute__((unused)) static void close_store(prs_store *s)
     prs_dispose(s);
 }
 
-/* Check the counts of links and the states of slots in an idle store; return NULL, or a description of the error. */
+/* Check the counts of links and the states of slots in an idle store. Return NULL, or a description of the error. */
 __attribute__((unused)) static const char *wrong_links(prs_store *s)
 {
     uint32_t slots = prs_load_acquire(&s->super->published);
@@ -131,7 +131,7 @@ __attribute__((unused)) static prs_stats stats_of(prs_store *s)
     return stats;
 }
 
-/* Check that only magazines are left, and that every byte of them can be reclaimed. */
+/* Check that only magazines still contain memory, and that every byte of it can be reclaimed. */
 #define CHECK_EMPTY(s)                                       \
     do {                                                     \
         CHECK_STORE(s);                                      \
@@ -222,11 +222,11 @@ __attribute__((unused)) static int verify(prs_store *s, const prs_oid *id, uint6
 
 /* ---- children --------------------------------------------------------------------------------------- */
 
-/* Let the child be killed when its parent dies. SIGALRM, which no test handles, kills a child that hangs. */
+/* Make the kernel kill the child when its parent dies. SIGALRM, which no test handles, kills a child that hangs. */
 __attribute__((unused)) static void child_setup(unsigned seconds)
 {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
-    alarm(seconds * 10); /* `seconds` is for an idle machine */
+    alarm(seconds * 10); /* `seconds` is the limit for an idle machine */
 }
 
 __attribute__((unused)) static int reap_child(pid_t pid)

@@ -66,8 +66,8 @@ __attribute__((format(printf, 3, 4), noreturn, unused)) static void test_fail_(c
     longjmp(test_out_, TEST_FAILED_);
 }
 
-/* Use checks only in the thread that runs the case or in a forked child; other threads must pass their results to that
- * thread. */
+/* Use checks only in the thread that runs the case or in a forked child; other threads must pass their results to the
+ * first thread. */
 #define CHECK(cond)                                                    \
     do {                                                               \
         if (!(cond))                                                   \

@@ -1,5 +1,5 @@
 /*
- * An object that refers to bytes of another object holds them, even after prs_free.
+ * Tests that an object that refers to bytes of another object holds these bytes, even after prs_free.
  */
 #include "corpses.h"
 
@@ -39,7 +39,7 @@ TEST(freed_bytes_stay_while_an_object_refers_to_them)
         prs_oid inner = put(s, size, 1), outer = refer(s, &inner), second = refer(s, &inner);
         CHECK_EQ(prs_free(s, &inner, &e), PRS_OK);
         prs_unref(s, &inner);
-        for (int i = 0; i < 20; i++) { /* uses the memory of `inner`, if that was freed by mistake */
+        for (int i = 0; i < 20; i++) { /* these puts reuse the memory of `inner` if it was freed by mistake */
             prs_oid other = put(s, size, 9);
             prs_unref(s, &other);
         }
@@ -69,7 +69,7 @@ TEST(an_edge_that_only_names_an_object_does_not_keep_freed_bytes)
     CHECK_EQ(prs_seal(s, &d, &e), PRS_OK);
     CHECK_EQ(prs_free(s, &inner, &e), PRS_OK);
     check_named(s, &inner, 100000, 1);
-    prs_unref(s, &outer); /* the last object that uses the bytes; the other one only refers to the object */
+    prs_unref(s, &outer); /* this is the last object that uses the bytes; the other one only refers to the object */
     prs_deferred_run_all(s);
     prs_view v;
     CHECK(prs_pin_named(s, &inner, &v) < 0);
@@ -123,8 +123,8 @@ TEST(freed_bytes_that_are_pinned_can_be_referred_to)
     close_store(s);
 }
 
-/* The freeing process, the referring process or its holder dies, or the store lock is stolen and links are
- * recounted. */
+/* In each case the freeing process, the referring process or its holder dies, or the store lock is stolen and the links
+ * are recounted. */
 TEST(deaths_neither_lose_nor_leak_the_bytes)
 {
     SEVERAL_PROCESSES();

@@ -154,7 +154,7 @@ TEST(helpers_block_signals_and_the_caller_keeps_its_mask)
     CHECK_EQ(sigismember(&before, SIGINT), sigismember(&after, SIGINT));
 }
 
-/* In a process that may not create threads the caller copies everything. */
+/* If a process may not create threads, the caller copies everything. */
 TEST(copy_without_threads_to_be_had)
 {
     size_t n = PRS_COPY_PARALLEL_MIN * 2;
@@ -207,7 +207,7 @@ TEST(write_to_file_at_an_offset)
     free(back);
 }
 
-/* Replaces the engine's pwrite: of every `awkward` calls, one is interrupted and one writes only a third of the
+/* Replaces the engine's pwrite. Of every `awkward` calls, one is interrupted and one writes only a third of the
  * bytes. */
 static int awkward, pwrites;
 
@@ -256,7 +256,7 @@ TEST(write_to_file_reports_what_was_written_before_a_limit)
     int fd = mkstemp(path);
     CHECK(fd >= 0);
     unlink(path);
-    signal(SIGXFSZ, SIG_DFL); /* the default of a program that does not handle the signal */
+    signal(SIGXFSZ, SIG_DFL); /* the default action, as in a program that does not handle the signal */
     struct rlimit old, small;
     getrlimit(RLIMIT_FSIZE, &old);
     small = old;
@@ -278,7 +278,7 @@ TEST(write_to_file_survives_signals)
     size_t n = (size_t)24 << 20;
     CHECK(fd >= 0);
     CHECK_EQ(ftruncate(fd, (off_t)n), 0);
-    struct sigaction act = {.sa_handler = nothing}, old; /* no SA_RESTART */
+    struct sigaction act = {.sa_handler = nothing}, old; /* without SA_RESTART */
     sigaction(SIGALRM, &act, &old);
     struct itimerspec when = {.it_interval = {0, 200000}, .it_value = {0, 200000}};
     timer_t timer;

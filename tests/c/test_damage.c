@@ -1,8 +1,8 @@
 /*
  * test_damage.c - each kind of damage that prs_check() can detect.
  *
- * Each case damages one table in one place, as a stray write or a bug of the engine would. The check must report this
- * damage, no process may attach to such a store, and the check must pass after the bytes were restored.
+ * Each case damages one table in one place, as a stray write or a bug of the engine could. The check must report this
+ * damage, no process may be able to attach to such a store, and the check must pass after the bytes have been restored.
  */
 #include "corpses.h"
 
@@ -32,7 +32,7 @@ static void bin_with_one(struct scene *c)
     CHECK_MSG(false, "no bin holds a single extent");
 }
 
-/* Put `crowd` objects in addition to those of the scene, so that an attach checks the tables in slices. */
+/* Put `crowd` more objects than the scene needs, so that an attach checks the tables in slices. */
 #define CROWD 5000
 
 static void set_up(struct scene *c, int crowd)
@@ -53,7 +53,7 @@ static void set_up(struct scene *c, int crowd)
     CHECK_EQ(prs_seal(c->s, &d, &e), PRS_OK);
     c->outer = d.id;
     prs_oid hole = put(c->s, 200000, 2), last = put(c->s, MIB, 3);
-    prs_unref(c->s, &hole); /* free extents on both sides of the used ones */
+    prs_unref(c->s, &hole); /* leaves free extents on both sides of the used ones */
     (void)last;
     CHECK_EQ(prs_token_take(c->s, &c->inner, PRS_TOKEN_ONCE, &token), PRS_OK);
     CHECK_EQ(prs_name_bind(c->s, "name", 4, &c->outer, &e), PRS_OK);
@@ -187,7 +187,7 @@ static const char *damage_extent(struct scene *c, int which)
         if (gap->next != PRS_NIL)
             c->s->extents[gap->next].prev = i;
         SAYS("are free neighbours", gap->next = i, gap->size -= 64);
-    case 10: /* the chain ends early */
+    case 10: /* the chain ends too early */
         i = c->a->extent_first;
         SAYS("extents cover", c->s->extents[i].next = PRS_NIL);
     case 11:
@@ -203,7 +203,7 @@ static const char *damage_extent(struct scene *c, int which)
         SAYS("contains an extent that is not free", c->a->bins[c->fl][c->sl] = limit);
     case 16:
         SAYS("contains an extent that is not free", gap->bin_prev = c->free_extent);
-    case 17: /* a count that is one too high */
+    case 17: /* the count is one too high */
         SAYS("contains an extent that is not free", flags_of_bin(c->a, 0, 1, stray(c)));
     case 18:
         flags_of_bin(c->a, c->fl, c->sl, PRS_NIL);
@@ -213,7 +213,7 @@ static const char *damage_extent(struct scene *c, int which)
         SAYS("is in the wrong bin", flags_of_bin(c->a, 39, c->sl, c->free_extent));
     case 20:
         SAYS("are in no bin", flags_of_bin(c->a, c->fl, c->sl, PRS_NIL));
-    case 21: /* the count is right, but the number of bytes is wrong */
+    case 21: /* the number of free extents is right, but their number of bytes is wrong */
         flags_of_bin(c->a, c->fl, c->sl, PRS_NIL);
         SAYS("are in no bin", flags_of_bin(c->a, 0, 1, stray(c)));
     default:
@@ -280,8 +280,8 @@ static void heal(struct scene *c)
     prs_store_relaxed(&c->s->links_seen, prs_load_relaxed(&c->p->links_published));
 }
 
-/* Return whether the damage is found only by checking a whole chain or table, which an attach to a large store does not
- * do. */
+/* Return whether only a check of a whole chain or table finds the damage. An attach to a large store does not make such
+ * a check. */
 static bool is_sum(const char *says)
 {
     return strstr(says, "on the stack") || strstr(says, "used bytes are") || strstr(says, "are counted as");
@@ -302,7 +302,7 @@ static void try_with(const char *damage(struct scene *, int), int crowd)
         prs_store *t = NULL;
         rc = crowd && is_sum(says) ? PRS_E_CORRUPT : prs_attach_pid(&t, getpid(), -1, prs_id(c->s), NULL, &e);
         CHECK_MSG(rc == PRS_E_CORRUPT && t == NULL, "damage %d: attached to all the same: %d", which, rc);
-        CHECK_EQ(live_clients(c), 1); /* the refused process must not stay a client */
+        CHECK_EQ(live_clients(c), 1); /* the process that was refused must not stay a client */
         heal(c);
         rc = prs_check(c->s, &e);
         CHECK_MSG(rc == PRS_OK, "damage %d was to be undone: %s", which, e.what);
@@ -336,8 +336,8 @@ TEST(links_and_names)
     try_all(damage_link);
 }
 
-/* A process that attaches and is stopped between two slices of its check does not hold the lock, and then accepts the
- * tables that were changed meanwhile. */
+/* If an attaching process is stopped between two slices of its check, it does not hold the lock. It later accepts the
+ * tables, which have changed meanwhile. */
 TEST(others_put_and_free_while_a_large_store_is_checked)
 {
     SEVERAL_PROCESSES();
@@ -362,7 +362,7 @@ TEST(others_put_and_free_while_a_large_store_is_checked)
         CHECK_MSG(WIFSTOPPED(status), "slice %d: the check was over at once", slice);
         CHECK(prs_trylock(s));
         prs_unlock(s);
-        for (int i = slice; i < 2 * CROWD; i += 7) /* before and behind it */
+        for (int i = slice; i < 2 * CROWD; i += 7) /* slots before and after it */
             prs_unref(s, &id[i]);
         prs_magazines_flush(s);
         prs_oid large = put(s, MIB, 1);
@@ -380,7 +380,7 @@ TEST(others_put_and_free_while_a_large_store_is_checked)
     close_store(s);
 }
 
-/* The offset in a slot is checked, so that no view can lie outside of the data area. */
+/* The engine checks the offset in a slot, so that no view can be outside of the data area. */
 TEST(a_slot_that_points_elsewhere_is_not_read)
 {
     prs_store *s = store_of(8 * MIB);
@@ -418,7 +418,7 @@ static uint32_t state_of(prs_store *s, uint32_t i)
     return prs_word_state(prs_load_seqcst(&prs_slot_at(s, i)->word));
 }
 
-/* Check that a rebuild, as after stealing the lock, frees everything that stayed allocated. */
+/* Check that a rebuild, as a thief makes it, frees everything that stayed allocated. */
 static void rebuild_and_expect_empty(prs_store *s)
 {
     prs_error e = {0};
@@ -439,7 +439,7 @@ TEST(a_put_gives_back_a_slot_that_points_elsewhere)
         prs_error e = {0};
         prs_oid id = put(s, 3000, 1), next;
         prs_slot *slot = prs_slot_at(s, id.slot);
-        prs_unref(s, &id); /* into a magazine */
+        prs_unref(s, &id); /* the slot goes into a magazine */
         CHECK_EQ(state_of(s, id.slot), PRS_STATE_RESERVED);
         if (k == 0)
             prs_store_relaxed(&slot->off, 1ull << 60);
@@ -469,7 +469,7 @@ TEST(an_extent_that_lies_elsewhere_is_never_free_again)
     CHECK_EQ(try_put(s, 100000, 2, &id, &e), PRS_E_CORRUPT);
     prs_deferred_run_all(s);
     CHECK_EQ(stats_of(s).unsealed, 0);            /* the slot is free */
-    CHECK_EQ(s->extents[gap].bin_next, PRS_USED); /* the bytes are not */
+    CHECK_EQ(s->extents[gap].bin_next, PRS_USED); /* the extent is not free */
     prs_unref(s, &first);
     rebuild_and_expect_empty(s);
     close_store(s);
@@ -504,7 +504,7 @@ TEST(indices_outside_of_the_table_of_extents_lose_nothing_more)
     uint32_t used = prs_load_relaxed(&prs_slot_at(s, b.slot)->extent);
     CHECK_MSG(used < prs_extents_max(s) && s->extents[used].size == prs_load_relaxed(&s->super->arena.used) - before,
               "the put got extent %u", used);
-    s->extents[used].prev = s->extents[used].next = 1u << 30; /* neighbours */
+    s->extents[used].prev = s->extents[used].next = 1u << 30; /* the links to the neighbours */
     prs_unref(s, &b);
     prs_deferred_run_all(s);
     CHECK(s->super->arena.extent_free == PRS_NIL || s->super->arena.extent_free < prs_extents_max(s));

@@ -1,13 +1,13 @@
 /*
  * Tests that kill a process at every failpoint.
  *
- * Each case runs in a separate process, the survivor. It makes a store with objects of known content and forks a
- * victim, which arms one failpoint and runs a driver that crosses it. The victim must die there: if the driver
- * reaches its end, the case fails. Then the survivor checks that nothing of the victim is left: the store is
- * consistent, the survivor's objects and views are intact, and every byte of the victim's memory is free again.
- * There are four scenarios: the victim is alone; another client puts and frees all the time; an earlier client has
- * died with the lock and was not reaped; a forked child of the victim survives it. In each scenario the victim may
- * also stop at the failpoint and be killed only after the others have worked for a while.
+ * Each case runs in a separate process, the survivor. The survivor makes a store with objects of known content and
+ * forks a victim, which arms one failpoint and runs a driver that crosses this failpoint. The victim must die there: if
+ * the driver reaches its end, the case fails. Then the survivor checks that the victim has left nothing behind: the
+ * store is consistent, the survivor's objects and views are intact, and every byte of the victim's memory is free
+ * again. There are four scenarios: the victim is alone; another client puts and frees all the time; an earlier client
+ * died while it held the lock and was not reaped; a forked child of the victim survives it. In each scenario the victim
+ * may also stop at the failpoint and be killed only after the others have worked for a while.
  */
 #include "engine.h"
 
@@ -17,7 +17,7 @@ static const uint64_t kept_size[KEPT] = {0, 64, 1000, 40000, 300 * 1024, 2 * MIB
 struct scene {
     prs_store *s;
     prs_oid kept[KEPT];  /* the survivor holds a ref on each */
-    prs_view view[KEPT]; /* and a pin on every other */
+    prs_view view[KEPT]; /* the survivor has pinned every second one */
     prs_oid loose;       /* held only by a token that no process claims */
     prs_draft draft;     /* unsealed */
     prs_token token;
@@ -237,7 +237,7 @@ static void die_holding_the_lock(prs_store *s)
 
 static void rebuild(struct scene *c)
 {
-    /* Try repeatedly, because the busy client may steal the lock first, and nearly always does if it is faster. */
+    /* Try repeatedly, because the busy client may steal the lock first, which nearly always happens if it is faster. */
     for (int i = 0; i < 30; i++) {
         die_holding_the_lock(c->s);
         if (i == 0)
@@ -283,7 +283,7 @@ static void forks(struct scene *c)
     }
 }
 
-/* As after setuid, the child cannot have a separate open file description. */
+/* As after setuid, the child cannot get a separate open file description. */
 static void forks_sharing(struct scene *c)
 {
     prs_failpoint_arm("fork_reopened", PRS_FAIL_ERRNO_ON, 1, EACCES);
@@ -368,7 +368,7 @@ static void race(struct scene *c, const char *at, void *(*one)(void *), void (*o
 static void pin_other(prs_store *t, prs_oid *id)
 {
     prs_view v;
-    CHECK_EQ(prs_pin(t, id, &v), PRS_OK); /* does not wait, even while another process decides to free it */
+    CHECK_EQ(prs_pin(t, id, &v), PRS_OK); /* never waits, even while another process is freeing it */
     CHECK(content_right(v.data, 100, 1));
 }
 
@@ -399,7 +399,7 @@ static void spill(struct scene *c)
     bool there[N];
     for (int i = 0; i < N; i++) {
         there[i] = try_put(c->s, MIB, (uint64_t)i, &id[i], &e) == PRS_OK;
-        CHECK(there[i] || e.sys_errno == ENOSPC); /* the error injected */
+        CHECK(there[i] || e.sys_errno == ENOSPC); /* the injected error */
     }
     for (int i = 0; i < N; i++)
         CHECK(!there[i] || verify(c->s, &id[i], MIB, (uint64_t)i) == PRS_OK);
@@ -526,7 +526,7 @@ static void verify_kept(struct scene *c)
     }
 }
 
-/* While the victim is stopped at any point, reads succeed, and puts succeed or report the stopped process. */
+/* While the victim is stopped at any point, reads must succeed, and puts must succeed or report the stopped process. */
 static void live_beside_the_stopped(struct scene *c, pid_t victim)
 {
     verify_kept(c);
@@ -546,11 +546,11 @@ static void live_beside_the_stopped(struct scene *c, pid_t victim)
             prs_unref(c->s, &id);
         }
     }
-    prs_reap_dead(c->s, 0); /* the victim is not dead */
+    prs_reap_dead(c->s, 0); /* the victim has not died */
     verify_kept(c);
 }
 
-/* Remove all other objects, which must be held by a message, a name or an object. */
+/* Remove all other objects. Each of them must be held by a message, a name or another object. */
 static void dismiss_strangers(struct scene *c)
 {
     for (int again = 1; again;) {
@@ -645,7 +645,7 @@ static bool play(struct scene *c, enum scenario scenario)
         CHECK_KILLED(status, SIGKILL);
     }
 
-    verify_kept(c); /* valid even before a process cleans up */
+    verify_kept(c); /* the views are valid even before a process cleans up */
     prs_reap_dead(c->s, 0);
     int rc = prs_check(c->s, &e);
     CHECK_MSG(rc == PRS_OK, "prs_check: %s", e.what);
@@ -676,12 +676,12 @@ static bool play(struct scene *c, enum scenario scenario)
     CHECK_EQ(now.objects, before.objects);
     CHECK_EQ(now.unsealed, 1);
     CHECK(now.in_flight >= 1 &&
-          now.in_flight <= (drivers[d].drive == flights ? 31 : 3)); /* our token and that of the victim */
+          now.in_flight <= (drivers[d].drive == flights ? 31 : 3)); /* our token and those of the victim */
     CHECK_EQ(now.orphaned, 0);
     if (!drivers[d].spills) /* otherwise some of our objects may be in files */
         CHECK_EQ(now.used, before.used);
 
-    content(c->draft.dst, 100, 5); /* the survivor continues */
+    content(c->draft.dst, 100, 5); /* the survivor continues with its draft */
     CHECK_EQ(prs_seal(c->s, &c->draft, &e), PRS_OK);
     CHECK_EQ(verify(c->s, &c->draft.id, 100, 5), PRS_OK);
     CHECK_EQ(prs_token_claim(c->s, &c->loose, &c->token), PRS_OK);
@@ -742,9 +742,9 @@ static void run(enum scenario scenario, int action, int after, int value)
             continue;
         CHECK_MSG(driver_of(*point) >= 0, "failpoint %s has no driver here", *point);
         if (action == PRS_FAIL_STOP && strcmp(*point, "fork_born") == 0)
-            continue; /* this point stops another process than the one that we wait for */
+            continue; /* this point does not stop the process that we wait for, but another one */
         if (drivers[driver_of(*point)].spills && !spill_dir[0])
-            continue; /* only tmpfs is mounted */
+            continue; /* skip it, because no other file system than tmpfs is mounted */
         int status = 0;
         bool hit = false, miss = true;
         /* With a busy client or on a busy machine some failpoints depend on a race and need several
@@ -850,15 +850,15 @@ TEST(errors_are_reported_and_leave_nothing)
         CHECK_EQ(try_put(s, 50000, 1, &id, &e), PRS_OK);
     CHECK_EQ(e.sys_errno, ENOSPC);
     CHECK(prs_failpoint_arm("backing", PRS_FAIL_ERRNO, 1, ENOSPC));
-    CHECK_EQ(try_put(s, 3 * MIB, 1, &id, &e), PRS_E_BACKING); /* filling */
+    CHECK_EQ(try_put(s, 3 * MIB, 1, &id, &e), PRS_E_BACKING); /* filling the pages fails */
     CHECK(prs_failpoint_arm("window_mapped", PRS_FAIL_ERRNO, 1, ENOMEM));
     CHECK_EQ(prs_alloc(s, MIB, PRS_ALLOC_WINDOW, &d, &e), PRS_E_NOMEM);
     CHECK_EQ(prs_alloc(s, MIB, PRS_ALLOC_WINDOW, &d, &e), PRS_OK);
     content(d.window, MIB, 4);
     CHECK(prs_failpoint_arm("window_revoked", PRS_FAIL_ERRNO, 1, ENOMEM));
-    CHECK_EQ(prs_seal(s, &d, &e), PRS_E_NOMEM); /* an error before the object is sealed: */
+    CHECK_EQ(prs_seal(s, &d, &e), PRS_E_NOMEM); /* this error occurs before the object is sealed, */
     CHECK_EQ(prs_state(s, &d.id), PRS_E_AGAIN);
-    CHECK_EQ(prs_seal(s, &d, &e), PRS_OK); /* the put can be repeated */
+    CHECK_EQ(prs_seal(s, &d, &e), PRS_OK); /* so the caller can seal it again */
     CHECK_EQ(verify(s, &d.id, MIB, 4), PRS_OK);
     prs_window_close(s, &d);
     CHECK_EQ(verify(s, &small_one, 100, 1), PRS_OK);

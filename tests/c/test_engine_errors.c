@@ -1,12 +1,11 @@
 /*
  * Tests in which each system call of the engine fails.
  *
- * The system calls of the engine are replaced by functions that fail on request: first the first call of a driver,
- * then the second, and so on, until the driver ends without a failure. Each case runs in a separate process. The
- * call of the engine may then fail with a code and a message; it must not crash, hang, lose an object or leak a
- * resource. There are four scenarios: the process is alone; another process puts and frees all the time; the
- * process recovers after a client has died with the store lock; the process forks, with failures in the parent or
- * in the child.
+ * Functions that fail on request replace the system calls of the engine: first the first call of a driver fails, then
+ * the second, and so on, until the driver ends without a failure. Each case runs in a separate process. The engine's
+ * function may then fail with a code and a message, but must not crash, hang, lose an object or leak a resource. There
+ * are four scenarios: the process is alone; another process puts and frees all the time; the process recovers after a
+ * client has died with the store lock; the process forks, with failures in the parent or in the child.
  *
  * With PRS_TORTURE=1 every error is injected at every call, otherwise only one error, and in two of the scenarios
  * only at every fifth call.
@@ -274,7 +273,7 @@ static void look(struct scene *c)
         told(rc, &e);
 }
 
-/* Both processes continue after a fork; a child without a client slot must report that. */
+/* Both processes continue after a fork; a child without a client slot must report that it has none. */
 static void forks(struct scene *c)
 {
     pid_t pid = fork();
@@ -430,7 +429,7 @@ static void run(enum scenario scenario)
 {
     static const int errors[] = {ENOMEM, ENOSPC, EMFILE, EIO};
     int cases = 0, failed = 0;
-    const char *torture = getenv("PRS_TORTURE"); /* all errors at all calls, or one error at some calls */
+    const char *torture = getenv("PRS_TORTURE"); /* inject all errors at all calls, or one error at some calls */
     bool all = torture && *torture;
     int stride = all || scenario == ALONE ? 1 : 5;
     if (SANITIZED)

@@ -1,6 +1,6 @@
 /*
- * Tests of a store's memory: extents are compared with a model, warm extents are reused first, a full
- * store makes space, and pages are returned to the kernel.
+ * Tests of a store's memory. They compare extents with a model, and check that warm extents are reused
+ * first, that a full store makes space, and that pages are returned to the kernel.
  */
 #include "engine.h"
 
@@ -102,7 +102,7 @@ static void against_the_model(uint64_t capacity, bool paged_too, uint64_t seed, 
         CHECK_EQ(used, s->super->arena.used);
         if (step % 7 == 0 || step > steps - 50)
             check_extents(s);
-        if (step % 1500 == 1499) { /* rebuilt from the slots, the extents are the same */
+        if (step % 1500 == 1499) { /* a rebuild from the slots yields the same extents */
             prs_unlock(s);
             CHECK_EQ(prs_lock(s, PRS_SECOND, &e), PRS_OK);
             CHECK_EQ(prs_rebuild(s, &e), PRS_OK);
@@ -133,8 +133,8 @@ TEST(mixed_extents_against_a_model)
         against_the_model(2 * MIB, true, test_seed(seed), SANITIZED ? 2000 : 8000);
 }
 
-/* In a store full of small objects of which every other one is freed, no extent of twice the size is free; once all
- * are freed, the space is one free extent again. */
+/* Fill a store with small objects. After freeing every second one, no extent of twice the size is free; after freeing
+ * all, the space is one free extent again. */
 TEST(fragments_are_merged)
 {
     prs_store *s = store_of(4 * MIB);
@@ -245,10 +245,10 @@ TEST(reserves_of_others_are_taken_back_when_full)
     prs_deferred_run_all(s);
     CHECK(stats_of(s).reserved > 0);
     CHECK_EQ(stats_of(s).used, 0);
-    big = put(s, 2 * MIB, 1); /* all there is */
+    big = put(s, 2 * MIB, 1); /* takes all memory that is left */
     CHECK_EQ(stats_of(s).reserved, 0);
     prs_oid one;
-    for (int i = 0; i < 4; i++) /* the slots in the magazines belong to others now */
+    for (int i = 0; i < 4; i++) /* the slots in the magazines belong to other clients now */
         CHECK_EQ(try_put(t[i], 64, 2, &one, &e), PRS_E_FULL);
     CHECK_EQ(verify(t[0], &big, 2 * MIB, 1), PRS_OK);
     prs_unref(s, &big);
@@ -279,7 +279,7 @@ TEST(the_table_of_objects_full)
     prs_unref(s, &id[500]);
     id[500] = put(s, 64, 500);
     prs_unref(s, &id[501]);
-    id[501] = put(s, 300000, 501); /* of another kind */
+    id[501] = put(s, 300000, 501); /* a large object instead of a small one */
     CHECK_EQ(verify(s, &id[501], 300000, 501), PRS_OK);
     for (int i = 0; i < n; i++)
         prs_unref(s, &id[i]);
@@ -310,7 +310,7 @@ TEST(a_corpses_memory_is_found_when_needed)
     kill(pid, SIGKILL);
     int status = reap_child(pid);
     CHECK_KILLED(status, SIGKILL);
-    id = put(s, 8 * MIB, 2); /* no caller requested a check for dead clients */
+    id = put(s, 8 * MIB, 2); /* no call has checked for dead clients */
     CHECK_EQ(verify(s, &id, 8 * MIB, 2), PRS_OK);
     prs_unref(s, &id);
     CHECK_EMPTY(s);
@@ -330,7 +330,7 @@ TEST(trim_gives_back_what_is_free_wherever_it_lies)
     CHECK(all >= 32 * MIB);
     for (int i = 0; i < 8; i += 2) /* holes between live extents; the largest free extent was never used */
         prs_unref(s, &id[i]);
-    CHECK(stats_of(s).backed > all - MIB); /* kept warm */
+    CHECK(stats_of(s).backed > all - MIB); /* the freed extent stays warm */
     uint64_t given = prs_trim(s, 0);
     CHECK_MSG(given >= 15 * MIB, "%llu bytes given back", (unsigned long long)given);
     CHECK(stats_of(s).backed <= all - 15 * MIB);
@@ -361,7 +361,7 @@ TEST(beyond_the_warm_reserve_pages_go_at_once)
     close_store(s);
 }
 
-/* Return the number of bytes that the file occupies, including tables, beyond those that the store counts. */
+/* Return how many more bytes the file occupies, including tables, than the store counts. */
 static uint64_t unmarked(prs_store *s)
 {
     struct stat st;
@@ -369,7 +369,8 @@ static uint64_t unmarked(prs_store *s)
     return (uint64_t)st.st_blocks * 512 - stats_of(s).backed;
 }
 
-/* Fill the file system until 80 KiB are left, so that only needed pages are backed, and no neighbouring ones. */
+/* Fill the file system until 80 KiB are left, so that a put backs only the pages that it needs, and no neighbouring
+ * ones. */
 static void leave_little(prs_store *s, const char *dir)
 {
     char path[64];
@@ -406,7 +407,7 @@ TEST(a_tiny_tmpfs_is_an_error_not_a_signal)
         prs_draft d;
         CHECK_EQ(try_put(s, 300, 0, &ids[n++], &e), PRS_OK);
         leave_little(s, dir);
-        uint64_t tables = unmarked(s); /* to check that a failed attempt frees its memory */
+        uint64_t tables = unmarked(s); /* compared below, to check that a failed attempt frees its memory */
         CHECK_EQ(prs_alloc(s, 8 * MIB, PRS_ALLOC_WINDOW, &d, &e), PRS_E_BACKING);
         const uint64_t sizes[] = {MIB, 50000, 300};
         for (int k = 0; k < 3; k++) {
@@ -425,7 +426,7 @@ TEST(a_tiny_tmpfs_is_an_error_not_a_signal)
             CHECK_EQ(verify(s, &ids[i], prs_load_relaxed(&prs_slot_at(s, ids[i].slot)->size), (uint64_t)i), PRS_OK);
         for (int i = 0; i < n; i++)
             prs_unref(s, &ids[i]);
-        CHECK_EQ(try_put(s, 2 * MIB, 5, &id, &e), PRS_OK); /* fits, after other pages are returned */
+        CHECK_EQ(try_put(s, 2 * MIB, 5, &id, &e), PRS_OK); /* this fits after other pages were returned */
         CHECK_EQ(verify(s, &id, 2 * MIB, 5), PRS_OK);
         prs_unref(s, &id);
         CHECK_EMPTY(s);

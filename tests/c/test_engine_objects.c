@@ -1,5 +1,5 @@
 /*
- * Tests of objects: their bytes, holders and end; windows, edges, tokens, waiting and addresses.
+ * Tests of objects: their bytes, holders and end of life; also of windows, edges, tokens, waiting and addresses.
  */
 #include "corpses.h"
 #include <sys/time.h>
@@ -55,7 +55,7 @@ TEST(impossible_sizes_are_refused)
             CHECK(e.what[0]);
         }
     prs_error e = {0};
-    CHECK_EQ(prs_alloc(s, 8 * MIB, 0, &d, &e), PRS_OK); /* all of it */
+    CHECK_EQ(prs_alloc(s, 8 * MIB, 0, &d, &e), PRS_OK); /* allocate the whole store */
     uint8_t byte = 1;
     CHECK_EQ(prs_write(s, &d, 8 * MIB, &byte, 1, &e), PRS_E_INVAL);
     CHECK_EQ(prs_write(s, &d, UINT64_MAX, &byte, 2, &e), PRS_E_INVAL);
@@ -176,7 +176,7 @@ TEST(free_ends_for_everyone_but_views)
         CHECK_EQ(prs_free(s, &id, &e), PRS_OK);
         prs_oid again = put(s, 5000, 5);
         CHECK_EQ(verify(t, &again, 5000, 5), PRS_OK);
-        prs_unref(t, &id); /* void */
+        prs_unref(t, &id); /* has no effect */
         prs_unref(s, &id);
         CHECK_EQ(verify(t, &again, 5000, 5), PRS_OK);
         prs_unref(s, &other);
@@ -187,7 +187,7 @@ TEST(free_ends_for_everyone_but_views)
     close_store(s);
 }
 
-/* After a slot was reused, holds of the earlier object do not count, and dropping them has no effect. */
+/* After a slot has been reused, holds of the earlier object do not count, and dropping them has no effect. */
 TEST(slots_are_reused_and_old_refs_are_void)
 {
     prs_store *s = store_of(8 * MIB), *t = client_of(s);
@@ -219,7 +219,7 @@ TEST(generation_wraps)
     prs_unref(s, &first);
     prs_magazines_flush(s);
     CHECK_EMPTY(s);
-    for (uint32_t i = 0; i < s->super->published; i++) { /* idle: all slots are FREE */
+    for (uint32_t i = 0; i < s->super->published; i++) { /* the store is idle, so all slots are FREE */
         prs_slot *slot = prs_slot_at(s, i);
         CHECK_EQ(prs_word_state(slot->word), PRS_STATE_FREE);
         slot->word = prs_word(UINT32_MAX - 1, 0, PRS_STATE_FREE);
@@ -237,7 +237,7 @@ TEST(generation_wraps)
         CHECK_EQ(ids[round].generation, (uint32_t)(UINT32_MAX + (uint32_t)round));
         prs_unref(s, &ids[round]);
     }
-    /* After four billion objects slot and generation repeat, but the serials differ. */
+    /* After four billion objects in one slot, slot and generation repeat, but the serials differ. */
     prs_slot *slot = prs_slot_at(s, ids[0].slot);
     prs_oid last = put(s, 64, 9);
     CHECK_EQ(last.slot, ids[0].slot);
@@ -323,7 +323,7 @@ TEST(closing_gives_everything_back)
     window[0] = 1;
     prs_close(t);
     prs_oid fresh = put(s, 2 * MIB, 8);
-    memset(window, 0xEE, MIB); /* a window that was not sealed is now writable private memory */
+    memset(window, 0xEE, MIB); /* a window whose object was not sealed is now writable private memory */
     memset(d[0].dst, 0xEE, 100);
     CHECK_EQ(verify(s, &fresh, 2 * MIB, 8), PRS_OK);
     prs_unref(s, &fresh);
@@ -356,8 +356,8 @@ static void stops_again(pid_t pid)
     CHECK_MSG(WIFSTOPPED(status), "the child should stop: status %x", (unsigned)status);
 }
 
-/* The freeing client first reads the pins, then the refs. The object is held all the time, but not by a ref when
- * that client reads the refs. */
+/* The freeing client first reads the pins, then the refs. The object is held all the time, but at the moment when that
+ * client reads the refs, only a pin holds it. */
 TEST(a_hold_traded_behind_the_freers_look_counts)
 {
     SEVERAL_PROCESSES();
@@ -373,12 +373,12 @@ TEST(a_hold_traded_behind_the_freers_look_counts)
     stops_again(freer); /* its first scan has read the pins */
     CHECK_EQ(prs_pin(s, &id, &v), PRS_OK);
     kill(freer, SIGCONT);
-    stops_again(freer); /* it saw no holder; it is in FREEING, before the second scan */
+    stops_again(freer); /* it saw no holder, and has set FREEING, but has not begun the second scan */
     CHECK_EQ(prs_word_state(prs_load_seqcst(&prs_slot_at(s, id.slot)->word)), PRS_STATE_FREEING);
     CHECK_EQ(prs_ref(s, &id), PRS_OK);
     prs_unpin(s, &id);
     kill(freer, SIGCONT);
-    stops_again(freer); /* it saw no pin and has not read the refs yet */
+    stops_again(freer); /* it saw no pin, but has not read the refs yet */
     CHECK_EQ(prs_pin(s, &id, &v), PRS_OK);
     prs_unref(s, &id);
     int status;
@@ -460,14 +460,14 @@ TEST(aborted_windows_show_zeros_or_nothing)
     CHECK_EQ(prs_state(s, &id), PRS_E_LOST);
     prs_oid other = put(s, MIB, 1);
     CHECK_EQ(window[0], 0);
-    memset(window, 9, MIB); /* private now */
+    memset(window, 9, MIB); /* the memory is private now */
     CHECK_EQ(verify(s, &other, MIB, 1), PRS_OK);
     munmap(window, MIB);
     prs_unref(s, &other);
     CHECK_EQ(prs_alloc(s, MIB, PRS_ALLOC_WINDOW, &d, &e), PRS_OK);
     window = d.window;
     prs_abort(s, &d, false);
-    CHECK_EQ(msync(window, 4096, MS_ASYNC), -1); /* unmapped */
+    CHECK_EQ(msync(window, 4096, MS_ASYNC), -1); /* the window is unmapped */
     CHECK_EMPTY(s);
     close_store(s);
 }
@@ -504,7 +504,7 @@ TEST(windows_belong_to_the_parent)
     close_store(s);
 }
 
-/* If the child aborts its copy of the draft, this immediately releases the ref that it inherited. */
+/* If the child aborts its copy of the draft, this releases the inherited ref immediately. */
 TEST(child_lets_go_of_the_parents_draft)
 {
     prs_store *s = store_of(32 * MIB);
@@ -520,7 +520,7 @@ TEST(child_lets_go_of_the_parents_draft)
         char c;
         prs_abort(s, &d, false);
         CHECK(write(done[1], "x", 1) == 1);
-        CHECK(read(go[0], &c, 1) == 1); /* alive, holding nothing */
+        CHECK(read(go[0], &c, 1) == 1); /* the client is alive, but holds nothing */
         _exit(0);
     }
     char c;
@@ -555,17 +555,17 @@ TEST(find_names_the_pinned_object_around_an_address)
     CHECK_MEM(&found, &b, sizeof b);
     CHECK_EQ(prs_find(s, va.data + 10, 991, &found, &at), PRS_E_NOTFOUND); /* past its end */
     CHECK_EQ(prs_find(s, va.data - 1, 2, &found, &at), PRS_E_NOTFOUND);
-    CHECK_EQ(prs_find(s, &at, 8, &found, &at), PRS_E_NOTFOUND); /* not an address of the store */
+    CHECK_EQ(prs_find(s, &at, 8, &found, &at), PRS_E_NOTFOUND); /* this is not an address of the store */
     CHECK_EQ(prs_find(s, va.data, UINT64_MAX, &found, &at), PRS_E_NOTFOUND);
     CHECK_EQ(prs_pin(t, &a, &vt), PRS_OK);
-    CHECK_EQ(prs_find(s, vt.data, 8, &found, &at), PRS_E_NOTFOUND); /* another handle's mapping */
+    CHECK_EQ(prs_find(s, vt.data, 8, &found, &at), PRS_E_NOTFOUND); /* this address is in another handle's mapping */
     prs_unpin(t, &a);
     prs_error e = {0};
     CHECK_EQ(prs_free(t, &a, &e), PRS_OK);
     CHECK_EQ(prs_find(s, va.data, 8, &found, &at), PRS_E_FREED);
     prs_unpin(s, &a);
     prs_unpin(s, &b);
-    CHECK_EQ(prs_find(s, vb.data, 8, &found, &at), PRS_E_NOTFOUND); /* not pinned */
+    CHECK_EQ(prs_find(s, vb.data, 8, &found, &at), PRS_E_NOTFOUND); /* the object is not pinned */
     close_store(t);
     close_store(s);
 }
@@ -676,7 +676,7 @@ TEST(edges_and_free)
     prs_draft d;
     CHECK_EQ(prs_alloc(s, 64, PRS_ALLOC_ORDERED, &d, &e), PRS_OK);
     CHECK(prs_add_edge(s, &d, &inner, &e) < 0);
-    CHECK_EQ(prs_add_edge(s, &d, &d.id, &e), PRS_E_INVAL); /* itself */
+    CHECK_EQ(prs_add_edge(s, &d, &d.id, &e), PRS_E_INVAL); /* an object cannot refer to itself */
     prs_draft younger;
     CHECK_EQ(prs_alloc(s, 64, PRS_ALLOC_ORDERED, &younger, &e), PRS_OK);
     CHECK_EQ(prs_add_edge(s, &d, &younger.id, &e), PRS_E_INVAL);
@@ -725,12 +725,12 @@ TEST(tokens_hold_until_claimed)
     CHECK_EQ(stats_of(s).in_flight, 1);
     CHECK_EQ(prs_token_claim(t, &id, &token), PRS_OK);
     CHECK_EQ(stats_of(s).in_flight, 0);
-    CHECK_EQ(prs_token_claim(t, &id, &token), PRS_OK); /* loading the same bytes again only takes a ref */
+    CHECK_EQ(prs_token_claim(t, &id, &token), PRS_OK); /* loading the same bytes again only adds a ref */
     prs_token other;
     CHECK_EQ(prs_token_take(t, &id, PRS_TOKEN_ONCE, &other), PRS_OK);
     CHECK_EQ(other.index, token.index); /* the record is reused */
     CHECK_EQ(prs_token_claim(t, &id, &token), PRS_OK);
-    CHECK_EQ(stats_of(s).in_flight, 1); /* the stale token did not end that of another message */
+    CHECK_EQ(stats_of(s).in_flight, 1); /* the stale token did not end the token of another message */
     for (int i = 0; i < 3; i++)
         prs_unref(t, &id);
     CHECK_EQ(verify(s, &id, 500, 9), PRS_OK);
@@ -782,8 +782,8 @@ static void *wait_for_it(void *arg)
 TEST(waiters_are_woken_by_seal_and_abort)
 {
     prs_store *s = store_of(8 * MIB), *t = client_of(s);
-    /* Check that the waiter is woken and does not wait for its next slice; on a busy machine some attempts take
-     * longer than a slice. */
+    /* Check that the waiter is woken before its current slice ends; on a busy machine some attempts take longer than a
+     * slice. */
     for (int aborts = 0, goes = 0; aborts < 2; goes++) {
         prs_draft d;
         prs_error e = {0};
@@ -839,8 +839,8 @@ TEST(the_epoch_wakes_who_waits_for_many)
 {
     prs_store *s = store_of(8 * MIB), *t = client_of(s);
     bool woken = false;
-    /* Check that the waiter is woken and does not wait for its next slice; on a busy machine some attempts take
-     * longer than a slice. */
+    /* Check that the waiter is woken before its current slice ends; on a busy machine some attempts take longer than a
+     * slice. */
     for (int goes = 0; goes < 200 && !woken; goes++) {
         prs_draft d;
         prs_error e = {0};
@@ -951,7 +951,7 @@ TEST(stats_and_list_tell_the_truth)
     prs_record r[8];
     uint32_t cursor = 0;
     int n = 0, seen = 0;
-    for (int got; (got = prs_list(s, &cursor, r + n, 2)) > 0;) /* in small helpings */
+    for (int got; (got = prs_list(s, &cursor, r + n, 2)) > 0;) /* two records per call */
         n += got;
     CHECK_EQ(n, 4);
     for (int i = 0; i < n; i++) {

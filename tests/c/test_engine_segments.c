@@ -1,6 +1,6 @@
 /*
- * Tests of segments: files that can be attached or are refused, damaged files, lost descriptors, client
- * slots.
+ * Tests of segments: which files can be attached or are refused, damaged files, lost descriptors and
+ * client slots.
  */
 #include "engine.h"
 
@@ -35,7 +35,7 @@ TEST(named_stores_are_shared_by_path)
     struct stat st;
     CHECK_EQ(stat(path, &st), 0);
     CHECK_EQ(st.st_mode & 07777, 0600);
-    CHECK_EQ(prs_create(&t, &(prs_options){.path = path}, &e), PRS_E_SYS); /* exists */
+    CHECK_EQ(prs_create(&t, &(prs_options){.path = path}, &e), PRS_E_SYS); /* the file exists */
     CHECK_EQ(e.sys_errno, EEXIST);
     CHECK_EQ(prs_attach_path(&t, path, NULL, &e), PRS_OK);
     prs_oid id = put(s, 5000, 1);
@@ -55,11 +55,11 @@ TEST(what_is_no_store_is_refused)
     CHECK_EQ(attach_rc(path, &e), PRS_E_NOTFOUND);
     int fd = open(path, O_CREAT | O_RDWR, 0600);
     CHECK(fd >= 0);
-    CHECK_EQ(attach_rc(path, &e), PRS_E_FOREIGN); /* empty */
+    CHECK_EQ(attach_rc(path, &e), PRS_E_FOREIGN); /* the file is empty */
     CHECK(write(fd, "hello", 5) == 5);
     CHECK_EQ(attach_rc(path, &e), PRS_E_FOREIGN);
     CHECK_EQ(ftruncate(fd, 64 * MIB), 0);
-    CHECK_EQ(attach_rc(path, &e), PRS_E_FOREIGN); /* zeros */
+    CHECK_EQ(attach_rc(path, &e), PRS_E_FOREIGN); /* the file contains almost only zeros */
     close(fd);
     unlink(path);
     CHECK_EQ(mkdir(path, 0700), 0);
@@ -138,7 +138,7 @@ static prs_store *make_image(void)
     prs_token token;
     CHECK_EQ(prs_token_take(s, &kept[3], PRS_TOKEN_ONCE, &token), PRS_OK);
     CHECK_EQ(prs_name_bind(s, "four", 4, &kept[4], &e), PRS_OK);
-    for (int i = 0; i < 40; i++) { /* holes */
+    for (int i = 0; i < 40; i++) { /* leave holes between the objects */
         prs_oid id = put(s, (uint64_t)i * 3000, 1);
         if (i % 3)
             prs_unref(s, &id);
@@ -156,7 +156,7 @@ static prs_store *make_image(void)
     return s;
 }
 
-/* Use all operations of a store. Errors are allowed, but no crash, hang or wrong bytes. */
+/* Use all operations of a store. They may fail, but must not crash, hang or return wrong bytes. */
 static void exercise(prs_store *s)
 {
     prs_error e = {0};
@@ -210,7 +210,7 @@ static void exercise(prs_store *s)
     (void)prs_check(s, &e);
 }
 
-/* Return 0 if the store was refused, 1 if it works without loss, 2 if some objects are reported as lost. Others
+/* Return 0 if the store was refused, 1 if it works without loss, 2 if some objects are reported as lost. Other results
  * are failures. */
 static int try_image(const char *path, uint8_t *bytes)
 {
@@ -244,7 +244,7 @@ static int try_image(const char *path, uint8_t *bytes)
                 continue;
             }
             if (v.size != kept_size(i))
-                lost++; /* a flipped bit of a size cannot be detected */
+                lost++; /* the check cannot detect a flipped bit in the size of an object */
             else if (!content_right(v.data, v.size, (uint64_t)i))
                 _exit(5);
             prs_unpin(s, &kept[i]);
@@ -487,18 +487,18 @@ TEST(descriptors_closed_by_other_code)
     prs_view v;
     CHECK_EQ(prs_pin(s, &id, &v), PRS_OK);
     int ready[2], go[2];
-    for (int first = 0; first < 2; first++) { /* with and without an earlier put in the child */
+    for (int first = 0; first < 2; first++) { /* without and with an earlier put in the child */
         CHECK(pipe(ready) == 0 && pipe(go) == 0);
         pid_t pid = fork();
         if (pid == 0) {
             child_setup(20);
             if (first)
                 put(s, MIB, 3);
-            CHECK(dup2(ready[1], 1) == 1 && dup2(go[0], 0) == 0); /* these stay */
+            CHECK(dup2(ready[1], 1) == 1 && dup2(go[0], 0) == 0); /* these two descriptors stay open */
             close_all();
             char mine[] = "/tmp/prs-ctest-XXXXXX";
             int fd[24];
-            fd[0] = mkstemp(mine); /* now other files have the descriptor numbers */
+            fd[0] = mkstemp(mine); /* now the descriptor numbers belong to other files */
             CHECK(fd[0] >= 0);
             unlink(mine);
             for (int i = 1; i < 24; i++)
@@ -558,7 +558,7 @@ TEST(descriptors_closed_in_the_only_process)
         CHECK(content_right(v.data, 5000, 1));
         CHECK_EQ(verify(s, &id, 5000, 1), PRS_OK);
         prs_oid mine;
-        int rc = try_put(s, MIB, 1, &mine, &e); /* through /proc/self/map_files where that is allowed */
+        int rc = try_put(s, MIB, 1, &mine, &e); /* reopens it through /proc/self/map_files where that is allowed */
         CHECK_MSG(rc == PRS_OK || (rc == PRS_E_SYS && geteuid() != 0), "put: %d %s", rc, e.what);
         if (rc == PRS_OK)
             go_on(s, &id, &v);
@@ -620,7 +620,7 @@ TEST(a_newcomer_gets_in_past_corpses)
         CHECK_EQ(stats_of(t).clients, 2);
         CHECK_EQ(stats_of(t).objects, 1);
         CHECK_STORE(t);
-        prs_oid mine = put(t, 3000, 2); /* with its own magazines */
+        prs_oid mine = put(t, 3000, 2); /* t uses its own magazines */
         CHECK_EQ(verify(s, &mine, 3000, 2), PRS_OK);
         close_store(t);
         CHECK_STORE(s);
@@ -722,7 +722,7 @@ TEST(exec_ends_a_client)
         _exit(9);
     }
     close(ends[1]);
-    CHECK_EQ(read(ends[0], &c, 1), 0); /* closed by exec */
+    CHECK_EQ(read(ends[0], &c, 1), 0); /* exec has closed the other end */
     prs_unpin(s, &id);
     prs_unref(s, &id);
     CHECK_EQ(prs_state(s, &id), PRS_OK); /* the dead client of the child still holds it */
@@ -776,7 +776,7 @@ TEST(a_fork_without_a_slot_leaves_views_valid)
         prs_draft d;
         CHECK(prs_is_orphan(s));
         CHECK(content_right(v.data, 5000, 1));
-        CHECK(read(go[0], &c, 1) == 1); /* the parent has released these objects and put others */
+        CHECK(read(go[0], &c, 1) == 1); /* the parent has released these objects and put new ones */
         CHECK(content_right(v.data, 5000, 1));
         CHECK_EQ(prs_alloc(s, 10, 0, &d, &e), PRS_E_CLOSED);
         CHECK(e.what[0]);

@@ -1,18 +1,18 @@
 /*
- * A storm: processes put, get, send and free objects, make objects that refer to others, fork, and verify all
- * contents, while they are killed at random. At the end the store must be consistent and empty.
+ * A storm test: processes put, get, send and free objects, make objects that refer to others, fork, and verify all
+ * contents, while the test kills them at random. At the end the store must be consistent and empty.
  *
- * The store is smaller than what its processes put, so that objects go to files and are read from there.
- * PRS_TEST_KILLS sets the number of kills. The default is 2000, or fewer if 60 seconds have passed. SIGINT or
+ * The store is smaller than the objects that its processes put, so that some objects are spilled to files and read from
+ * there. PRS_TEST_KILLS sets the number of kills. The default is 2000, or fewer if 60 seconds have passed. SIGINT or
  * SIGTERM ends a long run early, with the same checks and report as at its end.
  */
 #include "engine.h"
 
 enum { WORKERS = 32, PLACES = 48, MINE = 24, KEPT = 8, DYING = 32 };
 
-/* A place for an object that is handed from process to process. `state` is claimed by a CAS and, while it is BUSY,
- * also contains the pid of the process that works on the place: if that process dies, the killer cleans up as if
- * the message had been lost. */
+/* A place for an object that processes pass on to each other. A process claims `state` by a CAS; while it is BUSY, it
+ * also contains the pid of the process that works on the place. If that process dies, the killer cleans up as if the
+ * message had been lost. */
 enum { EMPTY, BUSY, FULL, PID_SHIFT = 8 };
 struct place {
     prs_atomic_u32 state;
@@ -39,7 +39,7 @@ struct mine {
     prs_oid id;
     uint64_t size, seed;
     bool there, pinned;
-    bool shared; /* others may hold the object, so do not free it for all clients */
+    bool shared; /* other processes may hold the object, so do not free it for all clients */
     prs_view view;
 };
 
@@ -59,7 +59,7 @@ static void step(prs_store *s, struct mine *mine, uint64_t *rng, int depth)
     int rc;
     switch ((r >> 16) % 8) {
     case 0:
-    case 1: /* put */
+    case 1: /* put an object */
         if (m->there)
             return;
         m->seed = r >> 20;
@@ -74,7 +74,7 @@ static void step(prs_store *s, struct mine *mine, uint64_t *rng, int depth)
         m->pinned = (r >> 62) && prs_pin(s, &m->id, &m->view) == PRS_OK;
         prs_fetch_add_relaxed(&shared->puts, 1);
         return;
-    case 2: /* verify, perhaps drop */
+    case 2: /* verify it, and perhaps drop it */
     case 3:
         if (!m->there)
             return;
@@ -92,7 +92,7 @@ static void step(prs_store *s, struct mine *mine, uint64_t *rng, int depth)
         prs_unref(s, &m->id);
         m->there = m->pinned = false;
         return;
-    case 4: /* hand over */
+    case 4: /* hand the object over */
         if (!m->there || depth || !prs_cas_acqrel(&p->state, &empty, busy))
             return;
         if ((rc = prs_token_take(s, &m->id, PRS_TOKEN_ONCE, &p->token)) != PRS_OK)
@@ -106,7 +106,7 @@ static void step(prs_store *s, struct mine *mine, uint64_t *rng, int depth)
         prs_unref(s, &m->id); /* from now on only the message holds it */
         m->there = m->pinned = false;
         return;
-    case 5: /* receive */
+    case 5: /* receive an object */
         if (m->there || !prs_cas_acqrel(&p->state, &full, busy))
             return;
         m->id = p->id;
@@ -218,8 +218,8 @@ static void tell(prs_store *s, int kills, uint64_t begun)
            (unsigned long long)shared->forks, (unsigned long long)t.reaped, (unsigned long long)t.stolen);
 }
 
-/* The processes that were sent SIGKILL and were not reaped yet. A process needs CPU time to die, for which we
- * do not wait, because that would slow the storm down on a busy machine. */
+/* The processes that got SIGKILL and were not reaped yet. A process needs CPU time to die, but we do not wait for it,
+ * because that would slow the storm down on a busy machine. */
 static pid_t dying[DYING];
 static int dying_count;
 
@@ -331,7 +331,7 @@ TEST(killed_at_random)
         CHECK_EQ(verify(s, &kept[i], kept_size(i), (uint64_t)i), PRS_OK);
         prs_unref(s, &kept[i]);
     }
-    /* Only the objects of lost messages, and objects that these refer to, are left. */
+    /* Only the objects of lost messages, and objects that these refer to, are left now. */
     for (int again = 1; again;) {
         prs_record r[64];
         uint32_t cursor = 0;

@@ -1,7 +1,7 @@
 /*
- * Tests with many threads: several handles, each of which is a client with different addresses, have several
- * threads each, which use the same objects at random and always check their contents. The tests are meant for
- * ThreadSanitizer, but also useful without it.
+ * Tests with many threads. Each of several handles is a client with different addresses and has several threads, which
+ * use the same objects at random and always check their contents. The tests are meant for ThreadSanitizer, but are also
+ * useful without it.
  *
  * ThreadSanitizer identifies memory by its address. In its build the handles therefore share one mapping of the
  * tables (tsan/one_address.c), so that it also detects races between handles. Each handle still maps the data at a
@@ -16,7 +16,7 @@ struct board {
     pthread_mutex_t lock;
     prs_oid id;
     prs_token token;
-    uint64_t size, seed; /* size + 1; 0: empty */
+    uint64_t size, seed; /* size + 1, or 0 for an empty place */
     bool draft;          /* unsealed and without a token: threads can only wait for it */
 };
 
@@ -45,7 +45,7 @@ static bool fine(int rc)
     return rc == PRS_OK || rc == PRS_E_LOST || rc == PRS_E_FREED || rc == PRS_E_AGAIN;
 }
 
-/* Return the contents of a place; with `take`, also clear the place, so that no other thread gets its token. */
+/* Return the contents of a place. If `take` is true, also clear the place, so that no other thread gets its token. */
 static struct board look(struct board *b, bool take)
 {
     pthread_mutex_lock(&b->lock);
@@ -104,7 +104,7 @@ static void step(struct worker *w)
     switch ((r >> 6) % 10) {
     case 0:
     case 1:
-    case 2: /* put and publish */
+    case 2: /* put an object and publish it */
         rc = try_put(w->s, size, seed, &id, &e);
         if (rc == PRS_E_FULL)
             return;
@@ -117,7 +117,7 @@ static void step(struct worker *w)
     case 4:
         take(w, b);
         return;
-    case 5: { /* use the object without a token: it may be freed at any time */
+    case 5: { /* use the object without a token, so that other threads may free it at any time */
         struct board seen = look(b, false);
         prs_view v;
         if (!seen.size)
@@ -163,7 +163,7 @@ static void step(struct worker *w)
         if (rc == PRS_OK) {
             rc = prs_add_edge(w->s, &d, &seen.id, &e);
             prs_unref(w->s, &seen.id);
-            if (rc == PRS_E_LOST) { /* freed meanwhile */
+            if (rc == PRS_E_LOST) { /* another thread freed it meanwhile */
                 prs_abort(w->s, &d, false);
                 return;
             }
@@ -181,7 +181,7 @@ static void step(struct worker *w)
         }
         return;
     }
-    case 8: /* filled slowly, while others wait for it; sometimes aborted */
+    case 8: /* fill it slowly while other threads wait for it; sometimes abort it */
         rc = prs_alloc(w->s, size % 5000, 0, &d, &e);
         if (rc == PRS_E_FULL)
             return;
@@ -276,7 +276,7 @@ static void run(uint64_t capacity, int handles, double seconds, bool forks)
             prs_os_sleep(2 * PRS_MS);
             continue;
         }
-        pid_t pid = fork(); /* while other threads are in calls */
+        pid_t pid = fork(); /* close it while other threads are in calls */
         if (pid == 0) {
             child_setup(30);
             prs_oid id;
@@ -356,16 +356,16 @@ TEST(threads_while_one_forks)
     run(64 * MIB, HANDLES, seconds(3), true);
 }
 
-/* Memory that one thread of a handle has freed is allocated by another thread, through a second handle, with a slot and
- * a size class that the first thread has not used. Only a slot's word and the store lock, through two mappings, order
- * the two threads. */
+/* One thread of a handle frees memory, and another thread allocates it through a second handle, with a slot and a size
+ * class that the first thread has not used. Only a slot's word and the store lock, through two mappings, order the two
+ * threads. */
 static void await(uint32_t turn)
 {
     while (prs_load_relaxed(&done) != turn)
         prs_pause();
 }
 
-static uint64_t given_up, taken; /* offsets */
+static uint64_t given_up, taken; /* offsets in the data area */
 
 static void *give_up(void *arg)
 {
@@ -438,7 +438,7 @@ static void *come_and_go(void *arg)
             return NULL;
         }
         prs_close(t);
-        /* The lock was busy at the end: the client stays, for another one to do what it could not. */
+        /* The lock was busy at the end, so the client stays, and another client does the rest of its work. */
         w->kept += t->dying != PRS_NIL || prs_load_relaxed(&t->has_pending);
         prs_dispose(t);
         w->steps++;

@@ -16,9 +16,8 @@
 #include "../../csrc/store/platform/fill.h"
 
 /*
- * These functions replace the engine's calls. With `lame` set, the caller's writes are slow, so that a helper
- * gets most of the work even on a busy machine; `cpus` determines whether the threads seem to run on different
- * CPUs.
+ * These functions replace system calls of the engine. If `lame` is set, the caller's writes are slow, so that a helper
+ * gets most of the work even on a busy machine; `cpus` determines whether the threads appear to run on different CPUs.
  */
 static int lame;
 static enum { CPUS_AS_THEY_ARE, CPUS_DIFFER, CPUS_SAME } cpus;
@@ -30,11 +29,11 @@ ssize_t pwrite(int fd, const void *from, size_t n, off_t offset)
     return syscall(SYS_pwrite64, fd, from, n, offset);
 }
 
-/* If `unwilling` is set, MADV_POPULATE fails in each thread after this number of calls, as on kernels that do not have
- * it. */
+/* If `unwilling` is set, MADV_POPULATE fails in each thread after this number of calls, as it does on kernels without
+ * this advice. */
 static int unwilling;
 static _Thread_local int populates;
-static void (*meanwhile)(void); /* called once before MADV_POPULATE, to act as another process */
+static void (*meanwhile)(void); /* called once before MADV_POPULATE, to simulate another process */
 
 int madvise(void *at, size_t n, int advice)
 {
@@ -93,7 +92,7 @@ static uint64_t backed_bytes(int fd)
     return (uint64_t)st.st_blocks * 512;
 }
 
-/* Pages of [at, at + n) that have a page table entry in this process. */
+/* Return the number of pages of [at, at + n) that have a page table entry in this process. */
 static size_t present_pages(const unsigned char *at, size_t n)
 {
     int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
@@ -124,7 +123,7 @@ static int count_threads(void)
     return n - 2;
 }
 
-/* Linux 5.14 and later, not emulated. */
+/* True on Linux 5.14 and later, if it is not emulated. */
 static bool kernel_populates(void)
 {
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
@@ -174,7 +173,7 @@ static void check_fill(enum prs_page_state state, bool with_map, size_t skew, si
 TEST(fill_in_every_state)
 {
     static const size_t sizes[] = {0, 1, 4095, 4096, 100001, 300000, ((size_t)5 << 20) + 77};
-    pthread_t first; /* the first thread makes a sanitizer start its own thread */
+    pthread_t first; /* a sanitizer starts its own thread when the first thread is created */
     CHECK_EQ(pthread_create(&first, NULL, return_arg, NULL), 0);
     pthread_join(first, NULL);
     usleep(50000);
@@ -214,7 +213,7 @@ static size_t fill_cold(size_t n, unsigned threads)
     return mapped_from;
 }
 
-/* Repeat until the rest is between the limits, because a busy machine may delay either thread. */
+/* Repeat until the rest is within the limits, because a busy machine may delay either thread. */
 static size_t fill_cold_within(size_t n, unsigned threads, size_t least, size_t most)
 {
     size_t left = fill_cold(n, threads);
@@ -544,7 +543,7 @@ TEST(who_populates_in_vain_takes_nothing_from_others)
         SKIP("no tmpfs can be mounted here");
     CHECK_EQ(ftruncate(fd, (off_t)size + 4096), 0);
     test_area t = new_area_on(fd, size);
-    beside = t; /* acts as another process, with a separate bitmap of mapped pages */
+    beside = t; /* simulates another process, with a separate bitmap of mapped pages */
     beside.area.mapped = prs_pages_at(calloc(1, prs_pages_bytes(size / 4096)), size / 4096);
     memset(neighbours, 0xA5, sizeof neighbours);
     meanwhile = a_neighbour_writes; /* called after the bitmap was read and before the failure */
@@ -567,14 +566,14 @@ TEST(a_full_file_system_is_an_error_and_keeps_nothing)
     unsigned char *from = pattern(size, 6);
     uint64_t grown;
     CHECK_EQ(prs_area_fill(&t.area, 0, from, 1 << 20, 0, &grown), 0);
-    rc[0] = prs_area_fill(&t.area, 4096, from, 12 << 20, 0, &grown); /* partly backed, partly not */
+    rc[0] = prs_area_fill(&t.area, 4096, from, 12 << 20, 0, &grown); /* some pages are backed, others are not */
     rc[1] = prs_area_fill(&t.area, 1 << 20, from, 12 << 20, 1, &grown);
     lame = 1; /* so that the file system becomes full in the helper */
     cpus = CPUS_DIFFER;
     rc[4] = prs_area_fill(&t.area, 1 << 20, from, 12 << 20, 2, &grown);
     lame = 0;
     cpus = CPUS_AS_THEY_ARE;
-    rc[2] = prs_area_populate(&t.area, 0, 12 << 20, 0, &grown); /* a caller that owns the whole range may punch it */
+    rc[2] = prs_area_populate(&t.area, 0, 12 << 20, 0, &grown); /* we own the whole range, so we may punch it */
     CHECK_EQ(prs_area_punch(&t.area, 1 << 20, 11 << 20, NULL), 0);
     /* Pages that are marked as backed but do not exist also cause an error. */
     prs_pages_set(t.area.backed, 512, 2048);
@@ -585,7 +584,7 @@ TEST(a_full_file_system_is_an_error_and_keeps_nothing)
         CHECK_MSG(rc[i] == -ENOSPC, "case %d: %d", i, rc[i]);
     check_marks(&t);
     CHECK(backed_bytes(fd) <= (2 << 20) + 4096);
-    /* After that a fill succeeds again. */
+    /* Afterwards a fill succeeds again. */
     CHECK_EQ(prs_area_fill(&t.area, 1 << 20, from, 2 << 20, 0, &grown), 0);
     CHECK_EQ(grown, 2 << 20);
     CHECK_MEM(t.view + (1 << 20), from, 2 << 20);

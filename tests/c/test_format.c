@@ -12,7 +12,7 @@ static union {
     } at;
 } form;
 
-/* Make a form with one own buffer, which follows the stream. */
+/* Make the stored form of an object with one buffer of its own, which follows the stream. */
 static void make(void)
 {
     memset(&form, 0, sizeof form);
@@ -30,8 +30,8 @@ static const char *look(uint64_t size, prs_header *h, prs_buffer_entry *e)
     return why ? why : prs_format_check_entry(h, form.bytes + PRS_HEADER_SIZE, 0, e);
 }
 
-/* Apply the `which`-th change to a form; return false if there are no more. *other is set if the form is valid,
- * but has no own buffer. */
+/* Apply change number `which` to a form; return false if there are no more changes. Set *other if the form is valid,
+ * but has no buffer of its own. */
 static bool change(int which, bool *other)
 {
     prs_header *h = &form.at.header;
@@ -101,7 +101,7 @@ TEST(the_edges_fit)
     prs_buffer_entry e;
     static const struct {
         uint64_t off, len;
-    } fits[] = {{164, 1}, {192, SIZE - 192}, {SIZE - 1, 1}, {0, 0}, {SIZE, 0}}; /* empty ones may be anywhere */
+    } fits[] = {{164, 1}, {192, SIZE - 192}, {SIZE - 1, 1}, {0, 0}, {SIZE, 0}}; /* empty buffers may be anywhere */
     for (size_t i = 0; i < sizeof fits / sizeof *fits; i++) {
         make();
         form.at.entry.off = fits[i].off, form.at.entry.len = fits[i].len;
@@ -125,9 +125,9 @@ TEST(buffers_are_placed_by_their_size)
     CHECK(prs_format_place(&end, 0, &off) && off == 138 && end == 138);
     CHECK(prs_format_place(&end, PRS_PAGE_ALIGN_FROM, &off) && off == 4096 && end == 4096 + PRS_PAGE_ALIGN_FROM);
     end = UINT64_MAX - 10;
-    CHECK(!prs_format_place(&end, 10, &off)); /* aligning overflows */
+    CHECK(!prs_format_place(&end, 10, &off)); /* the alignment of the offset overflows */
     end = UINT64_MAX - 200;
-    CHECK(!prs_format_place(&end, 300, &off)); /* adding the bytes overflows */
+    CHECK(!prs_format_place(&end, 300, &off)); /* the sum of offset and length overflows */
     form.at.entry = (prs_buffer_entry){0};
     prs_format_write_entry(&form, 0, 1, 2, &(prs_oid){.store = 9, .serial = 3, .slot = 4, .generation = 5});
     CHECK(form.at.entry.serial == 3 && form.at.entry.slot == 4 && form.at.entry.generation == 5);

@@ -1,5 +1,6 @@
 /*
- * Tests of the lifetime of a handle: uses, pins and windows end in every order, also around a fork.
+ * Tests of the lifetime of a handle: its uses, pins and windows end in every possible order, also before and after a
+ * fork.
  */
 #include "corpses.h"
 
@@ -134,7 +135,8 @@ TEST(a_seal_that_fails_leaves_the_window_as_it_was)
     release(s);
 }
 
-/* A child inherits uses by threads that do not exist in it, so it closes the handle, but keeps the address ranges. */
+/* A child inherits uses by threads that do not exist in the child, so it closes the handle, but keeps the address
+ * ranges. */
 TEST(a_child_closes_what_a_thread_of_its_parent_used)
 {
     SEVERAL_PROCESSES();

@@ -356,7 +356,7 @@ TEST(what_is_held_counts_until_it_is_settled)
     CHECK_EQ(prs_headroom_bytes(&h, NULL), (1024 - 64 - 600) * MIB);
     CHECK_EQ(prs_headroom_hold(&h, 300 * MIB, NULL), 0);
     prs_headroom_settle(&h, 300 * MIB);
-    prs_headroom_settle(&h, 400 * MIB); /* in parts */
+    prs_headroom_settle(&h, 400 * MIB); /* settle the bytes in two parts */
     prs_headroom_settle(&h, 200 * MIB);
     CHECK_EQ(prs_headroom_hold(&h, 900 * MIB, NULL), 0);
     prs_headroom_after_fork(&h);
@@ -417,7 +417,7 @@ TEST(this_machine)
 
 enum { REAL_LIMIT_MIB = 256, REAL_TRIES_MIB = 400 };
 static char cgroup[PRS_HEADROOM_PATH + 64];
-static char delegated[PRS_HEADROOM_PATH]; /* the v2 cgroup in which we enabled the memory controller */
+static char delegated[PRS_HEADROOM_PATH]; /* the cgroup (v2) in which we enabled the memory controller */
 
 static int write_text(const char *dir, const char *name, const char *text)
 {
@@ -471,8 +471,8 @@ static void drop_cgroup(void)
         write_text(delegated, "cgroup.subtree_control", "-memory");
 }
 
-/* In the child: fill a memfd step by step, with or without reserving headroom first. Exit with 0 after -ENOMEM, with
- * 1 at the end. */
+/* Runs in the child: fill a memfd step by step, with or without reserving headroom first. Exit with 0 after -ENOMEM, or
+ * with 1 at the end. */
 static void fill_in_cgroup(int ask, unsigned threads)
 {
     enum { STEP_MIB = 4 };
@@ -533,7 +533,7 @@ TEST(a_real_cgroup_limit_is_an_error_and_not_a_kill)
     drop_cgroup();
     CHECK_MSG(WIFEXITED(asked) && WEXITSTATUS(asked) == 0, "asking: status %x", (unsigned)asked);
     CHECK_MSG(WIFEXITED(threaded) && WEXITSTATUS(threaded) == 0, "asking, threads: status %x", (unsigned)threaded);
-    /* If no headroom is reserved, the kernel kills the child, which proves that the limit was in force. */
+    /* If the child reserves no headroom, the kernel kills it, which proves that the limit was in force. */
     CHECK_MSG(WIFSIGNALED(blind) && WTERMSIG(blind) == SIGKILL, "not asking: status %x", (unsigned)blind);
     CHECK(access(cgroup, F_OK) != 0);
 }

@@ -1,4 +1,4 @@
-/* test_huge.c - tests of huge pages for puts into unused pages, also if the kernel has none. */
+/* test_huge.c - tests of huge pages for puts into unused pages, also on kernels without huge pages. */
 #include "corpses.h"
 
 #include "huge.h"
@@ -8,9 +8,9 @@
 
 #define BLOCK ((size_t)PRS_HUGE)
 
-/* Replaces the engine's requests for huge pages: counts them, and from a certain request on refuses them, delays
- * them, kills the process, or reports success without an effect. The replaced clock is `ahead` of the real one, or of
- * `frozen`. */
+/* These functions replace the engine's requests for huge pages. They count the requests and, from a certain request on,
+ * refuse or delay them, kill the process, or report success without an effect. The replaced clock is `ahead` of the
+ * real clock, or of `frozen`. */
 static prs_atomic_u32 wishes;
 static uint32_t refuse, slow, asleep, deadly;
 static int refusal;
@@ -58,7 +58,7 @@ int madvise(void *at, size_t n, int advice)
     return (int)syscall(SYS_madvise, at, n, advice);
 }
 
-/* Let all requests succeed; a request is slow if it takes 50 ms of CPU time or 200 ms in all. */
+/* Let all requests succeed; a request counts as slow if it takes 50 ms of CPU time or 200 ms of real time. */
 static void begin(void)
 {
     prs_store_relaxed(&wishes, 0);
@@ -260,7 +260,7 @@ TEST(who_is_refused_does_without)
             CHECK_EQ(errno, 77);
             uint32_t seen = prs_load_relaxed(&wishes);
             CHECK(threads == 1 ? seen == cases[i].wishes : seen < 14);
-            fill(&t, 16 * BLOCK, 3 * BLOCK, threads); /* no request for a while */
+            fill(&t, 16 * BLOCK, 3 * BLOCK, threads); /* no requests are made for a while */
             if (prs_now() - begun < 1000000000)       /* the shortest pause, unless a busy machine took longer */
                 CHECK_EQ(prs_load_relaxed(&wishes), seen);
             drop_area(&t);
@@ -292,7 +292,7 @@ TEST(pauses_get_longer_until_all_goes_well)
     frozen = now.tv_sec;
     for (unsigned threads = 1; threads <= 3; threads += 2) {
         without_limits();
-        pause_of(threads); /* it works here */
+        pause_of(threads); /* huge pages work on this machine */
         refuse = 1, refusal = EINVAL;
         pause_of(threads);
         CHECK_EQ(pause_of(threads), 1);
@@ -306,10 +306,10 @@ TEST(pauses_get_longer_until_all_goes_well)
         CHECK_EQ(pause_of(threads), 2);
         for (int i = 0; i < 5; i++)
             pause_of(threads);
-        CHECK_EQ(pause_of(threads), 64); /* and no longer */
+        CHECK_EQ(pause_of(threads), 64); /* the longest pause */
     }
     without_limits();
-    refuse = 1, refusal = EINVAL; /* as the first result in this process */
+    refuse = 1, refusal = EINVAL; /* the first result in this process */
     pause_of(1);
     CHECK_EQ(pause_of(1), 64);
     ahead = 0; /* the clock was set back by more than any pause */
@@ -376,7 +376,7 @@ static void fill_up(int fd)
         CHECK_EQ(grown, 0);
         CHECK_EQ(prs_pages_count(t.area.backed, 0, t.area.backed.count), BLOCK / PRS_PAGE);
         CHECK_EQ(prs_pages_count(t.area.mapped, 0, t.area.mapped.count), BLOCK / PRS_PAGE);
-        CHECK(backed_bytes(fd) <= BLOCK + 2 * PRS_PAGE); /* partial pages, which hold other bytes, stay */
+        CHECK(backed_bytes(fd) <= BLOCK + 2 * PRS_PAGE); /* partial pages stay, because they contain other bytes */
     }
     CHECK_EQ(prs_area_punch(&t.area, 0, 16 * BLOCK, NULL), 0);
     CHECK_EQ(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)(17 * BLOCK)), 0);
@@ -388,7 +388,7 @@ static void fill_up(int fd)
 
 TEST(a_full_file_system_keeps_nothing)
 {
-    static const char *const sizes[] = {"size=15m", "size=14m"}; /* full inside a block, and between blocks */
+    static const char *const sizes[] = {"size=15m", "size=14m"}; /* full inside a block, or between two blocks */
     for (int i = 0; i < 2; i++) {
         int fd = file_on_tmpfs(sizes[i]);
         if (fd < 0)
@@ -413,7 +413,7 @@ TEST(who_dies_on_the_way_leaves_what_the_next_one_can_use)
         }
         int status;
         CHECK(waitpid(pid, &status, 0) == pid && WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
-        CHECK(backed_bytes(t.area.fd) > 0); /* and nobody knows */
+        CHECK(backed_bytes(t.area.fd) > 0); /* but these pages are not marked */
         CHECK_EQ(prs_pages_count(t.area.backed, 0, t.area.backed.count), 0);
         without_limits();
         unsigned char *from = bytes(9 * BLOCK, 3);
@@ -465,7 +465,7 @@ TEST(readers_map_them_by_one_entry_each)
     CHECK(huge_at(reader->ro) >= n[0] + n[1] - 6 * BLOCK);
 
     size_t before = 0;
-    for (int round = 0; round < 20; round++) { /* the last address is free or in use by another size */
+    for (int round = 0; round < 20; round++) { /* the last address is free, or a mapping of another size uses it */
         copy c[4];
         for (int i = 0; i < 4; i++) {
             c[i] = copy_of(reader, &id[i % 2]);

@@ -54,7 +54,7 @@ TEST(a_token_shows_its_sender_object_and_age)
     CHECK_EQ(f[0].sender_pid, getpid());
     CHECK(f[0].sender_alive && !f[0].object_gone);
     CHECK(f[0].age <= 2);
-    CHECK_EQ(end_of(s, 0, 0), 0); /* its sender lives */
+    CHECK_EQ(end_of(s, 0, 0), 0); /* the sender is still alive */
     prs_token_drop(s, &id, &sticky);
     CHECK_EQ(list(s, f, 4), 1);
     CHECK_EQ(prs_token_claim(s, &id, &once), PRS_OK);
@@ -108,7 +108,7 @@ TEST(tokens_of_dead_senders_are_ended_by_pid_and_age)
         of_first += f[i].sender_pid == first;
     }
     CHECK_EQ(of_first, 100);
-    CHECK_EQ(end_of(s, second, 3600 * PRS_SECOND), 0); /* too young */
+    CHECK_EQ(end_of(s, second, 3600 * PRS_SECOND), 0); /* the token is too young */
     CHECK_EQ(end_of(s, second, 0), 3);
     CHECK_EQ(stats_of(s).objects, 101);
     CHECK_EQ(end_of(s, 0, 0), 100);

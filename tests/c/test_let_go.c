@@ -1,7 +1,7 @@
 /*
- * An object is released while another process checks whether to free it: that process must then free it. It stops at
- * each of its decisions, and again at the end, so that its exit cannot free an object that it should have freed
- * before.
+ * Tests that release an object while another process checks whether to free it; that process must then free it. It
+ * stops at each of its decisions, and again at the end, so that its exit cannot free an object that it should have
+ * freed before.
  */
 #include "corpses.h"
 
@@ -33,13 +33,13 @@ TEST(while_its_freer_rolls_back)
     await(&told->ready);
     prs_unref(s, &told->id[0]);
     say(&told->go);
-    wait_for_stop(pid); /* FREEING, nobody seen */
+    wait_for_stop(pid); /* the word is FREEING, and the process saw no holder */
     CHECK_EQ(prs_pin(s, &told->id[0], &v), PRS_OK);
     kill(pid, SIGCONT);
     wait_for_stop(pid); /* it saw our pin */
     prs_unpin(s, &told->id[0]);
     kill(pid, SIGCONT);
-    wait_for_stop(pid); /* done */
+    wait_for_stop(pid); /* the process has finished its work */
     CHECK(prs_state(s, &told->id[0]) < 0);
     goes_on(pid);
     CHECK_EMPTY(s);

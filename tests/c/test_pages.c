@@ -5,7 +5,7 @@
 
 #include "../../csrc/store/platform/pages.h"
 
-enum { COUNT = 333 }; /* not a multiple of 64 */
+enum { COUNT = 333 }; /* deliberately not a multiple of 64 */
 static prs_atomic_u64 words[COUNT / 64 + 3];
 static const uint64_t GUARD = 0xdeadbeefcafef00du;
 

@@ -1,6 +1,6 @@
 /*
- * Tests of what happens to the slot of a freed object: it is kept for the next put, or returned immediately or
- * when the lock is free.
+ * Tests of what a client does with the slot of a freed object: it keeps the slot for the next put, or returns it,
+ * either immediately or when the lock is free.
  */
 #include "corpses.h"
 
@@ -10,7 +10,7 @@ TEST(who_only_read_and_freed_can_put)
     prs_oid first = put(s, 100, 1), id = put(s, 100, 2); /* the first one is at offset 0 */
     CHECK_EQ(prs_ref(reader, &id), PRS_OK);
     prs_unref(s, &id);
-    prs_unref(reader, &id); /* the last one */
+    prs_unref(reader, &id); /* this was the last hold */
     CHECK_EQ(stats_of(s).objects, 1);
     prs_oid other = put(reader, 100, 3);
     CHECK_EQ(verify(reader, &other, 100, 3), PRS_OK);
@@ -21,8 +21,8 @@ TEST(who_only_read_and_freed_can_put)
     close_store(s);
 }
 
-/* Make objects that refer to others, large ones and small ones; a small one would fit into a magazine if it had no
- * edge. */
+/* Make large and small objects that refer to others; the slot of a small one would fit into a magazine if the object
+ * had no edge. */
 enum { MANY = 2 * PRS_PENDING_CAP + 40 };
 
 static void make(prs_store *s, prs_oid *outer)
@@ -61,7 +61,7 @@ TEST(what_is_freed_while_the_lock_is_held_goes_when_it_is_free)
     close_store(s);
 }
 
-/* The lock is busy until the client has left: the client then counts as dead, and another client returns its slots. */
+/* The lock is busy until the client has left. The client then counts as dead, and another client returns its slots. */
 TEST(who_leaves_while_the_lock_is_held_leaves_nothing_behind)
 {
     SEVERAL_PROCESSES();

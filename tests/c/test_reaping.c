@@ -1,6 +1,6 @@
 /*
- * Constructed cases with clients, reapers, abandoned locks and forks: which clients count as dead, and what a reaper
- * takes over.
+ * Tests with constructed clients, reapers, abandoned locks and forks. They check which clients count as dead, and what
+ * a reaper takes over.
  */
 #include "corpses.h"
 #include <sys/syscall.h>
@@ -55,7 +55,7 @@ TEST(client_slots_come_back_all_in_one_look)
     munmap(told, sizeof *told);
 }
 
-/* There are more clients than bits in one holder word. */
+/* Use more clients than one holder word has bits. */
 TEST(clients_beyond_the_first_word_are_reaped_like_others)
 {
     SEVERAL_PROCESSES();
@@ -71,7 +71,7 @@ TEST(clients_beyond_the_first_word_are_reaped_like_others)
     prs_reap_dead(s, 0);
     CHECK(prs_state(s, &told->id[0]) < 0);
     prs_unref(s, &mine);
-    CHECK_EQ(prs_state(s, &mine), PRS_OK); /* t's */
+    CHECK_EQ(prs_state(s, &mine), PRS_OK); /* t still holds it */
     prs_unref(t[N - 1], &mine);
     CHECK(prs_state(s, &mine) < 0);
     for (int i = 0; i < N; i++)
@@ -89,7 +89,7 @@ static void stop_reaping(prs_store *s, struct told *told)
     prs_reap_dead(s, 0);
 }
 
-/* A stopped reaper keeps its task, which another client takes over only from a dead one. */
+/* A stopped reaper keeps its task; another client takes it over only if the reaper is dead. */
 TEST(a_stopped_reaper_keeps_its_work_and_a_dead_one_is_replaced)
 {
     SEVERAL_PROCESSES();
@@ -188,7 +188,7 @@ static void draft_and_die(prs_store *s, struct told *told)
     kill(getpid(), SIGKILL);
 }
 
-/* A client waits for the object and holds it, but the object was never sealed, so it is lost. */
+/* A client holds the object and waits for it, but its creator died before sealing it, so the object is lost. */
 TEST(drafts_of_the_dead_become_nothing)
 {
     SEVERAL_PROCESSES();
@@ -219,8 +219,8 @@ static void attach_and_die(prs_store *s, struct told *told)
     (void)told;
 }
 
-/* If all slots are taken, an attaching process cleans up as the janitor. Whether it dies or not, nothing must be left
- * that belongs to the janitor. */
+/* If all client slots are taken, an attaching process cleans up as the janitor. Whether it dies or not, nothing that
+ * belongs to the janitor may be left afterwards. */
 TEST(a_janitor_leaves_nothing_in_its_name)
 {
     SEVERAL_PROCESSES();
@@ -256,7 +256,8 @@ static void live_on(prs_store *s, struct told *told)
     (void)s;
 }
 
-/* If a client's pid namespace is another one or unknown, its pid has no meaning here, and its lock byte decides. */
+/* If a client's pid namespace differs from ours or is unknown, its pid has no meaning here, and its lock byte
+ * decides. */
 TEST(pids_of_other_namespaces_prove_nothing)
 {
     SEVERAL_PROCESSES();
@@ -281,7 +282,7 @@ TEST(pids_of_other_namespaces_prove_nothing)
     }
 }
 
-/* The pid is damaged: kill() would interpret such numbers as process groups or as all processes. */
+/* The pid is damaged. kill() would interpret such numbers as process groups or as all processes. */
 TEST(numbers_that_no_process_has_prove_nothing)
 {
     SEVERAL_PROCESSES();
@@ -302,7 +303,7 @@ TEST(numbers_that_no_process_has_prove_nothing)
     munmap(told, sizeof *told);
 }
 
-/* Another process has the dead client's pid by now, which must not make the client count as alive. */
+/* Another process has the dead client's pid by now. The client must still count as dead. */
 TEST(a_pid_that_is_used_again_is_no_life)
 {
     SEVERAL_PROCESSES();
@@ -318,7 +319,7 @@ TEST(a_pid_that_is_used_again_is_no_life)
     munmap(told, sizeof *told);
 }
 
-/* Without a descriptor the lock bytes cannot be tested; only missing pids prove a death. */
+/* Without a descriptor we cannot test the lock bytes, so only a missing pid proves a death. */
 TEST(an_observer_without_descriptors_knows_nothing_of_bytes)
 {
     SEVERAL_PROCESSES();
@@ -377,7 +378,7 @@ TEST(closed_descriptors_are_no_death)
     }
 }
 
-/* A child that was made by a raw system call, without the fork handlers, has neither a lock nor a client slot. */
+/* A child created by a raw system call, without the fork handlers, has neither a lock nor a client slot. */
 static void bear_unheard(prs_store *s, struct told *told)
 {
     told->id[0] = put(s, 100, 1);
@@ -428,7 +429,7 @@ TEST(children_without_an_own_description_are_clients)
     for (int killed = 0; killed < 2; killed++) {
         struct told *told = new_told();
         prs_oid id = put(s, 100, 7);
-        prs_failpoint_arm("fork_reopened", PRS_FAIL_ERRNO_ON, 1, EACCES); /* both handles */
+        prs_failpoint_arm("fork_reopened", PRS_FAIL_ERRNO_ON, 1, EACCES); /* reopening fails for both handles */
         pid_t pid = child_of(s, told, bear_and_live);
         prs_failpoint_arm("fork_reopened", 0, 1, 0);
         await(&told->ready);
@@ -436,7 +437,7 @@ TEST(children_without_an_own_description_are_clients)
         CHECK_EQ(stats_of(s).orphaned, 0);
         CHECK(!prs_client_dead(s, told->client) && !prs_client_dead(t, told->client));
         prs_unref(s, &id);
-        CHECK_EQ(prs_state(s, &id), PRS_OK); /* the child's */
+        CHECK_EQ(prs_state(s, &id), PRS_OK); /* the child still holds it */
         if (killed) {
             is_killed(pid);
             CHECK_EQ(prs_os_byte_held(s->fd_ro, PRS_CLIENT_BYTE + told->client),
@@ -559,7 +560,7 @@ static void bear_and_die(prs_store *s, struct told *told)
     kill(getpid(), SIGKILL);
 }
 
-/* No process has waited for the zombie, and a child of it is alive. */
+/* The client is a zombie that no process has waited for, and its child is alive. */
 TEST(a_zombie_is_dead_whoever_was_forked_from_it)
 {
     SEVERAL_PROCESSES();
@@ -656,7 +657,7 @@ TEST(unborn_clients_whose_process_died_before_birth_are_corpses)
     close_store(s);
 }
 
-/* The same for a child that shares its parent's open file description: the parent reports that the slot has no
+/* The same test for a child that shares its parent's open file description: the parent reports that the slot has no
  * process. */
 TEST(the_unborn_without_an_own_description_are_corpses_when_they_die)
 {
@@ -841,7 +842,7 @@ TEST(a_void_ref_is_not_handed_to_the_child)
     CHECK_EQ(prs_free(t, &old, &e), PRS_OK);
     prs_magazines_flush(t);
     prs_oid young = put_in_slot(t, old.slot, 100, 2);
-    pid_t pid = child_of(s, told, live_on); /* the child is also a client as a copy of t, with the same objects */
+    pid_t pid = child_of(s, told, live_on); /* the child is also a client through its copy of t */
     await(&told->ready);
     uint64_t child = 1ull << told->client;
     CHECK_EQ(prs_load_seqcst(prs_refs(prs_slot_at(s, young.slot))) & child, 0);
@@ -863,16 +864,16 @@ TEST(a_void_ref_is_not_handed_to_the_child)
 TEST(who_announced_its_end_stays_no_more)
 {
     prs_store *s = store_of(8 * MIB);
-    CHECK(prs_leave(s)); /* alone */
+    CHECK(prs_leave(s)); /* no other client is left */
     prs_store *t = client_of(s);
     CHECK(prs_leave(t));          /* the other client is leaving */
     prs_oid id = put(s, 1000, 1); /* a leaving client can still put */
     CHECK_EQ(verify(t, &id, 1000, 1), PRS_OK);
     prs_unref(s, &id);
     close_store(t);
-    t = client_of(s); /* in the slot of the client that left */
+    t = client_of(s); /* takes the slot of the client that left */
     CHECK(!prs_leave(s));
-    uint64_t live = prs_load_seqcst(&t->clients[t->me].state); /* as between a fork and the child's first step */
+    uint64_t live = prs_load_seqcst(&t->clients[t->me].state); /* simulates a child that has not run yet */
     prs_store_seqcst(&t->clients[t->me].state, (live & ~(uint64_t)0xFF) | PRS_CLIENT_UNBORN);
     CHECK(!prs_leave(s));
     prs_store_seqcst(&t->clients[t->me].state, live);

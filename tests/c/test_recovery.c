@@ -1,6 +1,6 @@
 /*
- * Constructed cases for a rebuild and a process that steals the lock (the thief). Each is an interleaving that
- * occurs in a storm once in thousands of deaths, or tests a check whose absence random deaths would not reveal.
+ * Tests of the rebuild by a process that has stolen the lock (the thief). Each test constructs an interleaving that
+ * occurs in a storm only once in thousands of deaths, or tests a check whose absence random deaths would not reveal.
  * test_reaping.c tests which clients count as dead.
  */
 #include "corpses.h"
@@ -8,9 +8,9 @@
 
 /* ---- a thief and others ---------------------------------------------------------------------------------------- */
 
-/* Edges that a living client is about to end belong to that client, even if the objects that they held were freed. If
- * a thief freed their records, the client would end them a second time, when they may be tokens of another client
- * (the storm found this: "the stack of free links is broken" after 3,650 kills). */
+/* Edges that a living client is about to end belong to that client, even if the objects that they held were freed. If a
+ * thief freed their records, the client would end the records a second time, and by then they may be tokens of another
+ * client (the storm found this: "the stack of free links is broken" after 3,650 kills). */
 TEST(a_thief_leaves_the_edges_that_others_bury)
 {
     SEVERAL_PROCESSES();
@@ -70,7 +70,7 @@ TEST(a_thief_leaves_the_edges_that_others_bury)
     close(ready[0]), close(ready[1]), close(go[0]), close(go[1]);
 }
 
-/* A client died before it had ended its edges, and a stopped process holds the lock: the client's slot stays until
+/* A client died before it had ended its edges, and a stopped process holds the lock. The client's slot must stay until
  * another client adopts the edges. */
 TEST(edges_of_the_dead_are_not_forgotten_while_the_lock_is_taken)
 {
@@ -103,7 +103,7 @@ TEST(edges_of_the_dead_are_not_forgotten_while_the_lock_is_taken)
     CHECK(WIFSTOPPED(status));
     prs_reap_dead(s, 0);
     uint64_t reaped = prs_load_relaxed(&s->super->reaped);
-    CHECK_EQ(prs_state(s, &inner), PRS_OK); /* held by the edge, which no client could end yet */
+    CHECK_EQ(prs_state(s, &inner), PRS_OK); /* the edge holds it, because no client could end the edge yet */
     goes_on(pid);
     prs_reap_dead(s, 0);
     CHECK_EQ(prs_load_relaxed(&s->super->reaped), reaped + 1);
@@ -115,7 +115,7 @@ TEST(edges_of_the_dead_are_not_forgotten_while_the_lock_is_taken)
 /* ---- rebuild --------------------------------------------------------------------------------------------------- */
 
 static int populate_errors;     /* if this is not 0, no page can be backed */
-static void (*meanwhile)(void); /* called once before MADV_POPULATE, to act as another thread */
+static void (*meanwhile)(void); /* called once before MADV_POPULATE, to simulate another thread */
 
 int madvise(void *at, size_t len, int advice)
 {
@@ -140,8 +140,8 @@ static void die_splitting(prs_store *s, struct told *told)
     (void)prs_alloc(s, 3 * MIB, 0, &d, &e);
 }
 
-/* The thief cannot map all tables for lack of memory: it must release the lock, and the next client that takes the lock
- * rebuilds. */
+/* The thief cannot map all tables because there is no memory. It must release the lock, and the next client that takes
+ * the lock must rebuild. */
 TEST(a_rebuild_that_fails_is_done_by_the_next_owner)
 {
     SEVERAL_PROCESSES();
@@ -159,7 +159,7 @@ TEST(a_rebuild_that_fails_is_done_by_the_next_owner)
     populate_errors = 0;
     CHECK(e.what[0]);
     CHECK_EQ(s->super->arena.dirty, 1);
-    CHECK(!prs_trylock(s)); /* destructors use this call, which never rebuilds */
+    CHECK(!prs_trylock(s)); /* destructors use this call; it never rebuilds */
     CHECK_EQ(prs_check(s, &e), PRS_OK);
     CHECK_EQ(s->super->arena.dirty, 0);
     CHECK(prs_trylock(s));
@@ -200,7 +200,7 @@ TEST(overlapping_extents_are_refused_and_remembered)
 static void stop_counting(prs_store *s, struct told *told)
 {
     (void)told;
-    CHECK_EQ(prs_lock(s, PRS_SECOND, NULL), PRS_OK); /* as a thief has the lock */
+    CHECK_EQ(prs_lock(s, PRS_SECOND, NULL), PRS_OK); /* take the lock, as a thief would */
     prs_failpoint_arm("rebuild_counting", PRS_FAIL_STOP, 1, 0);
     CHECK_EQ(prs_rebuild(s, NULL), PRS_OK);
     prs_unlock(s);
@@ -208,7 +208,7 @@ static void stop_counting(prs_store *s, struct told *told)
 }
 
 /* During a rebuild the counts of links are zero for a short time. Objects that only links hold must survive this, and
- * objects that were released meanwhile must be freed by the following sweep. */
+ * the following sweep must free the objects that were released meanwhile. */
 TEST(what_was_let_go_during_a_rebuild_is_swept_and_nothing_else)
 {
     SEVERAL_PROCESSES();
@@ -300,11 +300,11 @@ TEST(edges_of_a_slot_that_was_retired_or_used_again_are_buried_by_the_thief)
         prs_oid outer = naming(s, &inner, 1, 2), again = {0};
         prs_slot *slot = prs_slot_at(s, outer.slot);
         uint32_t edge = prs_load_relaxed(&slot->edges);
-        CHECK_EQ(prs_lock(s, PRS_SECOND, NULL), PRS_OK); /* so that its edges are not ended */
+        CHECK_EQ(prs_lock(s, PRS_SECOND, NULL), PRS_OK); /* so that no client ends its edges */
         prs_store_relaxed(&slot->edges, PRS_NIL);
         prs_unlock(s);
         prs_unref(s, &outer);
-        if (how == 0) { /* in a magazine, where no code searches for edges that a rebuild adds */
+        if (how == 0) { /* the slot is in a magazine, where no code searches for edges that a rebuild adds */
             CHECK_EQ(prs_word_state(prs_load_seqcst(&slot->word)), PRS_STATE_RESERVED);
             s->links[edge].owner_tag = prs_word_generation(prs_load_seqcst(&slot->word));
         } else if (how == 1) {
@@ -337,7 +337,7 @@ TEST(a_thief_goes_on_with_its_own_edges)
     uint32_t torn = prs_load_relaxed(&prs_slot_at(s, outer.slot)->edges);
     CHECK_EQ(prs_lock(s, PRS_SECOND, NULL), PRS_OK);
     prs_link_splice(s, outer.slot);
-    s->dying = s->links[torn].next; /* as if a dead client had adopted it only in part */
+    s->dying = s->links[torn].next; /* simulates a dead client that had adopted only a part of the chain */
     s->links[torn].owner = PRS_NIL;
     prs_unlock(s);
     steal(s);
@@ -353,8 +353,8 @@ TEST(a_thief_goes_on_with_its_own_edges)
     close_store(s);
 }
 
-/* The object that an edge held was freed for all clients, and its slot was reused: the edge must not hold the
- * new object. */
+/* The object that an edge held was freed for all clients, and its slot was reused. The edge must not hold the new
+ * object. */
 TEST(an_edge_of_a_slot_that_was_used_again_counts_nothing)
 {
     prs_store *s = store_of(16 * MIB);
@@ -408,7 +408,7 @@ TEST(a_name_without_a_link_and_a_link_without_a_name_end_with_a_rebuild)
     CHECK_EQ(prs_name_bind(s, "b", 1, &b, &e), PRS_OK);
     CHECK_EQ(prs_free(s, &a, &e), PRS_OK);
     prs_unref(s, &a);
-    s->names[1].serial = 0; /* as after a death between clearing the name and ending the link */
+    s->names[1].serial = 0; /* simulates a death between clearing the name and ending the link */
     CHECK_EQ(prs_load_relaxed(&prs_slot_at(s, b.slot)->links), 1);
     steal(s);
     CHECK_EQ(s->names[0].serial, 0);
@@ -456,7 +456,7 @@ TEST(two_grow_the_tables_at_once)
     prs_oid id = put(s, 100, 1);
     uint32_t had = prs_load_relaxed(&s->super->published);
     CHECK_EQ(prs_slots_grow(s, had, &e), PRS_OK);
-    CHECK_EQ(prs_slots_grow(s, had, &e), PRS_OK); /* as by a client that had read `had` before the first call */
+    CHECK_EQ(prs_slots_grow(s, had, &e), PRS_OK); /* simulates a client that read `had` before the first call */
     CHECK_EQ(prs_load_relaxed(&s->super->published), had + PRS_SLOT_CHUNK);
     CHECK_STORE(s);
     uint32_t links = prs_load_relaxed(&s->super->links_published);
@@ -498,7 +498,7 @@ TEST(slots_published_before_the_lock_is_taken_are_mapped)
     prs_token_drop(s, &id[0], &told->token); /* there are links */
     pid_t pid[2] = {stops(s, told, put_where_others_published), 0};
     for (int n = 1; n < 2 * N; n++) {
-        if (n == N) { /* the first one maps the new slots; the second is for the following slots and for a message */
+        if (n == N) { /* the first process must map the new slots, the second one the following slots and the links */
             goes_on(pid[0]);
             pid[1] = stops(s, told, end_flights_where_others_published);
         }
@@ -560,7 +560,7 @@ TEST(what_was_mapped_stays_known)
     close_store(s);
 }
 
-/* A magazine has entries whose slots were reclaimed and are RESERVED again, with smaller extents. */
+/* A magazine contains entries whose slots were reclaimed and are RESERVED again, with smaller extents. */
 TEST(an_entry_that_was_taken_back_is_no_claim_any_more)
 {
     enum { N = 64 };

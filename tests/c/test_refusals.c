@@ -1,6 +1,6 @@
 /*
- * test_refusals.c - calls that must fail and change nothing: on closed and orphaned handles, with invalid
- * arguments, without memory, without descriptors, and under resource limits.
+ * test_refusals.c - tests of calls that must fail and change nothing: calls on closed and orphaned handles, with
+ * invalid arguments, without memory, without descriptors, and under resource limits.
  */
 #include "corpses.h"
 
@@ -59,11 +59,11 @@ TEST(a_closed_handle_with_views_serves_nothing_else)
     CHECK_EQ(prs_get_stats(t, &stats), PRS_E_CLOSED);
     CHECK_EQ(prs_name_bind(t, "new", 3, &id, &e), PRS_E_CLOSED);
     CHECK_EQ(prs_write(t, &large, 0, &id, sizeof id, &e), PRS_E_CLOSED);
-    prs_token_drop(t, &id, &token); /* no effect, as this handle no longer holds it */
+    prs_token_drop(t, &id, &token); /* no effect, because this handle no longer holds it */
     CHECK_EQ(stats_of(s).in_flight, 1);
     CHECK(content_right(v.data, 5000, 1));
     prs_unpin(t, &id);
-    /* The mappings were removed with the last view: later calls find that the handle is closed. */
+    /* Dropping the last view removed the mappings, so later calls find that the handle is closed. */
     CHECK_EQ(prs_lock(t, 0, &e), PRS_E_CLOSED);
     CHECK(!prs_trylock(t));
     prs_tear_down(t);
@@ -104,7 +104,7 @@ TEST(an_orphan_only_lets_go)
         CHECK_EQ(prs_client_dead(s, s->me), false); /* the sticky holder never dies */
         CHECK_EQ(prs_ref(s, &unpinned), PRS_OK);    /* adds a hold to an object that is already held */
         prs_unref(s, &unpinned), prs_unref(s, &unpinned);
-        CHECK_EQ(stats_of(s).largest_free, 0); /* not available without the lock */
+        CHECK_EQ(stats_of(s).largest_free, 0); /* the value is not available without the lock */
         CHECK_EQ(prs_seal(s, &mine, &e), PRS_E_INVAL);
         prs_abort(s, &mine, false);
         close(s->fd_rw), close(s->fd_ro), close(s->fd_lock); /* reopened, without becoming a client */
@@ -146,7 +146,7 @@ TEST(an_orphan_only_lets_go)
 
 /* ---- arguments -------------------------------------------------------------------------------------------------------- */
 
-/* The search for a run of extents to spill reaches the end of the data area for the second time and stops. */
+/* The search for a run of extents to spill must stop when it reaches the end of the data area for the second time. */
 TEST(no_window_is_large_enough)
 {
     SEVERAL_PROCESSES();
@@ -231,14 +231,14 @@ TEST(what_makes_no_sense_is_refused)
     CHECK_EQ(prs_client_dead(s, PRS_STICKY_CLIENT), false);
     CHECK_EQ(prs_client_dead(s, 1u << 20), false);
     CHECK_EQ(prs_client_dead(s, s->me), false);
-    CHECK_EQ(prs_free(s, &id, &e), PRS_OK); /* the name's */
+    CHECK_EQ(prs_free(s, &id, &e), PRS_OK); /* ends the hold of the name */
     prs_unref(s, &id), prs_unref(s, &d.id), prs_unref(t, &foreign);
     CHECK_EMPTY(s);
     close_store(s);
     close_store(t);
 }
 
-/* The object was freed before it was sealed: sealing it is no error, and the object is then freed completely. */
+/* The object is freed before it is sealed. Sealing it is no error, and then frees the object completely. */
 TEST(what_was_freed_while_it_was_made_goes_with_its_seal)
 {
     prs_store *s = store_of(8 * MIB), *t = client_of(s);
@@ -260,7 +260,7 @@ TEST(what_was_freed_while_it_was_made_goes_with_its_seal)
     close_store(s);
 }
 
-/* A slot that this process has pinned accepts only the id of its current object, and a freed object gets no new
+/* If this process has pinned a slot, only the id of the slot's current object is valid, and a freed object gets no new
  * views. */
 TEST(old_ids_of_a_pinned_slot)
 {
@@ -290,10 +290,10 @@ TEST(windows_that_are_not_there)
         CHECK_EQ(prs_alloc(s, i * 18000u, PRS_ALLOC_WINDOW, &d[i], &e), PRS_OK);
     uint8_t *bytes = malloc(36000);
     content(bytes, 36000, 5);
-    CHECK_EQ(prs_write(s, &d[2], 0, bytes, 36000, &e), PRS_OK); /* through the window */
+    CHECK_EQ(prs_write(s, &d[2], 0, bytes, 36000, &e), PRS_OK); /* the write goes through the window */
     CHECK_EQ(prs_seal(s, &d[0], &e), PRS_OK);                   /* the last window of the list */
     copy = d[1];
-    prs_window_close(s, &copy); /* unmapped before it was sealed */
+    prs_window_close(s, &copy); /* the window was unmapped before it was sealed */
     CHECK_EQ(prs_seal(s, &d[1], &e), PRS_E_INVAL);
     prs_window_close(s, &copy);
     prs_abort(s, &d[1], false);
@@ -356,7 +356,7 @@ TEST(options_are_brought_into_range)
     }
 }
 
-/* Across pid namespaces the pid proves nothing: a process that relies on pids is refused. */
+/* A pid from another pid namespace proves nothing, so a process that relies on pids is refused. */
 TEST(liveness_by_pid_refuses_other_namespaces)
 {
     prs_store *s = store_of(8 * MIB), *t;
@@ -433,7 +433,7 @@ TEST(without_memory_every_put_is_an_error)
     prs_abort(s, &d, false);
     prs_store *t = store_with((prs_options){.capacity = MIB});
     (void)prs_headroom_open_at(&t->headroom, root);
-    CHECK_EQ(try_put(t, 10, 1, &id, &e), PRS_E_BACKING); /* no memory even for slots */
+    CHECK_EQ(try_put(t, 10, 1, &id, &e), PRS_E_BACKING); /* there is no memory even for slots */
     say_available(root, 7u << 20);
     (void)prs_headroom_open_at(&t->headroom, root);
     (void)prs_headroom_open_at(&s->headroom, root);
@@ -475,8 +475,8 @@ struct asked {
     prs_spill_job job;
 };
 
-/* Make the `which`-th call; return false if there are no more. Calls without an error record only report that they
- * had no effect. */
+/* Make call number `which`; return false if there are no more calls. Calls without an error record only report that
+ * they had no effect. */
 static bool ask(struct asked *a, int which, int *rc, bool *silent)
 {
     prs_store *s = a->s;
@@ -497,7 +497,7 @@ static bool ask(struct asked *a, int which, int *rc, bool *silent)
     case 2:
         return *rc = prs_alloc(s, MIB, 0, &d, &e), true;
     case 3:
-        return *rc = prs_alloc(s, 64 * MIB, 0, &d, &e), true; /* created in its file */
+        return *rc = prs_alloc(s, 64 * MIB, 0, &d, &e), true; /* this object is created in its file */
     case 4:
         return *rc = prs_add_edge(s, &a->outer, &a->inner, &e), true;
     case 5:
@@ -516,7 +516,7 @@ static bool ask(struct asked *a, int which, int *rc, bool *silent)
         CHECK_EQ(prs_spill_begin(s, &a->inner, &a->job, &e), PRS_OK);
         CHECK_EQ(prs_spill_append(s, &a->job, a->job.data, a->job.size, &e), PRS_OK);
         *rc = prs_spill_commit(s, &a->job, &e);
-        CHECK_EQ(prs_state(s, &a->inner), PRS_OK); /* where it was */
+        CHECK_EQ(prs_state(s, &a->inner), PRS_OK); /* the object must still be in memory */
         return true;
     case 12:
         *silent = true;
@@ -534,7 +534,7 @@ static bool ask(struct asked *a, int which, int *rc, bool *silent)
     case 16:
         *silent = true;
         return *rc = (int)stats_of(s).largest_free, true;
-    case 17: /* then the sticky holder keeps the object */
+    case 17: /* in that case the sticky holder keeps the object */
         *silent = true;
         return *rc = prs_token_take(s, &a->inner, PRS_TOKEN_ONCE, &token), true;
     default:
@@ -542,8 +542,8 @@ static bool ask(struct asked *a, int which, int *rc, bool *silent)
     }
 }
 
-/* If the lock is held, no call waits longer than the timeout, and no call touches a page that is not mapped in this
- * process. */
+/* While another process holds the lock, no call may wait longer than the timeout, and no call may touch a page that is
+ * not mapped in this process. */
 TEST(without_the_lock_or_the_tables_nothing_changes)
 {
     CHECK(mkdtemp(strcpy(spill_dir, "/var/tmp/prs-refusals-XXXXXX")));
@@ -684,7 +684,8 @@ static int lowest_free(void)
     return fd;
 }
 
-/* Try with k free descriptors, for every k until it succeeds: each failure must be an error and leak no descriptor. */
+/* Repeat the work with k free descriptors, for every k from 0 until it succeeds. Each failure must return an error and
+ * leak no descriptor. */
 static void few_descriptors_for(int attempt(prs_store *, prs_error *), prs_store *s)
 {
     int base = lowest_free(), rc = -1;
@@ -746,7 +747,7 @@ static void few_descriptors(void)
     few_descriptors_for(creates_spilling, s);
     few_descriptors_for(attaches, s);
 
-    /* A child for which there was no descriptor is an orphan. The proof of death needs no descriptor. */
+    /* If there was no descriptor for a child, the child is an orphan. The proof of its death needs no descriptor. */
     struct told *told = new_told();
     limit(RLIMIT_NOFILE, (rlim_t)lowest_free());
     pid_t pid = fork();
@@ -787,8 +788,8 @@ TEST(without_descriptors_nothing_is_made_and_nothing_kept)
 
 static char named[64];
 
-/* If other code closed one or all descriptors, they are reopened by name, unless another file has the name by
- * now. */
+/* If other code has closed some or all descriptors, the next call reopens them by name, unless the name belongs to
+ * another file by now. */
 static void closed_by_others(void)
 {
     snprintf(named, sizeof named, "/dev/shm/pyray_ser-ctest-%d-closed", (int)getpid());
@@ -830,7 +831,7 @@ static void closed_by_others(void)
     CHECK_EQ(prs_cow_open(s, &id, &v, &map, &len, &data, &e), PRS_E_SYS);
     int rc = PRS_OK;
     for (int n = 0; rc == PRS_OK && n < 100; n++)
-        rc = try_put(s, 60000, 4, &none, &e); /* until a put needs pages that are not backed */
+        rc = try_put(s, 60000, 4, &none, &e); /* repeat until a put needs pages that are not backed */
     CHECK_EQ(rc, PRS_E_SYS);
     prs_unref(s, &large); /* now its pages cannot be returned to the kernel */
     CHECK_EQ(prs_trim(s, 0), 0);
@@ -865,13 +866,13 @@ TEST(a_lock_in_nobodys_name_is_taken_and_a_busy_one_named)
     for (size_t i = 0; i < sizeof nobody / sizeof *nobody; i++) {
         uint32_t word = nobody[i] << 20 | 2;
         prs_store_relaxed(&s->super->lock, word);
-        /* While another thread of this process holds the lock, the word is not read, so no pid may be
-         * reported. */
+        /* While another thread of this process holds the mutex, prs_lock does not read the word, so it
+         * must report no pid. */
         CHECK(prs_mutex_lock(&s->mutex, -1));
         CHECK_EQ(prs_lock(s, 5 * PRS_MS, &e), PRS_E_BUSY);
         CHECK_EQ(e.pid, 0);
         prs_mutex_unlock(&s->mutex);
-        CHECK_EQ(prs_lock(s, -1, &e), PRS_OK); /* without a timeout; returns soon */
+        CHECK_EQ(prs_lock(s, -1, &e), PRS_OK); /* has no timeout, but returns soon */
         prs_unlock(s);
         CHECK_EQ(prs_load_relaxed(&s->super->stolen), i + 1);
     }
@@ -904,7 +905,7 @@ TEST(a_wait_is_as_long_as_asked_and_a_slice_at_most)
     close_store(s);
 }
 
-/* Without this check the first put would fault, because mappings and the bitmap of pages assume pages of 4 KiB. */
+/* Without this check the first put would crash, because mappings and the bitmap of pages assume pages of 4 KiB. */
 TEST(a_kernel_with_other_pages_is_refused_before_anything_is_made)
 {
     prs_store *s = store_of(16 * MIB), *t = s;

@@ -101,7 +101,7 @@ TEST(what_is_no_store_is_refused)
     char spill_dir[PRS_SPILL_DIR_MAX];
     CHECK_EQ(prs_snapshot(&s, "/dev/shm/pyray_ser-ctest-no-such-store", spill_dir, &error), PRS_E_NOTFOUND);
     CHECK(s == NULL);
-    CHECK_EQ(prs_snapshot(&s, "/proc/self/exe", spill_dir, &error), PRS_E_FOREIGN); /* a symbolic link */
+    CHECK_EQ(prs_snapshot(&s, "/proc/self/exe", spill_dir, &error), PRS_E_FOREIGN); /* this is a symbolic link */
     CHECK_EQ(prs_snapshot(&s, "/proc/self/stat/x", spill_dir, &error), PRS_E_SYS);
     CHECK_EQ(prs_snapshot(&s, "/proc/self/fd", spill_dir, &error), PRS_E_FOREIGN);
     crash();

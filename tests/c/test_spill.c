@@ -204,7 +204,7 @@ TEST(death_at_every_step_of_spilling)
         pid_t pid = fork();
         if (pid == 0) {
             if (strcmp(points[k], "spill_rolled_back") == 0 ||
-                strcmp(points[k], "spill_adopted") == 0) /* the disk is full, so the spill rolls back */
+                strcmp(points[k], "spill_adopted") == 0) /* the disk is full, so the spill is rolled back */
                 prs_failpoint_arm("spill_created", PRS_FAIL_ERRNO, 1, ENOSPC);
             prs_failpoint_arm(points[k], PRS_FAIL_KILL, 1, 0);
             for (int i = 0; i < 8; i++) {
@@ -258,7 +258,7 @@ TEST(what_a_killed_store_left_is_removed_by_the_next)
     CHECK_EQ(prs_spill_clean(spill_dir(), true), 1);
     CHECK_EQ(entries(spill_dir(), 0), 1);
     prs_store *s = open_store(16 * MB);
-    CHECK_EQ(entries(spill_dir(), 0), 1); /* its own */
+    CHECK_EQ(entries(spill_dir(), 0), 1); /* only its own directory is left */
     CHECK_EQ(prs_spill_clean(spill_dir(), false), 0);
     prs_dispose(s);
     CHECK_EQ(rmdir(spill_dir()), 0);
@@ -266,7 +266,7 @@ TEST(what_a_killed_store_left_is_removed_by_the_next)
     strcpy(top, "/var/tmp/prs-spill-XXXXXX");
 }
 
-/* The only client is idle: a process that cleans up must not remove its files. */
+/* The only client is idle. A process that cleans up must not remove its files. */
 TEST(a_client_without_descriptors_keeps_its_spill_directory)
 {
     volatile int *said = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -368,7 +368,7 @@ TEST(the_file_of_a_draft_disappears)
     for (int gone = 0; gone < 2; gone++) {
         CHECK_EQ(prs_alloc(s, 10 * MB, 0, &d, &error), PRS_OK);
         CHECK_EQ(prs_write_strided(s, &d, 4 * MB, bytes, 2, shape, strides, 1, &error),
-                 PRS_OK); /* gathered, then written */
+                 PRS_OK); /* gathered in memory, then written */
         if (gone) {
             const uint8_t *at;
             file_of(path, s, &d.id);

@@ -151,7 +151,7 @@ TEST(objects_go_and_come_back)
         verify(s, &id[i], SIZE, (uint8_t)i);
     prs_view v, w;
     CHECK_EQ(pin(s, &id[0], &v), PRS_OK);
-    CHECK_EQ(prs_pin(s, &id[0], &w), PRS_OK); /* it is there */
+    CHECK_EQ(prs_pin(s, &id[0], &w), PRS_OK); /* the object is in memory */
     CHECK(v.data == w.data);
     prs_restore r;
     CHECK_EQ(prs_restore_begin(s, &id[0], false, &r, &error), PRS_E_EXISTS);
@@ -223,7 +223,7 @@ TEST(who_spills_may_read_what_he_spills)
     prs_view v;
     CHECK_EQ(prs_spill_begin(s, &id, &job, &error), PRS_OK);
     CHECK_EQ(prs_spill_begin(s, &id, &inner, &error), PRS_E_AGAIN);
-    CHECK_EQ(prs_spill_begin(s, &other, &inner, &error), PRS_OK); /* a nested job */
+    CHECK_EQ(prs_spill_begin(s, &other, &inner, &error), PRS_OK); /* begin a nested job */
     CHECK_EQ(prs_pin(s, &id, &v), PRS_OK);
     CHECK(v.data == job.data && v.data[0] == 7);
     prs_spill_cancel(s, &inner);
@@ -233,7 +233,7 @@ TEST(who_spills_may_read_what_he_spills)
     path_of(s, &id, path);
     CHECK(access(path, F_OK) != 0);
     prs_unpin(s, &id);
-    /* For a forked child, which is another client, the object is being spilled. */
+    /* A forked child is another client, so for the child the object is being spilled. */
     CHECK_EQ(prs_spill_begin(s, &id, &job, &error), PRS_OK);
     pid_t pid = fork();
     if (pid == 0) {
@@ -320,7 +320,7 @@ TEST(a_child_forked_in_the_middle_leaves_the_file_to_its_parent)
     close_store(s);
 }
 
-/* Do the same as a client that has declared the spiller dead. */
+/* Take the same steps as a client that has declared the spiller dead. */
 static void undo(prs_store *s, const prs_oid *id)
 {
     uint64_t word;
@@ -332,7 +332,7 @@ static void undo(prs_store *s, const prs_oid *id)
 TEST(a_spiller_that_was_taken_for_dead_commits_no_file_that_is_gone)
 {
     if (prs_failpoint_names()[0] == NULL)
-        return; /* only failpoints make this race likely */
+        return; /* skip this, because only failpoints make this race likely */
     prs_store *s = open_store(32 * MB, FORM);
     prs_oid id = put(s, SIZE, 5);
     char path[8192];

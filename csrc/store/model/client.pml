@@ -37,13 +37,13 @@ byte deaths;
 /* The slot.  `who`: the reaper while REAPING. */
 byte what = FREE, who, tag; /* one word, changed and compared as a unit */
 byte incarnation;
-byte owner_pid = NOBODY;   /* pid in the slot */
-byte byte_lock = NOBODY; /* OFD lock, released when its process dies */
-bool mark;            /* its bit in the holders of an object */
+byte owner_pid = NOBODY;   /* the pid in the slot */
+byte byte_lock = NOBODY; /* the OFD lock, which is released when its process dies */
+bool mark;            /* the client's bit in the holders of an object */
 
 /* The store lock: owner and incarnation in one word. 0: free; 1: the slot above; 2, 3: the observers. */
 byte lock, lock_tag;
-byte inside; /* ghost: number of living processes that have it */
+byte inside; /* ghost: number of living processes that have the lock */
 
 bool holding[2]; /* ghost: this owner believes that its bit is set */
 
@@ -92,7 +92,7 @@ inline take_lock(name, t)
 
 inline give_lock()
 {
-    atomic { /* it must not be stolen from a living owner */
+    atomic { /* the lock must not be stolen from a living owner */
         lock = 0;
         has = false;
         inside--
@@ -106,7 +106,7 @@ proctype Owner(byte p)
     do
     :: n < LIVES ->
         n++;
-        /* claim */
+        /* claim the slot */
 #ifndef BUG_NO_BYTE
         atomic {
             if
@@ -140,7 +140,7 @@ proctype Owner(byte p)
         fi;
         owner_pid = p;
         atomic { what = LIVE; tag = TAG(mine) }
-        /* hold something */
+        /* hold an object */
         atomic { mark = true; holding[p] = true }
         if
         :: die(p)
@@ -162,7 +162,7 @@ proctype Owner(byte p)
         :: die(p)
         :: true
         fi;
-        /* leave */
+        /* leave the store */
         atomic {
             if
             :: what == LIVE && tag == TAG(mine) -> what = FREE; tag = 0
@@ -181,7 +181,7 @@ dead:
     skip
 }
 
-/* Is the slot's client dead? `proof`: of the state in (f, fw, ft). */
+/* Check whether the slot's client is dead. `proof` is true if this is proven for the state in (f, fw, ft). */
 inline corpse()
 {
     atomic { f = what; fw = who; ft = tag }

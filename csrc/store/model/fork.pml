@@ -33,13 +33,13 @@
 #define LIVE 2
 #define REAPING 3
 
-byte state = SEALED, owner = OTHER; /* of the slot's word */
+byte state = SEALED, owner = OTHER; /* the parts of the slot's word */
 bool mark = false;                  /* HELD */
-bool bits[2];                       /* set in the slot */
+bool bits[2];                       /* the bits set in the slot */
 byte client[2];                     /* the client slots */
-bool believes[2];                   /* believes that it holds the object */
+bool believes[2];                   /* whether the process believes that it holds the object */
 bool alive[2];
-bool fd[2];                         /* has a descriptor that keeps the child's byte locked */
+bool fd[2];                         /* whether the process has a descriptor that keeps the child's byte locked */
 bool done[2];
 byte kills = 0;
 
@@ -64,7 +64,7 @@ inline settle(me, held)
     :: atomic { me != OTHER && dead(me) -> break; }
     :: else ->
         if
-        :: atomic { state != FREEING || owner != me -> break; } /* taken over */
+        :: atomic { state != FREEING || owner != me -> break; } /* another process has taken over */
         :: else
         fi;
         atomic { if :: state == FREEING && owner == me -> mark = false; :: else fi; }
@@ -181,7 +181,7 @@ proctype parent()
         :: else -> goto over; /* the object no longer exists, so there is no hold to copy */
         fi;
     }
-    /* prepare */
+    /* prepare the fork */
 #ifndef BUG_NO_BYTE
     atomic { if :: alive[PARENT] -> fd[PARENT] = true; :: else -> goto over; fi; }
 #endif
@@ -217,7 +217,7 @@ over:
 /* A kill: the process makes no further steps, and the kernel closes its descriptors. */
 proctype killer()
 {
-    do /* at any moment, or not at all */
+    do /* at any moment, or never */
     :: atomic { kills < KILLS && alive[PARENT] && !done[PARENT] -> alive[PARENT] = false; fd[PARENT] = false; kills++; }
     :: atomic { kills < KILLS && alive[CHILD] && !done[CHILD] -> alive[CHILD] = false; fd[CHILD] = false; kills++; }
     :: break;

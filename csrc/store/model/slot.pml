@@ -31,7 +31,7 @@
 #endif
 #define SLOTS 2
 #ifndef STEPS
-#define STEPS 3 /* operations a client performs */
+#define STEPS 3 /* number of operations of each client */
 #endif
 #ifndef STEPS_FIRST
 #define STEPS_FIRST STEPS /* the same for client 0 */
@@ -51,25 +51,25 @@
 
 typedef Slot {
     byte state;
-    byte generation; /* modulo 8: small enough to check, large enough not to wrap here */
+    byte generation; /* modulo 8, which is small enough to check and large enough not to wrap here */
     byte client;
     bool freed, held;
-    byte links;      /* tokens that hold it */
+    byte links;      /* number of tokens that hold the object */
     byte owners;     /* ghost: number of clients that believe that they own the slot */
 };
 
 Slot slot[SLOTS];
-byte bits[2 * SLOTS]; /* holders: refs of each slot, then pins; a bit per client */
+byte bits[2 * SLOTS]; /* the holders: the refs of each slot, then the pins, with one bit per client */
 #define REFS(s) bits[s]
 #define PINS(s) bits[SLOTS + s]
 bool alive[CLIENTS] = true;
 bool finished[CLIENTS];
-byte deaths, dying = CLIENTS; /* the client that dies at its next step; CLIENTS: none */
+byte deaths, dying = CLIENTS; /* the client that dies at its next step, or CLIENTS for none */
 
 /* There is at most one token in flight, with its serial and its object. */
 byte token_serial, token_slot, token_generation, next_serial = 1;
 bool token_valid;
-bool token_ended; /* ghost: its object was freed for all clients */
+bool token_ended; /* ghost: whether its object was freed for all clients */
 /* The current message, whose bytes any process may read any number of times, and the previous message. */
 byte message_serial, message_slot, message_generation;
 byte old_serial, old_slot, old_generation;
@@ -79,16 +79,16 @@ byte owed; /* ghost: the serial of a message that must still find its object, or
 typedef Private {
     byte refs[SLOTS];       /* 0 or 1 */
     byte pins[SLOTS];
-    byte generation[SLOTS]; /* of the object the counts are for */
-    byte magazine;          /* a slot believed to be reserved for us, NOBODY_SLOT if none */
+    byte generation[SLOTS]; /* generation of the object that the counts are for */
+    byte magazine;          /* the slot that the client believes to be reserved for it, or NOBODY_SLOT */
     byte magazine_generation;
 };
 #define NO_SLOT SLOTS
-Private mine[CLIENTS + 1]; /* the last is the reaper's, whose magazine counts as full */
+Private mine[CLIENTS + 1]; /* the last one belongs to the reaper, whose magazine counts as full */
 
 /* ---- freeing ---------------------------------------------------------------------------------------- */
 
-inline look(s, seen) /* pins, then refs, then links, each in a separate step */
+inline look(s, seen) /* reads the pins, then the refs, then the links, each in a separate step */
 {
     if
     :: PINS(s) != 0 -> seen = true
@@ -104,11 +104,11 @@ inline look(s, seen) /* pins, then refs, then links, each in a separate step */
     fi
 }
 
-inline settle(c, s) /* slot s is FREEING by c */
+inline settle(c, s) /* client c has set slot s to FREEING */
 {
     do
     :: true ->
-        atomic { /* owner check and HELD off: one compare-and-swap */
+        atomic { /* check the owner and clear HELD, in one compare-and-swap */
             gen = slot[s].generation;
             ours = (slot[s].state == FREEING && slot[s].client == c);
             if
@@ -146,7 +146,7 @@ inline settle(c, s) /* slot s is FREEING by c */
             }
             if
             :: ours ->
-                /* put away: into the magazine, or back to the shared stack under the lock */
+                /* put the slot into the magazine, or return it to the shared stack under the lock */
                 atomic {
                     if
                     :: mine[c].magazine == NO_SLOT ->
@@ -237,7 +237,7 @@ inline let_go(c, s)
 
 /* ---- holding ------------------------------------------------------------------------------------------- */
 
-/* Set a bit, then read the word. `ok`: held. */
+/* Set a bit, then read the word. `ok` is true if the client now holds the object. */
 inline hold(c, s, g, b, ok)
 {
     atomic { ok = (slot[s].generation == g && (slot[s].state == SEALED || slot[s].state == FREEING) && !slot[s].freed) }
@@ -246,7 +246,7 @@ inline hold(c, s, g, b, ok)
     :: else ->
         bits[b + s] = bits[b + s] | BIT(c);
 #ifndef BUG_LOAD_BEFORE_SET
-        atomic { /* the load; on FREEING the compare-and-swap that marks it */
+        atomic { /* read the word; if it is FREEING, mark it by a compare-and-swap */
             if
             :: slot[s].generation != g || slot[s].freed -> ok = false
             :: else ->
@@ -264,7 +264,7 @@ inline hold(c, s, g, b, ok)
 #endif
         if
         :: ok -> skip
-        :: else -> /* undo; like any clear, it may clear the last bit */
+        :: else -> /* undo the hold; like any cleared bit, it may have been the last one */
             if
             :: mine[c].refs[s] == 0 || mine[c].generation[s] != slot[s].generation || slot[s].state != SEALED ->
                 bits[b + s] = bits[b + s] & ~BIT(c)
@@ -277,7 +277,7 @@ inline hold(c, s, g, b, ok)
 
 inline put(c)
 {
-    /* a slot: from the magazine, else from the shared ones under the lock */
+    /* take a slot from the magazine or, if that is empty, from the shared stack under the lock */
     s = NO_SLOT;
     if
     :: mine[c].magazine != NO_SLOT ->
@@ -348,7 +348,7 @@ inline unref(c, s)
     fi
 }
 
-inline read_it(c, s) /* pin, drop the ref while reading, use, unpin */
+inline read_it(c, s) /* pins the object, drops the ref while reading, uses the bytes, unpins */
 {
     g = mine[c].generation[s];
     hold(c, s, g, SLOTS, ok);
@@ -362,7 +362,7 @@ inline read_it(c, s) /* pin, drop the ref while reading, use, unpin */
 #ifdef BUG_UNDO_WRONG /* another thread also pins, without reading the first one's count */
         hold(c, s, g, SLOTS, ok);
 #endif
-        /* the use: the bytes are those of the object pinned */
+        /* use the bytes, which must be those of the pinned object */
         assert(slot[s].generation == g && (slot[s].state == SEALED || slot[s].state == FREEING));
         atomic { mine[c].pins[s] = 0; PINS(s) = PINS(s) & ~BIT(c) }
         let_go(c, s)
@@ -500,7 +500,7 @@ inline end_for_all(c, s)
     fi
 }
 
-inline reap(c, d) /* c cleans up after the dead d */
+inline reap(c, d) /* client c cleans up after the dead client d */
 {
     s = 0;
     do
@@ -588,7 +588,7 @@ proctype Client(byte c)
             fi
         :: else -> break
         od;
-        /* leave: drop the refs and return the magazine */
+        /* leave the store: drop the refs and return the magazine */
         k = 0;
         unref(c, k);
         k = 1;

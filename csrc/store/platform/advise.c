@@ -18,7 +18,7 @@ uintptr_t prs_page_size(void)
 
 bool prs_advice_is_honest(void)
 {
-    static prs_atomic_u32 verdict; /* 0: not known yet, 1: yes, 2: no */
+    static prs_atomic_u32 verdict; /* whether the result is reliable; 0: not known yet, 1: yes, 2: no */
     uint32_t known = prs_load_relaxed(&verdict);
     if (known == 0) {
         int saved = errno;

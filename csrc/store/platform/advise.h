@@ -24,8 +24,8 @@ uintptr_t prs_page_size(void);
  */
 bool prs_advice_is_honest(void);
 
-/* Advise all pages in [at, at + n), and continue after signals. Return 0 or -errno (-EOPNOTSUPP if the advice
- * is not honest); preserve errno. */
+/* Call madvise for all pages in [at, at + n), and continue after signals. Return 0 or -errno (-EOPNOTSUPP if the result
+ * of madvise() is not reliable); preserve errno. */
 int prs_advise(char *at, size_t n, int advice);
 
 #endif

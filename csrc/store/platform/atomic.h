@@ -1,9 +1,9 @@
 /*
  * atomic.h - named memory orders, futex wait and wake, a private spinlock.
  *
- * Purpose    One set of operations for all words that threads or processes share. The memory order is
- *            part of the name, so that it is visible in each call, and C11's default is never used by
- *            accident.
+ * Purpose    Provide one set of operations for all words that threads or processes share. The memory
+ *            order is part of each name, so that it is visible in each call, and no call uses C11's
+ *            default order by accident.
  * Algorithm  Type-generic macros over <stdatomic.h>, and shared futexes (no PRIVATE flag), which work
  *            between processes that map the word at different addresses.
  * Guarantee  There are no stand-alone fences, which ThreadSanitizer does not support. Where store
@@ -164,9 +164,10 @@ static inline int prs_futex_wake(const volatile void *addr, int count)
 /* ---- a spinlock for private data: short critical sections, no system call while held ----------- */
 
 /*
- * Use it for private memory only, because the death of an owner is not detected. Zero-initialized
- * is unlocked. Not recursive, not fair. Waits by pause, then sched_yield, then short sleeps, so
- * that an owner which lost its CPU gets it back even from waiters of a higher real-time priority.
+ * Use this lock for private memory only, because it does not detect the death of its owner. All zero
+ * means unlocked. The lock is neither recursive nor fair. Waiters first pause, then call sched_yield,
+ * then sleep briefly, so that an owner that lost its CPU gets it back even from waiters with a higher
+ * real-time priority.
  */
 typedef struct prs_spin {
     prs_atomic_u32 held;

@@ -5,7 +5,7 @@
  * Algorithm  Small copies use the C library's memcpy, which leaves the data in the cache for a reader nearby.
  *            Big copies use non-temporal stores (AVX2, else SSE2), which save reading each line before
  *            writing it. Even bigger copies are cut into pieces, which an atomic counter assigns to the
- *            caller and its helpers, so that a helper that gets no CPU delays only one piece.
+ *            caller and its helpers, so that a helper without a CPU delays only one piece.
  * Guarantee  When the call returns, dst contains the bytes of src, visible to every thread that synchronizes
  *            with the caller: each thread that used non-temporal stores executes a fence.
  */
@@ -30,7 +30,7 @@
 
 #if defined(__x86_64__)
 
-/* Both require that dst is aligned to 64 and n is a multiple of 128; src may have any alignment. */
+/* Both kernels require that dst is aligned to 64 and n is a multiple of 128; src may have any alignment. */
 
 __attribute__((target("avx2"))) static void stream_avx2(char *dst, const char *src, size_t n)
 {
@@ -60,7 +60,7 @@ static void stream_sse2(char *dst, const char *src, size_t n)
     }
 }
 
-/* For tests, which must reach the SSE2 kernel on a machine with AVX2 too. */
+/* This is for tests, which must use the SSE2 kernel even on a machine with AVX2. */
 int prs_copy_use_avx2_ = 1;
 
 void prs_copy_nt(void *dst_, const void *src_, size_t n)

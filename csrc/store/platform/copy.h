@@ -27,11 +27,11 @@ unsigned prs_cpu_count(void);
 /* Copy by the fastest kernel for `n`; non-temporal stores are complete (sfence) on return. */
 void prs_copy(void *dst, const void *src, size_t n);
 
-/* The same with non-temporal stores for any `n`, for pieces of a big copy. */
+/* Do the same with non-temporal stores for any `n`. Used for pieces of a big copy. */
 void prs_copy_nt(void *dst, const void *src, size_t n);
 
 /*
- * The same on up to `max_threads` threads (0: as many as size and idle CPUs justify). The helper threads block all
+ * Do the same on up to `max_threads` threads (0: as many as size and idle CPUs justify). The helper threads block all
  * signals and are joined before this call returns. If some threads cannot be created, the others copy everything; if
  * none can, the caller does.
  */
@@ -42,9 +42,9 @@ void prs_copy_parallel(void *dst, const void *src, size_t n, unsigned max_thread
 uint64_t prs_file_limit(void);
 
 /*
- * Write `n` bytes at `offset`, continuing after short writes and signals. Returns 0 or -errno: -ENOSPC when the
- * file system is full, -EFBIG past its limit. Never causes SIGXFSZ, and never SIGBUS on pages of the file.
- * Keeps errno. `written` (may be NULL) gets the number of bytes written, also on failure.
+ * Write `n` bytes at `offset`, continuing after short writes and signals. Return 0 or -errno: -ENOSPC if the file
+ * system is full, -EFBIG beyond the file size limit. The call never causes SIGXFSZ, or SIGBUS on pages of the file, and
+ * preserves errno. `written` (may be NULL) gets the number of bytes written, also on failure.
  */
 int prs_copy_to_file(int fd, uint64_t offset, const void *src, size_t n, size_t *written);
 
@@ -59,7 +59,7 @@ int prs_copy_to_file(int fd, uint64_t offset, const void *src, size_t n, size_t 
 int prs_copy_strided(void *dst, const void *src, int ndim, const ptrdiff_t *shape, const ptrdiff_t *strides,
                      size_t itemsize);
 
-/* The same on several threads, as prs_copy_parallel. */
+/* Do the same on several threads, like prs_copy_parallel. */
 int prs_copy_strided_parallel(void *dst, const void *src, int ndim, const ptrdiff_t *shape, const ptrdiff_t *strides,
                               size_t itemsize, unsigned max_threads);
 

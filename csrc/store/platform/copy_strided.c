@@ -22,15 +22,15 @@
 #include "atomic.h"
 #include "threads.h"
 
-/* Columns are the source lines that a tile uses at the same time: they are so few that they stay in the
-   second-level cache even if the stride maps all of them to one set. Measured, see docs/internals/copying.md. */
+/* Columns are the source lines that a tile uses at the same time. There are so few of them that they stay in the
+ * second-level cache even if the stride maps all of them to one set. Measured, see docs/internals/copying.md. */
 #define TILE_COLS 16
 #define TILE_ROWS 64
 
 /* Items larger than this are not tiled: each one already uses most of a cache line. */
 #define TILE_ITEM_MAX 32
 
-/* Contiguous runs from this size on are copied by stores that bypass the cache. */
+/* Copy contiguous runs of at least this size with stores that bypass the cache. */
 #define STREAM_ITEM_MIN ((size_t)8 << 10)
 
 #define PIECE_BYTES ((size_t)512 << 10)
@@ -40,7 +40,7 @@ typedef struct strided {
     size_t item;                             /* bytes copied per innermost step */
     size_t total;                            /* bytes written */
     size_t shape[PRS_STRIDED_MAX_DIMS];      /* all >= 2 */
-    ptrdiff_t strides[PRS_STRIDED_MAX_DIMS]; /* of the source */
+    ptrdiff_t strides[PRS_STRIDED_MAX_DIMS]; /* strides of the source */
     size_t out[PRS_STRIDED_MAX_DIMS];        /* strides of the destination */
 } strided;
 
@@ -115,7 +115,7 @@ static void copy_row(char *dst, const char *src, size_t n, ptrdiff_t stride, siz
     default:
         if (item < STREAM_ITEM_MIN) {
             ROW_LOOP(item)
-        } else { /* rows of a big matrix: as in every big copy, do not read the lines that we overwrite */
+        } else { /* these are rows of a big matrix: as in every big copy, do not read the lines that we overwrite */
             for (size_t i = 0; i < n; i++, dst += item, src += stride)
                 prs_copy_nt(dst, src, item);
         }
@@ -124,7 +124,7 @@ static void copy_row(char *dst, const char *src, size_t n, ptrdiff_t stride, siz
 
 /* ---- tiles over two dimensions ----------------------------------------------------------------- */
 
-/* Rows follow dimension p (small source stride), columns the last dimension (big source stride). */
+/* Rows run along dimension p (small source stride), columns along the last dimension (big source stride). */
 static void copy_tiles(char *dst, const char *src, const strided *a, int p)
 {
     int last = a->ndim - 1;
@@ -242,7 +242,7 @@ int prs_copy_strided_parallel(void *dst, const void *src, int ndim, const ptrdif
         prs_copy_parallel(dst, src, a.item, max_threads);
         return 0;
     }
-    /* Gathering is slower than copying, so threads are worthwhile at smaller sizes. */
+    /* Gathering is slower than copying, so threads are worthwhile even for smaller sizes. */
     unsigned threads = prs_crew_size(a.total, (size_t)2 << 20, max_threads);
     int dim = 0;
     for (int i = 1; i < a.ndim && a.shape[dim] < 16 * (size_t)threads; i++)

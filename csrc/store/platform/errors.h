@@ -8,13 +8,13 @@ enum prs_status {
     PRS_OK = 0,
     PRS_E_SYS = -1,     /* a system call failed: error->sys_errno                     */
     PRS_E_NOMEM = -2,   /* no private memory or address space (vm.max_map_count) left */
-    PRS_E_FULL = -3,    /* no room in the store: error->want, ->capacity, ->used       */
+    PRS_E_FULL = -3,    /* no room in the store; see error->want, ->capacity and ->used       */
     PRS_E_BACKING = -4, /* no pages are left (tmpfs, cgroup or machine)                 */
     PRS_E_CLIENTS = -5, /* every client slot is taken by a living process               */
     PRS_E_OBJECTS = -6, /* the object table is full                                     */
-    PRS_E_LOST = -7,    /* the object is lost: never sealed, or its last holder left    */
+    PRS_E_LOST = -7,    /* the object is lost: it was never sealed, or its last holder left */
     PRS_E_FREED = -8,   /* the object was freed by prs_free                             */
-    PRS_E_AGAIN = -9,   /* not sealed yet: wait with prs_wait                           */
+    PRS_E_AGAIN = -9,   /* the object is not sealed yet: wait with prs_wait */
     PRS_E_TIMEOUT = -10,
     PRS_E_BUSY = -11,    /* a stopped process holds the store lock: error->pid           */
     PRS_E_CORRUPT = -12, /* shared data is invalid: error->what describes it             */
@@ -25,7 +25,7 @@ enum prs_status {
     PRS_E_INVAL = -17,   /* an argument is invalid                                       */
     PRS_E_NOTFOUND = -18,
     PRS_E_EXISTS = -19, /* the name is taken                                           */
-    PRS_E_SPILLED = -20 /* the object is in a file that the caller reads: prs_restore_begin */
+    PRS_E_SPILLED = -20 /* the caller must read the object's file, see prs_restore_begin */
 };
 
 typedef struct prs_error {

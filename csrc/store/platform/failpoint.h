@@ -1,8 +1,8 @@
 /* failpoint.h - named places at which a test can make this process die, stop or fail.
  *
- * PRS_POINT(name) marks a step after which shared state has changed; PRS_POINT_ERRNO(name)
- * additionally returns an errno, with which the step must then fail.  Both macros are empty unless
- * PRS_DEBUG is defined.  The list of points is failpoints.def.
+ * PRS_POINT(name) marks a place at which a step has just changed shared state.  PRS_POINT_ERRNO(name)
+ * may also return an errno, with which the step must then fail.  Both macros are empty unless PRS_DEBUG
+ * is defined.  The list of points is failpoints.def.
  */
 #ifndef PRS_FAILPOINT_H
 #define PRS_FAILPOINT_H

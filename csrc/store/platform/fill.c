@@ -2,8 +2,8 @@
  * fill.c - writing bytes to pages of a shared file, by the method that suits their state.
  *
  * Purpose    If a put writes to pages that this process has not mapped or the kernel has not allocated,
- *            page tables and page allocation take time in addition to the copy; distributed well over two
- *            cores, such a put takes half the time.
+ *            page tables and page allocation take time in addition to the copy; if two cores share this
+ *            work well, such a put takes half the time.
  * Algorithm  Work is cut into pieces at fixed file offsets. For backed pages, any thread processes any
  *            piece. For unbacked pages, only the caller uses pwrite, from the first piece upwards,
  *            because pwrite takes the inode's lock; helpers fault pages in, which needs no such lock, and
@@ -28,7 +28,7 @@
 #include "threads.h"
 #include "huge.h"
 
-/* Measured, see docs/internals/copying.md. Multiples of any page size. */
+/* Measured, see docs/internals/copying.md. The values are multiples of any page size. */
 #define PIECE_UNBACKED ((size_t)256 << 10)
 #define PIECE_BACKED ((size_t)2 << 20)
 #define PIECE_POPULATE ((size_t)2 << 20)
@@ -45,13 +45,13 @@ typedef struct fill_job {
     char *map;
     const char *src;
     size_t n;
-    size_t piece; /* bytes; pieces begin at multiples of it in the file */
+    size_t piece; /* in bytes; pieces begin at multiples of this size in the file */
     size_t pieces;
     int advice;
-    prs_atomic_u64 claimed;    /* pieces handed out */
+    prs_atomic_u64 claimed;    /* number of pieces handed out */
     prs_atomic_u64 from_back;  /* pieces claimed by helpers, from the last one downwards */
     prs_atomic_u64 failed_end; /* end, in bytes, of the last piece that could not be mapped */
-    prs_atomic_u32 error;      /* a positive errno; later ones do not replace it */
+    prs_atomic_u32 error;      /* a positive errno: the first error, which later errors do not replace */
     prs_atomic_u32 caller_cpu; /* the CPU on which the caller wrote its last piece */
 } fill_job;
 
@@ -81,7 +81,7 @@ static bool claim(fill_job *job, uint64_t *ticket)
     return *ticket < job->pieces && prs_load_relaxed(&job->error) == 0;
 }
 
-/* Piece k as bytes [from, to) of the job. */
+/* Compute piece k as the bytes [from, to) of the job. */
 static void bounds(const fill_job *job, uint64_t k, size_t *from, size_t *to)
 {
     uint64_t start = (job->off / job->piece + k) * job->piece;
@@ -116,13 +116,13 @@ static void *fill_downwards(void *arg)
 {
     fill_job *job = arg;
     uint64_t ticket;
-    /* This costs more per byte than pwrite, so it is worthwhile only on a CPU other than the caller's. */
+    /* Page faults cost more per byte than pwrite, so this is worthwhile only on a CPU other than the caller's. */
     while (prs_load_relaxed(&job->caller_cpu) != this_cpu() && claim(job, &ticket)) {
         size_t from, to;
         bounds(job, job->pieces - 1 - prs_fetch_add_relaxed(&job->from_back, 1u), &from, &to);
         if (prs_advise(job->map + from, to - from, job->advice) == 0) {
             prs_copy(job->map + from, job->src + from, to - from);
-        } else { /* an old kernel or a full file system: the caller continues alone */
+        } else { /* the kernel is old or the file system is full: the caller continues alone */
             note_unmapped(job, to);
             write_piece(job, from, to);
             return NULL;
@@ -177,7 +177,7 @@ static void *map_and_copy(void *arg)
     return NULL;
 }
 
-/* The caller and its helpers all do the same work. */
+/* The caller and its helpers all run this function. */
 static int run_alike(fill_job *job, void *(*work)(void *), size_t piece, size_t worth, unsigned max_threads)
 {
     job_init(job, piece);
@@ -258,7 +258,7 @@ int prs_populate(int fd, uint64_t off, void *map, size_t n, enum prs_page_state 
         return 0;
 
     /* On a full file system MADV_POPULATE fails with an unspecific EFAULT, and kernels before 5.14 do not have it.
-     * fallocate backs the pages or returns the reason; after it, touching the pages is safe. */
+     * fallocate backs the pages or returns the reason; after its success, touching the pages is safe. */
     int saved = errno, rc = 0;
     /* unreached: untested 2: a kernel that does not populate, under a file size limit */
     if (n > prs_file_limit() || off > prs_file_limit() - n)
@@ -316,7 +316,7 @@ static enum prs_page_state run_state(const prs_area *area, uint64_t page, uint64
     return PRS_PAGES_MAPPED;
 }
 
-/* Punch the whole pages of a run that failed; its bits were never set. */
+/* Punch the whole pages of a run that failed, whose bits we have not set. */
 static void punch_failed(const prs_area *area, uint64_t off, uint64_t end)
 {
     uint64_t from = (off + PRS_PAGE - 1) & ~(PRS_PAGE - 1), to = end & ~(PRS_PAGE - 1);
@@ -336,7 +336,7 @@ static void mark_mapped(const prs_area *area, uint64_t from, uint64_t to)
     }
 }
 
-/* Fill [off, off + n), which is all in `state`.  src NULL: populate only. */
+/* Fill [off, off + n), whose pages are all in `state`. If src is NULL, only populate them. */
 static int fill_alike(const prs_area *area, uint64_t off, const char *src, size_t n, enum prs_page_state state,
                       unsigned max_threads)
 {
@@ -349,7 +349,7 @@ static int fill_alike(const prs_area *area, uint64_t off, const char *src, size_
     return rc;
 }
 
-/* As fill_run for unbacked pages, but back whole blocks by huge pages if the kernel has them. */
+/* The same as fill_run for unbacked pages, but back whole blocks by huge pages if the kernel has them. */
 static int fill_fresh(const prs_area *area, uint64_t off, const char *src, size_t n, unsigned max_threads)
 {
     uint64_t at = area->base + off, limit = n < PRS_HUGE ? 0 : prs_file_limit();
@@ -382,7 +382,7 @@ static int area_walk(const prs_area *area, uint64_t off, const char *src, size_t
     for (uint64_t page = prs_pages_first(off), run_end; page < page_end; page = run_end) {
         enum prs_page_state state = run_state(area, page, page_end, &run_end);
         /* unreached: race: bits change while we walk over them */
-        if (run_end <= page) /* bits changed meanwhile: advance by one page */
+        if (run_end <= page) /* the bits have changed meanwhile: advance by one page */
             run_end = page + 1;
         uint64_t from = page << PRS_PAGE_SHIFT, to = run_end << PRS_PAGE_SHIFT;
         from = from < off ? off : from;
@@ -429,7 +429,7 @@ int prs_area_punch(const prs_area *area, uint64_t off, size_t n, uint64_t *shrun
     uint64_t from = (off + PRS_PAGE - 1) & ~(PRS_PAGE - 1), to = (off + n) & ~(PRS_PAGE - 1);
     if (from >= to)
         return 0;
-    /* Clear the bits before punching: a marked page must be backed. */
+    /* Clear the bits before punching, because a marked page must be backed. */
     uint64_t first = from >> PRS_PAGE_SHIFT, pages = (to - from) >> PRS_PAGE_SHIFT;
     uint64_t cleared = prs_pages_clear(area->backed, first, pages);
     /* unreached: untested: an area without a bitmap returns pages */

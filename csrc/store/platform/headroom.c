@@ -1,13 +1,13 @@
 /*
  * headroom.c - how much memory may be allocated before the kernel kills processes; see headroom.h.
  *
- * Purpose    If a put would exceed a cgroup limit or the machine's memory, let it fail with an error instead of
+ * Purpose    If a put would exceed a cgroup limit or the machine's memory, it fails with an error instead of a
  *            SIGKILL.
  * Algorithm  /proc/self/cgroup contains the process's cgroup in each hierarchy, /proc/self/mountinfo the mount points
  *            and the mounted parts of hierarchies. Together they give the directory of the cgroup; each of its parents
  *            up to the mount point may have a further limit. Every measurement reads the limits again, because they may
  *            change at run time.
- * Guarantee  See headroom.h. Reads are bounded; text that cannot be parsed is treated as absent.
+ * Guarantee  See headroom.h. Reads are bounded, and text that cannot be parsed counts as absent.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE 1
@@ -31,7 +31,8 @@
 /* cgroup v1 writes "no limit" as the largest multiple of the page size; no machine has an exbibyte. */
 #define V1_NO_LIMIT ((uint64_t)1 << 60)
 
-/* For a deeper cgroup we ignore the outermost levels; the kernel's own default is 254 at most. */
+/* If a cgroup is nested more deeply, we ignore the outermost levels; the kernel allows at most 254 levels by
+ * default. */
 #define MAX_LEVELS 256
 
 /* ---- files ------------------------------------------------------------------------------------- */
@@ -65,7 +66,7 @@ static void reader_close(reader *r)
     close(r->fd);
 }
 
-/* The next line without its newline, or NULL at the end. Valid until the next call. */
+/* Return the next line without its newline, or NULL at the end. The line is valid until the next call. */
 static char *reader_line(reader *r)
 {
     for (;;) {
@@ -97,7 +98,8 @@ static char *reader_line(reader *r)
     }
 }
 
-/* Parse the decimal digits at `text`; too large numbers become UINT64_MAX. Return false if there are no digits. */
+/* Parse the decimal digits at `text`; numbers that are too large become UINT64_MAX. Return false if there are no
+ * digits. */
 static bool parse_u64(const char *text, uint64_t *value)
 {
     while (*text == ' ' || *text == '\t')
@@ -140,7 +142,7 @@ static bool read_number(const char *dir, const char *name, uint64_t *value)
     return found;
 }
 
-/* Return the sum of two counters "key value" of a file; absent ones are 0. */
+/* Return the sum of two counters of a file with lines of the form "key value"; absent counters are 0. */
 static uint64_t read_sum(const char *dir, const char *name, const char *key1, const char *key2)
 {
     reader r;
@@ -218,7 +220,7 @@ static void unescape(char *text)
     *out = 0;
 }
 
-/* Split the next field off a line of fields separated by spaces; NULL when there is none. */
+/* Return the next field of a line of fields separated by spaces, and advance; NULL when there is none. */
 static char *next_field(char **line)
 {
     char *field = *line;
@@ -233,7 +235,7 @@ static char *next_field(char **line)
 
 typedef struct mount_line {
     char *root, *point;
-    int version; /* 1: the v1 memory hierarchy, 2: v2, 0: something else */
+    int version; /* 1: the memory hierarchy of v1, 2: that of v2, 0: any other mount */
 } mount_line;
 
 static bool parse_mount(char *line, mount_line *m)
@@ -250,7 +252,7 @@ static bool parse_mount(char *line, mount_line *m)
         field = next_field(&rest);
     while (field && strcmp(field, "-") != 0);
     char *type = next_field(&rest);
-    next_field(&rest); /* source */
+    next_field(&rest); /* skip the source field */
     char *options = next_field(&rest);
     if (!field || !type)
         return false;
@@ -262,7 +264,7 @@ static bool parse_mount(char *line, mount_line *m)
     return true;
 }
 
-/* Return the part of `path` below `root`, both cgroup paths, or NULL when it is not below. */
+/* Return the part of the cgroup path `path` below the cgroup path `root`, or NULL if it is not below `root`. */
 static const char *below(const char *path, const char *root)
 {
     size_t len = strlen(root);
@@ -274,7 +276,7 @@ static const char *below(const char *path, const char *root)
     return path[len] == '/' && path[len + 1] == 0 ? path + len + 1 : path + len;
 }
 
-/* Return whether `path` has a ".." component: the process is outside its cgroup namespace. */
+/* Return whether `path` has a ".." component, which means that the process is outside its cgroup namespace. */
 static bool leaves_namespace(const char *path)
 {
     for (const char *at = path; (at = strstr(at, "/..")); at += 3)
@@ -290,7 +292,7 @@ static void add_tree(prs_headroom *h, const mount_line *m, const char *own)
     const char *tail = own && !leaves_namespace(own) ? below(own, m->root) : NULL;
     bool exact = tail != NULL;
     if (!tail)
-        tail = ""; /* inside a container: only the mounted part is visible */
+        tail = ""; /* inside a container, only the mounted part is visible */
     /* unreached: untested 3: a hierarchy is mounted twice */
     if (h->trees[slot].version != 0 && !exact)
         return; /* do not replace the tree by a bind mount of another cgroup */
@@ -386,8 +388,8 @@ static uint64_t limit_of(const char *dir, int version)
         return read_number(dir, "/memory.limit_in_bytes", &limit) && limit < V1_NO_LIMIT ? limit : NO_LIMIT;
     if (!read_number(dir, "/memory.max", &limit))
         limit = NO_LIMIT;
-    /* Above memory.high the kernel does not kill a process, but slows it down to a standstill if it has much shared
-     * memory. */
+    /* Above memory.high the kernel does not kill a process, but throttles it, almost to a standstill if it has much
+     * shared memory. */
     if (read_number(dir, "/memory.high", &high) && high < limit)
         limit = high;
     return limit;
@@ -446,7 +448,7 @@ static void visit_usage(const char *dir, int version, uint64_t limit, void *arg)
     if (!known || usage == NO_LIMIT)
         return;
     uint64_t free = limit > usage ? limit - usage : 0;
-    /* Read the size of the cache only if this would be the tightest limit without it. */
+    /* Read the size of the cache only if this limit would be the tightest one without it. */
     uint64_t margin = margin_of(limit);
     /* unreached: untested: a cgroup limit without /proc/meminfo */
     if (best->known && free > margin && free - margin >= best->headroom)
@@ -532,7 +534,7 @@ int prs_headroom_reserve(prs_headroom *h, uint64_t bytes, prs_headroom_limit *wh
 
 int prs_headroom_hold(prs_headroom *h, uint64_t bytes, prs_headroom_limit *why)
 {
-    /* Add to `pending` first, then measure: of two threads that do this at the same time, at least one sees the other's
+    /* Add to `pending` first, then measure: if two threads do this at the same time, at least one sees the other's
      * bytes. */
     prs_fetch_add_seqcst(&h->pending, bytes);
     int rc = ask(h, bytes, bytes, why);
@@ -548,7 +550,7 @@ void prs_headroom_settle(prs_headroom *h, uint64_t bytes)
 
 void prs_headroom_after_fork(prs_headroom *h)
 {
-    prs_store_relaxed(&h->budget, 0u); /* the parent keeps the remaining budget */
+    prs_store_relaxed(&h->budget, 0u); /* only the parent keeps the remaining budget */
     prs_store_relaxed(&h->pending, 0u);
 }
 

@@ -4,9 +4,9 @@
  * Purpose    At a cgroup's limit, the kernel sends SIGKILL to a process that backs more shared memory, be it by
  *            pwrite, fallocate or a page fault. So code that is about to back new pages must reserve the bytes here
  *            first, which fails with an error.
- * Algorithm  Take the tightest of MemAvailable and, for every memory cgroup from the process's own up to the visible
- *            root (v1, v2 or both mounted), limit - usage + file cache that can be dropped. A margin is kept free. A
- *            measurement takes some 50 us, so it is used for up to 16 MiB of growth and 100 ms.
+ * Algorithm  Take the minimum of MemAvailable and of (limit - usage + file cache that can be dropped) of every
+ *            memory cgroup from the process's own up to the visible root (v1, v2 or both mounted). A margin is kept
+ *            free. A measurement takes some 50 us, so we use its result for up to 16 MiB of growth and 100 ms.
  * Guarantee  The functions use neither the heap nor locks, and may be called from any thread. The margin covers what
  *            other processes allocate between measurement and use. A limit that cannot be read is ignored.
  */
@@ -25,13 +25,13 @@
 #define PRS_HEADROOM_BUDGET ((uint64_t)16 << 20)
 #define PRS_HEADROOM_FRESH_NS ((uint64_t)100000000)
 
-/* The limit that is or would be reached; sizes in bytes. */
+/* The limit that has been or would be reached; sizes are in bytes. */
 typedef struct prs_headroom_limit {
     char path[256];   /* the cgroup's directory or "/proc/meminfo"; the end of the path if it is longer */
-    uint64_t limit;   /* of the cgroup; MemTotal */
-    uint64_t usage;   /* of the cgroup; MemTotal - MemAvailable */
+    uint64_t limit;   /* limit of the cgroup, or MemTotal */
+    uint64_t usage;   /* usage of the cgroup, or MemTotal - MemAvailable */
     uint64_t free;    /* limit - usage + what can be reclaimed, before the margin */
-    uint64_t margin;  /* the part of it that is kept free */
+    uint64_t margin;  /* the part of `available` that we keep free */
     uint64_t pending; /* held by puts in progress in this process */
 } prs_headroom_limit;
 
@@ -44,7 +44,7 @@ typedef struct prs_headroom {
         char path[PRS_HEADROOM_PATH]; /* the process's own directory, root included */
     } trees[PRS_HEADROOM_TREES];
     prs_atomic_u64 budget;   /* bytes of growth that need no new measurement */
-    prs_atomic_u64 measured; /* when the budget was set, CLOCK_MONOTONIC_COARSE */
+    prs_atomic_u64 measured; /* time at which the budget was set, CLOCK_MONOTONIC_COARSE */
     prs_atomic_u64 pending;  /* bytes held and not yet settled */
 } prs_headroom;
 
@@ -61,13 +61,13 @@ int prs_headroom_open_at(prs_headroom *h, const char *root);
 uint64_t prs_headroom_bytes(prs_headroom *h, prs_headroom_limit *which);
 
 /*
- * Return 0 if `bytes` more may be backed, or -ENOMEM with `why` (may be NULL) set. For small
+ * Return 0 if `bytes` more bytes may be backed, or -ENOMEM after setting `why` (may be NULL). Use this for small
  * growth.
  */
 int prs_headroom_reserve(prs_headroom *h, uint64_t bytes, prs_headroom_limit *why);
 
 /*
- * The same for large growth that takes a while. The bytes stay reserved against requests of other threads of this
+ * Do the same for large growth that takes a while. The bytes stay reserved against requests of other threads of this
  * process until prs_headroom_settle has been called for all of them, in one or more calls, after their pages were
  * backed or backing them failed.
  */

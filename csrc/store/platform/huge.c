@@ -1,18 +1,18 @@
 /*
  * huge.c - backing whole blocks of a shared file that have no page yet, each by one huge page.
  *
- * Purpose    For each block, page faults or a pwrite allocate, clear, charge and map 512 pages one by one; for a huge
- *            page each of these steps is done once, and every reader maps it with one fault.  By default, systems
- *            disable huge pages of shared memory (shmem_enabled "never"), but that only affects page faults: the kernel
- *            still honours an explicit MADV_COLLAPSE.
+ * Purpose    For each block, page faults or a pwrite allocate, clear, charge and map 512 pages one by one. For a huge
+ *            page the kernel does each of these steps once, and every reader maps it with one fault.  By default,
+ *            systems disable huge pages of shared memory (shmem_enabled "never"), but that only affects page faults:
+ *            the kernel still honours an explicit MADV_COLLAPSE.
  * Algorithm  The kernel cannot collapse an empty block, but it can collapse one with a single page, so we create that
  *            page first.  After a successful collapse we populate the block, because some kernels report success but do
  *            nothing.  A counter assigns blocks to the caller and its helpers.  A machine with fragmented memory may
  *            take long to find a huge page, and so may a virtual machine that returns free huge pages to its host (4 to
  *            7 ms per block here, 0.13 ms if it has them; pwrite takes 0.7 to 1.5 ms).  After a slow block this process
- *            avoids huge pages for one second, after the next slow one for two seconds, and so on.  A block is slow by
- *            its CPU time, which other threads do not increase; a second limit, in real time, covers sleeps in the
- *            kernel.
+ *            avoids huge pages for one second, after the next slow one for two seconds, and so on.  Whether a block is
+ *            slow depends on its CPU time, which other threads do not increase; a second limit, in real time, covers
+ *            sleeps in the kernel.
  * Guarantee  See huge.h.  If a process dies after creating the page and before the copy, it leaves unmarked pages,
  *            which the next owner of the range writes like pages that do not exist.
  */
@@ -31,16 +31,16 @@
 #include "pages.h"
 
 /* Measured, see docs/internals/copying.md. */
-#define WORTH ((size_t)4 << 20) /* bytes for each thread */
+#define WORTH ((size_t)4 << 20) /* minimum bytes per thread */
 #define SECOND 1000000000ull
-#define PAUSE_MAX (64 * SECOND) /* also used if the system refuses or does not know the advice */
+#define PAUSE_MAX (64 * SECOND) /* also the pause if the system refuses or does not know the advice */
 
 /* See huge.h. */
 struct prs_huge_limits prs_huge_limits_ = {.cpu = 1500000, .real = 50000000};
 
-static prs_atomic_u64 resume; /* no attempt before this time */
-static prs_atomic_u64 paused; /* the last pause, ns */
-static prs_atomic_u32 worked; /* at least once */
+static prs_atomic_u64 resume; /* time before which we make no attempt */
+static prs_atomic_u64 paused; /* length of the last pause in ns */
+static prs_atomic_u32 worked; /* whether it worked at least once */
 
 void prs_huge_forget_(void)
 {
@@ -66,7 +66,7 @@ typedef struct huge_job {
     char *map;
     const char *src;
     uint64_t blocks;
-    prs_atomic_u64 claimed; /* blocks handed out */
+    prs_atomic_u64 claimed; /* number of blocks handed out */
     prs_atomic_u64 failed;  /* the first block that failed */
     prs_atomic_u32 stop;
 } huge_job;

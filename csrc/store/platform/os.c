@@ -1,6 +1,7 @@
 /* os.c - every system call the engine makes.
  *
- * Purpose    The only file that depends on the operating system; the code above it uses offsets.
+ * Purpose    This is the only file that depends on the operating system; the code above it uses
+ *            offsets.
  * Guarantee  Functions that return int return 0 (or a descriptor) or -errno, and do not preserve
  *            errno.  Descriptors are closed by exec.
  */
@@ -96,7 +97,7 @@ int prs_os_memfd(uint64_t id, prs_error *error)
     snprintf(name, sizeof name, "pyray_ser:%016llx", (unsigned long long)id);
     int fd = prs_above_standard(memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL));
     /* unreached: kernel: before Linux 6.3 */
-    if (fd < 0 && errno == EINVAL) /* before Linux 6.3 */
+    if (fd < 0 && errno == EINVAL) /* kernels before Linux 6.3 */
         fd = prs_above_standard(memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING));
     if (fd < 0)
         return prs_fail(error, PRS_E_SYS, errno, "memfd_create failed");
@@ -134,7 +135,7 @@ int prs_os_create_file(const char *path, prs_error *error)
     int fd = prs_above_standard(open(directory, O_RDWR | O_TMPFILE | O_CLOEXEC, 0600));
     if (fd < 0)
         return prs_fail(error, PRS_E_SYS, errno, "cannot create a file in %.150s", directory);
-    if (fchmod(fd, 0600) < 0) { /* undo the umask, because we reopen the file before it has a name */
+    if (fchmod(fd, 0600) < 0) { /* undo the effect of the umask, because we reopen the file before it has a name */
         int err = errno;
         close(fd);
         return prs_fail(error, PRS_E_SYS, err, "fchmod of the new store failed");
@@ -172,9 +173,9 @@ int prs_os_reopen(int fd, bool writable)
     return prs_os_reopen_of(0, fd, writable);
 }
 
-/* Open the file behind another descriptor again, with its own open file description (OFD locks) and its own access
- * mode (read-only mappings). A reference from another machine names a descriptor of an unrelated process: opening a
- * pipe or a device of that process would have effects, so only regular files are opened. */
+/* Open the file behind another descriptor again, with its own open file description (OFD locks) and its own access mode
+ * (read-only mappings). A reference from another machine may name a descriptor of an unrelated process. Opening a pipe
+ * or a device of that process would have side effects, so we open only regular files. */
 int prs_os_reopen_of(int32_t pid, int fd, bool writable)
 {
     char path[64];
@@ -246,7 +247,7 @@ bool prs_os_same(int fd, const prs_file *file)
     return fd >= 0 && fstat(fd, &st) == 0 && st.st_dev == file->dev && st.st_ino == file->ino;
 }
 
-/* Before we read a file, refuse it if it cannot be a store: if it belongs to another user, has other modes, or is
+/* Before we read a file, refuse it if it cannot be a store, because it belongs to another user, has other modes, or is
  * not a regular file in memory. */
 int prs_os_inspect(int fd, prs_file *file, uint64_t *size, prs_error *error)
 {
@@ -318,7 +319,7 @@ bool prs_os_in_memory(int fd)
     return fstatfs(fd, &fs) == 0 && memory_type(&fs);
 }
 
-/* Return whether the file system of `fd` has `bytes` left; true if it has no limit or does not say. */
+/* Return whether the file system of `fd` has `bytes` left; return true if it has no limit or does not report one. */
 bool prs_os_has_room(int fd, uint64_t bytes)
 {
     struct statfs fs;
@@ -338,7 +339,7 @@ int prs_os_open_at(int at, const char *name, int flags)
 {
     int fd = prs_above_standard(openat(at, name, O_NOFOLLOW | O_CLOEXEC | flags, 0600));
     if (fd >= 0 && (flags & O_CREAT))
-        (void)fchmod(fd, 0600); /* undo the umask, likewise */
+        (void)fchmod(fd, 0600); /* undo the effect of the umask here, too */
     return fd < 0 ? -errno : fd;
 }
 
@@ -393,7 +394,7 @@ static void *no_dump(void *at, size_t len)
 {
     if (at == MAP_FAILED)
         return NULL;
-    madvise(at, len, MADV_DONTDUMP); /* keeps core files small and without data */
+    madvise(at, len, MADV_DONTDUMP); /* keeps core files small and free of stored data */
     return at;
 }
 
@@ -407,7 +408,7 @@ static void *map_congruent(int fd, uint64_t off, size_t len, int prot, int flags
     if (len >= PRS_HUGE && len <= SIZE_MAX - 2 * PRS_HUGE) {
         size_t room = len + 2 * PRS_HUGE;
         char *found = mmap(NULL, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (found != MAP_FAILED) { /* otherwise any address will do */
+        if (found != MAP_FAILED) { /* otherwise use any other address */
             munmap(found, room);
             place = found + ((off - (uintptr_t)found) & (PRS_HUGE - 1));
         }
@@ -436,15 +437,15 @@ int prs_os_map_zero_fixed(void *at, size_t len)
     return got == MAP_FAILED ? -errno : 0;
 }
 
-/* The same, read-only, so the mapping counts against no memory limit. */
+/* Do the same read-only, so that the mapping counts against no memory limit. */
 int prs_os_map_nothing_fixed(void *at, size_t len)
 {
     void *got = mmap(at, len, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
     return got == MAP_FAILED ? -errno : 0;
 }
 
-/* Each get() makes and drops such a mapping: caching the address of the last mapping that needed a search saves
- * system calls. */
+/* Each get() makes and drops such a mapping, so we cache the address of the last mapping that needed a search, which
+ * saves system calls. */
 void *prs_os_map_private(int fd, uint64_t off, size_t len)
 {
     static prs_atomic_u64 last;
@@ -457,7 +458,7 @@ void *prs_os_map_private(int fd, uint64_t off, size_t len)
         /* unreached: untested: the address of the last mapping is in use */
         if (at == MAP_FAILED || (((uintptr_t)at ^ off) & (PRS_HUGE - 1)) == 0)
             return no_dump(at, len);
-        munmap(at, len); /* the address is in use */
+        munmap(at, len); /* another mapping uses the address */
     }
     void *at = no_dump(map_congruent(fd, off, len, prot, flags), len);
     /* unreached: uninjected: mmap of a private copy */
@@ -466,7 +467,7 @@ void *prs_os_map_private(int fd, uint64_t off, size_t len)
     return at;
 }
 
-/* Map private zero pages, backed on first touch. */
+/* Map private zero pages, which the kernel backs at the first access. */
 void *prs_os_reserve(size_t len)
 {
     void *at = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -506,11 +507,11 @@ int prs_os_populate(void *at, size_t len, int fd, uint64_t off)
             continue;
         /* unreached: untested: the file system is full when a table grows */
         if (errno == EFAULT)
-            return -ENOSPC; /* the fault met a full file system */
+            return -ENOSPC; /* the page fault failed because the file system is full */
         /* unreached: kernel: before Linux 5.14 */
         if (errno != EINVAL)
             return -errno;
-        /* Before Linux 5.14: allocate through the file, then touch. */
+        /* Before Linux 5.14, allocate the pages through the file, then touch them. */
         /* unreached: kernel 2: before Linux 5.14 */
         if (off + len > prs_file_limit())
             return -EFBIG;
@@ -540,7 +541,7 @@ static struct flock byte_lock(uint64_t byte, short type)
     return lk;
 }
 
-/* Lock a byte without waiting; -EAGAIN or -EACCES when another open file description holds it. */
+/* Lock a byte without waiting. Return -EAGAIN or -EACCES if another open file description holds the lock. */
 int prs_os_lock_byte(int fd, uint64_t byte)
 {
     struct flock lk = byte_lock(byte, F_WRLCK);
@@ -581,9 +582,9 @@ int prs_os_byte_held(int fd, uint64_t byte)
 
 /* ---- processes ------------------------------------------------------------------------------------ */
 
-/* Return field 22 of /proc/<pid>/stat; the name in field 2 may contain any character, so we count fields from its
- * last parenthesis. The value is in clock ticks since boot in the reader's time namespace, so it can distinguish
- * our own processes, but is no proof. */
+/* Return field 22 of /proc/<pid>/stat; the name in field 2 may contain any character, so we count fields from its last
+ * parenthesis. The value is in clock ticks since boot in the reader's time namespace, so it can distinguish processes
+ * of our own namespace, but proves nothing. */
 uint64_t prs_start_time(int32_t pid)
 {
     char path[48], text[1024];
@@ -614,8 +615,8 @@ bool prs_os_process_gone(int32_t pid)
     return pid > 0 && kill(pid, 0) < 0 && errno == ESRCH;
 }
 
-/* Map a page that no code touches: the mapping keeps the open file description, and its locks, as long as this
- * address space lasts. Closing descriptors does not end it; exit and exec do. */
+/* Map a page that no code touches. The mapping keeps the open file description and its locks as long as this address
+ * space exists. Closing descriptors does not remove the mapping; exit and exec do. */
 void *prs_os_anchor(int fd)
 {
     void *at = mmap(NULL, PRS_PAGE, PROT_NONE, MAP_SHARED | MAP_NORESERVE, fd, 0);

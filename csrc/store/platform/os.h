@@ -14,7 +14,7 @@
 #define PRS_MS 1000000ll
 #define PRS_SECOND 1000000000ll
 
-/* The identity of a file.  Before a stored descriptor is used, its file must be compared with this. */
+/* The identity of a file.  Before we use a stored descriptor, we compare its file with this identity. */
 typedef struct prs_file {
     dev_t dev;
     ino_t ino;
@@ -42,7 +42,7 @@ void *prs_os_map_private(int fd, uint64_t off, size_t len);
 int prs_os_each_name(int fd, int (*each)(void *, const char *), void *arg);
 void *prs_os_reserve(size_t len);
 bool prs_os_room(size_t len);
-void *prs_os_memory(size_t len); /* the same, and excluded from core dumps */
+void *prs_os_memory(size_t len); /* as above, but excluded from core dumps */
 void prs_os_unmap(void *at, size_t len);
 int prs_os_populate(void *at, size_t len, int fd, uint64_t off);
 int prs_os_pread(int fd, void *buffer, size_t n, uint64_t off);
@@ -54,7 +54,7 @@ int prs_os_make_directory(int at, const char *name);
 int prs_os_open_at(int at, const char *name, int flags); /* O_RDONLY, O_RDWR, O_CREAT, O_EXCL */
 int prs_os_remove_at(int at, const char *name, bool directory);
 uint64_t prs_os_length(int fd);
-void prs_os_protect(int fd); /* make the file read-only for later opens */
+void prs_os_protect(int fd); /* make the file read-only for later calls of open() */
 int prs_os_identify(int fd, prs_file *file);
 int prs_os_lock_file(int fd, bool exclusive); /* byte 0, without waiting */
 int prs_os_lock_byte(int fd, uint64_t byte);

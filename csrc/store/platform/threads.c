@@ -2,8 +2,9 @@
  * threads.c - helper threads for the duration of one call; see threads.h for the guarantees.
  *
  * Purpose    Large copies, and first accesses to many pages, are faster on two cores.
- * Algorithm  Plain pthread_create and pthread_join around the caller's own share of the work. A thread
- *            pool would save some 50 us per call, but fork and exit would have to handle its threads.
+ * Algorithm  We call pthread_create before and pthread_join after the caller's own share of the work. A
+ *            thread pool would save some 50 us per call, but fork and exit would have to handle its
+ *            threads.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE 1
@@ -24,7 +25,7 @@
 /* Large enough for the static TLS of a process with many libraries, which glibc allocates on the stack. */
 #define CREW_STACK ((size_t)256 << 10)
 
-/* The maximum if the caller sets none: in our measurements more threads never made a copy faster. */
+/* The default maximum: in our measurements more threads never made a copy faster. */
 #define CREW_DEFAULT 4u
 
 void prs_crew_start(prs_crew *crew, unsigned helpers, void *(*work)(void *), void *arg)
@@ -62,7 +63,7 @@ void prs_crew_join(prs_crew *crew)
 
 unsigned prs_cpu_count(void)
 {
-    cpu_set_t set[8]; /* a set for 8192 CPUs; the kernel refuses one that is too small */
+    cpu_set_t set[8]; /* a set for 8192 CPUs, because the kernel refuses a set that is too small */
     CPU_ZERO_S(sizeof set, set);
     /* unreached: uninjected: sched_getaffinity */
     if (sched_getaffinity(0, sizeof set, set) != 0)
@@ -74,8 +75,8 @@ unsigned prs_cpu_count(void)
 
 /*
  * Return the number of idle CPUs, without the caller's. The kernel counts runnable threads in the fourth field of
- * /proc/loadavg ("1/80"). A helper without an idle CPU only costs time, because the caller has to wait for it at
- * the end.
+ * /proc/loadavg ("1/80"). A helper without an idle CPU only wastes time, because the caller has to wait for it at the
+ * end.
  */
 unsigned prs_cpu_idle(void)
 {

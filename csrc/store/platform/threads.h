@@ -26,9 +26,9 @@ void prs_crew_start(prs_crew *crew, unsigned helpers, void *(*work)(void *), voi
 void prs_crew_join(prs_crew *crew);
 
 /*
- * Return the number of threads, including the caller's, for `n` bytes if each thread should get at least
- * `per_thread`. It is at most `max_threads` and the number of CPUs that this process may use. If max_threads is 0, it
- * is at most a default and the number of idle CPUs.
+ * Return the number of threads, including the caller's, for `n` bytes if each thread should get at least `per_thread`.
+ * It is at most `max_threads` and the number of CPUs that this process may use. If max_threads is 0, it is at most the
+ * default maximum and the number of idle CPUs.
  */
 unsigned prs_crew_size(size_t n, size_t per_thread, unsigned max_threads);
 

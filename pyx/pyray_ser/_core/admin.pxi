@@ -148,7 +148,7 @@ def fork_count():
 
 
 def spill_clean(path, dry=True):
-    """Count the directories of stores that have ended in a spill directory, and remove them unless `dry` is true."""
+    """Count the subdirectories of a spill directory whose stores have ended; remove them unless `dry` is true."""
     cdef bytes encoded = path_bytes(path)
     cdef const char *text = encoded
     cdef bint count_only = dry
@@ -188,7 +188,7 @@ def check_spilled(Store store):
     cdef Pin pin
     form_of(store)  # raises an exception if a package is missing, which is not damage
     for record in store.records():
-        if not record["spilled"] or record["freed"] or record["state"] == "creating":  # its file is not finished
+        if not record["spilled"] or record["freed"] or record["state"] == "creating":  # its file is not complete
             continue
         identity = bytes.fromhex(record["id"])
         memcpy(&id, PyBytes_AS_STRING(identity), sizeof(id))
@@ -198,7 +198,7 @@ def check_spilled(Store store):
             pin = pin_by(ref, deadline, 10)
             check_header(pin.view.data, pin.view.size, pin.view.size, &header, ref)
         except Exception as error:
-            if ref.state != "sealed":  # released meanwhile
+            if ref.state != "sealed":  # the object was released meanwhile
                 n -= 1
                 continue
             damaged.append({"id": record["id"], "name": record["name"], "size": record["size"],

@@ -3,7 +3,7 @@
 # Checks the stored form before use, and writes and reads values that need no pickler.
 
 cdef int check_header(const void *data, uint64_t have, uint64_t total, prs_header *header, object ref) except -1:
-    """Copy and check a header that has `have` bytes; the whole form must have `total` bytes (0: any number)."""
+    """Copy and check a header with `have` bytes available; the form must have `total` bytes (0: any number)."""
     cdef const char *why = prs_format_check_header(data, have, header)
     if why is NULL and total and header.total != total:
         why = b"its length is not the one its header tells"
@@ -95,7 +95,7 @@ cdef Py_ssize_t ARRAY_TYPECODE = ARRAY_STREAM.index(b"?")
 
 
 cdef object load_scalar(const uint8_t *stream, uint64_t n, bint *done):
-    """Return the value of a stream that `scalar_stream` wrote. Shared bytes may change, so each is read only once."""
+    """Return the value of a stream that `scalar_stream` wrote. Shared bytes may change, so read each byte only once."""
     cdef uint8_t op
     cdef uint64_t length
     cdef long long number
@@ -122,7 +122,7 @@ cdef object load_scalar(const uint8_t *stream, uint64_t n, bint *done):
         return True
     if op == 0x89 and n == 4:
         return False
-    # We use the length that follows from the size of the stream. The length byte must agree with it, but is not used.
+    # We compute the length from the size of the stream. The length byte must be equal to it, but is not used otherwise.
     length = n - 5
     if op == 0x8c:
         if stream[3] == length:

@@ -1,8 +1,10 @@
 # uses: prelude, policy, store, views, pickling, forms, write, read
 #
-# Functions for the stored form outside of a store: in one piece (`serialize`), or as frames for sockets and files.
+# Functions that create the stored form outside of a store: in one piece (`serialize`), or as frames for sockets and
+# files.
 #
-# The bytes are those that `put` writes, except that no buffer refers to another object, so any process can read them.
+# They write the same bytes as `put`, except that no buffer refers to another object, so any process can read the
+# result.
 
 def pack(value):
     """

@@ -1,6 +1,6 @@
 # uses: prelude, policy, store, refs
 #
-# Named objects.
+# Functions that bind names to objects and find objects by name.
 
 cdef bytes name_bytes(object name):
     if not isinstance(name, str):
@@ -97,7 +97,7 @@ def wait_name(Store store not None, name, timeout=None):
     cdef prs_store *handle
     cdef ObjectRef ref
     while True:
-        # Read the counter before the lookup, so that a name bound after it ends the sleep immediately.
+        # Read the counter before the lookup, so that a name that is bound after the lookup ends the sleep immediately.
         store.check_open()
         seen = prs_epoch(store.handle)
         ref = find_encoded(store, encoded)

@@ -2,7 +2,8 @@
 #
 # The interface to the pickler and the unpickler; no other part calls them.
 #
-# `Gathered` is the form between pickling and storing: it records the address of each byte and copies nothing.
+# `Gathered` is the result of pickling a value before it is stored: it records the address of each byte and copies
+# nothing.
 #
 # The first value that needs `_pickle` or `_unpickle` imports it; small values and single arrays do not need them.
 
@@ -147,7 +148,7 @@ cdef Gathered gather(object value, uint64_t store):
 
 
 cdef Gathered gather_or_explain(object value, uint64_t store):
-    """As `gather`, but errors name the part of the value that failed."""
+    """The same as `gather`, but errors name the part of the value that failed."""
     try:
         return gather(value, store)
     except Exception as error:
@@ -162,7 +163,7 @@ cdef object load(const uint8_t *stream, size_t size, const Span *buffers, size_t
     """
     Return the value of a stream whose out-of-band buffers are `buffers[0..count)`, in memory that `owner` keeps alive.
 
-    `allow` is None, or as for `loads`; `writable` says that the memory is private to this process.
+    `allow` is None, or as for `loads`; `writable` is true if the memory is private to this process.
     """
     if load_stored is NULL:
         connect_unpickler()

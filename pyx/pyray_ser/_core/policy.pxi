@@ -1,6 +1,6 @@
 # uses: prelude
 #
-# Contains all calls into the Python layer. The other parts import no Python module of pyray_ser.
+# Contains all calls into the Python layer. The other parts of the core import no Python module of pyray_ser.
 #
 # All of these calls are on slow paths, and each imports its module on first use.
 
@@ -107,7 +107,7 @@ cdef object unreachable_store(object ref):
 
 
 cdef object known_foreign(bytes identity):
-    """Return what this process knows about an object whose store it has not found."""
+    """Return the information that this process has about an object whose store it has not found."""
     from pyray_ser.store.foreign import known
 
     return known(identity)
@@ -134,7 +134,7 @@ cdef object resolve_foreign(object ref, object timeout):
 
 
 cdef int begin_foreign(list refs) except -1:
-    """Begin to resolve references in other threads."""
+    """Start to search for the stores of references in other threads."""
     from pyray_ser.store.foreign import begin
 
     begin(refs)

@@ -82,9 +82,9 @@ cdef extern from *:
     Py_ssize_t prx_ascii_len(object s) noexcept
     const char *prx_ascii(object s) noexcept
     bint prx_is_array(object o) noexcept
-    # Converts a new reference that C returned as a pointer to an object that Cython owns.
+    # Convert a new reference that C returned as a pointer into an object that Cython owns.
     object prx_steal(void *p)
-    # Prefetches two cache lines; the address may be invalid.
+    # Prefetch two cache lines; the address may be invalid.
     void prx_prefetch(const void *p) noexcept
     void prx_set_dealloc(type of, void (*function)(PyObject *) noexcept) noexcept
     void prx_free(PyObject *dead) noexcept
@@ -113,7 +113,7 @@ cdef enum:
     LONG_COPY = 64 * 1024
     COW_FROM = 256 * 1024           # mode "c" maps objects of at least this size and copies smaller ones
     REFERENCE_FROM = 64 * 1024      # minimum size of a buffer that `put` stores as a reference
-    REFERENCE_SHARE = 16            # and it must be at least 1/16 of the object that it keeps alive
+    REFERENCE_SHARE = 16            # the buffer must also be at least 1/16 of the object that it keeps alive
     PAD = 4096                      # maximum padding before a buffer: one page
     HEAD = 64 + 1024                # header, one entry and the stream of one array or scalar
 

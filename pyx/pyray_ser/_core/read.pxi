@@ -1,6 +1,6 @@
 # uses: prelude, policy, spill, store, views, pickling, refs, forms
 #
-# `get` and `get_buffer`, which turn the bytes of an object into its value.
+# Implements `get` and `get_buffer`, which return the value or the buffers of an object.
 
 cdef object decode(object owner, const uint8_t *form, const uint8_t *data, uint64_t size, bint writable, Store store,
                    ObjectRef ref):
@@ -11,7 +11,7 @@ cdef object decode_allowed(object owner, const uint8_t *form, const uint8_t *dat
                            Store store, ObjectRef ref, object allow):
     """Return the value of the form at `data`, which `owner` keeps alive and which may refer to objects in `store`.
 
-    Header, table and stream are read at `form`, which has the same bytes. If `data` is a new private mapping, reading
+    Header, table and stream are read from `form`, which has the same bytes. If `data` is a new private mapping, a read
     from it would cause a page fault, which costs as much as creating the mapping.
     """
     cdef prs_header header
@@ -90,8 +90,8 @@ cdef object named_object(Store store, const prs_buffer_entry *entry, bint writab
     pin.id.serial = entry.serial
     pin.id.slot = entry.slot
     pin.id.generation = entry.generation
-    # Python code runs below, and another thread may close the store, so the pin keeps the handle through which it was
-    # pinned.
+    # Python code runs below, and another thread may close the store, so we store in the pin the handle through which we
+    # pinned the object.
     store.check_open()
     handle = store.handle
     status = prs_pin_named(handle, &pin.id, &pin.view)
@@ -113,8 +113,8 @@ cdef object named_object(Store store, const prs_buffer_entry *entry, bint writab
         handle = store.handle
         status = prs_pin_named(handle, &pin.id, &pin.view)
     if status != PRS_OK:
-        # The outer object keeps this object alive, so if it is missing, the table is corrupt, or it was spilled and its
-        # file was deleted.
+        # The outer object keeps this object alive. So if this object is missing, the table is corrupt, or the object
+        # was spilled and its file was deleted.
         if status in (PRS_E_CLOSED, PRS_E_FREED, PRS_E_SYS, PRS_E_NOMEM):
             fail(status, NULL, store, ref)
         if status == PRS_E_LOST and prs_state(handle, &pin.id) == PRS_OK:
@@ -197,7 +197,7 @@ cdef Pin pin_by(ObjectRef ref, int64_t deadline, object timeout):
 
 
 cdef ObjectRef resolved(ObjectRef ref, int64_t deadline):
-    """Return `ref`, or the reference of a copy in a store that is open here if this process cannot find its store."""
+    """Return `ref` or, if this process cannot find its store, the reference of a copy in an open store."""
     if ref.store is not None:
         return ref
     if deadline == FOREVER:
@@ -374,7 +374,7 @@ def get_buffer(ref, *, timeout=None):
 
 
 cdef bint is_one_buffer(const uint8_t *stream, uint64_t n):
-    """Return whether the value of the stream is its only buffer."""
+    """Return whether the value that the stream describes is its only buffer."""
     cdef bytes head = PyBytes_FromStringAndSize(<const char *>stream, min(n, 64))
     return (prp_array_template_looks(stream, n)
             or head.startswith((BYTES_STREAM, BYTEARRAY_STREAM, ARRAY_STREAM[:ARRAY_TYPECODE]))

@@ -1,6 +1,7 @@
 # uses: prelude, policy, store, pickling
 #
-# Defines ObjectRef, a reference of this process to an object, and how messages carry references.
+# Defines ObjectRef, a reference of this process to an object, and the functions that send and receive references in
+# messages.
 
 cdef inline ObjectRef new_ref(Store store, prs_store *handle, const prs_oid *id):
     cdef ObjectRef ref = ObjectRef.__new__(ObjectRef)
@@ -210,7 +211,7 @@ cdef class ObjectRef:
         if gathering is not None and gathering.store == self.id.store and self.handle is not NULL:
             gathering.edges.append(self)
             return loader(), (oid_bytes(&self.id),)
-        if self.store is None:  # this process holds nothing, so the reference travels on as it came
+        if self.store is None:  # this process holds nothing, so it forwards the message that the reference came in
             return loader(), (message_it_came_in(self),)
         return reduce_ref(self)
 
@@ -218,7 +219,7 @@ cdef class ObjectRef:
         return self.__reduce_ex__(4)
 
     def __dask_tokenize__(self):
-        # Without it, Dask pickles the reference, and the object is held until `free`.
+        # Without this method, Dask pickles the reference, which holds the object until `free`.
         return "pyray_ser.ObjectRef", self.hex()
 
     def to_message(self):
@@ -317,7 +318,7 @@ cdef bint names_promise(object refs) except -1:
 
 
 cdef int check_refs(str function, object refs) except -1:
-    """Check the type of each reference; return how many of them are foreign, but at most 2."""
+    """Check the type of each reference; return how many of them are foreign (2 means two or more)."""
     cdef int foreign = 0
     for ref in refs:
         if type(ref) is not ObjectRef:
@@ -329,11 +330,11 @@ cdef int check_refs(str function, object refs) except -1:
 
 # References in messages: the sender acquires a token, and the receiver claims it.
 
-# A reference in a message, with all data that a receiver needs to find the store and claim the token. Little endian,
-# without padding. The name of the node follows, with up to NODE_MAX bytes.
+# The form of a reference in a message. It has all data that a receiver needs to find the store and claim the token.
+# Little endian, without padding. The name of the node follows, with up to NODE_MAX bytes.
 cdef struct Travel:
     prs_oid id
-    uint64_t start_time     # start time of the sender; together with pid and fd its locator
+    uint64_t start_time     # start time of the sender; with pid and fd it forms the locator
     int32_t pid
     int32_t fd
     uint32_t kind           # 0, PRS_TOKEN_ONCE or PRS_TOKEN_STICKY
@@ -386,7 +387,7 @@ cdef bytes message_of(ObjectRef ref, int kind, bytes node, prs_token *token, uin
 
 
 cdef bytes once(ObjectRef ref):
-    """Return bytes for one `load_ref`. A token holds the object until that call, at most to the end of the scope."""
+    """Return bytes for one `load_ref`. A token holds the object until that call, but at most until the scope ends."""
     cdef prs_token token
     if ref.store is None:
         return message_it_came_in(ref)
@@ -402,7 +403,7 @@ def reduce_for_message(ObjectRef ref not None):
     """
     Reduce a reference for multiprocessing's own pickler: a token holds the object until the message is loaded.
 
-    This function is compiled, because it runs once per message in a process that has just woken up, where a line of
+    This function is compiled, because it runs once per message in a process that has just woken up. There, a line of
     Python takes several times as long as in a loop.
     """
     return loader(), (once(ref),)
@@ -436,7 +437,7 @@ def drop_token(Store store, bytes identity, tuple token):
 
 
 cdef bytes message_it_came_in(ObjectRef ref):
-    if ref.origin is None:  # an instance that only __new__ made
+    if ref.origin is None:  # this instance was created by __new__ alone
         corrupt(b"the reference was never loaded", None)
     return ref.origin.message
 
@@ -488,7 +489,7 @@ def load_ref(bytes blob not None):
         return ref
     if prs_is_orphan(store.handle):
         revive(store)
-        if store.handle is NULL:  # closed meanwhile
+        if store.handle is NULL:  # the store was closed meanwhile
             return ref
     cdef prs_store *handle = begin(store)
     cdef int status = hold_arrived(handle, &ref.id, &message)
@@ -532,7 +533,7 @@ def find_foreign(ObjectRef ref not None):
 
 
 cdef int adopt(ObjectRef ref) except -1:
-    """Make sure that this process holds the object through the store's current handle."""
+    """Ensure that this process holds the object through the store's current handle."""
     cdef int status
     if ref.handle is not NULL and ref.handle == ref.store.handle:
         return 0
@@ -545,7 +546,8 @@ cdef int adopt(ObjectRef ref) except -1:
         ref.store.check_open()
         status = prs_ref(ref.store.handle, &ref.id)
     if status != PRS_OK:
-        # prs_ref cannot always distinguish "freed" from "lost", but the slot may still contain this information.
+        # prs_ref cannot always distinguish a freed object from a lost one, but the slot may still contain this
+        # information.
         if prs_state(ref.store.handle, &ref.id) == PRS_E_FREED:
             status = PRS_E_FREED
         fail(status, NULL, ref.store, ref)

@@ -1,13 +1,13 @@
 # uses: prelude, policy
 #
-# Spill files that are compressed or have a digest; this process writes and reads them. `pyray_ser.store.spill_codec`
-# defines their contents; the engine chooses objects and files, and recovers if a process is killed.
+# Writes and reads spill files that are compressed or have a digest. `pyray_ser.store.spill_codec` defines their
+# contents; the engine chooses objects and files, and recovers if a process is killed.
 #
 # This code holds no lock of the engine. A garbage collection between two pieces may run a finalizer that calls `get`
 # for the object being written. The engine then returns the object to this thread, and the spill is cancelled.
 
 cdef enum:
-    SPILL_PIECE = 1 << 20             # bytes compressed at a time
+    SPILL_PIECE = 1 << 20             # number of bytes compressed at a time
     SPILL_FRAME = SPILL_PIECE + SPILL_PIECE // 64 + 4096
 
 

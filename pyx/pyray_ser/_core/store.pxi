@@ -6,8 +6,8 @@ cdef bint exit_registered = False
 
 
 cdef void close_at_exit() noexcept:
-    # This runs after the interpreter has ended. A daemon thread may still be inside a call without the GIL; the kernel
-    # reclaims that thread's resources.
+    # This runs after the interpreter has ended. A daemon thread may still be inside a call without the GIL; its
+    # resources are left to the kernel.
     prs_close_all()
 
 
@@ -37,7 +37,7 @@ def names_of(Store store not None):
 
 
 cdef int revive(Store store) except -1:
-    """Register a forked child that has no client slot as a client again; raise an exception if that fails."""
+    """Make a forked child that has no client slot a client again; raise an exception if that fails."""
     if store.handle is NULL or not prs_is_orphan(store.handle) or not reattach_store(store):
         store.check_open()
         fail(PRS_E_CLOSED, NULL, store)
@@ -63,7 +63,7 @@ cdef class Store:
     cdef prs_store *handle
     cdef readonly uint64_t id
     cdef readonly object path
-    cdef object spill_form  # pyray_ser.store.spill_codec.Form, set on first use
+    cdef object spill_form  # a pyray_ser.store.spill_codec.Form, set on first use
     cdef object __weakref__
 
     def __init__(self):
@@ -392,7 +392,7 @@ cdef class Store:
         end(draft.store)
 
     def attach_again(self, int32_t pid, int fd):
-        """In a forked child without a client slot, become a client again; return False if `pid` lacks this store."""
+        """Make a forked child without a client slot a client again; return False if `pid` has not opened the store."""
         cdef prs_store *handle = NULL
         cdef prs_options options
         memset(&options, 0, sizeof(options))
@@ -404,7 +404,7 @@ cdef class Store:
             status = prs_attach_pid(&handle, pid, fd, ident, &options, NULL)
         if status != PRS_OK:
             return False
-        # Views that were created through the old handle keep it.
+        # Views that were created through the old handle keep that handle alive.
         self.opened(handle)
         return True
 
@@ -466,6 +466,7 @@ def set_default(Store store):
 cdef Store default_or_open():
     cdef Store store = default_store
     if store is None:
-        # Do not use `default_store` here: another thread may have closed it and set it to None, which has no handle.
+        # Do not use `default_store` here, because another thread may have closed it and set it to None, which has no
+        # handle.
         store = open_default_store()
     return store

@@ -1,6 +1,7 @@
 # uses: prelude, policy, views, forms, read, window
 #
-# The stored form of objects on its way from store to store, without unpickling: `export_stored`, `create_stored`.
+# Functions that transfer the stored form of objects to another store without unpickling: `export_stored`,
+# `create_stored`.
 
 def export_stored(ref, timeout=None):
     """
@@ -45,7 +46,7 @@ def export_stored(ref, timeout=None):
 
 cdef list export_with_others(ObjectRef ref, Pin pin, const prs_header *header, prs_buffer_entry *entries):
     """
-    Append the buffers that lie in other objects to the bytes of an object.
+    Append the buffers that are in other objects to the bytes of an object.
 
     Buffers that overlap stay one piece, and each piece keeps its alignment.
     """

@@ -1,6 +1,7 @@
 # uses: prelude, policy
 #
-# Objects that keep bytes in place (pins on stored objects, private copies, foreign buffers), and buffers over them.
+# Defines objects that keep bytes in place (pins on stored objects, private copies, foreign buffers), and buffers over
+# these bytes.
 
 @cython.final
 @cython.no_gc
@@ -24,7 +25,7 @@ cdef class Block:
         return f"<{self.size} {'read-only' if self.readonly else 'writable'} bytes of {self.owner!r}>"
 
 
-# An empty buffer also needs an address, because numpy allocates memory if the address is NULL.
+# Even an empty buffer needs an address, because numpy allocates memory if the address is NULL.
 cdef const uint8_t nothing = 0
 
 
@@ -195,7 +196,8 @@ cdef class Owners:
 
 # Copy-on-write views of stored buffers, for libraries that do not support read-only memory.
 #
-# All buffers that one `get` returned for an object share one private mapping, which exists as long as any of them.
+# All buffers that one `get` returned for an object share one private mapping, which exists as long as any of these
+# buffers.
 
 cdef Private twin_of(Pin pin):
     """Return the private memory that belongs to this pin; the first call creates it."""

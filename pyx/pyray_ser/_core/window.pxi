@@ -2,9 +2,9 @@
 #
 # Objects that are filled in place: the results of `create` and `empty`, until `seal` or `abort`.
 #
-# A window is a writable mapping of one unsealed object. Sealing replaces it at the same address by a read-only mapping,
-# so arrays and memoryviews over it stay valid. It belongs to the process that created it; a forked child cannot export
-# it.
+# A window is a writable mapping of one unsealed object. Sealing replaces it by a read-only mapping at the same address,
+# so arrays and memoryviews over it stay valid. A window belongs to the process that created it; a forked child cannot
+# export its buffer.
 
 # Room for the stream, which is written when the object is sealed, because the shape of the array is not known earlier.
 cdef enum:
@@ -37,7 +37,7 @@ cdef class Window:
     cdef uint64_t off
     cdef uint64_t size
     cdef State state
-    cdef bint stored        # the bytes are the stored form of an object, see create_stored
+    cdef bint stored        # whether the bytes are the stored form of an object, see create_stored
     cdef long forks
     cdef object __weakref__
 
@@ -141,7 +141,7 @@ cdef Window open_window(uint64_t size, int64_t deadline, bint stored=False):
     made.data = <uint8_t *>made.draft.window + made.off
     made.size = size
     made.state = OPEN
-    end(made.draft.store)  # an open window does not count as a use of the handle: it only keeps its memory
+    end(made.draft.store)  # an open window does not count as a use of the handle, but keeps its memory
     if open_windows is None:
         from weakref import WeakValueDictionary
 
@@ -213,7 +213,7 @@ cdef int check_stored(Window window) except -1:
     check_header(window.data, window.size, window.size, &header, None)
     for i in range(header.nbuffers):
         check_entry(&header, window.data + sizeof(prs_header), i, &entry, None)
-        # An object of another store. The new object would not keep the one that has this place here.
+        # The buffer is in an object of the other store. In this store, its slot may have an unrelated object.
         if entry.slot != PRS_NO_SLOT:
             corrupt(b"a buffer refers to an object of another store", None)
     return 0
@@ -275,7 +275,7 @@ def seal(value):
                 "or an array by view(numpy.ndarray)")
         check_whole(window, value)
         memcpy(stream, PyBytes_AS_STRING(written[0]), n)
-    window.check_open()  # Python code ran meanwhile, perhaps another thread's seal()
+    window.check_open()  # Python code ran meanwhile, and another thread may have called seal()
     if not window.stored:
         total = window.off + window.size
         prs_format_write_header(window.draft.window, total, n, 1)
@@ -330,7 +330,7 @@ def is_ours(ObjectRef ref not None):
 
 
 def abort_all():
-    """Discard all unsealed objects of this process, before its stores are closed."""
+    """Discard all unsealed objects of this process before its stores are closed."""
     cdef Window window
     cdef list windows = all_open()
     for window in windows:
@@ -338,5 +338,5 @@ def abort_all():
             if window.store.handle == window.draft.store:
                 prs_abort(window.draft.store, &window.draft, True)
             window.state = ABORTED
-    for window in windows:  # runs Python code, so a signal handler may raise here
+    for window in windows:  # this runs Python code, so a signal handler may raise an exception here
         forget(window)

@@ -1,6 +1,7 @@
 # uses: prelude, policy, spill, ledger, store, pickling, refs, names, forms
 #
-# `put`: lay out an object, choose how to write the value, and write it from the first byte to the last.
+# Implements `put`: computes the layout of an object, chooses how to write the value, and writes it from the first byte
+# to the last.
 
 # `lay_out` assigns an offset to all bytes of an object before the first byte is written.
 #
@@ -14,7 +15,8 @@ cdef struct Place:
     prs_oid other
 
 
-# Bytes that are written in one piece: `size` bytes at `data`, or, if that is NULL, the strided array of buffer `index`.
+# A range of bytes that is written in one piece: `size` bytes at `data`, or, if `data` is NULL, the strided array of
+# buffer `index`.
 cdef struct Part:
     uint64_t off
     uint64_t size
@@ -37,7 +39,7 @@ cdef struct Range:
     Py_ssize_t index
 
 
-# Buffers that overlap in memory are stored once, with their relative positions.
+# A group of buffers that overlap in memory. It is stored once, and its buffers keep their relative positions.
 cdef struct Group:
     const uint8_t *start
     uint64_t size
@@ -136,7 +138,7 @@ cdef int place_parts(Layout *layout, Gathered gathered, Store store, Range *rang
         span = gathered.buffer(i)
         if span.size == 0 or at.foreign:
             continue
-        if span.data is NULL:  # a strided array: not contiguous in memory
+        if span.data is NULL:  # a strided array, which is not contiguous in memory
             place(&end, span.size, &at.off)
             add_part(layout, at.off, span.size, NULL, i)
             continue
@@ -159,10 +161,10 @@ cdef inline void add_part(Layout *layout, uint64_t off, uint64_t size, const uin
     layout.count += 1
 
 
-# Writes an object of one stream and at most one buffer.
+# Functions that write an object with one stream and at most one buffer.
 
 cdef inline int alloc_small(Store store, uint64_t total, prs_draft *draft, int64_t deadline) except -1:
-    """Allocate as `Store.alloc` does, but keep the GIL if the size is small and the call does not have to wait."""
+    """Allocate as `Store.alloc` does, but keep the GIL if the size is small and the call need not wait."""
     if (total > PRS_SMALL_MAX or store.handle is NULL
             or prs_alloc(store.handle, total, PRS_ALLOC_TRY, draft, NULL) != PRS_OK):
         return store.alloc(total, 0, draft, deadline)
@@ -171,7 +173,7 @@ cdef inline int alloc_small(Store store, uint64_t total, prs_draft *draft, int64
 
 
 cdef object put_stream(Store store, const uint8_t *stream, Py_ssize_t stream_size, int64_t deadline):
-    """Put an object that has no buffers and a short stream: the form has at most HEAD bytes."""
+    """Put an object that has no buffers and a short stream, so that its stored form has at most HEAD bytes."""
     cdef uint64_t total = sizeof(prs_header) + stream_size
     cdef prs_draft draft
     cdef uint8_t[HEAD] head
@@ -195,12 +197,12 @@ cdef int write_or_abort(Store store, prs_draft *draft, uint64_t at, const void *
         raise
 
 
-# If set, called for every object that this process creates.
+# If this is set, it is called for every object that this process creates.
 cdef object note_origin = None
 
 
 def set_note_origin(function):
-    """Call ``function(store id, serial)`` for every object that this process creates; None: stop calling it."""
+    """Call ``function(store id, serial)`` for every object that this process creates; None ends these calls."""
     global note_origin
     note_origin = function
 
@@ -240,7 +242,7 @@ cdef inline ObjectRef seal_or_abort(Store store, prs_draft *draft):
 
 cdef object put_buffer(Store store, const uint8_t *stream, Py_ssize_t stream_size, const void *data, uint64_t size,
                        object array, const prp_array_source *source, int64_t deadline):
-    """Put an object of one buffer: `size` bytes at `data`, or the strided `array` if `source` says so."""
+    """Put an object with one buffer: `size` bytes at `data`, or the strided `array` if `source` describes one."""
     cdef uint64_t body = sizeof(prs_header) + sizeof(prs_buffer_entry) + stream_size
     cdef uint64_t total = body, off = 0
     cdef prs_draft draft
@@ -322,7 +324,7 @@ cdef int gather_array(Store store, prs_draft *draft, uint64_t off, object array,
 
 
 cdef bint worth_referring(Store store, const void *data, uint64_t size, prs_oid *inner, uint64_t *at) noexcept:
-    """Return whether an object of this store contains these bytes and they are a large enough part to keep it."""
+    """Return whether an object of this store contains these bytes, and they are a large enough part of it."""
     cdef prs_view view
     if store.handle is NULL:  # the store was closed after the put began; the allocation raises the error
         return False
@@ -333,7 +335,7 @@ cdef bint worth_referring(Store store, const void *data, uint64_t size, prs_oid 
 
 
 cdef int add_edge(Store store, prs_draft *draft, const prs_oid *inner, bint refers) except -1:
-    """Let the draft hold `inner`; if it refers to bytes of `inner`, these stay allocated even after `free`."""
+    """Make the draft hold `inner`; if the draft refers to bytes of `inner`, these stay allocated even after `free`."""
     cdef prs_error error
     cdef int status
     error.code = 0
@@ -347,19 +349,19 @@ cdef int add_edge(Store store, prs_draft *draft, const prs_oid *inner, bint refe
     return 0
 
 
-# Writes a Gathered from the first byte to the last.
+# Functions that write a Gathered from the first byte to the last.
 
 cdef enum:
     SCRATCH = 256 * 1024
     PIECE = 32 * 1024   # larger pieces bypass the scratch memory
 
 
-# Writes to memory at `dst` or to a draft, in ascending order. Small pieces for a draft are collected in scratch memory,
-# so that one call of the engine writes many pieces. The bytes [0, at) are written; the next `fill` bytes are in the
-# scratch memory.
+# Writes to memory at `dst` or to a draft, in ascending order. It collects small pieces for a draft in scratch memory,
+# so that one call of the engine writes many pieces. The bytes [0, at) have been written; the next `fill` bytes are in
+# the scratch memory.
 cdef struct Writer:
-    prs_draft *draft    # NULL: `dst` is memory outside of stores
-    uint8_t *dst        # NULL: write through the scratch memory
+    prs_draft *draft    # NULL if `dst` is memory outside of stores
+    uint8_t *dst        # if NULL, write through the scratch memory
     uint8_t *scratch
     uint64_t at
     size_t fill
@@ -451,7 +453,7 @@ cdef int writer_array(Writer *w, Store store, uint64_t at, size_t size, Gathered
 
 
 cdef int write_form(Writer *w, Store store, Gathered gathered, const Layout *layout) except -1:
-    """Write the whole form: header, table, stream and parts, with zeros between them."""
+    """Write the whole stored form: header, table, stream and parts, with zeros between them."""
     cdef Py_ssize_t n = gathered.nbuffers, i
     cdef uint64_t at = sizeof(prs_header) + n * sizeof(prs_buffer_entry)
     cdef uint8_t[HEAD] few
@@ -528,10 +530,10 @@ cdef ObjectRef put_gathered(Store store, Gathered gathered, int64_t deadline):
         free_layout(&layout)
 
 
-# `put`: choose how to write a value.
+# Functions by which `put` chooses how to write a value.
 
-# `pyray_ser.pickling.registry` sets these: find(cls) returns the reducer or None; the list contains the number of
-# registry changes so far.
+# `pyray_ser.pickling.registry` sets these two: find(cls) returns the reducer or None, and the list contains the number
+# of registry changes so far.
 cdef object registry_find = None
 cdef list registry_version = None
 cdef dict copyreg_table = _copyreg_table

@@ -1,10 +1,10 @@
 /*
  * one_address.c - lets the handles of one store in a process share the mapping of its tables.
  *
- * Purpose    ThreadSanitizer identifies memory by its address, not by its page.  It does not see that one word (the
- *            store lock, a slot's word) orders accesses through two mappings.  So it misses races between handles,
- *            and reports a false race if memory passes from one thread of a handle through another handle to a
- *            second thread of the first.
+ * Purpose    ThreadSanitizer identifies memory by its virtual address, not by its physical page.  It does not see
+ *            that one word (the store lock, a slot's word) orders accesses through two mappings.  So it misses
+ *            races between handles.  It also reports a false race if one thread of a handle frees memory, another
+ *            handle uses it, and a second thread of the first handle allocates it again.
  * Algorithm  Only in programs built for ThreadSanitizer, the linker replaces prs_os_map() and related functions by
  *            these (--wrap).  All handles use the first handle's mapping of a store's tables, with a reference
  *            count.
@@ -127,7 +127,7 @@ int __wrap_prs_os_map_zero_fixed(void *at, size_t len)
     if (i < 0 || shared[i].handles == 1)
         rc = __real_prs_os_map_zero_fixed(at, len);
     if (i >= 0 && shared[i].handles == 1)
-        shared[i].ino = 0; /* do not share it with new handles */
+        shared[i].ino = 0; /* new handles must not share it */
     leave();
     return rc;
 }
